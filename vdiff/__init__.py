@@ -1,0 +1,37 @@
+"""Diffusion models as weighted evidence lower bounds: one integral over log-SNR, and bounds in bits/dim to trust."""
+
+from vdiff.bound import Bound
+from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
+from vdiff.denoiser import Denoiser
+from vdiff.gaussian import bits_per_dim
+from vdiff.loss import Objective, elbo, weighted_elbo
+from vdiff.oracle import GaussianMixture, Lattice
+from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Prediction, Score, V, X
+from vdiff.profile import Profile
+from vdiff.recipes import Recipe, recipe
+from vdiff.sampling import sample
+from vdiff.schedule import (
+    Cosine,
+    Karras,
+    Laplace,
+    LearnedLinear,
+    Linear,
+    LinearBeta,
+    Normal,
+    OptimalTransport,
+    Schedule,
+    Shifted,
+    Tabulated,
+)
+from vdiff.times import stratified
+from vdiff.weighting import EDM, ELBO, MSE, P2, Debiased, InDI, MinSNR, Sigmoid, SoftMinSNR, TruncatedSNR, Weighting, loss_factor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EDM", "ELBO", "MSE", "P2", "Bound", "Categorical", "Cosine", "Debiased", "Decoder", "Denoiser", "DiscretizedGaussian", "Eps", "Flow",
+    "GaussianMixture", "InDI", "Karras", "Laplace", "Lattice", "LearnedLinear", "Linear", "LinearBeta", "MinSNR", "Normal", "Objective",
+    "OptimalTransport", "Parameterization", "PosteriorMean", "Prediction", "Profile", "Recipe", "Schedule", "Score", "Shifted", "Sigmoid",
+    "SoftMinSNR", "Tabulated", "TruncatedSNR", "V", "Weighting", "X", "bits_per_dim", "elbo", "loss_factor", "recipe", "sample", "stratified",
+    "weighted_elbo",
+]

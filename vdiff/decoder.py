@@ -1,0 +1,326 @@
+"""p(data | z₀): how the first noise level is read back as data, and how data is laid out for the network.
+
+A decoder encodes data into the range of the network, knows the number of grey levels, and gives the reconstruction
+term of the bound. One that does not look at the network depends on the level and on λ_max alone, so that its term is a
+small table, exact and without variance.
+"""
+
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vdiff.errors import check_batch, check_data, check_finite, checking, must
+from vdiff.gaussian import at_least_float32, diffuse, sum_dims, wide
+from vdiff.parameterization import Prediction
+
+NODE_SPACING, NODE_REACH = 0.1, 9.0  # trapezoid nodes of a standard normal: spectral accuracy, below 1e-13 here
+
+
+def normal_nodes(device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """Equidistant nodes n and weights φ(n)·dn: Σ w f(n) is E f(N(0, 1)) for smooth f."""
+    half = round(NODE_REACH / NODE_SPACING)
+    nodes = wide(torch.arange(-half, half + 1, device=device)) * NODE_SPACING
+    weights = torch.exp(-0.5 * nodes.square())
+    return nodes, weights / weights.sum()
+
+
+class Decoder(nn.Module):
+    """p(data | z₀) with its encoding. `denoise` says whether it looks at the network: its mean is then x̂(z₀), else z₀/α₀."""
+
+    denoise: bool = False
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Data as the network sees it, in the default dtype."""
+        raise NotImplementedError
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The most likely data for a clean x."""
+        raise NotImplementedError
+
+    def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        """log p(data | mean) in nats per example, at noise level λ = `logsnr`."""
+        raise NotImplementedError
+
+    def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        """E[−log p(data | z₀)] over z₀ ~ q(z₀ | x), exactly, for a decoder that does not look at the network."""
+        raise NotImplementedError
+
+    def reconstruction(
+        self,
+        data: Tensor,
+        x: Tensor,
+        logsnr: Tensor | float,
+        predict: Callable[[Tensor, Tensor], Prediction],
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """E[−log p(data | z₀)], nats per example: exact where it can be, else one sample of z₀ (from `eps` if given)."""
+        if not self.denoise:
+            return self.expected_nll(data, logsnr)
+        if eps is None:
+            eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        level = torch.as_tensor(logsnr, dtype=torch.float64, device=x.device).expand(x.shape[0])
+        return -self.log_prob(data, predict(diffuse(x, eps, level), level).x, logsnr)
+
+
+class Levels(Decoder):
+    """A decoder of integer data, 0 … levels − 1.
+
+    The levels lie at x_k = 2(k + ½)/levels − 1, bins filling [−1, 1] (VDM's convention), or, if `closed`, at
+    x_k = 2k/(levels − 1) − 1 with the end levels on ±1 (DDPM's).
+    """
+
+    def __init__(self, levels: int, *, closed: bool) -> None:
+        super().__init__()
+        if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
+            raise ValueError(must(type(self).__name__, "levels", "be an integer of at least 2", levels, "256 for bytes, 17 for scikit-learn's digits"))
+        self.levels, self.closed = levels, closed
+        self.spacing = 2.0 / (levels - 1 if closed else levels)
+        self._tables: dict[tuple[float, str], Tensor] = {}
+
+    @property
+    def grid(self) -> Tensor:
+        """x_k for every level, in float64.
+
+        >>> Categorical(2).grid
+        tensor([-0.5000,  0.5000], dtype=torch.float64)
+        """
+        return self._place(torch.arange(self.levels, dtype=torch.float64))
+
+    def _place(self, level: Tensor) -> Tensor:
+        return level * self.spacing + (-1.0 if self.closed else -1.0 + 0.5 * self.spacing)
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Levels as x in [−1, 1], in the default dtype. Raises for data that is not integer or leaves 0 … levels − 1.
+
+        Values are read where that costs no synchronisation (on a CPU), and always where no gradient is recorded.
+
+        >>> Categorical(4).encode(torch.tensor([[0, 3]]))
+        tensor([[-0.7500,  0.7500]])
+        """
+        if checking():
+            self._check(data)
+        return self._place(data.to(torch.get_default_dtype()))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The nearest level of each value.
+
+        >>> Categorical(4).decode(torch.tensor([[-0.7, 3.0]]))
+        tensor([[0, 3]])
+        """
+        return ((x - self._place(torch.zeros((), dtype=x.dtype, device=x.device))) / self.spacing).round().clamp(0, self.levels - 1).long()
+
+    def _check(self, data: Tensor) -> None:
+        name = type(self).__name__
+        if not isinstance(data, Tensor):
+            raise TypeError(must(f"{name}.encode", "data", "be a torch.Tensor", type(data).__name__))
+        if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
+            hint = "a discrete decoder takes levels 0, 1, 2, …; dequantised or scaled data needs a Gaussian decoder, and its bits/dim are those of a density"
+            raise TypeError(must(f"{name}.encode", "data", f"be integer levels, 0 to {self.levels - 1}", data.dtype, hint))
+        check_batch(f"{name}.encode", data, "data")
+        if data.device.type == "cpu" or not torch.is_grad_enabled():
+            low, high = (int(v) for v in data.aminmax())
+            if low < 0 or high >= self.levels:
+                hint = f"values are not on the {self.levels}-level grid" + ("; bytes have levels=256" if high > 16 else "")
+                raise ValueError(must(f"{name}.encode", "data", f"lie in 0 … {self.levels - 1}", f"values from {low} to {high}", hint))
+
+    def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
+        """E[−log p(k | z₀)] for every level k, in nats and float64; kept where λ is a number."""
+        raise NotImplementedError
+
+    def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        if isinstance(logsnr, Tensor):
+            table = self.table(logsnr.to(data.device))
+        else:
+            key = (logsnr, str(data.device))
+            if key not in self._tables:
+                with torch.no_grad():
+                    self._tables[key] = self.table(torch.tensor(logsnr, dtype=torch.float64, device=data.device)).to(torch.get_default_dtype())
+            table = self._tables[key]
+        if table.ndim == 1:
+            return sum_dims(F.embedding(data.long(), table[:, None])).to(at_least_float32(table.dtype))
+        chosen = table.expand(data.shape[0], *table.shape).gather(-1, data.long()[..., None])
+        return sum_dims(chosen)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, closed={self.closed}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class Categorical(Levels):
+    """VDM's decoder: log p(k | z₀) = log softmax_k( −½ e^{λ_max} (z₀/α₀ − x_k)² + log π_k ), each dimension by itself
+    (arXiv:2107.00630, appendix).
+
+    π is uniform unless `prior` is given: log-probabilities (levels,) for all dimensions or (*dims, levels) for each,
+    for instance from `Categorical.fit`. Published numbers use the uniform one.
+
+    >>> decoder = Categorical(levels=256, closed=True)
+    >>> round(decoder.table(13.3)[128].item(), 7)
+    0.0069714
+    """
+
+    def __init__(self, levels: int, *, closed: bool = False, prior: Tensor | None = None) -> None:
+        super().__init__(levels, closed=closed)
+        if prior is not None:
+            if prior.shape[-1:] != (levels,):
+                raise ValueError(must("Categorical", "prior", f"have shape (…, levels) = (…, {levels})", tuple(prior.shape)))
+            check_finite("Categorical", prior, "prior")
+            prior = torch.log_softmax(prior.double(), -1)
+        self.register_buffer("prior", prior)
+
+    @classmethod
+    def fit(cls, data: Tensor, levels: int, *, per_dim: bool = True, closed: bool = False, pseudocount: float = 1.0) -> "Categorical":
+        """With π counted on training data, per dimension or for all together, plus a pseudocount for each level.
+
+        >>> Categorical.fit(torch.tensor([[0, 1], [0, 1]]), 2).prior.exp()
+        tensor([[0.7500, 0.2500],
+                [0.2500, 0.7500]], dtype=torch.float64)
+        """
+        counts = F.one_hot(data.long(), levels).double()
+        counts = counts.sum(0) if per_dim else counts.flatten(0, -2).sum(0)
+        return cls(levels, closed=closed, prior=(counts + pseudocount).log())
+
+    def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        scale = torch.as_tensor(logsnr, dtype=torch.float64, device=mean.device).exp()
+        logits = -0.5 * scale * (wide(mean)[..., None] - self.grid.to(mean.device)).square()
+        if self.prior is not None:
+            logits = logits + self.prior
+        chosen = torch.log_softmax(logits, -1).gather(-1, data.long()[..., None])
+        return sum_dims(chosen).to(at_least_float32(mean.dtype))
+
+    def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
+        logsnr = wide(torch.as_tensor(logsnr))
+        nodes, weights = normal_nodes(logsnr.device)
+        ratio = self.spacing * torch.exp(0.5 * logsnr)  # levels' spacing in standard deviations of the noise
+        if self.prior is None:
+            # −log p = log1p of the levels below plus those above; a level m away has e^{−½m²r² ∓ nmr}
+            away = wide(torch.arange(1, self.levels, device=logsnr.device)) * ratio
+            below = F.pad(torch.exp(-away * (0.5 * away + nodes[:, None])).cumsum(1), (1, 0))
+            return weights @ torch.log1p(below + below.flip(0, 1))
+        levels = wide(torch.arange(self.levels, device=logsnr.device))
+        away = (levels[:, None] - levels) * ratio  # (k, j)
+        exponent = -away * (0.5 * away + nodes[:, None, None])
+        total = torch.stack([torch.logsumexp(exponent + prior, -1).T @ weights for prior in self.prior.flatten(0, -2)])
+        return total.view(self.prior.shape) - self.prior
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.prior is None else f", prior={tuple(self.prior.shape)}")
+
+
+class DiscretizedGaussian(Levels):
+    """DDPM's decoder: a Gaussian integrated over each level's bin, the end bins reaching to ±∞ (arXiv:2006.11239, eq. 13).
+
+    Its standard deviation is the noise of z₀/α₀, e^{−λ_max/2}, or √variance where that is given (DDPM: β₁ or β̃₂); its
+    mean is z₀/α₀, or x̂(z₀) with `denoise`, as in DDPM. The edges are told by the data, in log space and without a clamp.
+
+    >>> decoder = DiscretizedGaussian(256)
+    >>> round(decoder.table(13.3)[0].item() < decoder.table(13.3)[1].item())
+    1
+    """
+
+    def __init__(self, levels: int = 256, *, closed: bool = True, variance: float | None = None, denoise: bool = False) -> None:
+        super().__init__(levels, closed=closed)
+        self.variance, self.denoise = _check_variance("DiscretizedGaussian", variance), denoise
+
+    def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        std = _std(self.variance, logsnr, mean.device)
+        center = self._place(wide(data)) - wide(mean)
+        log_p = self._log_bin(center, std, data == 0, data == self.levels - 1)
+        return sum_dims(log_p).to(at_least_float32(mean.dtype))
+
+    def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
+        logsnr = wide(torch.as_tensor(logsnr))
+        nodes, weights = normal_nodes(logsnr.device)
+        std = _std(self.variance, logsnr, logsnr.device)
+        center = -nodes * torch.exp(-0.5 * logsnr)
+        no, yes = torch.zeros_like(nodes, dtype=torch.bool), torch.ones_like(nodes, dtype=torch.bool)
+        edge, inner = (-(weights @ self._log_bin(center, std, first, no)) for first in (yes, no))
+        table = inner.repeat(self.levels)
+        return torch.cat([edge[None], table[1:-1], edge[None]])
+
+    def _log_bin(self, center: Tensor, std: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        """log probability of the bin around `center` = x_k − mean."""
+        lower, upper = (center - 0.5 * self.spacing) / std, (center + 0.5 * self.spacing) / std
+        inner = log_normal_interval(lower, upper)
+        edge = torch.special.log_ndtr(torch.where(first, upper, -lower))
+        return torch.where(first | last, edge, inner)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, variance={self.variance}, denoise={self.denoise}"
+
+
+class Gaussian(Decoder):
+    """p(x | z₀) = N(z₀/α₀, e^{−λ_max} I) for continuous data; or N(x̂(z₀), variance I) with `denoise`.
+
+    Without `denoise` and `variance` its term is ½d (log 2πe − λ_max): it falls without end as λ_max grows, so a learned
+    λ_max is refused with this decoder.
+
+    >>> Gaussian().expected_nll(torch.zeros(1, 2), 0.0)
+    tensor([2.8379])
+    """
+
+    refuses_learned_ends: ClassVar[bool] = True
+
+    def __init__(self, *, variance: float | None = None, denoise: bool = False) -> None:
+        super().__init__()
+        self.variance, self.denoise = _check_variance("Gaussian", variance), denoise
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Continuous data as it is. Raises where it is not floating; NaN is looked for where no gradient is recorded."""
+        if checking():
+            check_data("Gaussian.encode", data, "data")
+            if not torch.is_grad_enabled():
+                check_finite("Gaussian.encode", data, "data")
+        return data
+
+    def decode(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        std = _std(self.variance, logsnr, mean.device)
+        score = (wide(data) - wide(mean)) / std
+        return sum_dims(-0.5 * score.square() - std.log() - 0.5 * math.log(2 * math.pi)).to(at_least_float32(mean.dtype))
+
+    def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        logsnr = torch.as_tensor(logsnr, dtype=torch.float64, device=data.device)
+        log_variance = -logsnr if self.variance is None else torch.full_like(logsnr, math.log(self.variance))
+        per_dim = 0.5 * (math.log(2 * math.pi) + log_variance + torch.exp(-logsnr - log_variance))
+        return (data[0].numel() * per_dim).to(at_least_float32(data.dtype)).expand(data.shape[0])
+
+    def __repr__(self) -> str:
+        return f"Gaussian(variance={self.variance}, denoise={self.denoise})"
+
+
+def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
+    """log(Φ(upper) − Φ(lower)) for lower < upper, in log space: exact far in the tails, with a gradient there.
+
+    >>> log_normal_interval(torch.tensor(-41.0), torch.tensor(-40.0))
+    tensor(-804.6085)
+    """
+    flip = lower + upper > 0  # work in the lower tail, where Φ keeps its digits
+    low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    log_high = torch.special.log_ndtr(high)
+    return log_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - log_high))
+
+
+def _std(variance: float | None, logsnr: Tensor | float, device: torch.device) -> Tensor:
+    if variance is not None:
+        return torch.tensor(math.sqrt(variance), dtype=torch.float64, device=device)
+    return torch.exp(-0.5 * torch.as_tensor(logsnr, dtype=torch.float64, device=device))
+
+
+def _check_variance(name: str, variance: float | None) -> float | None:
+    if variance is not None and not (variance > 0 and math.isfinite(variance)):
+        raise ValueError(must(name, "variance", "be positive and finite", variance))
+    return variance
+
+
+__all__ = ["Categorical", "Decoder", "DiscretizedGaussian", "Gaussian", "Levels", "log_normal_interval"]

@@ -1,0 +1,158 @@
+"""A network, what it predicts, and what it wants to be told: together they are a model that returns a `Prediction`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vdiff.errors import checking, must
+from vdiff.gaussian import per_example, wide
+from vdiff.parameterization import Parameterization, Prediction
+from vdiff.schedule import Schedule, Tabulated
+
+
+def logsnr_time(logsnr: Tensor) -> Tensor:
+    """λ itself: what vdiff's own networks are told.
+
+    >>> logsnr_time(torch.tensor([2.0]))
+    tensor([2.])
+    """
+    return logsnr
+
+
+def edm_time(logsnr: Tensor) -> Tensor:
+    """EDM's c_noise, ¼ log σ̃ = −λ/8.
+
+    >>> edm_time(torch.tensor([8.0]))
+    tensor([-1.])
+    """
+    return -0.125 * logsnr
+
+
+def flow_time(logsnr: Tensor) -> Tensor:
+    """Rectified flow's time, σ/(α + σ) = sigmoid(−λ/2).
+
+    >>> flow_time(torch.tensor([0.0]))
+    tensor([0.5000])
+    """
+    return torch.sigmoid(-0.5 * logsnr)
+
+
+def sigma_time(logsnr: Tensor) -> Tensor:
+    """The variance exploding noise level, σ̃ = σ/α = e^{−λ/2}.
+
+    >>> sigma_time(torch.tensor([0.0]))
+    tensor([1.])
+    """
+    return torch.exp(-0.5 * logsnr)
+
+
+class ScaledGamma:
+    """VDM's network input: γ = −λ scaled to 0 at `logsnr_max` and 1 at `logsnr_min`.
+
+    >>> ScaledGamma(13.3, -5.0)(torch.tensor([13.3, -5.0]))
+    tensor([0., 1.])
+    """
+
+    def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
+        self.logsnr_max, self.logsnr_min = logsnr_max, logsnr_min
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        return (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
+
+
+class ScheduleTime:
+    """The t ∈ [0, 1] of a schedule, for networks that were trained on it; beyond its ends, 0 or 1.
+
+    >>> from vdiff import Cosine
+    >>> ScheduleTime(Cosine())(torch.tensor([0.0]))
+    tensor([0.5000])
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        return self.schedule.inverse(logsnr, clamp=True)
+
+
+class TableStep:
+    """The step of a β table, 0 … n − 1, as DDPM-style networks are told; fractional between levels.
+
+    >>> from vdiff import Tabulated
+    >>> table = Tabulated.linear_betas()
+    >>> TableStep(table)(table.table[[0, 499, 999]])
+    tensor([  0., 499., 999.], dtype=torch.float64)
+    """
+
+    def __init__(self, schedule: Tabulated) -> None:
+        self.schedule = schedule
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        place = self.schedule.inverse(logsnr, clamp=True) * self.schedule.steps
+        level = place.round()
+        return torch.where((place - level).abs() < 1e-3, level, place)  # a level is a level in float32 too
+
+
+class Denoiser(nn.Module):
+    """A network as a model: `Denoiser(network, V())(z, logsnr)` is a `Prediction`.
+
+    The network is called `network(c_in·z, time(logsnr), **condition)` with shapes (batch, …) and (batch,), and
+    returns the shape of z. `time` says what it wants to be told: λ (the default), or `edm_time`, `flow_time`,
+    `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any function of λ, so that a network somebody already has
+    becomes a model without touching it. Times reach it in float32 at least; a network in half precision gets z in its
+    own dtype, and its output is cast up.
+
+    >>> model = Denoiser(lambda z, logsnr: 0.5 * z, Eps())
+    >>> model(torch.ones(2, 3), torch.zeros(2)).eps.shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, network: Callable[..., Any], parameterization: Parameterization, *, time: Callable[[Tensor], Tensor] = logsnr_time) -> None:
+        super().__init__()
+        if isinstance(network, nn.DataParallel):
+            raise TypeError(must("Denoiser", "network", "not be an nn.DataParallel", "DataParallel", "it splits condition and noise unevenly: use DistributedDataParallel over the Objective"))
+        if not isinstance(parameterization, Parameterization):
+            came = parameterization.__name__ if isinstance(parameterization, type) else repr(parameterization)
+            raise TypeError(must("Denoiser", "parameterization", "be a Parameterization", came, f"an instance: {came}()" if isinstance(parameterization, type) else "for instance V()"))
+        self.network, self.parameterization, self.time = network, parameterization, time
+
+    def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
+        """What the model says about z at log-SNR λ. Raises where the network's output is no tensor of the shape of z."""
+        scale = self.parameterization.input_scale(wide(logsnr))
+        seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
+        time = self.time(wide(logsnr)).to(z.dtype)
+        dtype = self._half_dtype()
+        out = self.network(seen if dtype is None else seen.to(dtype), time, **condition)
+        if checking():
+            _check_output(out, z)
+        return Prediction(z, logsnr, out.to(z.dtype), self.parameterization)
+
+    def _half_dtype(self) -> torch.dtype | None:
+        """The network's dtype where its weights are in half precision."""
+        if isinstance(self.network, nn.Module):
+            first = next(self.network.parameters(), None)
+            if first is not None and first.dtype in (torch.float16, torch.bfloat16):
+                return first.dtype
+        return None
+
+    def extra_repr(self) -> str:
+        return f"{self.parameterization!r}"
+
+
+def _check_output(out: object, z: Tensor) -> None:
+    if not isinstance(out, Tensor):
+        hint = "take the tensor out: Denoiser(lambda z, t: network(z, t).sample, …)"
+        raise TypeError(must("Denoiser", "network", "return a tensor", type(out).__name__, hint))
+    if out.shape != z.shape:
+        hint = ""
+        if out.ndim == z.ndim and out.shape[1] == 2 * z.shape[1]:
+            hint = "twice the channels: a network with a learned variance head"
+        elif out.ndim != z.ndim or out.numel() < z.numel():
+            hint = "it would broadcast in silence"
+        raise ValueError(must("Denoiser", "network", f"return the shape of z, {tuple(z.shape)}", tuple(out.shape), hint))
+
+
+__all__ = ["Denoiser", "ScaledGamma", "ScheduleTime", "TableStep", "edm_time", "flow_time", "logsnr_time", "sigma_time"]

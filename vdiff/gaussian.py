@@ -1,0 +1,209 @@
+"""The Gaussian diffusion in one coordinate, the log signal-to-noise ratio λ.
+
+z = α x + σ ε with λ = log α²/σ², variance preserving: α² = sigmoid(λ), σ² = sigmoid(−λ). Any other process
+(variance exploding, rectified flow) is this one rescaled, and given λ nothing else changes. Every quantity comes
+from λ through `sigmoid`, `expm1` and `softplus`, never as one minus another.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def wide(v: Tensor) -> Tensor:
+    """A vector in float64 (float32 where the device has no float64), the precision of all λ arithmetic."""
+    return v.to(torch.float32 if v.device.type == "mps" else torch.float64)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, or float32 where it is narrower: λ is never in half precision."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def per_example(v: Tensor | float, x: Tensor) -> Tensor | float:
+    """A (batch,) vector in the dtype of `x` and ready to broadcast over it; a number passes through."""
+    if not isinstance(v, Tensor) or v.ndim == 0:
+        return v if not isinstance(v, Tensor) else v.to(x.dtype)
+    return v.to(x.dtype).view(-1, *(1 for _ in range(x.ndim - 1)))
+
+
+def combine(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tensor:
+    """a·x + b·y with coefficients per example; a coefficient that is the number 0 or 1 costs nothing."""
+    if isinstance(a, float) and a == 0.0:
+        return y if isinstance(b, float) and b == 1.0 else per_example(b, y) * y
+    if isinstance(b, float) and b == 0.0:
+        return x if isinstance(a, float) and a == 1.0 else per_example(a, x) * x
+    left = x if isinstance(a, float) and a == 1.0 else per_example(a, x) * x
+    if isinstance(b, float):
+        return torch.add(left, y, alpha=b)
+    return torch.addcmul(left, torch.as_tensor(per_example(b, y)), y)
+
+
+def sum_dims(x: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
+    """Sum over everything but the batch."""
+    return x.flatten(1).sum(1)
+
+
+def alpha(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The signal's scale, α = √sigmoid(λ).
+
+    >>> alpha(torch.tensor(0.0))
+    tensor(0.7071)
+    """
+    return logsnr.sigmoid().sqrt()
+
+
+def sigma(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The noise's scale, σ = √sigmoid(−λ), to full relative accuracy where 1 − α² would be zero.
+
+    >>> sigma(torch.tensor(20.0))
+    tensor(4.5400e-05)
+    """
+    return logsnr.neg().sigmoid().sqrt()
+
+
+def diffuse(
+    x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"]
+) -> Float[Tensor, "batch *dims"]:
+    """The noisy z = α x + σ ε at each example's λ.
+
+    >>> diffuse(torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1))
+    tensor([[0.7071, 0.7071]])
+    """
+    return combine(alpha(logsnr), x, sigma(logsnr), eps)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a chain from λ_t to λ_s > λ_t (towards data), and what the posterior q(z_s | z_t, x) is made of.
+
+    With Δ = λ_s − λ_t and c = −expm1(−Δ), in any process with the same λ,
+
+        q(z_s | z_t, x) = N( α_s (e^{−Δ} z_t/α_t + c x),  c σ_s² )
+
+    `delta` is given by the schedule, in float64: the difference of two float32 λ is off by 6e-5 at T = 1000.
+
+    >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
+    >>> step.snr_gain                                       # expm1(Δ): the weight of ½‖ε − ε̂‖² in the step's KL
+    tensor([1.7183])
+    """
+
+    logsnr_t: Tensor
+    delta: Tensor
+
+    @property
+    def logsnr_s(self) -> Tensor:
+        """λ_s, the less noisy end."""
+        return self.logsnr_t + self.delta
+
+    @property
+    def fresh(self) -> Tensor:
+        """c = 1 − e^{−Δ}: the share of the step that comes from x̂ rather than from z."""
+        return -torch.expm1(-self.delta)
+
+    @property
+    def snr_gain(self) -> Tensor:
+        """k = SNR_s/SNR_t − 1 = expm1(Δ)."""
+        return torch.expm1(self.delta)
+
+    @property
+    def coefficient_z(self) -> Tensor:
+        """Of z_t in the posterior's mean, written with x: α_s e^{−Δ}/α_t = σ_s²/α_s · α_t/σ_t²."""
+        log_alpha_ratio = F.logsigmoid(self.logsnr_s) - F.logsigmoid(self.logsnr_t)
+        return torch.exp(0.5 * log_alpha_ratio - self.delta)
+
+    @property
+    def coefficient_x(self) -> Tensor:
+        """Of x in the posterior's mean: α_s c."""
+        return alpha(self.logsnr_s) * self.fresh
+
+    @property
+    def coefficient_eps(self) -> Tensor:
+        """Of −ε in the posterior's mean written as (α_s/α_t) z_t − coefficient · ε: (α_s/α_t) c σ_t."""
+        return alpha(self.logsnr_s) * self.fresh * torch.exp(-0.5 * self.logsnr_t)
+
+    @property
+    def variance(self) -> Tensor:
+        """c σ_s², the posterior's ("small", β̃)."""
+        return self.fresh * torch.sigmoid(-self.logsnr_s)
+
+    @property
+    def forward_variance(self) -> Tensor:
+        """c σ_t², the forward step's ("large", β)."""
+        return self.fresh * torch.sigmoid(-self.logsnr_t)
+
+    @property
+    def log_variance_ratio(self) -> Tensor:
+        """ℓ = log(forward variance / posterior variance) = log1p(k·sigmoid(λ_t)), without cancellation."""
+        return torch.log1p(self.snr_gain * torch.sigmoid(self.logsnr_t))
+
+    def mean(self, z: Tensor, x: Tensor) -> Tensor:
+        """The mean of q(z_s | z_t, x), or of p(z_s | z_t) where x is the model's x̂."""
+        return combine(self.coefficient_z, z, self.coefficient_x, x)
+
+
+def step_kl(snr_gain: Tensor, squared_error: Tensor, u: Tensor | float = 0.0, dims: int = 1) -> Tensor:
+    """KL(q(z_s | z_t, x) ‖ p(z_s | z_t)) in nats, for a reverse variance e^u times the posterior's.
+
+        K = ½ [ d·(u + expm1(−u)) + e^{−u} k ‖ε − ε̂‖² ]
+
+    No term cancels at u = 0, where it is the ELBO's ½ k ‖ε − ε̂‖². `squared_error` is summed over the `dims`
+    dimensions that share `u`.
+
+    >>> step_kl(torch.tensor(0.1), torch.tensor(2.0))
+    tensor(0.1000)
+    """
+    if isinstance(u, float) and u == 0.0:
+        return 0.5 * snr_gain * squared_error
+    u = torch.as_tensor(u)
+    return 0.5 * (dims * (u + torch.expm1(-u)) + torch.exp(-u) * snr_gain * squared_error)
+
+
+def prior_kl(x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float) -> Float[Tensor, " batch"]:
+    """KL(q(z₁ | x) ‖ N(0, I)) of the variance preserving process, nats per example.
+
+        ½ [ sigmoid(λ_min)(‖x‖² − d) + d·softplus(λ_min) ]
+
+    summed so that nothing cancels: softplus(λ) − sigmoid(λ) is computed as one small number.
+
+    >>> prior_kl(torch.ones(1, 2), -5.0)
+    tensor([0.0067])
+    """
+    logsnr = wide(torch.as_tensor(logsnr_min, device=x.device))
+    dims = x[0].numel()
+    signal = torch.sigmoid(logsnr)
+    slack = F.softplus(logsnr) - signal  # KL of the variances alone: ½d of it
+    square = sum_dims(x.to(at_least_float32(x.dtype)).square())
+    return 0.5 * (signal * square + dims * slack).to(square.dtype)
+
+
+def kl_to_normal(
+    mean_square: Tensor | float, variance: Tensor | float, prior_variance: Tensor | float = 1.0, dims: int = 1
+) -> Tensor:
+    """KL(N(μ, v I) ‖ N(0, s I)) in nats from ‖μ‖² = `mean_square`: the prior term of any other process.
+
+        ½ [ d (r − 1 − log r) + ‖μ‖²/s ],  r = v/s
+
+    >>> kl_to_normal(0.64, 6400.0, 6400.25)                # variance exploding, σ_max = 80, prior N(0, σ_max² + ¼)
+    tensor(5.0000e-05, dtype=torch.float64)
+    """
+    square, v, s = (torch.as_tensor(a, dtype=torch.float64) for a in (mean_square, variance, prior_variance))
+    excess = (v - s) / s
+    return 0.5 * (dims * (excess - torch.log1p(excess)) + square / s)
+
+
+def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Tensor:
+    """Nats per example as bits per dimension, nats/(d ln 2).
+
+    For a density on continuous data, `bin_width` (2/255 or 2/256 for bytes on [−1, 1]) turns it into the bits of
+    data quantised to bins of that width: −log₂(bin_width) more.
+
+    >>> bits_per_dim(torch.tensor(100.0), 3072)
+    tensor(0.0470)
+    """
+    bits = nats / (dims * math.log(2))
+    return bits if bin_width is None else bits - math.log2(bin_width)

@@ -1,0 +1,229 @@
+"""The one equation: every objective is L_w(x) = ½ E_{t, ε}[ w(λ_t) (−dλ/dt) ‖ε − ε̂(z_t, λ_t)‖² ]."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vdiff.bound import Bound
+from vdiff.decoder import Decoder, Gaussian
+from vdiff.errors import check_data, check_like, check_positive_int, check_times, checking, did_you_mean, must
+from vdiff.gaussian import at_least_float32, diffuse, prior_kl
+from vdiff.parameterization import Prediction
+from vdiff.schedule import Schedule
+from vdiff.times import on_chain, stratified
+from vdiff.weighting import ELBO, Weighting, check_weighting
+
+Model = Callable[..., Prediction]
+WeightFunction = Callable[[Tensor], Tensor]
+
+_ELBO = ELBO()
+_WORDS = ("schedule", "weighting", "decoder", "steps", "generator")
+
+
+def weighted_elbo(
+    model: Model,
+    x: Tensor,
+    *,
+    schedule: Schedule,
+    weighting: WeightFunction = _ELBO,
+    steps: int | None = None,
+    t: Tensor | None = None,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    **condition: Any,
+) -> Float[Tensor, " batch"]:
+    """The weighted diffusion loss of this model on this data: a (batch,) tensor, nats per example; take `.mean()`.
+
+        L_w(x) = ½ E_{t ~ U(0,1), ε}[ w(λ_t) · (−dλ/dt) · ‖ε − ε̂(z_t, λ_t)‖² ]           (continuous time)
+        L_w(x) = ½ E_{i ~ U{1..T}, ε}[ w(λ_t) · T expm1(λ_s − λ_t) · ‖ε − ε̂(z_t, λ_t)‖² ],   t = i/T, s = t − 1/T
+
+    with the norm summed over dimensions. Each call draws one (t, ε) per example, t stratified over the batch. With
+    `weighting=ELBO()` this is the diffusion term of the negative evidence lower bound; `elbo` adds the other two.
+
+    Args:
+        model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a `Denoiser` or an oracle.
+        x: (batch, …) data as the network sees it, floating. Half precision is computed in float32.
+        schedule: where to look. It moves only the variance of the loss, never its expectation between given ends.
+            Learned ends get no gradient here: the diffusion term alone would shrink the range for ever.
+        weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
+        steps: T for the discrete chain; None for continuous time.
+        t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their values are checked,
+            which costs a synchronisation on a GPU.
+        eps: noise of the shape of x to use instead of drawing.
+        generator: for drawing t and eps.
+        condition: passed on to the model.
+
+    Raises:
+        TypeError: for x that is not a floating tensor, or a misspelt keyword.
+        ValueError: for shapes, devices or times that do not fit, and an empty batch.
+
+    Kingma et al., Variational Diffusion Models, arXiv:2107.00630; Kingma & Gao, arXiv:2303.00848.
+
+    >>> from vdiff import Cosine, GaussianMixture, Sigmoid
+    >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
+    >>> loss = weighted_elbo(oracle, oracle.sample(64), schedule=Cosine(), weighting=Sigmoid(2.0))
+    >>> loss.shape
+    torch.Size([64])
+    """
+    if checking():
+        check_data("weighted_elbo", x)
+        _check_call("weighted_elbo", schedule, steps, condition)
+    x, t, eps = _draw("weighted_elbo", x, steps, t, eps, generator)
+    logsnr, measure = schedule.levels(t, steps)
+    return _diffusion(model, x, eps, logsnr, measure, weighting, condition)
+
+
+def elbo(
+    model: Model,
+    data: Tensor,
+    *,
+    schedule: Schedule,
+    decoder: Decoder,
+    steps: int | None = None,
+    t: Tensor | None = None,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    **condition: Any,
+) -> Bound:
+    """The whole negative evidence lower bound of this model on this data, in its three parts.
+
+        −log p(x) ≤ KL(q(z₁|x) ‖ N(0, I)) + E[−log p(x|z₀)] + L(x)
+
+    The prior is exact, the reconstruction too unless the decoder looks at the network, and the diffusion term is
+    one unbiased draw per example. It trains everything, learned ends of the schedule included.
+
+    Args:
+        model, schedule, steps, t, eps, generator, condition: as in `weighted_elbo`.
+        data: (batch, …) data as it is: integer levels for a discrete decoder, floating for a Gaussian one.
+        decoder: p(data | z₀) with its encoding, for instance `Categorical(levels=256)`.
+
+    Returns:
+        A `Bound`: nats per example, positive, with `.total` and `.bits_per_dim`.
+
+    Raises:
+        TypeError, ValueError: as `weighted_elbo`; also where data does not fit the decoder, and for learned ends with a
+            Gaussian decoder, under which λ_max runs to infinity.
+
+    >>> from vdiff import Categorical, Denoiser, Linear, X
+    >>> model = Denoiser(lambda z, logsnr: torch.zeros_like(z), X())
+    >>> bound = elbo(model, torch.randint(0, 17, (8, 1, 8, 8)), schedule=Linear(), decoder=Categorical(levels=17))
+    >>> bound.bits_per_dim.shape
+    torch.Size([8])
+    """
+    if checking():
+        _check_call("elbo", schedule, steps, condition)
+        if not isinstance(decoder, Decoder):
+            raise TypeError(must("elbo", "decoder", "be a Decoder", decoder, "for instance Categorical(levels=256), or Gaussian() for continuous data"))
+        if schedule.learns_ends and isinstance(decoder, Gaussian):
+            raise ValueError(must("elbo", "schedule", "have fixed ends with a Gaussian decoder", repr(schedule), "on continuous data the bound improves for ever as λ_max grows"))
+    x, t, eps = _draw("elbo", decoder.encode(data), steps, t, eps, generator)
+    logsnr_max, logsnr_min = schedule.ends(pin=False)
+    logsnr, measure = schedule.levels(t, steps, pin=False)
+
+    def predict(z: Tensor, level: Tensor) -> Prediction:
+        return model(z, level, **condition)
+
+    return Bound(
+        prior=prior_kl(x, logsnr_min),
+        diffusion=_diffusion(model, x, eps, logsnr, measure, _ELBO, condition),
+        reconstruction=decoder.reconstruction(data, x, logsnr_max, predict, generator=generator),
+        dims=x[0].numel(),
+    )
+
+
+class Objective(nn.Module):
+    """Model, schedule and weighting (or decoder) as one module whose forward is the loss, nats per example.
+
+    This is what DDP, `torch.compile`, Lightning or accelerate wrap and what a checkpoint saves. With a decoder the loss
+    is the whole bound of `elbo`, on data as it is; without, `weighted_elbo` on encoded x. The schedule and the weighting
+    are checked here, once.
+
+    >>> from vdiff import Categorical, Denoiser, LearnedLinear, X
+    >>> model = Denoiser(nn.Conv2d(1, 1, 3, padding=1).forward, X())
+    >>> model = Denoiser(lambda z, logsnr: 0 * z, X())
+    >>> objective = Objective(model, schedule=LearnedLinear(), decoder=Categorical(levels=17))
+    >>> objective(torch.randint(0, 17, (8, 1, 8, 8))).mean().backward()
+    """
+
+    def __init__(
+        self, model: Model, *, schedule: Schedule, weighting: WeightFunction | None = None, decoder: Decoder | None = None, steps: int | None = None
+    ) -> None:
+        super().__init__()
+        _check_call("Objective", schedule, steps, {})
+        if decoder is not None and weighting is not None and not isinstance(weighting, ELBO):
+            raise ValueError(must("Objective", "weighting", "be left out, or ELBO(), where a decoder is given", repr(weighting), "with another weighting the sum is no bound"))
+        if isinstance(model, nn.Module) and any(type(m).__name__ == "DistributedDataParallel" for m in model.modules()) and any(True for _ in schedule.parameters()):
+            raise ValueError(must("Objective", "model", "not be wrapped in DDP where the schedule is learned", "DistributedDataParallel", "wrap the Objective: the schedule's gradients are not synchronised otherwise"))
+        schedule.check()
+        if weighting is not None:
+            low, high = weighting.range() if isinstance(weighting, Weighting) else (schedule.logsnr_min, schedule.logsnr_max)
+            check_weighting(weighting, max(low, schedule.logsnr_min), min(high, schedule.logsnr_max), "Objective")
+        self.model, self.schedule, self.decoder, self.steps = model, schedule, decoder, steps
+        self.weighting = _ELBO if weighting is None else weighting
+
+    def forward(
+        self, x: Tensor, *, t: Tensor | None = None, eps: Tensor | None = None, generator: torch.Generator | None = None, **condition: Any
+    ) -> Float[Tensor, " batch"]:
+        """The loss of each example, nats: `weighted_elbo`, or `elbo(...).total` where there is a decoder."""
+        if self.decoder is not None:
+            return self.bound(x, t=t, eps=eps, generator=generator, **condition).total
+        return weighted_elbo(
+            self.model, x, schedule=self.schedule, weighting=self.weighting, steps=self.steps, t=t, eps=eps, generator=generator, **condition
+        )
+
+    def bound(self, data: Tensor, **options: Any) -> Bound:
+        """The bound in its parts; raises where there is no decoder."""
+        if self.decoder is None:
+            raise ValueError(must("Objective.bound", "decoder", "be given to the Objective", None, "a weighted loss has no reconstruction term"))
+        return elbo(self.model, data, schedule=self.schedule, decoder=self.decoder, steps=self.steps, **options)
+
+
+def _draw(
+    name: str, x: Tensor, steps: int | None, t: Tensor | None, eps: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x in float32 at least, with the times and the noise that were not given drawn."""
+    if eps is not None and checking():
+        check_like(name, "eps", eps, x)
+    x = x.to(at_least_float32(x.dtype))
+    if t is None:
+        t = stratified(x.shape[0], generator=generator, device=x.device)
+        t = t if steps is None else on_chain(t, steps)
+    elif checking():
+        check_times(name, t, x)
+    eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator) if eps is None else eps.to(x.dtype)
+    return x, t, eps
+
+
+def _diffusion(
+    model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, measure: Tensor, weighting: WeightFunction, condition: dict[str, Any]
+) -> Float[Tensor, " batch"]:
+    """½ w(λ) · measure · ‖ε − ε̂‖² at given levels: the one diffusion term under every loss and every bound."""
+    with torch.autocast(x.device.type, enabled=False):
+        z = diffuse(x, eps, logsnr)
+        weight = weighting(logsnr)
+        if checking() and (not isinstance(weight, Tensor) or weight.shape != logsnr.shape):
+            got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(must("weighted_elbo", "weighting", f"return a tensor of the shape of logsnr, {tuple(logsnr.shape)}", got))
+    prediction = model(z, logsnr, **condition)
+    if not isinstance(prediction, Prediction):
+        raise TypeError(must("weighted_elbo", "model", "return a Prediction", type(prediction).__name__, "wrap the network: Denoiser(network, V())"))
+    with torch.autocast(x.device.type, enabled=False):
+        squared_error = prediction.squared_error(x, eps)
+        return (0.5 * weight * measure).to(squared_error.dtype) * squared_error
+
+
+def _check_call(name: str, schedule: object, steps: object, condition: dict[str, Any]) -> None:
+    for word in condition:
+        if hint := did_you_mean(word, _WORDS, cutoff=0.8):
+            raise TypeError(f"{name}: unknown argument '{word}'; {hint}")
+    if not isinstance(schedule, Schedule):
+        came = f"the class {schedule.__name__}" if isinstance(schedule, type) else repr(schedule)
+        raise TypeError(must(name, "schedule", "be a Schedule", came, "an instance, for instance Cosine()"))
+    if steps is not None:
+        check_positive_int(name, "steps", steps)
+
+
+__all__ = ["Objective", "elbo", "weighted_elbo"]

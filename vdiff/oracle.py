@@ -1,0 +1,251 @@
+"""Data whose denoiser, error, density and bound are known exactly: what a user tests their own work with.
+
+An oracle is a model: `oracle(z, logsnr)` is the `Prediction` of the perfect denoiser. Everything is computed in
+float64, whatever dtype comes in.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vdiff.bound import Bound
+from vdiff.decoder import Decoder
+from vdiff.decoder import Gaussian as GaussianDecoder
+from vdiff.errors import must
+from vdiff.gaussian import kl_to_normal, per_example
+from vdiff.parameterization import Eps, Prediction
+
+Array = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]] | Tensor
+REACH, FINENESS = 11.0, 0.05  # a quadrature grid in z: so many standard deviations out, in such steps of the narrowest
+
+
+class GaussianMixture(nn.Module):
+    """x ~ Σ_k w_k N(m_k, Σ_k): weights (K,), means (K, d), covariances (K, d, d), or (K, d) where diagonal.
+
+    >>> oracle = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+    >>> oracle.mmse(torch.tensor([0.0], dtype=torch.float64))
+    tensor([0.2524], dtype=torch.float64)
+    """
+
+    weights: Tensor
+    means: Tensor
+    axes: Tensor
+    variances: Tensor
+
+    def __init__(self, weights: Array, means: Array, covariances: Array) -> None:
+        super().__init__()
+        w, m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances))
+        name = type(self).__name__
+        if w.ndim != 1 or not (w > 0).all() or not math.isclose(w.sum().item(), 1.0, rel_tol=1e-6):
+            raise ValueError(must(name, "weights", "be positive, of shape (K,), and sum to one", w.tolist()))
+        if m.ndim != 2 or len(m) != len(w):
+            raise ValueError(must(name, "means", f"have shape (K, d) with K = {len(w)}", tuple(m.shape)))
+        if c.shape not in (m.shape, (*m.shape, m.shape[1])):
+            raise ValueError(must(name, "covariances", f"have shape {tuple(m.shape)} or {(*m.shape, m.shape[1])}", tuple(c.shape)))
+        variances, axes = (c, torch.eye(m.shape[1], dtype=c.dtype).expand(*m.shape, m.shape[1])) if c.ndim == 2 else torch.linalg.eigh(c)
+        if not (variances >= 0).all():
+            raise ValueError(must(name, "covariances", "have no negative eigenvalue", variances.min().item()))
+        self.register_buffer("weights", w / w.sum())
+        self.register_buffer("means", m)
+        self.register_buffer("variances", variances.clone())
+        self.register_buffer("axes", axes.clone())
+
+    @property
+    def dims(self) -> int:
+        """d, the number of dimensions."""
+        return self.means.shape[1]
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dims"]:
+        """n independent draws of x, in float64."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.dims, dtype=torch.float64, generator=generator)
+        return self.means[k] + torch.einsum("nij,nj->ni", self.axes[k], self.variances[k].sqrt() * noise)
+
+    def forward(self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]) -> Prediction:
+        """The perfect denoiser, ε̂ = E[ε | z]."""
+        alpha, sigma = _scales(logsnr.to(torch.float64))
+        share, residual, variance = self._posterior(z.to(torch.float64), alpha, sigma)
+        mean_eps = sigma[:, None, None] * torch.einsum("kij,nkj->nki", self.axes, residual / variance)
+        eps = torch.einsum("nk,nki->ni", share, mean_eps)
+        return Prediction(z, logsnr, eps.to(z.dtype), Eps())
+
+    def log_prob(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, " n"]:
+        """log p(x), the density of the data, nats."""
+        one = torch.ones(len(x), dtype=torch.float64)
+        return self._log_joint(x.to(torch.float64), one, 0.0 * one)[0].logsumexp(1)
+
+    def noisy_log_prob(self, z: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """log q(z), the density of the noisy data at λ, nats."""
+        return self._log_joint(z.to(torch.float64), *_scales(logsnr.to(torch.float64)))[0].logsumexp(1)
+
+    def mmse(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """E‖ε − ε̂‖² of the perfect denoiser, summed over dimensions: closed form for one Gaussian, quadrature for d = 1."""
+        if len(self.weights) == 1:
+            return torch.sigmoid(logsnr[:, None].to(torch.float64) + self.variances[0].log()).sum(1)
+        return torch.stack([self._moment(level, lambda variance: variance) for level in logsnr.to(torch.float64)])
+
+    def mutual_information(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """I(x; z) at each λ, nats; its derivative is half the `mmse` (I-MMSE)."""
+        levels = logsnr.to(torch.float64)
+        if len(self.weights) == 1:
+            return 0.5 * nn.functional.softplus(levels[:, None] + self.variances[0].log()).sum(1)
+        return torch.stack([self._noisy_entropy(level) - 0.5 * (math.log(2 * math.pi * math.e) + nn.functional.logsigmoid(-level)) for level in levels])
+
+    def entropy(self) -> Tensor:
+        """E[−log p(x)] of the data, nats: differential for a density."""
+        if len(self.weights) == 1:
+            return 0.5 * (math.log(2 * math.pi * math.e) + self.variances[0].log()).sum()
+        one = torch.ones((), dtype=torch.float64)
+        z, step = self._line(one, 0.0 * one)
+        log_q = self.log_prob(z[:, None])
+        return -(step * log_q.exp() * log_q).sum()
+
+    def prior_gap(self, logsnr_min: float) -> Tensor:
+        """KL(q(z₁) ‖ N(0, I)), nats: the slack of the perfect model's bound at the noisy end."""
+        level = torch.tensor(logsnr_min, dtype=torch.float64)
+        if len(self.weights) == 1:
+            square = torch.sigmoid(level) * self.means[0].square()
+            variance = torch.sigmoid(level) * self.variances[0] + torch.sigmoid(-level)
+            return kl_to_normal(square, variance).sum()
+        z, step = self._line(*_scales(level))
+        log_q = self.noisy_log_prob(z[:, None], level.expand(len(z)))
+        return (step * log_q.exp() * (log_q + 0.5 * z.square() + 0.5 * math.log(2 * math.pi))).sum()
+
+    def bound(self, logsnr_max: float, logsnr_min: float, decoder: Decoder | None = None) -> Bound:
+        """The bound of the perfect denoiser in continuous time, averaged over the data; parts are one-element tensors.
+
+        >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
+        >>> round((oracle.bound(13.3, -5.0).total - oracle.entropy()).item(), 9)        # the slack: e^{-13.3}/2 here
+        8.37e-07
+        """
+        ends = torch.tensor([logsnr_max, logsnr_min], dtype=torch.float64)
+        information = self.mutual_information(ends)
+        square = (self.weights @ (self.means.square() + self.variances)).sum()  # E‖x‖²
+        level = ends[1]
+        prior = 0.5 * (torch.sigmoid(level) * (square - self.dims) + self.dims * nn.functional.softplus(level))
+        reconstruction = self._reconstruction(logsnr_max, decoder or GaussianDecoder())
+        return Bound(prior[None], (information[0] - information[1])[None], reconstruction[None], self.dims)
+
+    def nodes(self, logsnr: float) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n 1"], Float[Tensor, " n"]]:
+        """Quadrature nodes (x, ε, weight) for d = 1 at one λ: Σ weight·f(x, ε) is E f, to 1e-13 for polynomials in ε of
+        degree 9 with coefficients smooth in z. Pass them as `x`, `t`, `eps` and expectations need no seeds.
+
+        >>> oracle = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+        >>> x, eps, weight = oracle.nodes(0.0)
+        >>> round((weight @ x[:, 0]).item(), 12), round((weight @ eps[:, 0] ** 2).item(), 12)
+        (0.05, 1.0)
+        """
+        self._require_line("nodes")
+        level = torch.tensor(logsnr, dtype=torch.float64)
+        alpha, sigma = _scales(level)
+        variance = alpha**2 * self.variances + sigma**2  # (K, 1)
+        u = torch.arange(-200, 201, dtype=torch.float64) * 0.05
+        density = torch.exp(-0.5 * u.square())
+        hermite, mass = _gauss_hermite(5)
+        z = (alpha * self.means + variance.sqrt() * u)[:, :, None]
+        mean, spread = sigma * (z - alpha * self.means[..., None]) / variance[..., None], (alpha**2 * self.variances / variance).sqrt()[..., None]
+        eps = mean + spread * hermite
+        x = (z - sigma * eps) / alpha
+        weight = self.weights[:, None, None] * (density / density.sum())[:, None] * mass
+        return x.reshape(-1, 1), eps.reshape(-1, 1), weight.expand_as(eps).reshape(-1)
+
+    def _reconstruction(self, logsnr_max: float, decoder: Decoder) -> Tensor:
+        if not isinstance(decoder, GaussianDecoder):
+            raise TypeError(must(f"{type(self).__name__}.bound", "decoder", "be a Gaussian for continuous data", repr(decoder)))
+        return decoder.expected_nll(torch.zeros(1, self.dims, dtype=torch.float64), logsnr_max)[0]
+
+    def _log_joint(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_k q(z | k), with z − α m_k in the axes of component k and its variances there: (n, K), (n, K, d), (n, K, d)."""
+        centered = z[:, None, :] - alpha[:, None, None] * self.means
+        residual = torch.einsum("kji,nkj->nki", self.axes, centered)
+        variance = alpha[:, None, None] ** 2 * self.variances + sigma[:, None, None] ** 2
+        quadratic = (residual.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
+        return self.weights.log() - 0.5 * quadratic, residual, variance
+
+    def _posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_joint, residual, variance = self._log_joint(z, alpha, sigma)
+        return log_joint.softmax(1), residual, variance
+
+    def _require_line(self, what: str) -> None:
+        if self.dims != 1:
+            raise NotImplementedError(f"{type(self).__name__}.{what} is exact for one Gaussian or one dimension; for a mixture in {self.dims} dimensions average over `sample`")
+
+    def _line(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """An equidistant grid over z (d = 1) and its step: the trapezoid rule is spectral on a mixture."""
+        self._require_line("quadrature")
+        center, width = alpha * self.means[:, 0], (alpha**2 * self.variances[:, 0] + sigma**2).sqrt()
+        low, high = (center - REACH * width).min(), (center + REACH * width).max()
+        n = int((high - low) / (FINENESS * width.min())) + 2
+        z = torch.linspace(low.item(), high.item(), n, dtype=torch.float64)
+        return z, z[1] - z[0]
+
+    def _moment(self, level: Tensor, of_variance: "type[Tensor] | object") -> Tensor:
+        """E_z f(Var(ε | z)) at one λ, d = 1."""
+        alpha, sigma = _scales(level)
+        z, step = self._line(alpha, sigma)
+        n = len(z)
+        log_joint, residual, variance = self._log_joint(z[:, None], alpha.expand(n), sigma.expand(n))
+        share = log_joint.softmax(1)
+        eps = (sigma * residual / variance)[..., 0]  # E[ε | z, k]
+        within = (alpha**2 * self.variances / variance)[..., 0]  # Var[ε | z, k]
+        mean = (share * eps).sum(1, keepdim=True)
+        spread = (share * (within + (eps - mean).square())).sum(1)
+        assert callable(of_variance)
+        result: Tensor = (step * log_joint.logsumexp(1).exp() * of_variance(spread)).sum()
+        return result
+
+    def _noisy_entropy(self, level: Tensor) -> Tensor:
+        z, step = self._line(*_scales(level))
+        log_q = self.noisy_log_prob(z[:, None], level.expand(len(z)))
+        return -(step * log_q.exp() * log_q).sum()
+
+
+class Gaussian(GaussianMixture):
+    """x ~ N(mean, covariance): mean (d,), covariance (d, d), or (d,) where diagonal.
+
+    >>> Gaussian([0.0], [0.25]).entropy()
+    tensor(0.7258, dtype=torch.float64)
+    """
+
+    def __init__(self, mean: Array, covariance: Array) -> None:
+        m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (mean, covariance))
+        super().__init__([1.0], m[None], c[None])
+
+
+class Lattice(GaussianMixture):
+    """Discrete data in one dimension: level k at `values[k]` with probability `pmf[k]` (all positive).
+
+    >>> oracle = Lattice([-0.5, 0.5], [0.25, 0.75])
+    >>> oracle.entropy()
+    tensor(0.5623, dtype=torch.float64)
+    """
+
+    def __init__(self, values: Array, pmf: Array) -> None:
+        v = torch.as_tensor(values, dtype=torch.float64)
+        super().__init__(pmf, v[:, None], torch.zeros_like(v)[:, None])
+
+    def entropy(self) -> Tensor:
+        """H = −Σ p log p, nats."""
+        return -(self.weights * self.weights.log()).sum()
+
+    def _reconstruction(self, logsnr_max: float, decoder: Decoder) -> Tensor:
+        levels = torch.arange(len(self.weights))[:, None]
+        return self.weights @ decoder.expected_nll(levels, torch.tensor(logsnr_max, dtype=torch.float64))
+
+
+def _scales(logsnr: Tensor) -> tuple[Tensor, Tensor]:
+    return logsnr.sigmoid().sqrt(), logsnr.neg().sigmoid().sqrt()
+
+
+def _gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of E f(N(0, 1)), from the Jacobi matrix of the Hermite polynomials (Golub & Welsch)."""
+    off = torch.arange(1, n, dtype=torch.float64).sqrt()
+    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    return nodes, vectors[0].square()
+
+
+__all__ = ["Gaussian", "GaussianMixture", "Lattice"]
+_ = per_example

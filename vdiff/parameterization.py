@@ -1,0 +1,227 @@
+"""What a network predicts, as a row (a, b): its target is o = a·x + b·ε.
+
+With z = α x + σ ε, one 2×2 solve gives (x̂, ε̂) from ô, and ‖ε − ε̂‖² = ‖o − ô‖²/κ² with κ = b − a e^{−λ/2}. Nothing is
+converted in pairs, and the error is computed in the network's own units: in float32 that is a hundred times more
+accurate at λ = −10 than going through ε̂.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.gaussian import Step, alpha, combine, sigma, sum_dims, wide
+
+if TYPE_CHECKING:
+    from vdiff.schedule import Schedule
+
+Coefficient = Tensor | float
+
+
+class Parameterization:
+    """A target as a row: `row(logsnr)` returns (a, b), numbers or (batch,) tensors, of o = a·x + b·ε.
+
+    `input_scale(logsnr)` is c_in, what the network's input z is multiplied by (1 unless the class says otherwise).
+
+    >>> V().kappa(torch.tensor([0.0]))                       # 1 + e^{-λ} = 2 is its square
+    tensor([1.4142])
+    """
+
+    def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
+        """(a, b) at each λ."""
+        raise NotImplementedError
+
+    def input_scale(self, logsnr: Tensor) -> Coefficient:
+        """c_in: the network sees c_in·z."""
+        return 1.0
+
+    def kappa(self, logsnr: Tensor) -> Coefficient:
+        """κ = |b − a e^{−λ/2}|: an error of the target is κ times the error of ε.
+
+        >>> X().kappa(torch.tensor([0.0, 2.0]))
+        tensor([1.0000, 0.3679])
+        """
+        a, b = self.row(logsnr)
+        if isinstance(a, float) and a == 0.0:
+            return abs(b)
+        return (b - a * torch.exp(-0.5 * logsnr)).abs()
+
+    def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        """o = a·x + b·ε, what a perfect network would return.
+
+        >>> V().target(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1))
+        tensor([[-0.7071]])
+        """
+        a, b = self.row(logsnr)
+        return combine(a, x, b, eps)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in vars(self).items())})"
+
+
+class Eps(Parameterization):
+    """Noise prediction, o = ε (DDPM, VDM). Ill-conditioned for x̂ as λ → −∞.
+
+    >>> Eps().row(torch.zeros(1))
+    (0.0, 1.0)
+    """
+
+    def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
+        return 0.0, 1.0
+
+
+class X(Parameterization):
+    """Data prediction, o = x. Ill-conditioned for ε̂ as λ → +∞.
+
+    >>> X().row(torch.zeros(1))
+    (1.0, 0.0)
+    """
+
+    def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
+        return 1.0, 0.0
+
+
+class V(Parameterization):
+    """v-prediction, o = α ε − σ x at σ_data = 1 (Salimans & Ho 2022); for another σ_data, minus EDM's F.
+
+    c_in = (α² σ_d² + σ²)^{−½},  a = −σ c_in/σ_d,  b = α σ_d c_in: target and input have unit variance for data of
+    standard deviation σ_d (Karras et al., arXiv:2206.00364, table 1). `V(0.5)` is EDM's preconditioning.
+
+    >>> V(0.5).input_scale(torch.tensor([0.0]))
+    tensor([1.2649])
+    """
+
+    def __init__(self, sigma_data: float = 1.0) -> None:
+        self.sigma_data = float(sigma_data)
+
+    def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
+        if self.sigma_data == 1.0:
+            return -sigma(logsnr), alpha(logsnr)
+        scale = self.input_scale(logsnr)
+        return -sigma(logsnr) * scale / self.sigma_data, alpha(logsnr) * scale * self.sigma_data
+
+    def input_scale(self, logsnr: Tensor) -> Coefficient:
+        if self.sigma_data == 1.0:
+            return 1.0
+        return (torch.sigmoid(logsnr) * self.sigma_data**2 + torch.sigmoid(-logsnr)).rsqrt()
+
+
+class Flow(Parameterization):
+    """Rectified-flow velocity, o = ε − x, from a network that sees z on the straight path: c_in = 1/(α + σ).
+
+    >>> Flow().kappa(torch.tensor([0.0]))
+    tensor([2.])
+    """
+
+    def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
+        return -1.0, 1.0
+
+    def input_scale(self, logsnr: Tensor) -> Coefficient:
+        return (alpha(logsnr) + sigma(logsnr)).reciprocal()
+
+
+class Score(Parameterization):
+    """Score prediction, o = ∇ log q(z | x) = −ε/σ.
+
+    >>> Score().row(torch.tensor([0.0]))
+    (0.0, tensor([-1.4142]))
+    """
+
+    def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
+        return 0.0, -sigma(logsnr).reciprocal()
+
+
+class PosteriorMean(Parameterization):
+    """The posterior mean of a T-step chain, o = μ_Q(z_t, x) = α_s (e^{−Δ} z_t/α_t + c x), as a row of (x, ε).
+
+    Its row is (α_s, α_s e^{−Δ} σ_t/α_t), with (λ_s, Δ) from the step of `schedule` that ends at λ_t. An error of it is
+    α_s c e^{−λ_t/2} times the error of ε: small, so in float32 this is the worst of the targets.
+
+    >>> from vdiff import Linear
+    >>> PosteriorMean(Linear(), steps=10).kappa(torch.tensor([0.0]))
+    tensor([0.7806])
+    """
+
+    def __init__(self, schedule: "Schedule", steps: int) -> None:
+        self.schedule, self.steps = schedule, steps
+
+    def step(self, logsnr: Tensor) -> Step:
+        """The chain's step that ends at λ_t."""
+        delta = self.schedule.delta(self.schedule.inverse(wide(logsnr), clamp=True), self.steps)
+        return Step(wide(logsnr), delta)
+
+    def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
+        step = self.step(logsnr)
+        a = alpha(step.logsnr_s)
+        b = a * torch.exp(-step.delta - 0.5 * step.logsnr_t)
+        return a.to(logsnr.dtype), b.to(logsnr.dtype)
+
+    def kappa(self, logsnr: Tensor) -> Coefficient:
+        return self.step(logsnr).coefficient_eps.to(logsnr.dtype)
+
+
+class Prediction:
+    """What a model says about z: one output, readable in any dialect.
+
+    `.x`, `.eps`, `.v` and `.score` are solved from z = α x + σ ε and the network's own row;
+    `.squared_error(x, eps)` is ‖ε − ε̂‖² per example, computed in the network's own units.
+
+    >>> z, out = torch.zeros(1, 2), torch.ones(1, 2)
+    >>> Prediction(z, torch.zeros(1), out, Eps()).x
+    tensor([[-1., -1.]])
+    """
+
+    def __init__(
+        self,
+        z: Float[Tensor, "batch *dims"],
+        logsnr: Float[Tensor, " batch"],
+        out: Float[Tensor, "batch *dims"],
+        parameterization: Parameterization,
+    ) -> None:
+        self.z, self.logsnr, self.out, self.parameterization = z, logsnr, out, parameterization
+
+    @property
+    def x(self) -> Tensor:
+        """x̂ = (b z − σ ô)/(α b − σ a)."""
+        a, b = self.parameterization.row(self.logsnr)
+        scale = self._inverse_determinant(a, b)
+        return combine(b * scale, self.z, -sigma(self.logsnr) * scale, self.out) if not _is(a, b, 1.0, 0.0) else self.out
+
+    @property
+    def eps(self) -> Tensor:
+        """ε̂ = (α ô − a z)/(α b − σ a)."""
+        a, b = self.parameterization.row(self.logsnr)
+        scale = self._inverse_determinant(a, b)
+        return combine(-a * scale, self.z, alpha(self.logsnr) * scale, self.out) if not _is(a, b, 0.0, 1.0) else self.out
+
+    @property
+    def v(self) -> Tensor:
+        """v̂ = α ε̂ − σ x̂."""
+        return self.read(V())
+
+    @property
+    def score(self) -> Tensor:
+        """∇ log p(z), −ε̂/σ."""
+        return self.read(Score())
+
+    def read(self, parameterization: Parameterization) -> Tensor:
+        """The prediction as another target."""
+        return parameterization.target(self.x, self.eps, self.logsnr)
+
+    def squared_error(self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
+        """‖ε − ε̂‖² of each example, summed over dimensions: ‖o − ô‖²/κ²."""
+        target = self.parameterization.target(x, eps, self.logsnr)
+        error = sum_dims(F.mse_loss(self.out, target, reduction="none"))
+        kappa = self.parameterization.kappa(self.logsnr)
+        if isinstance(kappa, float):
+            return error / kappa**2 if kappa != 1.0 else error
+        return error * kappa.square().reciprocal().to(error.dtype)
+
+    def _inverse_determinant(self, a: Coefficient, b: Coefficient) -> Tensor:
+        return (alpha(self.logsnr) * b - sigma(self.logsnr) * a).reciprocal()
+
+
+def _is(a: Coefficient, b: Coefficient, first: float, second: float) -> bool:
+    return isinstance(a, float) and isinstance(b, float) and (a, b) == (first, second)

@@ -1,0 +1,119 @@
+"""Published objectives as data: method = schedule × parameterization × weighting.
+
+Training settings live beside the example scripts; a recipe is the mathematics alone. Each name is a function without
+arguments, so that nothing is built before it is asked for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vdiff.errors import did_you_mean, must
+from vdiff.parameterization import Eps, Flow, Parameterization, V, X
+from vdiff.schedule import Cosine, LearnedLinear, LinearBeta, Normal, OptimalTransport, Schedule, Tabulated
+from vdiff.weighting import EDM, ELBO, MSE, P2, InDI, MinSNR, Sigmoid, Weighting
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named objective. `schedule` is where it trains, `weighting` the total w(λ) that it minimises, constant included.
+
+    `weighting` is written with the untruncated law, as published; a truncated schedule moves only the constant.
+    """
+
+    name: str
+    schedule: Schedule
+    parameterization: Parameterization
+    weighting: Weighting
+    steps: int | None = None
+    source: str = ""
+
+
+def _ddpm() -> Recipe:
+    schedule = Tabulated.linear_betas()
+    return Recipe("ddpm", schedule, Eps(), MSE(schedule, Eps(), steps=schedule.steps), schedule.steps, "arXiv:2006.11239")
+
+
+def _ddpm_continuous() -> Recipe:
+    schedule = LinearBeta()
+    return Recipe("ddpm-continuous", schedule, Eps(), MSE(schedule.law, Eps()), source="arXiv:2011.13456")
+
+
+def _iddpm() -> Recipe:
+    schedule = Cosine(offset=0.008)
+    return Recipe("iddpm", schedule, Eps(), MSE(schedule.law, Eps()), source="arXiv:2102.09672")
+
+
+def _vdm() -> Recipe:
+    return Recipe("vdm", LearnedLinear(), Eps(), ELBO(), source="arXiv:2107.00630")
+
+
+def _vdmpp() -> Recipe:
+    return Recipe("vdmpp-sigmoid", Cosine(), V(), Sigmoid(2.0), source="arXiv:2303.00848")
+
+
+def _vdmpp_edm() -> Recipe:
+    return Recipe("vdmpp-edm-monotone", Normal(), V(0.5), EDM(monotone=True), source="arXiv:2303.00848")
+
+
+def _edm() -> Recipe:
+    return Recipe("edm", Normal(), V(0.5), EDM(), source="arXiv:2206.00364")
+
+
+def _flow() -> Recipe:
+    schedule = OptimalTransport()
+    return Recipe("flow-matching", schedule, Flow(), MSE(schedule.law, Flow()), source="arXiv:2210.02747")
+
+
+def _sd3() -> Recipe:
+    schedule = Normal(0.0, 2.0)
+    return Recipe("sd3", schedule, Flow(), MSE(schedule.law, Flow()), source="arXiv:2403.03206")
+
+
+def _v_prediction() -> Recipe:
+    schedule = Cosine()
+    return Recipe("v-prediction", schedule, V(), MSE(schedule.law, V()), source="arXiv:2202.00512")
+
+
+def _p2() -> Recipe:
+    schedule = Cosine()
+    return Recipe("p2", schedule, Eps(), MSE(schedule.law, Eps()) * P2(gamma=1.0), source="arXiv:2204.00227")
+
+
+def _min_snr() -> Recipe:
+    schedule = Cosine()
+    return Recipe("min-snr", schedule, Eps(), MSE(schedule.law, Eps()) * MinSNR(5.0), source="arXiv:2303.09556")
+
+
+def _indi() -> Recipe:
+    return Recipe("indi", OptimalTransport(), X(), InDI(), source="arXiv:2303.11435")
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "ddpm": _ddpm,
+    "ddpm-continuous": _ddpm_continuous,
+    "iddpm": _iddpm,
+    "vdm": _vdm,
+    "vdmpp-sigmoid": _vdmpp,
+    "vdmpp-edm-monotone": _vdmpp_edm,
+    "edm": _edm,
+    "flow-matching": _flow,
+    "sd3": _sd3,
+    "v-prediction": _v_prediction,
+    "p2": _p2,
+    "min-snr": _min_snr,
+    "indi": _indi,
+}
+
+
+def recipe(name: str) -> Recipe:
+    """A published objective by name; raises ValueError with the nearest name where there is none.
+
+    >>> recipe("edm").weighting.monotone
+    False
+    """
+    if name not in RECIPES:
+        raise ValueError(must("recipe", "name", f"be one of {', '.join(RECIPES)}", repr(name), did_you_mean(name, RECIPES)))
+    return RECIPES[name]()
+
+
+__all__ = ["RECIPES", "Recipe", "recipe"]

@@ -1,0 +1,107 @@
+"""A table of noise levels, as a T-step DDPM has: built in float64 from any array of β."""
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdiff.errors import must
+from vdiff.schedule.base import Schedule
+
+
+class Tabulated(Schedule):
+    """Noise levels λ_1 > … > λ_n read from a table; between them λ is linear in t.
+
+    Level i stands at t = (i − 1)/(n − 1): n levels make a chain of `steps` = n − 1 steps, and the first level is the
+    decoder's. Use it as `weighted_elbo(..., steps=schedule.steps)`, or in continuous time.
+
+    >>> schedule = Tabulated.linear_betas()
+    >>> schedule.steps, schedule.logsnr_max, schedule.logsnr_min
+    (999, 9.210240366975848, -10.11767318330103)
+    """
+
+    table: Tensor
+
+    def __init__(self, logsnr: Sequence[float] | np.ndarray | Tensor) -> None:
+        table = torch.as_tensor(logsnr, dtype=torch.float64).flatten().clone()
+        if len(table) < 2:
+            raise ValueError(must("Tabulated", "logsnr", "hold at least two levels", len(table)))
+        bad = ~torch.isfinite(table)
+        if bad.any():
+            i = int(bad.nonzero()[0])
+            hint = "λ = −∞ is zero terminal SNR: such a level has no bound; drop it or rescale the betas"
+            raise ValueError(must("Tabulated", "logsnr", "be finite", f"{table[i]:g} at level {i + 1} of {len(table)}", hint))
+        rising = table.diff() >= 0
+        if rising.any():
+            i = int(rising.nonzero()[0])
+            came = f"{table[i]:g} at level {i + 1} and {table[i + 1]:g} at level {i + 2}"
+            raise ValueError(must("Tabulated", "logsnr", "be strictly decreasing (λ falls from data to noise)", came, "γ = −λ rises: hand over −γ"))
+        super().__init__(table[0].item(), table[-1].item())
+        self.register_buffer("table", table)
+        self.steps = len(table) - 1
+
+    @classmethod
+    def from_betas(cls, betas: Sequence[float] | np.ndarray | Tensor) -> Self:
+        """The levels of a DDPM: log ᾱ_t = Σ log1p(−β), λ_t = log ᾱ_t − log(−expm1(log ᾱ_t)), in float64.
+
+        >>> Tabulated.from_betas([0.1, 0.2, 0.3]).table
+        tensor([ 2.1972,  0.9445, -0.0160], dtype=torch.float64)
+        """
+        beta = torch.as_tensor(betas, dtype=torch.float64).flatten()
+        if beta.numel() < 2:
+            raise ValueError(must("Tabulated.from_betas", "betas", "hold at least two values", beta.numel()))
+        bad = ~((beta > 0) & (beta < 1))
+        if bad.any():
+            i = int(bad.nonzero()[0])
+            hint = "β = 1 is zero terminal SNR, λ = −∞, which has no bound" if beta[i] == 1 else "rescaled to few steps, a β table leaves (0, 1)"
+            raise ValueError(must("Tabulated.from_betas", "betas", "lie strictly between 0 and 1", f"{beta[i]:g} at step {i + 1} of {len(beta)}", hint))
+        log_signal = torch.log1p(-beta).cumsum(0)
+        return cls(log_signal - torch.log(-torch.expm1(log_signal)))
+
+    @classmethod
+    def linear_betas(cls, beta_1: float = 1e-4, beta_n: float = 0.02, levels: int = 1000) -> Self:
+        """DDPM's own table (arXiv:2006.11239): β linear from 1e-4 to 0.02 in 1000 levels.
+
+        >>> Tabulated.linear_betas().steps
+        999
+        """
+        return cls.from_betas(torch.linspace(beta_1, beta_n, levels, dtype=torch.float64))
+
+    @classmethod
+    def cosine_betas(cls, levels: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Self:
+        """iDDPM's cosine table, with its offset and its clip of β (arXiv:2102.09672, eq. 17).
+
+        >>> Tabulated.cosine_betas().table[0].item()
+        10.094988811462066
+        """
+        angle = (torch.arange(levels + 1, dtype=torch.float64) / levels + offset) / (1 + offset) * math.pi / 2
+        signal = torch.cos(angle).square()
+        return cls.from_betas((1 - signal[1:] / signal[:-1]).clamp(max=max_beta))
+
+    def logsnr_at(self, t: Tensor) -> Tensor:
+        table = self.table.to(t.device)
+        left, share = self._cell(t)
+        return torch.lerp(table[left], table[left + 1], share)
+
+    def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
+        table = self.table.to(t.device)
+        left, _ = self._cell(t)
+        return (table[left] - table[left + 1]) * self.steps
+
+    def time_at(self, logsnr: Tensor) -> Tensor:
+        rising = -self.table.to(logsnr.device)
+        right = torch.searchsorted(rising, -logsnr.contiguous()).clamp(1, self.steps)
+        share = (-logsnr - rising[right - 1]) / (rising[right] - rising[right - 1])
+        return (right - 1 + share) / self.steps
+
+    def _cell(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The level to the left of t, and how far t is towards the next."""
+        place = t * self.steps
+        left = place.floor().clamp(0, self.steps - 1).long()
+        return left, place - left
+
+    def extra_repr(self) -> str:
+        return f"{self.steps + 1} levels, {super().extra_repr()}"

@@ -1,0 +1,337 @@
+"""What counts: w(λ) ≥ 0 on the ε-loss, L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ.
+
+A total stands alone (`ELBO`, `Sigmoid`, `MSE`); a factor multiplies a base (`MSE(Cosine(), Eps()) * MinSNR(5)`).
+Every factor is in ε-units whatever the network predicts: the published bugs of min-SNR are all violations of this.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vdiff.errors import check_positive_int, must
+from vdiff.gaussian import at_least_float32, wide
+from vdiff.parameterization import Eps, Parameterization, V, X
+from vdiff.schedule import Cosine, OptimalTransport, Schedule
+from vdiff.schedule.law import Gaussian, Law
+
+SPAN = 40.0  # |λ| up to which a weighting is examined
+
+
+class Weighting(nn.Module):
+    """w(λ): one method, `weight_at(logsnr)`, written in float64; calling it computes there and rounds once.
+
+    >>> Sigmoid(bias=2.0)(torch.tensor([2.0]))
+    tensor([0.5000])
+    >>> (ELBO() * MinSNR(5.0))(torch.tensor([0.0]))
+    tensor([1.])
+    """
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        """w at each λ."""
+        raise NotImplementedError(f"{type(self).__name__} must define weight_at(logsnr)")
+
+    def forward(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """w(λ), in the dtype of λ (float32 where that is narrower)."""
+        return self.weight_at(wide(logsnr)).to(at_least_float32(logsnr.dtype))
+
+    def range(self) -> tuple[float, float]:
+        """The λ between which the weighting is meant to be used."""
+        return -SPAN, SPAN
+
+    @property
+    def monotone(self) -> bool:
+        """Whether w never rises with λ: then, and only then, L_w is an ELBO with Gaussian data augmentation
+        (VDM++, arXiv:2303.00848, theorem 1).
+
+        >>> ELBO().monotone, EDM().monotone, EDM(monotone=True).monotone
+        (True, False, True)
+        """
+        w = self.weight_at(self._grid())
+        return bool((w[1:] <= w[:-1] * (1 + 1e-9)).all())
+
+    @property
+    def peak(self) -> float:
+        """The λ at which w is largest, the greatest where that is a stretch.
+
+        >>> round(EDM().peak, 6)
+        -3.307778
+        """
+        grid = self._grid()
+        for _ in range(8):
+            best = int(self.weight_at(grid).argmax())
+            grid = torch.linspace(grid[max(best - 1, 0)].item(), grid[min(best + 1, len(grid) - 1)].item(), 1001, dtype=torch.float64)
+        return grid[int(self.weight_at(grid).argmax())].item()
+
+    def _grid(self) -> Tensor:
+        return torch.linspace(*self.range(), 8001, dtype=torch.float64)
+
+    def __mul__(self, factor: "Weighting") -> "Weighting":
+        return Product(self, factor)
+
+    def check(self) -> "Weighting":
+        """Verify that w is finite, nonnegative and keeps its shape over its range; returns self, raises ValueError.
+
+        >>> Custom(lambda logsnr: logsnr).check()
+        Traceback (most recent call last):
+            ...
+        ValueError: Custom: argument 'weighting' must be finite and at least 0; got -40 at λ = -40
+        """
+        check_weighting(self, *self.range(), name=type(self).__name__)
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class Product(Weighting):
+    """A base times factors.
+
+    >>> Product(ELBO(), P2(gamma=1.0))(torch.tensor([0.0]))
+    tensor([0.5000])
+    """
+
+    def __init__(self, base: Weighting, factor: Weighting) -> None:
+        super().__init__()
+        self.base, self.factor = base, factor
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return self.base.weight_at(logsnr) * self.factor.weight_at(logsnr)
+
+    def range(self) -> tuple[float, float]:
+        return self.base.range()
+
+    def extra_repr(self) -> str:
+        return f"{self.base!r}, {self.factor!r}"
+
+
+class ELBO(Weighting):
+    """w = 1: the evidence lower bound.
+
+    >>> ELBO()(torch.tensor([3.0]))
+    tensor([1.])
+    """
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.ones_like(logsnr)
+
+
+class MSE(Weighting):
+    """The weighting that plain squared error on a target is, with times from a schedule or a law over λ.
+
+        w(λ) = 2 p(λ) κ(λ)²
+
+    constant included: `weighted_elbo(..., weighting=MSE(s, p))` is E‖o − ô‖², summed over dimensions, with λ ~ p_s
+    between the ends of s, whatever schedule it is sampled with. With `steps`, the mean over the T + 1 levels of the
+    T-step chain of s: w(λ_i) = 2κ²/((T + 1) expm1(λ_{i−1} − λ_i)) at i = 1 … T, the level at t = 0 being the decoder's.
+    A schedule with learned ends is refused: the objective would move with it.
+
+    >>> MSE(OptimalTransport().law, Flow())(torch.tensor([2.0]))  # e^{-λ/2}
+    tensor([0.3679])
+    """
+
+    def __init__(self, schedule: Schedule | Law, parameterization: Parameterization, *, steps: int | None = None) -> None:
+        super().__init__()
+        if isinstance(schedule, Schedule) and schedule.learns_ends:
+            raise ValueError(must("MSE", "schedule", "be fixed", repr(schedule), "a plain loss under a learned schedule is an objective that moves with it; use a fixed w(λ)"))
+        if steps is not None:
+            check_positive_int("MSE", "steps", steps)
+            if isinstance(schedule, Law):
+                raise TypeError(must("MSE", "schedule", "be a Schedule where steps are given", repr(schedule)))
+        self.schedule, self.parameterization, self.steps = schedule, parameterization, steps
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        kappa = self.parameterization.kappa(logsnr)
+        if self.steps is None or isinstance(self.schedule, Law):
+            return 2.0 * self.schedule.density(logsnr) * kappa**2
+        delta = self.schedule.delta(self.schedule.inverse(logsnr, clamp=True), self.steps)
+        return 2.0 * kappa**2 / ((self.steps + 1) * torch.expm1(delta))
+
+    def range(self) -> tuple[float, float]:
+        if isinstance(self.schedule, Law):
+            return super().range()
+        first = self.schedule.logsnr_max
+        if self.steps is not None:  # the level at t = 0 is the decoder's: the chain's loss starts at the next
+            first = self.schedule(torch.tensor(1 / self.steps, dtype=torch.float64)).item()
+        return self.schedule.logsnr_min, first
+
+    def extra_repr(self) -> str:
+        return f"{self.schedule!r}, {self.parameterization!r}" + (f", steps={self.steps}" if self.steps else "")
+
+
+class EDM(MSE):
+    """EDM's, w = (2/σ_d²) N(λ; 2.4, 2.4²)(e^{−λ} + σ_d²); with `monotone`, held at its peak to the left (VDM++).
+
+    >>> EDM()(torch.tensor([0.0]))
+    tensor([1.0082])
+    """
+
+    def __init__(self, mean: float = 2.4, std: float = 2.4, sigma_data: float = 0.5, *, monotone: bool = False) -> None:
+        super().__init__(Gaussian(mean, std), V(sigma_data))
+        self.held_below = -math.inf
+        if monotone:
+            self.held_below = self.peak
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return super().weight_at(logsnr.clamp(min=self.held_below) if self.held_below > -math.inf else logsnr)
+
+
+class InDI(MSE):
+    """Inversion by direct iteration: x-prediction on the straight path, w = ¼ e^{−λ} sech²(λ/4).
+
+    >>> InDI()(torch.tensor([0.0]))
+    tensor([0.2500])
+    """
+
+    def __init__(self) -> None:
+        super().__init__(OptimalTransport().law, X())
+
+
+class Sigmoid(Weighting):
+    """w = sigmoid(bias − λ), a total (VDM++, arXiv:2303.00848; bias 2 was best there).
+
+    >>> Sigmoid(0.0)(torch.tensor([0.0]))
+    tensor([0.5000])
+    """
+
+    def __init__(self, bias: float = 2.0) -> None:
+        super().__init__()
+        self.bias = float(bias)
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(self.bias - logsnr)
+
+    def extra_repr(self) -> str:
+        return f"bias={self.bias}"
+
+
+class MinSNR(Weighting):
+    """The factor min(1, γ e^{−λ}), in ε-units whatever the network predicts (min-SNR-γ, arXiv:2303.09556).
+
+    >>> MinSNR(5.0)(torch.tensor([0.0, 3.0]))
+    tensor([1.0000, 0.2489])
+    """
+
+    def __init__(self, gamma: float = 5.0) -> None:
+        super().__init__()
+        self.gamma = _positive(type(self).__name__, "gamma", gamma)
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.exp((math.log(self.gamma) - logsnr).clamp(max=0.0))
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma}"
+
+
+class SoftMinSNR(MinSNR):
+    """The factor sigmoid(log γ − λ): γ·SNR/(γ + SNR) on x, without the corner of min-SNR.
+
+    >>> SoftMinSNR(1.0)(torch.tensor([0.0]))
+    tensor([0.5000])
+    """
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(math.log(self.gamma) - logsnr)
+
+
+class P2(Weighting):
+    """The factor 1/(k + e^λ)^γ (P2, arXiv:2204.00227).
+
+    >>> P2(gamma=0.5)(torch.tensor([0.0]))
+    tensor([0.7071])
+    """
+
+    def __init__(self, gamma: float = 1.0, k: float = 1.0) -> None:
+        super().__init__()
+        self.gamma, self.k = float(gamma), _positive("P2", "k", k)
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.exp(-self.gamma * torch.logaddexp(logsnr, torch.full_like(logsnr, math.log(self.k))))
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma}, k={self.k}"
+
+
+class TruncatedSNR(Weighting):
+    """The factor max(1, e^{−λ}): max(SNR, 1) on x (Salimans & Ho 2022).
+
+    >>> TruncatedSNR()(torch.tensor([1.0, -1.0]))
+    tensor([1.0000, 2.7183])
+    """
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.exp(-logsnr.clamp(max=0.0))
+
+
+class Debiased(Weighting):
+    """The factor e^{−λ/2}: the ε-loss over √SNR (debiased estimation loss, arXiv:2310.08442).
+
+    >>> Debiased()(torch.tensor([2.0]))
+    tensor([0.3679])
+    """
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.exp(-0.5 * logsnr)
+
+
+class Custom(Weighting):
+    """A weighting from a function of λ; a plain function can be passed as `weighting=` too, `Custom` adds the rest.
+
+    >>> Custom(lambda logsnr: torch.exp(-logsnr.abs())).monotone
+    False
+    """
+
+    def __init__(self, weight: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._weight = weight
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return self._weight(logsnr)
+
+
+def loss_factor(weighting: Weighting, schedule: Schedule, parameterization: Parameterization) -> Callable[[Tensor], Tensor]:
+    """The number to put before the squared error that a loop of one's own already has: w/(2 p κ²) as a function of λ.
+
+    With t ~ U(0, 1), λ = schedule(t) and the target's error summed over dimensions, `factor(logsnr) * ‖o − ô‖²` has
+    the expectation of `weighted_elbo` with the same weighting. (A loop that takes the mean over d dimensions trains
+    the same objective over d.)
+
+    >>> factor = loss_factor(MSE(Cosine(), V()), Cosine(), V())
+    >>> factor(torch.tensor([0.0, 5.0]))
+    tensor([1., 1.])
+    """
+
+    def factor(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        v = wide(logsnr)
+        value = weighting(v) / (2.0 * schedule.density(v) * parameterization.kappa(v) ** 2)
+        return value.to(at_least_float32(logsnr.dtype))
+
+    return factor
+
+
+def check_weighting(weighting: Callable[[Tensor], Tensor], logsnr_min: float, logsnr_max: float, name: str = "weighting") -> None:
+    """Raise unless a weighting is finite, nonnegative and (batch,) → (batch,) between two log-SNRs. Reads values."""
+    logsnr = torch.linspace(logsnr_min, logsnr_max, 1001, dtype=torch.float64)
+    w = weighting(logsnr)
+    if not isinstance(w, Tensor) or w.shape != logsnr.shape:
+        got = tuple(w.shape) if isinstance(w, Tensor) else type(w).__name__
+        raise ValueError(must(name, "weighting", "return a tensor of the shape of logsnr", got))
+    bad = ~(torch.isfinite(w) & (w >= 0))
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        raise ValueError(must(name, "weighting", "be finite and at least 0", f"{w[i]:g} at λ = {logsnr[i]:g}"))
+
+
+def _positive(name: str, argument: str, value: float) -> float:
+    if not value > 0 or not math.isfinite(value):
+        raise ValueError(must(name, argument, "be positive and finite", value))
+    return float(value)
+
+
+__all__ = [
+    "EDM", "ELBO", "MSE", "P2", "Custom", "Debiased", "InDI", "MinSNR", "Product", "Sigmoid", "SoftMinSNR", "TruncatedSNR", "Weighting",
+    "check_weighting", "loss_factor",
+]
+_ = (Cosine, Eps)  # names of the docstrings' examples
