@@ -7,15 +7,15 @@ small table, exact and without variance.
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_batch, check_data, check_finite, checking, must
-from vdiff.gaussian import at_least_float32, diffuse, sum_dims, wide
+from vdiff.errors import check_batch, check_data, check_finite, checking, finite, must, readable
+from vdiff.gaussian import at_least_float32, diffuse, moving_only, sum_dims, wide, wide_number
 from vdiff.parameterization import Prediction
 
 NODE_SPACING, NODE_REACH = 0.1, 9.0  # trapezoid nodes of a standard normal: spectral accuracy, below 1e-13 here
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
             return self.expected_nll(data, logsnr)
         if eps is None:
             eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        level = torch.as_tensor(logsnr, dtype=torch.float64, device=x.device).expand(x.shape[0])
+        level = wide_number(logsnr, x.device).expand(x.shape[0])
         return -self.log_prob(data, predict(diffuse(x, eps, level), level).x, logsnr)
 
 
@@ -81,7 +81,7 @@ class Levels(Decoder):
             raise ValueError(must(type(self).__name__, "levels", "be an integer of at least 2", levels, "256 for bytes, 17 for scikit-learn's digits"))
         self.levels, self.closed = levels, closed
         self.spacing = 2.0 / (levels - 1 if closed else levels)
-        self._tables: dict[tuple[float, str], Tensor] = {}
+        self._tables: dict[tuple[float, str, torch.dtype], Tensor] = {}
 
     @property
     def grid(self) -> Tensor:
@@ -90,7 +90,7 @@ class Levels(Decoder):
         >>> Categorical(2).grid
         tensor([-0.5000,  0.5000], dtype=torch.float64)
         """
-        return self._place(torch.arange(self.levels, dtype=torch.float64))
+        return self._place(torch.arange(self.levels, dtype=torch.float64, device="cpu"))
 
     def _place(self, level: Tensor) -> Tensor:
         return level * self.spacing + (-1.0 if self.closed else -1.0 + 0.5 * self.spacing)
@@ -104,7 +104,7 @@ class Levels(Decoder):
         tensor([[-0.7500,  0.7500]])
         """
         if checking():
-            self._check(data)
+            self._check(data, "encode")
         return self._place(data.to(torch.get_default_dtype()))
 
     def decode(self, x: Tensor) -> Tensor:
@@ -115,37 +115,59 @@ class Levels(Decoder):
         """
         return ((x - self._place(torch.zeros((), dtype=x.dtype, device=x.device))) / self.spacing).round().clamp(0, self.levels - 1).long()
 
-    def _check(self, data: Tensor) -> None:
-        name = type(self).__name__
-        if not isinstance(data, Tensor):
-            raise TypeError(must(f"{name}.encode", "data", "be a torch.Tensor", type(data).__name__))
-        if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
-            hint = "a discrete decoder takes levels 0, 1, 2, …; dequantised or scaled data needs a Gaussian decoder, and its bits/dim are those of a density"
-            raise TypeError(must(f"{name}.encode", "data", f"be integer levels, 0 to {self.levels - 1}", data.dtype, hint))
-        check_batch(f"{name}.encode", data, "data")
-        if data.device.type == "cpu" or not torch.is_grad_enabled():
+    def _check(self, data: Tensor, method: str) -> None:
+        """Raise unless `data` is a (batch, …) tensor of levels; values are read where `encode` says."""
+        self._check_kind(data, method)
+        if readable(data) and (data.device.type == "cpu" or not torch.is_grad_enabled()):
             low, high = (int(v) for v in data.aminmax())
             if low < 0 or high >= self.levels:
-                hint = f"values are not on the {self.levels}-level grid" + ("; bytes have levels=256" if high > 16 else "")
-                raise ValueError(must(f"{name}.encode", "data", f"lie in 0 … {self.levels - 1}", f"values from {low} to {high}", hint))
+                hint = f"values are not on the {self.levels}-level grid" + ("; bytes have levels=256" if self.levels <= high < 256 else "")
+                raise ValueError(must(f"{type(self).__name__}.{method}", "data", f"lie in 0 … {self.levels - 1}", f"values from {low} to {high}", hint))
+
+    def _check_kind(self, data: Tensor, method: str) -> None:
+        name = f"{type(self).__name__}.{method}"
+        if not isinstance(data, Tensor):
+            raise TypeError(must(name, "data", "be a torch.Tensor", type(data).__name__))
+        if data.layout is not torch.strided:
+            raise TypeError(must(name, "data", "be dense", data.layout, "call .to_dense() first"))
+        if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
+            hint = "a discrete decoder takes levels 0, 1, 2, …; dequantised or scaled data needs a Gaussian decoder, and its bits/dim are those of a density"
+            if data.dtype == torch.bool:
+                hint = "binary data has two levels: data.long()"
+            raise TypeError(must(name, "data", f"be integer levels, 0 to {self.levels - 1}", data.dtype, hint))
+        check_batch(name, data, "data")
 
     def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
         """E[−log p(k | z₀)] for every level k, in nats and float64; kept where λ is a number."""
         raise NotImplementedError
 
     def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        if checking():
+            self._check_kind(data, "expected_nll")
         if isinstance(logsnr, Tensor):
             table = self.table(logsnr.to(data.device))
         else:
-            key = (logsnr, str(data.device))
+            key = (logsnr, str(data.device), torch.get_default_dtype())
             if key not in self._tables:
                 with torch.no_grad():
-                    self._tables[key] = self.table(torch.tensor(logsnr, dtype=torch.float64, device=data.device)).to(torch.get_default_dtype())
+                    self._tables[key] = self.table(wide_number(logsnr, data.device)).to(torch.get_default_dtype())
             table = self._tables[key]
+        if checking() and table.ndim > 1 and table.shape[:-1] != data.shape[1:]:
+            hint = "Categorical.fit(…, per_dim=False) is for all dimensions"
+            raise ValueError(must(type(self).__name__, "prior", f"have shape (levels,) or {(*data.shape[1:], self.levels)}, as the data has", tuple(table.shape), hint))
         if table.ndim == 1:
             return sum_dims(F.embedding(data.long(), table[:, None])).to(at_least_float32(table.dtype))
         chosen = table.expand(data.shape[0], *table.shape).gather(-1, data.long()[..., None])
         return sum_dims(chosen)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._tables.clear()
+        module: Self = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+        return module
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self._tables.clear()  # a loaded prior has other tables
+        super()._load_from_state_dict(*args, **options)
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, closed={self.closed}"
@@ -172,7 +194,7 @@ class Categorical(Levels):
             if prior.shape[-1:] != (levels,):
                 raise ValueError(must("Categorical", "prior", f"have shape (…, levels) = (…, {levels})", tuple(prior.shape)))
             check_finite("Categorical", prior, "prior")
-            prior = torch.log_softmax(prior.double(), -1)
+            prior = torch.log_softmax(wide(prior), -1)
         self.register_buffer("prior", prior)
 
     @classmethod
@@ -183,12 +205,18 @@ class Categorical(Levels):
         tensor([[0.7500, 0.2500],
                 [0.2500, 0.7500]], dtype=torch.float64)
         """
-        counts = F.one_hot(data.long(), levels).double()
+        with torch.no_grad():
+            cls(levels, closed=closed)._check(data, "fit")
+        pseudocount = finite("Categorical.fit", "pseudocount", pseudocount, above=0.0, hint="without one, a level that training data lacks has probability zero")
+        counts = wide(F.one_hot(data.long(), levels))
         counts = counts.sum(0) if per_dim else counts.flatten(0, -2).sum(0)
         return cls(levels, closed=closed, prior=(counts + pseudocount).log())
 
     def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
-        scale = torch.as_tensor(logsnr, dtype=torch.float64, device=mean.device).exp()
+        if checking():
+            self._check(data, "log_prob")
+            _check_mean(type(self).__name__, mean, data)
+        scale = wide_number(logsnr, mean.device).exp()
         logits = -0.5 * scale * (wide(mean)[..., None] - self.grid.to(mean.device)).square()
         if self.prior is not None:
             logits = logits + self.prior
@@ -196,7 +224,7 @@ class Categorical(Levels):
         return sum_dims(chosen).to(at_least_float32(mean.dtype))
 
     def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
-        logsnr = wide(torch.as_tensor(logsnr))
+        logsnr = wide(logsnr) if isinstance(logsnr, Tensor) else wide_number(logsnr, torch.device("cpu"))
         nodes, weights = normal_nodes(logsnr.device)
         ratio = self.spacing * torch.exp(0.5 * logsnr)  # levels' spacing in standard deviations of the noise
         if self.prior is None:
@@ -207,7 +235,7 @@ class Categorical(Levels):
         levels = wide(torch.arange(self.levels, device=logsnr.device))
         away = (levels[:, None] - levels) * ratio  # (k, j)
         exponent = -away * (0.5 * away + nodes[:, None, None])
-        total = torch.stack([torch.logsumexp(exponent + prior, -1).T @ weights for prior in self.prior.flatten(0, -2)])
+        total = torch.stack([torch.logsumexp(exponent + prior, -1).T @ weights for prior in self.prior.view(-1, self.levels)])
         return total.view(self.prior.shape) - self.prior
 
     def extra_repr(self) -> str:
@@ -230,13 +258,16 @@ class DiscretizedGaussian(Levels):
         self.variance, self.denoise = _check_variance("DiscretizedGaussian", variance), denoise
 
     def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        if checking():
+            self._check(data, "log_prob")
+            _check_mean(type(self).__name__, mean, data)
         std = _std(self.variance, logsnr, mean.device)
         center = self._place(wide(data)) - wide(mean)
         log_p = self._log_bin(center, std, data == 0, data == self.levels - 1)
         return sum_dims(log_p).to(at_least_float32(mean.dtype))
 
     def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
-        logsnr = wide(torch.as_tensor(logsnr))
+        logsnr = wide(logsnr) if isinstance(logsnr, Tensor) else wide_number(logsnr, torch.device("cpu"))
         nodes, weights = normal_nodes(logsnr.device)
         std = _std(self.variance, logsnr, logsnr.device)
         center = -nodes * torch.exp(-0.5 * logsnr)
@@ -276,7 +307,7 @@ class Gaussian(Decoder):
         """Continuous data as it is. Raises where it is not floating; NaN is looked for where no gradient is recorded."""
         if checking():
             check_data("Gaussian.encode", data, "data")
-            if not torch.is_grad_enabled():
+            if not torch.is_grad_enabled() and readable(data):
                 check_finite("Gaussian.encode", data, "data")
         return data
 
@@ -285,12 +316,15 @@ class Gaussian(Decoder):
         return x
 
     def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        if checking():
+            check_data("Gaussian.log_prob", data, "data")
+            _check_mean("Gaussian", mean, data)
         std = _std(self.variance, logsnr, mean.device)
         score = (wide(data) - wide(mean)) / std
         return sum_dims(-0.5 * score.square() - std.log() - 0.5 * math.log(2 * math.pi)).to(at_least_float32(mean.dtype))
 
     def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
-        logsnr = torch.as_tensor(logsnr, dtype=torch.float64, device=data.device)
+        logsnr = wide_number(logsnr, data.device)
         log_variance = -logsnr if self.variance is None else torch.full_like(logsnr, math.log(self.variance))
         per_dim = 0.5 * (math.log(2 * math.pi) + log_variance + torch.exp(-logsnr - log_variance))
         return (data[0].numel() * per_dim).to(at_least_float32(data.dtype)).expand(data.shape[0])
@@ -313,14 +347,17 @@ def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
 
 def _std(variance: float | None, logsnr: Tensor | float, device: torch.device) -> Tensor:
     if variance is not None:
-        return torch.tensor(math.sqrt(variance), dtype=torch.float64, device=device)
-    return torch.exp(-0.5 * torch.as_tensor(logsnr, dtype=torch.float64, device=device))
+        return wide_number(math.sqrt(variance), device)
+    return torch.exp(-0.5 * wide_number(logsnr, device))
+
+
+def _check_mean(name: str, mean: Tensor, data: Tensor) -> None:
+    if mean.shape != data.shape:
+        raise ValueError(must(f"{name}.log_prob", "mean", f"have the shape of data, {tuple(data.shape)}", tuple(mean.shape), "it would broadcast in silence"))
 
 
 def _check_variance(name: str, variance: float | None) -> float | None:
-    if variance is not None and not (variance > 0 and math.isfinite(variance)):
-        raise ValueError(must(name, "variance", "be positive and finite", variance))
-    return variance
+    return None if variance is None else finite(name, "variance", variance, above=0.0, hint="a variance, not its logarithm")
 
 
 __all__ = ["Categorical", "Decoder", "DiscretizedGaussian", "Gaussian", "Levels", "log_normal_interval"]

@@ -112,11 +112,13 @@ class Denoiser(nn.Module):
 
     def __init__(self, network: Callable[..., Any], parameterization: Parameterization, *, time: Callable[[Tensor], Tensor] = logsnr_time) -> None:
         super().__init__()
-        if isinstance(network, nn.DataParallel):
-            raise TypeError(must("Denoiser", "network", "not be an nn.DataParallel", "DataParallel", "it splits condition and noise unevenly: use DistributedDataParallel over the Objective"))
+        if not callable(network) or isinstance(network, type):
+            came = f"the class {network.__name__}" if isinstance(network, type) else repr(network)
+            raise TypeError(must("Denoiser", "network", "be called as network(z, time)", came, "an instance" if isinstance(network, type) else ""))
+        check_no_data_parallel("Denoiser", "network", network)
         if not isinstance(parameterization, Parameterization):
-            came = parameterization.__name__ if isinstance(parameterization, type) else repr(parameterization)
-            raise TypeError(must("Denoiser", "parameterization", "be a Parameterization", came, f"an instance: {came}()" if isinstance(parameterization, type) else "for instance V()"))
+            came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
+            raise TypeError(must("Denoiser", "parameterization", "be a Parameterization", came, "an instance, for instance V()"))
         self.network, self.parameterization, self.time = network, parameterization, time
 
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
@@ -142,17 +144,29 @@ class Denoiser(nn.Module):
         return f"{self.parameterization!r}"
 
 
+def check_no_data_parallel(function: str, argument: str, module: object) -> None:
+    """Raise where `module` is or holds an `nn.DataParallel`."""
+    if isinstance(module, nn.Module) and any(isinstance(m, nn.DataParallel) for m in module.modules()):
+        hint = "its replicas cannot return a Prediction and draw their times apart: wrap the Objective in DistributedDataParallel"
+        raise TypeError(must(function, argument, "not hold an nn.DataParallel", "DataParallel", hint))
+
+
 def _check_output(out: object, z: Tensor) -> None:
     if not isinstance(out, Tensor):
-        hint = "take the tensor out: Denoiser(lambda z, t: network(z, t).sample, …)"
+        take = ".sample" if hasattr(out, "sample") else "[0]" if isinstance(out, tuple | list) else f"[{next(iter(out))!r}]" if isinstance(out, dict) and out else ".…"
+        hint = f"take the tensor out: Denoiser(lambda z, t, **condition: network(z, t, **condition){take}, …)"
         raise TypeError(must("Denoiser", "network", "return a tensor", type(out).__name__, hint))
     if out.shape != z.shape:
         hint = ""
-        if out.ndim == z.ndim and out.shape[1] == 2 * z.shape[1]:
-            hint = "twice the channels: a network with a learned variance head"
-        elif out.ndim != z.ndim or out.numel() < z.numel():
+        if out.ndim == z.ndim and out.shape[1] == 2 * z.shape[1] and out.shape[2:] == z.shape[2:]:
+            hint = "twice the channels, as with a learned variance: keep the first half, out.chunk(2, 1)[0]"
+        elif out.numel() < z.numel():
             hint = "it would broadcast in silence"
         raise ValueError(must("Denoiser", "network", f"return the shape of z, {tuple(z.shape)}", tuple(out.shape), hint))
+    if not out.is_floating_point():
+        raise TypeError(must("Denoiser", "network", "return real floating values", out.dtype))
+    if out.device != z.device:
+        raise ValueError(must("Denoiser", "network", f"return its output on the device of z, {z.device}", out.device, "network.to(z.device)"))
 
 
 __all__ = ["Denoiser", "ScaledGamma", "ScheduleTime", "TableStep", "edm_time", "flow_time", "logsnr_time", "sigma_time"]

@@ -1,6 +1,7 @@
 """One form for every error: which function, which argument, what must hold, what came, the likely mistake."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 import torch
@@ -12,6 +13,20 @@ def checking() -> bool:
     return not torch.compiler.is_compiling()
 
 
+def readable(*values: Tensor) -> bool:
+    """Whether the values of tensors can be branched on: not on the meta device, and not under `torch.vmap`."""
+    return all(v.device.type != "meta" and not _is_batched(v) for v in values)
+
+
+def _is_batched(v: Tensor) -> bool:
+    functorch = torch._C._functorch  # no public way to ask; under vmap, branching on a value raises
+    while functorch.is_functorch_wrapped_tensor(v):
+        if functorch.is_batchedtensor(v):
+            return True
+        v = functorch.get_unwrapped(v)
+    return False
+
+
 def must(function: str, argument: str, requirement: str, got: object, hint: str = "") -> str:
     """The text of an error: `<function>: argument '<name>' must …; got …`, and the likely mistake."""
     return f"{function}: argument '{argument}' must {requirement}; got {got}" + (f" ({hint})" if hint else "")
@@ -19,16 +34,29 @@ def must(function: str, argument: str, requirement: str, got: object, hint: str 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The nearest known word as a question, or an empty string."""
-    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"did you mean '{nearest[0]}'?" if nearest else ""
+    folded = {name.casefold(): name for name in known}
+    nearest = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=cutoff)
+    return f"did you mean '{folded[nearest[0]]}'?" if nearest else ""
 
 
 def check_positive_int(function: str, argument: str, value: object) -> None:
     """Raise unless `value` is an integer of at least one."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(must(function, argument, "be an integer", f"{value!r}"))
+        raise TypeError(must(function, argument, "be a Python int", f"{value!r}", "write int(…)"))
     if value < 1:
         raise ValueError(must(function, argument, "be at least 1", value))
+
+
+def finite(function: str, argument: str, value: object, *, above: float = -math.inf, at_least: float = -math.inf, hint: str = "") -> float:
+    """`value` as a float; raises unless it is a finite number, greater than `above` and not less than `at_least`."""
+    try:
+        number = float("text" if isinstance(value, str) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(must(function, argument, "be a number", repr(value))) from None
+    if not math.isfinite(number) or number <= above or number < at_least:
+        bounds = f" and greater than {above:g}" if above > -math.inf else f" and at least {at_least:g}" if at_least > -math.inf else ""
+        raise ValueError(must(function, argument, f"be finite{bounds}", f"{number:g}", hint))
+    return number
 
 
 def check_data(function: str, x: Tensor, argument: str = "x") -> None:
@@ -38,9 +66,16 @@ def check_data(function: str, x: Tensor, argument: str = "x") -> None:
     if x.layout is not torch.strided:
         raise TypeError(must(function, argument, "be dense", x.layout, "call .to_dense() first"))
     if not x.is_floating_point():
-        hint = "a decoder turns levels into the range of the network: x = decoder.encode(levels)"
-        raise TypeError(must(function, argument, "be real and floating", x.dtype, hint))
+        raise TypeError(must(function, argument, "be real and floating", x.dtype, _dtype_hint(x.dtype)))
     check_batch(function, x, argument)
+
+
+def _dtype_hint(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "real and imaginary parts are two dimensions: torch.view_as_real(x)"
+    if dtype == torch.bool:
+        return "binary data has two levels: Categorical(levels=2) takes x.long()"
+    return "encode first: a discrete decoder does it, for bytes Categorical(levels=256).encode(data)"
 
 
 def check_batch(function: str, x: Tensor, argument: str) -> None:
@@ -61,29 +96,49 @@ def check_finite(function: str, x: Tensor, argument: str) -> None:
 
 
 def check_like(function: str, argument: str, value: Tensor, x: Tensor) -> None:
-    """Raise unless `value` has the shape, a floating dtype and the device of `x`."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(must(function, argument, "be a floating tensor", getattr(value, "dtype", type(value).__name__)))
+    """Raise unless `value` has the shape, the device and the dtype of `x` (or float32 where that is narrower)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(must(function, argument, "be a torch.Tensor", type(value).__name__))
     if value.shape != x.shape:
-        raise ValueError(must(function, argument, f"have the shape of x, {tuple(x.shape)}", tuple(value.shape)))
+        hint = "it would broadcast in silence" if value.numel() < x.numel() else ""
+        raise ValueError(must(function, argument, f"have the shape of x, {tuple(x.shape)}", tuple(value.shape), hint))
     check_device(function, argument, value, x)
+    if value.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
+        raise ValueError(must(function, argument, f"have the dtype of x, {x.dtype}", value.dtype, f"{argument} = {argument}.to(x.dtype), or torch.randn_like(x)"))
 
 
-def check_device(function: str, argument: str, value: Tensor, x: Tensor) -> None:
+def check_device(function: str, argument: str, value: Tensor | torch.Generator, x: Tensor) -> None:
     """Raise unless `value` and `x` are on one device."""
     if value.device != x.device:
-        raise ValueError(must(function, argument, f"be on the device of x, {x.device}", value.device))
+        hint = "torch.Generator(x.device)" if isinstance(value, torch.Generator) else f"{argument} = {argument}.to(x.device)"
+        raise ValueError(must(function, argument, f"be on the device of x, {x.device}", value.device, hint))
+
+
+def check_generator(function: str, generator: object, x: Tensor) -> None:
+    """Raise unless `generator` is a `torch.Generator` of the device of `x`, or of the CPU for the meta device."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(must(function, "generator", "be a torch.Generator", repr(generator), "torch.Generator(x.device).manual_seed(seed)"))
+    if generator.device.type != x.device.type:
+        check_device(function, "generator", generator, x)
 
 
 def check_times(function: str, t: Tensor, x: Tensor) -> None:
-    """Raise unless given times are (batch,), floating, on the device of `x` and within [0, 1]. Reads values."""
-    if not isinstance(t, Tensor) or not t.is_floating_point():
+    """Raise unless given times are (batch,), floating, on the device of `x` and within [0, 1]. Reads values where it can."""
+    if not isinstance(t, Tensor):
+        hint = f"one time for all is torch.full((len(x),), {t})" if isinstance(t, float) else ""
+        raise TypeError(must(function, "t", "be a torch.Tensor", type(t).__name__, hint))
+    if not t.is_floating_point():
         hint = "times are fractions of the way to noise, not integer steps: t = step / steps"
-        raise TypeError(must(function, "t", "be a floating tensor", getattr(t, "dtype", type(t).__name__), hint))
+        raise ValueError(must(function, "t", "be floating", t.dtype, hint))
     if t.shape != x.shape[:1]:
-        raise ValueError(must(function, "t", f"have shape (batch,) = ({x.shape[0]},)", tuple(t.shape)))
+        hint = "t.flatten()" if t.numel() == x.shape[0] else "one time for each example"
+        raise ValueError(must(function, "t", f"have shape (batch,) = ({x.shape[0]},)", tuple(t.shape), hint))
     check_device(function, "t", t, x)
-    if not ((t >= 0) & (t <= 1)).all():
+    if not readable(t):
+        return
+    bad = ~((t >= 0) & (t <= 1))
+    if bad.any():
         low, high = t.min().item(), t.max().item()
-        hint = "integer steps are divided by their number first" if high > 1 else ""
-        raise ValueError(must(function, "t", "lie within [0, 1]", f"values from {low:g} to {high:g}", hint))
+        came = f"{int(t.isnan().sum())} NaN" if t.isnan().any() else f"values from {low:g} to {high:g}"
+        hint = "integer steps are divided by their number first: t = step / steps" if high > 1 else ""
+        raise ValueError(must(function, "t", "lie within [0, 1]", came, hint))

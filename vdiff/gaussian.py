@@ -6,6 +6,8 @@ from λ through `sigmoid`, `expm1` and `softplus`, never as one minus another.
 """
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +16,38 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 where the device has no float64 (MPS): the precision of all λ arithmetic."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def wide(v: Tensor) -> Tensor:
-    """A vector in float64 (float32 where the device has no float64), the precision of all λ arithmetic."""
-    return v.to(torch.float32 if v.device.type == "mps" else torch.float64)
+    """A vector in the precision of all λ arithmetic, float64."""
+    return v.to(wide_dtype(v.device))
+
+
+def wide_number(v: Tensor | float, device: torch.device) -> Tensor:
+    """A number as a tensor in that precision, without a detour through float32."""
+    return torch.as_tensor(v, dtype=wide_dtype(device), device=device)
+
+
+def moving_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` of `nn.Module._apply` as a move between devices alone: λ and log-probabilities do not survive half precision.
+
+    What a device cannot hold (float64 on MPS) stays where it is, with a warning.
+    """
+
+    def move(v: Tensor) -> Tensor:
+        try:
+            moved = fn(v)
+            return moved if moved.dtype == v.dtype else v.to(moved.device)
+        except TypeError as error:
+            if v.dtype != torch.float64 or "float64" not in str(error):
+                raise
+            warnings.warn(f"the device has no float64: a tensor of shape {tuple(v.shape)} stays on {v.device}", stacklevel=2)
+            return v
+
+    return move
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -173,7 +204,7 @@ def prior_kl(x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float) -> Flo
     >>> prior_kl(torch.ones(1, 2), -5.0)
     tensor([0.0067])
     """
-    logsnr = wide(torch.as_tensor(logsnr_min, device=x.device))
+    logsnr = wide_number(logsnr_min, x.device)
     dims = x[0].numel()
     signal = torch.sigmoid(logsnr)
     slack = F.softplus(logsnr) - signal  # KL of the variances alone: ½d of it

@@ -1,6 +1,7 @@
 """The one equation: every objective is L_w(x) = ½ E_{t, ε}[ w(λ_t) (−dλ/dt) ‖ε − ε̂(z_t, λ_t)‖² ]."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,18 +10,24 @@ from torch import Tensor, nn
 
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder, Gaussian
-from vdiff.errors import check_data, check_like, check_positive_int, check_times, checking, did_you_mean, must
+from vdiff.denoiser import check_no_data_parallel
+from vdiff.errors import check_data, check_generator, check_like, check_positive_int, check_times, checking, did_you_mean, must
 from vdiff.gaussian import at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
 from vdiff.schedule import Schedule
+from vdiff.schedule.base import check_schedule
 from vdiff.times import on_chain, stratified
-from vdiff.weighting import ELBO, Weighting, check_weighting
+from vdiff.weighting import ELBO, Weighting, check_weight, check_weight_function, check_weighting
 
 Model = Callable[..., Prediction]
 WeightFunction = Callable[[Tensor], Tensor]
 
 _ELBO = ELBO()
 _WORDS = ("schedule", "weighting", "decoder", "steps", "generator")
+_ELSEWHERE = {
+    ("weighted_elbo", "decoder"): "elbo takes a decoder; here x is encoded already",
+    ("elbo", "weighting"): "the bound's weighting is ELBO(); weighted_elbo takes another",
+}
 
 
 def weighted_elbo(
@@ -70,7 +77,8 @@ def weighted_elbo(
     """
     if checking():
         check_data("weighted_elbo", x)
-        _check_call("weighted_elbo", schedule, steps, condition)
+        _check_call("weighted_elbo", model, schedule, steps, condition)
+        check_weight_function("weighted_elbo", weighting)
     x, t, eps = _draw("weighted_elbo", x, steps, t, eps, generator)
     logsnr, measure = schedule.levels(t, steps)
     return _diffusion(model, x, eps, logsnr, measure, weighting, condition)
@@ -114,11 +122,8 @@ def elbo(
     torch.Size([8])
     """
     if checking():
-        _check_call("elbo", schedule, steps, condition)
-        if not isinstance(decoder, Decoder):
-            raise TypeError(must("elbo", "decoder", "be a Decoder", decoder, "for instance Categorical(levels=256), or Gaussian() for continuous data"))
-        if schedule.learns_ends and isinstance(decoder, Gaussian):
-            raise ValueError(must("elbo", "schedule", "have fixed ends with a Gaussian decoder", repr(schedule), "on continuous data the bound improves for ever as λ_max grows"))
+        _check_call("elbo", model, schedule, steps, condition)
+        _check_decoder("elbo", decoder, schedule)
     x, t, eps = _draw("elbo", decoder.encode(data), steps, t, eps, generator)
     logsnr_max, logsnr_min = schedule.ends(pin=False)
     logsnr, measure = schedule.levels(t, steps, pin=False)
@@ -152,7 +157,10 @@ class Objective(nn.Module):
         self, model: Model, *, schedule: Schedule, weighting: WeightFunction | None = None, decoder: Decoder | None = None, steps: int | None = None
     ) -> None:
         super().__init__()
-        _check_call("Objective", schedule, steps, {})
+        _check_call("Objective", model, schedule, steps, {})
+        check_no_data_parallel("Objective", "model", model)
+        if decoder is not None:
+            _check_decoder("Objective", decoder, schedule)
         if decoder is not None and weighting is not None and not isinstance(weighting, ELBO):
             raise ValueError(must("Objective", "weighting", "be left out, or ELBO(), where a decoder is given", repr(weighting), "with another weighting the sum is no bound"))
         if isinstance(model, nn.Module) and any(type(m).__name__ == "DistributedDataParallel" for m in model.modules()) and any(True for _ in schedule.parameters()):
@@ -168,6 +176,8 @@ class Objective(nn.Module):
         self, x: Tensor, *, t: Tensor | None = None, eps: Tensor | None = None, generator: torch.Generator | None = None, **condition: Any
     ) -> Float[Tensor, " batch"]:
         """The loss of each example, nats: `weighted_elbo`, or `elbo(...).total` where there is a decoder."""
+        if getattr(self, "_is_replica", False):  # torch's own mark on the copies that nn.DataParallel makes
+            raise TypeError(must("Objective", "self", "not be wrapped in nn.DataParallel", "a replica", "its replicas draw their times apart: use DistributedDataParallel"))
         if self.decoder is not None:
             return self.bound(x, t=t, eps=eps, generator=generator, **condition).total
         return weighted_elbo(
@@ -187,6 +197,8 @@ def _draw(
     """x in float32 at least, with the times and the noise that were not given drawn."""
     if eps is not None and checking():
         check_like(name, "eps", eps, x)
+    if generator is not None and checking():
+        check_generator(name, generator, x)
     x = x.to(at_least_float32(x.dtype))
     if t is None:
         t = stratified(x.shape[0], generator=generator, device=x.device)
@@ -194,36 +206,57 @@ def _draw(
     elif checking():
         check_times(name, t, x)
     eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator) if eps is None else eps.to(x.dtype)
-    return x, t, eps
+    return _usable(x), _usable(t), _usable(eps)
+
+
+def _usable(v: Tensor) -> Tensor:
+    """A tensor made under `inference_mode` cannot be saved for a backward pass outside it: its copy can."""
+    return v.clone() if checking() and v.is_inference() and not torch.is_inference_mode_enabled() else v
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off (the meta device knows no autocast)."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _diffusion(
     model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, measure: Tensor, weighting: WeightFunction, condition: dict[str, Any]
 ) -> Float[Tensor, " batch"]:
     """½ w(λ) · measure · ‖ε − ε̂‖² at given levels: the one diffusion term under every loss and every bound."""
-    with torch.autocast(x.device.type, enabled=False):
+    with _full_precision(x.device):
         z = diffuse(x, eps, logsnr)
         weight = weighting(logsnr)
-        if checking() and (not isinstance(weight, Tensor) or weight.shape != logsnr.shape):
-            got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-            raise ValueError(must("weighted_elbo", "weighting", f"return a tensor of the shape of logsnr, {tuple(logsnr.shape)}", got))
+        if checking():
+            check_weight("weighted_elbo", weight, logsnr)
     prediction = model(z, logsnr, **condition)
     if not isinstance(prediction, Prediction):
-        raise TypeError(must("weighted_elbo", "model", "return a Prediction", type(prediction).__name__, "wrap the network: Denoiser(network, V())"))
-    with torch.autocast(x.device.type, enabled=False):
-        squared_error = prediction.squared_error(x, eps)
-        return (0.5 * weight * measure).to(squared_error.dtype) * squared_error
+        raise TypeError(must("weighted_elbo", "model", "return a Prediction", type(prediction).__name__, "wrap the network, which says what it predicts: Denoiser(network, V())"))
+    with _full_precision(x.device):
+        return prediction.squared_error(x, eps, factor=0.5 * weight * measure)
 
 
-def _check_call(name: str, schedule: object, steps: object, condition: dict[str, Any]) -> None:
+def _check_call(name: str, model: object, schedule: object, steps: object, condition: dict[str, Any]) -> None:
     for word in condition:
+        if elsewhere := _ELSEWHERE.get((name, word)):
+            raise TypeError(f"{name}: argument '{word}' is unknown; {elsewhere}")
         if hint := did_you_mean(word, _WORDS, cutoff=0.8):
-            raise TypeError(f"{name}: unknown argument '{word}'; {hint}")
-    if not isinstance(schedule, Schedule):
-        came = f"the class {schedule.__name__}" if isinstance(schedule, type) else repr(schedule)
-        raise TypeError(must(name, "schedule", "be a Schedule", came, "an instance, for instance Cosine()"))
+            raise TypeError(f"{name}: argument '{word}' is unknown; {hint}")
+    if not callable(model) or isinstance(model, type):
+        came = f"the class {model.__name__}" if isinstance(model, type) else repr(model)
+        raise TypeError(must(name, "model", "be called as model(z, logsnr) and return a Prediction", came, "for instance Denoiser(network, V())"))
+    if isinstance(model, nn.DataParallel):
+        check_no_data_parallel(name, "model", model)
+    check_schedule(name, schedule)
     if steps is not None:
         check_positive_int(name, "steps", steps)
+
+
+def _check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
+    if not isinstance(decoder, Decoder):
+        came = f"the class {decoder.__name__}" if isinstance(decoder, type) else repr(decoder)
+        raise TypeError(must(name, "decoder", "be a Decoder", came, "an instance, for instance Categorical(levels=256), or Gaussian() for continuous data"))
+    if schedule.learns_ends and isinstance(decoder, Gaussian):
+        raise ValueError(must(name, "schedule", "have fixed ends with a Gaussian decoder", repr(schedule), "on continuous data the bound improves for ever as λ_max grows"))
 
 
 __all__ = ["Objective", "elbo", "weighted_elbo"]

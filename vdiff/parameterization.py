@@ -5,6 +5,7 @@ converted in pairs, and the error is computed in the network's own units: in flo
 accurate at λ = −10 than going through ε̂.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.errors import finite
 from vdiff.gaussian import Step, alpha, combine, sigma, sum_dims, wide
 
 if TYPE_CHECKING:
@@ -43,10 +45,16 @@ class Parameterization:
         >>> X().kappa(torch.tensor([0.0, 2.0]))
         tensor([1.0000, 0.3679])
         """
-        a, b = self.row(logsnr)
-        if isinstance(a, float) and a == 0.0:
-            return abs(b)
-        return (b - a * torch.exp(-0.5 * logsnr)).abs()
+        squared: Coefficient = self.kappa2(logsnr) ** 0.5
+        return squared
+
+    def kappa2(self, logsnr: Tensor) -> Coefficient:
+        """κ², by which a squared error of ε is multiplied to be one of the target.
+
+        >>> V().kappa2(torch.tensor([0.0]))
+        tensor([2.])
+        """
+        return _kappa2(*self.row(logsnr), logsnr)
 
     def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         """o = a·x + b·ε, what a perfect network would return.
@@ -94,18 +102,18 @@ class V(Parameterization):
     """
 
     def __init__(self, sigma_data: float = 1.0) -> None:
-        self.sigma_data = float(sigma_data)
+        self.sigma_data = finite("V", "sigma_data", sigma_data, above=0.0, hint="the standard deviation of the data, 1 for plain v-prediction")
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         if self.sigma_data == 1.0:
             return -sigma(logsnr), alpha(logsnr)
-        scale = self.input_scale(logsnr)
-        return -sigma(logsnr) * scale / self.sigma_data, alpha(logsnr) * scale * self.sigma_data
+        normalized = logsnr + 2.0 * math.log(self.sigma_data)  # the log-SNR of data divided by σ_d: there this is plain v
+        return sigma(normalized) * (-1.0 / self.sigma_data), alpha(normalized)
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
         if self.sigma_data == 1.0:
             return 1.0
-        return (torch.sigmoid(logsnr) * self.sigma_data**2 + torch.sigmoid(-logsnr)).rsqrt()
+        return (1.0 + torch.sigmoid(logsnr) * (self.sigma_data**2 - 1.0)).rsqrt()
 
 
 class Flow(Parameterization):
@@ -158,9 +166,6 @@ class PosteriorMean(Parameterization):
         b = a * torch.exp(-step.delta - 0.5 * step.logsnr_t)
         return a.to(logsnr.dtype), b.to(logsnr.dtype)
 
-    def kappa(self, logsnr: Tensor) -> Coefficient:
-        return self.step(logsnr).coefficient_eps.to(logsnr.dtype)
-
 
 class Prediction:
     """What a model says about z: one output, readable in any dialect.
@@ -210,17 +215,26 @@ class Prediction:
         """The prediction as another target."""
         return parameterization.target(self.x, self.eps, self.logsnr)
 
-    def squared_error(self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
-        """‖ε − ε̂‖² of each example, summed over dimensions: ‖o − ô‖²/κ²."""
-        target = self.parameterization.target(x, eps, self.logsnr)
-        error = sum_dims(F.mse_loss(self.out, target, reduction="none"))
-        kappa = self.parameterization.kappa(self.logsnr)
-        if isinstance(kappa, float):
-            return error / kappa**2 if kappa != 1.0 else error
-        return error * kappa.square().reciprocal().to(error.dtype)
+    def squared_error(
+        self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], factor: Float[Tensor, " batch"] | float = 1.0
+    ) -> Float[Tensor, " batch"]:
+        """factor · ‖ε − ε̂‖² of each example, summed over dimensions: ‖o − ô‖² · factor/κ², that ratio rounded once."""
+        a, b = self.parameterization.row(self.logsnr)
+        error = sum_dims(F.mse_loss(self.out, combine(a, x, b, eps), reduction="none"))
+        kappa2 = _kappa2(a, b, self.logsnr)
+        ratio = factor if isinstance(kappa2, float) and kappa2 == 1.0 else factor / kappa2
+        return error * (ratio.to(error.dtype) if isinstance(ratio, Tensor) else ratio)
 
     def _inverse_determinant(self, a: Coefficient, b: Coefficient) -> Tensor:
         return (alpha(self.logsnr) * b - sigma(self.logsnr) * a).reciprocal()
+
+
+def _kappa2(a: Coefficient, b: Coefficient, logsnr: Tensor) -> Coefficient:
+    """(b − a e^{−λ/2})²."""
+    if isinstance(a, float) and a == 0.0:
+        return b**2
+    kappa: Tensor = b - a * torch.exp(-0.5 * logsnr)
+    return kappa.square()
 
 
 def _is(a: Coefficient, b: Coefficient, first: float, second: float) -> bool:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import check_positive_int, must
-from vdiff.gaussian import wide
+from vdiff.gaussian import wide_dtype
 
 GOLDEN = 0.6180339887498949
 
@@ -39,7 +39,7 @@ def stratified(
         if count > 1:
             raise ValueError(must("stratified", "offset", "be given where a grid has several shares", None, "shares with offsets of their own make no grid: use offset_of(seed, step)"))
         offset = torch.rand((), generator=generator, device=device)
-    strata = wide(torch.arange(index, batch * count, count, device=device))
+    strata = torch.arange(index, batch * count, count, dtype=wide_dtype(torch.device(device or "cpu")), device=device)
     return (strata + offset) / (batch * count)
 
 

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, finite, must
 from vdiff.gaussian import at_least_float32, wide
 from vdiff.parameterization import Eps, Parameterization, V, X
 from vdiff.schedule import Cosine, OptimalTransport, Schedule
+from vdiff.schedule.base import check_ends, check_schedule, home
 from vdiff.schedule.law import Gaussian, Law
 
 SPAN = 40.0  # |λ| up to which a weighting is examined
@@ -56,17 +57,21 @@ class Weighting(nn.Module):
     def peak(self) -> float:
         """The λ at which w is largest, the greatest where that is a stretch.
 
-        >>> round(EDM().peak, 6)
-        -3.307778
+        >>> round(EDM().peak, 4)
+        -3.3078
         """
         grid = self._grid()
         for _ in range(8):
-            best = int(self.weight_at(grid).argmax())
-            grid = torch.linspace(grid[max(best - 1, 0)].item(), grid[min(best + 1, len(grid) - 1)].item(), 1001, dtype=torch.float64)
-        return grid[int(self.weight_at(grid).argmax())].item()
+            best = self._last_largest(grid)
+            grid = torch.linspace(grid[max(best - 1, 0)].item(), grid[min(best + 1, len(grid) - 1)].item(), 1001, dtype=torch.float64, device=grid.device)
+        return grid[self._last_largest(grid)].item()
+
+    def _last_largest(self, grid: Tensor) -> int:
+        w = self.weight_at(grid)
+        return int((w == w.max()).nonzero()[-1])
 
     def _grid(self) -> Tensor:
-        return torch.linspace(*self.range(), 8001, dtype=torch.float64)
+        return torch.linspace(*self.range(), 8001, dtype=torch.float64, device=home(self))
 
     def __mul__(self, factor: "Weighting") -> "Weighting":
         return Product(self, factor)
@@ -74,10 +79,8 @@ class Weighting(nn.Module):
     def check(self) -> "Weighting":
         """Verify that w is finite, nonnegative and keeps its shape over its range; returns self, raises ValueError.
 
-        >>> Custom(lambda logsnr: logsnr).check()
-        Traceback (most recent call last):
-            ...
-        ValueError: Custom: argument 'weighting' must be finite and at least 0; got -40 at λ = -40
+        >>> (ELBO() * MinSNR(5.0)).check()
+        Product(ELBO(), MinSNR(gamma=5.0))
         """
         check_weighting(self, *self.range(), name=type(self).__name__)
         return self
@@ -95,6 +98,10 @@ class Product(Weighting):
 
     def __init__(self, base: Weighting, factor: Weighting) -> None:
         super().__init__()
+        for argument, value in (("base", base), ("factor", factor)):
+            if not isinstance(value, Weighting):
+                hint = "a constant moves nothing but the learning rate; a function of λ is weighting.Custom(…)"
+                raise TypeError(must("Product", argument, "be a Weighting", value, f"an instance: {value.__name__}()" if isinstance(value, type) else hint))
         self.base, self.factor = base, factor
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
@@ -134,6 +141,11 @@ class MSE(Weighting):
 
     def __init__(self, schedule: Schedule | Law, parameterization: Parameterization, *, steps: int | None = None) -> None:
         super().__init__()
+        if not isinstance(schedule, Law):
+            check_schedule("MSE", schedule)
+        if not isinstance(parameterization, Parameterization):
+            came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
+            raise TypeError(must("MSE", "parameterization", "be a Parameterization", came, "an instance, for instance V()"))
         if isinstance(schedule, Schedule) and schedule.learns_ends:
             raise ValueError(must("MSE", "schedule", "be fixed", repr(schedule), "a plain loss under a learned schedule is an objective that moves with it; use a fixed w(λ)"))
         if steps is not None:
@@ -143,11 +155,11 @@ class MSE(Weighting):
         self.schedule, self.parameterization, self.steps = schedule, parameterization, steps
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
-        kappa = self.parameterization.kappa(logsnr)
+        kappa2 = self.parameterization.kappa2(logsnr)
         if self.steps is None or isinstance(self.schedule, Law):
-            return 2.0 * self.schedule.density(logsnr) * kappa**2
+            return self.schedule.density(logsnr) * (2.0 * kappa2)
         delta = self.schedule.delta(self.schedule.inverse(logsnr, clamp=True), self.steps)
-        return 2.0 * kappa**2 / ((self.steps + 1) * torch.expm1(delta))
+        return 2.0 * kappa2 / ((self.steps + 1) * torch.expm1(delta))
 
     def range(self) -> tuple[float, float]:
         if isinstance(self.schedule, Law):
@@ -198,7 +210,7 @@ class Sigmoid(Weighting):
 
     def __init__(self, bias: float = 2.0) -> None:
         super().__init__()
-        self.bias = float(bias)
+        self.bias = finite("Sigmoid", "bias", bias)
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return torch.sigmoid(self.bias - logsnr)
@@ -216,7 +228,7 @@ class MinSNR(Weighting):
 
     def __init__(self, gamma: float = 5.0) -> None:
         super().__init__()
-        self.gamma = _positive(type(self).__name__, "gamma", gamma)
+        self.gamma = finite(type(self).__name__, "gamma", gamma, above=0.0)
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return torch.exp((math.log(self.gamma) - logsnr).clamp(max=0.0))
@@ -245,7 +257,7 @@ class P2(Weighting):
 
     def __init__(self, gamma: float = 1.0, k: float = 1.0) -> None:
         super().__init__()
-        self.gamma, self.k = float(gamma), _positive("P2", "k", k)
+        self.gamma, self.k = finite("P2", "gamma", gamma), finite("P2", "k", k, above=0.0)
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return torch.exp(-self.gamma * torch.logaddexp(logsnr, torch.full_like(logsnr, math.log(self.k))))
@@ -277,15 +289,26 @@ class Debiased(Weighting):
 
 
 class Custom(Weighting):
-    """A weighting from a function of λ; a plain function can be passed as `weighting=` too, `Custom` adds the rest.
+    """A weighting from a function of λ, checked at construction over the λ for which it is meant; a plain function can
+    be passed as `weighting=` too, `Custom` adds the rest.
 
     >>> Custom(lambda logsnr: torch.exp(-logsnr.abs())).monotone
     False
+    >>> Custom(lambda logsnr: 1 - logsnr / 20)
+    Traceback (most recent call last):
+        ...
+    ValueError: Custom: argument 'weighting' must be finite and at least 0; got -0.004 at λ = 20.08 (give the range it is meant for: Custom(…, logsnr_min=…, logsnr_max=…))
     """
 
-    def __init__(self, weight: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, weight: Callable[[Tensor], Tensor], logsnr_min: float = -SPAN, logsnr_max: float = SPAN) -> None:
         super().__init__()
         self._weight = weight
+        high, low = check_ends("Custom", logsnr_max, logsnr_min)
+        self._range = (low, high)
+        check_weighting(self.weight_at, low, high, "Custom", "give the range it is meant for: Custom(…, logsnr_min=…, logsnr_max=…)")
+
+    def range(self) -> tuple[float, float]:
+        return self._range
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return self._weight(logsnr)
@@ -305,33 +328,48 @@ def loss_factor(weighting: Weighting, schedule: Schedule, parameterization: Para
 
     def factor(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         v = wide(logsnr)
-        value = weighting(v) / (2.0 * schedule.density(v) * parameterization.kappa(v) ** 2)
+        value = weighting(v) / (2.0 * schedule.density(v) * parameterization.kappa2(v))
         return value.to(at_least_float32(logsnr.dtype))
 
     return factor
 
 
-def check_weighting(weighting: Callable[[Tensor], Tensor], logsnr_min: float, logsnr_max: float, name: str = "weighting") -> None:
+def check_weighting(weighting: Callable[[Tensor], Tensor], logsnr_min: float, logsnr_max: float, name: str = "weighting", hint: str = "") -> None:
     """Raise unless a weighting is finite, nonnegative and (batch,) → (batch,) between two log-SNRs. Reads values."""
-    logsnr = torch.linspace(logsnr_min, logsnr_max, 1001, dtype=torch.float64)
-    w = weighting(logsnr)
-    if not isinstance(w, Tensor) or w.shape != logsnr.shape:
-        got = tuple(w.shape) if isinstance(w, Tensor) else type(w).__name__
-        raise ValueError(must(name, "weighting", "return a tensor of the shape of logsnr", got))
+    check_weight_function(name, weighting)
+    place = home(weighting)
+    if place.type == "meta":
+        return
+    with torch.no_grad():
+        logsnr = torch.linspace(logsnr_min, logsnr_max, 1001, dtype=torch.float64, device=place)
+        w = weighting(logsnr)
+    check_weight(name, w, logsnr)
     bad = ~(torch.isfinite(w) & (w >= 0))
     if bad.any():
         i = int(bad.nonzero()[0])
-        raise ValueError(must(name, "weighting", "be finite and at least 0", f"{w[i]:g} at λ = {logsnr[i]:g}"))
+        raise ValueError(must(name, "weighting", "be finite and at least 0", f"{w[i]:g} at λ = {logsnr[i]:g}", hint))
 
 
-def _positive(name: str, argument: str, value: float) -> float:
-    if not value > 0 or not math.isfinite(value):
-        raise ValueError(must(name, argument, "be positive and finite", value))
-    return float(value)
+def check_weight_function(name: str, weighting: object) -> None:
+    """Raise unless a weighting can be called with λ; its class is the likely mistake."""
+    if isinstance(weighting, type):
+        raise TypeError(must(name, "weighting", "be a Weighting or a function of logsnr", f"the class {weighting.__name__}", f"an instance: {weighting.__name__}()"))
+    if not callable(weighting):
+        raise TypeError(must(name, "weighting", "be a Weighting or a function of logsnr", repr(weighting), "for instance Sigmoid(2.0)"))
+
+
+def check_weight(name: str, weight: object, logsnr: Tensor) -> None:
+    """Raise unless what a weighting returned has the shape and device of logsnr. Reads no value."""
+    if not isinstance(weight, Tensor) or weight.shape != logsnr.shape or weight.device != logsnr.device:
+        came = f"{tuple(weight.shape)} on {weight.device}" if isinstance(weight, Tensor) else type(weight).__name__
+        hint = "" if isinstance(weight, Tensor) else "torch.full_like(logsnr, value) for a constant"
+        if isinstance(weight, Tensor) and weight.shape != logsnr.shape:
+            hint = "it would broadcast in silence"
+        raise ValueError(must(name, "weighting", f"return a tensor of the shape and device of logsnr, {tuple(logsnr.shape)} on {logsnr.device}", came, hint))
 
 
 __all__ = [
     "EDM", "ELBO", "MSE", "P2", "Custom", "Debiased", "InDI", "MinSNR", "Product", "Sigmoid", "SoftMinSNR", "TruncatedSNR", "Weighting",
-    "check_weighting", "loss_factor",
+    "check_weight", "check_weight_function", "check_weighting", "loss_factor",
 ]
 _ = (Cosine, Eps)  # names of the docstrings' examples

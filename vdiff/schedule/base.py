@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, checking, must
-from vdiff.gaussian import at_least_float32, wide
+from vdiff.errors import check_positive_int, checking, finite, must, readable
+from vdiff.gaussian import at_least_float32, moving_only, wide
 
 BISECTIONS = 64
 EDGE = 1e-6  # how far beyond an end, relative to the range, a rounded float32 λ may lie and still count as inside
@@ -39,8 +39,7 @@ class Schedule(nn.Module):
 
     def __init__(self, logsnr_max: float, logsnr_min: float) -> None:
         super().__init__()
-        check_ends(type(self).__name__, logsnr_max, logsnr_min)
-        self._ends = (float(logsnr_max), float(logsnr_min))
+        self._ends = check_ends(type(self).__name__, logsnr_max, logsnr_min)
 
     @property
     def logsnr_max(self) -> float:
@@ -89,6 +88,7 @@ class Schedule(nn.Module):
         >>> Cosine()(torch.tensor(0.5))
         tensor(0.)
         """
+        self._check_argument("forward", "t", t)
         return self.logsnr_at(wide(t)).to(at_least_float32(t.dtype))
 
     def rate(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -98,6 +98,7 @@ class Schedule(nn.Module):
         >>> Linear(13.3, -5.0).rate(torch.tensor(0.5))
         tensor(18.3000)
         """
+        self._check_argument("rate", "t", t)
         t64 = wide(t)
         return self.rate_at(t64, self.logsnr_at(t64)).to(at_least_float32(t.dtype))
 
@@ -110,8 +111,9 @@ class Schedule(nn.Module):
         >>> Linear(13.3, -5.0).inverse(torch.tensor(4.15))
         tensor(0.5000)
         """
+        self._check_argument("inverse", "logsnr", logsnr)
         wide_logsnr = wide(logsnr)
-        if not clamp and checking() and not self._inside(wide_logsnr).all():
+        if not clamp and checking() and readable(logsnr) and not self._inside(wide_logsnr).all():
             low, high = logsnr.min().item(), logsnr.max().item()
             came = f"values from {low:g} to {high:g}"
             raise ValueError(must(f"{type(self).__name__}.inverse", "logsnr", f"lie within the ends [{self.logsnr_min:g}, {self.logsnr_max:g}]", came, "clamp=True returns the nearest end"))
@@ -124,9 +126,10 @@ class Schedule(nn.Module):
         >>> Linear(13.3, -5.0).density(torch.tensor([0.0, 20.0]))
         tensor([0.0546, 0.0000])
         """
+        self._check_argument("density", "logsnr", logsnr)
         wide_logsnr = wide(logsnr)
-        inside = torch.where(self._inside(wide_logsnr), self.density_at(wide_logsnr), 0.0)
-        return inside.to(at_least_float32(logsnr.dtype))
+        density = self.density_at(wide_logsnr) * self._inside(wide_logsnr)
+        return density.to(at_least_float32(logsnr.dtype))
 
     def delta(self, t: Float[Tensor, "*shape"], steps: int) -> Float[Tensor, "*shape"]:
         """λ_s − λ_t over the step that ends at t, s = t − 1/T, in float64.
@@ -135,6 +138,9 @@ class Schedule(nn.Module):
         >>> Linear(13.3, -5.0).delta(torch.tensor(1.0), steps=10)
         tensor(1.8300, dtype=torch.float64)
         """
+        self._check_argument("delta", "t", t)
+        if checking():
+            check_positive_int(f"{type(self).__name__}.delta", "steps", steps)
         t64 = wide(t)
         return self.logsnr_at((t64 - 1 / steps).clamp(min=0.0)) - self.logsnr_at(t64)
 
@@ -145,11 +151,13 @@ class Schedule(nn.Module):
         """
         t64 = wide(t)
         logsnr = self.logsnr_at(t64)
-        if checking() and (not isinstance(logsnr, Tensor) or logsnr.shape != t.shape or logsnr.dtype != t64.dtype or logsnr.device != t.device):
-            came = f"{tuple(logsnr.shape)}, {logsnr.dtype}, {logsnr.device}" if isinstance(logsnr, Tensor) else type(logsnr).__name__
-            raise ValueError(must(f"{type(self).__name__}.logsnr_at", "return value", f"have the shape, dtype and device of t: {tuple(t.shape)}, {t64.dtype}, {t.device}", came))
+        if checking():
+            check_returned(f"{type(self).__name__}.logsnr_at", logsnr, t64)
         if steps is None:
-            return logsnr, self.rate_at(t64, logsnr)
+            rate = self.rate_at(t64, logsnr)
+            if checking():
+                check_returned(f"{type(self).__name__}.rate_at", rate, t64)
+            return logsnr, rate
         return logsnr, steps * torch.expm1(self.delta(t64, steps))
 
     def check(self, points: int = 10_001) -> Self:
@@ -161,35 +169,44 @@ class Schedule(nn.Module):
         Cosine(logsnr_max=15.0, logsnr_min=-15.0)
         """
         name = type(self).__name__
+        place = home(self)
+        if place.type == "meta":
+            return self  # parameters without values, to be filled later
         with torch.no_grad():
-            t = torch.linspace(0, 1, points, dtype=torch.float64)
+            t = torch.linspace(0, 1, points, dtype=torch.float64, device="cpu").to(place)
             logsnr = self.logsnr_at(t)
+            check_returned(f"{name}.logsnr_at", logsnr, t)
             rate = self.rate_at(t, logsnr)
+            check_returned(f"{name}.rate_at", rate, t)
             drop = logsnr[:-1] - logsnr[1:]
-            ends = torch.tensor([self.logsnr_max, self.logsnr_min], dtype=torch.float64)
-        _fail_at(name, "have finite logsnr_at(t)", ~torch.isfinite(logsnr), t, logsnr)
-        _fail_at(name, "be strictly decreasing in t (λ falls from data to noise)", drop <= 0, t, logsnr, "γ = −λ rises: hand over −γ")
-        _fail_at(name, "have rate_at(t, logsnr) = −dλ/dt > 0", ~(rate > 0), t, rate)
+            ends = torch.tensor([self.logsnr_max, self.logsnr_min], dtype=torch.float64, device=place)
+        _fail_at(name, "have finite logsnr_at(t)", ~torch.isfinite(logsnr), t, logsnr, "λ = ")
+        hint = "γ = −λ rises: hand over −γ" if logsnr[-1] > logsnr[0] else "the first of them that do not fall"
+        _fail_at(name, "be strictly decreasing in t (λ falls from data to noise)", drop <= 0, t, logsnr, "λ = ", hint)
+        _fail_at(name, "have rate_at(t, logsnr) = −dλ/dt > 0", ~(rate > 0), t, rate, "a rate of ", "dλ/dt itself is negative: hand over −dλ/dt" if (rate < 0).all() else "")
         if not torch.allclose(logsnr[[0, -1]], ends, rtol=1e-6, atol=1e-6):
             came = f"λ(0) = {logsnr[0]:g}, λ(1) = {logsnr[-1]:g}"
             raise ValueError(must(name, "logsnr_at", f"run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}", came))
         area = 0.5 * (rate[:-1] + rate[1:]) * (t[1] - t[0])
-        width = (t[1] - t[0]) * (rate[:-1] - rate[1:]).abs()  # how far a monotone rate leaves the trapezoid undecided
-        _fail_at(name, "have rate_at equal to the derivative of −logsnr_at", (area - drop).abs() > width + 1e-6 * drop.abs() + 1e-9, t, rate)
+        change = (rate[:-1] - rate[1:]).abs()  # of a cell or its neighbors: how far it leaves the trapezoid undecided, at a corner too
+        width = (t[1] - t[0]) * torch.nn.functional.max_pool1d(change[None], 3, stride=1, padding=1)[0]
+        hint = "λ falls there by another amount than the rates between say"
+        _fail_at(name, "have rate_at equal to the derivative of −logsnr_at", (area - drop).abs() > width + 1e-6 * drop.abs() + 1e-9, t, rate, "a rate of ", hint)
         return self
+
+    def _check_argument(self, method: str, argument: str, value: Tensor) -> None:
+        if checking() and not (isinstance(value, Tensor) and value.is_floating_point()):
+            came = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            hint = "times are fractions of the way to noise, not integer steps: t = step / steps" if argument == "t" else "torch.tensor(…)"
+            raise TypeError(must(type(self).__name__ if method == "forward" else f"{type(self).__name__}.{method}", argument, "be a floating tensor", came, hint))
 
     def _inside(self, logsnr: Tensor) -> Tensor:
         high, low = self.ends()
         return (logsnr - 0.5 * (high + low)).abs() <= 0.5 * (1 + EDGE) * (high - low)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move between devices; never to half precision, which λ does not survive."""
-
-        def keep_dtype(v: Tensor) -> Tensor:
-            moved = fn(v)
-            return moved if moved.dtype == v.dtype else v.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)
+        module: Self = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+        return module
 
     def extra_repr(self) -> str:
         return f"logsnr_max={self.logsnr_max}, logsnr_min={self.logsnr_min}"
@@ -209,10 +226,12 @@ class Shifted(Schedule):
     """
 
     def __init__(self, schedule: Schedule, shift: float) -> None:
+        check_schedule("Shifted", schedule)
         if schedule.learns_ends:
             raise ValueError(must("Shifted", "schedule", "have fixed ends", repr(schedule), "learned ends need no shift"))
+        shift = finite("Shifted", "shift", shift)
         super().__init__(schedule.logsnr_max + shift, schedule.logsnr_min + shift)
-        self.schedule, self.shift = schedule, float(shift)
+        self.schedule, self.shift = schedule, shift
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         return self.schedule.logsnr_at(t) + self.shift
@@ -233,15 +252,24 @@ class Shifted(Schedule):
 class Custom(Schedule):
     """A schedule from a function t ↦ λ of one's own, checked at construction.
 
-    Without `rate`, the derivative is taken by forward-mode differentiation at each call; a formula is several times
+    Without `rate`, the derivative is taken by automatic differentiation at each call; a formula is several times
     cheaper. A schedule used often is a subclass of `Schedule` with two methods.
 
-    >>> Custom(lambda t: 10 - 15 * t.sqrt() * t).rate(torch.tensor(1.0))
-    tensor(22.5000)
+    >>> Custom(lambda t: 10 - 5 * t - 10 * t**2).rate(torch.tensor(1.0))
+    tensor(25.)
     """
 
     def __init__(self, logsnr: Callable[[Tensor], Tensor], rate: Callable[[Tensor], Tensor] | None = None) -> None:
-        first, last = (logsnr(torch.tensor([t], dtype=torch.float64)).item() for t in (0.0, 1.0))
+        t = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
+        ends = logsnr(t)
+        check_returned("Custom.logsnr", ends, t)
+        first, last = ends.tolist()
+        if not (math.isfinite(first) and math.isfinite(last)):
+            hint = "a schedule has finite ends: stop short of λ = ±∞, for instance with logsnr(1e-3 + 0.998 * t)"
+            raise ValueError(must("Custom", "logsnr", "be finite at both ends", f"λ = {first:g} at t = 0 and λ = {last:g} at t = 1", hint))
+        if not first > last:
+            hint = "γ = −λ rises: hand over −γ" if last > first else ""
+            raise ValueError(must("Custom", "logsnr", "fall from data (t = 0) to noise (t = 1)", f"λ = {first:g} at t = 0 and λ = {last:g} at t = 1", hint))
         super().__init__(first, last)
         self._logsnr, self._rate = logsnr, rate
         self.check()
@@ -252,23 +280,51 @@ class Custom(Schedule):
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
         if self._rate is not None:
             return self._rate(t)
-        derivative: Any = torch.func.jvp(self._logsnr, (t,), (torch.ones_like(t),))[1]
+        logsnr, pull_back = torch.func.vjp(self._logsnr, t)  # λ is elementwise in t; jvp would load deprecated torch.jit
+        derivative: Tensor = pull_back(torch.ones_like(logsnr))[0]
         return -derivative
 
 
-def check_ends(name: str, logsnr_max: float, logsnr_min: float) -> None:
-    """Raise unless λ_max > λ_min and both are finite."""
-    for argument, value in (("logsnr_max", logsnr_max), ("logsnr_min", logsnr_min)):
-        if not math.isfinite(value):
-            hint = "λ = −∞ is zero terminal SNR: the bound's prior term needs some signal left, so stop at about −15"
-            raise ValueError(must(name, argument, "be finite", value, hint))
-    if not logsnr_min < logsnr_max:
-        gamma = logsnr_max < 0 < logsnr_min
-        hint = f"these look like γ = −λ: logsnr_max={-logsnr_max:g}, logsnr_min={-logsnr_min:g}" if gamma else "t = 0 is data, with the larger λ"
-        raise ValueError(must(name, "logsnr_max", f"be greater than logsnr_min = {logsnr_min:g}", f"{logsnr_max:g}", hint))
+def check_ends(name: str, logsnr_max: float, logsnr_min: float) -> tuple[float, float]:
+    """(λ_max, λ_min) as floats; raises unless λ_max > λ_min and both are finite."""
+    noise = "λ = −∞ is zero terminal SNR: the bound's prior term needs some signal left, so stop at about −15"
+    clean = "λ = +∞ is data without noise, where nothing is left to predict: stop at about 15"
+    hints = {-math.inf: noise, math.inf: clean}
+    high = finite(name, "logsnr_max", logsnr_max, hint=hints.get(logsnr_max, ""))
+    low = finite(name, "logsnr_min", logsnr_min, hint=hints.get(logsnr_min, ""))
+    if not low < high:
+        hint = f"t = 0 is data and has the larger λ; if these are γ = −λ, write logsnr_max={-high:g}, logsnr_min={-low:g}" if low > high else "equal ends leave nothing between"
+        raise ValueError(must(name, "logsnr_max", f"be greater than logsnr_min = {low:g}", f"{high:g}", hint))
+    return high, low
 
 
-def _fail_at(name: str, requirement: str, bad: Tensor, t: Tensor, value: Tensor, hint: str = "") -> None:
+def check_schedule(name: str, schedule: object) -> None:
+    """Raise unless `schedule` is a Schedule; its class is the likely mistake."""
+    if not isinstance(schedule, Schedule):
+        if isinstance(schedule, type):
+            raise TypeError(must(name, "schedule", "be a Schedule", f"the class {schedule.__name__}", f"an instance: {schedule.__name__}()"))
+        raise TypeError(must(name, "schedule", "be a Schedule", repr(schedule), "for instance Cosine(); schedule.Custom takes a function of t"))
+
+
+def check_returned(function: str, value: object, t: Tensor) -> None:
+    """Raise unless what a schedule's own method returned has the shape, dtype and device of t."""
+    if not isinstance(value, Tensor) or value.shape != t.shape or value.dtype != t.dtype or value.device != t.device:
+        came, hint = (f"{tuple(value.shape)}, {value.dtype}, {value.device}", "") if isinstance(value, Tensor) else (type(value).__name__, "torch.full_like(t, value) for a constant")
+        if isinstance(value, Tensor) and value.shape != t.shape:
+            hint = "it would broadcast in silence"
+        raise ValueError(must(function, "return value", f"have the shape, dtype and device of t: {tuple(t.shape)}, {t.dtype}, {t.device}", came, hint))
+
+
+def home(module: object) -> torch.device:
+    """Where a module keeps its parameters and buffers; the CPU if it has none."""
+    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _fail_at(name: str, requirement: str, bad: Tensor, t: Tensor, value: Tensor, what: str, hint: str = "") -> None:
     if bad.any():
         i = int(bad.nonzero()[0])
-        raise ValueError(must(name, "schedule", requirement, f"{value[i]:g} at t = {t[i]:g}" + (f" and {value[i + 1]:g} at t = {t[i + 1]:g}" if i + 1 < len(t) else ""), hint))
+        came = f"{what}{value[i]:g} at t = {t[i]:g}"
+        if len(bad) < len(t):  # a fault between two times
+            came += f" and {value[i + 1]:g} at t = {t[i + 1]:g}"
+        raise ValueError(must(name, "schedule", requirement, came, hint))

@@ -1,9 +1,11 @@
 """The schedules of the literature: a law over λ, truncated to finite end points with its density renormalised."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from vdiff.errors import must
+from vdiff.errors import finite, must
 from vdiff.schedule.base import Schedule
 from vdiff.schedule.law import DoubleExponential, Gaussian, HyperbolicSecant, Law, LinearBetaLaw, Logistic, OffsetCosine
 
@@ -21,14 +23,15 @@ class Truncated(Schedule):
     def __init__(self, law: Law, logsnr_max: float, logsnr_min: float) -> None:
         super().__init__(logsnr_max, logsnr_min)
         self.law = law
-        ends = torch.tensor([logsnr_max, logsnr_min], dtype=torch.float64)
+        ends = torch.tensor(self._ends, dtype=torch.float64, device="cpu")
         self._before = law.survival(ends)[0].item()  # mass above λ_max
         self._after = law.cdf(ends)[1].item()  # mass below λ_min; zero, to rounding, where the law itself stops there
         self._mass = 1.0 - self._before - self._after
-        reached = self.logsnr_at(torch.tensor([0.0, 1.0], dtype=torch.float64)) if self._mass > 0 else ends * torch.nan
+        reached = self.logsnr_at(torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")) if self._mass > 0 else ends * torch.nan
         if not torch.allclose(reached, ends, rtol=1e-9, atol=1e-6):
+            name = "logsnr_min" if math.isclose(reached[0].item(), ends[0].item(), rel_tol=1e-9, abs_tol=1e-6) else "logsnr_max"
             came = f"[{logsnr_min:g}, {logsnr_max:g}], of which it reaches [{reached[1]:g}, {reached[0]:g}]"
-            raise ValueError(must(type(self).__name__, "logsnr_max, logsnr_min", f"lie where {law!r} has mass in float64", came, "the ends are too far out"))
+            raise ValueError(must(type(self).__name__, name, f"lie where {law!r} has mass in float64", came, "the end is too far out: no time is ever spent there"))
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         return self.law.quantile(self._before + self._mass * t, self._after + self._mass * (1.0 - t))
@@ -55,6 +58,7 @@ class Cosine(Truncated):
     def __init__(self, logsnr_max: float = 15.0, logsnr_min: float = -15.0, *, shift: float = 0.0, offset: float = 0.0) -> None:
         if shift and offset:
             raise ValueError(must("Cosine", "offset", "be zero where shift is given", offset, "Shifted(Cosine(offset=…), shift) has both"))
+        shift, offset = finite("Cosine", "shift", shift), finite("Cosine", "offset", offset, at_least=0.0)
         super().__init__(OffsetCosine(offset) if offset else HyperbolicSecant(shift), logsnr_max, logsnr_min)
 
 
@@ -67,7 +71,7 @@ class LinearBeta(Truncated):
 
     def __init__(self, logsnr_max: float | None = None, logsnr_min: float | None = None, *, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         law = LinearBetaLaw(beta_min, beta_max)
-        start, stop = law.quantile(torch.tensor([1e-3, 1.0], dtype=torch.float64)).tolist()
+        start, stop = law.quantile(torch.tensor([1e-3, 1.0], dtype=torch.float64, device="cpu")).tolist()
         super().__init__(law, start if logsnr_max is None else logsnr_max, stop if logsnr_min is None else logsnr_min)
 
 
@@ -92,9 +96,10 @@ class Normal(Truncated):
     """
 
     def __init__(self, mean: float = 2.4, std: float = 2.4, logsnr_max: float | None = None, logsnr_min: float | None = None) -> None:
-        high = mean + 5 * std if logsnr_max is None else logsnr_max
-        low = mean - 5 * std if logsnr_min is None else logsnr_min
-        super().__init__(Gaussian(mean, std), high, low)
+        law = Gaussian(finite("Normal", "mean", mean), finite("Normal", "std", std, above=0.0))
+        high = law.mean + 5 * law.std if logsnr_max is None else logsnr_max
+        low = law.mean - 5 * law.std if logsnr_min is None else logsnr_min
+        super().__init__(law, high, low)
 
 
 class Laplace(Truncated):
@@ -105,7 +110,8 @@ class Laplace(Truncated):
     """
 
     def __init__(self, mean: float = 0.0, scale: float = 0.5, logsnr_max: float = 15.0, logsnr_min: float = -15.0) -> None:
-        super().__init__(DoubleExponential(mean, scale), logsnr_max, logsnr_min)
+        law = DoubleExponential(finite("Laplace", "mean", mean), finite("Laplace", "scale", scale, above=0.0))
+        super().__init__(law, logsnr_max, logsnr_min)
 
 
 class Karras(Schedule):
@@ -118,24 +124,22 @@ class Karras(Schedule):
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(must("Karras", "sigma_min", f"lie between 0 and sigma_max = {sigma_max}", sigma_min))
-        if not rho > 0:
-            raise ValueError(must("Karras", "rho", "be positive", rho))
-        self.sigma_min, self.sigma_max, self.rho = float(sigma_min), float(sigma_max), float(rho)
+        zero = "σ = 0 is λ = +∞; a sampler's last step to σ = 0 is no level of the schedule"
+        self.sigma_min, self.sigma_max = finite("Karras", "sigma_min", sigma_min, above=0.0, hint=zero), finite("Karras", "sigma_max", sigma_max)
+        self.rho = finite("Karras", "rho", rho, above=0.0)
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError(must("Karras", "sigma_min", f"be below sigma_max = {self.sigma_max:g}", f"{self.sigma_min:g}", "swapped?"))
         self._low, self._high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        log = torch.tensor([self.sigma_min, self.sigma_max], dtype=torch.float64).log()
-        high, low = (-2 * log).tolist()
-        super().__init__(high, low)
+        super().__init__(-2 * math.log(self.sigma_min), -2 * math.log(self.sigma_max))
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         return -2 * self.rho * torch.log(self._low + (self._high - self._low) * t)
 
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
-        return 2 * self.rho * (self._high - self._low) * torch.exp(logsnr / (2 * self.rho))
+        return torch.exp(logsnr / (2 * self.rho)) * (2 * self.rho * (self._high - self._low))
 
     def time_at(self, logsnr: Tensor) -> Tensor:
-        return (torch.exp(-logsnr / (2 * self.rho)) - self._low) / (self._high - self._low)
+        return (torch.exp(-logsnr / (2 * self.rho)) - self._low) * (1 / (self._high - self._low))
 
     def sigmas(self, steps: int) -> Tensor:
         """σ̃ = e^{−λ/2} at `steps` equidistant times, from σ_max down to σ_min, in float64."""

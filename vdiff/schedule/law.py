@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from vdiff.errors import finite, must
+
 
 class Law:
     """A distribution over λ: `quantile(t)` is λ at original time t ∈ (0, 1); P(Λ > λ(t)) = t.
@@ -43,7 +45,7 @@ class HyperbolicSecant(Law):
     """
 
     def __init__(self, shift: float = 0.0) -> None:
-        self.shift = float(shift)
+        self.shift = finite("HyperbolicSecant", "shift", shift)
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
@@ -56,7 +58,7 @@ class HyperbolicSecant(Law):
         return torch.atan(torch.exp(0.5 * (logsnr - self.shift))) * (2.0 / math.pi)
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return 1.0 / (2.0 * math.pi * torch.cosh(0.5 * (logsnr - self.shift)))
+        return torch.cosh(0.5 * (logsnr - self.shift)).reciprocal() * (0.5 / math.pi)
 
 
 class OffsetCosine(Law):
@@ -67,14 +69,15 @@ class OffsetCosine(Law):
     """
 
     def __init__(self, offset: float = 0.008) -> None:
-        self.offset = float(offset)
+        self.offset = finite("OffsetCosine", "offset", offset, at_least=0.0)
         self._angle = 0.5 * math.pi / (1.0 + self.offset)  # φ − φ₀ at t = 1
         self._start = self._angle * self.offset  # φ₀
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
         signal = torch.sin(self._angle * rest).square()  # cos²φ
-        noise = torch.sin(self._angle * t) * torch.sin(self._angle * t + 2 * self._start)  # cos²φ₀ − cos²φ
+        turned = self._angle * t
+        noise = torch.sin(turned) * torch.sin(turned + 2 * self._start)  # cos²φ₀ − cos²φ
         return torch.log(signal / noise)
 
     def survival(self, logsnr: Tensor) -> Tensor:
@@ -86,14 +89,16 @@ class OffsetCosine(Law):
         return torch.atan(torch.sqrt(signal / noise)) / self._angle
 
     def density(self, logsnr: Tensor) -> Tensor:
-        # with alpha-bar = sigmoid(λ):  −dt/dλ = (1 + s)/π · sigmoid(−λ) · cot φ
-        signal, noise = self._squares(logsnr)
-        return 0.5 / self._angle * torch.sigmoid(-logsnr) * torch.sqrt(signal / noise)
+        # −dt/dλ = (1 + s)/π · sigmoid(−λ) · cot φ
+        power = torch.sigmoid(-logsnr)
+        signal, noise = self._squares(logsnr, power)
+        return power * torch.sqrt(signal / noise) * (0.5 / self._angle)
 
-    def _squares(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """cos²φ and sin²φ."""
-        cos2, sin2 = math.cos(self._start) ** 2, math.sin(self._start) ** 2
-        return cos2 * torch.sigmoid(logsnr), torch.sigmoid(-logsnr) + sin2 * torch.sigmoid(logsnr)
+    def _squares(self, logsnr: Tensor, power: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """cos²φ and sin²φ, with `power` = sigmoid(−λ)."""
+        power = torch.sigmoid(-logsnr) if power is None else power
+        share = torch.sigmoid(logsnr)
+        return math.cos(self._start) ** 2 * share, torch.add(power, share, alpha=math.sin(self._start) ** 2)
 
     def _phi(self, logsnr: Tensor) -> Tensor:
         signal, noise = self._squares(logsnr)
@@ -108,7 +113,9 @@ class LinearBetaLaw(Law):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
+        self.beta_min, self.beta_max = finite("LinearBetaLaw", "beta_min", beta_min, above=0.0), finite("LinearBetaLaw", "beta_max", beta_max)
+        if self.beta_max < self.beta_min:
+            raise ValueError(must("LinearBetaLaw", "beta_max", f"be at least beta_min = {self.beta_min:g}", f"{self.beta_max:g}", "swapped?"))
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         integral = t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
@@ -134,7 +141,7 @@ class Logistic(Law):
     """
 
     def __init__(self, mean: float = 0.0, scale: float = 2.0) -> None:
-        self.mean, self.scale = float(mean), float(scale)
+        self.mean, self.scale = finite("Logistic", "mean", mean), finite("Logistic", "scale", scale, above=0.0)
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
@@ -158,7 +165,7 @@ class Gaussian(Law):
     """
 
     def __init__(self, mean: float = 2.4, std: float = 2.4) -> None:
-        self.mean, self.std = float(mean), float(std)
+        self.mean, self.std = finite("Gaussian", "mean", mean), finite("Gaussian", "std", std, above=0.0)
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
@@ -166,13 +173,13 @@ class Gaussian(Law):
         return self.mean + self.std * score
 
     def survival(self, logsnr: Tensor) -> Tensor:
-        return torch.special.ndtr((self.mean - logsnr) / self.std)
+        return _normal_cdf((self.mean - logsnr) / self.std)
 
     def cdf(self, logsnr: Tensor) -> Tensor:
-        return torch.special.ndtr((logsnr - self.mean) / self.std)
+        return _normal_cdf((logsnr - self.mean) / self.std)
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return torch.exp(-0.5 * ((logsnr - self.mean) / self.std).square()) / (self.std * math.sqrt(2.0 * math.pi))
+        return torch.exp((logsnr - self.mean).square() * (-0.5 / self.std**2)) * (1.0 / (self.std * math.sqrt(2.0 * math.pi)))
 
 
 class DoubleExponential(Law):
@@ -183,7 +190,7 @@ class DoubleExponential(Law):
     """
 
     def __init__(self, mean: float = 0.0, scale: float = 0.5) -> None:
-        self.mean, self.scale = float(mean), float(scale)
+        self.mean, self.scale = finite("DoubleExponential", "mean", mean), finite("DoubleExponential", "scale", scale, above=0.0)
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
@@ -202,3 +209,8 @@ class DoubleExponential(Law):
         """The mass beyond the mean plus `distance`."""
         half = 0.5 * torch.exp(-distance.abs() / self.scale)
         return torch.where(distance > 0, half, 1.0 - half)
+
+
+def _normal_cdf(score: Tensor) -> Tensor:
+    cdf: Tensor = torch.special.ndtr(score)
+    return cdf

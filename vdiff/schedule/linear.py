@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdiff.schedule.base import Schedule, check_ends
+from vdiff.gaussian import wide
+from vdiff.schedule.base import Schedule
 
 
 class Linear(Schedule):
@@ -47,10 +48,10 @@ class LearnedLinear(Schedule):
     """
 
     def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
-        check_ends(type(self).__name__, logsnr_max, logsnr_min)
         super().__init__(logsnr_max, logsnr_min)
-        distance = float(logsnr_max) - float(logsnr_min)
-        self.low = nn.Parameter(torch.tensor(float(logsnr_min), dtype=torch.float64))
+        high, low = self._ends
+        distance = high - low
+        self.low = nn.Parameter(torch.tensor(low, dtype=torch.float64))
         self.width = nn.Parameter(torch.tensor(distance + math.log(-math.expm1(-distance)), dtype=torch.float64))
 
     @property
@@ -77,4 +78,5 @@ class LearnedLinear(Schedule):
         high, low = self.ends(pin)
         distance = high - low
         measure = distance if steps is None else steps * torch.expm1(distance / steps)
-        return high - distance * t, measure.expand_as(t)
+        t64 = wide(t)  # a parameter without dimensions would not raise float32 times to float64
+        return high - distance * t64, measure.to(t64).expand_as(t64)

@@ -20,25 +20,25 @@ class Tabulated(Schedule):
 
     >>> schedule = Tabulated.linear_betas()
     >>> schedule.steps, schedule.logsnr_max, schedule.logsnr_min
-    (999, 9.210240366975848, -10.11767318330103)
+    (999, 9.210240366975848, -10.117673183301031)
     """
 
     table: Tensor
 
     def __init__(self, logsnr: Sequence[float] | np.ndarray | Tensor) -> None:
-        table = torch.as_tensor(logsnr, dtype=torch.float64).flatten().clone()
-        if len(table) < 2:
-            raise ValueError(must("Tabulated", "logsnr", "hold at least two levels", len(table)))
+        table = torch.as_tensor(logsnr, dtype=torch.float64, device="cpu").detach().clone()
+        if table.ndim != 1 or len(table) < 2:
+            raise ValueError(must("Tabulated", "logsnr", "be one row of at least two levels", f"shape {tuple(table.shape)}"))
         bad = ~torch.isfinite(table)
         if bad.any():
             i = int(bad.nonzero()[0])
-            hint = "λ = −∞ is zero terminal SNR: such a level has no bound; drop it or rescale the betas"
+            hint = "λ = −∞ is zero terminal SNR: such a level has no bound; drop it or rescale the betas" if table[i] == -math.inf else ""
             raise ValueError(must("Tabulated", "logsnr", "be finite", f"{table[i]:g} at level {i + 1} of {len(table)}", hint))
         rising = table.diff() >= 0
         if rising.any():
             i = int(rising.nonzero()[0])
             came = f"{table[i]:g} at level {i + 1} and {table[i + 1]:g} at level {i + 2}"
-            raise ValueError(must("Tabulated", "logsnr", "be strictly decreasing (λ falls from data to noise)", came, "γ = −λ rises: hand over −γ"))
+            raise ValueError(must("Tabulated", "logsnr", "be strictly decreasing (λ falls from data to noise)", came, "γ = −λ rises: hand over −γ" if table[-1] > table[0] else ""))
         super().__init__(table[0].item(), table[-1].item())
         self.register_buffer("table", table)
         self.steps = len(table) - 1
@@ -48,15 +48,16 @@ class Tabulated(Schedule):
         """The levels of a DDPM: log ᾱ_t = Σ log1p(−β), λ_t = log ᾱ_t − log(−expm1(log ᾱ_t)), in float64.
 
         >>> Tabulated.from_betas([0.1, 0.2, 0.3]).table
-        tensor([ 2.1972,  0.9445, -0.0160], dtype=torch.float64)
+        tensor([2.1972, 0.9445, 0.0160], dtype=torch.float64)
         """
-        beta = torch.as_tensor(betas, dtype=torch.float64).flatten()
-        if beta.numel() < 2:
-            raise ValueError(must("Tabulated.from_betas", "betas", "hold at least two values", beta.numel()))
+        beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
+        if beta.ndim != 1 or len(beta) < 2:
+            raise ValueError(must("Tabulated.from_betas", "betas", "be one row of at least two values", f"shape {tuple(beta.shape)}"))
         bad = ~((beta > 0) & (beta < 1))
         if bad.any():
             i = int(bad.nonzero()[0])
-            hint = "β = 1 is zero terminal SNR, λ = −∞, which has no bound" if beta[i] == 1 else "rescaled to few steps, a β table leaves (0, 1)"
+            hint = {1.0: "β = 1 is zero terminal SNR, λ = −∞, which has no bound", 0.0: "β = 0 adds no noise: drop the level"}.get(beta[i].item(), "")
+            hint = "rescaled to few steps, a β table leaves (0, 1)" if beta[i] > 1 else hint
             raise ValueError(must("Tabulated.from_betas", "betas", "lie strictly between 0 and 1", f"{beta[i]:g} at step {i + 1} of {len(beta)}", hint))
         log_signal = torch.log1p(-beta).cumsum(0)
         return cls(log_signal - torch.log(-torch.expm1(log_signal)))
@@ -68,7 +69,7 @@ class Tabulated(Schedule):
         >>> Tabulated.linear_betas().steps
         999
         """
-        return cls.from_betas(torch.linspace(beta_1, beta_n, levels, dtype=torch.float64))
+        return cls.from_betas(torch.linspace(beta_1, beta_n, levels, dtype=torch.float64, device="cpu"))
 
     @classmethod
     def cosine_betas(cls, levels: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Self:
@@ -77,22 +78,24 @@ class Tabulated(Schedule):
         >>> Tabulated.cosine_betas().table[0].item()
         10.094988811462066
         """
-        angle = (torch.arange(levels + 1, dtype=torch.float64) / levels + offset) / (1 + offset) * math.pi / 2
-        signal = torch.cos(angle).square()
-        return cls.from_betas((1 - signal[1:] / signal[:-1]).clamp(max=max_beta))
+        angle = (torch.arange(levels + 1, dtype=torch.float64, device="cpu") / levels + offset) / (1 + offset) * math.pi / 2
+        step = math.pi / 2 / (1 + offset) / levels
+        # 1 − cos²(φ + h)/cos²φ, without the difference: the first β is 4e-5
+        betas = math.sin(step) * torch.sin(angle[:-1] + angle[1:]) / torch.cos(angle[:-1]).square()
+        return cls.from_betas(betas.clamp(max=max_beta))
 
     def logsnr_at(self, t: Tensor) -> Tensor:
-        table = self.table.to(t.device)
+        table = self.table.to(t)
         left, share = self._cell(t)
         return torch.lerp(table[left], table[left + 1], share)
 
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
-        table = self.table.to(t.device)
+        table = self.table.to(t)
         left, _ = self._cell(t)
         return (table[left] - table[left + 1]) * self.steps
 
     def time_at(self, logsnr: Tensor) -> Tensor:
-        rising = -self.table.to(logsnr.device)
+        rising = -self.table.to(logsnr)
         right = torch.searchsorted(rising, -logsnr.contiguous()).clamp(1, self.steps)
         share = (-logsnr - rising[right - 1]) / (rising[right] - rising[right - 1])
         return (right - 1 + share) / self.steps

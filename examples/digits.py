@@ -1,0 +1,105 @@
+"""Train a small diffusion model on scikit-learn's digits and report its bits per dimension on held-out images.
+
+Data: 1,797 real 8x8 scans with 17 grey levels, 1,300 to train on, 297 for the test. Model: a U-Net of about 0.2 million
+parameters that predicts x, trained on the evidence lower bound for 4,000 steps. Four to five minutes on two idle cores;
+expect a bound well below 1.80 bits/dim on the test set, Monte Carlo standard error below 0.005.
+
+    python examples/digits.py --out runs/digits
+
+The run folder holds the config, the averaged weights, the log, the table and the figures.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from baselines import BASELINES
+from torch import nn
+from tqdm import tqdm
+
+import vdiff
+from vdiff import plots
+from vdiff.data.digits import LEVELS, digits
+from vdiff.likelihood import Report, evaluate
+from vdiff.loss import Objective
+from vdiff.times import generator_of
+from vdiff.training import Config, Run, train
+
+
+def config_of(steps: int, seed: int) -> Config:
+    return Config(
+        network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 30, "multipliers": [1, 1], "dropout": 0.2},
+        schedule={"name": "Normal", "mean": 2.5, "std": 3.0, "logsnr_max": 9.0, "logsnr_min": -7.0},
+        decoder={"name": "Categorical", "levels": LEVELS},
+        steps=steps,
+        seed=seed,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/digits", help="run folder (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the noise (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=64, help="times per test image and replicate (default: %(default)s)")
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    started, images, config = time.time(), digits(), config_of(options.steps, options.seed)
+    run, objective = Run.create(options.out, config), config.objective()
+    parameters = sum(p.numel() for p in objective.parameters())
+    print(f"{len(images.train)} images to train on, {parameters:,} parameters, {config.steps} steps")
+
+    def selection_bound(averaged: nn.Module) -> float:
+        assert isinstance(averaged, Objective)
+        return measure(averaged, images.selection, draws=16, replicates=2).total.value
+
+    objective = train(objective, images.train, config, log=run.log, validate=selection_bound, every=max(1, config.steps // 8))
+    run.save(objective)
+    profiles = {"test set": vdiff.Profile(config.schedule["logsnr_min"], config.schedule["logsnr_max"], bins=40)}
+    report = measure(objective, images.test, draws=options.draws, replicates=4, profile=profiles["test set"], label="testing")
+    baselines = {name: fit(images.train, images.test, LEVELS) for name, fit in BASELINES.items()}
+    table = render(report, baselines)
+    print(f"\n{table}\n")
+    (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+    (run.folder / "results.json").write_text(json.dumps({"total": vars(report.total), "baselines": baselines, "protocol": report.protocol}, indent=2), encoding="utf-8")
+    draw_figures(run, objective, images.test, profiles, min(baselines.items(), key=lambda item: item[1]))
+    print(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
+
+
+def measure(objective: Objective, data: torch.Tensor, *, draws: int, replicates: int, profile: vdiff.Profile | None = None, label: str = "") -> Report:
+    assert objective.decoder is not None
+    with tqdm(total=len(data) * draws * replicates, unit="eval", desc=label, disable=not label, dynamic_ncols=True) as bar:
+        return evaluate(
+            objective.model, data, schedule=objective.schedule, decoder=objective.decoder, draws=draws, replicates=replicates, profile=profile,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )  # fmt: skip
+
+
+def render(report: Report, baselines: dict[str, float]) -> str:
+    rows = ["held-out images", str(report), "", "baselines, exact, in bits/dim"]
+    rows += [f"{name:<25}{bits:>8.4f}" for name, bits in baselines.items()]
+    rows += [
+        "",
+        "The bound is a negative log-likelihood bound of discrete data under VDM's uniform categorical decoder; it compares",
+        "with the baselines above and with other bounds on this split, not with densities of dequantised digits, nor with",
+        "numbers for 8-bit images.",
+    ]
+    return "\n".join(rows)
+
+
+def draw_figures(run: Run, objective: Objective, test: torch.Tensor, profiles: dict[str, vdiff.Profile], baseline: tuple[str, float]) -> None:
+    assert objective.decoder is not None
+    sampling = vdiff.Cosine(objective.schedule.logsnr_max, objective.schedule.logsnr_min)
+    noise = torch.randn(50, *test.shape[1:], generator=generator_of(0, 0))
+    made = vdiff.sample(objective.model, noise, schedule=sampling, steps=100, generator=generator_of(0, 1))
+    plots.samples(run.figures / "samples.png", objective.decoder.decode(made), test[:50], levels=LEVELS)
+    plots.schedule(run.figures / "schedule.png", {"training (normal)": objective.schedule, "sampling (cosine)": sampling})
+    plots.weighting(run.figures / "weighting.png", {"ELBO (this run)": vdiff.ELBO(), "sigmoid(2 − λ)": vdiff.Sigmoid(2.0), "EDM": vdiff.EDM(), "flow matching": vdiff.recipe("flow-matching").weighting})
+    plots.error_by_logsnr(run.figures / "error_by_logsnr.png", profiles, test[0].numel())
+    plots.curves(run.figures / "training.png", run.history(), baseline)
+
+
+if __name__ == "__main__":
+    main()

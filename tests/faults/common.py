@@ -1,0 +1,66 @@
+"""A small network whose every output depends on its input and on its noise level, and what several files need."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vdiff import Cosine, Denoiser, Eps, Flow, Linear, Parameterization, PosteriorMean, Score, V, X
+
+ROWS: tuple[Parameterization, ...] = (Eps(), X(), V(), V(0.5), Flow(), Score(), PosteriorMean(Linear(), steps=10))
+
+
+class Net(nn.Module):
+    """A smooth network of points (batch, dims); it remembers the dtype of the time it was told."""
+
+    def __init__(self, dims: int = 2, width: int = 8, dropout: float = 0.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.first, self.last, self.dropout = nn.Linear(dims + 1, width), nn.Linear(width, dims), nn.Dropout(dropout)
+        for p in self.parameters():
+            p.data = 0.5 * torch.randn(p.shape, generator=generator)
+
+    def forward(self, z: Tensor, time: Tensor) -> Tensor:
+        self.told = time.dtype
+        hidden = torch.tanh(self.first(torch.cat([z, 0.1 * time[:, None].to(z.dtype)], 1)))
+        out: Tensor = self.last(self.dropout(hidden))
+        return out
+
+
+def model(parameterization: Parameterization | None = None, **options: float) -> Denoiser:
+    return Denoiser(Net(**options), parameterization or V())  # type: ignore[arg-type]
+
+
+def batch(n: int = 4, dims: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """x, t, ε."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, dims, generator=generator, dtype=torch.float64) * 2 - 1
+    t = torch.rand(n, generator=generator, dtype=torch.float64) * 0.9 + 0.05
+    return x.to(dtype), t.to(dtype), torch.randn(n, dims, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@contextmanager
+def refused(error: type[Exception], function: str, argument: str, *words: str) -> Iterator[None]:
+    """The block must raise `error` with the message `<function>: argument '<argument>' must … <words in order> …`."""
+    with pytest.raises(error) as caught:
+        yield
+    pattern = re.escape(f"{function}: argument '{argument}' must ") + ".*" + ".*".join(re.escape(word) for word in words)
+    assert re.match(pattern, str(caught.value), re.DOTALL), f"\n{caught.value}\ndoes not match\n{pattern}"
+    assert "; got " in str(caught.value)
+
+
+def assert_same(value: Tensor, reference: Tensor, rtol: float = 1e-6, atol: float = 0.0) -> None:
+    torch.testing.assert_close(value.to(torch.float64), reference.to(torch.float64), rtol=rtol, atol=atol)
+
+
+def gradients(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """The gradient of a scalar with respect to every parameter, by name."""
+    module.zero_grad()
+    loss().backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+SCHEDULE = Cosine(10.0, -10.0)

@@ -1,0 +1,426 @@
+"""Faults 16 to 25: schedules and weightings. (An adaptive density, in 23, comes with the adaptive schedule.)"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vdiff import (
+    EDM, ELBO, MSE, P2, Categorical, Cosine, Debiased, Eps, Flow, InDI, Karras, Laplace, LearnedLinear, Linear, LinearBeta, MinSNR, Normal, Objective,
+    OptimalTransport, Schedule, Shifted, Sigmoid, SoftMinSNR, Tabulated, TruncatedSNR, V, X, elbo, loss_factor, weighted_elbo,
+)  # fmt: skip
+from vdiff.decoder import Gaussian
+from vdiff.gaussian import alpha, sigma
+from vdiff.schedule import Custom
+from vdiff.weighting import Custom as CustomWeighting
+
+from .common import ROWS, SCHEDULE, assert_same, batch, model, refused
+
+INF, NAN = math.inf, math.nan
+
+
+class Own(Schedule):
+    """A user's schedule from two functions."""
+
+    def __init__(self, logsnr: Callable[[Tensor], object], rate: Callable[[Tensor], object], high: float = 10.0, low: float = -10.0) -> None:
+        super().__init__(high, low)
+        self.functions = logsnr, rate
+
+    def logsnr_at(self, t: Tensor) -> Tensor:
+        return self.functions[0](t)  # type: ignore[return-value]
+
+    def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
+        return self.functions[1](t)  # type: ignore[return-value]
+
+
+def falls(t: Tensor) -> Tensor:
+    return 10 - 20 * t
+
+
+def twenty(t: Tensor) -> Tensor:
+    return torch.full_like(t, 20.0)
+
+
+def test_fault_16_a_schedule_that_rises_somewhere_names_the_place() -> None:
+    def bump(t: Tensor) -> Tensor:  # λ' = −20 + 30 cos 12t > 0 first where cos 12t > 2/3 again: t = (2π − acos ⅔)/12
+        return 10 - 20 * (t - 0.1) - 2.5 * torch.sin(12 * t)
+
+    def rise(t: Tensor) -> Tensor:
+        return -20 - 30 * torch.cos(12 * t)
+
+    first = math.acos(-2 / 3) / 12  # λ' = −20 − 30 cos 12t turns positive
+    with refused(ValueError, "Custom", "schedule", "be strictly decreasing in t", "got λ =", f"at t = {math.floor(first * 1e4) / 1e4:g} and", "(the first of them that do not fall)"):
+        Custom(bump)
+    start, stop = (bump(torch.tensor([t], dtype=torch.float64)).item() for t in (0.0, 1.0))
+    for build in (lambda s: s.check(), lambda s: Objective(model(), schedule=s)):
+        with refused(ValueError, "Own", "schedule", "be strictly decreasing in t", f"at t = {math.floor(first * 1e4) / 1e4:g} and"):
+            build(Own(bump, lambda t: -rise(t), start, stop))
+
+
+def test_fault_16_gamma_handed_over_for_logsnr() -> None:
+    with refused(ValueError, "Custom", "logsnr", "fall from data (t = 0) to noise (t = 1)", "λ = -10 at t = 0 and λ = 10 at t = 1 (γ = −λ rises: hand over −γ)"):
+        Custom(lambda t: 20 * t - 10)
+    with refused(ValueError, "Own", "schedule", "be strictly decreasing in t", "λ = -10 at t = 0 and -9.998 at t = 0.0001 (γ = −λ rises: hand over −γ)"):
+        Own(lambda t: 20 * t - 10, twenty).check()
+    with refused(ValueError, "Tabulated", "logsnr", "be strictly decreasing", "1 at level 1 and 2 at level 2 (γ = −λ rises: hand over −γ)"):
+        Tabulated([1.0, 2.0, 3.0])
+    with refused(ValueError, "Linear", "logsnr_max", "be greater than logsnr_min = 5", "got -13.3", "if these are γ = −λ, write logsnr_max=13.3, logsnr_min=-5"):
+        Linear(-13.3, 5.0)
+
+
+def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
+    with refused(ValueError, "Own", "schedule", "have rate_at(t, logsnr) = −dλ/dt > 0", "got a rate of -20 at t = 0", "hand over −dλ/dt"):
+        Own(falls, lambda t: -twenty(t)).check()
+    with refused(ValueError, "Custom", "schedule", "have rate_at equal to the derivative of −logsnr_at", "got a rate of 10 at t = 0 and 10 at t = 0.0001"):
+        Custom(falls, rate=lambda t: 0.5 * twenty(t))
+    with refused(ValueError, "Own", "logsnr_at", "run from logsnr_max = 12 to logsnr_min = -10", "got λ(0) = 10, λ(1) = -10"):
+        Own(falls, twenty, 12.0).check()
+    with refused(ValueError, "Own", "schedule", "have finite logsnr_at(t)", "got λ = inf at t = 0"):
+        Own(lambda t: -2 * torch.log(t), lambda t: 2 / t).check()
+    assert Custom(falls, rate=twenty).check().logsnr_max == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [*((build.__name__, build) for build in (Linear, Cosine, LinearBeta, OptimalTransport, LearnedLinear)), ("Normal", lambda a, b: Normal(0.0, 3.0, a, b)),
+     ("Laplace", lambda a, b: Laplace(0.0, 1.0, a, b)), ("Own", lambda a, b: Own(falls, twenty, a, b))],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("high", "low", "argument", "words"),
+    [
+        (-5.0, 5.0, "logsnr_max", ("be greater than logsnr_min = 5", "got -5 (t = 0 is data and has the larger λ; if these are γ = −λ, write logsnr_max=5, logsnr_min=-5)")),
+        (5.0, 5.0, "logsnr_max", ("be greater than logsnr_min = 5", "got 5 (equal ends leave nothing between)")),
+        (5.0, -INF, "logsnr_min", ("be finite", "got -inf (λ = −∞ is zero terminal SNR", "stop at about −15")),
+        (INF, -5.0, "logsnr_max", ("be finite", "got inf (λ = +∞ is data without noise", "stop at about 15")),
+        (5.0, NAN, "logsnr_min", ("be finite", "got nan")),
+        ("13.3", -5.0, "logsnr_max", ("be a number", "got '13.3'")),
+        (5.0, torch.zeros(2), "logsnr_min", ("be a number", "got tensor([0., 0.])")),
+    ],
+    ids=["reversed", "equal", "zero terminal SNR", "no noise", "nan", "text", "vector"],
+)
+def test_fault_17_ends(name: str, build: Callable[..., Schedule], high: object, low: object, argument: str, words: tuple[str, ...]) -> None:
+    with refused(TypeError if words[0] == "be a number" else ValueError, name, argument, *words):
+        build(high, low)
+
+
+@pytest.mark.parametrize(
+    ("build", "function", "argument", "words"),
+    [
+        (lambda: Normal(0.0, 0.0), "Normal", "std", ("be finite and greater than 0", "got 0")),
+        (lambda: Normal(NAN, 1.0), "Normal", "mean", ("be finite", "got nan")),
+        (lambda: Laplace(0.0, -1.0), "Laplace", "scale", ("be finite and greater than 0", "got -1")),
+        (lambda: LinearBeta(beta_min=-0.1), "LinearBetaLaw", "beta_min", ("be finite and greater than 0", "got -0.1")),
+        (lambda: LinearBeta(beta_min=20.0, beta_max=0.1), "LinearBetaLaw", "beta_max", ("be at least beta_min = 20", "got 0.1 (swapped?)")),
+        (lambda: Cosine(shift=INF), "Cosine", "shift", ("be finite", "got inf")),
+        (lambda: Cosine(offset=-0.008), "Cosine", "offset", ("be finite and at least 0", "got -0.008")),
+        (lambda: Cosine(shift=1.0, offset=0.008), "Cosine", "offset", ("be zero where shift is given", "Shifted(")),
+        (lambda: Karras(80.0, 0.002), "Karras", "sigma_min", ("be below sigma_max = 0.002", "got 80 (swapped?)")),
+        (lambda: Karras(0.0, 80.0), "Karras", "sigma_min", ("be finite and greater than 0", "got 0 (σ = 0 is λ = +∞")),
+        (lambda: Karras(rho=0.0), "Karras", "rho", ("be finite and greater than 0", "got 0")),
+        (lambda: Shifted(SCHEDULE, NAN), "Shifted", "shift", ("be finite", "got nan")),
+        (lambda: Shifted(LearnedLinear(), 1.0), "Shifted", "schedule", ("have fixed ends", "LearnedLinear(")),
+        (lambda: Tabulated([1.0]), "Tabulated", "logsnr", ("be one row of at least two levels", "shape (1,)")),
+        (lambda: Tabulated(np.zeros((2, 3))), "Tabulated", "logsnr", ("be one row of at least two levels", "shape (2, 3)")),
+        (lambda: Tabulated([3.0, 2.0, -INF]), "Tabulated", "logsnr", ("be finite", "-inf at level 3 of 3 (λ = −∞ is zero terminal SNR")),
+        (lambda: Tabulated([3.0, 2.0, 2.0]), "Tabulated", "logsnr", ("be strictly decreasing", "2 at level 2 and 2 at level 3")),
+        (lambda: Tabulated.from_betas([0.1, 1.0]), "Tabulated.from_betas", "betas", ("lie strictly between 0 and 1", "1 at step 2 of 2 (β = 1 is zero terminal SNR")),
+        (lambda: Tabulated.from_betas([0.0, 0.1]), "Tabulated.from_betas", "betas", ("lie strictly between 0 and 1", "0 at step 1 of 2 (β = 0 adds no noise")),
+        (lambda: Tabulated.linear_betas(1e-2, 2.0, 10), "Tabulated.from_betas", "betas", ("lie strictly between 0 and 1", "1.1", "rescaled to few steps")),
+        (lambda: Tabulated.from_betas(torch.full((2, 5), 0.1)), "Tabulated.from_betas", "betas", ("be one row", "shape (2, 5)")),
+        (lambda: V(0.0), "V", "sigma_data", ("be finite and greater than 0", "got 0 (the standard deviation of the data")),
+    ],
+)
+def test_fault_17_what_a_schedule_is_made_of(build: Callable[[], object], function: str, argument: str, words: tuple[str, ...]) -> None:
+    with refused(ValueError, function, argument, *words):
+        build()
+
+
+@pytest.mark.parametrize("schedule", [Cosine, "cosine", None, lambda t: 10 - 20 * t])
+def test_fault_17_what_is_no_schedule(schedule: object) -> None:
+    words = ("got the class Cosine (an instance: Cosine())",) if schedule is Cosine else ("got", "for instance Cosine(); schedule.Custom takes a function of t")
+    x = batch()[0]
+    with refused(TypeError, "weighted_elbo", "schedule", "be a Schedule", *words):
+        weighted_elbo(model(), x, schedule=schedule)  # type: ignore[arg-type]
+    with refused(TypeError, "elbo", "schedule", "be a Schedule", *words):
+        elbo(model(), x, schedule=schedule, decoder=Gaussian())  # type: ignore[arg-type]
+    with refused(TypeError, "Objective", "schedule", "be a Schedule", *words):
+        Objective(model(), schedule=schedule)  # type: ignore[arg-type]
+    with refused(TypeError, "Shifted", "schedule", "be a Schedule", *words):
+        Shifted(schedule, 1.0)  # type: ignore[arg-type]
+    with refused(TypeError, "MSE", "schedule", "be a Schedule", *words):
+        MSE(schedule, V())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("logsnr", [-40.0, 40.0])
+def test_fault_18_the_scales_at_the_far_ends(logsnr: float) -> None:
+    for f, sign in ((alpha, 1), (sigma, -1)):
+        value = f(torch.tensor([logsnr])).item()
+        assert value == pytest.approx(1 / math.sqrt(1 + math.exp(-sign * logsnr)), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("t", [0.0, 1.0])
+@pytest.mark.parametrize("row", ROWS[:-1], ids=repr)
+@pytest.mark.parametrize("weighting", [ELBO(), Sigmoid(2.0), MinSNR(5.0) * P2(), Debiased()], ids=repr)
+def test_fault_18_loss_and_gradients_at_the_far_ends(dtype: torch.dtype, t: float, row: object, weighting: Callable[[Tensor], Tensor]) -> None:
+    schedule = Linear(40.0, -40.0)
+    x, _, eps = batch(16)
+    x, at = x.to(dtype), torch.full((16,), t)
+    net, exact = model(row), model(row).double()  # type: ignore[arg-type]
+    loss = weighted_elbo(net, x, schedule=schedule, weighting=weighting, t=at, eps=eps).mean()
+    reference = weighted_elbo(exact, x.double(), schedule=schedule, weighting=weighting, t=at.double(), eps=eps.double()).mean()
+    assert_same(loss, reference, rtol=1e-5)
+    loss.backward(), reference.backward()
+    for p, q in zip(net.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(p.grad.double(), q.grad, rtol=1e-5, atol=1e-5 * q.grad.abs().max().item())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 1_000_000])
+@pytest.mark.parametrize("schedule", [Linear(), SCHEDULE, Karras()], ids=repr)
+def test_fault_19_any_number_of_steps(steps: int, schedule: Schedule) -> None:
+    """½ T expm1(λ_s − λ_t) ‖ε − ε̂‖² in Python floats."""
+    x, _, eps = batch(4, dtype=torch.float64)
+    net = model().double()
+    i = torch.tensor([1, max(1, steps // 2), steps, max(1, steps - 1)])
+    t = i.double() / steps
+    loss = weighted_elbo(net, x, schedule=schedule, steps=steps, t=t, eps=eps)
+    logsnr, before = schedule(t), schedule((i - 1).double() / steps)
+    error = net(alpha(logsnr)[:, None] * x + sigma(logsnr)[:, None] * eps, logsnr).squared_error(x, eps)
+    expected = [0.5 * steps * math.expm1(b - a) * e for a, b, e in zip(logsnr.tolist(), before.tolist(), error.tolist(), strict=True)]
+    assert_same(loss, torch.tensor(expected, dtype=torch.float64), rtol=1e-9)
+    drawn = weighted_elbo(net, x, schedule=schedule, steps=steps, generator=torch.Generator().manual_seed(0))
+    assert drawn.shape == (4,)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), SCHEDULE, Karras(), OptimalTransport(10.0, -10.0)], ids=repr)
+def test_fault_19_many_steps_are_continuous_time(schedule: Schedule) -> None:
+    x, t, eps = batch(4, dtype=torch.float64)
+    net = model().double()
+    limit = weighted_elbo(net, x, schedule=schedule, t=t, eps=eps)
+    gap = [(weighted_elbo(net, x, schedule=schedule, steps=steps, t=t, eps=eps) / limit - 1).abs() for steps in (10_000, 100_000, 1_000_000)]
+    assert_same(gap[0] / gap[1], torch.full((4,), 10.0), rtol=0.05)
+    assert_same(gap[1] / gap[2], torch.full((4,), 10.0), rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "words"),
+    [(0, ValueError, ("be at least 1", "got 0")), (-3, ValueError, ("be at least 1", "got -3")), (10.0, TypeError, ("be a Python int", "got 10.0 (write int(…))")),
+     (True, TypeError, ("be a Python int", "got True")), (np.int64(10), TypeError, ("be a Python int", "got np.int64(10) (write int(…))")), ("10", TypeError, ("be a Python int", "got '10'"))],
+)  # fmt: skip
+def test_fault_19_what_is_no_number_of_steps(steps: object, error: type[Exception], words: tuple[str, ...]) -> None:
+    x = batch()[0]
+    with refused(error, "weighted_elbo", "steps", *words):
+        weighted_elbo(model(), x, schedule=SCHEDULE, steps=steps)  # type: ignore[arg-type]
+    with refused(error, "elbo", "steps", *words):
+        elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), steps=steps)  # type: ignore[arg-type]
+    with refused(error, "Objective", "steps", *words):
+        Objective(model(), schedule=SCHEDULE, steps=steps)  # type: ignore[arg-type]
+    with refused(error, "MSE", "steps", *words):
+        MSE(SCHEDULE, V(), steps=steps)  # type: ignore[arg-type]
+    with refused(error, "Cosine.delta", "steps", *words):
+        SCHEDULE.delta(torch.ones(1), steps)  # type: ignore[arg-type]
+
+
+def test_fault_20_learned_ends_are_where_they_say_before_and_after_training() -> None:
+    schedule = LearnedLinear(13.3, -5.0)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert_same(schedule(ends), torch.tensor([13.3, -5.0]), rtol=0, atol=1e-6)
+    net, data = model(), torch.randint(0, 17, (64, 2), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam([*net.parameters(), *schedule.parameters()], lr=0.1)
+    for seed in range(30):
+        optimizer.zero_grad()
+        elbo(net, data, schedule=schedule, decoder=Categorical(17), generator=torch.Generator().manual_seed(seed)).total.mean().backward()
+        optimizer.step()
+    assert abs(schedule.logsnr_max - 13.3) > 0.1
+    assert abs(schedule.logsnr_min + 5.0) > 0.1
+    assert_same(schedule(ends), torch.tensor([schedule.logsnr_max, schedule.logsnr_min], dtype=torch.float64), rtol=0, atol=1e-6)
+    assert schedule.check().logsnr_max > schedule.logsnr_min
+
+
+def test_fault_20_the_diffusion_term_alone_does_not_move_learned_ends() -> None:
+    schedule, (x, _, _) = LearnedLinear(), batch()
+    weighted_elbo(model(), x, schedule=schedule).mean().backward()
+    assert [p.grad for p in schedule.parameters()] == [None, None]
+    with refused(ValueError, "elbo", "schedule", "have fixed ends with a Gaussian decoder", "on continuous data the bound improves for ever as λ_max grows"):
+        elbo(model(), x, schedule=schedule, decoder=Gaussian())
+    with refused(ValueError, "Objective", "schedule", "have fixed ends with a Gaussian decoder"):
+        Objective(model(), schedule=schedule, decoder=Gaussian())
+    with refused(ValueError, "MSE", "schedule", "be fixed", "use a fixed w(λ)"):
+        MSE(schedule, V())
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "float"])
+def test_fault_21_ends_and_tables_keep_their_precision(cast: str) -> None:
+    for schedule in (LearnedLinear(), Tabulated.linear_betas(), Shifted(Tabulated.linear_betas(), 1.0), SCHEDULE):
+        t = torch.linspace(0, 1, 7, dtype=torch.float64)
+        before = schedule(t)
+        objective = Objective(model(), schedule=schedule, weighting=Sigmoid())
+        getattr(objective, cast)()
+        assert torch.equal(schedule(t), before)
+        assert {v.dtype for v in [*schedule.parameters(), *schedule.buffers()]} <= {torch.float64}
+    decoder = Categorical(17, prior=torch.arange(17.0))
+    before = decoder.table(5.0)
+    assert torch.equal(getattr(decoder, cast)().table(5.0), before)
+
+
+def test_fault_21_no_autocast_for_logsnr() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for schedule in (LearnedLinear(), Tabulated.linear_betas(), SCHEDULE):
+            logsnr, rate = schedule.levels(torch.linspace(0.1, 0.9, 5))
+            assert logsnr.dtype == rate.dtype == torch.float64
+    for dtype in (torch.bfloat16, torch.float16):
+        t = torch.tensor([0.5], dtype=dtype)
+        assert SCHEDULE(t).dtype == SCHEDULE.rate(t).dtype == SCHEDULE.density(t).dtype == SCHEDULE.inverse(t).dtype == Sigmoid()(t).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("weighting", "words"),
+    [
+        (lambda logsnr: -torch.ones_like(logsnr), ("be finite and at least 0", "got -1 at λ = -10")),
+        (lambda logsnr: logsnr, ("be finite and at least 0", "got -10 at λ = -10")),
+        (lambda logsnr: logsnr.log(), ("be finite and at least 0", "got nan at λ = -10")),
+        (lambda logsnr: 1 / (logsnr - 10), ("be finite and at least 0", "got -0.05 at λ = -10")),
+        (lambda logsnr: 1 / (10 - logsnr), ("be finite and at least 0", "got inf at λ = 10")),
+        (lambda logsnr: logsnr[:, None].exp(), ("return a tensor of the shape and device of logsnr", "(1001, 1) on cpu (it would broadcast in silence)")),
+        (lambda logsnr: logsnr.exp().mean(), ("return a tensor of the shape and device of logsnr", "() on cpu (it would broadcast in silence)")),
+        (lambda logsnr: 1.0, ("return a tensor of the shape and device of logsnr", "got float (torch.full_like(logsnr, value) for a constant)")),
+        (lambda logsnr: logsnr.exp().to("meta"), ("return a tensor of the shape and device of logsnr", "on meta")),
+    ],
+    ids=["negative", "negative somewhere", "nan", "pole", "inf", "column", "mean", "number", "device"],
+)
+def test_fault_22_weightings(weighting: Callable[[Tensor], Tensor], words: tuple[str, ...]) -> None:
+    with refused(ValueError, "Objective", "weighting", *words):
+        Objective(model(), schedule=SCHEDULE, weighting=weighting)
+    with refused(ValueError, "Custom", "weighting", *words):
+        CustomWeighting(weighting, -10.0, 10.0)
+    if words[0].startswith("return"):
+        with refused(ValueError, "weighted_elbo", "weighting", words[0]):
+            weighted_elbo(model(), batch()[0], schedule=SCHEDULE, weighting=weighting)
+
+
+def test_fault_22_a_weighting_for_part_of_the_line() -> None:
+    def tent(logsnr: Tensor) -> Tensor:
+        return 1 - logsnr.abs() / 20
+
+    with refused(ValueError, "Custom", "weighting", "be finite and at least 0", "got -1 at λ = -40 (give the range it is meant for: Custom(…, logsnr_min=…, logsnr_max=…))"):
+        CustomWeighting(tent)
+    w = CustomWeighting(tent, logsnr_min=-20.0, logsnr_max=20.0)
+    assert w(torch.tensor([-10.0, 0.0, 10.0])).tolist() == [0.5, 1.0, 0.5]
+    assert not w.monotone  # no fault: the reading as an ELBO does not hold
+    assert Objective(model(), schedule=SCHEDULE, weighting=w).weighting is w
+
+
+@pytest.mark.parametrize("weighting", [Sigmoid, "sigmoid", 2.0])
+def test_fault_22_what_is_no_weighting(weighting: object) -> None:
+    words = ("got the class Sigmoid (an instance: Sigmoid())",) if weighting is Sigmoid else (f"got {weighting!r} (for instance Sigmoid(2.0))",)
+    with refused(TypeError, "weighted_elbo", "weighting", "be a Weighting or a function of logsnr", *words):
+        weighted_elbo(model(), batch()[0], schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
+    with refused(TypeError, "Objective", "weighting", "be a Weighting or a function of logsnr", *words):
+        Objective(model(), schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "function", "argument", "words"),
+    [
+        (lambda: ELBO() * 2, TypeError, "Product", "factor", ("be a Weighting", "got 2 (a constant moves nothing but the learning rate")),
+        (lambda: ELBO() * MinSNR, TypeError, "Product", "factor", ("be a Weighting", "(an instance: MinSNR())")),
+        (lambda: MSE(SCHEDULE, V), TypeError, "MSE", "parameterization", ("be a Parameterization", "got the class V (an instance")),
+        (lambda: MSE(OptimalTransport().law, Flow(), steps=10), TypeError, "MSE", "schedule", ("be a Schedule where steps are given", "Logistic(")),
+        (lambda: MinSNR(0.0), ValueError, "MinSNR", "gamma", ("be finite and greater than 0", "got 0")),
+        (lambda: SoftMinSNR(-1.0), ValueError, "SoftMinSNR", "gamma", ("be finite and greater than 0", "got -1")),
+        (lambda: P2(gamma=NAN), ValueError, "P2", "gamma", ("be finite", "got nan")),
+        (lambda: P2(k=0.0), ValueError, "P2", "k", ("be finite and greater than 0", "got 0")),
+        (lambda: Sigmoid(INF), ValueError, "Sigmoid", "bias", ("be finite", "got inf")),
+        (lambda: Sigmoid("2+"), TypeError, "Sigmoid", "bias", ("be a number", "got '2+'")),
+        (lambda: EDM(std=0.0), ValueError, "Gaussian", "std", ("be finite and greater than 0", "got 0")),
+        (lambda: EDM(sigma_data=0.0), ValueError, "V", "sigma_data", ("be finite and greater than 0", "got 0")),
+    ],
+)
+def test_fault_22_what_a_weighting_is_made_of(build: Callable[[], object], error: type[Exception], function: str, argument: str, words: tuple[str, ...]) -> None:
+    with refused(error, function, argument, *words):
+        build()
+
+
+def test_fault_22_a_bound_has_no_other_weighting() -> None:
+    with refused(ValueError, "Objective", "weighting", "be left out, or ELBO(), where a decoder is given", "Sigmoid(bias=2.0) (with another weighting the sum is no bound)"):
+        Objective(model(), schedule=SCHEDULE, weighting=Sigmoid(), decoder=Categorical(17))
+    for weighting in (None, ELBO()):
+        assert Objective(model(), schedule=SCHEDULE, weighting=weighting, decoder=Categorical(17)).decoder is not None
+
+
+def test_fault_22_every_weighting_passes_its_own_check() -> None:
+    for w in (ELBO(), Sigmoid(), EDM(), EDM(monotone=True), InDI(), MSE(SCHEDULE, V()), MSE(Tabulated.linear_betas(), Eps(), steps=999), MSE(SCHEDULE, X()) * TruncatedSNR() * P2()):
+        assert w.check() is w
+
+
+def test_fault_23_a_density_that_is_zero_inside_the_ends() -> None:
+    """The schedule is the density of the times: where it never looks, no weight can be trained."""
+    with refused(ValueError, "Normal", "logsnr_max", "lie where Gaussian(mean=0.0, std=1.0) has mass in float64", "got [-5, 60], of which it reaches [-5, inf] (the end is too far out"):
+        Normal(0.0, 1.0, logsnr_max=60.0)
+    with refused(ValueError, "Normal", "logsnr_min", "lie where Gaussian(mean=0.0, std=1.0) has mass in float64", "got [-60, 5]"):
+        Normal(0.0, 1.0, logsnr_min=-60.0)
+    factor = loss_factor(ELBO(), SCHEDULE, V())
+    assert factor(torch.tensor([20.0])).item() == INF  # no finite factor makes up for a λ that is never drawn
+    assert 0 < factor(torch.tensor([9.9])).item() < INF
+
+
+@pytest.mark.parametrize("schedule", [Cosine(3.0, -8.0), Cosine(5.0, -2.0, offset=0.008), LinearBeta(5.0, -5.0), OptimalTransport(4.0, -9.0), Normal(2.4, 2.4, 3.0, -4.0), Laplace(0.0, 0.5, 2.0, -1.0), Karras(), Tabulated([5.0, 4.0, 0.0, -3.0]), Shifted(SCHEDULE, 2.0), LearnedLinear()], ids=repr)
+def test_fault_23_densities_are_normalized_between_the_ends(schedule: Schedule) -> None:
+    edges = schedule(torch.linspace(1, 0, 3001, dtype=torch.float64))  # cells end where a table has its levels
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(4))
+    half, middle = 0.5 * edges.diff()[:, None], 0.5 * (edges[1:] + edges[:-1])[:, None]
+    assert (half * weights * schedule.density(middle + half * nodes)).sum().item() == pytest.approx(1.0, abs=1e-6)
+    beyond = torch.tensor([schedule.logsnr_max + 1, schedule.logsnr_min - 1])
+    assert schedule.density(beyond).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("logsnr", "words"),
+    [
+        (lambda t: falls(t)[:, None], ("(4, 1), torch.float64, cpu (it would broadcast in silence)",)),
+        (lambda t: falls(t).mean(), ("(), torch.float64, cpu (it would broadcast in silence)",)),
+        (lambda t: falls(t).float(), ("(4,), torch.float32, cpu",)),
+        (lambda t: falls(t).to("meta"), ("(4,), torch.float64, meta",)),
+        (lambda t: falls(t).tolist(), ("list",)),
+        (lambda t: 3.0, ("float (torch.full_like(t, value) for a constant)",)),
+    ],
+    ids=["column", "scalar", "dtype", "device", "list", "number"],
+)
+def test_fault_24_what_a_schedule_returns(logsnr: Callable[[Tensor], object], words: tuple[str, ...]) -> None:
+    x = batch()[0]
+    must = ("have the shape, dtype and device of t: (4,), torch.float64, cpu", *words)
+    with refused(ValueError, "Own.logsnr_at", "return value", *must):
+        weighted_elbo(model(), x, schedule=Own(logsnr, twenty))
+    with refused(ValueError, "Own.rate_at", "return value", *must):
+        weighted_elbo(model(), x, schedule=Own(falls, logsnr))
+    for wrong, method in ((Own(logsnr, twenty), "logsnr_at"), (Own(falls, logsnr), "rate_at")):
+        with refused(ValueError, f"Own.{method}", "return value", "have the shape, dtype and device of t: (10001,), torch.float64, cpu"):
+            Objective(model(), schedule=wrong)
+    with refused(ValueError, "Custom.logsnr", "return value", "have the shape, dtype and device of t: (2,), torch.float64, cpu"):
+        Custom(logsnr)  # type: ignore[arg-type]
+    with refused(ValueError, "Custom.rate_at", "return value", "have the shape, dtype and device of t"):
+        Custom(falls, rate=logsnr)  # type: ignore[arg-type]
+
+
+def test_fault_24_a_schedule_without_its_methods() -> None:
+    with pytest.raises(NotImplementedError, match=r"Schedule must define logsnr_at\(t\)"):
+        Schedule(1.0, 0.0)(torch.zeros(1))
+    with pytest.raises(NotImplementedError, match=r"Schedule must define rate_at\(t, logsnr\)"):
+        Schedule(1.0, 0.0).rate_at(torch.zeros(1), torch.zeros(1))
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, Linear(10.0, -10.0), Tabulated([10.0, 3.0, -10.0]), Custom(falls), Shifted(SCHEDULE, 0.0), LearnedLinear(10.0, -10.0)], ids=repr)
+def test_fault_25_an_inverse_beyond_the_ends(schedule: Schedule) -> None:
+    name, logsnr = type(schedule).__name__, torch.tensor([0.0, 20.0, -30.0])
+    with refused(ValueError, f"{name}.inverse", "logsnr", "lie within the ends [-10, 10]", "values from -30 to 20 (clamp=True returns the nearest end)"):
+        schedule.inverse(logsnr)
+    with refused(ValueError, f"{name}.inverse", "logsnr", "lie within the ends [-10, 10]", "values from nan to nan"):
+        schedule.inverse(torch.tensor([torch.nan]))
+    assert_same(schedule.inverse(logsnr, clamp=True)[1:], torch.tensor([0.0, 1.0]), rtol=0, atol=1e-15)
+    rounded = torch.tensor([10.0, -10.0], dtype=torch.float64) * (1 + 1e-8)  # what float32 makes of an end
+    assert_same(schedule.inverse(rounded), torch.tensor([0.0, 1.0]), rtol=0, atol=1e-12)
+    with refused(TypeError, f"{name}.inverse", "logsnr", "be a floating tensor", "torch.int64"):
+        schedule.inverse(torch.tensor([3]))

@@ -1,0 +1,74 @@
+"""The running moments against NumPy's."""
+
+import numpy as np
+import pytest
+import torch
+
+from vdiff import Cosine, Profile
+from vdiff.gaussian import diffuse
+from vdiff.oracle import Gaussian
+
+
+def observations(n: int = 5000):
+    generator = np.random.default_rng(0)
+    lam = generator.normal(0, 3, n)
+    return lam, generator.gamma(2.0, 1 + 1 / (1 + np.exp(-lam)))
+
+
+def by_bin(lam, value, low, high, bins):
+    index = np.clip(np.floor((lam - low) / (high - low) * bins).astype(int), 0, bins - 1)
+    return [value[index == i] for i in range(bins)]
+
+
+def test_moments_and_errors_are_numpys():
+    lam, value = observations()
+    profile = Profile(-5.0, 4.0, bins=9)
+    for part in np.array_split(np.arange(len(lam)), 7):
+        profile.update(torch.from_numpy(lam[part]), torch.from_numpy(value[part]))
+    groups = by_bin(lam, value, -5.0, 4.0, 9)
+    np.testing.assert_array_equal(profile.count.numpy(), [len(g) for g in groups])
+    np.testing.assert_allclose(profile.mean.numpy(), [g.mean() for g in groups], rtol=1e-12)
+    np.testing.assert_allclose(profile.second_moment.numpy(), [(g**2).mean() for g in groups], rtol=1e-12)
+    np.testing.assert_allclose(profile.standard_error.numpy(), [g.std(ddof=1) / len(g) ** 0.5 for g in groups], rtol=1e-10)
+    np.testing.assert_allclose(profile.centers.numpy(), -4.5 + np.arange(9), rtol=1e-12)
+
+
+def test_merging_is_seeing_both():
+    lam, value = (torch.from_numpy(a) for a in observations())
+    whole, left, right = (Profile(-6.0, 6.0, bins=12) for _ in range(3))
+    whole.update(lam, value)
+    left.update(lam[:1000], value[:1000])
+    right.update(lam[1000:], value[1000:])
+    left.merge(right)
+    torch.testing.assert_close(left.sums, whole.sums)
+    with pytest.raises(ValueError, match=r"Profile\.merge: argument 'other' must have the same bins"):
+        left.merge(Profile(-6.0, 6.0, bins=13))
+
+
+def test_what_falls_outside_is_counted_at_the_ends():
+    profile = Profile(-1.0, 1.0, bins=4)
+    profile.update(torch.tensor([-9.0, -1.2, 1.0, 50.0]), torch.tensor([1.0, 3.0, 5.0, 9.0]))
+    assert profile.count.tolist() == [2, 0, 0, 2]
+    assert profile.mean[[0, 3]].tolist() == [2.0, 7.0]
+    assert torch.isnan(profile.mean[1])
+    assert torch.isnan(profile.standard_error[1])
+
+
+def test_a_state_dict_restores_it_and_gradients_do_not_follow():
+    profile, value = Profile(-1.0, 1.0, bins=2), torch.tensor([2.0, 4.0], requires_grad=True)
+    profile.update(torch.tensor([-0.5, 0.5]), value)
+    restored = Profile(-1.0, 1.0, bins=2)
+    restored.load_state_dict(profile.state_dict())
+    assert restored.mean.tolist() == [2.0, 4.0]
+    assert not profile.sums.requires_grad
+
+
+def test_it_measures_the_error_by_noise_level():
+    oracle, generator = Gaussian([0.3, -0.2], [0.25, 4.0]), torch.Generator().manual_seed(0)
+    profile, n = Profile(-8.0, 8.0, bins=8), 40_000
+    x, eps = oracle.sample(n, generator), torch.randn(n, 2, dtype=torch.float64, generator=generator)
+    logsnr = Cosine(8.0, -8.0)(torch.rand(n, dtype=torch.float64, generator=generator))
+    profile.update(logsnr, oracle(diffuse(x, eps, logsnr), logsnr).squared_error(x, eps))
+    want = by_bin(logsnr.numpy(), oracle.mmse(logsnr).numpy(), -8.0, 8.0, 8)
+    score = (profile.mean.numpy() - [w.mean() for w in want]) / profile.standard_error.numpy()
+    assert np.abs(score).max() < 4

@@ -1,0 +1,33 @@
+"""The README's own code runs and prints what the README says."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_code_of_the_readme_prints_what_it_says():
+    names: dict[str, object] = {}
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+            exec(block, names)
+    printed = out.getvalue().strip()
+    assert printed
+    assert f"\n    {printed}\n" in README
+
+
+def test_every_row_of_the_method_table_is_code():
+    import vdiff
+
+    rows = [line.split("|")[2:5] for line in README.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) >= 11
+    for row in rows:
+        names = {name: getattr(vdiff, name) for name in vdiff.__all__}
+        schedule, parameterization, weighting = (re.findall(r"`([^`]+)`", cell) for cell in row)
+        names["schedule"] = eval(schedule[0], names)
+        assert isinstance(names["schedule"], vdiff.Schedule)
+        assert all(isinstance(eval(code, names), vdiff.Parameterization) for code in parameterization)
+        assert all(isinstance(eval(code, names), vdiff.Weighting) for code in weighting)

@@ -1,0 +1,83 @@
+"""Times: one grid over batch, ranks and accumulation; pure functions of seed and step."""
+
+import math
+
+import pytest
+import torch
+
+from vdiff import Cosine, stratified, weighted_elbo
+from vdiff.oracle import Gaussian
+from vdiff.times import generator_of, offset_of, on_chain
+
+
+def test_every_stratum_has_one_time_for_every_batch_up_to_2048():
+    for n in range(1, 2049):
+        for offset in (2**-24, 1 - 2**-24):
+            t = stratified(n, offset=offset)
+            assert (t * n).floor().tolist() == list(range(n))
+            assert 0 <= t[0] <= t[-1] < 1
+
+
+@pytest.mark.parametrize(("batch", "count"), [(1, 7), (3, 4), (64, 8), (5, 1)])
+def test_the_shares_of_all_ranks_are_the_global_grid(batch, count):
+    shares = [stratified(batch, offset=0.3, index=i, count=count) for i in range(count)]
+    assert torch.equal(torch.stack(shares, 1).flatten(), stratified(batch * count, offset=0.3))
+
+
+def test_each_time_is_uniform_and_the_grid_is_shifted_as_one():
+    generator = torch.Generator().manual_seed(0)
+    grids = torch.stack([stratified(8, generator=generator) for _ in range(4000)])
+    torch.testing.assert_close(grids.diff(dim=1), torch.full((4000, 7), 1 / 8, dtype=torch.float64))
+    u = grids[:, 0] * 8
+    assert abs(u.mean() - 0.5) < 4 * math.sqrt(1 / 12 / 4000)
+    assert abs(u.square().mean() - 1 / 3) < 4 * math.sqrt(4 / 45 / 4000)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 49, 1000])
+def test_a_chain_visits_each_of_its_steps_equally(steps):
+    t = on_chain(stratified(20 * steps, offset=0.5), steps)
+    counts = torch.bincount((t * steps).round().long(), minlength=steps + 1)
+    assert counts.tolist() == [0] + [20] * steps
+    assert torch.equal(t.unique(), torch.arange(1, steps + 1, dtype=torch.float64) / steps)
+    assert on_chain(torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64), steps).tolist() == [1 / steps, 1.0]
+
+
+def test_offsets_are_functions_of_seed_and_step_alone():
+    offsets = [offset_of(7, step) for step in range(1000)]
+    torch.manual_seed(123)
+    torch.rand(5)
+    assert offsets == [offset_of(7, step) for step in range(1000)]
+    assert offset_of(7, 500) == offsets[500]
+    assert offset_of(8, 0) != offsets[0]
+    # low-discrepancy: the largest gap of n golden-ratio points is below 2/n, of random ones about log(n)/n
+    points = torch.tensor(offsets, dtype=torch.float64).sort().values
+    assert points.diff().max() < 2 / 1000
+    assert 0 <= points[0] < points[-1] < 1
+
+
+def test_generators_are_functions_of_seed_step_and_slot_alone():
+    keys = [(seed, step, slot) for seed in (0, 1) for step in (0, 1, 2) for slot in (0, 1)]
+    first = {key: torch.rand(3, generator=generator_of(*key)) for key in keys}
+    torch.manual_seed(99)
+    again = {key: torch.rand(3, generator=generator_of(*key)) for key in reversed(keys)}
+    assert all(torch.equal(first[key], again[key]) for key in keys)
+    assert len({tuple(v.tolist()) for v in first.values()}) == len(keys)
+    # the number itself, so that a run resumes with another version of Python
+    assert generator_of(3, 4, 5).initial_seed() == hash((3, 4, 5)) & 0x7FFF_FFFF_FFFF_FFFF == 4003026094496801395
+
+
+def test_a_loss_draws_stratified_times():
+    oracle, schedule, told = Gaussian([0.2], [0.5]), Cosine(13.3, -5.0), []
+
+    def model(z, logsnr):
+        told.append(logsnr)
+        return oracle(z, logsnr)
+
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        weighted_elbo(model, oracle.sample(64), schedule=schedule, generator=generator)
+        weighted_elbo(model, oracle.sample(64), schedule=schedule, steps=64, generator=generator)
+    for continuous, chain in zip(told[::2], told[1::2], strict=True):
+        assert (schedule.inverse(continuous) * 64).floor().tolist() == list(range(64))
+        torch.testing.assert_close(chain, schedule(torch.arange(1, 65, dtype=torch.float64) / 64))
+    assert len({logsnr[0].item() for logsnr in told[::2]}) == 3

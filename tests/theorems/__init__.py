@@ -1,0 +1,1 @@
+"""Theorems as tests: what must hold between schedules, parameterizations, weightings and bounds, on asymmetric oracles."""

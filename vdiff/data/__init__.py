@@ -1,0 +1,1 @@
+"""Data sets, read safely and split by rule."""

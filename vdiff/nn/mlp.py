@@ -1,0 +1,30 @@
+"""A small network for points."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vdiff.nn.embedding import FourierFeatures
+
+
+class MLP(nn.Module):
+    """Points (batch, dims) and their noise level (batch,) to (batch, dims), through `depth` hidden layers.
+
+    >>> network = MLP(2)
+    >>> sum(p.numel() for p in network.parameters())
+    37762
+    >>> network(torch.zeros(4, 2), torch.zeros(4)).shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(self, dims: int, *, width: int = 128, depth: int = 3, features: int = 32) -> None:
+        super().__init__()
+        self.time = FourierFeatures(features)
+        layers: list[nn.Module] = [nn.Linear(dims + features, width), nn.SiLU()]
+        for _ in range(depth - 1):
+            layers += [nn.Linear(width, width), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, dims))
+
+    def forward(self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]) -> Float[Tensor, "batch dims"]:
+        out: Tensor = self.layers(torch.cat([z, self.time(logsnr).to(z.dtype)], 1))
+        return out

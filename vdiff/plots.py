@@ -1,0 +1,107 @@
+"""Figures: samples beside data, schedules and densities, weightings, the error by log-SNR. Needs matplotlib."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vdiff.profile import Profile
+from vdiff.schedule import Schedule
+from vdiff.weighting import Weighting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOGSNR = "log-SNR λ   (noise ← → data)"
+
+
+def figure(rows: int = 1, columns: int = 1, *, width: float = 4.6, height: float = 3.4) -> "tuple[Figure, list[Axes]]":
+    """A figure that needs no display, with its axes in a list."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(made)
+    grid = made.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    return made, list(grid.flat)
+
+
+def image_grid(axes: "Axes", images: Tensor, title: str, columns: int = 10, levels: int = 17) -> None:
+    """Integer images (n, 1, h, w) as one picture with thin gaps."""
+    n, _, h, w = images.shape
+    rows = -(-n // columns)
+    canvas = torch.full((rows * (h + 1) + 1, columns * (w + 1) + 1), float(levels - 1) / 2)
+    for i, image in enumerate(images[:, 0].float()):
+        top, left = (i // columns) * (h + 1) + 1, (i % columns) * (w + 1) + 1
+        canvas[top : top + h, left : left + w] = image
+    axes.imshow(canvas.numpy(), cmap="gray_r", vmin=0, vmax=levels - 1, interpolation="nearest")
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def samples(path: Path, made: Tensor, real: Tensor, *, levels: int = 17) -> None:
+    """Samples of a model beside real data."""
+    picture, (left, right) = figure(1, 2, height=4.0)
+    image_grid(left, made, "samples", levels=levels)
+    image_grid(right, real, "held-out data", levels=levels)
+    picture.savefig(path, dpi=130)
+
+
+def schedule(path: Path, schedules: Mapping[str, Schedule]) -> None:
+    """λ(t) and the density p(λ) of one or more schedules."""
+    picture, (left, right) = figure(1, 2)
+    t = torch.linspace(0, 1, 501, dtype=torch.float64)
+    for name, one in schedules.items():
+        with torch.no_grad():
+            left.plot(t, one(t), label=name)
+            logsnr = torch.linspace(one.logsnr_min, one.logsnr_max, 501, dtype=torch.float64)
+            right.plot(logsnr, one.density(logsnr), label=name)
+    left.set(xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", title="schedule")
+    right.set(xlabel=LOGSNR, ylabel="p(λ)", title="where it looks")
+    right.set_ylim(bottom=0)
+    left.legend(frameon=False)
+    picture.savefig(path, dpi=130)
+
+
+def weighting(path: Path, weightings: Mapping[str, Weighting], *, logsnr_min: float = -10.0, logsnr_max: float = 10.0) -> None:
+    """w(λ) of one or more weightings, each divided by its largest value in the range."""
+    picture, (axes,) = figure()
+    logsnr = torch.linspace(logsnr_min, logsnr_max, 801, dtype=torch.float64)
+    for name, one in weightings.items():
+        w = one(logsnr)
+        axes.semilogy(logsnr, (w / w.max()).clamp(min=1e-6), label=name)
+    axes.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
+    axes.legend(frameon=False)
+    picture.savefig(path, dpi=130)
+
+
+def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> None:
+    """E‖ε − ε̂‖² per dimension by log-SNR, with a band of two standard errors; the area under it is twice the ELBO's diffusion term."""
+    picture, (axes,) = figure(width=5.6)
+    for name, profile in profiles.items():
+        x, y, se = profile.centers.cpu(), profile.mean.cpu() / dims, profile.standard_error.cpu() / dims
+        (line,) = axes.plot(x, y, label=name)
+        axes.fill_between(x, y - 2 * se, y + 2 * se, alpha=0.3, color=line.get_color(), linewidth=0)
+    axes.set(xlabel=LOGSNR, ylabel="E‖ε − ε̂‖² / d", title="the loss by log-SNR (± 2 SE)")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    picture.savefig(path, dpi=130)
+
+
+def curves(path: Path, history: list[dict[str, float]], best_baseline: tuple[str, float] | None = None) -> None:
+    """Bits/dim against training step, training and selection."""
+    picture, (axes,) = figure(width=5.6)
+    for key, name in (("train_bits_per_dim", "training batches"), ("selection_bits_per_dim", "selection set, averaged weights")):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    if best_baseline is not None:
+        axes.axhline(best_baseline[1], color="gray", linestyle="--", label=best_baseline[0])
+    axes.set(xlabel="step", ylabel="bits/dim", title="training")
+    axes.legend(frameon=False)
+    picture.savefig(path, dpi=130)
