@@ -30,9 +30,10 @@ from vdiff.training import Config, Run, train
 
 def config_of(steps: int, seed: int) -> Config:
     return Config(
-        network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 30, "multipliers": [1, 1], "dropout": 0.2},
+        network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 30, "multipliers": [1, 1], "dropout": 0.35},
         schedule={"name": "Normal", "mean": 2.5, "std": 3.0, "logsnr_max": 9.0, "logsnr_min": -7.0},
         decoder={"name": "Categorical", "levels": LEVELS},
+        weight_decay=0.05,
         steps=steps,
         seed=seed,
     )

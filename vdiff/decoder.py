@@ -30,7 +30,13 @@ def normal_nodes(device: torch.device | str | None = None) -> tuple[Tensor, Tens
 
 
 class Decoder(nn.Module):
-    """p(data | z₀) with its encoding. `denoise` says whether it looks at the network: its mean is then x̂(z₀), else z₀/α₀."""
+    """p(data | z₀) with its encoding. `denoise` says whether it looks at the network: its mean is then x̂(z₀), else z₀/α₀.
+
+    >>> data = torch.tensor([[0, 128, 255]])
+    >>> decoders = Categorical(levels=256), DiscretizedGaussian(levels=256)
+    >>> [torch.equal(decoder.decode(decoder.encode(data)), data) for decoder in decoders]
+    [True, True]
+    """
 
     denoise: bool = False
 
@@ -61,7 +67,7 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """E[−log p(data | z₀)], nats per example: exact where it can be, else one sample of z₀ (from `eps` if given)."""
         if not self.denoise:
-            return self.expected_nll(data, logsnr)
+            return self.expected_nll(data, logsnr).to(at_least_float32(x.dtype))
         if eps is None:
             eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
         level = wide_number(logsnr, x.device).expand(x.shape[0])
@@ -73,6 +79,9 @@ class Levels(Decoder):
 
     The levels lie at x_k = 2(k + ½)/levels − 1, bins filling [−1, 1] (VDM's convention), or, if `closed`, at
     x_k = 2k/(levels − 1) − 1 with the end levels on ±1 (DDPM's).
+
+    >>> Categorical(2).grid, Categorical(2, closed=True).grid
+    (tensor([-0.5000,  0.5000], dtype=torch.float64), tensor([-1.,  1.], dtype=torch.float64))
     """
 
     def __init__(self, levels: int, *, closed: bool) -> None:
@@ -187,6 +196,8 @@ class Categorical(Levels):
     >>> round(decoder.table(13.3)[128].item(), 7)
     0.0069714
     """
+
+    prior: Tensor | None
 
     def __init__(self, levels: int, *, closed: bool = False, prior: Tensor | None = None) -> None:
         super().__init__(levels, closed=closed)

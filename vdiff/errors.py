@@ -28,12 +28,20 @@ def _is_batched(v: Tensor) -> bool:
 
 
 def must(function: str, argument: str, requirement: str, got: object, hint: str = "") -> str:
-    """The text of an error: `<function>: argument '<name>' must …; got …`, and the likely mistake."""
+    """The text of an error: `<function>: argument '<name>' must …; got …`, and the likely mistake.
+
+    >>> must("f", "t", "lie within [0, 1]", 3, "divide the step by their number")
+    "f: argument 't' must lie within [0, 1]; got 3 (divide the step by their number)"
+    """
     return f"{function}: argument '{argument}' must {requirement}; got {got}" + (f" ({hint})" if hint else "")
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The nearest known word as a question, or an empty string."""
+    """The nearest known word as a question, or an empty string.
+
+    >>> did_you_mean("scheduel", ["schedule", "steps"])
+    "did you mean 'schedule'?"
+    """
     folded = {name.casefold(): name for name in known}
     nearest = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=cutoff)
     return f"did you mean '{folded[nearest[0]]}'?" if nearest else ""
@@ -142,3 +150,6 @@ def check_times(function: str, t: Tensor, x: Tensor) -> None:
         came = f"{int(t.isnan().sum())} NaN" if t.isnan().any() else f"values from {low:g} to {high:g}"
         hint = "integer steps are divided by their number first: t = step / steps" if high > 1 else ""
         raise ValueError(must(function, "t", "lie within [0, 1]", came, hint))
+
+
+__all__ = ["did_you_mean", "must"]

@@ -15,7 +15,7 @@ from vdiff.errors import check_data, check_generator, check_like, check_positive
 from vdiff.gaussian import at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import check_schedule
+from vdiff.schedule.base import check_schedule, home
 from vdiff.times import on_chain, stratified
 from vdiff.weighting import ELBO, Weighting, check_weight, check_weight_function, check_weighting
 
@@ -134,7 +134,7 @@ def elbo(
     return Bound(
         prior=prior_kl(x, logsnr_min),
         diffusion=_diffusion(model, x, eps, logsnr, measure, _ELBO, condition),
-        reconstruction=decoder.reconstruction(data, x, logsnr_max, predict, generator=generator),
+        reconstruction=decoder.reconstruction(_usable(data), x, logsnr_max, predict, generator=generator),
         dims=x[0].numel(),
     )
 
@@ -166,7 +166,7 @@ class Objective(nn.Module):
         if isinstance(model, nn.Module) and any(type(m).__name__ == "DistributedDataParallel" for m in model.modules()) and any(True for _ in schedule.parameters()):
             raise ValueError(must("Objective", "model", "not be wrapped in DDP where the schedule is learned", "DistributedDataParallel", "wrap the Objective: the schedule's gradients are not synchronised otherwise"))
         schedule.check()
-        if weighting is not None:
+        if weighting is not None and home(schedule).type != "meta":  # there, learned ends have no values yet
             low, high = weighting.range() if isinstance(weighting, Weighting) else (schedule.logsnr_min, schedule.logsnr_max)
             check_weighting(weighting, max(low, schedule.logsnr_min), min(high, schedule.logsnr_max), "Objective")
         self.model, self.schedule, self.decoder, self.steps = model, schedule, decoder, steps

@@ -27,7 +27,7 @@ class GaussianMixture(nn.Module):
 
     >>> oracle = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
     >>> oracle.mmse(torch.tensor([0.0], dtype=torch.float64))
-    tensor([0.2524], dtype=torch.float64)
+    tensor([0.3430], dtype=torch.float64)
     """
 
     weights: Tensor

@@ -52,7 +52,7 @@ class Parameterization:
         """κ², by which a squared error of ε is multiplied to be one of the target.
 
         >>> V().kappa2(torch.tensor([0.0]))
-        tensor([2.])
+        tensor([2.0000])
         """
         return _kappa2(*self.row(logsnr), logsnr)
 
@@ -149,7 +149,7 @@ class PosteriorMean(Parameterization):
 
     >>> from vdiff import Linear
     >>> PosteriorMean(Linear(), steps=10).kappa(torch.tensor([0.0]))
-    tensor([0.7806])
+    tensor([0.7794])
     """
 
     def __init__(self, schedule: "Schedule", steps: int) -> None:
@@ -175,7 +175,7 @@ class Prediction:
 
     >>> z, out = torch.zeros(1, 2), torch.ones(1, 2)
     >>> Prediction(z, torch.zeros(1), out, Eps()).x
-    tensor([[-1., -1.]])
+    tensor([[-1.0000, -1.0000]])
     """
 
     def __init__(

@@ -19,7 +19,12 @@ LOGSNR = "log-SNR λ   (noise ← → data)"
 
 
 def figure(rows: int = 1, columns: int = 1, *, width: float = 4.6, height: float = 3.4) -> "tuple[Figure, list[Axes]]":
-    """A figure that needs no display, with its axes in a list."""
+    """A figure that needs no display, with its axes in a list.
+
+    >>> made, (left, right) = figure(1, 2)
+    >>> made.get_size_inches().tolist()
+    [9.2, 3.4]
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -32,7 +37,13 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 4.6, height: float
 
 
 def image_grid(axes: "Axes", images: Tensor, title: str, columns: int = 10, levels: int = 17) -> None:
-    """Integer images (n, 1, h, w) as one picture with thin gaps."""
+    """Integer images (n, 1, h, w) as one picture with thin gaps.
+
+    >>> _, (axes,) = figure()
+    >>> image_grid(axes, torch.zeros(12, 1, 8, 8), "zeros")
+    >>> axes.get_images()[0].get_array().shape                # two rows of ten
+    (19, 91)
+    """
     n, _, h, w = images.shape
     rows = -(-n // columns)
     canvas = torch.full((rows * (h + 1) + 1, columns * (w + 1) + 1), float(levels - 1) / 2)
@@ -45,7 +56,15 @@ def image_grid(axes: "Axes", images: Tensor, title: str, columns: int = 10, leve
 
 
 def samples(path: Path, made: Tensor, real: Tensor, *, levels: int = 17) -> None:
-    """Samples of a model beside real data."""
+    """Samples of a model beside real data.
+
+    >>> import tempfile
+    >>> images = torch.randint(0, 17, (20, 1, 8, 8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     samples(Path(folder) / "figure.png", images, images)
+    ...     (Path(folder) / "figure.png").is_file()
+    True
+    """
     picture, (left, right) = figure(1, 2, height=4.0)
     image_grid(left, made, "samples", levels=levels)
     image_grid(right, real, "held-out data", levels=levels)
@@ -53,7 +72,15 @@ def samples(path: Path, made: Tensor, real: Tensor, *, levels: int = 17) -> None
 
 
 def schedule(path: Path, schedules: Mapping[str, Schedule]) -> None:
-    """λ(t) and the density p(λ) of one or more schedules."""
+    """λ(t) and the density p(λ) of one or more schedules.
+
+    >>> import tempfile
+    >>> from vdiff import Cosine
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     schedule(Path(folder) / "figure.png", {"cosine": Cosine()})
+    ...     (Path(folder) / "figure.png").is_file()
+    True
+    """
     picture, (left, right) = figure(1, 2)
     t = torch.linspace(0, 1, 501, dtype=torch.float64)
     for name, one in schedules.items():
@@ -69,7 +96,15 @@ def schedule(path: Path, schedules: Mapping[str, Schedule]) -> None:
 
 
 def weighting(path: Path, weightings: Mapping[str, Weighting], *, logsnr_min: float = -10.0, logsnr_max: float = 10.0) -> None:
-    """w(λ) of one or more weightings, each divided by its largest value in the range."""
+    """w(λ) of one or more weightings, each divided by its largest value in the range.
+
+    >>> import tempfile
+    >>> from vdiff import Sigmoid
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     weighting(Path(folder) / "figure.png", {"sigmoid": Sigmoid(2.0)})
+    ...     (Path(folder) / "figure.png").is_file()
+    True
+    """
     picture, (axes,) = figure()
     logsnr = torch.linspace(logsnr_min, logsnr_max, 801, dtype=torch.float64)
     for name, one in weightings.items():
@@ -81,7 +116,16 @@ def weighting(path: Path, weightings: Mapping[str, Weighting], *, logsnr_min: fl
 
 
 def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> None:
-    """E‖ε − ε̂‖² per dimension by log-SNR, with a band of two standard errors; the area under it is twice the ELBO's diffusion term."""
+    """E‖ε − ε̂‖² per dimension by log-SNR, with a band of two standard errors; the area under it is twice the ELBO's diffusion term.
+
+    >>> import tempfile
+    >>> profile = Profile(-5.0, 5.0, bins=10)
+    >>> profile.update(torch.linspace(-5, 5, 100), torch.rand(100))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     error_by_logsnr(Path(folder) / "figure.png", {"random": profile}, dims=1)
+    ...     (Path(folder) / "figure.png").is_file()
+    True
+    """
     picture, (axes,) = figure(width=5.6)
     for name, profile in profiles.items():
         x, y, se = profile.centers.cpu(), profile.mean.cpu() / dims, profile.standard_error.cpu() / dims
@@ -94,7 +138,15 @@ def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> N
 
 
 def curves(path: Path, history: list[dict[str, float]], best_baseline: tuple[str, float] | None = None) -> None:
-    """Bits/dim against training step, training and selection."""
+    """Bits/dim against training step, training and selection.
+
+    >>> import tempfile
+    >>> history = [{"step": 1, "train_bits_per_dim": 4.0}, {"step": 2, "train_bits_per_dim": 3.0}]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     curves(Path(folder) / "figure.png", history, ("histogram", 2.43))
+    ...     (Path(folder) / "figure.png").is_file()
+    True
+    """
     picture, (axes,) = figure(width=5.6)
     for key, name in (("train_bits_per_dim", "training batches"), ("selection_bits_per_dim", "selection set, averaged weights")):
         points = [(entry["step"], entry[key]) for entry in history if key in entry]

@@ -18,6 +18,9 @@ class Recipe:
     """A named objective. `schedule` is where it trains, `weighting` the total w(λ) that it minimises, constant included.
 
     `weighting` is written with the untruncated law, as published; a truncated schedule moves only the constant.
+
+    >>> recipe("sd3").schedule.law, recipe("sd3").source
+    (Gaussian(mean=0.0, std=2.0), 'arXiv:2403.03206')
     """
 
     name: str

@@ -166,7 +166,7 @@ class MSE(Weighting):
             return super().range()
         first = self.schedule.logsnr_max
         if self.steps is not None:  # the level at t = 0 is the decoder's: the chain's loss starts at the next
-            first = self.schedule(torch.tensor(1 / self.steps, dtype=torch.float64)).item()
+            first = self.schedule(torch.tensor(1 / self.steps, dtype=torch.float64, device="cpu")).item()
         return self.schedule.logsnr_min, first
 
     def extra_repr(self) -> str:
@@ -370,6 +370,6 @@ def check_weight(name: str, weight: object, logsnr: Tensor) -> None:
 
 __all__ = [
     "EDM", "ELBO", "MSE", "P2", "Custom", "Debiased", "InDI", "MinSNR", "Product", "Sigmoid", "SoftMinSNR", "TruncatedSNR", "Weighting",
-    "check_weight", "check_weight_function", "check_weighting", "loss_factor",
+    "loss_factor",
 ]
 _ = (Cosine, Eps)  # names of the docstrings' examples

@@ -8,7 +8,43 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff import Cosine, Denoiser, Eps, Flow, Linear, Parameterization, PosteriorMean, Score, V, X
+from vdiff import (
+    EDM,
+    ELBO,
+    MSE,
+    P2,
+    Categorical,
+    Cosine,
+    Debiased,
+    Denoiser,
+    DiscretizedGaussian,
+    Eps,
+    Flow,
+    InDI,
+    Karras,
+    Laplace,
+    LearnedLinear,
+    Linear,
+    LinearBeta,
+    MinSNR,
+    Normal,
+    OptimalTransport,
+    Parameterization,
+    PosteriorMean,
+    Schedule,
+    Score,
+    Shifted,
+    Sigmoid,
+    SoftMinSNR,
+    Tabulated,
+    TruncatedSNR,
+    V,
+    Weighting,
+    X,
+)
+from vdiff.decoder import Decoder, Gaussian
+from vdiff.schedule import Custom
+from vdiff.weighting import Custom as CustomWeighting
 
 ROWS: tuple[Parameterization, ...] = (Eps(), X(), V(), V(0.5), Flow(), Score(), PosteriorMean(Linear(), steps=10))
 
@@ -64,3 +100,29 @@ def gradients(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor
 
 
 SCHEDULE = Cosine(10.0, -10.0)
+
+
+def quadratic(t: Tensor) -> Tensor:
+    return 10 - 5 * t - 10 * t**2
+
+
+def fades(logsnr: Tensor) -> Tensor:
+    return torch.exp(-0.1 * logsnr)
+
+
+SCHEDULES: tuple[Callable[[], Schedule], ...] = (
+    Linear, lambda: SCHEDULE, lambda: Cosine(offset=0.008), LinearBeta, OptimalTransport, Normal, Laplace, Karras, lambda: Shifted(Cosine(), 1.0), Tabulated.linear_betas,
+    LearnedLinear, lambda: Custom(quadratic),
+)  # fmt: skip
+WEIGHTINGS: tuple[Callable[[], Weighting], ...] = (
+    ELBO, Sigmoid, EDM, lambda: EDM(monotone=True), InDI, lambda: MSE(SCHEDULE, V()), lambda: MSE(Tabulated.linear_betas(), Eps(), steps=999), lambda: MSE(SCHEDULE, Eps()) * MinSNR(),
+    lambda: ELBO() * SoftMinSNR(), lambda: ELBO() * P2() * TruncatedSNR(), Debiased, lambda: CustomWeighting(fades),
+)  # fmt: skip
+DECODERS: tuple[Callable[[], Decoder], ...] = (
+    lambda: Categorical(17), lambda: Categorical(17, prior=torch.arange(17.0)), lambda: Categorical(17, prior=torch.arange(34.0).view(2, 17)), lambda: DiscretizedGaussian(17),
+    lambda: DiscretizedGaussian(17, denoise=True), Gaussian, lambda: Gaussian(denoise=True, variance=0.5),
+)  # fmt: skip
+
+
+def data_of(decoder: Decoder, n: int = 4) -> Tensor:
+    return batch(n)[0] if isinstance(decoder, Gaussian) else torch.randint(0, 17, (n, 2), generator=torch.Generator().manual_seed(5))

@@ -9,8 +9,36 @@ import torch
 from torch import Tensor
 
 from vdiff import (
-    EDM, ELBO, MSE, P2, Categorical, Cosine, Debiased, Eps, Flow, InDI, Karras, Laplace, LearnedLinear, Linear, LinearBeta, MinSNR, Normal, Objective,
-    OptimalTransport, Schedule, Shifted, Sigmoid, SoftMinSNR, Tabulated, TruncatedSNR, V, X, elbo, loss_factor, weighted_elbo,
+    EDM,
+    ELBO,
+    MSE,
+    P2,
+    Categorical,
+    Cosine,
+    Debiased,
+    Eps,
+    Flow,
+    InDI,
+    Karras,
+    Laplace,
+    LearnedLinear,
+    Linear,
+    LinearBeta,
+    MinSNR,
+    Normal,
+    Objective,
+    OptimalTransport,
+    Schedule,
+    Shifted,
+    Sigmoid,
+    SoftMinSNR,
+    Tabulated,
+    TruncatedSNR,
+    V,
+    X,
+    elbo,
+    loss_factor,
+    weighted_elbo,
 )  # fmt: skip
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import alpha, sigma
@@ -164,7 +192,7 @@ def test_fault_18_the_scales_at_the_far_ends(logsnr: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("t", [0.0, 1.0])
 @pytest.mark.parametrize("row", ROWS[:-1], ids=repr)
-@pytest.mark.parametrize("weighting", [ELBO(), Sigmoid(2.0), MinSNR(5.0) * P2(), Debiased()], ids=repr)
+@pytest.mark.parametrize("weighting", [ELBO(), Sigmoid(2.0), MinSNR(5.0), Debiased()], ids=repr)
 def test_fault_18_loss_and_gradients_at_the_far_ends(dtype: torch.dtype, t: float, row: object, weighting: Callable[[Tensor], Tensor]) -> None:
     schedule = Linear(40.0, -40.0)
     x, _, eps = batch(16)

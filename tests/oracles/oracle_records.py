@@ -68,13 +68,12 @@ LATER = {
     "path_estimator": "estimators of the bound along one forward path",
     "vdm_variance": "a learned schedule whose shape follows the variance",
 }
-# entries of records that are tested otherwise, which vdiff has no name for yet
+# entries of tested records that no public name of vdiff answers yet
 LATER_ENTRIES = {
     "vp": ("log_alpha2", "log_sigma2", "subvp_alpha"),  # logsigmoid(±λ); the sub-VP process
     "posterior": ("ddim_coef_z", "ddim_coef_eps"),  # samplers
     "importance_quantiles": ("lam_at_cdf",),  # the adaptive schedule
 }
-
 
 
 def _prior_of_a_straight_path(t: str, square: str, dims: int) -> float:

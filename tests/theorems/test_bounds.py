@@ -10,7 +10,7 @@ from vdiff import EDM, ELBO, MSE, Categorical, Cosine, Eps, Flow, Lattice, Linea
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import prior_kl
 
-from .reference import COVARIANCE3, MEAN3, SECOND_MOMENT, M, V, W, gauss3d, gauss3d_nodes, gmm1d, panels, quadrature_loss
+from .reference import COVARIANCE3, MEAN3, SECOND_MOMENT, M, V, W, gauss3d, gauss3d_nodes, gmm1d, panels, posterior_moments, quadrature_loss
 
 HIGH, LOW = 4.0, -3.0
 
@@ -184,6 +184,15 @@ def test_the_divergence_from_t_on_is_the_bound_of_the_noisy_data():
         prior = 0.5 * (SECOND_MOMENT - 1) / (1 + math.exp(-low)) + 0.5 * math.log1p(math.exp(low))
         want = entropy + oracle.prior_gap(low).item() - 0.5 * math.log(2 * math.pi * math.e * sigma**2)
         assert prior + diffusion == pytest.approx(want, rel=1e-7)
+
+
+def test_the_error_is_twice_the_derivative_of_the_information():
+    """I-MMSE, with the perfect error by another quadrature and by finite differences of entropies."""
+    oracle, h = gmm1d(), 1e-4
+    lam = torch.tensor([-3.0, 0.0, 2.5, 6.0], dtype=torch.float64)
+    slope = (oracle.mutual_information(lam + h) - oracle.mutual_information(lam - h)) / (2 * h)
+    torch.testing.assert_close(0.5 * oracle.mmse(lam), slope, rtol=1e-6, atol=0)
+    np.testing.assert_allclose(oracle.mmse(lam).numpy(), posterior_moments(lam.numpy())[0], rtol=1e-9)
 
 
 def test_the_prior_term_is_the_divergence_of_gaussians():

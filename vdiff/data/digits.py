@@ -11,7 +11,12 @@ LEVELS = 17
 
 @dataclass(frozen=True)
 class Split:
-    """Integer images (n, channels, height, width) and labels (n,) for training, selection and test."""
+    """Integer images (n, channels, height, width) and labels (n,) for training, selection and test.
+
+    >>> split = digits()
+    >>> split.selection.shape, split.selection_labels.shape
+    (torch.Size([200, 1, 8, 8]), torch.Size([200]))
+    """
 
     train: Tensor
     selection: Tensor

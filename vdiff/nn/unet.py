@@ -139,3 +139,6 @@ def _zero(conv: nn.Conv2d) -> nn.Conv2d:
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
+
+
+__all__ = ["UNet"]

@@ -280,7 +280,7 @@ class Custom(Schedule):
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
         if self._rate is not None:
             return self._rate(t)
-        logsnr, pull_back = torch.func.vjp(self._logsnr, t)  # λ is elementwise in t; jvp would load deprecated torch.jit
+        logsnr, pull_back, *_ = torch.func.vjp(self._logsnr, t)  # λ is elementwise in t; jvp would load deprecated torch.jit
         derivative: Tensor = pull_back(torch.ones_like(logsnr))[0]
         return -derivative
 
@@ -328,3 +328,6 @@ def _fail_at(name: str, requirement: str, bad: Tensor, t: Tensor, value: Tensor,
         if len(bad) < len(t):  # a fault between two times
             came += f" and {value[i + 1]:g} at t = {t[i + 1]:g}"
         raise ValueError(must(name, "schedule", requirement, came, hint))
+
+
+__all__ = ["Custom", "Schedule", "Shifted"]

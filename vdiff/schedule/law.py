@@ -15,6 +15,11 @@ class Law:
     """A distribution over λ: `quantile(t)` is λ at original time t ∈ (0, 1); P(Λ > λ(t)) = t.
 
     `rest` is 1 − t where it is known more accurately than by subtraction.
+
+    >>> from vdiff import OptimalTransport
+    >>> law = OptimalTransport().law                         # of the schedule before it is cut off at its ends
+    >>> law, law.cdf(law.quantile(torch.tensor(0.25)))
+    (Logistic(mean=0.0, scale=2.0), tensor(0.7500))
     """
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:

@@ -25,6 +25,12 @@ def train(objective: Objective, data: Tensor, config: Config, *, log: Log | None
     Batches, times and noise are pure functions of (seed, step). `log` receives a dictionary every `every` steps, with
     the validation bound of the averaged weights if `validate` is given. Steps with a loss or gradient that is not
     finite are skipped and counted; ten in a row raise.
+
+    >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, steps=2, batch=4)
+    >>> history = []
+    >>> averaged = train(config.objective(), torch.randint(0, 17, (8, 1, 8, 8)), config, log=history.append, quiet=True)
+    >>> history[-1]["step"], averaged.training
+    (2, False)
     """
     optimizer = torch.optim.AdamW(parameter_groups(objective, lr=config.lr, weight_decay=config.weight_decay), betas=(0.9, 0.99))
     for group in optimizer.param_groups:

@@ -88,3 +88,6 @@ def _commit(aside: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+__all__ = ["Run"]

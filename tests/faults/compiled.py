@@ -1,0 +1,68 @@
+"""`python -m faults.compiled`: every case compiled with fullgraph=True against eager mode, as JSON of what went wrong."""
+
+import json
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdiff import Categorical, LearnedLinear, Linear, Objective
+from vdiff.decoder import Gaussian
+
+from .common import DECODERS, ROWS, SCHEDULES, WEIGHTINGS, assert_same, batch, data_of, gradients, model
+
+
+def assert_compiles(make: Callable[[], Objective], data: Tensor, *, given: bool, **options: Any) -> None:
+    """Compiled without a break, the loss and its gradients are those of eager mode, with times and noise given or drawn."""
+    _, t, eps = batch(len(data))
+    torch._dynamo.reset()
+    fresh, eager = make(), make()
+    draws = {"t": t, "eps": eps} if given else {}
+
+    def train(objective: Callable[..., Tensor], losses: list[Tensor]) -> Tensor:
+        torch.manual_seed(3)
+        losses.append(objective(data, **draws))
+        return losses[-1].mean()
+
+    ours: list[Tensor] = []
+    reference: list[Tensor] = []
+    compiled = torch.compile(fresh, fullgraph=True, **options)
+    got, expected = gradients(fresh, lambda: train(compiled, ours)), gradients(eager, lambda: train(eager, reference))
+    assert_same(ours[0], reference[0], rtol=1e-5)
+    assert got.keys() == expected.keys()
+    for name in expected:
+        assert_same(got[name], expected[name], rtol=1e-4, atol=1e-5 * expected[name].abs().max().item())
+
+
+def weighted(i: int) -> None:
+    """Each schedule, weighting and parameterization; every other one on a chain; drawn for every third."""
+    schedule, weighting, row, steps = SCHEDULES[i], WEIGHTINGS[i], ROWS[i % len(ROWS)], 10 if i % 2 else None
+    assert_compiles(lambda: Objective(model(row), schedule=schedule(), weighting=weighting(), steps=steps), batch()[0], given=bool(i % 3), backend="aot_eager")
+
+
+def bound(i: int) -> None:
+    decoder = DECODERS[i]
+    schedule = Linear if isinstance(decoder(), Gaussian) or i % 2 else LearnedLinear
+    assert_compiles(lambda: Objective(model(), schedule=schedule(), decoder=decoder()), data_of(decoder()), given=bool(i % 3), backend="aot_eager")
+
+
+def default_backend() -> None:
+    assert_compiles(lambda: Objective(model(), schedule=LearnedLinear(), decoder=Categorical(17)), data_of(Categorical(17)), given=False, options={"fallback_random": True})
+
+
+CASES: dict[str, Callable[[], None]] = {
+    **{f"weighted {SCHEDULES[i]()!r} {WEIGHTINGS[i]()!r} {ROWS[i % len(ROWS)]!r}": lambda i=i: weighted(i) for i in range(len(SCHEDULES))},  # type: ignore[misc]
+    **{f"bound {DECODERS[i]()!r}": lambda i=i: bound(i) for i in range(len(DECODERS))},  # type: ignore[misc]
+    "default backend": default_backend,
+}
+
+if __name__ == "__main__":
+    failures = dict.fromkeys(CASES, "")
+    for name, case in CASES.items():
+        try:
+            case()
+        except Exception:
+            failures[name] = traceback.format_exc()
+    print(json.dumps(failures))
