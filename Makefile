@@ -18,7 +18,7 @@ demo: $(READY)
 
 # shapes in the signatures are checked by the first run; the second tests the library's own messages for wrong ones
 test: $(READY)
-	$(BIN)/python -m pytest --jaxtyping-packages=vdiff,beartype.beartype --ignore=tests/faults
+	$(BIN)/python -m pytest --jaxtyping-packages=vdiff,shape_checks.checker --ignore=tests/faults
 	$(BIN)/python -m pytest tests/faults
 
 lint: $(READY)

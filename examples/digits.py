@@ -12,7 +12,6 @@ The run folder holds the config, the averaged weights, the log, the table and th
 import argparse
 import json
 import time
-from pathlib import Path
 
 import torch
 from baselines import BASELINES

@@ -63,7 +63,7 @@ def test_generators_are_functions_of_seed_step_and_slot_alone():
     assert all(torch.equal(first[key], again[key]) for key in keys)
     assert len({tuple(v.tolist()) for v in first.values()}) == len(keys)
     # the number itself, so that a run resumes with another version of Python
-    assert generator_of(3, 4, 5).initial_seed() == hash((3, 4, 5)) & 0x7FFF_FFFF_FFFF_FFFF == 4003026094496801395
+    assert generator_of(3, 4, 5).initial_seed() == 6643208206250794906
 
 
 def test_a_loss_draws_stratified_times():

@@ -66,7 +66,7 @@ def test_a_run_folder_gives_back_what_was_saved(tmp_path):
     assert not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), objective.state_dict().values(), strict=True))
     assert sorted(p.name for p in run.folder.iterdir()) == ["config.json", "ema.safetensors", "log.jsonl"]
-    with pytest.raises(ValueError, match="Run: argument 'folder' must hold a config.json"):
+    with pytest.raises(ValueError, match=r"Run: argument 'folder' must hold a config\.json"):
         Run(tmp_path)
 
 

@@ -7,7 +7,7 @@ small table, exact and without variance.
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -169,9 +169,9 @@ class Levels(Decoder):
         chosen = table.expand(data.shape[0], *table.shape).gather(-1, data.long()[..., None])
         return sum_dims(chosen)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Levels":
         self._tables.clear()
-        module: Self = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+        module: Levels = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
         return module
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
@@ -308,8 +308,6 @@ class Gaussian(Decoder):
     tensor([2.8379])
     """
 
-    refuses_learned_ends: ClassVar[bool] = True
-
     def __init__(self, *, variance: float | None = None, denoise: bool = False) -> None:
         super().__init__()
         self.variance, self.denoise = _check_variance("Gaussian", variance), denoise
@@ -353,7 +351,8 @@ def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
     flip = lower + upper > 0  # work in the lower tail, where Φ keeps its digits
     low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
     log_high = torch.special.log_ndtr(high)
-    return log_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - log_high))
+    log_p: Tensor = log_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - log_high))
+    return log_p
 
 
 def _std(variance: float | None, logsnr: Tensor | float, device: torch.device) -> Tensor:

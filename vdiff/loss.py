@@ -124,6 +124,7 @@ def elbo(
     if checking():
         _check_call("elbo", model, schedule, steps, condition)
         _check_decoder("elbo", decoder, schedule)
+    given = eps  # the noise of z₀ too, for a decoder that looks at the network
     x, t, eps = _draw("elbo", decoder.encode(data), steps, t, eps, generator)
     logsnr_max, logsnr_min = schedule.ends(pin=False)
     logsnr, measure = schedule.levels(t, steps, pin=False)
@@ -134,7 +135,7 @@ def elbo(
     return Bound(
         prior=prior_kl(x, logsnr_min),
         diffusion=_diffusion(model, x, eps, logsnr, measure, _ELBO, condition),
-        reconstruction=decoder.reconstruction(_usable(data), x, logsnr_max, predict, generator=generator),
+        reconstruction=decoder.reconstruction(_usable(data), x, logsnr_max, predict, None if given is None else eps, generator),
         dims=x[0].numel(),
     )
 

@@ -48,8 +48,7 @@ def sample(
     >>> sample(oracle, torch.randn(1000, 1), schedule=Linear(), steps=50).mean().round()
     tensor(3.)
     """
-    prediction: Prediction | None = None
+    x = z
     for _, prediction in trajectory(model, z, schedule=schedule, steps=steps, generator=generator, **condition):
-        pass
-    assert prediction is not None
-    return prediction.x
+        x = prediction.x
+    return x

@@ -1,5 +1,7 @@
 """Where on [0, 1] a batch looks: stratified times, one global grid over batch, ranks and accumulation."""
 
+import hashlib
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -59,8 +61,8 @@ def generator_of(seed: int, step: int, slot: int = 0, device: torch.device | str
     >>> torch.rand(1, generator=generator_of(0, 5)) == torch.rand(1, generator=generator_of(0, 5))
     tensor([True])
     """
-    mixed = hash((int(seed), int(step), int(slot))) & 0x7FFF_FFFF_FFFF_FFFF  # tuples of ints hash alike in every process
-    return torch.Generator(device).manual_seed(mixed)
+    digest = hashlib.blake2b(f"{seed} {step} {slot}".encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def on_chain(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:

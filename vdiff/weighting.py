@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vdiff.errors import check_positive_int, finite, must
 from vdiff.gaussian import at_least_float32, wide
-from vdiff.parameterization import Eps, Parameterization, V, X
-from vdiff.schedule import Cosine, OptimalTransport, Schedule
+from vdiff.parameterization import Parameterization, V, X
+from vdiff.schedule import OptimalTransport, Schedule
 from vdiff.schedule.base import check_ends, check_schedule, home
 from vdiff.schedule.law import Gaussian, Law
 
@@ -314,7 +314,7 @@ class Custom(Weighting):
         return self._weight(logsnr)
 
 
-def loss_factor(weighting: Weighting, schedule: Schedule, parameterization: Parameterization) -> Callable[[Tensor], Tensor]:
+def loss_factor(weighting: Callable[[Tensor], Tensor], schedule: Schedule, parameterization: Parameterization) -> Callable[[Tensor], Tensor]:
     """The number to put before the squared error that a loop of one's own already has: w/(2 p κ²) as a function of λ.
 
     With t ~ U(0, 1), λ = schedule(t) and the target's error summed over dimensions, `factor(logsnr) * ‖o − ô‖²` has
@@ -328,7 +328,7 @@ def loss_factor(weighting: Weighting, schedule: Schedule, parameterization: Para
 
     def factor(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         v = wide(logsnr)
-        value = weighting(v) / (2.0 * schedule.density(v) * parameterization.kappa2(v))
+        value: Tensor = weighting(v) / (2.0 * schedule.density(v) * parameterization.kappa2(v))
         return value.to(at_least_float32(logsnr.dtype))
 
     return factor
@@ -372,4 +372,3 @@ __all__ = [
     "EDM", "ELBO", "MSE", "P2", "Custom", "Debiased", "InDI", "MinSNR", "Product", "Sigmoid", "SoftMinSNR", "TruncatedSNR", "Weighting",
     "loss_factor",
 ]
-_ = (Cosine, Eps)  # names of the docstrings' examples

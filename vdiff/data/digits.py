@@ -37,7 +37,7 @@ def digits() -> Split:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    order = np.random.RandomState(0).permutation(len(data.images))  # noqa: NPY002  (the published split is this one)
+    order = np.random.RandomState(0).permutation(len(data.images))
     images = torch.from_numpy(data.images[order]).long()[:, None]
     labels = torch.from_numpy(data.target[order]).long()
     parts = [slice(0, -497), slice(-497, -297), slice(-297, None)]

@@ -1,5 +1,7 @@
 """A head for data on a grid of levels: the network says how likely each level is, Bayes' rule does the rest."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class LevelHead(nn.Module):
 
     grid: Tensor
 
-    def __init__(self, network: nn.Module, decoder: Levels) -> None:
+    def __init__(self, network: Callable[..., Tensor], decoder: Levels) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("grid", decoder.grid.float(), persistent=False)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,8 @@ from vdiff.gaussian import at_least_float32, moving_only, wide
 
 BISECTIONS = 64
 EDGE = 1e-6  # how far beyond an end, relative to the range, a rounded float32 λ may lie and still count as inside
+
+AnySchedule = TypeVar("AnySchedule", bound="Schedule")
 
 
 class Schedule(nn.Module):
@@ -160,7 +162,7 @@ class Schedule(nn.Module):
             return logsnr, rate
         return logsnr, steps * torch.expm1(self.delta(t64, steps))
 
-    def check(self, points: int = 10_001) -> Self:
+    def check(self: AnySchedule, points: int = 10_001) -> AnySchedule:
         """Verify on a dense float64 grid that λ is finite, strictly decreasing, ends where it says, and that `rate_at`
         is its derivative. Returns self; raises ValueError at the first t that fails.
 
@@ -204,8 +206,8 @@ class Schedule(nn.Module):
         high, low = self.ends()
         return (logsnr - 0.5 * (high + low)).abs() <= 0.5 * (1 + EDGE) * (high - low)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        module: Self = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Schedule":
+        module: Schedule = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
         return module
 
     def extra_repr(self) -> str:

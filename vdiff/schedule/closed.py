@@ -129,7 +129,8 @@ class Karras(Schedule):
         self.rho = finite("Karras", "rho", rho, above=0.0)
         if not self.sigma_min < self.sigma_max:
             raise ValueError(must("Karras", "sigma_min", f"be below sigma_max = {self.sigma_max:g}", f"{self.sigma_min:g}", "swapped?"))
-        self._low, self._high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        self._low: float = self.sigma_min ** (1 / self.rho)
+        self._high: float = self.sigma_max ** (1 / self.rho)
         super().__init__(-2 * math.log(self.sigma_min), -2 * math.log(self.sigma_max))
 
     def logsnr_at(self, t: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ class Tabulated(Schedule):
         self.steps = len(table) - 1
 
     @classmethod
-    def from_betas(cls, betas: Sequence[float] | np.ndarray | Tensor) -> Self:
+    def from_betas(cls, betas: Sequence[float] | np.ndarray | Tensor) -> "Tabulated":
         """The levels of a DDPM: log ᾱ_t = Σ log1p(−β), λ_t = log ᾱ_t − log(−expm1(log ᾱ_t)), in float64.
 
         >>> Tabulated.from_betas([0.1, 0.2, 0.3]).table
@@ -63,7 +62,7 @@ class Tabulated(Schedule):
         return cls(log_signal - torch.log(-torch.expm1(log_signal)))
 
     @classmethod
-    def linear_betas(cls, beta_1: float = 1e-4, beta_n: float = 0.02, levels: int = 1000) -> Self:
+    def linear_betas(cls, beta_1: float = 1e-4, beta_n: float = 0.02, levels: int = 1000) -> "Tabulated":
         """DDPM's own table (arXiv:2006.11239): β linear from 1e-4 to 0.02 in 1000 levels.
 
         >>> Tabulated.linear_betas().steps
@@ -72,7 +71,7 @@ class Tabulated(Schedule):
         return cls.from_betas(torch.linspace(beta_1, beta_n, levels, dtype=torch.float64, device="cpu"))
 
     @classmethod
-    def cosine_betas(cls, levels: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Self:
+    def cosine_betas(cls, levels: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> "Tabulated":
         """iDDPM's cosine table, with its offset and its clip of β (arXiv:2102.09672, eq. 17).
 
         >>> Tabulated.cosine_betas().table[0].item()
