@@ -24,7 +24,22 @@ import vdiff
 from vdiff.nn import MLP, UNet
 
 Step = Callable[[], Tensor]
-VIEWS = ("view", "expand", "t", "transpose", "detach", "alias", "as_strided", "unsqueeze", "squeeze", "slice", "select", "split", "unbind", "permute")
+VIEWS = (
+    "view",
+    "expand",
+    "t",
+    "transpose",
+    "detach",
+    "alias",
+    "as_strided",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "select",
+    "split",
+    "unbind",
+    "permute",
+)
 
 
 class Count(TorchDispatchMode):
@@ -137,7 +152,9 @@ def main() -> None:
         bare = steps.pop("bare MSE, fixed input")
         base_operations, base_views = operations(network, bare)
         base_memory = peak_memory(network, bare)
-        print(f"\n{title}: {sum(p.numel() for p in network.parameters()):,} parameters, bare step {base_operations} operations, {base_memory / 2**20:.1f} MiB")
+        print(
+            f"\n{title}: {sum(p.numel() for p in network.parameters()):,} parameters, bare step {base_operations} operations, {base_memory / 2**20:.1f} MiB"
+        )
         print(f"{'loss':<28}{'time':>7}{'quartiles':>15}{'operations':>12}{'views':>7}{'memory':>8}")
         for name, step in steps.items():
             for _ in range(3):

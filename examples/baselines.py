@@ -22,7 +22,9 @@ def histogram(train: Tensor, test: Tensor, levels: int, pseudocount: float = 0.5
     return -F.one_hot(test.flatten(1), levels).double().mul(log_p).sum((1, 2)).mean().item() / test[0].numel()
 
 
-def mixture(train: Tensor, test: Tensor, levels: int, components: int = 30, rounds: int = 100, pseudocount: float = 0.3, seed: int = 0) -> float:
+def mixture(
+    train: Tensor, test: Tensor, levels: int, components: int = 30, rounds: int = 100, pseudocount: float = 0.3, seed: int = 0
+) -> float:
     """A mixture of independent categoricals, by expectation maximisation, smoothed towards the pooled counts."""
     generator = torch.Generator().manual_seed(seed)
     x, y = (F.one_hot(images.flatten(1), levels).double().flatten(1) for images in (train, test))

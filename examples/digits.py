@@ -63,12 +63,16 @@ def main() -> None:
     table = render(report, baselines)
     print(f"\n{table}\n")
     (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
-    (run.folder / "results.json").write_text(json.dumps({"total": vars(report.total), "baselines": baselines, "protocol": report.protocol}, indent=2), encoding="utf-8")
+    (run.folder / "results.json").write_text(
+        json.dumps({"total": vars(report.total), "baselines": baselines, "protocol": report.protocol}, indent=2), encoding="utf-8"
+    )
     draw_figures(run, objective, images.test, profiles, min(baselines.items(), key=lambda item: item[1]))
     print(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
 
 
-def measure(objective: Objective, data: torch.Tensor, *, draws: int, replicates: int, profile: vdiff.Profile | None = None, label: str = "") -> Report:
+def measure(
+    objective: Objective, data: torch.Tensor, *, draws: int, replicates: int, profile: vdiff.Profile | None = None, label: str = ""
+) -> Report:
     assert objective.decoder is not None
     with tqdm(total=len(data) * draws * replicates, unit="eval", desc=label, disable=not label, dynamic_ncols=True) as bar:
         return evaluate(
@@ -89,14 +93,24 @@ def render(report: Report, baselines: dict[str, float]) -> str:
     return "\n".join(rows)
 
 
-def draw_figures(run: Run, objective: Objective, test: torch.Tensor, profiles: dict[str, vdiff.Profile], baseline: tuple[str, float]) -> None:
+def draw_figures(
+    run: Run, objective: Objective, test: torch.Tensor, profiles: dict[str, vdiff.Profile], baseline: tuple[str, float]
+) -> None:
     assert objective.decoder is not None
     sampling = vdiff.Cosine(objective.schedule.logsnr_max, objective.schedule.logsnr_min)
     noise = torch.randn(50, *test.shape[1:], generator=generator_of(0, 0))
     made = vdiff.sample(objective.model, noise, schedule=sampling, steps=100, generator=generator_of(0, 1))
     plots.samples(run.figures / "samples.png", objective.decoder.decode(made), test[:50], levels=LEVELS)
     plots.schedule(run.figures / "schedule.png", {"training (normal)": objective.schedule, "sampling (cosine)": sampling})
-    plots.weighting(run.figures / "weighting.png", {"ELBO (this run)": vdiff.ELBO(), "sigmoid(2 − λ)": vdiff.Sigmoid(2.0), "EDM": vdiff.EDM(), "flow matching": vdiff.recipe("flow-matching").weighting})
+    plots.weighting(
+        run.figures / "weighting.png",
+        {
+            "ELBO (this run)": vdiff.ELBO(),
+            "sigmoid(2 − λ)": vdiff.Sigmoid(2.0),
+            "EDM": vdiff.EDM(),
+            "flow matching": vdiff.recipe("flow-matching").weighting,
+        },
+    )
     plots.error_by_logsnr(run.figures / "error_by_logsnr.png", profiles, test[0].numel())
     plots.curves(run.figures / "training.png", run.history(), baseline)
 

@@ -63,7 +63,9 @@ def test_probabilities_sum_to_one(decoder, logsnr):
 @pytest.mark.parametrize("decoder", [d for levels in (2, 5, 256) for d in decoders(levels)], ids=repr)
 def test_probabilities_are_those_of_another_formula(decoder, logsnr):
     prior = getattr(decoder, "prior", None)
-    want = log_pmf(type(decoder), MEANS.numpy(), math.exp(-0.5 * logsnr), decoder.levels, decoder.closed, None if prior is None else prior.numpy())
+    want = log_pmf(
+        type(decoder), MEANS.numpy(), math.exp(-0.5 * logsnr), decoder.levels, decoder.closed, None if prior is None else prior.numpy()
+    )
     np.testing.assert_allclose(all_levels(decoder, MEANS, logsnr).numpy(), want, rtol=1e-9, atol=1e-12)
 
 
@@ -150,7 +152,9 @@ def test_far_tails_have_their_value_and_their_gradient(bins, log_p, side):
     assert mean.grad.item() == pytest.approx(want, rel=1e-9)
 
 
-@pytest.mark.parametrize(("lower", "upper"), [(-300.0, -299.0), (299.0, 300.0), (-41.0, -40.0), (-1.0, 1.0), (-40.0, 40.0), (0.3, 0.3001), (-20.0, 1.0)])
+@pytest.mark.parametrize(
+    ("lower", "upper"), [(-300.0, -299.0), (299.0, 300.0), (-41.0, -40.0), (-1.0, 1.0), (-40.0, 40.0), (0.3, 0.3001), (-20.0, 1.0)]
+)
 def test_an_interval_of_the_normal_in_log_space(lower, upper):
     a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (lower, upper))
     value = log_normal_interval(a, b)

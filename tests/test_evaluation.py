@@ -38,7 +38,9 @@ def test_the_standard_errors_are_those_of_repeated_evaluations():
     spread = torch.tensor([e.value for e in same]).std().item()
     claimed = torch.tensor([e.monte_carlo for e in same]).square().mean().sqrt().item()
     assert spread == pytest.approx(claimed, rel=4 / math.sqrt(2 * 200))
-    fresh = [evaluate(ORACLE, draw(40, seed=s), schedule=SCHEDULE, decoder=DECODER, draws=16, replicates=4, seed=s).total for s in range(200)]
+    fresh = [
+        evaluate(ORACLE, draw(40, seed=s), schedule=SCHEDULE, decoder=DECODER, draws=16, replicates=4, seed=s).total for s in range(200)
+    ]
     spread = torch.tensor([e.value for e in fresh]).std().item()
     claimed = torch.tensor([e.images for e in fresh]).square().mean().sqrt().item()
     assert spread == pytest.approx(claimed, rel=4 / math.sqrt(2 * 200))

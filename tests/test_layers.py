@@ -34,7 +34,11 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *([node.module] if node.module else [])]) if node.level else node.module
+            base = (
+                ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *([node.module] if node.module else [])])
+                if node.level
+                else node.module
+            )
             for alias in node.names:
                 yield f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else str(base)
 
@@ -71,6 +75,8 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
     package = tmp_path / "schedule"
     package.mkdir()
     source = package / "new.py"
-    source.write_text("import vdiff.nn\nfrom vdiff import loss\nfrom vdiff.data import digits\nfrom .base import Schedule\nfrom .. import cli\nfrom vdiff import V\ndef f():\n    import json\n")
+    source.write_text(
+        "import vdiff.nn\nfrom vdiff import loss\nfrom vdiff.data import digits\nfrom .base import Schedule\nfrom .. import cli\nfrom vdiff import V\ndef f():\n    import json\n"
+    )
     monkeypatch.setattr("test_layers.ROOT", tmp_path)
     assert list(imports(source)) == ["vdiff.nn", "vdiff.loss", "vdiff.data.digits", "vdiff.schedule.base", "vdiff", "vdiff", "json"]

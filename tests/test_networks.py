@@ -46,8 +46,12 @@ def test_networks_start_at_zero_where_they_promise_and_learn_a_condition():
         network(torch.randn(4, 1, 7, 7), logsnr, label=torch.arange(4))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    before = weighted_elbo(Denoiser(network, X()), z, schedule=Linear(), t=torch.full((4,), 0.5), eps=torch.ones_like(z), label=torch.arange(4))
-    after = weighted_elbo(Denoiser(network, X()), z, schedule=Linear(), t=torch.full((4,), 0.5), eps=torch.ones_like(z), label=torch.arange(4) + 5)
+    before = weighted_elbo(
+        Denoiser(network, X()), z, schedule=Linear(), t=torch.full((4,), 0.5), eps=torch.ones_like(z), label=torch.arange(4)
+    )
+    after = weighted_elbo(
+        Denoiser(network, X()), z, schedule=Linear(), t=torch.full((4,), 0.5), eps=torch.ones_like(z), label=torch.arange(4) + 5
+    )
     assert not torch.allclose(before, after)
 
 

@@ -84,7 +84,10 @@ def test_v_at_another_scale_is_minus_edms_network():
 
 def test_the_inputs_and_the_target_of_v_have_the_datas_unit_scale():
     sigma_data, n, generator = 0.5, 200_000, torch.Generator().manual_seed(0)
-    x, eps = sigma_data * torch.randn(n, 1, dtype=torch.float64, generator=generator), torch.randn(n, 1, dtype=torch.float64, generator=generator)
+    x, eps = (
+        sigma_data * torch.randn(n, 1, dtype=torch.float64, generator=generator),
+        torch.randn(n, 1, dtype=torch.float64, generator=generator),
+    )
     for lam in (-4.0, 0.0, 3.0):
         logsnr = torch.full((n,), lam, dtype=torch.float64)
         for value in (V(0.5).input_scale(logsnr)[:, None] * diffuse(x, eps, logsnr), V(0.5).target(x, eps, logsnr)):
@@ -94,7 +97,9 @@ def test_the_inputs_and_the_target_of_v_have_the_datas_unit_scale():
 def test_flow_sees_the_straight_path():
     x, eps, _, logsnr, z = draw()
     t = 1 / (1 + np.exp(LAM / 2))[:, None]
-    np.testing.assert_allclose((Flow().input_scale(logsnr)[:, None] * z).numpy(), (1 - t) * x.numpy() + t * eps.numpy(), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        (Flow().input_scale(logsnr)[:, None] * z).numpy(), (1 - t) * x.numpy() + t * eps.numpy(), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("schedule", [Linear(13.3, -5.0), Cosine(9.0, -6.0)], ids=repr)

@@ -26,11 +26,20 @@ def public(module: ModuleType) -> Iterator[tuple[str, object]]:
 
 
 PUBLIC = dict(pair for module in MODULES for pair in public(module))
-DOCTESTS = {t.name: t for module in MODULES for t in doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__, extraglobs=NAMESPACE) if t.examples}
+DOCTESTS = {
+    t.name: t
+    for module in MODULES
+    for t in doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__, extraglobs=NAMESPACE)
+    if t.examples
+}
 
 
 def defined(module: ModuleType) -> list[object]:
-    return [v for v in vars(module).values() if (inspect.isclass(v) or inspect.isfunction(v)) and v.__module__ == module.__name__ and not v.__name__.startswith("_")]
+    return [
+        v
+        for v in vars(module).values()
+        if (inspect.isclass(v) or inspect.isfunction(v)) and v.__module__ == module.__name__ and not v.__name__.startswith("_")
+    ]
 
 
 def test_the_front_door_lists_what_it_has():

@@ -70,7 +70,10 @@ def test_samples_have_the_moments_of_the_chain(schedule, mean, variance, steps):
 
 
 def test_a_sample_is_the_estimate_at_the_end_of_the_trajectory():
-    oracle, z = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]]), torch.randn(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    oracle, z = (
+        GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]]),
+        torch.randn(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+    )
     options = {"schedule": Linear(13.3, -5.0), "steps": 20}
     *_, (_, last) = trajectory(oracle, z, generator=torch.Generator().manual_seed(1), **options)
     assert torch.equal(sample(oracle, z, generator=torch.Generator().manual_seed(1), **options), last.x)
@@ -91,4 +94,6 @@ def test_the_kernel_is_the_posterior_with_the_estimate(lam_s, lam_t):
     same = Prediction(z, level, prediction.eps, Eps())
     alpha = [math.sqrt(1 / (1 + math.exp(-v))) for v in (lam_s, lam_t)]
     torch.testing.assert_close(alpha[0] / alpha[1] * z - step.coefficient_eps * same.eps, reverse_mean(same, step), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(step.forward_variance.item(), 1 / (1 + math.exp(lam_t)) - (alpha[1] / alpha[0]) ** 2 / (1 + math.exp(lam_s)), rtol=1e-9)
+    np.testing.assert_allclose(
+        step.forward_variance.item(), 1 / (1 + math.exp(lam_t)) - (alpha[1] / alpha[0]) ** 2 / (1 + math.exp(lam_s)), rtol=1e-9
+    )

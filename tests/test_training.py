@@ -12,7 +12,13 @@ from vdiff.training import Config, Run, parameter_groups, train
 from vdiff.training.config import build
 from vdiff.training.loop import pace
 
-TINY = Config(network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 8, "multipliers": [1], "heads": 1}, steps=12, batch=16, warmup=4, ema=0.5)
+TINY = Config(
+    network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 8, "multipliers": [1], "heads": 1},
+    steps=12,
+    batch=16,
+    warmup=4,
+    ema=0.5,
+)
 
 
 def test_digits_are_split_by_the_rule():
@@ -47,7 +53,10 @@ def test_a_loss_that_stays_nan_stops_the_run_and_never_reaches_the_weights():
     with torch.no_grad():
         next(objective.parameters()).fill_(torch.nan)
     before = {k: v.clone() for k, v in objective.state_dict().items()}
-    with pytest.raises(ValueError, match=r"train: argument 'objective' must have a finite loss; got NaN or infinity in 10 steps in a row, up to step 9 of seed 0"):
+    with pytest.raises(
+        ValueError,
+        match=r"train: argument 'objective' must have a finite loss; got NaN or infinity in 10 steps in a row, up to step 9 of seed 0",
+    ):
         train(objective, digits().train, TINY, quiet=True)
     assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in objective.state_dict().items())
 

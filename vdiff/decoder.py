@@ -87,7 +87,9 @@ class Levels(Decoder):
     def __init__(self, levels: int, *, closed: bool) -> None:
         super().__init__()
         if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-            raise ValueError(must(type(self).__name__, "levels", "be an integer of at least 2", levels, "256 for bytes, 17 for scikit-learn's digits"))
+            raise ValueError(
+                must(type(self).__name__, "levels", "be an integer of at least 2", levels, "256 for bytes, 17 for scikit-learn's digits")
+            )
         self.levels, self.closed = levels, closed
         self.spacing = 2.0 / (levels - 1 if closed else levels)
         self._tables: dict[tuple[float, str, torch.dtype], Tensor] = {}
@@ -131,7 +133,9 @@ class Levels(Decoder):
             low, high = (int(v) for v in data.aminmax())
             if low < 0 or high >= self.levels:
                 hint = f"values are not on the {self.levels}-level grid" + ("; bytes have levels=256" if self.levels <= high < 256 else "")
-                raise ValueError(must(f"{type(self).__name__}.{method}", "data", f"lie in 0 … {self.levels - 1}", f"values from {low} to {high}", hint))
+                raise ValueError(
+                    must(f"{type(self).__name__}.{method}", "data", f"lie in 0 … {self.levels - 1}", f"values from {low} to {high}", hint)
+                )
 
     def _check_kind(self, data: Tensor, method: str) -> None:
         name = f"{type(self).__name__}.{method}"
@@ -163,7 +167,15 @@ class Levels(Decoder):
             table = self._tables[key]
         if checking() and table.ndim > 1 and table.shape[:-1] != data.shape[1:]:
             hint = "Categorical.fit(…, per_dim=False) is for all dimensions"
-            raise ValueError(must(type(self).__name__, "prior", f"have shape (levels,) or {(*data.shape[1:], self.levels)}, as the data has", tuple(table.shape), hint))
+            raise ValueError(
+                must(
+                    type(self).__name__,
+                    "prior",
+                    f"have shape (levels,) or {(*data.shape[1:], self.levels)}, as the data has",
+                    tuple(table.shape),
+                    hint,
+                )
+            )
         if table.ndim == 1:
             return sum_dims(F.embedding(data.long(), table[:, None])).to(at_least_float32(table.dtype))
         chosen = table.expand(data.shape[0], *table.shape).gather(-1, data.long()[..., None])
@@ -218,7 +230,13 @@ class Categorical(Levels):
         """
         with torch.no_grad():
             cls(levels, closed=closed)._check(data, "fit")
-        pseudocount = finite("Categorical.fit", "pseudocount", pseudocount, above=0.0, hint="without one, a level that training data lacks has probability zero")
+        pseudocount = finite(
+            "Categorical.fit",
+            "pseudocount",
+            pseudocount,
+            above=0.0,
+            hint="without one, a level that training data lacks has probability zero",
+        )
         counts = wide(F.one_hot(data.long(), levels))
         counts = counts.sum(0) if per_dim else counts.flatten(0, -2).sum(0)
         return cls(levels, closed=closed, prior=(counts + pseudocount).log())
@@ -363,7 +381,15 @@ def _std(variance: float | None, logsnr: Tensor | float, device: torch.device) -
 
 def _check_mean(name: str, mean: Tensor, data: Tensor) -> None:
     if mean.shape != data.shape:
-        raise ValueError(must(f"{name}.log_prob", "mean", f"have the shape of data, {tuple(data.shape)}", tuple(mean.shape), "it would broadcast in silence"))
+        raise ValueError(
+            must(
+                f"{name}.log_prob",
+                "mean",
+                f"have the shape of data, {tuple(data.shape)}",
+                tuple(mean.shape),
+                "it would broadcast in silence",
+            )
+        )
 
 
 def _check_variance(name: str, variance: float | None) -> float | None:

@@ -110,11 +110,15 @@ class Denoiser(nn.Module):
     torch.Size([2, 3])
     """
 
-    def __init__(self, network: Callable[..., Any], parameterization: Parameterization, *, time: Callable[[Tensor], Tensor] = logsnr_time) -> None:
+    def __init__(
+        self, network: Callable[..., Any], parameterization: Parameterization, *, time: Callable[[Tensor], Tensor] = logsnr_time
+    ) -> None:
         super().__init__()
         if not callable(network) or isinstance(network, type):
             came = f"the class {network.__name__}" if isinstance(network, type) else repr(network)
-            raise TypeError(must("Denoiser", "network", "be called as network(z, time)", came, "an instance" if isinstance(network, type) else ""))
+            raise TypeError(
+                must("Denoiser", "network", "be called as network(z, time)", came, "an instance" if isinstance(network, type) else "")
+            )
         check_no_data_parallel("Denoiser", "network", network)
         if not isinstance(parameterization, Parameterization):
             came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
@@ -153,7 +157,15 @@ def check_no_data_parallel(function: str, argument: str, module: object) -> None
 
 def _check_output(out: object, z: Tensor) -> None:
     if not isinstance(out, Tensor):
-        take = ".sample" if hasattr(out, "sample") else "[0]" if isinstance(out, tuple | list) else f"[{next(iter(out))!r}]" if isinstance(out, dict) and out else ".…"
+        take = (
+            ".sample"
+            if hasattr(out, "sample")
+            else "[0]"
+            if isinstance(out, tuple | list)
+            else f"[{next(iter(out))!r}]"
+            if isinstance(out, dict) and out
+            else ".…"
+        )
         hint = f"take the tensor out: Denoiser(lambda z, t, **condition: network(z, t, **condition){take}, …)"
         raise TypeError(must("Denoiser", "network", "return a tensor", type(out).__name__, hint))
     if out.shape != z.shape:
@@ -166,7 +178,9 @@ def _check_output(out: object, z: Tensor) -> None:
     if not out.is_floating_point():
         raise TypeError(must("Denoiser", "network", "return real floating values", out.dtype))
     if out.device != z.device:
-        raise ValueError(must("Denoiser", "network", f"return its output on the device of z, {z.device}", out.device, "network.to(z.device)"))
+        raise ValueError(
+            must("Denoiser", "network", f"return its output on the device of z, {z.device}", out.device, "network.to(z.device)")
+        )
 
 
 __all__ = ["Denoiser", "ScaledGamma", "ScheduleTime", "TableStep", "edm_time", "flow_time", "logsnr_time", "sigma_time"]

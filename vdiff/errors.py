@@ -90,7 +90,9 @@ def check_batch(function: str, x: Tensor, argument: str) -> None:
     """Raise unless `x` has a batch dimension, at least one more, and at least one example."""
     if x.ndim < 2:
         hint = "one example needs x[None], scalar examples need x[:, None]"
-        raise ValueError(must(function, argument, "have shape (batch, …) with one dimension or more behind the batch", tuple(x.shape), hint))
+        raise ValueError(
+            must(function, argument, "have shape (batch, …) with one dimension or more behind the batch", tuple(x.shape), hint)
+        )
     if x.numel() == 0:
         raise ValueError(must(function, argument, "hold at least one example", f"shape {tuple(x.shape)}", "an empty batch has no mean"))
 
@@ -112,7 +114,15 @@ def check_like(function: str, argument: str, value: Tensor, x: Tensor) -> None:
         raise ValueError(must(function, argument, f"have the shape of x, {tuple(x.shape)}", tuple(value.shape), hint))
     check_device(function, argument, value, x)
     if value.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
-        raise ValueError(must(function, argument, f"have the dtype of x, {x.dtype}", value.dtype, f"{argument} = {argument}.to(x.dtype), or torch.randn_like(x)"))
+        raise ValueError(
+            must(
+                function,
+                argument,
+                f"have the dtype of x, {x.dtype}",
+                value.dtype,
+                f"{argument} = {argument}.to(x.dtype), or torch.randn_like(x)",
+            )
+        )
 
 
 def check_device(function: str, argument: str, value: Tensor | torch.Generator, x: Tensor) -> None:

@@ -212,9 +212,7 @@ def prior_kl(x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float) -> Flo
     return 0.5 * (signal * square + dims * slack).to(square.dtype)
 
 
-def kl_to_normal(
-    mean_square: Tensor | float, variance: Tensor | float, prior_variance: Tensor | float = 1.0, dims: int = 1
-) -> Tensor:
+def kl_to_normal(mean_square: Tensor | float, variance: Tensor | float, prior_variance: Tensor | float = 1.0, dims: int = 1) -> Tensor:
     """KL(N(μ, v I) ‖ N(0, s I)) in nats from ‖μ‖² = `mean_square`: the prior term of any other process.
 
         ½ [ d (r − 1 − log r) + ‖μ‖²/s ],  r = v/s

@@ -155,7 +155,13 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, model: Model, *, schedule: Schedule, weighting: WeightFunction | None = None, decoder: Decoder | None = None, steps: int | None = None
+        self,
+        model: Model,
+        *,
+        schedule: Schedule,
+        weighting: WeightFunction | None = None,
+        decoder: Decoder | None = None,
+        steps: int | None = None,
     ) -> None:
         super().__init__()
         _check_call("Objective", model, schedule, steps, {})
@@ -163,9 +169,29 @@ class Objective(nn.Module):
         if decoder is not None:
             _check_decoder("Objective", decoder, schedule)
         if decoder is not None and weighting is not None and not isinstance(weighting, ELBO):
-            raise ValueError(must("Objective", "weighting", "be left out, or ELBO(), where a decoder is given", repr(weighting), "with another weighting the sum is no bound"))
-        if isinstance(model, nn.Module) and any(type(m).__name__ == "DistributedDataParallel" for m in model.modules()) and any(True for _ in schedule.parameters()):
-            raise ValueError(must("Objective", "model", "not be wrapped in DDP where the schedule is learned", "DistributedDataParallel", "wrap the Objective: the schedule's gradients are not synchronised otherwise"))
+            raise ValueError(
+                must(
+                    "Objective",
+                    "weighting",
+                    "be left out, or ELBO(), where a decoder is given",
+                    repr(weighting),
+                    "with another weighting the sum is no bound",
+                )
+            )
+        if (
+            isinstance(model, nn.Module)
+            and any(type(m).__name__ == "DistributedDataParallel" for m in model.modules())
+            and any(True for _ in schedule.parameters())
+        ):
+            raise ValueError(
+                must(
+                    "Objective",
+                    "model",
+                    "not be wrapped in DDP where the schedule is learned",
+                    "DistributedDataParallel",
+                    "wrap the Objective: the schedule's gradients are not synchronised otherwise",
+                )
+            )
         schedule.check()
         if weighting is not None and home(schedule).type != "meta":  # there, learned ends have no values yet
             low, high = weighting.range() if isinstance(weighting, Weighting) else (schedule.logsnr_min, schedule.logsnr_max)
@@ -178,17 +204,35 @@ class Objective(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """The loss of each example, nats: `weighted_elbo`, or `elbo(...).total` where there is a decoder."""
         if getattr(self, "_is_replica", False):  # torch's own mark on the copies that nn.DataParallel makes
-            raise TypeError(must("Objective", "self", "not be wrapped in nn.DataParallel", "a replica", "its replicas draw their times apart: use DistributedDataParallel"))
+            raise TypeError(
+                must(
+                    "Objective",
+                    "self",
+                    "not be wrapped in nn.DataParallel",
+                    "a replica",
+                    "its replicas draw their times apart: use DistributedDataParallel",
+                )
+            )
         if self.decoder is not None:
             return self.bound(x, t=t, eps=eps, generator=generator, **condition).total
         return weighted_elbo(
-            self.model, x, schedule=self.schedule, weighting=self.weighting, steps=self.steps, t=t, eps=eps, generator=generator, **condition
+            self.model,
+            x,
+            schedule=self.schedule,
+            weighting=self.weighting,
+            steps=self.steps,
+            t=t,
+            eps=eps,
+            generator=generator,
+            **condition,
         )
 
     def bound(self, data: Tensor, **options: Any) -> Bound:
         """The bound in its parts; raises where there is no decoder."""
         if self.decoder is None:
-            raise ValueError(must("Objective.bound", "decoder", "be given to the Objective", None, "a weighted loss has no reconstruction term"))
+            raise ValueError(
+                must("Objective.bound", "decoder", "be given to the Objective", None, "a weighted loss has no reconstruction term")
+            )
         return elbo(self.model, data, schedule=self.schedule, decoder=self.decoder, steps=self.steps, **options)
 
 
@@ -231,7 +275,15 @@ def _diffusion(
             check_weight("weighted_elbo", weight, logsnr)
     prediction = model(z, logsnr, **condition)
     if not isinstance(prediction, Prediction):
-        raise TypeError(must("weighted_elbo", "model", "return a Prediction", type(prediction).__name__, "wrap the network, which says what it predicts: Denoiser(network, V())"))
+        raise TypeError(
+            must(
+                "weighted_elbo",
+                "model",
+                "return a Prediction",
+                type(prediction).__name__,
+                "wrap the network, which says what it predicts: Denoiser(network, V())",
+            )
+        )
     with _full_precision(x.device):
         return prediction.squared_error(x, eps, factor=0.5 * weight * measure)
 
@@ -244,7 +296,9 @@ def _check_call(name: str, model: object, schedule: object, steps: object, condi
             raise TypeError(f"{name}: argument '{word}' is unknown; {hint}")
     if not callable(model) or isinstance(model, type):
         came = f"the class {model.__name__}" if isinstance(model, type) else repr(model)
-        raise TypeError(must(name, "model", "be called as model(z, logsnr) and return a Prediction", came, "for instance Denoiser(network, V())"))
+        raise TypeError(
+            must(name, "model", "be called as model(z, logsnr) and return a Prediction", came, "for instance Denoiser(network, V())")
+        )
     if isinstance(model, nn.DataParallel):
         check_no_data_parallel(name, "model", model)
     check_schedule(name, schedule)
@@ -255,9 +309,25 @@ def _check_call(name: str, model: object, schedule: object, steps: object, condi
 def _check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
     if not isinstance(decoder, Decoder):
         came = f"the class {decoder.__name__}" if isinstance(decoder, type) else repr(decoder)
-        raise TypeError(must(name, "decoder", "be a Decoder", came, "an instance, for instance Categorical(levels=256), or Gaussian() for continuous data"))
+        raise TypeError(
+            must(
+                name,
+                "decoder",
+                "be a Decoder",
+                came,
+                "an instance, for instance Categorical(levels=256), or Gaussian() for continuous data",
+            )
+        )
     if schedule.learns_ends and isinstance(decoder, Gaussian):
-        raise ValueError(must(name, "schedule", "have fixed ends with a Gaussian decoder", repr(schedule), "on continuous data the bound improves for ever as λ_max grows"))
+        raise ValueError(
+            must(
+                name,
+                "schedule",
+                "have fixed ends with a Gaussian decoder",
+                repr(schedule),
+                "on continuous data the bound improves for ever as λ_max grows",
+            )
+        )
 
 
 __all__ = ["Objective", "elbo", "weighted_elbo"]

@@ -93,7 +93,9 @@ class GaussianMixture(nn.Module):
         levels = logsnr.to(torch.float64)
         if len(self.weights) == 1:
             return 0.5 * nn.functional.softplus(levels[:, None] + self.variances[0].log()).sum(1)
-        return torch.stack([self._noisy_entropy(level) - 0.5 * (math.log(2 * math.pi * math.e) + nn.functional.logsigmoid(-level)) for level in levels])
+        return torch.stack(
+            [self._noisy_entropy(level) - 0.5 * (math.log(2 * math.pi * math.e) + nn.functional.logsigmoid(-level)) for level in levels]
+        )
 
     def entropy(self) -> Tensor:
         """E[−log p(x)] of the data, nats: differential for a density."""
@@ -147,7 +149,10 @@ class GaussianMixture(nn.Module):
         density = torch.exp(-0.5 * u.square())
         hermite, mass = _gauss_hermite(5)
         z = (alpha * self.means + variance.sqrt() * u)[:, :, None]
-        mean, spread = sigma * (z - alpha * self.means[..., None]) / variance[..., None], (alpha**2 * self.variances / variance).sqrt()[..., None]
+        mean, spread = (
+            sigma * (z - alpha * self.means[..., None]) / variance[..., None],
+            (alpha**2 * self.variances / variance).sqrt()[..., None],
+        )
         eps = mean + spread * hermite
         x = (z - sigma * eps) / alpha
         weight = self.weights[:, None, None] * (density / density.sum())[:, None] * mass
@@ -172,7 +177,9 @@ class GaussianMixture(nn.Module):
 
     def _require_line(self, what: str) -> None:
         if self.dims != 1:
-            raise NotImplementedError(f"{type(self).__name__}.{what} is exact for one Gaussian or one dimension; for a mixture in {self.dims} dimensions average over `sample`")
+            raise NotImplementedError(
+                f"{type(self).__name__}.{what} is exact for one Gaussian or one dimension; for a mixture in {self.dims} dimensions average over `sample`"
+            )
 
     def _line(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """An equidistant grid over z (d = 1) and its step: the trapezoid rule is spectral on a mixture."""

@@ -102,7 +102,9 @@ class V(Parameterization):
     """
 
     def __init__(self, sigma_data: float = 1.0) -> None:
-        self.sigma_data = finite("V", "sigma_data", sigma_data, above=0.0, hint="the standard deviation of the data, 1 for plain v-prediction")
+        self.sigma_data = finite(
+            "V", "sigma_data", sigma_data, above=0.0, hint="the standard deviation of the data, 1 for plain v-prediction"
+        )
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         if self.sigma_data == 1.0:

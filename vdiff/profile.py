@@ -41,7 +41,9 @@ class Profile(nn.Module):
     def merge(self, other: "Profile") -> None:
         """Add what another profile over the same bins has seen."""
         if (other.logsnr_min, other.logsnr_max, other.bins) != (self.logsnr_min, self.logsnr_max, self.bins):
-            raise ValueError(must("Profile.merge", "other", "have the same bins", f"{other.bins} bins on [{other.logsnr_min}, {other.logsnr_max}]"))
+            raise ValueError(
+                must("Profile.merge", "other", "have the same bins", f"{other.bins} bins on [{other.logsnr_min}, {other.logsnr_max}]")
+            )
         self.sums += other.sums.to(self.sums.device)
 
     @property

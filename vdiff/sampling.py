@@ -15,7 +15,13 @@ from vdiff.schedule import Schedule
 
 @torch.no_grad()
 def trajectory(
-    model: Callable[..., Prediction], z: Tensor, *, schedule: Schedule, steps: int, generator: torch.Generator | None = None, **condition: Any
+    model: Callable[..., Prediction],
+    z: Tensor,
+    *,
+    schedule: Schedule,
+    steps: int,
+    generator: torch.Generator | None = None,
+    **condition: Any,
 ) -> Iterator[tuple[Tensor, Prediction]]:
     """Ancestral sampling from z at λ_min to λ_max in `steps` steps: every (z, prediction) on the way, `steps` + 1 of them.
 
@@ -37,7 +43,13 @@ def trajectory(
 
 
 def sample(
-    model: Callable[..., Prediction], z: Tensor, *, schedule: Schedule, steps: int, generator: torch.Generator | None = None, **condition: Any
+    model: Callable[..., Prediction],
+    z: Tensor,
+    *,
+    schedule: Schedule,
+    steps: int,
+    generator: torch.Generator | None = None,
+    **condition: Any,
 ) -> Tensor:
     """Data from noise: the x̂ at the end of an ancestral trajectory of `steps` steps from z ~ N(0, I) at λ_min.
 

@@ -39,7 +39,15 @@ def stratified(
         raise ValueError(must("stratified", "index", f"lie in [0, count) = [0, {count})", index))
     if offset is None:
         if count > 1:
-            raise ValueError(must("stratified", "offset", "be given where a grid has several shares", None, "shares with offsets of their own make no grid: use offset_of(seed, step)"))
+            raise ValueError(
+                must(
+                    "stratified",
+                    "offset",
+                    "be given where a grid has several shares",
+                    None,
+                    "shares with offsets of their own make no grid: use offset_of(seed, step)",
+                )
+            )
         offset = torch.rand((), generator=generator, device=device)
     strata = torch.arange(index, batch * count, count, dtype=wide_dtype(torch.device(device or "cpu")), device=device)
     return (strata + offset) / (batch * count)

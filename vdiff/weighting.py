@@ -63,7 +63,9 @@ class Weighting(nn.Module):
         grid = self._grid()
         for _ in range(8):
             best = self._last_largest(grid)
-            grid = torch.linspace(grid[max(best - 1, 0)].item(), grid[min(best + 1, len(grid) - 1)].item(), 1001, dtype=torch.float64, device=grid.device)
+            grid = torch.linspace(
+                grid[max(best - 1, 0)].item(), grid[min(best + 1, len(grid) - 1)].item(), 1001, dtype=torch.float64, device=grid.device
+            )
         return grid[self._last_largest(grid)].item()
 
     def _last_largest(self, grid: Tensor) -> int:
@@ -101,7 +103,15 @@ class Product(Weighting):
         for argument, value in (("base", base), ("factor", factor)):
             if not isinstance(value, Weighting):
                 hint = "a constant moves nothing but the learning rate; a function of λ is weighting.Custom(…)"
-                raise TypeError(must("Product", argument, "be a Weighting", value, f"an instance: {value.__name__}()" if isinstance(value, type) else hint))
+                raise TypeError(
+                    must(
+                        "Product",
+                        argument,
+                        "be a Weighting",
+                        value,
+                        f"an instance: {value.__name__}()" if isinstance(value, type) else hint,
+                    )
+                )
         self.base, self.factor = base, factor
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
@@ -147,7 +157,15 @@ class MSE(Weighting):
             came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
             raise TypeError(must("MSE", "parameterization", "be a Parameterization", came, "an instance, for instance V()"))
         if isinstance(schedule, Schedule) and schedule.learns_ends:
-            raise ValueError(must("MSE", "schedule", "be fixed", repr(schedule), "a plain loss under a learned schedule is an objective that moves with it; use a fixed w(λ)"))
+            raise ValueError(
+                must(
+                    "MSE",
+                    "schedule",
+                    "be fixed",
+                    repr(schedule),
+                    "a plain loss under a learned schedule is an objective that moves with it; use a fixed w(λ)",
+                )
+            )
         if steps is not None:
             check_positive_int("MSE", "steps", steps)
             if isinstance(schedule, Law):
@@ -314,7 +332,9 @@ class Custom(Weighting):
         return self._weight(logsnr)
 
 
-def loss_factor(weighting: Callable[[Tensor], Tensor], schedule: Schedule, parameterization: Parameterization) -> Callable[[Tensor], Tensor]:
+def loss_factor(
+    weighting: Callable[[Tensor], Tensor], schedule: Schedule, parameterization: Parameterization
+) -> Callable[[Tensor], Tensor]:
     """The number to put before the squared error that a loop of one's own already has: w/(2 p κ²) as a function of λ.
 
     With t ~ U(0, 1), λ = schedule(t) and the target's error summed over dimensions, `factor(logsnr) * ‖o − ô‖²` has
@@ -334,7 +354,9 @@ def loss_factor(weighting: Callable[[Tensor], Tensor], schedule: Schedule, param
     return factor
 
 
-def check_weighting(weighting: Callable[[Tensor], Tensor], logsnr_min: float, logsnr_max: float, name: str = "weighting", hint: str = "") -> None:
+def check_weighting(
+    weighting: Callable[[Tensor], Tensor], logsnr_min: float, logsnr_max: float, name: str = "weighting", hint: str = ""
+) -> None:
     """Raise unless a weighting is finite, nonnegative and (batch,) → (batch,) between two log-SNRs. Reads values."""
     check_weight_function(name, weighting)
     place = home(weighting)
@@ -353,7 +375,15 @@ def check_weighting(weighting: Callable[[Tensor], Tensor], logsnr_min: float, lo
 def check_weight_function(name: str, weighting: object) -> None:
     """Raise unless a weighting can be called with λ; its class is the likely mistake."""
     if isinstance(weighting, type):
-        raise TypeError(must(name, "weighting", "be a Weighting or a function of logsnr", f"the class {weighting.__name__}", f"an instance: {weighting.__name__}()"))
+        raise TypeError(
+            must(
+                name,
+                "weighting",
+                "be a Weighting or a function of logsnr",
+                f"the class {weighting.__name__}",
+                f"an instance: {weighting.__name__}()",
+            )
+        )
     if not callable(weighting):
         raise TypeError(must(name, "weighting", "be a Weighting or a function of logsnr", repr(weighting), "for instance Sigmoid(2.0)"))
 
@@ -365,10 +395,30 @@ def check_weight(name: str, weight: object, logsnr: Tensor) -> None:
         hint = "" if isinstance(weight, Tensor) else "torch.full_like(logsnr, value) for a constant"
         if isinstance(weight, Tensor) and weight.shape != logsnr.shape:
             hint = "it would broadcast in silence"
-        raise ValueError(must(name, "weighting", f"return a tensor of the shape and device of logsnr, {tuple(logsnr.shape)} on {logsnr.device}", came, hint))
+        raise ValueError(
+            must(
+                name,
+                "weighting",
+                f"return a tensor of the shape and device of logsnr, {tuple(logsnr.shape)} on {logsnr.device}",
+                came,
+                hint,
+            )
+        )
 
 
 __all__ = [
-    "EDM", "ELBO", "MSE", "P2", "Custom", "Debiased", "InDI", "MinSNR", "Product", "Sigmoid", "SoftMinSNR", "TruncatedSNR", "Weighting",
+    "EDM",
+    "ELBO",
+    "MSE",
+    "P2",
+    "Custom",
+    "Debiased",
+    "InDI",
+    "MinSNR",
+    "Product",
+    "Sigmoid",
+    "SoftMinSNR",
+    "TruncatedSNR",
+    "Weighting",
     "loss_factor",
 ]

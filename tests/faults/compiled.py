@@ -39,17 +39,29 @@ def assert_compiles(make: Callable[[], Objective], data: Tensor, *, given: bool,
 def weighted(i: int) -> None:
     """Each schedule, weighting and parameterization; every other one on a chain; drawn for every third."""
     schedule, weighting, row, steps = SCHEDULES[i], WEIGHTINGS[i], ROWS[i % len(ROWS)], 10 if i % 2 else None
-    assert_compiles(lambda: Objective(model(row), schedule=schedule(), weighting=weighting(), steps=steps), batch()[0], given=bool(i % 3), backend="aot_eager")
+    assert_compiles(
+        lambda: Objective(model(row), schedule=schedule(), weighting=weighting(), steps=steps),
+        batch()[0],
+        given=bool(i % 3),
+        backend="aot_eager",
+    )
 
 
 def bound(i: int) -> None:
     decoder = DECODERS[i]
     schedule = Linear if isinstance(decoder(), Gaussian) or i % 2 else LearnedLinear
-    assert_compiles(lambda: Objective(model(), schedule=schedule(), decoder=decoder()), data_of(decoder()), given=bool(i % 3), backend="aot_eager")
+    assert_compiles(
+        lambda: Objective(model(), schedule=schedule(), decoder=decoder()), data_of(decoder()), given=bool(i % 3), backend="aot_eager"
+    )
 
 
 def default_backend() -> None:
-    assert_compiles(lambda: Objective(model(), schedule=LearnedLinear(), decoder=Categorical(17)), data_of(Categorical(17)), given=False, options={"fallback_random": True})
+    assert_compiles(
+        lambda: Objective(model(), schedule=LearnedLinear(), decoder=Categorical(17)),
+        data_of(Categorical(17)),
+        given=False,
+        options={"fallback_random": True},
+    )
 
 
 CASES: dict[str, Callable[[], None]] = {

@@ -22,7 +22,10 @@ def loss_of(x: object, **options: object) -> Tensor:
 def test_fault_01_data_that_is_not_finite(value: float, count: int) -> None:
     x = batch()[0]
     x.view(-1)[2 : 2 + count] = value
-    with torch.no_grad(), refused(ValueError, "Gaussian.encode", "data", "be finite", f"got {count} NaN or infinite values, the first at index (1, 0)"):
+    with (
+        torch.no_grad(),
+        refused(ValueError, "Gaussian.encode", "data", "be finite", f"got {count} NaN or infinite values, the first at index (1, 0)"),
+    ):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian())
     with torch.inference_mode(), refused(ValueError, "Gaussian.encode", "data", "be finite"):
         Gaussian().encode(x)
@@ -41,7 +44,14 @@ def test_fault_01_training_reads_no_values() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_fault_02_integer_data(dtype: torch.dtype) -> None:
     levels = torch.ones(4, 2, dtype=dtype)
-    with refused(TypeError, "weighted_elbo", "x", "be real and floating", f"got {dtype} (encode first: a discrete decoder does it", "Categorical(levels=256).encode(data)"):
+    with refused(
+        TypeError,
+        "weighted_elbo",
+        "x",
+        "be real and floating",
+        f"got {dtype} (encode first: a discrete decoder does it",
+        "Categorical(levels=256).encode(data)",
+    ):
         loss_of(levels)
     with refused(TypeError, "Gaussian.encode", "data", "floating", str(dtype)):
         elbo(model(), levels, schedule=SCHEDULE, decoder=Gaussian())
@@ -129,7 +139,9 @@ def test_fault_07_a_batch_of_one() -> None:
     assert 0 <= drawn.min() < 0.02  # one stratum is the whole interval
     assert 0.98 < drawn.max() < 1
     assert abs(drawn.mean().item() - 0.5) < 4 / (12 * 400) ** 0.5
-    assert torch.equal(loss_of(x[:1], generator=torch.Generator().manual_seed(3)), loss_of(x[:1], generator=torch.Generator().manual_seed(3)))
+    assert torch.equal(
+        loss_of(x[:1], generator=torch.Generator().manual_seed(3)), loss_of(x[:1], generator=torch.Generator().manual_seed(3))
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
@@ -179,7 +191,10 @@ def test_fault_09_any_memory_layout(layout: str) -> None:
         denoiser = type(model())(net, row)
         loss = weighted_elbo(denoiser, x, schedule=SCHEDULE, t=t, eps=eps)
         assert_same(loss, weighted_elbo(denoiser, kept.contiguous(), schedule=SCHEDULE, t=t, eps=eps.contiguous()))
-    assert_same(elbo(denoiser, x, schedule=SCHEDULE, decoder=Gaussian(), t=t, eps=eps).total, elbo(denoiser, kept, schedule=SCHEDULE, decoder=Gaussian(), t=t, eps=eps).total)
+    assert_same(
+        elbo(denoiser, x, schedule=SCHEDULE, decoder=Gaussian(), t=t, eps=eps).total,
+        elbo(denoiser, kept, schedule=SCHEDULE, decoder=Gaussian(), t=t, eps=eps).total,
+    )
     assert x._version == version
     assert torch.equal(x.detach(), kept)
 
@@ -219,7 +234,13 @@ def test_fault_10_everything_is_made_on_the_device_of_x() -> None:
         assert weighted_elbo(model(row).to("meta"), x, schedule=SCHEDULE, weighting=Sigmoid()).device.type == "meta"
         assert weighted_elbo(model(row).to("meta"), x, schedule=SCHEDULE, steps=10, t=x[:, 0]).device.type == "meta"
     levels = torch.zeros(4, 2, dtype=torch.long, device="meta")
-    for decoder in (Categorical(17), Categorical(17, prior=torch.zeros(17)), Categorical(17, prior=torch.zeros(2, 17)), DiscretizedGaussian(17), DiscretizedGaussian(17, denoise=True)):
+    for decoder in (
+        Categorical(17),
+        Categorical(17, prior=torch.zeros(17)),
+        Categorical(17, prior=torch.zeros(2, 17)),
+        DiscretizedGaussian(17),
+        DiscretizedGaussian(17, denoise=True),
+    ):
         for schedule in (SCHEDULE, LearnedLinear()):
             bound = elbo(model().to("meta"), levels, schedule=schedule.to("meta"), decoder=decoder.to("meta"))
             assert {v.device.type for v in (bound.prior, bound.diffusion, bound.reconstruction)} == {"meta"}
@@ -269,7 +290,11 @@ def test_fault_11_times_of_a_schedule() -> None:
         (torch.zeros(4, 1), ValueError, ("have the shape of x, (4, 2)", "(4, 1) (it would broadcast in silence)")),
         (torch.zeros(2), ValueError, ("have the shape of x, (4, 2)", "(2,)")),
         (torch.zeros(3, 4, 2), ValueError, ("have the shape of x, (4, 2)", "(3, 4, 2)")),
-        (torch.zeros(4, 2, dtype=torch.float64), ValueError, ("have the dtype of x, torch.float32", "torch.float64 (eps = eps.to(x.dtype)")),
+        (
+            torch.zeros(4, 2, dtype=torch.float64),
+            ValueError,
+            ("have the dtype of x, torch.float32", "torch.float64 (eps = eps.to(x.dtype)"),
+        ),
         (torch.zeros(4, 2, dtype=torch.float16), ValueError, ("have the dtype of x, torch.float32", "torch.float16")),
         (torch.zeros(4, 2, dtype=torch.long), ValueError, ("have the dtype of x, torch.float32", "torch.int64")),
         (np.zeros((4, 2)), TypeError, ("be a torch.Tensor", "ndarray")),
@@ -286,7 +311,13 @@ def test_fault_12_noise(eps: object, error: type[Exception], words: tuple[str, .
 
 def test_fault_13_digits_taken_for_bytes_and_bytes_for_digits() -> None:
     images = torch.tensor([[0, 255]], dtype=torch.uint8)
-    with refused(ValueError, "Categorical.encode", "data", "lie in 0 … 16", "values from 0 to 255 (values are not on the 17-level grid; bytes have levels=256)"):
+    with refused(
+        ValueError,
+        "Categorical.encode",
+        "data",
+        "lie in 0 … 16",
+        "values from 0 to 255 (values are not on the 17-level grid; bytes have levels=256)",
+    ):
         elbo(model(), images, schedule=SCHEDULE, decoder=Categorical(17))
     for levels in (1, 0, 17.0, True, "17"):
         with refused(ValueError, "Categorical", "levels", "be an integer of at least 2", "256 for bytes, 17 for scikit-learn's digits"):
@@ -301,7 +332,10 @@ def test_fault_13_digits_taken_for_bytes_and_bytes_for_digits() -> None:
 def test_fault_14_dequantised_data_with_a_discrete_decoder(decoder: Categorical | DiscretizedGaussian) -> None:
     data = torch.randint(0, 17, (4, 2)) + torch.rand(4, 2)
     name = type(decoder).__name__
-    words = ("be integer levels, 0 to 16", "torch.float32 (a discrete decoder takes levels 0, 1, 2, …; dequantised or scaled data needs a Gaussian decoder")
+    words = (
+        "be integer levels, 0 to 16",
+        "torch.float32 (a discrete decoder takes levels 0, 1, 2, …; dequantised or scaled data needs a Gaussian decoder",
+    )
     with refused(TypeError, f"{name}.encode", "data", *words):
         elbo(model(), data, schedule=SCHEDULE, decoder=decoder)
     with refused(TypeError, f"{name}.log_prob", "data", *words):
@@ -315,7 +349,13 @@ def test_fault_14_dequantised_data_with_a_discrete_decoder(decoder: Categorical 
 def test_fault_14_a_mean_that_would_broadcast() -> None:
     levels, x = torch.zeros(4, 2, dtype=torch.long), torch.zeros(4, 2)
     for decoder, data in ((Categorical(17), levels), (DiscretizedGaussian(17), levels), (Gaussian(), x)):
-        with refused(ValueError, f"{type(decoder).__name__}.log_prob", "mean", "have the shape of data, (4, 2)", "(4, 1) (it would broadcast in silence)"):
+        with refused(
+            ValueError,
+            f"{type(decoder).__name__}.log_prob",
+            "mean",
+            "have the shape of data, (4, 2)",
+            "(4, 1) (it would broadcast in silence)",
+        ):
             decoder.log_prob(data, torch.zeros(4, 1), 5.0)
 
 
@@ -328,7 +368,9 @@ def test_fault_77_python_without_asserts_checks_as_well() -> None:
         "    print(__debug__, error)\n"
     )
     out = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.startswith("False Denoiser: argument 'network' must return the shape of z, (4, 2); got (4, 1) (it would broadcast in silence)")
+    assert out.startswith(
+        "False Denoiser: argument 'network' must return the shape of z, (4, 2); got (4, 1) (it would broadcast in silence)"
+    )
 
 
 def test_fault_15_class_labels_reach_the_network_and_its_own_refusal_the_user() -> None:

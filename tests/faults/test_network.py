@@ -22,7 +22,11 @@ def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tens
 @pytest.mark.parametrize(
     ("network", "came", "hint"),
     [
-        (lambda z, t: torch.cat([z, z], 1), "(4, 6, 2)", "(twice the channels, as with a learned variance: keep the first half, out.chunk(2, 1)[0])"),
+        (
+            lambda z, t: torch.cat([z, z], 1),
+            "(4, 6, 2)",
+            "(twice the channels, as with a learned variance: keep the first half, out.chunk(2, 1)[0])",
+        ),
         (lambda z, t: z[:, :1], "(4, 1, 2)", "(it would broadcast in silence)"),
         (lambda z, t: z[:1], "(1, 3, 2)", "(it would broadcast in silence)"),
         (lambda z, t: z[:, 0], "(4, 2)", "(it would broadcast in silence)"),
@@ -47,7 +51,12 @@ class Output:
 
 @pytest.mark.parametrize(
     ("wrap", "came", "take"),
-    [(lambda z: (z,), "tuple", "[0]"), (lambda z: [z], "list", "[0]"), (lambda z: {"out": z}, "dict", "['out']"), (Output, "Output", ".sample")],
+    [
+        (lambda z: (z,), "tuple", "[0]"),
+        (lambda z: [z], "list", "[0]"),
+        (lambda z: {"out": z}, "dict", "['out']"),
+        (Output, "Output", ".sample"),
+    ],
     ids=["tuple", "list", "dict", "dataclass"],
 )
 def test_fault_27_output_in_a_wrapper(wrap: object, came: str, take: str) -> None:
@@ -55,13 +64,23 @@ def test_fault_27_output_in_a_wrapper(wrap: object, came: str, take: str) -> Non
     with refused(TypeError, "Denoiser", "network", "return a tensor", hint):
         loss_of(lambda z, t: wrap(z))  # type: ignore[operator]
     x, t, eps = batch()
-    adapted = {"[0]": lambda z, t, **c: wrap(z)[0], "['out']": lambda z, t, **c: wrap(z)["out"], ".sample": lambda z, t, **c: wrap(z).sample}[take]  # type: ignore[operator]
+    adapted = {
+        "[0]": lambda z, t, **c: wrap(z)[0],
+        "['out']": lambda z, t, **c: wrap(z)["out"],
+        ".sample": lambda z, t, **c: wrap(z).sample,
+    }[take]  # type: ignore[operator]
     assert torch.equal(loss_of(adapted, x, t=t, eps=eps), loss_of(lambda z, t: z, x, t=t, eps=eps))
 
 
 def test_fault_27_a_network_without_what_it_predicts() -> None:
     x = batch()[0]
-    with refused(TypeError, "weighted_elbo", "model", "return a Prediction", "got Tensor (wrap the network, which says what it predicts: Denoiser(network, V()))"):
+    with refused(
+        TypeError,
+        "weighted_elbo",
+        "model",
+        "return a Prediction",
+        "got Tensor (wrap the network, which says what it predicts: Denoiser(network, V()))",
+    ):
         weighted_elbo(Net(), x, schedule=SCHEDULE)
     with refused(TypeError, "Denoiser", "parameterization", "be a Parameterization", "got the class V (an instance"):
         Denoiser(Net(), V)  # type: ignore[arg-type]
@@ -72,7 +91,13 @@ def test_fault_27_a_network_without_what_it_predicts() -> None:
     with refused(TypeError, "Denoiser", "network", "be called as network(z, time)", "got 3"):
         Denoiser(3, V())  # type: ignore[arg-type]
     for wrong in (None, Denoiser):
-        with refused(TypeError, "weighted_elbo", "model", "be called as model(z, logsnr) and return a Prediction", "for instance Denoiser(network, V())"):
+        with refused(
+            TypeError,
+            "weighted_elbo",
+            "model",
+            "be called as model(z, logsnr) and return a Prediction",
+            "for instance Denoiser(network, V())",
+        ):
             weighted_elbo(wrong, x, schedule=SCHEDULE)  # type: ignore[arg-type]
 
 
@@ -144,7 +169,17 @@ def test_fault_31_a_network_in_half_precision_is_told_the_time_in_float32(dtype:
         assert_same(loss, weighted_elbo(Denoiser(Net(), V(), time=time), x, schedule=SCHEDULE, t=t, eps=eps), rtol=0.1)
 
 
-@pytest.mark.parametrize(("word", "meant"), [("edn", "edm"), ("EDM", "edm"), ("flow-matchin", "flow-matching"), ("vprediction", "v-prediction"), ("minsnr", "min-snr"), ("ddmp", "ddpm")])
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("edn", "edm"),
+        ("EDM", "edm"),
+        ("flow-matchin", "flow-matching"),
+        ("vprediction", "v-prediction"),
+        ("minsnr", "min-snr"),
+        ("ddmp", "ddpm"),
+    ],
+)
 def test_fault_32_a_misspelt_recipe(word: str, meant: str) -> None:
     with refused(ValueError, "recipe", "name", "be one of ddpm, ", "indi", f"got '{word}' (did you mean '{meant}'?)"):
         recipe(word)
@@ -155,11 +190,19 @@ def test_fault_32_a_recipe_like_no_other() -> None:
         recipe("wholly different")
 
 
-@pytest.mark.parametrize(("word", "meant"), [("weightning", "weighting"), ("shedule", "schedule"), ("step", "steps"), ("generater", "generator"), ("Weighting", "weighting")])
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("weightning", "weighting"), ("shedule", "schedule"), ("step", "steps"), ("generater", "generator"), ("Weighting", "weighting")],
+)
 def test_fault_32_a_misspelt_keyword_is_no_condition(word: str, meant: str) -> None:
     x = batch()[0]
-    for call in (lambda **k: weighted_elbo(model(), x, schedule=SCHEDULE, **k), lambda **k: elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), **k)):
-        with pytest.raises(TypeError, match=rf"^(weighted_elbo|elbo): argument '{word}' is unknown; did you mean '{meant}'\?|the bound's weighting is ELBO"):
+    for call in (
+        lambda **k: weighted_elbo(model(), x, schedule=SCHEDULE, **k),
+        lambda **k: elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), **k),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"^(weighted_elbo|elbo): argument '{word}' is unknown; did you mean '{meant}'\?|the bound's weighting is ELBO"
+        ):
             call(**{word: 1})
 
 
@@ -167,13 +210,22 @@ def test_fault_32_a_keyword_of_the_other_verb() -> None:
     x = batch()[0]
     with pytest.raises(TypeError, match=r"^weighted_elbo: argument 'decoder' is unknown; elbo takes a decoder"):
         weighted_elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian())
-    with pytest.raises(TypeError, match=r"^elbo: argument 'weighting' is unknown; the bound's weighting is ELBO\(\); weighted_elbo takes another"):
+    with pytest.raises(
+        TypeError, match=r"^elbo: argument 'weighting' is unknown; the bound's weighting is ELBO\(\); weighted_elbo takes another"
+    ):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), weighting=Sigmoid())
     for decoder in (Categorical, "categorical"):
-        for name, call in (("elbo", lambda d: elbo(model(), x, schedule=SCHEDULE, decoder=d)), ("Objective", lambda d: Objective(model(), schedule=SCHEDULE, decoder=d))):
-            with refused(TypeError, name, "decoder", "be a Decoder", "for instance Categorical(levels=256), or Gaussian() for continuous data"):
+        for name, call in (
+            ("elbo", lambda d: elbo(model(), x, schedule=SCHEDULE, decoder=d)),
+            ("Objective", lambda d: Objective(model(), schedule=SCHEDULE, decoder=d)),
+        ):
+            with refused(
+                TypeError, name, "decoder", "be a Decoder", "for instance Categorical(levels=256), or Gaussian() for continuous data"
+            ):
                 call(decoder)
-    with refused(ValueError, "Objective.bound", "decoder", "be given to the Objective", "got None (a weighted loss has no reconstruction term)"):
+    with refused(
+        ValueError, "Objective.bound", "decoder", "be given to the Objective", "got None (a weighted loss has no reconstruction term)"
+    ):
         Objective(model(), schedule=SCHEDULE).bound(x)
 
 

@@ -53,7 +53,9 @@ INF, NAN = math.inf, math.nan
 class Own(Schedule):
     """A user's schedule from two functions."""
 
-    def __init__(self, logsnr: Callable[[Tensor], object], rate: Callable[[Tensor], object], high: float = 10.0, low: float = -10.0) -> None:
+    def __init__(
+        self, logsnr: Callable[[Tensor], object], rate: Callable[[Tensor], object], high: float = 10.0, low: float = -10.0
+    ) -> None:
         super().__init__(high, low)
         self.functions = logsnr, rate
 
@@ -80,7 +82,15 @@ def test_fault_16_a_schedule_that_rises_somewhere_names_the_place() -> None:
         return -20 - 30 * torch.cos(12 * t)
 
     first = math.acos(-2 / 3) / 12  # λ' = −20 − 30 cos 12t turns positive
-    with refused(ValueError, "Custom", "schedule", "be strictly decreasing in t", "got λ =", f"at t = {math.floor(first * 1e4) / 1e4:g} and", "(the first of them that do not fall)"):
+    with refused(
+        ValueError,
+        "Custom",
+        "schedule",
+        "be strictly decreasing in t",
+        "got λ =",
+        f"at t = {math.floor(first * 1e4) / 1e4:g} and",
+        "(the first of them that do not fall)",
+    ):
         Custom(bump)
     start, stop = (bump(torch.tensor([t], dtype=torch.float64)).item() for t in (0.0, 1.0))
     for build in (lambda s: s.check(), lambda s: Objective(model(), schedule=s)):
@@ -89,20 +99,45 @@ def test_fault_16_a_schedule_that_rises_somewhere_names_the_place() -> None:
 
 
 def test_fault_16_gamma_handed_over_for_logsnr() -> None:
-    with refused(ValueError, "Custom", "logsnr", "fall from data (t = 0) to noise (t = 1)", "λ = -10 at t = 0 and λ = 10 at t = 1 (γ = −λ rises: hand over −γ)"):
+    with refused(
+        ValueError,
+        "Custom",
+        "logsnr",
+        "fall from data (t = 0) to noise (t = 1)",
+        "λ = -10 at t = 0 and λ = 10 at t = 1 (γ = −λ rises: hand over −γ)",
+    ):
         Custom(lambda t: 20 * t - 10)
-    with refused(ValueError, "Own", "schedule", "be strictly decreasing in t", "λ = -10 at t = 0 and -9.998 at t = 0.0001 (γ = −λ rises: hand over −γ)"):
+    with refused(
+        ValueError,
+        "Own",
+        "schedule",
+        "be strictly decreasing in t",
+        "λ = -10 at t = 0 and -9.998 at t = 0.0001 (γ = −λ rises: hand over −γ)",
+    ):
         Own(lambda t: 20 * t - 10, twenty).check()
     with refused(ValueError, "Tabulated", "logsnr", "be strictly decreasing", "1 at level 1 and 2 at level 2 (γ = −λ rises: hand over −γ)"):
         Tabulated([1.0, 2.0, 3.0])
-    with refused(ValueError, "Linear", "logsnr_max", "be greater than logsnr_min = 5", "got -13.3", "if these are γ = −λ, write logsnr_max=13.3, logsnr_min=-5"):
+    with refused(
+        ValueError,
+        "Linear",
+        "logsnr_max",
+        "be greater than logsnr_min = 5",
+        "got -13.3",
+        "if these are γ = −λ, write logsnr_max=13.3, logsnr_min=-5",
+    ):
         Linear(-13.3, 5.0)
 
 
 def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
     with refused(ValueError, "Own", "schedule", "have rate_at(t, logsnr) = −dλ/dt > 0", "got a rate of -20 at t = 0", "hand over −dλ/dt"):
         Own(falls, lambda t: -twenty(t)).check()
-    with refused(ValueError, "Custom", "schedule", "have rate_at equal to the derivative of −logsnr_at", "got a rate of 10 at t = 0 and 10 at t = 0.0001"):
+    with refused(
+        ValueError,
+        "Custom",
+        "schedule",
+        "have rate_at equal to the derivative of −logsnr_at",
+        "got a rate of 10 at t = 0 and 10 at t = 0.0001",
+    ):
         Custom(falls, rate=lambda t: 0.5 * twenty(t))
     with refused(ValueError, "Own", "logsnr_at", "run from logsnr_max = 12 to logsnr_min = -10", "got λ(0) = 10, λ(1) = -10"):
         Own(falls, twenty, 12.0).check()
@@ -119,7 +154,15 @@ def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
 @pytest.mark.parametrize(
     ("high", "low", "argument", "words"),
     [
-        (-5.0, 5.0, "logsnr_max", ("be greater than logsnr_min = 5", "got -5 (t = 0 is data and has the larger λ; if these are γ = −λ, write logsnr_max=5, logsnr_min=-5)")),
+        (
+            -5.0,
+            5.0,
+            "logsnr_max",
+            (
+                "be greater than logsnr_min = 5",
+                "got -5 (t = 0 is data and has the larger λ; if these are γ = −λ, write logsnr_max=5, logsnr_min=-5)",
+            ),
+        ),
         (5.0, 5.0, "logsnr_max", ("be greater than logsnr_min = 5", "got 5 (equal ends leave nothing between)")),
         (5.0, -INF, "logsnr_min", ("be finite", "got -inf (λ = −∞ is zero terminal SNR", "stop at about −15")),
         (INF, -5.0, "logsnr_max", ("be finite", "got inf (λ = +∞ is data without noise", "stop at about 15")),
@@ -154,9 +197,24 @@ def test_fault_17_ends(name: str, build: Callable[..., Schedule], high: object, 
         (lambda: Tabulated(np.zeros((2, 3))), "Tabulated", "logsnr", ("be one row of at least two levels", "shape (2, 3)")),
         (lambda: Tabulated([3.0, 2.0, -INF]), "Tabulated", "logsnr", ("be finite", "-inf at level 3 of 3 (λ = −∞ is zero terminal SNR")),
         (lambda: Tabulated([3.0, 2.0, 2.0]), "Tabulated", "logsnr", ("be strictly decreasing", "2 at level 2 and 2 at level 3")),
-        (lambda: Tabulated.from_betas([0.1, 1.0]), "Tabulated.from_betas", "betas", ("lie strictly between 0 and 1", "1 at step 2 of 2 (β = 1 is zero terminal SNR")),
-        (lambda: Tabulated.from_betas([0.0, 0.1]), "Tabulated.from_betas", "betas", ("lie strictly between 0 and 1", "0 at step 1 of 2 (β = 0 adds no noise")),
-        (lambda: Tabulated.linear_betas(1e-2, 2.0, 10), "Tabulated.from_betas", "betas", ("lie strictly between 0 and 1", "1.1", "rescaled to few steps")),
+        (
+            lambda: Tabulated.from_betas([0.1, 1.0]),
+            "Tabulated.from_betas",
+            "betas",
+            ("lie strictly between 0 and 1", "1 at step 2 of 2 (β = 1 is zero terminal SNR"),
+        ),
+        (
+            lambda: Tabulated.from_betas([0.0, 0.1]),
+            "Tabulated.from_betas",
+            "betas",
+            ("lie strictly between 0 and 1", "0 at step 1 of 2 (β = 0 adds no noise"),
+        ),
+        (
+            lambda: Tabulated.linear_betas(1e-2, 2.0, 10),
+            "Tabulated.from_betas",
+            "betas",
+            ("lie strictly between 0 and 1", "1.1", "rescaled to few steps"),
+        ),
         (lambda: Tabulated.from_betas(torch.full((2, 5), 0.1)), "Tabulated.from_betas", "betas", ("be one row", "shape (2, 5)")),
         (lambda: V(0.0), "V", "sigma_data", ("be finite and greater than 0", "got 0 (the standard deviation of the data")),
     ],
@@ -168,7 +226,11 @@ def test_fault_17_what_a_schedule_is_made_of(build: Callable[[], object], functi
 
 @pytest.mark.parametrize("schedule", [Cosine, "cosine", None, lambda t: 10 - 20 * t])
 def test_fault_17_what_is_no_schedule(schedule: object) -> None:
-    words = ("got the class Cosine (an instance: Cosine())",) if schedule is Cosine else ("got", "for instance Cosine(); schedule.Custom takes a function of t")
+    words = (
+        ("got the class Cosine (an instance: Cosine())",)
+        if schedule is Cosine
+        else ("got", "for instance Cosine(); schedule.Custom takes a function of t")
+    )
     x = batch()[0]
     with refused(TypeError, "weighted_elbo", "schedule", "be a Schedule", *words):
         weighted_elbo(model(), x, schedule=schedule)  # type: ignore[arg-type]
@@ -193,7 +255,9 @@ def test_fault_18_the_scales_at_the_far_ends(logsnr: float) -> None:
 @pytest.mark.parametrize("t", [0.0, 1.0])
 @pytest.mark.parametrize("row", ROWS[:-1], ids=repr)
 @pytest.mark.parametrize("weighting", [ELBO(), Sigmoid(2.0), MinSNR(5.0), Debiased()], ids=repr)
-def test_fault_18_loss_and_gradients_at_the_far_ends(dtype: torch.dtype, t: float, row: object, weighting: Callable[[Tensor], Tensor]) -> None:
+def test_fault_18_loss_and_gradients_at_the_far_ends(
+    dtype: torch.dtype, t: float, row: object, weighting: Callable[[Tensor], Tensor]
+) -> None:
     schedule = Linear(40.0, -40.0)
     x, _, eps = batch(16)
     x, at = x.to(dtype), torch.full((16,), t)
@@ -228,7 +292,9 @@ def test_fault_19_many_steps_are_continuous_time(schedule: Schedule) -> None:
     x, t, eps = batch(4, dtype=torch.float64)
     net = model().double()
     limit = weighted_elbo(net, x, schedule=schedule, t=t, eps=eps)
-    gap = [(weighted_elbo(net, x, schedule=schedule, steps=steps, t=t, eps=eps) / limit - 1).abs() for steps in (10_000, 100_000, 1_000_000)]
+    gap = [
+        (weighted_elbo(net, x, schedule=schedule, steps=steps, t=t, eps=eps) / limit - 1).abs() for steps in (10_000, 100_000, 1_000_000)
+    ]
     assert_same(gap[0] / gap[1], torch.full((4,), 10.0), rtol=0.05)
     assert_same(gap[1] / gap[2], torch.full((4,), 10.0), rtol=0.05)
 
@@ -272,7 +338,13 @@ def test_fault_20_the_diffusion_term_alone_does_not_move_learned_ends() -> None:
     schedule, (x, _, _) = LearnedLinear(), batch()
     weighted_elbo(model(), x, schedule=schedule).mean().backward()
     assert [p.grad for p in schedule.parameters()] == [None, None]
-    with refused(ValueError, "elbo", "schedule", "have fixed ends with a Gaussian decoder", "on continuous data the bound improves for ever as λ_max grows"):
+    with refused(
+        ValueError,
+        "elbo",
+        "schedule",
+        "have fixed ends with a Gaussian decoder",
+        "on continuous data the bound improves for ever as λ_max grows",
+    ):
         elbo(model(), x, schedule=schedule, decoder=Gaussian())
     with refused(ValueError, "Objective", "schedule", "have fixed ends with a Gaussian decoder"):
         Objective(model(), schedule=schedule, decoder=Gaussian())
@@ -301,7 +373,14 @@ def test_fault_21_no_autocast_for_logsnr() -> None:
             assert logsnr.dtype == rate.dtype == torch.float64
     for dtype in (torch.bfloat16, torch.float16):
         t = torch.tensor([0.5], dtype=dtype)
-        assert SCHEDULE(t).dtype == SCHEDULE.rate(t).dtype == SCHEDULE.density(t).dtype == SCHEDULE.inverse(t).dtype == Sigmoid()(t).dtype == torch.float32
+        assert (
+            SCHEDULE(t).dtype
+            == SCHEDULE.rate(t).dtype
+            == SCHEDULE.density(t).dtype
+            == SCHEDULE.inverse(t).dtype
+            == Sigmoid()(t).dtype
+            == torch.float32
+        )
 
 
 @pytest.mark.parametrize(
@@ -312,9 +391,18 @@ def test_fault_21_no_autocast_for_logsnr() -> None:
         (lambda logsnr: logsnr.log(), ("be finite and at least 0", "got nan at λ = -10")),
         (lambda logsnr: 1 / (logsnr - 10), ("be finite and at least 0", "got -0.05 at λ = -10")),
         (lambda logsnr: 1 / (10 - logsnr), ("be finite and at least 0", "got inf at λ = 10")),
-        (lambda logsnr: logsnr[:, None].exp(), ("return a tensor of the shape and device of logsnr", "(1001, 1) on cpu (it would broadcast in silence)")),
-        (lambda logsnr: logsnr.exp().mean(), ("return a tensor of the shape and device of logsnr", "() on cpu (it would broadcast in silence)")),
-        (lambda logsnr: 1.0, ("return a tensor of the shape and device of logsnr", "got float (torch.full_like(logsnr, value) for a constant)")),
+        (
+            lambda logsnr: logsnr[:, None].exp(),
+            ("return a tensor of the shape and device of logsnr", "(1001, 1) on cpu (it would broadcast in silence)"),
+        ),
+        (
+            lambda logsnr: logsnr.exp().mean(),
+            ("return a tensor of the shape and device of logsnr", "() on cpu (it would broadcast in silence)"),
+        ),
+        (
+            lambda logsnr: 1.0,
+            ("return a tensor of the shape and device of logsnr", "got float (torch.full_like(logsnr, value) for a constant)"),
+        ),
         (lambda logsnr: logsnr.exp().to("meta"), ("return a tensor of the shape and device of logsnr", "on meta")),
     ],
     ids=["negative", "negative somewhere", "nan", "pole", "inf", "column", "mean", "number", "device"],
@@ -333,7 +421,13 @@ def test_fault_22_a_weighting_for_part_of_the_line() -> None:
     def tent(logsnr: Tensor) -> Tensor:
         return 1 - logsnr.abs() / 20
 
-    with refused(ValueError, "Custom", "weighting", "be finite and at least 0", "got -1 at λ = -40 (give the range it is meant for: Custom(…, logsnr_min=…, logsnr_max=…))"):
+    with refused(
+        ValueError,
+        "Custom",
+        "weighting",
+        "be finite and at least 0",
+        "got -1 at λ = -40 (give the range it is meant for: Custom(…, logsnr_min=…, logsnr_max=…))",
+    ):
         CustomWeighting(tent)
     w = CustomWeighting(tent, logsnr_min=-20.0, logsnr_max=20.0)
     assert w(torch.tensor([-10.0, 0.0, 10.0])).tolist() == [0.5, 1.0, 0.5]
@@ -343,7 +437,9 @@ def test_fault_22_a_weighting_for_part_of_the_line() -> None:
 
 @pytest.mark.parametrize("weighting", [Sigmoid, "sigmoid", 2.0])
 def test_fault_22_what_is_no_weighting(weighting: object) -> None:
-    words = ("got the class Sigmoid (an instance: Sigmoid())",) if weighting is Sigmoid else (f"got {weighting!r} (for instance Sigmoid(2.0))",)
+    words = (
+        ("got the class Sigmoid (an instance: Sigmoid())",) if weighting is Sigmoid else (f"got {weighting!r} (for instance Sigmoid(2.0))",)
+    )
     with refused(TypeError, "weighted_elbo", "weighting", "be a Weighting or a function of logsnr", *words):
         weighted_elbo(model(), batch()[0], schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
     with refused(TypeError, "Objective", "weighting", "be a Weighting or a function of logsnr", *words):
@@ -356,7 +452,13 @@ def test_fault_22_what_is_no_weighting(weighting: object) -> None:
         (lambda: ELBO() * 2, TypeError, "Product", "factor", ("be a Weighting", "got 2 (a constant moves nothing but the learning rate")),
         (lambda: ELBO() * MinSNR, TypeError, "Product", "factor", ("be a Weighting", "(an instance: MinSNR())")),
         (lambda: MSE(SCHEDULE, V), TypeError, "MSE", "parameterization", ("be a Parameterization", "got the class V (an instance")),
-        (lambda: MSE(OptimalTransport().law, Flow(), steps=10), TypeError, "MSE", "schedule", ("be a Schedule where steps are given", "Logistic(")),
+        (
+            lambda: MSE(OptimalTransport().law, Flow(), steps=10),
+            TypeError,
+            "MSE",
+            "schedule",
+            ("be a Schedule where steps are given", "Logistic("),
+        ),
         (lambda: MinSNR(0.0), ValueError, "MinSNR", "gamma", ("be finite and greater than 0", "got 0")),
         (lambda: SoftMinSNR(-1.0), ValueError, "SoftMinSNR", "gamma", ("be finite and greater than 0", "got -1")),
         (lambda: P2(gamma=NAN), ValueError, "P2", "gamma", ("be finite", "got nan")),
@@ -367,26 +469,49 @@ def test_fault_22_what_is_no_weighting(weighting: object) -> None:
         (lambda: EDM(sigma_data=0.0), ValueError, "V", "sigma_data", ("be finite and greater than 0", "got 0")),
     ],
 )
-def test_fault_22_what_a_weighting_is_made_of(build: Callable[[], object], error: type[Exception], function: str, argument: str, words: tuple[str, ...]) -> None:
+def test_fault_22_what_a_weighting_is_made_of(
+    build: Callable[[], object], error: type[Exception], function: str, argument: str, words: tuple[str, ...]
+) -> None:
     with refused(error, function, argument, *words):
         build()
 
 
 def test_fault_22_a_bound_has_no_other_weighting() -> None:
-    with refused(ValueError, "Objective", "weighting", "be left out, or ELBO(), where a decoder is given", "Sigmoid(bias=2.0) (with another weighting the sum is no bound)"):
+    with refused(
+        ValueError,
+        "Objective",
+        "weighting",
+        "be left out, or ELBO(), where a decoder is given",
+        "Sigmoid(bias=2.0) (with another weighting the sum is no bound)",
+    ):
         Objective(model(), schedule=SCHEDULE, weighting=Sigmoid(), decoder=Categorical(17))
     for weighting in (None, ELBO()):
         assert Objective(model(), schedule=SCHEDULE, weighting=weighting, decoder=Categorical(17)).decoder is not None
 
 
 def test_fault_22_every_weighting_passes_its_own_check() -> None:
-    for w in (ELBO(), Sigmoid(), EDM(), EDM(monotone=True), InDI(), MSE(SCHEDULE, V()), MSE(Tabulated.linear_betas(), Eps(), steps=999), MSE(SCHEDULE, X()) * TruncatedSNR() * P2()):
+    for w in (
+        ELBO(),
+        Sigmoid(),
+        EDM(),
+        EDM(monotone=True),
+        InDI(),
+        MSE(SCHEDULE, V()),
+        MSE(Tabulated.linear_betas(), Eps(), steps=999),
+        MSE(SCHEDULE, X()) * TruncatedSNR() * P2(),
+    ):
         assert w.check() is w
 
 
 def test_fault_23_a_density_that_is_zero_inside_the_ends() -> None:
     """The schedule is the density of the times: where it never looks, no weight can be trained."""
-    with refused(ValueError, "Normal", "logsnr_max", "lie where Gaussian(mean=0.0, std=1.0) has mass in float64", "got [-5, 60], of which it reaches [-5, inf] (the end is too far out"):
+    with refused(
+        ValueError,
+        "Normal",
+        "logsnr_max",
+        "lie where Gaussian(mean=0.0, std=1.0) has mass in float64",
+        "got [-5, 60], of which it reaches [-5, inf] (the end is too far out",
+    ):
         Normal(0.0, 1.0, logsnr_max=60.0)
     with refused(ValueError, "Normal", "logsnr_min", "lie where Gaussian(mean=0.0, std=1.0) has mass in float64", "got [-60, 5]"):
         Normal(0.0, 1.0, logsnr_min=-60.0)
@@ -395,7 +520,22 @@ def test_fault_23_a_density_that_is_zero_inside_the_ends() -> None:
     assert 0 < factor(torch.tensor([9.9])).item() < INF
 
 
-@pytest.mark.parametrize("schedule", [Cosine(3.0, -8.0), Cosine(5.0, -2.0, offset=0.008), LinearBeta(5.0, -5.0), OptimalTransport(4.0, -9.0), Normal(2.4, 2.4, 3.0, -4.0), Laplace(0.0, 0.5, 2.0, -1.0), Karras(), Tabulated([5.0, 4.0, 0.0, -3.0]), Shifted(SCHEDULE, 2.0), LearnedLinear()], ids=repr)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Cosine(3.0, -8.0),
+        Cosine(5.0, -2.0, offset=0.008),
+        LinearBeta(5.0, -5.0),
+        OptimalTransport(4.0, -9.0),
+        Normal(2.4, 2.4, 3.0, -4.0),
+        Laplace(0.0, 0.5, 2.0, -1.0),
+        Karras(),
+        Tabulated([5.0, 4.0, 0.0, -3.0]),
+        Shifted(SCHEDULE, 2.0),
+        LearnedLinear(),
+    ],
+    ids=repr,
+)
 def test_fault_23_densities_are_normalized_between_the_ends(schedule: Schedule) -> None:
     edges = schedule(torch.linspace(1, 0, 3001, dtype=torch.float64))  # cells end where a table has its levels
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(4))
@@ -440,10 +580,20 @@ def test_fault_24_a_schedule_without_its_methods() -> None:
         Schedule(1.0, 0.0).rate_at(torch.zeros(1), torch.zeros(1))
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, Linear(10.0, -10.0), Tabulated([10.0, 3.0, -10.0]), Custom(falls), Shifted(SCHEDULE, 0.0), LearnedLinear(10.0, -10.0)], ids=repr)
+@pytest.mark.parametrize(
+    "schedule",
+    [SCHEDULE, Linear(10.0, -10.0), Tabulated([10.0, 3.0, -10.0]), Custom(falls), Shifted(SCHEDULE, 0.0), LearnedLinear(10.0, -10.0)],
+    ids=repr,
+)
 def test_fault_25_an_inverse_beyond_the_ends(schedule: Schedule) -> None:
     name, logsnr = type(schedule).__name__, torch.tensor([0.0, 20.0, -30.0])
-    with refused(ValueError, f"{name}.inverse", "logsnr", "lie within the ends [-10, 10]", "values from -30 to 20 (clamp=True returns the nearest end)"):
+    with refused(
+        ValueError,
+        f"{name}.inverse",
+        "logsnr",
+        "lie within the ends [-10, 10]",
+        "values from -30 to 20 (clamp=True returns the nearest end)",
+    ):
         schedule.inverse(logsnr)
     with refused(ValueError, f"{name}.inverse", "logsnr", "lie within the ends [-10, 10]", "values from nan to nan"):
         schedule.inverse(torch.tensor([torch.nan]))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,13 @@ def test_fault_33_autocast_leaves_the_bound_but_for_the_network(make: Callable[[
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, str]:
     """What went wrong with each compiled case, in an interpreter of its own: a shape checker's wrappers do not compile."""
-    out = subprocess.run([sys.executable, "-m", "faults.compiled"], cwd=Path(__file__).parents[1], env=os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-m", "faults.compiled"],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert out.returncode == 0, out.stderr
     return json.loads(out.stdout)
 
@@ -97,7 +104,9 @@ def test_fault_34_compile(case: str, compiled: dict[str, str]) -> None:
 
 def objectives() -> dict[str, tuple[Objective, Tensor]]:
     weighted = {f"{row!r}": (Objective(model(row), schedule=SCHEDULE, weighting=Sigmoid()), batch()[0]) for row in ROWS}
-    bounds = {f"{make()!r}": (Objective(model(), schedule=Linear(), decoder=make()), data_of(make())) for make in DECODERS if not make().denoise}
+    bounds = {
+        f"{make()!r}": (Objective(model(), schedule=Linear(), decoder=make()), data_of(make())) for make in DECODERS if not make().denoise
+    }
     learned = {"learned": (Objective(model(), schedule=LearnedLinear(), decoder=Categorical(17)), data_of(Categorical(17)))}
     return {**weighted, **bounds, **learned, "chain": (Objective(model(), schedule=SCHEDULE, steps=10), batch()[0])}
 
@@ -202,11 +211,16 @@ def test_fault_37_the_trace_that_a_likelihood_needs() -> None:
 
 def parts() -> dict[str, tuple[nn.Module, Callable[[nn.Module], Tensor]]]:
     t, logsnr = torch.linspace(0.05, 0.95, 7, dtype=torch.float64), torch.linspace(-9, 9, 7, dtype=torch.float64)
-    schedules = {f"schedule {make()!r}": (make(), lambda m: torch.cat([m(t), m.rate(t), m.density(logsnr), m.inverse(logsnr, clamp=True)])) for make in SCHEDULES}
+    schedules = {
+        f"schedule {make()!r}": (make(), lambda m: torch.cat([m(t), m.rate(t), m.density(logsnr), m.inverse(logsnr, clamp=True)]))
+        for make in SCHEDULES
+    }
     weightings = {f"weighting {make()!r}": (make(), lambda m: m(logsnr)) for make in WEIGHTINGS}
     decoders = {f"decoder {make()!r}": (make(), lambda m: m.log_prob(data_of(m), batch()[0], 5.0)) for make in DECODERS}
     _, times, eps = batch()
-    whole = {f"objective {name}": (objective, lambda m, data=data: m(data, t=times, eps=eps)) for name, (objective, data) in objectives().items()}
+    whole = {
+        f"objective {name}": (objective, lambda m, data=data: m(data, t=times, eps=eps)) for name, (objective, data) in objectives().items()
+    }
     return {**schedules, **weightings, **decoders, **whole}
 
 
@@ -266,7 +280,9 @@ def test_fault_38_built_on_the_meta_device() -> None:
     x, t, eps = batch()
     data = data_of(Categorical(17))
     with torch.device("meta"):
-        deferred = [Objective(Denoiser(nn.Identity(), V()), schedule=make(), weighting=w()) for make, w in zip(SCHEDULES, WEIGHTINGS, strict=True)]
+        deferred = [
+            Objective(Denoiser(nn.Identity(), V()), schedule=make(), weighting=w()) for make, w in zip(SCHEDULES, WEIGHTINGS, strict=True)
+        ]
         bound = Objective(Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), decoder=Categorical(17))
     for objective, make, w in zip(deferred, SCHEDULES, WEIGHTINGS, strict=True):
         if next(objective.schedule.parameters(), None) is None:
@@ -277,7 +293,10 @@ def test_fault_38_built_on_the_meta_device() -> None:
     filled = bound.to_empty(device="cpu")
     filled.load_state_dict(Objective(Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), decoder=Categorical(17)).state_dict())
     filled.model.network = TwoArguments()
-    assert torch.equal(filled(data, t=t, eps=eps), elbo(Denoiser(TwoArguments(), V()), data, schedule=LearnedLinear(), decoder=Categorical(17), t=t, eps=eps).total)
+    assert torch.equal(
+        filled(data, t=t, eps=eps),
+        elbo(Denoiser(TwoArguments(), V()), data, schedule=LearnedLinear(), decoder=Categorical(17), t=t, eps=eps).total,
+    )
 
 
 class TwoArguments(nn.Module):
@@ -311,7 +330,9 @@ def shared_objective() -> Objective:
 
 def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
     wrapped = DistributedDataParallel(shared_objective())
     data, (_, t, eps) = data_of(Categorical(17)), batch()
     wrapped(data[rank::2], t=t[rank::2], eps=eps[rank::2]).mean().backward()
@@ -339,7 +360,13 @@ def test_fault_40_a_wrapped_model_beside_a_learned_schedule() -> None:
     Wrapped.__name__ = "DistributedDataParallel"
     denoiser = model()
     denoiser.network.wrapped = Wrapped()
-    with refused(ValueError, "Objective", "model", "not be wrapped in DDP where the schedule is learned", "wrap the Objective: the schedule's gradients are not synchronised otherwise"):
+    with refused(
+        ValueError,
+        "Objective",
+        "model",
+        "not be wrapped in DDP where the schedule is learned",
+        "wrap the Objective: the schedule's gradients are not synchronised otherwise",
+    ):
         Objective(denoiser, schedule=LearnedLinear(), decoder=Categorical(17))
     assert Objective(denoiser, schedule=SCHEDULE).schedule is SCHEDULE
 
@@ -385,7 +412,9 @@ def test_fault_43_a_device_without_float64() -> None:
 
     def to_mps(v: Tensor) -> Tensor:
         if v.dtype == torch.float64:
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. Please use float32 instead.")
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. Please use float32 instead."
+            )
         return v + 1
 
     with pytest.warns(UserWarning, match=r"the device has no float64: a tensor of shape \(3,\) stays on cpu"):

@@ -28,14 +28,17 @@ def test_bound_and_its_parts(record):
     one = torch.ones(1)
     for parts, w in ((bound, weight), (exact, one)):
         whole = w @ parts.total
-        assert_meets(record, {
-            "prior_kl": w @ parts.prior,
-            "L_inf": w @ parts.diffusion,
-            "L0_gaussian_decoder": w @ parts.reconstruction,
-            "total": whole,
-            "entropy_x": entropy,
-            "gap": whole - entropy,
-        })
+        assert_meets(
+            record,
+            {
+                "prior_kl": w @ parts.prior,
+                "L_inf": w @ parts.diffusion,
+                "L0_gaussian_decoder": w @ parts.reconstruction,
+                "total": whole,
+                "entropy_x": entropy,
+                "gap": whole - entropy,
+            },
+        )
 
 
 @of("nll_bound_x")
@@ -62,7 +65,12 @@ def test_gradient_of_the_end_points(record):
     t, width = times()
     x, eps, weight = nodes(case, schedule(t).detach())
     bound = elbo(
-        oracle(case), x.flatten(0, 1), schedule=schedule, decoder=ContinuousDecoder(), t=t.repeat_interleave(x.shape[1]), eps=eps.flatten(0, 1)
+        oracle(case),
+        x.flatten(0, 1),
+        schedule=schedule,
+        decoder=ContinuousDecoder(),
+        t=t.repeat_interleave(x.shape[1]),
+        eps=eps.flatten(0, 1),
     )
     ((width[:, None] * weight).flatten() @ bound.total).backward()
     # λ_min = low, λ_max = low + softplus(width)
@@ -87,6 +95,13 @@ def test_bound_of_levels(record):
     each = elbo(data, levels, schedule=schedule, decoder=decoder, t=torch.full((256,), 0.5), eps=torch.zeros(256, 1))
     for prior, reconstruction in ((exact.prior, exact.reconstruction), (data.weights @ each.prior, data.weights @ each.reconstruction)):
         whole = prior + exact.diffusion + reconstruction
-        assert_meets(record, got | {
-            "prior_kl": prior, "L0_categorical": reconstruction, "total_nats": whole, "total_bits_per_dim": bits_per_dim(whole, 1),
-        })
+        assert_meets(
+            record,
+            got
+            | {
+                "prior_kl": prior,
+                "L0_categorical": reconstruction,
+                "total_nats": whole,
+                "total_bits_per_dim": bits_per_dim(whole, 1),
+            },
+        )

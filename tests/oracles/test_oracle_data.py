@@ -76,11 +76,14 @@ def test_slack_of_the_perfect_model(record):
 def test_prior_term_of_a_variance_exploding_process(record):
     square, dims, variance = record["params"]["x2"], record["params"]["d"], record["params"]["sigma_max"] ** 2
     signal = 1 / (1 + variance)
-    assert_meets(record, {
-        "prior_N0_smax2": kl_to_normal(square, variance, variance, dims),
-        "prior_N0_smax2_plus_sd2": kl_to_normal(square, variance, variance + 0.25, dims),
-        "prior_vp_equivalent_N0_1_plus_smax2": kl_to_normal(square * signal, variance * signal, 1.0, dims),
-    })
+    assert_meets(
+        record,
+        {
+            "prior_N0_smax2": kl_to_normal(square, variance, variance, dims),
+            "prior_N0_smax2_plus_sd2": kl_to_normal(square, variance, variance + 0.25, dims),
+            "prior_vp_equivalent_N0_1_plus_smax2": kl_to_normal(square * signal, variance * signal, 1.0, dims),
+        },
+    )
 
 
 @of("prior_kl_fm")

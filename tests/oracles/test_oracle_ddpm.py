@@ -38,12 +38,15 @@ def test_weights_of_the_bound(record):
     u = step.log_variance_ratio
     decoder = Gaussian(variance=BETA_1)
     nll = decoder.expected_nll(torch.zeros(1, 1), TABLE.logsnr_max)[0]  # of unit E‖e‖²
-    assert_meets(record, {
-        "t": levels,
-        "small": step_kl(step.snr_gain, one),
-        "large": step_kl(step.snr_gain, one, u) - step_kl(step.snr_gain, 0 * one, u),
-        "large_t1": nll - 0.5 * torch.log(2 * torch.pi * vector(BETA_1)),
-    })
+    assert_meets(
+        record,
+        {
+            "t": levels,
+            "small": step_kl(step.snr_gain, one),
+            "large": step_kl(step.snr_gain, one, u) - step_kl(step.snr_gain, 0 * one, u),
+            "large_t1": nll - 0.5 * torch.log(2 * torch.pi * vector(BETA_1)),
+        },
+    )
 
 
 @of("ddpm")
@@ -66,17 +69,20 @@ def test_simple_loss_and_bound(record):
     }
     prior = weight @ prior_kl(x, TABLE.logsnr_min)
     levels = record["value"]["per_t_small"]
-    assert_meets(record, {
-        "L_simple_sum_over_dims": simple.mean() + first / 1000,
-        "L_simple_t2_to_T": simple.mean(),
-        "vlb_t2_to_T_small": small.sum(),
-        "vlb_t2_to_T_large": large.sum(),
-        "prior_kl": prior,
-        "L0_gaussian_pdf": decoded,
-        "per_t_small": {k: small[int(k) - 2] for k in levels},
-        "per_t_large": {k: large[int(k) - 2] for k in levels},
-        "total_small_beta1": prior + small.sum() + decoded["beta_1"],
-    })
+    assert_meets(
+        record,
+        {
+            "L_simple_sum_over_dims": simple.mean() + first / 1000,
+            "L_simple_t2_to_T": simple.mean(),
+            "vlb_t2_to_T_small": small.sum(),
+            "vlb_t2_to_T_large": large.sum(),
+            "prior_kl": prior,
+            "L0_gaussian_pdf": decoded,
+            "per_t_small": {k: small[int(k) - 2] for k in levels},
+            "per_t_large": {k: large[int(k) - 2] for k in levels},
+            "total_small_beta1": prior + small.sum() + decoded["beta_1"],
+        },
+    )
 
 
 @of("ddpm_bound")
@@ -100,12 +106,15 @@ def test_bound_of_levels(record):
         nll = decoder.reconstruction(levels, decoder.encode(levels), TABLE.logsnr_max, data, eps=u.repeat(256)[:, None])
         decoded[name] = data.weights @ (nll.view(256, -1) @ mass)
     prior = data.weights @ prior_kl(data.means, TABLE.logsnr_min)
-    assert_meets(record, {
-        "prior_kl": prior,
-        "vlb_small": small,
-        "vlb_large": large,
-        "L0_discretised": decoded,
-        "total_bits_per_dim_small": {k: bits_per_dim(prior + small + v, 1) for k, v in decoded.items()},
-        "total_bits_per_dim_large": {k: bits_per_dim(prior + large + v, 1) for k, v in decoded.items()},
-        "L_simple": simple,
-    })
+    assert_meets(
+        record,
+        {
+            "prior_kl": prior,
+            "vlb_small": small,
+            "vlb_large": large,
+            "L0_discretised": decoded,
+            "total_bits_per_dim_small": {k: bits_per_dim(prior + small + v, 1) for k, v in decoded.items()},
+            "total_bits_per_dim_large": {k: bits_per_dim(prior + large + v, 1) for k, v in decoded.items()},
+            "L_simple": simple,
+        },
+    )

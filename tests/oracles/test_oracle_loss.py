@@ -135,13 +135,16 @@ def test_weighted_loss_is_a_mean_of_bounds(record):
 
     bulk = -(width * slope) @ (prior + known - low)
     dirac, rest = w_max * (prior + high - low), -w_min * prior
-    assert_meets(record, {
-        "lhs_L_w": weighted_loss(case, "opt", name, schedule),
-        "bulk_int_dw_L": bulk,
-        "dirac_w_max_L0": dirac,
-        "const": rest,
-        "rhs": bulk + dirac + rest,
-        "dirac_mass_normalised": w_max / w_min,
-        "w_at_lam_max": w_max,
-        "w_at_lam_min": w_min,
-    })
+    assert_meets(
+        record,
+        {
+            "lhs_L_w": weighted_loss(case, "opt", name, schedule),
+            "bulk_int_dw_L": bulk,
+            "dirac_w_max_L0": dirac,
+            "const": rest,
+            "rhs": bulk + dirac + rest,
+            "dirac_mass_normalised": w_max / w_min,
+            "w_at_lam_max": w_max,
+            "w_at_lam_min": w_min,
+        },
+    )

@@ -19,34 +19,40 @@ def test_coefficients_of_a_level(record):
         """x̂ from z̃ = z/α and F = −out, which is c_skip z̃ + c_out F."""
         return Prediction(alpha(logsnr)[:, None] * z, logsnr, -out, V(0.5)).x[0]
 
-    assert_meets(record, {
-        "alpha": alpha(logsnr),
-        "sigma": sigma(logsnr),
-        "snr": (alpha(logsnr) / sigma(logsnr)) ** 2,
-        "fm_alpha": flow_time(-logsnr),
-        "fm_sigma": flow_time(logsnr),
-        "ve_sigma": sigma_time(logsnr),
-        "edm_c_noise": edm_time(logsnr),
-        "edm_c_in": alpha(logsnr) * V(0.5).input_scale(logsnr),
-        "edm_c_skip": from_edm(one, 0 * one),
-        "edm_c_out": from_edm(0 * one, one),
-    })
+    assert_meets(
+        record,
+        {
+            "alpha": alpha(logsnr),
+            "sigma": sigma(logsnr),
+            "snr": (alpha(logsnr) / sigma(logsnr)) ** 2,
+            "fm_alpha": flow_time(-logsnr),
+            "fm_sigma": flow_time(logsnr),
+            "ve_sigma": sigma_time(logsnr),
+            "edm_c_noise": edm_time(logsnr),
+            "edm_c_in": alpha(logsnr) * V(0.5).input_scale(logsnr),
+            "edm_c_skip": from_edm(one, 0 * one),
+            "edm_c_out": from_edm(0 * one, one),
+        },
+    )
 
 
 @of("posterior")
 def test_coefficients_of_a_step(record):
     t, s = record["params"]["lam_t"], record["params"]["lam_s"]
     step = Step(vector(t), vector(s) - vector(t))
-    assert_meets(record, {
-        "c": step.fresh,
-        "coef_z": step.coefficient_z,
-        "coef_x": step.coefficient_x,
-        "coef_eps": step.coefficient_eps,
-        "var_posterior": step.variance,
-        "var_upper": step.forward_variance,
-        "kl_weight": step_kl(step.snr_gain, vector(1.0)),
-        "ell": step.log_variance_ratio,
-    })
+    assert_meets(
+        record,
+        {
+            "c": step.fresh,
+            "coef_z": step.coefficient_z,
+            "coef_x": step.coefficient_x,
+            "coef_eps": step.coefficient_eps,
+            "var_posterior": step.variance,
+            "var_upper": step.forward_variance,
+            "kl_weight": step_kl(step.snr_gain, vector(1.0)),
+            "ell": step.log_variance_ratio,
+        },
+    )
 
 
 @of("conversions_vp")
@@ -54,14 +60,17 @@ def test_targets_of_a_sample(record):
     x, eps, logsnr = (vector([record["params"][k]]) for k in ("x", "eps", "lam"))
     z = diffuse(x[:, None], eps[:, None], logsnr)
     perfect = Prediction(z, logsnr, eps[:, None], Eps())
-    assert_meets(record, {
-        "z": z,
-        "v": perfect.v,
-        "score": perfect.score,
-        "edm_F_sd0p5": -V(0.5).target(x[:, None], eps[:, None], logsnr),
-        "u_eps_minus_x": perfect.read(Flow()),
-        "x_from_z_eps": perfect.x,
-    })
+    assert_meets(
+        record,
+        {
+            "z": z,
+            "v": perfect.v,
+            "score": perfect.score,
+            "edm_F_sd0p5": -V(0.5).target(x[:, None], eps[:, None], logsnr),
+            "u_eps_minus_x": perfect.read(Flow()),
+            "x_from_z_eps": perfect.x,
+        },
+    )
     for target in (V(), Score(), V(0.5), Flow()):
         again = Prediction(z, logsnr, target.target(x[:, None], eps[:, None], logsnr), target)
         torch.testing.assert_close(torch.cat([again.x, again.eps]), torch.stack([x, eps]), rtol=1e-11, atol=0.0)
@@ -70,11 +79,14 @@ def test_targets_of_a_sample(record):
 @of("bits_per_dim")
 def test_bits_per_dim(record):
     nats, dims = vector(record["params"]["nats"]), record["params"]["d"]
-    assert_meets(record, {
-        "discrete": bits_per_dim(nats, dims),
-        "density_on_2_over_255_grid": bits_per_dim(nats, dims, bin_width=2 / 255),
-        "density_on_2_over_256_grid": bits_per_dim(nats, dims, bin_width=2 / 256),
-    })
+    assert_meets(
+        record,
+        {
+            "discrete": bits_per_dim(nats, dims),
+            "density_on_2_over_255_grid": bits_per_dim(nats, dims, bin_width=2 / 255),
+            "density_on_2_over_256_grid": bits_per_dim(nats, dims, bin_width=2 / 256),
+        },
+    )
 
 
 @of("lambda")
@@ -96,7 +108,9 @@ def test_schedule_as_a_law(record):
         "logit_normal_0_1": Normal(0.0, 2.0).law,
     }
     got = {name: law.quantile(t) for name, law in laws.items()}
-    assert_meets(record, got | {f"{name}_dldt": -1 / laws[name].density(got[name]) for name in ("cosine", "vp_linear", "fm_ot", "iddpm_cosine")})
+    assert_meets(
+        record, got | {f"{name}_dldt": -1 / laws[name].density(got[name]) for name in ("cosine", "vp_linear", "fm_ot", "iddpm_cosine")}
+    )
 
 
 @of("karras_sigmas")

@@ -77,9 +77,7 @@ def test_variance_by_density_over_logsnr(record):
     t, width = times()
     drawn = {}
     for key, schedule in (("uniform_lambda", Linear(p["lam_max"], p["lam_min"])), ("cosine", Cosine(p["lam_max"], p["lam_min"]))):
-        first, second = moments(
-            oracle(case), partial(at, case), t, schedule=schedule, weighting=total(name), powers=(1, 2)
-        )
+        first, second = moments(oracle(case), partial(at, case), t, schedule=schedule, weighting=total(name), powers=(1, 2))
         mean = width @ first / constant
         drawn[key] = width @ second / constant**2 - mean.square()
 
@@ -88,11 +86,15 @@ def test_variance_by_density_over_logsnr(record):
     m, q = error_moments(case, schedule, schedule.inverse(level))
     w = total(name)(level) / constant
     area = width @ (w * m)
-    assert_meets(record, drawn | {
-        "mean": 0.5 * area,
-        "vdmpp_p_prop_w_m": 0.25 * (area * (width @ (w * q / m)) - area.square()),
-        "optimal_p_prop_w_sqrt_m4": 0.25 * ((width @ (w * q.sqrt())).square() - area.square()),
-    })
+    assert_meets(
+        record,
+        drawn
+        | {
+            "mean": 0.5 * area,
+            "vdmpp_p_prop_w_m": 0.25 * (area * (width @ (w * q / m)) - area.square()),
+            "optimal_p_prop_w_sqrt_m4": 0.25 * ((width @ (w * q.sqrt())).square() - area.square()),
+        },
+    )
 
 
 @of("importance_quantiles")

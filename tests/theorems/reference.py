@@ -84,7 +84,9 @@ def gauss3d_nodes() -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(x), torch.from_numpy(corners[:, 3:].copy()), torch.full((64,), 1 / 64, dtype=torch.float64)
 
 
-def quadrature_loss(model: Callable[..., Prediction], schedule: Schedule, weighting: Callable[[Tensor], Tensor], breaks: np.ndarray, points: int = 6) -> float:
+def quadrature_loss(
+    model: Callable[..., Prediction], schedule: Schedule, weighting: Callable[[Tensor], Tensor], breaks: np.ndarray, points: int = 6
+) -> float:
     """E[weighted_elbo] over t ~ U(0, 1), x and ε, for the one-dimensional mixture, with panels between the λ in `breaks`."""
     times = np.sort(schedule.inverse(torch.from_numpy(breaks), clamp=True).numpy())
     t, dt = (torch.from_numpy(a) for a in panels(times, points))
@@ -94,7 +96,9 @@ def quadrature_loss(model: Callable[..., Prediction], schedule: Schedule, weight
     return float(((weight * loss).view(len(t), each).sum(1) * dt).sum())
 
 
-def chain_loss(model: Callable[..., Prediction], schedule: Schedule, steps: int, weighting: Callable[[Tensor], Tensor] | None = None) -> float:
+def chain_loss(
+    model: Callable[..., Prediction], schedule: Schedule, steps: int, weighting: Callable[[Tensor], Tensor] | None = None
+) -> float:
     """E[weighted_elbo(steps=T)] over i ~ U{1 … T}, x and ε, for the one-dimensional mixture."""
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     x, eps, weight = line_nodes(schedule(t))

@@ -107,7 +107,13 @@ def lattice_bound(schedule, steps=None):
     shape = len(t), 3, len(n)
     data = torch.arange(3)[:, None].expand(shape).reshape(-1, 1)
     bound = elbo(
-        LEVELS, data, schedule=schedule, decoder=decoder, steps=steps, t=t[:, None, None].expand(shape).flatten(), eps=n.expand(shape).reshape(-1, 1)
+        LEVELS,
+        data,
+        schedule=schedule,
+        decoder=decoder,
+        steps=steps,
+        t=t[:, None, None].expand(shape).flatten(),
+        eps=n.expand(shape).reshape(-1, 1),
     )
     assert (high, low) == (schedule.logsnr_max, schedule.logsnr_min)
     return weight @ bound.total

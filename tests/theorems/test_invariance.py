@@ -119,7 +119,9 @@ def test_the_schedule_leaves_the_loss_of_drawn_times(name, weighting):
     generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {weighting}".encode()))
     oracle, schedule = gauss3d(), SCHEDULES[name]
     w = WEIGHTINGS[weighting]
-    batches = [weighted_elbo(oracle, oracle.sample(256, generator), schedule=schedule, weighting=w, generator=generator).mean() for _ in range(60)]
+    batches = [
+        weighted_elbo(oracle, oracle.sample(256, generator), schedule=schedule, weighting=w, generator=generator).mean() for _ in range(60)
+    ]
     assert_near(torch.stack(batches).detach(), weighted_integral(w, gauss3d_mmse))
 
 
@@ -129,7 +131,9 @@ def test_the_schedule_leaves_the_loss_of_a_correlated_mixture(schedule):
     want = 0.5 * (1 / (1 + np.exp(lam - 2)) * plane_mmse(lam)) @ width
     generator, oracle = torch.Generator().manual_seed(5), gmm2d()
     batches = [
-        weighted_elbo(oracle, oracle.sample(500, generator), schedule=SCHEDULES[schedule], weighting=Sigmoid(2.0), generator=generator).mean()
+        weighted_elbo(
+            oracle, oracle.sample(500, generator), schedule=SCHEDULES[schedule], weighting=Sigmoid(2.0), generator=generator
+        ).mean()
         for _ in range(80)
     ]
     assert_near(torch.stack(batches), want)
@@ -170,7 +174,12 @@ def test_mse_of_a_chain_is_the_mean_over_its_levels_but_the_first():
 def batch():
     generator, oracle = torch.Generator().manual_seed(0), gmm2d()
     x = oracle.sample(400, generator)
-    return oracle, x, torch.rand(400, dtype=torch.float64, generator=generator), torch.randn(400, 2, dtype=torch.float64, generator=generator)
+    return (
+        oracle,
+        x,
+        torch.rand(400, dtype=torch.float64, generator=generator),
+        torch.randn(400, 2, dtype=torch.float64, generator=generator),
+    )
 
 
 @pytest.mark.parametrize("steps", [None, 10])
@@ -179,7 +188,9 @@ def test_the_parameterization_leaves_the_loss(target, steps, batch):
     oracle, x, t, eps = batch
     t = t if steps is None else (torch.floor(t * steps) + 1) / steps
     options = {"schedule": SCHEDULES["cosine"], "weighting": Sigmoid(1.0), "steps": steps, "t": t, "eps": eps}
-    torch.testing.assert_close(weighted_elbo(Reexpressed(oracle, target), x, **options), weighted_elbo(oracle, x, **options), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        weighted_elbo(Reexpressed(oracle, target), x, **options), weighted_elbo(oracle, x, **options), rtol=1e-10, atol=0
+    )
 
 
 def input_by_hand(target, lam):
@@ -227,7 +238,9 @@ def test_a_network_of_any_target_is_the_same_model(target, batch):
         return target_by_hand(target, exact.x, exact.eps, z, lam)
 
     options = {"schedule": SCHEDULES["cosine"], "t": t, "eps": eps}
-    torch.testing.assert_close(weighted_elbo(Denoiser(network, target), x, **options), weighted_elbo(oracle, x, **options), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        weighted_elbo(Denoiser(network, target), x, **options), weighted_elbo(oracle, x, **options), rtol=1e-10, atol=0
+    )
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "normal", "table", "karras"])

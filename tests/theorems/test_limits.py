@@ -137,5 +137,7 @@ def test_the_bound_of_a_denoiser_that_says_zero_does_not_depend_on_the_steps():
 def test_drawn_steps_have_the_expectation_of_the_chain():
     generator, oracle = torch.Generator().manual_seed(1), gauss3d()
     schedule, steps = SCHEDULES["cosine"][0], 7
-    draws = [weighted_elbo(oracle, oracle.sample(64, generator), schedule=schedule, steps=steps, generator=generator).mean() for _ in range(300)]
+    draws = [
+        weighted_elbo(oracle, oracle.sample(64, generator), schedule=schedule, steps=steps, generator=generator).mean() for _ in range(300)
+    ]
     assert_near(torch.stack(draws), gauss3d_chain_loss(schedule, steps))

@@ -76,7 +76,12 @@ NAMED = {
     "elbo": (ELBO(), lambda lam: 1 + 0 * lam, True, None),
     "cosine-eps": (MSE(COSINE, Eps()), lambda lam: sech(lam / 2) / PI, False, 0.0),
     "cosine-x": (MSE(COSINE, X()), lambda lam: exp(-lam) * sech(lam / 2) / PI, True, None),
-    "path-velocity": (MSE(COSINE, V()) * Custom(lambda lam: torch.full_like(lam, PI**2 / 4)), lambda lam: PI / 2 * exp(-lam / 2), True, None),
+    "path-velocity": (
+        MSE(COSINE, V()) * Custom(lambda lam: torch.full_like(lam, PI**2 / 4)),
+        lambda lam: PI / 2 * exp(-lam / 2),
+        True,
+        None,
+    ),
     "truncated-snr": (MSE(COSINE, Eps()) * TruncatedSNR(), lambda lam: sech(lam / 2) * np.maximum(1, exp(-lam)) / PI, True, None),
     "p2-half": (MSE(COSINE, Eps()) * P2(gamma=0.5), lambda lam: sech(lam / 2) * (1 + exp(lam)) ** -0.5 / PI, False, -math.log(2)),
     "p2-k": (P2(gamma=2.0, k=3.0), lambda lam: (3 + exp(lam)) ** -2.0, True, None),
@@ -150,7 +155,10 @@ def test_truncation_moves_only_the_constant():
 def test_identities_between_named_weightings():
     lam = torch.from_numpy(LAMBDAS)
     pairs = [
-        (MSE(OptimalTransport().law, Flow()), Custom(lambda v: 0.5 * PI * MSE(COSINE, V())(v))),  # flow matching is v-prediction under cosine
+        (
+            MSE(OptimalTransport().law, Flow()),
+            Custom(lambda v: 0.5 * PI * MSE(COSINE, V())(v)),
+        ),  # flow matching is v-prediction under cosine
         (SoftMinSNR(4.0), Sigmoid(math.log(4.0))),  # k-diffusion's soft-min-snr on F at σ_d = ½
         (P2(gamma=1.0), Sigmoid(0.0)),
         (MSE(COSINE, Eps()) * Debiased(), Custom(lambda v: 2 / PI * Sigmoid(0.0)(v))),

@@ -118,9 +118,20 @@ def evaluate(
     parts = torch.cat([parts, parts.sum(0, keepdim=True)]) / (data[0].numel() * math.log(2))
     bad = ~torch.isfinite(parts[3])
     if bad.any():
-        raise ValueError(must("evaluate", "model", "give a finite bound", f"NaN or infinity on image {int(bad.any(0).nonzero()[0])} (first of {int(bad.any(0).sum())})"))
+        raise ValueError(
+            must(
+                "evaluate",
+                "model",
+                "give a finite bound",
+                f"NaN or infinity on image {int(bad.any(0).nonzero()[0])} (first of {int(bad.any(0).sum())})",
+            )
+        )
     protocol: dict[str, object] = {
-        "images": images, "T": "∞" if steps is None else steps, "decoder": repr(decoder), "evaluations/image": draws * replicates, "seed": seed,
+        "images": images,
+        "T": "∞" if steps is None else steps,
+        "decoder": repr(decoder),
+        "evaluations/image": draws * replicates,
+        "seed": seed,
     }
     prior, diffusion, reconstruction, total = (_estimate(part) for part in parts)
     return Report(prior, diffusion, reconstruction, total, protocol)

@@ -31,7 +31,9 @@ class LevelHead(nn.Module):
         self.network = network
         self.register_buffer("grid", decoder.grid.float(), persistent=False)
 
-    def forward(self, z: Float[Tensor, "batch channels *size"], logsnr: Float[Tensor, " batch"], **condition: Tensor) -> Float[Tensor, "batch channels *size"]:
+    def forward(
+        self, z: Float[Tensor, "batch channels *size"], logsnr: Float[Tensor, " batch"], **condition: Tensor
+    ) -> Float[Tensor, "batch channels *size"]:
         logits = self.network(z, logsnr, **condition)
         levels, shape = len(self.grid), (z.shape[0], z.shape[1] * len(self.grid), *z.shape[2:])
         if checking() and logits.shape != shape:

@@ -89,7 +89,11 @@ class UNet(nn.Module):
             if i < self.levels - 1:
                 self.shrink.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
                 skips.append(now)
-        self.middle1, self.attention, self.middle2 = Block(now, now, embedding, dropout), Attention(now, heads), Block(now, now, embedding, dropout)
+        self.middle1, self.attention, self.middle2 = (
+            Block(now, now, embedding, dropout),
+            Attention(now, heads),
+            Block(now, now, embedding, dropout),
+        )
         for i, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(blocks + 1):
                 self.up.append(Block(now + skips.pop(), width * multiplier, embedding, dropout))

@@ -118,7 +118,15 @@ class Schedule(nn.Module):
         if not clamp and checking() and readable(logsnr) and not self._inside(wide_logsnr).all():
             low, high = logsnr.min().item(), logsnr.max().item()
             came = f"values from {low:g} to {high:g}"
-            raise ValueError(must(f"{type(self).__name__}.inverse", "logsnr", f"lie within the ends [{self.logsnr_min:g}, {self.logsnr_max:g}]", came, "clamp=True returns the nearest end"))
+            raise ValueError(
+                must(
+                    f"{type(self).__name__}.inverse",
+                    "logsnr",
+                    f"lie within the ends [{self.logsnr_min:g}, {self.logsnr_max:g}]",
+                    came,
+                    "clamp=True returns the nearest end",
+                )
+            )
         return self.time_at(wide_logsnr).clamp(0.0, 1.0).to(at_least_float32(logsnr.dtype))
 
     def density(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -185,7 +193,15 @@ class Schedule(nn.Module):
         _fail_at(name, "have finite logsnr_at(t)", ~torch.isfinite(logsnr), t, logsnr, "λ = ")
         hint = "γ = −λ rises: hand over −γ" if logsnr[-1] > logsnr[0] else "the first of them that do not fall"
         _fail_at(name, "be strictly decreasing in t (λ falls from data to noise)", drop <= 0, t, logsnr, "λ = ", hint)
-        _fail_at(name, "have rate_at(t, logsnr) = −dλ/dt > 0", ~(rate > 0), t, rate, "a rate of ", "dλ/dt itself is negative: hand over −dλ/dt" if (rate < 0).all() else "")
+        _fail_at(
+            name,
+            "have rate_at(t, logsnr) = −dλ/dt > 0",
+            ~(rate > 0),
+            t,
+            rate,
+            "a rate of ",
+            "dλ/dt itself is negative: hand over −dλ/dt" if (rate < 0).all() else "",
+        )
         if not torch.allclose(logsnr[[0, -1]], ends, rtol=1e-6, atol=1e-6):
             came = f"λ(0) = {logsnr[0]:g}, λ(1) = {logsnr[-1]:g}"
             raise ValueError(must(name, "logsnr_at", f"run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}", came))
@@ -193,14 +209,30 @@ class Schedule(nn.Module):
         change = (rate[:-1] - rate[1:]).abs()  # of a cell or its neighbors: how far it leaves the trapezoid undecided, at a corner too
         width = (t[1] - t[0]) * torch.nn.functional.max_pool1d(change[None], 3, stride=1, padding=1)[0]
         hint = "λ falls there by another amount than the rates between say"
-        _fail_at(name, "have rate_at equal to the derivative of −logsnr_at", (area - drop).abs() > width + 1e-6 * drop.abs() + 1e-9, t, rate, "a rate of ", hint)
+        _fail_at(
+            name,
+            "have rate_at equal to the derivative of −logsnr_at",
+            (area - drop).abs() > width + 1e-6 * drop.abs() + 1e-9,
+            t,
+            rate,
+            "a rate of ",
+            hint,
+        )
         return self
 
     def _check_argument(self, method: str, argument: str, value: Tensor) -> None:
         if checking() and not (isinstance(value, Tensor) and value.is_floating_point()):
             came = value.dtype if isinstance(value, Tensor) else type(value).__name__
             hint = "times are fractions of the way to noise, not integer steps: t = step / steps" if argument == "t" else "torch.tensor(…)"
-            raise TypeError(must(type(self).__name__ if method == "forward" else f"{type(self).__name__}.{method}", argument, "be a floating tensor", came, hint))
+            raise TypeError(
+                must(
+                    type(self).__name__ if method == "forward" else f"{type(self).__name__}.{method}",
+                    argument,
+                    "be a floating tensor",
+                    came,
+                    hint,
+                )
+            )
 
     def _inside(self, logsnr: Tensor) -> Tensor:
         high, low = self.ends()
@@ -271,7 +303,11 @@ class Custom(Schedule):
             raise ValueError(must("Custom", "logsnr", "be finite at both ends", f"λ = {first:g} at t = 0 and λ = {last:g} at t = 1", hint))
         if not first > last:
             hint = "γ = −λ rises: hand over −γ" if last > first else ""
-            raise ValueError(must("Custom", "logsnr", "fall from data (t = 0) to noise (t = 1)", f"λ = {first:g} at t = 0 and λ = {last:g} at t = 1", hint))
+            raise ValueError(
+                must(
+                    "Custom", "logsnr", "fall from data (t = 0) to noise (t = 1)", f"λ = {first:g} at t = 0 and λ = {last:g} at t = 1", hint
+                )
+            )
         super().__init__(first, last)
         self._logsnr, self._rate = logsnr, rate
         self.check()
@@ -295,7 +331,11 @@ def check_ends(name: str, logsnr_max: float, logsnr_min: float) -> tuple[float, 
     high = finite(name, "logsnr_max", logsnr_max, hint=hints.get(logsnr_max, ""))
     low = finite(name, "logsnr_min", logsnr_min, hint=hints.get(logsnr_min, ""))
     if not low < high:
-        hint = f"t = 0 is data and has the larger λ; if these are γ = −λ, write logsnr_max={-high:g}, logsnr_min={-low:g}" if low > high else "equal ends leave nothing between"
+        hint = (
+            f"t = 0 is data and has the larger λ; if these are γ = −λ, write logsnr_max={-high:g}, logsnr_min={-low:g}"
+            if low > high
+            else "equal ends leave nothing between"
+        )
         raise ValueError(must(name, "logsnr_max", f"be greater than logsnr_min = {low:g}", f"{high:g}", hint))
     return high, low
 
@@ -304,17 +344,27 @@ def check_schedule(name: str, schedule: object) -> None:
     """Raise unless `schedule` is a Schedule; its class is the likely mistake."""
     if not isinstance(schedule, Schedule):
         if isinstance(schedule, type):
-            raise TypeError(must(name, "schedule", "be a Schedule", f"the class {schedule.__name__}", f"an instance: {schedule.__name__}()"))
-        raise TypeError(must(name, "schedule", "be a Schedule", repr(schedule), "for instance Cosine(); schedule.Custom takes a function of t"))
+            raise TypeError(
+                must(name, "schedule", "be a Schedule", f"the class {schedule.__name__}", f"an instance: {schedule.__name__}()")
+            )
+        raise TypeError(
+            must(name, "schedule", "be a Schedule", repr(schedule), "for instance Cosine(); schedule.Custom takes a function of t")
+        )
 
 
 def check_returned(function: str, value: object, t: Tensor) -> None:
     """Raise unless what a schedule's own method returned has the shape, dtype and device of t."""
     if not isinstance(value, Tensor) or value.shape != t.shape or value.dtype != t.dtype or value.device != t.device:
-        came, hint = (f"{tuple(value.shape)}, {value.dtype}, {value.device}", "") if isinstance(value, Tensor) else (type(value).__name__, "torch.full_like(t, value) for a constant")
+        came, hint = (
+            (f"{tuple(value.shape)}, {value.dtype}, {value.device}", "")
+            if isinstance(value, Tensor)
+            else (type(value).__name__, "torch.full_like(t, value) for a constant")
+        )
         if isinstance(value, Tensor) and value.shape != t.shape:
             hint = "it would broadcast in silence"
-        raise ValueError(must(function, "return value", f"have the shape, dtype and device of t: {tuple(t.shape)}, {t.dtype}, {t.device}", came, hint))
+        raise ValueError(
+            must(function, "return value", f"have the shape, dtype and device of t: {tuple(t.shape)}, {t.dtype}, {t.device}", came, hint)
+        )
 
 
 def home(module: object) -> torch.device:

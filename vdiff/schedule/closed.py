@@ -31,7 +31,15 @@ class Truncated(Schedule):
         if not torch.allclose(reached, ends, rtol=1e-9, atol=1e-6):
             name = "logsnr_min" if math.isclose(reached[0].item(), ends[0].item(), rel_tol=1e-9, abs_tol=1e-6) else "logsnr_max"
             came = f"[{logsnr_min:g}, {logsnr_max:g}], of which it reaches [{reached[1]:g}, {reached[0]:g}]"
-            raise ValueError(must(type(self).__name__, name, f"lie where {law!r} has mass in float64", came, "the end is too far out: no time is ever spent there"))
+            raise ValueError(
+                must(
+                    type(self).__name__,
+                    name,
+                    f"lie where {law!r} has mass in float64",
+                    came,
+                    "the end is too far out: no time is ever spent there",
+                )
+            )
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         return self.law.quantile(self._before + self._mass * t, self._after + self._mass * (1.0 - t))
@@ -69,7 +77,9 @@ class LinearBeta(Truncated):
     tensor([  9.1154, -10.0500])
     """
 
-    def __init__(self, logsnr_max: float | None = None, logsnr_min: float | None = None, *, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+    def __init__(
+        self, logsnr_max: float | None = None, logsnr_min: float | None = None, *, beta_min: float = 0.1, beta_max: float = 20.0
+    ) -> None:
         law = LinearBetaLaw(beta_min, beta_max)
         start, stop = law.quantile(torch.tensor([1e-3, 1.0], dtype=torch.float64, device="cpu")).tolist()
         super().__init__(law, start if logsnr_max is None else logsnr_max, stop if logsnr_min is None else logsnr_min)
@@ -125,7 +135,10 @@ class Karras(Schedule):
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
         zero = "σ = 0 is λ = +∞; a sampler's last step to σ = 0 is no level of the schedule"
-        self.sigma_min, self.sigma_max = finite("Karras", "sigma_min", sigma_min, above=0.0, hint=zero), finite("Karras", "sigma_max", sigma_max)
+        self.sigma_min, self.sigma_max = (
+            finite("Karras", "sigma_min", sigma_min, above=0.0, hint=zero),
+            finite("Karras", "sigma_max", sigma_max),
+        )
         self.rho = finite("Karras", "rho", rho, above=0.0)
         if not self.sigma_min < self.sigma_max:
             raise ValueError(must("Karras", "sigma_min", f"be below sigma_max = {self.sigma_max:g}", f"{self.sigma_min:g}", "swapped?"))

@@ -118,9 +118,14 @@ class LinearBetaLaw(Law):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        self.beta_min, self.beta_max = finite("LinearBetaLaw", "beta_min", beta_min, above=0.0), finite("LinearBetaLaw", "beta_max", beta_max)
+        self.beta_min, self.beta_max = (
+            finite("LinearBetaLaw", "beta_min", beta_min, above=0.0),
+            finite("LinearBetaLaw", "beta_max", beta_max),
+        )
         if self.beta_max < self.beta_min:
-            raise ValueError(must("LinearBetaLaw", "beta_max", f"be at least beta_min = {self.beta_min:g}", f"{self.beta_max:g}", "swapped?"))
+            raise ValueError(
+                must("LinearBetaLaw", "beta_max", f"be at least beta_min = {self.beta_min:g}", f"{self.beta_max:g}", "swapped?")
+            )
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         integral = t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)

@@ -37,7 +37,15 @@ class Tabulated(Schedule):
         if rising.any():
             i = int(rising.nonzero()[0])
             came = f"{table[i]:g} at level {i + 1} and {table[i + 1]:g} at level {i + 2}"
-            raise ValueError(must("Tabulated", "logsnr", "be strictly decreasing (λ falls from data to noise)", came, "γ = −λ rises: hand over −γ" if table[-1] > table[0] else ""))
+            raise ValueError(
+                must(
+                    "Tabulated",
+                    "logsnr",
+                    "be strictly decreasing (λ falls from data to noise)",
+                    came,
+                    "γ = −λ rises: hand over −γ" if table[-1] > table[0] else "",
+                )
+            )
         super().__init__(table[0].item(), table[-1].item())
         self.register_buffer("table", table)
         self.steps = len(table) - 1
@@ -55,9 +63,13 @@ class Tabulated(Schedule):
         bad = ~((beta > 0) & (beta < 1))
         if bad.any():
             i = int(bad.nonzero()[0])
-            hint = {1.0: "β = 1 is zero terminal SNR, λ = −∞, which has no bound", 0.0: "β = 0 adds no noise: drop the level"}.get(beta[i].item(), "")
+            hint = {1.0: "β = 1 is zero terminal SNR, λ = −∞, which has no bound", 0.0: "β = 0 adds no noise: drop the level"}.get(
+                beta[i].item(), ""
+            )
             hint = "rescaled to few steps, a β table leaves (0, 1)" if beta[i] > 1 else hint
-            raise ValueError(must("Tabulated.from_betas", "betas", "lie strictly between 0 and 1", f"{beta[i]:g} at step {i + 1} of {len(beta)}", hint))
+            raise ValueError(
+                must("Tabulated.from_betas", "betas", "lie strictly between 0 and 1", f"{beta[i]:g} at step {i + 1} of {len(beta)}", hint)
+            )
         log_signal = torch.log1p(-beta).cumsum(0)
         return cls(log_signal - torch.log(-torch.expm1(log_signal)))
 

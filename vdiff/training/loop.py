@@ -19,7 +19,16 @@ Log = Callable[[dict[str, Any]], None]
 PATIENCE = 10
 
 
-def train(objective: Objective, data: Tensor, config: Config, *, log: Log | None = None, validate: Callable[[nn.Module], float] | None = None, every: int = 500, quiet: bool = False) -> Objective:
+def train(
+    objective: Objective,
+    data: Tensor,
+    config: Config,
+    *,
+    log: Log | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    every: int = 500,
+    quiet: bool = False,
+) -> Objective:
     """Train an objective with a decoder on integer images; returns the exponential moving average of its weights.
 
     Batches, times and noise are pure functions of (seed, step). `log` receives a dictionary every `every` steps, with
@@ -57,11 +66,24 @@ def train(objective: Objective, data: Tensor, config: Config, *, log: Log | None
         else:
             skipped, in_a_row = skipped + 1, in_a_row + 1
             if in_a_row == PATIENCE:
-                raise ValueError(must("train", "objective", "have a finite loss", f"NaN or infinity in {PATIENCE} steps in a row, up to step {step} of seed {config.seed}", "lower the learning rate"))
+                raise ValueError(
+                    must(
+                        "train",
+                        "objective",
+                        "have a finite loss",
+                        f"NaN or infinity in {PATIENCE} steps in a row, up to step {step} of seed {config.seed}",
+                        "lower the learning rate",
+                    )
+                )
         total += loss.item()
         if (step + 1) % every == 0 or step + 1 == config.steps:
             count = every if (step + 1) % every == 0 else (step + 1) % every
-            entry: dict[str, Any] = {"step": step + 1, "train_bits_per_dim": total / count, "gradient_norm": norm.item(), "skipped": skipped}
+            entry: dict[str, Any] = {
+                "step": step + 1,
+                "train_bits_per_dim": total / count,
+                "gradient_norm": norm.item(),
+                "skipped": skipped,
+            }
             if validate is not None:
                 entry["selection_bits_per_dim"] = validate(average.module)
             total = 0.0

@@ -23,6 +23,11 @@ def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float = 0.0,
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"name": "model", "params": [p for p in parameters if id(p) not in of_schedules], "lr": lr, "weight_decay": weight_decay},
-        {"name": "schedule", "params": [p for p in parameters if id(p) in of_schedules], "lr": lr if schedule_lr is None else schedule_lr, "weight_decay": 0.0},
+        {
+            "name": "schedule",
+            "params": [p for p in parameters if id(p) in of_schedules],
+            "lr": lr if schedule_lr is None else schedule_lr,
+            "weight_decay": 0.0,
+        },
     ]
     return [group for group in groups if group["params"]]
