@@ -98,8 +98,8 @@ def draw_figures(
 ) -> None:
     assert objective.decoder is not None
     sampling = vdiff.Cosine(objective.schedule.logsnr_max, objective.schedule.logsnr_min)
-    noise = torch.randn(50, *test.shape[1:], generator=generator_of(0, 0))
-    made = vdiff.sample(objective.model, noise, schedule=sampling, steps=100, generator=generator_of(0, 1))
+    noise = torch.randn(50, *test.shape[1:], generator=generator_of(0, 0, "samples"))
+    made = vdiff.sample(objective.model, noise, schedule=sampling, steps=100, generator=generator_of(0, 1, "samples"))
     plots.samples(run.figures / "samples.png", objective.decoder.decode(made), test[:50], levels=LEVELS)
     plots.schedule(run.figures / "schedule.png", {"training (normal)": objective.schedule, "sampling (cosine)": sampling})
     plots.weighting(

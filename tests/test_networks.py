@@ -42,6 +42,8 @@ def test_networks_start_at_zero_where_they_promise_and_learn_a_condition():
     assert (network(z, logsnr, label=torch.arange(4)) == 0).all()
     with pytest.raises(ValueError, match="'label' must be given: the network was made for 10 labels"):
         network(z, logsnr)
+    with pytest.raises(ValueError, match=r"UNet: argument 'label' must lie in 0 … 9; got values from 1 to 10"):
+        network(z, logsnr, label=torch.tensor([1, 2, 3, 10]))
     with pytest.raises(ValueError, match="divisible by 2"):
         network(torch.randn(4, 1, 7, 7), logsnr, label=torch.arange(4))
     for parameter in network.parameters():

@@ -72,3 +72,17 @@ def test_it_measures_the_error_by_noise_level():
     want = by_bin(logsnr.numpy(), oracle.mmse(logsnr).numpy(), -8.0, 8.0, 8)
     score = (profile.mean.numpy() - [w.mean() for w in want]) / profile.standard_error.numpy()
     assert np.abs(score).max() < 4
+
+
+def test_the_standard_error_is_that_over_clusters_where_they_are_named():
+    """Observations that repeat within a cluster say nothing new: the error is that of the cluster means."""
+    generator = torch.Generator().manual_seed(3)
+    means = torch.randn(500, generator=generator, dtype=torch.float64)
+    logsnr = torch.zeros(500 * 20)
+    profile, naive = Profile(-1.0, 1.0, bins=1), Profile(-1.0, 1.0, bins=1)
+    profile.update(logsnr, means.repeat_interleave(20), torch.arange(500).repeat_interleave(20))
+    naive.update(logsnr, means.repeat_interleave(20))
+    expected = means.std() / 500**0.5
+    assert torch.allclose(profile.standard_error, expected[None], rtol=1e-9)
+    assert torch.allclose(naive.standard_error * 20**0.5, expected[None], rtol=2e-3)
+    assert torch.allclose(profile.mean, means.mean()[None])

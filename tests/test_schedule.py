@@ -25,7 +25,7 @@ class Bisected(Schedule):
 
 SCHEDULES = [
     Linear(), LearnedLinear(7.0, -3.0), Cosine(), Cosine(13.3, -5.0, shift=-1.5), Cosine(12.0, -12.0, offset=0.008), LinearBeta(),
-    LinearBeta(8.0, -9.0, beta_min=0.2, beta_max=15.0), OptimalTransport(), Normal(), Normal(-1.0, 2.0, 6.0, -7.0), Laplace(), Laplace(1.0, 3.0),
+    LinearBeta(8.0, -7.0, beta_min=0.2, beta_max=15.0), OptimalTransport(), Normal(), Normal(-1.0, 2.0, 6.0, -7.0), Laplace(), Laplace(1.0, 3.0),
     Karras(), Shifted(Cosine(), -2.0), Tabulated.linear_betas(levels=50), Tabulated.cosine_betas(levels=50),
     Custom(lambda t: 4 - 5 * torch.sin(0.5 * math.pi * t) ** 2 - 5 * t), Bisected(10.0, -4.0),
 ]  # fmt: skip
@@ -171,3 +171,17 @@ def test_moving_a_schedule_keeps_lambda_out_of_half_precision():
         before = schedule(t).detach().clone()
         assert torch.equal(schedule.half().bfloat16().float()(t), before)
         assert {v.dtype for v in (*schedule.parameters(), *schedule.buffers())} == {torch.float64}
+
+
+@pytest.mark.parametrize(
+    "schedule", [Normal(0.0, 1.0, 8.0, -8.0), Normal(0.0, 1.0, 12.0, 5.0), Cosine(40.0, -40.0, offset=0.008)], ids=repr
+)
+def test_far_tails_keep_their_digits(schedule):
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(schedule(t), torch.tensor([schedule.logsnr_max, schedule.logsnr_min], dtype=torch.float64), rtol=0, atol=1e-9)
+    assert torch.allclose(schedule.check().inverse(schedule(t)), t, atol=1e-9)
+
+
+def test_linear_beta_refuses_what_lies_beyond_its_last_time():
+    with pytest.raises(ValueError, match=r"LinearBeta: argument 'logsnr_m"):
+        LinearBeta(9.0, -15.0)

@@ -130,7 +130,7 @@ class Levels(Decoder):
         """Raise unless `data` is a (batch, …) tensor of levels; values are read where `encode` says."""
         self._check_kind(data, method)
         if readable(data) and (data.device.type == "cpu" or not torch.is_grad_enabled()):
-            low, high = (int(v) for v in data.aminmax())
+            low, high = (int(v) for v in data.long().aminmax())
             if low < 0 or high >= self.levels:
                 hint = f"values are not on the {self.levels}-level grid" + ("; bytes have levels=256" if self.levels <= high < 256 else "")
                 raise ValueError(

@@ -182,7 +182,7 @@ def step_kl(snr_gain: Tensor, squared_error: Tensor, u: Tensor | float = 0.0, di
 
         K = ½ [ d·(u + expm1(−u)) + e^{−u} k ‖ε − ε̂‖² ]
 
-    No term cancels at u = 0, where it is the ELBO's ½ k ‖ε − ε̂‖². `squared_error` is summed over the `dims`
+    At u = 0 it is the ELBO's ½ k ‖ε − ε̂‖² and no term is a difference. `squared_error` is summed over the `dims`
     dimensions that share `u`.
 
     >>> step_kl(torch.tensor(0.1), torch.tensor(2.0))
@@ -199,7 +199,8 @@ def prior_kl(x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float) -> Flo
 
         ½ [ sigmoid(λ_min)(‖x‖² − d) + d·softplus(λ_min) ]
 
-    summed so that nothing cancels: softplus(λ) − sigmoid(λ) is computed as one small number.
+    in float64 but for ‖x‖², so that d (softplus − sigmoid), which is tiny at low λ_min, keeps its digits down to −20 and
+    is below the signal's term where it does not.
 
     >>> prior_kl(torch.ones(1, 2), -5.0)
     tensor([0.0067])
@@ -222,7 +223,8 @@ def kl_to_normal(mean_square: Tensor | float, variance: Tensor | float, prior_va
     """
     square, v, s = (torch.as_tensor(a, dtype=torch.float64) for a in (mean_square, variance, prior_variance))
     excess = (v - s) / s
-    return 0.5 * (dims * (excess - torch.log1p(excess)) + square / s)
+    log_ratio = torch.where(excess.abs() < 0.5, torch.log1p(excess), v.log() - s.log())
+    return 0.5 * (dims * (excess - log_ratio) + square / s)
 
 
 def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Tensor:

@@ -154,7 +154,8 @@ class GaussianMixture(nn.Module):
             (alpha**2 * self.variances / variance).sqrt()[..., None],
         )
         eps = mean + spread * hermite
-        x = (z - sigma * eps) / alpha
+        x = self.means[..., None] + alpha * (self.variances[..., None] / variance[..., None]) * (z - alpha * self.means[..., None])
+        x = x - sigma * (self.variances / variance).sqrt()[..., None] * hermite  # (z − σ ε)/α, with its digits where α is small
         weight = self.weights[:, None, None] * (density / density.sum())[:, None] * mass
         return x.reshape(-1, 1), eps.reshape(-1, 1), weight.expand_as(eps).reshape(-1)
 
@@ -234,6 +235,11 @@ class Lattice(GaussianMixture):
     def __init__(self, values: Array, pmf: Array) -> None:
         v = torch.as_tensor(values, dtype=torch.float64)
         super().__init__(pmf, v[:, None], torch.zeros_like(v)[:, None])
+
+    def log_prob(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, " n"]:
+        """log p(x), nats: a probability, −∞ off the lattice."""
+        distance, level = (x.to(torch.float64) - self.means[:, 0]).abs().min(1)
+        return torch.where(distance < 1e-6, self.weights[level].log(), -torch.inf)
 
     def entropy(self) -> Tensor:
         """H = −Σ p log p, nats."""

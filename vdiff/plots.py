@@ -65,7 +65,7 @@ def samples(path: Path, made: Tensor, real: Tensor, *, levels: int = 17) -> None
     ...     (Path(folder) / "figure.png").is_file()
     True
     """
-    picture, (left, right) = figure(1, 2, height=4.0)
+    picture, (left, right) = figure(1, 2, height=2.9)
     image_grid(left, made, "samples", levels=levels)
     image_grid(right, real, "held-out data", levels=levels)
     picture.savefig(path, dpi=130)

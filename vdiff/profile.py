@@ -1,7 +1,7 @@
 """The running moments of the error by log-SNR: one home for every curve over λ."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vdiff.errors import check_positive_int, must
@@ -12,7 +12,7 @@ class Profile(nn.Module):
 
     Statistics are sums, kept in float64 as buffers: profiles of several ranks or runs are merged by adding them
     (`merge`), and a state dict restores them. Values are whatever is passed to `update`, usually
-    `prediction.squared_error(x, eps)`, nats-free and summed over dimensions.
+    `prediction.squared_error(x, eps)`, summed over dimensions.
 
     >>> profile = Profile(-5.0, 5.0, bins=2)
     >>> profile.update(torch.tensor([-1.0, -2.0, 3.0]), torch.tensor([1.0, 3.0, 5.0]))
@@ -28,22 +28,37 @@ class Profile(nn.Module):
         if not logsnr_min < logsnr_max:
             raise ValueError(must("Profile", "logsnr_min", f"be below logsnr_max = {logsnr_max}", logsnr_min))
         self.logsnr_min, self.logsnr_max, self.bins = float(logsnr_min), float(logsnr_max), bins
-        self.register_buffer("sums", torch.zeros(3, bins, dtype=torch.float64))
+        # Σ 1, Σ v, Σ v² over observations; Σ n², Σ n S, Σ S² over clusters of n observations that sum to S
+        self.register_buffer("sums", torch.zeros(6, bins, dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, logsnr: Float[Tensor, " n"], value: Float[Tensor, " n"]) -> None:
-        """Add observations; those outside the range fall into the end bins."""
-        index = ((logsnr - self.logsnr_min) * (self.bins / (self.logsnr_max - self.logsnr_min))).long()
+    def update(self, logsnr: Float[Tensor, " n"], value: Float[Tensor, " n"], cluster: Int[Tensor, " n"] | None = None) -> None:
+        """Add observations; those outside the range fall into the end bins.
+
+        Observations are independent unless `cluster` numbers them (0, 1, …): those of one cluster, such as the draws
+        of one image, may depend on each other, and the standard error is then that over clusters. A cluster is added
+        whole, in one call.
+        """
+        place = self.sums.device
+        index = ((logsnr.to(place) - self.logsnr_min) * (self.bins / (self.logsnr_max - self.logsnr_min))).long().clamp(0, self.bins - 1)
         value = value.detach().to(self.sums)
-        rows = torch.stack([torch.ones_like(value), value, value.square()])
-        self.sums.index_add_(1, index.clamp(0, self.bins - 1).to(self.sums.device), rows)
+        one = torch.ones_like(value)
+        rows = torch.stack([one, value, value.square()])
+        self.sums[:3].index_add_(1, index, rows)
+        if cluster is None:
+            self.sums[3:].index_add_(1, index, rows)
+            return
+        groups = int(cluster.max()) + 1
+        of_cluster = torch.zeros(2, groups * self.bins, dtype=self.sums.dtype, device=place)
+        of_cluster.index_add_(1, cluster.to(place) * self.bins + index, rows[:2])
+        n, total = of_cluster.view(2, groups, self.bins)
+        self.sums[3:] += torch.stack([n * n, n * total, total * total]).sum(1)
 
     def merge(self, other: "Profile") -> None:
         """Add what another profile over the same bins has seen."""
         if (other.logsnr_min, other.logsnr_max, other.bins) != (self.logsnr_min, self.logsnr_max, self.bins):
-            raise ValueError(
-                must("Profile.merge", "other", "have the same bins", f"{other.bins} bins on [{other.logsnr_min}, {other.logsnr_max}]")
-            )
+            came = f"{other.bins} bins on [{other.logsnr_min}, {other.logsnr_max}]"
+            raise ValueError(must("Profile.merge", "other", "have the same bins", came))
         self.sums += other.sums.to(self.sums.device)
 
     @property
@@ -69,6 +84,9 @@ class Profile(nn.Module):
 
     @property
     def standard_error(self) -> Float[Tensor, " bins"]:
-        """Of the mean, from the bin's own variance (independent observations); NaN below two."""
-        variance = (self.second_moment - self.mean.square()).clamp(min=0) / (self.count - 1)
-        return torch.where(self.count > 1, variance, torch.nan).sqrt()
+        """Of the mean, from the spread between clusters (single observations where none were named); NaN below two."""
+        n2, n_total, total2 = self.sums[3:]
+        spread = total2 - 2 * self.mean * n_total + self.mean.square() * n2  # Σ (S − n·mean)²
+        clusters = self.count.square() / n2  # their number, where they are of equal size
+        variance = spread.clamp(min=0) / self.count.square() * clusters / (clusters - 1)
+        return torch.where(clusters > 1 + 1e-9, variance, torch.nan).sqrt()

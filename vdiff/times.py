@@ -63,8 +63,10 @@ def offset_of(seed: int, step: int) -> float:
     return (start + step * GOLDEN) % 1.0
 
 
-def generator_of(seed: int, step: int, slot: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+def generator_of(seed: int, step: int, slot: int | str = 0, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator that is a pure function of (seed, step, slot), so that a run resumes anywhere with the same noise.
+
+    A slot is a number or a name: what else is drawn at that step by the same seed.
 
     >>> torch.rand(1, generator=generator_of(0, 5)) == torch.rand(1, generator=generator_of(0, 5))
     tensor([True])

@@ -15,7 +15,7 @@ from vdiff.errors import check_positive_int, finite, must
 from vdiff.gaussian import at_least_float32, wide
 from vdiff.parameterization import Parameterization, V, X
 from vdiff.schedule import OptimalTransport, Schedule
-from vdiff.schedule.base import check_ends, check_schedule, home
+from vdiff.schedule.base import EDGE, check_ends, check_schedule, home
 from vdiff.schedule.law import Gaussian, Law
 
 SPAN = 40.0  # |λ| up to which a weighting is examined
@@ -171,21 +171,23 @@ class MSE(Weighting):
             if isinstance(schedule, Law):
                 raise TypeError(must("MSE", "schedule", "be a Schedule where steps are given", repr(schedule)))
         self.schedule, self.parameterization, self.steps = schedule, parameterization, steps
+        if isinstance(schedule, Schedule):  # the level at t = 0 is the decoder's: a chain's loss starts at the next
+            start = torch.tensor(0.0 if steps is None else 1 / steps, dtype=torch.float64, device="cpu")
+            self._first: float = schedule(start).item()
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         kappa2 = self.parameterization.kappa2(logsnr)
         if self.steps is None or isinstance(self.schedule, Law):
             return self.schedule.density(logsnr) * (2.0 * kappa2)
         delta = self.schedule.delta(self.schedule.inverse(logsnr, clamp=True), self.steps)
-        return 2.0 * kappa2 / ((self.steps + 1) * torch.expm1(delta))
+        low, first = self.range()
+        inside = (logsnr >= low - EDGE) & (logsnr <= first + EDGE)
+        return torch.where(inside, 2.0 * kappa2 / ((self.steps + 1) * torch.expm1(delta)), 0.0)
 
     def range(self) -> tuple[float, float]:
         if isinstance(self.schedule, Law):
             return super().range()
-        first = self.schedule.logsnr_max
-        if self.steps is not None:  # the level at t = 0 is the decoder's: the chain's loss starts at the next
-            first = self.schedule(torch.tensor(1 / self.steps, dtype=torch.float64, device="cpu")).item()
-        return self.schedule.logsnr_min, first
+        return self.schedule.logsnr_min, self._first
 
     def extra_repr(self) -> str:
         return f"{self.schedule!r}, {self.parameterization!r}" + (f", steps={self.steps}" if self.steps else "")

@@ -337,7 +337,8 @@ def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
     data, (_, t, eps) = data_of(Categorical(17)), batch()
     wrapped(data[rank::2], t=t[rank::2], eps=eps[rank::2]).mean().backward()
     torch.save({k: p.grad for k, p in wrapped.module.named_parameters()}, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    os._exit(0)  # torch 2.13 can deadlock where DDP's reducer is taken down with the GIL held, on a gloo thread that waits for it
 
 
 def test_fault_40_distributed_data_parallel_over_the_objective(tmp_path: Path) -> None:

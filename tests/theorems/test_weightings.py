@@ -22,6 +22,7 @@ from vdiff import (
     OptimalTransport,
     Sigmoid,
     SoftMinSNR,
+    Tabulated,
     TruncatedSNR,
     V,
     X,
@@ -165,3 +166,13 @@ def test_identities_between_named_weightings():
     ]
     for left, right in pairs:
         torch.testing.assert_close(left(lam), right(lam), rtol=1e-12, atol=0)
+
+
+def test_the_weighting_of_a_chain_is_zero_off_its_levels():
+    """Level λ_max is the decoder's, and a chain looks nowhere beyond λ_min: no infinity, no leak."""
+    table = Tabulated.linear_betas()
+    w = MSE(table, Eps(), steps=999)
+    assert w(torch.tensor([table.logsnr_max, table.logsnr_max + 1, table.logsnr_min - 1], dtype=torch.float64)).tolist() == [0.0, 0.0, 0.0]
+    assert (w(table.table[1:]) > 0).all()
+    steps = torch.expm1(table.table[:-1] - table.table[1:])
+    assert torch.allclose(w(table.table[1:]), 2 / (1000 * steps), rtol=1e-9)

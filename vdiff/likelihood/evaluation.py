@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.errors import check_positive_int, must
-from vdiff.gaussian import wide
 from vdiff.loss import Model, elbo
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
-from vdiff.times import generator_of, on_chain
+from vdiff.times import generator_of, on_chain, stratified
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,21 @@ def evaluate(
     """The bound of a model on a whole data set, with honest standard errors.
 
     Each image gets `replicates` independent stratified grids of `draws` times, with noise of its own; the spread of an
-    image's replicates is its Monte Carlo error. Every image counts once, in whatever batches it is computed; the model
-    is in evaluation mode meanwhile. A `profile` collects ‖ε − ε̂‖² by λ on the way; `progress(done, all)` is called
-    with the number of model evaluations.
+    image's replicates is its Monte Carlo error. An image's draws are a function of the seed and its place in the data,
+    so that its answer does not depend on the batches. Every image counts once; the model is in evaluation mode and
+    TF32 is off meanwhile.
+
+    Args:
+        model, data, schedule, decoder, steps: as in `elbo`.
+        draws: times in a grid, hence model evaluations per image and replicate.
+        replicates: independent grids per image, at least 2.
+        batch: how many (image, time) pairs the model sees at once, but at least one image's grid.
+        seed: of times and noise.
+        profile: collects ‖ε − ε̂‖² by λ on the way, clustered by image.
+        progress: called as progress(done, all) with numbers of model evaluations.
+
+    Raises:
+        ValueError: where the bound of an image is not finite, and as `elbo`.
 
     >>> from vdiff import Categorical, Denoiser, Linear, X
     >>> model = Denoiser(lambda z, logsnr: torch.zeros_like(z), X())
@@ -97,24 +108,30 @@ def evaluate(
         check_positive_int("evaluate", name, number)
     if replicates < 2:
         raise ValueError(must("evaluate", "replicates", "be at least 2", replicates, "one grid has no standard error"))
-    images, chunk = len(data), max(1, batch // draws)
+    images, chunk, done = len(data), max(1, batch // draws), 0
     parts = torch.zeros(3, replicates, images, dtype=torch.float64)
     with evaluating(model):
-        for replicate in range(replicates):
-            for start in range(0, images, chunk):
-                rows = data[start : start + chunk]
-                generator = generator_of(seed, replicate, start, device=data.device)
-                offset = torch.rand(len(rows), 1, dtype=torch.float32, generator=generator, device=data.device)
-                t = ((wide(torch.arange(draws, device=data.device)) + offset) / draws).flatten()
-                repeated = rows.repeat_interleave(draws, 0)
+        for start in range(0, images, chunk):
+            rows = data[start : start + chunk]
+            repeated = rows.repeat_interleave(draws, 0)
+            seen = []
+            for replicate in range(replicates):
+                t, eps = _draws(
+                    decoder.encode(rows),
+                    draws,
+                    [generator_of(seed, replicate, f"image {start + i}", rows.device) for i in range(len(rows))],
+                )
                 t = t if steps is None else on_chain(t, steps)
-                bound = elbo(model, repeated, schedule=schedule, decoder=decoder, steps=steps, t=t, generator=generator)
+                bound = elbo(model, repeated, schedule=schedule, decoder=decoder, steps=steps, t=t, eps=eps)
                 parts[:, replicate, start : start + len(rows)] = _means(bound, draws)
-                if profile is not None:
-                    logsnr, measure = schedule.levels(t, steps)
-                    profile.update(logsnr, 2.0 * bound.diffusion / measure)  # the diffusion term is ½ · measure · ‖ε − ε̂‖²
+                logsnr, measure = schedule.levels(t, steps)
+                seen.append((logsnr, 2.0 * bound.diffusion / measure))  # the diffusion term is ½ · measure · ‖ε − ε̂‖²
+                done += len(t)
                 if progress is not None:
-                    progress((replicate * images + start + len(rows)) * draws, replicates * images * draws)
+                    progress(done, replicates * images * draws)
+            if profile is not None:
+                cluster = torch.arange(len(rows), device=data.device).repeat_interleave(draws).repeat(replicates)
+                profile.update(torch.cat([logsnr for logsnr, _ in seen]), torch.cat([error for _, error in seen]), cluster)
     parts = torch.cat([parts, parts.sum(0, keepdim=True)]) / (data[0].numel() * math.log(2))
     bad = ~torch.isfinite(parts[3])
     if bad.any():
@@ -130,11 +147,19 @@ def evaluate(
         "images": images,
         "T": "∞" if steps is None else steps,
         "decoder": repr(decoder),
-        "evaluations/image": draws * replicates,
+        "draws": draws,
+        "replicates": replicates,
         "seed": seed,
     }
     prior, diffusion, reconstruction, total = (_estimate(part) for part in parts)
     return Report(prior, diffusion, reconstruction, total, protocol)
+
+
+def _draws(x: Tensor, draws: int, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """For each image of x a stratified grid of times and its noise, from a generator of its own."""
+    t = [stratified(draws, generator=generator, device=x.device) for generator in generators]
+    eps = [torch.randn(draws, *x.shape[1:], dtype=x.dtype, device=x.device, generator=generator) for generator in generators]
+    return torch.cat(t), torch.cat(eps)
 
 
 def _means(bound: Bound, draws: int) -> Tensor:
@@ -154,13 +179,17 @@ def _estimate(part: Tensor) -> Estimate:
 
 @contextmanager
 def evaluating(model: object) -> Iterator[None]:
-    """The model in evaluation mode, and back as it was."""
+    """The model in evaluation mode and TF32 off; both back as they were."""
     modules = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    precision = matmul.allow_tf32, convolution.allow_tf32
     try:
         if isinstance(model, nn.Module):
             model.eval()
+        matmul.allow_tf32 = convolution.allow_tf32 = False
         yield
     finally:
+        matmul.allow_tf32, convolution.allow_tf32 = precision
         for module in modules:
             module.training = True
 

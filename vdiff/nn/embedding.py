@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff.errors import must
+
 
 class FourierFeatures(nn.Module):
     """sin and cos of a (batch,) noise level at geometric frequencies; (batch, features), in float32 at least.
@@ -18,6 +20,8 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, features: int = 32, longest: float = 100.0, shortest: float = 1.5) -> None:
         super().__init__()
+        if features % 2:
+            raise ValueError(must("FourierFeatures", "features", "be even, a sine and a cosine each", features))
         exponent = torch.linspace(0, 1, features // 2, dtype=torch.float64)
         frequencies = 2 * torch.pi / (longest * (shortest / longest) ** exponent)
         self.register_buffer("frequencies", frequencies.float())

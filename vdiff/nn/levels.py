@@ -29,7 +29,7 @@ class LevelHead(nn.Module):
     def __init__(self, network: Callable[..., Tensor], decoder: Levels) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("grid", decoder.grid.float(), persistent=False)
+        self.register_buffer("grid", decoder.grid, persistent=False)
 
     def forward(
         self, z: Float[Tensor, "batch channels *size"], logsnr: Float[Tensor, " batch"], **condition: Tensor

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import must
+from vdiff.errors import checking, must, readable
 from vdiff.nn.embedding import FourierFeatures
 
 
@@ -112,6 +112,15 @@ class UNet(nn.Module):
         if self.label is not None:
             if label is None:
                 raise ValueError(must("UNet", "label", f"be given: the network was made for {self.label.num_embeddings} labels", None))
+            if (
+                checking()
+                and readable(label)
+                and label.device.type == "cpu"
+                and not ((label >= 0) & (label < self.label.num_embeddings)).all()
+            ):
+                raise ValueError(
+                    must("UNet", "label", f"lie in 0 … {self.label.num_embeddings - 1}", f"values from {label.min()} to {label.max()}")
+                )
             embedding = embedding + self.label(label)
         h = self.first(z)
         skips = [h]

@@ -12,7 +12,7 @@ from vdiff.errors import check_positive_int, checking, finite, must, readable
 from vdiff.gaussian import at_least_float32, moving_only, wide
 
 BISECTIONS = 64
-EDGE = 1e-6  # how far beyond an end, relative to the range, a rounded float32 λ may lie and still count as inside
+EDGE = 1e-5  # how far beyond an end a rounded float32 λ may lie and still count as inside
 
 AnySchedule = TypeVar("AnySchedule", bound="Schedule")
 
@@ -236,7 +236,7 @@ class Schedule(nn.Module):
 
     def _inside(self, logsnr: Tensor) -> Tensor:
         high, low = self.ends()
-        return (logsnr - 0.5 * (high + low)).abs() <= 0.5 * (1 + EDGE) * (high - low)
+        return (logsnr - 0.5 * (high + low)).abs() <= 0.5 * (high - low) + EDGE
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Schedule":
         module: Schedule = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]

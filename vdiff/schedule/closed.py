@@ -28,7 +28,7 @@ class Truncated(Schedule):
         self._after = law.cdf(ends)[1].item()  # mass below λ_min; zero, to rounding, where the law itself stops there
         self._mass = 1.0 - self._before - self._after
         reached = self.logsnr_at(torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")) if self._mass > 0 else ends * torch.nan
-        if not torch.allclose(reached, ends, rtol=1e-9, atol=1e-6):
+        if self._after < -1e-9 or not torch.allclose(reached, ends, rtol=1e-9, atol=1e-6):
             name = "logsnr_min" if math.isclose(reached[0].item(), ends[0].item(), rel_tol=1e-9, abs_tol=1e-6) else "logsnr_max"
             came = f"[{logsnr_min:g}, {logsnr_max:g}], of which it reaches [{reached[1]:g}, {reached[0]:g}]"
             raise ValueError(

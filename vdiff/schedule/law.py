@@ -86,7 +86,9 @@ class OffsetCosine(Law):
         return torch.log(signal / noise)
 
     def survival(self, logsnr: Tensor) -> Tensor:
-        return (self._phi(logsnr) - self._start) / self._angle
+        power, phi = torch.sigmoid(-logsnr), self._phi(logsnr)
+        small = torch.asin(math.cos(self._start) ** 2 * power / torch.sin(phi + self._start))  # φ − φ₀ where it is small
+        return torch.where(logsnr > 0, small, phi - self._start) / self._angle
 
     def cdf(self, logsnr: Tensor) -> Tensor:
         # π/2 − φ = atan(cos φ / sin φ), which keeps its digits at the noisy end
@@ -222,5 +224,5 @@ class DoubleExponential(Law):
 
 
 def _normal_cdf(score: Tensor) -> Tensor:
-    cdf: Tensor = torch.special.ndtr(score)
-    return cdf
+    """Φ, to full relative accuracy in the lower tail, where torch's ndtr cancels."""
+    return 0.5 * torch.erfc(score * -math.sqrt(0.5))

@@ -77,6 +77,6 @@ class LearnedLinear(Schedule):
     def levels(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor]:
         high, low = self.ends(pin)
         distance = high - low
-        measure = distance if steps is None else steps * torch.expm1(distance / steps)
         t64 = wide(t)  # a parameter without dimensions would not raise float32 times to float64
-        return high - distance * t64, measure.to(t64).expand_as(t64)
+        measure = distance.to(t64).expand_as(t64) if steps is None else steps * torch.expm1(distance * t64.clamp(max=1 / steps))
+        return high - distance * t64, measure
