@@ -92,7 +92,7 @@ class Levels(Decoder):
             )
         self.levels, self.closed = levels, closed
         self.spacing = 2.0 / (levels - 1 if closed else levels)
-        self._tables: dict[tuple[float, str, torch.dtype], Tensor] = {}
+        self._tables: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
 
     @property
     def grid(self) -> Tensor:
@@ -160,7 +160,7 @@ class Levels(Decoder):
         if isinstance(logsnr, Tensor):
             table = self.table(logsnr.to(data.device))
         else:
-            key = (logsnr, str(data.device), torch.get_default_dtype())
+            key = (logsnr, data.device, torch.get_default_dtype())
             if key not in self._tables:
                 with torch.no_grad():
                     self._tables[key] = self.table(wide_number(logsnr, data.device)).to(torch.get_default_dtype())

@@ -130,22 +130,26 @@ class Denoiser(nn.Module):
         scale = self.parameterization.input_scale(wide(logsnr))
         seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
         time = self.time(wide(logsnr)).to(z.dtype)
-        dtype = self._half_dtype()
+        dtype = _half_dtype(self.network)
         out = self.network(seen if dtype is None else seen.to(dtype), time, **condition)
         if checking():
             _check_output(out, z)
         return Prediction(z, logsnr, out.to(z.dtype), self.parameterization)
 
-    def _half_dtype(self) -> torch.dtype | None:
-        """The network's dtype where its weights are in half precision."""
-        if isinstance(self.network, nn.Module):
-            first = next(self.network.parameters(), None)
-            if first is not None and first.dtype in (torch.float16, torch.bfloat16):
-                return first.dtype
-        return None
-
     def extra_repr(self) -> str:
         return f"{self.parameterization!r}"
+
+
+def _half_dtype(network: object) -> torch.dtype | None:
+    """The dtype of a network whose weights are in half precision, told by the first of them."""
+    modules = [network] if isinstance(network, nn.Module) else []
+    while modules:  # `next(network.parameters())` walks all of it first, at a tenth of a small network's time
+        module = modules.pop()
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                return parameter.dtype if parameter.dtype in (torch.float16, torch.bfloat16) else None
+        modules.extend(child for child in reversed(module._modules.values()) if child is not None)
+    return None
 
 
 def check_no_data_parallel(function: str, argument: str, module: object) -> None:

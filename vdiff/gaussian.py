@@ -205,12 +205,17 @@ def prior_kl(x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float) -> Flo
     >>> prior_kl(torch.ones(1, 2), -5.0)
     tensor([0.0067])
     """
-    logsnr = wide_number(logsnr_min, x.device)
-    dims = x[0].numel()
-    signal = torch.sigmoid(logsnr)
-    slack = F.softplus(logsnr) - signal  # KL of the variances alone: ½d of it
+    snr: Tensor | float
+    if isinstance(logsnr_min, Tensor):
+        snr = torch.exp(logsnr_min.to(wide_dtype(x.device)))
+        softplus: Tensor | float = torch.log1p(snr)
+    else:  # a number needs no tensor arithmetic
+        snr = math.exp(logsnr_min)
+        softplus = math.log1p(snr)
+    signal = snr / (1 + snr)
+    slack = softplus - signal  # KL of the variances alone: ½d of it
     square = sum_dims(x.to(at_least_float32(x.dtype)).square())
-    return 0.5 * (signal * square + dims * slack).to(square.dtype)
+    return (0.5 * signal * square + (0.5 * x[0].numel()) * slack).to(square.dtype)
 
 
 def kl_to_normal(mean_square: Tensor | float, variance: Tensor | float, prior_variance: Tensor | float = 1.0, dims: int = 1) -> Tensor:

@@ -260,8 +260,9 @@ def _usable(v: Tensor) -> Tensor:
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off (the meta device knows no autocast)."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    """Autocast off where it is on (the meta device knows none)."""
+    on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
 def _diffusion(
