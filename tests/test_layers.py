@@ -10,7 +10,7 @@ import pytest
 import vdiff
 
 LAYERS = (
-    "errors", "gaussian", "times", "profile", "schedule", "parameterization", "reverse", "weighting", "bound", "decoder", "denoiser", "oracle",
+    "errors", "gaussian", "times", "profile", "variance", "schedule", "parameterization", "reverse", "weighting", "bound", "decoder", "denoiser", "oracle",
     "loss", "sampling", "likelihood", "recipes", "theorems", "plots", "nn", "data", "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent

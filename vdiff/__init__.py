@@ -4,7 +4,7 @@ from vdiff.bound import Bound
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
 from vdiff.denoiser import Denoiser
 from vdiff.gaussian import bits_per_dim
-from vdiff.loss import Objective, elbo, weighted_elbo
+from vdiff.loss import Objective, elbo, hybrid, weighted_elbo
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Prediction, Score, V, X
 from vdiff.profile import Profile
@@ -71,6 +71,7 @@ __all__ = [
     "X",
     "bits_per_dim",
     "elbo",
+    "hybrid",
     "loss_factor",
     "recipe",
     "sample",

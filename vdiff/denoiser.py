@@ -11,6 +11,7 @@ from vdiff.errors import checking, must
 from vdiff.gaussian import per_example, wide
 from vdiff.parameterization import Parameterization, Prediction
 from vdiff.schedule import Schedule, Tabulated
+from vdiff.variance import Posterior, ReverseVariance
 
 
 def logsnr_time(logsnr: Tensor) -> Tensor:
@@ -105,13 +106,21 @@ class Denoiser(nn.Module):
     becomes a model without touching it. Times reach it in float32 at least; a network in half precision gets z in its
     own dtype, and its output is cast up.
 
+    `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the posterior's by default). For one
+    that is learned, such as `Range()`, the network returns twice the channels: the target first, the variance behind it.
+
     >>> model = Denoiser(lambda z, logsnr: 0.5 * z, Eps())
     >>> model(torch.ones(2, 3), torch.zeros(2)).eps.shape
     torch.Size([2, 3])
     """
 
     def __init__(
-        self, network: Callable[..., Any], parameterization: Parameterization, *, time: Callable[[Tensor], Tensor] = logsnr_time
+        self,
+        network: Callable[..., Any],
+        parameterization: Parameterization,
+        *,
+        time: Callable[[Tensor], Tensor] = logsnr_time,
+        variance: ReverseVariance | None = None,
     ) -> None:
         super().__init__()
         if not callable(network) or isinstance(network, type):
@@ -123,7 +132,11 @@ class Denoiser(nn.Module):
         if not isinstance(parameterization, Parameterization):
             came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
             raise TypeError(must("Denoiser", "parameterization", "be a Parameterization", came, "an instance, for instance V()"))
+        if variance is not None and not isinstance(variance, ReverseVariance):
+            came = f"the class {variance.__name__}" if isinstance(variance, type) else repr(variance)
+            raise TypeError(must("Denoiser", "variance", "be a ReverseVariance", came, "an instance, for instance Range()"))
         self.network, self.parameterization, self.time = network, parameterization, time
+        self.variance = Posterior() if variance is None else variance
 
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """What the model says about z at log-SNR λ. Raises where the network's output is no tensor of the shape of z."""
@@ -133,8 +146,11 @@ class Denoiser(nn.Module):
         dtype = _half_dtype(self.network)
         out = self.network(seen if dtype is None else seen.to(dtype), time, **condition)
         if checking():
-            _check_output(out, z)
-        return Prediction(z, logsnr, out.to(z.dtype), self.parameterization)
+            _check_output(out, z, 2 if self.variance.learned else 1)
+        head = None
+        if self.variance.learned:
+            out, head = out.to(z.dtype).chunk(2, 1)
+        return Prediction(z, logsnr, out.to(z.dtype), self.parameterization, self.variance, head)
 
     def extra_repr(self) -> str:
         return f"{self.parameterization!r}"
@@ -159,7 +175,7 @@ def check_no_data_parallel(function: str, argument: str, module: object) -> None
         raise TypeError(must(function, argument, "not hold an nn.DataParallel", "DataParallel", hint))
 
 
-def _check_output(out: object, z: Tensor) -> None:
+def _check_output(out: object, z: Tensor, heads: int) -> None:
     if not isinstance(out, Tensor):
         take = (
             ".sample"
@@ -172,13 +188,19 @@ def _check_output(out: object, z: Tensor) -> None:
         )
         hint = f"take the tensor out: Denoiser(lambda z, t, **condition: network(z, t, **condition){take}, …)"
         raise TypeError(must("Denoiser", "network", "return a tensor", type(out).__name__, hint))
-    if out.shape != z.shape:
+    expected = (z.shape[0], heads * z.shape[1], *z.shape[2:])
+    if out.shape != expected:
+        what = "return the shape of z" if heads == 1 else "return twice the channels of z, mean and variance"
         hint = ""
-        if out.ndim == z.ndim and out.shape[1] == 2 * z.shape[1] and out.shape[2:] == z.shape[2:]:
-            hint = "twice the channels, as with a learned variance: keep the first half, out.chunk(2, 1)[0]"
+        if heads == 2 and out.shape == z.shape:
+            hint = "a learned variance needs a second half of channels"
+        elif out.ndim == z.ndim and out.shape[1] == 2 * z.shape[1] and out.shape[2:] == z.shape[2:]:
+            hint = (
+                "twice the channels, as with a learned variance: Denoiser(…, variance=Range()), or keep the first half, out.chunk(2, 1)[0]"
+            )
         elif out.numel() < z.numel():
             hint = "it would broadcast in silence"
-        raise ValueError(must("Denoiser", "network", f"return the shape of z, {tuple(z.shape)}", tuple(out.shape), hint))
+        raise ValueError(must("Denoiser", "network", f"{what}, {expected}", tuple(out.shape), hint))
     if not out.is_floating_point():
         raise TypeError(must("Denoiser", "network", "return real floating values", out.dtype))
     if out.device != z.device:

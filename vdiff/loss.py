@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,8 +12,9 @@ from vdiff.bound import Bound
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.denoiser import check_no_data_parallel
 from vdiff.errors import check_data, check_generator, check_like, check_positive_int, check_times, checking, did_you_mean, must
-from vdiff.gaussian import at_least_float32, diffuse, prior_kl
+from vdiff.gaussian import Step, at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
+from vdiff.reverse import Estimator, RaoBlackwell, reverse_kl
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import check_schedule, home
 from vdiff.times import on_chain, stratified
@@ -23,6 +24,7 @@ Model = Callable[..., Prediction]
 WeightFunction = Callable[[Tensor], Tensor]
 
 _ELBO = ELBO()
+_RAO_BLACKWELL = RaoBlackwell()
 _WORDS = ("schedule", "weighting", "decoder", "steps", "generator")
 _ELSEWHERE = {
     ("weighted_elbo", "decoder"): "elbo takes a decoder; here x is encoded already",
@@ -91,6 +93,7 @@ def elbo(
     schedule: Schedule,
     decoder: Decoder,
     steps: int | None = None,
+    estimator: Estimator = _RAO_BLACKWELL,
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -107,6 +110,8 @@ def elbo(
         model, schedule, steps, t, eps, generator, condition: as in `weighted_elbo`.
         data: (batch, …) data as it is: integer levels for a discrete decoder, floating for a Gaussian one.
         decoder: p(data | z₀) with its encoding, for instance `Categorical(levels=256)`.
+        estimator: of a chain's step: `RaoBlackwell()`, its KL in closed form, or `MonteCarlo()`, `Raw()`. The model's own
+            reverse variance counts on a chain; in continuous time every choice of it has the same bound.
 
     Returns:
         A `Bound`: nats per example, positive, with `.total` and `.bits_per_dim`.
@@ -134,10 +139,66 @@ def elbo(
 
     return Bound(
         prior=prior_kl(x, logsnr_min),
-        diffusion=_diffusion(model, x, eps, logsnr, measure, _ELBO, condition),
+        diffusion=_diffusion(model, x, eps, logsnr, measure, _ELBO, condition, _Chain(steps, estimator, generator) if steps else None),
         reconstruction=decoder.reconstruction(_usable(data), x, logsnr_max, predict, None if given is None else eps, generator),
         dims=x[0].numel(),
     )
+
+
+def hybrid(
+    model: Model,
+    x: Tensor,
+    *,
+    schedule: Schedule,
+    steps: int,
+    bound_weight: float = 0.001,
+    t: Tensor | None = None,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    **condition: Any,
+) -> Float[Tensor, " batch"]:
+    """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per dimension and example.
+
+        ( ‖ε − ε̂‖² + bound_weight · T · K(sg(ε̂), Σ) ) / d
+
+    with one step K of the T-step chain per example, hence the factor T, and the mean stopped in it: the bound trains the
+    variance alone, whose gradient would otherwise drown the mean's. The chain's first level is the decoder's, which no
+    variance of the network enters.
+
+    Args: as in `weighted_elbo`; `bound_weight` is 0.001 in the paper, there with K in bits (0.001/ln 2 here).
+
+    Raises:
+        ValueError: for a model without a learned variance, which makes this the simple loss plus a constant multiple of it.
+
+    Nichol & Dhariwal, arXiv:2102.09672, section 3.1.
+
+    >>> from vdiff import Denoiser, Eps, Tabulated
+    >>> from vdiff.variance import Range
+    >>> model = Denoiser(nn.Linear(2, 4).forward, Eps(), variance=Range())
+    >>> model = Denoiser(lambda z, t: torch.cat([0 * z, z], 1), Eps(), variance=Range())
+    >>> hybrid(model, torch.randn(8, 2), schedule=Tabulated.linear_betas(), steps=999).shape
+    torch.Size([8])
+    """
+    if checking():
+        check_data("hybrid", x)
+        _check_call("hybrid", model, schedule, steps, condition)
+    x, t, eps = _draw("hybrid", x, steps, t, eps, generator)
+    logsnr, measure = schedule.levels(t, steps)
+    prediction = _predict(model, x, eps, logsnr, condition)
+    if prediction.head is None:
+        raise ValueError(
+            must(
+                "hybrid",
+                "model",
+                "learn its reverse variance",
+                repr(prediction.variance),
+                "Denoiser(network, Eps(), variance=Range()), with twice the output channels",
+            )
+        )
+    with _full_precision(x.device):
+        step = Step(logsnr, torch.log1p(measure / steps))
+        bound = reverse_kl(prediction.stopped(), x, eps, step)
+        return (prediction.squared_error(x, eps) + (bound_weight * steps) * bound) / x[0].numel()
 
 
 class Objective(nn.Module):
@@ -265,15 +326,42 @@ def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
+class _Chain(NamedTuple):
+    """A T-step chain whose steps are estimated term by term."""
+
+    steps: int
+    estimator: Estimator
+    generator: torch.Generator | None
+
+
 def _diffusion(
-    model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, measure: Tensor, weighting: WeightFunction, condition: dict[str, Any]
+    model: Model,
+    x: Tensor,
+    eps: Tensor,
+    logsnr: Tensor,
+    measure: Tensor,
+    weighting: WeightFunction,
+    condition: dict[str, Any],
+    chain: _Chain | None = None,
 ) -> Float[Tensor, " batch"]:
-    """½ w(λ) · measure · ‖ε − ε̂‖² at given levels: the one diffusion term under every loss and every bound."""
+    """½ w(λ) · measure · ‖ε − ε̂‖² at given levels, or a chain's step times T: the one diffusion term under every loss."""
+    weight = weighting(logsnr)
+    if checking():
+        check_weight("weighted_elbo", weight, logsnr)
+    prediction = _predict(model, x, eps, logsnr, condition)
+    if chain is None:
+        _refuse_untrained_variance(prediction)
+        with _full_precision(x.device):
+            return prediction.squared_error(x, eps, factor=0.5 * weight * measure)
+    with _full_precision(x.device):
+        step = Step(logsnr, torch.log1p(measure / chain.steps))
+        return chain.steps * chain.estimator(prediction, x, eps, step, chain.generator)
+
+
+def _predict(model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
+    """What the model says of z at given levels."""
     with _full_precision(x.device):
         z = diffuse(x, eps, logsnr)
-        weight = weighting(logsnr)
-        if checking():
-            check_weight("weighted_elbo", weight, logsnr)
     prediction = model(z, logsnr, **condition)
     if not isinstance(prediction, Prediction):
         raise TypeError(
@@ -285,8 +373,15 @@ def _diffusion(
                 "wrap the network, which says what it predicts: Denoiser(network, V())",
             )
         )
-    with _full_precision(x.device):
-        return prediction.squared_error(x, eps, factor=0.5 * weight * measure)
+    return prediction
+
+
+def _refuse_untrained_variance(prediction: Prediction) -> None:
+    if prediction.head is not None and prediction.head.requires_grad and torch.is_grad_enabled():
+        hint = "the squared error does not see it, and in continuous time nothing does, since u = O(λ_s − λ_t): train with elbo(…, steps=T) or hybrid(…, steps=T)"
+        raise ValueError(
+            must("weighted_elbo", "model", "have no learned reverse variance: it would get no gradient", repr(prediction.variance), hint)
+        )
 
 
 def _check_call(name: str, model: object, schedule: object, steps: object, condition: dict[str, Any]) -> None:
@@ -331,4 +426,4 @@ def _check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
         )
 
 
-__all__ = ["Objective", "elbo", "weighted_elbo"]
+__all__ = ["Objective", "elbo", "hybrid", "weighted_elbo"]

@@ -14,12 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import finite
-from vdiff.gaussian import Step, alpha, combine, sigma, sum_dims, wide
+from vdiff.gaussian import Step, alpha, combine, per_example, sigma, sum_dims, wide
+from vdiff.variance import Posterior, ReverseVariance
 
 if TYPE_CHECKING:
     from vdiff.schedule import Schedule
 
 Coefficient = Tensor | float
+_POSTERIOR = Posterior()
 
 
 class Parameterization:
@@ -186,8 +188,11 @@ class Prediction:
         logsnr: Float[Tensor, " batch"],
         out: Float[Tensor, "batch *dims"],
         parameterization: Parameterization,
+        variance: ReverseVariance = _POSTERIOR,
+        head: Float[Tensor, "batch *dims"] | None = None,
     ) -> None:
         self.z, self.logsnr, self.out, self.parameterization = z, logsnr, out, parameterization
+        self.variance, self.head = variance, head
 
     @property
     def x(self) -> Tensor:
@@ -218,14 +223,42 @@ class Prediction:
         return parameterization.target(self.x, self.eps, self.logsnr)
 
     def squared_error(
-        self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], factor: Float[Tensor, " batch"] | float = 1.0
+        self,
+        x: Float[Tensor, "batch *dims"],
+        eps: Float[Tensor, "batch *dims"],
+        factor: Float[Tensor, " batch"] | float = 1.0,
+        weight: Tensor | None = None,
     ) -> Float[Tensor, " batch"]:
-        """factor · ‖ε − ε̂‖² of each example, summed over dimensions: ‖o − ô‖² · factor/κ², that ratio rounded once."""
+        """factor · ‖ε − ε̂‖² of each example, summed over dimensions: ‖o − ô‖² · factor/κ², that ratio rounded once.
+
+        A `weight` that broadcasts over x multiplies each dimension's square before the sum.
+        """
         a, b = self.parameterization.row(self.logsnr)
-        error = sum_dims(F.mse_loss(self.out, combine(a, x, b, eps), reduction="none"))
+        squares = F.mse_loss(self.out, combine(a, x, b, eps), reduction="none")
+        error = sum_dims(squares if weight is None else squares * weight)
         kappa2 = _kappa2(a, b, self.logsnr)
         ratio = factor if isinstance(kappa2, float) and kappa2 == 1.0 else factor / kappa2
         return error * (ratio.to(error.dtype) if isinstance(ratio, Tensor) else ratio)
+
+    def stopped(self) -> "Prediction":
+        """The same prediction with its mean cut off from the gradient; the variance's head keeps its own.
+
+        >>> out = torch.ones(1, 1, requires_grad=True)
+        >>> Prediction(out.detach(), torch.zeros(1), out, Eps()).stopped().out.requires_grad
+        False
+        """
+        return Prediction(self.z, self.logsnr, self.out.detach(), self.parameterization, self.variance, self.head)
+
+    def error(self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+        """ε̂ − ε in each dimension, computed in the network's own units: (ô − o)/κ with the sign of its row.
+
+        >>> x, eps = torch.ones(1, 1), torch.ones(1, 1)
+        >>> Prediction(2**0.5 * x, torch.zeros(1), 0.5 * x, X()).error(x, eps)
+        tensor([[0.5000]])
+        """
+        a, b = self.parameterization.row(self.logsnr)
+        kappa = b - a * torch.exp(-0.5 * self.logsnr)
+        return (self.out - combine(a, x, b, eps)) * per_example(kappa.reciprocal(), x)
 
     def _inverse_determinant(self, a: Coefficient, b: Coefficient) -> Tensor:
         return (alpha(self.logsnr) * b - sigma(self.logsnr) * a).reciprocal()

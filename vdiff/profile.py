@@ -77,6 +77,20 @@ class Profile(nn.Module):
         """E‖e‖² by bin; NaN where nothing was seen."""
         return self.sums[1] / self.sums[0]
 
+    def at(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """E‖e‖² at any λ: linear between the centers of the bins, constant beyond the first and the last.
+
+        >>> profile = Profile(0.0, 2.0, bins=2)
+        >>> profile.update(torch.tensor([0.5, 1.5]), torch.tensor([1.0, 3.0]))
+        >>> profile.at(torch.tensor([0.0, 1.0]))
+        tensor([1., 2.])
+        """
+        mean = self.mean.to(logsnr.device)
+        place = ((logsnr - self.logsnr_min) * (self.bins / (self.logsnr_max - self.logsnr_min)) - 0.5).clamp(0, self.bins - 1)
+        left = place.floor().long().clamp(max=max(self.bins - 2, 0))
+        right = (left + 1).clamp(max=self.bins - 1)
+        return torch.lerp(mean[left], mean[right], (place - left).to(mean)).to(logsnr.dtype)
+
     @property
     def second_moment(self) -> Float[Tensor, " bins"]:
         """E‖e‖⁴ by bin; NaN where nothing was seen."""

@@ -1,9 +1,13 @@
-"""The reverse kernel p(z_s | z_t) of a discrete step: one home for the bound's steps and for ancestral sampling."""
+"""The reverse kernel p(z_s | z_t) of a discrete step: one home for the bound's steps and for ancestral sampling.
 
+p(z_s | z_t) = N( μ(x̂), Σ ): the posterior's mean with x̂ in place of x, and the prediction's own choice of Σ = e^u c σ_s².
+"""
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.gaussian import Step, per_example
+from vdiff.gaussian import Step, per_example, sum_dims
 from vdiff.parameterization import Prediction
 
 
@@ -19,8 +23,8 @@ def reverse_mean(prediction: Prediction, step: Step) -> Float[Tensor, "batch *di
     return step.mean(prediction.z, prediction.x)
 
 
-def reverse_sample(prediction: Prediction, step: Step, noise: Tensor) -> Float[Tensor, "batch *dims"]:
-    """z_s ~ p(z_s | z_t) with the posterior's variance c σ_s², from standard normal `noise`.
+def reverse_sample(prediction: Prediction, step: Step, noise: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+    """z_s ~ p(z_s | z_t), from standard normal `noise`.
 
     >>> from vdiff import Eps
     >>> z = torch.ones(1, 1)
@@ -28,4 +32,129 @@ def reverse_sample(prediction: Prediction, step: Step, noise: Tensor) -> Float[T
     >>> reverse_sample(Prediction(z, step.logsnr_t, torch.zeros(1, 1), Eps()), step, torch.zeros(1, 1))
     tensor([[1.2092]])
     """
-    return reverse_mean(prediction, step) + per_example(step.variance.sqrt(), noise) * noise
+    std = per_example(step.variance.sqrt(), noise)
+    u = _excess(prediction, step, noise)
+    return reverse_mean(prediction, step) + (std * noise if u is None else std * torch.exp(0.5 * u) * noise)
+
+
+def reverse_kl(
+    prediction: Prediction, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], step: Step
+) -> Float[Tensor, " batch"]:
+    """KL(q(z_s | z_t, x) ‖ p(z_s | z_t)) of each example, nats, summed over dimensions:
+
+        K = ½ Σ [ u + expm1(−u) + e^{−u} k (ε − ε̂)² ],   k = expm1(λ_s − λ_t)
+
+    which at u = 0 is ½ k ‖ε − ε̂‖², with no term left over.
+
+    >>> from vdiff import Eps
+    >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
+    >>> reverse_kl(Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps()), x, eps, step)
+    tensor([1.7183])
+    """
+    half_gain = 0.5 * step.snr_gain
+    u = _excess(prediction, step, x)
+    if u is None:
+        return prediction.squared_error(x, eps, factor=half_gain)
+    spread = 0.5 * sum_dims((u + torch.expm1(-u)).expand_as(x))
+    return prediction.squared_error(x, eps, factor=half_gain, weight=torch.exp(-u)) + spread
+
+
+def reverse_log_ratio(
+    prediction: Prediction,
+    x: Float[Tensor, "batch *dims"],
+    eps: Float[Tensor, "batch *dims"],
+    step: Step,
+    noise: Float[Tensor, "batch *dims"],
+) -> Float[Tensor, " batch"]:
+    """log q(z_s | z_t, x) − log p(z_s | z_t) at one sample z_s = μ + √(c) σ_s n of the posterior, nats:
+
+        Σ ½ [ u − n² + e^{−u} (√k (ε̂ − ε) + n)² ]
+
+    Its mean over `noise` n is `reverse_kl`; given z_t its variance is Σ [ ½ expm1(−u)² + e^{−2u} k (ε − ε̂)² ].
+
+    >>> from vdiff import Eps
+    >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
+    >>> prediction = Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps())
+    >>> reverse_log_ratio(prediction, x, eps, step, torch.zeros(1, 2))
+    tensor([1.7183])
+    """
+    shift = per_example(step.snr_gain.sqrt(), x) * prediction.error(x, eps)
+    u = _excess(prediction, step, x)
+    if u is None:
+        return sum_dims(shift * (0.5 * shift + noise))
+    return 0.5 * sum_dims(u - noise.square() + torch.exp(-u) * (shift + noise).square())
+
+
+class Estimator:
+    """How one step of the bound is estimated: a call returns nats per example with the step's expectation.
+
+    >>> from vdiff import Eps
+    >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
+    >>> RaoBlackwell()(Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps()), x, eps, step)
+    tensor([1.7183])
+    """
+
+    def __call__(self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: torch.Generator | None = None) -> Tensor:
+        """One draw for each example of this step's term."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class RaoBlackwell(Estimator):
+    """The step's KL in closed form, given z_t: no variance from z_s.
+
+    >>> RaoBlackwell()
+    RaoBlackwell()
+    """
+
+    def __call__(self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: torch.Generator | None = None) -> Tensor:
+        return reverse_kl(prediction, x, eps, step)
+
+
+class MonteCarlo(Estimator):
+    """log q(z_s | z_t, x) − log p(z_s | z_t) at one sampled z_s: the same mean as `RaoBlackwell` at every step.
+
+    Where Σ is the posterior's, Var = Var_RB + 2 E[K]: a ratio that grows like T and diverges at the noisy end, where K → 0.
+
+    >>> MonteCarlo()
+    MonteCarlo()
+    """
+
+    def __call__(self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: torch.Generator | None = None) -> Tensor:
+        return reverse_log_ratio(prediction, x, eps, step, _noise(x, generator))
+
+
+class Raw(Estimator):
+    """log q(z_t | z_s) − log p(z_s | z_t) at one sampled z_s: the term that the derivation of the bound starts from.
+
+    It differs from `MonteCarlo` by log q(z_t | x) − log q(z_s | x). Each step has another mean; only their sum agrees, once
+    the end terms are those of the joint, log q(z_0 | x) and log p(z_1) taken at the same samples: on average, the sum over
+    the chain is lower than that of `MonteCarlo` by the entropy that q gains, ½ d log(σ_1²/σ_0²).
+
+    >>> Raw()
+    Raw()
+    """
+
+    def __call__(self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: torch.Generator | None = None) -> Tensor:
+        noise = _noise(x, generator)
+        kept = per_example(torch.exp(-0.5 * step.delta), x)
+        eps_s = kept * eps + per_example(step.fresh.sqrt(), x) * noise  # the noise of the sampled z_s
+        gain = 0.5 * sum_dims(eps_s.square() - eps.square() - per_example(step.log_variance_ratio, x))
+        return reverse_log_ratio(prediction, x, eps, step, noise) + gain
+
+
+def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+
+
+def _excess(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
+    """u in the dtype of x and ready to broadcast over it; None for the number 0."""
+    u = prediction.variance.excess(step, prediction.head)
+    if not isinstance(u, Tensor):
+        return None if u == 0.0 else torch.full_like(x, u)
+    return u.to(x.dtype) if u.ndim == x.ndim else torch.as_tensor(per_example(u, x))
+
+
+__all__ = ["Estimator", "MonteCarlo", "RaoBlackwell", "Raw", "reverse_kl", "reverse_log_ratio", "reverse_mean", "reverse_sample"]

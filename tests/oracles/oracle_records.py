@@ -58,13 +58,8 @@ RECORDS: list[Record] = DATA["records"]
 
 # quantities that wait for the capability that computes them
 LATER = {
-    "L_T_optimal_fixed_variance": "reverse variance of a step: the best one for each step",
-    "L_T_optimal_state_variance": "reverse variance of a step: the best one for each state",
-    "learned_range_kl_per_dim": "reverse variance of a step: learned between posterior and forward",
-    "ancestral_final_variance": "samplers: ancestral, with a choice of reverse variance",
     "sampler_endpoint": "samplers: DDIM, Heun, DPM-Solver++",
     "pf_ode": "probability-flow ODE and its likelihood",
-    "hierarchical_model": "exact likelihood of a T-step chain",
     "path_estimator": "estimators of the bound along one forward path",
     "vdm_variance": "a learned schedule whose shape follows the variance",
 }
@@ -73,6 +68,7 @@ LATER_ENTRIES = {
     "vp": ("log_alpha2", "log_sigma2", "subvp_alpha"),  # logsigmoid(±λ); the sub-VP process
     "posterior": ("ddim_coef_z", "ddim_coef_eps"),  # samplers
     "importance_quantiles": ("lam_at_cdf",),  # the adaptive schedule
+    "hierarchical_model": ("log_p_x",),  # exact likelihood of a T-step chain
 }
 
 
