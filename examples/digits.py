@@ -38,12 +38,19 @@ def config_of(steps: int, seed: int) -> Config:
     )
 
 
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/digits", help="run folder (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4000, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least_one, default=4000, help="training steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the noise (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=64, help="times per test image and replicate (default: %(default)s)")
+    parser.add_argument("--draws", type=at_least_one, default=64, help="times per test image and replicate (default: %(default)s)")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     started, images, config = time.time(), digits(), config_of(options.steps, options.seed)
@@ -64,7 +71,17 @@ def main() -> None:
     print(f"\n{table}\n")
     (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     (run.folder / "results.json").write_text(
-        json.dumps({"total": vars(report.total), "baselines": baselines, "protocol": report.protocol}, indent=2), encoding="utf-8"
+        json.dumps(
+            {
+                "unit": "bits/dim",
+                "steps": config.steps,
+                "bound": {part: vars(getattr(report, part)) for part in ("prior", "diffusion", "reconstruction", "total")},
+                "baselines": baselines,
+                "protocol": report.protocol,
+            },
+            indent=2,
+        ),
+        encoding="utf-8",
     )
     draw_figures(run, objective, images.test, profiles, min(baselines.items(), key=lambda item: item[1]))
     print(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")

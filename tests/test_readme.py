@@ -22,7 +22,7 @@ def test_the_code_of_the_readme_prints_what_it_says():
 def test_every_row_of_the_method_table_is_code():
     import vdiff
 
-    rows = [line.split("|")[2:5] for line in README.splitlines() if line.startswith("| ") and "`" in line]
+    rows = [line.split("|")[2:5] for line in README.splitlines() if line.count("|") == 5 and "`" in line]
     assert len(rows) >= 11
     for row in rows:
         names = {name: getattr(vdiff, name) for name in vdiff.__all__}
@@ -31,3 +31,17 @@ def test_every_row_of_the_method_table_is_code():
         assert isinstance(names["schedule"], vdiff.Schedule)
         assert all(isinstance(eval(code, names), vdiff.Parameterization) for code in parameterization)
         assert all(isinstance(eval(code, names), vdiff.Weighting) for code in weighting)
+
+
+def test_every_network_of_the_readme_becomes_a_model():
+    import torch
+    from torch import nn
+
+    import vdiff
+
+    names = {name: getattr(vdiff, name) for name in vdiff.__all__} | {"torch": torch, "table": vdiff.Tabulated.linear_betas()}
+    names |= {name: nn.Linear(2, 2) for name in ("network", "unet", "F", "D")}
+    codes = [line.split("|")[2] for line in README.splitlines() if line.count("|") == 3 and "`Denoiser(" in line]
+    assert len(codes) == 8
+    for code in codes:
+        assert isinstance(eval(re.findall(r"`(Denoiser[^`]+)`", code)[0], names), vdiff.Denoiser)

@@ -2,13 +2,14 @@
 
 from vdiff.bound import Bound
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
-from vdiff.denoiser import Denoiser
+from vdiff.denoiser import Denoiser, ScaledGamma, ScheduleTime, TableStep, edm_time, flow_time, sigma_time
 from vdiff.gaussian import bits_per_dim
 from vdiff.loss import Objective, elbo, hybrid, weighted_elbo
 from vdiff.oracle import GaussianMixture, Lattice
-from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Prediction, Score, V, X
+from vdiff.parameterization import Eps, Exploding, Flow, Parameterization, PosteriorMean, Prediction, Score, V, X
 from vdiff.profile import Profile
 from vdiff.recipes import Recipe, recipe
+from vdiff.reverse import MonteCarlo, RaoBlackwell
 from vdiff.sampling import sample
 from vdiff.schedule import (
     Cosine,
@@ -24,6 +25,7 @@ from vdiff.schedule import (
     Tabulated,
 )
 from vdiff.times import stratified
+from vdiff.variance import Forward, LogVariance, Range
 from vdiff.weighting import EDM, ELBO, MSE, P2, Debiased, InDI, MinSNR, Sigmoid, SoftMinSNR, TruncatedSNR, Weighting, loss_factor
 
 __version__ = "0.1.0"
@@ -41,7 +43,9 @@ __all__ = [
     "Denoiser",
     "DiscretizedGaussian",
     "Eps",
+    "Exploding",
     "Flow",
+    "Forward",
     "GaussianMixture",
     "InDI",
     "Karras",
@@ -50,7 +54,9 @@ __all__ = [
     "LearnedLinear",
     "Linear",
     "LinearBeta",
+    "LogVariance",
     "MinSNR",
+    "MonteCarlo",
     "Normal",
     "Objective",
     "OptimalTransport",
@@ -58,23 +64,31 @@ __all__ = [
     "PosteriorMean",
     "Prediction",
     "Profile",
+    "Range",
+    "RaoBlackwell",
     "Recipe",
+    "ScaledGamma",
     "Schedule",
+    "ScheduleTime",
     "Score",
     "Shifted",
     "Sigmoid",
     "SoftMinSNR",
+    "TableStep",
     "Tabulated",
     "TruncatedSNR",
     "V",
     "Weighting",
     "X",
     "bits_per_dim",
+    "edm_time",
     "elbo",
+    "flow_time",
     "hybrid",
     "loss_factor",
     "recipe",
     "sample",
+    "sigma_time",
     "stratified",
     "weighted_elbo",
 ]

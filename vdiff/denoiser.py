@@ -1,5 +1,6 @@
 """A network, what it predicts, and what it wants to be told: together they are a model that returns a `Prediction`."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from vdiff.errors import checking, must
 from vdiff.gaussian import per_example, wide
-from vdiff.parameterization import Parameterization, Prediction
+from vdiff.parameterization import Parameterization, Prediction, check_parameterization
 from vdiff.schedule import Schedule, Tabulated
 from vdiff.variance import Posterior, ReverseVariance
 
@@ -80,7 +81,8 @@ class ScheduleTime:
 
 
 class TableStep:
-    """The step of a β table, 0 … n − 1, as DDPM-style networks are told; fractional between levels.
+    """The step of a β table, 0 … n − 1, as DDPM-style networks are told; fractional between levels, or the nearest as an
+    integer for networks that look it up (`integer=True`).
 
     >>> from vdiff import Tabulated
     >>> table = Tabulated.linear_betas()
@@ -88,12 +90,25 @@ class TableStep:
     tensor([  0., 499., 999.], dtype=torch.float64)
     """
 
-    def __init__(self, schedule: Tabulated) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: Tabulated, *, integer: bool = False) -> None:
+        if not isinstance(schedule, Tabulated):
+            came = f"the class {schedule.__name__}" if isinstance(schedule, type) else repr(schedule)
+            raise TypeError(
+                must(
+                    "TableStep",
+                    "schedule",
+                    "be a Tabulated",
+                    came,
+                    "for instance Tabulated.linear_betas(); ScheduleTime takes any schedule",
+                )
+            )
+        self.schedule, self.integer = schedule, integer
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         place = self.schedule.inverse(logsnr, clamp=True) * self.schedule.steps
         level = place.round()
+        if self.integer:
+            return level.long()
         return torch.where((place - level).abs() < 1e-3, level, place)  # a level is a level in float32 too
 
 
@@ -104,7 +119,8 @@ class Denoiser(nn.Module):
     returns the shape of z. `time` says what it wants to be told: λ (the default), or `edm_time`, `flow_time`,
     `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any function of λ, so that a network somebody already has
     becomes a model without touching it. Times reach it in float32 at least; a network in half precision gets z in its
-    own dtype, and its output is cast up.
+    own dtype, and its output is cast up. `output` takes the tensor out of what the network returns, or turns its sign:
+    `lambda out: out.sample`, `torch.neg`. Hand over the network itself: a function around it hides its parameters.
 
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the posterior's by default). For one
     that is learned, such as `Range()`, the network returns twice the channels: the target first, the variance behind it.
@@ -120,6 +136,7 @@ class Denoiser(nn.Module):
         parameterization: Parameterization,
         *,
         time: Callable[[Tensor], Tensor] = logsnr_time,
+        output: Callable[[Any], Tensor] | None = None,
         variance: ReverseVariance | None = None,
     ) -> None:
         super().__init__()
@@ -129,22 +146,24 @@ class Denoiser(nn.Module):
                 must("Denoiser", "network", "be called as network(z, time)", came, "an instance" if isinstance(network, type) else "")
             )
         check_no_data_parallel("Denoiser", "network", network)
-        if not isinstance(parameterization, Parameterization):
-            came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
-            raise TypeError(must("Denoiser", "parameterization", "be a Parameterization", came, "an instance, for instance V()"))
+        _warn_of_a_hidden_module(network)
+        check_parameterization("Denoiser", parameterization)
         if variance is not None and not isinstance(variance, ReverseVariance):
             came = f"the class {variance.__name__}" if isinstance(variance, type) else repr(variance)
             raise TypeError(must("Denoiser", "variance", "be a ReverseVariance", came, "an instance, for instance Range()"))
-        self.network, self.parameterization, self.time = network, parameterization, time
+        self.network, self.parameterization, self.time, self.output = network, parameterization, time, output
         self.variance = Posterior() if variance is None else variance
 
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """What the model says about z at log-SNR λ. Raises where the network's output is no tensor of the shape of z."""
         scale = self.parameterization.input_scale(wide(logsnr))
         seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
-        time = self.time(wide(logsnr)).to(z.dtype)
+        time = self.time(wide(logsnr))
+        time = time.to(z.dtype) if time.is_floating_point() else time
         dtype = _half_dtype(self.network)
         out = self.network(seen if dtype is None else seen.to(dtype), time, **condition)
+        if self.output is not None:
+            out = self.output(out)
         if checking():
             _check_output(out, z, 2 if self.variance.learned else 1)
         head = None
@@ -154,6 +173,27 @@ class Denoiser(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.parameterization!r}"
+
+
+def _warn_of_a_hidden_module(network: object) -> None:
+    """Warn where a plain function or method holds a module whose parameters nobody would see."""
+    if isinstance(network, nn.Module):
+        return
+    cells = [cell.cell_contents for cell in getattr(network, "__closure__", None) or () if _filled(cell)]
+    owner = getattr(network, "__self__", None)
+    if any(isinstance(held, nn.Module) and next(held.parameters(), None) is not None for held in (*cells, owner)):
+        warnings.warn(
+            "Denoiser: the network is a function around an nn.Module, whose parameters are hidden from optimizers, checkpoints and "
+            ".eval(): hand over the module itself, with time= and output= for what it is told and returns",
+            stacklevel=3,
+        )
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a variable that is not set yet
+        return False
 
 
 def _half_dtype(network: object) -> torch.dtype | None:
@@ -186,7 +226,7 @@ def _check_output(out: object, z: Tensor, heads: int) -> None:
             if isinstance(out, dict) and out
             else ".…"
         )
-        hint = f"take the tensor out: Denoiser(lambda z, t, **condition: network(z, t, **condition){take}, …)"
+        hint = f"take the tensor out: Denoiser(network, …, output=lambda out: out{take})"
         raise TypeError(must("Denoiser", "network", "return a tensor", type(out).__name__, hint))
     expected = (z.shape[0], heads * z.shape[1], *z.shape[2:])
     if out.shape != expected:

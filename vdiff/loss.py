@@ -18,7 +18,7 @@ from vdiff.reverse import Estimator, RaoBlackwell, reverse_kl
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import check_schedule, home
 from vdiff.times import on_chain, stratified
-from vdiff.weighting import ELBO, Weighting, check_weight, check_weight_function, check_weighting
+from vdiff.weighting import ELBO, Weighting, check_chain, check_weight, check_weight_function, check_weighting
 
 Model = Callable[..., Prediction]
 WeightFunction = Callable[[Tensor], Tensor]
@@ -80,6 +80,7 @@ def weighted_elbo(
     if checking():
         check_data("weighted_elbo", x)
         _check_call("weighted_elbo", model, schedule, steps, condition)
+        check_chain("weighted_elbo", weighting, schedule, steps)
         check_weight_function("weighted_elbo", weighting)
     x, t, eps = _draw("weighted_elbo", x, steps, t, eps, generator)
     logsnr, measure = schedule.levels(t, steps)
@@ -128,6 +129,7 @@ def elbo(
     """
     if checking():
         _check_call("elbo", model, schedule, steps, condition)
+        check_chain("elbo", None, schedule, steps)
         _check_decoder("elbo", decoder, schedule)
     given = eps  # the noise of z₀ too, for a decoder that looks at the network
     x, t, eps = _draw("elbo", decoder.encode(data), steps, t, eps, generator)
@@ -174,7 +176,6 @@ def hybrid(
 
     >>> from vdiff import Denoiser, Eps, Tabulated
     >>> from vdiff.variance import Range
-    >>> model = Denoiser(nn.Linear(2, 4).forward, Eps(), variance=Range())
     >>> model = Denoiser(lambda z, t: torch.cat([0 * z, z], 1), Eps(), variance=Range())
     >>> hybrid(model, torch.randn(8, 2), schedule=Tabulated.linear_betas(), steps=999).shape
     torch.Size([8])
@@ -182,6 +183,7 @@ def hybrid(
     if checking():
         check_data("hybrid", x)
         _check_call("hybrid", model, schedule, steps, condition)
+        check_chain("hybrid", None, schedule, steps)
     x, t, eps = _draw("hybrid", x, steps, t, eps, generator)
     logsnr, measure = schedule.levels(t, steps)
     prediction = _predict(model, x, eps, logsnr, condition)
@@ -209,7 +211,6 @@ class Objective(nn.Module):
     are checked here, once.
 
     >>> from vdiff import Categorical, Denoiser, LearnedLinear, X
-    >>> model = Denoiser(nn.Conv2d(1, 1, 3, padding=1).forward, X())
     >>> model = Denoiser(lambda z, logsnr: 0 * z, X())
     >>> objective = Objective(model, schedule=LearnedLinear(), decoder=Categorical(levels=17))
     >>> objective(torch.randint(0, 17, (8, 1, 8, 8))).mean().backward()
@@ -227,6 +228,7 @@ class Objective(nn.Module):
         super().__init__()
         _check_call("Objective", model, schedule, steps, {})
         check_no_data_parallel("Objective", "model", model)
+        check_chain("Objective", weighting, schedule, steps)
         if decoder is not None:
             _check_decoder("Objective", decoder, schedule)
         if decoder is not None and weighting is not None and not isinstance(weighting, ELBO):
@@ -310,7 +312,7 @@ def _draw(
         t = stratified(x.shape[0], generator=generator, device=x.device)
         t = t if steps is None else on_chain(t, steps)
     elif checking():
-        check_times(name, t, x)
+        check_times(name, t, x, steps)
     eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator) if eps is None else eps.to(x.dtype)
     return _usable(x), _usable(t), _usable(eps)
 
@@ -388,7 +390,7 @@ def _check_call(name: str, model: object, schedule: object, steps: object, condi
     for word in condition:
         if elsewhere := _ELSEWHERE.get((name, word)):
             raise TypeError(f"{name}: argument '{word}' is unknown; {elsewhere}")
-        if hint := did_you_mean(word, _WORDS, cutoff=0.8):
+        if hint := did_you_mean(word, _WORDS, cutoff=0.87):
             raise TypeError(f"{name}: argument '{word}' is unknown; {hint}")
     if not callable(model) or isinstance(model, type):
         came = f"the class {model.__name__}" if isinstance(model, type) else repr(model)

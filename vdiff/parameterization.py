@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import finite
+from vdiff.errors import finite, must
 from vdiff.gaussian import Step, alpha, combine, per_example, sigma, sum_dims, wide
 from vdiff.variance import Posterior, ReverseVariance
 
@@ -97,7 +97,8 @@ class V(Parameterization):
     """v-prediction, o = α ε − σ x at σ_data = 1 (Salimans & Ho 2022); for another σ_data, minus EDM's F.
 
     c_in = (α² σ_d² + σ²)^{−½},  a = −σ c_in/σ_d,  b = α σ_d c_in: target and input have unit variance for data of
-    standard deviation σ_d (Karras et al., arXiv:2206.00364, table 1). `V(0.5)` is EDM's preconditioning.
+    standard deviation σ_d (Karras et al., arXiv:2206.00364, table 1). `V(0.5)` is EDM's preconditioning; a network trained
+    as EDM's F says −v: `Denoiser(F, V(0.5), time=edm_time, output=torch.neg)`.
 
     >>> V(0.5).input_scale(torch.tensor([0.0]))
     tensor([1.2649])
@@ -122,6 +123,9 @@ class V(Parameterization):
 
 class Flow(Parameterization):
     """Rectified-flow velocity, o = ε − x, from a network that sees z on the straight path: c_in = 1/(α + σ).
+
+    Time runs from data to noise (`flow_time`). For a network trained the other way, with t = 1 at the data and target
+    x − ε: `Denoiser(network, Flow(), time=lambda logsnr: 1 - flow_time(logsnr), output=torch.neg)`.
 
     >>> Flow().kappa(torch.tensor([0.0]))
     tensor([2.])
@@ -169,6 +173,45 @@ class PosteriorMean(Parameterization):
         a = alpha(step.logsnr_s)
         b = a * torch.exp(-step.delta - 0.5 * step.logsnr_t)
         return a.to(logsnr.dtype), b.to(logsnr.dtype)
+
+
+class Exploding(Parameterization):
+    """Another target from a network that sees z/α, variance exploding coordinates: x + σ̃ n with σ̃ = e^{−λ/2}.
+
+    EDM's preconditioned denoiser D(x; σ) is `Denoiser(D, Exploding(X()), time=sigma_time)`.
+
+    >>> Exploding(X()).input_scale(torch.tensor([0.0]))
+    tensor([1.4142])
+    """
+
+    def __init__(self, parameterization: Parameterization) -> None:
+        check_parameterization("Exploding", parameterization)
+        self.parameterization = parameterization
+
+    def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
+        return self.parameterization.row(logsnr)
+
+    def input_scale(self, logsnr: Tensor) -> Coefficient:
+        return alpha(logsnr).reciprocal()
+
+
+def check_parameterization(function: str, parameterization: object) -> None:
+    """Raise unless `parameterization` is one, whose row is made of numbers and (batch,) tensors."""
+    if not isinstance(parameterization, Parameterization):
+        came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
+        raise TypeError(must(function, "parameterization", "be a Parameterization", came, "an instance, for instance V()"))
+    logsnr = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64, device="cpu")
+    for entry in (*parameterization.row(logsnr), parameterization.input_scale(logsnr)):
+        if not isinstance(entry, float | int) and not (isinstance(entry, Tensor) and entry.shape == logsnr.shape):
+            what = tuple(entry.shape) if isinstance(entry, Tensor) else type(entry).__name__
+            raise ValueError(
+                must(
+                    function,
+                    "parameterization",
+                    "have a row and an input scale of numbers or (batch,) tensors",
+                    f"{what} from {parameterization!r} for 3 levels",
+                )
+            )
 
 
 class Prediction:
@@ -274,3 +317,6 @@ def _kappa2(a: Coefficient, b: Coefficient, logsnr: Tensor) -> Coefficient:
 
 def _is(a: Coefficient, b: Coefficient, first: float, second: float) -> bool:
     return isinstance(a, float) and isinstance(b, float) and (a, b) == (first, second)
+
+
+__all__ = ["Eps", "Exploding", "Flow", "Parameterization", "PosteriorMean", "Prediction", "Score", "V", "X"]

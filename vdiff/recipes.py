@@ -114,6 +114,7 @@ def recipe(name: str) -> Recipe:
     >>> recipe("edm").weighting.monotone
     False
     """
+    name = name.lower()
     if name not in RECIPES:
         raise ValueError(must("recipe", "name", f"be one of {', '.join(RECIPES)}", repr(name), did_you_mean(name, RECIPES)))
     return RECIPES[name]()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vdiff.errors import check_positive_int, finite, must
 from vdiff.gaussian import at_least_float32, wide
-from vdiff.parameterization import Parameterization, V, X
-from vdiff.schedule import OptimalTransport, Schedule
+from vdiff.parameterization import Parameterization, V, X, check_parameterization
+from vdiff.schedule import OptimalTransport, Schedule, Tabulated
 from vdiff.schedule.base import EDGE, check_ends, check_schedule, home
 from vdiff.schedule.law import Gaussian, Law
 
@@ -41,6 +41,14 @@ class Weighting(nn.Module):
     def range(self) -> tuple[float, float]:
         """The λ between which the weighting is meant to be used."""
         return -SPAN, SPAN
+
+    @property
+    def chain(self) -> int | None:
+        """The number of steps of the chain that this weighting is the plain loss of; None where it is of none.
+
+        >>> ELBO().chain
+        """
+        return None
 
     @property
     def monotone(self) -> bool:
@@ -117,6 +125,10 @@ class Product(Weighting):
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return self.base.weight_at(logsnr) * self.factor.weight_at(logsnr)
 
+    @property
+    def chain(self) -> int | None:
+        return self.base.chain or self.factor.chain
+
     def range(self) -> tuple[float, float]:
         return self.base.range()
 
@@ -188,6 +200,10 @@ class MSE(Weighting):
         if isinstance(self.schedule, Law):
             return super().range()
         return self.schedule.logsnr_min, self._first
+
+    @property
+    def chain(self) -> int | None:
+        return self.steps
 
     def extra_repr(self) -> str:
         return f"{self.schedule!r}, {self.parameterization!r}" + (f", steps={self.steps}" if self.steps else "")
@@ -335,25 +351,46 @@ class Custom(Weighting):
 
 
 def loss_factor(
-    weighting: Callable[[Tensor], Tensor], schedule: Schedule, parameterization: Parameterization
+    weighting: Callable[[Tensor], Tensor], schedule: Schedule, parameterization: Parameterization, *, steps: int | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """The number to put before the squared error that a loop of one's own already has: w/(2 p κ²) as a function of λ.
+    """The number to put before the squared error that a loop of one's own already has, as a function of λ: w/(2 p κ²).
 
     With t ~ U(0, 1), λ = schedule(t) and the target's error summed over dimensions, `factor(logsnr) * ‖o − ô‖²` has
     the expectation of `weighted_elbo` with the same weighting. (A loop that takes the mean over d dimensions trains
-    the same objective over d.)
+    the same objective over d.) With `steps`, for a loop over t = i/T, i = 1 … T: ½ w T expm1(λ_s − λ_t)/κ².
 
     >>> factor = loss_factor(MSE(Cosine(), V()), Cosine(), V())
     >>> factor(torch.tensor([0.0, 5.0]))
     tensor([1., 1.])
     """
+    check_weight_function("loss_factor", weighting)
+    check_schedule("loss_factor", schedule)
+    check_parameterization("loss_factor", parameterization)
+    check_chain("loss_factor", weighting, schedule, steps)
 
     def factor(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         v = wide(logsnr)
-        value: Tensor = weighting(v) / (2.0 * schedule.density(v) * parameterization.kappa2(v))
+        kappa2 = parameterization.kappa2(v)
+        if steps is None:
+            value: Tensor = weighting(v) / (2.0 * schedule.density(v) * kappa2)
+        else:
+            value = 0.5 * weighting(v) * schedule.levels(schedule.inverse(v, clamp=True), steps)[1] / kappa2
         return value.to(at_least_float32(logsnr.dtype))
 
     return factor
+
+
+def check_chain(name: str, weighting: object, schedule: Schedule, steps: int | None) -> None:
+    """Raise where a table or a chain's plain loss is asked for another number of steps than its own."""
+    if steps is not None:
+        check_positive_int(name, "steps", steps)
+        if isinstance(schedule, Tabulated) and schedule.steps % steps:
+            hint = f"a table of {schedule.steps + 1} levels has {schedule.steps} steps, the first level being the decoder's"
+            raise ValueError(must(name, "steps", f"divide the {schedule.steps} steps of the table", steps, hint))
+    if isinstance(weighting, Weighting) and weighting.chain not in (None, steps):
+        raise ValueError(
+            must(name, "steps", f"be {weighting.chain}, as in {weighting!r}", steps, "the plain loss of a chain is one on that chain")
+        )
 
 
 def check_weighting(

@@ -25,7 +25,7 @@ def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tens
         (
             lambda z, t: torch.cat([z, z], 1),
             "(4, 6, 2)",
-            "(twice the channels, as with a learned variance: keep the first half, out.chunk(2, 1)[0])",
+            "(twice the channels, as with a learned variance: Denoiser(…, variance=Range()), or keep the first half, out.chunk(2, 1)[0])",
         ),
         (lambda z, t: z[:, :1], "(4, 1, 2)", "(it would broadcast in silence)"),
         (lambda z, t: z[:1], "(1, 3, 2)", "(it would broadcast in silence)"),
@@ -60,7 +60,7 @@ class Output:
     ids=["tuple", "list", "dict", "dataclass"],
 )
 def test_fault_27_output_in_a_wrapper(wrap: object, came: str, take: str) -> None:
-    hint = f"got {came} (take the tensor out: Denoiser(lambda z, t, **condition: network(z, t, **condition){take}, …))"
+    hint = f"got {came} (take the tensor out: Denoiser(network, …, output=lambda out: out{take}))"
     with refused(TypeError, "Denoiser", "network", "return a tensor", hint):
         loss_of(lambda z, t: wrap(z))  # type: ignore[operator]
     x, t, eps = batch()
@@ -173,7 +173,6 @@ def test_fault_31_a_network_in_half_precision_is_told_the_time_in_float32(dtype:
     ("word", "meant"),
     [
         ("edn", "edm"),
-        ("EDM", "edm"),
         ("flow-matchin", "flow-matching"),
         ("vprediction", "v-prediction"),
         ("minsnr", "min-snr"),

@@ -548,10 +548,10 @@ def test_fault_23_densities_are_normalized_between_the_ends(schedule: Schedule) 
 @pytest.mark.parametrize(
     ("logsnr", "words"),
     [
-        (lambda t: falls(t)[:, None], ("(4, 1), torch.float64, cpu (it would broadcast in silence)",)),
+        (lambda t: falls(t)[:, None], ("(10001, 1), torch.float64, cpu (it would broadcast in silence)",)),
         (lambda t: falls(t).mean(), ("(), torch.float64, cpu (it would broadcast in silence)",)),
-        (lambda t: falls(t).float(), ("(4,), torch.float32, cpu",)),
-        (lambda t: falls(t).to("meta"), ("(4,), torch.float64, meta",)),
+        (lambda t: falls(t).float(), ("(10001,), torch.float32, cpu",)),
+        (lambda t: falls(t).to("meta"), ("(10001,), torch.float64, meta",)),
         (lambda t: falls(t).tolist(), ("list",)),
         (lambda t: 3.0, ("float (torch.full_like(t, value) for a constant)",)),
     ],
@@ -559,7 +559,7 @@ def test_fault_23_densities_are_normalized_between_the_ends(schedule: Schedule) 
 )
 def test_fault_24_what_a_schedule_returns(logsnr: Callable[[Tensor], object], words: tuple[str, ...]) -> None:
     x = batch()[0]
-    must = ("have the shape, dtype and device of t: (4,), torch.float64, cpu", *words)
+    must = ("have the shape, dtype and device of t: (10001,), torch.float64, cpu", *words)
     with refused(ValueError, "Own.logsnr_at", "return value", *must):
         weighted_elbo(model(), x, schedule=Own(logsnr, twenty))
     with refused(ValueError, "Own.rate_at", "return value", *must):
@@ -602,3 +602,54 @@ def test_fault_25_an_inverse_beyond_the_ends(schedule: Schedule) -> None:
     assert_same(schedule.inverse(rounded), torch.tensor([0.0, 1.0]), rtol=0, atol=1e-12)
     with refused(TypeError, f"{name}.inverse", "logsnr", "be a floating tensor", "torch.int64"):
         schedule.inverse(torch.tensor([3]))
+
+
+class Drifting(Linear):
+    """Parameters that it does not tell of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+
+def test_fault_16_a_schedule_is_checked_at_its_first_use() -> None:
+    x = batch()[0]
+    with refused(
+        ValueError, "Drifting", "schedule", "say what its parameters are", "learns_ends = False (λ_max and λ_min would move with them"
+    ):
+        weighted_elbo(model(), x, schedule=Drifting())
+    rising = Own(lambda t: -falls(t), twenty)
+    with pytest.raises(ValueError, match="strictly decreasing"):
+        weighted_elbo(model(), x, schedule=rising)
+
+
+def test_fault_19_chains_of_another_length() -> None:
+    x, table = batch()[0], Tabulated.linear_betas()
+    with refused(ValueError, "weighted_elbo", "steps", "divide the 999 steps of the table; got 1000 (a table of 1000 levels has 999 steps"):
+        weighted_elbo(model(), x, schedule=table, steps=1000)
+    with refused(ValueError, "weighted_elbo", "steps", "be 999, as in MSE", "got None (the plain loss of a chain is one on that chain)"):
+        weighted_elbo(model(), x, schedule=table, weighting=MSE(table, Eps(), steps=999))
+    with refused(
+        ValueError,
+        "weighted_elbo",
+        "t",
+        "be at least 1/steps = 0.25 on a chain; got 0 (the step that ends there would begin before the data",
+    ):
+        weighted_elbo(model(), x, schedule=Linear(), steps=4, t=torch.zeros(len(x)))
+
+
+def test_fault_17_a_table_of_signal_taken_for_one_of_logsnr() -> None:
+    with refused(
+        ValueError,
+        "Tabulated",
+        "logsnr",
+        "be log α²/σ²; got values from 0.1 to 0.9 alone (these look like ᾱ: Tabulated.from_alphas_cumprod",
+    ):
+        Tabulated([0.9, 0.5, 0.1])
+    with refused(
+        ValueError,
+        "Tabulated.from_alphas_cumprod",
+        "alphas_cumprod",
+        "lie strictly between 0 and 1; got 0 at level 3 of 3 (ᾱ = 0 is zero terminal SNR",
+    ):
+        Tabulated.from_alphas_cumprod([0.9, 0.5, 0.0])

@@ -281,12 +281,13 @@ def test_fault_38_built_on_the_meta_device() -> None:
     data = data_of(Categorical(17))
     with torch.device("meta"):
         deferred = [
-            Objective(Denoiser(nn.Identity(), V()), schedule=make(), weighting=w()) for make, w in zip(SCHEDULES, WEIGHTINGS, strict=True)
+            Objective(Denoiser(nn.Identity(), V()), schedule=make(), weighting=w(), steps=w().chain)
+            for make, w in zip(SCHEDULES, WEIGHTINGS, strict=True)
         ]
         bound = Objective(Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), decoder=Categorical(17))
     for objective, make, w in zip(deferred, SCHEDULES, WEIGHTINGS, strict=True):
         if next(objective.schedule.parameters(), None) is None:
-            direct = Objective(Denoiser(nn.Identity(), V()), schedule=make(), weighting=w())
+            direct = Objective(Denoiser(nn.Identity(), V()), schedule=make(), weighting=w(), steps=w().chain)
             objective.model.network = direct.model.network = TwoArguments()
             assert torch.equal(objective(x, t=t, eps=eps), direct(x, t=t, eps=eps))
     assert bound.schedule.low.device.type == "meta"
@@ -375,7 +376,16 @@ def test_fault_40_a_wrapped_model_beside_a_learned_schedule() -> None:
 def test_fault_41_gradient_checkpointing_keeps_noise_and_dropout() -> None:
     plain, saving = model(dropout=0.5), model(dropout=0.5)
     network = saving.network
-    saving = Denoiser(lambda z, time: checkpoint(network, z, time, use_reentrant=False), V())
+
+    class Saving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network
+
+        def forward(self, z: Tensor, time: Tensor) -> Tensor:
+            return checkpoint(self.inner, z, time, use_reentrant=False)  # type: ignore[no-any-return]
+
+    saving = Denoiser(Saving(), V())
     x = batch(64)[0]
 
     def loss(denoiser: Denoiser) -> Tensor:

@@ -42,6 +42,7 @@ class Schedule(nn.Module):
     def __init__(self, logsnr_max: float, logsnr_min: float) -> None:
         super().__init__()
         self._ends = check_ends(type(self).__name__, logsnr_max, logsnr_min)
+        self._checked = False
 
     @property
     def logsnr_max(self) -> float:
@@ -179,6 +180,9 @@ class Schedule(nn.Module):
         Cosine(logsnr_max=15.0, logsnr_min=-15.0)
         """
         name = type(self).__name__
+        if not self.learns_ends and any(True for _ in self.parameters()):
+            hint = "λ_max and λ_min would move with them: see LearnedLinear, which defines learns_ends, ends and levels"
+            raise ValueError(must(name, "schedule", "say what its parameters are", "learns_ends = False", hint))
         place = home(self)
         if place.type == "meta":
             return self  # parameters without values, to be filled later
@@ -219,6 +223,12 @@ class Schedule(nn.Module):
             hint,
         )
         return self
+
+    def check_once(self) -> None:
+        """`check`, the first time this schedule is used."""
+        if not self._checked:
+            self.check()
+            self._checked = True
 
     def _check_argument(self, method: str, argument: str, value: Tensor) -> None:
         if checking() and not (isinstance(value, Tensor) and value.is_floating_point()):
@@ -350,6 +360,8 @@ def check_schedule(name: str, schedule: object) -> None:
         raise TypeError(
             must(name, "schedule", "be a Schedule", repr(schedule), "for instance Cosine(); schedule.Custom takes a function of t")
         )
+    if checking():
+        schedule.check_once()
 
 
 def check_returned(function: str, value: object, t: Tensor) -> None:

@@ -28,6 +28,9 @@ class Tabulated(Schedule):
         table = torch.as_tensor(logsnr, dtype=torch.float64, device="cpu").detach().clone()
         if table.ndim != 1 or len(table) < 2:
             raise ValueError(must("Tabulated", "logsnr", "be one row of at least two levels", f"shape {tuple(table.shape)}"))
+        if ((table > 0) & (table < 1)).all():
+            hint = "these look like ᾱ: Tabulated.from_alphas_cumprod; a table of β: Tabulated.from_betas"
+            raise ValueError(must("Tabulated", "logsnr", "be log α²/σ²", f"values from {table.min():g} to {table.max():g} alone", hint))
         bad = ~torch.isfinite(table)
         if bad.any():
             i = int(bad.nonzero()[0])
@@ -72,6 +75,29 @@ class Tabulated(Schedule):
             )
         log_signal = torch.log1p(-beta).cumsum(0)
         return cls(log_signal - torch.log(-torch.expm1(log_signal)))
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Sequence[float] | np.ndarray | Tensor) -> "Tabulated":
+        """The levels of a table of ᾱ = α², λ = log ᾱ/(1 − ᾱ). From float32 products λ is off by 0.18 at 13.3: use betas.
+
+        >>> Tabulated.from_alphas_cumprod([0.9, 0.72, 0.504]).table
+        tensor([2.1972, 0.9445, 0.0160], dtype=torch.float64)
+        """
+        signal = torch.as_tensor(alphas_cumprod, dtype=torch.float64).flatten()
+        bad = ~((signal > 0) & (signal < 1))
+        if bad.any():
+            i = int(bad.nonzero()[0])
+            came = f"{signal[i]:g} at level {i + 1} of {len(signal)}"
+            raise ValueError(
+                must(
+                    "Tabulated.from_alphas_cumprod",
+                    "alphas_cumprod",
+                    "lie strictly between 0 and 1",
+                    came,
+                    "ᾱ = 0 is zero terminal SNR, λ = −∞",
+                )
+            )
+        return cls(torch.logit(signal))
 
     @classmethod
     def linear_betas(cls, beta_1: float = 1e-4, beta_n: float = 0.02, levels: int = 1000) -> "Tabulated":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,13 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, config: Config) -> "Run":
-        """A new run in `folder`, which is made; an older run's log in it starts afresh."""
+        """A new run in `folder`, which is made; an older run in it is replaced whole, with a warning."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
+        if (path / "config.json").exists():
+            warnings.warn(f"replacing the run in {path}", stacklevel=2)
+            for old in ("ema.safetensors", "results.json", "table.txt"):
+                (path / old).unlink(missing_ok=True)
         write_aside(path / "config.json", json.dumps(config.asdict(), indent=2) + "\n")
         (path / "log.jsonl").unlink(missing_ok=True)
         return cls(path)
