@@ -58,14 +58,15 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
-    """The steps to compare, by name; the first is the bare one."""
+def bare_step(network: nn.Module, x: Tensor) -> Step:
+    """The network with a plain MSE; of one with a variance head, on the first half of its channels."""
     logsnr, target = torch.linspace(-5, 10, len(x)), torch.randn_like(x)
-    schedule = vdiff.Linear()
-    cosine = vdiff.Cosine()
+    return lambda: F.mse_loss(network(x, logsnr)[:, : x.shape[1]], target)
 
-    def bare() -> Tensor:
-        return F.mse_loss(network(x, logsnr), target)
+
+def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
+    """The steps to compare with the bare one, by name."""
+    schedule, cosine = vdiff.Linear(), vdiff.Cosine()
 
     def plain() -> Tensor:  # what a hand-written loop does
         t = torch.rand(len(x))
@@ -80,7 +81,6 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
 
     decoder, model = vdiff.Categorical(256), vdiff.Denoiser(network, vdiff.Eps())
     return {
-        "bare MSE, fixed input": bare,
         "hand-written ε-MSE": plain,
         "linear, ε, ELBO": weighted(vdiff.Eps(), schedule, vdiff.ELBO()),
         "cosine, v, sigmoid": weighted(vdiff.V(), cosine, vdiff.Sigmoid(2.0)),
@@ -90,6 +90,12 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
         "iDDPM offset cosine, x, P2": weighted(vdiff.X(), vdiff.Cosine(offset=0.008), vdiff.MSE(cosine, vdiff.Eps()) * vdiff.P2()),
         "full bound, 256 levels": lambda: vdiff.elbo(model, data, schedule=schedule, decoder=decoder).total.mean(),
     }
+
+
+def chain_losses(network: nn.Module, x: Tensor) -> dict[str, Step]:
+    """The same for a network with a variance head."""
+    model, table = vdiff.Denoiser(network, vdiff.Eps(), variance=vdiff.Range()), vdiff.Tabulated.linear_betas()
+    return {"hybrid, learned range": lambda: vdiff.hybrid(model, x, schedule=table, steps=999).mean()}
 
 
 def run(network: nn.Module, step: Step) -> None:
@@ -143,26 +149,32 @@ def main() -> None:
     image_levels, point_levels = torch.randint(0, 256, (16, 3, 32, 32)), torch.randint(0, 256, (512, 2))
     encode = vdiff.Categorical(256).encode
     cases = [
-        ("MLP, 2-D points, batch 512", MLP(2), point_levels, options.pairs),
-        ("U-Net, 3x32x32, batch 16", UNet(3, width=24, multipliers=(1, 2)), image_levels, max(10, options.pairs // 10)),
+        ("MLP, 2-D points, batch 512", MLP(2), MLP(2, dims_out=4), point_levels, options.pairs),
+        ("U-Net, 3x32x32, batch 16", unet(3), unet(6), image_levels, max(10, options.pairs // 10)),
     ]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for title, network, data, pairs in cases:
-        steps = losses(network, encode(data), data)
-        bare = steps.pop("bare MSE, fixed input")
-        base_operations, base_views = operations(network, bare)
-        base_memory = peak_memory(network, bare)
-        print(
-            f"\n{title}: {sum(p.numel() for p in network.parameters()):,} parameters, bare step {base_operations} operations, {base_memory / 2**20:.1f} MiB"
-        )
+    for title, network, two_heads, data, pairs in cases:
+        x = encode(data)
+        print(f"\n{title}: {sum(p.numel() for p in network.parameters()):,} parameters")
         print(f"{'loss':<28}{'time':>7}{'quartiles':>15}{'operations':>12}{'views':>7}{'memory':>8}")
-        for name, step in steps.items():
-            for _ in range(3):
-                run(network, step)
-            middle, low, high = ratio(network, bare, step, pairs)
-            more, views = operations(network, step)
-            memory = peak_memory(network, step) / base_memory
-            print(f"{name:<28}{middle:>7.2f}{low:>8.2f}–{high:<6.2f}{more - base_operations:>12}{views - base_views:>7}{memory:>8.2f}")
+        for one, steps in ((network, losses(network, x, data)), (two_heads, chain_losses(two_heads, x))):
+            compare(one, bare_step(one, x), steps, pairs)
+
+
+def unet(channels_out: int) -> nn.Module:
+    return UNet(3, channels_out=channels_out, width=24, multipliers=(1, 2))
+
+
+def compare(network: nn.Module, bare: Step, steps: dict[str, Step], pairs: int) -> None:
+    base_operations, base_views = operations(network, bare)
+    base_memory = peak_memory(network, bare)
+    for name, step in steps.items():
+        for _ in range(3):
+            run(network, step)
+        middle, low, high = ratio(network, bare, step, pairs)
+        more, views = operations(network, step)
+        memory = peak_memory(network, step) / base_memory
+        print(f"{name:<28}{middle:>7.2f}{low:>8.2f}–{high:<6.2f}{more - base_operations:>12}{views - base_views:>7}{memory:>8.2f}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from vdiff.nn.embedding import FourierFeatures
 
 
 class MLP(nn.Module):
-    """Points (batch, dims) and their noise level (batch,) to (batch, dims), through `depth` hidden layers.
+    """Points (batch, dims) and their noise level (batch,) to (batch, `dims_out`), through `depth` hidden layers.
 
     >>> network = MLP(2)
     >>> sum(p.numel() for p in network.parameters())
@@ -17,14 +17,14 @@ class MLP(nn.Module):
     torch.Size([4, 2])
     """
 
-    def __init__(self, dims: int, *, width: int = 128, depth: int = 3, features: int = 32) -> None:
+    def __init__(self, dims: int, *, dims_out: int | None = None, width: int = 128, depth: int = 3, features: int = 32) -> None:
         super().__init__()
         self.time = FourierFeatures(features)
         layers: list[nn.Module] = [nn.Linear(dims + features, width), nn.SiLU()]
         for _ in range(depth - 1):
             layers += [nn.Linear(width, width), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(width, dims))
+        self.layers = nn.Sequential(*layers, nn.Linear(width, dims_out or dims))
 
-    def forward(self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]) -> Float[Tensor, "batch dims"]:
+    def forward(self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]) -> Float[Tensor, "batch dims_out"]:
         out: Tensor = self.layers(torch.cat([z, self.time(logsnr).to(z.dtype)], 1))
         return out
