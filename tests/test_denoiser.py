@@ -97,8 +97,6 @@ def test_a_network_that_looks_up_integer_steps():
         "eps": torch.ones(32, 2, dtype=torch.float64),
     }
     assert torch.allclose(weighted_elbo(model, x, **options, label=None), weighted_elbo(ORACLE, x, **options), rtol=1e-12)
-    with pytest.raises(TypeError, match=r"TableStep: argument 'schedule' must be a Tabulated; got Linear"):
-        TableStep(Linear())
 
 
 def test_a_function_that_hides_a_network_is_warned_of():

@@ -7,7 +7,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff import Categorical, Cosine, Denoiser, Eps, Objective, Sigmoid, V, elbo, recipe, weighted_elbo
+from vdiff import (
+    Categorical,
+    Cosine,
+    Denoiser,
+    Eps,
+    Linear,
+    Objective,
+    Range,
+    Sigmoid,
+    TableStep,
+    Tabulated,
+    V,
+    elbo,
+    recipe,
+    weighted_elbo,
+)
 from vdiff.decoder import Gaussian
 from vdiff.denoiser import ScaledGamma, ScheduleTime, edm_time, flow_time, sigma_time
 from vdiff.gaussian import alpha, sigma
@@ -238,3 +253,12 @@ def test_fault_32_conditions_reach_the_network() -> None:
     assert_same(loss, loss_of(lambda z, time: z * label[:, None] + 0.3, x, t=t, eps=eps))
     with pytest.raises(TypeError, match="unexpected keyword argument 'lebel'"):
         loss_of(network, x, lebel=label)
+
+
+def test_fault_29_steps_of_what_is_no_table() -> None:
+    with refused(TypeError, "TableStep", "schedule", "be a Tabulated; got Linear(", "ScheduleTime takes any schedule"):
+        TableStep(Linear())  # type: ignore[arg-type]
+    with refused(TypeError, "TableStep", "schedule", "be a Tabulated; got the class Tabulated"):
+        TableStep(Tabulated)  # type: ignore[arg-type]
+    with refused(TypeError, "Denoiser", "variance", "be a ReverseVariance; got the class Range", "an instance, for instance Range()"):
+        Denoiser(nn.Identity(), Eps(), variance=Range)  # type: ignore[arg-type]
