@@ -79,7 +79,7 @@ def batch(n: int = 4, dims: int = 2, dtype: torch.dtype = torch.float32, seed: i
 
 
 @contextmanager
-def refused(error: type[Exception], function: str, argument: str, *words: str) -> Iterator[None]:
+def assert_refused(error: type[Exception], function: str, argument: str, *words: str) -> Iterator[None]:
     """The block must raise `error` with the message `<function>: argument '<argument>' must … <words in order> …`."""
     with pytest.raises(error) as caught:
         yield

@@ -11,7 +11,7 @@ from torch import Tensor
 from vdiff import Categorical, DiscretizedGaussian, LearnedLinear, Objective, Sigmoid, elbo, stratified, weighted_elbo
 from vdiff.decoder import Gaussian
 
-from .common import ROWS, SCHEDULE, Net, assert_same, batch, model, refused
+from .common import ROWS, SCHEDULE, Net, assert_refused, assert_same, batch, model
 
 
 def loss_of(x: object, **options: object) -> Tensor:
@@ -24,10 +24,12 @@ def test_fault_01_data_that_is_not_finite(value: float, count: int) -> None:
     x.view(-1)[2 : 2 + count] = value
     with (
         torch.no_grad(),
-        refused(ValueError, "Gaussian.encode", "data", "be finite", f"got {count} NaN or infinite values, the first at index (1, 0)"),
+        assert_refused(
+            ValueError, "Gaussian.encode", "data", "be finite", f"got {count} NaN or infinite values, the first at index (1, 0)"
+        ),
     ):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian())
-    with torch.inference_mode(), refused(ValueError, "Gaussian.encode", "data", "be finite"):
+    with torch.inference_mode(), assert_refused(ValueError, "Gaussian.encode", "data", "be finite"):
         Gaussian().encode(x)
 
 
@@ -44,7 +46,7 @@ def test_fault_01_training_reads_no_values() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_fault_02_integer_data(dtype: torch.dtype) -> None:
     levels = torch.ones(4, 2, dtype=dtype)
-    with refused(
+    with assert_refused(
         TypeError,
         "weighted_elbo",
         "x",
@@ -53,7 +55,7 @@ def test_fault_02_integer_data(dtype: torch.dtype) -> None:
         "Categorical(levels=256).encode(data)",
     ):
         loss_of(levels)
-    with refused(TypeError, "Gaussian.encode", "data", "floating", str(dtype)):
+    with assert_refused(TypeError, "Gaussian.encode", "data", "floating", str(dtype)):
         elbo(model(), levels, schedule=SCHEDULE, decoder=Gaussian())
 
 
@@ -64,11 +66,11 @@ def test_fault_03_levels_out_of_range(decoder: Categorical | DiscretizedGaussian
     name = type(decoder).__name__
     hint = "; bytes have levels=256" if high > 16 else ""
     words = ("lie in 0 … 16", f"got values from {low} to {high} (values are not on the 17-level grid{hint})")
-    with refused(ValueError, f"{name}.encode", "data", *words):
+    with assert_refused(ValueError, f"{name}.encode", "data", *words):
         elbo(model(), data, schedule=SCHEDULE, decoder=decoder)
-    with refused(ValueError, f"{name}.log_prob", "data", *words):
+    with assert_refused(ValueError, f"{name}.log_prob", "data", *words):
         decoder.log_prob(data, torch.zeros(1, 2), 5.0)
-    with refused(ValueError, "Categorical.fit", "data", *words):
+    with assert_refused(ValueError, "Categorical.fit", "data", *words):
         Categorical.fit(data, 17)
 
 
@@ -100,7 +102,7 @@ def test_fault_04_half_precision_data_is_computed_in_float32(dtype: torch.dtype,
     ids=["complex", "bool", "sparse", "numpy", "list"],
 )
 def test_fault_05_what_is_no_dense_real_tensor(x: object, words: tuple[str, ...]) -> None:
-    with refused(TypeError, "weighted_elbo", "x", *words):
+    with assert_refused(TypeError, "weighted_elbo", "x", *words):
         loss_of(x)
 
 
@@ -115,18 +117,18 @@ def test_fault_05_what_is_no_dense_real_tensor(x: object, words: tuple[str, ...]
     ids=["bool", "complex", "sparse", "numpy"],
 )
 def test_fault_05_what_are_no_levels(data: object, words: tuple[str, ...]) -> None:
-    with refused(TypeError, "Categorical.encode", "data", *words):
+    with assert_refused(TypeError, "Categorical.encode", "data", *words):
         elbo(model(), data, schedule=SCHEDULE, decoder=Categorical(17))  # type: ignore[arg-type]
 
 
 def test_fault_06_empty_batch() -> None:
-    with refused(ValueError, "weighted_elbo", "x", "hold at least one example", "shape (0, 2) (an empty batch has no mean)"):
+    with assert_refused(ValueError, "weighted_elbo", "x", "hold at least one example", "shape (0, 2) (an empty batch has no mean)"):
         loss_of(torch.zeros(0, 2))
-    with refused(ValueError, "Categorical.encode", "data", "hold at least one example", "shape (0, 2)"):
+    with assert_refused(ValueError, "Categorical.encode", "data", "hold at least one example", "shape (0, 2)"):
         elbo(model(), torch.zeros(0, 2, dtype=torch.long), schedule=SCHEDULE, decoder=Categorical(17))
-    with refused(ValueError, "Gaussian.encode", "data", "hold at least one example"):
+    with assert_refused(ValueError, "Gaussian.encode", "data", "hold at least one example"):
         elbo(model(), torch.zeros(0, 2), schedule=SCHEDULE, decoder=Gaussian())
-    with refused(ValueError, "stratified", "batch", "be at least 1"):
+    with assert_refused(ValueError, "stratified", "batch", "be at least 1"):
         stratified(0)
 
 
@@ -147,9 +149,9 @@ def test_fault_07_a_batch_of_one() -> None:
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_fault_08_no_batch_dimension(shape: tuple[int, ...]) -> None:
     words = ("have shape (batch, …) with one dimension or more behind the batch", f"got {shape}", "x[None]", "x[:, None]")
-    with refused(ValueError, "weighted_elbo", "x", *words):
+    with assert_refused(ValueError, "weighted_elbo", "x", *words):
         loss_of(torch.zeros(shape))
-    with refused(ValueError, "Categorical.encode", "data", *words[:2]):
+    with assert_refused(ValueError, "Categorical.encode", "data", *words[:2]):
         elbo(model(), torch.zeros(shape, dtype=torch.long), schedule=SCHEDULE, decoder=Categorical(17))
 
 
@@ -213,17 +215,17 @@ def test_fault_09_a_gradient_reaches_x() -> None:
 
 def test_fault_10_different_devices() -> None:
     x, t, eps = batch()
-    with refused(ValueError, "weighted_elbo", "eps", "be on the device of x, cpu", "got meta (eps = eps.to(x.device))"):
+    with assert_refused(ValueError, "weighted_elbo", "eps", "be on the device of x, cpu", "got meta (eps = eps.to(x.device))"):
         loss_of(x, eps=eps.to("meta"))
-    with refused(ValueError, "weighted_elbo", "t", "be on the device of x, cpu", "got meta (t = t.to(x.device))"):
+    with assert_refused(ValueError, "weighted_elbo", "t", "be on the device of x, cpu", "got meta (t = t.to(x.device))"):
         loss_of(x, t=t.to("meta"))
-    with refused(ValueError, "weighted_elbo", "t", "be on the device of x, meta", "got cpu"):
+    with assert_refused(ValueError, "weighted_elbo", "t", "be on the device of x, meta", "got cpu"):
         loss_of(x.to("meta"), t=t)
-    with refused(ValueError, "elbo", "eps", "be on the device of x, cpu", "got meta"):
+    with assert_refused(ValueError, "elbo", "eps", "be on the device of x, cpu", "got meta"):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), eps=eps.to("meta"))
-    with refused(ValueError, "weighted_elbo", "generator", "be on the device of x, meta", "got cpu (torch.Generator(x.device))"):
+    with assert_refused(ValueError, "weighted_elbo", "generator", "be on the device of x, meta", "got cpu (torch.Generator(x.device))"):
         loss_of(x.to("meta"), generator=torch.Generator())
-    with refused(TypeError, "weighted_elbo", "generator", "be a torch.Generator", "got 3"):
+    with assert_refused(TypeError, "weighted_elbo", "generator", "be a torch.Generator", "got 3"):
         loss_of(x, generator=3)
 
 
@@ -264,22 +266,22 @@ def test_fault_10_everything_is_made_on_the_device_of_x() -> None:
 )
 def test_fault_11_times(t: object, error: type[Exception], words: tuple[str, ...]) -> None:
     x = batch()[0]
-    with refused(error, "weighted_elbo", "t", *words):
+    with assert_refused(error, "weighted_elbo", "t", *words):
         loss_of(x, t=t)
-    with refused(error, "elbo", "t", *words):
+    with assert_refused(error, "elbo", "t", *words):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), t=t)  # type: ignore[arg-type]
-    with refused(error, "weighted_elbo", "t", *words):
+    with assert_refused(error, "weighted_elbo", "t", *words):
         Objective(model(), schedule=SCHEDULE)(x, t=t)
 
 
 def test_fault_11_times_of_a_schedule() -> None:
     words = ("be a floating tensor", "got torch.int64 (times are fractions of the way to noise, not integer steps: t = step / steps)")
     for method in ("rate", "delta"):
-        with refused(TypeError, f"Cosine.{method}", "t", *words):
+        with assert_refused(TypeError, f"Cosine.{method}", "t", *words):
             getattr(SCHEDULE, method)(torch.tensor([500]), **({"steps": 10} if method == "delta" else {}))
-    with refused(TypeError, "Cosine", "t", *words):
+    with assert_refused(TypeError, "Cosine", "t", *words):
         SCHEDULE(torch.tensor([500]))
-    with refused(TypeError, "Cosine", "t", "be a floating tensor", "got float"):
+    with assert_refused(TypeError, "Cosine", "t", "be a floating tensor", "got float"):
         SCHEDULE(0.5)
 
 
@@ -303,15 +305,15 @@ def test_fault_11_times_of_a_schedule() -> None:
 )
 def test_fault_12_noise(eps: object, error: type[Exception], words: tuple[str, ...]) -> None:
     x = batch()[0]
-    with refused(error, "weighted_elbo", "eps", *words):
+    with assert_refused(error, "weighted_elbo", "eps", *words):
         loss_of(x, eps=eps)
-    with refused(error, "elbo", "eps", *words):
+    with assert_refused(error, "elbo", "eps", *words):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), eps=eps)  # type: ignore[arg-type]
 
 
 def test_fault_13_digits_taken_for_bytes_and_bytes_for_digits() -> None:
     images = torch.tensor([[0, 255]], dtype=torch.uint8)
-    with refused(
+    with assert_refused(
         ValueError,
         "Categorical.encode",
         "data",
@@ -320,11 +322,13 @@ def test_fault_13_digits_taken_for_bytes_and_bytes_for_digits() -> None:
     ):
         elbo(model(), images, schedule=SCHEDULE, decoder=Categorical(17))
     for levels in (1, 0, 17.0, True, "17"):
-        with refused(ValueError, "Categorical", "levels", "be an integer of at least 2", "256 for bytes, 17 for scikit-learn's digits"):
+        with assert_refused(
+            ValueError, "Categorical", "levels", "be an integer of at least 2", "256 for bytes, 17 for scikit-learn's digits"
+        ):
             Categorical(levels)  # type: ignore[arg-type]
-    with refused(ValueError, "Categorical", "prior", "have shape (…, levels) = (…, 17)", "(256,)"):
+    with assert_refused(ValueError, "Categorical", "prior", "have shape (…, levels) = (…, 17)", "(256,)"):
         Categorical(17, prior=torch.zeros(256))
-    with refused(ValueError, "Categorical", "prior", "have shape (levels,) or (2, 17), as the data has", "(3, 17)"):
+    with assert_refused(ValueError, "Categorical", "prior", "have shape (levels,) or (2, 17), as the data has", "(3, 17)"):
         elbo(model(), torch.zeros(4, 2, dtype=torch.long), schedule=SCHEDULE, decoder=Categorical(17, prior=torch.zeros(3, 17)))
 
 
@@ -336,20 +340,20 @@ def test_fault_14_dequantised_data_with_a_discrete_decoder(decoder: Categorical 
         "be integer levels, 0 to 16",
         "torch.float32 (a discrete decoder takes levels 0, 1, 2, …; dequantised or scaled data needs a Gaussian decoder",
     )
-    with refused(TypeError, f"{name}.encode", "data", *words):
+    with assert_refused(TypeError, f"{name}.encode", "data", *words):
         elbo(model(), data, schedule=SCHEDULE, decoder=decoder)
-    with refused(TypeError, f"{name}.log_prob", "data", *words):
+    with assert_refused(TypeError, f"{name}.log_prob", "data", *words):
         decoder.log_prob(data, data, 5.0)
-    with refused(TypeError, f"{name}.expected_nll", "data", *words):
+    with assert_refused(TypeError, f"{name}.expected_nll", "data", *words):
         decoder.expected_nll(data, 5.0)
-    with refused(TypeError, "Categorical.fit", "data", *words):
+    with assert_refused(TypeError, "Categorical.fit", "data", *words):
         Categorical.fit(data, 17)
 
 
 def test_fault_14_a_mean_that_would_broadcast() -> None:
     levels, x = torch.zeros(4, 2, dtype=torch.long), torch.zeros(4, 2)
     for decoder, data in ((Categorical(17), levels), (DiscretizedGaussian(17), levels), (Gaussian(), x)):
-        with refused(
+        with assert_refused(
             ValueError,
             f"{type(decoder).__name__}.log_prob",
             "mean",

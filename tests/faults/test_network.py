@@ -27,7 +27,7 @@ from vdiff.decoder import Gaussian
 from vdiff.denoiser import ScaledGamma, ScheduleTime, edm_time, flow_time, sigma_time
 from vdiff.gaussian import alpha, sigma
 
-from .common import ROWS, SCHEDULE, Net, assert_same, batch, model, refused
+from .common import ROWS, SCHEDULE, Net, assert_refused, assert_same, batch, model
 
 
 def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tensor:
@@ -53,9 +53,11 @@ def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tens
 )
 def test_fault_26_output_of_another_shape(network: object, came: str, hint: str) -> None:
     x = torch.zeros(4, 3, 2)
-    with refused(ValueError, "Denoiser", "network", "return the shape of z, (4, 3, 2)", f"got {came}" + (f" {hint}" if hint else "")):
+    with assert_refused(
+        ValueError, "Denoiser", "network", "return the shape of z, (4, 3, 2)", f"got {came}" + (f" {hint}" if hint else "")
+    ):
         loss_of(network, x)
-    with refused(ValueError, "Denoiser", "network", "return the shape of z, (4, 3, 2)", f"got {came}"):
+    with assert_refused(ValueError, "Denoiser", "network", "return the shape of z, (4, 3, 2)", f"got {came}"):
         elbo(Denoiser(network, V()), x, schedule=SCHEDULE, decoder=Gaussian())  # type: ignore[arg-type]
 
 
@@ -76,7 +78,7 @@ class Output:
 )
 def test_fault_27_output_in_a_wrapper(wrap: object, came: str, take: str) -> None:
     hint = f"got {came} (take the tensor out: Denoiser(network, …, output=lambda out: out{take}))"
-    with refused(TypeError, "Denoiser", "network", "return a tensor", hint):
+    with assert_refused(TypeError, "Denoiser", "network", "return a tensor", hint):
         loss_of(lambda z, t: wrap(z))  # type: ignore[operator]
     x, t, eps = batch()
     adapted = {
@@ -89,7 +91,7 @@ def test_fault_27_output_in_a_wrapper(wrap: object, came: str, take: str) -> Non
 
 def test_fault_27_a_network_without_what_it_predicts() -> None:
     x = batch()[0]
-    with refused(
+    with assert_refused(
         TypeError,
         "weighted_elbo",
         "model",
@@ -97,16 +99,16 @@ def test_fault_27_a_network_without_what_it_predicts() -> None:
         "got Tensor (wrap the network, which says what it predicts: Denoiser(network, V()))",
     ):
         weighted_elbo(Net(), x, schedule=SCHEDULE)
-    with refused(TypeError, "Denoiser", "parameterization", "be a Parameterization", "got the class V (an instance"):
+    with assert_refused(TypeError, "Denoiser", "parameterization", "be a Parameterization", "got the class V (an instance"):
         Denoiser(Net(), V)  # type: ignore[arg-type]
-    with refused(TypeError, "Denoiser", "parameterization", "be a Parameterization", "got 'v' (an instance, for instance V())"):
+    with assert_refused(TypeError, "Denoiser", "parameterization", "be a Parameterization", "got 'v' (an instance, for instance V())"):
         Denoiser(Net(), "v")  # type: ignore[arg-type]
-    with refused(TypeError, "Denoiser", "network", "be called as network(z, time)", "got the class Net (an instance)"):
+    with assert_refused(TypeError, "Denoiser", "network", "be called as network(z, time)", "got the class Net (an instance)"):
         Denoiser(Net, V())
-    with refused(TypeError, "Denoiser", "network", "be called as network(z, time)", "got 3"):
+    with assert_refused(TypeError, "Denoiser", "network", "be called as network(z, time)", "got 3"):
         Denoiser(3, V())  # type: ignore[arg-type]
     for wrong in (None, Denoiser):
-        with refused(
+        with assert_refused(
             TypeError,
             "weighted_elbo",
             "model",
@@ -129,12 +131,12 @@ def test_fault_28_a_network_that_returns_nan_spoils_its_own_examples_alone() -> 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
 def test_fault_28_output_that_is_not_real(dtype: torch.dtype) -> None:
-    with refused(TypeError, "Denoiser", "network", "return real floating values", str(dtype)):
+    with assert_refused(TypeError, "Denoiser", "network", "return real floating values", str(dtype)):
         loss_of(lambda z, t: z.to(dtype))
 
 
 def test_fault_28_output_on_another_device() -> None:
-    with refused(ValueError, "Denoiser", "network", "return its output on the device of z, cpu", "got meta (network.to(z.device))"):
+    with assert_refused(ValueError, "Denoiser", "network", "return its output on the device of z, cpu", "got meta (network.to(z.device))"):
         loss_of(lambda z, t: z.to("meta"))
 
 
@@ -195,7 +197,7 @@ def test_fault_31_a_network_in_half_precision_is_told_the_time_in_float32(dtype:
     ],
 )
 def test_fault_32_a_misspelt_recipe(word: str, meant: str) -> None:
-    with refused(ValueError, "recipe", "name", "be one of ddpm, ", "indi", f"got '{word}' (did you mean '{meant}'?)"):
+    with assert_refused(ValueError, "recipe", "name", "be one of ddpm, ", "indi", f"got '{word}' (did you mean '{meant}'?)"):
         recipe(word)
 
 
@@ -233,11 +235,11 @@ def test_fault_32_a_keyword_of_the_other_verb() -> None:
             ("elbo", lambda d: elbo(model(), x, schedule=SCHEDULE, decoder=d)),
             ("Objective", lambda d: Objective(model(), schedule=SCHEDULE, decoder=d)),
         ):
-            with refused(
+            with assert_refused(
                 TypeError, name, "decoder", "be a Decoder", "for instance Categorical(levels=256), or Gaussian() for continuous data"
             ):
                 call(decoder)
-    with refused(
+    with assert_refused(
         ValueError, "Objective.bound", "decoder", "be given to the Objective", "got None (a weighted loss has no reconstruction term)"
     ):
         Objective(model(), schedule=SCHEDULE).bound(x)
@@ -256,9 +258,11 @@ def test_fault_32_conditions_reach_the_network() -> None:
 
 
 def test_fault_29_steps_of_what_is_no_table() -> None:
-    with refused(TypeError, "TableStep", "schedule", "be a Tabulated; got Linear(", "ScheduleTime takes any schedule"):
+    with assert_refused(TypeError, "TableStep", "schedule", "be a Tabulated; got Linear(", "ScheduleTime takes any schedule"):
         TableStep(Linear())  # type: ignore[arg-type]
-    with refused(TypeError, "TableStep", "schedule", "be a Tabulated; got the class Tabulated"):
+    with assert_refused(TypeError, "TableStep", "schedule", "be a Tabulated; got the class Tabulated"):
         TableStep(Tabulated)  # type: ignore[arg-type]
-    with refused(TypeError, "Denoiser", "variance", "be a ReverseVariance; got the class Range", "an instance, for instance Range()"):
+    with assert_refused(
+        TypeError, "Denoiser", "variance", "be a ReverseVariance; got the class Range", "an instance, for instance Range()"
+    ):
         Denoiser(nn.Identity(), Eps(), variance=Range)  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ from vdiff.gaussian import alpha, sigma
 from vdiff.schedule import Custom
 from vdiff.weighting import Custom as CustomWeighting
 
-from .common import ROWS, SCHEDULE, assert_same, batch, model, refused
+from .common import ROWS, SCHEDULE, assert_refused, assert_same, batch, model
 
 INF, NAN = math.inf, math.nan
 
@@ -82,7 +82,7 @@ def test_fault_16_a_schedule_that_rises_somewhere_names_the_place() -> None:
         return -20 - 30 * torch.cos(12 * t)
 
     first = math.acos(-2 / 3) / 12  # λ' = −20 − 30 cos 12t turns positive
-    with refused(
+    with assert_refused(
         ValueError,
         "Custom",
         "schedule",
@@ -94,12 +94,12 @@ def test_fault_16_a_schedule_that_rises_somewhere_names_the_place() -> None:
         Custom(bump)
     start, stop = (bump(torch.tensor([t], dtype=torch.float64)).item() for t in (0.0, 1.0))
     for build in (lambda s: s.check(), lambda s: Objective(model(), schedule=s)):
-        with refused(ValueError, "Own", "schedule", "be strictly decreasing in t", f"at t = {math.floor(first * 1e4) / 1e4:g} and"):
+        with assert_refused(ValueError, "Own", "schedule", "be strictly decreasing in t", f"at t = {math.floor(first * 1e4) / 1e4:g} and"):
             build(Own(bump, lambda t: -rise(t), start, stop))
 
 
 def test_fault_16_gamma_handed_over_for_logsnr() -> None:
-    with refused(
+    with assert_refused(
         ValueError,
         "Custom",
         "logsnr",
@@ -107,7 +107,7 @@ def test_fault_16_gamma_handed_over_for_logsnr() -> None:
         "λ = -10 at t = 0 and λ = 10 at t = 1 (γ = −λ rises: hand over −γ)",
     ):
         Custom(lambda t: 20 * t - 10)
-    with refused(
+    with assert_refused(
         ValueError,
         "Own",
         "schedule",
@@ -115,9 +115,11 @@ def test_fault_16_gamma_handed_over_for_logsnr() -> None:
         "λ = -10 at t = 0 and -9.998 at t = 0.0001 (γ = −λ rises: hand over −γ)",
     ):
         Own(lambda t: 20 * t - 10, twenty).check()
-    with refused(ValueError, "Tabulated", "logsnr", "be strictly decreasing", "1 at level 1 and 2 at level 2 (γ = −λ rises: hand over −γ)"):
+    with assert_refused(
+        ValueError, "Tabulated", "logsnr", "be strictly decreasing", "1 at level 1 and 2 at level 2 (γ = −λ rises: hand over −γ)"
+    ):
         Tabulated([1.0, 2.0, 3.0])
-    with refused(
+    with assert_refused(
         ValueError,
         "Linear",
         "logsnr_max",
@@ -129,9 +131,11 @@ def test_fault_16_gamma_handed_over_for_logsnr() -> None:
 
 
 def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
-    with refused(ValueError, "Own", "schedule", "have rate_at(t, logsnr) = −dλ/dt > 0", "got a rate of -20 at t = 0", "hand over −dλ/dt"):
+    with assert_refused(
+        ValueError, "Own", "schedule", "have rate_at(t, logsnr) = −dλ/dt > 0", "got a rate of -20 at t = 0", "hand over −dλ/dt"
+    ):
         Own(falls, lambda t: -twenty(t)).check()
-    with refused(
+    with assert_refused(
         ValueError,
         "Custom",
         "schedule",
@@ -139,9 +143,9 @@ def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
         "got a rate of 10 at t = 0 and 10 at t = 0.0001",
     ):
         Custom(falls, rate=lambda t: 0.5 * twenty(t))
-    with refused(ValueError, "Own", "logsnr_at", "run from logsnr_max = 12 to logsnr_min = -10", "got λ(0) = 10, λ(1) = -10"):
+    with assert_refused(ValueError, "Own", "logsnr_at", "run from logsnr_max = 12 to logsnr_min = -10", "got λ(0) = 10, λ(1) = -10"):
         Own(falls, twenty, 12.0).check()
-    with refused(ValueError, "Own", "schedule", "have finite logsnr_at(t)", "got λ = inf at t = 0"):
+    with assert_refused(ValueError, "Own", "schedule", "have finite logsnr_at(t)", "got λ = inf at t = 0"):
         Own(lambda t: -2 * torch.log(t), lambda t: 2 / t).check()
     assert Custom(falls, rate=twenty).check().logsnr_max == 10
 
@@ -173,7 +177,7 @@ def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
     ids=["reversed", "equal", "zero terminal SNR", "no noise", "nan", "text", "vector"],
 )
 def test_fault_17_ends(name: str, build: Callable[..., Schedule], high: object, low: object, argument: str, words: tuple[str, ...]) -> None:
-    with refused(TypeError if words[0] == "be a number" else ValueError, name, argument, *words):
+    with assert_refused(TypeError if words[0] == "be a number" else ValueError, name, argument, *words):
         build(high, low)
 
 
@@ -220,7 +224,7 @@ def test_fault_17_ends(name: str, build: Callable[..., Schedule], high: object, 
     ],
 )
 def test_fault_17_what_a_schedule_is_made_of(build: Callable[[], object], function: str, argument: str, words: tuple[str, ...]) -> None:
-    with refused(ValueError, function, argument, *words):
+    with assert_refused(ValueError, function, argument, *words):
         build()
 
 
@@ -232,15 +236,15 @@ def test_fault_17_what_is_no_schedule(schedule: object) -> None:
         else ("got", "for instance Cosine(); schedule.Custom takes a function of t")
     )
     x = batch()[0]
-    with refused(TypeError, "weighted_elbo", "schedule", "be a Schedule", *words):
+    with assert_refused(TypeError, "weighted_elbo", "schedule", "be a Schedule", *words):
         weighted_elbo(model(), x, schedule=schedule)  # type: ignore[arg-type]
-    with refused(TypeError, "elbo", "schedule", "be a Schedule", *words):
+    with assert_refused(TypeError, "elbo", "schedule", "be a Schedule", *words):
         elbo(model(), x, schedule=schedule, decoder=Gaussian())  # type: ignore[arg-type]
-    with refused(TypeError, "Objective", "schedule", "be a Schedule", *words):
+    with assert_refused(TypeError, "Objective", "schedule", "be a Schedule", *words):
         Objective(model(), schedule=schedule)  # type: ignore[arg-type]
-    with refused(TypeError, "Shifted", "schedule", "be a Schedule", *words):
+    with assert_refused(TypeError, "Shifted", "schedule", "be a Schedule", *words):
         Shifted(schedule, 1.0)  # type: ignore[arg-type]
-    with refused(TypeError, "MSE", "schedule", "be a Schedule", *words):
+    with assert_refused(TypeError, "MSE", "schedule", "be a Schedule", *words):
         MSE(schedule, V())  # type: ignore[arg-type]
 
 
@@ -306,15 +310,15 @@ def test_fault_19_many_steps_are_continuous_time(schedule: Schedule) -> None:
 )  # fmt: skip
 def test_fault_19_what_is_no_number_of_steps(steps: object, error: type[Exception], words: tuple[str, ...]) -> None:
     x = batch()[0]
-    with refused(error, "weighted_elbo", "steps", *words):
+    with assert_refused(error, "weighted_elbo", "steps", *words):
         weighted_elbo(model(), x, schedule=SCHEDULE, steps=steps)  # type: ignore[arg-type]
-    with refused(error, "elbo", "steps", *words):
+    with assert_refused(error, "elbo", "steps", *words):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), steps=steps)  # type: ignore[arg-type]
-    with refused(error, "Objective", "steps", *words):
+    with assert_refused(error, "Objective", "steps", *words):
         Objective(model(), schedule=SCHEDULE, steps=steps)  # type: ignore[arg-type]
-    with refused(error, "MSE", "steps", *words):
+    with assert_refused(error, "MSE", "steps", *words):
         MSE(SCHEDULE, V(), steps=steps)  # type: ignore[arg-type]
-    with refused(error, "Cosine.delta", "steps", *words):
+    with assert_refused(error, "Cosine.delta", "steps", *words):
         SCHEDULE.delta(torch.ones(1), steps)  # type: ignore[arg-type]
 
 
@@ -338,7 +342,7 @@ def test_fault_20_the_diffusion_term_alone_does_not_move_learned_ends() -> None:
     schedule, (x, _, _) = LearnedLinear(), batch()
     weighted_elbo(model(), x, schedule=schedule).mean().backward()
     assert [p.grad for p in schedule.parameters()] == [None, None]
-    with refused(
+    with assert_refused(
         ValueError,
         "elbo",
         "schedule",
@@ -346,9 +350,9 @@ def test_fault_20_the_diffusion_term_alone_does_not_move_learned_ends() -> None:
         "on continuous data the bound improves for ever as λ_max grows",
     ):
         elbo(model(), x, schedule=schedule, decoder=Gaussian())
-    with refused(ValueError, "Objective", "schedule", "have fixed ends with a Gaussian decoder"):
+    with assert_refused(ValueError, "Objective", "schedule", "have fixed ends with a Gaussian decoder"):
         Objective(model(), schedule=schedule, decoder=Gaussian())
-    with refused(ValueError, "MSE", "schedule", "be fixed", "use a fixed w(λ)"):
+    with assert_refused(ValueError, "MSE", "schedule", "be fixed", "use a fixed w(λ)"):
         MSE(schedule, V())
 
 
@@ -408,12 +412,12 @@ def test_fault_21_no_autocast_for_logsnr() -> None:
     ids=["negative", "negative somewhere", "nan", "pole", "inf", "column", "mean", "number", "device"],
 )
 def test_fault_22_weightings(weighting: Callable[[Tensor], Tensor], words: tuple[str, ...]) -> None:
-    with refused(ValueError, "Objective", "weighting", *words):
+    with assert_refused(ValueError, "Objective", "weighting", *words):
         Objective(model(), schedule=SCHEDULE, weighting=weighting)
-    with refused(ValueError, "Custom", "weighting", *words):
+    with assert_refused(ValueError, "Custom", "weighting", *words):
         CustomWeighting(weighting, -10.0, 10.0)
     if words[0].startswith("return"):
-        with refused(ValueError, "weighted_elbo", "weighting", words[0]):
+        with assert_refused(ValueError, "weighted_elbo", "weighting", words[0]):
             weighted_elbo(model(), batch()[0], schedule=SCHEDULE, weighting=weighting)
 
 
@@ -421,7 +425,7 @@ def test_fault_22_a_weighting_for_part_of_the_line() -> None:
     def tent(logsnr: Tensor) -> Tensor:
         return 1 - logsnr.abs() / 20
 
-    with refused(
+    with assert_refused(
         ValueError,
         "Custom",
         "weighting",
@@ -440,9 +444,9 @@ def test_fault_22_what_is_no_weighting(weighting: object) -> None:
     words = (
         ("got the class Sigmoid (an instance: Sigmoid())",) if weighting is Sigmoid else (f"got {weighting!r} (for instance Sigmoid(2.0))",)
     )
-    with refused(TypeError, "weighted_elbo", "weighting", "be a Weighting or a function of logsnr", *words):
+    with assert_refused(TypeError, "weighted_elbo", "weighting", "be a Weighting or a function of logsnr", *words):
         weighted_elbo(model(), batch()[0], schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
-    with refused(TypeError, "Objective", "weighting", "be a Weighting or a function of logsnr", *words):
+    with assert_refused(TypeError, "Objective", "weighting", "be a Weighting or a function of logsnr", *words):
         Objective(model(), schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
 
 
@@ -472,12 +476,12 @@ def test_fault_22_what_is_no_weighting(weighting: object) -> None:
 def test_fault_22_what_a_weighting_is_made_of(
     build: Callable[[], object], error: type[Exception], function: str, argument: str, words: tuple[str, ...]
 ) -> None:
-    with refused(error, function, argument, *words):
+    with assert_refused(error, function, argument, *words):
         build()
 
 
 def test_fault_22_a_bound_has_no_other_weighting() -> None:
-    with refused(
+    with assert_refused(
         ValueError,
         "Objective",
         "weighting",
@@ -505,7 +509,7 @@ def test_fault_22_every_weighting_passes_its_own_check() -> None:
 
 def test_fault_23_a_density_that_is_zero_inside_the_ends() -> None:
     """The schedule is the density of the times: where it never looks, no weight can be trained."""
-    with refused(
+    with assert_refused(
         ValueError,
         "Normal",
         "logsnr_max",
@@ -513,7 +517,7 @@ def test_fault_23_a_density_that_is_zero_inside_the_ends() -> None:
         "got [-5, 60], of which it reaches [-5, inf] (the end is too far out",
     ):
         Normal(0.0, 1.0, logsnr_max=60.0)
-    with refused(ValueError, "Normal", "logsnr_min", "lie where Gaussian(mean=0.0, std=1.0) has mass in float64", "got [-60, 5]"):
+    with assert_refused(ValueError, "Normal", "logsnr_min", "lie where Gaussian(mean=0.0, std=1.0) has mass in float64", "got [-60, 5]"):
         Normal(0.0, 1.0, logsnr_min=-60.0)
     factor = loss_factor(ELBO(), SCHEDULE, V())
     assert factor(torch.tensor([20.0])).item() == INF  # no finite factor makes up for a λ that is never drawn
@@ -560,16 +564,18 @@ def test_fault_23_densities_are_normalized_between_the_ends(schedule: Schedule) 
 def test_fault_24_what_a_schedule_returns(logsnr: Callable[[Tensor], object], words: tuple[str, ...]) -> None:
     x = batch()[0]
     must = ("have the shape, dtype and device of t: (10001,), torch.float64, cpu", *words)
-    with refused(ValueError, "Own.logsnr_at", "return value", *must):
+    with assert_refused(ValueError, "Own.logsnr_at", "return value", *must):
         weighted_elbo(model(), x, schedule=Own(logsnr, twenty))
-    with refused(ValueError, "Own.rate_at", "return value", *must):
+    with assert_refused(ValueError, "Own.rate_at", "return value", *must):
         weighted_elbo(model(), x, schedule=Own(falls, logsnr))
     for wrong, method in ((Own(logsnr, twenty), "logsnr_at"), (Own(falls, logsnr), "rate_at")):
-        with refused(ValueError, f"Own.{method}", "return value", "have the shape, dtype and device of t: (10001,), torch.float64, cpu"):
+        with assert_refused(
+            ValueError, f"Own.{method}", "return value", "have the shape, dtype and device of t: (10001,), torch.float64, cpu"
+        ):
             Objective(model(), schedule=wrong)
-    with refused(ValueError, "Custom.logsnr", "return value", "have the shape, dtype and device of t: (2,), torch.float64, cpu"):
+    with assert_refused(ValueError, "Custom.logsnr", "return value", "have the shape, dtype and device of t: (2,), torch.float64, cpu"):
         Custom(logsnr)  # type: ignore[arg-type]
-    with refused(ValueError, "Custom.rate_at", "return value", "have the shape, dtype and device of t"):
+    with assert_refused(ValueError, "Custom.rate_at", "return value", "have the shape, dtype and device of t"):
         Custom(falls, rate=logsnr)  # type: ignore[arg-type]
 
 
@@ -587,7 +593,7 @@ def test_fault_24_a_schedule_without_its_methods() -> None:
 )
 def test_fault_25_an_inverse_beyond_the_ends(schedule: Schedule) -> None:
     name, logsnr = type(schedule).__name__, torch.tensor([0.0, 20.0, -30.0])
-    with refused(
+    with assert_refused(
         ValueError,
         f"{name}.inverse",
         "logsnr",
@@ -595,12 +601,12 @@ def test_fault_25_an_inverse_beyond_the_ends(schedule: Schedule) -> None:
         "values from -30 to 20 (clamp=True returns the nearest end)",
     ):
         schedule.inverse(logsnr)
-    with refused(ValueError, f"{name}.inverse", "logsnr", "lie within the ends [-10, 10]", "values from nan to nan"):
+    with assert_refused(ValueError, f"{name}.inverse", "logsnr", "lie within the ends [-10, 10]", "values from nan to nan"):
         schedule.inverse(torch.tensor([torch.nan]))
     assert_same(schedule.inverse(logsnr, clamp=True)[1:], torch.tensor([0.0, 1.0]), rtol=0, atol=1e-15)
     rounded = torch.tensor([10.0, -10.0], dtype=torch.float64) * (1 + 1e-8)  # what float32 makes of an end
     assert_same(schedule.inverse(rounded), torch.tensor([0.0, 1.0]), rtol=0, atol=1e-12)
-    with refused(TypeError, f"{name}.inverse", "logsnr", "be a floating tensor", "torch.int64"):
+    with assert_refused(TypeError, f"{name}.inverse", "logsnr", "be a floating tensor", "torch.int64"):
         schedule.inverse(torch.tensor([3]))
 
 
@@ -614,7 +620,7 @@ class Drifting(Linear):
 
 def test_fault_16_a_schedule_is_checked_at_its_first_use() -> None:
     x = batch()[0]
-    with refused(
+    with assert_refused(
         ValueError, "Drifting", "schedule", "say what its parameters are", "learns_ends = False (λ_max and λ_min would move with them"
     ):
         weighted_elbo(model(), x, schedule=Drifting())
@@ -625,11 +631,15 @@ def test_fault_16_a_schedule_is_checked_at_its_first_use() -> None:
 
 def test_fault_19_chains_of_another_length() -> None:
     x, table = batch()[0], Tabulated.linear_betas()
-    with refused(ValueError, "weighted_elbo", "steps", "divide the 999 steps of the table; got 1000 (a table of 1000 levels has 999 steps"):
+    with assert_refused(
+        ValueError, "weighted_elbo", "steps", "divide the 999 steps of the table; got 1000 (a table of 1000 levels has 999 steps"
+    ):
         weighted_elbo(model(), x, schedule=table, steps=1000)
-    with refused(ValueError, "weighted_elbo", "steps", "be 999, as in MSE", "got None (the plain loss of a chain is one on that chain)"):
+    with assert_refused(
+        ValueError, "weighted_elbo", "steps", "be 999, as in MSE", "got None (the plain loss of a chain is one on that chain)"
+    ):
         weighted_elbo(model(), x, schedule=table, weighting=MSE(table, Eps(), steps=999))
-    with refused(
+    with assert_refused(
         ValueError,
         "weighted_elbo",
         "t",
@@ -639,14 +649,14 @@ def test_fault_19_chains_of_another_length() -> None:
 
 
 def test_fault_17_a_table_of_signal_taken_for_one_of_logsnr() -> None:
-    with refused(
+    with assert_refused(
         ValueError,
         "Tabulated",
         "logsnr",
         "be log α²/σ²; got values from 0.1 to 0.9 alone (these look like ᾱ: Tabulated.from_alphas_cumprod",
     ):
         Tabulated([0.9, 0.5, 0.1])
-    with refused(
+    with assert_refused(
         ValueError,
         "Tabulated.from_alphas_cumprod",
         "alphas_cumprod",

@@ -38,7 +38,7 @@ from vdiff import (
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.gaussian import moving_only, wide, wide_dtype
 
-from .common import DECODERS, ROWS, SCHEDULE, SCHEDULES, WEIGHTINGS, Net, assert_same, batch, data_of, gradients, model, refused
+from .common import DECODERS, ROWS, SCHEDULE, SCHEDULES, WEIGHTINGS, Net, assert_refused, assert_same, batch, data_of, gradients, model
 from .compiled import CASES as COMPILED
 
 # torch's own forward mode loads torch.jit, with a warning that is none of ours
@@ -143,11 +143,11 @@ def test_fault_35_drawn_under_vmap() -> None:
 def test_fault_35_values_are_still_checked_where_they_can_be_read() -> None:
     x, t, eps = batch()
     objective = Objective(model(), schedule=SCHEDULE)
-    with refused(ValueError, "weighted_elbo", "t", "lie within [0, 1]"):
+    with assert_refused(ValueError, "weighted_elbo", "t", "lie within [0, 1]"):
         grad(lambda x: objective(x, t=t + 1, eps=eps).sum())(x)
-    with refused(ValueError, "weighted_elbo", "t", "lie within [0, 1]"):
+    with assert_refused(ValueError, "weighted_elbo", "t", "lie within [0, 1]"):
         vmap(lambda eps: objective(x, t=t + 1, eps=eps))(eps[None])
-    with refused(ValueError, "weighted_elbo", "eps", "have the shape of x"):  # shapes always
+    with assert_refused(ValueError, "weighted_elbo", "eps", "have the shape of x"):  # shapes always
         vmap(lambda eps: objective(x, t=t, eps=eps[:1]))(eps[None])
 
 
@@ -362,7 +362,7 @@ def test_fault_40_a_wrapped_model_beside_a_learned_schedule() -> None:
     Wrapped.__name__ = "DistributedDataParallel"
     denoiser = model()
     denoiser.network.wrapped = Wrapped()
-    with refused(
+    with assert_refused(
         ValueError,
         "Objective",
         "model",
@@ -401,16 +401,16 @@ def test_fault_42_data_parallel() -> None:
     x = batch()[0]
     words = ("not hold an nn.DataParallel", "got DataParallel", "wrap the Objective in DistributedDataParallel")
     for network in (nn.DataParallel(Net()), nn.Sequential(nn.DataParallel(nn.Identity()))):
-        with refused(TypeError, "Denoiser", "network", *words):
+        with assert_refused(TypeError, "Denoiser", "network", *words):
             Denoiser(network, V())
-    with refused(TypeError, "weighted_elbo", "model", *words):
+    with assert_refused(TypeError, "weighted_elbo", "model", *words):
         weighted_elbo(nn.DataParallel(model()), x, schedule=SCHEDULE)
-    with refused(TypeError, "elbo", "model", *words):
+    with assert_refused(TypeError, "elbo", "model", *words):
         elbo(nn.DataParallel(model()), x, schedule=SCHEDULE, decoder=Gaussian())
-    with refused(TypeError, "Objective", "model", *words):
+    with assert_refused(TypeError, "Objective", "model", *words):
         Objective(nn.DataParallel(model()), schedule=SCHEDULE)
     replica = Objective(model(), schedule=SCHEDULE)._replicate_for_data_parallel()  # what DataParallel calls on each GPU
-    with refused(TypeError, "Objective", "self", "not be wrapped in nn.DataParallel", "use DistributedDataParallel"):
+    with assert_refused(TypeError, "Objective", "self", "not be wrapped in nn.DataParallel", "use DistributedDataParallel"):
         replica(x)
 
 

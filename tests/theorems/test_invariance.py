@@ -165,7 +165,7 @@ def test_mse_of_a_chain_is_the_mean_over_its_levels_but_the_first():
     schedule, steps = Tabulated(TABLE), len(TABLE) - 1
     lam = np.array(TABLE[1:])
     m = posterior_moments(lam)[0]
-    # B.14: a constant bias adds its square, a factor c adds (1 - c)² (1 - m)
+    # a constant bias adds its square, a factor c adds (1 - c)² (1 - m)
     want = ((1 + np.exp(-lam)) * (m + 0.1**2 * (1 - m) + 0.1**2)).sum() / (steps + 1)
     assert chain_loss(biased, schedule, steps, MSE(schedule, V(), steps=steps)) == pytest.approx(want, rel=1e-9)
 

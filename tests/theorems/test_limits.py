@@ -120,7 +120,7 @@ def test_refinement_may_raise_the_bound_of_a_bad_denoiser():
     for steps in (1, 2, 4, 64):
         lam = 13.3 - 18.3 * np.arange(1, steps + 1) / steps
         m = posterior_moments(lam)[0]
-        m = m + 4 * (np.exp(lam) * SECOND_MOMENT - m)  # B.14 with c = 3
+        m = m + 4 * (np.exp(lam) * SECOND_MOMENT - m)  # an estimate c x̂ with c = 3
         losses[steps] = chain_loss(bad, schedule, steps)
         assert losses[steps] == pytest.approx(0.5 * np.expm1(18.3 / steps) * m.sum(), rel=1e-8)
     assert [losses[n] for n in (1, 2, 4)] == pytest.approx([1.683e5, 6.45e5, 6.566e5], rel=1e-3)
