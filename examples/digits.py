@@ -22,7 +22,7 @@ import vdiff
 from vdiff import plots
 from vdiff.data.digits import LEVELS, digits
 from vdiff.likelihood import Report, evaluate
-from vdiff.loss import Objective
+from vdiff.objective import Objective
 from vdiff.times import generator_of
 from vdiff.training import Config, Run, train
 

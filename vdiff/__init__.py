@@ -4,7 +4,8 @@ from vdiff.bound import Bound
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
 from vdiff.denoiser import Denoiser, ScaledGamma, ScheduleTime, TableStep, edm_time, flow_time, sigma_time
 from vdiff.gaussian import bits_per_dim
-from vdiff.loss import Objective, elbo, hybrid, weighted_elbo
+from vdiff.loss import elbo, hybrid, weighted_elbo
+from vdiff.objective import Objective
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.parameterization import Eps, Exploding, Flow, Parameterization, PosteriorMean, Prediction, Score, V, X
 from vdiff.profile import Profile

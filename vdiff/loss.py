@@ -16,9 +16,9 @@ from vdiff.gaussian import Step, at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell, reverse_kl
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import check_schedule, home
+from vdiff.schedule.base import check_schedule
 from vdiff.times import on_chain, stratified
-from vdiff.weighting import ELBO, Weighting, check_chain, check_weight, check_weight_function, check_weighting
+from vdiff.weighting import ELBO, check_chain, check_weight, check_weight_function
 
 Model = Callable[..., Prediction]
 WeightFunction = Callable[[Tensor], Tensor]
@@ -79,7 +79,7 @@ def weighted_elbo(
     """
     if checking():
         check_data("weighted_elbo", x)
-        _check_call("weighted_elbo", model, schedule, steps, condition)
+        check_call("weighted_elbo", model, schedule, steps, condition)
         check_chain("weighted_elbo", weighting, schedule, steps)
         check_weight_function("weighted_elbo", weighting)
     x, t, eps = _draw("weighted_elbo", x, steps, t, eps, generator)
@@ -128,9 +128,9 @@ def elbo(
     torch.Size([8])
     """
     if checking():
-        _check_call("elbo", model, schedule, steps, condition)
+        check_call("elbo", model, schedule, steps, condition)
         check_chain("elbo", None, schedule, steps)
-        _check_decoder("elbo", decoder, schedule)
+        check_decoder("elbo", decoder, schedule)
     given = eps  # the noise of z₀ too, for a decoder that looks at the network
     x, t, eps = _draw("elbo", decoder.encode(data), steps, t, eps, generator)
     logsnr_max, logsnr_min = schedule.ends(pin=False)
@@ -182,7 +182,7 @@ def hybrid(
     """
     if checking():
         check_data("hybrid", x)
-        _check_call("hybrid", model, schedule, steps, condition)
+        check_call("hybrid", model, schedule, steps, condition)
         check_chain("hybrid", None, schedule, steps)
     x, t, eps = _draw("hybrid", x, steps, t, eps, generator)
     logsnr, measure = schedule.levels(t, steps)
@@ -201,102 +201,6 @@ def hybrid(
         step = Step(logsnr, torch.log1p(measure / steps))
         bound = reverse_kl(prediction.stopped(), x, eps, step)
         return (prediction.squared_error(x, eps) + (bound_weight * steps) * bound) / x[0].numel()
-
-
-class Objective(nn.Module):
-    """Model, schedule and weighting (or decoder) as one module whose forward is the loss, nats per example.
-
-    This is what DDP, `torch.compile`, Lightning or accelerate wrap and what a checkpoint saves. With a decoder the loss
-    is the whole bound of `elbo`, on data as it is; without, `weighted_elbo` on encoded x. The schedule and the weighting
-    are checked here, once.
-
-    >>> from vdiff import Categorical, Denoiser, LearnedLinear, X
-    >>> model = Denoiser(lambda z, logsnr: 0 * z, X())
-    >>> objective = Objective(model, schedule=LearnedLinear(), decoder=Categorical(levels=17))
-    >>> objective(torch.randint(0, 17, (8, 1, 8, 8))).mean().backward()
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        *,
-        schedule: Schedule,
-        weighting: WeightFunction | None = None,
-        decoder: Decoder | None = None,
-        steps: int | None = None,
-    ) -> None:
-        super().__init__()
-        _check_call("Objective", model, schedule, steps, {})
-        check_no_data_parallel("Objective", "model", model)
-        check_chain("Objective", weighting, schedule, steps)
-        if decoder is not None:
-            _check_decoder("Objective", decoder, schedule)
-        if decoder is not None and weighting is not None and not isinstance(weighting, ELBO):
-            raise ValueError(
-                must(
-                    "Objective",
-                    "weighting",
-                    "be left out, or ELBO(), where a decoder is given",
-                    repr(weighting),
-                    "with another weighting the sum is no bound",
-                )
-            )
-        if (
-            isinstance(model, nn.Module)
-            and any(type(m).__name__ == "DistributedDataParallel" for m in model.modules())
-            and any(True for _ in schedule.parameters())
-        ):
-            raise ValueError(
-                must(
-                    "Objective",
-                    "model",
-                    "not be wrapped in DDP where the schedule is learned",
-                    "DistributedDataParallel",
-                    "wrap the Objective: the schedule's gradients are not synchronised otherwise",
-                )
-            )
-        schedule.check()
-        if weighting is not None and home(schedule).type != "meta":  # there, learned ends have no values yet
-            low, high = weighting.range() if isinstance(weighting, Weighting) else (schedule.logsnr_min, schedule.logsnr_max)
-            check_weighting(weighting, max(low, schedule.logsnr_min), min(high, schedule.logsnr_max), "Objective")
-        self.model, self.schedule, self.decoder, self.steps = model, schedule, decoder, steps
-        self.weighting = _ELBO if weighting is None else weighting
-
-    def forward(
-        self, x: Tensor, *, t: Tensor | None = None, eps: Tensor | None = None, generator: torch.Generator | None = None, **condition: Any
-    ) -> Float[Tensor, " batch"]:
-        """The loss of each example, nats: `weighted_elbo`, or `elbo(...).total` where there is a decoder."""
-        if getattr(self, "_is_replica", False):  # torch's own mark on the copies that nn.DataParallel makes
-            raise TypeError(
-                must(
-                    "Objective",
-                    "self",
-                    "not be wrapped in nn.DataParallel",
-                    "a replica",
-                    "its replicas draw their times apart: use DistributedDataParallel",
-                )
-            )
-        if self.decoder is not None:
-            return self.bound(x, t=t, eps=eps, generator=generator, **condition).total
-        return weighted_elbo(
-            self.model,
-            x,
-            schedule=self.schedule,
-            weighting=self.weighting,
-            steps=self.steps,
-            t=t,
-            eps=eps,
-            generator=generator,
-            **condition,
-        )
-
-    def bound(self, data: Tensor, **options: Any) -> Bound:
-        """The bound in its parts; raises where there is no decoder."""
-        if self.decoder is None:
-            raise ValueError(
-                must("Objective.bound", "decoder", "be given to the Objective", None, "a weighted loss has no reconstruction term")
-            )
-        return elbo(self.model, data, schedule=self.schedule, decoder=self.decoder, steps=self.steps, **options)
 
 
 def _draw(
@@ -386,7 +290,8 @@ def _refuse_untrained_variance(prediction: Prediction) -> None:
         )
 
 
-def _check_call(name: str, model: object, schedule: object, steps: object, condition: dict[str, Any]) -> None:
+def check_call(name: str, model: object, schedule: object, steps: object, condition: dict[str, Any]) -> None:
+    """Raise for a misspelt keyword, and for what is no model, schedule or number of steps."""
     for word in condition:
         if elsewhere := _ELSEWHERE.get((name, word)):
             raise TypeError(f"{name}: argument '{word}' is unknown; {elsewhere}")
@@ -404,7 +309,8 @@ def _check_call(name: str, model: object, schedule: object, steps: object, condi
         check_positive_int(name, "steps", steps)
 
 
-def _check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
+def check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
+    """Raise for what is no decoder, and for a Gaussian one under a schedule with learned ends."""
     if not isinstance(decoder, Decoder):
         came = f"the class {decoder.__name__}" if isinstance(decoder, type) else repr(decoder)
         raise TypeError(
@@ -428,4 +334,4 @@ def _check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
         )
 
 
-__all__ = ["Objective", "elbo", "hybrid", "weighted_elbo"]
+__all__ = ["elbo", "hybrid", "weighted_elbo"]

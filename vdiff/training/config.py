@@ -8,7 +8,7 @@ from vdiff import nn as networks
 from vdiff.decoder import Levels
 from vdiff.denoiser import Denoiser
 from vdiff.errors import did_you_mean, must
-from vdiff.loss import Objective
+from vdiff.objective import Objective
 
 Spec = dict[str, Any]
 

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from vdiff.errors import must
-from vdiff.loss import Objective
+from vdiff.objective import Objective
 from vdiff.times import generator_of, offset_of, stratified
 from vdiff.training.config import Config
 from vdiff.training.optim import parameter_groups

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from vdiff.errors import must
-from vdiff.loss import Objective
+from vdiff.objective import Objective
 from vdiff.training.config import Config
 
 
