@@ -26,11 +26,15 @@ from vdiff import (
     TruncatedSNR,
     V,
     X,
+    loss_factor,
     recipe,
+    weighted_elbo,
 )
 from vdiff.recipes import RECIPES
 from vdiff.schedule.law import HyperbolicSecant
 from vdiff.weighting import Custom
+
+from .reference import gmm1d
 
 PI, exp = math.pi, np.exp
 LAMBDAS = np.linspace(-11.5, 11.5, 20)  # twenty log-SNRs, none at a corner or at zero
@@ -176,3 +180,17 @@ def test_the_weighting_of_a_chain_is_zero_off_its_levels():
     assert (w(table.table[1:]) > 0).all()
     steps = torch.expm1(table.table[:-1] - table.table[1:])
     assert torch.allclose(w(table.table[1:]), 2 / (1000 * steps), rtol=1e-9)
+
+
+@pytest.mark.parametrize("target", [Eps(), V(0.5)], ids=repr)
+def test_the_factor_of_a_loop_over_a_chain(target):
+    """factor(λ)·‖o − ô‖² is the loss of the chain, example by example; without `steps`, that of continuous time."""
+    oracle, schedule = gmm1d(), Cosine(9.0, -6.0)
+    x, t = oracle.sample(7), torch.arange(1, 8, dtype=torch.float64) / 7
+    eps, logsnr = torch.randn(7, 1, dtype=torch.float64), schedule(t)
+    z = logsnr.sigmoid().sqrt()[:, None] * x + (-logsnr).sigmoid().sqrt()[:, None] * eps
+    error = (oracle(z, logsnr).read(target) - target.target(x, eps, logsnr)).square().sum(1)
+    for steps in (7, None):
+        factor = loss_factor(Sigmoid(1.0), schedule, target, steps=steps)
+        expected = weighted_elbo(oracle, x, schedule=schedule, weighting=Sigmoid(1.0), steps=steps, t=t, eps=eps)
+        assert torch.allclose(factor(logsnr) * error, expected, rtol=1e-9)
