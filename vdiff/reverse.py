@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.gaussian import Step, per_example, sum_dims
+from vdiff.gaussian import Step, per_example, spread_kl, sum_dims
 from vdiff.parameterization import Prediction
 
 
@@ -55,7 +55,7 @@ def reverse_kl(
     u = _excess(prediction, step, x)
     if u is None:
         return prediction.squared_error(x, eps, factor=half_gain)
-    spread = 0.5 * sum_dims((u + torch.expm1(-u)).expand_as(x))
+    spread = sum_dims(spread_kl(u).expand_as(x))
     return prediction.squared_error(x, eps, factor=half_gain, weight=torch.exp(-u)) + spread
 
 
