@@ -4,6 +4,7 @@ from vdiff.bound import Bound
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
 from vdiff.denoiser import Denoiser, ScaledGamma, ScheduleTime, TableStep, edm_time, flow_time, sigma_time
 from vdiff.gaussian import bits_per_dim
+from vdiff.groups import parameter_groups
 from vdiff.loss import elbo, hybrid, weighted_elbo
 from vdiff.objective import Objective
 from vdiff.oracle import GaussianMixture, Lattice
@@ -13,16 +14,20 @@ from vdiff.recipes import Recipe, recipe
 from vdiff.reverse import MonteCarlo, RaoBlackwell
 from vdiff.sampling import sample
 from vdiff.schedule import (
+    Adaptive,
     Cosine,
+    Histogram,
     Karras,
     Laplace,
     LearnedLinear,
     Linear,
     LinearBeta,
+    Monotone,
     Normal,
     OptimalTransport,
     Schedule,
     Shifted,
+    Spline,
     Tabulated,
 )
 from vdiff.times import stratified
@@ -36,6 +41,7 @@ __all__ = [
     "ELBO",
     "MSE",
     "P2",
+    "Adaptive",
     "Bound",
     "Categorical",
     "Cosine",
@@ -48,6 +54,7 @@ __all__ = [
     "Flow",
     "Forward",
     "GaussianMixture",
+    "Histogram",
     "InDI",
     "Karras",
     "Laplace",
@@ -57,6 +64,7 @@ __all__ = [
     "LinearBeta",
     "LogVariance",
     "MinSNR",
+    "Monotone",
     "MonteCarlo",
     "Normal",
     "Objective",
@@ -76,6 +84,7 @@ __all__ = [
     "Sigmoid",
     "SoftMinSNR",
     "TableStep",
+    "Spline",
     "Tabulated",
     "TruncatedSNR",
     "V",
@@ -87,6 +96,7 @@ __all__ = [
     "flow_time",
     "hybrid",
     "loss_factor",
+    "parameter_groups",
     "recipe",
     "sample",
     "sigma_time",

@@ -74,6 +74,9 @@ class ScheduleTime:
     """
 
     def __init__(self, schedule: Schedule) -> None:
+        if isinstance(schedule, Schedule) and (schedule.learns_ends or schedule.learns_shape):
+            hint = "its t moves under the network and carries no gradient: let it be told λ, or ScaledGamma"
+            raise ValueError(must("ScheduleTime", "schedule", "be fixed", repr(schedule), hint))
         self.schedule = schedule
 
     def __call__(self, logsnr: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ def weighted_elbo(
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a `Denoiser` or an oracle.
         x: (batch, …) data as the network sees it, floating. Half precision is computed in float32.
         schedule: where to look. It moves only the variance of the loss, never its expectation between given ends.
-            Learned ends get no gradient here: the diffusion term alone would shrink the range for ever.
+            Learned ends get no gradient here: the diffusion term alone would shrink the range for ever. A learned shape
+            gets that of the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
         steps: T for the discrete chain; None for continuous time.
         t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their values are checked,
@@ -83,8 +84,8 @@ def weighted_elbo(
         check_chain("weighted_elbo", weighting, schedule, steps)
         check_weight_function("weighted_elbo", weighting)
     x, t, eps = _draw("weighted_elbo", x, steps, t, eps, generator)
-    logsnr, measure = schedule.levels(t, steps)
-    return _diffusion(model, x, eps, logsnr, measure, weighting, condition)
+    logsnr, measure, follow = schedule.look(t, steps)
+    return follow(_diffusion(model, x, eps, logsnr, measure, weighting, condition), x[0].numel())
 
 
 def elbo(
@@ -134,14 +135,15 @@ def elbo(
     given = eps  # the noise of z₀ too, for a decoder that looks at the network
     x, t, eps = _draw("elbo", decoder.encode(data), steps, t, eps, generator)
     logsnr_max, logsnr_min = schedule.ends(pin=False)
-    logsnr, measure = schedule.levels(t, steps, pin=False)
+    logsnr, measure, follow = schedule.look(t, steps, pin=False)
 
     def predict(z: Tensor, level: Tensor) -> Prediction:
         return model(z, level, **condition)
 
+    diffusion = _diffusion(model, x, eps, logsnr, measure, _ELBO, condition, _Chain(steps, estimator, generator) if steps else None)
     return Bound(
         prior=prior_kl(x, logsnr_min),
-        diffusion=_diffusion(model, x, eps, logsnr, measure, _ELBO, condition, _Chain(steps, estimator, generator) if steps else None),
+        diffusion=follow(diffusion, x[0].numel()),
         reconstruction=decoder.reconstruction(_usable(data), x, logsnr_max, predict, None if given is None else eps, generator),
         dims=x[0].numel(),
     )
@@ -184,6 +186,9 @@ def hybrid(
         check_data("hybrid", x)
         check_call("hybrid", model, schedule, steps, condition)
         check_chain("hybrid", None, schedule, steps)
+        if schedule.learns_shape:
+            hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance together"
+            raise ValueError(must("hybrid", "schedule", "have a fixed shape", repr(schedule), hint))
     x, t, eps = _draw("hybrid", x, steps, t, eps, generator)
     logsnr, measure = schedule.levels(t, steps)
     prediction = _predict(model, x, eps, logsnr, condition)
@@ -305,8 +310,17 @@ def check_call(name: str, model: object, schedule: object, steps: object, condit
     if isinstance(model, nn.DataParallel):
         check_no_data_parallel(name, "model", model)
     check_schedule(name, schedule)
+    if isinstance(schedule, Schedule) and (schedule.learns_ends or schedule.learns_shape) and torch.is_grad_enabled():
+        _check_synchronised(name, model)
     if steps is not None:
         check_positive_int(name, "steps", steps)
+
+
+def _check_synchronised(name: str, model: object) -> None:
+    """Raise where DDP wraps the network beside a schedule that learns."""
+    if isinstance(model, nn.Module) and any(type(m).__name__ == "DistributedDataParallel" for m in model.modules()):
+        hint = "wrap the Objective: the schedule's gradients are not synchronised otherwise"
+        raise ValueError(must(name, "model", "not be wrapped in DDP where the schedule is learned", "DistributedDataParallel", hint))
 
 
 def check_decoder(name: str, decoder: object, schedule: Schedule) -> None:

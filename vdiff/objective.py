@@ -56,20 +56,6 @@ class Objective(nn.Module):
                     "with another weighting the sum is no bound",
                 )
             )
-        if (
-            isinstance(model, nn.Module)
-            and any(type(m).__name__ == "DistributedDataParallel" for m in model.modules())
-            and any(True for _ in schedule.parameters())
-        ):
-            raise ValueError(
-                must(
-                    "Objective",
-                    "model",
-                    "not be wrapped in DDP where the schedule is learned",
-                    "DistributedDataParallel",
-                    "wrap the Objective: the schedule's gradients are not synchronised otherwise",
-                )
-            )
         if weighting is not None and home(schedule).type != "meta":  # there, learned ends have no values yet
             low, high = weighting.range() if isinstance(weighting, Weighting) else (schedule.logsnr_min, schedule.logsnr_max)
             check_weighting(weighting, max(low, schedule.logsnr_min), min(high, schedule.logsnr_max), "Objective")

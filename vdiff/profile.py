@@ -61,6 +61,18 @@ class Profile(nn.Module):
             raise ValueError(must("Profile.merge", "other", "have the same bins", came))
         self.sums += other.sums.to(self.sums.device)
 
+    def fade(self, factor: float) -> None:
+        """Let everything seen so far count `factor` times as much: of an exponential moving average, what is kept.
+
+        >>> profile = Profile(-1.0, 1.0, bins=1)
+        >>> profile.update(torch.zeros(4), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        >>> profile.fade(0.5)
+        >>> profile.count, profile.mean
+        (tensor([2.], dtype=torch.float64), tensor([2.5000], dtype=torch.float64))
+        """
+        self.sums[:3] *= factor
+        self.sums[3:] *= factor**2
+
     @property
     def centers(self) -> Float[Tensor, " bins"]:
         """λ in the middle of each bin."""

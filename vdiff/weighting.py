@@ -155,7 +155,7 @@ class MSE(Weighting):
     constant included: `weighted_elbo(..., weighting=MSE(s, p))` is E‖o − ô‖², summed over dimensions, with λ ~ p_s
     between the ends of s, whatever schedule it is sampled with. With `steps`, the mean over the T + 1 levels of the
     T-step chain of s: w(λ_i) = 2κ²/((T + 1) expm1(λ_{i−1} − λ_i)) at i = 1 … T, the level at t = 0 being the decoder's.
-    A schedule with learned ends is refused: the objective would move with it.
+    A schedule that is learned or adaptive is refused: the objective would move with it.
 
     >>> MSE(OptimalTransport().law, Flow())(torch.tensor([2.0]))  # e^{-λ/2}
     tensor([0.3679])
@@ -168,7 +168,7 @@ class MSE(Weighting):
         if not isinstance(parameterization, Parameterization):
             came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
             raise TypeError(must("MSE", "parameterization", "be a Parameterization", came, "an instance, for instance V()"))
-        if isinstance(schedule, Schedule) and schedule.learns_ends:
+        if isinstance(schedule, Schedule) and (schedule.learns_ends or schedule.learns_shape):
             raise ValueError(
                 must(
                     "MSE",

@@ -1,25 +1,33 @@
 """Noise schedules: where on the log-SNR axis training and sampling look."""
 
+from vdiff.schedule.adaptive import Adaptive
 from vdiff.schedule.base import Schedule
 from vdiff.schedule.closed import Cosine, Karras, Laplace, LinearBeta, Normal, OptimalTransport, Truncated
 from vdiff.schedule.derived import Custom, Shifted
+from vdiff.schedule.histogram import Histogram
 from vdiff.schedule.law import Law
-from vdiff.schedule.linear import LearnedLinear, Linear
+from vdiff.schedule.learned import LearnedLinear
+from vdiff.schedule.linear import Linear
+from vdiff.schedule.monotone import Monotone, Spline
 from vdiff.schedule.tabulated import Tabulated
 
 __all__ = [
+    "Adaptive",
     "Cosine",
     "Custom",
+    "Histogram",
     "Karras",
     "Laplace",
     "Law",
     "LearnedLinear",
     "Linear",
     "LinearBeta",
+    "Monotone",
     "Normal",
     "OptimalTransport",
     "Schedule",
     "Shifted",
+    "Spline",
     "Tabulated",
     "Truncated",
 ]

@@ -15,6 +15,8 @@ BISECTIONS = 64
 EDGE = 1e-5  # how far beyond an end a rounded float32 λ may lie and still count as inside
 
 AnySchedule = TypeVar("AnySchedule", bound="Schedule")
+Follow = Callable[[Tensor, int], Tensor]
+Merge = Callable[[Tensor], Tensor]
 
 
 class Schedule(nn.Module):
@@ -83,6 +85,23 @@ class Schedule(nn.Module):
     def learns_ends(self) -> bool:
         """Whether λ_max and λ_min are parameters."""
         return False
+
+    @property
+    def learns_shape(self) -> bool:
+        """Whether training moves λ(t) between the ends."""
+        return False
+
+    def look(self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor, Follow]:
+        """`levels` for a loss to be taken there, and a function through which that loss, (batch,) nats of examples with
+        so many dimensions, is passed before it is handed out: by it a schedule learns. Most return the loss as it is.
+        """
+        return *self.levels(t, steps, pin=pin), _as_it_is
+
+    def update(self, merge: Merge | None = None) -> None:
+        """Take in what the losses since the last call have shown: to be called once after each optimizer step.
+
+        `merge` sums a tensor of statistics over ranks (`vdiff.training.over_ranks`). Most schedules have nothing to take in.
+        """
 
     def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """λ(t), in the dtype of t (float32 where t is narrower).
@@ -180,8 +199,8 @@ class Schedule(nn.Module):
         Cosine(logsnr_max=15.0, logsnr_min=-15.0)
         """
         name = type(self).__name__
-        if not self.learns_ends and any(True for _ in self.parameters()):
-            hint = "λ_max and λ_min would move with them: see LearnedLinear, which defines learns_ends, ends and levels"
+        if not (self.learns_ends or self.learns_shape) and any(True for _ in self.parameters()):
+            hint = "λ_max and λ_min would move with them: see Learned, which keeps ends and shape apart"
             raise ValueError(must(name, "schedule", "say what its parameters are", "learns_ends = False", hint))
         place = home(self)
         if place.type == "meta":
@@ -257,6 +276,10 @@ class Schedule(nn.Module):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _as_it_is(loss: Tensor, dims: int) -> Tensor:
+    return loss
 
 
 def check_ends(name: str, logsnr_max: float, logsnr_min: float) -> tuple[float, float]:

@@ -22,8 +22,8 @@ class Shifted(Schedule):
 
     def __init__(self, schedule: Schedule, shift: float) -> None:
         check_schedule("Shifted", schedule)
-        if schedule.learns_ends:
-            raise ValueError(must("Shifted", "schedule", "have fixed ends", repr(schedule), "learned ends need no shift"))
+        if schedule.learns_ends or schedule.learns_shape:
+            raise ValueError(must("Shifted", "schedule", "have fixed ends and shape", repr(schedule), "what is learned needs no shift"))
         shift = finite("Shifted", "shift", shift)
         super().__init__(schedule.logsnr_max + shift, schedule.logsnr_min + shift)
         self.schedule, self.shift = schedule, shift

@@ -31,6 +31,7 @@ class Config:
     steps: int = 4000
     batch: int = 128
     lr: float = 2e-3
+    schedule_lr: float = 0.01
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0

@@ -10,10 +10,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from vdiff.errors import must
+from vdiff.groups import parameter_groups
 from vdiff.objective import Objective
 from vdiff.times import generator_of, offset_of, stratified
 from vdiff.training.config import Config
-from vdiff.training.optim import parameter_groups
+from vdiff.training.ranks import over_ranks
 
 Log = Callable[[dict[str, Any]], None]
 PATIENCE = 10
@@ -41,7 +42,8 @@ def train(
     >>> history[-1]["step"], averaged.training
     (2, False)
     """
-    optimizer = torch.optim.AdamW(parameter_groups(objective, lr=config.lr, weight_decay=config.weight_decay), betas=(0.9, 0.99))
+    groups = parameter_groups(objective, lr=config.lr, weight_decay=config.weight_decay, schedule_lr=config.schedule_lr)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     for group in optimizer.param_groups:
         group["full_lr"] = group["lr"]
     average = AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
@@ -61,6 +63,7 @@ def train(
         norm = nn.utils.clip_grad_norm_(model_parameters, config.clip)
         if torch.isfinite(loss) and torch.isfinite(norm):
             optimizer.step()
+            objective.schedule.update(over_ranks)
             average.update_parameters(objective)
             in_a_row = 0
         else:

@@ -1,0 +1,103 @@
+"""VDM++'s adaptive schedule: look where the loss is."""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.errors import check_positive_int, finite, must, transformed
+from vdiff.gaussian import wide
+from vdiff.profile import Profile
+from vdiff.schedule.base import Follow, Merge
+from vdiff.schedule.histogram import Histogram, filled
+
+
+class Adaptive(Histogram):
+    """p(λ) in proportion to the size of the loss by log-SNR, from an exponential moving average over training.
+
+        p* ∝ w √E‖e‖⁴   (the density of least variance, the default)      p ∝ w E‖e‖²   (VDM++, `first_moment`)
+
+    Any p gives the same expected loss: it is divided out where it is sampled, and no gradient passes through it. Losses
+    taken with this schedule note what they see; `update()` after each optimizer step, as `vdiff.training.train` calls it,
+    turns the notes into the next p. In between p stands still, on all ranks and in all micro-batches of a step. A loop with
+    a loss of its own notes by `observe`. The weighting is the loss's own: a change of it is learned anew.
+
+    Args:
+        logsnr_max, logsnr_min: the ends, which are fixed.
+        bins: of equal width.
+        decay: by which an update forgets what was noted before.
+        floor: the share of the time that is spread evenly, so that every bin stays within reach.
+        warmup: observations per bin, on average, before p leaves the uniform density.
+
+    On a chain (`steps=T`) p stands still: the bound would move with it.
+
+    Kingma & Gao, arXiv:2303.00848, appendix on the adaptive noise schedule.
+
+    >>> schedule = Adaptive(logsnr_max=15.0, logsnr_min=-15.0, bins=2, warmup=1)
+    >>> schedule.observe(torch.tensor([-5.0, 5.0]), torch.tensor([1.0, 3.0]))
+    >>> schedule.update()
+    >>> schedule.mass
+    tensor([0.2502, 0.7497], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        logsnr_max: float = 15.0,
+        logsnr_min: float = -15.0,
+        *,
+        bins: int = 100,
+        decay: float = 0.999,
+        floor: float = 1e-3,
+        warmup: int = 20,
+        first_moment: bool = False,
+    ) -> None:
+        check_positive_int("Adaptive", "bins", bins)
+        check_positive_int("Adaptive", "warmup", warmup)
+        super().__init__(torch.ones(bins), logsnr_max, logsnr_min)
+        self.decay, self.floor = finite("Adaptive", "decay", decay, at_least=0.0), finite("Adaptive", "floor", floor, above=0.0)
+        for name, share in (("decay", self.decay), ("floor", self.floor)):
+            if share > 1:
+                raise ValueError(must("Adaptive", name, "be at most 1", share, "it is a share"))
+        self.warmup, self.first_moment = warmup, first_moment
+        self.profile = Profile(self.logsnr_min, self.logsnr_max, bins)  # of w‖e‖²
+        self.noted = Profile(self.logsnr_min, self.logsnr_max, bins)  # since the last update
+
+    @property
+    def learns_shape(self) -> bool:
+        return True
+
+    def look(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor, Follow]:
+        logsnr, measure = self.levels(t, steps, pin=pin)
+        if steps is not None or not (self.training and torch.is_grad_enabled()):
+            return logsnr, measure, super().look(t, steps, pin=pin)[2]
+        return logsnr, measure, partial(self._note, logsnr, measure)
+
+    def _note(self, logsnr: Tensor, measure: Tensor, loss: Tensor, dims: int) -> Tensor:
+        if not transformed(loss):
+            self.observe(logsnr, 2.0 * wide(loss.detach()) / measure)  # the loss is ½ · rate · w‖e‖²
+        return loss
+
+    def observe(self, logsnr: Float[Tensor, " batch"], value: Float[Tensor, " batch"]) -> None:
+        """Note w‖ε − ε̂‖² at these λ for the next update."""
+        self.noted.update(logsnr.detach(), value)
+
+    @torch.no_grad()
+    def update(self, merge: Merge | None = None) -> None:
+        """Turn what was noted since the last call, summed over ranks by `merge`, into the next p. Notes that hold NaN or
+        infinity are dropped."""
+        sums = self.noted.sums if merge is None else merge(self.noted.sums)
+        self.profile.fade(self.decay)
+        self.profile.sums += torch.where(sums.isfinite().all(), sums, 0.0)
+        self.noted.sums.zero_()
+        size = self.profile.mean if self.first_moment else self.profile.second_moment.sqrt()
+        size = filled(size)
+        share = (1 - self.floor) * size / size.sum() + self.floor / len(size)
+        ready = (self.profile.count.sum() >= self.warmup * len(size)) & (size.sum() > 0)
+        self.mass.copy_(torch.where(ready, share, 1 / len(size)))
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + f", bins={len(self.mass)}"
+
+
+__all__ = ["Adaptive"]

@@ -1,0 +1,111 @@
+"""Learned shapes γ_η: VDM's monotone network, and a monotone spline that costs a tenth of it."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vdiff.errors import check_positive_int, finite
+from vdiff.schedule.learned import FLOOR, Learned
+
+
+class Monotone(Learned):
+    """VDM's learned schedule, a monotone network between two ends. The gradient of its shape is not that of the loss.
+
+    Backwards, the shape gets the gradient of the loss's variance and the ends that of the bound, in one pass (module
+    `vdiff.schedule.learned`; the switch is `follow_variance`). Call `update()` after each optimizer step, as
+    `vdiff.training.train` does, and give the shape a learning rate of its own (`vdiff.parameter_groups`).
+
+        u(t) ∝ l₁(t) + l₃(sigmoid(l₂(l₁(t)))) − the same at 0
+
+    with positive weights, here as exponentials, and without the biases and the one scale that normalising removes (Kingma
+    et al., arXiv:2107.00630, appendix on the monotone network). It starts as good as linear, the sigmoids side by side over
+    [0, 1], each `1/sharpness` wide: VDM's own start hardly moves.
+
+    Args:
+        logsnr_max, logsnr_min, learn_ends, follow_variance: as in `Learned`.
+        hidden: the number of sigmoids.
+        sharpness: the slope of each at the start.
+
+    >>> gamma = Monotone(logsnr_max=13.3, logsnr_min=-5.0)
+    >>> gamma(torch.tensor([0.0, 1.0])).detach()
+    tensor([13.3000, -5.0000])
+    """
+
+    def __init__(
+        self,
+        logsnr_max: float = 13.3,
+        logsnr_min: float = -5.0,
+        *,
+        hidden: int = 1024,
+        sharpness: float = 50.0,
+        learn_ends: bool = True,
+        follow_variance: bool = True,
+    ) -> None:
+        super().__init__(logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance)
+        check_positive_int("Monotone", "hidden", hidden)
+        sharpness = finite("Monotone", "sharpness", sharpness, above=0.0)
+        margin = 4.0 / sharpness  # sigmoids whose middle lies outside, so that the slope does not fall at the ends
+        middle = torch.linspace(-margin, 1 + margin, hidden, dtype=torch.float64)
+        self.log_inner = nn.Parameter(torch.full((hidden,), math.log(sharpness), dtype=torch.float64))
+        self.bias = nn.Parameter(-sharpness * middle)
+        self.log_outer = nn.Parameter(torch.full((hidden,), math.log(10.0 / hidden), dtype=torch.float64))
+
+    def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inner, outer = self.log_inner.exp(), self.log_outer.exp()
+        first, last = self.bias.sigmoid(), (self.bias + inner).sigmoid()
+        on = torch.sigmoid(torch.addcmul(self.bias, t[..., None], inner))
+        return t + (on - first) @ outer, 1 + (on * (1 - on)) @ (inner * outer), 1 + (last - first) @ outer
+
+
+class Spline(Learned):
+    """A learned schedule whose slope is linear between knots. The gradient of its shape is not that of the loss.
+
+    The same rule as `Monotone`, and its choices, with one parameter to a knot, the logarithm of the slope there: u is a
+    quadratic spline, its inverse is in closed form.
+
+    >>> gamma = Spline(logsnr_max=13.3, logsnr_min=-5.0)
+    >>> gamma(torch.tensor([0.0, 0.5, 1.0])).detach()
+    tensor([13.3000,  4.1500, -5.0000])
+    """
+
+    def __init__(
+        self,
+        logsnr_max: float = 13.3,
+        logsnr_min: float = -5.0,
+        *,
+        knots: int = 64,
+        learn_ends: bool = True,
+        follow_variance: bool = True,
+    ) -> None:
+        super().__init__(logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance)
+        check_positive_int("Spline", "knots", knots - 1)
+        self.log_slope = nn.Parameter(torch.zeros(knots, dtype=torch.float64))
+
+    def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        knots, low, gain = self._cells()
+        cells = len(low)
+        cell = (t * cells).floor().clamp(max=cells - 1)
+        start, low, gain = torch.stack([knots[:-1], low, gain], 1)[cell.long()].unbind(-1)
+        place = t * cells - cell
+        return start + place * (low + 0.5 * place * gain), cells * (low + place * gain), knots[-1]
+
+    def time_at(self, logsnr: Tensor) -> Tensor:
+        high, low_end = self.ends()
+        knots, low, gain = self._cells()
+        cells, share = len(low), (1 - FLOOR) / knots[-1]
+        reached = share * knots + torch.linspace(0, FLOOR, cells + 1).to(knots)  # u at the knots
+        u = (high - logsnr) / (high - low_end)
+        cell = (torch.searchsorted(reached.detach(), u.detach().contiguous(), right=True) - 1).clamp(0, cells - 1)
+        b, a = (share * low)[cell] + FLOOR / cells, 2 * share * gain[cell]  # ½ a/2 x² + b x = c, its root without cancelling
+        c = u - reached[cell]
+        return (cell + 2 * c / (b + (b * b + a * c).clamp(min=0.0).sqrt())) / cells
+
+    def _cells(self) -> tuple[Tensor, Tensor, Tensor]:
+        """v at the knots, and in each cell between them the slope at its start and what it gains, in units of a cell."""
+        slope = self.log_slope.exp()
+        low, gain = slope[:-1], slope.diff()
+        return nn.functional.pad((low + 0.5 * gain).cumsum(0), (1, 0)), low, gain
+
+
+__all__ = ["Monotone", "Spline"]
