@@ -8,7 +8,23 @@ import scipy.stats
 import torch
 from scipy.integrate import quad
 
-from vdiff import Cosine, Karras, Laplace, LearnedLinear, Linear, LinearBeta, Normal, OptimalTransport, Shifted, Tabulated
+from vdiff import (
+    Cosine,
+    Histogram,
+    Karras,
+    Laplace,
+    LearnedLinear,
+    Linear,
+    LinearBeta,
+    Monotone,
+    Normal,
+    OptimalTransport,
+    Shifted,
+    SignalPower,
+    Spectral,
+    Spline,
+    Tabulated,
+)
 from vdiff.schedule import Custom, Schedule
 from vdiff.schedule.law import DoubleExponential, Gaussian, HyperbolicSecant, LinearBetaLaw, Logistic, OffsetCosine
 
@@ -23,10 +39,18 @@ class Bisected(Schedule):
         return 8 + 18 * t**2
 
 
+def uneven(spline):
+    with torch.no_grad():
+        spline.log_slope.copy_(torch.tensor([1.0, -1.5, 0.5, 0.0, -1.0]))
+    return spline.requires_grad_(False)
+
+
 SCHEDULES = [
     Linear(), LearnedLinear(7.0, -3.0), Cosine(), Cosine(13.3, -5.0, shift=-1.5), Cosine(12.0, -12.0, offset=0.008), LinearBeta(),
     LinearBeta(8.0, -7.0, beta_min=0.2, beta_max=15.0), OptimalTransport(), Normal(), Normal(-1.0, 2.0, 6.0, -7.0), Laplace(), Laplace(1.0, 3.0),
     Karras(), Shifted(Cosine(), -2.0), Tabulated.linear_betas(levels=50), Tabulated.cosine_betas(levels=50),
+    Spectral([0.1, 1.0, 3.0]), SignalPower(), SignalPower(15.0, -15.0), Monotone(hidden=32).requires_grad_(False), uneven(Spline(8.0, -6.0, knots=5)),
+    Histogram(1 + torch.arange(119.0) % 5, 13.3, -5.0),
     Custom(lambda t: 4 - 5 * torch.sin(0.5 * math.pi * t) ** 2 - 5 * t), Bisected(10.0, -4.0),
 ]  # fmt: skip
 schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: repr(s)[:60])
@@ -57,7 +81,10 @@ def test_the_rate_is_the_derivative_and_the_density_its_inverse(schedule):
 
 @schedules
 def test_the_density_integrates_to_the_time(schedule):
-    corners = schedule.table.tolist() if isinstance(schedule, Tabulated) else [getattr(getattr(schedule, "law", None), "mean", 0.0)]
+    if isinstance(schedule, Spline):
+        corners = schedule(torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()
+    else:
+        corners = schedule.table.tolist() if isinstance(schedule, Tabulated) else [getattr(getattr(schedule, "law", None), "mean", 0.0)]
     breaks = np.union1d(np.linspace(schedule.logsnr_min, schedule.logsnr_max, 120), corners)
     breaks = breaks[(breaks >= schedule.logsnr_min) & (breaks <= schedule.logsnr_max)]
     u, w = np.polynomial.legendre.leggauss(8)

@@ -27,6 +27,8 @@ from vdiff.schedule import (
     OptimalTransport,
     Schedule,
     Shifted,
+    SignalPower,
+    Spectral,
     Spline,
     Tabulated,
 )
@@ -82,7 +84,9 @@ __all__ = [
     "Score",
     "Shifted",
     "Sigmoid",
+    "SignalPower",
     "SoftMinSNR",
+    "Spectral",
     "Spline",
     "TableStep",
     "Tabulated",

@@ -11,10 +11,12 @@ from vdiff import (
     EDM,
     ELBO,
     MSE,
+    Adaptive,
     Cosine,
     Denoiser,
     Eps,
     Flow,
+    Histogram,
     InDI,
     Karras,
     Laplace,
@@ -22,12 +24,16 @@ from vdiff import (
     Linear,
     LinearBeta,
     MinSNR,
+    Monotone,
     Normal,
     OptimalTransport,
     PosteriorMean,
     Score,
     Shifted,
     Sigmoid,
+    SignalPower,
+    Spectral,
+    Spline,
     Tabulated,
     V,
     X,
@@ -56,7 +62,27 @@ from .reference import (
 
 HIGH, LOW = 9.0, -6.0
 TABLE = [9.0, 8.5, 6.0, 3.0, 2.0, -1.0, -2.0, -6.0]
-BREAKS = np.union1d(np.linspace(LOW, HIGH, 31), TABLE)
+
+
+def moved(schedule):
+    """A learned shape away from its start, without gradients: what it computes is tested here, not what it learns."""
+    generator = torch.Generator().manual_seed(1)
+    for name, p in schedule.named_parameters():
+        if name not in ("low", "width"):
+            p.data += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return schedule.requires_grad_(False)
+
+
+def to_garbage(schedule):
+    """An adaptive density that was told nonsense, within its floor."""
+    generator = torch.Generator().manual_seed(2)
+    logsnr = LOW + (HIGH - LOW) * torch.rand(5000, generator=generator, dtype=torch.float64)
+    schedule.observe(logsnr, torch.randint(0, 3, (5000,), generator=generator) * torch.exp(3 * torch.sin(5 * logsnr)))
+    schedule.update()
+    assert schedule.mass.max() > 20 * schedule.mass.min()
+    return schedule
+
+
 SCHEDULES = {
     "linear": Linear(HIGH, LOW),
     "learned": LearnedLinear(HIGH, LOW),
@@ -71,8 +97,16 @@ SCHEDULES = {
     "karras": Karras(math.exp(-HIGH / 2), math.exp(-LOW / 2)),
     "shifted": Shifted(Cosine(HIGH + 1.5, LOW + 1.5), -1.5),
     "table": Tabulated(TABLE),
+    "monotone": moved(Monotone(HIGH, LOW, hidden=64)),
+    "spline": moved(Spline(HIGH, LOW, knots=31)),
+    "histogram": Histogram(1 + torch.arange(30.0) % 7, HIGH, LOW),
+    "adaptive": to_garbage(Adaptive(HIGH, LOW, bins=30)),
+    "spectral": Spectral([0.01, 0.5, 4.0], HIGH, LOW),
+    "signal-power": SignalPower(HIGH, LOW),
     "custom": Custom(lambda t: HIGH - (HIGH - LOW) * (0.3 * t + 0.7 * t**2)),
 }
+KNOTS = SCHEDULES["spline"](torch.linspace(0, 1, 31, dtype=torch.float64))
+BREAKS = np.union1d(np.linspace(LOW, HIGH, 31), [*TABLE, *KNOTS.tolist()])
 WEIGHTINGS = {
     "elbo": ELBO(),
     "sigmoid": Sigmoid(2.0),

@@ -2,7 +2,7 @@
 
 from vdiff.schedule.adaptive import Adaptive
 from vdiff.schedule.base import Schedule
-from vdiff.schedule.closed import Cosine, Karras, Laplace, LinearBeta, Normal, OptimalTransport, Truncated
+from vdiff.schedule.closed import Cosine, Karras, Laplace, LinearBeta, Normal, OptimalTransport, SignalPower, Spectral, Truncated
 from vdiff.schedule.derived import Custom, Shifted
 from vdiff.schedule.histogram import Histogram
 from vdiff.schedule.law import Law
@@ -27,6 +27,8 @@ __all__ = [
     "OptimalTransport",
     "Schedule",
     "Shifted",
+    "SignalPower",
+    "Spectral",
     "Spline",
     "Tabulated",
     "Truncated",

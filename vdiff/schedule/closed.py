@@ -1,6 +1,7 @@
 """The schedules of the literature: a law over λ, truncated to finite end points with its density renormalised."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -122,6 +123,53 @@ class Laplace(Truncated):
     def __init__(self, mean: float = 0.0, scale: float = 0.5, logsnr_max: float = 15.0, logsnr_min: float = -15.0) -> None:
         law = DoubleExponential(finite("Laplace", "mean", mean), finite("Laplace", "scale", scale, above=0.0))
         super().__init__(law, logsnr_max, logsnr_min)
+
+
+class Spectral(Truncated):
+    """A logistic law fitted to the data's covariance, with `variances` v_i for its eigenvalues (ITDiffusion).
+
+    A Gaussian of that covariance has E‖e‖² = Σ_i sigmoid(λ + log v_i): it rises by a mixture of logistic densities of scale 1 at
+    −log v_i, whose mean and variance this law has: mean = −E log v, scale² = 1 + (3/π²) Var log v. (The paper's code has 3/π.)
+    Ends at mean ± 4 scale, as there. Zero eigenvalues (pixels that never change) must be left out.
+
+    Kong, Brekelmans & Ver Steeg, arXiv:2302.03792.
+
+    >>> Spectral([1.0, 0.25])(torch.tensor([0.5]))
+    tensor([0.6931])
+    """
+
+    def __init__(self, variances: Tensor | Sequence[float], logsnr_max: float | None = None, logsnr_min: float | None = None) -> None:
+        log_v = torch.as_tensor(variances, dtype=torch.float64).log()
+        if log_v.ndim != 1 or len(log_v) == 0 or not log_v.isfinite().all():
+            came = f"shape {tuple(log_v.shape)}, of them {int((~log_v.isfinite()).sum())} not"
+            raise ValueError(must("Spectral", "variances", "be a vector of positive eigenvalues", came, "torch.linalg.eigvalsh(x.T.cov())"))
+        law = Logistic(-log_v.mean().item(), math.sqrt(1 + 3 / math.pi**2 * log_v.var(correction=0).item()))
+        high = law.mean + 4 * law.scale if logsnr_max is None else logsnr_max
+        low = law.mean - 4 * law.scale if logsnr_min is None else logsnr_min
+        super().__init__(law, high, low)
+
+
+class SignalPower(Schedule):
+    """p(λ) ∝ α², the signal's power: softplus(λ) is linear in t (i-DODE, Zheng et al., arXiv:2305.03935).
+
+    >>> SignalPower(10.0, -10.0)(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([ 10.0000,   4.9933, -10.0000])
+    """
+
+    def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
+        super().__init__(logsnr_max, logsnr_min)
+        ends = torch.nn.functional.softplus(torch.tensor(self._ends, dtype=torch.float64, device="cpu"))
+        self._least, self._span = ends[1].item(), (ends[0] - ends[1]).item()
+
+    def logsnr_at(self, t: Tensor) -> Tensor:
+        power = self._least + self._span * (1 - t)
+        return power + torch.log(-torch.expm1(-power))
+
+    def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
+        return self._span * (1 + torch.exp(-logsnr))
+
+    def time_at(self, logsnr: Tensor) -> Tensor:
+        return 1 - (torch.nn.functional.softplus(logsnr) - self._least) / self._span
 
 
 class Karras(Schedule):

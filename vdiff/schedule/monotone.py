@@ -94,7 +94,7 @@ class Spline(Learned):
         high, low_end = self.ends()
         knots, low, gain = self._cells()
         cells, share = len(low), (1 - FLOOR) / knots[-1]
-        reached = share * knots + torch.linspace(0, FLOOR, cells + 1).to(knots)  # u at the knots
+        reached = share * knots + FLOOR * torch.arange(cells + 1).to(knots) / cells  # u at the knots
         u = (high - logsnr) / (high - low_end)
         cell = (torch.searchsorted(reached.detach(), u.detach().contiguous(), right=True) - 1).clamp(0, cells - 1)
         b, a = (share * low)[cell] + FLOOR / cells, 2 * share * gain[cell]  # ½ a/2 x² + b x = c, its root without cancelling
