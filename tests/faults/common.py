@@ -13,6 +13,7 @@ from vdiff import (
     ELBO,
     MSE,
     P2,
+    Adaptive,
     Categorical,
     Cosine,
     Debiased,
@@ -20,6 +21,7 @@ from vdiff import (
     DiscretizedGaussian,
     Eps,
     Flow,
+    Histogram,
     InDI,
     Karras,
     Laplace,
@@ -27,6 +29,7 @@ from vdiff import (
     Linear,
     LinearBeta,
     MinSNR,
+    Monotone,
     Normal,
     OptimalTransport,
     Parameterization,
@@ -35,7 +38,10 @@ from vdiff import (
     Score,
     Shifted,
     Sigmoid,
+    SignalPower,
     SoftMinSNR,
+    Spectral,
+    Spline,
     Tabulated,
     TruncatedSNR,
     V,
@@ -112,7 +118,8 @@ def fades(logsnr: Tensor) -> Tensor:
 
 SCHEDULES: tuple[Callable[[], Schedule], ...] = (
     Linear, lambda: SCHEDULE, lambda: Cosine(offset=0.008), LinearBeta, OptimalTransport, Normal, Laplace, Karras, lambda: Shifted(Cosine(), 1.0), Tabulated.linear_betas,
-    LearnedLinear, lambda: Custom(quadratic),
+    LearnedLinear, lambda: Custom(quadratic), lambda: Monotone(hidden=16, learn_ends=False), lambda: Histogram([1.0, 2.0, 4.0]),
+    lambda: Spline(learn_ends=False), SignalPower, Adaptive, lambda: Spectral([0.5, 2.0]),
 )  # fmt: skip
 WEIGHTINGS: tuple[Callable[[], Weighting], ...] = (
     ELBO, Sigmoid, EDM, lambda: EDM(monotone=True), InDI, lambda: MSE(SCHEDULE, V()), lambda: MSE(Tabulated.linear_betas(), Eps(), steps=999), lambda: MSE(SCHEDULE, Eps()) * MinSNR(),

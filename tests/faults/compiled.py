@@ -38,7 +38,7 @@ def assert_compiles(make: Callable[[], Objective], data: Tensor, *, given: bool,
 
 def weighted(i: int) -> None:
     """Each schedule, weighting and parameterization; every other one on a chain; drawn for every third."""
-    schedule, weighting, row = SCHEDULES[i], WEIGHTINGS[i], ROWS[i % len(ROWS)]
+    schedule, weighting, row = SCHEDULES[i], WEIGHTINGS[i % len(WEIGHTINGS)], ROWS[i % len(ROWS)]
     steps = weighting().chain or (999 if i % 2 else None)
     assert_compiles(
         lambda: Objective(model(row), schedule=schedule(), weighting=weighting(), steps=steps),
@@ -66,7 +66,10 @@ def default_backend() -> None:
 
 
 CASES: dict[str, Callable[[], None]] = {
-    **{f"weighted {SCHEDULES[i]()!r} {WEIGHTINGS[i]()!r} {ROWS[i % len(ROWS)]!r}": lambda i=i: weighted(i) for i in range(len(SCHEDULES))},  # type: ignore[misc]
+    **{
+        f"weighted {SCHEDULES[i]()!r} {WEIGHTINGS[i % len(WEIGHTINGS)]()!r} {ROWS[i % len(ROWS)]!r}": lambda i=i: weighted(i)
+        for i in range(len(SCHEDULES))
+    },  # type: ignore[misc]
     **{f"bound {DECODERS[i]()!r}": lambda i=i: bound(i) for i in range(len(DECODERS))},  # type: ignore[misc]
     "default backend": default_backend,
 }

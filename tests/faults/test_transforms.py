@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vdiff import (
     MSE,
+    Adaptive,
     Categorical,
     Denoiser,
     Eps,
@@ -30,13 +31,16 @@ from vdiff import (
     Objective,
     Prediction,
     Sigmoid,
+    Spline,
     V,
     X,
     elbo,
+    parameter_groups,
     weighted_elbo,
 )  # fmt: skip
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.gaussian import moving_only, wide, wide_dtype
+from vdiff.training import over_ranks
 
 from .common import DECODERS, ROWS, SCHEDULE, SCHEDULES, WEIGHTINGS, Net, assert_refused, assert_same, batch, data_of, gradients, model
 from .compiled import CASES as COMPILED
@@ -173,8 +177,8 @@ def test_fault_36_second_derivatives_of_learned_ends(steps: int | None) -> None:
         objective = Objective(model().double(), schedule=LearnedLinear(5.0, -3.0), decoder=Categorical(17), steps=steps)
         data = data_of(Categorical(17), 2)
 
-        def loss(low: Tensor, width: Tensor) -> Tensor:
-            return functional_call(objective, {"schedule.low": low, "schedule.width": width}, (data,), {"t": t, "eps": eps})
+        def loss(low: Tensor, high: Tensor) -> Tensor:
+            return functional_call(objective, {"schedule.low": low, "schedule.high": high}, (data,), {"t": t, "eps": eps})
 
         ends = tuple(v.detach().clone().requires_grad_() for v in objective.schedule.parameters())
         assert torch.autograd.gradcheck(loss, ends)
@@ -326,7 +330,22 @@ def free_port() -> int:
 
 
 def shared_objective() -> Objective:
-    return Objective(model(), schedule=LearnedLinear(), decoder=Categorical(17))
+    return Objective(model(), schedule=Spline(), decoder=Categorical(17))
+
+
+def adaptive_objective() -> Objective:
+    return Objective(model(), schedule=Adaptive(13.3, -5.0, bins=4, warmup=1), decoder=Categorical(17))
+
+
+def learn(one: nn.Module, data: Tensor, t: Tensor, eps: Tensor) -> None:
+    """Three steps of the schedule and the network."""
+    inner: Objective = getattr(one, "module", one)
+    optimizer = torch.optim.SGD(parameter_groups(inner, lr=1e-5, schedule_lr=1e-2))
+    for _ in range(3):
+        optimizer.zero_grad()
+        one(data, t=t, eps=eps).mean().backward()
+        optimizer.step()
+        inner.schedule.update(over_ranks)
 
 
 def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
@@ -337,22 +356,37 @@ def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
     wrapped = DistributedDataParallel(shared_objective())
     data, (_, t, eps) = data_of(Categorical(17)), batch()
     wrapped(data[rank::2], t=t[rank::2], eps=eps[rank::2]).mean().backward()
-    torch.save({k: p.grad for k, p in wrapped.module.named_parameters()}, Path(folder) / f"{rank}.pt")
+    grads = {k: p.grad.clone() for k, p in wrapped.module.named_parameters()}
+    adaptive = DistributedDataParallel(adaptive_objective())
+    learn(wrapped, data[rank::2], t[rank::2], eps[rank::2])
+    learn(adaptive, data[rank::2], t[rank::2], eps[rank::2])
+    states = {k: v for one in (wrapped, adaptive) for k, v in one.module.schedule.state_dict().items()}
+    torch.save({"grads": grads, "states": states}, Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()
     os._exit(0)  # torch 2.13 can deadlock where DDP's reducer is taken down with the GIL held, on a gloo thread that waits for it
 
 
 def test_fault_40_distributed_data_parallel_over_the_objective(tmp_path: Path) -> None:
-    """Two processes with half a batch each have the gradient of the whole batch, learned ends included."""
+    """Two processes with half a batch each have the gradient of the whole batch, learned ends and shape included, and
+    after a step the same schedules, the same statistics in them, as a single process."""
     torch.multiprocessing.spawn(train_on_one_of_two, args=(free_port(), str(tmp_path)), nprocs=2)
     objective, data, (_, t, eps) = shared_objective(), data_of(Categorical(17)), batch()
     expected = gradients(objective, lambda: objective(data, t=t, eps=eps).mean())
-    assert {"schedule.low", "schedule.width"} < expected.keys()
-    for rank in (0, 1):
-        got = torch.load(tmp_path / f"{rank}.pt")
-        assert got.keys() == expected.keys()
+    assert {"schedule.low", "schedule.high", "schedule.log_slope"} < expected.keys()
+    adaptive = adaptive_objective()
+    objective = shared_objective()
+    for one in (objective, adaptive):
+        learn(one, data, t, eps)
+    states = {k: v for one in (objective, adaptive) for k, v in one.schedule.state_dict().items()}
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for got in ranks:
+        assert got["grads"].keys() == expected.keys()
         for k in expected:
-            assert_same(got[k], expected[k], rtol=1e-4, atol=1e-6 * expected[k].abs().max().item())
+            assert_same(got["grads"][k], expected[k], rtol=1e-4, atol=1e-6 * expected[k].abs().max().item())
+        for k in states:
+            assert_same(got["states"][k], states[k], rtol=1e-4, atol=1e-6 * states[k].abs().max().item())
+    assert states["mass"].max() > states["mass"].min()
+    assert all(torch.equal(ranks[0]["states"][k], ranks[1]["states"][k]) for k in states)
 
 
 def test_fault_40_a_wrapped_model_beside_a_learned_schedule() -> None:

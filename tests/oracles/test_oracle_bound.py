@@ -73,9 +73,9 @@ def test_gradient_of_the_end_points(record):
         eps=eps.flatten(0, 1),
     )
     ((width[:, None] * weight).flatten() @ bound.total).backward()
-    # λ_min = low, λ_max = low + softplus(width)
-    of_max = schedule.width.grad / torch.sigmoid(schedule.width.detach())
-    assert_meets(record, {"dlam_max": of_max, "dlam_min": schedule.low.grad - of_max})
+    # λ_min = low, λ_max = low + softplus(high − low)
+    of_max = schedule.high.grad / torch.sigmoid(schedule.high - schedule.low).detach()
+    assert_meets(record, {"dlam_max": of_max, "dlam_min": schedule.low.grad + schedule.high.grad - of_max})
 
 
 @of("vdm_bound")

@@ -1,5 +1,7 @@
 """Variances of estimators, from the loss's own second moment at quadrature nodes."""
 
+import functools
+import math
 from functools import partial
 
 import torch
@@ -24,7 +26,8 @@ from oracle_records import (
     vector,
 )
 
-from vdiff import Cosine, Linear, stratified
+from vdiff import Cosine, Histogram, Linear, stratified, weighted_elbo
+from vdiff.schedule.learned import FLOOR, Learned
 
 
 def steps_of_a_chain(model, at, schedule, steps, t=None):
@@ -97,14 +100,62 @@ def test_variance_by_density_over_logsnr(record):
     )
 
 
+@functools.cache
+def size_of_the_error(case, low, high):
+    """(λ, E‖e‖², √E‖e‖⁴) at Chebyshev points, dense enough to be interpolated to 1e-11."""
+    angle = (torch.arange(240, dtype=torch.float64) + 0.5) * (math.pi / 240)
+    level = 0.5 * (low + high) + 0.5 * (high - low) * torch.cos(angle)
+    schedule = Linear(high, low)
+    m, q = error_moments(case, schedule, schedule.inverse(level))
+    return level, torch.sin(angle) * (1 - 2 * (torch.arange(240) % 2)), m, q.sqrt()
+
+
 @of("importance_quantiles")
-def test_normalizer_of_an_importance_density(record):
+def test_quantiles_of_an_importance_density(record):
     p = record["params"]
-    schedule = Linear(p["lam_max"], p["lam_min"])
-    level, width = levels_between(p["lam_min"], p["lam_max"], kinks(p["weighting"]), n=96)
-    m, q = error_moments(record["case"], schedule, schedule.inverse(level))
-    w = total(p["weighting"])(level) / shape_constant(p["weighting"])
-    assert_meets(record, {"Z": width @ (w * (m if p["density"] == "vdmpp_p_prop_w_m" else q.sqrt()))})
+    low, high = p["lam_min"], p["lam_max"]
+    knots, barycentric, *sizes = size_of_the_error(record["case"], low, high)
+    size = sizes[0 if p["density"] == "vdmpp_p_prop_w_m" else 1]
+
+    def density(level):
+        found = []
+        for part in level.split(5000):
+            ratio = barycentric / (part[:, None] - knots)
+            found.append(ratio @ size / ratio.sum(1))
+        return total(p["weighting"])(level) / shape_constant(p["weighting"]) * torch.cat(found)
+
+    level, width = levels_between(low, high, kinks(p["weighting"]), n=96)
+    schedule = Histogram.proportional(density, high, low, bins=200_000)
+    at = {key: schedule(1 - vector(float(key))) for key in record["value"]["lam_at_cdf"]}
+    assert_meets(record, {"Z": width @ density(level), "lam_at_cdf": at})
+
+
+class Bent(Learned):
+    """−λ = −13.3 + 18.3 (t + η t (1 − t))."""
+
+    def __init__(self, eta):
+        super().__init__(13.3, -5.0, learn_ends=False)
+        self.eta = torch.nn.Parameter(vector(eta))
+        self.mean_loss += 1
+
+    def rise(self, t):
+        bend = self.eta / (1 - FLOOR)  # the base adds its floor times t
+        return t + bend * t * (1 - t), 1 + bend * (1 - 2 * t), torch.ones_like(self.eta)
+
+
+@of("vdm_variance")
+def test_variance_of_a_learned_schedule_and_its_gradient(record):
+    """The gradient that one backward pass leaves on the shape is that of the variance."""
+    schedule = Bent(record["params"]["eta"])
+    t, width = times()
+    with torch.no_grad():
+        first, second = moments(oracle(record["case"]), partial(nodes, record["case"]), t, schedule=schedule, powers=(1, 2))
+    x, eps, weight = nodes(record["case"], schedule(t).detach())
+    each = x.shape[1]
+    rows = weight * width[:, None]
+    loss = weighted_elbo(oracle(record["case"]), x.flatten(0, 1), schedule=schedule, t=t.repeat_interleave(each), eps=eps.flatten(0, 1))
+    (rows.flatten() @ loss).backward()
+    assert_meets(record, {"var": width @ second - (width @ first).square(), "dvar_deta": schedule.eta.grad})
 
 
 @of("batch_estimator_variance")

@@ -68,7 +68,7 @@ def moved(schedule):
     """A learned shape away from its start, without gradients: what it computes is tested here, not what it learns."""
     generator = torch.Generator().manual_seed(1)
     for name, p in schedule.named_parameters():
-        if name not in ("low", "width"):
+        if name not in ("low", "high"):
             p.data += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
     return schedule.requires_grad_(False)
 

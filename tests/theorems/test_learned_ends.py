@@ -16,8 +16,8 @@ from .test_bounds import GRID, HIGH, LOW, PMF, lattice_bound, lattice_mmse, latt
 
 def gradients(schedule) -> tuple[float, float]:
     """(∂/∂λ_max, ∂/∂λ_min) from the gradients of the parameters."""
-    by_width = schedule.width.grad.item() / torch.sigmoid(schedule.width).item()
-    return by_width, schedule.low.grad.item() - by_width
+    by_high = schedule.high.grad.item() / torch.sigmoid(schedule.high - schedule.low).item()
+    return by_high, schedule.low.grad.item() + schedule.high.grad.item() - by_high
 
 
 @pytest.mark.parametrize("steps", [None, 5])

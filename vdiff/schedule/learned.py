@@ -36,7 +36,8 @@ class Learned(Schedule):
 
     Args:
         logsnr_max, logsnr_min: the ends, or where they start.
-        learn_ends: whether the ends are parameters, ordered by construction: λ_max = λ_min + softplus(width). Only the
+        learn_ends: whether the ends are parameters, ordered by construction: λ_max = low + softplus(high − low), which is
+            `high` itself unless they come close. Only the
             whole bound, `elbo`, gives them a gradient: the diffusion term alone would shrink the range for ever.
         follow_variance: whether the shape's gradient is that of the variance; if not, it is the loss's own, in continuous
             time mere noise. On a chain (`steps=T`) the bound depends on the shape, which always follows it there.
@@ -62,7 +63,7 @@ class Learned(Schedule):
             high, low = self._ends
             distance = high - low
             self.low = nn.Parameter(torch.tensor(low, dtype=torch.float64))
-            self.width = nn.Parameter(torch.tensor(distance + math.log(-math.expm1(-distance)), dtype=torch.float64))
+            self.high = nn.Parameter(torch.tensor(high + math.log(-math.expm1(-distance)), dtype=torch.float64))
         if self.learns_shape:
             self.register_buffer("mean_loss", torch.zeros((), dtype=torch.float64))  # m, 0 while it is unknown
             self.register_buffer("seen", torch.zeros(2, dtype=torch.float64))  # Σ ℓ and their number since the last update
@@ -94,8 +95,8 @@ class Learned(Schedule):
     def ends(self, pin: bool = True) -> tuple[Tensor | float, Tensor | float]:
         if not self.learn_ends:
             return self._ends
-        low, width = (self.low.detach(), self.width.detach()) if pin else (self.low, self.width)
-        return low + F.softplus(width), low
+        low, high = (self.low.detach(), self.high.detach()) if pin else (self.low, self.high)
+        return low + F.softplus(high - low), low
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         high, low = self.ends()
@@ -148,7 +149,7 @@ class Learned(Schedule):
 
 
 class LearnedLinear(Learned):
-    """The linear schedule with its end points as parameters, ordered by construction: λ_max = λ_min + softplus(width).
+    """The linear schedule with its end points as parameters, ordered by construction.
 
     Only the whole bound trains them (`elbo`): from the diffusion term alone they would close in on each other for
     ever, so `weighted_elbo` passes them no gradient. They are float64 and belong outside weight decay

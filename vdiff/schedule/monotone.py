@@ -18,9 +18,9 @@ class Monotone(Learned):
 
         u(t) ∝ l₁(t) + l₃(sigmoid(l₂(l₁(t)))) − the same at 0
 
-    with positive weights, here as exponentials, and without the biases and the one scale that normalising removes (Kingma
-    et al., arXiv:2107.00630, appendix on the monotone network). It starts as good as linear, the sigmoids side by side over
-    [0, 1], each `1/sharpness` wide: VDM's own start hardly moves.
+    with positive weights, here as exponentials, without what normalising removes (l₁ is t itself, l₃ has no bias), and with
+    the biases of l₂ relative to where each sigmoid starts (Kingma et al., arXiv:2107.00630, appendix on the monotone network).
+    It starts as good as linear, the sigmoids side by side over [0, 1], each `1/sharpness` wide: VDM's own start hardly moves.
 
     Args:
         logsnr_max, logsnr_min, learn_ends, follow_variance: as in `Learned`.
@@ -31,6 +31,8 @@ class Monotone(Learned):
     >>> gamma(torch.tensor([0.0, 1.0])).detach()
     tensor([13.3000, -5.0000])
     """
+
+    middle: Tensor
 
     def __init__(
         self,
@@ -46,15 +48,16 @@ class Monotone(Learned):
         check_positive_int("Monotone", "hidden", hidden)
         sharpness = finite("Monotone", "sharpness", sharpness, above=0.0)
         margin = 4.0 / sharpness  # sigmoids whose middle lies outside, so that the slope does not fall at the ends
-        middle = torch.linspace(-margin, 1 + margin, hidden, dtype=torch.float64)
+        self.register_buffer("middle", torch.linspace(-margin, 1 + margin, hidden, dtype=torch.float64))
         self.log_inner = nn.Parameter(torch.full((hidden,), math.log(sharpness), dtype=torch.float64))
-        self.bias = nn.Parameter(-sharpness * middle)
+        self.bias = nn.Parameter(torch.zeros(hidden, dtype=torch.float64))
         self.log_outer = nn.Parameter(torch.full((hidden,), math.log(10.0 / hidden), dtype=torch.float64))
 
     def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inner, outer = self.log_inner.exp(), self.log_outer.exp()
-        first, last = self.bias.sigmoid(), (self.bias + inner).sigmoid()
-        on = torch.sigmoid(torch.addcmul(self.bias, t[..., None], inner))
+        bias = self.bias - inner * self.middle
+        first, last = bias.sigmoid(), (bias + inner).sigmoid()
+        on = torch.sigmoid(torch.addcmul(bias, t[..., None], inner))
         return t + (on - first) @ outer, 1 + (on * (1 - on)) @ (inner * outer), 1 + (last - first) @ outer
 
 
