@@ -357,7 +357,7 @@ def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
     data, (_, t, eps) = data_of(Categorical(17)), batch()
     wrapped(data[rank::2], t=t[rank::2], eps=eps[rank::2]).mean().backward()
     grads = {k: p.grad.clone() for k, p in wrapped.module.named_parameters()}
-    adaptive = DistributedDataParallel(adaptive_objective())
+    wrapped, adaptive = DistributedDataParallel(shared_objective()), DistributedDataParallel(adaptive_objective())
     learn(wrapped, data[rank::2], t[rank::2], eps[rank::2])
     learn(adaptive, data[rank::2], t[rank::2], eps[rank::2])
     states = {k: v for one in (wrapped, adaptive) for k, v in one.module.schedule.state_dict().items()}
