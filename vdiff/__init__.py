@@ -3,6 +3,7 @@
 from vdiff.bound import Bound
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
 from vdiff.denoiser import Denoiser, ScaledGamma, ScheduleTime, TableStep, edm_time, flow_time, sigma_time
+from vdiff.diagnosis import Diagnosis, diagnose
 from vdiff.gaussian import bits_per_dim
 from vdiff.groups import parameter_groups
 from vdiff.loss import elbo, hybrid, weighted_elbo
@@ -50,6 +51,7 @@ __all__ = [
     "Debiased",
     "Decoder",
     "Denoiser",
+    "Diagnosis",
     "DiscretizedGaussian",
     "Eps",
     "Exploding",
@@ -95,6 +97,7 @@ __all__ = [
     "Weighting",
     "X",
     "bits_per_dim",
+    "diagnose",
     "edm_time",
     "elbo",
     "flow_time",

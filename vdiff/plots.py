@@ -1,12 +1,13 @@
 """Figures: samples beside data, schedules and densities, weightings, the error by log-SNR. Needs matplotlib."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vdiff.diagnosis import Diagnosis
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 from vdiff.weighting import Weighting
@@ -157,3 +158,67 @@ def curves(path: Path, history: list[dict[str, float]], best_baseline: tuple[str
     axes.set(xlabel="step", ylabel="bits/dim", title="training")
     axes.legend(frameon=False)
     picture.savefig(path, dpi=130)
+
+
+def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
+    """By log-SNR, the second moment of the loss under each schedule, and the densities beside the best of the first.
+
+    >>> import tempfile
+    >>> from vdiff import Linear, diagnose
+    >>> profile = Profile(-5.0, 5.0, bins=10)
+    >>> profile.update(torch.linspace(-5, 5, 100), torch.rand(100))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     variance(Path(folder) / "figure.png", {"linear": diagnose(profile, Linear(5.0, -5.0))})
+    ...     (Path(folder) / "figure.png").is_file()
+    True
+    """
+    picture, (left, right) = figure(1, 2, width=5.2)
+    for name, one in diagnoses.items():
+        width = (one.logsnr[1] - one.logsnr[0]).item()
+        left.semilogy(one.logsnr, one.square / width, label=f"{name}: {one.variance / one.least:.3g} × the least variance")
+        right.plot(one.logsnr, one.density, label=name)
+    best = next(iter(diagnoses.values()))
+    right.plot(best.logsnr, best.best, color="black", linestyle="--", label="best")
+    left.set(xlabel=LOGSNR, ylabel="¼ w² E‖ε − ε̂‖⁴ / p   (nats²)", title="where the variance comes from")
+    right.set(xlabel=LOGSNR, ylabel="p(λ)", title="where it looks", ylim=(0, 3 * best.best.max().item()))
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+    picture.savefig(path, dpi=130)
+
+
+def moving_schedule(path: Path, frames: Sequence[tuple[int, Schedule]], best: Schedule | None = None) -> None:
+    """A GIF of a schedule that learns: λ(t) and p(λ) at each of the given steps, with the best one dashed. Needs Pillow.
+
+    >>> import tempfile
+    >>> from vdiff import Linear
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     moving_schedule(Path(folder) / "figure.gif", [(0, Linear()), (1, Linear(9.0, -5.0))])
+    ...     (Path(folder) / "figure.gif").is_file()
+    True
+    """
+    from matplotlib.animation import PillowWriter
+
+    picture, (left, right) = figure(1, 2)
+    t = torch.linspace(0, 1, 301, dtype=torch.float64)
+    every = [one for _, one in frames] + ([best] if best is not None else [])
+    with torch.no_grad():
+        curves = [
+            (one(t), logsnr := torch.linspace(one.logsnr_min, one.logsnr_max, 301, dtype=torch.float64), one.density(logsnr))
+            for one in every
+        ]
+    top = 1.1 * max(density.max().item() for *_, density in curves)
+    low, high = min(one.logsnr_min for one in every), max(one.logsnr_max for one in every)
+    writer = PillowWriter(fps=8)
+    with writer.saving(picture, str(path), dpi=90):
+        for (step, _), (levels, logsnr, density) in zip(frames, curves, strict=False):
+            for axes in (left, right):
+                axes.clear()
+            if best is not None:
+                left.plot(t, curves[-1][0], color="black", linestyle="--", label="best")
+                right.plot(curves[-1][1], curves[-1][2], color="black", linestyle="--")
+            left.plot(t, levels, label=f"step {step}")
+            right.plot(logsnr, density)
+            left.set(xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", ylim=(low, high), title="schedule")
+            right.set(xlabel=LOGSNR, ylabel="p(λ)", xlim=(low, high), ylim=(0, top), title="where it looks")
+            left.legend(frameon=False, loc="upper right")
+            writer.grab_frame()
