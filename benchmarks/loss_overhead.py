@@ -80,6 +80,17 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
         return lambda: vdiff.weighted_elbo(model, x, schedule=schedule, weighting=weighting).mean()
 
     decoder, model = vdiff.Categorical(256), vdiff.Denoiser(network, vdiff.Eps())
+
+    def learned(schedule: vdiff.Schedule) -> Step:
+        """The diffusion term under a schedule that learns from it, its statistics taken in."""
+
+        def step() -> Tensor:
+            loss = vdiff.weighted_elbo(model, x, schedule=schedule).mean()
+            schedule.update()
+            return loss
+
+        return step
+
     return {
         "hand-written ε-MSE": plain,
         "linear, ε, ELBO": weighted(vdiff.Eps(), schedule, vdiff.ELBO()),
@@ -88,6 +99,10 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
         "flow matching": weighted(vdiff.Flow(), vdiff.OptimalTransport(), vdiff.recipe("flow-matching").weighting),
         "cosine, ε, MSE x min-SNR": weighted(vdiff.Eps(), cosine, vdiff.MSE(cosine, vdiff.Eps()) * vdiff.MinSNR()),
         "iDDPM offset cosine, x, P2": weighted(vdiff.X(), vdiff.Cosine(offset=0.008), vdiff.MSE(cosine, vdiff.Eps()) * vdiff.P2()),
+        "γ_η: spline": learned(vdiff.Spline()),
+        "γ_η: spline, its own loss": learned(vdiff.Spline(follow_variance=False)),
+        "γ_η: monotone, 1024 wide": learned(vdiff.Monotone()),
+        "adaptive": learned(vdiff.Adaptive(13.3, -5.0)),
         "full bound, 256 levels": lambda: vdiff.elbo(model, data, schedule=schedule, decoder=decoder).total.mean(),
     }
 

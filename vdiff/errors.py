@@ -29,7 +29,7 @@ def _is_batched(v: Tensor) -> bool:
 
 def transformed(v: Tensor) -> bool:
     """Whether a tensor lives under `torch.func` or `torch.vmap`, where no buffer can be written."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(v)
+    return checking() and torch._C._functorch.is_functorch_wrapped_tensor(v)
 
 
 def must(function: str, argument: str, requirement: str, got: object, hint: str = "") -> str:

@@ -54,7 +54,7 @@ class Adaptive(Histogram):
     ) -> None:
         check_positive_int("Adaptive", "bins", bins)
         check_positive_int("Adaptive", "warmup", warmup)
-        super().__init__(torch.ones(bins), logsnr_max, logsnr_min)
+        super().__init__([1.0] * bins, logsnr_max, logsnr_min)
         self.decay, self.floor = finite("Adaptive", "decay", decay, at_least=0.0), finite("Adaptive", "floor", floor, above=0.0)
         for name, share in (("decay", self.decay), ("floor", self.floor)):
             if share > 1:

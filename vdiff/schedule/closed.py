@@ -139,7 +139,7 @@ class Spectral(Truncated):
     """
 
     def __init__(self, variances: Tensor | Sequence[float], logsnr_max: float | None = None, logsnr_min: float | None = None) -> None:
-        log_v = torch.as_tensor(variances, dtype=torch.float64).log()
+        log_v = torch.as_tensor(variances, dtype=torch.float64, device="cpu").log()
         if log_v.ndim != 1 or len(log_v) == 0 or not log_v.isfinite().all():
             came = f"shape {tuple(log_v.shape)}, of them {int((~log_v.isfinite()).sum())} not"
             raise ValueError(must("Spectral", "variances", "be a vector of positive eigenvalues", came, "torch.linalg.eigvalsh(x.T.cov())"))

@@ -24,7 +24,7 @@ class Histogram(Schedule):
 
     def __init__(self, mass: Tensor | Sequence[float], logsnr_max: float = 15.0, logsnr_min: float = -15.0) -> None:
         super().__init__(logsnr_max, logsnr_min)
-        mass = torch.as_tensor(mass, dtype=torch.float64)
+        mass = torch.as_tensor(mass, dtype=torch.float64, device=None if isinstance(mass, Tensor) else "cpu")
         if mass.ndim != 1 or len(mass) == 0:
             raise ValueError(must(type(self).__name__, "mass", "be a vector, a number to a bin", f"shape {tuple(mass.shape)}"))
         bad = ~(mass.isfinite() & (mass > 0))
