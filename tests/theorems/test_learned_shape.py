@@ -107,6 +107,30 @@ def test_one_pass_is_the_two_passes(make):
     assert all(expected[n].abs().max() > 0 for n in expected)
 
 
+@shapes
+def test_the_shape_and_its_slope_are_differentiated_rightly(make):
+    schedule = stirred(make(learn_ends=False))
+    names, values = zip(*schedule.named_parameters(), strict=True)
+    t = torch.linspace(0.02, 0.99, 9, dtype=torch.float64, requires_grad=True)
+
+    def shape(t: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(ShapeOf(schedule), {f"schedule.{n}": v for n, v in zip(names, values, strict=True)}, (t,))
+
+    assert torch.autograd.gradcheck(shape, (t, *(v.detach().clone().requires_grad_() for v in values)))
+    u, slope = schedule.shape(t)
+    (of_u,) = torch.autograd.grad(u.sum(), t)
+    torch.testing.assert_close(of_u, slope)
+
+
+class ShapeOf(nn.Module):
+    def __init__(self, schedule: Learned) -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.stack(self.schedule.shape(t))
+
+
 @pytest.mark.usefixtures("float64")
 @shapes
 def test_it_does_not_matter_how_the_loss_is_reduced(make):
@@ -366,7 +390,7 @@ def root(slope, below: float, above: float) -> float:
 # ── what it keeps ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("make", [lambda: Monotone(6.0, -4.0, learn_ends=False), lambda: Spline(6.0, -4.0, learn_ends=False)])
+@pytest.mark.parametrize("make", [lambda: Monotone(6.0, -4.0, hidden=64, learn_ends=False), lambda: Spline(6.0, -4.0, learn_ends=False)])
 def test_long_training_leaves_the_ends_and_the_order(make):
     """Under AdamW with decay on all else, autocast on, and a rate at which every shape runs wild."""
     one = Objective(Denoiser(Net().float(), V()), schedule=make())

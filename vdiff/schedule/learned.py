@@ -81,7 +81,8 @@ class Learned(Schedule):
         """
         t64 = wide(t)
         v, slope, whole = self.rise(t64)
-        u = torch.where(t64 == 1, 1.0, torch.lerp(v / whole, t64, FLOOR))  # at 1 exactly, however the sum is rounded
+        u = torch.lerp(v / whole, t64, FLOOR)
+        u = torch.where((t64 > 0) & (t64 < 1), u, t64)  # exactly 0 and 1 at the ends, however v is rounded
         return u, slope * ((1 - FLOOR) / whole) + FLOOR
 
     @property
