@@ -180,7 +180,9 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
     best = next(iter(diagnoses.values()))
     right.plot(best.logsnr, best.best, color="black", linestyle="--", label="best")
     left.set(xlabel=LOGSNR, ylabel="¼ w² E‖ε − ε̂‖⁴ / p   (nats²)", title="where the variance comes from")
-    right.set(xlabel=LOGSNR, ylabel="p(λ)", title="where it looks", ylim=(0, 3 * best.best.max().item()))
+    right.set(xlabel=LOGSNR, ylabel="p(λ)", title="where it looks", ylim=(0, 1.6 * best.best.max().item()))
+    top = max(one.square.max().item() / (one.logsnr[1] - one.logsnr[0]).item() for one in diagnoses.values())
+    left.set_ylim(1e-5 * top, 3 * top)
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
     picture.savefig(path, dpi=130)
