@@ -138,7 +138,8 @@ class Learned(Schedule):
     def _weigh(self, carrier: Tensor, loss: Tensor, dims: int) -> Tensor:
         value = wide(loss.detach())
         if self.training and not transformed(value):
-            self.seen += torch.stack([value.sum(), torch.ones_like(value).sum()])
+            self.seen[0] += value.sum()
+            self.seen[1] += len(value)
         high, low = self.ends()
         blind = 0.5 * dims * (high - low)  # the bound of a model that predicts nothing stands for m until it is known
         mean = torch.where(self.mean_loss > 0, self.mean_loss, blind)
@@ -187,7 +188,7 @@ class _Route(torch.autograd.Function):
 
     @staticmethod
     def forward(u: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return u.clone(), slope.clone(), torch.zeros_like(u)
+        return u.view_as(u), slope.view_as(slope), torch.zeros_like(u)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -205,7 +206,7 @@ class _Weigh(torch.autograd.Function):
 
     @staticmethod
     def forward(loss: Tensor, carrier: Tensor, weight: Tensor) -> Tensor:
-        return loss.clone()
+        return loss.view_as(loss)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
