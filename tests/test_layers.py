@@ -10,8 +10,8 @@ import pytest
 import vdiff
 
 LAYERS = (
-    "errors", "gaussian", "times", "profile", "variance", "schedule", "parameterization", "reverse", "weighting", "bound", "decoder", "denoiser", "oracle",
-    "loss", "objective", "sampling", "likelihood", "recipes", "theorems", "plots", "nn", "data", "training", "cli",
+    "errors", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "reverse", "weighting", "bound", "decoder", "denoiser", "oracle",
+    "loss", "chain", "objective", "sampling", "likelihood", "recipes", "theorems", "plots", "nn", "data", "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

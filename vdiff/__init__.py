@@ -1,15 +1,17 @@
 """Diffusion models as weighted evidence lower bounds: one integral over log-SNR, and bounds in bits/dim to trust."""
 
 from vdiff.bound import Bound
+from vdiff.chain import first_variance, hybrid, path_bound
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
 from vdiff.denoiser import Denoiser, ScaledGamma, ScheduleTime, TableStep, edm_time, flow_time, sigma_time
 from vdiff.gaussian import bits_per_dim
-from vdiff.loss import elbo, hybrid, weighted_elbo
+from vdiff.loss import elbo, weighted_elbo
 from vdiff.objective import Objective
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.parameterization import Eps, Exploding, Flow, Parameterization, PosteriorMean, Prediction, Score, V, X
 from vdiff.profile import Profile
 from vdiff.recipes import Recipe, recipe
+from vdiff.resampling import LossSecondMoment
 from vdiff.reverse import MonteCarlo, RaoBlackwell
 from vdiff.sampling import sample
 from vdiff.schedule import (
@@ -56,6 +58,7 @@ __all__ = [
     "Linear",
     "LinearBeta",
     "LogVariance",
+    "LossSecondMoment",
     "MinSNR",
     "MonteCarlo",
     "Normal",
@@ -84,9 +87,11 @@ __all__ = [
     "bits_per_dim",
     "edm_time",
     "elbo",
+    "first_variance",
     "flow_time",
     "hybrid",
     "loss_factor",
+    "path_bound",
     "recipe",
     "sample",
     "sigma_time",
