@@ -4,6 +4,7 @@ from vdiff.bound import Bound
 from vdiff.chain import first_variance, hybrid, path_bound
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
 from vdiff.denoiser import Denoiser, ScaledGamma, ScheduleTime, TableStep, edm_time, flow_time, sigma_time
+from vdiff.describe import describe
 from vdiff.gaussian import bits_per_dim
 from vdiff.loss import elbo, weighted_elbo
 from vdiff.objective import Objective
@@ -85,6 +86,7 @@ __all__ = [
     "Weighting",
     "X",
     "bits_per_dim",
+    "describe",
     "edm_time",
     "elbo",
     "first_variance",
