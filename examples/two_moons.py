@@ -2,12 +2,14 @@
 
 The same small network is trained by two estimators of one T-step bound: the KL of each step in closed form (Rao-Blackwell),
 or the log-ratio log q(z_s|z_t, x)/p(z_s|z_t) at one sampled z_s (Monte Carlo), from equal weights, on equal batches, times
-and noise. MINUTES. Expect FINDING.
+and noise. Five seeds take about six minutes of one core. Expect, at T = 1000, a variance 100 (clean end) to 13,000 times
+(noisy end) as large for Monte Carlo's value of one step, 210 times for the gradient of a batch, and after 3,000 steps a bound
+of 1.53 nats against 3.07: the Monte Carlo network has hardly more than the mean and the spread of the data.
 
     python examples/two_moons.py --out runs/two_moons
 
-The folder holds the figures (samples, training and the variances by t; GIFs of the first and last), table.txt,
-findings.json, and the runs by the digest of their settings: a second call draws again what is there.
+The folder holds the figures (samples, training, and the variances by t; GIFs of the first and last), findings.txt and
+findings.json, and in a subfolder named by the digest of their settings the runs: a second call only draws them again.
 """
 
 import argparse

@@ -29,7 +29,7 @@ def samples(out: Path, at: list[int], runs: dict[str, Tensors], held_out: Tensor
         line[0].set_ylabel(f"trained by\n{TRAINED_BY[name]}", color=COLORS[name])
     picture.savefig(out / "samples.png", dpi=130)
 
-    picture, line = plots.figure(1, 3, width=2.8, height=3.2)
+    picture, line = plots.figure(1, 3, width=2.8, height=3.4)
 
     def draw(i: int) -> None:
         for axes, (name, run) in zip(line, runs.items(), strict=False):
