@@ -37,6 +37,8 @@ def findings(settings: "Settings", runs: dict[str, Tensors], spreads: Tensors, s
         found[f"path over T = {chain}"] = over_seeds((sums["path, RB"] / sums["path, MC"])[:, j])
     for i in settings.compared:
         for key in ("bound", "mmd"):
+            for name, run in runs.items():
+                found[f"{key} {name}, step {settings.at[i]}"] = over_seeds(run[key][:, i])
             found[f"{key} MC − RB, step {settings.at[i]}"] = over_seeds(runs["MC"][key][:, i] - runs["RB"][key][:, i])
     return found
 
@@ -80,10 +82,11 @@ def sentences(settings: "Settings", seeds: int, found: Found) -> str:
         return ", ".join(f"{written(found[f'{key} over T = {n}'])} (T = {n})" for n in settings.chains)
 
     def when(key: str, unit: str) -> str:
-        return "; ".join(
-            f"after {settings.at[i]:,} steps they {verdict(found[f'{key} MC − RB, step {settings.at[i]}'], unit)}"
-            for i in settings.compared
-        )
+        parts = []
+        for step in (settings.at[i] for i in settings.compared):
+            both = ", ".join(f"{name} {written(found[f'{key} {name}, step {step}'])}" for name in ("RB", "MC"))
+            parts.append(f"after {step:,} steps {both}; they {verdict(found[f'{key} MC − RB, step {step}'], unit)}")
+        return ".\n  ".join(parts)
 
     return f"""Findings: {seeds} seeds, ± standard error over seeds; variances with networks trained by RB for {settings.steps:,} steps, T = {settings.chain}.
 - Variance of one draw, MC over RB, at {len(settings.chain_steps)} t: {spanned("value ratio")}; with x fixed: {spanned("value ratio, x fixed")}.
@@ -96,5 +99,7 @@ def sentences(settings: "Settings", seeds: int, found: Found) -> str:
   The raw term differs from MC in its value alone: what sets them apart knows no weights.
 - Along one whole path, variance of the sum of KLs over that of the sum of log-ratios: {by_length("path")}:
   where it is above 1 the order is turned, for all the KLs share one path, of which each has forgotten what the others know.
-- Trained by RB or by MC, the held-out bound: {when("bound", " nats")}.
-- MMD² of their samples: {when("mmd", "")}."""
+- Trained by RB or by MC, the held-out bound:
+  {when("bound", " nats")}.
+- MMD² of their samples:
+  {when("mmd", "")}."""
