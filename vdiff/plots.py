@@ -1,8 +1,8 @@
 """Figures: samples beside data, schedules and densities, weightings, the error by log-SNR. Needs matplotlib."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -157,3 +157,43 @@ def curves(path: Path, history: list[dict[str, float]], best_baseline: tuple[str
     axes.set(xlabel="step", ylabel="bits/dim", title="training")
     axes.legend(frameon=False)
     picture.savefig(path, dpi=130)
+
+
+def band(axes: "Axes", x: Tensor, runs: Tensor, *, log: bool = False, **style: Any) -> None:
+    """The mean over runs (runs, points) as a line, with a band of two standard errors where there are several.
+
+    With `log`, both are those of the logarithm, for what varies by factors: the line is the geometric mean.
+
+    >>> _, (axes,) = figure()
+    >>> band(axes, torch.arange(3), torch.rand(5, 3), label="five seeds")
+    >>> len(axes.lines), len(axes.collections)
+    (1, 1)
+    """
+    values = runs.double().log() if log else runs.double()
+    mean, two = values.mean(0), 2 * values.std(0, correction=min(1, len(runs) - 1)) / len(runs) ** 0.5
+    middle, low, high = ((v.exp() if log else v) for v in (mean, mean - two, mean + two))
+    (line,) = axes.plot(x, middle, **style)
+    if len(runs) > 1:
+        axes.fill_between(x, low, high, alpha=0.25, color=line.get_color(), linewidth=0)
+
+
+def animation(path: Path, picture: "Figure", draw: Callable[[int], object], frames: int, *, per_second: float = 2.0) -> None:
+    """A GIF of `frames` states of a figure, which `draw(i)` puts into the i-th; the axes stay where the first has them.
+
+    >>> import tempfile
+    >>> made, (axes,) = figure()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     animation(Path(folder) / "figure.gif", made, lambda i: axes.set_title(f"frame {i}"), 2)
+    ...     (Path(folder) / "figure.gif").read_bytes()[:6]
+    b'GIF89a'
+    """
+    from matplotlib.animation import PillowWriter
+
+    writer = PillowWriter(fps=per_second)  # type: ignore[arg-type]
+    with writer.saving(picture, str(path), dpi=100):
+        for frame in range(frames):
+            draw(frame)
+            if frame == 0:
+                picture.draw_without_rendering()
+                picture.set_layout_engine("none")
+            writer.grab_frame()
