@@ -114,7 +114,7 @@ def draw_samples(path: Path, ladder: Ladder, results: Results, count: int = 24) 
         if "samples" in tensors:
             image_grid(place, tensors["samples"][:count], f"{row}: {record['bits']:.4g} bits/dim", columns=12, levels=levels)
         else:
-            place.set_title(f"{row}: no finite samples")
+            place.set_title(f"{row}: diverged")
             place.set_axis_off()
     image_grid(axes[len(results)], ladder.images.test[:count], "held-out images", columns=12, levels=levels)
     for place in axes[len(results) + 1 :]:

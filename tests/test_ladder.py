@@ -108,7 +108,9 @@ def test_a_row_is_a_function_of_its_seed():
 
 def made_up(bits, mmd):
     norm = {"median": 1.0, "99 %": 2.0, "max": 3.0}
-    return [({"bits": b, "mmd": m, "mean_mse": 0.1, "norm": norm, "diverged": None}, {}) for b, m in zip(bits, mmd, strict=True)]
+    return [
+        ({"bits": b, "mmd": m, "mean_mse": 0.1, "runaway": 0.0, "norm": norm, "diverged": None}, {}) for b, m in zip(bits, mmd, strict=True)
+    ]
 
 
 def test_the_verdict_on_likelihood_and_samples_follows_the_results():
