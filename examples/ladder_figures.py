@@ -17,7 +17,8 @@ from vdiff.times import generator_of
 from vdiff.variance import ReverseVariance, Variance
 
 if TYPE_CHECKING:
-    from ladder import Ladder, Results, Row
+    from ladder import Ladder
+    from ladder_findings import Results, Row
 
 DDPM = Tabulated.linear_betas()
 LEGEND = {"frameon": False, "fontsize": 8}

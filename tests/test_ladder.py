@@ -16,6 +16,7 @@ from vdiff.reverse import reverse_mean
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import ladder
 import ladder_figures as figures
+import ladder_findings
 from ladder import ROWS, Ladder, Row, Setting
 
 SMALL = Setting(levels=25, steps=4, batch=8, draws=4, samples=8)
@@ -97,7 +98,7 @@ def test_a_run_that_diverges_is_recorded_with_its_step_and_the_next_begins(tmp_p
             assert len(tensors["loss"]) in (record["diverged"] - 1, record["diverged"])
             assert torch.isfinite(tensors["loss"]).all()
             assert record["bits"] is None
-    assert "at step 2" in ladder.render(results)
+    assert "at step 2" in ladder_findings.render(results)
 
 
 def test_a_row_is_a_function_of_its_seed():
@@ -117,17 +118,19 @@ def test_the_verdict_on_likelihood_and_samples_follows_the_results():
     results = {row: made_up((9.0, 9.1, 9.05), (0.5, 0.51, 0.52)) for row in ROWS}
     results[ROWS[3]] = made_up((2.0, 2.1, 2.05), (0.4, 0.41, 0.42))
     results[ROWS[5]] = made_up((4.0, 4.1, 4.0), (0.1, 0.11, 0.13))
-    assert ladder.findings(results)[0].startswith(f"Likelihood and samples part ways: {ROWS[3]} has the best bound and {ROWS[5]} the best")
+    assert ladder_findings.findings(results)[0].startswith(
+        f"Likelihood and samples part ways: {ROWS[3]} has the best bound and {ROWS[5]} the best"
+    )
     results[ROWS[5]] = made_up((4.0, 4.1, 4.0), (0.1, 0.1, 0.9))
-    assert ladder.findings(results)[0].startswith("Likelihood and samples do not clearly part ways")
+    assert ladder_findings.findings(results)[0].startswith("Likelihood and samples do not clearly part ways")
     results[ROWS[3]][0][0]["bits"] = None
-    assert ladder.over_seeds(results, "bits", ROWS[3], ROWS[5]) == pytest.approx((-1.975, 0.025))
+    assert ladder_findings.over_seeds(results, "bits", ROWS[3], ROWS[5]) == pytest.approx((-1.975, 0.025))
 
 
 def test_an_error_has_two_digits_and_the_mean_as_many_places():
-    assert ladder.shown((3.14159, 0.0234)) == "3.142 ± 0.023"
-    assert ladder.shown((315.4, 70.0)) == "315 ± 70"
-    assert ladder.shown(None) == "–"
+    assert ladder_findings.shown((3.14159, 0.0234)) == "3.142 ± 0.023"
+    assert ladder_findings.shown((315.4, 70.0)) == "315 ± 70"
+    assert ladder_findings.shown(None) == "–"
 
 
 def test_a_quick_run_ends_and_the_next_trains_nothing(tmp_path, monkeypatch, capsys):
