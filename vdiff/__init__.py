@@ -11,7 +11,7 @@ from vdiff.parameterization import Eps, Exploding, Flow, Parameterization, Poste
 from vdiff.profile import Profile
 from vdiff.recipes import Recipe, recipe
 from vdiff.reverse import MonteCarlo, RaoBlackwell
-from vdiff.sampling import sample
+from vdiff.sampling import Clipped, Guided, adams, ancestral, ddim, dpmpp_2m, encode, few_steps, heun, ode, sample, trajectory
 from vdiff.schedule import (
     Cosine,
     Karras,
@@ -38,6 +38,7 @@ __all__ = [
     "P2",
     "Bound",
     "Categorical",
+    "Clipped",
     "Cosine",
     "Debiased",
     "Decoder",
@@ -48,6 +49,7 @@ __all__ = [
     "Flow",
     "Forward",
     "GaussianMixture",
+    "Guided",
     "InDI",
     "Karras",
     "Laplace",
@@ -81,15 +83,24 @@ __all__ = [
     "V",
     "Weighting",
     "X",
+    "adams",
+    "ancestral",
     "bits_per_dim",
+    "ddim",
+    "dpmpp_2m",
     "edm_time",
     "elbo",
+    "encode",
+    "few_steps",
     "flow_time",
+    "heun",
     "hybrid",
     "loss_factor",
+    "ode",
     "recipe",
     "sample",
     "sigma_time",
     "stratified",
+    "trajectory",
     "weighted_elbo",
 ]
