@@ -14,10 +14,13 @@ from vdiff.gaussian import at_least_float32
 from vdiff.loss import check_call
 from vdiff.parameterization import Prediction
 from vdiff.sampling.grid import check_levels, few_steps, uniform
+from vdiff.sampling.multistep import adams, dpmpp_2m
 from vdiff.sampling.noise import Generators
-from vdiff.sampling.step import Counted, Memory, Model, Step, ancestral, check_step
+from vdiff.sampling.probability_flow import ode
+from vdiff.sampling.step import Counted, Memory, Model, Step, ancestral, ddim, heun
 from vdiff.schedule import Schedule
 
+STEPS: dict[str, Step] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "adams": adams, "ode": ode}
 WORDS = ("schedule", "steps", "levels", "step", "generator")
 OPTIONS = {"eta": "ddim", "rtol": "ode", "atol": "ode"}  # words that no condition has
 WORST = 1e-3  # relative rounding error of x̂ or ε̂ at the first level from which on a user hears of it
@@ -45,7 +48,10 @@ def trajectory(
     """
     check_data("sample", z, "z")
     grid = _grid(model, schedule, steps, levels, condition).to(z.device)
-    check_step("sample", step)
+    if not callable(step) or isinstance(step, type):
+        near = did_you_mean(step, STEPS) if isinstance(step, str) else ""
+        hint = near or f"vdiff.sampling has {', '.join(STEPS)}"
+        raise TypeError(must("sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint))
     if isinstance(generator, torch.Generator):
         check_generator("sample", generator, z)
     return _walk(Counted(model, **condition), z.to(at_least_float32(z.dtype)), grid, step, Memory((), generator))
@@ -156,4 +162,4 @@ def _check_conditioning(prediction: Prediction, i: int) -> None:
         )
 
 
-__all__ = ["sample", "trajectory"]
+__all__ = ["STEPS", "sample", "trajectory"]

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import did_you_mean, finite, must
+from vdiff.errors import finite, must
 from vdiff.gaussian import Step as ChainStep
 from vdiff.gaussian import alpha, combine, per_example, sigma, wide
-from vdiff.parameterization import Eps, Prediction, X
+from vdiff.parameterization import Eps, Prediction
 from vdiff.reverse import reverse_sample
 from vdiff.sampling.noise import Generators, noise_like
 from vdiff.variance import ReverseVariance
@@ -161,29 +161,6 @@ def heun(
     return move(Prediction(z, logsnr_t, 0.5 * (now.eps + there.eps), Eps()), logsnr_s)
 
 
-def dpmpp_2m(
-    model: Model,
-    z: Float[Tensor, "batch *dims"],
-    logsnr_t: Float[Tensor, " batch"],
-    logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
-) -> Float[Tensor, "batch *dims"]:
-    """DPM-Solver++(2M): the deterministic move with x̂_t + (h/2h_prev)(x̂_t − x̂_prev) for x̂; without a past, with x̂_t.
-    One evaluation, order 2. Lu et al., arXiv:2211.01095, algorithm 2.
-
-    >>> from vdiff import GaussianMixture
-    >>> level = torch.zeros(1, dtype=torch.float64)
-    >>> dpmpp_2m(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
-    tensor([[0.9713]])
-    """
-    now = model(z, logsnr_t)
-    if not memory.past:
-        return move(now, logsnr_s)
-    before = memory.past[-1]
-    ratio = per_example(0.5 * (wide(logsnr_s) - wide(logsnr_t)) / (wide(logsnr_t) - wide(before.logsnr)), z)
-    return move(Prediction(z, logsnr_t, now.x + ratio * (now.x - before.x), X()), logsnr_s)
-
-
 def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
     """z_s = α_s x̂ + σ_s ε̂ with the x̂ and ε̂ of a prediction, computed in its network's own units; exact to λ_s = +∞, where it is x̂."""
     t, s = wide(prediction.logsnr), wide(logsnr_s)
@@ -193,13 +170,4 @@ def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
     return combine((alpha(s) * b - sigma(s) * a) * scale, prediction.z, of_out * scale, prediction.out)
 
 
-def check_step(function: str, step: object) -> None:
-    """Raise unless `step` can be called; the name of a step is the likely mistake."""
-    if not callable(step) or isinstance(step, type):
-        known = {one.__name__: one for one in (ancestral, ddim, heun, dpmpp_2m)} | {"adams": None, "ode": None}
-        near = did_you_mean(step, known) if isinstance(step, str) else ""
-        hint = near or "vdiff.sampling has " + ", ".join(known)
-        raise TypeError(must(function, "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint))
-
-
-__all__ = ["Counted", "Memory", "ancestral", "ddim", "dpmpp_2m", "heun"]
+__all__ = ["Counted", "Memory", "ancestral", "ddim", "heun"]

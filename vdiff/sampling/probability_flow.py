@@ -71,7 +71,7 @@ def ode(
     check_positive_int("ode", "max_evaluations", max_evaluations)
     rtol, atol = finite("ode", "rtol", rtol, above=0.0), finite("ode", "atol", atol, above=0.0)
     try:
-        from torchdiffeq import odeint  # type: ignore[import-untyped]
+        from torchdiffeq import odeint
     except ImportError:
         raise ImportError("ode: torchdiffeq is not installed: pip install 'vdiff-torch[ode]'") from None
     ends = torch.stack([wide(logsnr_t)[0], wide(logsnr_s)[0]])

@@ -1,6 +1,6 @@
-"""Exponential Adams–Bashforth: one evaluation a step, order 2 or 3, in the coordinates of any target.
+"""Multistep methods: one evaluation a step, and a higher order from the predictions at earlier levels.
 
-Each of x, ε, v and the rectified flow's u is a velocity. With the target's row (a, b) and n(λ) = α b − σ a,
+Each of x, ε, v and the rectified flow's u is a velocity: with the target's row (a, b) and n(λ) = α b − σ a,
 
     d(z/n)/dτ = ô,     dτ/dλ = −½ α σ / n²
 
@@ -11,7 +11,7 @@ Each of x, ε, v and the rectified flow's u is a velocity. With the target's row
     u           z/(α + σ)                σ/(α + σ)
 
 (v of data with standard deviation σ_d alike, at the log-SNR of the normalised data.) What is linear in z is thereby solved
-exactly, and the rest is the integral of ô(τ), through whose last values a polynomial is laid.
+exactly, and the rest is the integral of ô(τ), through whose last values Adams and Bashforth lay a polynomial.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,35 @@ from torch import Tensor
 from vdiff.denoiser import flow_time
 from vdiff.errors import must
 from vdiff.gaussian import alpha, per_example, sigma, wide
-from vdiff.parameterization import Eps, Flow, Parameterization, V, X
-from vdiff.sampling.step import NOTHING, Memory, Model
+from vdiff.parameterization import Eps, Flow, Parameterization, Prediction, V, X
+from vdiff.sampling.step import NOTHING, Memory, Model, move
 
 ORDERS = (1, 2, 3)
 NODES = 32  # Gauss–Legendre: below 1e-13 for a step of 10 in λ
 _V = V()
+
+
+def dpmpp_2m(
+    model: Model,
+    z: Float[Tensor, "batch *dims"],
+    logsnr_t: Float[Tensor, " batch"],
+    logsnr_s: Float[Tensor, " batch"],
+    memory: Memory = NOTHING,
+) -> Float[Tensor, "batch *dims"]:
+    """DPM-Solver++(2M): the deterministic move with x̂_t + (h/2h_prev)(x̂_t − x̂_prev) for x̂; without a past, with x̂_t.
+    One evaluation, order 2. Lu et al., arXiv:2211.01095, algorithm 2.
+
+    >>> from vdiff import GaussianMixture
+    >>> level = torch.zeros(1, dtype=torch.float64)
+    >>> dpmpp_2m(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
+    tensor([[0.9713]])
+    """
+    now = model(z, logsnr_t)
+    if not memory.past:
+        return move(now, logsnr_s)
+    before = memory.past[-1]
+    ratio = per_example(0.5 * (wide(logsnr_s) - wide(logsnr_t)) / (wide(logsnr_t) - wide(before.logsnr)), z)
+    return move(Prediction(z, logsnr_t, now.x + ratio * (now.x - before.x), X()), logsnr_s)
 
 
 def adams(
@@ -96,4 +119,4 @@ def _integrals(target: Parameterization, levels: Sequence[Tensor], t: Tensor, s:
     return integrals
 
 
-__all__ = ["adams"]
+__all__ = ["adams", "dpmpp_2m"]
