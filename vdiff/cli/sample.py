@@ -72,7 +72,11 @@ def run(options: argparse.Namespace) -> None:
     labels = _labels(options, source.config.network.get("labels"))
     counted = Counted(objective.model)
     model = _model(options, counted)
-    step = partial(ddim, eta=options.eta) if options.eta is not None else options.step
+    step = options.step
+    if options.eta is not None:
+        if step is not ddim:
+            raise ValueError(must("sample", "eta", "come with --step ddim", f"--step {step.__name__}", "no other step has it"))
+        step = partial(ddim, eta=options.eta)
     schedule = options.grid(trained.logsnr_max, trained.logsnr_min)
     kept, frames = [], []
     with tqdm(total=options.count * options.steps, unit="level", disable=options.quiet, dynamic_ncols=True) as bar:
@@ -120,10 +124,9 @@ def _model(options: argparse.Namespace, model: Any) -> Any:
 def _labels(options: argparse.Namespace, classes: int | None) -> Tensor | None:
     """The class of each sample, in turn: all classes but the null one, or those asked for."""
     if classes is None:
-        if options.label or options.guidance is not None:
-            raise ValueError(
-                must("sample", "label", "be left out", options.label, "this run's network takes no label, and none for guidance")
-            )
+        for name, value in (("label", options.label), ("guidance", options.guidance)):
+            if value is not None:
+                raise ValueError(must("sample", name, "be left out", value, "this run's network takes no label"))
         return None
     asked = options.label or [k for k in range(classes) if k != options.null_label]
     return torch.tensor([asked[i % len(asked)] for i in range(options.count)])

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_data, check_generator, did_you_mean, must
-from vdiff.gaussian import at_least_float32
+from vdiff.errors import check_data, did_you_mean, must
+from vdiff.gaussian import alpha, at_least_float32, sigma, wide
 from vdiff.loss import check_call
 from vdiff.parameterization import Prediction
 from vdiff.sampling.grid import check_levels, few_steps, uniform
 from vdiff.sampling.multistep import adams, dpmpp_2m
-from vdiff.sampling.noise import Generators
+from vdiff.sampling.noise import Generators, check_generators
 from vdiff.sampling.probability_flow import ode
 from vdiff.sampling.step import Counted, Memory, Model, Step, ancestral, ddim, heun
 from vdiff.schedule import Schedule
@@ -52,8 +52,7 @@ def trajectory(
         near = did_you_mean(step, STEPS) if isinstance(step, str) else ""
         hint = near or f"vdiff.sampling has {', '.join(STEPS)}"
         raise TypeError(must("sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint))
-    if isinstance(generator, torch.Generator):
-        check_generator("sample", generator, z)
+    check_generators("sample", generator, z)
     return _walk(Counted(model, **condition), z.to(at_least_float32(z.dtype)), grid, step, Memory((), generator))
 
 
@@ -148,10 +147,11 @@ def _check_conditioning(prediction: Prediction, i: int) -> None:
     """At the first level: raise where the model's output says nothing of x̂ or ε̂, warn where they have lost their digits."""
     if i > 0:
         return
-    level = prediction.logsnr[:1]
-    kappa = torch.as_tensor(prediction.parameterization.kappa(level))
-    # an error of the output is one of 1/κ in ε̂, and of e^{−λ/2}/κ in x̂
-    loss = (torch.exp(-0.5 * level).clamp(min=1.0) / kappa).item() * torch.finfo(prediction.out.dtype).eps
+    level = wide(prediction.logsnr[:1])
+    a, b = prediction.parameterization.row(level)
+    # an error of the output is one of σ/|αb − σa| in x̂, and of α/|αb − σa| in ε̂
+    gain = torch.maximum(alpha(level), sigma(level)) / (alpha(level) * b - sigma(level) * a).abs()
+    loss = gain.item() * torch.finfo(prediction.out.dtype).eps
     what, hint = prediction.parameterization, "predict v, or start at a level that has some signal"
     if not loss < 1.0:
         came = f"{what!r} at λ = {level.item():g}"

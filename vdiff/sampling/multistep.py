@@ -14,6 +14,7 @@ Each of x, ε, v and the rectified flow's u is a velocity: with the target's row
 exactly, and the rest is the integral of ô(τ), through whose last values Adams and Bashforth lay a polynomial.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,7 +69,8 @@ def adams(
     """z_s/n_s = z_t/n_t + Σ_j ô_j ∫ ℓ_j dτ over the step, with ℓ_j the Lagrange polynomials through the last `order` levels.
 
     The polynomials are in rectified flow's time σ/(α + σ) for every target: on mixtures that takes fewer evaluations than
-    polynomials in λ, or in τ where that is another. One evaluation; the first steps have the order that their past allows.
+    polynomials in λ, or in τ where that is another. One evaluation. The first steps have the order that
+    their past allows: near pure noise, where ô hardly moves, that costs little, and it is what is left at hundreds of steps.
 
     With `target=Flow()` it is the plain rule of that order on the rectified path; order 1 in `X()` or `Eps()` is `ddim`; in
     `V(σ_d)` every order is exact for Gaussian data of standard deviation σ_d. The model may predict anything.
@@ -88,7 +90,7 @@ def adams(
             must("adams", "target", "be a velocity: X(), Eps(), V() or Flow()", repr(target), "the model may predict anything")
         )
     now = model(z, logsnr_t)
-    known = [*memory.past[len(memory.past) - (order - 1) :], now] if order > 1 else [now]
+    known = [*memory.past[1 - order :], now] if order > 1 else [now]
     t, s = wide(logsnr_t), wide(logsnr_s)
     weights = _integrals(target, [wide(one.logsnr) for one in known], t, s)
     n_s = _scale(target, s)
@@ -106,7 +108,7 @@ def _scale(target: Parameterization, logsnr: Tensor) -> Tensor:
 
 def _integrals(target: Parameterization, levels: Sequence[Tensor], t: Tensor, s: Tensor) -> list[Tensor]:
     """∫ ℓ_j dτ from λ_t to λ_s, for the polynomial ℓ_j that is 1 at level j and 0 at the others."""
-    nodes, mass = (torch.as_tensor(v).to(t)[:, None] for v in np.polynomial.legendre.leggauss(NODES))
+    nodes, mass = (torch.as_tensor(v).to(t)[:, None] for v in _gauss_legendre())
     logsnr = t + 0.5 * (s - t) * (nodes + 1)  # (nodes, batch)
     rate = -0.25 * (s - t) * mass * alpha(logsnr) * sigma(logsnr) / _scale(target, logsnr).square()
     place, at = flow_time(logsnr), [flow_time(level) for level in levels]
@@ -117,6 +119,12 @@ def _integrals(target: Parameterization, levels: Sequence[Tensor], t: Tensor, s:
             polynomial = polynomial * (place - other) / (own - other)
         integrals.append((rate * polynomial).sum(0))
     return integrals
+
+
+@functools.cache
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [−1, 1]."""
+    return np.polynomial.legendre.leggauss(NODES)
 
 
 __all__ = ["adams", "dpmpp_2m"]

@@ -33,14 +33,23 @@ def noise_like(z: Tensor, generator: Generators = None, draw: Callable[..., Tens
     >>> noise_like(torch.zeros(2, 3), streams(0, range(2))).shape
     torch.Size([2, 3])
     """
+    check_generators("noise_like", generator, z)
     if generator is None or isinstance(generator, torch.Generator):
-        if generator is not None:
-            check_generator("noise_like", generator, z)
         return draw(z.shape, dtype=z.dtype, device=z.device, generator=generator)
-    if len(generator) != len(z):
-        hint = "one for each sample of this batch: streams(seed, range(first, last))"
-        raise ValueError(must("noise_like", "generator", f"be one generator, or {len(z)}", f"{len(generator)} of them", hint))
     return torch.stack([draw(z.shape[1:], dtype=z.dtype, device=one.device, generator=one) for one in generator]).to(z.device)
+
+
+def check_generators(function: str, generator: object, z: Tensor) -> None:
+    """Raise unless `generator` is None, one of the device of z, or as many as there are samples."""
+    if isinstance(generator, torch.Generator):
+        check_generator(function, generator, z)
+    elif generator is not None:
+        if not isinstance(generator, Sequence):
+            hint = "torch.Generator().manual_seed(seed), or streams(seed, range(first, last))"
+            raise TypeError(must(function, "generator", "be a torch.Generator, or one for each sample", repr(generator), hint))
+        if len(generator) != len(z):
+            hint = "one for each sample of this batch: streams(seed, range(first, last))"
+            raise ValueError(must(function, "generator", f"be one generator, or {len(z)}", f"{len(generator)} of them", hint))
 
 
 def start(shape: Sequence[int], generator: Sequence[torch.Generator], dtype: torch.dtype = torch.float32) -> Tensor:

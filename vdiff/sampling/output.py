@@ -10,6 +10,7 @@ from vdiff.parameterization import Prediction
 from vdiff.sampling.noise import Generators, noise_like
 
 _BYTES = DiscretizedGaussian(256)
+PIECE = 4096  # dimensions at a time: 256 levels of each, in float64, are 8 MB
 
 
 def to_levels(decoder: Levels, prediction: Prediction, *, draw: bool = False, generator: Generators = None) -> Tensor:
@@ -35,15 +36,15 @@ def to_levels(decoder: Levels, prediction: Prediction, *, draw: bool = False, ge
         )
     mean = prediction.x if decoder.denoise else prediction.z / per_example(alpha(prediction.logsnr), prediction.z)
     uniform = noise_like(mean, generator, torch.rand)
-    return torch.stack([_draw(decoder, *row) for row in zip(mean, prediction.logsnr, uniform, strict=True)])
+    rows = zip(*(torch.split(v.reshape(-1, 1), PIECE) for v in (mean, uniform)), strict=True)
+    return torch.cat([_draw(decoder, one, prediction.logsnr[0], u) for one, u in rows]).view(mean.shape)
 
 
 def _draw(decoder: Levels, mean: Tensor, logsnr: Tensor, uniform: Tensor) -> Tensor:
-    """A level for each dimension of one example, where the distribution function passes a uniform number."""
-    alone = mean.reshape(-1, 1)  # each dimension as an example of its own: log_prob sums over the others
-    levels = [torch.full(alone.shape, k, dtype=torch.long, device=mean.device) for k in range(decoder.levels)]
-    below = torch.stack([decoder.log_prob(level, alone, logsnr) for level in levels], 1).exp().cumsum(1)
-    return (below < uniform.reshape(-1, 1)).sum(1).clamp(max=decoder.levels - 1).view(mean.shape)
+    """The level where the distribution function passes a uniform number, for each dimension as an example of its own."""
+    levels = [torch.full(mean.shape, k, dtype=torch.long, device=mean.device) for k in range(decoder.levels)]
+    below = torch.stack([decoder.log_prob(level, mean, logsnr) for level in levels], 1).exp().cumsum(1)
+    return (below < uniform).sum(1).clamp(max=decoder.levels - 1)
 
 
 def to_uint8(x: Tensor) -> Tensor:
