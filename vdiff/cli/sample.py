@@ -61,7 +61,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 @torch.no_grad()
 def run(options: argparse.Namespace) -> None:
-    """Make the samples and write them."""
+    """Make the samples and write them.
+
+    Raises ValueError for what the run cannot do, and OSError where a file is missing.
+
+    >>> import tempfile
+    >>> from vdiff.training import Config
+    >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Run.create(folder, config).save(config.objective())
+    ...     parser = argparse.ArgumentParser()
+    ...     add(parser)
+    ...     run(parser.parse_args([folder, "--count", "4", "--steps", "3", "--quiet"]))         # doctest: +ELLIPSIS
+    4 samples, 3 evaluations each, in .../samples
+    """
     from tqdm import tqdm
 
     source = Run(options.run)
@@ -180,3 +193,6 @@ def _named(what: str, known: dict[str, Any]) -> Callable[[str], Any]:
         return known[text]
 
     return read
+
+
+__all__ = ["add", "run"]
