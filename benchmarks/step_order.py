@@ -9,7 +9,7 @@ Two questions, both with the perfect denoiser in float64 and against the exact e
   mixtures). The grid `few_steps` was chosen on the first set too. All have the same range of σ, EDM's 80 to 0.002, which
   alone can halve a count. "AB3, rectified" is the plain third-order rule on the rectified path in its own uniform time.
 
-A quarter of an hour on one idle core:
+Twenty minutes on one core:
 
     python benchmarks/step_order.py --out benchmarks/results
 """
@@ -152,7 +152,7 @@ def budgets() -> tuple[list[str], dict[str, str], list[Problem]]:
     for name, (step_name, grid) in tqdm(frozen.items(), desc="reporting", unit="step"):
         counts = [needed(p, STEPS[step_name], GRIDS[grid]) for p in others]
         rows.append(f"{name:<16}{grid:<13}" + "".join(f"{shown(count):>15}" for count in counts))
-    return rows, {name: best[name] for name in ("ddim", "heun", "dpmpp_2m", "adams 3, x", "adams 3, v")}, others
+    return rows, {name: best[name] for name in ("ddim", "heun", "dpmpp_2m", "adams 3, v", "adams 3, u")}, others
 
 
 def draw(path: Path, best: dict[str, str], problems: list[Problem]) -> None:
