@@ -6,7 +6,7 @@ Two questions, both with the perfect denoiser in float64 and against the exact e
 - The fewest evaluations from which on the root-mean-square error stays below 1 % of the root mean square of the end points.
   Each sampler takes the grid that is best for it on the problems to choose by (rings of five and six Gaussians, random mixtures
   in 2 and 16 dimensions); the same choice is then measured on others with other seeds (a ring of eight, other random
-  mixtures). The grid `few_steps` was chosen on the first set too. All have the same range of σ, EDM's 80 to 0.002, which
+  mixtures). The grid `few_steps` was chosen on problems of the first kind too. All have the same range of σ, EDM's 80 to 0.002, which
   alone can halve a count. "AB3, rectified" is the plain third-order rule on the rectified path in its own uniform time.
 
 Twenty minutes on one core:

@@ -325,9 +325,9 @@ def test_a_solver_stays_between_its_ends():
 @pytest.mark.parametrize("method", ["rk4", "dopri5", "midpoint", "heun3"])
 def test_any_solver_is_a_step(method):
     z = noise(dims=2)
-    *_, (got, _) = trajectory(PLANE, z, schedule=few_steps(9.0, -9.0), steps=80, step=partial(ode, method=method))
+    *_, (got, _) = trajectory(PLANE, z, schedule=few_steps(9.0, -9.0), steps=40, step=partial(ode, method=method))
     exact = ode(PLANE, z, level(-9.0), level(9.0), rtol=1e-9, atol=1e-9)
-    assert (got - exact).square().mean().sqrt() < 2e-3
+    assert (got - exact).square().mean().sqrt() < 5e-3
 
 
 def test_levels_are_drawn_from_the_decoder():
