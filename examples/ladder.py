@@ -19,10 +19,9 @@ import hashlib
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from vdiff.gaussian import Step, alpha, per_example
 from vdiff.likelihood import evaluate
 from vdiff.metrics import mmd
 from vdiff.nn import MLP
-from vdiff.sampling import trajectory
+from vdiff.sampling import Memory, ancestral, uniform
 from vdiff.times import generator_of, offset_of, on_chain, stratified
 from vdiff.training.loop import pace
 from vdiff.training.run import save_aside, write_aside
@@ -201,8 +200,9 @@ class Ladder:
     def sample(self, model: Denoiser, seed: int) -> tuple[Tensor, float]:
         """Ancestral samples with the row's own Σ, as the decoder's most likely images, and how many of them ran away to infinity."""
         z = torch.randn(self.setting.samples, *self.images.test.shape[1:], generator=generator_of(seed, 0, "samples"))
-        generator = generator_of(seed, 1, "samples")
-        ((z, _),) = deque(trajectory(model.eval(), z, schedule=self.table, steps=self.chain, generator=generator), maxlen=1)
+        memory = Memory(generator=generator_of(seed, 1, "samples"))
+        for noisier, cleaner in pairwise(uniform(self.table, self.chain + 1)):  # not `sample`, which stops where a state is infinite
+            z = ancestral(model.eval(), z, noisier.expand(len(z)), cleaner.expand(len(z)), memory)
         x = z / alpha(torch.tensor(self.table.logsnr_max))
         return self.decoder.decode(x.nan_to_num()), 1 - torch.isfinite(x.flatten(1)).all(1).double().mean().item()
 

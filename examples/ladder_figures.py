@@ -135,7 +135,7 @@ def draw_strips(path: Path, ladder: Ladder, results: Results, columns: int = 12,
     stops = [round(i * ladder.chain / (columns - 1)) for i in range(columns)]
     eps = torch.randn(x.shape, generator=generator_of(0, 0, "strips"))
     forward = torch.stack([diffuse(x, eps, ladder.table(torch.full((rows,), i / ladder.chain).double())) for i in stops], 1)
-    path_back = list(trajectory(model, eps, schedule=ladder.table, steps=ladder.chain, generator=generator_of(0, 1, "strips")))
+    path_back = list(trajectory(model, eps, schedule=ladder.table, steps=ladder.chain + 1, generator=generator_of(0, 1, "strips")))
     backward, clean = (torch.stack([v[i] for i in stops], 1) for v in ([z for z, _ in path_back], [p.x for _, p in path_back]))
     levels = ladder.problem.grey_levels
     picture, axes = figure(3, 1, width=7.2, height=2.15)

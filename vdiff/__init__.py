@@ -14,7 +14,7 @@ from vdiff.profile import Profile
 from vdiff.recipes import Recipe, recipe
 from vdiff.resampling import LossSecondMoment
 from vdiff.reverse import MonteCarlo, RaoBlackwell
-from vdiff.sampling import sample
+from vdiff.sampling import Clipped, Guided, adams, ancestral, ddim, dpmpp_2m, encode, few_steps, heun, ode, sample, trajectory
 from vdiff.schedule import (
     Cosine,
     Karras,
@@ -41,6 +41,7 @@ __all__ = [
     "P2",
     "Bound",
     "Categorical",
+    "Clipped",
     "Cosine",
     "Debiased",
     "Decoder",
@@ -51,6 +52,7 @@ __all__ = [
     "Flow",
     "Forward",
     "GaussianMixture",
+    "Guided",
     "InDI",
     "Karras",
     "Laplace",
@@ -85,18 +87,27 @@ __all__ = [
     "V",
     "Weighting",
     "X",
+    "adams",
+    "ancestral",
     "bits_per_dim",
+    "ddim",
     "describe",
+    "dpmpp_2m",
     "edm_time",
     "elbo",
+    "encode",
+    "few_steps",
     "first_variance",
     "flow_time",
+    "heun",
     "hybrid",
     "loss_factor",
+    "ode",
     "path_bound",
     "recipe",
     "sample",
     "sigma_time",
     "stratified",
+    "trajectory",
     "weighted_elbo",
 ]

@@ -58,14 +58,12 @@ RECORDS: list[Record] = DATA["records"]
 
 # quantities that wait for the capability that computes them
 LATER = {
-    "sampler_endpoint": "samplers: DDIM, Heun, DPM-Solver++",
-    "pf_ode": "probability-flow ODE and its likelihood",
     "vdm_variance": "a learned schedule whose shape follows the variance",
 }
 # entries of tested records that no public name of vdiff answers yet
 LATER_ENTRIES = {
     "vp": ("log_alpha2", "log_sigma2", "subvp_alpha"),  # logsigmoid(±λ); the sub-VP process
-    "posterior": ("ddim_coef_z", "ddim_coef_eps"),  # samplers
+    "pf_ode": ("log_p_model_z0", "log_p_model_x"),  # the likelihood of the probability-flow ODE
     "importance_quantiles": ("lam_at_cdf",),  # the adaptive schedule
 }
 
