@@ -211,10 +211,10 @@ class _Bounded:
         self.stream, self.left = gzip.GzipFile(fileobj=BytesIO(packed)), limit
 
     def read(self, size: int) -> bytes:
-        if self.left <= 0:
-            raise ValueError("it unpacks to more than the batches it should hold")
-        chunk = self.stream.read(min(size, self.left))
+        chunk = self.stream.read(size)  # tarfile asks for 10 kB at a time
         self.left -= len(chunk)
+        if self.left < 0:
+            raise ValueError("it unpacks to more than the batches it should hold")
         return chunk
 
 

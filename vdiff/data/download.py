@@ -76,7 +76,7 @@ def _fetch(url: str, file: File, part: Path, bar: "tqdm[None]") -> None:
     if have == file.size:
         return
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, part.open("ab") as out:
+    with urllib.request.build_opener().open(request, timeout=TIMEOUT) as answer, part.open("ab") as out:
         if not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
             have = out.truncate(0)  # this server starts again
         bar.reset(file.size)
