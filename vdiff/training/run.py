@@ -1,7 +1,6 @@
 """A run folder: config.json, weights in safetensors, log.jsonl, figures. Everything a later command needs."""
 
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vdiff.disk import commit
 from vdiff.errors import must
 from vdiff.objective import Objective
 from vdiff.training.config import Config
@@ -79,26 +79,14 @@ def write_aside(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text, encoding="utf-8")
-    _commit(aside, path)
+    commit(aside, path)
 
 
 def save_aside(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file whole or not at all."""
     aside = path.with_name(path.name + ".partial")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-    _commit(aside, path)
-
-
-def _commit(aside: Path, path: Path) -> None:
-    """Flush to the disk, then rename."""
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    commit(aside, path)
 
 
 __all__ = ["Run"]
