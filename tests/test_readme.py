@@ -1,22 +1,29 @@
-"""The README's own code runs and prints what the README says."""
+"""The code of the README and of docs/ runs and prints what stands under it, and links lead somewhere."""
 
 import contextlib
 import io
 import re
+import textwrap
 from pathlib import Path
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
 
 
-def test_the_code_of_the_readme_prints_what_it_says():
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_prints_what_it_says(page):
     names: dict[str, object] = {}
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-            exec(block, names)
-    printed = out.getvalue().strip()
-    assert printed
-    assert f"\n    {printed}\n" in README
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for code, says in re.findall(r"```python\n(.*?)```\n(\n    .*?\n\n)?", text, re.DOTALL):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(code, names)
+        assert out.getvalue().strip() == textwrap.dedent(says).strip()
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("https://") or (ROOT / page).parent.joinpath(link).exists(), link
 
 
 def test_every_row_of_the_method_table_is_code():

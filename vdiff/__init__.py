@@ -1,19 +1,22 @@
 """Diffusion models as weighted evidence lower bounds: one integral over log-SNR, and bounds in bits/dim to trust."""
 
 from vdiff.bound import Bound
+from vdiff.chain import first_variance, hybrid, path_bound
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
 from vdiff.denoiser import Denoiser, ScaledGamma, ScheduleTime, TableStep, edm_time, flow_time, sigma_time
+from vdiff.describe import describe
 from vdiff.diagnosis import Diagnosis, diagnose
 from vdiff.gaussian import bits_per_dim
 from vdiff.groups import parameter_groups
-from vdiff.loss import elbo, hybrid, weighted_elbo
+from vdiff.loss import elbo, weighted_elbo
 from vdiff.objective import Objective
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.parameterization import Eps, Exploding, Flow, Parameterization, PosteriorMean, Prediction, Score, V, X
 from vdiff.profile import Profile
 from vdiff.recipes import Recipe, recipe
+from vdiff.resampling import LossSecondMoment
 from vdiff.reverse import MonteCarlo, RaoBlackwell
-from vdiff.sampling import sample
+from vdiff.sampling import Clipped, Guided, adams, ancestral, ddim, dpmpp_2m, encode, few_steps, heun, ode, sample, trajectory
 from vdiff.schedule import (
     Adaptive,
     Cosine,
@@ -47,6 +50,7 @@ __all__ = [
     "Adaptive",
     "Bound",
     "Categorical",
+    "Clipped",
     "Cosine",
     "Debiased",
     "Decoder",
@@ -58,6 +62,7 @@ __all__ = [
     "Flow",
     "Forward",
     "GaussianMixture",
+    "Guided",
     "Histogram",
     "InDI",
     "Karras",
@@ -67,6 +72,7 @@ __all__ = [
     "Linear",
     "LinearBeta",
     "LogVariance",
+    "LossSecondMoment",
     "MinSNR",
     "Monotone",
     "MonteCarlo",
@@ -96,17 +102,29 @@ __all__ = [
     "V",
     "Weighting",
     "X",
+    "adams",
+    "ancestral",
     "bits_per_dim",
+    "ddim",
+    "describe",
     "diagnose",
+    "dpmpp_2m",
     "edm_time",
     "elbo",
+    "encode",
+    "few_steps",
+    "first_variance",
     "flow_time",
+    "heun",
     "hybrid",
     "loss_factor",
+    "ode",
     "parameter_groups",
+    "path_bound",
     "recipe",
     "sample",
     "sigma_time",
     "stratified",
+    "trajectory",
     "weighted_elbo",
 ]

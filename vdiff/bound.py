@@ -1,11 +1,26 @@
 """The negative evidence lower bound of each example, in its three parts."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.errors import must
 from vdiff.gaussian import bits_per_dim
+
+
+class Drawn(NamedTuple):
+    """The steps of a T-step chain that a bound has drawn: times i/T and T times the step's term, one (batch,) each per draw.
+
+    >>> Drawn(2, (torch.tensor([0.5]),), (torch.tensor([1.5]),)).steps
+    2
+    """
+
+    steps: int
+    times: tuple[Tensor, ...]
+    terms: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -24,6 +39,7 @@ class Bound:
     diffusion: Float[Tensor, " batch"]
     reconstruction: Float[Tensor, " batch"]
     dims: int
+    drawn: Drawn | None = None
 
     @property
     def total(self) -> Tensor:
@@ -44,3 +60,39 @@ class Bound:
         """
         parts = {"prior": self.prior, "diffusion": self.diffusion, "reconstruction": self.reconstruction, "total": self.total}
         return {name: bits_per_dim(nats, self.dims) for name, nats in parts.items()}
+
+    def terms(self, *, nats: bool = False) -> dict[str, Tensor]:
+        """Every term of a chain's bound by DDPM's name, per example, in bits per dimension or in `nats`.
+
+        "L_0" is the reconstruction, "L_i" the step p(z_{i−1} | z_i), i = 1 … T, and "L_{T+1}" the prior: a table of 1000
+        noise levels has L_0 … L_1000, its chain 999 steps. Only steps that were drawn are there, NaN for an example that
+        did not draw this one; after `elbo(..., draws=steps)` all are, and they sum to the total.
+
+        Raises:
+            ValueError: for a bound in continuous time.
+
+        Ho et al., arXiv:2006.11239, eq. 5, where L_t−1 is our L_i with t = i + 1.
+
+        >>> zero, one = torch.zeros(1), torch.ones(1)
+        >>> Bound(zero, one, zero, 1, Drawn(2, (0.5 * one, one), (1.5 * one, 0.5 * one))).terms(nats=True)
+        {'L_0': tensor([0.]), 'L_1': tensor([0.7500]), 'L_2': tensor([0.2500]), 'L_3': tensor([0.])}
+        """
+        if self.drawn is None:
+            raise ValueError(
+                must(
+                    "Bound.terms",
+                    "steps",
+                    "be given to elbo",
+                    None,
+                    "in continuous time there are no terms: `evaluate` shows the bound by log-SNR",
+                )
+            )
+        steps = self.drawn.steps
+        index = (torch.stack(self.drawn.times) * steps).round().long()
+        value = torch.stack(self.drawn.terms) / steps
+        named = {"L_0": self.reconstruction}
+        for i in sorted(set(index.flatten().tolist())):
+            here = index == i
+            named[f"L_{i}"] = torch.where(here, value, 0.0).sum(0) / here.sum(0)
+        named[f"L_{steps + 1}"] = self.prior
+        return named if nats else {name: bits_per_dim(term, self.dims) for name, term in named.items()}

@@ -15,8 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import check_batch, check_data, check_finite, checking, finite, must, readable
-from vdiff.gaussian import at_least_float32, diffuse, moving_only, sum_dims, wide, wide_number
+from vdiff.gaussian import StepToData, alpha, at_least_float32, diffuse, moving_only, per_example, sum_dims, wide, wide_number
 from vdiff.parameterization import Prediction
+from vdiff.reverse import excess
+from vdiff.variance import Optimal
 
 NODE_SPACING, NODE_REACH = 0.1, 9.0  # trapezoid nodes of a standard normal: spectral accuracy, below 1e-13 here
 
@@ -70,8 +72,15 @@ class Decoder(nn.Module):
             return self.expected_nll(data, logsnr).to(at_least_float32(x.dtype))
         if eps is None:
             eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        level = wide_number(logsnr, x.device).expand(x.shape[0])
-        return -self.log_prob(data, predict(diffuse(x, eps, level), level).x, logsnr)
+        return self.nll(data, diffuse(x, eps, _level(logsnr, x)), logsnr, predict)
+
+    def nll(
+        self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Callable[[Tensor, Tensor], Prediction]
+    ) -> Float[Tensor, " batch"]:
+        """−log p(data | z₀) at one given z₀, nats per example."""
+        level = _level(logsnr, z)
+        mean = predict(z, level).x if self.denoise else z / per_example(alpha(level), z)
+        return -self.log_prob(data, mean, logsnr)
 
 
 class Levels(Decoder):
@@ -277,23 +286,49 @@ class DiscretizedGaussian(Levels):
     Its standard deviation is the noise of z₀/α₀, e^{−λ_max/2}, or √variance where that is given (DDPM: β₁ or β̃₂); its
     mean is z₀/α₀, or x̂(z₀) with `denoise`, as in DDPM. The edges are told by the data, in log space and without a clamp.
 
+    With `clip` the variance is the model's own, as in iDDPM: that of its reverse step from z₀ to data, where the posterior's
+    is zero and is taken as `clip` (β̃₂, `first_variance(schedule, steps)`). For a learned range that is
+    log Σ = v log σ₀² + (1 − v) log clip.
+
     >>> decoder = DiscretizedGaussian(256)
     >>> round(decoder.table(13.3)[0].item() < decoder.table(13.3)[1].item())
     1
     """
 
-    def __init__(self, levels: int = 256, *, closed: bool = True, variance: float | None = None, denoise: bool = False) -> None:
+    def __init__(
+        self, levels: int = 256, *, closed: bool = True, variance: float | None = None, denoise: bool = False, clip: float | None = None
+    ) -> None:
         super().__init__(levels, closed=closed)
         self.variance, self.denoise = _check_variance("DiscretizedGaussian", variance), denoise
+        self.clip = None if clip is None else finite("DiscretizedGaussian", "clip", clip, above=0.0, hint="a variance, not its logarithm")
+        if clip is not None and (variance is not None or not denoise):
+            came = f"variance={variance}, denoise={denoise}"
+            hint = "the variance is then the network's own"
+            raise ValueError(must("DiscretizedGaussian", "clip", "come with denoise=True and without variance", came, hint))
 
     def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
         if checking():
             self._check(data, "log_prob")
             _check_mean(type(self).__name__, mean, data)
-        std = _std(self.variance, logsnr, mean.device)
+        return self._log_prob(data, mean, _std(self.variance, logsnr, mean.device))
+
+    def _log_prob(self, data: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         center = self._place(wide(data)) - wide(mean)
         log_p = self._log_bin(center, std, data == 0, data == self.levels - 1)
         return sum_dims(log_p).to(at_least_float32(mean.dtype))
+
+    def nll(
+        self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Callable[[Tensor, Tensor], Prediction]
+    ) -> Float[Tensor, " batch"]:
+        if self.clip is None:
+            return super().nll(data, z, logsnr, predict)
+        prediction = predict(z, _level(logsnr, z))
+        if isinstance(prediction.variance, Optimal):
+            hint = "its limit here is the error of x̂ alone: measure that, and give variance=…"
+            raise ValueError(must("DiscretizedGaussian", "clip", "be left out with a variance fitted to the chain", "Optimal", hint))
+        u = excess(prediction, StepToData(_level(logsnr, z), self.clip), wide(z))
+        std = _std(self.clip, logsnr, z.device)
+        return -self._log_prob(data, prediction.x, std if u is None else std * torch.exp(0.5 * u))
 
     def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
         logsnr = wide(logsnr) if isinstance(logsnr, Tensor) else wide_number(logsnr, torch.device("cpu"))
@@ -313,7 +348,7 @@ class DiscretizedGaussian(Levels):
         return torch.where(first | last, edge, inner)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, variance={self.variance}, denoise={self.denoise}"
+        return f"{super().extra_repr()}, variance={self.variance}, denoise={self.denoise}, clip={self.clip}"
 
 
 class Gaussian(Decoder):
@@ -371,6 +406,10 @@ def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
     log_high = torch.special.log_ndtr(high)
     log_p: Tensor = log_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - log_high))
     return log_p
+
+
+def _level(logsnr: Tensor | float, z: Tensor) -> Tensor:
+    return wide_number(logsnr, z.device).expand(z.shape[0])
 
 
 def _std(variance: float | None, logsnr: Tensor | float, device: torch.device) -> Tensor:

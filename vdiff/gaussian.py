@@ -8,7 +8,7 @@ from λ through `sigmoid`, `expm1` and `softplus`, never as one minus another.
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -176,6 +176,34 @@ class Step:
         """The mean of q(z_s | z_t, x), or of p(z_s | z_t) where x is the model's x̂."""
         return combine(self.coefficient_z, z, self.coefficient_x, x)
 
+    def noise_s(self, eps: Tensor, noise: Tensor) -> Tensor:
+        """The ε_s of z_s = α_s x + σ_s ε_s ~ q(z_s | z_t, x), from z_t's ε and fresh noise: e^{−Δ/2} ε + √c n."""
+        return combine(torch.exp(-0.5 * self.delta), eps, self.fresh.sqrt(), noise)
+
+
+@dataclass(frozen=True)
+class StepToData(Step):
+    """The step from z₀ to data itself, λ_s = ∞, whose posterior's variance, zero, is clipped to `clip` as in iDDPM.
+
+    >>> step = StepToData(torch.tensor([0.0]), clip=0.05)
+    >>> step.variance, step.forward_variance, step.log_variance_ratio.exp()
+    (tensor([0.0500]), tensor([0.5000]), tensor([10.]))
+    """
+
+    delta: Tensor = field(init=False)
+    clip: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "delta", torch.full_like(self.logsnr_t, math.inf))
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.full_like(self.logsnr_t, self.clip)
+
+    @property
+    def log_variance_ratio(self) -> Tensor:
+        return F.logsigmoid(-self.logsnr_t) - math.log(self.clip)
+
 
 def step_kl(snr_gain: Tensor, squared_error: Tensor, u: Tensor | float = 0.0, dims: int = 1) -> Tensor:
     """KL(q(z_s | z_t, x) ‖ p(z_s | z_t)) in nats, for a reverse variance e^u times the posterior's.
@@ -254,4 +282,4 @@ def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Ten
     return bits if bin_width is None else bits - math.log2(bin_width)
 
 
-__all__ = ["Step", "alpha", "bits_per_dim", "diffuse", "kl_to_normal", "prior_kl", "sigma", "spread_kl", "step_kl"]
+__all__ = ["Step", "StepToData", "alpha", "bits_per_dim", "diffuse", "kl_to_normal", "prior_kl", "sigma", "spread_kl", "step_kl"]

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.bound import Bound
+from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.denoiser import check_no_data_parallel
 from vdiff.errors import check_data, check_generator, check_like, check_positive_int, check_times, checking, did_you_mean, must
 from vdiff.gaussian import Step, at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
-from vdiff.reverse import Estimator, RaoBlackwell, reverse_kl
+from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import check_schedule
-from vdiff.times import on_chain, stratified
+from vdiff.times import grid
 from vdiff.weighting import ELBO, check_chain, check_weight, check_weight_function
 
 Model = Callable[..., Prediction]
@@ -83,7 +83,7 @@ def weighted_elbo(
         check_call("weighted_elbo", model, schedule, steps, condition)
         check_chain("weighted_elbo", weighting, schedule, steps)
         check_weight_function("weighted_elbo", weighting)
-    x, t, eps = _draw("weighted_elbo", x, steps, t, eps, generator)
+    x, (t,), eps = draw("weighted_elbo", x, steps, t, eps, generator)
     logsnr, measure, follow = schedule.look(t, steps)
     return follow(_diffusion(model, x, eps, logsnr, measure, weighting, condition), x[0].numel())
 
@@ -95,6 +95,7 @@ def elbo(
     schedule: Schedule,
     decoder: Decoder,
     steps: int | None = None,
+    draws: int = 1,
     estimator: Estimator = _RAO_BLACKWELL,
     t: Tensor | None = None,
     eps: Tensor | None = None,
@@ -105,18 +106,20 @@ def elbo(
 
         −log p(x) ≤ KL(q(z₁|x) ‖ N(0, I)) + E[−log p(x|z₀)] + L(x)
 
-    The prior is exact, the reconstruction too unless the decoder looks at the network, and the diffusion term is
-    one unbiased draw per example. It trains everything, learned ends of the schedule included.
+    The prior is exact, the reconstruction too unless the decoder looks at the network, and the diffusion term is the mean
+    of `draws` unbiased draws per example. It trains everything, learned ends of the schedule included.
 
     Args:
         model, schedule, steps, t, eps, generator, condition: as in `weighted_elbo`.
         data: (batch, …) data as it is: integer levels for a discrete decoder, floating for a Gaussian one.
         decoder: p(data | z₀) with its encoding, for instance `Categorical(levels=256)`.
+        draws: how many (t, ε) per example, one t in each of as many equal strata; `draws=steps` sums a chain over all its
+            steps. Each costs an evaluation of the network.
         estimator: of a chain's step: `RaoBlackwell()`, its KL in closed form, or `MonteCarlo()`, `Raw()`. The model's own
             reverse variance counts on a chain; in continuous time every choice of it has the same bound.
 
     Returns:
-        A `Bound`: nats per example, positive, with `.total` and `.bits_per_dim`.
+        A `Bound`: nats per example, positive, with `.total` and `.bits_per_dim`; on a chain `.terms()` by name.
 
     Raises:
         TypeError, ValueError: as `weighted_elbo`; also where data does not fit the decoder, and for learned ends with a
@@ -132,106 +135,58 @@ def elbo(
         check_call("elbo", model, schedule, steps, condition)
         check_chain("elbo", None, schedule, steps)
         check_decoder("elbo", decoder, schedule)
+        check_draws("elbo", draws, t)
     given = eps  # the noise of z₀ too, for a decoder that looks at the network
-    x, t, eps = _draw("elbo", decoder.encode(data), steps, t, eps, generator)
+    x, times, eps = draw("elbo", decoder.encode(data), steps, t, eps, generator, draws)
     logsnr_max, logsnr_min = schedule.ends(pin=False)
-    logsnr, measure, follow = schedule.look(t, steps, pin=False)
+    chain = None if steps is None else _Chain(steps, estimator, generator)
+    diffusion: list[Tensor] = []
+    for one in times:
+        logsnr, measure, follow = schedule.look(one, steps, pin=False)
+        noise = eps if given is not None or not diffusion else standard_normal(x, generator)
+        diffusion.append(follow(_diffusion(model, x, noise, logsnr, measure, _ELBO, condition, chain), x[0].numel()))
 
     def predict(z: Tensor, level: Tensor) -> Prediction:
         return model(z, level, **condition)
 
-    diffusion = _diffusion(model, x, eps, logsnr, measure, _ELBO, condition, _Chain(steps, estimator, generator) if steps else None)
     return Bound(
         prior=prior_kl(x, logsnr_min),
-        diffusion=follow(diffusion, x[0].numel()),
-        reconstruction=decoder.reconstruction(_usable(data), x, logsnr_max, predict, None if given is None else eps, generator),
+        diffusion=diffusion[0] if draws == 1 else torch.stack(diffusion).mean(0),
+        reconstruction=decoder.reconstruction(usable(data), x, logsnr_max, predict, None if given is None else eps, generator),
         dims=x[0].numel(),
+        drawn=None if steps is None else Drawn(steps, times, tuple(diffusion)),
     )
 
 
-def hybrid(
-    model: Model,
-    x: Tensor,
-    *,
-    schedule: Schedule,
-    steps: int,
-    bound_weight: float = 0.001,
-    t: Tensor | None = None,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    **condition: Any,
-) -> Float[Tensor, " batch"]:
-    """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per dimension and example.
-
-        ( ‖ε − ε̂‖² + bound_weight · T · K(sg(ε̂), Σ) ) / d
-
-    with one step K of the T-step chain per example, hence the factor T, and the mean stopped in it: the bound trains the
-    variance alone, whose gradient would otherwise drown the mean's. The chain's first level is the decoder's, which no
-    variance of the network enters.
-
-    Args: as in `weighted_elbo`; `bound_weight` is 0.001 in the paper, there with K in bits (0.001/ln 2 here).
-
-    Raises:
-        ValueError: for a model without a learned variance, which makes this the simple loss plus a constant multiple of it.
-
-    Nichol & Dhariwal, arXiv:2102.09672, section 3.1.
-
-    >>> from vdiff import Denoiser, Eps, Tabulated
-    >>> from vdiff.variance import Range
-    >>> model = Denoiser(lambda z, t: torch.cat([0 * z, z], 1), Eps(), variance=Range())
-    >>> hybrid(model, torch.randn(8, 2), schedule=Tabulated.linear_betas(), steps=999).shape
-    torch.Size([8])
-    """
-    if checking():
-        check_data("hybrid", x)
-        check_call("hybrid", model, schedule, steps, condition)
-        check_chain("hybrid", None, schedule, steps)
-        if schedule.learns_shape:
-            hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance together"
-            raise ValueError(must("hybrid", "schedule", "have a fixed shape", repr(schedule), hint))
-    x, t, eps = _draw("hybrid", x, steps, t, eps, generator)
-    logsnr, measure = schedule.levels(t, steps)
-    prediction = _predict(model, x, eps, logsnr, condition)
-    if prediction.head is None:
-        raise ValueError(
-            must(
-                "hybrid",
-                "model",
-                "learn its reverse variance",
-                repr(prediction.variance),
-                "Denoiser(network, Eps(), variance=Range()), with twice the output channels",
-            )
-        )
-    with _full_precision(x.device):
-        step = Step(logsnr, torch.log1p(measure / steps))
-        bound = reverse_kl(prediction.stopped(), x, eps, step)
-        return (prediction.squared_error(x, eps) + (bound_weight * steps) * bound) / x[0].numel()
-
-
-def _draw(
-    name: str, x: Tensor, steps: int | None, t: Tensor | None, eps: Tensor | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x in float32 at least, with the times and the noise that were not given drawn."""
+def draw(
+    name: str, x: Tensor, steps: int | None, t: Tensor | None, eps: Tensor | None, generator: torch.Generator | None, draws: int = 1
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """x in float32 at least, with the times of each of `draws` and the first noise, where they were not given."""
     if eps is not None and checking():
         check_like(name, "eps", eps, x)
     if generator is not None and checking():
         check_generator(name, generator, x)
     x = x.to(at_least_float32(x.dtype))
     if t is None:
-        t = stratified(x.shape[0], generator=generator, device=x.device)
-        t = t if steps is None else on_chain(t, steps)
-    elif checking():
-        check_times(name, t, x, steps)
-    eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator) if eps is None else eps.to(x.dtype)
-    return _usable(x), _usable(t), _usable(eps)
+        times = tuple(grid(x.shape[0], draws, steps=steps, generator=generator, device=x.device))
+    else:
+        if checking():
+            check_times(name, t, x, steps)
+        times = (usable(t),)
+    return usable(x), times, usable(standard_normal(x, generator) if eps is None else eps.to(x.dtype))
 
 
-def _usable(v: Tensor) -> Tensor:
+def standard_normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Noise of the shape of x."""
+    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+
+
+def usable(v: Tensor) -> Tensor:
     """A tensor made under `inference_mode` cannot be saved for a backward pass outside it: its copy can."""
     return v.clone() if checking() and v.is_inference() and not torch.is_inference_mode_enabled() else v
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast off where it is on (the meta device knows none)."""
     on = device.type != "meta" and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
@@ -259,19 +214,19 @@ def _diffusion(
     weight = weighting(logsnr)
     if checking():
         check_weight("weighted_elbo", weight, logsnr)
-    prediction = _predict(model, x, eps, logsnr, condition)
+    prediction = predict_at(model, x, eps, logsnr, condition)
     if chain is None:
         _refuse_untrained_variance(prediction)
-        with _full_precision(x.device):
+        with full_precision(x.device):
             return prediction.squared_error(x, eps, factor=0.5 * weight * measure)
-    with _full_precision(x.device):
+    with full_precision(x.device):
         step = Step(logsnr, torch.log1p(measure / chain.steps))
         return chain.steps * chain.estimator(prediction, x, eps, step, chain.generator)
 
 
-def _predict(model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
+def predict_at(model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
     """What the model says of z at given levels."""
-    with _full_precision(x.device):
+    with full_precision(x.device):
         z = diffuse(x, eps, logsnr)
     prediction = model(z, logsnr, **condition)
     if not isinstance(prediction, Prediction):
@@ -323,6 +278,13 @@ def _check_synchronised(name: str, model: object) -> None:
         raise ValueError(must(name, "model", "not be wrapped in DDP where the schedule is learned", "DistributedDataParallel", hint))
 
 
+def check_draws(name: str, draws: int, t: Tensor | None) -> None:
+    """Raise unless `draws` is a count, and 1 where the times are given."""
+    check_positive_int(name, "draws", draws)
+    if draws > 1 and t is not None:
+        raise ValueError(must(name, "draws", "be 1 where t is given", draws, "call once for each t, or leave t to be drawn"))
+
+
 def check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
     """Raise for what is no decoder, and for a Gaussian one under a schedule with learned ends."""
     if not isinstance(decoder, Decoder):
@@ -348,4 +310,4 @@ def check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
         )
 
 
-__all__ = ["elbo", "hybrid", "weighted_elbo"]
+__all__ = ["elbo", "weighted_elbo"]

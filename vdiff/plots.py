@@ -1,8 +1,8 @@
 """Figures: samples beside data, schedules and densities, weightings, the error by log-SNR. Needs matplotlib."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -198,8 +198,6 @@ def moving_schedule(path: Path, frames: Sequence[tuple[int, Schedule]], best: Sc
     ...     (Path(folder) / "figure.gif").is_file()
     True
     """
-    from matplotlib.animation import PillowWriter
-
     picture, (left, right) = figure(1, 2)
     t = torch.linspace(0, 1, 301, dtype=torch.float64)
     every = [one for _, one in frames] + ([best] if best is not None else [])
@@ -210,17 +208,58 @@ def moving_schedule(path: Path, frames: Sequence[tuple[int, Schedule]], best: Sc
         ]
     top = 1.1 * max(density.max().item() for *_, density in curves)
     low, high = min(one.logsnr_min for one in every), max(one.logsnr_max for one in every)
-    writer = PillowWriter(fps=8)
-    with writer.saving(picture, str(path), dpi=90):
-        for (step, _), (levels, logsnr, density) in zip(frames, curves, strict=False):
-            for axes in (left, right):
-                axes.clear()
-            if best is not None:
-                left.plot(t, curves[-1][0], color="black", linestyle="--", label="best")
-                right.plot(curves[-1][1], curves[-1][2], color="black", linestyle="--")
-            left.plot(t, levels, label=f"step {step}")
-            right.plot(logsnr, density)
-            left.set(xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", ylim=(low, high), title="schedule")
-            right.set(xlabel=LOGSNR, ylabel="p(λ)", xlim=(low, high), ylim=(0, top), title="where it looks")
-            left.legend(frameon=False, loc="upper right")
+
+    def draw(frame: int) -> None:
+        levels, logsnr, density = curves[frame]
+        for axes in (left, right):
+            axes.clear()
+        if best is not None:
+            left.plot(t, curves[-1][0], color="black", linestyle="--", label="best")
+            right.plot(curves[-1][1], curves[-1][2], color="black", linestyle="--")
+        left.plot(t, levels, label=f"step {frames[frame][0]}")
+        right.plot(logsnr, density)
+        left.set(xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", ylim=(low, high), title="schedule")
+        right.set(xlabel=LOGSNR, ylabel="p(λ)", xlim=(low, high), ylim=(0, top), title="where it looks")
+        left.legend(frameon=False, loc="upper right")
+
+    animation(path, picture, draw, len(frames), per_second=8)
+
+
+def band(axes: "Axes", x: Tensor, runs: Tensor, *, log: bool = False, **style: Any) -> None:
+    """The mean over runs (runs, points) as a line, with a band of two standard errors where there are several.
+
+    With `log`, both are those of the logarithm, for what varies by factors: the line is the geometric mean.
+
+    >>> _, (axes,) = figure()
+    >>> band(axes, torch.arange(3), torch.rand(5, 3), label="five seeds")
+    >>> len(axes.lines), len(axes.collections)
+    (1, 1)
+    """
+    values = runs.double().log() if log else runs.double()
+    mean, two = values.mean(0), 2 * values.std(0, correction=min(1, len(runs) - 1)) / len(runs) ** 0.5
+    middle, low, high = ((v.exp() if log else v) for v in (mean, mean - two, mean + two))
+    (line,) = axes.plot(x, middle, **style)
+    if len(runs) > 1:
+        axes.fill_between(x, low, high, alpha=0.25, color=line.get_color(), linewidth=0)
+
+
+def animation(path: Path, picture: "Figure", draw: Callable[[int], object], frames: int, *, per_second: float = 2.0) -> None:
+    """A GIF of `frames` states of a figure, which `draw(i)` puts into the i-th; the axes stay where the first has them.
+
+    >>> import tempfile
+    >>> made, (axes,) = figure()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     animation(Path(folder) / "figure.gif", made, lambda i: axes.set_title(f"frame {i}"), 2)
+    ...     (Path(folder) / "figure.gif").read_bytes()[:6]
+    b'GIF89a'
+    """
+    from matplotlib.animation import PillowWriter
+
+    writer = PillowWriter(fps=per_second)  # type: ignore[arg-type]
+    with writer.saving(picture, str(path), dpi=100):
+        for frame in range(frames):
+            draw(frame)
+            if frame == 0:
+                picture.draw_without_rendering()
+                picture.set_layout_engine("none")
             writer.grab_frame()

@@ -33,7 +33,7 @@ def reverse_sample(prediction: Prediction, step: Step, noise: Float[Tensor, "bat
     tensor([[1.2092]])
     """
     std = per_example(step.variance.sqrt(), noise)
-    u = _excess(prediction, step, noise)
+    u = excess(prediction, step, noise)
     return reverse_mean(prediction, step) + (std * noise if u is None else std * torch.exp(0.5 * u) * noise)
 
 
@@ -52,7 +52,7 @@ def reverse_kl(
     tensor([1.7183])
     """
     half_gain = 0.5 * step.snr_gain
-    u = _excess(prediction, step, x)
+    u = excess(prediction, step, x)
     if u is None:
         return prediction.squared_error(x, eps, factor=half_gain)
     spread = sum_dims(spread_kl(u).expand_as(x))
@@ -79,7 +79,7 @@ def reverse_log_ratio(
     tensor([1.7183])
     """
     shift = per_example(step.snr_gain.sqrt(), x) * prediction.error(x, eps)
-    u = _excess(prediction, step, x)
+    u = excess(prediction, step, x)
     if u is None:
         return sum_dims(shift * (0.5 * shift + noise))
     return 0.5 * sum_dims(u - noise.square() + torch.exp(-u) * (shift + noise).square())
@@ -139,9 +139,7 @@ class Raw(Estimator):
 
     def __call__(self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: torch.Generator | None = None) -> Tensor:
         noise = _noise(x, generator)
-        kept = per_example(torch.exp(-0.5 * step.delta), x)
-        eps_s = kept * eps + per_example(step.fresh.sqrt(), x) * noise  # the noise of the sampled z_s
-        gain = 0.5 * sum_dims(eps_s.square() - eps.square() - per_example(step.log_variance_ratio, x))
+        gain = 0.5 * sum_dims(step.noise_s(eps, noise).square() - eps.square() - per_example(step.log_variance_ratio, x))
         return reverse_log_ratio(prediction, x, eps, step, noise) + gain
 
 
@@ -149,7 +147,7 @@ def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
 
 
-def _excess(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
+def excess(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
     """u in the dtype of x and ready to broadcast over it; None for the number 0."""
     u = prediction.variance.excess(step, prediction.head)
     if not isinstance(u, Tensor):

@@ -75,10 +75,37 @@ def generator_of(seed: int, step: int, slot: int | str = 0, device: torch.device
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def on_chain(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:
+def on_chain(u: Float[Tensor, "*shape"], steps: int) -> Float[Tensor, "*shape"]:
     """Uniform times moved to the ends t = i/T of the steps they fall in, i = 1 … T.
 
     >>> on_chain(torch.tensor([0.0, 0.49, 0.5, 0.999]), 2)
     tensor([0.5000, 0.5000, 1.0000, 1.0000])
     """
     return (torch.floor(u * steps) + 1).clamp(max=steps) / steps
+
+
+def grid(
+    batch: int,
+    draws: int,
+    *,
+    steps: int | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "draws batch"]:
+    """`draws` times for each example, one in each of `draws` equal strata, and stratified over the batch within each.
+
+    With `steps` they are moved to the ends of a chain's steps; as many draws as steps is every step once.
+
+    >>> grid(2, 3, steps=3)
+    tensor([[0.3333, 0.3333],
+            [0.6667, 0.6667],
+            [1.0000, 1.0000]], dtype=torch.float64)
+    """
+    if draws == 1:
+        t = stratified(batch, generator=generator, device=device)[None]
+        return t if steps is None else on_chain(t, steps)
+    strata = torch.arange(draws, dtype=wide_dtype(torch.device(device or "cpu")), device=device)[:, None]
+    if draws == steps:
+        return ((strata + 1) / steps).expand(draws, batch)
+    t = (strata + stratified(batch, generator=generator, device=device)) / draws
+    return t if steps is None else on_chain(t, steps)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vdiff import Categorical, LearnedLinear, Linear, Objective
+from vdiff import Categorical, Denoiser, Eps, LearnedLinear, Linear, Objective
 from vdiff.decoder import Gaussian
+from vdiff.nn import DDPMUNet, IDDPMUNet, VDMUNet
 
 from .common import DECODERS, ROWS, SCHEDULES, WEIGHTINGS, assert_same, batch, data_of, gradients, model
 
@@ -65,12 +66,34 @@ def default_backend() -> None:
     )
 
 
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "VDMUNet": lambda: VDMUNet(width=32, depth=1),
+    "DDPMUNet": lambda: DDPMUNet(width=32, multipliers=(1, 2)),
+    "IDDPMUNet": lambda: IDDPMUNet(channels_out=3, width=32, multipliers=(1, 2), checkpoint=True),
+}
+
+
+def network(name: str) -> None:
+    """A published network at a small size, its dropout and, in one, its checkpoints included; nothing starts at zero."""
+
+    def make() -> Objective:
+        generator = torch.Generator().manual_seed(1)
+        made = NETWORKS[name]()
+        for parameter in made.parameters():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        return Objective(Denoiser(made, Eps()), schedule=Linear())
+
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    assert_compiles(make, images, given=False, backend="aot_eager")
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{
         f"weighted {SCHEDULES[i]()!r} {WEIGHTINGS[i % len(WEIGHTINGS)]()!r} {ROWS[i % len(ROWS)]!r}": lambda i=i: weighted(i)
         for i in range(len(SCHEDULES))
     },  # type: ignore[misc]
     **{f"bound {DECODERS[i]()!r}": lambda i=i: bound(i) for i in range(len(DECODERS))},  # type: ignore[misc]
+    **{f"network {name}": lambda name=name: network(name) for name in NETWORKS},  # type: ignore[misc]
     "default backend": default_backend,
 }
 

@@ -36,6 +36,7 @@ from vdiff import (
     TruncatedSNR,
     V,
     X,
+    describe,
     elbo,
     loss_factor,
     weighted_elbo,
@@ -663,3 +664,8 @@ def test_fault_17_a_table_of_signal_taken_for_one_of_logsnr() -> None:
         "lie strictly between 0 and 1; got 0 at level 3 of 3 (ᾱ = 0 is zero terminal SNR",
     ):
         Tabulated.from_alphas_cumprod([0.9, 0.5, 0.0])
+
+
+def test_what_is_no_recipe() -> None:
+    with assert_refused(TypeError, "describe", "objective", "be a Recipe or the name of one", "got 3", "Recipe(name, schedule"):
+        describe(3)  # type: ignore[arg-type]

@@ -1,11 +1,12 @@
 """The reverse kernel of a chain: its KL with any variance, its one-sample estimate, the bounds that the best variances give."""
 
+import math
 from functools import partial
 
 import torch
-from oracle_records import assert_meets, gauss_hermite, mmse, nodes, nodes_given, of, oracle, schedule_of, vector
+from oracle_records import assert_meets, denoiser, gauss_hermite, mmse, nodes, nodes_given, of, oracle, schedule_of, vector
 
-from vdiff import Eps, Linear, Prediction, elbo
+from vdiff import Eps, Linear, Prediction, elbo, path_bound
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, diffuse, prior_kl
 from vdiff.reverse import reverse_kl, reverse_log_ratio, reverse_mean, reverse_sample
@@ -153,8 +154,26 @@ def test_ancestral_sampling_of_a_gaussian(record):
     assert_meets(record, got)
 
 
+def transfer(model, x, schedule, steps):
+    """log p(x) of a chain in one dimension: p(x | z_0) carried back through p(z_s | z_t), by the trapezoid rule on a grid."""
+    grid = torch.linspace(-14.0, 14.0, 2001, dtype=torch.float64)[:, None]
+    width = grid[1, 0] - grid[0, 0]
+    first = schedule(torch.zeros(1, dtype=torch.float64))
+    message = torch.exp(torch.stack([Gaussian().log_prob(one.expand_as(grid), grid / torch.sigmoid(first).sqrt(), first) for one in x], 1))
+    for i in range(1, steps + 1):
+        t = torch.full((len(grid),), i / steps, dtype=torch.float64)
+        step = Step(schedule(t), schedule.delta(t, steps))
+        prediction = model(grid, step.logsnr_t)
+        mean = reverse_mean(prediction, step)
+        spread = reverse_sample(prediction, step, torch.ones_like(grid)) - mean
+        kernel = torch.exp(-0.5 * ((grid.T - mean) / spread).square()) / (spread * math.sqrt(2 * math.pi))
+        message = kernel @ message * width
+    prior = torch.exp(-0.5 * grid.square()) / math.sqrt(2 * math.pi)
+    return (prior.T @ message * width).log().squeeze(0)
+
+
 @of("hierarchical_model")
-def test_bound_of_a_chain_at_given_x(record):
+def test_bound_and_likelihood_of_a_chain_at_given_x(record):
     case, steps, x = record["case"], record["params"]["T"], vector(record["value"]["x"])[:, None]
     model = with_variance(oracle(case), {"posterior": Posterior(), "upper": Forward()}[record["params"]["variance"]])
     schedule = Linear(6.0, -5.0)
@@ -171,4 +190,21 @@ def test_bound_of_a_chain_at_given_x(record):
         )  # fmt: skip
         diffusion = (bound.diffusion.view(len(t), len(u)) @ mass).mean()
         total.append(-(prior_kl(one[None], -5.0) + diffusion + bound.reconstruction[0]).squeeze())
-    assert_meets(record, {"x": x.squeeze(1), "elbo_x": total, "log_q_x": oracle(case).log_prob(x)})
+    got = {"elbo_x": total, "log_p_x": transfer(model, x, schedule, steps), "log_q_x": oracle(case).log_prob(x)}
+    assert_meets(record, {"x": x.squeeze(1)} | got)
+
+
+@of("path_estimator")
+def test_variance_along_one_path(record):
+    """By drawn paths: mean and variances within four of their own standard errors."""
+    p = record["params"]
+    n = 20_000 if p["T"] <= 100 else 4_000
+    x = torch.full((n, 1), p["x"], dtype=torch.float64)
+    model = denoiser(record["case"], f"eps_scale_{p['eps_scale']}" if p["eps_scale"] != 1.0 else "opt")
+    path = path_bound(model, x, schedule=schedule_of(record), decoder=Gaussian(), steps=p["T"], generator=torch.Generator().manual_seed(0))
+    value = record["value"]
+    for estimate, variance in ((path.log_ratio, value["var_mc_path"]), (path.rao_blackwell, value["var_rb_path"])):
+        assert abs(estimate.mean() - value["mean"]) < 4 * (variance / n) ** 0.5
+        square = (estimate - value["mean"]).square()
+        assert abs(square.mean() - variance) < 4 * square.std() / n**0.5
+    assert_meets(record | {"value": {"nll_x": value["nll_x"]}}, {"nll_x": -oracle(record["case"]).log_prob(x[:1]).squeeze()})

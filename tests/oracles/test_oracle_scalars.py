@@ -8,6 +8,7 @@ from oracle_records import SCHEDULES, assert_meets, of, vector
 from vdiff import Cosine, Eps, Flow, Karras, Laplace, LinearBeta, Normal, OptimalTransport, Prediction, Score, Tabulated, V, bits_per_dim
 from vdiff.denoiser import edm_time, flow_time, sigma_time
 from vdiff.gaussian import Step, alpha, diffuse, sigma, step_kl
+from vdiff.sampling import ddim
 
 
 @of("vp")
@@ -40,6 +41,11 @@ def test_coefficients_of_a_level(record):
 def test_coefficients_of_a_step(record):
     t, s = record["params"]["lam_t"], record["params"]["lam_s"]
     step = Step(vector(t), vector(s) - vector(t))
+
+    def deterministic(z, eps):
+        return ddim(lambda z, logsnr: Prediction(z, logsnr, eps, Eps()), z, vector([t]), vector([s]))
+
+    one = torch.ones(1, 1)
     assert_meets(
         record,
         {
@@ -51,6 +57,8 @@ def test_coefficients_of_a_step(record):
             "var_upper": step.forward_variance,
             "kl_weight": step_kl(step.snr_gain, vector(1.0)),
             "ell": step.log_variance_ratio,
+            "ddim_coef_z": deterministic(one, 0 * one),
+            "ddim_coef_eps": deterministic(0 * one, one),
         },
     )
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,7 @@ def evaluate(
     seed: int = 0,
     profile: Profile | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **condition: Tensor,
 ) -> Report:
     """The bound of a model on a whole data set, with honest standard errors.
 
@@ -94,6 +96,9 @@ def evaluate(
         seed: of times and noise.
         profile: collects ‖ε − ε̂‖² by λ on the way, clustered by image.
         progress: called as progress(done, all) with numbers of model evaluations.
+        condition: handed to the model, a row for each image.
+
+    A model may say what was done to it (`Guided`, `Clipped`): its `protocol` goes into the report's.
 
     Raises:
         ValueError: where the bound of an image is not finite, and as `elbo`.
@@ -108,12 +113,17 @@ def evaluate(
         check_positive_int("evaluate", name, number)
     if replicates < 2:
         raise ValueError(must("evaluate", "replicates", "be at least 2", replicates, "one grid has no standard error"))
+    for name, value in condition.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != data.shape[:1]:
+            came = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+            raise ValueError(must("evaluate", name, f"be a tensor with a row for each of {len(data)} images", came))
     images, chunk, done = len(data), max(1, batch // draws), 0
     parts = torch.zeros(3, replicates, images, dtype=torch.float64)
     with evaluating(model):
         for start in range(0, images, chunk):
             rows = data[start : start + chunk]
             repeated = rows.repeat_interleave(draws, 0)
+            given: dict[str, Any] = {name: value[start : start + chunk].repeat_interleave(draws, 0) for name, value in condition.items()}
             seen = []
             for replicate in range(replicates):
                 t, eps = _draws(
@@ -122,7 +132,7 @@ def evaluate(
                     [generator_of(seed, replicate, f"image {start + i}", rows.device) for i in range(len(rows))],
                 )
                 t = t if steps is None else on_chain(t, steps)
-                bound = elbo(model, repeated, schedule=schedule, decoder=decoder, steps=steps, t=t, eps=eps)
+                bound = elbo(model, repeated, schedule=schedule, decoder=decoder, steps=steps, t=t, eps=eps, **given)
                 parts[:, replicate, start : start + len(rows)] = _means(bound, draws)
                 logsnr, measure = schedule.levels(t, steps)
                 seen.append((logsnr, 2.0 * bound.diffusion / measure))  # the diffusion term is ½ · measure · ‖ε − ε̂‖²
@@ -151,6 +161,7 @@ def evaluate(
         "replicates": replicates,
         "seed": seed,
     }
+    protocol.update(getattr(model, "protocol", {}))
     prior, diffusion, reconstruction, total = (_estimate(part) for part in parts)
     return Report(prior, diffusion, reconstruction, total, protocol)
 

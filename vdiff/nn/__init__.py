@@ -1,8 +1,9 @@
-"""Small networks that take (z, logsnr): enough for points and small images."""
+"""Networks that take (z, logsnr): small ones for points and images, and those of published CIFAR-10 results."""
 
 from vdiff.nn.embedding import FourierFeatures
 from vdiff.nn.levels import LevelHead
 from vdiff.nn.mlp import MLP
+from vdiff.nn.published import DDPMUNet, IDDPMUNet, VDMUNet
 from vdiff.nn.unet import UNet
 
-__all__ = ["MLP", "FourierFeatures", "LevelHead", "UNet"]
+__all__ = ["MLP", "DDPMUNet", "FourierFeatures", "IDDPMUNet", "LevelHead", "UNet", "VDMUNet"]

@@ -1,16 +1,22 @@
 """The noise level as features: always computed in float32 or better."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff.denoiser import logsnr_time
 from vdiff.errors import must
+from vdiff.gaussian import wide
+from vdiff.loss import full_precision
 
 
 class FourierFeatures(nn.Module):
     """sin and cos of a (batch,) noise level at geometric frequencies; (batch, features), in float32 at least.
 
-    The defaults resolve log-SNR over [−20, 20]: periods from 100 down to 1.5.
+    The level is λ, or a function `of` it: `ScaledGamma()`, `TableStep(table)`. The defaults resolve log-SNR over
+    [−20, 20]: periods from 100 down to 1.5.
 
     >>> FourierFeatures(32)(torch.zeros(4)).shape
     torch.Size([4, 32])
@@ -18,15 +24,21 @@ class FourierFeatures(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, features: int = 32, longest: float = 100.0, shortest: float = 1.5) -> None:
+    def __init__(
+        self, features: int = 32, longest: float = 100.0, shortest: float = 1.5, *, of: Callable[[Tensor], Tensor] = logsnr_time
+    ) -> None:
         super().__init__()
         if features % 2:
             raise ValueError(must("FourierFeatures", "features", "be even, a sine and a cosine each", features))
         exponent = torch.linspace(0, 1, features // 2, dtype=torch.float64)
         frequencies = 2 * torch.pi / (longest * (shortest / longest) ** exponent)
         self.register_buffer("frequencies", frequencies.float())
+        self.features, self.of = features, of
+        table = getattr(of, "schedule", None)
+        self.table = table if isinstance(table, nn.Module) else None  # so that a table moves with the network
 
-    def forward(self, level: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
-        with torch.autocast(level.device.type, enabled=False):
-            angle = level[:, None] * self.frequencies.to(torch.promote_types(level.dtype, torch.float32))
+    def forward(self, logsnr: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
+        with full_precision(logsnr.device):
+            dtype = torch.promote_types(logsnr.dtype, torch.float32)
+            angle = self.of(wide(logsnr)).to(dtype)[:, None] * self.frequencies.to(dtype)
             return torch.cat([angle.sin(), angle.cos()], 1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vdiff.decoder import Levels
 from vdiff.errors import checking, must
+from vdiff.loss import full_precision
 
 
 class LevelHead(nn.Module):
@@ -38,7 +39,7 @@ class LevelHead(nn.Module):
         levels, shape = len(self.grid), (z.shape[0], z.shape[1] * len(self.grid), *z.shape[2:])
         if checking() and logits.shape != shape:
             raise ValueError(must("LevelHead", "network", f"return channels × levels logits, shape {shape}", tuple(logits.shape)))
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z.device):
             column = logsnr.view(-1, *(1 for _ in range(z.ndim)))
             grid = self.grid.to(z.dtype).view(levels, *(1 for _ in range(z.ndim - 2)))
             clean = z[:, :, None] * torch.rsqrt(torch.sigmoid(column))

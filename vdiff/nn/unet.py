@@ -1,6 +1,7 @@
-"""A small U-Net for images."""
+"""The U-Net: residual blocks at several resolutions, halving and doubling in between, with skips across."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,52 +9,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import checking, must, readable
+from vdiff.nn.block import Block, group_norm, zero
 from vdiff.nn.embedding import FourierFeatures
-
-
-class Block(nn.Module):
-    """A residual block whose second norm is scaled and shifted by the embedding of the noise level."""
-
-    def __init__(self, channels_in: int, channels: int, embedding: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = _norm(channels_in), _norm(channels)
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
-        self.modulate = nn.Linear(embedding, 2 * channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = _zero(nn.Conv2d(channels, channels, 3, padding=1))
-        self.skip = nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
-
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulate(embedding).to(h.dtype)[:, :, None, None].chunk(2, 1)
-        u = self.conv1(F.silu(self.norm1(h)))
-        u = self.dropout(F.silu(torch.addcmul(shift, self.norm2(u), 1 + scale)))
-        out: Tensor = self.skip(h) + self.conv2(u)
-        return out
-
-
-class Attention(nn.Module):
-    """Self-attention over all pixels, with a residual."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = _norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zero(nn.Conv2d(channels, channels, 1))
-
-    def forward(self, h: Tensor) -> Tensor:
-        b, c, height, width = h.shape
-        q, k, v = self.qkv(self.norm(h)).view(b, 3, self.heads, c // self.heads, height * width).transpose(-1, -2).unbind(1)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, height, width)
-        out: Tensor = h + self.out(mixed)
-        return out
 
 
 class UNet(nn.Module):
     """Images (batch, channels, height, width) and their noise level to (batch, `channels_out`, height, width).
 
     `blocks` residual blocks per resolution, `width` × each of `multipliers` channels, halving in between; attention in
-    the middle. With `labels`, it takes `label` (batch,) in [0, labels) as a condition.
+    the middle and behind each block of the resolutions `attention` (0 is the finest). With `labels`, it takes `label`
+    (batch,) in [0, labels) as a condition. The defaults make a small network; `time` says how it sees the noise level,
+    `embedding` how wide the layers behind that are, and `scale_shift`, `groups`, `eps` and `checkpoint` are those of
+    `vdiff.nn.block.Block`.
 
     >>> network = UNet(1, width=16, multipliers=(1, 2))
     >>> network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).shape
@@ -68,40 +35,46 @@ class UNet(nn.Module):
         width: int = 32,
         multipliers: Sequence[int] = (1, 2),
         blocks: int = 1,
+        attention: Sequence[int] = (),
         heads: int = 2,
         dropout: float = 0.0,
         labels: int | None = None,
+        time: FourierFeatures | None = None,
+        embedding: int | None = None,
+        scale_shift: bool = True,
+        groups: int = 8,
+        eps: float = 1e-5,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.levels, embedding = len(multipliers), 2 * width
-        self.time = FourierFeatures(2 * width)
-        self.embed = nn.Sequential(nn.Linear(2 * width, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
-        self.label = None if labels is None else nn.Embedding(labels, embedding)
+        self.levels, self.blocks = len(multipliers), blocks
+        wide = embedding or 2 * width
+        self.time = time or FourierFeatures(2 * width)
+        self.embed = nn.Sequential(nn.Linear(self.time.features, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU())
+        self.label = None if labels is None else nn.Embedding(labels, wide)
+
+        block = partial(Block, embedding=wide, dropout=dropout, scale_shift=scale_shift, groups=groups, eps=eps, checkpoint=checkpoint)
+        attends = [heads if i in attention else 0 for i in range(self.levels)]
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
         now, skips = width, [width]
         for i, multiplier in enumerate(multipliers):
             for _ in range(blocks):
-                self.down.append(Block(now, width * multiplier, embedding, dropout))
+                self.down.append(block(now, width * multiplier, heads=attends[i]))
                 now = width * multiplier
                 skips.append(now)
             if i < self.levels - 1:
                 self.shrink.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
                 skips.append(now)
-        self.middle1, self.attention, self.middle2 = (
-            Block(now, now, embedding, dropout),
-            Attention(now, heads),
-            Block(now, now, embedding, dropout),
-        )
+        self.middle1, self.middle2 = block(now, now, heads=heads), block(now, now)
         for i, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(blocks + 1):
-                self.up.append(Block(now + skips.pop(), width * multiplier, embedding, dropout))
+                self.up.append(block(now + skips.pop(), width * multiplier, heads=attends[i]))
                 now = width * multiplier
             if i > 0:
                 self.grow.append(nn.Conv2d(now, now, 3, padding=1))
-        self.blocks = blocks
-        self.last = nn.Sequential(_norm(now), nn.SiLU(), _zero(nn.Conv2d(now, channels_out or channels, 3, padding=1)))
+        self.last = nn.Sequential(group_norm(now, groups, eps), nn.SiLU(), zero(nn.Conv2d(now, channels_out or channels, 3, padding=1)))
 
     def forward(
         self, z: Float[Tensor, "batch c h w"], logsnr: Float[Tensor, " batch"], label: Tensor | None = None
@@ -131,7 +104,7 @@ class UNet(nn.Module):
             if i < self.levels - 1:
                 h = self.shrink[i](h)
                 skips.append(h)
-        h = self.middle2(self.attention(self.middle1(h, embedding)), embedding)
+        h = self.middle2(self.middle1(h, embedding), embedding)
         for i in range(self.levels):
             for block in self.up[i * (self.blocks + 1) : (i + 1) * (self.blocks + 1)]:
                 h = block(torch.cat([h, skips.pop()], 1), embedding)
@@ -139,19 +112,6 @@ class UNet(nn.Module):
                 h = self.grow[i](F.interpolate(h, scale_factor=2))
         out: Tensor = self.last(h)
         return out
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    groups = max(g for g in range(1, 9) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)
-
-
-def _zero(conv: nn.Conv2d) -> nn.Conv2d:
-    """Start a residual branch at zero."""
-    nn.init.zeros_(conv.weight)
-    assert conv.bias is not None
-    nn.init.zeros_(conv.bias)
-    return conv
 
 
 __all__ = ["UNet"]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff.errors import must
+from vdiff.errors import check_positive_int, must
 from vdiff.schedule.base import Schedule
 
 
@@ -62,7 +62,8 @@ class Tabulated(Schedule):
         """
         beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
         if beta.ndim != 1 or len(beta) < 2:
-            raise ValueError(must("Tabulated.from_betas", "betas", "be one row of at least two values", f"shape {tuple(beta.shape)}"))
+            hint = "one noise level is a decoder without a step" if beta.numel() == 1 else ""
+            raise ValueError(must("Tabulated.from_betas", "betas", "be one row of at least two values", f"shape {tuple(beta.shape)}", hint))
         bad = ~((beta > 0) & (beta < 1))
         if bad.any():
             i = int(bad.nonzero()[0])
@@ -97,16 +98,35 @@ class Tabulated(Schedule):
                     "ᾱ = 0 is zero terminal SNR, λ = −∞",
                 )
             )
+        rising = signal.diff() >= 0
+        if rising.any():
+            i = int(rising.nonzero()[0])
+            came = f"{signal[i]:g} at level {i + 1} and {signal[i + 1]:g} at level {i + 2}"
+            hint = "the table runs from noise to data: flip it" if signal[-1] > signal[0] else "each step removes signal"
+            raise ValueError(must("Tabulated.from_alphas_cumprod", "alphas_cumprod", "be strictly decreasing", came, hint))
         return cls(torch.logit(signal))
 
     @classmethod
-    def linear_betas(cls, beta_1: float = 1e-4, beta_n: float = 0.02, levels: int = 1000) -> "Tabulated":
+    def linear_betas(
+        cls, beta_1: float = 1e-4, beta_n: float = 0.02, levels: int = 1000, *, rescale_from: int | None = None
+    ) -> "Tabulated":
         """DDPM's own table (arXiv:2006.11239): β linear from 1e-4 to 0.02 in 1000 levels.
+
+        With `rescale_from` (1000 for DDPM's β) they are multiplied by rescale_from/levels, as is usual for another number
+        of levels. That keeps λ_min, about, and moves the first level's λ_max by log(levels/rescale_from): the chain and
+        the decoder share the bound otherwise. Below about β_n · rescale_from levels there is a β ≥ 1, which is refused.
 
         >>> Tabulated.linear_betas().steps
         999
+        >>> finer = Tabulated.linear_betas(levels=4000, rescale_from=1000)
+        >>> round(finer.logsnr_max, 3), round(finer.logsnr_min, 3)             # 9.210 and −10.118 at 1000
+        (10.597, -10.067)
         """
-        return cls.from_betas(torch.linspace(beta_1, beta_n, levels, dtype=torch.float64, device="cpu"))
+        betas = torch.linspace(beta_1, beta_n, levels, dtype=torch.float64, device="cpu")
+        if rescale_from is not None:
+            check_positive_int("Tabulated.linear_betas", "rescale_from", rescale_from)
+            betas = betas * (rescale_from / levels)
+        return cls.from_betas(betas)
 
     @classmethod
     def cosine_betas(cls, levels: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> "Tabulated":

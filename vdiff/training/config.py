@@ -15,7 +15,8 @@ Spec = dict[str, Any]
 
 @dataclass(frozen=True)
 class Config:
-    """An objective and its training as plain data, JSON in and out. A spec is a class by name with its arguments.
+    """An objective and its training as plain data, JSON in and out. A spec is a class by name with its arguments;
+    `shape` is that of one example, as the network sees it.
 
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
     >>> type(config.objective()).__name__
@@ -24,6 +25,7 @@ class Config:
 
     network: Spec
     data: str = "digits"
+    shape: list[int] = field(default_factory=lambda: [1, 8, 8])
     parameterization: Spec = field(default_factory=lambda: {"name": "X"})
     schedule: Spec = field(default_factory=lambda: {"name": "Linear", "logsnr_max": 9.0, "logsnr_min": -7.0})
     decoder: Spec = field(default_factory=lambda: {"name": "Categorical", "levels": 17})

@@ -1,13 +1,15 @@
 """A run folder: config.json, weights in safetensors, log.jsonl, figures. Everything a later command needs."""
 
 import json
-import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from vdiff.disk import commit
 from vdiff.errors import must
 from vdiff.objective import Objective
 from vdiff.training.config import Config
@@ -64,10 +66,7 @@ class Run:
 
     def save(self, objective: Objective, name: str = "ema") -> None:
         """Write weights to `<name>.safetensors`: aside first, then renamed, so that a crash leaves the old file."""
-        path = self.folder / f"{name}.safetensors"
-        aside = path.with_suffix(".partial")
-        save_file({key: value.contiguous() for key, value in objective.state_dict().items()}, aside)
-        _commit(aside, path)
+        save_aside(self.folder / f"{name}.safetensors", objective.state_dict())
 
     def load(self, name: str = "ema") -> Objective:
         """The run's objective with the weights it was evaluated with (the moving average), in evaluation mode."""
@@ -80,19 +79,14 @@ def write_aside(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text, encoding="utf-8")
-    _commit(aside, path)
+    commit(aside, path)
 
 
-def _commit(aside: Path, path: Path) -> None:
-    """Flush to the disk, then rename."""
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def save_aside(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file whole or not at all."""
+    aside = path.with_name(path.name + ".partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+    commit(aside, path)
 
 
 __all__ = ["Run"]

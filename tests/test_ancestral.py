@@ -61,7 +61,7 @@ def test_the_recursion_is_the_published_one(variance, steps):
 def test_samples_have_the_moments_of_the_chain(schedule, mean, variance, steps):
     n, generator = 100_000, torch.Generator().manual_seed(0)
     start = torch.randn(n, 1, dtype=torch.float64, generator=generator)
-    visited = list(trajectory(Gaussian([mean], [variance]), start, schedule=schedule, steps=steps, generator=generator))
+    visited = list(trajectory(Gaussian([mean], [variance]), start, schedule=schedule, steps=steps + 1, generator=generator))
     assert len(visited) == steps + 1
     (want_z, want_x) = chain_moments(schedule, steps, mean, variance)
     for got, (m, v) in ((visited[-1][0], want_z), (visited[-1][1].x, want_x)):

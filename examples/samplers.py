@@ -1,0 +1,90 @@
+"""Samplers side by side on data whose denoiser is known: where each ends after twelve evaluations, guidance, the way back.
+
+Data: a ring of eight Gaussians in the plane, whose left and right are two classes. Ten seconds on one idle core. Expect `adams`
+0.009 from the exact end points (root mean square), `ddim` 0.04, `dpmpp_2m` 0.06 and `heun` 0.16; guidance that moves the samples of a
+class away from the other; and an encoding that returns to the noise it came from within 1e-8.
+
+    python examples/samplers.py --out samplers.png
+"""
+
+import argparse
+import math
+from functools import partial
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+import vdiff
+from vdiff import plots
+from vdiff.sampling import Counted
+
+BUDGET = 12
+ANGLE = 2 * torch.pi * torch.arange(8, dtype=torch.float64) / 8 + 0.2
+MEANS = torch.stack([ANGLE.cos(), ANGLE.sin()], 1)
+LEFT = MEANS[:, 0] < 0.2
+SIDE, NULL = {"left": 0, "right": 1}, 2
+SOLVED = partial(vdiff.ode, method="dopri8", rtol=1e-9, atol=1e-9)
+
+
+def mixture(means: Tensor) -> vdiff.GaussianMixture:
+    return vdiff.GaussianMixture(torch.full((len(means),), 1 / len(means)), means, torch.full_like(means, 0.1**2))
+
+
+RING = mixture(MEANS)
+CLASSES = (mixture(MEANS[LEFT]), mixture(MEANS[~LEFT]), RING)
+
+
+def of_class(z: Tensor, logsnr: Tensor, label: Tensor) -> vdiff.Prediction:
+    """The perfect denoiser of each sample's class; of the whole ring for the null one."""
+    eps = torch.stack([data(z, logsnr).eps for data in CLASSES])
+    return vdiff.Prediction(z, logsnr, eps[label, torch.arange(len(z))], vdiff.Eps())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="samplers.png", help="the figure (default: %(default)s)")
+    options = parser.parse_args()
+    noise = torch.randn(1500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    high, low = -2 * math.log(0.002), -2 * math.log(80.0)
+    levels = [torch.full((len(noise),), level, dtype=torch.float64) for level in (low, high)]
+    exact = SOLVED(RING, noise, *levels)
+
+    samplers = {  # as many levels as twelve evaluations allow
+        "ancestral": (vdiff.ancestral, vdiff.few_steps(high, low), BUDGET),
+        "ddim": (vdiff.ddim, vdiff.few_steps(high, low), BUDGET),
+        "heun": (vdiff.heun, vdiff.few_steps(high, low), BUDGET // 2),
+        "dpmpp_2m": (vdiff.dpmpp_2m, vdiff.few_steps(high, low), BUDGET),
+        "adams": (vdiff.adams, vdiff.few_steps(high, low), BUDGET),
+    }
+    picture, axes = plots.figure(2, 4, width=3.0, height=3.0)
+    scatter(axes[0], exact, "exact flow")
+    print(f"{'step':<12}{'evaluations':>12}{'distance from the exact end':>30}")
+    for panel, (name, (step, schedule, steps)) in zip(axes[1:], samplers.items(), strict=False):
+        counted = Counted(RING)
+        made = vdiff.sample(counted, noise, schedule=schedule, steps=steps, step=step, generator=torch.Generator().manual_seed(1))
+        distance = (made - exact).square().sum(1).mean().sqrt().item()
+        shown = "a random end" if step is vdiff.ancestral else f"{distance:.4f}"
+        print(f"{name:<12}{counted.evaluations:>12}{shown:>30}")
+        scatter(panel, made, f"{name}, {counted.evaluations} evaluations")
+
+    right = torch.full((len(noise),), SIDE["right"])
+    for panel, scale in zip(axes[6:], (1.0, 3.0), strict=True):
+        guided = vdiff.Guided(of_class, scale, unconditional={"label": NULL})
+        made = vdiff.sample(guided, noise, schedule=vdiff.few_steps(high, low), steps=20, step=vdiff.adams, label=right)
+        scatter(panel, made, f"right half, guidance {scale:g}")
+
+    encoded = vdiff.encode(RING, exact, schedule=vdiff.Linear(high, low), step=SOLVED)
+    print(f"encoding returns to the noise within {(encoded - noise).abs().max():.1e}")
+    picture.savefig(options.out, dpi=110)
+    print(f"figure in {options.out}")
+
+
+def scatter(axes: Axes, points: Tensor, title: str) -> None:
+    axes.scatter(*points.T, s=1, alpha=0.5, linewidths=0)
+    axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9)
+
+
+if __name__ == "__main__":
+    main()

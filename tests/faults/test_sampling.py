@@ -1,0 +1,264 @@
+"""Faults 32 and 45 to 51: sampling."""
+
+import math
+import sys
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vdiff import (
+    Categorical,
+    Clipped,
+    Denoiser,
+    Eps,
+    Flow,
+    GaussianMixture,
+    Guided,
+    Karras,
+    Linear,
+    Prediction,
+    Score,
+    V,
+    X,
+    adams,
+    ancestral,
+    ddim,
+    encode,
+    ode,
+    sample,
+)
+from vdiff.decoder import Gaussian
+from vdiff.sampling import Counted, Memory, SolverError, leading, start, streams, to_levels, trailing, uniform
+
+from .common import assert_refused, model
+
+ORACLE = GaussianMixture([0.3, 0.7], [[-1.0, 0.2], [0.5, 0.1]], [[0.04, 0.1], [0.09, 0.1]])
+Z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def made(**options: Any) -> Tensor:
+    return sample(ORACLE, Z, **{"schedule": Linear(), "steps": 3, "step": ddim} | options)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_fault_45_too_few_steps(steps: int) -> None:
+    with assert_refused(ValueError, "sample", "steps", "be at least 1", f"got {steps}"):
+        made(steps=steps)
+    for grid in (uniform, trailing, leading):
+        with assert_refused(ValueError, grid.__name__, "steps", "be at least 1", f"got {steps}"):
+            grid(Linear(), steps)
+
+
+@pytest.mark.parametrize("steps", [2.0, True, "3"])
+def test_fault_45_steps_that_are_no_number(steps: object) -> None:
+    with assert_refused(TypeError, "sample", "steps", "be a Python int"):
+        made(steps=steps)
+
+
+def test_fault_45_one_step_and_none() -> None:
+    assert made(steps=1).shape == Z.shape
+    with assert_refused(TypeError, "sample", "steps", "be given with a schedule"):
+        made(steps=None)
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        ([10.0, 0.0, -10.0], ("rise strictly, from noise to data", "got 10 and then 0", "levels.flip(0)")),
+        ([-10.0, 0.0, 0.0], ("rise strictly", "got 0 and then 0", "noise must fall at each step")),
+        ([-10.0, math.nan], ("be below +∞, and no NaN",)),
+        ([-10.0, math.inf], ("be below +∞", "x̂ at the last level")),
+        ([], ("be one row of log-SNR",)),
+        ([[1.0]], ("be one row of log-SNR",)),
+    ],
+)
+def test_fault_45_a_grid_whose_noise_does_not_fall(levels: list[Any], words: tuple[str, ...]) -> None:
+    with assert_refused(ValueError, "sample", "levels", *words):
+        sample(ORACLE, Z, levels=torch.tensor(levels))
+
+
+def test_fault_45_a_grid_that_is_no_tensor_or_not_alone() -> None:
+    with assert_refused(TypeError, "sample", "levels", "be a torch.Tensor", "list"):
+        sample(ORACLE, Z, levels=[-1.0, 1.0])  # type: ignore[arg-type]
+    with assert_refused(ValueError, "sample", "levels", "come without schedule and steps"):
+        made(levels=torch.tensor([-1.0, 1.0]))
+    with assert_refused(TypeError, "sample", "schedule", "be a Schedule", "None"):
+        sample(ORACLE, Z, steps=3)
+
+
+@pytest.mark.parametrize(
+    ("step", "hint"),
+    [("huen", "did you mean 'heun'?"), ("dpmpp2m", "'dpmpp_2m'"), (7, "vdiff.sampling has ancestral, ddim"), (None, "adams")],
+)
+def test_fault_32_an_unknown_step_gets_the_nearest(step: object, hint: str) -> None:
+    with assert_refused(TypeError, "sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint):
+        made(step=step)
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("sheduel", "schedule"),
+        ("setps", "steps"),
+        ("generatr", "generator"),
+        ("eta", "step=partial(ddim, eta=…)"),
+        ("rtol", "partial(ode, rtol=…)"),
+    ],
+)
+def test_fault_32_a_misspelt_keyword_and_the_option_of_a_step(word: str, hint: str) -> None:
+    with pytest.raises(TypeError, match="sample: argument") as caught:
+        made(**{word: 0.5})
+    assert f"'{word}'" in str(caught.value)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("row", [Eps(), Score()], ids=repr)
+def test_fault_32_noise_prediction_from_pure_noise(row: Any) -> None:
+    def predicts(z: Tensor, logsnr: Tensor) -> Prediction:
+        return Prediction(z, logsnr, torch.zeros_like(z), row)
+
+    with assert_refused(
+        ValueError, "sample", "levels", "start where the model's output determines x̂ and ε̂", f"{row!r} at λ = -inf", "predict v"
+    ):
+        sample(predicts, Z, levels=torch.tensor([-math.inf, 0.0]), step=ddim)
+    with assert_refused(ValueError, "sample", "levels", "start where", "at λ = -40"):
+        sample(predicts, Z.float(), levels=torch.tensor([-40.0, 0.0]), step=ddim)
+    with pytest.warns(UserWarning, match=r"at λ = -25 leaves x̂ or ε̂ with an error of 0.03 by rounding: predict v"):
+        sample(predicts, Z.float(), levels=torch.tensor([-25.0, 0.0]), step=ddim)
+    sample(predicts, Z, levels=torch.tensor([-25.0, 0.0]), step=ddim)
+
+
+@pytest.mark.parametrize("row", [X(), V(), V(0.5), Flow()], ids=repr)
+def test_fault_32_others_start_from_nearly_pure_noise(row: Any) -> None:
+    sample(lambda z, logsnr: Prediction(z, logsnr, 0 * z, row), Z.float(), levels=torch.tensor([-40.0, 0.0]), step=ddim)
+
+
+def test_fault_32_data_prediction_from_data() -> None:
+    with assert_refused(ValueError, "sample", "levels", "start where", "X() at λ = 40"):
+        sample(lambda z, logsnr: Prediction(z, logsnr, 0 * z, X()), Z.float(), levels=torch.tensor([40.0]))
+
+
+def test_fault_45_states_that_are_not_finite() -> None:
+    def breaks(z: Tensor, logsnr: Tensor) -> Prediction:
+        out = torch.where((logsnr > 0)[:, None] & (torch.arange(len(z)) == 1)[:, None], torch.nan, z)
+        return Prediction(z, logsnr, out, V())
+
+    words = ("lead to finite states", "NaN or infinity in 1 of 4 samples after step 3, from λ = 2 to 6")
+    with assert_refused(ValueError, "sample", "model", *words):
+        sample(breaks, Z, levels=torch.tensor([-8.0, -2.0, 2.0, 6.0]), step=ddim)
+
+
+def test_fault_45_what_is_no_state_no_model_and_no_step() -> None:
+    with assert_refused(TypeError, "sample", "z", "be real and floating"):
+        sample(ORACLE, Z.long(), schedule=Linear(), steps=3)
+    with assert_refused(ValueError, "sample", "z", "have shape (batch, …)"):
+        sample(ORACLE, Z[0], schedule=Linear(), steps=3)
+    with assert_refused(TypeError, "sample", "model", "be called as model(z, logsnr)"):
+        sample("model", Z, schedule=Linear(), steps=3)  # type: ignore[arg-type]
+    with assert_refused(TypeError, "sample", "model", "return a Prediction", "Tensor"):
+        sample(lambda z, logsnr: z, Z, schedule=Linear(), steps=3)  # type: ignore[arg-type, return-value]
+    with assert_refused(ValueError, "sample", "step", "evaluate the model it is given"):
+        made(step=lambda model, z, t, s, memory: z)
+
+
+@pytest.mark.parametrize(("step", "argument", "words"), [
+    (partial(ddim, eta=-0.1), "eta", ("be finite and at least 0",)), (partial(ddim, eta=1.5), "eta", ("lie in [0, 1]",)),
+    (partial(adams, order=4), "order", ("be 1, 2 or 3",)), (partial(adams, target=Score()), "target", ("be a velocity", "Score()")),
+    (partial(ode, method="dopri55"), "method", ("be one of dopri8, dopri5", "did you mean 'dopri5'?")),
+    (partial(ode, rtol=0.0), "rtol", ("be finite and greater than 0",)), (partial(ode, max_evaluations=0), "max_evaluations", ("be at least 1",)),
+])  # fmt: skip
+def test_fault_45_options_of_steps(step: Any, argument: str, words: tuple[str, ...]) -> None:
+    with assert_refused(ValueError, step.func.__name__, argument, *words):
+        made(step=step)
+
+
+def test_fault_46_a_solver_that_gives_up() -> None:
+    with pytest.raises(SolverError) as caught:
+        made(step=partial(ode, max_evaluations=20))
+    for word in ("dopri5 gave up at λ = ", "after 20 evaluations (reached max_evaluations = 20)", "|v̂| was", "Loosen rtol = 1e-05"):
+        assert word in str(caught.value)
+
+    def explodes(z: Tensor, logsnr: Tensor) -> Prediction:
+        return Prediction(z, logsnr, z.abs().exp().exp(), V())
+
+    with pytest.raises(SolverError, match=r"ode: dopri5 gave up at λ = .* \((underflow in dt|non-finite)"):
+        sample(explodes, 3 * Z, schedule=Linear(), steps=2, step=ode)
+
+
+def test_fault_46_samples_at_different_levels() -> None:
+    level = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    with assert_refused(ValueError, "ode", "logsnr_t", "be the same for all samples"):
+        ode(ORACLE, Z, level, level + 1)
+
+
+def test_fault_46_without_torchdiffeq(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ImportError, match=r"pip install 'vdiff-torch\[ode\]'"):
+        made(step=ode)
+
+
+def test_fault_49_a_batch_moves_a_sample_within_the_tolerance_alone() -> None:
+    z, levels = torch.cat([Z, 3 * Z]), torch.full((8,), 8.0, dtype=torch.float64)
+    together = ode(ORACLE, z, -levels, levels, rtol=1e-7, atol=1e-7)
+    alone = torch.cat([ode(ORACLE, one[None], -levels[:1], levels[:1], rtol=1e-7, atol=1e-7) for one in z])
+    torch.testing.assert_close(alone, together, rtol=0.0, atol=1e-4)
+
+
+def test_fault_51_the_seed_of_a_sample() -> None:
+    shape = (1, 5)
+    whole = start(shape, streams(3, range(6)))
+    assert torch.equal(torch.cat([start(shape, streams(3, [i])) for i in range(6)]), whole)
+    assert len({tuple(one.flatten().tolist()) for one in whole}) == 6
+    with assert_refused(ValueError, "sample", "generator", "be one generator, or 4", "got 3 of them"):
+        made(step=ancestral, generator=streams(0, range(3)))
+    with assert_refused(TypeError, "sample", "generator", "be a torch.Generator, or one for each sample", "got 0"):
+        made(step=ancestral, generator=0)
+
+
+def test_fault_45_guidance_without_its_other_half() -> None:
+    def conditional(z: Tensor, logsnr: Tensor, label: Tensor) -> Prediction:
+        return Prediction(z, logsnr, z * label[:, None], V())
+
+    with assert_refused(ValueError, "Guided", "unconditional", "name what replaces the condition"):
+        Guided(conditional, 1.5, {})
+    guided = Guided(conditional, 1.5, {"label": 0})
+    with assert_refused(ValueError, "Guided", "label", "be given as a condition"):
+        sample(guided, Z, schedule=Linear(), steps=3)
+    with assert_refused(ValueError, "Guided", "unconditional", "have the shape of the condition, (4,)", "(3,)"):
+        Guided(conditional, 1.5, {"label": torch.zeros(3)})(Z, torch.zeros(4), label=torch.ones(4))
+    with assert_refused(ValueError, "Guided", "interval", "be (lowest, highest) log-SNR"):
+        Guided(conditional, 1.5, {"label": 0}, interval=(2.0, -1.0))
+    with assert_refused(ValueError, "Guided", "scale", "be finite"):
+        Guided(conditional, math.inf, {"label": 0})
+    with assert_refused(TypeError, "Clipped", "model", "be called as model(z, logsnr)"):
+        Clipped(Denoiser)  # type: ignore[arg-type]
+    with assert_refused(ValueError, "Clipped", "low", "be below high = -1", "got 1"):
+        Clipped(conditional, 1.0, -1.0)
+
+
+def test_fault_45_levels_of_what_has_none() -> None:
+    last = Prediction(Z, torch.full((4,), 9.0), Z, X())
+    with assert_refused(TypeError, "to_levels", "decoder", "have levels"):
+        to_levels(Gaussian(), last)  # type: ignore[arg-type]
+    with assert_refused(ValueError, "to_levels", "decoder", "have one prior for all dimensions"):
+        to_levels(Categorical(4, prior=torch.zeros(2, 4)), last, draw=True)
+
+
+def test_fault_45_encoding() -> None:
+    with assert_refused(TypeError, "encode", "schedule", "be a Schedule"):
+        encode(ORACLE, Z, schedule=Karras)  # type: ignore[arg-type]
+    with assert_refused(TypeError, "encode", "z", "be real and floating"):
+        encode(ORACLE, Z.long(), schedule=Karras())
+
+
+def test_fault_39_a_network_and_its_gradients_are_left_alone() -> None:
+    network = model()
+    out = sample(network, Z.float(), schedule=Linear(), steps=3, step=adams)
+    assert not out.requires_grad
+    assert network.training
+    level = torch.zeros(4)
+    assert ddim(network, Z.float(), level, level + 1.0, Memory()).requires_grad  # a step by itself has gradients
+    assert Counted(network).evaluations == 0

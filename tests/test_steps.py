@@ -1,0 +1,375 @@
+"""Steps: their orders, what they have in common, and what they do not depend on."""
+
+import itertools
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from vdiff import (
+    Categorical,
+    Cosine,
+    Denoiser,
+    DiscretizedGaussian,
+    Eps,
+    Flow,
+    Forward,
+    GaussianMixture,
+    Karras,
+    LearnedLinear,
+    Linear,
+    OptimalTransport,
+    Parameterization,
+    Prediction,
+    Score,
+    Tabulated,
+    V,
+    X,
+    adams,
+    ancestral,
+    ddim,
+    dpmpp_2m,
+    encode,
+    few_steps,
+    heun,
+    ode,
+    sample,
+    trajectory,
+)
+from vdiff.gaussian import Step, alpha, sigma
+from vdiff.oracle import Gaussian
+from vdiff.reverse import reverse_mean
+from vdiff.sampling import STEPS, Counted, Memory, leading, start, streams, to_levels, to_uint8, trailing, uniform
+from vdiff.variance import Posterior
+
+GAUSSIAN = Gaussian([0.3], [0.25])
+MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+PLANE = GaussianMixture([0.2, 0.5, 0.3], [[-1.0, 0.4], [0.5, 0.9], [0.3, -1.1]], [[0.04, 0.1], [0.09, 0.02], [0.1, 0.3]])
+TARGETS: tuple[Parameterization, ...] = (X(), Eps(), V(), V(0.5), Flow())
+ORDER = {"ddim": (ddim, 1), "heun": (heun, 2), "dpmpp_2m": (dpmpp_2m, 2)} | {
+    f"adams {order} {target!r}": (partial(adams, order=order, target=target), order) for order in (1, 2, 3) for target in TARGETS
+}
+
+
+def noise(n=64, dims=1, seed=0):
+    return torch.randn(n, dims, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def level(value, n=64):
+    return torch.full((n,), float(value), dtype=torch.float64)
+
+
+def end(model, z, step, schedule, steps):
+    *_, (z, _) = trajectory(model, z, schedule=schedule, steps=steps, step=step)
+    return z
+
+
+def transported(data, z, high, low):
+    """The exact end of the probability-flow ODE in one dimension, F_high⁻¹(F_low(z)) of q(z), by bisection."""
+
+    def cdf(value, logsnr):
+        scale = (alpha(logsnr) ** 2 * data.variances + sigma(logsnr) ** 2).sqrt()
+        return (data.weights[:, None] * torch.special.ndtr((value.T - alpha(logsnr) * data.means) / scale)).sum(0)
+
+    wanted = cdf(z, torch.tensor(low, dtype=torch.float64))
+    below, above = torch.full_like(z, -9.0), torch.full_like(z, 9.0)
+    for _ in range(60):
+        middle = 0.5 * (below + above)
+        low_side = (cdf(middle, torch.tensor(high, dtype=torch.float64)) < wanted)[:, None]
+        below, above = torch.where(low_side, middle, below), torch.where(low_side, above, middle)
+    return 0.5 * (below + above)
+
+
+@pytest.mark.parametrize("data", [GAUSSIAN, MIXTURE], ids=["Gaussian", "mixture"])
+@pytest.mark.parametrize("name", ORDER)
+def test_the_order_of_convergence(name, data):
+    """At numbers of steps where the first step, which is of first order, does not count yet."""
+    step, order = ORDER[name]
+    z, schedule = noise(), Linear(6.0, -5.0)
+    exact = transported(data, z, 6.0, -5.0)
+    errors = [(end(data, z, step, schedule, n + 1) - exact).square().mean().sqrt().item() for n in (32, 64)]
+    assert errors[0] / errors[1] > 2 ** (order - 0.25)
+    if order == 1:
+        assert errors[0] / errors[1] < 2**1.25
+
+
+@pytest.mark.parametrize("std", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_velocity_at_the_data_scale_is_exact_for_gaussian_data_in_one_step(std, order):
+    z = noise()
+    got = end(Gaussian([0.0], [std**2]), z, partial(adams, order=order, target=V(std)), Linear(8.0, -8.0), 2)
+    exact = z * math.sqrt((std**2 + math.exp(-8.0)) / (1 + math.exp(-8.0)) / ((std**2 * math.exp(-8.0) + 1) / (math.exp(-8.0) + 1)))
+    torch.testing.assert_close(got, exact, rtol=1e-11, atol=0.0)
+
+
+@pytest.mark.parametrize("target", [X(), Eps(), Flow()], ids=repr)
+def test_a_first_order_exponential_step_is_ddim(target):
+    z = noise(dims=2)
+    for low, high in ((-9.0, -8.9), (-5.0, 3.0), (2.0, 12.0)):
+        one, other = (step(PLANE, z, level(low), level(high)) for step in (partial(adams, order=1, target=target), ddim))
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_first_order_step_in_v_is_ddim_but_for_its_second_order():
+    z = noise(dims=2)
+    gap = [
+        (adams(PLANE, z, level(0.0), level(h), order=1, target=V()) - ddim(PLANE, z, level(0.0), level(h))).abs().max() for h in (0.2, 0.1)
+    ]
+    assert 3.5 < gap[0] / gap[1] < 4.5
+
+
+def test_the_plain_rule_on_the_rectified_path():
+    """Adams–Bashforth of order 3 with equal steps in t = σ/(α + σ): (23 u₀ − 16 u₁ + 5 u₂)/12."""
+    schedule, steps = OptimalTransport(9.0, -9.0), 12
+    levels = uniform(schedule, steps)
+    t = torch.sigmoid(-0.5 * levels)
+    y, velocities = noise(dims=2) / (alpha(levels[0]) + sigma(levels[0])), []
+    for i, (logsnr, now) in enumerate(zip(levels[:-1], t[:-1], strict=True)):
+        prediction = PLANE(y * (alpha(logsnr) + sigma(logsnr)), logsnr.expand(len(y)))
+        velocities.insert(0, prediction.eps - prediction.x)
+        rule = {0: (1.0,), 1: (1.5, -0.5)}.get(i, (23 / 12, -16 / 12, 5 / 12))
+        y = y + (t[i + 1] - now) * sum(w * u for w, u in zip(rule, velocities, strict=False))
+    got = end(PLANE, noise(dims=2), partial(adams, target=Flow()), schedule, steps)
+    torch.testing.assert_close(got, y * (alpha(levels[-1]) + sigma(levels[-1])), rtol=1e-10, atol=1e-12)
+
+
+def test_ddim_over_two_half_steps_and_over_one():
+    """The two differ by the square of the step; on data that is one point, whose x̂ does not move, not at all."""
+    z = noise(dims=2)
+
+    def gap(data, h):
+        half = ddim(data, ddim(data, z, level(0.0), level(h / 2)), level(h / 2), level(h))
+        return (half - ddim(data, z, level(0.0), level(h))).abs().max()
+
+    assert 3.6 < gap(PLANE, 0.2) / gap(PLANE, 0.1) < 4.4
+    point = GaussianMixture([1.0], [[0.7, -0.2]], [[0.0, 0.0]])
+    assert gap(point, 5.0) < 1e-14
+
+
+def test_eta_one_is_ancestral_sampling_and_eta_zero_draws_nothing():
+    z, generator = noise(dims=2), torch.Generator()
+    for low, high in ((-8.0, -7.9), (-1.0, 0.5), (-5.0, 13.0)):
+        one = ddim(PLANE, z, level(low), level(high), Memory((), generator.manual_seed(1)), eta=1.0)
+        torch.testing.assert_close(
+            one, ancestral(PLANE, z, level(low), level(high), Memory((), generator.manual_seed(1))), rtol=1e-9, atol=1e-12
+        )
+    before = generator.manual_seed(1).get_state()
+    for step in (ddim, heun, dpmpp_2m, adams):
+        step(PLANE, z, level(0.0), level(1.0), Memory((), generator))
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.8])
+def test_the_moments_of_ddim_with_some_noise(eta):
+    """Its mean is α_s x̂ + σ_s √(1 − η²c) ε̂ and its spread η √c σ_s."""
+    z, t, s = torch.full((200_000, 1), 0.4, dtype=torch.float64), level(-1.0, 200_000), level(0.6, 200_000)
+    now = MIXTURE(z[:1], t[:1])
+    c = 1 - math.exp(-1.6)
+    mean = alpha(s[:1]) * now.x + sigma(s[:1]) * math.sqrt(1 - eta**2 * c) * now.eps
+    spread = eta * math.sqrt(c) * sigma(s[:1]).item()
+    drawn = ddim(MIXTURE, z, t, s, Memory((), torch.Generator().manual_seed(0)), eta=eta)
+    assert abs(drawn.mean() - mean).item() < 4 * spread / math.sqrt(len(z))
+    assert abs(drawn.std() / spread - 1).item() < 4 / math.sqrt(2 * len(z))
+
+
+def test_ancestral_sampling_takes_every_reverse_variance():
+    z, t, s = noise(), level(-1.0), level(0.5)
+    own, small, large = (
+        ancestral(MIXTURE, z, t, s, Memory((), torch.Generator().manual_seed(0)), variance=variance)
+        for variance in (None, Posterior(), Forward())
+    )
+    mean = reverse_mean(MIXTURE(z, t), Step(t, s - t))
+    assert torch.equal(own, small)
+    ratio = torch.full_like(z, math.sqrt((1 + math.exp(0.5)) / (1 + math.exp(-1.0))))  # σ_t/σ_s
+    torch.testing.assert_close((large - mean) / (small - mean), ratio, rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("step", [ddim, heun, dpmpp_2m, adams, partial(adams, target=X()), partial(adams, target=V())], ids=repr)
+def test_the_same_samples_whatever_the_model_predicts(step):
+    """The same (x̂, ε̂) in every parameterization, from the same noise."""
+    z = noise(dims=2)
+    reference = sample(PLANE, z, schedule=Cosine(9.0, -9.0), steps=12, step=step)
+    for target in (*TARGETS, Score()):
+
+        def as_target(z, logsnr, target=target):
+            return Prediction(z, logsnr, PLANE(z, logsnr).read(target), target)
+
+        torch.testing.assert_close(sample(as_target, z, schedule=Cosine(9.0, -9.0), steps=12, step=step), reference, rtol=1e-8, atol=1e-9)
+
+
+def test_the_same_samples_whatever_the_model_was_trained_with():
+    """A model is told λ alone: nothing of a training schedule reaches a sampler."""
+    network = torch.nn.Linear(2, 2).double()
+
+    class Told(torch.nn.Module):
+        def forward(self, z, time):
+            return network(z) * time[:, None]
+
+    z, made = noise(dims=2), []
+    for schedule in (Linear(9.0, -9.0), Cosine(), LearnedLinear(8.0, -8.0), Tabulated.linear_betas()):
+        model = Denoiser(Told(), V(), time=lambda logsnr: torch.sigmoid(logsnr))
+        assert len(list(trajectory(model, z, schedule=schedule, steps=4, step=ddim))) == 4  # any schedule is a grid
+        made.append(sample(model, z, schedule=Karras(), steps=9, step=adams))
+    assert all(torch.equal(one, made[0]) for one in made)
+
+
+@pytest.mark.parametrize(
+    "schedule", [Karras(), Cosine(), few_steps(), OptimalTransport(), Tabulated.cosine_betas()], ids=lambda s: type(s).__name__
+)
+def test_any_grid_leads_to_the_same_end(schedule):
+    z = noise(dims=2)
+    levels = uniform(schedule, 200)
+    *_, (got, _) = trajectory(PLANE, z, levels=levels, step=adams)
+    exact = ode(PLANE, z, levels[:1].expand(64), levels[-1:].expand(64), rtol=1e-9, atol=1e-9)
+    assert (got - exact).square().mean().sqrt() < 1e-3
+
+
+def test_grids():
+    schedule = Linear(10.0, -10.0)
+    assert uniform(schedule, 1).tolist() == [-10.0]
+    assert uniform(schedule, 5).tolist() == [-10.0, -5.0, 0.0, 5.0, 10.0]
+    assert trailing(schedule, 5).tolist() == pytest.approx([-10.0, -6.0, -2.0, 2.0, 6.0])
+    assert leading(schedule, 5).tolist() == pytest.approx([-6.0, -2.0, 2.0, 6.0, 10.0])
+    torch.testing.assert_close(torch.exp(-0.5 * uniform(Karras(), 18)), Karras().sigmas(18), rtol=1e-12, atol=0.0)
+    table = Tabulated.linear_betas()
+    torch.testing.assert_close(uniform(table, 1000), table.table.flip(0), rtol=1e-12, atol=1e-12)
+
+
+def test_the_step_to_data_is_the_exact_limit():
+    """x̂ at the last level is where a deterministic step to λ → ∞ leads."""
+    z, n = noise(dims=2), 64
+    *_, (_, last) = trajectory(PLANE, z, schedule=Linear(2.0, -8.0), steps=5, step=ddim)
+    for target in TARGETS:
+        seen = Prediction(last.z, last.logsnr, last.read(target), target)
+        there = ddim(lambda z, logsnr, seen=seen: seen, last.z, last.logsnr, torch.full((n,), torch.inf, dtype=torch.float64))
+        torch.testing.assert_close(there, last.x, rtol=1e-12, atol=1e-12)
+
+
+def test_sampling_from_pure_noise_with_a_model_that_predicts_v():
+    """λ = −∞, zero terminal SNR: the first step moves along x̂ = −v̂, and ε̂ = z."""
+
+    def model(z, logsnr):
+        out = torch.where(torch.isinf(logsnr)[:, None], -PLANE.means.T @ PLANE.weights, PLANE(z, logsnr.clamp(min=-30.0)).v)
+        return Prediction(z, logsnr, out, V())
+
+    z = noise(dims=2)
+    levels = torch.tensor([-math.inf, -4.0, 0.0, 6.0], dtype=torch.float64)
+    got = [z for z, _ in trajectory(model, z, levels=levels, step=ddim)]
+    wanted = alpha(level(-4.0))[:, None] * (PLANE.weights @ PLANE.means) + sigma(level(-4.0))[:, None] * z
+    torch.testing.assert_close(got[1], wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("step", "evaluations"), [(ancestral, 18), (ddim, 18), (dpmpp_2m, 18), (adams, 18), (heun, 35)])
+def test_steps_count_levels_and_evaluations_are_counted_apart(step, evaluations):
+    model = Counted(PLANE)
+    visited = list(trajectory(model, noise(dims=2), schedule=Karras(), steps=18, step=step))
+    assert (len(visited), model.evaluations) == (18, evaluations)
+    assert [p.logsnr[0].item() for _, p in visited] == pytest.approx(uniform(Karras(), 18).tolist())
+
+
+def test_one_step_is_the_mean_of_the_data():
+    one = sample(PLANE, noise(dims=2), schedule=Linear(10.0, -20.0), steps=1)
+    torch.testing.assert_close(one, (PLANE.weights @ PLANE.means).expand(64, 2), rtol=0.0, atol=5e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if name != "ode"])
+def test_a_sample_is_the_same_in_any_batch(name):
+    options = {"schedule": Karras(), "steps": 10, "step": STEPS[name]}
+    together = sample(PLANE, start((2,), streams(7, range(9)), torch.float64), generator=streams(7, range(9)), **options)
+    apart = [
+        sample(PLANE, start((2,), streams(7, numbers), torch.float64), generator=streams(7, numbers), **options)
+        for numbers in (range(4), range(4, 5), range(5, 9))
+    ]
+    # each sample's noise is its own to the last bit; sums over a batch of another size are rounded in another order
+    torch.testing.assert_close(torch.cat(apart), together, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(
+        together, sample(PLANE, start((2,), streams(8, range(9)), torch.float64), generator=streams(8, range(9)), **options)
+    )
+
+
+def test_noise_of_its_own_goes_to_each_sample_at_each_step():
+    seen = []
+
+    def step(model, z, logsnr_t, logsnr_s, memory):
+        there = ancestral(model, z, logsnr_t, logsnr_s, memory)
+        seen.append(there - z)
+        return there
+
+    z = torch.zeros(3, 2, dtype=torch.float64)
+    sample(PLANE, z, schedule=Linear(), steps=4, step=step, generator=streams(0, [0, 1, 0]))
+    assert all(torch.allclose(moved[0], moved[2]) and not torch.allclose(moved[0], moved[1]) for moved in seen)
+    assert not torch.allclose(seen[0][0], seen[1][0])
+
+
+def test_encoding_returns_to_its_start():
+    z0, schedule, step = noise(dims=2, seed=3), Linear(9.0, -9.0), partial(ode, rtol=1e-9, atol=1e-9)
+    z1 = encode(PLANE, z0, schedule=schedule, step=step)
+    torch.testing.assert_close(step(PLANE, z1, level(-9.0), level(9.0)), z0, rtol=0.0, atol=1e-6)
+    assert (z1 - z0).abs().max() > 0.1
+
+
+def test_a_solver_stays_between_its_ends():
+    """torchdiffeq's own first guess is a step far beyond the other end where the velocity in λ is small."""
+    seen = []
+
+    def model(z, logsnr):
+        seen.append(logsnr[0].item())
+        return PLANE(z, logsnr)
+
+    ode(model, noise(dims=2), level(-10.0), level(10.0))
+    assert -10.0 <= min(seen) < -9.99
+    assert 9.99 < max(seen) <= 10.0
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "midpoint", "heun3"])
+def test_any_solver_is_a_step(method):
+    z = noise(dims=2)
+    *_, (got, _) = trajectory(PLANE, z, schedule=few_steps(9.0, -9.0), steps=40, step=partial(ode, method=method))
+    exact = ode(PLANE, z, level(-9.0), level(9.0), rtol=1e-9, atol=1e-9)
+    assert (got - exact).square().mean().sqrt() < 5e-3
+
+
+def test_levels_are_drawn_from_the_decoder():
+    """Frequencies against p(k | z₀), in standard errors; nearest to x̂ without a draw."""
+    n = 40_000
+    for decoder in (Categorical(4), Categorical(4, prior=torch.tensor([0.1, 0.2, 0.3, 0.4]).log()), DiscretizedGaussian(4)):
+        z, logsnr = torch.full((n, 1), 0.05, dtype=torch.float64), level(2.0, n)
+        last = Prediction(z, logsnr, torch.full((n, 1), 0.2, dtype=torch.float64), X())
+        drawn = to_levels(decoder, last, draw=True, generator=torch.Generator().manual_seed(0))
+        mean = z[:4] / alpha(logsnr[:4])[:, None]
+        p = decoder.log_prob(torch.arange(4)[:, None], mean, 2.0).exp()
+        se = (p * (1 - p) / n).sqrt()
+        assert ((drawn.flatten().bincount(minlength=4) / n - p).abs() < 4 * se).all(), decoder
+        assert torch.equal(to_levels(decoder, last), decoder.decode(last.x))
+
+
+def test_images_become_bytes_by_rounding():
+    exact = torch.arange(256) / 127.5 - 1
+    assert torch.equal(to_uint8(exact[None]), torch.arange(256, dtype=torch.uint8)[None])
+    assert to_uint8(torch.tensor([[-2.0, 2.0, 0.49 / 127.5 - 1, 0.51 / 127.5 - 1]])).tolist() == [[0, 255, 0, 1]]
+
+
+def test_the_past_is_handed_to_a_step_newest_last():
+    handed = []
+
+    def step(model, z, logsnr_t, logsnr_s, memory):
+        handed.append([p.logsnr[0].item() for p in memory.past])
+        return ddim(model, z, logsnr_t, logsnr_s)
+
+    sample(PLANE, noise(dims=2), schedule=Linear(10.0, -10.0), steps=7, step=step)
+    levels = uniform(Linear(10.0, -10.0), 7).tolist()
+    assert handed == [levels[max(0, i - 4) : i] for i in range(6)]
+
+
+def test_a_half_precision_start_is_sampled_in_float32():
+    made = sample(PLANE, noise(dims=2).to(torch.bfloat16), schedule=Linear(), steps=4, step=ddim)
+    assert made.dtype == torch.float32
+
+
+def test_steps_that_need_no_driver():
+    z = noise(dims=2)
+    by_hand = z
+    for t, s in itertools.pairwise(uniform(Karras(), 8)):
+        by_hand = heun(PLANE, by_hand, t.expand(64), s.expand(64))
+    torch.testing.assert_close(by_hand, end(PLANE, z, heun, Karras(), 8), rtol=1e-12, atol=0.0)

@@ -1,0 +1,198 @@
+"""What a chain of T steps has beyond its bound: iDDPM's hybrid loss, and the log-ratio of a whole path."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.decoder import Decoder
+from vdiff.errors import check_data, checking, must
+from vdiff.gaussian import Step, alpha, diffuse, prior_kl, sigma, sum_dims, wide_number
+from vdiff.loss import Model, check_call, check_decoder, draw, full_precision, predict_at, standard_normal
+from vdiff.parameterization import Prediction
+from vdiff.reverse import reverse_kl, reverse_log_ratio
+from vdiff.schedule import Schedule
+from vdiff.times import stratified
+from vdiff.weighting import check_chain
+
+
+def hybrid(
+    model: Model,
+    data: Tensor,
+    *,
+    schedule: Schedule,
+    steps: int,
+    decoder: Decoder | None = None,
+    bound_weight: float = 0.001,
+    t: Tensor | None = None,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    **condition: Any,
+) -> Float[Tensor, " batch"]:
+    """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per dimension and example.
+
+        ( ‖ε − ε̂‖² + bound_weight · n · K(sg(ε̂), Σ) ) / d
+
+    with one of the bound's n terms K per example, hence the factor n, and the mean stopped in it: the bound trains the
+    variance alone, whose gradient would otherwise drown the mean's. Without a decoder the terms are the chain's n = T
+    steps. With one that looks at the network they are n = T + 1: its own, −log p(data | x̂(z₀)), is DDPM's first.
+
+    Args:
+        data: x as the network sees it; with a decoder, data as it is.
+        decoder: for instance `DiscretizedGaussian(256, denoise=True, clip=first_variance(schedule, steps))`.
+        bound_weight: 0.001 in the paper, there with K in bits (0.001/ln 2 here).
+        t: (batch,) times i/T to use instead of drawing; 0 is the decoder's.
+        model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
+
+    Raises:
+        ValueError: for a model without a learned variance, which makes this the simple loss plus a constant multiple of it;
+            for a decoder that does not look at the network.
+
+    Nichol & Dhariwal, arXiv:2102.09672, section 3.1.
+
+    >>> from vdiff import Denoiser, Eps, Tabulated
+    >>> from vdiff.variance import Range
+    >>> model = Denoiser(lambda z, t: torch.cat([0 * z, z], 1), Eps(), variance=Range())
+    >>> hybrid(model, torch.randn(8, 2), schedule=Tabulated.linear_betas(), steps=999).shape
+    torch.Size([8])
+    """
+    if checking():
+        check_call("hybrid", model, schedule, steps, condition)
+        check_chain("hybrid", None, schedule, steps)
+        if schedule.learns_shape:
+            hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance together"
+            raise ValueError(must("hybrid", "schedule", "have a fixed shape", repr(schedule), hint))
+        if decoder is None:
+            check_data("hybrid", data)
+        else:
+            _check_hybrid_decoder(decoder, schedule)
+    if decoder is None:
+        x, (t,), eps = draw("hybrid", data, steps, t, eps, generator)
+        logsnr, measure = schedule.levels(t, steps)
+    else:
+        x = decoder.encode(data)
+        if t is None:
+            u = stratified(x.shape[0], generator=generator, device=x.device)
+            t = torch.floor(u * (steps + 1)).clamp(max=steps) / steps
+        x, (t,), eps = draw("hybrid", x, None, t, eps, generator)
+        logsnr, _ = schedule.levels(t)
+        _, measure = schedule.levels(t.clamp(min=1 / steps), steps)  # at t = 0 no step ends: the first's stands in, unused
+    prediction = predict_at(model, x, eps, logsnr, condition)
+    if prediction.head is None:
+        raise ValueError(
+            must(
+                "hybrid",
+                "model",
+                "learn its reverse variance",
+                repr(prediction.variance),
+                "Denoiser(network, Eps(), variance=Range()), with twice the output channels",
+            )
+        )
+    with full_precision(x.device):
+        stopped = prediction.stopped()
+        step = Step(logsnr, torch.log1p(measure / steps))
+        bound, terms = reverse_kl(stopped, x, eps, step), steps
+        if decoder is not None:
+            bound, terms = torch.where(t == 0, decoder.nll(data, stopped.z, schedule.logsnr_max, lambda *_: stopped), bound), steps + 1
+        return (prediction.squared_error(x, eps) + (bound_weight * terms) * bound) / x[0].numel()
+
+
+class PathBound(NamedTuple):
+    """The bound of each example from one path z₁ … z₀, nats, by two unbiased estimators.
+
+    >>> PathBound(log_ratio=torch.ones(1), rao_blackwell=torch.zeros(1)).log_ratio
+    tensor([1.])
+    """
+
+    log_ratio: Float[Tensor, " batch"]
+    rao_blackwell: Float[Tensor, " batch"]
+
+
+@torch.no_grad()
+def path_bound(
+    model: Model,
+    data: Tensor,
+    *,
+    schedule: Schedule,
+    decoder: Decoder,
+    steps: int,
+    generator: torch.Generator | None = None,
+    **condition: Any,
+) -> PathBound:
+    """The whole bound of a T-step chain along one path per example: T evaluations of the model, without gradient.
+
+    `log_ratio` is log q(z₀ … z₁ | x) − log p(x, z₀ … z₁), whose mean is the bound. exp(−log_ratio) is an importance
+    weight with mean p(x): over K paths, −logsumexp(−log_ratio) + log K is a tighter bound on average (Burda et al.,
+    arXiv:1509.00519). `rao_blackwell` is the sum of the closed-form KLs on the same path, with the same mean.
+
+    Term by term the KL has less variance than the log-ratio. Along a path the order is reversed: the terms of a
+    log-ratio cancel each other, and at the exact denoiser its variance is O(1/T), while that of the KLs' sum stays.
+
+    Args:
+        model, schedule, decoder, steps, generator, condition: as in `elbo`.
+        data: (batch, …) data as it is.
+
+    Raises:
+        TypeError, ValueError: as `elbo`.
+
+    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.decoder import Gaussian
+    >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
+    >>> bound = path_bound(oracle, oracle.sample(64), schedule=Linear(), decoder=Gaussian(), steps=100)
+    >>> (bound.log_ratio.var() < bound.rao_blackwell.var()).item()
+    True
+    """
+    check_call("path_bound", model, schedule, steps, condition)
+    check_chain("path_bound", None, schedule, steps)
+    check_decoder("path_bound", decoder, schedule)
+    encoded = decoder.encode(data)
+
+    def at(i: int) -> Tensor:
+        return torch.full(encoded.shape[:1], i / steps, dtype=torch.float64, device=encoded.device)
+
+    x, _, eps = draw("path_bound", encoded, steps, at(steps), None, generator)
+    logsnr_max, logsnr_min = schedule.ends()
+    log_ratio, kl = _end_log_ratio(x, eps, logsnr_min), prior_kl(x, logsnr_min)
+    for i in range(steps, 0, -1):
+        step = Step(schedule(at(i)), schedule.delta(at(i), steps))
+        prediction = predict_at(model, x, eps, step.logsnr_t, condition)
+        noise = standard_normal(x, generator)
+        log_ratio = log_ratio + reverse_log_ratio(prediction, x, eps, step, noise)
+        kl = kl + reverse_kl(prediction, x, eps, step)
+        eps = step.noise_s(eps, noise)
+
+    def predict(z: Tensor, level: Tensor) -> Prediction:
+        return model(z, level, **condition)
+
+    sampled = decoder.nll(data, diffuse(x, eps, schedule(at(0))), logsnr_max, predict)
+    return PathBound(log_ratio + sampled, kl + (sampled if decoder.denoise else decoder.expected_nll(data, logsnr_max)))
+
+
+def first_variance(schedule: Schedule, steps: int) -> float:
+    """The posterior variance of a chain's first step, c σ₀²: DDPM's β̃₂, to which it clips that of the step to data.
+
+    >>> from vdiff import Tabulated
+    >>> f"{first_variance(Tabulated.linear_betas(), steps=999):.4e}"
+    '5.4532e-05'
+    """
+    t = torch.tensor([1 / steps], dtype=torch.float64)
+    return Step(schedule(t), schedule.delta(t, steps)).variance.item()
+
+
+def _end_log_ratio(x: Tensor, eps: Tensor, logsnr_min: Tensor | float) -> Tensor:
+    """log q(z₁ | x) − log N(z₁; 0, I) at one z₁ = α x + σ ε: ½ Σ [ α² (x² − ε²) + 2 α σ x ε + softplus(λ_min) ]."""
+    level = wide_number(logsnr_min, x.device)
+    a, s = alpha(level).to(x.dtype), sigma(level).to(x.dtype)
+    slack = torch.nn.functional.softplus(level).to(x.dtype)
+    return 0.5 * sum_dims(a * (a * (x.square() - eps.square()) + 2 * s * x * eps) + slack)
+
+
+def _check_hybrid_decoder(decoder: Decoder, schedule: Schedule) -> None:
+    check_decoder("hybrid", decoder, schedule)
+    if not decoder.denoise:
+        hint = "a decoder that reads z₀ alone has nothing to train: leave it out, or DiscretizedGaussian(…, denoise=True)"
+        raise ValueError(must("hybrid", "decoder", "look at the network", repr(decoder), hint))
+
+
+__all__ = ["PathBound", "first_variance", "hybrid", "path_bound"]

@@ -1,0 +1,110 @@
+"""Downloads that go on where they stopped, are verified, and are there whole or not at all."""
+
+import errno
+import http.client
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vdiff.data.file import File, writing
+from vdiff.disk import commit
+from vdiff.errors import must
+
+ATTEMPTS, PAUSE, TIMEOUT, CHUNK = 5, 2.0, 30.0, 1 << 18
+
+
+class Unreachable(Exception):
+    """A download that the network did not allow; its text says how it ended.
+
+    >>> str(Unreachable("no route to host"))
+    'no route to host'
+    """
+
+
+def download(url: str, file: File, folder: Path) -> None:
+    """Fetch `file` into `folder`, with a progress bar; of several processes one does it, and the others wait and find it.
+
+    What has arrived stays in `<name>.part`, and the next call asks for the rest. HTTP(S)_PROXY is respected. Raises
+    `Unreachable`, and ValueError where the folder cannot be written to or what arrived is something else.
+
+    >>> import tempfile
+    >>> hello = File("hello.txt", 5, "md5:5d41402abc4b2a76b9719d911017c592")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     download("data:,hello", hello, Path(folder))
+    ...     hello.read(Path(folder))
+    b'hello'
+    """
+    with writing(folder, file.name):
+        path, part = folder / file.name, folder / f"{file.name}.part"
+        if path.exists():
+            return
+        with tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
+            for attempt in range(ATTEMPTS):
+                had = _size(part)
+                try:
+                    _fetch(url, file, part, bar)
+                    break
+                except (OSError, http.client.HTTPException) as error:
+                    if _is_local(error):
+                        came = f"{error} ({shutil.disk_usage(folder).free:,} bytes free)"
+                        needs = f"be one that {file.name} can be written to"
+                        raise ValueError(must("dataset", "folder", needs, came, "what has arrived is kept")) from error
+                    code = getattr(error, "code", 0)
+                    if code == 416:  # there is no such rest: what is here is of another file
+                        part.unlink(missing_ok=True)
+                    if attempt + 1 == ATTEMPTS or (code < 500 and code != 416 and _size(part) <= had):
+                        raise Unreachable(_reason(url, error)) from error
+                time.sleep(PAUSE)
+        try:
+            file.check(part.read_bytes(), f" from {url}")
+        except ValueError:
+            part.unlink()  # a wrong beginning would be kept for ever
+            raise
+        commit(part, path)
+
+
+def _fetch(url: str, file: File, part: Path, bar: "tqdm[None]") -> None:
+    """Append to `part` what is missing of it; raises OSError where that ends early."""
+    if _size(part) > file.size:
+        part.unlink()
+    have = _size(part)
+    if have == file.size:
+        return
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})})
+    with urllib.request.build_opener().open(request, timeout=TIMEOUT) as answer, part.open("ab") as out:
+        if not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
+            have = out.truncate(0)  # this server starts again
+        bar.reset(file.size)
+        bar.update(have)
+        while have < file.size and (chunk := answer.read(min(CHUNK, file.size - have))):
+            have += out.write(chunk)
+            bar.update(len(chunk))
+    if have < file.size:
+        raise ConnectionError(f"the connection ended after {have:,} of {file.size:,} bytes")
+
+
+def _is_local(error: Exception) -> bool:
+    """Whether it is the disk that failed, not the network."""
+    if isinstance(error, urllib.error.URLError) or not isinstance(error, OSError):
+        return False
+    return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _reason(url: str, error: Exception) -> str:
+    """What went wrong, with the proxy that was asked but not its password."""
+    scheme = urllib.parse.urlsplit(url).scheme
+    proxy = urllib.parse.urlsplit(urllib.request.getproxies().get(scheme, ""))
+    through = f" through the proxy {proxy.hostname}:{proxy.port}" if proxy.hostname else ""
+    return f"{getattr(error, 'reason', None) or error or type(error).__name__}{through}"
+
+
+__all__ = ["Unreachable", "download"]

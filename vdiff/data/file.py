@@ -1,0 +1,97 @@
+"""Files of known content, and the right to write one: what data is read from."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vdiff.errors import must
+
+WAIT = 3600.0  # seconds another process may take to download or to make a data set
+
+
+@dataclass(frozen=True)
+class File:
+    """A file by its name, its size in bytes and its checksum, `algorithm:digest`.
+
+    >>> File("hello.txt", 5, "md5:5d41402abc4b2a76b9719d911017c592").check(b"hello")
+    """
+
+    name: str
+    size: int
+    checksum: str
+
+    def read(self, folder: Path) -> bytes:
+        """All of it, verified. Raises where it is not a regular file inside the folder, or not the one that is meant.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a").write_bytes(b"hello")
+        ...     File("a", 5, "md5:5d41402abc4b2a76b9719d911017c592").read(Path(folder))
+        b'hello'
+        """
+        path = folder / self.name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            came, hint = f"a link to {path.resolve()}", "name the folder it is in, or copy it"
+            raise ValueError(must("dataset", "folder", f"hold {self.name} itself", came, hint))
+        if not path.is_file():
+            raise ValueError(must("dataset", "folder", f"hold {self.name} as a regular file", f"something else at {path}"))
+        size = path.stat().st_size
+        if size != self.size:  # before anything is read into memory
+            raise self._other(f"{size:,} bytes at {path}")
+        with path.open("rb") as stream:
+            raw = stream.read(self.size + 1)
+        self.check(raw, f" at {path}")
+        return raw
+
+    def check(self, raw: bytes, where: str = "") -> None:
+        """Raise unless this is the content.
+
+        >>> File("a", 5, "md5:5d41402abc4b2a76b9719d911017c592").check(b"hellO")
+        Traceback (most recent call last):
+        ValueError: dataset: argument 'folder' must hold a as published, 5 bytes with md5 5d41402abc4b2a76b9719d911017c592; got md5 06612c...
+        """
+        algorithm, digest = self.checksum.split(":")
+        if len(raw) != self.size:
+            raise self._other(f"{len(raw):,} bytes{where}")
+        came = hashlib.new(algorithm, raw, usedforsecurity=False).hexdigest()
+        if came != digest:
+            raise self._other(f"{algorithm} {came}{where}")
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.size:,} bytes, {self.checksum.replace(':', ' ')})"
+
+    def _other(self, came: str) -> ValueError:
+        meant = f"hold {self.name} as published, {self.size:,} bytes with {self.checksum.replace(':', ' ')}"
+        hint = "it is cut off, damaged or another file: delete it, and get or make it again"
+        return ValueError(must("dataset", "folder", meant, came, hint))
+
+
+@contextmanager
+def writing(folder: Path, name: str) -> Iterator[None]:
+    """The one process that makes `name` in `folder`, which is made if it is missing; others wait. The lock of a process that
+    died is free.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, writing(Path(folder), "batches"):
+    ...     [path.name for path in Path(folder).iterdir()]
+    ['.batches.lock']
+    """
+    from filelock import FileLock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".{name}.lock", timeout=WAIT)
+        lock.acquire()
+    except OSError as error:  # a timeout is one too
+        raise ValueError(
+            must("dataset", "folder", f"be one that {name} can be written to, for it is not there", f"{folder}: {error}")
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+__all__ = ["File", "writing"]

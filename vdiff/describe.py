@@ -1,0 +1,210 @@
+"""What an objective really optimises: its w(λ), whether that is a likelihood of noisier data, where its signal comes from."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.errors import must
+from vdiff.parameterization import Eps, Flow, Parameterization, V, X
+from vdiff.recipes import Recipe, recipe
+from vdiff.weighting import loss_factor
+
+TARGETS: Mapping[str, Parameterization] = {"x": X(), "ε": Eps(), "v": V(), "u": Flow()}
+POINTS = 20_001
+ROUNDING = 1e-9  # a rise of w by less, relative to its largest value, is rounding
+Errors = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a recipe optimises, on a grid of λ between its ends, in float64; printed, it says so in words.
+
+    `error` is E‖ε − ε̂‖² at any λ, up to a constant: where the loss comes from depends on it. The default is that of data
+    N(0, I), sigmoid(λ) in each dimension; a model's own is `Profile.at`.
+
+    >>> described = describe("edm")
+    >>> described.monotone, round(described.peak, 2)
+    (False, -3.31)
+    """
+
+    recipe: Recipe
+    error: Errors = torch.sigmoid
+    error_of: str = "N(0, I)"
+
+    @cached_property
+    def logsnr(self) -> Float[Tensor, " grid"]:
+        """Equidistant λ, from noise to data, where both schedule and weighting are meant to be used."""
+        schedule, (low, high) = self.recipe.schedule, self.recipe.weighting.range()
+        return torch.linspace(max(low, schedule.logsnr_min), min(high, schedule.logsnr_max), POINTS, dtype=torch.float64)
+
+    @cached_property
+    def weight(self) -> Float[Tensor, " grid"]:
+        """w(λ) on the ε-loss, constant included."""
+        with torch.no_grad():
+            weight: Tensor = self.recipe.weighting(self.logsnr)
+        return weight
+
+    @cached_property
+    def draws(self) -> Float[Tensor, " grid"]:
+        """p(λ), the density of training's draws."""
+        with torch.no_grad():
+            return self.recipe.schedule.density(self.logsnr)
+
+    @cached_property
+    def signal(self) -> Float[Tensor, " grid"]:
+        """The share of the loss by λ, ½ w(λ) E‖ε − ε̂‖² as a density."""
+        loss = self.weight * self.error(self.logsnr)
+        return loss / self._integral(loss)
+
+    @property
+    def peak(self) -> float:
+        """The λ in this range at which w is largest, the greatest where that is a stretch."""
+        return min(max(self.recipe.weighting.peak, self.logsnr[0].item()), self.logsnr[-1].item())
+
+    @cached_property
+    def rises(self) -> list[tuple[float, float]]:
+        """The stretches of λ over which w rises; none for a monotone weighting."""
+        up = (self.weight.diff() > ROUNDING * self.weight.max()).long()
+        edge = torch.cat([up.new_zeros(1), up, up.new_zeros(1)]).diff()
+        begin, end = (self.logsnr[(edge == sign).nonzero().flatten()] for sign in (1, -1))
+        return list(zip(begin.tolist(), end.tolist(), strict=True))
+
+    @property
+    def monotone(self) -> bool:
+        """Whether w never rises with λ here: then L_w is an ELBO with Gaussian noise added to the data (arXiv:2303.00848)."""
+        return not self.rises
+
+    def augmentation(self, logsnr: Tensor) -> Tensor:
+        """The probability that the data is noised to a level less noisy than λ: w(λ)/w(λ_min), a monotone weighting's p_w.
+
+        At λ_max it is the mass at no added noise (beyond the first level's own). Raises ValueError where w rises: the
+        measure is then signed and no distribution.
+
+        >>> describe("vdm").augmentation(torch.tensor([0.0], dtype=torch.float64))        # the bound adds no noise
+        tensor([1.], dtype=torch.float64)
+        """
+        if not self.monotone:
+            low, high = self.rises[0]
+            raise ValueError(
+                must("Description.augmentation", "recipe", "have a monotone weighting", f"w that rises from λ = {low:.3g} to {high:.3g}")
+            )
+        share: Tensor = self.recipe.weighting(logsnr) / self.weight[0]
+        return share
+
+    def negative_mass(self) -> float:
+        """By how much w rises in all, over its largest value: the negative part of the mixture of ELBOs that L_w is.
+
+        >>> describe("v-prediction").negative_mass()
+        0.0
+        """
+        return (self.weight.diff().clamp(min=0).sum() / self.weight.max()).item() if self.rises else 0.0
+
+    def factor(self, parameterization: Parameterization) -> Callable[[Tensor], Tensor]:
+        """The number to put before a squared error on another target, for the same objective with the same times.
+
+        >>> describe("v-prediction").factor(X())(torch.tensor([0.0]))        # SNR + 1, between the ends of this schedule
+        tensor([1.9986])
+        """
+        return loss_factor(self.recipe.weighting, self.recipe.schedule, parameterization, steps=self.recipe.steps)
+
+    def overlap(self, other: "Description") -> float:
+        """The share of the signal that two objectives have in common: 1 where they train alike, 0 where they never meet.
+
+        >>> round(describe("flow-matching").overlap(describe("v-prediction")), 3)          # e^{−λ/2}, both
+        1.0
+        """
+        low, high = (f(a, b) for f, a, b in ((min, self.logsnr[0], other.logsnr[0]), (max, self.logsnr[-1], other.logsnr[-1])))
+        grid = torch.linspace(low.item(), high.item(), POINTS, dtype=torch.float64)
+        shares = []
+        for one in (self, other):
+            inside = (grid >= one.logsnr[0]) & (grid <= one.logsnr[-1])
+            loss = torch.where(inside, one.recipe.weighting(grid), 0.0) * one.error(grid)
+            shares.append(loss / torch.trapezoid(loss, grid))
+        return torch.trapezoid(torch.minimum(*shares), grid).item()
+
+    def quantile(self, density: Tensor, share: float) -> float:
+        """The λ below which a share of a density on the grid lies."""
+        below = torch.cumulative_trapezoid(density, self.logsnr)
+        return self.logsnr[1 + int(torch.searchsorted(below, share * below[-1]).clamp(max=POINTS - 2))].item()
+
+    def __str__(self) -> str:
+        low, high = self.logsnr[0].item(), self.logsnr[-1].item()
+        lines = [
+            f"{self.recipe.name}" + (f" ({self.recipe.source})" if self.recipe.source else ""),
+            f"  w(λ)      {self.recipe.weighting!r}, for λ from {_rounded(low)} to {_rounded(high)}",
+            f"  peak      λ = {_rounded(self.peak, 2)}, where the noise is {math.exp(-self.peak / 2):.2g} times the signal's scale",
+            f"  means     {self._meaning()}",
+            f"  draws     {self._middle(self.draws)}",
+            f"  signal    {self._middle(self.signal)} (with the error of {self.error_of})",
+            "  the same loss with the same times, as a factor before the squared error on another target:",
+            "            " + "".join(f"{f'λ = {_rounded(level)}':>12}" for level in self._levels()),
+        ]
+        for name, target in TARGETS.items():
+            lines.append(
+                f"    {name:<8}"
+                + "".join(f"{value:>12.4g}" for value in self.factor(target)(torch.tensor(self._levels(), dtype=torch.float64)).tolist())
+            )
+        return "\n".join(lines)
+
+    def _levels(self) -> list[float]:
+        return [self.quantile(self.draws, share) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
+
+    def _middle(self, density: Tensor) -> str:
+        a, b, c, d = (_rounded(self.quantile(density, share)) for share in (0.05, 0.25, 0.75, 0.95))
+        return f"half in λ from {b} to {c}, 90 % from {a} to {d}"
+
+    def _meaning(self) -> str:
+        if not self.monotone:
+            where = " and ".join(f"{_rounded(a)} to {_rounded(b)}" for a, b in self.rises)
+            return (
+                f"no likelihood, not even of noisier data: w rises for λ from {where}, "
+                f"by {100 * self.negative_mass():.0f} % of its largest value"
+            )
+        kept = (self.weight[-1] / self.weight[0]).item()
+        if kept > 1 - ROUNDING:
+            return "the evidence lower bound itself: every log-SNR counts alike"
+        half = self.logsnr[int((self.weight >= 0.5 * self.weight[0]).nonzero()[-1])].item()
+        return (
+            f"an ELBO of noisier data: half of it of data noised to λ ≤ {_rounded(half)} "
+            f"(σ/α ≥ {math.exp(-half / 2):.2g}), a share of {kept:.2g} of data as it is"
+        )
+
+    def _integral(self, value: Tensor) -> Tensor:
+        return torch.trapezoid(value, self.logsnr)
+
+
+def _rounded(value: float, digits: int = 1) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no −0.0
+
+
+def describe(objective: Recipe | str, *, error: Errors | None = None) -> Description:
+    """What a recipe, or a published one by its name, optimises. `print` it for the report in words.
+
+    Args:
+        objective: a `Recipe` or the name of one. A loss of your own is `Recipe("mine", schedule, parameterization,
+            MSE(schedule, parameterization))`: plain squared error on that target with those times.
+        error: E‖ε − ε̂‖² at any λ, for instance `profile.at` of a model that `evaluate` has seen; that of N(0, I) otherwise.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest one.
+        TypeError: for what is no recipe.
+
+    Kingma & Gao, arXiv:2303.00848.
+
+    >>> print(describe("vdmpp-sigmoid").recipe.weighting)
+    Sigmoid(bias=2.0)
+    """
+    if isinstance(objective, str):
+        objective = recipe(objective)
+    if not isinstance(objective, Recipe):
+        hint = "Recipe(name, schedule, parameterization, weighting)"
+        raise TypeError(must("describe", "objective", "be a Recipe or the name of one", repr(objective), hint))
+    return Description(objective) if error is None else Description(objective, error, "the given model")
+
+
+__all__ = ["Description", "describe"]

@@ -1,0 +1,32 @@
+"""Files that are whole or not there at all."""
+
+import os
+from pathlib import Path
+
+
+def commit(aside: Path, path: Path) -> None:
+    """Give what was written to `aside` (a file or a folder) its name: flushed to the disk first, then renamed, so that a crash
+    leaves the old or the new.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "new").write_text("whole")
+    ...     commit(Path(folder) / "new", Path(folder) / "old")
+    ...     (Path(folder) / "old").read_text()
+    'whole'
+    """
+    for part in (*(aside.iterdir() if aside.is_dir() else ()), aside):
+        _flush(part)
+    os.replace(aside, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+__all__ = ["commit"]

@@ -1,0 +1,129 @@
+"""What U-Nets are made of: residual blocks that are told the noise level, attention, norms, initial weights."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as compute_again
+
+from vdiff.errors import readable
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+class Block(nn.Module):
+    """Norm, swish and 3×3 convolution, twice, around them a residual; the embedding of the noise level enters in between.
+
+    With `scale_shift` the embedding scales and shifts the second norm (iDDPM), without it is added before that norm (DDPM,
+    VDM). With `heads`, attention over all pixels follows. With `checkpoint` only the input is kept for the backward
+    pass, and the rest computed again, with the same dropout.
+
+    >>> Block(16, 32, embedding=8)(torch.zeros(2, 16, 4, 4), torch.zeros(2, 8)).shape
+    torch.Size([2, 32, 4, 4])
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        embedding: int,
+        *,
+        dropout: float = 0.0,
+        heads: int = 0,
+        scale_shift: bool = True,
+        groups: int = 8,
+        eps: float = 1e-5,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale_shift, self.checkpoint = scale_shift, checkpoint
+        self.norm1, self.norm2 = group_norm(channels_in, groups, eps), group_norm(channels, groups, eps)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.modulate = nn.Linear(embedding, (2 if scale_shift else 1) * channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.skip = nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
+        self.attention = Attention(channels, heads, groups=groups, eps=eps) if heads else nn.Identity()
+
+    def forward(self, h: Float[Tensor, "batch c_in h w"], embedding: Float[Tensor, "batch e"]) -> Float[Tensor, "batch c_out h w"]:
+        if self.checkpoint and torch.is_grad_enabled():
+            out: Tensor = compute_again(self._forward, h, embedding, use_reentrant=False)
+            return out
+        return self._forward(h, embedding)
+
+    def _forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        told = rearrange(self.modulate(embedding).to(h.dtype), "b c -> b c 1 1")
+        u = self.conv1(F.silu(self.norm1(h)))
+        if self.scale_shift:
+            scale, shift = told.chunk(2, 1)
+            u = torch.addcmul(shift, self.norm2(u), 1 + scale)
+        else:
+            u = self.norm2(u + told)
+        out: Tensor = self.attention(self.skip(h) + self.conv2(self.dropout(F.silu(u))))
+        return out
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels, with a residual.
+
+    >>> Attention(16, heads=2)(torch.ones(2, 16, 4, 4)).mean()                        # its last layer starts at zero
+    tensor(1., grad_fn=<MeanBackward0>)
+    """
+
+    def __init__(self, channels: int, heads: int, *, groups: int = 8, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels, groups, eps)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, h: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+        q, k, v = rearrange(self.qkv(self.norm(h)), "b (qkv heads c) y x -> qkv b heads (y x) c", qkv=3, heads=self.heads)
+        mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads (y x) c -> b (heads c) y x", y=h.shape[-2])
+        out: Tensor = h + self.out(mixed)
+        return out
+
+
+def group_norm(channels: int, groups: int = 8, eps: float = 1e-5) -> nn.GroupNorm:
+    """A group norm of at most so many groups, of equal size, of two channels at least.
+
+    A group of one channel would take away again what an embedding added to it.
+
+    >>> group_norm(30).num_groups, group_norm(32, groups=32).num_groups
+    (6, 16)
+    """
+    most = max(1, min(groups, channels // 2))
+    return nn.GroupNorm(max(g for g in range(1, most + 1) if channels % g == 0), channels, eps)
+
+
+def zero(layer: Layer) -> Layer:
+    """A layer that starts at zero, as the last of a residual branch does.
+
+    >>> zero(torch.nn.Linear(2, 1)).weight.tolist()
+    [[0.0, 0.0]]
+    """
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
+    """Draw the weights of all convolutions and linear layers anew, biases at zero; what starts at zero stays there.
+
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> start(layer, torch.nn.init.eye_)
+    >>> layer.weight.tolist(), layer.bias.tolist()
+    ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and readable(layer.weight) and layer.weight.any():
+            draw(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+__all__ = ["Attention", "Block", "group_norm", "start", "zero"]

@@ -1,0 +1,106 @@
+"""Which step of a chain to look at: importance sampling by the loss's own second moment, as it is learned in training."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vdiff.errors import check_positive_int, finite, must
+from vdiff.gaussian import moving_only
+from vdiff.times import stratified
+
+
+class LossSecondMoment(nn.Module):
+    """Steps i = 1 … T drawn with p_i ∝ √E[L_i²], from the last `memory` losses seen at each; uniform until all have as many.
+
+    The draw has the least variance among all p; weights 1/(T p_i) keep every mean what it is under uniform i. A share
+    `uniform` of the draws is uniform, so that no step is forgotten. Its state is in `state_dict()`.
+
+        t, weight = sampler.draw(len(x))
+        loss = elbo(model, x, schedule=schedule, decoder=decoder, steps=T, t=t).diffusion
+        sampler.update(t, loss)
+        (weight * loss).mean().backward()
+
+    Across processes, gather t and loss before `update`, or each keeps a memory of its own (unbiased too).
+
+    Nichol & Dhariwal, arXiv:2102.09672, section 3.3.
+
+    >>> sampler = LossSecondMoment(steps=2, memory=1)
+    >>> sampler.update(torch.tensor([0.5, 1.0]), torch.tensor([3.0, 1.0]))
+    >>> sampler.probabilities()
+    tensor([0.7497, 0.2502], dtype=torch.float64)
+    """
+
+    history: Tensor
+    count: Tensor
+
+    def __init__(self, steps: int, *, memory: int = 10, uniform: float = 0.001) -> None:
+        super().__init__()
+        check_positive_int("LossSecondMoment", "steps", steps)
+        check_positive_int("LossSecondMoment", "memory", memory)
+        self.steps, self.memory = steps, memory
+        self.uniform = finite(
+            "LossSecondMoment", "uniform", uniform, above=0.0, hint="without it a step whose losses were 0 is never seen again"
+        )
+        if self.uniform > 1:
+            raise ValueError(must("LossSecondMoment", "uniform", "be a share, at most 1", uniform))
+        self.register_buffer("history", torch.zeros(steps, memory, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(steps, dtype=torch.long))
+
+    def probabilities(self) -> Float[Tensor, " steps"]:
+        """p_i of every step, in float64.
+
+        >>> LossSecondMoment(4).probabilities()
+        tensor([0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
+        """
+        root = self.history.square().mean(1).sqrt()
+        seen = (self.count >= self.memory).all() & (root.sum() > 0)
+        p = torch.where(seen, root / root.sum(), 1 / self.steps)
+        return (1 - self.uniform) * p + self.uniform / self.steps
+
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Times i/T, stratified over the batch, and the weight 1/(T p_i) of each.
+
+        >>> LossSecondMoment(4).draw(2, torch.Generator().manual_seed(0))[1]
+        tensor([1., 1.], dtype=torch.float64)
+        """
+        p = self.probabilities()
+        u = stratified(batch, generator=generator, device=p.device)
+        step = torch.searchsorted(p.cumsum(0), u, right=True).clamp(max=self.steps - 1)
+        return (step + 1).to(p.dtype) / self.steps, 1 / (self.steps * p[step])
+
+    @torch.no_grad()
+    def update(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
+        """Remember the unweighted losses at these times; a loss that is not finite is passed over.
+
+        >>> sampler = LossSecondMoment(2)
+        >>> sampler.update(torch.tensor([0.5, 0.5]), torch.tensor([1.0, torch.nan]))
+        >>> sampler.count
+        tensor([1, 0])
+        """
+        if t.shape != loss.shape:
+            hint = "the loss of each example, before the mean"
+            raise ValueError(must("LossSecondMoment.update", "loss", f"have shape (batch,) = {tuple(t.shape)}", tuple(loss.shape), hint))
+        good = torch.isfinite(loss)
+        loss = loss.to(self.history)[good]
+        step = (t[good] * self.steps).round().long() - 1
+        if ((step < 0) | (step >= self.steps)).any():
+            raise ValueError(must("LossSecondMoment.update", "t", "be i/T with i = 1 … T", f"values from {t.min():g} to {t.max():g}"))
+        step, order = step.sort(stable=True)
+        first = torch.searchsorted(step, step)  # where each step's losses begin
+        rank = torch.arange(len(step), device=step.device) - first
+        new = torch.bincount(step, minlength=self.steps)
+        kept = rank >= new[step] - self.memory
+        self.history[step[kept], (self.count[step] + rank)[kept] % self.memory] = loss[order][kept]
+        self.count += new
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LossSecondMoment":
+        module: LossSecondMoment = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+        return module
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}, memory={self.memory}, uniform={self.uniform}"
+
+
+__all__ = ["LossSecondMoment"]

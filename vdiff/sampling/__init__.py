@@ -1,0 +1,37 @@
+"""From noise to data and back: any model, along any grid of noise levels, by any step."""
+
+from vdiff.sampling.driver import STEPS, sample, trajectory
+from vdiff.sampling.grid import few_steps, leading, trailing, uniform
+from vdiff.sampling.guidance import Clipped, Guided
+from vdiff.sampling.multistep import adams, dpmpp_2m
+from vdiff.sampling.noise import noise_like, start, streams
+from vdiff.sampling.output import to_levels, to_uint8
+from vdiff.sampling.probability_flow import SolverError, encode, ode
+from vdiff.sampling.step import Counted, Memory, ancestral, ddim, heun
+
+__all__ = [
+    "STEPS",
+    "Clipped",
+    "Counted",
+    "Guided",
+    "Memory",
+    "SolverError",
+    "adams",
+    "ancestral",
+    "ddim",
+    "dpmpp_2m",
+    "encode",
+    "few_steps",
+    "heun",
+    "leading",
+    "noise_like",
+    "ode",
+    "sample",
+    "start",
+    "streams",
+    "to_levels",
+    "to_uint8",
+    "trailing",
+    "trajectory",
+    "uniform",
+]

@@ -1,0 +1,165 @@
+"""The loop over a grid: every state and prediction on the way from noise to data."""
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.errors import check_data, did_you_mean, must
+from vdiff.gaussian import alpha, at_least_float32, sigma, wide
+from vdiff.loss import check_call
+from vdiff.parameterization import Prediction
+from vdiff.sampling.grid import check_levels, few_steps, uniform
+from vdiff.sampling.multistep import adams, dpmpp_2m
+from vdiff.sampling.noise import Generators, check_generators
+from vdiff.sampling.probability_flow import ode
+from vdiff.sampling.step import Counted, Memory, Model, Step, ancestral, ddim, heun
+from vdiff.schedule import Schedule
+
+STEPS: dict[str, Step] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "adams": adams, "ode": ode}
+WORDS = ("schedule", "steps", "levels", "step", "generator")
+OPTIONS = {"eta": "ddim", "rtol": "ode", "atol": "ode"}  # words that no condition has
+WORST = 1e-3  # relative rounding error of x̂ or ε̂ at the first level from which on a user hears of it
+
+
+def trajectory(
+    model: Model,
+    z: Float[Tensor, "batch *dims"],
+    *,
+    schedule: Schedule | None = None,
+    steps: int | None = None,
+    levels: Float[Tensor, " levels"] | None = None,
+    step: Step = ancestral,
+    generator: Generators = None,
+    **condition: Any,
+) -> Iterator[tuple[Tensor, Prediction]]:
+    """From z ~ N(0, I) at λ_min to λ_max: the state and the prediction at each of the levels visited, as it is made.
+
+    Arguments, errors and warnings are those of `sample`.
+
+    >>> from vdiff import GaussianMixture, Linear
+    >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
+    >>> [round(prediction.logsnr[0].item(), 1) for z, prediction in trajectory(oracle, torch.randn(4, 1), schedule=Linear(), steps=3)]
+    [-5.0, 4.2, 13.3]
+    """
+    check_data("sample", z, "z")
+    grid = _grid(model, schedule, steps, levels, condition).to(z.device)
+    if not callable(step) or isinstance(step, type):
+        near = did_you_mean(step, STEPS) if isinstance(step, str) else ""
+        hint = near or f"vdiff.sampling has {', '.join(STEPS)}"
+        raise TypeError(must("sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint))
+    check_generators("sample", generator, z)
+    return _walk(Counted(model, **condition), z.to(at_least_float32(z.dtype)), grid, step, Memory((), generator))
+
+
+@torch.no_grad()
+def _walk(model: Counted, z: Tensor, grid: Tensor, step: Step, memory: Memory) -> Iterator[tuple[Tensor, Prediction]]:
+    for i, (logsnr_t, logsnr_s) in enumerate(itertools.pairwise(grid.tolist())):
+        t, s = (torch.full((len(z),), level, dtype=grid.dtype, device=z.device) for level in (logsnr_t, logsnr_s))
+        there = step(model, z, t, s, memory)
+        now = model.take_first()
+        if now is None:
+            raise ValueError(must("sample", "step", "evaluate the model it is given", repr(step), "first at (z, logsnr_t)"))
+        _check_conditioning(now, i)
+        yield z, now
+        if not torch.isfinite(there).all():
+            bad = int((~torch.isfinite(there)).flatten(1).any(1).sum())
+            came = f"NaN or infinity in {bad} of {len(z)} samples after step {i + 1}, from λ = {logsnr_t:g} to {logsnr_s:g}"
+            raise ValueError(
+                must("sample", "model", "lead to finite states", came, "a network is unreliable beyond the levels it was trained on")
+            )
+        z, memory = there, memory.after(now)
+    last = model(z, grid[-1:].expand(len(z)))
+    _check_conditioning(last, len(grid) - 1)
+    yield z, last
+
+
+def sample(
+    model: Model,
+    z: Float[Tensor, "batch *dims"],
+    *,
+    schedule: Schedule | None = None,
+    steps: int | None = None,
+    levels: Float[Tensor, " levels"] | None = None,
+    step: Step = ancestral,
+    generator: Generators = None,
+    **condition: Any,
+) -> Float[Tensor, "batch *dims"]:
+    """Data from noise: x̂ at the last of the noise levels visited, which is the exact step from there to λ = +∞.
+
+    Args:
+        model: anything that returns a `Prediction` from (z, logsnr, **condition), trained with whatever schedule.
+        z: (batch, …) noise, N(0, I) at the first level; it is taken to float32 at least.
+        schedule, steps: the levels are `uniform(schedule, steps)`: `steps` equidistant times from t = 1 to t = 0. `Karras()`
+            with 18 steps is EDM's grid; a chain of T steps, whose bound is `elbo(..., steps=T)`, has T + 1 levels.
+        levels: instead of these, the log-SNRs themselves, rising: `trailing(schedule, steps)`, `leading(…)`, your own.
+        step: from a level to the next, for instance `ancestral`, `heun`, `partial(ddim, eta=0.5)`, `adams`.
+        generator: of the steps' noise: one for the batch, or one for each sample (`streams`).
+        condition: passed on to the model.
+
+    Returns:
+        x̂, (batch, …). A decoder's `decode`, `to_levels` or `to_uint8` make data of it. A step of one evaluation takes `steps`
+        of them altogether, `heun` 2·steps − 1; `Counted(model)` counts.
+
+    Raises:
+        TypeError, ValueError: for levels that do not rise, fewer than one step, a misspelt keyword, a state that is not
+            finite (which step, which λ), and a first level of λ = −∞ for a model that predicts ε, which says nothing of x there.
+
+    Warns:
+        UserWarning: where the first level is so extreme that x̂ or ε̂ has lost its digits by what the model predicts.
+
+    >>> from vdiff import GaussianMixture, Linear
+    >>> oracle = GaussianMixture([1.0], [[3.0]], [[0.01]])
+    >>> sample(oracle, torch.randn(1000, 1), schedule=Linear(), steps=50).mean().round()
+    tensor(3.)
+    """
+    path = trajectory(model, z, schedule=schedule, steps=steps, levels=levels, step=step, generator=generator, **condition)
+    for _, prediction in path:
+        last = prediction
+    return last.x
+
+
+def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Tensor | None, condition: dict[str, Any]) -> Tensor:
+    for word in condition:
+        if word in OPTIONS:
+            raise TypeError(f"sample: argument '{word}' is an option of a step: step=partial({OPTIONS[word]}, {word}=…)")
+        if hint := did_you_mean(word, WORDS, cutoff=0.8):
+            raise TypeError(f"sample: argument '{word}' is unknown; {hint}")
+    if levels is None:
+        check_call("sample", model, schedule, steps, condition)
+        if steps is None:
+            raise TypeError(must("sample", "steps", "be given with a schedule", None, "the number of noise levels visited, 18 in EDM"))
+        assert schedule is not None
+        return check_levels("sample", uniform(schedule, steps))
+    check_call("sample", model, few_steps(), None, condition)
+    if schedule is not None or steps is not None:
+        raise ValueError(
+            must("sample", "levels", "come without schedule and steps", "both", "for instance levels=trailing(schedule, steps)")
+        )
+    return check_levels("sample", levels)
+
+
+def _check_conditioning(prediction: Prediction, i: int) -> None:
+    """At the first level: raise where the model's output says nothing of x̂ or ε̂, warn where they have lost their digits."""
+    if i > 0:
+        return
+    level = wide(prediction.logsnr[:1])
+    a, b = prediction.parameterization.row(level)
+    # an error of the output is one of σ/|αb − σa| in x̂, and of α/|αb − σa| in ε̂
+    gain = torch.maximum(alpha(level), sigma(level)) / (alpha(level) * b - sigma(level) * a).abs()
+    loss = gain.item() * torch.finfo(prediction.out.dtype).eps
+    what, hint = prediction.parameterization, "predict v, or start at a level that has some signal"
+    if not loss < 1.0:
+        came = f"{what!r} at λ = {level.item():g}"
+        raise ValueError(must("sample", "levels", "start where the model's output determines x̂ and ε̂", came, hint))
+    if loss > WORST:
+        warnings.warn(
+            f"sample: {what!r} at λ = {level.item():g} leaves x̂ or ε̂ with an error of {loss:.1g} by rounding: {hint}", stacklevel=2
+        )
+
+
+__all__ = ["STEPS", "sample", "trajectory"]

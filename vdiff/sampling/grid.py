@@ -1,0 +1,98 @@
+"""Which noise levels a sampler visits: rows of log-SNR that rise from noise to data, in float64.
+
+Any schedule is a grid, whatever a model was trained with: `Linear` is uniform in λ, `Cosine` in the angle arctan σ/α,
+`OptimalTransport` in rectified flow's t, `Karras` in σ^{1/ρ}, a `Tabulated` in its own steps. `steps` counts the levels visited
+before data; from the last one, x̂ is the step to data.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.errors import check_positive_int, must
+from vdiff.gaussian import wide
+from vdiff.schedule import Schedule, Truncated
+from vdiff.schedule.base import check_schedule, home
+from vdiff.schedule.law import Logistic
+
+
+def uniform(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
+    """The schedule at `steps` equidistant times from t = 1 to t = 0, both included; one step is t = 1 alone.
+
+    >>> from vdiff import Linear
+    >>> uniform(Linear(10.0, -10.0), 3)
+    tensor([-10.,   0.,  10.], dtype=torch.float64)
+    """
+    return _at(schedule, steps, "uniform", 0, max(steps - 1, 1))
+
+
+def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
+    """t = 1, 1 − 1/N, …, 1/N: from λ_min, and from 1/N to data at once. For few steps on a long chain's schedule
+    (Lin et al., arXiv:2305.08891, section 3.3).
+
+    >>> from vdiff import Linear
+    >>> trailing(Linear(10.0, -10.0), 4)
+    tensor([-10.,  -5.,   0.,   5.], dtype=torch.float64)
+    """
+    return _at(schedule, steps, "trailing", 0, steps)
+
+
+def leading(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
+    """t = 1 − 1/N, …, 1/N, 0: DDPM's and DDIM's own spacing. It starts above λ_min, where z is not yet N(0, I): published
+    numbers use it, `trailing` is the better one (arXiv:2305.08891, section 3.3).
+
+    >>> from vdiff import Linear
+    >>> leading(Linear(10.0, -10.0), 4)
+    tensor([-5.,  0.,  5., 10.], dtype=torch.float64)
+    """
+    return _at(schedule, steps, "leading", 1, steps)
+
+
+def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
+    """The schedule to sample with when evaluations are few: a logistic law in λ, of mean ½ and scale 2.4.
+
+    Rectified flow's own grid is the law of mean 0 and scale 2. Mean and scale were chosen on Gaussian mixtures of 2 and 16
+    dimensions, with `adams`, for the fewest evaluations to a given error (`benchmarks/step_order.py`); data of unit scale.
+    The ends are those of `Karras()`, σ from 80 down to 0.002.
+
+    >>> few_steps()(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([12.4000,  0.5641, -8.8000])
+    """
+    return Truncated(Logistic(0.5, 2.4), logsnr_max, logsnr_min)
+
+
+def check_levels(function: str, levels: object) -> Tensor:
+    """The levels in float64; raises unless they are one row that rises, noise falling from each to the next."""
+    if not isinstance(levels, Tensor):
+        raise TypeError(
+            must(function, "levels", "be a torch.Tensor", type(levels).__name__, "of log-SNR: torch.tensor([-10.0, 0.0, 10.0])")
+        )
+    if levels.ndim != 1 or len(levels) == 0 or not levels.is_floating_point():
+        came = f"shape {tuple(levels.shape)}, {levels.dtype}"
+        raise ValueError(must(function, "levels", "be one row of log-SNR, floating, with at least one level", came))
+    grid = wide(levels)
+    if grid.isnan().any() or (grid == torch.inf).any():
+        hint = "the step to data, λ = +∞, is x̂ at the last level and no level of its own"
+        raise ValueError(must(function, "levels", "be below +∞, and no NaN", grid.tolist(), hint))
+    if (grid.diff() <= 0).any():
+        i = int((grid.diff() <= 0).nonzero()[0])
+        falls = (grid.diff() < 0).all()
+        hint = (
+            "these are σ, or γ = −λ, or run from data to noise: levels.flip(0), or λ = −2 log σ"
+            if falls
+            else "noise must fall at each step"
+        )
+        raise ValueError(must(function, "levels", "rise strictly, from noise to data", f"{grid[i]:g} and then {grid[i + 1]:g}", hint))
+    return grid
+
+
+def _at(schedule: Schedule, steps: int, name: str, skip: int, parts: int) -> Tensor:
+    check_schedule(name, schedule)
+    check_positive_int(name, "steps", steps)
+    count = torch.arange(skip, skip + steps, dtype=torch.float64, device="cpu")
+    with torch.no_grad():
+        levels: Tensor = schedule(wide((1 - count / parts).to(home(schedule))))
+    return levels
+
+
+__all__ = ["few_steps", "leading", "trailing", "uniform"]

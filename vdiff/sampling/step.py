@@ -1,0 +1,173 @@
+"""Steps from one noise level to the next: plain functions (model, z_t, λ_t, λ_s) → z_s, with λ_s > λ_t.
+
+A step may look at a `Memory`, handed over as its fifth argument: the predictions at earlier levels and the source of noise.
+It keeps nothing itself. Options are keywords, bound by `functools.partial`: `step=partial(ddim, eta=0.5)`.
+
+Most steps move z along a straight line: with x̂ and ε̂ held, z_s = α_s x̂ + σ_s ε̂. In the network's own units, with its row
+(a, b), h = ½ (λ_s − λ_t) and n = α_t b − σ_t a,
+
+    z_s = [ (α_s b − σ_s a) z_t + α_s σ_t expm1(−h) ô ] / n
+
+where no term is a difference: for ε̂ the first coefficient is α_s/α_t, for x̂ σ_s/σ_t, for v̂ the cosine of the angle between the
+levels. (DPM-Solver's λ is half of this λ, so that its h is the one above.)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.errors import finite, must
+from vdiff.gaussian import Step as ChainStep
+from vdiff.gaussian import alpha, combine, per_example, sigma, wide
+from vdiff.parameterization import Eps, Prediction
+from vdiff.reverse import reverse_sample
+from vdiff.sampling.noise import Generators, noise_like
+from vdiff.variance import ReverseVariance
+
+Model = Callable[..., Prediction]
+KEPT = 4  # predictions that a memory holds: no step here looks back further
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a step may know beyond its own two levels: the last predictions, newest at the end, and where noise comes from.
+
+    >>> Memory().past
+    ()
+    """
+
+    past: tuple[Prediction, ...] = ()
+    generator: Generators = None
+
+    def after(self, prediction: Prediction) -> "Memory":
+        """The memory of the next step."""
+        return Memory((*self.past, prediction)[-KEPT:], self.generator)
+
+
+Step = Callable[[Model, Tensor, Tensor, Tensor, Memory], Tensor]
+NOTHING = Memory()
+
+
+class Counted:
+    """A model that counts its own evaluations, and keeps the first prediction since it was last asked.
+
+    >>> from vdiff import GaussianMixture, Karras, sample
+    >>> model = Counted(GaussianMixture([1.0], [[0.0]], [[1.0]]))
+    >>> made = sample(model, torch.randn(4, 1), schedule=Karras(), steps=18, step=heun)
+    >>> model.evaluations                                       # as in EDM: two for each of 17 steps, one for the last
+    35
+    """
+
+    def __init__(self, model: Model, **condition: Any) -> None:
+        self.model, self.condition, self.evaluations = model, condition, 0
+        self._first: Prediction | None = None
+
+    def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+        self.evaluations += 1
+        prediction = self.model(z, logsnr, **self.condition, **condition)
+        if not isinstance(prediction, Prediction):
+            hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
+            raise TypeError(must("sample", "model", "return a Prediction", type(prediction).__name__, hint))
+        if self._first is None:
+            self._first = prediction
+        return prediction
+
+    def take_first(self) -> Prediction | None:
+        """The first prediction since the last call of this, or None."""
+        first, self._first = self._first, None
+        return first
+
+
+def ancestral(
+    model: Model,
+    z: Float[Tensor, "batch *dims"],
+    logsnr_t: Float[Tensor, " batch"],
+    logsnr_s: Float[Tensor, " batch"],
+    memory: Memory = NOTHING,
+    *,
+    variance: ReverseVariance | None = None,
+) -> Float[Tensor, "batch *dims"]:
+    """z_s ~ p(z_s | z_t) = N(μ_Q(z_t, x̂), Σ), the chain whose bound `elbo(..., steps=T)` is. One evaluation.
+
+    Σ is the model's own choice, or `variance`: `Posterior()`, `Forward()`, `Optimal(...)`, or, with a head that learned it,
+    `Range()`, `LogVariance()`, `Variance()`. Ho et al., arXiv:2006.11239, algorithm 2.
+
+    >>> from vdiff import GaussianMixture
+    >>> level = torch.zeros(1, dtype=torch.float64)
+    >>> ancestral(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1).shape
+    torch.Size([1, 1])
+    """
+    now = model(z, logsnr_t)
+    if variance is not None:
+        now = Prediction(now.z, now.logsnr, now.out, now.parameterization, variance, now.head)
+    return reverse_sample(now, ChainStep(wide(logsnr_t), wide(logsnr_s) - wide(logsnr_t)), noise_like(z, memory.generator))
+
+
+def ddim(
+    model: Model,
+    z: Float[Tensor, "batch *dims"],
+    logsnr_t: Float[Tensor, " batch"],
+    logsnr_s: Float[Tensor, " batch"],
+    memory: Memory = NOTHING,
+    *,
+    eta: float = 0.0,
+) -> Float[Tensor, "batch *dims"]:
+    """z_s = α_s x̂ + σ_s √(1 − η² c) ε̂ + η √c σ_s n, with c = −expm1(λ_t − λ_s). One evaluation, order 1.
+
+    η = 0 draws no noise and is Euler's step of the probability-flow ODE (also DPM-Solver-1 and DPM-Solver++-1); η = 1 is
+    ancestral sampling with the posterior's variance, for any process. Song et al., arXiv:2010.02502, eq. 12 and 16.
+
+    Raises ValueError for η outside [0, 1].
+
+    >>> from vdiff import GaussianMixture
+    >>> level = torch.zeros(1, dtype=torch.float64)
+    >>> ddim(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
+    tensor([[0.9713]])
+    """
+    now = model(z, logsnr_t)
+    if finite("ddim", "eta", eta, at_least=0.0) == 0.0:
+        return move(now, logsnr_s)
+    if eta > 1.0:
+        raise ValueError(must("ddim", "eta", "lie in [0, 1]", eta, "1 is ancestral sampling; more noise than that has no ε̂ left to keep"))
+    high, delta = wide(logsnr_s), wide(logsnr_s) - wide(logsnr_t)
+    # α_s x̂ + q ε̂ is a deterministic move to the cleaner level whose σ/α is q/α_s, scaled to α_s again
+    cleaner = high - torch.log((1 - eta**2) + eta**2 * torch.exp(-delta))
+    kept = per_example(alpha(high) / alpha(cleaner), z) * move(now, cleaner)
+    spread = eta * torch.sqrt(-torch.expm1(-delta)) * sigma(high)
+    return kept + per_example(spread, z) * noise_like(z, memory.generator)
+
+
+def heun(
+    model: Model,
+    z: Float[Tensor, "batch *dims"],
+    logsnr_t: Float[Tensor, " batch"],
+    logsnr_s: Float[Tensor, " batch"],
+    memory: Memory = NOTHING,
+) -> Float[Tensor, "batch *dims"]:
+    """EDM's step, Heun's rule in (z/α, σ/α): to λ_s with ε̂, and again with the mean of ε̂ at both ends. Two evaluations,
+    order 2. Karras et al., arXiv:2206.00364, algorithm 1.
+
+    >>> from vdiff import GaussianMixture
+    >>> level = torch.zeros(1, dtype=torch.float64)
+    >>> heun(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
+    tensor([[1.0055]])
+    """
+    now = model(z, logsnr_t)
+    there = model(move(now, logsnr_s), logsnr_s)
+    return move(Prediction(z, logsnr_t, 0.5 * (now.eps + there.eps), Eps()), logsnr_s)
+
+
+def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
+    """z_s = α_s x̂ + σ_s ε̂ with the x̂ and ε̂ of a prediction, computed in its network's own units; exact to λ_s = +∞, where it is x̂."""
+    t, s = wide(prediction.logsnr), wide(logsnr_s)
+    a, b = prediction.parameterization.row(t)
+    of_out = alpha(s) * sigma(t) * torch.expm1(-0.5 * (s - t))
+    scale = (alpha(t) * b - sigma(t) * a).reciprocal()
+    return combine((alpha(s) * b - sigma(s) * a) * scale, prediction.z, of_out * scale, prediction.out)
+
+
+__all__ = ["Counted", "Memory", "ancestral", "ddim", "heun"]
