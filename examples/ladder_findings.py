@@ -54,7 +54,7 @@ def render(results: Results) -> str:
         norms = [f"{max(record['norm'][q] for record, _ in runs):.2g}" for q in QUANTILES]
         steps = ", ".join(f"at step {record['diverged']}" for record, _ in runs if record["diverged"] is not None)
         runaway = over_seeds(results, "runaway", row)
-        verdict = steps or (f"{100 * runaway[0]:.2g} % of samples" if runaway and runaway[0] else "no")
+        verdict = steps or (f"{100 * runaway[0]:.3g} % of samples" if runaway and runaway[0] else "no")
         cells = [str(row), shown(error, 1e3), shown(bits), shown(distance, 1e3), *norms, verdict]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

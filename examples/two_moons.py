@@ -208,7 +208,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/two_moons"), help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder (default: runs/two_moons, or runs/two_moons-quick)")
     parser.add_argument("--seeds", type=at_least(2), help="number of seeds (default: 5)")
     parser.add_argument("--steps", type=at_least(1), help=f"training steps (default: {Settings.steps})")
     parser.add_argument("--chain", type=at_least(1), help=f"T of the bound (default: {Settings.chain})")
@@ -216,7 +216,8 @@ def main() -> None:
     options = parser.parse_args()
     given = {key: value for key, value in vars(options).items() if key in ("steps", "chain") and value is not None}
     settings, seeds = replace(QUICK if options.quick else Settings(), **given), options.seeds or (2 if options.quick else 5)
-    started, folder = time.time(), options.out / settings.digest
+    out = options.out or Path("runs/two_moons-quick" if options.quick else "runs/two_moons")
+    started, folder = time.time(), out / settings.digest
     runs: dict[str, list[Tensors]] = {name: [] for name in TRAINED_BY}
     spreads, paths = [], []
     for seed in range(seeds):
@@ -229,15 +230,13 @@ def main() -> None:
     found = findings(settings, over, stacked(spreads), stacked(paths))
     report = f"{table(settings, stacked(paths))}\n\n{sentences(settings, seeds, found)}"
     print(f"\n{report}\n")
-    write_aside(options.out / "findings.txt", report + "\n")
-    write_aside(
-        options.out / "findings.json", json.dumps({"settings": asdict(settings), "seeds": seeds, "mean, standard error": found}, indent=2)
-    )
-    figures.samples(options.out, settings.at, {name: done[0] for name, done in runs.items()}, moons()[1][: settings.samples])
-    figures.training(options.out, settings.at, over)
+    write_aside(out / "findings.txt", report + "\n")
+    write_aside(out / "findings.json", json.dumps({"settings": asdict(settings), "seeds": seeds, "mean, standard error": found}, indent=2))
+    figures.samples(out, settings.at, {name: done[0] for name, done in runs.items()}, moons()[1][: settings.samples])
+    figures.training(out, settings.at, over)
     times = torch.tensor(settings.chain_steps) / settings.chain
-    figures.variances(options.out, [settings.at[i] for i in settings.measured], times, stacked(spreads))
-    print(f"{time.time() - started:.0f} s; figures, findings.json and findings.txt in {options.out}")
+    figures.variances(out, [settings.at[i] for i in settings.measured], times, stacked(spreads))
+    print(f"{time.time() - started:.0f} s; figures, findings.json and findings.txt in {out}")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class Bound:
                 )
             )
         steps = self.drawn.steps
-        index = (torch.stack(self.drawn.times) * steps).round().long()
+        index = (torch.stack(self.drawn.times).double() * steps).round().long()
         value = torch.stack(self.drawn.terms) / steps
         named = {"L_0": self.reconstruction}
         for i in sorted(set(index.flatten().tolist())):

@@ -7,12 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.decoder import Decoder
-from vdiff.errors import check_data, checking, must
+from vdiff.errors import check_data, check_generator, check_positive_int, checking, finite, must
 from vdiff.gaussian import Step, alpha, diffuse, prior_kl, sigma, sum_dims, wide_number
 from vdiff.loss import Model, check_call, check_decoder, draw, full_precision, predict_at, standard_normal
 from vdiff.parameterization import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
+from vdiff.schedule.base import check_schedule
 from vdiff.times import stratified
 from vdiff.weighting import check_chain
 
@@ -34,20 +35,20 @@ def hybrid(
 
         ( ‖ε − ε̂‖² + bound_weight · n · K(sg(ε̂), Σ) ) / d
 
-    with one of the bound's n terms K per example, hence the factor n, and the mean stopped in it: the bound trains the
-    variance alone, whose gradient would otherwise drown the mean's. Without a decoder the terms are the chain's n = T
+    with one of the bound's n terms K per example, hence the factor n, and the mean stopped in it: of the outputs the bound
+    trains the variance alone; its gradient would otherwise drown the mean's. Without a decoder the terms are the chain's n = T
     steps. With one that looks at the network they are n = T + 1: its own, −log p(data | x̂(z₀)), is DDPM's first.
 
     Args:
         data: x as the network sees it; with a decoder, data as it is.
         decoder: for instance `DiscretizedGaussian(256, denoise=True, clip=first_variance(schedule, steps))`.
-        bound_weight: 0.001 in the paper, there with K in bits (0.001/ln 2 here).
+        bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here.
         t: (batch,) times i/T to use instead of drawing; 0 is the decoder's.
         model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
 
     Raises:
-        ValueError: for a model without a learned variance, which makes this the simple loss plus a constant multiple of it;
-            for a decoder that does not look at the network.
+        ValueError: for a model without a learned variance, where the bound's term would train nothing; for a decoder that does
+            not look at the network.
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.1.
 
@@ -59,6 +60,8 @@ def hybrid(
     """
     if checking():
         check_call("hybrid", model, schedule, steps, condition)
+        check_positive_int("hybrid", "steps", steps)
+        finite("hybrid", "bound_weight", bound_weight, at_least=0.0, hint="less than 0 would maximise the bound")
         check_chain("hybrid", None, schedule, steps)
         if schedule.learns_shape:
             hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance together"
@@ -73,12 +76,14 @@ def hybrid(
     else:
         x = decoder.encode(data)
         if t is None:
+            if generator is not None and checking():
+                check_generator("hybrid", generator, x)
             u = stratified(x.shape[0], generator=generator, device=x.device)
             t = torch.floor(u * (steps + 1)).clamp(max=steps) / steps
-        x, (t,), eps = draw("hybrid", x, None, t, eps, generator)
+        x, (t,), eps = draw("hybrid", x, steps, t, eps, generator, first=0)
         logsnr, _ = schedule.levels(t)
         _, measure = schedule.levels(t.clamp(min=1 / steps), steps)  # at t = 0 no step ends: the first's stands in, unused
-    prediction = predict_at(model, x, eps, logsnr, condition)
+    prediction = predict_at("hybrid", model, x, eps, logsnr, condition)
     if prediction.head is None:
         raise ValueError(
             must(
@@ -126,8 +131,9 @@ def path_bound(
     weight with mean p(x): over K paths, −logsumexp(−log_ratio) + log K is a tighter bound on average (Burda et al.,
     arXiv:1509.00519). `rao_blackwell` is the sum of the closed-form KLs on the same path, with the same mean.
 
-    Term by term the KL has less variance than the log-ratio. Along a path the order is reversed: the terms of a
-    log-ratio cancel each other, and at the exact denoiser its variance is O(1/T), while that of the KLs' sum stays.
+    Term by term the KL has less variance than the log-ratio. Along a path the order is reversed from moderate T on, for a
+    model near the exact denoiser: the terms of a
+    log-ratio cancel each other, and at the exact denoiser its variance given x is O(1/T), while that of the KLs' sum stays.
 
     Args:
         model, schedule, decoder, steps, generator, condition: as in `elbo`.
@@ -144,6 +150,7 @@ def path_bound(
     True
     """
     check_call("path_bound", model, schedule, steps, condition)
+    check_positive_int("path_bound", "steps", steps)
     check_chain("path_bound", None, schedule, steps)
     check_decoder("path_bound", decoder, schedule)
     encoded = decoder.encode(data)
@@ -156,7 +163,7 @@ def path_bound(
     log_ratio, kl = _end_log_ratio(x, eps, logsnr_min), prior_kl(x, logsnr_min)
     for i in range(steps, 0, -1):
         step = Step(schedule(at(i)), schedule.delta(at(i), steps))
-        prediction = predict_at(model, x, eps, step.logsnr_t, condition)
+        prediction = predict_at("path_bound", model, x, eps, step.logsnr_t, condition)
         noise = standard_normal(x, generator)
         log_ratio = log_ratio + reverse_log_ratio(prediction, x, eps, step, noise)
         kl = kl + reverse_kl(prediction, x, eps, step)
@@ -176,6 +183,8 @@ def first_variance(schedule: Schedule, steps: int) -> float:
     >>> f"{first_variance(Tabulated.linear_betas(), steps=999):.4e}"
     '5.4532e-05'
     """
+    check_schedule("first_variance", schedule)
+    check_positive_int("first_variance", "steps", steps)
     t = torch.tensor([1 / steps], dtype=torch.float64)
     return Step(schedule(t), schedule.delta(t, steps)).variance.item()
 

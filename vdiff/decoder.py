@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vdiff.errors import check_batch, check_data, check_finite, checking, finite, must, readable
 from vdiff.gaussian import StepToData, alpha, at_least_float32, diffuse, moving_only, per_example, sum_dims, wide, wide_number
-from vdiff.parameterization import Prediction
+from vdiff.parameterization import PosteriorMean, Prediction
 from vdiff.reverse import excess
 from vdiff.variance import Optimal
 
@@ -79,8 +79,16 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """−log p(data | z₀) at one given z₀, nats per example."""
         level = _level(logsnr, z)
-        mean = predict(z, level).x if self.denoise else z / per_example(alpha(level), z)
+        mean = self._denoised(predict(z, level)) if self.denoise else z / per_example(alpha(level), z)
         return -self.log_prob(data, mean, logsnr)
+
+    def _denoised(self, prediction: Prediction) -> Tensor:
+        if isinstance(prediction.parameterization, PosteriorMean):
+            hint = "at the first level no step ends, and its target is z itself: predict x, ε or v, or a decoder without denoise"
+            raise ValueError(
+                must(type(self).__name__, "denoise", "be False where the network predicts a chain's posterior mean", True, hint)
+            )
+        return prediction.x
 
 
 class Levels(Decoder):
@@ -288,7 +296,7 @@ class DiscretizedGaussian(Levels):
 
     With `clip` the variance is the model's own, as in iDDPM: that of its reverse step from z₀ to data, where the posterior's
     is zero and is taken as `clip` (β̃₂, `first_variance(schedule, steps)`). For a learned range that is
-    log Σ = v log σ₀² + (1 − v) log clip.
+    log Σ = v log σ₀² + (1 − v) log clip; for `Forward()` it is σ₀², where DDPM's code has β̃₂ too (`variance=β̃₂`).
 
     >>> decoder = DiscretizedGaussian(256)
     >>> round(decoder.table(13.3)[0].item() < decoder.table(13.3)[1].item())
@@ -328,7 +336,7 @@ class DiscretizedGaussian(Levels):
             raise ValueError(must("DiscretizedGaussian", "clip", "be left out with a variance fitted to the chain", "Optimal", hint))
         u = excess(prediction, StepToData(_level(logsnr, z), self.clip), wide(z))
         std = _std(self.clip, logsnr, z.device)
-        return -self._log_prob(data, prediction.x, std if u is None else std * torch.exp(0.5 * u))
+        return -self._log_prob(data, self._denoised(prediction), std if u is None else std * torch.exp(0.5 * u))
 
     def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
         logsnr = wide(logsnr) if isinstance(logsnr, Tensor) else wide_number(logsnr, torch.device("cpu"))

@@ -16,7 +16,7 @@ from vdiff.weighting import loss_factor
 
 TARGETS: Mapping[str, Parameterization] = {"x": X(), "ε": Eps(), "v": V(), "u": Flow()}
 POINTS = 20_001
-ROUNDING = 1e-9  # a rise of w by less, relative to its largest value, is rounding
+ROUNDING = 1e-9  # a rise of w by less, relatively, is rounding
 Errors = Callable[[Tensor], Tensor]
 
 
@@ -69,7 +69,7 @@ class Description:
     @cached_property
     def rises(self) -> list[tuple[float, float]]:
         """The stretches of λ over which w rises; none for a monotone weighting."""
-        up = (self.weight.diff() > ROUNDING * self.weight.max()).long()
+        up = (self.weight[1:] > self.weight[:-1] * (1 + ROUNDING)).long()
         edge = torch.cat([up.new_zeros(1), up, up.new_zeros(1)]).diff()
         begin, end = (self.logsnr[(edge == sign).nonzero().flatten()] for sign in (1, -1))
         return list(zip(begin.tolist(), end.tolist(), strict=True))
@@ -82,8 +82,8 @@ class Description:
     def augmentation(self, logsnr: Tensor) -> Tensor:
         """The probability that the data is noised to a level less noisy than λ: w(λ)/w(λ_min), a monotone weighting's p_w.
 
-        At λ_max it is the mass at no added noise (beyond the first level's own). Raises ValueError where w rises: the
-        measure is then signed and no distribution.
+        At λ_max it is the mass at no added noise (beyond the first level's own), above it is 0. Raises ValueError where w
+        rises: the measure is then signed and no distribution.
 
         >>> describe("vdm").augmentation(torch.tensor([0.0], dtype=torch.float64))        # the bound adds no noise
         tensor([1.], dtype=torch.float64)
@@ -93,8 +93,8 @@ class Description:
             raise ValueError(
                 must("Description.augmentation", "recipe", "have a monotone weighting", f"w that rises from λ = {low:.3g} to {high:.3g}")
             )
-        share: Tensor = self.recipe.weighting(logsnr) / self.weight[0]
-        return share
+        share: Tensor = self.recipe.weighting(logsnr.clamp(min=self.logsnr[0].item())) / self.weight[0]
+        return torch.where(logsnr > self.logsnr[-1], 0.0, share)
 
     def negative_mass(self) -> float:
         """By how much w rises in all, over its largest value: the negative part of the mixture of ELBOs that L_w is.

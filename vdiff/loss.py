@@ -25,10 +25,12 @@ WeightFunction = Callable[[Tensor], Tensor]
 
 _ELBO = ELBO()
 _RAO_BLACKWELL = RaoBlackwell()
-_WORDS = ("schedule", "weighting", "decoder", "steps", "generator")
+_WORDS = ("schedule", "weighting", "decoder", "steps", "generator", "draws", "estimator", "bound_weight")
 _ELSEWHERE = {
     ("weighted_elbo", "decoder"): "elbo takes a decoder; here x is encoded already",
     ("elbo", "weighting"): "the bound's weighting is ELBO(); weighted_elbo takes another",
+    ("path_bound", "t"): "a path visits every step",
+    ("path_bound", "eps"): "a path draws the noise of every step",
 }
 
 
@@ -50,19 +52,21 @@ def weighted_elbo(
         L_w(x) = ½ E_{i ~ U{1..T}, ε}[ w(λ_t) · T expm1(λ_s − λ_t) · ‖ε − ε̂(z_t, λ_t)‖² ],   t = i/T, s = t − 1/T
 
     with the norm summed over dimensions. Each call draws one (t, ε) per example, t stratified over the batch. With
-    `weighting=ELBO()` this is the diffusion term of the negative evidence lower bound; `elbo` adds the other two.
+    `weighting=ELBO()` this is the diffusion term of the negative evidence lower bound (on a chain, of one with the posterior's
+    variance); `elbo` adds the other two.
 
     Args:
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a `Denoiser` or an oracle.
         x: (batch, …) data as the network sees it, floating. Half precision is computed in float32.
-        schedule: where to look. It moves only the variance of the loss, never its expectation between given ends.
+        schedule: where to look. In continuous time it moves only the variance of the loss, never its expectation between given
+            ends; a chain of T steps has the bound of its own levels.
             Learned ends get no gradient here: the diffusion term alone would shrink the range for ever. A learned shape
             gets that of the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
         steps: T for the discrete chain; None for continuous time.
         t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their values are checked,
             which costs a synchronisation on a GPU.
-        eps: noise of the shape of x to use instead of drawing.
+        eps: noise of the shape of x to use instead of drawing (with several draws, in each of them).
         generator: for drawing t and eps.
         condition: passed on to the model.
 
@@ -116,7 +120,7 @@ def elbo(
         draws: how many (t, ε) per example, one t in each of as many equal strata; `draws=steps` sums a chain over all its
             steps. Each costs an evaluation of the network.
         estimator: of a chain's step: `RaoBlackwell()`, its KL in closed form, or `MonteCarlo()`, `Raw()`. The model's own
-            reverse variance counts on a chain; in continuous time every choice of it has the same bound.
+            reverse variance counts on a chain; in continuous time every choice that tends to the posterior's has the same bound.
 
     Returns:
         A `Bound`: nats per example, positive, with `.total` and `.bits_per_dim`; on a chain `.terms()` by name.
@@ -136,6 +140,7 @@ def elbo(
         check_chain("elbo", None, schedule, steps)
         check_decoder("elbo", decoder, schedule)
         check_draws("elbo", draws, t)
+        _check_estimator(estimator, steps)
     given = eps  # the noise of z₀ too, for a decoder that looks at the network
     x, times, eps = draw("elbo", decoder.encode(data), steps, t, eps, generator, draws)
     logsnr_max, logsnr_min = schedule.ends(pin=False)
@@ -150,7 +155,7 @@ def elbo(
         return model(z, level, **condition)
 
     return Bound(
-        prior=prior_kl(x, logsnr_min),
+        prior=prior_kl(x, logsnr_min) + estimator.ends(x[0].numel(), logsnr_max, logsnr_min),
         diffusion=diffusion[0] if draws == 1 else torch.stack(diffusion).mean(0),
         reconstruction=decoder.reconstruction(usable(data), x, logsnr_max, predict, None if given is None else eps, generator),
         dims=x[0].numel(),
@@ -159,9 +164,19 @@ def elbo(
 
 
 def draw(
-    name: str, x: Tensor, steps: int | None, t: Tensor | None, eps: Tensor | None, generator: torch.Generator | None, draws: int = 1
+    name: str,
+    x: Tensor,
+    steps: int | None,
+    t: Tensor | None,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    draws: int = 1,
+    first: int = 1,
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """x in float32 at least, with the times of each of `draws` and the first noise, where they were not given."""
+    """x in float32 at least, with the times of each of `draws` and the first noise, where they were not given.
+
+    On a chain given times are i/T, i ≥ `first`.
+    """
     if eps is not None and checking():
         check_like(name, "eps", eps, x)
     if generator is not None and checking():
@@ -171,7 +186,7 @@ def draw(
         times = tuple(grid(x.shape[0], draws, steps=steps, generator=generator, device=x.device))
     else:
         if checking():
-            check_times(name, t, x, steps)
+            check_times(name, t, x, steps, first)
         times = (usable(t),)
     return usable(x), times, usable(standard_normal(x, generator) if eps is None else eps.to(x.dtype))
 
@@ -214,7 +229,8 @@ def _diffusion(
     weight = weighting(logsnr)
     if checking():
         check_weight("weighted_elbo", weight, logsnr)
-    prediction = predict_at(model, x, eps, logsnr, condition)
+    name = "weighted_elbo" if chain is None else "elbo"
+    prediction = predict_at(name, model, x, eps, logsnr, condition)
     if chain is None:
         _refuse_untrained_variance(prediction)
         with full_precision(x.device):
@@ -224,7 +240,7 @@ def _diffusion(
         return chain.steps * chain.estimator(prediction, x, eps, step, chain.generator)
 
 
-def predict_at(model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
+def predict_at(name: str, model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
     """What the model says of z at given levels."""
     with full_precision(x.device):
         z = diffuse(x, eps, logsnr)
@@ -232,7 +248,7 @@ def predict_at(model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: 
     if not isinstance(prediction, Prediction):
         raise TypeError(
             must(
-                "weighted_elbo",
+                name,
                 "model",
                 "return a Prediction",
                 type(prediction).__name__,
@@ -244,7 +260,7 @@ def predict_at(model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: 
 
 def _refuse_untrained_variance(prediction: Prediction) -> None:
     if prediction.head is not None and prediction.head.requires_grad and torch.is_grad_enabled():
-        hint = "the squared error does not see it, and in continuous time nothing does, since u = O(λ_s − λ_t): train with elbo(…, steps=T) or hybrid(…, steps=T)"
+        hint = "the squared error does not see it, nor does anything in continuous time, where u = O(λ_s − λ_t): train with elbo(…, steps=T) or hybrid(…, steps=T)"
         raise ValueError(
             must("weighted_elbo", "model", "have no learned reverse variance: it would get no gradient", repr(prediction.variance), hint)
         )
@@ -255,6 +271,8 @@ def check_call(name: str, model: object, schedule: object, steps: object, condit
     for word in condition:
         if elsewhere := _ELSEWHERE.get((name, word)):
             raise TypeError(f"{name}: argument '{word}' is unknown; {elsewhere}")
+        if word in _WORDS:
+            raise TypeError(f"{name}: argument '{word}' is unknown; it belongs to other functions of vdiff and is no condition of a model")
         if hint := did_you_mean(word, _WORDS, cutoff=0.87):
             raise TypeError(f"{name}: argument '{word}' is unknown; {hint}")
     if not callable(model) or isinstance(model, type):
@@ -276,6 +294,16 @@ def _check_synchronised(name: str, model: object) -> None:
     if isinstance(model, nn.Module) and any(type(m).__name__ == "DistributedDataParallel" for m in model.modules()):
         hint = "wrap the Objective: the schedule's gradients are not synchronised otherwise"
         raise ValueError(must(name, "model", "not be wrapped in DDP where the schedule is learned", "DistributedDataParallel", hint))
+
+
+def _check_estimator(estimator: object, steps: int | None) -> None:
+    """Raise for what is no estimator, and for a choice of one in continuous time."""
+    if not isinstance(estimator, Estimator):
+        came = f"the class {estimator.__name__}" if isinstance(estimator, type) else repr(estimator)
+        raise TypeError(must("elbo", "estimator", "be an Estimator", came, "an instance: RaoBlackwell(), MonteCarlo() or Raw()"))
+    if steps is None and not isinstance(estimator, RaoBlackwell):
+        hint = "in continuous time a step's KL is all there is: give steps=T"
+        raise ValueError(must("elbo", "estimator", "be left out without steps", repr(estimator), hint))
 
 
 def check_draws(name: str, draws: int, t: Tensor | None) -> None:

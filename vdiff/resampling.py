@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, finite, must
+from vdiff.errors import check_on_chain, check_positive_int, finite, must
 from vdiff.gaussian import moving_only
 from vdiff.times import stratified
 
@@ -14,7 +14,7 @@ from vdiff.times import stratified
 class LossSecondMoment(nn.Module):
     """Steps i = 1 … T drawn with p_i ∝ √E[L_i²], from the last `memory` losses seen at each; uniform until all have as many.
 
-    The draw has the least variance among all p; weights 1/(T p_i) keep every mean what it is under uniform i. A share
+    Of independent draws these have the least variance among all p, as far as the memory knows it; weights 1/(T p_i) keep every mean what it is under uniform i. A share
     `uniform` of the draws is uniform, so that no step is forgotten. Its state is in `state_dict()`.
 
         t, weight = sampler.draw(len(x))
@@ -22,7 +22,7 @@ class LossSecondMoment(nn.Module):
         sampler.update(t, loss)
         (weight * loss).mean().backward()
 
-    Across processes, gather t and loss before `update`, or each keeps a memory of its own (unbiased too).
+    It draws the chain's steps, not a decoder's term at t = 0. Across processes, gather t and loss before `update`, or each keeps a memory of its own (unbiased too).
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.3.
 
@@ -54,7 +54,7 @@ class LossSecondMoment(nn.Module):
         >>> LossSecondMoment(4).probabilities()
         tensor([0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
         """
-        root = self.history.square().mean(1).sqrt()
+        root = (self.history / self.history.abs().max().clamp(min=1e-300)).square().mean(1).sqrt()
         seen = (self.count >= self.memory).all() & (root.sum() > 0)
         p = torch.where(seen, root / root.sum(), 1 / self.steps)
         return (1 - self.uniform) * p + self.uniform / self.steps
@@ -82,11 +82,10 @@ class LossSecondMoment(nn.Module):
         if t.shape != loss.shape:
             hint = "the loss of each example, before the mean"
             raise ValueError(must("LossSecondMoment.update", "loss", f"have shape (batch,) = {tuple(t.shape)}", tuple(loss.shape), hint))
+        check_on_chain("LossSecondMoment.update", t, self.steps)
         good = torch.isfinite(loss)
         loss = loss.to(self.history)[good]
         step = (t[good] * self.steps).round().long() - 1
-        if ((step < 0) | (step >= self.steps)).any():
-            raise ValueError(must("LossSecondMoment.update", "t", "be i/T with i = 1 … T", f"values from {t.min():g} to {t.max():g}"))
         step, order = step.sort(stable=True)
         first = torch.searchsorted(step, step)  # where each step's losses begin
         rank = torch.arange(len(step), device=step.device) - first

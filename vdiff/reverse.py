@@ -4,11 +4,14 @@ p(z_s | z_t) = N( μ(x̂), Σ ): the posterior's mean with x̂ in place of x, an
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.errors import must
 from vdiff.gaussian import Step, per_example, spread_kl, sum_dims
 from vdiff.parameterization import Prediction
+from vdiff.variance import Optimal
 
 
 def reverse_mean(prediction: Prediction, step: Step) -> Float[Tensor, "batch *dims"]:
@@ -82,11 +85,11 @@ def reverse_log_ratio(
     u = excess(prediction, step, x)
     if u is None:
         return sum_dims(shift * (0.5 * shift + noise))
-    return 0.5 * sum_dims(u - noise.square() + torch.exp(-u) * (shift + noise).square())
+    return 0.5 * sum_dims(u + torch.expm1(-u) * noise.square() + torch.exp(-u) * shift * (shift + 2 * noise))
 
 
 class Estimator:
-    """How one step of the bound is estimated: a call returns nats per example with the step's expectation.
+    """How one step of the bound is estimated: a call returns nats per example, whose sum over the chain is the diffusion term.
 
     >>> from vdiff import Eps
     >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
@@ -97,6 +100,10 @@ class Estimator:
     def __call__(self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: torch.Generator | None = None) -> Tensor:
         """One draw for each example of this step's term."""
         raise NotImplementedError
+
+    def ends(self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float) -> Tensor | float:
+        """What the end terms of the bound have more than the prior's KL and the reconstruction, nats; 0 but for `Raw`."""
+        return 0.0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -116,7 +123,7 @@ class RaoBlackwell(Estimator):
 class MonteCarlo(Estimator):
     """log q(z_s | z_t, x) − log p(z_s | z_t) at one sampled z_s: the same mean as `RaoBlackwell` at every step.
 
-    Where Σ is the posterior's, Var = Var_RB + 2 E[K]: a ratio that grows like T and diverges at the noisy end, where K → 0.
+    Where Σ is the posterior's, Var = Var_RB + 2 E[K]: a ratio that grows like T, and diverges where the model's K → 0.
 
     >>> MonteCarlo()
     MonteCarlo()
@@ -129,9 +136,9 @@ class MonteCarlo(Estimator):
 class Raw(Estimator):
     """log q(z_t | z_s) − log p(z_s | z_t) at one sampled z_s: the term that the derivation of the bound starts from.
 
-    It differs from `MonteCarlo` by log q(z_t | x) − log q(z_s | x). Each step has another mean; only their sum agrees, once
-    the end terms are those of the joint, log q(z_0 | x) and log p(z_1) taken at the same samples: on average, the sum over
-    the chain is lower than that of `MonteCarlo` by the entropy that q gains, ½ d log(σ_1²/σ_0²).
+    It differs from `MonteCarlo` by log q(z_t | x) − log q(z_s | x). Each step has another mean; only their sum agrees, with
+    the end terms that the derivation has beside it, log q(z_0 | x) and log p(z_1): on average the sum over the chain is
+    lower than that of `MonteCarlo` by the entropy that q gains, ½ d log(σ_1²/σ_0²), which `elbo` puts into the prior's term.
 
     >>> Raw()
     Raw()
@@ -142,6 +149,10 @@ class Raw(Estimator):
         gain = 0.5 * sum_dims(step.noise_s(eps, noise).square() - eps.square() - per_example(step.log_variance_ratio, x))
         return reverse_log_ratio(prediction, x, eps, step, noise) + gain
 
+    def ends(self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float) -> Tensor | float:
+        high, low = (torch.as_tensor(v, dtype=torch.float64) for v in (logsnr_max, logsnr_min))
+        return (0.5 * dims * (F.softplus(high) - F.softplus(low))).to(torch.get_default_dtype())
+
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
@@ -149,7 +160,10 @@ def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def excess(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
     """u in the dtype of x and ready to broadcast over it; None for the number 0."""
-    u = prediction.variance.excess(step, prediction.head)
+    variance = prediction.variance
+    if isinstance(variance, Optimal) and variance.dims != x[0].numel():
+        raise ValueError(must("Optimal", "dims", f"be the dimensions of an example, {x[0].numel()}", variance.dims))
+    u = variance.excess(step, prediction.head)
     if not isinstance(u, Tensor):
         return None if u == 0.0 else torch.full_like(x, u)
     return u.to(x.dtype) if u.ndim == x.ndim else torch.as_tensor(per_example(u, x))

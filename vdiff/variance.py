@@ -4,6 +4,8 @@ Told as u = log Σ − log(c σ_s²), how far it exceeds the posterior's in loga
 for the forward step's ("large", β). With u, the step's KL needs no difference of large numbers.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,8 +50,8 @@ class Posterior(ReverseVariance):
 class Forward(ReverseVariance):
     """Σ = c σ_t², the forward step's ("large", β): u = ℓ = log1p(k sigmoid(λ_t)).
 
-    The best choice for data of unit variance without structure, and an upper bound of the best for data of variance at most
-    one.
+    The best choice for data of unit variance without structure, and an upper bound of the best for the exact denoiser of data
+    of variance at most one.
 
     >>> Forward().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])
@@ -104,14 +106,16 @@ class Variance(ReverseVariance):
 
     def excess(self, step: Step, head: Tensor | None = None) -> Excess:
         head = _given(self, head)
-        return torch.log(F.softplus(head)) - per_example(step.variance.log(), head)
+        log_softplus = torch.log(F.softplus(head.clamp(min=-15.0)))  # below, log softplus(h) = h, and softplus underflows
+        return torch.where(head < -15.0, head, log_softplus) - per_example(step.variance.log(), head)
 
 
 class Optimal(ReverseVariance):
     """The best Σ that depends on λ alone, for a given model: u* = log1p(k E‖ε − ε̂‖²/d), from the model's error by λ.
 
-    `profile` is what `evaluate` collects for the model; E‖e‖² is interpolated between the centers of its bins. The
-    step's KL is then ½ d log1p(k E‖e‖²/d) on average (Analytic-DPM, arXiv:2201.06503, for the Bayes denoiser).
+    `profile` is what `evaluate` collects for the model (in continuous time, so that no bin stays empty), kept as it is now;
+    E‖e‖² is interpolated between the centers of its bins and constant beyond them. The step's KL is then ½ d log1p(k E‖e‖²/d) on
+    average (Analytic-DPM, arXiv:2201.06503, for the Bayes denoiser). `dims` is d, the number of dimensions of one example.
 
     >>> profile = Profile(-1.0, 1.0, bins=1)
     >>> profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
@@ -121,11 +125,17 @@ class Optimal(ReverseVariance):
 
     def __init__(self, profile: Profile, dims: int) -> None:
         check_positive_int("Optimal", "dims", dims)
+        if not isinstance(profile, Profile):
+            raise TypeError(must("Optimal", "profile", "be a Profile", type(profile).__name__, "evaluate(…, profile=profile) fills one"))
         if not (profile.count > 0).all():
+            hint = "a chain of T steps shows T levels alone: evaluate without steps, or take fewer bins"
+            came = f"{int((profile.count == 0).sum())} empty bins"
+            raise ValueError(must("Optimal", "profile", "have seen something in every bin", came, hint))
+        if not (torch.isfinite(profile.mean) & (profile.mean >= 0)).all():
             raise ValueError(
-                must("Optimal", "profile", "have seen something in every bin", f"{int((profile.count == 0).sum())} empty bins")
+                must("Optimal", "profile", "hold finite squared errors", f"from {profile.mean.min():g} to {profile.mean.max():g}")
             )
-        self.profile, self.dims = profile, dims
+        self.profile, self.dims = copy.deepcopy(profile), dims
 
     def excess(self, step: Step, head: Tensor | None = None) -> Excess:
         error = self.profile.at(step.logsnr_t).to(step.delta.dtype)

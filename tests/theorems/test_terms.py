@@ -6,10 +6,27 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from vdiff import Categorical, Denoiser, Eps, Linear, Tabulated, elbo, first_variance, hybrid
+from vdiff import (
+    Categorical,
+    Denoiser,
+    Eps,
+    Linear,
+    MonteCarlo,
+    PosteriorMean,
+    RaoBlackwell,
+    Tabulated,
+    elbo,
+    first_variance,
+    hybrid,
+    path_bound,
+    weighted_elbo,
+)
 from vdiff.decoder import DiscretizedGaussian, Gaussian
+from vdiff.gaussian import Step
+from vdiff.likelihood import evaluate
 from vdiff.parameterization import Prediction
 from vdiff.profile import Profile
+from vdiff.reverse import Raw
 from vdiff.times import grid
 from vdiff.variance import Forward, LogVariance, Optimal, Posterior, Range, Variance
 
@@ -222,3 +239,96 @@ def test_betas_that_rescaling_drives_to_one_are_refused():
         ValueError, match=r"'alphas_cumprod' must be strictly decreasing; got 0.1 at level 1 and 0.2 at level 2 \(the table"
     ):
         Tabulated.from_alphas_cumprod([0.1, 0.2])
+
+
+@pytest.mark.parametrize("variance", [Posterior(), Forward()], ids=repr)
+def test_a_chains_profile_is_of_the_models_error_whatever_its_variance(variance):
+    oracle = gmm1d()
+
+    def model(z, logsnr):
+        p = oracle(z, logsnr)
+        return Prediction(z, logsnr, p.out, p.parameterization, variance)
+
+    profile = Profile(-5.0, 6.0, bins=4)
+    evaluate(model, oracle.sample(4000), schedule=Linear(6.0, -5.0), decoder=Gaussian(), steps=4, draws=4, replicates=2, profile=profile)
+    levels = torch.tensor([-5.0, -2.25, 0.5, 3.25])
+    assert ((profile.mean - oracle.mmse(levels)).abs() < 4 * profile.standard_error).all()
+
+
+def test_the_raw_estimators_total_is_a_bound_too():
+    oracle, n = gmm1d(), 40_000
+    x = oracle.sample(n)
+    options = {"schedule": Linear(6.0, -5.0), "steps": 5, "decoder": Gaussian(), "draws": 5}
+    closed, raw = (
+        elbo(oracle, x, estimator=e, generator=torch.Generator().manual_seed(i), **options).total
+        for i, e in enumerate((RaoBlackwell(), Raw()))
+    )
+    assert abs((raw - closed).mean()) < 4 * (raw - closed).std() / n**0.5
+
+
+def test_times_that_are_not_of_the_chain_are_refused():
+    oracle = gmm1d()
+    x = oracle.sample(2)
+    options = {"schedule": Linear(6.0, -5.0), "steps": 3}
+    with pytest.raises(ValueError, match=r"elbo: argument 't' must be i/3 on this chain; got 0.5 \(the times of another chain\?\)"):
+        elbo(oracle, x, t=torch.tensor([0.5, 1.0]), decoder=Gaussian(), **options)
+    with pytest.raises(ValueError, match=r"weighted_elbo: argument 't' must be float32 or float64 on a chain; got torch.bfloat16"):
+        weighted_elbo(oracle, x, t=torch.ones(2, dtype=torch.bfloat16), **options)
+    model, decoder = model_and_decoder()
+    with pytest.raises(ValueError, match=r"hybrid: argument 't' must be i/39 on this chain; got 0.01"):
+        hybrid(model, torch.zeros(1, 3, dtype=torch.long), t=torch.tensor([0.01]), schedule=TABLE, steps=STEPS, decoder=decoder)
+    weighted_elbo(
+        oracle, x.float(), t=torch.tensor([123457.0, 1e6], dtype=torch.float32) / 1e6, schedule=Linear(6.0, -5.0), steps=1_000_000
+    )
+
+
+def test_words_of_other_functions_are_no_conditions():
+    model, decoder = model_and_decoder()
+    levels = torch.zeros(2, 3, dtype=torch.long)
+    options = {"schedule": TABLE, "steps": STEPS, "decoder": decoder}
+    for call, word in ((hybrid, "draws"), (hybrid, "estimator"), (elbo, "bound_weight"), (path_bound, "draws"), (hybrid, "weighting")):
+        with pytest.raises(TypeError, match=rf"{call.__name__}: argument '{word}' is unknown; it belongs to other functions of vdiff"):
+            call(model, levels, **options, **{word: 3})
+    with pytest.raises(TypeError, match=r"path_bound: argument 'eps' is unknown; a path draws the noise of every step"):
+        path_bound(model, levels, eps=1, **options)
+    with pytest.raises(ValueError, match=r"elbo: argument 'estimator' must be left out without steps; got MonteCarlo\(\)"):
+        elbo(gmm1d(), torch.zeros(2, 1), schedule=Linear(), decoder=Gaussian(), estimator=MonteCarlo())
+    with pytest.raises(ValueError, match=r"hybrid: argument 'bound_weight' must be finite and at least 0; got -1"):
+        hybrid(model, levels, bound_weight=-1.0, **options)
+
+
+def test_a_fitted_variance_is_checked():
+    profile = Profile(-12.0, 12.0, bins=1)
+    profile.update(torch.zeros(2), torch.tensor([1.0, torch.nan]))
+    with pytest.raises(ValueError, match=r"Optimal: argument 'profile' must hold finite squared errors; got from nan"):
+        Optimal(profile, dims=1)
+    profile = Profile(-12.0, 12.0, bins=1)
+    profile.update(torch.zeros(2), torch.ones(2))
+    model = Denoiser(lambda z, logsnr: z, Eps(), variance=Optimal(profile, dims=64))
+    with pytest.raises(ValueError, match=r"Optimal: argument 'dims' must be the dimensions of an example, 3; got 64"):
+        elbo(model, torch.zeros(2, 3), schedule=TABLE, steps=STEPS, decoder=Gaussian())
+
+
+def test_a_posterior_mean_has_no_denoised_first_level():
+    model = Denoiser(lambda z, logsnr: z, PosteriorMean(TABLE, STEPS))
+    with pytest.raises(ValueError, match=r"argument 'denoise' must be False where the network predicts a chain's posterior mean; got True"):
+        elbo(model, torch.zeros(2, 3), schedule=TABLE, steps=STEPS, decoder=Gaussian(denoise=True, variance=0.1))
+
+
+def test_a_direct_variance_is_finite_where_its_softplus_underflows():
+    head = torch.tensor([[-300.0, -15.001, -14.999, 3.0]], dtype=torch.float32, requires_grad=True)
+    step = Step(torch.zeros(1), torch.ones(1))
+    u = Variance().excess(step, head)
+    (slope,) = torch.autograd.grad(u.sum(), head)
+    assert torch.isfinite(u).all()
+    assert torch.allclose(slope[0, :3], torch.ones(3, dtype=torch.float32), atol=1e-5)
+    assert u[0, 0].item() == pytest.approx(-300.0 - step.variance.log().item(), rel=1e-6)
+
+
+def test_tables_that_are_no_tables_of_beta():
+    with pytest.raises(ValueError, match=r"'betas' must start with little noise; got 0.99, falling to 0.1 \(these look like ᾱ"):
+        Tabulated.from_betas([0.99, 0.5, 0.1])
+    with pytest.raises(ValueError, match=r"'alphas_cumprod' must be one row; got shape \(1, 2\)"):
+        Tabulated.from_alphas_cumprod([[0.9, 0.8]])
+    with pytest.raises(ValueError, match=r"first_variance: argument 'steps' must be .*; got 0"):
+        first_variance(TABLE, 0)

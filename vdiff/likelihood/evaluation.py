@@ -13,6 +13,7 @@ from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.errors import check_positive_int, must
 from vdiff.loss import Model, elbo
+from vdiff.parameterization import Prediction
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of, on_chain, stratified
@@ -132,10 +133,11 @@ def evaluate(
                     [generator_of(seed, replicate, f"image {start + i}", rows.device) for i in range(len(rows))],
                 )
                 t = t if steps is None else on_chain(t, steps)
-                bound = elbo(model, repeated, schedule=schedule, decoder=decoder, steps=steps, t=t, eps=eps, **given)
+                watched = _Watched(model)
+                bound = elbo(watched, repeated, schedule=schedule, decoder=decoder, steps=steps, t=t, eps=eps, **given)
                 parts[:, replicate, start : start + len(rows)] = _means(bound, draws)
-                logsnr, measure = schedule.levels(t, steps)
-                seen.append((logsnr, 2.0 * bound.diffusion / measure))  # the diffusion term is ½ · measure · ‖ε − ε̂‖²
+                if profile is not None:
+                    seen.append((watched.first.logsnr, watched.first.squared_error(decoder.encode(repeated), eps)))
                 done += len(t)
                 if progress is not None:
                     progress(done, replicates * images * draws)
@@ -164,6 +166,21 @@ def evaluate(
     protocol.update(getattr(model, "protocol", {}))
     prior, diffusion, reconstruction, total = (_estimate(part) for part in parts)
     return Report(prior, diffusion, reconstruction, total, protocol)
+
+
+class _Watched:
+    """A model that keeps its first prediction: the diffusion term's, before a decoder's that looks at the network."""
+
+    first: Prediction
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+        prediction: Prediction = self.model(z, logsnr, **condition)
+        if not hasattr(self, "first"):
+            self.first = prediction
+        return prediction
 
 
 def _draws(x: Tensor, draws: int, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:

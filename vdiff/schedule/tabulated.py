@@ -74,6 +74,11 @@ class Tabulated(Schedule):
             raise ValueError(
                 must("Tabulated.from_betas", "betas", "lie strictly between 0 and 1", f"{beta[i]:g} at step {i + 1} of {len(beta)}", hint)
             )
+        if beta[0] > 0.9 and (beta.diff() < 0).all():
+            hint = "these look like ᾱ: Tabulated.from_alphas_cumprod"
+            raise ValueError(
+                must("Tabulated.from_betas", "betas", "start with little noise", f"{beta[0]:g}, falling to {beta[-1]:g}", hint)
+            )
         log_signal = torch.log1p(-beta).cumsum(0)
         return cls(log_signal - torch.log(-torch.expm1(log_signal)))
 
@@ -84,7 +89,9 @@ class Tabulated(Schedule):
         >>> Tabulated.from_alphas_cumprod([0.9, 0.72, 0.504]).table
         tensor([2.1972, 0.9445, 0.0160], dtype=torch.float64)
         """
-        signal = torch.as_tensor(alphas_cumprod, dtype=torch.float64).flatten()
+        signal = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
+        if signal.ndim != 1:
+            raise ValueError(must("Tabulated.from_alphas_cumprod", "alphas_cumprod", "be one row", f"shape {tuple(signal.shape)}"))
         bad = ~((signal > 0) & (signal < 1))
         if bad.any():
             i = int(bad.nonzero()[0])
@@ -122,6 +129,7 @@ class Tabulated(Schedule):
         >>> round(finer.logsnr_max, 3), round(finer.logsnr_min, 3)             # 9.210 and −10.118 at 1000
         (10.597, -10.067)
         """
+        check_positive_int("Tabulated.linear_betas", "levels", levels)
         betas = torch.linspace(beta_1, beta_n, levels, dtype=torch.float64, device="cpu")
         if rescale_from is not None:
             check_positive_int("Tabulated.linear_betas", "rescale_from", rescale_from)
@@ -135,6 +143,7 @@ class Tabulated(Schedule):
         >>> Tabulated.cosine_betas().table[0].item()
         10.094988811462066
         """
+        check_positive_int("Tabulated.cosine_betas", "levels", levels)
         angle = (torch.arange(levels + 1, dtype=torch.float64, device="cpu") / levels + offset) / (1 + offset) * math.pi / 2
         step = math.pi / 2 / (1 + offset) / levels
         # 1 − cos²(φ + h)/cos²φ, without the difference: the first β is 4e-5
