@@ -163,9 +163,9 @@ def _path_divergence(with_prior: bool) -> Sides:
 
 
 def _weights(subject: Subject, rao_blackwell: bool) -> Sides:
-    path, x = GaussianPath(line(), HIGH, LOW, 12), 0.4
+    path, x = GaussianPath(line(), HIGH, LOW, 3), 0.4
     data = torch.full((16_384, 1), x, dtype=torch.float64)
-    estimate = path_bound(path.oracle, data, schedule=path.schedule, decoder=GaussianDecoder(), steps=12, generator=subject.generator("weights"))
+    estimate = path_bound(path.oracle, data, schedule=path.schedule, decoder=GaussianDecoder(), steps=path.steps, generator=subject.generator("weights"))
     log_p, _ = path.given(x)
     return sampled(torch.exp(-(estimate.rao_blackwell if rao_blackwell else estimate.log_ratio) - log_p), 1.0)
 

@@ -1,0 +1,2 @@
+ERRATA={}
+class Erratum: pass

@@ -1,0 +1,322 @@
+"""Variances: what conditioning buys at a step, what it costs along a path, where best to look."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vdiff.chain import path_bound
+from vdiff.decoder import Gaussian as GaussianDecoder
+from vdiff.gaussian import Step
+from vdiff.loss import predict_at, weighted_elbo
+from vdiff.oracle import Gaussian
+from vdiff.parameterization import Prediction
+from vdiff.reverse import reverse_kl, reverse_log_ratio
+from vdiff.schedule import Cosine, Custom, Linear, Normal, OptimalTransport, Schedule
+from vdiff.theorems.chains import drawn
+from vdiff.theorems.integral import average, expected_loss, levels, squared
+from vdiff.theorems.paths import GaussianPath
+from vdiff.theorems.subject import HIGH, LOW, Subject, line
+from vdiff.theorems.theorem import Sides, at_least, equal, sampled, theorem
+from vdiff.variance import Forward, Posterior, ReverseVariance
+
+SOURCE = "The Hidden Variance Reduction in Diffusion Loss"
+LAMBDA = torch.tensor([-4.0, 0.0, 5.0], dtype=torch.float64)
+HERMITE = torch.tensor([-(3**0.5), 0.0, 3**0.5], dtype=torch.float64), torch.tensor([1 / 6, 2 / 3, 1 / 6], dtype=torch.float64)
+
+
+def step_variances(subject: Subject, variance: ReverseVariance, delta: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    """Var of the sampled log-ratio, Var of the KL, and E of the KL, of one step at each λ, over data, noise and z_s."""
+
+    def moment(power: int, sample: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        def of(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+            said = predict_at(subject.oracle, x, eps, level, {})
+            prediction = Prediction(said.z, level, said.out, said.parameterization, variance)
+            step = Step(level, torch.full_like(level, delta))
+            if not sample:
+                return reverse_kl(prediction, x, eps, step) ** power
+            draws = [reverse_log_ratio(prediction, x, eps, step, torch.full_like(x, n.item())) ** power for n in HERMITE[0]]
+            return torch.stack(draws, 1) @ HERMITE[1]  # exact: the ratio is quadratic in the noise
+
+        return of
+
+    first, second, closed, square = (average(subject.oracle, LAMBDA, moment(p, s)) for s in (True, False) for p in (1, 2))
+    return second - first.square(), square - closed.square(), closed
+
+
+def _law(subject: Subject, variance: ReverseVariance) -> Sides:
+    sampled_step, closed, mean = step_variances(subject, variance)
+    return equal(sampled_step, closed + 2 * mean, rel=1e-8, why="quadrature over x, ε and z_s")
+
+
+@theorem(source=f"{SOURCE}, its theorem, with the difference worked out", given="Σ is the posterior's")
+def rao_blackwell_law(subject: Subject) -> Sides:
+    """At each step Var of the sampled log-ratio = Var of the KL + 2 E[KL]: equal only where the KL is zero."""
+    return _law(subject, Posterior())
+
+
+@rao_blackwell_law.without("Σ is the posterior's")
+def _(subject: Subject) -> Sides:
+    return _law(subject, Forward())
+
+
+@theorem(source=f"{SOURCE}, its theorem", given="each step is taken by itself")
+def rao_blackwell_never_adds_variance(subject: Subject) -> Sides:
+    """Step by step the KL in closed form has no more variance than the sampled log-ratio, with Σ = β̃ and with Σ = β."""
+    found = [step_variances(subject, variance)[:2] for variance in (Posterior(), Forward())]
+    return at_least(torch.stack([a for a, _ in found]), torch.stack([b for _, b in found]), rel=1e-9, why="quadrature")
+
+
+@rao_blackwell_never_adds_variance.without("each step is taken by itself")
+def _(subject: Subject) -> Sides:
+    log_ratio, closed = zip(*(path_variances(GaussianPath(line(), 13.3, -5.0, steps), 0.5) for steps in (10, 100)), strict=True)
+    return at_least(torch.stack(log_ratio), torch.stack(closed), rel=1e-9, why="")
+
+
+@theorem(source=f"{SOURCE}, its theorem", given="Σ is the posterior's", any_network=True)
+def rao_blackwell_law_of_any_network(subject: Subject) -> Sides:
+    """Given z_t, the sampled log-ratio spreads about the KL with variance 2 KL, whatever the network says."""
+    x, eps, step = drawn(subject, 64, "law")
+    prediction = predict_at(subject.model, x, eps, step.logsnr_t, {})
+    mean, generator = reverse_kl(prediction, x, eps, step), subject.generator("z_s")
+    draws = torch.stack(
+        [
+            (reverse_log_ratio(prediction, x, eps, step, torch.randn(x.shape, generator=generator, dtype=torch.float64)) - mean).square() / mean
+            for _ in range(512)
+        ]
+    )
+    return sampled(draws.mean(1), 2.0)
+
+
+def _ratio(constant: bool) -> Sides:
+    """Var_MC/Var_RB of one of 1000 steps of N(0, 1) between λ = 13.3 and −5, with S = sigmoid(λ)."""
+    oracle, delta = Gaussian([0.0], [1.0]), 18.3 / 1000
+    level = torch.tensor([8.0, 0.0, -4.0], dtype=torch.float64)
+
+    def kl(power: int) -> Tensor:
+        return average(oracle, level, lambda x, eps, lam: (0.5 * math.expm1(delta) * squared(oracle)(x, eps, lam)) ** power)
+
+    mean = kl(1)
+    law = 1 + 2 * mean / (kl(2) - mean.square())
+    return equal(law, torch.full((3,), 100.0) if constant else 1 + 2 / (math.expm1(delta) * torch.sigmoid(level)), rel=1e-8, why="quadrature")
+
+
+@theorem(source=f"{SOURCE}, its experiment", given="the ratio may depend on λ and T")
+def order_of_the_reduction(subject: Subject) -> Sides:
+    """For N(0, 1) the reduction at a step is 1 + 2/(expm1(Δ) sigmoid(λ)): of order T, and without bound at the noisy end."""
+    return _ratio(constant=False)
+
+
+@order_of_the_reduction.without("the ratio may depend on λ and T")
+def _(subject: Subject) -> Sides:
+    return _ratio(constant=True)
+
+
+def path_variances(path: GaussianPath, x: float) -> tuple[Tensor, Tensor]:
+    """Var of the log-ratio of a path, and of the sum of its KLs, exactly: both are quadratic in a Gaussian vector."""
+    q, (_, posterior) = path.forward(x), path.given(x)
+    curve = posterior.precision_matrix - q.precision_matrix
+    tilt = posterior.precision_matrix @ (q.mean - posterior.mean)
+    spread = q.covariance_matrix
+    log_ratio = 0.5 * torch.trace(curve @ spread @ curve @ spread) + tilt @ spread @ tilt
+
+    lam = path.logsnr[1:]
+    probe = torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None, None].expand(2, len(lam), 1)
+    at_zero, at_one = (path.oracle(z, lam).eps[:, 0] for z in probe)
+    noise = torch.sigmoid(-lam).rsqrt()
+    slope, fixed = noise - (at_one - at_zero), -noise * torch.sigmoid(lam).sqrt() * x - at_zero  # e = slope·z + fixed
+    mean, cov = slope * q.mean[1:] + fixed, slope[:, None] * spread[1:, 1:] * slope
+    gain = torch.expm1(path.logsnr[:-1] - lam)
+    weighed = gain[:, None] * cov
+    return log_ratio, 0.5 * torch.trace(weighed @ weighed) + (gain * mean) @ cov @ (gain * mean)
+
+
+@theorem(source="of Gaussian quadratic forms", given="the variances are those of paths")
+def variances_along_a_path(subject: Subject) -> Sides:
+    """Sampled paths have the variances that the two Gaussian laws of (z₀ … z_T) say, of both estimators of the bound."""
+    return _sampled_paths(subject, independent=False)
+
+
+@variances_along_a_path.without("the variances are those of paths")
+def _(subject: Subject) -> Sides:
+    return _sampled_paths(subject, independent=True)
+
+
+def _sampled_paths(subject: Subject, independent: bool) -> Sides:
+    path, n = GaussianPath(line(), 6.0, -5.0, 8), 40_000
+    data = torch.full((n, 1), 0.5, dtype=torch.float64)
+    generator = subject.generator("paths")
+    if independent:  # each step with noise of its own
+        parts = [weighted_elbo(path.oracle, data, schedule=path.schedule, steps=8, t=torch.full((n,), i / 8, dtype=torch.float64), generator=generator) / 8 for i in range(1, 9)]
+        draws = torch.stack([sum(parts, torch.zeros(n)), sum(parts, torch.zeros(n))], 1)
+    else:
+        draws = torch.stack(path_bound(path.oracle, data, schedule=path.schedule, decoder=GaussianDecoder(), steps=8, generator=generator), 1)
+    return sampled((draws - draws.mean(0)).square(), torch.stack(path_variances(path, 0.5)))
+
+
+@theorem(source=f"against {SOURCE}, for evaluation", given="the terms lie on one path")
+def order_reverses_along_a_path(subject: Subject) -> Sides:
+    """Summed along one path, the log-ratios have less variance than the KLs: their errors cancel, those of the KLs add up."""
+    log_ratio, closed = zip(*(path_variances(GaussianPath(line(), 13.3, -5.0, steps), 0.5) for steps in (10, 30, 100)), strict=True)
+    return at_least(torch.stack(closed), torch.stack(log_ratio), rel=1e-9, why="float64 rounding")
+
+
+@order_reverses_along_a_path.without("the terms lie on one path")
+def _(subject: Subject) -> Sides:
+    sampled_step, closed, _ = step_variances(subject, Posterior())
+    return at_least(closed, sampled_step, rel=1e-9, why="")
+
+
+def _variance_times_steps(which: int) -> Sides:
+    """lim T·Var as T = 100 and 200 see it, against what T = 50 and 100 do, to first order."""
+    scaled = torch.stack([steps * path_variances(GaussianPath(line(), 6.0, -5.0, steps), 0.5)[which] for steps in (50, 100, 200)])
+    limits = 2 * scaled[1:] - scaled[:-1]
+    return equal(limits[1], limits[0], rel=0.05, why="the second order in 1/T at T = 50")
+
+
+@theorem(source="of Gaussian quadratic forms", given="the estimator is the log-ratio")
+def path_variance_vanishes(subject: Subject) -> Sides:
+    """At the exact denoiser the log-ratio of a path has variance O(1/T): T·Var tends to a number."""
+    return _variance_times_steps(0)
+
+
+@path_variance_vanishes.without("the estimator is the log-ratio")
+def _(subject: Subject) -> Sides:
+    return _variance_times_steps(1)
+
+
+SCHEDULES: dict[str, Schedule] = {"linear": Linear(HIGH, LOW), "normal": Normal(2.4, 2.4, HIGH, LOW), "cosine": Cosine(HIGH, LOW), "flow": OptimalTransport(HIGH, LOW)}
+
+
+def _variances(subject: Subject) -> Tensor:
+    oracle = subject.oracle
+    return torch.stack([expected_loss(oracle, oracle, s, power=2) - expected_loss(oracle, oracle, s).square() for s in SCHEDULES.values()])
+
+
+def _moments(subject: Subject) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    lam, width = levels(LOW, HIGH)
+    fourth = average(subject.oracle, lam, lambda x, eps, level: squared(subject.oracle)(x, eps, level).square())
+    return lam, width, fourth, (0.5 * width @ subject.oracle.mmse(lam)).square()
+
+
+def _variance_law(subject: Subject, own: bool) -> Sides:
+    lam, width, fourth, square = _moments(subject)
+    densities = [s.density(lam) if own else torch.full_like(lam, 1 / (HIGH - LOW)) for s in SCHEDULES.values()]
+    return equal(_variances(subject), torch.stack([0.25 * width @ (fourth / p) - square for p in densities]), rel=1e-6, why="quadrature")
+
+
+@theorem(source="VDM, arXiv:2107.00630, appendix I; VDM++, arXiv:2303.00848, appendix F", given="p is the schedule's own density")
+def variance_of_the_loss(subject: Subject) -> Sides:
+    """The schedule moves the variance of a draw alone: it is ¼ ∫ w² E‖e‖⁴/p dλ − L²."""
+    return _variance_law(subject, own=True)
+
+
+@variance_of_the_loss.without("p is the schedule's own density")
+def _(subject: Subject) -> Sides:
+    return _variance_law(subject, own=False)
+
+
+def _least(subject: Subject) -> Tensor:
+    _, width, fourth, square = _moments(subject)
+    return 0.25 * (width @ fourth.sqrt()).square() - square
+
+
+@theorem(source="Cauchy and Schwarz", given="the fourth moment is under the root")
+def least_variance_of_the_loss(subject: Subject) -> Sides:
+    """No density of the draws has less variance than ¼ (∫ w √E‖e‖⁴ dλ)² − L², that of p ∝ w √E‖e‖⁴."""
+    return at_least(_variances(subject), _least(subject), rel=1e-6, why="quadrature")
+
+
+def adapted() -> Schedule:
+    """The schedule with p(λ) ∝ E‖e‖² of `line`, a Gaussian: λ from the equidistant values of log(1 + s² e^λ).
+
+    >>> adapted().logsnr_max
+    8.0
+    """
+    shift = line().variances.log().item()
+    ends = [math.log1p(math.exp(level + shift)) for level in (HIGH, LOW)]
+    return Custom(lambda t: torch.log(torch.expm1(ends[0] + (ends[1] - ends[0]) * t)) - shift)
+
+
+def _adapted_variance(schedule: Schedule) -> Sides:
+    """One Gaussian on the line: E‖e‖⁴ = 3 (E‖e‖²)², so the least variance is twice L²."""
+    oracle = line()
+    loss = expected_loss(oracle, oracle, schedule)
+    return equal(expected_loss(oracle, oracle, schedule, power=2) - loss.square(), 2 * loss.square(), rel=1e-7, why="quadrature")
+
+
+@theorem(source="VDM++, arXiv:2303.00848, section 4: the adaptive schedule", given="p ∝ w E‖e‖²; the error is Gaussian given λ")
+def adaptive_density_is_the_best_for_gaussian_errors(subject: Subject) -> Sides:
+    """VDM++'s p ∝ w E‖e‖² has the least variance of all where e is Gaussian given λ: 2 L² in one dimension."""
+    return _adapted_variance(adapted())
+
+
+@adaptive_density_is_the_best_for_gaussian_errors.without("p ∝ w E‖e‖²")
+def _(subject: Subject) -> Sides:
+    return _adapted_variance(Linear(HIGH, LOW))
+
+
+def _constant_loss(schedule: Schedule) -> Sides:
+    """E[loss | t] at many t against their mean."""
+    t = (torch.arange(20, dtype=torch.float64) + 0.5) / 20
+    error = average(line(), schedule(t), squared(line()))
+    return equal(0.5 * schedule.rate(t) * error, expected_loss(line(), line(), schedule), rel=1e-7, why="quadrature")
+
+
+@theorem(source="VDM++, arXiv:2303.00848, section 4: the adaptive schedule", given="p ∝ w E‖e‖²")
+def adaptive_density_makes_the_loss_even(subject: Subject) -> Sides:
+    """Under p ∝ w E‖e‖² the expected loss is the same at every t."""
+    return _constant_loss(adapted())
+
+
+@adaptive_density_makes_the_loss_even.without("p ∝ w E‖e‖²")
+def _(subject: Subject) -> Sides:
+    return _constant_loss(Linear(HIGH, LOW))
+
+
+def _variance_gradient(move_an_end: bool) -> Sides:
+    """d Var[L̂]/dη by differences against E[2 L̂ dL̂/dη], for λ(t) bent by η; x and ε by Gauss-Hermite, exactly."""
+    oracle = line()
+    grid = torch.cartesian_prod(HERMITE[0], HERMITE[0])
+    mass = torch.cartesian_prod(HERMITE[1], HERMITE[1]).prod(1)
+    x, eps = oracle.means[0] + oracle.variances[0].sqrt() * grid[:, :1], grid[:, 1:]
+    node, width = levels(0.0, 20.0)
+    t, dt = node / 20.0, width / 20.0
+
+    def draws(eta: Tensor) -> Tensor:
+        def logsnr(v: Tensor) -> Tensor:
+            return HIGH - (HIGH - LOW) * v + eta * (v if move_an_end else torch.sin(torch.pi * v))
+
+        def rate(v: Tensor) -> Tensor:
+            return HIGH - LOW - eta * (torch.ones_like(v) if move_an_end else torch.pi * torch.cos(torch.pi * v))
+
+        n = len(mass)
+        schedule = Custom(logsnr, rate)
+        loss = weighted_elbo(oracle, x.repeat(len(t), 1), schedule=schedule, t=t.repeat_interleave(n), eps=eps.repeat(len(t), 1))
+        return loss.view(len(t), n)
+
+    def mean(v: Tensor) -> Tensor:
+        return (v @ mass) @ dt
+
+    at, h = torch.tensor(0.7, dtype=torch.float64), 1e-4
+    with torch.no_grad():
+        after, before = (mean(draws(at + s * h).square()) - mean(draws(at + s * h)).square() for s in (1, -1))
+    with torch.enable_grad():
+        eta = at.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(mean(draws(eta).square()), eta)
+    return equal(gradient, (after - before) / (2 * h), rel=1e-5, why="a difference quotient in η")
+
+
+@theorem(source="VDM, arXiv:2107.00630, appendix I.2", given="the ends are fixed")
+def gradient_of_the_variance(subject: Subject) -> Sides:
+    """With its ends fixed, a schedule's parameter moves the variance by E[2 L̂ dL̂/dη]: the gradient of the mean is zero."""
+    return _variance_gradient(move_an_end=False)
+
+
+@gradient_of_the_variance.without("the ends are fixed")
+def _(subject: Subject) -> Sides:
+    return _variance_gradient(move_an_end=True)
+
+
+__all__: list[str] = []
