@@ -26,7 +26,9 @@ KINK = -3.3077775  # the peak of EDM's weighting
 
 def _marginal_slope(subject: Subject, weight: float) -> Sides:
     """d/dλ of KL(q(z|x) ‖ q(z)), from densities, against ½ E[‖e‖² | x]: at the optimum L(t; x) is that KL, up to a constant."""
-    left = torch.stack([slope(lambda lam, x=x: torch.stack([marginal_kl(subject.oracle, x, v) for v in lam.tolist()]), LAMBDA) for x in POINTS])  # type: ignore[misc]
+    left = torch.stack(
+        [slope(lambda lam, x=x: torch.stack([marginal_kl(subject.oracle, x, v) for v in lam.tolist()]), LAMBDA) for x in POINTS]
+    )  # type: ignore[misc]
     right = torch.stack([weight * average_noise(x, LAMBDA, squared(subject.oracle)) for x in POINTS])
     return equal(left, right, rel=1e-6, why="a difference quotient in λ")
 
@@ -186,7 +188,9 @@ def _mass(weighting: Weighting) -> Sides:
 def mass_at_no_noise(subject: Subject) -> Sides:
     """p_w is a distribution: its mass at data as it is, w(λ_max)/w(λ_min), is what dw/dt leaves of 1."""
     sides = [_mass(w) for w in (Sigmoid(2.0), Sigmoid(6.0))]
-    return Sides(torch.cat([s.cases[0] for s in sides]), torch.cat([s.cases[1] for s in sides]), torch.cat([s.cases[2] for s in sides]), "quadrature")
+    return Sides(
+        torch.cat([s.cases[0] for s in sides]), torch.cat([s.cases[1] for s in sides]), torch.cat([s.cases[2] for s in sides]), "quadrature"
+    )
 
 
 @mass_at_no_noise.without("w never rises")
@@ -198,7 +202,10 @@ def _augmented(subject: Subject, weighting: Sigmoid, noise_share: bool) -> Sides
     """L_w/w(λ_min) against the plain bound from a level drawn from p_w on: any network, any data."""
     generator, n = subject.generator("augmentation"), 4096
     x = subject.rows(n)
-    eps, t, share = torch.randn(x.shape, generator=generator, dtype=torch.float64), *torch.rand(2, n, generator=generator, dtype=torch.float64)
+    eps, t, share = (
+        torch.randn(x.shape, generator=generator, dtype=torch.float64),
+        *torch.rand(2, n, generator=generator, dtype=torch.float64),
+    )
     low, high = weighting(torch.tensor([LOW, HIGH], dtype=torch.float64))
     level = weighting.bias - torch.logit((share * low).clamp(min=high))  # w(level)/w(λ_min) is uniform, with the rest at λ_max
     lam = LOW + (level - LOW) * t if noise_share else LOW + (HIGH - LOW) * t

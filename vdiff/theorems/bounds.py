@@ -63,12 +63,16 @@ def _noised_entropy(oracle: GaussianMixture) -> Tensor:
 @theorem(source="VDM, arXiv:2107.00630, section 4", given="the denoiser is the exact one")
 def bound_of_the_exact_denoiser(subject: Subject) -> Sides:
     """At the exact denoiser only the ends leave a slack: bound = h(x + e^{−λ_max/2} n) + KL(q(z₁) ‖ N(0, I))."""
-    return equal(whole(subject.oracle, subject.oracle), _noised_entropy(subject.oracle) + subject.oracle.prior_gap(LOW), rel=1e-7, why=QUADRATURE)
+    return equal(
+        whole(subject.oracle, subject.oracle), _noised_entropy(subject.oracle) + subject.oracle.prior_gap(LOW), rel=1e-7, why=QUADRATURE
+    )
 
 
 @bound_of_the_exact_denoiser.without("the denoiser is the exact one")
 def _(subject: Subject) -> Sides:
-    return equal(whole(biased(subject.oracle), subject.oracle), _noised_entropy(subject.oracle) + subject.oracle.prior_gap(LOW), rel=1e-7, why="")
+    return equal(
+        whole(biased(subject.oracle), subject.oracle), _noised_entropy(subject.oracle) + subject.oracle.prior_gap(LOW), rel=1e-7, why=""
+    )
 
 
 POINTS = (-1.3, 0.0, 0.4, 2.0)
@@ -106,11 +110,13 @@ def _(subject: Subject) -> Sides:
     return _pointwise(subject, biased(subject.oracle))
 
 
-def _chain_bound(path: GaussianPath, x: float) -> Tensor:
+def chain_bound(path: GaussianPath, x: float) -> Tensor:
     """The chain's bound of one x through the library, averaged over ε by quadrature."""
     node, mass = normal_nodes()
     data = torch.full((len(node), 1), x, dtype=torch.float64)
-    bound = elbo(path.oracle, data, schedule=path.schedule, decoder=GaussianDecoder(), steps=path.steps, draws=path.steps, eps=node[:, None])
+    bound = elbo(
+        path.oracle, data, schedule=path.schedule, decoder=GaussianDecoder(), steps=path.steps, draws=path.steps, eps=node[:, None]
+    )
     return mass @ bound.total
 
 
@@ -123,7 +129,7 @@ def _posterior_gap(right_way: bool) -> Sides:
         for x in POINTS:
             log_p, posterior = path.given(x)
             pair = (path.forward(x), posterior) if right_way else (posterior, path.forward(x))
-            bound.append(_chain_bound(path, x))
+            bound.append(chain_bound(path, x))
             likelihood.append(kl_divergence(*pair) - log_p)
     return equal(torch.stack(bound), torch.stack(likelihood), rel=1e-9, why="float64 rounding of covariances")
 
@@ -157,7 +163,7 @@ def _path_divergence(with_prior: bool) -> Sides:
             given = torch.tensor([[x]], dtype=torch.float64)
             reconstruction = GaussianDecoder().expected_nll(given, HIGH)[0]
             prior = torch.zeros(()) if with_prior else prior_kl(given, LOW)[0]
-            left.append(_chain_bound(path, x) - reconstruction - prior)
+            left.append(chain_bound(path, x) - reconstruction - prior)
             right.append(kl_divergence(path.forward(x), path.part(path.reverse(), 0, path.steps)))
     return equal(torch.stack(left), torch.stack(right), rel=1e-9, why="float64 rounding of covariances")
 
@@ -165,7 +171,9 @@ def _path_divergence(with_prior: bool) -> Sides:
 def _weights(subject: Subject, rao_blackwell: bool) -> Sides:
     path, x = GaussianPath(line(), HIGH, LOW, 3), 0.4
     data = torch.full((16_384, 1), x, dtype=torch.float64)
-    estimate = path_bound(path.oracle, data, schedule=path.schedule, decoder=GaussianDecoder(), steps=path.steps, generator=subject.generator("weights"))
+    estimate = path_bound(
+        path.oracle, data, schedule=path.schedule, decoder=GaussianDecoder(), steps=path.steps, generator=subject.generator("weights")
+    )
     log_p, _ = path.given(x)
     return sampled(torch.exp(-(estimate.rao_blackwell if rao_blackwell else estimate.log_ratio) - log_p), 1.0)
 
@@ -179,8 +187,6 @@ def importance_weight(subject: Subject) -> Sides:
 @importance_weight.without("the exponent is the log-ratio of the path")
 def _(subject: Subject) -> Sides:
     return _weights(subject, rao_blackwell=True)
-
-
 
 
 def _jensen_order(variance: float) -> tuple[float, float, float]:
@@ -212,7 +218,9 @@ def prior_term(subject: Subject) -> Sides:
     x = torch.tensor([[0.3], [-2.0], [1.5]], dtype=torch.float64)
     left = torch.stack([prior_kl(x[i : i + 1], low[i].item())[0] for i in range(3)])
     q = Normal(alpha(low) * x[:, 0], sigma(low))
-    return equal(left, kl_divergence(q, Normal(torch.zeros(3).double(), torch.ones(3).double())), rel=1e-9, why="float64 rounding", atol=1e-12)
+    return equal(
+        left, kl_divergence(q, Normal(torch.zeros(3).double(), torch.ones(3).double())), rel=1e-9, why="float64 rounding", atol=1e-12
+    )
 
 
 @prior_term.without("the prior is N(0, I)")

@@ -64,7 +64,13 @@ EXCESS = torch.tensor([-1.0, 0.0, 0.7], dtype=torch.float64)
 @theorem(source="the variational chapter of DDPM, its KL line", given="both covariances are the same")
 def kl_of_equal_covariances(subject: Subject) -> Sides:
     """KL(N(μ, σ²) ‖ N(μ', σ²)) = ‖μ − μ'‖²/2σ²: an equality, without a constant."""
-    return equal(step_kl(torch.ones(3).double(), MEANS.square()), _quadrature_kl(MEANS, torch.ones(3).double()), rel=1e-8, why="quadrature", atol=1e-13)
+    return equal(
+        step_kl(torch.ones(3).double(), MEANS.square()),
+        _quadrature_kl(MEANS, torch.ones(3).double()),
+        rel=1e-8,
+        why="quadrature",
+        atol=1e-13,
+    )
 
 
 @kl_of_equal_covariances.without("both covariances are the same")
@@ -75,7 +81,9 @@ def _(subject: Subject) -> Sides:
 @theorem(source="Foundations of Diffusion Models, eq. 3.4; iDDPM, arXiv:2102.09672", given="the divergence is from q to p")
 def kl_of_unequal_covariances(subject: Subject) -> Sides:
     """With a variance e^u times the posterior's, KL(q ‖ p) = ½ [u + expm1(−u) + e^{−u} δ²]."""
-    return equal(step_kl(torch.ones(3).double(), MEANS.square(), EXCESS), _quadrature_kl(MEANS, EXCESS.exp()), rel=1e-8, why="quadrature", atol=1e-13)
+    return equal(
+        step_kl(torch.ones(3).double(), MEANS.square(), EXCESS), _quadrature_kl(MEANS, EXCESS.exp()), rel=1e-8, why="quadrature", atol=1e-13
+    )
 
 
 @kl_of_unequal_covariances.without("the divergence is from q to p")
@@ -124,7 +132,10 @@ def _at_both_signs(subject: Subject, raw: bool) -> Sides:
     noise = torch.randn(x.shape, generator=subject.generator("sign"), dtype=torch.float64)
     both = [reverse_log_ratio(prediction, x, eps, step, n) for n in (noise, -noise)]
     if raw:  # log q(z_t | z_s) in place of log q(z_s | z_t, x)
-        both = [v + 0.5 * total(step.noise_s(eps, n).square() - eps.square() - per_example(step.log_variance_ratio, x)) for v, n in zip(both, (noise, -noise), strict=True)]
+        both = [
+            v + 0.5 * total(step.noise_s(eps, n).square() - eps.square() - per_example(step.log_variance_ratio, x))
+            for v, n in zip(both, (noise, -noise), strict=True)
+        ]
     q, p = kernels(prediction, x, step, step.variance)
     return equal(0.5 * (both[0] + both[1]), total(kl_divergence(q, p)), rel=1e-8, why=DENSITY)
 
@@ -174,7 +185,11 @@ def _path(subject: Subject, ends: bool) -> Sides:
     return equal(raw + total(first_level) if ends else raw, path.log_ratio, rel=1e-7, why=DENSITY, atol=1e-7)
 
 
-@theorem(source="Foundations of Diffusion Models, eq. 2.9 and 2.21; DDPM, arXiv:2006.11239, appendix A", given="all of q(z₀ … z₁ | x) is there", any_network=True)
+@theorem(
+    source="Foundations of Diffusion Models, eq. 2.9 and 2.21; DDPM, arXiv:2006.11239, appendix A",
+    given="all of q(z₀ … z₁ | x) is there",
+    any_network=True,
+)
 def telescoped_bound(subject: Subject) -> Sides:
     """On every path, Σ log q(z_t | z_s)/p(z_s | z_t) with its ends is the sum over posteriors q(z_s | z_t, x) with theirs."""
     return _path(subject, ends=True)

@@ -29,7 +29,12 @@ def masses(decoder: Levels) -> Tensor:
     return decoder.log_prob(level, MEANS.repeat_interleave(LEVELS)[:, None], LOGSNR).exp().view(len(MEANS), LEVELS)
 
 
-DECODERS: tuple[Levels, ...] = (Categorical(LEVELS), Categorical(LEVELS, closed=True), DiscretizedGaussian(LEVELS), DiscretizedGaussian(LEVELS, variance=0.09))
+DECODERS: tuple[Levels, ...] = (
+    Categorical(LEVELS),
+    Categorical(LEVELS, closed=True),
+    DiscretizedGaussian(LEVELS),
+    DiscretizedGaussian(LEVELS, variance=0.09),
+)
 
 
 @theorem(source="DDPM, arXiv:2006.11239, eq. 13; VDM, arXiv:2107.00630, eq. 8", given="the end bins reach to infinity")
@@ -52,7 +57,9 @@ def _bin(tanh: bool) -> Sides:
     ours = decoder.log_prob(level[:, None], torch.zeros(16, 1, dtype=torch.float64), LOGSNR)
     center = decoder.grid[level]
     node, width = panels(torch.linspace(-0.5, 0.5, 5, dtype=torch.float64), 10)
-    density = Normal(torch.zeros((), dtype=torch.float64), torch.tensor(std, dtype=torch.float64)).log_prob(center[:, None] + decoder.spacing * node)
+    density = Normal(torch.zeros((), dtype=torch.float64), torch.tensor(std, dtype=torch.float64)).log_prob(
+        center[:, None] + decoder.spacing * node
+    )
     right = torch.logsumexp(density + (decoder.spacing * width).log(), 1)
     if tanh:
         edges = torch.stack([center - decoder.spacing / 2, center + decoder.spacing / 2]) / std

@@ -16,7 +16,9 @@ WALK, WALKERS = 30, 20_000
 
 def steps() -> Step:
     """Steps of many lengths at many noise levels."""
-    at, by = torch.meshgrid(torch.linspace(-9, 9, 13, dtype=torch.float64), torch.tensor([1e-3, 0.1, 1.0, 4.0], dtype=torch.float64), indexing="ij")
+    at, by = torch.meshgrid(
+        torch.linspace(-9, 9, 13, dtype=torch.float64), torch.tensor([1e-3, 0.1, 1.0, 4.0], dtype=torch.float64), indexing="ij"
+    )
     return Step(at.flatten(), by.flatten())
 
 

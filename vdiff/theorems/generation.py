@@ -122,7 +122,9 @@ def _transported(subject: Subject, model: Callable[[GaussianMixture], Model], ex
         reached.append(z[:, 0])
     once = [2 * b - a for a, b in zip(reached[:-1], reached[1:], strict=True)]
     best = (4 * once[1] - once[0]) / 3
-    return equal(best if extrapolate else reached[0], mean[0] + std[0] * score, rel=1e-5, atol=1e-6, why="the third order in the step's length")
+    return equal(
+        best if extrapolate else reached[0], mean[0] + std[0] * score, rel=1e-5, atol=1e-6, why="the third order in the step's length"
+    )
 
 
 @theorem(source="DDIM, arXiv:2010.02502; Score SDE, arXiv:2011.13456", given="the steps are many; the denoiser is the exact one")

@@ -112,7 +112,10 @@ def error_of_x_falls_with_snr(subject: Subject) -> Sides:
 
 @error_of_x_falls_with_snr.without("the denoiser is the exact one")
 def _(subject: Subject) -> Sides:
-    return _falls(subject.oracle, Altered(subject.oracle, lambda p: p.eps + 0.5 * torch.exp(0.5 * p.logsnr.clamp(min=0))[:, None] * p.logsnr.clamp(min=0)[:, None]))
+    return _falls(
+        subject.oracle,
+        Altered(subject.oracle, lambda p: p.eps + 0.5 * torch.exp(0.5 * p.logsnr.clamp(min=0))[:, None] * p.logsnr.clamp(min=0)[:, None]),
+    )
 
 
 __all__: list[str] = []

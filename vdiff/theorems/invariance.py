@@ -149,7 +149,11 @@ def _targets(subject: Subject, weigh: bool) -> Sides:
     return equal(torch.stack(losses), right, rel=1e-8, why="float64 rounding of conversions")
 
 
-@theorem(source="VDM, arXiv:2107.00630, appendix B; VDM++, arXiv:2303.00848, appendix C", given="the weighting is of the ε-loss", any_network=True)
+@theorem(
+    source="VDM, arXiv:2107.00630, appendix B; VDM++, arXiv:2303.00848, appendix C",
+    given="the weighting is of the ε-loss",
+    any_network=True,
+)
 def parameterization_invariance(subject: Subject) -> Sides:
     """The loss of every single draw is the same whether x̂, ε̂, v̂, û or the score is predicted."""
     return _targets(subject, weigh=True)

@@ -69,7 +69,9 @@ def _(subject: Subject) -> Sides:
     return at_least(_doubled(bad, subject.oracle, wide), limit(bad, subject.oracle, 13.3, -5.0), rel=1e-7, why=QUADRATURE)
 
 
-def _extrapolated(model: Model, oracle: GaussianMixture, schedule: Schedule, base: Tensor | float, start: int = 32) -> tuple[Tensor, Tensor]:
+def _extrapolated(
+    model: Model, oracle: GaussianMixture, schedule: Schedule, base: Tensor | float, start: int = 32
+) -> tuple[Tensor, Tensor]:
     """The limit of T (L_T − base) by Richardson's extrapolation, and how far its last two orders lie apart."""
     counts = tuple(start * 2**k for k in range(4))
     row = torch.tensor(counts, dtype=torch.float64) * (_doubled(model, oracle, schedule, counts) - base)
@@ -88,7 +90,9 @@ def _first_order(subject: Subject, model: Model) -> Sides:
         left.append(value)
         allowed.append(2 * error)
         right.append(0.25 * width @ (spread * schedule.rate(schedule.inverse(lam))))
-    return Sides(torch.stack(left), torch.stack(right), torch.stack(allowed), "twice the difference of the last two orders of extrapolation")
+    return Sides(
+        torch.stack(left), torch.stack(right), torch.stack(allowed), "twice the difference of the last two orders of extrapolation"
+    )
 
 
 @theorem(source="of the trapezoid's error; VDM, arXiv:2107.00630, appendix F has the limit", given="the denoiser is the exact one")

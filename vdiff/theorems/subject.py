@@ -53,7 +53,9 @@ def random_network() -> Denoiser:
     >>> random_network()(torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)).x.shape
     torch.Size([3, 2])
     """
-    first, inner, last = (torch.randn(shape, generator=generator_of(0, i), dtype=torch.float64) for i, shape in enumerate([(2, 8), (8,), (8, 2)]))
+    first, inner, last = (
+        torch.randn(shape, generator=generator_of(0, i), dtype=torch.float64) for i, shape in enumerate([(2, 8), (8,), (8, 2)])
+    )
 
     def network(z: Tensor, logsnr: Tensor) -> Tensor:
         return torch.tanh(z @ first + 0.3 * logsnr[:, None] * inner) @ last

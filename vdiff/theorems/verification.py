@@ -80,7 +80,12 @@ class Report(list[Verdict]):
 
 @torch.no_grad()
 def verify(
-    model: Model | None = None, data: Tensor | None = None, *, names: Iterable[str] | None = None, counterexamples: bool = True, errata: bool = False
+    model: Model | None = None,
+    data: Tensor | None = None,
+    *,
+    names: Iterable[str] | None = None,
+    counterexamples: bool = True,
+    errata: bool = False,
 ) -> Report:
     """Verify the theory numerically: both sides of every theorem, by different routes, in float64.
 

@@ -66,7 +66,11 @@ def _small(subject: Subject, decoder_weight: float = 1.0) -> Sides:
     return equal(bound, simple, rel=1e-8, why=ROUNDING)
 
 
-@theorem(source="The DDPM Simple Loss Is a Weighted ELBO; DDPM, arXiv:2006.11239, eq. 14", given="Σ is the posterior's; L₀ has its own weight", any_network=True)
+@theorem(
+    source="The DDPM Simple Loss Is a Weighted ELBO; DDPM, arXiv:2006.11239, eq. 14",
+    given="Σ is the posterior's; L₀ has its own weight",
+    any_network=True,
+)
 def simple_loss_is_a_weighted_bound(subject: Subject) -> Sides:
     """L_simple = Σ_{t≥2} ω_t L_{t−1} + ω₁ (L₀ − C₁), ω_t = 1/(T w_t), w_t = ½ expm1(λ_{t−1} − λ_t), with no other constant."""
     return _small(subject)
@@ -108,7 +112,9 @@ def _continuous(subject: Subject, weight: Callable[[Schedule], Formula]) -> Side
     x, t = subject.rows(256), torch.rand(256, generator=generator, dtype=torch.float64)
     eps = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     error = total((eps - subject.model(diffuse(x, eps, schedule(t)), schedule(t)).eps).square())
-    return equal(weighted_elbo(subject.model, x, schedule=schedule, weighting=weight(schedule), t=t, eps=eps), error, rel=1e-8, why=ROUNDING)
+    return equal(
+        weighted_elbo(subject.model, x, schedule=schedule, weighting=weight(schedule), t=t, eps=eps), error, rel=1e-8, why=ROUNDING
+    )
 
 
 @theorem(source="VDM++, arXiv:2303.00848, table 1", given="w has the density of the times in it", any_network=True)
@@ -149,17 +155,33 @@ def _(subject: Subject) -> Sides:
 
 IMPLIED: dict[str, tuple[Weighting, Formula, bool]] = {  # what it is called: (the library's, the literature's, monotone?)
     "ELBO": (ELBO(), lambda lam: 1 + 0 * lam, True),
-    "DDPM, linear β": (MSE(LinearBeta().law, Eps()), lambda lam: 2 * sig(-lam) / (0.01 + 39.8 * torch.log1p(torch.exp(-lam))).sqrt(), False),
+    "DDPM, linear β": (
+        MSE(LinearBeta().law, Eps()),
+        lambda lam: 2 * sig(-lam) / (0.01 + 39.8 * torch.log1p(torch.exp(-lam))).sqrt(),
+        False,
+    ),
     "iDDPM, cosine": (MSE(COSINE, Eps()), lambda lam: sech(lam / 2) / math.pi, False),
     "EDM": (EDM(), lambda lam: 8 * normal(2.4, 2.4)(lam) * (torch.exp(-lam) + 0.25), False),
     "v-prediction, cosine": (MSE(COSINE, V()), lambda lam: 2 / math.pi * torch.exp(-lam / 2), True),
     "flow matching": (MSE(OptimalTransport().law, Flow()), lambda lam: torch.exp(-lam / 2), True),
-    "Stable Diffusion 3": (MSE(Normal(0.0, 2.0).law, Flow()), lambda lam: 2 * normal(0.0, 2.0)(lam) * (1 + torch.exp(-lam / 2)).square(), False),
+    "Stable Diffusion 3": (
+        MSE(Normal(0.0, 2.0).law, Flow()),
+        lambda lam: 2 * normal(0.0, 2.0)(lam) * (1 + torch.exp(-lam / 2)).square(),
+        False,
+    ),
     "InDI": (InDI(), lambda lam: 0.25 * torch.exp(-lam) * sech(lam / 4).square(), True),
     "x, cosine": (MSE(COSINE, X()), lambda lam: torch.exp(-lam) * sech(lam / 2) / math.pi, True),
-    "truncated SNR on x, cosine": (MSE(COSINE, Eps()) * TruncatedSNR(), lambda lam: sech(lam / 2) * torch.exp(-lam).clamp(min=1) / math.pi, True),
+    "truncated SNR on x, cosine": (
+        MSE(COSINE, Eps()) * TruncatedSNR(),
+        lambda lam: sech(lam / 2) * torch.exp(-lam).clamp(min=1) / math.pi,
+        True,
+    ),
     "P2, cosine": (MSE(COSINE, Eps()) * P2(gamma=1.0), lambda lam: sech(lam / 2) / (1 + torch.exp(lam)) / math.pi, False),
-    "min-SNR-5, cosine": (MSE(COSINE, Eps()) * MinSNR(5.0), lambda lam: sech(lam / 2) * (5 * torch.exp(-lam)).clamp(max=1) / math.pi, False),
+    "min-SNR-5, cosine": (
+        MSE(COSINE, Eps()) * MinSNR(5.0),
+        lambda lam: sech(lam / 2) * (5 * torch.exp(-lam)).clamp(max=1) / math.pi,
+        False,
+    ),
     "soft min-SNR-5, cosine": (MSE(COSINE, Eps()) * SoftMinSNR(5.0), lambda lam: sech(lam / 2) * sig(math.log(5) - lam) / math.pi, False),
     "debiased, cosine": (MSE(COSINE, Eps()) * Debiased(), lambda lam: 2 * sig(-lam) / math.pi, True),
     "Laplace": (MSE(Laplace(0.5, 2.0).law, Eps()), lambda lam: torch.exp(-(lam - 0.5).abs() / 2) / 2, False),
@@ -170,7 +192,12 @@ IMPLIED: dict[str, tuple[Weighting, Formula, bool]] = {  # what it is called: (t
 @theorem(source="VDM++, arXiv:2303.00848, table 1, with its constants", given="iDDPM's offset is zero")
 def implied_weightings(subject: Subject) -> Sides:
     """The weighting of each published loss by the rule w = 2 p κ² is that of the table, with its constant."""
-    return equal(torch.stack([w(LAMBDA) for w, _, _ in IMPLIED.values()]), torch.stack([f(LAMBDA) for _, f, _ in IMPLIED.values()]), rel=1e-10, why=ROUNDING)
+    return equal(
+        torch.stack([w(LAMBDA) for w, _, _ in IMPLIED.values()]),
+        torch.stack([f(LAMBDA) for _, f, _ in IMPLIED.values()]),
+        rel=1e-10,
+        why=ROUNDING,
+    )
 
 
 @implied_weightings.without("iDDPM's offset is zero")
@@ -233,7 +260,9 @@ def _min_snr(factors: tuple[Formula, Formula, Formula]) -> Sides:
     """min-SNR with its factors for x, ε and v, each times that target's own squared error."""
     targets: tuple[Parameterization, ...] = (X(), Eps(), V())
     ours = MSE(COSINE, Eps()) * MinSNR(5.0)
-    left = torch.stack([2 * COSINE.density(LAMBDA) * factor(LAMBDA.exp()) * target.kappa2(LAMBDA) for factor, target in zip(factors, targets, strict=True)])
+    left = torch.stack(
+        [2 * COSINE.density(LAMBDA) * factor(LAMBDA.exp()) * target.kappa2(LAMBDA) for factor, target in zip(factors, targets, strict=True)]
+    )
     return equal(left, ours(LAMBDA), rel=1e-10, why=ROUNDING)
 
 

@@ -1,2 +1,0 @@
-ERRATA={}
-class Erratum: pass
