@@ -1,5 +1,7 @@
 """Theorem 1 of VDM++: a weighted loss is a mixture of bounds of noisier data, with its lemmas, its mass at no noise, its signs."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -26,9 +28,11 @@ KINK = -3.3077775  # the peak of EDM's weighting
 
 def _marginal_slope(subject: Subject, weight: float) -> Sides:
     """d/dλ of KL(q(z|x) ‖ q(z)), from densities, against ½ E[‖e‖² | x]: at the optimum L(t; x) is that KL, up to a constant."""
-    left = torch.stack(
-        [slope(lambda lam, x=x: torch.stack([marginal_kl(subject.oracle, x, v) for v in lam.tolist()]), LAMBDA) for x in POINTS]
-    )  # type: ignore[misc]
+
+    def against_the_marginal(x: float) -> Callable[[Tensor], Tensor]:
+        return lambda lam: torch.stack([marginal_kl(subject.oracle, x, v) for v in lam.tolist()])
+
+    left = torch.stack([slope(against_the_marginal(x), LAMBDA) for x in POINTS])
     right = torch.stack([weight * average_noise(x, LAMBDA, squared(subject.oracle)) for x in POINTS])
     return equal(left, right, rel=1e-6, why="a difference quotient in λ")
 
@@ -66,7 +70,8 @@ def _conditional_kl(m: Tensor, c: Tensor, n: Tensor, d: Tensor) -> Tensor:
     shift = m[1:] - n[1:] - gain_p * (m[0] - n[0])  # of the conditional means at the mean of z_t; it moves with z_t by the gains
     precision, move = torch.linalg.inv(cov_p), gain_q - gain_p
     square = shift @ precision @ shift + c[0, 0] * (move @ precision @ move)
-    return 0.5 * (torch.trace(precision @ cov_q) - len(cov_q) + square + torch.logdet(cov_p) - torch.logdet(cov_q))
+    found: Tensor = 0.5 * (torch.trace(precision @ cov_q) - len(cov_q) + square + torch.logdet(cov_p) - torch.logdet(cov_q))
+    return found
 
 
 def _given_from(x: float) -> Tensor:
@@ -110,10 +115,11 @@ def _(subject: Subject) -> Sides:
 def _given(subject: Subject, weighting: Weighting, x: float) -> Tensor:
     """L_w(x) of the exact denoiser through the loss."""
     lam, width = levels(LOW, HIGH, KINK)
-    return 0.5 * width @ (weighting(lam) * average_noise(x, lam, squared(subject.oracle)))
+    found: Tensor = 0.5 * width @ (weighting(lam) * average_noise(x, lam, squared(subject.oracle)))
+    return found
 
 
-def _mixture(subject: Subject, weighting: Weighting, x: float, signed: bool = True, mass: float = 1.0, constant: float = 1.0) -> Tensor:
+def _mixture(subject: Subject, weighting: Weighting, x: float, signed: bool, mass: float, constant: float) -> Tensor:
     """∫ (dw/dt) L(t; x) dt + w(λ_max) L(0; x) − w(λ_min) L(1; x), with L(t; x) from densities."""
     lam, width = levels(LOW, HIGH, KINK)
     ends = torch.tensor([HIGH, LOW], dtype=torch.float64)
@@ -125,13 +131,14 @@ def _mixture(subject: Subject, weighting: Weighting, x: float, signed: bool = Tr
     falling = -slope(weighting, lam)
     falling = falling if signed else falling.clamp(min=0)
     w = weighting(ends)
-    whole = width @ (falling * torch.stack([bound(v) for v in lam.tolist()]))
-    return whole + mass * w[0] * bound(HIGH) - constant * w[1] * first
+    whole: Tensor = width @ (falling * torch.stack([bound(v) for v in lam.tolist()]))
+    whole = whole + mass * w[0] * bound(HIGH) - constant * w[1] * first
+    return whole
 
 
-def _theorem_1(subject: Subject, weightings: tuple[Weighting, ...], **changed: float) -> Sides:
+def _theorem_1(subject: Subject, weightings: tuple[Weighting, ...], signed: bool = True, mass: float = 1.0, constant: float = 1.0) -> Sides:
     left = torch.stack([_given(subject, w, x) for w in weightings for x in POINTS])
-    right = torch.stack([_mixture(subject, w, x, **changed) for w in weightings for x in POINTS])  # type: ignore[arg-type]
+    right = torch.stack([_mixture(subject, w, x, signed, mass, constant) for w in weightings for x in POINTS])
     return equal(left, right, rel=1e-6, why="a difference quotient of w, and quadrature")
 
 
@@ -141,15 +148,12 @@ MONOTONE: tuple[Weighting, ...] = (Sigmoid(2.0), EDM(monotone=True))
 @theorem(source=f"{SOURCE}, theorem 1", given="w never rises; the mass at no noise is w(λ_max); the constant is there")
 def weighted_loss_is_a_bound_of_noisier_data(subject: Subject) -> Sides:
     """For w that never rises, L_w = w(λ_min) (E_{t ~ p_w}[L(t; x)] − L(1; x)), with p_w = dw/dt and the mass w(λ_max) at t = 0."""
-    left = torch.stack([_given(subject, w, x) for w in MONOTONE for x in POINTS])
-    right = torch.stack([_mixture(subject, w, x, signed=False) for w in MONOTONE for x in POINTS])
-    return equal(left, right, rel=1e-6, why="a difference quotient of w, and quadrature")
+    return _theorem_1(subject, MONOTONE, signed=False)
 
 
 @weighted_loss_is_a_bound_of_noisier_data.without("w never rises")
 def _(subject: Subject) -> Sides:
-    left = torch.stack([_given(subject, EDM(), x) for x in POINTS])
-    return equal(left, torch.stack([_mixture(subject, EDM(), x, signed=False) for x in POINTS]), rel=1e-6, why="")
+    return _theorem_1(subject, (EDM(),), signed=False)
 
 
 @weighted_loss_is_a_bound_of_noisier_data.without("the mass at no noise is w(λ_max)")
@@ -170,8 +174,7 @@ def weighted_loss_is_a_signed_mixture(subject: Subject) -> Sides:
 
 @weighted_loss_is_a_signed_mixture.without("the measure keeps its sign")
 def _(subject: Subject) -> Sides:
-    left = torch.stack([_given(subject, EDM(), x) for x in POINTS])
-    return equal(left, torch.stack([_mixture(subject, EDM(), x, signed=False) for x in POINTS]), rel=1e-6, why="")
+    return _theorem_1(subject, (EDM(),), signed=False)
 
 
 def _mass(weighting: Weighting) -> Sides:

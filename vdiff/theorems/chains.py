@@ -11,7 +11,7 @@ from vdiff.loss import Model, predict_at
 from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Prediction, Score, V, X
 from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw, reverse_kl, reverse_log_ratio
 from vdiff.schedule import Linear, Schedule
-from vdiff.theorems.integral import panels
+from vdiff.theorems.integral import log_normal, panels
 from vdiff.theorems.subject import HIGH, LOW, Subject
 from vdiff.theorems.theorem import Sides, equal, paired, theorem
 from vdiff.variance import Forward
@@ -52,9 +52,9 @@ def total(v: Tensor) -> Tensor:
 def _quadrature_kl(mean: Tensor, variance: Tensor) -> Tensor:
     """KL(N(0, 1) ‖ N(mean, variance)) for each pair, by integrating q log q/p."""
     z, dz = panels(torch.linspace(-9, 9, 37, dtype=torch.float64))
-    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    q, p = Normal(zero, one).log_prob(z), Normal(mean[:, None], variance.sqrt()[:, None]).log_prob(z)
-    return (q.exp() * (q - p)) @ dz
+    q, p = log_normal(z, 0.0, 1.0), log_normal(z, mean[:, None], variance.sqrt()[:, None])
+    found: Tensor = (q.exp() * (q - p)) @ dz
+    return found
 
 
 MEANS = torch.tensor([0.01, 0.3, -2.0], dtype=torch.float64)
@@ -171,17 +171,16 @@ class Recorder:
 def _path(subject: Subject, ends: bool) -> Sides:
     recorder, x, decoder = Recorder(subject.model), subject.x, GaussianDecoder(variance=0.1, denoise=True)
     path = path_bound(recorder, x, schedule=CHAIN, decoder=decoder, steps=STEPS, generator=subject.generator("path"))
-    unit = Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
     raw = torch.zeros(len(x), dtype=torch.float64)
     for later, earlier in zip(recorder.asked[:-1], recorder.asked[1:], strict=True):
         step = Step(later.logsnr, earlier.logsnr - later.logsnr)
         shrink, spread = alpha(step.logsnr_t) / alpha(step.logsnr_s), sigma(step.logsnr_t) * (-torch.expm1(-step.delta)).sqrt()
-        forward = Normal(per_example(shrink, x) * earlier.z, per_example(spread, x)).log_prob(later.z)
+        forward = log_normal(later.z, per_example(shrink, x) * earlier.z, per_example(spread, x))
         _, reverse = kernels(later, x, step, step.variance)
-        raw = raw + total(forward - reverse.log_prob(earlier.z))
+        raw = raw + total(forward - log_normal(earlier.z, reverse.mean, reverse.stddev))
     last = recorder.asked[-1]
-    first_level = Normal(per_example(alpha(last.logsnr), x) * x, per_example(sigma(last.logsnr), x)).log_prob(last.z)
-    raw = raw - total(unit.log_prob(recorder.asked[0].z)) - decoder.log_prob(x, last.x, HIGH)
+    first_level = log_normal(last.z, per_example(alpha(last.logsnr), x) * x, per_example(sigma(last.logsnr), x))
+    raw = raw - total(log_normal(recorder.asked[0].z, 0.0, 1.0)) - decoder.log_prob(x, last.x, HIGH)
     return equal(raw + total(first_level) if ends else raw, path.log_ratio, rel=1e-7, why=DENSITY, atol=1e-7)
 
 

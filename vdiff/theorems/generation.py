@@ -1,5 +1,6 @@
 """From noise to data: the flow and the diffusion that share their marginals, their steps, and the likelihood along the flow."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -117,10 +118,10 @@ def _transported(subject: Subject, model: Callable[[GaussianMixture], Model], ex
     for steps in (160, 320, 640):
         z = (mean[1] + std[1] * score)[:, None]
         lam = Linear(high, low)(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
-        for now, after in zip(lam[:-1], lam[1:], strict=True):
+        for now, after in itertools.pairwise(lam):
             z = ddim(model(oracle), z, now.expand(3), after.expand(3))
         reached.append(z[:, 0])
-    once = [2 * b - a for a, b in zip(reached[:-1], reached[1:], strict=True)]
+    once = [2 * b - a for a, b in itertools.pairwise(reached)]
     best = (4 * once[1] - once[0]) / 3
     return equal(
         best if extrapolate else reached[0], mean[0] + std[0] * score, rel=1e-5, atol=1e-6, why="the third order in the step's length"
@@ -202,7 +203,7 @@ def _likelihood(oracle: GaussianMixture, divergence: bool) -> Sides:
             (div,) = torch.autograd.grad(v.sum(), at)
         return v.detach(), div[:, 0]
 
-    for now, after in zip(lam[:-1], lam[1:], strict=True):
+    for now, after in itertools.pairwise(lam):
         h = after - now
         v1, d1 = both(z, now)
         v2, d2 = both(z + 0.5 * h * v1, now + 0.5 * h)

@@ -1,5 +1,6 @@
 """Expectations without seeds: over λ by Gauss-Legendre panels, over (x, ε) by the oracle's own nodes."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -39,9 +40,19 @@ def levels(low: float, high: float, *corners: float) -> tuple[Tensor, Tensor]:
 
 
 def _breaks(low: float, high: float, *corners: float) -> Tensor:
-    even = torch.linspace(low, high, max(2, round((high - low) / PANEL) + 1), dtype=torch.float64)
-    inside = torch.tensor([c for c in corners if low < c < high], dtype=torch.float64)
-    return torch.cat([even, inside]).unique()
+    even = torch.linspace(low, high, max(2, round((high - low) / PANEL) + 1), dtype=torch.float64).tolist()
+    return torch.tensor(sorted({*even, *(c for c in corners if low < c < high)}), dtype=torch.float64)
+
+
+def log_normal(z: Tensor | float, mean: Tensor | float, std: Tensor | float) -> Tensor:
+    """log N(z; mean, std²), elementwise.
+
+    >>> log_normal(0.0, 0.0, 1.0)
+    tensor(-0.9189, dtype=torch.float64)
+    """
+    value, center, scale = (torch.as_tensor(v, dtype=torch.float64) for v in (z, mean, std))
+    log_p: Tensor = -0.5 * ((value - center) / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)
+    return log_p
 
 
 def average(oracle: GaussianMixture, logsnr: Tensor, of: Integrand) -> Tensor:
@@ -121,4 +132,4 @@ def slope(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-3) 
     return (8 * near - far) / (12 * step)
 
 
-__all__ = ["average", "average_noise", "expected_loss", "levels", "panels", "slope", "squared"]
+__all__ = ["average", "average_noise", "expected_loss", "levels", "log_normal", "panels", "slope", "squared"]

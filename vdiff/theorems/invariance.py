@@ -40,7 +40,8 @@ def _mse(schedules: dict[str, Schedule], subject: Subject, weighting: Weighting,
 def _integral(subject: Subject, weighting: Weighting) -> Tensor:
     """½ ∫ w(λ) E‖e‖² dλ, without any schedule."""
     lam, width = levels(LOW, HIGH, *CORNERS)
-    return 0.5 * width @ (weighting(lam) * subject.oracle.mmse(lam))
+    found: Tensor = 0.5 * width @ (weighting(lam) * subject.oracle.mmse(lam))
+    return found
 
 
 @theorem(source="VDM, arXiv:2107.00630, section 5.1; VDM++, arXiv:2303.00848, section 3", given="the ends are the same; time is continuous")

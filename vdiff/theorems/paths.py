@@ -40,7 +40,8 @@ class GaussianPath:
     @property
     def logsnr(self) -> Tensor:
         """λ of z₀ … z_T."""
-        return self.schedule(torch.linspace(0, 1, self.steps + 1, dtype=torch.float64))
+        found: Tensor = self.schedule(torch.linspace(0, 1, self.steps + 1, dtype=torch.float64))
+        return found
 
     def forward(self, x: float) -> MultivariateNormal:
         """q(z₀ … z_T | x): Cov(z_s, z_t) = σ_s² α_t/α_s for s < t."""

@@ -128,7 +128,9 @@ class Wide:
         self.model, self.like = model, like
 
     def __call__(self, z: Tensor, logsnr: Tensor) -> Prediction:
-        parts = [self.model(a.to(self.like), b.to(self.like)) for a, b in zip(z.split(CHUNK), logsnr.split(CHUNK), strict=True)]
+        parts = [
+            self.model(a.to(self.like), b.to(self.like)) for a, b in zip(torch.split(z, CHUNK), torch.split(logsnr, CHUNK), strict=True)
+        ]
         if not all(isinstance(part, Prediction) for part in parts):
             hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
             raise TypeError(must("verify", "model", "return a Prediction", type(parts[0]).__name__, hint))

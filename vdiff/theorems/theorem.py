@@ -44,8 +44,9 @@ class Sides:
     def cases(self) -> tuple[Tensor, Tensor, Tensor]:
         """(left, right, allowed) of every case, in float64."""
         wide = [torch.as_tensor(v, dtype=torch.float64).detach() for v in (self.left, self.right, self.allowed)]
-        left, right, allowed = torch.broadcast_tensors(*wide)
-        return left.flatten(), right.flatten(), allowed.flatten()
+        every = sum((torch.zeros(v.shape) for v in wide), torch.zeros(()))
+        left, right, allowed = (v.expand_as(every).flatten() for v in wide)
+        return left, right, allowed
 
     @property
     def gap(self) -> Tensor:

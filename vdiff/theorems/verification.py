@@ -84,13 +84,13 @@ def verify(
     data: Tensor | None = None,
     *,
     names: Iterable[str] | None = None,
-    counterexamples: bool = True,
     errata: bool = False,
 ) -> Report:
     """Verify the theory numerically: both sides of every theorem, by different routes, in float64.
 
-    Without a model, all theorems: on data whose denoiser is known, and, for those that hold of any network, on a small one
-    with random weights. With a model, those that hold of any network, on it. A network in float32 is one function of
+    Without a model, all theorems with their counterexamples: on data whose denoiser is known, and, for those that hold of
+    any network, on a small one with random weights. With a model, those that hold of any network, on it, and no
+    counterexamples: a network may be one for which a hypothesis does not matter. A network in float32 is one function of
     (z, λ) like any other, so that the sides agree to float64 rounding; its own reverse variance is left out.
 
     Args:
@@ -98,7 +98,6 @@ def verify(
             `lambda z, logsnr: model(z, logsnr, label=...)`. It is asked for λ between −5 and 8.
         data: (batch, …) data as the network sees it, floating; of many rows the first 64 are used.
         names: names of theorems or topics to run; all by default.
-        counterexamples: also drop each theorem's hypotheses, which must make it fail.
         errata: run the errata of the sources instead of the theorems: the printed form must fail, the right one hold.
 
     Returns:
@@ -127,7 +126,7 @@ def verify(
         subject, allowed = Subject.of(model, data), [t.name for t in THEOREMS.values() if t.any_network]
     chosen = _chosen(names, {**topics, **{name: [name] for name in THEOREMS}}, allowed)
     with evaluating(model):
-        return Report(verdict for name in chosen for verdict in _run(name, subject, counterexamples))
+        return Report(verdict for name in chosen for verdict in _run(name, subject, counterexamples=model is None))
 
 
 def _run(name: str, subject: Subject, counterexamples: bool) -> list[Verdict]:

@@ -24,7 +24,16 @@ TABLE = Tabulated.from_betas(BETAS)
 ROUNDING = "float64 rounding"
 LAMBDA = torch.linspace(-11.5, 11.5, 24, dtype=torch.float64)
 COSINE = HyperbolicSecant()
-sig, sech = torch.sigmoid, lambda u: 1 / torch.cosh(u)
+sig = torch.sigmoid
+
+
+def sech(u: Tensor) -> Tensor:
+    """1/cosh u.
+
+    >>> sech(torch.zeros(1))
+    tensor([1.])
+    """
+    return 1 / torch.cosh(u)
 
 
 def normal(mean: float, std: float) -> Formula:

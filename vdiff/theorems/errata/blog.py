@@ -4,14 +4,13 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
 
 from vdiff.gaussian import Step, alpha, diffuse, sigma
 from vdiff.oracle import Gaussian
 from vdiff.parameterization import Eps, Prediction
 from vdiff.theorems.errata.erratum import BLOG, Correction, compared, erratum, ordered
 from vdiff.theorems.estimators import HERMITE, REDUCED, STEP, path_variances, reductions, step_variances
-from vdiff.theorems.integral import average, squared
+from vdiff.theorems.integral import average, log_normal, squared
 from vdiff.theorems.paths import GaussianPath
 from vdiff.theorems.theorem import at_least, equal
 from vdiff.variance import Posterior
@@ -73,8 +72,8 @@ def _line_two(level: float, delta: float) -> Tensor:
         draws = []
         for n in HERMITE[0]:
             z_s = step.mean(z, x) + step.variance.sqrt() * n
-            forward, reverse = Normal(shrink * z_s, spread), Normal(step.mean(z, said), step.variance.sqrt())
-            draws.append((forward.log_prob(z) - reverse.log_prob(z_s))[:, 0])
+            forward, reverse = log_normal(z, shrink * z_s, spread), log_normal(z_s, step.mean(z, said), step.variance.sqrt())
+            draws.append((forward - reverse)[:, 0])
         return torch.stack(draws, 1) @ HERMITE[1]
 
     return average(UNIT, lam, of)[0]

@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import kl_divergence
 
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.decoder import normal_nodes
@@ -17,7 +17,7 @@ from vdiff.theorems.errata.erratum import BOOK, Correction, by_theorem, compared
 from vdiff.theorems.errata.slides import BETAS, DDPM, SIGNAL, steps_to
 from vdiff.theorems.estimators import step_variances
 from vdiff.theorems.forward import naive_walk_is_variance_exploding
-from vdiff.theorems.integral import panels
+from vdiff.theorems.integral import log_normal, panels
 from vdiff.theorems.subject import line
 from vdiff.variance import Posterior
 
@@ -167,12 +167,10 @@ MEAN, VARIANCE, OTHER_MEAN, OTHER_VARIANCE = 0.3, 0.01, 0.1, 0.02  # of q and of
 
 def _kl() -> Tensor:
     """KL(q ‖ p) by integration."""
-    z, dz = panels(torch.linspace(-0.7, 1.3, 81, dtype=torch.float64))
-    q, p = (
-        Normal(torch.tensor(m).double(), torch.tensor(v).double().sqrt()).log_prob(z)
-        for m, v in ((MEAN, VARIANCE), (OTHER_MEAN, OTHER_VARIANCE))
-    )
-    return (q.exp() * (q - p)) @ dz
+    z, dz = panels(torch.linspace(-0.9, 1.5, 97, dtype=torch.float64))
+    q, p = (log_normal(z, mean, variance**0.5) for mean, variance in ((MEAN, VARIANCE), (OTHER_MEAN, OTHER_VARIANCE)))
+    found: Tensor = (q.exp() * (q - p)) @ dz
+    return found
 
 
 def _right() -> Tensor:

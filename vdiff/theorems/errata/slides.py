@@ -12,12 +12,12 @@ from vdiff.parameterization import Flow, V
 from vdiff.recipes import recipe
 from vdiff.schedule import Cosine, OptimalTransport, Tabulated
 from vdiff.schedule.law import HyperbolicSecant
+from vdiff.theorems.augmentation import weighted_loss_is_a_bound_of_noisier_data
 from vdiff.theorems.bounds import HIGH, LOW, end_terms
 from vdiff.theorems.errata.erratum import SLIDES, Correction, by_theorem, compared, erratum
 from vdiff.theorems.integral import expected_loss
 from vdiff.theorems.subject import mixture
 from vdiff.theorems.theorem import at_least, equal
-from vdiff.theorems.augmentation import weighted_loss_is_a_bound_of_noisier_data
 from vdiff.weighting import MSE
 
 DDPM = Tabulated.linear_betas()
