@@ -67,7 +67,10 @@ def adapted() -> Schedule:
     """
     shift = line().variances.log().item()
     ends = [math.log1p(math.exp(level + shift)) for level in (HIGH, LOW)]
-    return Custom(lambda t: torch.log(torch.expm1(ends[0] + (ends[1] - ends[0]) * t)) - shift)
+    return Custom(
+        lambda t: torch.log(torch.expm1(ends[0] + (ends[1] - ends[0]) * t)) - shift,
+        lambda t: (ends[0] - ends[1]) / -torch.expm1(-(ends[0] + (ends[1] - ends[0]) * t)),
+    )
 
 
 def _adapted_variance(schedule: Schedule) -> Sides:

@@ -69,11 +69,13 @@ def bent(seed: int) -> Schedule:
     """
     a, b = (0.9 * (2 * torch.rand((), generator=generator_of(seed, i), dtype=torch.float64) - 1) for i in (0, 1))
 
+    span = HIGH - LOW
+
     def logsnr(t: Tensor) -> Tensor:
         wave = a * torch.sin(torch.pi * t) / torch.pi + b * torch.sin(2 * torch.pi * t) / (2 * torch.pi)
-        return HIGH - (HIGH - LOW) * (t + 0.5 * wave)
+        return HIGH - span * (t + 0.5 * wave)
 
-    return Custom(logsnr)
+    return Custom(logsnr, lambda t: span * (1 + 0.5 * (a * torch.cos(torch.pi * t) + b * torch.cos(2 * torch.pi * t))))
 
 
 LEARNED: dict[str, Schedule] = {"learned ends": LearnedLinear(HIGH, LOW), **{f"shape {i}": bent(i) for i in range(3)}}

@@ -152,7 +152,12 @@ def _placed(schedule: Schedule) -> Sides:
 def best_placement_of_steps(subject: Subject) -> Sides:
     """The least c₁ is ¼ (∫ √(m − m') dλ)², for steps with −dλ/dt ∝ (m − m')^(−½)."""
     soft = torch.nn.functional.softplus(torch.tensor([HIGH, LOW], dtype=torch.float64)).tolist()
-    return _placed(Custom(lambda t: torch.log(torch.expm1(soft[0] + (soft[1] - soft[0]) * t))))
+    return _placed(
+        Custom(
+            lambda t: torch.log(torch.expm1(soft[0] + (soft[1] - soft[0]) * t)),
+            lambda t: (soft[0] - soft[1]) / -torch.expm1(-(soft[0] + (soft[1] - soft[0]) * t)),
+        )
+    )
 
 
 @best_placement_of_steps.without("steps are placed with −dλ/dt ∝ (m − m')^(−½)")

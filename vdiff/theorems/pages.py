@@ -18,7 +18,7 @@ def theorem_page() -> str:
     lines = [
         "# Theorems",
         "",
-        "Each is a function that computes both of its sides by different routes, and runs with `vdiff.verify(names=[...])`;",
+        "Each is a function that computes both of its sides by different routes, and runs with `vdiff.theorems.verify(names=[...])`;",
         "those that say *any network* run on yours with `verify(model, data)`. Where a hypothesis is dropped the sides must",
         "differ, and that is run too.",
     ]
@@ -48,7 +48,7 @@ def errata_page() -> str:
         "# Errata of the sources",
         "",
         "Where the texts that this library follows are wrong, with what is right. Every number is computed when this page is",
-        "made, and `vdiff.verify(errata=True)` prints them.",
+        "made, and `vdiff.theorems.verify(errata=True)` prints them.",
     ]
     for source in dict.fromkeys(erratum.source for erratum in ERRATA.values()):
         lines += ["", f"## {source}", "", "| where | printed | right | the numbers |", "|---|---|---|---|"]

@@ -103,8 +103,9 @@ def biased(model: Model) -> Altered:
 def scaled_x(model: Model, scale: float) -> Altered:
     """A model whose x̂ is another's times a number.
 
-    >>> scaled_x(mixture(), 0.0)(torch.ones(1, 1), torch.zeros(1)).x
-    tensor([[0.]])
+    >>> model, z, logsnr = mixture(), torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    >>> (scaled_x(model, 2.0)(z, logsnr).x / model(z, logsnr).x).item()
+    2.0
     """
 
     def eps(prediction: Prediction) -> Tensor:
@@ -120,7 +121,8 @@ class Wide:
     A network in float32 is still one function of (z, λ), and a theorem about any function holds for it to float64
     rounding. Its own choice of Σ is left out: where one matters, a theorem says which.
 
-    >>> Wide(random_network(), torch.zeros(1, dtype=torch.float64))(torch.zeros(1, 2), torch.zeros(1)).out.dtype
+    >>> model = Wide(lambda z, logsnr: Prediction(z, logsnr, z, Eps()), like=torch.zeros(1))          # one of float32
+    >>> model(torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)).out.dtype
     torch.float64
     """
 
