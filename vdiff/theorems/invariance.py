@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from vdiff.denoiser import Denoiser, edm_time, flow_time, sigma_time
 from vdiff.gaussian import alpha, diffuse, per_example
 from vdiff.loss import predict_at, weighted_elbo
 from vdiff.oracle import GaussianMixture
@@ -190,6 +191,47 @@ def process_invariance(subject: Subject) -> Sides:
 @process_invariance.without("the input is rescaled")
 def _(subject: Subject) -> Sides:
     return _process(subject, told=False)
+
+
+def _published(subject: Subject, scale: float) -> Sides:
+    """The same model as EDM's F, as rectified flow's velocity and as a denoiser of z/α, each told and fed as in its paper."""
+
+    def edm(seen: Tensor, c_noise: Tensor) -> Tensor:  # F, fed (x + σ̃ n)/√(σ̃² + ¼)
+        noise = torch.as_tensor(per_example(torch.exp(4 * c_noise), seen))
+        lam = -8 * c_noise
+        said = subject.model(scale * seen * (noise**2 + 0.25).sqrt() * per_example(alpha(lam), seen), lam)
+        return (noise * said.x - 0.25 * said.eps) / (0.5 * (noise**2 + 0.25).sqrt())
+
+    def velocity(seen: Tensor, time: Tensor) -> Tensor:  # fed (1 − t) x + t ε
+        lam = 2 * torch.log((1 - time) / time)
+        said = subject.model(scale * seen * per_example(alpha(lam) / (1 - time), seen), lam)
+        return said.eps - said.x
+
+    def denoised(seen: Tensor, noise: Tensor) -> Tensor:  # D, fed x + σ̃ n
+        lam = -2 * torch.log(noise)
+        return subject.model(scale * seen * per_example(alpha(lam), seen), lam).x
+
+    models = [
+        Denoiser(edm, V(0.5), time=edm_time, output=torch.neg),
+        Denoiser(velocity, Flow(), time=flow_time),
+        Denoiser(denoised, Exploding(X()), time=sigma_time),
+    ]
+    x, eps, t = _drawn(subject, "published", 128)
+    losses = [weighted_elbo(model, x, schedule=FIXED["cosine"], t=t, eps=eps) for model in models]
+    return equal(
+        torch.stack(losses), weighted_elbo(subject.model, x, schedule=FIXED["cosine"], t=t, eps=eps), rel=1e-7, why="float64 rounding"
+    )
+
+
+@theorem(source="EDM, arXiv:2206.00364, table 1; Flow matching, arXiv:2210.02747", given="the input is scaled by c_in", any_network=True)
+def published_networks_are_one_model(subject: Subject) -> Sides:
+    """EDM's F, a rectified flow's velocity and D(x; σ), each fed and told as in its paper, have the loss of the same model."""
+    return _published(subject, 1.0)
+
+
+@published_networks_are_one_model.without("the input is scaled by c_in")
+def _(subject: Subject) -> Sides:
+    return _published(subject, 1.1)
 
 
 def _rescaled(subject: Subject, shifted: bool) -> Sides:
