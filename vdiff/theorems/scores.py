@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from vdiff.gaussian import diffuse, sigma
+from vdiff.gaussian import alpha, diffuse, sigma
 from vdiff.loss import Model, predict_at
 from vdiff.oracle import GaussianMixture
-from vdiff.parameterization import Eps
-from vdiff.schedule import Cosine
-from vdiff.theorems.integral import average, average_noise, expected_loss, levels
+from vdiff.parameterization import Eps, Flow, PosteriorMean, Score, V
+from vdiff.schedule import Cosine, Linear
+from vdiff.theorems.integral import average, average_noise, expected_loss, levels, log_normal
 from vdiff.theorems.subject import HIGH, LOW, Subject, biased
 from vdiff.theorems.theorem import Sides, equal, theorem
 from vdiff.weighting import MSE
@@ -44,6 +44,45 @@ def _(subject: Subject) -> Sides:
     z, lam = torch.linspace(-3, 3, 25, dtype=torch.float64)[:, None], torch.zeros(25, dtype=torch.float64)
     one = (z - 0.5**0.5 * 0.5) / -0.5  # of q(z | x = ½) at λ = 0
     return equal(subject.oracle(z, lam).score, one, rel=1e-9, why="")
+
+
+def _by_derivative(subject: Subject, turned: float) -> Sides:
+    """Targets by what they are derivatives of, at single points (x, ε) of the subject's data."""
+    x, h, chain = subject.x, 1e-5, Linear(HIGH, LOW)
+    generator = subject.generator("targets")
+    eps, lam = torch.randn(x.shape, generator=generator, dtype=torch.float64), chain(torch.rand(len(x), generator=generator).double())
+    a, s = (v.view(-1, *(1 for _ in x.shape[1:])) for v in (alpha(lam), sigma(lam)))
+    angle, straight = torch.atan(s / a), s / (a + s)
+
+    def on_the_circle(phi: Tensor) -> Tensor:
+        return torch.cos(phi) * x + torch.sin(phi) * eps
+
+    def on_the_line(t: Tensor) -> Tensor:
+        return (1 - t) * x + t * eps
+
+    with torch.enable_grad():
+        z = (a * x + s * eps).requires_grad_()
+        (score,) = torch.autograd.grad(log_normal(z, a * x, s).sum(), z)
+    target = PosteriorMean(chain, 6)
+    right = [
+        (on_the_circle(angle + h) - on_the_circle(angle - h)) / (2 * h),
+        (on_the_line(straight + h) - on_the_line(straight - h)) / (2 * h),
+        turned * score,
+        target.step(lam).mean(z.detach(), x),
+    ]
+    left = [one.target(x, eps, lam) for one in (V(), Flow(), Score(), target)]
+    return equal(torch.stack(left), torch.stack(right), rel=1e-6, atol=1e-6, why="difference quotients")
+
+
+@theorem(source="Salimans & Ho 2022, appendix D; Flow matching, arXiv:2210.02747", given="the score is ∇ log q(z|x), not its negative")
+def targets_are_derivatives(subject: Subject) -> Sides:
+    """v = dz/dφ on the circle tan φ = σ/α, u = dz/dt on the straight path, the score ∇ log q(z|x), the mean that of q(z_s | z_t, x)."""
+    return _by_derivative(subject, 1.0)
+
+
+@targets_are_derivatives.without("the score is ∇ log q(z|x), not its negative")
+def _(subject: Subject) -> Sides:
+    return _by_derivative(subject, -1.0)
 
 
 def _distances(oracle: GaussianMixture, model: Model, x: Tensor, eps: Tensor, level: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from vdiff.gaussian import Step
 from vdiff.loss import predict_at
 from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.parameterization import Eps, Prediction
-from vdiff.reverse import reverse_kl
+from vdiff.reverse import reverse_kl, reverse_sample
 from vdiff.schedule import Linear
 from vdiff.theorems.integral import average
 from vdiff.theorems.subject import Subject, line
 from vdiff.theorems.theorem import Sides, at_least, equal, theorem
-from vdiff.variance import LogVariance, Posterior, Range, ReverseVariance
+from vdiff.variance import Forward, LogVariance, Posterior, Range, ReverseVariance
 
 HIGH, LOW, STEPS = 6.0, -5.0, 5
 SOURCE, ANALYTIC = "Foundations of Diffusion Models, Hypothesis 4, refuted", "Analytic-DPM, arXiv:2201.06503, theorem 1"
@@ -163,6 +163,26 @@ def learned_range_reaches_the_best(subject: Subject) -> Sides:
 @learned_range_reaches_the_best.without("v may leave [0, 1]")
 def _(subject: Subject) -> Sides:
     return _range(Gaussian([0.0], [4.0]), squashed=True)
+
+
+def _spread(claimed: ReverseVariance) -> Sides:
+    """How far a sample of p(z_s | z_t) moves with its noise, for Σ = β, against the variance that was asked for."""
+    step, zero = chain_of(STEPS), torch.zeros(STEPS, 1, dtype=torch.float64)
+    prediction = Prediction(zero, step.logsnr_t, zero, Eps(), Forward())
+    moved = reverse_sample(prediction, step, zero + 2.0) - reverse_sample(prediction, step, zero)
+    asked = step.forward_variance if isinstance(claimed, Forward) else step.variance
+    return equal((0.5 * moved[:, 0]).square(), asked, rel=1e-9, why="float64 rounding")
+
+
+@theorem(source="DDPM, arXiv:2006.11239, Algorithm 2", given="Σ is the one asked for")
+def samples_have_the_chosen_variance(subject: Subject) -> Sides:
+    """A sampled reverse step spreads with the Σ that its model chose: c σ_t² for DDPM's large variance."""
+    return _spread(Forward())
+
+
+@samples_have_the_chosen_variance.without("Σ is the one asked for")
+def _(subject: Subject) -> Sides:
+    return _spread(Posterior())
 
 
 __all__: list[str] = []

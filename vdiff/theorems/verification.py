@@ -120,10 +120,11 @@ def verify(
         missing = "data" if data is None else "model"
         raise TypeError(must("verify", missing, f"come with {given}", None, "a theorem about a network needs both"))
     topics = {topic: [t.name for t in theorems] for topic, theorems in by_topic().items()}
+    ordered = [name for theorems in topics.values() for name in theorems]
     if model is None or data is None:
-        subject, allowed = Subject(), list(THEOREMS)
+        subject, allowed = Subject(), ordered
     else:
-        subject, allowed = Subject.of(model, data), [t.name for t in THEOREMS.values() if t.any_network]
+        subject, allowed = Subject.of(model, data), [name for name in ordered if THEOREMS[name].any_network]
     chosen = _chosen(names, {**topics, **{name: [name] for name in THEOREMS}}, allowed)
     with evaluating(model):
         return Report(verdict for name in chosen for verdict in _run(name, subject, counterexamples=model is None))
