@@ -1,5 +1,7 @@
 """The chain of T steps: divergences of Gaussians, its terms in every parameterization, the sum that telescopes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
@@ -7,14 +9,15 @@ from torch.distributions import Normal, kl_divergence
 from vdiff.chain import path_bound
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.gaussian import Step, alpha, per_example, sigma, step_kl
-from vdiff.loss import Model, predict_at
+from vdiff.loss import Model, WeightFunction, predict_at, weighted_elbo
 from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Prediction, Score, V, X
 from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw, reverse_kl, reverse_log_ratio
-from vdiff.schedule import Linear, Schedule
+from vdiff.schedule import Linear, Schedule, Tabulated
 from vdiff.theorems.integral import log_normal, panels
 from vdiff.theorems.subject import HIGH, LOW, Subject
 from vdiff.theorems.theorem import Sides, equal, paired, theorem
 from vdiff.variance import Forward
+from vdiff.weighting import MSE, Sigmoid, loss_factor
 
 STEPS = 8
 CHAIN = Linear(HIGH, LOW)
@@ -234,6 +237,46 @@ def estimators_share_their_mean(subject: Subject) -> Sides:
     prediction = predict_at(subject.model, x, eps, step.logsnr_t, {})
     generator = subject.generator("sample")
     return paired(MonteCarlo()(prediction, x, eps, step, generator), RaoBlackwell()(prediction, x, eps, step))
+
+
+TABLE = Tabulated([HIGH, 6.0, 3.0, 2.0, -1.0, LOW])
+
+
+def _every_step(subject: Subject, weighting: WeightFunction, factor: Callable[[Tensor], Tensor]) -> Sides:
+    """Σ over the table's steps of the weighted loss, against Σ factor ‖ε − ε̂‖² of a loop of one's own."""
+    x, n = subject.rows(32), TABLE.steps
+    eps = torch.randn(x.shape, generator=subject.generator("steps"), dtype=torch.float64)
+    left, right = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
+    for i in range(1, n + 1):
+        t = torch.full((len(x),), i / n, dtype=torch.float64)
+        left = left + weighted_elbo(subject.model, x, schedule=TABLE, weighting=weighting, steps=n, t=t, eps=eps) / n
+        error = total((eps - predict_at(subject.model, x, eps, TABLE(t), {}).eps).square())
+        right = right + factor(TABLE(t)) * error
+    return equal(left, right, rel=1e-8, why="float64 rounding")
+
+
+@theorem(source="DDPM, arXiv:2006.11239, eq. 14", given="the mean is over all n levels, the decoder's too", any_network=True)
+def plain_loss_of_a_chain(subject: Subject) -> Sides:
+    """The mean of ‖ε − ε̂‖² over the n levels of a table is the chain's loss with w = 2/(n expm1(Δ)), but for the decoder's level."""
+    return _every_step(subject, MSE(TABLE, Eps(), steps=TABLE.steps), lambda lam: torch.full_like(lam, 1 / (TABLE.steps + 1)))
+
+
+@plain_loss_of_a_chain.without("the mean is over all n levels, the decoder's too")
+def _(subject: Subject) -> Sides:
+    return _every_step(subject, MSE(TABLE, Eps(), steps=TABLE.steps), lambda lam: torch.full_like(lam, 1 / TABLE.steps))
+
+
+@theorem(source="VDM, arXiv:2107.00630, eq. 13, for a loop over t", given="the factor has the step's expm1(Δ)", any_network=True)
+def factor_of_a_loop_over_steps(subject: Subject) -> Sides:
+    """In a loop over the steps of a chain the factor before ‖ε − ε̂‖² is ½ w T expm1(Δ), T times that of the sum."""
+    factor = loss_factor(Sigmoid(1.0), TABLE, Eps(), steps=TABLE.steps)
+    return _every_step(subject, Sigmoid(1.0), lambda lam: factor(lam) / TABLE.steps)
+
+
+@factor_of_a_loop_over_steps.without("the factor has the step's expm1(Δ)")
+def _(subject: Subject) -> Sides:
+    factor = loss_factor(Sigmoid(1.0), TABLE, Eps())  # that of continuous time
+    return _every_step(subject, Sigmoid(1.0), lambda lam: factor(lam) / TABLE.steps)
 
 
 __all__: list[str] = []

@@ -7,12 +7,13 @@ from vdiff.gaussian import Step
 from vdiff.loss import predict_at
 from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.parameterization import Eps, Prediction
+from vdiff.profile import Profile
 from vdiff.reverse import reverse_kl, reverse_sample
 from vdiff.schedule import Linear
 from vdiff.theorems.integral import average
 from vdiff.theorems.subject import Subject, line
 from vdiff.theorems.theorem import Sides, at_least, equal, theorem
-from vdiff.variance import Forward, LogVariance, Posterior, Range, ReverseVariance
+from vdiff.variance import Forward, LogVariance, Optimal, Posterior, Range, ReverseVariance
 
 HIGH, LOW, STEPS = 6.0, -5.0, 5
 SOURCE, ANALYTIC = "Foundations of Diffusion Models, Hypothesis 4, refuted", "Analytic-DPM, arXiv:2201.06503, theorem 1"
@@ -183,6 +184,32 @@ def samples_have_the_chosen_variance(subject: Subject) -> Sides:
 @samples_have_the_chosen_variance.without("Σ is the one asked for")
 def _(subject: Subject) -> Sides:
     return _spread(Posterior())
+
+
+def _fitted(subject: Subject, dims: int) -> Sides:
+    """The mean KL of rows at one step, with Σ from a profile of the same errors, against ½ d log1p(k E‖e‖²/d)."""
+    x, n = subject.rows(256), 256
+    eps = torch.randn(x.shape, generator=subject.generator("fitted"), dtype=torch.float64)
+    step = Step(torch.zeros(n, dtype=torch.float64), torch.full((n,), 1.5, dtype=torch.float64))
+    said = predict_at(subject.model, x, eps, step.logsnr_t, {})
+    error = said.squared_error(x, eps)
+    profile = Profile(-1.0, 1.0, bins=1)
+    profile.update(step.logsnr_t, error)
+    prediction = Prediction(said.z, said.logsnr, said.out, said.parameterization, Optimal(profile, dims))
+    d = x[0].numel()
+    right = 0.5 * d * torch.log1p(step.snr_gain[0] * error.mean() / d)
+    return equal(reverse_kl(prediction, x, eps, step).mean(), right, rel=1e-9, why="float64 rounding")
+
+
+@theorem(source=ANALYTIC, given="Σ is shared by all d dimensions", any_network=True)
+def best_variance_of_any_network(subject: Subject) -> Sides:
+    """A profile of any model's own errors gives its best Σ, and the mean KL ½ d log1p(expm1(Δ) E‖e‖²/d)."""
+    return _fitted(subject, subject.x[0].numel())
+
+
+@best_variance_of_any_network.without("Σ is shared by all d dimensions")
+def _(subject: Subject) -> Sides:
+    return _fitted(subject, 1)
 
 
 __all__: list[str] = []
