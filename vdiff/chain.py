@@ -83,7 +83,7 @@ def hybrid(
         x, (t,), eps = draw("hybrid", x, steps, t, eps, generator, first=0)
         logsnr, _ = schedule.levels(t)
         _, measure = schedule.levels(t.clamp(min=1 / steps), steps)  # at t = 0 no step ends: the first's stands in, unused
-    prediction = predict_at("hybrid", model, x, eps, logsnr, condition)
+    prediction = predict_at(model, x, eps, logsnr, condition, "hybrid")
     if prediction.head is None:
         raise ValueError(
             must(
@@ -163,7 +163,7 @@ def path_bound(
     log_ratio, kl = _end_log_ratio(x, eps, logsnr_min), prior_kl(x, logsnr_min)
     for i in range(steps, 0, -1):
         step = Step(schedule(at(i)), schedule.delta(at(i), steps))
-        prediction = predict_at("path_bound", model, x, eps, step.logsnr_t, condition)
+        prediction = predict_at(model, x, eps, step.logsnr_t, condition, "path_bound")
         noise = standard_normal(x, generator)
         log_ratio = log_ratio + reverse_log_ratio(prediction, x, eps, step, noise)
         kl = kl + reverse_kl(prediction, x, eps, step)

@@ -230,7 +230,7 @@ def _diffusion(
     if checking():
         check_weight("weighted_elbo", weight, logsnr)
     name = "weighted_elbo" if chain is None else "elbo"
-    prediction = predict_at(name, model, x, eps, logsnr, condition)
+    prediction = predict_at(model, x, eps, logsnr, condition, name)
     if chain is None:
         _refuse_untrained_variance(prediction)
         with full_precision(x.device):
@@ -240,7 +240,7 @@ def _diffusion(
         return chain.steps * chain.estimator(prediction, x, eps, step, chain.generator)
 
 
-def predict_at(name: str, model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
+def predict_at(model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: dict[str, Any], name: str = "weighted_elbo") -> Prediction:
     """What the model says of z at given levels."""
     with full_precision(x.device):
         z = diffuse(x, eps, logsnr)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from vdiff.describe import Description
+
 LOGSNR = "log-SNR λ   (noise ← → data)"
 
 
@@ -113,6 +115,33 @@ def weighting(path: Path, weightings: Mapping[str, Weighting], *, logsnr_min: fl
         axes.semilogy(logsnr, (w / w.max()).clamp(min=1e-6), label=name)
     axes.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
     axes.legend(frameon=False)
+    picture.savefig(path, dpi=130)
+
+
+def objectives(path: Path, described: "Mapping[str, Description]") -> None:
+    """What objectives count, where they look, and where their signal lies, by log-SNR.
+
+    >>> import tempfile
+    >>> from vdiff import describe
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     objectives(Path(folder) / "figure.png", {"edm": describe("edm")})
+    ...     (Path(folder) / "figure.png").is_file()
+    True
+    """
+    picture, (counts, looks, signal) = figure(1, 3)
+    for i, (name, one) in enumerate(described.items()):
+        style: dict[str, Any] = {"label": name, "linestyle": ("-", "--", ":")[i // 10 % 3]}
+        counts.semilogy(one.logsnr, (one.weight / one.weight.max()).clamp(min=1e-6), **style)
+        looks.plot(one.logsnr, one.draws, **style)
+        signal.plot(one.logsnr, one.signal, **style)
+    counts.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
+    looks.set(xlabel=LOGSNR, ylabel="p(λ)", title="where training looks")
+    signal.set(
+        xlabel=LOGSNR, ylabel="share of the loss", title=f"where the signal lies, error of {next(iter(described.values())).error_of}"
+    )
+    for axes in (looks, signal):
+        axes.set_ylim(bottom=0)
+    signal.legend(frameon=False, fontsize=7)
     picture.savefig(path, dpi=130)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import GaussianMixture, Parameterization, Prediction, Schedule, weighted_elbo
+from vdiff import GaussianMixture, Prediction, Schedule, weighted_elbo
 from vdiff.oracle import Gaussian
 
 W, M, V = np.array([0.3, 0.7]), np.array([-1.0, 0.5]), np.array([0.04, 0.09])  # the one-dimensional mixture
@@ -28,27 +28,6 @@ def gmm2d() -> GaussianMixture:
 
 def gauss3d() -> Gaussian:
     return Gaussian(torch.from_numpy(MEAN3), torch.from_numpy(COVARIANCE3))
-
-
-class Altered:
-    """A model whose ε̂ is a function of the perfect one's prediction: an inexact model with a known error."""
-
-    def __init__(self, oracle: GaussianMixture, eps: Callable[[Prediction], Tensor]) -> None:
-        self.oracle, self.eps = oracle, eps
-
-    def __call__(self, z: Tensor, logsnr: Tensor) -> Prediction:
-        prediction = self.oracle(z, logsnr)
-        return Prediction(z, logsnr, self.eps(prediction), prediction.parameterization)
-
-
-class Reexpressed:
-    """A model that says the same in another parameterization."""
-
-    def __init__(self, model: Callable[..., Prediction], parameterization: Parameterization) -> None:
-        self.model, self.parameterization = model, parameterization
-
-    def __call__(self, z: Tensor, logsnr: Tensor) -> Prediction:
-        return Prediction(z, logsnr, self.model(z, logsnr).read(self.parameterization), self.parameterization)
 
 
 def panels(breaks: np.ndarray, points: int = 6) -> tuple[np.ndarray, np.ndarray]:

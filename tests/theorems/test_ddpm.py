@@ -9,8 +9,9 @@ import torch
 from vdiff import MSE, Eps, LinearBeta, Schedule, Tabulated, weighted_elbo
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, step_kl
+from vdiff.theorems.subject import Altered
 
-from .reference import Altered, gauss3d, gauss3d_mmse, gauss3d_nodes, gmm1d, line_nodes, panels, posterior_moments, quadrature_loss
+from .reference import gauss3d, gauss3d_mmse, gauss3d_nodes, gmm1d, line_nodes, panels, posterior_moments, quadrature_loss
 
 BETA = np.linspace(1e-4, 0.02, 1000)
 LOG_SIGNAL = np.log1p(-BETA).cumsum()

@@ -43,10 +43,9 @@ from vdiff import (
 )
 from vdiff.schedule import Custom, Truncated
 from vdiff.schedule.law import Logistic
+from vdiff.theorems.subject import Altered, Reexpressed
 
 from .reference import (
-    Altered,
-    Reexpressed,
     assert_near,
     chain_loss,
     gauss3d,

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from vdiff import Cosine, Lattice, Linear, LinearBeta, OptimalTransport, weighted_elbo
+from vdiff.theorems.subject import Altered
 
 from .reference import (
     SECOND_MOMENT,
-    Altered,
     assert_near,
     chain_loss,
     gauss3d,

@@ -4,13 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vdiff.cli import sample
+from vdiff.cli import describe, sample, verify
 
-COMMANDS = {"sample": sample}
+COMMANDS = {"describe": describe, "sample": sample, "verify": verify}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0, or 2 where an argument or a run folder is wrong.
+    """Run one command; what it returns, or 2 where an argument or a run folder is wrong.
 
     >>> main(["sample", "no-such-folder"])
     2
@@ -23,11 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add(commands.add_parser(name, help=summary, description=module.__doc__, formatter_class=formatter))
     options = parser.parse_args(arguments)
     try:
-        COMMANDS[options.command].run(options)
-    except (ValueError, OSError) as error:
+        code: int = COMMANDS[options.command].run(options)
+    except (TypeError, ValueError, OSError) as error:
         print(f"vdiff {options.command}: {error}", file=sys.stderr)
         return 2
-    return 0
+    return code
 
 
 __all__ = ["main"]

@@ -60,8 +60,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 @torch.no_grad()
-def run(options: argparse.Namespace) -> None:
-    """Make the samples and write them.
+def run(options: argparse.Namespace) -> int:
+    """Make the samples and write them; 0.
 
     Raises ValueError for what the run cannot do, and OSError where a file is missing.
 
@@ -122,6 +122,7 @@ def run(options: argparse.Namespace) -> None:
         shown[0].save(folder / "trajectory.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0)
     per_sample = counted.evaluations / -(-options.count // options.batch)
     print(f"{options.count} samples, {per_sample:g} evaluations each, in {folder}")
+    return 0
 
 
 def _model(options: argparse.Namespace, model: Any) -> Any:

@@ -1,0 +1,56 @@
+"""`vdiff verify` and `vdiff describe`."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vdiff.cli import main
+from vdiff.theorems import pages
+
+
+def test_verify_prints_a_table_and_fails_where_something_does(capsys, tmp_path):
+    assert main(["verify", "tweedie"]) == 0
+    assert "2 of 2 as they must be" in capsys.readouterr().out
+    assert main(["verify", "tweedy"]) == 2
+    assert "did you mean 'tweedie'?" in capsys.readouterr().err
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "import torch\nfrom vdiff import Denoiser, V\nmodel = Denoiser(lambda z, logsnr: 0.1 * z, V())\ndata = torch.randn(64, 2)\n"
+    )
+    assert main(["verify", "--model", f"{mine}:model", "schedule-invariance-of-any-network"]) == 0
+    assert "1 of 1 as they must be" in capsys.readouterr().out
+    assert main(["verify", "--model", f"{mine}:modle"]) == 2
+    assert "must be something that" in capsys.readouterr().err
+
+
+def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
+    assert main(["describe", "edm"]) == 0
+    assert "no likelihood, not even of noisier data" in capsys.readouterr().out
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from vdiff import MSE, Cosine, Eps, MinSNR\nfrom vdiff.recipes import Recipe\n"
+        "recipe = Recipe('mine', Cosine(), Eps(), MSE(Cosine(), Eps()) * MinSNR(3.0))\n"
+    )
+    assert main(["describe", f"{mine}:recipe", "--compare", "min-snr", "vdm", "--figure", str(tmp_path / "figure.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "signal shared with mine" in printed
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert main(["describe", "--all"]) == 0
+    assert capsys.readouterr().out.count("\n") == 14
+
+
+@pytest.mark.parametrize("page", [pages.theorem_page, pages.errata_page])
+def test_the_pages_of_the_theory_are_those_that_the_theorems_make(page):
+    """`vdiff verify --pages docs` writes them again."""
+    here = Path(__file__).parent.parent / "docs" / f"{'theorems' if page is pages.theorem_page else 'errata'}.md"
+    numbers = re.compile(r"[-−]?\d+(\.\d+)?(e[+-]?\d+)?")  # the last digit of a computed number may differ between machines
+    assert numbers.sub("#", page()) == numbers.sub("#", here.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["describe"], "name an objective, or --all"), (["describe", "edn"], "did you mean 'edm'")]
+)
+def test_what_cannot_be_described_is_said(arguments, words, capsys):
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err

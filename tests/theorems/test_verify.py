@@ -1,0 +1,172 @@
+"""Every theorem holds, every counterexample fails, every erratum is one; and what `verify` does with a model of one's own."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vdiff import Denoiser, Eps, V
+from vdiff.nn import MLP, UNet
+from vdiff.theorems import ERRATA, THEOREMS, Report, Sides, Subject, Verdict, verify
+from vdiff.theorems.pages import errata_page, theorem_page
+from vdiff.theorems.theorem import AT_LEAST, equal, paired, sampled
+from vdiff.theorems.topics import TOPICS, by_topic
+from vdiff.variance import Range
+
+
+@pytest.mark.parametrize("name", THEOREMS)
+def test_the_theorem_holds_and_fails_without_its_hypotheses(name):
+    report = verify(names=[name])
+    assert len(report) == 1 + len(THEOREMS[name].counterexamples)
+    assert report.ok, report
+
+
+@pytest.mark.parametrize("name", ERRATA)
+def test_the_printed_form_is_wrong_and_the_right_one_right(name):
+    right, printed = verify(names=[name], errata=True)
+    assert right.ok, right.row
+    assert printed.ok, printed.row
+
+
+def test_there_are_many_and_each_says_what_it_is():
+    assert len(THEOREMS) >= 40
+    assert sum(bool(t.counterexamples) for t in THEOREMS.values()) >= 0.9 * len(THEOREMS)
+    assert sum(t.any_network for t in THEOREMS.values()) >= 10
+    for theorem in THEOREMS.values():
+        assert theorem.statement.endswith("."), theorem.name
+        assert theorem.source, theorem.name
+        for counterexample in theorem.counterexamples:  # what is dropped is a hypothesis, in its own words
+            assert counterexample.dropped in theorem.given, theorem.name
+    for erratum in ERRATA.values():
+        assert erratum.source
+        assert erratum.where
+        assert erratum.evidence.endswith("."), erratum.name
+
+
+def test_every_topic_is_registered():
+    here = {p.stem for p in Path(TOPICS[0].__file__).parent.glob("*.py")}
+    machinery = {"__init__", "theorem", "subject", "integral", "paths", "topics", "verification", "pages"}
+    assert here - machinery == set(by_topic())
+    assert all(by_topic().values())
+    assert sum(map(len, by_topic().values())) == len(THEOREMS)
+
+
+ANY = [theorem.name for theorems in by_topic().values() for theorem in theorems if theorem.any_network]
+
+
+class Noisy(nn.Module):
+    """A network whose answers depend on whether it trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.dropout = MLP(3, width=16), nn.Dropout(0.5)
+
+    def forward(self, z, logsnr):
+        return self.dropout(self.inner(z, logsnr))
+
+
+MODELS = {
+    "float32": lambda: (Denoiser(MLP(3, width=16), Eps()), torch.randn(20, 3)),
+    "images": lambda: (Denoiser(UNet(1, width=8), V()), torch.randn(8, 1, 8, 8)),
+    "a learned variance": lambda: (Denoiser(MLP(3, width=16, dims_out=6), V(), variance=Range()), torch.randn(200, 3)),
+    "dropout": lambda: (Denoiser(Noisy(), Eps()), torch.randn(20, 3)),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_any_network_is_any_network(case):
+    torch.manual_seed(0)
+    model, data = MODELS[case]()
+    names = (
+        ANY
+        if case == "float32"
+        else ["step-is-a-squared-error", "telescoped-bound", "parameterization-invariance", "simple-loss-is-a-weighted-bound"]
+    )
+    report = verify(model, data, names=names)
+    assert report.ok, report
+    assert model.training
+    assert torch.is_grad_enabled()
+
+
+def test_a_model_runs_what_holds_of_any_network_by_default():
+    model, data = MODELS["float32"]()
+    report = verify(model, data)
+    assert [verdict.name for verdict in report] == ANY
+
+
+def test_names_are_theorems_or_topics():
+    assert {verdict.name for verdict in verify(names="scores")} == {t.name for t in by_topic()["scores"]}
+    assert len(verify(names=["tweedie", "tweedie"])) == 2
+
+
+def test_bad_requests_are_named():
+    model, data = MODELS["float32"]()
+    with pytest.raises(
+        ValueError, match=r"verify: argument 'names' must be names of theorems or topics; got 'tweedy' \(did you mean 'tweedie'\?\)"
+    ):
+        verify(names=["tweedy"])
+    with pytest.raises(
+        ValueError, match=r"argument 'names' must hold of any network where a model is given; got 'tweedie' \(it is about the exact"
+    ):
+        verify(model, data, names=["tweedie"])
+    with pytest.raises(TypeError, match=r"verify: argument 'data' must come with model; got None \(a theorem about a network needs both\)"):
+        verify(model)
+    with pytest.raises(TypeError, match=r"verify: argument 'model' must come with data; got None"):
+        verify(data=data)
+    with pytest.raises(TypeError, match=r"verify: argument 'data' must be real and floating; got torch.uint8 \(encode first"):
+        verify(model, data.byte())
+    with pytest.raises(
+        TypeError, match=r"verify: argument 'model' must be called as model\(z, logsnr\) and return a Prediction; got .*Denoiser"
+    ):
+        verify(Denoiser, data)
+    with pytest.raises(TypeError, match=r"verify: argument 'model' must return a Prediction; got Tensor \(wrap the network"):
+        verify(lambda z, logsnr: z, data, names=["telescoped-bound"])
+
+
+def test_a_verdict_is_not_fooled():
+    nan = Sides(math.nan, 1.0, 0.1, "")
+    assert not Verdict("a", "", nan, must_hold=True).ok
+    assert not Verdict("a", "", nan, must_hold=False).ok
+    one_bad = Sides(torch.tensor([1.0, 2.0]), 1.0, torch.tensor([0.1, 0.1]), "")
+    assert not one_bad.holds
+    assert one_bad.worst == (2.0, 1.0, pytest.approx(0.1))
+    assert Sides(2.0, 1.0, 0.0, "", AT_LEAST).holds
+    assert not Sides(1.0, 2.0, 0.5, "", AT_LEAST).holds
+    assert equal(1.0, 0.0, rel=1.0, why="").holds is False
+    report = Report([Verdict("a", "1 = 1", equal(1.0, 1.0, rel=1e-9, why=""), must_hold=False, dropped="sense")])
+    assert not report.ok
+    assert str(report).splitlines()[1].split("  ")[-1] == "HOLDS, and should not"
+    assert str(report).endswith("0 of 1 as they must be")
+
+
+def test_sampled_sides_are_in_standard_errors():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(10_000, generator=generator, dtype=torch.float64)
+    assert sampled(draws, 0.0).holds
+    assert not sampled(draws, 0.1).holds
+    assert not sampled(draws, -0.1).holds
+    assert paired(draws, draws + 0.001 * torch.randn(10_000, generator=generator)).holds
+    assert not paired(draws, draws + 1e-4 + 0.001 * torch.randn(10_000, generator=generator)).holds
+
+
+def test_a_subject_is_float64_and_a_few_rows():
+    subject = Subject.of(Denoiser(MLP(3, width=16), Eps()), torch.randn(500, 3))
+    assert subject.x.dtype == torch.float64
+    assert len(subject.x) == 64
+    prediction = subject.model(torch.zeros(300, 3, dtype=torch.float64), torch.zeros(300, dtype=torch.float64))
+    assert prediction.out.shape == (300, 3)
+    assert torch.equal(subject.rows(100)[64:], subject.x[:36])
+
+
+def test_the_pages_have_all_and_their_links_lead_somewhere():
+    page = theorem_page()
+    assert all(f"`{name}`" in page for name in THEOREMS)
+    root = Path(TOPICS[0].__file__).parents[2]
+    links = {part.split(")")[0] for part in page.split("](")[1:]}
+    assert links
+    assert all((root / "docs" / link).resolve().exists() for link in links)
+    errata = errata_page()
+    assert all(erratum.evidence.replace("|", "\\|") in errata for erratum in ERRATA.values())
+    assert "/work" not in page + errata

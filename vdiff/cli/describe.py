@@ -1,0 +1,60 @@
+"""Describe what an objective really optimises: its weighting over log-SNR, whether that is a likelihood, where its signal lies.
+
+An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` of yours.
+"""
+
+import argparse
+from pathlib import Path
+
+from vdiff.cli.load import from_file
+from vdiff.describe import Description, describe
+from vdiff.recipes import RECIPES
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The options of `vdiff describe`.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> add(parser)
+    >>> parser.parse_args(["edm", "--compare", "vdm"]).compare
+    ['vdm']
+    """
+    parser.add_argument("objective", nargs="?", help=f"FILE.py:NAME, or one of {', '.join(RECIPES)}")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="OTHER", help="others to set beside it")
+    parser.add_argument("--all", action="store_true", help="every published recipe, as one table")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw weightings, densities and signals")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the description, or the table of several."""
+    names = list(RECIPES) if options.all else [options.objective, *options.compare]
+    if names[0] is None:
+        raise ValueError("name an objective, or --all")
+    described = [describe(from_file(name) if ":" in name else name) for name in names]
+    if len(described) == 1 or not options.all:
+        print(described[0])
+    if len(described) > 1:
+        print(_table(described))
+    if options.figure:
+        from vdiff import plots
+
+        plots.objectives(options.figure, {one.recipe.name: one for one in described})
+        print(f"figure in {options.figure}")
+    return 0
+
+
+def _table(described: list[Description]) -> str:
+    """One line each: monotone or not, the peak, where half of the signal lies, and the signal shared with the first."""
+    lines = [
+        f"{'objective':<20}{'monotone':>9}{'peak λ':>8}{'half of the signal, λ':>24}{'signal shared with ' + described[0].recipe.name:>34}"
+    ]
+    for one in described:
+        low, high = (one.quantile(one.signal, share) for share in (0.25, 0.75))
+        middle = f"{low:.1f} to {high:.1f}"
+        lines.append(
+            f"{one.recipe.name:<20}{'yes' if one.monotone else 'no':>9}{round(one.peak, 2) + 0.0:>8.2f}{middle:>24}{one.overlap(described[0]):>33.0%}"
+        )
+    return "\n".join(lines)
+
+
+__all__ = ["add", "run"]

@@ -1,0 +1,45 @@
+"""Verify the theory numerically: theorems with both of their sides, their counterexamples, and the errata of the sources.
+
+Each line is a theorem: its left side, its right side, how far they lie apart and may; and, indented, what must fail where a
+hypothesis is dropped. Exits with 1 where anything is not as it must be.
+"""
+
+import argparse
+from pathlib import Path
+
+from vdiff.cli.load import from_file
+from vdiff.theorems import verify
+from vdiff.theorems.pages import errata_page, theorem_page
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The options of `vdiff verify`.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> add(parser)
+    >>> parser.parse_args(["chains", "--errata"]).names
+    ['chains']
+    """
+    parser.add_argument("names", nargs="*", help="theorems or topics (default: all)")
+    parser.add_argument(
+        "--model", metavar="FILE.py:NAME", help="a model of yours, with data as FILE.py:data beside it: what holds of any network"
+    )
+    parser.add_argument("--pages", type=Path, metavar="FOLDER", help="write theorems.md and errata.md instead, as in docs/")
+    parser.add_argument("--errata", action="store_true", help="the errata of the sources instead of the theorems")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table; 0 where all is as it must be."""
+    if options.pages:
+        for name, page in (("theorems", theorem_page), ("errata", errata_page)):
+            (options.pages / f"{name}.md").write_text(page(), encoding="utf-8")
+        return 0
+    model = data = None
+    if options.model:
+        model, data = from_file(options.model), from_file(options.model.rpartition(":")[0] + ":data")
+    report = verify(model, data, names=options.names or None, errata=options.errata)
+    print(report)
+    return 0 if report.ok else 1
+
+
+__all__ = ["add", "run"]

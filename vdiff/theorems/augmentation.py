@@ -1,0 +1,232 @@
+"""Theorem 1 of VDM++: a weighted loss is a mixture of bounds of noisier data, with its lemmas, its mass at no noise, its signs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from vdiff.decoder import Gaussian as GaussianDecoder
+from vdiff.describe import Description
+from vdiff.gaussian import diffuse, prior_kl
+from vdiff.loss import elbo, weighted_elbo
+from vdiff.parameterization import Eps
+from vdiff.recipes import Recipe
+from vdiff.schedule import Cosine, Linear
+from vdiff.theorems.bounds import marginal_kl
+from vdiff.theorems.integral import average_noise, levels, slope, squared
+from vdiff.theorems.paths import GaussianPath
+from vdiff.theorems.subject import HIGH, LOW, Subject, line
+from vdiff.theorems.theorem import Sides, at_least, equal, paired, theorem
+from vdiff.weighting import EDM, MSE, Sigmoid, Weighting
+
+SOURCE = "VDM++, arXiv:2303.00848"
+POINTS = (-1.3, 0.4, 2.0)
+LAMBDA = torch.tensor([-3.0, 0.0, 2.5, 6.0], dtype=torch.float64)
+KINK = -3.3077775  # the peak of EDM's weighting
+
+
+def _marginal_slope(subject: Subject, weight: float) -> Sides:
+    """d/dλ of KL(q(z|x) ‖ q(z)), from densities, against ½ E[‖e‖² | x]: at the optimum L(t; x) is that KL, up to a constant."""
+
+    def against_the_marginal(x: float) -> Callable[[Tensor], Tensor]:
+        return lambda lam: torch.stack([marginal_kl(subject.oracle, x, v) for v in lam.tolist()])
+
+    left = torch.stack([slope(against_the_marginal(x), LAMBDA) for x in POINTS])
+    right = torch.stack([weight * average_noise(x, LAMBDA, squared(subject.oracle)) for x in POINTS])
+    return equal(left, right, rel=1e-6, why="a difference quotient in λ")
+
+
+@theorem(source=f"{SOURCE}, appendix A.1, the first lemma", given="the factor is one half")
+def derivative_of_the_bound_from_t_on(subject: Subject) -> Sides:
+    """dL(t; x)/dt = ½ λ'(t) E‖ε − ε̂‖², where L(t; x) = KL(q(z_t … z₁ | x) ‖ p(z_t … z₁))."""
+    return _marginal_slope(subject, 0.5)
+
+
+@derivative_of_the_bound_from_t_on.without("the factor is one half")
+def _(subject: Subject) -> Sides:
+    return _marginal_slope(subject, 1.0)
+
+
+PATH = GaussianPath(line(), 4.0, -3.0, 6)
+
+
+def _from_each_level(x: float) -> tuple[Tensor, Tensor, Tensor]:
+    """L(t; x) of every z_t … z_T, the KL of z_t alone, and the mean KL of the rest given z_t, all from Gaussian vectors."""
+    q, p = PATH.forward(x), PATH.part(PATH.reverse(), 0, PATH.steps)
+    whole, alone, rest = [], [], []
+    for t in range(PATH.steps):
+        a, b = PATH.part(q, t, PATH.steps), PATH.part(p, t, PATH.steps)
+        whole.append(kl_divergence(a, b))
+        alone.append(kl_divergence(PATH.part(a, 0), PATH.part(b, 0)))
+        rest.append(_conditional_kl(a.mean, a.covariance_matrix, b.mean, b.covariance_matrix))
+    return torch.stack(whole), torch.stack(alone), torch.stack(rest)
+
+
+def _conditional_kl(m: Tensor, c: Tensor, n: Tensor, d: Tensor) -> Tensor:
+    """E over the first variable of KL(rest | first) of N(m, c) from N(n, d)."""
+    gain_q, gain_p = c[1:, 0] / c[0, 0], d[1:, 0] / d[0, 0]
+    cov_q, cov_p = c[1:, 1:] - torch.outer(gain_q, c[0, 1:]), d[1:, 1:] - torch.outer(gain_p, d[0, 1:])
+    shift = m[1:] - n[1:] - gain_p * (m[0] - n[0])  # of the conditional means at the mean of z_t; it moves with z_t by the gains
+    precision, move = torch.linalg.inv(cov_p), gain_q - gain_p
+    square = shift @ precision @ shift + c[0, 0] * (move @ precision @ move)
+    found: Tensor = 0.5 * (torch.trace(precision @ cov_q) - len(cov_q) + square + torch.logdet(cov_p) - torch.logdet(cov_q))
+    return found
+
+
+def _given_from(x: float) -> Tensor:
+    """L(t; x) through the library: the prior and the chain's steps from t on, averaged over ε by quadrature."""
+    from_decoder = GaussianDecoder()
+    node = torch.tensor([-(3**0.5), 0.0, 3**0.5], dtype=torch.float64)[:, None]  # exact for the square of an affine error
+    mass = torch.tensor([1 / 6, 2 / 3, 1 / 6], dtype=torch.float64)
+    data = torch.full((3, 1), x, dtype=torch.float64)
+    bound = elbo(PATH.oracle, data, schedule=PATH.schedule, decoder=from_decoder, steps=PATH.steps, draws=PATH.steps, eps=node)
+    terms = torch.stack([mass @ bound.terms(nats=True)[f"L_{i}"] for i in range(1, PATH.steps + 1)])
+    return terms.flip(0).cumsum(0).flip(0) + bound.prior[0]
+
+
+@theorem(source=f"{SOURCE}, appendix A.2, the second lemma", given="the rest of the path is counted")
+def bound_from_t_on(subject: Subject) -> Sides:
+    """L(t; x) = KL(q(z_t | x) ‖ p(z_t)) + E KL of the rest of the path given z_t: the gap of the second lemma."""
+    left = torch.stack([_given_from(x) for x in POINTS])
+    right = torch.stack([alone + rest for _, alone, rest in map(_from_each_level, POINTS)])
+    return equal(left, right, rel=1e-8, why="float64 rounding of covariances")
+
+
+@bound_from_t_on.without("the rest of the path is counted")
+def _(subject: Subject) -> Sides:
+    left = torch.stack([_given_from(x) for x in POINTS])
+    return equal(left, torch.stack([_from_each_level(x)[1] for x in POINTS]), rel=1e-8, why="")
+
+
+@theorem(source=f"{SOURCE}, appendix A.2, the second lemma", given="the divergence is that of the path")
+def bound_from_t_on_is_above_the_marginals(subject: Subject) -> Sides:
+    """L(t; x) ≥ KL(q(z_t | x) ‖ p(z_t)): the bound from t on is one for the noisy data z_t."""
+    left = torch.stack([_given_from(x) for x in POINTS])
+    return at_least(left, torch.stack([_from_each_level(x)[1] for x in POINTS]), rel=1e-9, why="float64 rounding of covariances")
+
+
+@bound_from_t_on_is_above_the_marginals.without("the divergence is that of the path")
+def _(subject: Subject) -> Sides:
+    rest = torch.stack([_from_each_level(x)[2] for x in POINTS])
+    return at_least(rest, torch.stack([_from_each_level(x)[1] for x in POINTS]), rel=1e-9, why="")
+
+
+def _given(subject: Subject, weighting: Weighting, x: float) -> Tensor:
+    """L_w(x) of the exact denoiser through the loss."""
+    lam, width = levels(LOW, HIGH, KINK)
+    found: Tensor = 0.5 * width @ (weighting(lam) * average_noise(x, lam, squared(subject.oracle)))
+    return found
+
+
+def _mixture(subject: Subject, weighting: Weighting, x: float, signed: bool, mass: float, constant: float) -> Tensor:
+    """∫ (dw/dt) L(t; x) dt + w(λ_max) L(0; x) − w(λ_min) L(1; x), with L(t; x) from densities."""
+    lam, width = levels(LOW, HIGH, KINK)
+    ends = torch.tensor([HIGH, LOW], dtype=torch.float64)
+    first = prior_kl(torch.tensor([[x]], dtype=torch.float64), LOW)[0]
+
+    def bound(level: float) -> Tensor:
+        return first + marginal_kl(subject.oracle, x, level) - marginal_kl(subject.oracle, x, LOW)
+
+    falling = -slope(weighting, lam)
+    falling = falling if signed else falling.clamp(min=0)
+    w = weighting(ends)
+    whole: Tensor = width @ (falling * torch.stack([bound(v) for v in lam.tolist()]))
+    whole = whole + mass * w[0] * bound(HIGH) - constant * w[1] * first
+    return whole
+
+
+def _theorem_1(subject: Subject, weightings: tuple[Weighting, ...], signed: bool = True, mass: float = 1.0, constant: float = 1.0) -> Sides:
+    left = torch.stack([_given(subject, w, x) for w in weightings for x in POINTS])
+    right = torch.stack([_mixture(subject, w, x, signed, mass, constant) for w in weightings for x in POINTS])
+    return equal(left, right, rel=1e-6, why="a difference quotient of w, and quadrature")
+
+
+MONOTONE: tuple[Weighting, ...] = (Sigmoid(2.0), EDM(monotone=True))
+
+
+@theorem(source=f"{SOURCE}, theorem 1", given="w never rises; the mass at no noise is w(λ_max); the constant is there")
+def weighted_loss_is_a_bound_of_noisier_data(subject: Subject) -> Sides:
+    """For w that never rises, L_w = w(λ_min) (E_{t ~ p_w}[L(t; x)] − L(1; x)), with p_w = dw/dt and the mass w(λ_max) at t = 0."""
+    return _theorem_1(subject, MONOTONE, signed=False)
+
+
+@weighted_loss_is_a_bound_of_noisier_data.without("w never rises")
+def _(subject: Subject) -> Sides:
+    return _theorem_1(subject, (EDM(),), signed=False)
+
+
+@weighted_loss_is_a_bound_of_noisier_data.without("the mass at no noise is w(λ_max)")
+def _(subject: Subject) -> Sides:
+    return _theorem_1(subject, MONOTONE, mass=0.0)
+
+
+@weighted_loss_is_a_bound_of_noisier_data.without("the constant is there")
+def _(subject: Subject) -> Sides:
+    return _theorem_1(subject, MONOTONE, constant=0.0)
+
+
+@theorem(source=f"{SOURCE}, section 3.1, without monotonicity", given="the measure keeps its sign")
+def weighted_loss_is_a_signed_mixture(subject: Subject) -> Sides:
+    """For any w the same identity holds with a signed measure dw/dt, negative where w rises with λ."""
+    return _theorem_1(subject, (EDM(), MSE(Cosine(HIGH, LOW), Eps())))
+
+
+@weighted_loss_is_a_signed_mixture.without("the measure keeps its sign")
+def _(subject: Subject) -> Sides:
+    return _theorem_1(subject, (EDM(),), signed=False)
+
+
+def _mass(weighting: Weighting) -> Sides:
+    described = Description(Recipe("any", Linear(HIGH, LOW), Eps(), weighting))
+    lam, width = levels(LOW, HIGH, KINK)
+    low = weighting(torch.tensor([LOW], dtype=torch.float64))
+    spread = width @ (-slope(weighting, lam)).clamp(min=0) / low
+    mass = described.recipe.weighting(torch.tensor([HIGH], dtype=torch.float64)) / low
+    said = described.augmentation(torch.tensor([HIGH], dtype=torch.float64)) if described.monotone else mass
+    return equal(said, 1 - spread, rel=1e-6, why="quadrature")
+
+
+@theorem(source=f"{SOURCE}, theorem 1: the Dirac delta", given="w never rises")
+def mass_at_no_noise(subject: Subject) -> Sides:
+    """p_w is a distribution: its mass at data as it is, w(λ_max)/w(λ_min), is what dw/dt leaves of 1."""
+    sides = [_mass(w) for w in (Sigmoid(2.0), Sigmoid(6.0))]
+    return Sides(
+        torch.cat([s.cases[0] for s in sides]), torch.cat([s.cases[1] for s in sides]), torch.cat([s.cases[2] for s in sides]), "quadrature"
+    )
+
+
+@mass_at_no_noise.without("w never rises")
+def _(subject: Subject) -> Sides:
+    return _mass(EDM())
+
+
+def _augmented(subject: Subject, weighting: Sigmoid, noise_share: bool) -> Sides:
+    """L_w/w(λ_min) against the plain bound from a level drawn from p_w on: any network, any data."""
+    generator, n = subject.generator("augmentation"), 4096
+    x = subject.rows(n)
+    eps, t, share = (
+        torch.randn(x.shape, generator=generator, dtype=torch.float64),
+        *torch.rand(2, n, generator=generator, dtype=torch.float64),
+    )
+    low, high = weighting(torch.tensor([LOW, HIGH], dtype=torch.float64))
+    level = weighting.bias - torch.logit((share * low).clamp(min=high))  # w(level)/w(λ_min) is uniform, with the rest at λ_max
+    lam = LOW + (level - LOW) * t if noise_share else LOW + (HIGH - LOW) * t
+    prediction = subject.model(diffuse(x, eps, lam), lam)
+    drawn = 0.5 * ((level - LOW) if noise_share else (HIGH - LOW)) * prediction.squared_error(x, eps)
+    weighted = weighted_elbo(subject.model, x, schedule=Linear(HIGH, LOW), weighting=weighting, t=1 - t, eps=eps) / low
+    return paired(drawn, weighted)
+
+
+@theorem(source=f"{SOURCE}, theorem 1", given="the noise of the augmentation is drawn from p_w", any_network=True)
+def training_on_noisier_data(subject: Subject) -> Sides:
+    """Drawing a level from p_w and taking the plain bound of the data noised to it has the mean of the weighted loss."""
+    return _augmented(subject, Sigmoid(0.0), noise_share=True)
+
+
+@training_on_noisier_data.without("the noise of the augmentation is drawn from p_w")
+def _(subject: Subject) -> Sides:
+    return _augmented(subject, Sigmoid(0.0), noise_share=False)
+
+
+__all__: list[str] = []

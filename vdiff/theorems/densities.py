@@ -1,0 +1,156 @@
+"""Where best to look: what the density of the draws does to the variance of the loss, and how a schedule learns it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vdiff.loss import weighted_elbo
+from vdiff.schedule import Cosine, Custom, Linear, Normal, OptimalTransport, Schedule
+from vdiff.theorems.estimators import HERMITE
+from vdiff.theorems.integral import average, expected_loss, levels, squared
+from vdiff.theorems.subject import HIGH, LOW, Subject, line
+from vdiff.theorems.theorem import Sides, at_least, equal, theorem
+
+SCHEDULES: dict[str, Schedule] = {
+    "linear": Linear(HIGH, LOW),
+    "normal": Normal(2.4, 2.4, HIGH, LOW),
+    "cosine": Cosine(HIGH, LOW),
+    "flow": OptimalTransport(HIGH, LOW),
+}
+
+
+def _variances(subject: Subject) -> Tensor:
+    oracle = subject.oracle
+    return torch.stack([expected_loss(oracle, oracle, s, power=2) - expected_loss(oracle, oracle, s).square() for s in SCHEDULES.values()])
+
+
+def _moments(subject: Subject) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    lam, width = levels(LOW, HIGH)
+    fourth = average(subject.oracle, lam, lambda x, eps, level: squared(subject.oracle)(x, eps, level).square())
+    return lam, width, fourth, (0.5 * width @ subject.oracle.mmse(lam)).square()
+
+
+def _variance_law(subject: Subject, own: bool) -> Sides:
+    lam, width, fourth, square = _moments(subject)
+    densities = [s.density(lam) if own else torch.full_like(lam, 1 / (HIGH - LOW)) for s in SCHEDULES.values()]
+    return equal(_variances(subject), torch.stack([0.25 * width @ (fourth / p) - square for p in densities]), rel=1e-6, why="quadrature")
+
+
+@theorem(source="VDM, arXiv:2107.00630, appendix I; VDM++, arXiv:2303.00848, appendix F", given="p is the schedule's own density")
+def variance_of_the_loss(subject: Subject) -> Sides:
+    """The schedule moves the variance of a draw alone: it is ¼ ∫ w² E‖e‖⁴/p dλ − L²."""
+    return _variance_law(subject, own=True)
+
+
+@variance_of_the_loss.without("p is the schedule's own density")
+def _(subject: Subject) -> Sides:
+    return _variance_law(subject, own=False)
+
+
+def _least(subject: Subject) -> Tensor:
+    _, width, fourth, square = _moments(subject)
+    return 0.25 * (width @ fourth.sqrt()).square() - square
+
+
+@theorem(source="Cauchy and Schwarz", given="the fourth moment is under the root")
+def least_variance_of_the_loss(subject: Subject) -> Sides:
+    """No density of the draws has less variance than ¼ (∫ w √E‖e‖⁴ dλ)² − L², that of p ∝ w √E‖e‖⁴."""
+    return at_least(_variances(subject), _least(subject), rel=1e-6, why="quadrature")
+
+
+def adapted() -> Schedule:
+    """The schedule with p(λ) ∝ E‖e‖² of `line`, a Gaussian: λ from the equidistant values of log(1 + s² e^λ).
+
+    >>> adapted().logsnr_max
+    8.0
+    """
+    shift = line().variances.log().item()
+    ends = [math.log1p(math.exp(level + shift)) for level in (HIGH, LOW)]
+    return Custom(
+        lambda t: torch.log(torch.expm1(ends[0] + (ends[1] - ends[0]) * t)) - shift,
+        lambda t: (ends[0] - ends[1]) / -torch.expm1(-(ends[0] + (ends[1] - ends[0]) * t)),
+    )
+
+
+def _adapted_variance(schedule: Schedule) -> Sides:
+    """One Gaussian on the line: E‖e‖⁴ = 3 (E‖e‖²)², so the least variance is twice L²."""
+    oracle = line()
+    loss = expected_loss(oracle, oracle, schedule)
+    return equal(expected_loss(oracle, oracle, schedule, power=2) - loss.square(), 2 * loss.square(), rel=1e-7, why="quadrature")
+
+
+@theorem(source="VDM++, arXiv:2303.00848, section 4: the adaptive schedule", given="p ∝ w E‖e‖²; the error is Gaussian given λ")
+def adaptive_density_is_the_best_for_gaussian_errors(subject: Subject) -> Sides:
+    """VDM++'s p ∝ w E‖e‖² has the least variance of all where e is Gaussian given λ: 2 L² in one dimension."""
+    return _adapted_variance(adapted())
+
+
+@adaptive_density_is_the_best_for_gaussian_errors.without("p ∝ w E‖e‖²")
+def _(subject: Subject) -> Sides:
+    return _adapted_variance(Linear(HIGH, LOW))
+
+
+def _constant_loss(schedule: Schedule) -> Sides:
+    """E[loss | t] at many t against their mean."""
+    t = (torch.arange(20, dtype=torch.float64) + 0.5) / 20
+    error = average(line(), schedule(t), squared(line()))
+    return equal(0.5 * schedule.rate(t) * error, expected_loss(line(), line(), schedule), rel=1e-7, why="quadrature")
+
+
+@theorem(source="VDM++, arXiv:2303.00848, section 4: the adaptive schedule", given="p ∝ w E‖e‖²")
+def adaptive_density_makes_the_loss_even(subject: Subject) -> Sides:
+    """Under p ∝ w E‖e‖² the expected loss is the same at every t."""
+    return _constant_loss(adapted())
+
+
+@adaptive_density_makes_the_loss_even.without("p ∝ w E‖e‖²")
+def _(subject: Subject) -> Sides:
+    return _constant_loss(Linear(HIGH, LOW))
+
+
+def _variance_gradient(move_an_end: bool) -> Sides:
+    """d Var[L̂]/dη by differences against E[2 L̂ dL̂/dη], for λ(t) bent by η; x and ε by Gauss-Hermite, exactly."""
+    oracle = line()
+    grid = torch.cartesian_prod(HERMITE[0], HERMITE[0])
+    mass = torch.cartesian_prod(HERMITE[1], HERMITE[1]).prod(1)
+    x, eps = oracle.means[0] + oracle.variances[0].sqrt() * grid[:, :1], grid[:, 1:]
+    node, width = levels(0.0, 20.0)
+    t, dt = node / 20.0, width / 20.0
+
+    def draws(eta: Tensor) -> Tensor:
+        def logsnr(v: Tensor) -> Tensor:
+            return HIGH - (HIGH - LOW) * v + eta * (v if move_an_end else torch.sin(torch.pi * v))
+
+        def rate(v: Tensor) -> Tensor:
+            return HIGH - LOW - eta * (torch.ones_like(v) if move_an_end else torch.pi * torch.cos(torch.pi * v))
+
+        n = len(mass)
+        schedule = Custom(logsnr, rate)
+        loss = weighted_elbo(oracle, x.repeat(len(t), 1), schedule=schedule, t=t.repeat_interleave(n), eps=eps.repeat(len(t), 1))
+        return loss.view(len(t), n)
+
+    def mean(v: Tensor) -> Tensor:
+        return (v @ mass) @ dt
+
+    at, h = torch.tensor(0.7, dtype=torch.float64), 1e-4
+    with torch.no_grad():
+        after, before = (mean(draws(at + s * h).square()) - mean(draws(at + s * h)).square() for s in (1, -1))
+    with torch.enable_grad():
+        eta = at.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(mean(draws(eta).square()), eta)
+    return equal(gradient, (after - before) / (2 * h), rel=1e-5, why="a difference quotient in η")
+
+
+@theorem(source="VDM, arXiv:2107.00630, appendix I.2", given="the ends are fixed")
+def gradient_of_the_variance(subject: Subject) -> Sides:
+    """With its ends fixed, a schedule's parameter moves the variance by E[2 L̂ dL̂/dη]: the gradient of the mean is zero."""
+    return _variance_gradient(move_an_end=False)
+
+
+@gradient_of_the_variance.without("the ends are fixed")
+def _(subject: Subject) -> Sides:
+    return _variance_gradient(move_an_end=True)
+
+
+__all__: list[str] = []

@@ -1,0 +1,8 @@
+"""Where the sources are wrong, with what is right and the numbers that show it."""
+
+from vdiff.theorems.errata import blog, book, notes, practice, slides
+from vdiff.theorems.errata.erratum import ERRATA, Correction, Erratum
+
+SOURCES = (blog, slides, notes, book, practice)
+
+__all__ = ["ERRATA", "Correction", "Erratum"]

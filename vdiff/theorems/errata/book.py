@@ -1,0 +1,207 @@
+"""Errata of the book's first chapters: the forward process, the bound, the loss."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from vdiff.decoder import Gaussian as GaussianDecoder
+from vdiff.decoder import normal_nodes
+from vdiff.gaussian import Step, step_kl
+from vdiff.loss import elbo
+from vdiff.reverse import reverse_kl
+from vdiff.schedule import Tabulated
+from vdiff.theorems.bounds import CHAINS, chain_bound
+from vdiff.theorems.errata.erratum import BOOK, Correction, by_theorem, compared, erratum, ordered
+from vdiff.theorems.errata.slides import BETAS, DDPM, SIGNAL, steps_to
+from vdiff.theorems.estimators import step_variances
+from vdiff.theorems.forward import naive_walk_is_variance_exploding
+from vdiff.theorems.integral import log_normal, panels
+from vdiff.theorems.subject import line
+from vdiff.variance import Posterior
+
+X = 0.4
+
+
+@erratum(
+    source=BOOK,
+    where="section 1.2.4",
+    printed="growing variance makes denoising impossible",
+    right="the variance exploding process does just this: its prior is N(0, 1 + t), and only log-SNR matters",
+)
+def growing_variance_is_not_fatal() -> Correction:
+    """The prior term of the walk with its own prior is that of the variance preserving process; with N(0, 1) it is 496 nats at t = 1000."""
+    return by_theorem(naive_walk_is_variance_exploding, "the prior is the walk's own, N(0, 1 + t)")
+
+
+@erratum(
+    source=BOOK,
+    where="eq. 1.25",
+    printed="β → β T/T' keeps the characteristics of the schedule",
+    right="it keeps λ_min, about, and moves the first level: λ_1 grows by log(T'/T), so that the chain and the decoder share the bound otherwise",
+)
+def rescaled_betas() -> Correction:
+    """λ_1 of DDPM's table: 9.210 at 1000 levels, 10.597 at 4000, 11.513 at 10000."""
+    moved = torch.tensor([Tabulated.linear_betas(levels=n, rescale_from=1000).logsnr_max for n in (4000, 10_000)], dtype=torch.float64)
+    right = DDPM.logsnr_max + torch.tensor([4.0, 10.0], dtype=torch.float64).log()
+    return compared(torch.full((2,), DDPM.logsnr_max), right, moved, rel=1e-4, why="log(1 − β) in place of −β")
+
+
+@erratum(
+    source=BOOK,
+    where="from eq. 2.2 to eq. 2.3",
+    printed="−log E[p/q] = log E[q/p]",
+    right="−log E Z ≤ E[−log Z] ≤ log E[1/Z], with equality only where Z is constant",
+)
+def logarithm_of_a_mean() -> Correction:
+    """log Z normal with standard deviation ½: −0.125, 0 and +0.125."""
+    node, mass = normal_nodes()
+    truth = -(mass @ torch.exp(0.5 * node)).log()
+    return compared((mass @ torch.exp(-0.5 * node)).log(), -0.125, truth)
+
+
+@erratum(
+    source=BOOK,
+    where="eq. 2.5",
+    printed="L_CE = log E[q/p] ≥ L_VLB",
+    right="L_CE = −log p(x) ≤ L_VLB, an upper bound, tight where q(x_1…x_T | x₀) = p(x_1…x_T | x₀)",
+)
+def order_of_the_bound() -> Correction:
+    """A chain of 6 steps on N(0.3, ¼) at x = 0.4: −log p(x) = 0.097, the bound is 0.650 nats."""
+    log_p, _ = CHAINS[2].given(X)
+    return ordered(chain_bound(CHAINS[2], X), -log_p)
+
+
+@erratum(
+    source=BOOK,
+    where="eq. 2.22",
+    printed="the expectation of Σ_{t≥2} log q(x_{t−1} | x_t, x₀)/p is over x_2 … x_T",
+    right="over x_1 … x_T: the term t = 2 contains x_1, and given x_2 it still varies",
+)
+def expectation_contains_the_first_level() -> Correction:
+    """Its variance given x_2 is 2 K, not zero; N(0.3, ¼), DDPM's step t = 2."""
+    step: Step = steps_to(torch.tensor([2]))
+    sampled, closed, mean = step_variances(line(), line(), Posterior(), step.logsnr_t, step.delta.item())
+    return compared(0.0, 2 * mean, sampled - closed)
+
+
+def _terms() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Prior, steps and reconstruction of a chain's bound at one x, averaged over ε, and −log p + the divergence: the truth."""
+    path = CHAINS[2]
+    node, mass = normal_nodes()
+    data = torch.full((len(node), 1), X, dtype=torch.float64)
+    bound = elbo(
+        path.oracle, data, schedule=path.schedule, decoder=GaussianDecoder(), steps=path.steps, draws=path.steps, eps=node[:, None]
+    )
+    log_p, posterior = path.given(X)
+    return mass @ bound.prior, mass @ bound.diffusion, mass @ bound.reconstruction, kl_divergence(path.forward(X), posterior) - log_p
+
+
+@erratum(
+    source=BOOK,
+    where="eq. 2.22, 2.24 and 3.2; also the note on the simple loss",
+    printed="… − L₀ with L₀ = −log p(x₀ | x_1)",
+    right="L₀ = −E log p(x₀ | x_1), added",
+)
+def sign_of_the_first_term() -> Correction:
+    """A chain of 6 steps on N(0.3, ¼) at x = 0.4: 0.650 nats, as printed 1.813. The truth is −log p(x) and the divergence of the posteriors."""
+    prior, steps, first, truth = _terms()
+    return compared(prior + steps - first, prior + steps + first, truth)
+
+
+@erratum(
+    source=BOOK,
+    where="eq. 2.24",
+    printed="a sum of KL divergences, without an expectation",
+    right="each KL depends on x_t: E over q(x_t | x₀) stands before it",
+)
+def divergences_depend_on_the_sample() -> Correction:
+    """The same chain, at the x_t without noise: −0.543 nats for the bound of 0.650."""
+    path = CHAINS[2]
+    prior, steps, first, truth = _terms()
+    one = torch.full((1, 1), X, dtype=torch.float64)
+    plain = elbo(path.oracle, one, schedule=path.schedule, decoder=GaussianDecoder(), steps=path.steps, draws=path.steps, eps=0 * one)
+    return compared(plain.total[0], prior + steps + first, truth)
+
+
+@erratum(
+    source=BOOK,
+    where="eq. 2.35",
+    printed="a x² − b x + c ∝ a (x + b/2a)²",
+    right="a (x − b/2a)²; eq. 2.36 has the sign of a x² + b x, and the results 2.39 and 2.41 are right",
+)
+def completing_the_square() -> Correction:
+    """The mean of q(x_{t−1} | x_t, x₀) for DDPM at t = 100, x_t = 1, x₀ = 1, from the terms of eq. 2.32: 0.99997, not −0.99997."""
+    beta, before = BETAS[99], SIGNAL[98]
+    a = (1 - beta) / beta + 1 / (1 - before)
+    b = 2 * (1 - beta).sqrt() / beta + 2 * before.sqrt() / (1 - before)
+    step = steps_to(torch.tensor([100]))
+    return compared(-b / (2 * a), b / (2 * a), step.coefficient_z[0] + step.coefficient_x[0])
+
+
+@erratum(
+    source=BOOK,
+    where="Algorithm 1",
+    printed="the loss of one drawn t estimates L_VLB",
+    right="T times it does; the posterior's mean needs x_t as well as x₀, and t = 1 has the decoder's term",
+)
+def one_drawn_step() -> Correction:
+    """The same chain: 0.205 nats is the mean of one term, 1.227 the sum."""
+    _, steps, _, _ = _terms()
+    path = CHAINS[2]
+    t = torch.arange(1, 7, dtype=torch.float64) / 6
+    node, mass = normal_nodes()
+    mean = torch.zeros((), dtype=torch.float64)
+    for time in t:
+        level = path.schedule(time[None])
+        x = torch.full((len(node), 1), X, dtype=torch.float64)
+        z = level.sigmoid().sqrt() * x + (-level).sigmoid().sqrt() * node[:, None]
+        step = Step(level.expand(len(node)), path.schedule.delta(time[None], 6).expand(len(node)))
+        mean = mean + mass @ reverse_kl(path.oracle(z, step.logsnr_t), x, node[:, None], step) / 6
+    return compared(mean, 6 * mean, steps)
+
+
+MEAN, VARIANCE, OTHER_MEAN, OTHER_VARIANCE = 0.3, 0.01, 0.1, 0.02  # of q and of p
+
+
+def _kl() -> Tensor:
+    """KL(q ‖ p) by integration."""
+    z, dz = panels(torch.linspace(-0.9, 1.5, 97, dtype=torch.float64))
+    q, p = (log_normal(z, mean, variance**0.5) for mean, variance in ((MEAN, VARIANCE), (OTHER_MEAN, OTHER_VARIANCE)))
+    found: Tensor = (q.exp() * (q - p)) @ dz
+    return found
+
+
+def _right() -> Tensor:
+    """KL(q ‖ p) by the library."""
+    u = torch.tensor([math.log(OTHER_VARIANCE / VARIANCE)], dtype=torch.float64)
+    return step_kl(torch.ones(1).double(), torch.tensor([(MEAN - OTHER_MEAN) ** 2 / VARIANCE]).double(), u)[0]
+
+
+@erratum(
+    source=BOOK,
+    where="eq. 3.5",
+    printed="½ [log σ̂²/σ_θ² − 1 + σ̂²/σ_θ² + δ²/σ_θ²]",
+    right="½ [log σ_θ²/σ̂² − 1 + σ̂²/σ_θ² + δ²/σ_θ²], as in eq. 3.4",
+)
+def logarithm_in_the_kl() -> Correction:
+    """q = N(0.3, 0.01), p = N(0.1, 0.02): 1.0966 nats by integration, 0.4034 as printed."""
+    ratio = VARIANCE / OTHER_VARIANCE
+    printed = 0.5 * (math.log(ratio) - 1 + ratio + (MEAN - OTHER_MEAN) ** 2 / OTHER_VARIANCE)
+    return compared(printed, _right(), _kl())
+
+
+@erratum(
+    source=BOOK,
+    where="eq. 3.7",
+    printed="½ [log σ̂² − log σ_θ² − 1 + e^{log σ_θ² − log σ̂²} + δ²/σ̂²]",
+    right="½ [log σ_θ² − log σ̂² − 1 + e^{log σ̂² − log σ_θ²} + δ² e^{−log σ_θ²}]: the printed form is KL(p ‖ q)",
+)
+def kl_of_log_variances() -> Correction:
+    """q = N(0.3, 0.01), p = N(0.1, 0.02): 1.0966 nats by integration, 2.1534 as printed."""
+    printed = 0.5 * (math.log(VARIANCE / OTHER_VARIANCE) - 1 + OTHER_VARIANCE / VARIANCE + (MEAN - OTHER_MEAN) ** 2 / VARIANCE)
+    return compared(printed, _right(), _kl())
+
+
+__all__: list[str] = []

@@ -1,0 +1,151 @@
+"""Errata of the variational chapter and of the note on the simple loss."""
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from vdiff.gaussian import Step, prior_kl, step_kl
+from vdiff.oracle import Gaussian
+from vdiff.parameterization import Eps, Prediction
+from vdiff.schedule import Cosine, Tabulated
+from vdiff.theorems.bounds import HIGH, LOW, end_terms, whole
+from vdiff.theorems.errata.erratum import CHAPTER, NOTE, Correction, by_theorem, compared, erratum, ordered
+from vdiff.theorems.errata.slides import DDPM, steps_to
+from vdiff.theorems.integral import expected_loss
+from vdiff.theorems.subject import mixture
+from vdiff.theorems.theorem import at_least
+from vdiff.theorems.weightings import simple_loss_is_a_weighted_bound
+from vdiff.weighting import ELBO, MSE, Weighting
+
+
+def _best_slope(weighting: Weighting) -> Tensor:
+    """c with the least weighted loss of ε̂ = c z on N(0, 1): the vertex of a parabola through three losses."""
+    oracle, schedule = Gaussian([0.0], [1.0]), Cosine(HIGH, LOW)
+
+    def loss(c: float) -> Tensor:
+        return expected_loss(lambda z, lam: Prediction(z, lam, c * z, Eps()), oracle, schedule, weighting)
+
+    zero, half, one = loss(0.0), loss(0.5), loss(1.0)
+    return (3 * zero - 4 * half + one) / (4 * (zero - 2 * half + one))
+
+
+def _weighted_mean(weight: Tensor, lam: Tensor) -> Tensor:
+    """The best c in closed form: the exact ε̂ is σ z, so c is the mean of σ under w."""
+    return (weight * torch.sigmoid(-lam).sqrt()).sum() / weight.sum()
+
+
+@erratum(
+    source=CHAPTER,
+    where="the end of section 14.5.4",
+    printed="maximizing the ELBO is equivalent to minimizing the MSE",
+    right="dropping the weights is another objective, a reweighted bound; minimisers agree only for a network without limits at every t",
+)
+def mse_is_another_objective() -> Correction:
+    """ε̂ = c z on N(0, 1), λ from 4 to −3 with the cosine schedule: the ELBO's best c is 0.592, the MSE's 0.635."""
+    lam = torch.linspace(LOW, HIGH, 200_001, dtype=torch.float64)
+    simple = MSE(Cosine(HIGH, LOW), Eps())
+    return compared(_weighted_mean(simple(lam), lam), _weighted_mean(torch.ones_like(lam), lam), _best_slope(ELBO()), rel=1e-5, why="a sum")
+
+
+@erratum(
+    source=CHAPTER,
+    where="the KL of section 14.5.4; also the note on the simple loss, same covariance σ_t² I",
+    printed="KL ∝ ‖μ̃ − μ‖²/2σ_t² for any fixed σ_t²",
+    right="equal, without a constant, for σ_t² = β̃_t; for σ_t² = β_t there is the constant ½ d (log(β/β̃) − 1 + β̃/β)",
+)
+def constant_of_the_large_variance() -> Correction:
+    """DDPM at t = 2, error ‖e‖² = 0.7, by the KL of two normal distributions: 0.312 nats, of which the constant is 0.121."""
+    step: Step = steps_to(torch.tensor([2, 10, 100]))
+    shift = (step.variance * step.snr_gain * 0.7).sqrt()
+    truth = kl_divergence(Normal(torch.zeros(3).double(), step.variance.sqrt()), Normal(shift, step.forward_variance.sqrt()))
+    printed = shift.square() / (2 * step.forward_variance)
+    return compared(printed, step_kl(step.snr_gain, torch.full((3,), 0.7).double(), step.log_variance_ratio), truth)
+
+
+@erratum(
+    source=CHAPTER,
+    where="section 14.5.5; also the note, matches the prior by construction",
+    printed="the prior term is small as long as the chain is long enough",
+    right="it depends on Π α_t, not on the number of steps: with β rescaled to the same product a longer chain has the same",
+)
+def prior_depends_on_the_product() -> Correction:
+    """DDPM's table at |x| = 1: 2.02e-5 nats with 1000 steps, 2.12e-5 with 4000 rescaled ones."""
+    x = torch.ones(1, 1, dtype=torch.float64)
+    long = Tabulated.linear_betas(levels=4000, rescale_from=1000)
+    few, many = (prior_kl(x, table.logsnr_min) for table in (DDPM, long))
+    return Correction(
+        at_least(0.5 * few, many, rel=0.0, why="half of it, at four times the length"), at_least(many, 0.9 * few, rel=0.0, why="a tenth")
+    )
+
+
+@erratum(
+    source=NOTE,
+    where="The Simple Loss Drops the Weight",
+    printed="1/w_t is large at intermediate t and small at the extremes",
+    right="small at the clean end alone: for DDPM's table 1/w at t = 1000 is within 2.05 of its largest, at t = 350",
+)
+def inverse_weights() -> Correction:
+    """w_t = ½ expm1(λ_{t−1} − λ_t): 0.5997 at t = 2, 0.0864 at 10, 0.01027 at 100, 0.004982 at 350 (the least), 0.01020 at 1000."""
+    w = 0.5 * steps_to(torch.arange(2, 1001)).snr_gain
+    last, least, first = w[-1], w.min(), w[0]
+    return Correction(
+        at_least(last / least, 0.1 * first / least, rel=0.0, why="a tenth of the clean end's"),
+        at_least(2.06, last / least, rel=0.0, why=""),
+    )
+
+
+@erratum(
+    source=NOTE,
+    where="its three meanings of w_t",
+    printed="L_simple = E_t[w_t L_t] with w_t = 1/(T w_t^VLB)",
+    right="under the mean over t the weight is 1/w_t^VLB; 1/(T w_t^VLB) belongs under the sum",
+)
+def factor_of_t() -> Correction:
+    """Steps 2 … 1000 of DDPM with ‖e‖² = 0.7 at each: 0.7 of either, and 0.0007 as printed."""
+    kl = step_kl(steps_to(torch.arange(2, 1001)).snr_gain, torch.full((999,), 0.7).double())
+    weight = 1 / (0.5 * steps_to(torch.arange(2, 1001)).snr_gain)
+    return compared((weight / 999 * kl).mean(), (weight * kl).mean(), 0.7)
+
+
+@erratum(
+    source=NOTE,
+    where="the claim: + const",
+    printed="L_simple is the weighted bound plus a constant, L₀ a detail",
+    right="with Σ = β̃ no constant for t ≥ 2; the first level is the decoder's term, with its own weight and constant",
+)
+def first_level_of_the_simple_loss() -> Correction:
+    """A small random network: without the decoder's term the sum is up to a third short of L_simple."""
+    return by_theorem(simple_loss_is_a_weighted_bound, "L₀ has its own weight")
+
+
+@erratum(
+    source=NOTE,
+    where="What This Identity Buys You",
+    printed="L_VLB is a tighter lower bound than L_simple",
+    right="L_simple bounds nothing: it may lie far below −log p; L_VLB is an upper bound of −log p",
+)
+def simple_loss_is_no_bound() -> Correction:
+    """The mixture of the theorems, exact denoiser: entropy 0.700; the bound is 0.814, with L_simple for its diffusion term −0.201."""
+    oracle = mixture()
+    schedule = Cosine(HIGH, LOW)
+    simple = end_terms(oracle) + expected_loss(oracle, oracle, schedule, MSE(schedule, Eps()))
+    bound = whole(oracle, oracle)
+    return Correction(
+        at_least(simple, oracle.entropy(), rel=1e-9, why="quadrature"), at_least(bound, oracle.entropy(), rel=1e-9, why="quadrature")
+    )
+
+
+@erratum(
+    source=NOTE,
+    where="Why the Reweighting Helps",
+    printed="at very low noise the per-step KL is small but heavily weighted",
+    right="there it is largest; what is small there is the error of x",
+)
+def kl_is_largest_at_low_noise() -> Correction:
+    """The exact denoiser of N(0, 1) on DDPM's table: 0.5995 nats at t = 2, 0.0092 at 100, 4.1e-7 at 1000."""
+    step = steps_to(torch.tensor([2, 10, 100, 350, 700, 1000]))
+    kl = step_kl(step.snr_gain, torch.sigmoid(step.logsnr_t))
+    return ordered(kl[:-1], kl[1:])
+
+
+__all__: list[str] = []

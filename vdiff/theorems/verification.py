@@ -1,0 +1,163 @@
+"""Run the theorems: every one on oracles and a small random network, or those of any network on a user's own."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vdiff.errors import did_you_mean, must
+from vdiff.likelihood.evaluation import evaluating
+from vdiff.loss import Model
+from vdiff.theorems.errata import ERRATA
+from vdiff.theorems.subject import Subject
+from vdiff.theorems.theorem import THEOREMS, Function, Sides
+from vdiff.theorems.topics import by_topic
+
+HEAD = ("theorem", "left", "", "right", "difference", "allowed", "verdict")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one theorem, of one of its counterexamples (`dropped` names the hypothesis), or of one erratum.
+
+    >>> from vdiff.theorems.theorem import equal
+    >>> verdict = Verdict("an-example", "1 = 2", equal(1.0, 2.0, rel=1e-9, why=""), must_hold=False, dropped="sense")
+    >>> verdict.ok, str(verdict.word)
+    (True, 'fails, as it must')
+    """
+
+    name: str
+    statement: str
+    sides: Sides
+    must_hold: bool
+    dropped: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it holds and should, or fails and should; never where a number is NaN or infinite."""
+        return self.sides.finite and self.sides.holds == self.must_hold
+
+    @property
+    def word(self) -> str:
+        """The verdict in words."""
+        if self.must_hold:
+            return "holds" if self.ok else "FAILS"
+        return "fails, as it must" if self.ok else "HOLDS, and should not"
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """The columns of the table: of many cases, the one nearest to failing."""
+        left, right, allowed = self.sides.worst
+        name = f"  without: {self.dropped}" if self.dropped else self.name
+        return name, f"{left:.6g}", self.sides.relation, f"{right:.6g}", f"{left - right:.1e}", f"{allowed:.1e}", self.word
+
+
+class Report(list[Verdict]):
+    """Verdicts in order, printed as a table; `ok` says whether all are as they must be.
+
+    >>> report = verify(names=["tweedie"])
+    >>> report.ok, len(report)
+    (True, 2)
+    """
+
+    @property
+    def ok(self) -> bool:
+        """Whether every theorem holds and every counterexample fails."""
+        return all(verdict.ok for verdict in self)
+
+    def __str__(self) -> str:
+        rows = [HEAD, *(verdict.row for verdict in self)]
+        width = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+        lines = []
+        for row in rows:
+            name, *numbers, word = row
+            middle = "  ".join(text.center(w) if w == 1 else text.rjust(w) for text, w in zip(numbers, width[1:-1], strict=True))
+            lines.append(f"{name.ljust(width[0])}  {middle}  {word}")
+        good = sum(verdict.ok for verdict in self)
+        return "\n".join([*lines, f"{good} of {len(self)} as they must be"])
+
+
+@torch.no_grad()
+def verify(
+    model: Model | None = None,
+    data: Tensor | None = None,
+    *,
+    names: Iterable[str] | None = None,
+    errata: bool = False,
+) -> Report:
+    """Verify the theory numerically: both sides of every theorem, by different routes, in float64.
+
+    Without a model, all theorems with their counterexamples: on data whose denoiser is known, and, for those that hold of
+    any network, on a small one with random weights. With a model, those that hold of any network, on it, and no
+    counterexamples: a network may be one for which a hypothesis does not matter. A network in float32 is one function of
+    (z, λ) like any other, so that the sides agree to float64 rounding; its own reverse variance is left out.
+
+    Args:
+        model: anything that returns a `Prediction` from (z, logsnr); a condition is bound beforehand,
+            `lambda z, logsnr: model(z, logsnr, label=...)`. It is asked for λ between −5 and 8.
+        data: (batch, …) data as the network sees it, floating; of many rows the first 64 are used.
+        names: names of theorems or topics to run; all by default.
+        errata: run the errata of the sources instead of the theorems: the printed form must fail, the right one hold.
+
+    Returns:
+        A `Report`, a list of `Verdict`s that prints as a table.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest one; for a theorem that does not hold of any network where a model
+            is given.
+        TypeError: for a model without data, and for what is no model.
+
+    >>> report = verify(names=["schedule-invariance-of-any-network"])
+    >>> report.ok
+    True
+    """
+    if errata:
+        chosen_errata = _chosen(names, {name: [name] for name in ERRATA}, list(ERRATA))
+        return Report(v for name in chosen_errata for v in _corrected(name))
+    if (model is None) != (data is None):
+        given = "model" if data is None else "data"
+        missing = "data" if data is None else "model"
+        raise TypeError(must("verify", missing, f"come with {given}", None, "a theorem about a network needs both"))
+    topics = {topic: [t.name for t in theorems] for topic, theorems in by_topic().items()}
+    ordered = [name for theorems in topics.values() for name in theorems]
+    if model is None or data is None:
+        subject, allowed = Subject(), ordered
+    else:
+        subject, allowed = Subject.of(model, data), [name for name in ordered if THEOREMS[name].any_network]
+    chosen = _chosen(names, {**topics, **{name: [name] for name in THEOREMS}}, allowed)
+    with evaluating(model):
+        return Report(verdict for name in chosen for verdict in _run(name, subject, counterexamples=model is None))
+
+
+def _run(name: str, subject: Subject, counterexamples: bool) -> list[Verdict]:
+    theorem = THEOREMS[name]
+    whole: list[tuple[Function, bool, str]] = [(theorem.sides, True, "")]
+    dropped: list[tuple[Function, bool, str]] = [(c.sides, False, c.dropped) for c in theorem.counterexamples] if counterexamples else []
+    return [Verdict(name, theorem.statement, sides(subject), must_hold, hypothesis) for sides, must_hold, hypothesis in whole + dropped]
+
+
+def _corrected(name: str) -> list[Verdict]:
+    erratum = ERRATA[name]
+    correction = erratum.correction()
+    right = Verdict(name, erratum.right, correction.right, must_hold=True)
+    return [right, Verdict(name, erratum.printed, correction.printed, must_hold=False, dropped=f"as printed, {erratum.printed}")]
+
+
+def _chosen(names: Iterable[str] | None, known: dict[str, list[str]], allowed: list[str]) -> list[str]:
+    """Names of theorems, from names of theorems and topics."""
+    if names is None:
+        return allowed
+    chosen = []
+    for name in [names] if isinstance(names, str) else names:
+        if name not in known:
+            raise ValueError(must("verify", "names", "be names of theorems or topics", repr(name), did_you_mean(name, known)))
+        found = [one for one in known[name] if one in allowed]
+        if not found:
+            hint = "it is about the exact denoiser: leave out the model, or choose among " + ", ".join(allowed)
+            raise ValueError(must("verify", "names", "hold of any network where a model is given", repr(name), hint))
+        chosen += found
+    return list(dict.fromkeys(chosen))
+
+
+__all__ = ["Report", "Verdict", "verify"]
