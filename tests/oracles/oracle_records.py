@@ -59,7 +59,6 @@ RECORDS: list[Record] = DATA["records"]
 # quantities that wait for the capability that computes them
 LATER = {
     "sampler_endpoint": "samplers: DDIM, Heun, DPM-Solver++",
-    "pf_ode": "probability-flow ODE and its likelihood",
     "vdm_variance": "a learned schedule whose shape follows the variance",
 }
 # entries of tested records that no public name of vdiff answers yet
