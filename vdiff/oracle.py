@@ -82,6 +82,17 @@ class GaussianMixture(nn.Module):
         """log q(z), the density of the noisy data at λ, nats."""
         return self._log_joint(z.to(torch.float64), *_scales(logsnr.to(torch.float64)))[0].logsumexp(1)
 
+    def matched(self) -> "Gaussian":
+        """The Gaussian with this law's mean and covariance.
+
+        >>> GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[0.25], [0.25]]).matched().variances
+        tensor([[1.2500]], dtype=torch.float64)
+        """
+        mean = self.weights @ self.means
+        off = self.means - mean
+        within = torch.einsum("k,kia,ka,kja->ij", self.weights, self.axes, self.variances, self.axes)
+        return Gaussian(mean, within + torch.einsum("k,ki,kj->ij", self.weights, off, off))
+
     def mmse(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """E‖ε − ε̂‖² of the perfect denoiser, summed over dimensions: closed form for one Gaussian, quadrature for d = 1."""
         if len(self.weights) == 1:

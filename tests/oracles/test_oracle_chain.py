@@ -1,6 +1,5 @@
 """The reverse kernel of a chain: its KL with any variance, its one-sample estimate, the bounds that the best variances give."""
 
-import math
 from functools import partial
 
 import torch
@@ -173,7 +172,11 @@ def test_bound_and_likelihood_of_a_chain_at_given_x(record):
         )  # fmt: skip
         diffusion = (bound.diffusion.view(len(t), len(u)) @ mass).mean()
         total.append(-(prior_kl(one[None], -5.0) + diffusion + bound.reconstruction[0]).squeeze())
-    got = {"elbo_x": total, "log_p_x": chain_log_prob(model, x, schedule=schedule, steps=steps, decoder=Gaussian()), "log_q_x": oracle(case).log_prob(x)}
+    got = {
+        "elbo_x": total,
+        "log_p_x": chain_log_prob(model, x, schedule=schedule, steps=steps, decoder=Gaussian()),
+        "log_q_x": oracle(case).log_prob(x),
+    }
     assert_meets(record, {"x": x.squeeze(1)} | got)
 
 

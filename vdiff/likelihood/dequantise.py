@@ -96,7 +96,8 @@ class TruncatedNormal(Dequantization):
         # from the lower tail, where Φ keeps its digits: Φ(−|u|/σ) runs from Φ(−τ) to ½
         edge = torch.special.ndtr(-self.reach.to(uniform.device))
         lower = torch.lerp(edge.expand_as(uniform), torch.full_like(uniform, 0.5), 1.0 - uniform.abs())
-        return -uniform.sign() * self.std * torch.special.ndtri(lower)
+        u: Tensor = -uniform.sign() * self.std * torch.special.ndtri(lower)
+        return u
 
     def log_density(self, u: Tensor) -> Tensor:
         log_mass = log_normal_interval(-self.reach, self.reach).to(u)
@@ -141,7 +142,9 @@ def dequantized_ode(
     True
     """
     if not isinstance(dequantization, Dequantization):
-        raise TypeError(must("dequantized_ode", "dequantization", "be a Dequantization", repr(dequantization), "Uniform(Categorical(levels))"))
+        raise TypeError(
+            must("dequantized_ode", "dequantization", "be a Dequantization", repr(dequantization), "Uniform(Categorical(levels))")
+        )
     for name, number in (("samples", samples), ("replicates", replicates)):
         check_positive_int("dequantized_ode", name, number)
     if replicates < 2:

@@ -55,7 +55,7 @@ def immse(
     schedule: Schedule,
     gaussian: Gaussian,
     discrete: bool = False,
-    draws: int = 64,
+    draws: int = 32,
     replicates: int = 4,
     seed: int = 0,
     **condition: Any,
@@ -63,7 +63,7 @@ def immse(
     """−log p(x) by the I-MMSE identity, nats per example: an estimate, right for the perfect denoiser.
 
     Inside the schedule's ends the two errors are compared at the same times and noise, one time in each of `draws` equal strata
-    of the schedule. Beyond them the difference of a smooth density falls like e^{−λ} and, the first two moments being the same,
+    of the schedule, with ε and with −ε: what is odd in ε is most of the difference at high λ. Beyond them the difference of a smooth density falls like e^{−λ} and, the first two moments being the same,
     like e^{2λ}: the integrand at an end, times 1 or ½, is the tail. At the noisy end discrete data is treated alike; at the clean one
     its levels must be told apart, and nothing is left.
 
@@ -72,7 +72,7 @@ def immse(
         schedule: where to look, and from where to where; finite λ_max about 15 above the data's finest scale.
         gaussian: the control variate, `Gaussian.fit(data)`; any will do, one with the moments of the data is best.
         discrete: whether p is the probability of a level rather than a density.
-        draws: evaluations of the model for each example and replicate, and one more at each end.
+        draws: times for each example and replicate, beside the two ends; two evaluations of the model at each.
         replicates: independent repetitions, for the standard error; at least 2.
         seed: of times and noise, which are a function of it and the example's place.
         model, condition: as in `weighted_elbo`.
@@ -94,12 +94,12 @@ def immse(
         raise ValueError(must("immse", "replicates", "be at least 2", replicates, "one has no standard error"))
     if not isinstance(gaussian, Gaussian):
         raise TypeError(must("immse", "gaussian", "be a Gaussian", repr(gaussian), "vdiff.oracle.Gaussian.fit(data)"))
-    flat = wide(x).flatten(1)
+    clean = wide(x).flatten(1)
     if discrete:
         top = torch.full((len(x),), float(schedule.logsnr_max), dtype=torch.float64)
-        known = gaussian.information(flat, top)
+        known = gaussian.information(clean, top)
     else:
-        known = -gaussian.log_prob(flat)
+        known = -gaussian.log_prob(clean)
 
     def twin(z: Tensor, logsnr: Tensor) -> Any:
         return gaussian(z.flatten(1), logsnr)
@@ -120,11 +120,13 @@ def immse(
             generators = [generator_of(seed, replicate, f"example {i}", x.device) for i in range(len(x))]
             t = torch.stack([torch.cat([ends.to(x.device), stratified(draws, generator=g, device=x.device)]) for g in generators])
             noise = torch.stack([torch.randn(draws + 2, *x.shape[1:], dtype=x.dtype, device=x.device, generator=g) for g in generators])
-            each = difference(t.flatten(), noise.flatten(0, 1), _repeated(condition, len(x), draws + 2))
+            given = _repeated(condition, len(x), draws + 2)
+            flat = noise.flatten(0, 1)
+            each = 0.5 * (difference(t.flatten(), flat, given) + difference(t.flatten(), -flat, given))
             high = torch.zeros_like(each[:, 0]) if discrete else each[:, 0] / rate[0]
             found.append(torch.stack([each[:, 2:].mean(1), 0.5 * each[:, 1] / rate[1], high]))
     inner, low, high = torch.stack(found, 1)
-    count = torch.full((len(x),), replicates * (draws + 2))
+    count = torch.full((len(x),), 2 * replicates * (draws + 2))
     return IMMSE(known + inner + low + high, x[0].numel(), count, low_tail=low.mean(0), high_tail=high.mean(0))
 
 

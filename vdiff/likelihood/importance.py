@@ -113,7 +113,7 @@ def path_importance(
     rows = torch.arange(len(data), device=data.device).repeat_interleave(each)  # of the data, one for each path
     found = []
     with evaluating(model):
-        for part in rows.split(batch):
+        for part in torch.split(rows, batch):
             given = {name: v[part] if isinstance(v, Tensor) and v.shape[:1] == data.shape[:1] else v for name, v in condition.items()}
             path = path_bound(model, data[part], schedule=schedule, decoder=decoder, steps=steps, generator=generator, **given)
             found.append(-path.log_ratio.double())

@@ -117,7 +117,13 @@ def ode_likelihood(
             count = torch.full((len(noise),), evaluations, device=x.device)
             parts.append((nats, noise, count, path.truncation(), (finer - nats).mean(0)))
     nats, noise, count, truncation, change = (torch.cat(p, 1 if i == 0 else 0) for i, p in enumerate(zip(*parts, strict=True)))
-    protocol |= {"trace": repr(trace), "tolerance": tolerance, "method": method, "NFE": round(count.double().mean().item(), 1), "seed": seed}
+    protocol |= {
+        "trace": repr(trace),
+        "tolerance": tolerance,
+        "method": method,
+        "NFE": round(count.double().mean().item(), 1),
+        "seed": seed,
+    }
     return OdeLikelihood(
         nats, x[0].numel(), count, trace.exact, noise=noise, truncation=truncation, change=change if audit else None, protocol=protocol
     )
@@ -161,7 +167,9 @@ class _Path:
     def solve(self, tolerance: float, solver: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
         """−log p (replicates, batch), z₁, and the number of evaluations."""
         start = (self.z, self.z.new_zeros(len(self.z), 1 if self.trace.exact else len(self.directions)))
-        (z, gain), evaluations = solve("ode_likelihood", self.field, start, self.clean, self.noisy, rtol=tolerance, atol=tolerance, **solver)
+        (z, gain), evaluations = solve(
+            "ode_likelihood", self.field, start, self.clean, self.noisy, rtol=tolerance, atol=tolerance, **solver
+        )
         at_clean = 0.5 * self.x[0].numel() * torch.nn.functional.logsigmoid(self.clean)  # d log α₀
         return -(self._prior(z) + gain.T + at_clean), z, evaluations
 
@@ -182,14 +190,18 @@ class _Path:
         """Raise where the model depends on z without a gradient: its divergence would be silently wrong."""
         if not torch.equal(self.model(z + 0.01 * torch.ones_like(z), level, **self.condition).out, said.out):
             hint = "torch.no_grad, inference_mode or .detach() inside it"
-            raise ValueError(must("ode_likelihood", "model", "be differentiable in z", "an output that depends on z without a gradient", hint))
+            raise ValueError(
+                must("ode_likelihood", "model", "be differentiable in z", "an output that depends on z without a gradient", hint)
+            )
 
 
 def _protocol(model: Model, prior: GaussianMixture | None, schedule: Schedule) -> dict[str, object]:
     done = dict(getattr(model, "protocol", {}))
     for name, value in done.items():
         if name.startswith("x̂ clipped"):
-            raise ValueError(must("ode_likelihood", "model", "leave x̂ as it is", f"{name} {value}", "clipping changes the flow whose density this is"))
+            raise ValueError(
+                must("ode_likelihood", "model", "leave x̂ as it is", f"{name} {value}", "clipping changes the flow whose density this is")
+            )
     law = "N(0, I)" if prior is None else f"{type(prior).__name__} at λ_min"
     return done | {"λ": f"[{schedule.logsnr_min:g}, {schedule.logsnr_max:g}]", "prior": law}
 

@@ -1,5 +1,6 @@
 """What every estimator here returns: −log p of each example, several times over."""
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -44,8 +45,8 @@ class Replicated:
         if self.exact:
             return self.replicates.new_zeros(self.replicates.shape[1])
         if len(self.replicates) < 2:
-            return self.replicates.new_full(self.replicates.shape[1:], float("nan"))
-        return self.replicates.std(0) / len(self.replicates) ** 0.5
+            return self.replicates.new_full(self.replicates.shape[1:], math.nan)
+        return self.replicates.std(0) / math.sqrt(len(self.replicates))
 
     @property
     def mean(self) -> float:
@@ -60,7 +61,7 @@ class Replicated:
     @property
     def spread_error(self) -> float:
         """Its standard error over examples: what others would give. It contains `mean_error` already; NaN for one example."""
-        return self.nats.std(correction=1).item() / len(self.nats) ** 0.5 if len(self.nats) > 1 else float("nan")
+        return self.nats.std(correction=1).item() / math.sqrt(len(self.nats)) if len(self.nats) > 1 else math.nan
 
     def __str__(self) -> str:
         scale = bits_per_dim(self.replicates.new_ones(()), self.dims).item()

@@ -110,7 +110,9 @@ def cases() -> dict[str, GaussianMixture]:
     }
 
 
-def verify_estimators(model: Callable[[GaussianMixture], Model] = lambda oracle: oracle, *, points: int = 256, seed: int = 0) -> Verification:
+def verify_estimators(
+    model: Callable[[GaussianMixture], Model] = lambda oracle: oracle, *, points: int = 256, seed: int = 0
+) -> Verification:
     """Every estimator on every case it can be asked: bound, whole paths, ODE, dequantised ODE, I-MMSE.
 
     Args:
@@ -146,17 +148,19 @@ Run = Callable[["_Counted"], tuple[float, float]]
 def _estimators(oracle: GaussianMixture, x: Tensor, seed: int) -> Iterable[tuple[str, float, Run]]:
     """Name, true mean of −log p over these points, and what to do with a model."""
     truth = -oracle.log_prob(x).mean().item()
-    gaussian = Gaussian(*_moments(oracle))
+    gaussian = oracle.matched()
     if isinstance(oracle, Lattice):
         decoder = Categorical(len(oracle.weights))
         levels, narrow = decoder.decode(x), Linear(10.0, -12.0)
         yield "bound", truth, lambda m: _bound(evaluate(m, levels, schedule=Linear(13.3, -12.0), decoder=decoder, seed=seed).total, 1)
-        yield "dequantised ODE", truth, lambda m: _numbers(
-            dequantized_ode(m, levels, dequantization=TruncatedNormal(decoder, 10.0), schedule=narrow, prior=gaussian, seed=seed)
+        yield (
+            "dequantised ODE",
+            truth,
+            lambda m: _numbers(
+                dequantized_ode(m, levels, dequantization=TruncatedNormal(decoder, 10.0), schedule=narrow, prior=gaussian, seed=seed)
+            ),
         )
-        yield "I-MMSE", truth, lambda m: _numbers(
-            immse(m, x, schedule=Linear(13.3, -12.0), gaussian=gaussian, discrete=True, seed=seed)
-        )
+        yield "I-MMSE", truth, lambda m: _numbers(immse(m, x, schedule=Linear(13.3, -12.0), gaussian=gaussian, discrete=True, seed=seed))
         return
     continuous: dict[str, Any] = {"schedule": WIDE, "prior": gaussian}
     yield "bound", truth, lambda m: _bound(evaluate(m, x, schedule=WIDE, decoder=GaussianDecoder(), seed=seed).total, oracle.dims)
@@ -167,8 +171,10 @@ def _estimators(oracle: GaussianMixture, x: Tensor, seed: int) -> Iterable[tuple
     if oracle.dims == 1:
         chain: dict[str, Any] = {"schedule": CHAIN, "decoder": GaussianDecoder(), "steps": 16}
         exact = -chain_log_prob(oracle, x, **chain).mean().item()
-        yield "paths, T = 16, K = 256", exact, lambda m: _numbers(
-            path_importance(m, x, samples=256, generator=generator_of(seed, 0, "paths"), **chain)
+        yield (
+            "paths, T = 16, K = 256",
+            exact,
+            lambda m: _numbers(path_importance(m, x, samples=256, generator=generator_of(seed, 0, "paths"), **chain)),
         )
 
 
@@ -179,13 +185,6 @@ def _bound(total: Any, dims: int) -> tuple[float, float]:
 
 def _numbers(found: Replicated) -> tuple[float, float]:
     return found.mean, found.mean_error
-
-
-def _moments(oracle: GaussianMixture) -> tuple[Tensor, Tensor]:
-    mean = oracle.weights @ oracle.means
-    off = oracle.means - mean
-    within = torch.einsum("k,kia,ka,kja->ij", oracle.weights, oracle.axes, oracle.variances, oracle.axes)
-    return mean, within + torch.einsum("k,ki,kj->ij", oracle.weights, off, off)
 
 
 class _Counted(nn.Module):
