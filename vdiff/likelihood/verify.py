@@ -70,7 +70,7 @@ class Verification:
 
     >>> print(Verification((Row("gaussian", "bound", 1.52, 0.01, 1.5, 100.0),)))
     case                estimator                  estimate  ±       truth        z   evaluations
-    gaussian            bound                       1.52000  0.01000  1.50000   1.99           100
+    gaussian            bound                       1.52000  0.01000 1.50000   1.99           100
     1 of 1 passed
     """
 
