@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vdiff import Categorical, GaussianMixture, Lattice, Linear, Prediction, X
+from vdiff.gaussian import diffuse
 from vdiff.likelihood.immse import immse
 from vdiff.oracle import Gaussian
 
@@ -47,6 +48,25 @@ def test_ends_that_are_too_close_show_in_the_tails():
     truth = -MIXTURE.log_prob(x).mean().item()
     assert abs(tails) > 1e-3
     assert abs(found.mean - truth) < 4 * found.mean_error + 0.2 * abs(tails)
+
+
+@pytest.mark.parametrize("x", [-1.3, 0.9])
+def test_each_tail_is_what_is_left_of_the_integral_at_that_x(x):
+    """To −∞ it is KL(q(z | x) ‖ q(z)) less the Gaussian's, here by quadrature over ε; to +∞ the rest of −log p."""
+    point, twin = torch.full((60_000, 1), x, dtype=torch.float64), MIXTURE.matched()
+    low, high = torch.tensor([-1.0], dtype=torch.float64), torch.tensor([9.0], dtype=torch.float64)
+    eps = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+    weight = torch.exp(-0.5 * eps.square()) / torch.exp(-0.5 * eps.square()).sum()
+
+    def up_to(level):
+        z = diffuse(point[:1].expand(4001, 1), eps[:, None], level.expand(4001))
+        return weight @ (twin.noisy_log_prob(z, level.expand(4001)) - MIXTURE.noisy_log_prob(z, level.expand(4001)))
+
+    whole = twin.log_prob(point[:1]) - MIXTURE.log_prob(point[:1])
+    found = immse(MIXTURE, point, schedule=Linear(high.item(), low.item()), gaussian=twin, draws=1, replicates=2)
+    for tail, truth in ((found.low_tail, up_to(low)), (found.high_tail, whole - up_to(high))):
+        assert abs(tail.mean() - truth) < 4 * tail.std() / 60_000**0.5 + 0.2 * truth.abs()
+        assert abs(tail.mean()) > 4 * tail.std() / 60_000**0.5
 
 
 def test_levels_of_discrete_data():

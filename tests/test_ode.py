@@ -142,6 +142,22 @@ def test_fault_49_an_answer_depends_on_its_batch_by_no_more_than_the_tolerance()
     assert easy.evaluations[-1] >= 0.8 * worst
 
 
+def test_a_crowd_does_not_outvote_the_one_that_turns():
+    """The field turns one example fast and leaves the others: the steps are those of the one alone, whose integral is known."""
+
+    def field(logsnr, state):
+        still = torch.zeros_like(state[0])
+        still[0] = torch.cos(30.0 * angle(logsnr))
+        return (still,)
+
+    alone, crowd = (solve("test", field, (torch.zeros(n, 2).double(),), 18.0, -18.0, rtol=1e-6, atol=1e-6) for n in (1, 1000))
+    ends = angle(torch.tensor([18.0, -18.0], dtype=torch.float64))
+    exact = (torch.sin(30.0 * ends[1]) - torch.sin(30.0 * ends[0])) / 30.0
+    assert crowd.evaluations == alone.evaluations
+    assert torch.equal(crowd.state[0][0], alone.state[0][0])
+    assert (alone.state[0] - exact).abs().max() < 3e-5
+
+
 def test_fault_51_probes_are_a_function_of_the_seed_and_the_place():
     x = points(6)
     whole = ode_likelihood(RING, x, schedule=WIDE, trace=Hutchinson(), tolerance=1e-8)

@@ -63,9 +63,10 @@ def immse(
     """−log p(x) by the I-MMSE identity, nats per example: an estimate, right for the perfect denoiser.
 
     Inside the schedule's ends the two errors are compared at the same times and noise, one time in each of `draws` equal strata
-    of the schedule, with ε and with −ε: what is odd in ε is most of the difference at high λ. Beyond them the difference of a smooth density falls like e^{−λ} and, the first two moments being the same,
-    like e^{2λ}: the integrand at an end, times 1 or ½, is the tail. At the noisy end discrete data is treated alike; at the clean one
-    its levels must be told apart, and nothing is left.
+    of the schedule, with ε and with −ε: what is odd in ε is most of the difference at high λ. Beyond the ends the difference of a
+    smooth density falls like e^{−λ} and, the first two moments being the same, like e^{3λ}: the integrand at an end, times 1 or
+    ⅓, is the tail. At the noisy end discrete data is treated alike; at the clean one its levels must be told apart, and
+    nothing is left.
 
     Args:
         x: (n, …) data as the network sees it.
@@ -124,7 +125,7 @@ def immse(
             flat = noise.flatten(0, 1)
             each = 0.5 * (difference(t.flatten(), flat, given) + difference(t.flatten(), -flat, given))
             high = torch.zeros_like(each[:, 0]) if discrete else each[:, 0] / rate[0]
-            found.append(torch.stack([each[:, 2:].mean(1), 0.5 * each[:, 1] / rate[1], high]))
+            found.append(torch.stack([each[:, 2:].mean(1), each[:, 1] / (3.0 * rate[1]), high]))
     inner, low, high = torch.stack(found, 1)
     count = torch.full((len(x),), 2 * replicates * (draws + 2))
     return IMMSE(known + inner + low + high, x[0].numel(), count, low_tail=low.mean(0), high_tail=high.mean(0))
