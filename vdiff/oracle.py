@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.errors import must
+from vdiff.errors import check_data, must
 from vdiff.gaussian import kl_to_normal
 from vdiff.parameterization import Eps, Prediction
 
@@ -81,6 +81,17 @@ class GaussianMixture(nn.Module):
     def noisy_log_prob(self, z: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log q(z), the density of the noisy data at λ, nats."""
         return self._log_joint(z.to(torch.float64), *_scales(logsnr.to(torch.float64)))[0].logsumexp(1)
+
+    def matched(self) -> "Gaussian":
+        """The Gaussian with this law's mean and covariance.
+
+        >>> GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[0.25], [0.25]]).matched().variances
+        tensor([[1.2500]], dtype=torch.float64)
+        """
+        mean = self.weights @ self.means
+        off = self.means - mean
+        within = torch.einsum("k,kia,ka,kja->ij", self.weights, self.axes, self.variances, self.axes)
+        return Gaussian(mean, within + torch.einsum("k,ki,kj->ij", self.weights, off, off))
 
     def mmse(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """E‖ε − ε̂‖² of the perfect denoiser, summed over dimensions: closed form for one Gaussian, quadrature for d = 1."""
@@ -222,6 +233,32 @@ class Gaussian(GaussianMixture):
     def __init__(self, mean: Array, covariance: Array) -> None:
         m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (mean, covariance))
         super().__init__([1.0], m[None], c[None])
+
+    @classmethod
+    def fit(cls, x: Float[Tensor, "n *dims"], *, shrinkage: float = 1e-3) -> "Gaussian":
+        """With the mean and the covariance of data, flattened; the covariance drawn towards its mean variance by `shrinkage`.
+
+        >>> Gaussian.fit(torch.tensor([[0.0], [2.0]]), shrinkage=0.0).variances
+        tensor([[1.]], dtype=torch.float64)
+        """
+        check_data("Gaussian.fit", x)
+        flat = x.flatten(1).to(torch.float64)
+        off = flat - flat.mean(0)
+        covariance = off.T @ off / len(off)
+        isotropic = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+        return cls(flat.mean(0), torch.lerp(covariance, isotropic, shrinkage))
+
+    def information(self, x: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """KL(q(z | x) ‖ q(z)) at each λ, nats: ½ ∫ E[‖ε − ε̂‖² | x] from −∞ to there, of this Gaussian's own denoiser.
+
+            ½ Σ [ softplus(λ') + sigmoid(λ') ((x − m)²/v − 1) ],   λ' = λ + log v, in the axes of the covariance
+
+        >>> Gaussian([0.0], [1.0]).information(torch.zeros(1, 1), torch.zeros(1))
+        tensor([0.0966], dtype=torch.float64)
+        """
+        score = (x.to(torch.float64) - self.means[0]) @ self.axes[0]
+        level = logsnr.to(torch.float64)[:, None] + self.variances[0].log()
+        return 0.5 * (nn.functional.softplus(level) + level.sigmoid() * (score.square() / self.variances[0] - 1)).sum(1)
 
 
 class Lattice(GaussianMixture):

@@ -178,13 +178,13 @@ def test_fault_45_options_of_steps(step: Any, argument: str, words: tuple[str, .
 def test_fault_46_a_solver_that_gives_up() -> None:
     with pytest.raises(SolverError) as caught:
         made(step=partial(ode, max_evaluations=20))
-    for word in ("dopri5 gave up at λ = ", "after 20 evaluations (reached max_evaluations = 20)", "|v̂| was", "Loosen rtol = 1e-05"):
+    for word in ("dopri5 gave up at t = ", "(λ = ", "after 20 evaluations: reached max_evaluations = 20", "|v̂| was", "Loosen rtol = 1e-05"):
         assert word in str(caught.value)
 
     def explodes(z: Tensor, logsnr: Tensor) -> Prediction:
         return Prediction(z, logsnr, z.abs().exp().exp(), V())
 
-    with pytest.raises(SolverError, match=r"ode: dopri5 gave up at λ = .* \((underflow in dt|non-finite)"):
+    with pytest.raises(SolverError, match=r"ode: dopri5 gave up at t = .* (underflow in dt|the field is NaN or infinite for example)"):
         sample(explodes, 3 * Z, schedule=Linear(), steps=2, step=ode)
 
 

@@ -61,7 +61,6 @@ LATER = {}
 # entries of tested records that no public name of vdiff answers yet
 LATER_ENTRIES = {
     "vp": ("log_alpha2", "log_sigma2", "subvp_alpha"),  # logsigmoid(±λ); the sub-VP process
-    "pf_ode": ("log_p_model_z0", "log_p_model_x"),  # the likelihood of the probability-flow ODE
 }
 
 

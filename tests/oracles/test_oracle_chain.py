@@ -1,6 +1,5 @@
 """The reverse kernel of a chain: its KL with any variance, its one-sample estimate, the bounds that the best variances give."""
 
-import math
 from functools import partial
 
 import torch
@@ -9,6 +8,7 @@ from oracle_records import assert_meets, denoiser, gauss_hermite, mmse, nodes, n
 from vdiff import Eps, Linear, Prediction, elbo, path_bound
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, diffuse, prior_kl
+from vdiff.likelihood.importance import chain_log_prob
 from vdiff.reverse import reverse_kl, reverse_log_ratio, reverse_mean, reverse_sample
 from vdiff.variance import Forward, Posterior, Range, ReverseVariance
 
@@ -154,24 +154,6 @@ def test_ancestral_sampling_of_a_gaussian(record):
     assert_meets(record, got)
 
 
-def transfer(model, x, schedule, steps):
-    """log p(x) of a chain in one dimension: p(x | z_0) carried back through p(z_s | z_t), by the trapezoid rule on a grid."""
-    grid = torch.linspace(-14.0, 14.0, 2001, dtype=torch.float64)[:, None]
-    width = grid[1, 0] - grid[0, 0]
-    first = schedule(torch.zeros(1, dtype=torch.float64))
-    message = torch.exp(torch.stack([Gaussian().log_prob(one.expand_as(grid), grid / torch.sigmoid(first).sqrt(), first) for one in x], 1))
-    for i in range(1, steps + 1):
-        t = torch.full((len(grid),), i / steps, dtype=torch.float64)
-        step = Step(schedule(t), schedule.delta(t, steps))
-        prediction = model(grid, step.logsnr_t)
-        mean = reverse_mean(prediction, step)
-        spread = reverse_sample(prediction, step, torch.ones_like(grid)) - mean
-        kernel = torch.exp(-0.5 * ((grid.T - mean) / spread).square()) / (spread * math.sqrt(2 * math.pi))
-        message = kernel @ message * width
-    prior = torch.exp(-0.5 * grid.square()) / math.sqrt(2 * math.pi)
-    return (prior.T @ message * width).log().squeeze(0)
-
-
 @of("hierarchical_model")
 def test_bound_and_likelihood_of_a_chain_at_given_x(record):
     case, steps, x = record["case"], record["params"]["T"], vector(record["value"]["x"])[:, None]
@@ -190,7 +172,11 @@ def test_bound_and_likelihood_of_a_chain_at_given_x(record):
         )  # fmt: skip
         diffusion = (bound.diffusion.view(len(t), len(u)) @ mass).mean()
         total.append(-(prior_kl(one[None], -5.0) + diffusion + bound.reconstruction[0]).squeeze())
-    got = {"elbo_x": total, "log_p_x": transfer(model, x, schedule, steps), "log_q_x": oracle(case).log_prob(x)}
+    got = {
+        "elbo_x": total,
+        "log_p_x": chain_log_prob(model, x, schedule=schedule, steps=steps, decoder=Gaussian()),
+        "log_q_x": oracle(case).log_prob(x),
+    }
     assert_meets(record, {"x": x.squeeze(1)} | got)
 
 

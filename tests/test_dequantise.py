@@ -1,0 +1,146 @@
+"""Bits of discrete data from densities: noise within the bin, its own density, bounds whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from vdiff import Categorical, DiscretizedGaussian, Lattice, Linear
+from vdiff.likelihood.dequantise import Dequantization, TruncatedNormal, Uniform, dequantized_ode
+from vdiff.likelihood.importance import importance_weighted
+from vdiff.likelihood.trace import Hutchinson
+
+KINDS = [
+    lambda decoder: Uniform(decoder),
+    lambda decoder: TruncatedNormal(decoder, 2.0),
+    lambda decoder: TruncatedNormal(decoder, 6.0),
+    lambda decoder: TruncatedNormal(decoder, 13.3),
+]
+DECODERS = [Categorical(2), Categorical(17), Categorical(256, closed=True)]
+
+
+def streams(n, seed=0):
+    return [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(n)]
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=lambda d: f"{d.levels}")
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_stays_within_its_bin_and_its_density_is_its_own(decoder, kind):
+    dequantization: Dequantization = kind(decoder)
+    half = 0.5 * decoder.spacing
+    width = min(half, 12 * getattr(dequantization, "std", half))
+    mass = integrate.quad(
+        lambda u: dequantization.log_density(torch.tensor(u, dtype=torch.float64)).exp().item(), -width, width, epsabs=1e-11
+    )[0]
+    assert mass == pytest.approx(1.0, abs=1e-9)
+    u = dequantization.within(2 * torch.rand(20_000, dtype=torch.float64, generator=streams(1)[0]) - 1)
+    assert u.abs().max() <= half
+    grid = torch.linspace(-width, width, 2001, dtype=torch.float64)
+    below = torch.cumulative_trapezoid(dequantization.log_density(grid).exp(), grid)
+    assert stats.kstest(u.numpy(), lambda v: np.interp(v, grid[1:], below)).pvalue > 1e-4
+
+
+def test_the_truncated_normals_entropy_in_closed_form():
+    decoder, logsnr = Categorical(17), 6.5
+    dequantization = TruncatedNormal(decoder, logsnr)
+    law = stats.truncnorm(-dequantization.reach.item(), dequantization.reach.item(), scale=math.exp(-0.5 * logsnr))
+    data = torch.randint(0, 17, (4000, 3), generator=streams(1)[0])
+    x, log_q = dequantization.draw(data, streams(4000))
+    assert x.shape == data.shape
+    assert torch.equal(decoder.decode(x), data)
+    assert abs(-log_q.mean() - 3 * law.entropy()) < 4 * log_q.std() / 4000**0.5
+    assert dequantization.log_density(torch.tensor(0.01)).item() == pytest.approx(law.logpdf(0.01), abs=1e-6)
+
+
+def test_examples_draw_their_noise_by_themselves():
+    data = torch.randint(0, 17, (6, 2))
+    dequantization = Uniform(Categorical(17))
+    whole = dequantization.draw(data, streams(6))[0]
+    assert torch.equal(whole[2:4], dequantization.draw(data[2:4], streams(6)[2:4])[0])
+
+
+def smoothed(logsnr, levels=5):
+    """Levels with unequal probabilities under noise that blurs neighbors, its bins, and each level's exact bits."""
+    decoder = Categorical(levels)
+    pmf = torch.arange(1, levels + 1, dtype=torch.float64) / (levels * (levels + 1) / 2)
+    return decoder, Lattice(decoder.grid, pmf), Linear(logsnr, -14.0)
+
+
+def exact_bound(decoder, oracle, dequantization, logsnr, level):
+    """E_q[log q(u) − log p(x_k + u)] by quadrature, where p is the density of z₀/α₀."""
+    std, center = math.exp(-0.5 * logsnr), decoder.grid[level].item()
+
+    def integrand(u):
+        log_q = dequantization.log_density(torch.tensor(u, dtype=torch.float64)).item()
+        log_p = torch.logsumexp(
+            oracle.weights.log() + torch.distributions.Normal(oracle.means[:, 0], std).log_prob(torch.tensor(center + u)), 0
+        )
+        return math.exp(log_q) * (log_q - log_p.item())
+
+    half = 0.5 * decoder.spacing
+    return integrate.quad(integrand, -half, half, epsabs=1e-10)[0]
+
+
+@pytest.mark.parametrize("name", ["uniform", "truncated normal"])
+def test_the_bound_of_each_level_is_its_quadrature(name):
+    logsnr = 3.0
+    decoder, oracle, schedule = smoothed(logsnr)
+    dequantization = Uniform(decoder) if name == "uniform" else TruncatedNormal(decoder, logsnr)
+    data = torch.arange(5).repeat_interleave(150)[:, None]
+    found = dequantized_ode(oracle, data, dequantization=dequantization, schedule=schedule, tolerance=1e-6)
+    for level in range(5):
+        nats = found.replicates[:, data[:, 0] == level].flatten()
+        assert abs(nats.mean() - exact_bound(decoder, oracle, dequantization, logsnr, level)) < 4 * nats.std() / len(nats) ** 0.5
+
+
+def test_more_samples_tighten_the_bound_and_none_crosses_the_truth():
+    """−log P(k) of the bin, by quadrature of the smoothed density; the error of a mean of K samples comes with it."""
+    logsnr = 5.0
+    decoder, oracle, schedule = smoothed(logsnr)
+    data, std, half = torch.full((200, 1), 1), math.exp(-0.5 * logsnr), 0.5 * decoder.spacing
+    normal = torch.distributions.Normal(oracle.means[:, 0], std)
+    mass = oracle.weights @ (normal.cdf(decoder.grid[1] + half) - normal.cdf(decoder.grid[1] - half))
+    found = {
+        k: dequantized_ode(oracle, data, dequantization=Uniform(decoder), samples=k, schedule=schedule, tolerance=1e-5) for k in (1, 8)
+    }
+    for bound in found.values():
+        assert bound.mean > -mass.log() - 4 * bound.mean_error
+        assert bound.evaluations.min() > 0
+    assert found[8].mean < found[1].mean - 4 * math.hypot(found[1].mean_error, found[8].mean_error)
+    assert found[8].mean < -mass.log() + 0.3 * (found[1].mean + mass.log())
+    assert found[8].effective_sample_size.min() >= 1
+    assert found[8].effective_sample_size.max() <= 8
+
+
+def test_the_importance_weighted_mean_has_its_minus_log_k():
+    assert importance_weighted(torch.zeros(5, 3)).abs().max() < 1e-6  # weights of one have a mean of one
+    assert importance_weighted(torch.tensor([[0.0], [math.log(3.0)]])).item() == pytest.approx(math.log(2.0))
+
+
+@pytest.mark.parametrize(("closed", "softmax", "interval"), [(True, 0.0101, 0.0512), (False, 0.0105, 0.0523)])
+def test_the_decoder_is_part_of_the_number(closed, softmax, interval):
+    """Interior levels at γ₀ = −13.3, level spacing 2/255 and 2/256, bits/dim: five times the bits for another decoder."""
+    for decoder, bits in ((Categorical(256, closed=closed), softmax), (DiscretizedGaussian(256, closed=closed), interval)):
+        assert decoder.table(13.3)[128].item() / math.log(2) == pytest.approx(bits, abs=5e-5)
+
+
+def test_bad_arguments_are_named():
+    decoder = Categorical(17)
+    data = torch.randint(0, 17, (2, 20))
+    with pytest.raises(ValueError, match=r"argument 'samples' must be 1 with a random trace; got 4 .*trace=Exact\(\)"):
+        dequantized_ode(Lattice([0.0], [1.0]), data, dequantization=Uniform(decoder), samples=4, schedule=Linear())
+    with pytest.raises(ValueError, match="argument 'samples' must be 1 with a random trace"):
+        dequantized_ode(
+            Lattice([0.0], [1.0]), data[:, :1], dequantization=Uniform(decoder), samples=4, trace=Hutchinson(), schedule=Linear()
+        )
+    with pytest.raises(ValueError, match="argument 'replicates' must be at least 2; got 1"):
+        dequantized_ode(Lattice([0.0], [1.0]), data, dequantization=Uniform(decoder), replicates=1, schedule=Linear())
+    with pytest.raises(ValueError, match=r"argument 'data' must lie in 0 … 16; got values from 0 to 255"):
+        dequantized_ode(Lattice([0.0], [1.0]), torch.tensor([[0, 255]]), dequantization=Uniform(decoder), schedule=Linear())
+    with pytest.raises(TypeError, match="be integer levels"):  # dequantised already
+        dequantized_ode(Lattice([0.0], [1.0]), torch.rand(2, 2), dequantization=Uniform(decoder), schedule=Linear())
+    with pytest.raises(ValueError, match="argument 'logsnr_max' must be finite"):
+        TruncatedNormal(decoder, math.inf)
+    assert repr(TruncatedNormal(decoder, 9.0)).endswith("logsnr_max=9)")

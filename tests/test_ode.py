@@ -1,0 +1,291 @@
+"""The probability-flow ODE: what its likelihood costs and how right it is, there and back, whatever the batch."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from vdiff import Cosine, Denoiser, Eps, GaussianMixture, Linear, Prediction, V, X
+from vdiff.flow import SolverError, angle, logsnr_of, solve
+from vdiff.likelihood.ode import ode_likelihood
+from vdiff.likelihood.trace import Exact, Hutchinson, default_trace
+from vdiff.oracle import Gaussian
+
+WIDE = Linear(18.0, -9.0)
+
+
+def ring():
+    """Eight Gaussians of standard deviation 0.1 on a circle of radius √2."""
+    place = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    return GaussianMixture([1 / 8] * 8, 2**0.5 * torch.stack([place.cos(), place.sin()], 1), torch.full((8, 2), 0.01))
+
+
+RING = ring()
+PRIOR = RING.matched()
+
+
+def points(n, seed=0):
+    return RING.sample(n, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_error_on_a_ring_of_eight_falls_with_the_tolerance_and_what_that_costs(seed):
+    x = points(256, seed)
+    truth, errors, counts = -RING.log_prob(x), [], []
+    for tolerance in (1e-4, 5e-5, 2.5e-5, 1e-5, 5e-6, 2.5e-6, 1e-6):
+        found = ode_likelihood(RING, x, schedule=WIDE, prior=PRIOR, tolerance=tolerance)
+        errors.append((found.nats - truth).square().mean().sqrt().item())
+        counts.append(int(found.evaluations.max()))
+    for bound, budget in ((1e-3, 110), (1e-4, 120), (1e-5, 180)):
+        good = [all(e <= bound for e in errors[i:]) for i in range(len(errors))]
+        assert counts[good.index(True)] <= budget, (bound, list(zip(counts, errors, strict=True)))
+
+
+def test_the_units_of_the_angle_move_the_cost_and_not_the_answer():
+    x = points(8)
+    found = [ode_likelihood(RING, x, schedule=WIDE, prior=PRIOR, tolerance=1e-7, unit=unit) for unit in (0.25, 0.5, 1.0, 2.0)]
+    for other in found[1:]:
+        assert torch.allclose(other.nats, found[0].nats, atol=1e-6)
+    assert len({int(f.evaluations[0]) for f in found}) > 1
+
+
+def test_only_the_ends_of_the_schedule_matter():
+    x = points(16)
+    one, two = (ode_likelihood(RING, x, schedule=s, tolerance=1e-7).nats for s in (Linear(12.0, -9.0), Cosine(12.0, -9.0)))
+    assert torch.equal(one, two)
+
+
+def test_the_reverse_trajectory_returns_to_its_start():
+    x = points(64)
+    there = ode_likelihood(RING, x, schedule=WIDE, tolerance=1e-9)
+
+    def field(logsnr, state):
+        return (RING(state[0], logsnr.expand(len(state[0]))).v,)
+
+    back = solve("test", field, (there.noise,), -9.0, 18.0, rtol=1e-9, atol=1e-9).state[0]
+    assert torch.allclose(back, x / math.sqrt(1 + math.exp(-18.0)), atol=1e-6)
+
+
+def test_a_gaussian_in_closed_form():
+    data = Gaussian([0.5, -1.0], [[0.5, 0.3], [0.3, 0.4]])
+    x = data.sample(16, torch.Generator().manual_seed(3))
+    found = ode_likelihood(data, x, schedule=Linear(8.0, -6.0), prior=data, tolerance=1e-9)
+    clean = torch.full((16,), 8.0, dtype=torch.float64)
+    a = clean.sigmoid().sqrt()
+    of_z0 = data.noisy_log_prob(a[:, None] * x, clean) + 2 * a.log()  # the density of z₀/α₀, exactly
+    assert torch.allclose(-found.nats, of_z0, atol=1e-7)
+    assert torch.allclose(found.truncation, of_z0 - data.log_prob(x), rtol=0.05, atol=1e-6)
+    assert (found.truncation.abs() > 1e-5).any()
+
+
+def test_a_prior_with_the_datas_moments_is_nearer_than_a_standard_normal():
+    data = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+    x = data.sample(64, torch.Generator().manual_seed(0))
+    fitted = Gaussian.fit(data.sample(20_000, torch.Generator().manual_seed(1)), shrinkage=0.0)
+    off = [
+        (ode_likelihood(data, x, schedule=Linear(18.0, -4.0), prior=p, tolerance=1e-8).nats + data.log_prob(x)).abs().mean()
+        for p in (None, fitted)
+    ]
+    assert off[1] < 0.2 * off[0]
+
+
+def test_hutchinsons_mean_is_the_exact_trace_within_its_error():
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(6, 6, generator=generator, dtype=torch.float64) * 0.4
+    data = GaussianMixture(
+        [0.4, 0.6], torch.randn(2, 6, generator=generator), torch.stack([mixed @ mixed.T, mixed.T @ mixed]) + 0.1 * torch.eye(6)
+    )
+    x = data.sample(64, generator)
+    exact = ode_likelihood(data, x, schedule=WIDE, trace=Exact())
+    random = ode_likelihood(data, x, schedule=WIDE, trace=Hutchinson(probes=4))
+    assert exact.standard_error.eq(0).all()
+    assert (random.mean - exact.mean) ** 2 < (4 * random.mean_error) ** 2
+    z = (random.nats - exact.nats) / random.standard_error
+    assert z.abs().median() < 1.5
+    assert random.mean_error > 0.01
+    assert random.evaluations[0] <= 1.3 * exact.evaluations[0]  # probes cost backward passes alone
+    assert ode_likelihood(data, x[:2], schedule=WIDE, trace=Hutchinson(probes=1)).standard_error.isnan().all()
+
+
+def test_probes_stay_the_same_along_a_trajectory():
+    """Drawn anew at every call the field is no function: a solver of order five would never be done."""
+    drawn = Hutchinson(probes=3).directions(torch.zeros(4, 5), [torch.Generator().manual_seed(i) for i in range(4)])
+    assert drawn.shape == (3, 4, 5)
+    assert drawn.abs().eq(1).all()
+    assert 0 < drawn.gt(0).sum() < drawn.numel()
+    z = torch.randn(4, 5).requires_grad_()
+    matrix = torch.randn(5, 5)
+    estimates = Hutchinson(probes=2000)
+    probes = estimates.directions(z, [torch.Generator().manual_seed(i) for i in range(4)])
+    found = estimates.divergence(z @ matrix, z, probes)
+    assert ((found.mean(1) - matrix.trace()).abs() < 4 * found.std(1) / 2000**0.5).all()
+    assert torch.allclose(Exact().divergence(z @ matrix, z, Exact().directions(z, []))[:, 0], matrix.trace().expand(4))
+
+
+def test_small_dimensions_are_exact():
+    assert isinstance(default_trace(16), Exact)
+    assert isinstance(default_trace(17), Hutchinson)
+
+
+def test_fault_49_an_answer_depends_on_its_batch_by_no_more_than_the_tolerance():
+    """The tolerance is a step's: over a trajectory it adds up to some tens of it."""
+    x = torch.cat([points(5), torch.tensor([[4.0, -3.0]])])  # one far out, hard to solve
+    same = {"schedule": WIDE, "prior": PRIOR, "tolerance": 1e-6}
+    alone = [ode_likelihood(RING, one[None], **same) for one in x]
+    nats, worst = torch.cat([one.nats for one in alone]), max(int(one.evaluations) for one in alone)
+    together, pieces = ode_likelihood(RING, x, **same), ode_likelihood(RING, x, batch=5, **same)
+    easy = ode_likelihood(RING, torch.cat([x[:5].repeat(16, 1), x[5:]]), **same)  # 80 easy ones do not outvote it
+    for other in (together.nats, pieces.nats, easy.nats[-6:]):
+        assert torch.allclose(other, nats, rtol=2e-5, atol=5e-5)
+    assert easy.evaluations[-1] >= 0.8 * worst
+
+
+def test_a_crowd_does_not_outvote_the_one_that_turns():
+    """The field turns one example fast and leaves the others: the steps are those of the one alone, whose integral is known."""
+
+    def field(logsnr, state):
+        still = torch.zeros_like(state[0])
+        still[0] = torch.cos(30.0 * angle(logsnr))
+        return (still,)
+
+    alone, crowd = (solve("test", field, (torch.zeros(n, 2).double(),), 18.0, -18.0, rtol=1e-6, atol=1e-6) for n in (1, 1000))
+    ends = angle(torch.tensor([18.0, -18.0], dtype=torch.float64))
+    exact = (torch.sin(30.0 * ends[1]) - torch.sin(30.0 * ends[0])) / 30.0
+    assert crowd.evaluations == alone.evaluations
+    assert torch.equal(crowd.state[0][0], alone.state[0][0])
+    assert (alone.state[0] - exact).abs().max() < 3e-5
+
+
+def test_fault_51_probes_are_a_function_of_the_seed_and_the_place():
+    x = points(6)
+    whole = ode_likelihood(RING, x, schedule=WIDE, trace=Hutchinson(), tolerance=1e-8)
+    pieces = ode_likelihood(RING, x, schedule=WIDE, trace=Hutchinson(), tolerance=1e-8, batch=2)
+    other = ode_likelihood(RING, x, schedule=WIDE, trace=Hutchinson(), tolerance=1e-8, seed=1)
+    assert torch.allclose(whole.replicates, pieces.replicates, atol=1e-6)
+    assert not torch.allclose(whole.replicates, other.replicates, atol=1e-2)
+
+
+def test_the_audit_says_what_half_the_tolerance_changes():
+    x = points(64)
+    loose = ode_likelihood(RING, x, schedule=WIDE, tolerance=1e-3, audit=True)
+    finer = ode_likelihood(RING, x, schedule=WIDE, tolerance=5e-4)
+    assert torch.allclose(loose.change, finer.nats - loose.nats, atol=1e-12)
+    tight = ode_likelihood(RING, x, schedule=WIDE, tolerance=1e-7, audit=True)
+    assert tight.change.abs().max() < 1e-5 < loose.change.abs().max()
+    assert ode_likelihood(RING, x[:2], schedule=WIDE).change is None
+
+
+def test_a_network_in_float32_and_every_target():
+    """A Gaussian's denoiser as a network of weights in float32, told and asked in each parameterization."""
+
+    class Exactly(nn.Module):
+        def __init__(self, target):
+            super().__init__()
+            self.target, self.scale = target, nn.Parameter(torch.tensor(0.25))
+
+        def forward(self, z, logsnr):
+            z = z / torch.as_tensor(self.target.input_scale(logsnr)).view(-1, 1)
+            signal, noise = logsnr.sigmoid()[:, None], logsnr.neg().sigmoid()[:, None]
+            total = signal * self.scale + noise
+            return self.target.target(signal.sqrt() * self.scale / total * z, noise.sqrt() / total * z, logsnr)
+
+    data = Gaussian([0.0, 0.0], [0.25, 0.25])
+    x = data.sample(32, torch.Generator().manual_seed(0))
+    for target in (Eps(), X(), V(), V(0.5)):
+        found = ode_likelihood(Denoiser(Exactly(target), target), x.float(), schedule=Linear(12.0, -12.0))
+        assert found.nats.dtype == torch.float64
+        assert torch.allclose(found.nats, -data.log_prob(x), atol=2e-3), target
+
+
+def test_conditions_go_by_rows():
+    def network(z, logsnr, shift):
+        signal, noise = logsnr.sigmoid()[:, None], logsnr.neg().sigmoid()[:, None]
+        return noise.sqrt() / (0.25 * signal + noise) * (z - signal.sqrt() * shift[:, None])
+
+    shift = torch.linspace(-1.0, 1.0, 5, dtype=torch.float64)
+    x = shift[:, None] + 0.3
+    found = ode_likelihood(Denoiser(network, Eps()), x, schedule=Linear(14.0, -20.0), batch=2, shift=shift)
+    assert torch.allclose(found.nats, found.nats[0].expand(5), atol=1e-3)
+    assert torch.allclose(found.nats, -Gaussian([0.0], [0.25]).log_prob(torch.tensor([[0.3]])).expand(5), atol=1e-3)
+
+
+def test_a_constant_network_has_a_divergence_of_its_own():
+    """v̂ = 0 moves nothing: log p is the prior's at α₀ x."""
+    x = points(3)
+    found = ode_likelihood(Denoiser(lambda z, logsnr: torch.zeros_like(z), V()), x, schedule=Linear(10.0, -10.0))
+    normal = 0.5 * (x.square() / (1 + math.exp(-10.0))).sum(1) + math.log(2 * math.pi) + math.log1p(math.exp(-10.0))
+    assert torch.allclose(found.nats, normal, atol=1e-6)
+
+
+def test_the_angle_in_any_unit():
+    logsnr = torch.linspace(-20, 20, 81, dtype=torch.float64)
+    for unit in (0.3, 1.0):
+        assert torch.allclose(logsnr_of(angle(logsnr, unit), unit), logsnr, atol=1e-8)
+
+
+# ── bad input ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_fault_46_a_solver_that_gives_up_says_where_why_and_what_to_try():
+    def explodes(z, logsnr):  # infinite before the other end
+        return Prediction(z, logsnr, 3.0 * z.pow(3), V())
+
+    with pytest.raises(
+        SolverError, match=r"ode_likelihood: dopri5 gave up at t = .* of the way \(λ = .*\) after \d+ evaluations: underflow in dt"
+    ) as caught:
+        ode_likelihood(explodes, torch.ones(2, 1).double(), schedule=Linear(), max_evaluations=5000)
+    for word in ("rtol = ", "atol = ", "|v̂| was", "float64"):
+        assert word in str(caught.value)
+
+
+def test_fault_47_a_limit_of_evaluations_and_of_time():
+    with pytest.raises(SolverError, match=r"after 20 evaluations: reached max_evaluations = 20"):
+        ode_likelihood(RING, points(2), schedule=WIDE, max_evaluations=20)
+    with pytest.raises(SolverError, match=r"reached max_seconds = 1e-09"):
+        ode_likelihood(RING, points(2), schedule=WIDE, max_seconds=1e-9)
+
+
+def test_nan_from_the_network_is_told_by_example_and_level():
+    def model(z, logsnr):
+        out = RING(z, logsnr).eps
+        return Prediction(z, logsnr, torch.where((logsnr < 0)[:, None] & (torch.arange(len(z)) == 2)[:, None], torch.nan, out), Eps())
+
+    with pytest.raises(SolverError, match=r"NaN or infinite for example 2 of the batch \(first of 1\)") as caught:
+        ode_likelihood(model, points(4), schedule=WIDE)
+    assert float(re.search(r"λ = (\S+)\)", str(caught.value))[1]) < 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"x": torch.tensor([[math.nan, 0.0]])}, ValueError, "argument 'x' must be finite"),
+        ({"tolerance": 0.0}, ValueError, "argument 'tolerance' must be finite and greater than 0"),
+        ({"method": "dopri6"}, ValueError, "did you mean 'dopri"),
+        ({"unit": -1.0}, ValueError, "argument 'unit' must be finite and greater than 0"),
+        ({"batch": 0}, ValueError, "argument 'batch' must be at least 1"),
+        ({"model": lambda z, logsnr: z}, TypeError, "argument 'model' must return a Prediction"),
+        ({"model": lambda z, logsnr: Prediction(z, logsnr, RING(z, logsnr).eps.detach(), Eps())}, ValueError, "be differentiable in z"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, text):
+    arguments = {"model": RING, "x": points(2)} | change
+    with pytest.raises(error, match=re.escape(text)):
+        ode_likelihood(arguments.pop("model"), arguments.pop("x"), schedule=WIDE, **arguments)
+
+
+def test_fault_48_no_probes():
+    with pytest.raises(ValueError, match="argument 'probes' must be at least 1"):
+        Hutchinson(probes=0)
+
+
+def test_fault_50_a_clipped_model_has_another_flow():
+    class Clipped(nn.Module):
+        protocol = {"x̂ clipped to": "[-1, 1]"}  # noqa: RUF012
+
+        def forward(self, z, logsnr):
+            return RING(z, logsnr)
+
+    with pytest.raises(ValueError, match=r"argument 'model' must leave x̂ as it is; got x̂ clipped to \[-1, 1\]"):
+        ode_likelihood(Clipped(), points(2), schedule=WIDE)

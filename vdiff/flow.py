@@ -1,0 +1,166 @@
+"""The probability-flow ODE: its time, its vector field, and one home for the solver. Needs the extra `ode` (torchdiffeq).
+
+    dz/dφ = v̂(z, λ),    φ = arctan σ/α,    λ = −2 log tan φ
+
+(Song et al., arXiv:2011.13456, section 4.3, in the angle between signal and noise.) In λ the right side is −½ α σ v̂, which
+vanishes at both ends: a solver that starts there believes in steps of any length, and skips the middle. In t it depends on
+the schedule. The solver's own time is the angle in another unit of the data,
+
+    φ_u = arctan( σ/(α u) ),    dφ/dφ_u = u/(cos² φ_u + u² sin² φ_u)
+
+which runs slower where the noise is as large as u: detail finer than the data's own scale is where the field turns.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.errors import check_positive_int, did_you_mean, finite, must
+from vdiff.gaussian import wide, wide_number
+
+ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
+FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
+FIRST = 0.01  # of the way: torchdiffeq's own guess may lie beyond the other end
+
+State = tuple[Tensor, ...]
+Field = Callable[[Tensor, State], State]
+
+
+class SolverError(RuntimeError):
+    """A solver gave up: at which t and λ, after how many evaluations, the size of v̂ there, why, and what to try.
+
+    >>> issubclass(SolverError, RuntimeError)
+    True
+    """
+
+
+class Solution(NamedTuple):
+    """The state at the other end, and how often the field was evaluated.
+
+    >>> Solution((torch.zeros(1, 1),), 8).evaluations
+    8
+    """
+
+    state: State
+    evaluations: int
+
+
+def angle(logsnr: Float[Tensor, "*shape"], unit: float = 1.0) -> Float[Tensor, "*shape"]:
+    """φ = arctan(e^{−λ/2}/unit): 0 at clean data, π/2 at pure noise.
+
+    >>> angle(torch.tensor([0.0])) / torch.pi
+    tensor([0.2500])
+    """
+    return torch.atan(torch.exp(-0.5 * logsnr) / unit)
+
+
+def logsnr_of(angle: Float[Tensor, "*shape"], unit: float = 1.0) -> Float[Tensor, "*shape"]:
+    """λ = −2 log(unit · tan φ).
+
+    >>> logsnr_of(angle(torch.tensor([3.0]), unit=0.5), unit=0.5)
+    tensor([3.])
+    """
+    return -2.0 * torch.log(unit * torch.tan(angle))
+
+
+def solve(
+    function: str,
+    field: Field,
+    state: State,
+    logsnr_t: Tensor | float,
+    logsnr_s: Tensor | float,
+    *,
+    unit: float = 0.5,
+    method: str = "dopri5",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_evaluations: int = 10_000,
+    max_seconds: float | None = None,
+    options: dict[str, Any] | None = None,
+) -> Solution:
+    """The state (z, …) at λ_s from that at λ_t, by one of torchdiffeq's solvers, in either direction.
+
+    An adaptive method holds each example of a batch to the tolerance by itself: the error is that of the worst example,
+    root mean square over its dimensions. The batch it is in then moves an example's answer by no more than that.
+
+    Args:
+        function: whose errors these are.
+        field: (λ, state) → (v̂, …), the derivatives with respect to φ; every part of the state has the batch as its first
+            dimension.
+        unit: of the data, in which the solver's angle is measured; 1 for φ itself. It moves the cost, not the answer.
+        method: of torchdiffeq: "dopri5", "dopri8", "rk4", …
+        rtol, atol: of an adaptive method.
+        max_evaluations, max_seconds: where to give up.
+        options: handed to torchdiffeq, for instance {"step_size": 0.1}, in radians, for a method with fixed steps (else one step).
+
+    Raises:
+        SolverError: when the step size underflows, a limit is reached, or the field is not finite.
+        ImportError: without torchdiffeq.
+
+    >>> end = solve("example", lambda logsnr, state: (torch.ones_like(state[0]),), (torch.zeros(1, 1),), 0.0, -20.0)
+    >>> round(end.state[0].item(), 3)                                                     # a quarter of π
+    0.785
+    """
+    known = (*ADAPTIVE, *FIXED)
+    if method not in known:
+        raise ValueError(must(function, "method", f"be one of {', '.join(known)}", repr(method), did_you_mean(str(method), known)))
+    check_positive_int(function, "max_evaluations", max_evaluations)
+    rtol, atol = finite(function, "rtol", rtol, above=0.0), finite(function, "atol", atol, above=0.0)
+    unit = finite(function, "unit", unit, above=0.0, hint="the size of the detail in the data, about a half for data in [−1, 1]")
+    try:
+        from torchdiffeq import odeint
+    except ImportError:
+        raise ImportError(f"{function}: torchdiffeq is not installed: pip install 'vdiff-torch[ode]'") from None
+    ends = torch.stack([wide_number(level, state[0].device) for level in (logsnr_t, logsnr_s)])
+    if ends[0] == ends[1]:
+        return Solution(state, 0)
+    low, high = ends.aminmax()
+    started, evaluations, last = time.monotonic(), 0, {"t": math.nan, "logsnr": math.nan, "speed": math.nan}
+
+    def gave_up(why: str) -> SolverError:
+        return SolverError(
+            f"{function}: {method} gave up at t = {last['t']:.4g} of the way (λ = {last['logsnr']:.4g}) after {evaluations} evaluations: {why}; "
+            f"|v̂| was {last['speed']:.3g} there. Loosen rtol = {rtol:g} and atol = {atol:g}, compute in float64, or bring the schedule's "
+            "ends closer: a network is often unreliable beyond the levels it was trained on"
+        )
+
+    def velocity(place: Tensor, state: State) -> State:
+        nonlocal evaluations
+        if evaluations >= max_evaluations:
+            raise gave_up(f"reached max_evaluations = {max_evaluations}")
+        if max_seconds is not None and time.monotonic() - started > max_seconds:
+            raise gave_up(f"reached max_seconds = {max_seconds:g}")
+        evaluations += 1
+        place = wide(place)
+        level = logsnr_of(place, unit).clamp(low, high)
+        moves = field(level, state)
+        last["t"], last["logsnr"] = ((place - angles[0]) / (angles[1] - angles[0])).item(), level.item()
+        last["speed"] = moves[0].square().mean().sqrt().item()
+        for part in moves:
+            bad = ~torch.isfinite(part.flatten(1)).all(1)
+            if bad.any():
+                raise gave_up(f"the field is NaN or infinite for example {int(bad.nonzero()[0])} of the batch (first of {int(bad.sum())})")
+        turn = unit / (torch.cos(place) ** 2 + (unit * torch.sin(place)) ** 2)  # dφ/dφ_u
+        return tuple(turn.to(part.dtype) * part for part in moves)
+
+    angles = angle(ends, unit)
+    if method in ADAPTIVE:  # neither its first step nor its last leads beyond the end
+        first = FIRST * (angles[1] - angles[0]).abs()
+        options = {"first_step": first, "step_t": angles[1:], "norm": _of_the_worst_example} | (options or {})
+    try:
+        found = odeint(velocity, state, angles, method=method, rtol=rtol, atol=atol, options=options)
+    except AssertionError as error:  # torchdiffeq's own: underflow in dt
+        raise gave_up(str(error).split(":")[0]) from None
+    return Solution(tuple(part[1] for part in found), evaluations)
+
+
+def _of_the_worst_example(state: State) -> Tensor:
+    return torch.stack([part.flatten(1).square().mean(1).max().sqrt() for part in state]).max()
+
+
+__all__ = ["Solution", "SolverError", "angle", "logsnr_of", "solve"]

@@ -1,0 +1,161 @@
+"""Importance-weighted bounds: −log (1/K) Σ_k w_k, from any log-weights, and from whole paths of a chain.
+
+A weight w with E[w] = p(x) gives E[−log (1/K) Σ w_k] ≥ −log p(x) for every K, falling as K grows (Burda et al.,
+arXiv:1509.00519, theorem 1). Without −log K the number is no bound at all.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.chain import path_bound
+from vdiff.decoder import Decoder
+from vdiff.errors import check_positive_int, must
+from vdiff.gaussian import Step, alpha
+from vdiff.likelihood.evaluation import evaluating
+from vdiff.likelihood.replicated import Replicated
+from vdiff.loss import Model
+from vdiff.reverse import reverse_mean, reverse_sample
+from vdiff.schedule import Schedule
+
+DOMINATED = 0.5  # the share of one weight from which on a mean of weights is that weight and luck
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceBound(Replicated):
+    """−log (1/K) Σ w of each example, nats, in independent replicates of K weights each.
+
+    `elbo` is −log w with its mean over all of them: the same at K = 1. `effective_sample_size` is (Σ w)²/Σ w² and
+    `largest_weight` max w/Σ w, both averaged over replicates. Where one weight outweighs all others the mean is still a bound, but
+    says little of log p: `dominated`.
+
+    >>> bound = ImportanceBound.of(torch.tensor([[[0.0], [0.0]], [[0.0], [-3.0]]]), dims=1, evaluations=torch.tensor([4]))
+    >>> bound.replicates.T, bound.effective_sample_size
+    (tensor([[-0.0000, 0.6446]]), tensor([1.5497]))
+    """
+
+    samples: int
+    elbo: Float[Tensor, " batch"]
+    effective_sample_size: Float[Tensor, " batch"]
+    largest_weight: Float[Tensor, " batch"]
+
+    @property
+    def dominated(self) -> Tensor:
+        """Where half of all weight is one sample's: more samples would change the number."""
+        return self.largest_weight > DOMINATED
+
+    @classmethod
+    def of(cls, log_weights: Float[Tensor, "replicates samples batch"], dims: int, evaluations: Tensor) -> "ImportanceBound":
+        """From log w, nats."""
+        share = log_weights.softmax(1)
+        return cls(
+            -importance_weighted(log_weights),
+            dims,
+            evaluations,
+            samples=log_weights.shape[1],
+            elbo=-log_weights.mean((0, 1)),
+            effective_sample_size=share.square().sum(1).reciprocal().mean(0),
+            largest_weight=share.amax(1).mean(0),
+        )
+
+
+def importance_weighted(log_weights: Float[Tensor, "*replicates samples batch"]) -> Float[Tensor, "*replicates batch"]:
+    """log (1/K) Σ_k w_k = logsumexp_k log w_k − log K.
+
+    >>> importance_weighted(torch.zeros(8, 1))
+    tensor([0.])
+    """
+    return torch.logsumexp(log_weights, -2) - math.log(log_weights.shape[-2])
+
+
+def path_importance(
+    model: Model,
+    data: Tensor,
+    *,
+    schedule: Schedule,
+    decoder: Decoder,
+    steps: int,
+    samples: int,
+    replicates: int = 2,
+    batch: int = 4096,
+    generator: torch.Generator | None = None,
+    **condition: Any,
+) -> ImportanceBound:
+    """The importance-weighted bound of a T-step chain over `samples` whole paths, nats per example.
+
+    A weight is exp(−log_ratio) of `path_bound`: p(x, z₀ … z₁)/q(z₀ … z₁ | x). It costs T evaluations of the model for each path.
+
+    Args:
+        model, data, schedule, decoder, steps, generator, condition: as in `path_bound`.
+        samples: K, the paths of one bound.
+        replicates: independent bounds of each example, for its standard error; at least 2.
+        batch: how many paths the model sees at once.
+
+    Raises:
+        TypeError, ValueError: as `path_bound`.
+
+    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.decoder import Gaussian
+    >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
+    >>> bound = path_importance(oracle, torch.zeros(1, 1), schedule=Linear(6.0, -5.0), decoder=Gaussian(), steps=8, samples=100)
+    >>> (bound.nats < bound.elbo).item()
+    True
+    """
+    for name, number in (("samples", samples), ("replicates", replicates), ("batch", batch)):
+        check_positive_int("path_importance", name, number)
+    if replicates < 2:
+        raise ValueError(must("path_importance", "replicates", "be at least 2", replicates, "one has no standard error"))
+    each = replicates * samples
+    rows = torch.arange(len(data), device=data.device).repeat_interleave(each)  # of the data, one for each path
+    found = []
+    with evaluating(model):
+        for part in torch.split(rows, batch):
+            given = {name: v[part] if isinstance(v, Tensor) and v.shape[:1] == data.shape[:1] else v for name, v in condition.items()}
+            path = path_bound(model, data[part], schedule=schedule, decoder=decoder, steps=steps, generator=generator, **given)
+            found.append(-path.log_ratio.double())
+    log_weights = torch.cat(found).view(len(data), replicates, samples).permute(1, 2, 0)
+    return ImportanceBound.of(log_weights, data[0].numel(), torch.full((len(data),), each * steps, device=data.device))
+
+
+@torch.no_grad()
+def chain_log_prob(
+    model: Model, x: Float[Tensor, "n dims"], *, schedule: Schedule, steps: int, decoder: Decoder, reach: float = 14.0, points: int = 2001
+) -> Float[Tensor, " n"]:
+    """log p(x) of a T-step chain in one dimension, exactly: what its estimators are held against, nats.
+
+    p(x | z₀) is carried back through every p(z_s | z_t) by the trapezoid rule, on `points` equidistant z within ± `reach`. It is exact as
+    long as the spacing is below the reverse kernel's standard deviation, and p(x | z₀)'s.
+
+    Raises ValueError for data of more dimensions.
+
+    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.decoder import Gaussian
+    >>> oracle, x = GaussianMixture([1.0], [[0.0]], [[0.25]]), torch.zeros(1, 1, dtype=torch.float64)
+    >>> log_p = chain_log_prob(oracle, x, schedule=Linear(6.0, -5.0), steps=20, decoder=Gaussian(), points=1001)
+    >>> round(log_p.item(), 2), round(oracle.log_prob(x).item(), 2)
+    (-0.11, -0.23)
+    """
+    if x.ndim != 2 or x.shape[1] != 1:
+        raise ValueError(must("chain_log_prob", "x", "have shape (n, 1)", tuple(x.shape), "a grid has one dimension: path_importance"))
+    grid = torch.linspace(-reach, reach, points, dtype=torch.float64)[:, None]
+    width = grid[1, 0] - grid[0, 0]
+    clean = schedule(torch.zeros(1, dtype=torch.float64))
+    read = [decoder.log_prob(one.expand_as(grid), grid / alpha(clean), clean) for one in x.to(torch.float64)]
+    message = torch.stack(read, 1).exp()
+    for i in range(1, steps + 1):
+        t = torch.full((points,), i / steps, dtype=torch.float64)
+        step = Step(schedule(t), schedule.delta(t, steps))
+        prediction = model(grid, step.logsnr_t)
+        mean = reverse_mean(prediction, step)
+        spread = reverse_sample(prediction, step, torch.ones_like(grid)) - mean
+        kernel = torch.exp(-0.5 * ((grid.T - mean) / spread).square()) / (spread * math.sqrt(2 * math.pi))
+        message = kernel @ message * width
+    prior = torch.exp(-0.5 * grid.square()) / math.sqrt(2 * math.pi)
+    return (prior.T @ message * width).log().squeeze(0)
+
+
+__all__ = ["ImportanceBound", "chain_log_prob", "importance_weighted", "path_importance"]

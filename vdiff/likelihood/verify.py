@@ -1,0 +1,202 @@
+"""The validity suite: every estimator against data whose bits are known, in one table.
+
+An oracle knows −log p(x), and is its own perfect denoiser. Whatever stands between it and the number, an estimator, a
+decoder, a class of models, is wrong where a row's z-score is large.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdiff.decoder import Categorical
+from vdiff.decoder import Gaussian as GaussianDecoder
+from vdiff.errors import must
+from vdiff.likelihood.dequantise import TruncatedNormal, dequantized_ode
+from vdiff.likelihood.evaluation import evaluate
+from vdiff.likelihood.immse import immse
+from vdiff.likelihood.importance import chain_log_prob, path_importance
+from vdiff.likelihood.ode import ode_likelihood
+from vdiff.likelihood.replicated import Replicated
+from vdiff.likelihood.trace import Exact, Hutchinson
+from vdiff.loss import Model
+from vdiff.oracle import Gaussian, GaussianMixture, Lattice
+from vdiff.parameterization import Prediction
+from vdiff.schedule import Linear
+from vdiff.times import generator_of
+
+SLACK = 1e-3  # nats: what solvers and finite ends may be off, beside the standard error
+LIMIT = 4.0  # standard errors
+WIDE = Linear(18.0, -12.0)  # ends that cost a density of these cases less than 1e-4 nats
+CHAIN = Linear(6.0, -5.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimator on one case: nats per point on the given points, and the model's evaluations for each.
+
+    `error` is why there is no number, where the estimator raised.
+
+    >>> row = Row("gaussian", "bound", 1.52, 0.01, 1.5, 100.0)
+    >>> round(row.z, 2), row.passed
+    (1.99, True)
+    """
+
+    case: str
+    estimator: str
+    estimate: float
+    standard_error: float
+    truth: float
+    evaluations: float
+    error: str = ""
+
+    @property
+    def z(self) -> float:
+        """(estimate − truth) over the standard error and the slack, 1e-3 nats, together."""
+        return (self.estimate - self.truth) / math.hypot(self.standard_error, SLACK)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the estimate is within four of them."""
+        return abs(self.z) <= LIMIT  # NaN is not
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The table, and what failed.
+
+    >>> print(Verification((Row("gaussian", "bound", 1.52, 0.01, 1.5, 100.0),)))
+    case                estimator                  estimate  ±       truth        z   evaluations
+    gaussian            bound                       1.52000  0.01000 1.50000   1.99           100
+    1 of 1 passed
+    """
+
+    rows: tuple[Row, ...]
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """The rows that are off by more than four standard errors, or raised."""
+        return tuple(row for row in self.rows if not row.passed)
+
+    def __str__(self) -> str:
+        lines = [f"{'case':<20}{'estimator':<25}{'estimate':>10}  {'±':<8}{'truth':<8}{'z':>6}{'evaluations':>14}"]
+        for row in self.rows:
+            if row.error:
+                lines.append(f"{row.case:<20}{row.estimator:<25}FAILED: {row.error}")
+                continue
+            mark = "" if row.passed else "  FAILED"
+            lines.append(
+                f"{row.case:<20}{row.estimator:<25}{row.estimate:>10.5f}  {row.standard_error:.5f} {row.truth:.5f}{row.z:>7.2f}{row.evaluations:>14.0f}{mark}"
+            )
+        return "\n".join([*lines, f"{len(self.rows) - len(self.failed)} of {len(self.rows)} passed"])
+
+
+def cases() -> dict[str, GaussianMixture]:
+    """The data of the suite by name: each asymmetric, so that a wrong sign shows.
+
+    >>> list(cases())
+    ['gaussian', 'correlated gaussian', 'mixture', 'lattice']
+    """
+    half = torch.arange(17, dtype=torch.float64)
+    pmf = (-(0.5 * (half - 5.0) / 3.0).square()).exp() + 0.02 * half
+    return {
+        "gaussian": Gaussian([0.3], [0.25]),
+        "correlated gaussian": Gaussian([0.3, -0.2, 0.1], [[0.5, 0.2, -0.1], [0.2, 0.4, 0.1], [-0.1, 0.1, 0.6]]),
+        "mixture": GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]]),
+        "lattice": Lattice(Categorical(17).grid, pmf / pmf.sum()),
+    }
+
+
+def verify_estimators(
+    model: Callable[[GaussianMixture], Model] = lambda oracle: oracle, *, points: int = 256, seed: int = 0
+) -> Verification:
+    """Every estimator on every case it can be asked: bound, whole paths, ODE, dequantised ODE, I-MMSE.
+
+    Args:
+        model: what is verified, as a function of an oracle: your own class of models around its exact answers, for
+            instance `lambda oracle: Denoiser(network_that_returns(oracle), V())`. A difference in the table is then that class's.
+        points: data points of each case.
+        seed: of the data and of every estimator.
+
+    A number off by more than four standard errors is marked, and so is an estimator that raises; nothing else stops the suite.
+
+    >>> table = verify_estimators(points=16)
+    >>> table.failed
+    ()
+    """
+    if not callable(model):
+        raise TypeError(must("verify_estimators", "model", "be a function from an oracle to a model", repr(model), "lambda oracle: oracle"))
+    rows = []
+    for case, oracle in cases().items():
+        x = oracle.sample(points, generator_of(seed, 0, case))
+        for name, truth, run in _estimators(oracle, x, seed):
+            counted = _Counted(model(oracle))
+            try:
+                estimate, error = run(counted)
+                rows.append(Row(case, name, estimate, error, truth, counted.rows / points))
+            except Exception as failure:  # whatever a model's class raises is what the table tells
+                rows.append(Row(case, name, math.nan, math.nan, truth, counted.rows / points, f"{type(failure).__name__}: {failure}"))
+    return Verification(tuple(rows))
+
+
+Run = Callable[["_Counted"], tuple[float, float]]
+
+
+def _estimators(oracle: GaussianMixture, x: Tensor, seed: int) -> Iterable[tuple[str, float, Run]]:
+    """Name, true mean of −log p over these points, and what to do with a model."""
+    truth = -oracle.log_prob(x).mean().item()
+    gaussian = oracle.matched()
+    if isinstance(oracle, Lattice):
+        decoder = Categorical(len(oracle.weights))
+        levels, narrow = decoder.decode(x), Linear(10.0, -12.0)
+        yield "bound", truth, lambda m: _bound(evaluate(m, levels, schedule=Linear(13.3, -12.0), decoder=decoder, seed=seed).total, 1)
+        yield (
+            "dequantised ODE",
+            truth,
+            lambda m: _numbers(
+                dequantized_ode(m, levels, dequantization=TruncatedNormal(decoder, 10.0), schedule=narrow, prior=gaussian, seed=seed)
+            ),
+        )
+        yield "I-MMSE", truth, lambda m: _numbers(immse(m, x, schedule=Linear(13.3, -12.0), gaussian=gaussian, discrete=True, seed=seed))
+        return
+    continuous: dict[str, Any] = {"schedule": WIDE, "prior": gaussian}
+    yield "bound", truth, lambda m: _bound(evaluate(m, x, schedule=WIDE, decoder=GaussianDecoder(), seed=seed).total, oracle.dims)
+    yield "ODE, exact trace", truth, lambda m: _numbers(ode_likelihood(m, x, trace=Exact(), **continuous))
+    if oracle.dims > 1:
+        yield "ODE, Hutchinson", truth, lambda m: _numbers(ode_likelihood(m, x, trace=Hutchinson(), seed=seed, **continuous))
+    yield "I-MMSE", truth, lambda m: _numbers(immse(m, x, schedule=WIDE, gaussian=gaussian, seed=seed))
+    if oracle.dims == 1:
+        chain: dict[str, Any] = {"schedule": CHAIN, "decoder": GaussianDecoder(), "steps": 16}
+        exact = -chain_log_prob(oracle, x, **chain).mean().item()
+        yield (
+            "paths, T = 16, K = 256",
+            exact,
+            lambda m: _numbers(path_importance(m, x, samples=256, generator=generator_of(seed, 0, "paths"), **chain)),
+        )
+
+
+def _bound(total: Any, dims: int) -> tuple[float, float]:
+    nats = dims * math.log(2)
+    return total.value * nats, total.monte_carlo * nats
+
+
+def _numbers(found: Replicated) -> tuple[float, float]:
+    return found.mean, found.mean_error
+
+
+class _Counted(nn.Module):
+    """A model that counts the rows it has seen; a module, so that evaluation mode reaches what it holds."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model, self.rows = model, 0
+
+    def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+        self.rows += len(z)
+        return self.model(z, logsnr, **condition)
+
+
+__all__ = ["Row", "Verification", "cases", "verify_estimators"]
