@@ -79,4 +79,4 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
         "import vdiff.nn\nfrom vdiff import loss\nfrom vdiff.data import digits\nfrom .base import Schedule\nfrom .. import cli\nfrom vdiff import V\ndef f():\n    import json\n"
     )
     monkeypatch.setattr("test_layers.ROOT", tmp_path)
-    assert list(imports(source)) == ["vdiff.nn", "vdiff.loss", "vdiff.data.digits", "vdiff.schedule.base", "vdiff", "vdiff", "json"]
+    assert list(imports(source)) == ["vdiff.nn", "vdiff.loss", "vdiff.data.digits", "vdiff.schedule.base", "vdiff.cli", "vdiff", "json"]

@@ -1,0 +1,33 @@
+"""The command line: `vdiff <command> …`, each command a module with `add(parser)` and `run(options)`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from vdiff.cli import evaluate
+
+COMMANDS = {"evaluate": evaluate}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0, or 2 where an argument or a run folder is wrong.
+
+    >>> main(["evaluate", "no-such-folder"])
+    2
+    """
+    parser = argparse.ArgumentParser(prog="vdiff", description="Diffusion models as weighted evidence lower bounds.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or "").splitlines()[0]
+        formatter = argparse.RawDescriptionHelpFormatter
+        module.add(commands.add_parser(name, help=summary, description=module.__doc__, formatter_class=formatter))
+    options = parser.parse_args(arguments)
+    try:
+        COMMANDS[options.command].run(options)
+    except (ValueError, OSError) as error:
+        print(f"vdiff {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+__all__ = ["main"]
