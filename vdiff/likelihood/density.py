@@ -4,6 +4,8 @@ Time here is the coordinate of the integral, not of training: in continuous time
 ends, on a chain it counts the steps.
 """
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +14,8 @@ from vdiff.errors import must
 from vdiff.gaussian import wide_dtype
 from vdiff.schedule import Schedule
 from vdiff.times import stratified
+
+_BITS = 30  # of torch's Sobol engine
 
 
 class Times:
@@ -58,18 +62,23 @@ class Stratified(Times):
 
 
 class Sobol(Times):
-    """The first n points of a scrambled Sobol sequence: for a power of two one in each stratum, at places of their own.
-
-    Owen, Scrambled net variance for integrals of smooth functions (1997).
+    """The first n points of a Sobol sequence under a random digital shift: one in each stratum where n is a power of two.
 
     >>> Sobol().draw(2, torch.Generator().manual_seed(0), torch.device("cpu")).mul(2).floor().sort().values
     tensor([0., 1.], dtype=torch.float64)
     """
 
     def draw(self, n: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        seed = int(torch.randint(2**31, (), generator=generator, device=device))
-        engine = torch.quasirandom.SobolEngine(1, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
-        return engine.draw(n, dtype=torch.float64)[:, 0].to(device, wide_dtype(device))
+        shift = torch.randint(2**_BITS, (), generator=generator, device=device)
+        below = torch.rand(n, generator=generator, device=device, dtype=wide_dtype(device))
+        return ((_sobol(n).to(device) ^ shift) + below) / 2**_BITS
+
+
+@lru_cache
+def _sobol(n: int) -> Tensor:
+    """The sequence's first points as integers, the bits of their binary digits."""
+    engine = torch.quasirandom.SobolEngine(1)  # type: ignore[no-untyped-call]
+    return (engine.draw(n, dtype=torch.float64)[:, 0] * 2**_BITS).long()
 
 
 class Density:

@@ -50,8 +50,8 @@ class Estimate:
         return self.value - half, self.value + half
 
     def __str__(self) -> str:
-        images = "one image" if self.images is None else f"± {self.images:.4f} (images)"
-        return f"{self.value:.4f} ± {self.monte_carlo:.4f} (Monte Carlo) {images if self.images is not None else f'({images})'}"
+        images = ", one image" if self.images is None else f" ± {self.images:.4f} (images)"
+        return f"{self.value:.4f} ± {self.monte_carlo:.4f} (Monte Carlo){images}"
 
 
 def student_t(confidence: float, freedom: float) -> float:
@@ -64,7 +64,7 @@ def student_t(confidence: float, freedom: float) -> float:
     """
     if freedom >= MANY:
         z = math.sqrt(2) * torch.erfinv(torch.tensor(confidence, dtype=torch.float64)).item()
-        return z + (z**3 + z) / (4 * freedom)
+        return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     theta = torch.linspace(0, math.pi / 2, 200_001, dtype=torch.float64)
     mass = torch.cumulative_trapezoid(theta.cos().clamp(min=0) ** (freedom - 1), theta)
     place = int(torch.searchsorted(mass, confidence * mass[-1]))  # theta[place + 1] is the first beyond it
