@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff import Categorical, Lattice, Linear, elbo
+from vdiff import GaussianMixture, Linear, elbo
+from vdiff.decoder import Gaussian
 from vdiff.likelihood import Independent, Plan, Sobol
 from vdiff.likelihood.estimate import Estimate, Tally, replicates_for
 from vdiff.likelihood.integrand import Integrand, evaluating
 from vdiff.likelihood.measurement import Effort, Evaluation
 
-PMF = [0.4, 0.3, 0.2, 0.1]
-DECODER = Categorical(levels=4)
-MODEL = Lattice(DECODER.grid, [0.25, 0.25, 0.3, 0.2])  # not the data's own
+POINTS = GaussianMixture([0.4, 0.6], [[-1.2], [0.4]], [[0.06], [0.09]]).sample(20, torch.Generator().manual_seed(0))
+MODEL = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])  # not the data's own; images are drawn from POINTS
+DECODER = Gaussian()
 SCHEDULE = Linear(7.0, -6.0)
 PLANS = {
     "nothing": Plan.plain(),
@@ -29,16 +30,16 @@ PLANS = {
 
 
 def exact() -> Tensor:
-    """The bound at each level, nats: λ and ε on grids."""
-    noise = torch.arange(-90, 91, dtype=torch.float64) * 0.1
+    """The bound at each point, nats: λ and ε on grids."""
+    noise = torch.arange(-36, 37, dtype=torch.float64) * 0.25
     weight = torch.exp(-0.5 * noise.square())
-    t = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
-    levels = torch.arange(4).repeat_interleave(len(t) * len(noise))[:, None]
+    t = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
+    x, n = POINTS.repeat_interleave(len(t) * len(noise), 0), len(POINTS)
     with torch.no_grad():
         bound = elbo(
-            MODEL, levels, schedule=SCHEDULE, decoder=DECODER, t=t.repeat_interleave(len(noise)).repeat(4), eps=noise.repeat(4 * len(t))[:, None].float()
+            MODEL, x, schedule=SCHEDULE, decoder=DECODER, t=t.repeat_interleave(len(noise)).repeat(n), eps=noise.repeat(n * len(t))[:, None]
         )  # fmt: skip
-    return (bound.total.double().view(4, len(t), len(noise)).mean(1) @ weight) / weight.sum()
+    return (bound.total.view(n, len(t), len(noise)).mean(1) @ weight) / weight.sum()
 
 
 EXACT = exact()
@@ -46,17 +47,17 @@ GROUPS = 200  # evaluations in each test; 2,000 in the soak
 
 
 def tallies(plan: Plan, groups: int, images: int, *, draws: int, replicates: range, seed: int) -> tuple[Tensor, dict[int, Tally]]:
-    """The levels of `groups` test sets in a row, and what was found of them after each number of replicates."""
-    levels = torch.multinomial(torch.tensor(PMF), groups * images, replacement=True, generator=torch.Generator().manual_seed(seed))
+    """The points of `groups` test sets in a row, and what was found of them after each number of replicates."""
+    points = torch.randint(len(POINTS), (groups * images,), generator=torch.Generator().manual_seed(seed))
     found, state = {}, None
     with evaluating(MODEL):
         for n in replicates:
             kept: list[dict[str, Tensor]] = []
-            integrand = Integrand(MODEL, levels[:, None], SCHEDULE, DECODER)
+            integrand = Integrand(MODEL, POINTS[points], SCHEDULE, DECODER)
             run = Evaluation(integrand, plan, Effort(draws=draws, replicates=n, batch=200_000, seed=seed), checkpoint=kept.append)
             found[n] = run(state).terms
             state = kept[-1]
-    return levels.view(groups, images), found
+    return points.view(groups, images), found
 
 
 def group(tally: Tally, i: int, images: int) -> Tally:
@@ -70,14 +71,14 @@ def covered(estimate: Estimate, truth: float, *, over_images: bool = False) -> b
 
 
 def coverage_of_a_plan(name: str, groups: int, images: int = 16) -> float:
-    levels, found = tallies(PLANS[name], groups, images, draws=8, replicates=range(4, 5), seed=2)
-    hits = [covered(group(found[4], i, images).estimates(1.0)[3], EXACT[levels[i]].mean().item()) for i in range(groups)]
+    points, found = tallies(PLANS[name], groups, images, draws=8, replicates=range(4, 5), seed=2)
+    hits = [covered(group(found[4], i, images).estimates(1.0)[3], EXACT[points[i]].mean().item()) for i in range(groups)]
     return sum(hits) / groups
 
 
 def coverage_of_a_tolerance(groups: int, images: int = 12, first: int = 4, most: int = 14) -> float:
     """Stein's rule by hand on what was drawn; the tolerance asks for 4 to 14 replicates, about seven as a rule."""
-    levels, found = tallies(PLANS["controls"], groups, images, draws=4, replicates=range(first, most + 1), seed=3)
+    points, found = tallies(PLANS["controls"], groups, images, draws=4, replicates=range(first, most + 1), seed=3)
     variance = found[first].variances()[3].mean().item()
     tolerance = math.sqrt(variance / (7 * images))
     hits, asked = [], []
@@ -86,7 +87,7 @@ def coverage_of_a_tolerance(groups: int, images: int = 12, first: int = 4, most:
         asked.append(max(first, int(replicates_for(tolerance, begun.variances()[3]))))
         estimate = group(found[min(most, asked[-1])], i, images).estimates(1.0, begun)[3]
         assert estimate.monte_carlo <= tolerance or asked[-1] > most
-        hits.append(covered(estimate, EXACT[levels[i]].mean().item()))
+        hits.append(covered(estimate, EXACT[points[i]].mean().item()))
     assert len(set(asked)) > 5
     return sum(hits) / groups
 
@@ -94,7 +95,7 @@ def coverage_of_a_tolerance(groups: int, images: int = 12, first: int = 4, most:
 def coverage_over_images(groups: int, images: int = 60) -> float:
     """Of the mean over the population that the images come from."""
     _, found = tallies(PLANS["antithetic"], groups, images, draws=8, replicates=range(2, 3), seed=4)
-    truth = (torch.tensor(PMF, dtype=torch.float64) @ EXACT).item()
+    truth = EXACT.mean().item()
     return sum(covered(group(found[2], i, images).estimates(1.0)[3], truth, over_images=True) for i in range(groups)) / groups
 
 

@@ -5,6 +5,7 @@ between images or times, which is what stratified times leave over; and regressi
 coefficients that lessen just this variance.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +20,7 @@ from vdiff.times import generator_of, stratified
 
 BINS, PER_BIN = 32, 16  # at most so many bins of time, with at least so many pairs each
 UNIFORM = Density()
+CLEARLY = 0.7  # pairs have heavier tails, which a pilot sees less of: they must save as much as this to be chosen
 FLOOR = 0.1  # the share of a fitted density that is uniform: no weight is above ten
 
 
@@ -28,8 +30,7 @@ class Design:
 
     By bin of time, `coefficients` are those of the controls and `level` is the mean term; `left` is the variance over ε that
     the controls leave and `between` that of the images' means. `variance` holds, by name, the variance of one network
-    evaluation in nats² where times are stratified finely and the pieces are added one by one; `second_moment` is that of
-    a single draw at a uniform time.
+    evaluation in nats² as the pieces are added one by one: nothing, times stratified finely, and so on.
 
     >>> Design(Plan.plain()).density.place(torch.tensor([0.5]))
     (tensor([0.5000]), tensor([1.]))
@@ -44,7 +45,6 @@ class Design:
     left: Tensor = field(default_factory=lambda: torch.ones(1))
     between: Tensor = field(default_factory=lambda: torch.zeros(1))
     variance: dict[str, float] = field(default_factory=dict)
-    second_moment: float = 0.0
     evaluations: int = 0
 
     def diffusion(self, integrand: Integrand, rows: Tensor, t: Tensor, q: Tensor, eps: Tensor, term: Tensor) -> Tensor:
@@ -101,9 +101,13 @@ def run_pilot(integrand: Integrand, plan: Plan, seed: int, batch: int) -> Design
     if len(signs) == 2:
         fits[True] = _Fit(loss.mean(1), values.mean(1), level, place)
     cost = {pair: (2 if pair else 1) * fit.left.sqrt().mean().item() ** 2 for pair, fit in fits.items()}
-    antithetic = min(cost, key=lambda pair: cost[pair]) if plan.antithetic is None else plan.antithetic
+    antithetic = cost.get(True, math.inf) < CLEARLY * cost[False] if plan.antithetic is None else plan.antithetic
     raw, best = fits[False].raw, fits[antithetic]
-    variance = {"stratified times": raw.mean().item(), "importance density": raw.sqrt().mean().item() ** 2}
+    variance = {
+        "nothing": raw.mean().item() + level.var(correction=0).item(),
+        "stratified times": raw.mean().item(),
+        "importance density": raw.sqrt().mean().item() ** 2,
+    }
     variance |= {"control variates": cost[False]} if controls else {}
     variance |= {"antithetic noise": cost[True]} if antithetic else {}
     return Design(
@@ -115,7 +119,6 @@ def run_pilot(integrand: Integrand, plan: Plan, seed: int, batch: int) -> Design
         left=best.left,
         between=best.between,
         variance=variance,
-        second_moment=loss.square().mean().item(),
         evaluations=loss.numel() * integrand.evaluations,
     )
 
@@ -164,15 +167,16 @@ def _draw(
     rows = torch.randperm(max(pairs, len(x)), generator=generator, device=device)[:pairs] % len(x)  # all images about as often
     loss = torch.empty(2, len(signs), pairs, dtype=torch.float64)
     values = torch.empty(*loss.shape, len(controls), dtype=torch.float64)
+    noise = torch.randn(2, pairs, *x.shape[1:], dtype=x.dtype, device=device, generator=generator)  # whatever the batch
     for part in torch.split(torch.arange(pairs, device=device), batch):
         at, when, place = rows[part], t[part], part.cpu()
         for first in range(2):
-            eps = torch.randn(len(part), *x.shape[1:], dtype=x.dtype, device=device, generator=generator)
             for i, sign in enumerate(signs):
-                parts = integrand(at, when, sign * eps)
+                eps = sign * noise[first, part]
+                parts = integrand(at, when, eps)
                 integrand.refuse_nonfinite(parts.sum(0), at, when)
                 loss[first, i, place] = parts[1].cpu()
-                values[first, i, place] = control_values(integrand, controls, at, when, sign * eps).cpu()
+                values[first, i, place] = control_values(integrand, controls, at, when, eps).cpu()
     return loss, values, t.cpu()
 
 

@@ -108,8 +108,7 @@ def savings_of(run: Evaluation, found: Measurement) -> dict[str, float]:
     """Network evaluations for the same error without the later pieces, over those with all: from the pilot's variances."""
     if not run.design.variance:
         return {}
-    known = run.design.second_moment - found.terms.mean[1].square().mean().item()  # independent times, given the image
-    steps = {"nothing": known, **run.design.variance}
+    steps = run.design.variance
     measured = found.terms.variances()[1].mean().item() * run.draws
     last = list(steps.values())[-1]
     return {name: v / last for name, v in steps.items()} | {"as drawn": measured / last} if last > 0 else {}
