@@ -2,7 +2,7 @@
 
 Takes the averaged weights and whole splits. Writes RUN/evaluation.json (or --out), from whose protocol the number can be computed
 again. When interrupted, the same command takes up where it stopped. Several processes share the images:
-`torchrun --nproc-per-node 2 -m vdiff evaluate RUN`.
+`torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
 """
 
 import argparse

@@ -78,7 +78,8 @@ class Sobol(Times):
 def _sobol(n: int) -> Tensor:
     """The sequence's first points as integers, the bits of their binary digits."""
     engine = torch.quasirandom.SobolEngine(1)  # type: ignore[no-untyped-call]
-    return (engine.draw(n, dtype=torch.float64)[:, 0] * 2**_BITS).long()
+    points: Tensor = engine.draw(n, dtype=torch.float64)[:, 0]
+    return (points * 2**_BITS).long()
 
 
 class Density:

@@ -77,7 +77,8 @@ def diagnose(run: Evaluation, found: Measurement) -> Diagnostics:
     error = by_image.std(0) / math.sqrt(run.images) if run.images > 1 else torch.full((BINS,), math.nan, dtype=torch.float64)
     edges = run.integrand.base.levels(torch.linspace(0, 1, BINS + 1, dtype=torch.float64))[0].cpu()
     curve = Curve(edges[1:].flip(0), edges[:-1].flip(0), by_image.mean(0).flip(0), error.flip(0))
-    return Diagnostics((total.square() / square.clamp(min=tiny)).item(), (largest / total.clamp(min=tiny)).item(), int(draws), curve)
+    effective = (total.square() / square).item() if square > 0 else draws  # two equal models differ by nothing, evenly
+    return Diagnostics(effective, (largest / total.clamp(min=tiny)).item(), int(draws), curve)
 
 
 def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[str]:
@@ -95,7 +96,7 @@ def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[
     []
     """
     said = [*_of_data(run.integrand)]
-    if seen.effective < FEW_EFFECTIVE:
+    if seen.effective < min(FEW_EFFECTIVE, 0.1 * seen.draws):
         said.append(f"{seen.draws} draws are worth {seen.effective:.0f}: a few of them carry the integral, so that its error is not known")
     if seen.largest > LARGE_WEIGHT:
         said.append(f"one draw of {seen.draws} makes {seen.largest:.0%} of the diffusion term")
@@ -109,10 +110,9 @@ def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[
 
 def _of_reach(run: Evaluation, draws: int) -> list[str]:
     """Parts of the range that the pilot found to matter and the density hardly visits: the bound would come out too good."""
-    if not run.design.evaluations:
+    if run.design.left.sum() == 0 or not run.design.evaluations:
         return []
-    spread = run.design.spread(run.draws)
-    shares = spread / spread.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    shares = run.design.best(run.draws) / len(run.design.left)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     reached = torch.bincount(bins_of(run.design.density.place(u)[0], len(shares)), minlength=len(shares)) / len(u)
     missed = (shares > VISIBLE_SHARE) & (reached < THIN_VISITS * shares) & (reached * draws < FEW_VISITS)

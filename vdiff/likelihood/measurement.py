@@ -16,6 +16,7 @@ from vdiff.likelihood.plan import Plan
 from vdiff.profile import Profile
 from vdiff.times import generator_of
 
+DRAWS, FEWEST = 32, 1024  # per grid where nothing else is said; of a pilot
 BINS = 40  # of the curves by log-SNR
 ENOUGH = 30  # degrees of freedom that the first stage must have before it decides on the second
 State = dict[str, Tensor]
@@ -162,8 +163,11 @@ class Evaluation:
             if self.plan.antithetic:
                 raise ValueError(must(self.integrand.name, "draws", "be even with antithetic noise", self.effort.draws))
             self.plan = replace(self.plan, antithetic=False)
-        self.design = run_pilot(self.integrand, self.plan, self.effort.seed, self.effort.batch)
         self.images = len(self.integrand.x)
+        if self.effort.tolerance is None:  # a pilot that costs more than what it steers is none
+            planned = self.effort.replicates * self.images * (self.effort.draws or DRAWS) * self.integrand.evaluations
+            self.plan = replace(self.plan, pilot=min(self.plan.pilot, max(FEWEST, planned)))
+        self.design = run_pilot(self.integrand, self.plan, self.effort.seed, self.effort.batch)
         self.scale = 1 / (self.integrand.x[0].numel() * math.log(2))  # nats to bits/dim
         self.draws = self.effort.draws or self._suggested_draws()
         self.design = self.design.prepared(self.integrand, self.draws)
@@ -203,7 +207,7 @@ class Evaluation:
 
     def _suggested_draws(self) -> int:
         if self.effort.tolerance is None or not self.design.variance:
-            return 32
+            return DRAWS
         variance = list(self.design.variance.values())[-1]
         whole = variance * (self.scale / self.effort.tolerance) ** 2 / self.integrand.evaluations
         return min(128, max(2, 2 * math.ceil(whole / (2 * self.images * self._first_replicates()))))

@@ -21,6 +21,7 @@ from vdiff.times import generator_of, stratified
 BINS, PER_BIN = 32, 16  # at most so many bins of time, with at least so many pairs each
 UNIFORM = Density()
 CLEARLY = 0.7  # pairs have heavier tails, which a pilot sees less of: they must save as much as this to be chosen
+LENGTH = 0.15  # in time, over which an image's mean stays about the same
 FLOOR = 0.1  # the share of a fitted density that is uniform: no weight is above ten
 
 
@@ -60,21 +61,29 @@ class Design:
             term = term - (self.coefficients.to(t.device)[place] * values).sum(1)
         return (term - level[place]) / q + level.mean()
 
-    def spread(self, times: int) -> Tensor:
-        """By bin, what a density for so many times per grid should be proportional to.
+    def best(self, times: int) -> Tensor:
+        """The density by bin for so many times K per grid, with mean one: it minimises ∫ v/q + B/q³ dt.
 
-        Of the images' means a fine grid leaves little over; a single time all of it.
+        v is the variance over ε. Between two times, 1/(K q) apart, an image's mean moves by that over its correlation length ℓ,
+        of its variance b between images, so that B = b/(12 ℓ² K²). Where q is stationary, v/q² + 3 B/q⁴ is a constant μ.
         """
-        return _smooth(self.left + self.between / times**2).sqrt()
+        v = _smooth(self.left)
+        b = _smooth(self.between) / (12 * LENGTH**2 * times**2)
+        low, high = torch.tensor([1e-30, 1e30], dtype=torch.float64) * (v.mean() + b.mean())
+        q = torch.ones_like(v)
+        for _ in range(200):
+            mu = (low * high).sqrt()
+            q = ((v + (v.square() + 12 * b * mu).sqrt()) / (2 * mu)).sqrt()
+            low, high = (mu, high) if q.mean() > 1 else (low, mu)
+        return q
 
     def prepared(self, integrand: Integrand, draws: int) -> "Design":
         """With the density that the plan asks for, at so many draws per grid."""
         times = draws // 2 if self.antithetic else draws
-        importance, heights = self.plan.importance, self.spread(times)
-        if isinstance(importance, Schedule):
-            return replace(self, density=Along(importance, integrand.base))
-        if importance and heights.sum() > 0:
-            return replace(self, density=Histogram((1 - FLOOR) * heights / heights.mean() + FLOOR))
+        if isinstance(self.plan.importance, Schedule):
+            return replace(self, density=Along(self.plan.importance, integrand.base))
+        if self.plan.importance and self.left.sum() > 0:
+            return replace(self, density=Histogram((1 - FLOOR) * self.best(times) + FLOOR))
         return self
 
 
@@ -181,8 +190,12 @@ def _draw(
 
 
 def _smooth(v: Tensor) -> Tensor:
-    """A quarter from each neighbor: a bin's variance comes from few pairs."""
-    padded = torch.cat([v[:1], v, v[-1:]])
+    """The largest of a bin and its neighbors, with a quarter from each neighbor.
+
+    A bin's variance comes from few pairs, and where errors are rare and large it is too small more often than too large.
+    """
+    padded = torch.nn.functional.max_pool1d(v[None], 3, stride=1, padding=1)[0]
+    padded = torch.cat([padded[:1], padded, padded[-1:]])
     return 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
 
 

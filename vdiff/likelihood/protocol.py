@@ -20,7 +20,7 @@ def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]
     >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
     >>> run = Evaluation(integrand, Plan(), Effort())
     >>> protocol_of(run, run(), {"ema": 0.999})["evaluations"]            # 2 · 4 · 32, and the pilot's
-    8448
+    1280
     """
     integrand, effort, design = run.integrand, run.effort, run.design
     x, base = integrand.x, integrand.base
