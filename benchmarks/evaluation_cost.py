@@ -62,7 +62,7 @@ def shared_grid(model: Model, x: Tensor, schedule: Schedule, repeats: int) -> fl
     return torch.stack(means).var().item() * n
 
 
-def loop(model: Model, x: Tensor, points: int = 64) -> float:
+def loop(model: Model, x: Tensor, points: int) -> float:
     """The same of a loop over all steps of DDPM's table: its variance is the sum of the steps', at as many evaluations."""
     schedule = Tabulated.linear_betas()
     steps = schedule.steps
@@ -75,26 +75,30 @@ def loop(model: Model, x: Tensor, points: int = 64) -> float:
     return (variance.sum() / steps**2).item() * steps
 
 
-def planned(integrand: Integrand, plan: Plan, draws: int, replicates: int) -> tuple[float, float, int]:
-    """Variance times evaluations as drawn, its limit (from a pilot sixteen times the size), and the pilot's evaluations."""
-    run = Evaluation(integrand, plan, Effort(draws=draws, replicates=replicates, batch=8192, seed=4))
-    fine = run_pilot(integrand, Plan(plan.times, True, plan.controls, plan.antithetic, plan.baseline, 16 * plan.pilot), seed=5, batch=8192)
+def planned(integrand: Integrand, plan: Plan, draws: int, finer: int) -> tuple[float, float, int]:
+    """Variance times evaluations as drawn, its limit (from a pilot `finer` times the size), and the pilot's evaluations."""
+    run = Evaluation(integrand, plan, Effort(draws=draws, replicates=4, batch=8192, seed=4))
+    fine = run_pilot(
+        integrand, Plan(plan.times, True, plan.controls, plan.antithetic, plan.baseline, finer * plan.pilot), seed=5, batch=8192
+    )
     variance = run().terms.variances()[1].mean().item() * draws
     return variance, list(fine.variance.values())[-1], run.design.evaluations
 
 
-def table(model: Model, x: Tensor, decoder: Decoder, ends: tuple[float, float], unit: float, *, repeats: int, draws: int) -> list[str]:
+def table(
+    model: Model, x: Tensor, decoder: Decoder, ends: tuple[float, float], unit: float, *, repeats: int, draws: int, points: int, finer: int
+) -> list[str]:
     """Rows of a table; `unit` is the standard error to reach, in nats."""
     schedule = Linear(*ends)
     with evaluating(model):
         integrand = Integrand(model, x, schedule, decoder)
         grid = shared_grid(model, integrand.x, schedule, repeats)
-        every = loop(model, integrand.x)
+        every = loop(model, integrand.x, points)
         rows = [f"{'':<24}{'evaluations':>12}{'VDM grid over it':>18}{'over limit':>12}"]
         rows.append(f"{'DDPM, loop over steps':<24}{every / unit**2:>12.3g}{grid / every:>18.2g}")
         rows.append(f"{'VDM, shared offset':<24}{grid / unit**2:>12.3g}{1:>18}")
         for name, plan in PLANS.items():
-            variance, limit, pilot = planned(integrand, plan, draws, 4)
+            variance, limit, pilot = planned(integrand, plan, draws, finer)
             over = "" if plan is STRATIFIED else f"{variance / limit:>12.2f}"
             rows.append(
                 f"{name:<24}{variance / unit**2 + pilot * (plan is not STRATIFIED):>12.3g}{grid / (variance + pilot * unit**2):>18.2f}{over}"
@@ -105,7 +109,7 @@ def table(model: Model, x: Tensor, decoder: Decoder, ends: tuple[float, float], 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="a run folder: its network on its test set, for a standard error of 0.002 bits/dim")
-    parser.add_argument("--repeats", type=int, default=2000, help="passes of VDM's estimator (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=1000, help="passes of VDM's estimator (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=64, help="per grid (default: %(default)s)")
     parser.add_argument("--out", help="default: benchmarks/results/evaluation_cost.txt, or evaluation_cost_digits.txt with --run")
     options = parser.parse_args()
@@ -119,13 +123,15 @@ def main() -> None:
         unit = 0.002 * test[0].numel() * math.log(2)
         ends = (objective.schedule.logsnr_max, objective.schedule.logsnr_min)
         lines += ["", f"digits, {len(test)} test images, λ from {ends[1]:g} to {ends[0]:g}, for 0.002 bits/dim"]
-        lines += table(objective.model, test, objective.decoder, ends, unit, repeats=options.repeats, draws=options.draws)
+        lines += table(
+            objective.model, test, objective.decoder, ends, unit, repeats=options.repeats, draws=options.draws, points=8, finer=2
+        )
     else:
         for name, oracle in (("ring of eight, d = 2", ring()), ("mixture of ten, d = 16", mixture())):
             x = oracle.sample(POINTS, torch.Generator().manual_seed(0))
             for ends in ((10.0, -10.0), (13.3, -5.0)):
                 lines += ["", f"{name}, {POINTS} points, λ from {ends[1]:g} to {ends[0]:g}, for {TARGET} nats"]
-                lines += table(oracle, x, Gaussian(), ends, TARGET, repeats=options.repeats, draws=options.draws)
+                lines += table(oracle, x, Gaussian(), ends, TARGET, repeats=options.repeats, draws=options.draws, points=64, finer=16)
                 print("\n".join(lines[-9:]), flush=True)
     out = Path(options.out or f"benchmarks/results/evaluation_cost{'_digits' if options.run else ''}.txt")
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -71,7 +71,8 @@ class Sobol(Times):
     def draw(self, n: int, generator: torch.Generator, device: torch.device) -> Tensor:
         shift = torch.randint(2**_BITS, (), generator=generator, device=device)
         below = torch.rand(n, generator=generator, device=device, dtype=wide_dtype(device))
-        return ((_sobol(n).to(device) ^ shift) + below) / 2**_BITS
+        u: Tensor = ((_sobol(n).to(device) ^ shift) + below) / 2**_BITS
+        return u
 
 
 @lru_cache
@@ -79,7 +80,8 @@ def _sobol(n: int) -> Tensor:
     """The sequence's first points as integers, the bits of their binary digits."""
     engine = torch.quasirandom.SobolEngine(1)  # type: ignore[no-untyped-call]
     points: Tensor = engine.draw(n, dtype=torch.float64)[:, 0]
-    return (points * 2**_BITS).long()
+    whole: Tensor = (points * 2**_BITS).long()
+    return whole
 
 
 class Density:
