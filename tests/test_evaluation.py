@@ -44,7 +44,7 @@ def test_the_standard_errors_are_those_of_repeated_evaluations():
     spread = torch.tensor([e.value for e in fresh]).std().item()
     claimed = torch.tensor([e.images for e in fresh]).square().mean().sqrt().item()
     assert spread == pytest.approx(claimed, rel=4 / math.sqrt(2 * 200))
-    assert claimed > same[0].monte_carlo  # which it contains
+    assert claimed > torch.tensor([e.monte_carlo for e in fresh]).square().mean().sqrt()  # which it contains
 
 
 def test_one_image_does_not_depend_on_the_others_and_none_is_dropped():

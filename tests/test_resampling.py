@@ -105,5 +105,5 @@ def test_bad_arguments_are_named():
         LossSecondMoment(3, uniform=0.0)
     with pytest.raises(ValueError, match=r"argument 'uniform' must be a share, at most 1; got 2"):
         LossSecondMoment(3, uniform=2.0)
-    with pytest.raises(ValueError, match=r"argument 't' must be at least 1/steps = 0.333333 on a chain; got 0"):
+    with pytest.raises(ValueError, match=r"LossSecondMoment.update: argument 't' must be i/3 with i = 1 … 3; got 0"):
         LossSecondMoment(3).update(torch.zeros(2), torch.ones(2))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import must
+from vdiff.errors import check_on_chain, must
 from vdiff.gaussian import bits_per_dim
 
 
@@ -69,7 +69,7 @@ class Bound:
         did not draw this one; after `elbo(..., draws=steps)` all are, and they sum to the total.
 
         Raises:
-            ValueError: for a bound in continuous time.
+            ValueError: for a bound in continuous time, and for given times that are not i/T.
 
         Ho et al., arXiv:2006.11239, eq. 5, where L_t−1 is our L_i with t = i + 1.
 
@@ -88,6 +88,8 @@ class Bound:
                 )
             )
         steps = self.drawn.steps
+        for t in self.drawn.times:
+            check_on_chain("Bound.terms", t, steps)
         index = (torch.stack(self.drawn.times).double() * steps).round().long()
         value = torch.stack(self.drawn.terms) / steps
         named = {"L_0": self.reconstruction}

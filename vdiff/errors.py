@@ -146,8 +146,8 @@ def check_generator(function: str, generator: object, x: Tensor) -> None:
 
 
 def check_times(function: str, t: Tensor, x: Tensor, steps: int | None = None, first: int = 1) -> None:
-    """Raise unless given times are (batch,), floating, on the device of `x`, within [0, 1], and on a chain of `steps` steps
-    at the end i/steps of one, i ≥ `first`. Reads values where it can."""
+    """Raise unless given times are (batch,), floating, on the device of `x`, within [0, 1], and not before the first of a
+    chain's `steps` ends (`first` = 0 allows 0 itself). Reads values where it can."""
     if not isinstance(t, Tensor):
         hint = f"one time for all is torch.full((len(x),), {t})" if isinstance(t, float) else ""
         raise TypeError(must(function, "t", "be a torch.Tensor", type(t).__name__, hint))
@@ -167,21 +167,18 @@ def check_times(function: str, t: Tensor, x: Tensor, steps: int | None = None, f
         hint = "integer steps are divided by their number first: t = step / steps" if high > 1 else ""
         raise ValueError(must(function, "t", "lie within [0, 1]", came, hint))
     if steps is not None:
-        check_on_chain(function, t, steps, first)
+        early = (t * steps < 1 - 1e-3) & ((t > 0) | (first > 0))
+        if early.any():
+            hint = f"the step that ends there would begin before the data; the first of {steps} ends at 1/{steps}"
+            raise ValueError(must(function, "t", f"be at least 1/steps = {1 / steps:g} on a chain", f"{t[early][0].item():g}", hint))
 
 
-def check_on_chain(function: str, t: Tensor, steps: int, first: int = 1) -> None:
-    """Raise unless times are the ends i/steps of a chain's steps, i ≥ `first`, to the rounding of their dtype."""
-    if t.dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(must(function, "t", "be float32 or float64 on a chain", t.dtype, f"i/{steps} is not told from its neighbours"))
-    place = t * steps
-    if (place < first - 1e-3).any():
-        hint = f"the step that ends there would begin before the data; the first of {steps} ends at 1/{steps}"
-        raise ValueError(must(function, "t", f"be at least 1/steps = {1 / steps:g} on a chain", f"{t.min().item():g}", hint))
-    off = (place - place.round()).abs() > max(1e-3, 4 * steps * torch.finfo(t.dtype).eps)
+def check_on_chain(function: str, t: Tensor, steps: int) -> None:
+    """Raise unless times are the ends i/steps of a chain's steps, i ≥ 1, to the rounding of their dtype. Reads values."""
+    place = t.double() * steps
+    off = (place < 1 - 1e-3) | (place > steps + 1e-3) | ((place - place.round()).abs() > max(1e-3, 1e-6 * steps))
     if off.any():
-        hint = "the times of another chain?" if steps > 1 else ""
-        raise ValueError(must(function, "t", f"be i/{steps} on this chain", f"{t[off][0].item():g}", hint))
+        raise ValueError(must(function, "t", f"be i/{steps} with i = 1 … {steps}", f"{t[off][0].item():g}", "the times of another chain?"))
 
 
 __all__ = ["did_you_mean", "must"]

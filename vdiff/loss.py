@@ -175,7 +175,7 @@ def draw(
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
     """x in float32 at least, with the times of each of `draws` and the first noise, where they were not given.
 
-    On a chain given times are i/T, i ≥ `first`.
+    On a chain given times are not before 1/T, but for 0 where `first` is 0.
     """
     if eps is not None and checking():
         check_like(name, "eps", eps, x)

@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vdiff.cli import describe, sample, verify
+from vdiff.cli import describe, evaluate, sample, verify
 
-COMMANDS = {"describe": describe, "sample": sample, "verify": verify}
+COMMANDS = {"describe": describe, "evaluate": evaluate, "sample": sample, "verify": verify}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,72 +1,24 @@
-"""Bits per dimension of a model on a whole data set, each number with its errors."""
+"""Bits per dimension of a model on a whole data set, and the difference between two models."""
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vdiff.bound import Bound
 from vdiff.decoder import Decoder
-from vdiff.errors import check_positive_int, must
-from vdiff.loss import Model, elbo
-from vdiff.parameterization import Prediction
+from vdiff.errors import must
+from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images
+from vdiff.likelihood.measurement import Effort, Evaluation, Share, State
+from vdiff.likelihood.plan import Plan
+from vdiff.likelihood.report import Comparison, Report, outcome
+from vdiff.loss import Model
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
-from vdiff.times import generator_of, on_chain, stratified
+
+Progress = Callable[[int, int], None]
+_PLAN, _ALONE = Plan(), Share()
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over images in bits/dim, with its two errors.
-
-    `monte_carlo` is the standard error on the given images (what more draws would lessen); `images` that over images
-    (what another test set would give). The spread over images already contains the Monte Carlo part: never add them.
-
-    >>> print(Estimate(1.7966, 0.0012, 0.0131))
-    1.7966 ± 0.0012 (Monte Carlo) ± 0.0131 (images)
-    """
-
-    value: float
-    monte_carlo: float
-    images: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f} ± {self.monte_carlo:.4f} (Monte Carlo) ± {self.images:.4f} (images)"
-
-
-@dataclass(frozen=True)
-class Report:
-    """The bound and its parts as `Estimate`s in bits/dim, and what was done to get them.
-
-    >>> part = Estimate(0.5, 0.001, 0.01)
-    >>> print(Report(part, part, part, Estimate(1.5, 0.002, 0.02), {"draws": 8}))
-    bits/dim            value   Monte Carlo SE   SE over images
-    prior              0.5000           0.0010           0.0100
-    diffusion          0.5000           0.0010           0.0100
-    reconstruction     0.5000           0.0010           0.0100
-    total              1.5000           0.0020           0.0200
-    draws 8
-    """
-
-    prior: Estimate
-    diffusion: Estimate
-    reconstruction: Estimate
-    total: Estimate
-    protocol: dict[str, object]
-
-    def __str__(self) -> str:
-        rows = [f"{'bits/dim':<16}{'value':>9}{'Monte Carlo SE':>17}{'SE over images':>17}"]
-        for name in ("prior", "diffusion", "reconstruction", "total"):
-            e: Estimate = getattr(self, name)
-            rows.append(f"{name:<16}{e.value:>9.4f}{e.monte_carlo:>17.4f}{e.images:>17.4f}")
-        return "\n".join([*rows, ", ".join(f"{k} {v}" for k, v in self.protocol.items())])
-
-
-@torch.no_grad()
 def evaluate(
     model: Model,
     data: Tensor,
@@ -74,35 +26,57 @@ def evaluate(
     schedule: Schedule,
     decoder: Decoder,
     steps: int | None = None,
-    draws: int = 32,
+    tolerance: float | None = None,
+    budget: int | None = None,
+    draws: int | None = None,
     replicates: int = 4,
+    plan: Plan = _PLAN,
     batch: int = 1024,
     seed: int = 0,
     profile: Profile | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    **condition: Tensor,
+    progress: Progress | None = None,
+    share: Share = _ALONE,
+    resume: State | None = None,
+    checkpoint: Callable[[State], None] | None = None,
+    record: Mapping[str, object] | None = None,
+    skip_nonfinite: bool = False,
+    **condition: Any,
 ) -> Report:
     """The bound of a model on a whole data set, with honest standard errors.
 
-    Each image gets `replicates` independent stratified grids of `draws` times, with noise of its own; the spread of an
-    image's replicates is its Monte Carlo error. An image's draws are a function of the seed and its place in the data,
-    so that its answer does not depend on the batches. Every image counts once; the model is in evaluation mode and
-    TF32 is off meanwhile.
+    The prior is exact, the reconstruction too unless the decoder looks at the network, and the diffusion term is sampled as
+    `plan` says: by default at stratified log-SNRs of each image, with a density that follows the measured spread of the loss,
+    and control variates whose mean given the image is known. A pilot on other draws fits both; the rest is unbiased.
+
+    Each image gets `replicates` independent grids of `draws` times, with noise of its own; the spread of an image's
+    replicates is its Monte Carlo error. An image's draws are a function of the seed and its place in the data, so that its
+    answer does not depend on the batches or the number of processes. Every image counts once; the model is in evaluation
+    mode, and TF32 and autocast are off meanwhile. A model may say what was done to it (`Guided`, `Clipped`): its `protocol`
+    goes into the report's.
+
+    With `tolerance` the first stage has `replicates` grids (more for few images), and its variance says how many there are in
+    all; the error and its interval are then those of Stein's two-stage procedure, which stopping does not spoil.
 
     Args:
-        model, data, schedule, decoder, steps: as in `elbo`.
-        draws: times in a grid, hence model evaluations per image and replicate.
+        model, data, schedule, decoder, steps, condition: as in `elbo`; of the schedule only the ends count in continuous
+            time. A condition with a row for each image goes along with it.
+        tolerance: the Monte Carlo standard error of the total to reach, in bits/dim.
+        budget: at most so many network evaluations after the pilot.
+        draws: times in a grid, hence model evaluations per image and replicate: 32, or with a tolerance what the pilot finds
+            enough.
         replicates: independent grids per image, at least 2.
         batch: how many (image, time) pairs the model sees at once, but at least one image's grid.
         seed: of times and noise.
-        profile: collects ‖ε − ε̂‖² by λ on the way, clustered by image.
+        profile: collects ‖ε − ε̂‖² by λ on the way, clustered by image (with a tolerance, by image and stage).
         progress: called as progress(done, all) with numbers of model evaluations.
-        condition: handed to the model, a row for each image.
-
-    A model may say what was done to it (`Guided`, `Clipped`): its `protocol` goes into the report's.
+        share: this process's part of the images; each gets the whole report.
+        checkpoint, resume: receives the state after every batch of images, and takes it up again.
+        skip_nonfinite: leave out images that hold NaN or infinity, which are refused otherwise; their number is in the protocol.
+        record: what else belongs to the protocol, such as the decay of averaged weights.
 
     Raises:
-        ValueError: where the bound of an image is not finite, and as `elbo`.
+        ValueError: where the bound of an image is not finite, naming it and the λ; where the tolerance is beyond the budget,
+            naming the one that would do; where x̂ would be clipped; and as `elbo`.
 
     >>> from vdiff import Categorical, Denoiser, Linear, X
     >>> model = Denoiser(lambda z, logsnr: torch.zeros_like(z), X())
@@ -110,116 +84,71 @@ def evaluate(
     >>> report.total.value > 4.09
     True
     """
-    for name, number in (("draws", draws), ("replicates", replicates), ("batch", batch)):
-        check_positive_int("evaluate", name, number)
-    if replicates < 2:
-        raise ValueError(must("evaluate", "replicates", "be at least 2", replicates, "one grid has no standard error"))
-    for name, value in condition.items():
-        if not isinstance(value, Tensor) or value.shape[:1] != data.shape[:1]:
-            came = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
-            raise ValueError(must("evaluate", name, f"be a tensor with a row for each of {len(data)} images", came))
-    images, chunk, done = len(data), max(1, batch // draws), 0
-    parts = torch.zeros(3, replicates, images, dtype=torch.float64)
+    effort = Effort(draws, replicates, tolerance, budget, batch, seed)
+    effort.check("evaluate")
+    record = {**getattr(model, "protocol", {}), **(record or {})}
+    if skip_nonfinite:
+        data, condition, record["skipped"] = finite_images(data, condition)
     with evaluating(model):
-        for start in range(0, images, chunk):
-            rows = data[start : start + chunk]
-            repeated = rows.repeat_interleave(draws, 0)
-            given: dict[str, Any] = {name: value[start : start + chunk].repeat_interleave(draws, 0) for name, value in condition.items()}
-            seen = []
-            for replicate in range(replicates):
-                t, eps = _draws(
-                    decoder.encode(rows),
-                    draws,
-                    [generator_of(seed, replicate, f"image {start + i}", rows.device) for i in range(len(rows))],
-                )
-                t = t if steps is None else on_chain(t, steps)
-                watched = _Watched(model)
-                bound = elbo(watched, repeated, schedule=schedule, decoder=decoder, steps=steps, t=t, eps=eps, **given)
-                parts[:, replicate, start : start + len(rows)] = _means(bound, draws)
-                if profile is not None:
-                    seen.append((watched.first.logsnr, watched.first.squared_error(decoder.encode(repeated), eps)))
-                done += len(t)
-                if progress is not None:
-                    progress(done, replicates * images * draws)
-            if profile is not None:
-                cluster = torch.arange(len(rows), device=data.device).repeat_interleave(draws).repeat(replicates)
-                profile.update(torch.cat([logsnr for logsnr, _ in seen]), torch.cat([error for _, error in seen]), cluster)
-    parts = torch.cat([parts, parts.sum(0, keepdim=True)]) / (data[0].numel() * math.log(2))
-    bad = ~torch.isfinite(parts[3])
-    if bad.any():
+        integrand = Integrand(model, data, schedule, decoder, steps, condition)
+        run = Evaluation(integrand, plan, effort, share, profile, progress, checkpoint, mark=repr(sorted(record.items())))
+        found = run(resume)
+    seen = outcome(run, found, record)
+    prior, diffusion, reconstruction, total = seen.estimates
+    return Report(prior, diffusion, reconstruction, total, seen.protocol, seen.diagnostics, seen.savings, seen.warnings)
+
+
+def compare(
+    model: Model,
+    other: Model,
+    data: Tensor,
+    *,
+    schedule: Schedule,
+    decoder: Decoder,
+    steps: int | None = None,
+    tolerance: float | None = None,
+    budget: int | None = None,
+    draws: int | None = None,
+    replicates: int = 4,
+    plan: Plan = _PLAN,
+    batch: int = 1024,
+    seed: int = 0,
+    progress: Progress | None = None,
+    share: Share = _ALONE,
+    record: Mapping[str, object] | None = None,
+    **condition: Any,
+) -> Comparison:
+    """The bound of `model` minus that of `other`, bits/dim, on the same images, times and noise.
+
+    What an image or a draw does to both cancels, in both errors. Density and controls are fitted to the difference.
+
+    Args:
+        model, other: two models of the same data.
+        data, schedule, decoder, steps, tolerance, budget, draws, replicates, plan, batch, seed, progress, share, record,
+            condition: as in `evaluate`.
+
+    Raises:
+        ValueError: as `evaluate`.
+
+    >>> from vdiff import Categorical, Lattice, Linear
+    >>> decoder = Categorical(levels=2)
+    >>> right, wrong = Lattice(decoder.grid, [0.5, 0.5]), Lattice(decoder.grid, [0.3, 0.7])
+    >>> comparison = compare(wrong, right, torch.tensor([[0], [1]] * 8), schedule=Linear(), decoder=decoder)
+    >>> comparison.difference.interval()[0] > 0
+    True
+    """
+    if model is other:
         raise ValueError(
-            must(
-                "evaluate",
-                "model",
-                "give a finite bound",
-                f"NaN or infinity on image {int(bad.any(0).nonzero()[0])} (first of {int(bad.any(0).sum())})",
-            )
+            must("compare", "other", "be another model", "the same object", "a copy whose weights changed in place is the same")
         )
-    protocol: dict[str, object] = {
-        "images": images,
-        "T": "∞" if steps is None else steps,
-        "decoder": repr(decoder),
-        "draws": draws,
-        "replicates": replicates,
-        "seed": seed,
-    }
-    protocol.update(getattr(model, "protocol", {}))
-    prior, diffusion, reconstruction, total = (_estimate(part) for part in parts)
-    return Report(prior, diffusion, reconstruction, total, protocol)
+    effort = Effort(draws, replicates, tolerance, budget, batch, seed)
+    effort.check("compare")
+    with evaluating(model, other):
+        integrand = Difference(model, other, data, schedule, decoder, steps, condition, name="compare")
+        run = Evaluation(integrand, plan, effort, share, progress=progress)
+        found = run()
+    seen = outcome(run, found, record or {})
+    return Comparison(seen.estimates[3], seen.protocol, seen.diagnostics, seen.savings, seen.warnings)
 
 
-class _Watched:
-    """A model that keeps its first prediction: the diffusion term's, before a decoder's that looks at the network."""
-
-    first: Prediction
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
-        prediction: Prediction = self.model(z, logsnr, **condition)
-        if not hasattr(self, "first"):
-            self.first = prediction
-        return prediction
-
-
-def _draws(x: Tensor, draws: int, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """For each image of x a stratified grid of times and its noise, from a generator of its own."""
-    t = [stratified(draws, generator=generator, device=x.device) for generator in generators]
-    eps = [torch.randn(draws, *x.shape[1:], dtype=x.dtype, device=x.device, generator=generator) for generator in generators]
-    return torch.cat(t), torch.cat(eps)
-
-
-def _means(bound: Bound, draws: int) -> Tensor:
-    """The three parts averaged over each image's draws: (3, images), in float64 on the CPU."""
-    parts = torch.stack([bound.prior, bound.diffusion, bound.reconstruction]).double()
-    return parts.view(3, -1, draws).mean(2).cpu()
-
-
-def _estimate(part: Tensor) -> Estimate:
-    """From (replicates, images) to a mean and its two standard errors."""
-    replicates, images = part.shape
-    by_image = part.mean(0)
-    monte_carlo = (part.var(0).sum() / replicates).sqrt() / images
-    over_images = by_image.std().item() / math.sqrt(images) if images > 1 else math.nan
-    return Estimate(by_image.mean().item(), monte_carlo.item(), over_images)
-
-
-@contextmanager
-def evaluating(model: object) -> Iterator[None]:
-    """The model in evaluation mode and TF32 off; both back as they were."""
-    modules = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-    precision = matmul.allow_tf32, convolution.allow_tf32
-    try:
-        if isinstance(model, nn.Module):
-            model.eval()
-        matmul.allow_tf32 = convolution.allow_tf32 = False
-        yield
-    finally:
-        matmul.allow_tf32, convolution.allow_tf32 = precision
-        for module in modules:
-            module.training = True
-
-
-__all__ = ["Estimate", "Report", "evaluate"]
+__all__ = ["compare", "evaluate"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vdiff.errors import check_data, check_finite, check_positive_int, must
 from vdiff.gaussian import wide
-from vdiff.likelihood.evaluation import evaluating
+from vdiff.likelihood.integrand import evaluating
 from vdiff.likelihood.replicated import Replicated
 from vdiff.loss import Model, weighted_elbo
 from vdiff.oracle import Gaussian

@@ -16,7 +16,7 @@ from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
 from vdiff.errors import check_positive_int, must
 from vdiff.gaussian import Step, alpha
-from vdiff.likelihood.evaluation import evaluating
+from vdiff.likelihood.integrand import evaluating
 from vdiff.likelihood.replicated import Replicated
 from vdiff.loss import Model
 from vdiff.reverse import reverse_mean, reverse_sample

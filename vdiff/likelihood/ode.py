@@ -18,7 +18,7 @@ from torch import Tensor
 from vdiff.errors import check_data, check_finite, check_positive_int, finite, must
 from vdiff.flow import solve
 from vdiff.gaussian import alpha, at_least_float32, sigma, sum_dims, wide, wide_number
-from vdiff.likelihood.evaluation import evaluating
+from vdiff.likelihood.integrand import evaluating
 from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.trace import Trace, default_trace
 from vdiff.loss import Model, check_call

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vdiff.errors import did_you_mean, must
-from vdiff.likelihood.evaluation import evaluating
+from vdiff.likelihood.integrand import evaluating
 from vdiff.loss import Model
 from vdiff.theorems.errata import ERRATA
 from vdiff.theorems.subject import Subject

@@ -1,0 +1,142 @@
+"""What a bound costs: network evaluations for a standard error of 0.01 nats, on data whose perfect denoiser is known.
+
+    python benchmarks/evaluation_cost.py                                  # writes benchmarks/results/evaluation_cost.txt
+    python benchmarks/evaluation_cost.py --run runs/digits                # the same table for a trained network, in bits/dim
+
+Two oracles: a ring of eight Gaussians (radius √2, standard deviation 0.1) and a random mixture of ten in 16 dimensions, 512
+data points each. All variances are measured on the given points, in the same run: a cost is the variance of the mean over the
+points times network evaluations, over 0.01². VDM's estimator draws one time per point, (u₀ + i/n) mod 1, uniform in λ; the loop visits
+every step of DDPM's 1,000 levels once, with fresh noise at each. "limit" is (∫ std dλ)² of the integrand that the row draws, its std over ε
+measured by itself: what infinitely fine strata and the best density could reach with independent ε.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vdiff import GaussianMixture, Linear, Schedule, Tabulated, weighted_elbo
+from vdiff.decoder import Decoder, Gaussian
+from vdiff.likelihood import GaussianError, NoiseNorm, Plan
+from vdiff.likelihood.integrand import Integrand, evaluating
+from vdiff.likelihood.measurement import Effort, Evaluation
+from vdiff.likelihood.pilot import run_pilot
+from vdiff.loss import Model
+
+POINTS, TARGET = 512, 0.01
+STRATIFIED = Plan(importance=False, controls=(), antithetic=False, baseline=False)
+PLANS = {
+    "stratified per point": STRATIFIED,
+    "+ importance density": Plan(controls=(), antithetic=False),
+    "+ ‖ε‖²": Plan(controls=(NoiseNorm(),), antithetic=False),
+    "+ the Gaussian": Plan(controls=(NoiseNorm(), GaussianError()), antithetic=False),
+    "everything": Plan(),
+}
+
+
+def ring() -> GaussianMixture:
+    angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1)
+    return GaussianMixture([1 / 8] * 8, means, torch.full((8, 2), 0.01, dtype=torch.float64))
+
+
+def mixture(seed: int = 0) -> GaussianMixture:
+    """Ten components in 16 dimensions: weights U(½, 1½), means N(0, I), covariances A Aᵀ/4 + 0.01 I with A ~ N(0, 0.3²)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(10, generator=generator, dtype=torch.float64) + 0.5
+    means = torch.randn(10, 16, generator=generator, dtype=torch.float64)
+    mix = 0.3 * torch.randn(10, 16, 16, generator=generator, dtype=torch.float64)
+    return GaussianMixture(weights / weights.sum(), means, mix @ mix.mT / 4 + 0.01 * torch.eye(16, dtype=torch.float64))
+
+
+def shared_grid(model: Model, x: Tensor, schedule: Schedule, repeats: int) -> float:
+    """Variance times evaluations of VDM's estimator, in nats²: one pass over the points with one offset, many times."""
+    n, means = len(x), []
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(repeats):
+        t = (torch.rand(1, generator=generator, dtype=torch.float64) + torch.arange(n) / n) % 1
+        means.append(weighted_elbo(model, x, schedule=schedule, t=t, generator=generator).double().mean())
+    return torch.stack(means).var().item() * n
+
+
+def loop(model: Model, x: Tensor, points: int) -> float:
+    """The same of a loop over all steps of DDPM's table: its variance is the sum of the steps', at as many evaluations."""
+    schedule = Tabulated.linear_betas()
+    steps = schedule.steps
+    rows = x[:points].repeat_interleave(steps, 0)
+    t = ((torch.arange(steps, dtype=torch.float64) + 1) / steps).repeat(min(points, len(x)))
+    once, again = (
+        weighted_elbo(model, rows, schedule=schedule, steps=steps, t=t, generator=torch.Generator().manual_seed(s)) for s in (2, 3)
+    )
+    variance = 0.5 * (once - again).double().square().view(-1, steps).mean(0)  # of T K_i
+    return (variance.sum() / steps**2).item() * steps
+
+
+def planned(integrand: Integrand, plan: Plan, draws: int, finer: int) -> tuple[float, float, int]:
+    """Variance times evaluations as drawn, its limit (from a pilot `finer` times the size), and the pilot's evaluations."""
+    run = Evaluation(integrand, plan, Effort(draws=draws, replicates=4, batch=8192, seed=4))
+    fine = run_pilot(
+        integrand, Plan(plan.times, True, plan.controls, plan.antithetic, plan.baseline, finer * plan.pilot), seed=5, batch=8192
+    )
+    variance = run().terms.variances()[1].mean().item() * draws
+    return variance, list(fine.variance.values())[-1], run.design.evaluations
+
+
+def table(
+    model: Model, x: Tensor, decoder: Decoder, ends: tuple[float, float], unit: float, *, repeats: int, draws: int, points: int, finer: int
+) -> list[str]:
+    """Rows of a table; `unit` is the standard error to reach, in nats."""
+    schedule = Linear(*ends)
+    with evaluating(model):
+        integrand = Integrand(model, x, schedule, decoder)
+        grid = shared_grid(model, integrand.x, schedule, repeats)
+        every = loop(model, integrand.x, points)
+        rows = [f"{'':<24}{'evaluations':>12}{'VDM grid over it':>18}{'over limit':>12}"]
+        rows.append(f"{'DDPM, loop over steps':<24}{every / unit**2:>12.3g}{grid / every:>18.2g}")
+        rows.append(f"{'VDM, shared offset':<24}{grid / unit**2:>12.3g}{1:>18}")
+        for name, plan in PLANS.items():
+            variance, limit, pilot = planned(integrand, plan, draws, finer)
+            over = "" if plan is STRATIFIED else f"{variance / limit:>12.2f}"
+            rows.append(
+                f"{name:<24}{variance / unit**2 + pilot * (plan is not STRATIFIED):>12.3g}{grid / (variance + pilot * unit**2):>18.2f}{over}"
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", help="a run folder: its network on its test set, for a standard error of 0.002 bits/dim")
+    parser.add_argument("--repeats", type=int, default=1000, help="passes of VDM's estimator (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=64, help="per grid (default: %(default)s)")
+    parser.add_argument("--out", help="default: benchmarks/results/evaluation_cost.txt, or evaluation_cost_digits.txt with --run")
+    options = parser.parse_args()
+    lines = [f"python {' '.join(sys.argv)}", f"torch {torch.__version__}, float64 oracles; evaluations include the pilot's"]
+    if options.run:
+        from vdiff.data.digits import digits
+        from vdiff.training import Run
+
+        objective = Run(options.run).load()
+        test = digits().test
+        unit = 0.002 * test[0].numel() * math.log(2)
+        ends = (objective.schedule.logsnr_max, objective.schedule.logsnr_min)
+        lines += ["", f"digits, {len(test)} test images, λ from {ends[1]:g} to {ends[0]:g}, for 0.002 bits/dim"]
+        lines += table(
+            objective.model, test, objective.decoder, ends, unit, repeats=options.repeats, draws=options.draws, points=8, finer=2
+        )
+    else:
+        for name, oracle in (("ring of eight, d = 2", ring()), ("mixture of ten, d = 16", mixture())):
+            x = oracle.sample(POINTS, torch.Generator().manual_seed(0))
+            for ends in ((10.0, -10.0), (13.3, -5.0)):
+                lines += ["", f"{name}, {POINTS} points, λ from {ends[1]:g} to {ends[0]:g}, for {TARGET} nats"]
+                lines += table(oracle, x, Gaussian(), ends, TARGET, repeats=options.repeats, draws=options.draws, points=64, finer=16)
+                print("\n".join(lines[-9:]), flush=True)
+    out = Path(options.out or f"benchmarks/results/evaluation_cost{'_digits' if options.run else ''}.txt")
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

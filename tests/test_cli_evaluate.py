@@ -1,0 +1,164 @@
+"""`vdiff evaluate`: a number with its errors and its protocol, resumed where it was cut off, the same over two processes."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdiff import Categorical, Lattice, Linear
+from vdiff.cli import evaluate as command
+from vdiff.cli import main
+from vdiff.data.digits import LEVELS
+from vdiff.likelihood import evaluate
+from vdiff.training import Config, Run
+
+CONFIG = Config(
+    network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 8, "multipliers": [1], "heads": 1},
+    schedule={"name": "Linear", "logsnr_max": 7.0, "logsnr_min": -6.0},
+    ema=0.5,
+)
+
+
+def made(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    run = Run.create(folder, CONFIG)
+    objective = CONFIG.objective()
+    with torch.no_grad():
+        for parameter in objective.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # a new network's last layer is zero
+    run.save(objective)
+    return run.folder
+
+
+@pytest.fixture(autouse=True)
+def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = command.DATA["digits"]()
+    few = type(whole)(*(part[:12] for part in vars(whole).values()))
+    monkeypatch.setitem(command.DATA, "digits", lambda: few)
+
+
+def call(*words: object) -> int:
+    return main(["evaluate", *map(str, words), "--quiet"])
+
+
+def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
+    run = made(tmp_path / "run")
+    assert call(run, "--draws", 4, "--replicates", 2) == 0
+    known = json.loads((run / "evaluation.json").read_text())
+    out = capsys.readouterr().out
+    assert f"{known['total']['value']:.4f}" in out
+    assert known["total"]["monte_carlo"] > 0
+    protocol = known["protocol"]
+    assert (protocol["images"], protocol["levels"], protocol["ema"], protocol["split"]) == (12, 17, 0.5, "test")
+    objective = Run(run).load()
+    again = evaluate(
+        objective.model, command.data_of("digits", "test"), schedule=objective.schedule, decoder=objective.decoder, draws=4, replicates=2
+    )
+    assert again.total.value == pytest.approx(known["total"]["value"], rel=1e-9)
+    assert [path.name for path in run.iterdir() if path.name.startswith("evaluation")] == ["evaluation.json"]
+
+
+def test_it_compares_two_runs(tmp_path, capsys):
+    one, other = made(tmp_path / "one"), made(tmp_path / "other", seed=1)
+    assert call(one, "--against", other, "--draws", 4, "--replicates", 2) == 0
+    assert "difference, first − second" in capsys.readouterr().out
+    assert json.loads((one / "comparison.json").read_text())["protocol"]["against"] == str(other)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--data", "digts"], "did you mean 'digits'?"),
+        (["--tolerance", "1e-4", "--budget", "100", "--draws", "4"], "a budget of "),
+        (["--draws", "0"], "'draws' must be at least 1"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, words, text):
+    assert call(made(tmp_path / "run"), *words) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert len(error.strip().splitlines()) == 1
+
+
+DECODER = Categorical(levels=4)
+ORACLE = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
+LEVELS_OF_FOUR = torch.arange(4).repeat(25)[:, None]
+SETTING = {"schedule": Linear(7.0, -6.0), "decoder": DECODER, "draws": 8, "batch": 64, "tolerance": 0.06}
+
+
+class Stopped(Exception):
+    """What cuts an evaluation off."""
+
+
+@pytest.mark.parametrize("after", [1, 9, 13])
+def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after):
+    """In the first stage and in the second; through the file that the command keeps."""
+    monkeypatch.setattr(command, "PAUSE", -1.0)
+    whole = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING)
+    kept, calls = command.Kept(tmp_path / "state.safetensors"), []
+
+    def checkpoint(state: dict[str, torch.Tensor]) -> None:
+        kept(state)
+        calls.append(state)
+        if len(calls) == after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, checkpoint=checkpoint)
+    rest: list[object] = []
+    again = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, resume=command.Kept(kept.path).state(), checkpoint=rest.append)
+    assert again.total == whole.total
+    assert again.asdict()["diagnostics"] == whole.asdict()["diagnostics"]
+    every: list[object] = []
+    evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, checkpoint=every.append)
+    assert len(rest) == len(every) - after
+    with pytest.raises(ValueError, match="'resume' must be the state of this evaluation; got that of another"):
+        evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, seed=1, resume=kept.state())
+
+
+PROGRAM = """
+import json, sys, torch, torch.distributed as dist
+sys.path.insert(0, "tests")
+from test_cli_evaluate import LEVELS_OF_FOUR, ORACLE, SETTING
+from vdiff.likelihood import evaluate
+from vdiff.training.share import share_of_rank
+dist.init_process_group("gloo")
+report = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
+try:
+    evaluate(lambda z, logsnr: type("P", (), {})(), LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
+except TypeError:
+    pass
+print(json.dumps([dist.get_rank(), report.total.value, report.total.monte_carlo, report.protocol["processes"]]), flush=True)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_same_answer():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).parent.parent
+    known = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(root),
+    }
+    started = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=root, env=known | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    said = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started]
+    alone = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING).total
+    for rank, (index, value, error, processes) in enumerate(said):
+        assert (index, processes) == (rank, 2)
+        assert value == pytest.approx(alone.value, rel=1e-6)
+        assert error == pytest.approx(alone.monte_carlo, rel=1e-4)
+    assert math.isfinite(alone.value)

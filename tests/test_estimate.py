@@ -1,0 +1,68 @@
+"""Estimates: intervals, tallies, and how many replicates a tolerance takes."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from vdiff.likelihood import Estimate
+from vdiff.likelihood.estimate import Tally, mean_error, replicates_for, student_t
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
+@pytest.mark.parametrize("freedom", [1.0, 2.5, 7.0, 60.0, 199.0, 201.0, 1e5])
+def test_student_t(confidence, freedom):
+    assert student_t(confidence, freedom) == pytest.approx(stats.t.ppf(0.5 + confidence / 2, freedom), rel=2e-6)
+
+
+def test_a_tally_is_the_mean_and_the_spread_of_what_was_added():
+    values = torch.randn(7, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e6
+    tally = Tally.empty(2, 5)
+    for replicate in values:
+        for rows in (torch.tensor([0, 3]), torch.tensor([1, 2, 4])):
+            tally.add(rows, replicate[:, rows])
+    torch.testing.assert_close(tally.mean, values.mean(0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(tally.variances(), values.var(0), rtol=1e-9, atol=0)
+    first, second = tally.estimates(scale=2.0)
+    assert second.value == pytest.approx(2 * values[:, 1].mean().item(), rel=1e-14)
+    assert first.monte_carlo == pytest.approx(2 * math.sqrt(values[:, 0].var(0).sum() / 7) / 5, rel=1e-9)
+    assert first.images == pytest.approx(2 * values[:, 0].mean(0).std().item() / math.sqrt(5), rel=1e-6)
+    assert 6 < first.freedom < 30  # Satterthwaite's lies between one image's and all images'
+
+
+def test_a_constant_part_has_no_error_at_all():
+    tally = Tally.empty(1, 3)
+    for _ in range(4):
+        tally.add(torch.arange(3), torch.full((1, 3), 0.1, dtype=torch.float64))
+    (part,) = tally.estimates(1.0)
+    assert (part.monte_carlo, part.freedom) == (0.0, None)
+    assert part.images == pytest.approx(0.0, abs=1e-16)
+    assert part.interval() == (part.value, part.value)
+
+
+def test_one_image_has_no_error_over_images():
+    tally = Tally.empty(1, 1)
+    for value in (1.0, 2.0):
+        tally.add(torch.tensor([0]), torch.tensor([[value]], dtype=torch.float64))
+    (part,) = tally.estimates(1.0)
+    assert part.images is None
+    assert str(part) == "1.5000 ± 0.5000 (Monte Carlo), one image"
+    with pytest.raises(ValueError, match="'over_images' must be False for a single image"):
+        part.interval(over_images=True)
+
+
+def test_intervals_by_either_error():
+    estimate = Estimate(1.0, 0.1, 0.2, freedom=3, count=11)
+    for over_images, error, freedom in ((False, 0.1, 3), (True, 0.2, 10)):
+        low, high = estimate.interval(0.9, over_images=over_images)
+        assert high - 1 == pytest.approx(1 - low) == pytest.approx(error * stats.t.ppf(0.95, freedom))
+    with pytest.raises(ValueError, match=r"'confidence' must lie between 0 and 1; got 95 \(0.95 for 95 %\)"):
+        estimate.interval(95)
+
+
+def test_replicates_for_a_tolerance_reach_it_and_one_less_does_not():
+    variances = torch.tensor([3.0, 0.5, 1.7])
+    for tolerance in (0.3, 0.05):
+        n = int(replicates_for(tolerance, variances))
+        assert mean_error(variances, n, 9)[0] <= tolerance < mean_error(variances, n - 1, 9)[0]

@@ -1,0 +1,163 @@
+"""Evaluate a run: its bound in bits per dimension with errors, or the difference from another run's.
+
+Takes the averaged weights and whole splits. Writes RUN/evaluation.json (or --out), from whose protocol the number can be computed
+again. When interrupted, the same command takes up where it stopped. Several processes share the images:
+`torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vdiff.data.digits import digits
+from vdiff.errors import did_you_mean, must
+from vdiff.likelihood import Comparison, Report, compare
+from vdiff.likelihood import evaluate as evaluate_bound
+from vdiff.training import Run
+from vdiff.training.run import write_aside
+from vdiff.training.share import share_of_rank
+
+DATA = {"digits": digits}
+SPLITS = ("test", "selection", "train")
+PAUSE = 60.0  # seconds between checkpoints
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The options of `vdiff evaluate`.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> add(parser)
+    >>> parser.parse_args(["runs/digits", "--tolerance", "0.005"]).tolerance
+    0.005
+    """
+    parser.add_argument("run", metavar="RUN", help="run folder, as a training writes it")
+    parser.add_argument("--data", help=f"{', '.join(DATA)} (default: the run's own)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
+    parser.add_argument("--tolerance", type=float, help="Monte Carlo standard error to reach, bits/dim")
+    parser.add_argument("--budget", type=int, help="most network evaluations that may take")
+    parser.add_argument("--draws", type=int, help="times per image and replicate (default: 32, or what the tolerance needs)")
+    parser.add_argument("--replicates", type=int, default=4, help="grids per image, or of the first stage (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="the bound of a chain of so many steps (default: continuous time)")
+    parser.add_argument("--against", metavar="RUN", help="report by how much the bound lies above that of another run")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1024, help="network evaluations at a time (default: %(default)s)")
+    parser.add_argument("--out", help="file to write to (default: RUN/evaluation.json)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, print and write.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> add(parser)
+    >>> run(parser.parse_args(["no-such-folder"]))
+    Traceback (most recent call last):
+        ...
+    ValueError: Run: argument 'folder' must hold a config.json; got ...
+    """
+    source = Run(options.run)
+    objective = source.load()
+    if objective.decoder is None:
+        raise ValueError(must("evaluate", "run", "have a decoder", None, "without one there is no bound"))
+    images = data_of(options.data or source.config.data, options.split)
+    settings: dict[str, Any] = {
+        word: getattr(options, word) for word in ("steps", "tolerance", "budget", "draws", "replicates", "seed", "batch")
+    }
+    settings |= {"schedule": objective.schedule, "decoder": objective.decoder}
+    record = {"run": str(source.folder), "split": options.split, "ema": source.config.ema, "weights file": weights_hash(source)}
+    out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
+    with processes() as first, progress_bar(options.quiet or not first) as progress:
+        settings |= {"share": share_of_rank(), "progress": progress}
+        report: Report | Comparison
+        if options.against is not None:
+            other = Run(options.against)
+            record |= {"against": str(other.folder), "weights file against": weights_hash(other)}
+            report = compare(objective.model, other.load().model, images, record=record, **settings)
+        else:
+            kept = Kept(out.with_suffix(f".{settings['share'].index}.safetensors"))
+            report = evaluate_bound(objective.model, images, record=record, resume=kept.state(), checkpoint=kept, **settings)
+            kept.path.unlink(missing_ok=True)
+        if first:
+            write_aside(out, json.dumps(report.asdict(), indent=2, allow_nan=False) + "\n")
+            print(f"{report}\nin {out}")
+    return 0
+
+
+class Kept:
+    """A checkpoint on disk, written at most once a minute.
+
+    >>> Kept(Path("no-such-file")).state() is None
+    True
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.last = path, time.monotonic()
+
+    def __call__(self, state: dict[str, Tensor]) -> None:
+        """Write, if it is time to."""
+        if time.monotonic() - self.last > PAUSE:
+            aside = self.path.with_suffix(".partial")
+            save_file(state, aside)
+            os.replace(aside, self.path)
+            self.last = time.monotonic()
+
+    def state(self) -> dict[str, Tensor] | None:
+        """What an interrupted command left."""
+        return load_file(self.path) if self.path.is_file() else None
+
+
+def data_of(name: str, split: str) -> Tensor:
+    """The integer images of a split; an unknown name is answered with the nearest.
+
+    >>> data_of("digits", "test").shape
+    torch.Size([297, 1, 8, 8])
+    """
+    if name not in DATA:
+        raise ValueError(must("evaluate", "data", f"be one of {', '.join(DATA)}", repr(name), did_you_mean(name, DATA)))
+    images: Tensor = getattr(DATA[name](), split)
+    return images
+
+
+def weights_hash(run: Run) -> str:
+    """The first 16 hexadecimal digits of SHA-256 over the averaged weights' file."""
+    return hashlib.sha256((run.folder / "ema.safetensors").read_bytes()).hexdigest()[:16]
+
+
+@contextmanager
+def processes() -> Iterator[bool]:
+    """A gloo group where torchrun started several processes; whether this is the first."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Any]:
+    """A bar for `progress=`; its total grows when the second stage is known."""
+    from tqdm import tqdm
+
+    with tqdm(total=0, unit="eval", disable=quiet, dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+__all__ = ["add", "run"]

@@ -1,0 +1,105 @@
+"""Control variates: quantities near ‖ε − ε̂‖² whose mean **given the image** is known, so that only the rest is left to chance.
+
+The mean is over ε alone. Taken over data instead, a Gaussian's is wrong on every image that is not typical of it, and the
+bound of held-out images is biased.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.errors import check_positive_int
+from vdiff.gaussian import sum_dims, wide
+
+SHRINKAGE = 1e-3  # of the covariance towards its mean variance: directions without data would have none
+
+
+class Control:
+    """One control variate: `fit(x)` to all images, then `centered(rows, eps, logsnr)`, its value minus its mean given the image.
+
+    >>> NoiseNorm()
+    NoiseNorm()
+    """
+
+    def fit(self, x: Float[Tensor, "images *dims"]) -> "FittedControl":
+        """Ready for draws of these images."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class FittedControl:
+    """A control that knows the images: called with their rows, it is (n,), in the unit of ‖ε − ε̂‖² and with mean zero.
+
+    >>> isinstance(NoiseNorm().fit(torch.zeros(3, 2)), FittedControl)
+    True
+    """
+
+    def centered(self, rows: Tensor, eps: Tensor, logsnr: Tensor) -> Float[Tensor, " n"]:
+        """Its value at (image, ε, λ) minus its mean over ε."""
+        raise NotImplementedError
+
+
+class NoiseNorm(Control, FittedControl):
+    """‖ε‖² − d: most of ‖ε − ε̂‖² at high λ, where nothing of the noise can be told.
+
+    >>> NoiseNorm().centered(torch.tensor([0]), torch.ones(1, 3), torch.zeros(1))
+    tensor([0.])
+    """
+
+    def fit(self, x: Tensor) -> FittedControl:
+        return self
+
+    def centered(self, rows: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        return sum_dims(eps.square() - 1)
+
+
+class GaussianError(Control):
+    """The error e_g = ε − σ C⁻¹ (z − α m) of the best denoiser of N(m, Σ), C = α² Σ + σ² I, minus its mean given the image,
+
+        E[‖e_g‖² | x] = ‖I − σ² C⁻¹‖²_F + α² σ² ‖C⁻¹ (x − m)‖².
+
+    In the axes of Σ, with variances v, S = sigmoid(λ + log v) and ξ = (x − m)/√v, e_g = S ε − √(S(1 − S)) ξ, so that the
+    difference is Σ S² (ε² − 1) − 2 S √(S(1 − S)) ε ξ, and nothing cancels. m and Σ are those of the evaluated images unless
+    `data` is given: they may be any function of the images, for the mean is taken over the noise. Beyond `full` dimensions
+    Σ is diagonal.
+
+    >>> GaussianError().fit(torch.randn(50, 2)).centered(torch.tensor([0]), torch.ones(1, 2), torch.tensor([-20.0])).abs() < 1e-3
+    tensor([True])
+    """
+
+    def __init__(self, data: Float[Tensor, "n *dims"] | None = None, *, full: int = 4096) -> None:
+        check_positive_int("GaussianError", "full", full)
+        self.data, self.full = data, full
+
+    def __repr__(self) -> str:
+        return "GaussianError()" if self.data is None else f"GaussianError(data of {len(self.data)})"
+
+    def fit(self, x: Tensor) -> FittedControl:
+        known = wide(x if self.data is None else self.data.to(x.device)).flatten(1)
+        mean = known.mean(0)
+        off = known - mean
+        if known.shape[1] > self.full:
+            variances, axes = off.square().mean(0), None
+        else:
+            variances, axes = torch.linalg.eigh(off.T @ off / len(off))
+        variances = variances.clamp(min=0)
+        variances = variances + SHRINKAGE * variances.mean() + torch.finfo(torch.float32).tiny
+        score = wide(x).flatten(1) - mean
+        score = (score if axes is None else score @ axes) / variances.sqrt()
+        return _FittedGaussian(variances.log(), score.to(x.dtype), None if axes is None else axes.to(x.dtype))
+
+
+class _FittedGaussian(FittedControl):
+    def __init__(self, log_variances: Tensor, score: Tensor, axes: Tensor | None) -> None:
+        self.log_variances, self.score, self.axes = log_variances, score, axes
+
+    def centered(self, rows: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        level = wide(logsnr)[:, None] + self.log_variances
+        share, spread = level.sigmoid().to(eps.dtype), (0.5 * level).cosh().reciprocal().mul(0.5).to(eps.dtype)  # S, √(S(1 − S))
+        noise = eps.flatten(1) if self.axes is None else eps.flatten(1) @ self.axes
+        return (share * (share * (noise.square() - 1) - 2 * spread * noise * self.score[rows])).sum(1)
+
+
+__all__ = ["Control", "FittedControl", "GaussianError", "NoiseNorm"]

@@ -1,0 +1,67 @@
+"""The record from which a number can be computed again."""
+
+from collections.abc import Mapping
+from importlib import metadata
+
+import torch
+from torch import nn
+
+from vdiff.likelihood.measurement import Evaluation, Measurement, data_hash
+
+
+def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]) -> dict[str, object]:
+    """Everything that a number depends on, as plain data; `extra` is what the caller alone knows, such as the EMA's decay.
+
+    >>> from vdiff import Categorical, Lattice, Linear
+    >>> from vdiff.likelihood.integrand import Integrand
+    >>> from vdiff.likelihood.measurement import Effort
+    >>> from vdiff.likelihood.plan import Plan
+    >>> decoder = Categorical(levels=2)
+    >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
+    >>> run = Evaluation(integrand, Plan(), Effort())
+    >>> protocol_of(run, run(), {"ema": 0.999})["evaluations"]            # 2 · 4 · 32, and the pilot's
+    1280
+    """
+    integrand, effort, design = run.integrand, run.effort, run.design
+    x, base = integrand.x, integrand.base
+    replicates = found.terms.replicates
+    parameters = [next(m.parameters(), None) for m in integrand.models if isinstance(m, nn.Module)]
+    return {
+        "images": run.images,
+        "shape": list(x.shape[1:]),
+        "data": data_hash(integrand.data),
+        "decoder": repr(integrand.decoder),
+        "levels": getattr(integrand.decoder, "levels", None),
+        "logsnr": [base.logsnr_min, base.logsnr_max],
+        "T": "∞" if integrand.steps is None else integrand.steps,
+        "schedule": None if integrand.steps is None else repr(base),
+        "draws": run.draws,
+        "replicates": replicates,
+        "evaluations": replicates * run.images * run.draws * integrand.evaluations + design.evaluations,
+        "pilot": design.evaluations,
+        "times": repr(run.plan.times),
+        "importance": run.plan.importance if isinstance(run.plan.importance, bool) else repr(run.plan.importance),
+        "controls": [repr(control) for control in run.plan.controls],
+        "antithetic": design.antithetic,
+        "tolerance": effort.tolerance,
+        "batch": effort.batch,
+        "seed": effort.seed,
+        "dtype": str(x.dtype).removeprefix("torch."),
+        "weights": sorted({str(p.dtype).removeprefix("torch.") for p in parameters if p is not None}),
+        "TF32": False,
+        "device": str(x.device),
+        "processes": run.share.count,
+        "torch": torch.__version__,
+        "vdiff": _version(),
+        **extra,
+    }
+
+
+def _version() -> str:
+    try:
+        return metadata.version("vdiff-torch")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+__all__ = ["protocol_of"]

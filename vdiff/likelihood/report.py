@@ -1,0 +1,173 @@
+"""What an evaluation says: the bound and its parts with their errors, how it was measured, and what to beware of."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+from vdiff.likelihood.diagnostics import Curve, Diagnostics, diagnose, warnings_of
+from vdiff.likelihood.estimate import Estimate
+from vdiff.likelihood.measurement import Evaluation, Measurement
+from vdiff.likelihood.protocol import protocol_of
+
+PARTS = ("prior", "diffusion", "reconstruction", "total")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The bound and its parts as `Estimate`s in bits/dim, and what was done to get them.
+
+    `savings` holds, by name, how many network evaluations the same error would take relative to all pieces together;
+    `warnings` what keeps the number from being trusted.
+
+    >>> part = Estimate(0.5, 0.001, 0.01)
+    >>> print(Report(part, part, part, Estimate(1.5, 0.002, 0.02), {"draws": 8}))
+    bits/dim            value   Monte Carlo SE   SE over images
+    prior              0.5000           0.0010           0.0100
+    diffusion          0.5000           0.0010           0.0100
+    reconstruction     0.5000           0.0010           0.0100
+    total              1.5000           0.0020           0.0200
+    total, 95 %: 1.4961 to 1.5039 on these images, 1.4608 to 1.5392 over images
+    draws 8
+    """
+
+    prior: Estimate
+    diffusion: Estimate
+    reconstruction: Estimate
+    total: Estimate
+    protocol: dict[str, object]
+    diagnostics: Diagnostics | None = None
+    savings: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rows = [table({name: getattr(self, name) for name in PARTS}), f"total, 95 %: {spans(self.total)}"]
+        return "\n".join([*rows, *trust(self.diagnostics, self.savings), *listed(self.protocol), *(f"WARNING: {w}" for w in self.warnings)])
+
+    def asdict(self) -> dict[str, object]:
+        """As plain data, for JSON."""
+        return {"unit": "bits/dim", **{name: asdict(getattr(self, name)) for name in PARTS}, **_rest(self)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """By how much the bound of the first model lies above that of the second, bits/dim, on the same images, times and noise.
+
+    `curve` is the difference by log-SNR.
+
+    >>> print(Comparison(Estimate(-0.02, 0.001, 0.004), {"draws": 8}))
+    difference, first − second: -0.0200 ± 0.0010 (Monte Carlo) ± 0.0040 (images) bits/dim
+    95 %: -0.0220 to -0.0180 on these images, -0.0278 to -0.0122 over images
+    draws 8
+    """
+
+    difference: Estimate
+    protocol: dict[str, object]
+    diagnostics: Diagnostics | None = None
+    savings: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def curve(self) -> Curve | None:
+        """The difference by log-SNR."""
+        return None if self.diagnostics is None else self.diagnostics.curve
+
+    def __str__(self) -> str:
+        rows = [f"difference, first − second: {self.difference} bits/dim", f"95 %: {spans(self.difference)}"]
+        if self.curve is not None:
+            rows.append("by log-SNR: " + by_logsnr(self.curve))
+        return "\n".join([*rows, *listed(self.protocol), *(f"WARNING: {w}" for w in self.warnings)])
+
+    def asdict(self) -> dict[str, object]:
+        """As plain data, for JSON."""
+        return {"unit": "bits/dim", "difference": asdict(self.difference), **_rest(self)}
+
+
+class Outcome(NamedTuple):
+    """What reports are made of; the estimates are those of prior, diffusion, reconstruction and total."""
+
+    estimates: list[Estimate]
+    protocol: dict[str, object]
+    diagnostics: Diagnostics
+    savings: dict[str, float]
+    warnings: list[str]
+
+
+def outcome(run: Evaluation, found: Measurement, extra: Mapping[str, object]) -> Outcome:
+    """The outcome of a finished evaluation. Warns of what it lists."""
+    seen = diagnose(run, found)
+    said = warnings_of(run, found, seen)
+    for text in said:
+        warnings.warn(f"{run.integrand.name}: {text}", stacklevel=3)
+    return Outcome(found.terms.estimates(run.scale, found.first), protocol_of(run, found, extra), seen, savings_of(run, found), said)
+
+
+def savings_of(run: Evaluation, found: Measurement) -> dict[str, float]:
+    """Network evaluations for the same error without the later pieces, over those with all: from the pilot's variances."""
+    if not run.design.variance:
+        return {}
+    steps = run.design.variance
+    measured = found.terms.variances()[1].mean().item() * run.draws
+    last = list(steps.values())[-1]
+    return {name: v / last for name, v in steps.items()} | {"as drawn": measured / last} if last > 0 else {}
+
+
+def table(parts: Mapping[str, Estimate]) -> str:
+    """Estimates by name, a line each."""
+    rows = [f"{'bits/dim':<16}{'value':>9}{'Monte Carlo SE':>17}{'SE over images':>17}"]
+    for name, e in parts.items():
+        images = "one image" if e.images is None else f"{e.images:.4f}"
+        rows.append(f"{name:<16}{e.value:>9.4f}{e.monte_carlo:>17.4f}{images:>17}")
+    return "\n".join(rows)
+
+
+def spans(e: Estimate) -> str:
+    """Both 95 % intervals."""
+    low, high = e.interval()
+    on_these = f"{low:.4f} to {high:.4f} on these images"
+    if e.images is None:
+        return on_these
+    low, high = e.interval(over_images=True)
+    return f"{on_these}, {low:.4f} to {high:.4f} over images"
+
+
+def trust(seen: Diagnostics | None, savings: Mapping[str, float]) -> list[str]:
+    """The diagnostics and the savings, a line each."""
+    rows = []
+    if savings:
+        rows.append("evaluations for the same error, of one draw: " + ", ".join(f"{name} {v:.2f}" for name, v in savings.items()))
+    if seen is not None:
+        rows.append(f"{seen.draws} draws, worth {seen.effective:.0f}; the largest is {seen.largest:.2g} of their sum")
+        rows.append("diffusion by log-SNR: " + by_logsnr(seen.curve))
+    return rows
+
+
+def by_logsnr(curve: Curve, pieces: int = 8) -> str:
+    """A curve in a few pieces, as text."""
+    ends = [round(i * len(curve.value) / pieces) for i in range(pieces + 1)]
+    shown = []
+    for low, high in pairwise(ends):
+        shown.append(f"[{curve.logsnr_min[low]:.1f}, {curve.logsnr_max[high - 1]:.1f}] {curve.value[low:high].sum():.4f}")
+    return ", ".join(shown)
+
+
+def listed(protocol: Mapping[str, object]) -> list[str]:
+    """The protocol, as one line."""
+    return [", ".join(f"{k} {v}" for k, v in protocol.items() if v is not None)]
+
+
+def _rest(report: Report | Comparison) -> dict[str, object]:
+    seen = report.diagnostics
+    curve = None if seen is None else {k: _plain(v.tolist()) for k, v in vars(seen.curve).items()}
+    known = None if seen is None else {"effective": seen.effective, "largest": seen.largest, "draws": seen.draws, "curve": curve}
+    return {"diagnostics": known, "savings": report.savings, "warnings": report.warnings, "protocol": report.protocol}
+
+
+def _plain(values: list[float]) -> list[float | None]:
+    """JSON knows no NaN."""
+    return [None if math.isnan(v) else v for v in values]
+
+
+__all__ = ["Comparison", "Report"]
