@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types bench soak clean
 
 # a bare `torch` would bring gigabytes of CUDA packages: the pin of constraints.txt is installed by itself first
 $(READY): pyproject.toml constraints.txt
@@ -28,8 +28,18 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# each prints what stands in benchmarks/results
 bench: $(READY)
 	$(BIN)/python benchmarks/loss_overhead.py
+	$(BIN)/python benchmarks/schedule_variance.py
+	$(BIN)/python benchmarks/evaluation_cost.py
+	$(BIN)/python benchmarks/ode_cost.py
+	$(BIN)/python benchmarks/step_order.py --out benchmarks/results
+
+# what takes minutes: coverage of the intervals over 2,000 evaluations, 10,000 damaged data files
+soak: $(READY)
+	$(BIN)/python -m pytest -m soak -s
+	$(BIN)/python tests/soak_data.py 10000
 
 clean:
 	rm -rf $(VENV) build *.egg-info
