@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# as many processes as cores (at most 8), each with one thread
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test lint types bench soak clean
 
@@ -18,8 +20,8 @@ demo: $(READY)
 
 # shapes in the signatures are checked by the first run; the second tests the library's own messages for wrong ones
 test: $(READY)
-	$(BIN)/python -m pytest --jaxtyping-packages=vdiff,shape_checks.checker --ignore=tests/faults
-	$(BIN)/python -m pytest tests/faults
+	$(PYTEST) --jaxtyping-packages=vdiff,shape_checks.checker --ignore=tests/faults
+	$(PYTEST) tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff check .
