@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from vdiff.cli import main
+from vdiff.cli.sample import _cells, _picture
 from vdiff.training import Config, Run
 
 
@@ -113,3 +114,16 @@ def test_the_program_explains_itself():
     )
     for word in ("RUN", "--step", "--gif", "trajectory.gif", "adams", "few"):
         assert word in done.stdout
+
+
+def test_each_class_has_a_row_of_its_own_in_the_picture():
+    """Also where the classes have not equally many samples."""
+    labels = torch.arange(64) % 10
+    cells, columns = _cells(64, labels)
+    assert columns == 7
+    assert torch.equal(cells // columns, labels)
+    assert len(cells.unique()) == 64
+    picture = np.asarray(_picture(torch.arange(64).view(64, 1, 1, 1) % 10, 10, cells, columns, smallest=1))
+    values = picture[1::2, 1::2]
+    assert (values[3] == 85).all()  # 3 of 0 … 9 as a byte
+    assert values[9, 6] == 128  # the last classes have six: grey

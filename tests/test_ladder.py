@@ -101,6 +101,7 @@ def test_a_run_that_diverges_is_recorded_with_its_step_and_the_next_begins(tmp_p
     assert "at step 2" in ladder_findings.render(results)
 
 
+@pytest.mark.filterwarnings("ignore:evaluate")  # a few draws of a few images
 def test_a_row_is_a_function_of_its_seed():
     first, again, other = (Ladder(SMALL).train(ROWS[0], seed, tqdm(disable=True))[1]["loss"] for seed in (0, 0, 1))
     assert torch.equal(first, again)
@@ -133,6 +134,7 @@ def test_an_error_has_two_digits_and_the_mean_as_many_places():
     assert ladder_findings.shown(None) == "–"
 
 
+@pytest.mark.filterwarnings("ignore:evaluate")
 def test_a_quick_run_ends_and_the_next_trains_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         ladder, "winners", lambda _: {"bits": Row("x", "small", "MSE"), "mmd": Row("x", "small", "MSE")}

@@ -26,7 +26,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the description, or the table of several."""
+    """Print the description, or the table of several.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> add(parser)
+    >>> run(parser.parse_args(["vdm"]))             # doctest: +ELLIPSIS
+    vdm (arXiv:2107.00630)
+    ...
+    0
+    """
     names = list(RECIPES) if options.all else [options.objective, *options.compare]
     if names[0] is None:
         raise ValueError("name an objective, or --all")

@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
     ...     add(parser)
     ...     run(parser.parse_args([folder, "--count", "4", "--steps", "3", "--quiet"]))         # doctest: +ELLIPSIS
     4 samples, 3 evaluations each, in .../samples
+    0
     """
     from tqdm import tqdm
 
@@ -113,11 +114,10 @@ def run(options: argparse.Namespace) -> int:
     settings |= {"step": repr(step), "grid": repr(schedule), "evaluations": counted.evaluations}
     arrays: dict[str, Any] = {"data": data.numpy(), "x": x.numpy(), "settings": json.dumps(settings)}
     np.savez(folder / "samples.npz", **arrays | ({} if labels is None else {"label": labels.numpy()}))
-    columns = _columns(options.count, labels)
-    order = torch.arange(options.count) if labels is None else labels.argsort(stable=True)
-    _picture(data[order], decoder.levels, columns).save(folder / "samples.png")
+    cells, columns = _cells(options.count, labels)
+    _picture(data, decoder.levels, cells, columns).save(folder / "samples.png")
     if options.gif:
-        shown = [_picture(torch.cat(parts)[order], decoder.levels, columns) for parts in zip(*frames, strict=True)]
+        shown = [_picture(torch.cat(parts), decoder.levels, cells, columns) for parts in zip(*frames, strict=True)]
         pause = [50] * (len(shown) - 1) + [2000]
         shown[0].save(folder / "trajectory.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0)
     per_sample = counted.evaluations / -(-options.count // options.batch)
@@ -152,25 +152,29 @@ def _shown(i: int, steps: int) -> bool:
     return (steps - 1 - i) % every == 0
 
 
-def _columns(count: int, labels: Tensor | None) -> int:
-    """Of the grid: near a square, or as many as the most frequent class has samples."""
+def _cells(count: int, labels: Tensor | None) -> tuple[Tensor, int]:
+    """Where each image stands in the grid, and its columns: near a square, or one row for each class."""
     if labels is None or len(set(labels.tolist())) == 1:
-        return math.ceil(math.sqrt(count))
-    return int(labels.bincount().max())
+        return torch.arange(count), math.ceil(math.sqrt(count))
+    columns, cells = int(labels.bincount().max()), torch.zeros_like(labels)
+    for row, label in enumerate(sorted(set(labels.tolist()))):
+        members = (labels == label).nonzero().flatten()
+        cells[members] = row * columns + torch.arange(len(members))
+    return cells, columns
 
 
-def _picture(data: Tensor, levels: int, columns: int, smallest: int = 320) -> Any:
+def _picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: int = 320) -> Any:
     """Integer images (n, channels, h, w) as one picture with thin gaps, enlarged to a width that can be seen."""
     from PIL import Image
 
-    n, channels, h, w = data.shape
+    _, channels, h, w = data.shape
     if channels not in (1, 3):
         raise ValueError(must("sample", "shape", "have 1 or 3 channels to be a picture", channels))
-    rows = -(-n // columns)
+    rows = int(cells.max()) // columns + 1
     canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 128, dtype=np.uint8)
     images = (data * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    for i, image in enumerate(images):
-        top, left = (i // columns) * (h + 1) + 1, (i % columns) * (w + 1) + 1
+    for cell, image in zip(cells.tolist(), images, strict=True):
+        top, left = (cell // columns) * (h + 1) + 1, (cell % columns) * (w + 1) + 1
         canvas[top : top + h, left : left + w] = image
     factor = max(1, -(-smallest // canvas.shape[1]))
     canvas = canvas.repeat(factor, 0).repeat(factor, 1)

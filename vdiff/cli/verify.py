@@ -29,7 +29,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table; 0 where all is as it must be."""
+    """Print the table; 0 where all is as it must be.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> add(parser)
+    >>> run(parser.parse_args(["tweedie"]))         # doctest: +ELLIPSIS
+    theorem ...
+    0
+    """
     if options.pages:
         for name, page in (("theorems", theorem_page), ("errata", errata_page)):
             (options.pages / f"{name}.md").write_text(page(), encoding="utf-8")

@@ -97,10 +97,10 @@ class Density:
         return u, torch.ones_like(u)
 
 
-class Histogram(Density):
+class Binned(Density):
     """A density that is constant in each of equal bins.
 
-    >>> Histogram(torch.tensor([1.0, 3.0])).place(torch.tensor([0.125, 0.625]))
+    >>> Binned(torch.tensor([1.0, 3.0])).place(torch.tensor([0.125, 0.625]))
     (tensor([0.2500, 0.7500]), tensor([0.5000, 1.5000]))
     """
 
@@ -139,4 +139,4 @@ class Along(Density):
         return t.to(u), (self.base.rate(t) / rate).to(u)
 
 
-__all__ = ["Along", "Density", "Histogram", "Independent", "Sobol", "Stratified", "Times"]
+__all__ = ["Along", "Binned", "Density", "Independent", "Sobol", "Stratified", "Times"]

@@ -58,7 +58,7 @@ class Diagnostics:
     curve: Curve
 
 
-def diagnose(run: Evaluation, found: Measurement) -> Diagnostics:
+def examine(run: Evaluation, found: Measurement) -> Diagnostics:
     """The diagnostics of a finished run.
 
     >>> from vdiff import Categorical, Lattice, Linear
@@ -67,7 +67,7 @@ def diagnose(run: Evaluation, found: Measurement) -> Diagnostics:
     >>> decoder = Categorical(levels=2)
     >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
     >>> run = Evaluation(integrand, Plan(), Effort())
-    >>> diagnose(run, run()).draws
+    >>> examine(run, run()).draws
     256
     """
     total, square, largest = found.weights[:, 0].sum(), found.weights[:, 1].sum(), found.weights[:, 2].max()
@@ -92,7 +92,7 @@ def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[
     >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
     >>> run = Evaluation(integrand, Plan(), Effort())
     >>> found = run()
-    >>> warnings_of(run, found, diagnose(run, found))
+    >>> warnings_of(run, found, examine(run, found))
     []
     """
     said = [*_of_data(run.integrand)]
@@ -141,4 +141,4 @@ def _of_data(integrand: Integrand) -> list[str]:
     return []
 
 
-__all__ = ["Curve", "Diagnostics", "diagnose", "warnings_of"]
+__all__ = ["Curve", "Diagnostics", "examine", "warnings_of"]

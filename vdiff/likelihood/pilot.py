@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vdiff.likelihood.control import FittedControl
-from vdiff.likelihood.density import Along, Density, Histogram
+from vdiff.likelihood.density import Along, Binned, Density
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.plan import Plan
 from vdiff.schedule import Schedule
@@ -83,7 +83,7 @@ class Design:
         if isinstance(self.plan.importance, Schedule):
             return replace(self, density=Along(self.plan.importance, integrand.base))
         if self.plan.importance and self.left.sum() > 0:
-            return replace(self, density=Histogram((1 - FLOOR) * self.best(times) + FLOOR))
+            return replace(self, density=Binned((1 - FLOOR) * self.best(times) + FLOOR))
         return self
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from vdiff.likelihood.diagnostics import Curve, Diagnostics, diagnose, warnings_of
+from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
 from vdiff.likelihood.estimate import Estimate
 from vdiff.likelihood.measurement import Evaluation, Measurement
 from vdiff.likelihood.protocol import protocol_of
@@ -97,7 +97,7 @@ class Outcome(NamedTuple):
 
 def outcome(run: Evaluation, found: Measurement, extra: Mapping[str, object]) -> Outcome:
     """The outcome of a finished evaluation. Warns of what it lists."""
-    seen = diagnose(run, found)
+    seen = examine(run, found)
     said = warnings_of(run, found, seen)
     for text in said:
         warnings.warn(f"{run.integrand.name}: {text}", stacklevel=3)

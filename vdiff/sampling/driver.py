@@ -75,6 +75,11 @@ def _walk(model: Counted, z: Tensor, grid: Tensor, step: Step, memory: Memory) -
         z, memory = there, memory.after(now)
     last = model(z, grid[-1:].expand(len(z)))
     _check_conditioning(last, len(grid) - 1)
+    if not torch.isfinite(last.out).all():
+        came = f"NaN or infinity at the last level, λ = {grid[-1]:g}"
+        raise ValueError(
+            must("sample", "model", "say something finite of data", came, "a network is unreliable beyond the levels it was trained on")
+        )
     yield z, last
 
 

@@ -173,7 +173,7 @@ def _sampled_variance(subject: Subject, steps: int, claimed: int) -> Sides:
     path = GaussianPath(line(), HIGH, LOW, steps)
     law = GaussianPath(line(), HIGH, LOW, claimed).reverse()
     z = torch.randn(40_000, 1, generator=subject.generator("start"), dtype=torch.float64)
-    chain = trajectory(path.oracle, z, schedule=path.schedule, steps=steps, generator=subject.generator("ancestral"))
+    chain = trajectory(path.oracle, z, schedule=path.schedule, steps=steps + 1, generator=subject.generator("ancestral"))
     *_, (last, _) = chain
     return sampled((last[:, 0] - law.mean[0]).square(), law.covariance_matrix[0, 0])
 

@@ -186,17 +186,17 @@ def _(subject: Subject) -> Sides:
     return _spread(Posterior())
 
 
-def _fitted(subject: Subject, dims: int) -> Sides:
-    """The mean KL of rows at one step, with Σ from a profile of the same errors, against ½ d log1p(k E‖e‖²/d)."""
+def _fitted(subject: Subject, scale: float = 1.0) -> Sides:
+    """The mean KL of rows at one step, with Σ from a profile of `scale` times the same errors, against ½ d log1p(k E‖e‖²/d)."""
     x, n = subject.rows(256), 256
     eps = torch.randn(x.shape, generator=subject.generator("fitted"), dtype=torch.float64)
     step = Step(torch.zeros(n, dtype=torch.float64), torch.full((n,), 1.5, dtype=torch.float64))
     said = predict_at(subject.model, x, eps, step.logsnr_t, {})
     error = said.squared_error(x, eps)
     profile = Profile(-1.0, 1.0, bins=1)
-    profile.update(step.logsnr_t, error)
-    prediction = Prediction(said.z, said.logsnr, said.out, said.parameterization, Optimal(profile, dims))
+    profile.update(step.logsnr_t, scale * error)
     d = x[0].numel()
+    prediction = Prediction(said.z, said.logsnr, said.out, said.parameterization, Optimal(profile, d))
     right = 0.5 * d * torch.log1p(step.snr_gain[0] * error.mean() / d)
     return equal(reverse_kl(prediction, x, eps, step).mean(), right, rel=1e-9, why="float64 rounding")
 
@@ -204,12 +204,12 @@ def _fitted(subject: Subject, dims: int) -> Sides:
 @theorem(source=ANALYTIC, given="Σ is shared by all d dimensions", any_network=True)
 def best_variance_of_any_network(subject: Subject) -> Sides:
     """A profile of any model's own errors gives its best Σ, and the mean KL ½ d log1p(expm1(Δ) E‖e‖²/d)."""
-    return _fitted(subject, subject.x[0].numel())
+    return _fitted(subject)
 
 
 @best_variance_of_any_network.without("Σ is shared by all d dimensions")
 def _(subject: Subject) -> Sides:
-    return _fitted(subject, 1)
+    return _fitted(subject, scale=subject.x[0].numel())
 
 
 __all__: list[str] = []
