@@ -10,7 +10,7 @@ import torch
 from vdiff import Cosine, GaussianMixture, Lattice, Linear
 from vdiff.decoder import Categorical, Gaussian
 from vdiff.likelihood import GaussianError, Independent, NoiseNorm, Plan, Sobol, Stratified, evaluate
-from vdiff.likelihood.density import Along, Density, Histogram
+from vdiff.likelihood.density import Along, Binned, Density
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.pilot import run_pilot
 
@@ -130,7 +130,7 @@ def test_a_mean_over_data_in_place_of_that_given_the_image_biases_held_out_digit
     assert abs(values.mean()) < 4 * values.std() / math.sqrt(n)
 
 
-@pytest.mark.parametrize("density", [Density(), Histogram(torch.tensor([0.2, 3.0, 1.0])), Along(Cosine(9.0, -7.0), SCHEDULE)])
+@pytest.mark.parametrize("density", [Density(), Binned(torch.tensor([0.2, 3.0, 1.0])), Along(Cosine(9.0, -7.0), SCHEDULE)])
 def test_a_density_is_divided_out(density):
     """∫ f dt = E f(t)/q for t placed by q, and t has the density it says."""
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
