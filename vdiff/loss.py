@@ -154,8 +154,11 @@ def elbo(
     def predict(z: Tensor, level: Tensor) -> Prediction:
         return model(z, level, **condition)
 
+    prior = prior_kl(x, logsnr_min)
+    if not isinstance(estimator, RaoBlackwell):
+        prior = prior + estimator.ends(x[0].numel(), logsnr_max, logsnr_min)
     return Bound(
-        prior=prior_kl(x, logsnr_min) + estimator.ends(x[0].numel(), logsnr_max, logsnr_min),
+        prior=prior,
         diffusion=diffusion[0] if draws == 1 else torch.stack(diffusion).mean(0),
         reconstruction=decoder.reconstruction(usable(data), x, logsnr_max, predict, None if given is None else eps, generator),
         dims=x[0].numel(),
