@@ -133,7 +133,24 @@ def test_fault_32_noise_prediction_from_pure_noise(row: Any) -> None:
 
 @pytest.mark.parametrize("row", [X(), V(), V(0.5), Flow()], ids=repr)
 def test_fault_32_others_start_from_nearly_pure_noise(row: Any) -> None:
-    sample(lambda z, logsnr: Prediction(z, logsnr, 0 * z, row), Z.float(), levels=torch.tensor([-40.0, 0.0]), step=ddim)
+    made = sample(lambda z, logsnr: Prediction(z, logsnr, 0 * z, row), Z.float(), levels=torch.tensor([-40.0, 0.0]), step=ddim)
+    assert torch.isfinite(made).all()  # and no warning, which is an error here
+
+
+def test_encoding_takes_a_step_that_can_run_backwards() -> None:
+    with assert_refused(ValueError, "encode", "step", "be ode, which runs backwards", "ancestral"):
+        encode(ORACLE, Z, schedule=Linear(), step=ancestral)
+    assert torch.isfinite(encode(ORACLE, Z, schedule=Linear(), step=partial(ode, rtol=1e-3))).all()
+
+
+def test_a_prediction_of_another_shape_is_refused() -> None:
+    with assert_refused(ValueError, "sample", "model", "return a prediction of the shape of z", "it would broadcast"):
+        sample(lambda z, logsnr: Prediction(z, logsnr, z[:1], V()), Z, schedule=Linear(), steps=3)
+
+
+def test_a_wrapper_says_what_the_one_inside_does_too() -> None:
+    inner = Clipped(ORACLE, -1.0, 1.0)
+    assert Clipped(inner, -2.0, 2.0).protocol == {"x̂ clipped to": "[-1, 1], then [-2, 2]"}
 
 
 def test_fault_32_data_prediction_from_data() -> None:

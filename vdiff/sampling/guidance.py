@@ -30,6 +30,11 @@ class Wrapped(nn.Module):
         """What was done to the model, by name."""
         return dict(getattr(self.model, "protocol", {}))
 
+    def _after(self, name: str, what: str) -> dict[str, object]:
+        """The inner protocol with this after it, or after what the same name says there."""
+        inner = dict(getattr(self.model, "protocol", {}))
+        return inner | {name: f"{inner[name]}, then {what}" if name in inner else what}
+
     def extra_repr(self) -> str:
         return ", ".join(f"{name}: {value}" for name, value in self.protocol.items())
 
@@ -72,7 +77,7 @@ class Guided(Wrapped):
     @property
     def protocol(self) -> dict[str, object]:
         where = "" if self.interval is None else f" for λ in [{self.interval[0]:g}, {self.interval[1]:g}]"
-        return super().protocol | {"guidance": f"scale {self.scale:g}{where}"}
+        return self._after("guidance", f"scale {self.scale:g}{where}")
 
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """The guided prediction, in the model's own units and with the conditional one's variance."""
@@ -109,7 +114,7 @@ class Clipped(Wrapped):
 
     @property
     def protocol(self) -> dict[str, object]:
-        return super().protocol | {"x̂ clipped to": f"[{self.low:g}, {self.high:g}]"}
+        return self._after("x̂ clipped to", f"[{self.low:g}, {self.high:g}]")
 
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """The prediction with its x̂ clipped."""

@@ -1,5 +1,6 @@
 """The probability-flow ODE as a step, from noise to data or backwards. Needs the extra `ode`; the solver is `vdiff.flow`'s."""
 
+import functools
 from typing import Any
 
 import torch
@@ -75,6 +76,8 @@ def encode(
     1.0
     """
     check_data("encode", z, "z")
+    if (step.func if isinstance(step, functools.partial) else step) is not ode:
+        raise ValueError(must("encode", "step", "be ode, which runs backwards", repr(step), "or partial(ode, …)"))
     check_call("encode", model, schedule, None, condition)
     clean, noisy = (
         wide(torch.full((len(z),), end, dtype=torch.float64)).to(z.device) for end in (schedule.logsnr_max, schedule.logsnr_min)

@@ -72,6 +72,9 @@ class Counted:
         if not isinstance(prediction, Prediction):
             hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
             raise TypeError(must("sample", "model", "return a Prediction", type(prediction).__name__, hint))
+        if prediction.out.shape != z.shape:
+            came, hint = f"{tuple(prediction.out.shape)} for {tuple(z.shape)}", "it would broadcast in silence"
+            raise ValueError(must("sample", "model", "return a prediction of the shape of z", came, hint))
         if self._first is None:
             self._first = prediction
         return prediction
