@@ -143,7 +143,7 @@ class Learned(Schedule):
         high, low = self.ends()
         blind = 0.5 * dims * (high - low)  # the bound of a model that predicts nothing stands for m until it is known
         mean = torch.where(self.mean_loss > 0, self.mean_loss, blind)
-        weighed: Tensor = _Weigh.apply(loss, carrier, 2 * value / mean)  # type: ignore[no-untyped-call]
+        weighed: Tensor = _Weigh.apply(loss, carrier, 2 * (value - self.mean_loss) / mean)  # type: ignore[no-untyped-call]
         return weighed
 
     def extra_repr(self) -> str:

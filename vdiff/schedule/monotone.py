@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vdiff.errors import check_positive_int, finite
+from vdiff.gaussian import wide
 from vdiff.schedule.learned import FLOOR, Learned
+
+ROWS = 32  # times in a block, on a CPU
 
 
 class Monotone(Learned):
@@ -57,7 +60,7 @@ class Monotone(Learned):
     def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inner, outer = self.log_inner.exp(), self.log_outer.exp()
         bias = self.bias - inner * self.middle
-        v, slope, *_ = _Sigmoids.apply(t, bias, inner, outer)  # type: ignore[no-untyped-call]
+        v, slope = _Sigmoids.apply(t, bias, inner, outer)  # type: ignore[no-untyped-call]
         first, last = bias.sigmoid() @ outer, (bias + inner).sigmoid() @ outer
         return t + (v - first), 1 + slope, 1 + (last - first)
 
@@ -65,47 +68,56 @@ class Monotone(Learned):
 class _Sigmoids(torch.autograd.Function):
     """Σ_k outer_k s(bias_k + inner_k t) and its derivative in t, for each t of a vector of any shape.
 
-    All gradients are matrix products with s, s' and s'', a third of what autograd would compute here.
+    Both ways it goes by blocks of t that fit the cache, and keeps none: on a CPU, fresh memory for all of (batch, hidden) costs
+    five times the arithmetic. All gradients are matrix products with s, s' and s'', a third of what autograd would compute here.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(t: Tensor, bias: Tensor, inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        s = torch.addcmul(bias, t[..., None], inner).sigmoid()
-        first = torch.addcmul(s, s, s, value=-1)
-        return s @ outer, first @ (inner * outer), s, first
+    def forward(t: Tensor, bias: Tensor, inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
+        steep = inner * outer
+        found = [(s @ outer, first @ steep) for s, first in (_sigmoids(block, bias, inner) for block in _blocks(t.reshape(-1)))]
+        value, slope = (torch.cat(parts).view(t.shape) for parts in zip(*found, strict=True))
+        return value, slope
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        _, _, s, first = output
-        ctx.mark_non_differentiable(s, first)
-        ctx.save_for_backward(*inputs, s, first)
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, to_value, to_slope, *_):  # type: ignore[no-untyped-def]
-        t, _, inner, outer, s, first = ctx.saved_tensors
-        second = torch.addcmul(first, first, s, value=-2)
-        hidden = len(inner)
-        value, slope = to_value.flatten(), to_slope.flatten()
-        by_s = value @ s.view(-1, hidden)
-        by_first = torch.stack([value, value * t.flatten(), slope]) @ first.view(-1, hidden)
-        by_second = torch.stack([slope, slope * t.flatten()]) @ second.view(-1, hidden)
-        steep = inner * outer
-        to_bias = outer * by_first[0] + steep * by_second[0]
-        to_inner = outer * (by_first[1] + by_first[2]) + steep * by_second[1]
-        to_t = None
-        if ctx.needs_input_grad[0]:
-            to_t = to_value * (first @ steep) + to_slope * (second @ (steep * inner))
-        return to_t, to_bias, to_inner, by_s + inner * by_first[2]
+    def backward(ctx, to_value, to_slope):  # type: ignore[no-untyped-def]
+        t, bias, inner, outer = ctx.saved_tensors
+        steep, times, value, slope = inner * outer, t.reshape(-1), to_value.reshape(-1), to_slope.reshape(-1)
+        sums, to_t = [], []
+        for t_, rows in zip(_blocks(times), _blocks(torch.stack([value, value * times, slope, slope * times], 1)), strict=True):
+            s, first = _sigmoids(t_, bias, inner)
+            second = torch.addcmul(first, first, s, value=-2)
+            sums.append(torch.cat([rows[:, :1].T @ s, rows[:, :3].T @ first, rows[:, 2:].T @ second]))
+            if ctx.needs_input_grad[0]:
+                to_t.append(rows[:, 0] * (first @ steep) + rows[:, 2] * (second @ (steep * inner)))
+        by_s, by_first, t_by_first, slope_by_first, by_second, t_by_second = torch.stack(sums).sum(0)
+        to_bias = outer * by_first + steep * by_second
+        to_inner = outer * (t_by_first + slope_by_first) + steep * t_by_second
+        return torch.cat(to_t).view(t.shape) if to_t else None, to_bias, to_inner, by_s + inner * slope_by_first
+
+
+def _blocks(t: Tensor) -> tuple[Tensor, ...]:
+    return t.split(ROWS if t.device.type == "cpu" else max(1, len(t)))
+
+
+def _sigmoids(t: Tensor, bias: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """s and s' at each t (rows) of each unit."""
+    s = torch.addcmul(bias, t[:, None], inner).sigmoid_()
+    return s, torch.addcmul(s, s, s, value=-1)
 
 
 class Spline(Learned):
-    """A learned schedule whose slope is linear between knots. The gradient of its shape is not that of the loss.
+    """A learned schedule whose density p(λ) is linear between knots. The gradient of its shape is not that of the loss.
 
-    The same rule as `Monotone`, and its choices, with one parameter to a knot, the logarithm of the slope there: u is a
-    quadratic spline, its inverse is in closed form.
+    The same rule as `Monotone`, and its choices, with one parameter to a knot, the logarithm of the density there: λ(t) and its
+    inverse are in closed form. Knots lie evenly in λ, not in t: where the loss is nothing, p falls at once, whatever it is elsewhere.
 
     >>> gamma = Spline(logsnr_max=13.3, logsnr_min=-5.0)
     >>> gamma(torch.tensor([0.0, 0.5, 1.0])).detach()
@@ -123,32 +135,37 @@ class Spline(Learned):
     ) -> None:
         super().__init__(logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance)
         check_positive_int("Spline", "knots", knots - 1)
-        self.log_slope = nn.Parameter(torch.zeros(knots, dtype=torch.float64))
+        self.log_density = nn.Parameter(torch.zeros(knots, dtype=torch.float64))
 
-    def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        knots, low, gain = self._cells()
-        cells = len(low)
-        cell = (t * cells).floor().clamp(max=cells - 1)
-        start, low, gain = torch.stack([knots[:-1], low, gain], 1)[cell.long()].unbind(-1)
-        place = t * cells - cell
-        return start + place * (low + 0.5 * place * gain), cells * (low + place * gain), knots[-1]
+    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t64 = wide(t)
+        times, *cells = self._cells()
+        cell = _place(times, t64)
+        start, low, gain = (part[cell] for part in (times, *cells))
+        behind = t64 - start
+        density = (low * low + 2 * behind * gain).sqrt()
+        u = (cell + 2 * behind / (low + density)) / len(cells[0])  # the root of ½ gain x² + low x = behind, without cancelling
+        return torch.where((t64 > 0) & (t64 < 1), u, t64), (density * len(cells[0])).reciprocal()
 
     def time_at(self, logsnr: Tensor) -> Tensor:
         high, low_end = self.ends()
-        knots, low, gain = self._cells()
-        cells, share = len(low), (1 - FLOOR) / knots[-1]
-        reached = share * knots + FLOOR * torch.arange(cells + 1).to(knots) / cells  # u at the knots
-        u = (high - logsnr) / (high - low_end)
-        cell = (torch.searchsorted(reached.detach(), u.detach().contiguous(), right=True) - 1).clamp(0, cells - 1)
-        b, a = (share * low)[cell] + FLOOR / cells, 2 * share * gain[cell]  # ½ a/2 x² + b x = c, its root without cancelling
-        c = u - reached[cell]
-        return (cell + 2 * c / (b + (b * b + a * c).clamp(min=0.0).sqrt())) / cells
+        times, low, gain = self._cells()
+        u = (high - logsnr) / (high - low_end) * len(low)
+        cell = u.detach().long().clamp(0, len(low) - 1)
+        x = u - cell
+        return times[cell] + x * (low[cell] + 0.5 * x * gain[cell])
 
     def _cells(self) -> tuple[Tensor, Tensor, Tensor]:
-        """v at the knots, and in each cell between them the slope at its start and what it gains, in units of a cell."""
-        slope = self.log_slope.exp()
-        low, gain = slope[:-1], slope.diff()
+        """The time at each knot; in each cell between two, the density at its start and what it gains, in units of a cell."""
+        density = self.log_density.exp()
+        density = (1 - FLOOR) * density / (density.sum() - 0.5 * (density[0] + density[-1])) + FLOOR / (len(density) - 1)
+        low, gain = density[:-1], density.diff()
         return nn.functional.pad((low + 0.5 * gain).cumsum(0), (1, 0)), low, gain
+
+
+def _place(times: Tensor, t: Tensor) -> Tensor:
+    """The cell in which each t falls."""
+    return (torch.searchsorted(times.detach(), t.detach().contiguous(), right=True) - 1).clamp(0, len(times) - 2)
 
 
 __all__ = ["Monotone", "Spline"]
