@@ -72,6 +72,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512, help="draws in a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=0.02, help="of the shape (default: %(default)s)")
     options = parser.parse_args()
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     profile = profile_of()
     best = vdiff.Histogram.optimal(profile)

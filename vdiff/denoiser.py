@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import checking, must
-from vdiff.gaussian import per_example, wide
+from vdiff.gaussian import at_least_float32, per_example, wide
 from vdiff.parameterization import Parameterization, Prediction, check_parameterization
 from vdiff.schedule import Schedule, Tabulated
 from vdiff.variance import Posterior, ReverseVariance
@@ -121,8 +121,8 @@ class Denoiser(nn.Module):
     The network is called `network(c_in·z, time(logsnr), **condition)` with shapes (batch, …) and (batch,), and
     returns the shape of z. `time` says what it wants to be told: λ (the default), or `edm_time`, `flow_time`,
     `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any function of λ, so that a network somebody already has
-    becomes a model without touching it. Times reach it in float32 at least; a network in half precision gets z in its
-    own dtype, and its output is cast up. `output` takes the tensor out of what the network returns, or turns its sign:
+    becomes a model without touching it. A network gets z in the dtype of its own weights, and times in float32 at least; its output
+    is cast to the dtype of z. `output` takes the tensor out of what the network returns, or turns its sign:
     `lambda out: out.sample`, `torch.neg`. Hand over the network itself: a function around it hides its parameters.
 
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the posterior's by default). For one
@@ -161,10 +161,10 @@ class Denoiser(nn.Module):
         """What the model says about z at log-SNR λ. Raises where the network's output is no tensor of the shape of z."""
         scale = self.parameterization.input_scale(wide(logsnr))
         seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
+        dtype = _dtype(self.network) or z.dtype
         time = self.time(wide(logsnr))
-        time = time.to(z.dtype) if time.is_floating_point() else time
-        dtype = _half_dtype(self.network)
-        out = self.network(seen if dtype is None else seen.to(dtype), time, **condition)
+        time = time.to(at_least_float32(dtype)) if time.is_floating_point() else time
+        out = self.network(seen.to(dtype), time, **condition)
         if self.output is not None:
             out = self.output(out)
         if checking():
@@ -199,14 +199,14 @@ def _filled(cell: Any) -> bool:
         return False
 
 
-def _half_dtype(network: object) -> torch.dtype | None:
-    """The dtype of a network whose weights are in half precision, told by the first of them."""
+def _dtype(network: object) -> torch.dtype | None:
+    """The dtype of a network's weights, told by the first of them."""
     modules = [network] if isinstance(network, nn.Module) else []
     while modules:  # `next(network.parameters())` walks all of it first, at a tenth of a small network's time
         module = modules.pop()
         for parameter in module._parameters.values():
-            if parameter is not None:
-                return parameter.dtype if parameter.dtype in (torch.float16, torch.bfloat16) else None
+            if parameter is not None and parameter.is_floating_point():
+                return parameter.dtype
         modules.extend(child for child in reversed(module._modules.values()) if child is not None)
     return None
 

@@ -373,7 +373,7 @@ def test_fault_40_distributed_data_parallel_over_the_objective(tmp_path: Path) -
     torch.multiprocessing.spawn(train_on_one_of_two, args=(free_port(), str(tmp_path)), nprocs=2)
     objective, data, (_, t, eps) = shared_objective(), data_of(Categorical(17)), batch()
     expected = gradients(objective, lambda: objective(data, t=t, eps=eps).mean())
-    assert {"schedule.low", "schedule.high", "schedule.log_slope"} < expected.keys()
+    assert {"schedule.low", "schedule.high", "schedule.log_density"} < expected.keys()
     adaptive = adaptive_objective()
     objective = shared_objective()
     for one in (objective, adaptive):

@@ -4,13 +4,14 @@
 
 In continuous time the expected loss does not depend on the shape u, so that its gradient there is noise of mean zero, under
 which a shape walks at random. What the shape does move is the variance of ℓ = ½ w u' (λ_max − λ_min) ‖ε − ε̂‖², and since
-E ℓ stands still, ∇Var[ℓ] = ∇E[ℓ²] = E[2 ℓ ∇ℓ] (Kingma et al., arXiv:2107.00630, appendix on the variance). One backward pass
-gives the network and the ends ∇ℓ and the shape 2 ℓ ∇ℓ/m, through u and u' alike:
+E ℓ stands still, ∇Var[ℓ] = ∇E[ℓ²] = E[2 (ℓ − m) ∇ℓ] for any constant m (Kingma et al., arXiv:2107.00630, appendix on the
+variance, with m = 0). With the running mean of ℓ for m the noise of that gradient goes as the shape improves. One backward pass
+gives the network and the ends ∇ℓ and the shape 2 (ℓ − m) ∇ℓ/m, through u and u' alike:
 
     u, u' ──► _Route ──► λ, rate ──► network ──► ℓ ──► _Weigh ──► the user's loss
                  └──────────────── carrier ────────────────┘
 
-`_Weigh` hands 2 ℓ/m backwards as the gradient of the carrier, a third output of `_Route`, which multiplies by it whatever
+`_Weigh` hands 2 (ℓ − m)/m backwards as the gradient of the carrier, a third output of `_Route`, which multiplies by it whatever
 arrives for u and u'. Autograd runs `_Route` last, when all three are there. Nothing is stored between calls, and a
 loss that never passes `_Weigh` gives the shape no gradient rather than a wrong one.
 """
@@ -65,7 +66,7 @@ class Learned(Schedule):
             self.low = nn.Parameter(torch.tensor(low, dtype=torch.float64))
             self.high = nn.Parameter(torch.tensor(high + math.log(-math.expm1(-distance)), dtype=torch.float64))
         if self.learns_shape:
-            self.register_buffer("mean_loss", torch.zeros((), dtype=torch.float64))  # m, 0 while it is unknown
+            self.register_buffer("mean_loss", torch.zeros((), dtype=torch.float64))  # m; 0 while it is unknown
             self.register_buffer("seen", torch.zeros(2, dtype=torch.float64))  # Σ ℓ and their number since the last update
 
     def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,7 +124,7 @@ class Learned(Schedule):
 
     @torch.no_grad()
     def update(self, merge: Merge | None = None) -> None:
-        """Take the losses since the last call into the running mean by which the shape's gradient is divided."""
+        """Take the losses since the last call into the running mean m of the shape's gradient."""
         if self.learns_shape:
             total, count = (self.seen if merge is None else merge(self.seen)).clone()
             mean = torch.where(total.isfinite() & (count > 0), total / count.clamp(min=1), self.mean_loss)
@@ -141,7 +142,7 @@ class Learned(Schedule):
             self.seen[0] += value.sum()
             self.seen[1] += len(value)
         high, low = self.ends()
-        blind = 0.5 * dims * (high - low)  # the bound of a model that predicts nothing stands for m until it is known
+        blind = 0.5 * dims * (high - low)  # the bound of a model that predicts nothing: the scale of ℓ until m is known
         mean = torch.where(self.mean_loss > 0, self.mean_loss, blind)
         weighed: Tensor = _Weigh.apply(loss, carrier, 2 * (value - self.mean_loss) / mean)  # type: ignore[no-untyped-call]
         return weighed
