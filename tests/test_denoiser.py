@@ -22,6 +22,7 @@ from vdiff import (
     sigma_time,
     weighted_elbo,
 )
+from vdiff.nn import MLP
 from vdiff.parameterization import Parameterization
 
 ORACLE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.5, 0.2]], [[0.04, 0.2], [0.09, 0.1]])
