@@ -147,7 +147,8 @@ def check_generator(function: str, generator: object, x: Tensor) -> None:
 
 def check_times(function: str, t: Tensor, x: Tensor, steps: int | None = None, first: int = 1) -> None:
     """Raise unless given times are (batch,), floating, on the device of `x`, within [0, 1], and not before the first of a
-    chain's `steps` ends (`first` = 0 allows 0 itself). Reads values where it can."""
+    chain's `steps` ends (`first` = 0 allows 0 itself). Reads values where that costs no synchronisation (on a CPU), and always
+    where no gradient is recorded."""
     if not isinstance(t, Tensor):
         hint = f"one time for all is torch.full((len(x),), {t})" if isinstance(t, float) else ""
         raise TypeError(must(function, "t", "be a torch.Tensor", type(t).__name__, hint))
@@ -158,7 +159,7 @@ def check_times(function: str, t: Tensor, x: Tensor, steps: int | None = None, f
         hint = "t.flatten()" if t.numel() == x.shape[0] else "one time for each example"
         raise ValueError(must(function, "t", f"have shape (batch,) = ({x.shape[0]},)", tuple(t.shape), hint))
     check_device(function, "t", t, x)
-    if not readable(t):
+    if not readable(t) or (t.device.type != "cpu" and torch.is_grad_enabled()):
         return
     bad = ~((t >= 0) & (t <= 1))
     if bad.any():

@@ -43,10 +43,10 @@ def train(
     (2, False)
     """
     groups = parameter_groups(objective, lr=config.lr, weight_decay=config.weight_decay, schedule_lr=config.schedule_lr)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(groups, betas=(config.betas[0], config.betas[1]))
     for group in optimizer.param_groups:
         group["full_lr"] = group["lr"]
-    average = AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
+    average = AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(config.ema[0]))  # type: ignore[no-untyped-call]
     model_parameters = next(group["params"] for group in optimizer.param_groups if group["name"] == "model")
     dims, total, skipped, in_a_row = data[0].numel() * math.log(2), 0.0, 0, 0
     objective.train()
@@ -56,14 +56,14 @@ def train(
             group["lr"] = group["full_lr"] * pace(step, config.warmup, config.steps)
         generator = generator_of(config.seed, step, device=data.device)
         rows = torch.randint(len(data), (config.batch,), generator=generator, device=data.device)
-        t = stratified(config.batch, offset=offset_of(config.seed, step), device=data.device)
-        loss = objective(data[rows], t=t, generator=generator).mean() / dims
+        u = stratified(config.batch, offset=offset_of(config.seed, step), device=data.device)
+        loss = objective(data[rows], u=u, generator=generator).mean() / dims
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(model_parameters, config.clip)
+        norm = nn.utils.clip_grad_norm_(model_parameters, math.inf if config.clip is None else config.clip)
         if torch.isfinite(loss) and torch.isfinite(norm):
             optimizer.step()
-            objective.schedule.update(over_ranks)
+            objective.update(over_ranks)
             average.update_parameters(objective)
             in_a_row = 0
         else:

@@ -32,7 +32,7 @@ class Run:
         self.folder = Path(folder).resolve()
         if not (self.folder / "config.json").is_file():
             raise ValueError(must("Run", "folder", "hold a config.json", self.folder, "`make demo` writes runs/digits"))
-        self.config = Config(**json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
+        self.config = Config.from_dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
 
     @classmethod
     def create(cls, folder: str | Path, config: Config) -> "Run":
