@@ -22,7 +22,7 @@ TINY = Config(
     steps=12,
     batch=16,
     warmup=4,
-    ema=0.5,
+    ema=[0.5],
 )
 
 

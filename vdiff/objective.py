@@ -130,9 +130,9 @@ class Objective(nn.Module):
         return self._place(u)[0]
 
     @property
-    def _looks(self) -> bool:
-        """Whether the decoder looks at the network, so that its level is one of the chain's."""
-        return self.decoder is not None and self.decoder.denoise
+    def _first(self) -> int:
+        """1 where the decoder looks at the network, so that its level is one more of the chain's."""
+        return int(self.decoder is not None and self.decoder.denoise)
 
     def _place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
         """The times of this loss into which uniform numbers fall, and what its terms there are multiplied by."""
@@ -140,21 +140,21 @@ class Objective(nn.Module):
             return u, None
         if self.resampling is not None:
             share, weight = self.resampling.at(u)
-            return ((share * self.resampling.steps).round() - self._looks) / self.steps, weight
-        return (with_decoder if self.bound_weight is not None and self._looks else on_chain)(u, self.steps), None
+            return ((share * self.resampling.steps).round() - self._first) / self.steps, weight
+        return (with_decoder if self.bound_weight is not None and self._first else on_chain)(u, self.steps), None
 
     def _resampled(self, data: Tensor, weight: Tensor | None, options: dict[str, Any]) -> Tensor:
         """The bound of a chain, the term that was drawn divided by n times its probability."""
         if self.resampling is None or self.decoder is None or self.steps is None:
             raise RuntimeError("checked when it was made")
-        if self._looks:
+        if self._first:
             bound = vlb(self.model, data, schedule=self.schedule, steps=self.steps, decoder=self.decoder, **options)
             term, rest = bound.diffusion + bound.reconstruction, bound.prior
         else:
             bound = self.bound(data, **options)
             term, rest = bound.diffusion, bound.prior + bound.reconstruction
         if self.training and not transformed(term):
-            self.resampling.note((options["t"] * self.steps + self._looks) / self.resampling.steps, term.detach())
+            self.resampling.note((options["t"] * self.steps + self._first) / self.resampling.steps, term.detach())
         return rest + (term if weight is None else weight.to(term.dtype) * term)
 
     def _check_combination(self) -> None:
@@ -171,13 +171,13 @@ class Objective(nn.Module):
             if self.steps is None or self.decoder is None or self.bound_weight is not None or not isinstance(self.weighting, ELBO):
                 hint = "Objective(…, steps=T, decoder=…), without weighting and bound_weight"
                 raise ValueError(must("Objective", "resampling", "come with the bound of a chain", repr(self.resampling), hint))
-            if self.resampling.steps != self.steps + self._looks:
-                which = "terms, the decoder's among them" if self._looks else "steps"
+            if self.resampling.steps != self.steps + self._first:
+                which = "terms, the decoder's among them" if self._first else "steps"
                 raise ValueError(
                     must(
                         "Objective",
                         "resampling",
-                        f"have as many steps as the bound has {which}, {self.steps + self._looks}",
+                        f"have as many steps as the bound has {which}, {self.steps + self._first}",
                         self.resampling.steps,
                     )
                 )

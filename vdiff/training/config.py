@@ -1,8 +1,10 @@
 """What a run is, as data: enough to build its objective again, and to train it the same way."""
 
+import ast
 import inspect
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import ModuleType
 from typing import Any
@@ -16,17 +18,9 @@ from vdiff.denoiser import Denoiser
 from vdiff.errors import did_you_mean, must
 from vdiff.objective import Objective
 from vdiff.resampling import LossSecondMoment
-from vdiff.schedule import law
+from vdiff.training.spec import Spec, build, faults
 
-Spec = dict[str, Any]
-Homes = tuple[ModuleType, ...]
 DECAYS = ("cosine", "constant")
-NESTED: dict[str, Homes] = {
-    "schedule": (schedule, law),
-    "parameterization": (parameterization,),
-    "base": (weighting,),
-    "factor": (weighting,),
-}
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class Config:
         lr, schedule_lr: learning rates of the network and of a schedule, after `warmup` steps; `decay` is "cosine", down to
             zero at the last step, or "constant".
         clip: the norm to which the gradient of the loss in bits/dim is clipped; None for no clipping.
-        ema: decays of the averages that are kept; the first is the one that is evaluated. A number is one of them.
+        ema: decays of the averages that are kept; the first is the one that is evaluated.
         autocast, compile, channels_last: bf16 autocast, `torch.compile`, and the network's memory format.
 
     Raises:
@@ -100,8 +94,6 @@ class Config:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        if _number(self.ema):  # as files had it when there was one
-            object.__setattr__(self, "ema", [self.ema])
         wrong = [text for name, check in CHECKS.items() for text in check(name, getattr(self, name))]
         wrong = wrong or self._do_not_fit()
         if wrong:
@@ -144,7 +136,32 @@ class Config:
             raise ValueError("\n".join(wrong))
         if "network" not in values:
             raise ValueError(must("Config", "network", "be given", None))
-        return cls(**values)
+        old = {"ema": [values["ema"]]} if _number(values.get("ema")) else {}  # as files had it when there was one
+        return cls(**{**values, **old})
+
+    def override(self, settings: Iterable[str]) -> "Config":
+        """This config with settings such as "lr=1e-4", "schedule.name=Cosine" or "betas=[0.9, 0.999]", all of them checked.
+
+        A value is JSON (or Python's None, True and False), else text; a point leads into a spec.
+
+        >>> Config(network={"name": "MLP", "dims": 2}).override(["network.width=64", "clip=null"]).network
+        {'name': 'MLP', 'dims': 2, 'width': 64}
+        """
+        values = self.asdict()
+        for setting in settings:
+            path, equals, text = setting.partition("=")
+            *outer, last = path.strip().split(".")
+            if not equals or not last:
+                raise ValueError(
+                    must("Config", "override", "be name=value", repr(setting), "for instance lr=1e-4, or schedule.name=Cosine")
+                )
+            place = values
+            for name in outer:
+                if not isinstance(place.get(name), dict):
+                    place[name] = {}
+                place = place[name]
+            place[last] = _value(text.strip())
+        return Config.from_dict(values)
 
     def _do_not_fit(self) -> list[str]:
         """Fields that are right one by one and do not go together."""
@@ -170,34 +187,13 @@ class Config:
         return wrong
 
 
-def build(homes: ModuleType | Homes, spec: Spec) -> Any:
-    """The class (or class method) `spec["name"]` of a module, or of one of several, called with the rest, whose specs are built
-    first; an unknown name is answered with the nearest.
-
-    >>> from vdiff import schedule, weighting
-    >>> build(schedule, {"name": "Cosine"})
-    Cosine(logsnr_max=15.0, logsnr_min=-15.0)
-    >>> build(weighting, {"name": "MSE", "schedule": {"name": "Cosine"}, "parameterization": {"name": "V"}}).monotone
-    True
-    """
-    arguments = dict(spec)
-    made = _find(homes, arguments.pop("name"))
-    return made(**{key: build(NESTED[key], value) if isinstance(value, dict) else value for key, value in arguments.items()})
-
-
-def _find(homes: ModuleType | Homes, name: str) -> Callable[..., Any]:
-    homes = homes if isinstance(homes, tuple) else (homes,)
-    known = {word: value for home in reversed(homes) for word, value in vars(home).items() if isinstance(value, type)}
-    first, _, method = name.partition(".")
-    made = known.get(first)
-    if method and made is not None:
-        known = {
-            f"{first}.{key}": getattr(made, key) for base in made.__mro__ for key, v in vars(base).items() if isinstance(v, classmethod)
-        }
-        made = known.get(name)
-    if made is None:
-        raise ValueError(must("build", "name", f"be a class of {homes[0].__name__}", repr(name), did_you_mean(name, known)))
-    return made
+def _value(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
 
 
 Check = Callable[[str, Any], list[str]]
@@ -232,26 +228,10 @@ def _one_of(known: tuple[str, ...]) -> Check:
 def _spec(*homes: ModuleType) -> Check:
     """A check that a spec names a class there is, and arguments that it takes."""
 
-    def check(name: str, value: Any) -> list[str]:
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            return [must("Config", name, 'be a class with its arguments, {"name": …}', repr(value))]
-        try:
-            made = _find(homes, value["name"])
-        except ValueError as error:
-            return [str(error).replace("build: argument 'name'", f"Config: argument '{name}.name'")]
-        wrong, taken = [], [key for key in inspect.signature(made).parameters if key != "self"]
-        for key, argument in value.items():
-            place = f"{name}.{key}"
-            if key != "name" and key not in taken:
-                wrong.append(must("Config", place, f"be an argument of {value['name']}", repr(argument), did_you_mean(key, taken)))
-            elif isinstance(argument, dict):
-                if key in NESTED:
-                    wrong += _spec(*NESTED[key])(place, argument)
-                else:
-                    wrong.append(must("Config", place, "be a plain value", repr(argument)))
-        return wrong
+    def _check(name: str, value: Any) -> list[str]:
+        return faults("Config", name, homes, value)
 
-    return check
+    return _check
 
 
 def _optional(check: Check) -> Check:
