@@ -132,7 +132,7 @@ class _Trainer:
         after it can micro-batches go unsynchronised."""
         buffers = list(self.objective.buffers())
         before = [buffer.clone() for buffer in buffers]
-        self.losses(self.state.step, 0).sum().backward()
+        self.losses(self.state.step, 0).sum().backward()  # type: ignore[no-untyped-call]
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         self.state.optimizer.zero_grad()
@@ -178,7 +178,7 @@ class _Trainer:
         for part in range(config.accumulate):
             with memory_hint(config, self.place), self._synchronised(part == config.accumulate - 1):
                 loss = self.losses(step, part).mean() / (self.dims * config.accumulate)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         norm = nn.utils.get_total_norm([p.grad for p in self.network_parameters if p.grad is not None])
         if config.clip is not None:
