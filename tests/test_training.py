@@ -2,18 +2,19 @@
 
 import json
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from points import data_of, outcome, points
+from safetensors.torch import load_file
 
 from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
 from vdiff.nn import UNet
 from vdiff.training import Config, Run, parameter_groups, train
-from vdiff.training.checkpoint import checkpoints, read_meta
+from vdiff.training.checkpoint import checkpoints, number
 from vdiff.training.config import build
 from vdiff.training.loop import pace
 
@@ -84,60 +85,87 @@ def test_a_run_folder_gives_back_what_was_saved(tmp_path):
         Run(tmp_path)
 
 
-POINTS = Config(  # digits as points
-    network={"name": "MLP", "dims": 64, "width": 16, "depth": 1, "features": 8},
-    shape=[64],
-    parameterization={"name": "V"},
-    level_head=False,
-    steps=12,
-    batch=8,
-    accumulate=2,
-    warmup=3,
-    ema=[0.9, 0.99],
-)
-
-
 def run_until(folder: Path, config: Config, stop: int | None = None, **options: Any) -> dict[str, Any]:
-    """What the newest checkpoint says after training to the end, or until a signal is sent during step `stop`."""
+    """The outcome after training to the end, or until a signal is sent in step `stop`."""
+    forwards = 0
 
-    def log(entry: dict[str, Any]) -> None:
-        if stop is not None and entry["step"] == stop - 1:
+    def send(*_: object) -> None:
+        nonlocal forwards
+        forwards += 1
+        if stop is not None and forwards == (stop - first - 1) * config.accumulate + 1:
             signal.raise_signal(signal.SIGTERM)
 
-    data = digits().train.view(-1, *config.shape)
     torch.manual_seed(int(folder.exists()))  # other weights, from which a resumed run must not start
+    objective = config.objective()
+    objective.register_forward_pre_hook(send)
     with Run.open(folder, config) as run:
+        first = max(map(number, checkpoints(run.checkpoints)), default=0)
+        options = {"run": run, "every": 1, "store_every": 100, "quiet": True, **options}
         if stop is None:
-            train(config.objective(), data, config, run=run, every=1, quiet=True, **{"store_every": 100, **options})
+            train(objective, data_of(config), config, **options)
         else:
             with pytest.raises(SystemExit) as left:
-                train(config.objective(), data, config, run=run, every=1, log=log, quiet=True, **{"store_every": 100, **options})
+                train(objective, data_of(config), config, **options)
             assert left.value.code == 128 + signal.SIGTERM
-        meta = read_meta(checkpoints(run.checkpoints)[-1])
-        history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in run.history()]
-    return {"files": meta["files"], "state": meta["facts"]["state"], "history": history}
+    return outcome(folder)
 
 
 @pytest.mark.parametrize(
-    "schedule",
+    "changes",
     [
-        {"name": "Linear"},
-        {"name": "LearnedLinear"},
-        {"name": "Spline", "knots": 5},
-        {"name": "Monotone", "hidden": 7, "learn_ends": False},
-        {"name": "Adaptive", "bins": 6, "warmup": 2},
+        {"schedule": {"name": "LearnedLinear"}, "accumulate": 3},
+        {"schedule": {"name": "Spline", "knots": 5}},
+        {"schedule": {"name": "Monotone", "hidden": 7, "learn_ends": False}, "clip": None},
+        {"schedule": {"name": "Adaptive", "bins": 6, "warmup": 2}, "decay": "constant", "autocast": True},
+        {"schedule": {"name": "LearnedLinear"}, "weighting": {"name": "Sigmoid"}, "accumulate": 2},
+        {"schedule": {"name": "Linear"}, "chain": 4, "resampling": True},
+        TINY.asdict() | {"network": TINY.network | {"dropout": 0.5}, "ema": [0.5, 0.9], "channels_last": True, "augment": "flip"},
     ],
-    ids=lambda spec: spec["name"],
+    ids=["learned ends", "spline", "monotone", "adaptive", "weighted", "resampled", "images, dropout"],
 )
-def test_a_resumed_run_is_the_same_to_the_last_bit(schedule, tmp_path):
-    config = replace(POINTS, schedule=schedule)
+def test_a_resumed_run_is_the_same_to_the_last_bit(changes, tmp_path):
+    config = points(**changes)
     whole = run_until(tmp_path / "whole", config)
     first = run_until(tmp_path / "stopped", config, 5)
     assert first["state"]["step"] == 5
-    assert first["files"] != whole["files"]
+    assert first["files"].keys() == whole["files"].keys()
+    assert all(first["files"][name] != whole["files"][name] for name in whole["files"])
     run_until(tmp_path / "stopped", config, 7)
     assert run_until(tmp_path / "stopped", config) == whole
     assert [entry["step"] for entry in whole["history"]] == list(range(1, 13))
+
+
+def test_a_run_stopped_between_two_entries_of_the_log_has_the_same_log(tmp_path):
+    """With the best validation and the steps that were left out among what is kept."""
+    values = iter([3.0, 1.0, 2.0])
+    whole = run_until(tmp_path / "whole", points(), every=5, validate=lambda averaged: next(values))
+    assert [entry["step"] for entry in whole["history"]] == [5, 10, 12]
+    assert whole["state"]["best"] == {"step": 10, "bits_per_dim": 1.0}
+    values = iter([3.0, 1.0, 2.0])
+    for stop in (3, 7, 11, None):
+        stopped = run_until(tmp_path / "stopped", points(), stop, every=5, validate=lambda averaged: next(values))
+    assert stopped == whole
+
+
+def test_a_run_that_is_done_is_only_read_again(tmp_path):
+    first = run_until(tmp_path, points())
+    assert run_until(tmp_path, points(), validate=lambda averaged: pytest.fail("trained again")) == first
+
+
+def test_the_step_does_not_depend_on_accumulation(tmp_path):
+    """Weights, averages and the schedule, to rounding; dropout, if there is any, has other masks."""
+    whole, parts = (tensors_after(points(accumulate=accumulate), tmp_path / str(accumulate)) for accumulate in (1, 4))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def tensors_after(config: Config, folder: Path) -> dict[str, torch.Tensor]:
+    run_until(folder, config)
+    return {
+        f"{path.stem} {name}": value
+        for path in sorted(folder.glob("checkpoints/*/*.safetensors"))
+        for name, value in load_file(path).items()
+    }
 
 
 def test_configs_name_classes_and_unknown_ones_get_the_nearest():

@@ -153,7 +153,7 @@ class _Trainer:
         """All steps that are left."""
         state, readings, stored, stop = self.state, Readings(), self.state.step, False
         for step in range(state.step, self.config.steps):
-            for reading in readings.push(step, self.step(step, asked() > 0)):
+            for reading in readings.push(step, self.step(step, asked)):
                 stop = self.note(reading, record) or stop
             state.step = step + 1
             last = state.step == self.config.steps
@@ -168,7 +168,7 @@ class _Trainer:
             if stop:
                 self.leave(asked(), stored)
 
-    def step(self, step: int, stop: bool) -> Tensor:
+    def step(self, step: int, asked: Callable[[], int]) -> Tensor:
         """One step; the loss in bits/dim, the norm of its gradient, whether they are not finite, and whether to stop, over all ranks."""
         config, optimizer = self.config, self.state.optimizer
         for group in optimizer.param_groups:
@@ -187,7 +187,7 @@ class _Trainer:
         finite = total.isfinite() & norm.isfinite()
         for p in self.schedule_parameters:
             finite &= p.grad is None or p.grad.isfinite().all()
-        numbers = torch.stack([total, norm.to(total.dtype), (~finite).to(total), torch.full_like(total, stop)])
+        numbers = torch.stack([total, norm.to(total.dtype), (~finite).to(total), torch.full_like(total, asked() > 0)])
         numbers = over_ranks(numbers) / self.place.count
         optimizer.found_inf = (numbers[2] > 0).float()  # type: ignore[attr-defined]  # as torch's GradScaler tells it
         optimizer.step()

@@ -156,7 +156,7 @@ class Run:
         from_first(value for named in live.values() for value in named.values())
         if facts is not None:
             state.take(facts["state"])
-        if here().first and (self.folder / "log.jsonl").exists():
+        if here().first:
             kept = [entry for entry in self.history() if entry.get("step", 0) <= state.step]
             write_aside(self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
 
@@ -193,8 +193,10 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """All lines of log.jsonl, but for those cut off by a crash."""
-        entries = []
-        for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").split("\n"):
+        entries, path = [], self.folder / "log.jsonl"
+        if not path.exists():
+            return []
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 entries.append(json.loads(line))
             except ValueError:  # half a line, or the empty one behind the last
