@@ -1,6 +1,6 @@
-"""Digits as points and a small network on them: `python tests/points.py FOLDER '{"steps": 30}'` trains one, alone or as a rank.
+"""Points with 17 levels and a small network on them: `python tests/points.py FOLDER '{"steps": 30}'` trains one, alone or as a rank.
 
-The second argument is JSON: fields of the config, and `do`, what a validation does on the last rank at the step `at`: "raise", "hang",
+Each further argument is a run of its own, in FOLDER/0, FOLDER/1, …: JSON with fields of the config, and `do`, what a validation does on the last rank at the step `at`: "raise", "hang",
 "kill" (the process itself, with SIGKILL), or "stop" (SIGTERM); `weights` seeds the initial weights, `pause` is slept in each step.
 """
 
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff.data.digits import digits
 from vdiff.objective import Objective
 from vdiff.training import Config, Run, here, processes, train
 from vdiff.training.checkpoint import checkpoints, read_meta
@@ -41,7 +40,10 @@ def points(**changes: Any) -> Config:
 
 
 def data_of(config: Config) -> Tensor:
-    return digits().train.view(-1, *config.shape)
+    """Points of two kinds, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(1)
+    kind = torch.randint(2, (500, *(1 for _ in config.shape)), generator=generator)
+    return (torch.randint(9, (500, *config.shape), generator=generator) + 8 * kind).clamp(max=16)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -52,15 +54,15 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {"files": meta["files"], "state": meta["facts"]["state"], "history": history}
 
 
-def command(folder: Path, **options: Any) -> list[str]:
-    return [sys.executable, __file__, str(folder), json.dumps(options)]
+def command(folder: Path, *runs: dict[str, Any]) -> list[str]:
+    return [sys.executable, __file__, str(folder), *(json.dumps(options) for options in runs)]
 
 
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
-def on_ranks(count: int, folder: Path, **options: Any) -> list[subprocess.Popen[str]]:
+def on_ranks(count: int, folder: Path, *runs: dict[str, Any]) -> list[subprocess.Popen[str]]:
     """Processes with the environment that torchrun gives, and nobody who watches over them."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -68,11 +70,11 @@ def on_ranks(count: int, folder: Path, **options: Any) -> list[subprocess.Popen[
     shared: Mapping[str, str] = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     places = [environment(**shared, RANK=str(i), LOCAL_RANK=str(i)) for i in range(count)]
-    return [subprocess.Popen(command(folder, **options), env=place, **pipes) for place in places]
+    return [subprocess.Popen(command(folder, *runs), env=place, **pipes) for place in places]
 
 
-def main(folder: str, options: dict[str, Any]) -> None:
-    do, at, weights, pause, timeout = (options.pop(k, v) for k, v in {"do": "", "at": 0, "weights": 0, "pause": 0, "timeout": 60}.items())
+def run(folder: Path, options: dict[str, Any], device: torch.device) -> None:
+    do, at, weights, pause = (options.pop(key, value) for key, value in {"do": "", "at": 0, "weights": 0, "pause": 0}.items())
     every, store_every = options.pop("every", 1), options.pop("store_every", 4)
     config = points(**options)
     done = 0
@@ -94,16 +96,25 @@ def main(folder: str, options: dict[str, Any]) -> None:
                     os.kill(os.getpid(), signal.SIGTERM)
         return float(done)
 
-    torch.manual_seed(weights)
-    with processes(timeout) as device:
-        torch.manual_seed(weights + here().index)  # ranks that would differ if nobody told them
-        with Run.open(folder, config) as run:
-            train(
-                config.objective().to(device), data_of(config), config,
-                run=run, validate=validate, every=every, store_every=store_every, quiet=True,
-            )  # fmt: skip
+    torch.manual_seed(weights + here().index)  # ranks that would differ if nobody told them
+    with Run.open(folder, config) as kept:
+        train(
+            config.objective().to(device), data_of(config), config,
+            run=kept, validate=validate, every=every, store_every=store_every, quiet=True,
+        )  # fmt: skip
+
+
+def main(folder: str, runs: list[str]) -> None:
+    code: object = 0
+    with processes(timeout=20) as device:
+        for i, options in enumerate(runs):
+            try:
+                run(Path(folder) / str(i), json.loads(options), device)
+            except SystemExit as left:
+                code = left.code
+    sys.exit(code)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2:])

@@ -167,18 +167,23 @@ def newest(folder: Path, use: Callable[[Path], Facts]) -> Facts | None:
     >>> newest(Path("no-such-folder"), lambda path: {}) is None
     True
     """
-    reasons = []
+    reasons: dict[Path, str] = {}
     for path in reversed(checkpoints(folder)):
         try:
-            return use(path)
+            facts = use(path)
         except (ValueError, OSError) as error:
-            reasons.append(f"{path.name}: {error}")
+            reasons[path] = str(error)
             warnings.warn(f"{error}; the one before it is used", stacklevel=2)
-            path.rename(_unused(folder / f"refused-{path.name}"))
+        else:
+            for refused in reasons:
+                refused.rename(_unused(folder / f"refused-{refused.name}"))
+            return facts
     if reasons:
         hint = f"what can be used again is in {folder}; to start anew, take another folder"
         raise ValueError(
-            must("Run", "folder", "hold a checkpoint to go on from", f"{len(reasons)} that are refused: {'; '.join(reasons)}", hint)
+            must(
+                "Run", "folder", "hold a checkpoint to go on from", f"{len(reasons)} that are refused: {'; '.join(reasons.values())}", hint
+            )
         )
     return None
 

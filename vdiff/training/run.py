@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +71,16 @@ class Run:
         run = cls(folder, config)
         run.keep = keep
 
-        def take() -> None:
-            run._hold()
-            if (run.folder / "config.json").exists():
-                if resume == "never":
-                    hint = "resume='auto' goes on with it"
-                    raise ValueError(must("Run.open", "folder", "hold no run yet", run.folder, hint))
-                difference = differences(cls(run.folder).config.asdict(), config.asdict())
-                if difference:
-                    hint = "another config is another run: take another folder"
-                    raise ValueError(must("Run.open", "config", f"be that of the run in {run.folder}", difference, hint))
-            run._begin()
+        def check() -> None:
+            if resume == "never":
+                hint = "resume='auto' goes on with it"
+                raise ValueError(must("Run.open", "folder", "hold no run yet", run.folder, hint))
+            difference = differences(cls(run.folder).config.asdict(), config.asdict())
+            if difference:
+                hint = "another config is another run: take another folder"
+                raise ValueError(must("Run.open", "config", f"be that of the run in {run.folder}", difference, hint))
 
-        on_first(take)
+        on_first(lambda: run._take(check))
         return run
 
     @classmethod
@@ -91,29 +88,31 @@ class Run:
         """A new run in `folder`, which is made; an older run in it is replaced whole, with a warning."""
         run = cls(folder, config)
 
-        def take() -> None:
-            run._hold()
-            if (run.folder / "config.json").exists():
-                warnings.warn(f"replacing the run in {run.folder}", stacklevel=4)
-                for old in ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl"):
-                    (run.folder / old).unlink(missing_ok=True)
-                for old in ("checkpoints", "tensorboard"):
-                    shutil.rmtree(run.folder / old, ignore_errors=True)
-            run._begin()
+        def clear() -> None:
+            warnings.warn(f"replacing the run in {run.folder}", stacklevel=6)
+            for old in ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl"):
+                (run.folder / old).unlink(missing_ok=True)
+            for old in ("checkpoints", "tensorboard"):
+                shutil.rmtree(run.folder / old, ignore_errors=True)
 
-        on_first(take)
+        on_first(lambda: run._take(clear))
         return run
 
-    def _hold(self) -> None:
+    def _take(self, older: Callable[[], None]) -> None:
+        """Make the folder this training's; `older` is called where a run is in it already, and may raise."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.folder)
+            if (self.folder / "config.json").exists():
+                older()
+            self.checkpoints.mkdir(exist_ok=True)
+            write_aside(self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n")
         except OSError as error:
+            self.close()
             raise ValueError(must("Run", "folder", "be one that can be written to", f"{self.folder}: {error}")) from error
-
-    def _begin(self) -> None:
-        self.checkpoints.mkdir(exist_ok=True)
-        write_aside(self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n")
+        except ValueError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let others train in this folder."""
