@@ -1,6 +1,8 @@
 """VDM in small, for two CPU cores: a network of 0.2 million parameters and a schedule of fixed shape.
 
-Reproduces:  nothing; it shows that the script works from end to end on the patches of `--data patches`.
+Reproduces:  nothing published; that the script works from end to end, on the patches of `--data patches`.
+Expect:      TBD
+Takes:       TBD
 """
 
 from dataclasses import replace
