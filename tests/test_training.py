@@ -1,6 +1,10 @@
 """Training: the loop, its averages and its folder."""
 
 import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
 from vdiff.nn import UNet
 from vdiff.training import Config, Run, parameter_groups, train
+from vdiff.training.checkpoint import checkpoints, read_meta
 from vdiff.training.config import build
 from vdiff.training.loop import pace
 
@@ -74,9 +79,65 @@ def test_a_run_folder_gives_back_what_was_saved(tmp_path):
     loaded = again.load()
     assert not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), objective.state_dict().values(), strict=True))
-    assert sorted(p.name for p in run.folder.iterdir()) == ["config.json", "ema.safetensors", "log.jsonl"]
+    assert sorted(p.name for p in run.folder.iterdir()) == [".lock", "checkpoints", "config.json", "ema.safetensors", "log.jsonl"]
     with pytest.raises(ValueError, match=r"Run: argument 'folder' must hold a config\.json"):
         Run(tmp_path)
+
+
+POINTS = Config(  # digits as points
+    network={"name": "MLP", "dims": 64, "width": 16, "depth": 1, "features": 8},
+    shape=[64],
+    parameterization={"name": "V"},
+    level_head=False,
+    steps=12,
+    batch=8,
+    accumulate=2,
+    warmup=3,
+    ema=[0.9, 0.99],
+)
+
+
+def run_until(folder: Path, config: Config, stop: int | None = None, **options: Any) -> dict[str, Any]:
+    """What the newest checkpoint says after training to the end, or until a signal is sent during step `stop`."""
+
+    def log(entry: dict[str, Any]) -> None:
+        if stop is not None and entry["step"] == stop - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    data = digits().train.view(-1, *config.shape)
+    torch.manual_seed(int(folder.exists()))  # other weights, from which a resumed run must not start
+    with Run.open(folder, config) as run:
+        if stop is None:
+            train(config.objective(), data, config, run=run, every=1, quiet=True, **{"store_every": 100, **options})
+        else:
+            with pytest.raises(SystemExit) as left:
+                train(config.objective(), data, config, run=run, every=1, log=log, quiet=True, **{"store_every": 100, **options})
+            assert left.value.code == 128 + signal.SIGTERM
+        meta = read_meta(checkpoints(run.checkpoints)[-1])
+        history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in run.history()]
+    return {"files": meta["files"], "state": meta["facts"]["state"], "history": history}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"name": "Linear"},
+        {"name": "LearnedLinear"},
+        {"name": "Spline", "knots": 5},
+        {"name": "Monotone", "hidden": 7, "learn_ends": False},
+        {"name": "Adaptive", "bins": 6, "warmup": 2},
+    ],
+    ids=lambda spec: spec["name"],
+)
+def test_a_resumed_run_is_the_same_to_the_last_bit(schedule, tmp_path):
+    config = replace(POINTS, schedule=schedule)
+    whole = run_until(tmp_path / "whole", config)
+    first = run_until(tmp_path / "stopped", config, 5)
+    assert first["state"]["step"] == 5
+    assert first["files"] != whole["files"]
+    run_until(tmp_path / "stopped", config, 7)
+    assert run_until(tmp_path / "stopped", config) == whole
+    assert [entry["step"] for entry in whole["history"]] == list(range(1, 13))
 
 
 def test_configs_name_classes_and_unknown_ones_get_the_nearest():

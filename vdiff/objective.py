@@ -135,6 +135,10 @@ class Objective(nn.Module):
         if self.resampling is not None:
             self.resampling.remember(merge)
 
+    def times(self, u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """The times of this loss into which uniform numbers fall."""
+        return self._place(u)[0]
+
     @property
     def _first(self) -> int:
         """1 where the decoder looks at the network, so that its level is one more of the chain's."""
