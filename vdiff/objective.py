@@ -104,11 +104,21 @@ class Objective(nn.Module):
         if self.bound_weight is not None and self.steps is not None:
             options |= {"steps": self.steps, "decoder": self.decoder, "bound_weight": self.bound_weight}
             return hybrid(self.model, x, schedule=self.schedule, **options) * x[0].numel()
+        if self.trains_bound:
+            return self.bound(x, **options).total
         if self.decoder is not None:
-            if isinstance(self.weighting, ELBO):
-                return self.bound(x, **options).total
             x = self.decoder.encode(x)
         return weighted_elbo(self.model, x, schedule=self.schedule, weighting=self.weighting, steps=self.steps, **options)
+
+    @property
+    def trains_bound(self) -> bool:
+        """Whether the loss is the whole bound.
+
+        >>> from vdiff import Categorical, Cosine, Denoiser, Sigmoid, V
+        >>> Objective(Denoiser(lambda z, t: z, V()), schedule=Cosine(), weighting=Sigmoid(), decoder=Categorical(17)).trains_bound
+        False
+        """
+        return self.decoder is not None and self.bound_weight is None and isinstance(self.weighting, ELBO)
 
     def bound(self, data: Tensor, **options: Any) -> Bound:
         """The bound in its parts, whatever is trained; raises where there is no decoder."""
