@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vdiff.objective import Objective
 from vdiff.training import Config, Run, here, processes, train
-from vdiff.training.checkpoint import checkpoints, read_meta
+from vdiff.training.checkpoint import checkpoints, number, read_meta
 
 POINTS: dict[str, Any] = {
     "network": {"name": "MLP", "dims": 64, "width": 16, "depth": 1, "features": 8},
@@ -71,6 +72,56 @@ def on_ranks(count: int, folder: Path, *runs: dict[str, Any]) -> list[subprocess
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     places = [environment(**shared, RANK=str(i), LOCAL_RANK=str(i)) for i in range(count)]
     return [subprocess.Popen(command(folder, *runs), env=place, **pipes) for place in places]
+
+
+def finish(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:
+    """Their exit codes and what they said."""
+    said = []
+    for process in processes:
+        try:
+            _, errors = process.communicate(timeout=seconds)
+        finally:
+            process.kill()
+        said.append((process.returncode, errors))
+    return said
+
+
+def run_until(folder: Path, config: Config, stop: int | None = None, **options: Any) -> dict[str, Any]:
+    """The outcome after training in this process to the end, or until a signal is sent in step `stop`."""
+    forwards = 0
+
+    def send(*_: object) -> None:
+        nonlocal forwards
+        forwards += 1
+        if stop is not None and forwards == (stop - first - 1) * config.accumulate + 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    torch.manual_seed(int(any(folder.glob("checkpoints/step-*"))))  # other weights, from which a resumed run must not start
+    objective = config.objective()
+    objective.register_forward_pre_hook(send)
+    options = {"every": 1, "store_every": 100, "quiet": True, **options}
+    with Run.open(folder, config) as kept:
+        first = max(map(number, checkpoints(kept.checkpoints)), default=0)
+        code: object = 0
+        try:
+            train(objective, data_of(config), config, run=kept, **options)
+        except SystemExit as left:
+            code = left.code
+    if code != (0 if stop is None else 128 + signal.SIGTERM):
+        raise AssertionError(f"left with {code}")
+    return outcome(folder)
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """All of the newest checkpoint."""
+    newest = checkpoints(folder / "checkpoints")[-1]
+    return {f"{path.stem} {name}": value for path in sorted(newest.glob("*.safetensors")) for name, value in load_file(path).items()}
+
+
+def assert_same_to_rounding(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def run(folder: Path, options: dict[str, Any], device: torch.device) -> None:

@@ -1,15 +1,13 @@
 """Training on several processes, with the environment that torchrun gives them."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from points import data_of, on_ranks, outcome, points
-from safetensors.torch import load_file
+from points import assert_same_to_rounding, data_of, finish, on_ranks, outcome, points, run_until, tensors
 
-from vdiff.training import Config, Run, train
+from vdiff.training import Run
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.ranks import Place
 
@@ -20,37 +18,6 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 
 
-def finish(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:
-    """Their exit codes and what they said."""
-    said = []
-    for process in processes:
-        try:
-            _, errors = process.communicate(timeout=seconds)
-        finally:
-            process.kill()
-        said.append((process.returncode, errors))
-    return said
-
-
-def alone(folder: Path, config: Config) -> dict[str, torch.Tensor]:
-    """The tensors after training in this process, to the end."""
-    torch.manual_seed(0)
-    with Run.open(folder, config) as run:
-        train(config.objective(), data_of(config), config, run=run, every=1, store_every=4, quiet=True)
-    return tensors(folder)
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    newest = sorted((folder / "checkpoints").iterdir())[-1]
-    return {f"{path.stem} {name}": value for path in sorted(newest.glob("*.safetensors")) for name, value in load_file(path).items()}
-
-
-def assert_same_to_rounding(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert got.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
-
-
 def test_two_processes_are_one_and_their_run_goes_on_on_one(tmp_path: Path) -> None:
     """Two processes of three micro-batches, of which the second is asked to stop: both leave behind the same step, and a single process
     goes on to what it would have reached by itself."""
@@ -59,7 +26,9 @@ def test_two_processes_are_one_and_their_run_goes_on_on_one(tmp_path: Path) -> N
     for i, changes in enumerate(SETTINGS):
         whole, both = tmp_path / "alone" / str(i), tmp_path / str(i)
         assert outcome(both)["state"]["step"] == 7
-        assert_same_to_rounding(alone(both, points(**changes)), alone(whole, points(**changes)))
+        for folder in (both, whole):
+            run_until(folder, points(**changes))
+        assert_same_to_rounding(tensors(both), tensors(whole))
         assert [entry["step"] for entry in Run(both).history()] == list(range(1, 13))
 
 

@@ -1,20 +1,16 @@
 """Training: the loop, its averages and its folder."""
 
 import json
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from points import data_of, outcome, points
-from safetensors.torch import load_file
+from points import points, run_until, tensors
 
 from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
 from vdiff.nn import UNet
 from vdiff.training import Config, Run, parameter_groups, train
-from vdiff.training.checkpoint import checkpoints, number
 from vdiff.training.config import build
 from vdiff.training.loop import pace
 
@@ -85,31 +81,6 @@ def test_a_run_folder_gives_back_what_was_saved(tmp_path):
         Run(tmp_path)
 
 
-def run_until(folder: Path, config: Config, stop: int | None = None, **options: Any) -> dict[str, Any]:
-    """The outcome after training to the end, or until a signal is sent in step `stop`."""
-    forwards = 0
-
-    def send(*_: object) -> None:
-        nonlocal forwards
-        forwards += 1
-        if stop is not None and forwards == (stop - first - 1) * config.accumulate + 1:
-            signal.raise_signal(signal.SIGTERM)
-
-    torch.manual_seed(int(folder.exists()))  # other weights, from which a resumed run must not start
-    objective = config.objective()
-    objective.register_forward_pre_hook(send)
-    with Run.open(folder, config) as run:
-        first = max(map(number, checkpoints(run.checkpoints)), default=0)
-        options = {"run": run, "every": 1, "store_every": 100, "quiet": True, **options}
-        if stop is None:
-            train(objective, data_of(config), config, **options)
-        else:
-            with pytest.raises(SystemExit) as left:
-                train(objective, data_of(config), config, **options)
-            assert left.value.code == 128 + signal.SIGTERM
-    return outcome(folder)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -161,11 +132,7 @@ def test_the_step_does_not_depend_on_accumulation(tmp_path):
 
 def tensors_after(config: Config, folder: Path) -> dict[str, torch.Tensor]:
     run_until(folder, config)
-    return {
-        f"{path.stem} {name}": value
-        for path in sorted(folder.glob("checkpoints/*/*.safetensors"))
-        for name, value in load_file(path).items()
-    }
+    return tensors(folder)
 
 
 def test_configs_name_classes_and_unknown_ones_get_the_nearest():

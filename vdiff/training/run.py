@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,7 @@ class Run:
         Raises ValueError where there are checkpoints and none can be used.
         """
         live = state.tensors()
-
-        def use(path: Path) -> dict[str, Any]:
-            meta = checkpoint.read_meta(path)
-            self._check(path, meta["step"], meta["facts"])
-            return checkpoint.read(path, live)
-
-        facts = on_first(lambda: checkpoint.newest(self.checkpoints, use))
+        facts = on_first(lambda: checkpoint.newest(self.checkpoints, partial(self.read, live=live)))
         from_first(value for named in live.values() for value in named.values())
         if facts is not None:
             state.take(facts["state"])
@@ -159,16 +154,19 @@ class Run:
             kept = [entry for entry in self.history() if entry.get("step", 0) <= state.step]
             write_aside(self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
 
-    def _check(self, path: Path, step: int, facts: dict[str, Any]) -> None:
-        """Raise where facts are not those of a state of this run; warn where they are of other versions."""
+    def read(self, path: Path, live: checkpoint.Tensors) -> dict[str, Any]:
+        """Copy a checkpoint of this run into tensors and return its facts. Raises ValueError where it is damaged or of another run."""
+        meta = checkpoint.read_meta(path)
+        facts = meta["facts"]
         config, state, versions = (facts.get(name) for name in ("config", "state", "versions"))
-        if not isinstance(config, dict) or not is_state(state) or state["step"] != step:
+        if not isinstance(config, dict) or not is_state(state) or state["step"] != meta["step"]:
             raise ValueError(must("checkpoint", str(path), "hold the state of a run", facts, "it is something else"))
         difference = differences(Config.from_dict(config).asdict(), self.config.asdict())
         if difference:
             raise ValueError(must("checkpoint", str(path), "be of this run's config", difference, "it is of another run"))
         if versions != _versions():
             warnings.warn(f"the run goes on with {_versions()} after {versions}: not bit for bit", stacklevel=2)
+        return checkpoint.read(path, live)
 
     def store(self, state: State) -> bool:
         """Write a checkpoint and delete the oldest beyond `keep`; whether it was written. Where the disk does not allow it, what is
