@@ -1,7 +1,8 @@
 """Simple densities of small discrete images, as a yardstick: all in bits per dimension on held-out images.
 
 Expect on the digits' test set (8x8, 17 levels): uniform 4.09, per-pixel histogram 2.43, mixture of independent
-categoricals 2.31, linear autoregressive softmax 2.04; half a minute on one core.
+categoricals 2.31, linear autoregressive softmax 2.04; half a minute on one core. On the patches of photographs (32x32,
+256 levels): 8, per-pixel histogram 7.53, full-covariance Gaussian 4.84; a minute.
 """
 
 import math
@@ -10,6 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdiff.decoder import log_normal_interval
+
+PIECE = 1000  # images at a time
+
 
 def uniform(train: Tensor, test: Tensor, levels: int) -> float:
     return math.log2(levels)
@@ -17,9 +22,27 @@ def uniform(train: Tensor, test: Tensor, levels: int) -> float:
 
 def histogram(train: Tensor, test: Tensor, levels: int, pseudocount: float = 0.5) -> float:
     """Each pixel by itself, from its own counts."""
-    counts = F.one_hot(train.flatten(1), levels).double().sum(0) + pseudocount
+    counts = torch.full((train[0].numel(), levels), pseudocount, dtype=torch.float64)
+    for part in train.flatten(1).split(PIECE):
+        counts.scatter_add_(1, part.T.long(), torch.ones(part.T.shape, dtype=torch.float64))
     log_p = (counts / counts.sum(-1, keepdim=True)).log2()
-    return -F.one_hot(test.flatten(1), levels).double().mul(log_p).sum((1, 2)).mean().item() / test[0].numel()
+    return -sum(log_p.gather(1, part.T.long()).sum().item() for part in test.flatten(1).split(PIECE)) / test.numel()
+
+
+def gaussian(train: Tensor, test: Tensor, levels: int) -> float:
+    """A Gaussian of full covariance, integrated over each level's bin, pixel by pixel given those before it: its probabilities add
+    up to one. The covariance has the variance of rounding, 1/12, added, by which it is never singular."""
+    x = train.flatten(1).float()
+    mean = x.mean(0)
+    covariance = ((x - mean).T @ (x - mean) / len(x)).double()
+    factor = torch.linalg.cholesky(covariance + torch.eye(len(mean), dtype=torch.float64) / 12)
+    std, total = factor.diagonal(), 0.0
+    for part in test.flatten(1).split(PIECE):
+        scores = torch.linalg.solve_triangular(factor, (part.double() - mean.double()).T, upper=False).T
+        lower, upper = scores - 0.5 / std, scores + 0.5 / std
+        edge = torch.special.log_ndtr(torch.where(part == 0, upper, -lower))  # the end bins reach to infinity
+        total += torch.where((part == 0) | (part == levels - 1), edge, log_normal_interval(lower, upper)).sum().item()
+    return -total / (test.numel() * math.log(2))
 
 
 def mixture(
@@ -67,6 +90,8 @@ def autoregressive(train: Tensor, test: Tensor, levels: int, steps: int = 60, de
         return nats(held_out, y).item() / (dims * math.log(2))
 
 
+# of photographs with 256 levels, where the others would take hours
+OF_PHOTOGRAPHS = {"uniform": uniform, "per-pixel histogram": histogram, "full-covariance Gaussian": gaussian}
 BASELINES = {
     "uniform": uniform,
     "per-pixel histogram": histogram,

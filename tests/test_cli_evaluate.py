@@ -21,7 +21,7 @@ from vdiff.training import Config, Run
 CONFIG = Config(
     network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 8, "multipliers": [1], "heads": 1},
     schedule={"name": "Linear", "logsnr_max": 7.0, "logsnr_min": -6.0},
-    ema=0.5,
+    ema=[0.5],
 )
 
 

@@ -10,11 +10,11 @@ import torch
 from cifar_files import file_of, lay_out, pictures, small, write_binary, write_python
 
 from vdiff import Categorical
-from vdiff.data import dataset
+from vdiff.data import augment, dataset, splits
 from vdiff.data.cifar10 import BATCH, PUBLISHED, RECORD, cifar10, decode_binary, decode_python, encode_binary
 from vdiff.data.digits import digits
 from vdiff.data.file import File
-from vdiff.data.patches import NAMES, PERIOD, TRAIN, _cut, patches
+from vdiff.data.patches import NAMES, SELECTION, TEST, TRAIN, _cut, patches
 from vdiff.data.plain import read_plain
 
 
@@ -96,14 +96,14 @@ def test_every_form_loads_the_same_images(python, packed, tmp_path, monkeypatch)
     assert Categorical(256).encode(train.pixels).abs().max() < 1
 
 
-def test_patches_of_the_test_share_no_pixel_with_those_of_training(monkeypatch):
+def test_patches_of_the_three_splits_share_no_pixel(monkeypatch):
     """Two photographs whose pixels say where they are: all columns that any patch covers, and no patch twice."""
     y, x = np.mgrid[:427, :640]
     places = np.stack([x % 256, x // 256 * 2 + y // 256, y % 256], -1).astype(np.uint8)
     photographs = [places, places + np.array([0, 10, 0], np.uint8)]
     monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: type("Photographs", (), {"images": photographs}))
     covered, corners = [], []
-    for images in (_cut(0, TRAIN, 50_000), _cut(TRAIN, PERIOD, 10_000)):
+    for images in (_cut(*TRAIN, 49_000), _cut(*SELECTION, 1_000), _cut(*TEST, 10_000)):
         low, high, last = (images.pixels[:, channel].long() for channel in range(3))
         assert torch.equal(high // 10, images.labels[:, None, None].expand_as(high))
         column, row = low + high % 10 // 2 * 256, last + high % 2 * 256
@@ -111,8 +111,8 @@ def test_patches_of_the_test_share_no_pixel_with_those_of_training(monkeypatch):
         assert (row.diff(dim=1) == 1).all()
         covered.append(column[:, 0].unique())
         corners.append(torch.stack([images.labels, column[:, 0, 0], row[:, 0, 0]], 1).unique(dim=0))
-    assert torch.equal(torch.cat(covered).sort().values, torch.arange(640))  # every column once: in one of the two
-    assert [len(c) for c in corners] == [50_000, 10_000]
+    assert torch.equal(torch.cat(covered).sort().values, torch.arange(640))  # every column once: in one of the three
+    assert [len(c) for c in corners] == [49_000, 1_000, 10_000]
 
 
 def test_patches_are_of_the_photographs_and_their_classes_are_which(patched):
@@ -137,6 +137,50 @@ def test_patches_are_in_the_binary_form_of_cifar10_and_the_same_each_time(patche
     lay_out(tmp_path / "cifar-10-batches-bin", {name: (patched / "patches" / name).read_bytes() for name in NAMES[:1]})
     raw = (tmp_path / "cifar-10-batches-bin" / "data_batch_1.bin").read_bytes()
     assert torch.equal(decode_binary(raw).pixels, patches(patched)[0].pixels[:10_000])
+
+
+def test_the_selection_is_held_out_of_the_training_images(patched):
+    train, test = dataset("patches", patched)
+    parts = splits("patches", patched)
+    assert [len(part) for part in parts] == [49_000, 1_000, 10_000]
+    assert torch.equal(torch.cat([parts.train.pixels, parts.selection.pixels]), train.pixels)
+    assert torch.equal(torch.cat([parts.train.labels, parts.selection.labels]), train.labels)
+    assert torch.equal(parts.test.pixels, test.pixels)
+    split, ours = digits(), splits("digits")
+    assert torch.equal(ours.selection.pixels.long(), split.selection)
+    assert torch.equal(ours.selection.labels, split.selection_labels)
+    assert torch.equal(ours.test.pixels.long(), split.test)
+
+
+def test_augmentation_is_a_function_of_its_numbers():
+    """Every one of the eight ways an image can lie, each recognised by its corners; labels of change are right."""
+    image = torch.arange(18, dtype=torch.uint8).view(2, 3, 3)
+    turned = [image.rot90(k, (1, 2)) for k in range(4)]
+    cases = [(m, k) for m in (False, True) for k in range(4)]
+    u = torch.tensor([[0.49 if m else 0.5, 0.5 if k == 0 else 0.49, max(0, k - 1) / 3 + 0.1] for m, k in cases])
+    changed, flags = augment(image.expand(8, 2, 3, 3), "flip-turn", u)
+    for (mirrored, k), one in zip(cases, changed, strict=True):
+        assert torch.equal(one, image.flip(2).rot90(k, (1, 2)) if mirrored else turned[k])
+    assert flags.tolist() == [float(m or k > 0) for m, k in cases]
+    assert len(changed.flatten(1).unique(dim=0)) == 8
+    flipped, flags = augment(image.expand(8, 2, 3, 3), "flip", u)
+    assert torch.equal(flipped, torch.stack([image.flip(2) if m else image for m, _ in cases]))
+    assert flags.tolist() == [float(m) for m, _ in cases]
+    same, flags = augment(image.expand(8, 2, 3, 3), "none", u)
+    assert torch.equal(same, image.expand(8, 2, 3, 3))
+    assert flags.tolist() == [0.0] * 8
+    edge, _ = augment(image[None], "flip-turn", torch.tensor([[0.9, 0.0, 1.0]]))  # float32 rounds to 1 now and then
+    assert torch.equal(edge[0], turned[3])
+
+
+def test_half_of_the_images_are_mirrored_and_half_turned():
+    image = torch.arange(9, dtype=torch.uint8).view(1, 3, 3)
+    changed, flags = augment(image.expand(40_000, 1, 3, 3), "flip-turn", torch.rand(40_000, 3, generator=torch.Generator().manual_seed(0)))
+    ways = [way.rot90(k, (1, 2)) for way in (image, image.flip(2)) for k in range(4)]
+    counts = torch.stack([(changed == way).flatten(1).all(1).sum() for way in ways]) / 40_000
+    expected = torch.tensor([1 / 4] + [1 / 12] * 3).repeat(2)
+    assert ((counts - expected).abs() < 4 * (expected * (1 - expected) / 40_000).sqrt()).all()
+    assert flags.mean().item() == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 40_000) ** 0.5)
 
 
 def test_digits_are_the_demos(tmp_path):

@@ -1,9 +1,11 @@
 """Training: the loop, its averages and its folder."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from points import points, run_until, tensors
 
 from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
@@ -17,7 +19,7 @@ TINY = Config(
     steps=12,
     batch=16,
     warmup=4,
-    ema=0.5,
+    ema=[0.5],
 )
 
 
@@ -74,9 +76,63 @@ def test_a_run_folder_gives_back_what_was_saved(tmp_path):
     loaded = again.load()
     assert not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), objective.state_dict().values(), strict=True))
-    assert sorted(p.name for p in run.folder.iterdir()) == ["config.json", "ema.safetensors", "log.jsonl"]
+    assert sorted(p.name for p in run.folder.iterdir()) == [".lock", "checkpoints", "config.json", "ema.safetensors", "log.jsonl"]
     with pytest.raises(ValueError, match=r"Run: argument 'folder' must hold a config\.json"):
         Run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": {"name": "LearnedLinear"}, "accumulate": 3},
+        {"schedule": {"name": "Spline", "knots": 5}},
+        {"schedule": {"name": "Monotone", "hidden": 7, "learn_ends": False}, "clip": None},
+        {"schedule": {"name": "Adaptive", "bins": 6, "warmup": 2}, "decay": "constant", "autocast": True},
+        {"schedule": {"name": "LearnedLinear"}, "weighting": {"name": "Sigmoid"}, "accumulate": 2},
+        {"schedule": {"name": "Linear"}, "chain": 4, "resampling": True},
+        TINY.asdict() | {"network": TINY.network | {"dropout": 0.5}, "ema": [0.5, 0.9], "channels_last": True, "augment": "flip"},
+    ],
+    ids=["learned ends", "spline", "monotone", "adaptive", "weighted", "resampled", "images, dropout"],
+)
+def test_a_resumed_run_is_the_same_to_the_last_bit(changes, tmp_path):
+    config = points(**changes)
+    whole = run_until(tmp_path / "whole", config)
+    first = run_until(tmp_path / "stopped", config, 5)
+    assert first["state"]["step"] == 5
+    assert first["files"].keys() == whole["files"].keys()
+    assert all(first["files"][name] != whole["files"][name] for name in whole["files"])
+    run_until(tmp_path / "stopped", config, 7)
+    assert run_until(tmp_path / "stopped", config) == whole
+    assert [entry["step"] for entry in whole["history"]] == list(range(1, 13))
+
+
+def test_a_run_stopped_between_two_entries_of_the_log_has_the_same_log(tmp_path):
+    """With the best validation and the steps that were left out among what is kept."""
+    values = iter([3.0, 1.0, 2.0])
+    whole = run_until(tmp_path / "whole", points(), every=5, validate=lambda averaged: next(values))
+    assert [entry["step"] for entry in whole["history"]] == [5, 10, 12]
+    assert whole["state"]["best"] == {"step": 10, "bits_per_dim": 1.0}
+    values = iter([3.0, 1.0, 2.0])
+    for stop in (3, 7, 11, None):
+        stopped = run_until(tmp_path / "stopped", points(), stop, every=5, validate=lambda averaged: next(values))
+    assert stopped == whole
+
+
+def test_a_run_that_is_done_is_only_read_again(tmp_path):
+    first = run_until(tmp_path, points())
+    assert run_until(tmp_path, points(), validate=lambda averaged: pytest.fail("trained again")) == first
+
+
+def test_the_step_does_not_depend_on_accumulation(tmp_path):
+    """Weights, averages and the schedule, to rounding; dropout, if there is any, has other masks."""
+    whole, parts = (tensors_after(points(accumulate=accumulate), tmp_path / str(accumulate)) for accumulate in (1, 4))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def tensors_after(config: Config, folder: Path) -> dict[str, torch.Tensor]:
+    run_until(folder, config)
+    return tensors(folder)
 
 
 def test_configs_name_classes_and_unknown_ones_get_the_nearest():

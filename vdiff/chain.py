@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.errors import check_data, check_generator, check_positive_int, checking, finite, must
 from vdiff.gaussian import Step, alpha, diffuse, prior_kl, sigma, sum_dims, wide_number
@@ -42,7 +43,8 @@ def hybrid(
     Args:
         data: x as the network sees it; with a decoder, data as it is.
         decoder: for instance `DiscretizedGaussian(256, denoise=True, clip=first_variance(schedule, steps))`.
-        bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here.
+        bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here. With 0 it is DDPM's simple loss, for
+            any reverse variance.
         t: (batch,) times i/T to use instead of drawing; 0 is the decoder's.
         model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
 
@@ -59,48 +61,135 @@ def hybrid(
     torch.Size([8])
     """
     if checking():
-        check_call("hybrid", model, schedule, steps, condition)
-        check_positive_int("hybrid", "steps", steps)
         finite("hybrid", "bound_weight", bound_weight, at_least=0.0, hint="less than 0 would maximise the bound")
-        check_chain("hybrid", None, schedule, steps)
-        if schedule.learns_shape:
-            hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance together"
-            raise ValueError(must("hybrid", "schedule", "have a fixed shape", repr(schedule), hint))
-        if decoder is None:
-            check_data("hybrid", data)
-        else:
-            _check_hybrid_decoder(decoder, schedule)
-    if decoder is None:
-        x, (t,), eps = draw("hybrid", data, steps, t, eps, generator)
-        logsnr, measure = schedule.levels(t, steps)
-    else:
-        x = decoder.encode(data)
-        if t is None:
-            if generator is not None and checking():
-                check_generator("hybrid", generator, x)
-            u = stratified(x.shape[0], generator=generator, device=x.device)
-            t = torch.floor(u * (steps + 1)).clamp(max=steps) / steps
-        x, (t,), eps = draw("hybrid", x, steps, t, eps, generator, first=0)
-        logsnr, _ = schedule.levels(t)
-        _, measure = schedule.levels(t.clamp(min=1 / steps), steps)  # at t = 0 no step ends: the first's stands in, unused
-    prediction = predict_at(model, x, eps, logsnr, condition, "hybrid")
-    if prediction.head is None:
+    seen = _one_level("hybrid", model, data, schedule, steps, decoder, t, eps, generator, condition)
+    if bound_weight > 0 and seen.prediction.head is None:
         raise ValueError(
             must(
                 "hybrid",
                 "model",
                 "learn its reverse variance",
-                repr(prediction.variance),
-                "Denoiser(network, Eps(), variance=Range()), with twice the output channels",
+                repr(seen.prediction.variance),
+                "Denoiser(network, Eps(), variance=Range()), with twice the output channels; bound_weight=0 is the simple loss alone",
             )
         )
-    with full_precision(x.device):
-        stopped = prediction.stopped()
-        step = Step(logsnr, torch.log1p(measure / steps))
-        bound, terms = reverse_kl(stopped, x, eps, step), steps
-        if decoder is not None:
-            bound, terms = torch.where(t == 0, decoder.nll(data, stopped.z, schedule.logsnr_max, lambda *_: stopped), bound), steps + 1
-        return (prediction.squared_error(x, eps) + (bound_weight * terms) * bound) / x[0].numel()
+    with full_precision(seen.x.device):
+        loss = seen.prediction.squared_error(seen.x, seen.eps)
+        if bound_weight > 0:
+            loss = loss + bound_weight * seen.term(seen.prediction.stopped(), data)
+        return loss / seen.x[0].numel()
+
+
+def vlb(
+    model: Model,
+    data: Tensor,
+    *,
+    schedule: Schedule,
+    steps: int,
+    decoder: Decoder,
+    t: Tensor | None = None,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    **condition: Any,
+) -> Bound:
+    """The bound of a chain from one of its n = T + 1 terms per example: L_vlb as iDDPM trains it, one evaluation of the network.
+
+    For a decoder that looks at the network; `elbo`, which always has the decoder's term and one of the others, evaluates it
+    twice. An example's diffusion is n times its step's KL, or 0 where its term is the decoder's, and its reconstruction the
+    other way round: the total is unbiased.
+
+    Args:
+        model, data, schedule, steps, decoder, t, eps, generator, condition: as in `hybrid`.
+
+    Raises:
+        ValueError: as `hybrid`; for a schedule with learned ends, which only `elbo` trains.
+
+    Nichol & Dhariwal, arXiv:2102.09672, sections 3.1 and 3.3.
+
+    >>> from vdiff import Denoiser, DiscretizedGaussian, Eps, Tabulated
+    >>> model = Denoiser(lambda z, logsnr: 0 * z, Eps())
+    >>> decoder = DiscretizedGaussian(256, denoise=True)
+    >>> vlb(model, torch.randint(0, 256, (8, 2)), schedule=Tabulated.linear_betas(), steps=999, decoder=decoder).total.shape
+    torch.Size([8])
+    """
+    if checking() and isinstance(schedule, Schedule) and schedule.learns_ends:
+        raise ValueError(must("vlb", "schedule", "have fixed ends", repr(schedule), "elbo(…, steps=T) trains them"))
+    seen = _one_level("vlb", model, data, schedule, steps, decoder, t, eps, generator, condition)
+    with full_precision(seen.x.device):
+        term, first = seen.term(seen.prediction, data), seen.t == 0
+        zero = torch.zeros_like(term)
+        prior = prior_kl(seen.x, schedule.logsnr_min)
+    return Bound(prior, torch.where(first, zero, term), torch.where(first, term, zero), seen.x[0].numel())
+
+
+class _Seen(NamedTuple):
+    """What the model says at one level of a chain per example; t = 0 is the decoder's."""
+
+    prediction: Prediction
+    x: Tensor
+    eps: Tensor
+    t: Tensor
+    step: Step
+    logsnr_max: float
+    decoder: Decoder | None
+    terms: int
+
+    def term(self, prediction: Prediction, data: Tensor) -> Tensor:
+        """n times the bound's term at this level, nats per example."""
+        term = reverse_kl(prediction, self.x, self.eps, self.step)
+        if self.decoder is not None:
+            term = torch.where(self.t == 0, self.decoder.nll(data, prediction.z, self.logsnr_max, lambda *_: prediction), term)
+        return self.terms * term
+
+
+def _one_level(
+    name: str,
+    model: Model,
+    data: Tensor,
+    schedule: Schedule,
+    steps: int,
+    decoder: Decoder | None,
+    t: Tensor | None,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    condition: dict[str, Any],
+) -> _Seen:
+    """One evaluation of the model per example, at a step of the chain or, where a decoder looks at the network, at its level."""
+    if checking():
+        check_call(name, model, schedule, steps, condition)
+        check_positive_int(name, "steps", steps)
+        check_chain(name, None, schedule, steps)
+        if schedule.learns_shape:
+            hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance together"
+            raise ValueError(must(name, "schedule", "have a fixed shape", repr(schedule), hint))
+        if decoder is None:
+            check_data(name, data)
+        else:
+            _check_looking_decoder(name, decoder, schedule)
+    if decoder is None:
+        x, (t,), eps = draw(name, data, steps, t, eps, generator)
+        logsnr, measure = schedule.levels(t, steps)
+    else:
+        x = decoder.encode(data)
+        if t is None:
+            if generator is not None and checking():
+                check_generator(name, generator, x)
+            t = with_decoder(stratified(x.shape[0], generator=generator, device=x.device), steps)
+        x, (t,), eps = draw(name, x, steps, t, eps, generator, first=0)
+        logsnr, _ = schedule.levels(t)
+        _, measure = schedule.levels(t.clamp(min=1 / steps), steps)  # at t = 0 no step ends: the first's stands in, unused
+    prediction = predict_at(model, x, eps, logsnr, condition, name)
+    step = Step(logsnr, torch.log1p(measure / steps))
+    return _Seen(prediction, x, eps, t, step, schedule.logsnr_max, decoder, steps + (decoder is not None))
+
+
+def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:
+    """Uniform times moved to the levels i/T, i = 0 … T, of a chain whose first is the decoder's.
+
+    >>> with_decoder(torch.tensor([0.0, 0.4, 0.9]), steps=2)
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    return torch.floor(u * (steps + 1)).clamp(max=steps) / steps
 
 
 class PathBound(NamedTuple):
@@ -197,11 +286,12 @@ def _end_log_ratio(x: Tensor, eps: Tensor, logsnr_min: Tensor | float) -> Tensor
     return 0.5 * sum_dims(a * (a * (x.square() - eps.square()) + 2 * s * x * eps) + slack)
 
 
-def _check_hybrid_decoder(decoder: Decoder, schedule: Schedule) -> None:
-    check_decoder("hybrid", decoder, schedule)
+def _check_looking_decoder(name: str, decoder: Decoder, schedule: Schedule) -> None:
+    check_decoder(name, decoder, schedule)
     if not decoder.denoise:
-        hint = "a decoder that reads z₀ alone has nothing to train: leave it out, or DiscretizedGaussian(…, denoise=True)"
-        raise ValueError(must("hybrid", "decoder", "look at the network", repr(decoder), hint))
+        instead = "leave it out, or" if name == "hybrid" else "elbo takes it; here"
+        hint = f"a decoder that reads z₀ alone has nothing to train: {instead} DiscretizedGaussian(…, denoise=True)"
+        raise ValueError(must(name, "decoder", "look at the network", repr(decoder), hint))
 
 
-__all__ = ["PathBound", "first_variance", "hybrid", "path_bound"]
+__all__ = ["PathBound", "first_variance", "hybrid", "path_bound", "vlb", "with_decoder"]

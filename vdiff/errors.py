@@ -2,10 +2,30 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+OLDEST_TORCH = (2, 10)
+
+
+def check_torch(version: str) -> None:
+    """Raise unless this is a version of torch that vdiff works with.
+
+    >>> check_torch("2.13.0+cpu")
+    >>> check_torch("1.13.1")
+    Traceback (most recent call last):
+    ImportError: vdiff needs torch 2.10 or newer; found 1.13.1 (pip install --upgrade torch)
+    """
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if found < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise ImportError(f"vdiff needs torch {oldest} or newer; found {version} (pip install --upgrade torch)")
+
+
+check_torch(torch.__version__)
 
 
 def checking() -> bool:
@@ -147,7 +167,8 @@ def check_generator(function: str, generator: object, x: Tensor) -> None:
 
 def check_times(function: str, t: Tensor, x: Tensor, steps: int | None = None, first: int = 1) -> None:
     """Raise unless given times are (batch,), floating, on the device of `x`, within [0, 1], and not before the first of a
-    chain's `steps` ends (`first` = 0 allows 0 itself). Reads values where it can."""
+    chain's `steps` ends (`first` = 0 allows 0 itself). Reads values where that costs no synchronisation (on a CPU), and always
+    where no gradient is recorded."""
     if not isinstance(t, Tensor):
         hint = f"one time for all is torch.full((len(x),), {t})" if isinstance(t, float) else ""
         raise TypeError(must(function, "t", "be a torch.Tensor", type(t).__name__, hint))
@@ -158,7 +179,7 @@ def check_times(function: str, t: Tensor, x: Tensor, steps: int | None = None, f
         hint = "t.flatten()" if t.numel() == x.shape[0] else "one time for each example"
         raise ValueError(must(function, "t", f"have shape (batch,) = ({x.shape[0]},)", tuple(t.shape), hint))
     check_device(function, "t", t, x)
-    if not readable(t):
+    if not readable(t) or (t.device.type != "cpu" and torch.is_grad_enabled()):
         return
     bad = ~((t >= 0) & (t <= 1))
     if bad.any():
@@ -181,4 +202,4 @@ def check_on_chain(function: str, t: Tensor, steps: int) -> None:
         raise ValueError(must(function, "t", f"be i/{steps} with i = 1 … {steps}", f"{t[off][0].item():g}", "the times of another chain?"))
 
 
-__all__ = ["did_you_mean", "must"]
+__all__ = ["check_torch", "did_you_mean", "must"]

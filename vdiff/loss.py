@@ -64,8 +64,8 @@ def weighted_elbo(
             gets that of the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
         steps: T for the discrete chain; None for continuous time.
-        t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their values are checked,
-            which costs a synchronisation on a GPU.
+        t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their values are checked
+            on a CPU, and elsewhere where no gradient is recorded.
         eps: noise of the shape of x to use instead of drawing (with several draws, in each of them).
         generator: for drawing t and eps.
         condition: passed on to the model.

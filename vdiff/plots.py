@@ -40,20 +40,20 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 4.6, height: float
 
 
 def image_grid(axes: "Axes", images: Tensor, title: str, columns: int = 10, levels: int = 17) -> None:
-    """Integer images (n, 1, h, w) as one picture with thin gaps.
+    """Integer images (n, 1 or 3, h, w) as one picture with thin gaps; one channel is ink on white, three are colors.
 
     >>> _, (axes,) = figure()
     >>> image_grid(axes, torch.zeros(12, 1, 8, 8), "zeros")
     >>> axes.get_images()[0].get_array().shape                # two rows of ten
     (19, 91)
     """
-    n, _, h, w = images.shape
+    n, channels, h, w = images.shape
     rows = -(-n // columns)
-    canvas = torch.full((rows * (h + 1) + 1, columns * (w + 1) + 1), float(levels - 1) / 2)
-    for i, image in enumerate(images[:, 0].float()):
+    canvas = torch.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 0.5)
+    for i, image in enumerate(images.float() / (levels - 1)):
         top, left = (i // columns) * (h + 1) + 1, (i % columns) * (w + 1) + 1
-        canvas[top : top + h, left : left + w] = image
-    axes.imshow(canvas.numpy(), cmap="gray_r", vmin=0, vmax=levels - 1, interpolation="nearest")
+        canvas[top : top + h, left : left + w] = image.movedim(0, -1)
+    axes.imshow((canvas if channels == 3 else canvas[..., 0]).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title)
     axes.set_axis_off()
 

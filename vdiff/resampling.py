@@ -22,7 +22,8 @@ class LossSecondMoment(nn.Module):
         sampler.update(t, loss)
         (weight * loss).mean().backward()
 
-    It draws the chain's steps, not a decoder's term at t = 0. Across processes, gather t and loss before `update`, or each keeps a memory of its own (unbiased too).
+    It draws the chain's steps; a decoder's term at t = 0 is one more, if they are counted from it (`Objective` does). Where a step
+    of training has several micro-batches or processes, each calls `note` in place of `update`, and all call `remember(merge)` once.
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.3.
 
@@ -34,6 +35,7 @@ class LossSecondMoment(nn.Module):
 
     history: Tensor
     count: Tensor
+    noted: Tensor
 
     def __init__(self, steps: int, *, memory: int = 10, uniform: float = 0.001) -> None:
         super().__init__()
@@ -47,6 +49,7 @@ class LossSecondMoment(nn.Module):
             raise ValueError(must("LossSecondMoment", "uniform", "be a share, at most 1", uniform))
         self.register_buffer("history", torch.zeros(steps, memory, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(steps, dtype=torch.long))
+        self.register_buffer("noted", torch.zeros(2, steps, dtype=torch.float64))  # Σ loss² and their number since `remember`
 
     def probabilities(self) -> Float[Tensor, " steps"]:
         """p_i of every step, in float64.
@@ -65,9 +68,16 @@ class LossSecondMoment(nn.Module):
         >>> LossSecondMoment(4).draw(2, torch.Generator().manual_seed(0))[1]
         tensor([1., 1.], dtype=torch.float64)
         """
+        return self.at(stratified(batch, generator=generator, device=self.history.device))
+
+    def at(self, u: Float[Tensor, " batch"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """The times i/T into which uniform numbers fall, and the weight 1/(T p_i) of each.
+
+        >>> LossSecondMoment(4).at(torch.tensor([0.1, 0.9]))[0]
+        tensor([0.2500, 1.0000], dtype=torch.float64)
+        """
         p = self.probabilities()
-        u = stratified(batch, generator=generator, device=p.device)
-        step = torch.searchsorted(p.cumsum(0), u, right=True).clamp(max=self.steps - 1)
+        step = torch.searchsorted(p.cumsum(0), u.to(p.dtype), right=True).clamp(max=self.steps - 1)
         return (step + 1).to(p.dtype) / self.steps, 1 / (self.steps * p[step])
 
     @torch.no_grad()
@@ -93,6 +103,28 @@ class LossSecondMoment(nn.Module):
         kept = rank >= new[step] - self.memory
         self.history[step[kept], (self.count[step] + rank)[kept] % self.memory] = loss[order][kept]
         self.count += new
+
+    @torch.no_grad()
+    def note(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
+        """Note unweighted losses for the next `remember`; one that is not finite is passed over."""
+        good = torch.isfinite(loss)
+        square = torch.where(good, loss.to(self.noted), 0.0).square()
+        self.noted.index_add_(1, (t * self.steps).round().long() - 1, torch.stack([square, good.to(square.dtype)]))
+
+    @torch.no_grad()
+    def remember(self, merge: Callable[[Tensor], Tensor] | None = None) -> None:
+        """`update` with the root mean square of what was noted at each step since the last call, summed over ranks by `merge`.
+
+        >>> sampler = LossSecondMoment(2)
+        >>> sampler.note(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 7.0]))
+        >>> sampler.remember()
+        >>> sampler.history[0, 0], sampler.count
+        (tensor(5., dtype=torch.float64), tensor([1, 0]))
+        """
+        square, count = self.noted if merge is None else merge(self.noted)
+        seen = count.nonzero()[:, 0]
+        self.update((seen + 1) / self.steps, (square[seen] / count[seen]).sqrt())
+        self.noted.zero_()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LossSecondMoment":
         module: LossSecondMoment = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]

@@ -481,17 +481,15 @@ def test_fault_22_what_a_weighting_is_made_of(
         build()
 
 
-def test_fault_22_a_bound_has_no_other_weighting() -> None:
-    with assert_refused(
-        ValueError,
-        "Objective",
-        "weighting",
-        "be left out, or ELBO(), where a decoder is given",
-        "Sigmoid(bias=2.0) (with another weighting the sum is no bound)",
-    ):
-        Objective(model(), schedule=SCHEDULE, weighting=Sigmoid(), decoder=Categorical(17))
+def test_fault_22_a_weighted_loss_of_levels_is_that_of_the_encoded_data_and_no_bound() -> None:
+    decoder, levels = Categorical(17), torch.randint(0, 17, (4, 2))
+    objective = Objective(model(), schedule=SCHEDULE, weighting=Sigmoid(), decoder=decoder)
+    t, eps = torch.linspace(0.1, 0.9, 4), torch.ones(4, 2)
+    known = weighted_elbo(objective.model, decoder.encode(levels), schedule=SCHEDULE, weighting=Sigmoid(), t=t, eps=eps)
+    assert_same(objective(levels, t=t, eps=eps), known)
     for weighting in (None, ELBO()):
-        assert Objective(model(), schedule=SCHEDULE, weighting=weighting, decoder=Categorical(17)).decoder is not None
+        whole = Objective(objective.model, schedule=SCHEDULE, weighting=weighting, decoder=decoder)
+        assert_same(whole(levels, t=t, eps=eps), objective.bound(levels, t=t, eps=eps).total)
 
 
 def test_fault_22_every_weighting_passes_its_own_check() -> None:

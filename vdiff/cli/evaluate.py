@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         word: getattr(options, word) for word in ("steps", "tolerance", "budget", "draws", "replicates", "seed", "batch")
     }
     settings |= {"schedule": objective.schedule, "decoder": objective.decoder}
-    record = {"run": str(source.folder), "split": options.split, "ema": source.config.ema, "weights file": weights_hash(source)}
+    record = {"run": str(source.folder), "split": options.split, "ema": source.config.ema[0], "weights file": weights_hash(source)}
     out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
     with processes() as first, progress_bar(options.quiet or not first) as progress:
         settings |= {"share": share_of_rank(), "progress": progress}

@@ -1,6 +1,7 @@
-"""Data sets, read safely and split by rule."""
+"""Data sets, read safely and split by rule; augmentation."""
 
-from vdiff.data.images import Images
-from vdiff.data.registry import dataset
+from vdiff.data.augment import augment
+from vdiff.data.images import Images, Splits
+from vdiff.data.registry import dataset, splits
 
-__all__ = ["Images", "dataset"]
+__all__ = ["Images", "Splits", "augment", "dataset", "splits"]

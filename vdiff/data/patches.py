@@ -10,11 +10,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from vdiff.data.cifar10 import BATCH, RECORD, decode_binary, encode_binary, read_batches
 from vdiff.data.file import File, writing
-from vdiff.data.images import Images
+from vdiff.data.images import HELD_OUT, Images
 from vdiff.disk import commit
 from vdiff.errors import must
 
-SIDE, PERIOD, TRAIN = 32, 160, 112  # in columns: 112 of every 160 are for training, the other 48 for the test
+SIDE, PERIOD = 32, 160
+TRAIN, SELECTION, TEST = (0, 80), (80, 112), (112, 160)  # columns of every 160
 NAMES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
 SUMS = "SHA256SUMS"
 
@@ -22,10 +23,10 @@ SUMS = "SHA256SUMS"
 def patches(folder: str | Path) -> tuple[Images, Images]:
     """50,000 training and 10,000 test patches of 32×32 pixels from scikit-learn's china.jpg and flower.jpg; the class is the photograph.
 
-    The photographs are cut into upright bands, 112 columns for training and 48 for the test in turn, so that no
-    pixel of a test patch is in a training patch; patches of the same band overlap, so they are far fewer than CIFAR-10's
-    as data goes. The first call writes them to `folder`/patches (184 MB) in the binary form of CIFAR-10, with their
-    checksums; that is what is read. Bits/dim on them compare with nothing else.
+    The photographs are cut into upright bands, 80 columns for training, 32 for the selection (the last 1,000 training images,
+    which `splits` holds out) and 48 for the test in turn, so that none shares a pixel with another; patches of the same band
+    overlap, so they are far fewer than CIFAR-10's as data goes. The first call writes them to `folder`/patches (184 MB) in the
+    binary form of CIFAR-10, with their checksums; that is what is read. Bits/dim on them compare with nothing else.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -46,11 +47,11 @@ def _make(home: Path) -> None:
     aside = home.with_name(f"{home.name}.part")
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
     aside.mkdir()
-    train, test = _cut(0, TRAIN, 5 * BATCH), _cut(TRAIN, PERIOD, BATCH)
+    parts = (_cut(*TRAIN, 5 * BATCH - HELD_OUT), _cut(*SELECTION, HELD_OUT), _cut(*TEST, BATCH))
+    every = Images(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
     sums = ""
     for i, name in enumerate(NAMES):
-        rows = slice(i * BATCH, (i + 1) * BATCH)
-        raw = encode_binary(Images(train.pixels[rows], train.labels[rows]) if i < 5 else test)
+        raw = encode_binary(every[i * BATCH : (i + 1) * BATCH])
         (aside / name).write_bytes(raw)
         sums += f"{hashlib.sha256(raw).hexdigest()}  {name}\n"
     (aside / SUMS).write_text(sums, encoding="utf-8")

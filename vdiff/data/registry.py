@@ -7,16 +7,21 @@ import torch
 
 from vdiff.data.cifar10 import cifar10
 from vdiff.data.digits import LEVELS, digits
-from vdiff.data.images import Images
+from vdiff.data.images import HELD_OUT, Images, Splits
 from vdiff.data.patches import patches
 from vdiff.errors import did_you_mean, must
 
 
 def _digits(folder: str | Path) -> tuple[Images, Images]:
     """Without the 200 images that the demo selects with."""
+    train, _, test = _digit_splits()
+    return train, test
+
+
+def _digit_splits() -> Splits:
     split = digits()
-    train, test = split.train.to(torch.uint8), split.test.to(torch.uint8)
-    return Images(train, split.train_labels, LEVELS), Images(test, split.test_labels, LEVELS)
+    pairs = ((split.train, split.train_labels), (split.selection, split.selection_labels), (split.test, split.test_labels))
+    return Splits(*(Images(images.to(torch.uint8), labels, LEVELS) for images, labels in pairs))
 
 
 DATASETS: dict[str, Callable[[str | Path], tuple[Images, Images]]] = {"cifar10": cifar10, "digits": _digits, "patches": patches}
@@ -38,4 +43,19 @@ def dataset(name: str, folder: str | Path = "data") -> tuple[Images, Images]:
     return DATASETS[name](folder)
 
 
-__all__ = ["DATASETS", "dataset"]
+def splits(name: str, folder: str | Path = "data") -> Splits:
+    """A data set in three parts, to train on, to select with and to test, so that the test is looked at once, at the end.
+
+    The selection is held out of the training images: of CIFAR-10 and the patches the last 1,000 (those of the patches lie in bands
+    of their own), of the digits 200. Arguments and errors are those of `dataset`.
+
+    >>> [len(part) for part in splits("digits")]
+    [1300, 200, 297]
+    """
+    if name == "digits":
+        return _digit_splits()
+    train, test = dataset(name, folder)
+    return Splits(train[:-HELD_OUT], train[-HELD_OUT:], test)
+
+
+__all__ = ["DATASETS", "dataset", "splits"]

@@ -52,16 +52,21 @@ def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]
         "device": str(x.device),
         "processes": run.share.count,
         "torch": torch.__version__,
-        "vdiff": _version(),
+        "vdiff": version(),
         **extra,
     }
 
 
-def _version() -> str:
+def version() -> str:
+    """The version of vdiff that is installed.
+
+    >>> version()[0].isdigit()
+    True
+    """
     try:
         return metadata.version("vdiff-torch")
     except metadata.PackageNotFoundError:
         return "not installed"
 
 
-__all__ = ["protocol_of"]
+__all__ = ["protocol_of", "version"]

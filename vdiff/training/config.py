@@ -1,68 +1,289 @@
-"""What a run is, as data: enough to build its objective again."""
+"""What a run is, as data: enough to build its objective again, and to train it the same way."""
 
-from dataclasses import asdict, dataclass, field
+import ast
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from types import ModuleType
 from typing import Any
 
-from vdiff import decoder, parameterization, schedule
+from vdiff import decoder, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
+from vdiff.data.augment import KINDS
+from vdiff.data.registry import DATASETS
 from vdiff.decoder import Levels
 from vdiff.denoiser import Denoiser
 from vdiff.errors import did_you_mean, must
 from vdiff.objective import Objective
+from vdiff.resampling import LossSecondMoment
+from vdiff.training.spec import Spec, build, faults
 
-Spec = dict[str, Any]
+DECAYS = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
 class Config:
-    """An objective and its training as plain data, JSON in and out. A spec is a class by name with its arguments;
-    `shape` is that of one example, as the network sees it.
+    """An objective and its training as plain data, JSON in and out.
+
+    A spec is a class by name with its arguments, {"name": "Sigmoid", "bias": 2.0}, or a class method,
+    {"name": "Tabulated.linear_betas"}; its arguments can be specs. All fields are checked here, together.
+
+    The objective, whose loss is one of three:
+
+        the bound (`elbo`)                             weighting None
+        L_w on encoded data (`weighted_elbo`)          weighting given
+        iDDPM's simple + bound_weight · bound          bound_weight given; 0 is DDPM's simple loss
+
+    Args:
+        network, parameterization, schedule, variance: of the model and where it looks; `variance` is that of a chain's
+            reverse steps, None for the posterior's.
+        data, folder: a data set by name, and where its files are.
+        shape: of one example, as the network sees it.
+        decoder: p(data | z₀), which encodes the data, and by which the run is evaluated, whatever it trains.
+        chain: T steps; None for continuous time.
+        resampling: draw the bound's terms on a chain by their own size (`LossSecondMoment`).
+        level_head: whether the network returns logits of levels (`LevelHead`).
+        conditional: whether the network is told the class, as `label`.
+        augment: "none", "flip" or "flip-turn", of which a network that takes `augmented` is told.
+        batch: images of an optimizer step, over all processes and `accumulate` micro-batches.
+        lr, schedule_lr: learning rates of the network and of a schedule, after `warmup` steps; `decay` is "cosine", down to
+            zero at the last step, or "constant".
+        clip: the norm to which the gradient of the loss in bits/dim is clipped; None for no clipping.
+        ema: decays of the averages that are kept; the first is the one that is evaluated.
+        autocast, compile, channels_last: bf16 autocast, `torch.compile`, and the network's memory format.
+
+    Raises:
+        ValueError: naming every field that is wrong.
 
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
-    >>> type(config.objective()).__name__
-    'Objective'
+    >>> type(config.objective()).__name__, config.ema
+    ('Objective', [0.999])
     """
 
     network: Spec
     data: str = "digits"
+    folder: str = "data"
     shape: list[int] = field(default_factory=lambda: [1, 8, 8])
     parameterization: Spec = field(default_factory=lambda: {"name": "X"})
     schedule: Spec = field(default_factory=lambda: {"name": "Linear", "logsnr_max": 9.0, "logsnr_min": -7.0})
-    decoder: Spec = field(default_factory=lambda: {"name": "Categorical", "levels": 17})
+    weighting: Spec | None = None
+    decoder: Spec | None = field(default_factory=lambda: {"name": "Categorical", "levels": 17})
+    variance: Spec | None = None
+    chain: int | None = None
+    bound_weight: float | None = None
+    resampling: bool = False
     level_head: bool = True
+    conditional: bool = False
+    augment: str = "none"
     steps: int = 4000
     batch: int = 128
+    accumulate: int = 1
     lr: float = 2e-3
     schedule_lr: float = 0.01
     warmup: int = 100
+    decay: str = "cosine"
     weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.999
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    clip: float | None = 1.0
+    ema: list[float] = field(default_factory=lambda: [0.999])
     seed: int = 0
+    autocast: bool = False
+    compile: bool = False
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = [text for name, check in CHECKS.items() for text in check(name, getattr(self, name))]
+        wrong = wrong or self._do_not_fit()
+        if wrong:
+            raise ValueError("\n".join(wrong))
 
     def objective(self) -> Objective:
         """The objective this config describes, with fresh weights."""
-        network, read = build(networks, self.network), build(decoder, self.decoder)
+        network = build(networks, self.network)
+        read = None if self.decoder is None else build(decoder, self.decoder)
         if self.level_head and isinstance(read, Levels):
             network = networks.LevelHead(network, read)
-        row, look = build(parameterization, self.parameterization), build(schedule, self.schedule)
-        return Objective(Denoiser(network, row), schedule=look, decoder=read)
+        reverse = None if self.variance is None else build(variance, self.variance)
+        terms = 0 if self.chain is None else self.chain + (read is not None and read.denoise)
+        return Objective(
+            Denoiser(network, build(parameterization, self.parameterization), variance=reverse),
+            schedule=build(schedule, self.schedule),
+            weighting=None if self.weighting is None else build(weighting, self.weighting),
+            decoder=read,
+            steps=self.chain,
+            bound_weight=self.bound_weight,
+            resampling=LossSecondMoment(terms) if self.resampling else None,
+        )
 
     def asdict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+        """The config of a file, also of an older one that lacks fields; an unknown field is answered with the nearest.
 
-def build(home: Any, spec: Spec) -> Any:
-    """The class `spec["name"]` of a module, called with the rest; an unknown name is answered with the nearest.
+        >>> Config.from_dict({"network": {"name": "MLP", "dims": 2}, "step": 10})
+        Traceback (most recent call last):
+            ...
+        ValueError: Config: argument 'step' must be a field; got 10 (did you mean 'steps'?)
+        """
+        known = [one.name for one in fields(cls)]
+        wrong = [must("Config", name, "be a field", repr(v), did_you_mean(name, known)) for name, v in values.items() if name not in known]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        if "network" not in values:
+            raise ValueError(must("Config", "network", "be given", None))
+        old = {"ema": [values["ema"]]} if _number(values.get("ema")) else {}  # as files had it when there was one
+        return cls(**{**values, **old})
 
-    >>> from vdiff import schedule
-    >>> build(schedule, {"name": "Cosine"})
-    Cosine(logsnr_max=15.0, logsnr_min=-15.0)
-    """
-    arguments = dict(spec)
-    name = arguments.pop("name")
-    known = [word for word in dir(home) if isinstance(getattr(home, word), type)]
-    if name not in known:
-        raise ValueError(must("build", "name", f"be a class of {home.__name__}", repr(name), did_you_mean(name, known)))
-    return getattr(home, name)(**arguments)
+    def override(self, settings: Iterable[str]) -> "Config":
+        """This config with settings such as "lr=1e-4", "schedule.name=Cosine" or "betas=[0.9, 0.999]", all of them checked.
+
+        A value is JSON (or Python's None, True and False), else text; a point leads into a spec.
+
+        >>> Config(network={"name": "MLP", "dims": 2}).override(["network.width=64", "clip=null"]).network
+        {'name': 'MLP', 'dims': 2, 'width': 64}
+        """
+        values = self.asdict()
+        for setting in settings:
+            path, equals, text = setting.partition("=")
+            *outer, last = path.strip().split(".")
+            if not equals or not last:
+                raise ValueError(
+                    must("Config", "override", "be name=value", repr(setting), "for instance lr=1e-4, or schedule.name=Cosine")
+                )
+            place = values
+            for name in outer:
+                if not isinstance(place.get(name), dict):
+                    place[name] = {}
+                place = place[name]
+            place[last] = _value(text.strip())
+        return Config.from_dict(values)
+
+    def _do_not_fit(self) -> list[str]:
+        """Fields that are right one by one and do not go together."""
+        wrong = []
+        if self.batch % self.accumulate:
+            wrong.append(must("Config", "accumulate", f"divide the batch of {self.batch}", self.accumulate))
+        told = inspect.signature(getattr(networks, self.network["name"]).forward).parameters
+        if self.conditional and ("label" not in told or not self.network.get("labels")):
+            wrong.append(must("Config", "conditional", "come with a network that has labels", True, 'network: {"labels": 10, …}'))
+        if self.augment == "flip-turn" and "augmented" not in told:
+            hint = "one that is not told would learn turned images: VDMUNet, or augment='flip'"
+            wrong.append(must("Config", "augment", "come with a network that takes `augmented`", self.augment, hint))
+        if self.decoder is None and self.weighting is None and self.bound_weight is None:
+            wrong.append(must("Config", "decoder", "be given where the bound is trained", None))
+        if self.weighting is not None and self.bound_weight is not None:
+            hint = "the hybrid loss has the plain squared error of ε"
+            wrong.append(must("Config", "weighting", "be left out where bound_weight is given", self.weighting, hint))
+        for name in ("variance", "bound_weight"):
+            if getattr(self, name) is not None and self.chain is None:
+                wrong.append(must("Config", name, "come with a chain", getattr(self, name), "in continuous time it trains nothing"))
+        if self.resampling and (self.chain is None or self.weighting is not None or self.bound_weight is not None):
+            wrong.append(must("Config", "resampling", "come with the bound of a chain", True, "chain=T, without a weighting"))
+        return wrong
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+Check = Callable[[str, Any], list[str]]
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _that(holds: Callable[[Any], bool], requirement: str) -> Check:
+    """A check that a value is as it should be."""
+
+    def _check(name: str, value: Any) -> list[str]:
+        return [] if holds(value) else [must("Config", name, requirement, repr(value))]
+
+    return _check
+
+
+def _one_of(known: tuple[str, ...]) -> Check:
+    def check(name: str, value: Any) -> list[str]:
+        if value in known:
+            return []
+        return [must("Config", name, f"be one of {', '.join(known)}", repr(value), did_you_mean(str(value), known))]
+
+    return check
+
+
+def _spec(*homes: ModuleType) -> Check:
+    """A check that a spec names a class there is, and arguments that it takes."""
+
+    def _check(name: str, value: Any) -> list[str]:
+        return faults("Config", name, homes, value)
+
+    return _check
+
+
+def _optional(check: Check) -> Check:
+    def _check(name: str, value: Any) -> list[str]:
+        return [] if value is None else check(name, value)
+
+    return _check
+
+
+_flag = _that(lambda v: isinstance(v, bool), "be true or false")
+_count = _that(lambda v: _whole(v) and v >= 1, "be a whole number of at least 1")
+_from_zero = _that(lambda v: _whole(v) and v >= 0, "be a whole number of at least 0")
+_positive = _that(lambda v: _number(v) and 0 < v < math.inf, "be a finite number greater than 0")
+_not_negative = _that(lambda v: _number(v) and 0 <= v < math.inf, "be a finite number of at least 0")
+_text = _that(lambda v: isinstance(v, str) and v != "", "be text")
+
+CHECKS: dict[str, Check] = {
+    "network": _spec(networks),
+    "data": _one_of(tuple(DATASETS)),
+    "folder": _text,
+    "shape": _that(
+        lambda v: isinstance(v, list) and len(v) > 0 and all(_whole(n) and n >= 1 for n in v), "be a list of sizes, such as [3, 32, 32]"
+    ),
+    "parameterization": _spec(parameterization),
+    "schedule": _spec(schedule),
+    "weighting": _optional(_spec(weighting)),
+    "decoder": _optional(_spec(decoder)),
+    "variance": _optional(_spec(variance)),
+    "chain": _optional(_count),
+    "bound_weight": _optional(_not_negative),
+    "resampling": _flag,
+    "level_head": _flag,
+    "conditional": _flag,
+    "augment": _one_of(KINDS),
+    "steps": _count,
+    "batch": _count,
+    "accumulate": _count,
+    "lr": _positive,
+    "schedule_lr": _positive,
+    "warmup": _from_zero,
+    "decay": _one_of(DECAYS),
+    "weight_decay": _not_negative,
+    "betas": _that(lambda v: isinstance(v, list) and len(v) == 2 and all(_number(b) and 0 <= b < 1 for b in v), "be two numbers in [0, 1)"),
+    "clip": _optional(_positive),
+    "ema": _that(
+        lambda v: isinstance(v, list) and len(v) > 0 and all(_number(d) and 0 <= d < 1 for d in v),
+        "be decays in [0, 1), the evaluated one first",
+    ),
+    "seed": _from_zero,
+    "autocast": _flag,
+    "compile": _flag,
+    "channels_last": _flag,
+}
+
+__all__ = ["Config", "build"]

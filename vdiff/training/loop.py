@@ -1,23 +1,35 @@
-"""A training loop: AdamW, warm-up and cosine decay, clipping, EMA in float32, a progress bar."""
+"""The training loop: AdamW, warm-up and decay, clipping, averages, on one process or many, and never lost."""
 
 import math
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
+from torch.nn.parallel import DistributedDataParallel
 
-from vdiff.errors import must
-from vdiff.groups import parameter_groups
+from vdiff.errors import check_positive_int, did_you_mean, must
+from vdiff.gaussian import wide
+from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
-from vdiff.times import generator_of, offset_of, stratified
+from vdiff.schedule.base import home
+from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
-from vdiff.training.ranks import over_ranks
+from vdiff.training.guard import autocast, memory_hint, not_finite
+from vdiff.training.ranks import from_first, here, over_ranks, wrap
+from vdiff.training.readings import Reading, Readings
+from vdiff.training.record import Record, tensorboard
+from vdiff.training.run import Run
+from vdiff.training.signals import stopping
+from vdiff.training.state import State
+from vdiff.weighting import ELBO
 
 Log = Callable[[dict[str, Any]], None]
-PATIENCE = 10
+Validate = Callable[[Objective], float | Estimate]
+PATIENCE = 10  # steps in a row without a finite loss
+POLICIES = ("skip", "raise")
 
 
 def train(
@@ -25,16 +37,37 @@ def train(
     data: Tensor,
     config: Config,
     *,
+    labels: Tensor | None = None,
+    run: Run | None = None,
     log: Log | None = None,
-    validate: Callable[[nn.Module], float] | None = None,
+    validate: Validate | None = None,
     every: int = 500,
+    store_every: int | None = None,
+    on_nonfinite: str = "skip",
     quiet: bool = False,
 ) -> Objective:
-    """Train an objective with a decoder on integer images; returns the exponential moving average of its weights.
+    """Train an objective on data as its decoder takes it; returns the exponential moving average of its weights.
 
-    Batches, times and noise are pure functions of (seed, step). `log` receives a dictionary every `every` steps, with
-    the validation bound of the averaged weights if `validate` is given. Steps with a loss or gradient that is not
-    finite are skipped and counted; ten in a row raise.
+    Images, times, noise and the seeds of dropout are pure functions of (seed, step, slot): the same on any number of processes and of
+    micro-batches, but for rounding and dropout. With a `run` the training is kept: it goes on from the newest checkpoint to the
+    last bit, writes one every `store_every` steps and at the end, and when a signal (SIGTERM, Ctrl-C, SIGUSR1) asks it to
+    stop it finishes its step, writes a checkpoint and leaves with the signal's exit code; a second signal ends it at once.
+
+    In a process group, such as that of `vdiff.training.processes` under torchrun, the objective is wrapped in DDP, and all ranks
+    start from the first one's weights.
+
+    Args:
+        labels: (n,) classes, for a config that is `conditional`.
+        log: receives a dictionary every `every` steps, with the bound of the averaged weights if `validate` is given.
+        validate: a bound of the averaged weights in bits/dim, such as `Validation(images)`; every process calls it.
+        store_every: `every` by default.
+        on_nonfinite: what to do with a loss or gradient that is not finite. "skip" leaves the step out, counts it, and raises
+            after ten in a row; "raise" raises at the first. Neither weights nor averages ever see one.
+
+    Raises:
+        ValueError: for such losses, with what the step looked at in nonfinite-….json of the run; for a batch that cannot be shared
+            evenly; for data that does not fit.
+        SystemExit: where a signal asked to stop.
 
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, steps=2, batch=4)
     >>> history = []
@@ -42,68 +75,177 @@ def train(
     >>> history[-1]["step"], averaged.training
     (2, False)
     """
-    groups = parameter_groups(objective, lr=config.lr, weight_decay=config.weight_decay, schedule_lr=config.schedule_lr)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
-    for group in optimizer.param_groups:
-        group["full_lr"] = group["lr"]
-    average = AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
-    model_parameters = next(group["params"] for group in optimizer.param_groups if group["name"] == "model")
-    dims, total, skipped, in_a_row = data[0].numel() * math.log(2), 0.0, 0, 0
-    objective.train()
-    bar = tqdm(range(config.steps), disable=quiet, unit="step", dynamic_ncols=True)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = group["full_lr"] * pace(step, config.warmup, config.steps)
-        generator = generator_of(config.seed, step, device=data.device)
-        rows = torch.randint(len(data), (config.batch,), generator=generator, device=data.device)
-        t = stratified(config.batch, offset=offset_of(config.seed, step), device=data.device)
-        loss = objective(data[rows], t=t, generator=generator).mean() / dims
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model_parameters, config.clip)
-        if torch.isfinite(loss) and torch.isfinite(norm):
-            optimizer.step()
-            objective.schedule.update(over_ranks)
-            average.update_parameters(objective)
-            in_a_row = 0
+    check_positive_int("train", "every", every)
+    store_every = every if store_every is None else store_every
+    check_positive_int("train", "store_every", store_every)
+    if on_nonfinite not in POLICIES:
+        raise ValueError(must("train", "on_nonfinite", "be 'skip' or 'raise'", repr(on_nonfinite), did_you_mean(on_nonfinite, POLICIES)))
+    trainer = _Trainer(objective, data, labels, config, run, on_nonfinite)
+    listeners = [] if log is None else [log]
+    if run is not None and here().first:
+        listeners += [run.log, *tensorboard(run.folder / "tensorboard", trainer.state.step)]
+    with ExitStack() as stack:
+        stack.callback(trainer.release)
+        asked: Callable[[], int] = stack.enter_context(stopping()) if run is not None else int
+        silent = quiet or not here().first
+        record = stack.enter_context(Record(config.steps, first=trainer.state.step, quiet=silent, listeners=listeners))
+        trainer.fit(record, validate, every, store_every, asked)
+    if run is not None:
+        run.save(trainer.state.averaged)
+    return trainer.state.averaged
+
+
+class _Trainer:
+    """One training: what a step needs, and what is done between steps."""
+
+    def __init__(
+        self, objective: Objective, data: Tensor, labels: Tensor | None, config: Config, run: Run | None, on_nonfinite: str
+    ) -> None:
+        self.config, self.run, self.on_nonfinite, self.place = config, run, on_nonfinite, here()
+        self.device = home(objective)
+        self.batches = Batches(data, config, labels=labels, place=self.place, device=self.device)
+        self.objective = objective.train()
+        network = getattr(objective.model, "network", objective.model)
+        if not isinstance(network, nn.Module):
+            raise TypeError(must("train", "objective", "hold a network that is an nn.Module", repr(network), "nothing else has weights"))
+        if config.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.state = State(objective, config)
+        if run is not None:
+            run.restore(self.state)
         else:
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            if in_a_row == PATIENCE:
-                raise ValueError(
-                    must(
-                        "train",
-                        "objective",
-                        "have a finite loss",
-                        f"NaN or infinity in {PATIENCE} steps in a row, up to step {step} of seed {config.seed}",
-                        "lower the learning rate",
-                    )
-                )
-        total += loss.item()
-        if (step + 1) % every == 0 or step + 1 == config.steps:
-            count = every if (step + 1) % every == 0 else (step + 1) % every
-            entry: dict[str, Any] = {
-                "step": step + 1,
-                "train_bits_per_dim": total / count,
-                "gradient_norm": norm.item(),
-                "skipped": skipped,
-            }
-            if validate is not None:
-                entry["selection_bits_per_dim"] = validate(average.module)
-            total = 0.0
-            bar.set_postfix({k.removesuffix("_bits_per_dim"): f"{v:.3f}" for k, v in entry.items() if k.endswith("dim")})
-            if log is not None:
-                log(entry)
-    averaged = average.module
-    assert isinstance(averaged, Objective)
-    return averaged.eval()
+            from_first(value for named in self.state.tensors().values() for value in named.values())
+        if config.compile:
+            network.compile()
+        self.wrapped: nn.Module = objective
+        if self.place.count > 1:
+            self.wrapped = wrap(objective)
+            self.rehearse()
+        groups = {group["name"]: group["params"] for group in self.state.optimizer.param_groups}
+        self.network_parameters, self.schedule_parameters = groups.get("model", []), groups.get("schedule", [])
+        self.dims = math.prod(config.shape) * math.log(2)
+        self.is_bound = objective.decoder is not None and objective.bound_weight is None and isinstance(objective.weighting, ELBO)
+        self.last: Reading | None = None
+
+    def rehearse(self) -> None:
+        """One backward pass that leaves no trace: with a static graph, DDP looks in the first for parameters without a gradient, and only
+        after it can micro-batches go unsynchronised."""
+        buffers = list(self.objective.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        self.losses(self.state.step, 0).sum().backward()  # type: ignore[no-untyped-call]
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        self.state.optimizer.zero_grad()
+
+    def losses(self, step: int, part: int) -> Tensor:
+        """The loss of each example of this process in a micro-batch, nats."""
+        seed_everything(self.config.seed, step, self.place, part)
+        batch = self.batches(step, part)
+        with autocast(self.config, self.device):
+            losses: Tensor = self.wrapped(batch.data, u=batch.u, eps=batch.eps, **batch.condition)
+        return losses
+
+    def release(self) -> None:
+        """Let go of the wrapper: over gloo, it must not outlive its group."""
+        self.wrapped = self.objective
+
+    def fit(self, record: Record, validate: Validate | None, every: int, store_every: int, asked: Callable[[], int]) -> None:
+        """All steps that are left."""
+        state, readings, stored, stop = self.state, Readings(), self.state.step, False
+        for step in range(state.step, self.config.steps):
+            for reading in readings.push(step, self.step(step, asked)):
+                stop = self.note(reading, record) or stop
+            state.step = step + 1
+            last = state.step == self.config.steps
+            write, store = last or state.step % every == 0, last or state.step % store_every == 0
+            if write or store or stop:
+                for reading in readings.rest():
+                    stop = self.note(reading, record) or stop
+            if write:
+                record.write(self.entry(validate))
+            if self.run is not None and (store or stop):
+                stored = state.step if self.run.store(state) else stored
+            if stop:
+                self.leave(asked(), stored)
+
+    def step(self, step: int, asked: Callable[[], int]) -> Tensor:
+        """One step; the loss in bits/dim, the norm of its gradient, whether they are not finite, and whether to stop, over all ranks."""
+        config, optimizer = self.config, self.state.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = group["full_lr"] * pace(step, config.warmup, config.steps, config.decay)
+        optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for part in range(config.accumulate):
+            with memory_hint(config, self.place), self._synchronised(part == config.accumulate - 1):
+                loss = self.losses(step, part).mean() / (self.dims * config.accumulate)
+                loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        norm = nn.utils.get_total_norm([p.grad for p in self.network_parameters if p.grad is not None])
+        if config.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.network_parameters, config.clip, norm)
+        total = wide(torch.stack(losses).sum())
+        finite = total.isfinite() & norm.isfinite()
+        for p in self.schedule_parameters:
+            finite &= p.grad is None or p.grad.isfinite().all()
+        numbers = torch.stack([total, norm.to(total.dtype), (~finite).to(total), torch.full_like(total, asked() > 0)])
+        numbers = over_ranks(numbers) / self.place.count
+        optimizer.found_inf = (numbers[2] > 0).float()  # type: ignore[attr-defined]  # as torch's GradScaler tells it
+        optimizer.step()
+        self.objective.update(over_ranks)
+        self.state.averages.update(step)
+        return numbers
+
+    def note(self, reading: Reading, record: Record) -> bool:
+        """Take in what a step said; whether to stop. Raises where its loss is not finite, as the policy says."""
+        state = self.state
+        self.last = reading
+        if not reading.bad:
+            state.in_a_row = 0
+            state.window = [state.window[0] + reading.loss, state.window[1] + 1]
+        else:
+            state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
+            if self.on_nonfinite == "raise" or state.in_a_row >= PATIENCE:
+                folder = self.run.folder if self.run is not None and self.place.first else None
+                raise not_finite(self.objective, self.batches, reading.step, state.in_a_row, folder)
+        record.advance(reading.loss)
+        return reading.stop
+
+    def entry(self, validate: Validate | None) -> dict[str, Any]:
+        """What is logged of the steps since the last entry."""
+        state, last = self.state, self.last
+        total, count = state.window
+        entry: dict[str, Any] = {"step": state.step}
+        if count:
+            entry["train_bits_per_dim" if self.is_bound else "train_loss"] = total / count
+        if last is not None:
+            entry["gradient_norm"] = last.norm if math.isfinite(last.norm) else None
+        entry |= {"lr": self.state.optimizer.param_groups[0]["lr"], "skipped": state.skipped}
+        if validate is not None:
+            found = validate(state.averaged)
+            if isinstance(found, Estimate):
+                entry |= {"selection_error": found.monte_carlo, "selection_error_over_images": found.images}
+            entry["selection_bits_per_dim"] = value = found.value if isinstance(found, Estimate) else float(found)
+            if state.best is None or value < state.best["bits_per_dim"]:
+                state.best = {"step": state.step, "bits_per_dim": value}
+        state.window = [0.0, 0]
+        return entry
+
+    def leave(self, number: int, stored: int) -> None:
+        """End the process as the signal asked; its number is 0 where another rank received it."""
+        if self.place.first:
+            print(f"\nasked to stop after step {self.state.step}; the checkpoint of step {stored} goes on from there", file=sys.stderr)
+        raise SystemExit(128 + (number or 15))
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if last or not isinstance(self.wrapped, DistributedDataParallel) else self.wrapped.no_sync()
 
 
-def pace(step: int, warmup: int, steps: int) -> float:
-    """The learning rate's factor: linear warm-up, then half a cosine down to zero.
+def pace(step: int, warmup: int, steps: int, decay: str = "cosine") -> float:
+    """The learning rate's factor: linear warm-up, then half a cosine down to zero, or "constant".
 
-    >>> pace(0, 100, 1000), pace(550, 100, 1000)
-    (0.01, 0.5)
+    >>> pace(0, 100, 1000), pace(550, 100, 1000), pace(550, 100, 1000, "constant")
+    (0.01, 0.5, 1.0)
     """
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+    return 1.0 if decay == "constant" else 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))

@@ -1,19 +1,134 @@
-"""What the processes of a run tell each other."""
+"""The processes of a run, as torchrun starts them, and what they tell each other. Where there is one, nothing of it is touched."""
 
+import gc
+import json
+import os
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process this is, and of how many.
+
+    >>> Place().first
+    True
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.index == 0
+
+
+def here() -> Place:
+    """The place of this process.
+
+    >>> here()
+    Place(index=0, count=1)
+    """
+    return Place(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else Place()
+
+
+@contextmanager
+def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
+    """The device of this process, in a group with the others where torchrun started several (nccl on GPUs, gloo on CPUs).
+
+    Where one of them fails, or is silent for `timeout` seconds while the others wait, all of them end.
+
+    >>> with processes() as device:
+    ...     here().count
+    1
+    """
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout))
+    try:
+        yield device
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what is wrapped
+        raise
+    finally:
+        gc.collect()  # what is wrapped in DDP must be gone before its group: over gloo, torch can deadlock otherwise
+        dist.destroy_process_group()
+
+
+def wrap(module: nn.Module) -> DistributedDataParallel:
+    """A module whose gradients are means over ranks, of one graph for all steps.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    ...     type(wrap(torch.nn.Linear(1, 1))).__name__
+    ...     dist.destroy_process_group()
+    'DistributedDataParallel'
+    """
+    wrapped = DistributedDataParallel(module, static_graph=True)
+    wrapped.broadcast_buffers = False  # schedules sum their own; as an argument it is deprecated in some versions, unknown in others
+    return wrapped
 
 
 def over_ranks(statistics: Tensor) -> Tensor:
     """A tensor summed over all ranks, in place; in a single process as it is. `schedule.update(over_ranks)` merges what they saw.
 
-    >>> import torch
     >>> over_ranks(torch.ones(1))
     tensor([1.])
     """
-    if dist.is_available() and dist.is_initialized():
+    if here().count > 1:
         dist.all_reduce(statistics)
     return statistics
 
 
-__all__ = ["over_ranks"]
+def on_first(make: Callable[[], Any]) -> Any:
+    """What `make()` returns on the first rank, plain data, on all of them; and so the ValueError that it raises.
+
+    >>> on_first(lambda: {"step": 3})
+    {'step': 3}
+    """
+    place = here()
+    if place.count == 1:
+        return make()
+    told: list[str] = [""]
+    failure: ValueError | None = None
+    if place.first:
+        try:
+            told = [json.dumps({"value": make()})]
+        except ValueError as error:
+            failure, told = error, [json.dumps({"error": str(error)})]
+    dist.broadcast_object_list(told)
+    answer = json.loads(told[0])
+    if "error" in answer:
+        raise failure or ValueError(answer["error"])
+    return answer["value"]
+
+
+def from_first(tensors: Iterable[Tensor]) -> None:
+    """Fill tensors with those of the first rank.
+
+    >>> from_first([torch.ones(1)])
+    """
+    if here().count > 1:
+        for tensor in tensors:
+            whole = tensor.detach().contiguous()
+            dist.broadcast(whole, 0)
+            tensor.detach().copy_(whole)
+
+
+__all__ = ["Place", "from_first", "here", "on_first", "over_ranks", "processes", "wrap"]

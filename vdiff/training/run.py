@@ -1,51 +1,136 @@
-"""A run folder: config.json, weights in safetensors, log.jsonl, figures. Everything a later command needs."""
+"""A run folder: config.json, checkpoints, the averaged weights, log.jsonl, figures. Everything a later command needs."""
 
 import json
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from filelock import FileLock
 from torch import Tensor
 
 from vdiff.disk import commit
-from vdiff.errors import must
+from vdiff.errors import did_you_mean, must
+from vdiff.likelihood.protocol import version
 from vdiff.objective import Objective
+from vdiff.training import checkpoint
 from vdiff.training.config import Config
+from vdiff.training.lock import hold
+from vdiff.training.ranks import from_first, here, on_first
+from vdiff.training.state import State, is_state
+
+RESUME = ("auto", "never")
+FREE = ("accumulate", "compile", "channels_last")  # how a step is computed, not what: a resumed run may change it
 
 
 class Run:
     """A folder that holds one run.
 
+    `Run(folder)` reads one; `Run.open` and `Run.create` are for its training, and keep everyone else from training in the same
+    folder until they are closed. Of several processes the first one writes.
+
     >>> import tempfile
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run = Run.create(folder, config)
-    ...     run.save(config.objective())
+    ...     with Run.open(folder, config) as run:
+    ...         run.save(config.objective())
     ...     loaded = Run(folder).load()
     >>> type(loaded).__name__
     'Objective'
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).resolve()
-        if not (self.folder / "config.json").is_file():
-            raise ValueError(must("Run", "folder", "hold a config.json", self.folder, "`make demo` writes runs/digits"))
-        self.config = Config(**json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
+    def __init__(self, folder: str | Path, config: Config | None = None) -> None:
+        self.folder = Path(folder).expanduser().resolve()  # once: the working directory may change
+        self.keep = 3
+        self._lock: FileLock | None = None
+        if config is None:
+            if not (self.folder / "config.json").is_file():
+                raise ValueError(must("Run", "folder", "hold a config.json", self.folder, "`make demo` writes runs/digits"))
+            config = Config.from_dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
+        self.config = config
+
+    @classmethod
+    def open(cls, folder: str | Path, config: Config, *, resume: str = "auto", keep: int = 3) -> "Run":
+        """The run of `config` in `folder`, which is made: from its newest whole checkpoint if it has any, else from the start.
+
+        Args:
+            resume: "auto", or "never" for a folder that must not hold a run yet.
+            keep: how many checkpoints are kept.
+
+        Raises:
+            ValueError: where the folder holds a run of another config, with the difference; where another process trains in
+                it; where it cannot be written to.
+        """
+        if resume not in RESUME:
+            hint = checkpoint.UNPICKLE if Path(resume).suffix in checkpoint.PICKLES else did_you_mean(resume, RESUME)
+            raise ValueError(must("Run.open", "resume", f"be one of {', '.join(RESUME)}", repr(resume), hint))
+        if keep < 1:
+            raise ValueError(must("Run.open", "keep", "be at least 1", keep, "without a checkpoint nothing can be gone on from"))
+        run = cls(folder, config)
+        run.keep = keep
+
+        def check() -> None:
+            if resume == "never":
+                hint = "resume='auto' goes on with it"
+                raise ValueError(must("Run.open", "folder", "hold no run yet", run.folder, hint))
+            difference = differences(cls(run.folder).config.asdict(), config.asdict())
+            if difference:
+                hint = "another config is another run: take another folder"
+                raise ValueError(must("Run.open", "config", f"be that of the run in {run.folder}", difference, hint))
+
+        on_first(lambda: run._take(check))
+        return run
 
     @classmethod
     def create(cls, folder: str | Path, config: Config) -> "Run":
         """A new run in `folder`, which is made; an older run in it is replaced whole, with a warning."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        if (path / "config.json").exists():
-            warnings.warn(f"replacing the run in {path}", stacklevel=2)
-            for old in ("ema.safetensors", "results.json", "table.txt"):
-                (path / old).unlink(missing_ok=True)
-        write_aside(path / "config.json", json.dumps(config.asdict(), indent=2) + "\n")
-        (path / "log.jsonl").unlink(missing_ok=True)
-        return cls(path)
+        run = cls(folder, config)
+
+        def clear() -> None:
+            warnings.warn(f"replacing the run in {run.folder}", stacklevel=6)
+            for old in ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl"):
+                (run.folder / old).unlink(missing_ok=True)
+            for old in ("checkpoints", "tensorboard"):
+                shutil.rmtree(run.folder / old, ignore_errors=True)
+
+        on_first(lambda: run._take(clear))
+        return run
+
+    def _take(self, older: Callable[[], None]) -> None:
+        """Make the folder this training's; `older` is called where a run is in it already, and may raise."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = hold(self.folder)
+            if (self.folder / "config.json").exists():
+                older()
+            self.checkpoints.mkdir(exist_ok=True)
+            write_aside(self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n")
+        except OSError as error:
+            self.close()
+            raise ValueError(must("Run", "folder", "be one that can be written to", f"{self.folder}: {error}")) from error
+        except ValueError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others train in this folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
 
     @property
     def figures(self) -> Path:
@@ -54,25 +139,108 @@ class Run:
         path.mkdir(exist_ok=True)
         return path
 
+    def restore(self, state: State) -> None:
+        """Go on from the newest whole checkpoint, on every process, and forget what the log has beyond it. A checkpoint that is cut off,
+        damaged or of another run is warned of and put aside, and the one before it is used.
+
+        Raises ValueError where there are checkpoints and none can be used.
+        """
+        live = state.tensors()
+        facts = on_first(lambda: checkpoint.newest(self.checkpoints, partial(self.read, live=live)))
+        from_first(value for named in live.values() for value in named.values())
+        if facts is not None:
+            state.take(facts["state"])
+        if here().first:
+            kept = [entry for entry in self.history() if entry.get("step", 0) <= state.step]
+            write_aside(self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def read(self, path: Path, live: checkpoint.Tensors) -> dict[str, Any]:
+        """Copy a checkpoint of this run into tensors and return its facts. Raises ValueError where it is damaged or of another run."""
+        meta = checkpoint.read_meta(path)
+        facts = meta["facts"]
+        config, state, versions = (facts.get(name) for name in ("config", "state", "versions"))
+        if not isinstance(config, dict) or not is_state(state) or state["step"] != meta["step"]:
+            raise ValueError(must("checkpoint", str(path), "hold the state of a run", facts, "it is something else"))
+        difference = differences(Config.from_dict(config).asdict(), self.config.asdict())
+        if difference:
+            raise ValueError(must("checkpoint", str(path), "be of this run's config", difference, "it is of another run"))
+        if versions != _versions():
+            warnings.warn(f"the run goes on with {_versions()} after {versions}: not bit for bit", stacklevel=2)
+        return checkpoint.read(path, live)
+
+    def store(self, state: State) -> bool:
+        """Write a checkpoint and delete the oldest beyond `keep`; whether it was written. Where the disk does not allow it, what is
+        there stays, and a warning says how much is missing."""
+        if not here().first:
+            return True
+        facts = {"config": self.config.asdict(), "versions": _versions(), "state": state.facts()}
+        try:
+            checkpoint.write(self.checkpoints, state.step, state.tensors(), facts)
+        except OSError as error:
+            warnings.warn(f"no checkpoint at step {state.step}: {error}; the older ones are kept", stacklevel=2)
+            return False
+        checkpoint.prune(self.checkpoints, self.keep)
+        return True
+
     def log(self, entry: dict[str, Any]) -> None:
         """Append one line to log.jsonl."""
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        if here().first:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """All lines of log.jsonl; a last line cut off by a crash is left out."""
-        lines = (self.folder / "log.jsonl").read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        """All lines of log.jsonl, but for those cut off by a crash."""
+        entries, path = [], self.folder / "log.jsonl"
+        if not path.exists():
+            return []
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                entries.append(json.loads(line))
+            except ValueError:  # half a line, or the empty one behind the last
+                continue
+        return entries
 
     def save(self, objective: Objective, name: str = "ema") -> None:
         """Write weights to `<name>.safetensors`: aside first, then renamed, so that a crash leaves the old file."""
-        save_aside(self.folder / f"{name}.safetensors", objective.state_dict())
+        if here().first:
+            save_aside(self.folder / f"{name}.safetensors", objective.state_dict())
 
     def load(self, name: str = "ema") -> Objective:
-        """The run's objective with the weights it was evaluated with (the moving average), in evaluation mode."""
+        """The run's objective with its averaged weights, in evaluation mode; while it trains, those of the newest checkpoint.
+
+        Raises ValueError where there are none, or they are not of this run.
+        """
         objective = self.config.objective()
-        objective.load_state_dict(load_file(self.folder / f"{name}.safetensors"))
+        live = objective.state_dict()
+        checkpoint.fill(live, checkpoint.load(self.weights(name), live))
         return objective.eval()
+
+    def weights(self, name: str = "ema") -> Path:
+        """The file that `load` reads: `ema` is the average that is evaluated, `ema-0.9999` that of a decay in the newest checkpoint."""
+        if Path(name).suffix in checkpoint.PICKLES:
+            return self.folder / name
+        path = self.folder / f"{name}.safetensors"
+        if path.is_file():
+            return path
+        inside = f"ema-{self.config.ema[0]}" if name == "ema" else name
+        for folder in reversed(checkpoint.checkpoints(self.checkpoints)):
+            if (folder / f"{inside}.safetensors").is_file():
+                return folder / f"{inside}.safetensors"
+        raise ValueError(must("Run", "folder", f"hold {name}.safetensors or a checkpoint", self.folder, "it has not been trained yet"))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In which fields two configs differ that make another run, in words; empty where they do not.
+
+    >>> differences({"lr": 0.1, "accumulate": 1}, {"lr": 0.2, "accumulate": 4})
+    'lr: 0.2, where it was 0.1'
+    """
+    names = [name for name in {**old, **new} if name not in FREE and old.get(name) != new.get(name)]
+    return "; ".join(f"{name}: {new.get(name, 'nothing')}, where it was {old.get(name, 'nothing')}" for name in names)
+
+
+def _versions() -> dict[str, str]:
+    return {"vdiff": version(), "torch": torch.__version__}
 
 
 def write_aside(path: Path, text: str) -> None:
@@ -85,7 +253,7 @@ def write_aside(path: Path, text: str) -> None:
 def save_aside(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file whole or not at all."""
     aside = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+    checkpoint.save_tensors(aside, tensors)
     commit(aside, path)
 
 

@@ -1,9 +1,7 @@
 """An evaluation over several processes: which images are this one's."""
 
-import torch.distributed as dist
-
 from vdiff.likelihood import Share
-from vdiff.training.ranks import over_ranks
+from vdiff.training.ranks import here, over_ranks
 
 
 def share_of_rank() -> Share:
@@ -12,9 +10,8 @@ def share_of_rank() -> Share:
     >>> share_of_rank().count
     1
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        return Share()
-    return Share(dist.get_rank(), dist.get_world_size(), over_ranks)
+    place = here()
+    return Share(place.index, place.count, over_ranks) if place.count > 1 else Share()
 
 
 __all__ = ["share_of_rank"]

@@ -1,0 +1,184 @@
+"""Train a published recipe on CIFAR-10, or on what stands in for it, and report its bound in bits per dimension.
+
+    python examples/cifar10.py --recipe vdm --data DIR                     # one GPU; DIR holds either official archive
+    torchrun --nproc-per-node 8 examples/cifar10.py --recipe vdmpp-sigmoid --data DIR --resume auto
+    python examples/cifar10.py --recipe small --data patches               # two CPU cores, minutes, nothing to download
+
+Each recipe (examples/recipes) says what it reproduces, on what, in how long, and the number to expect. Any setting is changed by
+--set, for instance --set lr=1e-4 schedule.name=Adaptive 'weighting={"name": "Sigmoid", "bias": 1}'; --dry-run prints them all. The
+run folder holds them, checkpoints, the averaged weights, the log, the table and the figures; with --resume auto the same command
+goes on where it was stopped. Then: vdiff evaluate RUN, vdiff sample RUN.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import recipes
+import torch
+from baselines import BASELINES, OF_PHOTOGRAPHS
+from torch import Tensor
+
+import vdiff
+from vdiff import plots
+from vdiff.data import Images, Splits, splits
+from vdiff.data.registry import DATASETS
+from vdiff.errors import did_you_mean
+from vdiff.likelihood import Report, evaluate
+from vdiff.objective import Objective
+from vdiff.times import generator_of
+from vdiff.training import Config, Run, Validation, here, processes, train
+from vdiff.training.share import share_of_rank
+
+FEW = 64  # images of a point of the validation curve on a CPU; of the table, ten times as many
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    gpu = torch.cuda.is_available()
+    try:
+        config = config_of(options, gpu)
+        if options.dry_run:
+            print(described(options.recipe, config))
+            return 0
+        images = splits(config.data, config.folder)
+        with processes() as device, Run.open(options.out, config, resume=options.resume) as run:
+            if here().first:
+                print(described(options.recipe, config, len(images.train)), flush=True)
+            learn(run, images, device, options.every)
+            report(run, images, device, options.images or (len(images.test) if gpu else 10 * FEW))
+    except ValueError as error:
+        print(f"cifar10: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(recipes.NAMES))
+    parser.add_argument("--data", help=f"{', '.join(DATASETS)}, or a folder with CIFAR-10 (default: the recipe's)")
+    parser.add_argument("--out", help="run folder (default: runs/NAME)")
+    parser.add_argument("--resume", default="never", choices=("auto", "never"), help="go on with a run that is there (default: %(default)s)")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="settings, see --dry-run")
+    parser.add_argument("--every", type=at_least_one, help="steps between points of the curve and checkpoints (default: a hundredth of all, at most 5,000)")
+    parser.add_argument("--images", type=at_least_one, help=f"test images in the table (default: all; on a CPU {10 * FEW})")
+    parser.add_argument("--dry-run", action="store_true", help="print all settings and the network's size, and stop")
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        word, settings = rest[0].split("=")[0].lstrip("-"), {one.name for one in fields(Config)}
+        known = [action.option_strings[-1].lstrip("-") for action in parser._actions]
+        hint = f"a setting is --set {word}=…" if word.split(".")[0] in settings else did_you_mean(word, [*known, *settings])
+        parser.error(f"unknown argument {rest[0]}" + (f"; {hint}" if hint else ""))
+    options.out = options.out or f"runs/{options.recipe}"
+    return options
+
+
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
+    return number
+
+
+def config_of(options: argparse.Namespace, gpu: bool) -> Config:
+    """The recipe, on the data and the machine there are, with what was set."""
+    config = recipes.load(options.recipe)
+    if options.data is not None:
+        name = options.data if options.data in DATASETS else "cifar10"
+        if name != options.data and not Path(options.data).is_dir():
+            hint = did_you_mean(options.data, DATASETS) or "there is no such folder"
+            raise ValueError(f"'{options.data}' is no data set and no folder; {hint}")
+        config = replace(config, data=name, folder=config.folder if name == options.data else options.data)
+    if config.data == "digits":  # 8×8 pixels, one channel, 17 levels
+        decoder = None if config.decoder is None else config.decoder | {"levels": 17}
+        config = replace(config, shape=[1, 8, 8], network=config.network | {"channels": 1}, decoder=decoder)
+    if not gpu:
+        config = replace(config, autocast=False, compile=False, channels_last=False)
+    return config.override(options.set)
+
+
+def described(recipe: str, config: Config, images: int | None = None) -> str:
+    """What the recipe reproduces; all settings, or how long they take on so many images."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in config.objective().parameters())
+    if images is None:
+        settings = "\n".join(f"{name:<17} {json.dumps(value)}" for name, value in config.asdict().items())
+        return f"{recipes.about(recipe)}\n\n{settings}\n\n{parameters:,} parameters"
+    passes = config.steps * config.batch / images
+    return f"{recipe}: {parameters:,} parameters, {config.steps:,} steps of {config.batch}, {passes:,.1f} times {images:,} images of {config.data}"
+
+
+def learn(run: Run, images: Splits, device: torch.device, every: int | None) -> None:
+    """Train from the start or from where the run stands; its averaged weights are in the folder then."""
+    config = run.config
+    torch.manual_seed(config.seed)
+    objective = config.objective().to(device)
+    validate = None
+    if objective.decoder is not None:
+        held_out = images.selection if device.type == "cuda" else images.selection[:FEW]
+        validate = Validation(held_out.pixels.to(device), batch=BATCH, **condition(config, held_out, device))
+    every = every or max(1, min(5000, config.steps // 100))
+    train(objective, images.train.pixels, config, labels=images.train.labels, run=run, validate=validate, every=every)
+
+
+BATCH = 256  # network evaluations at a time
+
+
+def condition(config: Config, images: Images, device: torch.device) -> dict[str, Tensor]:
+    return {"label": images.labels.to(device)} if config.conditional else {}
+
+
+def report(run: Run, images: Splits, device: torch.device, count: int) -> None:
+    """The bound of test images with its errors beside simple densities, as a table, as JSON and in figures."""
+    config, objective = run.config, run.load().to(device)
+    if objective.decoder is None:
+        return
+    test = images.test[:count]
+    profile = vdiff.Profile(objective.schedule.logsnr_min, objective.schedule.logsnr_max, bins=40)
+    found = evaluate(
+        objective.model, test.pixels.to(device), schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
+        replicates=2, profile=profile, share=share_of_rank(), record={"recipe": str(run.folder), "ema": config.ema[0]}, **condition(config, test, device),
+    )  # fmt: skip
+    if not here().first:
+        return
+    fits = OF_PHOTOGRAPHS if test.levels == 256 else BASELINES
+    baselines = {name: fit(images.train.pixels.long() if test.levels < 256 else images.train.pixels, test.pixels.long(), test.levels) for name, fit in fits.items()}
+    table = rendered(found, baselines, len(test), len(images.test), config.data)
+    print(f"\n{table}\n")
+    (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+    parts = {part: vars(getattr(found, part)) for part in ("prior", "diffusion", "reconstruction", "total")}
+    results = {"unit": "bits/dim", "bound": parts, "baselines": baselines, "protocol": found.protocol}
+    (run.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    draw(run, objective, test, profile, min(baselines.items(), key=lambda item: item[1]))
+    print(f"weights, log, table and figures in {run.folder}")
+
+
+def rendered(found: Report, baselines: dict[str, float], count: int, whole: int, data: str) -> str:
+    rows = [f"{count:,} of {whole:,} test images of {data}", str(found), "", "simple densities of the same images, bits/dim"]
+    rows += [f"{name:<25}{bits:>8.4f}" for name, bits in baselines.items()]
+    if data != "cifar10":
+        rows += ["", f"Numbers of {data} compare with nothing but each other."]
+    return "\n".join(rows)
+
+
+@torch.no_grad()
+def draw(run: Run, objective: Objective, test: Images, profile: vdiff.Profile, baseline: tuple[str, float]) -> None:
+    """Samples from fixed noise, the loss by log-SNR, the schedule, the training curve."""
+    config, schedule = run.config, objective.schedule
+    noise = torch.randn(40, *config.shape, generator=generator_of(0, 0, "samples")).to(profile.sums.device)
+    labels: dict[str, Any] = {"label": torch.arange(40, device=noise.device) % config.network["labels"]} if config.conditional else {}
+    grid = vdiff.few_steps(schedule.logsnr_max, schedule.logsnr_min)
+    made = vdiff.sample(objective.model, noise, schedule=grid, steps=20, step=vdiff.adams, **labels)
+    plots.samples(run.figures / "samples.png", objective.decoder.decode(made).cpu(), test.pixels[:40], levels=test.levels)
+    plots.error_by_logsnr(run.figures / "error_by_logsnr.png", {"test images": profile}, test.pixels[0].numel())
+    start = config.objective().schedule
+    plots.schedule(run.figures / "schedule.png", {"at the start": start, "after training": schedule.cpu()})
+    plots.curves(run.figures / "training.png", run.history(), baseline)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

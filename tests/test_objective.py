@@ -1,0 +1,203 @@
+"""The objective as one module: which loss it is, and the losses of a chain through it."""
+
+import pytest
+import torch
+from torch import nn
+
+from vdiff import (
+    Categorical,
+    Cosine,
+    Denoiser,
+    DiscretizedGaussian,
+    Eps,
+    LearnedLinear,
+    Linear,
+    LossSecondMoment,
+    Objective,
+    Range,
+    Sigmoid,
+    Tabulated,
+    V,
+    elbo,
+    first_variance,
+    hybrid,
+    weighted_elbo,
+)
+from vdiff.chain import vlb
+from vdiff.times import stratified
+
+STEPS = 9
+TABLE = Tabulated.cosine_betas(STEPS + 1)
+DECODER = DiscretizedGaussian(17, denoise=True, clip=first_variance(TABLE, STEPS))
+LEVELS = torch.randint(0, 17, (STEPS + 1, 2), generator=torch.Generator().manual_seed(1))
+NOISE = torch.randn(STEPS + 1, 2, generator=torch.Generator().manual_seed(2))
+EVERY = torch.arange(STEPS + 1, dtype=torch.float64) / STEPS  # every level of the chain, the decoder's first
+
+
+class Heads(nn.Module):
+    """A smooth network of points with a mean and, with `heads` = 2, a variance."""
+
+    def __init__(self, heads=2):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.inner, self.outer = nn.Linear(3, 8), nn.Linear(8, 2 * heads)
+        for parameter in self.parameters():
+            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+
+    def forward(self, z, logsnr):
+        return self.outer(torch.tanh(self.inner(torch.cat([z, 0.1 * logsnr[:, None]], 1))))
+
+
+def chain(**options):
+    return Objective(Denoiser(Heads(), Eps(), variance=Range()), schedule=TABLE, decoder=DECODER, steps=STEPS, **options)
+
+
+def test_with_a_weighting_a_decoder_encodes_and_measures():
+    model, decoder = Denoiser(Heads(1), V()), Categorical(17)
+    objective = Objective(model, schedule=Cosine(), weighting=Sigmoid(), decoder=decoder)
+    t = EVERY.clamp(min=0.01)
+    known = weighted_elbo(model, decoder.encode(LEVELS), schedule=Cosine(), weighting=Sigmoid(), t=t, eps=NOISE)
+    assert torch.equal(objective(LEVELS, t=t, eps=NOISE), known)
+    assert torch.equal(
+        objective.bound(LEVELS, t=t, eps=NOISE).total, elbo(model, LEVELS, schedule=Cosine(), decoder=decoder, t=t, eps=NOISE).total
+    )
+    with pytest.raises(TypeError, match="be integer levels"):
+        objective(decoder.encode(LEVELS))
+
+
+def test_uniform_numbers_become_the_times_of_each_loss():
+    """`u` on a fine grid falls on every time as often as the loss draws it."""
+    u, n = stratified(4000, offset=0.5), STEPS + 1
+    data, seen = LEVELS[:1].expand(4000, 2), []
+
+    def network(z, logsnr):
+        seen.append(TABLE.inverse(logsnr.double(), clamp=True) * STEPS)
+        return torch.cat([z, z], 1)
+
+    model = Denoiser(network, Eps(), variance=Range())
+    share = {"steps": STEPS, "schedule": TABLE}
+    for objective, levels in (
+        (Objective(model, decoder=DECODER, bound_weight=0.1, **share), range(n)),
+        (Objective(model, decoder=DECODER, resampling=LossSecondMoment(n), **share), range(n)),
+        (Objective(model, decoder=Categorical(17), **share), range(1, n)),
+        (Objective(model, decoder=Categorical(17), resampling=LossSecondMoment(STEPS), **share), range(1, n)),
+    ):
+        seen.clear()
+        objective(data, u=u)
+        places = seen[0].round().long()
+        assert (seen[0] - places).abs().max() < 1e-3
+        assert places.unique().tolist() == list(levels)
+        counts = torch.bincount(places, minlength=n)[levels[0] :]
+        assert (counts - 4000 / len(levels)).abs().max() <= 1
+    told = []
+    continuous = Objective(
+        Denoiser(lambda z, logsnr: told.append(logsnr) or 0 * z, V()), schedule=Linear(), decoder=Categorical(17), weighting=Sigmoid()
+    )
+    continuous(data, u=u)
+    assert torch.allclose(told[0].double(), Linear()(u), atol=1e-5)
+    with pytest.raises(ValueError, match=r"Objective: argument 'u' must be left out where t is given"):
+        continuous(data, u=u, t=u)
+
+
+def test_the_hybrid_loss_is_that_of_an_example():
+    objective = chain(bound_weight=0.3)
+    known = hybrid(objective.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, bound_weight=0.3, t=EVERY, eps=NOISE)
+    assert torch.allclose(objective(LEVELS, t=EVERY, eps=NOISE), 2 * known)
+
+
+def test_without_the_bound_the_hybrid_loss_is_ddpms_simple_loss_on_every_level():
+    model = Denoiser(Heads(1), Eps())
+    objective = Objective(model, schedule=TABLE, decoder=DiscretizedGaussian(17, denoise=True), steps=STEPS, bound_weight=0.0)
+    x, logsnr = DECODER.encode(LEVELS), TABLE(EVERY)
+    z = logsnr.sigmoid().sqrt()[:, None] * x + (-logsnr).sigmoid().sqrt()[:, None] * NOISE
+    known = (model(z.float(), logsnr.float()).eps - NOISE).square().sum(1)
+    assert torch.allclose(objective(LEVELS, t=EVERY, eps=NOISE), known, rtol=1e-5)
+
+
+def test_one_term_of_the_bound_times_their_number_is_the_bound_on_average():
+    """Term by term: each is n times what `elbo`, which evaluates the network twice, has for it."""
+    objective, n = chain(), STEPS + 1
+    one = vlb(objective.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, t=EVERY, eps=NOISE)
+    whole = elbo(objective.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, t=EVERY.clamp(min=1 / STEPS), eps=NOISE)
+    assert torch.allclose(one.prior, whole.prior)
+    assert torch.allclose(one.diffusion[1:] / n, whole.diffusion[1:] / STEPS, rtol=1e-5)
+    assert torch.allclose(one.reconstruction[:1] / n, whole.reconstruction[:1], rtol=1e-5)
+    assert (one.diffusion[0], *one.reconstruction[1:].tolist()) == (0.0, *[0.0] * STEPS)
+    drawn = vlb(objective.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, generator=torch.Generator().manual_seed(0))
+    assert int((drawn.reconstruction > 0).sum()) == 1  # ten examples, ten terms, stratified
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_terms_drawn_by_their_size_have_the_mean_of_the_bound(looks):
+    torch.manual_seed(0)
+    decoder, terms = (DECODER, STEPS + 1) if looks else (Categorical(17), STEPS)
+    sampler = LossSecondMoment(terms, memory=1)
+    sampler.update(torch.arange(1, terms + 1) / terms, torch.logspace(0, 2, terms))
+    objective = Objective(
+        Denoiser(Heads(), Eps(), variance=Range()), schedule=TABLE, decoder=decoder, steps=STEPS, resampling=sampler
+    ).eval()
+    data, eps = LEVELS[:1].expand(200_000, 2), NOISE[:1].expand(200_000, 2)
+    found = objective(data, u=stratified(200_000, offset=0.5), eps=eps).double().mean()
+    whole = [objective.bound(LEVELS[:1], t=t[None], eps=NOISE[:1]) for t in EVERY[1:]]
+    known = whole[0].prior + whole[0].reconstruction + sum(one.diffusion for one in whole) / STEPS
+    assert found.item() == pytest.approx(known.item(), rel=1e-3)
+    assert (sampler.noted == 0).all()  # an evaluation is not noted
+
+
+def test_what_is_drawn_follows_the_losses_of_all_micro_batches_and_ranks():
+    """Two halves of a batch with their notes summed leave the memory that one process has."""
+    one, halves = chain(resampling=LossSecondMoment(STEPS + 1)), [chain(resampling=LossSecondMoment(STEPS + 1)) for _ in range(2)]
+    t = EVERY.roll(1)
+    one(LEVELS, t=t, eps=NOISE)
+    for i, half in enumerate(halves):
+        half(LEVELS[i::2], t=t[i::2], eps=NOISE[i::2])
+    notes = sum(half.resampling.noted for half in halves)
+    one.update()
+    for half in halves:
+        half.update(lambda _: notes.clone())
+        assert torch.allclose(half.resampling.history, one.resampling.history)
+        assert torch.equal(half.resampling.count, torch.ones(STEPS + 1, dtype=torch.long))
+        assert (half.resampling.noted == 0).all()
+    known = vlb(one.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, t=t, eps=NOISE)
+    known = (known.diffusion + known.reconstruction)[EVERY.roll(1).argsort()]
+    assert torch.allclose(one.resampling.history[:, 0], known.double(), rtol=1e-6)
+    one.resampling.note(torch.tensor([0.1, 0.1, 0.2]), torch.tensor([3.0, 4.0, torch.nan]))
+    one.update()
+    assert one.resampling.history[0, 1].item() == pytest.approx(12.5**0.5)
+    assert one.resampling.count[:3].tolist() == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "options", [{"bound_weight": 0.1}, {"bound_weight": 0.0}, {"resampling": LossSecondMoment(STEPS + 1)}, {}], ids=str
+)
+def test_every_loss_of_a_chain_trains_all_of_the_network(options):
+    objective = chain(**options)
+    objective(LEVELS, generator=torch.Generator().manual_seed(0)).mean().backward()
+    gradients = [p.grad for p in objective.model.network.outer.parameters()]
+    assert all(torch.isfinite(g).all() for g in gradients)
+    mean, spread = gradients[0].chunk(2)
+    assert mean.abs().sum() > 0
+    assert (spread.abs().sum() > 0) == (options.get("bound_weight") != 0.0)
+
+
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda: chain(bound_weight=0.1, weighting=Sigmoid()), "'weighting' must be left out where bound_weight is given; got Sigmoid"),
+    (lambda: chain(bound_weight=-1.0), "'bound_weight' must be finite and at least 0"),
+    (lambda: Objective(Denoiser(Heads(1), Eps()), schedule=TABLE, bound_weight=0.1), "'bound_weight' must come with steps"),
+    (lambda: chain(resampling=LossSecondMoment(STEPS)), f"'resampling' must have as many steps as the bound has terms, the decoder's among them, {STEPS + 1}; got {STEPS}"),
+    (lambda: chain(resampling=LossSecondMoment(STEPS + 1), weighting=Sigmoid()), "'resampling' must come with the bound of a chain"),
+    (lambda: Objective(Denoiser(Heads(1), Eps()), schedule=TABLE, resampling=LossSecondMoment(9)), "'resampling' must come with the bound of a chain"),
+])  # fmt: skip
+def test_losses_that_do_not_go_together(build, message):
+    with pytest.raises(ValueError, match="Objective: argument " + message):
+        build()
+
+
+def test_one_term_is_refused_where_another_loss_is_meant():
+    model = Denoiser(Heads(), Eps(), variance=Range())
+    with pytest.raises(ValueError, match=r"vlb: argument 'decoder' must look at the network; got .* elbo takes it"):
+        vlb(model, LEVELS, schedule=TABLE, steps=STEPS, decoder=Categorical(17))
+    with pytest.raises(ValueError, match=r"vlb: argument 'schedule' must have fixed ends; got .*elbo\(…, steps=T\) trains them"):
+        vlb(model, LEVELS, schedule=LearnedLinear(), steps=STEPS, decoder=DECODER)
+    with pytest.raises(ValueError, match=r"hybrid: argument 'model' must learn its reverse variance; .* bound_weight=0 is the simple loss"):
+        hybrid(Denoiser(Heads(1), Eps()), LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER)

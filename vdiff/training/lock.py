@@ -1,0 +1,46 @@
+"""One training at a time in a folder."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from vdiff.errors import must
+
+
+def hold(folder: Path) -> FileLock:
+    """The lock of a folder, until it is released or its process ends, however it ends: one left behind is free.
+
+    Raises ValueError that says who holds it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lock = hold(Path(folder))
+    ...     try: hold(Path(folder))
+    ...     except ValueError as error: print(error)                                       # doctest: +ELLIPSIS
+    ...     lock.release()
+    Run: argument 'folder' must be used by one training at a time; got process ... on ... in ...
+    """
+    path = folder / ".lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        holder = _holder(path)
+        hint = "wait for it or stop it, or take another folder"
+        raise ValueError(must("Run", "folder", "be used by one training at a time", f"{holder} in {folder}", hint)) from error
+    path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+    return lock
+
+
+def _holder(path: Path) -> str:
+    try:
+        who = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {who['pid']} on {who['host']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has taken the lock and not yet said who it is
+        return "another process"
+
+
+__all__ = ["hold"]
