@@ -95,7 +95,7 @@ def test_the_gaussians_error_is_that_of_the_gaussians_denoiser():
     """‖ε − ε̂‖² of the Gaussian's own denoiser minus E[‖e‖² | x] = ‖I − σ²C⁻¹‖² + α²σ²‖C⁻¹(x − m)‖²."""
     x = DATA.sample(5000, torch.Generator().manual_seed(0))
     covariance = x.T.cov(correction=0)
-    covariance = covariance + 1e-3 * covariance.diagonal().mean() * torch.eye(2)
+    covariance = torch.lerp(covariance, covariance.diagonal().mean() * torch.eye(2, dtype=x.dtype), 1e-3)
     fitted, gaussian = GaussianError().fit(x), GaussianMixture([1.0], x.mean(0)[None], covariance[None])
     eps = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for level in (-4.0, 1.0, 6.0):
