@@ -7,8 +7,8 @@ from vdiff.likelihood.estimate import Estimate
 from vdiff.likelihood.evaluation import compare, evaluate
 from vdiff.likelihood.immse import immse
 from vdiff.likelihood.importance import ImportanceBound, path_importance
-from vdiff.likelihood.measurement import Share
 from vdiff.likelihood.ode import OdeLikelihood, ode_likelihood
+from vdiff.likelihood.pieces import Share
 from vdiff.likelihood.plan import Plan
 from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.report import Comparison, Report
