@@ -121,8 +121,8 @@ class DequantizedLikelihood(ImportanceBound):
     """A bound on −log P(data) of discrete data under the ODE's density. `change` is by how much halving the solver's tolerance moved
     the first draw's, nats of each example, None where that was not asked.
 
-    >>> DequantizedLikelihood.of(torch.zeros(2, 1, 3), 1, torch.zeros(3), change=None).nats
-    tensor([-0., -0., -0.])
+    >>> DequantizedLikelihood.of(torch.ones(2, 1, 3), 1, torch.zeros(3), change=None).nats
+    tensor([-1., -1., -1.])
     """
 
     change: Float[Tensor, " batch"] | None

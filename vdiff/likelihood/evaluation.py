@@ -95,7 +95,7 @@ def evaluate(
         found = run(resume)
     seen = outcome(run, found, record)
     prior, diffusion, reconstruction, total = seen.estimates
-    return Report(prior, diffusion, reconstruction, total, seen.protocol, seen.diagnostics, seen.savings, seen.warnings)
+    return Report(prior, diffusion, reconstruction, total, seen.protocol, seen.diagnostics, seen.savings, seen.warnings, seen.by_image)
 
 
 def compare(
