@@ -188,7 +188,8 @@ def dequantized_ode(
         check_positive_int(name, word, number)
     if replicates < 2:
         raise ValueError(must(name, "replicates", "be at least 2", replicates, "one has no standard error"))
-    encoded = dequantization.decoder.encode(data)
+    with torch.no_grad():  # so that values are checked
+        encoded = dequantization.decoder.encode(data)
     dims = encoded[0].numel()
     trace = trace or default_trace(dims)
     if samples > 1 and not isinstance(trace, Exact):

@@ -129,7 +129,9 @@ def path_importance(
         raise ValueError(must(name, "replicates", "be at least 2", replicates, "one has no standard error"))
     check_call(name, model, schedule, steps, condition)
     check_decoder(name, decoder, schedule)
-    encoded, together = decoder.encode(data), min(samples, batch)  # paths of one example in a batch
+    with torch.no_grad():  # so that values are checked
+        encoded = decoder.encode(data)
+    together = min(samples, batch)  # paths of one example in a batch
 
     def piece(replicate: int, rows: Tensor) -> State:
         found = []
