@@ -95,15 +95,18 @@ def run(options: argparse.Namespace) -> int:
     record = {"run": str(source.folder), "split": options.split, "ema": source.config.ema, "weights file": weights_hash(source)}
     out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
-    with processes() as first, progress_bar(options.quiet or not first) as progress:
-        settings |= {"share": share_of_rank(), "progress": progress, "record": record}
+    with processes() as first:
+        quiet = options.quiet or not first
+        settings |= {"share": share_of_rank(), "record": record}
         report: Report | Comparison
         if options.against is not None:
             other = Run(options.against)
             record |= {"against": str(other.folder), "weights file against": weights_hash(other)}
-            report = kept.through("comparison", compare, objective.model, other.load().model, images, **settings)
+            with progress_bar(quiet) as progress:
+                report = kept.through("comparison", compare, objective.model, other.load().model, images, progress=progress, **settings)
         else:
-            report = kept.through("bound", evaluate_bound, objective.model, images, **settings)
+            with progress_bar(quiet) as progress:
+                report = kept.through("bound", evaluate_bound, objective.model, images, progress=progress, **settings)
             if options.ode:
                 report, failed = with_ode(report, kept, objective, images, train, options, settings)
         if first:

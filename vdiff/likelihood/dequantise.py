@@ -20,7 +20,7 @@ from vdiff.errors import check_positive_int, finite, must
 from vdiff.gaussian import sum_dims, wide
 from vdiff.likelihood.importance import ImportanceBound
 from vdiff.likelihood.integrand import evaluating
-from vdiff.likelihood.ode import FlowSolver, costs
+from vdiff.likelihood.ode import OF_THE_FLOW, FlowSolver, costs
 from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.trace import Exact, Trace, default_trace
@@ -126,6 +126,7 @@ class DequantizedLikelihood(ImportanceBound):
     """
 
     change: Float[Tensor, " batch"] | None
+    label = OF_THE_FLOW
 
 
 def dequantized_ode(

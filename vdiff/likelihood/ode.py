@@ -32,6 +32,7 @@ from vdiff.schedule import Schedule
 from vdiff.times import generator_of
 
 _ALONE = Share()
+OF_THE_FLOW = "; of the flow, another model than the bound's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class OdeLikelihood(Replicated):
     noise: Tensor
     truncation: Float[Tensor, " batch"]
     change: Float[Tensor, " batch"] | None
+    label = OF_THE_FLOW
 
 
 def ode_likelihood(
@@ -284,4 +286,4 @@ def _check_rounding(name: str, prediction: Prediction, end: Tensor) -> None:
         warnings.warn(f"{name}: {what} leaves x̂ or ε̂ with an error of {loss:.1g} by rounding: {hint}", stacklevel=2)
 
 
-__all__ = ["FlowSolver", "OdeLikelihood", "costs", "ode_likelihood"]
+__all__ = ["OF_THE_FLOW", "FlowSolver", "OdeLikelihood", "costs", "ode_likelihood"]

@@ -92,7 +92,8 @@ def listed(protocol: Mapping[str, object]) -> list[str]:
     >>> listed({"draws": 8, "budget": None})
     ['draws 8']
     """
-    return [", ".join(f"{k} {v}" for k, v in protocol.items() if v is not None)] if protocol else []
+    known = {word: f"{v:.4g}" if isinstance(v, float) else v for word, v in protocol.items() if v is not None}
+    return [", ".join(f"{word} {v}" for word, v in known.items())] if known else []
 
 
 __all__ = ["Replicated"]
