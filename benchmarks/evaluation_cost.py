@@ -7,7 +7,8 @@ Two oracles: a ring of eight Gaussians (radius √2, standard deviation 0.1) and
 data points each. All variances are measured on the given points, in the same run: a cost is the variance of the mean over the
 points times network evaluations, over 0.01². VDM's estimator draws one time per point, (u₀ + i/n) mod 1, uniform in λ; the loop visits
 every step of DDPM's 1,000 levels once, with fresh noise at each. "limit" is (∫ std dλ)² of the integrand that the row draws, its std over ε
-measured by itself: what infinitely fine strata and the best density could reach with independent ε.
+measured by itself: what infinitely fine strata and the best density could reach with independent ε. For a trained network the second
+table leaves out of everything one piece at a time.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from vdiff import GaussianMixture, Linear, Schedule, Tabulated, weighted_elbo
 from vdiff.decoder import Decoder, Gaussian
-from vdiff.likelihood import GaussianError, NoiseNorm, Plan
+from vdiff.likelihood import GaussianError, Independent, NoiseNorm, Plan, Sobol
 from vdiff.likelihood.integrand import Integrand, evaluating
 from vdiff.likelihood.measurement import Effort, Evaluation
 from vdiff.likelihood.pilot import run_pilot
@@ -34,6 +35,18 @@ PLANS = {
     "+ ‖ε‖²": Plan(controls=(NoiseNorm(),), antithetic=False),
     "+ the Gaussian": Plan(controls=(NoiseNorm(), GaussianError()), antithetic=False),
     "everything": Plan(),
+}
+LEFT_OUT = {  # of everything, each piece by itself, or another in its place
+    "independent times": Plan(times=Independent()),
+    "Sobol times": Plan(times=Sobol()),
+    "no importance density": Plan(importance=False),
+    "no ‖ε‖²": Plan(controls=(GaussianError(),)),
+    "no Gaussian": Plan(controls=(NoiseNorm(),)),
+    "no controls": Plan(controls=()),
+    "no baseline": Plan(baseline=False),
+    "never antithetic": Plan(antithetic=False),
+    "always antithetic": Plan(antithetic=True),
+    "nothing": Plan.plain(),
 }
 
 
@@ -86,7 +99,17 @@ def planned(integrand: Integrand, plan: Plan, draws: int, finer: int) -> tuple[f
 
 
 def table(
-    model: Model, x: Tensor, decoder: Decoder, ends: tuple[float, float], unit: float, *, repeats: int, draws: int, points: int, finer: int
+    model: Model,
+    x: Tensor,
+    decoder: Decoder,
+    ends: tuple[float, float],
+    unit: float,
+    *,
+    repeats: int,
+    draws: int,
+    points: int,
+    finer: int,
+    left_out: dict[str, Plan],
 ) -> list[str]:
     """Rows of a table; `unit` is the standard error to reach, in nats."""
     schedule = Linear(*ends)
@@ -100,10 +123,15 @@ def table(
         for name, plan in PLANS.items():
             variance, limit, pilot = planned(integrand, plan, draws, finer)
             over = "" if plan is STRATIFIED else f"{variance / limit:>12.2f}"
-            rows.append(
-                f"{name:<24}{variance / unit**2 + pilot * (plan is not STRATIFIED):>12.3g}{grid / (variance + pilot * unit**2):>18.2f}{over}"
-            )
+            rows.append(row(name, variance, unit, pilot * (plan is not STRATIFIED), grid) + over)
+        for name, plan in left_out.items():
+            rows.append(row(name, planned(integrand, plan, draws, 1)[0], unit, 0 if plan == Plan.plain() else plan.pilot, grid))
     return rows
+
+
+def row(name: str, variance: float, unit: float, pilot: int, grid: float) -> str:
+    """Evaluations, the pilot's among them, and how many times as many VDM's grid takes."""
+    return f"{name:<24}{variance / unit**2 + pilot:>12.3g}{grid / (variance + pilot * unit**2):>18.2f}"
 
 
 def main() -> None:
@@ -113,7 +141,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=64, help="per grid (default: %(default)s)")
     parser.add_argument("--out", help="default: benchmarks/results/evaluation_cost.txt, or evaluation_cost_digits.txt with --run")
     options = parser.parse_args()
-    lines = [f"python {' '.join(sys.argv)}", f"torch {torch.__version__}, float64 oracles; evaluations include the pilot's"]
+    lines = [f"python {' '.join(sys.argv)}", f"torch {torch.__version__}; evaluations include the pilot's"]
     if options.run:
         from vdiff.data.digits import digits
         from vdiff.training import Run
@@ -124,14 +152,25 @@ def main() -> None:
         ends = (objective.schedule.logsnr_max, objective.schedule.logsnr_min)
         lines += ["", f"digits, {len(test)} test images, λ from {ends[1]:g} to {ends[0]:g}, for 0.002 bits/dim"]
         lines += table(
-            objective.model, test, objective.decoder, ends, unit, repeats=options.repeats, draws=options.draws, points=8, finer=2
+            objective.model,
+            test,
+            objective.decoder,
+            ends,
+            unit,
+            repeats=options.repeats,
+            draws=options.draws,
+            points=8,
+            finer=2,
+            left_out=LEFT_OUT,
         )
     else:
         for name, oracle in (("ring of eight, d = 2", ring()), ("mixture of ten, d = 16", mixture())):
             x = oracle.sample(POINTS, torch.Generator().manual_seed(0))
             for ends in ((10.0, -10.0), (13.3, -5.0)):
                 lines += ["", f"{name}, {POINTS} points, λ from {ends[1]:g} to {ends[0]:g}, for {TARGET} nats"]
-                lines += table(oracle, x, Gaussian(), ends, TARGET, repeats=options.repeats, draws=options.draws, points=64, finer=16)
+                lines += table(
+                    oracle, x, Gaussian(), ends, TARGET, repeats=options.repeats, draws=options.draws, points=64, finer=16, left_out={}
+                )
                 print("\n".join(lines[-9:]), flush=True)
     out = Path(options.out or f"benchmarks/results/evaluation_cost{'_digits' if options.run else ''}.txt")
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdiff import GaussianMixture, Linear, Prediction
+from vdiff import GaussianMixture, Linear, Prediction, path_bound
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood.importance import ImportanceBound, chain_log_prob, path_importance
@@ -74,12 +74,12 @@ def compare(steps: int, dims: int, seed: int = 0) -> dict[str, Way]:
     exact = dims * chain_log_prob(model, POINTS, **chain)
     x, generator = POINTS.expand(-1, dims), torch.Generator().manual_seed(seed)
     blind = ImportanceBound.of(prior_sampling(steps, dims, generator), dims, torch.full((len(x),), REPLICATES * CHAINS * steps))
-    paths = path_importance(model, x, samples=CHAINS, replicates=REPLICATES, generator=generator, **chain)
-    single = path_importance(model, x, samples=1, replicates=REPLICATES * CHAINS, generator=generator, **chain)
+    paths = path_importance(model, x, samples=CHAINS, replicates=REPLICATES, seed=seed, **chain)
+    single = path_bound(model, x.repeat(REPLICATES * CHAINS, 1), generator=generator, **chain).log_ratio
     found = {
         "prior sampling": (-blind.replicates, blind.effective_sample_size),
         "importance weights": (-paths.replicates, paths.effective_sample_size),
-        "bound": (-single.replicates.view(REPLICATES, CHAINS, -1).mean(1), torch.full((len(x),), float(CHAINS))),
+        "bound": (-single.view(REPLICATES, CHAINS, -1).mean(1), torch.full((len(x),), float(CHAINS))),
     }
     return {name: Way((values.mean(0) - exact) / dims, values.std(0) / dims, size) for name, (values, size) in found.items()}
 

@@ -62,6 +62,7 @@ def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
     )
     assert again.total.value == pytest.approx(known["total"]["value"], rel=1e-9)
     assert [path.name for path in run.iterdir() if path.name.startswith("evaluation")] == ["evaluation.json"]
+    assert " s; in " in out
 
 
 def test_it_compares_two_runs(tmp_path, capsys):
@@ -71,9 +72,59 @@ def test_it_compares_two_runs(tmp_path, capsys):
     assert json.loads((one / "comparison.json").read_text())["protocol"]["against"] == str(other)
 
 
+def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(tmp_path, capsys, monkeypatch):
+    """Cut off in the second likelihood, the command goes on there; a solver that gives up is told of, and all else is written."""
+    run = made(tmp_path / "run")
+    words = [run, "--draws", 4, "--replicates", 2, "--ode", "--ode-tolerance", 1e-2]
+    solved, names = command.dequantized_ode, []
+
+    def cut(model, images, *, dequantization, **settings):
+        names.append(type(dequantization).__name__)
+        if names[-1] == "Uniform":
+            raise KeyboardInterrupt
+        return solved(model, images, dequantization=dequantization, **settings)
+
+    monkeypatch.setattr(command, "dequantized_ode", cut)
+    with pytest.raises(KeyboardInterrupt):
+        call(*words)
+    left = sorted(path.name for path in run.iterdir() if path.suffix == ".safetensors")
+    assert left == ["ema.safetensors", "evaluation.bound.0.safetensors", "evaluation.truncated.0.safetensors"]
+
+    def gives_up(model, images, *, dequantization, resume, **settings):
+        if type(dequantization).__name__ == "Uniform":
+            raise command.SolverError("dequantized_ode: dopri5 gave up")
+        assert resume is not None
+        return solved(model, images, dequantization=dequantization, resume=resume, **settings)
+
+    monkeypatch.setattr(command, "dequantized_ode", gives_up)
+    assert call(*words) == 1
+    out = capsys.readouterr().out
+    known = json.loads((run / "evaluation.json").read_text())
+    assert known["failed"] == {"ODE, uniform dequantisation": "dequantized_ode: dopri5 gave up"}
+    assert "FAILED: ODE, uniform dequantisation: dequantized_ode: dopri5 gave up" in out
+    other = known["others"]["ODE, truncated normal dequantisation"]
+    assert other["gap"]["value"] == pytest.approx(known["total"]["value"] - other["estimate"]["value"])
+    assert other["protocol"]["prior"] == "Gaussian at λ_min"
+    assert other["protocol"]["prior fitted to"] == "12 training images"
+    assert "bound minus this" in out
+    assert [path.name for path in run.iterdir() if path.suffix == ".safetensors"] == ["ema.safetensors"]
+    monkeypatch.undo()
+
+
+def test_a_state_of_another_evaluation_is_named_by_its_file(tmp_path, capsys, monkeypatch):
+    run = made(tmp_path / "run")
+    keep = command.Keeper(run / "evaluation.json").through
+    keep("bound", lambda resume, checkpoint, share: checkpoint({"key": torch.tensor(3)}), share=command.share_of_rank())
+    assert call(run, "--draws", 4, "--replicates", 2) == 2
+    said = capsys.readouterr().err
+    assert "'resume' must be the state of this evaluation" in said
+    assert f"it is in {run / 'evaluation.bound.0.safetensors'}: remove it" in said
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (["--ode", "--against", "other"], "'ode' must come without against"),
         (["--data", "digts"], "did you mean 'digits'?"),
         (["--tolerance", "1e-4", "--budget", "100", "--draws", "4"], "a budget of "),
         (["--draws", "0"], "'draws' must be at least 1"),

@@ -24,6 +24,22 @@ def test_verify_prints_a_table_and_fails_where_something_does(capsys, tmp_path):
     assert "must be something that" in capsys.readouterr().err
 
 
+def test_verify_estimators_prints_a_table_and_tells_of_a_class_that_is_wrong(capsys, tmp_path):
+    assert main(["verify", "--estimators", "gaussian", "--points", "16"]) == 0
+    assert "4 of 4 passed" in capsys.readouterr().out
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from vdiff import Denoiser, V, X\n"
+        "def right(oracle):\n    return Denoiser(lambda z, logsnr: oracle(z, logsnr).v, V())\n"
+        "def wrong(oracle):\n    return Denoiser(lambda z, logsnr: oracle(z, logsnr).v, X())\n"
+    )
+    assert main(["verify", "--estimators", "lattice", "--points", "16", "--model", f"{mine}:right"]) == 0
+    assert main(["verify", "--estimators", "lattice", "--points", "16", "--model", f"{mine}:wrong"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    assert main(["verify", "--estimators", "latice"]) == 2
+    assert "did you mean 'lattice'?" in capsys.readouterr().err
+
+
 def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
     assert main(["describe", "edm"]) == 0
     assert "no likelihood, not even of noisier data" in capsys.readouterr().out

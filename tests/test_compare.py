@@ -11,7 +11,8 @@ import torch
 from vdiff import Categorical, DiscretizedGaussian, GaussianMixture, Lattice, Linear, Normal
 from vdiff.decoder import Gaussian
 from vdiff.likelihood import Plan, Stratified, compare, evaluate
-from vdiff.likelihood.measurement import BINS, data_hash
+from vdiff.likelihood.measurement import BINS
+from vdiff.likelihood.pieces import data_hash
 
 DECODER = Categorical(levels=4)
 PMF = [0.5, 0.3, 0.15, 0.05]

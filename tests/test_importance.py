@@ -24,7 +24,7 @@ def test_the_bound_falls_with_k_towards_the_exact_log_p_and_not_below():
     truth = -chain_log_prob(MIXTURE, x[:1], steps=8, **CHAIN).item()
     means = []
     for k in (1, 4, 64):
-        found = path_importance(MIXTURE, x, steps=8, samples=k, generator=generator(k), **CHAIN)
+        found = path_importance(MIXTURE, x, steps=8, samples=k, seed=k, **CHAIN)
         assert found.mean > truth - 4 * found.mean_error
         assert found.samples == k
         assert found.evaluations.eq(2 * k * 8).all()
@@ -36,7 +36,7 @@ def test_the_bound_falls_with_k_towards_the_exact_log_p_and_not_below():
 
 def test_one_sample_is_the_bound_itself():
     x = MIXTURE.sample(300, generator())
-    found = path_importance(MIXTURE, x, steps=4, samples=1, generator=generator(1), **CHAIN)
+    found = path_importance(MIXTURE, x, steps=4, samples=1, seed=1, **CHAIN)
     path = path_bound(MIXTURE, x.repeat(20, 1), steps=4, generator=generator(2), **CHAIN).log_ratio.view(20, 300)
     assert torch.equal(found.nats, found.elbo)
     assert abs(found.mean - path.mean()) < 4 * math.hypot(found.mean_error, (path.var(0).sum() / 20).sqrt().item() / 300)
@@ -48,7 +48,7 @@ def test_examples_keep_their_weights_to_themselves_in_any_batch():
     x = torch.tensor([[-1.0], [0.5], [1.0]], dtype=torch.float64)
     truth = -chain_log_prob(MIXTURE, x, steps=4, **CHAIN)
     for batch in (999, 100_000):
-        found = path_importance(MIXTURE, x, steps=4, samples=1000, replicates=4, batch=batch, generator=generator(3), **CHAIN)
+        found = path_importance(MIXTURE, x, steps=4, samples=1000, replicates=4, batch=batch, seed=3, **CHAIN)
         assert ((found.nats - truth).abs() < 0.05 + 4 * found.standard_error).all()
 
 

@@ -1,14 +1,13 @@
 """The probability-flow ODE: what its likelihood costs and how right it is, there and back, whatever the batch."""
 
 import math
-import re
 
 import pytest
 import torch
 from torch import nn
 
-from vdiff import Cosine, Denoiser, Eps, GaussianMixture, Linear, Prediction, V, X
-from vdiff.flow import SolverError, angle, logsnr_of, solve
+from vdiff import Cosine, Denoiser, Eps, GaussianMixture, Linear, V, X
+from vdiff.flow import angle, logsnr_of, solve
 from vdiff.likelihood.ode import ode_likelihood
 from vdiff.likelihood.trace import Exact, Hutchinson, default_trace
 from vdiff.oracle import Gaussian
@@ -20,6 +19,15 @@ def ring():
     """Eight Gaussians of standard deviation 0.1 on a circle of radius √2."""
     place = torch.arange(8, dtype=torch.float64) * math.pi / 4
     return GaussianMixture([1 / 8] * 8, 2**0.5 * torch.stack([place.cos(), place.sin()], 1), torch.full((8, 2), 0.01))
+
+
+def mixture(seed, dims=16, components=10):
+    """The random mixtures of `benchmarks/ode_cost.py`."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(components, generator=generator, dtype=torch.float64) + 0.5
+    means = torch.randn(components, dims, generator=generator, dtype=torch.float64)
+    factors = torch.randn(components, dims, dims, generator=generator, dtype=torch.float64) / 8
+    return GaussianMixture(weights / weights.sum(), means, factors @ factors.mT + 0.02 * torch.eye(dims))
 
 
 RING = ring()
@@ -39,6 +47,20 @@ def test_the_error_on_a_ring_of_eight_falls_with_the_tolerance_and_what_that_cos
         errors.append((found.nats - truth).square().mean().sqrt().item())
         counts.append(int(found.evaluations.max()))
     for bound, budget in ((1e-3, 110), (1e-4, 120), (1e-5, 180)):
+        good = [all(e <= bound for e in errors[i:]) for i in range(len(errors))]
+        assert counts[good.index(True)] <= budget, (bound, list(zip(counts, errors, strict=True)))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_error_on_a_random_mixture_in_sixteen_dimensions(seed):
+    """As on the ring, with what `benchmarks/ode_cost.py` finds on 256 points: 1e-3 nats within 120 evaluations, 1e-4 within 170."""
+    data = mixture(seed)
+    x, errors, counts = data.sample(48, torch.Generator().manual_seed(seed)), [], []
+    for tolerance in (5e-5, 2.5e-5, 1e-5, 5e-6, 2.5e-6):
+        found = ode_likelihood(data, x, schedule=WIDE, prior=data.matched(), tolerance=tolerance)
+        errors.append((found.nats + data.log_prob(x)).square().mean().sqrt().item())
+        counts.append(int(found.evaluations.max()))
+    for bound, budget in ((1e-3, 120), (1e-4, 170)):
         good = [all(e <= bound for e in errors[i:]) for i in range(len(errors))]
         assert counts[good.index(True)] <= budget, (bound, list(zip(counts, errors, strict=True)))
 
@@ -129,19 +151,6 @@ def test_small_dimensions_are_exact():
     assert isinstance(default_trace(17), Hutchinson)
 
 
-def test_fault_49_an_answer_depends_on_its_batch_by_no_more_than_the_tolerance():
-    """The tolerance is a step's: over a trajectory it adds up to some tens of it."""
-    x = torch.cat([points(5), torch.tensor([[4.0, -3.0]])])  # one far out, hard to solve
-    same = {"schedule": WIDE, "prior": PRIOR, "tolerance": 1e-6}
-    alone = [ode_likelihood(RING, one[None], **same) for one in x]
-    nats, worst = torch.cat([one.nats for one in alone]), max(int(one.evaluations) for one in alone)
-    together, pieces = ode_likelihood(RING, x, **same), ode_likelihood(RING, x, batch=5, **same)
-    easy = ode_likelihood(RING, torch.cat([x[:5].repeat(16, 1), x[5:]]), **same)  # 80 easy ones do not outvote it
-    for other in (together.nats, pieces.nats, easy.nats[-6:]):
-        assert torch.allclose(other, nats, rtol=2e-5, atol=5e-5)
-    assert easy.evaluations[-1] >= 0.8 * worst
-
-
 def test_a_crowd_does_not_outvote_the_one_that_turns():
     """The field turns one example fast and leaves the others: the steps are those of the one alone, whose integral is known."""
 
@@ -158,13 +167,12 @@ def test_a_crowd_does_not_outvote_the_one_that_turns():
     assert (alone.state[0] - exact).abs().max() < 3e-5
 
 
-def test_fault_51_probes_are_a_function_of_the_seed_and_the_place():
-    x = points(6)
-    whole = ode_likelihood(RING, x, schedule=WIDE, trace=Hutchinson(), tolerance=1e-8)
-    pieces = ode_likelihood(RING, x, schedule=WIDE, trace=Hutchinson(), tolerance=1e-8, batch=2)
-    other = ode_likelihood(RING, x, schedule=WIDE, trace=Hutchinson(), tolerance=1e-8, seed=1)
-    assert torch.allclose(whole.replicates, pieces.replicates, atol=1e-6)
-    assert not torch.allclose(whole.replicates, other.replicates, atol=1e-2)
+def test_a_crowd_of_easy_examples_costs_what_its_hardest_one_does():
+    """One far out among 80: the steps are those that it needs."""
+    easy, far = points(5).repeat(16, 1), torch.tensor([[4.0, -3.0]], dtype=torch.float64)
+    same = {"schedule": WIDE, "prior": PRIOR, "tolerance": 1e-6}
+    alone, crowd = (ode_likelihood(RING, x, **same) for x in (far, torch.cat([easy, far])))
+    assert crowd.evaluations[-1] >= 0.8 * alone.evaluations[-1]
 
 
 def test_the_audit_says_what_half_the_tolerance_changes():
@@ -223,69 +231,3 @@ def test_the_angle_in_any_unit():
     logsnr = torch.linspace(-20, 20, 81, dtype=torch.float64)
     for unit in (0.3, 1.0):
         assert torch.allclose(logsnr_of(angle(logsnr, unit), unit), logsnr, atol=1e-8)
-
-
-# ── bad input ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_fault_46_a_solver_that_gives_up_says_where_why_and_what_to_try():
-    def explodes(z, logsnr):  # infinite before the other end
-        return Prediction(z, logsnr, 3.0 * z.pow(3), V())
-
-    with pytest.raises(
-        SolverError, match=r"ode_likelihood: dopri5 gave up at t = .* of the way \(λ = .*\) after \d+ evaluations: underflow in dt"
-    ) as caught:
-        ode_likelihood(explodes, torch.ones(2, 1).double(), schedule=Linear(), max_evaluations=5000)
-    for word in ("rtol = ", "atol = ", "|v̂| was", "float64"):
-        assert word in str(caught.value)
-
-
-def test_fault_47_a_limit_of_evaluations_and_of_time():
-    with pytest.raises(SolverError, match=r"after 20 evaluations: reached max_evaluations = 20"):
-        ode_likelihood(RING, points(2), schedule=WIDE, max_evaluations=20)
-    with pytest.raises(SolverError, match=r"reached max_seconds = 1e-09"):
-        ode_likelihood(RING, points(2), schedule=WIDE, max_seconds=1e-9)
-
-
-def test_nan_from_the_network_is_told_by_example_and_level():
-    def model(z, logsnr):
-        out = RING(z, logsnr).eps
-        return Prediction(z, logsnr, torch.where((logsnr < 0)[:, None] & (torch.arange(len(z)) == 2)[:, None], torch.nan, out), Eps())
-
-    with pytest.raises(SolverError, match=r"NaN or infinite for example 2 of the batch \(first of 1\)") as caught:
-        ode_likelihood(model, points(4), schedule=WIDE)
-    assert float(re.search(r"λ = (\S+)\)", str(caught.value))[1]) < 0
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "text"),
-    [
-        ({"x": torch.tensor([[math.nan, 0.0]])}, ValueError, "argument 'x' must be finite"),
-        ({"tolerance": 0.0}, ValueError, "argument 'tolerance' must be finite and greater than 0"),
-        ({"method": "dopri6"}, ValueError, "did you mean 'dopri"),
-        ({"unit": -1.0}, ValueError, "argument 'unit' must be finite and greater than 0"),
-        ({"batch": 0}, ValueError, "argument 'batch' must be at least 1"),
-        ({"model": lambda z, logsnr: z}, TypeError, "argument 'model' must return a Prediction"),
-        ({"model": lambda z, logsnr: Prediction(z, logsnr, RING(z, logsnr).eps.detach(), Eps())}, ValueError, "be differentiable in z"),
-    ],
-)
-def test_bad_arguments_are_named(change, error, text):
-    arguments = {"model": RING, "x": points(2)} | change
-    with pytest.raises(error, match=re.escape(text)):
-        ode_likelihood(arguments.pop("model"), arguments.pop("x"), schedule=WIDE, **arguments)
-
-
-def test_fault_48_no_probes():
-    with pytest.raises(ValueError, match="argument 'probes' must be at least 1"):
-        Hutchinson(probes=0)
-
-
-def test_fault_50_a_clipped_model_has_another_flow():
-    class Clipped(nn.Module):
-        protocol = {"x̂ clipped to": "[-1, 1]"}  # noqa: RUF012
-
-        def forward(self, z, logsnr):
-            return RING(z, logsnr)
-
-    with pytest.raises(ValueError, match=r"argument 'model' must leave x̂ as it is; got x̂ clipped to \[-1, 1\]"):
-        ode_likelihood(Clipped(), points(2), schedule=WIDE)

@@ -1,5 +1,6 @@
 """What a chain of T steps has beyond its bound: iDDPM's hybrid loss, and the log-ratio of a whole path."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.errors import check_data, check_generator, check_positive_int, checking, finite, must
-from vdiff.gaussian import Step, alpha, diffuse, prior_kl, sigma, sum_dims, wide_number
-from vdiff.loss import Model, check_call, check_decoder, draw, full_precision, predict_at, standard_normal
+from vdiff.gaussian import Step, alpha, at_least_float32, diffuse, prior_kl, sigma, sum_dims, wide_number
+from vdiff.loss import Generators, Model, check_call, check_decoder, draw, full_precision, predict_at, standard_normal
 from vdiff.parameterization import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
@@ -211,7 +212,7 @@ def path_bound(
     schedule: Schedule,
     decoder: Decoder,
     steps: int,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     **condition: Any,
 ) -> PathBound:
     """The whole bound of a T-step chain along one path per example: T evaluations of the model, without gradient.
@@ -225,8 +226,9 @@ def path_bound(
     log-ratio cancel each other, and at the exact denoiser its variance given x is O(1/T), while that of the KLs' sum stays.
 
     Args:
-        model, schedule, decoder, steps, generator, condition: as in `elbo`.
+        model, schedule, decoder, steps, condition: as in `elbo`.
         data: (batch, …) data as it is.
+        generator: of the noise; or several, each of which draws for as many examples as another, in order.
 
     Raises:
         TypeError, ValueError: as `elbo`.
@@ -243,11 +245,15 @@ def path_bound(
     check_chain("path_bound", None, schedule, steps)
     check_decoder("path_bound", decoder, schedule)
     encoded = decoder.encode(data)
+    if isinstance(generator, Sequence) and (not generator or len(encoded) % len(generator)):
+        raise ValueError(must("path_bound", "generator", f"be as many as divide {len(encoded)} examples", len(generator)))
 
     def at(i: int) -> Tensor:
         return torch.full(encoded.shape[:1], i / steps, dtype=torch.float64, device=encoded.device)
 
-    x, _, eps = draw("path_bound", encoded, steps, at(steps), None, generator)
+    x = encoded.to(at_least_float32(encoded.dtype))
+    eps = standard_normal(x, generator) if isinstance(generator, Sequence) else None
+    x, _, eps = draw("path_bound", x, steps, at(steps), eps, None if isinstance(generator, Sequence) else generator)
     logsnr_max, logsnr_min = schedule.ends()
     log_ratio, kl = _end_log_ratio(x, eps, logsnr_min), prior_kl(x, logsnr_min)
     for i in range(steps, 0, -1):

@@ -82,6 +82,7 @@ def solve(
     max_evaluations: int = 10_000,
     max_seconds: float | None = None,
     options: dict[str, Any] | None = None,
+    examples: Tensor | None = None,
 ) -> Solution:
     """The state (z, …) at λ_s from that at λ_t, by one of torchdiffeq's solvers, in either direction.
 
@@ -97,6 +98,7 @@ def solve(
         rtol, atol: of an adaptive method.
         max_evaluations, max_seconds: where to give up.
         options: handed to torchdiffeq, for instance {"step_size": 0.1}, in radians, for a method with fixed steps (else one step).
+        examples: the numbers by which errors name the examples of the batch; their places in it if left out.
 
     Raises:
         SolverError: when the step size underflows, a limit is reached, or the field is not finite.
@@ -144,7 +146,9 @@ def solve(
         for part in moves:
             bad = ~torch.isfinite(part.flatten(1)).all(1)
             if bad.any():
-                raise gave_up(f"the field is NaN or infinite for example {int(bad.nonzero()[0])} of the batch (first of {int(bad.sum())})")
+                first = int(bad.nonzero()[0])
+                number = first if examples is None else int(examples[first])
+                raise gave_up(f"the field is NaN or infinite for example {number}, the first of {int(bad.sum())} in its batch")
         turn = unit / (torch.cos(place) ** 2 + (unit * torch.sin(place)) ** 2)  # dφ/dφ_u
         return tuple(turn.to(part.dtype) * part for part in moves)
 

@@ -1,6 +1,6 @@
 """The one equation: every objective is L_w(x) = ½ E_{t, ε}[ w(λ_t) (−dλ/dt) ‖ε − ε̂(z_t, λ_t)‖² ]."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from vdiff.weighting import ELBO, check_chain, check_weight, check_weight_functi
 
 Model = Callable[..., Prediction]
 WeightFunction = Callable[[Tensor], Tensor]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 _ELBO = ELBO()
 _RAO_BLACKWELL = RaoBlackwell()
@@ -194,9 +195,12 @@ def draw(
     return usable(x), times, usable(standard_normal(x, generator) if eps is None else eps.to(x.dtype))
 
 
-def standard_normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Noise of the shape of x."""
-    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+def standard_normal(x: Tensor, generator: Generators, draw: Callable[..., Tensor] = torch.randn) -> Tensor:
+    """Noise of the shape of x; of several generators, each draws as many rows as another, in order."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return draw(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    rows = (len(x) // len(generator), *x.shape[1:])
+    return torch.cat([draw(rows, dtype=x.dtype, device=one.device, generator=one) for one in generator]).to(x.device)
 
 
 def usable(v: Tensor) -> Tensor:

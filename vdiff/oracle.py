@@ -33,7 +33,7 @@ class GaussianMixture(nn.Module):
 
     weights: Tensor
     means: Tensor
-    axes: Tensor
+    axes: Tensor | None  # (K, d, d), a component's in columns; None where all are diagonal
     variances: Tensor
 
     def __init__(self, weights: Array, means: Array, covariances: Array) -> None:
@@ -46,13 +46,13 @@ class GaussianMixture(nn.Module):
             raise ValueError(must(name, "means", f"have shape (K, d) with K = {len(w)}", tuple(m.shape)))
         if c.shape not in (m.shape, (*m.shape, m.shape[1])):
             raise ValueError(must(name, "covariances", f"have shape {tuple(m.shape)} or {(*m.shape, m.shape[1])}", tuple(c.shape)))
-        variances, axes = (c, torch.eye(m.shape[1], dtype=c.dtype).expand(*m.shape, m.shape[1])) if c.ndim == 2 else torch.linalg.eigh(c)
+        variances, axes = (c, None) if c.ndim == 2 else torch.linalg.eigh(c)
         if not (variances >= 0).all():
             raise ValueError(must(name, "covariances", "have no negative eigenvalue", variances.min().item()))
         self.register_buffer("weights", w / w.sum())
         self.register_buffer("means", m)
         self.register_buffer("variances", variances.clone())
-        self.register_buffer("axes", axes.clone())
+        self.register_buffer("axes", axes)
 
     @property
     def dims(self) -> int:
@@ -62,14 +62,16 @@ class GaussianMixture(nn.Module):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dims"]:
         """n independent draws of x, in float64."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        noise = torch.randn(n, self.dims, dtype=torch.float64, generator=generator)
-        return self.means[k] + torch.einsum("nij,nj->ni", self.axes[k], self.variances[k].sqrt() * noise)
+        off = self.variances[k].sqrt() * torch.randn(n, self.dims, dtype=torch.float64, generator=generator)
+        return self.means[k] + (off if self.axes is None else torch.einsum("nij,nj->ni", self.axes[k], off))
 
     def forward(self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]) -> Prediction:
         """The perfect denoiser, ε̂ = E[ε | z]."""
         alpha, sigma = _scales(logsnr.to(torch.float64))
         share, residual, variance = self._posterior(z.to(torch.float64), alpha, sigma)
-        mean_eps = sigma[:, None, None] * torch.einsum("kij,nkj->nki", self.axes, residual / variance)
+        mean_eps = sigma[:, None, None] * (residual / variance)
+        if self.axes is not None:
+            mean_eps = torch.einsum("kij,nkj->nki", self.axes, mean_eps)
         eps = torch.einsum("nk,nki->ni", share, mean_eps)
         return Prediction(z, logsnr, eps.to(z.dtype), Eps())
 
@@ -90,7 +92,10 @@ class GaussianMixture(nn.Module):
         """
         mean = self.weights @ self.means
         off = self.means - mean
-        within = torch.einsum("k,kia,ka,kja->ij", self.weights, self.axes, self.variances, self.axes)
+        if self.axes is None:
+            within = torch.diag(self.weights @ self.variances)
+        else:
+            within = torch.einsum("k,kia,ka,kja->ij", self.weights, self.axes, self.variances, self.axes)
         return Gaussian(mean, within + torch.einsum("k,ki,kj->ij", self.weights, off, off))
 
     def mmse(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -178,7 +183,7 @@ class GaussianMixture(nn.Module):
     def _log_joint(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k q(z | k), with z − α m_k in the axes of component k and its variances there: (n, K), (n, K, d), (n, K, d)."""
         centered = z[:, None, :] - alpha[:, None, None] * self.means
-        residual = torch.einsum("kji,nkj->nki", self.axes, centered)
+        residual = centered if self.axes is None else torch.einsum("kji,nkj->nki", self.axes, centered)
         variance = alpha[:, None, None] ** 2 * self.variances + sigma[:, None, None] ** 2
         quadratic = (residual.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
         return self.weights.log() - 0.5 * quadratic, residual, variance
@@ -235,8 +240,9 @@ class Gaussian(GaussianMixture):
         super().__init__([1.0], m[None], c[None])
 
     @classmethod
-    def fit(cls, x: Float[Tensor, "n *dims"], *, shrinkage: float = 1e-3) -> "Gaussian":
-        """With the mean and the covariance of data, flattened; the covariance drawn towards its mean variance by `shrinkage`.
+    def fit(cls, x: Float[Tensor, "n *dims"], *, shrinkage: float = 1e-3, diagonal: bool = False) -> "Gaussian":
+        """With the mean and the covariance of data, flattened; the covariance drawn towards its mean variance by `shrinkage`,
+        and without correlations if `diagonal`.
 
         >>> Gaussian.fit(torch.tensor([[0.0], [2.0]]), shrinkage=0.0).variances
         tensor([[1.]], dtype=torch.float64)
@@ -244,6 +250,9 @@ class Gaussian(GaussianMixture):
         check_data("Gaussian.fit", x)
         flat = x.flatten(1).to(torch.float64)
         off = flat - flat.mean(0)
+        if diagonal:
+            variances = off.square().mean(0)
+            return cls(flat.mean(0), torch.lerp(variances, variances.mean(), shrinkage))
         covariance = off.T @ off / len(off)
         isotropic = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
         return cls(flat.mean(0), torch.lerp(covariance, isotropic, shrinkage))
@@ -256,9 +265,17 @@ class Gaussian(GaussianMixture):
         >>> Gaussian([0.0], [1.0]).information(torch.zeros(1, 1), torch.zeros(1))
         tensor([0.0966], dtype=torch.float64)
         """
-        score = (x.to(torch.float64) - self.means[0]) @ self.axes[0]
         level = logsnr.to(torch.float64)[:, None] + self.variances[0].log()
-        return 0.5 * (nn.functional.softplus(level) + level.sigmoid() * (score.square() / self.variances[0] - 1)).sum(1)
+        return 0.5 * (nn.functional.softplus(level) + level.sigmoid() * (self.standardized(x).square() - 1)).sum(1)
+
+    def standardized(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, "n dims"]:
+        """ξ = (x − m)/√v in the axes of the covariance: N(0, I) if x is of this law.
+
+        >>> Gaussian([1.0], [4.0]).standardized(torch.tensor([[5.0]]))
+        tensor([[2.]], dtype=torch.float64)
+        """
+        off = x.to(torch.float64) - self.means[0]
+        return (off if self.axes is None else off @ self.axes[0]) / self.variances[0].sqrt()
 
 
 class Lattice(GaussianMixture):

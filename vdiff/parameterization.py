@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vdiff.schedule import Schedule
 
 Coefficient = Tensor | float
+DIGITS = 1e-3  # relative rounding error of x̂ or ε̂ from which on a user hears of it
 _POSTERIOR = Posterior()
 
 
@@ -57,6 +58,17 @@ class Parameterization:
         tensor([2.0000])
         """
         return _kappa2(*self.row(logsnr), logsnr)
+
+    def rounding(self, logsnr: Float[Tensor, " 1"], dtype: torch.dtype) -> tuple[float, float]:
+        """How large an error the rounding of an output of order one makes in x̂ and in ε̂: u σ/|αb − σa| and u α/|αb − σa|.
+
+        >>> X().rounding(torch.tensor([20.0]), torch.float32)[1] > 1e-3
+        True
+        """
+        level = wide(logsnr)
+        a, b = self.row(level)
+        scale = torch.finfo(dtype).eps / (alpha(level) * b - sigma(level) * a).abs()
+        return (sigma(level) * scale).item(), (alpha(level) * scale).item()
 
     def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         """o = a·x + b·ε, what a perfect network would return.

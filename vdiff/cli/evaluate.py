@@ -1,8 +1,9 @@
 """Evaluate a run: its bound in bits per dimension with errors, or the difference from another run's.
 
-Takes the averaged weights and whole splits. Writes RUN/evaluation.json (or --out), from whose protocol the number can be computed
-again. When interrupted, the same command takes up where it stopped. Several processes share the images:
-`torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
+Takes the averaged weights and whole splits. With --ode the likelihood of the probability-flow ODE stands beside the bound, under
+each dequantisation: another model's, so that the gap between the two may have either sign. Writes RUN/evaluation.json (or --out),
+from whose protocol the numbers can be computed again. When interrupted, the same command takes up where it stopped. Several processes
+share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
 """
 
 import argparse
@@ -10,19 +11,24 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vdiff.data.digits import digits
+from vdiff.decoder import Levels
 from vdiff.errors import did_you_mean, must
-from vdiff.likelihood import Comparison, Report, compare
+from vdiff.flow import SolverError
+from vdiff.likelihood import Comparison, Report, TruncatedNormal, Uniform, compare, dequantized_ode
 from vdiff.likelihood import evaluate as evaluate_bound
+from vdiff.likelihood.pieces import FailedElsewhere
+from vdiff.objective import Objective
+from vdiff.oracle import Gaussian
 from vdiff.training import Run
 from vdiff.training.run import write_aside
 from vdiff.training.share import share_of_rank
@@ -30,6 +36,8 @@ from vdiff.training.share import share_of_rank
 DATA = {"digits": digits}
 SPLITS = ("test", "selection", "train")
 PAUSE = 60.0  # seconds between checkpoints
+FULL = 4096  # dimensions up to which the prior's covariance is a full one
+Result = TypeVar("Result")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +56,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, help="times per image and replicate (default: 32, or what the tolerance needs)")
     parser.add_argument("--replicates", type=int, default=4, help="grids per image, or of the first stage (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="the bound of a chain of so many steps (default: continuous time)")
+    parser.add_argument("--ode", action="store_true", help="the probability-flow ODE's likelihood beside the bound")
+    parser.add_argument("--ode-tolerance", type=float, default=1e-4, help="of its solver, audited by half of it (default: %(default)s)")
     parser.add_argument("--against", metavar="RUN", help="report by how much the bound lies above that of another run")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1024, help="network evaluations at a time (default: %(default)s)")
@@ -69,28 +79,102 @@ def run(options: argparse.Namespace) -> int:
     objective = source.load()
     if objective.decoder is None:
         raise ValueError(must("evaluate", "run", "have a decoder", None, "without one there is no bound"))
-    images = data_of(options.data or source.config.data, options.split)
+    if options.ode and options.against is not None:
+        raise ValueError(must("evaluate", "ode", "come without against", options.against, "evaluate each of the two with --ode"))
+    if options.ode and not isinstance(objective.decoder, Levels):
+        raise ValueError(
+            must("evaluate", "ode", "come with a decoder of levels", repr(objective.decoder), "a density needs no dequantisation")
+        )
+    data = options.data or source.config.data
+    images = data_of(data, options.split)
+    train = data_of(data, "train") if options.ode else images
     settings: dict[str, Any] = {
         word: getattr(options, word) for word in ("steps", "tolerance", "budget", "draws", "replicates", "seed", "batch")
     }
     settings |= {"schedule": objective.schedule, "decoder": objective.decoder}
     record = {"run": str(source.folder), "split": options.split, "ema": source.config.ema[0], "weights file": weights_hash(source)}
     out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
-    with processes() as first, progress_bar(options.quiet or not first) as progress:
-        settings |= {"share": share_of_rank(), "progress": progress}
+    kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
+    with processes() as first:
+        quiet = options.quiet or not first
+        settings |= {"share": share_of_rank(), "record": record}
         report: Report | Comparison
         if options.against is not None:
             other = Run(options.against)
             record |= {"against": str(other.folder), "weights file against": weights_hash(other)}
-            report = compare(objective.model, other.load().model, images, record=record, **settings)
+            with progress_bar(quiet) as progress:
+                report = kept.through("comparison", compare, objective.model, other.load().model, images, progress=progress, **settings)
         else:
-            kept = Kept(out.with_suffix(f".{settings['share'].index}.safetensors"))
-            report = evaluate_bound(objective.model, images, record=record, resume=kept.state(), checkpoint=kept, **settings)
-            kept.path.unlink(missing_ok=True)
+            with progress_bar(quiet) as progress:
+                report = kept.through("bound", evaluate_bound, objective.model, images, progress=progress, **settings)
+            if options.ode:
+                report, failed = with_ode(report, kept, objective, images, train, options, settings)
         if first:
-            write_aside(out, json.dumps(report.asdict(), indent=2, allow_nan=False) + "\n")
-            print(f"{report}\nin {out}")
-    return 0
+            write_aside(out, json.dumps(report.asdict() | ({"failed": failed} if failed else {}), indent=2, allow_nan=False) + "\n")
+            print(report, *(f"FAILED: {name}: {why}" for name, why in failed.items()), sep="\n")
+            print(f"{time.monotonic() - started:.0f} s; in {out}")
+    kept.clear()
+    return 1 if failed else 0
+
+
+def with_ode(
+    report: Report,
+    kept: "Keeper",
+    objective: Objective,
+    images: Tensor,
+    train: Tensor,
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+) -> tuple[Report, dict[str, str]]:
+    """A report with the ODE's likelihood under each dequantisation beside the bound, and why one failed.
+
+    The prior is a Gaussian with the moments of the training images.
+    """
+    decoder, schedule = objective.decoder, objective.schedule
+    assert isinstance(decoder, Levels)
+    known, failed = decoder.encode(train), dict[str, str]()
+    prior = Gaussian.fit(known, diagonal=known[0].numel() > FULL)
+    record = settings["record"] | {"prior fitted to": f"{len(train)} training images"}
+    for name, noise in {"truncated normal": TruncatedNormal(decoder, schedule.logsnr_max), "uniform": Uniform(decoder)}.items():
+        label = f"ODE, {name} dequantisation"
+        with progress_bar(options.quiet or settings["share"].index > 0, label, "draw") as progress:
+            try:
+                found = kept.through(
+                    name.split()[0], dequantized_ode, objective.model, images, dequantization=noise, schedule=schedule, prior=prior,
+                    tolerance=options.ode_tolerance, audit=True, seed=options.seed, share=settings["share"], progress=progress, record=record,
+                )  # fmt: skip
+                report = report.beside(label, found)
+            except (SolverError, FailedElsewhere, ValueError) as why:  # the bound stands without it
+                failed[label] = str(why)
+    return report, failed
+
+
+class Keeper:
+    """The states of an interrupted command, a file for each of its parts beside its output: `through` goes on from what is there.
+
+    >>> from vdiff.likelihood import Share
+    >>> Keeper(Path("no-such-folder/evaluation.json")).through("bound", lambda resume, checkpoint, share: resume, share=Share()) is None
+    True
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.files = out, dict[str, Path]()
+
+    def through(self, part: str, estimate: Callable[..., Result], *given: Any, **settings: Any) -> Result:
+        """What an estimate returns, kept on the way and at its end; a state of another evaluation is named by its file."""
+        path = self.files[part] = self.out.with_suffix(f".{part}.{settings['share'].index}.safetensors")
+        kept = Kept(path)
+        try:
+            result = estimate(*given, resume=kept.state(), checkpoint=kept, **settings)
+        except ValueError as error:
+            raise ValueError(f"{error}; it is in {path}: remove it") if "argument 'resume'" in str(error) else error from None
+        kept.write()
+        return result
+
+    def clear(self) -> None:
+        """Remove the files: all is done."""
+        for path in self.files.values():
+            path.unlink(missing_ok=True)
 
 
 class Kept:
@@ -101,15 +185,21 @@ class Kept:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.last = path, time.monotonic()
+        self.path, self.last, self.latest = path, time.monotonic(), dict[str, Tensor]()
 
     def __call__(self, state: dict[str, Tensor]) -> None:
-        """Write, if it is time to."""
+        """Take a state, and write it if it is time to."""
+        self.latest = state
         if time.monotonic() - self.last > PAUSE:
+            self.write()
+
+    def write(self) -> None:
+        """Write the latest state, if there is one."""
+        if self.latest:
             aside = self.path.with_suffix(".partial")
-            save_file(state, aside)
+            save_file(self.latest, aside)
             os.replace(aside, self.path)
-            self.last = time.monotonic()
+            self.last, self.latest = time.monotonic(), {}
 
     def state(self) -> dict[str, Tensor] | None:
         """What an interrupted command left."""
@@ -147,11 +237,11 @@ def processes() -> Iterator[bool]:
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Any]:
+def progress_bar(quiet: bool, label: str = "", unit: str = "eval") -> Iterator[Any]:
     """A bar for `progress=`; its total grows when the second stage is known."""
     from tqdm import tqdm
 
-    with tqdm(total=0, unit="eval", disable=quiet, dynamic_ncols=True) as bar:
+    with tqdm(total=0, unit=unit, desc=label, disable=quiet, dynamic_ncols=True) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

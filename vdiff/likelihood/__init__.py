@@ -2,21 +2,23 @@
 
 from vdiff.likelihood.control import GaussianError, NoiseNorm
 from vdiff.likelihood.density import Independent, Sobol, Stratified
-from vdiff.likelihood.dequantise import TruncatedNormal, Uniform, dequantized_ode
+from vdiff.likelihood.dequantise import DequantizedLikelihood, TruncatedNormal, Uniform, dequantized_ode
 from vdiff.likelihood.estimate import Estimate
 from vdiff.likelihood.evaluation import compare, evaluate
 from vdiff.likelihood.immse import immse
 from vdiff.likelihood.importance import ImportanceBound, path_importance
-from vdiff.likelihood.measurement import Share
 from vdiff.likelihood.ode import OdeLikelihood, ode_likelihood
+from vdiff.likelihood.pieces import Share
 from vdiff.likelihood.plan import Plan
 from vdiff.likelihood.replicated import Replicated
-from vdiff.likelihood.report import Comparison, Report
+from vdiff.likelihood.report import Beside, Comparison, Report
 from vdiff.likelihood.trace import Exact, Hutchinson
 from vdiff.likelihood.verify import verify_estimators
 
 __all__ = [
+    "Beside",
     "Comparison",
+    "DequantizedLikelihood",
     "Estimate",
     "Exact",
     "GaussianError",

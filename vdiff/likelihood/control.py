@@ -10,8 +10,7 @@ from torch import Tensor
 
 from vdiff.errors import check_positive_int
 from vdiff.gaussian import sum_dims, wide
-
-SHRINKAGE = 1e-3  # of the covariance towards its mean variance: directions without data would have none
+from vdiff.oracle import Gaussian
 
 
 class Control:
@@ -77,18 +76,12 @@ class GaussianError(Control):
         return "GaussianError()" if self.data is None else f"GaussianError(data of {len(self.data)})"
 
     def fit(self, x: Tensor) -> FittedControl:
-        known = wide(x if self.data is None else self.data.to(x.device)).flatten(1)
-        mean = known.mean(0)
-        off = known - mean
-        if known.shape[1] > self.full:
-            variances, axes = off.square().mean(0), None
-        else:
-            variances, axes = torch.linalg.eigh(off.T @ off / len(off))
-        variances = variances.clamp(min=0)
-        variances = variances + SHRINKAGE * variances.mean() + torch.finfo(torch.float32).tiny
-        score = wide(x).flatten(1) - mean
-        score = (score if axes is None else score @ axes) / variances.sqrt()
-        return _FittedGaussian(variances.log(), score.to(x.dtype), None if axes is None else axes.to(x.dtype))
+        images = x.flatten(1).cpu()  # in float64, which not every device has
+        known = images if self.data is None else self.data.flatten(1).cpu()
+        gaussian = Gaussian.fit(known, diagonal=known.shape[1] > self.full)
+        gaussian.variances.clamp_(min=torch.finfo(torch.float32).tiny)  # equal images have none
+        axes = None if gaussian.axes is None else gaussian.axes[0].to(x)
+        return _FittedGaussian(gaussian.variances[0].log().to(x.device), gaussian.standardized(images).to(x), axes)
 
 
 class _FittedGaussian(FittedControl):

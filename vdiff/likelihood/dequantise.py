@@ -7,6 +7,8 @@ is tighter. Density scored at x_k itself would be no probability: it can be any 
 """
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +19,17 @@ from vdiff.decoder import Levels, log_normal_interval
 from vdiff.errors import check_positive_int, finite, must
 from vdiff.gaussian import sum_dims, wide
 from vdiff.likelihood.importance import ImportanceBound
-from vdiff.likelihood.ode import ode_likelihood
-from vdiff.likelihood.trace import Exact, default_trace
+from vdiff.likelihood.integrand import evaluating
+from vdiff.likelihood.ode import OF_THE_FLOW, FlowSolver, costs
+from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of
+from vdiff.likelihood.protocol import of_computation, of_data
+from vdiff.likelihood.trace import Exact, Trace, default_trace
 from vdiff.loss import Model
+from vdiff.oracle import GaussianMixture
+from vdiff.schedule import Schedule
 from vdiff.times import generator_of
+
+_ALONE = Share()
 
 
 class Dequantization:
@@ -107,30 +116,62 @@ class TruncatedNormal(Dequantization):
         return f"{type(self).__name__}({self.decoder!r}, logsnr_max={self.logsnr_max:g})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class DequantizedLikelihood(ImportanceBound):
+    """A bound on −log P(data) of discrete data under the ODE's density. `change` is by how much halving the solver's tolerance moved
+    the first draw's, nats of each example, None where that was not asked.
+
+    >>> DequantizedLikelihood.of(torch.ones(2, 1, 3), 1, torch.zeros(3), change=None).nats
+    tensor([-1., -1., -1.])
+    """
+
+    change: Float[Tensor, " batch"] | None
+    label = OF_THE_FLOW
+
+
 def dequantized_ode(
     model: Model,
     data: Tensor,
     *,
     dequantization: Dequantization,
+    schedule: Schedule,
     samples: int = 1,
     replicates: int = 2,
+    prior: GaussianMixture | None = None,
+    trace: Trace | None = None,
+    tolerance: float = 1e-5,
+    audit: bool = False,
+    method: str = "dopri5",
+    unit: float = 0.5,
+    max_evaluations: int = 10_000,
+    max_seconds: float | None = None,
+    batch: int = 256,
     seed: int = 0,
-    **options: Any,
-) -> ImportanceBound:
+    progress: Progress | None = None,
+    share: Share = _ALONE,
+    resume: State | None = None,
+    checkpoint: Callable[[State], None] | None = None,
+    record: Mapping[str, object] | None = None,
+    **condition: Any,
+) -> DequantizedLikelihood:
     """A bound on −log P(data) of discrete data under the density of the probability-flow ODE, nats per example.
 
     With `samples` = K > 1 it is importance-weighted, −log K included. That needs an exact trace: a random one is unbiased for log p,
     so that the mean of exp(log p) is too large, and the number would be too good to be a bound.
 
     Args:
-        model, options: as in `ode_likelihood`.
         data: (n, …) integer levels.
         dequantization: `Uniform(decoder)` or `TruncatedNormal(decoder, schedule.logsnr_max)`.
         samples: K draws within the bins for one bound.
         replicates: independent bounds of each example, for its standard error; at least 2. Each has its own noise and probes.
-        seed: of both.
+        audit: solve the first draw of each example once more with half the tolerance, and say what changed.
+        seed: of noise and probes, which are a function of it and the example's place.
+        progress: called as progress(done, all) with numbers of draws of examples.
+        model, schedule, prior, trace, tolerance, method, unit, max_evaluations, max_seconds, batch, share, resume, checkpoint, record,
+            condition: as in `ode_likelihood`.
 
     Raises:
+        SolverError: as `ode_likelihood`.
         TypeError, ValueError: for data that is not of the decoder's levels, and for K > 1 with a random trace.
 
     >>> from vdiff import Categorical, Lattice, Linear
@@ -141,27 +182,46 @@ def dequantized_ode(
     >>> bool((bound.nats > -torch.tensor(0.75).log()).all())
     True
     """
+    name = "dequantized_ode"
     if not isinstance(dequantization, Dequantization):
-        raise TypeError(
-            must("dequantized_ode", "dequantization", "be a Dequantization", repr(dequantization), "Uniform(Categorical(levels))")
-        )
-    for name, number in (("samples", samples), ("replicates", replicates)):
-        check_positive_int("dequantized_ode", name, number)
+        raise TypeError(must(name, "dequantization", "be a Dequantization", repr(dequantization), "Uniform(Categorical(levels))"))
+    for word, number in (("samples", samples), ("replicates", replicates)):
+        check_positive_int(name, word, number)
     if replicates < 2:
-        raise ValueError(must("dequantized_ode", "replicates", "be at least 2", replicates, "one has no standard error"))
-    trace = options.pop("trace", None) or default_trace(data[0].numel())
+        raise ValueError(must(name, "replicates", "be at least 2", replicates, "one has no standard error"))
+    with torch.no_grad():  # so that values are checked
+        encoded = dequantization.decoder.encode(data)
+    dims = encoded[0].numel()
+    trace = trace or default_trace(dims)
     if samples > 1 and not isinstance(trace, Exact):
         hint = "the exponential of a random log p is too large on average: trace=Exact(), or samples=1"
-        raise ValueError(must("dequantized_ode", "samples", "be 1 with a random trace", samples, hint))
-    log_weights, evaluations = [], torch.zeros(len(data), dtype=torch.long, device=data.device)
-    for draw in range(replicates * samples):
-        noise = [generator_of(seed, draw, f"bin of example {i}", data.device) for i in range(len(data))]
-        x, log_q = dequantization.draw(data, noise)
-        found = ode_likelihood(model, x, trace=trace, seed=_mixed(seed, draw), **options)
-        log_weights.append(-found.nats - log_q)
-        evaluations += found.evaluations
-    stacked = torch.stack(log_weights).view(replicates, samples, -1)
-    return ImportanceBound.of(stacked, data[0].numel(), evaluations)
+        raise ValueError(must(name, "samples", "be 1 with a random trace", samples, hint))
+    solver = {"method": method, "unit": unit, "max_evaluations": max_evaluations, "max_seconds": max_seconds}
+    flow = FlowSolver(name, model, schedule, prior, trace, tolerance, solver, condition, len(data))
+
+    def piece(draw: int, rows: Tensor) -> State:
+        noise = [generator_of(seed, draw, f"bin of example {i}", data.device) for i in rows.tolist()]
+        x, log_q = dequantization.draw(data[rows], noise)
+        found = flow.solved(x, rows, _mixed(seed, draw), audit and draw == 0)
+        return {"log_weight": -found["nats"].mean(1) - log_q, "evaluations": found["evaluations"], "change": found["change"]}
+
+    said = {
+        **flow.protocol(), "dequantization": repr(dequantization), "K": samples, "replicates": replicates, "seed": seed, **(record or {})
+    }  # fmt: skip
+    key = key_of(data_hash(data), audit, batch, share.index, share.count, mark_of(said))
+    with evaluating(model):
+        found = in_pieces(
+            name, piece, shapes={"log_weight": (), "evaluations": (), "change": ()}, repetitions=replicates * samples, rows=len(data),
+            batch=batch, key=key, course=Course(share, progress, checkpoint, resume),
+        )  # fmt: skip
+    change = found["change"][0] if audit else None
+    return DequantizedLikelihood.of(
+        found["log_weight"].view(replicates, samples, -1),
+        dims,
+        found["evaluations"].sum(0).long(),
+        change=change,
+        protocol={**of_data(data), **said, **costs(found["evaluations"], change, dims), **of_computation(encoded.dtype, data.device, [model], share)},
+    )  # fmt: skip
 
 
 def _mixed(seed: int, draw: int) -> int:
@@ -169,4 +229,4 @@ def _mixed(seed: int, draw: int) -> int:
     return int(torch.randint(2**31, (), generator=generator_of(seed, draw, "probes")))
 
 
-__all__ = ["Dequantization", "TruncatedNormal", "Uniform", "dequantized_ode"]
+__all__ = ["Dequantization", "DequantizedLikelihood", "TruncatedNormal", "Uniform", "dequantized_ode"]

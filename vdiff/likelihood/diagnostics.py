@@ -10,6 +10,7 @@ from vdiff.decoder import Levels
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.measurement import BINS, Evaluation, Measurement
 from vdiff.likelihood.pilot import bins_of
+from vdiff.parameterization import DIGITS
 
 FEW_EFFECTIVE, LARGE_WEIGHT = 20.0, 0.1
 VISIBLE_SHARE, THIN_VISITS, FEW_VISITS = 0.01, 0.05, 30
@@ -95,7 +96,7 @@ def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[
     >>> warnings_of(run, found, examine(run, found))
     []
     """
-    said = [*_of_data(run.integrand)]
+    said = [*_of_data(run.integrand), *_of_rounding(run.integrand)]
     if seen.effective < min(FEW_EFFECTIVE, 0.1 * seen.draws):
         said.append(f"{seen.draws} draws are worth {seen.effective:.0f}: a few of them carry the integral, so that its error is not known")
     if seen.largest > LARGE_WEIGHT:
@@ -139,6 +140,20 @@ def _of_data(integrand: Integrand) -> list[str]:
     if not isinstance(decoder, Levels) and data.ndim > 2 and (low < -1 - EDGE or high > 1 + EDGE):
         return [f"the images run from {low:.4g} to {high:.4g}, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels there"]
     return []
+
+
+def _of_rounding(integrand: Integrand) -> list[str]:
+    """What a model predicts, where its output leaves ε̂ without digits at the clean end."""
+    level, said = integrand.base.logsnr_max, []
+    for prediction in integrand.predictions.values():
+        what, dtype = prediction.parameterization, prediction.out.dtype
+        error = what.rounding(torch.tensor([level], device=prediction.out.device), dtype)[1]
+        if error > DIGITS:
+            said.append(
+                f"{what!r} at λ = {level:g} leaves ε̂ with an error of {error:.1g} by rounding in {str(dtype).removeprefix('torch.')}: the "
+                "bound comes out too large; predict v, or evaluate in float64"
+            )
+    return said
 
 
 __all__ = ["Curve", "Diagnostics", "examine", "warnings_of"]

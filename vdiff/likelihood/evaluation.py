@@ -8,14 +8,14 @@ from torch import Tensor
 from vdiff.decoder import Decoder
 from vdiff.errors import must
 from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images
-from vdiff.likelihood.measurement import Effort, Evaluation, Share, State
+from vdiff.likelihood.measurement import Effort, Evaluation
+from vdiff.likelihood.pieces import Progress, Share, State, mark_of
 from vdiff.likelihood.plan import Plan
 from vdiff.likelihood.report import Comparison, Report, outcome
 from vdiff.loss import Model
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 
-Progress = Callable[[int, int], None]
 _PLAN, _ALONE = Plan(), Share()
 
 
@@ -67,10 +67,10 @@ def evaluate(
         replicates: independent grids per image, at least 2.
         batch: how many (image, time) pairs the model sees at once, but at least one image's grid.
         seed: of times and noise.
-        profile: collects ‖ε − ε̂‖² by λ on the way, clustered by image (with a tolerance, by image and stage).
+        profile: collects ‖ε − ε̂‖² by λ on the way, clustered by image (with a tolerance, by image and stage), of all processes.
         progress: called as progress(done, all) with numbers of model evaluations.
         share: this process's part of the images; each gets the whole report.
-        checkpoint, resume: receives the state after every batch of images, and takes it up again.
+        checkpoint, resume: receives the state after every batch of images, and takes it up again, the profile's gains with it.
         skip_nonfinite: leave out images that hold NaN or infinity, which are refused otherwise; their number is in the protocol.
         record: what else belongs to the protocol, such as the decay of averaged weights.
 
@@ -91,11 +91,11 @@ def evaluate(
         data, condition, record["skipped"] = finite_images(data, condition)
     with evaluating(model):
         integrand = Integrand(model, data, schedule, decoder, steps, condition)
-        run = Evaluation(integrand, plan, effort, share, profile, progress, checkpoint, mark=repr(sorted(record.items())))
+        run = Evaluation(integrand, plan, effort, share, profile, progress, checkpoint, mark_of(record))
         found = run(resume)
     seen = outcome(run, found, record)
     prior, diffusion, reconstruction, total = seen.estimates
-    return Report(prior, diffusion, reconstruction, total, seen.protocol, seen.diagnostics, seen.savings, seen.warnings)
+    return Report(prior, diffusion, reconstruction, total, seen.protocol, seen.diagnostics, seen.savings, seen.warnings, seen.by_image)
 
 
 def compare(
@@ -115,6 +115,8 @@ def compare(
     seed: int = 0,
     progress: Progress | None = None,
     share: Share = _ALONE,
+    resume: State | None = None,
+    checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
     **condition: Any,
 ) -> Comparison:
@@ -124,8 +126,8 @@ def compare(
 
     Args:
         model, other: two models of the same data.
-        data, schedule, decoder, steps, tolerance, budget, draws, replicates, plan, batch, seed, progress, share, record,
-            condition: as in `evaluate`.
+        data, schedule, decoder, steps, tolerance, budget, draws, replicates, plan, batch, seed, progress, share, resume,
+            checkpoint, record, condition: as in `evaluate`.
 
     Raises:
         ValueError: as `evaluate`.
@@ -143,11 +145,13 @@ def compare(
         )
     effort = Effort(draws, replicates, tolerance, budget, batch, seed)
     effort.check("compare")
+    said = {f"{word}, {name}": v for name, one in (("first", model), ("second", other)) for word, v in getattr(one, "protocol", {}).items()}
+    record = {**said, **(record or {})}
     with evaluating(model, other):
         integrand = Difference(model, other, data, schedule, decoder, steps, condition, name="compare")
-        run = Evaluation(integrand, plan, effort, share, progress=progress)
-        found = run()
-    seen = outcome(run, found, record or {})
+        run = Evaluation(integrand, plan, effort, share, None, progress, checkpoint, mark_of(record))
+        found = run(resume)
+    seen = outcome(run, found, record)
     return Comparison(seen.estimates[3], seen.protocol, seen.diagnostics, seen.savings, seen.warnings)
 
 

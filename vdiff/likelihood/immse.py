@@ -12,6 +12,7 @@ whose integrand vanishes at both ends and has less variance in between. Discrete
 instead, where the Gaussian's part up to λ_max is KL(q(z | x) ‖ q_G(z)), known exactly.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,16 @@ from torch import Tensor
 
 from vdiff.errors import check_data, check_finite, check_positive_int, must
 from vdiff.gaussian import wide
-from vdiff.likelihood.integrand import evaluating
+from vdiff.likelihood.integrand import Finite, evaluating, of_rows
+from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of
+from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.replicated import Replicated
-from vdiff.loss import Model, weighted_elbo
+from vdiff.loss import Model, check_call, weighted_elbo
 from vdiff.oracle import Gaussian
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of, stratified
+
+_ALONE = Share()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +43,12 @@ class IMMSE(Replicated):
 
     >>> zero = torch.zeros(1)
     >>> print(IMMSE(torch.zeros(2, 1), 1, zero, low_tail=zero, high_tail=zero))
-    0.0000 ± 0.0000 (Monte Carlo) ± nan (images) bits/dim; an estimate, not a bound
+    0.0000 ± 0.0000 (Monte Carlo), one image bits/dim; an estimate, not a bound
     """
 
     low_tail: Float[Tensor, " batch"]
     high_tail: Float[Tensor, " batch"]
-
-    def __str__(self) -> str:
-        return f"{super().__str__()}; an estimate, not a bound"
+    label = "; an estimate, not a bound"
 
 
 def immse(
@@ -57,7 +60,13 @@ def immse(
     discrete: bool = False,
     draws: int = 32,
     replicates: int = 4,
+    batch: int = 4096,
     seed: int = 0,
+    progress: Progress | None = None,
+    share: Share = _ALONE,
+    resume: State | None = None,
+    checkpoint: Callable[[State], None] | None = None,
+    record: Mapping[str, object] | None = None,
     **condition: Any,
 ) -> IMMSE:
     """−log p(x) by the I-MMSE identity, nats per example: an estimate, right for the perfect denoiser.
@@ -75,11 +84,14 @@ def immse(
         discrete: whether p is the probability of a level rather than a density.
         draws: times for each example and replicate, beside the two ends; two evaluations of the model at each.
         replicates: independent repetitions, for the standard error; at least 2.
+        batch: how many (example, time) pairs the model sees at once, but at least one example's.
         seed: of times and noise, which are a function of it and the example's place.
+        progress: called as progress(done, all) with numbers of repetitions of examples.
+        share, resume, checkpoint, record: as in `evaluate`.
         model, condition: as in `weighted_elbo`.
 
     Raises:
-        TypeError, ValueError: as `weighted_elbo`.
+        TypeError, ValueError: as `weighted_elbo`, and where the model is not finite: for which example, at which λ.
 
     >>> from vdiff import Linear
     >>> oracle = Gaussian([0.0], [0.25])
@@ -89,7 +101,8 @@ def immse(
     """
     check_data("immse", x)
     check_finite("immse", x, "x")
-    for name, number in (("draws", draws), ("replicates", replicates)):
+    check_call("immse", model, schedule, None, condition)
+    for name, number in (("draws", draws), ("replicates", replicates), ("batch", batch)):
         check_positive_int("immse", name, number)
     if replicates < 2:
         raise ValueError(must("immse", "replicates", "be at least 2", replicates, "one has no standard error"))
@@ -101,38 +114,43 @@ def immse(
         known = gaussian.information(clean, top)
     else:
         known = -gaussian.log_prob(clean)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)  # clean, noisy
+    rate, places = schedule.rate(ends), draws + 2
 
     def twin(z: Tensor, logsnr: Tensor) -> Any:
         return gaussian(z.flatten(1), logsnr)
 
-    def difference(t: Tensor, noise: Tensor, given: dict[str, Any]) -> Tensor:
-        """½ rate (‖e‖² − ‖e_G‖²) at (example, draw) pairs, draws side by side: (n, draws)."""
-        k = len(t) // len(x)
-        rows = x.repeat_interleave(k, 0)
-        ours = weighted_elbo(model, rows, schedule=schedule, t=t, eps=noise, **given)
-        theirs = weighted_elbo(twin, wide(rows).flatten(1), schedule=schedule, t=t, eps=wide(noise).flatten(1))
-        return (wide(ours) - theirs).view(len(x), k)
+    def difference(rows: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """½ rate (‖e‖² − ‖e_G‖²) at (example, time) pairs: (n, times)."""
+        given = of_rows(condition, rows, len(x))
+        ours = weighted_elbo(Finite("immse", model, rows), x[rows], schedule=schedule, t=t, eps=noise, **given)
+        theirs = weighted_elbo(twin, wide(x[rows]).flatten(1), schedule=schedule, t=t, eps=wide(noise).flatten(1))
+        return (wide(ours) - theirs).view(-1, places)
 
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)  # clean, noisy
-    rate = schedule.rate(ends)
-    found = []
-    with evaluating(model), torch.no_grad():
-        for replicate in range(replicates):
-            generators = [generator_of(seed, replicate, f"example {i}", x.device) for i in range(len(x))]
-            t = torch.stack([torch.cat([ends.to(x.device), stratified(draws, generator=g, device=x.device)]) for g in generators])
-            noise = torch.stack([torch.randn(draws + 2, *x.shape[1:], dtype=x.dtype, device=x.device, generator=g) for g in generators])
-            given = _repeated(condition, len(x), draws + 2)
-            flat = noise.flatten(0, 1)
-            each = 0.5 * (difference(t.flatten(), flat, given) + difference(t.flatten(), -flat, given))
-            high = torch.zeros_like(each[:, 0]) if discrete else each[:, 0] / rate[0]
-            found.append(torch.stack([each[:, 2:].mean(1), each[:, 1] / (3.0 * rate[1]), high]))
-    inner, low, high = torch.stack(found, 1)
-    count = torch.full((len(x),), 2 * replicates * (draws + 2))
-    return IMMSE(known + inner + low + high, x[0].numel(), count, low_tail=low.mean(0), high_tail=high.mean(0))
+    def piece(replicate: int, rows: Tensor) -> State:
+        generators = [generator_of(seed, replicate, f"example {i}", x.device) for i in rows.tolist()]
+        t = torch.cat([torch.cat([ends, stratified(draws, generator=g, device=x.device)]) for g in generators])
+        noise = torch.cat([torch.randn(places, *x.shape[1:], dtype=x.dtype, device=x.device, generator=g) for g in generators])
+        each = rows.to(x.device).repeat_interleave(places)
+        term = 0.5 * (difference(each, t, noise) + difference(each, t, -noise))
+        high = torch.zeros_like(term[:, 0]) if discrete else term[:, 0] / rate[0]
+        return {"inner": term[:, 2:].mean(1), "low": term[:, 1] / (3.0 * rate[1]), "high": high}
 
-
-def _repeated(condition: dict[str, Any], n: int, times: int) -> dict[str, Any]:
-    return {name: v.repeat_interleave(times, 0) if isinstance(v, Tensor) and v.shape[:1] == (n,) else v for name, v in condition.items()}
+    said = {
+        "logsnr": [schedule.logsnr_min, schedule.logsnr_max], "schedule": repr(schedule), "gaussian": data_hash(gaussian.means),
+        "discrete": discrete, "draws": draws, "replicates": replicates, "seed": seed, **getattr(model, "protocol", {}), **(record or {}),
+    }  # fmt: skip
+    key = key_of(data_hash(x), share.index, share.count, mark_of(said))
+    with evaluating(model):
+        found = in_pieces(
+            "immse", piece, shapes={"inner": (), "low": (), "high": ()}, repetitions=replicates, rows=len(x),
+            batch=max(1, batch // places), key=key, course=Course(share, progress, checkpoint, resume),
+        )  # fmt: skip
+    low, high = found["low"], found["high"]
+    return IMMSE(
+        known.cpu() + found["inner"] + low + high, x[0].numel(), torch.full((len(x),), 2 * replicates * places),
+        low_tail=low.mean(0), high_tail=high.mean(0), protocol={**of_data(x), **said, **of_computation(x.dtype, x.device, [model], share)},
+    )  # fmt: skip
 
 
 __all__ = ["IMMSE", "immse"]

@@ -5,8 +5,9 @@ arXiv:1509.00519, theorem 1). Without −log K the number is no bound at all.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,12 +17,17 @@ from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
 from vdiff.errors import check_positive_int, must
 from vdiff.gaussian import Step, alpha
-from vdiff.likelihood.integrand import evaluating
+from vdiff.likelihood.integrand import Finite, evaluating, of_rows
+from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of
+from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.replicated import Replicated
-from vdiff.loss import Model
+from vdiff.loss import Model, check_call, check_decoder
 from vdiff.reverse import reverse_mean, reverse_sample
 from vdiff.schedule import Schedule
+from vdiff.times import generator_of
 
+Bound = TypeVar("Bound", bound="ImportanceBound")
+_ALONE = Share()
 DOMINATED = 0.5  # the share of one weight from which on a mean of weights is that weight and luck
 
 
@@ -49,8 +55,10 @@ class ImportanceBound(Replicated):
         return self.largest_weight > DOMINATED
 
     @classmethod
-    def of(cls, log_weights: Float[Tensor, "replicates samples batch"], dims: int, evaluations: Tensor) -> "ImportanceBound":
-        """From log w, nats."""
+    def of(
+        cls: type["Bound"], log_weights: Float[Tensor, "replicates samples batch"], dims: int, evaluations: Tensor, **more: Any
+    ) -> "Bound":
+        """From log w, nats; `more` are further fields."""
         share = log_weights.softmax(1)
         return cls(
             -importance_weighted(log_weights),
@@ -60,6 +68,7 @@ class ImportanceBound(Replicated):
             elbo=-log_weights.mean((0, 1)),
             effective_sample_size=share.square().sum(1).reciprocal().mean(0),
             largest_weight=share.amax(1).mean(0),
+            **more,
         )
 
 
@@ -82,7 +91,12 @@ def path_importance(
     samples: int,
     replicates: int = 2,
     batch: int = 4096,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    share: Share = _ALONE,
+    resume: State | None = None,
+    checkpoint: Callable[[State], None] | None = None,
+    record: Mapping[str, object] | None = None,
     **condition: Any,
 ) -> ImportanceBound:
     """The importance-weighted bound of a T-step chain over `samples` whole paths, nats per example.
@@ -90,13 +104,16 @@ def path_importance(
     A weight is exp(−log_ratio) of `path_bound`: p(x, z₀ … z₁)/q(z₀ … z₁ | x). It costs T evaluations of the model for each path.
 
     Args:
-        model, data, schedule, decoder, steps, generator, condition: as in `path_bound`.
+        model, data, schedule, decoder, steps, condition: as in `path_bound`.
         samples: K, the paths of one bound.
         replicates: independent bounds of each example, for its standard error; at least 2.
         batch: how many paths the model sees at once.
+        seed: of the noise, which is a function of it, the replicate and the example's place, as long as K ≤ batch.
+        progress: called as progress(done, all) with numbers of bounds of examples.
+        share, resume, checkpoint, record: as in `evaluate`.
 
     Raises:
-        TypeError, ValueError: as `path_bound`.
+        TypeError, ValueError: as `path_bound`, and where the model is not finite: for which example, at which λ.
 
     >>> from vdiff import GaussianMixture, Linear
     >>> from vdiff.decoder import Gaussian
@@ -105,20 +122,43 @@ def path_importance(
     >>> (bound.nats < bound.elbo).item()
     True
     """
-    for name, number in (("samples", samples), ("replicates", replicates), ("batch", batch)):
-        check_positive_int("path_importance", name, number)
+    name = "path_importance"
+    for word, number in (("samples", samples), ("replicates", replicates), ("batch", batch)):
+        check_positive_int(name, word, number)
     if replicates < 2:
-        raise ValueError(must("path_importance", "replicates", "be at least 2", replicates, "one has no standard error"))
-    each = replicates * samples
-    rows = torch.arange(len(data), device=data.device).repeat_interleave(each)  # of the data, one for each path
-    found = []
+        raise ValueError(must(name, "replicates", "be at least 2", replicates, "one has no standard error"))
+    check_call(name, model, schedule, steps, condition)
+    check_decoder(name, decoder, schedule)
+    with torch.no_grad():  # so that values are checked
+        encoded = decoder.encode(data)
+    together = min(samples, batch)  # paths of one example in a batch
+
+    def piece(replicate: int, rows: Tensor) -> State:
+        found = []
+        for first in range(0, samples, together):
+            paths = min(together, samples - first)
+            numbers = rows.repeat_interleave(paths)
+            path = path_bound(
+                Finite(name, model, numbers), data[numbers], schedule=schedule, decoder=decoder, steps=steps,
+                generator=[generator_of(seed, replicate, f"paths {first} … of example {i}", data.device) for i in rows.tolist()],
+                **of_rows(condition, numbers, len(data)),
+            )  # fmt: skip
+            found.append(-path.log_ratio.view(len(rows), paths))
+        return {"log_weight": torch.cat(found, 1)}
+
+    said = {
+        "decoder": repr(decoder), "schedule": repr(schedule), "T": steps, "K": samples, "replicates": replicates, "seed": seed,
+        **getattr(model, "protocol", {}), **(record or {}),
+    }  # fmt: skip
+    key = key_of(data_hash(data), together, share.index, share.count, mark_of(said))
     with evaluating(model):
-        for part in torch.split(rows, batch):
-            given = {name: v[part] if isinstance(v, Tensor) and v.shape[:1] == data.shape[:1] else v for name, v in condition.items()}
-            path = path_bound(model, data[part], schedule=schedule, decoder=decoder, steps=steps, generator=generator, **given)
-            found.append(-path.log_ratio.double())
-    log_weights = torch.cat(found).view(len(data), replicates, samples).permute(1, 2, 0)
-    return ImportanceBound.of(log_weights, data[0].numel(), torch.full((len(data),), each * steps, device=data.device))
+        log_weights = in_pieces(
+            name, piece, shapes={"log_weight": (samples,)}, repetitions=replicates, rows=len(data), batch=batch // together, key=key,
+            course=Course(share, progress, checkpoint, resume),
+        )["log_weight"].mT  # fmt: skip
+    protocol = {**of_data(data), **said, **of_computation(encoded.dtype, data.device, [model], share)}
+    count = torch.full((len(data),), replicates * samples * steps)
+    return ImportanceBound.of(log_weights, encoded[0].numel(), count, protocol=protocol)
 
 
 @torch.no_grad()

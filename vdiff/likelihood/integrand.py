@@ -58,6 +58,7 @@ class Integrand:
         self.base = Linear(schedule.logsnr_max, schedule.logsnr_min) if steps is None else schedule
         x = decoder.encode(data)
         self.x = x.to(at_least_float32(x.dtype))
+        self.predictions: dict[int, Prediction] = {}  # the last of each model
 
     def __call__(self, rows: Tensor, t: Tensor, eps: Tensor) -> Float[Tensor, "3 n"]:
         """Prior, diffusion and reconstruction of images `rows` at (t, ε), in float64."""
@@ -86,9 +87,7 @@ class Integrand:
             raise ValueError(must(self.name, "model", "give a finite bound", came))
 
     def _of(self, model: Model, rows: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        condition: dict[str, Any] = {
-            k: v[rows] if isinstance(v, Tensor) and v.shape[:1] == self.x.shape[:1] else v for k, v in self.condition.items()
-        }
+        condition = of_rows(self.condition, rows, len(self.x))
         watched = _Watched(model)
         bound = elbo(
             watched,
@@ -101,6 +100,7 @@ class Integrand:
             **condition,
         )
         self._last = watched.first, self.x[rows], eps
+        self.predictions[id(model)] = watched.first
         return torch.stack([bound.prior, bound.diffusion, bound.reconstruction]).double()
 
     def squared_error(self) -> tuple[Tensor, Tensor]:
@@ -145,11 +145,19 @@ class Difference(Integrand):
         return first - second
 
 
+def of_rows(condition: dict[str, Any], rows: Tensor, images: int) -> dict[str, Any]:
+    """A condition with what has a row for each image taken at some of them.
+
+    >>> of_rows({"label": torch.tensor([5, 6, 7]), "scale": 2.0}, torch.tensor([2, 0]), 3)
+    {'label': tensor([7, 5]), 'scale': 2.0}
+    """
+    return {word: v[rows.to(v.device)] if isinstance(v, Tensor) and v.shape[:1] == (images,) else v for word, v in condition.items()}
+
+
 def finite_images(data: Tensor, condition: dict[str, Any]) -> tuple[Tensor, dict[str, Any], int]:
     """The images without NaN or infinity, their conditions, and the number of the others."""
     finite = torch.isfinite(data).flatten(1).all(1)
-    kept = {k: v[finite] if isinstance(v, Tensor) and v.shape[:1] == data.shape[:1] else v for k, v in condition.items()}
-    return data[finite], kept, int((~finite).sum())
+    return data[finite], of_rows(condition, finite.nonzero()[:, 0], len(data)), int((~finite).sum())
 
 
 @contextmanager
@@ -183,4 +191,35 @@ def evaluating(*models: object) -> Iterator[None]:
             module.training = True
 
 
-__all__ = ["Difference", "Integrand", "evaluating"]
+class Finite:
+    """A model whose predictions are checked: an error names the example, by the numbers in `rows`, and the λ.
+
+    >>> from vdiff import Eps
+    >>> model = Finite("example", lambda z, logsnr: Prediction(z, logsnr, z / 0, Eps()), torch.tensor([7]))
+    >>> model(torch.ones(1, 1), torch.zeros(1))
+    Traceback (most recent call last):
+        ...
+    ValueError: example: argument 'model' must be finite; got NaN or infinity for example 7 at λ = 0
+    """
+
+    def __init__(self, name: str, model: Model, rows: Tensor) -> None:
+        self.name, self.model, self.rows = name, model, rows
+
+    def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+        said: Prediction = self.model(z, logsnr, **condition)
+        if isinstance(said, Prediction):  # what is none is refused by whoever asked
+            bad = ~torch.isfinite(said.out).flatten(1).all(1)
+            if bad.any():
+                first = int(bad.nonzero()[0])
+                raise ValueError(
+                    must(
+                        self.name,
+                        "model",
+                        "be finite",
+                        f"NaN or infinity for example {int(self.rows[first])} at λ = {logsnr[first].item():.4g}",
+                    )
+                )
+        return said
+
+
+__all__ = ["Difference", "Finite", "Integrand", "evaluating"]

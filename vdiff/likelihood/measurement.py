@@ -1,9 +1,9 @@
 """The run of an evaluation: replicates over all images, in one stage or in the two that a tolerance takes."""
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,45 +11,16 @@ from torch import Tensor
 from vdiff.errors import check_positive_int, finite, must
 from vdiff.likelihood.estimate import Tally, mean_error, replicates_for
 from vdiff.likelihood.integrand import Integrand
+from vdiff.likelihood.pieces import Progress, Share, State, check_resume, data_hash, key_of
 from vdiff.likelihood.pilot import bins_of, run_pilot
 from vdiff.likelihood.plan import Plan
 from vdiff.profile import Profile
 from vdiff.times import generator_of
 
 DRAWS, FEWEST = 32, 1024  # per grid where nothing else is said; of a pilot
+_ALONE = Share()
 BINS = 40  # of the curves by log-SNR
 ENOUGH = 30  # degrees of freedom that the first stage must have before it decides on the second
-State = dict[str, Tensor]
-
-
-def data_hash(data: Tensor) -> str:
-    """The first 16 hexadecimal digits of SHA-256 over dtype, shape and values.
-
-    >>> data_hash(torch.tensor([[0, 1]])) == data_hash(torch.tensor([[0, 1]]).clone())
-    True
-    """
-    plain = data.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)} ".encode())
-    digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _as_it_is(v: Tensor) -> Tensor:
-    """The sum over a single process."""
-    return v
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which images are this process's, `index` of `count`, and how tensors are summed over all of them.
-
-    >>> Share().sum(torch.ones(1))
-    tensor([1.])
-    """
-
-    index: int = 0
-    count: int = 1
-    sum: Callable[[Tensor], Tensor] = _as_it_is
 
 
 @dataclass(frozen=True)
@@ -152,9 +123,9 @@ class Evaluation:
     integrand: Integrand
     plan: Plan
     effort: Effort
-    share: Share = Share()
+    share: Share = _ALONE
     profile: Profile | None = None
-    progress: Callable[[int, int], None] | None = None
+    progress: Progress | None = None
     checkpoint: Callable[[State], None] | None = None
     mark: str = ""
 
@@ -174,31 +145,33 @@ class Evaluation:
 
     def __call__(self, resume: State | None = None) -> Measurement:
         """Draw what is asked for, or what is left of it."""
-        if resume is not None and not torch.equal(resume["key"], self.key):
-            hint = "another model, data, seed, number of draws or plan: start anew"
-            raise ValueError(must(self.integrand.name, "resume", "be the state of this evaluation", "that of another", hint))
+        check_resume(self.integrand.name, resume, self.key)
         mine = Measurement.empty(self.images) if resume is None else Measurement.of(resume)
+        if self.profile is not None:
+            self.before = self.profile.sums.clone()
+            if resume is not None:
+                self.profile.sums += resume["profile"].to(self.profile.sums)
         whole = self._stage(mine, self._first_replicates())
         if self.effort.tolerance is not None:
             if mine.first is None:
                 mine.first = whole.terms
             whole = self._stage(mine, self._needed(mine.first))
+        if self.profile is not None:
+            self.profile.sums.copy_(self.before + self.share.sum(self._gained()["profile"]).to(self.before))
         return whole
 
-    @property
+    @cached_property
     def key(self) -> Tensor:
         """A hash of what the draws depend on, by which a checkpoint is known."""
-        known = (
-            data_hash(self.integrand.data),
-            self.plan,
-            self.effort.seed,
-            self.draws,
-            self.integrand.steps,
-            self.share.index,
-            self.share.count,
-        )
-        digest = hashlib.blake2b(f"{known} {self.mark}".encode(), digest_size=8).digest()
-        return torch.tensor(int.from_bytes(digest, "little") >> 1)
+        profile = None if self.profile is None else (self.profile.logsnr_min, self.profile.logsnr_max, self.profile.bins)
+        share, effort = self.share, self.effort
+        return key_of(
+            data_hash(self.integrand.data), self.plan, effort.seed, self.draws, self.integrand.steps, share.index, share.count, profile, self.mark
+        )  # fmt: skip
+
+    def _gained(self) -> State:
+        """What the profile has seen since the start."""
+        return {} if self.profile is None else {"profile": (self.profile.sums - self.before).cpu()}
 
     def _first_replicates(self) -> int:
         if self.effort.tolerance is None:
@@ -242,7 +215,7 @@ class Evaluation:
             if self.profile is not None and seen:
                 self.profile.update(*(torch.cat(column) for column in zip(*seen, strict=True)))
             if self.checkpoint is not None and seen:
-                self.checkpoint(mine.state() | {"key": self.key})
+                self.checkpoint(mine.state() | self._gained() | {"key": self.key})
         whole = mine.over(self.share)
         self._refuse(whole.trouble)
         return whole
@@ -269,4 +242,4 @@ class Evaluation:
         self.integrand.refuse_nonfinite(trouble[rows] * math.nan, rows, (trouble[rows] - 1).to(self.integrand.x.device))
 
 
-__all__ = ["Effort", "Evaluation", "Measurement", "Share", "data_hash"]
+__all__ = ["Effort", "Evaluation", "Measurement"]

@@ -8,6 +8,8 @@ It is a density of its own, that of z₀/α₀ when z₁ is drawn from the prior
 bound bounds another model, the reverse SDE: for an inexact denoiser the two may differ in either direction.
 """
 
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +17,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_data, check_finite, check_positive_int, finite, must
+from vdiff.errors import check_data, check_finite, finite, must
 from vdiff.flow import solve
-from vdiff.gaussian import alpha, at_least_float32, sigma, sum_dims, wide, wide_number
-from vdiff.likelihood.integrand import evaluating
+from vdiff.gaussian import alpha, at_least_float32, bits_per_dim, sigma, sum_dims, wide, wide_number
+from vdiff.likelihood.integrand import evaluating, of_rows
+from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of
+from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.trace import Trace, default_trace
 from vdiff.loss import Model, check_call
 from vdiff.oracle import GaussianMixture
-from vdiff.parameterization import Prediction
+from vdiff.parameterization import DIGITS, Prediction
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
+
+_ALONE = Share()
+OF_THE_FLOW = "; of the flow, another model than the bound's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,7 @@ class OdeLikelihood(Replicated):
     those of the model for the batch that an example was in.
 
     >>> zero = torch.zeros(1)
-    >>> result = OdeLikelihood(zero[None], 1, zero, exact=True, noise=zero[None], truncation=zero, change=None, protocol={})
+    >>> result = OdeLikelihood(zero[None], 1, zero, exact=True, noise=zero[None], truncation=zero, change=None)
     >>> result.standard_error
     tensor([0.])
     """
@@ -46,7 +53,7 @@ class OdeLikelihood(Replicated):
     noise: Tensor
     truncation: Float[Tensor, " batch"]
     change: Float[Tensor, " batch"] | None
-    protocol: dict[str, object]
+    label = OF_THE_FLOW
 
 
 def ode_likelihood(
@@ -64,6 +71,11 @@ def ode_likelihood(
     max_seconds: float | None = None,
     batch: int = 256,
     seed: int = 0,
+    progress: Progress | None = None,
+    share: Share = _ALONE,
+    resume: State | None = None,
+    checkpoint: Callable[[State], None] | None = None,
+    record: Mapping[str, object] | None = None,
     **condition: Any,
 ) -> OdeLikelihood:
     """−log p(x) under the density that the probability-flow ODE gives a model, nats per example.
@@ -80,14 +92,17 @@ def ode_likelihood(
         trace: `Exact()` or `Hutchinson()`; up to 16 dimensions the first.
         tolerance: of the solver, relative and absolute, for z and for log p in nats.
         audit: solve once more with half the tolerance, and say what changed.
-        method, unit, max_evaluations, max_seconds: of the solver, see `vdiff.flow.solve`.
+        method, unit, max_evaluations, max_seconds: of the solver, for each batch, see `vdiff.flow.solve`.
         batch: how many examples are solved at once.
         seed: of the probes.
+        progress: called as progress(done, all) with numbers of examples.
+        share, resume, checkpoint, record: as in `evaluate`; a state is kept after every batch.
         condition: passed on to the model, (n, …) tensors by rows.
 
     Raises:
-        SolverError: where the solver gives up.
-        ValueError: for data that is not finite, and a model that clips x̂, or hides its gradient.
+        SolverError: where the solver gives up, or the model is not finite: which example, which λ.
+        ValueError: for data that is not finite, and a model that clips x̂, hides its gradient, or whose output has no digits left at an
+            end of the schedule.
 
     Song et al., arXiv:2011.13456, section 4.3; Grathwohl et al., arXiv:1810.01367.
 
@@ -99,52 +114,115 @@ def ode_likelihood(
     """
     check_data("ode_likelihood", x)
     check_finite("ode_likelihood", x, "x")
-    check_call("ode_likelihood", model, schedule, None, condition)
-    check_positive_int("ode_likelihood", "batch", batch)
-    tolerance = finite("ode_likelihood", "tolerance", tolerance, above=0.0)
-    protocol = _protocol(model, prior, schedule)
-    trace = trace or default_trace(x[0].numel())
-    solver = {"method": method, "unit": unit, "max_evaluations": max_evaluations, "max_seconds": max_seconds}
-    parts: list[tuple[Tensor, ...]] = []
+    flow = FlowSolver(
+        "ode_likelihood", model, schedule, prior, trace or default_trace(x[0].numel()), tolerance,
+        {"method": method, "unit": unit, "max_evaluations": max_evaluations, "max_seconds": max_seconds}, condition, len(x),
+    )  # fmt: skip
+
+    def piece(_: int, rows: Tensor) -> State:
+        return flow.solved(x[rows], rows, seed, audit)
+
+    said = {**flow.protocol(), "seed": seed, **(record or {})}
+    key = key_of(data_hash(x), audit, batch, share.index, share.count, mark_of(said))
+    shapes = flow.shapes(x)
     with evaluating(model):
-        for start in range(0, len(x), batch):
-            rows = slice(start, start + batch)
-            given = {name: v[rows] if isinstance(v, Tensor) and v.shape[:1] == x.shape[:1] else v for name, v in condition.items()}
-            probe = [generator_of(seed, 0, f"example {start + i}") for i in range(len(x[rows]))]
-            path = _Path(model, x[rows], schedule, prior, trace, trace.directions(wide(x[rows]), probe), given)
-            nats, noise, evaluations = path.solve(tolerance, solver)
-            finer = path.solve(tolerance / 2, solver)[0] if audit else nats
-            count = torch.full((len(noise),), evaluations, device=x.device)
-            parts.append((nats, noise, count, path.truncation(), (finer - nats).mean(0)))
-    nats, noise, count, truncation, change = (torch.cat(p, 1 if i == 0 else 0) for i, p in enumerate(zip(*parts, strict=True)))
-    protocol |= {
-        "trace": repr(trace),
-        "tolerance": tolerance,
-        "method": method,
-        "NFE": round(count.double().mean().item(), 1),
-        "seed": seed,
-    }
+        course = Course(share, progress, checkpoint, resume)
+        found = in_pieces("ode_likelihood", piece, shapes=shapes, repetitions=1, rows=len(x), batch=batch, key=key, course=course)
+    nats, noise, count, truncation, change = (found[word][0] for word in shapes)
     return OdeLikelihood(
-        nats, x[0].numel(), count, trace.exact, noise=noise, truncation=truncation, change=change if audit else None, protocol=protocol
-    )
+        nats.T,
+        x[0].numel(),
+        count.long(),
+        flow.trace.exact,
+        noise=noise,
+        truncation=truncation,
+        change=change if audit else None,
+        protocol={**of_data(x), **said, **costs(count, change if audit else None, x[0].numel()), **of_computation(x.dtype, x.device, [model], share)},
+    )  # fmt: skip
+
+
+def costs(evaluations: Tensor, change: Tensor | None, dims: int) -> dict[str, object]:
+    """Of a solver: network evaluations, and in bits/dim by how much half the tolerance changes the mean, and one example at most.
+
+    >>> costs(torch.tensor([100.0, 120.0]), None, dims=2)
+    {'NFE': 110.0, 'most NFE': 120}
+    """
+    said: dict[str, object] = {"NFE": round(evaluations.mean().item(), 1), "most NFE": int(evaluations.max())}
+    if change is not None:
+        moved = bits_per_dim(change, dims)
+        said |= {"half the tolerance changes the mean": moved.mean().item(), "and one example at most": moved.abs().max().item()}
+    return said
+
+
+class FlowSolver:
+    """A model's probability flow between the ends of a schedule, and how it is solved; `name` is the caller's, for errors.
+
+    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.likelihood.trace import Exact
+    >>> oracle = GaussianMixture([1.0], [[0.0]], [[0.25]])
+    >>> options = {"method": "dopri5", "unit": 0.5, "max_evaluations": 1000, "max_seconds": None}
+    >>> FlowSolver("example", oracle, Linear(15.0, -15.0), None, Exact(), 1e-5, options, {}, 1).protocol()["prior"]
+    'N(0, I)'
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        schedule: Schedule,
+        prior: GaussianMixture | None,
+        trace: Trace,
+        tolerance: float,
+        solver: dict[str, Any],
+        condition: dict[str, Any],
+        rows: int,
+    ) -> None:
+        check_call(name, model, schedule, None, condition)
+        self.name, self.model, self.schedule, self.prior, self.trace = name, model, schedule, prior, trace
+        self.tolerance, self.solver = finite(name, "tolerance", tolerance, above=0.0), solver
+        self.condition, self.rows = condition, rows
+        for word, value in getattr(model, "protocol", {}).items():
+            if word.startswith("x̂ clipped"):
+                hint = "clipping changes the flow whose density this is"
+                raise ValueError(must(name, "model", "leave x̂ as it is", f"{word} {value}", hint))
+
+    def protocol(self) -> dict[str, object]:
+        """What the density depends on, and how it is found."""
+        ends = [self.schedule.logsnr_min, self.schedule.logsnr_max]
+        law = "N(0, I)" if self.prior is None else f"{type(self.prior).__name__} at λ_min"
+        solver = {word: self.solver[word] for word in ("method", "unit")}
+        return {
+            **getattr(self.model, "protocol", {}), "logsnr": ends, "prior": law, "trace": repr(self.trace), "tolerance": self.tolerance, **solver
+        }  # fmt: skip
+
+    def shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
+        """Of what `solved` finds of one example."""
+        columns = 1 if self.trace.exact else self.trace.directions(x[:1], [torch.Generator()]).shape[0]
+        return {"nats": (columns,), "noise": tuple(x.shape[1:]), "evaluations": (), "truncation": (), "change": ()}
+
+    def solved(self, x: Tensor, rows: Tensor, seed: int, audit: bool) -> State:
+        """−log p (n, columns), z₁, evaluations, truncation and the audit's change of examples of these numbers."""
+        probes = self.trace.directions(wide(x), [generator_of(seed, 0, f"example {i}") for i in rows.tolist()])
+        path = _Path(self, x, rows, probes)
+        nats, noise, evaluations = path.solve(self.tolerance)
+        finer = path.solve(self.tolerance / 2)[0] if audit else nats
+        return {
+            "nats": nats.T,
+            "noise": noise,
+            "evaluations": torch.full((len(x),), evaluations),
+            "truncation": path.truncation(),
+            "change": (finer - nats).mean(0),
+        }
 
 
 class _Path:
     """One batch and its probes: the field of (z, log p), and what is known at the two ends."""
 
-    def __init__(
-        self,
-        model: Model,
-        x: Tensor,
-        schedule: Schedule,
-        prior: GaussianMixture | None,
-        trace: Trace,
-        directions: Tensor,
-        condition: dict[str, Any],
-    ) -> None:
-        self.model, self.prior, self.trace, self.directions, self.condition = model, prior, trace, directions, condition
+    def __init__(self, flow: FlowSolver, x: Tensor, rows: Tensor, directions: Tensor) -> None:
+        self.flow, self.trace, self.numbers, self.directions = flow, flow.trace, rows, directions
+        self.condition = of_rows(flow.condition, rows, flow.rows)
         self.dtype, self.x = at_least_float32(x.dtype), wide(x)
-        self.clean, self.noisy = (wide_number(end, x.device).detach() for end in schedule.ends())
+        self.clean, self.noisy = (wide_number(end, x.device).detach() for end in flow.schedule.ends())
         self.z = alpha(self.clean) * self.x
         self.first: tuple[Tensor, Tensor] | None = None
 
@@ -153,31 +231,28 @@ class _Path:
         with torch.enable_grad():
             z = state[0].detach().requires_grad_()
             narrow, level = z.to(self.dtype), logsnr.expand(len(z))
-            said = self.model(narrow, level, **self.condition)
-            if not isinstance(said, Prediction):
-                hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
-                raise TypeError(must("ode_likelihood", "model", "return a Prediction", type(said).__name__, hint))
-            if not said.out.requires_grad:
-                self._check_constant(narrow.detach(), level, said)
+            said = self.flow.model(narrow, level, **self.condition)
+            self._check(said, narrow.detach(), level)
             v = Prediction(z, level, wide(said.out), said.parameterization).v
             found = v.detach(), self.trace.divergence(v, z, self.directions)
         self.first = self.first or found
         return found
 
-    def solve(self, tolerance: float, solver: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
+    def solve(self, tolerance: float) -> tuple[Tensor, Tensor, int]:
         """−log p (replicates, batch), z₁, and the number of evaluations."""
         start = (self.z, self.z.new_zeros(len(self.z), 1 if self.trace.exact else len(self.directions)))
         (z, gain), evaluations = solve(
-            "ode_likelihood", self.field, start, self.clean, self.noisy, rtol=tolerance, atol=tolerance, **solver
-        )
+            self.flow.name, self.field, start, self.clean, self.noisy, rtol=tolerance, atol=tolerance, examples=self.numbers, **self.flow.solver
+        )  # fmt: skip
         at_clean = 0.5 * self.x[0].numel() * torch.nn.functional.logsigmoid(self.clean)  # d log α₀
         return -(self._prior(z) + gain.T + at_clean), z, evaluations
 
     def _prior(self, z: Tensor) -> Tensor:
-        flat = z.flatten(1)
-        if self.prior is None:
+        flat, prior = z.flatten(1), self.flow.prior
+        if prior is None:
             return -0.5 * (flat.square() + torch.log(torch.tensor(2 * torch.pi, dtype=flat.dtype))).sum(1)
-        return self.prior.noisy_log_prob(flat, self.noisy.expand(len(flat)))
+        there = flat.to(prior.means.device)
+        return prior.noisy_log_prob(there, self.noisy.to(there.device).expand(len(flat))).to(flat.device)
 
     def truncation(self) -> Tensor:
         """½ (‖ε̂‖² − σ div ε̂) at z₀ = α₀ x, where ε̂ = σ z + α v̂: ½ e^{−λ} ∇²p/p, from the first evaluation of the solver."""
@@ -186,24 +261,29 @@ class _Path:
         eps = s * self.z + a * v
         return 0.5 * (sum_dims(eps.square()) - s * (s * self.x[0].numel() + a * divergence.mean(1)))
 
-    def _check_constant(self, z: Tensor, level: Tensor, said: Prediction) -> None:
-        """Raise where the model depends on z without a gradient: its divergence would be silently wrong."""
-        if not torch.equal(self.model(z + 0.01 * torch.ones_like(z), level, **self.condition).out, said.out):
+    def _check(self, said: object, z: Tensor, level: Tensor) -> None:
+        """Raise for what is no prediction, or depends on z without a gradient: its divergence would be silently wrong."""
+        if not isinstance(said, Prediction):
+            hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
+            raise TypeError(must(self.flow.name, "model", "return a Prediction", type(said).__name__, hint))
+        if self.first is None:
+            for end in (self.clean, self.noisy):
+                _check_rounding(self.flow.name, said, end)
+        if not said.out.requires_grad and not torch.equal(self.flow.model(z + 0.01, level, **self.condition).out, said.out):
             hint = "torch.no_grad, inference_mode or .detach() inside it"
-            raise ValueError(
-                must("ode_likelihood", "model", "be differentiable in z", "an output that depends on z without a gradient", hint)
-            )
+            came = "an output that depends on z without a gradient"
+            raise ValueError(must(self.flow.name, "model", "be differentiable in z", came, hint))
 
 
-def _protocol(model: Model, prior: GaussianMixture | None, schedule: Schedule) -> dict[str, object]:
-    done = dict(getattr(model, "protocol", {}))
-    for name, value in done.items():
-        if name.startswith("x̂ clipped"):
-            raise ValueError(
-                must("ode_likelihood", "model", "leave x̂ as it is", f"{name} {value}", "clipping changes the flow whose density this is")
-            )
-    law = "N(0, I)" if prior is None else f"{type(prior).__name__} at λ_min"
-    return done | {"λ": f"[{schedule.logsnr_min:g}, {schedule.logsnr_max:g}]", "prior": law}
+def _check_rounding(name: str, prediction: Prediction, end: Tensor) -> None:
+    """Raise where rounding leaves nothing of v̂ at one end of the flow, warn where it leaves little."""
+    row = prediction.parameterization
+    loss, what = max(row.rounding(end[None], prediction.out.dtype)), f"{row!r} at λ = {end.item():g}"
+    hint = "predict v, bring the schedule's ends closer, or compute in float64"
+    if not loss < 1.0:
+        raise ValueError(must(name, "schedule", "end where the model's output determines x̂ and ε̂", what, hint))
+    if loss > DIGITS:
+        warnings.warn(f"{name}: {what} leaves x̂ or ε̂ with an error of {loss:.1g} by rounding: {hint}", stacklevel=2)
 
 
-__all__ = ["OdeLikelihood", "ode_likelihood"]
+__all__ = ["OF_THE_FLOW", "FlowSolver", "OdeLikelihood", "costs", "ode_likelihood"]

@@ -1,12 +1,13 @@
 """The record from which a number can be computed again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vdiff.likelihood.measurement import Evaluation, Measurement, data_hash
+from vdiff.likelihood.measurement import Evaluation, Measurement
+from vdiff.likelihood.pieces import Share, data_hash
 
 
 def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]) -> dict[str, object]:
@@ -23,13 +24,9 @@ def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]
     1280
     """
     integrand, effort, design = run.integrand, run.effort, run.design
-    x, base = integrand.x, integrand.base
-    replicates = found.terms.replicates
-    parameters = [next(m.parameters(), None) for m in integrand.models if isinstance(m, nn.Module)]
+    base, replicates = integrand.base, found.terms.replicates
     return {
-        "images": run.images,
-        "shape": list(x.shape[1:]),
-        "data": data_hash(integrand.data),
+        **of_data(integrand.data),
         "decoder": repr(integrand.decoder),
         "levels": getattr(integrand.decoder, "levels", None),
         "logsnr": [base.logsnr_min, base.logsnr_max],
@@ -46,14 +43,35 @@ def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]
         "tolerance": effort.tolerance,
         "batch": effort.batch,
         "seed": effort.seed,
-        "dtype": str(x.dtype).removeprefix("torch."),
+        **of_computation(integrand.x.dtype, integrand.x.device, integrand.models, run.share),
+        **extra,
+    }
+
+
+def of_data(data: Tensor) -> dict[str, object]:
+    """How many images of what shape, and their hash.
+
+    >>> of_data(torch.zeros(2, 1))["images"]
+    2
+    """
+    return {"images": len(data), "shape": list(data.shape[1:]), "data": data_hash(data)}
+
+
+def of_computation(dtype: torch.dtype, device: torch.device, models: Sequence[object], share: Share) -> dict[str, object]:
+    """Numbers, weights, device, processes and versions.
+
+    >>> of_computation(torch.float32, torch.device("cpu"), [], Share())["processes"]
+    1
+    """
+    parameters = [next(m.parameters(), None) for m in models if isinstance(m, nn.Module)]
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
         "weights": sorted({str(p.dtype).removeprefix("torch.") for p in parameters if p is not None}),
         "TF32": False,
-        "device": str(x.device),
-        "processes": run.share.count,
+        "device": str(device),
+        "processes": share.count,
         "torch": torch.__version__,
         "vdiff": version(),
-        **extra,
     }
 
 
@@ -69,4 +87,4 @@ def version() -> str:
         return "not installed"
 
 
-__all__ = ["protocol_of", "version"]
+__all__ = ["of_computation", "of_data", "protocol_of", "version"]

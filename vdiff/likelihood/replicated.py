@@ -1,12 +1,15 @@
 """What every estimator here returns: −log p of each example, several times over."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.gaussian import bits_per_dim
+from vdiff.likelihood.estimate import Estimate, mean_error
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Replicated:
 
     Means and errors come from these alone. A standard error here is Monte Carlo's, on the given examples; one replicate
     has none (NaN) unless the estimate is `exact`, then it is zero. `evaluations` counts those of the model, for each
-    example, over all replicates.
+    example, over all replicates; `protocol` is the record from which the number can be computed again.
 
     >>> estimate = Replicated(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), dims=2, evaluations=torch.tensor([8, 8]))
     >>> estimate.nats, estimate.standard_error
@@ -28,6 +31,9 @@ class Replicated:
     dims: int
     evaluations: Tensor
     exact: bool = False
+    protocol: dict[str, object] = field(default_factory=dict, kw_only=True)
+
+    label: ClassVar[str] = ""  # what must stand behind the number wherever it is printed
 
     @property
     def nats(self) -> Float[Tensor, " batch"]:
@@ -63,10 +69,31 @@ class Replicated:
         """Its standard error over examples: what others would give. It contains `mean_error` already; NaN for one example."""
         return self.nats.std(correction=1).item() / math.sqrt(len(self.nats)) if len(self.nats) > 1 else math.nan
 
+    @property
+    def estimate(self) -> Estimate:
+        """The mean in bits per dimension, with both of its errors and their intervals.
+
+        >>> Replicated(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), dims=2, evaluations=torch.tensor([8, 8])).estimate.freedom
+        1.0
+        """
+        scale, n = 1 / (self.dims * math.log(2)), len(self.nats)
+        error, freedom = self.mean_error, None
+        if error > 0:
+            freedom = mean_error(self.replicates.var(0), len(self.replicates), len(self.replicates))[1].item()
+        return Estimate(self.mean * scale, error * scale, self.spread_error * scale if n > 1 else None, freedom, n)
+
     def __str__(self) -> str:
-        scale = bits_per_dim(self.replicates.new_ones(()), self.dims).item()
-        value, error, spread = self.mean * scale, self.mean_error * scale, self.spread_error * scale
-        return f"{value:.4f} ± {error:.4f} (Monte Carlo) ± {spread:.4f} (images) bits/dim"
+        return "\n".join([f"{self.estimate} bits/dim{self.label}", *listed(self.protocol)])
+
+
+def listed(protocol: Mapping[str, object]) -> list[str]:
+    """A protocol as one line, or none.
+
+    >>> listed({"draws": 8, "budget": None})
+    ['draws 8']
+    """
+    known = {word: f"{v:.4g}" if isinstance(v, float) else v for word, v in protocol.items() if v is not None}
+    return [", ".join(f"{word} {v}" for word, v in known.items())] if known else []
 
 
 __all__ = ["Replicated"]

@@ -3,16 +3,34 @@
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
+from torch import Tensor
+
+from vdiff.errors import must
 from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
-from vdiff.likelihood.estimate import Estimate
+from vdiff.likelihood.estimate import Estimate, difference
 from vdiff.likelihood.measurement import Evaluation, Measurement
 from vdiff.likelihood.protocol import protocol_of
+from vdiff.likelihood.replicated import Replicated, listed
 
 PARTS = ("prior", "diffusion", "reconstruction", "total")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another number of the same model on the same images beside the bound, bits/dim; `gap` is the bound minus it, paired by image.
+
+    >>> print(Beside(Estimate(1.4, 0.001, 0.02), Estimate(0.1, 0.002, 0.001), {}).gap)
+    0.1000 ± 0.0020 (Monte Carlo) ± 0.0010 (images)
+    """
+
+    estimate: Estimate
+    gap: Estimate
+    protocol: dict[str, object]
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -20,7 +38,7 @@ class Report:
     """The bound and its parts as `Estimate`s in bits/dim, and what was done to get them.
 
     `savings` holds, by name, how many network evaluations the same error would take relative to all pieces together;
-    `warnings` what keeps the number from being trusted.
+    `warnings` what keeps the number from being trusted; `by_image` the bound of each image, bits/dim; `others` what `beside` added.
 
     >>> part = Estimate(0.5, 0.001, 0.01)
     >>> print(Report(part, part, part, Estimate(1.5, 0.002, 0.02), {"draws": 8}))
@@ -41,14 +59,58 @@ class Report:
     diagnostics: Diagnostics | None = None
     savings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    by_image: Tensor | None = None
+    others: dict[str, Beside] = field(default_factory=dict)
+
+    def beside(self, name: str, found: Replicated) -> "Report":
+        """This report with another estimate of −log p of the same images in the same order, and with the bound's gap to it.
+
+        The gap's error over images is paired: what an image does to both cancels. Of the ODE's likelihood, which is another
+        model's than the bound's, it may have either sign.
+
+        Args:
+            name: what stands in the table, for instance "ODE, uniform dequantisation".
+            found: by `dequantized_ode`, `ode_likelihood`, `path_importance` or `immse`.
+
+        Raises:
+            ValueError: for another number of images or dimensions, and other data where both have its hash.
+
+        >>> bits = torch.tensor([1.0, 2.0])
+        >>> total = Estimate(1.5, 0.0, 0.5, count=2)
+        >>> report = Report(total, total, total, total, {"shape": [1]}, by_image=bits)
+        >>> report.beside("the same", Replicated(bits[None] * math.log(2), 1, bits, exact=True)).others["the same"].gap.value
+        0.0
+        """
+        if self.by_image is None or len(found.nats) != len(self.by_image):
+            known = "no images" if self.by_image is None else f"{len(self.by_image)}"
+            raise ValueError(must("Report.beside", "found", f"be of the report's images, {known}", len(found.nats)))
+        for word, came in (("shape", found.dims), ("data", found.protocol.get("data"))):
+            own = self.protocol.get(word)
+            own = math.prod(own) if isinstance(own, list) else own
+            if own is not None and came is not None and own != came:
+                hint = "continuous x of the same images has another hash: dequantized_ode takes them as they are" if word == "data" else ""
+                raise ValueError(must("Report.beside", "found", f"be of the same {word}, {own}", came, hint))
+        estimate = found.estimate
+        off = self.by_image - found.bits_per_dim.to(self.by_image)
+        spread = off.std().item() / math.sqrt(len(off)) if len(off) > 1 else None
+        gap = difference(self.total, estimate, off.mean().item(), spread)
+        return replace(self, others=self.others | {name: Beside(estimate, gap, found.protocol, found.label)})
 
     def __str__(self) -> str:
         rows = [table({name: getattr(self, name) for name in PARTS}), f"total, 95 %: {spans(self.total)}"]
-        return "\n".join([*rows, *trust(self.diagnostics, self.savings), *listed(self.protocol), *(f"WARNING: {w}" for w in self.warnings)])
+        rows += [*trust(self.diagnostics, self.savings), *listed(self.protocol)]
+        for name, other in self.others.items():
+            rows += ["", table({name: other.estimate, "bound minus this": other.gap}, head=False)]
+            rows += [f"95 %: {spans(other.estimate)}{other.label}", *listed(other.protocol)]
+        return "\n".join([*rows, *(f"WARNING: {w}" for w in self.warnings)])
 
     def asdict(self) -> dict[str, object]:
         """As plain data, for JSON."""
-        return {"unit": "bits/dim", **{name: asdict(getattr(self, name)) for name in PARTS}, **_rest(self)}
+        others = {
+            name: {"estimate": plain(one.estimate), "gap": plain(one.gap), "label": one.label, "protocol": one.protocol}
+            for name, one in self.others.items()
+        }
+        return {"unit": "bits/dim", **{name: plain(getattr(self, name)) for name in PARTS}, **_rest(self), "others": others}
 
 
 @dataclass(frozen=True)
@@ -82,7 +144,7 @@ class Comparison:
 
     def asdict(self) -> dict[str, object]:
         """As plain data, for JSON."""
-        return {"unit": "bits/dim", "difference": asdict(self.difference), **_rest(self)}
+        return {"unit": "bits/dim", "difference": plain(self.difference), **_rest(self)}
 
 
 class Outcome(NamedTuple):
@@ -93,6 +155,7 @@ class Outcome(NamedTuple):
     diagnostics: Diagnostics
     savings: dict[str, float]
     warnings: list[str]
+    by_image: Tensor
 
 
 def outcome(run: Evaluation, found: Measurement, extra: Mapping[str, object]) -> Outcome:
@@ -101,7 +164,8 @@ def outcome(run: Evaluation, found: Measurement, extra: Mapping[str, object]) ->
     said = warnings_of(run, found, seen)
     for text in said:
         warnings.warn(f"{run.integrand.name}: {text}", stacklevel=3)
-    return Outcome(found.terms.estimates(run.scale, found.first), protocol_of(run, found, extra), seen, savings_of(run, found), said)
+    estimates, by_image = found.terms.estimates(run.scale, found.first), found.terms.mean[3] * run.scale
+    return Outcome(estimates, protocol_of(run, found, extra), seen, savings_of(run, found), said, by_image)
 
 
 def savings_of(run: Evaluation, found: Measurement) -> dict[str, float]:
@@ -114,12 +178,13 @@ def savings_of(run: Evaluation, found: Measurement) -> dict[str, float]:
     return {name: v / last for name, v in steps.items()} | {"as drawn": measured / last} if last > 0 else {}
 
 
-def table(parts: Mapping[str, Estimate]) -> str:
+def table(parts: Mapping[str, Estimate], *, head: bool = True) -> str:
     """Estimates by name, a line each."""
-    rows = [f"{'bits/dim':<16}{'value':>9}{'Monte Carlo SE':>17}{'SE over images':>17}"]
+    width = max(16, 1 + max(map(len, parts)))
+    rows = [f"{'bits/dim':<{width}}{'value':>9}{'Monte Carlo SE':>17}{'SE over images':>17}"] if head else []
     for name, e in parts.items():
         images = "one image" if e.images is None else f"{e.images:.4f}"
-        rows.append(f"{name:<16}{e.value:>9.4f}{e.monte_carlo:>17.4f}{images:>17}")
+        rows.append(f"{name:<{width}}{e.value:>9.4f}{e.monte_carlo:>17.4f}{images:>17}")
     return "\n".join(rows)
 
 
@@ -153,11 +218,6 @@ def by_logsnr(curve: Curve, pieces: int = 8) -> str:
     return ", ".join(shown)
 
 
-def listed(protocol: Mapping[str, object]) -> list[str]:
-    """The protocol, as one line."""
-    return [", ".join(f"{k} {v}" for k, v in protocol.items() if v is not None)]
-
-
 def _rest(report: Report | Comparison) -> dict[str, object]:
     seen = report.diagnostics
     curve = None if seen is None else {k: _plain(v.tolist()) for k, v in vars(seen.curve).items()}
@@ -165,9 +225,14 @@ def _rest(report: Report | Comparison) -> dict[str, object]:
     return {"diagnostics": known, "savings": report.savings, "warnings": report.warnings, "protocol": report.protocol}
 
 
+def plain(e: Estimate) -> dict[str, object]:
+    """As JSON has it: no NaN."""
+    return {word: None if isinstance(v, float) and math.isnan(v) else v for word, v in asdict(e).items()}
+
+
 def _plain(values: list[float]) -> list[float | None]:
     """JSON knows no NaN."""
     return [None if math.isnan(v) else v for v in values]
 
 
-__all__ = ["Comparison", "Report"]
+__all__ = ["Beside", "Comparison", "Report"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.errors import must
+from vdiff.errors import check_positive_int, did_you_mean, must
 from vdiff.likelihood.dequantise import TruncatedNormal, dequantized_ode
 from vdiff.likelihood.evaluation import evaluate
 from vdiff.likelihood.immse import immse
@@ -69,8 +69,8 @@ class Verification:
     """The table, and what failed.
 
     >>> print(Verification((Row("gaussian", "bound", 1.52, 0.01, 1.5, 100.0),)))
-    case                estimator                  estimate  ±       truth        z   evaluations
-    gaussian            bound                       1.52000  0.01000 1.50000   1.99           100
+    case                estimator                    estimate          ±      truth          z  evaluations
+    gaussian            bound                         1.52000    0.01000    1.50000       1.99          100
     1 of 1 passed
     """
 
@@ -82,16 +82,18 @@ class Verification:
         return tuple(row for row in self.rows if not row.passed)
 
     def __str__(self) -> str:
-        lines = [f"{'case':<20}{'estimator':<25}{'estimate':>10}  {'±':<8}{'truth':<8}{'z':>6}{'evaluations':>14}"]
+        lines = [f"{'case':<20}{'estimator':<25}{'estimate':>12}{'±':>11}{'truth':>11}{'z':>11}{'evaluations':>13}"]
         for row in self.rows:
             if row.error:
                 lines.append(f"{row.case:<20}{row.estimator:<25}FAILED: {row.error}")
                 continue
-            mark = "" if row.passed else "  FAILED"
-            lines.append(
-                f"{row.case:<20}{row.estimator:<25}{row.estimate:>10.5f}  {row.standard_error:.5f} {row.truth:.5f}{row.z:>7.2f}{row.evaluations:>14.0f}{mark}"
-            )
+            numbers = f"{_short(row.estimate, 5):>12}{_short(row.standard_error, 5):>11}{row.truth:>11.5f}{_short(row.z, 2):>11}"
+            lines.append(f"{row.case:<20}{row.estimator:<25}{numbers}{row.evaluations:>13.0f}{'' if row.passed else '  FAILED'}")
         return "\n".join([*lines, f"{len(self.rows) - len(self.failed)} of {len(self.rows)} passed"])
+
+
+def _short(number: float, digits: int) -> str:
+    return f"{number:.{digits}f}" if abs(number) < 1e4 else f"{number:.2e}"
 
 
 def cases() -> dict[str, GaussianMixture]:
@@ -111,13 +113,19 @@ def cases() -> dict[str, GaussianMixture]:
 
 
 def verify_estimators(
-    model: Callable[[GaussianMixture], Model] = lambda oracle: oracle, *, points: int = 256, seed: int = 0
+    model: Callable[[GaussianMixture], Model] = lambda oracle: oracle,
+    *,
+    names: Iterable[str] | None = None,
+    points: int = 256,
+    seed: int = 0,
 ) -> Verification:
     """Every estimator on every case it can be asked: bound, whole paths, ODE, dequantised ODE, I-MMSE.
 
     Args:
         model: what is verified, as a function of an oracle: your own class of models around its exact answers, for
-            instance `lambda oracle: Denoiser(network_that_returns(oracle), V())`. A difference in the table is then that class's.
+            instance `lambda oracle: Denoiser(network_that_returns(oracle), V())`. A difference in the table is then that class's. It
+            is told z in the dtype of its own parameters.
+        names: of cases, all where none are given.
         points: data points of each case.
         seed: of the data and of every estimator.
 
@@ -129,16 +137,22 @@ def verify_estimators(
     """
     if not callable(model):
         raise TypeError(must("verify_estimators", "model", "be a function from an oracle to a model", repr(model), "lambda oracle: oracle"))
-    rows = []
-    for case, oracle in cases().items():
+    check_positive_int("verify_estimators", "points", points)
+    known, rows = cases(), []
+    for case in known if names is None else names:
+        if case not in known:
+            hint = did_you_mean(case, known)
+            raise ValueError(must("verify_estimators", "names", f"be of {', '.join(known)}", repr(case), hint))
+        oracle = known[case]
         x = oracle.sample(points, generator_of(seed, 0, case))
         for name, truth, run in _estimators(oracle, x, seed):
-            counted = _Counted(model(oracle))
+            counted = None
             try:
-                estimate, error = run(counted)
-                rows.append(Row(case, name, estimate, error, truth, counted.rows / points))
+                counted = _Counted(model(oracle))
+                estimate, error, why = *run(counted), ""
             except Exception as failure:  # whatever a model's class raises is what the table tells
-                rows.append(Row(case, name, math.nan, math.nan, truth, counted.rows / points, f"{type(failure).__name__}: {failure}"))
+                estimate, error, why = math.nan, math.nan, f"{type(failure).__name__}: {failure}"
+            rows.append(Row(case, name, estimate, error, truth, 0.0 if counted is None else counted.rows / points, why))
     return Verification(tuple(rows))
 
 
@@ -174,7 +188,7 @@ def _estimators(oracle: GaussianMixture, x: Tensor, seed: int) -> Iterable[tuple
         yield (
             "paths, T = 16, K = 256",
             exact,
-            lambda m: _numbers(path_importance(m, x, samples=256, generator=generator_of(seed, 0, "paths"), **chain)),
+            lambda m: _numbers(path_importance(m, x, samples=256, seed=seed, **chain)),
         )
 
 
@@ -188,15 +202,18 @@ def _numbers(found: Replicated) -> tuple[float, float]:
 
 
 class _Counted(nn.Module):
-    """A model that counts the rows it has seen; a module, so that evaluation mode reaches what it holds."""
+    """A model that counts the rows it has seen and gets them in the dtype of its own parameters; a module, so that evaluation mode
+    reaches what it holds."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model, self.rows = model, 0
+        weights = [p.dtype for p in self.parameters() if p.is_floating_point()]
+        self.dtype = weights[0] if weights else None
 
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
         self.rows += len(z)
-        return self.model(z, logsnr, **condition)
+        return self.model(z.to(self.dtype or z.dtype), logsnr, **condition)
 
 
 __all__ = ["Row", "Verification", "cases", "verify_estimators"]

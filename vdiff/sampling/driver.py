@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import check_data, did_you_mean, must
-from vdiff.gaussian import alpha, at_least_float32, sigma, wide
+from vdiff.gaussian import at_least_float32
 from vdiff.loss import check_call
-from vdiff.parameterization import Prediction
+from vdiff.parameterization import DIGITS, Prediction
 from vdiff.sampling.grid import check_levels, few_steps, uniform
 from vdiff.sampling.multistep import adams, dpmpp_2m
 from vdiff.sampling.noise import Generators, check_generators
@@ -23,7 +23,6 @@ from vdiff.schedule import Schedule
 STEPS: dict[str, Step] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "adams": adams, "ode": ode}
 WORDS = ("schedule", "steps", "levels", "step", "generator")
 OPTIONS = {"eta": "ddim", "rtol": "ode", "atol": "ode"}  # words that no condition has
-WORST = 1e-3  # relative rounding error of x̂ or ε̂ at the first level from which on a user hears of it
 
 
 def trajectory(
@@ -152,19 +151,13 @@ def _check_conditioning(prediction: Prediction, i: int) -> None:
     """At the first level: raise where the model's output says nothing of x̂ or ε̂, warn where they have lost their digits."""
     if i > 0:
         return
-    level = wide(prediction.logsnr[:1])
-    a, b = prediction.parameterization.row(level)
-    # an error of the output is one of σ/|αb − σa| in x̂, and of α/|αb − σa| in ε̂
-    gain = torch.maximum(alpha(level), sigma(level)) / (alpha(level) * b - sigma(level) * a).abs()
-    loss = gain.item() * torch.finfo(prediction.out.dtype).eps
-    what, hint = prediction.parameterization, "predict v, or start at a level that has some signal"
+    level, what = prediction.logsnr[0].item(), prediction.parameterization
+    loss, hint = max(what.rounding(prediction.logsnr[:1], prediction.out.dtype)), "predict v, or start at a level that has some signal"
     if not loss < 1.0:
-        came = f"{what!r} at λ = {level.item():g}"
+        came = f"{what!r} at λ = {level:g}"
         raise ValueError(must("sample", "levels", "start where the model's output determines x̂ and ε̂", came, hint))
-    if loss > WORST:
-        warnings.warn(
-            f"sample: {what!r} at λ = {level.item():g} leaves x̂ or ε̂ with an error of {loss:.1g} by rounding: {hint}", stacklevel=2
-        )
+    if loss > DIGITS:
+        warnings.warn(f"sample: {what!r} at λ = {level:g} leaves x̂ or ε̂ with an error of {loss:.1g} by rounding: {hint}", stacklevel=2)
 
 
 __all__ = ["STEPS", "sample", "trajectory"]

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from vdiff.errors import check_generator, must
+from vdiff.loss import Generators, standard_normal
 from vdiff.times import generator_of
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def streams(seed: int, samples: Iterable[int]) -> list[torch.Generator]:
@@ -34,9 +33,7 @@ def noise_like(z: Tensor, generator: Generators = None, draw: Callable[..., Tens
     torch.Size([2, 3])
     """
     check_generators("noise_like", generator, z)
-    if generator is None or isinstance(generator, torch.Generator):
-        return draw(z.shape, dtype=z.dtype, device=z.device, generator=generator)
-    return torch.stack([draw(z.shape[1:], dtype=z.dtype, device=one.device, generator=one) for one in generator]).to(z.device)
+    return standard_normal(z, generator, draw)
 
 
 def check_generators(function: str, generator: object, z: Tensor) -> None:
@@ -61,4 +58,4 @@ def start(shape: Sequence[int], generator: Sequence[torch.Generator], dtype: tor
     return noise_like(torch.empty((len(generator), *shape), dtype=dtype), generator)
 
 
-__all__ = ["noise_like", "start", "streams"]
+__all__ = ["Generators", "noise_like", "start", "streams"]

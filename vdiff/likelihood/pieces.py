@@ -1,0 +1,145 @@
+"""Long estimates in pieces: an example at a time in each repetition, shared over processes, told of, kept and taken up again."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vdiff.errors import check_positive_int, must
+
+State = dict[str, Tensor]
+Progress = Callable[[int, int], None]
+
+
+def data_hash(data: Tensor) -> str:
+    """The first 16 hexadecimal digits of SHA-256 over dtype, shape and values.
+
+    >>> data_hash(torch.tensor([[0, 1]])) == data_hash(torch.tensor([[0, 1]]).clone())
+    True
+    """
+    plain = data.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)} ".encode())
+    digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def key_of(*known: object) -> Tensor:
+    """A hash of what a computation depends on, by which its checkpoint is known.
+
+    >>> bool(key_of("data", 0) == key_of("data", 1))
+    False
+    """
+    digest = hashlib.blake2b(f"{known}".encode(), digest_size=8).digest()
+    return torch.tensor(int.from_bytes(digest, "little") >> 1)
+
+
+def mark_of(record: Mapping[str, object]) -> str:
+    """A record as one string, by which a state knows its model.
+
+    >>> mark_of({"ema": 0.999, "data": "digits"})
+    "[('data', 'digits'), ('ema', 0.999)]"
+    """
+    return repr(sorted(record.items()))
+
+
+def check_resume(name: str, resume: State | None, key: Tensor) -> None:
+    """Raise unless a state to go on from is of the computation that `key` stands for."""
+    if resume is not None and not ("key" in resume and torch.equal(resume["key"], key)):
+        hint = "another model, data, seed or setting: start anew"
+        raise ValueError(must(name, "resume", "be the state of this evaluation", "that of another", hint))
+
+
+def _as_it_is(v: Tensor) -> Tensor:
+    """The sum over a single process."""
+    return v
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which images are this process's, `index` of `count`, and how tensors are summed over all of them.
+
+    >>> Share().sum(torch.ones(1))
+    tensor([1.])
+    """
+
+    index: int = 0
+    count: int = 1
+    sum: Callable[[Tensor], Tensor] = _as_it_is
+
+
+class FailedElsewhere(RuntimeError):
+    """Another process failed, and its message says why.
+
+    >>> issubclass(FailedElsewhere, RuntimeError)
+    True
+    """
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a long estimate is run: this process's share of it, who is told, who keeps the state, and where it goes on.
+
+    >>> Course().share.count
+    1
+    """
+
+    share: Share = Share()
+    progress: Progress | None = None
+    checkpoint: Callable[[State], None] | None = None
+    resume: State | None = None
+
+
+def in_pieces(
+    name: str,
+    work: Callable[[int, Tensor], State],
+    *,
+    shapes: dict[str, tuple[int, ...]],
+    repetitions: int,
+    rows: int,
+    batch: int,
+    key: Tensor,
+    course: Course,
+) -> State:
+    """What `work(repetition, rows)` finds of each example in each repetition: (repetitions, rows, …) by name, in float64 on the CPU.
+
+    `shapes` are those of one example's tensors. Progress is told in examples times repetitions, those of this process. Where one
+    of several processes fails all do.
+
+    >>> double = lambda repetition, rows: {"value": 2.0 * rows + repetition}
+    >>> setting = dict(shapes={"value": ()}, repetitions=2, rows=3, batch=2, key=key_of(), course=Course())
+    >>> in_pieces("example", double, **setting)["value"]
+    tensor([[0., 2., 4.],
+            [1., 3., 5.]], dtype=torch.float64)
+    """
+    check_positive_int(name, "batch", batch)
+    check_resume(name, course.resume, key)
+    share, state = course.share, course.resume
+    if state is None:
+        state = {word: torch.zeros(repetitions, rows, *shape, dtype=torch.float64) for word, shape in shapes.items()}
+        state |= {"done": torch.zeros(repetitions, rows), "key": key}
+    else:
+        state = {word: v.clone() for word, v in state.items()}
+    own, failure = torch.arange(share.index, rows, share.count), None
+    try:
+        for repetition in range(repetitions):
+            left = own[state["done"][repetition, own] == 0]
+            for part in torch.split(left, batch) if len(left) else ():
+                for word, found in work(repetition, part).items():
+                    state[word][repetition, part] = found.detach().to(state[word])
+                state["done"][repetition, part] = 1
+                if course.progress is not None:
+                    course.progress(int(state["done"].sum()), repetitions * len(own))
+                if course.checkpoint is not None:
+                    course.checkpoint(state)
+    except Exception as error:
+        if share.count == 1:
+            raise
+        failure = error  # the others wait at the sum
+    if share.sum(torch.tensor([float(failure is not None)])).item() > 0:
+        raise failure or FailedElsewhere(f"{name}: another process failed; its message says why")
+    return {word: share.sum(state[word]) for word in shapes}
+
+
+__all__ = ["Course", "FailedElsewhere", "Share", "data_hash", "in_pieces", "key_of", "mark_of"]
