@@ -19,7 +19,7 @@ from vdiff.sampling.grid import Grid, check_levels, few_steps, uniform
 from vdiff.sampling.multistep import adams, dpmpp_2m
 from vdiff.sampling.noise import Generators, check_generators
 from vdiff.sampling.probability_flow import ode
-from vdiff.sampling.step import Counted, Memory, Model, Step, ancestral, ddim, heun
+from vdiff.sampling.step import Counted, Memory, Model, Step, ancestral, ddim, heun, scale
 from vdiff.schedule import Schedule
 
 STEPS: dict[str, Step] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "adams": adams, "ode": ode}
@@ -61,7 +61,7 @@ def trajectory(
         hint = f"the function, without quotes: step={step}" if str(step) in STEPS else near or f"vdiff.sampling has {', '.join(STEPS)}"
         raise TypeError(must("sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint))
     check_generators("sample", generator, z)
-    return _walk(Counted(model, **condition), z.to(at_least_float32(z.dtype), copy=True), grid, step, Memory((), generator))
+    return _walk(_Watched(model, **condition), z.to(at_least_float32(z.dtype), copy=True), grid, step, Memory((), generator))
 
 
 @torch.no_grad()
@@ -73,8 +73,6 @@ def _walk(model: Counted, z: Tensor, grid: Tensor, step: Step, memory: Memory) -
         now = model.take_first()
         if now is None:
             raise ValueError(must("sample", "step", "evaluate the model it is given", repr(step), "first at (z, logsnr_t)"))
-        if i == 0:
-            _check_conditioning(now, t)
         yield _to_keep(z, now)
         if not torch.isfinite(there).all():
             bad = int((~torch.isfinite(there)).flatten(1).any(1).sum())
@@ -83,11 +81,8 @@ def _walk(model: Counted, z: Tensor, grid: Tensor, step: Step, memory: Memory) -
                 must("sample", "model", "lead to finite states", came, "a network is unreliable beyond the levels it was trained on")
             )
         z, memory = there, memory.after(now)
-    level = grid[-1:].expand(len(z))
     with evaluation_mode(model):
-        last = model(z, level)
-    if len(grid) == 1:
-        _check_conditioning(last, level)
+        last = model(z, grid[-1:].expand(len(z)))
     if not torch.isfinite(last.out).all():
         came = f"NaN or infinity at the last level, λ = {grid[-1]:g}"
         raise ValueError(
@@ -168,12 +163,21 @@ def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Gr
     return check_levels("sample", levels)
 
 
-def _check_conditioning(prediction: Prediction, logsnr: Tensor) -> None:
-    """Raise where the network's output says nothing of x̂ or ε̂ at the first level, warn where they have lost their digits."""
-    level, what = wide(logsnr[:1]), prediction.source
-    a, b = what.row(level)
+class _Watched(Counted):
+    """A model whose first prediction of all is looked at before a step computes with it."""
+
+    def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+        prediction = super().forward(z, logsnr, **condition)
+        if self.evaluations == 1:
+            _check_conditioning(prediction)
+        return prediction
+
+
+def _check_conditioning(prediction: Prediction) -> None:
+    """Raise where the network's output says nothing of x̂ or ε̂ at this level, warn where they have lost their digits."""
+    level, what = wide(prediction.logsnr[:1]), prediction.source
     # an error of the output is one of σ/|αb − σa| in x̂, and of α/|αb − σa| in ε̂
-    gain = torch.maximum(alpha(level), sigma(level)) / (alpha(level) * b - sigma(level) * a).abs()
+    gain = torch.maximum(alpha(level), sigma(level)) / scale(what, level).abs()
     loss = gain.item() * torch.finfo(prediction.out.dtype).eps
     hint = "predict v, or start at a level that has some signal"
     if not loss < 1.0:

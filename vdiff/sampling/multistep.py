@@ -93,9 +93,10 @@ def adams(
     if order not in ORDERS:
         raise ValueError(must("adams", "order", "be 1, 2 or 3", order))
     if not isinstance(target, X | Eps | V | Flow):
-        raise ValueError(
-            must("adams", "target", "be a velocity: X(), Eps(), V() or Flow()", repr(target), "the model may predict anything")
-        )
+        what = "be a velocity: X(), Eps(), V() or Flow()"
+        if isinstance(target, type):
+            raise TypeError(must("adams", "target", what, f"the class {target.__name__}", f"an instance: {target.__name__}()"))
+        raise ValueError(must("adams", "target", what, repr(target), "the model may predict anything"))
     if isinstance(target, Eps) and is_at(-torch.inf, logsnr_t):
         raise ValueError(must("adams", "target", "be another than Eps() at λ = −∞", "Eps()", "z/α is infinite there: Flow(), V() or X()"))
     now = model(z, logsnr_t)
