@@ -288,6 +288,13 @@ def test_fault_46_without_torchdiffeq(monkeypatch: pytest.MonkeyPatch) -> None:
         made(step=ode)
 
 
+def test_fault_49_a_batch_moves_a_sample_within_the_solvers_error_alone() -> None:
+    z, levels = torch.cat([Z, 3 * Z]), torch.full((8,), 8.0, dtype=torch.float64)
+    together = ode(ORACLE, z, -levels, levels, rtol=1e-7, atol=1e-7)
+    alone = torch.cat([ode(ORACLE, one[None], -levels[:1], levels[:1], rtol=1e-7, atol=1e-7) for one in z])
+    torch.testing.assert_close(alone, together, rtol=0.0, atol=1e-5)
+
+
 def test_fault_51_the_seed_of_a_sample() -> None:
     shape = (1, 5)
     whole = start(shape, streams(3, range(6)))
