@@ -137,6 +137,7 @@ def test_evaluation_takes_them_and_writes_them_down():
     nested = Clipped(Guided(oracle, 1.5, {"label": 0}, interval=(-1.0, 2.0)))
     assert nested.protocol == {"guidance": "scale 1.5 for λ in [-1, 2]", "x̂ clipped to": "[-1, 1]"}
     assert "scale 1.5" in repr(nested)
+    assert Clipped(Counted(nested), -2.0, 2.0).protocol["x̂ clipped to"] == "[-1, 1], then [-2, 2]"
 
 
 def test_a_guided_model_has_a_bound_given_the_condition():

@@ -28,8 +28,7 @@ def uniform(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     >>> uniform(Linear(10.0, -10.0), 3)
     tensor([-10.,   0.,  10.], dtype=torch.float64)
     """
-    check_positive_int("uniform", "steps", steps)
-    return _at(schedule, steps, "uniform", 0, max(steps - 1, 1))
+    return _at(schedule, steps, "uniform", both_ends=True)
 
 
 def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
@@ -40,7 +39,7 @@ def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     >>> trailing(Linear(10.0, -10.0), 4)
     tensor([-10.,  -5.,   0.,   5.], dtype=torch.float64)
     """
-    return _at(schedule, steps, "trailing", 0, steps)
+    return _at(schedule, steps, "trailing")
 
 
 def leading(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
@@ -51,7 +50,7 @@ def leading(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     >>> leading(Linear(10.0, -10.0), 4)
     tensor([-5.,  0.,  5., 10.], dtype=torch.float64)
     """
-    return _at(schedule, steps, "leading", 1, steps)
+    return _at(schedule, steps, "leading", skip=1)
 
 
 def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
@@ -95,10 +94,11 @@ def check_levels(function: str, levels: object) -> Tensor:
     return grid
 
 
-def _at(schedule: Schedule, steps: int, name: str, skip: int, parts: int) -> Tensor:
+def _at(schedule: Schedule, steps: int, name: str, *, skip: int = 0, both_ends: bool = False) -> Tensor:
     check_schedule(name, schedule)
     check_positive_int(name, "steps", steps)
     count = torch.arange(skip, skip + steps, dtype=torch.float64, device="cpu")
+    parts = max(steps - 1, 1) if both_ends else steps
     with torch.no_grad():
         levels: Tensor = schedule(wide((1 - count / parts).to(home(schedule))))
     return levels

@@ -122,7 +122,7 @@ class Clipped(Wrapped):
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """The prediction with its x̂ clipped."""
         free = self._predict(z, logsnr, condition)
-        return free.but(out=free.x.clamp(self.low, self.high), parameterization=X(), source=free.source)
+        return free.but(out=free.x.clamp(self.low, self.high), parameterization=X())
 
 
 def _interval(interval: object) -> tuple[float, float]:

@@ -76,6 +76,11 @@ class Counted(nn.Module):
             self._first = prediction
         return prediction
 
+    @property
+    def protocol(self) -> dict[str, object]:
+        """What was done to the model, by name: nothing more."""
+        return dict(getattr(self.model, "protocol", {}))
+
     def take_first(self) -> Prediction | None:
         """The first prediction since the last call of this, or None."""
         first, self._first = self._first, None
@@ -212,8 +217,8 @@ def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
     t, s = wide(prediction.logsnr), wide(logsnr_s)
     a, b = prediction.parameterization.row(t)
     of_out = alpha(s) * sigma(t) * torch.expm1(-0.5 * (s - t))
-    scale = (alpha(t) * b - sigma(t) * a).reciprocal()
-    return combine((alpha(s) * b - sigma(s) * a) * scale, prediction.z, of_out * scale, prediction.out)
+    n = scale(prediction.parameterization, t)
+    return combine((alpha(s) * b - sigma(s) * a) / n, prediction.z, of_out / n, prediction.out)
 
 
 __all__ = ["Counted", "Memory", "ancestral", "ddim", "heun"]
