@@ -62,9 +62,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(recipes.NAMES))
     parser.add_argument("--data", help=f"{', '.join(DATASETS)}, or a folder with CIFAR-10 (default: the recipe's)")
     parser.add_argument("--out", help="run folder (default: runs/NAME)")
-    parser.add_argument("--resume", default="never", choices=("auto", "never"), help="go on with a run that is there (default: %(default)s)")
+    parser.add_argument(
+        "--resume", default="never", choices=("auto", "never"), help="go on with a run that is there (default: %(default)s)"
+    )
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="settings, see --dry-run")
-    parser.add_argument("--every", type=at_least_one, help="steps between points of the curve and checkpoints (default: a hundredth of all, at most 5,000)")
+    parser.add_argument(
+        "--every", type=at_least_one, help="steps between points of the curve and checkpoints (default: a hundredth of all, at most 5,000)"
+    )
     parser.add_argument("--images", type=at_least_one, help=f"test images in the table (default: all; on a CPU {10 * FEW})")
     parser.add_argument("--dry-run", action="store_true", help="print all settings and the network's size, and stop")
     options, rest = parser.parse_known_args(arguments)
@@ -146,7 +150,10 @@ def report(run: Run, images: Splits, device: torch.device, count: int) -> None:
     if not here().first:
         return
     fits = OF_PHOTOGRAPHS if test.levels == 256 else BASELINES
-    baselines = {name: fit(images.train.pixels.long() if test.levels < 256 else images.train.pixels, test.pixels.long(), test.levels) for name, fit in fits.items()}
+    baselines = {
+        name: fit(images.train.pixels.long() if test.levels < 256 else images.train.pixels, test.pixels.long(), test.levels)
+        for name, fit in fits.items()
+    }
     table = rendered(found, baselines, len(test), len(images.test), config.data)
     print(f"\n{table}\n")
     (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")

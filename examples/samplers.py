@@ -1,8 +1,9 @@
 """Samplers side by side on data whose denoiser is known: where each ends after twelve evaluations, guidance, the way back.
 
 Data: a ring of eight Gaussians in the plane, whose left and right are two classes. Ten seconds on one idle core. Expect `adams`
-0.009 from the exact end points (root mean square), `ddim` 0.04, `dpmpp_2m` 0.06 and `heun` 0.16; guidance that moves the samples of a
-class away from the other; and an encoding that returns to the noise it came from within 1e-8.
+0.008 from the exact end points (root mean square), `ddim` 0.04, `dpmpp_2m` 0.06 and `heun` 0.16; guidance that moves the samples of a
+class away from the other; and an encoding that returns to the noise it came from within 1e-9. The figure has what is exact in
+gray behind what was made.
 
     python examples/samplers.py --out samplers.png
 """
@@ -58,7 +59,7 @@ def main() -> None:
         "adams": (vdiff.adams, vdiff.few_steps(high, low), BUDGET),
     }
     picture, axes = plots.figure(2, 4, width=3.0, height=3.0)
-    scatter(axes[0], exact, "exact flow")
+    scatter(axes[0], exact, "exact flow", made=exact)
     print(f"{'step':<12}{'evaluations':>12}{'distance from the exact end':>30}")
     for panel, (name, (step, schedule, steps)) in zip(axes[1:], samplers.items(), strict=False):
         counted = Counted(RING)
@@ -66,13 +67,14 @@ def main() -> None:
         distance = (made - exact).square().sum(1).mean().sqrt().item()
         shown = "a random end" if step is vdiff.ancestral else f"{distance:.4f}"
         print(f"{name:<12}{counted.evaluations:>12}{shown:>30}")
-        scatter(panel, made, f"{name}, {counted.evaluations} evaluations")
+        scatter(panel, exact, f"{name}, {counted.evaluations} evaluations: {shown}", made)
 
     right = torch.full((len(noise),), SIDE["right"])
+    of_right = SOLVED(Counted(of_class, label=right), noise, *levels)
     for panel, scale in zip(axes[6:], (1.0, 3.0), strict=True):
         guided = vdiff.Guided(of_class, scale, unconditional={"label": NULL})
         made = vdiff.sample(guided, noise, schedule=vdiff.few_steps(high, low), steps=20, step=vdiff.adams, label=right)
-        scatter(panel, made, f"right half, guidance {scale:g}")
+        scatter(panel, of_right, f"right half, guidance {scale:g}", made)
 
     encoded = vdiff.encode(RING, exact, schedule=vdiff.Linear(high, low), step=SOLVED)
     print(f"encoding returns to the noise within {(encoded - noise).abs().max():.1e}")
@@ -80,8 +82,9 @@ def main() -> None:
     print(f"figure in {options.out}")
 
 
-def scatter(axes: Axes, points: Tensor, title: str) -> None:
-    axes.scatter(*points.T, s=1, alpha=0.5, linewidths=0)
+def scatter(axes: Axes, exact: Tensor, title: str, made: Tensor) -> None:
+    axes.scatter(*exact.T, s=8, color="0.85", linewidths=0)
+    axes.scatter(*made.T, s=1.5, linewidths=0)
     axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
     axes.set_title(title, fontsize=9)
 

@@ -46,11 +46,33 @@ TESTS: dict[str, list[str]] = {  # the first key that begins a module's path
     "vdiff/objective.py": ["tests/theorems/test_learned_shape.py", "tests/test_training.py"],
     "vdiff/groups.py": ["tests/test_training.py"],
     "vdiff/diagnosis.py": ["tests/test_adaptive.py", "tests/test_profile.py"],
-    "vdiff/sampling/": ["tests/test_steps.py", "tests/test_sampling_ends.py", "tests/test_guidance.py", "tests/oracles", "tests/faults/test_sampling.py"],
-    "vdiff/likelihood/": [*EVALUATION, "tests/test_ode.py", "tests/test_dequantise.py", "tests/test_importance.py", "tests/test_immse.py", "tests/oracles"],
+    "vdiff/sampling/": [
+        "tests/test_steps.py",
+        "tests/test_sampling_ends.py",
+        "tests/test_guidance.py",
+        "tests/oracles",
+        "tests/faults/test_sampling.py",
+    ],
+    "vdiff/likelihood/": [
+        *EVALUATION,
+        "tests/test_ode.py",
+        "tests/test_dequantise.py",
+        "tests/test_importance.py",
+        "tests/test_immse.py",
+        "tests/oracles",
+    ],
 }
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
-COMPARISONS = {ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is}
+COMPARISONS = {
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+    ast.LtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
 NEIGHBORS = {
     "log1p": "log", "expm1": "exp", "exp": "expm1", "sqrt": "square", "square": "sqrt", "sigmoid": "tanh", "logsigmoid": "softplus",
     "softplus": "logsigmoid", "sin": "cos", "cos": "sin", "cumsum": "cumprod", "amax": "amin", "sum": "mean", "mean": "sum", "maximum": "minimum",
@@ -138,7 +160,11 @@ class Mutant:
         """The innermost statement around a node."""
         found = tree
         for one in ast.walk(tree):
-            if isinstance(one, ast.stmt) and one.lineno <= node.lineno <= (one.end_lineno or 0) and not isinstance(one, ast.FunctionDef | ast.ClassDef):
+            if (
+                isinstance(one, ast.stmt)
+                and one.lineno <= node.lineno <= (one.end_lineno or 0)
+                and not isinstance(one, ast.FunctionDef | ast.ClassDef)
+            ):
                 found = one
         return found
 
@@ -193,11 +219,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="modules or folders (default: the whole core)")
     parser.add_argument("--sample", type=int, help="how many mutants (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=300, help="seconds until a mutant counts as one that never ends (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=int, default=300, help="seconds until a mutant counts as one that never ends (default: %(default)s)"
+    )
     parser.add_argument("--count", action="store_true", help="say how many mutants there are, and stop")
     options = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    paths = sorted(str(p.relative_to(ROOT)) for start in TESTS for p in (ROOT.glob(f"{start}*.py") if start.endswith("/") else [ROOT / start]))
+    paths = sorted(
+        str(p.relative_to(ROOT)) for start in TESTS for p in (ROOT.glob(f"{start}*.py") if start.endswith("/") else [ROOT / start])
+    )
     if options.only:
         paths = [p for p in paths if p.startswith(tuple(options.only))]
     every = [(p, i) for p in paths for i, _ in enumerate(sites(ast.parse((ROOT / p).read_text(encoding="utf-8"))))]

@@ -1,27 +1,33 @@
 """`vdiff sample RUN`: what it writes, and what it refuses."""
 
 import json
+import math
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vdiff import Cosine, Forward, Karras, Linear, V, adams, ancestral, ddim, few_steps, ode, sample
 from vdiff.cli import main
 from vdiff.cli.sample import _cells, _picture
+from vdiff.sampling import leading, start, streams, trailing, uniform
 from vdiff.training import Config, Run
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with fresh weights of a small network; of ten classes and a null one where asked for."""
+    """A run with random weights of a small network, none of them zero; with classes where asked for."""
 
     def make(labels=None, **options):
         torch.manual_seed(0)
         config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8, "labels": labels}, **options)
         made, objective = Run.create(tmp_path / "run", config), config.objective()
+        for parameter in objective.model.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape)
         made.save(objective)
         return made.folder
 
@@ -73,9 +79,69 @@ def test_samples_by_class_and_guidance(run):
     assert np.load(folder / "samples" / "samples.npz")["label"].tolist() == [1] * 7
 
 
+def settings_of(folder, *options):
+    """What `vdiff sample` writes down, and the levels it visited."""
+    assert main(["sample", str(folder), "--count", "2", "--quiet", *options]) == 0
+    written = np.load(folder / "samples" / "samples.npz")
+    return json.loads(str(written["settings"])), written["levels"], written["x"]
+
+
+def test_the_levels_are_those_asked_for(run, tmp_path):
+    folder, mine = run(), tmp_path / "mine.py"
+    mine.write_text("import vdiff\nschedule = vdiff.Cosine(5.0, -5.0)\nrow = [-6.0, -1.0, 2.5]\n")
+    trained, own = Linear(9.0, -7.0), Cosine(5.0, -5.0)
+    asked = {
+        (): uniform(Cosine(9.0, -7.0), 100),
+        ("--grid", "run", "--steps", "5"): uniform(trained, 5),
+        ("--grid", "run", "--steps", "5", "--spacing", "trailing"): trailing(trained, 5),
+        ("--grid", "few", "--steps", "4", "--spacing", "leading"): leading(few_steps(9.0, -7.0), 4),
+        ("--grid", "karras", "--steps", "4"): uniform(Karras(math.exp(-4.5), math.exp(3.5)), 4),
+        ("--grid", f"{mine}:schedule", "--steps", "4"): uniform(own, 4),
+        ("--grid", f"{mine}:row"): torch.tensor([-6.0, -1.0, 2.5]),
+        ("--step", "ode", "--rtol", "0.1", "--atol", "0.1"): torch.tensor([-7.0, 9.0]),
+    }
+    for options, wanted in asked.items():
+        settings, levels, _ = settings_of(folder, *options)
+        np.testing.assert_allclose(levels, wanted.numpy(), rtol=1e-6, atol=1e-9)
+        assert settings["steps"] == len(wanted)
+
+
+def test_the_options_of_a_step_reach_it(run):
+    """Each against the same step made by hand, and written down by name."""
+    folder = run()
+    model = Run(folder).load().model
+    asked = {
+        ("--variance", "forward"): partial(ancestral, variance=Forward()),
+        ("--step", "ddim", "--eta", "0.5"): partial(ddim, eta=0.5),
+        ("--step", "adams", "--order", "2", "--target", "v"): partial(adams, order=2, target=V()),
+        ("--step", "ode", "--method", "rk4", "--steps", "6"): partial(ode, method="rk4"),
+        ("--step", "ode", "--rtol", "0.01", "--atol", "0.02"): partial(ode, rtol=0.01, atol=0.02),
+    }
+    for options, step in asked.items():
+        settings, levels, x = settings_of(folder, "--steps", "3", *options)
+        generators = streams(0, range(2))
+        z = start((1, 8, 8), generators)
+        wanted = sample(model, z, levels=levels, step=step, generator=generators)
+        np.testing.assert_allclose(x, wanted.numpy(), rtol=0.0, atol=1e-5)
+        assert all(str(settings[name.removeprefix("--")]) == value for name, value in zip(options[::2], options[1::2], strict=True))
+
+
+def test_guidance_within_an_interval(run):
+    """Three levels of λ = −7, 1, 9, of which one is guided: four evaluations."""
+    options = ["--steps", "3", "--grid", "linear", "--guidance", "2", "--null-label", "3"]
+    folder = run(labels=4)
+    assert settings_of(folder, *options)[0]["evaluations"] == 6
+    settings, _, x = settings_of(folder, *options, "--interval", "-3", "4")
+    assert settings["evaluations"] == 4
+    assert settings["interval"] == [-3.0, 4.0]
+    assert abs(x - settings_of(folder, *options)[2]).max() > 0
+
+
 @pytest.mark.parametrize(("options", "words"), [
     (["--step", "huen"], ("'huen' is no step", "did you mean 'heun'?")), (["--grid", "karas"], ("'karas' is no grid", "did you mean 'karras'?")),
-    (["--step", "rk45"], ("there are ancestral, ddim",)), (["--steps", "0"], ("must be at least 1; got 0",)),
+    (["--step", "rk45"], ("there are ancestral, ddim",)), (["--steps", "0"], ("must be at least 1; got 0",)), (["--steps", "2.5"], ("must be a whole number; got 2.5",)),
+    (["--grid", "rnu"], ("did you mean 'run'?",)), (["--spacing", "trail"], ("did you mean 'trailing'?",)), (["--target", "epz"], ("did you mean 'eps'?",)),
+    (["--variance", "large"], ("there are posterior, forward",)), (["--order", "4"], ("invalid choice",)), (["--device", "gpu"], ("'gpu' is no device",)),
 ])  # fmt: skip
 def test_unknown_names_get_the_nearest(options, words, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -87,7 +153,8 @@ def test_unknown_names_get_the_nearest(options, words, capsys):
 
 @pytest.mark.parametrize(("options", "words"), [
     (["--label", "3"], "takes no label"), (["--guidance", "2", "--null-label", "3"], "takes no label"), (["--eta", "0.5"], "come with --step ddim"),
-    (["--step", "ddim", "--eta", "2"], "lie in [0, 1]"),
+    (["--step", "ddim", "--eta", "2"], "lie in [0, 1]"), (["--order", "2"], "come with --step adams"), (["--step", "heun", "--rtol", "1"], "come with --step ode"),
+    (["--interval", "-1", "1"], "come with guidance"), (["--step", "ode", "--method", "rk5"], "did you mean 'rk4'?"), (["--grid", "no.py:row"], "name a file"),
 ])  # fmt: skip
 def test_what_a_run_cannot_do(run, options, words, capsys):
     assert main(["sample", str(run()), "--steps", "2", "--quiet", *options]) == 2
@@ -97,6 +164,21 @@ def test_what_a_run_cannot_do(run, options, words, capsys):
 def test_guidance_and_the_null_label_come_together(run, capsys):
     assert main(["sample", str(run(labels=3)), "--guidance", "2", "--quiet"]) == 2
     assert "come with guidance" in capsys.readouterr().err
+
+
+def test_a_solver_that_gives_up_and_a_row_of_levels_with_steps(run, tmp_path, capsys, monkeypatch):
+    folder, mine = str(run()), tmp_path / "mine.py"
+    mine.write_text("row = [-6.0, -1.0]\nfalls = [3.0, 1.0]\n")
+    for options, words in {
+        ("--grid", f"{mine}:row", "--steps", "2"): "come without --steps",
+        ("--grid", f"{mine}:falls"): "rise strictly",
+        ("--step", "ode", "--rtol", "1e-30", "--atol", "1e-30"): "dopri5 gave up",
+    }.items():
+        assert main(["sample", folder, "--quiet", *options]) == 2
+        assert words in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    assert main(["sample", folder, "--quiet", "--step", "ode"]) == 2
+    assert "pip install" in capsys.readouterr().err
 
 
 def test_no_run_and_no_weights(run, tmp_path, capsys):
@@ -112,7 +194,7 @@ def test_the_program_explains_itself():
     done = subprocess.run(
         [sys.executable, "-c", "from vdiff.cli import main; main(['sample', '--help'])"], capture_output=True, text=True, check=True
     )
-    for word in ("RUN", "--step", "--gif", "trajectory.gif", "adams", "few"):
+    for word in ("RUN", "--step", "--gif", "trajectory.gif", "adams", "few", "FILE.py:NAME", "trailing", "--interval", "--device"):
         assert word in done.stdout
 
 

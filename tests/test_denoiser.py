@@ -118,7 +118,9 @@ def test_a_row_of_the_wrong_shape_is_named():
         Denoiser(lambda z, t: z, Column())
 
 
-@pytest.mark.parametrize(("weights", "data"), [(torch.float32, torch.float64), (torch.float64, torch.float32), (torch.bfloat16, torch.float64)])
+@pytest.mark.parametrize(
+    ("weights", "data"), [(torch.float32, torch.float64), (torch.float64, torch.float32), (torch.bfloat16, torch.float64)]
+)
 def test_a_network_gets_its_own_dtype_and_answers_in_that_of_the_data(weights, data):
     model = Denoiser(MLP(2).to(weights), Eps())
     prediction = model(torch.ones(3, 2, dtype=data), torch.zeros(3))

@@ -198,6 +198,20 @@ class Levels(Decoder):
         chosen = table.expand(data.shape[0], *table.shape).gather(-1, data.long()[..., None])
         return sum_dims(chosen)
 
+    def law(self, prediction: Prediction) -> Float[Tensor, "batch *dims levels"]:
+        """log p(k | z₀) of every level k, each dimension by itself, from the prediction at z₀; nats, in float64.
+
+        >>> from vdiff import X
+        >>> last = Prediction(torch.tensor([[0.1]]), torch.tensor([2.0]), torch.tensor([[0.2]]), X())
+        >>> Categorical(2).law(last).exp()
+        tensor([[[0.3127, 0.6873]]], dtype=torch.float64)
+        """
+        mean = self._denoised(prediction) if self.denoise else prediction.z / per_example(alpha(prediction.logsnr), prediction.z)
+        return self._law(wide(mean)[..., None], prediction)
+
+    def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
+        raise NotImplementedError
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Levels":
         self._tables.clear()
         module: Levels = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
@@ -262,12 +276,15 @@ class Categorical(Levels):
         if checking():
             self._check(data, "log_prob")
             _check_mean(type(self).__name__, mean, data)
-        scale = wide_number(logsnr, mean.device).exp()
-        logits = -0.5 * scale * (wide(mean)[..., None] - self.grid.to(mean.device)).square()
-        if self.prior is not None:
-            logits = logits + self.prior
-        chosen = torch.log_softmax(logits, -1).gather(-1, data.long()[..., None])
+        chosen = self._log_softmax(wide(mean)[..., None], wide_number(logsnr, mean.device).exp()).gather(-1, data.long()[..., None])
         return sum_dims(chosen).to(at_least_float32(mean.dtype))
+
+    def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
+        return self._log_softmax(mean, torch.as_tensor(per_example(wide(prediction.logsnr).exp(), mean)))
+
+    def _log_softmax(self, mean: Tensor, snr: Tensor) -> Tensor:
+        logits = -0.5 * snr * (mean - self.grid.to(mean.device)).square()
+        return torch.log_softmax(logits if self.prior is None else logits + self.prior, -1)
 
     def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
         logsnr = wide(logsnr) if isinstance(logsnr, Tensor) else wide_number(logsnr, torch.device("cpu"))
@@ -331,12 +348,24 @@ class DiscretizedGaussian(Levels):
         if self.clip is None:
             return super().nll(data, z, logsnr, predict)
         prediction = predict(z, _level(logsnr, z))
+        return -self._log_prob(data, self._denoised(prediction), self._own_std(prediction, self.clip))
+
+    def _own_std(self, prediction: Prediction, clip: float) -> Tensor:
+        """That of the model's reverse step to data, in each dimension."""
         if isinstance(prediction.variance, Optimal):
             hint = "its limit here is the error of x̂ alone: measure that, and give variance=…"
             raise ValueError(must("DiscretizedGaussian", "clip", "be left out with a variance fitted to the chain", "Optimal", hint))
-        u = excess(prediction, StepToData(_level(logsnr, z), self.clip), wide(z))
-        std = _std(self.clip, logsnr, z.device)
-        return -self._log_prob(data, self._denoised(prediction), std if u is None else std * torch.exp(0.5 * u))
+        z = wide(prediction.z)
+        u, std = excess(prediction, StepToData(wide(prediction.logsnr), clip), z), torch.full_like(z, math.sqrt(clip))
+        return std if u is None else std * torch.exp(0.5 * u)
+
+    def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
+        if self.clip is None:
+            std = torch.as_tensor(per_example(_std(self.variance, prediction.logsnr, mean.device), mean))
+        else:
+            std = self._own_std(prediction, self.clip)[..., None]
+        k = torch.arange(self.levels, device=mean.device)
+        return self._log_bin(self.grid.to(mean.device) - mean, std, k == 0, k == self.levels - 1)
 
     def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
         logsnr = wide(logsnr) if isinstance(logsnr, Tensor) else wide_number(logsnr, torch.device("cpu"))

@@ -1,7 +1,8 @@
 """A network, what it predicts, and what it wants to be told: together they are a model that returns a `Prediction`."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -209,6 +210,28 @@ def _dtype(network: object) -> torch.dtype | None:
                 return parameter.dtype
         modules.extend(child for child in reversed(module._modules.values()) if child is not None)
     return None
+
+
+@contextmanager
+def evaluation_mode(*models: object) -> Iterator[None]:
+    """Those of the models that are modules in evaluation mode; each module within them back in its own afterwards.
+
+    >>> dropout = nn.Dropout(0.5)
+    >>> with evaluation_mode(dropout):
+    ...     dropout(torch.ones(3))
+    tensor([1., 1., 1.])
+    >>> dropout.training
+    True
+    """
+    known = [model for model in models if isinstance(model, nn.Module)]
+    training = [module for model in known for module in model.modules() if module.training]
+    try:
+        for model in known:
+            model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def check_no_data_parallel(function: str, argument: str, module: object) -> None:

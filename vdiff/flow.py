@@ -87,7 +87,8 @@ def solve(
     """The state (z, …) at λ_s from that at λ_t, by one of torchdiffeq's solvers, in either direction.
 
     An adaptive method holds each example of a batch to the tolerance by itself: the error is that of the worst example,
-    root mean square over its dimensions. The batch it is in then moves an example's answer by no more than that.
+    root mean square over its dimensions. Its steps are those of the batch, which thereby moves an example's answer as far as
+    the solver's own error goes: local errors of the tolerance can add up to ten times as much.
 
     Args:
         function: whose errors these are.
@@ -138,8 +139,8 @@ def solve(
         if max_seconds is not None and time.monotonic() - started > max_seconds:
             raise gave_up(f"reached max_seconds = {max_seconds:g}")
         evaluations += 1
-        place = wide(place)
-        level = logsnr_of(place, unit).clamp(low, high)
+        place = wide(place).clamp(angles.min(), angles.max())  # in float32 the solver's π/2 is beyond it
+        level = torch.where(place < angles.max(), logsnr_of(place, unit).clamp(low, high), low)
         moves = field(level, state)
         last["t"], last["logsnr"] = ((place - angles[0]) / (angles[1] - angles[0])).item(), level.item()
         last["speed"] = moves[0].square().mean().sqrt().item()

@@ -6,7 +6,7 @@ accurate at λ = −10 than going through ε̂.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -231,7 +231,8 @@ class Prediction:
     """What a model says about z: one output, readable in any dialect.
 
     `.x`, `.eps`, `.v` and `.score` are solved from z = α x + σ ε and the network's own row;
-    `.squared_error(x, eps)` is ‖ε − ε̂‖² per example, computed in the network's own units.
+    `.squared_error(x, eps)` is ‖ε − ε̂‖² per example, computed in the network's own units. `source` is what the network itself
+    predicts, where a wrapper (`Clipped`) has turned that into something else: its rounding stays in x̂ and ε̂.
 
     >>> z, out = torch.zeros(1, 2), torch.ones(1, 2)
     >>> Prediction(z, torch.zeros(1), out, Eps()).x
@@ -246,9 +247,10 @@ class Prediction:
         parameterization: Parameterization,
         variance: ReverseVariance = _POSTERIOR,
         head: Float[Tensor, "batch *dims"] | None = None,
+        source: Parameterization | None = None,
     ) -> None:
         self.z, self.logsnr, self.out, self.parameterization = z, logsnr, out, parameterization
-        self.variance, self.head = variance, head
+        self.variance, self.head, self.source = variance, head, source or parameterization
 
     @property
     def x(self) -> Tensor:
@@ -303,7 +305,16 @@ class Prediction:
         >>> Prediction(out.detach(), torch.zeros(1), out, Eps()).stopped().out.requires_grad
         False
         """
-        return Prediction(self.z, self.logsnr, self.out.detach(), self.parameterization, self.variance, self.head)
+        return self.but(out=self.out.detach())
+
+    def but(self, **changes: Any) -> "Prediction":
+        """The same prediction but for what is named, as in the constructor.
+
+        >>> z = torch.ones(1, 1)
+        >>> Prediction(z, torch.zeros(1), z, Eps()).but(out=3 * z).eps
+        tensor([[3.]])
+        """
+        return Prediction(**{**vars(self), **changes})
 
     def error(self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         """ε̂ − ε in each dimension, computed in the network's own units: (ô − o)/κ with the sign of its row.

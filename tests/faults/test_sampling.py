@@ -5,33 +5,38 @@ import sys
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from vdiff import (
-    Categorical,
     Clipped,
     Denoiser,
     Eps,
     Flow,
+    Forward,
     GaussianMixture,
     Guided,
     Karras,
     Linear,
     Prediction,
+    Profile,
     Score,
     V,
     X,
     adams,
     ancestral,
     ddim,
+    dpmpp_2m,
     encode,
+    heun,
     ode,
     sample,
 )
 from vdiff.decoder import Gaussian
-from vdiff.sampling import Counted, Memory, SolverError, leading, start, streams, to_levels, trailing, uniform
+from vdiff.sampling import Counted, Memory, SolverError, leading, start, streams, to_levels, to_uint8, trailing, uniform
+from vdiff.variance import Optimal
 
 from .common import assert_refused, model
 
@@ -50,6 +55,8 @@ def test_fault_45_too_few_steps(steps: int) -> None:
     for grid in (uniform, trailing, leading):
         with assert_refused(ValueError, grid.__name__, "steps", "be at least 1", f"got {steps}"):
             grid(Linear(), steps)
+        with assert_refused(TypeError, grid.__name__, "steps", "be a Python int", "got None"):
+            grid(Linear(), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("steps", [2.0, True, "3"])
@@ -80,9 +87,13 @@ def test_fault_45_a_grid_whose_noise_does_not_fall(levels: list[Any], words: tup
         sample(ORACLE, Z, levels=torch.tensor(levels))
 
 
-def test_fault_45_a_grid_that_is_no_tensor_or_not_alone() -> None:
-    with assert_refused(TypeError, "sample", "levels", "be a torch.Tensor", "list"):
-        sample(ORACLE, Z, levels=[-1.0, 1.0])  # type: ignore[arg-type]
+def test_fault_45_a_grid_that_is_no_row_of_numbers_or_not_alone() -> None:
+    for levels in (7.0, "-1 1", ["a", "b"], [None, 1.0], [[1.0], [2.0, 3.0]], {"a": 1.0}):
+        with assert_refused(TypeError, "sample", "levels", "be one row of log-SNR", "for instance [-10.0, 0.0, 10.0]"):
+            sample(ORACLE, Z, levels=levels)  # type: ignore[arg-type]
+    for steps in ([0, 250, 500], torch.arange(3), np.array([0, 1])):
+        with assert_refused(ValueError, "sample", "levels", "be one row of log-SNR, floating", "int64", "table.table[steps]"):
+            sample(ORACLE, Z, levels=steps)
     with assert_refused(ValueError, "sample", "levels", "come without schedule and steps"):
         made(levels=torch.tensor([-1.0, 1.0]))
     with assert_refused(TypeError, "sample", "schedule", "be a Schedule", "None"):
@@ -91,7 +102,13 @@ def test_fault_45_a_grid_that_is_no_tensor_or_not_alone() -> None:
 
 @pytest.mark.parametrize(
     ("step", "hint"),
-    [("huen", "did you mean 'heun'?"), ("dpmpp2m", "'dpmpp_2m'"), (7, "vdiff.sampling has ancestral, ddim"), (None, "adams")],
+    [
+        ("huen", "did you mean 'heun'?"),
+        ("dpmpp2m", "'dpmpp_2m'"),
+        ("heun", "the function, without quotes: step=heun"),
+        (7, "vdiff.sampling has ancestral, ddim"),
+        (None, "adams"),
+    ],
 )
 def test_fault_32_an_unknown_step_gets_the_nearest(step: object, hint: str) -> None:
     with assert_refused(TypeError, "sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint):
@@ -106,6 +123,10 @@ def test_fault_32_an_unknown_step_gets_the_nearest(step: object, hint: str) -> N
         ("generatr", "generator"),
         ("eta", "step=partial(ddim, eta=…)"),
         ("rtol", "partial(ode, rtol=…)"),
+        ("order", "partial(adams, order=…)"),
+        ("target", "partial(adams, target=…)"),
+        ("variance", "partial(ancestral, variance=…)"),
+        ("method", "partial(ode, method=…)"),
     ],
 )
 def test_fault_32_a_misspelt_keyword_and_the_option_of_a_step(word: str, hint: str) -> None:
@@ -129,6 +150,37 @@ def test_fault_32_noise_prediction_from_pure_noise(row: Any) -> None:
     with pytest.warns(UserWarning, match=r"at λ = -25 leaves x̂ or ε̂ with an error of 0.03 by rounding: predict v"):
         sample(predicts, Z.float(), levels=torch.tensor([-25.0, 0.0]), step=ddim)
     sample(predicts, Z, levels=torch.tensor([-25.0, 0.0]), step=ddim)
+
+
+@pytest.mark.parametrize(
+    "wrap", [Clipped, lambda m: Clipped(Guided(m, 2.0, {"label": 0})), lambda m: Guided(Clipped(m), 2.0, {"label": 0})]
+)
+def test_fault_32_noise_prediction_from_pure_noise_within_a_wrapper(wrap: Any) -> None:
+    """What is clipped is finite there, and means nothing."""
+
+    def predicts(z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Prediction:
+        return Prediction(z, logsnr, torch.full_like(z, 0.1), Eps())
+
+    for first in (-math.inf, -40.0):
+        for step in (ancestral, ddim, dpmpp_2m, adams, ode):
+            with assert_refused(ValueError, "sample", "levels", "start where", f"Eps() at λ = {first:g}"):
+                sample(wrap(predicts), Z.float(), levels=[first, 0.0], step=step, label=torch.ones(4))
+    with pytest.warns(UserWarning, match=r"Eps\(\) at λ = -25 leaves x̂ or ε̂ with an error of 0.03 by rounding: predict v"):
+        sample(wrap(predicts), Z.float(), levels=[-25.0, 0.0], step=ddim, label=torch.ones(4))
+
+
+def test_fault_32_steps_that_cannot_start_from_pure_noise() -> None:
+    """Before any evaluation."""
+    counted = Counted(lambda z, logsnr: Prediction(z, logsnr, z, V()))
+    profile = Profile(-1.0, 1.0, bins=1)
+    profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
+    with assert_refused(ValueError, "heun", "logsnr_t", "be above −∞", "ddim or adams"):
+        sample(counted, Z, levels=[-math.inf, 0.0], step=heun)
+    with assert_refused(ValueError, "adams", "target", "be another than Eps() at λ = −∞", "Flow(), V() or X()"):
+        sample(counted, Z, levels=[-math.inf, 0.0], step=partial(adams, target=Eps()))
+    assert counted.evaluations == 0
+    with assert_refused(ValueError, "ancestral", "variance", "be known at λ = −∞", "Posterior() or Forward()"):
+        sample(counted, Z, levels=[-math.inf, 0.0], step=partial(ancestral, variance=Optimal(profile, 2)))
 
 
 @pytest.mark.parametrize("row", [X(), V(), V(0.5), Flow()], ids=repr)
@@ -177,19 +229,38 @@ def test_fault_45_what_is_no_state_no_model_and_no_step() -> None:
         sample("model", Z, schedule=Linear(), steps=3)  # type: ignore[arg-type]
     with assert_refused(TypeError, "sample", "model", "return a Prediction", "Tensor"):
         sample(lambda z, logsnr: z, Z, schedule=Linear(), steps=3)  # type: ignore[arg-type, return-value]
+    for bad in (math.nan, math.inf):
+        with assert_refused(ValueError, "sample", "z", "be finite", "1 NaN or infinite values, the first at index (2, 0)"):
+            sample(ORACLE, torch.where(torch.arange(4)[:, None] == 2, torch.tensor([[bad, 0.0]]), Z), schedule=Linear(), steps=3)
     with assert_refused(ValueError, "sample", "step", "evaluate the model it is given"):
         made(step=lambda model, z, t, s, memory: z)
 
 
 @pytest.mark.parametrize(("step", "argument", "words"), [
     (partial(ddim, eta=-0.1), "eta", ("be finite and at least 0",)), (partial(ddim, eta=1.5), "eta", ("lie in [0, 1]",)),
-    (partial(adams, order=4), "order", ("be 1, 2 or 3",)), (partial(adams, target=Score()), "target", ("be a velocity", "Score()")),
+    (partial(adams, order=4), "order", ("be 1, 2 or 3",)), (partial(adams, order=0), "order", ("be at least 1",)), (partial(adams, target=Score()), "target", ("be a velocity", "Score()")),
     (partial(ode, method="dopri55"), "method", ("be one of dopri8, dopri5", "did you mean 'dopri5'?")),
     (partial(ode, rtol=0.0), "rtol", ("be finite and greater than 0",)), (partial(ode, max_evaluations=0), "max_evaluations", ("be at least 1",)),
 ])  # fmt: skip
 def test_fault_45_options_of_steps(step: Any, argument: str, words: tuple[str, ...]) -> None:
+    """Before any evaluation."""
+    counted = Counted(ORACLE)
     with assert_refused(ValueError, step.func.__name__, argument, *words):
-        made(step=step)
+        sample(counted, Z, schedule=Linear(), steps=3, step=step)
+    assert counted.evaluations == 0
+
+
+@pytest.mark.parametrize(("step", "argument", "words"), [
+    (partial(ddim, eta="all"), "eta", ("be a number", "'all'")), (partial(adams, order=2.0), "order", ("be a Python int", "2.0")),
+    (partial(adams, order=True), "order", ("be a Python int", "True")), (partial(adams, target=V), "target", ("be a velocity", "the class V", "an instance")),
+    (partial(ancestral, variance=Forward), "variance", ("be a ReverseVariance", "the class Forward", "an instance")),
+    (partial(ancestral, variance="large"), "variance", ("be a ReverseVariance", "'large'")),
+])  # fmt: skip
+def test_fault_45_options_of_steps_of_another_type(step: Any, argument: str, words: tuple[str, ...]) -> None:
+    counted = Counted(ORACLE)
+    with assert_refused(TypeError, step.func.__name__, argument, *words):
+        sample(counted, Z, schedule=Linear(), steps=3, step=step)
+    assert counted.evaluations == 0
 
 
 def test_fault_46_a_solver_that_gives_up() -> None:
@@ -217,11 +288,11 @@ def test_fault_46_without_torchdiffeq(monkeypatch: pytest.MonkeyPatch) -> None:
         made(step=ode)
 
 
-def test_fault_49_a_batch_moves_a_sample_within_the_tolerance_alone() -> None:
+def test_fault_49_a_batch_moves_a_sample_within_the_solvers_error_alone() -> None:
     z, levels = torch.cat([Z, 3 * Z]), torch.full((8,), 8.0, dtype=torch.float64)
     together = ode(ORACLE, z, -levels, levels, rtol=1e-7, atol=1e-7)
     alone = torch.cat([ode(ORACLE, one[None], -levels[:1], levels[:1], rtol=1e-7, atol=1e-7) for one in z])
-    torch.testing.assert_close(alone, together, rtol=0.0, atol=1e-4)
+    torch.testing.assert_close(alone, together, rtol=0.0, atol=1e-5)
 
 
 def test_fault_51_the_seed_of_a_sample() -> None:
@@ -233,6 +304,12 @@ def test_fault_51_the_seed_of_a_sample() -> None:
         made(step=ancestral, generator=streams(0, range(3)))
     with assert_refused(TypeError, "sample", "generator", "be a torch.Generator, or one for each sample", "got 0"):
         made(step=ancestral, generator=0)
+    with assert_refused(TypeError, "sample", "generator", "be a torch.Generator, or one for each sample", "got 1"):
+        made(step=ancestral, generator=[torch.Generator(), 1, 2, 3])
+    with assert_refused(TypeError, "start", "generator", "be one for each sample", "torch.randn"):
+        start(shape, torch.Generator())  # type: ignore[arg-type]
+    with assert_refused(TypeError, "streams", "samples", "be the samples' numbers", "got 6", "range(first, last)"):
+        streams(3, 6)  # type: ignore[arg-type]
 
 
 def test_fault_45_guidance_without_its_other_half() -> None:
@@ -246,22 +323,67 @@ def test_fault_45_guidance_without_its_other_half() -> None:
         sample(guided, Z, schedule=Linear(), steps=3)
     with assert_refused(ValueError, "Guided", "unconditional", "have the shape of the condition, (4,)", "(3,)"):
         Guided(conditional, 1.5, {"label": torch.zeros(3)})(Z, torch.zeros(4), label=torch.ones(4))
-    with assert_refused(ValueError, "Guided", "interval", "be (lowest, highest) log-SNR"):
-        Guided(conditional, 1.5, {"label": 0}, interval=(2.0, -1.0))
+    with assert_refused(ValueError, "Guided", "label", "be given as a condition", "got None"):
+        sample(guided, Z, schedule=Linear(), steps=3, label=None)
+    for interval in ((2.0, -1.0), (1.0, 1.0), (math.nan, 1.0)):
+        with assert_refused(ValueError, "Guided", "interval", "be (lowest, highest) log-SNR", "noise has the lower λ"):
+            Guided(conditional, 1.5, {"label": 0}, interval=interval)
+    for wrong in (3, (1.0,), (1.0, 2.0, 3.0), ("low", "high"), (None, 2.0), "12"):
+        with assert_refused(TypeError, "Guided", "interval", "be (lowest, highest) log-SNR", repr(wrong), "±math.inf"):
+            Guided(conditional, 1.5, {"label": 0}, interval=wrong)  # type: ignore[arg-type]
     with assert_refused(ValueError, "Guided", "scale", "be finite"):
         Guided(conditional, math.inf, {"label": 0})
+    with assert_refused(TypeError, "Guided", "scale", "be a number", "None"):
+        Guided(conditional, None, {"label": 0})  # type: ignore[arg-type]
+    for nothing in (None, 3, ["label"]):
+        with assert_refused(TypeError, "Guided", "unconditional", "name what replaces the condition", repr(nothing)):
+            Guided(conditional, 1.5, nothing)  # type: ignore[arg-type]
     with assert_refused(TypeError, "Clipped", "model", "be called as model(z, logsnr)"):
         Clipped(Denoiser)  # type: ignore[arg-type]
     with assert_refused(ValueError, "Clipped", "low", "be below high = -1", "got 1"):
         Clipped(conditional, 1.0, -1.0)
 
 
+def test_fault_45_a_label_that_would_be_cut_off_or_broadcast() -> None:
+    classes = [V().row(torch.zeros(1))[0]] * 3
+
+    def conditional(z: Tensor, logsnr: Tensor, label: Tensor) -> Prediction:
+        return Prediction(z, logsnr, z * torch.stack([torch.as_tensor(c) for c in classes])[label], V())
+
+    label = torch.tensor([0, 1, 2, 0])
+    for value in (0.5, 2.0, torch.tensor(1.0)):
+        with assert_refused(TypeError, "Guided", "unconditional", "be integer for 'label', as the condition is", "cut off"):
+            Guided(conditional, 1.5, {"label": value})(Z, torch.zeros(4), label=label)
+    with assert_refused(TypeError, "Guided", "unconditional", "hold a number, a tensor or None", "'none'"):
+        Guided(conditional, 1.5, {"label": "none"})(Z, torch.zeros(4), label=label)
+    for wrong in (label[:1], label[:3], torch.cat([label, label])):
+        with assert_refused(ValueError, "Guided", "label", "have a row for each of 4 samples", f"({len(wrong)},)", "broadcast"):
+            Guided(conditional, 1.5, {"label": 0})(Z, torch.zeros(4), label=wrong)
+    wanted = Guided(conditional, 1.5, {"label": 2})(Z, torch.zeros(4), label=label).out
+    for same in (np.int64(2), torch.tensor(2), torch.tensor([2]), torch.full((4,), 2)):
+        assert torch.equal(Guided(conditional, 1.5, {"label": same})(Z, torch.zeros(4), label=label).out, wanted)
+
+
+def test_fault_45_a_network_without_its_parameterization() -> None:
+    for name, wrapped in (("Clipped", Clipped(lambda z, logsnr: z)), ("Guided", Guided(lambda z, logsnr, label: z, 2.0, {"label": 0}))):  # type: ignore[arg-type, return-value]
+        with assert_refused(TypeError, name, "model", "return a Prediction", "got Tensor", "Denoiser(network, V())"):
+            sample(wrapped, Z, schedule=Linear(), steps=3, **({"label": torch.ones(4)} if name == "Guided" else {}))
+
+
 def test_fault_45_levels_of_what_has_none() -> None:
     last = Prediction(Z, torch.full((4,), 9.0), Z, X())
     with assert_refused(TypeError, "to_levels", "decoder", "have levels"):
         to_levels(Gaussian(), last)  # type: ignore[arg-type]
-    with assert_refused(ValueError, "to_levels", "decoder", "have one prior for all dimensions"):
-        to_levels(Categorical(4, prior=torch.zeros(2, 4)), last, draw=True)
+
+
+def test_fault_45_bytes_of_what_is_no_image() -> None:
+    for integers in (torch.tensor([[1, 2]]), torch.tensor([[1, 2]], dtype=torch.uint8)):
+        with assert_refused(TypeError, "to_uint8", "x", "be real and floating"):
+            to_uint8(integers)
+    with assert_refused(ValueError, "to_uint8", "x", "be finite", "1 NaN"):
+        to_uint8(torch.tensor([[0.0, math.nan]]))
+    with assert_refused(TypeError, "to_uint8", "x", "be a torch.Tensor", "list"):
+        to_uint8([0.1])  # type: ignore[arg-type]
 
 
 def test_fault_45_encoding() -> None:
@@ -269,6 +391,8 @@ def test_fault_45_encoding() -> None:
         encode(ORACLE, Z, schedule=Karras)  # type: ignore[arg-type]
     with assert_refused(TypeError, "encode", "z", "be real and floating"):
         encode(ORACLE, Z.long(), schedule=Karras())
+    with assert_refused(ValueError, "encode", "z", "be finite"):
+        encode(ORACLE, Z * math.nan, schedule=Karras())
 
 
 def test_fault_39_a_network_and_its_gradients_are_left_alone() -> None:

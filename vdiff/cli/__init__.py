@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from vdiff.cli import describe, evaluate, sample, verify
+from vdiff.sampling import SolverError
 
 COMMANDS = {"describe": describe, "evaluate": evaluate, "sample": sample, "verify": verify}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; what it returns, or 2 where an argument or a run folder is wrong.
+    """Run one command; what it returns, or 2 where an argument or a run folder is wrong, a solver gives up, or a library is missing.
 
     >>> main(["sample", "no-such-folder"])
     2
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without λ and ± shows a question mark
     try:
         code: int = COMMANDS[options.command].run(options)
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, ImportError, SolverError) as error:
         print(f"vdiff {options.command}: {error}", file=sys.stderr)
         return 2
     return code

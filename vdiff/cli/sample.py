@@ -2,7 +2,14 @@
 
 Writes into RUN/samples (or --out) samples.png, a grid with one row for each class where the run has classes; samples.npz with
 `data` (the levels), `x` (x̂), `label` and the settings; and with --gif trajectory.gif, x̂ on the way from noise to data. A
-sample is a function of the seed and its number alone, whatever the batch.
+sample is a function of the seed and its number, whatever the batch: but for rounding, and with --step ode for the solver's error.
+
+    vdiff sample RUN                                        100 levels, with fresh noise at each
+    vdiff sample RUN --step adams --grid few --steps 12     few evaluations, no noise but that at the start
+    vdiff sample RUN --grid run --steps 1000                the chain of 999 steps on the schedule of the training
+    vdiff sample RUN --label 3 --guidance 2 --null-label 10
+
+docs/samplers.md says which step at which budget.
 """
 
 import argparse
@@ -17,11 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdiff.cli.load import from_file
 from vdiff.decoder import Levels
 from vdiff.errors import did_you_mean, must
-from vdiff.sampling import STEPS, Clipped, Counted, Guided, ddim, few_steps, start, streams, to_levels, trajectory
+from vdiff.parameterization import Eps, Flow, V, X
+from vdiff.sampling import STEPS, Clipped, Counted, Guided, few_steps, leading, start, streams, to_levels, trailing, trajectory, uniform
+from vdiff.sampling.driver import OPTIONS
+from vdiff.sampling.grid import check_levels
 from vdiff.schedule import Cosine, Karras, Linear, OptimalTransport, Schedule
 from vdiff.training import Run
+from vdiff.variance import Forward, Posterior
 
 FRAMES = 60  # of a GIF, at most
 GRIDS: dict[str, Callable[[float, float], Schedule]] = {
@@ -31,6 +43,10 @@ GRIDS: dict[str, Callable[[float, float], Schedule]] = {
     "linear": Linear,
     "rectified": OptimalTransport,
 }
+SPACINGS = {"uniform": uniform, "trailing": trailing, "leading": leading}
+TARGETS = {"x": X(), "eps": Eps(), "v": V(), "flow": Flow()}
+VARIANCES = {"posterior": Posterior(), "forward": Forward()}
+NAMED: dict[str, dict[str, Any]] = {"target": TARGETS, "variance": VARIANCES}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -38,25 +54,40 @@ def add(parser: argparse.ArgumentParser) -> None:
 
     >>> parser = argparse.ArgumentParser()
     >>> add(parser)
-    >>> parser.parse_args(["runs/digits", "--step", "heun"]).step.__name__
+    >>> parser.parse_args(["runs/digits", "--step", "heun"]).step
     'heun'
     """
     parser.add_argument("run", metavar="RUN", help="run folder, as a training writes it")
-    parser.add_argument("--count", type=_positive, default=64, help="how many (default: %(default)s)")
-    parser.add_argument("--steps", type=_positive, default=100, help="noise levels visited (default: %(default)s)")
-    parser.add_argument("--step", type=_named("step", STEPS), default="ancestral", help=f"{', '.join(STEPS)} (default: %(default)s)")
-    parser.add_argument("--eta", type=float, help="noise of ddim, from 0 to 1")
-    parser.add_argument("--grid", type=_named("grid", GRIDS), default="cosine", help=f"{', '.join(GRIDS)} (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--batch", type=_positive, default=64, help="samples at a time (default: %(default)s)")
-    parser.add_argument("--label", type=int, nargs="+", help="classes to sample, in turn (default: all that the run has)")
-    parser.add_argument("--guidance", type=float, help="scale of classifier-free guidance; needs --null-label")
-    parser.add_argument("--null-label", type=int, help="the label that stands for no class")
-    parser.add_argument("--clip", action="store_true", help="clip x̂ to [-1, 1] at every level")
-    parser.add_argument("--draw", action="store_true", help="draw levels from the decoder instead of taking those nearest to x̂")
-    parser.add_argument("--gif", action="store_true", help="write the trajectory too")
-    parser.add_argument("--out", help="folder to write to (default: RUN/samples)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    what = parser.add_argument_group("which samples")
+    what.add_argument("--count", type=_positive, default=64, metavar="N", help="how many (default: %(default)s)")
+    what.add_argument("--label", type=int, nargs="+", metavar="K", help="classes to sample, in turn (default: all that the run has)")
+    what.add_argument("--seed", type=int, default=0, help="sample number i of a seed is always the same (default: %(default)s)")
+    levels = parser.add_argument_group("from noise to data")
+    levels.add_argument("--step", type=_named("step", STEPS), default="ancestral", help=f"how from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)")  # fmt: skip
+    levels.add_argument("--steps", type=_positive, metavar="N", help="noise levels visited, each one evaluation of the network, or two by heun (default: 100; 2 for ode, which puts its own between them)")  # fmt: skip
+    levels.add_argument("--grid", type=_grid, default="cosine", help=f"where the levels lie: {', '.join(GRIDS)}, between the ends of the run's schedule; run, that schedule itself; or FILE.py:NAME, a schedule or a row of log-SNR of yours (default: %(default)s)")  # fmt: skip
+    levels.add_argument("--spacing", type=_named("spacing", SPACINGS), default="uniform", help=f"which times of the grid: {', '.join(SPACINGS)} (default: %(default)s, both ends included)")  # fmt: skip
+    options = parser.add_argument_group("options of one step")
+    options.add_argument("--variance", type=_named("variance", VARIANCES), help=f"of ancestral: {', '.join(VARIANCES)} (default: the model's own)")  # fmt: skip
+    options.add_argument("--eta", type=float, help="of ddim: how much noise, from 0 (the default) to 1, which is ancestral")
+    options.add_argument("--order", type=int, choices=(1, 2, 3), help="of adams (default: 3)")
+    options.add_argument("--target", type=_named("target", TARGETS), help=f"of adams: {', '.join(TARGETS)} (default: flow)")
+    options.add_argument("--method", help="of ode: a solver of torchdiffeq (default: dopri5)")
+    options.add_argument("--rtol", type=float, help="of ode: relative tolerance (default: 1e-5)")
+    options.add_argument("--atol", type=float, help="of ode: absolute tolerance (default: 1e-5)")
+    change = parser.add_argument_group("changes to the model")
+    change.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance: 1 is none, 2 goes twice as far from the null class; needs --null-label")  # fmt: skip
+    change.add_argument("--null-label", type=int, metavar="K", help="the label that stands for no class")
+    change.add_argument("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide between these log-SNRs only")
+    change.add_argument("--clip", action="store_true", help="clip x̂ to [-1, 1] at every level")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", metavar="FOLDER", help="where to write (default: RUN/samples)")
+    output.add_argument("--draw", action="store_true", help="draw levels from the decoder instead of taking those nearest to x̂")
+    output.add_argument("--gif", action="store_true", help="write the trajectory too")
+    output.add_argument("--quiet", action="store_true", help="no progress bar")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--batch", type=_positive, default=64, metavar="N", help="samples at a time (default: %(default)s)")
+    machine.add_argument("--device", type=_device, default=None, help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
 
 
 @torch.no_grad()
@@ -78,41 +109,40 @@ def run(options: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
+    device = options.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = Run(options.run)
-    objective = source.load()
-    decoder, trained = objective.decoder, objective.schedule
+    objective = source.load().to(device)
+    decoder, shape = objective.decoder, source.config.shape
     if not isinstance(decoder, Levels):
         raise ValueError(must("sample", "run", "have a decoder with levels", repr(decoder), "pictures are made of levels"))
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(must("sample", "run", "have images of 1 or 3 channels, to be pictures", shape))
     labels = _labels(options, source.config.network.get("labels"))
     counted = Counted(objective.model)
-    model = _model(options, counted)
-    step = options.step
-    if options.eta is not None:
-        if step is not ddim:
-            raise ValueError(must("sample", "eta", "come with --step ddim", f"--step {step.__name__}", "no other step has it"))
-        step = partial(ddim, eta=options.eta)
-    schedule = options.grid(trained.logsnr_max, trained.logsnr_min)
+    model, step = _model(options, counted), _step(options)
+    levels = _levels(options, objective.schedule)
     kept, frames = [], []
-    with tqdm(total=options.count * options.steps, unit="level", disable=options.quiet, dynamic_ncols=True) as bar:
+    with tqdm(total=options.count * len(levels), unit="level", disable=options.quiet, dynamic_ncols=True) as bar:
         for first in range(0, options.count, options.batch):
             numbers = range(first, min(first + options.batch, options.count))
             generators = streams(options.seed, numbers)
-            condition = {} if labels is None else {"label": labels[list(numbers)]}
-            z = start(source.config.shape, generators)
-            path = trajectory(model, z, schedule=schedule, steps=options.steps, step=step, generator=generators, **condition)
+            condition: dict[str, Any] = {} if labels is None else {"label": labels[list(numbers)].to(device)}
+            z = start(shape, generators).to(device)
+            path = trajectory(model, z, levels=levels, step=step, generator=generators, **condition)
             on_the_way = []
             for i, (_, prediction) in enumerate(path):
                 bar.update(len(z))
-                if options.gif and _shown(i, options.steps):
-                    on_the_way.append(decoder.decode(prediction.x))
-            kept.append((to_levels(decoder, prediction, draw=options.draw, generator=generators), prediction.x))
+                if options.gif and _shown(i, len(levels)):
+                    on_the_way.append(decoder.decode(prediction.x).cpu())
+            made = to_levels(decoder, prediction, draw=options.draw, generator=generators)
+            kept.append((made.cpu(), prediction.x.cpu()))
             frames.append(on_the_way)
     data, x = (torch.cat(parts) for parts in zip(*kept, strict=True))
     folder = Path(options.out) if options.out else source.folder / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {name: value for name, value in vars(options).items() if isinstance(value, int | float | str)}
-    settings |= {"step": repr(step), "grid": repr(schedule), "evaluations": counted.evaluations}
-    arrays: dict[str, Any] = {"data": data.numpy(), "x": x.numpy(), "settings": json.dumps(settings)}
+    settings = {name: value for name, value in vars(options).items() if isinstance(value, int | float | str | list)}
+    settings |= {"steps": len(levels), "device": str(device), "evaluations": counted.evaluations}
+    arrays: dict[str, Any] = {"data": data.numpy(), "x": x.numpy(), "levels": levels.numpy(), "settings": json.dumps(settings)}
     np.savez(folder / "samples.npz", **arrays | ({} if labels is None else {"label": labels.numpy()}))
     cells, columns = _cells(options.count, labels)
     _picture(data, decoder.levels, cells, columns).save(folder / "samples.png")
@@ -125,13 +155,40 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _step(options: argparse.Namespace) -> Any:
+    """The step with those of the options that were given; raises for another step's."""
+    given: dict[str, Any] = {name: getattr(options, name) for name in OPTIONS if getattr(options, name, None) is not None}
+    for name, value in given.items():
+        if OPTIONS[name] != options.step:
+            raise ValueError(must("sample", name, f"come with --step {OPTIONS[name]}", f"--step {options.step}", "no other step has it"))
+        given[name] = NAMED.get(name, {}).get(value, value)
+    return partial(STEPS[options.step], **given) if given else STEPS[options.step]
+
+
+def _levels(options: argparse.Namespace, trained: Schedule) -> Tensor:
+    """The noise levels to visit."""
+    steps = options.steps or (2 if options.step == "ode" else 100)
+    schedule: Any = trained
+    if options.grid in GRIDS:
+        schedule = GRIDS[options.grid](trained.logsnr_max, trained.logsnr_min)
+    elif options.grid != "run":
+        schedule = from_file(options.grid)
+        if not isinstance(schedule, Schedule | type):
+            if options.steps is not None or options.spacing != "uniform":
+                raise ValueError(must("sample", "grid", "come without --steps and --spacing where it is a row of levels", options.grid))
+            return check_levels("sample", schedule).cpu()
+    return SPACINGS[options.spacing](schedule, steps).cpu()
+
+
 def _model(options: argparse.Namespace, model: Any) -> Any:
     if (options.guidance is None) != (options.null_label is None):
         raise ValueError(
             must("sample", "null-label", "come with guidance, and guidance with it", "one of them", "--guidance 2 --null-label 10")
         )
+    if options.interval is not None and options.guidance is None:
+        raise ValueError(must("sample", "interval", "come with guidance", "none", "--guidance 2 --null-label 10"))
     if options.guidance is not None:
-        model = Guided(model, options.guidance, {"label": options.null_label})
+        model = Guided(model, options.guidance, {"label": options.null_label}, options.interval)
     return Clipped(model) if options.clip else model
 
 
@@ -168,8 +225,6 @@ def _picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: i
     from PIL import Image
 
     _, channels, h, w = data.shape
-    if channels not in (1, 3):
-        raise ValueError(must("sample", "shape", "have 1 or 3 channels to be a picture", channels))
     rows = int(cells.max()) // columns + 1
     canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 128, dtype=np.uint8)
     images = (data * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -182,22 +237,36 @@ def _picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: i
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number; got {text}") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
     return number
 
 
-def _named(what: str, known: dict[str, Any]) -> Callable[[str], Any]:
+def _device(text: str) -> torch.device:
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no device of this machine: {str(error).splitlines()[0]}") from None
+
+
+def _named(what: str, known: dict[str, Any]) -> Callable[[str], str]:
     """A reader of names, which answers an unknown one with the nearest."""
 
-    def read(text: str) -> Any:
+    def read(text: str) -> str:
         if text not in known:
             hint = did_you_mean(text, known) or f"there are {', '.join(known)}"
             raise argparse.ArgumentTypeError(f"'{text}' is no {what}; {hint}")
-        return known[text]
+        return text
 
     return read
+
+
+def _grid(text: str) -> str:
+    return text if ":" in text else _named("grid", {**GRIDS, "run": None})(text)
 
 
 __all__ = ["add", "run"]

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.decoder import Decoder
+from vdiff.denoiser import evaluation_mode
 from vdiff.errors import check_batch, must
 from vdiff.gaussian import at_least_float32
 from vdiff.loss import Model, check_call, check_decoder, elbo, full_precision
@@ -172,23 +173,19 @@ def evaluating(*models: object) -> Iterator[None]:
     True
     """
     known = [model for model in models if isinstance(model, nn.Module)]
-    training = [m for model in known for m in model.modules() if m.training]
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     precision = matmul.allow_tf32, convolution.allow_tf32
     devices = {p.device.type for model in known for p in model.parameters()} | {"cpu"}
     try:
-        for model in known:
-            model.eval()
         matmul.allow_tf32 = convolution.allow_tf32 = False
         with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(*models))
             for device in sorted(devices):
                 stack.enter_context(full_precision(torch.device(device)))
             stack.enter_context(torch.no_grad())
             yield
     finally:
         matmul.allow_tf32, convolution.allow_tf32 = precision
-        for module in training:
-            module.training = True
 
 
 class Finite:

@@ -80,8 +80,8 @@ def ode_likelihood(
 ) -> OdeLikelihood:
     """−log p(x) under the density that the probability-flow ODE gives a model, nats per example.
 
-    Every example is held to the tolerance by itself, so that its answer depends on its batch by no more than that; probes are
-    a function of the seed and its place. z and log p are accumulated in float64, the network runs in the dtype of x.
+    Every example is held to the tolerance by itself, so that its answer depends on its batch within the solver's error alone; probes
+    are a function of the seed and its place. z and log p are accumulated in float64, the network runs in the dtype of x.
 
     Args:
         model: in evaluation mode meanwhile, TF32 off. It must be differentiable in z.

@@ -1,5 +1,6 @@
 """The loop over a grid: every state and prediction on the way from noise to data."""
 
+import inspect
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -9,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_data, did_you_mean, must
+from vdiff.denoiser import evaluation_mode
+from vdiff.errors import check_data, check_finite, did_you_mean, must
 from vdiff.gaussian import at_least_float32
 from vdiff.loss import check_call
 from vdiff.parameterization import DIGITS, Prediction
-from vdiff.sampling.grid import check_levels, few_steps, uniform
+from vdiff.sampling.grid import Grid, check_levels, few_steps, uniform
 from vdiff.sampling.multistep import adams, dpmpp_2m
 from vdiff.sampling.noise import Generators, check_generators
 from vdiff.sampling.probability_flow import ode
@@ -22,7 +24,12 @@ from vdiff.schedule import Schedule
 
 STEPS: dict[str, Step] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "adams": adams, "ode": ode}
 WORDS = ("schedule", "steps", "levels", "step", "generator")
-OPTIONS = {"eta": "ddim", "rtol": "ode", "atol": "ode"}  # words that no condition has
+OPTIONS = {  # of the steps: words that no condition has
+    option: name
+    for name, step in STEPS.items()
+    for option, parameter in inspect.signature(step).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
 
 
 def trajectory(
@@ -31,7 +38,7 @@ def trajectory(
     *,
     schedule: Schedule | None = None,
     steps: int | None = None,
-    levels: Float[Tensor, " levels"] | None = None,
+    levels: Grid | None = None,
     step: Step = ancestral,
     generator: Generators = None,
     **condition: Any,
@@ -46,25 +53,26 @@ def trajectory(
     [-5.0, 4.2, 13.3]
     """
     check_data("sample", z, "z")
+    check_finite("sample", z, "z")
     grid = _grid(model, schedule, steps, levels, condition).to(z.device)
     if not callable(step) or isinstance(step, type):
         near = did_you_mean(step, STEPS) if isinstance(step, str) else ""
-        hint = near or f"vdiff.sampling has {', '.join(STEPS)}"
+        hint = f"the function, without quotes: step={step}" if str(step) in STEPS else near or f"vdiff.sampling has {', '.join(STEPS)}"
         raise TypeError(must("sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint))
     check_generators("sample", generator, z)
-    return _walk(Counted(model, **condition), z.to(at_least_float32(z.dtype)), grid, step, Memory((), generator))
+    return _walk(_Watched(model, **condition), z.to(at_least_float32(z.dtype), copy=True), grid, step, Memory((), generator))
 
 
 @torch.no_grad()
 def _walk(model: Counted, z: Tensor, grid: Tensor, step: Step, memory: Memory) -> Iterator[tuple[Tensor, Prediction]]:
     for i, (logsnr_t, logsnr_s) in enumerate(itertools.pairwise(grid.tolist())):
         t, s = (torch.full((len(z),), level, dtype=grid.dtype, device=z.device) for level in (logsnr_t, logsnr_s))
-        there = step(model, z, t, s, memory)
+        with evaluation_mode(model):
+            there = step(model, z, t, s, memory)
         now = model.take_first()
         if now is None:
             raise ValueError(must("sample", "step", "evaluate the model it is given", repr(step), "first at (z, logsnr_t)"))
-        _check_conditioning(now, i)
-        yield z, now
+        yield _to_keep(z, now)
         if not torch.isfinite(there).all():
             bad = int((~torch.isfinite(there)).flatten(1).any(1).sum())
             came = f"NaN or infinity in {bad} of {len(z)} samples after step {i + 1}, from λ = {logsnr_t:g} to {logsnr_s:g}"
@@ -72,14 +80,19 @@ def _walk(model: Counted, z: Tensor, grid: Tensor, step: Step, memory: Memory) -
                 must("sample", "model", "lead to finite states", came, "a network is unreliable beyond the levels it was trained on")
             )
         z, memory = there, memory.after(now)
-    last = model(z, grid[-1:].expand(len(z)))
-    _check_conditioning(last, len(grid) - 1)
+    with evaluation_mode(model):
+        last = model(z, grid[-1:].expand(len(z)))
     if not torch.isfinite(last.out).all():
         came = f"NaN or infinity at the last level, λ = {grid[-1]:g}"
         raise ValueError(
             must("sample", "model", "say something finite of data", came, "a network is unreliable beyond the levels it was trained on")
         )
-    yield z, last
+    yield _to_keep(z, last)
+
+
+def _to_keep(z: Tensor, prediction: Prediction) -> tuple[Tensor, Prediction]:
+    """Copies, for whoever changes them: the next steps look at these tensors, and a model may hand out its own."""
+    return z.clone(), prediction.but(**{name: value.clone() for name, value in vars(prediction).items() if isinstance(value, Tensor)})
 
 
 def sample(
@@ -88,7 +101,7 @@ def sample(
     *,
     schedule: Schedule | None = None,
     steps: int | None = None,
-    levels: Float[Tensor, " levels"] | None = None,
+    levels: Grid | None = None,
     step: Step = ancestral,
     generator: Generators = None,
     **condition: Any,
@@ -96,11 +109,13 @@ def sample(
     """Data from noise: x̂ at the last of the noise levels visited, which is the exact step from there to λ = +∞.
 
     Args:
-        model: anything that returns a `Prediction` from (z, logsnr, **condition), trained with whatever schedule.
+        model: anything that returns a `Prediction` from (z, logsnr, **condition), trained with whatever schedule. Its modules are in
+            evaluation mode meanwhile, as in `evaluate`.
         z: (batch, …) noise, N(0, I) at the first level; it is taken to float32 at least.
         schedule, steps: the levels are `uniform(schedule, steps)`: `steps` equidistant times from t = 1 to t = 0. `Karras()`
             with 18 steps is EDM's grid; a chain of T steps, whose bound is `elbo(..., steps=T)`, has T + 1 levels.
-        levels: instead of these, the log-SNRs themselves, rising: `trailing(schedule, steps)`, `leading(…)`, your own.
+        levels: instead of these, the log-SNRs themselves, rising: `trailing(schedule, steps)`, `leading(…)`, an array of your own.
+            The first may be −∞, pure noise, for a model that predicts x, v or the rectified flow, and any step but `heun`.
         step: from a level to the next, for instance `ancestral`, `heun`, `partial(ddim, eta=0.5)`, `adams`.
         generator: of the steps' noise: one for the batch, or one for each sample (`streams`).
         condition: passed on to the model.
@@ -127,7 +142,7 @@ def sample(
     return last.x
 
 
-def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Tensor | None, condition: dict[str, Any]) -> Tensor:
+def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Grid | None, condition: dict[str, Any]) -> Tensor:
     for word in condition:
         if word in OPTIONS:
             raise TypeError(f"sample: argument '{word}' is an option of a step: step=partial({OPTIONS[word]}, {word}=…)")
@@ -147,12 +162,21 @@ def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Te
     return check_levels("sample", levels)
 
 
-def _check_conditioning(prediction: Prediction, i: int) -> None:
-    """At the first level: raise where the model's output says nothing of x̂ or ε̂, warn where they have lost their digits."""
-    if i > 0:
-        return
-    level, what = prediction.logsnr[0].item(), prediction.parameterization
-    loss, hint = max(what.rounding(prediction.logsnr[:1], prediction.out.dtype)), "predict v, or start at a level that has some signal"
+class _Watched(Counted):
+    """A model whose first prediction of all is looked at before a step computes with it."""
+
+    def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+        prediction = super().forward(z, logsnr, **condition)
+        if self.evaluations == 1:
+            _check_conditioning(prediction)
+        return prediction
+
+
+def _check_conditioning(prediction: Prediction) -> None:
+    """Raise where the network's output says nothing of x̂ or ε̂ at this level, warn where they have lost their digits."""
+    level, what = prediction.logsnr[0].item(), prediction.source
+    loss = max(what.rounding(prediction.logsnr[:1], prediction.out.dtype))
+    hint = "predict v, or start at a level that has some signal"
     if not loss < 1.0:
         came = f"{what!r} at λ = {level:g}"
         raise ValueError(must("sample", "levels", "start where the model's output determines x̂ and ε̂", came, hint))

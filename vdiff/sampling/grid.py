@@ -5,6 +5,9 @@ Any schedule is a grid, whatever a model was trained with: `Linear` is uniform i
 before data; from the last one, x̂ is the step to data.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +18,8 @@ from vdiff.schedule import Schedule, Truncated
 from vdiff.schedule.base import check_schedule, home
 from vdiff.schedule.law import Logistic
 
+Grid = Tensor | np.ndarray | Sequence[float]
+
 
 def uniform(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     """The schedule at `steps` equidistant times from t = 1 to t = 0, both included; one step is t = 1 alone.
@@ -23,7 +28,7 @@ def uniform(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     >>> uniform(Linear(10.0, -10.0), 3)
     tensor([-10.,   0.,  10.], dtype=torch.float64)
     """
-    return _at(schedule, steps, "uniform", 0, max(steps - 1, 1))
+    return _at(schedule, steps, "uniform", both_ends=True)
 
 
 def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
@@ -34,7 +39,7 @@ def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     >>> trailing(Linear(10.0, -10.0), 4)
     tensor([-10.,  -5.,   0.,   5.], dtype=torch.float64)
     """
-    return _at(schedule, steps, "trailing", 0, steps)
+    return _at(schedule, steps, "trailing")
 
 
 def leading(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
@@ -45,7 +50,7 @@ def leading(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     >>> leading(Linear(10.0, -10.0), 4)
     tensor([-5.,  0.,  5., 10.], dtype=torch.float64)
     """
-    return _at(schedule, steps, "leading", 1, steps)
+    return _at(schedule, steps, "leading", skip=1)
 
 
 def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
@@ -62,14 +67,17 @@ def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
 
 
 def check_levels(function: str, levels: object) -> Tensor:
-    """The levels in float64; raises unless they are one row that rises, noise falling from each to the next."""
-    if not isinstance(levels, Tensor):
-        raise TypeError(
-            must(function, "levels", "be a torch.Tensor", type(levels).__name__, "of log-SNR: torch.tensor([-10.0, 0.0, 10.0])")
-        )
+    """The levels (a tensor, an array or a list) in float64; raises unless they are one row that rises, noise falling from each to the next."""
+    what, hint = "be one row of log-SNR, floating, with at least one level", "for instance [-10.0, 0.0, 10.0]"
+    if not isinstance(levels, Tensor | np.ndarray | Sequence) or isinstance(levels, str):
+        raise TypeError(must(function, "levels", what, repr(levels), hint))
+    try:
+        levels = levels.detach().clone() if isinstance(levels, Tensor) else torch.tensor(np.asarray(levels))
+    except (TypeError, ValueError):
+        raise TypeError(must(function, "levels", what, repr(levels), hint)) from None
     if levels.ndim != 1 or len(levels) == 0 or not levels.is_floating_point():
-        came = f"shape {tuple(levels.shape)}, {levels.dtype}"
-        raise ValueError(must(function, "levels", "be one row of log-SNR, floating, with at least one level", came))
+        hint = "integer steps of a table are its levels table.table[steps]" if levels.ndim == 1 and len(levels) else hint
+        raise ValueError(must(function, "levels", what, f"shape {tuple(levels.shape)}, {levels.dtype}", hint))
     grid = wide(levels)
     if grid.isnan().any() or (grid == torch.inf).any():
         hint = "the step to data, λ = +∞, is x̂ at the last level and no level of its own"
@@ -86,10 +94,11 @@ def check_levels(function: str, levels: object) -> Tensor:
     return grid
 
 
-def _at(schedule: Schedule, steps: int, name: str, skip: int, parts: int) -> Tensor:
+def _at(schedule: Schedule, steps: int, name: str, *, skip: int = 0, both_ends: bool = False) -> Tensor:
     check_schedule(name, schedule)
     check_positive_int(name, "steps", steps)
     count = torch.arange(skip, skip + steps, dtype=torch.float64, device="cpu")
+    parts = max(steps - 1, 1) if both_ends else steps
     with torch.no_grad():
         levels: Tensor = schedule(wide((1 - count / parts).to(home(schedule))))
     return levels

@@ -1,6 +1,7 @@
 """Models made of a model: guided by a condition, or with x̂ clipped. Each is a denoiser with a bound of its own."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -8,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import finite, must
+from vdiff.errors import checking, finite, must
 from vdiff.gaussian import per_example
 from vdiff.parameterization import Prediction, X
-from vdiff.sampling.step import Model
+from vdiff.sampling.step import Model, predicted
 
 
 class Wrapped(nn.Module):
@@ -29,6 +30,9 @@ class Wrapped(nn.Module):
     def protocol(self) -> dict[str, object]:
         """What was done to the model, by name."""
         return dict(getattr(self.model, "protocol", {}))
+
+    def _predict(self, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
+        return predicted(type(self).__name__, self.model, z, logsnr, condition)
 
     def _after(self, name: str, what: str) -> dict[str, object]:
         """The inner protocol with this after it, or after what the same name says there."""
@@ -51,9 +55,11 @@ class Guided(Wrapped):
         scale: 1 is the condition alone, 0 is none, larger ones go beyond the condition.
         unconditional: for each keyword of the condition what replaces it: a number fills a tensor like the condition's (the
             null class of a label), a tensor stands for the batch, one row for all, or None.
+        interval: in λ; either end may be infinite.
 
     Raises:
-        ValueError: for an empty `unconditional`, and at a call without the condition that it replaces.
+        TypeError, ValueError: for an empty `unconditional`, an interval that is none; and at a call without the condition that it
+            replaces, with one that has not a row for each sample, or with a fraction in the place of an integer.
 
     >>> from vdiff import Denoiser, Eps
     >>> model = Denoiser(lambda z, logsnr, label: label[:, None] * z, Eps())
@@ -64,15 +70,12 @@ class Guided(Wrapped):
 
     def __init__(self, model: Model, scale: float, unconditional: Mapping[str, Any], interval: tuple[float, float] | None = None) -> None:
         super().__init__(model)
-        self.scale, self.unconditional, self.interval = finite("Guided", "scale", scale), dict(unconditional), interval
-        if not self.unconditional:
-            raise ValueError(
-                must("Guided", "unconditional", "name what replaces the condition", "nothing", "for instance {'label': null class}")
-            )
-        if interval is not None and not interval[0] < interval[1]:
-            raise ValueError(
-                must("Guided", "interval", "be (lowest, highest) log-SNR", interval, "noise has the lower λ; γ and σ run the other way")
-            )
+        if not isinstance(unconditional, Mapping) or not unconditional:
+            error = ValueError if isinstance(unconditional, Mapping) else TypeError
+            hint = "for instance {'label': null class}"
+            raise error(must("Guided", "unconditional", "name what replaces the condition", repr(unconditional), hint))
+        self.scale, self.unconditional = finite("Guided", "scale", scale), dict(unconditional)
+        self.interval = None if interval is None else _interval(interval)
 
     @property
     def protocol(self) -> dict[str, object]:
@@ -81,21 +84,21 @@ class Guided(Wrapped):
 
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """The guided prediction, in the model's own units and with the conditional one's variance."""
-        missing = self.unconditional.keys() - condition.keys()
-        if missing:
-            hint = "guidance goes from the unconditional prediction towards this one"
-            raise ValueError(must("Guided", sorted(missing)[0], "be given as a condition", None, hint))
-        given: Prediction = self.model(z, logsnr, **condition)
+        for name in self.unconditional:
+            if condition.get(name) is None:
+                hint = "guidance goes from the unconditional prediction towards this one"
+                raise ValueError(must("Guided", name, "be given as a condition", None, hint))
+        replaced = {name: _like(name, value, condition[name], len(z)) for name, value in self.unconditional.items()}
+        given = self._predict(z, logsnr, condition)
         inside = torch.ones_like(logsnr, dtype=torch.bool)
         if self.interval is not None:
             inside = (logsnr >= self.interval[0]) & (logsnr <= self.interval[1])
         if self.scale == 1.0 or (self.interval is not None and not inside.any()):
             return given
-        replaced = {name: _like(value, condition[name]) for name, value in self.unconditional.items()}
-        without: Prediction = self.model(z, logsnr, **condition | replaced)
+        without = self._predict(z, logsnr, condition | replaced)
         scale = torch.where(inside, self.scale, 1.0)
         out = torch.lerp(without.out, given.out, torch.as_tensor(per_example(scale, given.out)))
-        return Prediction(z, logsnr, out, given.parameterization, given.variance, given.head)
+        return given.but(out=out)
 
 
 class Clipped(Wrapped):
@@ -118,20 +121,41 @@ class Clipped(Wrapped):
 
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """The prediction with its x̂ clipped."""
-        free: Prediction = self.model(z, logsnr, **condition)
-        return Prediction(z, logsnr, free.x.clamp(self.low, self.high), X(), free.variance, free.head)
+        free = self._predict(z, logsnr, condition)
+        return free.but(out=free.x.clamp(self.low, self.high), parameterization=X())
 
 
-def _like(value: Any, condition: Any) -> Any:
+def _interval(interval: object) -> tuple[float, float]:
+    """Two numbers that rise; raises for anything else."""
+    ends = tuple(interval) if isinstance(interval, tuple | list) else ()
+    if len(ends) != 2 or not all(isinstance(end, Real) for end in ends):
+        raise TypeError(must("Guided", "interval", "be (lowest, highest) log-SNR", repr(interval), "an end may be ±math.inf"))
+    low, high = (float(end) for end in ends)
+    if not low < high:
+        hint = "noise has the lower λ; γ and σ run the other way"
+        raise ValueError(must("Guided", "interval", "be (lowest, highest) log-SNR", repr(interval), hint))
+    return low, high
+
+
+def _like(name: str, value: Any, condition: Any, batch: int) -> Any:
     """What replaces a condition, with its batch."""
-    if isinstance(value, Tensor) and isinstance(condition, Tensor):
-        try:
-            return value.to(condition.device).expand_as(condition)
-        except RuntimeError:
-            raise ValueError(
-                must("Guided", "unconditional", f"have the shape of the condition, {tuple(condition.shape)}", tuple(value.shape))
-            ) from None
-    return torch.full_like(condition, value) if isinstance(condition, Tensor) and isinstance(value, int | float) else value
+    if not isinstance(condition, Tensor) or value is None:
+        return value
+    if checking() and condition.ndim > 0 and len(condition) != batch:
+        hint = "it would broadcast in silence"
+        raise ValueError(must("Guided", name, f"have a row for each of {batch} samples", f"shape {tuple(condition.shape)}", hint))
+    if not isinstance(value, Tensor) and not isinstance(value, Real):
+        raise TypeError(must("Guided", "unconditional", "hold a number, a tensor or None in the place of a tensor", repr(value)))
+    value = torch.as_tensor(value, device=condition.device)
+    if value.is_floating_point() and not condition.is_floating_point():
+        hint = "a class is an integer; it would be cut off to one in silence"
+        raise TypeError(must("Guided", "unconditional", f"be integer for '{name}', as the condition is", f"{value.tolist()}", hint))
+    try:
+        return value.to(condition.dtype).expand_as(condition)
+    except RuntimeError:
+        raise ValueError(
+            must("Guided", "unconditional", f"have the shape of the condition, {tuple(condition.shape)}", tuple(value.shape))
+        ) from None
 
 
 __all__ = ["Clipped", "Guided"]

@@ -11,7 +11,8 @@ Each of x, ε, v and the rectified flow's u is a velocity: with the target's row
     u           z/(α + σ)                σ/(α + σ)
 
 (v of data with standard deviation σ_d alike, at the log-SNR of the normalised data.) What is linear in z is thereby solved
-exactly, and the rest is the integral of ô(τ), through whose last values Adams and Bashforth lay a polynomial.
+exactly, and the rest is the integral of ô(τ), through whose last values Adams and Bashforth lay a polynomial. The integrals are
+quadratures in q = arsinh(α/σ), where dτ = −σ/n² dq is smooth from λ = −∞ on; for ε, which has no such end, in arsinh(σ/α).
 """
 
 import functools
@@ -23,13 +24,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.denoiser import flow_time
-from vdiff.errors import must
-from vdiff.gaussian import alpha, per_example, sigma, wide
+from vdiff.errors import check_positive_int, must
+from vdiff.gaussian import per_example, sigma, wide
 from vdiff.parameterization import Eps, Flow, Parameterization, Prediction, V, X
-from vdiff.sampling.step import NOTHING, Memory, Model, move
+from vdiff.sampling.step import NOTHING, Memory, Model, is_at, move, scale
 
 ORDERS = (1, 2, 3)
-NODES = 32  # Gauss–Legendre: below 1e-13 for a step of 10 in λ
+NODES = 32  # Gauss–Legendre
 _FLOW = Flow()
 
 
@@ -40,8 +41,8 @@ def dpmpp_2m(
     logsnr_s: Float[Tensor, " batch"],
     memory: Memory = NOTHING,
 ) -> Float[Tensor, "batch *dims"]:
-    """DPM-Solver++(2M): the deterministic move with x̂_t + (h/2h_prev)(x̂_t − x̂_prev) for x̂; without a past, with x̂_t.
-    One evaluation, order 2. Lu et al., arXiv:2211.01095, algorithm 2.
+    """DPM-Solver++(2M): the deterministic move with x̂_t + (h/2h_prev)(x̂_t − x̂_prev) for x̂; without a past, and to data
+    (λ_s = +∞), with x̂_t. One evaluation, order 2. Lu et al., arXiv:2211.01095, algorithm 2.
 
     >>> from vdiff import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
@@ -49,7 +50,7 @@ def dpmpp_2m(
     tensor([[0.9713]])
     """
     now = model(z, logsnr_t)
-    if not memory.past:
+    if not memory.past or is_at(torch.inf, logsnr_s):
         return move(now, logsnr_s)
     before = memory.past[-1]
     ratio = per_example(0.5 * (wide(logsnr_s) - wide(logsnr_t)) / (wide(logsnr_t) - wide(before.logsnr)), z)
@@ -69,49 +70,56 @@ def adams(
     """z_s/n_s = z_t/n_t + Σ_j ô_j ∫ ℓ_j dτ over the step, with ℓ_j the Lagrange polynomials through the last `order` levels.
 
     The polynomials are in rectified flow's time σ/(α + σ) for every target: on mixtures that takes fewer evaluations than
-    polynomials in λ, or in τ where that is another. One evaluation. The first steps have the order that
-    their past allows: near pure noise, where ô hardly moves, that costs little, and it is what is left at hundreds of steps.
+    polynomials in λ, or in τ where that is another. One evaluation. The first steps have the order that their past allows: near
+    pure noise, where ô hardly moves, that costs little, and it is what is left at hundreds of steps. To data, λ_s = +∞, it is x̂.
 
-    In `Flow()` it is the plain rule of that order on the rectified path, which was best on mixtures; order 1 in any of `X()`, `Eps()`,
-    `Flow()` is `ddim`; in
-    `V(σ_d)` every order is exact for Gaussian data of standard deviation σ_d. The model may predict anything.
-    DEIS: Zhang & Chen, arXiv:2204.13902, section 3; the choice of coordinates and of the polynomial's variable is ours.
+    - In `Flow()` it is the plain rule of that order on the rectified path, which was best on mixtures.
+    - In `V(σ_d)` every order is exact for Gaussian data of standard deviation σ_d.
+    - In `Flow()`, `X()` and `Eps()` order 1 is `ddim`.
+    - In `Eps()` long steps in λ are unstable where noise dominates, and rounding grows with them: of twelve steps uniform in λ from −20,
+      in float32, to 0.4. Nor can it start at λ = −∞. The others are stable there.
 
-    Raises ValueError for another order or target.
+    The model may predict anything. DEIS: Zhang & Chen, arXiv:2204.13902, section 3; the choice of coordinates and of the
+    polynomial's variable is ours.
+
+    Raises TypeError for an order that is no integer, ValueError for another order or target, and for `Eps()` at λ_t = −∞.
 
     >>> from vdiff import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
     >>> adams(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
     tensor([[0.9713]])
     """
+    check_positive_int("adams", "order", order)
     if order not in ORDERS:
         raise ValueError(must("adams", "order", "be 1, 2 or 3", order))
     if not isinstance(target, X | Eps | V | Flow):
-        raise ValueError(
-            must("adams", "target", "be a velocity: X(), Eps(), V() or Flow()", repr(target), "the model may predict anything")
-        )
+        what = "be a velocity: X(), Eps(), V() or Flow()"
+        if isinstance(target, type):
+            raise TypeError(must("adams", "target", what, f"the class {target.__name__}", f"an instance: {target.__name__}()"))
+        raise ValueError(must("adams", "target", what, repr(target), "the model may predict anything"))
+    if isinstance(target, Eps) and is_at(-torch.inf, logsnr_t):
+        raise ValueError(must("adams", "target", "be another than Eps() at λ = −∞", "Eps()", "z/α is infinite there: Flow(), V() or X()"))
     now = model(z, logsnr_t)
+    if is_at(torch.inf, logsnr_s):
+        return move(now, logsnr_s)
     known = [*memory.past[1 - order :], now] if order > 1 else [now]
     t, s = wide(logsnr_t), wide(logsnr_s)
     weights = _integrals(target, [wide(one.logsnr) for one in known], t, s)
-    n_s = _scale(target, s)
-    moved = per_example(n_s / _scale(target, t), z) * z
+    n_s = scale(target, s)
+    moved = per_example(n_s / scale(target, t), z) * z
     for one, weight in zip(known, weights, strict=True):
         moved = torch.addcmul(moved, torch.as_tensor(per_example(n_s * weight, z)), one.read(target))
     return moved
 
 
-def _scale(target: Parameterization, logsnr: Tensor) -> Tensor:
-    """n = α b − σ a."""
-    a, b = target.row(logsnr)
-    return alpha(logsnr) * b - sigma(logsnr) * a
-
-
 def _integrals(target: Parameterization, levels: Sequence[Tensor], t: Tensor, s: Tensor) -> list[Tensor]:
     """∫ ℓ_j dτ from λ_t to λ_s, for the polynomial ℓ_j that is 1 at level j and 0 at the others."""
     nodes, mass = (torch.as_tensor(v).to(t)[:, None] for v in _gauss_legendre())
-    logsnr = t + 0.5 * (s - t) * (nodes + 1)  # (nodes, batch)
-    rate = -0.25 * (s - t) * mass * alpha(logsnr) * sigma(logsnr) / _scale(target, logsnr).square()
+    side = -1.0 if isinstance(target, Eps) else 1.0
+    start, end = (torch.asinh(torch.exp(0.5 * side * level)) for level in (t, s))
+    q = start + 0.5 * (end - start) * (nodes + 1)  # (nodes, batch)
+    logsnr = 2.0 * side * torch.log(torch.sinh(q))
+    rate = -0.5 * side * (end - start) * mass * sigma(side * logsnr) / scale(target, logsnr).square()
     place, at = flow_time(logsnr), [flow_time(level) for level in levels]
     integrals = []
     for j, own in enumerate(at):

@@ -4,13 +4,12 @@ import torch
 from torch import Tensor
 
 from vdiff.decoder import DiscretizedGaussian, Levels
-from vdiff.errors import must
-from vdiff.gaussian import alpha, per_example
+from vdiff.errors import check_data, check_finite, must
 from vdiff.parameterization import Prediction
 from vdiff.sampling.noise import Generators, noise_like
 
 _BYTES = DiscretizedGaussian(256)
-PIECE = 4096  # dimensions at a time: 256 levels of each, in float64, are 8 MB
+PIECE = 4096  # dimensions at a time, but one example at least: 256 levels of each, in float64, are 8 MB
 
 
 def to_levels(decoder: Levels, prediction: Prediction, *, draw: bool = False, generator: Generators = None) -> Tensor:
@@ -18,7 +17,7 @@ def to_levels(decoder: Levels, prediction: Prediction, *, draw: bool = False, ge
 
     The chain's own last step is the draw, from p(data | z₀); what is nearest to x̂ has less noise and is no sample of it.
 
-    Raises ValueError for a draw by a decoder with a prior for each dimension.
+    Raises TypeError for a decoder without levels, and as `noise_like` for its generators.
 
     >>> from vdiff import Categorical, X
     >>> last = Prediction(torch.tensor([[-0.7, 0.2]]), torch.tensor([12.0]), torch.tensor([[-0.74, 0.26]]), X())
@@ -29,30 +28,25 @@ def to_levels(decoder: Levels, prediction: Prediction, *, draw: bool = False, ge
         raise TypeError(must("to_levels", "decoder", "have levels", repr(decoder), "continuous data is prediction.x"))
     if not draw:
         return decoder.decode(prediction.x)
-    prior = getattr(decoder, "prior", None)
-    if prior is not None and prior.ndim > 1:
-        raise ValueError(
-            must("to_levels", "decoder", "have one prior for all dimensions", tuple(prior.shape), "draw=False takes the nearest")
-        )
-    mean = prediction.x if decoder.denoise else prediction.z / per_example(alpha(prediction.logsnr), prediction.z)
-    uniform = noise_like(mean, generator, torch.rand)
-    rows = zip(*(torch.split(v.reshape(-1, 1), PIECE) for v in (mean, uniform)), strict=True)
-    return torch.cat([_draw(decoder, one, prediction.logsnr[0], u) for one, u in rows]).view(mean.shape)
-
-
-def _draw(decoder: Levels, mean: Tensor, logsnr: Tensor, uniform: Tensor) -> Tensor:
-    """The level where the distribution function passes a uniform number, for each dimension as an example of its own."""
-    levels = [torch.full(mean.shape, k, dtype=torch.long, device=mean.device) for k in range(decoder.levels)]
-    below = torch.stack([decoder.log_prob(level, mean, logsnr) for level in levels], 1).exp().cumsum(1)
-    return (below < uniform).sum(1).clamp(max=decoder.levels - 1)
+    uniform, drawn = noise_like(prediction.z, generator, torch.rand), []
+    at_once = max(1, PIECE // uniform[0].numel())
+    for rows in (slice(first, first + at_once) for first in range(0, len(uniform), at_once)):
+        piece = prediction.but(**{name: value[rows] for name, value in vars(prediction).items() if isinstance(value, Tensor)})
+        below = decoder.law(piece).exp().cumsum(-1)  # the level is where the distribution function passes a uniform number
+        drawn.append((below < uniform[rows][..., None]).sum(-1).clamp(max=decoder.levels - 1))
+    return torch.cat(drawn)
 
 
 def to_uint8(x: Tensor) -> Tensor:
     """Images in [−1, 1] as bytes, rounded to the nearest of 256 levels; what lies beyond is clamped.
 
+    Raises TypeError for integers, which are levels already, and ValueError for NaN and infinity.
+
     >>> to_uint8(torch.tensor([[-1.0, 0.1, 0.999, 7.0]]))
     tensor([[  0, 140, 255, 255]], dtype=torch.uint8)
     """
+    check_data("to_uint8", x)
+    check_finite("to_uint8", x, "x")
     return _BYTES.decode(x).to(torch.uint8)
 
 

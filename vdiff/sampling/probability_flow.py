@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_data, checking, must
+from vdiff.denoiser import evaluation_mode
+from vdiff.errors import check_data, check_finite, checking, must
 from vdiff.flow import SolverError, State, solve
 from vdiff.gaussian import at_least_float32, wide
 from vdiff.loss import check_call
@@ -31,8 +32,9 @@ def ode(
 ) -> Float[Tensor, "batch *dims"]:
     """z at λ_s, by one of torchdiffeq's solvers over the probability-flow ODE, in either direction.
 
-    An adaptive method holds the worst sample of the batch to the tolerance: what a sample is made with moves it by no more.
-    All samples of a batch move between the same two levels.
+    An adaptive method holds the worst sample of the batch to the tolerance in each of its steps, which the batch shares: what a
+    sample is made with moves it as far as the solver's own error goes, on a mixture 1e-4 at most at the default tolerances. With a
+    fixed-step method it does not. All samples of a batch move between the same two levels.
 
     Args:
         method: of torchdiffeq: "dopri5", "dopri8", "rk4", …
@@ -76,13 +78,15 @@ def encode(
     1.0
     """
     check_data("encode", z, "z")
+    check_finite("encode", z, "z")
     if (step.func if isinstance(step, functools.partial) else step) is not ode:
         raise ValueError(must("encode", "step", "be ode, which runs backwards", repr(step), "or partial(ode, …)"))
     check_call("encode", model, schedule, None, condition)
     clean, noisy = (
         wide(torch.full((len(z),), end, dtype=torch.float64)).to(z.device) for end in (schedule.logsnr_max, schedule.logsnr_min)
     )
-    return step(Counted(model, **condition), z.to(at_least_float32(z.dtype)), clean, noisy, NOTHING)
+    with evaluation_mode(model):
+        return step(Counted(model, **condition), z.to(at_least_float32(z.dtype)), clean, noisy, NOTHING)
 
 
 __all__ = ["SolverError", "encode", "ode"]

@@ -18,18 +18,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from vdiff.errors import finite, must
+from vdiff.errors import checking, finite, must, readable
 from vdiff.gaussian import Step as ChainStep
 from vdiff.gaussian import alpha, combine, per_example, sigma, wide
-from vdiff.parameterization import Eps, Prediction
+from vdiff.parameterization import Parameterization, Prediction
 from vdiff.reverse import reverse_sample
 from vdiff.sampling.noise import Generators, noise_like
-from vdiff.variance import ReverseVariance
+from vdiff.variance import Optimal, ReverseVariance
 
 Model = Callable[..., Prediction]
 KEPT = 4  # predictions that a memory holds: no step here looks back further
+PURE = -600.0  # stands for λ = −∞ in a chain's step: α is 1e-130 there, and nothing overflows
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ Step = Callable[[Model, Tensor, Tensor, Tensor, Memory], Tensor]
 NOTHING = Memory()
 
 
-class Counted:
+class Counted(nn.Module):
     """A model that counts its own evaluations, and keeps the first prediction since it was last asked.
 
     >>> from vdiff import GaussianMixture, Karras, sample
@@ -63,26 +64,39 @@ class Counted:
     """
 
     def __init__(self, model: Model, **condition: Any) -> None:
+        super().__init__()
         self.model, self.condition, self.evaluations = model, condition, 0
         self._first: Prediction | None = None
 
-    def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+    def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+        """The model's prediction; raises where it is none, or of another shape than z."""
         self.evaluations += 1
-        prediction = self.model(z, logsnr, **self.condition, **condition)
-        if not isinstance(prediction, Prediction):
-            hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
-            raise TypeError(must("sample", "model", "return a Prediction", type(prediction).__name__, hint))
-        if prediction.out.shape != z.shape:
-            came, hint = f"{tuple(prediction.out.shape)} for {tuple(z.shape)}", "it would broadcast in silence"
-            raise ValueError(must("sample", "model", "return a prediction of the shape of z", came, hint))
+        prediction = predicted("sample", self.model, z, logsnr, self.condition | condition)
         if self._first is None:
             self._first = prediction
         return prediction
+
+    @property
+    def protocol(self) -> dict[str, object]:
+        """What was done to the model, by name: nothing more."""
+        return dict(getattr(self.model, "protocol", {}))
 
     def take_first(self) -> Prediction | None:
         """The first prediction since the last call of this, or None."""
         first, self._first = self._first, None
         return first
+
+
+def predicted(function: str, model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
+    """What the model says; raises where that is no prediction, or one of another shape than z."""
+    prediction = model(z, logsnr, **condition)
+    if not isinstance(prediction, Prediction):
+        hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
+        raise TypeError(must(function, "model", "return a Prediction", type(prediction).__name__, hint))
+    if prediction.out.shape != z.shape:
+        came, hint = f"{tuple(prediction.out.shape)} for {tuple(z.shape)}", "it would broadcast in silence"
+        raise ValueError(must(function, "model", "return a prediction of the shape of z", came, hint))
+    return prediction
 
 
 def ancestral(
@@ -97,17 +111,27 @@ def ancestral(
     """z_s ~ p(z_s | z_t) = N(μ_Q(z_t, x̂), Σ), the chain whose bound `elbo(..., steps=T)` is. One evaluation.
 
     Σ is the model's own choice, or `variance`: `Posterior()`, `Forward()`, `Optimal(...)`, or, with a head that learned it,
-    `Range()`, `LogVariance()`, `Variance()`. Ho et al., arXiv:2006.11239, algorithm 2.
+    `Range()`, `LogVariance()`, `Variance()`. From λ_t = −∞ it is α_s x̂ + σ_s n (n, with `Forward()`).
+    Ho et al., arXiv:2006.11239, algorithm 2.
+
+    Raises TypeError for what is no variance, and ValueError for `Optimal(...)` at λ_t = −∞, where no profile reaches.
 
     >>> from vdiff import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
     >>> ancestral(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1).shape
     torch.Size([1, 1])
     """
+    if variance is not None and not isinstance(variance, ReverseVariance):
+        came = f"the class {variance.__name__}" if isinstance(variance, type) else repr(variance)
+        raise TypeError(must("ancestral", "variance", "be a ReverseVariance", came, "an instance, for instance Forward()"))
     now = model(z, logsnr_t)
     if variance is not None:
-        now = Prediction(now.z, now.logsnr, now.out, now.parameterization, variance, now.head)
-    return reverse_sample(now, ChainStep(wide(logsnr_t), wide(logsnr_s) - wide(logsnr_t)), noise_like(z, memory.generator))
+        now = now.but(variance=variance)
+    if isinstance(now.variance, Optimal) and is_at(-torch.inf, logsnr_t):
+        hint = "Posterior() or Forward() for the step from pure noise"
+        raise ValueError(must("ancestral", "variance", "be known at λ = −∞", repr(now.variance), hint))
+    t = wide(logsnr_t).clamp(min=PURE)
+    return reverse_sample(now, ChainStep(t, wide(logsnr_s) - t), noise_like(z, memory.generator))
 
 
 def ddim(
@@ -131,11 +155,11 @@ def ddim(
     >>> ddim(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
     tensor([[0.9713]])
     """
-    now = model(z, logsnr_t)
-    if finite("ddim", "eta", eta, at_least=0.0) == 0.0:
-        return move(now, logsnr_s)
-    if eta > 1.0:
+    if finite("ddim", "eta", eta, at_least=0.0) > 1.0:
         raise ValueError(must("ddim", "eta", "lie in [0, 1]", eta, "1 is ancestral sampling; more noise than that has no ε̂ left to keep"))
+    now = model(z, logsnr_t)
+    if eta == 0.0:
+        return move(now, logsnr_s)
     high, delta = wide(logsnr_s), wide(logsnr_s) - wide(logsnr_t)
     # α_s x̂ + q ε̂ is a deterministic move to the cleaner level whose σ/α is q/α_s, scaled to α_s again
     cleaner = high - torch.log((1 - eta**2) + eta**2 * torch.exp(-delta))
@@ -152,16 +176,40 @@ def heun(
     memory: Memory = NOTHING,
 ) -> Float[Tensor, "batch *dims"]:
     """EDM's step, Heun's rule in (z/α, σ/α): to λ_s with ε̂, and again with the mean of ε̂ at both ends. Two evaluations,
-    order 2. Karras et al., arXiv:2206.00364, algorithm 1.
+    order 2; one to data, λ_s = +∞, which is x̂. Karras et al., arXiv:2206.00364, algorithm 1.
+
+    The second move differs from the first by half of what ε̂ changed, which is taken in the network's own units: where noise
+    dominates, x̂ has digits that ε̂ has not. Raises ValueError at λ_t = −∞, where σ/α is infinite.
 
     >>> from vdiff import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
     >>> heun(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
     tensor([[1.0055]])
     """
+    if is_at(-torch.inf, logsnr_t):
+        raise ValueError(
+            must("heun", "logsnr_t", "be above −∞", "-inf", "σ/α is infinite there: ddim or adams take a step from pure noise")
+        )
     now = model(z, logsnr_t)
-    there = model(move(now, logsnr_s), logsnr_s)
-    return move(Prediction(z, logsnr_t, 0.5 * (now.eps + there.eps), Eps()), logsnr_s)
+    first = move(now, logsnr_s)
+    if is_at(torch.inf, logsnr_s):
+        return first
+    there, t, s = model(first, logsnr_s), wide(logsnr_t), wide(logsnr_s)
+    row = there.parameterization
+    change = there.out - row.target(now.x, now.eps, logsnr_s)  # since x̂ and ε̂ were as they are now
+    half = -0.5 * alpha(s) * sigma(s) * torch.expm1(0.5 * (s - t)) / scale(row, s)
+    return torch.addcmul(first, torch.as_tensor(per_example(half, z)), change)
+
+
+def is_at(level: float, logsnr: Tensor) -> bool:
+    """Whether any λ is this one: +∞, clean data, where a step is x̂ and has no higher order, or −∞, pure noise."""
+    return checking() and readable(logsnr) and bool((logsnr == level).any())
+
+
+def scale(parameterization: Parameterization, logsnr: Tensor) -> Tensor:
+    """n = α b − σ a, by which x̂ and ε̂ are solved from z and the target with row (a, b)."""
+    a, b = parameterization.row(logsnr)
+    return alpha(logsnr) * b - sigma(logsnr) * a
 
 
 def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
@@ -169,8 +217,8 @@ def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
     t, s = wide(prediction.logsnr), wide(logsnr_s)
     a, b = prediction.parameterization.row(t)
     of_out = alpha(s) * sigma(t) * torch.expm1(-0.5 * (s - t))
-    scale = (alpha(t) * b - sigma(t) * a).reciprocal()
-    return combine((alpha(s) * b - sigma(s) * a) * scale, prediction.z, of_out * scale, prediction.out)
+    n = scale(prediction.parameterization, t)
+    return combine((alpha(s) * b - sigma(s) * a) / n, prediction.z, of_out / n, prediction.out)
 
 
 __all__ = ["Counted", "Memory", "ancestral", "ddim", "heun"]
