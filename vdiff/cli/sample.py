@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff.cli.load import from_file
+from vdiff.cli.load import device_of, from_file
 from vdiff.decoder import Levels
 from vdiff.errors import did_you_mean, must
 from vdiff.parameterization import Eps, Flow, V, X
@@ -87,7 +87,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--batch", type=_positive, default=64, metavar="N", help="samples at a time (default: %(default)s)")
-    machine.add_argument("--device", type=_device, default=None, help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
+    machine.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
 
 
 @torch.no_grad()
@@ -109,8 +109,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    device = options.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = Run(options.run)
+    source, device = Run(options.run), device_of(options.device)
     objective = source.load().to(device)
     decoder, shape = objective.decoder, source.config.shape
     if not isinstance(decoder, Levels):
@@ -244,13 +243,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
     return number
-
-
-def _device(text: str) -> torch.device:
-    try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is no device of this machine: {str(error).splitlines()[0]}") from None
 
 
 def _named(what: str, known: dict[str, Any]) -> Callable[[str], str]:
