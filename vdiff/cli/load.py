@@ -36,7 +36,7 @@ def device_of(name: str | None) -> torch.device:
     """A device by name; without one a GPU where there is one, under torchrun each process its own.
 
     Raises:
-        ValueError: for a name that is none.
+        ValueError: for a name that is none, or of what this machine has not.
 
     >>> device_of("cpu")
     device(type='cpu')
@@ -44,9 +44,10 @@ def device_of(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
     try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ValueError(must("vdiff", "device", "be a device of torch", repr(name), "cpu, cuda or cuda:1")) from None
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(must("vdiff", "device", "be one of this machine: cpu, cuda or cuda:1", repr(name), why)) from None
 
 
 __all__ = ["device_of", "from_file"]
