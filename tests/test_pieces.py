@@ -121,6 +121,27 @@ def test_a_comparison_goes_on_where_it_was_cut_off():
         compare(LATTICE, wrong, data, tolerance=0.05, resume=kept[-1], record={"against": "another"}, **setting)
 
 
+def test_a_state_knows_what_the_model_was_told_and_where_it_looked():
+    """Labels, ends of the schedule, decoder and prior: with any of them changed there is nothing to go on from."""
+    kept: list = []
+    labels = torch.arange(7)
+
+    def model(z, logsnr, label):
+        return DATA(z, logsnr)
+
+    ode_likelihood(model, X, schedule=NARROW, tolerance=1e-2, label=labels, prior=DATA.matched(), checkpoint=kept.append)
+    known = {"schedule": NARROW, "label": labels, "prior": DATA.matched()}
+    ode_likelihood(model, X, tolerance=1e-2, resume=kept[-1], **known)
+    for change in ({"label": labels.flip(0)}, {"schedule": Linear(5.0, -8.0)}, {"prior": None}, {"prior": DATA}):
+        with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
+            ode_likelihood(model, X, tolerance=1e-2, resume=kept[-1], **known | change)
+    setting = {"schedule": NARROW, "decoder": LEVELS, "draws": 8}
+    evaluate(LATTICE, INTEGERS, checkpoint=kept.append, **setting)
+    for change in ({"schedule": Linear(5.0, -8.0)}, {"decoder": Categorical(4, closed=True)}, {"steps": 4}):
+        with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
+            evaluate(LATTICE, INTEGERS, resume=kept[-1], **setting | change)
+
+
 @pytest.mark.parametrize("tolerance", [None, 0.1])
 def test_a_profile_has_seen_everything_after_a_pause(tolerance):
     """And what it had seen before stays."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from vdiff.errors import check_data, check_finite, check_positive_int, must
 from vdiff.gaussian import wide
 from vdiff.likelihood.integrand import Finite, evaluating, of_rows
-from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of
+from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, law_of, mark_of, told
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.replicated import Replicated
 from vdiff.loss import Model, check_call, weighted_elbo
@@ -137,10 +137,10 @@ def immse(
         return {"inner": term[:, 2:].mean(1), "low": term[:, 1] / (3.0 * rate[1]), "high": high}
 
     said = {
-        "logsnr": [schedule.logsnr_min, schedule.logsnr_max], "schedule": repr(schedule), "gaussian": data_hash(gaussian.means),
+        "logsnr": [schedule.logsnr_min, schedule.logsnr_max], "schedule": repr(schedule), "gaussian": law_of(gaussian),
         "discrete": discrete, "draws": draws, "replicates": replicates, "seed": seed, **getattr(model, "protocol", {}), **(record or {}),
     }  # fmt: skip
-    key = key_of(data_hash(x), share.index, share.count, mark_of(said))
+    key = key_of(data_hash(x), told(condition), share.index, share.count, mark_of(said))
     with evaluating(model):
         found = in_pieces(
             "immse", piece, shapes={"inner": (), "low": (), "high": ()}, repetitions=replicates, rows=len(x),

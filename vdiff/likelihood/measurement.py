@@ -11,7 +11,7 @@ from torch import Tensor
 from vdiff.errors import check_positive_int, finite, must
 from vdiff.likelihood.estimate import Tally, mean_error, replicates_for
 from vdiff.likelihood.integrand import Integrand
-from vdiff.likelihood.pieces import Progress, Share, State, check_resume, data_hash, key_of
+from vdiff.likelihood.pieces import Progress, Share, State, check_resume, data_hash, key_of, told
 from vdiff.likelihood.pilot import bins_of, run_pilot
 from vdiff.likelihood.plan import Plan
 from vdiff.profile import Profile
@@ -163,10 +163,11 @@ class Evaluation:
     @cached_property
     def key(self) -> Tensor:
         """A hash of what the draws depend on, by which a checkpoint is known."""
+        integrand, effort, share = self.integrand, self.effort, self.share
         profile = None if self.profile is None else (self.profile.logsnr_min, self.profile.logsnr_max, self.profile.bins)
-        share, effort = self.share, self.effort
         return key_of(
-            data_hash(self.integrand.data), self.plan, effort.seed, self.draws, self.integrand.steps, share.index, share.count, profile, self.mark
+            data_hash(integrand.data), told(integrand.condition), repr(integrand.decoder), repr(integrand.base), integrand.steps, self.plan,
+            effort.seed, self.draws, share.index, share.count, profile, self.mark,
         )  # fmt: skip
 
     def _gained(self) -> State:

@@ -21,7 +21,7 @@ from vdiff.errors import check_data, check_finite, finite, must
 from vdiff.flow import solve
 from vdiff.gaussian import alpha, at_least_float32, bits_per_dim, sigma, sum_dims, wide, wide_number
 from vdiff.likelihood.integrand import evaluating, of_rows
-from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of
+from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, law_of, mark_of, told
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.trace import Trace, default_trace
@@ -123,7 +123,7 @@ def ode_likelihood(
         return flow.solved(x[rows], rows, seed, audit)
 
     said = {**flow.protocol(), "seed": seed, **(record or {})}
-    key = key_of(data_hash(x), audit, batch, share.index, share.count, mark_of(said))
+    key = key_of(data_hash(x), told(condition), audit, batch, share.index, share.count, mark_of(said))
     shapes = flow.shapes(x)
     with evaluating(model):
         course = Course(share, progress, checkpoint, resume)
@@ -189,7 +189,7 @@ class FlowSolver:
     def protocol(self) -> dict[str, object]:
         """What the density depends on, and how it is found."""
         ends = [self.schedule.logsnr_min, self.schedule.logsnr_max]
-        law = "N(0, I)" if self.prior is None else f"{type(self.prior).__name__} at λ_min"
+        law = "N(0, I)" if self.prior is None else f"{law_of(self.prior)} at λ_min"
         solver = {word: self.solver[word] for word in ("method", "unit")}
         return {
             **getattr(self.model, "protocol", {}), "logsnr": ends, "prior": law, "trace": repr(self.trace), "tolerance": self.tolerance, **solver

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff.errors import check_positive_int, must
+from vdiff.oracle import GaussianMixture
 
 State = dict[str, Tensor]
 Progress = Callable[[int, int], None]
@@ -33,6 +34,25 @@ def key_of(*known: object) -> Tensor:
     """
     digest = hashlib.blake2b(f"{known}".encode(), digest_size=8).digest()
     return torch.tensor(int.from_bytes(digest, "little") >> 1)
+
+
+def law_of(mixture: GaussianMixture) -> str:
+    """A law by its class and a hash of its numbers.
+
+    >>> from vdiff.oracle import Gaussian
+    >>> law_of(Gaussian([0.0], [1.0])) == law_of(Gaussian([0.0], [2.0]))
+    False
+    """
+    return f"{type(mixture).__name__} {data_hash(torch.cat([v.flatten().cpu() for v in mixture.buffers()]))}"
+
+
+def told(condition: Mapping[str, object]) -> dict[str, object]:
+    """What a model is told beside z and λ: numbers as they are, tensors by their hash.
+
+    >>> told({"scale": 2.0})
+    {'scale': 2.0}
+    """
+    return {word: data_hash(v) if isinstance(v, Tensor) else v for word, v in condition.items()}
 
 
 def mark_of(record: Mapping[str, object]) -> str:
@@ -142,4 +162,4 @@ def in_pieces(
     return {word: share.sum(state[word]) for word in shapes}
 
 
-__all__ = ["Course", "FailedElsewhere", "Share", "data_hash", "in_pieces", "key_of", "mark_of"]
+__all__ = ["Course", "FailedElsewhere", "Share", "data_hash", "in_pieces", "key_of", "law_of", "mark_of", "told"]

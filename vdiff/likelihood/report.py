@@ -59,7 +59,7 @@ class Report:
     diagnostics: Diagnostics | None = None
     savings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    by_image: Tensor | None = None
+    by_image: Tensor | None = field(default=None, compare=False)
     others: dict[str, Beside] = field(default_factory=dict)
 
     def beside(self, name: str, found: Replicated) -> "Report":
