@@ -76,6 +76,7 @@ def test_fault_45_one_step_and_none() -> None:
     [
         ([10.0, 0.0, -10.0], ("rise strictly, from noise to data", "got 10 and then 0", "levels.flip(0)")),
         ([-10.0, 0.0, 0.0], ("rise strictly", "got 0 and then 0", "noise must fall at each step")),
+        ([-math.inf, -math.inf, 0.0], ("rise strictly", "got -inf and then -inf", "noise must fall at each step")),
         ([-10.0, math.nan], ("be below +∞, and no NaN",)),
         ([-10.0, math.inf], ("be below +∞", "x̂ at the last level")),
         ([], ("be one row of log-SNR",)),

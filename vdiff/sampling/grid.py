@@ -82,8 +82,9 @@ def check_levels(function: str, levels: object) -> Tensor:
     if grid.isnan().any() or (grid == torch.inf).any():
         hint = "the step to data, λ = +∞, is x̂ at the last level and no level of its own"
         raise ValueError(must(function, "levels", "be below +∞, and no NaN", grid.tolist(), hint))
-    if (grid.diff() <= 0).any():
-        i = int((grid.diff() <= 0).nonzero()[0])
+    rises = grid[1:] > grid[:-1]  # a difference of two −∞ is NaN
+    if not rises.all():
+        i = int((~rises).nonzero()[0])
         falls = (grid.diff() < 0).all()
         hint = (
             "these are σ, or γ = −λ, or run from data to noise: levels.flip(0), or λ = −2 log σ"

@@ -15,7 +15,6 @@ exactly, and the rest is the integral of ô(τ), through whose last values Adams
 quadratures in q = arsinh(α/σ), where dτ = −σ/n² dq is smooth from λ = −∞ on; for ε, which has no such end, in arsinh(σ/α).
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +29,7 @@ from vdiff.parameterization import Eps, Flow, Parameterization, Prediction, V, X
 from vdiff.sampling.step import NOTHING, Memory, Model, is_at, move, scale
 
 ORDERS = (1, 2, 3)
-NODES = 32  # Gauss–Legendre
+NODES, MASS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(32))  # Gauss and Legendre's, on [−1, 1]
 _FLOW = Flow()
 
 
@@ -114,7 +113,7 @@ def adams(
 
 def _integrals(target: Parameterization, levels: Sequence[Tensor], t: Tensor, s: Tensor) -> list[Tensor]:
     """∫ ℓ_j dτ from λ_t to λ_s, for the polynomial ℓ_j that is 1 at level j and 0 at the others."""
-    nodes, mass = (torch.as_tensor(v).to(t)[:, None] for v in _gauss_legendre())
+    nodes, mass = NODES.to(t)[:, None], MASS.to(t)[:, None]
     side = -1.0 if isinstance(target, Eps) else 1.0
     start, end = (torch.asinh(torch.exp(0.5 * side * level)) for level in (t, s))
     q = start + 0.5 * (end - start) * (nodes + 1)  # (nodes, batch)
@@ -128,12 +127,6 @@ def _integrals(target: Parameterization, levels: Sequence[Tensor], t: Tensor, s:
             polynomial = polynomial * (place - other) / (own - other)
         integrals.append((rate * polynomial).sum(0))
     return integrals
-
-
-@functools.cache
-def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights on [−1, 1]."""
-    return np.polynomial.legendre.leggauss(NODES)
 
 
 __all__ = ["adams", "dpmpp_2m"]
