@@ -147,3 +147,10 @@ def test_a_histogram_is_made_of_what_is_known():
         Histogram(torch.ones(2, 2))
     with pytest.raises(ValueError, match="Adaptive: argument 'decay' must be at most 1"):
         Adaptive(decay=1.5)
+
+
+def test_bins_that_are_hardly_looked_at_pass_the_check():
+    """Between two times of the even grid, several bins with rates of their own."""
+    mass = torch.ones(100, dtype=torch.float64)
+    mass[40:45] = torch.tensor([1e-4, 1e-5, 3e-4, 1e-6, 1e-5])
+    Histogram(mass, 13.3, -5.0).check()

@@ -206,7 +206,7 @@ class Schedule(nn.Module):
         if place.type == "meta":
             return self  # parameters without values, to be filled later
         with torch.no_grad():
-            t = torch.linspace(0, 1, points, dtype=torch.float64, device="cpu").to(place)
+            t = self.times_to_check(points).to(place)
             logsnr = self.logsnr_at(t)
             check_returned(f"{name}.logsnr_at", logsnr, t)
             rate = self.rate_at(t, logsnr)
@@ -228,9 +228,9 @@ class Schedule(nn.Module):
         if not torch.allclose(logsnr[[0, -1]], ends, rtol=1e-6, atol=1e-6):
             came = f"λ(0) = {logsnr[0]:g}, λ(1) = {logsnr[-1]:g}"
             raise ValueError(must(name, "logsnr_at", f"run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}", came))
-        area = 0.5 * (rate[:-1] + rate[1:]) * (t[1] - t[0])
+        area = 0.5 * (rate[:-1] + rate[1:]) * t.diff()
         change = (rate[:-1] - rate[1:]).abs()  # of a cell or its neighbors: how far it leaves the trapezoid undecided, at a corner too
-        width = (t[1] - t[0]) * torch.nn.functional.max_pool1d(change[None], 3, stride=1, padding=1)[0]
+        width = t.diff() * torch.nn.functional.max_pool1d(change[None], 3, stride=1, padding=1)[0]
         hint = "λ falls there by another amount than the rates between say"
         _fail_at(
             name,
@@ -242,6 +242,10 @@ class Schedule(nn.Module):
             hint,
         )
         return self
+
+    def times_to_check(self, points: int) -> Tensor:
+        """The times at which `check` looks, from 0 to 1: evenly, and wherever else the rate is another over a short time."""
+        return torch.linspace(0, 1, points, dtype=torch.float64, device="cpu")
 
     def check_once(self) -> None:
         """`check`, the first time this schedule is used."""

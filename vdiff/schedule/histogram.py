@@ -77,6 +77,10 @@ class Histogram(Schedule):
     def density_at(self, logsnr: Tensor) -> Tensor:
         return self.mass.flip(0)[self._bin(logsnr)] / self._width
 
+    def times_to_check(self, points: int) -> Tensor:
+        before, mass = self._before().cpu(), self.mass.flip(0).cpu()
+        return torch.cat([super().times_to_check(points), before, before + 0.5 * mass]).clamp(0.0, 1.0).unique()  # sorted
+
     @property
     def _width(self) -> float:
         return (self._ends[0] - self._ends[1]) / len(self.mass)

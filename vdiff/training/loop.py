@@ -90,9 +90,12 @@ def train(
         silent = quiet or not here().first
         record = stack.enter_context(Record(config.steps, first=trainer.state.step, quiet=silent, listeners=listeners))
         trainer.fit(record, validate, every, store_every, asked)
+    averaged = trainer.state.averaged
+    for mean, p in zip(averaged.parameters(), objective.parameters(), strict=True):
+        mean.requires_grad_(p.requires_grad)  # to go on with, as one likes
     if run is not None:
-        run.save(trainer.state.averaged)
-    return trainer.state.averaged
+        run.save(averaged)
+    return averaged
 
 
 class _Trainer:
