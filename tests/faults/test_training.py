@@ -707,6 +707,26 @@ def test_fault_73_tensorboard_that_does_not_even_import(tmp_path: Path, monkeypa
     assert outcome(tmp_path)["state"]["step"] == 12
 
 
+def test_fault_73_tensorboard_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise PermissionError("no place for events")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=fails))
+    with pytest.warns(UserWarning, match="TensorBoard failed, training goes on: PermissionError: no place for events"):
+        run_of(tmp_path, points())
+    assert outcome(tmp_path)["state"]["step"] == 12
+
+
+def test_fault_62_a_run_that_is_only_read_is_not_trained(tmp_path: Path) -> None:
+    config = points()
+    run_of(tmp_path, config)
+    with assert_refused(ValueError, "train", "run", "be opened for training", "Run.open(folder, config)"):
+        train(config.objective(), data_of(config), config, run=Run(tmp_path), quiet=True)
+    other = replace(config, lr=0.1)
+    with Run.open(tmp_path, config) as run, assert_refused(ValueError, "train", "run", "be of the config that is trained", "lr: 0.1"):
+        train(other.objective(), data_of(other), other, run=run, quiet=True)
+
+
 def test_averages_in_float32_of_a_network_in_half_precision() -> None:
     objective = objective_of(Net(64).bfloat16())
     averages = Averages(objective, [0.9999])

@@ -115,6 +115,14 @@ class Run:
             self.close()
             raise
 
+    def check(self, config: Config) -> None:
+        """Raise unless this run was opened for the training of this config."""
+        if differences(self.config.asdict(), config.asdict()):
+            came = differences(self.config.asdict(), config.asdict())
+            raise ValueError(must("train", "run", "be of the config that is trained", came))
+        if self._lock is None and here().first:
+            raise ValueError(must("train", "run", "be opened for training", f"Run({str(self.folder)!r})", "Run.open(folder, config)"))
+
     def close(self) -> None:
         """Let others train in this folder."""
         if self._lock is not None:
