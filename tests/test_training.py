@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from points import points, run_until, tensors
+from points import data_of, points, run_until, tensors
 
 from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
@@ -188,6 +188,15 @@ def test_averages_leave_the_start_behind_soon():
         kept.append(left[0.9999])
     assert kept[0] == 0.1
     assert kept[-1] < 1.1e-5
+
+
+def test_averages_have_the_buffers_of_now():
+    config = points(schedule={"name": "Adaptive", "bins": 6, "warmup": 2})
+    objective = config.objective()
+    averaged = train(objective, data_of(config), config, quiet=True)
+    assert objective.schedule.mass.max() > 1.1 / 6
+    for now, mean in zip(objective.buffers(), averaged.buffers(), strict=True):
+        assert torch.equal(now, mean)
 
 
 def test_validation_is_the_bound_on_the_same_grid_each_time():

@@ -189,6 +189,17 @@ def test_fault_53_killed_at_any_moment_of_writing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [newest]
 
 
+def test_fault_53_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file, then their folder, then the name, then the folder that holds it."""
+    done: list[str] = []
+    replace_, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("name"), replace_(a, b)))
+    write(tmp_path, 1, small(1), {})
+    assert sorted(done[:3]) == ["a.safetensors", "b.safetensors", "meta.json"]
+    assert done[3:] == [".step-00000001.partial", "name", tmp_path.name]
+
+
 def damage(path: Path, how: str) -> None:
     file = path / ("meta.json" if "meta" in how else "optimizer.safetensors")
     raw = bytearray(file.read_bytes())

@@ -81,7 +81,7 @@ def wrap(module: nn.Module) -> DistributedDataParallel:
     'DistributedDataParallel'
     """
     wrapped = DistributedDataParallel(module, static_graph=True)
-    wrapped.broadcast_buffers = False  # schedules sum their own; as an argument it is deprecated in some versions, unknown in others
+    wrapped.broadcast_buffers = False  # they are equal already; as an argument it is deprecated in some versions, and unknown in others
     return wrapped
 
 
