@@ -24,6 +24,7 @@ import pytest
 import torch
 from points import command, data_of, environment, outcome, points
 from safetensors.torch import load_file, save_file
+from soak_training import damaged, kills
 from torch import Tensor, nn
 
 from vdiff import Categorical, Denoiser, Objective, V
@@ -37,6 +38,8 @@ from vdiff.training.ranks import Place
 from vdiff.training.state import State
 
 from .common import Net, assert_refused
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # of fork, since Python 3.12
 
 
 class Sick(nn.Module):
@@ -198,6 +201,16 @@ def test_fault_53_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Pat
     write(tmp_path, 1, small(1), {})
     assert sorted(done[:3]) == ["a.safetensors", "b.safetensors", "meta.json"]
     assert done[3:] == [".step-00000001.partial", "name", tmp_path.name]
+
+
+def test_fault_53_a_training_that_is_killed_again_and_again(tmp_path: Path) -> None:
+    """A sample of what `make soak` does a hundred times."""
+    assert kills(2, tmp_path, steps=20)["kills"] >= 2
+
+
+def test_fault_54_damaged_checkpoints_are_what_they_were_or_refused(tmp_path: Path) -> None:
+    """A sample of the ten thousand of `make soak`."""
+    assert set(damaged(100, tmp_path)) >= {"refused", "loaded, what it was"}
 
 
 def damage(path: Path, how: str) -> None:
