@@ -1,19 +1,20 @@
 """Training: the loop, its averages and its folder."""
 
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from points import points, run_until, tensors
 
 from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
+from vdiff.likelihood import evaluate
 from vdiff.nn import UNet
-from vdiff.training import Config, Run, parameter_groups, train
-from vdiff.training.checkpoint import checkpoints, read_meta
+from vdiff.training import Config, Run, Validation, parameter_groups, train
+from vdiff.training.averages import Averages
+from vdiff.training.batches import Batches
 from vdiff.training.config import build
 from vdiff.training.loop import pace
 
@@ -84,60 +85,123 @@ def test_a_run_folder_gives_back_what_was_saved(tmp_path):
         Run(tmp_path)
 
 
-POINTS = Config(  # digits as points
-    network={"name": "MLP", "dims": 64, "width": 16, "depth": 1, "features": 8},
-    shape=[64],
-    parameterization={"name": "V"},
-    level_head=False,
-    steps=12,
-    batch=8,
-    accumulate=2,
-    warmup=3,
-    ema=[0.9, 0.99],
-)
-
-
-def run_until(folder: Path, config: Config, stop: int | None = None, **options: Any) -> dict[str, Any]:
-    """What the newest checkpoint says after training to the end, or until a signal is sent during step `stop`."""
-
-    def log(entry: dict[str, Any]) -> None:
-        if stop is not None and entry["step"] == stop - 1:
-            signal.raise_signal(signal.SIGTERM)
-
-    data = digits().train.view(-1, *config.shape)
-    torch.manual_seed(int(folder.exists()))  # other weights, from which a resumed run must not start
-    with Run.open(folder, config) as run:
-        if stop is None:
-            train(config.objective(), data, config, run=run, every=1, quiet=True, **{"store_every": 100, **options})
-        else:
-            with pytest.raises(SystemExit) as left:
-                train(config.objective(), data, config, run=run, every=1, log=log, quiet=True, **{"store_every": 100, **options})
-            assert left.value.code == 128 + signal.SIGTERM
-        meta = read_meta(checkpoints(run.checkpoints)[-1])
-        history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in run.history()]
-    return {"files": meta["files"], "state": meta["facts"]["state"], "history": history}
-
-
 @pytest.mark.parametrize(
-    "schedule",
+    "changes",
     [
-        {"name": "Linear"},
-        {"name": "LearnedLinear"},
-        {"name": "Spline", "knots": 5},
-        {"name": "Monotone", "hidden": 7, "learn_ends": False},
-        {"name": "Adaptive", "bins": 6, "warmup": 2},
+        {"schedule": {"name": "LearnedLinear"}, "accumulate": 3},
+        {"schedule": {"name": "Spline", "knots": 5}},
+        {"schedule": {"name": "Monotone", "hidden": 7, "learn_ends": False}, "clip": None},
+        {"schedule": {"name": "Adaptive", "bins": 6, "warmup": 2}, "decay": "constant", "autocast": True},
+        {"schedule": {"name": "LearnedLinear"}, "weighting": {"name": "Sigmoid"}, "accumulate": 2},
+        {"schedule": {"name": "Linear"}, "chain": 4, "resampling": True},
+        TINY.asdict() | {"network": TINY.network | {"dropout": 0.5}, "ema": [0.5, 0.9], "channels_last": True, "augment": "flip"},
     ],
-    ids=lambda spec: spec["name"],
+    ids=["learned ends", "spline", "monotone", "adaptive", "weighted", "resampled", "images, dropout"],
 )
-def test_a_resumed_run_is_the_same_to_the_last_bit(schedule, tmp_path):
-    config = replace(POINTS, schedule=schedule)
+def test_a_resumed_run_is_the_same_to_the_last_bit(changes, tmp_path):
+    config = points(**changes)
     whole = run_until(tmp_path / "whole", config)
     first = run_until(tmp_path / "stopped", config, 5)
     assert first["state"]["step"] == 5
-    assert first["files"] != whole["files"]
+    assert first["files"].keys() == whole["files"].keys()
+    assert all(first["files"][name] != whole["files"][name] for name in whole["files"])
     run_until(tmp_path / "stopped", config, 7)
     assert run_until(tmp_path / "stopped", config) == whole
     assert [entry["step"] for entry in whole["history"]] == list(range(1, 13))
+
+
+def test_a_run_stopped_between_two_entries_of_the_log_has_the_same_log(tmp_path):
+    """With the best validation and the steps that were left out among what is kept."""
+    values = iter([3.0, 1.0, 2.0])
+    whole = run_until(tmp_path / "whole", points(), every=5, validate=lambda averaged: next(values))
+    assert [entry["step"] for entry in whole["history"]] == [5, 10, 12]
+    assert whole["state"]["best"] == {"step": 10, "bits_per_dim": 1.0}
+    values = iter([3.0, 1.0, 2.0])
+    for stop in (3, 7, 11, None):
+        stopped = run_until(tmp_path / "stopped", points(), stop, every=5, validate=lambda averaged: next(values))
+    assert stopped == whole
+
+
+def test_a_run_that_is_done_is_only_read_again(tmp_path):
+    first = run_until(tmp_path, points())
+    assert run_until(tmp_path, points(), validate=lambda averaged: pytest.fail("trained again")) == first
+
+
+def test_the_step_does_not_depend_on_accumulation(tmp_path):
+    """Weights, averages and the schedule, to rounding; dropout, if there is any, has other masks."""
+    whole, parts = (tensors_after(points(accumulate=accumulate), tmp_path / str(accumulate)) for accumulate in (1, 4))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def tensors_after(config: Config, folder: Path) -> dict[str, torch.Tensor]:
+    run_until(folder, config)
+    return tensors(folder)
+
+
+def test_labels_and_flags_go_with_their_images():
+    """Every image is its own number in each pixel but two, which tell how it lies."""
+    number = torch.arange(20)
+    data = number.view(20, 1, 1, 1).expand(20, 3, 4, 4).clone()
+    data[:, :, 0, 0] += 100
+    data[:, :, 0, 1] += 50
+    network = {"name": "VDMUNet", "width": 32, "depth": 1}
+    config = replace(TINY, network=network, shape=[3, 4, 4], level_head=False, augment="flip-turn", batch=12, accumulate=3)
+    batches = Batches(data, config)
+    parts = [batches(step, part) for step in range(40) for part in range(3)]
+    pixels, flags = torch.cat([part.data for part in parts]), torch.cat([part.condition["augmented"] for part in parts])
+    assert torch.equal(pixels[:, 0].amin((1, 2)), torch.cat([part.images for part in parts]))
+    assert torch.equal(flags == 0, (pixels[:, 0, 0, 0] >= 100) & (pixels[:, 0, 0, 1] >= 50))
+    assert 0.6 < flags.mean() < 0.9  # three quarters
+
+    network = {"name": "UNet", "channels": 3, "labels": 20, "width": 8}
+    config = replace(TINY, network=network, shape=[3, 4, 4], level_head=False, augment="flip", conditional=True, accumulate=4)
+    for part in (Batches(data, config, labels=number + 7)(5, i) for i in range(4)):
+        assert torch.equal(part.condition["label"], part.images + 7)
+        assert part.condition.keys() == {"label"}
+    with pytest.raises(ValueError, match=r"train: argument 'labels' must be given, \(20,\), for a conditional network; got None"):
+        Batches(data, config)
+    with pytest.raises(
+        ValueError, match=r"train: argument 'data' must be \(n, \*shape\) with the config's shape \[3, 4, 4\]; got \(20, 4, 4, 3\)"
+    ):
+        Batches(data.permute(0, 2, 3, 1), config, labels=number)
+
+
+def test_averages_leave_the_start_behind_soon():
+    """With a decay of 0.9999 one tenth of the first weights is left after the first update, and a thousandth after nine more; without the
+    warm-up it would be 0.999."""
+    objective = TINY.objective()
+    with torch.no_grad():
+        for p in objective.parameters():
+            p.fill_(1.0)
+    averages = Averages(objective, [0.9999, 0.5])
+    with torch.no_grad():
+        for p in objective.parameters():
+            p.zero_()
+    left, kept = {0.9999: 1.0, 0.5: 1.0}, []
+    for n in range(10):
+        averages.update(n)
+        for decay, averaged in averages.copies.items():
+            left[decay] *= min(decay, (1 + n) / (10 + n))
+            for p in averaged.parameters():
+                torch.testing.assert_close(p, torch.full_like(p, left[decay]), rtol=1e-5, atol=0)
+        kept.append(left[0.9999])
+    assert kept[0] == 0.1
+    assert kept[-1] < 1.1e-5
+
+
+def test_validation_is_the_bound_on_the_same_grid_each_time():
+    images = digits()
+    objective = TINY.objective().eval()
+    validate = Validation(images.selection[:40], draws=16)
+    first = validate(objective)
+    torch.manual_seed(5)
+    assert validate(objective) == first
+    exact = evaluate(objective.model, images.selection[:40], schedule=objective.schedule, decoder=objective.decoder, draws=256).total
+    assert abs(first.value - exact.value) < 4 * (first.monte_carlo**2 + exact.monte_carlo**2) ** 0.5
+    log: list[dict[str, float]] = []
+    train(TINY.objective(), images.train, TINY, validate=validate, log=log.append, every=12, quiet=True)
+    assert 0 < log[-1]["selection_error"] < log[-1]["selection_error_over_images"] < log[-1]["selection_bits_per_dim"]
 
 
 def test_configs_name_classes_and_unknown_ones_get_the_nearest():

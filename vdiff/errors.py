@@ -2,10 +2,30 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+OLDEST_TORCH = (2, 10)
+
+
+def check_torch(version: str) -> None:
+    """Raise unless this is a version of torch that vdiff works with.
+
+    >>> check_torch("2.13.0+cpu")
+    >>> check_torch("1.13.1")
+    Traceback (most recent call last):
+    ImportError: vdiff needs torch 2.10 or newer; found 1.13.1 (pip install --upgrade torch)
+    """
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if found < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise ImportError(f"vdiff needs torch {oldest} or newer; found {version} (pip install --upgrade torch)")
+
+
+check_torch(torch.__version__)
 
 
 def checking() -> bool:
@@ -182,4 +202,4 @@ def check_on_chain(function: str, t: Tensor, steps: int) -> None:
         raise ValueError(must(function, "t", f"be i/{steps} with i = 1 … {steps}", f"{t[off][0].item():g}", "the times of another chain?"))
 
 
-__all__ = ["did_you_mean", "must"]
+__all__ = ["check_torch", "did_you_mean", "must"]

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 
+from .covered import ALL, covered
+
 
 @pytest.fixture(autouse=True)
 def _as_a_user() -> Iterator[None]:
@@ -12,3 +14,11 @@ def _as_a_user() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", was)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many of the faults have tests that carry their number."""
+    tests = covered()
+    missing = [number for number in ALL if number not in tests]
+    said = f"; without one: {', '.join(map(str, missing))}" if missing else ""
+    terminalreporter.write_line(f"faults with a numbered test: {len(ALL) - len(missing)} of {len(ALL)}, {sum(tests.values())} tests{said}")

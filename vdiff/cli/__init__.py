@@ -1,6 +1,7 @@
 """The command line: `vdiff <command> …`, each command a module with `add(parser)` and `run(options)`."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter = argparse.RawDescriptionHelpFormatter
         module.add(commands.add_parser(name, help=summary, description=module.__doc__, formatter_class=formatter))
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without λ and ± shows a question mark
     try:
         code: int = COMMANDS[options.command].run(options)
     except (TypeError, ValueError, OSError) as error:

@@ -63,7 +63,7 @@ def write(folder: Path, step: int, tensors: Tensors, facts: Facts) -> Path:
             save_tensors(whole, named)
             files[whole.name] = {"bytes": whole.stat().st_size, "sha256": _digest(whole)}
         meta = {"format": FORMAT, "step": step, "files": files, "facts": facts}
-        (aside / META).write_text(json.dumps(meta | {"sha256": _seal(meta)}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (aside / META).write_text(json.dumps(meta | {"sha256": seal(meta)}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         commit(aside, path)
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(folder).free
@@ -146,7 +146,7 @@ def read_meta(path: Path) -> Facts:
     try:
         meta: Facts = json.loads(file.read_bytes().decode("utf-8"))
         sealed = meta.pop("sha256")
-        right = sealed == _seal(meta)
+        right = sealed == seal(meta)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _refused(path, f"have a {META} as it was written", f"{type(error).__name__}: {error}", "it is damaged") from error
     if not right:
@@ -167,29 +167,37 @@ def newest(folder: Path, use: Callable[[Path], Facts]) -> Facts | None:
     >>> newest(Path("no-such-folder"), lambda path: {}) is None
     True
     """
-    reasons = []
+    reasons: dict[Path, str] = {}
     for path in reversed(checkpoints(folder)):
         try:
-            return use(path)
+            facts = use(path)
         except (ValueError, OSError) as error:
-            reasons.append(f"{path.name}: {error}")
+            reasons[path] = str(error)
             warnings.warn(f"{error}; the one before it is used", stacklevel=2)
-            path.rename(_unused(folder / f"refused-{path.name}"))
+        else:
+            for refused in reasons:
+                refused.rename(_unused(folder / f"refused-{refused.name}"))
+            return facts
     if reasons:
         hint = f"what can be used again is in {folder}; to start anew, take another folder"
         raise ValueError(
-            must("Run", "folder", "hold a checkpoint to go on from", f"{len(reasons)} that are refused: {'; '.join(reasons)}", hint)
+            must(
+                "Run", "folder", "hold a checkpoint to go on from", f"{len(reasons)} that are refused: {'; '.join(reasons.values())}", hint
+            )
         )
     return None
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints.
+    """Delete all but the newest `keep` checkpoints, and what a process that was killed has left of one. One that is being deleted has its
+    name no longer.
 
     >>> prune(Path("no-such-folder"), 3)
     """
     for path in checkpoints(folder)[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        path.rename(path.with_name(f".{path.name}.partial"))
+    for left in folder.glob(".step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -277,8 +285,12 @@ def _compare(path: Path, found: Mapping[str, list[int]], expected: Mapping[str, 
         raise _refused(path, "have the tensors of this architecture", came, "it is of another architecture")
 
 
-def _seal(meta: dict[str, Any]) -> str:
-    """SHA-256 of everything else in meta.json."""
+def seal(meta: dict[str, Any]) -> str:
+    """SHA-256 of everything else in meta.json.
+
+    >>> seal({"step": 1})[:8]
+    '66acd07f'
+    """
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
@@ -291,4 +303,4 @@ def _refused(path: Path, requirement: str, got: object, hint: str = "") -> Value
     return ValueError(must("checkpoint", str(path), requirement, got, hint))
 
 
-__all__ = ["checkpoints", "fill", "load", "newest", "number", "prune", "read", "read_meta", "save_tensors", "write"]
+__all__ = ["checkpoints", "fill", "load", "newest", "number", "prune", "read", "read_meta", "save_tensors", "seal", "write"]

@@ -18,7 +18,7 @@ from vdiff.schedule.base import home
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.guard import autocast, memory_hint, not_finite
-from vdiff.training.ranks import from_first, here, over_ranks, wrap
+from vdiff.training.ranks import from_first, here, on_first, over_ranks, wrap
 from vdiff.training.readings import Reading, Readings
 from vdiff.training.record import Record, tensorboard
 from vdiff.training.run import Run
@@ -80,6 +80,8 @@ def train(
     check_positive_int("train", "store_every", store_every)
     if on_nonfinite not in POLICIES:
         raise ValueError(must("train", "on_nonfinite", "be 'skip' or 'raise'", repr(on_nonfinite), did_you_mean(on_nonfinite, POLICIES)))
+    if run is not None:
+        run.check(config)
     trainer = _Trainer(objective, data, labels, config, run, on_nonfinite)
     listeners = [] if log is None else [log]
     if run is not None and here().first:
@@ -88,11 +90,12 @@ def train(
         stack.callback(trainer.release)
         asked: Callable[[], int] = stack.enter_context(stopping()) if run is not None else int
         silent = quiet or not here().first
-        record = stack.enter_context(Record(config.steps, first=trainer.state.step, quiet=silent, listeners=listeners))
+        record = stack.enter_context(Record(config.steps, trainer.unit, first=trainer.state.step, quiet=silent, listeners=listeners))
         trainer.fit(record, validate, every, store_every, asked)
+    averaged = trainer.state.averaged
     if run is not None:
-        run.save(trainer.state.averaged)
-    return trainer.state.averaged
+        on_first(lambda: run.save(averaged))  # nobody goes on to load it before it is there
+    return averaged
 
 
 class _Trainer:
@@ -124,7 +127,8 @@ class _Trainer:
         groups = {group["name"]: group["params"] for group in self.state.optimizer.param_groups}
         self.network_parameters, self.schedule_parameters = groups.get("model", []), groups.get("schedule", [])
         self.dims = math.prod(config.shape) * math.log(2)
-        self.is_bound = objective.decoder is not None and objective.bound_weight is None and isinstance(objective.weighting, ELBO)
+        is_bound = objective.decoder is not None and objective.bound_weight is None and isinstance(objective.weighting, ELBO)
+        self.unit = "bits_per_dim" if is_bound else "loss"
         self.last: Reading | None = None
 
     def rehearse(self) -> None:
@@ -132,7 +136,7 @@ class _Trainer:
         after it can micro-batches go unsynchronised."""
         buffers = list(self.objective.buffers())
         before = [buffer.clone() for buffer in buffers]
-        self.losses(self.state.step, 0).sum().backward()
+        self.losses(self.state.step, 0).sum().backward()  # type: ignore[no-untyped-call]
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         self.state.optimizer.zero_grad()
@@ -153,7 +157,7 @@ class _Trainer:
         """All steps that are left."""
         state, readings, stored, stop = self.state, Readings(), self.state.step, False
         for step in range(state.step, self.config.steps):
-            for reading in readings.push(step, self.step(step, asked() > 0)):
+            for reading in readings.push(step, self.step(step, asked)):
                 stop = self.note(reading, record) or stop
             state.step = step + 1
             last = state.step == self.config.steps
@@ -168,7 +172,7 @@ class _Trainer:
             if stop:
                 self.leave(asked(), stored)
 
-    def step(self, step: int, stop: bool) -> Tensor:
+    def step(self, step: int, asked: Callable[[], int]) -> Tensor:
         """One step; the loss in bits/dim, the norm of its gradient, whether they are not finite, and whether to stop, over all ranks."""
         config, optimizer = self.config, self.state.optimizer
         for group in optimizer.param_groups:
@@ -178,7 +182,7 @@ class _Trainer:
         for part in range(config.accumulate):
             with memory_hint(config, self.place), self._synchronised(part == config.accumulate - 1):
                 loss = self.losses(step, part).mean() / (self.dims * config.accumulate)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         norm = nn.utils.get_total_norm([p.grad for p in self.network_parameters if p.grad is not None])
         if config.clip is not None:
@@ -187,7 +191,7 @@ class _Trainer:
         finite = total.isfinite() & norm.isfinite()
         for p in self.schedule_parameters:
             finite &= p.grad is None or p.grad.isfinite().all()
-        numbers = torch.stack([total, norm.to(total.dtype), (~finite).to(total), torch.full_like(total, stop)])
+        numbers = torch.stack([total, norm.to(total.dtype), (~finite).to(total), torch.full_like(total, asked() > 0)])
         numbers = over_ranks(numbers) / self.place.count
         optimizer.found_inf = (numbers[2] > 0).float()  # type: ignore[attr-defined]  # as torch's GradScaler tells it
         optimizer.step()
@@ -216,7 +220,7 @@ class _Trainer:
         total, count = state.window
         entry: dict[str, Any] = {"step": state.step}
         if count:
-            entry["train_bits_per_dim" if self.is_bound else "train_loss"] = total / count
+            entry[f"train_{self.unit}"] = total / count
         if last is not None:
             entry["gradient_norm"] = last.norm if math.isfinite(last.norm) else None
         entry |= {"lr": self.state.optimizer.param_groups[0]["lr"], "skipped": state.skipped}

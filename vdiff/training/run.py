@@ -3,7 +3,8 @@
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,16 @@ class Run:
         run = cls(folder, config)
         run.keep = keep
 
-        def take() -> None:
-            run._hold()
-            if (run.folder / "config.json").exists():
-                if resume == "never":
-                    hint = "resume='auto' goes on with it"
-                    raise ValueError(must("Run.open", "folder", "hold no run yet", run.folder, hint))
-                difference = differences(cls(run.folder).config.asdict(), config.asdict())
-                if difference:
-                    hint = "another config is another run: take another folder"
-                    raise ValueError(must("Run.open", "config", f"be that of the run in {run.folder}", difference, hint))
-            run._begin()
+        def check() -> None:
+            if resume == "never":
+                hint = "resume='auto' goes on with it"
+                raise ValueError(must("Run.open", "folder", "hold no run yet", run.folder, hint))
+            difference = differences(cls(run.folder).config.asdict(), config.asdict())
+            if difference:
+                hint = "another config is another run: take another folder"
+                raise ValueError(must("Run.open", "config", f"be that of the run in {run.folder}", difference, hint))
 
-        on_first(take)
+        on_first(lambda: run._take(check))
         return run
 
     @classmethod
@@ -91,29 +89,39 @@ class Run:
         """A new run in `folder`, which is made; an older run in it is replaced whole, with a warning."""
         run = cls(folder, config)
 
-        def take() -> None:
-            run._hold()
-            if (run.folder / "config.json").exists():
-                warnings.warn(f"replacing the run in {run.folder}", stacklevel=4)
-                for old in ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl"):
-                    (run.folder / old).unlink(missing_ok=True)
-                for old in ("checkpoints", "tensorboard"):
-                    shutil.rmtree(run.folder / old, ignore_errors=True)
-            run._begin()
+        def clear() -> None:
+            warnings.warn(f"replacing the run in {run.folder}", stacklevel=6)
+            for old in ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl"):
+                (run.folder / old).unlink(missing_ok=True)
+            for old in ("checkpoints", "tensorboard"):
+                shutil.rmtree(run.folder / old, ignore_errors=True)
 
-        on_first(take)
+        on_first(lambda: run._take(clear))
         return run
 
-    def _hold(self) -> None:
+    def _take(self, older: Callable[[], None]) -> None:
+        """Make the folder this training's; `older` is called where a run is in it already, and may raise."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.folder)
+            if (self.folder / "config.json").exists():
+                older()
+            self.checkpoints.mkdir(exist_ok=True)
+            write_aside(self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n")
         except OSError as error:
+            self.close()
             raise ValueError(must("Run", "folder", "be one that can be written to", f"{self.folder}: {error}")) from error
+        except ValueError:
+            self.close()
+            raise
 
-    def _begin(self) -> None:
-        self.checkpoints.mkdir(exist_ok=True)
-        write_aside(self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n")
+    def check(self, config: Config) -> None:
+        """Raise unless this run was opened for the training of this config."""
+        if differences(self.config.asdict(), config.asdict()):
+            came = differences(self.config.asdict(), config.asdict())
+            raise ValueError(must("train", "run", "be of the config that is trained", came))
+        if self._lock is None and here().first:
+            raise ValueError(must("train", "run", "be opened for training", f"Run({str(self.folder)!r})", "Run.open(folder, config)"))
 
     def close(self) -> None:
         """Let others train in this folder."""
@@ -146,30 +154,27 @@ class Run:
         Raises ValueError where there are checkpoints and none can be used.
         """
         live = state.tensors()
-
-        def use(path: Path) -> dict[str, Any]:
-            meta = checkpoint.read_meta(path)
-            self._check(path, meta["step"], meta["facts"])
-            return checkpoint.read(path, live)
-
-        facts = on_first(lambda: checkpoint.newest(self.checkpoints, use))
+        facts = on_first(lambda: checkpoint.newest(self.checkpoints, partial(self.read, live=live)))
         from_first(value for named in live.values() for value in named.values())
         if facts is not None:
             state.take(facts["state"])
-        if here().first and (self.folder / "log.jsonl").exists():
+        if here().first:
             kept = [entry for entry in self.history() if entry.get("step", 0) <= state.step]
             write_aside(self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
 
-    def _check(self, path: Path, step: int, facts: dict[str, Any]) -> None:
-        """Raise where facts are not those of a state of this run; warn where they are of other versions."""
+    def read(self, path: Path, live: checkpoint.Tensors) -> dict[str, Any]:
+        """Copy a checkpoint of this run into tensors and return its facts. Raises ValueError where it is damaged or of another run."""
+        meta = checkpoint.read_meta(path)
+        facts = meta["facts"]
         config, state, versions = (facts.get(name) for name in ("config", "state", "versions"))
-        if not isinstance(config, dict) or not is_state(state) or state["step"] != step:
+        if not isinstance(config, dict) or not is_state(state) or state["step"] != meta["step"]:
             raise ValueError(must("checkpoint", str(path), "hold the state of a run", facts, "it is something else"))
         difference = differences(Config.from_dict(config).asdict(), self.config.asdict())
         if difference:
             raise ValueError(must("checkpoint", str(path), "be of this run's config", difference, "it is of another run"))
         if versions != _versions():
             warnings.warn(f"the run goes on with {_versions()} after {versions}: not bit for bit", stacklevel=2)
+        return checkpoint.read(path, live)
 
     def store(self, state: State) -> bool:
         """Write a checkpoint and delete the oldest beyond `keep`; whether it was written. Where the disk does not allow it, what is
@@ -193,8 +198,10 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """All lines of log.jsonl, but for those cut off by a crash."""
-        entries = []
-        for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").split("\n"):
+        entries, path = [], self.folder / "log.jsonl"
+        if not path.exists():
+            return []
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 entries.append(json.loads(line))
             except ValueError:  # half a line, or the empty one behind the last

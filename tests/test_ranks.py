@@ -1,0 +1,61 @@
+"""Training on several processes, with the environment that torchrun gives them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from points import assert_same_to_rounding, data_of, finish, on_ranks, outcome, points, run_until, tensors
+
+from vdiff.training import Run
+from vdiff.training.batches import Batches, seed_everything
+from vdiff.training.ranks import Place
+
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"schedule": {"name": "Spline", "knots": 5}},
+    {"schedule": {"name": "Adaptive", "bins": 6, "warmup": 2}},
+    {"schedule": {"name": "LearnedLinear"}, "weighting": {"name": "Sigmoid"}},  # ends without a gradient
+)
+
+
+def test_two_processes_are_one_and_their_run_goes_on_on_one(tmp_path: Path) -> None:
+    """Two processes of three micro-batches, of which the second is asked to stop: both leave behind the same step, and a single process
+    goes on to what it would have reached by itself."""
+    said = finish(on_ranks(2, tmp_path, *({"do": "stop", "at": 6, "accumulate": 3, **changes} for changes in SETTINGS)))
+    assert [code for code, _ in said] == [143, 143], said
+    for i, changes in enumerate(SETTINGS):
+        whole, both = tmp_path / "alone" / str(i), tmp_path / str(i)
+        assert outcome(both)["state"]["step"] == 7
+        for folder in (both, whole):
+            run_until(folder, points(**changes))
+        assert_same_to_rounding(tensors(both), tensors(whole))
+        assert [entry["step"] for entry in Run(both).history()] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("do", ["raise", "hang"])
+def test_fault_69_where_one_rank_fails_the_others_end(do: str, tmp_path: Path) -> None:
+    """By themselves, without torchrun to end them; what was kept can be gone on from."""
+    first, second = on_ranks(2, tmp_path, {"do": do, "at": 6})
+    try:
+        errors = first.communicate(timeout=90)[1]
+    finally:
+        first.kill()
+        second.kill()
+        second.communicate()
+    assert first.returncode == 1, errors
+    assert "Connection closed by peer" in errors or "timeout" in errors.lower() or "timed out" in errors.lower()
+    assert outcome(tmp_path / "0")["state"]["step"] == 4
+
+
+def test_fault_68_ranks_start_from_one_model_and_draw_apart() -> None:
+    """That they start from one model is seen above: each is given other weights, and both reach those of a single process."""
+    config = points(accumulate=2)
+    shares = [Batches(data_of(config), config, place=Place(i, 3))(5, part) for part in range(2) for i in range(3)]
+    for name in ("images", "u", "eps"):
+        values = torch.cat([getattr(share, name) for share in shares])
+        assert len(values.unique(dim=0)) == config.batch
+    draws = []
+    for index, part in ((0, 0), (1, 0), (0, 1)):
+        seed_everything(0, 5, Place(index, 2), part)
+        draws.append(torch.rand(1).item())
+    assert len(set(draws)) == 3
