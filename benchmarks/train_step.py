@@ -4,7 +4,7 @@ A bare step is forward, a plain MSE at fixed input, time and target, backward an
 alike. The loop has all the rest: images by number, times, noise, encoding, the loss, checks, the averages, the log. Rounds of a
 few steps of each take turns; printed are the median ratio with its quartiles, images per second, the peak of memory, what parts of the rest
 cost alone, and, in multiply-adds of the network (three times its forward pass), which share of the device's own measured rate
-for matrices is used.
+for matrices is used. On a CPU, seconds are those of the processor, which others on the machine disturb less.
 
     python benchmarks/train_step.py                                  # on a GPU: VDM, batch 128, bf16, compiled
     python benchmarks/train_step.py --batch 2 --rounds 9             # on a CPU, float32
@@ -66,7 +66,7 @@ class Steps:
     def loop(self, steps: int) -> None:
         """So many steps of training, the last of them logged."""
         self.trainer.config = replace(self.config, steps=self.trainer.state.step + steps)
-        with Record(steps, quiet=True, listeners=[self._listen]) as record:
+        with Record(steps, "bits/dim", quiet=True, listeners=[self._listen]) as record:
             self.trainer.fit(record, None, sys.maxsize, sys.maxsize, int)
 
     def bare(self, steps: int) -> None:
@@ -103,12 +103,14 @@ class Steps:
 
 
 def seconds(run: Run, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cuda":
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+    torch.cuda.synchronize()
     start = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
