@@ -14,6 +14,7 @@ import torch
 from vdiff import Categorical, Lattice, Linear
 from vdiff.cli import evaluate as command
 from vdiff.cli import main
+from vdiff.data import Splits, splits
 from vdiff.data.digits import LEVELS
 from vdiff.likelihood import evaluate
 from vdiff.training import Config, Run
@@ -38,9 +39,7 @@ def made(folder: Path, seed: int = 0) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = command.DATA["digits"]()
-    few = type(whole)(*(part[:12] for part in vars(whole).values()))
-    monkeypatch.setitem(command.DATA, "digits", lambda: few)
+    monkeypatch.setitem(command.DATA, "digits", lambda folder: Splits(*(part[:12] for part in splits("digits", folder))))
 
 
 def call(*words: object) -> int:
@@ -58,7 +57,12 @@ def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
     assert (protocol["images"], protocol["levels"], protocol["ema"], protocol["split"]) == (12, 17, 0.5, "test")
     objective = Run(run).load()
     again = evaluate(
-        objective.model, command.data_of("digits", "test"), schedule=objective.schedule, decoder=objective.decoder, draws=4, replicates=2
+        objective.model,
+        command.images_of("digits", "test", "data").pixels,
+        schedule=objective.schedule,
+        decoder=objective.decoder,
+        draws=4,
+        replicates=2,
     )
     assert again.total.value == pytest.approx(known["total"]["value"], rel=1e-9)
     assert [path.name for path in run.iterdir() if path.name.startswith("evaluation")] == ["evaluation.json"]

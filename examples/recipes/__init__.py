@@ -18,7 +18,7 @@ NAMES = tuple(sorted(path.stem.replace("_", "-") for path in Path(__file__).pare
 def load(name: str) -> Config:
     """The settings of a recipe; an unknown name is answered with the nearest."""
     if name not in NAMES:
-        raise ValueError(must("cifar10", "recipe", f"be one of {', '.join(NAMES)}", repr(name), did_you_mean(name, NAMES)))
+        raise ValueError(must("recipes", "name", f"be one of {', '.join(NAMES)}", repr(name), did_you_mean(name, NAMES)))
     config: Config = importlib.import_module(f"recipes.{name.replace('-', '_')}").CONFIG
     return config
 

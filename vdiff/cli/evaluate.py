@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vdiff.data.digits import digits
+from vdiff.cli.load import device_of
+from vdiff.data import Images, Splits, splits
+from vdiff.data.registry import DATASETS
 from vdiff.errors import did_you_mean, must
 from vdiff.likelihood import Comparison, Report, compare
 from vdiff.likelihood import evaluate as evaluate_bound
@@ -27,7 +30,7 @@ from vdiff.training import Run
 from vdiff.training.run import write_aside
 from vdiff.training.share import share_of_rank
 
-DATA = {"digits": digits}
+DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name in DATASETS}
 SPLITS = ("test", "selection", "train")
 PAUSE = 60.0  # seconds between checkpoints
 
@@ -41,16 +44,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     0.005
     """
     parser.add_argument("run", metavar="RUN", help="run folder, as a training writes it")
-    parser.add_argument("--data", help=f"{', '.join(DATA)} (default: the run's own)")
+    parser.add_argument("--data", help=f"{', '.join(DATA)}, or a folder with CIFAR-10 (default: the run's own)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
     parser.add_argument("--tolerance", type=float, help="Monte Carlo standard error to reach, bits/dim")
     parser.add_argument("--budget", type=int, help="most network evaluations that may take")
     parser.add_argument("--draws", type=int, help="times per image and replicate (default: 32, or what the tolerance needs)")
     parser.add_argument("--replicates", type=int, default=4, help="grids per image, or of the first stage (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="the bound of a chain of so many steps (default: continuous time)")
+    parser.add_argument(
+        "--steps", type=int, help="the bound of a chain of so many steps (default: the run's own chain, or continuous time)"
+    )
     parser.add_argument("--against", metavar="RUN", help="report by how much the bound lies above that of another run")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1024, help="network evaluations at a time (default: %(default)s)")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--out", help="file to write to (default: RUN/evaluation.json)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -66,15 +72,19 @@ def run(options: argparse.Namespace) -> int:
     ValueError: Run: argument 'folder' must hold a config.json; got ...
     """
     source = Run(options.run)
-    objective = source.load()
+    config, device = source.config, device_of(options.device)
+    objective = source.load().to(device)
     if objective.decoder is None:
         raise ValueError(must("evaluate", "run", "have a decoder", None, "without one there is no bound"))
-    images = data_of(options.data or source.config.data, options.split)
+    found = images_of(options.data or config.data, options.split, config.folder)
+    images = found.pixels.to(device)
     settings: dict[str, Any] = {
         word: getattr(options, word) for word in ("steps", "tolerance", "budget", "draws", "replicates", "seed", "batch")
     }
-    settings |= {"schedule": objective.schedule, "decoder": objective.decoder}
-    record = {"run": str(source.folder), "split": options.split, "ema": source.config.ema[0], "weights file": weights_hash(source)}
+    settings |= {"schedule": objective.schedule, "decoder": objective.decoder, "steps": options.steps or config.chain}
+    if config.conditional:
+        settings["label"] = found.labels.to(device)
+    record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0], "weights file": weights_hash(source)}
     out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
     with processes() as first, progress_bar(options.quiet or not first) as progress:
         settings |= {"share": share_of_rank(), "progress": progress}
@@ -82,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         if options.against is not None:
             other = Run(options.against)
             record |= {"against": str(other.folder), "weights file against": weights_hash(other)}
-            report = compare(objective.model, other.load().model, images, record=record, **settings)
+            report = compare(objective.model, other.load().to(device).model, images, record=record, **settings)
         else:
             kept = Kept(out.with_suffix(f".{settings['share'].index}.safetensors"))
             report = evaluate_bound(objective.model, images, record=record, resume=kept.state(), checkpoint=kept, **settings)
@@ -116,21 +126,24 @@ class Kept:
         return load_file(self.path) if self.path.is_file() else None
 
 
-def data_of(name: str, split: str) -> Tensor:
-    """The integer images of a split; an unknown name is answered with the nearest.
+def images_of(name: str, split: str, folder: str) -> Images:
+    """A split of a data set whose files are in `folder`, or of CIFAR-10 in the folder that is named in its place; an unknown name is
+    answered with the nearest.
 
-    >>> data_of("digits", "test").shape
+    >>> images_of("digits", "test", "data").pixels.shape
     torch.Size([297, 1, 8, 8])
     """
+    if name not in DATA and Path(name).is_dir():
+        name, folder = "cifar10", name
     if name not in DATA:
-        raise ValueError(must("evaluate", "data", f"be one of {', '.join(DATA)}", repr(name), did_you_mean(name, DATA)))
-    images: Tensor = getattr(DATA[name](), split)
+        raise ValueError(must("evaluate", "data", f"be one of {', '.join(DATA)}, or a folder", repr(name), did_you_mean(name, DATA)))
+    images: Images = getattr(DATA[name](folder), split)
     return images
 
 
 def weights_hash(run: Run) -> str:
     """The first 16 hexadecimal digits of SHA-256 over the averaged weights' file."""
-    return hashlib.sha256((run.folder / "ema.safetensors").read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(run.weights().read_bytes()).hexdigest()[:16]
 
 
 @contextmanager

@@ -1,8 +1,11 @@
-"""Objects of a user's own, from a Python file that they name."""
+"""What a command takes from outside: objects of a user's own, from a Python file that they name, and the device."""
 
+import os
 import runpy
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vdiff.errors import must
 
@@ -29,4 +32,21 @@ def from_file(place: str) -> Any:
     return found[name]
 
 
-__all__ = ["from_file"]
+def device_of(name: str | None) -> torch.device:
+    """A device by name; without one a GPU where there is one, under torchrun each process its own.
+
+    Raises:
+        ValueError: for a name that is none.
+
+    >>> device_of("cpu")
+    device(type='cpu')
+    """
+    if name is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(must("vdiff", "device", "be a device of torch", repr(name), "cpu, cuda or cuda:1")) from None
+
+
+__all__ = ["device_of", "from_file"]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdiff.cli.load import device_of
 from vdiff.decoder import Levels
 from vdiff.errors import did_you_mean, must
 from vdiff.sampling import STEPS, Clipped, Counted, Guided, ddim, few_steps, start, streams, to_levels, trajectory
@@ -55,6 +56,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", action="store_true", help="clip x̂ to [-1, 1] at every level")
     parser.add_argument("--draw", action="store_true", help="draw levels from the decoder instead of taking those nearest to x̂")
     parser.add_argument("--gif", action="store_true", help="write the trajectory too")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--out", help="folder to write to (default: RUN/samples)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -78,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    source = Run(options.run)
-    objective = source.load()
+    source, device = Run(options.run), device_of(options.device)
+    objective = source.load().to(device)
     decoder, trained = objective.decoder, objective.schedule
     if not isinstance(decoder, Levels):
         raise ValueError(must("sample", "run", "have a decoder with levels", repr(decoder), "pictures are made of levels"))
@@ -97,15 +99,15 @@ def run(options: argparse.Namespace) -> int:
         for first in range(0, options.count, options.batch):
             numbers = range(first, min(first + options.batch, options.count))
             generators = streams(options.seed, numbers)
-            condition = {} if labels is None else {"label": labels[list(numbers)]}
-            z = start(source.config.shape, generators)
+            condition = {} if labels is None else {"label": labels[list(numbers)].to(device)}
+            z = start(source.config.shape, generators).to(device)
             path = trajectory(model, z, schedule=schedule, steps=options.steps, step=step, generator=generators, **condition)
             on_the_way = []
             for i, (_, prediction) in enumerate(path):
                 bar.update(len(z))
                 if options.gif and _shown(i, options.steps):
-                    on_the_way.append(decoder.decode(prediction.x))
-            kept.append((to_levels(decoder, prediction, draw=options.draw, generator=generators), prediction.x))
+                    on_the_way.append(decoder.decode(prediction.x).cpu())
+            kept.append((to_levels(decoder, prediction, draw=options.draw, generator=generators).cpu(), prediction.x.cpu()))
             frames.append(on_the_way)
     data, x = (torch.cat(parts) for parts in zip(*kept, strict=True))
     folder = Path(options.out) if options.out else source.folder / "samples"

@@ -23,7 +23,7 @@ from vdiff.training.ranks import from_first, here, on_first
 from vdiff.training.state import State, is_state
 
 RESUME = ("auto", "never")
-FREE = ("accumulate", "compile", "channels_last")  # how a step is computed, not what: a resumed run may change it
+FREE = ("accumulate", "compile", "channels_last", "folder")  # how a step is computed, not what: a resumed run may change it
 
 
 class Run:
