@@ -34,7 +34,7 @@ from vdiff.times import generator_of
 from vdiff.training import Config, Run, Validation, here, processes, train
 from vdiff.training.share import share_of_rank
 
-FEW = 64  # images of a point of the validation curve on a CPU; of the table, ten times as many
+FEW = 64  # images of a point of the validation curve on a CPU; of the table, four times as many
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if here().first:
                 print(described(options.recipe, config, len(images.train)), flush=True)
             learn(run, images, device, options.every)
-            report(run, images, device, options.images or (len(images.test) if gpu else 10 * FEW))
+            report(run, images, device, options.images or (len(images.test) if gpu else 4 * FEW))
     except ValueError as error:
         print(f"cifar10: {error}", file=sys.stderr)
         return 2
@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=at_least_one,
         help="steps between points of the curve and checkpoints (default: a hundredth of all, at most 5,000; on a CPU a fifth)",
     )
-    parser.add_argument("--images", type=at_least_one, help=f"test images in the table (default: all; on a CPU {10 * FEW})")
+    parser.add_argument("--images", type=at_least_one, help=f"test images in the table (default: all; on a CPU {4 * FEW})")
     parser.add_argument("--dry-run", action="store_true", help="print all settings and the network's size, and stop")
     options, rest = parser.parse_known_args(arguments)
     if rest:

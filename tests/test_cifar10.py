@@ -1,6 +1,9 @@
 """The script for CIFAR-10 from end to end, on images in CIFAR-10's own form, and the commands that follow it."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +16,7 @@ from cifar_files import lay_out, small
 from vdiff import bits_per_dim
 from vdiff.cli import main as vdiff
 from vdiff.data.download import Unreachable
+from vdiff.likelihood import evaluation
 from vdiff.training import Config, Run
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
@@ -30,6 +34,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", (form,))
     monkeypatch.setattr("vdiff.data.registry.HELD_OUT", 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(evaluation._PLAN.controls[1], "full", 0)  # the axes of 3,072 dimensions take half a minute
     lay_out(tmp_path / "data" / form.folder, batches)
     return tmp_path / "data"
 
@@ -72,6 +77,41 @@ def test_one_command_trains_evaluates_and_draws(folder, tmp_path, capsys):
     assert json.loads((out / "evaluation.json").read_text())["total"] == own["total"]
     assert vdiff(["sample", str(out), "--count", "2", "--steps", "2", "--quiet"]) == 0
     assert np.load(out / "samples" / "samples.npz")["data"].shape == (2, 3, 32, 32)
+
+
+PROGRAM = """
+import sys, torch
+sys.path[:0] = ["tests", "examples"]
+import cifar10, vdiff.data.cifar10, vdiff.data.registry
+from cifar_files import small
+from vdiff.likelihood import evaluation
+vdiff.data.cifar10.PUBLISHED, vdiff.data.registry.HELD_OUT, evaluation._PLAN.controls[1].full = (small(False)[0],), 4, 0
+torch.cuda.is_available = lambda: False
+raise SystemExit(cifar10.main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_train_one_run(folder, tmp_path):
+    """As torchrun starts them: one run, one table. That weights are those of one process is tested where the loop is."""
+    out, root = tmp_path / "run", Path(__file__).parent.parent
+    command = ["--recipe", "small", "--data", str(folder), "--out", str(out), "--images", "4", "--set", *TINY]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        known = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    known |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *command], cwd=root, stdout=subprocess.PIPE, text=True,
+            env=known | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=600)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert [text.count("4 of 4 test images") for text in said] == [1, 0]
+    results = json.loads((out / "results.json").read_text())
+    assert (results["protocol"]["processes"], results["protocol"]["images"]) == (2, 4)
+    assert 8 < results["bound"]["total"]["value"] < 12
 
 
 def test_a_dry_run_prints_all_settings_and_makes_nothing(tmp_path, capsys, monkeypatch):

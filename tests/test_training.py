@@ -1,16 +1,20 @@
 """Training: the loop, its averages and its folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from points import points, run_until, tensors
+from points import data_of, points, run_until, tensors
 
 from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
+from vdiff.likelihood import evaluate
 from vdiff.nn import UNet
-from vdiff.training import Config, Run, parameter_groups, train
+from vdiff.training import Config, Run, Validation, parameter_groups, train
+from vdiff.training.averages import Averages
+from vdiff.training.batches import Batches
 from vdiff.training.config import build
 from vdiff.training.loop import pace
 
@@ -133,6 +137,80 @@ def test_the_step_does_not_depend_on_accumulation(tmp_path):
 def tensors_after(config: Config, folder: Path) -> dict[str, torch.Tensor]:
     run_until(folder, config)
     return tensors(folder)
+
+
+def test_labels_and_flags_go_with_their_images():
+    """Every image is its own number in each pixel but two, which tell how it lies."""
+    number = torch.arange(20)
+    data = number.view(20, 1, 1, 1).expand(20, 3, 4, 4).clone()
+    data[:, :, 0, 0] += 100
+    data[:, :, 0, 1] += 50
+    network = {"name": "VDMUNet", "width": 32, "depth": 1}
+    config = replace(TINY, network=network, shape=[3, 4, 4], level_head=False, augment="flip-turn", batch=12, accumulate=3)
+    batches = Batches(data, config)
+    parts = [batches(step, part) for step in range(40) for part in range(3)]
+    pixels, flags = torch.cat([part.data for part in parts]), torch.cat([part.condition["augmented"] for part in parts])
+    assert torch.equal(pixels[:, 0].amin((1, 2)), torch.cat([part.images for part in parts]))
+    assert torch.equal(flags == 0, (pixels[:, 0, 0, 0] >= 100) & (pixels[:, 0, 0, 1] >= 50))
+    assert 0.6 < flags.mean() < 0.9  # three quarters
+
+    network = {"name": "UNet", "channels": 3, "labels": 20, "width": 8}
+    config = replace(TINY, network=network, shape=[3, 4, 4], level_head=False, augment="flip", conditional=True, accumulate=4)
+    for part in (Batches(data, config, labels=number + 7)(5, i) for i in range(4)):
+        assert torch.equal(part.condition["label"], part.images + 7)
+        assert part.condition.keys() == {"label"}
+    with pytest.raises(ValueError, match=r"train: argument 'labels' must be given, \(20,\), for a conditional network; got None"):
+        Batches(data, config)
+    with pytest.raises(
+        ValueError, match=r"train: argument 'data' must be \(n, \*shape\) with the config's shape \[3, 4, 4\]; got \(20, 4, 4, 3\)"
+    ):
+        Batches(data.permute(0, 2, 3, 1), config, labels=number)
+
+
+def test_averages_leave_the_start_behind_soon():
+    """With a decay of 0.9999 one tenth of the first weights is left after the first update, and a thousandth after nine more; without the
+    warm-up it would be 0.999."""
+    objective = TINY.objective()
+    with torch.no_grad():
+        for p in objective.parameters():
+            p.fill_(1.0)
+    averages = Averages(objective, [0.9999, 0.5])
+    with torch.no_grad():
+        for p in objective.parameters():
+            p.zero_()
+    left, kept = {0.9999: 1.0, 0.5: 1.0}, []
+    for n in range(10):
+        averages.update(n)
+        for decay, averaged in averages.copies.items():
+            left[decay] *= min(decay, (1 + n) / (10 + n))
+            for p in averaged.parameters():
+                torch.testing.assert_close(p, torch.full_like(p, left[decay]), rtol=1e-5, atol=0)
+        kept.append(left[0.9999])
+    assert kept[0] == 0.1
+    assert kept[-1] < 1.1e-5
+
+
+def test_averages_have_the_buffers_of_now():
+    config = points(schedule={"name": "Adaptive", "bins": 6, "warmup": 2})
+    objective = config.objective()
+    averaged = train(objective, data_of(config), config, quiet=True)
+    assert objective.schedule.mass.max() > 1.1 / 6
+    for now, mean in zip(objective.buffers(), averaged.buffers(), strict=True):
+        assert torch.equal(now, mean)
+
+
+def test_validation_is_the_bound_on_the_same_grid_each_time():
+    images = digits()
+    objective = TINY.objective().eval()
+    validate = Validation(images.selection[:40], draws=16)
+    first = validate(objective)
+    torch.manual_seed(5)
+    assert validate(objective) == first
+    exact = evaluate(objective.model, images.selection[:40], schedule=objective.schedule, decoder=objective.decoder, draws=256).total
+    assert abs(first.value - exact.value) < 4 * (first.monte_carlo**2 + exact.monte_carlo**2) ** 0.5
+    log: list[dict[str, float]] = []
+    train(TINY.objective(), images.train, TINY, validate=validate, log=log.append, every=12, quiet=True)
+    assert 0 < log[-1]["selection_error"] < log[-1]["selection_error_over_images"] < log[-1]["selection_bits_per_dim"]
 
 
 def test_configs_name_classes_and_unknown_ones_get_the_nearest():

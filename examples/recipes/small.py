@@ -12,7 +12,7 @@ from recipes.vdm import CONFIG as VDM
 CONFIG = replace(
     VDM,
     data="patches",
-    network=VDM.network | {"width": 32, "depth": 2, "dropout": 0.0},
+    network=VDM.network | {"width": 32, "depth": 2, "heads": 0, "dropout": 0.0},
     schedule={"name": "Linear", "logsnr_max": 13.3, "logsnr_min": -5.0},
     steps=1000,
     batch=8,

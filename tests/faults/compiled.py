@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from points import data_of as data_of_points
+from points import points
 from torch import Tensor, nn
 
 from vdiff import Categorical, Denoiser, Eps, LearnedLinear, Linear, Objective
 from vdiff.decoder import Gaussian
 from vdiff.nn import DDPMUNet, IDDPMUNet, VDMUNet
+from vdiff.training import train
 
 from .common import DECODERS, ROWS, SCHEDULES, WEIGHTINGS, assert_same, batch, data_of, gradients, model
 
@@ -87,6 +90,19 @@ def network(name: str) -> None:
     assert_compiles(make, images, given=False, backend="aot_eager")
 
 
+def training() -> None:
+    """A run whose config asks for it: the network alone is compiled, what is kept of it has the same names."""
+    states = []
+    for compiled in (False, True):
+        config = points(compile=compiled, steps=4)
+        torch.manual_seed(0)
+        states.append(train(config.objective(), data_of_points(config), config, quiet=True).state_dict())
+    if states[0].keys() != states[1].keys():
+        raise AssertionError(list(states[1]))
+    for name, value in states[0].items():
+        assert_same(states[1][name], value, rtol=1e-5, atol=1e-6)
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{
         f"weighted {SCHEDULES[i]()!r} {WEIGHTINGS[i % len(WEIGHTINGS)]()!r} {ROWS[i % len(ROWS)]!r}": lambda i=i: weighted(i)
@@ -95,6 +111,7 @@ CASES: dict[str, Callable[[], None]] = {
     **{f"bound {DECODERS[i]()!r}": lambda i=i: bound(i) for i in range(len(DECODERS))},  # type: ignore[misc]
     **{f"network {name}": lambda name=name: network(name) for name in NETWORKS},  # type: ignore[misc]
     "default backend": default_backend,
+    "training": training,
 }
 
 if __name__ == "__main__":

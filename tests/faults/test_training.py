@@ -24,6 +24,7 @@ import pytest
 import torch
 from points import command, data_of, environment, outcome, points
 from safetensors.torch import load_file, save_file
+from soak_training import damaged, kills
 from torch import Tensor, nn
 
 from vdiff import Categorical, Denoiser, Objective, V
@@ -37,6 +38,8 @@ from vdiff.training.ranks import Place
 from vdiff.training.state import State
 
 from .common import Net, assert_refused
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # of fork, since Python 3.12
 
 
 class Sick(nn.Module):
@@ -187,6 +190,27 @@ def test_fault_53_killed_at_any_moment_of_writing(tmp_path: Path) -> None:
     newest = write(tmp_path, 3, small(3), {})
     prune(tmp_path, 1)
     assert list(tmp_path.iterdir()) == [newest]
+
+
+def test_fault_53_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file, then their folder, then the name, then the folder that holds it."""
+    done: list[str] = []
+    replace_, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("name"), replace_(a, b)))
+    write(tmp_path, 1, small(1), {})
+    assert sorted(done[:3]) == ["a.safetensors", "b.safetensors", "meta.json"]
+    assert done[3:] == [".step-00000001.partial", "name", tmp_path.name]
+
+
+def test_fault_53_a_training_that_is_killed_again_and_again(tmp_path: Path) -> None:
+    """A sample of what `make soak` does a hundred times."""
+    assert kills(2, tmp_path, steps=20)["kills"] >= 2
+
+
+def test_fault_54_damaged_checkpoints_are_what_they_were_or_refused(tmp_path: Path) -> None:
+    """A sample of the ten thousand of `make soak`."""
+    assert set(damaged(100, tmp_path)) >= {"refused", "loaded, what it was"}
 
 
 def damage(path: Path, how: str) -> None:
@@ -705,6 +729,26 @@ def test_fault_73_tensorboard_that_does_not_even_import(tmp_path: Path, monkeypa
     monkeypatch.setattr(builtins, "__import__", fails)
     run_of(tmp_path, points())
     assert outcome(tmp_path)["state"]["step"] == 12
+
+
+def test_fault_73_tensorboard_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise PermissionError("no place for events")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=fails))
+    with pytest.warns(UserWarning, match="TensorBoard failed, training goes on: PermissionError: no place for events"):
+        run_of(tmp_path, points())
+    assert outcome(tmp_path)["state"]["step"] == 12
+
+
+def test_fault_62_a_run_that_is_only_read_is_not_trained(tmp_path: Path) -> None:
+    config = points()
+    run_of(tmp_path, config)
+    with assert_refused(ValueError, "train", "run", "be opened for training", "Run.open(folder, config)"):
+        train(config.objective(), data_of(config), config, run=Run(tmp_path), quiet=True)
+    other = replace(config, lr=0.1)
+    with Run.open(tmp_path, config) as run, assert_refused(ValueError, "train", "run", "be of the config that is trained", "lr: 0.1"):
+        train(other.objective(), data_of(other), other, run=run, quiet=True)
 
 
 def test_averages_in_float32_of_a_network_in_half_precision() -> None:

@@ -23,7 +23,8 @@ class VDMUNet(nn.Module):
     It sees z together with sin and cos of 2ⁿ·2πz, n = 6 and 7, by which it reads the last bits of a grey level at high
     log-SNR, and γ = −λ scaled to [0, 1] between `logsnr_max` and `logsnr_min`. z is added to its output, an ε̂: use it with
     `Eps()`. `augmented` (batch,) tells which images were flipped or turned; 0 where it is not given. With augmentation, VDM
-    takes width 256 and dropout 0.05. Those features need z in float32: for half precision, `torch.autocast`.
+    takes width 256 and dropout 0.05. Those features need z in float32: for half precision, `torch.autocast`. With 0 `heads` there is
+    no attention in the middle, which on a CPU takes most of a small network's time.
 
     Variational Diffusion Models, arXiv:2107.00630, appendix B, and the authors' code.
 
@@ -38,6 +39,7 @@ class VDMUNet(nn.Module):
         *,
         width: int = 128,
         depth: int = 32,
+        heads: int = 1,
         dropout: float = 0.1,
         logsnr_max: float = 13.3,
         logsnr_min: float = -5.0,
@@ -53,7 +55,7 @@ class VDMUNet(nn.Module):
         )
         self.first = nn.Conv2d(5 * channels, width, 3, padding=1)
         self.down = nn.ModuleList(block(width) for _ in range(depth))
-        self.middle1, self.middle2 = block(width, heads=1), block(width)
+        self.middle1, self.middle2 = block(width, heads=heads), block(width)
         self.up = nn.ModuleList(block(2 * width) for _ in range(depth + 1))
         self.last = nn.Sequential(group_norm(width, 32, 1e-6), nn.SiLU(), zero(nn.Conv2d(width, channels, 3, padding=1)))
         for each in (*self.down, self.middle1, self.middle2, *self.up):

@@ -18,7 +18,7 @@ from vdiff.schedule.base import home
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.guard import autocast, memory_hint, not_finite
-from vdiff.training.ranks import from_first, here, over_ranks, wrap
+from vdiff.training.ranks import from_first, here, on_first, over_ranks, wrap
 from vdiff.training.readings import Reading, Readings
 from vdiff.training.record import Record, tensorboard
 from vdiff.training.run import Run
@@ -80,6 +80,8 @@ def train(
     check_positive_int("train", "store_every", store_every)
     if on_nonfinite not in POLICIES:
         raise ValueError(must("train", "on_nonfinite", "be 'skip' or 'raise'", repr(on_nonfinite), did_you_mean(on_nonfinite, POLICIES)))
+    if run is not None:
+        run.check(config)
     trainer = _Trainer(objective, data, labels, config, run, on_nonfinite)
     listeners = [] if log is None else [log]
     if run is not None and here().first:
@@ -88,13 +90,13 @@ def train(
         stack.callback(trainer.release)
         asked: Callable[[], int] = stack.enter_context(stopping()) if run is not None else int
         silent = quiet or not here().first
-        record = stack.enter_context(Record(config.steps, first=trainer.state.step, quiet=silent, listeners=listeners))
+        record = stack.enter_context(Record(config.steps, trainer.unit, first=trainer.state.step, quiet=silent, listeners=listeners))
         trainer.fit(record, validate, every, store_every, asked)
     averaged = trainer.state.averaged
     for mean, p in zip(averaged.parameters(), objective.parameters(), strict=True):
         mean.requires_grad_(p.requires_grad)  # to go on with, as one likes
     if run is not None:
-        run.save(averaged)
+        on_first(lambda: run.save(averaged))  # nobody goes on to load it before it is there
     return averaged
 
 
@@ -127,7 +129,8 @@ class _Trainer:
         groups = {group["name"]: group["params"] for group in self.state.optimizer.param_groups}
         self.network_parameters, self.schedule_parameters = groups.get("model", []), groups.get("schedule", [])
         self.dims = math.prod(config.shape) * math.log(2)
-        self.is_bound = objective.decoder is not None and objective.bound_weight is None and isinstance(objective.weighting, ELBO)
+        is_bound = objective.decoder is not None and objective.bound_weight is None and isinstance(objective.weighting, ELBO)
+        self.unit = "bits_per_dim" if is_bound else "loss"
         self.last: Reading | None = None
 
     def rehearse(self) -> None:
@@ -219,7 +222,7 @@ class _Trainer:
         total, count = state.window
         entry: dict[str, Any] = {"step": state.step}
         if count:
-            entry["train_bits_per_dim" if self.is_bound else "train_loss"] = total / count
+            entry[f"train_{self.unit}"] = total / count
         if last is not None:
             entry["gradient_norm"] = last.norm if math.isfinite(last.norm) else None
         entry |= {"lr": self.state.optimizer.param_groups[0]["lr"], "skipped": state.skipped}

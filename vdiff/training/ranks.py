@@ -81,7 +81,7 @@ def wrap(module: nn.Module) -> DistributedDataParallel:
     'DistributedDataParallel'
     """
     wrapped = DistributedDataParallel(module, static_graph=True)
-    wrapped.broadcast_buffers = False  # schedules sum their own; as an argument it is deprecated in some versions, unknown in others
+    wrapped.broadcast_buffers = False  # they are equal already; as an argument it is deprecated in some versions, and unknown in others
     return wrapped
 
 
@@ -97,7 +97,7 @@ def over_ranks(statistics: Tensor) -> Tensor:
 
 
 def on_first(make: Callable[[], Any]) -> Any:
-    """What `make()` returns on the first rank, plain data, on all of them; and so the ValueError that it raises.
+    """What `make()` returns on the first rank, plain data, on all of them; and so what it raises.
 
     >>> on_first(lambda: {"step": 3})
     {'step': 3}
@@ -106,11 +106,11 @@ def on_first(make: Callable[[], Any]) -> Any:
     if place.count == 1:
         return make()
     told: list[str] = [""]
-    failure: ValueError | None = None
+    failure: Exception | None = None
     if place.first:
         try:
             told = [json.dumps({"value": make()})]
-        except ValueError as error:
+        except Exception as error:
             failure, told = error, [json.dumps({"error": str(error)})]
     dist.broadcast_object_list(told)
     answer = json.loads(told[0])

@@ -17,20 +17,23 @@ class Record:
     Without a terminal each entry is a printed line. A listener that raises is warned of, and training goes on.
 
     >>> entries = []
-    >>> with Record(10, quiet=True, listeners=[entries.append]) as record:
+    >>> with Record(10, "bits_per_dim", quiet=True, listeners=[entries.append]) as record:
     ...     record.advance(1.5)
     ...     record.write({"step": 1, "train_bits_per_dim": 1.5})
     >>> entries[0]["step"]
     1
     """
 
-    def __init__(self, steps: int, *, first: int = 0, quiet: bool = False, listeners: list[Callable[[Entry], None]] | None = None) -> None:
+    def __init__(
+        self, steps: int, unit: str, *, first: int = 0, quiet: bool = False, listeners: list[Callable[[Entry], None]] | None = None
+    ) -> None:
+        self.unit = unit.replace("_per_", "/")
         self.quiet, self.listeners, self.started = quiet, listeners or [], time.monotonic()
         self.bar = tqdm(total=steps, initial=first, disable=True if quiet else None, unit="step", dynamic_ncols=True, smoothing=0.05)
 
     def advance(self, loss: float) -> None:
         """One step done."""
-        self.bar.set_postfix_str(f"{loss:.3f} bits/dim", refresh=False)
+        self.bar.set_postfix_str(f"{loss:.3f} {self.unit}", refresh=False)
         self.bar.update()
 
     def write(self, entry: Entry) -> None:
@@ -63,7 +66,11 @@ def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return []
-    writer: Any = SummaryWriter(str(folder), purge_step=first + 1)
+    try:
+        writer: Any = SummaryWriter(str(folder), purge_step=first + 1)
+    except Exception as error:
+        warnings.warn(f"TensorBoard failed, training goes on: {type(error).__name__}: {error}", stacklevel=2)
+        return []
 
     def write(entry: Entry) -> None:
         for name, value in entry.items():

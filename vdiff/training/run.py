@@ -23,7 +23,7 @@ from vdiff.training.ranks import from_first, here, on_first
 from vdiff.training.state import State, is_state
 
 RESUME = ("auto", "never")
-FREE = ("accumulate", "compile", "channels_last")  # how a step is computed, not what: a resumed run may change it
+FREE = ("accumulate", "compile", "channels_last", "folder")  # how a step is computed, not what: a resumed run may change it
 
 
 class Run:
@@ -114,6 +114,14 @@ class Run:
         except ValueError:
             self.close()
             raise
+
+    def check(self, config: Config) -> None:
+        """Raise unless this run was opened for the training of this config."""
+        if differences(self.config.asdict(), config.asdict()):
+            came = differences(self.config.asdict(), config.asdict())
+            raise ValueError(must("train", "run", "be of the config that is trained", came))
+        if self._lock is None and here().first:
+            raise ValueError(must("train", "run", "be opened for training", f"Run({str(self.folder)!r})", "Run.open(folder, config)"))
 
     def close(self) -> None:
         """Let others train in this folder."""

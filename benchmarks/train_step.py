@@ -1,0 +1,195 @@
+"""What training costs beyond its network: a recipe's own training loop over bare steps of the same network, interleaved.
+
+A bare step is forward, a plain MSE at fixed input, time and target, backward and the optimizer, in the same precision and compiled
+alike. The loop has all the rest: images by number, times, noise, encoding, the loss, checks, the averages, the log. Rounds of a
+few steps of each take turns; printed are the median ratio with its quartiles, images per second, the peak of memory, what parts of the rest
+cost alone, and, in multiply-adds of the network (three times its forward pass), which share of the device's own measured rate
+for matrices is used. On a CPU, seconds are those of the processor, which others on the machine disturb less.
+
+    python benchmarks/train_step.py                                  # on a GPU: VDM, batch 128, bf16, compiled
+    python benchmarks/train_step.py --batch 2 --rounds 9             # on a CPU, float32
+    python benchmarks/train_step.py --recipe small
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from vdiff.objective import Objective
+from vdiff.training import Config
+from vdiff.training.guard import autocast
+from vdiff.training.loop import _Trainer
+from vdiff.training.record import Record
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+import recipes
+
+Run = Callable[[], None]
+
+
+class _Known(nn.Module):
+    """A network that costs nothing."""
+
+    def __init__(self, out: Tensor) -> None:
+        super().__init__()
+        self.out = nn.Parameter(out.clone())
+
+    def forward(self, z: Tensor, level: Tensor, **condition: Tensor) -> Tensor:
+        return self.out
+
+
+class Steps:
+    """The same network in its training loop and in bare steps."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.objective: Objective = config.objective().to(device)
+        data = torch.randint(0, 256, (max(1024, config.batch), *config.shape), dtype=torch.uint8)
+        self.trainer = _Trainer(self.objective, data, None, config, None, "skip")
+        self.config, self.device, self.entries = config, device, 0
+        self.network: nn.Module = self.objective.model.network  # type: ignore[union-attr, assignment]
+        batch = self.trainer.batches(0, 0)
+        self.x, self.time = torch.randn_like(batch.eps), torch.linspace(-4, 12, len(batch.eps), device=device)
+        with torch.no_grad():
+            self.target = torch.randn_like(self.network(self.x, self.time))
+
+    def loop(self, steps: int) -> None:
+        """So many steps of training, the last of them logged."""
+        self.trainer.config = replace(self.config, steps=self.trainer.state.step + steps)
+        with Record(steps, "bits/dim", quiet=True, listeners=[self._listen]) as record:
+            self.trainer.fit(record, None, sys.maxsize, sys.maxsize, int)
+
+    def bare(self, steps: int) -> None:
+        """So many bare steps."""
+        optimizer = self.trainer.state.optimizer
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            for _ in range(self.config.accumulate):
+                with autocast(self.config, self.device):
+                    out = self.network(self.x, self.time)
+                F.mse_loss(out.float(), self.target).backward()
+            optimizer.step()
+
+    def parts(self) -> dict[str, Run]:
+        """Pieces of what the loop has beyond the network, each by itself."""
+        trainer, batch = self.trainer, self.trainer.batches(0, 0)
+        network, free = self.network, _Known(self.target)
+
+        def loss() -> None:
+            self.objective.model.network = free  # type: ignore[union-attr]
+            try:
+                self.objective(batch.data, u=batch.u, eps=batch.eps, **batch.condition).mean().backward()
+            finally:
+                self.objective.model.network = network  # type: ignore[union-attr]
+
+        return {
+            "images, times and noise": lambda: [trainer.batches(trainer.state.step, i) for i in range(self.config.accumulate)] and None,
+            "loss, forward and back": loss,
+            "averages": lambda: trainer.state.averages.update(trainer.state.step),
+        }
+
+    def _listen(self, entry: dict[str, object]) -> None:
+        self.entries += 1
+
+
+def seconds(run: Run, device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak(run: Run, device: torch.device) -> int:
+    """Peak bytes of live allocations, beyond those that were there."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        run()
+    live = most = 0
+    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        most = max(most, live)
+    return most
+
+
+def multiply_adds(network: nn.Module, x: Tensor, level: Tensor) -> float:
+    """Of one image's forward pass."""
+    with torch.no_grad(), FlopCounterMode(display=False) as count:
+        network(x[:1], level[:1])
+    return count.get_total_flops() / 2
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
+    """Multiply-adds a second of large square matrices, the best of several rounds."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    repeats = 20 if device.type == "cuda" else 2
+    return max(repeats * side**3 / seconds(lambda: [a @ b for _ in range(repeats)] and None, device) for _ in range(rounds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="vdm", choices=recipes.NAMES, metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--batch", type=int, help="images in a step (default: the recipe's)")
+    parser.add_argument("--rounds", type=int, default=15, help="of each of the two (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=None, help="in a round (default: 10 on a GPU, 1 on a CPU)")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="settings of the recipe")
+    options = parser.parse_args()
+    gpu = torch.cuda.is_available()
+    device, steps = torch.device("cuda" if gpu else "cpu"), options.steps or (10 if gpu else 1)
+    config = recipes.load(options.recipe)
+    if not gpu:
+        config = replace(config, autocast=False, compile=False, channels_last=False)
+    config = replace(config, batch=options.batch or config.batch).override(options.set)
+    both = Steps(config, device)
+    micro = len(both.x)
+    forward = multiply_adds(both.network, both.x, both.time)
+    name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {name}; {options.recipe}, batch {config.batch} in micro-batches of {micro}", end="")
+    print(f"; autocast {config.autocast}, compile {config.compile}, channels_last {config.channels_last}")
+    for run in (both.bare, both.loop):  # compile, choose kernels, fill caches
+        run(2)
+    bare, loop = [], []
+    for i in range(options.rounds):
+        for run, times in ((both.bare, bare), (both.loop, loop))[:: 1 if i % 2 else -1]:
+            times.append(seconds(lambda run=run: run(steps), device) / steps)
+    low, middle, high = statistics.quantiles([b / a for a, b in zip(bare, loop, strict=True)], n=4)
+    step = statistics.median(loop)
+    print(f"training over bare step: {middle:.3f} (quartiles {low:.3f} to {high:.3f}, {options.rounds} rounds of {steps} steps)")
+    print(f"a training step: {step:.4g} s, {config.batch / step:.4g} images/s; bare {statistics.median(bare):.4g} s")
+    for part, alone in both.parts().items():
+        alone()
+        share = statistics.median(seconds(alone, device) for _ in range(options.rounds)) / statistics.median(bare)
+        print(f"  {part:<26}{100 * share:6.2f} % of a bare step, by itself")
+    most = {run.__name__: peak(lambda run=run: run(1), device) / 2**20 for run in (both.bare, both.loop)}
+    print(f"peak memory of a step: bare {most['bare']:,.0f} MiB, training {most['loop']:,.0f} MiB")
+    rate = matrix_rate(device, torch.bfloat16 if config.autocast else torch.float32)
+    used = 3 * forward * config.batch / step
+    kind = "bf16" if config.autocast else "float32"
+    print(f"{forward / 1e9:.4g} GMAC forward for an image; {used / 1e12:.3g} TMAC/s", end=", ")
+    print(f"{100 * used / rate:.1f} % of this device's {kind} matrices at {rate / 1e12:.3g} TMAC/s")
+
+
+if __name__ == "__main__":
+    main()
