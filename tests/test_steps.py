@@ -385,6 +385,10 @@ def test_what_a_trajectory_yields_can_be_changed(step):
             tensor.zero_()
         assert model.last.out.abs().min() > 0
     assert torch.equal(z, noise(dims=2))
+    path = trajectory(PLANE, z, generator=torch.Generator().manual_seed(1), **options)
+    z.zero_()
+    *_, (_, last) = path
+    assert torch.equal(last.x, wanted)
     torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
 
 

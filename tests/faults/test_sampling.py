@@ -33,6 +33,7 @@ from vdiff import (
     heun,
     ode,
     sample,
+    trajectory,
 )
 from vdiff.decoder import Gaussian
 from vdiff.sampling import Counted, Memory, SolverError, leading, start, streams, to_levels, to_uint8, trailing, uniform
@@ -400,6 +401,8 @@ def test_fault_39_a_network_and_its_gradients_are_left_alone() -> None:
     network = model()
     out = sample(network, Z.float(), schedule=Linear(), steps=3, step=adams)
     assert not out.requires_grad
+    path = trajectory(network, Z.float().requires_grad_(), schedule=Linear(), steps=3, step=adams)
+    assert not any(v.requires_grad for z, prediction in path for v in (z, prediction.x, prediction.eps))
     assert network.training
     level = torch.zeros(4)
     assert ddim(network, Z.float(), level, level + 1.0, Memory()).requires_grad  # a step by itself has gradients

@@ -187,7 +187,8 @@ def _model(options: argparse.Namespace, model: Any) -> Any:
     if options.interval is not None and options.guidance is None:
         raise ValueError(must("sample", "interval", "come with guidance", "none", "--guidance 2 --null-label 10"))
     if options.guidance is not None:
-        model = Guided(model, options.guidance, {"label": options.null_label}, options.interval)
+        interval = None if options.interval is None else tuple(options.interval)
+        model = Guided(model, options.guidance, {"label": options.null_label}, interval)
     return Clipped(model) if options.clip else model
 
 

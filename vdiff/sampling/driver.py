@@ -60,14 +60,13 @@ def trajectory(
         hint = f"the function, without quotes: step={step}" if str(step) in STEPS else near or f"vdiff.sampling has {', '.join(STEPS)}"
         raise TypeError(must("sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint))
     check_generators("sample", generator, z)
-    return _walk(_Watched(model, **condition), z.to(at_least_float32(z.dtype), copy=True), grid, step, Memory((), generator))
+    return _walk(_Watched(model, **condition), z.detach().to(at_least_float32(z.dtype), copy=True), grid, step, Memory((), generator))
 
 
-@torch.no_grad()
 def _walk(model: Counted, z: Tensor, grid: Tensor, step: Step, memory: Memory) -> Iterator[tuple[Tensor, Prediction]]:
     for i, (logsnr_t, logsnr_s) in enumerate(itertools.pairwise(grid.tolist())):
         t, s = (torch.full((len(z),), level, dtype=grid.dtype, device=z.device) for level in (logsnr_t, logsnr_s))
-        with evaluation_mode(model):
+        with torch.no_grad(), evaluation_mode(model):
             there = step(model, z, t, s, memory)
         now = model.take_first()
         if now is None:
@@ -80,7 +79,7 @@ def _walk(model: Counted, z: Tensor, grid: Tensor, step: Step, memory: Memory) -
                 must("sample", "model", "lead to finite states", came, "a network is unreliable beyond the levels it was trained on")
             )
         z, memory = there, memory.after(now)
-    with evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model):
         last = model(z, grid[-1:].expand(len(z)))
     if not torch.isfinite(last.out).all():
         came = f"NaN or infinity at the last level, λ = {grid[-1]:g}"
