@@ -1,5 +1,6 @@
 """Bits of discrete data from densities: noise within the bin, its own density, bounds whose answer is known."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from vdiff import Categorical, DiscretizedGaussian, Lattice, Linear
+from vdiff import Categorical, DiscretizedGaussian, Lattice, Linear, Prediction
 from vdiff.likelihood.dequantise import Dequantization, TruncatedNormal, Uniform, dequantized_ode
 from vdiff.likelihood.importance import importance_weighted
+from vdiff.likelihood.trace import Hutchinson
 
 KINDS = [
     lambda decoder: Uniform(decoder),
@@ -17,6 +19,7 @@ KINDS = [
     lambda decoder: TruncatedNormal(decoder, 6.0),
     lambda decoder: TruncatedNormal(decoder, 13.3),
 ]
+ORACLE = Lattice(Categorical(5).grid, torch.arange(1, 6) / 15.0)
 DECODERS = [Categorical(2), Categorical(17), Categorical(256, closed=True)]
 
 
@@ -123,6 +126,28 @@ def test_the_decoder_is_part_of_the_number(closed, softmax, interval):
     """Interior levels at γ₀ = −13.3, level spacing 2/255 and 2/256, bits/dim: five times the bits for another decoder."""
     for decoder, bits in ((Categorical(256, closed=closed), softmax), (DiscretizedGaussian(256, closed=closed), interval)):
         assert decoder.table(13.3)[128].item() / math.log(2) == pytest.approx(bits, abs=5e-5)
+
+
+def test_every_draw_has_probes_of_its_own():
+    """Else the replicates would share their error, and its estimate be too small."""
+
+    class Watched(Hutchinson):
+        def directions(self, z, generators):
+            seen.append(super().directions(z, generators))
+            return seen[-1]
+
+    def three(z, logsnr):  # independent dimensions
+        flat = ORACLE(z.reshape(-1, 1), logsnr.repeat_interleave(3))
+        return Prediction(z, logsnr, flat.out.view(z.shape), flat.parameterization)
+
+    seen: list[torch.Tensor] = []
+    data = torch.randint(0, 5, (40, 3), generator=streams(1)[0])
+    setting = {"dequantization": Uniform(Categorical(5)), "schedule": Linear(3.0, -8.0), "tolerance": 1e-2, "replicates": 4}
+    dequantized_ode(three, data, trace=Watched(probes=2), **setting)
+    drawn = [one for one in seen if one.shape[1] == 40]
+    assert len(drawn) == 4
+    for one, other in itertools.combinations(drawn, 2):
+        assert 0.35 < (one == other).double().mean() < 0.65
 
 
 def test_it_says_what_it_is():

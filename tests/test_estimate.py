@@ -28,7 +28,9 @@ def test_a_tally_is_the_mean_and_the_spread_of_what_was_added():
     assert second.value == pytest.approx(2 * values[:, 1].mean().item(), rel=1e-14)
     assert first.monte_carlo == pytest.approx(2 * math.sqrt(values[:, 0].var(0).sum() / 7) / 5, rel=1e-9)
     assert first.images == pytest.approx(2 * values[:, 0].mean(0).std().item() / math.sqrt(5), rel=1e-6)
-    assert 6 < first.freedom < 30  # Satterthwaite's lies between one image's and all images'
+    variances = values[:, 0].var(0)  # Satterthwaite's lies between one image's six and all images' thirty
+    assert first.freedom == pytest.approx(6 * (variances.sum() ** 2 / variances.square().sum()).item(), rel=1e-6)
+    assert 6 < first.freedom < 30
 
 
 def test_a_constant_part_has_no_error_at_all():

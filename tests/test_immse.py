@@ -92,7 +92,9 @@ def test_it_is_no_bound_for_a_denoiser_that_is_not_perfect():
     """The error of a worse denoiser only adds: to a Gaussian told a wrong scale it gives more than −log p of anything."""
     data = Gaussian([0.0], [0.25])
     x = points(data, 400)
-    off = immse(lambda z, logsnr: Prediction(z, logsnr, 0.9 * data(z, logsnr).x, X()), x, schedule=Linear(10.0, -12.0), gaussian=data)
+    with pytest.warns(UserWarning, match=r"immse: .* of the .* nats lie beyond the clean end of the schedule, extrapolated: move its ends"):
+        off = immse(lambda z, logsnr: Prediction(z, logsnr, 0.9 * data(z, logsnr).x, X()), x, schedule=Linear(10.0, -12.0), gaussian=data)
+    assert off.protocol["beyond the clean end, nats"] == pytest.approx(off.high_tail.mean().item())
     assert "an estimate, not a bound" in str(off)
     assert off.mean > -data.log_prob(x).mean() + 0.1
 

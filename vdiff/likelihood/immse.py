@@ -12,6 +12,7 @@ whose integrand vanishes at both ends and has less variance in between. Discrete
 instead, where the Gaussian's part up to λ_max is KL(q(z | x) ‖ q_G(z)), known exactly.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ from vdiff.schedule import Schedule
 from vdiff.times import generator_of, stratified
 
 _ALONE = Share()
+LONG_TAIL, TAIL_SEEN = 5.0, 1e-3  # an extrapolated tail is good to a fifth: longer than five standard errors, or so many nats, it counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class IMMSE(Replicated):
     """An estimate of −log p of each example, nats. With a learned denoiser it is neither a bound nor any model's −log p.
 
     `low_tail` and `high_tail` are what it contains of the integral beyond the schedule's ends, extrapolated from the integrand
-    there: where they are not small, the ends are too close.
+    there: where they are not small, the ends are too close, and a warning says so.
 
     >>> zero = torch.zeros(1)
     >>> print(IMMSE(torch.zeros(2, 1), 1, zero, low_tail=zero, high_tail=zero))
@@ -92,6 +94,9 @@ def immse(
 
     Raises:
         TypeError, ValueError: as `weighted_elbo`, and where the model is not finite: for which example, at which λ.
+
+    Warns:
+        UserWarning: where the tails beyond the schedule's ends, which are extrapolated, are long.
 
     >>> from vdiff import Linear
     >>> oracle = Gaussian([0.0], [0.25])
@@ -147,10 +152,17 @@ def immse(
             batch=max(1, batch // places), key=key, course=Course(share, progress, checkpoint, resume),
         )  # fmt: skip
     low, high = found["low"], found["high"]
-    return IMMSE(
+    tails = {"beyond the noisy end, nats": low.mean().item(), "beyond the clean end, nats": high.mean().item()}
+    estimate = IMMSE(
         known.cpu() + found["inner"] + low + high, x[0].numel(), torch.full((len(x),), 2 * replicates * places),
-        low_tail=low.mean(0), high_tail=high.mean(0), protocol={**of_data(x), **said, **of_computation(x.dtype, x.device, [model], share)},
+        low_tail=low.mean(0), high_tail=high.mean(0),
+        protocol={**of_data(x), **said, **tails, **of_computation(x.dtype, x.device, [model], share)},
     )  # fmt: skip
+    for place, nats in tails.items():
+        if abs(nats) > LONG_TAIL * max(estimate.mean_error, TAIL_SEEN):
+            what = f"immse: {nats:.2g} of the {estimate.mean:.4g} nats lie {place.removesuffix(', nats')} of the schedule, extrapolated"
+            warnings.warn(f"{what}: move its ends apart", stacklevel=2)
+    return estimate
 
 
 __all__ = ["IMMSE", "immse"]
