@@ -79,8 +79,8 @@ class Histogram(Schedule):
 
     def times_to_check(self, points: int) -> Tensor:
         before, mass = self._before().cpu(), self.mass.flip(0).cpu()
-        times = torch.cat([super().times_to_check(points), before, before + 0.5 * mass])
-        return times.round(decimals=12).clamp(0.0, 1.0).unique()  # sorted, and none so close that λ is the same by rounding
+        times = torch.cat([super().times_to_check(points), before, before + 0.5 * mass]).clamp(0.0, 1.0).sort().values
+        return times[times.diff(prepend=times.new_tensor([-1.0])) > 1e-12]  # none so close that λ is the same by rounding
 
     @property
     def _width(self) -> float:
