@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from vdiff.likelihood import evaluate as evaluate_bound
 from vdiff.likelihood.pieces import FailedElsewhere
 from vdiff.objective import Objective
 from vdiff.oracle import Gaussian
-from vdiff.training import Run
+from vdiff.training import Run, here, processes
 from vdiff.training.run import write_aside
 from vdiff.training.share import share_of_rank
 
@@ -105,7 +104,8 @@ def run(options: argparse.Namespace) -> int:
     record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0], "weights file": weights_hash(source)}
     out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
-    with processes() as first:
+    with processes():
+        first = here().first
         quiet = options.quiet or not first
         settings |= {"share": share_of_rank(), "record": record}
         report: Report | Comparison
@@ -236,19 +236,6 @@ def images_of(name: str, split: str, folder: str) -> Images:
 def weights_hash(run: Run) -> str:
     """The first 16 hexadecimal digits of SHA-256 over the averaged weights' file."""
     return hashlib.sha256(run.weights().read_bytes()).hexdigest()[:16]
-
-
-@contextmanager
-def processes() -> Iterator[bool]:
-    """A gloo group where torchrun started several processes; whether this is the first."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield True
-        return
-    dist.init_process_group("gloo")
-    try:
-        yield dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager
