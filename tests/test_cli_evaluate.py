@@ -26,10 +26,10 @@ CONFIG = Config(
 )
 
 
-def made(folder: Path, seed: int = 0) -> Path:
+def made(folder: Path, seed: int = 0, config: Config = CONFIG) -> Path:
     torch.manual_seed(seed)
-    run = Run.create(folder, CONFIG)
-    objective = CONFIG.objective()
+    run = Run.create(folder, config)
+    objective = config.objective()
     with torch.no_grad():
         for parameter in objective.model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # a new network's last layer is zero
@@ -70,7 +70,6 @@ def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
 
 def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
     """Without --steps it is that of the run's chain; the network is told the classes."""
-    torch.manual_seed(0)
     config = Config(
         network={"name": "UNet", "channels": 1, "channels_out": 2, "width": 8, "multipliers": [1], "heads": 1, "labels": 10},
         parameterization={"name": "Eps"},
@@ -82,9 +81,7 @@ def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
         conditional=True,
         level_head=False,
     )
-    run, objective = Run.create(tmp_path / "run", config), config.objective()
-    torch.nn.init.normal_(objective.model.network.last[-1].weight, std=0.1)
-    run.save(objective)
+    run = Run(made(tmp_path / "run", config=config))
     assert call(run.folder, "--draws", 4, "--replicates", 2) == 0
     known = json.loads((run.folder / "evaluation.json").read_text())
     assert known["protocol"]["T"] == 20
