@@ -84,7 +84,7 @@ def settings_of(folder, *options):
     """What `vdiff sample` writes down, and the levels it visited."""
     assert main(["sample", str(folder), "--count", "2", "--quiet", *options]) == 0
     written = np.load(folder / "samples" / "samples.npz")
-    return json.loads(str(written["settings"])), written["levels"], written["x"]
+    return json.loads(str(written["settings"])), written["logsnr"], written["x"]
 
 
 def test_the_levels_are_those_asked_for(run, tmp_path):

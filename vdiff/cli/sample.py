@@ -1,8 +1,9 @@
 """Sample from a run: a picture, the numbers, and on demand the way there.
 
 Writes into RUN/samples (or --out) samples.png, a grid with one row for each class where the run has classes; samples.npz with
-`data` (the levels), `x` (x̂), `label` and the settings; and with --gif trajectory.gif, x̂ on the way from noise to data. A
-sample is a function of the seed and its number, whatever the batch: but for rounding, and with --step ode for the solver's error.
+`data` (integers), `x` (x̂), `label`, `logsnr` (the noise levels visited) and the settings; and with --gif trajectory.gif, x̂ on the
+way from noise to data. A sample is a function of the seed and its number, whatever the batch: but for rounding, and with
+--step ode for the solver's error.
 
     vdiff sample RUN                                        100 levels, with fresh noise at each
     vdiff sample RUN --step adams --grid few --steps 12     few evaluations, no noise but that at the start
@@ -141,7 +142,7 @@ def run(options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {name: value for name, value in vars(options).items() if isinstance(value, int | float | str | list)}
     settings |= {"steps": len(levels), "device": str(device), "evaluations": counted.evaluations}
-    arrays: dict[str, Any] = {"data": data.numpy(), "x": x.numpy(), "levels": levels.numpy(), "settings": json.dumps(settings)}
+    arrays: dict[str, Any] = {"data": data.numpy(), "x": x.numpy(), "logsnr": levels.numpy(), "settings": json.dumps(settings)}
     np.savez(folder / "samples.npz", **arrays | ({} if labels is None else {"label": labels.numpy()}))
     cells, columns = _cells(options.count, labels)
     _picture(data, decoder.levels, cells, columns).save(folder / "samples.png")
