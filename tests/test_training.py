@@ -197,6 +197,7 @@ def test_averages_have_the_buffers_of_now():
     assert objective.schedule.mass.max() > 1.1 / 6
     for now, mean in zip(objective.buffers(), averaged.buffers(), strict=True):
         assert torch.equal(now, mean)
+    averaged(data_of(config)[:4]).mean().backward()  # an objective as any other
 
 
 def test_validation_is_the_bound_on_the_same_grid_each_time():
