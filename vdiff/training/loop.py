@@ -30,6 +30,7 @@ Log = Callable[[dict[str, Any]], None]
 Validate = Callable[[Objective], float | Estimate]
 PATIENCE = 10  # steps in a row without a finite loss
 POLICIES = ("skip", "raise")
+LATE = {"cuda": 1}  # by how many steps numbers are read
 
 
 def train(
@@ -169,7 +170,8 @@ class Trainer:
 
     def fit(self, record: Record, validate: Validate | None, every: int, store_every: int, asked: Callable[[], int]) -> None:
         """All steps that are left."""
-        state, readings, stored, stop = self.state, Readings(), self.state.step, False
+        state, stored, stop = self.state, self.state.step, False
+        readings = Readings(late=LATE.get(self.device.type, 0))
         for step in range(state.step, self.config.steps):
             for reading in readings.push(step, self.step(step, asked)):
                 stop = self.note(reading, record) or stop
