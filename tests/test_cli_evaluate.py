@@ -26,10 +26,10 @@ CONFIG = Config(
 )
 
 
-def made(folder: Path, seed: int = 0) -> Path:
+def made(folder: Path, seed: int = 0, config: Config = CONFIG) -> Path:
     torch.manual_seed(seed)
-    run = Run.create(folder, CONFIG)
-    objective = CONFIG.objective()
+    run = Run.create(folder, config)
+    objective = config.objective()
     with torch.no_grad():
         for parameter in objective.model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # a new network's last layer is zero
@@ -66,6 +66,42 @@ def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
     )
     assert again.total.value == pytest.approx(known["total"]["value"], rel=1e-9)
     assert [path.name for path in run.iterdir() if path.name.startswith("evaluation")] == ["evaluation.json"]
+
+
+def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
+    """Without --steps it is that of the run's chain; the network is told the classes."""
+    config = Config(
+        network={"name": "UNet", "channels": 1, "channels_out": 2, "width": 8, "multipliers": [1], "heads": 1, "labels": 10},
+        parameterization={"name": "Eps"},
+        schedule={"name": "Tabulated.cosine_betas", "levels": 21},
+        decoder={"name": "DiscretizedGaussian", "levels": LEVELS, "denoise": True, "clip": 0.01},
+        variance={"name": "Range"},
+        chain=20,
+        resampling=True,
+        conditional=True,
+        level_head=False,
+    )
+    run = Run(made(tmp_path / "run", config=config))
+    assert call(run.folder, "--draws", 4, "--replicates", 2) == 0
+    known = json.loads((run.folder / "evaluation.json").read_text())
+    assert known["protocol"]["T"] == 20
+    images, loaded = command.images_of("digits", "test", "data"), run.load()
+
+    def bound(label, steps=20):
+        setting = {"schedule": loaded.schedule, "decoder": loaded.decoder, "draws": 4, "replicates": 2}
+        return evaluate(loaded.model, images.pixels, steps=steps, label=label, **setting).total.value
+
+    assert known["total"]["value"] == pytest.approx(bound(images.labels), rel=1e-9)
+    assert known["total"]["value"] != pytest.approx(bound(0 * images.labels), rel=1e-6)
+    assert call(run.folder, "--steps", 10, "--draws", 4, "--replicates", 2) == 0
+    again = json.loads((run.folder / "evaluation.json").read_text())
+    assert again["total"]["value"] == pytest.approx(bound(images.labels, steps=10), rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "words"), [("cuda0", "be a device of torch; got 'cuda0' (cpu, cuda or cuda:1)")])
+def test_an_unknown_device_is_named(tmp_path, capsys, name, words):
+    assert call(made(tmp_path / "run"), "--device", name) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_it_compares_two_runs(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Diffusion models as weighted evidence lower bounds: one integral over log-SNR, and bounds in bits/dim to trust."""
 
 from vdiff.bound import Bound
-from vdiff.chain import first_variance, hybrid, path_bound
+from vdiff.chain import first_variance, hybrid, path_bound, vlb
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
 from vdiff.denoiser import Denoiser, ScaledGamma, ScheduleTime, TableStep, edm_time, flow_time, sigma_time
 from vdiff.describe import describe
@@ -126,5 +126,6 @@ __all__ = [
     "sigma_time",
     "stratified",
     "trajectory",
+    "vlb",
     "weighted_elbo",
 ]
