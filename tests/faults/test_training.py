@@ -67,9 +67,13 @@ def state_of(objective: Objective) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in objective.state_dict().items()}
 
 
+@pytest.mark.parametrize("late", [0, 1])  # as on a CPU and as on a GPU
 @pytest.mark.parametrize(("value", "backwards"), [(torch.nan, False), (torch.inf, False), (0.0, True)], ids=["nan", "inf", "gradient"])
-def test_fault_52_a_step_that_is_not_finite_is_left_out_and_counted(value: float, backwards: bool, tmp_path: Path) -> None:
+def test_fault_52_a_step_that_is_not_finite_is_left_out_and_counted(
+    value: float, backwards: bool, late: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights and moments are those of before, and everything after goes on from finite numbers."""
+    monkeypatch.setattr("vdiff.training.loop.LATE", {"cpu": late})
     config, seen = points(steps=8), {}
     sick = objective_of(Sick(lambda call: call in (3, 4, 6), value, backwards))
 
