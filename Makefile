@@ -38,10 +38,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/ode_cost.py
 	$(BIN)/python benchmarks/step_order.py --out benchmarks/results
 
-# what takes minutes: coverage of the intervals over 2,000 evaluations, 10,000 damaged data files
+# what takes minutes: coverage of the intervals over 2,000 evaluations, 10,000 damaged data files, runs that are killed
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s
 	$(BIN)/python tests/soak_data.py 10000
+	$(BIN)/python tests/soak_training.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vdiff.objective import Objective
 from vdiff.training import Config
 from vdiff.training.guard import autocast
-from vdiff.training.loop import _Trainer
+from vdiff.training.loop import Trainer
 from vdiff.training.record import Record
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
@@ -55,7 +55,7 @@ class Steps:
         torch.manual_seed(0)
         self.objective: Objective = config.objective().to(device)
         data = torch.randint(0, 256, (max(1024, config.batch), *config.shape), dtype=torch.uint8)
-        self.trainer = _Trainer(self.objective, data, None, config, None, "skip")
+        self.trainer = Trainer(self.objective, data, config)
         self.config, self.device, self.entries = config, device, 0
         self.network: nn.Module = self.objective.model.network  # type: ignore[union-attr, assignment]
         batch = self.trainer.batches(0, 0)

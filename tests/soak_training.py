@@ -39,7 +39,7 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
 )
 
 
-def kills(count: int, folder: Path) -> dict[str, int]:
+def kills(count: int, folder: Path, steps: int = 150) -> dict[str, int]:
     """Kill a training that writes checkpoints most of its time `count` times, and each time look at what is left.
 
     When it has come to its end, it must be what it would have been, to the last bit.
@@ -47,8 +47,8 @@ def kills(count: int, folder: Path) -> dict[str, int]:
     dice, seen = random.Random(1), Counter[str]()
     whole: dict[str, Any] = {}
     while seen["kills"] < count:
-        config = points(network={"name": "MLP", "dims": 64, "width": 128, "depth": 2, "features": 8}, steps=150, schedule=SCHEDULES[-1])
-        home = folder / f"killed-{seen['runs']}"
+        config = points(network={"name": "MLP", "dims": 64, "width": 128, "depth": 2, "features": 8}, steps=steps, schedule=SCHEDULES[-1])
+        home, patience, reached = folder / f"killed-{seen['runs']}", 0.8, 0
         while True:
             child = os.fork()
             if child == 0:
@@ -56,22 +56,23 @@ def kills(count: int, folder: Path) -> dict[str, int]:
                     run_until(home, config, store_every=INTERVAL)
                 finally:
                     os._exit(0)
-            time.sleep(dice.uniform(0.02, 0.8))
+            time.sleep(dice.uniform(0.02, patience))
             os.kill(child, signal.SIGKILL)
             if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
                 break
             seen["kills"] += 1
-            look_at(home, config, seen)
+            last, reached = reached, look_at(home, config, seen)
+            patience = 0.8 if reached > last else patience + 0.2  # a busy machine needs more to get anywhere
         seen["runs"] += 1
         whole = whole or run_until(folder / "not killed", config, store_every=INTERVAL)
         assert outcome(home) == whole, "a run that was killed is another one"
     return dict(seen)
 
 
-def look_at(home: Path, config: Config, seen: Counter[str]) -> None:
-    """Every checkpoint that has its name is whole; no more steps than the interval are lost."""
+def look_at(home: Path, config: Config, seen: Counter[str]) -> int:
+    """Every checkpoint that has its name is whole; no more steps than the interval are lost. The step of the newest."""
     if not (home / "config.json").exists():
-        return
+        return 0
     run, state = Run(home), State(config.objective(), config)
     steps = [0]
     for path in checkpoints(run.checkpoints):
@@ -81,6 +82,7 @@ def look_at(home: Path, config: Config, seen: Counter[str]) -> None:
     lost = max((entry["step"] for entry in run.history()), default=0) - steps[-1]
     assert lost <= INTERVAL, f"{lost} steps lost"
     seen["most steps lost"] = max(seen["most steps lost"], lost)
+    return steps[-1]
 
 
 def resumes(count: int, folder: Path) -> dict[str, int]:

@@ -18,10 +18,12 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 
 
-def test_two_processes_are_one_and_their_run_goes_on_on_one(tmp_path: Path) -> None:
-    """Two processes of three micro-batches, of which the second is asked to stop: both leave behind the same step, and a single process
-    goes on to what it would have reached by itself."""
-    said = finish(on_ranks(2, tmp_path, *({"do": "stop", "at": 6, "accumulate": 3, **changes} for changes in SETTINGS)))
+def test_one_process_then_two_then_one_are_one(tmp_path: Path) -> None:
+    """One process to step 3; two of three micro-batches each, of which the second is asked to stop in step 7: both leave behind the same
+    step; and one to the end: what it would have reached by itself, optimizer and schedule too."""
+    for i, changes in enumerate(SETTINGS):
+        run_until(tmp_path / str(i), points(**changes), 3)
+    said = finish(on_ranks(2, tmp_path, *({"do": "stop", "at": 3, "accumulate": 3, **changes} for changes in SETTINGS)))
     assert [code for code, _ in said] == [143, 143], said
     for i, changes in enumerate(SETTINGS):
         whole, both = tmp_path / "alone" / str(i), tmp_path / str(i)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from points import points, run_until, tensors
+from points import data_of, points, run_until, tensors
 
 from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
@@ -122,6 +122,15 @@ def test_a_run_stopped_between_two_entries_of_the_log_has_the_same_log(tmp_path)
     assert stopped == whole
 
 
+def test_numbers_that_are_read_late_change_nothing(tmp_path, monkeypatch):
+    """On a GPU a step's numbers are read when the next is under way: a signal is seen one step later, and all else is the same."""
+    options = {"every": 5, "store_every": 3}
+    whole = run_until(tmp_path / "whole", points(), **options)
+    monkeypatch.setattr("vdiff.training.loop.LATE", {"cpu": 1})
+    assert run_until(tmp_path / "stopped", points(), 4, **options)["state"]["step"] == 5
+    assert run_until(tmp_path / "stopped", points(), **options) == whole
+
+
 def test_a_run_that_is_done_is_only_read_again(tmp_path):
     first = run_until(tmp_path, points())
     assert run_until(tmp_path, points(), validate=lambda averaged: pytest.fail("trained again")) == first
@@ -188,6 +197,16 @@ def test_averages_leave_the_start_behind_soon():
         kept.append(left[0.9999])
     assert kept[0] == 0.1
     assert kept[-1] < 1.1e-5
+
+
+def test_averages_have_the_buffers_of_now():
+    config = points(schedule={"name": "Adaptive", "bins": 6, "warmup": 2})
+    objective = config.objective()
+    averaged = train(objective, data_of(config), config, quiet=True)
+    assert objective.schedule.mass.max() > 1.1 / 6
+    for now, mean in zip(objective.buffers(), averaged.buffers(), strict=True):
+        assert torch.equal(now, mean)
+    averaged(data_of(config)[:4]).mean().backward()  # an objective as any other
 
 
 def test_validation_is_the_bound_on_the_same_grid_each_time():

@@ -24,6 +24,7 @@ import pytest
 import torch
 from points import command, data_of, environment, outcome, points
 from safetensors.torch import load_file, save_file
+from soak_training import damaged, kills
 from torch import Tensor, nn
 
 from vdiff import Categorical, Denoiser, Objective, V
@@ -37,6 +38,8 @@ from vdiff.training.ranks import Place
 from vdiff.training.state import State
 
 from .common import Net, assert_refused
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # of fork, since Python 3.12
 
 
 class Sick(nn.Module):
@@ -64,9 +67,13 @@ def state_of(objective: Objective) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in objective.state_dict().items()}
 
 
+@pytest.mark.parametrize("late", [0, 1])  # as on a CPU and as on a GPU
 @pytest.mark.parametrize(("value", "backwards"), [(torch.nan, False), (torch.inf, False), (0.0, True)], ids=["nan", "inf", "gradient"])
-def test_fault_52_a_step_that_is_not_finite_is_left_out_and_counted(value: float, backwards: bool, tmp_path: Path) -> None:
+def test_fault_52_a_step_that_is_not_finite_is_left_out_and_counted(
+    value: float, backwards: bool, late: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights and moments are those of before, and everything after goes on from finite numbers."""
+    monkeypatch.setattr("vdiff.training.loop.LATE", {"cpu": late})
     config, seen = points(steps=8), {}
     sick = objective_of(Sick(lambda call: call in (3, 4, 6), value, backwards))
 
@@ -187,6 +194,27 @@ def test_fault_53_killed_at_any_moment_of_writing(tmp_path: Path) -> None:
     newest = write(tmp_path, 3, small(3), {})
     prune(tmp_path, 1)
     assert list(tmp_path.iterdir()) == [newest]
+
+
+def test_fault_53_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file, then their folder, then the name, then the folder that holds it."""
+    done: list[str] = []
+    replace_, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("name"), replace_(a, b)))
+    write(tmp_path, 1, small(1), {})
+    assert sorted(done[:3]) == ["a.safetensors", "b.safetensors", "meta.json"]
+    assert done[3:] == [".step-00000001.partial", "name", tmp_path.name]
+
+
+def test_fault_53_a_training_that_is_killed_again_and_again(tmp_path: Path) -> None:
+    """A sample of what `make soak` does a hundred times."""
+    assert kills(2, tmp_path, steps=20)["kills"] >= 2
+
+
+def test_fault_54_damaged_checkpoints_are_what_they_were_or_refused(tmp_path: Path) -> None:
+    """A sample of the ten thousand of `make soak`."""
+    assert set(damaged(100, tmp_path)) >= {"refused", "loaded, what it was"}
 
 
 def damage(path: Path, how: str) -> None:

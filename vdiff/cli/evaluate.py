@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from vdiff.data.registry import DATASETS
 from vdiff.errors import did_you_mean, must
 from vdiff.likelihood import Comparison, Report, compare
 from vdiff.likelihood import evaluate as evaluate_bound
-from vdiff.training import Run
+from vdiff.training import Run, here, processes
 from vdiff.training.run import write_aside
 from vdiff.training.share import share_of_rank
 
@@ -86,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         settings["label"] = found.labels.to(device)
     record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0], "weights file": weights_hash(source)}
     out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
-    with processes() as first, progress_bar(options.quiet or not first) as progress:
+    with processes(), progress_bar(options.quiet or not here().first) as progress:
         settings |= {"share": share_of_rank(), "progress": progress}
         report: Report | Comparison
         if options.against is not None:
@@ -97,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
             kept = Kept(out.with_suffix(f".{settings['share'].index}.safetensors"))
             report = evaluate_bound(objective.model, images, record=record, resume=kept.state(), checkpoint=kept, **settings)
             kept.path.unlink(missing_ok=True)
-        if first:
+        if here().first:
             write_aside(out, json.dumps(report.asdict(), indent=2, allow_nan=False) + "\n")
             print(f"{report}\nin {out}")
     return 0
@@ -144,19 +143,6 @@ def images_of(name: str, split: str, folder: str) -> Images:
 def weights_hash(run: Run) -> str:
     """The first 16 hexadecimal digits of SHA-256 over the averaged weights' file."""
     return hashlib.sha256(run.weights().read_bytes()).hexdigest()[:16]
-
-
-@contextmanager
-def processes() -> Iterator[bool]:
-    """A gloo group where torchrun started several processes; whether this is the first."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield True
-        return
-    dist.init_process_group("gloo")
-    try:
-        yield dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a command takes from outside: objects of a user's own, from a Python file that they name, and the device."""
 
-import os
 import runpy
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from vdiff.errors import must
+from vdiff.training.ranks import own_device
 
 
 def from_file(place: str) -> Any:
@@ -42,7 +42,7 @@ def device_of(name: str | None) -> torch.device:
     device(type='cpu')
     """
     if name is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+        return own_device()
     try:
         return torch.device(name)
     except RuntimeError:

@@ -29,7 +29,7 @@ class Averages:
     """
 
     def __init__(self, objective: Objective, decays: Sequence[float]) -> None:
-        self.copies = {decay: copy.deepcopy(objective).requires_grad_(False).eval() for decay in decays}
+        self.copies = {decay: copy.deepcopy(objective).eval() for decay in decays}
         self._pairs: dict[float, list[tuple[list[Tensor], list[Tensor]]]] = {}
         self._buffers: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         for decay, averaged in self.copies.items():

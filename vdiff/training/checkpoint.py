@@ -13,7 +13,8 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -219,15 +220,8 @@ def number(path: Path) -> int:
 
 
 def _unused(path: Path) -> Path:
-    return next(p for p in _numbered(path) if not p.exists())
-
-
-def _numbered(path: Path) -> Iterator[Path]:
-    yield path
-    i = 1
-    while True:
-        yield path.with_name(f"{path.name}-{i}")
-        i += 1
+    names = (path.with_name(f"{path.name}-{i}" if i else path.name) for i in count())
+    return next(other for other in names if not other.exists())
 
 
 def _is_meta(meta: dict[str, Any]) -> bool:

@@ -30,6 +30,7 @@ Log = Callable[[dict[str, Any]], None]
 Validate = Callable[[Objective], float | Estimate]
 PATIENCE = 10  # steps in a row without a finite loss
 POLICIES = ("skip", "raise")
+LATE = {"cuda": 1}  # by how many steps numbers are read
 
 
 def train(
@@ -82,7 +83,7 @@ def train(
         raise ValueError(must("train", "on_nonfinite", "be 'skip' or 'raise'", repr(on_nonfinite), did_you_mean(on_nonfinite, POLICIES)))
     if run is not None:
         run.check(config)
-    trainer = _Trainer(objective, data, labels, config, run, on_nonfinite)
+    trainer = Trainer(objective, data, config, labels=labels, run=run, on_nonfinite=on_nonfinite)
     listeners = [] if log is None else [log]
     if run is not None and here().first:
         listeners += [run.log, *tensorboard(run.folder / "tensorboard", trainer.state.step)]
@@ -98,11 +99,25 @@ def train(
     return averaged
 
 
-class _Trainer:
-    """One training: what a step needs, and what is done between steps."""
+class Trainer:
+    """One training: what a step needs, and what is done between steps. `train` makes one and lets it `fit`.
+
+    >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, batch=4)
+    >>> trainer = Trainer(config.objective(), torch.randint(0, 17, (8, 1, 8, 8)), config)
+    >>> loss, norm, not_finite, stop = trainer.step(0, asked=lambda: 0).tolist()
+    >>> not_finite, stop
+    (0.0, 0.0)
+    """
 
     def __init__(
-        self, objective: Objective, data: Tensor, labels: Tensor | None, config: Config, run: Run | None, on_nonfinite: str
+        self,
+        objective: Objective,
+        data: Tensor,
+        config: Config,
+        *,
+        labels: Tensor | None = None,
+        run: Run | None = None,
+        on_nonfinite: str = "skip",
     ) -> None:
         self.config, self.run, self.on_nonfinite, self.place = config, run, on_nonfinite, here()
         self.device = home(objective)
@@ -155,7 +170,8 @@ class _Trainer:
 
     def fit(self, record: Record, validate: Validate | None, every: int, store_every: int, asked: Callable[[], int]) -> None:
         """All steps that are left."""
-        state, readings, stored, stop = self.state, Readings(), self.state.step, False
+        state, stored, stop = self.state, self.state.step, False
+        readings = Readings(late=LATE.get(self.device.type, 0))
         for step in range(state.step, self.config.steps):
             for reading in readings.push(step, self.step(step, asked)):
                 stop = self.note(reading, record) or stop
@@ -253,3 +269,6 @@ def pace(step: int, warmup: int, steps: int, decay: str = "cosine") -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 1.0 if decay == "constant" else 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+__all__ = ["Trainer", "pace", "train"]

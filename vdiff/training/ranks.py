@@ -42,6 +42,15 @@ def here() -> Place:
     return Place(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else Place()
 
 
+def own_device() -> torch.device:
+    """The GPU of this process, under torchrun one for each; the CPU where there is none.
+
+    >>> own_device().type in ("cpu", "cuda")
+    True
+    """
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+
+
 @contextmanager
 def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
     """The device of this process, in a group with the others where torchrun started several (nccl on GPUs, gloo on CPUs).
@@ -52,14 +61,13 @@ def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
     ...     here().count
     1
     """
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
-    if gpu:
+    device = own_device()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
     try:
         yield device
     except BaseException as error:
@@ -81,7 +89,7 @@ def wrap(module: nn.Module) -> DistributedDataParallel:
     'DistributedDataParallel'
     """
     wrapped = DistributedDataParallel(module, static_graph=True)
-    wrapped.broadcast_buffers = False  # schedules sum their own; as an argument it is deprecated in some versions, unknown in others
+    wrapped.broadcast_buffers = False  # they are equal already; as an argument it is deprecated in some versions, and unknown in others
     return wrapped
 
 
@@ -131,4 +139,4 @@ def from_first(tensors: Iterable[Tensor]) -> None:
             tensor.detach().copy_(whole)
 
 
-__all__ = ["Place", "from_first", "here", "on_first", "over_ranks", "processes", "wrap"]
+__all__ = ["Place", "from_first", "here", "on_first", "over_ranks", "own_device", "processes", "wrap"]

@@ -23,15 +23,16 @@ class Reading(NamedTuple):
 
 
 class Readings:
-    """Readings in the order of their steps: at once on a CPU; on a GPU one step late, when the next one is under way already, so that
-    neither waits for the other.
+    """Readings in the order of their steps, `late` by so many: by one on a GPU, when the next step is under way already, so that neither
+    waits for the other; at once on a CPU.
 
-    >>> readings = Readings()
+    >>> readings = Readings(late=0)
     >>> [reading.loss for reading in readings.push(0, torch.tensor([1.5, 0.1, 0.0, 0.0]))]
     [1.5]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, late: int) -> None:
+        self.late = late
         self._under_way: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def push(self, step: int, numbers: Tensor) -> Iterator[Reading]:
@@ -42,7 +43,7 @@ class Readings:
             numbers = numbers.to("cpu", non_blocking=True)
             event.record()
         self._under_way.append((step, numbers, event))
-        yield from self._until(0 if event is None else 1)
+        yield from self._until(self.late)
 
     def rest(self) -> Iterator[Reading]:
         """All that are still under way."""
