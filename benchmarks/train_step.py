@@ -182,7 +182,10 @@ def main() -> None:
         alone()
         share = statistics.median(seconds(alone, device) for _ in range(options.rounds)) / statistics.median(bare)
         print(f"  {part:<26}{100 * share:6.2f} % of a bare step, by itself")
-    most = {run.__name__: peak(lambda run=run: run(1), device) / 2**20 for run in (both.bare, both.loop)}
+    most = {}
+    for run in (both.bare, both.loop):
+        both.trainer.state.optimizer.zero_grad(set_to_none=True)  # gradients are part of a step's memory
+        most[run.__name__] = peak(lambda run=run: run(1), device) / 2**20
     print(f"peak memory of a step: bare {most['bare']:,.0f} MiB, training {most['loop']:,.0f} MiB")
     rate = matrix_rate(device, torch.bfloat16 if config.autocast else torch.float32)
     used = 3 * forward * config.batch / step

@@ -104,7 +104,8 @@ def config_of(options: argparse.Namespace, gpu: bool) -> Config:
         config = replace(config, shape=[1, 8, 8], network=config.network | {"channels": 1}, decoder=decoder)
     if not gpu:
         config = replace(config, autocast=False, compile=False, channels_last=False)
-    return config.override(options.set)
+    config = config.override(options.set)
+    return replace(config, folder=str(Path(config.folder).expanduser().resolve()))  # for commands that start elsewhere
 
 
 def data_of(config: Config) -> Splits:
@@ -156,7 +157,7 @@ def report(run: Run, images: Splits, device: torch.device, count: int) -> None:
     profile = vdiff.Profile(objective.schedule.logsnr_min, objective.schedule.logsnr_max, bins=40)
     found = evaluate(
         objective.model, test.pixels.to(device), schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
-        replicates=2, profile=profile, share=share_of_rank(), record={"recipe": str(run.folder), "ema": config.ema[0]}, **condition(config, test, device),
+        replicates=2, profile=profile, share=share_of_rank(), record={"run": str(run.folder), "ema": config.ema[0]}, **condition(config, test, device),
     )  # fmt: skip
     if not here().first:
         return
