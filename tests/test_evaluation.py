@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from vdiff import Categorical, Denoiser, Lattice, Linear, Profile, X
-from vdiff.likelihood import Estimate, evaluate
+from vdiff import Categorical, Denoiser, Lattice, Linear, Prediction, Profile, X
+from vdiff.likelihood import Estimate, Plan, evaluate
 from vdiff.nn import MLP
 
 PMF = [0.5, 0.3, 0.15, 0.05]
@@ -45,6 +45,20 @@ def test_the_standard_errors_are_those_of_repeated_evaluations():
     claimed = torch.tensor([e.images for e in fresh]).square().mean().sqrt().item()
     assert spread == pytest.approx(claimed, rel=4 / math.sqrt(2 * 200))
     assert claimed > torch.tensor([e.monte_carlo for e in fresh]).square().mean().sqrt()  # which it contains
+
+
+@pytest.mark.parametrize("dims", [1, 8])
+def test_a_tolerance_is_in_bits_per_dimension_and_reached_without_waste(dims):
+    """The first stage is small, so that the second decides; its number of replicates is whole, which is all that may be over."""
+    data = draw(30 * dims, seed=4).view(30, dims)
+
+    def model(z, logsnr):
+        flat = ORACLE(z.reshape(-1, 1), logsnr.repeat_interleave(dims))
+        return Prediction(z, logsnr, flat.out.view(z.shape), flat.parameterization)
+
+    tolerance = 0.04 / math.sqrt(dims)
+    found = evaluate(model, data, schedule=SCHEDULE, decoder=DECODER, tolerance=tolerance, draws=4, plan=Plan(antithetic=False)).total
+    assert 0.9 * tolerance < found.monte_carlo <= tolerance
 
 
 def test_one_image_does_not_depend_on_the_others_and_none_is_dropped():
