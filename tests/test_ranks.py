@@ -11,10 +11,19 @@ from vdiff.training import Run
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.ranks import Place
 
+CHAIN: dict[str, Any] = {
+    "network": {"name": "MLP", "dims": 64, "dims_out": 128, "width": 16, "depth": 1, "features": 8},
+    "schedule": {"name": "Tabulated.cosine_betas", "levels": 6},
+    "decoder": {"name": "DiscretizedGaussian", "levels": 17, "denoise": True, "clip": 0.01},
+    "variance": {"name": "Range"},
+    "chain": 5,
+}
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"schedule": {"name": "Spline", "knots": 5}},
     {"schedule": {"name": "Adaptive", "bins": 6, "warmup": 2}},
     {"schedule": {"name": "LearnedLinear"}, "weighting": {"name": "Sigmoid"}},  # ends without a gradient
+    CHAIN | {"bound_weight": 0.001},
+    CHAIN | {"resampling": True},  # after ten steps by what all processes saw
 )
 
 

@@ -24,7 +24,6 @@ from vdiff.training.record import Record, tensorboard
 from vdiff.training.run import Run
 from vdiff.training.signals import stopping
 from vdiff.training.state import State
-from vdiff.weighting import ELBO
 
 Log = Callable[[dict[str, Any]], None]
 Validate = Callable[[Objective], float | Estimate]
@@ -144,8 +143,7 @@ class Trainer:
         groups = {group["name"]: group["params"] for group in self.state.optimizer.param_groups}
         self.network_parameters, self.schedule_parameters = groups.get("model", []), groups.get("schedule", [])
         self.dims = math.prod(config.shape) * math.log(2)
-        is_bound = objective.decoder is not None and objective.bound_weight is None and isinstance(objective.weighting, ELBO)
-        self.unit = "bits_per_dim" if is_bound else "loss"
+        self.unit = "bits_per_dim" if objective.trains_bound else "loss"
         self.last: Reading | None = None
 
     def rehearse(self) -> None:
