@@ -139,7 +139,8 @@ def solve(
         if max_seconds is not None and time.monotonic() - started > max_seconds:
             raise gave_up(f"reached max_seconds = {max_seconds:g}")
         evaluations += 1
-        place = wide(place).clamp(angles.min(), angles.max())  # in float32 the solver's π/2 is beyond it
+        place = wide(place)
+        # a solver's own time is the state's: in float32 its right angle, λ = −∞, is more than one, and has no tangent
         level = torch.where(place < angles.max(), logsnr_of(place, unit).clamp(low, high), low)
         moves = field(level, state)
         last["t"], last["logsnr"] = ((place - angles[0]) / (angles[1] - angles[0])).item(), level.item()
