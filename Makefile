@@ -37,6 +37,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/evaluation_cost.py
 	$(BIN)/python benchmarks/ode_cost.py
 	$(BIN)/python benchmarks/step_order.py --out benchmarks/results
+	$(BIN)/python benchmarks/train_step.py --recipe small
+	$(BIN)/python benchmarks/train_step.py --batch 1 --rounds 21
 
 # what takes minutes: coverage of the intervals over 2,000 evaluations, 10,000 damaged data files, runs that are killed
 soak: $(READY)
