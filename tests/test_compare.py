@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from vdiff import Categorical, DiscretizedGaussian, GaussianMixture, Lattice, Linear, Normal
+from vdiff import Categorical, Clipped, DiscretizedGaussian, GaussianMixture, Lattice, Linear, Normal
 from vdiff.decoder import Gaussian
 from vdiff.likelihood import Plan, Stratified, compare, evaluate
 from vdiff.likelihood.measurement import BINS
@@ -28,6 +28,13 @@ def test_the_difference_is_that_of_the_two_bounds_with_a_fraction_of_the_error()
     assert abs(paired.value - (both[0].value - both[1].value)) < 4 * unpaired
     assert paired.monte_carlo < unpaired / 3
     assert paired.interval()[0] > 0
+
+
+def test_what_was_done_to_either_model_is_in_the_protocol():
+    clipped = Clipped(RIGHT, -0.5, 0.5)
+    known = compare(clipped, WRONG, DATA[:20], **SETTING | {"draws": 4}).protocol
+    assert known["x̂ clipped to, first"] == "[-0.5, 0.5]"
+    assert "x̂ clipped to, second" not in known
 
 
 def test_the_difference_by_log_snr_adds_up_and_turns_its_sign_with_the_models():

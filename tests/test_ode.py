@@ -183,6 +183,9 @@ def test_the_audit_says_what_half_the_tolerance_changes():
     tight = ode_likelihood(RING, x, schedule=WIDE, tolerance=1e-7, audit=True)
     assert tight.change.abs().max() < 1e-5 < loose.change.abs().max()
     assert ode_likelihood(RING, x[:2], schedule=WIDE).change is None
+    assert loose.protocol["half the tolerance changes the mean"] == pytest.approx(loose.change.mean().item() / (2 * math.log(2)))
+    with pytest.warns(UserWarning, match=r"half the tolerance moves the mean by .* bits/dim, more than its Monte Carlo error of 0: lower"):
+        ode_likelihood(RING, x, schedule=WIDE, tolerance=0.05, audit=True)
 
 
 def test_a_network_in_float32_and_every_target():

@@ -20,7 +20,7 @@ from vdiff.errors import check_positive_int, finite, must
 from vdiff.gaussian import sum_dims, wide
 from vdiff.likelihood.importance import ImportanceBound
 from vdiff.likelihood.integrand import evaluating
-from vdiff.likelihood.ode import OF_THE_FLOW, FlowSolver, costs
+from vdiff.likelihood.ode import OF_THE_FLOW, FlowSolver, costs, warn_of_tolerance
 from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of, told
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.trace import Exact, Trace, default_trace
@@ -215,13 +215,15 @@ def dequantized_ode(
             batch=batch, key=key, course=Course(share, progress, checkpoint, resume),
         )  # fmt: skip
     change = found["change"][0] if audit else None
-    return DequantizedLikelihood.of(
+    estimate = DequantizedLikelihood.of(
         found["log_weight"].view(replicates, samples, -1),
         dims,
         found["evaluations"].sum(0).long(),
         change=change,
         protocol={**of_data(data), **said, **costs(found["evaluations"], change, dims), **of_computation(encoded.dtype, data.device, [model], share)},
     )  # fmt: skip
+    warn_of_tolerance(name, estimate, change)
+    return estimate
 
 
 def _mixed(seed: int, draw: int) -> int:

@@ -8,6 +8,7 @@ It is a density of its own, that of z₀/α₀ when z₁ is drawn from the prior
 bound bounds another model, the reverse SDE: for an inexact denoiser the two may differ in either direction.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from vdiff.schedule import Schedule
 from vdiff.times import generator_of
 
 _ALONE = Share()
+MOVED = 0.005  # bits/dim: what half the tolerance may change
 OF_THE_FLOW = "; of the flow, another model than the bound's"
 
 
@@ -104,6 +106,9 @@ def ode_likelihood(
         ValueError: for data that is not finite, and a model that clips x̂, hides its gradient, or whose output has no digits left at an
             end of the schedule.
 
+    Warns:
+        UserWarning: where the output has few digits left there, and where the audit finds the tolerance too large.
+
     Song et al., arXiv:2011.13456, section 4.3; Grathwohl et al., arXiv:1810.01367.
 
     >>> from vdiff import GaussianMixture, Linear
@@ -129,16 +134,13 @@ def ode_likelihood(
         course = Course(share, progress, checkpoint, resume)
         found = in_pieces("ode_likelihood", piece, shapes=shapes, repetitions=1, rows=len(x), batch=batch, key=key, course=course)
     nats, noise, count, truncation, change = (found[word][0] for word in shapes)
-    return OdeLikelihood(
-        nats.T,
-        x[0].numel(),
-        count.long(),
-        flow.trace.exact,
-        noise=noise,
-        truncation=truncation,
-        change=change if audit else None,
-        protocol={**of_data(x), **said, **costs(count, change if audit else None, x[0].numel()), **of_computation(x.dtype, x.device, [model], share)},
+    moved, dims = change if audit else None, x[0].numel()
+    estimate = OdeLikelihood(
+        nats.T, dims, count.long(), flow.trace.exact, noise=noise, truncation=truncation, change=moved,
+        protocol={**of_data(x), **said, **costs(count, moved, dims), **of_computation(x.dtype, x.device, [model], share)},
     )  # fmt: skip
+    warn_of_tolerance("ode_likelihood", estimate, moved)
+    return estimate
 
 
 def costs(evaluations: Tensor, change: Tensor | None, dims: int) -> dict[str, object]:
@@ -152,6 +154,16 @@ def costs(evaluations: Tensor, change: Tensor | None, dims: int) -> dict[str, ob
         moved = bits_per_dim(change, dims)
         said |= {"half the tolerance changes the mean": moved.mean().item(), "and one example at most": moved.abs().max().item()}
     return said
+
+
+def warn_of_tolerance(name: str, found: Replicated, change: Tensor | None) -> None:
+    """Warn where half the tolerance moves the mean by more than its Monte Carlo error and by more than can be seen."""
+    if change is None:
+        return
+    moved, error = abs(bits_per_dim(change.mean(), found.dims).item()), found.estimate.monte_carlo
+    if moved > max(MOVED, 0.0 if math.isnan(error) else error):
+        what = f"{name}: half the tolerance moves the mean by {moved:.2g} bits/dim"
+        warnings.warn(f"{what}, more than its Monte Carlo error of {error:.2g}: lower the tolerance", stacklevel=3)
 
 
 class FlowSolver:
