@@ -14,7 +14,9 @@ table leaves out of everything one piece at a time.
 import argparse
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,9 +92,9 @@ def loop(model: Model, x: Tensor, points: int) -> float:
 
 def planned(integrand: Integrand, plan: Plan, draws: int, finer: int) -> tuple[float, float, int]:
     """Variance times evaluations as drawn, its limit (from a pilot `finer` times the size), and the pilot's evaluations."""
-    run = Evaluation(integrand, plan, Effort(draws=draws, replicates=4, batch=8192, seed=4))
+    run = Evaluation(integrand, plan, Effort(draws=draws, replicates=4, batch=2048, seed=4))
     fine = run_pilot(
-        integrand, Plan(plan.times, True, plan.controls, plan.antithetic, plan.baseline, finer * plan.pilot), seed=5, batch=8192
+        integrand, Plan(plan.times, True, plan.controls, plan.antithetic, plan.baseline, finer * plan.pilot), seed=5, batch=2048
     )
     variance = run().terms.variances()[1].mean().item() * draws
     return variance, list(fine.variance.values())[-1], run.design.evaluations
@@ -110,23 +112,24 @@ def table(
     points: int,
     finer: int,
     left_out: dict[str, Plan],
-) -> list[str]:
+) -> Iterator[str]:
     """Rows of a table; `unit` is the standard error to reach, in nats."""
     schedule = Linear(*ends)
     with evaluating(model):
         integrand = Integrand(model, x, schedule, decoder)
         grid = shared_grid(model, integrand.x, schedule, repeats)
         every = loop(model, integrand.x, points)
-        rows = [f"{'':<24}{'evaluations':>12}{'VDM grid over it':>18}{'over limit':>12}"]
-        rows.append(f"{'DDPM, loop over steps':<24}{every / unit**2:>12.3g}{grid / every:>18.2g}")
-        rows.append(f"{'VDM, shared offset':<24}{grid / unit**2:>12.3g}{1:>18}")
+        yield f"{'':<24}{'evaluations':>12}{'VDM grid over it':>18}{'over limit':>12}"
+        yield f"{'DDPM, loop over steps':<24}{every / unit**2:>12.3g}{grid / every:>18.2g}"
+        yield f"{'VDM, shared offset':<24}{grid / unit**2:>12.3g}{1:>18}"
         for name, plan in PLANS.items():
             variance, limit, pilot = planned(integrand, plan, draws, finer)
             over = "" if plan is STRATIFIED else f"{variance / limit:>12.2f}"
-            rows.append(row(name, variance, unit, pilot * (plan is not STRATIFIED), grid) + over)
+            yield row(name, variance, unit, pilot * (plan is not STRATIFIED), grid) + over
+        if left_out:
+            yield "everything, but"
         for name, plan in left_out.items():
-            rows.append(row(name, planned(integrand, plan, draws, 1)[0], unit, 0 if plan == Plan.plain() else plan.pilot, grid))
-    return rows
+            yield row(name, planned(integrand, plan, draws, 1)[0], unit, 0 if plan == Plan.plain() else plan.pilot, grid)
 
 
 def row(name: str, variance: float, unit: float, pilot: int, grid: float) -> str:
@@ -141,7 +144,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=64, help="per grid (default: %(default)s)")
     parser.add_argument("--out", help="default: benchmarks/results/evaluation_cost.txt, or evaluation_cost_digits.txt with --run")
     options = parser.parse_args()
-    lines = [f"python {' '.join(sys.argv)}", f"torch {torch.__version__}; evaluations include the pilot's"]
+    lines = list[str]()
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    tell(f"python {' '.join(sys.argv)}\ntorch {torch.__version__}; evaluations include the pilot's")
+    setting: dict[str, Any] = {"repeats": options.repeats, "draws": options.draws}
     if options.run:
         from vdiff.data.digits import digits
         from vdiff.training import Run
@@ -150,31 +160,18 @@ def main() -> None:
         test = digits().test
         unit = 0.002 * test[0].numel() * math.log(2)
         ends = (objective.schedule.logsnr_max, objective.schedule.logsnr_min)
-        lines += ["", f"digits, {len(test)} test images, λ from {ends[1]:g} to {ends[0]:g}, for 0.002 bits/dim"]
-        lines += table(
-            objective.model,
-            test,
-            objective.decoder,
-            ends,
-            unit,
-            repeats=options.repeats,
-            draws=options.draws,
-            points=8,
-            finer=2,
-            left_out=LEFT_OUT,
-        )
+        tell(f"\ndigits, {len(test)} test images, λ from {ends[1]:g} to {ends[0]:g}, for 0.002 bits/dim")
+        for line in table(objective.model, test, objective.decoder, ends, unit, points=8, finer=2, left_out=LEFT_OUT, **setting):
+            tell(line)
     else:
         for name, oracle in (("ring of eight, d = 2", ring()), ("mixture of ten, d = 16", mixture())):
             x = oracle.sample(POINTS, torch.Generator().manual_seed(0))
             for ends in ((10.0, -10.0), (13.3, -5.0)):
-                lines += ["", f"{name}, {POINTS} points, λ from {ends[1]:g} to {ends[0]:g}, for {TARGET} nats"]
-                lines += table(
-                    oracle, x, Gaussian(), ends, TARGET, repeats=options.repeats, draws=options.draws, points=64, finer=16, left_out={}
-                )
-                print("\n".join(lines[-9:]), flush=True)
+                tell(f"\n{name}, {POINTS} points, λ from {ends[1]:g} to {ends[0]:g}, for {TARGET} nats")
+                for line in table(oracle, x, Gaussian(), ends, TARGET, points=64, finer=16, left_out={}, **setting):
+                    tell(line)
     out = Path(options.out or f"benchmarks/results/evaluation_cost{'_digits' if options.run else ''}.txt")
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":
