@@ -153,4 +153,5 @@ def test_bins_that_are_hardly_looked_at_pass_the_check():
     """Between two times of the even grid, several bins with rates of their own."""
     mass = torch.ones(100, dtype=torch.float64)
     mass[40:45] = torch.tensor([1e-4, 1e-5, 3e-4, 1e-6, 1e-5])
-    Histogram(mass, 13.3, -5.0).check()
+    schedule = Histogram(mass, 13.3, -5.0)
+    assert schedule.check() is schedule
