@@ -2,7 +2,7 @@
 
 Data: 1,797 real 8x8 scans with 17 grey levels, 1,300 to train on, 297 for the test. Model: a U-Net of about 0.2 million
 parameters that predicts x, trained on the evidence lower bound for 4,000 steps. About seven minutes on two idle cores
-(0.08 s a step), more where they are busy; expect 1.69 bits/dim on the test set, Monte Carlo standard error 0.002.
+(0.08 s a step), more where they are busy; expect about 1.69 bits/dim on the test set, Monte Carlo standard error 0.002.
 
     python examples/digits.py --out runs/digits
 
