@@ -1,8 +1,8 @@
 """Compare schedules on scikit-learn's digits: the same ends, network and budget, and only where they look is different.
 
 For each schedule and seed a U-Net is trained on the evidence lower bound. Printed for each: bits per dimension reached on
-the test set, the variance of one independent draw of the bound and that of a stratified batch (times its size), and the
-variance of the gradient by layer. Then, on the network trained under γ_η, the variance of every schedule. Expect γ_η and the
+the test set, the variance of one independent draw of the bound and that of a finely stratified batch (times its size), each with its
+standard error, and the variance of the gradient by layer. Then, on the network trained under γ_η, the variance of every schedule. Expect γ_η and the
 adaptive density to have several times less variance than the linear schedule and tens of times less than the cosine, at no
 worse a bound. Three minutes a schedule and seed on one idle core; what was measured: benchmarks/results/learned_schedule.txt.
 
@@ -12,7 +12,9 @@ worse a bound. Three minutes a schedule and seed on one idle core; what was meas
 import argparse
 import copy
 import json
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,12 @@ from vdiff import plots
 from vdiff.data.digits import LEVELS, digits
 from vdiff.likelihood import evaluate
 from vdiff.objective import Objective
-from vdiff.schedule import Schedule
+from vdiff.schedule import Linear, Schedule
 from vdiff.times import generator_of, stratified
 from vdiff.training import Config, train
 
 HIGH, LOW = 13.3, -5.0  # VDM's own
+CELLS = 100  # of λ, over which its mean loss is followed
 SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {"name": "Linear"},
     "cosine": {"name": "Cosine"},
@@ -52,25 +55,56 @@ def config_of(schedule: dict[str, Any], options: argparse.Namespace, seed: int) 
     )
 
 
-def draws(objective: Objective, schedule: Schedule, images: Tensor, t: Tensor, seed: int) -> Tensor:
-    """The bound of one draw for each image, bits/dim."""
-    assert objective.decoder is not None
-    return vdiff.elbo(
-        objective.model, images, schedule=schedule, decoder=objective.decoder, t=t, generator=generator_of(seed, 0, "noise")
-    ).bits_per_dim
+@dataclass(frozen=True)
+class Pool:
+    """Draws for random images, λ spread evenly over the range: from the same ones comes the variance under every schedule.
 
+    A draw of the bound under p is ℓ = c + e/p(λ), with c the prior and the reconstruction and e half the squared error,
+    all (rounds, batch) and in bits/dim, so that E ℓ² = E c² + 2 ∫ E[c e] dλ + ∫ E[e²]/p dλ.
+    """
 
-@torch.no_grad()
-def variances(objective: Objective, schedule: Schedule, images: Tensor, rounds: int = 40) -> tuple[float, float]:
-    """Of one independent draw for a random image, and of the mean of a stratified batch times its size."""
-    single, means = [], []
-    for i in range(rounds):
-        generator = generator_of(i, 0, "times")
-        rows = images[torch.randint(len(images), (256,), generator=generator)]
-        single.append(draws(objective, schedule, rows, torch.rand(256, generator=generator, dtype=torch.float64), i))
-        order = torch.randperm(256, generator=generator)
-        means.append(draws(objective, schedule, rows, stratified(256, generator=generator)[order], i).mean())
-    return torch.cat(single).var().item(), 256 * torch.stack(means).var().item()
+    logsnr: Tensor
+    c: Tensor
+    e: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def drawn(cls, objective: Objective, images: Tensor, rounds: int, batch: int = 256, name: str = "pool") -> "Pool":
+        even, parts = Linear(HIGH, LOW), []
+        for i in range(rounds):
+            generator = generator_of(i, 0, name)
+            rows = images[torch.randint(len(images), (batch,), generator=generator)]
+            t = stratified(batch, generator=generator)[torch.randperm(batch, generator=generator)]
+            bound = vdiff.elbo(objective.model, rows, schedule=even, decoder=objective.decoder, t=t, generator=generator).parts()
+            parts.append(torch.stack([even(t), bound["prior"] + bound["reconstruction"], bound["diffusion"] / (HIGH - LOW)]).double())
+        return cls(*torch.stack(parts, 1))
+
+    def profile(self, dims: int) -> vdiff.Profile:
+        """E‖e‖² and E‖e‖⁴ by λ, in nats."""
+        profile = vdiff.Profile(LOW, HIGH, bins=CELLS)
+        profile.update(self.logsnr.flatten(), 2 * dims * math.log(2) * self.e.flatten())
+        return profile
+
+    def variances(self, schedule: Schedule) -> Tensor:
+        """Of one independent draw; and of the mean of a finely stratified batch, times its size: without Var E[ℓ | λ]."""
+        width, p = HIGH - LOW, schedule.density(self.logsnr)
+        square = self.c.square() + width * self.e * (2 * self.c + self.e / p)
+        single = square.mean() - (self.c + width * self.e).mean().square()
+        cell = ((self.logsnr - LOW) * (CELLS / width)).long().clamp(0, CELLS - 1).flatten()
+        number, total, squares, rate = (
+            torch.zeros(CELLS, dtype=torch.float64).index_add_(0, cell, v.flatten())
+            for v in (torch.ones_like(p), self.e, self.e.square(), 1 / p)
+        )
+        mean = total / number
+        mean_squared = mean.square() - (squares / number - mean.square()) / (number - 1)  # of E[e | λ], without its own noise
+        between = width / CELLS * (mean_squared * rate / number).sum() - (width * self.e.mean()).square()
+        return torch.stack([single, single - between])
+
+    def measured(self, schedule: Schedule, groups: int = 10) -> tuple[Tensor, Tensor]:
+        """Both variances, and their standard errors, by leaving out a part of the rounds at a time."""
+        rounds = torch.arange(len(self.logsnr))
+        rest = [Pool(*(part[rounds % groups != g] for part in (self.logsnr, self.c, self.e))).variances(schedule) for g in range(groups)]
+        return self.variances(schedule), (groups - 1) / groups**0.5 * torch.stack(rest).std(0)
 
 
 def gradient_variance(objective: Objective, images: Tensor, batch: int = 32, rounds: int = 24) -> dict[str, float]:
@@ -103,8 +137,15 @@ def run(name: str, seed: int, options: argparse.Namespace) -> tuple[Objective, d
     trained = train(objective, images.train, config, log=follow(objective, frames), every=max(1, options.steps // 40), quiet=options.quiet)
     assert trained.decoder is not None
     report = evaluate(trained.model, images.test, schedule=trained.schedule, decoder=trained.decoder, draws=options.draws)
-    single, batch = variances(trained, trained.schedule, images.test)
-    result = {"schedule": name, "seed": seed, "bits_per_dim": vars(report.total), "variance": single, "variance_stratified": batch}
+    (single, batch), errors = Pool.drawn(trained, images.test, options.rounds).measured(trained.schedule)
+    result = {
+        "schedule": name,
+        "seed": seed,
+        "bits_per_dim": vars(report.total),
+        "variance": single.item(),
+        "variance_stratified": batch.item(),
+    }
+    result["variance_errors"] = errors.tolist()
     return trained, result | {"gradient": gradient_variance(trained, images.train)}, frames
 
 
@@ -115,50 +156,68 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16, help="channels of the U-Net (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each schedule (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=32, help="times per test image and replicate (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=400, help="batches of 256 draws that a variance is measured with (default: %(default)s)"
+    )
     parser.add_argument("--only", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), help="schedules to train (default: all)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
-    print(f"{'schedule':<20}{'seed':>5}{'bits/dim':>10}{'± MC':>8}{'Var, one draw':>15}{'stratified':>12}{'gradient, median layer':>24}")
+    print(
+        f"{'schedule':<20}{'seed':>5}{'bits/dim':>10}{'± MC':>8}{'Var, one draw':>15}{'±':>8}{'stratified':>12}{'±':>8}{'gradient, median layer':>24}"
+    )
     for name in options.only:
         for seed in range(options.seeds):
             trained, result, frames = run(name, seed, options)
-            bits, layers = result["bits_per_dim"], sorted(result["gradient"].values())
+            bits, layers, (error, error_stratified) = result["bits_per_dim"], sorted(result["gradient"].values()), result["variance_errors"]
             print(
-                f"{name:<20}{seed:>5}{bits['value']:>10.4f}{bits['monte_carlo']:>8.4f}{result['variance']:>15.4f}{result['variance_stratified']:>12.4f}"
-                f"{layers[len(layers) // 2]:>24.3f}",
+                f"{name:<20}{seed:>5}{bits['value']:>10.4f}{bits['monte_carlo']:>8.4f}{result['variance']:>15.3f}{error:>8.3f}"
+                f"{result['variance_stratified']:>12.3f}{error_stratified:>8.3f}{layers[len(layers) // 2]:>24.3f}",
                 flush=True,
             )
             results.append(result)
             (options.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
-            if name == "γ_η" and seed == 0:
-                compare(trained, frames, options)
+            if name == "γ_η":
+                compare(trained, seed, frames, options)
 
 
-def compare(trained: Objective, frames: list[tuple[int, Schedule]], options: argparse.Namespace) -> None:
-    """On one trained network, the variance of every schedule, with figures."""
-    assert trained.decoder is not None
-    test, profile = digits().test, vdiff.Profile(LOW, HIGH, bins=80)
-    evaluate(trained.model, test, schedule=trained.schedule, decoder=trained.decoder, draws=options.draws, profile=profile)
+def compare(trained: Objective, seed: int, frames: list[tuple[int, Schedule]], options: argparse.Namespace) -> None:
+    """On one trained network, the variance of every schedule: on test images as evaluated, on its training images as trained."""
+    images = digits()
+    profile = Pool.drawn(trained, images.test, options.rounds, name="profile").profile(images.test[0].numel())
     best = vdiff.Histogram.optimal(profile)
     others: dict[str, Schedule] = {
         "γ_η": trained.schedule,
-        "linear": vdiff.Linear(HIGH, LOW),
+        "linear": Linear(HIGH, LOW),
         "cosine": vdiff.Cosine(HIGH, LOW),
         "linear-β": vdiff.LinearBeta(HIGH, LOW),
         "normal": vdiff.Normal(2.5, 3.0, HIGH, LOW),
         "best": best,
     }
-    print(f"\non the network of γ_η, seed 0\n{'schedule':<20}{'Var, one draw':>15}{'/ γ_η':>8}{'stratified':>12}{'/ γ_η':>8}")
-    reference = variances(trained, trained.schedule, test)
+    tested = Pool.drawn(trained, images.test, options.rounds)
+    trained.model.train()  # with dropout: what the schedule saw
+    seen = Pool.drawn(trained, images.train, options.rounds)
+    trained.model.eval()
+    print(
+        f"\non the network of γ_η, seed {seed}: test images, then training images under dropout\n{'':<20}{'Var, one draw / γ_η':>40}{'stratified / γ_η':>40}"
+    )
+    reference = tested.variances(trained.schedule), seen.variances(trained.schedule)
     for name, schedule in others.items():
-        single, batch = variances(trained, schedule, test)
-        print(f"{name:<20}{single:>15.4f}{single / reference[0]:>8.2f}{batch:>12.4f}{batch / reference[1]:>8.2f}", flush=True)
-    diagnoses = {name: vdiff.diagnose(profile, others[name]) for name in ("γ_η", "linear", "cosine")}
-    (options.out / "diagnosis.txt").write_text("\n\n".join(f"{name}\n{one}" for name, one in diagnoses.items()) + "\n", encoding="utf-8")
-    plots.variance(options.out / "variance.png", diagnoses)
-    plots.moving_schedule(options.out / "schedule.gif", frames, best)
+        (at_test, errors), (at_training, _) = tested.measured(schedule), seen.measured(schedule)
+        columns = [
+            f"{at_test[i]:>14.3f} ±{errors[i]:>6.3f}{at_test[i] / reference[0][i]:>8.2f}{at_training[i] / reference[1][i]:>9.2f}"
+            for i in range(2)
+        ]
+        print(f"{name:<20}{columns[0]:>40}{columns[1]:>40}", flush=True)
+    if seed == 0:
+        diagnoses = {name: vdiff.diagnose(profile, others[name]) for name in ("γ_η", "linear", "cosine")}
+        (options.out / "diagnosis.txt").write_text(
+            "\n\n".join(f"{name}\n{one}" for name, one in diagnoses.items()) + "\n", encoding="utf-8"
+        )
+        plots.variance(options.out / "variance.png", diagnoses)
+        plots.moving_schedule(options.out / "schedule.gif", frames, best)
+    print(flush=True)
 
 
 if __name__ == "__main__":

@@ -1,67 +1,53 @@
 """Break each formula of the core by a sign, a factor or a comparison, and see whether a test turns red.
 
-    python tests/mutation.py --sample 300        # so many mutants, drawn by --seed from all; without it, every one
+    python tests/mutation.py --sample 500        # so many mutants, drawn by --seed from all; without it, every one
     python tests/mutation.py --only vdiff/gaussian.py
 
 A mutant is one change of one expression: + and −, * and / exchanged, a minus sign dropped, a number moved, a comparison turned
-round, a function for its neighbor (log1p, log). Texts, annotations, checks of arguments and `__repr__` are left alone. Each runs in a
-process of its own, forked with torch loaded, against the tests named for its module until one fails. Mutants that survive are
-printed as the line they change.
+round, a function for its neighbor (log1p, log). Texts, annotations, checks of arguments, `__repr__` and settings (numbers at
+the top of a module, defaults) are left alone.
+
+First every test runs once, unbroken, and it is noted which lines it reaches and how long it takes (ten minutes on two cores;
+kept in `runs/mutation` until a source or a test changes). Then each mutant lives in a process forked after the tests were
+collected, where the code of its function is exchanged, and meets the tests that reach its lines, one file after another, the
+quickest of each first, until one fails. Mutants that survive, or that no test reaches, are printed as the line they change.
+Tests in subprocesses import the unbroken source, and kill nothing.
 """
 
 import argparse
 import ast
-import copy
-import importlib.abc
-import importlib.util
+import gc
+import hashlib
+import json
 import os
 import random
 import signal
-import sys
 import time
+import types
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 
+import coverage
+import pytest
+import torch
+from _pytest.runner import runtestprotocol
+
 ROOT = Path(__file__).parent.parent
-FAST = ["tests/theorems/test_precision.py", "tests/theorems/test_invariance.py", "tests/theorems/test_weightings.py"]
-BOUND = ["tests/theorems/test_bounds.py", "tests/theorems/test_ddpm.py", "tests/theorems/test_terms.py", "tests/theorems/test_chain.py"]
-EVALUATION = ["tests/test_evaluation.py", "tests/test_plan.py", "tests/test_estimate.py", "tests/test_compare.py"]
-TESTS: dict[str, list[str]] = {  # the first key that begins a module's path
-    "vdiff/gaussian.py": ["tests/theorems/test_precision.py", "tests/oracles/test_oracle_core.py", *BOUND],
-    "vdiff/times.py": ["tests/test_times.py"],
-    "vdiff/resampling.py": ["tests/test_resampling.py"],
-    "vdiff/profile.py": ["tests/test_profile.py"],
-    "vdiff/variance.py": ["tests/test_ancestral.py", *BOUND],
-    "vdiff/schedule/": ["tests/test_schedule.py", "tests/test_adaptive.py", "tests/theorems/test_learned_shape.py", "tests/oracles"],
-    "vdiff/parameterization.py": ["tests/test_parameterization.py", *FAST],
-    "vdiff/reverse.py": BOUND,
-    "vdiff/weighting.py": ["tests/theorems/test_weightings.py", "tests/oracles"],
-    "vdiff/bound.py": BOUND,
-    "vdiff/decoder.py": ["tests/test_decoder.py", "tests/oracles"],
-    "vdiff/denoiser.py": ["tests/test_denoiser.py", "tests/faults/test_network.py"],
-    "vdiff/oracle.py": ["tests/oracles", "tests/theorems/test_bounds.py"],
-    "vdiff/loss.py": [*FAST, *BOUND],
-    "vdiff/chain.py": ["tests/theorems/test_path.py", *BOUND],
-    "vdiff/flow.py": ["tests/test_ode.py"],
-    "vdiff/objective.py": ["tests/theorems/test_learned_shape.py", "tests/test_training.py"],
-    "vdiff/groups.py": ["tests/test_training.py"],
-    "vdiff/diagnosis.py": ["tests/test_adaptive.py", "tests/test_profile.py"],
-    "vdiff/sampling/": [
-        "tests/test_steps.py",
-        "tests/test_sampling_ends.py",
-        "tests/test_guidance.py",
-        "tests/oracles",
-        "tests/faults/test_sampling.py",
-    ],
-    "vdiff/likelihood/": [
-        *EVALUATION,
-        "tests/test_ode.py",
-        "tests/test_dequantise.py",
-        "tests/test_importance.py",
-        "tests/test_immse.py",
-        "tests/oracles",
-    ],
-}
+CORE = [  # L0 to L3: everything before training
+    *(
+        f"vdiff/{name}.py"
+        for name in ("gaussian", "times", "resampling", "profile", "variance", "parameterization", "reverse", "weighting")
+    ),
+    *(
+        f"vdiff/{name}.py"
+        for name in ("bound", "decoder", "denoiser", "oracle", "loss", "chain", "flow", "objective", "groups", "diagnosis")
+    ),
+    *(f"vdiff/{name}/" for name in ("schedule", "sampling", "likelihood")),
+]
+BROKEN = 9  # the exit code of a child that could not do its work
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
 COMPARISONS = {
     ast.Lt: ast.GtE,
@@ -81,7 +67,7 @@ SILENT = {"must", "warn", "extra_repr", "finite", "did_you_mean"}  # calls whose
 
 
 def sites(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """The nodes of formulas, each with a name of what can be changed there."""
+    """The nodes of formulas, each with a name of what can be changed there: all within functions."""
 
     def visit(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
         if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert | ast.Import | ast.ImportFrom):
@@ -115,7 +101,11 @@ def sites(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
         for child in ast.iter_child_nodes(node):
             yield from visit(child)
 
-    return visit(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.Module):
+            for statement in node.body:
+                if isinstance(statement, ast.FunctionDef):
+                    yield from visit(statement)
 
 
 def _is_text(node: ast.AST) -> bool:
@@ -141,15 +131,19 @@ def change(node: ast.AST, kind: str) -> None:
 
 
 class Mutant:
+    """One change of one expression, as the line it changes and as a compiled module."""
+
     def __init__(self, path: str, index: int) -> None:
-        self.path, self.index = path, index
+        self.path = path
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         node, self.kind = list(sites(tree))[index]
-        before = ast.unparse(self._statement(tree, node))
-        self.line = node.lineno
+        statement = self._statement(tree, node)
+        before = ast.unparse(statement)
+        self.lines = range(node.lineno, node.end_lineno + 1)  # type: ignore[attr-defined]
+        self.around = range(statement.lineno, statement.end_lineno + 1)  # type: ignore[attr-defined]
         change(node, self.kind)
-        self.tree, self.after = tree, ast.unparse(self._statement(tree, node))
-        self.words = f"{path}:{self.line} ({self.kind})\n  - {self._short(before)}\n  + {self._short(self.after)}"
+        self.words = f"{path}:{node.lineno} ({self.kind})\n  - {self._short(before)}\n  + {self._short(ast.unparse(statement))}"  # type: ignore[attr-defined]
+        self.code = compile(tree, str(ROOT / path), "exec")
 
     @staticmethod
     def _short(text: str) -> str:
@@ -168,50 +162,160 @@ class Mutant:
                 found = one
         return found
 
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from a tree of its own."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        self.mutant = mutant
-        parts = Path(mutant.path).with_suffix("").parts
-        self.name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-    def find_spec(self, name, path, target=None):  # type: ignore[no-untyped-def]
-        if name != self.name:
-            return None
-        return importlib.util.spec_from_file_location(name, ROOT / self.mutant.path, loader=self)
-
-    def create_module(self, spec):  # type: ignore[no-untyped-def]
-        return None
-
-    def exec_module(self, module):  # type: ignore[no-untyped-def]
-        exec(compile(copy.deepcopy(self.mutant.tree), str(ROOT / self.mutant.path), "exec"), module.__dict__)
-
-    def get_source(self, name):  # type: ignore[no-untyped-def]
-        return None
+    def install(self) -> None:
+        """Exchange the code of every function of its module in this process."""
+        codes = {(code.co_qualname, code.co_firstlineno): code for code in _codes(self.code)}
+        for function in gc.get_objects():
+            if isinstance(function, types.FunctionType) and function.__code__.co_filename == self.code.co_filename:
+                function.__code__ = codes[function.__code__.co_qualname, function.__code__.co_firstlineno]
 
 
-def tests_of(path: str) -> list[str]:
-    return next(tests for start, tests in TESTS.items() if path.startswith(start))
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
 
 
-def killed(mutant: Mutant | None, tests: list[str], limit: int) -> bool:
-    """Whether a test fails on it, or never ends."""
+def in_child(work) -> int:  # type: ignore[no-untyped-def]
+    """Fork; the child does its work in silence and exits with what it returns, or `BROKEN` where it raises."""
     child = os.fork()
-    if child == 0:
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
-        os.dup2(silence, 2)
-        signal.alarm(limit)
-        if mutant is not None:
-            sys.meta_path.insert(0, Finder(mutant))
+    if child:
+        return child
+    silence, code = os.open(os.devnull, os.O_WRONLY), BROKEN
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    with suppress(BaseException):
         os.chdir(ROOT)
-        import pytest
+        code = work()
+    os._exit(code)
 
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:doctest", *tests])
-        os._exit(0 if code == 0 else 1)
-    return os.waitpid(child, 0)[1] != 0
+
+def passes(item: pytest.Item, following: pytest.Item | None) -> bool:
+    return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=following))
+
+
+class Reach:
+    """Which tests reach a line, and how long each takes: found by running all of them unbroken."""
+
+    def __init__(self, items: list[pytest.Item], folder: Path, jobs: int) -> None:
+        self.items = {item.nodeid: item for item in items}
+        digest = hashlib.sha256()
+        for path in sorted([*ROOT.glob("vdiff/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("tests/**/*.json")]):
+            digest.update(path.read_bytes())
+        store = folder / digest.hexdigest()[:16]
+        if not store.exists():
+            part = store.with_suffix(".part")
+            part.mkdir(parents=True, exist_ok=True)
+            modules = sorted({item.path for item in items})
+            shares = [[item for item in items if modules.index(item.path) % jobs == job] for job in range(min(jobs, len(modules)))]
+            children = [in_child(lambda job=job, share=share: self._run(share, part, job)) for job, share in enumerate(shares)]
+            if any(os.waitpid(child, 0)[1] for child in children):
+                raise SystemExit("mutation: the unbroken tests did not run to their end")
+            part.rename(store)
+        self.seconds: dict[str, float] = {}
+        self.tests: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for job in range(len(list(store.glob("*.json")))):
+            self.seconds |= json.loads((store / f"{job}.json").read_text(encoding="utf-8"))
+            data = coverage.CoverageData(str(store / f"{job}.coverage"))
+            data.read()
+            for file in data.measured_files():
+                lines = self.tests[str(Path(file).relative_to(ROOT))]
+                for line, contexts in data.contexts_by_lineno(file).items():
+                    lines[line].update(name for name in contexts if name in self.seconds)
+
+    @staticmethod
+    def _run(items: list[pytest.Item], folder: Path, job: int) -> int:
+        reach = coverage.Coverage(data_file=str(folder / f"{job}.coverage"), include=[str(ROOT / "vdiff" / "*")], config_file=False)
+        reach.start()
+        seconds = {}
+        for item, following in zip_longest(items, items[1:]):
+            reach.switch_context(item.nodeid)
+            started = time.perf_counter()
+            if passes(item, following):
+                seconds[item.nodeid] = time.perf_counter() - started
+        reach.stop()
+        reach.save()
+        (folder / f"{job}.json").write_text(json.dumps(seconds), encoding="utf-8")
+        return 0
+
+    def of(self, mutant: Mutant, budget: float) -> list[pytest.Item]:
+        """The tests that reach a mutant's lines, in turn from every file, the quickest first; as many as take `budget` seconds."""
+        lines = self.tests[mutant.path]
+        names = set().union(*(lines[i] for i in mutant.lines)) or set().union(*(lines[i] for i in mutant.around))
+        files = defaultdict(list)
+        for name in sorted(names, key=lambda name: self.seconds[name]):
+            files[name.split("::")[0]].append(name)
+        chosen, total = [], 0.0
+        for name in [name for row in zip_longest(*files.values()) for name in row if name is not None]:
+            total += self.seconds[name]
+            if chosen and total > budget:
+                break
+            chosen.append(self.items[name])
+        return chosen
+
+
+class Experiment:
+    """The plugin that takes the place of pytest's loop over tests."""
+
+    def __init__(self, options: argparse.Namespace, chosen: list[tuple[str, int]]) -> None:
+        self.options, self.chosen = options, chosen
+        self.survivors: list[Mutant] = []
+        self.unreached: list[Mutant] = []
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            self.run(session.items)
+        return True
+
+    def run(self, items: list[pytest.Item]) -> None:
+        started = time.monotonic()
+        reach = Reach(items, self.options.map, self.options.jobs)
+        left_out = [item.nodeid for item in items if item.nodeid not in reach.seconds]
+        print(
+            f"{len(reach.seconds)} tests, {len(left_out)} left out that fail unbroken here: {left_out}, {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
+        started, running = time.monotonic(), dict[int, Mutant]()
+        for done, (path, index) in enumerate(self.chosen, 1):
+            mutant = Mutant(path, index)
+            tests = reach.of(mutant, self.options.budget)
+            if not tests:
+                self.unreached.append(mutant)
+                print(f"not reached: {mutant.words}", flush=True)
+                continue
+            if len(running) == self.options.jobs:
+                self.wait(running)
+            limit = 30 + 10 * sum(reach.seconds[item.nodeid] for item in tests)
+            running[in_child(lambda m=mutant, t=tests, s=limit: self.meet(m, t, s))] = mutant
+            if done % 50 == 0:
+                print(f"{done} of {len(self.chosen)}, {len(self.survivors)} survive, {time.monotonic() - started:.0f} s", flush=True)
+        while running:
+            self.wait(running)
+        left = len(self.survivors) + len(self.unreached)
+        total = len(self.chosen)
+        print(
+            f"{total} mutants, {total - left} killed: {1 - left / max(1, total):.1%}; {len(self.unreached)} not reached, {time.monotonic() - started:.0f} s"
+        )
+
+    @staticmethod
+    def meet(mutant: Mutant, tests: list[pytest.Item], limit: float) -> int:
+        """0 where every test passes on it."""
+        signal.alarm(int(limit))  # a mutant may never end
+        mutant.install()
+        try:
+            return int(not all(passes(item, following) for item, following in zip_longest(tests, tests[1:])))
+        except BaseException:  # of pytest's own, such as SystemExit
+            return 1
+
+    def wait(self, running: dict[int, Mutant]) -> None:
+        child, status = os.wait()
+        mutant = running.pop(child)
+        if os.waitstatus_to_exitcode(status) == BROKEN:
+            raise RuntimeError(f"not to be installed: {mutant.words}")
+        if status == 0:
+            self.survivors.append(mutant)
+            print(f"survives: {mutant.words}", flush=True)
 
 
 def main() -> None:
@@ -219,14 +323,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="modules or folders (default: the whole core)")
     parser.add_argument("--sample", type=int, help="how many mutants (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
-    parser.add_argument(
-        "--limit", type=int, default=300, help="seconds until a mutant counts as one that never ends (default: %(default)s)"
-    )
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests that a mutant meets (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: as many as cores)")
+    parser.add_argument("--map", type=Path, default=ROOT / "runs" / "mutation", help="folder of what reaches what (default: runs/mutation)")
+    parser.add_argument("--tests", nargs="+", default=["tests"], help="tests to run (default: all)")
     parser.add_argument("--count", action="store_true", help="say how many mutants there are, and stop")
     options = parser.parse_args()
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     paths = sorted(
-        str(p.relative_to(ROOT)) for start in TESTS for p in (ROOT.glob(f"{start}*.py") if start.endswith("/") else [ROOT / start])
+        str(p.relative_to(ROOT)) for start in CORE for p in (ROOT.glob(f"{start}*.py") if start.endswith("/") else [ROOT / start])
     )
     if options.only:
         paths = [p for p in paths if p.startswith(tuple(options.only))]
@@ -235,18 +339,11 @@ def main() -> None:
         print(len(every))
         return
     chosen = every if options.sample is None else random.Random(options.seed).sample(every, min(options.sample, len(every)))
-    import numpy, scipy.stats, torch, torchdiffeq  # noqa: E401, F401, I001 (loaded once, for all of them)
-
-    torch.set_num_threads(1)
-    survivors, started = [], time.monotonic()
-    for done, (path, index) in enumerate(sorted(chosen), 1):
-        mutant = Mutant(path, index)
-        if not killed(mutant, tests_of(path), options.limit):
-            survivors.append(mutant)
-            print(f"survives: {mutant.words}", flush=True)
-        if done % 20 == 0:
-            print(f"{done} of {len(chosen)}, {len(survivors)} survive, {time.monotonic() - started:.0f} s", flush=True)
-    print(f"{len(chosen)} mutants, {len(chosen) - len(survivors)} killed: {1 - len(survivors) / max(1, len(chosen)):.1%}")
+    torch.set_num_threads(1)  # a forked process has no pool of threads
+    os.chdir(ROOT)
+    raise SystemExit(
+        pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options.tests], plugins=[Experiment(options, sorted(chosen))])
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from vdiff.loss import weighted_elbo
-from vdiff.schedule import Cosine, Custom, Linear, Normal, OptimalTransport, Schedule
+from vdiff.schedule import Adaptive, Cosine, Custom, Linear, Normal, OptimalTransport, Schedule, Spline
 from vdiff.theorems.estimators import HERMITE
-from vdiff.theorems.integral import average, expected_loss, levels, squared
+from vdiff.theorems.integral import average, expected_loss, levels, panels, slope, squared
 from vdiff.theorems.subject import HIGH, LOW, Subject, line
 from vdiff.theorems.theorem import Sides, at_least, equal, theorem
 
@@ -151,6 +151,76 @@ def gradient_of_the_variance(subject: Subject) -> Sides:
 @gradient_of_the_variance.without("the ends are fixed")
 def _(subject: Subject) -> Sides:
     return _variance_gradient(move_an_end=True)
+
+
+def _variance_under(subject: Subject, schedule: Schedule) -> Tensor:
+    """¼ ∫ E‖e‖⁴/p dλ − L²."""
+    lam, width, fourth, square = _moments(subject)
+    found: Tensor = 0.25 * width @ (fourth / schedule.density(lam)) - square
+    return found
+
+
+def _one_backward(subject: Subject, follow_variance: bool) -> Sides:
+    """The derivative of the variance in a direction of a shape's parameters: times m, what one backward pass of the loss leaves
+    in them; and the difference quotient of the variance's integral over λ."""
+    schedule = Spline(HIGH, LOW, knots=14, learn_ends=False, follow_variance=follow_variance)  # a knot at each whole λ
+    knots = torch.arange(14, dtype=torch.float64)
+    start, direction = 0.5 * torch.sin(2 * knots), torch.cos(knots)
+    schedule.log_density.copy_(start)
+    t, dt = panels(schedule.inverse(torch.linspace(HIGH, LOW, 53, dtype=torch.float64), clamp=True))
+
+    def loss(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+        given = t.repeat_interleave(len(level) // len(t))
+        return weighted_elbo(subject.oracle, x, schedule=schedule, t=given, eps=eps)
+
+    mean = average(subject.oracle, schedule(t), loss) @ dt
+    schedule.mean_loss.copy_(mean)
+    with torch.enable_grad():
+        whole = average(subject.oracle, schedule(t).detach(), loss) @ dt
+        (gradient,) = torch.autograd.grad(whole, schedule.log_density)
+
+    def variance(along: Tensor) -> Tensor:
+        schedule.log_density.copy_(start + along * direction)
+        return _variance_under(subject, schedule)
+
+    right = slope(variance, torch.zeros((), dtype=torch.float64))
+    return equal(mean * (gradient @ direction), right, rel=1e-6, why="a difference quotient of fourth order; quadrature")
+
+
+@theorem(source="VDM, arXiv:2107.00630, appendix I.2, with the running mean m taken off", given="the shape follows the variance")
+def one_backward_gives_the_gradient_of_the_variance(subject: Subject) -> Sides:
+    """What a learned shape gets from `loss.backward()` is ∇Var/m, m the mean loss: the loss is passed on as it is."""
+    return _one_backward(subject, follow_variance=True)
+
+
+@one_backward_gives_the_gradient_of_the_variance.without("the shape follows the variance")
+def _(subject: Subject) -> Sides:
+    return _one_backward(subject, follow_variance=False)
+
+
+def _told(subject: Subject, first_moment: bool) -> Sides:
+    """An adaptive schedule that has seen the errors at every λ against the least variance of all densities."""
+    schedule = Adaptive(HIGH, LOW, bins=520, floor=1e-9, first_moment=first_moment)
+    lam = LOW + (HIGH - LOW) * (torch.arange(520, dtype=torch.float64) + 0.5) / 520  # the middle of each bin
+    mean = subject.oracle.mmse(lam)
+    square = average(subject.oracle, lam, lambda x, eps, level: squared(subject.oracle)(x, eps, level).square())
+    spread = (square - mean.square()).sqrt()  # two observations with the mean and the mean square that ‖e‖² has
+    for _ in range(schedule.warmup):
+        schedule.observe(lam, mean + spread)
+        schedule.observe(lam, mean - spread)
+    schedule.update()
+    return equal(_variance_under(subject, schedule), _least(subject), rel=1e-4, why="bins of 1/40")
+
+
+@theorem(source="Cauchy and Schwarz; VDM++, arXiv:2303.00848, has the first moment", given="it follows the second moment")
+def adaptive_schedule_finds_the_least_variance(subject: Subject) -> Sides:
+    """An adaptive schedule that has seen enough has the least variance of all: p ∝ w √E‖e‖⁴."""
+    return _told(subject, first_moment=False)
+
+
+@adaptive_schedule_finds_the_least_variance.without("it follows the second moment")
+def _(subject: Subject) -> Sides:
+    return _told(subject, first_moment=True)
 
 
 __all__: list[str] = []

@@ -6,13 +6,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vdiff.flow import angle
 from vdiff.gaussian import alpha, per_example, sigma
 from vdiff.loss import Model
 from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.reverse import reverse_sample
-from vdiff.sampling import trajectory
+from vdiff.sampling import Memory, ddim, trajectory
 from vdiff.schedule import Linear
 from vdiff.theorems.chains import drawn
+from vdiff.theorems.integral import slope
 from vdiff.theorems.paths import GaussianPath
 from vdiff.theorems.scores import gradient_of_log_density
 from vdiff.theorems.subject import HIGH, LOW, Subject, line
@@ -24,8 +26,8 @@ LAMBDA = torch.tensor([-2.0, 0.0, 1.5], dtype=torch.float64)
 
 
 def flow(model: Model) -> Drift:
-    """The probability-flow ODE's dz/dλ = ½ σ (σ z − ε̂), λ rising from noise to data."""
-    return lambda z, lam: 0.5 * sigma(lam)[:, None] * (sigma(lam)[:, None] * z - model(z, lam).eps)
+    """The probability-flow ODE's dz/dλ, from dz/dφ = v̂ in the angle that the solver goes by."""
+    return lambda z, lam: slope(angle, lam)[:, None] * model(z, lam).v
 
 
 def diffusion_drift(model: Model) -> Drift:
@@ -71,16 +73,6 @@ def _(subject: Subject) -> Sides:
     return _fokker_planck(subject.oracle, diffusion_drift(subject.oracle), noise=0.0)
 
 
-def ddim(model: Model, z: Tensor, logsnr_t: Tensor, logsnr_s: Tensor) -> Tensor:
-    """One step z_s = α_s x̂ + σ_s ε̂.
-
-    >>> ddim(line(), torch.zeros(1, 1), torch.zeros(1), torch.ones(1)).shape
-    torch.Size([1, 1])
-    """
-    said = model(z, logsnr_t)
-    return per_example(alpha(logsnr_s), z) * said.x + per_example(sigma(logsnr_s), z) * said.eps
-
-
 def _euler(subject: Subject, exploding: bool) -> Sides:
     """DDIM against Euler's step of the flow, in z/α over σ/α or in z over λ."""
     x, eps, step = drawn(subject, 64, "ddim")
@@ -91,8 +83,7 @@ def _euler(subject: Subject, exploding: bool) -> Sides:
         moved = z / per_example(alpha(step.logsnr_t), z) + per_example(ratio_s - ratio_t, z) * subject.model(z, step.logsnr_t).eps
         right = per_example(alpha(step.logsnr_s), z) * moved
     else:
-        noise = per_example(sigma(step.logsnr_t), z)
-        right = z + per_example(step.delta, z) * 0.5 * noise * (noise * z - subject.model(z, step.logsnr_t).eps)
+        right = z + per_example(step.delta, z) * flow(subject.model)(z, step.logsnr_t).view_as(z)
     return equal(left, right, rel=1e-8, atol=1e-9, why="float64 rounding")
 
 
@@ -146,15 +137,12 @@ def _(subject: Subject) -> Sides:
 
 
 def _stochastic(subject: Subject, eta: float) -> Sides:
-    """DDIM's z_s = α_s x̂ + √(σ_s² − η² β̃) ε̂ + η √β̃ n against the chain's own step with the same n."""
+    """DDIM's step against the chain's own with the same noise."""
     x, eps, step = drawn(subject, 64, "eta")
     z = per_example(alpha(step.logsnr_t), x) * x + per_example(sigma(step.logsnr_t), x) * eps
     noise = torch.randn(x.shape, generator=subject.generator("noise"), dtype=torch.float64)
-    said = subject.model(z, step.logsnr_t)
-    own = eta**2 * step.variance
-    kept = (torch.sigmoid(-step.logsnr_s) - own).sqrt()
-    left = per_example(alpha(step.logsnr_s), x) * said.x + per_example(kept, x) * said.eps + per_example(own.sqrt(), x) * noise
-    return equal(left, reverse_sample(said, step, noise), rel=1e-7, atol=1e-9, why="float64 rounding")
+    left = ddim(subject.model, z, step.logsnr_t, step.logsnr_s, Memory(generator=subject.generator("noise")), eta=eta)
+    return equal(left, reverse_sample(subject.model(z, step.logsnr_t), step, noise), rel=1e-7, atol=1e-9, why="float64 rounding")
 
 
 @theorem(source="DDIM, arXiv:2010.02502, eq. 16", given="η = 1", any_network=True)
