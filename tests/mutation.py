@@ -48,6 +48,7 @@ CORE = [  # L0 to L3: everything before training
     *(f"vdiff/{name}/" for name in ("schedule", "sampling", "likelihood")),
 ]
 BROKEN = 9  # the exit code of a child that could not do its work
+GOAL = 0.9  # the share of mutants that tests must kill
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
 COMPARISONS = {
     ast.Lt: ast.GtE,
@@ -262,6 +263,7 @@ class Experiment:
         self.options, self.chosen = options, chosen
         self.survivors: list[Mutant] = []
         self.unreached: list[Mutant] = []
+        self.share = 0.0  # killed
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
@@ -292,11 +294,10 @@ class Experiment:
                 print(f"{done} of {len(self.chosen)}, {len(self.survivors)} survive, {time.monotonic() - started:.0f} s", flush=True)
         while running:
             self.wait(running)
-        left = len(self.survivors) + len(self.unreached)
-        total = len(self.chosen)
-        print(
-            f"{total} mutants, {total - left} killed: {1 - left / max(1, total):.1%}; {len(self.unreached)} not reached, {time.monotonic() - started:.0f} s"
-        )
+        left, total = len(self.survivors) + len(self.unreached), len(self.chosen)
+        self.share = 1 - left / max(1, total)
+        words = f"{self.share:.1%}; {len(self.unreached)} not reached, {time.monotonic() - started:.0f} s"
+        print(f"{total} mutants, {total - left} killed: {words}")
 
     @staticmethod
     def meet(mutant: Mutant, tests: list[pytest.Item], limit: float) -> int:
@@ -341,9 +342,9 @@ def main() -> None:
     chosen = every if options.sample is None else random.Random(options.seed).sample(every, min(options.sample, len(every)))
     torch.set_num_threads(1)  # a forked process has no pool of threads
     os.chdir(ROOT)
-    raise SystemExit(
-        pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options.tests], plugins=[Experiment(options, sorted(chosen))])
-    )
+    experiment = Experiment(options, sorted(chosen))
+    pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options.tests], plugins=[experiment])
+    raise SystemExit(experiment.share < GOAL)
 
 
 if __name__ == "__main__":
