@@ -167,7 +167,7 @@ class Mutant:
         """Exchange the code of every function of its module in this process."""
         codes = {(code.co_qualname, code.co_firstlineno): code for code in _codes(self.code)}
         for function in gc.get_objects():
-            if isinstance(function, types.FunctionType) and function.__code__.co_filename == self.code.co_filename:
+            if type(function) is types.FunctionType and function.__code__.co_filename == self.code.co_filename:
                 function.__code__ = codes[function.__code__.co_qualname, function.__code__.co_firstlineno]
 
 
@@ -203,7 +203,7 @@ class Reach:
         self.items = {item.nodeid: item for item in items}
         digest = hashlib.sha256()
         for path in sorted([*ROOT.glob("vdiff/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("tests/**/*.json")]):
-            digest.update(path.read_bytes())
+            digest.update(path.read_bytes() if path != Path(__file__).resolve() else b"")
         store = folder / digest.hexdigest()[:16]
         if not store.exists():
             part = store.with_suffix(".part")
