@@ -1,5 +1,8 @@
 """A network, what it predicts, and what it wants to be told: together they are a model that returns a `Prediction`."""
 
+import functools
+import inspect
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,6 +155,13 @@ class Denoiser(nn.Module):
         check_no_data_parallel("Denoiser", "network", network)
         _warn_of_a_hidden_module(network)
         check_parameterization("Denoiser", parameterization)
+        for name, function, hint in (
+            ("time", time, "what the network wants to be told: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a function of λ"),
+            ("output", output, "for instance lambda out: out.sample, or torch.neg"),
+        ):
+            if (function is not None and not callable(function)) or isinstance(function, type):
+                came = f"the class {function.__name__}" if isinstance(function, type) else type(function).__name__
+                raise TypeError(must("Denoiser", name, "be a function", came, hint))
         if variance is not None and not isinstance(variance, ReverseVariance):
             came = f"the class {variance.__name__}" if isinstance(variance, type) else repr(variance)
             raise TypeError(must("Denoiser", "variance", "be a ReverseVariance", came, "an instance, for instance Range()"))
@@ -160,6 +170,8 @@ class Denoiser(nn.Module):
 
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """What the model says about z at log-SNR λ. Raises where the network's output is no tensor of the shape of z."""
+        if checking():
+            _check_labels(condition, z)
         scale = self.parameterization.input_scale(wide(logsnr))
         seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
         dtype = _dtype(self.network) or z.dtype
@@ -180,12 +192,10 @@ class Denoiser(nn.Module):
 
 
 def _warn_of_a_hidden_module(network: object) -> None:
-    """Warn where a plain function or method holds a module whose parameters nobody would see."""
+    """Warn where a function, a method, a partial or an object holds a module whose parameters nobody would see."""
     if isinstance(network, nn.Module):
         return
-    cells = [cell.cell_contents for cell in getattr(network, "__closure__", None) or () if _filled(cell)]
-    owner = getattr(network, "__self__", None)
-    if any(isinstance(held, nn.Module) and next(held.parameters(), None) is not None for held in (*cells, owner)):
+    if any(isinstance(held, nn.Module) and next(held.parameters(), None) is not None for held in _held(network)):
         warnings.warn(
             "Denoiser: the network is a function around an nn.Module, whose parameters are hidden from optimizers, checkpoints and "
             ".eval(): hand over the module itself, with time= and output= for what it is told and returns",
@@ -193,11 +203,18 @@ def _warn_of_a_hidden_module(network: object) -> None:
         )
 
 
-def _filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # a variable that is not set yet
-        return False
+def _held(network: object) -> Iterator[object]:
+    """What a callable refers to by name, and what it is bound to."""
+    if isinstance(network, functools.partial):
+        yield from (network.func, *network.args, *network.keywords.values())
+        yield from _held(network.func)
+    elif isinstance(network, types.FunctionType):
+        known = inspect.getclosurevars(network)
+        yield from (*known.nonlocals.values(), *known.globals.values())
+    elif isinstance(network, types.MethodType):
+        yield network.__self__
+    else:
+        yield from getattr(network, "__dict__", {}).values()
 
 
 def _dtype(network: object) -> torch.dtype | None:
@@ -239,6 +256,14 @@ def check_no_data_parallel(function: str, argument: str, module: object) -> None
     if isinstance(module, nn.Module) and any(isinstance(m, nn.DataParallel) for m in module.modules()):
         hint = "its replicas cannot return a Prediction and draw their times apart: wrap the Objective in DistributedDataParallel"
         raise TypeError(must(function, argument, "not hold an nn.DataParallel", "DataParallel", hint))
+
+
+def _check_labels(condition: dict[str, Any], z: Tensor) -> None:
+    """Raise where a vector of whole numbers among the conditions is not one to an example: one label would broadcast in silence."""
+    for name, value in condition.items():
+        if isinstance(value, Tensor) and value.ndim == 1 and len(value) != len(z) and not value.is_floating_point():
+            hint = "one label for all is torch.full((len(x),), label)" if len(value) == 1 else "a label for each example"
+            raise ValueError(must("Denoiser", name, f"have shape (batch,) = ({len(z)},)", tuple(value.shape), hint))
 
 
 def _check_output(out: object, z: Tensor, heads: int) -> None:

@@ -112,7 +112,10 @@ def _dtype_hint(dtype: torch.dtype) -> str:
 
 
 def check_batch(function: str, x: Tensor, argument: str) -> None:
-    """Raise unless `x` has a batch dimension, at least one more, and at least one example."""
+    """Raise unless `x` is a tensor with a batch dimension, at least one more, and at least one example."""
+    if not isinstance(x, Tensor):
+        hint = "one tensor of all examples: torch.stack(list), torch.cat([batch for batch, _ in loader])"
+        raise TypeError(must(function, argument, "be a torch.Tensor", type(x).__name__, hint))
     if x.ndim < 2:
         hint = "one example needs x[None], scalar examples need x[:, None]"
         raise ValueError(

@@ -18,7 +18,7 @@ from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import check_schedule
 from vdiff.times import grid
-from vdiff.weighting import ELBO, check_chain, check_weight, check_weight_function
+from vdiff.weighting import ELBO, check_chain, check_values_once, check_weight, check_weight_function
 
 Model = Callable[..., Prediction]
 WeightFunction = Callable[[Tensor], Tensor]
@@ -88,6 +88,8 @@ def weighted_elbo(
         check_call("weighted_elbo", model, schedule, steps, condition)
         check_chain("weighted_elbo", weighting, schedule, steps)
         check_weight_function("weighted_elbo", weighting)
+        if x.device.type == "cpu":  # elsewhere values are not read
+            check_values_once("weighted_elbo", weighting, schedule)
     x, (t,), eps = draw("weighted_elbo", x, steps, t, eps, generator)
     logsnr, measure, follow = schedule.look(t, steps)
     return follow(_diffusion(model, x, eps, logsnr, measure, weighting, condition), x[0].numel())
@@ -251,7 +253,7 @@ def predict_at(model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: 
     """What the model says of z at given levels."""
     with full_precision(x.device):
         z = diffuse(x, eps, logsnr)
-    prediction = model(z, logsnr, **condition)
+    prediction = model(z, logsnr, **condition) if not checking() else _asked(name, model, z, logsnr, condition)
     if not isinstance(prediction, Prediction):
         raise TypeError(
             must(
@@ -263,6 +265,19 @@ def predict_at(model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: 
             )
         )
     return prediction
+
+
+def _asked(name: str, model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
+    """The model's answer; an error inside it says that a bare network, which is no model, was told λ in float64 and no more."""
+    try:
+        return model(z, logsnr, **condition)
+    except Exception as error:
+        if not hasattr(model, "parameterization"):
+            error.add_note(
+                f"{name}: this came from within model(z, logsnr), with logsnr in float64. If it is a bare network, wrap it, and say what it "
+                "predicts and wants to be told: Denoiser(network, V(), time=…)"
+            )
+        raise
 
 
 def _refuse_untrained_variance(prediction: Prediction) -> None:

@@ -5,13 +5,15 @@ Every factor is in ε-units whatever the network predicts: the published bugs of
 """
 
 import math
+import types
+import weakref
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, finite, must
+from vdiff.errors import check_positive_int, checking, finite, must
 from vdiff.gaussian import at_least_float32, wide
 from vdiff.parameterization import Parameterization, V, X, check_parameterization
 from vdiff.schedule import OptimalTransport, Schedule, Tabulated
@@ -19,6 +21,7 @@ from vdiff.schedule.base import EDGE, check_ends, check_schedule, home
 from vdiff.schedule.law import Gaussian, Law
 
 SPAN = 40.0  # |λ| up to which a weighting is examined
+_SEEN: "weakref.WeakSet[Callable[[Tensor], Tensor]]" = weakref.WeakSet()  # functions whose values were found to be weights
 
 
 class Weighting(nn.Module):
@@ -130,7 +133,8 @@ class Product(Weighting):
         return self.base.chain or self.factor.chain
 
     def range(self) -> tuple[float, float]:
-        return self.base.range()
+        (low, high), (lower, higher) = self.base.range(), self.factor.range()
+        return max(low, lower), min(high, higher)
 
     def extra_repr(self) -> str:
         return f"{self.base!r}, {self.factor!r}"
@@ -353,10 +357,10 @@ class Custom(Weighting):
 def loss_factor(
     weighting: Callable[[Tensor], Tensor], schedule: Schedule, parameterization: Parameterization, *, steps: int | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """The number to put before the squared error that a loop of one's own already has, as a function of λ: w/(2 p κ²).
+    """What to put before the squared error that a loop of one's own already has, a function of λ: w/(2 p κ²).
 
     With t ~ U(0, 1), λ = schedule(t) and the target's error summed over dimensions, `factor(logsnr) * ‖o − ô‖²` has
-    the expectation of `weighted_elbo` with the same weighting. (A loop that takes the mean over d dimensions trains
+    the expectation of `weighted_elbo` with the same weighting. It is a function of λ, not of t: `factor(schedule(t))`. (A loop that takes the mean over d dimensions trains
     the same objective over d.) With `steps`, for a loop over t = i/T, i = 1 … T: ½ w T expm1(λ_s − λ_t)/κ².
 
     >>> factor = loss_factor(MSE(Cosine(), V()), Cosine(), V())
@@ -369,6 +373,10 @@ def loss_factor(
     check_chain("loss_factor", weighting, schedule, steps)
 
     def factor(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        if checking() and not (isinstance(logsnr, Tensor) and logsnr.is_floating_point()):
+            came = logsnr.dtype if isinstance(logsnr, Tensor) else type(logsnr).__name__
+            hint = "of times or steps t, λ is schedule(t): factor(schedule(t))"
+            raise TypeError(must("loss_factor", "logsnr", "be a floating tensor", came, hint))
         v = wide(logsnr)
         kappa2 = parameterization.kappa2(v)
         if steps is None:
@@ -425,6 +433,16 @@ def check_weight_function(name: str, weighting: object) -> None:
         )
     if not callable(weighting):
         raise TypeError(must(name, "weighting", "be a Weighting or a function of logsnr", repr(weighting), "for instance Sigmoid(2.0)"))
+    if isinstance(weighting, nn.Module) and "_modules" not in vars(weighting):
+        raise TypeError(must(name, "weighting", "be initialised", type(weighting).__name__, "its __init__ must call super().__init__()"))
+
+
+def check_values_once(name: str, weighting: Callable[[Tensor], Tensor], schedule: Schedule) -> None:
+    """`check_weighting` between the ends of a schedule, the first time that a function is used: a class checks its own arguments."""
+    if not isinstance(weighting, types.FunctionType) or weighting in _SEEN:
+        return
+    check_weighting(weighting, schedule.logsnr_min, schedule.logsnr_max, name)
+    _SEEN.add(weighting)
 
 
 def check_weight(name: str, weight: object, logsnr: Tensor) -> None:

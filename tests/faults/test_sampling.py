@@ -98,7 +98,7 @@ def test_fault_45_a_grid_that_is_no_row_of_numbers_or_not_alone() -> None:
             sample(ORACLE, Z, levels=steps)
     with assert_refused(ValueError, "sample", "levels", "come without schedule and steps"):
         made(levels=torch.tensor([-1.0, 1.0]))
-    with assert_refused(TypeError, "sample", "schedule", "be a Schedule", "None"):
+    with assert_refused(TypeError, "sample", "schedule", "be given, with steps; or levels instead", "None"):
         sample(ORACLE, Z, steps=3)
 
 

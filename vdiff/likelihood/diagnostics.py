@@ -96,7 +96,7 @@ def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[
     >>> warnings_of(run, found, examine(run, found))
     []
     """
-    said = [*_of_data(run.integrand), *_of_rounding(run.integrand)]
+    said = [*_of_data(run.integrand), *_of_rounding(run.integrand), *_of_size(run, found)]
     if seen.effective < min(FEW_EFFECTIVE, 0.1 * seen.draws):
         said.append(f"{seen.draws} draws are worth {seen.effective:.0f}: a few of them carry the integral, so that its error is not known")
     if seen.largest > LARGE_WEIGHT:
@@ -140,6 +140,17 @@ def _of_data(integrand: Integrand) -> list[str]:
     if not isinstance(decoder, Levels) and data.ndim > 2 and (low < -1 - EDGE or high > 1 + EDGE):
         return [f"the images run from {low:.4g} to {high:.4g}, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels there"]
     return []
+
+
+def _of_size(run: Evaluation, found: Measurement) -> list[str]:
+    """A model that is worse than none."""
+    decoder, total = run.integrand.decoder, found.terms.mean[3].mean().item() * run.scale
+    if len(run.integrand.models) > 1 or not isinstance(decoder, Levels) or total <= math.log2(decoder.levels):
+        return []
+    return [
+        f"{total:.4g} bits/dim is more than uniform noise over {decoder.levels} levels has, {math.log2(decoder.levels):.4g}: is the model trained, "
+        "does it predict what its parameterization says, and was it trained on data encoded as this decoder does?"
+    ]
 
 
 def _of_rounding(integrand: Integrand) -> list[str]:

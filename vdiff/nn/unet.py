@@ -82,6 +82,8 @@ class UNet(nn.Module):
         if z.shape[-1] % 2 ** (self.levels - 1) or z.shape[-2] % 2 ** (self.levels - 1):
             raise ValueError(must("UNet", "z", f"have height and width divisible by {2 ** (self.levels - 1)}", tuple(z.shape)))
         embedding = self.embed(self.time(logsnr).to(self.embed[0].weight.dtype))
+        if self.label is None and label is not None:
+            raise ValueError(must("UNet", "label", "be left out: the network was made without labels", "one", "UNet(…, labels=n)"))
         if self.label is not None:
             if label is None:
                 raise ValueError(must("UNet", "label", f"be given: the network was made for {self.label.num_embeddings} labels", None))

@@ -32,6 +32,9 @@ OPTIONS = {  # of the steps: words that no condition has
 }
 
 
+LARGE = 4.0  # root mean square: of noise, and of data in [−1, 1] with noise, it is about 1
+
+
 def trajectory(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -54,6 +57,7 @@ def trajectory(
     """
     check_data("sample", z, "z")
     check_finite("sample", z, "z")
+    _warn_of_scaled_noise(z)
     grid = _grid(model, schedule, steps, levels, condition).to(z.device)
     if not callable(step) or isinstance(step, type):
         near = did_you_mean(step, STEPS) if isinstance(step, str) else ""
@@ -128,7 +132,8 @@ def sample(
             finite (which step, which λ), and a first level of λ = −∞ for a model that predicts ε, which says nothing of x there.
 
     Warns:
-        UserWarning: where the first level is so extreme that x̂ or ε̂ has lost its digits by what the model predicts.
+        UserWarning: where the first level is so extreme that x̂ or ε̂ has lost its digits by what the model predicts, and where z is
+            far larger than such noise.
 
     >>> from vdiff import GaussianMixture, Linear
     >>> oracle = GaussianMixture([1.0], [[3.0]], [[0.01]])
@@ -148,10 +153,12 @@ def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Gr
         if hint := did_you_mean(word, WORDS, cutoff=0.8):
             raise TypeError(f"sample: argument '{word}' is unknown; {hint}")
     if levels is None:
+        if schedule is None:
+            hint = "sample(model, z, schedule=…, steps=…), or levels=…"
+            raise TypeError(must("sample", "schedule", "be given, with steps; or levels instead", None, hint))
         check_call("sample", model, schedule, steps, condition)
         if steps is None:
             raise TypeError(must("sample", "steps", "be given with a schedule", None, "the number of noise levels visited, 18 in EDM"))
-        assert schedule is not None
         return check_levels("sample", uniform(schedule, steps))
     check_call("sample", model, few_steps(), None, condition)
     if schedule is not None or steps is not None:
@@ -159,6 +166,13 @@ def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Gr
             must("sample", "levels", "come without schedule and steps", "both", "for instance levels=trailing(schedule, steps)")
         )
     return check_levels("sample", levels)
+
+
+def _warn_of_scaled_noise(z: Tensor) -> None:
+    size = z.square().mean().sqrt().item()
+    if size > LARGE:
+        hint = "noise is N(0, I) here, whatever σ its process starts from; EDM's z is σ times that"
+        warnings.warn(f"sample: z has a root mean square of {size:.3g}: {hint}", stacklevel=3)
 
 
 class _Watched(Counted):

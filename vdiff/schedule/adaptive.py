@@ -75,6 +75,7 @@ class Adaptive(Histogram):
 
     def _note(self, logsnr: Tensor, measure: Tensor, loss: Tensor, dims: int) -> Tensor:
         if not transformed(loss):
+            self._count_loss()
             self.observe(logsnr, 2.0 * wide(loss.detach()) / measure)  # the loss is ½ · rate · w‖e‖²
         return loss
 
@@ -86,6 +87,7 @@ class Adaptive(Histogram):
     def update(self, merge: Merge | None = None) -> None:
         """Turn what was noted since the last call, summed over ranks by `merge`, into the next p. Notes that hold NaN or
         infinity are dropped."""
+        self._unread = 0
         sums = self.noted.sums if merge is None else merge(self.noted.sums)
         self.profile.fade(self.decay)
         self.profile.sums += torch.where(sums.isfinite().all(), sums, 0.0)

@@ -1,6 +1,7 @@
 """A noise schedule: t ↦ λ, the quantile function of a distribution over log-SNR."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +14,8 @@ from vdiff.gaussian import at_least_float32, moving_only, wide
 
 BISECTIONS = 64
 EDGE = 1e-5  # how far beyond an end a rounded float32 λ may lie and still count as inside
+
+UNREAD = 500
 
 AnySchedule = TypeVar("AnySchedule", bound="Schedule")
 Follow = Callable[[Tensor, int], Tensor]
@@ -45,6 +48,7 @@ class Schedule(nn.Module):
         super().__init__()
         self._ends = check_ends(type(self).__name__, logsnr_max, logsnr_min)
         self._checked = False
+        self._unread = 0  # losses since the last update
 
     @property
     def logsnr_max(self) -> float:
@@ -102,6 +106,14 @@ class Schedule(nn.Module):
 
         `merge` sums a tensor of statistics over ranks (`vdiff.training.over_ranks`). Most schedules have nothing to take in.
         """
+
+    def _count_loss(self) -> None:
+        """Warn, once, where loss after loss is taken and `update` never called."""
+        if checking():
+            self._unread += 1
+            if self._unread == UNREAD:
+                what = f"{type(self).__name__}: {UNREAD} losses, and none was taken in"
+                warnings.warn(f"{what}: call update() of the schedule, or of the Objective, after each optimizer step", stacklevel=2)
 
     def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """λ(t), in the dtype of t (float32 where t is narrower).
@@ -191,8 +203,8 @@ class Schedule(nn.Module):
         return logsnr, steps * torch.expm1(self.delta(t64, steps))
 
     def check(self: AnySchedule, points: int = 10_001) -> AnySchedule:
-        """Verify on a dense float64 grid that λ is finite, strictly decreasing, ends where it says, and that `rate_at`
-        is its derivative. Returns self; raises ValueError at the first t that fails.
+        """Verify on a dense float64 grid that λ is finite, strictly decreasing, ends where it says, that `rate_at` is its
+        derivative, and `time_at` and `density_at`, where they are defined, its inverse and one over the rate. Returns self; raises ValueError at the first t that fails.
 
         >>> from vdiff import Cosine
         >>> Cosine().check()
@@ -212,6 +224,12 @@ class Schedule(nn.Module):
             rate = self.rate_at(t, logsnr)
             check_returned(f"{name}.rate_at", rate, t)
             drop = logsnr[:-1] - logsnr[1:]
+            between = 0.5 * (t[:-1] + t[1:])  # a density may jump at the times themselves
+            level = self.logsnr_at(between)
+            off = torch.zeros_like(level)
+            if type(self).time_at is not Schedule.time_at:
+                off = (self.logsnr_at(self.time_at(level)) - level).abs()
+            times_rate = self.density_at(level) * self.rate_at(between, level) if self._has_density() else torch.ones_like(level)
             ends = torch.tensor([self.logsnr_max, self.logsnr_min], dtype=torch.float64, device=place)
         _fail_at(name, "have finite logsnr_at(t)", ~torch.isfinite(logsnr), t, logsnr, "λ = ")
         hint = "γ = −λ rises: hand over −γ" if logsnr[-1] > logsnr[0] else "the first of them that do not fall"
@@ -241,7 +259,16 @@ class Schedule(nn.Module):
             "a rate of ",
             hint,
         )
+        hint = "λ(time_at(λ)) is not λ"
+        _fail_at(name, "have time_at(logsnr) the inverse of logsnr_at", ~(off <= 1e-6 * (ends[0] - ends[1])), between, off, "off by ", hint)
+        hint = "the product is not 1; p(λ) = −dt/dλ is normalised between the ends"
+        _fail_at(
+            name, "have density_at(logsnr) one over rate_at", ~((times_rate - 1).abs() <= 1e-5), between, times_rate, "p(λ) · rate = ", hint
+        )
         return self
+
+    def _has_density(self) -> bool:
+        return type(self).density_at is not Schedule.density_at
 
     def times_to_check(self, points: int) -> Tensor:
         """The times at which `check` looks, from 0 to 1: evenly, and wherever else the rate is another over a short time."""
@@ -313,6 +340,9 @@ def check_schedule(name: str, schedule: object) -> None:
         raise TypeError(
             must(name, "schedule", "be a Schedule", repr(schedule), "for instance Cosine(); schedule.Custom takes a function of t")
         )
+    if "_ends" not in vars(schedule):
+        hint = "its __init__ must call super().__init__(logsnr_max, logsnr_min)"
+        raise TypeError(must(name, "schedule", "be initialised", type(schedule).__name__, hint))
     if checking():
         schedule.check_once()
 

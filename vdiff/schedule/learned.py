@@ -125,6 +125,7 @@ class Learned(Schedule):
     @torch.no_grad()
     def update(self, merge: Merge | None = None) -> None:
         """Take the losses since the last call into the running mean m of the shape's gradient."""
+        self._unread = 0
         if self.learns_shape:
             total, count = (self.seen if merge is None else merge(self.seen)).clone()
             mean = torch.where(total.isfinite() & (count > 0), total / count.clamp(min=1), self.mean_loss)
@@ -139,6 +140,7 @@ class Learned(Schedule):
     def _weigh(self, carrier: Tensor, loss: Tensor, dims: int) -> Tensor:
         value = wide(loss.detach())
         if self.training and not transformed(value):
+            self._count_loss()
             self.seen[0] += value.sum()
             self.seen[1] += len(value)
         high, low = self.ends()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,11 @@ class Tabulated(Schedule):
         super().__init__(table[0].item(), table[-1].item())
         self.register_buffer("table", table)
         self.steps = len(table) - 1
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if self.table.device.type != "meta":
+            self._ends, self._checked = (self.table[0].item(), self.table[-1].item()), False
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | np.ndarray | Tensor) -> "Tabulated":

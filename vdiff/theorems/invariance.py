@@ -107,7 +107,7 @@ def learned() -> dict[str, Schedule]:
     }
     for schedule in shapes.values():
         for p in schedule.parameters():
-            p += 0.5 * torch.sin(2.0 * torch.arange(len(p), dtype=p.dtype))
+            p.add_(0.5 * torch.sin(2.0 * torch.arange(len(p), dtype=p.dtype)))
     adaptive = Adaptive(HIGH, LOW, bins=13, warmup=1)
     lam = torch.linspace(LOW, HIGH, 200, dtype=torch.float64)
     adaptive.observe(lam, 1.1 + torch.sin(2.0 * lam))
