@@ -98,7 +98,11 @@ def run(options: argparse.Namespace) -> int:
     settings: dict[str, Any] = {
         word: getattr(options, word) for word in ("steps", "tolerance", "budget", "draws", "replicates", "seed", "batch")
     }
-    settings |= {"schedule": objective.schedule, "decoder": objective.decoder, "steps": options.steps or config.chain}
+    settings |= {
+        "schedule": objective.schedule,
+        "decoder": objective.decoder,
+        "steps": config.chain if options.steps is None else options.steps,
+    }
     if config.conditional:
         settings["label"] = found.labels.to(device)
     record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0], "weights file": weights_hash(source)}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vdiff.errors import check_positive_int
 from vdiff.gaussian import sum_dims, wide
+from vdiff.likelihood.pieces import data_hash
 from vdiff.oracle import Gaussian
 
 
@@ -73,7 +74,9 @@ class GaussianError(Control):
         self.data, self.full = data, full
 
     def __repr__(self) -> str:
-        return "GaussianError()" if self.data is None else f"GaussianError(data of {len(self.data)})"
+        return (
+            "GaussianError()" if self.data is None else f"GaussianError(data of {len(self.data)}, {data_hash(self.data)}, full={self.full})"
+        )
 
     def fit(self, x: Tensor) -> FittedControl:
         images = x.flatten(1).cpu()  # in float64, which not every device has

@@ -21,7 +21,7 @@ from vdiff.gaussian import sum_dims, wide
 from vdiff.likelihood.importance import ImportanceBound
 from vdiff.likelihood.integrand import evaluating
 from vdiff.likelihood.ode import OF_THE_FLOW, FlowSolver, costs, warn_of_tolerance
-from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of, told
+from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of, told, weights_of
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.trace import Exact, Trace, default_trace
 from vdiff.loss import Model
@@ -208,7 +208,7 @@ def dequantized_ode(
     said = {
         **flow.protocol(), "dequantization": repr(dequantization), "K": samples, "replicates": replicates, "seed": seed, **(record or {})
     }  # fmt: skip
-    key = key_of(data_hash(data), told(condition), audit, batch, share.index, share.count, mark_of(said))
+    key = key_of(data_hash(data), told(condition), audit, batch, share.index, share.count, mark_of(said), weights_of(model))
     with evaluating(model):
         found = in_pieces(
             name, piece, shapes={"log_weight": (), "evaluations": (), "change": ()}, repetitions=replicates * samples, rows=len(data),

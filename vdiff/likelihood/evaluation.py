@@ -87,10 +87,14 @@ def evaluate(
     effort = Effort(draws, replicates, tolerance, budget, batch, seed)
     effort.check("evaluate")
     record = {**getattr(model, "protocol", {}), **(record or {})}
+    numbers = None
     if skip_nonfinite:
-        data, condition, record["skipped"] = finite_images(data, condition)
+        whole = len(data)
+        data, condition, numbers = finite_images(data, condition)
+        record["skipped"] = whole - len(data)
     with evaluating(model):
         integrand = Integrand(model, data, schedule, decoder, steps, condition)
+        integrand.numbers = integrand.numbers if numbers is None else numbers
         run = Evaluation(integrand, plan, effort, share, profile, progress, checkpoint, mark_of(record))
         found = run(resume)
     seen = outcome(run, found, record)

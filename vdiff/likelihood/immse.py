@@ -24,7 +24,20 @@ from torch import Tensor
 from vdiff.errors import check_data, check_finite, check_positive_int, must
 from vdiff.gaussian import wide
 from vdiff.likelihood.integrand import Finite, evaluating, of_rows
-from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, law_of, mark_of, told
+from vdiff.likelihood.pieces import (
+    Course,
+    Progress,
+    Share,
+    State,
+    check_dims,
+    data_hash,
+    in_pieces,
+    key_of,
+    law_of,
+    mark_of,
+    told,
+    weights_of,
+)
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.replicated import Replicated
 from vdiff.loss import Model, check_call, weighted_elbo
@@ -113,6 +126,7 @@ def immse(
         raise ValueError(must("immse", "replicates", "be at least 2", replicates, "one has no standard error"))
     if not isinstance(gaussian, Gaussian):
         raise TypeError(must("immse", "gaussian", "be a Gaussian", repr(gaussian), "vdiff.oracle.Gaussian.fit(data)"))
+    check_dims("immse", "gaussian", gaussian, x)
     clean = wide(x).flatten(1)
     if discrete:
         top = torch.full((len(x),), float(schedule.logsnr_max), dtype=torch.float64)
@@ -145,7 +159,7 @@ def immse(
         "logsnr": [schedule.logsnr_min, schedule.logsnr_max], "schedule": repr(schedule), "gaussian": law_of(gaussian),
         "discrete": discrete, "draws": draws, "replicates": replicates, "seed": seed, **getattr(model, "protocol", {}), **(record or {}),
     }  # fmt: skip
-    key = key_of(data_hash(x), told(condition), share.index, share.count, mark_of(said))
+    key = key_of(data_hash(x), told(condition), share.index, share.count, mark_of(said), weights_of(model))
     with evaluating(model):
         found = in_pieces(
             "immse", piece, shapes={"inner": (), "low": (), "high": ()}, repetitions=replicates, rows=len(x),

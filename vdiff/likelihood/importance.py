@@ -18,7 +18,7 @@ from vdiff.decoder import Decoder
 from vdiff.errors import check_positive_int, must
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood.integrand import Finite, evaluating, of_rows
-from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of, told
+from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of, told, weights_of
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.replicated import Replicated
 from vdiff.loss import Model, check_call, check_decoder
@@ -150,7 +150,7 @@ def path_importance(
         "decoder": repr(decoder), "schedule": repr(schedule), "T": steps, "K": samples, "replicates": replicates, "seed": seed,
         **getattr(model, "protocol", {}), **(record or {}),
     }  # fmt: skip
-    key = key_of(data_hash(data), told(condition), together, share.index, share.count, mark_of(said))
+    key = key_of(data_hash(data), told(condition), together, share.index, share.count, mark_of(said), weights_of(model))
     with evaluating(model):
         log_weights = in_pieces(
             name, piece, shapes={"log_weight": (samples,)}, repetitions=replicates, rows=len(data), batch=batch // together, key=key,

@@ -18,6 +18,11 @@ from vdiff.schedule import Linear, Schedule
 from vdiff.times import on_chain
 from vdiff.weighting import check_chain
 
+_NVIDIA: Any = torch.backends.cudnn
+_INTEL: Any = torch.backends.mkldnn
+_ROUNDING: tuple[Any, ...] = (  # whose float32 may be TF32 or bfloat16 inside; each before its parts
+    torch.backends.cuda.matmul, _NVIDIA, _NVIDIA.conv, _NVIDIA.rnn, _INTEL, _INTEL.matmul, _INTEL.conv, _INTEL.rnn,
+)  # fmt: skip
 _CLIPPING = ("clip", "clip_denoised", "clamp", "threshold", "thresholding", "dynamic_threshold")
 
 
@@ -59,6 +64,7 @@ class Integrand:
         self.base = Linear(schedule.logsnr_max, schedule.logsnr_min) if steps is None else schedule
         x = decoder.encode(data)
         self.x = x.to(at_least_float32(x.dtype))
+        self.numbers = torch.arange(len(x))  # by which errors name the images
         self.predictions: dict[int, Prediction] = {}  # the last of each model
 
     def __call__(self, rows: Tensor, t: Tensor, eps: Tensor) -> Float[Tensor, "3 n"]:
@@ -84,7 +90,7 @@ class Integrand:
         if bad.any():
             first = int(bad.nonzero()[0])
             level = self.levels(t[first : first + 1])[0].item()
-            came = f"NaN or infinity on image {int(rows[first])} at λ = {level:.4g} ({int(bad.sum())} of {len(bad)} draws of its batch)"
+            came = f"NaN or infinity on image {int(self.numbers[int(rows[first])])} at λ = {level:.4g} ({int(bad.sum())} of {len(bad)} draws of its batch)"
             raise ValueError(must(self.name, "model", "give a finite bound", came))
 
     def _of(self, model: Model, rows: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -155,10 +161,10 @@ def of_rows(condition: dict[str, Any], rows: Tensor, images: int) -> dict[str, A
     return {word: v[rows.to(v.device)] if isinstance(v, Tensor) and v.shape[:1] == (images,) else v for word, v in condition.items()}
 
 
-def finite_images(data: Tensor, condition: dict[str, Any]) -> tuple[Tensor, dict[str, Any], int]:
-    """The images without NaN or infinity, their conditions, and the number of the others."""
-    finite = torch.isfinite(data).flatten(1).all(1)
-    return data[finite], of_rows(condition, finite.nonzero()[:, 0], len(data)), int((~finite).sum())
+def finite_images(data: Tensor, condition: dict[str, Any]) -> tuple[Tensor, dict[str, Any], Tensor]:
+    """The images without NaN or infinity, their conditions, and their numbers among all."""
+    kept = torch.isfinite(data).flatten(1).all(1).nonzero()[:, 0]
+    return data[kept], of_rows(condition, kept, len(data)), kept.cpu()
 
 
 @contextmanager
@@ -173,11 +179,11 @@ def evaluating(*models: object) -> Iterator[None]:
     True
     """
     known = [model for model in models if isinstance(model, nn.Module)]
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-    precision = matmul.allow_tf32, convolution.allow_tf32
+    precision = [backend.fp32_precision for backend in _ROUNDING]
     devices = {p.device.type for model in known for p in model.parameters()} | {"cpu"}
     try:
-        matmul.allow_tf32 = convolution.allow_tf32 = False
+        for backend in _ROUNDING:
+            backend.fp32_precision = "ieee"
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(*models))
             for device in sorted(devices):
@@ -185,7 +191,8 @@ def evaluating(*models: object) -> Iterator[None]:
             stack.enter_context(torch.no_grad())
             yield
     finally:
-        matmul.allow_tf32, convolution.allow_tf32 = precision
+        for backend, own in zip(_ROUNDING, precision, strict=True):
+            backend.fp32_precision = own
 
 
 class Finite:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from vdiff.errors import check_positive_int, finite, must
 from vdiff.likelihood.estimate import Tally, mean_error, replicates_for
 from vdiff.likelihood.integrand import Integrand
-from vdiff.likelihood.pieces import Progress, Share, State, check_resume, data_hash, key_of, told
-from vdiff.likelihood.pilot import bins_of, run_pilot
+from vdiff.likelihood.pieces import Progress, Share, State, check_resume, data_hash, fail_together, key_of, told, weights_of
+from vdiff.likelihood.pilot import bins_of, integral_by_bin, run_pilot
 from vdiff.likelihood.plan import Plan
 from vdiff.profile import Profile
 from vdiff.times import generator_of
@@ -91,13 +92,17 @@ class Measurement:
         whole.first = self.first
         return whole
 
-    def add(self, rows: Tensor, parts: Tensor, diffusion: Tensor, t: Tensor, bad: Tensor) -> None:
-        """One replicate of images `rows`; everything else is (…, rows·draws), an image's draws together."""
+    def add(self, rows: Tensor, parts: Tensor, diffusion: Tensor, t: Tensor, bad: Tensor, level: Tensor) -> None:
+        """One replicate of images `rows`; everything else is (…, rows·draws), an image's draws together.
+
+        `level` is what each draw holds of the integral of a baseline, by bin: it lies where the baseline does, not where the draw fell.
+        """
         n = len(rows)
         means = torch.stack([parts[0], diffusion, parts[2]]).view(3, n, -1).mean(2)
         self.terms.add(rows, torch.cat([means, means.sum(0, keepdim=True)]))
         place = torch.arange(n).repeat_interleave(len(t) // n) * BINS + bins_of(t, BINS)
-        self.curve[rows] += torch.zeros(n * BINS, dtype=torch.float64).index_add_(0, place, diffusion).view(n, BINS)
+        drawn = torch.zeros(n * BINS, dtype=torch.float64).index_add_(0, place, diffusion - level.sum()).view(n, BINS)
+        self.curve[rows] += drawn + len(t) // n * level
         weight = diffusion.abs().view(n, -1)
         self.weights[rows, 0] += weight.sum(1)
         self.weights[rows, 1] += weight.square().sum(1)
@@ -134,6 +139,7 @@ class Evaluation:
             if self.plan.antithetic:
                 raise ValueError(must(self.integrand.name, "draws", "be even with antithetic noise", self.effort.draws))
             self.plan = replace(self.plan, antithetic=False)
+        self.given = self.plan
         self.images = len(self.integrand.x)
         if self.effort.tolerance is None:  # a pilot that costs more than what it steers is none
             planned = self.effort.replicates * self.images * (self.effort.draws or DRAWS) * self.integrand.evaluations
@@ -142,6 +148,7 @@ class Evaluation:
         self.scale = 1 / (self.integrand.x[0].numel() * math.log(2))  # nats to bits/dim
         self.draws = self.effort.draws or self._suggested_draws()
         self.design = self.design.prepared(self.integrand, self.draws)
+        self.level = integral_by_bin(self.design.level, BINS)
 
     def __call__(self, resume: State | None = None) -> Measurement:
         """Draw what is asked for, or what is left of it."""
@@ -151,6 +158,10 @@ class Evaluation:
             self.before = self.profile.sums.clone()
             if resume is not None:
                 self.profile.sums += resume["profile"].to(self.profile.sums)
+        if self.effort.budget is not None and self._cost(self._first_replicates()) > self.effort.budget:
+            self._beyond_budget(
+                f"its first stage takes {self._cost(self._first_replicates()):,} alone; fewer draws or replicates make it smaller"
+            )
         whole = self._stage(mine, self._first_replicates())
         if self.effort.tolerance is not None:
             if mine.first is None:
@@ -167,7 +178,7 @@ class Evaluation:
         profile = None if self.profile is None else (self.profile.logsnr_min, self.profile.logsnr_max, self.profile.bins)
         return key_of(
             data_hash(integrand.data), told(integrand.condition), repr(integrand.decoder), repr(integrand.base), integrand.steps, self.plan,
-            effort.seed, self.draws, share.index, share.count, profile, self.mark,
+            effort.seed, self.draws, share.index, share.count, profile, self.mark, weights_of(*integrand.models),
         )  # fmt: skip
 
     def _gained(self) -> State:
@@ -194,10 +205,12 @@ class Evaluation:
         cost = self._cost(replicates)
         if budget is not None and cost > budget:
             reached = mean_error(first.variances()[3], 1, 2)[0].item() * self.scale * math.sqrt(self._cost(1) / budget)
-            hint = f"a budget of {cost:,} would do; {budget:,} reaches about {reached:.2g}"
-            what = f"be within reach of budget = {budget:,} network evaluations"
-            raise ValueError(must(self.integrand.name, "tolerance", what, f"{tolerance:g} bits/dim", hint))
+            self._beyond_budget(f"a budget of {cost:,} would do; {budget:,} reaches about {reached:.2g}")
         return replicates
+
+    def _beyond_budget(self, hint: str) -> NoReturn:
+        what = f"be within reach of budget = {self.effort.budget:,} network evaluations"
+        raise ValueError(must(self.integrand.name, "tolerance", what, f"{self.effort.tolerance:g} bits/dim", hint))
 
     def _cost(self, replicates: int) -> int:
         return replicates * self.images * self.draws * self.integrand.evaluations
@@ -206,17 +219,24 @@ class Evaluation:
         device = self.integrand.x.device
         own = torch.arange(self.share.index, self.images, self.share.count)
         each = self.draws * self.integrand.evaluations
-        for chunk in torch.split(own, max(1, self.effort.batch // self.draws)):
-            seen: list[tuple[Tensor, Tensor, Tensor]] = []
-            for replicate in range(int(mine.terms.count[0, chunk].min()), replicates):
-                rows = chunk[mine.terms.count[0, chunk] == replicate]
-                seen.append(self._replicate(mine, rows, replicate, device))
-                if self.progress is not None:
-                    self.progress(int(mine.terms.count.sum()) * each, replicates * len(own) * each)
-            if self.profile is not None and seen:
-                self.profile.update(*(torch.cat(column) for column in zip(*seen, strict=True)))
-            if self.checkpoint is not None and seen:
-                self.checkpoint(mine.state() | self._gained() | {"key": self.key})
+        failure = None
+        try:
+            for chunk in torch.split(own, max(1, self.effort.batch // self.draws)) if len(own) else ():
+                seen: list[tuple[Tensor, Tensor, Tensor]] = []
+                begun = int(mine.terms.count[0, chunk].min())
+                for replicate in range(begun, replicates):
+                    rows = chunk[mine.terms.count[0, chunk] == replicate]
+                    errors = self._replicate(mine, rows, replicate, device)
+                    seen.extend([errors] if self.profile is not None else [])
+                    if self.progress is not None:
+                        self.progress(int(mine.terms.count.sum()) * each, replicates * len(own) * each)
+                if self.profile is not None and seen:
+                    self.profile.update(*(torch.cat(column) for column in zip(*seen, strict=True)))
+                if self.checkpoint is not None and begun < replicates:
+                    self.checkpoint({k: v.clone() for k, v in (mine.state() | self._gained() | {"key": self.key}).items()})
+        except Exception as error:
+            failure = error  # the others wait at the sum
+        fail_together(self.integrand.name, self.share, failure)
         whole = mine.over(self.share)
         self._refuse(whole.trouble)
         return whole
@@ -233,7 +253,7 @@ class Evaluation:
         parts = self.integrand(each, t, eps)
         diffusion = design.diffusion(self.integrand, each, t, q, eps, parts[1])
         bad = ~torch.isfinite(parts.sum(0))
-        mine.add(rows, *(v.cpu() for v in (parts, diffusion, t, bad)))
+        mine.add(rows, parts.cpu(), diffusion.cpu(), t.cpu(), bad.cpu(), self.level)
         if self.share.count == 1:  # else all processes raise together, at the end of the stage
             self._refuse(mine.trouble)
         return *self.integrand.squared_error(), torch.arange(len(rows), device=device).repeat_interleave(draws)

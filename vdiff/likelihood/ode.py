@@ -22,7 +22,20 @@ from vdiff.errors import check_data, check_finite, finite, must
 from vdiff.flow import solve
 from vdiff.gaussian import alpha, at_least_float32, bits_per_dim, sigma, sum_dims, wide, wide_number
 from vdiff.likelihood.integrand import evaluating, of_rows
-from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, law_of, mark_of, told
+from vdiff.likelihood.pieces import (
+    Course,
+    Progress,
+    Share,
+    State,
+    check_dims,
+    data_hash,
+    in_pieces,
+    key_of,
+    law_of,
+    mark_of,
+    told,
+    weights_of,
+)
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.trace import Trace, default_trace
@@ -128,7 +141,7 @@ def ode_likelihood(
         return flow.solved(x[rows], rows, seed, audit)
 
     said = {**flow.protocol(), "seed": seed, **(record or {})}
-    key = key_of(data_hash(x), told(condition), audit, batch, share.index, share.count, mark_of(said))
+    key = key_of(data_hash(x), told(condition), audit, batch, share.index, share.count, mark_of(said), weights_of(model))
     shapes = flow.shapes(x)
     with evaluating(model):
         course = Course(share, progress, checkpoint, resume)
@@ -208,7 +221,9 @@ class FlowSolver:
         }  # fmt: skip
 
     def shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
-        """Of what `solved` finds of one example."""
+        """Of what `solved` finds of one example; raises for a prior of other dimensions, which would broadcast in silence."""
+        if self.prior is not None:
+            check_dims(self.name, "prior", self.prior, x)
         columns = 1 if self.trace.exact else self.trace.directions(x[:1], [torch.Generator()]).shape[0]
         return {"nats": (columns,), "noise": tuple(x.shape[1:]), "evaluations": (), "truncation": (), "change": ()}
 

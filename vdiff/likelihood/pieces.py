@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdiff.errors import check_positive_int, must
 from vdiff.oracle import GaussianMixture
@@ -46,6 +46,17 @@ def law_of(mixture: GaussianMixture) -> str:
     return f"{type(mixture).__name__} {data_hash(torch.cat([v.flatten().cpu() for v in mixture.buffers()]))}"
 
 
+def check_dims(name: str, argument: str, law: GaussianMixture, x: Tensor) -> None:
+    """Raise unless a law has the dimensions of an example.
+
+    >>> from vdiff.oracle import Gaussian
+    >>> check_dims("example", "prior", Gaussian([0.0], [1.0]), torch.zeros(3, 1))
+    """
+    if law.dims != x[0].numel():
+        what, hint = f"have the {x[0].numel()} dimensions of an example", "Gaussian.fit(data) of data like this"
+        raise ValueError(must(name, argument, what, law.dims, hint))
+
+
 def told(condition: Mapping[str, object]) -> dict[str, object]:
     """What a model is told beside z and λ: numbers as they are, tensors by their hash.
 
@@ -53,6 +64,22 @@ def told(condition: Mapping[str, object]) -> dict[str, object]:
     {'scale': 2.0}
     """
     return {word: data_hash(v) if isinstance(v, Tensor) else v for word, v in condition.items()}
+
+
+def weights_of(*models: object) -> list[str]:
+    """A hash of all parameters and buffers of each model that has any.
+
+    >>> from vdiff.oracle import Gaussian
+    >>> weights_of(Gaussian([0.0], [1.0])) == weights_of(Gaussian([0.0], [2.0])), weights_of(abs)
+    (False, [])
+    """
+    found = []
+    for model in models:
+        if isinstance(model, nn.Module):
+            tensors = [*model.named_parameters(), *model.named_buffers()]
+            digest = hashlib.sha256("".join(f"{name} {data_hash(value)} " for name, value in tensors).encode())
+            found.append(digest.hexdigest()[:16])
+    return found
 
 
 def mark_of(record: Mapping[str, object]) -> str:
@@ -95,6 +122,18 @@ class FailedElsewhere(RuntimeError):
     >>> issubclass(FailedElsewhere, RuntimeError)
     True
     """
+
+
+def fail_together(name: str, share: Share, failure: Exception | None) -> None:
+    """Raise this process's failure; where it has none, but another has, say so: all leave at the same place.
+
+    >>> fail_together("example", Share(), None)
+    """
+    if share.count == 1:
+        if failure is not None:
+            raise failure
+    elif share.sum(torch.tensor([float(failure is not None)])).item() > 0:
+        raise failure or FailedElsewhere(f"{name}: another process failed; its message says why")
 
 
 @dataclass(frozen=True)
@@ -152,14 +191,24 @@ def in_pieces(
                 if course.progress is not None:
                     course.progress(int(state["done"].sum()), repetitions * len(own))
                 if course.checkpoint is not None:
-                    course.checkpoint(state)
+                    course.checkpoint({word: v.clone() for word, v in state.items()})
     except Exception as error:
-        if share.count == 1:
-            raise
         failure = error  # the others wait at the sum
-    if share.sum(torch.tensor([float(failure is not None)])).item() > 0:
-        raise failure or FailedElsewhere(f"{name}: another process failed; its message says why")
+    fail_together(name, share, failure)
     return {word: share.sum(state[word]) for word in shapes}
 
 
-__all__ = ["Course", "FailedElsewhere", "Share", "data_hash", "in_pieces", "key_of", "law_of", "mark_of", "told"]
+__all__ = [
+    "Course",
+    "FailedElsewhere",
+    "Share",
+    "check_dims",
+    "data_hash",
+    "fail_together",
+    "in_pieces",
+    "key_of",
+    "law_of",
+    "mark_of",
+    "told",
+    "weights_of",
+]

@@ -166,6 +166,18 @@ def bins_of(t: Tensor, bins: int) -> Tensor:
     return (t * bins).long().clamp(0, bins - 1)
 
 
+def integral_by_bin(level: Tensor, bins: int) -> Tensor:
+    """The integral over each of so many bins of [0, 1], of a function that is constant within bins of its own.
+
+    >>> integral_by_bin(torch.tensor([1.0, 3.0]), 4)
+    tensor([0.2500, 0.2500, 0.7500, 0.7500])
+    """
+    before = torch.nn.functional.pad(level.cumsum(0), (1, 0)) / len(level)
+    place = torch.linspace(0, len(level), bins + 1, dtype=level.dtype)
+    left = place.long().clamp(max=len(level) - 1)
+    return torch.lerp(before[left], before[left + 1], place - left).diff()
+
+
 def _draw(
     integrand: Integrand, controls: tuple[FittedControl, ...], pairs: int, signs: tuple[int, ...], seed: int, batch: int
 ) -> tuple[Tensor, Tensor, Tensor]:

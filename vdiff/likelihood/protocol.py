@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.likelihood.measurement import Evaluation, Measurement
-from vdiff.likelihood.pieces import Share, data_hash
+from vdiff.likelihood.pieces import Share, data_hash, told, weights_of
 
 
 def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]) -> dict[str, object]:
@@ -40,6 +40,15 @@ def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]
         "importance": run.plan.importance if isinstance(run.plan.importance, bool) else repr(run.plan.importance),
         "controls": [repr(control) for control in run.plan.controls],
         "antithetic": design.antithetic,
+        "baseline": run.plan.baseline,
+        "asked for": {
+            "draws": effort.draws,
+            "replicates": effort.replicates,
+            "budget": effort.budget,
+            "antithetic": run.given.antithetic,
+            "pilot": run.given.pilot,
+        },
+        "condition": told(integrand.condition),
         "tolerance": effort.tolerance,
         "batch": effort.batch,
         "seed": effort.seed,
@@ -66,6 +75,7 @@ def of_computation(dtype: torch.dtype, device: torch.device, models: Sequence[ob
     parameters = [next(m.parameters(), None) for m in models if isinstance(m, nn.Module)]
     return {
         "dtype": str(dtype).removeprefix("torch."),
+        "model": weights_of(*models),
         "weights": sorted({str(p.dtype).removeprefix("torch.") for p in parameters if p is not None}),
         "TF32": False,
         "device": str(device),

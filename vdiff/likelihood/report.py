@@ -37,7 +37,7 @@ class Beside:
 class Report:
     """The bound and its parts as `Estimate`s in bits/dim, and what was done to get them.
 
-    `savings` holds, by name, how many network evaluations the same error would take relative to all pieces together;
+    `savings` holds, by name, how many network evaluations the same error would take relative to all pieces together, as measured;
     `warnings` what keeps the number from being trusted; `by_image` the bound of each image, bits/dim; `others` what `beside` added.
 
     >>> part = Estimate(0.5, 0.001, 0.01)
@@ -169,13 +169,12 @@ def outcome(run: Evaluation, found: Measurement, extra: Mapping[str, object]) ->
 
 
 def savings_of(run: Evaluation, found: Measurement) -> dict[str, float]:
-    """Network evaluations for the same error without the later pieces, over those with all: from the pilot's variances."""
-    if not run.design.variance:
-        return {}
-    steps = run.design.variance
+    """Network evaluations for the same error with the first pieces alone, as the pilot expects them, over those with all as measured.
+
+    Below 1 the last pieces, or so few times in a grid, cost more than the pilot expected.
+    """
     measured = found.terms.variances()[1].mean().item() * run.draws
-    last = list(steps.values())[-1]
-    return {name: v / last for name, v in steps.items()} | {"as drawn": measured / last} if last > 0 else {}
+    return {name: v / measured for name, v in run.design.variance.items()} if measured > 0 else {}
 
 
 def table(parts: Mapping[str, Estimate], *, head: bool = True) -> str:
@@ -202,7 +201,7 @@ def trust(seen: Diagnostics | None, savings: Mapping[str, float]) -> list[str]:
     """The diagnostics and the savings, a line each."""
     rows = []
     if savings:
-        rows.append("evaluations for the same error, of one draw: " + ", ".join(f"{name} {v:.2f}" for name, v in savings.items()))
+        rows.append("evaluations for the same error, with no more than: " + ", ".join(f"{name} {v:.2f}" for name, v in savings.items()))
     if seen is not None:
         rows.append(f"{seen.draws} draws, worth {seen.effective:.0f}; the largest is {seen.largest:.2g} of their sum")
         rows.append("diffusion by log-SNR: " + by_logsnr(seen.curve))
