@@ -9,8 +9,8 @@ the top of a module, defaults) are left alone.
 
 First every test runs once, unbroken, and it is noted which lines it reaches and how long it takes (ten minutes on two cores;
 kept in `runs/mutation` until a source or a test changes). Then each mutant lives in a process forked after the tests were
-collected, where the code of its function is exchanged, and meets the tests that reach its lines, one file after another, the
-quickest of each first, until one fails. Mutants that survive, or that no test reaches, are printed as the line they change.
+collected, where the code of its function is exchanged, and meets the tests that reach its lines, those that reach little else and
+quick ones of every file first, until one fails. Mutants that survive, or that no test reaches, are printed as the line they change.
 Tests in subprocesses import the unbroken source, and kill nothing.
 """
 
@@ -18,13 +18,14 @@ import argparse
 import ast
 import gc
 import hashlib
+import itertools
 import json
 import os
 import random
 import signal
 import time
 import types
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import zip_longest
@@ -224,6 +225,7 @@ class Reach:
                 lines = self.tests[str(Path(file).relative_to(ROOT))]
                 for line, contexts in data.contexts_by_lineno(file).items():
                     lines[line].update(name for name in contexts if name in self.seconds)
+        self.breadth = Counter(name for lines in self.tests.values() for names in lines.values() for name in names)
 
     @staticmethod
     def _run(items: list[pytest.Item], folder: Path, job: int) -> int:
@@ -241,14 +243,17 @@ class Reach:
         return 0
 
     def of(self, mutant: Mutant, budget: float) -> list[pytest.Item]:
-        """The tests that reach a mutant's lines, in turn from every file, the quickest first; as many as take `budget` seconds."""
+        """The tests that reach a mutant's lines, as many as take `budget` seconds: by turns the one that reaches least beside them,
+        and the quickest of another file."""
         lines = self.tests[mutant.path]
         names = set().union(*(lines[i] for i in mutant.lines)) or set().union(*(lines[i] for i in mutant.around))
         files = defaultdict(list)
         for name in sorted(names, key=lambda name: self.seconds[name]):
             files[name.split("::")[0]].append(name)
+        narrow = sorted(names, key=lambda name: (self.breadth[name], self.seconds[name]))
+        broad = [name for row in zip_longest(*files.values()) for name in row if name is not None]
         chosen, total = [], 0.0
-        for name in [name for row in zip_longest(*files.values()) for name in row if name is not None]:
+        for name in dict.fromkeys(itertools.chain.from_iterable(zip(narrow, broad, strict=True))):
             total += self.seconds[name]
             if chosen and total > budget:
                 break
