@@ -1,5 +1,6 @@
 """Times: one grid over batch, ranks and accumulation; pure functions of seed and step."""
 
+import itertools
 import math
 
 import pytest
@@ -81,3 +82,10 @@ def test_a_loss_draws_stratified_times():
         assert (schedule.inverse(continuous) * 64).floor().tolist() == list(range(64))
         torch.testing.assert_close(chain, schedule(torch.arange(1, 65, dtype=torch.float64) / 64))
     assert len({logsnr[0].item() for logsnr in told[::2]}) == 3
+
+
+def test_offsets_of_successive_steps_are_a_golden_ratio_apart():
+    """1/φ = (√5 − 1)/2: however many steps are taken, their offsets lie about evenly."""
+    offsets = [offset_of(3, step) for step in range(50)]
+    for before, after in itertools.pairwise(offsets):
+        assert (after - before) % 1 == pytest.approx((5**0.5 - 1) / 2, abs=1e-12)

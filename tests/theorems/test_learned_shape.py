@@ -448,3 +448,19 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(make, tmp_path):
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert any(not torch.equal(value, fresh()[0].schedule.state_dict()[k]) for k, value in straight.schedule.state_dict().items())
+
+
+def test_the_networks_own_backward_is_autograds_over_many_blocks():
+    """Times beyond one block (32), against sigmoids written out."""
+    schedule = stirred(Monotone(6.0, -4.0, hidden=16))
+    t = torch.rand(100, generator=torch.Generator().manual_seed(5), dtype=torch.float64).requires_grad_()
+    weights = torch.randn(2, 100, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    inputs = [t, schedule.bias, schedule.log_inner, schedule.log_outer]
+    value, slope, _ = schedule.rise(t)
+    inner, outer = schedule.log_inner.exp(), schedule.log_outer.exp()
+    bias = schedule.bias - inner * torch.linspace(-0.08, 1.08, 16, dtype=torch.float64)  # four widths of 1/50 beyond each end
+    s = torch.sigmoid(bias + t[:, None] * inner)
+    plain = t + s @ outer - torch.sigmoid(bias) @ outer, 1 + (s * (1 - s)) @ (inner * outer)
+    torch.testing.assert_close((value, slope), plain)
+    found, expected = (torch.autograd.grad((weights[0] * v + weights[1] * d).sum(), inputs) for v, d in ((value, slope), plain))
+    torch.testing.assert_close(found, expected)
