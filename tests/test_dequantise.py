@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from vdiff import Categorical, Denoiser, DiscretizedGaussian, Lattice, Linear, Prediction, V
 from vdiff.likelihood.dequantise import Dequantization, TruncatedNormal, Uniform, _mixed, dequantized_ode
@@ -190,3 +190,21 @@ def test_a_bound_of_two_samples_needs_an_exact_trace():
 
 def test_no_two_draws_have_the_same_probes():
     assert len({_mixed(seed, draw) for seed in (0, 1) for draw in range(500)}) == 1000
+
+
+@pytest.mark.parametrize("logsnr", [-3.0, 2.0, 6.0])
+def test_noise_is_the_quantile_of_its_law_and_a_draw_is_a_level_and_its_noise(logsnr):
+    """Increasing in the uniform number, and as exact near both edges: they are each other's mirror."""
+    decoder = Categorical(2)
+    normal = TruncatedNormal(decoder, logsnr)
+    edge = special.ndtr(-0.5 * math.exp(0.5 * logsnr))  # of bins of width 1
+    below = torch.cat([torch.linspace(-1, 0, 101, dtype=torch.float64)[1:-1], torch.tensor([1e-9 - 1, 1e-14 - 1], dtype=torch.float64)])
+    quantile = special.ndtri(edge + (1 + below.numpy()) * (0.5 - edge)) * math.exp(-0.5 * logsnr)
+    np.testing.assert_allclose(normal.within(below).numpy(), quantile, rtol=1e-9)
+    assert torch.equal(normal.within(-below), -normal.within(below))
+    rolled = 2 * torch.rand(3, dtype=torch.float64, generator=streams(1)[0]) - 1
+    for dequantization in (normal, Uniform(decoder)):
+        x, log_q = dequantization.draw(torch.tensor([[0, 1, 1]]), streams(1))
+        noise = dequantization.within(rolled)
+        assert torch.allclose(x.double(), torch.tensor([-0.5, 0.5, 0.5]).double() + noise, atol=1e-6)
+        assert log_q.item() == pytest.approx(dequantization.log_density(noise).sum().item())
