@@ -102,6 +102,8 @@ def test_a_prior_per_dimension_is_read_where_it_belongs():
     np.testing.assert_allclose(decoder.prior.exp().numpy(), counts / counts.sum(1, keepdims=True), rtol=1e-12)
     shared = Categorical.fit(data, 3, per_dim=False, pseudocount=0.5)
     np.testing.assert_allclose(shared.prior.exp().numpy(), (np.bincount(data.flatten(), minlength=3) + 0.5) / 13.5, rtol=1e-12)
+    uneven = Categorical.fit(torch.tensor([[0, 0], [0, 2]]), 3, per_dim=False, pseudocount=0.5)
+    np.testing.assert_allclose(uneven.prior.exp().numpy(), np.array([3.5, 0.5, 1.5]) / 5.5, rtol=1e-12)
     mean = torch.full((3, 3), 0.1, dtype=torch.float64)
     levels = torch.tensor([[0, 0, 0], [1, 1, 1], [2, 2, 2]])
     rows = [log_pmf(Categorical, 0.1, math.exp(-0.5), 3, False, p.numpy()) for p in decoder.prior]

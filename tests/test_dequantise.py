@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
-from vdiff import Categorical, DiscretizedGaussian, Lattice, Linear, Prediction
-from vdiff.likelihood.dequantise import Dequantization, TruncatedNormal, Uniform, dequantized_ode
+from vdiff import Categorical, Denoiser, DiscretizedGaussian, Lattice, Linear, Prediction, V
+from vdiff.likelihood.dequantise import Dequantization, TruncatedNormal, Uniform, _mixed, dequantized_ode
 from vdiff.likelihood.importance import importance_weighted
-from vdiff.likelihood.trace import Hutchinson
+from vdiff.likelihood.trace import Exact, Hutchinson
+from vdiff.oracle import Gaussian
 
 KINDS = [
     lambda decoder: Uniform(decoder),
@@ -152,3 +153,58 @@ def test_every_draw_has_probes_of_its_own():
 
 def test_it_says_what_it_is():
     assert repr(TruncatedNormal(Categorical(17), 9.0)).endswith("logsnr_max=9)")
+
+
+@pytest.mark.parametrize(("trace", "samples"), [(Exact(), 1), (Exact(), 3), (Hutchinson(probes=2), 1)])
+def test_under_a_flat_density_every_draw_has_the_probability_of_its_bin(trace, samples):
+    """v̂ = 0 moves nothing, and a prior of variance s² = 10⁸ is flat: P = (width · α₀/√(2πD))², D = α₁² s² + σ₁², without chance."""
+    still = Denoiser(lambda z, logsnr: torch.zeros_like(z), V())
+    found = dequantized_ode(
+        still, torch.tensor([[1, 4]]), dequantization=Uniform(Categorical(5)), schedule=Linear(2.0, 0.0), trace=trace,
+        prior=Gaussian([0.0, 0.0], [1e8, 1e8]), samples=samples,
+    )  # fmt: skip
+    log_p = math.log(0.4) - 0.5 * math.log1p(math.exp(-2.0)) - 0.5 * math.log(2 * math.pi * (0.5 * 1e8 + 0.5))
+    assert torch.allclose(found.replicates, torch.full((2, 1), -2 * log_p).double(), atol=1e-6)
+    assert found.dims == 2
+    assert found.samples == samples
+    assert found.evaluations.tolist() == [round(2 * samples * found.protocol["NFE"])]
+    assert found.change is None
+
+
+def test_the_audit_is_of_the_first_draw_of_each_example():
+    """Of K = 2 the first is that of K = 1: its noise is a function of the seed and its number."""
+    data, setting = torch.tensor([[0], [3], [4]]), {"dequantization": Uniform(Categorical(5)), "schedule": Linear(3.0, -8.0)}
+    found = dequantized_ode(ORACLE, data, tolerance=0.002, audit=True, samples=2, **setting)
+    loose, finer = (dequantized_ode(ORACLE, data, tolerance=tolerance, **setting).replicates[0] for tolerance in (0.002, 0.001))
+    assert found.change.abs().min() > 0
+    assert torch.allclose(found.change, finer - loose, atol=1e-12)
+    assert found.protocol["and one example at most"] == pytest.approx(found.change.abs().max().item() / math.log(2))
+
+
+def test_a_bound_of_two_samples_needs_an_exact_trace():
+    with pytest.raises(ValueError, match=r"argument 'samples' must be 1 with a random trace; got 2"):
+        dequantized_ode(
+            ORACLE, torch.tensor([[0]]), dequantization=Uniform(Categorical(5)), schedule=Linear(), samples=2, trace=Hutchinson()
+        )
+
+
+def test_no_two_draws_have_the_same_probes():
+    assert len({_mixed(seed, draw) for seed in (0, 1) for draw in range(500)}) == 1000
+
+
+@pytest.mark.parametrize("logsnr", [-3.0, 2.0, 6.0])
+def test_noise_is_the_quantile_of_its_law_and_a_draw_is_a_level_and_its_noise(logsnr):
+    """Increasing in the uniform number, and as exact near both edges: they are each other's mirror."""
+    decoder = Categorical(2)
+    normal = TruncatedNormal(decoder, logsnr)
+    edge = special.ndtr(-0.5 * math.exp(0.5 * logsnr))  # of bins of width 1
+    below = torch.cat([torch.linspace(-1, 0, 101, dtype=torch.float64)[1:-1], torch.tensor([1e-9 - 1, 1e-14 - 1], dtype=torch.float64)])
+    quantile = special.ndtri(edge + (1 + below.numpy()) * (0.5 - edge)) * math.exp(-0.5 * logsnr)
+    np.testing.assert_allclose(normal.within(below).numpy(), quantile, rtol=1e-9)
+    assert torch.equal(normal.within(-below), -normal.within(below))
+    rolled = 2 * torch.rand(3, dtype=torch.float64, generator=streams(1)[0]) - 1
+    for dequantization in (normal, Uniform(decoder)):
+        x, log_q = dequantization.draw(torch.tensor([[0, 1, 1]]), streams(1))
+        noise = dequantization.within(rolled)
+        assert torch.allclose(x.double(), torch.tensor([-0.5, 0.5, 0.5]).double() + noise, atol=1e-6)
+        assert log_q.item() == pytest.approx(dequantization.log_density(noise).sum().item())

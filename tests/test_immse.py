@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vdiff import Categorical, GaussianMixture, Lattice, Linear, Prediction, X
+from vdiff import Categorical, Cosine, Eps, GaussianMixture, Lattice, Linear, Prediction, X
 from vdiff.gaussian import diffuse
 from vdiff.likelihood.immse import immse
 from vdiff.oracle import Gaussian
@@ -114,8 +114,6 @@ def test_images_and_conditions_go_by_rows():
 
     def model(z, logsnr, shift):
         flat = data(z.flatten(1), logsnr).eps + 0 * shift[:, None]
-        from vdiff import Eps
-
         return Prediction(z, logsnr, flat.view(z.shape), Eps())
 
     found = immse(model, x, schedule=Linear(12.0, -12.0), gaussian=data, shift=shift)
@@ -129,3 +127,55 @@ def test_images_and_conditions_go_by_rows():
 def test_bad_arguments_are_named(change, text):
     with pytest.raises(ValueError, match=text):
         immse(MIXTURE, torch.zeros(1, 1), schedule=Linear(), gaussian=MIXTURE.matched(), **change)
+
+
+def bent(gaussian, bend):
+    """A Gaussian's denoiser whose ε̂ is off by `bend`(λ) in each of two dimensions."""
+
+    def model(z, logsnr):
+        return Prediction(z, logsnr, gaussian(z, logsnr).eps + bend(logsnr)[:, None] * torch.tensor([2.0, -1.0]).double(), Eps())
+
+    return model
+
+
+def test_a_constant_error_at_the_mean_is_its_square_over_the_whole_range_and_its_tails():
+    """With ε and −ε the rest cancels at x = m: ½ ‖b‖² (λ_max − λ_min + 1 + ⅓) more than the Gaussian's −log p, exactly."""
+    data, schedule = Gaussian([0.3, -0.4], [0.25, 1.0]), Linear(8.0, -3.0)
+    with pytest.warns(UserWarning, match="move its ends apart"):
+        found = immse(bent(data, lambda level: 0.0 * level + 0.1), data.means, schedule=schedule, gaussian=data, draws=5, replicates=2)
+    square = 0.01 * 5.0
+    normal = math.log(2 * math.pi) + 0.5 * math.log(0.25)
+    assert torch.allclose(found.replicates, torch.full((2, 1), normal + 0.5 * square * (11.0 + 1.0 + 1 / 3)).double(), atol=1e-9)
+    assert found.dims == 2
+    assert found.evaluations.tolist() == [2 * 2 * (5 + 2)]
+    with pytest.warns(UserWarning, match="beyond the noisy end"):
+        levels = immse(bent(data, lambda level: 0.0 * level + 0.1), data.means, schedule=schedule, gaussian=data, discrete=True, draws=5)
+    # to λ_max the Gaussian's part is KL(N(αm, σ²) ‖ N(αm, α²s² + σ²)), with ratio of variances 1 + s² e^λ
+    ratio = 1 + math.exp(8.0) * torch.tensor([0.25, 1.0]).double()
+    known = 0.5 * (ratio.log() + 1 / ratio - 1).sum()
+    assert torch.allclose(levels.replicates, (known + 0.5 * square * (11.0 + 1 / 3)).expand(4, 1), atol=1e-9)
+    assert levels.high_tail.eq(0).all()
+
+
+def test_each_tail_comes_from_the_error_at_its_end_whatever_the_schedules_rate():
+    """A denoiser that is off at the two ends alone: nothing lies between them, and a tail is ½ (‖b‖² + 2 α σ b·(x − m)/C), or ⅓ of it."""
+    data, schedule, spread = Gaussian([0.3, -0.4], [0.25, 1.0]), Cosine(4.0, -6.0), torch.tensor([0.25, 1.0]).double()
+    x = data.means + torch.tensor([[0.0, 0.0], [0.2, 0.3], [-0.5, 0.1]]).double()
+
+    def bend(logsnr):
+        return torch.where(logsnr > 4.0 - 1e-9, 0.2, torch.where(logsnr < -6.0 + 1e-9, 0.5, 0.0))
+
+    def tail(level, size):
+        signal, noise = (1 / (1 + math.exp(-sign * level)) for sign in (1, -1))
+        b = size * torch.tensor([2.0, -1.0]).double()
+        cross = math.sqrt(signal * noise) * (b * (x - data.means) / (signal * spread + noise)).sum(1)
+        return 0.5 * (b.square().sum() + 2 * cross)
+
+    with pytest.warns(UserWarning, match="move its ends apart"):
+        found = immse(bent(data, bend), x, schedule=schedule, gaussian=data, draws=3, replicates=2)
+    low, high = tail(-6.0, 0.5) / 3, tail(4.0, 0.2)
+    assert torch.allclose(found.low_tail, low, atol=1e-9)
+    assert torch.allclose(found.high_tail, high, atol=1e-9)
+    assert torch.allclose(found.replicates, (low + high - data.log_prob(x)).expand(2, 3), atol=1e-9)
+    assert found.protocol["beyond the noisy end, nats"] == pytest.approx(low.mean().item())
+    assert found.protocol["beyond the clean end, nats"] == pytest.approx(high.mean().item())

@@ -59,6 +59,7 @@ def test_the_effective_sample_size_and_the_largest_weight():
     assert found.largest_weight.item() == pytest.approx(0.5)
     assert found.nats.item() == pytest.approx(math.log(2.0))
     assert torch.equal(found.replicates, -importance_weighted(log_w))
+    assert found.samples == 4
 
 
 def test_the_exact_log_p_is_normalised_and_needs_one_dimension():
@@ -79,6 +80,28 @@ def test_replicates_make_the_errors():
     assert math.isnan(one.mean_error)
     assert math.isnan(one.spread_error)
     assert Replicated(values[:1], 3, torch.ones(1), exact=True).mean_error == 0
+
+
+def test_the_errors_of_two_examples_in_closed_form():
+    """Means 2 and 5 of three replicates with variances 1 and 4, in three dimensions."""
+    found = Replicated(torch.tensor([[1.0, 3.0], [2.0, 5.0], [3.0, 7.0]]).double(), 3, torch.ones(2))
+    assert found.standard_error.tolist() == pytest.approx([1 / 3**0.5, 2 / 3**0.5])
+    assert found.mean == pytest.approx(3.5)
+    assert found.mean_error == pytest.approx((5 / 3) ** 0.5 / 2)
+    assert found.spread_error == pytest.approx(1.5)  # √(4.5/2)
+    bits = 3 * math.log(2)
+    assert found.estimate.value == pytest.approx(3.5 / bits)
+    assert found.estimate.monte_carlo == pytest.approx((5 / 3) ** 0.5 / 2 / bits)
+    assert found.estimate.images == pytest.approx(1.5 / bits)
+    assert found.estimate.freedom == pytest.approx(2 * (1 + 4) ** 2 / (1 + 16))  # Satterthwaite's
+    assert found.estimate.count == 2
+    single = Replicated(found.replicates[:1], 3, torch.ones(2))
+    assert single.standard_error.shape == (2,)
+    assert single.standard_error.isnan().all()
+    assert Replicated(found.replicates[:, :1], 3, torch.ones(1)).estimate.images is None
+    exact = Replicated(found.replicates[:1], 3, torch.ones(2), exact=True)
+    assert exact.standard_error.tolist() == [0.0, 0.0]
+    assert exact.estimate.freedom is None
 
 
 @pytest.mark.parametrize(

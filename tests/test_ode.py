@@ -8,7 +8,8 @@ from torch import nn
 
 from vdiff import Cosine, Denoiser, Eps, GaussianMixture, Linear, V, X
 from vdiff.flow import angle, logsnr_of, solve
-from vdiff.likelihood.ode import ode_likelihood
+from vdiff.likelihood.ode import costs, ode_likelihood, warn_of_tolerance
+from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.trace import Exact, Hutchinson, default_trace
 from vdiff.oracle import Gaussian
 
@@ -234,3 +235,55 @@ def test_the_angle_in_any_unit():
     logsnr = torch.linspace(-20, 20, 81, dtype=torch.float64)
     for unit in (0.3, 1.0):
         assert torch.allclose(logsnr_of(angle(logsnr, unit), unit), logsnr, atol=1e-8)
+
+
+@pytest.mark.parametrize("trace", [Exact(), Hutchinson(probes=3)], ids=repr)
+def test_a_linear_field_has_its_exponential(trace):
+    """v̂ = A z turns and stretches: z₁ = e^{AΔφ} z₀, log p = log N(z₁) + tr A Δφ + d log α₀. Where what is off A's diagonal is
+    antisymmetric, p·Ap = tr A for every p of signs, and each probe knows the trace."""
+    matrix, seen = torch.tensor([[0.5, -0.8], [0.8, -0.2]], dtype=torch.float64), []
+    model = Denoiser(lambda z, logsnr: z @ matrix.T, V())
+    x = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
+    found = ode_likelihood(
+        model, x, schedule=Linear(2.0, -3.0), trace=trace, tolerance=1e-10, progress=lambda done, total: seen.append((done, total))
+    )
+    a, s = (1 / math.sqrt(1 + math.exp(-sign * 2.0)) for sign in (1, -1))
+    turned = math.atan(math.exp(1.5)) - math.atan(math.exp(-1.0))
+    z = torch.linalg.matrix_exp(turned * matrix) @ (a * x[0])
+    nats = 0.5 * z.square().sum() + math.log(2 * math.pi) - 0.3 * turned - 2 * math.log(a)
+    assert found.replicates.shape == (1 if trace.exact else 3, 1)
+    assert torch.allclose(found.replicates, nats.expand_as(found.replicates), atol=1e-7)
+    assert torch.allclose(found.noise, z[None], atol=1e-7)
+    assert seen[-1] == (1, 1)
+    # ½ (‖ε̂‖² − σ div ε̂) of ε̂ = (σ + α A) z₀
+    eps = s * a * x[0] + a * matrix @ (a * x[0])
+    assert found.truncation.item() == pytest.approx(0.5 * (eps.square().sum().item() - s * (2 * s + 0.3 * a)), abs=1e-9)
+
+
+def test_the_audits_change_is_that_of_the_mean_over_probes():
+    x, setting = points(3), {"schedule": WIDE, "trace": Hutchinson(probes=3), "seed": 4}
+    loose = ode_likelihood(RING, x, tolerance=2e-2, audit=True, **setting)
+    finer = ode_likelihood(RING, x, tolerance=1e-2, **setting)
+    assert loose.change.abs().max() > 1e-6
+    assert torch.allclose(loose.change, finer.nats - loose.nats, atol=1e-12)
+
+
+def test_a_change_is_told_where_it_is_more_than_the_error_or_the_error_is_unknown():
+    """Of one probe no error is known."""
+    one, two = Replicated(torch.ones(1, 4), 2, torch.ones(4)), Replicated(torch.tensor([[1.0] * 4, [2.0] * 4]), 2, torch.ones(4))
+    bits = 2 * math.log(2) * torch.ones(4)  # a bit in each of two dimensions
+    assert math.isnan(one.estimate.monte_carlo)
+    assert two.estimate.monte_carlo == pytest.approx(0.25 / (2 * math.log(2)))
+    with pytest.warns(UserWarning, match=r"by 0\.1 bits/dim, more than its Monte Carlo error of nan"):
+        warn_of_tolerance("test", one, -0.1 * bits)
+    with pytest.warns(UserWarning, match=r"by 0\.2 bits/dim, more than its Monte Carlo error of 0\.18"):
+        warn_of_tolerance("test", two, 0.2 * bits)
+    warn_of_tolerance("test", two, 0.15 * bits)
+    warn_of_tolerance("test", one, 0.004 * bits)
+    warn_of_tolerance("test", one, bits * torch.tensor([1.0, -1.0, 1.0, -1.0]))  # it is the mean that must stand
+    assert costs(torch.tensor([100.0, 101.0, 101.0]), 0.5 * bits, 2) == {
+        "NFE": 100.7,
+        "most NFE": 101,
+        "half the tolerance changes the mean": pytest.approx(0.5),
+        "and one example at most": pytest.approx(0.5),
+    }

@@ -86,3 +86,30 @@ def test_the_standard_error_is_that_over_clusters_where_they_are_named():
     assert torch.allclose(profile.standard_error, expected[None], rtol=1e-9)
     assert torch.allclose(naive.standard_error * 20**0.5, expected[None], rtol=2e-3)
     assert torch.allclose(profile.mean, means.mean()[None])
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 5])
+def test_between_the_centers_it_is_a_straight_line_and_beyond_them_it_is_constant(bins):
+    profile = Profile(-1.0, 3.0, bins=bins)
+    values = np.array([4.0, 1.0, 7.0, 2.0, 11.0])[:bins]
+    profile.update(profile.centers, torch.from_numpy(values))
+    logsnr = np.linspace(-2.0, 4.0, 241)
+    centers = -1.0 + 4.0 * (np.arange(bins) + 0.5) / bins
+    np.testing.assert_allclose(profile.at(torch.from_numpy(logsnr)).numpy(), np.interp(logsnr, centers, values), rtol=1e-12)
+
+
+def test_what_has_faded_counts_as_so_many_observations_in_the_mean_and_its_error():
+    """Of weights w: Σ w v/Σ w, and an error from Σ w² (v − mean)²/(Σ w)² as of (Σ w)²/Σ w² observations."""
+    early, late = np.array([1.0, 4.0, 2.5]), np.array([3.0, 5.0])
+    profile = Profile(-1.0, 1.0, bins=1)
+    profile.update(torch.zeros(3), torch.from_numpy(early))
+    before = profile.standard_error.item()
+    profile.fade(0.25)
+    assert profile.standard_error.item() == pytest.approx(before)  # of what is there nothing was lost
+    profile.update(torch.zeros(2), torch.from_numpy(late))
+    value, w = np.concatenate([early, late]), np.array([0.25, 0.25, 0.25, 1.0, 1.0])
+    mean, number = (w * value).sum() / w.sum(), w.sum() ** 2 / (w**2).sum()
+    assert profile.mean.item() == pytest.approx(mean)
+    assert profile.second_moment.item() == pytest.approx((w * value**2).sum() / w.sum())
+    error = ((w**2 * (value - mean) ** 2).sum() / w.sum() ** 2 * number / (number - 1)) ** 0.5
+    assert profile.standard_error.item() == pytest.approx(error)

@@ -98,6 +98,29 @@ def test_losses_of_zero_leave_it_uniform_and_bad_ones_are_passed_over():
     assert torch.isfinite(sampler.probabilities()).all()
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1.0, 1e200])
+def test_the_probabilities_do_not_depend_on_the_unit_of_the_losses(unit):
+    """Squares of the first would be zero, of the last infinite."""
+    p = warmed(unit * torch.tensor([[3.0, 4.0], [0.0, 5.0], [0.0, 0.0]], dtype=torch.float64), memory=2).probabilities()
+    expected = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)  # root mean squares of 5/√2, 5/√2 and 0
+    assert torch.allclose(p, 0.999 * expected + 0.001 / 3, rtol=1e-12)
+
+
+def test_the_ends_of_the_unit_interval_are_the_first_and_the_last_step():
+    """A number below one may be rounded to it."""
+    t, weight = warmed(torch.ones(3, 4)).at(torch.tensor([0.0, 1.0]))
+    assert t.tolist() == [1 / 3, 1.0]
+    assert weight.tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_what_is_noted_is_remembered_as_a_root_mean_square_of_the_finite():
+    sampler = LossSecondMoment(2, memory=1)
+    sampler.note(torch.tensor([0.5, 0.5, 1.0]), torch.tensor([3.0, torch.nan, torch.inf]))
+    sampler.note(torch.tensor([0.5, 1.0]), torch.tensor([-1.0, 2.0]))
+    sampler.remember()
+    assert sampler.history[:, 0].tolist() == pytest.approx([5**0.5, 2.0])
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"LossSecondMoment: argument 'steps' must be .*; got 0"):
         LossSecondMoment(0)

@@ -1,11 +1,14 @@
 """The validity suite itself: it passes what is right, and says what is wrong with a class of models."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from vdiff import Denoiser, Eps, V
-from vdiff.likelihood.verify import Row, cases, verify_estimators
+from vdiff.likelihood.verify import Row, Verification, cases, verify_estimators
+from vdiff.times import generator_of
 
 
 class Told(nn.Module):
@@ -64,3 +67,47 @@ def test_a_row_without_a_number_has_failed():
     assert not Row("a", "b", float("nan"), float("nan"), 1.0, 1.0, "it raised").passed
     assert Row("a", "b", 1.0005, 0.0, 1.0, 1.0).passed
     assert not Row("a", "b", 1.005, 0.0, 1.0, 1.0).passed
+
+
+def test_a_row_says_how_many_errors_it_is_off_and_large_numbers_stay_short():
+    """The error is the standard error and a thousandth together."""
+    assert Row("a", "b", 1.004, 0.003, 1.0, 1.0).z == pytest.approx(0.004 / 0.00001**0.5)
+    below = Row("case", "bound", 1.5 - 0.0055, 0.001, 1.5, 320.4)
+    assert below.z == pytest.approx(-0.0055 / 0.000002**0.5)
+    assert below.passed
+    assert not Row("case", "bound", 1.5 - 0.0057, 0.001, 1.5, 1.0).passed
+    far, raised = Row("case", "ODE", 12345.0, 9999.0, 1.0, 2.0), Row("case", "I-MMSE", math.nan, math.nan, 1.5, 1.0, "E: why")
+    lines = str(Verification((below, Row("case", "paths", 9999.0, 0.0, 1.5, 9.6), far, raised))).split("\n")
+    assert [line.split() for line in lines] == [
+        ["case", "estimator", "estimate", "±", "truth", "z", "evaluations"],
+        ["case", "bound", "1.49450", "0.00100", "1.50000", "-3.89", "320"],
+        ["case", "paths", "9999.00000", "0.00000", "1.50000", "1.00e+07", "10", "FAILED"],
+        ["case", "ODE", "1.23e+04", "9999.00000", "1.00000", "1.23", "2"],
+        ["case", "I-MMSE", "FAILED:", "E:", "why"],
+        ["2", "of", "4", "passed"],
+    ]
+    assert len({len(line) for line in lines[:2]}) == 1
+
+
+def test_rows_are_in_nats_and_count_the_evaluations_of_a_point():
+    """Of three dimensions, of one and of levels: the truth is the mean over the suite's own points, but for a chain its own."""
+    table = verify_estimators(names=["correlated gaussian", "mixture", "lattice"], points=3, seed=1)
+    of_density = ["bound", "ODE, exact trace", "ODE, Hutchinson", "I-MMSE"]
+    found = {(row.case, row.estimator): row for row in table.rows}
+    assert list(found) == [
+        *(("correlated gaussian", name) for name in of_density),
+        *(("mixture", name) for name in ["bound", "ODE, exact trace", "I-MMSE", "paths, T = 16, K = 256"]),
+        *(("lattice", name) for name in ["bound", "dequantised ODE", "I-MMSE"]),
+    ]
+    for (case, estimator), row in found.items():
+        oracle = cases()[case]
+        truth = -oracle.log_prob(oracle.sample(3, generator_of(1, 0, case))).mean().item()
+        paths = estimator.startswith("paths")  # three points and two replicates know little of their error
+        assert (row.truth == pytest.approx(truth)) == (not paths)
+        assert abs(row.estimate - row.truth) < 0.1 if paths else row.passed
+        count = {"I-MMSE": 2 * 4 * (32 + 2), "paths, T = 16, K = 256": 2 * 256 * 16}.get(estimator)
+        assert count in (None, row.evaluations)
+        if estimator.startswith("ODE"):
+            assert row.evaluations == int(row.evaluations) > 20
+    untold = verify_estimators(lambda oracle: 1 / 0, names=["lattice"], points=2)
+    assert {row.evaluations for row in untold.rows} == {0.0}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import Categorical, Denoiser, Eps, Linear, Tabulated, X, elbo, hybrid, weighted_elbo
+from vdiff import Categorical, Denoiser, DiscretizedGaussian, Eps, Linear, Tabulated, X, elbo, hybrid, vlb, weighted_elbo
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step
 from vdiff.nn import MLP
@@ -204,3 +204,50 @@ def test_every_variance_is_here():
     assert here == {name for name in vdiff.variance.__all__ if issubclass(getattr(vdiff.variance, name), ReverseVariance)} - {
         "ReverseVariance"
     }
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 3])
+def test_one_term_of_a_chain_of_three_steps_written_out(index):
+    """DDPM's term L_i of one example by its densities: n = T + 1 of them with a decoder, the first its own, n = T without."""
+    schedule, levels, eps = Linear(6.0, -5.0), torch.tensor([[0, 3]]), torch.tensor([[0.7, -1.2]], dtype=torch.float64)
+    decoder = DiscretizedGaussian(5, denoise=True)
+    x = torch.tensor([[-1.0, 0.5]], dtype=torch.float64)  # of five levels from −1 to 1
+    level = 6.0 - 11.0 * index / 3
+    signal, noise = (1 / (1 + math.exp(-sign * level)) for sign in (1, -1))
+    z = math.sqrt(signal) * x + math.sqrt(noise) * eps
+    guess, head = 0.3 * z + 0.1, 0.2 * z - 0.1
+    clean = (z - math.sqrt(noise) * guess) / math.sqrt(signal)
+    model = Denoiser(lambda z, logsnr: torch.cat([0.3 * z + 0.1, 0.2 * z - 0.1], 1), Eps(), variance=Range())
+    normal, simple = torch.distributions.Normal, (eps - guess).square().sum()
+    if index == 0:
+        below = normal(clean, math.exp(-3.0)).cdf(torch.stack([x - 0.25, x + 0.25]))
+        probability = torch.stack([below[1, 0, 0], below[1, 0, 1] - below[0, 0, 1]])  # the first bin has no lower end
+        term = -probability.log().sum()
+    else:
+        less = level + 11.0 / 3
+        signal_s, noise_s = (1 / (1 + math.exp(-sign * less)) for sign in (1, -1))
+        share = 1 - math.exp(level - less)
+        v = (head + 1) / 2
+        log_variance = v * math.log(share * noise) + (1 - v) * math.log(share * noise_s)
+        means = [math.sqrt(signal / signal_s) * noise_s / noise * z + math.sqrt(signal_s) * share * one for one in (x, clean)]
+        q, p = normal(means[0], math.sqrt(share * noise_s)), normal(means[1], (0.5 * log_variance).exp())
+        term = torch.distributions.kl_divergence(q, p).sum()
+    options = {"schedule": schedule, "steps": 3, "t": torch.tensor([index / 3], dtype=torch.float64), "eps": eps.float()}
+    with_decoder = hybrid(model, levels, decoder=decoder, bound_weight=0.1, **options)
+    assert with_decoder.item() == pytest.approx((simple + 0.1 * 4 * term).item() / 2, rel=1e-4)
+    bound = vlb(model, levels, decoder=decoder, **options)
+    assert (bound.diffusion.item(), bound.reconstruction.item()) == pytest.approx(
+        (0.0, 4 * term.item()) if index == 0 else (4 * term.item(), 0.0), rel=1e-4
+    )
+    assert bound.dims == 2
+    assert bound.prior.item() == pytest.approx(
+        torch.distributions.kl_divergence(
+            normal(math.exp(-2.5) * x / math.sqrt(1 + math.exp(-5.0)), (1 + math.exp(-5.0)) ** -0.5), normal(0.0, 1.0)
+        )
+        .sum()
+        .item(),
+        rel=1e-4,
+    )
+    if index:
+        alone = hybrid(model, x, bound_weight=0.1, **(options | {"eps": eps}))
+        assert alone.item() == pytest.approx((simple + 0.1 * 3 * term).item() / 2, rel=1e-9)
