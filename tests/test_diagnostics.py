@@ -60,6 +60,20 @@ def test_the_diagnostics_of_draws_by_hand(run):
     torch.testing.assert_close(seen.curve.logsnr_max, edges[1:])
 
 
+def test_the_effective_size_has_no_unit(run):
+    found = Measurement.empty(2)
+    found.terms.count += 3
+    found.weights = 1e-3 * torch.tensor([[6.0, 12e-3, 3.0], [4.0, 8e-3, 2.0]], dtype=torch.float64)
+    seen = examine(run, found)
+    assert seen.effective == pytest.approx(5)
+    assert seen.largest == pytest.approx(0.3)
+
+
+def test_shares_of_a_curve_add_up_to_one():
+    curve = Curve(*torch.zeros(2, 3), torch.tensor([1.0, 5.0, 2.0]), torch.zeros(3))
+    assert curve.shares.tolist() == [0.125, 0.625, 0.25]
+
+
 def test_equal_models_differ_by_nothing_with_all_draws_even(run):
     found = Measurement.empty(2)
     found.terms.count += 3

@@ -79,7 +79,13 @@ def test_nothing_to_fit_is_no_pilot():
         integrand = Term(flat)
         design = run_pilot(integrand, replace(Plan.plain(), antithetic=antithetic), 0, MANY)
         assert (integrand.seen, design.evaluations, design.antithetic, design.variance) == ([], 0, antithetic, {})
-    for change in ({"importance": True}, {"importance": Linear(4.0, -4.0)}, {"controls": (Odd(),)}, {"baseline": True}, {"antithetic": None}):
+    for change in (
+        {"importance": True},
+        {"importance": Linear(4.0, -4.0)},
+        {"controls": (Odd(),)},
+        {"baseline": True},
+        {"antithetic": None},
+    ):
         assert run_pilot(Term(flat), replace(Plan.plain(), **change), 0, MANY).evaluations > 0
 
 
