@@ -92,7 +92,7 @@ def test_a_first_stage_has_thirty_degrees_of_freedom(images, replicates):
 def test_the_draws_of_a_grid_are_what_the_first_stage_needs(tolerance, draws):
     run = run_of(5, tolerance=tolerance, draws=4)
     assert run._suggested_draws() == 32  # without a pilot
-    run.design, run.scale = replace(run.design, variance={"nothing": 99.0, "the last": 12.0}), 0.5
+    run.design, run.scale = replace(run.design, variance={"nothing": 99.0, "another": 50.0, "the last": 12.0}), 0.5
     assert run._suggested_draws() == draws
     run.effort = Effort()
     assert run._suggested_draws() == 32
@@ -115,7 +115,7 @@ def test_a_second_stage_is_as_large_as_steins_rule_says():
     run.effort = Effort(draws=8, tolerance=0.2, budget=11)
     enough = 40 * math.ceil(15 * (bits / 0.2 / 5) ** 2)
     reached = bits * math.sqrt(15) / 5 * math.sqrt(5 * 8 / 11)
-    with pytest.raises(ValueError, match="'tolerance' must be within reach of budget = 11 network evaluations; got 0.2 bits/dim") as seen:
+    with pytest.raises(ValueError, match=r"'tolerance' must be within reach of budget = 11 network evaluations; got 0\.2 bits/dim") as seen:
         run._needed(first_stage())
     assert f"(a budget of {enough:,} would do; 11 reaches about {reached:.2g})" in str(seen.value)
     run.effort = Effort(draws=8, tolerance=0.2, budget=enough)
@@ -169,6 +169,9 @@ def test_progress_is_told_in_evaluations_of_this_process():
     """Two images at once, three times each."""
     assert told() == [(16, 120), (32, 120), (48, 120), (64, 120), (80, 120), (96, 120), (104, 120), (112, 120), (120, 120)]
     assert told(batch=3) == [(8 * i, 120) for i in range(1, 16)]  # at least one image's grid
+    seen = []
+    Evaluation(integrand(kind=Difference), PLAIN, Effort(draws=8, replicates=2), progress=lambda *v: seen.append(v))()
+    assert seen == [(80, 160), (160, 160)]  # of two networks
     assert told(batch=1000) == [(40, 120), (80, 120), (120, 120)]
 
 
@@ -252,6 +255,9 @@ def test_the_protocol_counts_evaluations_of_both_models():
     assert known["pilot"] == 512
     assert known["evaluations"] == 3 * 5 * 8 * 2 + 512
     assert (known["replicates"], known["draws"], known["logsnr"], known["ema"]) == (3, 8, [-6.0, 7.0], 0.5)
+    assert (known["T"], known["schedule"]) == ("∞", None)
+    chain = Evaluation(Integrand(ORACLE, levels(5), ENDS, DECODER, 7), PLAIN, Effort(draws=8, replicates=2))
+    assert [protocol_of(chain, chain(), {})[word] for word in ("T", "schedule")] == [7, repr(ENDS)]
     assert of_data(torch.zeros(2, 3, 4))["shape"] == [3, 4]
 
 

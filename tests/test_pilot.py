@@ -176,6 +176,26 @@ def test_the_variance_between_images_is_that_of_their_means():
     assert (same.between >= 0).all()
 
 
+def test_a_term_that_is_not_finite_is_told_with_its_image_and_time():
+    """The first of those in a batch, whichever of prior, diffusion and reconstruction it is."""
+
+    class Refusing(Term):
+        def __call__(self, rows, t, eps):
+            parts = super().__call__(rows, t, eps)
+            parts[2, 5] = torch.inf
+            return parts
+
+        def refuse_nonfinite(self, bound, rows, t):
+            self.refused = [*getattr(self, "refused", []), (bound, rows, t)]
+
+    integrand = Refusing(flat)
+    _draw(integrand, (), 16, (1,), 0, MANY)
+    for (bound, rows, t), (asked, when, _) in zip(integrand.refused, integrand.seen, strict=True):
+        assert (~torch.isfinite(bound)).nonzero().tolist() == [[5]]
+        assert torch.equal(rows, asked)
+        assert torch.equal(t, when)
+
+
 def test_a_fit_of_three_pairs_by_hand():
     """Differences of the loss 2, 4, 3 and of the control 1, 2, 2: the coefficient is 16/9; two pairs are too few for one."""
     loss = torch.tensor([[2.0, 5.0, 4.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
@@ -297,4 +317,5 @@ def test_the_density_is_the_plans():
     assert isinstance(made, Along)
     assert made.schedule is schedule
     assert type(replace(design, plan=Plan(importance=False)).prepared(Term(flat), 8).density) is Density
+    assert isinstance(replace(design, left=1e-9 * LEFT).prepared(Term(flat), 8).density, Binned)
     assert type(replace(design, left=0 * LEFT).prepared(Term(flat), 8).density) is Density  # nothing to follow
