@@ -234,6 +234,10 @@ def test_where_one_process_fails_all_do():
 
     with pytest.raises(ZeroDivisionError, match="here"):
         in_pieces("test", fails, course=Course(Share(0, 2)), **setting)
+    said = []
+    with pytest.raises(ZeroDivisionError, match="here"):
+        in_pieces("test", fails, course=Course(Share(0, 2, lambda v: said.append(v.tolist()) or v)), **setting)
+    assert said == [[1.0]]  # the others, who wait there
 
 
 PROGRAM = """

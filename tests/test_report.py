@@ -79,7 +79,9 @@ def test_it_is_printed_and_written_with_its_protocol(bound, flow):
 def test_what_is_not_of_these_images_is_refused(bound, flow):
     with pytest.raises(ValueError, match=r"Report.beside: argument 'found' must be of the report's images, 60; got 59"):
         bound.beside("ODE", Replicated(torch.ones(2, 59), 1, torch.ones(59)))
-    with pytest.raises(ValueError, match=r"be of the same shape, 1; got 2"):
+    with pytest.raises(ValueError, match=r"be of the report's images, no images; got 60"):
+        replace(bound, by_image=None).beside("ODE", flow)
+    with pytest.raises(ValueError, match=r"be of the same shape, 1; got 2$"):
         bound.beside("ODE", Replicated(torch.ones(2, 60), 2, torch.ones(60)))
     other = dequantized_ode(MODEL, DATA.flip(0), dequantization=TruncatedNormal(DECODER, 7.0), schedule=SCHEDULE)
     with pytest.raises(ValueError, match=r"be of the same data, .*; got .* \(continuous x of the same images has another hash"):
