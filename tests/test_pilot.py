@@ -222,6 +222,15 @@ def test_a_control_that_helps_nothing_is_left_out():
     assert fit.left.item() == fit.raw.item() == 0.5
 
 
+def test_a_controls_unit_does_not_matter():
+    """One of size 1e-9 beside one of size one: neither is taken for rounding of the other."""
+    generator, unit = torch.Generator().manual_seed(0), torch.tensor([1.0, 1e-9], dtype=torch.float64)
+    values = torch.randn(2, 40, 2, dtype=torch.float64, generator=generator) * unit
+    loss = (values * torch.tensor([3.0, 2e9], dtype=torch.float64)).sum(2)
+    fit = _Fit(loss, values, torch.zeros(1, dtype=torch.float64), torch.zeros(40, dtype=torch.long))
+    torch.testing.assert_close(fit.coefficients[0] * unit, torch.tensor([3.0, 2.0], dtype=torch.float64))
+
+
 def test_bins_are_fitted_one_by_one():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, 40, 1, dtype=torch.float64, generator=generator)
