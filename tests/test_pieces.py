@@ -1,5 +1,6 @@
 """Long estimates in pieces: cut off and taken up again, shared over processes, told of; the same answer each time."""
 
+import hashlib
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ from vdiff import Categorical, GaussianMixture, Lattice, Linear, Profile
 from vdiff.decoder import Gaussian
 from vdiff.likelihood import Hutchinson, Share, TruncatedNormal, Uniform, compare, dequantized_ode, evaluate, immse, ode_likelihood
 from vdiff.likelihood.importance import path_importance
-from vdiff.likelihood.pieces import Course, FailedElsewhere, in_pieces, key_of
+from vdiff.likelihood.pieces import Course, FailedElsewhere, data_hash, in_pieces, key_of, told
 
 DATA = GaussianMixture([0.3, 0.7], [[-1.0, 0.4], [0.6, -0.2]], [[0.04, 0.3], [0.09, 0.2]])
 X = DATA.sample(7, torch.Generator().manual_seed(0))
@@ -172,6 +173,55 @@ def test_a_profile_has_seen_everything_after_a_pause(tolerance):
     torch.testing.assert_close(doubled.sums - profile().sums, 2 * (whole.sums - profile().sums))
 
 
+def test_pieces_are_batches_of_what_is_left_of_a_share():
+    """Five rows, of which the second of two processes has 1 and 3; then the first, of which one repetition of a row was done."""
+    setting = {"shapes": {"v": (2,), "n": ()}, "repetitions": 2, "rows": 5, "batch": 2, "key": key_of("test")}
+    asked, seen, kept = [], [], []
+
+    def work(repetition, rows):
+        asked.append((repetition, rows.tolist()))
+        return {"v": torch.stack([rows, rows + 10 * repetition], 1).float(), "n": rows - repetition}
+
+    def course(share, **options):
+        return Course(
+            share,
+            lambda done, total: seen.append((done, total)),
+            lambda state: kept.append({k: v.clone() for k, v in state.items()}),
+            **options,
+        )
+
+    found = in_pieces("test", work, course=course(Share(1, 2)), **setting)
+    assert asked == [(0, [1, 3]), (1, [1, 3])]
+    assert seen == [(2, 4), (4, 4)]
+    assert found["v"][1].tolist() == [[0, 0], [1, 11], [0, 0], [3, 13], [0, 0]]
+    assert found["n"].tolist() == [[0, 1, 0, 3, 0], [0, 0, 0, 2, 0]]
+    assert found["v"].dtype == torch.float64
+    assert [state["done"].tolist() for state in kept] == [[[0, 1, 0, 1, 0], [0] * 5], [[0, 1, 0, 1, 0]] * 2]
+    asked.clear()
+    seen.clear()
+    kept.clear()
+    in_pieces("test", work, course=course(Share(0, 2)), **setting)
+    assert asked == [(0, [0, 2]), (0, [4]), (1, [0, 2]), (1, [4])]
+    assert seen == [(2, 6), (3, 6), (5, 6), (6, 6)]
+    half = kept[0]
+    asked.clear()
+    seen.clear()
+    in_pieces("test", work, course=course(Share(0, 2), resume=half), **setting)
+    assert asked == [(0, [4]), (1, [0, 2]), (1, [4])]
+    assert seen == [(3, 6), (5, 6), (6, 6)]
+    assert half["done"].sum() == 2  # the given state is as it was
+
+
+def test_data_are_known_by_the_start_of_a_hash_and_a_state_by_a_whole_number():
+    data = torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8)
+    assert data_hash(data) == hashlib.sha256(b"torch.uint8 (2, 2) \x00\x01\x02\x03").hexdigest()[:16]
+    assert data_hash(data.view(4)) != data_hash(data)
+    keys = [int(key_of("test", i)) for i in range(200)]
+    assert len(set(keys)) == 200
+    assert 0 <= min(keys) < 2**60 < 2**62 < max(keys) < 2**63  # all bits but the sign
+    assert told({"scale": 2.0, "label": data}) == {"scale": 2.0, "label": data_hash(data)}
+
+
 def test_where_one_process_fails_all_do():
     """A process told that another failed raises too, instead of waiting for it."""
     setting = {"shapes": {"v": ()}, "repetitions": 1, "rows": 4, "batch": 2, "key": key_of("test")}
@@ -184,6 +234,10 @@ def test_where_one_process_fails_all_do():
 
     with pytest.raises(ZeroDivisionError, match="here"):
         in_pieces("test", fails, course=Course(Share(0, 2)), **setting)
+    said = []
+    with pytest.raises(ZeroDivisionError, match="here"):
+        in_pieces("test", fails, course=Course(Share(0, 2, lambda v: said.append(v.tolist()) or v)), **setting)
+    assert said == [[1.0]]  # the others, who wait there
 
 
 PROGRAM = """

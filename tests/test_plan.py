@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vdiff import Cosine, GaussianMixture, Lattice, Linear
+from vdiff import Cosine, Eps, GaussianMixture, Lattice, Linear, Prediction
 from vdiff.data.digits import LEVELS, digits
 from vdiff.decoder import Categorical, Gaussian
 from vdiff.likelihood import GaussianError, Independent, NoiseNorm, Plan, Sobol, Stratified, evaluate
 from vdiff.likelihood.density import Along, Binned, Density
-from vdiff.likelihood.integrand import Integrand
+from vdiff.likelihood.integrand import Difference, Finite, Integrand, finite_images
 from vdiff.likelihood.pilot import run_pilot
 from vdiff.oracle import Gaussian as OneGaussian
 
@@ -152,6 +152,158 @@ def test_a_density_is_divided_out(density):
 def test_a_density_that_leaves_out_a_part_is_refused():
     with pytest.raises(ValueError, match=r"Plan: argument 'importance' must have the ends of the evaluation, \[-7, 9\]; got \[-7, 5\]"):
         evaluate(WRONG, X, schedule=SCHEDULE, decoder=Gaussian(), plan=Plan(importance=Cosine(5.0, -7.0)))
+
+
+def test_a_binned_density_maps_by_its_own_distribution_function():
+    """Heights 2, 1, 1: of the draws a half, a quarter and a quarter, to thirds of time; both ends are there."""
+    t, q = Binned(torch.tensor([2.0, 1.0, 1.0])).place(torch.tensor([0.0, 0.25, 0.5, 0.625, 0.75, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(t, torch.tensor([0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 1], dtype=torch.float64))
+    torch.testing.assert_close(q, torch.tensor([1.5, 1.5, 0.75, 0.75, 0.75, 0.75], dtype=torch.float64))
+
+
+def test_a_binned_density_never_leaves_the_range_by_rounding():
+    generator, ends = torch.Generator().manual_seed(0), torch.tensor([0.0, 2**-60, 1 - 2**-53, 1.0], dtype=torch.float64)
+    placed = torch.stack([Binned(0.1 + torch.rand(32, generator=generator, dtype=torch.float64)).place(ends)[0] for _ in range(200)])
+    assert placed.min() >= 0
+    assert placed.max() <= 1
+    torch.testing.assert_close(placed, ends.round().expand(200, 4), rtol=0, atol=1e-14)
+
+
+def test_a_bin_that_is_never_drawn_is_skipped():
+    t, q = Binned(torch.tensor([1.0, 0.0, 1.0])).place(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    torch.testing.assert_close(t, torch.tensor([1 / 6, 2 / 3, 5 / 6], dtype=torch.float64))
+    assert q.tolist() == [1.5] * 3
+
+
+def test_the_density_of_a_schedule_is_its_own():
+    """λ at uniform u is the schedule's, and q the ratio of the rates, here over a range of 16."""
+    u, schedule = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64), Cosine(9.0, -7.0)
+    t, q = Along(schedule, SCHEDULE).place(u)
+    torch.testing.assert_close(9 - 16 * t, schedule(u))
+    torch.testing.assert_close(q * (schedule(u - 1e-5) - schedule(u + 1e-5)) / 2e-5, torch.full_like(u, 16.0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sobols_points_are_the_radical_inverse_shifted_digit_by_digit(seed):
+    """Between two points the binary digits that differ are those of the sequence, 0, 1/2, 3/4, 1/4, 3/8, …, to thirty of them."""
+    known = torch.tensor([0, 1 / 2, 3 / 4, 1 / 4, 3 / 8, 7 / 8, 5 / 8, 1 / 8], dtype=torch.float64)
+    u = Sobol().draw(8, torch.Generator().manual_seed(seed), torch.device("cpu"))
+    digits = (u * 2**30).floor().long()
+    assert torch.equal(digits ^ digits[0], (known * 2**30).long())
+    assert len(set((u * 2**30).frac().tolist())) == 8  # and below them as many uniform numbers
+
+
+def test_sobols_shift_moves_all_thirty_digits():
+    draws = torch.stack([Sobol().draw(1, torch.Generator().manual_seed(s), torch.device("cpu"))[0] for s in range(400)])
+    ones = torch.stack([(draws * 2**30).long() >> i & 1 for i in range(30)]).double().mean(1)
+    assert ((ones - 0.5).abs() < 5 * 0.5 / 20).all()
+
+
+def test_pairs_of_noise_are_halves_of_what_is_asked():
+    alone = Plan().noise((6, 3), False, torch.Generator().manual_seed(0), torch.zeros(1, dtype=torch.float64))
+    pairs = Plan().noise((6, 3), True, torch.Generator().manual_seed(0), torch.zeros(1, dtype=torch.float64))
+    assert (alone.shape, pairs.shape, alone.dtype) == ((6, 3), (6, 3), torch.float64)
+    assert torch.equal(pairs[3:], -pairs[:3])
+    assert len(set(alone.flatten().tolist())) == 18
+    assert len(set(pairs[:3].flatten().tolist())) == 9
+
+
+def test_the_norm_of_noise_minus_its_mean():
+    eps = torch.tensor([[[1.0, 2.0]], [[3.0, 0.0]]])
+    assert NoiseNorm().fit(eps).centered(torch.tensor([0, 1]), eps, torch.zeros(2)).tolist() == [1 + 4 - 2, 9 - 2]
+
+
+def test_images_that_are_all_the_same_give_a_control_that_is_zero():
+    """No variance: σ²C⁻¹ = I, and the Gaussian's denoiser knows x."""
+    fitted = GaussianError().fit(torch.full((4, 2), 3.0))
+    assert (fitted.centered(torch.arange(4), torch.randn(4, 2), torch.zeros(4)).abs() < 1e-12).all()
+
+
+def test_many_dimensions_have_a_diagonal_covariance():
+    """Correlated data: from one dimension more than `full` on the control is that of each dimension by itself."""
+    x = torch.randn(200, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.tensor([1.0, 1.0]) + 0.1 * X[:1]
+    x = x + 0.1 * torch.randn(200, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows, eps, level = torch.arange(3), torch.tensor([[1.0, -1.0], [0.5, 0.5], [2.0, 0.0]], dtype=torch.float64), torch.zeros(3)
+    whole, two, one = (GaussianError(full=full).fit(x).centered(rows, eps, level) for full in (4096, 2, 1))
+    assert torch.equal(two, whole)
+    apart = [GaussianError().fit(x[:, i : i + 1]).centered(rows, eps[:, i : i + 1], level) for i in range(2)]
+    torch.testing.assert_close(one, apart[0] + apart[1], rtol=1e-3, atol=1e-3)
+    assert ((one - whole).abs() > 0.1).any()
+
+
+def test_a_control_of_other_data_is_fitted_to_them():
+    other = DATA.sample(50, torch.Generator().manual_seed(8)) * 2 + 1
+    mean, covariance = other.mean(0), other.T.cov(correction=0)
+    covariance = torch.lerp(covariance, covariance.diagonal().mean() * torch.eye(2, dtype=other.dtype), 1e-3)
+    inverse = torch.linalg.inv(0.5 * covariance + 0.5 * torch.eye(2))  # λ = 0
+    eps = torch.randn(len(X), 2, dtype=X.dtype, generator=torch.Generator().manual_seed(2))
+    error = eps - math.sqrt(0.5) * (math.sqrt(0.5) * (X - mean) + math.sqrt(0.5) * eps) @ inverse
+    given = (torch.eye(2) - 0.5 * inverse).square().sum() + 0.25 * ((X - mean) @ inverse).square().sum(1)
+    found = GaussianError(other).fit(X).centered(torch.arange(len(X)), eps, torch.zeros(len(X), dtype=X.dtype))
+    torch.testing.assert_close(found, error.square().sum(1) - given, rtol=1e-5, atol=1e-6)
+
+
+def test_the_levels_of_an_integrand_are_linear_and_a_chain_keeps_its_steps():
+    data = torch.arange(4)[:, None]
+    oracle, decoder = Lattice(Categorical(4).grid, [0.4, 0.3, 0.2, 0.1]), Categorical(4)
+    limit, t = Integrand(oracle, data, Cosine(9.0, -7.0), decoder), torch.tensor([0.1, 0.25, 0.9], dtype=torch.float64)
+    level, measure = limit.levels(t)
+    torch.testing.assert_close(level, 9 - 16 * t)
+    torch.testing.assert_close(measure, torch.full_like(t, 16.0))
+    chain = Integrand(oracle, data, Cosine(9.0, -7.0), decoder, steps=4)
+    assert chain.times(t).tolist() == [0.25, 0.5, 1.0]
+    torch.testing.assert_close(chain.levels(t)[0], Cosine(9.0, -7.0)(torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("kind", [Integrand, Difference])
+def test_the_error_of_the_last_call_and_its_diffusion_term_agree(kind):
+    """½ m ‖ε − ε̂‖² with m = 16."""
+    models = [WRONG] if kind is Integrand else [WRONG, DATA]
+    integrand, t = kind(*models, X, SCHEDULE, Gaussian()), torch.tensor([0.2, 0.5, 0.7], dtype=torch.float64)
+    rows, eps = torch.tensor([3, 1, 4]), torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    terms = [
+        8
+        * (eps - one(X[rows] * (9 - 16 * t).sigmoid().sqrt()[:, None] + (16 * t - 9).sigmoid().sqrt()[:, None] * eps, 9 - 16 * t).eps)
+        .square()
+        .sum(1)
+        for one in models
+    ]
+    found = integrand(rows, t, eps)
+    torch.testing.assert_close(found[1], terms[0] if kind is Integrand else terms[0] - terms[1])
+    level, error = integrand.squared_error()
+    torch.testing.assert_close(level, 9 - 16 * t)
+    torch.testing.assert_close(8 * error, terms[-1])  # of the model that was called last
+
+
+def test_a_bound_that_is_not_finite_is_named_by_its_first_draw():
+    integrand = Integrand(WRONG, X, SCHEDULE, Gaussian())
+    rows, t = torch.tensor([7, 5, 3, 2]), torch.tensor([0.0, 0.25, 0.5, 1.0])
+    integrand.refuse_nonfinite(torch.zeros(4), rows, t)
+    with pytest.raises(ValueError, match=r"got NaN or infinity on image 5 at λ = 5 \(2 of 4 draws of its batch\)$"):
+        integrand.refuse_nonfinite(torch.tensor([1.0, torch.nan, 0.0, -torch.inf]), rows, t)
+
+
+def test_conditions_go_along_with_the_images_that_are_finite():
+    data = torch.tensor([[[0.0], [1.0]], [[torch.nan], [2.0]], [[3.0], [4.0]], [[5.0], [torch.inf]]])
+    condition = {"label": torch.tensor([5, 6, 7, 8]), "text": torch.arange(8).view(4, 2), "table": torch.zeros(3), "scale": 2.0}
+    kept, told, left_out = finite_images(data, condition)
+    assert left_out == 2
+    assert torch.equal(kept, data[[0, 2]])
+    assert told["label"].tolist() == [5, 7]
+    assert told["text"].tolist() == [[0, 1], [4, 5]]
+    assert told["table"] is condition["table"]
+    assert told["scale"] == 2.0
+
+
+def test_a_prediction_that_is_not_finite_is_named_by_its_first_example():
+    z = torch.zeros(3, 2)
+    z[1, 1] = z[2, 0] = torch.nan
+    model = Finite("path_importance", lambda z, logsnr: Prediction(z, logsnr, z, Eps()), torch.tensor([4, 9, 6]))
+    assert torch.equal(model(z[:1], torch.zeros(1)).out, z[:1])
+    with pytest.raises(
+        ValueError, match=r"path_importance: argument 'model' must be finite; got NaN or infinity for example 9 at λ = 1.5$"
+    ):
+        model(z, torch.tensor([0.5, 1.5, 2.5]))
 
 
 @pytest.mark.parametrize("times", [Independent(), Stratified(), Sobol()], ids=repr)

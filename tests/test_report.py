@@ -2,14 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from vdiff import Categorical, Lattice, Linear
-from vdiff.likelihood import Estimate, TruncatedNormal, dequantized_ode, evaluate
+from vdiff.likelihood import Comparison, Estimate, Plan, Report, TruncatedNormal, dequantized_ode, evaluate
+from vdiff.likelihood.diagnostics import Curve, Diagnostics
 from vdiff.likelihood.estimate import difference
+from vdiff.likelihood.integrand import Integrand
+from vdiff.likelihood.measurement import Effort, Evaluation, Measurement
 from vdiff.likelihood.replicated import Replicated
+from vdiff.likelihood.report import by_logsnr, savings_of, spans, table, trust
 
 DECODER = Categorical(levels=4)
 ORACLE = Lattice(DECODER.grid, [0.5, 0.3, 0.15, 0.05])
@@ -74,7 +79,9 @@ def test_it_is_printed_and_written_with_its_protocol(bound, flow):
 def test_what_is_not_of_these_images_is_refused(bound, flow):
     with pytest.raises(ValueError, match=r"Report.beside: argument 'found' must be of the report's images, 60; got 59"):
         bound.beside("ODE", Replicated(torch.ones(2, 59), 1, torch.ones(59)))
-    with pytest.raises(ValueError, match=r"be of the same shape, 1; got 2"):
+    with pytest.raises(ValueError, match=r"be of the report's images, no images; got 60"):
+        replace(bound, by_image=None).beside("ODE", flow)
+    with pytest.raises(ValueError, match=r"be of the same shape, 1; got 2$"):
         bound.beside("ODE", Replicated(torch.ones(2, 60), 2, torch.ones(60)))
     other = dequantized_ode(MODEL, DATA.flip(0), dequantization=TruncatedNormal(DECODER, 7.0), schedule=SCHEDULE)
     with pytest.raises(ValueError, match=r"be of the same data, .*; got .* \(continuous x of the same images has another hash"):
@@ -87,3 +94,76 @@ def test_the_freedom_of_a_difference_is_satterthwaites():
     assert found.monte_carlo == pytest.approx(0.5)
     assert found.freedom == pytest.approx(0.25**2 / (0.3**4 / 10 + 0.4**4 / 4))
     assert difference(Estimate(1.0, 0.0, None), Estimate(1.0, 0.0, None), 0.0, None).freedom is None
+
+
+def test_a_table_has_a_column_for_the_longest_name():
+    parts = {"prior": Estimate(0.5, 0.001, None), "a name of twenty-one!": Estimate(-1.25, 0.0, 0.02)}
+    assert table(parts).splitlines() == [
+        "bits/dim                  value   Monte Carlo SE   SE over images",
+        "prior                    0.5000           0.0010        one image",
+        "a name of twenty-one!   -1.2500           0.0000           0.0200",
+    ]
+    assert table({"prior": parts["prior"]}, head=False) == "prior              0.5000           0.0010        one image"
+
+
+def test_intervals_as_text():
+    assert spans(Estimate(1.0, 0.1, 0.2)) == "0.8040 to 1.1960 on these images, 0.6080 to 1.3920 over images"
+    assert spans(Estimate(1.0, 0.1, None)) == "0.8040 to 1.1960 on these images"
+
+
+def curve(bins):
+    edges, value = torch.arange(bins + 1.0), torch.arange(1.0, bins + 1)
+    return Curve(edges[:-1] - 4, edges[1:] - 4, value, torch.full((bins,), torch.nan))
+
+
+def test_a_curve_is_told_in_eight_pieces():
+    """Of sixteen bins two in each; of twenty, by the nearest place, two or three."""
+    assert by_logsnr(curve(16)).split(", [") == [f"{'[' if i == 0 else ''}{2 * i - 4}.0, {2 * i - 2}.0] {4 * i + 3}.0000" for i in range(8)]
+    assert by_logsnr(curve(20), 4) == "[-4.0, 1.0] 15.0000, [1.0, 6.0] 40.0000, [6.0, 11.0] 65.0000, [11.0, 16.0] 90.0000"
+    assert by_logsnr(curve(3), 2) == "[-4.0, -2.0] 3.0000, [-2.0, -1.0] 3.0000"
+
+
+def test_diagnostics_and_savings_as_text_and_as_data():
+    seen, part = Diagnostics(123.4, 0.0456, 256, curve(8)), Estimate(0.5, math.nan, None)
+    assert trust(seen, {"nothing": 4.0, "all": 1.0}) == [
+        "evaluations for the same error, of one draw: nothing 4.00, all 1.00",
+        "256 draws, worth 123; the largest is 0.046 of their sum",
+        "diffusion by log-SNR: " + by_logsnr(seen.curve),
+    ]
+    assert trust(None, {}) == []
+    comparison = Comparison(part, {"draws": 8}, seen, warnings=["beware"])
+    assert f"by log-SNR: {by_logsnr(seen.curve)}" in str(comparison)
+    assert str(comparison).splitlines()[-1] == "WARNING: beware"
+    known = comparison.asdict()
+    assert known["difference"] == {"value": 0.5, "monte_carlo": None, "images": None, "freedom": None, "count": None}
+    assert (known["unit"], known["warnings"], known["protocol"]) == ("bits/dim", ["beware"], {"draws": 8})
+    assert known["diagnostics"]["effective"] == 123.4
+    assert known["diagnostics"]["curve"]["error"] == [None] * 8
+    assert known["diagnostics"]["curve"]["value"] == list(range(1, 9))
+    assert Comparison(part, {}).asdict()["diagnostics"] is None
+    assert Comparison(part, {}).curve is None
+
+
+def test_savings_are_over_the_last_piece_and_as_drawn():
+    """Variances 1 and 3 of the diffusion term of a replicate of 8 draws: 16 for one draw."""
+    run = Evaluation(Integrand(MODEL, DATA[:2], SCHEDULE, DECODER), Plan.plain(), Effort(draws=8, replicates=3))
+    found = Measurement.empty(2)
+    found.terms.count += 3
+    found.terms.spread[:] = 100.0
+    found.terms.spread[1] = 2 * torch.tensor([1.0, 3.0])
+    assert savings_of(run, found) == {}
+    run.design = replace(run.design, variance={"nothing": 10.0, "stratified times": 5.0, "control variates": 0.4})
+    assert savings_of(run, found) == pytest.approx({"nothing": 25, "stratified times": 12.5, "control variates": 1, "as drawn": 40})
+    run.design = replace(run.design, variance={"nothing": 0.0})
+    assert savings_of(run, found) == {}
+
+
+def test_one_image_has_a_gap_without_an_error_over_images():
+    for bits in ([1.5], [1.0, 2.0]):
+        total, by_image = Estimate(1.5, 0.3, None, count=len(bits)), torch.tensor(bits, dtype=torch.float64)
+        report = Report(total, total, total, total, {}, by_image=by_image)
+        nats = torch.tensor([0.25, 0.5], dtype=torch.float64)[: len(bits)] * math.log(2)
+        gap = report.beside("other", Replicated(nats.expand(3, -1), 1, torch.ones(len(bits)))).others["other"].gap
+        assert gap.value == pytest.approx(1.25 if len(bits) == 1 else 1.5 - 0.375)
+        assert gap.monte_carlo == pytest.approx(0.3)
+        assert gap.images == (None if len(bits) == 1 else pytest.approx((1.5 - 0.75) / 2))  # of 0.75 and 1.5
