@@ -34,21 +34,24 @@ def run_of(images=5, plan=PLAIN, **effort):
 
 
 def test_a_replicate_adds_to_the_tally_the_curve_the_weights_and_the_trouble():
-    """Images 2 and 0 of three, two draws each, twice."""
+    """Images 2 and 0 of three, two draws each, twice; each draw holds 1 of a baseline, which lies in bin 10."""
     found = Measurement.empty(3)
     parts = torch.tensor([[1.0, 1, 2, 2], [9.0, 9, 9, 9], [0.5, 1.5, 4, 4]], dtype=torch.float64)  # the second is not used
     first, second = torch.tensor([-3.0, 5, 1, 2], dtype=torch.float64), torch.tensor([1.0, 1, -7, 0], dtype=torch.float64)
     t = torch.tensor([0.0, 0.99, 0.5, 0.51], dtype=torch.float64)
     rows, well = torch.tensor([2, 0]), torch.zeros(4, dtype=torch.bool)
-    found.add(rows, parts, first, t, well)
+    level = torch.zeros(BINS, dtype=torch.float64)
+    level[10] = 1.0
+    found.add(rows, parts, first, t, well, level)
     assert found.terms.mean[:, [2, 0]].tolist() == [[1, 2], [1, 1.5], [1, 4], [3, 7.5]]
     assert not found.trouble.any()
-    found.add(rows, parts, second, t, torch.tensor([True, True, False, True]))
+    found.add(rows, parts, second, t, torch.tensor([True, True, False, True]), level)
     assert found.terms.count.tolist() == [[2, 0, 2]]
     assert found.terms.mean[:, [2, 0]].tolist() == [[1, 2], [1, -1], [1, 4], [3, 5]]
     assert found.terms.variances()[1, [2, 0]].tolist() == [0, 12.5]  # 1 and 1; 1.5 and −3.5
     curve = torch.zeros(3, BINS, dtype=torch.float64)
-    curve[2, 0], curve[2, 39], curve[0, 20] = -2, 6, -4  # t = 0.5 and 0.51 are in one of forty bins
+    curve[2, 0], curve[2, 39], curve[0, 20] = -2 - 2, 6 - 2, -4 - 4  # t = 0.5 and 0.51 are in one of forty bins
+    curve[[2, 0], 10] = 4.0
     assert torch.equal(found.curve, curve)
     assert found.weights[[2, 0]].tolist() == [[3 + 5 + 1 + 1, 9 + 25 + 1 + 1, 5], [1 + 2 + 7, 1 + 4 + 49, 7]]
     assert not found.weights[1].any()
