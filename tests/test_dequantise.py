@@ -208,3 +208,13 @@ def test_noise_is_the_quantile_of_its_law_and_a_draw_is_a_level_and_its_noise(lo
         noise = dequantization.within(rolled)
         assert torch.allclose(x.double(), torch.tensor([-0.5, 0.5, 0.5]).double() + noise, atol=1e-6)
         assert log_q.item() == pytest.approx(dequantization.log_density(noise).sum().item())
+
+
+@pytest.mark.parametrize("logsnr_max", [3.0, 6.0, 9.0, 13.0])
+def test_noise_never_leaves_its_bin(logsnr_max):
+    """Half a bin is 9 to 1,300 standard deviations: the ends of the uniform numbers are the ends of the bin."""
+    dequantization = TruncatedNormal(Categorical(2), logsnr_max)
+    u = dequantization.within(torch.tensor([-1.0, 1.0, 0.0, 1 - 2**-53], dtype=torch.float64))
+    assert torch.isfinite(u).all()
+    assert (u.abs() <= dequantization.half).all()
+    assert u[2] == 0.0

@@ -46,6 +46,8 @@ class GaussianMixture(nn.Module):
             raise ValueError(must(name, "means", f"have shape (K, d) with K = {len(w)}", tuple(m.shape)))
         if c.shape not in (m.shape, (*m.shape, m.shape[1])):
             raise ValueError(must(name, "covariances", f"have shape {tuple(m.shape)} or {(*m.shape, m.shape[1])}", tuple(c.shape)))
+        if c.ndim == 3 and not torch.allclose(c, c.mT):
+            raise ValueError(must(name, "covariances", "be symmetric", c.tolist(), "of a factor L it is L @ L.T"))
         variances, axes = (c, None) if c.ndim == 2 else torch.linalg.eigh(c)
         if not (variances >= 0).all():
             raise ValueError(must(name, "covariances", "have no negative eigenvalue", variances.min().item()))

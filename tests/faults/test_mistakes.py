@@ -232,3 +232,8 @@ def test_a_schedule_that_is_never_updated_says_so(make, monkeypatch):
     with pytest.warns(UserWarning, match="call update"):
         weighted_elbo(ORACLE, X, schedule=schedule)
     weighted_elbo(ORACLE, X, schedule=schedule)  # once
+
+
+def test_a_covariance_is_symmetric():
+    with assert_refused(ValueError, "GaussianMixture", "covariances", "be symmetric", "of a factor L it is L @ L.T"):
+        GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.9], [0.0, 1.0]]])

@@ -102,11 +102,11 @@ class TruncatedNormal(Dequantization):
         self.reach = torch.tensor(self.half / self.std, dtype=torch.float64)
 
     def within(self, uniform: Tensor) -> Tensor:
-        # from the lower tail, where Φ keeps its digits: Φ(−|u|/σ) runs from Φ(−τ) to ½
-        edge = torch.special.ndtr(-self.reach.to(uniform.device))
+        # from the lower tail, where Φ has its digits (in logarithms; torch's ndtr loses them): Φ(−|u|/σ) runs from Φ(−τ) to ½
+        edge = torch.special.log_ndtr(-self.reach.to(uniform.device)).exp()
         lower = torch.lerp(edge.expand_as(uniform), torch.full_like(uniform, 0.5), 1.0 - uniform.abs())
         u: Tensor = -uniform.sign() * self.std * torch.special.ndtri(lower)
-        return u
+        return u.clamp(-self.half, self.half)
 
     def log_density(self, u: Tensor) -> Tensor:
         log_mass = log_normal_interval(-self.reach, self.reach).to(u)
