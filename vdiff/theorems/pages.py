@@ -47,8 +47,9 @@ def errata_page() -> str:
     lines = [
         "# Errata of the sources",
         "",
-        "Where the texts that this library follows are wrong, with what is right. Every number is computed when this page is",
-        "made, and `vdiff.theorems.verify(errata=True)` prints them.",
+        "Where the texts that this library follows are wrong, with what is right. What stands after *printed form* and *right form*",
+        "is computed when this page is made, for the case that is worst, and `vdiff.theorems.verify(errata=True)` prints it; the words",
+        "before it are written by hand.",
     ]
     for source in dict.fromkeys(erratum.source for erratum in ERRATA.values()):
         lines += ["", f"## {source}", "", "| where | printed | right | the numbers |", "|---|---|---|---|"]

@@ -81,7 +81,9 @@ def _small(subject: Subject, decoder_weight: float = 1.0) -> Sides:
     any_network=True,
 )
 def simple_loss_is_a_weighted_bound(subject: Subject) -> Sides:
-    """L_simple = Σ_{t≥2} ω_t L_{t−1} + ω₁ (L₀ − C₁), ω_t = 1/(T w_t), w_t = ½ expm1(λ_{t−1} − λ_t), with no other constant."""
+    """L_simple = Σ_{t≥2} ω_t L_{t−1} + ω₁ (L₀ − C₁), ω_t = 1/(T w_t), w_t = ½ expm1(λ_{t−1} − λ_t), with no other constant.
+
+    L₀ is that of the Gaussian decoder N(x̂(z₀), s₁ I), here with s₁ = β₁: w₁ = e^{−λ₁}/2s₁ and C₁ = ½ d log 2πs₁."""
     return _small(subject)
 
 
@@ -107,7 +109,9 @@ def _large(subject: Subject, with_constant: bool) -> Sides:
 
 @theorem(source="DDPM, arXiv:2006.11239, eq. 12 with σ² = β", given="the constants C_t are taken off", any_network=True)
 def simple_loss_with_the_large_variance(subject: Subject) -> Sides:
-    """With Σ = β_t, L_simple = Σ ω_t (L_{t−1} − C_t), w_t = β_t/(2 α_t (1 − ᾱ_t)), C_t = ½ d (ℓ + expm1(−ℓ)), ℓ = log(σ_t²/σ_s²)."""
+    """With Σ = β_t, L_simple = Σ ω_t (L_{t−1} − C_t), ω_t = 1/(T w_t), and for t ≥ 2 w_t = β_t/(2 α_t (1 − ᾱ_t)),
+    C_t = ½ d (ℓ + expm1(−ℓ)), ℓ = log(σ_t²/σ_{t−1}²); L₀ is that of the Gaussian decoder N(x̂(z₀), s₁ I), with s₁ = β₁, w₁ = e^{−λ₁}/2s₁
+    and C₁ = ½ d log 2πs₁."""
     return _large(subject, with_constant=True)
 
 
