@@ -1,5 +1,6 @@
 """Every theorem holds, every counterexample fails, every erratum is one; and what `verify` does with a model of one's own."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -123,6 +124,32 @@ def test_bad_requests_are_named():
         verify(Denoiser, data)
     with pytest.raises(TypeError, match=r"verify: argument 'model' must return a Prediction; got Tensor \(wrap the network"):
         verify(lambda z, logsnr: z, data, names=["telescoped-bound"])
+
+
+def test_an_error_in_one_theorem_is_its_own_and_the_rest_run(monkeypatch):
+    def broken(subject):
+        raise ZeroDivisionError("of\n this theorem")
+
+    monkeypatch.setitem(THEOREMS, "tweedie", dataclasses.replace(THEOREMS["tweedie"], sides=broken))
+    report = verify(names=["tweedie", "kl-of-equal-covariances"])
+    assert [verdict.ok for verdict in report] == [False, True, True, True]
+    assert not report.ok
+    row = str(report).splitlines()[1]
+    assert row.startswith("tweedie ")
+    assert row.endswith("FAILS: ZeroDivisionError: of this theorem")
+    shapes = dataclasses.replace(THEOREMS["tweedie"], sides=lambda subject: Sides(torch.zeros(2), torch.zeros(3), 0.0, ""))
+    monkeypatch.setitem(THEOREMS, "tweedie", shapes)
+    assert "FAILS: RuntimeError" in str(verify(names=["tweedie"]))
+    monkeypatch.setitem(ERRATA, "eq", dataclasses.replace(ERRATA["kl-of-log-variances"], correction=lambda: 1 / 0))
+    assert "FAILS: ZeroDivisionError: division by zero" in str(verify(names=["eq"], errata=True))
+
+
+def test_a_models_table_says_that_it_is_no_proof_of_the_network():
+    model, data = MODELS["float32"]()
+    printed = str(verify(model, data, names=["step-is-a-squared-error"]))
+    assert "not that the network is right" in printed
+    assert "`vdiff verify --estimators --model`" in printed.splitlines()[-1]
+    assert "the network" not in str(verify(names=["step-is-a-squared-error"]))
 
 
 def test_a_verdict_is_not_fooled():
