@@ -138,7 +138,8 @@ def _mixture(subject: Subject, weighting: Weighting, x: float, signed: bool, mas
     falling = falling if signed else falling.clamp(min=0)
     at_high, at_low = weighting(ends)
     spread: Tensor = width @ (falling / at_low * torch.stack([bound(v) for v in lam.tolist()]))
-    return spread + mass * at_high / at_low * bound(HIGH) - constant * first
+    found: Tensor = spread + mass * at_high / at_low * bound(HIGH) - constant * first
+    return found
 
 
 def _theorem_1(

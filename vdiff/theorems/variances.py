@@ -155,8 +155,8 @@ def _by_axis(shared: bool) -> Sides:
 def tight_at_every_number_of_steps(subject: Subject) -> Sides:
     """For Gaussian data the best variance makes the bound of T steps that of continuous time, I(x; z₀) − I(x; z₁), for every T."""
     whole = [_tight(line()), _by_axis(shared=False)]
-    parts = zip(*(sides.cases for sides in whole), strict=True)
-    return Sides(*(torch.cat(part) for part in parts), whole[0].why)
+    left, right, allowed = (torch.cat(part) for part in zip(*(sides.cases for sides in whole), strict=True))
+    return Sides(left, right, allowed, whole[0].why)
 
 
 @tight_at_every_number_of_steps.without("the data is one Gaussian")

@@ -9,12 +9,14 @@ from torch import Tensor
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.gaussian import Step, diffuse
 from vdiff.loss import weighted_elbo
-from vdiff.parameterization import Eps, Flow, Parameterization, Score, V, X
+from vdiff.parameterization import Eps, Flow, Parameterization, Prediction, Score, V, X
+from vdiff.reverse import reverse_kl
 from vdiff.schedule import Cosine, Laplace, LinearBeta, Normal, OptimalTransport, Schedule, Tabulated
 from vdiff.schedule.law import HyperbolicSecant, Law
-from vdiff.theorems.chains import kernels, total
+from vdiff.theorems.chains import total
 from vdiff.theorems.subject import HIGH, LOW, Subject
 from vdiff.theorems.theorem import Sides, equal, theorem
+from vdiff.variance import Forward
 from vdiff.weighting import EDM, ELBO, MSE, P2, Debiased, InDI, MinSNR, Sigmoid, SoftMinSNR, TruncatedSNR, Weighting
 
 Formula = Callable[[Tensor], Tensor]
@@ -98,8 +100,8 @@ def _large(subject: Subject, with_constant: bool) -> Sides:
     signal = torch.cumprod(1 - BETAS, 0)
     for i in range(1, LEVELS):
         step = Step(TABLE.table[i].expand(len(x)), (TABLE.table[i - 1] - TABLE.table[i]).expand(len(x)))
-        q, p = kernels(subject.model(diffuse(x, eps, step.logsnr_t), step.logsnr_t), x, step, step.forward_variance)
-        term = total(torch.distributions.kl_divergence(q, p))
+        said = subject.model(diffuse(x, eps, step.logsnr_t), step.logsnr_t)
+        term = reverse_kl(Prediction(said.z, said.logsnr, said.out, said.parameterization, Forward()), x, eps, step)
         ratio = torch.log((1 - signal[i]) / (1 - signal[i - 1]))
         constant = 0.5 * x[0].numel() * (ratio + torch.expm1(-ratio)) if with_constant else 0.0
         weight = BETAS[i] / (2 * (1 - BETAS[i]) * (1 - signal[i]))
@@ -190,6 +192,11 @@ IMPLIED: dict[str, tuple[Weighting, Formula, bool]] = {  # what it is called: (t
         True,
     ),
     "P2, cosine": (MSE(COSINE, Eps()) * P2(gamma=1.0), lambda lam: sech(lam / 2) / (1 + torch.exp(lam)) / math.pi, False),
+    "P2 with k = 3, cosine": (
+        MSE(COSINE, Eps()) * P2(gamma=0.5, k=3.0),
+        lambda lam: sech(lam / 2) / (3 + lam.exp()).sqrt() / math.pi,
+        False,
+    ),
     "min-SNR-5, cosine": (
         MSE(COSINE, Eps()) * MinSNR(5.0),
         lambda lam: sech(lam / 2) * (5 * torch.exp(-lam)).clamp(max=1) / math.pi,
@@ -238,7 +245,7 @@ def _stationary(formula: Formula, low: float, high: float) -> float:
     return 0.5 * (low + high)
 
 
-PEAKS = ("DDPM, linear β", "iDDPM, cosine", "EDM", "P2, cosine", "soft min-SNR-5, cosine")
+PEAKS = ("DDPM, linear β", "iDDPM, cosine", "EDM", "P2, cosine", "P2 with k = 3, cosine", "soft min-SNR-5, cosine")
 
 
 @theorem(source="VDM++, arXiv:2303.00848, table 1", given="the data's scale is ½")
