@@ -48,7 +48,7 @@ def test_there_are_many_and_each_says_what_it_is():
 
 def test_every_topic_is_registered():
     here = {p.stem for p in Path(TOPICS[0].__file__).parent.glob("*.py")}
-    machinery = {"__init__", "theorem", "subject", "integral", "paths", "topics", "verification", "pages"}
+    machinery = {"__init__", "theorem", "subject", "integral", "paths", "shapes", "topics", "verification", "pages"}
     assert here - machinery == set(by_topic())
     assert all(by_topic().values())
     assert sum(map(len, by_topic().values())) == len(THEOREMS)

@@ -117,6 +117,33 @@ def _(subject: Subject) -> Sides:
     return at_least(rest, torch.stack([_from_each_level(x)[1] for x in POINTS]), rel=1e-9, why="")
 
 
+def _elbo_of_noisy_data(entropy: bool) -> Sides:
+    """L(t; x) of the library against E[−ELBO_t(z_t)], a cross entropy of z_t … z_T less the entropies of its own steps."""
+    spread = 2 * torch.pi * torch.e * torch.sigmoid(-PATH.logsnr)  # 2πe σ_t²
+    walked = 0.5 * (spread[1:] * -torch.expm1(PATH.logsnr[1:] - PATH.logsnr[:-1])).log()  # entropy of q(z_t | z_s), each step
+    right = []
+    for x in POINTS:
+        q, p = PATH.forward(x), PATH.reverse()
+        for t in range(PATH.steps):
+            a, b = PATH.part(q, t, PATH.steps), PATH.part(p, t, PATH.steps)
+            away = a.mean - b.mean
+            square = torch.trace(b.precision_matrix @ a.covariance_matrix) + away @ b.precision_matrix @ away
+            cross = 0.5 * (torch.logdet(2 * torch.pi * b.covariance_matrix) + square)
+            right.append(cross - walked[t:].sum() - (0.5 * spread[t].log() if entropy else 0.0))
+    return equal(torch.cat([_given_from(x) for x in POINTS]), torch.stack(right), rel=1e-8, why="float64 rounding of covariances")
+
+
+@theorem(source=f"{SOURCE}, appendix A.2, the second lemma", given="the entropy of q(z_t | x) is taken off")
+def bound_from_t_on_is_an_elbo_of_noisy_data(subject: Subject) -> Sides:
+    """L(t; x) = E[−ELBO_t(z_t)] − ½ d log 2πe σ_t², where ELBO_t is that of z_t as data, with the rest of the path for latents."""
+    return _elbo_of_noisy_data(entropy=True)
+
+
+@bound_from_t_on_is_an_elbo_of_noisy_data.without("the entropy of q(z_t | x) is taken off")
+def _(subject: Subject) -> Sides:
+    return _elbo_of_noisy_data(entropy=False)
+
+
 def _given(model: Model, weighting: Weighting, x: float) -> Tensor:
     """L_w(x)/w(λ_min) of a model through the loss."""
     lam, width = levels(LOW, HIGH, KINK)
