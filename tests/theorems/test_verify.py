@@ -11,6 +11,7 @@ from torch import nn
 from vdiff import Denoiser, Eps, V
 from vdiff.nn import MLP, UNet
 from vdiff.theorems import ERRATA, THEOREMS, Report, Sides, Subject, Verdict, verify
+from vdiff.theorems.errata import MISPRINTS
 from vdiff.theorems.pages import errata_page, theorem_page
 from vdiff.theorems.theorem import AT_LEAST, equal, paired, sampled
 from vdiff.theorems.topics import TOPICS, by_topic
@@ -196,4 +197,5 @@ def test_the_pages_have_all_and_their_links_lead_somewhere():
     assert all((root / "docs" / link).resolve().exists() for link in links)
     errata = errata_page()
     assert all(erratum.evidence.replace("|", "\\|") in errata for erratum in ERRATA.values())
+    assert all(f"| {m.where} | " in errata for m in MISPRINTS)
     assert "/work" not in page + errata
