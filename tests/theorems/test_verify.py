@@ -1,5 +1,6 @@
 """Every theorem holds, every counterexample fails, every erratum is one; and what `verify` does with a model of one's own."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 from vdiff import Denoiser, Eps, V
 from vdiff.nn import MLP, UNet
 from vdiff.theorems import ERRATA, THEOREMS, Report, Sides, Subject, Verdict, verify
+from vdiff.theorems.errata import MISPRINTS
 from vdiff.theorems.pages import errata_page, theorem_page
 from vdiff.theorems.theorem import AT_LEAST, equal, paired, sampled
 from vdiff.theorems.topics import TOPICS, by_topic
@@ -47,7 +49,7 @@ def test_there_are_many_and_each_says_what_it_is():
 
 def test_every_topic_is_registered():
     here = {p.stem for p in Path(TOPICS[0].__file__).parent.glob("*.py")}
-    machinery = {"__init__", "theorem", "subject", "integral", "paths", "topics", "verification", "pages"}
+    machinery = {"__init__", "theorem", "subject", "integral", "paths", "shapes", "topics", "verification", "pages"}
     assert here - machinery == set(by_topic())
     assert all(by_topic().values())
     assert sum(map(len, by_topic().values())) == len(THEOREMS)
@@ -125,6 +127,32 @@ def test_bad_requests_are_named():
         verify(lambda z, logsnr: z, data, names=["telescoped-bound"])
 
 
+def test_an_error_in_one_theorem_is_its_own_and_the_rest_run(monkeypatch):
+    def broken(subject):
+        raise ZeroDivisionError("of\n this theorem")
+
+    monkeypatch.setitem(THEOREMS, "tweedie", dataclasses.replace(THEOREMS["tweedie"], sides=broken))
+    report = verify(names=["tweedie", "kl-of-equal-covariances"])
+    assert [verdict.ok for verdict in report] == [False, True, True, True]
+    assert not report.ok
+    row = str(report).splitlines()[1]
+    assert row.startswith("tweedie ")
+    assert row.endswith("FAILS: ZeroDivisionError: of this theorem")
+    shapes = dataclasses.replace(THEOREMS["tweedie"], sides=lambda subject: Sides(torch.zeros(2), torch.zeros(3), 0.0, ""))
+    monkeypatch.setitem(THEOREMS, "tweedie", shapes)
+    assert "FAILS: RuntimeError" in str(verify(names=["tweedie"]))
+    monkeypatch.setitem(ERRATA, "eq", dataclasses.replace(ERRATA["kl-of-log-variances"], correction=lambda: 1 / 0))
+    assert "FAILS: ZeroDivisionError: division by zero" in str(verify(names=["eq"], errata=True))
+
+
+def test_a_models_table_says_that_it_is_no_proof_of_the_network():
+    model, data = MODELS["float32"]()
+    printed = str(verify(model, data, names=["step-is-a-squared-error"]))
+    assert "not that the network is right" in printed
+    assert "`vdiff verify --estimators --model`" in printed.splitlines()[-1]
+    assert "the network" not in str(verify(names=["step-is-a-squared-error"]))
+
+
 def test_a_verdict_is_not_fooled():
     nan = Sides(math.nan, 1.0, 0.1, "")
     assert not Verdict("a", "", nan, must_hold=True).ok
@@ -169,4 +197,5 @@ def test_the_pages_have_all_and_their_links_lead_somewhere():
     assert all((root / "docs" / link).resolve().exists() for link in links)
     errata = errata_page()
     assert all(erratum.evidence.replace("|", "\\|") in errata for erratum in ERRATA.values())
+    assert all(f"| {m.where} | " in errata for m in MISPRINTS)
     assert "/work" not in page + errata

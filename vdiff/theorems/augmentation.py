@@ -9,14 +9,14 @@ from torch.distributions import kl_divergence
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.describe import Description
 from vdiff.gaussian import diffuse, prior_kl
-from vdiff.loss import elbo, weighted_elbo
+from vdiff.loss import Model, elbo, weighted_elbo
 from vdiff.parameterization import Eps
 from vdiff.recipes import Recipe
 from vdiff.schedule import Cosine, Linear
 from vdiff.theorems.bounds import marginal_kl
 from vdiff.theorems.integral import average_noise, levels, slope, squared
 from vdiff.theorems.paths import GaussianPath
-from vdiff.theorems.subject import HIGH, LOW, Subject, line
+from vdiff.theorems.subject import HIGH, LOW, Subject, biased, line
 from vdiff.theorems.theorem import Sides, at_least, equal, paired, theorem
 from vdiff.weighting import EDM, MSE, Sigmoid, Weighting
 
@@ -26,26 +26,31 @@ LAMBDA = torch.tensor([-3.0, 0.0, 2.5, 6.0], dtype=torch.float64)
 KINK = -3.3077775  # the peak of EDM's weighting
 
 
-def _marginal_slope(subject: Subject, weight: float) -> Sides:
-    """d/dλ of KL(q(z|x) ‖ q(z)), from densities, against ½ E[‖e‖² | x]: at the optimum L(t; x) is that KL, up to a constant."""
+def _marginal_slope(subject: Subject, model: Model, weight: float) -> Sides:
+    """d/dλ of KL(q(z|x) ‖ q(z)), from densities, against ½ E[‖e‖² | x]."""
 
     def against_the_marginal(x: float) -> Callable[[Tensor], Tensor]:
         return lambda lam: torch.stack([marginal_kl(subject.oracle, x, v) for v in lam.tolist()])
 
     left = torch.stack([slope(against_the_marginal(x), LAMBDA) for x in POINTS])
-    right = torch.stack([weight * average_noise(x, LAMBDA, squared(subject.oracle)) for x in POINTS])
+    right = torch.stack([weight * average_noise(x, LAMBDA, squared(model)) for x in POINTS])
     return equal(left, right, rel=1e-6, why="a difference quotient in λ")
 
 
-@theorem(source=f"{SOURCE}, appendix A.1, the first lemma", given="the factor is one half")
+@theorem(source=f"{SOURCE}, appendix A.1, the first lemma, at the optimum", given="the denoiser is the exact one; the factor is one half")
 def derivative_of_the_bound_from_t_on(subject: Subject) -> Sides:
-    """dL(t; x)/dt = ½ λ'(t) E‖ε − ε̂‖², where L(t; x) = KL(q(z_t … z₁ | x) ‖ p(z_t … z₁))."""
-    return _marginal_slope(subject, 0.5)
+    """For the exact denoiser L(t; x) is KL(q(z_t | x) ‖ q(z_t)) up to a constant, and dL(t; x)/dt = ½ λ'(t) E[‖ε − ε̂‖² | x]."""
+    return _marginal_slope(subject, subject.oracle, 0.5)
 
 
 @derivative_of_the_bound_from_t_on.without("the factor is one half")
 def _(subject: Subject) -> Sides:
-    return _marginal_slope(subject, 1.0)
+    return _marginal_slope(subject, subject.oracle, 1.0)
+
+
+@derivative_of_the_bound_from_t_on.without("the denoiser is the exact one")
+def _(subject: Subject) -> Sides:
+    return _marginal_slope(subject, biased(subject.oracle), 0.5)
 
 
 PATH = GaussianPath(line(), 4.0, -3.0, 6)
@@ -112,15 +117,43 @@ def _(subject: Subject) -> Sides:
     return at_least(rest, torch.stack([_from_each_level(x)[1] for x in POINTS]), rel=1e-9, why="")
 
 
-def _given(subject: Subject, weighting: Weighting, x: float) -> Tensor:
-    """L_w(x) of the exact denoiser through the loss."""
+def _elbo_of_noisy_data(entropy: bool) -> Sides:
+    """L(t; x) of the library against E[−ELBO_t(z_t)], a cross entropy of z_t … z_T less the entropies of its own steps."""
+    spread = 2 * torch.pi * torch.e * torch.sigmoid(-PATH.logsnr)  # 2πe σ_t²
+    walked = 0.5 * (spread[1:] * -torch.expm1(PATH.logsnr[1:] - PATH.logsnr[:-1])).log()  # entropy of q(z_t | z_s), each step
+    right = []
+    for x in POINTS:
+        q, p = PATH.forward(x), PATH.reverse()
+        for t in range(PATH.steps):
+            a, b = PATH.part(q, t, PATH.steps), PATH.part(p, t, PATH.steps)
+            away = a.mean - b.mean
+            square = torch.trace(b.precision_matrix @ a.covariance_matrix) + away @ b.precision_matrix @ away
+            cross = 0.5 * (torch.logdet(2 * torch.pi * b.covariance_matrix) + square)
+            right.append(cross - walked[t:].sum() - (0.5 * spread[t].log() if entropy else 0.0))
+    return equal(torch.cat([_given_from(x) for x in POINTS]), torch.stack(right), rel=1e-8, why="float64 rounding of covariances")
+
+
+@theorem(source=f"{SOURCE}, appendix A.2, the second lemma", given="the entropy of q(z_t | x) is taken off")
+def bound_from_t_on_is_an_elbo_of_noisy_data(subject: Subject) -> Sides:
+    """L(t; x) = E[−ELBO_t(z_t)] − ½ d log 2πe σ_t², where ELBO_t is that of z_t as data, with the rest of the path for latents."""
+    return _elbo_of_noisy_data(entropy=True)
+
+
+@bound_from_t_on_is_an_elbo_of_noisy_data.without("the entropy of q(z_t | x) is taken off")
+def _(subject: Subject) -> Sides:
+    return _elbo_of_noisy_data(entropy=False)
+
+
+def _given(model: Model, weighting: Weighting, x: float) -> Tensor:
+    """L_w(x)/w(λ_min) of a model through the loss."""
     lam, width = levels(LOW, HIGH, KINK)
-    found: Tensor = 0.5 * width @ (weighting(lam) * average_noise(x, lam, squared(subject.oracle)))
+    low = weighting(torch.tensor(LOW, dtype=torch.float64))
+    found: Tensor = 0.5 * width @ (weighting(lam) / low * average_noise(x, lam, squared(model)))
     return found
 
 
 def _mixture(subject: Subject, weighting: Weighting, x: float, signed: bool, mass: float, constant: float) -> Tensor:
-    """∫ (dw/dt) L(t; x) dt + w(λ_max) L(0; x) − w(λ_min) L(1; x), with L(t; x) from densities."""
+    """E_{p_w}[L(t; x)] − L(1; x) with p_w = (dw/dt)/w(λ_min) and the mass w(λ_max)/w(λ_min) at t = 0; L(t; x) from densities."""
     lam, width = levels(LOW, HIGH, KINK)
     ends = torch.tensor([HIGH, LOW], dtype=torch.float64)
     first = prior_kl(torch.tensor([[x]], dtype=torch.float64), LOW)[0]
@@ -130,24 +163,34 @@ def _mixture(subject: Subject, weighting: Weighting, x: float, signed: bool, mas
 
     falling = -slope(weighting, lam)
     falling = falling if signed else falling.clamp(min=0)
-    w = weighting(ends)
-    whole: Tensor = width @ (falling * torch.stack([bound(v) for v in lam.tolist()]))
-    whole = whole + mass * w[0] * bound(HIGH) - constant * w[1] * first
-    return whole
+    at_high, at_low = weighting(ends)
+    spread: Tensor = width @ (falling / at_low * torch.stack([bound(v) for v in lam.tolist()]))
+    found: Tensor = spread + mass * at_high / at_low * bound(HIGH) - constant * first
+    return found
 
 
-def _theorem_1(subject: Subject, weightings: tuple[Weighting, ...], signed: bool = True, mass: float = 1.0, constant: float = 1.0) -> Sides:
-    left = torch.stack([_given(subject, w, x) for w in weightings for x in POINTS])
+def _theorem_1(
+    subject: Subject,
+    weightings: tuple[Weighting, ...],
+    signed: bool = True,
+    mass: float = 1.0,
+    constant: float = 1.0,
+    model: Model | None = None,
+) -> Sides:
+    left = torch.stack([_given(model or subject.oracle, w, x) for w in weightings for x in POINTS])
     right = torch.stack([_mixture(subject, w, x, signed, mass, constant) for w in weightings for x in POINTS])
     return equal(left, right, rel=1e-6, why="a difference quotient of w, and quadrature")
 
 
-MONOTONE: tuple[Weighting, ...] = (Sigmoid(2.0), EDM(monotone=True))
+MONOTONE: tuple[Weighting, ...] = (Sigmoid(2.0), Sigmoid(-6.0), EDM(monotone=True))  # w(λ_min) is 0.999, 0.27 and 2.2
 
 
-@theorem(source=f"{SOURCE}, theorem 1", given="w never rises; the mass at no noise is w(λ_max); the constant is there")
+@theorem(
+    source=f"{SOURCE}, theorem 1",
+    given="w never rises; the mass at no noise is w(λ_max)/w(λ_min); the constant is there; L(t; x) is that of the denoiser, here the exact one",
+)
 def weighted_loss_is_a_bound_of_noisier_data(subject: Subject) -> Sides:
-    """For w that never rises, L_w = w(λ_min) (E_{t ~ p_w}[L(t; x)] − L(1; x)), with p_w = dw/dt and the mass w(λ_max) at t = 0."""
+    """L_w/w(λ_min) = E_{t ~ p_w}[L(t; x)] − L(1; x) where p_w = (dw/dt)/w(λ_min), with the mass w(λ_max)/w(λ_min) at t = 0."""
     return _theorem_1(subject, MONOTONE, signed=False)
 
 
@@ -156,7 +199,7 @@ def _(subject: Subject) -> Sides:
     return _theorem_1(subject, (EDM(),), signed=False)
 
 
-@weighted_loss_is_a_bound_of_noisier_data.without("the mass at no noise is w(λ_max)")
+@weighted_loss_is_a_bound_of_noisier_data.without("the mass at no noise is w(λ_max)/w(λ_min)")
 def _(subject: Subject) -> Sides:
     return _theorem_1(subject, MONOTONE, mass=0.0)
 
@@ -166,9 +209,17 @@ def _(subject: Subject) -> Sides:
     return _theorem_1(subject, MONOTONE, constant=0.0)
 
 
-@theorem(source=f"{SOURCE}, section 3.1, without monotonicity", given="the measure keeps its sign")
+@weighted_loss_is_a_bound_of_noisier_data.without("L(t; x) is that of the denoiser, here the exact one")
+def _(subject: Subject) -> Sides:
+    return _theorem_1(subject, MONOTONE, model=biased(subject.oracle))
+
+
+@theorem(
+    source=f"{SOURCE}, section 3.1, without monotonicity",
+    given="the measure keeps its sign; L(t; x) is that of the denoiser, here the exact one",
+)
 def weighted_loss_is_a_signed_mixture(subject: Subject) -> Sides:
-    """For any w the same identity holds with a signed measure dw/dt, negative where w rises with λ."""
+    """For any w the same identity holds with a signed measure (dw/dt)/w(λ_min), negative where w rises with λ."""
     return _theorem_1(subject, (EDM(), MSE(Cosine(HIGH, LOW), Eps())))
 
 

@@ -44,7 +44,7 @@ def _models(oracle: GaussianMixture) -> list[Model]:
 
 @theorem(source="Foundations of Diffusion Models, eq. 2.5, with its sign turned; VDM, arXiv:2107.00630, eq. 2", given="the weighting is 1")
 def jensen(subject: Subject) -> Sides:
-    """The bound is never below the negative log-likelihood: E[bound] ≥ H(x), whatever the denoiser."""
+    """On average over the data the bound is never below their entropy: E[bound] ≥ H(x), whatever the denoiser."""
     totals = torch.stack([whole(model, subject.oracle) for model in _models(subject.oracle)])
     return at_least(totals, subject.oracle.entropy(), rel=1e-7, why=QUADRATURE)
 

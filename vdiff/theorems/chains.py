@@ -16,7 +16,7 @@ from vdiff.schedule import Linear, Schedule, Tabulated
 from vdiff.theorems.integral import log_normal, panels
 from vdiff.theorems.subject import HIGH, LOW, Subject
 from vdiff.theorems.theorem import Sides, equal, paired, theorem
-from vdiff.variance import Forward
+from vdiff.variance import Forward, Posterior
 from vdiff.weighting import MSE, Sigmoid, loss_factor
 
 STEPS = 8
@@ -105,6 +105,8 @@ def _terms(subject: Subject, own_variance: bool) -> Sides:
         kappa = b - a * sigma(step.logsnr_t) / alpha(step.logsnr_t)
         error = target.target(x, eps, step.logsnr_t) - prediction.read(target)
         squares.append(0.5 * torch.expm1(step.delta) / kappa.square() * total(error.square()))
+    said = Prediction(prediction.z, prediction.logsnr, prediction.out, prediction.parameterization, Posterior())
+    squares.append(reverse_kl(said, x, eps, step))
     return equal(torch.stack(squares), total(kl_divergence(q, p)), rel=1e-8, why=DENSITY)
 
 

@@ -11,7 +11,7 @@ from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.gaussian import Step
 from vdiff.loss import Model, predict_at, weighted_elbo
 from vdiff.oracle import Gaussian, GaussianMixture
-from vdiff.parameterization import Prediction
+from vdiff.parameterization import Eps, Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.theorems.chains import CHAIN, STEPS, drawn
 from vdiff.theorems.integral import average
@@ -93,6 +93,33 @@ def rao_blackwell_law_of_any_network(subject: Subject) -> Sides:
         ]
     )
     return sampled(draws.mean(1), 2.0)
+
+
+def _nothing_taken_off(variance: ReverseVariance, guess: float) -> Sides:
+    """Var of the sampled log-ratio and of the KL where all data is 0.7 and the model says x̂ = guess, to the digits of x."""
+
+    def model(z: Tensor, logsnr: Tensor) -> Prediction:
+        eps = (z - logsnr.sigmoid().sqrt()[:, None] * guess) / logsnr.neg().sigmoid().sqrt()[:, None]
+        return Prediction(z, logsnr, eps, Eps())
+
+    sampled_step, closed, _ = step_variances(Gaussian([0.7], [1e-24]), model, variance)
+    return equal(sampled_step, closed, rel=1e-8, atol=1e-12, why="float64 rounding")
+
+
+@theorem(source=f"{SOURCE}, its theorem: strictly, where the ratio depends on z_s", given="x̂ is x itself; Σ is the posterior's")
+def rao_blackwell_takes_nothing_off_where_x_is_known(subject: Subject) -> Sides:
+    """Where x̂ = x and Σ = β̃ the log-ratio is zero for every z_s: both estimators have the same variance, none."""
+    return _nothing_taken_off(Posterior(), 0.7)
+
+
+@rao_blackwell_takes_nothing_off_where_x_is_known.without("x̂ is x itself")
+def _(subject: Subject) -> Sides:
+    return _nothing_taken_off(Posterior(), 0.6)
+
+
+@rao_blackwell_takes_nothing_off_where_x_is_known.without("Σ is the posterior's")
+def _(subject: Subject) -> Sides:
+    return _nothing_taken_off(Forward(), 0.7)
 
 
 def reductions() -> Tensor:

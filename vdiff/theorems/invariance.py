@@ -10,42 +10,15 @@ from vdiff.gaussian import alpha, diffuse, per_example
 from vdiff.loss import predict_at, weighted_elbo
 from vdiff.oracle import GaussianMixture
 from vdiff.parameterization import Eps, Exploding, Flow, Parameterization, Prediction, Score, V, X
-from vdiff.schedule import (
-    Adaptive,
-    Cosine,
-    Custom,
-    Karras,
-    Laplace,
-    LearnedLinear,
-    Linear,
-    LinearBeta,
-    Monotone,
-    Normal,
-    OptimalTransport,
-    Schedule,
-    Spline,
-    Tabulated,
-)
+from vdiff.schedule import Cosine, Schedule
 from vdiff.theorems.chains import total
 from vdiff.theorems.integral import expected_loss, levels
+from vdiff.theorems.shapes import BENT, CORNERS, FIXED, LEARNED
 from vdiff.theorems.subject import HIGH, LOW, Reexpressed, Subject
 from vdiff.theorems.theorem import Sides, equal, paired, theorem
-from vdiff.times import generator_of
 from vdiff.weighting import EDM, MSE, Sigmoid, Weighting, loss_factor
 
 DRAWS = 4096
-CORNERS = (6.0, 3.0, 1.0, -1.0, -2.0)  # of the table and of Laplace's law
-FIXED: dict[str, Schedule] = {
-    "linear": Linear(HIGH, LOW),
-    "cosine": Cosine(HIGH, LOW),
-    "cosine with an offset": Cosine(HIGH, LOW, offset=0.008),
-    "optimal transport": OptimalTransport(HIGH, LOW),
-    "normal": Normal(2.4, 2.4, HIGH, LOW),
-    "laplace": Laplace(1.0, 3.0, HIGH, LOW),
-    "linear beta": LinearBeta(HIGH, LOW),
-    "karras": Karras(math.exp(-HIGH / 2), math.exp(-LOW / 2)),
-    "table": Tabulated([HIGH, 6.0, 3.0, -1.0, -2.0, LOW]),
-}
 
 
 def _mse(schedules: dict[str, Schedule], subject: Subject, weighting: Weighting, steps: int | None = None) -> Tensor:
@@ -75,48 +48,6 @@ def _(subject: Subject) -> Sides:
 @schedule_invariance.without("the ends are the same")
 def _(subject: Subject) -> Sides:
     return equal(_mse({"shorter": Cosine(HIGH - 2, LOW)}, subject, Sigmoid(2.0)), _integral(subject, Sigmoid(2.0)), rel=2e-8, why="")
-
-
-def bent(seed: int) -> Schedule:
-    """A schedule of any shape: λ falls with a random smooth rate.
-
-    >>> bent(0).logsnr_max
-    8.0
-    """
-    a, b = (0.9 * (2 * torch.rand((), generator=generator_of(seed, i), dtype=torch.float64) - 1) for i in (0, 1))
-
-    span = HIGH - LOW
-
-    def logsnr(t: Tensor) -> Tensor:
-        wave = a * torch.sin(torch.pi * t) / torch.pi + b * torch.sin(2 * torch.pi * t) / (2 * torch.pi)
-        return HIGH - span * (t + 0.5 * wave)
-
-    return Custom(logsnr, lambda t: span * (1 + 0.5 * (a * torch.cos(torch.pi * t) + b * torch.cos(2 * torch.pi * t))))
-
-
-@torch.no_grad()
-def learned() -> dict[str, Schedule]:
-    """Learned and adaptive schedules in a state that no learning would leave them in, with corners at whole λ.
-
-    >>> list(learned())
-    ['spline', 'monotone', 'adaptive']
-    """
-    shapes: dict[str, Schedule] = {
-        "spline": Spline(HIGH, LOW, knots=14, learn_ends=False),
-        "monotone": Monotone(HIGH, LOW, hidden=8, sharpness=5.0, learn_ends=False),
-    }
-    for schedule in shapes.values():
-        for p in schedule.parameters():
-            p.add_(0.5 * torch.sin(2.0 * torch.arange(len(p), dtype=p.dtype)))
-    adaptive = Adaptive(HIGH, LOW, bins=13, warmup=1)
-    lam = torch.linspace(LOW, HIGH, 200, dtype=torch.float64)
-    adaptive.observe(lam, 1.1 + torch.sin(2.0 * lam))
-    adaptive.update()
-    return {**shapes, "adaptive": adaptive}
-
-
-LEARNED: dict[str, Schedule] = {"learned ends": LearnedLinear(HIGH, LOW), **learned()}
-BENT: dict[str, Schedule] = {f"shape {i}": bent(i) for i in range(3)}
 
 
 @theorem(source="VDM, arXiv:2107.00630, section 5.1", given="w(λ) is fixed")

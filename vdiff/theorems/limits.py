@@ -1,5 +1,7 @@
 """Steps and their limit: what T steps cost, with which rate, and what does not follow."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from vdiff.decoder import normal_nodes
 from vdiff.loss import Model, weighted_elbo
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.schedule import Cosine, Custom, Linear, OptimalTransport, Schedule
-from vdiff.theorems.integral import average, expected_loss, levels, slope, squared
+from vdiff.theorems.integral import average, expected_loss, levels, log_normal, slope, squared
 from vdiff.theorems.subject import Subject, biased, line, scaled_x
 from vdiff.theorems.theorem import Sides, at_least, equal, theorem
 
@@ -81,29 +83,73 @@ def _extrapolated(
     return row[0], (row[0] - before).abs()
 
 
-def _first_order(subject: Subject, model: Model) -> Sides:
+def _first_order(subject: Subject, errors_of: Callable[[Model], Model] = lambda model: model) -> Sides:
+    """lim T (L_T − L_∞) of the exact and of a biased denoiser, against ¼ ∫ (m − m') λ'² dt of the errors of each."""
     lam, width = levels(LOW, HIGH)
-    spread = subject.oracle.mmse(lam) - slope(subject.oracle.mmse, lam)  # E‖Cov(ε | z)‖²
     left, right, allowed = [], [], []
-    for schedule in SCHEDULES:
-        value, error = _extrapolated(model, subject.oracle, schedule, limit(model, subject.oracle))
-        left.append(value)
-        allowed.append(2 * error)
-        right.append(0.25 * width @ (spread * schedule.rate(schedule.inverse(lam))))
+    for model, schedules in ((subject.oracle, SCHEDULES), (biased(subject.oracle), SCHEDULES[:2])):
+        spread = _spread(errors_of(model), subject.oracle, lam)
+        for schedule in schedules:
+            value, error = _extrapolated(model, subject.oracle, schedule, limit(model, subject.oracle))
+            left.append(value)
+            allowed.append(2 * error)
+            right.append(0.25 * width @ (spread * schedule.rate(schedule.inverse(lam))))
     return Sides(
         torch.stack(left), torch.stack(right), torch.stack(allowed), "twice the difference of the last two orders of extrapolation"
     )
 
 
-@theorem(source="of the trapezoid's error; VDM, arXiv:2107.00630, appendix F has the limit", given="the denoiser is the exact one")
+def _spread(model: Model, oracle: GaussianMixture, lam: Tensor) -> Tensor:
+    """m − dm/dλ, m = E‖e‖² of this model."""
+
+    def error(level: Tensor) -> Tensor:
+        return average(oracle, level, squared(model))
+
+    return error(lam) - slope(error, lam)
+
+
+@theorem(
+    source="of the trapezoid's error; VDM, arXiv:2107.00630, appendix F has the limit",
+    given="m is of this denoiser, which is smooth in λ",
+)
 def rate_of_discretization(subject: Subject) -> Sides:
-    """L_T − L_∞ = c₁/T + O(T⁻²) with c₁ = ¼ ∫ E‖Cov(ε | z)‖² λ'(t)² dt, and E‖Cov(ε | z)‖² = m − dm/dλ, m = E‖e‖²."""
-    return _first_order(subject, subject.oracle)
+    """L_T − L_∞ = c₁/T + O(T⁻²) with c₁ = ¼ ∫ (m − dm/dλ) λ'(t)² dt, m = E‖e‖² of the denoiser itself, exact or not."""
+    return _first_order(subject)
 
 
-@rate_of_discretization.without("the denoiser is the exact one")
+@rate_of_discretization.without("m is of this denoiser")
 def _(subject: Subject) -> Sides:
-    return _first_order(subject, biased(subject.oracle))
+    return _first_order(subject, lambda model: subject.oracle)
+
+
+def _covariance(oracle: GaussianMixture, lam: Tensor) -> Tensor:
+    """E‖Cov(ε | z)‖² on the line: Var(ε | z) from the posterior over the components and within them, by a sum over z."""
+    found = []
+    z = torch.linspace(-12, 12, 6001, dtype=torch.float64)[:, None]
+    mean, variance, weight = oracle.means[:, 0], oracle.variances[:, 0], oracle.weights
+    for level in lam:
+        a2, s2 = torch.sigmoid(level), torch.sigmoid(-level)
+        total = a2 * variance + s2
+        density = weight * log_normal(z, a2.sqrt() * mean, total.sqrt()).exp()
+        share = density / density.sum(1, keepdim=True).clamp(min=1e-300)
+        eps = s2.sqrt() * (z - a2.sqrt() * mean) / total  # E[ε | z, k]; the spread of ε given z and k is α² v/total
+        spread = (share * (a2 * variance / total + eps.square())).sum(1) - (share * eps).sum(1).square()
+        found.append((density.sum(1) * spread.square()).sum() * (z[1, 0] - z[0, 0]))
+    return torch.stack(found)
+
+
+AT = torch.tensor([-4.0, -1.0, 0.5, 3.0], dtype=torch.float64)
+
+
+@theorem(source="of dmmse/dSNR = −E‖Cov(x | z)‖², arXiv:0903.1484, in terms of ε", given="the denoiser is the exact one")
+def derivative_of_the_exact_error(subject: Subject) -> Sides:
+    """For the exact denoiser m − dm/dλ = E‖Cov(ε | z)‖²_F, m = E‖e‖²: never negative, so that c₁ ≥ 0."""
+    return equal(_spread(subject.oracle, subject.oracle, AT), _covariance(subject.oracle, AT), rel=1e-7, why="a difference quotient in λ")
+
+
+@derivative_of_the_exact_error.without("the denoiser is the exact one")
+def _(subject: Subject) -> Sides:
+    return equal(_spread(biased(subject.oracle), subject.oracle, AT), _covariance(subject.oracle, AT), rel=1e-7, why="")
 
 
 @theorem(source="VDM, arXiv:2107.00630, section 4.1", given="T → ∞")

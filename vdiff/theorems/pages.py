@@ -2,7 +2,7 @@
 
 import torch
 
-from vdiff.theorems.errata import ERRATA
+from vdiff.theorems.errata import ERRATA, MISPRINTS
 from vdiff.theorems.theorem import EQUAL, Sides, Theorem
 from vdiff.theorems.topics import TOPICS, by_topic
 
@@ -47,8 +47,9 @@ def errata_page() -> str:
     lines = [
         "# Errata of the sources",
         "",
-        "Where the texts that this library follows are wrong, with what is right. Every number is computed when this page is",
-        "made, and `vdiff.theorems.verify(errata=True)` prints them.",
+        "Where the texts that this library follows are wrong, with what is right. What stands after *printed form* and *right form*",
+        "is computed when this page is made, for the case that is worst, and `vdiff.theorems.verify(errata=True)` prints it; the words",
+        "before it are written by hand.",
     ]
     for source in dict.fromkeys(erratum.source for erratum in ERRATA.values()):
         lines += ["", f"## {source}", "", "| where | printed | right | the numbers |", "|---|---|---|---|"]
@@ -57,7 +58,17 @@ def errata_page() -> str:
             numbers = f"{erratum.evidence} *Printed form:* {_said(correction.printed)}. *Right form:* {_said(correction.right)}."
             cells = [erratum.where, erratum.printed, erratum.right, numbers]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines += _misprints(source)
     return "\n".join(lines) + "\n"
+
+
+def _misprints(source: str) -> list[str]:
+    """The mere misprints of one source, which have no numbers."""
+    rows = [[m.where, m.printed, m.right] for m in MISPRINTS if m.source == source]
+    if not rows:
+        return []
+    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return ["", "Misprints, which claim nothing:", "", "| where | printed | right |", "|---|---|---|", *table]
 
 
 def _said(sides: Sides) -> str:

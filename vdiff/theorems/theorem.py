@@ -136,7 +136,7 @@ class Theorem:
 
     >>> from vdiff.theorems import THEOREMS
     >>> THEOREMS["jensen"].statement
-    'The bound is never below the negative log-likelihood: E[bound] ≥ H(x), whatever the denoiser.'
+    'On average over the data the bound is never below their entropy: E[bound] ≥ H(x), whatever the denoiser.'
     """
 
     name: str

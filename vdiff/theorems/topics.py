@@ -14,7 +14,9 @@ from vdiff.theorems import (
     information,
     invariance,
     limits,
+    samplers,
     scores,
+    training,
     variances,
     weightings,
 )
@@ -34,7 +36,9 @@ TOPICS: tuple[ModuleType, ...] = (
     densities,
     variances,
     decoding,
+    training,
     generation,
+    samplers,
 )
 
 

@@ -1,5 +1,6 @@
 """Run the theorems: every one on oracles and a small random network, or those of any network on a user's own."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ from vdiff.theorems.theorem import THEOREMS, Function, Sides
 from vdiff.theorems.topics import by_topic
 
 HEAD = ("theorem", "left", "", "right", "difference", "allowed", "verdict")
+NOT_OF_THE_NETWORK = (
+    "These theorems hold of every function of (z, λ): they check the bound's arithmetic on this model, not that the network is right.\n"
+    "Whether it is, is asked by `vdiff verify --estimators --model`, of data whose bits are known."
+)
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,18 @@ class Verdict:
     sides: Sides
     must_hold: bool
     dropped: str = ""
+    error: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether it holds and should, or fails and should; never where a number is NaN or infinite."""
-        return self.sides.finite and self.sides.holds == self.must_hold
+        """Whether it holds and should, or fails and should; never where a number is NaN or infinite, or none was found."""
+        return not self.error and self.sides.finite and self.sides.holds == self.must_hold
 
     @property
     def word(self) -> str:
-        """The verdict in words."""
+        """The verdict in words, with the error that came in place of numbers."""
+        if self.error:
+            return f"FAILS: {self.error}"
         if self.must_hold:
             return "holds" if self.ok else "FAILS"
         return "fails, as it must" if self.ok else "HOLDS, and should not"
@@ -54,12 +62,14 @@ class Verdict:
 
 
 class Report(list[Verdict]):
-    """Verdicts in order, printed as a table; `ok` says whether all are as they must be.
+    """Verdicts in order, printed as a table, with a `remark` below it; `ok` says whether all are as they must be.
 
     >>> report = verify(names=["tweedie"])
     >>> report.ok, len(report)
     (True, 2)
     """
+
+    remark = ""
 
     @property
     def ok(self) -> bool:
@@ -75,7 +85,7 @@ class Report(list[Verdict]):
             middle = "  ".join(text.center(w) if w == 1 else text.rjust(w) for text, w in zip(numbers, width[1:-1], strict=True))
             lines.append(f"{name.ljust(width[0])}  {middle}  {word}")
         good = sum(verdict.ok for verdict in self)
-        return "\n".join([*lines, f"{good} of {len(self)} as they must be"])
+        return "\n".join([*lines, f"{good} of {len(self)} as they must be", *([self.remark] if self.remark else [])])
 
 
 @torch.no_grad()
@@ -101,7 +111,7 @@ def verify(
         errata: run the errata of the sources instead of the theorems: the printed form must fail, the right one hold.
 
     Returns:
-        A `Report`, a list of `Verdict`s that prints as a table.
+        A `Report`, a list of `Verdict`s that prints as a table. A theorem that raises an error FAILS, with the error in its row.
 
     Raises:
         ValueError: for an unknown name, with the nearest one; for a theorem that does not hold of any network where a model
@@ -127,19 +137,41 @@ def verify(
         subject, allowed = Subject.of(model, data), [name for name in ordered if THEOREMS[name].any_network]
     chosen = _chosen(names, {**topics, **{name: [name] for name in THEOREMS}}, allowed)
     with evaluating(model):
-        return Report(verdict for name in chosen for verdict in _run(name, subject, counterexamples=model is None))
+        if model is not None:
+            subject.model(subject.x, torch.zeros(len(subject.x), dtype=torch.float64))  # an error of the model is no theorem's
+        report = Report(verdict for name in chosen for verdict in _run(name, subject, counterexamples=model is None))
+    report.remark = "" if model is None else NOT_OF_THE_NETWORK
+    return report
 
 
 def _run(name: str, subject: Subject, counterexamples: bool) -> list[Verdict]:
     theorem = THEOREMS[name]
     whole: list[tuple[Function, bool, str]] = [(theorem.sides, True, "")]
     dropped: list[tuple[Function, bool, str]] = [(c.sides, False, c.dropped) for c in theorem.counterexamples] if counterexamples else []
-    return [Verdict(name, theorem.statement, sides(subject), must_hold, hypothesis) for sides, must_hold, hypothesis in whole + dropped]
+    return [_tried(name, theorem.statement, sides, subject, must_hold, hypothesis) for sides, must_hold, hypothesis in whole + dropped]
+
+
+def _tried(name: str, statement: str, sides: Function, subject: Subject, must_hold: bool, hypothesis: str) -> Verdict:
+    """One verdict; an error of one theorem costs that theorem alone, and has its place in the table."""
+    try:
+        found = sides(subject)
+        found.cases  # noqa: B018  # shapes that do not fit raise here, not in the table
+    except Exception as error:
+        return _failed(name, statement, error, must_hold, hypothesis)
+    return Verdict(name, statement, found, must_hold, hypothesis)
+
+
+def _failed(name: str, statement: str, error: Exception, must_hold: bool, hypothesis: str = "") -> Verdict:
+    text = " ".join(str(error).split())
+    return Verdict(name, statement, Sides(math.nan, math.nan, 0.0, ""), must_hold, hypothesis, f"{type(error).__name__}: {text}")
 
 
 def _corrected(name: str) -> list[Verdict]:
     erratum = ERRATA[name]
-    correction = erratum.correction()
+    try:
+        correction = erratum.correction()
+    except Exception as error:
+        return [_failed(name, erratum.right, error, must_hold=True)]
     right = Verdict(name, erratum.right, correction.right, must_hold=True)
     return [right, Verdict(name, erratum.printed, correction.printed, must_hold=False, dropped=f"as printed, {erratum.printed}")]
 

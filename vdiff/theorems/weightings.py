@@ -9,12 +9,14 @@ from torch import Tensor
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.gaussian import Step, diffuse
 from vdiff.loss import weighted_elbo
-from vdiff.parameterization import Eps, Flow, Parameterization, Score, V, X
+from vdiff.parameterization import Eps, Flow, Parameterization, Prediction, Score, V, X
+from vdiff.reverse import reverse_kl
 from vdiff.schedule import Cosine, Laplace, LinearBeta, Normal, OptimalTransport, Schedule, Tabulated
 from vdiff.schedule.law import HyperbolicSecant, Law
-from vdiff.theorems.chains import kernels, total
+from vdiff.theorems.chains import total
 from vdiff.theorems.subject import HIGH, LOW, Subject
 from vdiff.theorems.theorem import Sides, equal, theorem
+from vdiff.variance import Forward
 from vdiff.weighting import EDM, ELBO, MSE, P2, Debiased, InDI, MinSNR, Sigmoid, SoftMinSNR, TruncatedSNR, Weighting
 
 Formula = Callable[[Tensor], Tensor]
@@ -81,7 +83,9 @@ def _small(subject: Subject, decoder_weight: float = 1.0) -> Sides:
     any_network=True,
 )
 def simple_loss_is_a_weighted_bound(subject: Subject) -> Sides:
-    """L_simple = Σ_{t≥2} ω_t L_{t−1} + ω₁ (L₀ − C₁), ω_t = 1/(T w_t), w_t = ½ expm1(λ_{t−1} − λ_t), with no other constant."""
+    """L_simple = Σ_{t≥2} ω_t L_{t−1} + ω₁ (L₀ − C₁), ω_t = 1/(T w_t), w_t = ½ expm1(λ_{t−1} − λ_t), with no other constant.
+
+    L₀ is that of the Gaussian decoder N(x̂(z₀), s₁ I), here with s₁ = β₁: w₁ = e^{−λ₁}/2s₁ and C₁ = ½ d log 2πs₁."""
     return _small(subject)
 
 
@@ -96,8 +100,8 @@ def _large(subject: Subject, with_constant: bool) -> Sides:
     signal = torch.cumprod(1 - BETAS, 0)
     for i in range(1, LEVELS):
         step = Step(TABLE.table[i].expand(len(x)), (TABLE.table[i - 1] - TABLE.table[i]).expand(len(x)))
-        q, p = kernels(subject.model(diffuse(x, eps, step.logsnr_t), step.logsnr_t), x, step, step.forward_variance)
-        term = total(torch.distributions.kl_divergence(q, p))
+        said = subject.model(diffuse(x, eps, step.logsnr_t), step.logsnr_t)
+        term = reverse_kl(Prediction(said.z, said.logsnr, said.out, said.parameterization, Forward()), x, eps, step)
         ratio = torch.log((1 - signal[i]) / (1 - signal[i - 1]))
         constant = 0.5 * x[0].numel() * (ratio + torch.expm1(-ratio)) if with_constant else 0.0
         weight = BETAS[i] / (2 * (1 - BETAS[i]) * (1 - signal[i]))
@@ -107,7 +111,9 @@ def _large(subject: Subject, with_constant: bool) -> Sides:
 
 @theorem(source="DDPM, arXiv:2006.11239, eq. 12 with σ² = β", given="the constants C_t are taken off", any_network=True)
 def simple_loss_with_the_large_variance(subject: Subject) -> Sides:
-    """With Σ = β_t, L_simple = Σ ω_t (L_{t−1} − C_t), w_t = β_t/(2 α_t (1 − ᾱ_t)), C_t = ½ d (ℓ + expm1(−ℓ)), ℓ = log(σ_t²/σ_s²)."""
+    """With Σ = β_t, L_simple = Σ ω_t (L_{t−1} − C_t), ω_t = 1/(T w_t), and for t ≥ 2 w_t = β_t/(2 α_t (1 − ᾱ_t)),
+    C_t = ½ d (ℓ + expm1(−ℓ)), ℓ = log(σ_t²/σ_{t−1}²); L₀ is that of the Gaussian decoder N(x̂(z₀), s₁ I), with s₁ = β₁, w₁ = e^{−λ₁}/2s₁
+    and C₁ = ½ d log 2πs₁."""
     return _large(subject, with_constant=True)
 
 
@@ -186,6 +192,11 @@ IMPLIED: dict[str, tuple[Weighting, Formula, bool]] = {  # what it is called: (t
         True,
     ),
     "P2, cosine": (MSE(COSINE, Eps()) * P2(gamma=1.0), lambda lam: sech(lam / 2) / (1 + torch.exp(lam)) / math.pi, False),
+    "P2 with k = 3, cosine": (
+        MSE(COSINE, Eps()) * P2(gamma=0.5, k=3.0),
+        lambda lam: sech(lam / 2) / (3 + lam.exp()).sqrt() / math.pi,
+        False,
+    ),
     "min-SNR-5, cosine": (
         MSE(COSINE, Eps()) * MinSNR(5.0),
         lambda lam: sech(lam / 2) * (5 * torch.exp(-lam)).clamp(max=1) / math.pi,
@@ -234,7 +245,7 @@ def _stationary(formula: Formula, low: float, high: float) -> float:
     return 0.5 * (low + high)
 
 
-PEAKS = ("DDPM, linear β", "iDDPM, cosine", "EDM", "P2, cosine", "soft min-SNR-5, cosine")
+PEAKS = ("DDPM, linear β", "iDDPM, cosine", "EDM", "P2, cosine", "P2 with k = 3, cosine", "soft min-SNR-5, cosine")
 
 
 @theorem(source="VDM++, arXiv:2303.00848, table 1", given="the data's scale is ½")

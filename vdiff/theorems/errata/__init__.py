@@ -2,7 +2,8 @@
 
 from vdiff.theorems.errata import blog, book, notes, practice, slides
 from vdiff.theorems.errata.erratum import ERRATA, Correction, Erratum
+from vdiff.theorems.errata.misprints import MISPRINTS, Misprint
 
 SOURCES = (blog, slides, notes, book, practice)
 
-__all__ = ["ERRATA", "Correction", "Erratum"]
+__all__ = ["ERRATA", "MISPRINTS", "Correction", "Erratum", "Misprint"]

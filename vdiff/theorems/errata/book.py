@@ -1,6 +1,7 @@
 """Errata of the book's first chapters: the forward process, the bound, the loss."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,17 +10,17 @@ from torch.distributions import kl_divergence
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.decoder import normal_nodes
 from vdiff.gaussian import Step, step_kl
-from vdiff.loss import elbo
-from vdiff.reverse import reverse_kl
+from vdiff.loss import elbo, predict_at
+from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Tabulated
 from vdiff.theorems.bounds import CHAINS, chain_bound
+from vdiff.theorems.chains import kernels, total
 from vdiff.theorems.errata.erratum import BOOK, Correction, by_theorem, compared, erratum, ordered
 from vdiff.theorems.errata.slides import BETAS, DDPM, SIGNAL, steps_to
-from vdiff.theorems.estimators import step_variances
+from vdiff.theorems.estimators import HERMITE
 from vdiff.theorems.forward import naive_walk_is_variance_exploding
-from vdiff.theorems.integral import log_normal, panels
+from vdiff.theorems.integral import average_noise, log_normal, panels
 from vdiff.theorems.subject import line
-from vdiff.variance import Posterior
 
 X = 0.4
 
@@ -80,10 +81,22 @@ def order_of_the_bound() -> Correction:
     right="over x_1 … x_T: the term t = 2 contains x_1, and given x_2 it still varies",
 )
 def expectation_contains_the_first_level() -> Correction:
-    """Its variance given x_2 is 2 K, not zero; N(0.3, ¼), DDPM's step t = 2."""
-    step: Step = steps_to(torch.tensor([2]))
-    sampled, closed, mean = step_variances(line(), line(), Posterior(), step.logsnr_t, step.delta.item())
-    return compared(0.0, 2 * mean, sampled - closed)
+    """N(0.3, ¼) at x₀ = 1, DDPM's step t = 2, the mean over x_2: at the x_1 one σ above its mean given x_2 and x₀, and over x_1 as well."""
+
+    def ratio(noise: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        def of(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+            step = Step(level, steps_to(torch.tensor([2])).delta.expand(len(level)))
+            return reverse_log_ratio(predict_at(line(), x, eps, level, {}), x, eps, step, noise.expand_as(x))
+
+        return of
+
+    def divergence(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+        step = Step(level, steps_to(torch.tensor([2])).delta.expand(len(level)))
+        return total(kl_divergence(*kernels(predict_at(line(), x, eps, level, {}), x, step, step.variance)))
+
+    level = steps_to(torch.tensor([2])).logsnr_t
+    each = torch.stack([average_noise(1.0, level, ratio(noise)) for noise in HERMITE[0]])
+    return compared(average_noise(1.0, level, ratio(torch.ones(1).double())), HERMITE[1] @ each, average_noise(1.0, level, divergence))
 
 
 def _terms() -> tuple[Tensor, Tensor, Tensor, Tensor]:

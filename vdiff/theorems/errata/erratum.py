@@ -13,6 +13,7 @@ SLIDES = "slides on Understanding Diffusion Objectives as the ELBO with Data Aug
 CHAPTER = "DDPM from a Variational Derivation: Where Does the ELBO Come From?"
 NOTE = "The DDPM Simple Loss Is a Weighted ELBO"
 BOOK = "Foundations of Diffusion Models"
+COMMON = "What is commonly added, in none of the sources"
 
 
 @dataclass(frozen=True)
@@ -94,4 +95,18 @@ def by_theorem(theorem: Theorem, dropped: str) -> Correction:
     return Correction(counterexample.sides(Subject()), theorem.sides(Subject()))
 
 
-__all__ = ["BLOG", "BOOK", "CHAPTER", "ERRATA", "NOTE", "SLIDES", "Correction", "Erratum", "by_theorem", "compared", "erratum", "ordered"]
+__all__ = [
+    "BLOG",
+    "BOOK",
+    "CHAPTER",
+    "COMMON",
+    "ERRATA",
+    "NOTE",
+    "SLIDES",
+    "Correction",
+    "Erratum",
+    "by_theorem",
+    "compared",
+    "erratum",
+    "ordered",
+]

@@ -8,9 +8,9 @@ from torch import Tensor
 from vdiff.describe import describe
 from vdiff.gaussian import Step, alpha
 from vdiff.oracle import GaussianMixture
-from vdiff.parameterization import Flow, V
+from vdiff.parameterization import Eps, Flow, V, X
 from vdiff.recipes import recipe
-from vdiff.schedule import Cosine, OptimalTransport, Tabulated
+from vdiff.schedule import Cosine, Normal, OptimalTransport, Tabulated
 from vdiff.schedule.law import HyperbolicSecant
 from vdiff.theorems.augmentation import weighted_loss_is_a_bound_of_noisier_data
 from vdiff.theorems.bounds import HIGH, LOW, end_terms
@@ -18,7 +18,7 @@ from vdiff.theorems.errata.erratum import SLIDES, Correction, by_theorem, compar
 from vdiff.theorems.integral import expected_loss
 from vdiff.theorems.subject import mixture
 from vdiff.theorems.theorem import at_least, equal
-from vdiff.weighting import MSE
+from vdiff.weighting import MSE, P2, MinSNR
 
 DDPM = Tabulated.linear_betas()
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -106,7 +106,7 @@ def the_bound_has_three_parts() -> Correction:
     right="all are integrals of ELBOs over noise levels, with signs; ELBO and augmentation only where w never rises",
 )
 def not_all_are_bounds() -> Correction:
-    """EDM's w is not monotone: as a mixture of bounds with weights that are not negative it misses its own loss by 5e-3 nats."""
+    """EDM's w is not monotone: as a mixture of bounds with weights that are not negative it misses its own loss, both over w(λ_min), by 3e-3 nats."""
     return by_theorem(weighted_loss_is_a_bound_of_noisier_data, "w never rises")
 
 
@@ -120,6 +120,31 @@ def rows_with_one_shape_differ_by_a_constant() -> Correction:
     """w of v-prediction over w of flow matching: 0.6366."""
     lam = torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64)
     return compared(1.0, 2 / math.pi, MSE(HyperbolicSecant(), V())(lam) / MSE(OptimalTransport().law, Flow())(lam))
+
+
+@erratum(
+    source=SLIDES,
+    where="the table of weightings, its constants",
+    printed="IDDPM sech(λ/2), EDM N(λ; 2.4, 2.4²)(e^{−λ} + ¼), InDI e^{−λ} sech²(λ/4), P2 and min-SNR sech(λ/2) times their factors",
+    right="the same times 1/π, 2/σ_d² = 8, ¼, 1/π and 1/π: constants that a learning rate and a sum of losses see",
+)
+def constants_of_the_weightings() -> Correction:
+    """The loss of each as it is trained, by w = 2 p κ² c of the library, over the table's shape, at λ = −5, 0 and 5."""
+    lam = torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64)
+    sech = 1 / torch.cosh(lam / 2)
+    cosine = MSE(HyperbolicSecant(), Eps())
+    normal = torch.exp(-0.5 * ((lam - 2.4) / 2.4).square()) / (2.4 * math.sqrt(2 * math.pi))
+    law = Normal(2.4, 2.4).law
+    edm = 2 * law.density(lam) * (torch.exp(-lam) + 0.25) / (torch.exp(-lam) * 0.25) * torch.exp(-lam)  # c_x = (σ² + σ_d²)/(σ σ_d)²
+    over_shape = [
+        cosine(lam) / sech,
+        edm / (normal * (torch.exp(-lam) + 0.25)),
+        MSE(OptimalTransport().law, X())(lam) / (torch.exp(-lam) / torch.cosh(lam / 4).square()),
+        (cosine * P2(gamma=1.0))(lam) / (sech / (1 + lam.exp())),
+        (cosine * MinSNR(5.0))(lam) / (sech * (5 * torch.exp(-lam)).clamp(max=1)),
+    ]
+    right = torch.tensor([1 / math.pi, 8.0, 0.25, 1 / math.pi, 1 / math.pi], dtype=torch.float64)
+    return compared(1.0, right[:, None].expand(-1, 3), torch.stack(over_shape))
 
 
 @erratum(
