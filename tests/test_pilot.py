@@ -222,6 +222,16 @@ def test_a_control_that_helps_nothing_is_left_out():
     assert fit.left.item() == fit.raw.item() == 0.5
 
 
+def test_two_controls_take_more_than_four_pairs():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 5, 2, dtype=torch.float64, generator=generator)
+    loss, level = values @ torch.tensor([3.0, 2.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    known = torch.tensor([[3.0, 2.0]], dtype=torch.float64)
+    for pairs in (4, 5):
+        fit = _Fit(loss[:, :pairs], values[:, :pairs], level, torch.zeros(pairs, dtype=torch.long))
+        torch.testing.assert_close(fit.coefficients, known * (pairs == 5))
+
+
 def test_a_controls_unit_does_not_matter():
     """One of size 1e-9 beside one of size one: neither is taken for rounding of the other."""
     generator, unit = torch.Generator().manual_seed(0), torch.tensor([1.0, 1e-9], dtype=torch.float64)

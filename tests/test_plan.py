@@ -162,11 +162,14 @@ def test_a_binned_density_maps_by_its_own_distribution_function():
 
 
 def test_a_binned_density_never_leaves_the_range_by_rounding():
-    generator, ends = torch.Generator().manual_seed(0), torch.tensor([0.0, 2**-60, 1 - 2**-53, 1.0], dtype=torch.float64)
-    placed = torch.stack([Binned(0.1 + torch.rand(32, generator=generator, dtype=torch.float64)).place(ends)[0] for _ in range(200)])
-    assert placed.min() >= 0
-    assert placed.max() <= 1
-    torch.testing.assert_close(placed, ends.round().expand(200, 4), rtol=0, atol=1e-14)
+    """Where heights are not powers of two, every fourth grid's last edge is not 1."""
+    generator, ends = torch.Generator().manual_seed(0), torch.tensor([0.0, 1 - 2**-53, 1.0], dtype=torch.float64)
+    for bins in (3, 7, 25, 32):
+        many = 0.1 + torch.rand(100, bins, generator=generator, dtype=torch.float64)
+        placed = torch.stack([Binned(heights).place(ends)[0] for heights in many])
+        assert placed.min() >= 0
+        assert placed.max() <= 1
+        torch.testing.assert_close(placed, ends.expand(100, 3), rtol=0, atol=1e-14)
 
 
 def test_a_bin_that_is_never_drawn_is_skipped():
