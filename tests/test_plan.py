@@ -289,8 +289,8 @@ def test_a_bound_that_is_not_finite_is_named_by_its_first_draw():
 def test_conditions_go_along_with_the_images_that_are_finite():
     data = torch.tensor([[[0.0], [1.0]], [[torch.nan], [2.0]], [[3.0], [4.0]], [[5.0], [torch.inf]]])
     condition = {"label": torch.tensor([5, 6, 7, 8]), "text": torch.arange(8).view(4, 2), "table": torch.zeros(3), "scale": 2.0}
-    kept, told, left_out = finite_images(data, condition)
-    assert left_out == 2
+    kept, told, places = finite_images(data, condition)
+    assert places.tolist() == [0, 2]
     assert torch.equal(kept, data[[0, 2]])
     assert told["label"].tolist() == [5, 7]
     assert told["text"].tolist() == [[0, 1], [4, 5]]

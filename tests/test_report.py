@@ -126,7 +126,7 @@ def test_a_curve_is_told_in_eight_pieces():
 def test_diagnostics_and_savings_as_text_and_as_data():
     seen, part = Diagnostics(123.4, 0.0456, 256, curve(8)), Estimate(0.5, math.nan, None)
     assert trust(seen, {"nothing": 4.0, "all": 1.0}) == [
-        "evaluations for the same error, of one draw: nothing 4.00, all 1.00",
+        "evaluations for the same error, with no more than: nothing 4.00, all 1.00",
         "256 draws, worth 123; the largest is 0.046 of their sum",
         "diffusion by log-SNR: " + by_logsnr(seen.curve),
     ]
@@ -144,7 +144,7 @@ def test_diagnostics_and_savings_as_text_and_as_data():
     assert Comparison(part, {}).curve is None
 
 
-def test_savings_are_over_the_last_piece_and_as_drawn():
+def test_savings_are_over_what_was_measured():
     """Variances 1 and 3 of the diffusion term of a replicate of 8 draws: 16 for one draw."""
     run = Evaluation(Integrand(MODEL, DATA[:2], SCHEDULE, DECODER), Plan.plain(), Effort(draws=8, replicates=3))
     found = Measurement.empty(2)
@@ -153,8 +153,8 @@ def test_savings_are_over_the_last_piece_and_as_drawn():
     found.terms.spread[1] = 2 * torch.tensor([1.0, 3.0])
     assert savings_of(run, found) == {}
     run.design = replace(run.design, variance={"nothing": 10.0, "stratified times": 5.0, "control variates": 0.4})
-    assert savings_of(run, found) == pytest.approx({"nothing": 25, "stratified times": 12.5, "control variates": 1, "as drawn": 40})
-    run.design = replace(run.design, variance={"nothing": 0.0})
+    assert savings_of(run, found) == pytest.approx({"nothing": 10 / 16, "stratified times": 5 / 16, "control variates": 0.4 / 16})
+    found.terms.spread[1] = 0.0
     assert savings_of(run, found) == {}
 
 
