@@ -34,14 +34,12 @@ def run_of(images=5, plan=PLAIN, **effort):
 
 
 def test_a_replicate_adds_to_the_tally_the_curve_the_weights_and_the_trouble():
-    """Images 2 and 0 of three, two draws each, twice; each draw holds 1 of a baseline, which lies in bin 10."""
+    """Images 2 and 0 of three, two draws each, twice."""
     found = Measurement.empty(3)
     parts = torch.tensor([[1.0, 1, 2, 2], [9.0, 9, 9, 9], [0.5, 1.5, 4, 4]], dtype=torch.float64)  # the second is not used
     first, second = torch.tensor([-3.0, 5, 1, 2], dtype=torch.float64), torch.tensor([1.0, 1, -7, 0], dtype=torch.float64)
     t = torch.tensor([0.0, 0.99, 0.5, 0.51], dtype=torch.float64)
-    rows, well = torch.tensor([2, 0]), torch.zeros(4, dtype=torch.bool)
-    level = torch.zeros(BINS, dtype=torch.float64)
-    level[10] = 1.0
+    rows, well, level = torch.tensor([2, 0]), torch.zeros(4, dtype=torch.bool), torch.zeros(BINS, dtype=torch.float64)
     found.add(rows, parts, first, t, well, level)
     assert found.terms.mean[:, [2, 0]].tolist() == [[1, 2], [1, 1.5], [1, 4], [3, 7.5]]
     assert not found.trouble.any()
@@ -50,12 +48,23 @@ def test_a_replicate_adds_to_the_tally_the_curve_the_weights_and_the_trouble():
     assert found.terms.mean[:, [2, 0]].tolist() == [[1, 2], [1, -1], [1, 4], [3, 5]]
     assert found.terms.variances()[1, [2, 0]].tolist() == [0, 12.5]  # 1 and 1; 1.5 and −3.5
     curve = torch.zeros(3, BINS, dtype=torch.float64)
-    curve[2, 0], curve[2, 39], curve[0, 20] = -2 - 2, 6 - 2, -4 - 4  # t = 0.5 and 0.51 are in one of forty bins
-    curve[[2, 0], 10] = 4.0
+    curve[2, 0], curve[2, 39], curve[0, 20] = -2, 6, -4  # t = 0.5 and 0.51 are in one of forty bins
     assert torch.equal(found.curve, curve)
     assert found.weights[[2, 0]].tolist() == [[3 + 5 + 1 + 1, 9 + 25 + 1 + 1, 5], [1 + 2 + 7, 1 + 4 + 49, 7]]
     assert not found.weights[1].any()
     torch.testing.assert_close(found.trouble, torch.tensor([1.51, 0, 1.99], dtype=torch.float64))
+
+
+def test_the_integral_of_a_baseline_lies_where_the_baseline_does():
+    """Two draws of 5 and 6 at one time, each of which holds 4 = 1 + 3 of a baseline that lies in bins 7 and 30."""
+    found, level = Measurement.empty(1), torch.zeros(BINS, dtype=torch.float64)
+    level[7], level[30] = 1.0, 3.0
+    draws, t = torch.tensor([5.0, 6.0], dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64)
+    found.add(torch.tensor([0]), torch.zeros(3, 2, dtype=torch.float64), draws, t, torch.zeros(2, dtype=torch.bool), level)
+    known = torch.zeros(1, BINS, dtype=torch.float64)
+    known[0, 20], known[0, 7], known[0, 30] = (5 - 4) + (6 - 4), 2 * 1, 2 * 3
+    assert torch.equal(found.curve, known)
+    assert found.terms.mean[1].item() == 5.5
 
 
 def test_processes_add_their_measurements_but_for_the_first_stages():

@@ -10,7 +10,7 @@ from vdiff import Cosine, Linear
 from vdiff.likelihood import NoiseNorm, Plan
 from vdiff.likelihood.control import Control, FittedControl
 from vdiff.likelihood.density import Along, Binned, Density
-from vdiff.likelihood.pilot import Design, _draw, _Fit, _smooth, bins_of, control_values, run_pilot
+from vdiff.likelihood.pilot import Design, _draw, _Fit, _smooth, bins_of, control_values, integral_by_bin, run_pilot
 
 PLAIN = Plan(importance=True, controls=(), antithetic=False, baseline=False, pilot=100_000)
 MANY = 100_000
@@ -222,6 +222,16 @@ def test_a_control_that_helps_nothing_is_left_out():
     assert fit.left.item() == fit.raw.item() == 0.5
 
 
+def test_two_controls_take_more_than_four_pairs():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 5, 2, dtype=torch.float64, generator=generator)
+    loss, level = values @ torch.tensor([3.0, 2.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    known = torch.tensor([[3.0, 2.0]], dtype=torch.float64)
+    for pairs in (4, 5):
+        fit = _Fit(loss[:, :pairs], values[:, :pairs], level, torch.zeros(pairs, dtype=torch.long))
+        torch.testing.assert_close(fit.coefficients, known * (pairs == 5))
+
+
 def test_a_controls_unit_does_not_matter():
     """One of size 1e-9 beside one of size one: neither is taken for rounding of the other."""
     generator, unit = torch.Generator().manual_seed(0), torch.tensor([1.0, 1e-9], dtype=torch.float64)
@@ -262,6 +272,14 @@ def test_control_values_are_half_the_measure_times_each():
     found = control_values(Term(flat), (Odd(), NoiseNorm()), torch.tensor([0]), torch.tensor([0.5]), torch.tensor([[3.0]]))
     assert found.tolist() == [[4 * 3, 4 * (9 - 1)]]
     assert control_values(Term(flat), (), torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2, 1)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 4, 7])
+def test_the_integral_of_a_baseline_by_bins_of_another_number(bins):
+    """Of a function constant on thirds, against a sum on a grid that both numbers of bins divide."""
+    level, n = torch.tensor([2.0, -1.0, 5.0], dtype=torch.float64), 3 * 4 * 7
+    fine = level.repeat_interleave(n // 3) / n
+    torch.testing.assert_close(integral_by_bin(level, bins), fine.view(bins, -1).sum(1))
 
 
 def test_every_time_has_a_bin():

@@ -153,7 +153,9 @@ def test_savings_are_over_what_was_measured():
     found.terms.spread[1] = 2 * torch.tensor([1.0, 3.0])
     assert savings_of(run, found) == {}
     run.design = replace(run.design, variance={"nothing": 10.0, "stratified times": 5.0, "control variates": 0.4})
-    assert savings_of(run, found) == pytest.approx({"nothing": 10 / 16, "stratified times": 5 / 16, "control variates": 0.025})
+    assert savings_of(run, found) == pytest.approx({"nothing": 10 / 16, "stratified times": 5 / 16, "control variates": 0.4 / 16})
+    found.terms.spread[1] = torch.tensor([1e-3, 3e-3])
+    assert savings_of(run, found)["nothing"] == pytest.approx(10 / 8e-3)  # of any size
     found.terms.spread[1] = 0.0
     assert savings_of(run, found) == {}
 
