@@ -194,7 +194,7 @@ class Evaluation:
         if self.effort.tolerance is None or not self.design.variance:
             return DRAWS
         variance = list(self.design.variance.values())[-1]
-        whole = variance * (self.scale / self.effort.tolerance) ** 2 / self.integrand.evaluations
+        whole = variance * (self.scale / self.effort.tolerance) ** 2
         return min(128, max(2, 2 * math.ceil(whole / (2 * self.images * self._first_replicates()))))
 
     def _needed(self, first: Tally) -> int:
