@@ -25,6 +25,7 @@ from torch import Tensor
 
 import vdiff
 from vdiff import plots
+from vdiff.cli.evaluate import Keeper
 from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS
 from vdiff.errors import did_you_mean
@@ -51,9 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(described(options.recipe, config, len(images.train)), flush=True)
             learn(run, images, device, options.every)
             report(run, images, device, options.images or (len(images.test) if gpu else 4 * FEW))
-    except ValueError as error:
+    except (TypeError, ValueError, OSError, ImportError) as error:
         print(f"cifar10: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("cifar10: interrupted; the same command with --resume auto goes on", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -155,8 +159,9 @@ def report(run: Run, images: Splits, device: torch.device, count: int) -> None:
         return
     test = images.test[:count]
     profile = vdiff.Profile(objective.schedule.logsnr_min, objective.schedule.logsnr_max, bins=40)
-    found = evaluate(
-        objective.model, test.pixels.to(device), schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
+    kept = Keeper(run.folder / "results.json")  # a report that is interrupted goes on where it was
+    found = kept.through(
+        "bound", evaluate, objective.model, test.pixels.to(device), schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
         replicates=2, profile=profile, share=share_of_rank(), record={"run": str(run.folder), "ema": config.ema[0]}, **condition(config, test, device),
     )  # fmt: skip
     if not here().first:
@@ -172,7 +177,8 @@ def report(run: Run, images: Splits, device: torch.device, count: int) -> None:
     parts = {part: vars(getattr(found, part)) for part in ("prior", "diffusion", "reconstruction", "total")}
     results = {"unit": "bits/dim", "bound": parts, "baselines": baselines, "protocol": found.protocol}
     (run.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    draw(run, objective, images.test, profile, min(baselines.items(), key=lambda item: item[1]))
+    draw(run, objective, images.test, profile, min(baselines.items(), key=lambda item: item[1]), device)
+    kept.clear()
     print(f"weights, log, table and figures in {run.folder}")
 
 
@@ -185,10 +191,10 @@ def rendered(found: Report, baselines: dict[str, float], count: int, whole: int,
 
 
 @torch.no_grad()
-def draw(run: Run, objective: Objective, real: Images, profile: vdiff.Profile, baseline: tuple[str, float]) -> None:
+def draw(run: Run, objective: Objective, real: Images, profile: vdiff.Profile, baseline: tuple[str, float], device: torch.device) -> None:
     """Samples from fixed noise, the loss by log-SNR, the schedule, the training curve."""
     config, schedule = run.config, objective.schedule
-    noise = torch.randn(40, *config.shape, generator=generator_of(0, 0, "samples")).to(profile.sums.device)
+    noise = torch.randn(40, *config.shape, generator=generator_of(0, 0, "samples")).to(device)
     labels: dict[str, Any] = {"label": torch.arange(40, device=noise.device) % config.network["labels"]} if config.conditional else {}
     grid = vdiff.few_steps(schedule.logsnr_max, schedule.logsnr_min)
     made = vdiff.sample(objective.model, noise, schedule=grid, steps=20, step=vdiff.adams, **labels)

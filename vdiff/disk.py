@@ -15,7 +15,11 @@ def commit(aside: Path, path: Path) -> None:
     ...     (Path(folder) / "old").read_text()
     'whole'
     """
+    mask = os.umask(0)
+    os.umask(mask)
     for part in (*(aside.iterdir() if aside.is_dir() else ()), aside):
+        if part.is_file():
+            part.chmod(0o666 & ~mask)  # safetensors writes files that their owner alone can read
         _flush(part)
     os.replace(aside, path)
     _flush(path.parent)

@@ -39,6 +39,7 @@ class GaussianMixture(nn.Module):
     def __init__(self, weights: Array, means: Array, covariances: Array) -> None:
         super().__init__()
         w, m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances))
+        w, c = w.to(m.device), c.to(m.device)
         name = type(self).__name__
         if w.ndim != 1 or not (w > 0).all() or not math.isclose(w.sum().item(), 1.0, rel_tol=1e-6):
             raise ValueError(must(name, "weights", "be positive, of shape (K,), and sum to one", w.tolist()))

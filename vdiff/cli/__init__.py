@@ -12,7 +12,8 @@ COMMANDS = {"describe": describe, "evaluate": evaluate, "sample": sample, "verif
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; what it returns, or 2 where an argument or a run folder is wrong, a solver gives up, or a library is missing.
+    """Run one command; what it returns, 2 where an argument or a run folder is wrong, a solver gives up, or a library is missing, and
+    130 after Ctrl-C.
 
     >>> main(["sample", "no-such-folder"])
     2
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TypeError, ValueError, OSError, ImportError, SolverError) as error:
         print(f"vdiff {options.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"vdiff {options.command}: interrupted", file=sys.stderr)
+        return 130
     return code
 
 

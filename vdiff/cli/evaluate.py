@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,10 +27,8 @@ from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS
 from vdiff.decoder import Levels
 from vdiff.errors import did_you_mean, must
-from vdiff.flow import SolverError
 from vdiff.likelihood import Comparison, Report, TruncatedNormal, Uniform, compare, dequantized_ode
 from vdiff.likelihood import evaluate as evaluate_bound
-from vdiff.likelihood.pieces import FailedElsewhere
 from vdiff.objective import Objective
 from vdiff.oracle import Gaussian
 from vdiff.training import Run, here, processes
@@ -38,6 +38,7 @@ from vdiff.training.share import share_of_rank
 DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name in DATASETS}
 SPLITS = ("test", "selection", "train")
 PAUSE = 60.0  # seconds between checkpoints
+BEYOND = 0.1  # in λ, how far beyond the ends of its training a network may be asked without a warning
 FULL = 4096  # dimensions up to which the prior's covariance is a full one
 Result = TypeVar("Result")
 
@@ -105,8 +106,11 @@ def run(options: argparse.Namespace) -> int:
     }
     if config.conditional:
         settings["label"] = found.labels.to(device)
+    _check_shape(source, images)
     record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0], "weights file": weights_hash(source)}
     out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(must("evaluate", "out", "be in a folder that can be written to", str(out.parent), "--out FILE"))
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
     with processes():
         first = here().first
@@ -115,6 +119,7 @@ def run(options: argparse.Namespace) -> int:
         report: Report | Comparison
         if options.against is not None:
             other = Run(options.against)
+            _check_alike(other, objective, config.chain, images)
             record |= {"against": str(other.folder), "weights file against": weights_hash(other)}
             with progress_bar(quiet) as progress:
                 model = other.load().to(device).model
@@ -160,7 +165,7 @@ def with_ode(
                     tolerance=options.ode_tolerance, audit=True, seed=options.seed, share=settings["share"], progress=progress, record=record, **condition,
                 )  # fmt: skip
                 report = report.beside(label, found)
-            except (SolverError, FailedElsewhere, ValueError) as why:  # the bound stands without it
+            except (RuntimeError, ValueError) as why:  # a solver's, another process's, for want of memory: the bound stands without it
                 failed[label] = str(why)
     return report, failed
 
@@ -219,7 +224,10 @@ class Kept:
 
     def state(self) -> dict[str, Tensor] | None:
         """What an interrupted command left."""
-        return load_file(self.path) if self.path.is_file() else None
+        try:
+            return load_file(self.path) if self.path.is_file() else None
+        except SafetensorError as error:
+            raise ValueError(must("evaluate", str(self.path), "be what an interrupted command left", error, "remove it")) from None
 
 
 def images_of(name: str, split: str, folder: str) -> Images:
@@ -235,6 +243,31 @@ def images_of(name: str, split: str, folder: str) -> Images:
         raise ValueError(must("evaluate", "data", f"be one of {', '.join(DATA)}, or a folder", repr(name), did_you_mean(name, DATA)))
     images: Images = getattr(DATA[name](folder), split)
     return images
+
+
+def _check_shape(run: Run, images: Tensor) -> None:
+    """Raise for images of another shape than those that a run was trained on."""
+    came, shape = list(images.shape[1:]), list(run.config.shape)
+    if came != shape:
+        raise ValueError(must("evaluate", "data", f"be images of shape {shape}, as {run.folder.name} was trained on", came))
+
+
+def _check_alike(other: Run, objective: Objective, chain: int | None, images: Tensor) -> None:
+    """Raise where the two bounds would not be of one kind, warn where the other network is asked beyond the levels it was trained on."""
+    _check_shape(other, images)
+    theirs = other.load()
+    hint = "evaluate each of the two by itself"
+    for name, own, came in (
+        ("decoder", objective.decoder, theirs.decoder),
+        ("chain", chain, other.config.chain),
+    ):
+        if repr(own) != repr(came):
+            raise ValueError(must("evaluate", "against", f"be a run with the same {name}, {own!r}", repr(came), hint))
+    ours, (high, low) = objective.schedule, (theirs.schedule.logsnr_max, theirs.schedule.logsnr_min)
+    if ours.logsnr_max > high + BEYOND or ours.logsnr_min < low - BEYOND:
+        ends = f"{ours.logsnr_min:.4g} and {ours.logsnr_max:.4g}"
+        what = f"evaluate: both networks are asked between λ = {ends}, that of {other.folder.name} was trained between {low:.4g} and {high:.4g}"
+        warnings.warn(f"{what}: the difference is not that of the two bounds; {hint}", stacklevel=2)
 
 
 def weights_hash(run: Run) -> str:

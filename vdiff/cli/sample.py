@@ -200,6 +200,10 @@ def _labels(options: argparse.Namespace, classes: int | None) -> Tensor | None:
             if value is not None:
                 raise ValueError(must("sample", name, "be left out", value, "this run's network takes no label"))
         return None
+    for name, given in (("label", options.label or []), ("null-label", [options.null_label] if options.null_label is not None else [])):
+        for label in given:
+            if not 0 <= label < classes:
+                raise ValueError(must("sample", name, f"lie in 0 … {classes - 1}, the labels of this run's network", label))
     asked = options.label or [k for k in range(classes) if k != options.null_label]
     return torch.tensor([asked[i % len(asked)] for i in range(options.count)])
 

@@ -55,7 +55,8 @@ def evaluate(
     goes into the report's.
 
     With `tolerance` the first stage has `replicates` grids (more for few images), and its variance says how many there are in
-    all; the error and its interval are then those of Stein's two-stage procedure, which stopping does not spoil.
+    all; the error and its interval are then those of Stein's two-stage procedure, exact for normal replicates. A replicate is a mean of
+    `draws`: of few draws with rare large errors it is skewed, and the total then comes out too small by a part of the tolerance.
 
     Args:
         model, data, schedule, decoder, steps, condition: as in `elbo`; of the schedule only the ends count in continuous

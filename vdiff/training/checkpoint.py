@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,7 +30,7 @@ FORMAT = 1
 META, LARGEST_META = "meta.json", 1 << 20
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
 UNPICKLE = "unpickling runs whatever code is in it: where you trust it, torch.load(…, weights_only=True), then safetensors.torch.save_file"
-
+SEAL = "sha256"  # of the tensors in a file, in its own header
 Tensors = Mapping[str, Mapping[str, Tensor]]
 Facts = dict[str, Any]
 
@@ -75,8 +76,9 @@ def write(folder: Path, step: int, tensors: Tensors, facts: Facts) -> Path:
     return path
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file, those that share their memory each on its own.
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, sealed: bool = False) -> None:
+    """Write tensors to a safetensors file, those that share their memory each on its own; `sealed` with a checksum inside, for
+    a file that has no meta.json beside it.
 
     >>> import tempfile
     >>> weight = torch.ones(2)
@@ -91,7 +93,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         plain = value.detach().cpu().contiguous()
         whole[name] = plain.clone() if plain.data_ptr() in seen else plain
         seen.add(plain.data_ptr())
-    save_file(whole, path)
+    save_file(whole, path, {SEAL: _content(whole)} if sealed else None)
 
 
 def read(path: Path, into: Tensors) -> Facts:
@@ -245,6 +247,20 @@ def _verify(path: Path, name: str, recorded: dict[str, Any]) -> None:
         raise _refused(path, f"hold {name} as it was written", "another checksum", "it is damaged")
 
 
+def verify(path: Path, name: str) -> None:
+    """Raise unless a file of a checkpoint is as its meta.json says.
+
+    >>> verify(Path("model.pkl"), "ema")
+    Traceback (most recent call last):
+        ...
+    ValueError: checkpoint: argument 'model.pkl' must be a folder of safetensors and JSON; got a .pkl file, which is never unpickled ...
+    """
+    files = read_meta(path)["files"]
+    if name not in files:
+        raise _refused(path, f"hold {name}", ", ".join(files), "it is no part of this checkpoint")
+    _verify(path, name, files[name])
+
+
 def load(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a safetensors file, which must have the names, shapes and dtypes of those expected, and no NaN.
 
@@ -260,8 +276,11 @@ def load(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
             _compare(path, found, {name: list(value.shape) for name, value in expected.items()})
             loaded = {name: tensors.get_tensor(name) for name in found}
+            sealed = (tensors.metadata() or {}).get(SEAL)
     except (SafetensorError, OSError) as error:
         raise _refused(path, "be in the form of safetensors", error, "it is damaged, or something else") from error
+    if sealed is not None and sealed != _content(loaded):
+        raise _refused(path, "be as it was written", "another checksum", "it is damaged")
     for name, value in loaded.items():
         if value.dtype != expected[name].dtype:
             raise _refused(path, f"have {name} in {expected[name].dtype}", value.dtype, "it is of another architecture")
@@ -288,6 +307,15 @@ def seal(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of tensors by name."""
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        whole.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode())
+        whole.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -297,4 +325,4 @@ def _refused(path: Path, requirement: str, got: object, hint: str = "") -> Value
     return ValueError(must("checkpoint", str(path), requirement, got, hint))
 
 
-__all__ = ["checkpoints", "fill", "load", "newest", "number", "prune", "read", "read_meta", "save_tensors", "seal", "write"]
+__all__ = ["checkpoints", "fill", "load", "newest", "number", "prune", "read", "read_meta", "save_tensors", "seal", "verify", "write"]

@@ -23,7 +23,7 @@ def not_finite(objective: Objective, batches: Batches, step: int, in_a_row: int,
 
     >>> config = Config(network={"name": "MLP", "dims": 2}, level_head=False, parameterization={"name": "V"}, batch=2, shape=[2])
     >>> str(not_finite(config.objective(), Batches(torch.zeros(4, 2, dtype=torch.int64), config), 7, 10, None))
-    "train: argument 'objective' must have a finite loss; got NaN or infinity in 10 steps in a row, up to step 7 of seed 0 (lower ...
+    "train: argument 'objective' must have a finite loss, with a gradient of finite norm; got NaN or infinity in 10 steps in a row, up to step 7 of seed 0 (lower ...
     """
     came = f"NaN or infinity in {in_a_row} steps in a row, up to step {step} of seed {batches.config.seed}"
     hint = "lower the learning rate"
@@ -31,7 +31,7 @@ def not_finite(objective: Objective, batches: Batches, step: int, in_a_row: int,
         path = folder / f"nonfinite-{step:08d}.json"
         write_aside(path, json.dumps(looked_at(objective, batches, step), indent=1) + "\n")
         hint += f"; the images, times and losses of that step are in {path}"
-    return ValueError(must("train", "objective", "have a finite loss", came, hint))
+    return ValueError(must("train", "objective", "have a finite loss, with a gradient of finite norm", came, hint))
 
 
 @torch.no_grad()

@@ -182,7 +182,12 @@ class Trainer:
                 for reading in readings.rest():
                     stop = self.note(reading, record) or stop
             if write:
-                record.write(self.entry(validate))
+                try:
+                    record.write(self.entry(validate))
+                except Exception:  # of the validation: what was trained is kept
+                    if self.run is not None and store:
+                        self.run.store(state)
+                    raise
             if self.run is not None and (store or stop):
                 stored = state.step if self.run.store(state) else stored
             if stop:

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vdiff.errors import must
+
 
 @dataclass(frozen=True)
 class Place:
@@ -48,7 +50,13 @@ def own_device() -> torch.device:
     >>> own_device().type in ("cpu", "cuda")
     True
     """
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= count:
+        hint = f"torchrun --nproc-per-node {count}, or see CUDA_VISIBLE_DEVICES"
+        raise ValueError(must("processes", "LOCAL_RANK", f"be below the number of GPUs, {count}", index, hint))
+    return torch.device("cuda", index)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from vdiff.disk import commit
 from vdiff.errors import did_you_mean, must
@@ -49,7 +48,14 @@ class Run:
         if config is None:
             if not (self.folder / "config.json").is_file():
                 raise ValueError(must("Run", "folder", "hold a config.json", self.folder, "`make demo` writes runs/digits"))
-            config = Config.from_dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
+            path = self.folder / "config.json"
+            try:
+                known = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(must("Run", str(path), "be JSON", error, "it is damaged")) from None
+            if not isinstance(known, dict):
+                raise ValueError(must("Run", str(path), "hold the settings of a run by name", type(known).__name__, "it is damaged"))
+            config = Config.from_dict(known)
         self.config = config
 
     @classmethod
@@ -104,7 +110,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.folder)
-            if (self.folder / "config.json").exists():
+            if (self.folder / "config.json").exists() and self._begun():
                 older()
             self.checkpoints.mkdir(exist_ok=True)
             write_aside(self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n")
@@ -114,6 +120,12 @@ class Run:
         except ValueError:
             self.close()
             raise
+
+    def _begun(self) -> bool:
+        """Whether anything was trained here: a start that failed leaves nothing to go on with, and nothing to keep."""
+        return bool(checkpoint.checkpoints(self.checkpoints)) or any(
+            (self.folder / name).exists() for name in ("ema.safetensors", "log.jsonl")
+        )
 
     def check(self, config: Config) -> None:
         """Raise unless this run was opened for the training of this config."""
@@ -201,17 +213,22 @@ class Run:
         entries, path = [], self.folder / "log.jsonl"
         if not path.exists():
             return []
-        for line in path.read_text(encoding="utf-8").split("\n"):
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
-                entries.append(json.loads(line))
+                entry = json.loads(line)
             except ValueError:  # half a line, or the empty one behind the last
                 continue
+            if isinstance(entry, dict):
+                entries.append(entry)
         return entries
 
     def save(self, objective: Objective, name: str = "ema") -> None:
         """Write weights to `<name>.safetensors`: aside first, then renamed, so that a crash leaves the old file."""
         if here().first:
-            save_aside(self.folder / f"{name}.safetensors", objective.state_dict())
+            path = self.folder / f"{name}.safetensors"
+            aside = path.with_name(path.name + ".partial")
+            checkpoint.save_tensors(aside, objective.state_dict(), sealed=True)
+            commit(aside, path)
 
     def load(self, name: str = "ema") -> Objective:
         """The run's objective with its averaged weights, in evaluation mode; while it trains, those of the newest checkpoint.
@@ -220,7 +237,10 @@ class Run:
         """
         objective = self.config.objective()
         live = objective.state_dict()
-        checkpoint.fill(live, checkpoint.load(self.weights(name), live))
+        path = self.weights(name)
+        if path.parent.parent == self.checkpoints:
+            checkpoint.verify(path.parent, path.name)
+        checkpoint.fill(live, checkpoint.load(path, live))
         return objective.eval()
 
     def weights(self, name: str = "ema") -> Path:
@@ -255,13 +275,6 @@ def write_aside(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text, encoding="utf-8")
-    commit(aside, path)
-
-
-def save_aside(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file whole or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    checkpoint.save_tensors(aside, tensors)
     commit(aside, path)
 
 
