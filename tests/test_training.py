@@ -61,7 +61,7 @@ def test_a_loss_that_stays_nan_stops_the_run_and_never_reaches_the_weights():
     before = {k: v.clone() for k, v in objective.state_dict().items()}
     with pytest.raises(
         ValueError,
-        match=r"train: argument 'objective' must have a finite loss; got NaN or infinity in 10 steps in a row, up to step 9 of seed 0",
+        match=r"train: argument 'objective' must have a finite loss, with a gradient of finite norm; got NaN or infinity in 10 steps in a row, up to step 9 of seed 0",
     ):
         train(objective, digits().train, TINY, quiet=True)
     assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in objective.state_dict().items())
