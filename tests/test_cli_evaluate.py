@@ -17,6 +17,7 @@ from vdiff.cli import evaluate as command
 from vdiff.cli import main
 from vdiff.data import Splits, splits
 from vdiff.data.digits import LEVELS
+from vdiff.flow import SolverError
 from vdiff.likelihood import evaluate
 from vdiff.training import Config, Run
 
@@ -132,7 +133,7 @@ def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(tmp_pat
 
     def gives_up(model, images, *, dequantization, resume, **settings):
         if type(dequantization).__name__ == "Uniform":
-            raise command.SolverError("dequantized_ode: dopri5 gave up")
+            raise SolverError("dequantized_ode: dopri5 gave up")
         assert resume is not None
         return solved(model, images, dequantization=dequantization, resume=resume, **settings)
 
@@ -217,6 +218,7 @@ PROGRAM = """
 import json, sys, torch, torch.distributed as dist
 sys.path.insert(0, "tests")
 from test_cli_evaluate import LEVELS_OF_FOUR, ORACLE, SETTING
+from vdiff.flow import SolverError
 from vdiff.likelihood import evaluate
 from vdiff.training.share import share_of_rank
 dist.init_process_group("gloo")
