@@ -10,21 +10,26 @@ from vdiff import Cosine, Linear
 from vdiff.likelihood import NoiseNorm, Plan
 from vdiff.likelihood.control import Control, FittedControl
 from vdiff.likelihood.density import Along, Binned, Density
+from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.pilot import Design, _draw, _Fit, _smooth, bins_of, control_values, integral_by_bin, run_pilot
 
 PLAIN = Plan(importance=True, controls=(), antithetic=False, baseline=False, pilot=100_000)
 MANY = 100_000
 
 
-class Term:
+class Term(Integrand):
     """An integrand in one dimension whose diffusion term is a function of (image, t, ε), with levels λ = 4 − 8t and measure 8."""
 
     name, models = "evaluate", [None]
 
     def __init__(self, term, images=5, steps=None, evaluations=1):
-        self.term, self.steps, self.evaluations = term, steps, evaluations
+        self.term, self.steps, self.each = term, steps, evaluations
         self.x, self.base = torch.zeros(images, 1, dtype=torch.float64), Linear(4.0, -4.0)
         self.seen = []
+
+    @property
+    def evaluations(self):
+        return self.each
 
     def levels(self, t):
         return 4 - 8 * t, torch.full_like(t, 8.0)

@@ -227,9 +227,9 @@ def check_parameterization(function: str, parameterization: object) -> None:
             )
     logsnr = torch.linspace(-10.0, 10.0, 21, dtype=torch.float64, device="cpu")
     kappa2 = parameterization.kappa2(logsnr) + torch.zeros_like(logsnr)
-    bad = ~(torch.isfinite(kappa2) & (kappa2 > 1e-20))
-    if bad.any():
-        i = int(bad.nonzero()[0])
+    nothing, bad = kappa2 < 1e-20, ~torch.isfinite(kappa2)
+    if nothing.all() or bad.any():  # nothing at some levels is a posterior mean's, beyond its first
+        i = int((bad | nothing).nonzero()[0])
         came, hint = f"κ² = {kappa2[i]:g} at λ = {logsnr[i]:g} from {parameterization!r}", "z itself says nothing of x: (a, b) ∝ (α, σ)"
         raise ValueError(must(function, "parameterization", "have a row that determines ε̂ from z and the output", came, hint))
 

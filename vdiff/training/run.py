@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from vdiff.disk import commit
 from vdiff.errors import did_you_mean, must
@@ -225,10 +226,7 @@ class Run:
     def save(self, objective: Objective, name: str = "ema") -> None:
         """Write weights to `<name>.safetensors`: aside first, then renamed, so that a crash leaves the old file."""
         if here().first:
-            path = self.folder / f"{name}.safetensors"
-            aside = path.with_name(path.name + ".partial")
-            checkpoint.save_tensors(aside, objective.state_dict(), sealed=True)
-            commit(aside, path)
+            save_aside(self.folder / f"{name}.safetensors", objective.state_dict(), sealed=True)
 
     def load(self, name: str = "ema") -> Objective:
         """The run's objective with its averaged weights, in evaluation mode; while it trains, those of the newest checkpoint.
@@ -275,6 +273,13 @@ def write_aside(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text, encoding="utf-8")
+    commit(aside, path)
+
+
+def save_aside(path: Path, tensors: Mapping[str, Tensor], *, sealed: bool = False) -> None:
+    """Write tensors to a safetensors file whole or not at all; `sealed` with a checksum in it."""
+    aside = path.with_name(path.name + ".partial")
+    checkpoint.save_tensors(aside, tensors, sealed=sealed)
     commit(aside, path)
 
 
