@@ -62,6 +62,11 @@ class Description:
         return loss / self._integral(loss)
 
     @property
+    def flat(self) -> bool:
+        """Whether every λ counts alike."""
+        return bool(self.weight.max() <= self.weight.min() * (1 + 1e-9))
+
+    @property
     def peak(self) -> float:
         """The λ in this range at which w is largest, the greatest where that is a stretch."""
         return min(max(self.recipe.weighting.peak, self.logsnr[0].item()), self.logsnr[-1].item())
@@ -137,7 +142,9 @@ class Description:
         lines = [
             f"{self.recipe.name}" + (f" ({self.recipe.source})" if self.recipe.source else ""),
             f"  w(λ)      {self.recipe.weighting!r}, for λ from {_rounded(low)} to {_rounded(high)}",
-            f"  peak      λ = {_rounded(self.peak, 2)}, where the noise is {math.exp(-self.peak / 2):.2g} times the signal's scale",
+            "  peak      none: every λ counts alike"
+            if self.flat
+            else f"  peak      λ = {_rounded(self.peak, 2)}, where the noise is {math.exp(-self.peak / 2):.2g} times the signal's scale",
             f"  means     {self._meaning()}",
             f"  draws     {self._middle(self.draws)}",
             f"  signal    {self._middle(self.signal)} (with the error of {self.error_of})",
