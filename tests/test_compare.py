@@ -98,7 +98,7 @@ def test_a_few_draws_that_carry_the_integral_are_told_of():
 def test_what_the_pieces_bought_is_in_the_report():
     savings = evaluate(RIGHT, DATA, **SETTING).savings
     assert list(savings)[:4] == ["nothing", "stratified times", "importance density", "control variates"]
-    assert savings["nothing"] > savings["stratified times"] > savings["importance density"] > savings["control variates"] > 0.1
+    assert savings["nothing"] > savings["stratified times"] > savings["importance density"] > savings["control variates"] >= 1
 
 
 def test_the_decoder_is_part_of_the_number():

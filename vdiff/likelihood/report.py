@@ -37,7 +37,7 @@ class Beside:
 class Report:
     """The bound and its parts as `Estimate`s in bits/dim, and what was done to get them.
 
-    `savings` holds, by name, how many network evaluations the same error would take relative to all pieces together, as measured;
+    `savings` holds, by name, how many network evaluations the same error would take relative to all pieces together;
     `warnings` what keeps the number from being trusted; `by_image` the bound of each image, bits/dim; `others` what `beside` added.
 
     >>> part = Estimate(0.5, 0.001, 0.01)
@@ -169,12 +169,16 @@ def outcome(run: Evaluation, found: Measurement, extra: Mapping[str, object]) ->
 
 
 def savings_of(run: Evaluation, found: Measurement) -> dict[str, float]:
-    """Network evaluations for the same error with the first pieces alone, as the pilot expects them, over those with all as measured.
+    """Network evaluations for the same error with the first pieces alone, over those with all.
 
-    Below 1 the last pieces, or so few times in a grid, cost more than the pilot expected.
+    What the pilot cannot foresee, the noise of few times in a grid, is what was measured beyond its last variance; it is the same for each.
     """
-    measured = found.terms.variances()[1].mean().item() * run.draws
-    return {name: v / measured for name, v in run.design.variance.items()} if measured > 0 else {}
+    expected = run.design.variance
+    if not expected:
+        return {}
+    last = list(expected.values())[-1]
+    rest = max(0.0, found.terms.variances()[1].mean().item() * run.draws - last)
+    return {name: (v + rest) / (last + rest) for name, v in expected.items()} if last + rest > 0 else {}
 
 
 def table(parts: Mapping[str, Estimate], *, head: bool = True) -> str:
