@@ -1,7 +1,6 @@
 """A network, what it predicts, and what it wants to be told: together they are a model that returns a `Prediction`."""
 
 import functools
-import inspect
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -209,12 +208,19 @@ def _held(network: object) -> Iterator[object]:
         yield from (network.func, *network.args, *network.keywords.values())
         yield from _held(network.func)
     elif isinstance(network, types.FunctionType):
-        known = inspect.getclosurevars(network)
-        yield from (*known.nonlocals.values(), *known.globals.values())
+        yield from (cell.cell_contents for cell in network.__closure__ or () if _filled(cell))
+        yield from (network.__globals__[name] for name in network.__code__.co_names if name in network.__globals__)
     elif isinstance(network, types.MethodType):
         yield network.__self__
     else:
         yield from getattr(network, "__dict__", {}).values()
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a variable that is not set yet
+        return False
 
 
 def _dtype(network: object) -> torch.dtype | None:

@@ -80,6 +80,15 @@ def test_a_function_that_hides_a_network_is_named(hidden):
         Denoiser(hidden, Eps())
 
 
+def test_a_function_may_refer_to_what_is_not_set_yet():
+    def function(z, t):
+        return later * z
+
+    model = Denoiser(function, Eps())
+    later = 0.5
+    assert model(X, torch.zeros(8)).eps.shape == X.shape
+
+
 @pytest.mark.parametrize(
     ("options", "argument", "came"),
     [({"time": "edm"}, "time", "str"), ({"time": torch.zeros(3)}, "time", "Tensor"), ({"output": "sample"}, "output", "str")],

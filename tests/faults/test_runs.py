@@ -123,6 +123,7 @@ def test_two_runs_are_compared_where_their_bounds_are_of_one_kind(tmp_path, caps
     trained(tmp_path / "chain", Config(network=NETWORK, steps=2, batch=4, chain=4))
     assert main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "chain"), *EVALUATE]) == 2
     assert "'against' must be a run with the same chain, None; got 4 (evaluate each of the two by itself)" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "chain"), "--steps", "3", *EVALUATE]) == 0  # of one kind
     with pytest.warns(UserWarning, match=r"that of narrow was trained between -3 and 5: the difference is not that of the two bounds"):
         assert main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "narrow"), *EVALUATE]) == 0
 

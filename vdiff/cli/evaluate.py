@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         report: Report | Comparison
         if options.against is not None:
             other = Run(options.against)
-            _check_alike(other, objective, config.chain, images)
+            _check_alike(other, objective, images, *(() if options.steps is not None else (config.chain, other.config.chain)))
             record |= {"against": str(other.folder), "weights file against": weights_hash(other)}
             with progress_bar(quiet) as progress:
                 model = other.load().to(device).model
@@ -252,15 +252,14 @@ def _check_shape(run: Run, images: Tensor) -> None:
         raise ValueError(must("evaluate", "data", f"be images of shape {shape}, as {run.folder.name} was trained on", came))
 
 
-def _check_alike(other: Run, objective: Objective, chain: int | None, images: Tensor) -> None:
-    """Raise where the two bounds would not be of one kind, warn where the other network is asked beyond the levels it was trained on."""
+def _check_alike(other: Run, objective: Objective, images: Tensor, *chains: int | None) -> None:
+    """Raise where the two bounds would not be of one kind, warn where the other network is asked beyond the levels it was trained on.
+    `chains` are the runs' own, where none is given for both."""
     _check_shape(other, images)
     theirs = other.load()
     hint = "evaluate each of the two by itself"
-    for name, own, came in (
-        ("decoder", objective.decoder, theirs.decoder),
-        ("chain", chain, other.config.chain),
-    ):
+    for name, pair in (("decoder", (objective.decoder, theirs.decoder)), ("chain", chains or (None, None))):
+        own, came = pair
         if repr(own) != repr(came):
             raise ValueError(must("evaluate", "against", f"be a run with the same {name}, {own!r}", repr(came), hint))
     ours, (high, low) = objective.schedule, (theirs.schedule.logsnr_max, theirs.schedule.logsnr_min)

@@ -15,7 +15,7 @@ from vdiff.gaussian import at_least_float32, moving_only, wide
 BISECTIONS = 64
 EDGE = 1e-5  # how far beyond an end a rounded float32 λ may lie and still count as inside
 
-UNREAD = 500
+UNREAD = 500  # losses without an update, after which a schedule that learns by it says so
 
 AnySchedule = TypeVar("AnySchedule", bound="Schedule")
 Follow = Callable[[Tensor, int], Tensor]
@@ -204,7 +204,8 @@ class Schedule(nn.Module):
 
     def check(self: AnySchedule, points: int = 10_001) -> AnySchedule:
         """Verify on a dense float64 grid that λ is finite, strictly decreasing, ends where it says, that `rate_at` is its
-        derivative, and `time_at` and `density_at`, where they are defined, its inverse and one over the rate. Returns self; raises ValueError at the first t that fails.
+        derivative, and `time_at` and `density_at`, where a class has its own, its inverse and one over the rate. Returns self;
+        raises ValueError at the first t that fails.
 
         >>> from vdiff import Cosine
         >>> Cosine().check()
@@ -226,10 +227,11 @@ class Schedule(nn.Module):
             drop = logsnr[:-1] - logsnr[1:]
             between = 0.5 * (t[:-1] + t[1:])  # a density may jump at the times themselves
             level = self.logsnr_at(between)
-            off = torch.zeros_like(level)
+            off, times_rate = torch.zeros_like(level), torch.ones_like(level)
             if type(self).time_at is not Schedule.time_at:
                 off = (self.logsnr_at(self.time_at(level)) - level).abs()
-            times_rate = self.density_at(level) * self.rate_at(between, level) if self._has_density() else torch.ones_like(level)
+            if type(self).density_at is not Schedule.density_at:
+                times_rate = self.density_at(level) * self.rate_at(between, level)
             ends = torch.tensor([self.logsnr_max, self.logsnr_min], dtype=torch.float64, device=place)
         _fail_at(name, "have finite logsnr_at(t)", ~torch.isfinite(logsnr), t, logsnr, "λ = ")
         hint = "γ = −λ rises: hand over −γ" if logsnr[-1] > logsnr[0] else "the first of them that do not fall"
@@ -266,9 +268,6 @@ class Schedule(nn.Module):
             name, "have density_at(logsnr) one over rate_at", ~((times_rate - 1).abs() <= 1e-5), between, times_rate, "p(λ) · rate = ", hint
         )
         return self
-
-    def _has_density(self) -> bool:
-        return type(self).density_at is not Schedule.density_at
 
     def times_to_check(self, points: int) -> Tensor:
         """The times at which `check` looks, from 0 to 1: evenly, and wherever else the rate is another over a short time."""
