@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,18 @@ def test_two_runs_are_compared_where_their_bounds_are_of_one_kind(tmp_path, caps
     assert main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "chain"), "--steps", "3", *EVALUATE]) == 0  # of one kind
     with pytest.warns(UserWarning, match=r"that of narrow was trained between -3 and 5: the difference is not that of the two bounds"):
         assert main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "narrow"), *EVALUATE]) == 0
+
+
+@pytest.mark.parametrize(("high", "low", "warned"), [(5.0, -5.0, True), (13.3, -3.0, True), (14.0, -6.0, False)])
+def test_a_network_that_is_asked_beyond_either_end_is_named(tmp_path, recwarn, high, low, warned):
+    for name, ends in (("one", (13.3, -5.0)), ("other", (high, low))):
+        schedule = {"name": "Linear", "logsnr_max": ends[0], "logsnr_min": ends[1]}
+        trained(tmp_path / name, Config(network=NETWORK, steps=2, batch=4, schedule=schedule))
+    recwarn.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "other"), *EVALUATE]) == 0
+    assert any("that of other was trained between" in str(one.message) for one in recwarn) == warned
 
 
 def test_where_nothing_can_be_written_nothing_is_computed(tmp_path, capsys):
