@@ -102,4 +102,6 @@ def findings(results: Results) -> list[str]:
         "output is Σ; the softplus of direct has the slope 1 − e^(−Σ), which takes one power away: for small Σ it behaves as log does."
     )
     said += [sentence(f"{row.times} times the steps", row, replace(row, times=1)) for row in results if row.times > 1]
+    by_loss = [(row, replace(row, loss="VLB")) for row in results if row.times > 1 and row.loss == "MSE"]
+    said += [sentence("Squared error instead of the bound, trained for longer", a, b) for a, b in by_loss if b in results]
     return said
