@@ -51,9 +51,9 @@ class Independent(Times):
 
 
 class Stratified(Times):
-    """One number in each of n equal strata, (i + u)/n with one offset u.
+    """One number in each of n equal strata, (u + i/n) mod 1 with one offset u.
 
-    >>> Stratified().draw(2, torch.Generator().manual_seed(0), torch.device("cpu")).diff()
+    >>> Stratified().draw(2, torch.Generator().manual_seed(0), torch.device("cpu")).diff().abs()
     tensor([0.5000], dtype=torch.float64)
     """
 
