@@ -1,5 +1,6 @@
 """A trained network's bits per dimension in every way there is, side by side: do they agree where theory says so?
 
+    python examples/digits.py --steps 1000 --out runs/digits
     python benchmarks/digits_bits.py --run runs/digits                    # writes benchmarks/results/digits_bits.txt
 
 On the digits' test set, bits/dim ± Monte Carlo ± over images:

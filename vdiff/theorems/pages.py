@@ -21,9 +21,10 @@ def theorem_page() -> str:
     lines = [
         "# Theorems",
         "",
-        "Each is a function that computes both of its sides by different routes, and runs with `vdiff.theorems.verify(names=[...])`;",
-        "those that say *any network* run on yours with `verify(model, data)`. Where a hypothesis is dropped the sides must",
-        "differ, and that is run too.",
+        "Each is a function that computes both of its sides, by different routes as far as there are two, and runs with",
+        "`vdiff.theorems.verify(names=[...])`; those that say *any network* run on yours with `verify(model, data)`. Where a hypothesis is",
+        "dropped the sides must differ, and that is run too. A few are about the mathematics alone and use no formula of the library",
+        "(`naive-walk`, `jensen-direction`): each formula has other theorems and tests of its own.",
     ]
     docs = {topic.__name__.rpartition(".")[2]: topic.__doc__ or "" for topic in TOPICS}
     for topic, theorems in by_topic().items():
