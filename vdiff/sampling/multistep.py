@@ -75,10 +75,11 @@ def adams(
     - In `Flow()` it is the plain rule of that order on the rectified path, which was best on mixtures.
     - In `V(σ_d)` every order is exact for Gaussian data of standard deviation σ_d.
     - In `Flow()`, `X()` and `Eps()` order 1 is `ddim`.
-    - In `Eps()` long steps in λ are unstable where noise dominates, and rounding grows with them: of twelve steps uniform in λ from −20,
-      in float32, to 0.4. Nor can it start at λ = −∞. The others are stable there.
+    - In `Eps()` long steps in λ are unstable where noise dominates, and rounding grows with them: of twelve levels uniform in λ from −20,
+      in float32, to 0.6. Nor can it start at λ = −∞. The others are stable there, with errors of 2e-6.
 
-    The model may predict anything. DEIS: Zhang & Chen, arXiv:2204.13902, section 3; the choice of coordinates and of the
+    The model may predict anything; but of one that predicts ε, x̂ has lost its digits at so low a λ in float32, and the same
+    twelve levels are off by 5e-4 in any target. DEIS: Zhang & Chen, arXiv:2204.13902, section 3; the choice of coordinates and of the
     polynomial's variable is ours.
 
     Raises TypeError for an order that is no integer, ValueError for another order or target, and for `Eps()` at λ_t = −∞.
