@@ -18,7 +18,7 @@ from vdiff.theorems.theorem import Sides, at_least, equal, theorem
 from vdiff.variance import Forward, LogVariance, Optimal, Posterior, Range, ReverseVariance
 
 HIGH, LOW, STEPS = 6.0, -5.0, 5
-SOURCE, ANALYTIC = "Foundations of Diffusion Models, Hypothesis 4, refuted", "Analytic-DPM, arXiv:2201.06503, theorem 1"
+SOURCE, ANALYTIC = "Foundations of Diffusion Models, section 6.2, for the best mean", "Analytic-DPM, arXiv:2201.06503, theorem 1"
 
 
 def chain_of(steps: int) -> Step:
