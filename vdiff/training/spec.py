@@ -47,7 +47,8 @@ def faults(function: str, argument: str, homes: Homes, spec: object) -> list[str
         made = _find(homes, spec["name"])
     except ValueError as error:
         return [str(error).replace("build: argument 'name'", f"{function}: argument '{argument}.name'")]
-    taken = {key: one for key, one in inspect.signature(made).parameters.items() if key != "self"}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # of a class without an __init__ of its own
+    taken = {key: one for key, one in inspect.signature(made).parameters.items() if key != "self" and one.kind not in variadic}
     wrong = []
     for key, value in spec.items():
         place = f"{argument}.{key}"
