@@ -3,14 +3,14 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import check_positive_int, checking, finite, must, readable
-from vdiff.gaussian import at_least_float32, moving_only, wide
+from vdiff.gaussian import PreciseModule, at_least_float32, wide
 
 BISECTIONS = 64
 EDGE = 1e-5  # how far beyond an end a rounded float32 λ may lie and still count as inside
@@ -22,7 +22,7 @@ Follow = Callable[[Tensor, int], Tensor]
 Merge = Callable[[Tensor], Tensor]
 
 
-class Schedule(nn.Module):
+class Schedule(PreciseModule):
     """t ∈ [0, 1] ↦ λ, from λ_max at t = 0 (data) down to λ_min at t = 1 (noise).
 
     Two methods make a schedule, written in float64 without a care for shapes or dtypes:
@@ -297,9 +297,16 @@ class Schedule(nn.Module):
         high, low = self.ends()
         return (logsnr - 0.5 * (high + low)).abs() <= 0.5 * (high - low) + EDGE
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Schedule":
-        module: Schedule = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
-        return module
+    def fixed_ends(self) -> tuple[float, float] | None:
+        return None if self.learns_ends else self._ends
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._checked = False
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._checked = False
 
     def extra_repr(self) -> str:
         return f"logsnr_max={self.logsnr_max}, logsnr_min={self.logsnr_min}"
