@@ -15,7 +15,7 @@ from vdiff.loss import Generators, Model, check_call, check_decoder, draw, full_
 from vdiff.parameterization import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import check_schedule
+from vdiff.schedule.base import Follow, check_schedule
 from vdiff.times import stratified, stratum_of
 from vdiff.weighting import check_chain
 
@@ -78,7 +78,8 @@ def hybrid(
         loss = seen.prediction.squared_error(seen.x, seen.eps)
         if bound_weight > 0:
             loss = loss + bound_weight * seen.term(seen.prediction.stopped(), data)
-        return loss / seen.x[0].numel()
+        dims = seen.x[0].numel()
+        return seen.follow(loss / dims, dims)
 
 
 def vlb(
@@ -134,6 +135,7 @@ class _Seen(NamedTuple):
     logsnr_max: float
     decoder: Decoder | None
     terms: int
+    follow: Follow
 
     def term(self, prediction: Prediction, data: Tensor) -> Tensor:
         """n times the bound's term at this level, nats per example."""
@@ -169,7 +171,7 @@ def _one_level(
             _check_looking_decoder(name, decoder, schedule)
     if decoder is None:
         x, (t,), eps = draw(name, data, steps, t, eps, generator)
-        logsnr, measure = schedule.levels(t, steps)
+        logsnr, measure, follow = schedule.look(t, steps)
     else:
         x = decoder.encode(data)
         if t is None:
@@ -177,11 +179,12 @@ def _one_level(
                 check_generator(name, generator, x)
             t = with_decoder(stratified(x.shape[0], generator=generator, device=x.device), steps)
         x, (t,), eps = draw(name, x, steps, t, eps, generator, first=0)
-        logsnr, _ = schedule.levels(t)
+        logsnr, _, follow = schedule.look(t)
         _, measure = schedule.levels(t.clamp(min=1 / steps), steps)  # at t = 0 no step ends: the first's stands in, unused
     prediction = predict_at(model, x, eps, logsnr, condition, name)
     step = Step(logsnr, torch.log1p(measure / steps))
-    return _Seen(prediction, x, eps, t, step, schedule.logsnr_max, decoder, steps + (decoder is not None))
+    terms = steps + (decoder is not None)
+    return _Seen(prediction, x, eps, t, step, schedule.logsnr_max, decoder, terms, follow)
 
 
 def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:

@@ -12,10 +12,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdiff.errors import check_batch, check_data, check_finite, checking, finite, must, readable
-from vdiff.gaussian import StepToData, alpha, at_least_float32, diffuse, moving_only, per_example, sum_dims, wide, wide_number
+from vdiff.gaussian import (
+    RestorableModule,
+    StepToData,
+    alpha,
+    at_least_float32,
+    diffuse,
+    moving_only,
+    per_example,
+    sum_dims,
+    wide,
+    wide_number,
+)
 from vdiff.parameterization import PosteriorMean, Prediction
 from vdiff.reverse import excess
 from vdiff.variance import Optimal
@@ -31,7 +42,7 @@ def normal_nodes(device: torch.device | str | None = None) -> tuple[Tensor, Tens
     return nodes, weights / weights.sum()
 
 
-class Decoder(nn.Module):
+class Decoder(RestorableModule):
     """p(data | z₀) with its encoding. `denoise` says whether it looks at the network: its mean is then x̂(z₀), else z₀/α₀.
 
     >>> data = torch.tensor([[0, 128, 255]])
@@ -217,6 +228,10 @@ class Levels(Decoder):
         module: Levels = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
         return module
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._tables.clear()
+
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         self._tables.clear()  # a loaded prior has other tables
         super()._load_from_state_dict(*args, **options)
@@ -249,7 +264,7 @@ class Categorical(Levels):
                 raise ValueError(must("Categorical", "prior", f"have shape (…, levels) = (…, {levels})", tuple(prior.shape)))
             check_finite("Categorical", prior, "prior")
             prior = torch.log_softmax(wide(prior), -1)
-        self.register_buffer("prior", prior)
+        self.register_constructed("prior", prior)
 
     @classmethod
     def fit(cls, data: Tensor, levels: int, *, per_dim: bool = True, closed: bool = False, pseudocount: float = 1.0) -> "Categorical":

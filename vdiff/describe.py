@@ -51,9 +51,11 @@ class Description:
 
     @cached_property
     def draws(self) -> Float[Tensor, " grid"]:
-        """p(λ), the density of training's draws."""
+        """p(λ), the density of training's draws; at the ends a quarter of a cell inside, where it is finite."""
+        quarter = 0.25 * (self.logsnr[1] - self.logsnr[0]).item()
+        inside = self.logsnr.clamp(self.logsnr[0].item() + quarter, self.logsnr[-1].item() - quarter)
         with torch.no_grad():
-            return self.recipe.schedule.density(self.logsnr)
+            return self.recipe.schedule.density(inside)
 
     @cached_property
     def signal(self) -> Float[Tensor, " grid"]:

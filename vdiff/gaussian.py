@@ -7,13 +7,19 @@ from λ through `sigmoid`, `expm1` and `softplus`, never as one minus another.
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from vdiff.errors import must, readable
+
+PURE = -600.0  # stands for λ = −∞ in arithmetic: α is 1e-130 there, and nothing overflows in float64
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -48,6 +54,101 @@ def moving_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             return v
 
     return move
+
+
+class RestorableModule(nn.Module):
+    """A module with `reset_parameters`, which restores the values of construction, as is needed after `to_empty`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constructed: dict[str, Tensor] = {}
+
+    def register_constructed(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Register a buffer whose first values are to be restored."""
+        if tensor is not None and tensor.device.type != "meta":
+            self._constructed[name] = tensor.detach().clone().cpu()
+        self.register_buffer(name, tensor, persistent)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Restore the values of construction of all parameters and buffers, in place."""
+        for name, value in self._constructed.items():
+            getattr(self, name).copy_(value)
+        for child in self.children():
+            if isinstance(child, RestorableModule):
+                child.reset_parameters()
+
+
+class PreciseModule(RestorableModule):
+    """A module that keeps its dtypes, may have buffers of its own process, and knows the log-SNRs that its state belongs to.
+
+    `register_local` makes a tensor that moves and is saved as a buffer does, and is none: DDP copies the buffers of rank 0 to
+    all ranks in every forward, which would overwrite what the others have observed since their last update.
+    A state dict holds the `ends` (λ_max, λ_min) beside them; a state of other ends is refused, one without is taken.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._local: tuple[str, ...] = ()
+
+    def register_local(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor of this process alone."""
+        self._local = (*self._local, name)
+        setattr(self, name, tensor)
+
+    def ends_in(self, state: dict[str, Any], prefix: str) -> Tensor | None:
+        """(λ_max, λ_min) of a state; None where it does not say."""
+        return state.get(prefix + "ends")
+
+    def fixed_ends(self) -> tuple[float, float] | None:
+        """(λ_max, λ_min) to save; None where the state has them already, or there are none."""
+        return None
+
+    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+        """(λ_max, λ_min) of this module once it holds a state; None where it takes what comes."""
+        return self.fixed_ends()
+
+    @contextmanager
+    def _local_as_buffers(self) -> Iterator[None]:
+        for name in self._local:
+            self._buffers[name] = vars(self).pop(name)
+        try:
+            yield
+        finally:
+            for name in self._local:
+                vars(self)[name] = self._buffers.pop(name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PreciseModule":
+        with self._local_as_buffers():
+            module: PreciseModule = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+        return module
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        with self._local_as_buffers():
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            place = next((v.device for v in (*self.parameters(), *self.buffers())), None)
+        ends = self.fixed_ends()
+        if place is not None and ends is not None:
+            destination[prefix + "ends"] = torch.tensor(ends, dtype=wide_dtype(place), device=place)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        *_, unexpected, errors = args
+        with self._local_as_buffers():
+            super()._load_from_state_dict(state, prefix, *args)
+            stateful = next((True for _ in (*self.parameters(), *self.buffers())), False)
+        if not stateful:
+            return
+        if prefix + "ends" in unexpected:
+            unexpected.remove(prefix + "ends")
+        saved, own = self.ends_in(state, prefix), self.ends_with(state, prefix)
+        if saved is None or own is None or not readable(saved):
+            return
+        rounded = torch.tensor(own, dtype=torch.float64, device="cpu").to(saved.dtype)  # as the state is
+        if not torch.allclose(saved.detach().cpu(), rounded, rtol=1e-6, atol=1e-6):
+            name, hint = type(self).__name__, "make this module with the ends of the state"
+            what = f"have the ends of this module, λ_max = {own[0]:g} and λ_min = {own[1]:g}"
+            came = f"λ_max = {saved[0]:g} and λ_min = {saved[1]:g}"
+            errors.append(must(f"{name}.load_state_dict", "state_dict", what, came, hint))
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

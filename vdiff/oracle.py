@@ -15,7 +15,7 @@ from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.errors import check_data, must
-from vdiff.gaussian import kl_to_normal
+from vdiff.gaussian import RestorableModule, kl_to_normal
 from vdiff.parameterization import Eps, Prediction
 
 Array = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]] | Tensor
@@ -23,7 +23,7 @@ REACH, FINENESS = 11.0, 0.05  # a quadrature grid in z: so many standard deviati
 PIECE = 512  # points at a time
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(RestorableModule):
     """x ~ Σ_k w_k N(m_k, Σ_k): weights (K,), means (K, d), covariances (K, d, d), or (K, d) where diagonal.
 
     >>> oracle = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
@@ -52,10 +52,10 @@ class GaussianMixture(nn.Module):
         variances, axes = (c, None) if c.ndim == 2 else torch.linalg.eigh(c)
         if not (variances >= 0).all():
             raise ValueError(must(name, "covariances", "have no negative eigenvalue", variances.min().item()))
-        self.register_buffer("weights", w / w.sum())
-        self.register_buffer("means", m)
-        self.register_buffer("variances", variances.clone())
-        self.register_buffer("axes", axes)
+        self.register_constructed("weights", w / w.sum())
+        self.register_constructed("means", m)
+        self.register_constructed("variances", variances.clone())
+        self.register_constructed("axes", axes)
 
     @property
     def dims(self) -> int:

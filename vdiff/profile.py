@@ -2,16 +2,17 @@
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdiff.errors import check_positive_int, must
+from vdiff.gaussian import PreciseModule
 
 
-class Profile(nn.Module):
+class Profile(PreciseModule):
     """E‖e‖² and E‖e‖⁴ by λ, in equal bins, with counts and standard errors.
 
-    Statistics are sums, kept in float64 as buffers: profiles of several ranks or runs are merged by adding them
-    (`merge`), and a state dict restores them. Values are whatever is passed to `update`, usually
+    Statistics are sums in float64, which move and are saved as buffers are: profiles of several ranks or runs are merged by adding
+    them (`merge`), and a state dict restores them, with the ends that they belong to. DDP leaves them as they are on each rank. Values are whatever is passed to `update`, usually
     `prediction.squared_error(x, eps)`, summed over dimensions.
 
     >>> profile = Profile(-5.0, 5.0, bins=2)
@@ -29,7 +30,14 @@ class Profile(nn.Module):
             raise ValueError(must("Profile", "logsnr_min", f"be below logsnr_max = {logsnr_max}", logsnr_min))
         self.logsnr_min, self.logsnr_max, self.bins = float(logsnr_min), float(logsnr_max), bins
         # Σ 1, Σ v, Σ v² over observations; Σ n², Σ n S, Σ S² over clusters of n observations that sum to S
-        self.register_buffer("sums", torch.zeros(6, bins, dtype=torch.float64))
+        self.register_local("sums", torch.zeros(6, bins, dtype=torch.float64))
+
+    def reset_parameters(self) -> None:
+        """Forget everything."""
+        self.sums.zero_()
+
+    def fixed_ends(self) -> tuple[float, float]:
+        return self.logsnr_max, self.logsnr_min
 
     @torch.no_grad()
     def update(self, logsnr: Float[Tensor, " n"], value: Float[Tensor, " n"], cluster: Int[Tensor, " n"] | None = None) -> None:

@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdiff.errors import check_on_chain, check_positive_int, finite, must
-from vdiff.gaussian import moving_only
+from vdiff.gaussian import PreciseModule
 from vdiff.times import stratified
 
 
-class LossSecondMoment(nn.Module):
+class LossSecondMoment(PreciseModule):
     """Steps i = 1 … T drawn with p_i ∝ √E[L_i²], from the last `memory` losses seen at each; uniform until all have as many.
 
     Of independent draws these have the least variance among all p, as far as the memory knows it; weights 1/(T p_i) keep every mean what it is under uniform i. A share
@@ -49,7 +49,12 @@ class LossSecondMoment(nn.Module):
             raise ValueError(must("LossSecondMoment", "uniform", "be a share, at most 1", uniform))
         self.register_buffer("history", torch.zeros(steps, memory, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(steps, dtype=torch.long))
-        self.register_buffer("noted", torch.zeros(2, steps, dtype=torch.float64))  # Σ loss² and their number since `remember`
+        self.register_local("noted", torch.zeros(2, steps, dtype=torch.float64))  # Σ loss² and their number since `remember`
+
+    def reset_parameters(self) -> None:
+        """Forget everything."""
+        for tensor in (self.history, self.count, self.noted):
+            tensor.zero_()
 
     def probabilities(self) -> Float[Tensor, " steps"]:
         """p_i of every step, in float64.
@@ -125,10 +130,6 @@ class LossSecondMoment(nn.Module):
         seen = count.nonzero()[:, 0]
         self.update((seen + 1) / self.steps, (square[seen] / count[seen]).sqrt())
         self.noted.zero_()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LossSecondMoment":
-        module: LossSecondMoment = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
-        return module
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}, memory={self.memory}, uniform={self.uniform}"

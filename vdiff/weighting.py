@@ -201,9 +201,14 @@ class MSE(Weighting):
             if isinstance(schedule, Law):
                 raise TypeError(must("MSE", "schedule", "be a Schedule where steps are given", repr(schedule)))
         self.schedule, self.parameterization, self.steps = schedule, parameterization, steps
-        if isinstance(schedule, Schedule):  # the level at t = 0 is the decoder's: a chain's loss starts at the next
-            start = torch.tensor(0.0 if steps is None else 1 / steps, dtype=torch.float64, device="cpu")
-            self._first: float = schedule(start).item()
+        self._take_first()
+        self.register_load_state_dict_post_hook(MSE._take_first)  # type: ignore[no-untyped-call]
+
+    def _take_first(self, *_: object) -> None:
+        """The level at t = 0 is the decoder's: a chain's loss starts at the next."""
+        if isinstance(self.schedule, Schedule) and home(self.schedule).type != "meta":
+            start = torch.tensor(0.0 if self.steps is None else 1 / self.steps, dtype=torch.float64, device="cpu")
+            self._first: float = self.schedule(start).item()
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         kappa2 = self.parameterization.kappa2(logsnr)

@@ -134,7 +134,7 @@ def immse(
     else:
         known = -gaussian.log_prob(clean)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)  # clean, noisy
-    rate, places = schedule.rate(ends), draws + 2
+    rate, places = schedule.levels(ends)[1], draws + 2
 
     def twin(z: Tensor, logsnr: Tensor) -> Any:
         return gaussian(z.flatten(1), logsnr)

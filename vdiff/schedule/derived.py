@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,18 @@ class Shifted(Schedule):
         shift = finite("Shifted", "shift", shift)
         super().__init__(schedule.logsnr_max + shift, schedule.logsnr_min + shift)
         self.schedule, self.shift = schedule, shift
+
+    def ends(self, pin: bool = True) -> tuple[Tensor | float, Tensor | float]:
+        high, low = self.schedule.ends()
+        return high + self.shift, low + self.shift
+
+    def fixed_ends(self) -> tuple[float, float]:
+        return self.logsnr_max, self.logsnr_min
+
+    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+        schedule = self.schedule
+        high, low = schedule.ends_with(state, prefix + "schedule.") or (schedule.logsnr_max, schedule.logsnr_min)
+        return high + self.shift, low + self.shift
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         return self.schedule.logsnr_at(t) + self.shift

@@ -32,7 +32,7 @@ class Histogram(Schedule):
             i = int(bad.nonzero()[0])
             hint = "a bin that is never looked at is left out of the loss: mix in a little of the uniform density"
             raise ValueError(must(type(self).__name__, "mass", "be finite and positive", f"{mass[i]:g} in bin {i}", hint))
-        self.register_buffer("mass", mass / mass.sum())
+        self.register_constructed("mass", mass / mass.sum())
 
     @classmethod
     def proportional(

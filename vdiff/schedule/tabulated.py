@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, must, readable
 from vdiff.schedule.base import Schedule
 
 
@@ -51,13 +51,27 @@ class Tabulated(Schedule):
                 )
             )
         super().__init__(table[0].item(), table[-1].item())
-        self.register_buffer("table", table)
+        self.register_constructed("table", table)
         self.steps = len(table) - 1
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._take_ends()
+
+    def fixed_ends(self) -> None:
+        return None
+
+    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+        table = state.get(prefix + "table")  # it brings the ends
+        return (table[0].item(), table[-1].item()) if isinstance(table, Tensor) and readable(table) else None
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
+        self._take_ends()
+
+    def _take_ends(self) -> None:
         if self.table.device.type != "meta":
-            self._ends, self._checked = (self.table[0].item(), self.table[-1].item()), False
+            self._ends = self.table[0].item(), self.table[-1].item()
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | np.ndarray | Tensor) -> "Tabulated":

@@ -149,7 +149,8 @@ class Trainer:
     def rehearse(self) -> None:
         """One backward pass that leaves no trace: with a static graph, DDP looks in the first for parameters without a gradient, and only
         after it can micro-batches go unsynchronised."""
-        buffers = list(self.objective.buffers())
+        learned = {name for name, _ in self.objective.named_parameters()}
+        buffers = [value for name, value in self.objective.state_dict().items() if name not in learned]
         before = [buffer.clone() for buffer in buffers]
         self.losses(self.state.step, 0).sum().backward()  # type: ignore[no-untyped-call]
         for buffer, value in zip(buffers, before, strict=True):
