@@ -1,5 +1,6 @@
 """Likelihood evaluation: bounds and exact values with error bars, and the suite that verifies them."""
 
+from vdiff.likelihood.conditions import Shared
 from vdiff.likelihood.control import GaussianError, NoiseNorm
 from vdiff.likelihood.density import Independent, Sobol, Stratified
 from vdiff.likelihood.dequantise import DequantizedLikelihood, TruncatedNormal, Uniform, dequantized_ode
@@ -31,6 +32,7 @@ __all__ = [
     "Replicated",
     "Report",
     "Share",
+    "Shared",
     "Sobol",
     "Stratified",
     "TruncatedNormal",

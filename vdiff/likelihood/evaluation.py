@@ -60,7 +60,9 @@ def evaluate(
 
     Args:
         model, data, schedule, decoder, steps, condition: as in `elbo`; of the schedule only the ends count in continuous
-            time. A condition with a row for each image goes along with it.
+            time. A condition with a row for each image goes along with it: a tensor, an array or a
+            list whose first size is the number of images, also inside mappings and lists.
+            `Shared(value)` is a condition that all images share.
         tolerance: the Monte Carlo standard error of the total to reach, in bits/dim.
         budget: at most so many network evaluations after the pilot.
         draws: times in a grid, hence model evaluations per image and replicate: 32, or with a tolerance what the pilot finds
@@ -76,6 +78,7 @@ def evaluate(
         record: what else belongs to the protocol, such as the decay of averaged weights.
 
     Raises:
+        TypeError, ValueError: where it is not clear which image a condition belongs to.
         ValueError: where the bound of an image is not finite, naming it and the λ; where the tolerance is beyond the budget,
             naming the one that would do; where x̂ would be clipped; and as `elbo`.
 

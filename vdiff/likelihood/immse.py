@@ -23,7 +23,8 @@ from torch import Tensor
 
 from vdiff.errors import check_data, check_finite, check_positive_int, must
 from vdiff.gaussian import wide
-from vdiff.likelihood.integrand import Finite, evaluating, of_rows
+from vdiff.likelihood.conditions import check_conditions, of_rows
+from vdiff.likelihood.integrand import Finite, evaluating
 from vdiff.likelihood.pieces import (
     Course,
     Progress,
@@ -102,8 +103,8 @@ def immse(
         batch: how many (example, time) pairs the model sees at once, but at least one example's.
         seed: of times and noise, which are a function of it and the example's place.
         progress: called as progress(done, all) with numbers of repetitions of examples.
-        share, resume, checkpoint, record: as in `evaluate`.
-        model, condition: as in `weighted_elbo`.
+        share, resume, checkpoint, record, condition: as in `evaluate`.
+        model: as in `weighted_elbo`.
 
     Raises:
         TypeError, ValueError: as `weighted_elbo`, and where the model is not finite: for which example, at which λ.
@@ -127,6 +128,7 @@ def immse(
     if not isinstance(gaussian, Gaussian):
         raise TypeError(must("immse", "gaussian", "be a Gaussian", repr(gaussian), "vdiff.oracle.Gaussian.fit(data)"))
     check_dims("immse", "gaussian", gaussian, x)
+    check_conditions("immse", condition, len(x))
     clean = wide(x).flatten(1)
     if discrete:
         top = torch.full((len(x),), float(schedule.logsnr_max), dtype=torch.float64)

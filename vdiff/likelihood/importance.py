@@ -17,7 +17,8 @@ from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
 from vdiff.errors import check_positive_int, must
 from vdiff.gaussian import Step, alpha
-from vdiff.likelihood.integrand import Finite, evaluating, of_rows
+from vdiff.likelihood.conditions import check_conditions, of_rows
+from vdiff.likelihood.integrand import Finite, evaluating
 from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of, told, weights_of
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.replicated import Replicated
@@ -104,13 +105,13 @@ def path_importance(
     A weight is exp(−log_ratio) of `path_bound`: p(x, z₀ … z₁)/q(z₀ … z₁ | x). It costs T evaluations of the model for each path.
 
     Args:
-        model, data, schedule, decoder, steps, condition: as in `path_bound`.
+        model, data, schedule, decoder, steps: as in `path_bound`.
         samples: K, the paths of one bound.
         replicates: independent bounds of each example, for its standard error; at least 2.
         batch: how many paths the model sees at once.
         seed: of the noise, which is a function of it, the replicate and the example's place, as long as K ≤ batch.
         progress: called as progress(done, all) with numbers of bounds of examples.
-        share, resume, checkpoint, record: as in `evaluate`.
+        share, resume, checkpoint, record, condition: as in `evaluate`.
 
     Raises:
         TypeError, ValueError: as `path_bound`, and where the model is not finite: for which example, at which λ.
@@ -131,6 +132,7 @@ def path_importance(
     check_decoder(name, decoder, schedule)
     with torch.no_grad():  # so that values are checked
         encoded = decoder.encode(data)
+    check_conditions(name, condition, len(data))
     together = min(samples, batch)  # paths of one example in a batch
 
     def piece(replicate: int, rows: Tensor) -> State:

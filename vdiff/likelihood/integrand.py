@@ -12,6 +12,7 @@ from vdiff.decoder import Decoder
 from vdiff.denoiser import evaluation_mode
 from vdiff.errors import check_batch, must
 from vdiff.gaussian import at_least_float32
+from vdiff.likelihood.conditions import check_conditions, of_kept, of_rows
 from vdiff.loss import Model, check_call, check_decoder, elbo, full_precision
 from vdiff.parameterization import Prediction
 from vdiff.schedule import Linear, Schedule
@@ -59,6 +60,7 @@ class Integrand:
         check_chain(name, None, schedule, steps)
         check_decoder(name, decoder, schedule)
         check_batch(name, data, "data")
+        check_conditions(name, condition, len(data))
         self.name = name
         self.models, self.data, self.decoder, self.steps, self.condition = [model], data, decoder, steps, condition
         self.base = Linear(schedule.logsnr_max, schedule.logsnr_min) if steps is None else schedule
@@ -152,19 +154,10 @@ class Difference(Integrand):
         return first - second
 
 
-def of_rows(condition: dict[str, Any], rows: Tensor, images: int) -> dict[str, Any]:
-    """A condition with what has a row for each image taken at some of them.
-
-    >>> of_rows({"label": torch.tensor([5, 6, 7]), "scale": 2.0}, torch.tensor([2, 0]), 3)
-    {'label': tensor([7, 5]), 'scale': 2.0}
-    """
-    return {word: v[rows.to(v.device)] if isinstance(v, Tensor) and v.shape[:1] == (images,) else v for word, v in condition.items()}
-
-
 def finite_images(data: Tensor, condition: dict[str, Any]) -> tuple[Tensor, dict[str, Any], Tensor]:
     """The images without NaN or infinity, their conditions, and their numbers among all."""
     kept = torch.isfinite(data).flatten(1).all(1).nonzero()[:, 0]
-    return data[kept], of_rows(condition, kept, len(data)), kept.cpu()
+    return data[kept], of_kept(condition, kept, len(data)), kept.cpu()
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from torch import Tensor
 from vdiff.errors import check_data, check_finite, finite, must
 from vdiff.flow import solve
 from vdiff.gaussian import alpha, at_least_float32, bits_per_dim, sigma, sum_dims, wide, wide_number
-from vdiff.likelihood.integrand import evaluating, of_rows
+from vdiff.likelihood.conditions import check_conditions, of_rows
+from vdiff.likelihood.integrand import evaluating
 from vdiff.likelihood.pieces import (
     Course,
     Progress,
@@ -112,7 +113,7 @@ def ode_likelihood(
         seed: of the probes.
         progress: called as progress(done, all) with numbers of examples.
         share, resume, checkpoint, record: as in `evaluate`; a state is kept after every batch.
-        condition: passed on to the model, (n, …) tensors by rows.
+        condition: passed on to the model, by rows as in `evaluate`.
 
     Raises:
         SolverError: where the solver gives up, or the model is not finite: which example, which λ.
@@ -203,6 +204,7 @@ class FlowSolver:
         rows: int,
     ) -> None:
         check_call(name, model, schedule, None, condition)
+        check_conditions(name, condition, rows)
         self.name, self.model, self.schedule, self.prior, self.trace = name, model, schedule, prior, trace
         self.tolerance, self.solver = finite(name, "tolerance", tolerance, above=0.0), solver
         self.condition, self.rows = condition, rows

@@ -1,17 +1,20 @@
 """Long estimates in pieces: an example at a time in each repetition, shared over processes, told of, kept and taken up again."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vdiff.errors import check_positive_int, must
+from vdiff.likelihood.conditions import Shared
 from vdiff.oracle import GaussianMixture
 
 State = dict[str, Tensor]
 Progress = Callable[[int, int], None]
+FEW = 8  # so many entries of a list stand in a protocol as they are
 
 
 def data_hash(data: Tensor) -> str:
@@ -58,12 +61,32 @@ def check_dims(name: str, argument: str, law: GaussianMixture, x: Tensor) -> Non
 
 
 def told(condition: Mapping[str, object]) -> dict[str, object]:
-    """What a model is told beside z and λ: numbers as they are, tensors by their hash.
+    """Conditions as plain data. Tensors, arrays and long lists are known by a hash.
 
-    >>> told({"scale": 2.0})
-    {'scale': 2.0}
+    >>> told({"scale": 2.0, "text": "a word"})
+    {'scale': 2.0, 'text': 'a word'}
     """
-    return {word: data_hash(v) if isinstance(v, Tensor) else v for word, v in condition.items()}
+    return {str(word): _told(value) for word, value in condition.items()}
+
+
+def _told(value: object) -> object:
+    if isinstance(value, Tensor):
+        return data_hash(value)
+    if isinstance(value, Mapping):
+        return told(value)
+    if isinstance(value, Shared):
+        return {"shared": _told(value.value)}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        entries = [_told(entry) for entry in value]
+        return entries if len(entries) <= FEW else _digest(f"{entries}".encode())
+    if hasattr(value, "__array__") and np.ndim(value):
+        array = np.asarray(value)
+        return _digest(f"{array.dtype} {array.tolist()}".encode())
+    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
+
+
+def _digest(known: bytes) -> str:
+    return hashlib.sha256(known).hexdigest()[:16]
 
 
 def weights_of(*models: object) -> list[str]:

@@ -18,7 +18,8 @@ class Validation:
     """The bound of held-out images with its errors, for `train(…, validate=Validation(images))`.
 
     Every call uses the same times, stratified for each image, and the same noise, so that two points of a curve differ by
-    what was learned between them. Processes share the images. Further keywords are conditions with a row for each image.
+    what was learned between them. Processes share the images. Further keywords are conditions, as
+    in `evaluate`.
 
     >>> from vdiff.training import Config
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
