@@ -10,8 +10,8 @@ import pytest
 import vdiff
 
 LAYERS = (
-    "errors", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "reverse", "weighting", "bound", "decoder", "denoiser", "oracle",
-    "loss", "chain", "flow", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics", "recipes", "describe", "theorems", "plots", "nn", "disk", "data", "training", "cli",
+    "errors", "extras", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "reverse", "weighting", "bound", "decoder", "denoiser", "oracle",
+    "loss", "chain", "flow", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics", "recipes", "describe", "theorems", "plots", "nn", "disk", "terminal", "data", "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

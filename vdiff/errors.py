@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 
 OLDEST_TORCH = (2, 10)
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "Storage size calculation overflowed",
+    "ALLOC_FAILED",
+)
 
 
 def check_torch(version: str) -> None:
@@ -53,12 +61,32 @@ def transformed(v: Tensor) -> bool:
 
 
 def must(function: str, argument: str, requirement: str, got: object, hint: str = "") -> str:
-    """The text of an error: `<function>: argument '<name>' must …; got …`, and the likely mistake.
+    """The text of an error in one line: `<function>: argument '<name>' must …; got …`, and the likely mistake.
 
     >>> must("f", "t", "lie within [0, 1]", 3, "divide the step by their number")
     "f: argument 't' must lie within [0, 1]; got 3 (divide the step by their number)"
     """
-    return f"{function}: argument '{argument}' must {requirement}; got {got}" + (f" ({hint})" if hint else "")
+    return printable(f"{function}: argument '{argument}' must {requirement}; got {got}" + (f" ({hint})" if hint else ""))
+
+
+def printable(text: str) -> str:
+    """Text with everything escaped that a terminal does not show as it is: a name from a file must not move its cursor.
+
+    >>> print(printable("a red \x1b[31mname"))
+    a red \x1b[31mname
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of a GPU or of this machine.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(ValueError("a wrong shape"))
+    (True, False)
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import check_data, check_generator, check_like, check_positive_int, check_times, checking, did_you_mean, must
+from vdiff.errors import (
+    check_data,
+    check_generator,
+    check_like,
+    check_positive_int,
+    check_times,
+    checking,
+    did_you_mean,
+    must,
+    out_of_memory,
+)
 from vdiff.gaussian import Step, at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
@@ -272,7 +282,7 @@ def _asked(name: str, model: Model, z: Tensor, logsnr: Tensor, condition: dict[s
     try:
         return model(z, logsnr, **condition)
     except Exception as error:
-        if not hasattr(model, "parameterization"):
+        if not hasattr(model, "parameterization") and not out_of_memory(error):
             error.add_note(
                 f"{name}: this came from within model(z, logsnr), with logsnr in float64. If it is a bare network, wrap it, and say what it "
                 "predicts and wants to be told: Denoiser(network, V(), time=…)"

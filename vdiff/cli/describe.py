@@ -1,6 +1,7 @@
 """Describe what an objective really optimises: its weighting over log-SNR, whether that is a likelihood, where its signal lies.
 
-An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` of yours.
+An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` of yours. FILE.py is run as a Python program: name
+only a file that you trust.
 """
 
 import argparse
@@ -8,7 +9,9 @@ from pathlib import Path
 
 from vdiff.cli.load import from_file
 from vdiff.describe import Description, describe
+from vdiff.errors import printable
 from vdiff.recipes import RECIPES
+from vdiff.terminal import say
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("objective", nargs="?", help=f"FILE.py:NAME, or one of {', '.join(RECIPES)}")
     parser.add_argument("--compare", nargs="+", default=[], metavar="OTHER", help="others to set beside it")
     parser.add_argument("--all", action="store_true", help="every published recipe, as one table")
-    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw weightings, densities and signals")
+    parser.add_argument("--figure", metavar="PNG", help="draw weightings, densities and signals")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,15 +42,18 @@ def run(options: argparse.Namespace) -> int:
     if names[0] is None:
         raise ValueError("name an objective, or --all")
     described = [describe(from_file(name) if ":" in name else name) for name in names]
-    if len(described) == 1 or not options.all:
-        print(described[0])
-    if len(described) > 1:
-        print(_table(described))
-    if options.figure:
+    figure = None if options.figure is None else Path(options.figure)
+    if figure is not None:
         from vdiff import plots
 
-        plots.objectives(options.figure, {one.recipe.name: one for one in described})
-        print(f"figure in {options.figure}")
+        figure = figure if figure.suffix else figure.with_suffix(".png")
+        plots.objectives(figure, {one.recipe.name: one for one in described})
+    if len(described) == 1 or not options.all:
+        say(described[0])
+    if len(described) > 1:
+        say(_table(described))
+    if figure is not None:
+        say(f"figure in {printable(str(figure))}")
     return 0
 
 

@@ -16,24 +16,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vdiff.cli.load import device_of
 from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS
 from vdiff.decoder import Levels
-from vdiff.errors import did_you_mean, must
-from vdiff.likelihood import Comparison, Report, TruncatedNormal, Uniform, compare, dequantized_ode
+from vdiff.errors import did_you_mean, must, printable
+from vdiff.extras import extra
+from vdiff.likelihood import Comparison, Report, Share, TruncatedNormal, Uniform, compare, dequantized_ode
 from vdiff.likelihood import evaluate as evaluate_bound
 from vdiff.objective import Objective
 from vdiff.oracle import Gaussian
-from vdiff.training import Run, here, processes
-from vdiff.training.run import write_aside
-from vdiff.training.share import share_of_rank
+from vdiff.terminal import Bar, say
+
+if TYPE_CHECKING:
+    from vdiff.training import Run
 
 DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name in DATASETS}
 SPLITS = ("test", "selection", "train")
@@ -81,6 +81,12 @@ def run(options: argparse.Namespace) -> int:
         ...
     ValueError: Run: argument 'folder' must hold a config.json; got ...
     """
+    from vdiff.training import Run, here, processes
+    from vdiff.training.run import write_aside
+
+    if options.ode:
+        with extra("ode"):  # before the bound is computed
+            import torchdiffeq  # noqa: F401
     source = Run(options.run)
     config, device = source.config, device_of(options.device)
     objective = source.load().to(device)
@@ -109,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     _check_shape(source, images)
     record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0], "weights file": weights_hash(source)}
     out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
-    if not os.access(out.parent, os.W_OK):
+    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
         raise ValueError(must("evaluate", "out", "be in a folder that can be written to", str(out.parent), "--out FILE"))
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
     with processes():
@@ -131,10 +137,17 @@ def run(options: argparse.Namespace) -> int:
                 report, failed = with_ode(report, kept, objective, images, train, options, settings)
         if first:
             write_aside(out, json.dumps(report.asdict() | ({"failed": failed} if failed else {}), indent=2, allow_nan=False) + "\n")
-            print(report, *(f"FAILED: {name}: {why}" for name, why in failed.items()), sep="\n")
-            print(f"{time.monotonic() - started:.0f} s; in {out}")
+            say(report, *(f"FAILED: {name}: {why}" for name, why in failed.items()))
+            say(f"{time.monotonic() - started:.0f} s; in {printable(str(out))}")
     kept.clear()
     return 1 if failed else 0
+
+
+def share_of_rank() -> Share:
+    """The part of the images that this process evaluates."""
+    from vdiff.training import share
+
+    return share.share_of_rank()
 
 
 def with_ode(
@@ -216,6 +229,8 @@ class Kept:
 
     def write(self) -> None:
         """Write the latest state, if there is one."""
+        from safetensors.torch import save_file
+
         if self.latest:
             aside = self.path.with_suffix(".partial")
             save_file(self.latest, aside)
@@ -224,6 +239,9 @@ class Kept:
 
     def state(self) -> dict[str, Tensor] | None:
         """What an interrupted command left."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         try:
             return load_file(self.path) if self.path.is_file() else None
         except SafetensorError as error:
@@ -245,14 +263,14 @@ def images_of(name: str, split: str, folder: str) -> Images:
     return images
 
 
-def _check_shape(run: Run, images: Tensor) -> None:
+def _check_shape(run: "Run", images: Tensor) -> None:
     """Raise for images of another shape than those that a run was trained on."""
     came, shape = list(images.shape[1:]), list(run.config.shape)
     if came != shape:
         raise ValueError(must("evaluate", "data", f"be images of shape {shape}, as {run.folder.name} was trained on", came))
 
 
-def _check_alike(other: Run, objective: Objective, images: Tensor, *chains: int | None) -> None:
+def _check_alike(other: "Run", objective: Objective, images: Tensor, *chains: int | None) -> None:
     """Raise where the two bounds would not be of one kind, warn where the other network is asked beyond the levels it was trained on.
     `chains` are the runs' own, where none is given for both."""
     _check_shape(other, images)
@@ -269,7 +287,7 @@ def _check_alike(other: Run, objective: Objective, images: Tensor, *chains: int 
         warnings.warn(f"{what}: the difference is not that of the two bounds; {hint}", stacklevel=2)
 
 
-def weights_hash(run: Run) -> str:
+def weights_hash(run: "Run") -> str:
     """The first 16 hexadecimal digits of SHA-256 over the averaged weights' file."""
     return hashlib.sha256(run.weights().read_bytes()).hexdigest()[:16]
 
@@ -277,15 +295,8 @@ def weights_hash(run: Run) -> str:
 @contextmanager
 def progress_bar(quiet: bool, label: str = "", unit: str = "eval") -> Iterator[Any]:
     """A bar for `progress=`; its total grows when the second stage is known."""
-    from tqdm import tqdm
-
-    with tqdm(total=0, unit=unit, desc=label, disable=quiet, dynamic_ncols=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
+    with Bar(unit=unit, label=label, quiet=quiet) as bar:
+        yield bar.to
 
 
 __all__ = ["add", "run"]

@@ -9,8 +9,10 @@ import argparse
 from pathlib import Path
 
 from vdiff.cli.load import from_file
+from vdiff.errors import must
 from vdiff.likelihood import verify_estimators
 from vdiff.likelihood.verify import cases
+from vdiff.terminal import say
 from vdiff.theorems import verify
 from vdiff.theorems.pages import errata_page, theorem_page
 
@@ -28,12 +30,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="FILE.py:NAME",
         help="a model of yours, with data as FILE.py:data beside it: what holds of any network; with --estimators a function from an "
-        "oracle to a model of your class, for instance lambda oracle: Denoiser(MyNetworkAround(oracle), V())",
+        "oracle to a model of your class, for instance lambda oracle: Denoiser(MyNetworkAround(oracle), V()). FILE.py is run as a Python "
+        "program: name only a file that you trust",
     )
     parser.add_argument("--estimators", action="store_true", help="the estimators of bits instead of the theorems")
     parser.add_argument("--points", type=int, default=256, help="data points of each case of --estimators (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of --estimators (default: %(default)s)")
-    parser.add_argument("--pages", type=Path, metavar="FOLDER", help="write theorems.md and errata.md instead, as in docs/")
+    parser.add_argument("--pages", metavar="FOLDER", help="write theorems.md and errata.md instead, as in docs/")
     parser.add_argument("--errata", action="store_true", help="the errata of the sources instead of the theorems")
 
 
@@ -47,19 +50,21 @@ def run(options: argparse.Namespace) -> int:
     0
     """
     if options.pages:
+        if not Path(options.pages).is_dir():
+            raise ValueError(must("verify", "pages", "be a folder that is there", options.pages))
         for name, page in (("theorems", theorem_page), ("errata", errata_page)):
-            (options.pages / f"{name}.md").write_text(page(), encoding="utf-8")
+            (Path(options.pages) / f"{name}.md").write_text(page(), encoding="utf-8")
         return 0
     if options.estimators:
         given = {"model": from_file(options.model)} if options.model else {}
         found = verify_estimators(**given, names=options.names or None, points=options.points, seed=options.seed)
-        print(found)
+        say(found)
         return 1 if found.failed else 0
     model = data = None
     if options.model:
         model, data = from_file(options.model), from_file(options.model.rpartition(":")[0] + ":data")
     report = verify(model, data, names=options.names or None, errata=options.errata)
-    print(report)
+    say(report)
     return 0 if report.ok else 1
 
 

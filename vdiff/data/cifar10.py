@@ -13,6 +13,7 @@ import torch
 from vdiff.data.file import File
 from vdiff.data.images import Images
 from vdiff.data.plain import read_plain
+from vdiff.disk import absolute
 from vdiff.errors import must
 
 SHAPE, CLASSES, BATCH = (3, 32, 32), 10, 10_000
@@ -128,7 +129,7 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
     Traceback (most recent call last):
     ValueError: dataset: argument 'folder' must hold CIFAR-10; got nothing of it in /nowhere (put cifar-10-binary.tar.gz (170,052,171 ...
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = absolute("dataset", "folder", folder)
     found = _find(folder)
     reason = ""
     if found is None and download:

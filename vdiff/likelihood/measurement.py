@@ -19,6 +19,7 @@ from vdiff.profile import Profile
 from vdiff.times import generator_of
 
 DRAWS, FEWEST = 32, 1024  # per grid where nothing else is said; of a pilot
+TOLERANCES, MOST = (1e-12, 1e12), 10**15  # bits/dim between which nothing overflows; network evaluations that nobody waits for
 _ALONE = Share()
 BINS = 40  # of the curves by log-SNR
 ENOUGH = 30  # degrees of freedom that the first stage must have before it decides on the second
@@ -47,7 +48,10 @@ class Effort:
         if self.replicates < 2:
             raise ValueError(must(name, "replicates", "be at least 2", self.replicates, "one grid has no standard error"))
         if self.tolerance is not None:
-            finite(name, "tolerance", self.tolerance, above=0.0, hint="a standard error in bits/dim, for instance 0.005")
+            hint = "a standard error in bits/dim, for instance 0.005"
+            low, high = TOLERANCES
+            if not low <= finite(name, "tolerance", self.tolerance, above=0.0, hint=hint) <= high:
+                raise ValueError(must(name, "tolerance", f"lie between {low:g} and {high:g}", f"{self.tolerance:g}", hint))
         elif self.budget is not None:
             raise ValueError(
                 must(name, "budget", "come with tolerance", self.budget, "without one, draws and replicates say how much is drawn")
@@ -203,6 +207,9 @@ class Evaluation:
         assert tolerance is not None
         replicates = max(first.replicates, int(replicates_for(tolerance / self.scale, first.variances()[3])))
         cost = self._cost(replicates)
+        if cost > MOST:
+            what = f"be within reach of {MOST:g} network evaluations"
+            raise ValueError(must(self.integrand.name, "tolerance", what, f"{tolerance:g} bits/dim", f"it takes {cost:.1e}"))
         if budget is not None and cost > budget:
             reached = mean_error(first.variances()[3], 1, 2)[0].item() * self.scale * math.sqrt(self._cost(1) / budget)
             self._beyond_budget(f"a budget of {cost:,} would do; {budget:,} reaches about {reached:.2g}")

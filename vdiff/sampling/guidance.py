@@ -74,7 +74,9 @@ class Guided(Wrapped):
             error = ValueError if isinstance(unconditional, Mapping) else TypeError
             hint = "for instance {'label': null class}"
             raise error(must("Guided", "unconditional", "name what replaces the condition", repr(unconditional), hint))
-        self.scale, self.unconditional = finite("Guided", "scale", scale), dict(unconditional)
+        if abs(finite("Guided", "scale", scale)) > torch.finfo(torch.float32).max:
+            raise ValueError(must("Guided", "scale", "be a number of float32", f"{scale:g}", "2 is a common one"))
+        self.scale, self.unconditional = float(scale), dict(unconditional)
         self.interval = None if interval is None else _interval(interval)
 
     @property

@@ -1,6 +1,7 @@
 """A run folder: config.json, checkpoints, the averaged weights, log.jsonl, figures. Everything a later command needs."""
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from vdiff.disk import commit
+from vdiff.disk import absolute, commit
 from vdiff.errors import did_you_mean, must
 from vdiff.likelihood.protocol import version
 from vdiff.objective import Objective
@@ -43,7 +44,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, config: Config | None = None) -> None:
-        self.folder = Path(folder).expanduser().resolve()  # once: the working directory may change
+        self.folder = absolute("Run", "folder", folder)  # once: the working directory may change
         self.keep = 3
         self._lock: FileLock | None = None
         if config is None:
@@ -204,10 +205,11 @@ class Run:
         return True
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append one line to log.jsonl."""
+        """Append one line to log.jsonl, behind one that a full disk cut off."""
         if here().first:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            with (self.folder / "log.jsonl").open("ab+") as file:
+                torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
+                file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
 
     def history(self) -> list[dict[str, Any]]:
         """All lines of log.jsonl, but for those cut off by a crash."""
