@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_ndtr
+from scipy.special import erfcx, log_ndtr
 
-from vdiff import Categorical, DiscretizedGaussian, Eps, Prediction
-from vdiff.decoder import Gaussian, log_normal_interval
+from vdiff import Categorical, DiscretizedGaussian, Eps, Prediction, Range, X
+from vdiff.decoder import Gaussian, log_normal_cdf, log_normal_interval
 
 MEANS = torch.tensor([-3.0, -1.02, -1.0, -0.31, 0.0, 0.5, 0.9, 0.98, 1.0, 40.0], dtype=torch.float64)
 
@@ -164,6 +164,61 @@ def test_an_interval_of_the_normal_in_log_space(lower, upper):
     value.backward()
     want = [sign * math.exp(-0.5 * end**2 - 0.5 * math.log(2 * math.pi) - value.item()) for end, sign in ((lower, -1), (upper, 1))]
     assert [a.grad.item(), b.grad.item()] == pytest.approx(want, rel=1e-9, abs=1e-12 * max(map(abs, want)))
+
+
+def density_over_mass(lower, upper):
+    """φ(lower)/P and φ(upper)/P with P = Φ(upper) − Φ(lower), from φ/Φ = √(2/π)/erfcx(−x/√2)."""
+    flip = lower + upper > 0
+    low, high = np.where(flip, -upper, lower), np.where(flip, -lower, upper)
+    mass = -np.expm1(log_ndtr(low) - log_ndtr(high))  # P/Φ(high)
+    near = math.sqrt(2 / math.pi) / erfcx(-high / math.sqrt(2)) / mass
+    far = near * np.exp(0.5 * (high - low) * (high + low))
+    return np.where(flip, near, far), np.where(flip, far, near)
+
+
+@pytest.mark.parametrize("logsnr", [5.0, 9.21, 13.3, 20.0, 30.0, 35.0, 40.0])
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+def test_the_gradient_is_right_at_every_level_however_small_the_noise(logsnr, closed, learned):
+    """The mean is up to 1e9 standard deviations from the level; the variance may be learned."""
+    levels, means = 256, [-1.0, -0.31, 0.98, 3.0]
+    data = torch.arange(levels).repeat(len(means))[:, None]
+    mean = torch.tensor(means, dtype=torch.float64).repeat_interleave(levels)[:, None]
+    mean.requires_grad_()
+    head = torch.ones_like(mean, requires_grad=True)  # of a range: the noise of z₀ itself, σ = σ₀
+    clip = 0.1 * math.exp(-logsnr) if learned else None
+    decoder = DiscretizedGaussian(levels, closed=closed, denoise=True, clip=clip)
+
+    def nll(mean):
+        def predict(z, logsnr):
+            return Prediction(z, logsnr, mean, X(), Range(), head)
+
+        return decoder.nll(data, torch.zeros_like(mean), logsnr, predict).sum()
+
+    slopes = torch.autograd.grad(nll(mean), [mean, head] if learned else [mean])
+    std = math.exp(-0.5 * logsnr) * ((1 + math.exp(-logsnr)) ** -0.5 if learned else 1)
+    away, half = decoder.grid.numpy()[data] - mean.detach().numpy(), 0.5 * decoder.spacing
+    first, last = data.numpy() == 0, data.numpy() == levels - 1
+    lower = np.where(first, -1e15, (away - half) / std)
+    upper = np.where(last, 1e15, (away + half) / std)
+    by_lower, by_upper = density_over_mass(lower, upper)
+    by_std = np.where(last, 0, upper * by_upper) - np.where(first, 0, lower * by_lower)
+    by_head = 0.25 * (math.log(std**2) - math.log(0.1) + logsnr) * by_std
+    for slope, want in zip(slopes, [(by_upper - by_lower) / std, by_head], strict=False):
+        np.testing.assert_allclose(slope.numpy(), want, rtol=1e-8, atol=1e-8 / std)
+    single = mean.detach().float().requires_grad_()
+    nll(single).backward()
+    assert torch.isfinite(single.grad).all()
+
+
+@pytest.mark.parametrize("score", [-1e99, -1e9, -1e8, -1e6, -40.0, -1.0, 0.0, 1.0, 9.0, 40.0, 1e9])
+def test_the_logarithm_of_the_normal_cdf_and_its_slope(score):
+    x = torch.tensor([score, 0.5], dtype=torch.float64, requires_grad=True)
+    value = log_normal_cdf(x)
+    assert value.tolist() == pytest.approx(log_ndtr([score, 0.5]).tolist(), rel=1e-14)
+    value.sum().backward()
+    hazard = math.sqrt(2 / math.pi) / erfcx(-score / math.sqrt(2))
+    assert x.grad[0].item() == pytest.approx(hazard, rel=1e-14)
 
 
 @pytest.mark.parametrize("variance", [None, 0.3])

@@ -396,7 +396,7 @@ class DiscretizedGaussian(Levels):
         """log probability of the bin around `center` = x_k − mean."""
         lower, upper = (center - 0.5 * self.spacing) / std, (center + 0.5 * self.spacing) / std
         inner = log_normal_interval(lower, upper)
-        edge = torch.special.log_ndtr(torch.where(first, upper, -lower))
+        edge = log_normal_cdf(torch.where(first, upper, -lower))
         return torch.where(first | last, edge, inner)
 
     def extra_repr(self) -> str:
@@ -455,9 +455,27 @@ def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
     """
     flip = lower + upper > 0  # work in the lower tail, where Φ keeps its digits
     low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-    log_high = torch.special.log_ndtr(high)
-    log_p: Tensor = log_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - log_high))
+    log_high = log_normal_cdf(high)
+    log_p: Tensor = log_high + torch.log(-torch.expm1(log_normal_cdf(low) - log_high))
     return log_p
+
+
+def log_normal_cdf(score: Tensor) -> Tensor:
+    """log Φ(score), with a gradient that keeps its digits: −score far in the lower tail.
+
+    `torch.special.log_ndtr` has the same values, but computes its gradient as
+    e^{−score²/2 − log Φ}/√2π, with a relative error of 1e-16 · score². From −1e8 on that gradient
+    is zero or infinite.
+
+    >>> score = torch.tensor([-1e9], dtype=torch.float64, requires_grad=True)
+    >>> log_normal_cdf(score).sum().backward()
+    >>> score.grad
+    tensor([1.0000e+09], dtype=torch.float64)
+    """
+    # each formula overflows on the side of the other
+    below, above = score.clamp(max=0.0), score.clamp(min=0.0)
+    tail = torch.log(0.5 * torch.special.erfcx(below * -math.sqrt(0.5))) - 0.5 * below.square()
+    return torch.where(score < 0, tail, torch.log1p(-0.5 * torch.erfc(above * math.sqrt(0.5))))
 
 
 def _level(logsnr: Tensor | float, z: Tensor) -> Tensor:
@@ -487,4 +505,12 @@ def _check_variance(name: str, variance: float | None) -> float | None:
     return None if variance is None else finite(name, "variance", variance, above=0.0, hint="a variance, not its logarithm")
 
 
-__all__ = ["Categorical", "Decoder", "DiscretizedGaussian", "Gaussian", "Levels", "log_normal_interval"]
+__all__ = [
+    "Categorical",
+    "Decoder",
+    "DiscretizedGaussian",
+    "Gaussian",
+    "Levels",
+    "log_normal_cdf",
+    "log_normal_interval",
+]
