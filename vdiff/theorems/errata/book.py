@@ -244,7 +244,7 @@ def pixels_are_summed() -> Correction:
 
 @erratum(
     source=BOOK,
-    where="eq. 3.5 to 3.7",
+    where="eq. 3.7, from eq. 3.5 and 3.6",
     printed="½ [log σ̂² − log σ_θ² − 1 + e^{log σ_θ² − log σ̂²} + δ²/σ̂²]",
     right="½ [log σ_θ² − log σ̂² − 1 + e^{log σ̂² − log σ_θ²} + δ² e^{−log σ_θ²}], from eq. 3.4; eq. 3.5 takes the logarithm of the inverse of the "
     "ratio there, and the result is KL(p ‖ q)",

@@ -56,7 +56,7 @@ class Erratum:
 
     >>> from vdiff.theorems import ERRATA
     >>> ERRATA["kl-of-log-variances"].where
-    'eq. 3.7'
+    'eq. 3.7, from eq. 3.5 and 3.6'
     """
 
     name: str
