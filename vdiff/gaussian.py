@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vdiff.errors import must, readable
 
-PURE = -600.0  # stands for λ = −∞ in arithmetic: α is 1e-130 there, and nothing overflows in float64
+PURE = -600.0  # stands for λ = −∞ where it is computed with: α is 1e-130, and float64 holds e^600
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

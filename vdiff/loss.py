@@ -21,8 +21,9 @@ from vdiff.errors import (
     did_you_mean,
     must,
     out_of_memory,
+    readable,
 )
-from vdiff.gaussian import Step, at_least_float32, diffuse, prior_kl
+from vdiff.gaussian import PURE, Step, at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
@@ -34,6 +35,7 @@ Model = Callable[..., Prediction]
 WeightFunction = Callable[[Tensor], Tensor]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
+LARGEST = 1e30  # a weight beyond it is infinite, where −600 stands for −∞
 _ELBO = ELBO()
 _RAO_BLACKWELL = RaoBlackwell()
 _WORDS = ("schedule", "weighting", "decoder", "steps", "generator", "draws", "estimator", "bound_weight")
@@ -70,7 +72,7 @@ def weighted_elbo(
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a `Denoiser` or an oracle.
         x: (batch, …) data as the network sees it, floating. Half precision is computed in float32.
         schedule: where to look. In continuous time it moves only the variance of the loss, never its expectation between given
-            ends; a chain of T steps has the bound of its own levels.
+            ends; a chain of T steps has the bound of its own levels. The last level of a table may be λ = −∞ on a chain.
             Learned ends get no gradient here: the diffusion term alone would shrink the range for ever. A learned shape
             gets that of the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
@@ -83,7 +85,7 @@ def weighted_elbo(
 
     Raises:
         TypeError: for x that is not a floating tensor, or a misspelt keyword.
-        ValueError: for shapes, devices or times that do not fit, and an empty batch.
+        ValueError: for shapes, devices or times that do not fit, and an empty batch; for a weight that is infinite at λ = −∞.
 
     Kingma et al., Variational Diffusion Models, arXiv:2107.00630; Kingma & Gao, arXiv:2303.00848.
 
@@ -95,14 +97,17 @@ def weighted_elbo(
     """
     if checking():
         check_data("weighted_elbo", x)
-        check_call("weighted_elbo", model, schedule, steps, condition)
+        check_call("weighted_elbo", model, schedule, steps, condition, to_noise=True)
+        check_steps_to_noise("weighted_elbo", schedule, steps)
         check_chain("weighted_elbo", weighting, schedule, steps)
         check_weight_function("weighted_elbo", weighting)
         if x.device.type == "cpu":  # elsewhere values are not read
             check_values_once("weighted_elbo", weighting, schedule)
     x, (t,), eps = draw("weighted_elbo", x, steps, t, eps, generator)
     logsnr, measure, follow = schedule.look(t, steps)
-    return follow(_diffusion(model, x, eps, logsnr, measure, weighting, condition), x[0].numel())
+    pure = schedule.reaches_noise
+    loss = _diffusion(model, x, eps, logsnr, measure, weighting, condition, pure=pure)
+    return follow(loss, x[0].numel())
 
 
 def elbo(
@@ -243,6 +248,7 @@ def _diffusion(
     weighting: WeightFunction,
     condition: dict[str, Any],
     chain: _Chain | None = None,
+    pure: bool = False,
 ) -> Float[Tensor, " batch"]:
     """½ w(λ) · measure · ‖ε − ε̂‖² at given levels, or a chain's step times T: the one diffusion term under every loss."""
     weight = weighting(logsnr)
@@ -252,8 +258,11 @@ def _diffusion(
     prediction = predict_at(model, x, eps, logsnr, condition, name)
     if chain is None:
         _refuse_untrained_variance(prediction)
+        factor = 0.5 * weight * measure
+        if pure and checking():
+            _check_weight_of_noise(prediction, factor, logsnr)
         with full_precision(x.device):
-            return prediction.squared_error(x, eps, factor=0.5 * weight * measure)
+            return prediction.squared_error(x, eps, factor=factor)
     with full_precision(x.device):
         step = Step(logsnr, torch.log1p(measure / chain.steps))
         return chain.steps * chain.estimator(prediction, x, eps, step, chain.generator)
@@ -298,8 +307,36 @@ def _refuse_untrained_variance(prediction: Prediction) -> None:
         )
 
 
-def check_call(name: str, model: object, schedule: object, steps: object, condition: dict[str, Any]) -> None:
-    """Raise for a misspelt keyword, and for what is no model, schedule or number of steps."""
+def _check_weight_of_noise(prediction: Prediction, factor: Tensor, logsnr: Tensor) -> None:
+    """Raise where the weight of the network's own error is infinite at λ = −∞. Values are read on a CPU."""
+    if logsnr.device.type != "cpu" or not readable(logsnr, factor):
+        return
+    what = prediction.parameterization
+    bad = (logsnr < 0.5 * PURE) & ~(factor / what.kappa2(logsnr) < LARGEST)
+    if bad.any():
+        hint = "what has no signal says nothing of x: predict v or x, with MSE(schedule, V(), steps=T)"
+        finite = "be finite for what the network predicts at λ = −∞"
+        raise ValueError(must("weighted_elbo", "weighting", finite, f"an infinite weight for {what!r}", hint))
+
+
+def check_steps_to_noise(name: str, schedule: Schedule, steps: int | None) -> None:
+    """Raise where λ = −∞ is to be reached in continuous time."""
+    if schedule.reaches_noise and steps is None:
+        hint = f"its levels are those of a chain: steps={getattr(schedule, 'steps', 'T')}"
+        raise ValueError(must(name, "steps", "be given where the last level is λ = −∞", None, hint))
+
+
+def check_call(
+    name: str,
+    model: object,
+    schedule: object,
+    steps: object,
+    condition: dict[str, Any],
+    *,
+    to_noise: bool = False,
+) -> None:
+    """Raise for a misspelt keyword, and for what is no model, schedule or number of steps; unless `to_noise`, also for a
+    schedule that reaches λ = −∞."""
     for word in condition:
         if elsewhere := _ELSEWHERE.get((name, word)):
             raise TypeError(f"{name}: argument '{word}' is unknown; {elsewhere}")
@@ -315,6 +352,9 @@ def check_call(name: str, model: object, schedule: object, steps: object, condit
     if isinstance(model, nn.DataParallel):
         check_no_data_parallel(name, "model", model)
     check_schedule(name, schedule)
+    if isinstance(schedule, Schedule) and schedule.reaches_noise and not to_noise:
+        hint = "the prior term needs some signal left; weighted_elbo(…, steps=T) trains such a table"
+        raise ValueError(must(name, "schedule", "have a finite last level", "λ = −∞", hint))
     if isinstance(schedule, Schedule) and (schedule.learns_ends or schedule.learns_shape) and torch.is_grad_enabled():
         _check_synchronised(name, model)
     if steps is not None:

@@ -11,12 +11,20 @@ from vdiff.chain import hybrid, vlb, with_decoder
 from vdiff.decoder import Decoder
 from vdiff.denoiser import check_no_data_parallel
 from vdiff.errors import finite, must, transformed
-from vdiff.loss import Model, WeightFunction, check_call, check_decoder, elbo, weighted_elbo
+from vdiff.loss import (
+    Model,
+    WeightFunction,
+    check_call,
+    check_decoder,
+    check_steps_to_noise,
+    elbo,
+    weighted_elbo,
+)
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import Merge, home
 from vdiff.times import on_chain, stratified
-from vdiff.weighting import ELBO, Weighting, check_chain, check_weight_function, check_weighting
+from vdiff.weighting import ELBO, Weighting, check_chain, check_weight_function, check_weighting, lowest
 
 _ELBO = ELBO()
 
@@ -58,7 +66,9 @@ class Objective(nn.Module):
         resampling: LossSecondMoment | None = None,
     ) -> None:
         super().__init__()
-        check_call("Objective", model, schedule, steps, {})
+        plain = bound_weight is None and not (decoder is not None and isinstance(weighting or _ELBO, ELBO))
+        check_call("Objective", model, schedule, steps, {}, to_noise=plain)
+        check_steps_to_noise("Objective", schedule, steps)
         check_no_data_parallel("Objective", "model", model)
         check_chain("Objective", weighting, schedule, steps)
         if decoder is not None:
@@ -66,8 +76,9 @@ class Objective(nn.Module):
         if weighting is not None:
             check_weight_function("Objective", weighting)
         if weighting is not None and home(schedule).type != "meta":  # there, learned ends have no values yet
-            low, high = weighting.range() if isinstance(weighting, Weighting) else (schedule.logsnr_min, schedule.logsnr_max)
-            check_weighting(weighting, max(low, schedule.logsnr_min), min(high, schedule.logsnr_max), "Objective")
+            least, most = lowest(schedule), schedule.logsnr_max
+            low, high = weighting.range() if isinstance(weighting, Weighting) else (least, most)
+            check_weighting(weighting, max(low, least), min(high, most), "Objective")
         self.model, self.schedule, self.decoder, self.steps = model, schedule, decoder, steps
         self.weighting = _ELBO if weighting is None else weighting
         self.bound_weight, self.resampling = bound_weight, resampling

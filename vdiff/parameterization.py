@@ -6,6 +6,7 @@ accurate at λ = −10 than going through ε̂.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -240,6 +241,7 @@ class Prediction:
     `.x`, `.eps`, `.v` and `.score` are solved from z = α x + σ ε and the network's own row;
     `.squared_error(x, eps)` is ‖ε − ε̂‖² per example, computed in the network's own units. `source` is what the network itself
     predicts, where a wrapper (`Clipped`) has turned that into something else: its rounding stays in x̂ and ε̂.
+    A prediction is a pytree of its tensors: `torch.export`, `torch.vmap` and `tree_map` take and return it.
 
     >>> z, out = torch.zeros(1, 2), torch.ones(1, 2)
     >>> Prediction(z, torch.zeros(1), out, Eps()).x
@@ -336,6 +338,74 @@ class Prediction:
 
     def _inverse_determinant(self, a: Coefficient, b: Coefficient) -> Tensor:
         return (alpha(self.logsnr) * b - sigma(self.logsnr) * a).reciprocal()
+
+
+_PARTS = "z", "logsnr", "out", "head"
+_WORDS = "parameterization", "variance", "source"
+_Context = tuple[Parameterization, ReverseVariance, Parameterization]
+
+
+def _flatten(prediction: Prediction) -> tuple[list[Any], _Context]:
+    what: _Context = (prediction.parameterization, prediction.variance, prediction.source)
+    parts = [getattr(prediction, part) for part in _PARTS]
+    return parts[:-1] if prediction.head is None else parts, what
+
+
+def _flatten_with_keys(prediction: Prediction) -> tuple[list[Any], _Context]:
+    parts, what = _flatten(prediction)
+    return [(torch.utils._pytree.GetAttrKey(name), part) for name, part in zip(_PARTS, parts, strict=False)], what
+
+
+def _unflatten(parts: Iterable[Any], what: _Context) -> Prediction:
+    prediction = object.__new__(Prediction)  # a leaf need not be a tensor
+    vars(prediction).update(head=None, **dict(zip(_WORDS, what, strict=True)))
+    vars(prediction).update(zip(_PARTS, parts, strict=False))
+    return prediction
+
+
+def _dumped(what: object) -> Any:
+    """A target, a choice of Σ or a number as JSON; raises TypeError for what holds more than such."""
+    if what is None or isinstance(what, bool | int | float | str):
+        return what
+    if isinstance(what, tuple):
+        return [_dumped(one) for one in what]
+    if isinstance(what, Parameterization | ReverseVariance):
+        name = f"{type(what).__module__}.{type(what).__qualname__}"
+        return {"name": name, "of": {word: _dumped(value) for word, value in vars(what).items()}}
+    hint = "torch.export.save keeps targets and variances that are made of numbers"
+    raise TypeError(must("Prediction", "parameterization", "be made of numbers to be saved", type(what).__name__, hint))
+
+
+def _loaded(what: Any) -> Any:
+    """What `_dumped` made JSON of, from the classes that are there: none is imported for it."""
+    if isinstance(what, list):
+        return tuple(_loaded(one) for one in what)
+    if not isinstance(what, dict):
+        return what
+    known = {f"{one.__module__}.{one.__qualname__}": one for one in _subclasses(Parameterization, ReverseVariance)}
+    if what["name"] not in known:
+        hint = "import the module that has it"
+        raise ValueError(must("Prediction", "parameterization", "be of a class that is known", what["name"], hint))
+    made: Any = object.__new__(known[what["name"]])
+    vars(made).update({word: _loaded(value) for word, value in what["of"].items()})
+    return made
+
+
+def _subclasses(*classes: type) -> Iterator[type]:
+    for one in classes:
+        yield one
+        yield from _subclasses(*one.__subclasses__())
+
+
+torch.utils._pytree.register_pytree_node(  # for torch.export, torch.vmap and fully_shard
+    Prediction,
+    _flatten,
+    _unflatten,
+    serialized_type_name="vdiff.Prediction",
+    to_dumpable_context=_dumped,
+    from_dumpable_context=_loaded,
+    flatten_with_keys_fn=_flatten_with_keys,
+)
 
 
 def _kappa2(a: Coefficient, b: Coefficient, logsnr: Tensor) -> Coefficient:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import check_positive_int, check_total, checking, finite, must
-from vdiff.gaussian import at_least_float32, wide
+from vdiff.gaussian import PURE, at_least_float32, wide
 from vdiff.parameterization import Parameterization, V, X, check_parameterization
 from vdiff.schedule import OptimalTransport, Schedule, Tabulated
 from vdiff.schedule.base import EDGE, check_ends, check_schedule, home
@@ -211,18 +211,18 @@ class MSE(Weighting):
             self._first: float = self.schedule(start).item()
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
-        kappa2 = self.parameterization.kappa2(logsnr)
         if self.steps is None or isinstance(self.schedule, Law):
-            return self.schedule.density(logsnr) * (2.0 * kappa2)
+            return self.schedule.density(logsnr) * (2.0 * self.parameterization.kappa2(logsnr))
+        logsnr = logsnr.masked_fill(logsnr == -math.inf, PURE)
+        kappa2 = self.parameterization.kappa2(logsnr)
         delta = self.schedule.delta(self.schedule.inverse(logsnr, clamp=True), self.steps)
-        low, first = self.range()
-        inside = (logsnr >= low - EDGE) & (logsnr <= first + EDGE)
+        inside = (logsnr >= self.schedule.logsnr_min - EDGE) & (logsnr <= self._first + EDGE)
         return torch.where(inside, 2.0 * kappa2 / ((self.steps + 1) * torch.expm1(delta)), 0.0)
 
     def range(self) -> tuple[float, float]:
         if isinstance(self.schedule, Law):
             return super().range()
-        return self.schedule.logsnr_min, self._first
+        return lowest(self.schedule), self._first
 
     @property
     def chain(self) -> int | None:
@@ -414,7 +414,7 @@ def loss_factor(
             came = logsnr.dtype if isinstance(logsnr, Tensor) else type(logsnr).__name__
             hint = "of times or steps t, λ is schedule(t): factor(schedule(t))"
             raise TypeError(must("loss_factor", "logsnr", "be a floating tensor", came, hint))
-        v = wide(logsnr)
+        v = wide(logsnr).masked_fill(logsnr == -math.inf, PURE)
         kappa2 = parameterization.kappa2(v)
         if steps is None:
             value: Tensor = weighting(v) / (2.0 * schedule.density(v) * kappa2)
@@ -483,8 +483,13 @@ def check_values_once(name: str, weighting: Callable[[Tensor], Tensor], schedule
     """`check_weighting` between the ends of a schedule, the first time that a function is used: a class checks its own arguments."""
     if not isinstance(weighting, types.FunctionType) or weighting in _SEEN:
         return
-    check_weighting(weighting, schedule.logsnr_min, schedule.logsnr_max, name)
+    check_weighting(weighting, lowest(schedule), schedule.logsnr_max, name)
     _SEEN.add(weighting)
+
+
+def lowest(schedule: Schedule) -> float:
+    """The least λ of a schedule at which a weighting is examined."""
+    return -SPAN if schedule.reaches_noise else schedule.logsnr_min
 
 
 def check_weight(name: str, weight: object, logsnr: Tensor) -> None:

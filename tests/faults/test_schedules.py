@@ -205,13 +205,13 @@ def test_fault_17_ends(name: str, build: Callable[..., Schedule], high: object, 
         (lambda: Shifted(LearnedLinear(), 1.0), "Shifted", "schedule", ("have fixed ends", "LearnedLinear(")),
         (lambda: Tabulated([1.0]), "Tabulated", "logsnr", ("be one row of at least two levels", "shape (1,)")),
         (lambda: Tabulated(np.zeros((2, 3))), "Tabulated", "logsnr", ("be one row of at least two levels", "shape (2, 3)")),
-        (lambda: Tabulated([3.0, 2.0, -INF]), "Tabulated", "logsnr", ("be finite", "-inf at level 3 of 3 (λ = −∞ is zero terminal SNR")),
+        (lambda: Tabulated([3.0, -INF, -INF]), "Tabulated", "logsnr", ("be finite, or −∞ at the last level", "-inf at level 2 of 3")),
         (lambda: Tabulated([3.0, 2.0, 2.0]), "Tabulated", "logsnr", ("be strictly decreasing", "2 at level 2 and 2 at level 3")),
         (
-            lambda: Tabulated.from_betas([0.1, 1.0]),
+            lambda: Tabulated.from_betas([0.1, 1.0, 0.2]),
             "Tabulated.from_betas",
             "betas",
-            ("lie strictly between 0 and 1", "1 at step 2 of 2 (β = 1 is zero terminal SNR"),
+            ("lie strictly between 0 and 1", "1 at step 2 of 3 (β = 1 leaves pure noise: it is the last"),
         ),
         (
             lambda: Tabulated.from_betas([0.0, 0.1]),
@@ -699,9 +699,9 @@ def test_fault_17_a_table_of_signal_taken_for_one_of_logsnr() -> None:
         ValueError,
         "Tabulated.from_alphas_cumprod",
         "alphas_cumprod",
-        "lie strictly between 0 and 1; got 0 at level 3 of 3 (ᾱ = 0 is zero terminal SNR",
+        "lie strictly between 0 and 1; got 0 at level 2 of 3 (ᾱ = 0 is pure noise: it is the last",
     ):
-        Tabulated.from_alphas_cumprod([0.9, 0.5, 0.0])
+        Tabulated.from_alphas_cumprod([0.9, 0.0, 0.0])
 
 
 def test_what_is_no_recipe() -> None:

@@ -156,7 +156,7 @@ def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Gr
         if schedule is None:
             hint = "sample(model, z, schedule=…, steps=…), or levels=…"
             raise TypeError(must("sample", "schedule", "be given, with steps; or levels instead", None, hint))
-        check_call("sample", model, schedule, steps, condition)
+        check_call("sample", model, schedule, steps, condition, to_noise=True)
         if steps is None:
             raise TypeError(must("sample", "steps", "be given with a schedule", None, "the number of noise levels visited, 18 in EDM"))
         return check_levels("sample", uniform(schedule, steps))

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import checking, finite, must, readable
+from vdiff.gaussian import PURE, alpha, combine, per_example, sigma, wide
 from vdiff.gaussian import Step as ChainStep
-from vdiff.gaussian import alpha, combine, per_example, sigma, wide
 from vdiff.parameterization import Parameterization, Prediction
 from vdiff.reverse import reverse_sample
 from vdiff.sampling.noise import Generators, noise_like
@@ -30,7 +30,6 @@ from vdiff.variance import Optimal, ReverseVariance
 
 Model = Callable[..., Prediction]
 KEPT = 4  # predictions that a memory holds: no step here looks back further
-PURE = -600.0  # stands for λ = −∞ in a chain's step: α is 1e-130 there, and nothing overflows
 
 
 @dataclass(frozen=True)

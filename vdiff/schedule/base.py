@@ -34,7 +34,7 @@ class Schedule(PreciseModule):
 
     and, where they have closed forms, `time_at(logsnr)` (else by bisection) and `density_at(logsnr)` (else one over
     the rate). The public methods compute in float64 on the (batch,) vector and round once to the dtype they were given.
-    End points are finite: λ = ±∞ has no bound and no rate.
+    End points are finite, but for the last level of a table: λ = ±∞ has no bound and no rate.
 
     A schedule moves only the variance of a loss: E[L] depends on the end points alone (VDM, arXiv:2107.00630, sec. 5.1).
 
@@ -62,6 +62,16 @@ class Schedule(PreciseModule):
     def logsnr_min(self) -> float:
         """λ at t = 1, the noise end."""
         return float(self.ends()[1])
+
+    @property
+    def reaches_noise(self) -> bool:
+        """Whether λ_min is −∞, as the last level of a table may be: `logsnr_at` then has −600 for it.
+
+        >>> from vdiff import Tabulated
+        >>> Tabulated([3.0, 0.0, -math.inf]).reaches_noise
+        True
+        """
+        return not self.learns_ends and self.logsnr_min == -math.inf
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         """λ(t) in the dtype of t."""
@@ -126,7 +136,11 @@ class Schedule(PreciseModule):
         tensor(0.)
         """
         self._check_argument("forward", "t", t)
-        return self.logsnr_at(wide(t)).to(at_least_float32(t.dtype))
+        t64 = wide(t)
+        logsnr = self.logsnr_at(t64)
+        if self.reaches_noise:
+            logsnr = logsnr.masked_fill(t64 >= 1, -math.inf)
+        return logsnr.to(at_least_float32(t.dtype))
 
     def rate(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """−dλ/dt at t: positive.
@@ -240,7 +254,8 @@ class Schedule(PreciseModule):
                 off = (self.logsnr_at(self.time_at(level)) - level).abs()
             if type(self).density_at is not Schedule.density_at:
                 times_rate = self.density_at(level) * self.rate_at(between, level)
-            ends = torch.tensor([self.logsnr_max, self.logsnr_min], dtype=torch.float64, device=place)
+            low = logsnr[-1].item() if self.reaches_noise else self.logsnr_min
+            ends = torch.tensor([self.logsnr_max, low], dtype=torch.float64, device=place)
         _fail_at(name, "have finite logsnr_at(t)", ~torch.isfinite(logsnr), t, logsnr, "λ = ")
         hint = "γ = −λ rises: hand over −γ" if logsnr[-1] > logsnr[0] else "the first of them that do not fall"
         _fail_at(name, "be strictly decreasing in t (λ falls from data to noise)", drop <= 0, t, logsnr, "λ = ", hint)
@@ -308,7 +323,7 @@ class Schedule(PreciseModule):
 
     def _inside(self, logsnr: Tensor) -> Tensor:
         high, low = self.ends()
-        return (logsnr - 0.5 * (high + low)).abs() <= 0.5 * (high - low) + EDGE
+        return (logsnr <= high + EDGE) & (logsnr >= low - EDGE)
 
     def fixed_ends(self) -> tuple[float, float] | None:
         return None if self.learns_ends else self._ends

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff.errors import finite, must
+from vdiff.gaussian import PURE
 from vdiff.schedule.base import Schedule, check_returned, check_schedule
 
 
@@ -26,7 +27,7 @@ class Shifted(Schedule):
         if schedule.learns_ends or schedule.learns_shape:
             raise ValueError(must("Shifted", "schedule", "have fixed ends and shape", repr(schedule), "what is learned needs no shift"))
         shift = finite("Shifted", "shift", shift)
-        super().__init__(schedule.logsnr_max + shift, schedule.logsnr_min + shift)
+        super().__init__(schedule.logsnr_max + shift, max(schedule.logsnr_min, PURE) + shift)
         self.schedule, self.shift = schedule, shift
 
     def ends(self, pin: bool = True) -> tuple[Tensor | float, Tensor | float]:

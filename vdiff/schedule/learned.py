@@ -163,7 +163,10 @@ class Learned(Schedule):
 
     def _touch_ends(self, follow: Follow, loss: Tensor, dims: int) -> Tensor:
         """The loss of pinned ends, for DDP, which waits for every parameter and takes no gradient for zero."""
-        touched: Tensor = follow(loss, dims) + _Nothing.apply(self.low, self.high)  # type: ignore[no-untyped-call]
+        loss = follow(loss, dims)
+        if not loss.requires_grad:
+            return loss
+        touched: Tensor = loss + _Nothing.apply(self.low, self.high)  # type: ignore[no-untyped-call]
         return touched
 
     def _weigh(self, carrier: Tensor, loss: Tensor, dims: int) -> Tensor:
