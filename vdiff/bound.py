@@ -1,14 +1,14 @@
 """The negative evidence lower bound of each example, in its three parts."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import check_on_chain, must
-from vdiff.gaussian import bits_per_dim
+from vdiff.gaussian import ValuesCopied, bits_per_dim, copy_values
 
 
 class Drawn(NamedTuple):
@@ -22,13 +22,19 @@ class Drawn(NamedTuple):
     times: tuple[Tensor, ...]
     terms: tuple[Tensor, ...]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Drawn":
+        return Drawn(*copy_values(tuple(self), memo))
+
 
 @dataclass(frozen=True)
-class Bound:
+class Bound(ValuesCopied):
     """−log p(x) ≤ prior + diffusion + reconstruction, in nats per example, each a (batch,) tensor.
 
     `total` is their sum and `bits_per_dim` that over d ln 2, per example; means and standard errors are the
     evaluation's business. For continuous data these are densities and may be negative.
+
+    `copy.copy` shares the tensors, and with them the graph of the loss. `copy.deepcopy` has their values, detached: torch
+    copies no graph.
 
     >>> bound = Bound(prior=torch.zeros(1), diffusion=torch.ones(1), reconstruction=torch.ones(1), dims=2)
     >>> bound.total, bound.bits_per_dim

@@ -5,15 +5,40 @@ z = α x + σ ε with λ = log α²/σ², variance preserving: α² = sigmoid(λ
 from λ through `sigmoid`, `expm1` and `softplus`, never as one minus another.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+
+def copy_values(value: Any, memo: dict[int, Any]) -> Any:
+    """`copy.deepcopy` for what may be part of a live graph: its values, detached, for torch copies no graph.
+
+    >>> weight = torch.ones(1, requires_grad=True)
+    >>> copy_values((2 * weight,), {})
+    (tensor([2.]),)
+    """
+    if isinstance(value, Tensor) and not value.is_leaf:
+        return memo.setdefault(id(value), value.detach().clone())
+    if type(value) is tuple:
+        return tuple(copy_values(one, memo) for one in value)
+    return copy.deepcopy(value, memo)
+
+
+class ValuesCopied:
+    """An object of tensors whose deep copy has their values, without the graph that they may be part of."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        made = object.__new__(type(self))
+        vars(made).update({name: copy_values(value, memo) for name, value in vars(self).items()})
+        return made
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -109,7 +134,7 @@ def diffuse(
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(ValuesCopied):
     """One step of a chain from λ_t to λ_s > λ_t (towards data), and what the posterior q(z_s | z_t, x) is made of.
 
     With Δ = λ_s − λ_t and c = −expm1(−Δ), in any process with the same λ,
