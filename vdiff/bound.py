@@ -22,7 +22,7 @@ class Drawn(NamedTuple):
     times: tuple[Tensor, ...]
     terms: tuple[Tensor, ...]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Drawn":
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "Drawn":
         return Drawn(*copy_values(tuple(self), memo))
 
 

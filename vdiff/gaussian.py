@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def copy_values(value: Any, memo: dict[int, Any]) -> Any:
+def copy_values(value: Any, memo: dict[Any, Any]) -> Any:
     """`copy.deepcopy` for what may be part of a live graph: its values, detached, for torch copies no graph.
 
     >>> weight = torch.ones(1, requires_grad=True)
@@ -35,7 +35,7 @@ def copy_values(value: Any, memo: dict[int, Any]) -> Any:
 class ValuesCopied:
     """An object of tensors whose deep copy has their values, without the graph that they may be part of."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "ValuesCopied":
         made = object.__new__(type(self))
         vars(made).update({name: copy_values(value, memo) for name, value in vars(self).items()})
         return made

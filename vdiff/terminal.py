@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from vdiff.errors import printable
 from vdiff.extras import extra
@@ -26,7 +26,7 @@ def replace_unencodable() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def say(*lines: object, file: TextIO | None = None) -> None:
+def say(*lines: object, file: Any = None) -> None:
     """Print lines to stdout (or a file) at once, with control characters escaped. If nobody reads them any more (`| head`), nothing
     happens.
 
