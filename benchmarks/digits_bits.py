@@ -31,6 +31,7 @@ from vdiff.likelihood.integrand import evaluating
 from vdiff.likelihood.replicated import Replicated
 from vdiff.oracle import Gaussian
 from vdiff.reverse import MonteCarlo
+from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of
 from vdiff.training import Run
 
@@ -76,7 +77,7 @@ def main() -> None:
 
     def tell(text: str) -> None:
         said.append(text)
-        print(text, flush=True)
+        say(text)
 
     def counted(report: Report) -> str:
         return f"{report.protocol['evaluations']:,}"
@@ -126,4 +127,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -32,7 +32,6 @@ from digits import at_least_one
 from ladder_findings import QUANTILES, Results, Row, findings, render, winners
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vdiff import MSE, Denoiser, DiscretizedGaussian, Eps, PosteriorMean, Tabulated, X, elbo, hybrid, weighted_elbo
 from vdiff.data.digits import LEVELS, Split, digits
@@ -41,6 +40,7 @@ from vdiff.likelihood import evaluate
 from vdiff.metrics import mmd
 from vdiff.nn import MLP
 from vdiff.sampling import Memory, ancestral, uniform
+from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of, offset_of, on_chain, stratified
 from vdiff.training.loop import pace
 from vdiff.training.run import save_aside, write_aside
@@ -138,7 +138,7 @@ class Ladder:
         plain = MSE(self.table, self.means[row.mean], steps=self.chain)
         return weighted_elbo(model, x, weighting=plain, **chain).mean() / self.dims
 
-    def train(self, row: Row, seed: int, bar: tqdm) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def train(self, row: Row, seed: int, bar: Bar) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """One row from one seed: what was measured, and the traces, samples and weights. Batches, times and noise are the seed's."""
         setting, steps = self.setting, self.setting.steps * row.times
         torch.manual_seed(seed)
@@ -237,9 +237,9 @@ class Ladder:
             digest = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
             paths[row, seed] = folder / f"{str(row).replace('/', '-').replace(' ×', '-x')}-seed{seed}-{digest}.json"
         todo = [key for key, path in paths.items() if not path.exists()]
-        with tqdm(total=sum(self.setting.steps * row.times for row, _ in todo), unit="step", dynamic_ncols=True) as bar:
+        with Bar(sum(self.setting.steps * row.times for row, _ in todo)) as bar:
             for row, seed in todo:
-                bar.set_description(f"{row}, seed {seed}")
+                bar.label = f"{row}, seed {seed}"
                 record, tensors = self.train(row, seed, bar)
                 save_aside(paths[row, seed].with_suffix(".safetensors"), tensors)
                 write_aside(paths[row, seed], json.dumps(record, indent=2, ensure_ascii=False) + "\n")  # last: it says that both are there
@@ -273,10 +273,11 @@ def main(arguments: list[str] | None = None) -> None:
     table = "\n\n".join([render(results), caption, "\n".join(f"- {line}" for line in said)]) + "\n"
     write_aside(out / "table.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_aside(out / "table.md", table)
-    print(f"\n{table}")
+    say(f"\n{table}")
     ladder_figures.draw(out / "figures", ladder, results)
-    print(f"{time.time() - started:.0f} s; table, results and figures in {out}")
+    say(f"{time.time() - started:.0f} s; table, results and figures in {out}")
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import check_on_chain, must
-from vdiff.gaussian import bits_per_dim
+from vdiff.gaussian import ValuesCopied, bits_per_dim, copy_values
 
 
 class Drawn(NamedTuple):
@@ -23,13 +23,19 @@ class Drawn(NamedTuple):
     times: tuple[Tensor, ...]
     terms: tuple[Tensor, ...]
 
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "Drawn":
+        return Drawn(*copy_values(tuple(self), memo))
+
 
 @dataclass(frozen=True)
-class Bound:
+class Bound(ValuesCopied):
     """−log p(x) ≤ prior + diffusion + reconstruction, in nats per example, each a (batch,) tensor.
 
     `total` is their sum and `bits_per_dim` that over d ln 2, per example; means and standard errors are the
     evaluation's business. For continuous data these are densities and may be negative. A bound is a pytree of its tensors.
+
+    `copy.copy` shares the tensors, and with them the graph of the loss. `copy.deepcopy` has their values, detached: torch
+    copies no graph.
 
     >>> bound = Bound(prior=torch.zeros(1), diffusion=torch.ones(1), reconstruction=torch.ones(1), dims=2)
     >>> bound.total, bound.bits_per_dim

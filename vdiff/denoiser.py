@@ -239,6 +239,8 @@ def _dtype(network: object) -> torch.dtype | None:
 def evaluation_mode(*models: object) -> Iterator[None]:
     """Those of the models that are modules in evaluation mode; each module within them back in its own afterwards.
 
+    Modules are switched for every thread that uses them.
+
     >>> dropout = nn.Dropout(0.5)
     >>> with evaluation_mode(dropout):
     ...     dropout(torch.ones(3))

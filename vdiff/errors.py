@@ -72,8 +72,8 @@ def must(function: str, argument: str, requirement: str, got: object, hint: str 
 def printable(text: str) -> str:
     """Text with everything escaped that a terminal does not show as it is: a name from a file must not move its cursor.
 
-    >>> print(printable("a red \x1b[31mname"))
-    a red \x1b[31mname
+    >>> print(printable("a red \\x1b[31mname"))
+    a red \\x1b[31mname
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -5,6 +5,7 @@ z = α x + σ ε with λ = log α²/σ², variance preserving: α² = sigmoid(λ
 from λ through `sigmoid`, `expm1` and `softplus`, never as one minus another.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,29 @@ from torch import Tensor, nn
 from vdiff.errors import must, readable
 
 PURE = -600.0  # stands for λ = −∞ where it is computed with: α is 1e-130, and float64 holds e^600
+
+
+def copy_values(value: Any, memo: dict[Any, Any]) -> Any:
+    """`copy.deepcopy` for what may be part of a live graph: its values, detached, for torch copies no graph.
+
+    >>> weight = torch.ones(1, requires_grad=True)
+    >>> copy_values((2 * weight,), {})
+    (tensor([2.]),)
+    """
+    if isinstance(value, Tensor) and not value.is_leaf:
+        return memo.setdefault(id(value), value.detach().clone())
+    if type(value) is tuple:
+        return tuple(copy_values(one, memo) for one in value)
+    return copy.deepcopy(value, memo)
+
+
+class ValuesCopied:
+    """An object of tensors whose deep copy has their values, without the graph that they may be part of."""
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "ValuesCopied":
+        made = object.__new__(type(self))
+        vars(made).update({name: copy_values(value, memo) for name, value in vars(self).items()})
+        return made
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -210,7 +234,7 @@ def diffuse(
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(ValuesCopied):
     """One step of a chain from λ_t to λ_s > λ_t (towards data), and what the posterior q(z_s | z_t, x) is made of.
 
     With Δ = λ_s − λ_t and c = −expm1(−Δ), in any process with the same λ,

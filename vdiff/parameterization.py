@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import finite, must
-from vdiff.gaussian import Step, alpha, combine, per_example, sigma, sum_dims, wide
+from vdiff.gaussian import Step, ValuesCopied, alpha, combine, per_example, sigma, sum_dims, wide
 from vdiff.variance import Posterior, ReverseVariance
 
 if TYPE_CHECKING:
@@ -235,13 +235,15 @@ def check_parameterization(function: str, parameterization: object) -> None:
         raise ValueError(must(function, "parameterization", "have a row that determines ε̂ from z and the output", came, hint))
 
 
-class Prediction:
+class Prediction(ValuesCopied):
     """What a model says about z: one output, readable in any dialect.
 
     `.x`, `.eps`, `.v` and `.score` are solved from z = α x + σ ε and the network's own row;
     `.squared_error(x, eps)` is ‖ε − ε̂‖² per example, computed in the network's own units. `source` is what the network itself
     predicts, where a wrapper (`Clipped`) has turned that into something else: its rounding stays in x̂ and ε̂.
     A prediction is a pytree of its tensors: `torch.export`, `torch.vmap` and `tree_map` take and return it.
+
+    `copy.copy` and `pickle` work on it; `copy.deepcopy` has the values, detached from the graph.
 
     >>> z, out = torch.zeros(1, 2), torch.ones(1, 2)
     >>> Prediction(z, torch.zeros(1), out, Eps()).x

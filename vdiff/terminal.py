@@ -26,10 +26,11 @@ def replace_unencodable() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def say(*lines: object) -> None:
-    """Print lines at once, with control characters escaped. If nobody reads them any more (`| head`), nothing happens.
+def say(*lines: object, file: Any = None) -> None:
+    """Print lines to stdout (or a file) at once, with control characters escaped. If nobody reads them any more (`| head`), nothing
+    happens.
 
-    Raises OSError if stdout is a file that cannot be written to.
+    Raises OSError if they go to a file that cannot be written to.
 
     >>> say("two\\nlines", "a red \\x1b[31mname")
     two
@@ -38,10 +39,10 @@ def say(*lines: object) -> None:
     """
     text = "\n".join(printable(line) for whole in lines for line in str(whole).split("\n"))
     try:
-        print(text, flush=True)
+        print(text, file=file, flush=True)
     except OSError as error:
         with suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python would fail once more when it ends
+            os.dup2(nowhere.fileno(), (file or sys.stdout).fileno())  # or Python would fail once more when it ends
         if not isinstance(error, BrokenPipeError):
             raise
 
@@ -61,7 +62,7 @@ class Bar:
     A terminal that has gone away stops nothing.
 
     >>> with Bar(4, "image", "testing", quiet=True) as bar:
-    ...     bar.add(3)
+    ...     bar.update(3)
     ...     bar.to(4, 10)
     >>> bar.done, bar.total
     (4, 10)
@@ -77,7 +78,7 @@ class Bar:
             options: dict[str, Any] = {"unit_scale": unit == "B", "dynamic_ncols": True, "smoothing": 0.05}
             self._bar = tqdm(total=total, initial=done, unit=unit, desc=label, **options)
 
-    def add(self, count: int = 1, note: str = "") -> None:
+    def update(self, count: int = 1, note: str = "") -> None:
         """So many more are done; a note stands behind a bar."""
         self.to(self.done + count, note=note)
 
@@ -89,6 +90,7 @@ class Bar:
         try:
             if self._bar is not None:
                 self._bar.total = self.total
+                self._bar.set_description(self.label, refresh=False)
                 self._bar.set_postfix_str(note, refresh=False)
                 self._bar.update(more)
             elif self._is_time():
@@ -132,7 +134,7 @@ def track(items: Sequence[Item], unit: str, label: str = "") -> Iterator[Item]:
     with Bar(len(items), unit, label) as bar:
         for item in items:
             yield item
-            bar.add()
+            bar.update()
 
 
 __all__ = ["Bar", "on_terminal", "replace_unencodable", "say", "track"]

@@ -9,6 +9,7 @@ import math
 import types
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -397,7 +398,7 @@ def loss_factor(
     """What to put before the squared error that a loop of one's own already has, a function of λ: w/(2 p κ²).
 
     With t ~ U(0, 1), λ = schedule(t) and the target's error summed over dimensions, `factor(logsnr) * ‖o − ô‖²` has
-    the expectation of `weighted_elbo` with the same weighting. It is a function of λ, not of t:
+    the expectation of `weighted_elbo` with the same weighting. It can be pickled if the weighting can. It is a function of λ, not of t:
     `factor(schedule(t))`. (A loop that takes the mean over d dimensions trains the same objective over d.) With `steps`, for a loop over t = i/T, i = 1 … T: ½ w T expm1(λ_s − λ_t)/κ².
 
     >>> factor = loss_factor(MSE(Cosine(), V()), Cosine(), V())
@@ -408,21 +409,27 @@ def loss_factor(
     check_schedule("loss_factor", schedule)
     check_parameterization("loss_factor", parameterization)
     check_chain("loss_factor", weighting, schedule, steps)
+    return partial(_factor, weighting, schedule, parameterization, steps)
 
-    def factor(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        if checking() and not (isinstance(logsnr, Tensor) and logsnr.is_floating_point()):
-            came = logsnr.dtype if isinstance(logsnr, Tensor) else type(logsnr).__name__
-            hint = "of times or steps t, λ is schedule(t): factor(schedule(t))"
-            raise TypeError(must("loss_factor", "logsnr", "be a floating tensor", came, hint))
-        v = wide(logsnr).masked_fill(logsnr == -math.inf, PURE)
-        kappa2 = parameterization.kappa2(v)
-        if steps is None:
-            value: Tensor = weighting(v) / (2.0 * schedule.density(v) * kappa2)
-        else:
-            value = 0.5 * weighting(v) * schedule.levels(schedule.inverse(v, clamp=True), steps)[1] / kappa2
-        return value.to(at_least_float32(logsnr.dtype))
 
-    return factor
+def _factor(
+    weighting: Callable[[Tensor], Tensor],
+    schedule: Schedule,
+    parameterization: Parameterization,
+    steps: int | None,
+    logsnr: Float[Tensor, "*shape"],
+) -> Float[Tensor, "*shape"]:
+    if checking() and not (isinstance(logsnr, Tensor) and logsnr.is_floating_point()):
+        came = logsnr.dtype if isinstance(logsnr, Tensor) else type(logsnr).__name__
+        hint = "of times or steps t, λ is schedule(t): factor(schedule(t))"
+        raise TypeError(must("loss_factor", "logsnr", "be a floating tensor", came, hint))
+    v = wide(logsnr).masked_fill(logsnr == -math.inf, PURE)
+    kappa2 = parameterization.kappa2(v)
+    if steps is None:
+        value: Tensor = weighting(v) / (2.0 * schedule.density(v) * kappa2)
+    else:
+        value = 0.5 * weighting(v) * schedule.levels(schedule.inverse(v, clamp=True), steps)[1] / kappa2
+    return value.to(at_least_float32(logsnr.dtype))
 
 
 def check_chain(name: str, weighting: object, schedule: Schedule, steps: int | None) -> None:

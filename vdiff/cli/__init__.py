@@ -40,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         why = _no_memory(options)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        say(f"{name}: interrupted", file=sys.stderr)
         return 130
-    print(f"{name}: {_one_line(why)}", file=sys.stderr)
+    say(f"{name}: {_one_line(why)}", file=sys.stderr)
     return 2
 
 

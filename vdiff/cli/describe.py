@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         from vdiff import plots
 
         figure = figure if figure.suffix else figure.with_suffix(".png")
-        plots.objectives(figure, {one.recipe.name: one for one in described})
+        plots.objectives(figure, {printable(one.recipe.name): one for one in described})
     if len(described) == 1 or not options.all:
         say(described[0])
     if len(described) > 1:

@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     Raises ValueError for what the run cannot do, and OSError where a file is missing.
 
     >>> import tempfile
-    >>> from vdiff.training import Config
+    >>> from vdiff.training import Config, Run
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Run.create(folder, config).save(config.objective())
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
             path = trajectory(model, z, levels=levels, step=step, generator=generators, **condition)
             on_the_way = []
             for i, (_, prediction) in enumerate(path):
-                bar.add(len(z))
+                bar.update(len(z))
                 if options.gif and _shown(i, len(levels)):
                     on_the_way.append(decoder.decode(prediction.x).cpu())
             made = to_levels(decoder, prediction, draw=options.draw, generator=generators)

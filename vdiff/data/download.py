@@ -12,7 +12,7 @@ from pathlib import Path
 from vdiff.data.file import File, writing
 from vdiff.disk import commit
 from vdiff.errors import must
-from vdiff.terminal import Bar
+from vdiff.terminal import Bar, on_terminal
 
 ATTEMPTS, PAUSE, TIMEOUT, CHUNK = 5, 2.0, 30.0, 1 << 18
 
@@ -42,7 +42,7 @@ def download(url: str, file: File, folder: Path) -> None:
         path, part = folder / file.name, folder / f"{file.name}.part"
         if path.exists():
             return
-        with Bar(file.size, "B", file.name) as bar:
+        with Bar(file.size, "B", file.name, quiet=not on_terminal()) as bar:
             for attempt in range(ATTEMPTS):
                 had = _size(part)
                 try:

@@ -164,6 +164,8 @@ def finite_images(data: Tensor, condition: dict[str, Any]) -> tuple[Tensor, dict
 def evaluating(*models: object) -> Iterator[None]:
     """Models in evaluation mode, without gradients, TF32 or autocast; all of it back as it was afterwards.
 
+    The mode is switched for every thread that uses these modules, and TF32 for the whole process.
+
     >>> model = torch.nn.Dropout(0.5)
     >>> with evaluating(model):
     ...     model(torch.ones(3))

@@ -15,6 +15,7 @@ from vdiff.gaussian import wide
 from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
 from vdiff.schedule.base import home
+from vdiff.terminal import say
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.guard import autocast, memory_hint, not_finite
@@ -259,7 +260,7 @@ class Trainer:
     def leave(self, number: int, stored: int) -> None:
         """End the process as the signal asked; its number is 0 where another rank received it."""
         if self.place.first:
-            print(f"\nasked to stop after step {self.state.step}; the checkpoint of step {stored} goes on from there", file=sys.stderr)
+            say(f"\nasked to stop after step {self.state.step}; the checkpoint of step {stored} goes on from there", file=sys.stderr)
         raise SystemExit(128 + (number or 15))
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:

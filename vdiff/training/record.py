@@ -34,7 +34,7 @@ class Record:
 
     def advance(self, loss: float) -> None:
         """One step done."""
-        self.bar.add(note=f"{loss:.3f} {self.unit}")
+        self.bar.update(note=f"{loss:.3f} {self.unit}")
 
     def write(self, entry: Entry) -> None:
         """Hand an entry to the log, with the seconds since the start."""
