@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ from vdiff.denoiser import Denoiser
 from vdiff.errors import did_you_mean, must
 from vdiff.objective import Objective
 from vdiff.resampling import LossSecondMoment
+from vdiff.training.outline import outline_of
 from vdiff.training.plain import flaw, parse, shown, word
 from vdiff.training.spec import LARGEST, Spec, build, faults
 
@@ -104,9 +106,18 @@ class Config:
         if wrong:
             raise ValueError("\n".join(wrong))
 
-    def objective(self) -> Objective:
-        """The objective this config describes, with fresh weights."""
-        network: nn.Module = build(networks, self.network)
+    def objective(self, *, outline: bool = False) -> Objective:
+        """The objective this config describes, with fresh weights.
+
+        Args:
+            outline: make the network on the meta device, where it has no values and no memory.
+
+        Raises:
+            ValueError: for parts that cannot be made, and a network beyond `outline_of`'s bounds.
+        """
+        make = partial(build, networks, self.network)
+        network: nn.Module = outline_of(make)  # before it takes memory
+        network = network if outline else make()
         read = None if self.decoder is None else build(decoder, self.decoder)
         if self.level_head and isinstance(read, Levels):
             network = networks.LevelHead(network, read)
