@@ -7,7 +7,7 @@ accurate at λ = −10 than going through ε̂.
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,8 @@ from torch import Tensor
 
 from vdiff.errors import finite, must
 from vdiff.gaussian import Step, ValuesCopied, alpha, combine, per_example, sigma, sum_dims, wide
+from vdiff.schedule import Schedule
 from vdiff.variance import Posterior, ReverseVariance
-
-if TYPE_CHECKING:
-    from vdiff.schedule import Schedule
 
 Coefficient = Tensor | float
 DIGITS = 1e-3  # relative rounding error of x̂ or ε̂ from which on a user hears of it
@@ -174,7 +172,7 @@ class PosteriorMean(Parameterization):
     tensor([0.7794])
     """
 
-    def __init__(self, schedule: "Schedule", steps: int) -> None:
+    def __init__(self, schedule: Schedule, steps: int) -> None:
         self.schedule, self.steps = schedule, steps
 
     def step(self, logsnr: Tensor) -> Step:

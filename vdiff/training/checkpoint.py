@@ -25,9 +25,10 @@ from torch import Tensor
 
 from vdiff.disk import commit
 from vdiff.errors import must
+from vdiff.training.plain import LARGEST
 
 FORMAT = 1
-META, LARGEST_META = "meta.json", 1 << 20
+META = "meta.json"
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
 UNPICKLE = "unpickling runs whatever code is in it: where you trust it, torch.load(…, weights_only=True), then safetensors.torch.save_file"
 SEAL = "sha256"  # of the tensors in a file, in its own header
@@ -144,8 +145,9 @@ def read_meta(path: Path) -> Facts:
     file = path / META
     if path.is_symlink() or not file.is_file() or file.is_symlink():
         raise _refused(path, f"hold {META}", "none", "it is no checkpoint, or was not finished")
-    if file.stat().st_size > LARGEST_META:
-        raise _refused(path, f"have a {META} of at most {LARGEST_META:,} bytes", f"{file.stat().st_size:,}")
+    if file.stat().st_size > LARGEST:
+        limit = f"have a {META} of at most {LARGEST:,} bytes"
+        raise _refused(path, limit, f"{file.stat().st_size:,}")
     try:
         meta: Facts = json.loads(file.read_bytes().decode("utf-8"))
         sealed = meta.pop("sha256")

@@ -20,6 +20,7 @@ from vdiff.objective import Objective
 from vdiff.training import checkpoint
 from vdiff.training.config import Config
 from vdiff.training.lock import hold
+from vdiff.training.plain import lines, parse, read_json
 from vdiff.training.ranks import from_first, here, on_first
 from vdiff.training.state import State, is_state
 
@@ -51,10 +52,7 @@ class Run:
             if not (self.folder / "config.json").is_file():
                 raise ValueError(must("Run", "folder", "hold a config.json", self.folder, "`make demo` writes runs/digits"))
             path = self.folder / "config.json"
-            try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(must("Run", str(path), "be JSON", error, "it is damaged")) from None
+            known = read_json("Run", path)
             if not isinstance(known, dict):
                 raise ValueError(must("Run", str(path), "hold the settings of a run by name", type(known).__name__, "it is damaged"))
             config = Config.from_dict(known)
@@ -212,16 +210,17 @@ class Run:
                 file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """All lines of log.jsonl, but for those cut off by a crash."""
-        entries, path = [], self.folder / "log.jsonl"
-        if not path.exists():
+        """All entries of log.jsonl, but for lines that a crash has cut off or that are damaged."""
+        path = self.folder / "log.jsonl"
+        if not path.is_file():
             return []
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        entries = []
+        for line in lines(path):
             try:
-                entry = json.loads(line)
-            except ValueError:  # half a line, or the empty one behind the last
+                entry = parse(line)
+            except ValueError:  # half a line
                 continue
-            if isinstance(entry, dict):
+            if isinstance(entry, dict) and type(entry.get("step", 0)) is int:
                 entries.append(entry)
         return entries
 
@@ -235,12 +234,13 @@ class Run:
 
         Raises ValueError where there are none, or they are not of this run.
         """
-        objective = self.config.objective()
-        live = objective.state_dict()
+        expected = self.config.objective(outline=True).state_dict()
         path = self.weights(name)
         if path.parent.parent == self.checkpoints:
             checkpoint.verify(path.parent, path.name)
-        checkpoint.fill(live, checkpoint.load(path, live))
+        loaded = checkpoint.load(path, expected)  # before a network of another size takes memory
+        objective = self.config.objective()
+        checkpoint.fill(objective.state_dict(), loaded)
         return objective.eval()
 
     def weights(self, name: str = "ema") -> Path:
