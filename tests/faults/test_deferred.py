@@ -95,7 +95,9 @@ def test_every_module_of_ours_that_holds_tensors_can_be_restored() -> None:
                 assert hasattr(module, "reset_parameters"), type(module)
 
 
-@pytest.mark.parametrize("schedule", [LearnedLinear, Spline, lambda: Monotone(hidden=8), Adaptive], ids=["linear", "spline", "monotone", "adaptive"])
+@pytest.mark.parametrize(
+    "schedule", [LearnedLinear, Spline, lambda: Monotone(hidden=8), Adaptive], ids=["linear", "spline", "monotone", "adaptive"]
+)
 def test_an_objective_that_was_built_on_meta_is_the_one_that_was_not(schedule: Callable[[], nn.Module]) -> None:
     def make() -> Objective:
         return Objective(Denoiser(nn.Identity(), X()), schedule=schedule(), decoder=Categorical(17))  # type: ignore[arg-type]
