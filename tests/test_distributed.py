@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vdiff import (
@@ -26,7 +28,7 @@ from vdiff import (
     V,
     parameter_groups,
 )
-from vdiff.training import over_ranks
+from vdiff.training import over_ranks, shard
 
 STEPS, PARTS, RANKS, BATCH = 3, 2, 2, 8
 ENDS = 13.3, -5.0
@@ -114,11 +116,18 @@ def shares(objective: Objective, rank: int, count: int) -> list[list[dict[str, T
     return steps
 
 
-def train(make: object, rank: int = 0, count: int = 1) -> dict[str, Tensor]:
+def sharded(whole: nn.Module) -> nn.Module:
+    return shard(whole, mesh=init_device_mesh("cpu", (RANKS,)))
+
+
+WRAPPERS = {"ddp": DistributedDataParallel, "fully_shard": sharded}
+
+
+def train(make: object, wrap: object = None, rank: int = 0, count: int = 1) -> dict[str, Tensor]:
     """The state after some steps of two micro-batches each, all of them synchronised."""
     whole = pickle.loads(pickle.dumps(copy.deepcopy(Lightning(make()))))  # type: ignore[operator]
     objective = whole.inner["objective"]
-    wrapped = whole if count == 1 else DistributedDataParallel(whole)
+    wrapped = whole if wrap is None else wrap(whole)  # type: ignore[operator]
     groups = parameter_groups(whole, lr=1e-4, weight_decay=0.1, schedule_lr=1e-2)
     optimizer = torch.optim.AdamW(groups, lr=1e-4)
     for parts in shares(objective, rank, count):
@@ -128,7 +137,8 @@ def train(make: object, rank: int = 0, count: int = 1) -> dict[str, Tensor]:
         optimizer.step()
         objective.update(over_ranks)
     over_ranks(whole.profile.sums)
-    return {k: v.clone() for k, v in whole.state_dict().items()}
+    state = whole.state_dict().items()
+    return {k: (v.full_tensor() if isinstance(v, DTensor) else v).clone() for k, v in state}
 
 
 def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
@@ -136,7 +146,8 @@ def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
     where = f"tcp://127.0.0.1:{port}"
     limit = timedelta(seconds=120)
     torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=RANKS, timeout=limit)
-    torch.save({make.__name__: train(make, rank, RANKS) for make in CASES}, Path(folder) / f"{rank}.pt")
+    found = {f"{name} {make.__name__}": train(make, wrap, rank, RANKS) for make in CASES for name, wrap in WRAPPERS.items()}
+    torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()
     os._exit(0)  # torch 2.13 can deadlock where DDP's reducer is taken down on a gloo thread that waits for it
 
@@ -151,11 +162,12 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[s
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
-def test_plain_ddp_learns_what_one_process_learns(make, two_ranks):
-    """Also where ends get no gradient, and nothing that a rank has seen is lost to the broadcast of buffers."""
+def test_two_ranks_learn_what_one_process_learns(make, wrapper, two_ranks):
+    """Also where ends get no gradient, and nothing that a rank has seen is lost to DDP's broadcast of buffers."""
     alone = train(make)
-    for got in (rank[make.__name__] for rank in two_ranks):
+    for got in (rank[f"{wrapper} {make.__name__}"] for rank in two_ranks):
         assert got.keys() == alone.keys()
         for name, value in alone.items():
             scale = value.abs().max().item()
@@ -173,4 +185,11 @@ def test_what_was_compared_has_moved(two_ranks):
     for case in ("pinned", "pinned_shape", "pinned_chain", "simple", "simple_with_decoder"):
         for end in ("low", "high"):  # no gradient, and no decay
             assert torch.equal(alone[case][name + end], before[case][name + end])
-            assert torch.equal(two_ranks[0][case][name + end], before[case][name + end])
+            assert torch.equal(two_ranks[0][f"ddp {case}"][name + end], before[case][name + end])
+
+
+def test_schedules_on_meta_are_to_be_filled_before_they_are_sharded():
+    with torch.device("meta"):
+        objective = spline()
+    with pytest.raises(ValueError, match="shard: argument 'module' must have schedules with values; got parameters on the meta device"):
+        shard(objective)

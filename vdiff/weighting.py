@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import check_positive_int, check_total, checking, finite, must
-from vdiff.gaussian import PURE, at_least_float32, wide
+from vdiff.gaussian import PURE, RestorableModule, at_least_float32, wide
 from vdiff.parameterization import Parameterization, V, X, check_parameterization
 from vdiff.schedule import OptimalTransport, Schedule, Tabulated
 from vdiff.schedule.base import EDGE, check_ends, check_schedule, home
@@ -26,7 +26,7 @@ SPAN = 40.0  # |λ| up to which a weighting is examined
 _SEEN: "weakref.WeakSet[Callable[[Tensor], Tensor]]" = weakref.WeakSet()  # functions whose values were found to be weights
 
 
-class Weighting(nn.Module):
+class Weighting(RestorableModule):
     """w(λ): one method, `weight_at(logsnr)`, written in float64; calling it computes there and rounds once.
 
     >>> Sigmoid(bias=2.0)(torch.tensor([2.0]))
@@ -204,6 +204,10 @@ class MSE(Weighting):
         self.schedule, self.parameterization, self.steps = schedule, parameterization, steps
         self._take_first()
         self.register_load_state_dict_post_hook(MSE._take_first)  # type: ignore[no-untyped-call]
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._take_first()
 
     def _take_first(self, *_: object) -> None:
         """The level at t = 0 is the decoder's: a chain's loss starts at the next."""
