@@ -192,6 +192,7 @@ CALLS: dict[str, str] = {
     "from vdiff.plots import figure; figure()": "train",
     "from vdiff.plots import animation; animation('x.gif', None, None, 1)": "train",
     "from vdiff.cli.load import device_of; device_of(None)": "train",
+    "import vdiff.terminal as t; t.on_terminal = lambda: True; t.Bar(1)": "train",
     "ode_likelihood(oracle, torch.zeros(1, 1), schedule=vdiff.Linear())": "ode",
     "vdiff.sample(oracle, torch.zeros(1, 1), schedule=vdiff.Linear(), steps=2, step=vdiff.ode)": "ode",
     "vdiff.encode(oracle, torch.zeros(1, 1), schedule=vdiff.Linear())": "ode",

@@ -34,8 +34,8 @@ class Bound(ValuesCopied):
     `total` is their sum and `bits_per_dim` that over d ln 2, per example; means and standard errors are the
     evaluation's business. For continuous data these are densities and may be negative. A bound is a pytree of its tensors.
 
-    `copy.copy` shares the tensors, and with them the graph of the loss. `copy.deepcopy` has their values, detached: torch
-    copies no graph.
+    `copy.copy` shares the tensors, and with them the graph of the loss. `copy.deepcopy` has their
+    values, detached: torch copies no graph.
 
     >>> bound = Bound(prior=torch.zeros(1), diffusion=torch.ones(1), reconstruction=torch.ones(1), dims=2)
     >>> bound.total, bound.bits_per_dim

@@ -28,19 +28,20 @@ def commit(aside: Path, path: Path) -> None:
 
 
 def absolute(function: str, argument: str, place: str | Path) -> Path:
-    """A path that stays what it is if the working directory changes: without ~, and with its links followed.
+    """A path that does not depend on the working directory: without ~, its links followed.
 
-    Raises ValueError for the home of a user who does not exist, and for links that lead in a circle.
+    Raises ValueError for the home of an unknown user, and for links that lead in a circle.
 
     >>> absolute("example", "folder", "~no-such-user/runs")
     Traceback (most recent call last):
         ...
-    ValueError: example: argument 'folder' must be a path that leads somewhere; got '~no-such-user/runs' (Could not determine home ...
+    ValueError: example: argument 'folder' must be a path that leads somewhere; got '~no-such-user/...
     """
     try:
         return Path(place).expanduser().resolve()
     except RuntimeError as error:
-        raise ValueError(must(function, argument, "be a path that leads somewhere", repr(str(place)), str(error))) from None
+        what, came = "be a path that leads somewhere", repr(str(place))
+        raise ValueError(must(function, argument, what, came, str(error))) from None
 
 
 def _flush(path: Path) -> None:

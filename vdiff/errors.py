@@ -61,16 +61,17 @@ def transformed(v: Tensor) -> bool:
 
 
 def must(function: str, argument: str, requirement: str, got: object, hint: str = "") -> str:
-    """The text of an error in one line: `<function>: argument '<name>' must …; got …`, and the likely mistake.
+    """The text of an error, one line: `<function>: argument '<name>' must …; got … (likely mistake)`.
 
     >>> must("f", "t", "lie within [0, 1]", 3, "divide the step by their number")
     "f: argument 't' must lie within [0, 1]; got 3 (divide the step by their number)"
     """
-    return printable(f"{function}: argument '{argument}' must {requirement}; got {got}" + (f" ({hint})" if hint else ""))
+    text = f"{function}: argument '{argument}' must {requirement}; got {got}"
+    return printable(f"{text} ({hint})" if hint else text)
 
 
 def printable(text: str) -> str:
-    """Text with everything escaped that a terminal does not show as it is: a name from a file must not move its cursor.
+    """Text with control characters escaped: a name from a file must not color or rewrite a terminal.
 
     >>> print(printable("a red \\x1b[31mname"))
     a red \\x1b[31mname

@@ -24,7 +24,7 @@ PURE = -600.0  # stands for λ = −∞ where it is computed with: α is 1e-130,
 
 
 def copy_values(value: Any, memo: dict[Any, Any]) -> Any:
-    """`copy.deepcopy` for what may be part of a live graph: its values, detached, for torch copies no graph.
+    """`copy.deepcopy` for tensors of a live graph too: their values, detached, for torch copies no graph.
 
     >>> weight = torch.ones(1, requires_grad=True)
     >>> copy_values((2 * weight,), {})
@@ -38,7 +38,7 @@ def copy_values(value: Any, memo: dict[Any, Any]) -> Any:
 
 
 class ValuesCopied:
-    """An object of tensors whose deep copy has their values, without the graph that they may be part of."""
+    """An object of tensors whose deep copy has their values, without the graph they are part of."""
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "ValuesCopied":
         made = object.__new__(type(self))

@@ -1,4 +1,4 @@
-"""What is printed: text that cannot fail or take over a terminal, and progress for a terminal or a log."""
+"""What is printed: text that cannot fail or take over a terminal, and progress."""
 
 import io
 import os
@@ -11,14 +11,15 @@ from typing import Any, TypeVar
 from vdiff.errors import printable
 from vdiff.extras import extra
 
-PAUSE, PART, SOON = 30.0, 0.1, 1.0  # a log gets a line after so many seconds, or after this part of all, but no sooner than this
+# a log gets a line after PAUSE seconds, or after this PART of all if that took a second
+PAUSE, PART, SOON = 30.0, 0.1, 1.0
 Item = TypeVar("Item")
 
 
 def replace_unencodable() -> None:
-    """Print ? for a character that the encoding of stdout lacks (λ in an ASCII or Windows locale), where Python would raise.
+    """Print ? for a character that the encoding of stdout lacks, where Python would raise.
 
-    A program calls it first, before it prints its help.
+    That is λ in an ASCII or Windows locale. A program calls it first, before it prints its help.
 
     >>> replace_unencodable()
     """
@@ -27,10 +28,10 @@ def replace_unencodable() -> None:
 
 
 def say(*lines: object, file: Any = None) -> None:
-    """Print lines to stdout (or a file) at once, with control characters escaped. If nobody reads them any more (`| head`), nothing
-    happens.
+    """Print lines to stdout (or a file) at once, with control characters escaped.
 
-    Raises OSError if they go to a file that cannot be written to.
+    Where nobody reads them any more (`| head`), nothing happens. Raises OSError if they go to a file
+    that cannot be written to.
 
     >>> say("two\\nlines", "a red \\x1b[31mname")
     two
@@ -42,7 +43,7 @@ def say(*lines: object, file: Any = None) -> None:
         print(text, file=file, flush=True)
     except OSError as error:
         with suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
-            os.dup2(nowhere.fileno(), (file or sys.stdout).fileno())  # or Python would fail once more when it ends
+            os.dup2(nowhere.fileno(), (file or sys.stdout).fileno())  # or Python fails again at its end
         if not isinstance(error, BrokenPipeError):
             raise
 
@@ -57,9 +58,10 @@ def on_terminal() -> bool:
 
 
 class Bar:
-    """Progress on stderr: a bar in a terminal; elsewhere a plain line after a tenth or half a minute, and at the end.
+    """Progress on stderr: a bar in a terminal, elsewhere a plain line now and then.
 
-    A terminal that has gone away stops nothing.
+    The line comes after a tenth of all or half a minute, and at the end. A terminal that has gone
+    away stops nothing.
 
     >>> with Bar(4, "image", "testing", quiet=True) as bar:
     ...     bar.update(3)
@@ -75,16 +77,17 @@ class Bar:
         if not quiet and on_terminal():
             with extra("train"):
                 from tqdm import tqdm
-            options: dict[str, Any] = {"unit_scale": unit == "B", "dynamic_ncols": True, "smoothing": 0.05}
-            self._bar = tqdm(total=total, initial=done, unit=unit, desc=label, **options)
+            options: dict[str, Any] = {"unit": unit, "unit_scale": unit == "B", "smoothing": 0.05}
+            self._bar = tqdm(total=total, initial=done, desc=label, dynamic_ncols=True, **options)
 
     def update(self, count: int = 1, note: str = "") -> None:
         """So many more are done; a note stands behind a bar."""
         self.to(self.done + count, note=note)
 
     def to(self, done: int, total: int | None = None, note: str = "") -> None:
-        """So many are done, of a total that may have changed: what an evaluation's `progress` is called with."""
-        more, self.done, self.total = done - self.done, done, self.total if total is None else total
+        """So many are done, of a total that may have changed: for `progress=` of an evaluation."""
+        more, self.done = done - self.done, done
+        self.total = self.total if total is None else total
         if self.quiet:
             return
         try:
@@ -105,10 +108,12 @@ class Bar:
     def _line(self) -> None:
         now = time.monotonic()
         self._shown, spent, made = (now, self.done), now - self._began, self.done - self._first
-        left = f", about {spent / made * (self.total - self.done):.0f} s left" if made > 0 and self.done < self.total else ""
-        part = f"{100 * self.done / self.total:.0f} %, " if self.total else ""
-        name = f"{self.label}: " if self.label else ""
-        print(f"{name}{part}{self.done:,} of {self.total:,} {self.unit}, {spent:.0f} s{left}", file=sys.stderr, flush=True)
+        text = f"{self.label}: " if self.label else ""
+        text += f"{100 * self.done / self.total:.0f} %, " if self.total else ""
+        text += f"{self.done:,} of {self.total:,} {self.unit}, {spent:.0f} s"
+        if made > 0 and self.done < self.total:
+            text += f", about {spent / made * (self.total - self.done):.0f} s left"
+        print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Bar":
         return self

@@ -402,8 +402,9 @@ def loss_factor(
     """What to put before the squared error that a loop of one's own already has, a function of λ: w/(2 p κ²).
 
     With t ~ U(0, 1), λ = schedule(t) and the target's error summed over dimensions, `factor(logsnr) * ‖o − ô‖²` has
-    the expectation of `weighted_elbo` with the same weighting. It can be pickled if the weighting can. It is a function of λ, not of t:
+    the expectation of `weighted_elbo` with the same weighting. It is a function of λ, not of t:
     `factor(schedule(t))`. (A loop that takes the mean over d dimensions trains the same objective over d.) With `steps`, for a loop over t = i/T, i = 1 … T: ½ w T expm1(λ_s − λ_t)/κ².
+    It can be pickled if the weighting can.
 
     >>> factor = loss_factor(MSE(Cosine(), V()), Cosine(), V())
     >>> factor(torch.tensor([0.0, 5.0]))
@@ -432,7 +433,8 @@ def _factor(
     if steps is None:
         value: Tensor = weighting(v) / (2.0 * schedule.density(v) * kappa2)
     else:
-        value = 0.5 * weighting(v) * schedule.levels(schedule.inverse(v, clamp=True), steps)[1] / kappa2
+        measure = schedule.levels(schedule.inverse(v, clamp=True), steps)[1]
+        value = 0.5 * weighting(v) * measure / kappa2
     return value.to(at_least_float32(logsnr.dtype))
 
 

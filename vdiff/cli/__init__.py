@@ -14,12 +14,13 @@ from vdiff.sampling import SolverError
 from vdiff.terminal import replace_unencodable, say
 
 COMMANDS = {"describe": describe, "evaluate": evaluate, "sample": sample, "verify": verify}
-LARGE = {"batch": 1, "draws": 10**6, "count": 10**6, "steps": 10**6, "points": 10**6}  # options that take memory, from what value on
+# options that take memory, and from what value on they are named where there is none left
+LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**6)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; what it returns, 2 where an argument or a run folder is wrong, a solver gives up, memory runs out, or a library
-    is missing, and 130 after Ctrl-C. An error is one line on stderr.
+    """Run one command. Returns its exit code: 2 if an argument or a run folder is wrong, a solver gives
+    up, memory runs out or a library is missing, and 130 after Ctrl-C. An error is one line on stderr.
 
     >>> main(["sample", "no-such-folder"])
     2
@@ -57,7 +58,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="vdiff", description="Diffusion models as weighted evidence lower bounds.")
+    about = "Diffusion models as weighted evidence lower bounds."
+    parser = _Parser(prog="vdiff", description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").splitlines()[0]
@@ -78,8 +80,11 @@ def _no_memory(options: argparse.Namespace) -> str:
 
 @contextmanager
 def _warnings_in_a_line(name: str) -> Iterator[None]:
+    def formatted(message: Warning | str, *_: object, **__: object) -> str:
+        return f"{name}: warning: {_one_line(str(message))}\n"
+
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {_one_line(str(message))}\n"
+    warnings.formatwarning = formatted
     try:
         yield
     finally:

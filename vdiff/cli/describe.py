@@ -1,7 +1,7 @@
 """Describe what an objective really optimises: its weighting over log-SNR, whether that is a likelihood, where its signal lies.
 
-An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` of yours. FILE.py is run as a Python program: name
-only a file that you trust.
+An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` of yours.
+FILE.py is run as a Python program: name only a file that you trust.
 """
 
 import argparse

@@ -11,7 +11,8 @@ from vdiff.errors import must
 
 
 def from_file(place: str) -> Any:
-    """The object NAME of FILE.py. The file is run as Python runs it, with all that it does: name only files that you trust.
+    """The object NAME of FILE.py. The file is run as Python runs it, with all that it does: name only
+    files that you trust.
 
     Raises:
         ValueError: where the file or the name is not there, or the file fails.
@@ -28,10 +29,11 @@ def from_file(place: str) -> Any:
     try:
         found = runpy.run_path(path)
     except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        where = f", line {lines[-1]}" if lines else ""
-        came = f"{type(error).__name__}: {error}{where}"
-        raise ValueError(must("vdiff", "FILE.py:NAME", f"name a file that runs as Python, as {path} does not", came)) from error
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f", line {frame.lineno}" for frame in frames if frame.filename == path]
+        what = f"name a file that runs as Python, as {path} does not"
+        came = f"{type(error).__name__}: {error}{lines[-1] if lines else ''}"
+        raise ValueError(must("vdiff", "FILE.py:NAME", what, came)) from error
     if name not in found:
         known = ", ".join(key for key in found if not key.startswith("_")) or "nothing"
         raise ValueError(must("vdiff", "FILE.py:NAME", f"be something that {path} defines", repr(name), f"it has {known}"))
@@ -56,7 +58,8 @@ def device_of(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         device, why = torch.device("meta"), str(error).splitlines()[0]
     if device.type == "meta":
-        raise ValueError(must("vdiff", "device", "be one of this machine: cpu, cuda or cuda:1", repr(name), why))
+        what = "be one of this machine: cpu, cuda or cuda:1"
+        raise ValueError(must("vdiff", "device", what, repr(name), why))
     return device
 
 

@@ -30,8 +30,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="FILE.py:NAME",
         help="a model of yours, with data as FILE.py:data beside it: what holds of any network; with --estimators a function from an "
-        "oracle to a model of your class, for instance lambda oracle: Denoiser(MyNetworkAround(oracle), V()). FILE.py is run as a Python "
-        "program: name only a file that you trust",
+        "oracle to a model of your class, for instance lambda oracle: Denoiser(MyNetworkAround(oracle), V()). "
+        "FILE.py is run as a Python program: name only a file that you trust",
     )
     parser.add_argument("--estimators", action="store_true", help="the estimators of bits instead of the theorems")
     parser.add_argument("--points", type=int, default=256, help="data points of each case of --estimators (default: %(default)s)")

@@ -50,10 +50,11 @@ def evaluate(
 
     Each image gets `replicates` independent grids of `draws` times, with noise of its own; the spread of an image's
     replicates is its Monte Carlo error. An image's draws are a function of the seed and its place in the data, so that its
-    answer does not depend on the batches or the number of processes. Every image counts once; the model is in evaluation
-    mode, and TF32 and autocast are off meanwhile: the mode for every thread that uses the model, TF32 for the whole process. Beside a
-    training, evaluate a copy of the model. A model may say what was done to it (`Guided`, `Clipped`): its `protocol`
-    goes into the report's.
+    answer does not depend on the batches or the number of processes. Every image counts once. A model may say what was done
+    to it (`Guided`, `Clipped`): its `protocol` goes into the report's.
+
+    The model is in evaluation mode meanwhile, for every thread that uses it; TF32 and autocast are off,
+    TF32 for the whole process. Beside a training, evaluate a copy of the model.
 
     With `tolerance` the first stage has `replicates` grids (more for few images), and its variance says how many there are in
     all; the error and its interval are then those of Stein's two-stage procedure, exact for normal replicates. A replicate is a mean of

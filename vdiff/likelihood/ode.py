@@ -100,7 +100,8 @@ def ode_likelihood(
     are a function of the seed and its place. z and log p are accumulated in float64, the network runs in the dtype of x.
 
     Args:
-        model: in evaluation mode meanwhile, TF32 off, for other threads too (see `evaluate`). It must be differentiable in z.
+        model: in evaluation mode meanwhile, TF32 off, for other threads too (see `evaluate`). It must
+            be differentiable in z.
         x: continuous data as the network sees it. Discrete data is dequantised first: `dequantized_ode`.
         schedule: its ends are where the ODE starts and stops; nothing else of it matters.
         prior: the law of clean data whose noisy density at λ_min stands for p(z₁), for instance `Gaussian.fit(training_data)`, whose

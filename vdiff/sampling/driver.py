@@ -48,7 +48,8 @@ def trajectory(
 ) -> Iterator[tuple[Tensor, Prediction]]:
     """From z ~ N(0, I) at λ_min to λ_max: the state and the prediction at each of the levels visited, as it is made.
 
-    Arguments, errors and warnings are those of `sample`. The model is in evaluation mode while a step is computed, not between them.
+    Arguments, errors and warnings are those of `sample`. The model is in evaluation mode while a step is
+    computed, not between them.
 
     >>> from vdiff import GaussianMixture, Linear
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
@@ -113,7 +114,7 @@ def sample(
 
     Args:
         model: anything that returns a `Prediction` from (z, logsnr, **condition), trained with whatever schedule. Its modules are in
-            evaluation mode meanwhile, as in `evaluate`: for every thread that uses them. Beside a training, sample from a copy.
+            evaluation mode meanwhile, for every thread that uses them. Beside a training, sample from a copy.
         z: (batch, …) noise, N(0, I) at the first level; it is taken to float32 at least.
         schedule, steps: the levels are `uniform(schedule, steps)`: `steps` equidistant times from t = 1 to t = 0. `Karras()`
             with 18 steps is EDM's grid; a chain of T steps, whose bound is `elbo(..., steps=T)`, has T + 1 levels.

@@ -75,7 +75,8 @@ class Guided(Wrapped):
             hint = "for instance {'label': null class}"
             raise error(must("Guided", "unconditional", "name what replaces the condition", repr(unconditional), hint))
         if abs(finite("Guided", "scale", scale)) > torch.finfo(torch.float32).max:
-            raise ValueError(must("Guided", "scale", "be a number of float32", f"{scale:g}", "2 is a common one"))
+            hint = "2 is a common one"
+            raise ValueError(must("Guided", "scale", "be a number of float32", f"{scale:g}", hint))
         self.scale, self.unconditional = float(scale), dict(unconditional)
         self.interval = None if interval is None else _interval(interval)
 

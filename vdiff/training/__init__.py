@@ -1,11 +1,10 @@
-"""Training: configuration, loop and run folder. Needs the extra `train`, without which nothing of it can be imported."""
+"""Training: configuration, loop and run folder. Without the extra `train` it cannot be imported."""
 
 from vdiff.extras import extra
 
 with extra("train"):  # before anything is trained, not at the first checkpoint
     import filelock  # noqa: F401
     import safetensors.torch  # noqa: F401
-    import tqdm  # noqa: F401
 
 from vdiff.groups import parameter_groups
 from vdiff.training.config import Config

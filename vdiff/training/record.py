@@ -53,7 +53,8 @@ class Record:
 
 
 def _print(entry: Entry) -> None:
-    say("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if isinstance(value, int | float)))
+    numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
+    say("  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
 
 def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:

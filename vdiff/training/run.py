@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from vdiff.disk import absolute, commit
-from vdiff.errors import did_you_mean, must
+from vdiff.errors import did_you_mean, must, printable
 from vdiff.likelihood.protocol import version
 from vdiff.objective import Objective
 from vdiff.training import checkpoint
@@ -96,7 +96,7 @@ class Run:
         run = cls(folder, config)
 
         def clear() -> None:
-            warnings.warn(f"replacing the run in {run.folder}", stacklevel=6)
+            warnings.warn(f"replacing the run in {printable(str(run.folder))}", stacklevel=6)
             for old in ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl"):
                 (run.folder / old).unlink(missing_ok=True)
             for old in ("checkpoints", "tensorboard"):
