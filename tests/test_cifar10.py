@@ -30,8 +30,8 @@ TINY = ["network.width=8", "network.depth=1", "steps=2", "batch=4", "ema=[0.9, 0
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with 20 training and 4 test images, of which the last 4 for training select."""
-    form, _, batches = small(False)
-    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", (form,))
+    form, _, batches = small()
+    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", form)
     monkeypatch.setattr("vdiff.data.registry.HELD_OUT", 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(evaluation._PLAN.controls[1], "full", 0)  # the axes of 3,072 dimensions take half a minute
@@ -85,7 +85,7 @@ sys.path[:0] = ["tests", "examples"]
 import cifar10, vdiff.data.cifar10, vdiff.data.registry
 from cifar_files import small
 from vdiff.likelihood import evaluation
-vdiff.data.cifar10.PUBLISHED, vdiff.data.registry.HELD_OUT, evaluation._PLAN.controls[1].full = (small(False)[0],), 4, 0
+vdiff.data.cifar10.PUBLISHED, vdiff.data.registry.HELD_OUT, evaluation._PLAN.controls[1].full = small()[0], 4, 0
 torch.cuda.is_available = lambda: False
 raise SystemExit(cifar10.main(sys.argv[1:]))
 """

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from vdiff.data.cifar10 import BATCH, RECORD, decode_binary, encode_binary, read_batches
+from vdiff.data.cifar10 import BATCH, RECORD, encode_binary, read_batches
 from vdiff.data.file import File, writing
 from vdiff.data.images import HELD_OUT, Images
 from vdiff.disk import absolute, commit
@@ -40,7 +40,7 @@ def patches(folder: str | Path) -> tuple[Images, Images]:
         with writing(home.parent, home.name):
             if not home.exists():  # another process was first
                 _make(home)
-    return read_batches((file.read(home) for file in _files(home)), decode_binary)
+    return read_batches(file.read(home) for file in _files(home))
 
 
 def _make(home: Path) -> None:
@@ -61,8 +61,10 @@ def _make(home: Path) -> None:
 
 def _files(home: Path) -> list[File]:
     """What `sha256sum` would print, as files."""
-    path = home / SUMS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    path, lines = home / SUMS, list[str]()
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(1 << 16).splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if sorted(sums) != sorted(NAMES):
         hint = f"delete {home}: it is made again"
