@@ -8,7 +8,7 @@ from vdiff.likelihood.estimate import Estimate
 from vdiff.likelihood.evaluation import compare, evaluate
 from vdiff.likelihood.immse import immse
 from vdiff.likelihood.importance import ImportanceBound, path_importance
-from vdiff.likelihood.ode import OdeLikelihood, ode_likelihood
+from vdiff.likelihood.ode import OdeLikelihood, log_prob, ode_likelihood
 from vdiff.likelihood.pieces import Share
 from vdiff.likelihood.plan import Plan
 from vdiff.likelihood.replicated import Replicated
@@ -41,6 +41,7 @@ __all__ = [
     "dequantized_ode",
     "evaluate",
     "immse",
+    "log_prob",
     "ode_likelihood",
     "path_importance",
     "verify_estimators",

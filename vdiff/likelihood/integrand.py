@@ -1,7 +1,7 @@
 """What an evaluation averages: the bound of one image at one (t, ε), and the difference between two models'."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -161,10 +161,11 @@ def finite_images(data: Tensor, condition: dict[str, Any]) -> tuple[Tensor, dict
 
 
 @contextmanager
-def evaluating(*models: object) -> Iterator[None]:
+def evaluating(*models: object, differentiable: bool = False) -> Iterator[None]:
     """Models in evaluation mode, without gradients, TF32 or autocast; all of it back as it was afterwards.
 
     The mode is switched for every thread that uses these modules, and TF32 for the whole process.
+    With `differentiable`, gradients are recorded or not as before.
 
     >>> model = torch.nn.Dropout(0.5)
     >>> with evaluating(model):
@@ -181,9 +182,11 @@ def evaluating(*models: object) -> Iterator[None]:
             backend.fp32_precision = "ieee"
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(*models))
+            if torch.is_inference_mode_enabled():  # in which there is no divergence
+                stack.enter_context(torch.inference_mode(False))
             for device in sorted(devices):
                 stack.enter_context(full_precision(torch.device(device)))
-            stack.enter_context(torch.no_grad())
+            stack.enter_context(nullcontext() if differentiable else torch.no_grad())
             yield
     finally:
         for backend, own in zip(_ROUNDING, precision, strict=True):

@@ -163,6 +163,9 @@ def fail_together(name: str, share: Share, failure: Exception | None) -> None:
 class Course:
     """How a long estimate is run: this process's share of it, who is told, who keeps the state, and where it goes on.
 
+    With `differentiable` its results keep their graph, so that nothing can be shared, kept or
+    resumed.
+
     >>> Course().share.count
     1
     """
@@ -171,6 +174,7 @@ class Course:
     progress: Progress | None = None
     checkpoint: Callable[[State], None] | None = None
     resume: State | None = None
+    differentiable: bool = False
 
 
 def in_pieces(
@@ -198,6 +202,10 @@ def in_pieces(
     check_positive_int(name, "batch", batch)
     check_resume(name, course.resume, key)
     share, state = course.share, course.resume
+    if course.differentiable and (share.count > 1 or state is not None or course.checkpoint):
+        came, hint = "share, resume or checkpoint", "a state on disk has no graph"
+        what = "be False where an estimate is shared, kept or resumed"
+        raise ValueError(must(name, "differentiable", what, came, hint))
     if state is None:
         state = {word: torch.zeros(repetitions, rows, *shape, dtype=torch.float64) for word, shape in shapes.items()}
         state |= {"done": torch.zeros(repetitions, rows), "key": key}
@@ -209,7 +217,8 @@ def in_pieces(
             left = own[state["done"][repetition, own] == 0]
             for part in torch.split(left, batch) if len(left) else ():
                 for word, found in work(repetition, part).items():
-                    state[word][repetition, part] = found.detach().to(state[word])
+                    found = found if course.differentiable else found.detach()
+                    state[word][repetition, part] = found.to(state[word])
                 state["done"][repetition, part] = 1
                 if course.progress is not None:
                     course.progress(int(state["done"].sum()), repetitions * len(own))

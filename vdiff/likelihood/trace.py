@@ -28,11 +28,22 @@ class Trace:
         """The vectors p, one set for each example by its own generator."""
         raise NotImplementedError
 
-    def divergence(self, v: Tensor, z: Tensor, directions: Tensor) -> Float[Tensor, "batch columns"]:
-        """An estimate for each probe, from v with its graph back to z: one backward pass each."""
+    def divergence(
+        self,
+        v: Tensor,
+        z: Tensor,
+        directions: Tensor,
+        *,
+        differentiable: bool = False,
+    ) -> Float[Tensor, "batch columns"]:
+        """An estimate for each probe, from v with its graph back to z: one backward pass each.
+
+        With `differentiable` the estimates have a graph of their own.
+        """
         if not v.requires_grad:  # a constant field
             return z.new_zeros(len(z), len(directions))
-        products = [torch.autograd.grad(v, z, p, retain_graph=True, materialize_grads=True)[0] * p for p in directions]
+        options = {"retain_graph": True, "create_graph": differentiable, "materialize_grads": True}
+        products = [torch.autograd.grad(v, z, p, **options)[0] * p for p in directions]
         return torch.stack([sum_dims(product) for product in products], 1)
 
     def __repr__(self) -> str:
@@ -52,8 +63,16 @@ class Exact(Trace):
         dims = z[0].numel()
         return torch.eye(dims, dtype=z.dtype, device=z.device).view(dims, 1, *z.shape[1:]).expand(-1, len(z), *z.shape[1:])
 
-    def divergence(self, v: Tensor, z: Tensor, directions: Tensor) -> Tensor:
-        return super().divergence(v, z, directions).sum(1, keepdim=True)
+    def divergence(
+        self,
+        v: Tensor,
+        z: Tensor,
+        directions: Tensor,
+        *,
+        differentiable: bool = False,
+    ) -> Tensor:
+        found = super().divergence(v, z, directions, differentiable=differentiable)
+        return found.sum(1, keepdim=True)
 
 
 class Hutchinson(Trace):

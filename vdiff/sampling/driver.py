@@ -4,6 +4,7 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from vdiff.sampling.step import Counted, Memory, Model, Step, ancestral, ddim, h
 from vdiff.schedule import Schedule
 
 STEPS: dict[str, Step] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "adams": adams, "ode": ode}
-WORDS = ("schedule", "steps", "levels", "step", "generator")
+WORDS = ("schedule", "steps", "levels", "step", "generator", "differentiable")
 OPTIONS = {  # of the steps: words that no condition has
     option: name
     for name, step in STEPS.items()
@@ -44,6 +45,7 @@ def trajectory(
     levels: Grid | None = None,
     step: Step = ancestral,
     generator: Generators = None,
+    differentiable: bool = False,
     **condition: Any,
 ) -> Iterator[tuple[Tensor, Prediction]]:
     """From z ~ N(0, I) at λ_min to λ_max: the state and the prediction at each of the levels visited, as it is made.
@@ -65,13 +67,23 @@ def trajectory(
         hint = f"the function, without quotes: step={step}" if str(step) in STEPS else near or f"vdiff.sampling has {', '.join(STEPS)}"
         raise TypeError(must("sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint))
     check_generators("sample", generator, z)
-    return _walk(_Watched(model, **condition), z.detach().to(at_least_float32(z.dtype), copy=True), grid, step, Memory((), generator))
+    z = (z if differentiable else z.detach()).to(at_least_float32(z.dtype), copy=True)
+    watched, memory = _Watched(model, **condition), Memory((), generator)
+    return _walk(watched, z, grid, step, memory, differentiable)
 
 
-def _walk(model: Counted, z: Tensor, grid: Tensor, step: Step, memory: Memory) -> Iterator[tuple[Tensor, Prediction]]:
+def _walk(
+    model: Counted,
+    z: Tensor,
+    grid: Tensor,
+    step: Step,
+    memory: Memory,
+    differentiable: bool,
+) -> Iterator[tuple[Tensor, Prediction]]:
+    graph = nullcontext if differentiable else torch.no_grad
     for i, (logsnr_t, logsnr_s) in enumerate(itertools.pairwise(grid.tolist())):
         t, s = (torch.full((len(z),), level, dtype=grid.dtype, device=z.device) for level in (logsnr_t, logsnr_s))
-        with torch.no_grad(), evaluation_mode(model):
+        with graph(), evaluation_mode(model):
             there = step(model, z, t, s, memory)
         now = model.take_first()
         if now is None:
@@ -84,7 +96,7 @@ def _walk(model: Counted, z: Tensor, grid: Tensor, step: Step, memory: Memory) -
                 must("sample", "model", "lead to finite states", came, "a network is unreliable beyond the levels it was trained on")
             )
         z, memory = there, memory.after(now)
-    with torch.no_grad(), evaluation_mode(model):
+    with graph(), evaluation_mode(model):
         last = model(z, grid[-1:].expand(len(z)))
     if not torch.isfinite(last.out).all():
         came = f"NaN or infinity at the last level, λ = {grid[-1]:g}"
@@ -108,6 +120,7 @@ def sample(
     levels: Grid | None = None,
     step: Step = ancestral,
     generator: Generators = None,
+    differentiable: bool = False,
     **condition: Any,
 ) -> Float[Tensor, "batch *dims"]:
     """Data from noise: x̂ at the last of the noise levels visited, which is the exact step from there to λ = +∞.
@@ -122,6 +135,10 @@ def sample(
             The first may be −∞, pure noise, for a model that predicts x, v or the rectified flow, and any step but `heun`.
         step: from a level to the next, for instance `ancestral`, `heun`, `partial(ddim, eta=0.5)`, `adams`.
         generator: of the steps' noise: one for the batch, or one for each sample (`streams`).
+        differentiable: whether gradients reach z, the model's parameters and the conditions. The
+            graph of every evaluation is then kept, so that memory grows with their number;
+            `torch.utils.checkpoint` in the network trades it for time. Otherwise nothing is
+            recorded.
         condition: passed on to the model.
 
     Returns:
@@ -141,7 +158,14 @@ def sample(
     >>> sample(oracle, torch.randn(1000, 1), schedule=Linear(), steps=50).mean().round()
     tensor(3.)
     """
-    path = trajectory(model, z, schedule=schedule, steps=steps, levels=levels, step=step, generator=generator, **condition)
+    options: dict[str, Any] = {
+        "schedule": schedule,
+        "steps": steps,
+        "levels": levels,
+        "step": step,
+    }
+    options |= {"generator": generator, "differentiable": differentiable}
+    path = trajectory(model, z, **options, **condition)
     for _, prediction in path:
         last = prediction
     return last.x

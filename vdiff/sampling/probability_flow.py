@@ -1,6 +1,7 @@
 """The probability-flow ODE as a step, from noise to data or backwards. Needs the extra `ode`; the solver is `vdiff.flow`'s."""
 
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -64,13 +65,21 @@ def ode(
     return solve("ode", field, (z,), *ends, method=method, rtol=rtol, atol=atol, options=options, **limits).state[0]
 
 
-@torch.no_grad()
 def encode(
-    model: Model, z: Float[Tensor, "batch *dims"], *, schedule: Schedule, step: Step = ode, **condition: Any
+    model: Model,
+    z: Float[Tensor, "batch *dims"],
+    *,
+    schedule: Schedule,
+    step: Step = ode,
+    differentiable: bool = False,
+    **condition: Any,
 ) -> Float[Tensor, "batch *dims"]:
     """The probability-flow ODE backwards: the noise at λ_min from which it leads to z at λ_max. Clean data x is z = α x there.
 
-    `ode` from λ_min to λ_max returns to the start, within the tolerances: set them by `step=partial(ode, rtol=1e-8)`.
+    `ode` from λ_min to λ_max returns to the start, within the tolerances: set them by
+    `step=partial(ode, rtol=1e-8)`. With `differentiable`, gradients reach z, the model's
+    parameters and the conditions, through every step of the solver, and memory grows with the
+    number of evaluations.
 
     >>> from vdiff import GaussianMixture, Linear
     >>> oracle, schedule = GaussianMixture([1.0], [[0.0]], [[0.25]]), Linear(10.0, -10.0)
@@ -85,7 +94,7 @@ def encode(
     clean, noisy = (
         wide(torch.full((len(z),), end, dtype=torch.float64)).to(z.device) for end in (schedule.logsnr_max, schedule.logsnr_min)
     )
-    with evaluation_mode(model):
+    with nullcontext() if differentiable else torch.no_grad(), evaluation_mode(model):
         return step(Counted(model, **condition), z.to(at_least_float32(z.dtype)), clean, noisy, NOTHING)
 
 
