@@ -4,6 +4,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
+from vdiff.augmentation import augmented_elbo
 from vdiff.bound import Bound
 from vdiff.chain import first_variance, hybrid, path_bound, vlb
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
@@ -125,6 +126,7 @@ __all__ = [
     "X",
     "adams",
     "ancestral",
+    "augmented_elbo",
     "bits_per_dim",
     "ddim",
     "describe",

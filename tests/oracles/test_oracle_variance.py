@@ -165,7 +165,8 @@ def test_variance_of_a_batch_mean(record):
     first, second = moments(oracle(case), partial(nodes, case), t, schedule=schedule, powers=(1, 2))
     mean, within = width @ first, width @ (second - first.square())
 
-    offset, mass = gauss_legendre(0.0, 1.0, 64)  # of a stratum: the grid is the same again from one to the next
+    # of a stratum: from one to the next the grid is the same again
+    offset, mass = gauss_legendre(0.0, 1.0, 64)
     grids = torch.stack([stratified(batch, offset=u / batch) for u in offset])
     logsnr, rate = schedule.levels(grids.flatten())
     grid_mean = (0.5 * rate * mmse(case, logsnr)).view(grids.shape).mean(1)

@@ -197,10 +197,10 @@ class Config:
         if self.decoder is None and self.weighting is None and self.bound_weight is None:
             wrong.append(must("Config", "decoder", "be given where the bound is trained", None))
         if _is_factor(self.weighting):
-            hint = (
-                f'a factor multiplies a base: {{"name": "Product", "base": {{"name": "MSE", …}}, "factor": {json.dumps(self.weighting)}}}'
-            )
-            wrong.append(must("Config", "weighting", "be a total", f"the factor {self.weighting}", hint))
+            came, factor = f"the factor {self.weighting}", json.dumps(self.weighting)
+            product = f'{{"name": "Product", "base": {{"name": "MSE", …}}, "factor": {factor}}}'
+            hint = f"a factor multiplies a base: {product}"
+            wrong.append(must("Config", "weighting", "be a total", came, hint))
         if self.weighting is not None and self.bound_weight is not None:
             hint = "the hybrid loss has the plain squared error of ε"
             wrong.append(must("Config", "weighting", "be left out where bound_weight is given", self.weighting, hint))
