@@ -16,7 +16,7 @@ from vdiff.parameterization import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import check_schedule
-from vdiff.times import stratified
+from vdiff.times import stratified, stratum_of
 from vdiff.weighting import check_chain
 
 
@@ -190,7 +190,7 @@ def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batc
     >>> with_decoder(torch.tensor([0.0, 0.4, 0.9]), steps=2)
     tensor([0.0000, 0.5000, 1.0000])
     """
-    return torch.floor(u * (steps + 1)).clamp(max=steps) / steps
+    return stratum_of(u, steps + 1) / steps
 
 
 class PathBound(NamedTuple):

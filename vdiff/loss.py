@@ -52,9 +52,9 @@ def weighted_elbo(
         L_w(x) = ½ E_{t ~ U(0,1), ε}[ w(λ_t) · (−dλ/dt) · ‖ε − ε̂(z_t, λ_t)‖² ]           (continuous time)
         L_w(x) = ½ E_{i ~ U{1..T}, ε}[ w(λ_t) · T expm1(λ_s − λ_t) · ‖ε − ε̂(z_t, λ_t)‖² ],   t = i/T, s = t − 1/T
 
-    with the norm summed over dimensions. Each call draws one (t, ε) per example, t stratified over the batch. With
-    `weighting=ELBO()` this is the diffusion term of the negative evidence lower bound (on a chain, of one with the posterior's
-    variance); `elbo` adds the other two.
+    with the norm summed over dimensions. Each call draws one (t, ε) per example: the times of a batch are one grid, and each
+    of them is uniform by itself, so that every example's loss is unbiased. With `weighting=ELBO()` this is the diffusion
+    term of the negative evidence lower bound (on a chain, of one with the posterior's variance); `elbo` adds the other two.
 
     Args:
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a `Denoiser` or an oracle.

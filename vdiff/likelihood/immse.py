@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vdiff.errors import check_data, check_finite, check_positive_int, must
 from vdiff.gaussian import wide
+from vdiff.likelihood.density import Stratified
 from vdiff.likelihood.integrand import Finite, evaluating, of_rows
 from vdiff.likelihood.pieces import (
     Course,
@@ -43,7 +44,7 @@ from vdiff.likelihood.replicated import Replicated
 from vdiff.loss import Model, check_call, weighted_elbo
 from vdiff.oracle import Gaussian
 from vdiff.schedule import Schedule
-from vdiff.times import generator_of, stratified
+from vdiff.times import generator_of
 
 _ALONE = Share()
 LONG_TAIL, TAIL_SEEN = 5.0, 1e-3  # an extrapolated tail is good to a fifth: longer than five standard errors, or so many nats, it counts
@@ -148,7 +149,8 @@ def immse(
 
     def piece(replicate: int, rows: Tensor) -> State:
         generators = [generator_of(seed, replicate, f"example {i}", x.device) for i in rows.tolist()]
-        t = torch.cat([torch.cat([ends, stratified(draws, generator=g, device=x.device)]) for g in generators])
+        times = [Stratified().draw(draws, g, x.device) for g in generators]
+        t = torch.cat([torch.cat([ends, inner]) for inner in times])
         noise = torch.cat([torch.randn(places, *x.shape[1:], dtype=x.dtype, device=x.device, generator=g) for g in generators])
         each = rows.to(x.device).repeat_interleave(places)
         term = 0.5 * (difference(each, t, noise) + difference(each, t, -noise))

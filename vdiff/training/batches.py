@@ -32,9 +32,10 @@ class Batch(NamedTuple):
 class Batches:
     """The batch of a step, cut into a share for each process and micro-batch: a pure function of (seed, step, slot).
 
-    Every image is used once in each pass over the data, in an order of that pass's own; a batch may end one pass and begin the
-    next. Slot i of n has the time (i + u)/n of one grid, with one offset u for all processes, and noise from a generator of its
-    own. Share k of m has the slots k, k + m, k + 2m, …
+    Every image is used once in each pass over the data, in an order of that pass's own; a batch
+    may end one pass and begin the next. Slot i of n has the time (u + i/n) mod 1 of one grid, with
+    one offset u for all processes, and noise from a generator of its own. Share k of m has the
+    slots k, k + m, k + 2m, …
 
     Raises ValueError where the batch cannot be cut evenly, and for labels that are missing or are not as many as the data.
 
