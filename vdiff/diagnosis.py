@@ -12,6 +12,7 @@ from vdiff.errors import must
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 from vdiff.schedule.histogram import filled
+from vdiff.weighting import check_weight_function
 
 INSIDE = 8  # points of a bin at which the density is read
 
@@ -67,7 +68,7 @@ def diagnose(profile: Profile, schedule: Schedule, weighting: Callable[[Tensor],
     The profile may come from any schedule between the same ends: `evaluate(…, profile=profile)` fills one.
 
     Raises:
-        ValueError: where the schedule ends elsewhere than the profile.
+        ValueError: where the schedule ends elsewhere than the profile, and for a factor alone as weighting.
 
     >>> from vdiff import Cosine
     >>> profile = Profile(-5.0, 5.0, bins=50)
@@ -75,6 +76,8 @@ def diagnose(profile: Profile, schedule: Schedule, weighting: Callable[[Tensor],
     >>> diagnose(profile, Cosine(5.0, -5.0)).effective < 1
     True
     """
+    if weighting is not None:
+        check_weight_function("diagnose", weighting)
     low, high = profile.logsnr_min, profile.logsnr_max
     ends = schedule.logsnr_min, schedule.logsnr_max
     if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(ends, (low, high), strict=True)):

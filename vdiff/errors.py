@@ -92,6 +92,13 @@ def finite(function: str, argument: str, value: object, *, above: float = -math.
     return number
 
 
+def check_total(function: str, weighting: object) -> None:
+    """Raise where a weighting is a factor alone, or a product of factors, and no total."""
+    if getattr(weighting, "is_factor", False):
+        hint = f"a factor multiplies the weighting of a plain loss: MSE(schedule, Eps()) * {weighting!r}"
+        raise ValueError(must(function, "weighting", "be a total", f"the factor {weighting!r}", hint))
+
+
 def check_data(function: str, x: Tensor, argument: str = "x") -> None:
     """Raise unless `x` is a dense, real, floating (batch, …) tensor with at least one example. Reads no value."""
     if not isinstance(x, Tensor):

@@ -16,7 +16,7 @@ from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import Merge, home
 from vdiff.times import on_chain, stratified
-from vdiff.weighting import ELBO, Weighting, check_chain, check_weighting
+from vdiff.weighting import ELBO, Weighting, check_chain, check_weight_function, check_weighting
 
 _ELBO = ELBO()
 
@@ -63,6 +63,8 @@ class Objective(nn.Module):
         check_chain("Objective", weighting, schedule, steps)
         if decoder is not None:
             check_decoder("Objective", decoder, schedule)
+        if weighting is not None:
+            check_weight_function("Objective", weighting)
         if weighting is not None and home(schedule).type != "meta":  # there, learned ends have no values yet
             low, high = weighting.range() if isinstance(weighting, Weighting) else (schedule.logsnr_min, schedule.logsnr_max)
             check_weighting(weighting, max(low, schedule.logsnr_min), min(high, schedule.logsnr_max), "Objective")

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from vdiff.errors import did_you_mean, must
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.schedule import Cosine, LearnedLinear, LinearBeta, Normal, OptimalTransport, Schedule, Tabulated
-from vdiff.weighting import EDM, ELBO, MSE, P2, InDI, MinSNR, Sigmoid, Weighting
+from vdiff.weighting import EDM, ELBO, MSE, P2, InDI, MinSNR, Sigmoid, Weighting, check_weight_function
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A named objective. `schedule` is where it trains, `weighting` the total w(λ) that it minimises, constant included.
 
-    `weighting` is written with the untruncated law, as published; a truncated schedule moves only the constant.
+    `weighting` is written with the untruncated law, as published; a truncated schedule moves only the constant. A factor
+    alone is refused.
 
     >>> recipe("sd3").schedule.law, recipe("sd3").source
     (Gaussian(mean=0.0, std=2.0), 'arXiv:2403.03206')
@@ -29,6 +30,9 @@ class Recipe:
     weighting: Weighting
     steps: int | None = None
     source: str = ""
+
+    def __post_init__(self) -> None:
+        check_weight_function("Recipe", self.weighting)
 
 
 def _ddpm() -> Recipe:

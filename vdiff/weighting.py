@@ -1,6 +1,7 @@
 """What counts: w(λ) ≥ 0 on the ε-loss, L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ.
 
-A total stands alone (`ELBO`, `Sigmoid`, `MSE`); a factor multiplies a base (`MSE(Cosine(), Eps()) * MinSNR(5)`).
+A total stands alone (`ELBO`, `Sigmoid`, `MSE`); a factor multiplies a base (`MSE(Cosine(), Eps()) * MinSNR(5)`) and is
+refused alone. A function of your own is a total.
 Every factor is in ε-units whatever the network predicts: the published bugs of min-SNR are all violations of this.
 """
 
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, checking, finite, must
+from vdiff.errors import check_positive_int, check_total, checking, finite, must
 from vdiff.gaussian import at_least_float32, wide
 from vdiff.parameterization import Parameterization, V, X, check_parameterization
 from vdiff.schedule import OptimalTransport, Schedule, Tabulated
@@ -52,6 +53,15 @@ class Weighting(nn.Module):
         >>> ELBO().chain
         """
         return None
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether this only multiplies a base and is no weighting by itself.
+
+        >>> MinSNR(5.0).is_factor, (P2() * MinSNR()).is_factor, (ELBO() * MinSNR()).is_factor
+        (True, True, False)
+        """
+        return False
 
     @property
     def monotone(self) -> bool:
@@ -131,6 +141,10 @@ class Product(Weighting):
     @property
     def chain(self) -> int | None:
         return self.base.chain or self.factor.chain
+
+    @property
+    def is_factor(self) -> bool:
+        return self.base.is_factor and self.factor.is_factor
 
     def range(self) -> tuple[float, float]:
         (low, high), (lower, higher) = self.base.range(), self.factor.range()
@@ -259,7 +273,24 @@ class Sigmoid(Weighting):
         return f"bias={self.bias}"
 
 
-class MinSNR(Weighting):
+class Factor(Weighting):
+    """What multiplies a base, in ε-units whatever the network predicts; alone it is refused wherever a weighting is taken.
+
+    A factor of your own is a subclass with `weight_at(logsnr)`.
+
+    >>> class Half(Factor):
+    ...     def weight_at(self, logsnr):
+    ...         return torch.full_like(logsnr, 0.5)
+    >>> (Sigmoid(0.0) * Half())(torch.tensor([0.0]))
+    tensor([0.2500])
+    """
+
+    @property
+    def is_factor(self) -> bool:
+        return True
+
+
+class MinSNR(Factor):
     """The factor min(1, γ e^{−λ}), in ε-units whatever the network predicts (min-SNR-γ, arXiv:2303.09556).
 
     >>> MinSNR(5.0)(torch.tensor([0.0, 3.0]))
@@ -288,7 +319,7 @@ class SoftMinSNR(MinSNR):
         return torch.sigmoid(math.log(self.gamma) - logsnr)
 
 
-class P2(Weighting):
+class P2(Factor):
     """The factor 1/(k + e^λ)^γ (P2, arXiv:2204.00227).
 
     >>> P2(gamma=0.5)(torch.tensor([0.0]))
@@ -306,7 +337,7 @@ class P2(Weighting):
         return f"gamma={self.gamma}, k={self.k}"
 
 
-class TruncatedSNR(Weighting):
+class TruncatedSNR(Factor):
     """The factor max(1, e^{−λ}): max(SNR, 1) on x (Salimans & Ho 2022).
 
     >>> TruncatedSNR()(torch.tensor([1.0, -1.0]))
@@ -317,7 +348,7 @@ class TruncatedSNR(Weighting):
         return torch.exp(-logsnr.clamp(max=0.0))
 
 
-class Debiased(Weighting):
+class Debiased(Factor):
     """The factor e^{−λ/2}: the ε-loss over √SNR (debiased estimation loss, arXiv:2310.08442).
 
     >>> Debiased()(torch.tensor([2.0]))
@@ -342,6 +373,7 @@ class Custom(Weighting):
 
     def __init__(self, weight: Callable[[Tensor], Tensor], logsnr_min: float = -SPAN, logsnr_max: float = SPAN) -> None:
         super().__init__()
+        check_weight_function("Custom", weight)
         self._weight = weight
         high, low = check_ends("Custom", logsnr_max, logsnr_min)
         self._range = (low, high)
@@ -405,7 +437,7 @@ def check_weighting(
     weighting: Callable[[Tensor], Tensor], logsnr_min: float, logsnr_max: float, name: str = "weighting", hint: str = ""
 ) -> None:
     """Raise unless a weighting is finite, nonnegative and (batch,) → (batch,) between two log-SNRs. Reads values."""
-    check_weight_function(name, weighting)
+    _check_callable(name, weighting)
     place = home(weighting)
     if place.type == "meta":
         return
@@ -420,7 +452,12 @@ def check_weighting(
 
 
 def check_weight_function(name: str, weighting: object) -> None:
-    """Raise unless a weighting can be called with λ; its class is the likely mistake."""
+    """Raise unless a weighting can be called with λ and is a total; its class, or a factor alone, is the likely mistake."""
+    _check_callable(name, weighting)
+    check_total(name, weighting)
+
+
+def _check_callable(name: str, weighting: object) -> None:
     if isinstance(weighting, type):
         raise TypeError(
             must(
@@ -470,6 +507,7 @@ __all__ = [
     "P2",
     "Custom",
     "Debiased",
+    "Factor",
     "InDI",
     "MinSNR",
     "Product",

@@ -27,6 +27,8 @@ UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
      ["'accumulate' must divide the batch of 128; got 3", "'conditional' must come with a network that has labels", "'augment' must come with a network that takes `augmented`",
       "'bound_weight' must come with a chain", "'resampling' must come with the bound of a chain"]),
     (["chain=10", "bound_weight=0", "weighting.name=Sigmoid"], ["'weighting' must be left out where bound_weight is given"]),
+    (["weighting.name=MinSNR"], ["'weighting' must be a total; got the factor {'name': 'MinSNR'} (a factor multiplies a base: {\"name\": \"Product\", \"base\": {\"name\": \"MSE\", …}, \"factor\": {\"name\": \"MinSNR\"}})"]),
+    (["weighting.name=Product", "weighting.base.name=P2", "weighting.factor.name=Debiased"], ["'weighting' must be a total; got the factor {'name': 'Product'"]),
     (["decoder=null"], ["'decoder' must be given where the bound is trained; got None"]),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_of_all_fields_at_once(words: list[str], messages: list[str]) -> None:
@@ -36,3 +38,8 @@ def test_what_is_wrong_is_said_of_all_fields_at_once(words: list[str], messages:
     assert all(line.startswith("Config: argument '") for line in lines)
     for message in messages:
         assert any(message in line for line in lines), f"{message}\nis not in\n{refused.value}"
+
+
+def test_a_factor_times_a_total_is_a_weighting() -> None:
+    words = ["weighting.name=Product", "weighting.base.name=P2", "weighting.factor.name=ELBO"]
+    assert repr(Config(network=UNET).override(words).objective().weighting) == "Product(P2(gamma=1.0, k=1.0), ELBO())"

@@ -18,6 +18,7 @@ from vdiff import (
     Debiased,
     Eps,
     Flow,
+    Histogram,
     InDI,
     Karras,
     Laplace,
@@ -28,6 +29,7 @@ from vdiff import (
     Normal,
     Objective,
     OptimalTransport,
+    Profile,
     Schedule,
     Shifted,
     Sigmoid,
@@ -37,14 +39,17 @@ from vdiff import (
     V,
     X,
     describe,
+    diagnose,
     elbo,
     loss_factor,
     weighted_elbo,
 )  # fmt: skip
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import alpha, sigma
+from vdiff.recipes import Recipe
 from vdiff.schedule import Custom
 from vdiff.weighting import Custom as CustomWeighting
+from vdiff.weighting import Factor, Weighting
 
 from .common import ROWS, SCHEDULE, assert_refused, assert_same, batch, model
 
@@ -259,7 +264,7 @@ def test_fault_18_the_scales_at_the_far_ends(logsnr: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("t", [0.0, 1.0])
 @pytest.mark.parametrize("row", ROWS[:-1], ids=repr)
-@pytest.mark.parametrize("weighting", [ELBO(), Sigmoid(2.0), MinSNR(5.0), Debiased()], ids=repr)
+@pytest.mark.parametrize("weighting", [ELBO(), Sigmoid(2.0), ELBO() * MinSNR(), ELBO() * Debiased()], ids=repr)
 def test_fault_18_loss_and_gradients_at_the_far_ends(
     dtype: torch.dtype, t: float, row: object, weighting: Callable[[Tensor], Tensor]
 ) -> None:
@@ -449,6 +454,49 @@ def test_fault_22_what_is_no_weighting(weighting: object) -> None:
         weighted_elbo(model(), batch()[0], schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
     with assert_refused(TypeError, "Objective", "weighting", "be a Weighting or a function of logsnr", *words):
         Objective(model(), schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
+
+
+class Halves(Factor):
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.full_like(logsnr, 0.5)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        P2(),
+        MinSNR(5.0),
+        SoftMinSNR(),
+        TruncatedSNR(),
+        Debiased(),
+        Halves(),
+        MinSNR(5.0) * P2(),
+        (Debiased() * P2()) * MinSNR(),
+    ],
+    ids=repr,
+)
+def test_fault_22_a_factor_alone_is_no_weighting(factor: Weighting) -> None:
+    """Wherever a weighting is taken; the hint is the product to write, which is taken."""
+    x, profile = batch()[0], Profile(-10.0, 10.0, bins=2)
+    profile.update(torch.tensor([-5.0, 5.0]), torch.ones(2))
+    takes: dict[str, Callable[[Callable[[Tensor], Tensor]], object]] = {
+        "weighted_elbo": lambda w: weighted_elbo(model(), x, schedule=SCHEDULE, weighting=w),
+        "Objective": lambda w: Objective(model(), schedule=SCHEDULE, weighting=w),
+        "loss_factor": lambda w: loss_factor(w, SCHEDULE, Eps()),
+        "Recipe": lambda w: describe(Recipe("mine", SCHEDULE, Eps(), w)),  # type: ignore[arg-type]
+        "diagnose": lambda w: diagnose(profile, SCHEDULE, w),
+        "Histogram.optimal": lambda w: Histogram.optimal(profile, w),
+    }
+    words = "be a total", f"got the factor {factor!r}", f"MSE(schedule, Eps()) * {factor!r}"
+    for name, take in takes.items():
+        with assert_refused(ValueError, name, "weighting", *words):
+            take(factor)
+        for whole in (MSE(SCHEDULE, Eps()) * factor, factor * ELBO(), lambda v: factor(v)):
+            take(whole)
+    with assert_refused(ValueError, "Custom", "weighting", "be a total"):
+        CustomWeighting(factor)
+    assert CustomWeighting(lambda logsnr: factor(logsnr), -10.0, 10.0).is_factor is False
+    assert factor.check() is factor  # by itself it is looked at, plotted and multiplied as before
 
 
 @pytest.mark.parametrize(

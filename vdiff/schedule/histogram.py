@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, check_total, must
 from vdiff.profile import Profile
 from vdiff.schedule.base import Schedule
 
@@ -58,6 +58,7 @@ class Histogram(Schedule):
         """
         importance = filled(profile.second_moment.sqrt())
         if weighting is not None:
+            check_total("Histogram.optimal", weighting)
             importance = importance * weighting(profile.centers)
         return Histogram(importance, profile.logsnr_max, profile.logsnr_min)
 

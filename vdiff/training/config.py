@@ -176,6 +176,11 @@ class Config:
             wrong.append(must("Config", "augment", "come with a network that takes `augmented`", self.augment, hint))
         if self.decoder is None and self.weighting is None and self.bound_weight is None:
             wrong.append(must("Config", "decoder", "be given where the bound is trained", None))
+        if _is_factor(self.weighting):
+            came, factor = f"the factor {self.weighting}", json.dumps(self.weighting)
+            product = f'{{"name": "Product", "base": {{"name": "MSE", …}}, "factor": {factor}}}'
+            hint = f"a factor multiplies a base: {product}"
+            wrong.append(must("Config", "weighting", "be a total", came, hint))
         if self.weighting is not None and self.bound_weight is not None:
             hint = "the hybrid loss has the plain squared error of ε"
             wrong.append(must("Config", "weighting", "be left out where bound_weight is given", self.weighting, hint))
@@ -185,6 +190,16 @@ class Config:
         if self.resampling and (self.chain is None or self.weighting is not None or self.bound_weight is not None):
             wrong.append(must("Config", "resampling", "come with the bound of a chain", True, "chain=T, without a weighting"))
         return wrong
+
+
+def _is_factor(spec: Any) -> bool:
+    """Whether a weighting's spec is a factor alone, or a product of factors."""
+    if not isinstance(spec, dict):
+        return False
+    if spec["name"] == "Product":
+        return _is_factor(spec["base"]) and _is_factor(spec["factor"])
+    made = getattr(weighting, spec["name"], None)
+    return isinstance(made, type) and issubclass(made, weighting.Factor)
 
 
 def _value(text: str) -> Any:

@@ -47,7 +47,9 @@ def faults(function: str, argument: str, homes: Homes, spec: object) -> list[str
         made = _find(homes, spec["name"])
     except ValueError as error:
         return [str(error).replace("build: argument 'name'", f"{function}: argument '{argument}.name'")]
-    taken = {key: one for key, one in inspect.signature(made).parameters.items() if key != "self"}
+    parameters = inspect.signature(made).parameters.values()
+    rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # nn.Module's own
+    taken = {one.name: one for one in parameters if one.name != "self" and one.kind not in rest}
     wrong = []
     for key, value in spec.items():
         place = f"{argument}.{key}"
