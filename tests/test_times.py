@@ -163,13 +163,17 @@ CHAINS = {
         EVENLY,
     ),
     "simple": (
-        lambda model, _, g: hybrid(model, DATA, bound_weight=0, generator=g, **LOOKS_ON_CHAIN),
+        lambda model, _, g: hybrid(model, X, bound_weight=0, generator=g, **ON_CHAIN),
         ALL_LEVELS,
     ),
     "vlb": (lambda model, _, g: vlb(model, DATA, generator=g, **LOOKS_ON_CHAIN), ALL_LEVELS),
     "Objective, a share": (
         lambda model, i, _: Objective(model, **ON_CHAIN)(X, u=share(i, 2)),
         EVENLY,
+    ),
+    "Objective, the simple loss, a share": (
+        lambda model, i, _: Objective(model, bound_weight=0.0, **ON_CHAIN)(X, u=share(i, 2)),
+        ALL_LEVELS,
     ),
     "Objective, terms by their size": (
         lambda model, _, g: by_size(model, BOUND_ON_CHAIN, CHAIN)(DATA, generator=g),

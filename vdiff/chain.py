@@ -37,16 +37,22 @@ def hybrid(
 
         ( ‖ε − ε̂‖² + bound_weight · n · K(sg(ε̂), Σ) ) / d
 
-    with one of the bound's n terms K per example, hence the factor n, and the mean stopped in it: of the outputs the bound
-    trains the variance alone; its gradient would otherwise drown the mean's. Without a decoder the terms are the chain's n = T
-    steps. With one that looks at the network they are n = T + 1: its own, −log p(data | x̂(z₀)), is DDPM's first.
+    with one of the bound's n terms K per example, hence the factor n, and the mean stopped in it:
+    of the outputs the bound trains the variance alone; its gradient would otherwise drown the
+    mean's. With a decoder that looks at the network the terms are n = T + 1: its own, −log p(data
+    | x̂(z₀)), is DDPM's first. Without a decoder they are the chain's n = T steps, and no draw
+    trains the level t = 0, at which the last step of `sample` asks the network.
+
+    With `bound_weight=0` this is DDPM's simple loss, the mean over all T + 1 levels, with or
+    without a decoder.
 
     Args:
         data: x as the network sees it; with a decoder, data as it is.
-        decoder: for instance `DiscretizedGaussian(256, denoise=True, clip=first_variance(schedule, steps))`.
-        bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here. With 0 it is DDPM's simple loss, for
-            any reverse variance.
-        t: (batch,) times i/T to use instead of drawing; 0 is the decoder's.
+        decoder: for instance `DiscretizedGaussian(256, denoise=True, clip=first_variance(schedule,
+            steps))`, or for continuous data `Gaussian(denoise=True)`.
+        bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here. 0
+            takes any reverse variance.
+        t: (batch,) times i/T to use instead of drawing; 0 is the first level, the decoder's.
         model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
 
     Raises:
@@ -63,7 +69,9 @@ def hybrid(
     """
     if checking():
         finite("hybrid", "bound_weight", bound_weight, at_least=0.0, hint="less than 0 would maximise the bound")
-    seen = _one_level("hybrid", model, data, schedule, steps, decoder, t, eps, generator, condition)
+    first = int(bound_weight > 0 and decoder is None)
+    what = data, schedule, steps, decoder
+    seen = _one_level("hybrid", model, *what, t, eps, generator, condition, first)
     if bound_weight > 0 and seen.prediction.head is None:
         raise ValueError(
             must(
@@ -154,8 +162,10 @@ def _one_level(
     eps: Tensor | None,
     generator: torch.Generator | None,
     condition: dict[str, Any],
+    first: int = 0,
 ) -> _Seen:
-    """One evaluation of the model per example, at a step of the chain or, where a decoder looks at the network, at its level."""
+    """One evaluation of the model per example, at a level t = i/T of the chain with i = first … T;
+    the decoder's is i = 0."""
     if checking():
         check_call(name, model, schedule, steps, condition)
         check_positive_int(name, "steps", steps)
@@ -167,18 +177,15 @@ def _one_level(
             check_data(name, data)
         else:
             _check_looking_decoder(name, decoder, schedule)
-    if decoder is None:
-        x, (t,), eps = draw(name, data, steps, t, eps, generator)
-        logsnr, measure = schedule.levels(t, steps)
-    else:
-        x = decoder.encode(data)
-        if t is None:
-            if generator is not None and checking():
-                check_generator(name, generator, x)
-            t = with_decoder(stratified(x.shape[0], generator=generator, device=x.device), steps)
-        x, (t,), eps = draw(name, x, steps, t, eps, generator, first=0)
-        logsnr, _ = schedule.levels(t)
-        _, measure = schedule.levels(t.clamp(min=1 / steps), steps)  # at t = 0 no step ends: the first's stands in, unused
+    x = data if decoder is None else decoder.encode(data)
+    if t is None and first == 0:
+        if generator is not None and checking():
+            check_generator(name, generator, x)
+        t = with_decoder(stratified(x.shape[0], generator=generator, device=x.device), steps)
+    x, (t,), eps = draw(name, x, steps, t, eps, generator, first=first)
+    logsnr, measure = schedule.levels(t, steps if first else None)
+    if first == 0:  # no step ends at t = 0: the first's stands in, unused
+        _, measure = schedule.levels(t.clamp(min=1 / steps), steps)
     prediction = predict_at(model, x, eps, logsnr, condition, name)
     step = Step(logsnr, torch.log1p(measure / steps))
     return _Seen(prediction, x, eps, t, step, schedule.logsnr_max, decoder, steps + (decoder is not None))

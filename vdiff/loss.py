@@ -52,9 +52,10 @@ def weighted_elbo(
         L_w(x) = ½ E_{t ~ U(0,1), ε}[ w(λ_t) · (−dλ/dt) · ‖ε − ε̂(z_t, λ_t)‖² ]           (continuous time)
         L_w(x) = ½ E_{i ~ U{1..T}, ε}[ w(λ_t) · T expm1(λ_s − λ_t) · ‖ε − ε̂(z_t, λ_t)‖² ],   t = i/T, s = t − 1/T
 
-    with the norm summed over dimensions. Each call draws one (t, ε) per example: the times of a batch are one grid, and each
-    of them is uniform by itself, so that every example's loss is unbiased. With `weighting=ELBO()` this is the diffusion
-    term of the negative evidence lower bound (on a chain, of one with the posterior's variance); `elbo` adds the other two.
+    with the norm summed over dimensions. Each call draws one (t, ε) per example: the times of a
+    batch are one grid, and each of them is uniform by itself, so that every example's loss is
+    unbiased. With `weighting=ELBO()` this is the diffusion term of the negative evidence lower
+    bound (on a chain, of one with the posterior's variance); `elbo` adds the other two.
 
     Args:
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a `Denoiser` or an oracle.
@@ -64,7 +65,9 @@ def weighted_elbo(
             Learned ends get no gradient here: the diffusion term alone would shrink the range for ever. A learned shape
             gets that of the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
-        steps: T for the discrete chain; None for continuous time.
+        steps: T for the discrete chain; None for continuous time. On a chain no draw trains the
+            level t = 0, at which the last step of `sample` asks the network: `hybrid` and `elbo`
+            with a decoder that looks at the network do.
         t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their values are checked
             on a CPU, and elsewhere where no gradient is recorded.
         eps: noise of the shape of x to use instead of drawing (with several draws, in each of them).

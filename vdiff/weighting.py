@@ -1,7 +1,7 @@
 """What counts: w(λ) ≥ 0 on the ε-loss, L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ.
 
-A total stands alone (`ELBO`, `Sigmoid`, `MSE`); a factor multiplies a base (`MSE(Cosine(), Eps()) * MinSNR(5)`) and is
-refused alone. A function of your own is a total.
+A total stands alone (`ELBO`, `Sigmoid`, `MSE`); a factor multiplies a base, such as
+`MSE(Cosine(), Eps()) * MinSNR(5)`, and is refused alone. A function of your own is a total.
 Every factor is in ε-units whatever the network predicts: the published bugs of min-SNR are all violations of this.
 """
 
@@ -173,7 +173,9 @@ class MSE(Weighting):
     constant included: `weighted_elbo(..., weighting=MSE(s, p))` is E‖o − ô‖², summed over dimensions, with λ ~ p_s
     between the ends of s, whatever schedule it is sampled with. With `steps`, the mean over the T + 1 levels of the
     T-step chain of s: w(λ_i) = 2κ²/((T + 1) expm1(λ_{i−1} − λ_i)) at i = 1 … T, the level at t = 0 being the decoder's.
-    A schedule that is learned or adaptive is refused: the objective would move with it.
+    No draw trains that level, at which a sampler asks the network: the simple loss on all T + 1
+    levels is `hybrid(…, steps=T, bound_weight=0)`. A schedule that is learned or adaptive is
+    refused: the objective would move with it.
 
     >>> MSE(OptimalTransport().law, Flow())(torch.tensor([2.0]))  # e^{-λ/2}
     tensor([0.3679])
@@ -274,7 +276,8 @@ class Sigmoid(Weighting):
 
 
 class Factor(Weighting):
-    """What multiplies a base, in ε-units whatever the network predicts; alone it is refused wherever a weighting is taken.
+    """What multiplies a base, in ε-units whatever the network predicts; alone it is refused
+    wherever a weighting is taken.
 
     A factor of your own is a subclass with `weight_at(logsnr)`.
 
@@ -452,7 +455,8 @@ def check_weighting(
 
 
 def check_weight_function(name: str, weighting: object) -> None:
-    """Raise unless a weighting can be called with λ and is a total; its class, or a factor alone, is the likely mistake."""
+    """Raise unless a weighting can be called with λ and is a total; its class, or a factor alone,
+    is the likely mistake."""
     _check_callable(name, weighting)
     check_total(name, weighting)
 
