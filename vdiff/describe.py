@@ -17,6 +17,7 @@ from vdiff.weighting import loss_factor
 TARGETS: Mapping[str, Parameterization] = {"x": X(), "ε": Eps(), "v": V(), "u": Flow()}
 POINTS = 20_001
 ROUNDING = 1e-9  # a rise of w by less, relatively, is rounding
+NEAR, LONG = 0.01, 1.0  # a plateau: w within 1 % of its largest value over a λ of 1 or more
 Errors = Callable[[Tensor], Tensor]
 
 
@@ -70,6 +71,22 @@ class Description:
     def peak(self) -> float:
         """The λ in this range at which w is largest, the greatest where that is a stretch."""
         return min(max(self.recipe.weighting.peak, self.logsnr[0].item()), self.logsnr[-1].item())
+
+    @property
+    def plateau(self) -> tuple[float, float] | None:
+        """The λ between which w stays within 1 % of its largest value, where they are 1 or more
+        apart; None for a peak.
+
+        >>> low, high = describe("vdmpp-sigmoid").plateau
+        >>> round(low, 1), round(high, 1)
+        (-15.0, -2.6)
+        """
+        top, near = int(self.weight.argmax()), self.weight >= (1 - NEAR) * self.weight.max()
+        below, above = (~near[:top]).nonzero().flatten(), (~near[top:]).nonzero().flatten()
+        first = 0 if len(below) == 0 else int(below[-1]) + 1
+        last = len(near) - 1 if len(above) == 0 else top + int(above[0]) - 1
+        low, high = self.logsnr[first].item(), self.logsnr[last].item()
+        return (low, high) if high - low >= LONG else None
 
     @cached_property
     def rises(self) -> list[tuple[float, float]]:
@@ -142,9 +159,7 @@ class Description:
         lines = [
             f"{self.recipe.name}" + (f" ({self.recipe.source})" if self.recipe.source else ""),
             f"  w(λ)      {self.recipe.weighting!r}, for λ from {_rounded(low)} to {_rounded(high)}",
-            "  peak      none: every λ counts alike"
-            if self.flat
-            else f"  peak      λ = {_rounded(self.peak, 2)}, where the noise is {math.exp(-self.peak / 2):.2g} times the signal's scale",
+            f"  peak      {self._peak()}",
             f"  means     {self._meaning()}",
             f"  draws     {self._middle(self.draws)}",
             f"  signal    {self._middle(self.signal)} (with the error of {self.error_of})",
@@ -164,6 +179,15 @@ class Description:
     def _middle(self, density: Tensor) -> str:
         a, b, c, d = (_rounded(self.quantile(density, share)) for share in (0.05, 0.25, 0.75, 0.95))
         return f"half in λ from {b} to {c}, 90 % from {a} to {d}"
+
+    def _peak(self) -> str:
+        if self.flat:
+            return "none: every λ counts alike"
+        if self.plateau:
+            low, high = map(_rounded, self.plateau)
+            return f"none: a plateau, w within 1 % of its largest value for λ from {low} to {high}"
+        noise = f"{math.exp(-self.peak / 2):.2g} times the signal's scale"
+        return f"λ = {_rounded(self.peak, 2)}, where the noise is {noise}"
 
     def _meaning(self) -> str:
         if not self.monotone:

@@ -62,14 +62,20 @@ def must(function: str, argument: str, requirement: str, got: object, hint: str 
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The nearest known word as a question, or an empty string.
+    """The nearest known word as a question, or those of which it is the first part; an empty
+    string where none is near.
 
     >>> did_you_mean("scheduel", ["schedule", "steps"])
     "did you mean 'schedule'?"
+    >>> did_you_mean("vdm++", ["vdm", "vdmpp-sigmoid", "vdmpp-edm-monotone"])
+    "did you mean 'vdmpp-sigmoid' or 'vdmpp-edm-monotone'?"
     """
     folded = {name.casefold(): name for name in known}
-    nearest = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=cutoff)
-    return f"did you mean '{folded[nearest[0]]}'?" if nearest else ""
+    word = word.casefold().replace("+", "p")
+    nearest = [name for name in folded if name.startswith(f"{word}-")]
+    nearest = nearest or difflib.get_close_matches(word, list(folded), n=1, cutoff=cutoff)
+    names = " or ".join(repr(folded[name]) for name in nearest)
+    return f"did you mean {names}?" if nearest else ""
 
 
 def check_positive_int(function: str, argument: str, value: object) -> None:
@@ -95,8 +101,9 @@ def finite(function: str, argument: str, value: object, *, above: float = -math.
 def check_total(function: str, weighting: object) -> None:
     """Raise where a weighting is a factor alone, or a product of factors, and no total."""
     if getattr(weighting, "is_factor", False):
-        hint = f"a factor multiplies the weighting of a plain loss: MSE(schedule, Eps()) * {weighting!r}"
-        raise ValueError(must(function, "weighting", "be a total", f"the factor {weighting!r}", hint))
+        came = f"the factor {weighting!r}"
+        hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {weighting!r}"
+        raise ValueError(must(function, "weighting", "be a total", came, hint))
 
 
 def check_data(function: str, x: Tensor, argument: str = "x") -> None:

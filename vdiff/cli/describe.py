@@ -55,14 +55,26 @@ def _table(described: list[Description]) -> str:
     """One line each: monotone or not, the peak, where half of the signal lies, and the signal shared with the first."""
     title = f"signal shared with {described[0].recipe.name}"
     wide, share = max(20, 1 + max(len(one.recipe.name) for one in described)), max(33, 2 + len(title))
-    lines = [f"{'objective':<{wide}}{'monotone':>9}{'peak λ':>8}{'half of the signal, λ':>24}{title:>{share}}"]
+    middle = "half of the signal, λ"
+    lines = [f"{'objective':<{wide}}{'monotone':>9}{'peak λ':>15}{middle:>24}{title:>{share}}"]
     for one in described:
         low, high = (one.quantile(one.signal, share) for share in (0.25, 0.75))
-        middle, peak = f"{low:.1f} to {high:.1f}", "flat" if one.flat else f"{round(one.peak, 2) + 0.0:.2f}"
+        middle = f"{low:.1f} to {high:.1f}"
         lines.append(
-            f"{one.recipe.name:<{wide}}{'yes' if one.monotone else 'no':>9}{peak:>8}{middle:>24}{one.overlap(described[0]):>{share}.0%}"
+            f"{one.recipe.name:<{wide}}{'yes' if one.monotone else 'no':>9}{_peak(one):>15}"
+            f"{middle:>24}{one.overlap(described[0]):>{share}.0%}"
         )
     return "\n".join(lines)
+
+
+def _peak(one: Description) -> str:
+    """Where w is largest: a λ, or from where to where where that is a plateau."""
+    if one.flat:
+        return "flat"
+    if one.plateau:
+        low, high = one.plateau
+        return f"{low:.1f} to {high:.1f}"
+    return f"{round(one.peak, 2) + 0.0:.2f}"
 
 
 __all__ = ["add", "run"]
