@@ -11,7 +11,7 @@ import vdiff
 
 LAYERS = (
     "errors", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "reverse", "weighting", "bound", "decoder", "denoiser", "oracle",
-    "loss", "chain", "flow", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics", "recipes", "describe", "theorems", "plots", "nn", "disk", "data", "training", "cli",
+    "loss", "chain", "flow", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics", "recipes", "augmentation", "describe", "theorems", "plots", "nn", "disk", "data", "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

@@ -1,5 +1,6 @@
 """Diffusion models as weighted evidence lower bounds: one integral over log-SNR, and bounds in bits/dim to trust."""
 
+from vdiff.augmentation import augmented_elbo
 from vdiff.bound import Bound
 from vdiff.chain import first_variance, hybrid, path_bound, vlb
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
@@ -104,6 +105,7 @@ __all__ = [
     "X",
     "adams",
     "ancestral",
+    "augmented_elbo",
     "bits_per_dim",
     "ddim",
     "describe",

@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.augmentation import POINTS, ROUNDING, Augmentation, rises
 from vdiff.errors import must
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.recipes import Recipe, recipe
 from vdiff.weighting import loss_factor
 
 TARGETS: Mapping[str, Parameterization] = {"x": X(), "ε": Eps(), "v": V(), "u": Flow()}
-POINTS = 20_001
-ROUNDING = 1e-9  # a rise of w by less, relatively, is rounding
 NEAR, LONG = 0.01, 1.0  # a plateau: w within 1 % of its largest value over a λ of 1 or more
 Errors = Callable[[Tensor], Tensor]
 
@@ -91,18 +90,18 @@ class Description:
     @cached_property
     def rises(self) -> list[tuple[float, float]]:
         """The stretches of λ over which w rises; none for a monotone weighting."""
-        up = (self.weight[1:] > self.weight[:-1] * (1 + ROUNDING)).long()
-        edge = torch.cat([up.new_zeros(1), up, up.new_zeros(1)]).diff()
-        begin, end = (self.logsnr[(edge == sign).nonzero().flatten()] for sign in (1, -1))
-        return list(zip(begin.tolist(), end.tolist(), strict=True))
+        return rises(self.logsnr, self.weight)
 
     @property
     def monotone(self) -> bool:
         """Whether w never rises with λ here: then L_w is an ELBO with Gaussian noise added to the data (arXiv:2303.00848)."""
         return not self.rises
 
-    def augmentation(self, logsnr: Tensor) -> Tensor:
-        """The probability that the data is noised to a level less noisy than λ: w(λ)/w(λ_min), a monotone weighting's p_w.
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """The law of the noise that a monotone weighting adds to the data, p_w: called with λ, the
+        probability that the data is noised to a level less noisy, w(λ)/w(λ_min); `.sample(n)`
+        draws levels, and `augmented_elbo` trains on such data.
 
         At λ_max it is the mass at no added noise (beyond the first level's own), above it is 0. Raises ValueError where w
         rises: the measure is then signed and no distribution.
@@ -115,8 +114,7 @@ class Description:
             raise ValueError(
                 must("Description.augmentation", "recipe", "have a monotone weighting", f"w that rises from λ = {low:.3g} to {high:.3g}")
             )
-        share: Tensor = self.recipe.weighting(logsnr.clamp(min=self.logsnr[0].item())) / self.weight[0]
-        return torch.where(logsnr > self.logsnr[-1], 0.0, share)
+        return Augmentation(self.recipe.weighting, self.logsnr[-1].item(), self.logsnr[0].item())
 
     def negative_mass(self) -> float:
         """By how much w rises in all, over its largest value: the negative part of the mixture of ELBOs that L_w is.

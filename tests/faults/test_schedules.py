@@ -38,6 +38,7 @@ from vdiff import (
     TruncatedSNR,
     V,
     X,
+    augmented_elbo,
     describe,
     diagnose,
     elbo,
@@ -454,6 +455,13 @@ def test_fault_22_what_is_no_weighting(weighting: object) -> None:
         weighted_elbo(model(), batch()[0], schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
     with assert_refused(TypeError, "Objective", "weighting", "be a Weighting or a function of logsnr", *words):
         Objective(model(), schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
+
+
+def test_fault_22_what_is_no_law_of_noise() -> None:
+    """A weighting is not one: its law is."""
+    words = "be an Augmentation", "got Sigmoid(bias=2.0) (for instance describe("
+    with assert_refused(TypeError, "augmented_elbo", "augmentation", *words):
+        augmented_elbo(model(), batch()[0], augmentation=Sigmoid(2.0), schedule=SCHEDULE)  # type: ignore[arg-type]
 
 
 class Halves(Factor):
