@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_batch, check_data, check_finite, checking, finite, must, readable
+from vdiff.errors import check_batch, check_data, check_finite, check_tensor, checking, finite, must, names_arrays, readable
 from vdiff.gaussian import StepToData, alpha, at_least_float32, diffuse, moving_only, per_example, sum_dims, wide, wide_number
 from vdiff.parameterization import PosteriorMean, Prediction
 from vdiff.reverse import excess
@@ -58,6 +58,7 @@ class Decoder(nn.Module):
         """E[−log p(data | z₀)] over z₀ ~ q(z₀ | x), exactly, for a decoder that does not look at the network."""
         raise NotImplementedError
 
+    @names_arrays
     def reconstruction(
         self,
         data: Tensor,
@@ -74,6 +75,7 @@ class Decoder(nn.Module):
             eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
         return self.nll(data, diffuse(x, eps, _level(logsnr, x)), logsnr, predict)
 
+    @names_arrays
     def nll(
         self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Callable[[Tensor, Tensor], Prediction]
     ) -> Float[Tensor, " batch"]:
@@ -135,6 +137,7 @@ class Levels(Decoder):
             self._check(data, "encode")
         return self._place(data.to(torch.get_default_dtype()))
 
+    @names_arrays
     def decode(self, x: Tensor) -> Tensor:
         """The nearest level of each value.
 
@@ -156,8 +159,7 @@ class Levels(Decoder):
 
     def _check_kind(self, data: Tensor, method: str) -> None:
         name = f"{type(self).__name__}.{method}"
-        if not isinstance(data, Tensor):
-            raise TypeError(must(name, "data", "be a torch.Tensor", type(data).__name__))
+        check_tensor(name, "data", data)
         if data.layout is not torch.strided:
             raise TypeError(must(name, "data", "be dense", data.layout, "call .to_dense() first"))
         if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
@@ -245,6 +247,7 @@ class Categorical(Levels):
     def __init__(self, levels: int, *, closed: bool = False, prior: Tensor | None = None) -> None:
         super().__init__(levels, closed=closed)
         if prior is not None:
+            check_tensor("Categorical", "prior", prior)
             if prior.shape[-1:] != (levels,):
                 raise ValueError(must("Categorical", "prior", f"have shape (…, levels) = (…, {levels})", tuple(prior.shape)))
             check_finite("Categorical", prior, "prior")
@@ -342,6 +345,7 @@ class DiscretizedGaussian(Levels):
         log_p = self._log_bin(center, std, data == 0, data == self.levels - 1)
         return sum_dims(log_p).to(at_least_float32(mean.dtype))
 
+    @names_arrays
     def nll(
         self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Callable[[Tensor, Tensor], Prediction]
     ) -> Float[Tensor, " batch"]:
@@ -422,6 +426,7 @@ class Gaussian(Decoder):
         score = (wide(data) - wide(mean)) / std
         return sum_dims(-0.5 * score.square() - std.log() - 0.5 * math.log(2 * math.pi)).to(at_least_float32(mean.dtype))
 
+    @names_arrays
     def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
         logsnr = wide_number(logsnr, data.device)
         log_variance = -logsnr if self.variance is None else torch.full_like(logsnr, math.log(self.variance))
@@ -456,6 +461,7 @@ def _std(variance: float | None, logsnr: Tensor | float, device: torch.device) -
 
 
 def _check_mean(name: str, mean: Tensor, data: Tensor) -> None:
+    check_tensor(f"{name}.log_prob", "mean", mean)
     if mean.shape != data.shape:
         raise ValueError(
             must(

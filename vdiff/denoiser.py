@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, must
+from vdiff.errors import checking, must, names_arrays, shown
 from vdiff.gaussian import at_least_float32, per_example, wide
 from vdiff.parameterization import Parameterization, Prediction, check_parameterization
 from vdiff.schedule import Schedule, Tabulated
@@ -27,6 +27,7 @@ def logsnr_time(logsnr: Tensor) -> Tensor:
     return logsnr
 
 
+@names_arrays
 def edm_time(logsnr: Tensor) -> Tensor:
     """EDM's c_noise, ¼ log σ̃ = −λ/8.
 
@@ -36,6 +37,7 @@ def edm_time(logsnr: Tensor) -> Tensor:
     return -0.125 * logsnr
 
 
+@names_arrays
 def flow_time(logsnr: Tensor) -> Tensor:
     """Rectified flow's time, σ/(α + σ) = sigmoid(−λ/2).
 
@@ -45,6 +47,7 @@ def flow_time(logsnr: Tensor) -> Tensor:
     return torch.sigmoid(-0.5 * logsnr)
 
 
+@names_arrays
 def sigma_time(logsnr: Tensor) -> Tensor:
     """The variance exploding noise level, σ̃ = σ/α = e^{−λ/2}.
 
@@ -64,6 +67,7 @@ class ScaledGamma:
     def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
         self.logsnr_max, self.logsnr_min = logsnr_max, logsnr_min
 
+    @names_arrays
     def __call__(self, logsnr: Tensor) -> Tensor:
         return (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
 
@@ -98,13 +102,12 @@ class TableStep:
 
     def __init__(self, schedule: Tabulated, *, integer: bool = False) -> None:
         if not isinstance(schedule, Tabulated):
-            came = f"the class {schedule.__name__}" if isinstance(schedule, type) else repr(schedule)
             raise TypeError(
                 must(
                     "TableStep",
                     "schedule",
                     "be a Tabulated",
-                    came,
+                    shown(schedule),
                     "for instance Tabulated.linear_betas(); ScheduleTime takes any schedule",
                 )
             )
@@ -147,9 +150,14 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         if not callable(network) or isinstance(network, type):
-            came = f"the class {network.__name__}" if isinstance(network, type) else repr(network)
             raise TypeError(
-                must("Denoiser", "network", "be called as network(z, time)", came, "an instance" if isinstance(network, type) else "")
+                must(
+                    "Denoiser",
+                    "network",
+                    "be called as network(z, time)",
+                    shown(network),
+                    "an instance" if isinstance(network, type) else "",
+                )
             )
         check_no_data_parallel("Denoiser", "network", network)
         _warn_of_a_hidden_module(network)
@@ -162,11 +170,11 @@ class Denoiser(nn.Module):
                 came = f"the class {function.__name__}" if isinstance(function, type) else type(function).__name__
                 raise TypeError(must("Denoiser", name, "be a function", came, hint))
         if variance is not None and not isinstance(variance, ReverseVariance):
-            came = f"the class {variance.__name__}" if isinstance(variance, type) else repr(variance)
-            raise TypeError(must("Denoiser", "variance", "be a ReverseVariance", came, "an instance, for instance Range()"))
+            raise TypeError(must("Denoiser", "variance", "be a ReverseVariance", shown(variance), "an instance, for instance Range()"))
         self.network, self.parameterization, self.time, self.output = network, parameterization, time, output
         self.variance = Posterior() if variance is None else variance
 
+    @names_arrays
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """What the model says about z at log-SNR λ. Raises where the network's output is no tensor of the shape of z."""
         if checking():

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import must
+from vdiff.errors import must, names_arrays
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.recipes import Recipe, recipe
 from vdiff.weighting import loss_factor
@@ -84,6 +84,7 @@ class Description:
         """Whether w never rises with λ here: then L_w is an ELBO with Gaussian noise added to the data (arXiv:2303.00848)."""
         return not self.rises
 
+    @names_arrays
     def augmentation(self, logsnr: Tensor) -> Tensor:
         """The probability that the data is noised to a level less noisy than λ: w(λ)/w(λ_min), a monotone weighting's p_w.
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.errors import names_arrays
+
 
 def wide_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 where the device has no float64 (MPS): the precision of all λ arithmetic."""
@@ -97,6 +99,7 @@ def sigma(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return logsnr.neg().sigmoid().sqrt()
 
 
+@names_arrays
 def diffuse(
     x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch *dims"]:
@@ -231,6 +234,7 @@ def spread_kl(u: Tensor) -> Tensor:
     return 0.5 * (u + torch.expm1(-u))
 
 
+@names_arrays
 def prior_kl(x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float) -> Float[Tensor, " batch"]:
     """KL(q(z₁ | x) ‖ N(0, I)) of the variance preserving process, nats per example.
 
@@ -269,6 +273,7 @@ def kl_to_normal(mean_square: Tensor | float, variance: Tensor | float, prior_va
     return 0.5 * (dims * (excess - log_ratio) + square / s)
 
 
+@names_arrays
 def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Tensor:
     """Nats per example as bits per dimension, nats/(d ln 2).
 

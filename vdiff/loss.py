@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import check_data, check_generator, check_like, check_positive_int, check_times, checking, did_you_mean, must
+from vdiff.errors import check_data, check_generator, check_like, check_positive_int, check_times, checking, did_you_mean, must, shown
 from vdiff.gaussian import Step, at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
@@ -298,9 +298,10 @@ def check_call(name: str, model: object, schedule: object, steps: object, condit
         if hint := did_you_mean(word, _WORDS, cutoff=0.87):
             raise TypeError(f"{name}: argument '{word}' is unknown; {hint}")
     if not callable(model) or isinstance(model, type):
-        came = f"the class {model.__name__}" if isinstance(model, type) else repr(model)
         raise TypeError(
-            must(name, "model", "be called as model(z, logsnr) and return a Prediction", came, "for instance Denoiser(network, V())")
+            must(
+                name, "model", "be called as model(z, logsnr) and return a Prediction", shown(model), "for instance Denoiser(network, V())"
+            )
         )
     if isinstance(model, nn.DataParallel):
         check_no_data_parallel(name, "model", model)
@@ -321,8 +322,9 @@ def _check_synchronised(name: str, model: object) -> None:
 def _check_estimator(estimator: object, steps: int | None) -> None:
     """Raise for what is no estimator, and for a choice of one in continuous time."""
     if not isinstance(estimator, Estimator):
-        came = f"the class {estimator.__name__}" if isinstance(estimator, type) else repr(estimator)
-        raise TypeError(must("elbo", "estimator", "be an Estimator", came, "an instance: RaoBlackwell(), MonteCarlo() or Raw()"))
+        raise TypeError(
+            must("elbo", "estimator", "be an Estimator", shown(estimator), "an instance: RaoBlackwell(), MonteCarlo() or Raw()")
+        )
     if steps is None and not isinstance(estimator, RaoBlackwell):
         hint = "in continuous time a step's KL is all there is: give steps=T"
         raise ValueError(must("elbo", "estimator", "be left out without steps", repr(estimator), hint))
@@ -338,13 +340,12 @@ def check_draws(name: str, draws: int, t: Tensor | None) -> None:
 def check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
     """Raise for what is no decoder, and for a Gaussian one under a schedule with learned ends."""
     if not isinstance(decoder, Decoder):
-        came = f"the class {decoder.__name__}" if isinstance(decoder, type) else repr(decoder)
         raise TypeError(
             must(
                 name,
                 "decoder",
                 "be a Decoder",
-                came,
+                shown(decoder),
                 "an instance, for instance Categorical(levels=256), or Gaussian() for continuous data",
             )
         )

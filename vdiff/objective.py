@@ -10,7 +10,7 @@ from vdiff.bound import Bound
 from vdiff.chain import hybrid, vlb, with_decoder
 from vdiff.decoder import Decoder
 from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import finite, must, transformed
+from vdiff.errors import finite, must, names_arrays, transformed
 from vdiff.loss import Model, WeightFunction, check_call, check_decoder, elbo, weighted_elbo
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Schedule
@@ -71,6 +71,7 @@ class Objective(nn.Module):
         self.bound_weight, self.resampling = bound_weight, resampling
         self._check_combination()
 
+    @names_arrays
     def forward(
         self,
         x: Tensor,
@@ -135,6 +136,7 @@ class Objective(nn.Module):
         if self.resampling is not None:
             self.resampling.remember(merge)
 
+    @names_arrays
     def times(self, u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The times of this loss into which uniform numbers fall."""
         return self._place(u)[0]

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, must, names_arrays
 
 
 class Profile(nn.Module):
@@ -31,6 +31,7 @@ class Profile(nn.Module):
         # Σ 1, Σ v, Σ v² over observations; Σ n², Σ n S, Σ S² over clusters of n observations that sum to S
         self.register_buffer("sums", torch.zeros(6, bins, dtype=torch.float64))
 
+    @names_arrays
     @torch.no_grad()
     def update(self, logsnr: Float[Tensor, " n"], value: Float[Tensor, " n"], cluster: Int[Tensor, " n"] | None = None) -> None:
         """Add observations; those outside the range fall into the end bins.
@@ -89,6 +90,7 @@ class Profile(nn.Module):
         """E‖e‖² by bin; NaN where nothing was seen."""
         return self.sums[1] / self.sums[0]
 
+    @names_arrays
     def at(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """E‖e‖² at any λ: linear between the centers of the bins, constant beyond the first and the last.
 

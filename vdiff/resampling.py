@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_on_chain, check_positive_int, finite, must
+from vdiff.errors import check_on_chain, check_positive_int, finite, must, names_arrays
 from vdiff.gaussian import moving_only
 from vdiff.times import stratified
 
@@ -70,6 +70,7 @@ class LossSecondMoment(nn.Module):
         """
         return self.at(stratified(batch, generator=generator, device=self.history.device))
 
+    @names_arrays
     def at(self, u: Float[Tensor, " batch"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """The times i/T into which uniform numbers fall, and the weight 1/(T p_i) of each.
 
@@ -80,6 +81,7 @@ class LossSecondMoment(nn.Module):
         step = torch.searchsorted(p.cumsum(0), u.to(p.dtype), right=True).clamp(max=self.steps - 1)
         return (step + 1).to(p.dtype) / self.steps, 1 / (self.steps * p[step])
 
+    @names_arrays
     @torch.no_grad()
     def update(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
         """Remember the unweighted losses at these times; a loss that is not finite is passed over.
@@ -104,6 +106,7 @@ class LossSecondMoment(nn.Module):
         self.history[step[kept], (self.count[step] + rank)[kept] % self.memory] = loss[order][kept]
         self.count += new
 
+    @names_arrays
     @torch.no_grad()
     def note(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
         """Note unweighted losses for the next `remember`; one that is not finite is passed over."""

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vdiff.decoder import Decoder
-from vdiff.errors import must
+from vdiff.errors import must, names_arrays
 from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images
 from vdiff.likelihood.measurement import Effort, Evaluation
 from vdiff.likelihood.pieces import Progress, Share, State, mark_of
@@ -19,6 +19,7 @@ from vdiff.schedule import Schedule
 _PLAN, _ALONE = Plan(), Share()
 
 
+@names_arrays
 def evaluate(
     model: Model,
     data: Tensor,

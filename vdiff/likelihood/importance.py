@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, must, names_arrays
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood.integrand import Finite, evaluating, of_rows
 from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of, told, weights_of
@@ -72,6 +72,7 @@ class ImportanceBound(Replicated):
         )
 
 
+@names_arrays
 def importance_weighted(log_weights: Float[Tensor, "*replicates samples batch"]) -> Float[Tensor, "*replicates batch"]:
     """log (1/K) Σ_k w_k = logsumexp_k log w_k − log K.
 
@@ -161,6 +162,7 @@ def path_importance(
     return ImportanceBound.of(log_weights, encoded[0].numel(), count, protocol=protocol)
 
 
+@names_arrays
 @torch.no_grad()
 def chain_log_prob(
     model: Model, x: Float[Tensor, "n dims"], *, schedule: Schedule, steps: int, decoder: Decoder, reach: float = 14.0, points: int = 2001

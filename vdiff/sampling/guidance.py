@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import checking, finite, must
+from vdiff.errors import checking, finite, must, names_arrays, shown
 from vdiff.gaussian import per_example
 from vdiff.parameterization import Prediction, X
 from vdiff.sampling.step import Model, predicted
@@ -21,8 +21,7 @@ class Wrapped(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         if not callable(model) or isinstance(model, type):
-            came = f"the class {model.__name__}" if isinstance(model, type) else repr(model)
-            raise TypeError(must(type(self).__name__, "model", "be called as model(z, logsnr) and return a Prediction", came))
+            raise TypeError(must(type(self).__name__, "model", "be called as model(z, logsnr) and return a Prediction", shown(model)))
         check_no_data_parallel(type(self).__name__, "model", model)
         self.model = model
 
@@ -82,6 +81,7 @@ class Guided(Wrapped):
         where = "" if self.interval is None else f" for λ in [{self.interval[0]:g}, {self.interval[1]:g}]"
         return self._after("guidance", f"scale {self.scale:g}{where}")
 
+    @names_arrays
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """The guided prediction, in the model's own units and with the conditional one's variance."""
         for name in self.unconditional:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.denoiser import evaluation_mode
-from vdiff.errors import check_data, check_finite, checking, must
+from vdiff.errors import check_data, check_finite, checking, must, names_arrays
 from vdiff.flow import SolverError, State, solve
 from vdiff.gaussian import at_least_float32, wide
 from vdiff.loss import check_call
@@ -16,6 +16,7 @@ from vdiff.sampling.step import NOTHING, Counted, Memory, Model, Step
 from vdiff.schedule import Schedule
 
 
+@names_arrays
 def ode(
     model: Model,
     z: Float[Tensor, "batch *dims"],

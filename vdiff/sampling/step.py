@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, finite, must, readable
+from vdiff.errors import checking, finite, must, names_arrays, readable, shown
 from vdiff.gaussian import Step as ChainStep
 from vdiff.gaussian import alpha, combine, per_example, sigma, wide
 from vdiff.parameterization import Parameterization, Prediction
@@ -99,6 +99,7 @@ def predicted(function: str, model: Model, z: Tensor, logsnr: Tensor, condition:
     return prediction
 
 
+@names_arrays
 def ancestral(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -122,8 +123,7 @@ def ancestral(
     torch.Size([1, 1])
     """
     if variance is not None and not isinstance(variance, ReverseVariance):
-        came = f"the class {variance.__name__}" if isinstance(variance, type) else repr(variance)
-        raise TypeError(must("ancestral", "variance", "be a ReverseVariance", came, "an instance, for instance Forward()"))
+        raise TypeError(must("ancestral", "variance", "be a ReverseVariance", shown(variance), "an instance, for instance Forward()"))
     now = model(z, logsnr_t)
     if variance is not None:
         now = now.but(variance=variance)
@@ -134,6 +134,7 @@ def ancestral(
     return reverse_sample(now, ChainStep(t, wide(logsnr_s) - t), noise_like(z, memory.generator))
 
 
+@names_arrays
 def ddim(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -168,6 +169,7 @@ def ddim(
     return kept + per_example(spread, z) * noise_like(z, memory.generator)
 
 
+@names_arrays
 def heun(
     model: Model,
     z: Float[Tensor, "batch *dims"],
