@@ -17,6 +17,8 @@ from torch import Tensor
 
 from vdiff.errors import names_arrays
 
+HALF = {torch.float16, torch.bfloat16}
+
 
 def wide_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 where the device has no float64 (MPS): the precision of all λ arithmetic."""
