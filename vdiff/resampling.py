@@ -126,7 +126,7 @@ class LossSecondMoment(nn.Module):
         """
         square, count = self.noted if merge is None else merge(self.noted)
         seen = count.nonzero()[:, 0]
-        self.update((seen + 1) / self.steps, (square[seen] / count[seen]).sqrt())
+        self.update((seen + 1).to(square.dtype) / self.steps, (square[seen] / count[seen]).sqrt())
         self.noted.zero_()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LossSecondMoment":

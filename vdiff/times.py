@@ -48,7 +48,7 @@ def stratified(
                     "shares with offsets of their own make no grid: use offset_of(seed, step)",
                 )
             )
-        offset = torch.rand((), generator=generator, device=device)
+        offset = torch.rand((), generator=generator, device=device, dtype=torch.float32)
     strata = torch.arange(index, batch * count, count, dtype=wide_dtype(torch.device(device or "cpu")), device=device)
     return (strata + offset) / (batch * count)
 
