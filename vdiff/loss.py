@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.bound import Bound, Drawn
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import check_data, check_generator, check_like, check_positive_int, check_times, checking, did_you_mean, must, shown
+from vdiff.errors import check_data, check_generator, check_like, check_positive_int, check_times, checking, must, shown
 from vdiff.gaussian import Step, at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
@@ -26,13 +27,6 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 _ELBO = ELBO()
 _RAO_BLACKWELL = RaoBlackwell()
-_WORDS = ("schedule", "weighting", "decoder", "steps", "generator", "draws", "estimator", "bound_weight")
-_ELSEWHERE = {
-    ("weighted_elbo", "decoder"): "elbo takes a decoder; here x is encoded already",
-    ("elbo", "weighting"): "the bound's weighting is ELBO(); weighted_elbo takes another",
-    ("path_bound", "t"): "a path visits every step",
-    ("path_bound", "eps"): "a path draws the noise of every step",
-}
 
 
 def weighted_elbo(
@@ -45,7 +39,8 @@ def weighted_elbo(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, " batch"]:
     """The weighted diffusion loss of this model on this data: a (batch,) tensor, nats per example; take `.mean()`.
 
@@ -69,10 +64,14 @@ def weighted_elbo(
             on a CPU, and elsewhere where no gradient is recorded.
         eps: noise of the shape of x to use instead of drawing (with several draws, in each of them).
         generator: for drawing t and eps.
-        condition: passed on to the model.
+        condition: what the model is told beside z and λ, by name: `condition={"label": labels}`. Any name
+            may be used, `steps` for instance. Keywords that are no argument of this function are conditions
+            too: `label=labels`. A value that is no mapping is passed on as the network's own argument
+            `condition`.
 
     Raises:
-        TypeError: for x that is not a floating tensor, or a misspelt keyword.
+        TypeError: for x that is not a floating tensor, a misspelt keyword, and a condition that is given
+            both ways.
         ValueError: for shapes, devices or times that do not fit, and an empty batch.
 
     Kingma et al., Variational Diffusion Models, arXiv:2107.00630; Kingma & Gao, arXiv:2303.00848.
@@ -83,9 +82,10 @@ def weighted_elbo(
     >>> loss.shape
     torch.Size([64])
     """
+    condition = conditions("weighted_elbo", condition, keywords)
     if checking():
         check_data("weighted_elbo", x)
-        check_call("weighted_elbo", model, schedule, steps, condition)
+        check_call("weighted_elbo", model, schedule, steps)
         check_chain("weighted_elbo", weighting, schedule, steps)
         check_weight_function("weighted_elbo", weighting)
         if x.device.type == "cpu":  # elsewhere values are not read
@@ -107,7 +107,8 @@ def elbo(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Bound:
     """The whole negative evidence lower bound of this model on this data, in its three parts.
 
@@ -138,8 +139,9 @@ def elbo(
     >>> bound.bits_per_dim.shape
     torch.Size([8])
     """
+    condition = conditions("elbo", condition, keywords)
     if checking():
-        check_call("elbo", model, schedule, steps, condition)
+        check_call("elbo", model, schedule, steps)
         check_chain("elbo", None, schedule, steps)
         check_decoder("elbo", decoder, schedule)
         check_draws("elbo", draws, t)
@@ -288,15 +290,8 @@ def _refuse_untrained_variance(prediction: Prediction) -> None:
         )
 
 
-def check_call(name: str, model: object, schedule: object, steps: object, condition: dict[str, Any]) -> None:
-    """Raise for a misspelt keyword, and for what is no model, schedule or number of steps."""
-    for word in condition:
-        if elsewhere := _ELSEWHERE.get((name, word)):
-            raise TypeError(f"{name}: argument '{word}' is unknown; {elsewhere}")
-        if word in _WORDS:
-            raise TypeError(f"{name}: argument '{word}' is unknown; it belongs to other functions of vdiff and is no condition of a model")
-        if hint := did_you_mean(word, _WORDS, cutoff=0.87):
-            raise TypeError(f"{name}: argument '{word}' is unknown; {hint}")
+def check_call(name: str, model: object, schedule: object, steps: object) -> None:
+    """Raise for what is no model, schedule or number of steps."""
     if not callable(model) or isinstance(model, type):
         raise TypeError(
             must(

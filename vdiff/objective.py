@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vdiff.bound import Bound
 from vdiff.chain import hybrid, vlb, with_decoder
+from vdiff.condition import Condition
 from vdiff.decoder import Decoder
 from vdiff.denoiser import check_no_data_parallel
 from vdiff.errors import finite, must, names_arrays, transformed
@@ -58,7 +59,7 @@ class Objective(nn.Module):
         resampling: LossSecondMoment | None = None,
     ) -> None:
         super().__init__()
-        check_call("Objective", model, schedule, steps, {})
+        check_call("Objective", model, schedule, steps)
         check_no_data_parallel("Objective", "model", model)
         check_chain("Objective", weighting, schedule, steps)
         if decoder is not None:
@@ -80,10 +81,12 @@ class Objective(nn.Module):
         t: Tensor | None = None,
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
-        **condition: Any,
+        condition: Condition = None,
+        **keywords: Any,
     ) -> Float[Tensor, " batch"]:
         """The loss of each example, nats. `u` are uniform numbers from which the times are taken as this loss draws them, such as
-        a share of `stratified` times; `t` are the times themselves."""
+        a share of `stratified` times; `t` are the times themselves. `condition` and further keywords go to
+        the model, as in `weighted_elbo`."""
         if getattr(self, "_is_replica", False):  # torch's own mark on the copies that nn.DataParallel makes
             raise TypeError(
                 must(
@@ -99,7 +102,7 @@ class Objective(nn.Module):
         weight: Tensor | None = None
         if t is None and (u is not None or self.resampling is not None):
             t, weight = self._place(stratified(len(x), generator=generator, device=x.device) if u is None else u)
-        options: dict[str, Any] = {"t": t, "eps": eps, "generator": generator, **condition}
+        options: dict[str, Any] = {"t": t, "eps": eps, "generator": generator, "condition": condition, **keywords}
         if self.resampling is not None:
             return self._resampled(x, weight, options)
         if self.bound_weight is not None and self.steps is not None:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.chain import path_bound
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
 from vdiff.errors import check_positive_int, must, names_arrays
 from vdiff.gaussian import Step, alpha
@@ -98,7 +99,8 @@ def path_importance(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> ImportanceBound:
     """The importance-weighted bound of a T-step chain over `samples` whole paths, nats per example.
 
@@ -128,7 +130,8 @@ def path_importance(
         check_positive_int(name, word, number)
     if replicates < 2:
         raise ValueError(must(name, "replicates", "be at least 2", replicates, "one has no standard error"))
-    check_call(name, model, schedule, steps, condition)
+    condition = conditions(name, condition, keywords)
+    check_call(name, model, schedule, steps)
     check_decoder(name, decoder, schedule)
     with torch.no_grad():  # so that values are checked
         encoded = decoder.encode(data)
@@ -142,7 +145,7 @@ def path_importance(
             path = path_bound(
                 Finite(name, model, numbers), data[numbers], schedule=schedule, decoder=decoder, steps=steps,
                 generator=[generator_of(seed, replicate, f"paths {first} … of example {i}", data.device) for i in rows.tolist()],
-                **of_rows(condition, numbers, len(data)),
+                condition=of_rows(condition, numbers, len(data)),
             )  # fmt: skip
             found.append(-path.log_ratio.view(len(rows), paths))
         return {"log_weight": torch.cat(found, 1)}

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.errors import check_data, check_finite, finite, must
 from vdiff.flow import solve
 from vdiff.gaussian import alpha, at_least_float32, bits_per_dim, sigma, sum_dims, wide, wide_number
@@ -91,7 +92,8 @@ def ode_likelihood(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> OdeLikelihood:
     """−log p(x) under the density that the probability-flow ODE gives a model, nats per example.
 
@@ -132,6 +134,7 @@ def ode_likelihood(
     """
     check_data("ode_likelihood", x)
     check_finite("ode_likelihood", x, "x")
+    condition = conditions("ode_likelihood", condition, keywords)
     flow = FlowSolver(
         "ode_likelihood", model, schedule, prior, trace or default_trace(x[0].numel()), tolerance,
         {"method": method, "unit": unit, "max_evaluations": max_evaluations, "max_seconds": max_seconds}, condition, len(x),
@@ -202,7 +205,7 @@ class FlowSolver:
         condition: dict[str, Any],
         rows: int,
     ) -> None:
-        check_call(name, model, schedule, None, condition)
+        check_call(name, model, schedule, None)
         self.name, self.model, self.schedule, self.prior, self.trace = name, model, schedule, prior, trace
         self.tolerance, self.solver = finite(name, "tolerance", tolerance, above=0.0), solver
         self.condition, self.rows = condition, rows

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.denoiser import evaluation_mode
 from vdiff.errors import check_data, check_finite, checking, must, names_arrays
 from vdiff.flow import SolverError, State, solve
@@ -67,7 +68,7 @@ def ode(
 
 @torch.no_grad()
 def encode(
-    model: Model, z: Float[Tensor, "batch *dims"], *, schedule: Schedule, step: Step = ode, **condition: Any
+    model: Model, z: Float[Tensor, "batch *dims"], *, schedule: Schedule, step: Step = ode, condition: Condition = None, **keywords: Any
 ) -> Float[Tensor, "batch *dims"]:
     """The probability-flow ODE backwards: the noise at λ_min from which it leads to z at λ_max. Clean data x is z = α x there.
 
@@ -82,12 +83,13 @@ def encode(
     check_finite("encode", z, "z")
     if (step.func if isinstance(step, functools.partial) else step) is not ode:
         raise ValueError(must("encode", "step", "be ode, which runs backwards", repr(step), "or partial(ode, …)"))
-    check_call("encode", model, schedule, None, condition)
+    condition = conditions("encode", condition, keywords)
+    check_call("encode", model, schedule, None)
     clean, noisy = (
         wide(torch.full((len(z),), end, dtype=torch.float64)).to(z.device) for end in (schedule.logsnr_max, schedule.logsnr_min)
     )
     with evaluation_mode(model):
-        return step(Counted(model, **condition), z.to(at_least_float32(z.dtype)), clean, noisy, NOTHING)
+        return step(Counted(model, condition=condition), z.to(at_least_float32(z.dtype)), clean, noisy, NOTHING)
 
 
 __all__ = ["SolverError", "encode", "ode"]

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff.condition import Condition, merged
 from vdiff.errors import checking, finite, must, names_arrays, readable, shown
 from vdiff.gaussian import Step as ChainStep
 from vdiff.gaussian import alpha, combine, per_example, sigma, wide
@@ -63,9 +64,9 @@ class Counted(nn.Module):
     35
     """
 
-    def __init__(self, model: Model, **condition: Any) -> None:
+    def __init__(self, model: Model, *, condition: Condition = None, **keywords: Any) -> None:
         super().__init__()
-        self.model, self.condition, self.evaluations = model, condition, 0
+        self.model, self.condition, self.evaluations = model, merged("Counted", condition, keywords), 0
         self._first: Prediction | None = None
 
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
