@@ -49,7 +49,8 @@ from vdiff.recipes import RECIPES
 from vdiff.reverse import MonteCarlo, Raw
 from vdiff.sampling import STEPS, Guided, encode, sample, streams, to_levels, to_uint8, trajectory
 from vdiff.sampling.noise import noise_like, start
-from vdiff.training import Validation, train
+from vdiff.training import Config, Validation, train
+from vdiff.training.batches import Batches
 from vdiff.weighting import loss_factor
 
 
@@ -172,6 +173,14 @@ def counted_progress() -> list[Tensor]:
     return [torch.tensor(told)]
 
 
+def augmented() -> list[Tensor]:
+    """So many images that some of their uniform numbers round to one half in half precision."""
+    network = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
+    config = Config(network=network, shape=[1, 8, 8], batch=4096, augment="flip")
+    batch = Batches(torch.arange(64).view(1, 1, 8, 8).expand(40, 1, 8, 8) % 17, config)(0, 0)
+    return [batch.data, batch.u, batch.eps, batch.images]
+
+
 def trained() -> list[Tensor]:
     config = points(steps=3)
     with default(torch.float32):
@@ -253,6 +262,7 @@ DRAWN: dict[str, Callable[[], Any]] = {  # noise is drawn in the dtype of x, whi
             **F64,
         )
     ],
+    "a batch": augmented,
     "training": trained,
 }
 
