@@ -178,6 +178,17 @@ def test_augmentation_is_a_function_of_its_numbers():
     assert torch.equal(edge[0], turned[3])
 
 
+@pytest.mark.parametrize("kind", ["none", "flip", "flip-turn"])
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.int8], ids=str)
+def test_levels_of_any_integer_dtype_are_augmented(dtype, kind):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 17, (16, 1, 4, 4), generator=generator)
+    u = torch.rand(16, 3, generator=generator)
+    (got, flags), (expected, same) = augment(images.to(dtype), kind, u), augment(images, kind, u)
+    assert torch.equal(got.long(), expected)
+    assert torch.equal(flags, same)
+
+
 def test_half_of_the_images_are_mirrored_and_half_turned():
     image = torch.arange(9, dtype=torch.uint8).view(1, 3, 3)
     changed, flags = augment(image.expand(40_000, 1, 3, 3), "flip-turn", torch.rand(40_000, 3, generator=torch.Generator().manual_seed(0)))

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.errors import check_data, checking, must
 from vdiff.gaussian import wide, wide_dtype
 from vdiff.loss import Model, WeightFunction, check_call, weighted_elbo
@@ -106,7 +107,8 @@ def augmented_elbo(
     schedule: Schedule,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, " batch"]:
     """The plain bound of data noised to a level drawn from p_w, its diffusion term: (batch,) nats;
     take `.mean()`.
@@ -136,16 +138,17 @@ def augmented_elbo(
     >>> augmented_elbo(oracle, oracle.sample(64), augmentation=noise, schedule=Cosine()).shape
     torch.Size([64])
     """
+    condition = conditions("augmented_elbo", condition, keywords)
     if checking():
         check_data("augmented_elbo", x)
-        check_call("augmented_elbo", model, schedule, None, condition)
+        check_call("augmented_elbo", model, schedule, None)
         _check_augmentation(augmentation, schedule)
     with torch.no_grad():
         level = augmentation.sample(len(x), generator, x.device)
         start = schedule.inverse(level, clamp=True)
         t = start + (1 - start) * stratified(len(x), generator=generator, device=x.device)
     draws: dict[str, Any] = {"t": t, "eps": eps, "generator": generator}
-    loss = weighted_elbo(model, x, schedule=schedule, **draws, **condition)
+    loss = weighted_elbo(model, x, schedule=schedule, condition=condition, **draws)
     return (1 - start).to(loss.dtype) * loss
 
 

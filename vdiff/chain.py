@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.bound import Bound
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
 from vdiff.errors import check_data, check_generator, check_positive_int, checking, finite, must
 from vdiff.gaussian import Step, alpha, at_least_float32, diffuse, prior_kl, sigma, sum_dims, wide_number
@@ -31,7 +32,8 @@ def hybrid(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, " batch"]:
     """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per dimension and example.
 
@@ -67,6 +69,7 @@ def hybrid(
     >>> hybrid(model, torch.randn(8, 2), schedule=Tabulated.linear_betas(), steps=999).shape
     torch.Size([8])
     """
+    condition = conditions("hybrid", condition, keywords)
     if checking():
         finite("hybrid", "bound_weight", bound_weight, at_least=0.0, hint="less than 0 would maximise the bound")
     first = int(bound_weight > 0 and decoder is None)
@@ -100,7 +103,8 @@ def vlb(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Bound:
     """The bound of a chain from one of its n = T + 1 terms per example: L_vlb as iDDPM trains it, one evaluation of the network.
 
@@ -122,6 +126,7 @@ def vlb(
     >>> vlb(model, torch.randint(0, 256, (8, 2)), schedule=Tabulated.linear_betas(), steps=999, decoder=decoder).total.shape
     torch.Size([8])
     """
+    condition = conditions("vlb", condition, keywords)
     if checking() and isinstance(schedule, Schedule) and schedule.learns_ends:
         raise ValueError(must("vlb", "schedule", "have fixed ends", repr(schedule), "elbo(…, steps=T) trains them"))
     seen = _one_level("vlb", model, data, schedule, steps, decoder, t, eps, generator, condition)
@@ -169,7 +174,7 @@ def _one_level(
     """One evaluation of the model per example, at a level t = i/T of the chain with i = first … T;
     the decoder's is i = 0."""
     if checking():
-        check_call(name, model, schedule, steps, condition)
+        check_call(name, model, schedule, steps)
         check_positive_int(name, "steps", steps)
         check_chain(name, None, schedule, steps)
         if schedule.learns_shape:
@@ -223,7 +228,8 @@ def path_bound(
     decoder: Decoder,
     steps: int,
     generator: Generators = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> PathBound:
     """The whole bound of a T-step chain along one path per example: T evaluations of the model, without gradient.
 
@@ -250,7 +256,8 @@ def path_bound(
     >>> (bound.log_ratio.var() < bound.rao_blackwell.var()).item()
     True
     """
-    check_call("path_bound", model, schedule, steps, condition)
+    condition = conditions("path_bound", condition, keywords)
+    check_call("path_bound", model, schedule, steps)
     check_positive_int("path_bound", "steps", steps)
     check_chain("path_bound", None, schedule, steps)
     check_decoder("path_bound", decoder, schedule)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, must
-from vdiff.gaussian import at_least_float32, per_example, wide
+from vdiff.errors import checking, must, names_arrays, shown
+from vdiff.gaussian import HALF, at_least_float32, per_example, wide
 from vdiff.parameterization import Parameterization, Prediction, check_parameterization
 from vdiff.schedule import Schedule, Tabulated
 from vdiff.variance import Posterior, ReverseVariance
@@ -27,6 +27,7 @@ def logsnr_time(logsnr: Tensor) -> Tensor:
     return logsnr
 
 
+@names_arrays
 def edm_time(logsnr: Tensor) -> Tensor:
     """EDM's c_noise, ¼ log σ̃ = −λ/8.
 
@@ -36,6 +37,7 @@ def edm_time(logsnr: Tensor) -> Tensor:
     return -0.125 * logsnr
 
 
+@names_arrays
 def flow_time(logsnr: Tensor) -> Tensor:
     """Rectified flow's time, σ/(α + σ) = sigmoid(−λ/2).
 
@@ -45,6 +47,7 @@ def flow_time(logsnr: Tensor) -> Tensor:
     return torch.sigmoid(-0.5 * logsnr)
 
 
+@names_arrays
 def sigma_time(logsnr: Tensor) -> Tensor:
     """The variance exploding noise level, σ̃ = σ/α = e^{−λ/2}.
 
@@ -64,6 +67,7 @@ class ScaledGamma:
     def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
         self.logsnr_max, self.logsnr_min = logsnr_max, logsnr_min
 
+    @names_arrays
     def __call__(self, logsnr: Tensor) -> Tensor:
         return (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
 
@@ -98,13 +102,12 @@ class TableStep:
 
     def __init__(self, schedule: Tabulated, *, integer: bool = False) -> None:
         if not isinstance(schedule, Tabulated):
-            came = f"the class {schedule.__name__}" if isinstance(schedule, type) else repr(schedule)
             raise TypeError(
                 must(
                     "TableStep",
                     "schedule",
                     "be a Tabulated",
-                    came,
+                    shown(schedule),
                     "for instance Tabulated.linear_betas(); ScheduleTime takes any schedule",
                 )
             )
@@ -124,9 +127,15 @@ class Denoiser(nn.Module):
     The network is called `network(c_in·z, time(logsnr), **condition)` with shapes (batch, …) and (batch,), and
     returns the shape of z. `time` says what it wants to be told: λ (the default), or `edm_time`, `flow_time`,
     `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any function of λ, so that a network somebody already has
-    becomes a model without touching it. A network gets z in the dtype of its own weights, and times in float32 at least; its output
-    is cast to the dtype of z. `output` takes the tensor out of what the network returns, or turns its sign:
-    `lambda out: out.sample`, `torch.neg`. Hand over the network itself: a function around it hides its parameters.
+    becomes a model without touching it. `call` says how the network is called where that differs:
+    `lambda network, z, t, **condition: network(z, timestep=t, **condition)`. `output` takes the tensor out
+    of what the network returns, or turns its sign: `lambda out: out.sample`, `torch.neg`. Hand over the
+    network itself: a function around it hides its parameters.
+
+    A network gets z in the dtype of its own weights: the widest of half and single precision among its
+    parameters, or float64 where all of them are float64. Buffers, integer weights and complex weights do
+    not count. Where there are both float16 and bfloat16, z comes in float32. A network without such
+    parameters gets z as it is. Times come in float32 at least. The output is cast to the dtype of z.
 
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the posterior's by default). For one
     that is learned, such as `Range()`, the network returns twice the channels: the target first, the variance behind it.
@@ -142,41 +151,50 @@ class Denoiser(nn.Module):
         parameterization: Parameterization,
         *,
         time: Callable[[Tensor], Tensor] = logsnr_time,
+        call: Callable[..., Any] | None = None,
         output: Callable[[Any], Tensor] | None = None,
         variance: ReverseVariance | None = None,
     ) -> None:
         super().__init__()
         if not callable(network) or isinstance(network, type):
-            came = f"the class {network.__name__}" if isinstance(network, type) else repr(network)
             raise TypeError(
-                must("Denoiser", "network", "be called as network(z, time)", came, "an instance" if isinstance(network, type) else "")
+                must(
+                    "Denoiser",
+                    "network",
+                    "be called as network(z, time)",
+                    shown(network),
+                    "an instance" if isinstance(network, type) else "",
+                )
             )
         check_no_data_parallel("Denoiser", "network", network)
-        _warn_of_a_hidden_module(network)
+        _warn_of_a_hidden_module("the network", network, network)
+        _warn_of_a_hidden_module("call", call, network)
         check_parameterization("Denoiser", parameterization)
         for name, function, hint in (
             ("time", time, "what the network wants to be told: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a function of λ"),
+            ("call", call, "for instance lambda network, z, t, **condition: network(z, timestep=t, **condition)"),
             ("output", output, "for instance lambda out: out.sample, or torch.neg"),
         ):
             if (function is not None and not callable(function)) or isinstance(function, type):
                 came = f"the class {function.__name__}" if isinstance(function, type) else type(function).__name__
                 raise TypeError(must("Denoiser", name, "be a function", came, hint))
         if variance is not None and not isinstance(variance, ReverseVariance):
-            came = f"the class {variance.__name__}" if isinstance(variance, type) else repr(variance)
-            raise TypeError(must("Denoiser", "variance", "be a ReverseVariance", came, "an instance, for instance Range()"))
-        self.network, self.parameterization, self.time, self.output = network, parameterization, time, output
+            raise TypeError(must("Denoiser", "variance", "be a ReverseVariance", shown(variance), "an instance, for instance Range()"))
+        self.network, self.parameterization = network, parameterization
+        self.time, self.call, self.output = time, call, output
         self.variance = Posterior() if variance is None else variance
 
+    @names_arrays
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """What the model says about z at log-SNR λ. Raises where the network's output is no tensor of the shape of z."""
         if checking():
             _check_labels(condition, z)
         scale = self.parameterization.input_scale(wide(logsnr))
         seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
-        dtype = _dtype(self.network) or z.dtype
+        dtype = weights_dtype(self.network) or z.dtype
         time = self.time(wide(logsnr))
         time = time.to(at_least_float32(dtype)) if time.is_floating_point() else time
-        out = self.network(seen.to(dtype), time, **condition)
+        out = self._answer(seen.to(dtype), time, condition)
         if self.output is not None:
             out = self.output(out)
         if checking():
@@ -186,18 +204,38 @@ class Denoiser(nn.Module):
             out, head = out.to(z.dtype).chunk(2, 1)
         return Prediction(z, logsnr, out.to(z.dtype), self.parameterization, self.variance, head)
 
+    def _answer(self, z: Tensor, time: Tensor, condition: dict[str, Any]) -> Any:
+        """What the network returns; an error inside one of several dtypes says in which z came."""
+        network = self.network if self.call is None else functools.partial(self.call, self.network)
+        if not checking():
+            return network(z, time, **condition)
+        try:
+            return network(z, time, **condition)
+        except RuntimeError as error:
+            parameters = self.network.parameters() if isinstance(self.network, nn.Module) else ()
+            others = sorted({str(p.dtype) for p in parameters} - {str(z.dtype)})
+            if others and "type" in str(error):
+                cast = f"call=lambda network, z, t, **condition: network(z.to({others[0]}), t, **condition)"
+                error.add_note(
+                    f"Denoiser: z came in {z.dtype}, and the network has weights in {', '.join(others)} too. "
+                    f"If its first layer is one of them: Denoiser(…, {cast})"
+                )
+            raise
+
     def extra_repr(self) -> str:
         return f"{self.parameterization!r}"
 
 
-def _warn_of_a_hidden_module(network: object) -> None:
-    """Warn where a function, a method, a partial or an object holds a module whose parameters nobody would see."""
-    if isinstance(network, nn.Module):
+def _warn_of_a_hidden_module(what: str, function: object, network: object) -> None:
+    """Warn where a function, a method, a partial or an object hides the parameters of another module than the network."""
+    if isinstance(function, nn.Module):
         return
-    if any(isinstance(held, nn.Module) and next(held.parameters(), None) is not None for held in _held(network)):
+    hidden = (held for held in _held(function) if isinstance(held, nn.Module) and held is not network)
+    if any(next(module.parameters(), None) is not None for module in hidden):
         warnings.warn(
-            "Denoiser: the network is a function around an nn.Module, whose parameters are hidden from optimizers, checkpoints and "
-            ".eval(): hand over the module itself, with time= and output= for what it is told and returns",
+            f"Denoiser: {what} is a function around an nn.Module, whose parameters are hidden from optimizers, "
+            "checkpoints and .eval(): hand over the module itself, with time= and output= for what it is told "
+            "and returns, and call= for how it is called",
             stacklevel=3,
         )
 
@@ -223,16 +261,28 @@ def _filled(cell: types.CellType) -> bool:
         return False
 
 
-def _dtype(network: object) -> torch.dtype | None:
-    """The dtype of a network's weights, told by the first of them."""
+def weights_dtype(network: object) -> torch.dtype | None:
+    """The widest of half and single precision among a network's parameters, or float64 where all are.
+
+    None where it has none of them.
+
+    >>> weights_dtype(nn.Linear(2, 2).bfloat16())
+    torch.bfloat16
+    """
+    found: set[torch.dtype] = set()
     modules = [network] if isinstance(network, nn.Module) else []
-    while modules:  # `next(network.parameters())` walks all of it first, at a tenth of a small network's time
+    while modules:  # `network.parameters()` costs a tenth of a small network's time
         module = modules.pop()
         for parameter in module._parameters.values():
-            if parameter is not None and parameter.is_floating_point():
-                return parameter.dtype
-        modules.extend(child for child in reversed(module._modules.values()) if child is not None)
-    return None
+            if parameter is not None:
+                if parameter.dtype == torch.float32:
+                    return torch.float32
+                found.add(parameter.dtype)
+        modules.extend(child for child in module._modules.values() if child is not None)
+    half = found & HALF
+    if len(half) > 1:
+        return torch.float32
+    return half.pop() if half else torch.float64 if torch.float64 in found else None
 
 
 @contextmanager

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import must, readable
+from vdiff.errors import must, names_arrays, readable
 
+HALF = {torch.float16, torch.bfloat16}
 PURE = -600.0  # stands for λ = −∞ where it is computed with: α is 1e-130, and float64 holds e^600
 
 
@@ -222,6 +223,7 @@ def sigma(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return logsnr.neg().sigmoid().sqrt()
 
 
+@names_arrays
 def diffuse(
     x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch *dims"]:
@@ -356,6 +358,7 @@ def spread_kl(u: Tensor) -> Tensor:
     return 0.5 * (u + torch.expm1(-u))
 
 
+@names_arrays
 def prior_kl(x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float) -> Float[Tensor, " batch"]:
     """KL(q(z₁ | x) ‖ N(0, I)) of the variance preserving process, nats per example.
 
@@ -394,6 +397,7 @@ def kl_to_normal(mean_square: Tensor | float, variance: Tensor | float, prior_va
     return 0.5 * (dims * (excess - log_ratio) + square / s)
 
 
+@names_arrays
 def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Tensor:
     """Nats per example as bits per dimension, nats/(d ln 2).
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.bound import Bound, Drawn
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.denoiser import check_no_data_parallel
 from vdiff.errors import (
@@ -18,10 +19,10 @@ from vdiff.errors import (
     check_positive_int,
     check_times,
     checking,
-    did_you_mean,
     must,
     out_of_memory,
     readable,
+    shown,
 )
 from vdiff.gaussian import PURE, Step, at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
@@ -38,13 +39,6 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 LARGEST = 1e30  # a weight beyond it is infinite, where −600 stands for −∞
 _ELBO = ELBO()
 _RAO_BLACKWELL = RaoBlackwell()
-_WORDS = ("schedule", "weighting", "decoder", "steps", "generator", "draws", "estimator", "bound_weight")
-_ELSEWHERE = {
-    ("weighted_elbo", "decoder"): "elbo takes a decoder; here x is encoded already",
-    ("elbo", "weighting"): "the bound's weighting is ELBO(); weighted_elbo takes another",
-    ("path_bound", "t"): "a path visits every step",
-    ("path_bound", "eps"): "a path draws the noise of every step",
-}
 
 
 def weighted_elbo(
@@ -57,7 +51,8 @@ def weighted_elbo(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, " batch"]:
     """The weighted diffusion loss of this model on this data: a (batch,) tensor, nats per example; take `.mean()`.
 
@@ -84,11 +79,16 @@ def weighted_elbo(
             on a CPU, and elsewhere where no gradient is recorded.
         eps: noise of the shape of x to use instead of drawing (with several draws, in each of them).
         generator: for drawing t and eps.
-        condition: passed on to the model.
+        condition: what the model is told beside z and λ, by name: `condition={"label": labels}`. Any name
+            may be used, `steps` for instance. Keywords that are no argument of this function are conditions
+            too: `label=labels`. A value that is no mapping is passed on as the network's own argument
+            `condition`.
 
     Raises:
-        TypeError: for x that is not a floating tensor, or a misspelt keyword.
-        ValueError: for shapes, devices or times that do not fit, and an empty batch; for a weight that is infinite at λ = −∞.
+        TypeError: for x that is not a floating tensor, a misspelt keyword, and a condition that is given
+            both ways.
+        ValueError: for shapes, devices or times that do not fit, and an empty batch; for a weight that is
+            infinite at λ = −∞.
 
     Kingma et al., Variational Diffusion Models, arXiv:2107.00630; Kingma & Gao, arXiv:2303.00848.
 
@@ -98,9 +98,10 @@ def weighted_elbo(
     >>> loss.shape
     torch.Size([64])
     """
+    condition = conditions("weighted_elbo", condition, keywords)
     if checking():
         check_data("weighted_elbo", x)
-        check_call("weighted_elbo", model, schedule, steps, condition, to_noise=True)
+        check_call("weighted_elbo", model, schedule, steps, to_noise=True)
         check_steps_to_noise("weighted_elbo", schedule, steps)
         check_chain("weighted_elbo", weighting, schedule, steps)
         check_weight_function("weighted_elbo", weighting)
@@ -125,7 +126,8 @@ def elbo(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Bound:
     """The whole negative evidence lower bound of this model on this data, in its three parts.
 
@@ -156,8 +158,9 @@ def elbo(
     >>> bound.bits_per_dim.shape
     torch.Size([8])
     """
+    condition = conditions("elbo", condition, keywords)
     if checking():
-        check_call("elbo", model, schedule, steps, condition)
+        check_call("elbo", model, schedule, steps)
         check_chain("elbo", None, schedule, steps)
         check_decoder("elbo", decoder, schedule)
         check_draws("elbo", draws, t)
@@ -329,28 +332,14 @@ def check_steps_to_noise(name: str, schedule: Schedule, steps: int | None) -> No
         raise ValueError(must(name, "steps", "be given where the last level is λ = −∞", None, hint))
 
 
-def check_call(
-    name: str,
-    model: object,
-    schedule: object,
-    steps: object,
-    condition: dict[str, Any],
-    *,
-    to_noise: bool = False,
-) -> None:
-    """Raise for a misspelt keyword, and for what is no model, schedule or number of steps; unless `to_noise`, also for a
-    schedule that reaches λ = −∞."""
-    for word in condition:
-        if elsewhere := _ELSEWHERE.get((name, word)):
-            raise TypeError(f"{name}: argument '{word}' is unknown; {elsewhere}")
-        if word in _WORDS:
-            raise TypeError(f"{name}: argument '{word}' is unknown; it belongs to other functions of vdiff and is no condition of a model")
-        if hint := did_you_mean(word, _WORDS, cutoff=0.87):
-            raise TypeError(f"{name}: argument '{word}' is unknown; {hint}")
+def check_call(name: str, model: object, schedule: object, steps: object, *, to_noise: bool = False) -> None:
+    """Raise for what is no model, schedule or number of steps; unless `to_noise`, also for a schedule
+    that reaches λ = −∞."""
     if not callable(model) or isinstance(model, type):
-        came = f"the class {model.__name__}" if isinstance(model, type) else repr(model)
         raise TypeError(
-            must(name, "model", "be called as model(z, logsnr) and return a Prediction", came, "for instance Denoiser(network, V())")
+            must(
+                name, "model", "be called as model(z, logsnr) and return a Prediction", shown(model), "for instance Denoiser(network, V())"
+            )
         )
     if isinstance(model, nn.DataParallel):
         check_no_data_parallel(name, "model", model)
@@ -374,8 +363,9 @@ def _check_synchronised(name: str, model: object) -> None:
 def _check_estimator(estimator: object, steps: int | None) -> None:
     """Raise for what is no estimator, and for a choice of one in continuous time."""
     if not isinstance(estimator, Estimator):
-        came = f"the class {estimator.__name__}" if isinstance(estimator, type) else repr(estimator)
-        raise TypeError(must("elbo", "estimator", "be an Estimator", came, "an instance: RaoBlackwell(), MonteCarlo() or Raw()"))
+        raise TypeError(
+            must("elbo", "estimator", "be an Estimator", shown(estimator), "an instance: RaoBlackwell(), MonteCarlo() or Raw()")
+        )
     if steps is None and not isinstance(estimator, RaoBlackwell):
         hint = "in continuous time a step's KL is all there is: give steps=T"
         raise ValueError(must("elbo", "estimator", "be left out without steps", repr(estimator), hint))
@@ -391,13 +381,12 @@ def check_draws(name: str, draws: int, t: Tensor | None) -> None:
 def check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
     """Raise for what is no decoder, and for a Gaussian one under a schedule with learned ends."""
     if not isinstance(decoder, Decoder):
-        came = f"the class {decoder.__name__}" if isinstance(decoder, type) else repr(decoder)
         raise TypeError(
             must(
                 name,
                 "decoder",
                 "be a Decoder",
-                came,
+                shown(decoder),
                 "an instance, for instance Categorical(levels=256), or Gaussian() for continuous data",
             )
         )

@@ -9,18 +9,11 @@ from torch import Tensor, nn
 
 from vdiff.bound import Bound
 from vdiff.chain import hybrid, vlb, with_decoder
+from vdiff.condition import Condition
 from vdiff.decoder import Decoder
 from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import finite, must, transformed
-from vdiff.loss import (
-    Model,
-    WeightFunction,
-    check_call,
-    check_decoder,
-    check_steps_to_noise,
-    elbo,
-    weighted_elbo,
-)
+from vdiff.errors import finite, must, names_arrays, transformed
+from vdiff.loss import Model, WeightFunction, check_call, check_decoder, check_steps_to_noise, elbo, weighted_elbo
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import Merge, home
@@ -73,7 +66,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         plain = bound_weight is None and not (decoder is not None and isinstance(weighting or _ELBO, ELBO))
-        check_call("Objective", model, schedule, steps, {}, to_noise=plain)
+        check_call("Objective", model, schedule, steps, to_noise=plain)
         check_steps_to_noise("Objective", schedule, steps)
         check_no_data_parallel("Objective", "model", model)
         check_chain("Objective", weighting, schedule, steps)
@@ -91,6 +84,7 @@ class Objective(nn.Module):
         self._check_combination()
         self._warn_of_first_level()
 
+    @names_arrays
     def forward(
         self,
         x: Tensor,
@@ -99,10 +93,12 @@ class Objective(nn.Module):
         t: Tensor | None = None,
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
-        **condition: Any,
+        condition: Condition = None,
+        **keywords: Any,
     ) -> Float[Tensor, " batch"]:
         """The loss of each example, nats. `u` are uniform numbers from which the times are taken as this loss draws them, such as
-        a share of `stratified` times; `t` are the times themselves."""
+        a share of `stratified` times; `t` are the times themselves. `condition` and further keywords go to
+        the model, as in `weighted_elbo`."""
         if getattr(self, "_is_replica", False):  # torch's own mark on the copies that nn.DataParallel makes
             raise TypeError(
                 must(
@@ -118,7 +114,7 @@ class Objective(nn.Module):
         weight: Tensor | None = None
         if t is None and (u is not None or self.resampling is not None):
             t, weight = self._place(stratified(len(x), generator=generator, device=x.device) if u is None else u)
-        options: dict[str, Any] = {"t": t, "eps": eps, "generator": generator, **condition}
+        options: dict[str, Any] = {"t": t, "eps": eps, "generator": generator, "condition": condition, **keywords}
         if self.resampling is not None:
             return self._resampled(x, weight, options)
         if self.trains_bound:
@@ -156,6 +152,7 @@ class Objective(nn.Module):
         if self.resampling is not None:
             self.resampling.remember(merge)
 
+    @names_arrays
     def times(self, u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The times of this loss into which uniform numbers fall."""
         return self._place(u)[0]

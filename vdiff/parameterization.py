@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import finite, must
+from vdiff.errors import finite, must, names_arrays, shown
 from vdiff.gaussian import Step, ValuesCopied, alpha, combine, per_example, sigma, sum_dims, wide
 from vdiff.schedule import Schedule
 from vdiff.variance import Posterior, ReverseVariance
@@ -50,6 +50,7 @@ class Parameterization:
         squared: Coefficient = self.kappa2(logsnr) ** 0.5
         return squared
 
+    @names_arrays
     def kappa2(self, logsnr: Tensor) -> Coefficient:
         """κ², by which a squared error of ε is multiplied to be one of the target.
 
@@ -69,6 +70,7 @@ class Parameterization:
         scale = torch.finfo(dtype).eps / (alpha(level) * b - sigma(level) * a).abs()
         return (sigma(level) * scale).item(), (alpha(level) * scale).item()
 
+    @names_arrays
     def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         """o = a·x + b·ε, what a perfect network would return.
 
@@ -210,8 +212,9 @@ class Exploding(Parameterization):
 def check_parameterization(function: str, parameterization: object) -> None:
     """Raise unless `parameterization` is one, whose row is made of numbers and (batch,) tensors."""
     if not isinstance(parameterization, Parameterization):
-        came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
-        raise TypeError(must(function, "parameterization", "be a Parameterization", came, "an instance, for instance V()"))
+        raise TypeError(
+            must(function, "parameterization", "be a Parameterization", shown(parameterization), "an instance, for instance V()")
+        )
     logsnr = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64, device="cpu")
     for entry in (*parameterization.row(logsnr), parameterization.input_scale(logsnr)):
         if not isinstance(entry, float | int) and not (isinstance(entry, Tensor) and entry.shape == logsnr.shape):
@@ -289,6 +292,7 @@ class Prediction(ValuesCopied):
         """The prediction as another target."""
         return parameterization.target(self.x, self.eps, self.logsnr)
 
+    @names_arrays
     def squared_error(
         self,
         x: Float[Tensor, "batch *dims"],
@@ -325,6 +329,7 @@ class Prediction(ValuesCopied):
         """
         return Prediction(**{**vars(self), **changes})
 
+    @names_arrays
     def error(self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         """ε̂ − ε in each dimension, computed in the network's own units: (ô − o)/κ with the sign of its row.
 

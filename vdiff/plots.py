@@ -51,7 +51,7 @@ def image_grid(axes: "Axes", images: Tensor, title: str, columns: int = 10, leve
     """
     n, channels, h, w = images.shape
     rows = -(-n // columns)
-    canvas = torch.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 0.5)
+    canvas = torch.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 0.5, dtype=torch.float32)
     for i, image in enumerate(images.float() / (levels - 1)):
         top, left = (i // columns) * (h + 1) + 1, (i % columns) * (w + 1) + 1
         canvas[top : top + h, left : left + w] = image.movedim(0, -1)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, must, names_arrays
 from vdiff.gaussian import PreciseModule
 
 
@@ -39,6 +39,7 @@ class Profile(PreciseModule):
     def fixed_ends(self) -> tuple[float, float]:
         return self.logsnr_max, self.logsnr_min
 
+    @names_arrays
     @torch.no_grad()
     def update(self, logsnr: Float[Tensor, " n"], value: Float[Tensor, " n"], cluster: Int[Tensor, " n"] | None = None) -> None:
         """Add observations; those outside the range fall into the end bins.
@@ -97,6 +98,7 @@ class Profile(PreciseModule):
         """E‖e‖² by bin; NaN where nothing was seen."""
         return self.sums[1] / self.sums[0]
 
+    @names_arrays
     def at(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """E‖e‖² at any λ: linear between the centers of the bins, constant beyond the first and the last.
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_on_chain, check_positive_int, finite, must
+from vdiff.errors import check_on_chain, check_positive_int, finite, must, names_arrays
 from vdiff.gaussian import PreciseModule
 from vdiff.times import stratified
 
@@ -75,6 +75,7 @@ class LossSecondMoment(PreciseModule):
         """
         return self.at(stratified(batch, generator=generator, device=self.history.device))
 
+    @names_arrays
     def at(self, u: Float[Tensor, " batch"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """The times i/T into which uniform numbers fall, and the weight 1/(T p_i) of each.
 
@@ -85,6 +86,7 @@ class LossSecondMoment(PreciseModule):
         step = torch.searchsorted(p.cumsum(0), u.to(p.dtype), right=True).clamp(max=self.steps - 1)
         return (step + 1).to(p.dtype) / self.steps, 1 / (self.steps * p[step])
 
+    @names_arrays
     @torch.no_grad()
     def update(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
         """Remember the unweighted losses at these times; a loss that is not finite is passed over.
@@ -109,6 +111,7 @@ class LossSecondMoment(PreciseModule):
         self.history[step[kept], (self.count[step] + rank)[kept] % self.memory] = loss[order][kept]
         self.count += new
 
+    @names_arrays
     @torch.no_grad()
     def note(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
         """Note unweighted losses for the next `remember`; one that is not finite is passed over."""
@@ -128,7 +131,7 @@ class LossSecondMoment(PreciseModule):
         """
         square, count = self.noted if merge is None else merge(self.noted)
         seen = count.nonzero()[:, 0]
-        self.update((seen + 1) / self.steps, (square[seen] / count[seen]).sqrt())
+        self.update((seen + 1).to(square.dtype) / self.steps, (square[seen] / count[seen]).sqrt())
         self.noted.zero_()
 
     def extra_repr(self) -> str:

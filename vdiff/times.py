@@ -50,8 +50,7 @@ def stratified(
                     "shares with offsets of their own make no grid: use offset_of(seed, step)",
                 )
             )
-        dtype = at_least_float32(torch.get_default_dtype())
-        offset = torch.rand((), generator=generator, device=device, dtype=dtype)
+        offset = torch.rand((), generator=generator, device=device, dtype=torch.float32)
     wide = wide_dtype(torch.device(device or "cpu"))
     strata = torch.arange(index, batch * count, count, dtype=wide, device=device)
     return (strata / (batch * count) + offset) % 1.0

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, check_total, checking, finite, must
+from vdiff.errors import check_positive_int, check_total, checking, finite, must, names_arrays, shown
 from vdiff.gaussian import PURE, RestorableModule, at_least_float32, wide
 from vdiff.parameterization import Parameterization, V, X, check_parameterization
 from vdiff.schedule import OptimalTransport, Schedule, Tabulated
@@ -39,6 +39,7 @@ class Weighting(RestorableModule):
         """w at each λ."""
         raise NotImplementedError(f"{type(self).__name__} must define weight_at(logsnr)")
 
+    @names_arrays
     def forward(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """w(λ), in the dtype of λ (float32 where that is narrower)."""
         return self.weight_at(wide(logsnr)).to(at_least_float32(logsnr.dtype))
@@ -187,8 +188,9 @@ class MSE(Weighting):
         if not isinstance(schedule, Law):
             check_schedule("MSE", schedule)
         if not isinstance(parameterization, Parameterization):
-            came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
-            raise TypeError(must("MSE", "parameterization", "be a Parameterization", came, "an instance, for instance V()"))
+            raise TypeError(
+                must("MSE", "parameterization", "be a Parameterization", shown(parameterization), "an instance, for instance V()")
+            )
         if isinstance(schedule, Schedule) and (schedule.learns_ends or schedule.learns_shape):
             raise ValueError(
                 must(
@@ -491,7 +493,7 @@ def _check_callable(name: str, weighting: object) -> None:
             )
         )
     if not callable(weighting):
-        raise TypeError(must(name, "weighting", "be a Weighting or a function of logsnr", repr(weighting), "for instance Sigmoid(2.0)"))
+        raise TypeError(must(name, "weighting", "be a Weighting or a function of logsnr", shown(weighting), "for instance Sigmoid(2.0)"))
     if isinstance(weighting, nn.Module) and "_modules" not in vars(weighting):
         raise TypeError(must(name, "weighting", "be initialised", type(weighting).__name__, "its __init__ must call super().__init__()"))
 

@@ -236,7 +236,7 @@ def _picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: i
     _, channels, h, w = data.shape
     rows = int(cells.max()) // columns + 1
     canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 128, dtype=np.uint8)
-    images = (data * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    images = (data.float() * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     for cell, image in zip(cells.tolist(), images, strict=True):
         top, left = (cell // columns) * (h + 1) + 1, (cell % columns) * (w + 1) + 1
         canvas[top : top + h, left : left + w] = image

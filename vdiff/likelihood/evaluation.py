@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
-from vdiff.errors import must
+from vdiff.errors import must, names_arrays
 from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images
 from vdiff.likelihood.measurement import Effort, Evaluation
 from vdiff.likelihood.pieces import Progress, Share, State, mark_of
@@ -19,6 +20,7 @@ from vdiff.schedule import Schedule
 _PLAN, _ALONE = Plan(), Share()
 
 
+@names_arrays
 def evaluate(
     model: Model,
     data: Tensor,
@@ -40,7 +42,8 @@ def evaluate(
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
     skip_nonfinite: bool = False,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Report:
     """The bound of a model on a whole data set, with honest standard errors.
 
@@ -92,6 +95,7 @@ def evaluate(
     """
     effort = Effort(draws, replicates, tolerance, budget, batch, seed)
     effort.check("evaluate")
+    condition = conditions("evaluate", condition, keywords)
     record = {**getattr(model, "protocol", {}), **(record or {})}
     numbers = None
     if skip_nonfinite:
@@ -128,7 +132,8 @@ def compare(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Comparison:
     """The bound of `model` minus that of `other`, bits/dim, on the same images, times and noise.
 
@@ -155,6 +160,7 @@ def compare(
         )
     effort = Effort(draws, replicates, tolerance, budget, batch, seed)
     effort.check("compare")
+    condition = conditions("compare", condition, keywords)
     said = {f"{word}, {name}": v for name, one in (("first", model), ("second", other)) for word, v in getattr(one, "protocol", {}).items()}
     record = {**said, **(record or {})}
     with evaluating(model, other):

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.errors import check_data, check_finite, check_positive_int, must
 from vdiff.gaussian import wide
 from vdiff.likelihood.conditions import check_conditions, of_rows
@@ -84,7 +85,8 @@ def immse(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> IMMSE:
     """−log p(x) by the I-MMSE identity, nats per example: an estimate, right for the perfect denoiser.
 
@@ -121,7 +123,8 @@ def immse(
     """
     check_data("immse", x)
     check_finite("immse", x, "x")
-    check_call("immse", model, schedule, None, condition)
+    condition = conditions("immse", condition, keywords)
+    check_call("immse", model, schedule, None)
     for name, number in (("draws", draws), ("replicates", replicates), ("batch", batch)):
         check_positive_int("immse", name, number)
     if replicates < 2:
@@ -145,7 +148,7 @@ def immse(
     def difference(rows: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """½ rate (‖e‖² − ‖e_G‖²) at (example, time) pairs: (n, times)."""
         given = of_rows(condition, rows, len(x))
-        ours = weighted_elbo(Finite("immse", model, rows), x[rows], schedule=schedule, t=t, eps=noise, **given)
+        ours = weighted_elbo(Finite("immse", model, rows), x[rows], schedule=schedule, t=t, eps=noise, condition=given)
         theirs = weighted_elbo(twin, wide(x[rows]).flatten(1), schedule=schedule, t=t, eps=wide(noise).flatten(1))
         return (wide(ours) - theirs).view(-1, places)
 

@@ -53,10 +53,10 @@ class Integrand:
     ) -> None:
         condition = condition or {}
         for word in condition:
-            if word in _CLIPPING:
+            if word in _CLIPPING and not isinstance(condition[word], Tensor):
                 hint = "a clipped x̂ is another model, whose bound is not this one's: put it into the model and name it, if that is meant"
                 raise ValueError(must(name, word, "be left out", condition[word], hint))
-        check_call(name, model, schedule, steps, condition)
+        check_call(name, model, schedule, steps)
         check_chain(name, None, schedule, steps)
         check_decoder(name, decoder, schedule)
         check_batch(name, data, "data")
@@ -106,7 +106,7 @@ class Integrand:
             steps=self.steps,
             t=self.times(t),
             eps=eps.to(self.data.dtype) if self.data.is_floating_point() else eps,
-            **condition,
+            condition=condition,
         )
         self._last = watched.first, self.x[rows], eps
         self.predictions[id(model)] = watched.first
@@ -147,7 +147,7 @@ class Difference(Integrand):
     def __init__(self, model: Model, other: Model, *args: Any, **options: Any) -> None:
         super().__init__(model, *args, **options)
         self.models.append(other)
-        check_call("compare", other, self.base, self.steps, {})
+        check_call("compare", other, self.base, self.steps)
 
     def __call__(self, rows: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         first, second = (self._of(model, rows, t, eps) for model in self.models)

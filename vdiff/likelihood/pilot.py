@@ -41,10 +41,10 @@ class Design:
     density: Density = UNIFORM
     controls: tuple[FittedControl, ...] = ()
     antithetic: bool = False
-    coefficients: Tensor = field(default_factory=lambda: torch.zeros(1, 0))
-    level: Tensor = field(default_factory=lambda: torch.zeros(1))
-    left: Tensor = field(default_factory=lambda: torch.ones(1))
-    between: Tensor = field(default_factory=lambda: torch.zeros(1))
+    coefficients: Tensor = field(default_factory=lambda: torch.zeros(1, 0, dtype=torch.float64))
+    level: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    left: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.float64))
+    between: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
     variance: dict[str, float] = field(default_factory=dict)
     evaluations: int = 0
 

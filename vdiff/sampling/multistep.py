@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.denoiser import flow_time
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, must, names_arrays
 from vdiff.gaussian import per_example, sigma, wide
 from vdiff.parameterization import Eps, Flow, Parameterization, Prediction, V, X
 from vdiff.sampling.step import NOTHING, Memory, Model, is_at, move, scale
@@ -33,6 +33,7 @@ NODES, MASS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(32))
 _FLOW = Flow()
 
 
+@names_arrays
 def dpmpp_2m(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -56,6 +57,7 @@ def dpmpp_2m(
     return move(Prediction(z, logsnr_t, now.x + ratio * (now.x - before.x), X()), logsnr_s)
 
 
+@names_arrays
 def adams(
     model: Model,
     z: Float[Tensor, "batch *dims"],

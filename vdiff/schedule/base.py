@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, checking, finite, must, readable
+from vdiff.errors import check_positive_int, checking, finite, must, names_arrays, readable, shown
 from vdiff.gaussian import PreciseModule, at_least_float32, wide
 
 BISECTIONS = 64
@@ -108,6 +108,7 @@ class Schedule(PreciseModule):
         """Whether training moves λ(t) between the ends."""
         return False
 
+    @names_arrays
     def look(self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor, Follow]:
         """`levels` for a loss to be taken there, and a function through which that loss, (batch,) nats of examples with
         so many dimensions, is passed before it is handed out: by it a schedule learns. Most return the loss as it is.
@@ -208,6 +209,7 @@ class Schedule(PreciseModule):
         t64 = wide(t)
         return self.logsnr_at((t64 - 1 / steps).clamp(min=0.0)) - self.logsnr_at(t64)
 
+    @names_arrays
     def levels(self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor]:
         """λ_t and the measure of a uniform draw of t: −dλ/dt, or T·expm1(λ_s − λ_t) on a chain; in float64.
 
@@ -372,7 +374,7 @@ def check_schedule(name: str, schedule: object) -> None:
                 must(name, "schedule", "be a Schedule", f"the class {schedule.__name__}", f"an instance: {schedule.__name__}()")
             )
         raise TypeError(
-            must(name, "schedule", "be a Schedule", repr(schedule), "for instance Cosine(); schedule.Custom takes a function of t")
+            must(name, "schedule", "be a Schedule", shown(schedule), "for instance Cosine(); schedule.Custom takes a function of t")
         )
     if "_ends" not in vars(schedule):
         hint = "its __init__ must call super().__init__(logsnr_max, logsnr_min)"

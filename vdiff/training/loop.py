@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vdiff.errors import check_positive_int, did_you_mean, must
+from vdiff.errors import check_positive_int, did_you_mean, must, names_arrays
 from vdiff.gaussian import wide
 from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
@@ -33,6 +33,7 @@ POLICIES = ("skip", "raise")
 LATE = {"cuda": 1}  # by how many steps numbers are read
 
 
+@names_arrays
 def train(
     objective: Objective,
     data: Tensor,

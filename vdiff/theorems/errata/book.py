@@ -60,7 +60,7 @@ def rescaled_betas() -> Correction:
     """λ_1 of DDPM's table: 9.210 at 1000 levels, 10.597 at 4000, 11.513 at 10000."""
     moved = torch.tensor([Tabulated.linear_betas(levels=n, rescale_from=1000).logsnr_max for n in (4000, 10_000)], dtype=torch.float64)
     right = DDPM.logsnr_max + torch.tensor([4.0, 10.0], dtype=torch.float64).log()
-    return compared(torch.full((2,), DDPM.logsnr_max), right, moved, rel=1e-4, why="log(1 − β) in place of −β")
+    return compared(torch.full((2,), DDPM.logsnr_max, dtype=torch.float32), right, moved, rel=1e-4, why="log(1 − β) in place of −β")
 
 
 @erratum(
@@ -227,7 +227,7 @@ def _kl() -> Tensor:
 def _right() -> Tensor:
     """KL(q ‖ p) by the library."""
     u = torch.tensor([math.log(OTHER_VARIANCE / VARIANCE)], dtype=torch.float64)
-    return step_kl(torch.ones(1).double(), torch.tensor([(MEAN - OTHER_MEAN) ** 2 / VARIANCE]).double(), u)[0]
+    return step_kl(torch.ones(1).double(), torch.tensor([(MEAN - OTHER_MEAN) ** 2 / VARIANCE], dtype=torch.float32).double(), u)[0]
 
 
 @erratum(

@@ -64,7 +64,7 @@ def constant_of_the_large_variance() -> Correction:
     shift = (step.variance * step.snr_gain * 0.7).sqrt()
     truth = kl_divergence(Normal(torch.zeros(3).double(), step.variance.sqrt()), Normal(shift, step.forward_variance.sqrt()))
     printed = shift.square() / (2 * step.forward_variance)
-    return compared(printed, step_kl(step.snr_gain, torch.full((3,), 0.7).double(), step.log_variance_ratio), truth)
+    return compared(printed, step_kl(step.snr_gain, torch.full((3,), 0.7, dtype=torch.float32).double(), step.log_variance_ratio), truth)
 
 
 @erratum(

@@ -113,7 +113,9 @@ def gradient_of_the_variance_at_a_thousandth() -> Correction:
     posterior, error = 0.01, 0.05
     with torch.enable_grad():
         variance = torch.tensor([0.001], dtype=torch.float64, requires_grad=True)
-        loss = step_kl(torch.ones(1).double(), torch.full((1,), error / posterior).double(), (variance / posterior).log())
+        loss = step_kl(
+            torch.ones(1).double(), torch.full((1,), error / posterior, dtype=torch.float32).double(), (variance / posterior).log()
+        )
         (gradient,) = torch.autograd.grad(loss.sum(), variance)
     v = 0.001
     return compared(-2.995e6, 0.5 * (1 / v - (posterior + error) / v**2), gradient)
@@ -145,7 +147,13 @@ def range_of_the_mean_weight() -> Correction:
     """DDPM's table; 1/σ̂² itself ranges over [50.0, 18337.9]."""
     weight = 1 / (2 * steps_to(torch.arange(2, 1001)).variance)
     truth = torch.stack([weight.min(), weight.max()])
-    return compared(torch.tensor([50.0, 1e5]), torch.tensor([25.0, 9168.9]), truth, rel=2e-3, why="the digits given")
+    return compared(
+        torch.tensor([50.0, 1e5], dtype=torch.float32),
+        torch.tensor([25.0, 9168.9], dtype=torch.float32),
+        truth,
+        rel=2e-3,
+        why="the digits given",
+    )
 
 
 @erratum(
