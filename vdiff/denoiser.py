@@ -3,6 +3,7 @@
 import functools
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, must
+from vdiff.errors import checking, must, transformed
 from vdiff.gaussian import at_least_float32, per_example, wide
 from vdiff.parameterization import Parameterization, Prediction, check_parameterization
 from vdiff.schedule import Schedule, Tabulated
+from vdiff.schedule.base import home
 from vdiff.variance import Posterior, ReverseVariance
+
+Ends = tuple[float, float]
+BEYOND = 0.1  # in λ, how far beyond what it knows a network may be asked without a warning
+MANY = 100_000  # steps of a chain whose levels are looked at one by one
+_LOOKED_AT: "weakref.WeakKeyDictionary[nn.Module, set[object]]" = weakref.WeakKeyDictionary()
 
 
 def logsnr_time(logsnr: Tensor) -> Tensor:
@@ -64,6 +71,11 @@ class ScaledGamma:
     def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
         self.logsnr_max, self.logsnr_min = logsnr_max, logsnr_min
 
+    @property
+    def logsnr_range(self) -> Ends:
+        """(λ_min, λ_max) between which it is meant to be used."""
+        return self.logsnr_min, self.logsnr_max
+
     def __call__(self, logsnr: Tensor) -> Tensor:
         return (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
 
@@ -81,6 +93,11 @@ class ScheduleTime:
             hint = "its t moves under the network and carries no gradient: let it be told λ, or ScaledGamma"
             raise ValueError(must("ScheduleTime", "schedule", "be fixed", repr(schedule), hint))
         self.schedule = schedule
+
+    @property
+    def logsnr_range(self) -> Ends:
+        """(λ_min, λ_max) beyond which it says 0 or 1."""
+        return self.schedule.logsnr_min, self.schedule.logsnr_max
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self.schedule.inverse(logsnr, clamp=True)
@@ -110,6 +127,11 @@ class TableStep:
             )
         self.schedule, self.integer = schedule, integer
 
+    @property
+    def logsnr_range(self) -> Ends:
+        """(λ_min, λ_max) beyond which it says the last step or the first."""
+        return self.schedule.logsnr_min, self.schedule.logsnr_max
+
     def __call__(self, logsnr: Tensor) -> Tensor:
         place = self.schedule.inverse(logsnr, clamp=True) * self.schedule.steps
         level = place.round()
@@ -127,6 +149,10 @@ class Denoiser(nn.Module):
     becomes a model without touching it. A network gets z in the dtype of its own weights, and times in float32 at least; its output
     is cast to the dtype of z. `output` takes the tensor out of what the network returns, or turns its sign:
     `lambda out: out.sample`, `torch.neg`. Hand over the network itself: a function around it hides its parameters.
+
+    A function of λ may have a `logsnr_range`, (λ_min, λ_max), as those above have that know one: a loss, an evaluation or a
+    sampler that asks beyond it warns once. So does an evaluation beyond `trained`, the (λ_min, λ_max) that backward passes
+    of losses have noted on this model (None while there are none); it may be set.
 
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the posterior's by default). For one
     that is learned, such as `Range()`, the network returns twice the channels: the target first, the variance behind it.
@@ -166,6 +192,7 @@ class Denoiser(nn.Module):
             raise TypeError(must("Denoiser", "variance", "be a ReverseVariance", came, "an instance, for instance Range()"))
         self.network, self.parameterization, self.time, self.output = network, parameterization, time, output
         self.variance = Posterior() if variance is None else variance
+        self.trained: tuple[float | Tensor, float | Tensor] | None = None
 
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """What the model says about z at log-SNR λ. Raises where the network's output is no tensor of the shape of z."""
@@ -188,6 +215,85 @@ class Denoiser(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.parameterization!r}"
+
+
+def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
+    """Have the backward pass of a loss note on its model between which λ it was trained."""
+    model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
+    if isinstance(model, Denoiser) and model.training and loss.requires_grad and not transformed(loss):
+        denoiser = model
+        loss.register_hook(lambda gradient: widen_trained(denoiser, *schedule.ends()))  # type: ignore[no-untyped-call]
+
+
+def widen_trained(model: object, high: Tensor | float, low: Tensor | float) -> None:
+    """Note that a model was trained between λ_min and λ_max too; what is learned is not read from the device."""
+    if not isinstance(model, Denoiser):
+        return
+    least, most = model.trained or (low, high)
+    if isinstance(low, Tensor) or isinstance(least, Tensor):
+        low, high, least, most = (torch.as_tensor(end) for end in (low, high, least, most))
+        model.trained = torch.minimum(low, least), torch.maximum(high, most)
+    else:
+        model.trained = min(low, least), max(high, most)
+
+
+def warn_beyond(name: str, model: object, schedule: Schedule, steps: int | None = None, *, evaluation: bool = False) -> None:
+    """Warn, once for each model and ends, where a schedule asks for log-SNRs that the model's time does not know, and in an
+    evaluation for such that it was not trained on. What is not training is an evaluation."""
+    if not isinstance(model, nn.Module) or home(schedule).type == "meta":
+        return
+    evaluation = evaluation or not (model.training and torch.is_grad_enabled())
+    key = id(schedule) if schedule.learns_ends else schedule.ends(), steps, getattr(model, "trained", None) if evaluation else ()
+    seen = _LOOKED_AT.setdefault(model, set())
+    if key in seen:
+        return
+    seen.add(key)
+    with torch.no_grad():
+        first = 0.0 if steps is None else 1 / steps
+        start = torch.tensor(first, dtype=torch.float64).to(home(schedule))
+        asked = schedule.logsnr_min, schedule(start).item()
+        _warn(name, model, asked, lambda known: _share(schedule, steps, known), evaluation)
+
+
+def warn_beyond_levels(name: str, model: object, levels: Tensor) -> None:
+    """Warn where a sampler visits log-SNRs that the model's time does not know."""
+    if isinstance(model, nn.Module):
+        asked = levels[0].item(), levels[-1].item()
+        _warn(name, model, asked, lambda known: _outside(levels, known).double().mean().item(), False)
+
+
+def _warn(name: str, model: nn.Module, asked: Ends, share: Callable[[Ends], float], evaluation: bool) -> None:
+    for module in list(model.modules()):
+        found = [
+            (one.logsnr_range, f"is told {type(one).__name__}, which knows", "give both the same ends")
+            for one in vars(module).values()
+            if isinstance(getattr(one, "logsnr_range", None), tuple)
+        ]
+        if evaluation and isinstance(module, Denoiser) and module.trained is not None:
+            low, high = module.trained
+            hint = "evaluate it between the ends of its training"
+            found.append(((float(low), float(high)), "was trained on", hint))
+        for known, what, hint in found:
+            if asked[0] < known[0] - BEYOND or asked[1] > known[1] + BEYOND:
+                warnings.warn(
+                    f"{name}: the network {what} λ from {known[0]:.4g} to {known[1]:.4g}, and is asked from "
+                    f"{asked[0]:.4g} to {asked[1]:.4g}: {100 * share(known):.3g} % of the draws lie outside ({hint})",
+                    stacklevel=5,
+                )
+
+
+def _outside(levels: Tensor, known: Ends) -> Tensor:
+    return (levels < known[0] - BEYOND) | (levels > known[1] + BEYOND)
+
+
+def _share(schedule: Schedule, steps: int | None, known: Ends) -> float:
+    """The share of a schedule's draws outside a range."""
+    if steps is not None and steps <= MANY:
+        t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        return _outside(schedule(t.to(home(schedule))), known).double().mean().item()
+    within = max(known[0], schedule.logsnr_min), min(known[1], schedule.logsnr_max)
+    last, first = schedule.inverse(torch.tensor(within, dtype=torch.float64).to(home(schedule)), clamp=True).tolist()
+    return float(first + 1 - last)
 
 
 def _warn_of_a_hidden_module(network: object) -> None:

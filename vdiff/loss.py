@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder, Gaussian
-from vdiff.denoiser import check_no_data_parallel
+from vdiff.denoiser import check_no_data_parallel, note_training, warn_beyond
 from vdiff.errors import (
     check_data,
     check_generator,
@@ -106,6 +106,8 @@ def weighted_elbo(
     logsnr, measure, follow = schedule.look(t, steps)
     pure = schedule.reaches_noise
     loss = _diffusion(model, x, eps, logsnr, measure, weighting, condition, pure=pure)
+    if checking():
+        note_training(model, schedule, loss)
     return follow(loss, x[0].numel())
 
 
@@ -167,6 +169,9 @@ def elbo(
         logsnr, measure, follow = schedule.look(one, steps, pin=False)
         noise = eps if given is not None or not diffusion else standard_normal(x, generator)
         diffusion.append(follow(_diffusion(model, x, noise, logsnr, measure, _ELBO, condition, chain), x[0].numel()))
+
+    if checking():
+        note_training(model, schedule, diffusion[0])
 
     def predict(z: Tensor, level: Tensor) -> Prediction:
         return model(z, level, **condition)
@@ -333,9 +338,12 @@ def check_call(
     condition: dict[str, Any],
     *,
     to_noise: bool = False,
+    watch: bool = True,
+    evaluation: bool = False,
 ) -> None:
     """Raise for a misspelt keyword, and for what is no model, schedule or number of steps; unless `to_noise`, also for a
-    schedule that reaches λ = −∞."""
+    schedule that reaches λ = −∞. If `watch`, warn where the model is asked beyond what it
+    knows, in an `evaluation` also beyond what it was trained on."""
     for word in condition:
         if elsewhere := _ELSEWHERE.get((name, word)):
             raise TypeError(f"{name}: argument '{word}' is unknown; {elsewhere}")
@@ -358,6 +366,8 @@ def check_call(
         _check_synchronised(name, model)
     if steps is not None:
         check_positive_int(name, "steps", steps)
+    if watch and isinstance(schedule, Schedule):
+        warn_beyond(name, model, schedule, steps if isinstance(steps, int) else None, evaluation=evaluation)
 
 
 def _check_synchronised(name: str, model: object) -> None:

@@ -119,7 +119,7 @@ def immse(
     """
     check_data("immse", x)
     check_finite("immse", x, "x")
-    check_call("immse", model, schedule, None, condition)
+    check_call("immse", model, schedule, None, condition, evaluation=True)
     for name, number in (("draws", draws), ("replicates", replicates), ("batch", batch)):
         check_positive_int("immse", name, number)
     if replicates < 2:

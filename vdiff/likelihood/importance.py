@@ -127,7 +127,7 @@ def path_importance(
         check_positive_int(name, word, number)
     if replicates < 2:
         raise ValueError(must(name, "replicates", "be at least 2", replicates, "one has no standard error"))
-    check_call(name, model, schedule, steps, condition)
+    check_call(name, model, schedule, steps, condition, evaluation=True)
     check_decoder(name, decoder, schedule)
     with torch.no_grad():  # so that values are checked
         encoded = decoder.encode(data)

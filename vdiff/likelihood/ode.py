@@ -202,7 +202,7 @@ class FlowSolver:
         condition: dict[str, Any],
         rows: int,
     ) -> None:
-        check_call(name, model, schedule, None, condition)
+        check_call(name, model, schedule, None, condition, evaluation=True)
         self.name, self.model, self.schedule, self.prior, self.trace = name, model, schedule, prior, trace
         self.tolerance, self.solver = finite(name, "tolerance", tolerance, above=0.0), solver
         self.condition, self.rows = condition, rows

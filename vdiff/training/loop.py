@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vdiff.denoiser import widen_trained
 from vdiff.errors import check_positive_int, did_you_mean, must
 from vdiff.gaussian import wide
 from vdiff.likelihood.estimate import Estimate
@@ -93,6 +94,8 @@ def train(
         record = stack.enter_context(Record(config.steps, trainer.unit, first=trainer.state.step, quiet=silent, listeners=listeners))
         trainer.fit(record, validate, every, store_every, asked)
     averaged = trainer.state.averaged
+    widen_trained(averaged.model, *objective.schedule.ends())
+    widen_trained(averaged.model, *averaged.schedule.ends())
     for mean, p in zip(averaged.parameters(), objective.parameters(), strict=True):
         mean.requires_grad_(p.requires_grad)  # to go on with, as one likes
     if run is not None:

@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from vdiff.denoiser import widen_trained
 from vdiff.disk import commit
 from vdiff.errors import did_you_mean, must
 from vdiff.likelihood.protocol import version
@@ -239,6 +240,7 @@ class Run:
         if path.parent.parent == self.checkpoints:
             checkpoint.verify(path.parent, path.name)
         checkpoint.fill(live, checkpoint.load(path, live))
+        widen_trained(objective.model, *objective.schedule.ends())
         return objective.eval()
 
     def weights(self, name: str = "ema") -> Path:
