@@ -72,15 +72,64 @@ def warned(call):
 @pytest.mark.parametrize(
     ("time", "schedule", "steps", "known", "asked", "share"),
     [
-        (TableStep(TABLE), Cosine(), None, "TableStep, which knows λ from -10.12 to 9.21", "-15 to 15", None),
-        (TableStep(TABLE, integer=True), Linear(20.0, -20.0), None, "-10.12 to 9.21", "-20 to 20", 20.67 / 40),
-        (ScheduleTime(LinearBeta()), Linear(9.0, -20.0), None, "ScheduleTime, which knows λ from -10.05 to 9.115", "-20 to 9", 9.95 / 29),
-        (ScheduleTime(Custom(lambda t: 5 - 10 * t)), Linear(6.0, -5.0), None, "-5 to 5", "-5 to 6", 1 / 11),
-        (ScaledGamma(13.3, -5.0), Linear(13.3, -8.0), None, "ScaledGamma, which knows λ from -5 to 13.3", "-8 to 13.3", 3 / 21.3),
+        (
+            TableStep(TABLE),
+            Cosine(),
+            None,
+            "TableStep, which knows λ from -10.12 to 9.21",
+            "-15 to 15",
+            None,
+        ),
+        (
+            TableStep(TABLE, integer=True),
+            Linear(20.0, -20.0),
+            None,
+            "-10.12 to 9.21",
+            "-20 to 20",
+            20.67 / 40,
+        ),
+        (
+            ScheduleTime(LinearBeta()),
+            Linear(9.0, -20.0),
+            None,
+            "ScheduleTime, which knows λ from -10.05 to 9.115",
+            "-20 to 9",
+            9.95 / 29,
+        ),
+        (
+            ScheduleTime(Custom(lambda t: 5 - 10 * t)),
+            Linear(6.0, -5.0),
+            None,
+            "-5 to 5",
+            "-5 to 6",
+            1 / 11,
+        ),
+        (
+            ScaledGamma(13.3, -5.0),
+            Linear(13.3, -8.0),
+            None,
+            "ScaledGamma, which knows λ from -5 to 13.3",
+            "-8 to 13.3",
+            3 / 21.3,
+        ),
         (ScaledGamma(5.0, -5.0), Linear(10.0, -10.0), 4, "-5 to 5", "-10 to 5", 0.25),
-        (ScaledGamma(5.0, -5.0), Histogram([1.0, 1.0, 2.0], 10.0, -5.0), None, "-5 to 5", "-5 to 10", 0.5),
+        (
+            ScaledGamma(5.0, -5.0),
+            Histogram([1.0, 1.0, 2.0], 10.0, -5.0),
+            None,
+            "-5 to 5",
+            "-5 to 10",
+            0.5,
+        ),
         (ScaledGamma(5.0, -5.0), LearnedLinear(10.0, -5.0), None, "-5 to 5", "-5 to 10", 1 / 3),
-        (TableStep(Tabulated([5.0, 0.0, -4.0])), Tabulated([5.0, 0.0, -4.0, -math.inf]), 3, "-4 to 5", "-inf to 0", 1 / 3),
+        (
+            TableStep(Tabulated([5.0, 0.0, -4.0])),
+            Tabulated([5.0, 0.0, -4.0, -math.inf]),
+            3,
+            "-4 to 5",
+            "-inf to 0",
+            1 / 3,
+        ),
         (TableStep(TABLE), Shifted(TABLE, -3.0), 999, "-10.12 to 9.21", "-13.12 to 5", None),
     ],
 )
@@ -109,7 +158,11 @@ def test_times_that_are_asked_beyond_what_they_know(time, schedule, steps, known
         (ScaledGamma(), Linear(), 10),
         (lambda logsnr: logsnr, Cosine(), None),
         (TableStep(Tabulated([5.0, 0.0, -math.inf])), Tabulated([5.0, 0.0, -math.inf]), 2),
-        (ScaledGamma(9.0, -10.0), Linear(10.0, -10.0), 2),  # the chain's first level is the decoder's
+        (
+            ScaledGamma(9.0, -10.0),
+            Linear(10.0, -10.0),
+            2,
+        ),  # the chain's first level is the decoder's
     ],
 )
 def test_nothing_is_said_within(time, schedule, steps):

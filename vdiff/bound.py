@@ -29,7 +29,8 @@ class Bound:
     """−log p(x) ≤ prior + diffusion + reconstruction, in nats per example, each a (batch,) tensor.
 
     `total` is their sum and `bits_per_dim` that over d ln 2, per example; means and standard errors are the
-    evaluation's business. For continuous data these are densities and may be negative. A bound is a pytree of its tensors.
+    evaluation's business. For continuous data these are densities and may be negative.
+    A bound is a pytree of its tensors.
 
     >>> bound = Bound(prior=torch.zeros(1), diffusion=torch.ones(1), reconstruction=torch.ones(1), dims=2)
     >>> bound.total, bound.bits_per_dim

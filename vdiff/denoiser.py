@@ -6,6 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,9 +151,10 @@ class Denoiser(nn.Module):
     is cast to the dtype of z. `output` takes the tensor out of what the network returns, or turns its sign:
     `lambda out: out.sample`, `torch.neg`. Hand over the network itself: a function around it hides its parameters.
 
-    A function of λ may have a `logsnr_range`, (λ_min, λ_max), as those above have that know one: a loss, an evaluation or a
-    sampler that asks beyond it warns once. So does an evaluation beyond `trained`, the (λ_min, λ_max) that backward passes
-    of losses have noted on this model (None while there are none); it may be set.
+    A function of λ may have a `logsnr_range`, (λ_min, λ_max): `ScaledGamma`, `ScheduleTime` and
+    `TableStep` have one. A loss, an evaluation or a sampler that asks beyond it warns once. An
+    evaluation also warns beyond `trained`, the (λ_min, λ_max) that the backward passes of losses
+    have noted here (None before the first). You may set `trained`.
 
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the posterior's by default). For one
     that is learned, such as `Range()`, the network returns twice the channels: the target first, the variance behind it.
@@ -220,13 +222,20 @@ class Denoiser(nn.Module):
 def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
     """Have the backward pass of a loss note on its model between which λ it was trained."""
     model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
-    if isinstance(model, Denoiser) and model.training and loss.requires_grad and not transformed(loss):
-        denoiser = model
-        loss.register_hook(lambda gradient: widen_trained(denoiser, *schedule.ends()))  # type: ignore[no-untyped-call]
+    trains = loss.requires_grad and not transformed(loss)
+    if trains and isinstance(model, Denoiser) and model.training:
+        note = partial(_note, model, schedule)
+        loss.register_hook(note)  # type: ignore[no-untyped-call]
+
+
+def _note(model: Denoiser, schedule: Schedule, gradient: Tensor) -> None:
+    widen_trained(model, *schedule.ends())
 
 
 def widen_trained(model: object, high: Tensor | float, low: Tensor | float) -> None:
-    """Note that a model was trained between λ_min and λ_max too; what is learned is not read from the device."""
+    """Note that a model was trained between λ_min and λ_max too. Learned ends stay tensors: no
+    value is read.
+    """
     if not isinstance(model, Denoiser):
         return
     least, most = model.trained or (low, high)
@@ -237,13 +246,22 @@ def widen_trained(model: object, high: Tensor | float, low: Tensor | float) -> N
         model.trained = min(low, least), max(high, most)
 
 
-def warn_beyond(name: str, model: object, schedule: Schedule, steps: int | None = None, *, evaluation: bool = False) -> None:
-    """Warn, once for each model and ends, where a schedule asks for log-SNRs that the model's time does not know, and in an
-    evaluation for such that it was not trained on. What is not training is an evaluation."""
+def warn_beyond(
+    name: str,
+    model: object,
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    evaluation: bool = False,
+) -> None:
+    """Warn, once for each model and ends, where a schedule asks for log-SNRs that the model's time
+    does not know. In an evaluation, warn also of log-SNRs that it was not trained on. A call that
+    records no gradient is an evaluation."""
     if not isinstance(model, nn.Module) or home(schedule).type == "meta":
         return
     evaluation = evaluation or not (model.training and torch.is_grad_enabled())
-    key = id(schedule) if schedule.learns_ends else schedule.ends(), steps, getattr(model, "trained", None) if evaluation else ()
+    ends = id(schedule) if schedule.learns_ends else schedule.ends()
+    key = ends, steps, getattr(model, "trained", None) if evaluation else ()
     seen = _LOOKED_AT.setdefault(model, set())
     if key in seen:
         return
@@ -259,10 +277,16 @@ def warn_beyond_levels(name: str, model: object, levels: Tensor) -> None:
     """Warn where a sampler visits log-SNRs that the model's time does not know."""
     if isinstance(model, nn.Module):
         asked = levels[0].item(), levels[-1].item()
-        _warn(name, model, asked, lambda known: _outside(levels, known).double().mean().item(), False)
+        _warn(name, model, asked, lambda known: _mean(_outside(levels, known)), False)
 
 
-def _warn(name: str, model: nn.Module, asked: Ends, share: Callable[[Ends], float], evaluation: bool) -> None:
+def _warn(
+    name: str,
+    model: nn.Module,
+    asked: Ends,
+    share: Callable[[Ends], float],
+    evaluation: bool,
+) -> None:
     for module in list(model.modules()):
         found = [
             (one.logsnr_range, f"is told {type(one).__name__}, which knows", "give both the same ends")
@@ -275,24 +299,29 @@ def _warn(name: str, model: nn.Module, asked: Ends, share: Callable[[Ends], floa
             found.append(((float(low), float(high)), "was trained on", hint))
         for known, what, hint in found:
             if asked[0] < known[0] - BEYOND or asked[1] > known[1] + BEYOND:
-                warnings.warn(
-                    f"{name}: the network {what} λ from {known[0]:.4g} to {known[1]:.4g}, and is asked from "
-                    f"{asked[0]:.4g} to {asked[1]:.4g}: {100 * share(known):.3g} % of the draws lie outside ({hint})",
-                    stacklevel=5,
-                )
+                told = f"λ from {known[0]:.4g} to {known[1]:.4g}"
+                came = f"is asked from {asked[0]:.4g} to {asked[1]:.4g}"
+                outside = f"{100 * share(known):.3g} % of the draws lie outside"
+                text = f"{name}: the network {what} {told}, and {came}: {outside} ({hint})"
+                warnings.warn(text, stacklevel=5)
 
 
 def _outside(levels: Tensor, known: Ends) -> Tensor:
     return (levels < known[0] - BEYOND) | (levels > known[1] + BEYOND)
 
 
+def _mean(bad: Tensor) -> float:
+    return bad.double().mean().item()
+
+
 def _share(schedule: Schedule, steps: int | None, known: Ends) -> float:
     """The share of a schedule's draws outside a range."""
     if steps is not None and steps <= MANY:
         t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        return _outside(schedule(t.to(home(schedule))), known).double().mean().item()
+        return _mean(_outside(schedule(t.to(home(schedule))), known))
     within = max(known[0], schedule.logsnr_min), min(known[1], schedule.logsnr_max)
-    last, first = schedule.inverse(torch.tensor(within, dtype=torch.float64).to(home(schedule)), clamp=True).tolist()
+    levels = torch.tensor(within, dtype=torch.float64).to(home(schedule))
+    last, first = schedule.inverse(levels, clamp=True).tolist()
     return float(first + 1 - last)
 
 

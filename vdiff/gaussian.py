@@ -57,7 +57,9 @@ def moving_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 class RestorableModule(nn.Module):
-    """A module with `reset_parameters`, which restores the values of construction, as is needed after `to_empty`."""
+    """A module whose `reset_parameters` restores the values of construction, for instance after
+    `to_empty`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,11 +82,13 @@ class RestorableModule(nn.Module):
 
 
 class PreciseModule(RestorableModule):
-    """A module that keeps its dtypes, may have buffers of its own process, and knows the log-SNRs that its state belongs to.
+    """A module that keeps its dtypes, has tensors of its own process, and knows the log-SNRs that
+    its state belongs to.
 
-    `register_local` makes a tensor that moves and is saved as a buffer does, and is none: DDP copies the buffers of rank 0 to
-    all ranks in every forward, which would overwrite what the others have observed since their last update.
-    A state dict holds the `ends` (λ_max, λ_min) beside them; a state of other ends is refused, one without is taken.
+    `register_local` keeps a tensor that moves and is saved as a buffer, but is no buffer: DDP
+    copies the buffers of rank 0 to all ranks in every forward, and would overwrite what the others
+    have observed since their last update. The state dict also holds the `ends`, (λ_max, λ_min). A
+    state of other ends is refused; one without ends is taken.
     """
 
     def __init__(self) -> None:
@@ -120,8 +124,8 @@ class PreciseModule(RestorableModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PreciseModule":
         with self._local_as_buffers():
-            module: PreciseModule = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
-        return module
+            super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         with self._local_as_buffers():
@@ -129,7 +133,7 @@ class PreciseModule(RestorableModule):
             place = next((v.device for v in (*self.parameters(), *self.buffers())), None)
         ends = self.fixed_ends()
         if place is not None and ends is not None:
-            destination[prefix + "ends"] = torch.tensor(ends, dtype=wide_dtype(place), device=place)
+            destination[f"{prefix}ends"] = torch.tensor(ends, dtype=wide_dtype(place), device=place)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         *_, unexpected, errors = args
@@ -143,7 +147,7 @@ class PreciseModule(RestorableModule):
         saved, own = self.ends_in(state, prefix), self.ends_with(state, prefix)
         if saved is None or own is None or not readable(saved):
             return
-        rounded = torch.tensor(own, dtype=torch.float64, device="cpu").to(saved.dtype)  # as the state is
+        rounded = torch.tensor(own, dtype=torch.float64, device="cpu").to(saved.dtype)
         if not torch.allclose(saved.detach().cpu(), rounded, rtol=1e-6, atol=1e-6):
             name, hint = type(self).__name__, "make this module with the ends of the state"
             what = f"have the ends of this module, λ_max = {own[0]:g} and λ_min = {own[1]:g}"

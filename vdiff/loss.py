@@ -71,7 +71,7 @@ def weighted_elbo(
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a `Denoiser` or an oracle.
         x: (batch, …) data as the network sees it, floating. Half precision is computed in float32.
         schedule: where to look. In continuous time it moves only the variance of the loss, never its expectation between given
-            ends; a chain of T steps has the bound of its own levels. The last level of a table may be λ = −∞ on a chain.
+            ends; a chain of T steps has the bound of its own levels. On a chain the last level of a table may be λ = −∞.
             Learned ends get no gradient here: the diffusion term alone would shrink the range for ever. A learned shape
             gets that of the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
@@ -84,7 +84,8 @@ def weighted_elbo(
 
     Raises:
         TypeError: for x that is not a floating tensor, or a misspelt keyword.
-        ValueError: for shapes, devices or times that do not fit, and an empty batch; for a weight that is infinite at λ = −∞.
+        ValueError: for shapes, devices or times that do not fit, and an empty batch; for a weight that is infinite at
+            λ = −∞.
 
     Kingma et al., Variational Diffusion Models, arXiv:2107.00630; Kingma & Gao, arXiv:2303.00848.
 
@@ -312,15 +313,18 @@ def _refuse_untrained_variance(prediction: Prediction) -> None:
 
 
 def _check_weight_of_noise(prediction: Prediction, factor: Tensor, logsnr: Tensor) -> None:
-    """Raise where the weight of the network's own error is infinite at λ = −∞. Values are read on a CPU."""
+    """Raise where the weight of the network's own error is infinite at λ = −∞. Reads values, on a
+    CPU alone.
+    """
     if logsnr.device.type != "cpu" or not readable(logsnr, factor):
         return
     what = prediction.parameterization
     bad = (logsnr < 0.5 * PURE) & ~(factor / what.kappa2(logsnr) < LARGEST)
     if bad.any():
-        hint = "what has no signal says nothing of x: predict v or x, with MSE(schedule, V(), steps=T)"
+        hint = "pure noise says nothing of x: predict v or x, with MSE(schedule, V(), steps=T)"
         finite = "be finite for what the network predicts at λ = −∞"
-        raise ValueError(must("weighted_elbo", "weighting", finite, f"an infinite weight for {what!r}", hint))
+        came = f"an infinite weight for {what!r}"
+        raise ValueError(must("weighted_elbo", "weighting", finite, came, hint))
 
 
 def check_steps_to_noise(name: str, schedule: Schedule, steps: int | None) -> None:
@@ -341,9 +345,9 @@ def check_call(
     watch: bool = True,
     evaluation: bool = False,
 ) -> None:
-    """Raise for a misspelt keyword, and for what is no model, schedule or number of steps; unless `to_noise`, also for a
-    schedule that reaches λ = −∞. If `watch`, warn where the model is asked beyond what it
-    knows, in an `evaluation` also beyond what it was trained on."""
+    """Raise for a misspelt keyword, and for what is no model, schedule or number of steps. Unless
+    `to_noise`, raise also for a schedule that reaches λ = −∞. If `watch`, warn where the model is
+    asked beyond what it knows, in an `evaluation` also beyond what it was trained on."""
     for word in condition:
         if elsewhere := _ELSEWHERE.get((name, word)):
             raise TypeError(f"{name}: argument '{word}' is unknown; {elsewhere}")
@@ -360,14 +364,15 @@ def check_call(
         check_no_data_parallel(name, "model", model)
     check_schedule(name, schedule)
     if isinstance(schedule, Schedule) and schedule.reaches_noise and not to_noise:
-        hint = "the prior term needs some signal left; weighted_elbo(…, steps=T) trains such a table"
+        hint = "the prior term needs some signal; weighted_elbo(…, steps=T) trains such a table"
         raise ValueError(must(name, "schedule", "have a finite last level", "λ = −∞", hint))
     if isinstance(schedule, Schedule) and (schedule.learns_ends or schedule.learns_shape) and torch.is_grad_enabled():
         _check_synchronised(name, model)
     if steps is not None:
         check_positive_int(name, "steps", steps)
     if watch and isinstance(schedule, Schedule):
-        warn_beyond(name, model, schedule, steps if isinstance(steps, int) else None, evaluation=evaluation)
+        chain = steps if isinstance(steps, int) else None
+        warn_beyond(name, model, schedule, chain, evaluation=evaluation)
 
 
 def _check_synchronised(name: str, model: object) -> None:

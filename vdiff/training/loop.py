@@ -153,7 +153,8 @@ class Trainer:
         """One backward pass that leaves no trace: with a static graph, DDP looks in the first for parameters without a gradient, and only
         after it can micro-batches go unsynchronised."""
         learned = {name for name, _ in self.objective.named_parameters()}
-        buffers = [value for name, value in self.objective.state_dict().items() if name not in learned]
+        state = self.objective.state_dict()
+        buffers = [value for name, value in state.items() if name not in learned]
         before = [buffer.clone() for buffer in buffers]
         self.losses(self.state.step, 0).sum().backward()  # type: ignore[no-untyped-call]
         for buffer, value in zip(buffers, before, strict=True):
