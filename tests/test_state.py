@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.func import functional_call
 
 from vdiff import (
     MSE,
@@ -204,3 +206,33 @@ def test_what_one_process_has_seen_moves_and_is_saved_and_is_no_buffer(make, nam
         assert name not in dict(other.named_buffers())
     with pytest.raises(RuntimeError, match=f"Missing key.*{name}"):
         make().load_state_dict({k: v for k, v in state.items() if k != name})
+
+
+@pytest.mark.parametrize("name", [*MADE, "learned ends", "no state"])
+def test_torch_finds_every_name_of_a_state(name):
+    """As `functional_call` and distributed checkpoints look for them."""
+    more = {
+        "learned ends": lambda high, low: Spline(high, low),
+        "no state": lambda high, low: Linear(high, low),
+    }
+    schedule = (MADE | more)[name](13.3, -5.0)
+    network = torch.nn.Linear(2, 2)
+    model = Denoiser(TwoArguments(network), Eps())
+    objective = schedule if name == "objective" else Objective(model, schedule=schedule)
+    if name == "objective":
+        objective.model.network = TwoArguments(network)
+    x, t, eps = torch.randn(4, 2), torch.rand(4), torch.randn(4, 2)
+    expected = objective(x, t=t, eps=eps)
+    state = {k: v.clone() for k, v in objective.state_dict().items()}
+    assert torch.equal(functional_call(objective, state, (x,), {"t": t, "eps": eps}), expected)
+    set_model_state_dict(objective, get_model_state_dict(objective))
+    assert torch.equal(objective(x, t=t, eps=eps), expected)
+
+
+class TwoArguments(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, z, time):
+        return self.inner(z)

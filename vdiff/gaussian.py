@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vdiff.errors import must, readable
 
+ENDS = "fixed_ends"  # in a state dict: (λ_max, λ_min)
 PURE = -600.0  # stands for λ = −∞ where it is computed with: α is 1e-130, and float64 holds e^600
 
 
@@ -87,9 +88,11 @@ class PreciseModule(RestorableModule):
 
     `register_local` keeps a tensor that moves and is saved as a buffer, but is no buffer: DDP
     copies the buffers of rank 0 to all ranks in every forward, and would overwrite what the others
-    have observed since their last update. The state dict also holds the `ends`, (λ_max, λ_min). A
-    state of other ends is refused; one without ends is taken.
+    have observed since their last update. The state dict also holds `fixed_ends`, (λ_max, λ_min).
+    A state of other ends is refused; one without ends is taken.
     """
+
+    fixed_ends = torch.empty(0, device="cpu")  # torch looks for every name of a state dict
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,15 +105,15 @@ class PreciseModule(RestorableModule):
 
     def ends_in(self, state: dict[str, Any], prefix: str) -> Tensor | None:
         """(λ_max, λ_min) of a state; None where it does not say."""
-        return state.get(prefix + "ends")
+        return state.get(prefix + ENDS)
 
-    def fixed_ends(self) -> tuple[float, float] | None:
+    def own_ends(self) -> tuple[float, float] | None:
         """(λ_max, λ_min) to save; None where the state has them already, or there are none."""
         return None
 
     def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
         """(λ_max, λ_min) of this module once it holds a state; None where it takes what comes."""
-        return self.fixed_ends()
+        return self.own_ends()
 
     @contextmanager
     def _local_as_buffers(self) -> Iterator[None]:
@@ -131,9 +134,9 @@ class PreciseModule(RestorableModule):
         with self._local_as_buffers():
             super()._save_to_state_dict(destination, prefix, keep_vars)
             place = next((v.device for v in (*self.parameters(), *self.buffers())), None)
-        ends = self.fixed_ends()
+        ends = self.own_ends()
         if place is not None and ends is not None:
-            destination[f"{prefix}ends"] = torch.tensor(ends, dtype=wide_dtype(place), device=place)
+            destination[prefix + ENDS] = torch.tensor(ends, dtype=wide_dtype(place), device=place)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         *_, unexpected, errors = args
@@ -142,8 +145,8 @@ class PreciseModule(RestorableModule):
             stateful = next((True for _ in (*self.parameters(), *self.buffers())), False)
         if not stateful:
             return
-        if prefix + "ends" in unexpected:
-            unexpected.remove(prefix + "ends")
+        if prefix + ENDS in unexpected:
+            unexpected.remove(prefix + ENDS)
         saved, own = self.ends_in(state, prefix), self.ends_with(state, prefix)
         if saved is None or own is None or not readable(saved):
             return

@@ -37,7 +37,7 @@ class Profile(PreciseModule):
         """Forget everything."""
         self.sums.zero_()
 
-    def fixed_ends(self) -> tuple[float, float]:
+    def own_ends(self) -> tuple[float, float]:
         return self.logsnr_max, self.logsnr_min
 
     @torch.no_grad()

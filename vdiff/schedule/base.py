@@ -327,7 +327,7 @@ class Schedule(PreciseModule):
         high, low = self.ends()
         return (logsnr <= high + EDGE) & (logsnr >= low - EDGE)
 
-    def fixed_ends(self) -> tuple[float, float] | None:
+    def own_ends(self) -> tuple[float, float] | None:
         return None if self.learns_ends else self._ends
 
     def reset_parameters(self) -> None:

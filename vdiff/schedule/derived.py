@@ -34,7 +34,7 @@ class Shifted(Schedule):
         high, low = self.schedule.ends()
         return high + self.shift, low + self.shift
 
-    def fixed_ends(self) -> tuple[float, float]:
+    def own_ends(self) -> tuple[float, float]:
         return self.logsnr_max, self.logsnr_min
 
     def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:

@@ -65,7 +65,7 @@ class Tabulated(Schedule):
         super().reset_parameters()
         self._take_ends()
 
-    def fixed_ends(self) -> None:
+    def own_ends(self) -> None:
         return None
 
     def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:

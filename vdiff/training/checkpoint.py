@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vdiff.disk import commit
 from vdiff.errors import must
+from vdiff.gaussian import ENDS
 
 FORMAT = 1
 META, LARGEST_META = "meta.json", 1 << 20
@@ -296,7 +297,7 @@ def _is_ends(name: str) -> bool:
     """Whether a tensor is the ends of a schedule: they are compared, and older files do not have
     them.
     """
-    return name.rpartition(".")[2] == "ends"
+    return name.rpartition(".")[2] == ENDS
 
 
 def _compare(path: Path, found: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> None:
