@@ -95,7 +95,16 @@ def simple_with_decoder() -> Objective:
     return Objective(model(), schedule=schedule, steps=3, bound_weight=0.0, decoder=decoder)
 
 
-CASES = adaptive, spline, resampled, pinned, pinned_shape, pinned_chain, simple, simple_with_decoder
+CASES = (
+    adaptive,
+    spline,
+    resampled,
+    pinned,
+    pinned_shape,
+    pinned_chain,
+    simple,
+    simple_with_decoder,
+)
 
 
 def model() -> Denoiser:
@@ -108,7 +117,10 @@ def shares(objective: Objective, rank: int, count: int) -> list[list[dict[str, T
     steps = []
     for _ in range(STEPS):
         data = torch.randint(0, 17, (PARTS, BATCH, 2), generator=generator)
-        u, eps = torch.rand(PARTS, BATCH, generator=generator), torch.randn(PARTS, BATCH, 2, generator=generator)
+        u, eps = (
+            torch.rand(PARTS, BATCH, generator=generator),
+            torch.randn(PARTS, BATCH, 2, generator=generator),
+        )
         if objective.decoder is None:
             data = data / 8.0 - 1.0
         parts = [slice(None)] if count == 1 else [slice(rank, None, count)]
@@ -171,14 +183,25 @@ def test_two_ranks_learn_what_one_process_learns(make, wrapper, two_ranks):
         assert got.keys() == alone.keys()
         for name, value in alone.items():
             scale = value.abs().max().item()
-            torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5 * scale, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                got[name],
+                value,
+                rtol=1e-4,
+                atol=1e-5 * scale,
+                msg=lambda m, name=name: f"{name}: {m}",
+            )
 
 
 def test_what_was_compared_has_moved(two_ranks):
     alone = {make.__name__: train(make) for make in CASES}
     before = {make.__name__: Lightning(make()).state_dict() for make in CASES}
     name = "inner.objective.schedule."
-    for case, moved in (("adaptive", "mass"), ("spline", "mean_loss"), ("spline", "low"), ("pinned_shape", "log_density")):
+    for case, moved in (
+        ("adaptive", "mass"),
+        ("spline", "mean_loss"),
+        ("spline", "low"),
+        ("pinned_shape", "log_density"),
+    ):
         assert not torch.allclose(alone[case][name + moved], before[case][name + moved], rtol=1e-3)
     assert alone["resampled"]["inner.objective.resampling.count"].sum() > 0
     assert alone["adaptive"]["profile.sums"].sum() > 0
@@ -191,5 +214,8 @@ def test_what_was_compared_has_moved(two_ranks):
 def test_schedules_on_meta_are_to_be_filled_before_they_are_sharded():
     with torch.device("meta"):
         objective = spline()
-    with pytest.raises(ValueError, match="shard: argument 'module' must have schedules with values; got parameters on the meta device"):
+    with pytest.raises(
+        ValueError,
+        match="shard: argument 'module' must have schedules with values; got parameters on the meta device",
+    ):
         shard(objective)

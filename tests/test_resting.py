@@ -132,7 +132,11 @@ def test_the_expected_loss_is_that_of_any_other_schedule(name):
 @pytest.mark.parametrize("name", MADE)
 def test_samplers_take_it_as_a_grid(name):
     schedule, z = MADE[name](), torch.randn(16, 2, generator=torch.Generator().manual_seed(3))
-    for options in ({"schedule": schedule, "steps": 9}, {"levels": trailing(schedule, 9)}, {"levels": leading(schedule, 9)}):
+    for options in (
+        {"schedule": schedule, "steps": 9},
+        {"levels": trailing(schedule, 9)},
+        {"levels": leading(schedule, 9)},
+    ):
         assert torch.isfinite(sample(ORACLE, z, **options)).all()
 
 
@@ -166,7 +170,10 @@ def test_what_describes_it_is_finite():
         (lambda t: -((t - 0.5) ** 3), "rate_at"),  # at rest in the middle
         (lambda t: -10 * (t - 0.3) ** 3 + 0 * t, "rate_at"),
         (lambda t: 5 - 40 * (t - 0.25) ** 2, "strictly decreasing"),
-        (lambda t: torch.where(t < 0.2, 5 - 0 * t, 6 - 5 * t), "strictly decreasing"),  # flat from the end on
+        (
+            lambda t: torch.where(t < 0.2, 5 - 0 * t, 6 - 5 * t),
+            "strictly decreasing",
+        ),  # flat from the end on
     ],
     ids=["middle", "inside", "rises", "flat"],
 )
@@ -175,7 +182,11 @@ def test_rest_inside_is_refused(function, words):
         Custom(function)
 
 
-@pytest.mark.parametrize("rate", [lambda t: 10 * t - 1, lambda t: torch.where(t == 0, torch.nan, 20 * t)], ids=["negative", "nan"])
+@pytest.mark.parametrize(
+    "rate",
+    [lambda t: 10 * t - 1, lambda t: torch.where(t == 0, torch.nan, 20 * t)],
+    ids=["negative", "nan"],
+)
 def test_a_rate_that_is_wrong_at_an_end_is_refused(rate):
     with pytest.raises(ValueError, match="rate_at"):
         Custom(lambda t: 10 - 10 * t**2, rate)

@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.func import functional_call
 
 from vdiff import (
     MSE,
@@ -71,7 +73,10 @@ def test_a_state_of_other_ends_is_refused(name, strict):
     half = {k: v.half() for k, v in other.state_dict().items()}
     same.load_state_dict(half)
     mine.load_state_dict({k: v for k, v in before.items() if not k.endswith("ends")})  # of an older version
-    for moved in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine)) if name != "objective" else mine):
+    for moved in (
+        copy.deepcopy(mine),
+        pickle.loads(pickle.dumps(mine)) if name != "objective" else mine,
+    ):
         moved.load_state_dict(moved.state_dict())
         with pytest.raises(RuntimeError, match="must have the ends"):
             moved.load_state_dict(other.state_dict(), strict=strict)
@@ -86,14 +91,21 @@ def test_the_peak_of_an_adaptive_schedule_stays_where_it_was_learned():
     torch.save(learned.state_dict(), file)
     file.seek(0)
     state = torch.load(file)
-    with pytest.raises(RuntimeError, match=r"Adaptive.load_state_dict: argument 'state_dict' must have the ends of this module"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"Adaptive.load_state_dict: argument 'state_dict' must have the ends of this module",
+    ):
         Adaptive(8.0, -8.0, bins=10, warmup=1).load_state_dict(state)
     again = Adaptive(13.3, -5.0, bins=10, warmup=1)
     again.load_state_dict(state)
     assert torch.equal(again(T), learned(T))
 
 
-@pytest.mark.parametrize("inner", [lambda: Histogram([1.0, 2.0]), lambda: Tabulated([5.0, 1.0, -3.0])], ids=["histogram", "table"])
+@pytest.mark.parametrize(
+    "inner",
+    [lambda: Histogram([1.0, 2.0]), lambda: Tabulated([5.0, 1.0, -3.0])],
+    ids=["histogram", "table"],
+)
 def test_another_shift_is_other_ends(inner):
     with pytest.raises(RuntimeError, match=r"Shifted.load_state_dict: .* must have the ends"):
         Shifted(inner(), 1.0).load_state_dict(Shifted(inner(), 2.0).state_dict())
@@ -128,14 +140,20 @@ def test_learned_ends_are_loaded_and_fixed_ones_are_not_mixed_with_them():
     with pytest.raises(RuntimeError, match="must have the ends"):
         Spline(knots=5).load_state_dict(fixed.state_dict(), strict=False)
     Spline(12.0, -4.0, knots=5, learn_ends=False).load_state_dict(learned.state_dict(), strict=False)
-    for other in (Spline(12.0, -4.0, knots=6, learn_ends=False), Monotone(12.0, -4.0, hidden=5, learn_ends=False)):
+    for other in (
+        Spline(12.0, -4.0, knots=6, learn_ends=False),
+        Monotone(12.0, -4.0, hidden=5, learn_ends=False),
+    ):
         with pytest.raises(RuntimeError, match="log_density"):
             other.load_state_dict(fixed.state_dict())
 
 
 def test_a_profile_belongs_to_its_edges():
     profile, other = Profile(-5.0, 13.3, bins=4), Profile(-8.0, 8.0, bins=4)
-    with pytest.raises(RuntimeError, match=r"Profile.load_state_dict: .* λ_max = 8 and λ_min = -8; got λ_max = 13.3 and λ_min = -5"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"Profile.load_state_dict: .* λ_max = 8 and λ_min = -8; got λ_max = 13.3 and λ_min = -5",
+    ):
         other.load_state_dict(profile.state_dict())
     other.load_state_dict({"sums": profile.sums})
 
@@ -188,3 +206,33 @@ def test_what_one_process_has_seen_moves_and_is_saved_and_is_no_buffer(make, nam
         assert name not in dict(other.named_buffers())
     with pytest.raises(RuntimeError, match=f"Missing key.*{name}"):
         make().load_state_dict({k: v for k, v in state.items() if k != name})
+
+
+@pytest.mark.parametrize("name", [*MADE, "learned ends", "no state"])
+def test_torch_finds_every_name_of_a_state(name):
+    """As `functional_call` and distributed checkpoints look for them."""
+    more = {
+        "learned ends": lambda high, low: Spline(high, low),
+        "no state": lambda high, low: Linear(high, low),
+    }
+    schedule = (MADE | more)[name](13.3, -5.0)
+    network = torch.nn.Linear(2, 2)
+    model = Denoiser(TwoArguments(network), Eps())
+    objective = schedule if name == "objective" else Objective(model, schedule=schedule)
+    if name == "objective":
+        objective.model.network = TwoArguments(network)
+    x, t, eps = torch.randn(4, 2), torch.rand(4), torch.randn(4, 2)
+    expected = objective(x, t=t, eps=eps)
+    state = {k: v.clone() for k, v in objective.state_dict().items()}
+    assert torch.equal(functional_call(objective, state, (x,), {"t": t, "eps": eps}), expected)
+    set_model_state_dict(objective, get_model_state_dict(objective))
+    assert torch.equal(objective(x, t=t, eps=eps), expected)
+
+
+class TwoArguments(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, z, time):
+        return self.inner(z)

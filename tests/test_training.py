@@ -250,9 +250,9 @@ def test_the_ends_of_a_schedule_are_kept_with_its_weights_and_older_files_lack_t
     with Run.open(tmp_path, config) as run:
         train(config.objective(), data_of(config), config, run=run, quiet=True)
     kept = load_file(tmp_path / "ema.safetensors")
-    assert kept["schedule.ends"].tolist() == [15.0, -15.0]
+    assert kept["schedule.fixed_ends"].tolist() == [15.0, -15.0]
     save_file({name: value for name, value in kept.items() if not name.endswith("ends")}, tmp_path / "ema.safetensors")
     assert torch.equal(run.load().schedule.mass, kept["schedule.mass"])
-    save_file(kept | {"schedule.ends": torch.tensor([8.0, -8.0], dtype=torch.float64)}, tmp_path / "ema.safetensors")
-    with pytest.raises(ValueError, match=r"must have schedule.ends = \[15.0, -15.0\]; got \[8.0, -8.0\]"):
+    save_file(kept | {"schedule.fixed_ends": torch.tensor([8.0, -8.0], dtype=torch.float64)}, tmp_path / "ema.safetensors")
+    with pytest.raises(ValueError, match=r"must have schedule.fixed_ends = \[15.0, -15.0\]; got \[8.0, -8.0\]"):
         run.load()

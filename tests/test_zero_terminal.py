@@ -105,10 +105,22 @@ def written_out(network, parameterization, x, eps, steps):
 
 def test_the_table_is_that_of_diffusers():
     assert THEIRS[-1] == 1
-    made = Tabulated.from_betas(THEIRS), Tabulated.from_alphas_cumprod(torch.cumprod(1 - THEIRS, 0)), TABLE
-    made += (Tabulated.from_betas(BETAS, zero_terminal_snr=True), Tabulated.from_betas(THEIRS, zero_terminal_snr=True))
+    made = (
+        Tabulated.from_betas(THEIRS),
+        Tabulated.from_alphas_cumprod(torch.cumprod(1 - THEIRS, 0)),
+        TABLE,
+    )
+    made += (
+        Tabulated.from_betas(BETAS, zero_terminal_snr=True),
+        Tabulated.from_betas(THEIRS, zero_terminal_snr=True),
+    )
     for table in made:
-        assert (table.table[-1], table.logsnr_min, len(table.table), table.steps) == (-math.inf, -math.inf, 1000, 999)
+        assert (table.table[-1], table.logsnr_min, len(table.table), table.steps) == (
+            -math.inf,
+            -math.inf,
+            1000,
+            999,
+        )
         torch.testing.assert_close(table.table[:-1], TABLE.table[:-1], rtol=1e-8, atol=1e-8)
         assert table.check() is table
     plain = Tabulated.linear_betas()
@@ -120,7 +132,10 @@ def test_the_table_is_that_of_diffusers():
     torch.testing.assert_close(torch.sigmoid(cosine.table), expected, rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize("wrong", [[3.0, -math.inf, -5.0], [-math.inf, 1.0], [math.inf, 1.0, -math.inf], [3.0, math.nan]])
+@pytest.mark.parametrize(
+    "wrong",
+    [[3.0, -math.inf, -5.0], [-math.inf, 1.0], [math.inf, 1.0, -math.inf], [3.0, math.nan]],
+)
 def test_only_the_last_level_may_be_pure_noise(wrong):
     with pytest.raises(ValueError, match="Tabulated: argument 'logsnr' must be finite, or −∞ at the last level"):
         Tabulated(wrong)
@@ -150,7 +165,13 @@ def test_a_plain_loss_is_the_published_one_at_every_level(target, dtype):
     if isinstance(target, Score):
         x, eps, steps = x[1:], eps[1:], steps[1:]
     t = steps.double() / 999
-    options = {"schedule": TABLE, "weighting": MSE(TABLE, target, steps=999), "steps": 999, "t": t, "eps": eps}
+    options = {
+        "schedule": TABLE,
+        "weighting": MSE(TABLE, target, steps=999),
+        "steps": 999,
+        "t": t,
+        "eps": eps,
+    }
     ours = weighted_elbo(one, x, **options)
     assert torch.equal(one.network.told, steps)
     expected = 0.999 * written_out(one.network, target, x, eps, steps)
@@ -174,7 +195,14 @@ def test_the_mean_over_drawn_steps_is_the_mean_over_all():
     assert torch.isfinite(few(x)).all()
 
 
-@pytest.mark.parametrize("weighting", [Sigmoid(2.0), MSE(TABLE, V(), steps=999) * MinSNR(5.0), lambda logsnr: torch.sigmoid(-logsnr)])
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        Sigmoid(2.0),
+        MSE(TABLE, V(), steps=999) * MinSNR(5.0),
+        lambda logsnr: torch.sigmoid(-logsnr),
+    ],
+)
 def test_other_finite_weights_are_taken(weighting):
     """w·T·expm1(Δ)/2κ² → ½ w T SNR_s for v."""
     (x, eps), one = batch(n=2), model(V())
@@ -184,7 +212,12 @@ def test_other_finite_weights_are_taken(weighting):
     factor = 0.5 * weighting(noise) * 999 * TABLE.table[998].exp()
     if not isinstance(weighting, MSE | Sigmoid) and hasattr(weighting, "base"):
         factor = torch.full((2,), 0.999, dtype=torch.float64)
-    torch.testing.assert_close(loss, factor * written_out(one.network, V(), x, eps, torch.full((2,), 999)), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        loss,
+        factor * written_out(one.network, V(), x, eps, torch.full((2,), 999)),
+        rtol=1e-9,
+        atol=0,
+    )
     assert torch.isfinite(loss_factor(weighting, TABLE, V(), steps=999)(TABLE(t))).all()
 
 
@@ -197,13 +230,21 @@ def test_the_factor_of_a_loop_is_one():
 
 @pytest.mark.parametrize(
     ("target", "weighting"),
-    [(Eps(), None), (Eps(), Sigmoid()), (V(), MSE(TABLE, V(), steps=999) * TruncatedSNR()), (Score(), None)],
+    [
+        (Eps(), None),
+        (Eps(), Sigmoid()),
+        (V(), MSE(TABLE, V(), steps=999) * TruncatedSNR()),
+        (Score(), None),
+    ],
     ids=["ε", "ε, sigmoid", "v, truncated SNR", "score"],
 )
 def test_an_infinite_weight_is_refused(target, weighting):
     x, eps = batch(n=2)
     options = {} if weighting is None else {"weighting": weighting}
-    with pytest.raises(ValueError, match=r"weighted_elbo: argument 'weighting' must be finite .* at λ = −∞; got an infinite weight for"):
+    with pytest.raises(
+        ValueError,
+        match=r"weighted_elbo: argument 'weighting' must be finite .* at λ = −∞; got an infinite weight for",
+    ):
         weighted_elbo(model(target), x, schedule=TABLE, steps=999, t=torch.ones(2), eps=eps, **options)
     loss = weighted_elbo(model(target), x, schedule=TABLE, steps=999, t=torch.full((2,), 0.5), eps=eps, **options)
     assert torch.isfinite(loss).all()
@@ -226,14 +267,20 @@ def test_what_needs_a_finite_end_refuses_it():
         "Objective": lambda: Objective(one, decoder=DECODER, **chain),
     }
     for name, call in calls.items():
-        with pytest.raises(ValueError, match=f"{name}: argument 'schedule' must have a finite last level; got λ = −∞"):
+        with pytest.raises(
+            ValueError,
+            match=f"{name}: argument 'schedule' must have a finite last level; got λ = −∞",
+        ):
             call()
     with pytest.raises(ValueError, match="must have a finite last level"):
         Objective(one, decoder=DECODER, resampling=LossSecondMoment(999), **chain)
     with pytest.raises(ValueError, match="must have a finite last level"):
         elbo(one, data, decoder=DECODER, schedule=Shifted(TABLE, 1.0), steps=999)
     for call in (weighted_elbo, lambda one, x, schedule: Objective(one, schedule=schedule)):
-        with pytest.raises(ValueError, match="argument 'steps' must be given where the last level is λ = −∞; got None"):
+        with pytest.raises(
+            ValueError,
+            match="argument 'steps' must be given where the last level is λ = −∞; got None",
+        ):
             call(one, x, schedule=TABLE)
     trained = Objective(one, weighting=MSE(TABLE, V(), steps=999), decoder=Categorical(256), **chain)
     assert torch.isfinite(trained(data)).all()
@@ -267,7 +314,13 @@ def test_samplers_start_there():
 
     exact = Denoiser(Exact(), V(), time=TableStep(TABLE, integer=True))
     for step in (ddim, ancestral, adams):
-        made = sample(exact, z, levels=trailing(TABLE, 50), step=step, generator=torch.Generator().manual_seed(0))
+        made = sample(
+            exact,
+            z,
+            levels=trailing(TABLE, 50),
+            step=step,
+            generator=torch.Generator().manual_seed(0),
+        )
         assert made.mean(0).tolist() == pytest.approx([0.0, 0.25], abs=0.2)
         assert torch.isfinite(sample(exact, z, schedule=TABLE, steps=10, step=step)).all()
     with pytest.raises(ValueError, match="heun"):

@@ -32,7 +32,8 @@ class Bound(ValuesCopied):
     """−log p(x) ≤ prior + diffusion + reconstruction, in nats per example, each a (batch,) tensor.
 
     `total` is their sum and `bits_per_dim` that over d ln 2, per example; means and standard errors are the
-    evaluation's business. For continuous data these are densities and may be negative. A bound is a pytree of its tensors.
+    evaluation's business. For continuous data these are densities and may be negative.
+    A bound is a pytree of its tensors.
 
     `copy.copy` shares the tensors, and with them the graph of the loss. `copy.deepcopy` has their
     values, detached: torch copies no graph.

@@ -10,6 +10,7 @@ from torch import Tensor
 from vdiff.bound import Bound
 from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
+from vdiff.denoiser import note_training
 from vdiff.errors import check_data, check_generator, check_positive_int, checking, finite, must
 from vdiff.gaussian import Step, alpha, at_least_float32, diffuse, prior_kl, sigma, sum_dims, wide_number
 from vdiff.loss import Generators, Model, check_call, check_decoder, draw, full_precision, predict_at, standard_normal
@@ -89,6 +90,8 @@ def hybrid(
         loss = seen.prediction.squared_error(seen.x, seen.eps)
         if bound_weight > 0:
             loss = loss + bound_weight * seen.term(seen.prediction.stopped(), data)
+        if checking():
+            note_training(model, schedule, loss)
         dims = seen.x[0].numel()
         return seen.follow(loss / dims, dims)
 
@@ -134,6 +137,8 @@ def vlb(
         term, first = seen.term(seen.prediction, data), seen.t == 0
         zero = torch.zeros_like(term)
         prior = prior_kl(seen.x, schedule.logsnr_min)
+        if checking():
+            note_training(model, schedule, term)
     return Bound(prior, torch.where(first, zero, term), torch.where(first, term, zero), seen.x[0].numel())
 
 

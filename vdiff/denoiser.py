@@ -3,19 +3,27 @@
 import functools
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, must, names_arrays, shown
+from vdiff.errors import checking, must, names_arrays, shown, transformed
 from vdiff.gaussian import HALF, at_least_float32, per_example, wide
 from vdiff.parameterization import Parameterization, Prediction, check_parameterization
 from vdiff.schedule import Schedule, Tabulated
+from vdiff.schedule.base import home
 from vdiff.variance import Posterior, ReverseVariance
+
+Ends = tuple[float, float]
+BEYOND = 0.1  # in λ, how far beyond what it knows a network may be asked without a warning
+MANY = 100_000  # steps of a chain whose levels are looked at one by one
+_LOOKED_AT: "weakref.WeakKeyDictionary[nn.Module, set[object]]" = weakref.WeakKeyDictionary()
 
 
 def logsnr_time(logsnr: Tensor) -> Tensor:
@@ -67,6 +75,11 @@ class ScaledGamma:
     def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
         self.logsnr_max, self.logsnr_min = logsnr_max, logsnr_min
 
+    @property
+    def logsnr_range(self) -> Ends:
+        """(λ_min, λ_max) between which it is meant to be used."""
+        return self.logsnr_min, self.logsnr_max
+
     @names_arrays
     def __call__(self, logsnr: Tensor) -> Tensor:
         return (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
@@ -85,6 +98,11 @@ class ScheduleTime:
             hint = "its t moves under the network and carries no gradient: let it be told λ, or ScaledGamma"
             raise ValueError(must("ScheduleTime", "schedule", "be fixed", repr(schedule), hint))
         self.schedule = schedule
+
+    @property
+    def logsnr_range(self) -> Ends:
+        """(λ_min, λ_max) beyond which it says 0 or 1."""
+        return self.schedule.logsnr_min, self.schedule.logsnr_max
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self.schedule.inverse(logsnr, clamp=True)
@@ -113,6 +131,11 @@ class TableStep:
             )
         self.schedule, self.integer = schedule, integer
 
+    @property
+    def logsnr_range(self) -> Ends:
+        """(λ_min, λ_max) beyond which it says the last step or the first."""
+        return self.schedule.logsnr_min, self.schedule.logsnr_max
+
     def __call__(self, logsnr: Tensor) -> Tensor:
         place = self.schedule.inverse(logsnr, clamp=True) * self.schedule.steps
         level = place.round()
@@ -136,6 +159,11 @@ class Denoiser(nn.Module):
     parameters, or float64 where all of them are float64. Buffers, integer weights and complex weights do
     not count. Where there are both float16 and bfloat16, z comes in float32. A network without such
     parameters gets z as it is. Times come in float32 at least. The output is cast to the dtype of z.
+
+    A function of λ may have a `logsnr_range`, (λ_min, λ_max): `ScaledGamma`, `ScheduleTime` and
+    `TableStep` have one. A loss, an evaluation or a sampler that asks beyond it warns once. An
+    evaluation also warns beyond `trained`, the (λ_min, λ_max) that the backward passes of losses
+    have noted here (None before the first). You may set `trained`.
 
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the posterior's by default). For one
     that is learned, such as `Range()`, the network returns twice the channels: the target first, the variance behind it.
@@ -183,6 +211,7 @@ class Denoiser(nn.Module):
         self.network, self.parameterization = network, parameterization
         self.time, self.call, self.output = time, call, output
         self.variance = Posterior() if variance is None else variance
+        self.trained: tuple[float | Tensor, float | Tensor] | None = None
 
     @names_arrays
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
@@ -224,6 +253,112 @@ class Denoiser(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.parameterization!r}"
+
+
+def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
+    """Have the backward pass of a loss note on its model between which λ it was trained."""
+    model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
+    trains = loss.requires_grad and not transformed(loss)
+    if trains and isinstance(model, Denoiser) and model.training:
+        note = partial(_note, model, schedule)
+        loss.register_hook(note)  # type: ignore[no-untyped-call]
+
+
+def _note(model: Denoiser, schedule: Schedule, gradient: Tensor) -> None:
+    widen_trained(model, *schedule.ends())
+
+
+def widen_trained(model: object, high: Tensor | float, low: Tensor | float) -> None:
+    """Note that a model was trained between λ_min and λ_max too. Learned ends stay tensors: no
+    value is read.
+    """
+    if not isinstance(model, Denoiser):
+        return
+    least, most = model.trained or (low, high)
+    if isinstance(low, Tensor) or isinstance(least, Tensor):
+        low, high, least, most = (torch.as_tensor(end) for end in (low, high, least, most))
+        model.trained = torch.minimum(low, least), torch.maximum(high, most)
+    else:
+        model.trained = min(low, least), max(high, most)
+
+
+def warn_beyond(
+    name: str,
+    model: object,
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    evaluation: bool = False,
+) -> None:
+    """Warn, once for each model and ends, where a schedule asks for log-SNRs that the model's time
+    does not know. In an evaluation, warn also of log-SNRs that it was not trained on. A call that
+    records no gradient is an evaluation."""
+    if not isinstance(model, nn.Module) or home(schedule).type == "meta":
+        return
+    evaluation = evaluation or not (model.training and torch.is_grad_enabled())
+    ends = id(schedule) if schedule.learns_ends else schedule.ends()
+    key = ends, steps, getattr(model, "trained", None) if evaluation else ()
+    seen = _LOOKED_AT.setdefault(model, set())
+    if key in seen:
+        return
+    seen.add(key)
+    with torch.no_grad():
+        first = 0.0 if steps is None else 1 / steps
+        start = torch.tensor(first, dtype=torch.float64).to(home(schedule))
+        asked = schedule.logsnr_min, schedule(start).item()
+        _warn(name, model, asked, lambda known: _share(schedule, steps, known), evaluation)
+
+
+def warn_beyond_levels(name: str, model: object, levels: Tensor) -> None:
+    """Warn where a sampler visits log-SNRs that the model's time does not know."""
+    if isinstance(model, nn.Module):
+        asked = levels[0].item(), levels[-1].item()
+        _warn(name, model, asked, lambda known: _mean(_outside(levels, known)), False)
+
+
+def _warn(
+    name: str,
+    model: nn.Module,
+    asked: Ends,
+    share: Callable[[Ends], float],
+    evaluation: bool,
+) -> None:
+    for module in list(model.modules()):
+        found = [
+            (one.logsnr_range, f"is told {type(one).__name__}, which knows", "give both the same ends")
+            for one in vars(module).values()
+            if isinstance(getattr(one, "logsnr_range", None), tuple)
+        ]
+        if evaluation and isinstance(module, Denoiser) and module.trained is not None:
+            low, high = module.trained
+            hint = "evaluate it between the ends of its training"
+            found.append(((float(low), float(high)), "was trained on", hint))
+        for known, what, hint in found:
+            if asked[0] < known[0] - BEYOND or asked[1] > known[1] + BEYOND:
+                told = f"λ from {known[0]:.4g} to {known[1]:.4g}"
+                came = f"is asked from {asked[0]:.4g} to {asked[1]:.4g}"
+                outside = f"{100 * share(known):.3g} % of the draws lie outside"
+                text = f"{name}: the network {what} {told}, and {came}: {outside} ({hint})"
+                warnings.warn(text, stacklevel=5)
+
+
+def _outside(levels: Tensor, known: Ends) -> Tensor:
+    return (levels < known[0] - BEYOND) | (levels > known[1] + BEYOND)
+
+
+def _mean(bad: Tensor) -> float:
+    return bad.double().mean().item()
+
+
+def _share(schedule: Schedule, steps: int | None, known: Ends) -> float:
+    """The share of a schedule's draws outside a range."""
+    if steps is not None and steps <= MANY:
+        t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        return _mean(_outside(schedule(t.to(home(schedule))), known))
+    within = max(known[0], schedule.logsnr_min), min(known[1], schedule.logsnr_max)
+    levels = torch.tensor(within, dtype=torch.float64).to(home(schedule))
+    last, first = schedule.inverse(levels, clamp=True).tolist()
+    return float(first + 1 - last)
 
 
 def _warn_of_a_hidden_module(what: str, function: object, network: object) -> None:

@@ -51,9 +51,12 @@ class Description:
 
     @cached_property
     def draws(self) -> Float[Tensor, " grid"]:
-        """p(λ), the density of training's draws; at the ends a quarter of a cell inside, where it is finite."""
+        """p(λ), the density of training's draws; at the ends that of a quarter of a cell
+        inside.
+        """
         quarter = 0.25 * (self.logsnr[1] - self.logsnr[0]).item()
-        inside = self.logsnr.clamp(self.logsnr[0].item() + quarter, self.logsnr[-1].item() - quarter)
+        low, high = self.logsnr[0].item(), self.logsnr[-1].item()
+        inside = self.logsnr.clamp(low + quarter, high - quarter)  # p may be infinite at an end
         with torch.no_grad():
             return self.recipe.schedule.density(inside)
 

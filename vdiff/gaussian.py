@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vdiff.errors import must, names_arrays, readable
 
 HALF = {torch.float16, torch.bfloat16}
+ENDS = "fixed_ends"  # in a state dict: (λ_max, λ_min)
 PURE = -600.0  # stands for λ = −∞ where it is computed with: α is 1e-130, and float64 holds e^600
 
 
@@ -82,7 +83,9 @@ def moving_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 class RestorableModule(nn.Module):
-    """A module with `reset_parameters`, which restores the values of construction, as is needed after `to_empty`."""
+    """A module whose `reset_parameters` restores the values of construction, for instance after
+    `to_empty`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,12 +108,16 @@ class RestorableModule(nn.Module):
 
 
 class PreciseModule(RestorableModule):
-    """A module that keeps its dtypes, may have buffers of its own process, and knows the log-SNRs that its state belongs to.
+    """A module that keeps its dtypes, has tensors of its own process, and knows the log-SNRs that
+    its state belongs to.
 
-    `register_local` makes a tensor that moves and is saved as a buffer does, and is none: DDP copies the buffers of rank 0 to
-    all ranks in every forward, which would overwrite what the others have observed since their last update.
-    A state dict holds the `ends` (λ_max, λ_min) beside them; a state of other ends is refused, one without is taken.
+    `register_local` keeps a tensor that moves and is saved as a buffer, but is no buffer: DDP
+    copies the buffers of rank 0 to all ranks in every forward, and would overwrite what the others
+    have observed since their last update. The state dict also holds `fixed_ends`, (λ_max, λ_min).
+    A state of other ends is refused; one without ends is taken.
     """
+
+    fixed_ends = torch.empty(0, device="cpu")  # torch looks for every name of a state dict
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,15 +130,15 @@ class PreciseModule(RestorableModule):
 
     def ends_in(self, state: dict[str, Any], prefix: str) -> Tensor | None:
         """(λ_max, λ_min) of a state; None where it does not say."""
-        return state.get(prefix + "ends")
+        return state.get(prefix + ENDS)
 
-    def fixed_ends(self) -> tuple[float, float] | None:
+    def own_ends(self) -> tuple[float, float] | None:
         """(λ_max, λ_min) to save; None where the state has them already, or there are none."""
         return None
 
     def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
         """(λ_max, λ_min) of this module once it holds a state; None where it takes what comes."""
-        return self.fixed_ends()
+        return self.own_ends()
 
     @contextmanager
     def _local_as_buffers(self) -> Iterator[None]:
@@ -145,16 +152,16 @@ class PreciseModule(RestorableModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PreciseModule":
         with self._local_as_buffers():
-            module: PreciseModule = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
-        return module
+            super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         with self._local_as_buffers():
             super()._save_to_state_dict(destination, prefix, keep_vars)
             place = next((v.device for v in (*self.parameters(), *self.buffers())), None)
-        ends = self.fixed_ends()
+        ends = self.own_ends()
         if place is not None and ends is not None:
-            destination[prefix + "ends"] = torch.tensor(ends, dtype=wide_dtype(place), device=place)
+            destination[prefix + ENDS] = torch.tensor(ends, dtype=wide_dtype(place), device=place)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         *_, unexpected, errors = args
@@ -163,12 +170,12 @@ class PreciseModule(RestorableModule):
             stateful = next((True for _ in (*self.parameters(), *self.buffers())), False)
         if not stateful:
             return
-        if prefix + "ends" in unexpected:
-            unexpected.remove(prefix + "ends")
+        if prefix + ENDS in unexpected:
+            unexpected.remove(prefix + ENDS)
         saved, own = self.ends_in(state, prefix), self.ends_with(state, prefix)
         if saved is None or own is None or not readable(saved):
             return
-        rounded = torch.tensor(own, dtype=torch.float64, device="cpu").to(saved.dtype)  # as the state is
+        rounded = torch.tensor(own, dtype=torch.float64, device="cpu").to(saved.dtype)
         if not torch.allclose(saved.detach().cpu(), rounded, rtol=1e-6, atol=1e-6):
             name, hint = type(self).__name__, "make this module with the ends of the state"
             what = f"have the ends of this module, λ_max = {own[0]:g} and λ_min = {own[1]:g}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vdiff.bound import Bound, Drawn
 from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder, Gaussian
-from vdiff.denoiser import check_no_data_parallel
+from vdiff.denoiser import check_no_data_parallel, note_training, warn_beyond
 from vdiff.errors import (
     check_data,
     check_generator,
@@ -68,7 +68,7 @@ def weighted_elbo(
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a `Denoiser` or an oracle.
         x: (batch, …) data as the network sees it, floating. Half precision is computed in float32.
         schedule: where to look. In continuous time it moves only the variance of the loss, never its expectation between given
-            ends; a chain of T steps has the bound of its own levels. The last level of a table may be λ = −∞ on a chain.
+            ends; a chain of T steps has the bound of its own levels. On a chain the last level of a table may be λ = −∞.
             Learned ends get no gradient here: the diffusion term alone would shrink the range for ever. A learned shape
             gets that of the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
@@ -111,6 +111,8 @@ def weighted_elbo(
     logsnr, measure, follow = schedule.look(t, steps)
     pure = schedule.reaches_noise
     loss = _diffusion(model, x, eps, logsnr, measure, weighting, condition, pure=pure)
+    if checking():
+        note_training(model, schedule, loss)
     return follow(loss, x[0].numel())
 
 
@@ -174,6 +176,9 @@ def elbo(
         logsnr, measure, follow = schedule.look(one, steps, pin=False)
         noise = eps if given is not None or not diffusion else standard_normal(x, generator)
         diffusion.append(follow(_diffusion(model, x, noise, logsnr, measure, _ELBO, condition, chain), x[0].numel()))
+
+    if checking():
+        note_training(model, schedule, diffusion[0])
 
     def predict(z: Tensor, level: Tensor) -> Prediction:
         return model(z, level, **condition)
@@ -314,15 +319,18 @@ def _refuse_untrained_variance(prediction: Prediction) -> None:
 
 
 def _check_weight_of_noise(prediction: Prediction, factor: Tensor, logsnr: Tensor) -> None:
-    """Raise where the weight of the network's own error is infinite at λ = −∞. Values are read on a CPU."""
+    """Raise where the weight of the network's own error is infinite at λ = −∞. Reads values, on a
+    CPU alone.
+    """
     if logsnr.device.type != "cpu" or not readable(logsnr, factor):
         return
     what = prediction.parameterization
     bad = (logsnr < 0.5 * PURE) & ~(factor / what.kappa2(logsnr) < LARGEST)
     if bad.any():
-        hint = "what has no signal says nothing of x: predict v or x, with MSE(schedule, V(), steps=T)"
+        hint = "pure noise says nothing of x: predict v or x, with MSE(schedule, V(), steps=T)"
         finite = "be finite for what the network predicts at λ = −∞"
-        raise ValueError(must("weighted_elbo", "weighting", finite, f"an infinite weight for {what!r}", hint))
+        came = f"an infinite weight for {what!r}"
+        raise ValueError(must("weighted_elbo", "weighting", finite, came, hint))
 
 
 def check_steps_to_noise(name: str, schedule: Schedule, steps: int | None) -> None:
@@ -332,9 +340,19 @@ def check_steps_to_noise(name: str, schedule: Schedule, steps: int | None) -> No
         raise ValueError(must(name, "steps", "be given where the last level is λ = −∞", None, hint))
 
 
-def check_call(name: str, model: object, schedule: object, steps: object, *, to_noise: bool = False) -> None:
-    """Raise for what is no model, schedule or number of steps; unless `to_noise`, also for a schedule
-    that reaches λ = −∞."""
+def check_call(
+    name: str,
+    model: object,
+    schedule: object,
+    steps: object,
+    *,
+    to_noise: bool = False,
+    watch: bool = True,
+    evaluation: bool = False,
+) -> None:
+    """Raise for what is no model, schedule or number of steps. Unless `to_noise`, raise also for a
+    schedule that reaches λ = −∞. If `watch`, warn where the model is asked beyond what it knows, in an
+    `evaluation` also beyond what it was trained on."""
     if not callable(model) or isinstance(model, type):
         raise TypeError(
             must(
@@ -345,12 +363,15 @@ def check_call(name: str, model: object, schedule: object, steps: object, *, to_
         check_no_data_parallel(name, "model", model)
     check_schedule(name, schedule)
     if isinstance(schedule, Schedule) and schedule.reaches_noise and not to_noise:
-        hint = "the prior term needs some signal left; weighted_elbo(…, steps=T) trains such a table"
+        hint = "the prior term needs some signal; weighted_elbo(…, steps=T) trains such a table"
         raise ValueError(must(name, "schedule", "have a finite last level", "λ = −∞", hint))
     if isinstance(schedule, Schedule) and (schedule.learns_ends or schedule.learns_shape) and torch.is_grad_enabled():
         _check_synchronised(name, model)
     if steps is not None:
         check_positive_int(name, "steps", steps)
+    if watch and isinstance(schedule, Schedule):
+        chain = steps if isinstance(steps, int) else None
+        warn_beyond(name, model, schedule, chain, evaluation=evaluation)
 
 
 def _check_synchronised(name: str, model: object) -> None:

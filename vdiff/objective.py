@@ -65,7 +65,8 @@ class Objective(nn.Module):
         resampling: LossSecondMoment | None = None,
     ) -> None:
         super().__init__()
-        plain = bound_weight is None and not (decoder is not None and isinstance(weighting or _ELBO, ELBO))
+        is_bound = decoder is not None and isinstance(weighting or _ELBO, ELBO)
+        plain = bound_weight is None and not is_bound
         check_call("Objective", model, schedule, steps, to_noise=plain)
         check_steps_to_noise("Objective", schedule, steps)
         check_no_data_parallel("Objective", "model", model)

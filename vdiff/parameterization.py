@@ -240,9 +240,10 @@ class Prediction(ValuesCopied):
     """What a model says about z: one output, readable in any dialect.
 
     `.x`, `.eps`, `.v` and `.score` are solved from z = α x + σ ε and the network's own row;
-    `.squared_error(x, eps)` is ‖ε − ε̂‖² per example, computed in the network's own units. `source` is what the network itself
-    predicts, where a wrapper (`Clipped`) has turned that into something else: its rounding stays in x̂ and ε̂.
-    A prediction is a pytree of its tensors: `torch.export`, `torch.vmap` and `tree_map` take and return it.
+    `.squared_error(x, eps)` is ‖ε − ε̂‖² per example, computed in the network's own units.
+    `source` is what the network itself predicts, where a wrapper (`Clipped`) has turned that into
+    something else: its rounding stays in x̂ and ε̂. A prediction is a pytree of its tensors:
+    `torch.export`, `torch.vmap` and `tree_map` take and return it.
 
     `copy.copy` and `pickle` work on it; `copy.deepcopy` has the values, detached from the graph.
 
@@ -358,7 +359,8 @@ def _flatten(prediction: Prediction) -> tuple[list[Any], _Context]:
 
 def _flatten_with_keys(prediction: Prediction) -> tuple[list[Any], _Context]:
     parts, what = _flatten(prediction)
-    return [(torch.utils._pytree.GetAttrKey(name), part) for name, part in zip(_PARTS, parts, strict=False)], what
+    keys = map(torch.utils._pytree.GetAttrKey, _PARTS)
+    return list(zip(keys, parts, strict=False)), what
 
 
 def _unflatten(parts: Iterable[Any], what: _Context) -> Prediction:
@@ -369,7 +371,9 @@ def _unflatten(parts: Iterable[Any], what: _Context) -> Prediction:
 
 
 def _dumped(what: object) -> Any:
-    """A target, a choice of Σ or a number as JSON; raises TypeError for what holds more than such."""
+    """A target, a choice of Σ or a number as JSON; raises TypeError for what holds more than
+    such.
+    """
     if what is None or isinstance(what, bool | int | float | str):
         return what
     if isinstance(what, tuple):
@@ -378,7 +382,8 @@ def _dumped(what: object) -> Any:
         name = f"{type(what).__module__}.{type(what).__qualname__}"
         return {"name": name, "of": {word: _dumped(value) for word, value in vars(what).items()}}
     hint = "torch.export.save keeps targets and variances that are made of numbers"
-    raise TypeError(must("Prediction", "parameterization", "be made of numbers to be saved", type(what).__name__, hint))
+    came, made = type(what).__name__, "be made of numbers to be saved"
+    raise TypeError(must("Prediction", "parameterization", made, came, hint))
 
 
 def _loaded(what: Any) -> Any:
@@ -387,11 +392,12 @@ def _loaded(what: Any) -> Any:
         return tuple(_loaded(one) for one in what)
     if not isinstance(what, dict):
         return what
-    known = {f"{one.__module__}.{one.__qualname__}": one for one in _subclasses(Parameterization, ReverseVariance)}
-    if what["name"] not in known:
-        hint = "import the module that has it"
-        raise ValueError(must("Prediction", "parameterization", "be of a class that is known", what["name"], hint))
-    made: Any = object.__new__(known[what["name"]])
+    classes = _subclasses(Parameterization, ReverseVariance)
+    known, name = {f"{one.__module__}.{one.__qualname__}": one for one in classes}, what["name"]
+    if name not in known:
+        hint, asked = "import the module that has it", "be of a class that is known"
+        raise ValueError(must("Prediction", "parameterization", asked, name, hint))
+    made: Any = object.__new__(known[name])
     vars(made).update({word: _loaded(value) for word, value in what["of"].items()})
     return made
 

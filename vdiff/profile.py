@@ -11,9 +11,10 @@ from vdiff.gaussian import PreciseModule
 class Profile(PreciseModule):
     """E‖e‖² and E‖e‖⁴ by λ, in equal bins, with counts and standard errors.
 
-    Statistics are sums in float64, which move and are saved as buffers are: profiles of several ranks or runs are merged by adding
-    them (`merge`), and a state dict restores them, with the ends that they belong to. DDP leaves them as they are on each rank. Values are whatever is passed to `update`, usually
-    `prediction.squared_error(x, eps)`, summed over dimensions.
+    Statistics are sums in float64. They move and are saved as buffers, with the ends that they
+    belong to, and DDP leaves them alone: add those of several ranks or runs by `merge`. Values are
+    whatever is passed to `update`, usually `prediction.squared_error(x, eps)`, summed over
+    dimensions.
 
     >>> profile = Profile(-5.0, 5.0, bins=2)
     >>> profile.update(torch.tensor([-1.0, -2.0, 3.0]), torch.tensor([1.0, 3.0, 5.0]))
@@ -36,7 +37,7 @@ class Profile(PreciseModule):
         """Forget everything."""
         self.sums.zero_()
 
-    def fixed_ends(self) -> tuple[float, float]:
+    def own_ends(self) -> tuple[float, float]:
         return self.logsnr_max, self.logsnr_min
 
     @names_arrays

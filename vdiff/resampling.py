@@ -49,7 +49,8 @@ class LossSecondMoment(PreciseModule):
             raise ValueError(must("LossSecondMoment", "uniform", "be a share, at most 1", uniform))
         self.register_buffer("history", torch.zeros(steps, memory, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(steps, dtype=torch.long))
-        self.register_local("noted", torch.zeros(2, steps, dtype=torch.float64))  # Σ loss² and their number since `remember`
+        # Σ loss² and their number since `remember`
+        self.register_local("noted", torch.zeros(2, steps, dtype=torch.float64))
 
     def reset_parameters(self) -> None:
         """Forget everything."""

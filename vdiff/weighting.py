@@ -216,8 +216,9 @@ class MSE(Weighting):
     def _take_first(self, *_: object) -> None:
         """The level at t = 0 is the decoder's: a chain's loss starts at the next."""
         if isinstance(self.schedule, Schedule) and home(self.schedule).type != "meta":
-            start = torch.tensor(0.0 if self.steps is None else 1 / self.steps, dtype=torch.float64, device="cpu")
-            self._first: float = self.schedule(start).item()
+            start = 0.0 if self.steps is None else 1 / self.steps
+            t = torch.tensor(start, dtype=torch.float64, device="cpu")
+            self._first: float = self.schedule(t).item()
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         if self.steps is None or isinstance(self.schedule, Law):

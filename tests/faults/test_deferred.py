@@ -52,7 +52,11 @@ MADE: dict[str, Callable[[], nn.Module]] = {
 
 def values(module: nn.Module) -> dict[str, Tensor]:
     """All of them, those that no state dict has too."""
-    return {**module.state_dict(), **dict(module.named_buffers()), **dict(module.named_parameters())}
+    return {
+        **module.state_dict(),
+        **dict(module.named_buffers()),
+        **dict(module.named_parameters()),
+    }
 
 
 def restored(module: nn.Module, by: str) -> nn.Module:
@@ -74,7 +78,11 @@ def restored(module: nn.Module, by: str) -> nn.Module:
 @pytest.mark.parametrize("start", ["built on meta", "moved to meta", "emptied"])
 @pytest.mark.parametrize("name", MADE)
 def test_a_module_without_values_is_restored(name: str, start: str, by: str) -> None:
-    if start == "built on meta" and name in ("mixture", "lattice", *(f"decoder {make()!r}" for make in DECODERS[1:3])):
+    if start == "built on meta" and name in (
+        "mixture",
+        "lattice",
+        *(f"decoder {make()!r}" for make in DECODERS[1:3]),
+    ):
         pytest.skip("made of tensors that are then on meta too")
     expected = values(MADE[name]())
     if name == "level head":
@@ -96,9 +104,13 @@ def test_every_module_of_ours_that_holds_tensors_can_be_restored() -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", [LearnedLinear, Spline, lambda: Monotone(hidden=8), Adaptive], ids=["linear", "spline", "monotone", "adaptive"]
+    "schedule",
+    [LearnedLinear, Spline, lambda: Monotone(hidden=8), Adaptive],
+    ids=["linear", "spline", "monotone", "adaptive"],
 )
-def test_an_objective_that_was_built_on_meta_is_the_one_that_was_not(schedule: Callable[[], nn.Module]) -> None:
+def test_an_objective_that_was_built_on_meta_is_the_one_that_was_not(
+    schedule: Callable[[], nn.Module],
+) -> None:
     def make() -> Objective:
         return Objective(Denoiser(nn.Identity(), X()), schedule=schedule(), decoder=Categorical(17))  # type: ignore[arg-type]
 

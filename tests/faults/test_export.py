@@ -126,7 +126,10 @@ def test_a_target_of_ones_own_is_saved_and_one_with_a_schedule_is_refused() -> N
     torch.testing.assert_close(got.x, model(Own(2.0, V()))(z, logsnr).x)  # type: ignore[arg-type]
     program = exported(model(PosteriorMean(Linear(), steps=10)), z, logsnr)
     torch.testing.assert_close(program.module()(z, logsnr).x, model(PosteriorMean(Linear(), steps=10))(z, logsnr).x)
-    with pytest.raises(TypeError, match="Prediction: argument 'parameterization' must be made of numbers to be saved; got Linear"):
+    with pytest.raises(
+        TypeError,
+        match="Prediction: argument 'parameterization' must be made of numbers to be saved; got Linear",
+    ):
         torch.export.save(program, io.BytesIO())
 
 
@@ -149,11 +152,20 @@ def test_a_prediction_is_a_pytree_of_its_tensors(name: str) -> None:
     leaves, spec = tree_flatten(said)
     assert all(isinstance(leaf, Tensor) for leaf in leaves)
     assert len(leaves) == (3 if said.head is None else 4)
-    assert [str(key[0]) for key, _ in tree_flatten_with_path(said)[0]] == [".z", ".logsnr", ".out", ".head"][: len(leaves)]
+    assert [str(key[0]) for key, _ in tree_flatten_with_path(said)[0]] == [
+        ".z",
+        ".logsnr",
+        ".out",
+        ".head",
+    ][: len(leaves)]
     same = tree_unflatten(leaves, spec)
     assert vars(same) == vars(said)
     wide = tree_map(lambda v: v.double(), said)
-    assert (type(wide), wide.x.dtype, wide.parameterization) == (Prediction, torch.float64, said.parameterization)
+    assert (type(wide), wide.x.dtype, wide.parameterization) == (
+        Prediction,
+        torch.float64,
+        said.parameterization,
+    )
     assert tree_map(lambda v: None, said).z is None  # leaves need not be tensors
     assert vars(said.but(out=said.out)) == vars(said)
 
@@ -168,7 +180,14 @@ def test_a_model_is_mapped_over() -> None:
 
 @pytest.mark.parametrize("steps", [None, 4])
 def test_a_bound_is_a_pytree(steps: int | None) -> None:
-    bound = elbo(model(), torch.randint(0, 17, (4, 2)), schedule=Linear(), decoder=Categorical(17), steps=steps, draws=2)
+    bound = elbo(
+        model(),
+        torch.randint(0, 17, (4, 2)),
+        schedule=Linear(),
+        decoder=Categorical(17),
+        steps=steps,
+        draws=2,
+    )
     leaves, spec = tree_flatten(bound)
     assert all(isinstance(leaf, Tensor) for leaf in leaves)
     assert tree_unflatten(leaves, spec) == bound

@@ -124,7 +124,7 @@ def immse(
     check_data("immse", x)
     check_finite("immse", x, "x")
     condition = conditions("immse", condition, keywords)
-    check_call("immse", model, schedule, None)
+    check_call("immse", model, schedule, None, evaluation=True)
     for name, number in (("draws", draws), ("replicates", replicates), ("batch", batch)):
         check_positive_int("immse", name, number)
     if replicates < 2:

@@ -132,7 +132,7 @@ def path_importance(
     if replicates < 2:
         raise ValueError(must(name, "replicates", "be at least 2", replicates, "one has no standard error"))
     condition = conditions(name, condition, keywords)
-    check_call(name, model, schedule, steps)
+    check_call(name, model, schedule, steps, evaluation=True)
     check_decoder(name, decoder, schedule)
     with torch.no_grad():  # so that values are checked
         encoded = decoder.encode(data)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.decoder import Decoder
-from vdiff.denoiser import evaluation_mode
+from vdiff.denoiser import evaluation_mode, warn_beyond
 from vdiff.errors import check_batch, must
 from vdiff.gaussian import at_least_float32
 from vdiff.likelihood.conditions import check_conditions, of_kept, of_rows
@@ -56,7 +56,7 @@ class Integrand:
             if word in _CLIPPING and not isinstance(condition[word], Tensor):
                 hint = "a clipped x̂ is another model, whose bound is not this one's: put it into the model and name it, if that is meant"
                 raise ValueError(must(name, word, "be left out", condition[word], hint))
-        check_call(name, model, schedule, steps)
+        check_call(name, model, schedule, steps, watch=False)
         check_chain(name, None, schedule, steps)
         check_decoder(name, decoder, schedule)
         check_batch(name, data, "data")
@@ -64,6 +64,7 @@ class Integrand:
         self.name = name
         self.models, self.data, self.decoder, self.steps, self.condition = [model], data, decoder, steps, condition
         self.base = Linear(schedule.logsnr_max, schedule.logsnr_min) if steps is None else schedule
+        warn_beyond(name, model, self.base, steps, evaluation=True)
         x = decoder.encode(data)
         self.x = x.to(at_least_float32(x.dtype))
         self.numbers = torch.arange(len(x))  # by which errors name the images
@@ -147,7 +148,7 @@ class Difference(Integrand):
     def __init__(self, model: Model, other: Model, *args: Any, **options: Any) -> None:
         super().__init__(model, *args, **options)
         self.models.append(other)
-        check_call("compare", other, self.base, self.steps)
+        check_call("compare", other, self.base, self.steps, evaluation=True)
 
     def __call__(self, rows: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         first, second = (self._of(model, rows, t, eps) for model in self.models)

@@ -284,7 +284,7 @@ class FlowSolver:
         rows: int,
         differentiable: bool = False,
     ) -> None:
-        check_call(name, model, schedule, None)
+        check_call(name, model, schedule, None, evaluation=True)
         check_conditions(name, condition, rows)
         self.name, self.model, self.schedule, self.prior, self.trace = name, model, schedule, prior, trace
         self.tolerance, self.solver = finite(name, "tolerance", tolerance, above=0.0), solver

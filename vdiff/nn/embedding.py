@@ -40,7 +40,8 @@ class FourierFeatures(RestorableModule):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         longest, shortest = self._periods
-        exponent = torch.linspace(0, 1, len(self.frequencies), dtype=torch.float64, device=self.frequencies.device)
+        place, count = self.frequencies.device, len(self.frequencies)
+        exponent = torch.linspace(0, 1, count, dtype=torch.float64, device=place)
         self.frequencies.copy_(2 * torch.pi / (longest * (shortest / longest) ** exponent))
 
     def forward(self, logsnr: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:

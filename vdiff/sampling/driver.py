@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.condition import Condition, conditions
-from vdiff.denoiser import evaluation_mode
+from vdiff.denoiser import evaluation_mode, warn_beyond_levels
 from vdiff.errors import check_data, check_finite, did_you_mean, must
 from vdiff.gaussian import at_least_float32
 from vdiff.loss import check_call
@@ -64,7 +64,9 @@ def trajectory(
     check_finite("sample", z, "z")
     _warn_of_scaled_noise(z)
     condition = _conditions(condition, keywords)
-    grid = _grid(model, schedule, steps, levels).to(z.device)
+    grid = _grid(model, schedule, steps, levels)
+    warn_beyond_levels("sample", model, grid)
+    grid = grid.to(z.device)
     if not callable(step) or isinstance(step, type):
         near = did_you_mean(step, STEPS) if isinstance(step, str) else ""
         hint = f"the function, without quotes: step={step}" if str(step) in STEPS else near or f"vdiff.sampling has {', '.join(STEPS)}"
@@ -189,11 +191,11 @@ def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Gr
         if schedule is None:
             hint = "sample(model, z, schedule=…, steps=…), or levels=…"
             raise TypeError(must("sample", "schedule", "be given, with steps; or levels instead", None, hint))
-        check_call("sample", model, schedule, steps, to_noise=True)
+        check_call("sample", model, schedule, steps, to_noise=True, watch=False)
         if steps is None:
             raise TypeError(must("sample", "steps", "be given with a schedule", None, "the number of noise levels visited, 18 in EDM"))
         return check_levels("sample", uniform(schedule, steps))
-    check_call("sample", model, few_steps(), None)
+    check_call("sample", model, few_steps(), None, watch=False)
     if schedule is not None or steps is not None:
         raise ValueError(
             must("sample", "levels", "come without schedule and steps", "both", "for instance levels=trailing(schedule, steps)")

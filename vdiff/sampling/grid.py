@@ -35,7 +35,8 @@ def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     """t = 1, 1 − 1/N, …, 1/N: from λ_min, and from 1/N to data at once. For few steps on a long chain's schedule
     (Lin et al., arXiv:2305.08891, section 3.3).
 
-    On a table of n levels these are levels of its own: those of the steps round(n − i n/N) − 1, i = 0 … N − 1.
+    On a table of n levels these are levels of its own: those of the steps round(n − i n/N) − 1, i
+    = 0 … N − 1.
 
     >>> from vdiff import Linear, Tabulated
     >>> trailing(Linear(10.0, -10.0), 4)
@@ -47,16 +48,18 @@ def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     table = _table(schedule, steps, "trailing")
     if table is None:
         return _at(schedule, steps, "trailing")
-    # NumPy's words are those of diffusers: a step that lies half way between two levels is rounded as there
+    # in NumPy, as diffusers does it: halves are rounded as there
     ends = np.round(np.arange(len(table), 0, -len(table) / steps)[:steps])
     return table[torch.from_numpy(ends.astype(np.int64) - 1)]
 
 
 def leading(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
-    """t = 1 − 1/N, …, 1/N, 0: DDPM's and DDIM's own spacing. It starts above λ_min, where z is not yet N(0, I):
-    published numbers use it, `trailing` is the better one (arXiv:2305.08891, section 3.3).
+    """t = 1 − 1/N, …, 1/N, 0: DDPM's and DDIM's own spacing. It starts above λ_min, where z is not
+    yet N(0, I): published numbers use it, `trailing` is the better one (arXiv:2305.08891, section
+    3.3).
 
-    On a table of n levels these are levels of its own: those of the steps (N − 1) r, …, 2 r, r, 0 with r = ⌊n/N⌋.
+    On a table of n levels these are levels of its own: those of the steps (N − 1) r, …, 2 r, r, 0
+    with r = ⌊n/N⌋.
 
     >>> from vdiff import Linear, Tabulated
     >>> leading(Linear(10.0, -10.0), 4)
@@ -119,13 +122,17 @@ def _check(name: str, schedule: Schedule, steps: int) -> None:
 
 
 def _table(schedule: Schedule, steps: int, name: str) -> Tensor | None:
-    """The levels of a table, shifted or not; None for other schedules, and where fewer levels than steps are there."""
+    """The levels of a table, shifted or not; None for other schedules, and for more steps than
+    levels.
+    """
     _check(name, schedule, steps)
     shift = 0.0
     while isinstance(schedule, Shifted):
         shift += schedule.shift
         schedule = schedule.schedule
-    return schedule.table + shift if isinstance(schedule, Tabulated) and steps <= schedule.steps + 1 else None
+    if not isinstance(schedule, Tabulated) or steps > schedule.steps + 1:
+        return None
+    return schedule.table + shift
 
 
 def _at(schedule: Schedule, steps: int, name: str, *, skip: int = 0, both_ends: bool = False) -> Tensor:

@@ -61,7 +61,7 @@ class Adaptive(Histogram):
                 raise ValueError(must("Adaptive", name, "be at most 1", share, "it is a share"))
         self.warmup, self.first_moment = warmup, first_moment
         self.profile = _Merged(self.logsnr_min, self.logsnr_max, bins)  # of w‖e‖², over all ranks
-        self.noted = Profile(self.logsnr_min, self.logsnr_max, bins)  # on this one, since the last update
+        self.noted = Profile(self.logsnr_min, self.logsnr_max, bins)  # here, since the last update
 
     @property
     def learns_shape(self) -> bool:

@@ -14,7 +14,7 @@ from vdiff.gaussian import PreciseModule, at_least_float32, wide
 
 BISECTIONS = 64
 RESTS = 1e-9  # of the range: a rate at an end that is 0, to rounding
-LEAST = 1e-6  # of the range: what stands for a rate of 0, so that p(λ) · rate is 1 there and no loss is infinite
+LEAST = 1e-6  # of the range: stands for a rate of 0, so that p(λ) · rate is 1, not 0 · ∞
 EDGE = 1e-5  # how far beyond an end a rounded float32 λ may lie and still count as inside
 
 UNREAD = 500  # losses without an update, after which a schedule that learns by it says so
@@ -65,7 +65,8 @@ class Schedule(PreciseModule):
 
     @property
     def reaches_noise(self) -> bool:
-        """Whether λ_min is −∞, as the last level of a table may be: `logsnr_at` then has −600 for it.
+        """Whether λ_min is −∞, as the last level of a table may be: `logsnr_at` then has −600 for
+        it.
 
         >>> from vdiff import Tabulated
         >>> Tabulated([3.0, 0.0, -math.inf]).reaches_noise
@@ -180,8 +181,8 @@ class Schedule(PreciseModule):
         return self.time_at(wide_logsnr).clamp(0.0, 1.0).to(at_least_float32(logsnr.dtype))
 
     def density(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """p(λ) = −dt/dλ, normalised over [λ_min, λ_max] and zero outside. At an end where the rate is 0 it is infinite;
-        10⁶/(λ_max − λ_min) stands for that.
+        """p(λ) = −dt/dλ, normalised over [λ_min, λ_max] and zero outside. At an end where the rate
+        is 0 it is infinite; 10⁶/(λ_max − λ_min) stands for that.
 
         >>> from vdiff import Linear
         >>> Linear(13.3, -5.0).density(torch.tensor([0.0, 20.0]))
@@ -227,8 +228,9 @@ class Schedule(PreciseModule):
         return logsnr, steps * torch.expm1(self.delta(t64, steps))
 
     def check(self: AnySchedule, points: int = 10_001) -> AnySchedule:
-        """Verify on a dense float64 grid that λ is finite, strictly decreasing, ends where it says, that `rate_at` is its
-        derivative, positive but for the two ends, and `time_at` and `density_at`, where a class has its own, its inverse and one over the rate. Returns self;
+        """Verify on a dense float64 grid that λ is finite, strictly decreasing, ends where it
+        says, that `rate_at` is its derivative, positive but for the two ends, and `time_at` and
+        `density_at`, where a class has its own, its inverse and one over the rate. Returns self;
         raises ValueError at the first t that fails.
 
         >>> from vdiff import Cosine
@@ -327,7 +329,7 @@ class Schedule(PreciseModule):
         high, low = self.ends()
         return (logsnr <= high + EDGE) & (logsnr >= low - EDGE)
 
-    def fixed_ends(self) -> tuple[float, float] | None:
+    def own_ends(self) -> tuple[float, float] | None:
         return None if self.learns_ends else self._ends
 
     def reset_parameters(self) -> None:

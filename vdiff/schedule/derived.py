@@ -34,12 +34,13 @@ class Shifted(Schedule):
         high, low = self.schedule.ends()
         return high + self.shift, low + self.shift
 
-    def fixed_ends(self) -> tuple[float, float]:
+    def own_ends(self) -> tuple[float, float]:
         return self.logsnr_max, self.logsnr_min
 
     def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
-        schedule = self.schedule
-        high, low = schedule.ends_with(state, prefix + "schedule.") or (schedule.logsnr_max, schedule.logsnr_min)
+        one = self.schedule
+        loaded = one.ends_with(state, prefix + "schedule.")
+        high, low = loaded or (one.logsnr_max, one.logsnr_min)
         return high + self.shift, low + self.shift
 
     def logsnr_at(self, t: Tensor) -> Tensor:

@@ -64,10 +64,12 @@ class Learned(Schedule):
         if learn_ends:
             high, low = self._ends
             self.low = nn.Parameter(torch.tensor(low, dtype=torch.float64))
-            self.high = nn.Parameter(torch.tensor(high + math.log(-math.expm1(low - high)), dtype=torch.float64))
+            start = high + math.log(-math.expm1(low - high))
+            self.high = nn.Parameter(torch.tensor(start, dtype=torch.float64))
         if self.learns_shape:
             self.register_buffer("mean_loss", torch.zeros((), dtype=torch.float64))  # m; 0 while it is unknown
-            self.register_local("seen", torch.zeros(2, dtype=torch.float64))  # Σ ℓ and their number since the last update
+            # Σ ℓ and their number since the last update
+            self.register_local("seen", torch.zeros(2, dtype=torch.float64))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -87,7 +89,9 @@ class Learned(Schedule):
         return torch.stack([low + F.softplus(high - low), low])
 
     def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
-        return None if self.learn_ends and prefix + "low" in state else (self.logsnr_max, self.logsnr_min)
+        if self.learn_ends and prefix + "low" in state:
+            return None
+        return self.logsnr_max, self.logsnr_min
 
     def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(v, v', v(1)) with v(0) = 0 and v' ≥ 0: the shape before it is normalised. Float64, differentiable in the parameters."""
@@ -144,7 +148,9 @@ class Learned(Schedule):
             follow: Follow = partial(self._weigh, carrier)
         else:
             logsnr, rate, follow = super().look(t, steps, pin=pin)
-        return logsnr, rate, partial(self._touch_ends, follow) if pin and self.learn_ends and graph else follow
+        if pin and self.learn_ends and graph:
+            follow = partial(self._touch_ends, follow)
+        return logsnr, rate, follow
 
     @torch.no_grad()
     def update(self, merge: Merge | None = None) -> None:
@@ -162,12 +168,14 @@ class Learned(Schedule):
         return high - distance * u, distance * slope
 
     def _touch_ends(self, follow: Follow, loss: Tensor, dims: int) -> Tensor:
-        """The loss of pinned ends, for DDP, which waits for every parameter and takes no gradient for zero."""
+        """The loss of pinned ends for DDP, which waits for every parameter and takes no gradient
+        for zero.
+        """
         loss = follow(loss, dims)
         if not loss.requires_grad:
             return loss
-        touched: Tensor = loss + _Nothing.apply(self.low, self.high)  # type: ignore[no-untyped-call]
-        return touched
+        zero: Tensor = _Nothing.apply(self.low, self.high)  # type: ignore[no-untyped-call]
+        return loss + zero
 
     def _weigh(self, carrier: Tensor, loss: Tensor, dims: int) -> Tensor:
         value = wide(loss.detach())
@@ -253,7 +261,9 @@ class _Weigh(torch.autograd.Function):
 
 
 class _Nothing(torch.autograd.Function):
-    """Zero; backwards, parameters are reached and get no gradient, so that no optimizer moves them."""
+    """Zero; backwards, parameters are reached and get no gradient, so that no optimizer moves
+    them.
+    """
 
     generate_vmap_rule = True
 

@@ -53,13 +53,15 @@ class Monotone(Learned):
         sharpness = finite("Monotone", "sharpness", sharpness, above=0.0)
         self._sharpness = sharpness
         self.register_buffer("middle", torch.empty(hidden, dtype=torch.float64))
-        self.log_inner, self.bias, self.log_outer = (nn.Parameter(torch.empty(hidden, dtype=torch.float64)) for _ in range(3))
+        empty = [torch.empty(hidden, dtype=torch.float64) for _ in range(3)]
+        self.log_inner, self.bias, self.log_outer = map(nn.Parameter, empty)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        hidden, margin = len(self.bias), 4.0 / self._sharpness  # sigmoids whose middle lies outside keep the slope up at the ends
+        hidden = len(self.bias)
+        margin = 4.0 / self._sharpness  # sigmoids from beyond the ends keep the slope up there
         self.middle.copy_(torch.linspace(-margin, 1 + margin, hidden, dtype=torch.float64))
         self.log_inner.fill_(math.log(self._sharpness))
         self.bias.zero_()

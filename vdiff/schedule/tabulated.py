@@ -19,8 +19,9 @@ class Tabulated(Schedule):
     Level i stands at t = (i − 1)/(n − 1): n levels make a chain of `steps` = n − 1 steps, and the first level is the
     decoder's. Use it as `weighted_elbo(..., steps=schedule.steps)`, or in continuous time.
 
-    The last level may be −∞, pure noise (a zero terminal SNR, Lin et al., arXiv:2305.08891). Weighted losses on a chain and
-    samplers take such a table. A bound does not: its prior term needs a finite end.
+    The last level may be −∞, pure noise (a zero terminal SNR, Lin et al., arXiv:2305.08891).
+    Weighted losses on a chain and samplers take such a table. A bound does not: its prior term
+    needs a finite end.
 
     >>> schedule = Tabulated.linear_betas()
     >>> schedule.steps, schedule.logsnr_max, schedule.logsnr_min
@@ -64,12 +65,14 @@ class Tabulated(Schedule):
         super().reset_parameters()
         self._take_ends()
 
-    def fixed_ends(self) -> None:
+    def own_ends(self) -> None:
         return None
 
     def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
         table = state.get(prefix + "table")  # it brings the ends
-        return (table[0].item(), table[-1].item()) if isinstance(table, Tensor) and readable(table) else None
+        if not isinstance(table, Tensor) or not readable(table):
+            return None
+        return table[0].item(), table[-1].item()
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -80,11 +83,17 @@ class Tabulated(Schedule):
             self._ends = self.table[0].item(), self.table[-1].item()
 
     @classmethod
-    def from_betas(cls, betas: Sequence[float] | np.ndarray | Tensor, *, zero_terminal_snr: bool = False) -> "Tabulated":
+    def from_betas(
+        cls,
+        betas: Sequence[float] | np.ndarray | Tensor,
+        *,
+        zero_terminal_snr: bool = False,
+    ) -> "Tabulated":
         """The levels of a DDPM: log ᾱ_t = Σ log1p(−β), λ_t = log ᾱ_t − log(−expm1(log ᾱ_t)), in float64.
 
-        With `zero_terminal_snr` √ᾱ is shifted and scaled so that the last level is pure noise, λ = −∞, and the first stays
-        (Lin et al., arXiv:2305.08891, algorithm 1; diffusers: `rescale_betas_zero_snr`). Such betas end with β = 1.
+        With `zero_terminal_snr` √ᾱ is shifted and scaled so that the last level is pure noise, λ =
+        −∞, and the first stays (Lin et al., arXiv:2305.08891, algorithm 1; diffusers:
+        `rescale_betas_zero_snr`). Such betas end with β = 1.
 
         >>> Tabulated.from_betas([0.1, 0.2, 0.3]).table
         tensor([2.1972, 0.9445, 0.0160], dtype=torch.float64)
@@ -226,8 +235,13 @@ def _check_betas(beta: Tensor, *, noise_at_last: bool) -> None:
         bad[-1] &= beta[-1] != 1
     if bad.any():
         i = int(bad.nonzero()[0])
-        hints = {1.0: "β = 1 leaves pure noise: it is the last", 0.0: "β = 0 adds no noise: drop the level"}
+        hints = {
+            1.0: "β = 1 leaves pure noise: it is the last",
+            0.0: "β = 0 adds no noise: drop the level",
+        }
         rescaled = beta[i] > 1 or (beta[i] == 1 and not noise_at_last)
-        hint = "rescaled to few steps, a β table leaves (0, 1)" if rescaled else hints.get(beta[i].item(), "")
-        came = f"{beta[i]:g} at step {i + 1} of {len(beta)}"
-        raise ValueError(must("Tabulated.from_betas", "betas", "lie strictly between 0 and 1", came, hint))
+        hint = hints.get(beta[i].item(), "")
+        if rescaled:
+            hint = "rescaled to few steps, a β table leaves (0, 1)"
+        came, what = f"{beta[i]:g} at step {i + 1} of {len(beta)}", "lie strictly between 0 and 1"
+        raise ValueError(must("Tabulated.from_betas", "betas", what, came, hint))

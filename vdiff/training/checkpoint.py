@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vdiff.disk import commit
 from vdiff.errors import must
+from vdiff.gaussian import ENDS
 from vdiff.training.plain import LARGEST
 
 FORMAT = 1
@@ -289,17 +290,21 @@ def load(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if value.is_floating_point() and value.isnan().any():
             raise _refused(path, "hold no NaN", f"one in {name}")
         if _is_ends(name) and not torch.equal(value, expected[name].cpu()):
-            raise _refused(path, f"have {name} = {expected[name].tolist()}", value.tolist(), "it is of another schedule")
+            own = expected[name].tolist()
+            raise _refused(path, f"have {name} = {own}", value.tolist(), "it is of another schedule")
     return {name: value for name, value in expected.items() if _is_ends(name)} | loaded
 
 
 def _is_ends(name: str) -> bool:
-    """Whether a tensor is the ends of a schedule, which are compared, and which older files do not have."""
-    return name.rpartition(".")[2] == "ends"
+    """Whether a tensor is the ends of a schedule: they are compared, and older files do not have
+    them.
+    """
+    return name.rpartition(".")[2] == ENDS
 
 
 def _compare(path: Path, found: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> None:
-    wrong = [f"{name} {shape} is missing" for name, shape in expected.items() if name not in found and not _is_ends(name)]
+    missing = [name for name in expected if name not in found and not _is_ends(name)]
+    wrong = [f"{name} {expected[name]} is missing" for name in missing]
     wrong += [f"{name} {shape} is unknown here" for name, shape in found.items() if name not in expected]
     wrong += [f"{name} is {shape}, here {expected[name]}" for name, shape in found.items() if expected.get(name, shape) != shape]
     if wrong:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vdiff.denoiser import widen_trained
 from vdiff.errors import check_positive_int, did_you_mean, must, names_arrays
 from vdiff.gaussian import wide
 from vdiff.likelihood.estimate import Estimate
@@ -95,6 +96,8 @@ def train(
         record = stack.enter_context(Record(config.steps, trainer.unit, first=trainer.state.step, quiet=silent, listeners=listeners))
         trainer.fit(record, validate, every, store_every, asked)
     averaged = trainer.state.averaged
+    widen_trained(averaged.model, *objective.schedule.ends())
+    widen_trained(averaged.model, *averaged.schedule.ends())
     for mean, p in zip(averaged.parameters(), objective.parameters(), strict=True):
         mean.requires_grad_(p.requires_grad)  # to go on with, as one likes
     if run is not None:
@@ -152,7 +155,8 @@ class Trainer:
         """One backward pass that leaves no trace: with a static graph, DDP looks in the first for parameters without a gradient, and only
         after it can micro-batches go unsynchronised."""
         learned = {name for name, _ in self.objective.named_parameters()}
-        buffers = [value for name, value in self.objective.state_dict().items() if name not in learned]
+        state = self.objective.state_dict()
+        buffers = [value for name, value in state.items() if name not in learned]
         before = [buffer.clone() for buffer in buffers]
         self.losses(self.state.step, 0).sum().backward()  # type: ignore[no-untyped-call]
         for buffer, value in zip(buffers, before, strict=True):

@@ -104,29 +104,42 @@ def wrap(module: nn.Module) -> DistributedDataParallel:
 
 
 def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) -> nn.Module:
-    """`fully_shard` of everything but the schedules within: their few float64 parameters stay whole on each rank, where
-    their gradients become means over ranks. FSDP itself refuses scalars, and float64 beside float32.
+    """Apply `fully_shard` to everything but the schedules within, whose parameters stay whole on
+    each rank and whose gradients become means over ranks. FSDP itself refuses scalars, and float64
+    parameters beside float32 ones.
 
-    `parameter_groups` keeps them in a group of their own, as an optimizer of sharded weights needs. Move the module to its
-    device first. Of a module on the meta device give the schedules their values first, by `to_empty` and `reset_parameters`.
+    `parameter_groups` keeps the schedules in a group of their own, as an optimizer of sharded
+    weights needs. Move the module to its device first; on the meta device, give the schedules
+    values first (`to_empty`, `reset_parameters`).
+
+    Args:
+        module: an `Objective`, or what holds one.
+        mesh, options: as in `fully_shard`.
+
+    Raises:
+        ValueError: for a schedule on the meta device.
 
     >>> import tempfile
     >>> from torch.distributed.device_mesh import init_device_mesh
     >>> from vdiff import LearnedLinear
     >>> schedule = LearnedLinear()
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    ...     store = f"file://{folder}/store"
+    ...     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     ...     module = nn.Sequential(nn.Linear(1, 1), schedule)
-    ...     [type(p).__name__ for p in shard(module, mesh=init_device_mesh("cpu", (1,))).parameters()]
+    ...     sharded = shard(module, mesh=init_device_mesh("cpu", (1,)))
+    ...     [type(p).__name__ for p in sharded.parameters()]
     ...     dist.destroy_process_group()
     ['DTensor', 'DTensor', 'Parameter', 'Parameter']
     """
     from torch.distributed.fsdp import fully_shard  # which takes a second to import
 
-    whole = {p for part in module.modules() if isinstance(part, Schedule) for p in part.parameters()}
+    schedules = [part for part in module.modules() if isinstance(part, Schedule)]
+    whole = {p for schedule in schedules for p in schedule.parameters()}
     if any(p.device.type == "meta" for p in whole):
         hint = "schedule.to_empty(device=…), then schedule.reset_parameters(): to_empty replaces parameters"
-        raise ValueError(must("shard", "module", "have schedules with values", "parameters on the meta device", hint))
+        came = "parameters on the meta device"
+        raise ValueError(must("shard", "module", "have schedules with values", came, hint))
     groups = [None] if mesh is None else [mesh.get_group(i) for i in range(mesh.ndim)]
 
     def average(p: Tensor) -> None:

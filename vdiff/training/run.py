@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from vdiff.denoiser import widen_trained
 from vdiff.disk import absolute, commit
 from vdiff.errors import did_you_mean, must, printable
 from vdiff.likelihood.protocol import version
@@ -241,6 +242,7 @@ class Run:
         loaded = checkpoint.load(path, expected)  # before a network of another size takes memory
         objective = self.config.objective()
         checkpoint.fill(objective.state_dict(), loaded)
+        widen_trained(objective.model, *objective.schedule.ends())
         return objective.eval()
 
     def weights(self, name: str = "ema") -> Path:
