@@ -96,13 +96,13 @@ def draw_curves(path: Path, ladder: Ladder, results: Results) -> None:
         loss, norm, error, bound = axes[families.index(row.mean) :: len(families)]
         traces = {name: [tensors[name].double() for _, tensors in runs] for name in ("loss", "norm", "curve")}
         at, losses = _blocks(traces["loss"])
-        band(loss, at * epochs, losses.mean(2), label=str(row))
+        band(loss, at * epochs, losses.mean(2), log=True, label=str(row))
         at, norms = _blocks(traces["norm"])
         norm.plot(at * epochs, norms.amax((0, 2)))
         n = min(map(len, traces["curve"]))
         step, bits, mean_mse = torch.stack([curve[:n] for curve in traces["curve"]]).unbind(2)
-        band(error, step[0] * epochs, mean_mse)
-        band(bound, step[0] * epochs, bits)
+        band(error, step[0] * epochs, mean_mse, log=True)
+        band(bound, step[0] * epochs, bits, log=True)
         name = "the posterior mean" if row.mean == "mean" else row.mean
         loss.set(title=f"the network says {name}", ylabel="training loss, mean of a block")
         norm.set(ylabel="largest gradient norm of a block")
@@ -155,13 +155,18 @@ def draw_strips(path: Path, ladder: Ladder, results: Results, columns: int = 12,
     eps = torch.randn(x.shape, generator=generator_of(0, 0, "strips"))
     forward = torch.stack([diffuse(x, eps, ladder.table(torch.full((rows,), i / ladder.chain).double())) for i in stops], 1)
     path_back = list(trajectory(model, eps, schedule=ladder.table, steps=ladder.chain + 1, generator=generator_of(0, 1, "strips")))
-    backward, clean = (torch.stack([v[i] for i in stops], 1) for v in ([z for z, _ in path_back], [p.x for _, p in path_back]))
+    backward = torch.stack([path_back[i][0] for i in stops], 1)
+    clean = torch.stack([path_back[min(i, ladder.chain - 1)][1].x for i in stops], 1)  # the last level is the decoder's: no step trains it
     levels = ladder.problem.grey_levels
     picture, axes = figure(3, 1, width=7.2, height=2.15)
     for place, strip, title in zip(
         axes,
         (forward, backward, clean),
-        ("forward: z from data (left) to noise", f"reverse: z from noise (left) to data, {best}", "reverse: x̂ at the same steps"),
+        (
+            "forward: z from data (left) to noise",
+            f"reverse: z from noise (left) to data, {best}",
+            "reverse: x̂ at the same steps, and before the last one",
+        ),
         strict=True,
     ):
         image_grid(place, ((strip.flatten(0, 1) + 1) / 2 * (levels - 1)), title, columns=columns, levels=levels)

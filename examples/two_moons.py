@@ -2,9 +2,9 @@
 
 The same small network is trained by two estimators of one T-step bound: the KL of each step in closed form (Rao-Blackwell),
 or the log-ratio log q(z_s|z_t, x)/p(z_s|z_t) at one sampled z_s (Monte Carlo), from equal weights, on equal batches, times
-and noise. Five seeds take about six minutes of one core. Expect, at T = 1000, a variance 100 (clean end) to 13,000 times
+and noise. Five seeds take about six minutes of one core. Expect, at T = 1000, a variance 100 (clean end) to 17,000 times
 (noisy end) as large for Monte Carlo's value of one step, 210 times for the gradient of a batch, and after 3,000 steps a bound
-of 1.52 ± 0.03 nats against 3.06 ± 0.04: Monte Carlo's network is then still behind a single Gaussian (2.73).
+of 1.60 ± 0.03 nats against 3.24 ± 0.07: Monte Carlo's network is then still behind a single Gaussian (2.73).
 
     python examples/two_moons.py --out runs/two_moons
 

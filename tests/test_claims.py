@@ -32,6 +32,8 @@ CLAIMS = [  # page, the text whose groups hold the numbers, the result file, wha
     ("README.md", r"the order turns: (\S+ against \S+)", MOONS, "  1000   "),
     ("README.md", r"(\S+ ± \S+) bits/dim over\s+the small variance", LADDER, "ε/range/hybrid − ε/small/MSE"),
     ("README.md", r"the small variance and (\S+ ± \S+) over the large", LADDER, "ε/range/hybrid − ε/large/MSE"),
+    ("README.md", r"the best bound is (\S+ ± \S+) in place of", LADDER, "| ε/range/hybrid ×14 |"),
+    ("README.md", r"in place of (\S+ ± \S+)\.\n", LADDER, "| ε/range/hybrid |"),
     ("README.md", r"plain squared error, (\S+ ± \S+) bits/dim worse", LADDER, "Likelihood and samples part ways"),
     *((SAMPLERS, rf"\| {row}[^|]*\|[^|]*\|(.*)", ORDERS, line) for row, line in (
         (r"`adams`, u \(the default\) \| `few", "adams 3, u"),
