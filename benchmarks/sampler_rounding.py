@@ -26,6 +26,7 @@ from vdiff.parameterization import Parameterization, Prediction
 from vdiff.sampling import dpmpp_2m, ode
 from vdiff.sampling.step import Step
 from vdiff.schedule import Schedule
+from vdiff.terminal import replace_unencodable, say
 
 PLANE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.5, 0.0]], [[0.04, 0.04], [0.09, 0.09]])
 HIGH, SAMPLES, SEEDS = 10.0, 64, 8
@@ -75,7 +76,7 @@ def main() -> None:
         for name, step in STEPS.items():
             row = [torch.tensor(rounding(step, target, schedule(HIGH, low), steps)) for target in (Eps(), X(), V(), Flow())]
             lines.append(f"{name:<12}" + "".join(f"{found.median():>11.1e}{found.max():>11.1e}" for found in row))
-            print(lines[-1], flush=True)
+            say(lines[-1])
     lines += [
         "",
         "ode: a sample alone against the same in its batch, all seeds together",
@@ -84,9 +85,10 @@ def main() -> None:
     for tolerance, method in ((1e-5, "dopri5"), (1e-7, "dopri5"), (1e-9, "dopri8")):
         moved = torch.cat([alone(tolerance, method, seed) for seed in range(SEEDS)])
         lines.append(f"{f'{tolerance:g}, {method}':<22}" + "".join(f"{moved.quantile(q):>10.1e}" for q in (0.5, 0.99, 1.0)))
-        print(lines[-1], flush=True)
+        say(lines[-1])
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

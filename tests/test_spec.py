@@ -33,7 +33,7 @@ def test_a_config_names_what_the_rooms_make_public():
     assert [name for name in registry(schedule) if "." in name] == tables
     left_out = {"Schedule", "Law", "Custom"}  # no final class, or made of a function
     assert set(registry(schedule)) == {*schedule.__all__, *tables} - left_out
-    left_out = {"Weighting", "Custom", "loss_factor"}
+    left_out = {"Weighting", "Factor", "Custom", "loss_factor"}
     assert set(registry(weighting)) == set(weighting.__all__) - left_out
     assert set(registry(law)) == set(law.__all__) - {"Law"}
 
