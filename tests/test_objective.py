@@ -206,7 +206,7 @@ PLAIN = MSE(TABLE, Eps(), steps=STEPS)
         ({"bound_weight": 0.1, "decoder": GaussianDecoder(denoise=True)}, None, None),
         ({"weighting": Sigmoid(), "decoder": DECODER, "steps": None}, None, None),
     ],
-    ids=str,
+    ids=lambda v: getattr(v, "__name__", str(v)) if not isinstance(v, dict) else "-".join(v),
 )
 def test_a_loss_that_leaves_out_the_first_level_says_so(options, asks, hint):
     model = Denoiser(Heads(), Eps(), variance=Range())
