@@ -6,8 +6,9 @@ An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` 
 import argparse
 from pathlib import Path
 
-from vdiff.cli.load import from_file
+from vdiff.cli.load import from_file, output_file
 from vdiff.describe import Description, describe
+from vdiff.disk import atomic_write
 from vdiff.recipes import RECIPES
 
 
@@ -35,6 +36,11 @@ def run(options: argparse.Namespace) -> int:
     ...
     0
     """
+    figure = options.figure
+    if figure is not None:
+        output_file("describe", "figure", figure)
+        if not figure.suffix:
+            figure = output_file("describe", "figure", figure.with_suffix(".png"))
     names = list(RECIPES) if options.all else [options.objective, *options.compare]
     if names[0] is None:
         raise ValueError("name an objective, or --all")
@@ -43,11 +49,12 @@ def run(options: argparse.Namespace) -> int:
         print(described[0])
     if len(described) > 1:
         print(_table(described))
-    if options.figure:
+    if figure is not None:
         from vdiff import plots
 
-        plots.objectives(options.figure, {one.recipe.name: one for one in described})
-        print(f"figure in {options.figure}")
+        with atomic_write(figure) as aside:
+            plots.objectives(aside, {one.recipe.name: one for one in described})
+        print(f"figure in {figure}")
     return 0
 
 

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from vdiff.cli.load import from_file
+from vdiff.disk import write_text
 from vdiff.likelihood import verify_estimators
 from vdiff.likelihood.verify import cases
 from vdiff.theorems import verify
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.pages:
         for name, page in (("theorems", theorem_page), ("errata", errata_page)):
-            (options.pages / f"{name}.md").write_text(page(), encoding="utf-8")
+            write_text(options.pages / f"{name}.md", page())
         return 0
     if options.estimators:
         given = {"model": from_file(options.model)} if options.model else {}

@@ -1,6 +1,7 @@
 """CIFAR-10, 60,000 photographs of 32×32 pixels in ten classes, from either archive its authors publish, unpacked or not."""
 
 import gzip
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -118,9 +119,11 @@ PUBLISHED = (
 def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Images]:
     """The 50,000 training and 10,000 test images, in their published order.
 
-    Read from `folder` as it is found there, unpacked or in an archive, of either form; sizes and checksums are verified each
-    time, nothing is unpacked onto the disk and nothing in it is run. Where nothing is found, the binary archive is
-    downloaded (170 MB). Raises ValueError with what to put where.
+    Read from `folder` as it is found there, unpacked or in an archive, of either form; sizes and
+    checksums are verified each time, nothing is unpacked onto the disk and nothing in it is run.
+    Where nothing is found, the binary archive is downloaded (170 MB), but only into a folder that
+    is new, empty or holds data sets of vdiff alone. Raises ValueError with what was found and what
+    to put where.
 
     Learning Multiple Layers of Features from Tiny Images, A. Krizhevsky, 2009; https://www.cs.toronto.edu/~kriz/cifar.html
 
@@ -130,8 +133,8 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
     """
     folder = Path(folder).expanduser().resolve()
     found = _find(folder)
-    reason = ""
-    if found is None and download:
+    reason, others = "", [] if found is not None else _others(folder)
+    if found is None and download and not others:
         from vdiff.data.download import Unreachable
         from vdiff.data.download import download as fetch
 
@@ -143,7 +146,11 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
     if found is None:
         home, files = HOME.rstrip("/"), " or ".join(str(form.archive) for form in PUBLISHED)
         hint = f"put {files} from {home} there as it is; dataset('patches') needs no download"
-        raise ValueError(must("dataset", "folder", "hold CIFAR-10", _what_there_is(folder) + reason, hint))
+        if others:
+            hint = f"a folder with other things gets no download: name a new one, or {hint}; "
+            hint += "images of your own are a tensor, for vdiff.training.train"
+        came = _what_there_is(folder, others) + reason
+        raise ValueError(must("dataset", "folder", "hold CIFAR-10", came, hint))
     return read_batches(*found)
 
 
@@ -167,11 +174,37 @@ def _find(folder: Path) -> tuple[Iterator[bytes], Callable[[bytes], Images]] | N
     return None
 
 
-def _what_there_is(folder: Path) -> str:
+def is_there(folder: str | Path) -> bool:
+    """Whether a folder holds either form, by the names of its files; nothing is read or made.
+
+    >>> is_there("/nowhere")
+    False
+    """
+    return _find(Path(folder).expanduser().resolve()) is not None
+
+
+def _others(folder: Path) -> list[str]:
+    """What a folder holds that no data set of vdiff has put there; the path itself if it is no
+    folder.
+    """
+    if not folder.is_dir():
+        return [folder.name] if os.path.lexists(folder) else []
+    own = {"patches", "patches.part"} | {form.folder for form in PUBLISHED}
+    own |= {form.archive.name + part for form in PUBLISHED for part in ("", ".part")}
+    names = (path.name for path in folder.iterdir())
+    return sorted(name for name in names if name not in own and not name.startswith("."))
+
+
+def _what_there_is(folder: Path, others: list[str]) -> str:
+    if others and not folder.is_dir():
+        return f"a file, {folder}"
     for form in PUBLISHED:
         if (folder / form.folder).exists():
             missing = [file.name for file in form.batches if not (folder / form.folder / file.name).exists()]
             return f"{folder / form.folder} without {', '.join(missing)}"
+    if others:
+        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+        return f"nothing of it in {folder}, which holds {', '.join(others[:3])}{more}"
     return f"nothing of it in {folder}"
 
 
@@ -218,4 +251,4 @@ class _Bounded:
         return chunk
 
 
-__all__ = ["PUBLISHED", "Published", "cifar10", "decode_binary", "decode_python", "encode_binary", "read_batches", "unpack"]
+__all__ = ["PUBLISHED", "Published", "cifar10", "decode_binary", "decode_python", "encode_binary", "is_there", "read_batches", "unpack"]

@@ -5,9 +5,12 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from vdiff import decoder, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
@@ -99,9 +102,12 @@ class Config:
         if wrong:
             raise ValueError("\n".join(wrong))
 
-    def objective(self) -> Objective:
-        """The objective this config describes, with fresh weights."""
-        network = build(networks, self.network)
+    def objective(self, *, outline: bool = False) -> Objective:
+        """The objective this config describes, with fresh weights; an `outline` has a network
+        without values, on the meta device.
+        """
+        with torch.device("meta") if outline else nullcontext():
+            network = build(networks, self.network)
         read = None if self.decoder is None else build(decoder, self.decoder)
         if self.level_head and isinstance(read, Levels):
             network = networks.LevelHead(network, read)
