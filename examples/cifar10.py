@@ -28,7 +28,7 @@ from vdiff import plots
 from vdiff.cli.evaluate import Keeper
 from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS
-from vdiff.disk import absolute
+from vdiff.disk import absolute, atomic_write, write_text
 from vdiff.errors import did_you_mean, out_of_memory
 from vdiff.likelihood import Report, evaluate
 from vdiff.objective import Objective
@@ -52,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with processes() as device, Run.open(options.out, config, resume=options.resume) as run:
             if here().first:
                 say(described(options.recipe, config, len(images.train)))
-            learn(run, images, device, options.every)
-            report(run, images, device, options.images or (len(images.test) if gpu else 4 * FEW))
+            averaged = learn(run, images, device, options.every)
+            few = len(images.test) if gpu else 4 * FEW
+            report(run, averaged, images, device, options.images or few)
     except (TypeError, ValueError, OSError, ImportError) as error:
         say(f"cifar10: {error}", file=sys.stderr)
         return 2
@@ -108,7 +109,8 @@ def config_of(options: argparse.Namespace, gpu: bool) -> Config:
     if options.data is not None:
         name = options.data if options.data in DATASETS else "cifar10"
         if name != options.data and not Path(options.data).is_dir():
-            hint = did_you_mean(options.data, DATASETS) or "there is no such folder"
+            hint = "it is a file" if Path(options.data).is_file() else "there is no such folder"
+            hint = did_you_mean(options.data, DATASETS) or hint
             raise ValueError(f"'{options.data}' is no data set and no folder; {hint}")
         config = replace(config, data=name, folder=config.folder if name == options.data else options.data)
     if config.data == "digits":  # 8×8 pixels, one channel, 17 levels
@@ -140,8 +142,10 @@ def described(recipe: str, config: Config, images: int | None = None) -> str:
     return f"{recipe}: {parameters:,} parameters, {config.steps:,} steps of {config.batch}, {passes:,.1f} times {images:,} images of {config.data}"
 
 
-def learn(run: Run, images: Splits, device: torch.device, every: int | None) -> None:
-    """Train from the start or from where the run stands; its averaged weights are in the folder then."""
+def learn(run: Run, images: Splits, device: torch.device, every: int | None) -> Objective:
+    """Train from the start or from where the run stands; the averaged weights, which are in the
+    folder too.
+    """
     config = run.config
     torch.manual_seed(config.seed)
     objective = config.objective().to(device)
@@ -150,7 +154,8 @@ def learn(run: Run, images: Splits, device: torch.device, every: int | None) -> 
         held_out = images.selection if device.type == "cuda" else images.selection[:FEW]
         validate = Validation(held_out.pixels.to(device), batch=BATCH, **condition(config, held_out, device))
     every = every or max(1, min(5000, config.steps // (100 if device.type == "cuda" else 5)))
-    train(objective, images.train.pixels, config, labels=images.train.labels, run=run, validate=validate, every=every)
+    data, kept = images.train, {"run": run, "validate": validate, "every": every}
+    return train(objective, data.pixels, config, labels=data.labels, **kept)
 
 
 BATCH = 256  # network evaluations at a time
@@ -160,9 +165,15 @@ def condition(config: Config, images: Images, device: torch.device) -> dict[str,
     return {"label": images.labels.to(device)} if config.conditional else {}
 
 
-def report(run: Run, images: Splits, device: torch.device, count: int) -> None:
+def report(
+    run: Run,
+    objective: Objective,
+    images: Splits,
+    device: torch.device,
+    count: int,
+) -> None:
     """The bound of test images with its errors beside simple densities, as a table, as JSON and in figures."""
-    config, objective = run.config, run.load().to(device)
+    config = run.config
     if objective.decoder is None:
         return
     test = images.test[:count]
@@ -180,10 +191,10 @@ def report(run: Run, images: Splits, device: torch.device, count: int) -> None:
         for name, fit in fits.items()
     }
     table = rendered(found, baselines, len(test), len(images.test), config.data)
-    (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+    write_text(run.folder / "table.txt", table + "\n")
     parts = {part: vars(getattr(found, part)) for part in ("prior", "diffusion", "reconstruction", "total")}
     results = {"unit": "bits/dim", "bound": parts, "baselines": baselines, "protocol": found.protocol}
-    (run.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     say(f"\n{table}\n")
     draw(run, objective, images.test, profile, min(baselines.items(), key=lambda item: item[1]), device)
     kept.clear()
@@ -206,11 +217,16 @@ def draw(run: Run, objective: Objective, real: Images, profile: vdiff.Profile, b
     labels: dict[str, Any] = {"label": torch.arange(40, device=noise.device) % config.network["labels"]} if config.conditional else {}
     grid = vdiff.few_steps(schedule.logsnr_max, schedule.logsnr_min)
     made = vdiff.sample(objective.model, noise, schedule=grid, steps=20, step=vdiff.adams, **labels)
-    plots.samples(run.figures / "samples.png", objective.decoder.decode(made).cpu(), real.pixels[:40], levels=real.levels)
-    plots.error_by_logsnr(run.figures / "error_by_logsnr.png", {"test images": profile}, real.pixels[0].numel())
+    with atomic_write(run.figures / "samples.png") as path:
+        decoded = objective.decoder.decode(made).cpu()
+        plots.samples(path, decoded, real.pixels[:40], levels=real.levels)
+    with atomic_write(run.figures / "error_by_logsnr.png") as path:
+        plots.error_by_logsnr(path, {"test images": profile}, real.pixels[0].numel())
     start = config.objective().schedule
-    plots.schedule(run.figures / "schedule.png", {"at the start": start, "after training": schedule.cpu()})
-    plots.curves(run.figures / "training.png", run.history(), baseline)
+    with atomic_write(run.figures / "schedule.png") as path:
+        plots.schedule(path, {"at the start": start, "after training": schedule.cpu()})
+    with atomic_write(run.figures / "training.png") as path:
+        plots.curves(path, run.history(), baseline)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import nn
 import vdiff
 from vdiff import plots
 from vdiff.data.digits import LEVELS, digits
+from vdiff.disk import atomic_write, write_text
 from vdiff.likelihood import Report, evaluate
 from vdiff.objective import Objective
 from vdiff.terminal import Bar, replace_unencodable, say
@@ -68,20 +69,16 @@ def main() -> None:
     report = measure(objective, images.test, draws=options.draws, replicates=4, profile=profiles["test set"], label="testing")
     baselines = {name: fit(images.train, images.test, LEVELS) for name, fit in BASELINES.items()}
     table = render(report, baselines)
-    (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
-    (run.folder / "results.json").write_text(
-        json.dumps(
-            {
-                "unit": "bits/dim",
-                "steps": config.steps,
-                "bound": {part: vars(getattr(report, part)) for part in ("prior", "diffusion", "reconstruction", "total")},
-                "baselines": baselines,
-                "protocol": report.protocol,
-            },
-            indent=2,
-        ),
-        encoding="utf-8",
-    )
+    write_text(run.folder / "table.txt", table + "\n")
+    parts = ("prior", "diffusion", "reconstruction", "total")
+    results = {
+        "unit": "bits/dim",
+        "steps": config.steps,
+        "bound": {part: vars(getattr(report, part)) for part in parts},
+        "baselines": baselines,
+        "protocol": report.protocol,
+    }
+    write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     say(f"\n{table}\n")
     draw_figures(run, objective, images.test, profiles, min(baselines.items(), key=lambda item: item[1]))
     say(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
@@ -117,19 +114,23 @@ def draw_figures(
     sampling = vdiff.Cosine(objective.schedule.logsnr_max, objective.schedule.logsnr_min)
     noise = torch.randn(50, *test.shape[1:], generator=generator_of(0, 0, "samples"))
     made = vdiff.sample(objective.model, noise, schedule=sampling, steps=100, generator=generator_of(0, 1, "samples"))
-    plots.samples(run.figures / "samples.png", objective.decoder.decode(made), test[:50], levels=LEVELS)
-    plots.schedule(run.figures / "schedule.png", {"training (normal)": objective.schedule, "sampling (cosine)": sampling})
-    plots.weighting(
-        run.figures / "weighting.png",
-        {
-            "ELBO (this run)": vdiff.ELBO(),
-            "sigmoid(2 − λ)": vdiff.Sigmoid(2.0),
-            "EDM": vdiff.EDM(),
-            "flow matching": vdiff.recipe("flow-matching").weighting,
-        },
-    )
-    plots.error_by_logsnr(run.figures / "error_by_logsnr.png", profiles, test[0].numel())
-    plots.curves(run.figures / "training.png", run.history(), baseline)
+    with atomic_write(run.figures / "samples.png") as path:
+        plots.samples(path, objective.decoder.decode(made), test[:50], levels=LEVELS)
+    with atomic_write(run.figures / "schedule.png") as path:
+        both = {"training (normal)": objective.schedule, "sampling (cosine)": sampling}
+        plots.schedule(path, both)
+    weightings = {
+        "ELBO (this run)": vdiff.ELBO(),
+        "sigmoid(2 − λ)": vdiff.Sigmoid(2.0),
+        "EDM": vdiff.EDM(),
+        "flow matching": vdiff.recipe("flow-matching").weighting,
+    }
+    with atomic_write(run.figures / "weighting.png") as path:
+        plots.weighting(path, weightings)
+    with atomic_write(run.figures / "error_by_logsnr.png") as path:
+        plots.error_by_logsnr(path, profiles, test[0].numel())
+    with atomic_write(run.figures / "training.png") as path:
+        plots.curves(path, run.history(), baseline)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from vdiff import MSE, Denoiser, DiscretizedGaussian, Eps, PosteriorMean, Tabulated, X, elbo, hybrid, weighted_elbo
 from vdiff.data.digits import LEVELS, Split, digits
+from vdiff.disk import write_text
 from vdiff.gaussian import Step, alpha, per_example
 from vdiff.likelihood import evaluate
 from vdiff.metrics import mmd
@@ -43,7 +44,7 @@ from vdiff.sampling import Memory, ancestral, uniform
 from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of, offset_of, on_chain, stratified
 from vdiff.training.loop import pace
-from vdiff.training.run import save_aside, write_aside
+from vdiff.training.weights import save_tensors
 from vdiff.variance import Forward, LogVariance, Posterior, Range, ReverseVariance, Variance
 
 
@@ -241,8 +242,8 @@ class Ladder:
             for row, seed in todo:
                 bar.label = f"{row}, seed {seed}"
                 record, tensors = self.train(row, seed, bar)
-                save_aside(paths[row, seed].with_suffix(".safetensors"), tensors)
-                write_aside(paths[row, seed], json.dumps(record, indent=2, ensure_ascii=False) + "\n")  # last: it says that both are there
+                save_tensors(paths[row, seed].with_suffix(".safetensors"), tensors)
+                write_text(paths[row, seed], json.dumps(record, indent=2, ensure_ascii=False) + "\n")  # last: it says that both are there
         known = {key: (json.loads(path.read_text("utf-8")), load_file(path.with_suffix(".safetensors"))) for key, path in paths.items()}
         return {row: [known[row, seed] for seed in range(seeds)] for row in rows}
 
@@ -271,8 +272,8 @@ def main(arguments: list[str] | None = None) -> None:
     said, caption = findings(results), ladder.caption(seeds)
     report = {"setting": asdict(setting), "caption": caption, "rows": rows, "findings": said}
     table = "\n\n".join([render(results), caption, "\n".join(f"- {line}" for line in said)]) + "\n"
-    write_aside(out / "table.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    write_aside(out / "table.md", table)
+    write_text(out / "table.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text(out / "table.md", table)
     say(f"\n{table}")
     ladder_figures.draw(out / "figures", ladder, results)
     say(f"{time.time() - started:.0f} s; table, results and figures in {out}")

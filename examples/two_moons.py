@@ -34,11 +34,12 @@ from two_moons_variances import ESTIMATORS, along_path, at_step
 
 import vdiff
 from vdiff.decoder import Gaussian
+from vdiff.disk import write_text
 from vdiff.metrics import mmd
 from vdiff.nn import MLP
 from vdiff.terminal import replace_unencodable, say, track
 from vdiff.times import generator_of
-from vdiff.training.run import save_aside, write_aside
+from vdiff.training.weights import save_tensors
 
 SCHEDULE, DECODER = vdiff.Linear(8.0, -8.0), Gaussian()
 
@@ -166,7 +167,7 @@ def kept(path: Path, make: Callable[[], Tensors]) -> Tensors:
     """What `make` gives, from the file if it is there."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_aside(path, make())
+        save_tensors(path, make())
     return load_file(path)
 
 
@@ -229,8 +230,8 @@ def main() -> None:
     over = {name: stacked(done) for name, done in runs.items()}
     found = findings(settings, over, stacked(spreads), stacked(paths))
     report = f"{table(settings, stacked(paths))}\n\n{sentences(settings, seeds, found)}"
-    write_aside(out / "findings.txt", report + "\n")
-    write_aside(out / "findings.json", json.dumps({"settings": asdict(settings), "seeds": seeds, "mean, standard error": found}, indent=2))
+    write_text(out / "findings.txt", report + "\n")
+    write_text(out / "findings.json", json.dumps({"settings": asdict(settings), "seeds": seeds, "mean, standard error": found}, indent=2))
     say(f"\n{report}\n")
     figures.samples(out, settings.at, {name: done[0] for name, done in runs.items()}, moons()[1][: settings.samples])
     figures.training(out, settings.at, over)

@@ -52,6 +52,7 @@ def kills(count: int, folder: Path, steps: int = 150) -> dict[str, int]:
         while True:
             child = os.fork()
             if child == 0:
+                warnings.simplefilter("ignore")  # where it was killed before its first checkpoint, it says so
                 try:
                     run_until(home, config, store_every=INTERVAL)
                 finally:

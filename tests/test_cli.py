@@ -79,6 +79,15 @@ def test_samples_by_class_and_guidance(run):
     assert np.load(folder / "samples" / "samples.npz")["label"].tolist() == [1] * 7
 
 
+@pytest.mark.parametrize(("count", "batch"), [(4, 4), (8, 2), (7, 3)])
+@pytest.mark.parametrize(("options", "each"), [((), 4), (("--step", "heun"), 7), (("--guidance", "2", "--null-label", "3"), 8)])
+def test_the_file_says_how_many_evaluations_a_sample_took_as_the_screen_does(run, capsys, count, batch, options, each):
+    folder = run(labels=4)
+    assert main(["sample", str(folder), "--count", str(count), "--batch", str(batch), "--steps", "4", "--quiet", *options]) == 0
+    assert f"{count} samples, {each} evaluations each" in capsys.readouterr().out
+    assert json.loads(str(np.load(folder / "samples" / "samples.npz")["settings"]))["evaluations"] == each
+
+
 def settings_of(folder, *options):
     """What `vdiff sample` writes down, and the levels it visited."""
     assert main(["sample", str(folder), "--count", "2", "--quiet", *options]) == 0

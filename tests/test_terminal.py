@@ -128,7 +128,7 @@ def test_text_files_have_an_encoding(path):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
         given, words = [ast.unparse(one) for one in node.args], {word.arg for word in node.keywords}
-        if name in ("read_text", "write_text"):
+        if name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute):
             assert "encoding" in words or (name == "read_text" and given == ["'utf-8'"]), f"{path}:{node.lineno}"
         if name == "open" and "b" not in "".join(given[:2]).partition(",")[2] and not (words & {"encoding", "fileobj", "timeout"}):
             modes = [one for one in given if one.strip("'") in ("r", "w", "a", "x", "r+", "w+", "a+")]

@@ -293,7 +293,7 @@ def warn_beyond(
     """Warn, once for each model and ends, where a schedule asks for log-SNRs that the model's time
     does not know. In an evaluation, warn also of log-SNRs that it was not trained on. A call that
     records no gradient is an evaluation."""
-    if not isinstance(model, nn.Module) or home(schedule).type == "meta":
+    if not isinstance(model, nn.Module) or "meta" in (home(model).type, home(schedule).type):
         return
     evaluation = evaluation or not (model.training and torch.is_grad_enabled())
     ends = id(schedule) if schedule.learns_ends else schedule.ends()
@@ -304,7 +304,7 @@ def warn_beyond(
     seen.add(key)
     with torch.no_grad():
         first = 0.0 if steps is None else 1 / steps
-        start = torch.tensor(first, dtype=torch.float64).to(home(schedule))
+        start = torch.tensor(first, dtype=torch.float64, device=home(schedule))
         asked = schedule.logsnr_min, schedule(start).item()
         _warn(name, model, asked, lambda known: _share(schedule, steps, known), evaluation)
 

@@ -53,6 +53,8 @@ class Objective(nn.Module):
     >>> objective(torch.randint(0, 17, (8, 1, 8, 8))).mean().backward()
     """
 
+    trained_on: tuple[str, ...] = ()  # hashes of the data, of what `vdiff.training.train` returns
+
     def __init__(
         self,
         model: Model,

@@ -181,7 +181,7 @@ def curves(path: Path, history: list[dict[str, float]], best_baseline: tuple[str
     """
     picture, (axes,) = figure(width=5.6)
     for key, name in (("train_bits_per_dim", "training batches"), ("selection_bits_per_dim", "selection set, averaged weights")):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
     if best_baseline is not None:

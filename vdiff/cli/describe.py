@@ -5,10 +5,10 @@ FILE.py is run as a Python program: name only a file that you trust.
 """
 
 import argparse
-from pathlib import Path
 
-from vdiff.cli.load import from_file
+from vdiff.cli.load import from_file, output_file
 from vdiff.describe import Description, describe
+from vdiff.disk import atomic_write
 from vdiff.errors import printable
 from vdiff.recipes import RECIPES
 from vdiff.terminal import say
@@ -38,16 +38,18 @@ def run(options: argparse.Namespace) -> int:
     ...
     0
     """
+    figure = None if options.figure is None else output_file("describe", "figure", options.figure)
+    if figure is not None and not figure.suffix:
+        figure = output_file("describe", "figure", figure.with_suffix(".png"))
     names = list(RECIPES) if options.all else [options.objective, *options.compare]
     if names[0] is None:
         raise ValueError("name an objective, or --all")
     described = [describe(from_file(name) if ":" in name else name) for name in names]
-    figure = None if options.figure is None else Path(options.figure)
     if figure is not None:
         from vdiff import plots
 
-        figure = figure if figure.suffix else figure.with_suffix(".png")
-        plots.objectives(figure, {printable(one.recipe.name): one for one in described})
+        with atomic_write(figure) as aside:
+            plots.objectives(aside, {printable(one.recipe.name): one for one in described})
     if len(described) == 1 or not options.all:
         say(described[0])
     if len(described) > 1:

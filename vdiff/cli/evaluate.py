@@ -7,24 +7,21 @@ share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
 """
 
 import argparse
-import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from vdiff.cli.load import device_of
-from vdiff.data import Images, Splits, splits
-from vdiff.data.registry import DATASETS
+from vdiff.cli.load import DATA, check_known, data_for, device_of, images_of, output_file
+from vdiff.data import Images
 from vdiff.decoder import Levels
-from vdiff.errors import did_you_mean, must, printable
+from vdiff.disk import atomic_write, no_room, write_text
+from vdiff.errors import must, printable
 from vdiff.extras import extra
 from vdiff.likelihood import Comparison, Report, Share, TruncatedNormal, Uniform, compare, dequantized_ode
 from vdiff.likelihood import evaluate as evaluate_bound
@@ -35,7 +32,6 @@ from vdiff.terminal import Bar, say
 if TYPE_CHECKING:
     from vdiff.training import Run
 
-DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name in DATASETS}
 SPLITS = ("test", "selection", "train")
 PAUSE = 60.0  # seconds between checkpoints
 BEYOND = 0.1  # in λ, how far beyond the ends of its training a network may be asked without a warning
@@ -82,14 +78,14 @@ def run(options: argparse.Namespace) -> int:
     ValueError: Run: argument 'folder' must hold a config.json; got ...
     """
     from vdiff.training import Run, here, processes
-    from vdiff.training.run import write_aside
 
     if options.ode:
         with extra("ode"):  # before the bound is computed
             import torchdiffeq  # noqa: F401
     source = Run(options.run)
     config, device = source.config, device_of(options.device)
-    objective = source.load().to(device)
+    loaded = source.loaded()
+    objective = loaded.objective.to(device)
     if objective.decoder is None:
         raise ValueError(must("evaluate", "run", "have a decoder", None, "without one there is no bound"))
     if options.ode and options.against is not None:
@@ -98,10 +94,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(
             must("evaluate", "ode", "come with a decoder of levels", repr(objective.decoder), "a density needs no dequantisation")
         )
-    data = options.data or config.data
-    found = images_of(data, options.split, config.folder)
+    parts = data_for(source, loaded, options.data)
+    found: Images = getattr(parts, options.split)
     images = found.pixels.to(device)
-    train = images_of(data, "train", config.folder).pixels.to(device) if options.ode else images
+    train = parts.train.pixels.to(device) if options.ode else images
     settings: dict[str, Any] = {
         word: getattr(options, word) for word in ("steps", "tolerance", "budget", "draws", "replicates", "seed", "batch")
     }
@@ -113,10 +109,12 @@ def run(options: argparse.Namespace) -> int:
     if config.conditional:
         settings["label"] = found.labels.to(device)
     _check_shape(source, images)
-    record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0], "weights file": weights_hash(source)}
+    record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0]}
+    record |= loaded.record | {"data set": options.data or config.data}
+    record["trained on"] = loaded.data or "images that are not recorded"
     out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
-    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
-        raise ValueError(must("evaluate", "out", "be in a folder that can be written to", str(out.parent), "--out FILE"))
+    if options.out or not out.is_symlink():
+        output_file("evaluate", "out", out)
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
     with processes():
         first = here().first
@@ -126,9 +124,13 @@ def run(options: argparse.Namespace) -> int:
         if options.against is not None:
             other = Run(options.against)
             _check_alike(other, objective, images, *(() if options.steps is not None else (config.chain, other.config.chain)))
-            record |= {"against": str(other.folder), "weights file against": weights_hash(other)}
+            theirs = other.loaded()
+            if options.data is None:
+                check_known(other, theirs, parts)
+            record["against"] = str(other.folder)
+            record |= {f"{name} against": value for name, value in theirs.record.items()}
             with progress_bar(quiet) as progress:
-                model = other.load().to(device).model
+                model = theirs.objective.to(device).model
                 report = kept.through("comparison", compare, objective.model, model, images, progress=progress, **settings)
         else:
             with progress_bar(quiet) as progress:
@@ -136,8 +138,15 @@ def run(options: argparse.Namespace) -> int:
             if options.ode:
                 report, failed = with_ode(report, kept, objective, images, train, options, settings)
         if first:
-            write_aside(out, json.dumps(report.asdict() | ({"failed": failed} if failed else {}), indent=2, allow_nan=False) + "\n")
-            say(report, *(f"FAILED: {name}: {why}" for name, why in failed.items()))
+            lines = [report, *(f"FAILED: {name}: {why}" for name, why in failed.items())]
+            if options.data is None and not loaded.data:
+                unknown = "on what the weights were trained is not recorded"
+                lines.append(f"{config.data} is the data that the config names; {unknown}")
+            numbers = report.asdict() | ({"failed": failed} if failed else {})
+            try:
+                say(*lines)
+            finally:  # one of the two disks may be full
+                write_text(out, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
             say(f"{time.monotonic() - started:.0f} s; in {printable(str(out))}")
     kept.clear()
     return 1 if failed else 0
@@ -229,12 +238,18 @@ class Kept:
 
     def write(self) -> None:
         """Write the latest state, if there is one."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         if self.latest:
-            aside = self.path.with_suffix(".partial")
-            save_file(self.latest, aside)
-            os.replace(aside, self.path)
+            try:
+                with atomic_write(self.path) as aside:
+                    save_file(self.latest, aside)
+            except (OSError, SafetensorError) as error:
+                needed = sum(value.nbytes for value in self.latest.values())
+                why = no_room(error, self.path, needed)
+                what = "the state of the evaluation is not kept, which goes on"
+                warnings.warn(f"{what}: {why}", stacklevel=2)
             self.last, self.latest = time.monotonic(), {}
 
     def state(self) -> dict[str, Tensor] | None:
@@ -246,21 +261,6 @@ class Kept:
             return load_file(self.path) if self.path.is_file() else None
         except SafetensorError as error:
             raise ValueError(must("evaluate", str(self.path), "be what an interrupted command left", error, "remove it")) from None
-
-
-def images_of(name: str, split: str, folder: str) -> Images:
-    """A split of a data set whose files are in `folder`, or of CIFAR-10 in the folder that is named in its place; an unknown name is
-    answered with the nearest.
-
-    >>> images_of("digits", "test", "data").pixels.shape
-    torch.Size([297, 1, 8, 8])
-    """
-    if name not in DATA and Path(name).is_dir():
-        name, folder = "cifar10", name
-    if name not in DATA:
-        raise ValueError(must("evaluate", "data", f"be one of {', '.join(DATA)}, or a folder", repr(name), did_you_mean(name, DATA)))
-    images: Images = getattr(DATA[name](folder), split)
-    return images
 
 
 def _check_shape(run: "Run", images: Tensor) -> None:
@@ -287,11 +287,6 @@ def _check_alike(other: "Run", objective: Objective, images: Tensor, *chains: in
         warnings.warn(f"{what}: the difference is not that of the two bounds; {hint}", stacklevel=2)
 
 
-def weights_hash(run: "Run") -> str:
-    """The first 16 hexadecimal digits of SHA-256 over the averaged weights' file."""
-    return hashlib.sha256(run.weights().read_bytes()).hexdigest()[:16]
-
-
 @contextmanager
 def progress_bar(quiet: bool, label: str = "", unit: str = "eval") -> Iterator[Any]:
     """A bar for `progress=`; its total grows when the second stage is known."""
@@ -299,4 +294,4 @@ def progress_bar(quiet: bool, label: str = "", unit: str = "eval") -> Iterator[A
         yield bar.to
 
 
-__all__ = ["add", "run"]
+__all__ = ["DATA", "add", "images_of", "run"]

@@ -16,6 +16,7 @@ docs/samplers.md says which step at which budget.
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from vdiff.cli.load import device_of, from_file
 from vdiff.decoder import Levels
+from vdiff.disk import atomic_write, check_output
 from vdiff.errors import did_you_mean, must, printable
 from vdiff.extras import extra
 from vdiff.parameterization import Eps, Flow, V, X
@@ -124,6 +126,7 @@ def run(options: argparse.Namespace) -> int:
     counted = Counted(objective.model)
     model, step = _model(options, counted), _step(options)
     levels = _levels(options, objective.schedule)
+    folder = _folder(Path(options.out) if options.out else source.folder / "samples")
     kept, frames = [], []
     with Bar(options.count * len(levels), "level", quiet=options.quiet) as bar:
         for first in range(0, options.count, options.batch):
@@ -141,21 +144,35 @@ def run(options: argparse.Namespace) -> int:
             kept.append((made.cpu(), prediction.x.cpu()))
             frames.append(on_the_way)
     data, x = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    folder = Path(options.out) if options.out else source.folder / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
     settings = {name: value for name, value in vars(options).items() if isinstance(value, int | float | str | list)}
-    settings |= {"steps": len(levels), "device": str(device), "evaluations": counted.evaluations}
+    per_sample = counted.evaluations / -(-options.count // options.batch)
+    settings |= {"steps": len(levels), "device": str(device), "evaluations": per_sample}
     arrays: dict[str, Any] = {"data": data.numpy(), "x": x.numpy(), "logsnr": levels.numpy(), "settings": json.dumps(settings)}
-    np.savez(folder / "samples.npz", **arrays | ({} if labels is None else {"label": labels.numpy()}))
+    with atomic_write(folder / "samples.npz") as aside:
+        np.savez(aside, **arrays | ({} if labels is None else {"label": labels.numpy()}))
     cells, columns = _cells(options.count, labels)
-    _picture(data, decoder.levels, cells, columns).save(folder / "samples.png")
+    with atomic_write(folder / "samples.png") as aside:
+        _picture(data, decoder.levels, cells, columns).save(aside)
     if options.gif:
         shown = [_picture(torch.cat(parts), decoder.levels, cells, columns) for parts in zip(*frames, strict=True)]
         pause = [50] * (len(shown) - 1) + [2000]
-        shown[0].save(folder / "trajectory.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0)
-    per_sample = counted.evaluations / -(-options.count // options.batch)
+        with atomic_write(folder / "trajectory.gif") as aside:
+            shown[0].save(aside, save_all=True, append_images=shown[1:], duration=pause, loop=0)
     say(f"{options.count} samples, {per_sample:g} evaluations each, in {printable(str(folder))}")
     return 0
+
+
+def _folder(folder: Path) -> Path:
+    """The folder of samples, made if missing; raises before anything is sampled where they cannot
+    be written.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(must("sample", "out", "be a folder", str(folder), "--out FOLDER"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("samples.npz", "samples.png", "trajectory.gif"):
+        if not (folder / name).is_symlink():  # a link is replaced
+            check_output("sample", "out", folder / name)
+    return folder
 
 
 def _step(options: argparse.Namespace) -> Any:

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from vdiff.cli.load import from_file
+from vdiff.disk import write_text
 from vdiff.errors import must
 from vdiff.likelihood import verify_estimators
 from vdiff.likelihood.verify import cases
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         if not Path(options.pages).is_dir():
             raise ValueError(must("verify", "pages", "be a folder that is there", options.pages))
         for name, page in (("theorems", theorem_page), ("errata", errata_page)):
-            (Path(options.pages) / f"{name}.md").write_text(page(), encoding="utf-8")
+            write_text(Path(options.pages) / f"{name}.md", page())
         return 0
     if options.estimators:
         given = {"model": from_file(options.model)} if options.model else {}

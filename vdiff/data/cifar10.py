@@ -1,6 +1,7 @@
 """CIFAR-10, 60,000 photographs of 32×32 pixels in ten classes, from its binary archive."""
 
 import gzip
+import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
 
     Read from `folder` as it is found there, unpacked or in its archive; sizes and checksums are
     verified each time, and nothing is unpacked onto the disk. Where nothing is found, the archive is
-    downloaded (170 MB). Raises ValueError with what to put where. The Python archive is not read, for
+    downloaded (170 MB), but only into a folder that is new, empty or holds data sets of vdiff alone.
+    Raises ValueError with what was found and what to put where. The Python archive is not read, for
     it holds pickles; the error then has the lines that convert it.
 
     Learning Multiple Layers of Features from Tiny Images, A. Krizhevsky, 2009; https://www.cs.toronto.edu/~kriz/cifar.html
@@ -98,10 +100,10 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
     """
     folder = absolute("dataset", "folder", folder)
     found = _find(folder)
-    reason = ""
+    reason, others = "", [] if found is not None else _others(folder)
     if found is None:
         _refuse_pickles(folder)
-    if found is None and download:
+    if found is None and download and not others:
         from vdiff.data.download import Unreachable
         from vdiff.data.download import download as fetch
 
@@ -113,7 +115,11 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
     if found is None:
         hint = f"put {PUBLISHED.archive} from {HOME.rstrip('/')} there as it is"
         hint += "; dataset('patches') needs no download"
-        raise ValueError(must("dataset", "folder", "hold CIFAR-10", _what_there_is(folder) + reason, hint))
+        if others:
+            hint = f"a folder with other things gets no download: name a new one, or {hint}; "
+            hint += "images of your own are a tensor, for vdiff.training.train"
+        came = _what_there_is(folder, others) + reason
+        raise ValueError(must("dataset", "folder", "hold CIFAR-10", came, hint))
     return read_batches(found)
 
 
@@ -137,9 +143,24 @@ def _find(folder: Path) -> Iterator[bytes] | None:
     return None
 
 
+def is_there(folder: str | Path) -> bool:
+    """Whether a folder holds CIFAR-10, by the names of its files, or the Python archive, which
+    `cifar10` refuses; nothing is read or made.
+
+    >>> is_there("/nowhere")
+    False
+    """
+    folder = absolute("dataset", "folder", folder)
+    return _find(folder) is not None or bool(_pickled(folder))
+
+
+def _pickled(folder: Path) -> list[str]:
+    return [name for name in PICKLED if (folder / name).exists()]
+
+
 def _refuse_pickles(folder: Path) -> None:
     """Raise where the folder holds the Python archive alone, with the lines that convert it."""
-    there = [name for name in PICKLED if (folder / name).exists()]
+    there = _pickled(folder)
     if there:
         came = f"{there[0]} in {folder}, whose pickles are not read: they can run code"
         hint = f"put {PUBLISHED.archive.name} there, which holds the same images; or, if you trust "
@@ -148,11 +169,28 @@ def _refuse_pickles(folder: Path) -> None:
         raise ValueError(f"{said}\n{CONVERSION}")
 
 
-def _what_there_is(folder: Path) -> str:
+def _others(folder: Path) -> list[str]:
+    """What a folder holds that no data set of vdiff has put there; the path itself if it is no
+    folder.
+    """
+    if not folder.is_dir():
+        return [folder.name] if os.path.lexists(folder) else []
+    archive = PUBLISHED.archive.name
+    own = {"patches", "patches.part", PUBLISHED.folder, archive, f"{archive}.part"}
+    names = (path.name for path in folder.iterdir())
+    return sorted(name for name in names if name not in own and not name.startswith("."))
+
+
+def _what_there_is(folder: Path, others: list[str]) -> str:
+    if others and not folder.is_dir():
+        return f"a file, {folder}"
     home = folder / PUBLISHED.folder
     if home.exists():
         missing = [file.name for file in PUBLISHED.batches if not (home / file.name).exists()]
         return f"{home} without {', '.join(missing)}"
+    if others:
+        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+        return f"nothing of it in {folder}, which holds {', '.join(others[:3])}{more}"
     return f"nothing of it in {folder}"
 
 
@@ -199,4 +237,13 @@ class _Bounded:
         return chunk
 
 
-__all__ = ["PUBLISHED", "Published", "cifar10", "decode_binary", "encode_binary", "read_batches", "unpack"]
+__all__ = [
+    "PUBLISHED",
+    "Published",
+    "cifar10",
+    "decode_binary",
+    "encode_binary",
+    "is_there",
+    "read_batches",
+    "unpack",
+]

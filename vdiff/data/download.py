@@ -2,6 +2,7 @@
 
 import errno
 import http.client
+import os
 import shutil
 import time
 import urllib.error
@@ -10,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from vdiff.data.file import File, writing
-from vdiff.disk import commit
+from vdiff.disk import commit, open_regular
 from vdiff.errors import must
 from vdiff.terminal import Bar, on_terminal
 
@@ -42,6 +43,8 @@ def download(url: str, file: File, folder: Path) -> None:
         path, part = folder / file.name, folder / f"{file.name}.part"
         if path.exists():
             return
+        if part.is_symlink() or (part.exists() and part.stat().st_nlink > 1):
+            part.unlink()  # it leads to a file that is another's
         with Bar(file.size, "B", file.name, quiet=not on_terminal()) as bar:
             for attempt in range(ATTEMPTS):
                 had = _size(part)
@@ -75,7 +78,8 @@ def _fetch(url: str, file: File, part: Path, bar: Bar) -> None:
     if have == file.size:
         return
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})})
-    with urllib.request.build_opener().open(request, timeout=TIMEOUT) as answer, part.open("ab") as out:
+    flags, opener = os.O_WRONLY | os.O_APPEND | os.O_CREAT, urllib.request.build_opener()
+    with opener.open(request, timeout=TIMEOUT) as answer, open(open_regular(part, flags), "ab") as out:
         if not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
             have = out.truncate(0)  # this server starts again
         bar.to(have)

@@ -1,11 +1,13 @@
 """Files of known content, and the right to write one: what data is read from."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vdiff.disk import open_regular
 from vdiff.errors import must
 from vdiff.extras import extra
 
@@ -84,7 +86,9 @@ def writing(folder: Path, name: str) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{name}.lock", timeout=WAIT)
+        path = folder / f".{name}.lock"
+        os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # the lock itself would follow a link
+        lock = FileLock(path, timeout=WAIT)
         lock.acquire()
     except OSError as error:  # a timeout is one too
         raise ValueError(

@@ -1,7 +1,6 @@
 """Patches of two photographs, in CIFAR-10's form: real image content for machines without CIFAR-10."""
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from vdiff.data.cifar10 import BATCH, RECORD, encode_binary, read_batches
 from vdiff.data.file import File, writing
 from vdiff.data.images import HELD_OUT, Images
-from vdiff.disk import absolute, commit
+from vdiff.disk import absolute, commit, new_folder
 from vdiff.errors import must
 from vdiff.extras import extra
 
@@ -45,9 +44,7 @@ def patches(folder: str | Path) -> tuple[Images, Images]:
 
 def _make(home: Path) -> None:
     """All files in a folder aside, which then gets its name."""
-    aside = home.with_name(f"{home.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-    aside.mkdir()
+    aside = new_folder(home.with_name(f"{home.name}.part"))
     parts = (_cut(*TRAIN, 5 * BATCH - HELD_OUT), _cut(*SELECTION, HELD_OUT), _cut(*TEST, BATCH))
     every = Images(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
     sums = ""

@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 
 from vdiff.data.cifar10 import cifar10
+from vdiff.data.cifar10 import is_there as cifar10_is_there
 from vdiff.data.digits import LEVELS, digits
 from vdiff.data.images import HELD_OUT, Images, Splits
 from vdiff.data.patches import patches
+from vdiff.disk import absolute
 from vdiff.errors import did_you_mean, must
 
 
@@ -43,6 +45,17 @@ def dataset(name: str, folder: str | Path = "data") -> tuple[Images, Images]:
     return DATASETS[name](folder)
 
 
+def is_there(name: str, folder: str | Path = "data") -> bool:
+    """Whether `dataset(name, folder)` would only read: nothing is downloaded and nothing made.
+
+    >>> is_there("digits", "/nowhere"), is_there("patches", "/nowhere")
+    (True, False)
+    """
+    if name == "patches":
+        return (absolute("dataset", "folder", folder) / "patches").exists()
+    return name == "digits" or cifar10_is_there(folder)
+
+
 def splits(name: str, folder: str | Path = "data") -> Splits:
     """A data set in three parts, to train on, to select with and to test, so that the test is looked at once, at the end.
 
@@ -58,4 +71,4 @@ def splits(name: str, folder: str | Path = "data") -> Splits:
     return Splits(train[:-HELD_OUT], train[-HELD_OUT:], test)
 
 
-__all__ = ["DATASETS", "dataset", "splits"]
+__all__ = ["DATASETS", "dataset", "is_there", "splits"]

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from vdiff.disk import write_text
 from vdiff.errors import must, out_of_memory
 from vdiff.objective import Objective
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.ranks import Place
-from vdiff.training.run import write_aside
 
 
 def not_finite(objective: Objective, batches: Batches, step: int, in_a_row: int, folder: Path | None) -> ValueError:
@@ -29,7 +29,7 @@ def not_finite(objective: Objective, batches: Batches, step: int, in_a_row: int,
     hint = "lower the learning rate"
     if folder is not None:
         path = folder / f"nonfinite-{step:08d}.json"
-        write_aside(path, json.dumps(looked_at(objective, batches, step), indent=1) + "\n")
+        write_text(path, json.dumps(looked_at(objective, batches, step), indent=1) + "\n")
         hint += f"; the images, times and losses of that step are in {path}"
     return ValueError(must("train", "objective", "have a finite loss, with a gradient of finite norm", came, hint))
 

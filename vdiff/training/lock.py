@@ -7,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from vdiff.disk import open_regular
 from vdiff.errors import must
 from vdiff.training.plain import read_json
 
@@ -25,6 +26,7 @@ def hold(folder: Path) -> FileLock:
     Run: argument 'folder' must be used by one training at a time; got process ... on ... in ...
     """
     path = folder / ".lock"
+    os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # the lock itself would follow a link
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
@@ -32,7 +34,8 @@ def hold(folder: Path) -> FileLock:
         holder = _holder(path)
         hint = "wait for it or stop it, or take another folder"
         raise ValueError(must("Run", "folder", "be used by one training at a time", f"{holder} in {folder}", hint)) from error
-    path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+    with open(open_regular(path, os.O_WRONLY | os.O_TRUNC), "w", encoding="utf-8") as file:
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
     return lock
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -19,6 +20,7 @@ from vdiff.schedule.base import home
 from vdiff.terminal import say
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
+from vdiff.training.described import check_described
 from vdiff.training.guard import autocast, memory_hint, not_finite
 from vdiff.training.ranks import from_first, here, on_first, over_ranks, wrap
 from vdiff.training.readings import Reading, Readings
@@ -26,6 +28,7 @@ from vdiff.training.record import Record, tensorboard
 from vdiff.training.run import Run
 from vdiff.training.signals import stopping
 from vdiff.training.state import State
+from vdiff.training.trained import fingerprint
 
 Log = Callable[[dict[str, Any]], None]
 Validate = Callable[[Objective], float | Estimate]
@@ -100,8 +103,9 @@ def train(
     widen_trained(averaged.model, *averaged.schedule.ends())
     for mean, p in zip(averaged.parameters(), objective.parameters(), strict=True):
         mean.requires_grad_(p.requires_grad)  # to go on with, as one likes
+    averaged.trained_on = tuple(trainer.state.about["data"])
     if run is not None:
-        on_first(lambda: run.save(averaged))  # nobody goes on to load it before it is there
+        on_first(lambda: run.finish(trainer.state))  # nobody goes on to load it before it is there
     return averaged
 
 
@@ -127,6 +131,9 @@ class Trainer:
     ) -> None:
         self.config, self.run, self.on_nonfinite, self.place = config, run, on_nonfinite, here()
         self.device = home(objective)
+        if any(p.is_meta for p in objective.parameters()):
+            hint = "objective.to_empty(device=…), then load or initialise its weights"
+            raise ValueError(must("train", "objective", "have weights", "the meta device", hint))
         self.batches = Batches(data, config, labels=labels, place=self.place, device=self.device)
         self.objective = objective.train()
         network = getattr(objective.model, "network", objective.model)
@@ -135,7 +142,10 @@ class Trainer:
         if config.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = State(objective, config)
+        told = labels if config.conditional else None
+        self.state.about = {"data": [on_first(lambda: fingerprint(data, told))]}
         if run is not None:
+            self.state.about["unlike"] = check_described(objective, config)
             run.restore(self.state)
         else:
             from_first(value for named in self.state.tensors().values() for value in named.values())
@@ -212,6 +222,9 @@ class Trainer:
                 loss = self.losses(step, part).mean() / (self.dims * config.accumulate)
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
+        for p in self.network_parameters:
+            if p.grad is not None and p.grad.layout is not torch.strided:
+                p.grad = p.grad.to_dense()  # AdamW takes no sparse gradients
         norm = nn.utils.get_total_norm([p.grad for p in self.network_parameters if p.grad is not None])
         if config.clip is not None:
             nn.utils.clip_grads_with_norm_(self.network_parameters, config.clip, norm)
@@ -221,8 +234,7 @@ class Trainer:
             finite &= p.grad is None or p.grad.isfinite().all()
         numbers = torch.stack([total, norm.to(total.dtype), (~finite).to(total), torch.full_like(total, asked() > 0)])
         numbers = over_ranks(numbers) / self.place.count
-        optimizer.found_inf = (numbers[2] > 0).float()  # type: ignore[attr-defined]  # as torch's GradScaler tells it
-        optimizer.step()
+        self.state.advance(numbers[2] > 0)
         self.objective.update(over_ranks)
         self.state.averages.update(step)
         return numbers
@@ -253,14 +265,29 @@ class Trainer:
             entry["gradient_norm"] = last.norm if math.isfinite(last.norm) else None
         entry |= {"lr": self.state.optimizer.param_groups[0]["lr"], "skipped": state.skipped}
         if validate is not None:
-            found = validate(state.averaged)
-            if isinstance(found, Estimate):
-                entry |= {"selection_error": found.monte_carlo, "selection_error_over_images": found.images}
-            entry["selection_bits_per_dim"] = value = found.value if isinstance(found, Estimate) else float(found)
-            if state.best is None or value < state.best["bits_per_dim"]:
-                state.best = {"step": state.step, "bits_per_dim": value}
+            entry |= self.validated(validate(state.averaged))
         state.window = [0.0, 0]
         return entry
+
+    def validated(self, found: float | Tensor | Estimate) -> dict[str, float | None]:
+        """What is logged of a validation; one that is not finite is None in the log, warned of,
+        and never the best.
+        """
+        state = self.state
+        value = found.value if isinstance(found, Estimate) else float(found)
+        numbers: dict[str, float | None] = {}
+        if isinstance(found, Estimate):
+            numbers["selection_error"] = found.monte_carlo
+            numbers["selection_error_over_images"] = found.images
+        numbers["selection_bits_per_dim"] = value
+        if not math.isfinite(value):
+            if self.place.first:
+                what = f"the validation at step {state.step} is {value}"
+                warnings.warn(f"{what}: it is logged as none, and training goes on", stacklevel=2)
+        elif state.best is None or value < state.best["bits_per_dim"]:
+            state.best = {"step": state.step, "bits_per_dim": value}
+        finite = {name for name, n in numbers.items() if n is not None and math.isfinite(n)}
+        return {name: n if name in finite else None for name, n in numbers.items()}
 
     def leave(self, number: int, stored: int) -> None:
         """End the process as the signal asked; its number is 0 where another rank received it."""

@@ -2,9 +2,8 @@
 
 import json
 import os
-import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,22 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from vdiff.denoiser import widen_trained
-from vdiff.disk import absolute, commit
+from vdiff.disk import absolute, append_line, remove, sweep, write_text
 from vdiff.errors import did_you_mean, must, printable
 from vdiff.likelihood.protocol import version
 from vdiff.objective import Objective
-from vdiff.training import checkpoint
+from vdiff.training import checkpoint, described
 from vdiff.training.config import Config
 from vdiff.training.lock import hold
 from vdiff.training.plain import lines, parse, read_json
 from vdiff.training.ranks import from_first, here, on_first
 from vdiff.training.state import State, is_state
+from vdiff.training.trained import Loaded, differences, fingerprint, load_trained, weights_file
+from vdiff.training.weights import PICKLES, UNPICKLE, Facts, save_tensors
 
 RESUME = ("auto", "never")
-FREE = ("accumulate", "compile", "channels_last", "folder")  # how a step is computed, not what: a resumed run may change it
+# that a training writes
+FILES = ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl")
 
 
 class Run:
@@ -72,7 +73,7 @@ class Run:
                 it; where it cannot be written to.
         """
         if resume not in RESUME:
-            hint = checkpoint.UNPICKLE if Path(resume).suffix in checkpoint.PICKLES else did_you_mean(resume, RESUME)
+            hint = UNPICKLE if Path(resume).suffix in PICKLES else did_you_mean(resume, RESUME)
             raise ValueError(must("Run.open", "resume", f"be one of {', '.join(RESUME)}", repr(resume), hint))
         if keep < 1:
             raise ValueError(must("Run.open", "keep", "be at least 1", keep, "without a checkpoint nothing can be gone on from"))
@@ -87,6 +88,12 @@ class Run:
             if difference:
                 hint = "another config is another run: take another folder"
                 raise ValueError(must("Run.open", "config", f"be that of the run in {run.folder}", difference, hint))
+            finished = os.path.lexists(run.folder / "ema.safetensors")
+            if finished and not checkpoint.checkpoints(run.checkpoints):
+                what = "hold a checkpoint to go on from"
+                came = f"trained weights alone, in {run.folder}"
+                hint = "they are kept; take another folder, or Run.create, which replaces the run"
+                raise ValueError(must("Run.open", "folder", what, came, hint))
 
         on_first(lambda: run._take(check))
         return run
@@ -98,10 +105,8 @@ class Run:
 
         def clear() -> None:
             warnings.warn(f"replacing the run in {printable(str(run.folder))}", stacklevel=6)
-            for old in ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl"):
-                (run.folder / old).unlink(missing_ok=True)
-            for old in ("checkpoints", "tensorboard"):
-                shutil.rmtree(run.folder / old, ignore_errors=True)
+            for old in (*FILES, "checkpoints", "tensorboard"):
+                remove(run.folder / old)
 
         on_first(lambda: run._take(clear))
         return run
@@ -114,7 +119,8 @@ class Run:
             if (self.folder / "config.json").exists() and self._begun():
                 older()
             self.checkpoints.mkdir(exist_ok=True)
-            write_aside(self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n")
+            sweep(self.folder)
+            write_text(self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n")
         except OSError as error:
             self.close()
             raise ValueError(must("Run", "folder", "be one that can be written to", f"{self.folder}: {error}")) from error
@@ -125,13 +131,13 @@ class Run:
     def _begun(self) -> bool:
         """Whether anything was trained here: a start that failed leaves nothing to go on with, and nothing to keep."""
         return bool(checkpoint.checkpoints(self.checkpoints)) or any(
-            (self.folder / name).exists() for name in ("ema.safetensors", "log.jsonl")
+            os.path.lexists(self.folder / name) for name in ("ema.safetensors", "log.jsonl")
         )
 
     def check(self, config: Config) -> None:
         """Raise unless this run was opened for the training of this config."""
-        if differences(self.config.asdict(), config.asdict()):
-            came = differences(self.config.asdict(), config.asdict())
+        came = differences(self.config.asdict(), config.asdict())
+        if came:
             raise ValueError(must("train", "run", "be of the config that is trained", came))
         if self._lock is None and here().first:
             raise ValueError(must("train", "run", "be opened for training", f"Run({str(self.folder)!r})", "Run.open(folder, config)"))
@@ -164,6 +170,8 @@ class Run:
         """Go on from the newest whole checkpoint, on every process, and forget what the log has beyond it. A checkpoint that is cut off,
         damaged or of another run is warned of and put aside, and the one before it is used.
 
+        Where there is none, a log of an earlier training is kept as old-log.jsonl, with a warning.
+
         Raises ValueError where there are checkpoints and none can be used.
         """
         live = state.tensors()
@@ -171,9 +179,31 @@ class Run:
         from_first(value for named in live.values() for value in named.values())
         if facts is not None:
             state.take(facts["state"])
+            self._merge(state, facts)
         if here().first:
+            if facts is None and self.history():
+                self._keep_log()
             kept = [entry for entry in self.history() if entry.get("step", 0) <= state.step]
-            write_aside(self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+            write_text(self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def _keep_log(self) -> None:
+        """Give the log of a training that left no checkpoint another name, with a warning."""
+        kept = checkpoint.unused(self.folder / "old-log.jsonl")
+        (self.folder / "log.jsonl").rename(kept)
+        what = f"{self.folder} has a log and no checkpoint: the training starts again at step 0"
+        warnings.warn(f"{what}; the old log is {kept.name}", stacklevel=2)
+
+    def _merge(self, state: State, facts: Facts) -> None:
+        """Take up what the checkpoint says of its objective and data; warn where the training goes
+        on with others.
+        """
+        now = state.about
+        before = {name: facts.get(name, value) for name, value in now.items()}
+        known = set(now["data"]) <= set(before["data"])
+        if here().first and not (known and now["unlike"] == before["unlike"]):
+            what = "the run goes on with other data or another objective"
+            warnings.warn(f"{what}: {now}, where it was {before}", stacklevel=2)
+        now["data"] = sorted({*before["data"], *now["data"]})
 
     def read(self, path: Path, live: checkpoint.Tensors) -> dict[str, Any]:
         """Copy a checkpoint of this run into tensors and return its facts. Raises ValueError where it is damaged or of another run."""
@@ -194,7 +224,7 @@ class Run:
         there stays, and a warning says how much is missing."""
         if not here().first:
             return True
-        facts = {"config": self.config.asdict(), "versions": _versions(), "state": state.facts()}
+        facts = {"config": self.config.asdict(), "versions": _versions(), "state": state.facts()} | state.about
         try:
             checkpoint.write(self.checkpoints, state.step, state.tensors(), facts)
         except OSError as error:
@@ -206,9 +236,7 @@ class Run:
     def log(self, entry: dict[str, Any]) -> None:
         """Append one line to log.jsonl, behind one that a full disk cut off."""
         if here().first:
-            with (self.folder / "log.jsonl").open("ab+") as file:
-                torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
-                file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
+            append_line(self.folder / "log.jsonl", json.dumps(entry))
 
     def history(self) -> list[dict[str, Any]]:
         """All entries of log.jsonl, but for lines that a crash has cut off or that are damaged."""
@@ -225,66 +253,69 @@ class Run:
                 entries.append(entry)
         return entries
 
-    def save(self, objective: Objective, name: str = "ema") -> None:
-        """Write weights to `<name>.safetensors`: aside first, then renamed, so that a crash leaves the old file."""
-        if here().first:
-            save_aside(self.folder / f"{name}.safetensors", objective.state_dict(), sealed=True)
+    def save(
+        self,
+        objective: Objective,
+        name: str = "ema",
+        *,
+        data: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        """Write weights to `<name>.safetensors`, whole or not at all, with what they are of.
 
-    def load(self, name: str = "ema") -> Objective:
-        """The run's objective with its averaged weights, in evaluation mode; while it trains, those of the newest checkpoint.
-
-        Raises ValueError where there are none, or they are not of this run.
+        `vdiff evaluate` must know on which images they were trained. Weights that `train` returned
+        say it; for those of a loop of your own pass `data`, and `labels` of a conditional network.
         """
-        expected = self.config.objective(outline=True).state_dict()
-        path = self.weights(name)
-        if path.parent.parent == self.checkpoints:
-            checkpoint.verify(path.parent, path.name)
-        loaded = checkpoint.load(path, expected)  # before a network of another size takes memory
-        objective = self.config.objective()
-        checkpoint.fill(objective.state_dict(), loaded)
-        widen_trained(objective.model, *objective.schedule.ends())
-        return objective.eval()
+        if here().first:
+            unlike = described.differences(objective, self.config)
+            known = list(objective.trained_on) if data is None else [fingerprint(data, labels)]
+            self._save(objective, name, {"unlike": unlike, "data": known, "step": None})
+
+    def finish(self, state: State) -> bool:
+        """Write the averaged weights of a training; whether they were written. Where the disk does
+        not allow it, a warning says how much is missing, and the checkpoints stay."""
+        try:
+            self._save(state.averaged, "ema", state.about | {"step": state.step})
+        except OSError as error:
+            kept = "what train returned has them, and so has the newest checkpoint"
+            warnings.warn(f"no averaged weights: {error}; {kept}", stacklevel=2)
+            return False
+        return True
+
+    def _save(self, objective: Objective, name: str, about: Facts) -> None:
+        path = self.folder / f"{name}.safetensors"
+        save_tensors(path, objective.state_dict(), {"config": self.config.asdict()} | about)
+
+    def load(self, name: str = "ema", *, objective: Objective | None = None) -> Objective:
+        """The run's objective with its averaged weights, in evaluation mode; while it trains,
+        those of the newest checkpoint.
+
+        Weights come back in the precision in which they were saved: averages of a half-precision
+        network are in float32.
+
+        Args:
+            name: of the file, such as "ema", or "ema-0.9999" for the average of another decay in
+                the newest checkpoint.
+            objective: filled and returned, for a run with parts of your own, which its config
+                cannot build.
+
+        Raises:
+            ValueError: where there are no weights, or they are not of this run, its config or this
+                objective, with what differs.
+        """
+        return self.loaded(name, objective=objective).objective
+
+    def loaded(self, name: str = "ema", *, objective: Objective | None = None) -> Loaded:
+        """`load`, with the file, its step and its hash for a protocol, and what it was trained on."""
+        return load_trained(self.folder, self.config, name, objective)
 
     def weights(self, name: str = "ema") -> Path:
-        """The file that `load` reads: `ema` is the average that is evaluated, `ema-0.9999` that of a decay in the newest checkpoint."""
-        if Path(name).suffix in checkpoint.PICKLES:
-            return self.folder / name
-        path = self.folder / f"{name}.safetensors"
-        if path.is_file():
-            return path
-        inside = f"ema-{self.config.ema[0]}" if name == "ema" else name
-        for folder in reversed(checkpoint.checkpoints(self.checkpoints)):
-            if (folder / f"{inside}.safetensors").is_file():
-                return folder / f"{inside}.safetensors"
-        raise ValueError(must("Run", "folder", f"hold {name}.safetensors or a checkpoint", self.folder, "it has not been trained yet"))
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In which fields two configs differ that make another run, in words; empty where they do not.
-
-    >>> differences({"lr": 0.1, "accumulate": 1}, {"lr": 0.2, "accumulate": 4})
-    'lr: 0.2, where it was 0.1'
-    """
-    names = [name for name in {**old, **new} if name not in FREE and old.get(name) != new.get(name)]
-    return "; ".join(f"{name}: {new.get(name, 'nothing')}, where it was {old.get(name, 'nothing')}" for name in names)
+        """The file that `load` reads."""
+        return weights_file(self.folder, self.config, name)
 
 
 def _versions() -> dict[str, str]:
     return {"vdiff": version(), "torch": torch.__version__}
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    commit(aside, path)
-
-
-def save_aside(path: Path, tensors: Mapping[str, Tensor], *, sealed: bool = False) -> None:
-    """Write tensors to a safetensors file whole or not at all; `sealed` with a checksum in it."""
-    aside = path.with_name(path.name + ".partial")
-    checkpoint.save_tensors(aside, tensors, sealed=sealed)
-    commit(aside, path)
-
-
-__all__ = ["Run"]
+__all__ = ["FILES", "Run"]
