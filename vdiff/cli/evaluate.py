@@ -1,5 +1,7 @@
 """Evaluate a run: its bound in bits per dimension with errors, or the difference from another run's.
 
+With --against, the bound of each run is the whole one, between its own ends.
+
 Takes the averaged weights and whole splits. With --ode the likelihood of the probability-flow ODE stands beside the bound, under
 each dequantisation: another model's, so that the gap between the two may have either sign. Writes RUN/evaluation.json (or --out),
 from whose protocol the numbers can be computed again. When interrupted, the same command takes up where it stopped. Several processes
@@ -9,7 +11,9 @@ share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
 import argparse
 import hashlib
 import json
+import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,8 +41,8 @@ from vdiff.training.share import share_of_rank
 
 DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name in DATASETS}
 SPLITS = ("test", "selection", "train")
-PAUSE = 60.0  # seconds between checkpoints
-BEYOND = 0.1  # in λ, how far beyond the ends of its training a network may be asked without a warning
+PAUSE = 60.0  # seconds between checkpoints, and between lines of progress
+REPLICATES = 2  # of a likelihood by the ODE
 FULL = 4096  # dimensions up to which the prior's covariance is a full one
 Result = TypeVar("Result")
 
@@ -112,29 +116,63 @@ def run(options: argparse.Namespace) -> int:
     if not os.access(out.parent, os.W_OK):
         raise ValueError(must("evaluate", "out", "be in a folder that can be written to", str(out.parent), "--out FILE"))
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
-    with processes():
+    with processes(), noted_warnings() as heard:
         first = here().first
         quiet = options.quiet or not first
         settings |= {"share": share_of_rank(), "record": record}
         report: Report | Comparison
         if options.against is not None:
             other = Run(options.against)
-            _check_alike(other, objective, images, *(() if options.steps is not None else (config.chain, other.config.chain)))
-            record |= {"against": str(other.folder), "weights file against": weights_hash(other)}
-            with progress_bar(quiet) as progress:
-                model = other.load().to(device).model
-                report = kept.through("comparison", compare, objective.model, model, images, progress=progress, **settings)
+            report = against(other, source, kept, objective, images, options, settings)
         else:
-            with progress_bar(quiet) as progress:
+            with progress_bar(quiet, "bound", _unit(options)) as progress:
                 report = kept.through("bound", evaluate_bound, objective.model, images, progress=progress, **settings)
             if options.ode:
                 report, failed = with_ode(report, kept, objective, images, train, options, settings)
+        listed = tuple(report.warnings)
+        report.warnings.extend(text for text in heard if not text.endswith(listed))
         if first:
             write_aside(out, json.dumps(report.asdict() | ({"failed": failed} if failed else {}), indent=2, allow_nan=False) + "\n")
             print(report, *(f"FAILED: {name}: {why}" for name, why in failed.items()), sep="\n")
             print(f"{time.monotonic() - started:.0f} s; in {out}")
     kept.clear()
     return 1 if failed else 0
+
+
+def against(
+    other: Run,
+    source: Run,
+    kept: "Keeper",
+    objective: Objective,
+    images: Tensor,
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+) -> Comparison:
+    """By how much the bound of a run lies above another's, each the whole bound of its run."""
+    _check_shape(other, images)
+    theirs, hint = other.load().to(images.device), "evaluate each of the two by itself"
+    chains = source.config.chain, other.config.chain
+    for what, (own, came) in {
+        "decoder": (repr(objective.decoder), repr(theirs.decoder)),
+        "chain": chains if options.steps is None else (None, None),
+        "conditions": tuple("label" * run.config.conditional or None for run in (source, other)),
+    }.items():
+        if own != came:
+            same = f"be a run with the same {what}, {own}"
+            raise ValueError(must("evaluate", "against", same, came, hint))
+    settings["record"] |= {
+        "against": str(other.folder),
+        "weights file against": weights_hash(other),
+    }
+    pairs = {"schedule": (objective.schedule, theirs.schedule)}
+    quiet = options.quiet or settings["share"].index > 0
+    with progress_bar(quiet, "comparison", _unit(options)) as progress:
+        given = objective.model, theirs.model, images
+        return kept.through("comparison", compare, *given, progress=progress, **settings | pairs)
+
+
+def _unit(options: argparse.Namespace) -> str:
+    return "network evaluations" + (" at least" if options.tolerance else "")
 
 
 def with_ode(
@@ -158,12 +196,16 @@ def with_ode(
     record = settings["record"] | {"prior fitted to": f"{len(train)} training images"}
     for name, noise in {"truncated normal": TruncatedNormal(decoder, schedule.logsnr_max), "uniform": Uniform(decoder)}.items():
         label = f"ODE, {name} dequantisation"
-        with progress_bar(options.quiet or settings["share"].index > 0, label, "draw") as progress:
+        share = settings["share"]
+        draws = REPLICATES * len(range(share.index, len(images), share.count))
+        quiet, unit = options.quiet or share.index > 0, "draws, each a path of the ODE"
+        given = {"dequantization": noise, "schedule": schedule, "prior": prior, "audit": True}
+        given |= {"tolerance": options.ode_tolerance, "replicates": REPLICATES, "record": record}
+        given |= {"seed": options.seed, "share": share, **condition}
+        with progress_bar(quiet, label, unit, draws) as progress:
             try:
-                found = kept.through(
-                    name.split()[0], dequantized_ode, objective.model, images, dequantization=noise, schedule=schedule, prior=prior,
-                    tolerance=options.ode_tolerance, audit=True, seed=options.seed, share=settings["share"], progress=progress, record=record, **condition,
-                )  # fmt: skip
+                part, solve = name.split()[0], partial(dequantized_ode, progress=progress)
+                found = kept.through(part, solve, objective.model, images, **given)
                 report = report.beside(label, found)
             except (RuntimeError, ValueError) as why:  # a solver's, another process's, for want of memory: the bound stands without it
                 failed[label] = str(why)
@@ -252,39 +294,64 @@ def _check_shape(run: Run, images: Tensor) -> None:
         raise ValueError(must("evaluate", "data", f"be images of shape {shape}, as {run.folder.name} was trained on", came))
 
 
-def _check_alike(other: Run, objective: Objective, images: Tensor, *chains: int | None) -> None:
-    """Raise where the two bounds would not be of one kind, warn where the other network is asked beyond the levels it was trained on.
-    `chains` are the runs' own, where none is given for both."""
-    _check_shape(other, images)
-    theirs = other.load()
-    hint = "evaluate each of the two by itself"
-    for name, pair in (("decoder", (objective.decoder, theirs.decoder)), ("chain", chains or (None, None))):
-        own, came = pair
-        if repr(own) != repr(came):
-            raise ValueError(must("evaluate", "against", f"be a run with the same {name}, {own!r}", repr(came), hint))
-    ours, (high, low) = objective.schedule, (theirs.schedule.logsnr_max, theirs.schedule.logsnr_min)
-    if ours.logsnr_max > high + BEYOND or ours.logsnr_min < low - BEYOND:
-        ends = f"{ours.logsnr_min:.4g} and {ours.logsnr_max:.4g}"
-        what = f"evaluate: both networks are asked between λ = {ends}, that of {other.folder.name} was trained between {low:.4g} and {high:.4g}"
-        warnings.warn(f"{what}: the difference is not that of the two bounds; {hint}", stacklevel=2)
-
-
 def weights_hash(run: Run) -> str:
     """The first 16 hexadecimal digits of SHA-256 over the averaged weights' file."""
     return hashlib.sha256(run.weights().read_bytes()).hexdigest()[:16]
 
 
 @contextmanager
-def progress_bar(quiet: bool, label: str = "", unit: str = "eval") -> Iterator[Any]:
-    """A bar for `progress=`; its total grows when the second stage is known."""
+def noted_warnings() -> Iterator[list[str]]:
+    """The texts of the warnings of a block, which are shown as ever.
+
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("always")
+    ...     warnings.showwarning = lambda *_: None                # not on this page
+    ...     with noted_warnings() as heard:
+    ...         warnings.warn("an example")
+    >>> heard
+    ['an example']
+    """
+    with warnings.catch_warnings():
+        heard: list[str] = []
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *rest: Any, **more: Any) -> None:
+            heard.append(str(message))
+            show(message, *rest, **more)
+
+        warnings.showwarning = note
+        yield heard
+
+
+@contextmanager
+def progress_bar(
+    quiet: bool,
+    label: str,
+    unit: str,
+    total: int | None = None,
+) -> Iterator[Any]:
+    """For `progress=`: how much there is to do before any of it is done, then a bar on a terminal.
+
+    Elsewhere it is a line each minute. The total grows when a second stage is known.
+    """
     from tqdm import tqdm
 
-    with tqdm(total=0, unit=unit, desc=label, disable=quiet, dynamic_ncols=True) as bar:
+    said = -math.inf
+    with tqdm(total=0, unit="", desc=label, disable=quiet or None, dynamic_ncols=True) as bar:
 
         def show(done: int, total: int) -> None:
+            nonlocal said
+            if said == -math.inf and not quiet:
+                bar.write(f"{label}: {total:,} {unit}", file=sys.stderr)
+                said = time.monotonic()
+            elif bar.disable and not quiet and time.monotonic() - said > PAUSE:
+                print(f"{label}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+                said = time.monotonic()
             bar.total = total
             bar.update(done - bar.n)
 
+        if total is not None:
+            show(0, total)
         yield show
 
 

@@ -122,7 +122,12 @@ def run(options: argparse.Namespace) -> int:
     model, step = _model(options, counted), _step(options)
     levels = _levels(options, objective.schedule)
     kept, frames = [], []
-    with tqdm(total=options.count * len(levels), unit="level", disable=options.quiet, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=options.count * len(levels),
+        unit="level",
+        disable=options.quiet or None,
+        dynamic_ncols=True,
+    ) as bar:
         for first in range(0, options.count, options.batch):
             numbers = range(first, min(first + options.batch, options.count))
             generators = streams(options.seed, numbers)
