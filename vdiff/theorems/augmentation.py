@@ -18,11 +18,13 @@ from vdiff.theorems.integral import average_noise, levels, slope, squared
 from vdiff.theorems.paths import GaussianPath
 from vdiff.theorems.subject import HIGH, LOW, Subject, biased, line
 from vdiff.theorems.theorem import Sides, at_least, equal, paired, theorem
+from vdiff.times import GOLDEN
 from vdiff.weighting import EDM, MSE, Sigmoid, Weighting
 
 SOURCE = "VDM++, arXiv:2303.00848"
 POINTS = (-1.3, 0.4, 2.0)
 LAMBDA = torch.tensor([-3.0, 0.0, 2.5, 6.0], dtype=torch.float64)
+PAIRS = 512  # of a time and a level at one (x, ε)
 KINK = -3.3077775  # the peak of EDM's weighting
 
 
@@ -254,19 +256,18 @@ def _(subject: Subject) -> Sides:
 
 def _augmented(subject: Subject, weighting: Sigmoid, noise_share: bool) -> Sides:
     """L_w/w(λ_min) against the plain bound from a level drawn from p_w on: any network, any data."""
-    generator, n = subject.generator("augmentation"), 4096
-    x = subject.rows(n)
-    eps, t, share = (
-        torch.randn(x.shape, generator=generator, dtype=torch.float64),
-        *torch.rand(2, n, generator=generator, dtype=torch.float64),
-    )
+    x, eps, place = subject.grouped("augmentation", PAIRS)
+    strata = torch.arange(PAIRS, dtype=torch.float64)
+    t = ((strata + place) / PAIRS).flatten()
+    offsets = torch.rand(len(place), 1, generator=subject.generator("levels"), dtype=torch.float64)
+    share = ((strata * GOLDEN + offsets) % 1.0).flatten()  # with t it fills the square evenly
     low, high = weighting(torch.tensor([LOW, HIGH], dtype=torch.float64))
     level = weighting.bias - torch.logit((share * low).clamp(min=high))  # w(level)/w(λ_min) is uniform, with the rest at λ_max
     lam = LOW + (level - LOW) * t if noise_share else LOW + (HIGH - LOW) * t
     prediction = subject.model(diffuse(x, eps, lam), lam)
     drawn = 0.5 * ((level - LOW) if noise_share else (HIGH - LOW)) * prediction.squared_error(x, eps)
     weighted = weighted_elbo(subject.model, x, schedule=Linear(HIGH, LOW), weighting=weighting, t=1 - t, eps=eps) / low
-    return paired(drawn, weighted)
+    return paired(drawn, weighted, group=PAIRS)
 
 
 @theorem(source=f"{SOURCE}, theorem 1", given="the noise of the augmentation is drawn from p_w", any_network=True)
