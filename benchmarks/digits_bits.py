@@ -1,5 +1,6 @@
 """A trained network's bits per dimension in every way there is, side by side: do they agree where theory says so?
 
+    python examples/digits.py --steps 1000 --out runs/digits
     python benchmarks/digits_bits.py --run runs/digits                    # writes benchmarks/results/digits_bits.txt
 
 On the digits' test set, bits/dim ± Monte Carlo ± over images:
@@ -30,6 +31,7 @@ from vdiff.likelihood.integrand import evaluating
 from vdiff.likelihood.replicated import Replicated
 from vdiff.oracle import Gaussian
 from vdiff.reverse import MonteCarlo
+from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of
 from vdiff.training import Run
 
@@ -75,7 +77,7 @@ def main() -> None:
 
     def tell(text: str) -> None:
         said.append(text)
-        print(text, flush=True)
+        say(text)
 
     def counted(report: Report) -> str:
         return f"{report.protocol['evaluations']:,}"
@@ -125,4 +127,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

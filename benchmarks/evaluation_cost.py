@@ -28,6 +28,7 @@ from vdiff.likelihood.integrand import Integrand, evaluating
 from vdiff.likelihood.measurement import Effort, Evaluation
 from vdiff.likelihood.pilot import run_pilot
 from vdiff.loss import Model
+from vdiff.terminal import replace_unencodable, say
 
 POINTS, TARGET = 512, 0.01
 STRATIFIED = Plan(importance=False, controls=(), antithetic=False, baseline=False)
@@ -148,7 +149,7 @@ def main() -> None:
 
     def tell(line: str) -> None:
         lines.append(line)
-        print(line, flush=True)
+        say(line)
 
     tell(f"python {' '.join(sys.argv)}\ntorch {torch.__version__}; evaluations include the pilot's")
     setting: dict[str, Any] = {"repeats": options.repeats, "draws": options.draws}
@@ -175,4 +176,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vdiff
 from vdiff.nn import MLP, UNet
+from vdiff.terminal import replace_unencodable, say
 
 Step = Callable[[], Tensor]
 VIEWS = (
@@ -167,11 +168,11 @@ def main() -> None:
         ("MLP, 2-D points, batch 512", MLP(2), MLP(2, dims_out=4), point_levels, options.pairs),
         ("U-Net, 3x32x32, batch 16", unet(3), unet(6), image_levels, max(10, options.pairs // 10)),
     ]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for title, network, two_heads, data, pairs in cases:
         x = encode(data)
-        print(f"\n{title}: {sum(p.numel() for p in network.parameters()):,} parameters")
-        print(f"{'loss':<28}{'time':>7}{'quartiles':>15}{'operations':>12}{'views':>7}{'memory':>8}")
+        say(f"\n{title}: {sum(p.numel() for p in network.parameters()):,} parameters")
+        say(f"{'loss':<28}{'time':>7}{'quartiles':>15}{'operations':>12}{'views':>7}{'memory':>8}")
         for one, steps in ((network, losses(network, x, data)), (two_heads, chain_losses(two_heads, x))):
             compare(one, bare_step(one, x), steps, pairs)
 
@@ -189,8 +190,9 @@ def compare(network: nn.Module, bare: Step, steps: dict[str, Step], pairs: int) 
         middle, low, high = ratio(network, bare, step, pairs)
         more, views = operations(network, step)
         memory = peak_memory(network, step) / base_memory
-        print(f"{name:<28}{middle:>7.2f}{low:>8.2f}–{high:<6.2f}{more - base_operations:>12}{views - base_views:>7}{memory:>8.2f}")
+        say(f"{name:<28}{middle:>7.2f}{low:>8.2f}–{high:<6.2f}{more - base_operations:>12}{views - base_views:>7}{memory:>8.2f}")
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

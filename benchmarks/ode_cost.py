@@ -14,6 +14,7 @@ import torch
 
 from vdiff import GaussianMixture, Linear
 from vdiff.likelihood.ode import ode_likelihood
+from vdiff.terminal import replace_unencodable, say
 
 TOLERANCES = (1e-3, 3e-4, 1e-4, 5e-5, 2.5e-5, 1e-5, 5e-6, 2.5e-6, 1e-6)
 BUDGETS = {1e-3: 110, 1e-4: 120, 1e-5: 180}  # of the ring
@@ -38,8 +39,8 @@ def main() -> None:
     parser.add_argument("--unit", type=float, default=0.5, help="of the solver's angle (default: %(default)s)")
     parser.add_argument("--points", type=int, default=256, help="(default: %(default)s)")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {options.method}, angle in units of {options.unit:g}; evaluations: root-mean-square error in nats")
-    print(f"{'tolerance':<22}" + "".join(f"{tolerance:>14.1e}" for tolerance in TOLERANCES))
+    say(f"torch {torch.__version__}, {options.method}, angle in units of {options.unit:g}; evaluations: root-mean-square error in nats")
+    say(f"{'tolerance':<22}" + "".join(f"{tolerance:>14.1e}" for tolerance in TOLERANCES))
     for name, data in {"ring of eight": ring(), "16-D mixture 0": mixture(0), "16-D mixture 1": mixture(1)}.items():
         prior = data.matched()
         for seed in (0, 1):
@@ -56,13 +57,14 @@ def main() -> None:
                         met.pop(bound, None)  # a tighter tolerance must hold too
                     else:
                         met.setdefault(bound, count)
-            print(f"{name}, seed {seed:<6}" + "".join(f"{cell:>14}" for cell in cells))
+            say(f"{name}, seed {seed:<6}" + "".join(f"{cell:>14}" for cell in cells))
             if data.dims == 2:
-                print(
+                say(
                     "    first met, and by every tighter one: "
                     + ", ".join(f"{b:g} with {met.get(b)} (budget {BUDGETS[b]})" for b in BUDGETS)
                 )
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

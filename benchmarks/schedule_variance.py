@@ -17,6 +17,7 @@ import torch
 import vdiff
 from vdiff import plots
 from vdiff.schedule import Schedule
+from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of, stratified
 
 HIGH, LOW = 13.3, -5.0
@@ -93,11 +94,11 @@ def main() -> None:
         "adaptive": vdiff.Adaptive(HIGH, LOW),
         "adaptive, first moment": vdiff.Adaptive(HIGH, LOW, first_moment=True),
     }
-    print(f"{'schedule':<28}{'Var / least':>12}{'draws / best':>14}{'stratified batch':>18}")
+    say(f"{'schedule':<28}{'Var / least':>12}{'draws / best':>14}{'stratified batch':>18}")
 
     def show(name: str, schedule: Schedule) -> vdiff.Diagnosis:
         one = vdiff.diagnose(profile, schedule)
-        print(f"{name:<28}{one.variance / one.least:>12.3f}{1 / one.effective:>14.3f}{of_a_batch(schedule):>18.1f}", flush=True)
+        say(f"{name:<28}{one.variance / one.least:>12.3f}{1 / one.effective:>14.3f}{of_a_batch(schedule):>18.1f}")
         return one
 
     diagnoses = {name: show(name, schedule) for name, schedule in rows.items()}
@@ -112,4 +113,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import vdiff
 from vdiff import plots
 from vdiff.oracle import Gaussian
 from vdiff.sampling import Counted, uniform
+from vdiff.terminal import replace_unencodable, say, track
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 HIGH, LOW = -2 * math.log(SIGMA_MIN), -2 * math.log(SIGMA_MAX)
@@ -139,7 +139,7 @@ def budgets() -> tuple[list[str], dict[str, str], list[Problem]]:
     rows = ["", "evaluations to 1 %, mean over the problems to choose by (one that is not reached counts as 90)"]
     rows.append(f"{'step':<14}" + "".join(f"{name:>13}" for name in GRIDS))
     best: dict[str, str] = {}
-    for name, step in tqdm(STEPS.items(), desc="choosing", unit="step"):
+    for name, step in track(list(STEPS.items()), "step", "choosing"):
         mean = {grid: sum(needed(p, step, schedule) or 90 for p in problems) / len(problems) for grid, schedule in GRIDS.items()}
         best[name] = min(mean, key=mean.__getitem__)
         rows.append(f"{name:<14}" + "".join(f"{value:>13.1f}" for value in mean.values()))
@@ -150,7 +150,7 @@ def budgets() -> tuple[list[str], dict[str, str], list[Problem]]:
         f"{'step':<16}{'grid':<13}" + "".join(f"{p.name:>15}" for p in others),
     ]
     frozen = {"AB3, rectified": ("adams 3, u", "rectified t")} | {name: (name, grid) for name, grid in best.items()}
-    for name, (step_name, grid) in tqdm(frozen.items(), desc="reporting", unit="step"):
+    for name, (step_name, grid) in track(list(frozen.items()), "step", "reporting"):
         counts = [needed(p, STEPS[step_name], GRIDS[grid]) for p in others]
         rows.append(f"{name:<16}{grid:<13}" + "".join(f"{shown(count):>15}" for count in counts))
     return rows, {name: best[name] for name in SHOWN}, others
@@ -186,7 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     rows, best, others = budgets()
     text = "\n".join(orders() + rows).strip()
-    print(text)
+    say(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "step_order.txt").write_text(text + "\n", encoding="utf-8")
@@ -194,4 +194,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -34,6 +34,8 @@ from vdiff.training.record import Record
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import recipes
 
+from vdiff.terminal import replace_unencodable, say
+
 Run = Callable[[], None]
 
 
@@ -166,8 +168,8 @@ def main() -> None:
     micro = len(both.x)
     forward = multiply_adds(both.network, both.x, both.time)
     name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, {name}; {options.recipe}, batch {config.batch} in micro-batches of {micro}", end="")
-    print(f"; autocast {config.autocast}, compile {config.compile}, channels_last {config.channels_last}")
+    how = f"autocast {config.autocast}, compile {config.compile}, channels_last {config.channels_last}"
+    say(f"torch {torch.__version__}, {name}; {options.recipe}, batch {config.batch} in micro-batches of {micro}; {how}")
     for run in (both.bare, both.loop):  # compile, choose kernels, fill caches
         run(2)
     bare, loop = [], []
@@ -176,23 +178,24 @@ def main() -> None:
             times.append(seconds(lambda run=run: run(steps), device) / steps)
     low, middle, high = statistics.quantiles([b / a for a, b in zip(bare, loop, strict=True)], n=4)
     step = statistics.median(loop)
-    print(f"training over bare step: {middle:.3f} (quartiles {low:.3f} to {high:.3f}, {options.rounds} rounds of {steps} steps)")
-    print(f"a training step: {step:.4g} s, {config.batch / step:.4g} images/s; bare {statistics.median(bare):.4g} s")
+    say(f"training over bare step: {middle:.3f} (quartiles {low:.3f} to {high:.3f}, {options.rounds} rounds of {steps} steps)")
+    say(f"a training step: {step:.4g} s, {config.batch / step:.4g} images/s; bare {statistics.median(bare):.4g} s")
     for part, alone in both.parts().items():
         alone()
         share = statistics.median(seconds(alone, device) for _ in range(options.rounds)) / statistics.median(bare)
-        print(f"  {part:<26}{100 * share:6.2f} % of a bare step, by itself")
+        say(f"  {part:<26}{100 * share:6.2f} % of a bare step, by itself")
     most = {}
     for run in (both.bare, both.loop):
         both.trainer.state.optimizer.zero_grad(set_to_none=True)  # gradients are part of a step's memory
         most[run.__name__] = peak(lambda run=run: run(1), device) / 2**20
-    print(f"peak memory of a step: bare {most['bare']:,.0f} MiB, training {most['loop']:,.0f} MiB")
+    say(f"peak memory of a step: bare {most['bare']:,.0f} MiB, training {most['loop']:,.0f} MiB")
     rate = matrix_rate(device, torch.bfloat16 if config.autocast else torch.float32)
     used = 3 * forward * config.batch / step
     kind = "bf16" if config.autocast else "float32"
-    print(f"{forward / 1e9:.4g} GMAC forward for an image; {used / 1e12:.3g} TMAC/s", end=", ")
-    print(f"{100 * used / rate:.1f} % of this device's {kind} matrices at {rate / 1e12:.3g} TMAC/s")
+    share = f"{100 * used / rate:.1f} % of this device's {kind} matrices at {rate / 1e12:.3g} TMAC/s"
+    say(f"{forward / 1e9:.4g} GMAC forward for an image; {used / 1e12:.3g} TMAC/s, {share}")
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

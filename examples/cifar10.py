@@ -28,9 +28,11 @@ from vdiff import plots
 from vdiff.cli.evaluate import Keeper
 from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS
-from vdiff.errors import did_you_mean
+from vdiff.disk import absolute
+from vdiff.errors import did_you_mean, out_of_memory
 from vdiff.likelihood import Report, evaluate
 from vdiff.objective import Objective
+from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of
 from vdiff.training import Config, Run, Validation, here, processes, train
 from vdiff.training.share import share_of_rank
@@ -44,19 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = config_of(options, gpu)
         if options.dry_run:
-            print(described(options.recipe, config))
+            say(described(options.recipe, config))
             return 0
         images = data_of(config)
         with processes() as device, Run.open(options.out, config, resume=options.resume) as run:
             if here().first:
-                print(described(options.recipe, config, len(images.train)), flush=True)
+                say(described(options.recipe, config, len(images.train)))
             learn(run, images, device, options.every)
             report(run, images, device, options.images or (len(images.test) if gpu else 4 * FEW))
     except (TypeError, ValueError, OSError, ImportError) as error:
-        print(f"cifar10: {error}", file=sys.stderr)
+        say(f"cifar10: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        advice = "; ".join(getattr(error, "__notes__", ())) or "lower the batch: --set batch=…"
+        say(f"cifar10: out of memory; {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cifar10: interrupted; the same command with --resume auto goes on", file=sys.stderr)
+        say("cifar10: interrupted; the same command with --resume auto goes on", file=sys.stderr)
         return 130
     return 0
 
@@ -109,7 +117,7 @@ def config_of(options: argparse.Namespace, gpu: bool) -> Config:
     if not gpu:
         config = replace(config, autocast=False, compile=False, channels_last=False)
     config = config.override(options.set)
-    return replace(config, folder=str(Path(config.folder).expanduser().resolve()))  # for commands that start elsewhere
+    return replace(config, folder=str(absolute("cifar10", "data", config.folder)))  # for commands that start elsewhere
 
 
 def data_of(config: Config) -> Splits:
@@ -172,14 +180,14 @@ def report(run: Run, images: Splits, device: torch.device, count: int) -> None:
         for name, fit in fits.items()
     }
     table = rendered(found, baselines, len(test), len(images.test), config.data)
-    print(f"\n{table}\n")
     (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     parts = {part: vars(getattr(found, part)) for part in ("prior", "diffusion", "reconstruction", "total")}
     results = {"unit": "bits/dim", "bound": parts, "baselines": baselines, "protocol": found.protocol}
     (run.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    say(f"\n{table}\n")
     draw(run, objective, images.test, profile, min(baselines.items(), key=lambda item: item[1]), device)
     kept.clear()
-    print(f"weights, log, table and figures in {run.folder}")
+    say(f"weights, log, table and figures in {run.folder}")
 
 
 def rendered(found: Report, baselines: dict[str, float], count: int, whole: int, data: str) -> str:
@@ -206,4 +214,5 @@ def draw(run: Run, objective: Objective, real: Images, profile: vdiff.Profile, b
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     raise SystemExit(main())

@@ -16,13 +16,13 @@ import time
 import torch
 from baselines import BASELINES
 from torch import nn
-from tqdm import tqdm
 
 import vdiff
 from vdiff import plots
 from vdiff.data.digits import LEVELS, digits
 from vdiff.likelihood import Report, evaluate
 from vdiff.objective import Objective
+from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of
 from vdiff.training import Config, Run, train
 
@@ -56,7 +56,7 @@ def main() -> None:
     started, images, config = time.time(), digits(), config_of(options.steps, options.seed)
     run, objective = Run.create(options.out, config), config.objective()
     parameters = sum(p.numel() for p in objective.parameters())
-    print(f"{len(images.train)} images to train on, {parameters:,} parameters, {config.steps} steps")
+    say(f"{len(images.train)} images to train on, {parameters:,} parameters, {config.steps} steps")
 
     def selection_bound(averaged: nn.Module) -> float:
         assert isinstance(averaged, Objective)
@@ -68,7 +68,6 @@ def main() -> None:
     report = measure(objective, images.test, draws=options.draws, replicates=4, profile=profiles["test set"], label="testing")
     baselines = {name: fit(images.train, images.test, LEVELS) for name, fit in BASELINES.items()}
     table = render(report, baselines)
-    print(f"\n{table}\n")
     (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     (run.folder / "results.json").write_text(
         json.dumps(
@@ -83,18 +82,19 @@ def main() -> None:
         ),
         encoding="utf-8",
     )
+    say(f"\n{table}\n")
     draw_figures(run, objective, images.test, profiles, min(baselines.items(), key=lambda item: item[1]))
-    print(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
+    say(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
 
 
 def measure(
     objective: Objective, data: torch.Tensor, *, draws: int, replicates: int, profile: vdiff.Profile | None = None, label: str = ""
 ) -> Report:
     assert objective.decoder is not None
-    with tqdm(total=len(data) * draws * replicates, unit="eval", desc=label, disable=not label, dynamic_ncols=True) as bar:
+    with Bar(len(data) * draws * replicates, "eval", label, quiet=not label) as bar:
         return evaluate(
             objective.model, data, schedule=objective.schedule, decoder=objective.decoder, draws=draws, replicates=replicates, profile=profile,
-            progress=lambda done, _: bar.update(done - bar.n),
+            progress=bar.to,
         )  # fmt: skip
 
 
@@ -133,4 +133,5 @@ def draw_figures(
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

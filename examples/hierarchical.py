@@ -30,6 +30,7 @@ from vdiff.gaussian import Step, alpha
 from vdiff.likelihood.importance import ImportanceBound, chain_log_prob, path_importance
 from vdiff.plots import figure
 from vdiff.reverse import reverse_sample
+from vdiff.terminal import replace_unencodable, say
 from vdiff.variance import Forward
 
 STEPS = (1, 4, 16)
@@ -117,15 +118,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args()
     results = {(dims, steps): compare(steps, dims, options.seed) for dims in DIMS for steps in STEPS}
-    print(f"{'d':>3}{'T':>4}  {'way':<20}" + "".join(f"{f'x = {x:g}':>26}" for x in POINTS.flatten().tolist()))
-    print(f"{'':<29}" + "".join(f"{'bias ± SE (ESS)':>26}" for _ in POINTS))
+    draw(results, options.out)
+    say(f"{'d':>3}{'T':>4}  {'way':<20}" + "".join(f"{f'x = {x:g}':>26}" for x in POINTS.flatten().tolist()))
+    say(f"{'':<29}" + "".join(f"{'bias ± SE (ESS)':>26}" for _ in POINTS))
     for (dims, steps), ways in results.items():
         for name, way in ways.items():
             cells = zip(way.bias.tolist(), way.standard_error.tolist(), way.effective_sample_size.tolist(), strict=True)
-            print(f"{dims:>3}{steps:>4}  {name:<20}" + "".join(f"{f'{b:.3f} ± {e:.3f} ({n:.0f})':>26}" for b, e, n in cells))
-    draw(results, options.out)
-    print(f"the figure is in {options.out}; a bias is known to ±{1 / math.sqrt(REPLICATES):.2f} of the standard error beside it")
+            say(f"{dims:>3}{steps:>4}  {name:<20}" + "".join(f"{f'{b:.3f} ± {e:.3f} ({n:.0f})':>26}" for b, e, n in cells))
+    say(f"the figure is in {options.out}; a bias is known to ±{1 / math.sqrt(REPLICATES):.2f} of the standard error beside it")
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

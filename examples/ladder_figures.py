@@ -76,7 +76,7 @@ def _delta_of(variance: float) -> float:
 def draw(place: Path, ladder: Ladder, results: Results) -> None:
     """Every figure, from what is stored."""
     place.mkdir(parents=True, exist_ok=True)
-    draw_curves(place / "curves.png", results)
+    draw_curves(place / "curves.png", ladder, results)
     draw_samples(place / "samples.png", ladder, results)
     draw_strips(place / "strips.png", ladder, results)
     draw_gradients(place / "variance_gradient.png")
@@ -84,26 +84,45 @@ def draw(place: Path, ladder: Ladder, results: Results) -> None:
     draw_decoder(place / "decoder.png")
 
 
-def draw_curves(path: Path, results: Results) -> None:
-    """The bound on held-out images and the gradient's norm by training step, up to where the first seed diverges."""
+def draw_curves(path: Path, ladder: Ladder, results: Results) -> None:
+    """By epoch, up to where the first seed diverges: training loss, gradient norm, and mean MSE and bound on held-out images.
+
+    Losses are per dimension, each in the unit of its row, and those of two losses do not compare.
+    """
     families = list(dict.fromkeys(row.mean for row in results))
-    picture, axes = figure(2, len(families), width=4.8, height=3.4)
+    picture, axes = figure(4, len(families), width=4.8, height=3.0)
+    epochs = ladder.setting.batch / len(ladder.images.train)  # in a step
     for row, runs in results.items():
-        upper, lower = (axes[families.index(row.mean) + shift] for shift in (0, len(families)))
-        curves = [tensors["curve"] for _, tensors in runs]
-        n = min(map(len, curves))
-        band(upper, curves[0][:n, 0], torch.stack([curve[:n, 1] for curve in curves]), label=str(row))
-        norms = [tensors["norm"].double() for _, tensors in runs]
-        n = min(map(len, norms))
-        width = max(1, n // 40)
-        blocks = torch.stack([norm[: n // width * width].view(-1, width).amax(1) for norm in norms])
-        lower.plot((torch.arange(blocks.shape[1]) + 1) * width, blocks.amax(0))
-        lower.set(ylabel="largest gradient norm of a block", xlabel="training step", yscale="log")
-        upper.set(title=f"the network says {'the posterior mean' if row.mean == 'mean' else row.mean}", yscale="log")
-        upper.set(ylabel="bits/dim (± 2 SE over seeds)", xlabel="training step")
-        upper.set_ylim(bottom=0.9 * min(line.get_ydata().min() for line in upper.lines))
-        upper.legend(**LEGEND)
+        loss, norm, error, bound = axes[families.index(row.mean) :: len(families)]
+        traces = {name: [tensors[name].double() for _, tensors in runs] for name in ("loss", "norm", "curve")}
+        at, losses = _blocks(traces["loss"])
+        band(loss, at * epochs, losses.mean(2), log=True, label=str(row))
+        at, norms = _blocks(traces["norm"])
+        norm.plot(at * epochs, norms.amax((0, 2)))
+        n = min(map(len, traces["curve"]))
+        step, bits, mean_mse = torch.stack([curve[:n] for curve in traces["curve"]]).unbind(2)
+        band(error, step[0] * epochs, mean_mse, log=True)
+        band(bound, step[0] * epochs, bits, log=True)
+        name = "the posterior mean" if row.mean == "mean" else row.mean
+        loss.set(title=f"the network says {name}", ylabel="training loss, mean of a block")
+        norm.set(ylabel="largest gradient norm of a block")
+        error.set(ylabel="mean MSE (± 2 SE over seeds)")
+        bound.set(ylabel="bits/dim (± 2 SE over seeds)", xlabel="epoch")
+        bound.set_ylim(bottom=0.9 * min(line.get_ydata().min() for line in bound.lines))
+        loss.legend(**LEGEND)
+    longer = max(row.times for row in results) > 1
+    for place in axes:
+        place.set(yscale="log", xscale="log" if longer else "linear")
+        place.tick_params(axis="x", which="minor", labelbottom=False)
     picture.savefig(path, dpi=130)
+
+
+def _blocks(traces: list[Tensor], count: int = 40) -> tuple[Tensor, Tensor]:
+    """The last step of each of about `count` blocks, and (seeds, blocks, steps of a block) of what was recorded at every step."""
+    n = min(map(len, traces))
+    width = max(1, n // count)
+    blocks = torch.stack([trace[: n // width * width].view(-1, width) for trace in traces])
+    return (torch.arange(blocks.shape[1]) + 1) * width, blocks
 
 
 def draw_samples(path: Path, ladder: Ladder, results: Results, count: int = 24) -> None:
@@ -136,13 +155,18 @@ def draw_strips(path: Path, ladder: Ladder, results: Results, columns: int = 12,
     eps = torch.randn(x.shape, generator=generator_of(0, 0, "strips"))
     forward = torch.stack([diffuse(x, eps, ladder.table(torch.full((rows,), i / ladder.chain).double())) for i in stops], 1)
     path_back = list(trajectory(model, eps, schedule=ladder.table, steps=ladder.chain + 1, generator=generator_of(0, 1, "strips")))
-    backward, clean = (torch.stack([v[i] for i in stops], 1) for v in ([z for z, _ in path_back], [p.x for _, p in path_back]))
+    backward = torch.stack([path_back[i][0] for i in stops], 1)
+    clean = torch.stack([path_back[min(i, ladder.chain - 1)][1].x for i in stops], 1)  # the last level is the decoder's: no step trains it
     levels = ladder.problem.grey_levels
     picture, axes = figure(3, 1, width=7.2, height=2.15)
     for place, strip, title in zip(
         axes,
         (forward, backward, clean),
-        ("forward: z from data (left) to noise", f"reverse: z from noise (left) to data, {best}", "reverse: x̂ at the same steps"),
+        (
+            "forward: z from data (left) to noise",
+            f"reverse: z from noise (left) to data, {best}",
+            "reverse: x̂ at the same steps, and before the last one",
+        ),
         strict=True,
     ):
         image_grid(place, ((strip.flatten(0, 1) + 1) / 2 * (levels - 1)), title, columns=columns, levels=levels)

@@ -27,6 +27,7 @@ from vdiff.data.digits import LEVELS, digits
 from vdiff.likelihood import evaluate
 from vdiff.objective import Objective
 from vdiff.schedule import Linear, Schedule
+from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of, stratified
 from vdiff.training import Config, train
 
@@ -164,20 +165,19 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
-    print(
+    say(
         f"{'schedule':<20}{'seed':>5}{'bits/dim':>10}{'± MC':>8}{'Var, one draw':>15}{'±':>8}{'stratified':>12}{'±':>8}{'gradient, median layer':>24}"
     )
     for name in options.only:
         for seed in range(options.seeds):
             trained, result, frames = run(name, seed, options)
             bits, layers, (error, error_stratified) = result["bits_per_dim"], sorted(result["gradient"].values()), result["variance_errors"]
-            print(
-                f"{name:<20}{seed:>5}{bits['value']:>10.4f}{bits['monte_carlo']:>8.4f}{result['variance']:>15.3f}{error:>8.3f}"
-                f"{result['variance_stratified']:>12.3f}{error_stratified:>8.3f}{layers[len(layers) // 2]:>24.3f}",
-                flush=True,
-            )
             results.append(result)
             (options.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+            say(
+                f"{name:<20}{seed:>5}{bits['value']:>10.4f}{bits['monte_carlo']:>8.4f}{result['variance']:>15.3f}{error:>8.3f}"
+                f"{result['variance_stratified']:>12.3f}{error_stratified:>8.3f}{layers[len(layers) // 2]:>24.3f}",
+            )
             if name == "γ_η":
                 compare(trained, seed, frames, options)
 
@@ -199,7 +199,7 @@ def compare(trained: Objective, seed: int, frames: list[tuple[int, Schedule]], o
     trained.model.train()  # with dropout: what the schedule saw
     seen = Pool.drawn(trained, images.train, options.rounds)
     trained.model.eval()
-    print(
+    say(
         f"\non the network of γ_η, seed {seed}: test images, then training images under dropout\n{'':<20}{'Var, one draw / γ_η':>40}{'stratified / γ_η':>40}"
     )
     reference = tested.variances(trained.schedule), seen.variances(trained.schedule)
@@ -209,7 +209,7 @@ def compare(trained: Objective, seed: int, frames: list[tuple[int, Schedule]], o
             f"{at_test[i]:>14.3f} ±{errors[i]:>6.3f}{at_test[i] / reference[0][i]:>8.2f}{at_training[i] / reference[1][i]:>9.2f}"
             for i in range(2)
         ]
-        print(f"{name:<20}{columns[0]:>40}{columns[1]:>40}", flush=True)
+        say(f"{name:<20}{columns[0]:>40}{columns[1]:>40}")
     if seed == 0:
         diagnoses = {name: vdiff.diagnose(profile, others[name]) for name in ("γ_η", "linear", "cosine")}
         (options.out / "diagnosis.txt").write_text(
@@ -217,8 +217,9 @@ def compare(trained: Objective, seed: int, frames: list[tuple[int, Schedule]], o
         )
         plots.variance(options.out / "variance.png", diagnoses)
         plots.moving_schedule(options.out / "schedule.gif", frames, best)
-    print(flush=True)
+    say("")
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -19,6 +19,7 @@ from torch import Tensor
 import vdiff
 from vdiff import plots
 from vdiff.sampling import Counted
+from vdiff.terminal import replace_unencodable, say
 
 BUDGET = 12
 ANGLE = 2 * torch.pi * torch.arange(8, dtype=torch.float64) / 8 + 0.2
@@ -60,13 +61,13 @@ def main() -> None:
     }
     picture, axes = plots.figure(2, 4, width=3.0, height=3.0)
     scatter(axes[0], exact, "exact flow", made=exact)
-    print(f"{'step':<12}{'evaluations':>12}{'distance from the exact end':>30}")
+    say(f"{'step':<12}{'evaluations':>12}{'distance from the exact end':>30}")
     for panel, (name, (step, schedule, steps)) in zip(axes[1:], samplers.items(), strict=False):
         counted = Counted(RING)
         made = vdiff.sample(counted, noise, schedule=schedule, steps=steps, step=step, generator=torch.Generator().manual_seed(1))
         distance = (made - exact).square().sum(1).mean().sqrt().item()
         shown = "a random end" if step is vdiff.ancestral else f"{distance:.4f}"
-        print(f"{name:<12}{counted.evaluations:>12}{shown:>30}")
+        say(f"{name:<12}{counted.evaluations:>12}{shown:>30}")
         scatter(panel, exact, f"{name}, {counted.evaluations} evaluations: {shown}", made)
 
     right = torch.full((len(noise),), SIDE["right"])
@@ -77,9 +78,9 @@ def main() -> None:
         scatter(panel, of_right, f"right half, guidance {scale:g}", made)
 
     encoded = vdiff.encode(RING, exact, schedule=vdiff.Linear(high, low), step=SOLVED)
-    print(f"encoding returns to the noise within {(encoded - noise).abs().max():.1e}")
+    say(f"encoding returns to the noise within {(encoded - noise).abs().max():.1e}")
     picture.savefig(options.out, dpi=110)
-    print(f"figure in {options.out}")
+    say(f"figure in {options.out}")
 
 
 def scatter(axes: Axes, exact: Tensor, title: str, made: Tensor) -> None:
@@ -90,4 +91,5 @@ def scatter(axes: Axes, exact: Tensor, title: str, made: Tensor) -> None:
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

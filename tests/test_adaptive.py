@@ -149,6 +149,15 @@ def test_a_histogram_is_made_of_what_is_known():
         Adaptive(decay=1.5)
 
 
+def test_the_best_density_is_of_the_fourth_moment():
+    """Bins with the same mean error and another spread: √E‖e‖⁴ is the value's second moment."""
+    profile = Profile(-1.0, 1.0, bins=2)
+    profile.update(torch.tensor([-0.5, -0.5, 0.5, 0.5]), torch.tensor([2.0, 2.0, 0.5, 3.5]))
+    ratio = math.sqrt((0.5**2 + 3.5**2) / 2) / 2
+    low, high = Histogram.optimal(profile).mass.tolist()
+    assert high / low == pytest.approx(ratio)
+
+
 def test_bins_that_are_hardly_looked_at_pass_the_check():
     """Between two times of the even grid, several bins with rates of their own."""
     mass = torch.ones(100, dtype=torch.float64)

@@ -30,8 +30,8 @@ TINY = ["network.width=8", "network.depth=1", "steps=2", "batch=4", "ema=[0.9, 0
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with 20 training and 4 test images, of which the last 4 for training select."""
-    form, _, batches = small(False)
-    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", (form,))
+    form, _, batches = small()
+    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", form)
     monkeypatch.setattr("vdiff.data.registry.HELD_OUT", 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(evaluation._PLAN.controls[1], "full", 0)  # the axes of 3,072 dimensions take half a minute
@@ -85,7 +85,7 @@ sys.path[:0] = ["tests", "examples"]
 import cifar10, vdiff.data.cifar10, vdiff.data.registry
 from cifar_files import small
 from vdiff.likelihood import evaluation
-vdiff.data.cifar10.PUBLISHED, vdiff.data.registry.HELD_OUT, evaluation._PLAN.controls[1].full = (small(False)[0],), 4, 0
+vdiff.data.cifar10.PUBLISHED, vdiff.data.registry.HELD_OUT, evaluation._PLAN.controls[1].full = small()[0], 4, 0
 torch.cuda.is_available = lambda: False
 raise SystemExit(cifar10.main(sys.argv[1:]))
 """
@@ -209,3 +209,25 @@ def test_the_histogram_counts_each_pixel():
     train = torch.tensor([[0, 1], [0, 2], [1, 2]])
     known = torch.tensor([[2.5, 1.5, 0.5], [0.5, 1.5, 2.5]]) / 4.5
     assert baselines.histogram(train, torch.tensor([[0, 1]]), 3) == pytest.approx(-(known[0, 0] * known[1, 1]).log2().item() / 2)
+
+
+@pytest.mark.filterwarnings("ignore:evaluate")
+@pytest.mark.parametrize(("where", "says"), [("train", "raise accumulate"), ("report", "lower the batch")])
+def test_fault_71_out_of_memory_is_a_line(where, says, folder, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7999999999992 bytes.")
+
+    monkeypatch.setattr(*(("vdiff.objective.Objective.forward", full) if where == "train" else (cifar10, "report", full)))
+    command = ["--recipe", "small", "--data", str(folder), "--out", str(tmp_path / "run"), "--every", "1", "--images", "4", "--set", *TINY]
+    assert cifar10.main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cifar10: out of memory; ")
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_the_home_of_nobody_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~nosuchuser").mkdir()
+    assert cifar10.main(["--recipe", "small", "--data", "~nosuchuser", "--dry-run"]) == 2
+    assert "must be a path that leads somewhere; got '~nosuchuser'" in capsys.readouterr().err

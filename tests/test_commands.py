@@ -108,3 +108,26 @@ def test_the_pages_of_the_theory_are_those_that_the_theorems_make(page):
 def test_what_cannot_be_described_is_said(arguments, words, capsys):
     assert main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["describe", "sample", "verify"])
+def test_the_help_says_that_a_file_is_run(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "FILE.py is run as a Python program: name only a file that you trust" in said
+
+
+@pytest.mark.parametrize("page", ["samplers.md", "evaluating.md"])
+def test_the_pages_say_it_too(page):
+    text = (Path(__file__).parent.parent / "docs" / page).read_text(encoding="utf-8")
+    assert "is run as a Python program: name only a file that you trust" in " ".join(text.split())
+
+
+def test_a_file_that_fails_is_named_with_its_line(tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text("x = 1\n\nraise KeyError('no such recipe')\n", encoding="utf-8")
+    assert main(["describe", f"{mine}:x"]) == 2
+    words = "name a file that runs as Python, as {} does not; got KeyError: 'no such recipe', line 3"
+    assert words.format(mine) in capsys.readouterr().err

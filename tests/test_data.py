@@ -1,21 +1,23 @@
-"""Data sets: both forms of CIFAR-10 and their agreement, patches that do not overlap, one function for all."""
+"""Data sets: CIFAR-10 and what becomes it, patches that do not overlap, one function for all."""
 
 import hashlib
-import pickle
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cifar_files import file_of, lay_out, pictures, small, write_binary, write_python
+from cifar_files import NAMES as BATCHES
+from cifar_files import file_of, lay_out, pack, pictures, small, write_binary, write_python
 
 from vdiff import Categorical
 from vdiff.data import augment, dataset, splits
-from vdiff.data.cifar10 import BATCH, PUBLISHED, RECORD, cifar10, decode_binary, decode_python, encode_binary
+from vdiff.data.cifar10 import BATCH, CONVERSION, PUBLISHED, RECORD, cifar10, decode_binary, encode_binary
 from vdiff.data.digits import digits
 from vdiff.data.file import File
 from vdiff.data.patches import NAMES, SELECTION, TEST, TRAIN, _cut, patches
-from vdiff.data.plain import read_plain
 
 
 @pytest.fixture(scope="module")
@@ -25,63 +27,66 @@ def patched(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_whole_batch_of_either_form_is_the_published_size_and_reads_alike():
-    """The second checksum is of what Python 2.7's cPickle wrote, for numpy's own way of being pickled."""
+def test_a_whole_batch_has_the_published_size_and_is_read_as_it_is_written():
     data, labels = pictures(10_000)
-    binary, python = write_binary(data, labels), write_python(data, labels)
-    assert len(binary) == 30_730_000 == PUBLISHED[0].batches[0].size
-    assert hashlib.sha256(python).hexdigest() == "f24d9ec81e64a0b4861617c6acb679a3c3af9e68b9be701d34fa502d3760ae3c"
-    ours, same = decode_binary(binary), decode_python(python)
-    assert torch.equal(ours.pixels, same.pixels)
-    assert torch.equal(ours.labels, same.labels)
+    binary = write_binary(data, labels)
+    assert len(binary) == 30_730_000 == PUBLISHED.batches[0].size
+    ours = decode_binary(binary)
     assert ours.pixels[9_999, 2, 31, 30] == (7 * 9_999 + (2 * 1024 + 31 * 32 + 30) ** 2) % 256
     assert torch.equal(ours.labels, torch.from_numpy(labels))
     assert encode_binary(ours) == binary
 
 
-def test_the_reader_of_pickles_agrees_with_pythons_own():
-    data, labels = pictures(300)
-    raw = write_python(data, labels)
-    ours, known = read_plain(raw), pickle.loads(raw, encoding="latin1")
-    assert list(ours) == list(known) == ["data", "labels", "batch_label", "filenames"]
-    assert np.array_equal(ours.pop("data"), known.pop("data"))
-    assert ours == known
+def test_the_python_archive_is_converted_by_the_lines_that_the_error_gives(tmp_path, monkeypatch):
+    """The checksum is of what Python 2.7's cPickle wrote, for numpy's own way of being pickled."""
+    written = hashlib.sha256(write_python(*pictures(10_000))).hexdigest()
+    assert written == "f24d9ec81e64a0b4861617c6acb679a3c3af9e68b9be701d34fa502d3760ae3c"
+    form, archive, batches = small()
+    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", form)
+    pickled = {name: write_python(*pictures(4, 4 * i)) for i, name in enumerate(BATCHES)}
+    pickled |= {"batches.meta": b"no image", "readme.html": b""}
+    unpacked, packed = tmp_path, tmp_path / "packed"
+    lay_out(packed, {"cifar-10-python.tar.gz": pack(pickled)})
+    lay_out(unpacked / "cifar-10-batches-py", pickled)
+    lay_out(unpacked / form.folder, {"data_batch_1.bin": batches["data_batch_1.bin"]})
+    for folder in (unpacked, packed):
+        there = sorted(folder.rglob("*"))
+        with pytest.raises(ValueError, match="must hold the binary form of CIFAR-10") as refused:
+            dataset("cifar10", folder)
+        first, *rest = str(refused.value).splitlines()
+        assert first.startswith("dataset: argument 'folder' must hold the binary form")
+        assert f" in {folder}, whose pickles are not read" in first
+        assert "\n".join(rest) == CONVERSION
+        assert sorted(folder.rglob("*")) == there  # nothing was downloaded
+    subprocess.run([sys.executable, "-c", CONVERSION], cwd=unpacked, check=True)
+    data, labels = pictures(24)
+    train, test = dataset("cifar10", unpacked)
+    assert torch.equal(torch.cat([train.pixels, test.pixels]).flatten(1), torch.from_numpy(data))
+    assert torch.equal(torch.cat([train.labels, test.labels]), torch.from_numpy(labels))
+    lay_out(packed, {form.archive.name: archive})
+    assert torch.equal(dataset("cifar10", packed)[1].pixels, test.pixels)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        {},
-        {"a": [1, 255, 256, -3, 70_000], "b": ("x", (), (1,), (1, 2, 3, 4)), "c": None},
-        [True, False, [[]]],
-        list(range(2500)),
-        "é" * 300,
-    ],
-    ids=lambda v: type(v).__name__,
-)
-def test_plain_values_come_back_as_pickle_wrote_them(value):
-    assert read_plain(pickle.dumps(value, protocol=2)) == value
+def test_the_page_has_the_same_lines():
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert textwrap.indent(CONVERSION, "    ") in page
 
 
 def test_the_published_files_are_listed_whole():
-    for form in PUBLISHED:
-        assert len(form.batches) == 6
-        assert form.batches[-1].name.startswith("test_batch")
-        assert len({file.checksum for file in form.batches}) == 6
-        for file in (form.archive, *form.batches):
-            algorithm, digest = file.checksum.split(":")
-            assert len(digest) == 2 * hashlib.new(algorithm).digest_size
-            assert set(digest) <= set("0123456789abcdef")
-    assert all(file.size == 10_000 * 3_073 for file in PUBLISHED[0].batches)
-    # what is left beside pixels and labels (two bytes each) are 10,000 file names of some 20 letters
-    assert all(10_000 * 20 < file.size - 10_000 * 3_074 < 10_000 * 50 for file in PUBLISHED[1].batches)
+    assert len(PUBLISHED.batches) == 6
+    assert PUBLISHED.batches[-1].name.startswith("test_batch")
+    assert len({file.checksum for file in PUBLISHED.batches}) == 6
+    for file in (PUBLISHED.archive, *PUBLISHED.batches):
+        algorithm, digest = file.checksum.split(":")
+        assert len(digest) == 2 * hashlib.new(algorithm).digest_size
+        assert set(digest) <= set("0123456789abcdef")
+    assert all(file.size == 10_000 * 3_073 for file in PUBLISHED.batches)
 
 
-@pytest.mark.parametrize("python", [False, True], ids=["binary", "python"])
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
-def test_every_form_loads_the_same_images(python, packed, tmp_path, monkeypatch):
-    form, archive, batches = small(python)
-    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", (small(not python)[0], form))
+def test_packed_or_not_the_same_images_load(packed, tmp_path, monkeypatch):
+    form, archive, batches = small()
+    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", form)
     if packed:
         (tmp_path / form.archive.name).write_bytes(archive)
     else:
@@ -128,7 +133,7 @@ def test_patches_are_of_the_photographs_and_their_classes_are_which(patched):
 
 def test_patches_are_in_the_binary_form_of_cifar10_and_the_same_each_time(patched, tmp_path):
     for name in NAMES:
-        assert (patched / "patches" / name).stat().st_size == BATCH * RECORD == PUBLISHED[0].batches[0].size
+        assert (patched / "patches" / name).stat().st_size == BATCH * RECORD == PUBLISHED.batches[0].size
     listed = (patched / "patches" / "SHA256SUMS").read_text()
     assert listed.splitlines()[5].endswith("  test_batch.bin")
     patches(tmp_path)
@@ -173,6 +178,17 @@ def test_augmentation_is_a_function_of_its_numbers():
     assert torch.equal(edge[0], turned[3])
 
 
+@pytest.mark.parametrize("kind", ["none", "flip", "flip-turn"])
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.int8], ids=str)
+def test_levels_of_any_integer_dtype_are_augmented(dtype, kind):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 17, (16, 1, 4, 4), generator=generator)
+    u = torch.rand(16, 3, generator=generator)
+    (got, flags), (expected, same) = augment(images.to(dtype), kind, u), augment(images, kind, u)
+    assert torch.equal(got.long(), expected)
+    assert torch.equal(flags, same)
+
+
 def test_half_of_the_images_are_mirrored_and_half_turned():
     image = torch.arange(9, dtype=torch.uint8).view(1, 3, 3)
     changed, flags = augment(image.expand(40_000, 1, 3, 3), "flip-turn", torch.rand(40_000, 3, generator=torch.Generator().manual_seed(0)))
@@ -201,8 +217,8 @@ def test_another_name_is_answered_with_the_nearest():
 
 def test_a_flipped_label_is_noticed(tmp_path, monkeypatch):
     """It would load: only the checksum knows."""
-    form, _, batches = small(False)
-    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", (form,))
+    form, _, batches = small()
+    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", form)
     raw = bytearray(batches["data_batch_3.bin"])
     raw[0] ^= 1
     lay_out(tmp_path / form.folder, batches | {"data_batch_3.bin": bytes(raw)})

@@ -5,10 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_ndtr
+from scipy.special import erfcx, log_ndtr
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from vdiff import Categorical, DiscretizedGaussian, Eps, Prediction
-from vdiff.decoder import Gaussian, log_normal_interval
+from vdiff import Categorical, Denoiser, DiscretizedGaussian, Eps, Linear, Objective, Prediction, Range, Sigmoid, V, X, elbo
+from vdiff.decoder import Gaussian, log_normal_cdf, log_normal_interval, normal_nodes
+from vdiff.likelihood import Uniform, compare, dequantized_ode, evaluate, path_importance
+
+LEVELS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64]
 
 MEANS = torch.tensor([-3.0, -1.02, -1.0, -0.31, 0.0, 0.5, 0.9, 0.98, 1.0, 40.0], dtype=torch.float64)
 
@@ -166,6 +172,61 @@ def test_an_interval_of_the_normal_in_log_space(lower, upper):
     assert [a.grad.item(), b.grad.item()] == pytest.approx(want, rel=1e-9, abs=1e-12 * max(map(abs, want)))
 
 
+def density_over_mass(lower, upper):
+    """φ(lower)/P and φ(upper)/P with P = Φ(upper) − Φ(lower), from φ/Φ = √(2/π)/erfcx(−x/√2)."""
+    flip = lower + upper > 0
+    low, high = np.where(flip, -upper, lower), np.where(flip, -lower, upper)
+    mass = -np.expm1(log_ndtr(low) - log_ndtr(high))  # P/Φ(high)
+    near = math.sqrt(2 / math.pi) / erfcx(-high / math.sqrt(2)) / mass
+    far = near * np.exp(0.5 * (high - low) * (high + low))
+    return np.where(flip, near, far), np.where(flip, far, near)
+
+
+@pytest.mark.parametrize("logsnr", [5.0, 9.21, 13.3, 20.0, 30.0, 35.0, 40.0])
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+def test_the_gradient_is_right_at_every_level_however_small_the_noise(logsnr, closed, learned):
+    """The mean is up to 1e9 standard deviations from the level; the variance may be learned."""
+    levels, means = 256, [-1.0, -0.31, 0.98, 3.0]
+    data = torch.arange(levels).repeat(len(means))[:, None]
+    mean = torch.tensor(means, dtype=torch.float64).repeat_interleave(levels)[:, None]
+    mean.requires_grad_()
+    head = torch.ones_like(mean, requires_grad=True)  # of a range: the noise of z₀ itself, σ = σ₀
+    clip = 0.1 * math.exp(-logsnr) if learned else None
+    decoder = DiscretizedGaussian(levels, closed=closed, denoise=True, clip=clip)
+
+    def nll(mean):
+        def predict(z, logsnr):
+            return Prediction(z, logsnr, mean, X(), Range(), head)
+
+        return decoder.nll(data, torch.zeros_like(mean), logsnr, predict).sum()
+
+    slopes = torch.autograd.grad(nll(mean), [mean, head] if learned else [mean])
+    std = math.exp(-0.5 * logsnr) * ((1 + math.exp(-logsnr)) ** -0.5 if learned else 1)
+    away, half = decoder.grid.numpy()[data] - mean.detach().numpy(), 0.5 * decoder.spacing
+    first, last = data.numpy() == 0, data.numpy() == levels - 1
+    lower = np.where(first, -1e15, (away - half) / std)
+    upper = np.where(last, 1e15, (away + half) / std)
+    by_lower, by_upper = density_over_mass(lower, upper)
+    by_std = np.where(last, 0, upper * by_upper) - np.where(first, 0, lower * by_lower)
+    by_head = 0.25 * (math.log(std**2) - math.log(0.1) + logsnr) * by_std
+    for slope, want in zip(slopes, [(by_upper - by_lower) / std, by_head], strict=False):
+        np.testing.assert_allclose(slope.numpy(), want, rtol=1e-8, atol=1e-8 / std)
+    single = mean.detach().float().requires_grad_()
+    nll(single).backward()
+    assert torch.isfinite(single.grad).all()
+
+
+@pytest.mark.parametrize("score", [-1e99, -1e9, -1e8, -1e6, -40.0, -1.0, 0.0, 1.0, 9.0, 40.0, 1e9])
+def test_the_logarithm_of_the_normal_cdf_and_its_slope(score):
+    x = torch.tensor([score, 0.5], dtype=torch.float64, requires_grad=True)
+    value = log_normal_cdf(x)
+    assert value.tolist() == pytest.approx(log_ndtr([score, 0.5]).tolist(), rel=1e-14)
+    value.sum().backward()
+    hazard = math.sqrt(2 / math.pi) / erfcx(-score / math.sqrt(2))
+    assert x.grad[0].item() == pytest.approx(hazard, rel=1e-14)
+
+
 @pytest.mark.parametrize("variance", [None, 0.3])
 def test_a_gaussian_decoder_integrates_to_one_and_expects_its_own_noise(variance):
     decoder, logsnr = Gaussian(variance=variance), 2.0
@@ -207,3 +268,108 @@ def test_encoding_follows_its_convention_and_is_undone(kind, closed):
     for shift in (-0.49, 0.0, 0.49):
         assert torch.equal(decoder.decode(decoder.encode(data) + shift * decoder.spacing), data)
     assert decoder.decode(torch.tensor([[-9.0, 9.0]])).tolist() == [[0, 16]]
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that an operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.bytes = max([self.bytes, *(v.nbytes for v in tree_leaves(made) if isinstance(v, torch.Tensor) and not v._is_view())])
+        return made
+
+
+def counts_of(data: torch.Tensor, levels: int) -> np.ndarray:
+    """(*dims, levels), by numpy."""
+    columns = data.long().flatten(1).T.numpy()
+    return np.stack([np.bincount(column, minlength=levels) for column in columns]).reshape(*data.shape[1:], levels)
+
+
+@pytest.mark.parametrize("together", [1, 64, 2**22])
+@pytest.mark.parametrize("dtype", LEVELS, ids=str)
+def test_a_prior_counts_levels_of_any_integer_dtype(dtype, together, monkeypatch):
+    monkeypatch.setattr("vdiff.decoder.PIECE", together)
+    data = torch.randint(0, 5, (40, 2, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
+    counts = counts_of(data, 7) + 0.5
+    fitted = Categorical.fit(data, 7, pseudocount=0.5)
+    np.testing.assert_allclose(fitted.prior.exp().numpy(), counts / counts.sum(-1, keepdims=True), rtol=1e-12)
+    shared = Categorical.fit(data, 7, pseudocount=0.5, per_dim=False).prior.exp().numpy()
+    counts = counts_of(data, 7).sum((0, 1)) + 0.5
+    np.testing.assert_allclose(shared, counts / counts.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("per_dim", [True, False])
+def test_a_prior_of_images_takes_the_memory_of_its_counts(per_dim):
+    images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with Largest() as largest:
+        Categorical.fit(images, 256, per_dim=per_dim)
+    assert largest.bytes <= 32 * 2**20  # one level to a byte would be 400 MiB
+
+
+@pytest.mark.parametrize("together", [1, 2**22])
+@pytest.mark.parametrize("logsnr", [-3.0, 5.0, 13.3])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+def test_a_table_for_many_pixels_is_that_of_each(scale, logsnr, together, monkeypatch):
+    monkeypatch.setattr("vdiff.decoder.PIECE", together)
+    prior = scale * torch.randn(4, 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    table = Categorical(9, prior=prior).table(logsnr)
+    nodes, weights = normal_nodes()
+    mean = grid(9, False)[:, None] + math.exp(-0.5 * logsnr) * nodes.numpy()
+    for place in np.ndindex(4, 3):
+        log_p = log_pmf(Categorical, mean, math.exp(-0.5 * logsnr), 9, False, prior[place].log_softmax(-1).numpy())
+        want = [-(weights.numpy() @ log_p[k, :, k]) for k in range(9)]
+        np.testing.assert_allclose(table[place].numpy(), want, rtol=1e-11, atol=1e-12 * max(1.0, scale))
+
+
+def test_a_table_for_all_pixels_of_an_image_is_made_at_once():
+    data = torch.randint(0, 256, (100, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    decoder = Categorical.fit(data, 256)
+    with Largest() as largest:
+        table = decoder.table(13.3)
+    assert table.shape == (3, 8, 8, 256)
+    assert largest.bytes <= 32 * 2**20
+    torch.testing.assert_close(table[1, 2, 3], Categorical(256, prior=decoder.prior[1, 2, 3]).table(13.3), rtol=1e-12, atol=1e-12)
+
+
+def test_the_table_of_a_prior_has_its_gradient():
+    prior = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    level = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Categorical(5, prior=prior).table, level)
+
+
+NETWORK = nn.Linear(3, 3)
+MODEL = Denoiser(NETWORK, V(), call=lambda network, z, t: network(z))
+OTHER = Denoiser(lambda z, t: 0 * z, V())
+VERBS = {
+    "elbo": lambda data, decoder, **given: elbo(MODEL, data, schedule=Linear(), decoder=decoder, **given).total,
+    "objective": lambda data, decoder, **given: Objective(MODEL, schedule=Linear(), decoder=decoder)(data, **given),
+    "weighted": lambda data, decoder, **given: Objective(MODEL, schedule=Linear(), decoder=decoder, weighting=Sigmoid())(data, **given),
+    "evaluate": lambda data, decoder, **_: evaluate(MODEL, data, schedule=Linear(), decoder=decoder, draws=4).by_image,
+    "compare": lambda data, decoder, **_: torch.tensor(
+        compare(MODEL, OTHER, data, schedule=Linear(), decoder=decoder, draws=4).difference.value
+    ),
+    "path_importance": lambda data, decoder, **_: path_importance(MODEL, data, schedule=Linear(), decoder=decoder, steps=3, samples=2).nats,
+    "dequantized_ode": lambda data, decoder, **_: (
+        dequantized_ode(MODEL, data, schedule=Linear(4.0, -6.0), dequantization=Uniform(decoder), tolerance=1e-3).nats
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("dtype", LEVELS, ids=str)
+def test_levels_of_any_integer_dtype_are_the_same_data(dtype, verb):
+    data = torch.randint(0, 17, (6, 3), generator=torch.Generator().manual_seed(0))
+    given = {"t": torch.linspace(0.1, 0.9, 6), "eps": torch.ones(6, 3)}
+    for decoder in (Categorical.fit(data, 17), DiscretizedGaussian(17), DiscretizedGaussian(17, denoise=True)):
+        got, expected = (VERBS[verb](levels, decoder, **given) for levels in (data.to(dtype), data))
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.int8], ids=str)
+def test_levels_out_of_range_are_found_in_any_dtype(dtype):
+    with torch.no_grad(), pytest.raises(ValueError, match="got values from 3 to 99"):
+        Categorical(17).encode(torch.tensor([[3, 99]], dtype=dtype))

@@ -1,12 +1,26 @@
 """What a recipe optimises: its weighting as published, constant, monotony and peak included, and what the report says."""
 
 import math
+import re
 
 import pytest
 import torch
 from theorems.reference import gmm1d
 
-from vdiff import MSE, Cosine, Eps, Linear, MinSNR, Profile, Sigmoid, V, X, describe, weighted_elbo
+from vdiff import (
+    ELBO,
+    MSE,
+    Cosine,
+    Eps,
+    Linear,
+    MinSNR,
+    Profile,
+    Sigmoid,
+    V,
+    X,
+    describe,
+    weighted_elbo,
+)
 from vdiff.recipes import RECIPES, Recipe, recipe
 from vdiff.weighting import Custom
 
@@ -121,6 +135,57 @@ def test_the_report_in_words():
     assert "an ELBO of noisier data: half of it of data noised to λ ≤ 2.0 (σ/α ≥ 0.37), a share of 2.3e-06 of data as it is" in text
     assert "with the error of the given model" in text
     assert "-0.0" not in str(describe("min-snr"))
+
+
+TABLELAND = Custom(lambda v: 1 / (1 + (v / 4) ** 8))
+
+
+@pytest.mark.parametrize(
+    ("described", "ends"),
+    [
+        (describe("vdmpp-sigmoid"), (-15.0, 2 - math.log(99))),
+        (
+            describe(Recipe("mine", Cosine(), Eps(), ELBO() * MinSNR(5.0))),
+            (-15.0, math.log(5) - math.log(0.99)),
+        ),
+        (
+            describe(Recipe("mine", Linear(8.0, -8.0), Eps(), TABLELAND)),
+            (-4 * 99**-0.125, 4 * 99**-0.125),
+        ),
+    ],
+    ids=["noisy end", "to a corner", "inside"],
+)
+def test_a_plateau_is_no_peak(described, ends):
+    """Where w is within 1 % of its largest value, over a stretch."""
+    assert described.plateau == pytest.approx(ends, abs=0.01)
+    text = str(described)
+    where = f"for λ from {ends[0]:.1f} to {ends[1]:.1f}"
+    assert f"none: a plateau, w within 1 % of its largest value {where}" in text
+    assert "peak      λ =" not in text
+
+
+@pytest.mark.parametrize("name", ["ddpm", "iddpm", "edm", "flow-matching", "sd3", "p2", "min-snr"])
+def test_a_peak_is_no_plateau(name):
+    described = describe(name)
+    assert described.plateau is None
+    assert f"peak      λ = {round(described.peak, 2) + 0.0:.2f}," in str(described)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("vdm++", "did you mean 'vdmpp-sigmoid' or 'vdmpp-edm-monotone'?"),
+        ("VDM++-sigmoid", "did you mean 'vdmpp-sigmoid'?"),
+        ("vdmpp", "did you mean 'vdmpp-sigmoid' or 'vdmpp-edm-monotone'?"),
+        ("flow", "did you mean 'flow-matching'?"),
+        ("min", "did you mean 'min-snr'?"),
+        ("edmm", "did you mean 'edm'?"),
+        ("vmd", "did you mean 'vdm'?"),
+    ],
+)
+def test_a_name_that_is_not_there_is_answered_with_those_that_are_meant(word, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        recipe(word)
 
 
 def test_what_is_no_recipe_is_named():

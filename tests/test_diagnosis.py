@@ -55,3 +55,28 @@ def test_on_a_cosine_schedule_with_a_weighting_it_is_the_integrals():
     reach = 1.5 * (w[0] * second[0] ** 0.5 + w[1] * second[1] ** 0.5)
     assert found.least == pytest.approx(0.25 * reach**2 - loss**2)
     assert found.effective == pytest.approx(0.25 * reach**2 / sum(square), rel=2e-3)
+
+
+def test_what_is_printed_is_the_ratio_of_what_is_printed_beside_it():
+    """A loss that is nearly the same at every draw: variances 49 times apart, second moments 1.01
+    times."""
+    seen = Profile(-1.0, 1.0, bins=2)
+    seen.update(torch.tensor([-0.5, -0.5, 0.5, 0.5]), torch.tensor([9.9, 10.1, 11.8, 12.2]))
+    found = diagnose(seen, Linear(1.0, -1.0))
+    *_, variance, moment = str(found).splitlines()
+    times = found.variance / found.least
+    assert times > 20
+    said = f"variance of a draw {found.variance:.4g}, least {found.least:.4g}: {times:.3g} times"
+    assert variance == f"{said}, and as many times the draws for the same error"
+    second = found.square.sum().item()
+    least = second * found.effective
+    said = f"second moment of a draw {second:.4g}, least {least:.4g}"
+    assert moment == f"{said}: {1 / found.effective:.3g} times"
+    assert second / least < 1.02
+
+
+def test_a_least_variance_of_zero_has_no_ratio():
+    seen = Profile(-1.0, 1.0, bins=2)
+    seen.update(torch.tensor([-0.5, 0.5]), torch.tensor([0.1, 0.3]))
+    lines = str(diagnose(seen, Linear(1.0, -1.0))).splitlines()
+    assert lines[-2] == "variance of a draw 0.01, least 0"

@@ -62,6 +62,13 @@ def test_the_effective_sample_size_and_the_largest_weight():
     assert found.samples == 4
 
 
+def test_the_largest_weight_is_the_mean_over_replicates():
+    log_w = torch.tensor([[0.0, 0.0, 0.0, 0.0], [math.log(5.0), 0.0, 0.0, 0.0]])[..., None].double()
+    found = ImportanceBound.of(log_w, 1, torch.tensor([8]))
+    assert found.largest_weight.item() == pytest.approx((1 / 4 + 5 / 8) / 2)
+    assert found.effective_sample_size.item() == pytest.approx((4 + 64 / 28) / 2)
+
+
 def test_the_exact_log_p_is_normalised_and_needs_one_dimension():
     x = torch.linspace(-4, 4, 401, dtype=torch.float64)[:, None]
     for steps in (1, 4):

@@ -108,6 +108,24 @@ def test_a_row_is_a_function_of_its_seed():
     assert not torch.equal(first, other)
 
 
+@pytest.mark.filterwarnings("ignore:evaluate")
+def test_a_run_keeps_its_curves_of_the_loss_the_bound_and_the_mean_mse():
+    one = Ladder(replace(SMALL, steps=10))
+    _, tensors = one.train(Row("ε", "small", "MSE"), 0, tqdm(disable=True))
+    assert len(tensors["loss"]) == 10
+    assert tensors["curve"][:, 0].tolist() == [5, 10]
+    model = figures._model(one, Row("ε", "small", "MSE"), tensors)
+    images = one.images.selection
+    assert tensors["curve"][-1, 1] == pytest.approx(one.bound(model, images, 0, draws=2)[0])
+    assert tensors["curve"][-1, 2] == pytest.approx(one.mean_mse(model, 0, images, 2))
+
+
+def test_blocks_of_a_trace_end_where_they_say():
+    at, blocks = figures._blocks([torch.arange(100.0), torch.arange(95.0)])
+    assert blocks.shape == (2, 47, 2)
+    assert torch.equal(at, blocks[0, :, -1] + 1)
+
+
 def made_up(bits, mmd):
     norm = {"median": 1.0, "99 %": 2.0, "max": 3.0}
     return [
@@ -144,6 +162,8 @@ def test_a_quick_run_ends_and_the_next_trains_nothing(tmp_path, monkeypatch, cap
     report = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
     assert all(f"| {row} |" in table for row in ROWS)
     assert "×14" in table
+    assert "| ε/small/VLB ×3 |" in table
+    assert "trained for longer, ε/small/MSE ×3 − ε/small/VLB ×3: bits/dim" in table
     assert [row["variance"] for row in report["rows"][: len(ROWS)]] == [row.variance for row in ROWS]
     assert all(len(row["seeds"]) == 2 for row in report["rows"])
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}

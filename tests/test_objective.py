@@ -1,10 +1,14 @@
 """The objective as one module: which loss it is, and the losses of a chain through it."""
 
+import re
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 from vdiff import (
+    MSE,
     Categorical,
     Cosine,
     Denoiser,
@@ -13,6 +17,7 @@ from vdiff import (
     LearnedLinear,
     Linear,
     LossSecondMoment,
+    MinSNR,
     Objective,
     Range,
     Sigmoid,
@@ -21,9 +26,15 @@ from vdiff import (
     elbo,
     first_variance,
     hybrid,
+    recipe,
+    sample,
     weighted_elbo,
 )
 from vdiff.chain import vlb
+from vdiff.decoder import Gaussian as GaussianDecoder
+from vdiff.decoder import Levels
+from vdiff.recipes import RECIPES
+from vdiff.sampling import uniform
 from vdiff.times import stratified
 
 STEPS = 9
@@ -112,6 +123,100 @@ def test_without_the_bound_the_hybrid_loss_is_ddpms_simple_loss_on_every_level()
     z = logsnr.sigmoid().sqrt()[:, None] * x + (-logsnr).sigmoid().sqrt()[:, None] * NOISE
     known = (model(z.float(), logsnr.float()).eps - NOISE).square().sum(1)
     assert torch.allclose(objective(LEVELS, t=EVERY, eps=NOISE), known, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", [None, Categorical(17), DECODER, GaussianDecoder()], ids=repr)
+def test_the_simple_loss_is_on_every_level_that_a_sampler_visits(decoder):
+    """As often on each of T + 1, by the plain squared error of ε, whatever decoder encodes."""
+    told = []
+
+    def network(z, logsnr):
+        told.append(logsnr.double())
+        return 0.5 * z
+
+    model, n = Denoiser(network, Eps()), STEPS + 1
+    x = LEVELS if isinstance(decoder, Levels) else EVERY[:, None].expand(n, 2).float()
+    encoded = x if decoder is None else decoder.encode(x)
+    objective = Objective(model, schedule=TABLE, decoder=decoder, steps=STEPS, bound_weight=0.0)
+    level = TABLE(EVERY)[:, None]
+    z = level.sigmoid().sqrt() * encoded + level.neg().sigmoid().sqrt() * NOISE
+    known = (0.5 * z - NOISE).square().sum(1)
+    assert torch.allclose(objective(x, t=EVERY, eps=NOISE).double(), known.double(), rtol=1e-5)
+    chain = {"schedule": TABLE, "steps": STEPS, "bound_weight": 0}
+    simple = hybrid(model, encoded, t=EVERY, eps=NOISE, **chain)
+    assert torch.allclose(simple.double(), known.double() / 2, rtol=1e-5)
+    for draw in (
+        lambda: objective(x, generator=torch.Generator().manual_seed(0)),
+        lambda: objective(x, u=stratified(n, offset=0.03)),
+        lambda: hybrid(model, encoded, **chain),
+    ):
+        told.clear()
+        draw()
+        asked = told[0].sort().values
+        told.clear()
+        sample(model, torch.randn(1, 2), schedule=TABLE, steps=n)
+        assert torch.allclose(asked, torch.cat(told), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_loss_of_a_recipe_is_on_every_level_that_a_sampler_of_its_chain_visits(name):
+    told, row = [], recipe(name)
+    model = Denoiser(lambda z, logsnr: told.append(logsnr.double()) or 0 * z, row.parameterization)
+    n = 1 if row.steps is None else row.steps + 1
+    x, eps = 2 * torch.ones(n, 2), torch.ones(n, 2)
+    loss = row.objective(model)(x, u=stratified(n, offset=0.3 / n), eps=eps)
+    assert (loss > 0).all()
+    if row.steps is None:
+        t = torch.tensor([0.3], dtype=torch.float64)
+        known = weighted_elbo(
+            model,
+            x,
+            schedule=row.schedule,
+            weighting=row.weighting,
+            t=t,
+            eps=eps,
+        )
+        assert torch.equal(loss, known)
+    else:
+        levels = uniform(row.schedule, n)  # from noise to data
+        assert torch.allclose(told[0].flip(0), levels, atol=1e-5)
+
+
+SAMPLER, BOTH = "the last step of a sampler asks", "the last step of a sampler and the decoder ask"
+SIMPLE, LOOK = "bound_weight=0 in place of the weighting .* all 10 levels", "decoder that looks"
+PLAIN = MSE(TABLE, Eps(), steps=STEPS)
+
+
+@pytest.mark.parametrize(
+    ("options", "asks", "hint"),
+    [
+        ({"weighting": PLAIN, "decoder": DECODER}, BOTH, SIMPLE),
+        ({"weighting": MSE(TABLE, V(), steps=STEPS) * MinSNR(), "decoder": DECODER}, BOTH, SIMPLE),
+        ({"weighting": Sigmoid(), "decoder": DECODER}, BOTH, SIMPLE),
+        ({"weighting": torch.ones_like, "decoder": DECODER}, BOTH, SIMPLE),
+        ({"weighting": PLAIN, "decoder": Categorical(17)}, SAMPLER, SIMPLE),
+        ({"bound_weight": 0.1}, SAMPLER, LOOK),
+        ({"weighting": PLAIN}, None, None),
+        ({}, None, None),
+        ({"decoder": DECODER}, None, None),
+        ({"decoder": Categorical(17)}, None, None),
+        ({"bound_weight": 0.0}, None, None),
+        ({"bound_weight": 0.0, "decoder": DECODER}, None, None),
+        ({"bound_weight": 0.1, "decoder": DECODER}, None, None),
+        ({"bound_weight": 0.1, "decoder": GaussianDecoder(denoise=True)}, None, None),
+        ({"weighting": Sigmoid(), "decoder": DECODER, "steps": None}, None, None),
+    ],
+    ids=str,
+)
+def test_a_loss_that_leaves_out_the_first_level_says_so(options, asks, hint):
+    model = Denoiser(Heads(), Eps(), variance=Range())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Objective(model, schedule=TABLE, **({"steps": STEPS} | options))
+    assert len(caught) == (asks is not None)
+    if asks is not None:
+        what = "Objective: on a chain of 9 steps this loss trains the levels t = 1/9 … 1"
+        assert re.match(rf"{what} and not t = 0, at which {asks} the network \(.*{hint}", str(caught[0].message))
 
 
 def test_one_term_of_the_bound_times_their_number_is_the_bound_on_average():

@@ -162,6 +162,49 @@ def test_laws_are_the_published_signals(law, signal):
     np.testing.assert_allclose(law.density(torch.tensor(lam, dtype=torch.float64)).numpy(), 1 / slope, rtol=1e-6)
 
 
+def test_spectral_has_the_moments_of_the_errors_of_its_gaussian():
+    """d/dλ of E‖e‖²/d is a mixture of logistic densities: its mean and variance, by quadrature."""
+    variances = np.array([4.0, 0.5, 0.02, 0.3])
+    law = Spectral(torch.from_numpy(variances)).law
+
+    def density(lam):
+        rising = 1 / (1 + np.exp(-(lam + np.log(variances))))
+        return (rising * (1 - rising)).mean()
+
+    def moments(p):
+        mean = quad(lambda lam: lam * p(lam), -50, 50, limit=200)[0]
+        return mean, quad(lambda lam: (lam - mean) ** 2 * p(lam), -50, 50, limit=200)[0]
+
+    own = moments(lambda lam: law.density(torch.tensor(lam, dtype=torch.float64)).item())
+    assert own == pytest.approx(moments(density), rel=1e-7)
+    schedule = Spectral(torch.from_numpy(variances))
+    ends = [own[0] + sign * 4 * math.sqrt(own[1] * 3) / math.pi for sign in (1, -1)]
+    assert [schedule.logsnr_max, schedule.logsnr_min] == pytest.approx(ends)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "weight"),
+    [
+        (SignalPower(6.0, -7.0), lambda lam: 1 / (1 + math.exp(-lam))),
+        (Karras(0.01, 30.0, 5.0), lambda lam: math.exp(-lam / 10)),
+        (LinearBeta(5.0, -6.0), lambda lam: 1 / (1 + math.exp(lam)) / beta_at(lam)),
+    ],
+    ids=repr,
+)
+def test_densities_are_those_that_are_named(schedule, weight):
+    """Up to normalisation, which is by quadrature: a constant that is wrong moves each of them."""
+    whole = quad(weight, schedule.logsnr_min, schedule.logsnr_max)[0]
+    lam = np.linspace(schedule.logsnr_min + 0.1, schedule.logsnr_max - 0.1, 23)
+    expected = [weight(v) / whole for v in lam]
+    found = schedule.density(torch.from_numpy(lam)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def beta_at(lam):
+    """DDPM's β(t) where ∫β = softplus(−λ)."""
+    return math.sqrt(0.1**2 + 2 * 19.9 * math.log1p(math.exp(-lam)))
+
+
 def test_normal_is_edms_and_sd3s_noise():
     generator = np.random.default_rng(0)
     noise = np.exp(-1.2 + 1.2 * generator.normal(size=100_000))  # EDM: ln σ ~ N(−1.2, 1.2²)

@@ -306,7 +306,7 @@ def test_noise_of_its_own_goes_to_each_sample_at_each_step():
 
 
 def test_an_adaptive_solver_moves_a_sample_as_its_batch_does_within_its_own_error():
-    """What the docstrings say: 1e-4 at most on this mixture, at the default tolerances; none where they are tight."""
+    """About 1e-5 on this mixture, at the default tolerances, and rarely much more; none where they are tight."""
     z, moved = noise(dims=2), {}
     for tolerance, method in ((1e-5, "dopri5"), (1e-9, "dopri8")):
         options = {"schedule": few_steps(), "steps": 2, "step": partial(ode, method=method, rtol=tolerance, atol=tolerance)}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from points import data_of, points, run_until, tensors
+from safetensors.torch import load_file, save_file
 
 from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
@@ -242,3 +243,16 @@ def test_schedules_never_decay_and_learn_at_their_own_pace():
 
 def test_the_pace_of_the_learning_rate():
     assert [pace(step, 10, 110) for step in (0, 9, 10, 60, 110)] == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_the_ends_of_a_schedule_are_kept_with_its_weights_and_older_files_lack_them(tmp_path):
+    config = points(schedule={"name": "Adaptive", "bins": 6, "warmup": 2}, steps=2)
+    with Run.open(tmp_path, config) as run:
+        train(config.objective(), data_of(config), config, run=run, quiet=True)
+    kept = load_file(tmp_path / "ema.safetensors")
+    assert kept["schedule.fixed_ends"].tolist() == [15.0, -15.0]
+    save_file({name: value for name, value in kept.items() if not name.endswith("ends")}, tmp_path / "ema.safetensors")
+    assert torch.equal(run.load().schedule.mass, kept["schedule.mass"])
+    save_file(kept | {"schedule.fixed_ends": torch.tensor([8.0, -8.0], dtype=torch.float64)}, tmp_path / "ema.safetensors")
+    with pytest.raises(ValueError, match=r"must have schedule.fixed_ends = \[15.0, -15.0\]; got \[8.0, -8.0\]"):
+        run.load()

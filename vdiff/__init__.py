@@ -1,5 +1,10 @@
 """Diffusion models as weighted evidence lower bounds: one integral over log-SNR, and bounds in bits/dim to trust."""
 
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from vdiff.augmentation import augmented_elbo
 from vdiff.bound import Bound
 from vdiff.chain import first_variance, hybrid, path_bound, vlb
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian
@@ -41,6 +46,23 @@ from vdiff.variance import Forward, LogVariance, Range
 from vdiff.weighting import EDM, ELBO, MSE, P2, Debiased, InDI, MinSNR, Sigmoid, SoftMinSNR, TruncatedSNR, Weighting, loss_factor
 
 __version__ = "0.1.0"
+
+ROOMS = ("cli", "data", "likelihood", "metrics", "nn", "plots", "theorems", "training")
+
+if TYPE_CHECKING:
+    from vdiff import cli, data, likelihood, metrics, nn, plots, theorems, training  # noqa: F401 (for type checkers)
+else:
+
+    def __getattr__(name):
+        """A room of the package, such as `vdiff.nn`, imported at its first use."""
+        if name in ROOMS:
+            return importlib.import_module(f"vdiff.{name}")
+        raise AttributeError(f"module 'vdiff' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *ROOMS})
+
 
 __all__ = [
     "EDM",
@@ -104,6 +126,7 @@ __all__ = [
     "X",
     "adams",
     "ancestral",
+    "augmented_elbo",
     "bits_per_dim",
     "ddim",
     "describe",

@@ -8,15 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.bound import Bound
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
+from vdiff.denoiser import note_training
 from vdiff.errors import check_data, check_generator, check_positive_int, checking, finite, must
 from vdiff.gaussian import Step, alpha, at_least_float32, diffuse, prior_kl, sigma, sum_dims, wide_number
 from vdiff.loss import Generators, Model, check_call, check_decoder, draw, full_precision, predict_at, standard_normal
 from vdiff.parameterization import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import check_schedule
-from vdiff.times import stratified
+from vdiff.schedule.base import Follow, check_schedule
+from vdiff.times import stratified, stratum_of
 from vdiff.weighting import check_chain
 
 
@@ -31,22 +33,29 @@ def hybrid(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, " batch"]:
     """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per dimension and example.
 
         ( ‖ε − ε̂‖² + bound_weight · n · K(sg(ε̂), Σ) ) / d
 
-    with one of the bound's n terms K per example, hence the factor n, and the mean stopped in it: of the outputs the bound
-    trains the variance alone; its gradient would otherwise drown the mean's. Without a decoder the terms are the chain's n = T
-    steps. With one that looks at the network they are n = T + 1: its own, −log p(data | x̂(z₀)), is DDPM's first.
+    with one of the bound's n terms K per example, hence the factor n, and the mean stopped in it:
+    of the outputs the bound trains the variance alone; its gradient would otherwise drown the
+    mean's. With a decoder that looks at the network the terms are n = T + 1: its own, −log p(data
+    | x̂(z₀)), is DDPM's first. Without a decoder they are the chain's n = T steps, and no draw
+    trains the level t = 0, at which the last step of `sample` asks the network.
+
+    With `bound_weight=0` this is DDPM's simple loss, the mean over all T + 1 levels, with or
+    without a decoder.
 
     Args:
         data: x as the network sees it; with a decoder, data as it is.
-        decoder: for instance `DiscretizedGaussian(256, denoise=True, clip=first_variance(schedule, steps))`.
-        bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here. With 0 it is DDPM's simple loss, for
-            any reverse variance.
-        t: (batch,) times i/T to use instead of drawing; 0 is the decoder's.
+        decoder: for instance `DiscretizedGaussian(256, denoise=True, clip=first_variance(schedule,
+            steps))`, or for continuous data `Gaussian(denoise=True)`.
+        bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here. 0
+            takes any reverse variance.
+        t: (batch,) times i/T to use instead of drawing; 0 is the first level, the decoder's.
         model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
 
     Raises:
@@ -61,9 +70,12 @@ def hybrid(
     >>> hybrid(model, torch.randn(8, 2), schedule=Tabulated.linear_betas(), steps=999).shape
     torch.Size([8])
     """
+    condition = conditions("hybrid", condition, keywords)
     if checking():
         finite("hybrid", "bound_weight", bound_weight, at_least=0.0, hint="less than 0 would maximise the bound")
-    seen = _one_level("hybrid", model, data, schedule, steps, decoder, t, eps, generator, condition)
+    first = int(bound_weight > 0 and decoder is None)
+    what = data, schedule, steps, decoder
+    seen = _one_level("hybrid", model, *what, t, eps, generator, condition, first)
     if bound_weight > 0 and seen.prediction.head is None:
         raise ValueError(
             must(
@@ -78,7 +90,10 @@ def hybrid(
         loss = seen.prediction.squared_error(seen.x, seen.eps)
         if bound_weight > 0:
             loss = loss + bound_weight * seen.term(seen.prediction.stopped(), data)
-        return loss / seen.x[0].numel()
+        if checking():
+            note_training(model, schedule, loss)
+        dims = seen.x[0].numel()
+        return seen.follow(loss / dims, dims)
 
 
 def vlb(
@@ -91,7 +106,8 @@ def vlb(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Bound:
     """The bound of a chain from one of its n = T + 1 terms per example: L_vlb as iDDPM trains it, one evaluation of the network.
 
@@ -113,6 +129,7 @@ def vlb(
     >>> vlb(model, torch.randint(0, 256, (8, 2)), schedule=Tabulated.linear_betas(), steps=999, decoder=decoder).total.shape
     torch.Size([8])
     """
+    condition = conditions("vlb", condition, keywords)
     if checking() and isinstance(schedule, Schedule) and schedule.learns_ends:
         raise ValueError(must("vlb", "schedule", "have fixed ends", repr(schedule), "elbo(…, steps=T) trains them"))
     seen = _one_level("vlb", model, data, schedule, steps, decoder, t, eps, generator, condition)
@@ -120,6 +137,8 @@ def vlb(
         term, first = seen.term(seen.prediction, data), seen.t == 0
         zero = torch.zeros_like(term)
         prior = prior_kl(seen.x, schedule.logsnr_min)
+        if checking():
+            note_training(model, schedule, term)
     return Bound(prior, torch.where(first, zero, term), torch.where(first, term, zero), seen.x[0].numel())
 
 
@@ -134,6 +153,7 @@ class _Seen(NamedTuple):
     logsnr_max: float
     decoder: Decoder | None
     terms: int
+    follow: Follow
 
     def term(self, prediction: Prediction, data: Tensor) -> Tensor:
         """n times the bound's term at this level, nats per example."""
@@ -154,10 +174,12 @@ def _one_level(
     eps: Tensor | None,
     generator: torch.Generator | None,
     condition: dict[str, Any],
+    first: int = 0,
 ) -> _Seen:
-    """One evaluation of the model per example, at a step of the chain or, where a decoder looks at the network, at its level."""
+    """One evaluation of the model per example, at a level t = i/T of the chain with i = first … T;
+    the decoder's is i = 0."""
     if checking():
-        check_call(name, model, schedule, steps, condition)
+        check_call(name, model, schedule, steps)
         check_positive_int(name, "steps", steps)
         check_chain(name, None, schedule, steps)
         if schedule.learns_shape:
@@ -167,21 +189,19 @@ def _one_level(
             check_data(name, data)
         else:
             _check_looking_decoder(name, decoder, schedule)
-    if decoder is None:
-        x, (t,), eps = draw(name, data, steps, t, eps, generator)
-        logsnr, measure = schedule.levels(t, steps)
-    else:
-        x = decoder.encode(data)
-        if t is None:
-            if generator is not None and checking():
-                check_generator(name, generator, x)
-            t = with_decoder(stratified(x.shape[0], generator=generator, device=x.device), steps)
-        x, (t,), eps = draw(name, x, steps, t, eps, generator, first=0)
-        logsnr, _ = schedule.levels(t)
-        _, measure = schedule.levels(t.clamp(min=1 / steps), steps)  # at t = 0 no step ends: the first's stands in, unused
+    x = data if decoder is None else decoder.encode(data)
+    if t is None and first == 0:
+        if generator is not None and checking():
+            check_generator(name, generator, x)
+        t = with_decoder(stratified(x.shape[0], generator=generator, device=x.device), steps)
+    x, (t,), eps = draw(name, x, steps, t, eps, generator, first=first)
+    logsnr, measure, follow = schedule.look(t, steps if first else None)
+    if first == 0:  # no step ends at t = 0: the first's stands in, unused
+        _, measure = schedule.levels(t.clamp(min=1 / steps), steps)
     prediction = predict_at(model, x, eps, logsnr, condition, name)
     step = Step(logsnr, torch.log1p(measure / steps))
-    return _Seen(prediction, x, eps, t, step, schedule.logsnr_max, decoder, steps + (decoder is not None))
+    terms = steps + (decoder is not None)
+    return _Seen(prediction, x, eps, t, step, schedule.logsnr_max, decoder, terms, follow)
 
 
 def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:
@@ -190,7 +210,7 @@ def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batc
     >>> with_decoder(torch.tensor([0.0, 0.4, 0.9]), steps=2)
     tensor([0.0000, 0.5000, 1.0000])
     """
-    return torch.floor(u * (steps + 1)).clamp(max=steps) / steps
+    return stratum_of(u, steps + 1) / steps
 
 
 class PathBound(NamedTuple):
@@ -213,7 +233,8 @@ def path_bound(
     decoder: Decoder,
     steps: int,
     generator: Generators = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> PathBound:
     """The whole bound of a T-step chain along one path per example: T evaluations of the model, without gradient.
 
@@ -240,7 +261,8 @@ def path_bound(
     >>> (bound.log_ratio.var() < bound.rao_blackwell.var()).item()
     True
     """
-    check_call("path_bound", model, schedule, steps, condition)
+    condition = conditions("path_bound", condition, keywords)
+    check_call("path_bound", model, schedule, steps)
     check_positive_int("path_bound", "steps", steps)
     check_chain("path_bound", None, schedule, steps)
     check_decoder("path_bound", decoder, schedule)

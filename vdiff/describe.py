@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.augmentation import POINTS, ROUNDING, Augmentation, rises
 from vdiff.errors import must
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.recipes import Recipe, recipe
 from vdiff.weighting import loss_factor
 
 TARGETS: Mapping[str, Parameterization] = {"x": X(), "ε": Eps(), "v": V(), "u": Flow()}
-POINTS = 20_001
-ROUNDING = 1e-9  # a rise of w by less, relatively, is rounding
+NEAR, LONG = 0.01, 1.0  # a plateau: w within 1 % of its largest value over a λ of 1 or more
 Errors = Callable[[Tensor], Tensor]
 
 
@@ -51,9 +51,14 @@ class Description:
 
     @cached_property
     def draws(self) -> Float[Tensor, " grid"]:
-        """p(λ), the density of training's draws."""
+        """p(λ), the density of training's draws; at the ends that of a quarter of a cell
+        inside.
+        """
+        quarter = 0.25 * (self.logsnr[1] - self.logsnr[0]).item()
+        low, high = self.logsnr[0].item(), self.logsnr[-1].item()
+        inside = self.logsnr.clamp(low + quarter, high - quarter)  # p may be infinite at an end
         with torch.no_grad():
-            return self.recipe.schedule.density(self.logsnr)
+            return self.recipe.schedule.density(inside)
 
     @cached_property
     def signal(self) -> Float[Tensor, " grid"]:
@@ -71,21 +76,37 @@ class Description:
         """The λ in this range at which w is largest, the greatest where that is a stretch."""
         return min(max(self.recipe.weighting.peak, self.logsnr[0].item()), self.logsnr[-1].item())
 
+    @property
+    def plateau(self) -> tuple[float, float] | None:
+        """The λ between which w stays within 1 % of its largest value, where they are 1 or more
+        apart; None for a peak.
+
+        >>> low, high = describe("vdmpp-sigmoid").plateau
+        >>> round(low, 1), round(high, 1)
+        (-15.0, -2.6)
+        """
+        top, near = int(self.weight.argmax()), self.weight >= (1 - NEAR) * self.weight.max()
+        below, above = (~near[:top]).nonzero().flatten(), (~near[top:]).nonzero().flatten()
+        first = 0 if len(below) == 0 else int(below[-1]) + 1
+        last = len(near) - 1 if len(above) == 0 else top + int(above[0]) - 1
+        low, high = self.logsnr[first].item(), self.logsnr[last].item()
+        return (low, high) if high - low >= LONG else None
+
     @cached_property
     def rises(self) -> list[tuple[float, float]]:
         """The stretches of λ over which w rises; none for a monotone weighting."""
-        up = (self.weight[1:] > self.weight[:-1] * (1 + ROUNDING)).long()
-        edge = torch.cat([up.new_zeros(1), up, up.new_zeros(1)]).diff()
-        begin, end = (self.logsnr[(edge == sign).nonzero().flatten()] for sign in (1, -1))
-        return list(zip(begin.tolist(), end.tolist(), strict=True))
+        return rises(self.logsnr, self.weight)
 
     @property
     def monotone(self) -> bool:
         """Whether w never rises with λ here: then L_w is an ELBO with Gaussian noise added to the data (arXiv:2303.00848)."""
         return not self.rises
 
-    def augmentation(self, logsnr: Tensor) -> Tensor:
-        """The probability that the data is noised to a level less noisy than λ: w(λ)/w(λ_min), a monotone weighting's p_w.
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """The law of the noise that a monotone weighting adds to the data, p_w: called with λ, the
+        probability that the data is noised to a level less noisy, w(λ)/w(λ_min); `.sample(n)`
+        draws levels, and `augmented_elbo` trains on such data.
 
         At λ_max it is the mass at no added noise (beyond the first level's own), above it is 0. Raises ValueError where w
         rises: the measure is then signed and no distribution.
@@ -98,8 +119,7 @@ class Description:
             raise ValueError(
                 must("Description.augmentation", "recipe", "have a monotone weighting", f"w that rises from λ = {low:.3g} to {high:.3g}")
             )
-        share: Tensor = self.recipe.weighting(logsnr.clamp(min=self.logsnr[0].item())) / self.weight[0]
-        return torch.where(logsnr > self.logsnr[-1], 0.0, share)
+        return Augmentation(self.recipe.weighting, self.logsnr[-1].item(), self.logsnr[0].item())
 
     def negative_mass(self) -> float:
         """By how much w rises in all, over its largest value: the negative part of the mixture of ELBOs that L_w is.
@@ -142,9 +162,7 @@ class Description:
         lines = [
             f"{self.recipe.name}" + (f" ({self.recipe.source})" if self.recipe.source else ""),
             f"  w(λ)      {self.recipe.weighting!r}, for λ from {_rounded(low)} to {_rounded(high)}",
-            "  peak      none: every λ counts alike"
-            if self.flat
-            else f"  peak      λ = {_rounded(self.peak, 2)}, where the noise is {math.exp(-self.peak / 2):.2g} times the signal's scale",
+            f"  peak      {self._peak()}",
             f"  means     {self._meaning()}",
             f"  draws     {self._middle(self.draws)}",
             f"  signal    {self._middle(self.signal)} (with the error of {self.error_of})",
@@ -164,6 +182,15 @@ class Description:
     def _middle(self, density: Tensor) -> str:
         a, b, c, d = (_rounded(self.quantile(density, share)) for share in (0.05, 0.25, 0.75, 0.95))
         return f"half in λ from {b} to {c}, 90 % from {a} to {d}"
+
+    def _peak(self) -> str:
+        if self.flat:
+            return "none: every λ counts alike"
+        if self.plateau:
+            low, high = map(_rounded, self.plateau)
+            return f"none: a plateau, w within 1 % of its largest value for λ from {low} to {high}"
+        noise = f"{math.exp(-self.peak / 2):.2g} times the signal's scale"
+        return f"λ = {_rounded(self.peak, 2)}, where the noise is {noise}"
 
     def _meaning(self) -> str:
         if not self.monotone:

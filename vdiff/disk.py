@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from vdiff.errors import must
+
 
 def commit(aside: Path, path: Path) -> None:
     """Give what was written to `aside` (a file or a folder) its name: flushed to the disk first, then renamed, so that a crash
@@ -25,6 +27,23 @@ def commit(aside: Path, path: Path) -> None:
     _flush(path.parent)
 
 
+def absolute(function: str, argument: str, place: str | Path) -> Path:
+    """A path that does not depend on the working directory: without ~, its links followed.
+
+    Raises ValueError for the home of an unknown user, and for links that lead in a circle.
+
+    >>> absolute("example", "folder", "~no-such-user/runs")
+    Traceback (most recent call last):
+        ...
+    ValueError: example: argument 'folder' must be a path that leads somewhere; got '~no-such-user/...
+    """
+    try:
+        return Path(place).expanduser().resolve()
+    except RuntimeError as error:
+        what, came = "be a path that leads somewhere", repr(str(place))
+        raise ValueError(must(function, argument, what, came, str(error))) from None
+
+
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -33,4 +52,4 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-__all__ = ["commit"]
+__all__ = ["absolute", "commit"]

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import check_positive_int, did_you_mean, finite, must
+from vdiff.extras import extra
 from vdiff.gaussian import wide, wide_number
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
@@ -115,10 +116,8 @@ def solve(
     check_positive_int(function, "max_evaluations", max_evaluations)
     rtol, atol = finite(function, "rtol", rtol, above=0.0), finite(function, "atol", atol, above=0.0)
     unit = finite(function, "unit", unit, above=0.0, hint="the size of the detail in the data, about a half for data in [−1, 1]")
-    try:
+    with extra("ode"):
         from torchdiffeq import odeint
-    except ImportError:
-        raise ImportError(f"{function}: torchdiffeq is not installed: pip install 'vdiff-torch[ode]'") from None
     ends = torch.stack([wide_number(level, state[0].device) for level in (logsnr_t, logsnr_s)])
     if ends[0] == ends[1]:
         return Solution(state, 0)

@@ -5,15 +5,47 @@ z = α x + σ ε with λ = log α²/σ², variance preserving: α² = sigmoid(λ
 from λ through `sigmoid`, `expm1` and `softplus`, never as one minus another.
 """
 
+import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from vdiff.errors import must, names_arrays, readable
+
+HALF = {torch.float16, torch.bfloat16}
+ENDS = "fixed_ends"  # in a state dict: (λ_max, λ_min)
+PURE = -600.0  # stands for λ = −∞ where it is computed with: α is 1e-130, and float64 holds e^600
+
+
+def copy_values(value: Any, memo: dict[Any, Any]) -> Any:
+    """`copy.deepcopy` for tensors of a live graph too: their values, detached, for torch copies no graph.
+
+    >>> weight = torch.ones(1, requires_grad=True)
+    >>> copy_values((2 * weight,), {})
+    (tensor([2.]),)
+    """
+    if isinstance(value, Tensor) and not value.is_leaf:
+        return memo.setdefault(id(value), value.detach().clone())
+    if type(value) is tuple:
+        return tuple(copy_values(one, memo) for one in value)
+    return copy.deepcopy(value, memo)
+
+
+class ValuesCopied:
+    """An object of tensors whose deep copy has their values, without the graph they are part of."""
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "ValuesCopied":
+        made = object.__new__(type(self))
+        vars(made).update({name: copy_values(value, memo) for name, value in vars(self).items()})
+        return made
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -48,6 +80,107 @@ def moving_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             return v
 
     return move
+
+
+class RestorableModule(nn.Module):
+    """A module whose `reset_parameters` restores the values of construction, for instance after
+    `to_empty`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constructed: dict[str, Tensor] = {}
+
+    def register_constructed(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Register a buffer whose first values are to be restored."""
+        if tensor is not None and tensor.device.type != "meta":
+            self._constructed[name] = tensor.detach().clone().cpu()
+        self.register_buffer(name, tensor, persistent)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Restore the values of construction of all parameters and buffers, in place."""
+        for name, value in self._constructed.items():
+            getattr(self, name).copy_(value)
+        for child in self.children():
+            if isinstance(child, RestorableModule):
+                child.reset_parameters()
+
+
+class PreciseModule(RestorableModule):
+    """A module that keeps its dtypes, has tensors of its own process, and knows the log-SNRs that
+    its state belongs to.
+
+    `register_local` keeps a tensor that moves and is saved as a buffer, but is no buffer: DDP
+    copies the buffers of rank 0 to all ranks in every forward, and would overwrite what the others
+    have observed since their last update. The state dict also holds `fixed_ends`, (λ_max, λ_min).
+    A state of other ends is refused; one without ends is taken.
+    """
+
+    fixed_ends = torch.empty(0, device="cpu")  # torch looks for every name of a state dict
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._local: tuple[str, ...] = ()
+
+    def register_local(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor of this process alone."""
+        self._local = (*self._local, name)
+        setattr(self, name, tensor)
+
+    def ends_in(self, state: dict[str, Any], prefix: str) -> Tensor | None:
+        """(λ_max, λ_min) of a state; None where it does not say."""
+        return state.get(prefix + ENDS)
+
+    def own_ends(self) -> tuple[float, float] | None:
+        """(λ_max, λ_min) to save; None where the state has them already, or there are none."""
+        return None
+
+    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+        """(λ_max, λ_min) of this module once it holds a state; None where it takes what comes."""
+        return self.own_ends()
+
+    @contextmanager
+    def _local_as_buffers(self) -> Iterator[None]:
+        for name in self._local:
+            self._buffers[name] = vars(self).pop(name)
+        try:
+            yield
+        finally:
+            for name in self._local:
+                vars(self)[name] = self._buffers.pop(name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PreciseModule":
+        with self._local_as_buffers():
+            super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        with self._local_as_buffers():
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            place = next((v.device for v in (*self.parameters(), *self.buffers())), None)
+        ends = self.own_ends()
+        if place is not None and ends is not None:
+            destination[prefix + ENDS] = torch.tensor(ends, dtype=wide_dtype(place), device=place)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        *_, unexpected, errors = args
+        with self._local_as_buffers():
+            super()._load_from_state_dict(state, prefix, *args)
+            stateful = next((True for _ in (*self.parameters(), *self.buffers())), False)
+        if not stateful:
+            return
+        if prefix + ENDS in unexpected:
+            unexpected.remove(prefix + ENDS)
+        saved, own = self.ends_in(state, prefix), self.ends_with(state, prefix)
+        if saved is None or own is None or not readable(saved):
+            return
+        rounded = torch.tensor(own, dtype=torch.float64, device="cpu").to(saved.dtype)
+        if not torch.allclose(saved.detach().cpu(), rounded, rtol=1e-6, atol=1e-6):
+            name, hint = type(self).__name__, "make this module with the ends of the state"
+            what = f"have the ends of this module, λ_max = {own[0]:g} and λ_min = {own[1]:g}"
+            came = f"λ_max = {saved[0]:g} and λ_min = {saved[1]:g}"
+            errors.append(must(f"{name}.load_state_dict", "state_dict", what, came, hint))
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -97,6 +230,7 @@ def sigma(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return logsnr.neg().sigmoid().sqrt()
 
 
+@names_arrays
 def diffuse(
     x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch *dims"]:
@@ -109,7 +243,7 @@ def diffuse(
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(ValuesCopied):
     """One step of a chain from λ_t to λ_s > λ_t (towards data), and what the posterior q(z_s | z_t, x) is made of.
 
     With Δ = λ_s − λ_t and c = −expm1(−Δ), in any process with the same λ,
@@ -231,6 +365,7 @@ def spread_kl(u: Tensor) -> Tensor:
     return 0.5 * (u + torch.expm1(-u))
 
 
+@names_arrays
 def prior_kl(x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float) -> Float[Tensor, " batch"]:
     """KL(q(z₁ | x) ‖ N(0, I)) of the variance preserving process, nats per example.
 
@@ -269,6 +404,7 @@ def kl_to_normal(mean_square: Tensor | float, variance: Tensor | float, prior_va
     return 0.5 * (dims * (excess - log_ratio) + square / s)
 
 
+@names_arrays
 def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Tensor:
     """Nats per example as bits per dimension, nats/(d ln 2).
 

@@ -9,10 +9,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.bound import Bound, Drawn
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder, Gaussian
-from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import check_data, check_generator, check_like, check_positive_int, check_times, checking, did_you_mean, must
-from vdiff.gaussian import Step, at_least_float32, diffuse, prior_kl
+from vdiff.denoiser import check_no_data_parallel, note_training, warn_beyond
+from vdiff.errors import (
+    check_data,
+    check_generator,
+    check_like,
+    check_positive_int,
+    check_times,
+    checking,
+    must,
+    out_of_memory,
+    readable,
+    shown,
+)
+from vdiff.gaussian import PURE, Step, at_least_float32, diffuse, prior_kl
 from vdiff.parameterization import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
@@ -24,15 +36,9 @@ Model = Callable[..., Prediction]
 WeightFunction = Callable[[Tensor], Tensor]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
+LARGEST = 1e30  # a weight beyond it is infinite, where −600 stands for −∞
 _ELBO = ELBO()
 _RAO_BLACKWELL = RaoBlackwell()
-_WORDS = ("schedule", "weighting", "decoder", "steps", "generator", "draws", "estimator", "bound_weight")
-_ELSEWHERE = {
-    ("weighted_elbo", "decoder"): "elbo takes a decoder; here x is encoded already",
-    ("elbo", "weighting"): "the bound's weighting is ELBO(); weighted_elbo takes another",
-    ("path_bound", "t"): "a path visits every step",
-    ("path_bound", "eps"): "a path draws the noise of every step",
-}
 
 
 def weighted_elbo(
@@ -45,35 +51,44 @@ def weighted_elbo(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, " batch"]:
     """The weighted diffusion loss of this model on this data: a (batch,) tensor, nats per example; take `.mean()`.
 
         L_w(x) = ½ E_{t ~ U(0,1), ε}[ w(λ_t) · (−dλ/dt) · ‖ε − ε̂(z_t, λ_t)‖² ]           (continuous time)
         L_w(x) = ½ E_{i ~ U{1..T}, ε}[ w(λ_t) · T expm1(λ_s − λ_t) · ‖ε − ε̂(z_t, λ_t)‖² ],   t = i/T, s = t − 1/T
 
-    with the norm summed over dimensions. Each call draws one (t, ε) per example, t stratified over the batch. With
-    `weighting=ELBO()` this is the diffusion term of the negative evidence lower bound (on a chain, of one with the posterior's
-    variance); `elbo` adds the other two.
+    with the norm summed over dimensions. Each call draws one (t, ε) per example: the times of a
+    batch are one grid, and each of them is uniform by itself, so that every example's loss is
+    unbiased. With `weighting=ELBO()` this is the diffusion term of the negative evidence lower
+    bound (on a chain, of one with the posterior's variance); `elbo` adds the other two.
 
     Args:
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a `Denoiser` or an oracle.
         x: (batch, …) data as the network sees it, floating. Half precision is computed in float32.
         schedule: where to look. In continuous time it moves only the variance of the loss, never its expectation between given
-            ends; a chain of T steps has the bound of its own levels.
+            ends; a chain of T steps has the bound of its own levels. On a chain the last level of a table may be λ = −∞.
             Learned ends get no gradient here: the diffusion term alone would shrink the range for ever. A learned shape
             gets that of the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
-        steps: T for the discrete chain; None for continuous time.
+        steps: T for the discrete chain; None for continuous time. On a chain no draw trains the
+            level t = 0, at which the last step of `sample` asks the network: `hybrid` and `elbo`
+            with a decoder that looks at the network do.
         t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their values are checked
             on a CPU, and elsewhere where no gradient is recorded.
         eps: noise of the shape of x to use instead of drawing (with several draws, in each of them).
         generator: for drawing t and eps.
-        condition: passed on to the model.
+        condition: what the model is told beside z and λ, by name: `condition={"label": labels}`. Any name
+            may be used, `steps` for instance. Keywords that are no argument of this function are conditions
+            too: `label=labels`. A value that is no mapping is passed on as the network's own argument
+            `condition`.
 
     Raises:
-        TypeError: for x that is not a floating tensor, or a misspelt keyword.
-        ValueError: for shapes, devices or times that do not fit, and an empty batch.
+        TypeError: for x that is not a floating tensor, a misspelt keyword, and a condition that is given
+            both ways.
+        ValueError: for shapes, devices or times that do not fit, and an empty batch; for a weight that is
+            infinite at λ = −∞.
 
     Kingma et al., Variational Diffusion Models, arXiv:2107.00630; Kingma & Gao, arXiv:2303.00848.
 
@@ -83,16 +98,22 @@ def weighted_elbo(
     >>> loss.shape
     torch.Size([64])
     """
+    condition = conditions("weighted_elbo", condition, keywords)
     if checking():
         check_data("weighted_elbo", x)
-        check_call("weighted_elbo", model, schedule, steps, condition)
+        check_call("weighted_elbo", model, schedule, steps, to_noise=True)
+        check_steps_to_noise("weighted_elbo", schedule, steps)
         check_chain("weighted_elbo", weighting, schedule, steps)
         check_weight_function("weighted_elbo", weighting)
         if x.device.type == "cpu":  # elsewhere values are not read
             check_values_once("weighted_elbo", weighting, schedule)
     x, (t,), eps = draw("weighted_elbo", x, steps, t, eps, generator)
     logsnr, measure, follow = schedule.look(t, steps)
-    return follow(_diffusion(model, x, eps, logsnr, measure, weighting, condition), x[0].numel())
+    pure = schedule.reaches_noise
+    loss = _diffusion(model, x, eps, logsnr, measure, weighting, condition, pure=pure)
+    if checking():
+        note_training(model, schedule, loss)
+    return follow(loss, x[0].numel())
 
 
 def elbo(
@@ -107,7 +128,8 @@ def elbo(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Bound:
     """The whole negative evidence lower bound of this model on this data, in its three parts.
 
@@ -138,8 +160,9 @@ def elbo(
     >>> bound.bits_per_dim.shape
     torch.Size([8])
     """
+    condition = conditions("elbo", condition, keywords)
     if checking():
-        check_call("elbo", model, schedule, steps, condition)
+        check_call("elbo", model, schedule, steps)
         check_chain("elbo", None, schedule, steps)
         check_decoder("elbo", decoder, schedule)
         check_draws("elbo", draws, t)
@@ -153,6 +176,9 @@ def elbo(
         logsnr, measure, follow = schedule.look(one, steps, pin=False)
         noise = eps if given is not None or not diffusion else standard_normal(x, generator)
         diffusion.append(follow(_diffusion(model, x, noise, logsnr, measure, _ELBO, condition, chain), x[0].numel()))
+
+    if checking():
+        note_training(model, schedule, diffusion[0])
 
     def predict(z: Tensor, level: Tensor) -> Prediction:
         return model(z, level, **condition)
@@ -233,6 +259,7 @@ def _diffusion(
     weighting: WeightFunction,
     condition: dict[str, Any],
     chain: _Chain | None = None,
+    pure: bool = False,
 ) -> Float[Tensor, " batch"]:
     """½ w(λ) · measure · ‖ε − ε̂‖² at given levels, or a chain's step times T: the one diffusion term under every loss."""
     weight = weighting(logsnr)
@@ -242,8 +269,11 @@ def _diffusion(
     prediction = predict_at(model, x, eps, logsnr, condition, name)
     if chain is None:
         _refuse_untrained_variance(prediction)
+        factor = 0.5 * weight * measure
+        if pure and checking():
+            _check_weight_of_noise(prediction, factor, logsnr)
         with full_precision(x.device):
-            return prediction.squared_error(x, eps, factor=0.5 * weight * measure)
+            return prediction.squared_error(x, eps, factor=factor)
     with full_precision(x.device):
         step = Step(logsnr, torch.log1p(measure / chain.steps))
         return chain.steps * chain.estimator(prediction, x, eps, step, chain.generator)
@@ -272,7 +302,7 @@ def _asked(name: str, model: Model, z: Tensor, logsnr: Tensor, condition: dict[s
     try:
         return model(z, logsnr, **condition)
     except Exception as error:
-        if not hasattr(model, "parameterization"):
+        if not hasattr(model, "parameterization") and not out_of_memory(error):
             error.add_note(
                 f"{name}: this came from within model(z, logsnr), with logsnr in float64. If it is a bare network, wrap it, and say what it "
                 "predicts and wants to be told: Denoiser(network, V(), time=…)"
@@ -288,27 +318,60 @@ def _refuse_untrained_variance(prediction: Prediction) -> None:
         )
 
 
-def check_call(name: str, model: object, schedule: object, steps: object, condition: dict[str, Any]) -> None:
-    """Raise for a misspelt keyword, and for what is no model, schedule or number of steps."""
-    for word in condition:
-        if elsewhere := _ELSEWHERE.get((name, word)):
-            raise TypeError(f"{name}: argument '{word}' is unknown; {elsewhere}")
-        if word in _WORDS:
-            raise TypeError(f"{name}: argument '{word}' is unknown; it belongs to other functions of vdiff and is no condition of a model")
-        if hint := did_you_mean(word, _WORDS, cutoff=0.87):
-            raise TypeError(f"{name}: argument '{word}' is unknown; {hint}")
+def _check_weight_of_noise(prediction: Prediction, factor: Tensor, logsnr: Tensor) -> None:
+    """Raise where the weight of the network's own error is infinite at λ = −∞. Reads values, on a
+    CPU alone.
+    """
+    if logsnr.device.type != "cpu" or not readable(logsnr, factor):
+        return
+    what = prediction.parameterization
+    bad = (logsnr < 0.5 * PURE) & ~(factor / what.kappa2(logsnr) < LARGEST)
+    if bad.any():
+        hint = "pure noise says nothing of x: predict v or x, with MSE(schedule, V(), steps=T)"
+        finite = "be finite for what the network predicts at λ = −∞"
+        came = f"an infinite weight for {what!r}"
+        raise ValueError(must("weighted_elbo", "weighting", finite, came, hint))
+
+
+def check_steps_to_noise(name: str, schedule: Schedule, steps: int | None) -> None:
+    """Raise where λ = −∞ is to be reached in continuous time."""
+    if schedule.reaches_noise and steps is None:
+        hint = f"its levels are those of a chain: steps={getattr(schedule, 'steps', 'T')}"
+        raise ValueError(must(name, "steps", "be given where the last level is λ = −∞", None, hint))
+
+
+def check_call(
+    name: str,
+    model: object,
+    schedule: object,
+    steps: object,
+    *,
+    to_noise: bool = False,
+    watch: bool = True,
+    evaluation: bool = False,
+) -> None:
+    """Raise for what is no model, schedule or number of steps. Unless `to_noise`, raise also for a
+    schedule that reaches λ = −∞. If `watch`, warn where the model is asked beyond what it knows, in an
+    `evaluation` also beyond what it was trained on."""
     if not callable(model) or isinstance(model, type):
-        came = f"the class {model.__name__}" if isinstance(model, type) else repr(model)
         raise TypeError(
-            must(name, "model", "be called as model(z, logsnr) and return a Prediction", came, "for instance Denoiser(network, V())")
+            must(
+                name, "model", "be called as model(z, logsnr) and return a Prediction", shown(model), "for instance Denoiser(network, V())"
+            )
         )
     if isinstance(model, nn.DataParallel):
         check_no_data_parallel(name, "model", model)
     check_schedule(name, schedule)
+    if isinstance(schedule, Schedule) and schedule.reaches_noise and not to_noise:
+        hint = "the prior term needs some signal; weighted_elbo(…, steps=T) trains such a table"
+        raise ValueError(must(name, "schedule", "have a finite last level", "λ = −∞", hint))
     if isinstance(schedule, Schedule) and (schedule.learns_ends or schedule.learns_shape) and torch.is_grad_enabled():
         _check_synchronised(name, model)
     if steps is not None:
         check_positive_int(name, "steps", steps)
+    if watch and isinstance(schedule, Schedule):
+        chain = steps if isinstance(steps, int) else None
+        warn_beyond(name, model, schedule, chain, evaluation=evaluation)
 
 
 def _check_synchronised(name: str, model: object) -> None:
@@ -321,8 +384,9 @@ def _check_synchronised(name: str, model: object) -> None:
 def _check_estimator(estimator: object, steps: int | None) -> None:
     """Raise for what is no estimator, and for a choice of one in continuous time."""
     if not isinstance(estimator, Estimator):
-        came = f"the class {estimator.__name__}" if isinstance(estimator, type) else repr(estimator)
-        raise TypeError(must("elbo", "estimator", "be an Estimator", came, "an instance: RaoBlackwell(), MonteCarlo() or Raw()"))
+        raise TypeError(
+            must("elbo", "estimator", "be an Estimator", shown(estimator), "an instance: RaoBlackwell(), MonteCarlo() or Raw()")
+        )
     if steps is None and not isinstance(estimator, RaoBlackwell):
         hint = "in continuous time a step's KL is all there is: give steps=T"
         raise ValueError(must("elbo", "estimator", "be left out without steps", repr(estimator), hint))
@@ -338,13 +402,12 @@ def check_draws(name: str, draws: int, t: Tensor | None) -> None:
 def check_decoder(name: str, decoder: object, schedule: Schedule) -> None:
     """Raise for what is no decoder, and for a Gaussian one under a schedule with learned ends."""
     if not isinstance(decoder, Decoder):
-        came = f"the class {decoder.__name__}" if isinstance(decoder, type) else repr(decoder)
         raise TypeError(
             must(
                 name,
                 "decoder",
                 "be a Decoder",
-                came,
+                shown(decoder),
                 "an instance, for instance Categorical(levels=256), or Gaussian() for continuous data",
             )
         )

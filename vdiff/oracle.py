@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.errors import check_data, must
-from vdiff.gaussian import kl_to_normal
+from vdiff.errors import check_data, must, names_arrays
+from vdiff.gaussian import RestorableModule, kl_to_normal
 from vdiff.parameterization import Eps, Prediction
 
 Array = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]] | Tensor
@@ -23,7 +23,7 @@ REACH, FINENESS = 11.0, 0.05  # a quadrature grid in z: so many standard deviati
 PIECE = 512  # points at a time
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(RestorableModule):
     """x ~ Σ_k w_k N(m_k, Σ_k): weights (K,), means (K, d), covariances (K, d, d), or (K, d) where diagonal.
 
     >>> oracle = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
@@ -52,10 +52,10 @@ class GaussianMixture(nn.Module):
         variances, axes = (c, None) if c.ndim == 2 else torch.linalg.eigh(c)
         if not (variances >= 0).all():
             raise ValueError(must(name, "covariances", "have no negative eigenvalue", variances.min().item()))
-        self.register_buffer("weights", w / w.sum())
-        self.register_buffer("means", m)
-        self.register_buffer("variances", variances.clone())
-        self.register_buffer("axes", axes)
+        self.register_constructed("weights", w / w.sum())
+        self.register_constructed("means", m)
+        self.register_constructed("variances", variances.clone())
+        self.register_constructed("axes", axes)
 
     @property
     def dims(self) -> int:
@@ -68,6 +68,7 @@ class GaussianMixture(nn.Module):
         off = self.variances[k].sqrt() * torch.randn(n, self.dims, dtype=torch.float64, generator=generator)
         return self.means[k] + (off if self.axes is None else torch.einsum("nij,nj->ni", self.axes[k], off))
 
+    @names_arrays
     def forward(self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]) -> Prediction:
         """The perfect denoiser, ε̂ = E[ε | z]."""
         alpha, sigma = _scales(logsnr.to(torch.float64))
@@ -78,11 +79,13 @@ class GaussianMixture(nn.Module):
         eps = torch.einsum("nk,nki->ni", share, mean_eps)
         return Prediction(z, logsnr, eps.to(z.dtype), Eps())
 
+    @names_arrays
     def log_prob(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, " n"]:
         """log p(x), the density of the data, nats."""
         one = torch.ones(len(x), dtype=torch.float64)
         return self._log_joint(x.to(torch.float64), one, 0.0 * one)[0].logsumexp(1)
 
+    @names_arrays
     def noisy_log_prob(self, z: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log q(z), the density of the noisy data at λ, nats."""
         return self._log_joint(z.to(torch.float64), *_scales(logsnr.to(torch.float64)))[0].logsumexp(1)
@@ -101,12 +104,14 @@ class GaussianMixture(nn.Module):
             within = torch.einsum("k,kia,ka,kja->ij", self.weights, self.axes, self.variances, self.axes)
         return Gaussian(mean, within + torch.einsum("k,ki,kj->ij", self.weights, off, off))
 
+    @names_arrays
     def mmse(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """E‖ε − ε̂‖² of the perfect denoiser, summed over dimensions: closed form for one Gaussian, quadrature for d = 1."""
         if len(self.weights) == 1:
             return torch.sigmoid(logsnr[:, None].to(torch.float64) + self.variances[0].log()).sum(1)
         return torch.stack([self._line_mmse(level) for level in logsnr.to(torch.float64)])
 
+    @names_arrays
     def mutual_information(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """I(x; z) at each λ, nats; its derivative is half the `mmse` (I-MMSE)."""
         levels = logsnr.to(torch.float64)
@@ -260,6 +265,7 @@ class Gaussian(GaussianMixture):
         isotropic = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
         return cls(flat.mean(0), torch.lerp(covariance, isotropic, shrinkage))
 
+    @names_arrays
     def information(self, x: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """KL(q(z | x) ‖ q(z)) at each λ, nats: ½ ∫ E[‖ε − ε̂‖² | x] from −∞ to there, of this Gaussian's own denoiser.
 
@@ -293,6 +299,7 @@ class Lattice(GaussianMixture):
         v = torch.as_tensor(values, dtype=torch.float64)
         super().__init__(pmf, v[:, None], torch.zeros_like(v)[:, None])
 
+    @names_arrays
     def log_prob(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, " n"]:
         """log p(x), nats: a probability, −∞ off the lattice."""
         distance, level = (x.to(torch.float64) - self.means[:, 0]).abs().min(1)

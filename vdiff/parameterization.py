@@ -6,19 +6,18 @@ accurate at λ = −10 than going through ε̂.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import finite, must
-from vdiff.gaussian import Step, alpha, combine, per_example, sigma, sum_dims, wide
+from vdiff.errors import finite, must, names_arrays, shown
+from vdiff.gaussian import Step, ValuesCopied, alpha, combine, per_example, sigma, sum_dims, wide
+from vdiff.schedule import Schedule
 from vdiff.variance import Posterior, ReverseVariance
-
-if TYPE_CHECKING:
-    from vdiff.schedule import Schedule
 
 Coefficient = Tensor | float
 DIGITS = 1e-3  # relative rounding error of x̂ or ε̂ from which on a user hears of it
@@ -51,6 +50,7 @@ class Parameterization:
         squared: Coefficient = self.kappa2(logsnr) ** 0.5
         return squared
 
+    @names_arrays
     def kappa2(self, logsnr: Tensor) -> Coefficient:
         """κ², by which a squared error of ε is multiplied to be one of the target.
 
@@ -70,6 +70,7 @@ class Parameterization:
         scale = torch.finfo(dtype).eps / (alpha(level) * b - sigma(level) * a).abs()
         return (sigma(level) * scale).item(), (alpha(level) * scale).item()
 
+    @names_arrays
     def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         """o = a·x + b·ε, what a perfect network would return.
 
@@ -173,7 +174,7 @@ class PosteriorMean(Parameterization):
     tensor([0.7794])
     """
 
-    def __init__(self, schedule: "Schedule", steps: int) -> None:
+    def __init__(self, schedule: Schedule, steps: int) -> None:
         self.schedule, self.steps = schedule, steps
 
     def step(self, logsnr: Tensor) -> Step:
@@ -211,8 +212,9 @@ class Exploding(Parameterization):
 def check_parameterization(function: str, parameterization: object) -> None:
     """Raise unless `parameterization` is one, whose row is made of numbers and (batch,) tensors."""
     if not isinstance(parameterization, Parameterization):
-        came = f"the class {parameterization.__name__}" if isinstance(parameterization, type) else repr(parameterization)
-        raise TypeError(must(function, "parameterization", "be a Parameterization", came, "an instance, for instance V()"))
+        raise TypeError(
+            must(function, "parameterization", "be a Parameterization", shown(parameterization), "an instance, for instance V()")
+        )
     logsnr = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64, device="cpu")
     for entry in (*parameterization.row(logsnr), parameterization.input_scale(logsnr)):
         if not isinstance(entry, float | int) and not (isinstance(entry, Tensor) and entry.shape == logsnr.shape):
@@ -234,12 +236,16 @@ def check_parameterization(function: str, parameterization: object) -> None:
         raise ValueError(must(function, "parameterization", "have a row that determines ε̂ from z and the output", came, hint))
 
 
-class Prediction:
+class Prediction(ValuesCopied):
     """What a model says about z: one output, readable in any dialect.
 
     `.x`, `.eps`, `.v` and `.score` are solved from z = α x + σ ε and the network's own row;
-    `.squared_error(x, eps)` is ‖ε − ε̂‖² per example, computed in the network's own units. `source` is what the network itself
-    predicts, where a wrapper (`Clipped`) has turned that into something else: its rounding stays in x̂ and ε̂.
+    `.squared_error(x, eps)` is ‖ε − ε̂‖² per example, computed in the network's own units.
+    `source` is what the network itself predicts, where a wrapper (`Clipped`) has turned that into
+    something else: its rounding stays in x̂ and ε̂. A prediction is a pytree of its tensors:
+    `torch.export`, `torch.vmap` and `tree_map` take and return it.
+
+    `copy.copy` and `pickle` work on it; `copy.deepcopy` has the values, detached from the graph.
 
     >>> z, out = torch.zeros(1, 2), torch.ones(1, 2)
     >>> Prediction(z, torch.zeros(1), out, Eps()).x
@@ -287,6 +293,7 @@ class Prediction:
         """The prediction as another target."""
         return parameterization.target(self.x, self.eps, self.logsnr)
 
+    @names_arrays
     def squared_error(
         self,
         x: Float[Tensor, "batch *dims"],
@@ -323,6 +330,7 @@ class Prediction:
         """
         return Prediction(**{**vars(self), **changes})
 
+    @names_arrays
     def error(self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         """ε̂ − ε in each dimension, computed in the network's own units: (ô − o)/κ with the sign of its row.
 
@@ -336,6 +344,79 @@ class Prediction:
 
     def _inverse_determinant(self, a: Coefficient, b: Coefficient) -> Tensor:
         return (alpha(self.logsnr) * b - sigma(self.logsnr) * a).reciprocal()
+
+
+_PARTS = "z", "logsnr", "out", "head"
+_WORDS = "parameterization", "variance", "source"
+_Context = tuple[Parameterization, ReverseVariance, Parameterization]
+
+
+def _flatten(prediction: Prediction) -> tuple[list[Any], _Context]:
+    what: _Context = (prediction.parameterization, prediction.variance, prediction.source)
+    parts = [getattr(prediction, part) for part in _PARTS]
+    return parts[:-1] if prediction.head is None else parts, what
+
+
+def _flatten_with_keys(prediction: Prediction) -> tuple[list[Any], _Context]:
+    parts, what = _flatten(prediction)
+    keys = map(torch.utils._pytree.GetAttrKey, _PARTS)
+    return list(zip(keys, parts, strict=False)), what
+
+
+def _unflatten(parts: Iterable[Any], what: _Context) -> Prediction:
+    prediction = object.__new__(Prediction)  # a leaf need not be a tensor
+    vars(prediction).update(head=None, **dict(zip(_WORDS, what, strict=True)))
+    vars(prediction).update(zip(_PARTS, parts, strict=False))
+    return prediction
+
+
+def _dumped(what: object) -> Any:
+    """A target, a choice of Σ or a number as JSON; raises TypeError for what holds more than
+    such.
+    """
+    if what is None or isinstance(what, bool | int | float | str):
+        return what
+    if isinstance(what, tuple):
+        return [_dumped(one) for one in what]
+    if isinstance(what, Parameterization | ReverseVariance):
+        name = f"{type(what).__module__}.{type(what).__qualname__}"
+        return {"name": name, "of": {word: _dumped(value) for word, value in vars(what).items()}}
+    hint = "torch.export.save keeps targets and variances that are made of numbers"
+    came, made = type(what).__name__, "be made of numbers to be saved"
+    raise TypeError(must("Prediction", "parameterization", made, came, hint))
+
+
+def _loaded(what: Any) -> Any:
+    """What `_dumped` made JSON of, from the classes that are there: none is imported for it."""
+    if isinstance(what, list):
+        return tuple(_loaded(one) for one in what)
+    if not isinstance(what, dict):
+        return what
+    classes = _subclasses(Parameterization, ReverseVariance)
+    known, name = {f"{one.__module__}.{one.__qualname__}": one for one in classes}, what["name"]
+    if name not in known:
+        hint, asked = "import the module that has it", "be of a class that is known"
+        raise ValueError(must("Prediction", "parameterization", asked, name, hint))
+    made: Any = object.__new__(known[name])
+    vars(made).update({word: _loaded(value) for word, value in what["of"].items()})
+    return made
+
+
+def _subclasses(*classes: type) -> Iterator[type]:
+    for one in classes:
+        yield one
+        yield from _subclasses(*one.__subclasses__())
+
+
+torch.utils._pytree.register_pytree_node(  # for torch.export, torch.vmap and fully_shard
+    Prediction,
+    _flatten,
+    _unflatten,
+    serialized_type_name="vdiff.Prediction",
+    to_dumpable_context=_dumped,
+    from_dumpable_context=_loaded,
+    flatten_with_keys_fn=_flatten_with_keys,
+)
 
 
 def _kappa2(a: Coefficient, b: Coefficient, logsnr: Tensor) -> Coefficient:

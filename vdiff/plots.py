@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff.diagnosis import Diagnosis
+from vdiff.extras import extra
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 from vdiff.weighting import Weighting
@@ -28,8 +29,9 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 4.6, height: float
     >>> made.get_size_inches().tolist()
     [9.2, 3.4]
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with extra("train"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     made = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(made)
@@ -49,7 +51,7 @@ def image_grid(axes: "Axes", images: Tensor, title: str, columns: int = 10, leve
     """
     n, channels, h, w = images.shape
     rows = -(-n // columns)
-    canvas = torch.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 0.5)
+    canvas = torch.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 0.5, dtype=torch.float32)
     for i, image in enumerate(images.float() / (levels - 1)):
         top, left = (i // columns) * (h + 1) + 1, (i % columns) * (w + 1) + 1
         canvas[top : top + h, left : left + w] = image.movedim(0, -1)
@@ -282,7 +284,8 @@ def animation(path: Path, picture: "Figure", draw: Callable[[int], object], fram
     ...     (Path(folder) / "figure.gif").read_bytes()[:6]
     b'GIF89a'
     """
-    from matplotlib.animation import PillowWriter
+    with extra("train"):
+        from matplotlib.animation import PillowWriter
 
     writer = PillowWriter(fps=per_second)  # type: ignore[arg-type]
     with writer.saving(picture, str(path), dpi=100):

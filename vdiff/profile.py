@@ -2,17 +2,19 @@
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, must, names_arrays
+from vdiff.gaussian import PreciseModule
 
 
-class Profile(nn.Module):
+class Profile(PreciseModule):
     """E‖e‖² and E‖e‖⁴ by λ, in equal bins, with counts and standard errors.
 
-    Statistics are sums, kept in float64 as buffers: profiles of several ranks or runs are merged by adding them
-    (`merge`), and a state dict restores them. Values are whatever is passed to `update`, usually
-    `prediction.squared_error(x, eps)`, summed over dimensions.
+    Statistics are sums in float64. They move and are saved as buffers, with the ends that they
+    belong to, and DDP leaves them alone: add those of several ranks or runs by `merge`. Values are
+    whatever is passed to `update`, usually `prediction.squared_error(x, eps)`, summed over
+    dimensions.
 
     >>> profile = Profile(-5.0, 5.0, bins=2)
     >>> profile.update(torch.tensor([-1.0, -2.0, 3.0]), torch.tensor([1.0, 3.0, 5.0]))
@@ -29,8 +31,16 @@ class Profile(nn.Module):
             raise ValueError(must("Profile", "logsnr_min", f"be below logsnr_max = {logsnr_max}", logsnr_min))
         self.logsnr_min, self.logsnr_max, self.bins = float(logsnr_min), float(logsnr_max), bins
         # Σ 1, Σ v, Σ v² over observations; Σ n², Σ n S, Σ S² over clusters of n observations that sum to S
-        self.register_buffer("sums", torch.zeros(6, bins, dtype=torch.float64))
+        self.register_local("sums", torch.zeros(6, bins, dtype=torch.float64))
 
+    def reset_parameters(self) -> None:
+        """Forget everything."""
+        self.sums.zero_()
+
+    def own_ends(self) -> tuple[float, float]:
+        return self.logsnr_max, self.logsnr_min
+
+    @names_arrays
     @torch.no_grad()
     def update(self, logsnr: Float[Tensor, " n"], value: Float[Tensor, " n"], cluster: Int[Tensor, " n"] | None = None) -> None:
         """Add observations; those outside the range fall into the end bins.
@@ -89,6 +99,7 @@ class Profile(nn.Module):
         """E‖e‖² by bin; NaN where nothing was seen."""
         return self.sums[1] / self.sums[0]
 
+    @names_arrays
     def at(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """E‖e‖² at any λ: linear between the centers of the bins, constant beyond the first and the last.
 

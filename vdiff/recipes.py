@@ -7,17 +7,32 @@ arguments, so that nothing is built before it is asked for.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vdiff.decoder import Decoder
 from vdiff.errors import did_you_mean, must
+from vdiff.loss import Model
+from vdiff.objective import Objective
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.schedule import Cosine, LearnedLinear, LinearBeta, Normal, OptimalTransport, Schedule, Tabulated
-from vdiff.weighting import EDM, ELBO, MSE, P2, InDI, MinSNR, Sigmoid, Weighting
+from vdiff.weighting import (
+    EDM,
+    ELBO,
+    MSE,
+    P2,
+    InDI,
+    MinSNR,
+    Sigmoid,
+    Weighting,
+    check_weight_function,
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A named objective. `schedule` is where it trains, `weighting` the total w(λ) that it minimises, constant included.
 
-    `weighting` is written with the untruncated law, as published; a truncated schedule moves only the constant.
+    `weighting` is written with the untruncated law, as published; a truncated schedule moves only
+    the constant. A factor alone is refused. With a `bound_weight` the loss is `hybrid`, on all
+    levels of a chain; a `weighting` has no value for the first of them, where no step ends.
 
     >>> recipe("sd3").schedule.law, recipe("sd3").source
     (Gaussian(mean=0.0, std=2.0), 'arXiv:2403.03206')
@@ -29,11 +44,37 @@ class Recipe:
     weighting: Weighting
     steps: int | None = None
     source: str = ""
+    bound_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        check_weight_function("Recipe", self.weighting)
+
+    def objective(self, model: Model, decoder: Decoder | None = None) -> Objective:
+        """The loss of this recipe as a module, nats per example.
+
+        With a decoder it takes data as it is; a recipe whose weighting is `ELBO()` then trains the
+        whole bound.
+
+        >>> from vdiff import Denoiser, Eps
+        >>> ddpm = recipe("ddpm").objective(Denoiser(lambda z, logsnr: 0 * z, Eps()))
+        >>> ddpm(torch.zeros(2, 3), u=torch.zeros(2), eps=torch.ones(2, 3))  # the first level
+        tensor([3., 3.])
+        """
+        weighting = self.weighting if self.bound_weight is None else None
+        return Objective(
+            model,
+            schedule=self.schedule,
+            weighting=weighting,
+            decoder=decoder,
+            steps=self.steps,
+            bound_weight=self.bound_weight,
+        )
 
 
 def _ddpm() -> Recipe:
     schedule = Tabulated.linear_betas()
-    return Recipe("ddpm", schedule, Eps(), MSE(schedule, Eps(), steps=schedule.steps), schedule.steps, "arXiv:2006.11239")
+    simple, source = MSE(schedule, Eps(), steps=schedule.steps), "arXiv:2006.11239"
+    return Recipe("ddpm", schedule, Eps(), simple, schedule.steps, source, bound_weight=0.0)
 
 
 def _ddpm_continuous() -> Recipe:

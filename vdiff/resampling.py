@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from vdiff.errors import check_on_chain, check_positive_int, finite, must
-from vdiff.gaussian import moving_only
+from vdiff.errors import check_on_chain, check_positive_int, finite, must, names_arrays
+from vdiff.gaussian import PreciseModule
 from vdiff.times import stratified
 
 
-class LossSecondMoment(nn.Module):
+class LossSecondMoment(PreciseModule):
     """Steps i = 1 … T drawn with p_i ∝ √E[L_i²], from the last `memory` losses seen at each; uniform until all have as many.
 
     Of independent draws these have the least variance among all p, as far as the memory knows it; weights 1/(T p_i) keep every mean what it is under uniform i. A share
@@ -49,7 +49,13 @@ class LossSecondMoment(nn.Module):
             raise ValueError(must("LossSecondMoment", "uniform", "be a share, at most 1", uniform))
         self.register_buffer("history", torch.zeros(steps, memory, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(steps, dtype=torch.long))
-        self.register_buffer("noted", torch.zeros(2, steps, dtype=torch.float64))  # Σ loss² and their number since `remember`
+        # Σ loss² and their number since `remember`
+        self.register_local("noted", torch.zeros(2, steps, dtype=torch.float64))
+
+    def reset_parameters(self) -> None:
+        """Forget everything."""
+        for tensor in (self.history, self.count, self.noted):
+            tensor.zero_()
 
     def probabilities(self) -> Float[Tensor, " steps"]:
         """p_i of every step, in float64.
@@ -70,6 +76,7 @@ class LossSecondMoment(nn.Module):
         """
         return self.at(stratified(batch, generator=generator, device=self.history.device))
 
+    @names_arrays
     def at(self, u: Float[Tensor, " batch"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """The times i/T into which uniform numbers fall, and the weight 1/(T p_i) of each.
 
@@ -80,6 +87,7 @@ class LossSecondMoment(nn.Module):
         step = torch.searchsorted(p.cumsum(0), u.to(p.dtype), right=True).clamp(max=self.steps - 1)
         return (step + 1).to(p.dtype) / self.steps, 1 / (self.steps * p[step])
 
+    @names_arrays
     @torch.no_grad()
     def update(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
         """Remember the unweighted losses at these times; a loss that is not finite is passed over.
@@ -104,6 +112,7 @@ class LossSecondMoment(nn.Module):
         self.history[step[kept], (self.count[step] + rank)[kept] % self.memory] = loss[order][kept]
         self.count += new
 
+    @names_arrays
     @torch.no_grad()
     def note(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
         """Note unweighted losses for the next `remember`; one that is not finite is passed over."""
@@ -123,12 +132,8 @@ class LossSecondMoment(nn.Module):
         """
         square, count = self.noted if merge is None else merge(self.noted)
         seen = count.nonzero()[:, 0]
-        self.update((seen + 1) / self.steps, (square[seen] / count[seen]).sqrt())
+        self.update((seen + 1).to(square.dtype) / self.steps, (square[seen] / count[seen]).sqrt())
         self.noted.zero_()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LossSecondMoment":
-        module: LossSecondMoment = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
-        return module
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}, memory={self.memory}, uniform={self.uniform}"

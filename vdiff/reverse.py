@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import must
-from vdiff.gaussian import Step, per_example, spread_kl, sum_dims
+from vdiff.gaussian import Step, at_least_float32, per_example, spread_kl, sum_dims
 from vdiff.parameterization import Prediction
 from vdiff.variance import Optimal
 
@@ -151,7 +151,7 @@ class Raw(Estimator):
 
     def ends(self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float) -> Tensor | float:
         high, low = (torch.as_tensor(v, dtype=torch.float64) for v in (logsnr_max, logsnr_min))
-        return (0.5 * dims * (F.softplus(high) - F.softplus(low))).to(torch.get_default_dtype())
+        return (0.5 * dims * (F.softplus(high) - F.softplus(low))).to(at_least_float32(torch.get_default_dtype()))
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -123,7 +123,7 @@ SCHEDULES: tuple[Callable[[], Schedule], ...] = (
 )  # fmt: skip
 WEIGHTINGS: tuple[Callable[[], Weighting], ...] = (
     ELBO, Sigmoid, EDM, lambda: EDM(monotone=True), InDI, lambda: MSE(SCHEDULE, V()), lambda: MSE(Tabulated.linear_betas(), Eps(), steps=999), lambda: MSE(SCHEDULE, Eps()) * MinSNR(),
-    lambda: ELBO() * SoftMinSNR(), lambda: ELBO() * P2() * TruncatedSNR(), Debiased, lambda: CustomWeighting(fades),
+    lambda: ELBO() * SoftMinSNR(), lambda: ELBO() * P2() * TruncatedSNR(), lambda: ELBO() * Debiased(), lambda: CustomWeighting(fades),
 )  # fmt: skip
 DECODERS: tuple[Callable[[], Decoder], ...] = (
     lambda: Categorical(17), lambda: Categorical(17, prior=torch.arange(17.0)), lambda: Categorical(17, prior=torch.arange(34.0).view(2, 17)), lambda: DiscretizedGaussian(17),

@@ -15,7 +15,7 @@ from vdiff.decoder import Gaussian
 from vdiff.nn import DDPMUNet, IDDPMUNet, VDMUNet
 from vdiff.training import train
 
-from .common import DECODERS, ROWS, SCHEDULES, WEIGHTINGS, assert_same, batch, data_of, gradients, model
+from .common import DECODERS, ROWS, SCHEDULES, WEIGHTINGS, Net, assert_same, batch, data_of, gradients, model
 
 
 def assert_compiles(make: Callable[[], Objective], data: Tensor, *, given: bool, **options: Any) -> None:
@@ -90,6 +90,28 @@ def network(name: str) -> None:
     assert_compiles(make, images, given=False, backend="aot_eager")
 
 
+class Told(nn.Module):
+    """A network with a table in bfloat16 before its weights, which is called forward(t, x, steps)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.net = nn.Parameter(torch.ones(3, dtype=torch.bfloat16), requires_grad=False), Net()
+
+    def forward(self, t: Tensor, x: Tensor, steps: Tensor) -> Tensor:
+        out: Tensor = self.net(x, t) * steps[:, None]
+        return out
+
+
+def conditions() -> None:
+    """A condition that has a verb's own name, by the mapping, to a network that is called in another way."""
+    x, t, eps = batch()
+    schedule, condition = Linear(), {"steps": torch.linspace(1, 2, len(x))}
+    objective = Objective(Denoiser(Told(), Eps(), call=lambda net, z, t, steps: net(t, z, steps)), schedule=schedule)
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+    expected = objective(x, t=t, eps=eps, condition=condition)
+    assert_same(compiled(x, t=t, eps=eps, condition=condition), expected, rtol=1e-5)
+
+
 def training() -> None:
     """A run whose config asks for it: the network alone is compiled, what is kept of it has the same names."""
     states = []
@@ -110,6 +132,7 @@ CASES: dict[str, Callable[[], None]] = {
     },  # type: ignore[misc]
     **{f"bound {DECODERS[i]()!r}": lambda i=i: bound(i) for i in range(len(DECODERS))},  # type: ignore[misc]
     **{f"network {name}": lambda name=name: network(name) for name in NETWORKS},  # type: ignore[misc]
+    "conditions": conditions,
     "default backend": default_backend,
     "training": training,
 }

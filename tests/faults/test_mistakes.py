@@ -91,7 +91,13 @@ def test_a_function_may_refer_to_what_is_not_set_yet():
 
 @pytest.mark.parametrize(
     ("options", "argument", "came"),
-    [({"time": "edm"}, "time", "str"), ({"time": torch.zeros(3)}, "time", "Tensor"), ({"output": "sample"}, "output", "str")],
+    [
+        ({"time": "edm"}, "time", "str"),
+        ({"time": torch.zeros(3)}, "time", "Tensor"),
+        ({"output": "sample"}, "output", "str"),
+        ({"call": "timestep"}, "call", "str"),
+        ({"call": nn.Linear}, "call", "the class Linear"),
+    ],
 )
 def test_what_a_network_is_told_and_returns_are_functions(options, argument, came):
     with assert_refused(TypeError, "Denoiser", argument, "be a function", came):

@@ -166,3 +166,102 @@ def test_fault_15_a_label_that_the_network_has_not(tmp_path, capsys, words, name
     trained(tmp_path, Config(network=NETWORK | {"labels": 3}, steps=2, batch=4, conditional=True))
     assert main(["sample", str(tmp_path), "--count", "2", "--steps", "2", "--device", "cpu", *words]) == 2
     assert f"'{name}' must lie in 0 … 2, the labels of this run's network" in capsys.readouterr().err
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The line in which `vdiff evaluate` and `vdiff sample` refuse a run."""
+    lines = set()
+    for words in (["evaluate", str(folder), *EVALUATE], ["sample", str(folder), "--count", "1"]):
+        assert main(words) == 2
+        lines.add(capsys.readouterr().err.partition(": ")[2])
+    (line,) = lines
+    assert line.count("\n") == 1
+    return line
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        ({"width": 10**9}, "'network.width' must be at most 1,048,576; got 1000000000"),
+        ({"blocks": 10**6}, "'network' must have at most 16,384 tensors"),
+        ({"width": 2**20}, "'network' must have at most 16,384 tensors"),
+        ({"width": 2**12}, "must have the tensors of this architecture"),
+        ({"labels": 2**20}, "must have the tensors of this architecture"),
+    ],
+)
+def test_a_config_that_asks_for_more_than_its_weights_is_refused_before_it_is_built(
+    network, says, tmp_path, capsys, monkeypatch
+):  # fmt: skip
+    trained(tmp_path)
+    config = CONFIG.asdict() | {"network": NETWORK | network}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", of_no_memory)
+    monkeypatch.setattr(torch.nn.init, "normal_", of_no_memory)
+    assert says in refused(tmp_path, capsys)
+    for weights in tmp_path.glob("*.safetensors"):
+        weights.unlink()  # and with the weights of a checkpoint
+    assert says in refused(tmp_path, capsys)
+
+
+def of_no_memory(value: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    """In place of initial weights: nothing may be built."""
+    assert value.is_meta
+    return value
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[" * 2000 + "]" * 2000, "must be JSON; got a value that is nested more than 32 deep"),
+        ('{"network": ' * 2000, "must be JSON; got a value that is nested more than 32 deep"),
+        ('{"network": ' + '{"base": ' * 900 + "1" + "}" * 901, "nested more than 32 deep"),
+        (" " * (1 << 25), "must have at most 16,777,216 bytes"),
+        ('{"x\\u001b[2J": 1, "network": {}}', r"'x\x1b[2J' must be a field; got 1"),
+        (json.dumps({"x": "y" * 10**6, "network": NETWORK}), "'x' must be a field; got 'yyyy"),
+    ],
+    ids=["brackets", "half", "nested", "large", "escape", "long"],
+)
+def test_a_config_beyond_all_bounds_is_refused_in_one_line(text, says, tmp_path, capsys):
+    trained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    line = refused(tmp_path, capsys)
+    assert says in line
+    assert len(line) < 1000
+
+
+DAMAGED = [
+    "[" * 2000 + "]" * 2000,
+    '{"step": ' * 2000,
+    '{"step": "two"}',
+    '{"step": null, "loss": 1}',
+    '{"step": 1.5}',
+    '{"step": [1]}',
+    '{"step": true}',
+    '{"step": 1e999}',
+    '{"step": ' + "9" * 5000 + "}",
+    '{"step": 1, "x": "' + "x" * (1 << 21) + '"}',
+]
+
+
+def test_a_log_line_that_is_damaged_is_left_out(tmp_path):
+    run = trained(tmp_path)
+    entries = run.history()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write("\n".join(DAMAGED) + "\n" + json.dumps(entries[-1]))
+    assert run.history() == [*entries, entries[-1]]
+    with Run.open(tmp_path, CONFIG) as again:
+        train(CONFIG.objective(), IMAGES, CONFIG, run=again, quiet=True)
+    assert run.history() == [*entries, entries[-1]]
+
+
+def test_a_run_with_a_long_table_goes_on(tmp_path):
+    """Its config.json and meta.json have a megabyte: what can be written can be read."""
+    betas = torch.linspace(1e-6, 1e-4, 60_000, dtype=torch.float64).tolist()
+    table = {"name": "Tabulated.from_betas", "betas": betas}
+    config = Config(network=NETWORK, steps=1, batch=4, schedule=table)
+    run = trained(tmp_path, config)
+    assert (next(run.checkpoints.iterdir()) / "meta.json").stat().st_size > 1 << 20
+    with Run.open(tmp_path, config) as again:
+        train(config.objective(), IMAGES, config, run=again, quiet=True)
+    (tmp_path / "ema.safetensors").unlink()
+    assert len(Run(tmp_path).load().schedule.table) == 60_000

@@ -18,6 +18,7 @@ from vdiff import (
     Debiased,
     Eps,
     Flow,
+    Histogram,
     InDI,
     Karras,
     Laplace,
@@ -28,6 +29,7 @@ from vdiff import (
     Normal,
     Objective,
     OptimalTransport,
+    Profile,
     Schedule,
     Shifted,
     Sigmoid,
@@ -36,15 +38,19 @@ from vdiff import (
     TruncatedSNR,
     V,
     X,
+    augmented_elbo,
     describe,
+    diagnose,
     elbo,
     loss_factor,
     weighted_elbo,
 )  # fmt: skip
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import alpha, sigma
+from vdiff.recipes import Recipe
 from vdiff.schedule import Custom
 from vdiff.weighting import Custom as CustomWeighting
+from vdiff.weighting import Factor, Weighting
 
 from .common import ROWS, SCHEDULE, assert_refused, assert_same, batch, model
 
@@ -200,13 +206,13 @@ def test_fault_17_ends(name: str, build: Callable[..., Schedule], high: object, 
         (lambda: Shifted(LearnedLinear(), 1.0), "Shifted", "schedule", ("have fixed ends", "LearnedLinear(")),
         (lambda: Tabulated([1.0]), "Tabulated", "logsnr", ("be one row of at least two levels", "shape (1,)")),
         (lambda: Tabulated(np.zeros((2, 3))), "Tabulated", "logsnr", ("be one row of at least two levels", "shape (2, 3)")),
-        (lambda: Tabulated([3.0, 2.0, -INF]), "Tabulated", "logsnr", ("be finite", "-inf at level 3 of 3 (λ = −∞ is zero terminal SNR")),
+        (lambda: Tabulated([3.0, -INF, -INF]), "Tabulated", "logsnr", ("be finite, or −∞ at the last level", "-inf at level 2 of 3")),
         (lambda: Tabulated([3.0, 2.0, 2.0]), "Tabulated", "logsnr", ("be strictly decreasing", "2 at level 2 and 2 at level 3")),
         (
-            lambda: Tabulated.from_betas([0.1, 1.0]),
+            lambda: Tabulated.from_betas([0.1, 1.0, 0.2]),
             "Tabulated.from_betas",
             "betas",
-            ("lie strictly between 0 and 1", "1 at step 2 of 2 (β = 1 is zero terminal SNR"),
+            ("lie strictly between 0 and 1", "1 at step 2 of 3 (β = 1 leaves pure noise: it is the last"),
         ),
         (
             lambda: Tabulated.from_betas([0.0, 0.1]),
@@ -259,7 +265,7 @@ def test_fault_18_the_scales_at_the_far_ends(logsnr: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("t", [0.0, 1.0])
 @pytest.mark.parametrize("row", ROWS[:-1], ids=repr)
-@pytest.mark.parametrize("weighting", [ELBO(), Sigmoid(2.0), MinSNR(5.0), Debiased()], ids=repr)
+@pytest.mark.parametrize("weighting", [ELBO(), Sigmoid(2.0), ELBO() * MinSNR(), ELBO() * Debiased()], ids=repr)
 def test_fault_18_loss_and_gradients_at_the_far_ends(
     dtype: torch.dtype, t: float, row: object, weighting: Callable[[Tensor], Tensor]
 ) -> None:
@@ -449,6 +455,56 @@ def test_fault_22_what_is_no_weighting(weighting: object) -> None:
         weighted_elbo(model(), batch()[0], schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
     with assert_refused(TypeError, "Objective", "weighting", "be a Weighting or a function of logsnr", *words):
         Objective(model(), schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
+
+
+def test_fault_22_what_is_no_law_of_noise() -> None:
+    """A weighting is not one: its law is."""
+    words = "be an Augmentation", "got Sigmoid(bias=2.0) (for instance describe("
+    with assert_refused(TypeError, "augmented_elbo", "augmentation", *words):
+        augmented_elbo(model(), batch()[0], augmentation=Sigmoid(2.0), schedule=SCHEDULE)  # type: ignore[arg-type]
+
+
+class Halves(Factor):
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.full_like(logsnr, 0.5)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        P2(),
+        MinSNR(5.0),
+        SoftMinSNR(),
+        TruncatedSNR(),
+        Debiased(),
+        Halves(),
+        MinSNR(5.0) * P2(),
+        (Debiased() * P2()) * MinSNR(),
+    ],
+    ids=repr,
+)
+def test_fault_22_a_factor_alone_is_no_weighting(factor: Weighting) -> None:
+    """Wherever a weighting is taken; the hint is the product to write, which is taken."""
+    x, profile = batch()[0], Profile(-10.0, 10.0, bins=2)
+    profile.update(torch.tensor([-5.0, 5.0]), torch.ones(2))
+    takes: dict[str, Callable[[Callable[[Tensor], Tensor]], object]] = {
+        "weighted_elbo": lambda w: weighted_elbo(model(), x, schedule=SCHEDULE, weighting=w),
+        "Objective": lambda w: Objective(model(), schedule=SCHEDULE, weighting=w),
+        "loss_factor": lambda w: loss_factor(w, SCHEDULE, Eps()),
+        "Recipe": lambda w: describe(Recipe("mine", SCHEDULE, Eps(), w)),  # type: ignore[arg-type]
+        "diagnose": lambda w: diagnose(profile, SCHEDULE, w),
+        "Histogram.optimal": lambda w: Histogram.optimal(profile, w),
+    }
+    words = "be a total", f"got the factor {factor!r}", f"MSE(schedule, Eps()) * {factor!r}"
+    for name, take in takes.items():
+        with assert_refused(ValueError, name, "weighting", *words):
+            take(factor)
+        for whole in (MSE(SCHEDULE, Eps()) * factor, factor * ELBO(), lambda v: factor(v)):
+            take(whole)
+    with assert_refused(ValueError, "Custom", "weighting", "be a total"):
+        CustomWeighting(factor)
+    assert CustomWeighting(lambda logsnr: factor(logsnr), -10.0, 10.0).is_factor is False
+    assert factor.check() is factor  # by itself it is looked at, plotted and multiplied as before
 
 
 @pytest.mark.parametrize(
@@ -659,9 +715,9 @@ def test_fault_17_a_table_of_signal_taken_for_one_of_logsnr() -> None:
         ValueError,
         "Tabulated.from_alphas_cumprod",
         "alphas_cumprod",
-        "lie strictly between 0 and 1; got 0 at level 3 of 3 (ᾱ = 0 is zero terminal SNR",
+        "lie strictly between 0 and 1; got 0 at level 2 of 3 (ᾱ = 0 is pure noise: it is the last",
     ):
-        Tabulated.from_alphas_cumprod([0.9, 0.5, 0.0])
+        Tabulated.from_alphas_cumprod([0.9, 0.0, 0.0])
 
 
 def test_what_is_no_recipe() -> None:

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from oracle_records import assert_meets, chain, denoiser, mmse, moments, nodes, of, oracle, vector
 
-from vdiff import MSE, DiscretizedGaussian, Eps, Tabulated, bits_per_dim
+from vdiff import MSE, DiscretizedGaussian, Eps, Tabulated, bits_per_dim, recipe
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, diffuse, prior_kl, step_kl
 
@@ -83,6 +83,18 @@ def test_simple_loss_and_bound(record):
             "total_small_beta1": prior + small.sum() + decoded["beta_1"],
         },
     )
+
+
+@of("ddpm")
+def test_the_recipe_is_the_simple_loss_on_all_levels(record):
+    objective = recipe("ddpm").objective(denoiser(record["case"], record["params"]["denoiser"]))
+    loss = 0.0
+    for t in (torch.arange(1000, dtype=torch.float64) / STEPS).split(20):
+        x, eps, weight = nodes(record["case"], TABLE(t))
+        each = objective(x.flatten(0, 1), t=t.repeat_interleave(x.shape[1]), eps=eps.flatten(0, 1))
+        loss = loss + (weight.flatten() @ each) / 1000
+    known = record["value"]["L_simple_sum_over_dims"]
+    assert abs(loss - known) < record["tol"] * known, (loss, known)
 
 
 @of("ddpm_bound")

@@ -165,8 +165,9 @@ def test_variance_of_a_batch_mean(record):
     first, second = moments(oracle(case), partial(nodes, case), t, schedule=schedule, powers=(1, 2))
     mean, within = width @ first, width @ (second - first.square())
 
+    # of a stratum: from one to the next the grid is the same again
     offset, mass = gauss_legendre(0.0, 1.0, 64)
-    grids = torch.stack([stratified(batch, offset=u) for u in offset])
+    grids = torch.stack([stratified(batch, offset=u / batch) for u in offset])
     logsnr, rate = schedule.levels(grids.flatten())
     grid_mean = (0.5 * rate * mmse(case, logsnr)).view(grids.shape).mean(1)
     between = mass @ grid_mean.square() - mean.square()

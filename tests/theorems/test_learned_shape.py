@@ -371,7 +371,7 @@ def test_ends_from_wrong_starts_reach_the_best_bound():
         optimizer = torch.optim.Adam(schedule.parameters())
         for step in range(500):
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / 500))
-            generator = generator_of(1, step)
+            generator = generator_of(3, step)
             data = torch.multinomial(pmf, 1024, True, generator=generator)[:, None]
             optimizer.zero_grad()
             elbo(Scaled(oracle), data, schedule=schedule, decoder=decoder, generator=generator).total.mean().backward()

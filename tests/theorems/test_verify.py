@@ -184,7 +184,7 @@ def points(parameterization, scale=0.1):
 
 
 def percent(verdict):
-    left, right, allowed = verdict.sides.worst
+    _, right, allowed = verdict.sides.worst
     return 100 * allowed / abs(right)
 
 
@@ -252,6 +252,34 @@ def test_a_verdict_is_not_fooled():
     assert not report.ok
     assert str(report).splitlines()[1].split("  ")[-1] == "HOLDS, and should not"
     assert str(report).endswith("0 of 1 as they must be")
+
+
+@pytest.mark.parametrize(
+    ("sides", "left"),
+    [
+        (Sides(torch.tensor([1.0, 0.0, 1.5]), 2.0, 0.0, "", AT_LEAST), 0.0),  # all fail: by most
+        (Sides(torch.tensor([9.0, 2.5, 4.0]), 2.0, 0.0, "", AT_LEAST), 2.5),  # all hold: the nearest
+        (Sides(torch.tensor([9.0, 2.0, 1.9]), 2.0, 0.0, "", AT_LEAST), 1.9),
+        (Sides(torch.tensor([9.0, 2.0, 2.1]), 2.0, 0.0, "", AT_LEAST), 2.0),
+        (Sides(torch.tensor([2.1, 5.0, 2.0]), 2.0, 0.0, ""), 5.0),
+        (Sides(torch.tensor([2.0, 2.1]), 2.0, torch.tensor([0.0, 0.2]), ""), 2.1),  # an exact hit is the farthest from failing
+        (Sides(torch.tensor([1.9, 0.0]), 2.0, torch.tensor([0.0, 1.0]), "", AT_LEAST), 1.9),  # a share of nothing is the largest
+        (Sides(torch.tensor([3.0, 1.0, 1.9]), 2.0, torch.tensor([0.1, 2.0, 0.1]), ""), 3.0),
+    ],
+)
+def test_the_worst_case_is_the_one_that_fails_by_most_or_is_nearest_to_failing(sides, left):
+    assert sides.worst[0] == pytest.approx(left)
+
+
+def test_a_case_that_is_no_number_is_the_worst():
+    assert math.isnan(Sides(torch.tensor([5.0, math.nan]), 2.0, 0.0, "").worst[0])
+    assert math.isnan(Sides(torch.tensor([math.nan, 5.0]), 2.0, 0.1, "", AT_LEAST).worst[0])
+
+
+def test_a_row_shows_its_worst_case_where_nothing_is_allowed():
+    holds, fails = (verdict.sides for verdict in verify(names=["best-variance-lies-between-the-two"]))
+    assert holds.worst[0] == pytest.approx(holds.cases[0].min().item()) == pytest.approx(0.0232, abs=1e-4)
+    assert fails.worst[0] == pytest.approx(fails.cases[0].min().item()) == pytest.approx(-0.5655, abs=1e-4)
 
 
 def test_sampled_sides_are_in_standard_errors():

@@ -11,7 +11,6 @@ share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
 import argparse
 import hashlib
 import json
-import math
 import os
 import sys
 import time
@@ -20,24 +19,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vdiff.cli.load import device_of
 from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS
 from vdiff.decoder import Levels
-from vdiff.errors import did_you_mean, must
-from vdiff.likelihood import Comparison, Report, TruncatedNormal, Uniform, compare, dequantized_ode
+from vdiff.errors import did_you_mean, must, printable
+from vdiff.extras import extra
+from vdiff.likelihood import Comparison, Report, Share, TruncatedNormal, Uniform, compare, dequantized_ode
 from vdiff.likelihood import evaluate as evaluate_bound
 from vdiff.objective import Objective
 from vdiff.oracle import Gaussian
-from vdiff.training import Run, here, processes
-from vdiff.training.run import write_aside
-from vdiff.training.share import share_of_rank
+from vdiff.terminal import Bar, say
+
+if TYPE_CHECKING:
+    from vdiff.training import Run
 
 DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name in DATASETS}
 SPLITS = ("test", "selection", "train")
@@ -85,6 +84,12 @@ def run(options: argparse.Namespace) -> int:
         ...
     ValueError: Run: argument 'folder' must hold a config.json; got ...
     """
+    from vdiff.training import Run, here, processes
+    from vdiff.training.run import write_aside
+
+    if options.ode:
+        with extra("ode"):  # before the bound is computed
+            import torchdiffeq  # noqa: F401
     source = Run(options.run)
     config, device = source.config, device_of(options.device)
     objective = source.load().to(device)
@@ -113,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     _check_shape(source, images)
     record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0], "weights file": weights_hash(source)}
     out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
-    if not os.access(out.parent, os.W_OK):
+    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
         raise ValueError(must("evaluate", "out", "be in a folder that can be written to", str(out.parent), "--out FILE"))
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
     with processes(), noted_warnings() as heard:
@@ -133,15 +138,22 @@ def run(options: argparse.Namespace) -> int:
         report.warnings.extend(text for text in heard if not text.endswith(listed))
         if first:
             write_aside(out, json.dumps(report.asdict() | ({"failed": failed} if failed else {}), indent=2, allow_nan=False) + "\n")
-            print(report, *(f"FAILED: {name}: {why}" for name, why in failed.items()), sep="\n")
-            print(f"{time.monotonic() - started:.0f} s; in {out}")
+            say(report, *(f"FAILED: {name}: {why}" for name, why in failed.items()))
+            say(f"{time.monotonic() - started:.0f} s; in {printable(str(out))}")
     kept.clear()
     return 1 if failed else 0
 
 
+def share_of_rank() -> Share:
+    """The part of the images that this process evaluates."""
+    from vdiff.training import share
+
+    return share.share_of_rank()
+
+
 def against(
-    other: Run,
-    source: Run,
+    other: "Run",
+    source: "Run",
     kept: "Keeper",
     objective: Objective,
     images: Tensor,
@@ -258,6 +270,8 @@ class Kept:
 
     def write(self) -> None:
         """Write the latest state, if there is one."""
+        from safetensors.torch import save_file
+
         if self.latest:
             aside = self.path.with_suffix(".partial")
             save_file(self.latest, aside)
@@ -266,6 +280,9 @@ class Kept:
 
     def state(self) -> dict[str, Tensor] | None:
         """What an interrupted command left."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         try:
             return load_file(self.path) if self.path.is_file() else None
         except SafetensorError as error:
@@ -287,14 +304,14 @@ def images_of(name: str, split: str, folder: str) -> Images:
     return images
 
 
-def _check_shape(run: Run, images: Tensor) -> None:
+def _check_shape(run: "Run", images: Tensor) -> None:
     """Raise for images of another shape than those that a run was trained on."""
     came, shape = list(images.shape[1:]), list(run.config.shape)
     if came != shape:
         raise ValueError(must("evaluate", "data", f"be images of shape {shape}, as {run.folder.name} was trained on", came))
 
 
-def weights_hash(run: Run) -> str:
+def weights_hash(run: "Run") -> str:
     """The first 16 hexadecimal digits of SHA-256 over the averaged weights' file."""
     return hashlib.sha256(run.weights().read_bytes()).hexdigest()[:16]
 
@@ -334,21 +351,15 @@ def progress_bar(
 
     Elsewhere it is a line each minute. The total grows when a second stage is known.
     """
-    from tqdm import tqdm
-
-    said = -math.inf
-    with tqdm(total=0, unit="", desc=label, disable=quiet or None, dynamic_ncols=True) as bar:
+    said = quiet
+    with Bar(unit="eval", label=label, quiet=quiet) as bar:
 
         def show(done: int, total: int) -> None:
             nonlocal said
-            if said == -math.inf and not quiet:
-                bar.write(f"{label}: {total:,} {unit}", file=sys.stderr)
-                said = time.monotonic()
-            elif bar.disable and not quiet and time.monotonic() - said > PAUSE:
-                print(f"{label}: {done:,} of {total:,}", file=sys.stderr, flush=True)
-                said = time.monotonic()
-            bar.total = total
-            bar.update(done - bar.n)
+            if not said:
+                say(f"{label}: {total:,} {unit}", file=sys.stderr)
+                said = True
+            bar.to(done, total)
 
         if total is not None:
             show(0, total)

@@ -27,13 +27,14 @@ from torch import Tensor
 
 from vdiff.cli.load import device_of, from_file
 from vdiff.decoder import Levels
-from vdiff.errors import did_you_mean, must
+from vdiff.errors import did_you_mean, must, printable
+from vdiff.extras import extra
 from vdiff.parameterization import Eps, Flow, V, X
 from vdiff.sampling import STEPS, Clipped, Counted, Guided, few_steps, leading, start, streams, to_levels, trailing, trajectory, uniform
 from vdiff.sampling.driver import OPTIONS
 from vdiff.sampling.grid import check_levels
 from vdiff.schedule import Cosine, Karras, Linear, OptimalTransport, Schedule
-from vdiff.training import Run
+from vdiff.terminal import Bar, say
 from vdiff.variance import Forward, Posterior
 
 FRAMES = 60  # of a GIF, at most
@@ -66,7 +67,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     levels = parser.add_argument_group("from noise to data")
     levels.add_argument("--step", type=_named("step", STEPS), default="ancestral", help=f"how from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)")  # fmt: skip
     levels.add_argument("--steps", type=_positive, metavar="N", help="noise levels visited, each one evaluation of the network, or two by heun (default: 100; 2 for ode, which puts its own between them)")  # fmt: skip
-    levels.add_argument("--grid", type=_grid, default="cosine", help=f"where the levels lie: {', '.join(GRIDS)}, between the ends of the run's schedule; run, that schedule itself; or FILE.py:NAME, a schedule or a row of log-SNR of yours (default: %(default)s)")  # fmt: skip
+    levels.add_argument("--grid", type=_grid, default="cosine", help=f"where the levels lie: {', '.join(GRIDS)}, between the ends of the run's schedule; run, that schedule itself; or FILE.py:NAME, a schedule or a row of log-SNR of yours; FILE.py is run as a Python program: name only a file that you trust (default: %(default)s)")  # fmt: skip
     levels.add_argument("--spacing", type=_named("spacing", SPACINGS), default="uniform", help=f"which times of the grid: {', '.join(SPACINGS)} (default: %(default)s, both ends included)")  # fmt: skip
     options = parser.add_argument_group("options of one step")
     options.add_argument("--variance", type=_named("variance", VARIANCES), help=f"of ancestral: {', '.join(VARIANCES)} (default: the model's own)")  # fmt: skip
@@ -98,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     Raises ValueError for what the run cannot do, and OSError where a file is missing.
 
     >>> import tempfile
-    >>> from vdiff.training import Config
+    >>> from vdiff.training import Config, Run
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Run.create(folder, config).save(config.objective())
@@ -108,8 +109,10 @@ def run(options: argparse.Namespace) -> int:
     4 samples, 3 evaluations each, in .../samples
     0
     """
-    from tqdm import tqdm
+    from vdiff.training import Run
 
+    with extra("train"):  # before anything is sampled
+        import PIL.Image  # noqa: F401
     source, device = Run(options.run), device_of(options.device)
     objective = source.load().to(device)
     decoder, shape = objective.decoder, source.config.shape
@@ -122,12 +125,7 @@ def run(options: argparse.Namespace) -> int:
     model, step = _model(options, counted), _step(options)
     levels = _levels(options, objective.schedule)
     kept, frames = [], []
-    with tqdm(
-        total=options.count * len(levels),
-        unit="level",
-        disable=options.quiet or None,
-        dynamic_ncols=True,
-    ) as bar:
+    with Bar(options.count * len(levels), "level", quiet=options.quiet) as bar:
         for first in range(0, options.count, options.batch):
             numbers = range(first, min(first + options.batch, options.count))
             generators = streams(options.seed, numbers)
@@ -156,7 +154,7 @@ def run(options: argparse.Namespace) -> int:
         pause = [50] * (len(shown) - 1) + [2000]
         shown[0].save(folder / "trajectory.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0)
     per_sample = counted.evaluations / -(-options.count // options.batch)
-    print(f"{options.count} samples, {per_sample:g} evaluations each, in {folder}")
+    say(f"{options.count} samples, {per_sample:g} evaluations each, in {printable(str(folder))}")
     return 0
 
 
@@ -232,12 +230,13 @@ def _cells(count: int, labels: Tensor | None) -> tuple[Tensor, int]:
 
 def _picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: int = 320) -> Any:
     """Integer images (n, channels, h, w) as one picture with thin gaps, enlarged to a width that can be seen."""
-    from PIL import Image
+    with extra("train"):
+        from PIL import Image
 
     _, channels, h, w = data.shape
     rows = int(cells.max()) // columns + 1
     canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 128, dtype=np.uint8)
-    images = (data * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    images = (data.float() * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     for cell, image in zip(cells.tolist(), images, strict=True):
         top, left = (cell // columns) * (h + 1) + 1, (cell % columns) * (w + 1) + 1
         canvas[top : top + h, left : left + w] = image

@@ -14,6 +14,7 @@ from vdiff.cli.load import from_file
 from vdiff.errors import must
 from vdiff.likelihood import verify_estimators
 from vdiff.likelihood.verify import cases
+from vdiff.terminal import say
 from vdiff.theorems import verify
 from vdiff.theorems.pages import errata_page, theorem_page
 from vdiff.theorems.subject import DRAWS
@@ -39,7 +40,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="FILE.py:NAME",
         help="a model of yours, with data as FILE.py:data beside it: what holds of any network; with --estimators a function from an "
-        "oracle to a model of your class, for instance lambda oracle: Denoiser(MyNetworkAround(oracle), V())",
+        "oracle to a model of your class, for instance lambda oracle: Denoiser(MyNetworkAround(oracle), V()). "
+        "FILE.py is run as a Python program: name only a file that you trust",
     )
     parser.add_argument("--estimators", action="store_true", help="the estimators of bits instead of the theorems")
     points = "data points of each case of --estimators (default: 256)"
@@ -47,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of --estimators (default: 0)")
     draws = "evaluations for each side of a sampled theorem: four times as many see half the error"
     parser.add_argument("--draws", type=int, help=f"{draws} (default: {DRAWS})")
-    parser.add_argument("--pages", type=Path, metavar="FOLDER", help="write theorems.md and errata.md instead, as in docs/")
+    parser.add_argument("--pages", metavar="FOLDER", help="write theorems.md and errata.md instead, as in docs/")
     parser.add_argument("--errata", action="store_true", help="the errata of the sources instead of the theorems")
 
 
@@ -62,22 +64,24 @@ def run(options: argparse.Namespace) -> int:
     """
     _check(options)
     if options.pages:
+        if not Path(options.pages).is_dir():
+            raise ValueError(must("verify", "pages", "be a folder that is there", options.pages))
         for name, page in (("theorems", theorem_page), ("errata", errata_page)):
-            (options.pages / f"{name}.md").write_text(page(), encoding="utf-8")
+            (Path(options.pages) / f"{name}.md").write_text(page(), encoding="utf-8")
         return 0
     if options.estimators:
         counts = {word: getattr(options, word) for word in ("points", "seed")}
         given = {word: count for word, count in counts.items() if count is not None}
         given |= {"model": from_file(options.model)} if options.model else {}
         found = verify_estimators(**given, names=options.names or None)
-        print(found)
+        say(found)
         return 1 if found.failed else 0
     model = data = None
     if options.model:
         model, data = from_file(options.model), from_file(options.model.rpartition(":")[0] + ":data")
     draws = DRAWS if options.draws is None else options.draws
     report = verify(model, data, names=options.names or None, errata=options.errata, draws=draws)
-    print(report)
+    say(report)
     return 0 if report.ok else 1
 
 

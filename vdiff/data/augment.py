@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.decoder import signed
 from vdiff.errors import did_you_mean, must
 
 KINDS = ("none", "flip", "flip-turn")
@@ -32,8 +33,8 @@ def augment(images: Tensor, kind: str, u: Float[Tensor, "batch 3"]) -> tuple[Ten
     if u.shape != (len(images), NUMBERS):
         raise ValueError(must("augment", "u", f"have shape (batch, {NUMBERS}) = ({len(images)}, {NUMBERS})", tuple(u.shape)))
     if kind == "none":
-        return images, torch.zeros(len(images), device=images.device)
-    u = u.to(images.device)
+        return images, torch.zeros(len(images), dtype=torch.float32, device=images.device)
+    u, images = u.to(images.device), signed(images)
     mirrored = u[:, 0] < 0.5
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     if kind == "flip":

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdiff.extras import extra
+
 LEVELS = 17
 
 
@@ -34,7 +36,8 @@ def digits() -> Split:
     >>> digits().train.shape, digits().test.shape
     (torch.Size([1300, 1, 8, 8]), torch.Size([297, 1, 8, 8]))
     """
-    from sklearn.datasets import load_digits
+    with extra("train"):
+        from sklearn.datasets import load_digits
 
     data = load_digits()
     order = np.random.RandomState(0).permutation(len(data.images))

@@ -9,11 +9,10 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vdiff.data.file import File, writing
 from vdiff.disk import commit
 from vdiff.errors import must
+from vdiff.terminal import Bar, on_terminal
 
 ATTEMPTS, PAUSE, TIMEOUT, CHUNK = 5, 2.0, 30.0, 1 << 18
 
@@ -43,7 +42,7 @@ def download(url: str, file: File, folder: Path) -> None:
         path, part = folder / file.name, folder / f"{file.name}.part"
         if path.exists():
             return
-        with tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
+        with Bar(file.size, "B", file.name, quiet=not on_terminal()) as bar:
             for attempt in range(ATTEMPTS):
                 had = _size(part)
                 try:
@@ -68,7 +67,7 @@ def download(url: str, file: File, folder: Path) -> None:
         commit(part, path)
 
 
-def _fetch(url: str, file: File, part: Path, bar: "tqdm[None]") -> None:
+def _fetch(url: str, file: File, part: Path, bar: Bar) -> None:
     """Append to `part` what is missing of it; raises OSError where that ends early."""
     if _size(part) > file.size:
         part.unlink()
@@ -79,11 +78,10 @@ def _fetch(url: str, file: File, part: Path, bar: "tqdm[None]") -> None:
     with urllib.request.build_opener().open(request, timeout=TIMEOUT) as answer, part.open("ab") as out:
         if not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
             have = out.truncate(0)  # this server starts again
-        bar.reset(file.size)
-        bar.update(have)
+        bar.to(have)
         while have < file.size and (chunk := answer.read(min(CHUNK, file.size - have))):
             have += out.write(chunk)
-            bar.update(len(chunk))
+            bar.to(have)
     if have < file.size:
         raise ConnectionError(f"the connection ended after {have:,} of {file.size:,} bytes")
 

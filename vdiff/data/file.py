@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdiff.errors import must
+from vdiff.extras import extra
 
 WAIT = 3600.0  # seconds another process may take to download or to make a data set
 
@@ -78,7 +79,8 @@ def writing(folder: Path, name: str) -> Iterator[None]:
     ...     [path.name for path in Path(folder).iterdir()]
     ['.batches.lock']
     """
-    from filelock import FileLock
+    with extra("train"):
+        from filelock import FileLock
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from vdiff.data.cifar10 import BATCH, RECORD, decode_binary, encode_binary, read_batches
+from vdiff.data.cifar10 import BATCH, RECORD, encode_binary, read_batches
 from vdiff.data.file import File, writing
 from vdiff.data.images import HELD_OUT, Images
-from vdiff.disk import commit
+from vdiff.disk import absolute, commit
 from vdiff.errors import must
+from vdiff.extras import extra
 
 SIDE, PERIOD = 32, 160
 TRAIN, SELECTION, TEST = (0, 80), (80, 112), (112, 160)  # columns of every 160
@@ -34,12 +35,12 @@ def patches(folder: str | Path) -> tuple[Images, Images]:
     >>> train.pixels.shape, test.pixels.shape, train.labels.unique()
     (torch.Size([50000, 3, 32, 32]), torch.Size([10000, 3, 32, 32]), tensor([0, 1]))
     """
-    home = Path(folder).expanduser().resolve() / "patches"
+    home = absolute("dataset", "folder", folder) / "patches"
     if not home.exists():
         with writing(home.parent, home.name):
             if not home.exists():  # another process was first
                 _make(home)
-    return read_batches((file.read(home) for file in _files(home)), decode_binary)
+    return read_batches(file.read(home) for file in _files(home))
 
 
 def _make(home: Path) -> None:
@@ -60,8 +61,10 @@ def _make(home: Path) -> None:
 
 def _files(home: Path) -> list[File]:
     """What `sha256sum` would print, as files."""
-    path = home / SUMS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    path, lines = home / SUMS, list[str]()
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(1 << 16).splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if sorted(sums) != sorted(NAMES):
         hint = f"delete {home}: it is made again"
@@ -71,7 +74,8 @@ def _files(home: Path) -> list[File]:
 
 def _cut(first: int, last: int, count: int) -> Images:
     """`count` different patches that lie in columns `first` to `last` − 1 of every period, in random order."""
-    from sklearn.datasets import load_sample_images
+    with extra("train"):
+        from sklearn.datasets import load_sample_images
 
     photographs = np.stack(load_sample_images().images)
     windows = sliding_window_view(photographs, (SIDE, SIDE), axis=(1, 2))  # (photograph, y, x, channel, SIDE, SIDE)

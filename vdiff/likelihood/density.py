@@ -19,7 +19,8 @@ _BITS = 30  # of torch's Sobol engine
 
 
 class Times:
-    """n numbers of an image, each uniform on [0, 1) by itself; images are independent of each other.
+    """n numbers of an image, of which one taken at random is uniform on [0, 1), so that a mean over
+    them is unbiased; images are independent of each other.
 
     >>> Stratified(), Stratified() == Stratified()
     (Stratified(), True)
@@ -51,14 +52,16 @@ class Independent(Times):
 
 
 class Stratified(Times):
-    """One number in each of n equal strata, (i + u)/n with one offset u.
+    """One number in each of n equal strata, in order: (i + u)/n with one offset u.
 
-    >>> Stratified().draw(2, torch.Generator().manual_seed(0), torch.device("cpu")).diff()
-    tensor([0.5000], dtype=torch.float64)
+    >>> t = Stratified().draw(2, torch.Generator().manual_seed(0), torch.device("cpu"))
+    >>> t.diff(), t.mul(2).floor()
+    (tensor([0.5000], dtype=torch.float64), tensor([0., 1.], dtype=torch.float64))
     """
 
     def draw(self, n: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        return stratified(n, generator=generator, device=device)
+        offset = stratified(1, generator=generator, device=device)[0]
+        return stratified(n, offset=offset / n, device=device)
 
 
 class Sobol(Times):

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Levels, log_normal_interval
 from vdiff.errors import check_positive_int, finite, must
 from vdiff.gaussian import sum_dims, wide
@@ -152,7 +153,8 @@ def dequantized_ode(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> DequantizedLikelihood:
     """A bound on −log P(data) of discrete data under the density of the probability-flow ODE, nats per example.
 
@@ -183,6 +185,7 @@ def dequantized_ode(
     True
     """
     name = "dequantized_ode"
+    condition = conditions(name, condition, keywords)
     if not isinstance(dequantization, Dequantization):
         raise TypeError(must(name, "dequantization", "be a Dequantization", repr(dequantization), "Uniform(Categorical(levels))"))
     for word, number in (("samples", samples), ("replicates", replicates)):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdiff.decoder import Levels
+from vdiff.decoder import Levels, signed
+from vdiff.gaussian import wide
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.measurement import BINS, Evaluation, Measurement
 from vdiff.likelihood.pilot import bins_of
@@ -115,7 +116,7 @@ def _of_reach(run: Evaluation, draws: int) -> list[str]:
         return []
     shares = run.design.best(run.draws) / len(run.design.left)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    reached = torch.bincount(bins_of(run.design.density.place(u)[0], len(shares)), minlength=len(shares)) / len(u)
+    reached = wide(torch.bincount(bins_of(run.design.density.place(u)[0], len(shares)), minlength=len(shares))) / len(u)
     missed = (shares > VISIBLE_SHARE) & (reached < THIN_VISITS * shares) & (reached * draws < FEW_VISITS)
     if not missed.any():
         return []
@@ -132,7 +133,7 @@ def _of_reach(run: Evaluation, draws: int) -> list[str]:
 def _of_data(integrand: Integrand) -> list[str]:
     """The likely mistakes about the data's range, which no single batch can tell."""
     data, decoder = integrand.data, integrand.decoder
-    low, high = (v.item() for v in data.aminmax())
+    low, high = (v.item() for v in signed(data).aminmax())
     if isinstance(decoder, Levels) and high < decoder.levels // 2 and data.numel() >= ENOUGH_VALUES:
         return [
             f"the data has no level above {high} of {decoder.levels - 1}: digits have 17 levels, bytes 256; is levels={decoder.levels} right?"
@@ -159,7 +160,7 @@ def _of_rounding(integrand: Integrand) -> list[str]:
     for index, prediction in integrand.predictions.items():
         level = integrand.sides[index].base.logsnr_max
         what, dtype = prediction.parameterization, prediction.out.dtype
-        error = what.rounding(torch.tensor([level], device=prediction.out.device), dtype)[1]
+        error = what.rounding(torch.full_like(prediction.logsnr[:1], level), dtype)[1]
         if error > DIGITS:
             said.append(
                 f"{what!r} at λ = {level:g} leaves ε̂ with an error of {error:.1g} by rounding in {str(dtype).removeprefix('torch.')}: the "

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
-from vdiff.errors import must
+from vdiff.errors import must, names_arrays
 from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images, pair
 from vdiff.likelihood.measurement import Effort, Evaluation
 from vdiff.likelihood.pieces import Progress, Share, State, mark_of
@@ -19,6 +20,7 @@ from vdiff.schedule import Schedule
 _PLAN, _ALONE = Plan(), Share()
 
 
+@names_arrays
 def evaluate(
     model: Model,
     data: Tensor,
@@ -40,7 +42,8 @@ def evaluate(
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
     skip_nonfinite: bool = False,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Report:
     """The bound of a model on a whole data set, with honest standard errors.
 
@@ -50,9 +53,11 @@ def evaluate(
 
     Each image gets `replicates` independent grids of `draws` times, with noise of its own; the spread of an image's
     replicates is its Monte Carlo error. An image's draws are a function of the seed and its place in the data, so that its
-    answer does not depend on the batches or the number of processes. Every image counts once; the model is in evaluation
-    mode, and TF32 and autocast are off meanwhile. A model may say what was done to it (`Guided`, `Clipped`): its `protocol`
-    goes into the report's.
+    answer does not depend on the batches or the number of processes. Every image counts once. A model may say what was done
+    to it (`Guided`, `Clipped`): its `protocol` goes into the report's.
+
+    The model is in evaluation mode meanwhile, for every thread that uses it; TF32 and autocast are off,
+    TF32 for the whole process. Beside a training, evaluate a copy of the model.
 
     With `tolerance` the first stage has `replicates` grids (more for few images), and its variance says how many there are in
     all; the error and its interval are then those of Stein's two-stage procedure, exact for normal replicates. A replicate is a mean of
@@ -92,6 +97,7 @@ def evaluate(
     """
     effort = Effort(draws, replicates, tolerance, budget, batch, seed)
     effort.check("evaluate")
+    condition = conditions("evaluate", condition, keywords)
     record = {**getattr(model, "protocol", {}), **(record or {})}
     numbers = None
     if skip_nonfinite:
@@ -128,7 +134,8 @@ def compare(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Comparison:
     """The bound of `model` minus that of `other`, bits/dim, on the same images, times and noise.
 
@@ -161,6 +168,7 @@ def compare(
         )
     effort = Effort(draws, replicates, tolerance, budget, batch, seed)
     effort.check("compare")
+    condition = conditions("compare", condition, keywords)
     said = {f"{word}, {name}": v for name, one in (("first", model), ("second", other)) for word, v in getattr(one, "protocol", {}).items()}
     record = {**said, **(record or {})}
     with evaluating(model, other):

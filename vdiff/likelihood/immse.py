@@ -21,9 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.errors import check_data, check_finite, check_positive_int, must
 from vdiff.gaussian import wide
 from vdiff.likelihood.conditions import check_conditions, of_rows
+from vdiff.likelihood.density import Stratified
 from vdiff.likelihood.integrand import Finite, evaluating
 from vdiff.likelihood.pieces import (
     Course,
@@ -44,7 +46,7 @@ from vdiff.likelihood.replicated import Replicated
 from vdiff.loss import Model, check_call, weighted_elbo
 from vdiff.oracle import Gaussian
 from vdiff.schedule import Schedule
-from vdiff.times import generator_of, stratified
+from vdiff.times import generator_of
 
 _ALONE = Share()
 LONG_TAIL, TAIL_SEEN = 5.0, 1e-3  # an extrapolated tail is good to a fifth: longer than five standard errors, or so many nats, it counts
@@ -83,7 +85,8 @@ def immse(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> IMMSE:
     """−log p(x) by the I-MMSE identity, nats per example: an estimate, right for the perfect denoiser.
 
@@ -120,7 +123,8 @@ def immse(
     """
     check_data("immse", x)
     check_finite("immse", x, "x")
-    check_call("immse", model, schedule, None, condition)
+    condition = conditions("immse", condition, keywords)
+    check_call("immse", model, schedule, None, evaluation=True)
     for name, number in (("draws", draws), ("replicates", replicates), ("batch", batch)):
         check_positive_int("immse", name, number)
     if replicates < 2:
@@ -136,7 +140,7 @@ def immse(
     else:
         known = -gaussian.log_prob(clean)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)  # clean, noisy
-    rate, places = schedule.rate(ends), draws + 2
+    rate, places = schedule.levels(ends)[1], draws + 2
 
     def twin(z: Tensor, logsnr: Tensor) -> Any:
         return gaussian(z.flatten(1), logsnr)
@@ -144,13 +148,14 @@ def immse(
     def difference(rows: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """½ rate (‖e‖² − ‖e_G‖²) at (example, time) pairs: (n, times)."""
         given = of_rows(condition, rows, len(x))
-        ours = weighted_elbo(Finite("immse", model, rows), x[rows], schedule=schedule, t=t, eps=noise, **given)
+        ours = weighted_elbo(Finite("immse", model, rows), x[rows], schedule=schedule, t=t, eps=noise, condition=given)
         theirs = weighted_elbo(twin, wide(x[rows]).flatten(1), schedule=schedule, t=t, eps=wide(noise).flatten(1))
         return (wide(ours) - theirs).view(-1, places)
 
     def piece(replicate: int, rows: Tensor) -> State:
         generators = [generator_of(seed, replicate, f"example {i}", x.device) for i in rows.tolist()]
-        t = torch.cat([torch.cat([ends, stratified(draws, generator=g, device=x.device)]) for g in generators])
+        times = [Stratified().draw(draws, g, x.device) for g in generators]
+        t = torch.cat([torch.cat([ends, inner]) for inner in times])
         noise = torch.cat([torch.randn(places, *x.shape[1:], dtype=x.dtype, device=x.device, generator=g) for g in generators])
         each = rows.to(x.device).repeat_interleave(places)
         term = 0.5 * (difference(each, t, noise) + difference(each, t, -noise))

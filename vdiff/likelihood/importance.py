@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.chain import path_bound
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, must, names_arrays
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood.conditions import check_conditions, of_rows
 from vdiff.likelihood.integrand import Finite, evaluating
@@ -73,6 +74,7 @@ class ImportanceBound(Replicated):
         )
 
 
+@names_arrays
 def importance_weighted(log_weights: Float[Tensor, "*replicates samples batch"]) -> Float[Tensor, "*replicates batch"]:
     """log (1/K) Σ_k w_k = logsumexp_k log w_k − log K.
 
@@ -98,7 +100,8 @@ def path_importance(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> ImportanceBound:
     """The importance-weighted bound of a T-step chain over `samples` whole paths, nats per example.
 
@@ -128,7 +131,8 @@ def path_importance(
         check_positive_int(name, word, number)
     if replicates < 2:
         raise ValueError(must(name, "replicates", "be at least 2", replicates, "one has no standard error"))
-    check_call(name, model, schedule, steps, condition)
+    condition = conditions(name, condition, keywords)
+    check_call(name, model, schedule, steps, evaluation=True)
     check_decoder(name, decoder, schedule)
     with torch.no_grad():  # so that values are checked
         encoded = decoder.encode(data)
@@ -143,7 +147,7 @@ def path_importance(
             path = path_bound(
                 Finite(name, model, numbers), data[numbers], schedule=schedule, decoder=decoder, steps=steps,
                 generator=[generator_of(seed, replicate, f"paths {first} … of example {i}", data.device) for i in rows.tolist()],
-                **of_rows(condition, numbers, len(data)),
+                condition=of_rows(condition, numbers, len(data)),
             )  # fmt: skip
             found.append(-path.log_ratio.view(len(rows), paths))
         return {"log_weight": torch.cat(found, 1)}
@@ -163,6 +167,7 @@ def path_importance(
     return ImportanceBound.of(log_weights, encoded[0].numel(), count, protocol=protocol)
 
 
+@names_arrays
 @torch.no_grad()
 def chain_log_prob(
     model: Model, x: Float[Tensor, "n dims"], *, schedule: Schedule, steps: int, decoder: Decoder, reach: float = 14.0, points: int = 2001

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.decoder import Decoder
-from vdiff.denoiser import evaluation_mode
+from vdiff.denoiser import evaluation_mode, warn_beyond
 from vdiff.errors import check_batch, must
 from vdiff.gaussian import at_least_float32
 from vdiff.likelihood.conditions import check_conditions, of_kept, of_rows
@@ -80,7 +80,7 @@ class Integrand:
     ) -> None:
         condition = condition or {}
         for word in condition:
-            if word in _CLIPPING:
+            if word in _CLIPPING and not isinstance(condition[word], Tensor):
                 hint = "a clipped x̂ is another model, whose bound is not this one's: put it into the model and name it, if that is meant"
                 raise ValueError(must(name, word, "be left out", condition[word], hint))
         check_batch(name, data, "data")
@@ -94,10 +94,11 @@ class Integrand:
         self.predictions: dict[int, Prediction] = {}  # the last of each side
 
     def _side(self, model: Model, schedule: Schedule, decoder: Decoder, steps: int | None) -> Side:
-        check_call(self.name, model, schedule, steps, self.condition)
+        check_call(self.name, model, schedule, steps, watch=False)
         check_chain(self.name, None, schedule, steps)
         check_decoder(self.name, decoder, schedule)
         base = Linear(schedule.logsnr_max, schedule.logsnr_min) if steps is None else schedule
+        warn_beyond(self.name, model, base, steps, evaluation=True)
         return Side(model, base, decoder, steps)
 
     def __call__(self, rows: Tensor, t: Tensor, eps: Tensor) -> Float[Tensor, "3 n"]:
@@ -143,7 +144,7 @@ class Integrand:
             steps=side.steps,
             t=t if side.steps is None else on_chain(t, side.steps),
             eps=eps.to(self.data.dtype) if self.data.is_floating_point() else eps,
-            **condition,
+            condition=condition,
         )
         self._last = watched.first, self.x[rows], eps
         self.predictions[index] = watched.first
@@ -248,6 +249,7 @@ def finite_images(data: Tensor, condition: dict[str, Any]) -> tuple[Tensor, dict
 def evaluating(*models: object, differentiable: bool = False) -> Iterator[None]:
     """Models in evaluation mode, without gradients, TF32 or autocast; all of it back as it was afterwards.
 
+    The mode is switched for every thread that uses these modules, and TF32 for the whole process.
     With `differentiable`, gradients are recorded or not as before.
 
     >>> model = torch.nn.Dropout(0.5)

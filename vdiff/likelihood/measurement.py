@@ -20,6 +20,8 @@ from vdiff.times import generator_of
 
 DRAWS, FEWEST = 32, 1024  # per grid where nothing else is said; of a pilot
 FEW = 2  # draws per grid at least, where a tolerance is given
+TOLERANCES = (1e-12, 1e12)  # bits/dim; between them nothing overflows
+MOST = 10**15  # network evaluations; nobody waits for more
 _ALONE = Share()
 BINS = 40  # of the curves by log-SNR
 ENOUGH = 30  # degrees of freedom that the first stage must have before it decides on the second
@@ -48,7 +50,11 @@ class Effort:
         if self.replicates < 2:
             raise ValueError(must(name, "replicates", "be at least 2", self.replicates, "one grid has no standard error"))
         if self.tolerance is not None:
-            finite(name, "tolerance", self.tolerance, above=0.0, hint="a standard error in bits/dim, for instance 0.005")
+            hint = "a standard error in bits/dim, for instance 0.005"
+            low, high = TOLERANCES
+            if not low <= finite(name, "tolerance", self.tolerance, above=0.0, hint=hint) <= high:
+                what = f"lie between {low:g} and {high:g}"
+                raise ValueError(must(name, "tolerance", what, f"{self.tolerance:g}", hint))
         elif self.budget is not None:
             raise ValueError(
                 must(name, "budget", "come with tolerance", self.budget, "without one, draws and replicates say how much is drawn")
@@ -240,6 +246,9 @@ class Evaluation:
         assert tolerance is not None
         replicates = max(first.replicates, int(replicates_for(tolerance / self.scale, first.variances()[3])))
         cost = self._cost(replicates)
+        if cost > MOST:
+            what, came = f"be within reach of {MOST:g} network evaluations", f"{tolerance:g} bits/dim"
+            raise ValueError(must(self.integrand.name, "tolerance", what, came, f"it takes {cost:.1e}"))
         if budget is not None and cost > budget:
             reached = mean_error(first.variances()[3], 1, 2)[0].item() * self.scale * math.sqrt(self._cost(1) / budget)
             self._beyond_budget(f"a budget of {cost:,} would do; {budget:,} reaches about {reached:.2g}")

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.errors import check_data, check_finite, finite, must
 from vdiff.flow import solve
 from vdiff.gaussian import alpha, at_least_float32, bits_per_dim, sigma, sum_dims, wide, wide_number
@@ -94,7 +95,8 @@ def ode_likelihood(
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
     differentiable: bool = False,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> OdeLikelihood:
     """−log p(x) under the density that the probability-flow ODE gives a model, nats per example.
 
@@ -143,6 +145,7 @@ def ode_likelihood(
     check_data("ode_likelihood", x)
     check_finite("ode_likelihood", x, "x")
     differentiable = differentiable and torch.is_grad_enabled()
+    condition = conditions("ode_likelihood", condition, keywords)
     flow = FlowSolver(
         "ode_likelihood", model, schedule, prior, trace or default_trace(x[0].numel()), tolerance,
         {"method": method, "unit": unit, "max_evaluations": max_evaluations, "max_seconds": max_seconds}, condition, len(x),
@@ -281,7 +284,7 @@ class FlowSolver:
         rows: int,
         differentiable: bool = False,
     ) -> None:
-        check_call(name, model, schedule, None, condition)
+        check_call(name, model, schedule, None, evaluation=True)
         check_conditions(name, condition, rows)
         self.name, self.model, self.schedule, self.prior, self.trace = name, model, schedule, prior, trace
         self.tolerance, self.solver = finite(name, "tolerance", tolerance, above=0.0), solver

@@ -155,7 +155,7 @@ def fail_together(name: str, share: Share, failure: Exception | None) -> None:
     if share.count == 1:
         if failure is not None:
             raise failure
-    elif share.sum(torch.tensor([float(failure is not None)])).item() > 0:
+    elif share.sum(torch.tensor([float(failure is not None)], dtype=torch.float32)).item() > 0:
         raise failure or FailedElsewhere(f"{name}: another process failed; its message says why")
 
 
@@ -208,7 +208,7 @@ def in_pieces(
         raise ValueError(must(name, "differentiable", what, came, hint))
     if state is None:
         state = {word: torch.zeros(repetitions, rows, *shape, dtype=torch.float64) for word, shape in shapes.items()}
-        state |= {"done": torch.zeros(repetitions, rows), "key": key}
+        state |= {"done": torch.zeros(repetitions, rows, dtype=torch.float32), "key": key}
     else:
         state = {word: v.clone() for word, v in state.items()}
     own, failure = torch.arange(share.index, rows, share.count), None

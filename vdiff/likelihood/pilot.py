@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from vdiff.likelihood.control import FittedControl
-from vdiff.likelihood.density import Along, Binned, Density
+from vdiff.likelihood.density import Along, Binned, Density, Stratified
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.plan import Plan
 from vdiff.schedule import Schedule
-from vdiff.times import generator_of, stratified
+from vdiff.times import generator_of
 
 BINS, PER_BIN = 32, 16  # at most so many bins of time, with at least so many pairs each
 UNIFORM = Density()
@@ -42,10 +42,10 @@ class Design:
     density: Density = UNIFORM
     controls: tuple[FittedControl, ...] = ()
     antithetic: bool = False
-    coefficients: Tensor = field(default_factory=lambda: torch.zeros(1, 0))
-    level: Tensor = field(default_factory=lambda: torch.zeros(1))
-    left: Tensor = field(default_factory=lambda: torch.ones(1))
-    between: Tensor = field(default_factory=lambda: torch.zeros(1))
+    coefficients: Tensor = field(default_factory=lambda: torch.zeros(1, 0, dtype=torch.float64))
+    level: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    left: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.float64))
+    between: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
     variance: dict[str, float] = field(default_factory=dict)
     evaluations: int = 0
 
@@ -223,7 +223,7 @@ def _draw(
     """Diffusion terms (2, signs, pairs), controls (2, signs, pairs, controls) and times (pairs,)."""
     x, device = integrand.x, integrand.x.device
     generator = generator_of(seed, 0, "pilot", device)
-    t = stratified(pairs, generator=generator, device=device)
+    t = Stratified().draw(pairs, generator, device)
     rows = torch.randperm(max(pairs, len(x)), generator=generator, device=device)[:pairs] % len(x)  # all images about as often
     loss = torch.empty(2, len(signs), pairs, dtype=torch.float64)
     values = torch.empty(*loss.shape, len(controls), dtype=torch.float64)

@@ -70,11 +70,11 @@ def of_computation(dtype: torch.dtype, device: torch.device, models: Sequence[ob
     >>> of_computation(torch.float32, torch.device("cpu"), [], Share())["processes"]
     1
     """
-    parameters = [next(m.parameters(), None) for m in models if isinstance(m, nn.Module)]
+    parameters = [p for m in models if isinstance(m, nn.Module) for p in m.parameters()]
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "model": weights_of(*models),
-        "weights": sorted({str(p.dtype).removeprefix("torch.") for p in parameters if p is not None}),
+        "weights": sorted({str(p.dtype).removeprefix("torch.") for p in parameters}),
         "TF32": False,
         "device": str(device),
         "processes": share.count,

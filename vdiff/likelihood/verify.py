@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
+from vdiff.denoiser import weights_dtype
 from vdiff.errors import check_positive_int, did_you_mean, must
 from vdiff.likelihood.dequantise import TruncatedNormal, dequantized_ode
 from vdiff.likelihood.evaluation import evaluate
@@ -208,8 +209,7 @@ class _Counted(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model, self.rows = model, 0
-        weights = [p.dtype for p in self.parameters() if p.is_floating_point()]
-        self.dtype = weights[0] if weights else None
+        self.dtype = weights_dtype(model)
 
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
         self.rows += len(z)

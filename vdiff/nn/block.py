@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as compute_again
 
-from vdiff.errors import readable
+from vdiff.errors import check_positive_int, finite, must, readable
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -76,6 +76,9 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int, *, groups: int = 8, eps: float = 1e-5) -> None:
         super().__init__()
+        check_positive_int("Attention", "heads", heads)
+        if channels % heads:
+            raise ValueError(must("Attention", "heads", f"divide its {channels} channels", heads))
         self.heads = heads
         self.norm = group_norm(channels, groups, eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
@@ -86,6 +89,20 @@ class Attention(nn.Module):
         mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads (y x) c -> b (heads c) y x", y=h.shape[-2])
         out: Tensor = h + self.out(mixed)
         return out
+
+
+def check_sizes(network: str, dropout: float = 0.0, **sizes: int | None) -> None:
+    """Raise unless each size is None or an int of at least 1, and the dropout is a probability.
+
+    >>> check_sizes("UNet", width=0)
+    Traceback (most recent call last):
+    ValueError: UNet: argument 'width' must be at least 1; got 0
+    """
+    for name, size in sizes.items():
+        if size is not None:
+            check_positive_int(network, name, size)
+    if finite(network, "dropout", dropout, at_least=0.0) > 1:
+        raise ValueError(must(network, "dropout", "be a probability, at most 1", dropout))
 
 
 def group_norm(channels: int, groups: int = 8, eps: float = 1e-5) -> nn.GroupNorm:
@@ -126,4 +143,4 @@ def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-__all__ = ["Attention", "Block", "group_norm", "start", "zero"]
+__all__ = ["Attention", "Block", "check_sizes", "group_norm", "start", "zero"]

@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdiff.decoder import Levels
 from vdiff.errors import checking, must
+from vdiff.gaussian import RestorableModule
 from vdiff.loss import full_precision
 
 
-class LevelHead(nn.Module):
+class LevelHead(RestorableModule):
     """x̂ = Σ_k x_k softmax_k( logits_k(z, λ) − ½ e^λ (z/α − x_k)² ): a network that predicts x (use it with `X()`).
 
     `network` returns `levels` logits for each channel, (batch, channels·levels, …): what the other pixels say about
@@ -30,7 +31,7 @@ class LevelHead(nn.Module):
     def __init__(self, network: Callable[..., Tensor], decoder: Levels) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("grid", decoder.grid, persistent=False)
+        self.register_constructed("grid", decoder.grid, persistent=False)
 
     def forward(
         self, z: Float[Tensor, "batch channels *size"], logsnr: Float[Tensor, " batch"], **condition: Tensor

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff.nn.block import check_sizes
 from vdiff.nn.embedding import FourierFeatures
 
 
@@ -19,6 +20,7 @@ class MLP(nn.Module):
 
     def __init__(self, dims: int, *, dims_out: int | None = None, width: int = 128, depth: int = 3, features: int = 32) -> None:
         super().__init__()
+        check_sizes("MLP", dims=dims, dims_out=dims_out or None, width=width)
         self.time = FourierFeatures(features)
         layers: list[nn.Module] = [nn.Linear(dims + features, width), nn.SiLU()]
         for _ in range(depth - 1):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vdiff.denoiser import ScaledGamma, TableStep
 from vdiff.errors import checking, must
-from vdiff.nn.block import Block, group_norm, start, zero
+from vdiff.nn.block import Block, check_sizes, group_norm, start, zero
 from vdiff.nn.embedding import FourierFeatures
 from vdiff.nn.unet import UNet
 from vdiff.schedule import Tabulated
@@ -46,6 +46,7 @@ class VDMUNet(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        check_sizes("VDMUNet", dropout, channels=channels, width=width)
         wide = 4 * width
         # the authors scale to [0, 1000] and take frequencies from 1 to 1e-4
         self.time = FourierFeatures(width, 2 * math.pi * 10, 2 * math.pi / 1000, of=ScaledGamma(logsnr_max, logsnr_min))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import checking, must, readable
-from vdiff.nn.block import Block, group_norm, zero
+from vdiff.nn.block import Block, check_sizes, group_norm, zero
 from vdiff.nn.embedding import FourierFeatures
 
 
@@ -47,6 +47,11 @@ class UNet(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        check_sizes(name, dropout, channels=channels, width=width, labels=labels)
+        check_sizes(name, channels_out=channels_out or None, embedding=embedding or None)
+        for multiplier in multipliers:
+            check_sizes(name, multipliers=multiplier)
         self.levels, self.blocks = len(multipliers), blocks
         wide = embedding or 2 * width
         self.time = time or FourierFeatures(2 * width)

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.denoiser import evaluation_mode
+from vdiff.condition import Condition, conditions
+from vdiff.denoiser import evaluation_mode, warn_beyond_levels
 from vdiff.errors import check_data, check_finite, did_you_mean, must
 from vdiff.gaussian import at_least_float32
 from vdiff.loss import check_call
@@ -46,11 +47,13 @@ def trajectory(
     step: Step = ancestral,
     generator: Generators = None,
     differentiable: bool = False,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Iterator[tuple[Tensor, Prediction]]:
     """From z ~ N(0, I) at λ_min to λ_max: the state and the prediction at each of the levels visited, as it is made.
 
-    Arguments, errors and warnings are those of `sample`.
+    Arguments, errors and warnings are those of `sample`. The model is in evaluation mode while a step is
+    computed, not between them.
 
     >>> from vdiff import GaussianMixture, Linear
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
@@ -60,14 +63,17 @@ def trajectory(
     check_data("sample", z, "z")
     check_finite("sample", z, "z")
     _warn_of_scaled_noise(z)
-    grid = _grid(model, schedule, steps, levels, condition).to(z.device)
+    condition = _conditions(condition, keywords)
+    grid = _grid(model, schedule, steps, levels)
+    warn_beyond_levels("sample", model, grid)
+    grid = grid.to(z.device)
     if not callable(step) or isinstance(step, type):
         near = did_you_mean(step, STEPS) if isinstance(step, str) else ""
         hint = f"the function, without quotes: step={step}" if str(step) in STEPS else near or f"vdiff.sampling has {', '.join(STEPS)}"
         raise TypeError(must("sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint))
     check_generators("sample", generator, z)
     z = (z if differentiable else z.detach()).to(at_least_float32(z.dtype), copy=True)
-    watched, memory = _Watched(model, **condition), Memory((), generator)
+    watched, memory = _Watched(model, condition=condition), Memory((), generator)
     return _walk(watched, z, grid, step, memory, differentiable)
 
 
@@ -120,13 +126,14 @@ def sample(
     step: Step = ancestral,
     generator: Generators = None,
     differentiable: bool = False,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, "batch *dims"]:
     """Data from noise: x̂ at the last of the noise levels visited, which is the exact step from there to λ = +∞.
 
     Args:
         model: anything that returns a `Prediction` from (z, logsnr, **condition), trained with whatever schedule. Its modules are in
-            evaluation mode meanwhile, as in `evaluate`.
+            evaluation mode meanwhile, for every thread that uses them. Beside a training, sample from a copy.
         z: (batch, …) noise, N(0, I) at the first level; it is taken to float32 at least.
         schedule, steps: the levels are `uniform(schedule, steps)`: `steps` equidistant times from t = 1 to t = 0. `Karras()`
             with 18 steps is EDM's grid; a chain of T steps, whose bound is `elbo(..., steps=T)`, has T + 1 levels.
@@ -138,7 +145,7 @@ def sample(
             graph of every evaluation is then kept, so that memory grows with their number;
             `torch.utils.checkpoint` in the network trades it for time. Otherwise nothing is
             recorded.
-        condition: passed on to the model.
+        condition: what the model is told beside z and λ, as in `weighted_elbo`.
 
     Returns:
         x̂, (batch, …). A decoder's `decode`, `to_levels` or `to_uint8` make data of it. A step of one evaluation takes `steps`
@@ -164,27 +171,31 @@ def sample(
         "step": step,
     }
     options |= {"generator": generator, "differentiable": differentiable}
-    path = trajectory(model, z, **options, **condition)
+    path = trajectory(model, z, **options, condition=condition, **keywords)
     for _, prediction in path:
         last = prediction
     return last.x
 
 
-def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Grid | None, condition: dict[str, Any]) -> Tensor:
-    for word in condition:
+def _conditions(condition: Condition, keywords: dict[str, Any]) -> dict[str, Any]:
+    for word in keywords:
         if word in OPTIONS:
             raise TypeError(f"sample: argument '{word}' is an option of a step: step=partial({OPTIONS[word]}, {word}=…)")
         if hint := did_you_mean(word, WORDS, cutoff=0.8):
             raise TypeError(f"sample: argument '{word}' is unknown; {hint}")
+    return conditions("sample", condition, keywords)
+
+
+def _grid(model: Model, schedule: Schedule | None, steps: int | None, levels: Grid | None) -> Tensor:
     if levels is None:
         if schedule is None:
             hint = "sample(model, z, schedule=…, steps=…), or levels=…"
             raise TypeError(must("sample", "schedule", "be given, with steps; or levels instead", None, hint))
-        check_call("sample", model, schedule, steps, condition)
+        check_call("sample", model, schedule, steps, to_noise=True, watch=False)
         if steps is None:
             raise TypeError(must("sample", "steps", "be given with a schedule", None, "the number of noise levels visited, 18 in EDM"))
         return check_levels("sample", uniform(schedule, steps))
-    check_call("sample", model, few_steps(), None, condition)
+    check_call("sample", model, few_steps(), None, watch=False)
     if schedule is not None or steps is not None:
         raise ValueError(
             must("sample", "levels", "come without schedule and steps", "both", "for instance levels=trailing(schedule, steps)")

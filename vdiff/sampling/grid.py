@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vdiff.errors import check_positive_int, must
 from vdiff.gaussian import wide
-from vdiff.schedule import Schedule, Truncated
+from vdiff.schedule import Schedule, Shifted, Tabulated, Truncated
 from vdiff.schedule.base import check_schedule, home
 from vdiff.schedule.law import Logistic
 
@@ -35,22 +35,43 @@ def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     """t = 1, 1 − 1/N, …, 1/N: from λ_min, and from 1/N to data at once. For few steps on a long chain's schedule
     (Lin et al., arXiv:2305.08891, section 3.3).
 
-    >>> from vdiff import Linear
+    On a table of n levels these are levels of its own: those of the steps round(n − i n/N) − 1, i
+    = 0 … N − 1.
+
+    >>> from vdiff import Linear, Tabulated
     >>> trailing(Linear(10.0, -10.0), 4)
     tensor([-10.,  -5.,   0.,   5.], dtype=torch.float64)
+    >>> table = Tabulated.linear_betas()
+    >>> torch.equal(trailing(table, 4), table.table[[999, 749, 499, 249]])
+    True
     """
-    return _at(schedule, steps, "trailing")
+    table = _table(schedule, steps, "trailing")
+    if table is None:
+        return _at(schedule, steps, "trailing")
+    # in NumPy, as diffusers does it: halves are rounded as there
+    ends = np.round(np.arange(len(table), 0, -len(table) / steps)[:steps])
+    return table[torch.from_numpy(ends.astype(np.int64) - 1)]
 
 
 def leading(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
-    """t = 1 − 1/N, …, 1/N, 0: DDPM's and DDIM's own spacing. It starts above λ_min, where z is not yet N(0, I): published
-    numbers use it, `trailing` is the better one (arXiv:2305.08891, section 3.3).
+    """t = 1 − 1/N, …, 1/N, 0: DDPM's and DDIM's own spacing. It starts above λ_min, where z is not
+    yet N(0, I): published numbers use it, `trailing` is the better one (arXiv:2305.08891, section
+    3.3).
 
-    >>> from vdiff import Linear
+    On a table of n levels these are levels of its own: those of the steps (N − 1) r, …, 2 r, r, 0
+    with r = ⌊n/N⌋.
+
+    >>> from vdiff import Linear, Tabulated
     >>> leading(Linear(10.0, -10.0), 4)
     tensor([-5.,  0.,  5., 10.], dtype=torch.float64)
+    >>> table = Tabulated.linear_betas()
+    >>> torch.equal(leading(table, 4), table.table[[750, 500, 250, 0]])
+    True
     """
-    return _at(schedule, steps, "leading", skip=1)
+    table = _table(schedule, steps, "leading")
+    if table is None:
+        return _at(schedule, steps, "leading", skip=1)
+    return table[torch.arange(steps - 1, -1, -1) * (len(table) // steps)]
 
 
 def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
@@ -95,9 +116,27 @@ def check_levels(function: str, levels: object) -> Tensor:
     return grid
 
 
-def _at(schedule: Schedule, steps: int, name: str, *, skip: int = 0, both_ends: bool = False) -> Tensor:
+def _check(name: str, schedule: Schedule, steps: int) -> None:
     check_schedule(name, schedule)
     check_positive_int(name, "steps", steps)
+
+
+def _table(schedule: Schedule, steps: int, name: str) -> Tensor | None:
+    """The levels of a table, shifted or not; None for other schedules, and for more steps than
+    levels.
+    """
+    _check(name, schedule, steps)
+    shift = 0.0
+    while isinstance(schedule, Shifted):
+        shift += schedule.shift
+        schedule = schedule.schedule
+    if not isinstance(schedule, Tabulated) or steps > schedule.steps + 1:
+        return None
+    return schedule.table + shift
+
+
+def _at(schedule: Schedule, steps: int, name: str, *, skip: int = 0, both_ends: bool = False) -> Tensor:
+    _check(name, schedule, steps)
     count = torch.arange(skip, skip + steps, dtype=torch.float64, device="cpu")
     parts = max(steps - 1, 1) if both_ends else steps
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Models made of a model: guided by a condition, or with x̂ clipped. Each is a denoiser with a bound of its own."""
 
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import checking, finite, must
+from vdiff.errors import checking, finite, must, names_arrays, shown
 from vdiff.gaussian import per_example
 from vdiff.parameterization import Prediction, X
 from vdiff.sampling.step import Model, predicted
@@ -21,8 +21,7 @@ class Wrapped(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         if not callable(model) or isinstance(model, type):
-            came = f"the class {model.__name__}" if isinstance(model, type) else repr(model)
-            raise TypeError(must(type(self).__name__, "model", "be called as model(z, logsnr) and return a Prediction", came))
+            raise TypeError(must(type(self).__name__, "model", "be called as model(z, logsnr) and return a Prediction", shown(model)))
         check_no_data_parallel(type(self).__name__, "model", model)
         self.model = model
 
@@ -74,7 +73,10 @@ class Guided(Wrapped):
             error = ValueError if isinstance(unconditional, Mapping) else TypeError
             hint = "for instance {'label': null class}"
             raise error(must("Guided", "unconditional", "name what replaces the condition", repr(unconditional), hint))
-        self.scale, self.unconditional = finite("Guided", "scale", scale), dict(unconditional)
+        if abs(finite("Guided", "scale", scale)) > torch.finfo(torch.float32).max:
+            hint = "2 is a common one"
+            raise ValueError(must("Guided", "scale", "be a number of float32", f"{scale:g}", hint))
+        self.scale, self.unconditional = float(scale), dict(unconditional)
         self.interval = None if interval is None else _interval(interval)
 
     @property
@@ -82,6 +84,7 @@ class Guided(Wrapped):
         where = "" if self.interval is None else f" for λ in [{self.interval[0]:g}, {self.interval[1]:g}]"
         return self._after("guidance", f"scale {self.scale:g}{where}")
 
+    @names_arrays
     def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
         """The guided prediction, in the model's own units and with the conditional one's variance."""
         for name in self.unconditional:
@@ -96,7 +99,7 @@ class Guided(Wrapped):
         if self.scale == 1.0 or (self.interval is not None and not inside.any()):
             return given
         without = self._predict(z, logsnr, condition | replaced)
-        scale = torch.where(inside, self.scale, 1.0)
+        scale = torch.where(inside, self.scale, torch.ones_like(logsnr))
         out = torch.lerp(without.out, given.out, torch.as_tensor(per_example(scale, given.out)))
         return given.but(out=out)
 
@@ -146,12 +149,13 @@ def _like(name: str, value: Any, condition: Any, batch: int) -> Any:
         raise ValueError(must("Guided", name, f"have a row for each of {batch} samples", f"shape {tuple(condition.shape)}", hint))
     if not isinstance(value, Tensor) and not isinstance(value, Real):
         raise TypeError(must("Guided", "unconditional", "hold a number, a tensor or None in the place of a tensor", repr(value)))
-    value = torch.as_tensor(value, device=condition.device)
+    if not isinstance(value, Tensor):
+        value = torch.tensor(value, dtype=None if isinstance(value, Integral) else torch.float64, device="cpu")
     if value.is_floating_point() and not condition.is_floating_point():
         hint = "a class is an integer; it would be cut off to one in silence"
         raise TypeError(must("Guided", "unconditional", f"be integer for '{name}', as the condition is", f"{value.tolist()}", hint))
     try:
-        return value.to(condition.dtype).expand_as(condition)
+        return value.to(condition.dtype).to(condition.device).expand_as(condition)
     except RuntimeError:
         raise ValueError(
             must("Guided", "unconditional", f"have the shape of the condition, {tuple(condition.shape)}", tuple(value.shape))

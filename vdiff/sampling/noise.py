@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_generator, must
+from vdiff.errors import check_generator, must, names_arrays
 from vdiff.loss import Generators, standard_normal
 from vdiff.times import generator_of
 
@@ -27,6 +27,7 @@ def streams(seed: int, samples: Iterable[int]) -> list[torch.Generator]:
     return [generator_of(seed, 0, f"sample {i}") for i in samples]
 
 
+@names_arrays
 def noise_like(z: Tensor, generator: Generators = None, draw: Callable[..., Tensor] = torch.randn) -> Tensor:
     """Standard normal noise with the shape, dtype and device of z; of each sample's own generator where several are given.
 

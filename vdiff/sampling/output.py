@@ -17,13 +17,17 @@ def to_levels(decoder: Levels, prediction: Prediction, *, draw: bool = False, ge
 
     The chain's own last step is the draw, from p(data | z₀); what is nearest to x̂ has less noise and is no sample of it.
 
-    Raises TypeError for a decoder without levels, and as `noise_like` for its generators.
+    Raises TypeError for what is no prediction, for a decoder without levels, and as `noise_like` for its
+    generators.
 
     >>> from vdiff import Categorical, X
     >>> last = Prediction(torch.tensor([[-0.7, 0.2]]), torch.tensor([12.0]), torch.tensor([[-0.74, 0.26]]), X())
     >>> to_levels(Categorical(4), last), to_levels(Categorical(4), last, draw=True)
     (tensor([[0, 2]]), tensor([[0, 2]]))
     """
+    if not isinstance(prediction, Prediction):
+        hint = "the last of trajectory(…); of a sample itself, decoder.decode(x)"
+        raise TypeError(must("to_levels", "prediction", "be a Prediction", type(prediction).__name__, hint))
     if not isinstance(decoder, Levels):
         raise TypeError(must("to_levels", "decoder", "have levels", repr(decoder), "continuous data is prediction.x"))
     if not draw:

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.denoiser import evaluation_mode
-from vdiff.errors import check_data, check_finite, checking, must
+from vdiff.errors import check_data, check_finite, checking, must, names_arrays
 from vdiff.flow import SolverError, State, solve
 from vdiff.gaussian import at_least_float32, wide
 from vdiff.loss import check_call
@@ -17,6 +18,7 @@ from vdiff.sampling.step import NOTHING, Counted, Memory, Model, Step
 from vdiff.schedule import Schedule
 
 
+@names_arrays
 def ode(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -34,8 +36,8 @@ def ode(
     """z at λ_s, by one of torchdiffeq's solvers over the probability-flow ODE, in either direction.
 
     An adaptive method holds the worst sample of the batch to the tolerance in each of its steps, which the batch shares: what a
-    sample is made with moves it as far as the solver's own error goes, on a mixture 1e-4 at most at the default tolerances. With a
-    fixed-step method it does not. All samples of a batch move between the same two levels.
+    sample is made with moves it as far as the solver's own error goes, on a mixture by 1e-5 as a rule and by 3e-3 once in 512 samples
+    at the default tolerances. With a fixed-step method it does not. All samples of a batch move between the same two levels.
 
     Args:
         method: of torchdiffeq: "dopri5", "dopri8", "rk4", …
@@ -72,7 +74,8 @@ def encode(
     schedule: Schedule,
     step: Step = ode,
     differentiable: bool = False,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, "batch *dims"]:
     """The probability-flow ODE backwards: the noise at λ_min from which it leads to z at λ_max. Clean data x is z = α x there.
 
@@ -90,12 +93,13 @@ def encode(
     check_finite("encode", z, "z")
     if (step.func if isinstance(step, functools.partial) else step) is not ode:
         raise ValueError(must("encode", "step", "be ode, which runs backwards", repr(step), "or partial(ode, …)"))
-    check_call("encode", model, schedule, None, condition)
+    condition = conditions("encode", condition, keywords)
+    check_call("encode", model, schedule, None)
     clean, noisy = (
         wide(torch.full((len(z),), end, dtype=torch.float64)).to(z.device) for end in (schedule.logsnr_max, schedule.logsnr_min)
     )
     with nullcontext() if differentiable else torch.no_grad(), evaluation_mode(model):
-        return step(Counted(model, **condition), z.to(at_least_float32(z.dtype)), clean, noisy, NOTHING)
+        return step(Counted(model, condition=condition), z.to(at_least_float32(z.dtype)), clean, noisy, NOTHING)
 
 
 __all__ = ["SolverError", "encode", "ode"]

@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, finite, must, readable
+from vdiff.condition import Condition, merged
+from vdiff.errors import checking, finite, must, names_arrays, readable, shown
+from vdiff.gaussian import PURE, alpha, combine, per_example, sigma, wide
 from vdiff.gaussian import Step as ChainStep
-from vdiff.gaussian import alpha, combine, per_example, sigma, wide
 from vdiff.parameterization import Parameterization, Prediction
 from vdiff.reverse import reverse_sample
 from vdiff.sampling.noise import Generators, noise_like
@@ -30,7 +31,6 @@ from vdiff.variance import Optimal, ReverseVariance
 
 Model = Callable[..., Prediction]
 KEPT = 4  # predictions that a memory holds: no step here looks back further
-PURE = -600.0  # stands for λ = −∞ in a chain's step: α is 1e-130 there, and nothing overflows
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Counted(nn.Module):
     35
     """
 
-    def __init__(self, model: Model, **condition: Any) -> None:
+    def __init__(self, model: Model, *, condition: Condition = None, **keywords: Any) -> None:
         super().__init__()
-        self.model, self.condition, self.evaluations = model, condition, 0
+        self.model, self.condition, self.evaluations = model, merged("Counted", condition, keywords), 0
         self._first: Prediction | None = None
 
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
@@ -99,6 +99,7 @@ def predicted(function: str, model: Model, z: Tensor, logsnr: Tensor, condition:
     return prediction
 
 
+@names_arrays
 def ancestral(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -122,8 +123,7 @@ def ancestral(
     torch.Size([1, 1])
     """
     if variance is not None and not isinstance(variance, ReverseVariance):
-        came = f"the class {variance.__name__}" if isinstance(variance, type) else repr(variance)
-        raise TypeError(must("ancestral", "variance", "be a ReverseVariance", came, "an instance, for instance Forward()"))
+        raise TypeError(must("ancestral", "variance", "be a ReverseVariance", shown(variance), "an instance, for instance Forward()"))
     now = model(z, logsnr_t)
     if variance is not None:
         now = now.but(variance=variance)
@@ -134,6 +134,7 @@ def ancestral(
     return reverse_sample(now, ChainStep(t, wide(logsnr_s) - t), noise_like(z, memory.generator))
 
 
+@names_arrays
 def ddim(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -168,6 +169,7 @@ def ddim(
     return kept + per_example(spread, z) * noise_like(z, memory.generator)
 
 
+@names_arrays
 def heun(
     model: Model,
     z: Float[Tensor, "batch *dims"],

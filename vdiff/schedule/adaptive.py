@@ -60,8 +60,8 @@ class Adaptive(Histogram):
             if share > 1:
                 raise ValueError(must("Adaptive", name, "be at most 1", share, "it is a share"))
         self.warmup, self.first_moment = warmup, first_moment
-        self.profile = Profile(self.logsnr_min, self.logsnr_max, bins)  # of w‖e‖²
-        self.noted = Profile(self.logsnr_min, self.logsnr_max, bins)  # since the last update
+        self.profile = _Merged(self.logsnr_min, self.logsnr_max, bins)  # of w‖e‖², over all ranks
+        self.noted = Profile(self.logsnr_min, self.logsnr_max, bins)  # here, since the last update
 
     @property
     def learns_shape(self) -> bool:
@@ -100,6 +100,13 @@ class Adaptive(Histogram):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", bins={len(self.mass)}"
+
+
+class _Merged(Profile):
+    """What all ranks have seen: the same on each, so that its sums are a buffer as any other."""
+
+    def register_local(self, name: str, tensor: Tensor) -> None:
+        self.register_buffer(name, tensor)
 
 
 __all__ = ["Adaptive"]

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vdiff.errors import finite, must
+from vdiff.gaussian import PURE
 from vdiff.schedule.base import Schedule, check_returned, check_schedule
 
 
@@ -25,8 +27,21 @@ class Shifted(Schedule):
         if schedule.learns_ends or schedule.learns_shape:
             raise ValueError(must("Shifted", "schedule", "have fixed ends and shape", repr(schedule), "what is learned needs no shift"))
         shift = finite("Shifted", "shift", shift)
-        super().__init__(schedule.logsnr_max + shift, schedule.logsnr_min + shift)
+        super().__init__(schedule.logsnr_max + shift, max(schedule.logsnr_min, PURE) + shift)
         self.schedule, self.shift = schedule, shift
+
+    def ends(self, pin: bool = True) -> tuple[Tensor | float, Tensor | float]:
+        high, low = self.schedule.ends()
+        return high + self.shift, low + self.shift
+
+    def own_ends(self) -> tuple[float, float]:
+        return self.logsnr_max, self.logsnr_min
+
+    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+        one = self.schedule
+        loaded = one.ends_with(state, prefix + "schedule.")
+        high, low = loaded or (one.logsnr_max, one.logsnr_min)
+        return high + self.shift, low + self.shift
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         return self.schedule.logsnr_at(t) + self.shift

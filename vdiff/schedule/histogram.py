@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, check_total, must
 from vdiff.profile import Profile
 from vdiff.schedule.base import Schedule
 
@@ -32,7 +32,7 @@ class Histogram(Schedule):
             i = int(bad.nonzero()[0])
             hint = "a bin that is never looked at is left out of the loss: mix in a little of the uniform density"
             raise ValueError(must(type(self).__name__, "mass", "be finite and positive", f"{mass[i]:g} in bin {i}", hint))
-        self.register_buffer("mass", mass / mass.sum())
+        self.register_constructed("mass", mass / mass.sum())
 
     @classmethod
     def proportional(
@@ -58,6 +58,7 @@ class Histogram(Schedule):
         """
         importance = filled(profile.second_moment.sqrt())
         if weighting is not None:
+            check_total("Histogram.optimal", weighting)
             importance = importance * weighting(profile.centers)
         return Histogram(importance, profile.logsnr_max, profile.logsnr_min)
 

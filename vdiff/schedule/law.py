@@ -226,3 +226,14 @@ class DoubleExponential(Law):
 def _normal_cdf(score: Tensor) -> Tensor:
     """Φ, to full relative accuracy in the lower tail, where torch's ndtr cancels."""
     return 0.5 * torch.erfc(score * -math.sqrt(0.5))
+
+
+__all__ = [
+    "DoubleExponential",
+    "Gaussian",
+    "HyperbolicSecant",
+    "Law",
+    "LinearBetaLaw",
+    "Logistic",
+    "OffsetCosine",
+]

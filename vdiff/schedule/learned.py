@@ -18,6 +18,7 @@ loss that never passes `_Weigh` gives the shape no gradient rather than a wrong 
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,12 +63,35 @@ class Learned(Schedule):
         self.learn_ends, self.follow_variance = learn_ends, follow_variance
         if learn_ends:
             high, low = self._ends
-            distance = high - low
             self.low = nn.Parameter(torch.tensor(low, dtype=torch.float64))
-            self.high = nn.Parameter(torch.tensor(high + math.log(-math.expm1(-distance)), dtype=torch.float64))
+            start = high + math.log(-math.expm1(low - high))
+            self.high = nn.Parameter(torch.tensor(start, dtype=torch.float64))
         if self.learns_shape:
             self.register_buffer("mean_loss", torch.zeros((), dtype=torch.float64))  # m; 0 while it is unknown
-            self.register_buffer("seen", torch.zeros(2, dtype=torch.float64))  # Σ ℓ and their number since the last update
+            # Σ ℓ and their number since the last update
+            self.register_local("seen", torch.zeros(2, dtype=torch.float64))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.learn_ends:
+            high, low = self._ends
+            self.low.fill_(low)
+            self.high.fill_(high + math.log(-math.expm1(low - high)))
+        if self.learns_shape:
+            self.mean_loss.zero_()
+            self.seen.zero_()
+
+    def ends_in(self, state: dict[str, Any], prefix: str) -> Tensor | None:
+        if prefix + "low" not in state or prefix + "high" not in state:
+            return super().ends_in(state, prefix)
+        low, high = state[prefix + "low"], state[prefix + "high"]
+        return torch.stack([low + F.softplus(high - low), low])
+
+    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+        if self.learn_ends and prefix + "low" in state:
+            return None
+        return self.logsnr_max, self.logsnr_min
 
     def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(v, v', v(1)) with v(0) = 0 and v' ≥ 0: the shape before it is normalised. Float64, differentiable in the parameters."""
@@ -117,10 +141,16 @@ class Learned(Schedule):
         return logsnr, steps * torch.expm1(delta)
 
     def look(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor, Follow]:
-        if steps is not None or not (self.learns_shape and self.follow_variance and torch.is_grad_enabled()):
-            return super().look(t, steps, pin=pin)
-        u, slope, carrier = _Route.apply(*self.shape(t))  # type: ignore[no-untyped-call]
-        return *self._between(u, slope, pin), partial(self._weigh, carrier)
+        graph = torch.is_grad_enabled()
+        if steps is None and self.learns_shape and self.follow_variance and graph:
+            u, slope, carrier = _Route.apply(*self.shape(t))  # type: ignore[no-untyped-call]
+            logsnr, rate = self._between(u, slope, pin)
+            follow: Follow = partial(self._weigh, carrier)
+        else:
+            logsnr, rate, follow = super().look(t, steps, pin=pin)
+        if pin and self.learn_ends and graph:
+            follow = partial(self._touch_ends, follow)
+        return logsnr, rate, follow
 
     @torch.no_grad()
     def update(self, merge: Merge | None = None) -> None:
@@ -136,6 +166,16 @@ class Learned(Schedule):
         high, low = self.ends(pin)
         distance = high - low
         return high - distance * u, distance * slope
+
+    def _touch_ends(self, follow: Follow, loss: Tensor, dims: int) -> Tensor:
+        """The loss of pinned ends for DDP, which waits for every parameter and takes no gradient
+        for zero.
+        """
+        loss = follow(loss, dims)
+        if not loss.requires_grad:
+            return loss
+        zero: Tensor = _Nothing.apply(self.low, self.high)  # type: ignore[no-untyped-call]
+        return loss + zero
 
     def _weigh(self, carrier: Tensor, loss: Tensor, dims: int) -> Tensor:
         value = wide(loss.detach())
@@ -218,6 +258,26 @@ class _Weigh(torch.autograd.Function):
     @staticmethod
     def backward(ctx, to_loss):  # type: ignore[no-untyped-def]
         return to_loss, ctx.saved_tensors[0], None
+
+
+class _Nothing(torch.autograd.Function):
+    """Zero; backwards, parameters are reached and get no gradient, so that no optimizer moves
+    them.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(low: Tensor, high: Tensor) -> Tensor:
+        return torch.zeros_like(low)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        pass
+
+    @staticmethod
+    def backward(ctx, to_zero):  # type: ignore[no-untyped-def]
+        return None, None
 
 
 __all__ = ["Learned", "LearnedLinear"]

@@ -51,11 +51,21 @@ class Monotone(Learned):
         super().__init__(logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance)
         check_positive_int("Monotone", "hidden", hidden)
         sharpness = finite("Monotone", "sharpness", sharpness, above=0.0)
-        margin = 4.0 / sharpness  # sigmoids whose middle lies outside, so that the slope does not fall at the ends
-        self.register_buffer("middle", torch.linspace(-margin, 1 + margin, hidden, dtype=torch.float64))
-        self.log_inner = nn.Parameter(torch.full((hidden,), math.log(sharpness), dtype=torch.float64))
-        self.bias = nn.Parameter(torch.zeros(hidden, dtype=torch.float64))
-        self.log_outer = nn.Parameter(torch.full((hidden,), math.log(10.0 / hidden), dtype=torch.float64))
+        self._sharpness = sharpness
+        self.register_buffer("middle", torch.empty(hidden, dtype=torch.float64))
+        empty = [torch.empty(hidden, dtype=torch.float64) for _ in range(3)]
+        self.log_inner, self.bias, self.log_outer = map(nn.Parameter, empty)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        hidden = len(self.bias)
+        margin = 4.0 / self._sharpness  # sigmoids from beyond the ends keep the slope up there
+        self.middle.copy_(torch.linspace(-margin, 1 + margin, hidden, dtype=torch.float64))
+        self.log_inner.fill_(math.log(self._sharpness))
+        self.bias.zero_()
+        self.log_outer.fill_(math.log(10.0 / hidden))
 
     def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inner, outer = self.log_inner.exp(), self.log_outer.exp()
@@ -136,6 +146,11 @@ class Spline(Learned):
         super().__init__(logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance)
         check_positive_int("Spline", "knots", knots - 1)
         self.log_density = nn.Parameter(torch.zeros(knots, dtype=torch.float64))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.log_density.zero_()
 
     def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t64 = wide(t)

@@ -1,14 +1,16 @@
 """Theorem 1 of VDM++: a weighted loss is a mixture of bounds of noisier data, with its lemmas, its mass at no noise, its signs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from vdiff.augmentation import Augmentation, augmented_elbo
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.describe import Description
-from vdiff.gaussian import diffuse, prior_kl
+from vdiff.gaussian import prior_kl
 from vdiff.loss import Model, elbo, weighted_elbo
 from vdiff.parameterization import Eps
 from vdiff.recipes import Recipe
@@ -16,15 +18,13 @@ from vdiff.schedule import Cosine, Linear
 from vdiff.theorems.bounds import marginal_kl
 from vdiff.theorems.integral import average_noise, levels, slope, squared
 from vdiff.theorems.paths import GaussianPath
-from vdiff.theorems.subject import HIGH, LOW, Subject, biased, line
+from vdiff.theorems.subject import FEWEST, HIGH, LOW, TIMES, Subject, biased, line
 from vdiff.theorems.theorem import Sides, at_least, equal, paired, theorem
-from vdiff.times import GOLDEN
-from vdiff.weighting import EDM, MSE, Sigmoid, Weighting
+from vdiff.weighting import EDM, ELBO, MSE, Sigmoid, Weighting
 
 SOURCE = "VDM++, arXiv:2303.00848"
 POINTS = (-1.3, 0.4, 2.0)
 LAMBDA = torch.tensor([-3.0, 0.0, 2.5, 6.0], dtype=torch.float64)
-PAIRS = 512  # of a time and a level at one (x, ε)
 KINK = -3.3077775  # the peak of EDM's weighting
 
 
@@ -254,31 +254,32 @@ def _(subject: Subject) -> Sides:
     return _mass(EDM())
 
 
-def _augmented(subject: Subject, weighting: Sigmoid, noise_share: bool) -> Sides:
-    """L_w/w(λ_min) against the plain bound from a level drawn from p_w on: any network, any data."""
-    x, eps, place = subject.grouped("augmentation", PAIRS)
-    strata = torch.arange(PAIRS, dtype=torch.float64)
-    t = ((strata + place) / PAIRS).flatten()
-    offsets = torch.rand(len(place), 1, generator=subject.generator("levels"), dtype=torch.float64)
-    share = ((strata * GOLDEN + offsets) % 1.0).flatten()  # with t it fills the square evenly
-    low, high = weighting(torch.tensor([LOW, HIGH], dtype=torch.float64))
-    level = weighting.bias - torch.logit((share * low).clamp(min=high))  # w(level)/w(λ_min) is uniform, with the rest at λ_max
-    lam = LOW + (level - LOW) * t if noise_share else LOW + (HIGH - LOW) * t
-    prediction = subject.model(diffuse(x, eps, lam), lam)
-    drawn = 0.5 * ((level - LOW) if noise_share else (HIGH - LOW)) * prediction.squared_error(x, eps)
-    weighted = weighted_elbo(subject.model, x, schedule=Linear(HIGH, LOW), weighting=weighting, t=1 - t, eps=eps) / low
-    return paired(drawn, weighted, group=PAIRS)
+def _augmented(subject: Subject, weighting: Weighting, noise: Weighting) -> Sides:
+    """L_w/w(λ_min) against the plain bound of data noised by p_w of a weighting: any network.
+
+    Draws at one (x, ε) lie far apart in the batch, hence in time: their mean hardly varies.
+    """
+    generator, groups = subject.generator("augmentation"), max(FEWEST, 4 * subject.draws // TIMES)
+    x = subject.rows(groups)
+    eps = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    x, eps = (v.repeat(TIMES, *(1 for _ in v.shape[1:])) for v in (x, eps))
+    options: dict[str, Any] = {"schedule": Linear(HIGH, LOW), "eps": eps, "generator": generator}
+    law = Augmentation(noise, HIGH, LOW)
+    drawn = augmented_elbo(subject.model, x, augmentation=law, **options)
+    weighted = weighted_elbo(subject.model, x, weighting=weighting, **options)
+    weighted = weighted / weighting(torch.tensor(LOW, dtype=torch.float64))
+    return paired(drawn.view(TIMES, groups).mean(0), weighted.view(TIMES, groups).mean(0))
 
 
 @theorem(source=f"{SOURCE}, theorem 1", given="the noise of the augmentation is drawn from p_w", any_network=True)
 def training_on_noisier_data(subject: Subject) -> Sides:
     """Drawing a level from p_w and taking the plain bound of the data noised to it has the mean of the weighted loss."""
-    return _augmented(subject, Sigmoid(0.0), noise_share=True)
+    return _augmented(subject, Sigmoid(0.0), noise=Sigmoid(0.0))
 
 
 @training_on_noisier_data.without("the noise of the augmentation is drawn from p_w")
 def _(subject: Subject) -> Sides:
-    return _augmented(subject, Sigmoid(0.0), noise_share=False)
+    return _augmented(subject, Sigmoid(0.0), noise=ELBO())
 
 
 __all__: list[str] = []

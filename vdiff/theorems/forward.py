@@ -120,12 +120,12 @@ def _walk(subject: Subject, keep: float) -> torch.Tensor:
 @theorem(source=f"{SOURCE}, section 1.2.4", given="nothing shrinks on the way")
 def naive_walk(subject: Subject) -> Sides:
     """The walk x_t = x_{t−1} + ε from data of unit variance has variance 1 + t: it never settles."""
-    return sampled(_walk(subject, 1.0), torch.arange(2.0, WALK + 2))
+    return sampled(_walk(subject, 1.0), torch.arange(2.0, WALK + 2, dtype=torch.float32))
 
 
 @naive_walk.without("nothing shrinks on the way")
 def _(subject: Subject) -> Sides:
-    return sampled(_walk(subject, 0.9), torch.arange(2.0, WALK + 2))
+    return sampled(_walk(subject, 0.9), torch.arange(2.0, WALK + 2, dtype=torch.float32))
 
 
 SIZES = torch.tensor([0.01, 0.25, 1.0, 9.0], dtype=torch.float64)

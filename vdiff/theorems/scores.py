@@ -50,7 +50,10 @@ def _by_derivative(subject: Subject, turned: float) -> Sides:
     """Targets by what they are derivatives of, at single points (x, ε) of the subject's data."""
     x, h, chain = subject.x, 1e-5, Linear(HIGH, LOW)
     generator = subject.generator("targets")
-    eps, lam = torch.randn(x.shape, generator=generator, dtype=torch.float64), chain(torch.rand(len(x), generator=generator).double())
+    eps, lam = (
+        torch.randn(x.shape, generator=generator, dtype=torch.float64),
+        chain(torch.rand(len(x), generator=generator, dtype=torch.float32).double()),
+    )
     a, s = (v.view(-1, *(1 for _ in x.shape[1:])) for v in (alpha(lam), sigma(lam)))
     angle, straight = torch.atan(s / a), s / (a + s)
 

@@ -66,8 +66,17 @@ class Sides:
 
     @property
     def worst(self) -> tuple[float, float, float]:
-        """(left, right, allowed) of the case that is nearest to failing, or has failed by most."""
-        i = int((self.gap / self.cases[2]).nan_to_num(nan=torch.inf).argmax())
+        """(left, right, allowed) of the case that is nearest to failing, or has failed by most, by its share of what is allowed.
+
+        Where nothing is allowed every share is 0 or infinite, and the gap itself decides.
+
+        >>> Sides(torch.tensor([1.0, 0.0, 1.5]), 2.0, 0.0, "an example", AT_LEAST).worst[0]
+        0.0
+        """
+        gap = torch.where(self.gap.isnan(), torch.inf, self.gap)
+        share = torch.where(gap == 0, 0.0, gap / self.cases[2])
+        share = torch.where(share.isnan(), torch.inf, share)
+        i = int(torch.where(share == share.max(), gap, -torch.inf).argmax())
         left, right, allowed = (v[i].item() for v in self.cases)
         return left, right, allowed
 

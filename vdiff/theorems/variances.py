@@ -18,7 +18,7 @@ from vdiff.theorems.theorem import Sides, at_least, equal, theorem
 from vdiff.variance import Forward, LogVariance, Optimal, Posterior, Range, ReverseVariance
 
 HIGH, LOW, STEPS = 6.0, -5.0, 5
-SOURCE, ANALYTIC = "Foundations of Diffusion Models, Hypothesis 4, refuted", "Analytic-DPM, arXiv:2201.06503, theorem 1"
+SOURCE, ANALYTIC = "Foundations of Diffusion Models, section 6.2, for the best mean", "Analytic-DPM, arXiv:2201.06503, theorem 1"
 
 
 def chain_of(steps: int) -> Step:
@@ -177,7 +177,11 @@ AT = (-1.3, 0.0, 0.4, 2.0)
 def _no_slack(mean: float, variance: ReverseVariance, reads: bool = True) -> Sides:
     """The bound of N(mean, 1) with this Σ at 1, 2 and 6 steps and several x, through the library, against −log p(x)."""
     oracle, (node, mass) = Gaussian([mean], [1.0]), normal_nodes()
-    decoder = GaussianDecoder(variance=torch.sigmoid(torch.tensor(-HIGH)).item(), denoise=True) if reads else GaussianDecoder()
+    decoder = (
+        GaussianDecoder(variance=torch.sigmoid(torch.tensor(-HIGH, dtype=torch.float32)).item(), denoise=True)
+        if reads
+        else GaussianDecoder()
+    )
 
     def model(z: Tensor, logsnr: Tensor) -> Prediction:
         return Prediction(z, logsnr, oracle(z, logsnr).eps, Eps(), variance)

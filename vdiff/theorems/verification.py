@@ -186,7 +186,8 @@ def _corrected(name: str) -> list[Verdict]:
     except Exception as error:
         return [_failed(name, erratum.right, error, must_hold=True)]
     right = Verdict(name, erratum.right, correction.right, must_hold=True)
-    return [right, Verdict(name, erratum.printed, correction.printed, must_hold=False, dropped=f"as printed, {erratum.printed}")]
+    reading = f"{'read as' if erratum.left_open else 'as printed'}, {erratum.printed}"
+    return [right, Verdict(name, erratum.printed, correction.printed, must_hold=False, dropped=reading)]
 
 
 def _chosen(names: Iterable[str] | None, known: dict[str, list[str]], allowed: list[str]) -> list[str]:

@@ -253,7 +253,7 @@ def peaks_of_weightings(subject: Subject) -> Sides:
     """Those that rise have their largest w where d log w/dλ = 0: DDPM −0.922, iDDPM 0, EDM −3.308, P2 −log(1 + 2γ)."""
     left = [IMPLIED[name][0].peak for name in PEAKS]
     right = [_stationary(IMPLIED[name][1], -8.0, 5.0) for name in PEAKS]
-    return Sides(torch.tensor(left), torch.tensor(right), 1e-6, "a search on a grid")
+    return Sides(torch.tensor(left, dtype=torch.float32), torch.tensor(right, dtype=torch.float32), 1e-6, "a search on a grid")
 
 
 @peaks_of_weightings.without("the data's scale is ½")

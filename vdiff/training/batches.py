@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vdiff.data.augment import NUMBERS, augment
 from vdiff.errors import must
+from vdiff.gaussian import at_least_float32
 from vdiff.times import generator_of, offset_of, stratified
 from vdiff.training.config import Config
 from vdiff.training.ranks import Place
@@ -32,9 +33,10 @@ class Batch(NamedTuple):
 class Batches:
     """The batch of a step, cut into a share for each process and micro-batch: a pure function of (seed, step, slot).
 
-    Every image is used once in each pass over the data, in an order of that pass's own; a batch may end one pass and begin the
-    next. Slot i of n has the time (i + u)/n of one grid, with one offset u for all processes, and noise from a generator of its
-    own. Share k of m has the slots k, k + m, k + 2m, …
+    Every image is used once in each pass over the data, in an order of that pass's own; a batch
+    may end one pass and begin the next. Slot i of n has the time (u + i/n) mod 1 of one grid, with
+    one offset u for all processes, and noise from a generator of its own. Share k of m has the
+    slots k, k + m, k + 2m, …
 
     Raises ValueError where the batch cannot be cut evenly, and for labels that are missing or are not as many as the data.
 
@@ -68,7 +70,7 @@ class Batches:
             raise ValueError(must("train", "data", f"be (n, *shape) with the config's shape {config.shape}", tuple(data.shape)))
         self.data, self.labels = data.to(device), None if labels is None else labels.to(device)
         self.config, self.place, self.shares, self.device = config, place, shares, torch.device(device)
-        self.dtype = data.dtype if data.is_floating_point() else torch.get_default_dtype()
+        self.dtype = data.dtype if data.is_floating_point() else at_least_float32(torch.get_default_dtype())
         self._orders: dict[int, Tensor] = {}
 
     def __call__(self, step: int, part: int) -> Batch:
@@ -78,7 +80,7 @@ class Batches:
         chosen = self.images(step)[slots.start :: self.shares].to(self.device, non_blocking=True)  # blocking, it would wait for the device
         data, condition = self.data[chosen], {}
         if config.augment != "none":
-            numbers = torch.rand(config.batch, NUMBERS, generator=generator_of(config.seed, step, "augment"))
+            numbers = torch.rand(config.batch, NUMBERS, generator=generator_of(config.seed, step, "augment"), dtype=torch.float32)
             mine = numbers[slots.start :: self.shares].to(self.device, non_blocking=True)
             data, changed = augment(data, config.augment, mine)
             if config.augment == "flip-turn":

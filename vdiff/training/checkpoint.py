@@ -25,9 +25,11 @@ from torch import Tensor
 
 from vdiff.disk import commit
 from vdiff.errors import must
+from vdiff.gaussian import ENDS
+from vdiff.training.plain import LARGEST
 
 FORMAT = 1
-META, LARGEST_META = "meta.json", 1 << 20
+META = "meta.json"
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
 UNPICKLE = "unpickling runs whatever code is in it: where you trust it, torch.load(…, weights_only=True), then safetensors.torch.save_file"
 SEAL = "sha256"  # of the tensors in a file, in its own header
@@ -144,8 +146,9 @@ def read_meta(path: Path) -> Facts:
     file = path / META
     if path.is_symlink() or not file.is_file() or file.is_symlink():
         raise _refused(path, f"hold {META}", "none", "it is no checkpoint, or was not finished")
-    if file.stat().st_size > LARGEST_META:
-        raise _refused(path, f"have a {META} of at most {LARGEST_META:,} bytes", f"{file.stat().st_size:,}")
+    if file.stat().st_size > LARGEST:
+        limit = f"have a {META} of at most {LARGEST:,} bytes"
+        raise _refused(path, limit, f"{file.stat().st_size:,}")
     try:
         meta: Facts = json.loads(file.read_bytes().decode("utf-8"))
         sealed = meta.pop("sha256")
@@ -286,11 +289,22 @@ def load(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise _refused(path, f"have {name} in {expected[name].dtype}", value.dtype, "it is of another architecture")
         if value.is_floating_point() and value.isnan().any():
             raise _refused(path, "hold no NaN", f"one in {name}")
-    return loaded
+        if _is_ends(name) and not torch.equal(value, expected[name].cpu()):
+            own = expected[name].tolist()
+            raise _refused(path, f"have {name} = {own}", value.tolist(), "it is of another schedule")
+    return {name: value for name, value in expected.items() if _is_ends(name)} | loaded
+
+
+def _is_ends(name: str) -> bool:
+    """Whether a tensor is the ends of a schedule: they are compared, and older files do not have
+    them.
+    """
+    return name.rpartition(".")[2] == ENDS
 
 
 def _compare(path: Path, found: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> None:
-    wrong = [f"{name} {shape} is missing" for name, shape in expected.items() if name not in found]
+    missing = [name for name in expected if name not in found and not _is_ends(name)]
+    wrong = [f"{name} {expected[name]} is missing" for name in missing]
     wrong += [f"{name} {shape} is unknown here" for name, shape in found.items() if name not in expected]
     wrong += [f"{name} is {shape}, here {expected[name]}" for name, shape in found.items() if expected.get(name, shape) != shape]
     if wrong:

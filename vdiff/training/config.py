@@ -6,8 +6,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from types import ModuleType
 from typing import Any
+
+from torch import nn
 
 from vdiff import decoder, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
@@ -18,7 +21,9 @@ from vdiff.denoiser import Denoiser
 from vdiff.errors import did_you_mean, must
 from vdiff.objective import Objective
 from vdiff.resampling import LossSecondMoment
-from vdiff.training.spec import Spec, build, faults
+from vdiff.training.outline import outline_of
+from vdiff.training.plain import flaw, parse, shown, word
+from vdiff.training.spec import LARGEST, Spec, build, faults
 
 DECAYS = ("cosine", "constant")
 
@@ -94,14 +99,25 @@ class Config:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        wrong = [text for name, check in CHECKS.items() for text in check(name, getattr(self, name))]
+        values = {name: getattr(self, name) for name in CHECKS}
+        wrong = _flaws(values)
+        wrong = wrong or [text for name in CHECKS for text in CHECKS[name](name, values[name])]
         wrong = wrong or self._do_not_fit()
         if wrong:
             raise ValueError("\n".join(wrong))
 
-    def objective(self) -> Objective:
-        """The objective this config describes, with fresh weights."""
-        network = build(networks, self.network)
+    def objective(self, *, outline: bool = False) -> Objective:
+        """The objective this config describes, with fresh weights.
+
+        Args:
+            outline: make the network on the meta device, where it has no values and no memory.
+
+        Raises:
+            ValueError: for parts that cannot be made, and a network beyond `outline_of`'s bounds.
+        """
+        make = partial(build, networks, self.network)
+        network: nn.Module = outline_of(make)  # before it takes memory
+        network = network if outline else make()
         read = None if self.decoder is None else build(decoder, self.decoder)
         if self.level_head and isinstance(read, Levels):
             network = networks.LevelHead(network, read)
@@ -131,7 +147,11 @@ class Config:
         ValueError: Config: argument 'step' must be a field; got 10 (did you mean 'steps'?)
         """
         known = [one.name for one in fields(cls)]
-        wrong = [must("Config", name, "be a field", repr(v), did_you_mean(name, known)) for name, v in values.items() if name not in known]
+        unknown = [name for name in values if name not in known]
+        wrong = _flaws(values)
+        for name in unknown if not wrong else ():
+            hint = did_you_mean(name, known)
+            wrong.append(must("Config", word(name), "be a field", shown(values[name]), hint))
         if wrong:
             raise ValueError("\n".join(wrong))
         if "network" not in values:
@@ -152,15 +172,14 @@ class Config:
             path, equals, text = setting.partition("=")
             *outer, last = path.strip().split(".")
             if not equals or not last:
-                raise ValueError(
-                    must("Config", "override", "be name=value", repr(setting), "for instance lr=1e-4, or schedule.name=Cosine")
-                )
+                hint = "for instance lr=1e-4, or schedule.name=Cosine"
+                raise ValueError(must("Config", "override", "be name=value", shown(setting), hint))
             place = values
             for name in outer:
                 if not isinstance(place.get(name), dict):
                     place[name] = {}
                 place = place[name]
-            place[last] = _value(text.strip())
+            place[last] = _value(path.strip(), text.strip())
         return Config.from_dict(values)
 
     def _do_not_fit(self) -> list[str]:
@@ -168,7 +187,8 @@ class Config:
         wrong = []
         if self.batch % self.accumulate:
             wrong.append(must("Config", "accumulate", f"divide the batch of {self.batch}", self.accumulate))
-        told = inspect.signature(getattr(networks, self.network["name"]).forward).parameters
+        network = getattr(networks, self.network["name"].partition(".")[0])
+        told = inspect.signature(network.forward).parameters
         if self.conditional and ("label" not in told or not self.network.get("labels")):
             wrong.append(must("Config", "conditional", "come with a network that has labels", True, 'network: {"labels": 10, …}'))
         if self.augment == "flip-turn" and "augmented" not in told:
@@ -176,6 +196,11 @@ class Config:
             wrong.append(must("Config", "augment", "come with a network that takes `augmented`", self.augment, hint))
         if self.decoder is None and self.weighting is None and self.bound_weight is None:
             wrong.append(must("Config", "decoder", "be given where the bound is trained", None))
+        if _is_factor(self.weighting):
+            came, factor = f"the factor {self.weighting}", json.dumps(self.weighting)
+            product = f'{{"name": "Product", "base": {{"name": "MSE", …}}, "factor": {factor}}}'
+            hint = f"a factor multiplies a base: {product}"
+            wrong.append(must("Config", "weighting", "be a total", came, hint))
         if self.weighting is not None and self.bound_weight is not None:
             hint = "the hybrid loss has the plain squared error of ε"
             wrong.append(must("Config", "weighting", "be left out where bound_weight is given", self.weighting, hint))
@@ -184,16 +209,43 @@ class Config:
                 wrong.append(must("Config", name, "come with a chain", getattr(self, name), "in continuous time it trains nothing"))
         if self.resampling and (self.chain is None or self.weighting is not None or self.bound_weight is not None):
             wrong.append(must("Config", "resampling", "come with the bound of a chain", True, "chain=T, without a weighting"))
+        if self.resampling and self.chain is not None and self.chain > LARGEST:
+            limit = f"be at most {LARGEST:,} with resampling"
+            wrong.append(must("Config", "chain", limit, self.chain, "it remembers every step"))
         return wrong
 
 
-def _value(text: str) -> Any:
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError):
-            continue
-    return text
+def _is_factor(spec: Any) -> bool:
+    """Whether a weighting's spec is a factor alone, or a product of factors."""
+    if not isinstance(spec, dict):
+        return False
+    if spec["name"] == "Product":
+        return _is_factor(spec["base"]) and _is_factor(spec["factor"])
+    made = getattr(weighting, spec["name"], None)
+    return isinstance(made, type) and issubclass(made, weighting.Factor)
+
+
+def _value(path: str, text: str) -> Any:
+    """What a setting says: JSON, or a literal of Python, or else the text itself."""
+    try:
+        return parse(text)
+    except json.JSONDecodeError:
+        pass
+    except ValueError as error:
+        raise ValueError(must("Config", word(path), "be plain data", error)) from None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        return text
+    except (RecursionError, MemoryError):
+        came = "a value that is nested too deep"
+        raise ValueError(must("Config", word(path), "be plain data", came)) from None
+
+
+def _flaws(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with values that are no plain data, or too much of it."""
+    found = {word(str(name)): flaw({name: value}) for name, value in values.items()}
+    return [must("Config", name, "be plain data", came) for name, came in found.items() if came]
 
 
 Check = Callable[[str, Any], list[str]]
@@ -211,7 +263,7 @@ def _that(holds: Callable[[Any], bool], requirement: str) -> Check:
     """A check that a value is as it should be."""
 
     def _check(name: str, value: Any) -> list[str]:
-        return [] if holds(value) else [must("Config", name, requirement, repr(value))]
+        return [] if holds(value) else [must("Config", name, requirement, shown(value))]
 
     return _check
 
@@ -220,16 +272,17 @@ def _one_of(known: tuple[str, ...]) -> Check:
     def check(name: str, value: Any) -> list[str]:
         if value in known:
             return []
-        return [must("Config", name, f"be one of {', '.join(known)}", repr(value), did_you_mean(str(value), known))]
+        hint = did_you_mean(str(value), known)
+        return [must("Config", name, f"be one of {', '.join(known)}", shown(value), hint)]
 
     return check
 
 
-def _spec(*homes: ModuleType) -> Check:
+def _spec(room: ModuleType) -> Check:
     """A check that a spec names a class there is, and arguments that it takes."""
 
     def _check(name: str, value: Any) -> list[str]:
-        return faults("Config", name, homes, value)
+        return faults("Config", name, room, value)
 
     return _check
 

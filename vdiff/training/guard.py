@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vdiff.errors import must
+from vdiff.errors import must, out_of_memory
 from vdiff.objective import Objective
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
@@ -80,8 +80,8 @@ def memory_hint(config: Config, place: Place) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
             batch, parts, count = config.batch, config.accumulate, place.count
             error.add_note(
                 f"train: a batch of {batch} in {parts} micro-batches on {count} processes is {batch // (parts * count)} images at a time: "

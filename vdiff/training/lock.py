@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vdiff.errors import must
+from vdiff.training.plain import read_json
 
 
 def hold(folder: Path) -> FileLock:
@@ -37,7 +38,7 @@ def hold(folder: Path) -> FileLock:
 
 def _holder(path: Path) -> str:
     try:
-        who = json.loads(path.read_text(encoding="utf-8"))
+        who = read_json("Run", path)
         return f"process {who['pid']} on {who['host']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has taken the lock and not yet said who it is
         return "another process"

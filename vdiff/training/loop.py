@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vdiff.errors import check_positive_int, did_you_mean, must
+from vdiff.denoiser import widen_trained
+from vdiff.errors import check_positive_int, did_you_mean, must, names_arrays
 from vdiff.gaussian import wide
 from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
 from vdiff.schedule.base import home
+from vdiff.terminal import say
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.guard import autocast, memory_hint, not_finite
@@ -32,6 +34,7 @@ POLICIES = ("skip", "raise")
 LATE = {"cuda": 1}  # by how many steps numbers are read
 
 
+@names_arrays
 def train(
     objective: Objective,
     data: Tensor,
@@ -93,6 +96,8 @@ def train(
         record = stack.enter_context(Record(config.steps, trainer.unit, first=trainer.state.step, quiet=silent, listeners=listeners))
         trainer.fit(record, validate, every, store_every, asked)
     averaged = trainer.state.averaged
+    widen_trained(averaged.model, *objective.schedule.ends())
+    widen_trained(averaged.model, *averaged.schedule.ends())
     for mean, p in zip(averaged.parameters(), objective.parameters(), strict=True):
         mean.requires_grad_(p.requires_grad)  # to go on with, as one likes
     if run is not None:
@@ -149,7 +154,9 @@ class Trainer:
     def rehearse(self) -> None:
         """One backward pass that leaves no trace: with a static graph, DDP looks in the first for parameters without a gradient, and only
         after it can micro-batches go unsynchronised."""
-        buffers = list(self.objective.buffers())
+        learned = {name for name, _ in self.objective.named_parameters()}
+        state = self.objective.state_dict()
+        buffers = [value for name, value in state.items() if name not in learned]
         before = [buffer.clone() for buffer in buffers]
         self.losses(self.state.step, 0).sum().backward()  # type: ignore[no-untyped-call]
         for buffer, value in zip(buffers, before, strict=True):
@@ -258,7 +265,7 @@ class Trainer:
     def leave(self, number: int, stored: int) -> None:
         """End the process as the signal asked; its number is 0 where another rank received it."""
         if self.place.first:
-            print(f"\nasked to stop after step {self.state.step}; the checkpoint of step {stored} goes on from there", file=sys.stderr)
+            say(f"\nasked to stop after step {self.state.step}; the checkpoint of step {stored} goes on from there", file=sys.stderr)
         raise SystemExit(128 + (number or 15))
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:

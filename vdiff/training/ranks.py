@@ -13,9 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from vdiff.errors import must
+from vdiff.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,60 @@ def wrap(module: nn.Module) -> DistributedDataParallel:
     return wrapped
 
 
+def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) -> nn.Module:
+    """Apply `fully_shard` to everything but the schedules within, whose parameters stay whole on
+    each rank and whose gradients become means over ranks. FSDP itself refuses scalars, and float64
+    parameters beside float32 ones.
+
+    `parameter_groups` keeps the schedules in a group of their own, as an optimizer of sharded
+    weights needs. Move the module to its device first; on the meta device, give the schedules
+    values first (`to_empty`, `reset_parameters`).
+
+    Args:
+        module: an `Objective`, or what holds one.
+        mesh, options: as in `fully_shard`.
+
+    Raises:
+        ValueError: for a schedule on the meta device.
+
+    >>> import tempfile
+    >>> from torch.distributed.device_mesh import init_device_mesh
+    >>> from vdiff import LearnedLinear
+    >>> schedule = LearnedLinear()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = f"file://{folder}/store"
+    ...     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    ...     module = nn.Sequential(nn.Linear(1, 1), schedule)
+    ...     sharded = shard(module, mesh=init_device_mesh("cpu", (1,)))
+    ...     [type(p).__name__ for p in sharded.parameters()]
+    ...     dist.destroy_process_group()
+    ['DTensor', 'DTensor', 'Parameter', 'Parameter']
+    """
+    from torch.distributed.fsdp import fully_shard  # which takes a second to import
+
+    schedules = [part for part in module.modules() if isinstance(part, Schedule)]
+    whole = {p for schedule in schedules for p in schedule.parameters()}
+    if any(p.device.type == "meta" for p in whole):
+        hint = "schedule.to_empty(device=…), then schedule.reset_parameters(): to_empty replaces parameters"
+        came = "parameters on the meta device"
+        raise ValueError(must("shard", "module", "have schedules with values", came, hint))
+    groups = [None] if mesh is None else [mesh.get_group(i) for i in range(mesh.ndim)]
+
+    def average(p: Tensor) -> None:
+        grad = p.grad
+        if grad is None:  # of pinned ends
+            return
+        for group in groups:
+            dist.all_reduce(grad, group=group)
+            grad.div_(dist.get_world_size(group))
+
+    for p in whole:
+        p.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
+    ignored = whole | options.pop("ignored_params", set())
+    fully_shard(module, mesh=mesh, ignored_params=ignored, **options)
+    return module
+
+
 def over_ranks(statistics: Tensor) -> Tensor:
     """A tensor summed over all ranks, in place; in a single process as it is. `schedule.update(over_ranks)` merges what they saw.
 
@@ -147,4 +203,4 @@ def from_first(tensors: Iterable[Tensor]) -> None:
             tensor.detach().copy_(whole)
 
 
-__all__ = ["Place", "from_first", "here", "on_first", "over_ranks", "own_device", "processes", "wrap"]
+__all__ = ["Place", "from_first", "here", "on_first", "over_ranks", "own_device", "processes", "shard", "wrap"]

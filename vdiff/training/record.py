@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from vdiff.terminal import Bar, on_terminal, say
 
 Entry = dict[str, Any]
 
@@ -28,13 +28,13 @@ class Record:
         self, steps: int, unit: str, *, first: int = 0, quiet: bool = False, listeners: list[Callable[[Entry], None]] | None = None
     ) -> None:
         self.unit = unit.replace("_per_", "/")
-        self.quiet, self.listeners, self.started = quiet, listeners or [], time.monotonic()
-        self.bar = tqdm(total=steps, initial=first, disable=True if quiet else None, unit="step", dynamic_ncols=True, smoothing=0.05)
+        shown, self.started = not quiet and on_terminal(), time.monotonic()
+        self.listeners = [*(listeners or []), *([] if quiet or shown else [_print])]
+        self.bar = Bar(steps, "step", done=first, quiet=not shown)
 
     def advance(self, loss: float) -> None:
         """One step done."""
-        self.bar.set_postfix_str(f"{loss:.3f} {self.unit}", refresh=False)
-        self.bar.update()
+        self.bar.update(note=f"{loss:.3f} {self.unit}")
 
     def write(self, entry: Entry) -> None:
         """Hand an entry to the log, with the seconds since the start."""
@@ -44,14 +44,17 @@ class Record:
                 listener(entry)
             except Exception as error:
                 warnings.warn(f"a log failed, training goes on: {type(error).__name__}: {error}", stacklevel=2)
-        if not self.quiet and self.bar.disable:
-            print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if isinstance(value, int | float)), flush=True)
 
     def __enter__(self) -> "Record":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
+
+
+def _print(entry: Entry) -> None:
+    numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
+    say("  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
 
 def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:

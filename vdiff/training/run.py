@@ -1,6 +1,7 @@
 """A run folder: config.json, checkpoints, the averaged weights, log.jsonl, figures. Everything a later command needs."""
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,13 +13,15 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from vdiff.disk import commit
-from vdiff.errors import did_you_mean, must
+from vdiff.denoiser import widen_trained
+from vdiff.disk import absolute, commit
+from vdiff.errors import did_you_mean, must, printable
 from vdiff.likelihood.protocol import version
 from vdiff.objective import Objective
 from vdiff.training import checkpoint
 from vdiff.training.config import Config
 from vdiff.training.lock import hold
+from vdiff.training.plain import lines, parse, read_json
 from vdiff.training.ranks import from_first, here, on_first
 from vdiff.training.state import State, is_state
 
@@ -43,17 +46,14 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, config: Config | None = None) -> None:
-        self.folder = Path(folder).expanduser().resolve()  # once: the working directory may change
+        self.folder = absolute("Run", "folder", folder)  # once: the working directory may change
         self.keep = 3
         self._lock: FileLock | None = None
         if config is None:
             if not (self.folder / "config.json").is_file():
                 raise ValueError(must("Run", "folder", "hold a config.json", self.folder, "`make demo` writes runs/digits"))
             path = self.folder / "config.json"
-            try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(must("Run", str(path), "be JSON", error, "it is damaged")) from None
+            known = read_json("Run", path)
             if not isinstance(known, dict):
                 raise ValueError(must("Run", str(path), "hold the settings of a run by name", type(known).__name__, "it is damaged"))
             config = Config.from_dict(known)
@@ -97,7 +97,7 @@ class Run:
         run = cls(folder, config)
 
         def clear() -> None:
-            warnings.warn(f"replacing the run in {run.folder}", stacklevel=6)
+            warnings.warn(f"replacing the run in {printable(str(run.folder))}", stacklevel=6)
             for old in ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl"):
                 (run.folder / old).unlink(missing_ok=True)
             for old in ("checkpoints", "tensorboard"):
@@ -204,22 +204,24 @@ class Run:
         return True
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append one line to log.jsonl."""
+        """Append one line to log.jsonl, behind one that a full disk cut off."""
         if here().first:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            with (self.folder / "log.jsonl").open("ab+") as file:
+                torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
+                file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """All lines of log.jsonl, but for those cut off by a crash."""
-        entries, path = [], self.folder / "log.jsonl"
-        if not path.exists():
+        """All entries of log.jsonl, but for lines that a crash has cut off or that are damaged."""
+        path = self.folder / "log.jsonl"
+        if not path.is_file():
             return []
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        entries = []
+        for line in lines(path):
             try:
-                entry = json.loads(line)
-            except ValueError:  # half a line, or the empty one behind the last
+                entry = parse(line)
+            except ValueError:  # half a line
                 continue
-            if isinstance(entry, dict):
+            if isinstance(entry, dict) and type(entry.get("step", 0)) is int:
                 entries.append(entry)
         return entries
 
@@ -233,12 +235,14 @@ class Run:
 
         Raises ValueError where there are none, or they are not of this run.
         """
-        objective = self.config.objective()
-        live = objective.state_dict()
+        expected = self.config.objective(outline=True).state_dict()
         path = self.weights(name)
         if path.parent.parent == self.checkpoints:
             checkpoint.verify(path.parent, path.name)
-        checkpoint.fill(live, checkpoint.load(path, live))
+        loaded = checkpoint.load(path, expected)  # before a network of another size takes memory
+        objective = self.config.objective()
+        checkpoint.fill(objective.state_dict(), loaded)
+        widen_trained(objective.model, *objective.schedule.ends())
         return objective.eval()
 
     def weights(self, name: str = "ema") -> Path:

@@ -9,7 +9,7 @@ from vdiff.theorems.subject import Subject
 from vdiff.theorems.theorem import Sides, Theorem, at_least, equal
 
 BLOG = "The Hidden Variance Reduction in Diffusion Loss"
-SLIDES = "slides on Understanding Diffusion Objectives as the ELBO with Data Augmentation"
+SLIDES = "Slides on Understanding Diffusion Objectives as the ELBO with Data Augmentation"
 CHAPTER = "DDPM from a Variational Derivation: Where Does the ELBO Come From?"
 NOTE = "The DDPM Simple Loss Is a Weighted ELBO"
 BOOK = "Foundations of Diffusion Models"
@@ -52,9 +52,11 @@ def ordered(larger: Tensor | float, smaller: Tensor | float) -> Correction:
 class Erratum:
     """Where a source is wrong: what it prints, what is right, and by how much.
 
+    With `left_open` it is not wrong, but can be read in two ways: `printed` is a reading that does not hold.
+
     >>> from vdiff.theorems import ERRATA
     >>> ERRATA["kl-of-log-variances"].where
-    'eq. 3.7'
+    'eq. 3.7, from eq. 3.5 and 3.6'
     """
 
     name: str
@@ -64,12 +66,13 @@ class Erratum:
     right: str
     evidence: str
     correction: Callable[[], Correction]
+    left_open: bool = False
 
 
 ERRATA: dict[str, Erratum] = {}
 
 
-def erratum(*, source: str, where: str, printed: str, right: str) -> Callable[[Callable[[], Correction]], Erratum]:
+def erratum(*, source: str, where: str, printed: str, right: str, left_open: bool = False) -> Callable[[Callable[[], Correction]], Erratum]:
     """Register a function as an erratum: its docstring says what the numbers are.
 
     >>> erratum(source=BOOK, where="nowhere", printed="1", right="2").__name__
@@ -78,7 +81,8 @@ def erratum(*, source: str, where: str, printed: str, right: str) -> Callable[[C
 
     def register(function: Callable[[], Correction]) -> Erratum:
         name = function.__name__.replace("_", "-")
-        ERRATA[name] = Erratum(name, source, where, printed, right, " ".join((function.__doc__ or "").split()), function)
+        evidence = " ".join((function.__doc__ or "").split())
+        ERRATA[name] = Erratum(name, source, where, printed, right, evidence, function, left_open)
         return ERRATA[name]
 
     return register

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from vdiff.describe import describe
 from vdiff.gaussian import Step, alpha
-from vdiff.oracle import GaussianMixture
 from vdiff.parameterization import Eps, Flow, V, X
 from vdiff.recipes import recipe
 from vdiff.schedule import Cosine, Normal, OptimalTransport, Tabulated
@@ -36,7 +35,7 @@ def steps_to(t: Tensor) -> Step:
 
 @erratum(
     source=SLIDES,
-    where="the backward process, σ_q²(t)",
+    where="Background: DDPM, σ_q²(t)",
     printed="σ_q²(t) = (1 − α_t)(1 − √ᾱ_{t−1})/(1 − ᾱ_t)",
     right="σ_q²(t) = (1 − α_t)(1 − ᾱ_{t−1})/(1 − ᾱ_t), without the root",
 )
@@ -48,7 +47,7 @@ def variance_of_the_posterior() -> Correction:
     return compared(beta * (1 - before.sqrt()) / (1 - now), steps_to(t).variance, truth)
 
 
-@erratum(source=SLIDES, where="eq. 1", printed="q(x_t | x) has mean √ᾱ_t x_{t−1}", right="q(x_t | x) has mean √ᾱ_t x₀")
+@erratum(source=SLIDES, where="eq. 1", printed="q(x_t|x) = N(x_t|√ᾱ_t x_{t−1}, (1 − ᾱ_t) I)", right="its mean is √ᾱ_t x₀")
 def mean_of_the_marginal() -> Correction:
     """DDPM at t = 100, x₀ = 1: 0.9471; √ᾱ_t x_{t−1} has 0.8979 for its mean. The truth is a product of a hundred √α."""
     truth = torch.prod((1 - BETAS[:100]).sqrt())
@@ -58,7 +57,7 @@ def mean_of_the_marginal() -> Correction:
 @erratum(
     source=SLIDES,
     where="eq. 5",
-    printed="the sum of squared errors over σ_q²(t) begins with t = 1",
+    printed="the sum of squared errors, each over σ_q²(t), begins with t = 1",
     right="it begins with t = 2: σ_q²(1) = 0, and the first level has the decoder's term instead",
 )
 def the_sum_begins_with_two() -> Correction:
@@ -70,26 +69,10 @@ def the_sum_begins_with_two() -> Correction:
 
 @erratum(
     source=SLIDES,
-    where="eq. 8, its first form",
-    printed="−½ E[SNR'(t)/‖x − x̂‖²]",
-    right="−½ E[SNR'(t) ‖x − x̂‖²], a product",
-)
-def product_not_quotient() -> Correction:
-    """One Gaussian N(0, ¼) between λ = 4 and −3, by the errors at each λ: 1.336 nats; the quotient has 854."""
-    oracle = GaussianMixture([1.0], [[0.0]], [[0.25]])
-    t = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    schedule = Cosine(HIGH, LOW)
-    snr = schedule(t).exp()
-    slope, error = snr * schedule.rate(t), oracle.mmse(schedule(t)) / snr
-    truth = expected_loss(oracle, oracle, schedule)
-    return compared(0.5 * (slope / error).mean(), 0.5 * (slope * error).mean(), truth, why="a rule of 20,000 points")
-
-
-@erratum(
-    source=SLIDES,
-    where="eq. 7, 8 and 10",
-    printed="−ELBO ≜ the diffusion loss",
-    right="−ELBO = prior + reconstruction + the diffusion loss; the first two depend on learned ends",
+    where="eq. 5, 7 and 10",
+    printed="“≜” between −ELBO and the diffusion loss, read as equality",
+    right="−ELBO = prior + reconstruction + the diffusion loss; the first two are constants only where the ends and the decoder are fixed",
+    left_open=True,
 )
 def the_bound_has_three_parts() -> Correction:
     """The mixture of the theorems, λ from 4 to −3: 0.814 nats in all, of which the diffusion loss is 1.382 and the decoder's term negative."""
@@ -102,8 +85,8 @@ def the_bound_has_three_parts() -> Correction:
 @erratum(
     source=SLIDES,
     where="the introduction",
-    printed="all diffusion objectives equal the ELBO with Gaussian noise perturbation",
-    right="all are integrals of ELBOs over noise levels, with signs; ELBO and augmentation only where w never rises",
+    printed="“all diffusion objectives equal the ELBO, combined with Gaussian noise perturbation”",
+    right="all are integrals of ELBOs over noise levels, with signs; they are an ELBO with augmentation only where w never rises with λ, as its theorem 1 says",
 )
 def not_all_are_bounds() -> Correction:
     """EDM's w is not monotone: as a mixture of bounds with weights that are not negative it misses its own loss, both over w(λ_min), by 3e-3 nats."""
@@ -112,9 +95,10 @@ def not_all_are_bounds() -> Correction:
 
 @erratum(
     source=SLIDES,
-    where="the table of weightings",
-    printed="v-prediction and flow matching have one weighting, e^(−λ/2)",
+    where="the table of weightings, “Implied weighting w(λ)”",
+    printed="e^(−λ/2) for v-prediction and for flow matching, read as one loss by eq. 11",
     right="one shape: v-prediction under cosine has (2/π) e^(−λ/2), flow matching exactly e^(−λ/2)",
+    left_open=True,
 )
 def rows_with_one_shape_differ_by_a_constant() -> Correction:
     """w of v-prediction over w of flow matching: 0.6366."""
@@ -124,9 +108,11 @@ def rows_with_one_shape_differ_by_a_constant() -> Correction:
 
 @erratum(
     source=SLIDES,
-    where="the table of weightings, its constants",
-    printed="IDDPM sech(λ/2), EDM N(λ; 2.4, 2.4²)(e^{−λ} + ¼), InDI e^{−λ} sech²(λ/4), P2 and min-SNR sech(λ/2) times their factors",
+    where="the table of weightings, its other rows",
+    printed="IDDPM sech(λ/2), EDM N(λ; 2.4, 2.4²)·(e^{−λ} + 0.5²), InDI e^{−λ} sech²(λ/4), P2 and min-SNR sech(λ/2) times their factors, "
+    "read with the constant",
     right="the same times 1/π, 2/σ_d² = 8, ¼, 1/π and 1/π: constants that a learning rate and a sum of losses see",
+    left_open=True,
 )
 def constants_of_the_weightings() -> Correction:
     """The loss of each as it is trained, by w = 2 p κ² c of the library, over the table's shape, at λ = −5, 0 and 5."""
@@ -150,8 +136,8 @@ def constants_of_the_weightings() -> Correction:
 @erratum(
     source=SLIDES,
     where="the table of weightings, row IDDPM",
-    printed="IDDPM's cosine schedule implies sech(λ/2)",
-    right="only for offset 0; with its own 0.008, w ∝ sigmoid(−λ) √(C sigmoid λ/(1 − C sigmoid λ)), C = cos²(πs/2(1 + s))",
+    printed="“IDDPM (ϵ-prediction with 'cosine' schedule)”: sech(λ/2)",
+    right="only for offset 0; with IDDPM's own 0.008, w ∝ sigmoid(−λ) √(C sigmoid λ/(1 − C sigmoid λ)), C = cos²(πs/2(1 + s))",
 )
 def offset_of_the_cosine() -> Correction:
     """w over sech(λ/2)/π: 0.978 at λ = 6, 0.833 at 8, 0.479 at 10, 0.197 at 12."""
@@ -163,9 +149,10 @@ def offset_of_the_cosine() -> Correction:
 
 @erratum(
     source=SLIDES,
-    where="theorem 1, the Dirac delta",
-    printed="a Dirac delta peak of typically very small mass w(λ_max)",
-    right="the mass is w(λ_max)/w(λ_min): 1 for the ELBO itself, and small only where w falls far",
+    where="proof part 2",
+    printed="“Dirac delta peak of typically very small mass w(λ_max)”, read as always",
+    right="w(λ_max), with its w(λ_min) = 1, is the mass; it is small where w falls far, and it is 1 for the ELBO itself",
+    left_open=True,
 )
 def mass_of_the_dirac() -> Correction:
     """The ELBO's weighting: mass 1. Sigmoid with bias 2 between λ = 10 and −10: 3.4e-4."""
