@@ -7,6 +7,8 @@ import re
 import socket
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from vdiff.cli import main
 from vdiff.data import Splits, splits
 from vdiff.data.digits import LEVELS
 from vdiff.flow import SolverError
-from vdiff.likelihood import evaluate
+from vdiff.likelihood import compare, evaluate
 from vdiff.training import Config, Run
 
 CONFIG = Config(
@@ -28,13 +30,13 @@ CONFIG = Config(
 )
 
 
-def made(folder: Path, seed: int = 0, config: Config = CONFIG) -> Path:
+def made(folder: Path, seed: int = 0, config: Config = CONFIG, scale: float = 0.05) -> Path:
     torch.manual_seed(seed)
     run = Run.create(folder, config)
     objective = config.objective()
     with torch.no_grad():
         for parameter in objective.model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))  # a new network's last layer is zero
+            parameter.add_(scale * torch.randn_like(parameter))  # a new last layer is zero
     run.save(objective)
     return run.folder
 
@@ -112,6 +114,126 @@ def test_it_compares_two_runs(tmp_path, capsys):
     assert call(one, "--against", other, "--draws", 4, "--replicates", 2) == 0
     assert "difference, first − second" in capsys.readouterr().out
     assert json.loads((one / "comparison.json").read_text())["protocol"]["against"] == str(other)
+
+
+OTHERS = {
+    "ends": {"schedule": {"name": "Linear", "logsnr_max": 4.0, "logsnr_min": 1.0}},
+    "the same": {},
+    "ends of a chain": {
+        "schedule": {"name": "Linear", "logsnr_max": 5.0, "logsnr_min": -4.0},
+        "chain": 20,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_each_run_of_a_comparison_has_its_own_bound(tmp_path, kind):
+    """The difference of both numbers, and with the runs exchanged its sign is turned."""
+    chain = replace(CONFIG, chain=OTHERS[kind].get("chain"))
+    one = made(tmp_path / "one", config=chain)
+    other = made(tmp_path / "other", seed=1, config=replace(CONFIG, **OTHERS[kind]), scale=0.15)
+    cost = ("--draws", 32, "--replicates", 4)
+    found = {}
+    for run, against in ((one, other), (other, one)):
+        assert call(run, *cost) == 0
+        assert call(run, "--against", against, *cost) == 0
+        bound = json.loads((run / "evaluation.json").read_text())["total"]
+        paired = json.loads((run / "comparison.json").read_text())
+        found[run] = bound, paired["difference"]
+    (bound, there), (bound_other, back) = found[one], found[other]
+    alone = bound["value"] - bound_other["value"]
+    error = math.hypot(*(v["monte_carlo"] for v in (bound, bound_other, there, back)))
+    assert abs(there["value"] - alone) < 4 * error
+    assert abs(there["value"] + back["value"]) < 4 * error
+    if kind == "ends":  # what both networks between the ends of one would give
+        loaded = [Run(folder).load() for folder in (one, other)]
+        models, images = [v.model for v in loaded], command.images_of("digits", "test", "data")
+        setting = {"schedule": loaded[0].schedule, "decoder": loaded[0].decoder}
+        with pytest.warns(UserWarning, match="was trained on"):
+            wrong = compare(*models, images.pixels, **setting).difference.value
+        assert abs(wrong - there["value"]) > 10 * error
+    protocol = json.loads((one / "comparison.json").read_text())["protocol"]
+    assert ("logsnr, second" in protocol) == (kind != "the same")
+
+
+def test_runs_whose_data_or_conditions_differ_do_not_compare(tmp_path, capsys):
+    one = made(tmp_path / "one")
+    network = CONFIG.network | {"labels": 10}
+    told = made(tmp_path / "told", config=replace(CONFIG, network=network, conditional=True))
+    for run, against in ((one, told), (told, one)):
+        assert call(run, "--against", against) == 2
+        assert "'against' must be a run with the same conditions, " in capsys.readouterr().err
+
+
+def test_every_warning_is_in_the_file(tmp_path, monkeypatch):
+    """Those of the report, and those that another part of the library gives."""
+    run, other = made(tmp_path / "one"), made(tmp_path / "other", seed=1)
+    warning = "Denoiser: the network is asked beyond its table"
+
+    def warns(estimate):
+        def estimated(*given, **settings):
+            warnings.warn(warning, stacklevel=2)
+            report = estimate(*given, **settings)
+            warnings.warn("evaluate: one that the report knows", stacklevel=2)
+            return replace(report, warnings=["one that the report knows"])
+
+        return estimated
+
+    monkeypatch.setattr(command, "evaluate_bound", warns(command.evaluate_bound))
+    monkeypatch.setattr(command, "compare", warns(command.compare))
+    for words, name in (((), "evaluation"), (("--against", other), "comparison")):
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always")
+            assert call(run, *words, "--draws", 4, "--replicates", 2) == 0
+        assert any("asked beyond its table" in str(one.message) for one in shown)
+        known = json.loads((run / f"{name}.json").read_text())["warnings"]
+        assert known[:2] == ["one that the report knows", warning]
+        assert not any("evaluate: one that" in text for text in known)
+
+
+def test_the_cost_is_said_first_and_no_carriage_returns_fill_a_log(tmp_path, capsys, monkeypatch):
+    """What is written to something that is no terminal: a line before the first evaluation."""
+    run, said = made(tmp_path / "run"), []
+    load = Run.loaded
+
+    def watched(self):
+        loaded = load(self)
+        model = loaded.objective.model
+        model.register_forward_pre_hook(lambda *_: said.append(capsys.readouterr().err))
+        return loaded
+
+    monkeypatch.setattr(Run, "loaded", watched)
+    cost = ["--draws", "4", "--replicates", "2"]
+    pilot = 1024
+    for words, text in (
+        ([], f"bound: {pilot + 12 * 4 * 2:,} network evaluations\n"),
+        (["--against", made(tmp_path / "other", 1)], "comparison: 1,216 network evaluations\n"),
+        (["--tolerance", "0.5"], "bound: 8,384 network evaluations at least\n"),
+    ):
+        said.clear()
+        assert main(["evaluate", str(run), *map(str, words), *cost]) == 0
+        assert said[0] == text
+        assert "\r" not in "".join([*said, capsys.readouterr().err])
+    said.clear()
+    words = ["--ode", "--ode-tolerance", "1e-2", *cost]
+    assert main(["evaluate", str(run), *words]) == 0
+    whole = "".join([*said, capsys.readouterr().err])
+    assert "ODE, uniform dequantisation: 24 draws, each a path of the ODE\n" in whole
+    assert "\r" not in whole
+
+
+def test_an_evaluation_says_first_how_much_there_is_to_do(capsys):
+    with command.progress_bar(False, "bound", "network evaluations") as show:
+        show(0, 40)
+        assert capsys.readouterr().err == "bound: 40 network evaluations\n"
+        show(10, 40)
+        show(40, 40)
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    assert "network evaluations" not in shown
+    with command.progress_bar(True, "bound", "network evaluations") as show:
+        show(0, 40)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(tmp_path, capsys, monkeypatch):

@@ -40,6 +40,44 @@ def test_verify_estimators_prints_a_table_and_tells_of_a_class_that_is_wrong(cap
     assert "did you mean 'lattice'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["--points", "16"],
+            "'points' must come with --estimators; got 16 (--draws says how much",
+        ),
+        (["--seed", "0"], "'seed' must come with --estimators; got 0"),
+        (["--estimators", "--draws", "64"], "'draws' must come without --estimators; got 64"),
+        (["--estimators", "--errata"], "'errata' must come without --estimators; got True"),
+        (["--errata", "--points", "16"], "'points' must come without --errata; got 16"),
+        (["--errata", "--model", "mine.py:model"], "'model' must come without --errata"),
+        (["--errata", "--draws", "64"], "'draws' must come without --errata"),
+        (["--pages", "docs", "tweedie"], "'names' must come without --pages; got ['tweedie']"),
+        (["--pages", "docs", "--errata"], "'errata' must come without --pages"),
+        (["tweedie", "--draws", "0"], "'draws' must be at least 1"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(words, text, capsys):
+    assert main(["verify", *words]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_more_draws_of_a_theorem_see_smaller_errors(capsys, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "import torch\nfrom vdiff import Denoiser, V\ndata = torch.randn(64, 2)\n"
+        "model = Denoiser(lambda z, logsnr: torch.sin(3 * z), V())\n"
+    )
+    shares = []
+    for draws in ([], ["--draws", "65536"]):
+        words = ["verify", "--model", f"{mine}:model", "schedule-invariance-of-any-network"]
+        assert main([*words, *draws]) == 0
+        head, row = (line.split() for line in capsys.readouterr().out.splitlines()[:2])
+        shares.append(float(row[head.index("%") + 1]))
+    assert shares[1] < 0.4 * shares[0] < 2.0
+
+
 def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
     assert main(["describe", "edm"]) == 0
     assert "no likelihood, not even of noisier data" in capsys.readouterr().out

@@ -8,7 +8,17 @@ import warnings
 import pytest
 import torch
 
-from vdiff import Categorical, Clipped, DiscretizedGaussian, GaussianMixture, Lattice, Linear, Normal
+from vdiff import (
+    Categorical,
+    Clipped,
+    Cosine,
+    DiscretizedGaussian,
+    GaussianMixture,
+    Lattice,
+    Linear,
+    Normal,
+    Tabulated,
+)
 from vdiff.decoder import Gaussian
 from vdiff.likelihood import Plan, Stratified, compare, evaluate
 from vdiff.likelihood.measurement import BINS
@@ -124,3 +134,94 @@ def test_a_table_has_the_mean_of_the_samples_it_replaces():
             sampled = decoder.nll(data, a * x + s * eps, level, lambda z, logsnr: None)
             exact = decoder.expected_nll(data, level)
             assert abs((sampled - exact).mean()) < 4 * (sampled - exact).std() / math.sqrt(len(data))
+
+
+LONG, SHORT = Linear(9.0, -8.0), Linear(4.0, -3.0)
+PAIRS = {
+    "ends": {"schedule": (LONG, SHORT), "decoder": DECODER},
+    "ends that overlap": {"schedule": (Linear(9.0, -3.0), Cosine(5.0, -8.0)), "decoder": DECODER},
+    "ends that do not": {"schedule": (Linear(9.0, 3.0), Linear(1.0, -8.0)), "decoder": DECODER},
+    "steps": {"schedule": Cosine(7.0, -6.0), "decoder": DECODER, "steps": (4, 9)},
+    "chains": {
+        "schedule": (Tabulated.cosine_betas(12), Linear(6.0, -6.0)),
+        "decoder": DECODER,
+        "steps": (11, 5),
+    },
+    "a chain and the limit": {
+        "schedule": (Cosine(7.0, -6.0), SHORT),
+        "decoder": DECODER,
+        "steps": (6, None),
+    },
+    "decoders": {"schedule": Linear(7.0, -6.0), "decoder": (DECODER, DiscretizedGaussian(4))},
+    "a decoder that looks at the network": {
+        "schedule": SHORT,
+        "decoder": (DiscretizedGaussian(4, denoise=True), DECODER),
+    },
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_difference_of_two_whole_bounds_each_with_its_own_ends(pair):
+    """Against each bound by itself, with many draws; and the other way round it turns its sign."""
+    setting = PAIRS[pair]
+    models, bounds = (WRONG, RIGHT), []
+    for i, model in enumerate(models):
+        side = {w: v[i] if isinstance(v, tuple) else v for w, v in setting.items()}
+        bounds.append(evaluate(model, DATA, **side, draws=64, replicates=8).total)
+    there = compare(*models, DATA, **setting, draws=64)
+    turned = {w: v[::-1] if isinstance(v, tuple) else v for w, v in setting.items()}
+    back = compare(*models[::-1], DATA, **turned, draws=64)
+    for sign, found in ((1, there.difference), (-1, back.difference)):
+        error = math.hypot(found.monte_carlo, bounds[0].monte_carlo, bounds[1].monte_carlo)
+        assert abs(sign * found.value - (bounds[0].value - bounds[1].value)) < 4 * error
+        assert found.monte_carlo < 0.02 * max(1.0, abs(found.value))
+    assert abs(bounds[0].value - bounds[1].value) > 0.01
+    assert abs(there.difference.value + back.difference.value) < 4 * error
+    json.dumps(there.asdict(), allow_nan=False)
+
+
+def test_unequal_ends_in_closed_form_and_in_the_protocol():
+    """Of one exact denoiser, whose bound between any ends is known."""
+    found = compare(RIGHT, RIGHT, DATA, schedule=(LONG, SHORT), decoder=DECODER, draws=32)
+    known = [RIGHT.bound(s.logsnr_max, s.logsnr_min, DECODER) for s in (LONG, SHORT)]
+    exact = [bound.total.item() / math.log(2) for bound in known]
+    error = 4 * found.difference.monte_carlo
+    assert found.difference.value == pytest.approx(exact[0] - exact[1], abs=error)
+    assert found.protocol["logsnr"] == [-8.0, 9.0]
+    assert found.protocol["logsnr, second"] == [-3.0, 4.0]
+    assert (found.curve.logsnr_min[0], found.curve.logsnr_max[-1]) == (-8.0, 9.0)
+    same = compare(WRONG, RIGHT, DATA, **SETTING | {"draws": 4}).protocol
+    assert "logsnr, second" not in same
+    chains = compare(WRONG, RIGHT, DATA, **SETTING | {"draws": 4, "steps": (3, None)}).protocol
+    assert (chains["T"], chains["T, second"]) == (3, "∞")
+
+
+def test_unequal_ends_cost_no_more_error_than_the_two_bounds_apart():
+    setting, ends = {"decoder": DECODER, "draws": 32}, (LONG, Linear(8.5, -8.0))
+    paired = compare(WRONG, RIGHT, DATA, schedule=ends, **setting).difference
+    alone = [evaluate(m, DATA, schedule=LONG, **setting).total for m in (WRONG, RIGHT)]
+    assert paired.monte_carlo < 0.5 * math.hypot(*(one.monte_carlo for one in alone))
+
+
+def test_no_network_is_asked_beyond_its_own_ends():
+    seen = {"first": [], "second": []}
+
+    def watched(name, model):
+        def answer(z, logsnr):
+            seen[name].append(logsnr)
+            return model(z, logsnr)
+
+        return answer
+
+    both = [watched("first", WRONG), watched("second", RIGHT)]
+    compare(*both, DATA, schedule=(Linear(9.0, -3.0), Linear(5.0, -8.0)), decoder=DECODER, draws=8)
+    asked = {name: torch.cat(levels).aminmax() for name, levels in seen.items()}
+    assert -3 <= asked["first"][0] < asked["first"][1] <= 9
+    assert -8 <= asked["second"][0] < asked["second"][1] <= 5
+
+
+def test_data_of_other_levels_is_other_data():
+    cases = ((DATA, (DECODER, Categorical(5))), (DATA.double(), (Gaussian(), DECODER)))
+    for data, decoder in cases:
+        with pytest.raises(ValueError, match="'decoder' must be a pair for the same levels"):
+            compare(WRONG, RIGHT, data, schedule=LONG, decoder=decoder)

@@ -8,7 +8,7 @@ import torch
 
 from vdiff import Categorical, Lattice, Linear, Prediction, X
 from vdiff.decoder import Gaussian
-from vdiff.likelihood import Independent, Plan, Share, compare
+from vdiff.likelihood import Independent, Plan, Share, compare, evaluate
 from vdiff.likelihood.density import Binned
 from vdiff.likelihood.estimate import Tally
 from vdiff.likelihood.integrand import Difference, Integrand
@@ -287,3 +287,53 @@ def test_both_models_of_a_comparison_are_evaluated_as_often():
     assert calls == [3 * 5 * 8] * 2
     assert found.protocol["evaluations"] == sum(calls)
     assert (found.difference.value, found.difference.monte_carlo) == (0.0, 0.0)
+
+
+def test_progress_starts_before_the_pilot_and_counts_it():
+    calls, seen = [0], []
+
+    def counted(z, logsnr):
+        calls[0] += len(z)
+        return ORACLE(z, logsnr)
+
+    def told(done, total):
+        seen.append((done, total, calls[0]))
+
+    for effort in ({"draws": 8, "replicates": 3}, {"tolerance": 0.02}, {"tolerance": 0.1}):
+        calls[0] = 0
+        seen.clear()
+        setting = {"schedule": ENDS, "decoder": DECODER, "progress": told}
+        found = evaluate(counted, levels(20), **setting, **effort)
+        (first, total, asked), *_ = seen
+        assert (first, asked) == (0, 0)
+        assert found.protocol["pilot"] < total <= found.protocol["evaluations"]
+        assert seen[-1][0] == seen[-1][1] == calls[0] == found.protocol["evaluations"]
+        assert all(done == asked for done, _, asked in seen)
+        assert [done for done, *_ in seen] == sorted(done for done, *_ in seen)
+        within = [done for done, *_ in seen if done <= found.protocol["pilot"]]
+        assert len(within) > 2
+
+
+@pytest.mark.parametrize("kind", [Integrand, Difference])
+def test_a_budget_that_cannot_be_met_is_refused_before_the_pilot(kind):
+    """A first stage has 2 draws or more for each image and replicate: 20 · 4 · 2 a model."""
+    calls = []
+
+    def counted(z, logsnr):
+        calls.append(len(z))
+        return ORACLE(z, logsnr)
+
+    def estimate(budget):
+        data, setting = levels(20), {"schedule": ENDS, "decoder": DECODER, "tolerance": 1e-3}
+        if kind is Integrand:
+            return evaluate(counted, data, budget=budget, **setting)
+        other = Lattice(DECODER.grid, [0.25] * 4)
+        return compare(counted, other, data, budget=budget, **setting)
+
+    least = 160 if kind is Integrand else 320
+    with pytest.raises(ValueError, match=f"its first stage takes {least} alone"):
+        estimate(least - 1)
+    assert not calls
+    with pytest.raises(ValueError, match="'tolerance' must be within reach of budget"):
+        estimate(least)
+    assert calls

@@ -12,7 +12,7 @@ from vdiff.gaussian import wide, wide_dtype
 from vdiff.loss import Model, WeightFunction, check_call, weighted_elbo
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import BISECTIONS, EDGE, check_ends, home
-from vdiff.times import stratified
+from vdiff.times import GOLDEN, stratified
 from vdiff.weighting import check_weight_function, check_weighting
 
 POINTS = 20_001
@@ -144,7 +144,11 @@ def augmented_elbo(
         check_call("augmented_elbo", model, schedule, None)
         _check_augmentation(augmentation, schedule)
     with torch.no_grad():
-        level = augmentation.sample(len(x), generator, x.device)
+        dtype = wide_dtype(x.device)
+        place = torch.arange(len(x), dtype=dtype, device=x.device) * GOLDEN
+        # with the stratified t it fills the square evenly; each level by itself is one of p_w
+        offset = torch.rand((), generator=generator, device=x.device, dtype=dtype)
+        level = augmentation.icdf((place + offset) % 1.0)
         start = schedule.inverse(level, clamp=True)
         t = start + (1 - start) * stratified(len(x), generator=generator, device=x.device)
     draws: dict[str, Any] = {"t": t, "eps": eps, "generator": generator}

@@ -8,9 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import Denoiser, Eps, V
+from vdiff import Denoiser, Eps, MonteCarlo, Normal, RaoBlackwell, V
 from vdiff.nn import MLP, UNet
-from vdiff.theorems import ERRATA, THEOREMS, Report, Sides, Subject, Verdict, verify
+from vdiff.theorems import (
+    ERRATA,
+    THEOREMS,
+    Report,
+    Sides,
+    Subject,
+    Verdict,
+    augmentation,
+    estimators,
+    invariance,
+    verify,
+)
 from vdiff.theorems.errata import MISPRINTS
 from vdiff.theorems.pages import errata_page, theorem_page
 from vdiff.theorems.theorem import AT_LEAST, equal, paired, sampled
@@ -151,6 +162,80 @@ def test_a_models_table_says_that_it_is_no_proof_of_the_network():
     assert "not that the network is right" in printed
     assert "`vdiff verify --estimators --model`" in printed.splitlines()[-1]
     assert "the network" not in str(verify(names=["step-is-a-squared-error"]))
+
+
+SAMPLED = [
+    "schedule-invariance-of-any-network",
+    "importance-sampling-invariance",
+    "training-on-noisier-data",
+    "estimators-share-their-mean",
+    "path-estimators-share-their-mean",
+    "rao-blackwell-law-of-any-network",
+    "raw-terms-differ-by-an-entropy",
+]
+
+
+def points(parameterization, scale=0.1):
+    torch.manual_seed(0)
+    network = MLP(3, width=16)
+    for parameter in network.parameters():  # a new network's last layer is zero
+        parameter.data.add_(scale * torch.randn_like(parameter))
+    return Denoiser(network, parameterization), torch.randn(64, 3)
+
+
+def percent(verdict):
+    _, right, allowed = verdict.sides.worst
+    return 100 * allowed / abs(right)
+
+
+FAULTS = {  # what is 1.05 times too large, and where
+    "rate": (Normal, "rate_at", ["schedule-invariance-of-any-network"]),
+    "density": (Normal, "density", ["importance-sampling-invariance"]),
+    "loss": (invariance, "weighted_elbo", ["importance-sampling-invariance"]),
+    "weighted loss": (augmentation, "weighted_elbo", ["training-on-noisier-data"]),
+    "closed form": (RaoBlackwell, "__call__", ["estimators-share-their-mean"]),
+    "sampled": (
+        MonteCarlo,
+        "__call__",
+        ["estimators-share-their-mean", "raw-terms-differ-by-an-entropy"],
+    ),
+    "spread": (estimators, "reverse_log_ratio", ["rao-blackwell-law-of-any-network"]),
+}
+
+
+@pytest.mark.parametrize("model", [None, Eps(), V()], ids=str)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_factor_of_105_fails(monkeypatch, fault, model):
+    owner, name, theorems = FAULTS[fault]
+    given = (None, None) if model is None else points(model)
+    assert verify(*given, names=theorems).ok
+    right = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *a, **k: 1.05 * right(*a, **k))
+    verdicts = [v for v in verify(*given, names=theorems) if v.must_hold]
+    assert [v.ok for v in verdicts] == [False] * len(theorems), verdicts
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_sampled_theorem_allows_a_few_percent_and_draws_lower_it(name):
+    for given in ((None, None), points(Eps()), points(V())):
+        report = verify(*given, names=[name])
+        assert report.ok, report
+        assert percent(report[0]) < 3.5
+    more = verify(*given, names=[name], draws=65_536)
+    assert more.ok, more
+    if name != "rao-blackwell-law-of-any-network":  # whose draws take no evaluation
+        assert percent(more[0]) < 0.4 * percent(report[0])
+
+
+def test_the_table_says_what_is_allowed_in_percent():
+    report = verify(names=["importance-sampling-invariance"])
+    head, row = (line.split() for line in str(report).splitlines()[:2])
+    share = row[head.index("%") + 1]  # the sign between the sides has no head
+    assert float(share) == pytest.approx(percent(report[0]), rel=0.06)
+    nothing = Verdict("a", "", Sides(0.0, 0.0, 0.1, ""), must_hold=True)
+    assert nothing.row[nothing.row.index("1.0e-01") + 1] == ""
+    with pytest.raises(ValueError, match="verify: argument 'draws' must be at least 1"):
+        verify(names=["tweedie"], draws=0)
 
 
 def test_a_verdict_is_not_fooled():

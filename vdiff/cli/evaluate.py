@@ -1,5 +1,7 @@
 """Evaluate a run: its bound in bits per dimension with errors, or the difference from another run's.
 
+With --against, the bound of each run is the whole one, between its own ends.
+
 Takes the averaged weights and whole splits. With --ode the likelihood of the probability-flow ODE stands beside the bound, under
 each dequantisation: another model's, so that the gap between the two may have either sign. Writes RUN/evaluation.json (or --out),
 from whose protocol the numbers can be computed again. When interrupted, the same command takes up where it stopped. Several processes
@@ -8,17 +10,19 @@ share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
 
 import argparse
 import json
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
 from vdiff.cli.load import DATA, check_known, data_for, device_of, images_of, output_file
-from vdiff.data import Images
+from vdiff.data import Images, Splits
 from vdiff.decoder import Levels
 from vdiff.disk import atomic_write, no_room, write_text
 from vdiff.errors import must, printable
@@ -33,8 +37,8 @@ if TYPE_CHECKING:
     from vdiff.training import Run
 
 SPLITS = ("test", "selection", "train")
-PAUSE = 60.0  # seconds between checkpoints
-BEYOND = 0.1  # in λ, how far beyond the ends of its training a network may be asked without a warning
+PAUSE = 60.0  # seconds between checkpoints, and between lines of progress
+REPLICATES = 2  # of a likelihood by the ODE
 FULL = 4096  # dimensions up to which the prior's covariance is a full one
 Result = TypeVar("Result")
 
@@ -116,27 +120,22 @@ def run(options: argparse.Namespace) -> int:
     if options.out or not out.is_symlink():
         output_file("evaluate", "out", out)
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
-    with processes():
+    with processes(), noted_warnings() as heard:
         first = here().first
         quiet = options.quiet or not first
         settings |= {"share": share_of_rank(), "record": record}
         report: Report | Comparison
         if options.against is not None:
             other = Run(options.against)
-            _check_alike(other, objective, images, *(() if options.steps is not None else (config.chain, other.config.chain)))
-            theirs = other.loaded()
-            if options.data is None:
-                check_known(other, theirs, parts)
-            record["against"] = str(other.folder)
-            record |= {f"{name} against": value for name, value in theirs.record.items()}
-            with progress_bar(quiet) as progress:
-                model = theirs.objective.to(device).model
-                report = kept.through("comparison", compare, objective.model, model, images, progress=progress, **settings)
+            named = options.data is not None
+            report = against(other, source, kept, objective, images, None if named else parts, options, settings)
         else:
-            with progress_bar(quiet) as progress:
+            with progress_bar(quiet, "bound", _unit(options)) as progress:
                 report = kept.through("bound", evaluate_bound, objective.model, images, progress=progress, **settings)
             if options.ode:
                 report, failed = with_ode(report, kept, objective, images, train, options, settings)
+        listed = tuple(report.warnings)
+        report.warnings.extend(text for text in heard if not text.endswith(listed))
         if first:
             lines = [report, *(f"FAILED: {name}: {why}" for name, why in failed.items())]
             if options.data is None and not loaded.data:
@@ -157,6 +156,44 @@ def share_of_rank() -> Share:
     from vdiff.training import share
 
     return share.share_of_rank()
+
+
+def against(
+    other: "Run",
+    source: "Run",
+    kept: "Keeper",
+    objective: Objective,
+    images: Tensor,
+    parts: Splits | None,
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+) -> Comparison:
+    """By how much the bound of a run lies above another's, each the whole bound of its run."""
+    _check_shape(other, images)
+    loaded, hint = other.loaded(), "evaluate each of the two by itself"
+    if parts is not None:
+        check_known(other, loaded, parts)
+    theirs = loaded.objective.to(images.device)
+    chains = source.config.chain, other.config.chain
+    for what, (own, came) in {
+        "decoder": (repr(objective.decoder), repr(theirs.decoder)),
+        "chain": chains if options.steps is None else (None, None),
+        "conditions": tuple("label" * run.config.conditional or None for run in (source, other)),
+    }.items():
+        if own != came:
+            same = f"be a run with the same {what}, {own}"
+            raise ValueError(must("evaluate", "against", same, came, hint))
+    settings["record"] |= {"against": str(other.folder)}
+    settings["record"] |= {f"{name} against": value for name, value in loaded.record.items()}
+    pairs = {"schedule": (objective.schedule, theirs.schedule)}
+    quiet = options.quiet or settings["share"].index > 0
+    with progress_bar(quiet, "comparison", _unit(options)) as progress:
+        given = objective.model, theirs.model, images
+        return kept.through("comparison", compare, *given, progress=progress, **settings | pairs)
+
+
+def _unit(options: argparse.Namespace) -> str:
+    return "network evaluations" + (" at least" if options.tolerance else "")
 
 
 def with_ode(
@@ -180,12 +217,16 @@ def with_ode(
     record = settings["record"] | {"prior fitted to": f"{len(train)} training images"}
     for name, noise in {"truncated normal": TruncatedNormal(decoder, schedule.logsnr_max), "uniform": Uniform(decoder)}.items():
         label = f"ODE, {name} dequantisation"
-        with progress_bar(options.quiet or settings["share"].index > 0, label, "draw") as progress:
+        share = settings["share"]
+        draws = REPLICATES * len(range(share.index, len(images), share.count))
+        quiet, unit = options.quiet or share.index > 0, "draws, each a path of the ODE"
+        given = {"dequantization": noise, "schedule": schedule, "prior": prior, "audit": True}
+        given |= {"tolerance": options.ode_tolerance, "replicates": REPLICATES, "record": record}
+        given |= {"seed": options.seed, "share": share, **condition}
+        with progress_bar(quiet, label, unit, draws) as progress:
             try:
-                found = kept.through(
-                    name.split()[0], dequantized_ode, objective.model, images, dequantization=noise, schedule=schedule, prior=prior,
-                    tolerance=options.ode_tolerance, audit=True, seed=options.seed, share=settings["share"], progress=progress, record=record, **condition,
-                )  # fmt: skip
+                part, solve = name.split()[0], partial(dequantized_ode, progress=progress)
+                found = kept.through(part, solve, objective.model, images, **given)
                 report = report.beside(label, found)
             except (RuntimeError, ValueError) as why:  # a solver's, another process's, for want of memory: the bound stands without it
                 failed[label] = str(why)
@@ -270,28 +311,54 @@ def _check_shape(run: "Run", images: Tensor) -> None:
         raise ValueError(must("evaluate", "data", f"be images of shape {shape}, as {run.folder.name} was trained on", came))
 
 
-def _check_alike(other: "Run", objective: Objective, images: Tensor, *chains: int | None) -> None:
-    """Raise where the two bounds would not be of one kind, warn where the other network is asked beyond the levels it was trained on.
-    `chains` are the runs' own, where none is given for both."""
-    _check_shape(other, images)
-    theirs = other.load()
-    hint = "evaluate each of the two by itself"
-    for name, pair in (("decoder", (objective.decoder, theirs.decoder)), ("chain", chains or (None, None))):
-        own, came = pair
-        if repr(own) != repr(came):
-            raise ValueError(must("evaluate", "against", f"be a run with the same {name}, {own!r}", repr(came), hint))
-    ours, (high, low) = objective.schedule, (theirs.schedule.logsnr_max, theirs.schedule.logsnr_min)
-    if ours.logsnr_max > high + BEYOND or ours.logsnr_min < low - BEYOND:
-        ends = f"{ours.logsnr_min:.4g} and {ours.logsnr_max:.4g}"
-        what = f"evaluate: both networks are asked between λ = {ends}, that of {other.folder.name} was trained between {low:.4g} and {high:.4g}"
-        warnings.warn(f"{what}: the difference is not that of the two bounds; {hint}", stacklevel=2)
+@contextmanager
+def noted_warnings() -> Iterator[list[str]]:
+    """The texts of the warnings of a block, which are shown as ever.
+
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("always")
+    ...     warnings.showwarning = lambda *_: None                # not on this page
+    ...     with noted_warnings() as heard:
+    ...         warnings.warn("an example")
+    >>> heard
+    ['an example']
+    """
+    with warnings.catch_warnings():
+        heard: list[str] = []
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *rest: Any, **more: Any) -> None:
+            heard.append(str(message))
+            show(message, *rest, **more)
+
+        warnings.showwarning = note
+        yield heard
 
 
 @contextmanager
-def progress_bar(quiet: bool, label: str = "", unit: str = "eval") -> Iterator[Any]:
-    """A bar for `progress=`; its total grows when the second stage is known."""
-    with Bar(unit=unit, label=label, quiet=quiet) as bar:
-        yield bar.to
+def progress_bar(
+    quiet: bool,
+    label: str,
+    unit: str,
+    total: int | None = None,
+) -> Iterator[Any]:
+    """For `progress=`: how much there is to do before any of it is done, then a bar on a terminal.
+
+    Elsewhere it is a line each minute. The total grows when a second stage is known.
+    """
+    said = quiet
+    with Bar(unit="eval", label=label, quiet=quiet) as bar:
+
+        def show(done: int, total: int) -> None:
+            nonlocal said
+            if not said:
+                say(f"{label}: {total:,} {unit}", file=sys.stderr)
+                said = True
+            bar.to(done, total)
+
+        if total is not None:
+            show(0, total)
+        yield show
 
 
 __all__ = ["DATA", "add", "images_of", "run"]

@@ -156,8 +156,9 @@ def _of_size(run: Evaluation, found: Measurement) -> list[str]:
 
 def _of_rounding(integrand: Integrand) -> list[str]:
     """What a model predicts, where its output leaves ε̂ without digits at the clean end."""
-    level, said = integrand.base.logsnr_max, []
-    for prediction in integrand.predictions.values():
+    said = []
+    for index, prediction in integrand.predictions.items():
+        level = integrand.sides[index].base.logsnr_max
         what, dtype = prediction.parameterization, prediction.out.dtype
         error = what.rounding(torch.full_like(prediction.logsnr[:1], level), dtype)[1]
         if error > DIGITS:

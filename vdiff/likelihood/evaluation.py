@@ -8,7 +8,7 @@ from torch import Tensor
 from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
 from vdiff.errors import must, names_arrays
-from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images
+from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images, pair
 from vdiff.likelihood.measurement import Effort, Evaluation
 from vdiff.likelihood.pieces import Progress, Share, State, mark_of
 from vdiff.likelihood.plan import Plan
@@ -76,7 +76,9 @@ def evaluate(
         batch: how many (image, time) pairs the model sees at once, but at least one image's grid.
         seed: of times and noise.
         profile: collects ‖ε − ε̂‖² by λ on the way, clustered by image (with a tolerance, by image and stage), of all processes.
-        progress: called as progress(done, all) with numbers of model evaluations.
+        progress: called as progress(done, all) with numbers of model evaluations of this process,
+            at the start of the pilot first; `all` grows where a tolerance decides on a second
+            stage.
         share: this process's part of the images; each gets the whole report.
         checkpoint, resume: receives the state after every batch of images, and takes it up again, the profile's gains with it.
         skip_nonfinite: leave out images that hold NaN or infinity, which are refused otherwise; their number is in the protocol.
@@ -117,9 +119,9 @@ def compare(
     other: Model,
     data: Tensor,
     *,
-    schedule: Schedule,
-    decoder: Decoder,
-    steps: int | None = None,
+    schedule: Schedule | tuple[Schedule, Schedule],
+    decoder: Decoder | tuple[Decoder, Decoder],
+    steps: int | tuple[int | None, int | None] | None = None,
     tolerance: float | None = None,
     budget: int | None = None,
     draws: int | None = None,
@@ -141,11 +143,16 @@ def compare(
 
     Args:
         model, other: two models of the same data.
-        data, schedule, decoder, steps, tolerance, budget, draws, replicates, plan, batch, seed, progress, share, resume,
+        schedule, decoder, steps: as in `evaluate`, for both models or as a pair, (the model's, the
+            other's). Each bound is then the whole one between its own ends, of its own chain or
+            with its own decoder. In continuous time both are drawn at the same λ. Where one is a
+            chain, both are drawn at the same t, which cancels less, and the curve by λ is on the
+            first's levels.
+        data, tolerance, budget, draws, replicates, plan, batch, seed, progress, share, resume,
             checkpoint, record, condition: as in `evaluate`.
 
     Raises:
-        ValueError: as `evaluate`.
+        ValueError: as `evaluate`, and for decoders of other levels, whose data is another.
 
     >>> from vdiff import Categorical, Lattice, Linear
     >>> decoder = Categorical(levels=2)
@@ -154,7 +161,8 @@ def compare(
     >>> comparison.difference.interval()[0] > 0
     True
     """
-    if model is other:
+    same = all(one == two for one, two in map(pair, (schedule, decoder, steps)))
+    if model is other and same:
         raise ValueError(
             must("compare", "other", "be another model", "the same object", "a copy whose weights changed in place is the same")
         )

@@ -13,12 +13,13 @@ from vdiff.errors import check_positive_int, finite, must
 from vdiff.likelihood.estimate import Tally, mean_error, replicates_for
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.pieces import Progress, Share, State, check_resume, data_hash, fail_together, key_of, told, weights_of
-from vdiff.likelihood.pilot import bins_of, integral_by_bin, run_pilot
+from vdiff.likelihood.pilot import Design, bins_of, integral_by_bin, pilot_evaluations, run_pilot
 from vdiff.likelihood.plan import Plan
 from vdiff.profile import Profile
 from vdiff.times import generator_of
 
 DRAWS, FEWEST = 32, 1024  # per grid where nothing else is said; of a pilot
+FEW = 2  # draws per grid at least, where a tolerance is given
 TOLERANCES = (1e-12, 1e12)  # bits/dim; between them nothing overflows
 MOST = 10**15  # network evaluations; nobody waits for more
 _ALONE = Share()
@@ -121,8 +122,10 @@ class Measurement:
 class Evaluation:
     """An integrand, how it is drawn, and who listens; a call draws.
 
-    `profile` collects ‖ε − ε̂‖² by λ (that of `Integrand`, not of a difference), `progress` is told (done, all) network evaluations of
-    this process, `checkpoint` receives the measurement's state after each batch of images; `mark` tells this model's from another's.
+    `profile` collects ‖ε − ε̂‖² by λ (that of `Integrand`, not of a difference), `progress` is
+    told (done, all) network evaluations of this process, its pilot among them, `checkpoint`
+    receives the measurement's state after each batch of images; `mark` tells this model's from
+    another's.
 
     >>> from vdiff import Categorical, Lattice, Linear
     >>> decoder = Categorical(levels=2)
@@ -150,24 +153,47 @@ class Evaluation:
         if self.effort.tolerance is None:  # a pilot that costs more than what it steers is none
             planned = self.effort.replicates * self.images * (self.effort.draws or DRAWS) * self.integrand.evaluations
             self.plan = replace(self.plan, pilot=min(self.plan.pilot, max(FEWEST, planned)))
-        self.design = run_pilot(self.integrand, self.plan, self.effort.seed, self.effort.batch)
         self.scale = 1 / (self.integrand.x[0].numel() * math.log(2))  # nats to bits/dim
-        self.draws = self.effort.draws or self._suggested_draws()
-        self.design = self.design.prepared(self.integrand, self.draws)
-        self.level = integral_by_bin(self.design.level, BINS)
+        self.own = torch.arange(self.share.index, self.images, self.share.count)
+
+    @cached_property
+    def _pilot(self) -> Design:
+        """What the pilot says. It is run here, where it is first asked for."""
+        first = self._first_replicates() * len(self.own) * (self.effort.draws or FEW)
+        least = pilot_evaluations(self.integrand, self.plan) + first * self.integrand.evaluations
+
+        def told(done: int) -> None:
+            if self.progress is not None:
+                self.progress(done, least)
+
+        plan, effort = self.plan, self.effort
+        return run_pilot(self.integrand, plan, effort.seed, effort.batch, told)
+
+    @cached_property
+    def draws(self) -> int:
+        """Times in a grid: as asked for, or what the pilot finds enough."""
+        return self.effort.draws or self._suggested_draws(self._pilot)
+
+    @cached_property
+    def design(self) -> Design:
+        """The plan as the pilot fitted it, for so many draws."""
+        return self._pilot.prepared(self.integrand, self.draws)
+
+    @cached_property
+    def level(self) -> Tensor:
+        """The baseline's integral over each bin of the curve."""
+        return integral_by_bin(self.design.level, BINS)
 
     def __call__(self, resume: State | None = None) -> Measurement:
         """Draw what is asked for, or what is left of it."""
+        self._check_budget(self.effort.draws or FEW)  # before anything that takes long
         check_resume(self.integrand.name, resume, self.key)
         mine = Measurement.empty(self.images) if resume is None else Measurement.of(resume)
         if self.profile is not None:
             self.before = self.profile.sums.clone()
             if resume is not None:
                 self.profile.sums += resume["profile"].to(self.profile.sums)
-        if self.effort.budget is not None and self._cost(self._first_replicates()) > self.effort.budget:
-            self._beyond_budget(
-                f"its first stage takes {self._cost(self._first_replicates()):,} alone; fewer draws or replicates make it smaller"
-            )
+        self._check_budget(self.draws)
         whole = self._stage(mine, self._first_replicates())
         if self.effort.tolerance is not None:
             if mine.first is None:
@@ -183,8 +209,10 @@ class Evaluation:
         integrand, effort, share = self.integrand, self.effort, self.share
         profile = None if self.profile is None else (self.profile.logsnr_min, self.profile.logsnr_max, self.profile.bins)
         return key_of(
-            data_hash(integrand.data), told(integrand.condition), repr(integrand.decoder), repr(integrand.base), integrand.steps, self.plan,
-            effort.seed, self.draws, share.index, share.count, profile, self.mark, weights_of(*integrand.models),
+            data_hash(integrand.data), told(integrand.condition),
+            [side.name("") for side in integrand.sides], self.plan, effort.seed,
+            self.draws, share.index, share.count, profile, self.mark,
+            weights_of(*integrand.models),
         )  # fmt: skip
 
     def _gained(self) -> State:
@@ -196,12 +224,21 @@ class Evaluation:
             return self.effort.replicates
         return max(self.effort.replicates, 1 + math.ceil(ENOUGH / self.images))
 
-    def _suggested_draws(self) -> int:
-        if self.effort.tolerance is None or not self.design.variance:
+    def _check_budget(self, draws: int) -> None:
+        """Raise where so many draws in each grid of the first stage are beyond the budget."""
+        cost = self._cost(self._first_replicates(), draws)
+        if self.effort.budget is not None and cost > self.effort.budget:
+            hint = "fewer draws or replicates make it smaller"
+            self._beyond_budget(f"its first stage takes {cost:,} alone; {hint}")
+
+    def _suggested_draws(self, design: Design | None = None) -> int:
+        known = (design or self.design).variance
+        if self.effort.tolerance is None or not known:
             return DRAWS
-        variance = list(self.design.variance.values())[-1]
+        variance = list(known.values())[-1]
         whole = variance * (self.scale / self.effort.tolerance) ** 2
-        return min(128, max(2, 2 * math.ceil(whole / (2 * self.images * self._first_replicates()))))
+        pairs = math.ceil(whole / (2 * self.images * self._first_replicates()))
+        return min(128, max(FEW, 2 * pairs))
 
     def _needed(self, first: Tally) -> int:
         """Stein's rule: how many replicates the first stage's variance asks for."""
@@ -221,12 +258,12 @@ class Evaluation:
         what = f"be within reach of budget = {self.effort.budget:,} network evaluations"
         raise ValueError(must(self.integrand.name, "tolerance", what, f"{self.effort.tolerance:g} bits/dim", hint))
 
-    def _cost(self, replicates: int) -> int:
-        return replicates * self.images * self.draws * self.integrand.evaluations
+    def _cost(self, replicates: int, draws: int | None = None) -> int:
+        return replicates * self.images * (draws or self.draws) * self.integrand.evaluations
 
     def _stage(self, mine: Measurement, replicates: int) -> Measurement:
         device = self.integrand.x.device
-        own = torch.arange(self.share.index, self.images, self.share.count)
+        own, pilot = self.own, self.design.evaluations
         each = self.draws * self.integrand.evaluations
         failure = None
         try:
@@ -238,7 +275,8 @@ class Evaluation:
                     errors = self._replicate(mine, rows, replicate, device)
                     seen.extend([errors] if self.profile is not None else [])
                     if self.progress is not None:
-                        self.progress(int(mine.terms.count.sum()) * each, replicates * len(own) * each)
+                        done = pilot + int(mine.terms.count.sum()) * each
+                        self.progress(done, pilot + replicates * len(own) * each)
                 if self.profile is not None and seen:
                     self.profile.update(*(torch.cat(column) for column in zip(*seen, strict=True)))
                 if self.checkpoint is not None and begun < replicates:

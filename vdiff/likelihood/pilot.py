@@ -6,6 +6,7 @@ coefficients that lessen just this variance.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -87,8 +88,39 @@ class Design:
         return self
 
 
-def run_pilot(integrand: Integrand, plan: Plan, seed: int, batch: int) -> Design:
-    """Fit a plan to an integrand.
+def pilot_evaluations(integrand: Integrand, plan: Plan) -> int:
+    """How many network evaluations the pilot of a plan takes.
+
+    >>> from vdiff import Categorical, Lattice, Linear
+    >>> decoder = Categorical(levels=2)
+    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> integrand = Integrand(model, data, Linear(), decoder)
+    >>> pilot_evaluations(integrand, Plan()), pilot_evaluations(integrand, Plan.plain())
+    (8192, 0)
+    """
+    fitted = plan.importance is not False or plan.controls or plan.baseline
+    if not fitted and plan.antithetic is not None:
+        return 0
+    signs = _signs(plan)
+    return 2 * len(signs) * _pairs(integrand, plan, signs) * integrand.evaluations
+
+
+def _signs(plan: Plan) -> tuple[int, ...]:
+    return (1,) if plan.antithetic is False else (1, -1)
+
+
+def _pairs(integrand: Integrand, plan: Plan, signs: tuple[int, ...]) -> int:
+    return max(PER_BIN, plan.pilot // (2 * len(signs) * integrand.evaluations))
+
+
+def run_pilot(
+    integrand: Integrand,
+    plan: Plan,
+    seed: int,
+    batch: int,
+    told: Callable[[int], None] = lambda done: None,
+) -> Design:
+    """Fit a plan to an integrand; `told` hears how many network evaluations are done.
 
     >>> from vdiff import Categorical, Lattice, Linear
     >>> decoder = Categorical(levels=2)
@@ -97,13 +129,14 @@ def run_pilot(integrand: Integrand, plan: Plan, seed: int, batch: int) -> Design
     >>> design.variance["control variates"] < design.variance["importance density"] < design.variance["stratified times"]
     True
     """
-    if plan.importance is False and not plan.controls and not plan.baseline and plan.antithetic is not None:
-        return Design(plan, antithetic=plan.antithetic)
+    if not pilot_evaluations(integrand, plan):
+        return Design(plan, antithetic=bool(plan.antithetic))
+    told(0)
     controls = tuple(control.fit(integrand.x) for control in plan.controls)
-    signs = (1,) if plan.antithetic is False else (1, -1)
-    pairs = max(PER_BIN, plan.pilot // (2 * len(signs) * integrand.evaluations))
+    signs = _signs(plan)
+    pairs = _pairs(integrand, plan, signs)
     bins = max(1, min(BINS, pairs // PER_BIN, integrand.steps or BINS))
-    loss, values, t = _draw(integrand, controls, pairs, signs, seed, batch)
+    loss, values, t = _draw(integrand, controls, pairs, signs, seed, batch, told)
     place = bins_of(t, bins)
     level = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, loss.mean((0, 1))) / torch.bincount(place, minlength=bins)
     fits = {False: _Fit(loss[:, 0], values[:, 0], level, place)}
@@ -179,7 +212,13 @@ def integral_by_bin(level: Tensor, bins: int) -> Tensor:
 
 
 def _draw(
-    integrand: Integrand, controls: tuple[FittedControl, ...], pairs: int, signs: tuple[int, ...], seed: int, batch: int
+    integrand: Integrand,
+    controls: tuple[FittedControl, ...],
+    pairs: int,
+    signs: tuple[int, ...],
+    seed: int,
+    batch: int,
+    told: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Diffusion terms (2, signs, pairs), controls (2, signs, pairs, controls) and times (pairs,)."""
     x, device = integrand.x, integrand.x.device
@@ -189,6 +228,7 @@ def _draw(
     loss = torch.empty(2, len(signs), pairs, dtype=torch.float64)
     values = torch.empty(*loss.shape, len(controls), dtype=torch.float64)
     noise = torch.randn(2, pairs, *x.shape[1:], dtype=x.dtype, device=device, generator=generator)  # whatever the batch
+    done = 0
     for part in torch.split(torch.arange(pairs, device=device), batch):
         at, when, place = rows[part], t[part], part.cpu()
         for first in range(2):
@@ -198,6 +238,8 @@ def _draw(
                 integrand.refuse_nonfinite(parts.sum(0), at, when)
                 loss[first, i, place] = parts[1].cpu()
                 values[first, i, place] = control_values(integrand, controls, at, when, eps).cpu()
+                done += len(part) * integrand.evaluations
+                told(done)
     return loss, values, t.cpu()
 
 
@@ -211,4 +253,4 @@ def _smooth(v: Tensor) -> Tensor:
     return 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
 
 
-__all__ = ["Design", "run_pilot"]
+__all__ = ["Design", "pilot_evaluations", "run_pilot"]

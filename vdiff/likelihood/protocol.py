@@ -24,14 +24,12 @@ def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]
     1280
     """
     integrand, effort, design = run.integrand, run.effort, run.design
-    base, replicates = integrand.base, found.terms.replicates
+    (first, *others), replicates = integrand.sides, found.terms.replicates
     return {
         **of_data(integrand.data),
-        "decoder": repr(integrand.decoder),
+        **first.name(""),
         "levels": getattr(integrand.decoder, "levels", None),
-        "logsnr": [base.logsnr_min, base.logsnr_max],
-        "T": "∞" if integrand.steps is None else integrand.steps,
-        "schedule": None if integrand.steps is None else repr(base),
+        **(others[0].name("second") if others and others[0].name("") != first.name("") else {}),
         "draws": run.draws,
         "replicates": replicates,
         "evaluations": replicates * run.images * run.draws * integrand.evaluations + design.evaluations,

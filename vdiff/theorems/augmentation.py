@@ -18,7 +18,7 @@ from vdiff.schedule import Cosine, Linear
 from vdiff.theorems.bounds import marginal_kl
 from vdiff.theorems.integral import average_noise, levels, slope, squared
 from vdiff.theorems.paths import GaussianPath
-from vdiff.theorems.subject import HIGH, LOW, Subject, biased, line
+from vdiff.theorems.subject import FEWEST, HIGH, LOW, TIMES, Subject, biased, line
 from vdiff.theorems.theorem import Sides, at_least, equal, paired, theorem
 from vdiff.weighting import EDM, ELBO, MSE, Sigmoid, Weighting
 
@@ -255,17 +255,20 @@ def _(subject: Subject) -> Sides:
 
 
 def _augmented(subject: Subject, weighting: Weighting, noise: Weighting) -> Sides:
-    """L_w/w(λ_min) against the plain bound of data noised by p_w of a weighting: any network."""
-    generator, x = subject.generator("augmentation"), subject.rows(4096)
-    options: dict[str, Any] = {
-        "schedule": Linear(HIGH, LOW),
-        "eps": torch.randn(x.shape, generator=generator, dtype=torch.float64),
-        "generator": generator,
-    }
+    """L_w/w(λ_min) against the plain bound of data noised by p_w of a weighting: any network.
+
+    Draws at one (x, ε) lie far apart in the batch, hence in time: their mean hardly varies.
+    """
+    generator, groups = subject.generator("augmentation"), max(FEWEST, 4 * subject.draws // TIMES)
+    x = subject.rows(groups)
+    eps = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    x, eps = (v.repeat(TIMES, *(1 for _ in v.shape[1:])) for v in (x, eps))
+    options: dict[str, Any] = {"schedule": Linear(HIGH, LOW), "eps": eps, "generator": generator}
     law = Augmentation(noise, HIGH, LOW)
     drawn = augmented_elbo(subject.model, x, augmentation=law, **options)
     weighted = weighted_elbo(subject.model, x, weighting=weighting, **options)
-    return paired(drawn, weighted / weighting(torch.tensor(LOW, dtype=torch.float64)))
+    weighted = weighted / weighting(torch.tensor(LOW, dtype=torch.float64))
+    return paired(drawn.view(TIMES, groups).mean(0), weighted.view(TIMES, groups).mean(0))
 
 
 @theorem(source=f"{SOURCE}, theorem 1", given="the noise of the augmentation is drawn from p_w", any_network=True)

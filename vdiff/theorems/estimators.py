@@ -87,9 +87,18 @@ def rao_blackwell_law_of_any_network(subject: Subject) -> Sides:
     mean, generator = reverse_kl(prediction, x, eps, step), subject.generator("z_s")
     draws = torch.stack(
         [
-            (reverse_log_ratio(prediction, x, eps, step, torch.randn(x.shape, generator=generator, dtype=torch.float64)) - mean).square()
+            (
+                reverse_log_ratio(
+                    prediction,
+                    x,
+                    eps,
+                    step,
+                    torch.randn(x.shape, generator=generator, dtype=torch.float64),
+                )
+                - mean
+            ).square()
             / mean
-            for _ in range(512)
+            for _ in range(2048)
         ]
     )
     return sampled(draws.mean(1), 2.0)
@@ -235,7 +244,7 @@ def _(subject: Subject) -> Sides:
 
 def _paths(subject: Subject, inside: bool) -> Sides:
     """Both estimators on the same paths, in groups of 8."""
-    x = subject.rows(1024)
+    x = subject.rows(max(16, subject.draws))
     path = path_bound(subject.model, x, schedule=CHAIN, decoder=GaussianDecoder(), steps=STEPS, generator=subject.generator("both"))
     log_ratio, closed = path.log_ratio.view(-1, 8), path.rao_blackwell.view(-1, 8).mean(1)
     return paired(log_ratio.mean(1) if inside else math.log(8) - torch.logsumexp(-log_ratio, 1), closed)

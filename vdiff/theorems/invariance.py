@@ -14,11 +14,9 @@ from vdiff.schedule import Cosine, Schedule
 from vdiff.theorems.chains import total
 from vdiff.theorems.integral import expected_loss, levels
 from vdiff.theorems.shapes import BENT, CORNERS, FIXED, LEARNED
-from vdiff.theorems.subject import HIGH, LOW, Reexpressed, Subject
+from vdiff.theorems.subject import HIGH, LOW, TIMES, Reexpressed, Subject
 from vdiff.theorems.theorem import Sides, equal, paired, theorem
 from vdiff.weighting import EDM, MSE, Sigmoid, Weighting, loss_factor
-
-DRAWS = 4096
 
 
 def _mse(schedules: dict[str, Schedule], subject: Subject, weighting: Weighting, steps: int | None = None) -> Tensor:
@@ -63,36 +61,61 @@ def _(subject: Subject) -> Sides:
     return equal(losses, losses[0], rel=2e-7, why="")
 
 
-def _drawn(subject: Subject, name: str, n: int = DRAWS) -> tuple[Tensor, Tensor, Tensor]:
+def _drawn(subject: Subject, name: str, n: int) -> tuple[Tensor, Tensor, Tensor]:
     generator, x = subject.generator(name), subject.rows(n)
     return x, torch.randn(x.shape, generator=generator, dtype=torch.float64), torch.rand(n, generator=generator, dtype=torch.float64)
+
+
+def _strata(schedule: Schedule, place: Tensor) -> tuple[Tensor, Tensor]:
+    """A time in each of strata that are equal in λ, and their number times their width in t.
+
+    The mean of width · f(t) is that of f over uniform t, whatever the strata are.
+    """
+    times = place.shape[1]
+    edges = schedule.inverse(torch.linspace(HIGH, LOW, times + 1, dtype=torch.float64), clamp=True)
+    edges[0], edges[-1] = 0.0, 1.0
+    width = edges.diff()
+    return (edges[:-1] + width * place).flatten(), (times * width).repeat(len(place))
 
 
 @theorem(source="VDM, arXiv:2107.00630, section 5.1", given="time is continuous", any_network=True)
 def schedule_invariance_of_any_network(subject: Subject) -> Sides:
     """Sampled with two schedules between the same ends, the loss of any network has the same mean."""
-    x, eps, t = _drawn(subject, "schedules")
-    losses = [weighted_elbo(subject.model, x, schedule=FIXED[name], weighting=Sigmoid(2.0), t=t, eps=eps) for name in ("cosine", "normal")]
-    return paired(*losses)
+    (x, eps, place), w = subject.grouped("schedules"), Sigmoid(2.0)
+
+    def loss(schedule: Schedule) -> Tensor:
+        t, width = _strata(schedule, place)
+        found = weighted_elbo(subject.model, x, schedule=schedule, weighting=w, t=t, eps=eps)
+        return width * found
+
+    return paired(loss(FIXED["cosine"]), loss(FIXED["normal"]), group=TIMES)
 
 
 @schedule_invariance_of_any_network.without("time is continuous")
 def _(subject: Subject) -> Sides:
-    x, eps, t = _drawn(subject, "schedules")
-    t = (torch.floor(4 * t) + 1) / 4
-    names = ("cosine", "normal")
-    return paired(*(weighted_elbo(subject.model, x, schedule=FIXED[n], weighting=Sigmoid(2.0), steps=4, t=t, eps=eps) for n in names))
+    (x, eps, place), w = subject.grouped("schedules"), Sigmoid(2.0)
+    t = (torch.floor(4 * _strata(FIXED["linear"], place)[0]) + 1) / 4
+
+    def loss(schedule: Schedule) -> Tensor:
+        model = subject.model
+        return weighted_elbo(model, x, schedule=schedule, weighting=w, steps=4, t=t, eps=eps)
+
+    return paired(loss(FIXED["cosine"]), loss(FIXED["normal"]), group=TIMES)
 
 
 def _importance(subject: Subject, divided: bool) -> Sides:
     """½ w/p ‖e‖² with λ drawn from p, by hand, against the library's loss under another schedule."""
-    x, eps, u = _drawn(subject, "importance")
+    x, eps, place = subject.grouped("importance")
     p = FIXED["normal"]
+    u, width = _strata(p, place)
     lam = p(u)
     error = predict_at(subject.model, x, eps, lam, {}).squared_error(x, eps)
     density = p.density(lam) if divided else 1 / (HIGH - LOW)
-    left = 0.5 * EDM()(lam) / density * error
-    return paired(left, weighted_elbo(subject.model, x, schedule=FIXED["linear"], weighting=EDM(), t=1 - u, eps=eps))
+    left = width * 0.5 * EDM()(lam) / density * error
+    t, _ = _strata(FIXED["linear"], place)
+    linear = FIXED["linear"]
+    right = weighted_elbo(subject.model, x, schedule=linear, weighting=EDM(), t=t, eps=eps)
+    return paired(left, right, group=TIMES)
 
 
 @theorem(source="VDM++, arXiv:2303.00848, eq. 6", given="the density of the draws is divided out", any_network=True)

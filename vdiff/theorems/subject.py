@@ -16,6 +16,8 @@ from vdiff.parameterization import Eps, Parameterization, Prediction, V
 from vdiff.times import generator_of
 
 ROWS, CHUNK = 64, 256  # rows of a user's data, and how many their network sees at once
+DRAWS = 4096  # evaluations of the network for each side of a sampled theorem
+TIMES, FEWEST = 64, 16  # stratified times of one (x, ε), and the fewest groups of them
 HIGH, LOW = 8.0, -5.0  # between these λ a user's network is asked: inside DDPM's, VDM's and flow matching's own ends
 
 
@@ -150,9 +152,10 @@ class Subject:
     oracle: GaussianMixture = field(default_factory=mixture)
     model: Model = field(default_factory=random_network)
     x: Tensor = field(default_factory=lambda: plane().sample(ROWS, generator_of(0, 0, "data")))
+    draws: int = DRAWS
 
     @classmethod
-    def of(cls, model: Model, data: Tensor) -> "Subject":
+    def of(cls, model: Model, data: Tensor, draws: int = DRAWS) -> "Subject":
         """A user's model and the first rows of their data, as the network sees it.
 
         >>> Subject.of(random_network(), torch.zeros(3, 2)).x.dtype
@@ -163,7 +166,7 @@ class Subject:
             raise TypeError(must("verify", "model", "be called as model(z, logsnr) and return a Prediction", repr(model), hint))
         check_data("verify", data, "data")
         rows = data[:ROWS].detach()
-        return cls(model=Wide(model, rows), x=rows.to("cpu", torch.float64))
+        return cls(model=Wide(model, rows), x=rows.to("cpu", torch.float64), draws=draws)
 
     def rows(self, n: int) -> Tensor:
         """n rows of x, over and over again.
@@ -172,6 +175,21 @@ class Subject:
         torch.Size([1000, 2])
         """
         return self.x.repeat(math.ceil(n / len(self.x)), *(1 for _ in self.x.shape[1:]))[:n]
+
+    def grouped(self, name: str, times: int = TIMES) -> tuple[Tensor, Tensor, Tensor]:
+        """`draws` in groups that have one (x, ε): x, ε, and a place in each of `times` strata.
+
+        The mean over a group's strata hardly varies, and groups are independent.
+
+        >>> x, eps, place = Subject(draws=1024).grouped("an example")
+        >>> x.shape, place.shape
+        (torch.Size([1024, 2]), torch.Size([16, 64]))
+        """
+        generator, groups = self.generator(name), max(FEWEST, self.draws // times)
+        x = self.rows(groups)
+        eps = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        place = torch.rand(groups, times, generator=generator, dtype=torch.float64)
+        return x.repeat_interleave(times, 0), eps.repeat_interleave(times, 0), place
 
     def generator(self, name: str) -> torch.Generator:
         """The draws of one theorem, the same in each run.

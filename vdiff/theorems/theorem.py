@@ -110,12 +110,15 @@ def sampled(draws: Tensor, right: Tensor | float) -> Sides:
     return Sides(draws.mean(0), right, ERRORS * draws.std(0) / len(draws) ** 0.5, f"{ERRORS:g} standard errors of {len(draws)} draws")
 
 
-def paired(left: Tensor, right: Tensor) -> Sides:
+def paired(left: Tensor, right: Tensor, group: int = 1) -> Sides:
     """The means of two estimates of one number from the same draws, in standard errors of their difference.
+
+    So many draws in a row as `group` says belong together; their means are independent.
 
     >>> paired(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 1.5])).holds
     True
     """
+    left, right = (v.view(-1, group).mean(1) for v in (left, right))
     difference = left - right
     error = difference.std(0) / len(difference) ** 0.5
     return Sides(left.mean(0), right.mean(0), ERRORS * error, f"{ERRORS:g} standard errors of {len(difference)} paired draws")

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdiff.errors import did_you_mean, must
+from vdiff.errors import check_positive_int, did_you_mean, must
 from vdiff.likelihood.integrand import evaluating
 from vdiff.loss import Model
 from vdiff.theorems.errata import ERRATA
-from vdiff.theorems.subject import Subject
+from vdiff.theorems.subject import DRAWS, Subject
 from vdiff.theorems.theorem import THEOREMS, Function, Sides
 from vdiff.theorems.topics import by_topic
 
-HEAD = ("theorem", "left", "", "right", "difference", "allowed", "verdict")
+HEAD = ("theorem", "left", "", "right", "difference", "allowed", "%", "verdict")
 NOT_OF_THE_NETWORK = (
     "These theorems hold of every function of (z, λ): they check the bound's arithmetic on this model, not that the network is right.\n"
     "Whether it is, is asked by `vdiff verify --estimators --model`, of data whose bits are known."
@@ -55,10 +55,15 @@ class Verdict:
 
     @property
     def row(self) -> tuple[str, ...]:
-        """The columns of the table: of many cases, the one nearest to failing."""
+        """The columns of the table: of many cases, the one nearest to failing.
+
+        What is allowed is also said in percent of the right side: smaller errors are not seen.
+        """
         left, right, allowed = self.sides.worst
         name = f"  without: {self.dropped}" if self.dropped else self.name
-        return name, f"{left:.6g}", self.sides.relation, f"{right:.6g}", f"{left - right:.1e}", f"{allowed:.1e}", self.word
+        share = f"{100 * allowed / abs(right):.2g}" if right else ""
+        numbers = f"{left:.6g}", self.sides.relation, f"{right:.6g}", f"{left - right:.1e}"
+        return name, *numbers, f"{allowed:.1e}", share, self.word
 
 
 class Report(list[Verdict]):
@@ -95,6 +100,7 @@ def verify(
     *,
     names: Iterable[str] | None = None,
     errata: bool = False,
+    draws: int = DRAWS,
 ) -> Report:
     """Verify the theory numerically: both sides of every theorem, by different routes, in float64.
 
@@ -109,6 +115,9 @@ def verify(
         data: (batch, …) data as the network sees it, floating; of many rows the first 64 are used.
         names: names of theorems or topics to run; all by default.
         errata: run the errata of the sources instead of the theorems: the printed form must fail, the right one hold.
+        draws: evaluations of the model for each side of a sampled theorem, within a factor of 8.
+            Sides that differ by less than five standard errors count as equal. The table says
+            how many percent these are: smaller errors are not seen. By default they are a few.
 
     Returns:
         A `Report`, a list of `Verdict`s that prints as a table. A theorem that raises an error FAILS, with the error in its row.
@@ -122,6 +131,7 @@ def verify(
     >>> report.ok
     True
     """
+    check_positive_int("verify", "draws", draws)
     if errata:
         chosen_errata = _chosen(names, {name: [name] for name in ERRATA}, list(ERRATA))
         return Report(v for name in chosen_errata for v in _corrected(name))
@@ -132,9 +142,12 @@ def verify(
     topics = {topic: [t.name for t in theorems] for topic, theorems in by_topic().items()}
     ordered = [name for theorems in topics.values() for name in theorems]
     if model is None or data is None:
-        subject, allowed = Subject(), ordered
+        subject, allowed = Subject(draws=draws), ordered
     else:
-        subject, allowed = Subject.of(model, data), [name for name in ordered if THEOREMS[name].any_network]
+        subject, allowed = (
+            Subject.of(model, data, draws),
+            [name for name in ordered if THEOREMS[name].any_network],
+        )
     chosen = _chosen(names, {**topics, **{name: [name] for name in THEOREMS}}, allowed)
     with evaluating(model):
         if model is not None:
