@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import checking, must, names_arrays, shown, transformed
-from vdiff.gaussian import HALF, at_least_float32, per_example, wide
+from vdiff.gaussian import HALF, at_least_float32, per_example, wide, wide_number
 from vdiff.parameterization import Parameterization, Prediction, check_parameterization
 from vdiff.schedule import Schedule, Tabulated
 from vdiff.schedule.base import home
@@ -74,11 +74,6 @@ class ScaledGamma:
 
     def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
         self.logsnr_max, self.logsnr_min = logsnr_max, logsnr_min
-
-    @property
-    def logsnr_range(self) -> Ends:
-        """(λ_min, λ_max) between which it is meant to be used."""
-        return self.logsnr_min, self.logsnr_max
 
     @names_arrays
     def __call__(self, logsnr: Tensor) -> Tensor:
@@ -160,10 +155,10 @@ class Denoiser(nn.Module):
     not count. Where there are both float16 and bfloat16, z comes in float32. A network without such
     parameters gets z as it is. Times come in float32 at least. The output is cast to the dtype of z.
 
-    A function of λ may have a `logsnr_range`, (λ_min, λ_max): `ScaledGamma`, `ScheduleTime` and
-    `TableStep` have one. A loss, an evaluation or a sampler that asks beyond it warns once. An
-    evaluation also warns beyond `trained`, the (λ_min, λ_max) that the backward passes of losses
-    have noted here (None before the first). You may set `trained`.
+    A function of λ that says the same for all λ beyond two ends has them as `logsnr_range`,
+    (λ_min, λ_max), as `ScheduleTime` and `TableStep` do. A loss, an evaluation or a sampler that
+    asks beyond it warns once. An evaluation also warns beyond `trained`, the (λ_min, λ_max) that
+    the backward passes of losses have noted here (None before the first). You may set `trained`.
 
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the posterior's by default). For one
     that is learned, such as `Range()`, the network returns twice the channels: the target first, the variance behind it.
@@ -293,7 +288,7 @@ def warn_beyond(
     """Warn, once for each model and ends, where a schedule asks for log-SNRs that the model's time
     does not know. In an evaluation, warn also of log-SNRs that it was not trained on. A call that
     records no gradient is an evaluation."""
-    if not isinstance(model, nn.Module) or "meta" in (home(model).type, home(schedule).type):
+    if not isinstance(model, nn.Module) or home(model).type == "meta":
         return
     evaluation = evaluation or not (model.training and torch.is_grad_enabled())
     ends = id(schedule) if schedule.learns_ends else schedule.ends()
@@ -302,10 +297,12 @@ def warn_beyond(
     if key in seen:
         return
     seen.add(key)
+    place = home(schedule)
+    if place.type == "meta":
+        return
     with torch.no_grad():
-        first = 0.0 if steps is None else 1 / steps
-        start = torch.tensor(first, dtype=torch.float64, device=home(schedule))
-        asked = schedule.logsnr_min, schedule(start).item()
+        first = wide_number(0.0 if steps is None else 1 / steps, place)
+        asked = schedule.logsnr_min, schedule(first).item()
         _warn(name, model, asked, lambda known: _share(schedule, steps, known), evaluation)
 
 
@@ -352,11 +349,12 @@ def _mean(bad: Tensor) -> float:
 
 def _share(schedule: Schedule, steps: int | None, known: Ends) -> float:
     """The share of a schedule's draws outside a range."""
+    place = home(schedule)
     if steps is not None and steps <= MANY:
-        t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        return _mean(_outside(schedule(t.to(home(schedule))), known))
+        t = wide(torch.arange(1, steps + 1, device=place)) / steps
+        return _mean(_outside(schedule(t), known))
     within = max(known[0], schedule.logsnr_min), min(known[1], schedule.logsnr_max)
-    levels = torch.tensor(within, dtype=torch.float64).to(home(schedule))
+    levels = torch.stack([wide_number(end, place) for end in within])
     last, first = schedule.inverse(levels, clamp=True).tolist()
     return float(first + 1 - last)
 
