@@ -288,7 +288,7 @@ def warn_beyond(
     """Warn, once for each model and ends, where a schedule asks for log-SNRs that the model's time
     does not know. In an evaluation, warn also of log-SNRs that it was not trained on. A call that
     records no gradient is an evaluation."""
-    if not isinstance(model, nn.Module) or home(model).type == "meta":
+    if not isinstance(model, nn.Module):
         return
     evaluation = evaluation or not (model.training and torch.is_grad_enabled())
     ends = id(schedule) if schedule.learns_ends else schedule.ends()
@@ -298,7 +298,7 @@ def warn_beyond(
         return
     seen.add(key)
     place = home(schedule)
-    if place.type == "meta":
+    if "meta" in (place.type, home(model).type):
         return
     with torch.no_grad():
         first = wide_number(0.0 if steps is None else 1 / steps, place)
