@@ -1,8 +1,10 @@
-"""Train a small diffusion model on scikit-learn's digits and report its bits per dimension on held-out images.
+"""Train a small diffusion model on scikit-learn's digits and report its bits per dimension on
+held-out images.
 
-Data: 1,797 real 8x8 scans with 17 grey levels, 1,300 to train on, 297 for the test. Model: a U-Net of about 0.2 million
-parameters that predicts x, trained on the evidence lower bound for 4,000 steps. About seven minutes on two idle cores
-(0.08 s a step), more where they are busy; expect about 1.69 bits/dim on the test set, Monte Carlo standard error 0.002.
+Data: 1,797 real 8x8 scans with 17 grey levels, 1,300 to train on, 297 for the test. Model: a U-Net
+of about 0.2 million parameters that predicts x, trained on the evidence lower bound for 4,000
+steps. About seven minutes on two idle cores (0.08 s a step), more where they are busy; expect
+about 1.69 bits/dim on the test set, Monte Carlo standard error 0.002.
 
     python examples/digits.py --out runs/digits
 
@@ -30,8 +32,21 @@ from vdiff.training import Config, Run, train
 
 def config_of(steps: int, seed: int) -> Config:
     return Config(
-        network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 30, "multipliers": [1, 1], "dropout": 0.35},
-        schedule={"name": "Normal", "mean": 2.5, "std": 3.0, "logsnr_max": 9.0, "logsnr_min": -7.0},
+        network={
+            "name": "UNet",
+            "channels": 1,
+            "channels_out": LEVELS,
+            "width": 30,
+            "multipliers": [1, 1],
+            "dropout": 0.35,
+        },
+        schedule={
+            "name": "Normal",
+            "mean": 2.5,
+            "std": 3.0,
+            "logsnr_max": 9.0,
+            "logsnr_min": -7.0,
+        },
         decoder={"name": "Categorical", "levels": LEVELS},
         weight_decay=0.05,
         steps=steps,
@@ -47,11 +62,25 @@ def at_least_one(text: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="runs/digits", help="run folder (default: %(default)s)")
-    parser.add_argument("--steps", type=at_least_one, default=4000, help="training steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the noise (default: %(default)s)")
-    parser.add_argument("--draws", type=at_least_one, default=64, help="times per test image and replicate (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=at_least_one, default=4000, help="training steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the weights, the batches and the noise (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--draws",
+        type=at_least_one,
+        default=64,
+        help="times per test image and replicate (default: %(default)s)",
+    )
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     started, images, config = time.time(), digits(), config_of(options.steps, options.seed)
@@ -63,10 +92,28 @@ def main() -> None:
         assert isinstance(averaged, Objective)
         return measure(averaged, images.selection, draws=8, replicates=2).total.value
 
-    objective = train(objective, images.train, config, log=run.log, validate=selection_bound, every=max(1, config.steps // 8))
+    objective = train(
+        objective,
+        images.train,
+        config,
+        log=run.log,
+        validate=selection_bound,
+        every=max(1, config.steps // 8),
+    )
     run.save(objective)
-    profiles = {"test set": vdiff.Profile(config.schedule["logsnr_min"], config.schedule["logsnr_max"], bins=40)}
-    report = measure(objective, images.test, draws=options.draws, replicates=4, profile=profiles["test set"], label="testing")
+    profiles = {
+        "test set": vdiff.Profile(
+            config.schedule["logsnr_min"], config.schedule["logsnr_max"], bins=40
+        )
+    }
+    report = measure(
+        objective,
+        images.test,
+        draws=options.draws,
+        replicates=4,
+        profile=profiles["test set"],
+        label="testing",
+    )
     baselines = {name: fit(images.train, images.test, LEVELS) for name, fit in BASELINES.items()}
     table = render(report, baselines)
     write_text(run.folder / "table.txt", table + "\n")
@@ -80,12 +127,20 @@ def main() -> None:
     }
     write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     say(f"\n{table}\n")
-    draw_figures(run, objective, images.test, profiles, min(baselines.items(), key=lambda item: item[1]))
+    draw_figures(
+        run, objective, images.test, profiles, min(baselines.items(), key=lambda item: item[1])
+    )
     say(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
 
 
 def measure(
-    objective: Objective, data: torch.Tensor, *, draws: int, replicates: int, profile: vdiff.Profile | None = None, label: str = ""
+    objective: Objective,
+    data: torch.Tensor,
+    *,
+    draws: int,
+    replicates: int,
+    profile: vdiff.Profile | None = None,
+    label: str = "",
 ) -> Report:
     assert objective.decoder is not None
     with Bar(len(data) * draws * replicates, "eval", label, quiet=not label) as bar:
@@ -108,12 +163,22 @@ def render(report: Report, baselines: dict[str, float]) -> str:
 
 
 def draw_figures(
-    run: Run, objective: Objective, test: torch.Tensor, profiles: dict[str, vdiff.Profile], baseline: tuple[str, float]
+    run: Run,
+    objective: Objective,
+    test: torch.Tensor,
+    profiles: dict[str, vdiff.Profile],
+    baseline: tuple[str, float],
 ) -> None:
     assert objective.decoder is not None
     sampling = vdiff.Cosine(objective.schedule.logsnr_max, objective.schedule.logsnr_min)
     noise = torch.randn(50, *test.shape[1:], generator=generator_of(0, 0, "samples"))
-    made = vdiff.sample(objective.model, noise, schedule=sampling, steps=100, generator=generator_of(0, 1, "samples"))
+    made = vdiff.sample(
+        objective.model,
+        noise,
+        schedule=sampling,
+        steps=100,
+        generator=generator_of(0, 1, "samples"),
+    )
     with atomic_write(run.figures / "samples.png") as path:
         plots.samples(path, objective.decoder.decode(made), test[:50], levels=LEVELS)
     with atomic_write(run.figures / "schedule.png") as path:

@@ -1,8 +1,10 @@
-"""Samplers side by side on data whose denoiser is known: where each ends after twelve evaluations, guidance, the way back.
+"""Samplers side by side on data whose denoiser is known: where each ends after twelve evaluations,
+guidance, the way back.
 
-Data: a ring of eight Gaussians in the plane, whose left and right are two classes. Ten seconds on one idle core. Expect `adams`
-0.008 from the exact end points (root mean square), `ddim` 0.04, `dpmpp_2m` 0.06 and `heun` 0.16; guidance that moves the samples of a
-class away from the other; and an encoding that returns to the noise it came from within 1e-9. The figure has what is exact in
+Data: a ring of eight Gaussians in the plane, whose left and right are two classes. Ten seconds on
+one idle core. Expect `adams` 0.008 from the exact end points (root mean square), `ddim` 0.04,
+`dpmpp_2m` 0.06 and `heun` 0.16; guidance that moves the samples of a class away from the other;
+and an encoding that returns to the noise it came from within 1e-9. The figure has what is exact in
 gray behind what was made.
 
     python examples/samplers.py --out samplers.png
@@ -30,7 +32,9 @@ SOLVED = partial(vdiff.ode, method="dopri8", rtol=1e-9, atol=1e-9)
 
 
 def mixture(means: Tensor) -> vdiff.GaussianMixture:
-    return vdiff.GaussianMixture(torch.full((len(means),), 1 / len(means)), means, torch.full_like(means, 0.1**2))
+    return vdiff.GaussianMixture(
+        torch.full((len(means),), 1 / len(means)), means, torch.full_like(means, 0.1**2)
+    )
 
 
 RING = mixture(MEANS)
@@ -44,7 +48,9 @@ def of_class(z: Tensor, logsnr: Tensor, label: Tensor) -> vdiff.Prediction:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="samplers.png", help="the figure (default: %(default)s)")
     options = parser.parse_args()
     noise = torch.randn(1500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -64,7 +70,14 @@ def main() -> None:
     say(f"{'step':<12}{'evaluations':>12}{'distance from the exact end':>30}")
     for panel, (name, (step, schedule, steps)) in zip(axes[1:], samplers.items(), strict=False):
         counted = Counted(RING)
-        made = vdiff.sample(counted, noise, schedule=schedule, steps=steps, step=step, generator=torch.Generator().manual_seed(1))
+        made = vdiff.sample(
+            counted,
+            noise,
+            schedule=schedule,
+            steps=steps,
+            step=step,
+            generator=torch.Generator().manual_seed(1),
+        )
         distance = (made - exact).square().sum(1).mean().sqrt().item()
         shown = "a random end" if step is vdiff.ancestral else f"{distance:.4f}"
         say(f"{name:<12}{counted.evaluations:>12}{shown:>30}")
@@ -74,7 +87,14 @@ def main() -> None:
     of_right = SOLVED(Counted(of_class, label=right), noise, *levels)
     for panel, scale in zip(axes[6:], (1.0, 3.0), strict=True):
         guided = vdiff.Guided(of_class, scale, unconditional={"label": NULL})
-        made = vdiff.sample(guided, noise, schedule=vdiff.few_steps(high, low), steps=20, step=vdiff.adams, label=right)
+        made = vdiff.sample(
+            guided,
+            noise,
+            schedule=vdiff.few_steps(high, low),
+            steps=20,
+            step=vdiff.adams,
+            label=right,
+        )
         scatter(panel, of_right, f"right half, guidance {scale:g}", made)
 
     encoded = vdiff.encode(RING, exact, schedule=vdiff.Linear(high, low), step=SOLVED)

@@ -1,4 +1,5 @@
-"""`python tests/soak_data.py 10000`: so many damaged data files, each of which loads right or is refused in words."""
+"""`python tests/soak_data.py 10000`: so many damaged data files, each of which loads right or is
+refused in words."""
 
 import gzip
 import resource
@@ -17,8 +18,8 @@ from vdiff.data.images import Images
 def outcomes(count: int, seed: int = 0) -> Counter[str]:
     """Damage `count` files of three kinds and read each without its checksum's help.
 
-    Raises where one does anything but load images
-    or be refused by a ValueError in the library's words, where code runs or a file is written, or where memory grows."""
+    Raises where one does anything but load images or be refused by a ValueError in the library's
+    words, where code runs or a file is written, or where memory grows."""
     form, packed, _ = small()
     third = -(-count // 3)
     data, labels = pictures(3)
@@ -41,7 +42,10 @@ def outcomes(count: int, seed: int = 0) -> Counter[str]:
                 seen[f"{kind} refused"] += 1
             else:
                 if isinstance(got, Images):
-                    fits = got.pixels.shape == (len(got.labels), 3, 32, 32) and got.pixels.dtype == torch.uint8
+                    fits = (
+                        got.pixels.shape == (len(got.labels), 3, 32, 32)
+                        and got.pixels.dtype == torch.uint8
+                    )
                     if not fits or not ((got.labels >= 0) & (got.labels < 10)).all():
                         raise AssertionError(f"{kind}: loaded {got.pixels.shape}, {got.labels}")
                 elif got != right:

@@ -121,7 +121,14 @@ def warned(call):
             "-5 to 10",
             0.5,
         ),
-        (ScheduleTime(Linear(5.0, -5.0)), LearnedLinear(10.0, -5.0), None, "-5 to 5", "-5 to 10", 1 / 3),
+        (
+            ScheduleTime(Linear(5.0, -5.0)),
+            LearnedLinear(10.0, -5.0),
+            None,
+            "-5 to 5",
+            "-5 to 10",
+            1 / 3,
+        ),
         (
             TableStep(Tabulated([5.0, 0.0, -4.0])),
             Tabulated([5.0, 0.0, -4.0, -math.inf]),
@@ -143,7 +150,10 @@ def test_times_that_are_asked_beyond_what_they_know(time, schedule, steps, known
     if share is not None:
         assert f"{100 * share:.3g} % of the draws lie outside" in said
     assert warned(call) == []  # once
-    assert len(warned(lambda: weighted_elbo(copy.deepcopy(model), X, schedule=schedule, steps=steps))) == 1
+    assert (
+        len(warned(lambda: weighted_elbo(copy.deepcopy(model), X, schedule=schedule, steps=steps)))
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +190,9 @@ def test_every_loss_evaluation_and_sampler_says_it():
         "hybrid": lambda one: hybrid(one, X, schedule=wide, steps=4, bound_weight=0.0),
         "path_bound": lambda one: path_bound(one, DATA, steps=4, **options),
         "evaluate": lambda one: evaluate(one, DATA, draws=2, replicates=2, **options),
-        "compare": lambda one: compare(told(lambda logsnr: logsnr), one, DATA, draws=2, replicates=2, **options),
+        "compare": lambda one: compare(
+            told(lambda logsnr: logsnr), one, DATA, draws=2, replicates=2, **options
+        ),
         "ode_likelihood": lambda one: ode_likelihood(one, X, schedule=wide),
         "path_importance": lambda one: path_importance(one, DATA, steps=4, samples=2, **options),
         "sample": lambda one: sample(one, z, schedule=wide, steps=5, step=ddim),
@@ -188,7 +200,9 @@ def test_every_loss_evaluation_and_sampler_says_it():
     for name, call in calls.items():
         said = warned(lambda call=call: call(told(TableStep(TABLE), V())))
         assert len(said) == 1, (name, said)
-        assert said[0].startswith(f"{name}: the network is told TableStep, which knows λ from -10.12 to 9.21"), said
+        assert said[0].startswith(
+            f"{name}: the network is told TableStep, which knows λ from -10.12 to 9.21"
+        ), said
         assert said[0].endswith("% of the draws lie outside (give both the same ends)")
         assert warned(lambda call=call: call(told(TableStep(TABLE), V()).eval())) != []
         assert warned(lambda call=call: call(told(lambda logsnr: logsnr, V()))) == []
@@ -210,7 +224,16 @@ def test_what_a_network_has_inside_is_found():
     network.time = FourierFeatures(32, of=TableStep(TABLE))
     inside = Denoiser(network, V())
     for model in (inside, Clipped(inside), nn.ModuleDict({"one": inside})["one"]):
-        assert len(warned(lambda model=model: sample(model, torch.randn(2, 2), schedule=Cosine(), steps=3, step=ddim))) == 1
+        assert (
+            len(
+                warned(
+                    lambda model=model: sample(
+                        model, torch.randn(2, 2), schedule=Cosine(), steps=3, step=ddim
+                    )
+                )
+            )
+            == 1
+        )
 
     class Own:
         logsnr_range = (-3.0, 3.0)
@@ -239,10 +262,14 @@ def test_an_evaluation_beyond_the_training_is_named():
         "evaluate: the network was trained on λ from -7 to 9, and is asked from -7 to 13.3: 21.2 % of the draws lie outside"
     )
     assert said.endswith("outside (evaluate it between the ends of its training)")
-    assert warned(lambda: evaluate(model, DATA, schedule=Cosine(13.3, -7.0), **options)) == []  # once
+    assert (
+        warned(lambda: evaluate(model, DATA, schedule=Cosine(13.3, -7.0), **options)) == []
+    )  # once
     for call in (
         lambda wide: ode_likelihood(model, X, schedule=wide),
-        lambda wide: path_importance(model, DATA, schedule=wide, decoder=DECODER, steps=100, samples=2),
+        lambda wide: path_importance(
+            model, DATA, schedule=wide, decoder=DECODER, steps=100, samples=2
+        ),
         lambda wide: compare(model, told(lambda logsnr: logsnr), DATA, schedule=wide, **options),
         lambda wide: compare(told(lambda logsnr: logsnr), model, DATA, schedule=wide, **options),
         lambda wide: elbo(model.eval(), DATA, schedule=wide, decoder=DECODER),
@@ -286,7 +313,9 @@ def test_learned_ends_are_noted_as_they_move():
     low, high = (float(end) for end in model.trained)
     assert (low, high) == pytest.approx((-8.0, 9.0), abs=1e-6)
     options = {"decoder": DECODER, "draws": 2, "replicates": 2}
-    assert len(warned(lambda: evaluate(model, DATA, schedule=schedule, **options))) == 1  # at −9 it never was
+    assert (
+        len(warned(lambda: evaluate(model, DATA, schedule=schedule, **options))) == 1
+    )  # at −9 it never was
     assert warned(lambda: evaluate(model, DATA, schedule=Linear(9.0, -8.0), **options)) == []
     copy.deepcopy(model)
 
@@ -299,7 +328,18 @@ def test_a_run_knows_what_it_was_trained_on(tmp_path):
     for objective in (averaged, Run(tmp_path).load()):
         assert objective.model.trained == (-7.0, 9.0)
         options = {"decoder": objective.decoder, "draws": 2, "replicates": 2}
-        assert warned(lambda o=objective, options=options: evaluate(o.model, data[:4], schedule=o.schedule, **options)) == []
-        (said,) = warned(lambda o=objective, options=options: evaluate(o.model, data[:4], schedule=Linear(), **options))
+        assert (
+            warned(
+                lambda o=objective, options=options: evaluate(
+                    o.model, data[:4], schedule=o.schedule, **options
+                )
+            )
+            == []
+        )
+        (said,) = warned(
+            lambda o=objective, options=options: evaluate(
+                o.model, data[:4], schedule=Linear(), **options
+            )
+        )
         assert "the network was trained on λ from -7 to 9, and is asked from -5 to 13.3" in said
     assert isinstance(config, Config)

@@ -1,4 +1,5 @@
-"""Numbers on the pages are those of the result files, rounded: a file that is measured again fails a page that quotes the old one."""
+"""Numbers on the pages are those of the result files, rounded: a file that is measured again fails
+a page that quotes the old one."""
 
 import re
 from pathlib import Path
@@ -9,9 +10,16 @@ from vdiff.theorems import THEOREMS
 
 ROOT = Path(__file__).parent.parent
 NUMBER = re.compile(r"(?<![\w.])[−-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
-EVALUATING, SAMPLERS, LEARNED, TRAINING = (f"docs/{name}.md" for name in ("evaluating", "samplers", "learned-schedule", "training"))
+EVALUATING, SAMPLERS, LEARNED, TRAINING = (
+    f"docs/{name}.md" for name in ("evaluating", "samplers", "learned-schedule", "training")
+)
 MOONS, LADDER, ORDERS, BITS = "two_moons.txt", "ladder.md", "step_order.txt", "digits_bits.txt"
-COSTS, FLOAT32, LOSSES, STEP = "evaluation_cost", "sampler_rounding.txt", "loss_overhead_cpu.txt", "train_step_cpu.txt"
+COSTS, FLOAT32, LOSSES, STEP = (
+    "evaluation_cost",
+    "sampler_rounding.txt",
+    "loss_overhead_cpu.txt",
+    "train_step_cpu.txt",
+)
 SMALL, SCHEDULES, COVERAGE = "patches_small.txt", "learned_schedule.txt", "coverage.txt"
 
 CLAIMS = [  # page, the text whose groups hold the numbers, the result file, what its lines contain
@@ -90,11 +98,15 @@ CLAIMS = [  # page, the text whose groups hold the numbers, the result file, wha
 
 
 def numbers(text):
-    return [number.replace("−", "-").replace(",", "") for number in NUMBER.findall(text.replace("–", " "))]
+    return [
+        number.replace("−", "-").replace(",", "")
+        for number in NUMBER.findall(text.replace("–", " "))
+    ]
 
 
 def rounds_to(value, written):
-    """Whether a value, rounded as far as a number is written, is that number; zeros at the end of an integer may be rounding."""
+    """Whether a value, rounded as far as a number is written, is that number; zeros at the end of
+    an integer may be rounding."""
     mantissa, _, exponent = written.partition("e")
     places = len(mantissa.partition(".")[2])
     zeros = 0 if "." in mantissa else len(mantissa) - len(mantissa.rstrip("0"))
@@ -102,7 +114,11 @@ def rounds_to(value, written):
 
 
 def lines(file, contains):
-    return [line for line in (ROOT / "benchmarks/results" / file).read_text(encoding="utf-8").splitlines() if contains in line]
+    return [
+        line
+        for line in (ROOT / "benchmarks/results" / file).read_text(encoding="utf-8").splitlines()
+        if contains in line
+    ]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim[0]}, {claim[1][:40]}")
@@ -112,7 +128,9 @@ def test_a_number_of_a_page_is_in_its_result_file(claim):
     written = [number for group in found.groups() for number in numbers(group)]
     assert written
     values = [abs(float(number)) for line in lines(file, contains) for number in numbers(line)]
-    missing = [n for n in written if not any(rounds_to(value, n.removeprefix("-")) for value in values)]
+    missing = [
+        n for n in written if not any(rounds_to(value, n.removeprefix("-")) for value in values)
+    ]
     assert not missing, (missing, lines(file, contains))
 
 
@@ -135,8 +153,19 @@ def test_the_table_of_losses_names_the_command_of_its_file():
 
 
 def test_quartiles_of_the_table_of_losses():
-    kept = [line for _, pattern, file, contains in CLAIMS if file == LOSSES for line in lines(file, contains)]
-    away = [max(high - median, median - low) for median, low, high in ([float(n) for n in numbers(line)][-6:-3] for line in kept)]
-    small, large = ([a for a, line in zip(away, kept, strict=True) if (line in kept[::2]) == first] for first in (True, False))
+    kept = [
+        line
+        for _, pattern, file, contains in CLAIMS
+        if file == LOSSES
+        for line in lines(file, contains)
+    ]
+    away = [
+        max(high - median, median - low)
+        for median, low, high in ([float(n) for n in numbers(line)][-6:-3] for line in kept)
+    ]
+    small, large = (
+        [a for a, line in zip(away, kept, strict=True) if (line in kept[::2]) == first]
+        for first in (True, False)
+    )
     assert [round(max(large), 2), round(sorted(small)[-1], 1)] == [0.07, 0.5]
     assert sorted(small)[-2] <= 0.151

@@ -1,4 +1,5 @@
-"""`vdiff evaluate`: a number with its errors and its protocol, resumed where it was cut off, the same over two processes."""
+"""`vdiff evaluate`: a number with its errors and its protocol, resumed where it was cut off, the
+same over two processes."""
 
 import json
 import math
@@ -24,7 +25,14 @@ from vdiff.likelihood import compare, evaluate
 from vdiff.training import Config, Run
 
 CONFIG = Config(
-    network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 8, "multipliers": [1], "heads": 1},
+    network={
+        "name": "UNet",
+        "channels": 1,
+        "channels_out": LEVELS,
+        "width": 8,
+        "multipliers": [1],
+        "heads": 1,
+    },
     schedule={"name": "Linear", "logsnr_max": 7.0, "logsnr_min": -6.0},
     ema=[0.5],
 )
@@ -43,7 +51,11 @@ def made(folder: Path, seed: int = 0, config: Config = CONFIG, scale: float = 0.
 
 @pytest.fixture(autouse=True)
 def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(command.DATA, "digits", lambda folder: Splits(*(part[:12] for part in splits("digits", folder))))
+    monkeypatch.setitem(
+        command.DATA,
+        "digits",
+        lambda folder: Splits(*(part[:12] for part in splits("digits", folder))),
+    )
 
 
 def call(*words: object) -> int:
@@ -58,7 +70,12 @@ def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
     assert f"{known['total']['value']:.4f}" in out
     assert known["total"]["monte_carlo"] > 0
     protocol = known["protocol"]
-    assert (protocol["images"], protocol["levels"], protocol["ema"], protocol["split"]) == (12, 17, 0.5, "test")
+    assert (protocol["images"], protocol["levels"], protocol["ema"], protocol["split"]) == (
+        12,
+        17,
+        0.5,
+        "test",
+    )
     objective = Run(run).load()
     again = evaluate(
         objective.model,
@@ -69,14 +86,24 @@ def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
         replicates=2,
     )
     assert again.total.value == pytest.approx(known["total"]["value"], rel=1e-9)
-    assert [path.name for path in run.iterdir() if path.name.startswith("evaluation")] == ["evaluation.json"]
+    assert [path.name for path in run.iterdir() if path.name.startswith("evaluation")] == [
+        "evaluation.json"
+    ]
     assert " s; in " in out
 
 
 def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
     """Without --steps it is that of the run's chain; the network is told the classes."""
     config = Config(
-        network={"name": "UNet", "channels": 1, "channels_out": 2, "width": 8, "multipliers": [1], "heads": 1, "labels": 10},
+        network={
+            "name": "UNet",
+            "channels": 1,
+            "channels_out": 2,
+            "width": 8,
+            "multipliers": [1],
+            "heads": 1,
+            "labels": 10,
+        },
         parameterization={"name": "Eps"},
         schedule={"name": "Tabulated.cosine_betas", "levels": 21},
         decoder={"name": "DiscretizedGaussian", "levels": LEVELS, "denoise": True, "clip": 0.01},
@@ -93,8 +120,15 @@ def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
     images, loaded = command.images_of("digits", "test", "data"), run.load()
 
     def bound(label, steps=20):
-        setting = {"schedule": loaded.schedule, "decoder": loaded.decoder, "draws": 4, "replicates": 2}
-        return evaluate(loaded.model, images.pixels, steps=steps, label=label, **setting).total.value
+        setting = {
+            "schedule": loaded.schedule,
+            "decoder": loaded.decoder,
+            "draws": 4,
+            "replicates": 2,
+        }
+        return evaluate(
+            loaded.model, images.pixels, steps=steps, label=label, **setting
+        ).total.value
 
     assert known["total"]["value"] == pytest.approx(bound(images.labels), rel=1e-9)
     assert known["total"]["value"] != pytest.approx(bound(0 * images.labels), rel=1e-6)
@@ -236,8 +270,11 @@ def test_an_evaluation_says_first_how_much_there_is_to_do(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(tmp_path, capsys, monkeypatch):
-    """Cut off in the second likelihood, the command goes on there; a solver that gives up is told of, and all else is written."""
+def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(
+    tmp_path, capsys, monkeypatch
+):
+    """Cut off in the second likelihood, the command goes on there; a solver that gives up is told
+    of, and all else is written."""
     run = made(tmp_path / "run")
     words = [run, "--draws", 4, "--replicates", 2, "--ode", "--ode-tolerance", 1e-2]
     solved, names = command.dequantized_ode, []
@@ -251,7 +288,11 @@ def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(tmp_pat
     monkeypatch.setattr(command, "dequantized_ode", cut)
     assert call(*words) == 130
     left = sorted(path.name for path in run.iterdir() if path.suffix == ".safetensors")
-    assert left == ["ema.safetensors", "evaluation.bound.0.safetensors", "evaluation.truncated.0.safetensors"]
+    assert left == [
+        "ema.safetensors",
+        "evaluation.bound.0.safetensors",
+        "evaluation.truncated.0.safetensors",
+    ]
 
     def gives_up(model, images, *, dequantization, resume, **settings):
         if type(dequantization).__name__ == "Uniform":
@@ -266,18 +307,26 @@ def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(tmp_pat
     assert known["failed"] == {"ODE, uniform dequantisation": "dequantized_ode: dopri5 gave up"}
     assert "FAILED: ODE, uniform dequantisation: dequantized_ode: dopri5 gave up" in out
     other = known["others"]["ODE, truncated normal dequantisation"]
-    assert other["gap"]["value"] == pytest.approx(known["total"]["value"] - other["estimate"]["value"])
+    assert other["gap"]["value"] == pytest.approx(
+        known["total"]["value"] - other["estimate"]["value"]
+    )
     assert re.fullmatch(r"Gaussian [0-9a-f]{16} at λ_min", other["protocol"]["prior"])
     assert other["protocol"]["prior fitted to"] == "12 training images"
     assert "bound minus this" in out
-    assert [path.name for path in run.iterdir() if path.suffix == ".safetensors"] == ["ema.safetensors"]
+    assert [path.name for path in run.iterdir() if path.suffix == ".safetensors"] == [
+        "ema.safetensors"
+    ]
     monkeypatch.undo()
 
 
 def test_a_state_of_another_evaluation_is_named_by_its_file(tmp_path, capsys, monkeypatch):
     run = made(tmp_path / "run")
     keep = command.Keeper(run / "evaluation.json").through
-    keep("bound", lambda resume, checkpoint, share: checkpoint({"key": torch.tensor(3)}), share=command.share_of_rank())
+    keep(
+        "bound",
+        lambda resume, checkpoint, share: checkpoint({"key": torch.tensor(3)}),
+        share=command.share_of_rank(),
+    )
     assert call(run, "--draws", 4, "--replicates", 2) == 2
     said = capsys.readouterr().err
     assert "'resume' must be the state of this evaluation" in said
@@ -303,7 +352,13 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, words, text):
 DECODER = Categorical(levels=4)
 ORACLE = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
 LEVELS_OF_FOUR = torch.arange(4).repeat(25)[:, None]
-SETTING = {"schedule": Linear(7.0, -6.0), "decoder": DECODER, "draws": 8, "batch": 64, "tolerance": 0.06}
+SETTING = {
+    "schedule": Linear(7.0, -6.0),
+    "decoder": DECODER,
+    "draws": 8,
+    "batch": 64,
+    "tolerance": 0.06,
+}
 
 
 class Stopped(Exception):
@@ -326,13 +381,21 @@ def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after
     with pytest.raises(Stopped):
         evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, checkpoint=checkpoint)
     rest: list[object] = []
-    again = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, resume=command.Kept(kept.path).state(), checkpoint=rest.append)
+    again = evaluate(
+        ORACLE,
+        LEVELS_OF_FOUR,
+        **SETTING,
+        resume=command.Kept(kept.path).state(),
+        checkpoint=rest.append,
+    )
     assert again.total == whole.total
     assert again.asdict()["diagnostics"] == whole.asdict()["diagnostics"]
     every: list[object] = []
     evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, checkpoint=every.append)
     assert len(rest) == len(every) - after
-    with pytest.raises(ValueError, match="'resume' must be the state of this evaluation; got that of another"):
+    with pytest.raises(
+        ValueError, match="'resume' must be the state of this evaluation; got that of another"
+    ):
         evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, seed=1, resume=kept.state())
 
 
@@ -367,10 +430,18 @@ def test_two_processes_give_the_same_answer():
         "PYTHONPATH": str(root),
     }
     started = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=root, env=known | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=root,
+            env=known | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
-    said = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started]
+    said = [
+        json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started
+    ]
     alone = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING).total
     for rank, (index, value, error, processes) in enumerate(said):
         assert (index, processes) == (rank, 2)

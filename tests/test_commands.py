@@ -33,8 +33,14 @@ def test_verify_estimators_prints_a_table_and_tells_of_a_class_that_is_wrong(cap
         "def right(oracle):\n    return Denoiser(lambda z, logsnr: oracle(z, logsnr).v, V())\n"
         "def wrong(oracle):\n    return Denoiser(lambda z, logsnr: oracle(z, logsnr).v, X())\n"
     )
-    assert main(["verify", "--estimators", "lattice", "--points", "16", "--model", f"{mine}:right"]) == 0
-    assert main(["verify", "--estimators", "lattice", "--points", "16", "--model", f"{mine}:wrong"]) == 1
+    assert (
+        main(["verify", "--estimators", "lattice", "--points", "16", "--model", f"{mine}:right"])
+        == 0
+    )
+    assert (
+        main(["verify", "--estimators", "lattice", "--points", "16", "--model", f"{mine}:wrong"])
+        == 1
+    )
     assert "FAILED" in capsys.readouterr().out
     assert main(["verify", "--estimators", "latice"]) == 2
     assert "did you mean 'lattice'?" in capsys.readouterr().err
@@ -86,7 +92,20 @@ def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
         "from vdiff import MSE, Cosine, Eps, MinSNR\nfrom vdiff.recipes import Recipe\n"
         "recipe = Recipe('mine', Cosine(), Eps(), MSE(Cosine(), Eps()) * MinSNR(3.0))\n"
     )
-    assert main(["describe", f"{mine}:recipe", "--compare", "min-snr", "vdm", "--figure", str(tmp_path / "figure.png")]) == 0
+    assert (
+        main(
+            [
+                "describe",
+                f"{mine}:recipe",
+                "--compare",
+                "min-snr",
+                "vdm",
+                "--figure",
+                str(tmp_path / "figure.png"),
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "signal shared with mine" in printed
     assert (tmp_path / "figure.png").stat().st_size > 10_000
@@ -97,13 +116,20 @@ def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
 @pytest.mark.parametrize("page", [pages.theorem_page, pages.errata_page])
 def test_the_pages_of_the_theory_are_those_that_the_theorems_make(page):
     """`vdiff verify --pages docs` writes them again."""
-    here = Path(__file__).parent.parent / "docs" / f"{'theorems' if page is pages.theorem_page else 'errata'}.md"
-    numbers = re.compile(r"[-−]?\d+(\.\d+)?(e[+-]?\d+)?")  # the last digit of a computed number may differ between machines
+    here = (
+        Path(__file__).parent.parent
+        / "docs"
+        / f"{'theorems' if page is pages.theorem_page else 'errata'}.md"
+    )
+    numbers = re.compile(
+        r"[-−]?\d+(\.\d+)?(e[+-]?\d+)?"
+    )  # the last digit of a computed number may differ between machines
     assert numbers.sub("#", page()) == numbers.sub("#", here.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [(["describe"], "name an objective, or --all"), (["describe", "edn"], "did you mean 'edm'")]
+    ("arguments", "words"),
+    [(["describe"], "name an objective, or --all"), (["describe", "edn"], "did you mean 'edm'")],
 )
 def test_what_cannot_be_described_is_said(arguments, words, capsys):
     assert main(arguments) == 2
@@ -129,5 +155,7 @@ def test_a_file_that_fails_is_named_with_its_line(tmp_path, capsys):
     mine = tmp_path / "mine.py"
     mine.write_text("x = 1\n\nraise KeyError('no such recipe')\n", encoding="utf-8")
     assert main(["describe", f"{mine}:x"]) == 2
-    words = "name a file that runs as Python, as {} does not; got KeyError: 'no such recipe', line 3"
+    words = (
+        "name a file that runs as Python, as {} does not; got KeyError: 'no such recipe', line 3"
+    )
     assert words.format(mine) in capsys.readouterr().err

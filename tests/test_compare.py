@@ -1,4 +1,5 @@
-"""`compare`: the difference of two bounds, on the same images, times and noise; a report that says what it rests on."""
+"""`compare`: the difference of two bounds, on the same images, times and noise; a report that says
+what it rests on."""
 
 import json
 import math
@@ -32,7 +33,9 @@ SETTING = {"schedule": Linear(7.0, -6.0), "decoder": DECODER, "draws": 32}
 
 
 def test_the_difference_is_that_of_the_two_bounds_with_a_fraction_of_the_error():
-    both = [evaluate(model, DATA, **SETTING, seed=s).total for s, model in enumerate((WRONG, RIGHT))]
+    both = [
+        evaluate(model, DATA, **SETTING, seed=s).total for s, model in enumerate((WRONG, RIGHT))
+    ]
     paired = compare(WRONG, RIGHT, DATA, **SETTING).difference
     unpaired = math.hypot(both[0].monte_carlo, both[1].monte_carlo)
     assert abs(paired.value - (both[0].value - both[1].value)) < 4 * unpaired
@@ -50,7 +53,9 @@ def test_what_was_done_to_either_model_is_in_the_protocol():
 def test_the_difference_by_log_snr_adds_up_and_turns_its_sign_with_the_models():
     one, other = compare(WRONG, RIGHT, DATA, **SETTING), compare(RIGHT, WRONG, DATA, **SETTING)
     assert one.difference.value == pytest.approx(-other.difference.value, rel=1e-9)
-    assert one.curve.value.sum().item() == pytest.approx(one.difference.value, rel=1e-9)  # prior and decoder are the same
+    assert one.curve.value.sum().item() == pytest.approx(
+        one.difference.value, rel=1e-9
+    )  # prior and decoder are the same
     assert len(one.curve.value) == BINS
     assert one.curve.logsnr_min[0] == -6.0
     assert one.curve.logsnr_max[-1] == 7.0
@@ -67,29 +72,56 @@ def test_a_report_is_plain_data_from_which_the_number_comes_again():
     protocol = known["protocol"]
     assert known["unit"] == "bits/dim"
     assert protocol["data"] == data_hash(DATA)
-    assert (protocol["levels"], protocol["T"], protocol["ema"], protocol["images"]) == (4, "∞", 0.999, 200)
+    assert (protocol["levels"], protocol["T"], protocol["ema"], protocol["images"]) == (
+        4,
+        "∞",
+        0.999,
+        200,
+    )
     assert protocol["evaluations"] == 200 * 4 * 32 + protocol["pilot"]
     again = evaluate(
         RIGHT, DATA, schedule=Linear(*reversed(protocol["logsnr"])), decoder=DECODER, draws=protocol["draws"],
         replicates=protocol["replicates"], seed=protocol["seed"], batch=protocol["batch"],
     )  # fmt: skip
     assert again.total == report.total
-    for word in ("95 %", "data ", "seed 7", "ema 0.999", "decoder Categorical(levels=4, closed=False)", "diffusion by log-SNR"):
+    for word in (
+        "95 %",
+        "data ",
+        "seed 7",
+        "ema 0.999",
+        "decoder Categorical(levels=4, closed=False)",
+        "diffusion by log-SNR",
+    ):
         assert word in str(report)
 
 
 def test_the_evaluation_takes_only_the_ends_of_the_schedule():
-    there = [evaluate(RIGHT, DATA, schedule=s, decoder=DECODER, draws=8).total for s in (Linear(7.0, -6.0), Normal(1.0, 2.0, 7.0, -6.0))]
+    there = [
+        evaluate(RIGHT, DATA, schedule=s, decoder=DECODER, draws=8).total
+        for s in (Linear(7.0, -6.0), Normal(1.0, 2.0, 7.0, -6.0))
+    ]
     assert there[0] == there[1]
 
 
 def test_a_density_that_never_reaches_the_tail_is_told_of():
-    """A narrow density over a wide range: the bound would come out too good, and its own error would not say so."""
+    """A narrow density over a wide range: the bound would come out too good, and its own error
+    would not say so."""
     narrow = Normal(6.0, 0.35, 7.0, -6.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # several; the report lists them
-        bad = evaluate(RIGHT, DATA, **SETTING, plan=Plan(importance=narrow, controls=(), antithetic=False, baseline=False))
-    assert any(re.match(r"the density sends \d+ of \d+ draws to λ between .* the bound may come out too good", w) for w in bad.warnings)
+        bad = evaluate(
+            RIGHT,
+            DATA,
+            **SETTING,
+            plan=Plan(importance=narrow, controls=(), antithetic=False, baseline=False),
+        )
+    assert any(
+        re.match(
+            r"the density sends \d+ of \d+ draws to λ between .* the bound may come out too good",
+            w,
+        )
+        for w in bad.warnings
+    )
     truth = RIGHT.bound(7.0, -6.0, DECODER).total.item() / math.log(2)
     assert bad.total.value < truth - 4 * bad.total.monte_carlo
     good = evaluate(RIGHT, DATA, **SETTING)
@@ -99,24 +131,52 @@ def test_a_density_that_never_reaches_the_tail_is_told_of():
 
 def test_a_few_draws_that_carry_the_integral_are_told_of():
     oracle = GaussianMixture([1.0], [[0.0]], [[1e-4]])
-    plain = Plan(times=Stratified(), importance=False, controls=(), antithetic=False, baseline=False)
+    plain = Plan(
+        times=Stratified(), importance=False, controls=(), antithetic=False, baseline=False
+    )
     far = GaussianMixture([1.0], [[0.5]], [[1e-6]])  # its error explodes at the clean end
-    with pytest.warns(UserWarning, match=r"draws are worth \d+: a few of them carry the integral|one draw of 8 makes"):
-        evaluate(far, oracle.sample(2), schedule=Linear(20.0, -5.0), decoder=Gaussian(), draws=2, replicates=2, plan=plain)
+    with pytest.warns(
+        UserWarning,
+        match=r"draws are worth \d+: a few of them carry the integral|one draw of 8 makes",
+    ):
+        evaluate(
+            far,
+            oracle.sample(2),
+            schedule=Linear(20.0, -5.0),
+            decoder=Gaussian(),
+            draws=2,
+            replicates=2,
+            plan=plain,
+        )
 
 
 def test_what_the_pieces_bought_is_in_the_report():
     savings = evaluate(RIGHT, DATA, **SETTING).savings
-    assert list(savings)[:4] == ["nothing", "stratified times", "importance density", "control variates"]
-    assert savings["nothing"] > savings["stratified times"] > savings["importance density"] > savings["control variates"] >= 1
+    assert list(savings)[:4] == [
+        "nothing",
+        "stratified times",
+        "importance density",
+        "control variates",
+    ]
+    assert (
+        savings["nothing"]
+        > savings["stratified times"]
+        > savings["importance density"]
+        > savings["control variates"]
+        >= 1
+    )
 
 
 def test_the_decoder_is_part_of_the_number():
-    """Reconstruction of an inner level at λ_max = 13.3, bits/dim, as the report gives it: VDM's softmax and the interval Gaussian."""
+    """Reconstruction of an inner level at λ_max = 13.3, bits/dim, as the report gives it: VDM's
+    softmax and the interval Gaussian."""
     data = torch.full((4, 3), 128)
     oracle = GaussianMixture([1.0], torch.zeros(1, 3), 0.1 * torch.ones(1, 3))
     for closed, softmax, interval in ((True, 0.0101, 0.0512), (False, 0.0105, 0.0523)):
-        for decoder, known in ((Categorical(256, closed=closed), softmax), (DiscretizedGaussian(256, closed=closed), interval)):
+        for decoder, known in (
+            (Categorical(256, closed=closed), softmax),
+            (DiscretizedGaussian(256, closed=closed), interval),
+        ):
             report = evaluate(oracle, data, schedule=Linear(13.3, -5.0), decoder=decoder, draws=2)
             assert report.reconstruction.value == pytest.approx(known, abs=5e-5)
             assert report.reconstruction.monte_carlo == 0
@@ -125,7 +185,10 @@ def test_the_decoder_is_part_of_the_number():
 
 def test_a_table_has_the_mean_of_the_samples_it_replaces():
     """The decoder's exact term against sampled z₀."""
-    data, generator = torch.tensor([[0], [1], [2], [3]]).repeat(20_000, 1), torch.Generator().manual_seed(0)
+    data, generator = (
+        torch.tensor([[0], [1], [2], [3]]).repeat(20_000, 1),
+        torch.Generator().manual_seed(0),
+    )
     for decoder in (Categorical(4), DiscretizedGaussian(4)):
         eps = torch.randn(len(data), 1, generator=generator)
         for level in (2.0, 5.0):
@@ -133,7 +196,9 @@ def test_a_table_has_the_mean_of_the_samples_it_replaces():
             a, s = math.sqrt(1 / (1 + math.exp(-level))), math.sqrt(1 / (1 + math.exp(level)))
             sampled = decoder.nll(data, a * x + s * eps, level, lambda z, logsnr: None)
             exact = decoder.expected_nll(data, level)
-            assert abs((sampled - exact).mean()) < 4 * (sampled - exact).std() / math.sqrt(len(data))
+            assert abs((sampled - exact).mean()) < 4 * (sampled - exact).std() / math.sqrt(
+                len(data)
+            )
 
 
 LONG, SHORT = Linear(9.0, -8.0), Linear(4.0, -3.0)

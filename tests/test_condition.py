@@ -66,15 +66,33 @@ def objective(m: Denoiser, data: Tensor, given: dict[str, Any], options: dict[st
 
 
 VERBS: dict[str, Callable[..., Any]] = {
-    "weighted_elbo": lambda m, **c: vdiff.weighted_elbo(m, X, schedule=Linear(), t=T, eps=EPS, **c),
-    "augmented_elbo": lambda m, **c: vdiff.augmented_elbo(m, X, augmentation=NOISE, schedule=Linear(), eps=EPS, generator=seeded(), **c),
-    "elbo": lambda m, **c: vdiff.elbo(m, LEVELS, schedule=Linear(), decoder=LOOKING, t=T, eps=EPS, **c).total,
-    "hybrid": lambda m, **c: vdiff.hybrid(m, X, schedule=Linear(), steps=6, bound_weight=0, t=CHAIN, eps=EPS, **c),
-    "vlb": lambda m, **c: vdiff.vlb(m, LEVELS, schedule=Linear(), steps=6, decoder=LOOKING, t=CHAIN, eps=EPS, **c).total,
-    "path_bound": lambda m, **c: vdiff.path_bound(m, LEVELS, schedule=FINITE, decoder=LOOKING, steps=3, generator=seeded(), **c).log_ratio,
+    "weighted_elbo": lambda m, **c: vdiff.weighted_elbo(
+        m, X, schedule=Linear(), t=T, eps=EPS, **c
+    ),
+    "augmented_elbo": lambda m, **c: vdiff.augmented_elbo(
+        m, X, augmentation=NOISE, schedule=Linear(), eps=EPS, generator=seeded(), **c
+    ),
+    "elbo": lambda m, **c: (
+        vdiff.elbo(m, LEVELS, schedule=Linear(), decoder=LOOKING, t=T, eps=EPS, **c).total
+    ),
+    "hybrid": lambda m, **c: vdiff.hybrid(
+        m, X, schedule=Linear(), steps=6, bound_weight=0, t=CHAIN, eps=EPS, **c
+    ),
+    "vlb": lambda m, **c: (
+        vdiff.vlb(
+            m, LEVELS, schedule=Linear(), steps=6, decoder=LOOKING, t=CHAIN, eps=EPS, **c
+        ).total
+    ),
+    "path_bound": lambda m, **c: (
+        vdiff.path_bound(
+            m, LEVELS, schedule=FINITE, decoder=LOOKING, steps=3, generator=seeded(), **c
+        ).log_ratio
+    ),
     "Objective.forward": lambda m, **c: objective(m, LEVELS, c, {"decoder": Categorical(17)}),
     "Objective.forward, weighted": lambda m, **c: objective(m, X, c, {"weighting": Sigmoid()}),
-    "Objective.forward, hybrid": lambda m, **c: objective(m, X, c, {"steps": 6, "bound_weight": 0.0}),
+    "Objective.forward, hybrid": lambda m, **c: objective(
+        m, X, c, {"steps": 6, "bound_weight": 0.0}
+    ),
     "Objective.forward, resampled": lambda m, **c: objective(
         m,
         LEVELS,
@@ -84,12 +102,20 @@ VERBS: dict[str, Callable[..., Any]] = {
     "Objective.forward, every term": lambda m, **c: objective(
         m, LEVELS, c, {"steps": 6, "decoder": LOOKING, "resampling": vdiff.LossSecondMoment(7)}
     ),
-    "Objective.bound": lambda m, **c: Objective(m, schedule=Linear(), decoder=Categorical(17)).bound(LEVELS, t=T, eps=EPS, **c).total,
+    "Objective.bound": lambda m, **c: (
+        Objective(m, schedule=Linear(), decoder=Categorical(17))
+        .bound(LEVELS, t=T, eps=EPS, **c)
+        .total
+    ),
     "sample": lambda m, **c: sample(m, X, schedule=FINITE, steps=3, generator=seeded(), **c),
-    "trajectory": lambda m, **c: torch.stack([p.x for _, p in trajectory(m, X, schedule=FINITE, steps=3, generator=seeded(), **c)]),
+    "trajectory": lambda m, **c: torch.stack(
+        [p.x for _, p in trajectory(m, X, schedule=FINITE, steps=3, generator=seeded(), **c)]
+    ),
     "encode": lambda m, **c: encode(m, X, schedule=FINITE, **c),
     "Counted.__init__": lambda m, **c: Counted(m, **c)(X, torch.zeros(6)).out,
-    "evaluate": lambda m, **c: evaluate(m, LEVELS, schedule=Linear(), decoder=LOOKING, draws=4, **c).by_image,
+    "evaluate": lambda m, **c: (
+        evaluate(m, LEVELS, schedule=Linear(), decoder=LOOKING, draws=4, **c).by_image
+    ),
     "compare": lambda m, **c: torch.tensor(
         compare(
             m,
@@ -101,8 +127,12 @@ VERBS: dict[str, Callable[..., Any]] = {
             **c,
         ).difference.value
     ),
-    "path_importance": lambda m, **c: path_importance(m, LEVELS, schedule=FINITE, decoder=LOOKING, steps=2, samples=2, **c).nats,
-    "ode_likelihood": lambda m, **c: ode_likelihood(m, X, schedule=FINITE, tolerance=1e-3, **c).nats,
+    "path_importance": lambda m, **c: (
+        path_importance(m, LEVELS, schedule=FINITE, decoder=LOOKING, steps=2, samples=2, **c).nats
+    ),
+    "ode_likelihood": lambda m, **c: (
+        ode_likelihood(m, X, schedule=FINITE, tolerance=1e-3, **c).nats
+    ),
     "dequantized_ode": lambda m, **c: (
         dequantized_ode(
             m,
@@ -124,35 +154,51 @@ VERBS: dict[str, Callable[..., Any]] = {
         ).nats
     ),
     "Validation.__init__": lambda m, **c: torch.tensor(
-        Validation(LEVELS, draws=4, **c)(Objective(m, schedule=Linear(), decoder=Categorical(17))).value
+        Validation(LEVELS, draws=4, **c)(
+            Objective(m, schedule=Linear(), decoder=Categorical(17))
+        ).value
     ),
 }
 
 
 def takes_conditions() -> dict[str, list[str]]:
-    """Of every public callable that takes conditions beside its own keywords: all of its arguments."""
+    """Of every public callable that takes conditions beside its own keywords: all of its
+    arguments."""
     found = {}
     for name, value in PUBLIC.items():
-        members = inspect.getmembers(value, inspect.isfunction) if inspect.isclass(value) else [("", value)]
+        members = (
+            inspect.getmembers(value, inspect.isfunction)
+            if inspect.isclass(value)
+            else [("", value)]
+        )
         for member, function in members:
             parameters = inspect.signature(function).parameters
-            if "condition" in parameters and parameters["condition"].kind is inspect.Parameter.KEYWORD_ONLY:
+            if (
+                "condition" in parameters
+                and parameters["condition"].kind is inspect.Parameter.KEYWORD_ONLY
+            ):
                 found[f"{name.rsplit('.', 1)[1]}.{member}".removesuffix(".")] = list(parameters)
     return found
 
 
 OWN = takes_conditions()
-NAMES = sorted({name for names in OWN.values() for name in names} - {"self", "z", "logsnr"} | {"draws", "step", "clip", "timestep"})
+NAMES = sorted(
+    {name for names in OWN.values() for name in names} - {"self", "z", "logsnr"}
+    | {"draws", "step", "clip", "timestep"}
+)
 
 
 def test_every_verb_is_here():
     assert set(OWN) <= set(VERBS)
-    assert {"x", "data", "steps", "t", "eps", "model", "schedule", "batch", "condition"} <= set(NAMES)
+    assert {"x", "data", "steps", "t", "eps", "model", "schedule", "batch", "condition"} <= set(
+        NAMES
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_condition_may_have_any_name(verb):
-    """By the mapping each reaches the network, its rows as they are, and counts as it does under a name that is free."""
+    """By the mapping each reaches the network, its rows as they are, and counts as it does under a
+    name that is free."""
     value = torch.linspace(0.5, 1.0, 6)
     told, free = model(), model()
     mapping = {name: value / (i + 1) for i, name in enumerate(NAMES)}
@@ -160,7 +206,9 @@ def test_a_condition_may_have_any_name(verb):
     assert list(told.network.told) == NAMES
     expected = VERBS[verb](free, **{f"free_{i}": v for i, v in enumerate(mapping.values())})
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
-    assert [v.shape for v in told.network.told.values()] == [v.shape for v in free.network.told.values()]
+    assert [v.shape for v in told.network.told.values()] == [
+        v.shape for v in free.network.told.values()
+    ]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -185,7 +233,9 @@ def test_an_argument_of_the_network_called_condition_is_given_as_before(verb):
     value = torch.linspace(0.5, 1.0, 6)
     expected = VERBS[verb](model(), label=value)
     torch.testing.assert_close(VERBS[verb](model(), condition=value), expected, rtol=0, atol=0)
-    torch.testing.assert_close(VERBS[verb](model(), condition={"condition": value}), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        VERBS[verb](model(), condition={"condition": value}), expected, rtol=0, atol=0
+    )
     for given in (2.5, "text"):
         told = model()
         VERBS[verb](told, condition=given)
@@ -209,7 +259,9 @@ def test_the_names_by_which_a_model_is_called_are_refused(verb, name):
         match=rf"argument 'condition' must have other names.*got '{name}' .*{name}=other",
     ):
         VERBS[verb](model(), condition={name: T})
-    renamed = Denoiser(Told(), V(), call=lambda network, z, t, other: network(z, t, **({"latent": other})))
+    renamed = Denoiser(
+        Told(), V(), call=lambda network, z, t, other: network(z, t, **({"latent": other}))
+    )
     VERBS[verb](renamed, condition={"other": T})
     assert list(renamed.network.told) == ["latent"]
 
@@ -232,7 +284,9 @@ def test_a_misspelt_keyword_is_still_found(verb):
 
 def test_guidance_replaces_what_a_mapping_gives():
     guided = Guided(Denoiser(Told(), V()), 2.0, {"steps": 0.0})
-    by_mapping = sample(guided, X, schedule=FINITE, steps=3, generator=seeded(), condition={"steps": T})
+    by_mapping = sample(
+        guided, X, schedule=FINITE, steps=3, generator=seeded(), condition={"steps": T}
+    )
     by_keyword = sample(
         Guided(Denoiser(Told(), V()), 2.0, {"label": 0.0}),
         X,

@@ -33,7 +33,9 @@ def pickled(value):
     return pickle.loads(pickle.dumps(value))
 
 
-@pytest.mark.parametrize("again", [pickled, copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"])
+@pytest.mark.parametrize(
+    "again", [pickled, copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"]
+)
 @pytest.mark.parametrize("row", ROWS, ids=repr)
 def test_a_loss_factor_can_be_copied_and_pickled(row, again):
     for make in WEIGHTINGS[:2]:
@@ -112,7 +114,8 @@ def test_a_live_bound_can_be_pickled(steps):
 
 
 def test_what_a_bound_is_made_of_can_be_copied_too():
-    """The steps that were drawn, a step of a learned schedule, and a prediction with a learned variance."""
+    """The steps that were drawn, a step of a learned schedule, and a prediction with a learned
+    variance."""
     _, schedule, bound = live(5)
     drawn = copy.deepcopy(bound.drawn)
     assert torch.equal(drawn.terms[0], bound.drawn.terms[0])
@@ -121,7 +124,9 @@ def test_what_a_bound_is_made_of_can_be_copied_too():
     copied = copy.deepcopy(step)
     assert torch.equal(copied.logsnr_s, step.logsnr_s)
     assert not copied.logsnr_t.requires_grad
-    wide = Denoiser(Net(), V(), variance=LogVariance(), output=lambda out: torch.cat([out, out], 1))
+    wide = Denoiser(
+        Net(), V(), variance=LogVariance(), output=lambda out: torch.cat([out, out], 1)
+    )
     prediction = wide(torch.zeros(6, 2), torch.zeros(6))
     again = copy.deepcopy(prediction)
     assert torch.equal(again.x, prediction.x)

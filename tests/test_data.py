@@ -14,7 +14,15 @@ from cifar_files import file_of, lay_out, pack, pictures, small, write_binary, w
 
 from vdiff import Categorical
 from vdiff.data import augment, dataset, splits
-from vdiff.data.cifar10 import BATCH, CONVERSION, PUBLISHED, RECORD, cifar10, decode_binary, encode_binary
+from vdiff.data.cifar10 import (
+    BATCH,
+    CONVERSION,
+    PUBLISHED,
+    RECORD,
+    cifar10,
+    decode_binary,
+    encode_binary,
+)
 from vdiff.data.digits import digits
 from vdiff.data.file import File
 from vdiff.data.patches import NAMES, SELECTION, TEST, TRAIN, _cut, patches
@@ -96,17 +104,29 @@ def test_packed_or_not_the_same_images_load(packed, tmp_path, monkeypatch):
     data, labels = pictures(24)
     assert torch.equal(torch.cat([train.pixels, test.pixels]).flatten(1), torch.from_numpy(data))
     assert torch.equal(torch.cat([train.labels, test.labels]), torch.from_numpy(labels))
-    assert (len(train), len(test), train.levels, train.pixels.dtype, train.labels.dtype) == (20, 4, 256, torch.uint8, torch.int64)
-    assert sorted(tmp_path.rglob("*")) == there  # reading writes nothing, so a read-only folder will do
+    assert (len(train), len(test), train.levels, train.pixels.dtype, train.labels.dtype) == (
+        20,
+        4,
+        256,
+        torch.uint8,
+        torch.int64,
+    )
+    assert (
+        sorted(tmp_path.rglob("*")) == there
+    )  # reading writes nothing, so a read-only folder will do
     assert Categorical(256).encode(train.pixels).abs().max() < 1
 
 
 def test_patches_of_the_three_splits_share_no_pixel(monkeypatch):
-    """Two photographs whose pixels say where they are: all columns that any patch covers, and no patch twice."""
+    """Two photographs whose pixels say where they are: all columns that any patch covers, and no
+    patch twice."""
     y, x = np.mgrid[:427, :640]
     places = np.stack([x % 256, x // 256 * 2 + y // 256, y % 256], -1).astype(np.uint8)
     photographs = [places, places + np.array([0, 10, 0], np.uint8)]
-    monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: type("Photographs", (), {"images": photographs}))
+    monkeypatch.setattr(
+        "sklearn.datasets.load_sample_images",
+        lambda: type("Photographs", (), {"images": photographs}),
+    )
     covered, corners = [], []
     for images in (_cut(*TRAIN, 49_000), _cut(*SELECTION, 1_000), _cut(*TEST, 10_000)):
         low, high, last = (images.pixels[:, channel].long() for channel in range(3))
@@ -115,31 +135,51 @@ def test_patches_of_the_three_splits_share_no_pixel(monkeypatch):
         assert (column.diff(dim=2) == 1).all()
         assert (row.diff(dim=1) == 1).all()
         covered.append(column[:, 0].unique())
-        corners.append(torch.stack([images.labels, column[:, 0, 0], row[:, 0, 0]], 1).unique(dim=0))
-    assert torch.equal(torch.cat(covered).sort().values, torch.arange(640))  # every column once: in one of the three
+        corners.append(
+            torch.stack([images.labels, column[:, 0, 0], row[:, 0, 0]], 1).unique(dim=0)
+        )
+    assert torch.equal(
+        torch.cat(covered).sort().values, torch.arange(640)
+    )  # every column once: in one of the three
     assert [len(c) for c in corners] == [49_000, 1_000, 10_000]
 
 
 def test_patches_are_of_the_photographs_and_their_classes_are_which(patched):
     from sklearn.datasets import load_sample_images
 
-    photographs = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images]
+    photographs = [
+        torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images
+    ]
     for images in patches(patched):
         for patch, label in zip(images.pixels[:5], images.labels[:5].tolist(), strict=True):
-            corners = (photographs[label][:, :-31, :-31] == patch[:, :1, :1]).all(0).nonzero().tolist()
-            assert any(torch.equal(photographs[label][:, y : y + 32, x : x + 32], patch) for y, x in corners)
+            corners = (
+                (photographs[label][:, :-31, :-31] == patch[:, :1, :1]).all(0).nonzero().tolist()
+            )
+            assert any(
+                torch.equal(photographs[label][:, y : y + 32, x : x + 32], patch)
+                for y, x in corners
+            )
         assert 0.45 < images.labels.double().mean() < 0.55
 
 
 def test_patches_are_in_the_binary_form_of_cifar10_and_the_same_each_time(patched, tmp_path):
     for name in NAMES:
-        assert (patched / "patches" / name).stat().st_size == BATCH * RECORD == PUBLISHED.batches[0].size
+        assert (
+            (patched / "patches" / name).stat().st_size
+            == BATCH * RECORD
+            == PUBLISHED.batches[0].size
+        )
     listed = (patched / "patches" / "SHA256SUMS").read_text()
     assert listed.splitlines()[5].endswith("  test_batch.bin")
     patches(tmp_path)
     assert (tmp_path / "patches" / "SHA256SUMS").read_text() == listed
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["patches"]
-    lay_out(tmp_path / "cifar-10-batches-bin", {name: (patched / "patches" / name).read_bytes() for name in NAMES[:1]})
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == [
+        "patches"
+    ]
+    lay_out(
+        tmp_path / "cifar-10-batches-bin",
+        {name: (patched / "patches" / name).read_bytes() for name in NAMES[:1]},
+    )
     raw = (tmp_path / "cifar-10-batches-bin" / "data_batch_1.bin").read_bytes()
     assert torch.equal(decode_binary(raw).pixels, patches(patched)[0].pixels[:10_000])
 
@@ -158,11 +198,14 @@ def test_the_selection_is_held_out_of_the_training_images(patched):
 
 
 def test_augmentation_is_a_function_of_its_numbers():
-    """Every one of the eight ways an image can lie, each recognised by its corners; labels of change are right."""
+    """Every one of the eight ways an image can lie, each recognised by its corners; labels of
+    change are right."""
     image = torch.arange(18, dtype=torch.uint8).view(2, 3, 3)
     turned = [image.rot90(k, (1, 2)) for k in range(4)]
     cases = [(m, k) for m in (False, True) for k in range(4)]
-    u = torch.tensor([[0.49 if m else 0.5, 0.5 if k == 0 else 0.49, max(0, k - 1) / 3 + 0.1] for m, k in cases])
+    u = torch.tensor(
+        [[0.49 if m else 0.5, 0.5 if k == 0 else 0.49, max(0, k - 1) / 3 + 0.1] for m, k in cases]
+    )
     changed, flags = augment(image.expand(8, 2, 3, 3), "flip-turn", u)
     for (mirrored, k), one in zip(cases, changed, strict=True):
         assert torch.equal(one, image.flip(2).rot90(k, (1, 2)) if mirrored else turned[k])
@@ -174,7 +217,9 @@ def test_augmentation_is_a_function_of_its_numbers():
     same, flags = augment(image.expand(8, 2, 3, 3), "none", u)
     assert torch.equal(same, image.expand(8, 2, 3, 3))
     assert flags.tolist() == [0.0] * 8
-    edge, _ = augment(image[None], "flip-turn", torch.tensor([[0.9, 0.0, 1.0]]))  # float32 rounds to 1 now and then
+    edge, _ = augment(
+        image[None], "flip-turn", torch.tensor([[0.9, 0.0, 1.0]])
+    )  # float32 rounds to 1 now and then
     assert torch.equal(edge[0], turned[3])
 
 
@@ -191,7 +236,11 @@ def test_levels_of_any_integer_dtype_are_augmented(dtype, kind):
 
 def test_half_of_the_images_are_mirrored_and_half_turned():
     image = torch.arange(9, dtype=torch.uint8).view(1, 3, 3)
-    changed, flags = augment(image.expand(40_000, 1, 3, 3), "flip-turn", torch.rand(40_000, 3, generator=torch.Generator().manual_seed(0)))
+    changed, flags = augment(
+        image.expand(40_000, 1, 3, 3),
+        "flip-turn",
+        torch.rand(40_000, 3, generator=torch.Generator().manual_seed(0)),
+    )
     ways = [way.rot90(k, (1, 2)) for way in (image, image.flip(2)) for k in range(4)]
     counts = torch.stack([(changed == way).flatten(1).all(1).sum() for way in ways]) / 40_000
     expected = torch.tensor([1 / 4] + [1 / 12] * 3).repeat(2)
@@ -210,7 +259,8 @@ def test_digits_are_the_demos(tmp_path):
 
 def test_another_name_is_answered_with_the_nearest():
     with pytest.raises(
-        ValueError, match=r"dataset: argument 'name' must be one of cifar10, digits, patches; got 'cifar-10' \(did you mean 'cifar10'\?\)"
+        ValueError,
+        match=r"dataset: argument 'name' must be one of cifar10, digits, patches; got 'cifar-10' \(did you mean 'cifar10'\?\)",
     ):
         dataset("cifar-10")
 
@@ -223,7 +273,8 @@ def test_a_flipped_label_is_noticed(tmp_path, monkeypatch):
     raw[0] ^= 1
     lay_out(tmp_path / form.folder, batches | {"data_batch_3.bin": bytes(raw)})
     with pytest.raises(
-        ValueError, match=r"must hold data_batch_3\.bin as published, 12,292 bytes with sha256 \w+; got sha256 \w+ at .*data_batch_3\.bin"
+        ValueError,
+        match=r"must hold data_batch_3\.bin as published, 12,292 bytes with sha256 \w+; got sha256 \w+ at .*data_batch_3\.bin",
     ):
         cifar10(tmp_path)
 

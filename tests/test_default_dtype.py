@@ -1,4 +1,5 @@
-"""torch's default dtype changes no number: λ, times, noise and the data's grid have a dtype of their own, float32 at least."""
+"""torch's default dtype changes no number: λ, times, noise and the data's grid have a dtype of
+their own, float32 at least."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,7 +68,9 @@ def default(dtype: torch.dtype) -> Iterator[None]:
 F32: dict[str, Any] = {"dtype": torch.float32}
 F64: dict[str, Any] = {"dtype": torch.float64}
 MODEL, OTHER = Denoiser(Net(), V()), Denoiser(Net(width=4), V())
-TWICE = Denoiser(Net(), Eps(), variance=Range(), call=lambda net, z, t: torch.cat([net(z, t), z], 1))
+TWICE = Denoiser(
+    Net(), Eps(), variance=Range(), call=lambda net, z, t: torch.cat([net(z, t), z], 1)
+)
 LABELLED = Denoiser(lambda z, t, label: z * label[:, None], Eps())
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(1), **F32)
 LEVELS = torch.randint(0, 17, (6, 2), generator=torch.Generator().manual_seed(2))
@@ -94,7 +97,9 @@ def noise() -> Tensor:
 
 def decoded(i: int) -> list[Tensor]:
     decoder = DECODERS[i]()
-    data = data_of(decoder).to(torch.float32) if isinstance(decoder, Gaussian) else data_of(decoder)
+    data = (
+        data_of(decoder).to(torch.float32) if isinstance(decoder, Gaussian) else data_of(decoder)
+    )
     x = decoder.encode(data).to(torch.float32)
     found = [
         x,
@@ -197,7 +202,8 @@ def trained() -> list[Tensor]:
     return [*objective.parameters(), *averaged.parameters()]
 
 
-GIVEN: dict[str, Callable[[], Any]] = {  # nothing is drawn, or from a generator in a dtype of its own
+# nothing is drawn, or from a generator in a dtype of its own
+GIVEN: dict[str, Callable[[], Any]] = {
     **{f"decoder {i}": partial(decoded, i) for i in range(len(DECODERS))},
     **{f"schedule {i}": partial(scheduled, i) for i in range(len(SCHEDULES))},
     **{f"weighting {i}": lambda i=i: [WEIGHTINGS[i]()(LAM), loss_factor(WEIGHTINGS[i](), Linear(), V())(LAM)]
@@ -246,9 +252,13 @@ GIVEN: dict[str, Callable[[], Any]] = {  # nothing is drawn, or from a generator
     "recipes": lambda: [str(vdiff.describe(name)) for name in RECIPES],
 }  # fmt: skip
 
-DRAWN: dict[str, Callable[[], Any]] = {  # noise is drawn in the dtype of x, which is float64 where that is the default
+DRAWN: dict[
+    str, Callable[[], Any]
+] = {  # noise is drawn in the dtype of x, which is float64 where that is the default
     "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17)).total],
-    "objective": lambda: [Objective(MODEL, schedule=vdiff.LearnedLinear(), decoder=Categorical(17))(LEVELS)],
+    "objective": lambda: [
+        Objective(MODEL, schedule=vdiff.LearnedLinear(), decoder=Categorical(17))(LEVELS)
+    ],
     "vlb": lambda: [vdiff.vlb(MODEL, LEVELS, schedule=Linear(), steps=6, decoder=LOOKING).total],
     "evaluate": lambda: evaluated(Categorical(17), LEVELS),
     "evaluate a chain": lambda: evaluated(LOOKING, LEVELS, steps=6),
@@ -258,7 +268,10 @@ DRAWN: dict[str, Callable[[], Any]] = {  # noise is drawn in the dtype of x, whi
     ],
     "verify": lambda: [
         torch.tensor(
-            [[row.estimate, row.standard_error] for row in verify_estimators(names=["lattice"], points=4).rows],
+            [
+                [row.estimate, row.standard_error]
+                for row in verify_estimators(names=["lattice"], points=4).rows
+            ],
             **F64,
         )
     ],
@@ -278,12 +291,18 @@ def found(case: Callable[[], Any], dtype: torch.dtype) -> Any:
 def test_half_precision_by_default_changes_nothing(name: str, dtype: torch.dtype) -> None:
     case = DRAWN[name.removeprefix("drawn ")] if name.startswith("drawn ") else GIVEN[name]
     for got, expected in zip(found(case, dtype), found(case, torch.float32), strict=True):
-        assert got == expected if isinstance(expected, str) else torch.equal(got, expected) and got.dtype == expected.dtype
+        assert (
+            got == expected
+            if isinstance(expected, str)
+            else torch.equal(got, expected) and got.dtype == expected.dtype
+        )
 
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_double_precision_by_default_changes_rounding_alone(name: str) -> None:
-    for got, expected in zip(found(GIVEN[name], torch.float64), found(GIVEN[name], torch.float32), strict=True):
+    for got, expected in zip(
+        found(GIVEN[name], torch.float64), found(GIVEN[name], torch.float32), strict=True
+    ):
         if isinstance(expected, str):
             assert got == expected
         else:
@@ -291,7 +310,9 @@ def test_double_precision_by_default_changes_rounding_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("decoder", [Categorical(256), DiscretizedGaussian(256)], ids=repr)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str
+)
 def test_levels_lie_on_their_grid_whatever_the_default(decoder: Any, dtype: torch.dtype) -> None:
     levels = torch.arange(256)[None]
     with default(dtype):
@@ -329,6 +350,8 @@ def test_networks_are_built_in_the_default_and_work_there(name: str, dtype: torc
     with default(dtype):
         network = make()
         assert {p.dtype for p in network.parameters()} == {dtype}
-        loss = vdiff.weighted_elbo(Denoiser(network, V()), torch.zeros(shape, **F32), schedule=Linear())
+        loss = vdiff.weighted_elbo(
+            Denoiser(network, V()), torch.zeros(shape, **F32), schedule=Linear()
+        )
     assert loss.dtype == torch.float32
     assert loss.isfinite().all()

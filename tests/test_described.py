@@ -49,9 +49,15 @@ from vdiff.training import Config, Run, train
 from vdiff.training.checkpoint import checkpoints
 from vdiff.training.described import differences, has_own_parts, parts_of, shown
 
-CONFIG = points(steps=2, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, ema=[0.9])
+CONFIG = points(
+    steps=2, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, ema=[0.9]
+)
 CHAIN = points(
-    steps=2, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, chain=10, ema=[0.9], variance={"name": "Posterior"}
+    steps=2,
+    schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0},
+    chain=10,
+    ema=[0.9],
+    variance={"name": "Posterior"},
 )
 
 
@@ -66,7 +72,11 @@ def model(**changes: Any) -> Denoiser:
 
 def objective(**changes: Any) -> Objective:
     """The config's, but for what is changed."""
-    settings: dict[str, Any] = {"model": model(), "schedule": Linear(10.0, -7.0), "decoder": Categorical(17)} | changes
+    settings: dict[str, Any] = {
+        "model": model(),
+        "schedule": Linear(10.0, -7.0),
+        "decoder": Categorical(17),
+    } | changes
     return Objective(settings.pop("model"), **settings)
 
 
@@ -75,10 +85,14 @@ OTHERS: dict[str, Callable[[], Objective]] = {
     "model.parameterization.sigma_data": lambda: objective(model=model(parameterization=V(0.5))),
     "model.time": lambda: objective(model=model(time=edm_time)),
     "model.time (scaled)": lambda: objective(model=model(time=ScaledGamma(10.0, -7.0))),
-    "model.time (step)": lambda: objective(model=model(time=TableStep(Tabulated([11.0, 0.0, -8.0])))),
+    "model.time (step)": lambda: objective(
+        model=model(time=TableStep(Tabulated([11.0, 0.0, -8.0])))
+    ),
     "model.output": lambda: objective(model=model(output=torch.neg)),
     "model.variance": lambda: objective(model=model(variance=Forward())),
-    "model.network.layers": lambda: objective(model=model(network=MLP(64, width=24, depth=1, features=8))),
+    "model.network.layers": lambda: objective(
+        model=model(network=MLP(64, width=24, depth=1, features=8))
+    ),
     "schedule": lambda: objective(schedule=Cosine(10.0, -7.0)),
     "schedule.logsnr_max": lambda: objective(schedule=Linear(9.0, -7.0)),
     "schedule.logsnr_min": lambda: objective(schedule=Linear(10.0, -7.5)),
@@ -125,15 +139,29 @@ def test_weights_of_another_objective_are_not_loaded_into_the_config_s(part, tmp
     loaded = Run(tmp_path).load(objective=twin)
     assert loaded is twin
     assert not loaded.training
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), other.state_dict().values(), strict=True))
-    with pytest.raises(ValueError, match=r"Run.load: argument 'objective' must be the one that was trained|of another architecture"):
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"Run.load: argument 'objective' must be the one that was trained|of another architecture",
+    ):
         Run(tmp_path).load(objective=objective())
 
 
 def test_a_setting_of_a_chain_s_variance_is_seen():
     assert differences(objective(steps=10), CHAIN) == []
-    other = objective(steps=10, model=model(network=MLP(64, dims_out=128, width=16, depth=1, features=8), variance=Range()))
-    assert any(line.startswith("model.variance: Range, by the config Posterior") for line in differences(other, CHAIN))
+    other = objective(
+        steps=10,
+        model=model(
+            network=MLP(64, dims_out=128, width=16, depth=1, features=8), variance=Range()
+        ),
+    )
+    assert any(
+        line.startswith("model.variance: Range, by the config Posterior")
+        for line in differences(other, CHAIN)
+    )
 
 
 class Own(nn.Module):
@@ -157,12 +185,18 @@ class Twin(MLP):
 
 OWN: dict[str, Callable[[], Objective]] = {
     "a network": lambda: objective(model=model(network=Own())),
-    "a network with the same weights": lambda: objective(model=model(network=Twin(64, width=16, depth=1, features=8))),
+    "a network with the same weights": lambda: objective(
+        model=model(network=Twin(64, width=16, depth=1, features=8))
+    ),
     "a time": lambda: objective(model=model(time=lambda logsnr: 0.1 * logsnr)),
     "an output": lambda: objective(model=model(output=lambda out: -out)),
-    "a part of a partial": lambda: objective(model=model(time=functools.partial(scaled, factor=0.1))),
+    "a part of a partial": lambda: objective(
+        model=model(time=functools.partial(scaled, factor=0.1))
+    ),
     "a weighting": lambda: objective(weighting=lambda logsnr: torch.sigmoid(-logsnr)),
-    "another schedule too": lambda: objective(model=model(network=Own()), schedule=Cosine(9.0, -7.0)),
+    "another schedule too": lambda: objective(
+        model=model(network=Own()), schedule=Cosine(9.0, -7.0)
+    ),
 }
 
 
@@ -189,7 +223,9 @@ def test_parts_of_one_s_own_are_trained_and_resumed_and_are_loaded_into_them(par
     (tmp_path / "ema.safetensors").unlink()  # the newest checkpoint says the same
     with pytest.raises(ValueError, match=r"your own|of another architecture"):
         Run(tmp_path).load()
-    assert torch.equal(Run(tmp_path).load(objective=OWN[part]())(points_, **setting), averaged(points_, **setting))
+    assert torch.equal(
+        Run(tmp_path).load(objective=OWN[part]())(points_, **setting), averaged(points_, **setting)
+    )
 
 
 def test_a_run_that_goes_on_with_another_objective_or_other_data_says_so(tmp_path):
@@ -197,7 +233,10 @@ def test_a_run_that_goes_on_with_another_objective_or_other_data_says_so(tmp_pat
     own = [OWN["a network"](), OWN["another schedule too"]()]
     with Run.open(tmp_path, config) as run, pytest.raises(RuntimeError, match="stop"):
         train(own[0], data_of(config), config, run=run, every=2, quiet=True, validate=stop_at(1))
-    with Run.open(tmp_path, config) as run, pytest.warns(UserWarning, match=r"goes on with other data or another objective: .*Cosine"):
+    with (
+        Run.open(tmp_path, config) as run,
+        pytest.warns(UserWarning, match=r"goes on with other data or another objective: .*Cosine"),
+    ):
         train(own[1], data_of(config), config, run=run, every=2, quiet=True)
 
 
@@ -230,7 +269,11 @@ def test_pretrained_and_moved_weights_are_no_difference():
     half.model.bfloat16()
     assert differences(half, config) == []
     fixed = objective(schedule=Tabulated.linear_betas())
-    other = objective(schedule=Tabulated(fixed.schedule.table.clone().mul_(torch.linspace(1, 1.0, 1000, dtype=torch.float64))))
+    other = objective(
+        schedule=Tabulated(
+            fixed.schedule.table.clone().mul_(torch.linspace(1, 1.0, 1000, dtype=torch.float64))
+        )
+    )
     assert parts_of(fixed) == parts_of(other)
 
 
@@ -259,7 +302,8 @@ WITHIN = {  # where an instance stands in an objective
 HIDDEN = {  # settings that weights or tables hold, which a weights file brings
     ("LearnedLinear", "logsnr_max"), ("LearnedLinear", "logsnr_min"), ("Spline", "logsnr_max"), ("Spline", "logsnr_min"),
     ("Monotone", "logsnr_max"), ("Monotone", "logsnr_min"), ("Monotone", "sharpness"),
-    ("Custom", "logsnr_min"), ("Custom", "logsnr_max"),  # with a function of one's own, which no config names
+    # with a function of one's own, which no config names
+    ("Custom", "logsnr_min"), ("Custom", "logsnr_max"),
 }  # fmt: skip
 
 
@@ -273,8 +317,16 @@ def instances() -> list[tuple[Any, type, dict[str, Any], str, object]]:
             made = getattr(home, name)
             if not inspect.isclass(made) or inspect.isabstract(made):
                 continue
-            taken = {key: one for key, one in inspect.signature(made).parameters.items() if one.default is not one.empty}
-            needed = [key for key, one in inspect.signature(made).parameters.items() if one.default is one.empty]
+            taken = {
+                key: one
+                for key, one in inspect.signature(made).parameters.items()
+                if one.default is not one.empty
+            }
+            needed = [
+                key
+                for key, one in inspect.signature(made).parameters.items()
+                if one.default is one.empty
+            ]
             if any(key not in NEEDED for key in needed):
                 continue
             given = {key: value for one in needed for key, value in NEEDED[one].items()}
@@ -282,7 +334,15 @@ def instances() -> list[tuple[Any, type, dict[str, Any], str, object]]:
                 if isinstance(one.default, bool):
                     found.append((home, made, given, key, not one.default))
                 elif isinstance(one.default, int | float):
-                    found.append((home, made, given, key, one.default + (1 if isinstance(one.default, int) else 0.125)))
+                    found.append(
+                        (
+                            home,
+                            made,
+                            given,
+                            key,
+                            one.default + (1 if isinstance(one.default, int) else 0.125),
+                        )
+                    )
     return found
 
 
@@ -320,10 +380,14 @@ def test_a_config_of_another_run_is_not_taken_for_a_run_s_own(tmp_path, capsys):
         if weights is None:
             (one / "ema.safetensors").unlink()
         with pytest.raises(
-            ValueError, match=r"Run: argument 'config' must be the one that .* was trained with; got schedule: .*Cosine.*lr: 0.1"
+            ValueError,
+            match=r"Run: argument 'config' must be the one that .* was trained with; got schedule: .*Cosine.*lr: 0.1",
         ):
             Run(one).load()
-        for words in (["evaluate", str(one), "--data", "digits", "--quiet"], ["sample", str(one), "--quiet"]):
+        for words in (
+            ["evaluate", str(one), "--data", "digits", "--quiet"],
+            ["sample", str(one), "--quiet"],
+        ):
             assert main(words) == 2
             assert "config.json of another run" in capsys.readouterr().err
         (one / "config.json").write_text(own)
@@ -339,7 +403,8 @@ def test_how_a_step_is_computed_may_change(field, tmp_path):
 
 
 def test_older_weights_say_nothing_and_are_loaded(tmp_path):
-    """With a checksum of tensors alone in their header, or none, as earlier versions wrote them."""
+    """With a checksum of tensors alone in their header, or none, as earlier versions wrote
+    them."""
     from safetensors.torch import save_file
 
     with Run.open(tmp_path, CONFIG) as run:
@@ -348,7 +413,10 @@ def test_older_weights_say_nothing_and_are_loaded(tmp_path):
     for header in (None, {"sha256": old_checksum(tensors)}):
         save_file(tensors, tmp_path / "ema.safetensors", header)
         loaded = Run(tmp_path).load()
-        assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), tensors.values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(loaded.state_dict().values(), tensors.values(), strict=True)
+        )
     save_file(tensors, tmp_path / "ema.safetensors", {"sha256": "0" * 64})
     with pytest.raises(ValueError, match="be as it was written; got another checksum"):
         Run(tmp_path).load()
@@ -388,7 +456,10 @@ def test_an_outline_costs_no_memory_and_no_random_numbers():
     outline = config.objective(outline=True)
     assert torch.equal(state, torch.get_rng_state())
     assert {p.device.type for p in outline.model.parameters()} == {"meta"}
-    assert outline.schedule(torch.tensor(0.5)).item() == config.objective().schedule(torch.tensor(0.5)).item()
+    assert (
+        outline.schedule(torch.tensor(0.5)).item()
+        == config.objective().schedule(torch.tensor(0.5)).item()
+    )
 
 
 def test_the_checkpoint_says_what_it_is_of(tmp_path):
@@ -398,7 +469,10 @@ def test_the_checkpoint_says_what_it_is_of(tmp_path):
     assert (record["read from"], record["step"]) == ("ema.safetensors", 2)
     (tmp_path / "ema.safetensors").unlink()
     _, again, same = Run(tmp_path).loaded()
-    assert (again["read from"], again["step"]) == ("checkpoints/step-00000002/ema-0.9.safetensors", 2)
+    assert (again["read from"], again["step"]) == (
+        "checkpoints/step-00000002/ema-0.9.safetensors",
+        2,
+    )
     assert data == same != []
     assert {name: again[name] for name in ("config", "parameterization", "trained schedule")} == {
         "config": record["config"], "parameterization": "V(sigma_data=1.0)", "trained schedule": "Linear(logsnr_max=10.0, logsnr_min=-7.0)",

@@ -31,19 +31,26 @@ def test_at_a_uniform_log_snr_it_is_the_variance_of_what_can_be_drawn():
     parts = [sum(p * ell**2 for p, ell, at in draws if at == place) for place in (0, 1)]
     assert found.square.tolist() == pytest.approx(parts)
     assert found.share.tolist() == pytest.approx([part / square for part in parts])
-    # with the best density the same draws, and p by bin in proportion to the root of their mean square
+    # with the best density the same draws, and p by bin in proportion to the root of their mean
+    # square
     root = [(sum(e**2 for e in bin) / len(bin)) ** 0.5 for bin in SEEN]
     best = [one / (1.5 * sum(root)) for one in root]
-    least = sum(1.5 * p * sum((0.5 * e / p) ** 2 for e in bin) / len(bin) for p, bin in zip(best, SEEN, strict=True))
+    least = sum(
+        1.5 * p * sum((0.5 * e / p) ** 2 for e in bin) / len(bin)
+        for p, bin in zip(best, SEEN, strict=True)
+    )
     assert found.best.tolist() == pytest.approx(best)
     assert found.least == pytest.approx(least - mean**2)
     assert found.effective == pytest.approx(least / square)
 
 
 def test_on_a_cosine_schedule_with_a_weighting_it_is_the_integrals():
-    """p = sech(λ/2)/C, whose reciprocal has the integral 2C sinh(λ/2); C is the integral 4 arctan tanh(λ/4) of sech(λ/2)."""
+    """p = sech(λ/2)/C, whose reciprocal has the integral 2C sinh(λ/2); C is the integral 4 arctan
+    tanh(λ/4) of sech(λ/2)."""
     total = 4 * (math.atan(math.tanh(EDGES[2] / 4)) - math.atan(math.tanh(EDGES[0] / 4)))
-    reciprocal = [2 * total * (math.sinh(b / 2) - math.sinh(a / 2)) for a, b in itertools.pairwise(EDGES)]
+    reciprocal = [
+        2 * total * (math.sinh(b / 2) - math.sinh(a / 2)) for a, b in itertools.pairwise(EDGES)
+    ]
     mean, second, w = [2.0, 4.0], [5.0, 56 / 3], [math.exp(0.25), math.exp(-1.25)]
     found = diagnose(profile(), Cosine(2.0, -1.0), lambda logsnr: torch.exp(-logsnr))
     square = [0.25 * w[b] ** 2 * second[b] * reciprocal[b] for b in (0, 1)]

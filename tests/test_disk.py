@@ -25,7 +25,9 @@ from vdiff.training import Config, Run, train
 from vdiff.training.weights import save_tensors
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and modes of POSIX")
-CONFIG = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, steps=2, batch=4)
+CONFIG = Config(
+    network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, steps=2, batch=4
+)
 IMAGES = torch.randint(0, 17, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0))
 EVALUATE = ["--data", "digits", "--draws", "2", "--replicates", "2", "--device", "cpu", "--quiet"]
 SAMPLE = ["sample", "RUN", "--count", "2", "--steps", "2", "--gif", "--quiet"]
@@ -68,7 +70,9 @@ WRITERS = {"a": text_writer, "a.safetensors": tensor_writer, "a.png": figure_wri
 
 
 @pytest.mark.parametrize(("name", "write"), WRITERS.items())
-def test_a_file_that_is_replaced_keeps_its_mode_and_a_new_one_has_the_default(name, write, tmp_path):
+def test_a_file_that_is_replaced_keeps_its_mode_and_a_new_one_has_the_default(
+    name, write, tmp_path
+):
     before = os.umask(0o027)
     try:
         write(tmp_path / name)
@@ -140,7 +144,11 @@ def test_a_name_is_opened_only_if_it_is_a_file(tmp_path, victim):
 
 
 def test_what_killed_processes_left_is_swept_away_a_day_later(tmp_path):
-    for name, age in ((".0123.partial.json", 100_000), (".4567.partial", 10), ("evaluation.json", 100_000)):
+    for name, age in (
+        (".0123.partial.json", 100_000),
+        (".4567.partial", 10),
+        ("evaluation.json", 100_000),
+    ):
         (tmp_path / name).write_text("")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     sweep(tmp_path)
@@ -201,7 +209,10 @@ def test_the_folder_of_checkpoints_may_be_a_link(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "large")
     trained(tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "large").iterdir()) == ["step-00000001", "step-00000002"]
+    assert sorted(path.name for path in (tmp_path / "large").iterdir()) == [
+        "step-00000001",
+        "step-00000002",
+    ]
 
 
 CONTENT = bytes(range(256)) * 4
@@ -218,7 +229,9 @@ def test_a_download_is_not_appended_to_what_is_another_s(kind, tmp_path, victim,
         (folder / "file.bin.part").hardlink_to(victim)
     else:
         (folder / ".file.bin.lock").symlink_to(victim)
-    url = "data:application/octet-stream;base64," + __import__("base64").b64encode(CONTENT).decode()
+    url = (
+        "data:application/octet-stream;base64," + __import__("base64").b64encode(CONTENT).decode()
+    )
     if kind == "link of the lock":
         with pytest.raises(ValueError, match="a link has this name, where a file is written"):
             downloads.download(url, FILE, folder)
@@ -250,7 +263,11 @@ def test_what_exists_and_is_no_file_is_no_output(command, tmp_path, victim, caps
     run = trained(tmp_path / "run").folder
     capsys.readouterr()
     place = tmp_path / OUTPUTS[command][1]
-    kinds = {"a link": lambda: place.symlink_to(victim), "a pipe": lambda: os.mkfifo(place), "a folder": place.mkdir}
+    kinds = {
+        "a link": lambda: place.symlink_to(victim),
+        "a pipe": lambda: os.mkfifo(place),
+        "a folder": place.mkdir,
+    }
     kinds["a device"] = lambda: os.mknod(place, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     if os.geteuid() != 0:
         del kinds["a device"]
@@ -268,7 +285,15 @@ def test_what_exists_and_is_no_file_is_no_output(command, tmp_path, victim, caps
 
 @pytest.mark.parametrize("command", OUTPUTS)
 @pytest.mark.parametrize(
-    "name", ["ema.safetensors", "config.json", "log.jsonl", ".lock", "checkpoints/step-00000002/meta.json", "../run/ema.safetensors"]
+    "name",
+    [
+        "ema.safetensors",
+        "config.json",
+        "log.jsonl",
+        ".lock",
+        "checkpoints/step-00000002/meta.json",
+        "../run/ema.safetensors",
+    ],
 )
 def test_the_files_of_a_run_are_no_output(command, name, tmp_path, capsys):
     run = trained(tmp_path / "run").folder
@@ -309,11 +334,20 @@ def test_older_samples_stay_where_new_ones_cannot_be_written(name, tmp_path, cap
 
 
 @pytest.mark.parametrize("kind", ["file", "pipe", "broken link"])
-def test_a_folder_of_samples_that_cannot_be_is_named_before_sampling(kind, tmp_path, capsys, monkeypatch):
+def test_a_folder_of_samples_that_cannot_be_is_named_before_sampling(
+    kind, tmp_path, capsys, monkeypatch
+):
     run, out = trained(tmp_path / "run").folder, tmp_path / "out"
-    {"file": lambda: out.write_text(VICTIM), "pipe": lambda: os.mkfifo(out), "broken link": lambda: out.symlink_to("none")}[kind]()
+    {
+        "file": lambda: out.write_text(VICTIM),
+        "pipe": lambda: os.mkfifo(out),
+        "broken link": lambda: out.symlink_to("none"),
+    }[kind]()
     monkeypatch.setattr("vdiff.cli.sample.trajectory", lambda *_, **__: pytest.fail("sampled"))
-    assert main(["sample", str(run), "--count", "2", "--steps", "2", "--quiet", "--out", str(out)]) == 2
+    assert (
+        main(["sample", str(run), "--count", "2", "--steps", "2", "--quiet", "--out", str(out)])
+        == 2
+    )
     assert "'out' must be a folder" in capsys.readouterr().err
 
 
@@ -332,17 +366,26 @@ def test_numbers_are_printed_before_they_are_written(tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize("error", ["os", "safetensors"])
-def test_an_evaluation_goes_on_where_its_state_cannot_be_kept(error, tmp_path, capsys, monkeypatch):
+def test_an_evaluation_goes_on_where_its_state_cannot_be_kept(
+    error, tmp_path, capsys, monkeypatch
+):
     from safetensors import SafetensorError
 
     run = trained(tmp_path / "run").folder
 
     def full(*_, **__):
         text = "No space left on device"
-        raise OSError(errno.ENOSPC, text) if error == "os" else SafetensorError(f"I/O error: {text} (os error 28)")
+        raise (
+            OSError(errno.ENOSPC, text)
+            if error == "os"
+            else SafetensorError(f"I/O error: {text} (os error 28)")
+        )
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.warns(UserWarning, match=r"the state of the evaluation is not kept, which goes on: .*No space left.*bytes needed, .*free"):
+    with pytest.warns(
+        UserWarning,
+        match=r"the state of the evaluation is not kept, which goes on: .*No space left.*bytes needed, .*free",
+    ):
         assert main(["evaluate", str(run), *EVALUATE]) == 0
     assert json.loads((run / "evaluation.json").read_text())["total"]["value"] > 0
     assert "total, 95 %" in capsys.readouterr().out

@@ -124,7 +124,13 @@ def shares(objective: Objective, rank: int, count: int) -> list[list[dict[str, T
         if objective.decoder is None:
             data = data / 8.0 - 1.0
         parts = [slice(None)] if count == 1 else [slice(rank, None, count)]
-        steps.append([{"data": data[i][s], "u": u[i][s], "eps": eps[i][s]} for i in range(PARTS) for s in parts])
+        steps.append(
+            [
+                {"data": data[i][s], "u": u[i][s], "eps": eps[i][s]}
+                for i in range(PARTS)
+                for s in parts
+            ]
+        )
     return steps
 
 
@@ -157,11 +163,19 @@ def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     where = f"tcp://127.0.0.1:{port}"
     limit = timedelta(seconds=120)
-    torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=RANKS, timeout=limit)
-    found = {f"{name} {make.__name__}": train(make, wrap, rank, RANKS) for make in CASES for name, wrap in WRAPPERS.items()}
+    torch.distributed.init_process_group(
+        "gloo", init_method=where, rank=rank, world_size=RANKS, timeout=limit
+    )
+    found = {
+        f"{name} {make.__name__}": train(make, wrap, rank, RANKS)
+        for make in CASES
+        for name, wrap in WRAPPERS.items()
+    }
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()
-    os._exit(0)  # torch 2.13 can deadlock where DDP's reducer is taken down on a gloo thread that waits for it
+    os._exit(
+        0
+    )  # torch 2.13 can deadlock where DDP's reducer is taken down on a gloo thread that waits for it
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +191,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[s
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
 def test_two_ranks_learn_what_one_process_learns(make, wrapper, two_ranks):
-    """Also where ends get no gradient, and nothing that a rank has seen is lost to DDP's broadcast of buffers."""
+    """Also where ends get no gradient, and nothing that a rank has seen is lost to DDP's broadcast
+    of buffers."""
     alone = train(make)
     for got in (rank[f"{wrapper} {make.__name__}"] for rank in two_ranks):
         assert got.keys() == alone.keys()

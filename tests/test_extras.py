@@ -1,4 +1,5 @@
-"""Without the extras: every module can be imported or says what to install, every command runs or says it, in one line."""
+"""Without the extras: every module can be imported or says what to install, every command runs or
+says it, in one line."""
 
 import ast
 import importlib.metadata
@@ -29,19 +30,29 @@ def with_all_they_need(requirements: list[str]) -> set[str]:
     while left:
         one = left.pop()
         name = re.sub(r"[-_.]+", "-", one.name).lower()
-        if name == "vdiff-torch" or name in found or (one.marker and not one.marker.evaluate({"extra": ""})):
+        if (
+            name == "vdiff-torch"
+            or name in found
+            or (one.marker and not one.marker.evaluate({"extra": ""}))
+        ):
             continue
         found.add(name)
         try:
             left += [Requirement(text) for text in importlib.metadata.requires(name) or ()]
-        except importlib.metadata.PackageNotFoundError:  # a part of torch's wheel on other machines
+        except (
+            importlib.metadata.PackageNotFoundError
+        ):  # a part of torch's wheel on other machines
             continue
     return found
 
 
 def modules_of(distributions: set[str]) -> set[str]:
     known = importlib.metadata.packages_distributions()
-    return {module for module, homes in known.items() if {re.sub(r"[-_.]+", "-", home).lower() for home in homes} & distributions}
+    return {
+        module
+        for module, homes in known.items()
+        if {re.sub(r"[-_.]+", "-", home).lower() for home in homes} & distributions
+    }
 
 
 PLAIN = modules_of(with_all_they_need(PROJECT["dependencies"]))
@@ -73,16 +84,27 @@ def test_the_list_of_what_is_missing_is_that_of_the_project():
     assert not {"torch", "numpy", "jaxtyping", "einops"} & set(ABSENT)
 
 
-def optional_imports(tree: ast.AST, within: str | None = None) -> Iterator[tuple[str, str | None, int]]:
-    """Module, the extra of the `with extra(…)` around it, and line, of each import of what an installation may lack."""
+def optional_imports(
+    tree: ast.AST, within: str | None = None
+) -> Iterator[tuple[str, str | None, int]]:
+    """Module, the extra of the `with extra(…)` around it, and line, of each import of what an
+    installation may lack."""
     for node in ast.iter_child_nodes(tree):
         inside = within
-        if isinstance(node, ast.With) and isinstance(call := node.items[0].context_expr, ast.Call) and ast.unparse(call.func) == "extra":
+        if (
+            isinstance(node, ast.With)
+            and isinstance(call := node.items[0].context_expr, ast.Call)
+            and ast.unparse(call.func) == "extra"
+        ):
             inside = ast.literal_eval(call.args[0])
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         names = (
-            [a.name for a in node.names] if isinstance(node, ast.Import) else [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [str(node.module)]
+            if isinstance(node, ast.ImportFrom)
+            else []
         )
         for name in names:
             if name.split(".")[0] in ABSENT:
@@ -90,23 +112,35 @@ def optional_imports(tree: ast.AST, within: str | None = None) -> Iterator[tuple
         yield from optional_imports(node, inside)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "vdiff").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "vdiff").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_every_optional_import_says_its_extra(path):
     """`vdiff.training` says it once, for all its files, which are imported after it."""
     behind_its_door = path.parent.name == "training" and path.name != "__init__.py"
     known = list(optional_imports(ast.parse(path.read_text(encoding="utf-8"))))
     for module, within, line in known:
         wanted = [name for name in OURS if module in MISSING[name]]
-        if behind_its_door or (path.name == "evaluate.py" and module == "safetensors"):  # after its import of vdiff.training
+        if behind_its_door or (
+            path.name == "evaluate.py" and module == "safetensors"
+        ):  # after its import of vdiff.training
             assert "train" in wanted, f"{path}:{line}"
         else:
-            assert within in wanted, f"{path}:{line}: put the import of {module} into `with extra({wanted}):`"
+            assert within in wanted, (
+                f"{path}:{line}: put the import of {module} into `with extra({wanted}):`"
+            )
 
 
 def test_what_training_imports_is_asked_for_at_its_door():
     door = ROOT / "vdiff" / "training" / "__init__.py"
-    asked = {module for module, _, _ in optional_imports(ast.parse(door.read_text(encoding="utf-8")))}
-    used = {m for path in door.parent.glob("*.py") for m, _, _ in optional_imports(ast.parse(path.read_text(encoding="utf-8")))}
+    asked = {
+        module for module, _, _ in optional_imports(ast.parse(door.read_text(encoding="utf-8")))
+    }
+    used = {
+        m
+        for path in door.parent.glob("*.py")
+        for m, _, _ in optional_imports(ast.parse(path.read_text(encoding="utf-8")))
+    }
     assert used <= asked
 
 
@@ -122,8 +156,14 @@ def test_every_module_can_be_imported_or_says_what_to_install():
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["vdiff.cli.evaluate"] == said["vdiff.plots"] == said["vdiff.data.download"] == ""
-    assert said["vdiff.training"] == "safetensors is not installed: pip install 'vdiff-torch[train]'"
-    assert not [name for name, text in said.items() if text and not (name.startswith("vdiff.training") and text == said["vdiff.training"])]
+    assert (
+        said["vdiff.training"] == "safetensors is not installed: pip install 'vdiff-torch[train]'"
+    )
+    assert not [
+        name
+        for name, text in said.items()
+        if text and not (name.startswith("vdiff.training") and text == said["vdiff.training"])
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +174,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.folder
 
 
-COMMANDS: dict[str, tuple[int, str]] = {  # what a plain installation answers: exit code, and the extra that is named
+COMMANDS: dict[
+    str, tuple[int, str]
+] = {  # what a plain installation answers: exit code, and the extra that is named
     "--help": (0, ""),
     "describe --help": (0, ""),
     "evaluate --help": (0, ""),
@@ -167,17 +209,24 @@ def test_every_command_runs_or_says_what_to_install(run, tmp_path):
         "    print(json.dumps([rc, out.getvalue(), err.getvalue()]))\n"
     )
     before = sorted(run.rglob("*"))
-    lines = [text.replace("RUN", str(run)).replace("FOLDER", str(tmp_path)).replace(" ", "|") for text in COMMANDS]
+    lines = [
+        text.replace("RUN", str(run)).replace("FOLDER", str(tmp_path)).replace(" ", "|")
+        for text in COMMANDS
+    ]
     done = bare(code, *lines)
     assert done.returncode == 0, done.stderr
-    for (text, (wanted, extra)), answer in zip(COMMANDS.items(), map(json.loads, done.stdout.splitlines()), strict=True):
+    for (text, (wanted, extra)), answer in zip(
+        COMMANDS.items(), map(json.loads, done.stdout.splitlines()), strict=True
+    ):
         rc, out, err = answer
         assert rc == wanted, f"{text}: {answer}"
         if extra:
             said = rf"vdiff {text.split()[0]}: \w+ is not installed: pip install 'vdiff-torch\[{extra}\]'\n"
             assert re.fullmatch(said, err), f"{text}: {err}"
         if text.startswith("verify --estimators"):
-            assert "ImportError: torchdiffeq is not installed: pip install 'vdiff-torch[ode]'" in out
+            assert (
+                "ImportError: torchdiffeq is not installed: pip install 'vdiff-torch[ode]'" in out
+            )
     assert list(tmp_path.iterdir()) == []
     assert sorted(run.rglob("*")) == before
 
@@ -211,7 +260,9 @@ def test_every_function_says_what_to_install(tmp_path):
     done = bare(code, *(line.replace("FOLDER", repr(str(tmp_path))) for line in CALLS))
     assert done.returncode == 0, done.stderr
     for (line, extra), said in zip(CALLS.items(), done.stdout.splitlines(), strict=True):
-        assert re.fullmatch(rf"\w+ is not installed: pip install 'vdiff-torch\[{extra}\]'", said), f"{line}: {said}"
+        assert re.fullmatch(
+            rf"\w+ is not installed: pip install 'vdiff-torch\[{extra}\]'", said
+        ), f"{line}: {said}"
 
 
 def test_a_library_that_is_there_and_broken_keeps_its_own_words(tmp_path):

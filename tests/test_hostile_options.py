@@ -1,4 +1,5 @@
-"""Every option of every command with values that cannot be meant: exit code 2, one line that says why, nothing written."""
+"""Every option of every command with values that cannot be meant: exit code 2, one line that says
+why, nothing written."""
 
 import argparse
 import os
@@ -127,7 +128,12 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--errata": (("verify",), ("=x",)),
     },
 }  # fmt: skip
-CASES = [(command, option, value) for command, options in HOSTILE.items() for option, (_, values) in options.items() for value in values]
+CASES = [
+    (command, option, value)
+    for command, options in HOSTILE.items()
+    for option, (_, values) in options.items()
+    for value in values
+]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +141,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two runs, and with what else a name can stand for."""
     root = tmp_path_factory.mktemp("hostile")
     for name, labels in (("RUN", None), ("CLASSES", 4)):
-        network = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8, "multipliers": [1], "heads": 1, "labels": labels}
+        network = {
+            "name": "UNet",
+            "channels": 1,
+            "channels_out": 17,
+            "width": 8,
+            "multipliers": [1],
+            "heads": 1,
+            "labels": labels,
+        }
         with Run.create(root / name, config := Config(network=network)) as run:
             run.save(config.objective())
     (root / "FOLDER").mkdir()
@@ -152,7 +166,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
     def late(*_: object) -> None:
-        raise BaseException(f"it took more than {seconds} s")  # no error that a command could take for its own
+        raise BaseException(
+            f"it took more than {seconds} s"
+        )  # no error that a command could take for its own
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -175,9 +191,16 @@ def everything(root: Path) -> dict[Path, int]:
 
 
 def options_of(command: str) -> set[str]:
-    commands = next(action for action in parser_of_vdiff()._actions if isinstance(action, argparse._SubParsersAction))
+    commands = next(
+        action
+        for action in parser_of_vdiff()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
     known = commands.choices[command]._actions
-    return {next((word for word in one.option_strings if word.startswith("--")), one.dest) for one in known} - {"--help"}
+    return {
+        next((word for word in one.option_strings if word.startswith("--")), one.dest)
+        for one in known
+    } - {"--help"}
 
 
 def test_every_option_of_every_command_has_hostile_values():
@@ -188,10 +211,18 @@ def test_every_option_of_every_command_has_hostile_values():
 
 @pytest.mark.skipif(os.name != "posix", reason="links and alarms of POSIX")
 @pytest.mark.parametrize(("command", "option", "value"), CASES)
-def test_what_cannot_be_meant_is_refused_in_a_line(command, option, value, place, monkeypatch, capsys):
+def test_what_cannot_be_meant_is_refused_in_a_line(
+    command, option, value, place, monkeypatch, capsys
+):
     monkeypatch.chdir(place)
     right, _ = HOSTILE[command][option]
-    given = [value] if not option.startswith("--") else [option + value] if value == "=x" else [f"{option}={value}"]
+    given = (
+        [value]
+        if not option.startswith("--")
+        else [option + value]
+        if value == "=x"
+        else [f"{option}={value}"]
+    )
     given = [option, value, "-20"] if option == "--interval" else given
     before = everything(place)
     with within(SECONDS):
@@ -205,7 +236,17 @@ def test_what_cannot_be_meant_is_refused_in_a_line(command, option, value, place
     assert everything(place) == before
 
 
-@pytest.mark.parametrize("words", [[], ["descirbe"], ["describe", "--figur"], ["evaluate"], ["evaluate", "RUN", "more"], ["--version"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["descirbe"],
+        ["describe", "--figur"],
+        ["evaluate"],
+        ["evaluate", "RUN", "more"],
+        ["--version"],
+    ],
+)
 def test_a_command_that_is_wrong_is_said_in_a_line_too(words, capsys):
     assert code_of(words) == 2
     err = capsys.readouterr().err
@@ -219,7 +260,9 @@ NO_MEMORY = [
     RuntimeError(
         "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7999999999992 bytes."
     ),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:86] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:86] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."
+    ),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("std::bad_alloc"),
     MemoryError("Unable to allocate 7.28 TiB for an array"),
@@ -228,7 +271,9 @@ NO_MEMORY = [
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("command", ["evaluate", "sample"])
-def test_fault_71_out_of_memory_is_a_line_that_names_the_batch(command, error, place, monkeypatch, capsys):
+def test_fault_71_out_of_memory_is_a_line_that_names_the_batch(
+    command, error, place, monkeypatch, capsys
+):
     def full(*_: object, **__: object) -> None:
         error.add_note("a note")
         raise error
@@ -270,8 +315,12 @@ MODEL = Denoiser(lambda z, logsnr: 0.1 * z, V())
 
 @pytest.mark.parametrize("tolerance", [1e-300, 1e-13, 1e13, 1e300])
 def test_a_tolerance_that_nothing_can_be_computed_with(tolerance):
-    with pytest.raises(ValueError, match=r"evaluate: argument 'tolerance' must lie between 1e-12 and 1e\+12; got"):
-        evaluate(MODEL, torch.zeros(4, 2), schedule=Linear(), decoder=Gaussian(), tolerance=tolerance)
+    with pytest.raises(
+        ValueError, match=r"evaluate: argument 'tolerance' must lie between 1e-12 and 1e\+12; got"
+    ):
+        evaluate(
+            MODEL, torch.zeros(4, 2), schedule=Linear(), decoder=Gaussian(), tolerance=tolerance
+        )
 
 
 def test_a_tolerance_that_nobody_can_wait_for():
@@ -281,7 +330,9 @@ def test_a_tolerance_that_nobody_can_wait_for():
 
 
 def test_a_guidance_that_no_float32_holds():
-    with pytest.raises(ValueError, match=r"Guided: argument 'scale' must be a number of float32; got 1e\+300"):
+    with pytest.raises(
+        ValueError, match=r"Guided: argument 'scale' must be a number of float32; got 1e\+300"
+    ):
         Guided(MODEL, 1e300, {"label": 0})
 
 
@@ -290,8 +341,12 @@ def test_a_path_that_leads_nowhere_is_said_from_python_too(folder, place, monkey
     from vdiff.data import dataset
 
     monkeypatch.chdir(place)
-    with pytest.raises(ValueError, match="argument 'folder' must be a path that leads somewhere; got"):
+    with pytest.raises(
+        ValueError, match="argument 'folder' must be a path that leads somewhere; got"
+    ):
         Run(folder)
     for name in ("cifar10", "patches"):
-        with pytest.raises(ValueError, match="dataset: argument 'folder' must be a path that leads somewhere; got"):
+        with pytest.raises(
+            ValueError, match="dataset: argument 'folder' must be a path that leads somewhere; got"
+        ):
             dataset(name, folder)

@@ -1,4 +1,5 @@
-"""The package as a stranger starts it: as a module, room by room, and from the folder above a clone."""
+"""The package as a stranger starts it: as a module, room by room, and from the folder above a
+clone."""
 
 import os
 import subprocess
@@ -14,11 +15,17 @@ import vdiff
 ROOT = Path(__file__).parent.parent
 
 
-def python(*words: str, cwd: Path = ROOT, path: Path | None = ROOT) -> subprocess.CompletedProcess[str]:
+def python(
+    *words: str, cwd: Path = ROOT, path: Path | None = ROOT
+) -> subprocess.CompletedProcess[str]:
     """A new interpreter, with `path` alone on PYTHONPATH."""
-    known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "OMP_NUM_THREADS": "1"
+    }
     known |= {} if path is None else {"PYTHONPATH": str(path)}
-    return subprocess.run([sys.executable, *words], cwd=cwd, env=known, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=known, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_the_command_line_is_a_module_too():
@@ -45,7 +52,11 @@ assert vdiff.{room} is vars(vdiff)["{room}"]
 
 
 def test_the_rooms_are_all_packages_and_modules_that_the_door_does_not_import():
-    inner = {path.stem for path in (ROOT / "vdiff").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    inner = {
+        path.stem
+        for path in (ROOT / "vdiff").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
     code = "import vdiff, sys; print(*(name.split('.')[1] for name in sys.modules if name.startswith('vdiff.')))"
     imported = set(python("-c", code).stdout.split())
     assert inner - imported - {"__init__", "__main__", "disk", "terminal"} == set(vdiff.ROOMS)
@@ -58,7 +69,8 @@ def test_a_name_that_is_not_there_is_an_error_with_the_nearest():
 
 
 def test_an_editable_install_is_found_from_the_folder_above_a_clone(tmp_path):
-    """Where Python starts, a folder named vdiff is a package without content, unless the real one is on the path.
+    """Where Python starts, a folder named vdiff is a package without content, unless the real one
+    is on the path.
 
     An install through a hook comes after the path; one by a line in a .pth file is on it.
     """
@@ -71,7 +83,9 @@ def test_an_editable_install_is_found_from_the_folder_above_a_clone(tmp_path):
         (clone / name).write_bytes((ROOT / name).read_bytes())
     if int(metadata.version("setuptools").split(".")[0]) < 77:
         pytest.skip("the build needs setuptools 77")
-    built = python("-c", "import setuptools.build_meta as b; print(b.build_editable('.'))", cwd=clone)
+    built = python(
+        "-c", "import setuptools.build_meta as b; print(b.build_editable('.'))", cwd=clone
+    )
     assert built.returncode == 0, built.stderr
     site = tmp_path / "site"
     with zipfile.ZipFile(clone / built.stdout.split()[-1]) as wheel:
@@ -86,12 +100,15 @@ def test_an_editable_install_is_found_from_the_folder_above_a_clone(tmp_path):
 
 def test_this_very_package_is_found_from_a_folder_above_a_clone(tmp_path):
     (tmp_path / "vdiff" / "vdiff").mkdir(parents=True)
-    done = python("-c", "import vdiff; print(vdiff.elbo.__name__, vdiff.nn.MLP.__name__)", cwd=tmp_path)
+    done = python(
+        "-c", "import vdiff; print(vdiff.elbo.__name__, vdiff.nn.MLP.__name__)", cwd=tmp_path
+    )
     assert (done.returncode, done.stdout) == (0, "elbo MLP\n"), done.stderr
 
 
 def test_the_commands_of_the_readme_start_where_the_package_is():
-    """In the clone itself, where the folder `vdiff` is the package: `make` and the example scripts say so by their paths."""
+    """In the clone itself, where the folder `vdiff` is the package: `make` and the example scripts
+    say so by their paths."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in readme.splitlines():
         if line.startswith("    python "):

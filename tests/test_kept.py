@@ -28,8 +28,12 @@ from vdiff.training.averages import Averages
 from vdiff.training.checkpoint import checkpoints, read_meta
 from vdiff.training.state import State
 
-CONFIG = points(steps=4, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, ema=[0.9])
-DIGITS = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, steps=2, batch=4)
+CONFIG = points(
+    steps=4, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, ema=[0.9]
+)
+DIGITS = Config(
+    network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, steps=2, batch=4
+)
 EVALUATE = ["--data", "digits", "--draws", "1", "--replicates", "2", "--device", "cpu", "--quiet"]
 
 
@@ -45,7 +49,9 @@ def trained(folder: Path, config: Config = CONFIG, **options: object) -> Objecti
 def test_a_finished_run_without_checkpoints_is_not_trained_anew(finished, tmp_path):
     """What `make demo` leaves; and a run whose checkpoints were deleted."""
     with Run.create(tmp_path, CONFIG) as run:
-        averaged = train(CONFIG.objective(), data_of(CONFIG), CONFIG, log=run.log, every=1, quiet=True)
+        averaged = train(
+            CONFIG.objective(), data_of(CONFIG), CONFIG, log=run.log, every=1, quiet=True
+        )
         run.save(averaged)
     if finished == "trained":
         shutil.rmtree(tmp_path)
@@ -61,7 +67,9 @@ def test_a_finished_run_without_checkpoints_is_not_trained_anew(finished, tmp_pa
             match=r"Run.open: argument 'folder' must hold a checkpoint to go on from; got trained weights alone, in .* \(they are kept; .*Run.create",
         ):
             Run.open(tmp_path, CONFIG, resume="auto")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert {
+        path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()
+    } == before
     with pytest.warns(UserWarning, match="replacing the run"):
         Run.create(tmp_path, CONFIG).close()
     trained(tmp_path)
@@ -72,7 +80,10 @@ def test_a_log_without_checkpoints_is_kept_when_training_starts_again(tmp_path):
         run.log({"step": 3, "train_bits_per_dim": 2.0})
     for name in ("old-log.jsonl", "old-log.jsonl-1"):
         log = (tmp_path / "log.jsonl").read_text()
-        with pytest.warns(UserWarning, match=rf"has a log and no checkpoint: the training starts again at step 0; the old log is {name}$"):
+        with pytest.warns(
+            UserWarning,
+            match=rf"has a log and no checkpoint: the training starts again at step 0; the old log is {name}$",
+        ):
             trained(tmp_path, every=1)
         assert (tmp_path / name).read_text() == log
         assert [entry["step"] for entry in Run(tmp_path).history()] == [1, 2, 3, 4]
@@ -85,23 +96,47 @@ def test_a_start_that_left_nothing_is_no_run(tmp_path):
         pass
     trained(tmp_path)
     trained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "checkpoints", "config.json", "ema.safetensors", "log.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "ema.safetensors",
+        "log.jsonl",
+    ]
 
 
 # validations and disks that fail
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, torch.tensor(math.nan), Estimate(math.nan, math.nan, math.nan)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        torch.tensor(math.nan),
+        Estimate(math.nan, math.nan, math.nan),
+    ],
+)
 @pytest.mark.parametrize("when", ["first", "later", "always"])
 def test_a_validation_that_is_not_finite_is_logged_and_never_the_best(bad, when, tmp_path):
-    values = {"first": [bad, 2.0, 1.5, 1.75], "later": [2.0, bad, 1.5, 1.75], "always": [bad] * 4}[when]
+    values = {"first": [bad, 2.0, 1.5, 1.75], "later": [2.0, bad, 1.5, 1.75], "always": [bad] * 4}[
+        when
+    ]
     left = iter(values)
-    with pytest.warns(UserWarning, match=r"the validation at step \d is -?(nan|inf): it is logged as none, and training goes on"):
+    with pytest.warns(
+        UserWarning,
+        match=r"the validation at step \d is -?(nan|inf): it is logged as none, and training goes on",
+    ):
         trained(tmp_path, every=1, validate=lambda averaged: next(left))
     history, found = Run(tmp_path).history(), outcome(tmp_path)
     assert [entry["step"] for entry in history] == [1, 2, 3, 4]
-    assert [entry["selection_bits_per_dim"] for entry in history] == [None if value is bad else value for value in values]
-    assert found["state"]["best"] == (None if when == "always" else {"step": 3, "bits_per_dim": 1.5})
+    assert [entry["selection_bits_per_dim"] for entry in history] == [
+        None if value is bad else value for value in values
+    ]
+    assert found["state"]["best"] == (
+        None if when == "always" else {"step": 3, "bits_per_dim": 1.5}
+    )
     assert len(checkpoints(tmp_path / "checkpoints")) == 3
     for line in (tmp_path / "log.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
@@ -109,19 +144,31 @@ def test_a_validation_that_is_not_finite_is_logged_and_never_the_best(bad, when,
 
 
 @pytest.mark.parametrize("error", ["safetensors", "os"])
-def test_the_last_save_on_a_full_disk_says_how_much_is_missing_and_loses_nothing(error, tmp_path, monkeypatch):
+def test_the_last_save_on_a_full_disk_says_how_much_is_missing_and_loses_nothing(
+    error, tmp_path, monkeypatch
+):
     def full(*_: object) -> None:
         text = "No space left on device"
-        raise SafetensorError(f"I/O error: {text} (os error 28)") if error == "safetensors" else OSError(errno.ENOSPC, text)
+        raise (
+            SafetensorError(f"I/O error: {text} (os error 28)")
+            if error == "safetensors"
+            else OSError(errno.ENOSPC, text)
+        )
 
     monkeypatch.setattr("vdiff.training.weights.save_file", full)
-    with pytest.warns(UserWarning, match=r"no averaged weights: .*No space left.*; [\d,]+ bytes needed, [\d,]+ free") as said:
+    with pytest.warns(
+        UserWarning,
+        match=r"no averaged weights: .*No space left.*; [\d,]+ bytes needed, [\d,]+ free",
+    ) as said:
         averaged = trained(tmp_path)
     assert len(said) == 1
     assert "\n" not in str(said[0].message)
     assert not (tmp_path / "ema.safetensors").exists()
     loaded = Run(tmp_path).load()
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), averaged.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.state_dict().values(), averaged.state_dict().values(), strict=True)
+    )
     monkeypatch.undo()
     trained(tmp_path)  # nothing is left to do but that
     assert (tmp_path / "ema.safetensors").is_file()
@@ -137,7 +184,10 @@ def test_a_save_that_fails_keeps_the_weights_that_are_there(tmp_path, monkeypatc
             raise SafetensorError("I/O error: No space left on device (os error 28)")
 
         monkeypatch.setattr("vdiff.training.weights.save_file", full)
-        with pytest.raises(OSError, match=r"No space left on device.*; [\d,]+ bytes needed, [\d,]+ free: '.*ema.safetensors'"):
+        with pytest.raises(
+            OSError,
+            match=r"No space left on device.*; [\d,]+ bytes needed, [\d,]+ free: '.*ema.safetensors'",
+        ):
             run.save(CONFIG.objective())
     assert (tmp_path / "ema.safetensors").read_bytes() == before
     assert not list(tmp_path.glob(".*.partial*"))
@@ -153,13 +203,21 @@ def test_what_has_the_name_of_the_weights_and_is_no_file_is_refused(kind, name, 
     trained(tmp_path)
     place = tmp_path / f"{name}.safetensors"
     place.unlink(missing_ok=True)
-    {"broken link": lambda: place.symlink_to("moved"), "folder": place.mkdir, "pipe": lambda: os.mkfifo(place)}[kind]()
+    {
+        "broken link": lambda: place.symlink_to("moved"),
+        "folder": place.mkdir,
+        "pipe": lambda: os.mkfifo(place),
+    }[kind]()
     with pytest.raises(
-        ValueError, match=rf"Run: argument 'folder' must hold {name}.safetensors as a file; got .*delete it: the newest checkpoint"
+        ValueError,
+        match=rf"Run: argument 'folder' must hold {name}.safetensors as a file; got .*delete it: the newest checkpoint",
     ):
         Run(tmp_path).load(name)
     if name == "ema":
-        for words in (["evaluate", str(tmp_path), *EVALUATE], ["sample", str(tmp_path), "--quiet"]):
+        for words in (
+            ["evaluate", str(tmp_path), *EVALUATE],
+            ["sample", str(tmp_path), "--quiet"],
+        ):
             assert main(words) == 2
             assert "hold ema.safetensors as a file" in capsys.readouterr().err
 
@@ -179,7 +237,10 @@ def test_a_newest_checkpoint_without_its_weights_does_not_give_way_to_an_older_o
     place.unlink()
     if kind != "missing":
         place.symlink_to("moved") if kind == "broken link" else os.mkfifo(place)
-    with pytest.raises(ValueError, match=r"step-00000004' must hold ema-0.9.safetensors as a regular file; got none, or a link"):
+    with pytest.raises(
+        ValueError,
+        match=r"step-00000004' must hold ema-0.9.safetensors as a regular file; got none, or a link",
+    ):
         Run(tmp_path).load()
 
 
@@ -187,14 +248,20 @@ def test_an_evaluation_names_the_file_the_step_and_the_config_of_its_weights(tmp
     with Run.open(tmp_path, DIGITS) as run:
         train(DIGITS.objective(), data_of(DIGITS), DIGITS, run=run, every=1, quiet=True)
     seen = []
-    for name, path in (("ema.safetensors", tmp_path / "ema.safetensors"), ("checkpoints/step-00000002/ema-0.999.safetensors", None)):
+    for name, path in (
+        ("ema.safetensors", tmp_path / "ema.safetensors"),
+        ("checkpoints/step-00000002/ema-0.999.safetensors", None),
+    ):
         if path is None:
             (tmp_path / "ema.safetensors").unlink()
         assert main(["evaluate", str(tmp_path), *EVALUATE]) == 0
         protocol = json.loads((tmp_path / "evaluation.json").read_text())["protocol"]
         seen.append(protocol)
         assert (protocol["read from"], protocol["step"]) == (name, 2)
-        assert protocol["weights file"] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:16]
+        assert (
+            protocol["weights file"]
+            == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:16]
+        )
         assert protocol["parameterization"] == "X()"
         assert protocol["trained schedule"] == "Linear(logsnr_max=9.0, logsnr_min=-7.0)"
     assert seen[0]["config"] == seen[1]["config"]
@@ -220,7 +287,10 @@ def test_the_hash_is_that_of_what_was_loaded_while_a_training_writes(tmp_path):
     steps: set[object] = set()
     while not done.is_set():
         objective, record, _ = Run(tmp_path / "run").loaded()
-        mark, bias = str(record["weights file"]), objective.state_dict()["model.network.layers.0.bias"]
+        mark, bias = (
+            str(record["weights file"]),
+            objective.state_dict()["model.network.layers.0.bias"],
+        )
         assert torch.equal(weights.setdefault(mark, bias), bias)
         steps.add((record["step"], record["read from"], mark))
     thread.join()
@@ -241,7 +311,9 @@ class Made(nn.Module):
             "complex64": lambda: nn.Parameter(0.1 * torch.randn(33, dtype=torch.complex64)),
             "complex128": lambda: nn.Parameter(0.1 * torch.randn(33, dtype=torch.complex128)),
             "sparse": lambda: nn.Embedding(100, 64, sparse=True),
-            "whole numbers": lambda: nn.Parameter(torch.ones(64, dtype=torch.int64), requires_grad=False),
+            "whole numbers": lambda: nn.Parameter(
+                torch.ones(64, dtype=torch.int64), requires_grad=False
+            ),
             "float64": lambda: nn.Linear(64, 64).double(),
         }
         self.extra = extra[kind]()
@@ -249,7 +321,9 @@ class Made(nn.Module):
     def forward(self, z: Tensor, time: Tensor) -> Tensor:
         out = self.inner(z, time)
         if self.kind.startswith("complex"):
-            return out + torch.fft.irfft(torch.fft.rfft(z.to(self.extra.real.dtype)) * self.extra, 64).to(out.dtype)
+            return out + torch.fft.irfft(
+                torch.fft.rfft(z.to(self.extra.real.dtype)) * self.extra, 64
+            ).to(out.dtype)
         if self.kind == "sparse":
             return out + self.extra((5 * (time + 10)).long().clamp(0, 99))
         if self.kind == "float64":
@@ -259,7 +333,9 @@ class Made(nn.Module):
 
 def made(kind: str) -> Objective:
     torch.manual_seed(0)
-    return Objective(Denoiser(Made(kind), V()), schedule=Linear(10.0, -7.0), decoder=Categorical(17))
+    return Objective(
+        Denoiser(Made(kind), V()), schedule=Linear(10.0, -7.0), decoder=Categorical(17)
+    )
 
 
 KINDS = ["complex64", "complex128", "sparse", "whole numbers", "float64"]
@@ -286,7 +362,9 @@ def test_weights_of_every_kind_are_trained_kept_and_loaded(kind, tmp_path):
 
 
 def _extra(objective: Objective) -> Tensor:
-    return torch.cat([p.detach().flatten() for name, p in objective.named_parameters() if "extra" in name])
+    return torch.cat(
+        [p.detach().flatten() for name, p in objective.named_parameters() if "extra" in name]
+    )
 
 
 def _in_run(kind: str, folder: Path, stop: int = 0) -> Objective:
@@ -299,7 +377,9 @@ def _in_run(kind: str, folder: Path, stop: int = 0) -> Objective:
         return 1.0
 
     with Run.open(folder, CONFIG) as run:
-        return train(made(kind), data_of(CONFIG), CONFIG, run=run, every=1, validate=validate, quiet=True)
+        return train(
+            made(kind), data_of(CONFIG), CONFIG, run=run, every=1, validate=validate, quiet=True
+        )
 
 
 class Sick(nn.Module):
@@ -315,23 +395,34 @@ class Sick(nn.Module):
 
 
 def test_a_step_that_is_not_finite_is_left_out_by_the_plain_optimizer_too():
-    objective = Objective(Denoiser(Sick((2, 3)), V()), schedule=Linear(10.0, -7.0), decoder=Categorical(17))
+    objective = Objective(
+        Denoiser(Sick((2, 3)), V()), schedule=Linear(10.0, -7.0), decoder=Categorical(17)
+    )
     seen: list[tuple[dict[str, Tensor], int]] = []
 
     def log(entry: dict[str, int]) -> None:
-        seen.append(({name: p.detach().clone() for name, p in objective.named_parameters()}, entry["skipped"]))
+        seen.append(
+            (
+                {name: p.detach().clone() for name, p in objective.named_parameters()},
+                entry["skipped"],
+            )
+        )
 
     train(objective, data_of(CONFIG), CONFIG, log=log, every=1, quiet=True)
     assert [skipped for _, skipped in seen] == [0, 1, 2, 2]
     for name in seen[0][0]:
         assert torch.equal(seen[2][0][name], seen[0][0][name])
         assert seen[3][0][name].isfinite().all()
-    assert not torch.equal(seen[3][0]["model.network.inner.extra"], seen[2][0]["model.network.inner.extra"])
+    assert not torch.equal(
+        seen[3][0]["model.network.inner.extra"], seen[2][0]["model.network.inner.extra"]
+    )
 
 
 def test_complex_weights_take_adamw_s_step():
     """As torch's own, on real and imaginary parts."""
-    config = points(steps=1, warmup=0, decay="constant", clip=None, schedule=CONFIG.schedule, ema=[0.0])
+    config = points(
+        steps=1, warmup=0, decay="constant", clip=None, schedule=CONFIG.schedule, ema=[0.0]
+    )
     objective = made("complex64")
     start = objective.model.network.extra.detach().clone()
     train(objective, data_of(config), config, quiet=True)
@@ -348,7 +439,9 @@ def test_nan_in_complex_weights_is_no_checkpoint(tmp_path):
         state.objective.model.network.extra[3] = complex(0.0, math.nan)
     with (
         Run.open(tmp_path, CONFIG) as run,
-        pytest.raises(ValueError, match=r"must hold no NaN; got one in objective model\.network\.extra"),
+        pytest.raises(
+            ValueError, match=r"must hold no NaN; got one in objective model\.network\.extra"
+        ),
     ):
         run.store(state)
 
@@ -362,7 +455,10 @@ def test_only_what_has_a_kernel_is_fused():
 def test_weights_without_values_are_named():
     with torch.device("meta"):
         objective = CONFIG.objective()
-    with pytest.raises(ValueError, match=r"train: argument 'objective' must have weights; got the meta device \(objective.to_empty"):
+    with pytest.raises(
+        ValueError,
+        match=r"train: argument 'objective' must have weights; got the meta device \(objective.to_empty",
+    ):
         train(objective, data_of(CONFIG), CONFIG, quiet=True)
 
 
@@ -372,8 +468,11 @@ def test_weights_without_values_are_named():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("how", ["default dtype", "cast"])
 @pytest.mark.parametrize("weights", ["averaged", "of a checkpoint"])
-def test_a_run_with_weights_in_half_precision_is_loaded_as_it_was_averaged(dtype, how, weights, tmp_path):
-    """Averages are in float32, and so is what `load` returns: the numbers that a validation saw."""
+def test_a_run_with_weights_in_half_precision_is_loaded_as_it_was_averaged(
+    dtype, how, weights, tmp_path
+):
+    """Averages are in float32, and so is what `load` returns: the numbers that a validation
+    saw."""
     config = points(steps=4, schedule=CONFIG.schedule, ema=[0.9], lr=1e-4)
     objective = half(config, dtype, how)
     assert dtype in {p.dtype for p in objective.model.parameters()}
@@ -396,7 +495,10 @@ def test_a_run_with_weights_in_half_precision_is_loaded_as_it_was_averaged(dtype
     assert torch.equal(loaded(x, **setting), averaged(x, **setting))
     with Run.open(tmp_path, config) as run:  # and goes on
         again = train(half(config, dtype, how), data_of(config), config, run=run, quiet=True)
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), averaged.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.state_dict().values(), averaged.state_dict().values(), strict=True)
+    )
 
 
 def half(config: Config, dtype: torch.dtype, how: str) -> Objective:
@@ -422,7 +524,12 @@ def test_weights_come_back_in_the_precision_in_which_they_were_saved(tmp_path):
             run.save(objective)
         loaded = Run(tmp_path).load()
         assert {p.dtype for p in loaded.model.parameters()} == {dtype}
-        assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), objective.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                loaded.state_dict().values(), objective.state_dict().values(), strict=True
+            )
+        )
 
 
 def test_another_kind_of_number_is_another_architecture(tmp_path):

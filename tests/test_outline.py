@@ -26,7 +26,9 @@ UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
     ids=["depth", "blocks", "resolutions", "layers", "width", "buffers"],
 )
 def test_a_network_that_is_too_large_is_stopped(make):
-    with pytest.raises(ValueError, match=r"'network' must have at most 16,384 tensors and 68,719,4"):
+    with pytest.raises(
+        ValueError, match=r"'network' must have at most 16,384 tensors and 68,719,4"
+    ):
         outline_of(make)
     assert nn.Linear(1, 1).weight.device.type == "cpu"
 
@@ -71,7 +73,9 @@ def test_an_outline_has_the_tensors_of_the_objective_and_draws_nothing(fields):
     assert torch.equal(torch.rand(3), drawn)
     assert all(value.is_meta for value in outline.model.parameters())
     said, real = outline.state_dict(), config.objective().state_dict()
-    assert {k: (v.shape, v.dtype) for k, v in said.items()} == {k: (v.shape, v.dtype) for k, v in real.items()}
+    assert {k: (v.shape, v.dtype) for k, v in said.items()} == {
+        k: (v.shape, v.dtype) for k, v in real.items()
+    }
 
 
 def test_an_objective_that_is_too_large_is_refused_before_it_is_made():

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from vdiff.training.plain import DEEPEST, LARGEST, LONGEST, MOST, flaw, lines, parse, read_json, shown
+from vdiff.training.plain import (
+    DEEPEST,
+    LARGEST,
+    LONGEST,
+    MOST,
+    flaw,
+    lines,
+    parse,
+    read_json,
+    shown,
+)
 
 
 def nested(depth: int) -> object:

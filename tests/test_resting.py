@@ -1,4 +1,5 @@
-"""Schedules whose rate is 0 at an end: azula's two, one that rests at both ends, and one of a user with closed forms."""
+"""Schedules whose rate is 0 at an end: azula's two, one that rests at both ends, and one of a user
+with closed forms."""
 
 import math
 
@@ -70,7 +71,9 @@ MADE = {
     "shifted": lambda: Shifted(Custom(vp), -2.0),
 }
 ORACLE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.5, 0.0]], [[0.04, 0.04], [0.09, 0.09]])
-TIMES = torch.tensor([0.0, 1e-12, 1e-9, 1e-7, 1e-4, 0.3, 0.9, 1 - 1e-7, 1 - 1e-12, 1.0], dtype=torch.float64)
+TIMES = torch.tensor(
+    [0.0, 1e-12, 1e-9, 1e-7, 1e-4, 0.3, 0.9, 1 - 1e-7, 1 - 1e-12, 1.0], dtype=torch.float64
+)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -83,7 +86,9 @@ def test_losses_are_finite_and_exact_at_an_end_that_rests(name):
     loss = weighted_elbo(model, x, schedule=schedule, t=TIMES, eps=eps)
     assert torch.isfinite(loss).all()
     assert loss[0] < 1e-3 * loss.max()  # nothing happens where λ stands still
-    plain = weighted_elbo(model, x, schedule=schedule, weighting=MSE(schedule, V()), t=TIMES, eps=eps)
+    plain = weighted_elbo(
+        model, x, schedule=schedule, weighting=MSE(schedule, V()), t=TIMES, eps=eps
+    )
     logsnr = schedule(TIMES)
     alpha, sigma = logsnr.sigmoid().sqrt()[:, None], (-logsnr).sigmoid().sqrt()[:, None]
     written = (torch.tanh(alpha * x + sigma * eps) - (alpha * eps - sigma * x)).square().sum(1)
@@ -97,7 +102,9 @@ def test_losses_are_finite_and_exact_at_an_end_that_rests(name):
     assert torch.isfinite(objective(x, t=TIMES, eps=eps)).all()
     decoder = Categorical(17)
     pixels = torch.randint(0, 17, (len(TIMES), 2), generator=generator)
-    assert torch.isfinite(elbo(model, pixels, schedule=schedule, decoder=decoder, t=TIMES.float()).total).all()
+    assert torch.isfinite(
+        elbo(model, pixels, schedule=schedule, decoder=decoder, t=TIMES.float()).total
+    ).all()
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -112,7 +119,9 @@ def test_the_density_is_large_there_and_normalised(name):
     assert (density[2:] == 0).all()
     assert schedule.rate(torch.zeros((), dtype=torch.float64)) == 0
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
-    torch.testing.assert_close(schedule.density(schedule(t)) * schedule.rate(t), torch.ones_like(t), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        schedule.density(schedule(t)) * schedule.rate(t), torch.ones_like(t), rtol=1e-6, atol=0
+    )
     torch.testing.assert_close(schedule.inverse(schedule(t)), t, rtol=1e-7, atol=0)
 
 
@@ -143,12 +152,17 @@ def test_samplers_take_it_as_a_grid(name):
 def test_evaluations_along_it_agree():
     schedule, decoder = Swing(), Categorical(levels=2)
     oracle, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]] * 8)
-    found = [evaluate(oracle, data, schedule=schedule, decoder=decoder, plan=p) for p in (Plan(), Plan(importance=schedule))]
+    found = [
+        evaluate(oracle, data, schedule=schedule, decoder=decoder, plan=p)
+        for p in (Plan(), Plan(importance=schedule))
+    ]
     error = math.hypot(*(one.total.monte_carlo for one in found))
     assert abs(found[0].total.value - found[1].total.value) < 4 * error
     x = torch.randn(32, 1, generator=torch.Generator().manual_seed(4))
     estimates = [
-        immse(Gaussian([0.0], [[1.0]]), x, schedule=one, gaussian=Gaussian([0.0], [[1.2]]), draws=64).mean
+        immse(
+            Gaussian([0.0], [[1.0]]), x, schedule=one, gaussian=Gaussian([0.0], [[1.2]]), draws=64
+        ).mean
         for one in (schedule, Linear(10.0, -6.0))
     ]
     assert estimates[0] == pytest.approx(estimates[1], abs=0.01)
@@ -196,7 +210,11 @@ def test_eps_too():
     schedule = Custom(cosine)
     model = Denoiser(lambda z, logsnr: torch.zeros_like(z), Eps())
     eps = torch.ones(len(TIMES), 3)
-    loss = weighted_elbo(model, eps, schedule=schedule, weighting=MSE(schedule, Eps()), t=TIMES, eps=eps)
+    loss = weighted_elbo(
+        model, eps, schedule=schedule, weighting=MSE(schedule, Eps()), t=TIMES, eps=eps
+    )
     inside = (TIMES > 1e-6) & (TIMES < 1 - 1e-6)
-    torch.testing.assert_close(loss[inside], torch.full_like(loss[inside], 3.0), rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(
+        loss[inside], torch.full_like(loss[inside], 3.0), rtol=1e-4, atol=0.0
+    )
     assert torch.isfinite(loss).all()

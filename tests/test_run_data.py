@@ -34,7 +34,9 @@ def parts() -> tuple[Tensor, Tensor, Tensor]:
     return tuple(part.pixels for part in splits("digits"))
 
 
-def trained(folder: Path, data: Tensor, config: Config = CONFIG, labels: Tensor | None = None) -> Path:
+def trained(
+    folder: Path, data: Tensor, config: Config = CONFIG, labels: Tensor | None = None
+) -> Path:
     with Run.open(folder, config) as run:
         train(config.objective(), data, config, labels=labels, run=run, every=1, quiet=True)
     return folder
@@ -56,7 +58,9 @@ OTHER: dict[str, Callable[[tuple[Tensor, Tensor, Tensor]], Tensor]] = {
     "in another order": lambda parts: parts[0].flip(0),
     "the test": lambda parts: parts[2],
     "all": lambda parts: torch.cat(parts),
-    "one pixel another": lambda parts: torch.cat([parts[0][:-1], (parts[0][-1:] + 1).clamp(max=16)]),
+    "one pixel another": lambda parts: torch.cat(
+        [parts[0][:-1], (parts[0][-1:] + 1).clamp(max=16)]
+    ),
 }
 
 
@@ -65,26 +69,38 @@ def test_a_run_on_the_data_of_its_config_is_measured_on_it(data, tmp_path, parts
     run = trained(tmp_path, KNOWN[data](parts))
     assert evaluated(run) == 0
     protocol = json.loads((run / "evaluation.json").read_text())["protocol"]
-    assert (protocol["data set"], protocol["trained on"]) == ("digits", [data_hash(KNOWN[data](parts))])
+    assert (protocol["data set"], protocol["trained on"]) == (
+        "digits",
+        [data_hash(KNOWN[data](parts))],
+    )
     assert protocol["data"] == data_hash(parts[2]) == data_hash(digits().test)
 
 
 @pytest.mark.parametrize("data", OTHER)
 @pytest.mark.parametrize("weights", ["averaged", "of a checkpoint"])
-def test_a_run_on_other_data_is_measured_on_none_unasked(data, weights, tmp_path, parts, capsys, monkeypatch):
+def test_a_run_on_other_data_is_measured_on_none_unasked(
+    data, weights, tmp_path, parts, capsys, monkeypatch
+):
     run = trained(tmp_path, OTHER[data](parts))
     if weights == "of a checkpoint":
         (run / "ema.safetensors").unlink()
     with monkeypatch.context() as nothing:
-        nothing.setattr("vdiff.cli.evaluate.evaluate_bound", lambda *_, **__: pytest.fail("computed"))
+        nothing.setattr(
+            "vdiff.cli.evaluate.evaluate_bound", lambda *_, **__: pytest.fail("computed")
+        )
         assert evaluated(run) == 2
         assert evaluated(run, "--split", "train", "--ode") == 2
     said = capsys.readouterr().err
-    assert "'data' must be given for a run that was trained on other images than its config names" in said
+    assert (
+        "'data' must be given for a run that was trained on other images than its config names"
+        in said
+    )
     assert "--data digits" in said
     assert not (run / "evaluation.json").exists()
     assert evaluated(run, "--data", "digits") == 0  # as asked
-    assert json.loads((run / "evaluation.json").read_text())["protocol"]["trained on"] == [data_hash(OTHER[data](parts))]
+    assert json.loads((run / "evaluation.json").read_text())["protocol"]["trained on"] == [
+        data_hash(OTHER[data](parts))
+    ]
 
 
 def test_labels_of_one_s_own_are_other_data(tmp_path, capsys):
@@ -92,7 +108,10 @@ def test_labels_of_one_s_own_are_other_data(tmp_path, capsys):
     own = train_.labels.flip(0)
     assert evaluated(trained(tmp_path / "own", train_.pixels, CONDITIONAL, own)) == 2
     assert "trained on other images than its config names" in capsys.readouterr().err
-    assert evaluated(trained(tmp_path / "right", train_.pixels, CONDITIONAL, train_.labels.int())) == 0
+    assert (
+        evaluated(trained(tmp_path / "right", train_.pixels, CONDITIONAL, train_.labels.int()))
+        == 0
+    )
     assert evaluated(trained(tmp_path / "not told", train_.pixels, CONFIG, own)) == 0
 
 
@@ -129,12 +148,16 @@ def test_what_train_returns_knows_its_data_without_a_run(tmp_path, capsys, parts
 
 
 def test_where_it_is_not_known_the_number_says_so(tmp_path, capsys):
-    """Of a run that an earlier version wrote, and of weights that were saved without their data."""
+    """Of a run that an earlier version wrote, and of weights that were saved without their
+    data."""
     with Run.open(tmp_path, CONFIG) as run:
         run.save(CONFIG.objective())
     assert evaluated(tmp_path) == 0
     assert "on what the weights were trained is not recorded" in capsys.readouterr().out
-    assert json.loads((tmp_path / "evaluation.json").read_text())["protocol"]["trained on"] == "images that are not recorded"
+    assert (
+        json.loads((tmp_path / "evaluation.json").read_text())["protocol"]["trained on"]
+        == "images that are not recorded"
+    )
     assert evaluated(tmp_path, "--data", "digits") == 0
     assert "on what the weights were trained" not in capsys.readouterr().out
 
@@ -156,14 +179,28 @@ def test_the_hash_of_whole_numbers_does_not_know_their_dtype():
     small_ = torch.randint(0, 256, (7, 3), generator=torch.Generator().manual_seed(0))
     large = small_ + 250
     for values in (small_, large, -large):
-        fitting = [dtype for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64) if torch.equal(values.to(dtype).long(), values)]
+        fitting = [
+            dtype
+            for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64)
+            if torch.equal(values.to(dtype).long(), values)
+        ]
         assert len(fitting) >= 3
         assert len({data_hash(values.to(dtype)) for dtype in fitting}) == 1
     assert data_hash(small_.to(torch.uint16)) == data_hash(small_)
     assert data_hash(small_ > 100) == data_hash((small_ > 100).long())
-    assert len({data_hash(v) for v in (small_, large, -large, small_.float(), small_.T, small_.flatten())}) == 6
+    assert (
+        len(
+            {
+                data_hash(v)
+                for v in (small_, large, -large, small_.float(), small_.T, small_.flatten())
+            }
+        )
+        == 6
+    )
     assert data_hash(large.T.contiguous().T) == data_hash(large)
-    assert data_hash(torch.zeros(0, 2, dtype=torch.int64)) == data_hash(torch.zeros(0, 2, dtype=torch.uint8))
+    assert data_hash(torch.zeros(0, 2, dtype=torch.int64)) == data_hash(
+        torch.zeros(0, 2, dtype=torch.uint8)
+    )
 
 
 # where files are read from, and written to
@@ -182,7 +219,9 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     "one file": lambda folder: lay_out(folder, {"model.pt": b"1"}),
     "another folder in it": lambda folder: (folder / "MNIST").mkdir(parents=True),
     "an archive of another set": lambda folder: lay_out(folder, {"cifar-100-binary.tar.gz": b"1"}),
-    "CIFAR's own among others": lambda folder: lay_out(folder, {"cifar-10-binary.tar.gz.part": b"1", "thesis.tex": b"1"}),
+    "CIFAR's own among others": lambda folder: lay_out(
+        folder, {"cifar-10-binary.tar.gz.part": b"1", "thesis.tex": b"1"}
+    ),
     "a broken link": lambda folder: (folder.mkdir(), (folder / "elsewhere").symlink_to("nowhere")),
 }
 
@@ -192,7 +231,10 @@ def test_nothing_is_downloaded_into_a_folder_with_other_things(kind, tmp_path, n
     folder = tmp_path / "mine"
     FOLDERS[kind](folder)
     there = sorted(folder.rglob("*"))
-    with pytest.raises(ValueError, match=r"must hold CIFAR-10; got nothing of it in .*mine, which holds .*name a new one") as refused:
+    with pytest.raises(
+        ValueError,
+        match=r"must hold CIFAR-10; got nothing of it in .*mine, which holds .*name a new one",
+    ) as refused:
         cifar10(folder)
     assert "images of your own are a tensor" in str(refused.value)
     assert len(str(refused.value)) < 900
@@ -204,7 +246,16 @@ def test_nothing_is_downloaded_into_a_folder_with_other_things(kind, tmp_path, n
     assert sorted(folder.rglob("*")) == there
 
 
-@pytest.mark.parametrize("names", [[], ["cifar-10-binary.tar.gz.part"], [".cifar-10-binary.tar.gz.lock", ".DS_Store"], ["patches"], None])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["cifar-10-binary.tar.gz.part"],
+        [".cifar-10-binary.tar.gz.lock", ".DS_Store"],
+        ["patches"],
+        None,
+    ],
+)
 def test_an_empty_folder_a_new_one_and_one_of_data_sets_alone_get_it(names, tmp_path, no_network):
     folder = tmp_path / "data"
     if names is not None:
@@ -241,7 +292,9 @@ PHOTOGRAPHS = Config(
 
 
 @pytest.mark.parametrize("data", ["patches", "cifar10"])
-def test_a_run_whose_files_are_not_there_makes_and_downloads_nothing(data, tmp_path, no_network, capsys, monkeypatch):
+def test_a_run_whose_files_are_not_there_makes_and_downloads_nothing(
+    data, tmp_path, no_network, capsys, monkeypatch
+):
     """Wherever its config says they are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vdiff.data.patches._make", lambda home: pytest.fail("made"))
@@ -258,18 +311,24 @@ def test_a_run_whose_files_are_not_there_makes_and_downloads_nothing(data, tmp_p
 
 
 @pytest.mark.parametrize("data", ["patches", "cifar10"])
-def test_what_is_asked_for_by_name_is_made_in_the_library_s_own_place(data, tmp_path, capsys, monkeypatch):
+def test_what_is_asked_for_by_name_is_made_in_the_library_s_own_place(
+    data, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     made: list[Path] = []
     monkeypatch.setattr("vdiff.data.patches._make", lambda home: made.append(home))
-    monkeypatch.setattr("vdiff.data.download.download", lambda url, file, folder: made.append(folder / "patches"))
+    monkeypatch.setattr(
+        "vdiff.data.download.download", lambda url, file, folder: made.append(folder / "patches")
+    )
     with Run.open(tmp_path / "run", replace(PHOTOGRAPHS, data=data, folder="/etc")) as run:
         run.save(run.config.objective())
     assert evaluated(run.folder, "--data", data) == 2  # nothing was made in truth
     assert made == [tmp_path / "data" / "patches"]
 
 
-def test_a_run_whose_folder_has_the_python_archive_is_told_how_to_convert_it(tmp_path, capsys, no_network):
+def test_a_run_whose_folder_has_the_python_archive_is_told_how_to_convert_it(
+    tmp_path, capsys, no_network
+):
     lay_out(tmp_path / "data", {"cifar-10-python.tar.gz": b""})
     config = replace(PHOTOGRAPHS, data="cifar10", folder=str(tmp_path / "data"))
     with Run.open(tmp_path / "run", config) as run:

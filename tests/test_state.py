@@ -54,8 +54,12 @@ MADE = {
     "monotone": lambda high, low: Monotone(high, low, hidden=4, learn_ends=False),
     "own": Own,
     "shifted": lambda high, low: Shifted(Histogram([1.0, 2.0, 4.0], high - 1, low - 1), 1.0),
-    "twice": lambda high, low: Shifted(Shifted(Histogram([1.0, 2.0, 4.0], high - 2, low - 2), 1.0), 1.0),
-    "objective": lambda high, low: Objective(Denoiser(lambda z, t: z, Eps()), schedule=Histogram([1.0, 2.0], high, low)),
+    "twice": lambda high, low: Shifted(
+        Shifted(Histogram([1.0, 2.0, 4.0], high - 2, low - 2), 1.0), 1.0
+    ),
+    "objective": lambda high, low: Objective(
+        Denoiser(lambda z, t: z, Eps()), schedule=Histogram([1.0, 2.0], high, low)
+    ),
 }
 
 
@@ -64,7 +68,9 @@ MADE = {
 def test_a_state_of_other_ends_is_refused(name, strict):
     mine, other = MADE[name](8.0, -8.0), MADE[name](13.3, -5.0)
     before = {k: v.clone() for k, v in mine.state_dict().items()}
-    with pytest.raises(RuntimeError, match=r"λ_max = \S+ and λ_min = \S+; got λ_max = \S+ and λ_min = ") as caught:
+    with pytest.raises(
+        RuntimeError, match=r"λ_max = \S+ and λ_min = \S+; got λ_max = \S+ and λ_min = "
+    ) as caught:
         mine.load_state_dict(other.state_dict(), strict=strict)
     if name not in ("shifted", "twice"):  # there each of them speaks
         assert "λ_max = 8 and λ_min = -8; got λ_max = 13.3 and λ_min = -5" in str(caught.value)
@@ -72,7 +78,9 @@ def test_a_state_of_other_ends_is_refused(name, strict):
     same.load_state_dict(other.state_dict())
     half = {k: v.half() for k, v in other.state_dict().items()}
     same.load_state_dict(half)
-    mine.load_state_dict({k: v for k, v in before.items() if not k.endswith("ends")})  # of an older version
+    mine.load_state_dict(
+        {k: v for k, v in before.items() if not k.endswith("ends")}
+    )  # of an older version
     for moved in (
         copy.deepcopy(mine),
         pickle.loads(pickle.dumps(mine)) if name != "objective" else mine,
@@ -139,7 +147,9 @@ def test_learned_ends_are_loaded_and_fixed_ones_are_not_mixed_with_them():
         Spline(knots=5, learn_ends=False).load_state_dict(learned.state_dict(), strict=False)
     with pytest.raises(RuntimeError, match="must have the ends"):
         Spline(knots=5).load_state_dict(fixed.state_dict(), strict=False)
-    Spline(12.0, -4.0, knots=5, learn_ends=False).load_state_dict(learned.state_dict(), strict=False)
+    Spline(12.0, -4.0, knots=5, learn_ends=False).load_state_dict(
+        learned.state_dict(), strict=False
+    )
     for other in (
         Spline(12.0, -4.0, knots=6, learn_ends=False),
         Monotone(12.0, -4.0, hidden=5, learn_ends=False),
@@ -159,8 +169,13 @@ def test_a_profile_belongs_to_its_edges():
 
 
 def test_what_has_no_state_takes_no_part():
-    assert all(not schedule.state_dict() for schedule in (Linear(), Cosine(), Shifted(Cosine(), 1.0)))
-    objectives = [Objective(torch.nn.Linear(1, 1), schedule=schedule) for schedule in (Linear(5.0, -5.0), Cosine())]
+    assert all(
+        not schedule.state_dict() for schedule in (Linear(), Cosine(), Shifted(Cosine(), 1.0))
+    )
+    objectives = [
+        Objective(torch.nn.Linear(1, 1), schedule=schedule)
+        for schedule in (Linear(5.0, -5.0), Cosine())
+    ]
     objectives[0].load_state_dict(objectives[1].state_dict())
     assert set(Tabulated([2.0, 1.5, -1.0]).state_dict()) == {"table"}
     objectives[0].load_state_dict(MADE["objective"](13.3, -5.0).state_dict(), strict=False)

@@ -1,4 +1,5 @@
-"""The spacings of DDIM and diffusers on a table: which steps a network is asked at, and what a sampler makes of them."""
+"""The spacings of DDIM and diffusers on a table: which steps a network is asked at, and what a
+sampler makes of them."""
 
 import numpy as np
 import pytest
@@ -53,7 +54,9 @@ def test_the_steps_of_the_papers():
     assert step(trailing(table, 20)).tolist() == list(range(999, 48, -50))
     assert step(leading(table, 30)).tolist() == list(range(957, -1, -33))
     for spacing in SPACINGS.values():
-        torch.testing.assert_close(spacing(table, 1000), uniform(table, 1000), rtol=1e-12, atol=0.0)
+        torch.testing.assert_close(
+            spacing(table, 1000), uniform(table, 1000), rtol=1e-12, atol=0.0
+        )
 
 
 def test_more_steps_than_a_table_has_levels_lie_between_them():
@@ -84,7 +87,8 @@ class Unet(torch.nn.Module):
 @pytest.mark.parametrize("steps", [7, 20, 30])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_ddim_on_them_is_ddim_as_published(spacing, steps, integer):
-    """arXiv:2010.02502, eq. 12 with η = 0, from each step to the next, and from the last to ᾱ = 1."""
+    """arXiv:2010.02502, eq. 12 with η = 0, from each step to the next, and from the last to ᾱ =
+    1."""
     table, unet = TABLES["DDPM"], Unet()
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     alphas_cumprod, timesteps = torch.cumprod(1 - betas, 0), published(spacing, 1000, steps)

@@ -23,9 +23,21 @@ from vdiff.training import Config, Run
 from vdiff.training.record import Record
 
 ROOT = Path(__file__).parent.parent
-CONFIG = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8, "multipliers": [1], "heads": 1})
+CONFIG = Config(
+    network={
+        "name": "UNet",
+        "channels": 1,
+        "channels_out": 17,
+        "width": 8,
+        "multipliers": [1],
+        "heads": 1,
+    }
+)
 SCRIPTS = sorted(
-    path for place in ("examples", "benchmarks") for path in (ROOT / place).glob("*.py") if "__main__" in path.read_text("utf-8")
+    path
+    for place in ("examples", "benchmarks")
+    for path in (ROOT / place).glob("*.py")
+    if "__main__" in path.read_text("utf-8")
 )
 VDIFF = [sys.executable, "-c", "import sys; from vdiff.cli import main; sys.exit(main())"]
 LOCALES: dict[str, dict[str, str]] = {
@@ -36,10 +48,18 @@ LOCALES: dict[str, dict[str, str]] = {
 }
 
 
-def in_locale(name: str, command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONIO", "PYTHONUTF8"))}
+def in_locale(
+    name: str, command: list[str], **options: object
+) -> subprocess.CompletedProcess[str]:
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("LC_", "LANG", "PYTHONIO", "PYTHONUTF8"))
+    }
     more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **LOCALES.get(name, {})}
-    return subprocess.run(command, env=kept | more, capture_output=True, encoding="latin1", timeout=300, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(
+        command, env=kept | more, capture_output=True, encoding="latin1", timeout=300, **options
+    )  # type: ignore[call-overload,no-any-return]
 
 
 def made(folder: Path, config: Config = CONFIG) -> Path:
@@ -50,7 +70,13 @@ def made(folder: Path, config: Config = CONFIG) -> Path:
 
 @pytest.mark.parametrize("locale", LOCALES)
 def test_fault_76_a_command_prints_in_every_locale(locale, tmp_path):
-    commands = [["--help"], ["sample", "--help"], ["describe", "edm", "--compare", "vdm"], ["verify", "tweedie"], ["describe", "λ"]]
+    commands = [
+        ["--help"],
+        ["sample", "--help"],
+        ["describe", "edm", "--compare", "vdm"],
+        ["verify", "tweedie"],
+        ["describe", "λ"],
+    ]
     code = (
         "import sys; from vdiff.cli import main\n"
         "for words in eval(sys.argv[1]):\n"
@@ -66,7 +92,16 @@ def test_fault_76_a_command_prints_in_every_locale(locale, tmp_path):
 
 def test_fault_76_files_are_written_in_full_in_every_locale(tmp_path):
     run = made(tmp_path / "läuft")
-    words = ["evaluate", str(run), "--draws", "2", "--replicates", "2", "--out", str(tmp_path / "größe.json")]
+    words = [
+        "evaluate",
+        str(run),
+        "--draws",
+        "2",
+        "--replicates",
+        "2",
+        "--out",
+        str(tmp_path / "größe.json"),
+    ]
     done = in_locale("ascii", [*VDIFF, *words], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     known = json.loads((tmp_path / "größe.json").read_text(encoding="utf-8"))
@@ -89,7 +124,17 @@ def test_fault_76_the_help_of_every_script_prints_in_ascii():
 
 
 def test_fault_76_an_example_keeps_its_table_in_every_locale(tmp_path):
-    words = [sys.executable, "examples/two_moons.py", "--quick", "--steps", "2", "--chain", "4", "--out", str(tmp_path)]
+    words = [
+        sys.executable,
+        "examples/two_moons.py",
+        "--quick",
+        "--steps",
+        "2",
+        "--chain",
+        "4",
+        "--out",
+        str(tmp_path),
+    ]
     done = in_locale("ascii", words, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "±" in (tmp_path / "findings.txt").read_text(encoding="utf-8")
@@ -98,9 +143,20 @@ def test_fault_76_an_example_keeps_its_table_in_every_locale(tmp_path):
 
 def test_the_demo_keeps_its_table_where_nobody_reads_it(tmp_path):
     """Its reader goes away after the first line, long before the table."""
-    words = [sys.executable, "examples/digits.py", "--steps", "2", "--draws", "2", "--out", str(tmp_path / "run")]
+    words = [
+        sys.executable,
+        "examples/digits.py",
+        "--steps",
+        "2",
+        "--draws",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    started = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert started.stdout is not None
     assert "images to train on" in started.stdout.readline()
     started.stdout.close()
@@ -113,25 +169,47 @@ def test_the_demo_keeps_its_table_where_nobody_reads_it(tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_print_through_what_cannot_fail(script):
-    """`print` ends a program at a character that a locale lacks and at a reader that has gone: `say` does not."""
+    """`print` ends a program at a character that a locale lacks and at a reader that has gone:
+    `say` does not."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
-    names = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    names = [
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
     assert "print" not in names
     assert "replace_unencodable" in names
 
 
-@pytest.mark.parametrize("path", sorted(p for place in ("vdiff", "examples", "benchmarks") for p in (ROOT / place).rglob("*.py")), ids=str)
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        p for place in ("vdiff", "examples", "benchmarks") for p in (ROOT / place).rglob("*.py")
+    ),
+    ids=str,
+)
 def test_text_files_have_an_encoding(path):
     """Without one it is the locale's, which may have no λ."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-        given, words = [ast.unparse(one) for one in node.args], {word.arg for word in node.keywords}
+        given, words = (
+            [ast.unparse(one) for one in node.args],
+            {word.arg for word in node.keywords},
+        )
         if name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute):
-            assert "encoding" in words or (name == "read_text" and given == ["'utf-8'"]), f"{path}:{node.lineno}"
-        if name == "open" and "b" not in "".join(given[:2]).partition(",")[2] and not (words & {"encoding", "fileobj", "timeout"}):
-            modes = [one for one in given if one.strip("'") in ("r", "w", "a", "x", "r+", "w+", "a+")]
+            assert "encoding" in words or (name == "read_text" and given == ["'utf-8'"]), (
+                f"{path}:{node.lineno}"
+            )
+        if (
+            name == "open"
+            and "b" not in "".join(given[:2]).partition(",")[2]
+            and not (words & {"encoding", "fileobj", "timeout"})
+        ):
+            modes = [
+                one for one in given if one.strip("'") in ("r", "w", "a", "x", "r+", "w+", "a+")
+            ]
             assert not modes, f"{path}:{node.lineno}"
 
 
@@ -139,32 +217,50 @@ def test_text_files_have_an_encoding(path):
 @pytest.mark.parametrize("words", [["--help"], ["describe", "edm"], ["verify", "tweedie"]])
 def test_a_disk_without_room_for_the_output_is_said_in_a_line(words):
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*VDIFF, *words], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        done = subprocess.run(
+            [*VDIFF, *words], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
     assert done.returncode == 2
     assert done.stderr.endswith("[Errno 28] No space left on device\n")
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["describe", "--all", "--figure", "f.png"], ["evaluate", "RUN", "--draws", "2", "--replicates", "2"]]
+    "words",
+    [
+        ["--help"],
+        ["describe", "--all", "--figure", "f.png"],
+        ["evaluate", "RUN", "--draws", "2", "--replicates", "2"],
+    ],
 )
 def test_a_reader_that_has_gone_away_stops_no_command(words, tmp_path):
-    """As `| head` does, from the first line on; files are written, and a state of the evaluation is not left behind."""
+    """As `| head` does, from the first line on; files are written, and a state of the evaluation
+    is not left behind."""
     run = made(tmp_path / "RUN")
     reader, writer = os.pipe()
     os.close(reader)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    done = subprocess.run([*VDIFF, *words], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [*VDIFF, *words],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
     os.close(writer)
     assert done.returncode == 0, done.stderr
     assert "roken" not in done.stderr
     if "--figure" in words:
         assert (tmp_path / "f.png").is_file()
     if "evaluate" in words:
-        assert [path.name for path in run.iterdir() if path.name.startswith("evaluation")] == ["evaluation.json"]
+        assert [path.name for path in run.iterdir() if path.name.startswith("evaluation")] == [
+            "evaluation.json"
+        ]
 
 
-# --- control characters ---------------------------------------------------------------------------------------------------------
+# --- control characters
+# ---------------------------------------------------------------------------------------------------------
 
 ESCAPES = [
     "\x1b[31mred",
@@ -186,9 +282,9 @@ ESCAPES = [
 def test_an_error_is_one_line_without_control_characters(name):
     assert must(name, name, name, name, name).isprintable()
     assert printable(f"λ x̂ ± … é {name}").startswith("λ x̂ ± … é ")
-    assert printable(name).encode("ascii").decode("unicode_escape").encode("utf-16", "surrogatepass") == name.encode(
+    assert printable(name).encode("ascii").decode("unicode_escape").encode(
         "utf-16", "surrogatepass"
-    )
+    ) == name.encode("utf-16", "surrogatepass")
 
 
 @pytest.mark.parametrize("name", ESCAPES, ids=ascii)
@@ -207,7 +303,9 @@ def hostile_run(folder: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample"])
-@pytest.mark.parametrize("name", ["\x1b[31mred\x07", "a\r\nvdiff evaluate: all is well", "\u202egnp"], ids=ascii)
+@pytest.mark.parametrize(
+    "name", ["\x1b[31mred\x07", "a\r\nvdiff evaluate: all is well", "\u202egnp"], ids=ascii
+)
 def test_names_from_files_do_not_reach_the_terminal_as_they_are(command, name, tmp_path, capsys):
     from safetensors.torch import save_file
 
@@ -243,7 +341,9 @@ def test_the_name_of_a_users_recipe_and_of_a_file_are_shown_escaped(tmp_path, ca
 
 def test_a_warning_of_a_command_is_one_line_too(monkeypatch, capsys):
     def warn(options: object) -> int:
-        sys.stderr.write(warnings.formatwarning("a \x1b[31mred\nwarning", UserWarning, __file__, 1))  # as Python writes it
+        sys.stderr.write(
+            warnings.formatwarning("a \x1b[31mred\nwarning", UserWarning, __file__, 1)
+        )  # as Python writes it
         return 0
 
     monkeypatch.setattr("vdiff.cli.describe.run", warn)
@@ -253,7 +353,8 @@ def test_a_warning_of_a_command_is_one_line_too(monkeypatch, capsys):
     assert capsys.readouterr().err == "vdiff describe: warning: a \\x1b[31mred; warning\n"
 
 
-# --- progress -------------------------------------------------------------------------------------------------------------------
+# --- progress
+# -------------------------------------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -264,7 +365,9 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(vdiff.terminal, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
+    monkeypatch.setattr(
+        vdiff.terminal, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])})
+    )
     return now
 
 
@@ -304,7 +407,11 @@ def test_a_total_that_is_not_known_and_one_that_grows(clock, monkeypatch):
         for done, total in ((0, 0), (10, 10), (20, 100)):
             clock[0] += 31
             bar.to(done, total)
-    assert [line.split(" eval")[0] for line in log.getvalue().splitlines()] == ["0 of 0", "100 %, 10 of 10", "20 %, 20 of 100"]
+    assert [line.split(" eval")[0] for line in log.getvalue().splitlines()] == [
+        "0 of 0",
+        "100 %, 10 of 10",
+        "20 %, 20 of 100",
+    ]
 
 
 def test_in_a_terminal_it_is_a_bar(monkeypatch):
@@ -366,7 +473,8 @@ def test_the_commands_show_no_carriage_return_without_a_terminal(tmp_path, capsy
     assert capsys.readouterr().err == ""
 
 
-# --- the log of a run -----------------------------------------------------------------------------------------------------------
+# --- the log of a run
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_fault_55_a_line_cut_off_by_a_full_disk_costs_no_other(tmp_path):

@@ -324,12 +324,17 @@ def test_offsets_are_functions_of_seed_and_step_alone():
     assert offsets == [offset_of(7, step) for step in range(1000)]
     assert offset_of(7, 500) == offsets[500]
     assert offset_of(8, 0) != offsets[0]
-    # low-discrepancy: the largest gap of n golden-ratio points is below 2/n, of random ones about log(n)/n
+    # low-discrepancy: the largest gap of n golden-ratio points is below 2/n, of random ones about
+    # log(n)/n
     points = torch.tensor(offsets, dtype=torch.float64).sort().values
     assert points.diff().max() < 2 / 1000
     assert 0 <= points[0] < points[-1] < 1
-    # the numbers themselves, so that a run resumes: each a golden section of the circle after the last
-    assert all((b - a) % 1 == pytest.approx((math.sqrt(5) - 1) / 2) for a, b in itertools.pairwise(offsets[:20]))
+    # the numbers themselves, so that a run resumes: each a golden section of the circle after the
+    # last
+    assert all(
+        (b - a) % 1 == pytest.approx((math.sqrt(5) - 1) / 2)
+        for a, b in itertools.pairwise(offsets[:20])
+    )
 
 
 def test_generators_are_functions_of_seed_step_and_slot_alone():

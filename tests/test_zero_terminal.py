@@ -1,4 +1,5 @@
-"""Tables whose last level is pure noise, λ = −∞: Lin et al., arXiv:2305.08891, and diffusers' `rescale_betas_zero_snr`."""
+"""Tables whose last level is pure noise, λ = −∞: Lin et al., arXiv:2305.08891, and diffusers'
+`rescale_betas_zero_snr`."""
 
 import math
 
@@ -97,7 +98,9 @@ def written_out(network, parameterization, x, eps, steps):
     alphas_cumprod = torch.cumprod(1 - THEIRS, 0)
     a = alphas_cumprod[steps].sqrt()[:, None].to(x.dtype)
     s = (1 - alphas_cumprod[steps]).sqrt()[:, None].to(x.dtype)
-    target = {"V": a * eps - s * x, "X": x, "Eps": eps, "Flow": eps - x, "Score": -eps / s}[type(parameterization).__name__]
+    target = {"V": a * eps - s * x, "X": x, "Eps": eps, "Flow": eps - x, "Score": -eps / s}[
+        type(parameterization).__name__
+    ]
     z = a * x + s * eps
     z = z / (a + s) if isinstance(parameterization, Flow) else z
     return (network(z, steps) - target).square().sum(1)
@@ -137,7 +140,9 @@ def test_the_table_is_that_of_diffusers():
     [[3.0, -math.inf, -5.0], [-math.inf, 1.0], [math.inf, 1.0, -math.inf], [3.0, math.nan]],
 )
 def test_only_the_last_level_may_be_pure_noise(wrong):
-    with pytest.raises(ValueError, match="Tabulated: argument 'logsnr' must be finite, or −∞ at the last level"):
+    with pytest.raises(
+        ValueError, match="Tabulated: argument 'logsnr' must be finite, or −∞ at the last level"
+    ):
         Tabulated(wrong)
     with pytest.raises(ValueError, match="β = 1 leaves pure noise: it is the last"):
         Tabulated.from_betas([0.1, 1.0, 0.2])
@@ -177,8 +182,12 @@ def test_a_plain_loss_is_the_published_one_at_every_level(target, dtype):
     expected = 0.999 * written_out(one.network, target, x, eps, steps)
     precision = 1e-9 if dtype == torch.float64 else 1e-4
     torch.testing.assert_close(ours, expected, rtol=precision, atol=precision)
-    assert ours[-1].item() == pytest.approx(expected[-1].item(), rel=1e-12 if dtype == torch.float64 else 1e-5)
-    gradients = [torch.autograd.grad(loss.sum(), list(one.parameters())) for loss in (ours, expected)]
+    assert ours[-1].item() == pytest.approx(
+        expected[-1].item(), rel=1e-12 if dtype == torch.float64 else 1e-5
+    )
+    gradients = [
+        torch.autograd.grad(loss.sum(), list(one.parameters())) for loss in (ours, expected)
+    ]
     for got, wanted in zip(*gradients, strict=True):
         torch.testing.assert_close(got, wanted, rtol=100 * precision, atol=100 * precision)
 
@@ -186,7 +195,12 @@ def test_a_plain_loss_is_the_published_one_at_every_level(target, dtype):
 def test_the_mean_over_drawn_steps_is_the_mean_over_all():
     (x, eps), one = batch(n=4), model(V())
     objective = Objective(one, schedule=TABLE, weighting=MSE(TABLE, V(), steps=999), steps=999)
-    whole = torch.stack([written_out(one.network, V(), x, eps, torch.full((4,), i)) for i in range(1, 1000)]).mean() * 0.999
+    whole = (
+        torch.stack(
+            [written_out(one.network, V(), x, eps, torch.full((4,), i)) for i in range(1, 1000)]
+        ).mean()
+        * 0.999
+    )
     t = torch.arange(1, 1000, dtype=torch.float64) / 999
     ours = torch.stack([objective(x, t=time.expand(4), eps=eps).mean() for time in t]).mean()
     torch.testing.assert_close(ours, whole, rtol=1e-9, atol=0)
@@ -245,8 +259,12 @@ def test_an_infinite_weight_is_refused(target, weighting):
         ValueError,
         match=r"weighted_elbo: argument 'weighting' must be finite .* at λ = −∞; got an infinite weight for",
     ):
-        weighted_elbo(model(target), x, schedule=TABLE, steps=999, t=torch.ones(2), eps=eps, **options)
-    loss = weighted_elbo(model(target), x, schedule=TABLE, steps=999, t=torch.full((2,), 0.5), eps=eps, **options)
+        weighted_elbo(
+            model(target), x, schedule=TABLE, steps=999, t=torch.ones(2), eps=eps, **options
+        )
+    loss = weighted_elbo(
+        model(target), x, schedule=TABLE, steps=999, t=torch.full((2,), 0.5), eps=eps, **options
+    )
     assert torch.isfinite(loss).all()
 
 
@@ -282,9 +300,13 @@ def test_what_needs_a_finite_end_refuses_it():
             match="argument 'steps' must be given where the last level is λ = −∞; got None",
         ):
             call(one, x, schedule=TABLE)
-    trained = Objective(one, weighting=MSE(TABLE, V(), steps=999), decoder=Categorical(256), **chain)
+    trained = Objective(
+        one, weighting=MSE(TABLE, V(), steps=999), decoder=Categorical(256), **chain
+    )
     assert torch.isfinite(trained(data)).all()
-    with pytest.raises(ValueError, match="elbo: argument 'schedule' must have a finite last level"):
+    with pytest.raises(
+        ValueError, match="elbo: argument 'schedule' must have a finite last level"
+    ):
         trained.bound(data)
 
 
@@ -295,7 +317,9 @@ def test_a_shifted_table_ends_there_too():
     assert shifted.check() is shifted
     (x, eps), one = batch(n=2), model(V())
     weighting = MSE(shifted, V(), steps=999)
-    loss = weighted_elbo(one, x, schedule=shifted, weighting=weighting, steps=999, t=torch.ones(2), eps=eps)
+    loss = weighted_elbo(
+        one, x, schedule=shifted, weighting=weighting, steps=999, t=torch.ones(2), eps=eps
+    )
     expected = 0.999 * written_out(one.network, V(), x, eps, torch.full((2,), 999))
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 

@@ -13,7 +13,8 @@ from vdiff.gaussian import ValuesCopied, bits_per_dim, copy_values
 
 
 class Drawn(NamedTuple):
-    """The steps of a T-step chain that a bound has drawn: times i/T and T times the step's term, one (batch,) each per draw.
+    """The steps of a T-step chain that a bound has drawn: times i/T and T times the step's term,
+    one (batch,) each per draw.
 
     >>> Drawn(2, (torch.tensor([0.5]),), (torch.tensor([1.5]),)).steps
     2
@@ -31,9 +32,9 @@ class Drawn(NamedTuple):
 class Bound(ValuesCopied):
     """−log p(x) ≤ prior + diffusion + reconstruction, in nats per example, each a (batch,) tensor.
 
-    `total` is their sum and `bits_per_dim` that over d ln 2, per example; means and standard errors are the
-    evaluation's business. For continuous data these are densities and may be negative.
-    A bound is a pytree of its tensors.
+    `total` is their sum and `bits_per_dim` that over d ln 2, per example; means and standard
+    errors are the evaluation's business. For continuous data these are densities and may be
+    negative. A bound is a pytree of its tensors.
 
     `copy.copy` shares the tensors, and with them the graph of the loss. `copy.deepcopy` has their
     values, detached: torch copies no graph.
@@ -66,15 +67,22 @@ class Bound(ValuesCopied):
         >>> list(Bound(zero, zero, zero, 1).parts())
         ['prior', 'diffusion', 'reconstruction', 'total']
         """
-        parts = {"prior": self.prior, "diffusion": self.diffusion, "reconstruction": self.reconstruction, "total": self.total}
+        parts = {
+            "prior": self.prior,
+            "diffusion": self.diffusion,
+            "reconstruction": self.reconstruction,
+            "total": self.total,
+        }
         return {name: bits_per_dim(nats, self.dims) for name, nats in parts.items()}
 
     def terms(self, *, nats: bool = False) -> dict[str, Tensor]:
-        """Every term of a chain's bound by DDPM's name, per example, in bits per dimension or in `nats`.
+        """Every term of a chain's bound by DDPM's name, per example, in bits per dimension or in
+        `nats`.
 
-        "L_0" is the reconstruction, "L_i" the step p(z_{i−1} | z_i), i = 1 … T, and "L_{T+1}" the prior: a table of 1000
-        noise levels has L_0 … L_1000, its chain 999 steps. Only steps that were drawn are there, NaN for an example that
-        did not draw this one; after `elbo(..., draws=steps)` all are, and they sum to the total.
+        "L_0" is the reconstruction, "L_i" the step p(z_{i−1} | z_i), i = 1 … T, and "L_{T+1}" the
+        prior: a table of 1000 noise levels has L_0 … L_1000, its chain 999 steps. Only steps that
+        were drawn are there, NaN for an example that did not draw this one; after `elbo(...,
+        draws=steps)` all are, and they sum to the total.
 
         Raises:
             ValueError: for a bound in continuous time, and for given times that are not i/T.
@@ -105,7 +113,11 @@ class Bound(ValuesCopied):
             here = index == i
             named[f"L_{i}"] = torch.where(here, value, 0.0).sum(0) / here.sum(0)
         named[f"L_{steps + 1}"] = self.prior
-        return named if nats else {name: bits_per_dim(term, self.dims) for name, term in named.items()}
+        return (
+            named
+            if nats
+            else {name: bits_per_dim(term, self.dims) for name, term in named.items()}
+        )
 
 
 _PARTS = "prior", "diffusion", "reconstruction"

@@ -1,4 +1,5 @@
-"""What a chain of T steps has beyond its bound: iDDPM's hybrid loss, and the log-ratio of a whole path."""
+"""What a chain of T steps has beyond its bound: iDDPM's hybrid loss, and the log-ratio of a whole
+path."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,8 +13,26 @@ from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
 from vdiff.denoiser import note_training
 from vdiff.errors import check_data, check_generator, check_positive_int, checking, finite, must
-from vdiff.gaussian import Step, alpha, at_least_float32, diffuse, prior_kl, sigma, sum_dims, wide_number
-from vdiff.loss import Generators, Model, check_call, check_decoder, draw, full_precision, predict_at, standard_normal
+from vdiff.gaussian import (
+    Step,
+    alpha,
+    at_least_float32,
+    diffuse,
+    prior_kl,
+    sigma,
+    sum_dims,
+    wide_number,
+)
+from vdiff.loss import (
+    Generators,
+    Model,
+    check_call,
+    check_decoder,
+    draw,
+    full_precision,
+    predict_at,
+    standard_normal,
+)
 from vdiff.parameterization import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
@@ -36,7 +55,8 @@ def hybrid(
     condition: Condition = None,
     **keywords: Any,
 ) -> Float[Tensor, " batch"]:
-    """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per dimension and example.
+    """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per
+    dimension and example.
 
         ( ‖ε − ε̂‖² + bound_weight · n · K(sg(ε̂), Σ) ) / d
 
@@ -58,8 +78,8 @@ def hybrid(
         t: (batch,) times i/T to use instead of drawing; 0 is the first level, the decoder's.
         model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
 
-    Raises:
-        ValueError: for a model without a learned variance, where the bound's term would train nothing; for a decoder that does
+    Raises: ValueError: for a model without a learned variance, where the bound's term would train
+        nothing; for a decoder that does
             not look at the network.
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.1.
@@ -72,7 +92,13 @@ def hybrid(
     """
     condition = conditions("hybrid", condition, keywords)
     if checking():
-        finite("hybrid", "bound_weight", bound_weight, at_least=0.0, hint="less than 0 would maximise the bound")
+        finite(
+            "hybrid",
+            "bound_weight",
+            bound_weight,
+            at_least=0.0,
+            hint="less than 0 would maximise the bound",
+        )
     first = int(bound_weight > 0 and decoder is None)
     what = data, schedule, steps, decoder
     seen = _one_level("hybrid", model, *what, t, eps, generator, condition, first)
@@ -109,11 +135,12 @@ def vlb(
     condition: Condition = None,
     **keywords: Any,
 ) -> Bound:
-    """The bound of a chain from one of its n = T + 1 terms per example: L_vlb as iDDPM trains it, one evaluation of the network.
+    """The bound of a chain from one of its n = T + 1 terms per example: L_vlb as iDDPM trains it,
+    one evaluation of the network.
 
-    For a decoder that looks at the network; `elbo`, which always has the decoder's term and one of the others, evaluates it
-    twice. An example's diffusion is n times its step's KL, or 0 where its term is the decoder's, and its reconstruction the
-    other way round: the total is unbiased.
+    For a decoder that looks at the network; `elbo`, which always has the decoder's term and one of
+    the others, evaluates it twice. An example's diffusion is n times its step's KL, or 0 where its
+    term is the decoder's, and its reconstruction the other way round: the total is unbiased.
 
     Args:
         model, data, schedule, steps, decoder, t, eps, generator, condition: as in `hybrid`.
@@ -131,7 +158,15 @@ def vlb(
     """
     condition = conditions("vlb", condition, keywords)
     if checking() and isinstance(schedule, Schedule) and schedule.learns_ends:
-        raise ValueError(must("vlb", "schedule", "have fixed ends", repr(schedule), "elbo(…, steps=T) trains them"))
+        raise ValueError(
+            must(
+                "vlb",
+                "schedule",
+                "have fixed ends",
+                repr(schedule),
+                "elbo(…, steps=T) trains them",
+            )
+        )
     seen = _one_level("vlb", model, data, schedule, steps, decoder, t, eps, generator, condition)
     with full_precision(seen.x.device):
         term, first = seen.term(seen.prediction, data), seen.t == 0
@@ -139,7 +174,9 @@ def vlb(
         prior = prior_kl(seen.x, schedule.logsnr_min)
         if checking():
             note_training(model, schedule, term)
-    return Bound(prior, torch.where(first, zero, term), torch.where(first, term, zero), seen.x[0].numel())
+    return Bound(
+        prior, torch.where(first, zero, term), torch.where(first, term, zero), seen.x[0].numel()
+    )
 
 
 class _Seen(NamedTuple):
@@ -159,7 +196,11 @@ class _Seen(NamedTuple):
         """n times the bound's term at this level, nats per example."""
         term = reverse_kl(prediction, self.x, self.eps, self.step)
         if self.decoder is not None:
-            term = torch.where(self.t == 0, self.decoder.nll(data, prediction.z, self.logsnr_max, lambda *_: prediction), term)
+            term = torch.where(
+                self.t == 0,
+                self.decoder.nll(data, prediction.z, self.logsnr_max, lambda *_: prediction),
+                term,
+            )
         return self.terms * term
 
 
@@ -236,20 +277,22 @@ def path_bound(
     condition: Condition = None,
     **keywords: Any,
 ) -> PathBound:
-    """The whole bound of a T-step chain along one path per example: T evaluations of the model, without gradient.
+    """The whole bound of a T-step chain along one path per example: T evaluations of the model,
+    without gradient.
 
-    `log_ratio` is log q(z₀ … z₁ | x) − log p(x, z₀ … z₁), whose mean is the bound. exp(−log_ratio) is an importance
-    weight with mean p(x): over K paths, −logsumexp(−log_ratio) + log K is a tighter bound on average (Burda et al.,
-    arXiv:1509.00519). `rao_blackwell` is the sum of the closed-form KLs on the same path, with the same mean.
+    `log_ratio` is log q(z₀ … z₁ | x) − log p(x, z₀ … z₁), whose mean is the bound. exp(−log_ratio)
+    is an importance weight with mean p(x): over K paths, −logsumexp(−log_ratio) + log K is a
+    tighter bound on average (Burda et al., arXiv:1509.00519). `rao_blackwell` is the sum of the
+    closed-form KLs on the same path, with the same mean.
 
-    Term by term the KL has less variance than the log-ratio. Along a path the order is reversed from moderate T on, for a
-    model near the exact denoiser: the terms of a
-    log-ratio cancel each other, and at the exact denoiser its variance given x is O(1/T), while that of the KLs' sum stays.
+    Term by term the KL has less variance than the log-ratio. Along a path the order is reversed
+    from moderate T on, for a model near the exact denoiser: the terms of a log-ratio cancel each
+    other, and at the exact denoiser its variance given x is O(1/T), while that of the KLs' sum
+    stays.
 
-    Args:
-        model, schedule, decoder, steps, condition: as in `elbo`.
-        data: (batch, …) data as it is.
-        generator: of the noise; or several, each of which draws for as many examples as another, in order.
+    Args: model, schedule, decoder, steps, condition: as in `elbo`. data: (batch, …) data as it is.
+        generator: of the noise; or several, each of which draws for as many examples as another,
+        in order.
 
     Raises:
         TypeError, ValueError: as `elbo`.
@@ -268,14 +311,28 @@ def path_bound(
     check_decoder("path_bound", decoder, schedule)
     encoded = decoder.encode(data)
     if isinstance(generator, Sequence) and (not generator or len(encoded) % len(generator)):
-        raise ValueError(must("path_bound", "generator", f"be as many as divide {len(encoded)} examples", len(generator)))
+        raise ValueError(
+            must(
+                "path_bound",
+                "generator",
+                f"be as many as divide {len(encoded)} examples",
+                len(generator),
+            )
+        )
 
     def at(i: int) -> Tensor:
         return torch.full(encoded.shape[:1], i / steps, dtype=torch.float64, device=encoded.device)
 
     x = encoded.to(at_least_float32(encoded.dtype))
     eps = standard_normal(x, generator) if isinstance(generator, Sequence) else None
-    x, _, eps = draw("path_bound", x, steps, at(steps), eps, None if isinstance(generator, Sequence) else generator)
+    x, _, eps = draw(
+        "path_bound",
+        x,
+        steps,
+        at(steps),
+        eps,
+        None if isinstance(generator, Sequence) else generator,
+    )
     logsnr_max, logsnr_min = schedule.ends()
     log_ratio, kl = _end_log_ratio(x, eps, logsnr_min), prior_kl(x, logsnr_min)
     for i in range(steps, 0, -1):
@@ -290,11 +347,15 @@ def path_bound(
         return model(z, level, **condition)
 
     sampled = decoder.nll(data, diffuse(x, eps, schedule(at(0))), logsnr_max, predict)
-    return PathBound(log_ratio + sampled, kl + (sampled if decoder.denoise else decoder.expected_nll(data, logsnr_max)))
+    return PathBound(
+        log_ratio + sampled,
+        kl + (sampled if decoder.denoise else decoder.expected_nll(data, logsnr_max)),
+    )
 
 
 def first_variance(schedule: Schedule, steps: int) -> float:
-    """The posterior variance of a chain's first step, c σ₀²: DDPM's β̃₂, to which it clips that of the step to data.
+    """The posterior variance of a chain's first step, c σ₀²: DDPM's β̃₂, to which it clips that of
+    the step to data.
 
     >>> from vdiff import Tabulated
     >>> f"{first_variance(Tabulated.linear_betas(), steps=999):.4e}"
@@ -307,7 +368,8 @@ def first_variance(schedule: Schedule, steps: int) -> float:
 
 
 def _end_log_ratio(x: Tensor, eps: Tensor, logsnr_min: Tensor | float) -> Tensor:
-    """log q(z₁ | x) − log N(z₁; 0, I) at one z₁ = α x + σ ε: ½ Σ [ α² (x² − ε²) + 2 α σ x ε + softplus(λ_min) ]."""
+    """log q(z₁ | x) − log N(z₁; 0, I) at one z₁ = α x + σ ε: ½ Σ [ α² (x² − ε²) + 2 α σ x ε +
+    softplus(λ_min) ]."""
     level = wide_number(logsnr_min, x.device)
     a, s = alpha(level).to(x.dtype), sigma(level).to(x.dtype)
     slack = torch.nn.functional.softplus(level).to(x.dtype)

@@ -1,4 +1,5 @@
-"""What a model is told beside z and λ: keywords of a call, or one mapping with names of any kind."""
+"""What a model is told beside z and λ: keywords of a call, or one mapping with names of any
+kind."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +8,16 @@ from vdiff.errors import checking, did_you_mean, must
 
 Condition = Mapping[str, Any] | Any | None  # what is no mapping is the argument `condition` itself
 
-_WORDS = ("schedule", "weighting", "decoder", "steps", "generator", "draws", "estimator", "bound_weight")
+_WORDS = (
+    "schedule",
+    "weighting",
+    "decoder",
+    "steps",
+    "generator",
+    "draws",
+    "estimator",
+    "bound_weight",
+)
 _ELSEWHERE = {
     ("weighted_elbo", "decoder"): "elbo takes a decoder; here x is encoded already",
     ("elbo", "weighting"): "the bound's weighting is ELBO(); weighted_elbo takes another",
@@ -38,8 +48,8 @@ def conditions(function: str, condition: Condition, keywords: dict[str, Any]) ->
 def merged(function: str, condition: Condition, keywords: dict[str, Any]) -> dict[str, Any]:
     """The mapping `condition` and the keywords as one dictionary.
 
-    A `condition` that is no mapping is passed on by that name. Raises TypeError for a name that is given
-    both ways, and for `z` and `logsnr`, which every model is called with.
+    A `condition` that is no mapping is passed on by that name. Raises TypeError for a name that is
+    given both ways, and for `z` and `logsnr`, which every model is called with.
 
     >>> merged("elbo", {"label": 5}, {"scale": 2.0})
     {'label': 5, 'scale': 2.0}
@@ -52,10 +62,15 @@ def merged(function: str, condition: Condition, keywords: dict[str, Any]) -> dic
             what = "have the names of the network's arguments"
             raise TypeError(must(function, "condition", what, repr(name)))
         if name in given and name in keywords:
-            raise TypeError(must(function, name, "be given once", "a keyword and a key of condition"))
+            raise TypeError(
+                must(function, name, "be given once", "a keyword and a key of condition")
+            )
         if name in ("z", "logsnr"):
             call = f"call=lambda network, z, t, other: network(z, t, {name}=other)"
-            what, hint = "have other names than z and logsnr", f"Denoiser(…, {call}) gives it another"
+            what, hint = (
+                "have other names than z and logsnr",
+                f"Denoiser(…, {call}) gives it another",
+            )
             raise TypeError(must(function, "condition", what, repr(name), hint))
     return {**given, **keywords}
 

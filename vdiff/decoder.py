@@ -1,8 +1,9 @@
-"""p(data | z₀): how the first noise level is read back as data, and how data is laid out for the network.
+"""p(data | z₀): how the first noise level is read back as data, and how data is laid out for the
+network.
 
-A decoder encodes data into the range of the network, knows the number of grey levels, and gives the reconstruction
-term of the bound. One that does not look at the network depends on the level and on λ_max alone, so that its term is a
-small table, exact and without variance.
+A decoder encodes data into the range of the network, knows the number of grey levels, and gives
+the reconstruction term of the bound. One that does not look at the network depends on the level
+and on λ_max alone, so that its term is a small table, exact and without variance.
 """
 
 import math
@@ -14,7 +15,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_batch, check_data, check_finite, check_tensor, checking, finite, must, names_arrays, readable
+from vdiff.errors import (
+    check_batch,
+    check_data,
+    check_finite,
+    check_tensor,
+    checking,
+    finite,
+    must,
+    names_arrays,
+    readable,
+)
 from vdiff.gaussian import (
     RestorableModule,
     StepToData,
@@ -31,7 +42,10 @@ from vdiff.parameterization import PosteriorMean, Prediction
 from vdiff.reverse import excess
 from vdiff.variance import Optimal
 
-NODE_SPACING, NODE_REACH = 0.1, 9.0  # trapezoid nodes of a standard normal: spectral accuracy, below 1e-13 here
+NODE_SPACING, NODE_REACH = (
+    0.1,
+    9.0,
+)  # trapezoid nodes of a standard normal: spectral accuracy, below 1e-13 here
 PIECE = 2**22  # elements at a time, where data is counted and a table is made: 32 MiB in 8 bytes
 FAINTEST = -600.0  # log-probabilities above it can be added as probabilities: none underflows
 SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
@@ -55,7 +69,8 @@ def signed(levels: Tensor) -> Tensor:
 
 
 class Decoder(RestorableModule):
-    """p(data | z₀) with its encoding. `denoise` says whether it looks at the network: its mean is then x̂(z₀), else z₀/α₀.
+    """p(data | z₀) with its encoding. `denoise` says whether it looks at the network: its mean is
+    then x̂(z₀), else z₀/α₀.
 
     >>> data = torch.tensor([[0, 128, 255]])
     >>> decoders = Categorical(levels=256), DiscretizedGaussian(levels=256)
@@ -73,12 +88,15 @@ class Decoder(RestorableModule):
         """The most likely data for a clean x."""
         raise NotImplementedError
 
-    def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+    def log_prob(
+        self, data: Tensor, mean: Tensor, logsnr: Tensor | float
+    ) -> Float[Tensor, " batch"]:
         """log p(data | mean) in nats per example, at noise level λ = `logsnr`."""
         raise NotImplementedError
 
     def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
-        """E[−log p(data | z₀)] over z₀ ~ q(z₀ | x), exactly, for a decoder that does not look at the network."""
+        """E[−log p(data | z₀)] over z₀ ~ q(z₀ | x), exactly, for a decoder that does not look at
+        the network."""
         raise NotImplementedError
 
     @names_arrays
@@ -91,7 +109,8 @@ class Decoder(RestorableModule):
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, " batch"]:
-        """E[−log p(data | z₀)], nats per example: exact where it can be, else one sample of z₀ (from `eps` if given)."""
+        """E[−log p(data | z₀)], nats per example: exact where it can be, else one sample of z₀
+        (from `eps` if given)."""
         if not self.denoise:
             return self.expected_nll(data, logsnr).to(at_least_float32(x.dtype))
         if eps is None:
@@ -100,18 +119,30 @@ class Decoder(RestorableModule):
 
     @names_arrays
     def nll(
-        self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Callable[[Tensor, Tensor], Prediction]
+        self,
+        data: Tensor,
+        z: Tensor,
+        logsnr: Tensor | float,
+        predict: Callable[[Tensor, Tensor], Prediction],
     ) -> Float[Tensor, " batch"]:
         """−log p(data | z₀) at one given z₀, nats per example."""
         level = _level(logsnr, z)
-        mean = self._denoised(predict(z, level)) if self.denoise else z / per_example(alpha(level), z)
+        mean = (
+            self._denoised(predict(z, level)) if self.denoise else z / per_example(alpha(level), z)
+        )
         return -self.log_prob(data, mean, logsnr)
 
     def _denoised(self, prediction: Prediction) -> Tensor:
         if isinstance(prediction.parameterization, PosteriorMean):
             hint = "at the first level no step ends, and its target is z itself: predict x, ε or v, or a decoder without denoise"
             raise ValueError(
-                must(type(self).__name__, "denoise", "be False where the network predicts a chain's posterior mean", True, hint)
+                must(
+                    type(self).__name__,
+                    "denoise",
+                    "be False where the network predicts a chain's posterior mean",
+                    True,
+                    hint,
+                )
             )
         return prediction.x
 
@@ -119,8 +150,8 @@ class Decoder(RestorableModule):
 class Levels(Decoder):
     """A decoder of integer data, 0 … levels − 1.
 
-    The levels lie at x_k = 2(k + ½)/levels − 1, bins filling [−1, 1] (VDM's convention), or, if `closed`, at
-    x_k = 2k/(levels − 1) − 1 with the end levels on ±1 (DDPM's).
+    The levels lie at x_k = 2(k + ½)/levels − 1, bins filling [−1, 1] (VDM's convention), or, if
+    `closed`, at x_k = 2k/(levels − 1) − 1 with the end levels on ±1 (DDPM's).
 
     >>> Categorical(2).grid, Categorical(2, closed=True).grid
     (tensor([-0.5000,  0.5000], dtype=torch.float64), tensor([-1.,  1.], dtype=torch.float64))
@@ -130,7 +161,13 @@ class Levels(Decoder):
         super().__init__()
         if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
             raise ValueError(
-                must(type(self).__name__, "levels", "be an integer of at least 2", levels, "256 for bytes, 17 for scikit-learn's digits")
+                must(
+                    type(self).__name__,
+                    "levels",
+                    "be an integer of at least 2",
+                    levels,
+                    "256 for bytes, 17 for scikit-learn's digits",
+                )
             )
         self.levels, self.closed = levels, closed
         self.spacing = 2.0 / (levels - 1 if closed else levels)
@@ -151,8 +188,8 @@ class Levels(Decoder):
     def encode(self, data: Tensor) -> Tensor:
         """Levels as x in [−1, 1], in the default dtype or float32, whichever is wider.
 
-        Raises for data that is not integer or leaves 0 … levels − 1. Values are read where that costs no
-        synchronisation (on a CPU), and always where no gradient is recorded.
+        Raises for data that is not integer or leaves 0 … levels − 1. Values are read where that
+        costs no synchronisation (on a CPU), and always where no gradient is recorded.
 
         >>> Categorical(4).encode(torch.tensor([[0, 3]]))
         tensor([[-0.7500,  0.7500]])
@@ -169,17 +206,31 @@ class Levels(Decoder):
         tensor([[0, 3]])
         """
         x = x.to(at_least_float32(x.dtype))
-        return ((x - self._place(torch.zeros_like(x[:1]))) / self.spacing).round().clamp(0, self.levels - 1).long()
+        return (
+            ((x - self._place(torch.zeros_like(x[:1]))) / self.spacing)
+            .round()
+            .clamp(0, self.levels - 1)
+            .long()
+        )
 
     def _check(self, data: Tensor, method: str) -> None:
-        """Raise unless `data` is a (batch, …) tensor of levels; values are read where `encode` says."""
+        """Raise unless `data` is a (batch, …) tensor of levels; values are read where `encode`
+        says."""
         self._check_kind(data, method)
         if readable(data) and (data.device.type == "cpu" or not torch.is_grad_enabled()):
             low, high = (int(v) for v in signed(data).aminmax())
             if low < 0 or high >= self.levels:
-                hint = f"values are not on the {self.levels}-level grid" + ("; bytes have levels=256" if self.levels <= high < 256 else "")
+                hint = f"values are not on the {self.levels}-level grid" + (
+                    "; bytes have levels=256" if self.levels <= high < 256 else ""
+                )
                 raise ValueError(
-                    must(f"{type(self).__name__}.{method}", "data", f"lie in 0 … {self.levels - 1}", f"values from {low} to {high}", hint)
+                    must(
+                        f"{type(self).__name__}.{method}",
+                        "data",
+                        f"lie in 0 … {self.levels - 1}",
+                        f"values from {low} to {high}",
+                        hint,
+                    )
                 )
 
     def _check_kind(self, data: Tensor, method: str) -> None:
@@ -191,7 +242,9 @@ class Levels(Decoder):
             hint = "a discrete decoder takes levels 0, 1, 2, …; dequantised or scaled data needs a Gaussian decoder, and its bits/dim are those of a density"
             if data.dtype == torch.bool:
                 hint = "binary data has two levels: data.long()"
-            raise TypeError(must(name, "data", f"be integer levels, 0 to {self.levels - 1}", data.dtype, hint))
+            raise TypeError(
+                must(name, "data", f"be integer levels, 0 to {self.levels - 1}", data.dtype, hint)
+            )
         check_batch(name, data, "data")
 
     def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
@@ -221,19 +274,26 @@ class Levels(Decoder):
                 )
             )
         if table.ndim == 1:
-            return sum_dims(F.embedding(data.long(), table[:, None])).to(at_least_float32(table.dtype))
+            return sum_dims(F.embedding(data.long(), table[:, None])).to(
+                at_least_float32(table.dtype)
+            )
         chosen = table.expand(data.shape[0], *table.shape).gather(-1, data.long()[..., None])
         return sum_dims(chosen)
 
     def law(self, prediction: Prediction) -> Float[Tensor, "batch *dims levels"]:
-        """log p(k | z₀) of every level k, each dimension by itself, from the prediction at z₀; nats, in float64.
+        """log p(k | z₀) of every level k, each dimension by itself, from the prediction at z₀;
+        nats, in float64.
 
         >>> from vdiff import X
         >>> last = Prediction(torch.tensor([[0.1]]), torch.tensor([2.0]), torch.tensor([[0.2]]), X())
         >>> Categorical(2).law(last).exp()
         tensor([[[0.3127, 0.6873]]], dtype=torch.float64)
         """
-        mean = self._denoised(prediction) if self.denoise else prediction.z / per_example(alpha(prediction.logsnr), prediction.z)
+        mean = (
+            self._denoised(prediction)
+            if self.denoise
+            else prediction.z / per_example(alpha(prediction.logsnr), prediction.z)
+        )
         return self._law(wide(mean)[..., None], prediction)
 
     def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
@@ -260,11 +320,11 @@ class Levels(Decoder):
 
 
 class Categorical(Levels):
-    """VDM's decoder: log p(k | z₀) = log softmax_k( −½ e^{λ_max} (z₀/α₀ − x_k)² + log π_k ), each dimension by itself
-    (arXiv:2107.00630, appendix).
+    """VDM's decoder: log p(k | z₀) = log softmax_k( −½ e^{λ_max} (z₀/α₀ − x_k)² + log π_k ), each
+    dimension by itself (arXiv:2107.00630, appendix).
 
-    π is uniform unless `prior` is given: log-probabilities (levels,) for all dimensions or (*dims, levels) for each,
-    for instance from `Categorical.fit`. Published numbers use the uniform one.
+    π is uniform unless `prior` is given: log-probabilities (levels,) for all dimensions or (*dims,
+    levels) for each, for instance from `Categorical.fit`. Published numbers use the uniform one.
 
     >>> decoder = Categorical(levels=256, closed=True)
     >>> round(decoder.table(13.3)[128].item(), 7)
@@ -278,14 +338,30 @@ class Categorical(Levels):
         if prior is not None:
             check_tensor("Categorical", "prior", prior)
             if prior.shape[-1:] != (levels,):
-                raise ValueError(must("Categorical", "prior", f"have shape (…, levels) = (…, {levels})", tuple(prior.shape)))
+                raise ValueError(
+                    must(
+                        "Categorical",
+                        "prior",
+                        f"have shape (…, levels) = (…, {levels})",
+                        tuple(prior.shape),
+                    )
+                )
             check_finite("Categorical", prior, "prior")
             prior = torch.log_softmax(wide(prior), -1)
         self.register_constructed("prior", prior)
 
     @classmethod
-    def fit(cls, data: Tensor, levels: int, *, per_dim: bool = True, closed: bool = False, pseudocount: float = 1.0) -> "Categorical":
-        """With π counted on training data, per dimension or for all together, plus a pseudocount for each level.
+    def fit(
+        cls,
+        data: Tensor,
+        levels: int,
+        *,
+        per_dim: bool = True,
+        closed: bool = False,
+        pseudocount: float = 1.0,
+    ) -> "Categorical":
+        """With π counted on training data, per dimension or for all together, plus a pseudocount
+        for each level.
 
         Beside the data it takes 8 bytes a count: 3 × 32 × 32 × 256 of them for CIFAR-10, 6 MiB.
 
@@ -303,41 +379,66 @@ class Categorical(Levels):
             hint="without one, a level that training data lacks has probability zero",
         )
         counts = _counts(data.flatten(1) if per_dim else data.reshape(-1, 1), levels)
-        prior = (wide(counts) + pseudocount).log().view(*(data.shape[1:] if per_dim else ()), levels)
+        prior = (
+            (wide(counts) + pseudocount).log().view(*(data.shape[1:] if per_dim else ()), levels)
+        )
         return cls(levels, closed=closed, prior=prior)
 
-    def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+    def log_prob(
+        self, data: Tensor, mean: Tensor, logsnr: Tensor | float
+    ) -> Float[Tensor, " batch"]:
         if checking():
             self._check(data, "log_prob")
             _check_mean(type(self).__name__, mean, data)
-        chosen = self._log_softmax(wide(mean)[..., None], wide_number(logsnr, mean.device).exp()).gather(-1, data.long()[..., None])
+        chosen = self._log_softmax(
+            wide(mean)[..., None], wide_number(logsnr, mean.device).exp()
+        ).gather(-1, data.long()[..., None])
         return sum_dims(chosen).to(at_least_float32(mean.dtype))
 
     def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
-        return self._log_softmax(mean, torch.as_tensor(per_example(wide(prediction.logsnr).exp(), mean)))
+        return self._log_softmax(
+            mean, torch.as_tensor(per_example(wide(prediction.logsnr).exp(), mean))
+        )
 
     def _log_softmax(self, mean: Tensor, snr: Tensor) -> Tensor:
         logits = -0.5 * snr * (mean - self.grid.to(mean.device)).square()
         return torch.log_softmax(logits if self.prior is None else logits + self.prior, -1)
 
     def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
-        logsnr = wide(logsnr) if isinstance(logsnr, Tensor) else wide_number(logsnr, torch.device("cpu"))
+        logsnr = (
+            wide(logsnr)
+            if isinstance(logsnr, Tensor)
+            else wide_number(logsnr, torch.device("cpu"))
+        )
         nodes, weights = normal_nodes(logsnr.device)
-        ratio = self.spacing * torch.exp(0.5 * logsnr)  # levels' spacing in standard deviations of the noise
+        ratio = self.spacing * torch.exp(
+            0.5 * logsnr
+        )  # levels' spacing in standard deviations of the noise
         if self.prior is None:
-            # −log p = log1p of the levels below plus those above; a level m away has e^{−½m²r² ∓ nmr}
+            # −log p = log1p of the levels below plus those above; a level m away has e^{−½m²r² ∓
+            # nmr}
             away = wide(torch.arange(1, self.levels, device=logsnr.device)) * ratio
             below = F.pad(torch.exp(-away * (0.5 * away + nodes[:, None])).cumsum(1), (1, 0))
             return weights @ torch.log1p(below + below.flip(0, 1))
-        return self._table_of_prior(self.prior.view(-1, self.levels), ratio, nodes, weights).view(self.prior.shape)
+        return self._table_of_prior(self.prior.view(-1, self.levels), ratio, nodes, weights).view(
+            self.prior.shape
+        )
 
-    def _table_of_prior(self, prior: Tensor, ratio: Tensor, nodes: Tensor, weights: Tensor) -> Tensor:
-        """The table of each row of a prior: E log Σ_j e^{−½m²r² + nmr} π_j/π_k over n, with m = j − k."""
-        levels, total = wide(torch.arange(self.levels, device=prior.device)), torch.zeros_like(prior)
+    def _table_of_prior(
+        self, prior: Tensor, ratio: Tensor, nodes: Tensor, weights: Tensor
+    ) -> Tensor:
+        """The table of each row of a prior: E log Σ_j e^{−½m²r² + nmr} π_j/π_k over n, with m = j
+        − k."""
+        levels, total = (
+            wide(torch.arange(self.levels, device=prior.device)),
+            torch.zeros_like(prior),
+        )
         away = (levels[:, None] - levels) * ratio  # (k, j)
         add = checking() and readable(prior) and bool(prior.min() > FAINTEST)
         together = max(1, PIECE // (self.levels * max(self.levels, len(prior))))
-        for n, weight in zip(torch.split(nodes, together), torch.split(weights, together), strict=True):
+        for n, weight in zip(
+            torch.split(nodes, together), torch.split(weights, together), strict=True
+        ):
             exponent = -away * (0.5 * away + n[:, None, None])  # at most ½n², 40
             if add:
                 log_sum = (exponent.exp() @ prior.exp().T).log()
@@ -347,18 +448,23 @@ class Categorical(Levels):
         return total - prior
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.prior is None else f", prior={tuple(self.prior.shape)}")
+        return super().extra_repr() + (
+            "" if self.prior is None else f", prior={tuple(self.prior.shape)}"
+        )
 
 
 class DiscretizedGaussian(Levels):
-    """DDPM's decoder: a Gaussian integrated over each level's bin, the end bins reaching to ±∞ (arXiv:2006.11239, eq. 13).
+    """DDPM's decoder: a Gaussian integrated over each level's bin, the end bins reaching to ±∞
+    (arXiv:2006.11239, eq. 13).
 
-    Its standard deviation is the noise of z₀/α₀, e^{−λ_max/2}, or √variance where that is given (DDPM: β₁ or β̃₂); its
-    mean is z₀/α₀, or x̂(z₀) with `denoise`, as in DDPM. The edges are told by the data, in log space and without a clamp.
+    Its standard deviation is the noise of z₀/α₀, e^{−λ_max/2}, or √variance where that is given
+    (DDPM: β₁ or β̃₂); its mean is z₀/α₀, or x̂(z₀) with `denoise`, as in DDPM. The edges are told
+    by the data, in log space and without a clamp.
 
-    With `clip` the variance is the model's own, as in iDDPM: that of its reverse step from z₀ to data, where the posterior's
-    is zero and is taken as `clip` (β̃₂, `first_variance(schedule, steps)`). For a learned range that is
-    log Σ = v log σ₀² + (1 − v) log clip; for `Forward()` it is σ₀², where DDPM's code has β̃₂ too (`variance=β̃₂`).
+    With `clip` the variance is the model's own, as in iDDPM: that of its reverse step from z₀ to
+    data, where the posterior's is zero and is taken as `clip` (β̃₂, `first_variance(schedule,
+    steps)`). For a learned range that is log Σ = v log σ₀² + (1 − v) log clip; for `Forward()` it
+    is σ₀², where DDPM's code has β̃₂ too (`variance=β̃₂`).
 
     >>> decoder = DiscretizedGaussian(256)
     >>> round(decoder.table(13.3)[0].item() < decoder.table(13.3)[1].item())
@@ -366,17 +472,43 @@ class DiscretizedGaussian(Levels):
     """
 
     def __init__(
-        self, levels: int = 256, *, closed: bool = True, variance: float | None = None, denoise: bool = False, clip: float | None = None
+        self,
+        levels: int = 256,
+        *,
+        closed: bool = True,
+        variance: float | None = None,
+        denoise: bool = False,
+        clip: float | None = None,
     ) -> None:
         super().__init__(levels, closed=closed)
         self.variance, self.denoise = _check_variance("DiscretizedGaussian", variance), denoise
-        self.clip = None if clip is None else finite("DiscretizedGaussian", "clip", clip, above=0.0, hint="a variance, not its logarithm")
+        self.clip = (
+            None
+            if clip is None
+            else finite(
+                "DiscretizedGaussian",
+                "clip",
+                clip,
+                above=0.0,
+                hint="a variance, not its logarithm",
+            )
+        )
         if clip is not None and (variance is not None or not denoise):
             came = f"variance={variance}, denoise={denoise}"
             hint = "the variance is then the network's own"
-            raise ValueError(must("DiscretizedGaussian", "clip", "come with denoise=True and without variance", came, hint))
+            raise ValueError(
+                must(
+                    "DiscretizedGaussian",
+                    "clip",
+                    "come with denoise=True and without variance",
+                    came,
+                    hint,
+                )
+            )
 
-    def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+    def log_prob(
+        self, data: Tensor, mean: Tensor, logsnr: Tensor | float
+    ) -> Float[Tensor, " batch"]:
         if checking():
             self._check(data, "log_prob")
             _check_mean(type(self).__name__, mean, data)
@@ -389,36 +521,62 @@ class DiscretizedGaussian(Levels):
 
     @names_arrays
     def nll(
-        self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Callable[[Tensor, Tensor], Prediction]
+        self,
+        data: Tensor,
+        z: Tensor,
+        logsnr: Tensor | float,
+        predict: Callable[[Tensor, Tensor], Prediction],
     ) -> Float[Tensor, " batch"]:
         if self.clip is None:
             return super().nll(data, z, logsnr, predict)
         prediction = predict(z, _level(logsnr, z))
-        return -self._log_prob(data, self._denoised(prediction), self._own_std(prediction, self.clip))
+        return -self._log_prob(
+            data, self._denoised(prediction), self._own_std(prediction, self.clip)
+        )
 
     def _own_std(self, prediction: Prediction, clip: float) -> Tensor:
         """That of the model's reverse step to data, in each dimension."""
         if isinstance(prediction.variance, Optimal):
             hint = "its limit here is the error of x̂ alone: measure that, and give variance=…"
-            raise ValueError(must("DiscretizedGaussian", "clip", "be left out with a variance fitted to the chain", "Optimal", hint))
+            raise ValueError(
+                must(
+                    "DiscretizedGaussian",
+                    "clip",
+                    "be left out with a variance fitted to the chain",
+                    "Optimal",
+                    hint,
+                )
+            )
         z = wide(prediction.z)
-        u, std = excess(prediction, StepToData(wide(prediction.logsnr), clip), z), torch.full_like(z, math.sqrt(clip))
+        u, std = (
+            excess(prediction, StepToData(wide(prediction.logsnr), clip), z),
+            torch.full_like(z, math.sqrt(clip)),
+        )
         return std if u is None else std * torch.exp(0.5 * u)
 
     def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
         if self.clip is None:
-            std = torch.as_tensor(per_example(_std(self.variance, prediction.logsnr, mean.device), mean))
+            std = torch.as_tensor(
+                per_example(_std(self.variance, prediction.logsnr, mean.device), mean)
+            )
         else:
             std = self._own_std(prediction, self.clip)[..., None]
         k = torch.arange(self.levels, device=mean.device)
         return self._log_bin(self.grid.to(mean.device) - mean, std, k == 0, k == self.levels - 1)
 
     def table(self, logsnr: Tensor | float) -> Float[Tensor, "*dims levels"]:
-        logsnr = wide(logsnr) if isinstance(logsnr, Tensor) else wide_number(logsnr, torch.device("cpu"))
+        logsnr = (
+            wide(logsnr)
+            if isinstance(logsnr, Tensor)
+            else wide_number(logsnr, torch.device("cpu"))
+        )
         nodes, weights = normal_nodes(logsnr.device)
         std = _std(self.variance, logsnr, logsnr.device)
         center = -nodes * torch.exp(-0.5 * logsnr)
-        no, yes = torch.zeros_like(nodes, dtype=torch.bool), torch.ones_like(nodes, dtype=torch.bool)
+        no, yes = (
+            torch.zeros_like(nodes, dtype=torch.bool),
+            torch.ones_like(nodes, dtype=torch.bool),
+        )
         edge, inner = (-(weights @ self._log_bin(center, std, first, no)) for first in (yes, no))
         table = inner.repeat(self.levels)
         return torch.cat([edge[None], table[1:-1], edge[None]])
@@ -435,10 +593,11 @@ class DiscretizedGaussian(Levels):
 
 
 class Gaussian(Decoder):
-    """p(x | z₀) = N(z₀/α₀, e^{−λ_max} I) for continuous data; or N(x̂(z₀), variance I) with `denoise`.
+    """p(x | z₀) = N(z₀/α₀, e^{−λ_max} I) for continuous data; or N(x̂(z₀), variance I) with
+    `denoise`.
 
-    Without `denoise` and `variance` its term is ½d (log 2πe − λ_max): it falls without end as λ_max grows, so a learned
-    λ_max is refused with this decoder.
+    Without `denoise` and `variance` its term is ½d (log 2πe − λ_max): it falls without end as
+    λ_max grows, so a learned λ_max is refused with this decoder.
 
     >>> Gaussian().expected_nll(torch.zeros(1, 2), 0.0)
     tensor([2.8379])
@@ -449,7 +608,8 @@ class Gaussian(Decoder):
         self.variance, self.denoise = _check_variance("Gaussian", variance), denoise
 
     def encode(self, data: Tensor) -> Tensor:
-        """Continuous data as it is. Raises where it is not floating; NaN is looked for where no gradient is recorded."""
+        """Continuous data as it is. Raises where it is not floating; NaN is looked for where no
+        gradient is recorded."""
         if checking():
             check_data("Gaussian.encode", data, "data")
             if not torch.is_grad_enabled() and readable(data):
@@ -460,18 +620,24 @@ class Gaussian(Decoder):
         """x itself."""
         return x
 
-    def log_prob(self, data: Tensor, mean: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+    def log_prob(
+        self, data: Tensor, mean: Tensor, logsnr: Tensor | float
+    ) -> Float[Tensor, " batch"]:
         if checking():
             check_data("Gaussian.log_prob", data, "data")
             _check_mean("Gaussian", mean, data)
         std = _std(self.variance, logsnr, mean.device)
         score = (wide(data) - wide(mean)) / std
-        return sum_dims(-0.5 * score.square() - std.log() - 0.5 * math.log(2 * math.pi)).to(at_least_float32(mean.dtype))
+        return sum_dims(-0.5 * score.square() - std.log() - 0.5 * math.log(2 * math.pi)).to(
+            at_least_float32(mean.dtype)
+        )
 
     @names_arrays
     def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
         logsnr = wide_number(logsnr, data.device)
-        log_variance = -logsnr if self.variance is None else torch.full_like(logsnr, math.log(self.variance))
+        log_variance = (
+            -logsnr if self.variance is None else torch.full_like(logsnr, math.log(self.variance))
+        )
         per_dim = 0.5 * (math.log(2 * math.pi) + log_variance + torch.exp(-logsnr - log_variance))
         return (data[0].numel() * per_dim).to(at_least_float32(data.dtype)).expand(data.shape[0])
 
@@ -490,7 +656,8 @@ def _counts(data: Tensor, levels: int) -> Tensor:
 
 
 def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
-    """log(Φ(upper) − Φ(lower)) for lower < upper, in log space: exact far in the tails, with a gradient there.
+    """log(Φ(upper) − Φ(lower)) for lower < upper, in log space: exact far in the tails, with a
+    gradient there.
 
     >>> log_normal_interval(torch.tensor(-41.0), torch.tensor(-40.0))
     tensor(-804.6085)
@@ -545,7 +712,11 @@ def _check_mean(name: str, mean: Tensor, data: Tensor) -> None:
 
 
 def _check_variance(name: str, variance: float | None) -> float | None:
-    return None if variance is None else finite(name, "variance", variance, above=0.0, hint="a variance, not its logarithm")
+    return (
+        None
+        if variance is None
+        else finite(name, "variance", variance, above=0.0, hint="a variance, not its logarithm")
+    )
 
 
 __all__ = [

@@ -1,4 +1,5 @@
-"""A network, what it predicts, and what it wants to be told: together they are a model that returns a `Prediction`."""
+"""A network, what it predicts, and what it wants to be told: together they are a model that
+returns a `Prediction`."""
 
 import functools
 import types
@@ -104,8 +105,8 @@ class ScheduleTime:
 
 
 class TableStep:
-    """The step of a β table, 0 … n − 1, as DDPM-style networks are told; fractional between levels, or the nearest as an
-    integer for networks that look it up (`integer=True`).
+    """The step of a β table, 0 … n − 1, as DDPM-style networks are told; fractional between
+    levels, or the nearest as an integer for networks that look it up (`integer=True`).
 
     >>> from vdiff import Tabulated
     >>> table = Tabulated.linear_betas()
@@ -136,32 +137,37 @@ class TableStep:
         level = place.round()
         if self.integer:
             return level.long()
-        return torch.where((place - level).abs() < 1e-3, level, place)  # a level is a level in float32 too
+        return torch.where(
+            (place - level).abs() < 1e-3, level, place
+        )  # a level is a level in float32 too
 
 
 class Denoiser(nn.Module):
     """A network as a model: `Denoiser(network, V())(z, logsnr)` is a `Prediction`.
 
-    The network is called `network(c_in·z, time(logsnr), **condition)` with shapes (batch, …) and (batch,), and
-    returns the shape of z. `time` says what it wants to be told: λ (the default), or `edm_time`, `flow_time`,
-    `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any function of λ, so that a network somebody already has
-    becomes a model without touching it. `call` says how the network is called where that differs:
-    `lambda network, z, t, **condition: network(z, timestep=t, **condition)`. `output` takes the tensor out
-    of what the network returns, or turns its sign: `lambda out: out.sample`, `torch.neg`. Hand over the
-    network itself: a function around it hides its parameters.
+    The network is called `network(c_in·z, time(logsnr), **condition)` with shapes (batch, …) and
+    (batch,), and returns the shape of z. `time` says what it wants to be told: λ (the default), or
+    `edm_time`, `flow_time`, `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any
+    function of λ, so that a network somebody already has becomes a model without touching it.
+    `call` says how the network is called where that differs: `lambda network, z, t, **condition:
+    network(z, timestep=t, **condition)`. `output` takes the tensor out of what the network
+    returns, or turns its sign: `lambda out: out.sample`, `torch.neg`. Hand over the network
+    itself: a function around it hides its parameters.
 
-    A network gets z in the dtype of its own weights: the widest of half and single precision among its
-    parameters, or float64 where all of them are float64. Buffers, integer weights and complex weights do
-    not count. Where there are both float16 and bfloat16, z comes in float32. A network without such
-    parameters gets z as it is. Times come in float32 at least. The output is cast to the dtype of z.
+    A network gets z in the dtype of its own weights: the widest of half and single precision among
+    its parameters, or float64 where all of them are float64. Buffers, integer weights and complex
+    weights do not count. Where there are both float16 and bfloat16, z comes in float32. A network
+    without such parameters gets z as it is. Times come in float32 at least. The output is cast to
+    the dtype of z.
 
     A function of λ that says the same for all λ beyond two ends has them as `logsnr_range`,
     (λ_min, λ_max), as `ScheduleTime` and `TableStep` do. A loss, an evaluation or a sampler that
     asks beyond it warns once. An evaluation also warns beyond `trained`, the (λ_min, λ_max) that
     the backward passes of losses have noted here (None before the first). You may set `trained`.
 
-    `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the posterior's by default). For one
-    that is learned, such as `Range()`, the network returns twice the channels: the target first, the variance behind it.
+    `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the
+    posterior's by default). For one that is learned, such as `Range()`, the network returns twice
+    the channels: the target first, the variance behind it.
 
     >>> model = Denoiser(lambda z, logsnr: 0.5 * z, Eps())
     >>> model(torch.ones(2, 3), torch.zeros(2)).eps.shape
@@ -194,23 +200,46 @@ class Denoiser(nn.Module):
         _warn_of_a_hidden_module("call", call, network)
         check_parameterization("Denoiser", parameterization)
         for name, function, hint in (
-            ("time", time, "what the network wants to be told: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a function of λ"),
-            ("call", call, "for instance lambda network, z, t, **condition: network(z, timestep=t, **condition)"),
+            (
+                "time",
+                time,
+                "what the network wants to be told: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a function of λ",
+            ),
+            (
+                "call",
+                call,
+                "for instance lambda network, z, t, **condition: network(z, timestep=t, **condition)",
+            ),
             ("output", output, "for instance lambda out: out.sample, or torch.neg"),
         ):
             if (function is not None and not callable(function)) or isinstance(function, type):
-                came = f"the class {function.__name__}" if isinstance(function, type) else type(function).__name__
+                came = (
+                    f"the class {function.__name__}"
+                    if isinstance(function, type)
+                    else type(function).__name__
+                )
                 raise TypeError(must("Denoiser", name, "be a function", came, hint))
         if variance is not None and not isinstance(variance, ReverseVariance):
-            raise TypeError(must("Denoiser", "variance", "be a ReverseVariance", shown(variance), "an instance, for instance Range()"))
+            raise TypeError(
+                must(
+                    "Denoiser",
+                    "variance",
+                    "be a ReverseVariance",
+                    shown(variance),
+                    "an instance, for instance Range()",
+                )
+            )
         self.network, self.parameterization = network, parameterization
         self.time, self.call, self.output = time, call, output
         self.variance = Posterior() if variance is None else variance
         self.trained: tuple[float | Tensor, float | Tensor] | None = None
 
     @names_arrays
-    def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
-        """What the model says about z at log-SNR λ. Raises where the network's output is no tensor of the shape of z."""
+    def forward(
+        self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any
+    ) -> Prediction:
+        """What the model says about z at log-SNR λ. Raises where the network's output is no tensor
+        of the shape of z."""
         if checking():
             _check_labels(condition, z)
         scale = self.parameterization.input_scale(wide(logsnr))
@@ -322,7 +351,11 @@ def _warn(
 ) -> None:
     for module in list(model.modules()):
         found = [
-            (one.logsnr_range, f"is told {type(one).__name__}, which knows", "give both the same ends")
+            (
+                one.logsnr_range,
+                f"is told {type(one).__name__}, which knows",
+                "give both the same ends",
+            )
             for one in vars(module).values()
             if isinstance(getattr(one, "logsnr_range", None), tuple)
         ]
@@ -360,10 +393,13 @@ def _share(schedule: Schedule, steps: int | None, known: Ends) -> float:
 
 
 def _warn_of_a_hidden_module(what: str, function: object, network: object) -> None:
-    """Warn where a function, a method, a partial or an object hides the parameters of another module than the network."""
+    """Warn where a function, a method, a partial or an object hides the parameters of another
+    module than the network."""
     if isinstance(function, nn.Module):
         return
-    hidden = (held for held in _held(function) if isinstance(held, nn.Module) and held is not network)
+    hidden = (
+        held for held in _held(function) if isinstance(held, nn.Module) and held is not network
+    )
     if any(next(module.parameters(), None) is not None for module in hidden):
         warnings.warn(
             f"Denoiser: {what} is a function around an nn.Module, whose parameters are hidden from optimizers, "
@@ -380,7 +416,11 @@ def _held(network: object) -> Iterator[object]:
         yield from _held(network.func)
     elif isinstance(network, types.FunctionType):
         yield from (cell.cell_contents for cell in network.__closure__ or () if _filled(cell))
-        yield from (network.__globals__[name] for name in network.__code__.co_names if name in network.__globals__)
+        yield from (
+            network.__globals__[name]
+            for name in network.__code__.co_names
+            if name in network.__globals__
+        )
     elif isinstance(network, types.MethodType):
         yield network.__self__
     else:
@@ -395,7 +435,8 @@ def _filled(cell: types.CellType) -> bool:
 
 
 def weights_dtype(network: object) -> torch.dtype | None:
-    """The widest of half and single precision among a network's parameters, or float64 where all are.
+    """The widest of half and single precision among a network's parameters, or float64 where all
+    are.
 
     None where it has none of them.
 
@@ -420,7 +461,8 @@ def weights_dtype(network: object) -> torch.dtype | None:
 
 @contextmanager
 def evaluation_mode(*models: object) -> Iterator[None]:
-    """Those of the models that are modules in evaluation mode; each module within them back in its own afterwards.
+    """Those of the models that are modules in evaluation mode; each module within them back in its
+    own afterwards.
 
     Modules are switched for every thread that uses them.
 
@@ -444,17 +486,39 @@ def evaluation_mode(*models: object) -> Iterator[None]:
 
 def check_no_data_parallel(function: str, argument: str, module: object) -> None:
     """Raise where `module` is or holds an `nn.DataParallel`."""
-    if isinstance(module, nn.Module) and any(isinstance(m, nn.DataParallel) for m in module.modules()):
+    if isinstance(module, nn.Module) and any(
+        isinstance(m, nn.DataParallel) for m in module.modules()
+    ):
         hint = "its replicas cannot return a Prediction and draw their times apart: wrap the Objective in DistributedDataParallel"
-        raise TypeError(must(function, argument, "not hold an nn.DataParallel", "DataParallel", hint))
+        raise TypeError(
+            must(function, argument, "not hold an nn.DataParallel", "DataParallel", hint)
+        )
 
 
 def _check_labels(condition: dict[str, Any], z: Tensor) -> None:
-    """Raise where a vector of whole numbers among the conditions is not one to an example: one label would broadcast in silence."""
+    """Raise where a vector of whole numbers among the conditions is not one to an example: one
+    label would broadcast in silence."""
     for name, value in condition.items():
-        if isinstance(value, Tensor) and value.ndim == 1 and len(value) != len(z) and not value.is_floating_point():
-            hint = "one label for all is torch.full((len(x),), label)" if len(value) == 1 else "a label for each example"
-            raise ValueError(must("Denoiser", name, f"have shape (batch,) = ({len(z)},)", tuple(value.shape), hint))
+        if (
+            isinstance(value, Tensor)
+            and value.ndim == 1
+            and len(value) != len(z)
+            and not value.is_floating_point()
+        ):
+            hint = (
+                "one label for all is torch.full((len(x),), label)"
+                if len(value) == 1
+                else "a label for each example"
+            )
+            raise ValueError(
+                must(
+                    "Denoiser",
+                    name,
+                    f"have shape (batch,) = ({len(z)},)",
+                    tuple(value.shape),
+                    hint,
+                )
+            )
 
 
 def _check_output(out: object, z: Tensor, heads: int) -> None:
@@ -472,23 +536,44 @@ def _check_output(out: object, z: Tensor, heads: int) -> None:
         raise TypeError(must("Denoiser", "network", "return a tensor", type(out).__name__, hint))
     expected = (z.shape[0], heads * z.shape[1], *z.shape[2:])
     if out.shape != expected:
-        what = "return the shape of z" if heads == 1 else "return twice the channels of z, mean and variance"
+        what = (
+            "return the shape of z"
+            if heads == 1
+            else "return twice the channels of z, mean and variance"
+        )
         hint = ""
         if heads == 2 and out.shape == z.shape:
             hint = "a learned variance needs a second half of channels"
-        elif out.ndim == z.ndim and out.shape[1] == 2 * z.shape[1] and out.shape[2:] == z.shape[2:]:
-            hint = (
-                "twice the channels, as with a learned variance: Denoiser(…, variance=Range()), or keep the first half, out.chunk(2, 1)[0]"
-            )
+        elif (
+            out.ndim == z.ndim and out.shape[1] == 2 * z.shape[1] and out.shape[2:] == z.shape[2:]
+        ):
+            hint = "twice the channels, as with a learned variance: Denoiser(…, variance=Range()), or keep the first half, out.chunk(2, 1)[0]"
         elif out.numel() < z.numel():
             hint = "it would broadcast in silence"
-        raise ValueError(must("Denoiser", "network", f"{what}, {expected}", tuple(out.shape), hint))
+        raise ValueError(
+            must("Denoiser", "network", f"{what}, {expected}", tuple(out.shape), hint)
+        )
     if not out.is_floating_point():
         raise TypeError(must("Denoiser", "network", "return real floating values", out.dtype))
     if out.device != z.device:
         raise ValueError(
-            must("Denoiser", "network", f"return its output on the device of z, {z.device}", out.device, "network.to(z.device)")
+            must(
+                "Denoiser",
+                "network",
+                f"return its output on the device of z, {z.device}",
+                out.device,
+                "network.to(z.device)",
+            )
         )
 
 
-__all__ = ["Denoiser", "ScaledGamma", "ScheduleTime", "TableStep", "edm_time", "flow_time", "logsnr_time", "sigma_time"]
+__all__ = [
+    "Denoiser",
+    "ScaledGamma",
+    "ScheduleTime",
+    "TableStep",
+    "edm_time",
+    "flow_time",
+    "logsnr_time",
+    "sigma_time",
+]

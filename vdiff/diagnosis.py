@@ -60,8 +60,17 @@ class Diagnosis:
 
     def __str__(self) -> str:
         rows = [f"{'log-SNR':<10}{'p':>10}{'best p':>12}{'share of E ℓ²':>17}"]
-        table = zip(self.logsnr.tolist(), self.density.tolist(), self.best.tolist(), self.share.tolist(), strict=True)
-        rows += [f"{level:>10.2f}{p:>12.3f}{best:>12.3f}{100 * share:>15.0f} %" for level, p, best, share in table]
+        table = zip(
+            self.logsnr.tolist(),
+            self.density.tolist(),
+            self.best.tolist(),
+            self.share.tolist(),
+            strict=True,
+        )
+        rows += [
+            f"{level:>10.2f}{p:>12.3f}{best:>12.3f}{100 * share:>15.0f} %"
+            for level, p, best, share in table
+        ]
         least = self.least if self.least > ROUNDING * self.loss**2 else 0.0
         said = f"variance of a draw {self.variance:.4g}, least {least:.4g}"
         if least > 0:
@@ -73,10 +82,14 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose(profile: Profile, schedule: Schedule, weighting: Callable[[Tensor], Tensor] | None = None) -> Diagnosis:
-    """Take apart the variance that a loss with this profile of errors has under a schedule, w = 1 unless given.
+def diagnose(
+    profile: Profile, schedule: Schedule, weighting: Callable[[Tensor], Tensor] | None = None
+) -> Diagnosis:
+    """Take apart the variance that a loss with this profile of errors has under a schedule, w = 1
+    unless given.
 
-    The profile may come from any schedule between the same ends: `evaluate(…, profile=profile)` fills one.
+    The profile may come from any schedule between the same ends: `evaluate(…, profile=profile)`
+    fills one.
 
     Raises:
         ValueError: where the schedule ends elsewhere than the profile, and for a factor alone as
@@ -94,7 +107,12 @@ def diagnose(profile: Profile, schedule: Schedule, weighting: Callable[[Tensor],
     ends = schedule.logsnr_min, schedule.logsnr_max
     if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(ends, (low, high), strict=True)):
         raise ValueError(
-            must("diagnose", "schedule", f"run between the profile's ends, {low:g} and {high:g}", f"{ends[0]:g} and {ends[1]:g}")
+            must(
+                "diagnose",
+                "schedule",
+                f"run between the profile's ends, {low:g} and {high:g}",
+                f"{ends[0]:g} and {ends[1]:g}",
+            )
         )
     width = (high - low) / profile.bins
     middle = profile.centers

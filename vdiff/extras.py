@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """A block that imports libraries of an extra. One that is missing raises an ImportError that says
-    what to install.
+    """A block that imports libraries of an extra. One that is missing raises an ImportError that
+    says what to install.
 
     >>> with extra("train"):
     ...     import no_such_library

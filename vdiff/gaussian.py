@@ -1,8 +1,9 @@
 """The Gaussian diffusion in one coordinate, the log signal-to-noise ratio λ.
 
-z = α x + σ ε with λ = log α²/σ², variance preserving: α² = sigmoid(λ), σ² = sigmoid(−λ). Any other process
-(variance exploding, rectified flow) is this one rescaled, and given λ nothing else changes. Every quantity comes
-from λ through `sigmoid`, `expm1` and `softplus`, never as one minus another.
+z = α x + σ ε with λ = log α²/σ², variance preserving: α² = sigmoid(λ), σ² = sigmoid(−λ). Any other
+process (variance exploding, rectified flow) is this one rescaled, and given λ nothing else
+changes. Every quantity comes from λ through `sigmoid`, `expm1` and `softplus`, never as one minus
+another.
 """
 
 import copy
@@ -26,7 +27,8 @@ PURE = -600.0  # stands for λ = −∞ where it is computed with: α is 1e-130,
 
 
 def copy_values(value: Any, memo: dict[Any, Any]) -> Any:
-    """`copy.deepcopy` for tensors of a live graph too: their values, detached, for torch copies no graph.
+    """`copy.deepcopy` for tensors of a live graph too: their values, detached, for torch copies no
+    graph.
 
     >>> weight = torch.ones(1, requires_grad=True)
     >>> copy_values((2 * weight,), {})
@@ -40,7 +42,8 @@ def copy_values(value: Any, memo: dict[Any, Any]) -> Any:
 
 
 class ValuesCopied:
-    """An object of tensors whose deep copy has their values, without the graph they are part of."""
+    """An object of tensors whose deep copy has their values, without the graph they are part
+    of."""
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "ValuesCopied":
         made = object.__new__(type(self))
@@ -49,7 +52,8 @@ class ValuesCopied:
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 where the device has no float64 (MPS): the precision of all λ arithmetic."""
+    """float64, or float32 where the device has no float64 (MPS): the precision of all λ
+    arithmetic."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -64,7 +68,8 @@ def wide_number(v: Tensor | float, device: torch.device) -> Tensor:
 
 
 def moving_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`fn` of `nn.Module._apply` as a move between devices alone: λ and log-probabilities do not survive half precision.
+    """`fn` of `nn.Module._apply` as a move between devices alone: λ and log-probabilities do not
+    survive half precision.
 
     What a device cannot hold (float64 on MPS) stays where it is, with a warning.
     """
@@ -76,7 +81,10 @@ def moving_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         except TypeError as error:
             if v.dtype != torch.float64 or "float64" not in str(error):
                 raise
-            warnings.warn(f"the device has no float64: a tensor of shape {tuple(v.shape)} stays on {v.device}", stacklevel=2)
+            warnings.warn(
+                f"the device has no float64: a tensor of shape {tuple(v.shape)} stays on {v.device}",
+                stacklevel=2,
+            )
             return v
 
     return move
@@ -91,7 +99,9 @@ class RestorableModule(nn.Module):
         super().__init__()
         self._constructed: dict[str, Tensor] = {}
 
-    def register_constructed(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+    def register_constructed(
+        self, name: str, tensor: Tensor | None, persistent: bool = True
+    ) -> None:
         """Register a buffer whose first values are to be restored."""
         if tensor is not None and tensor.device.type != "meta":
             self._constructed[name] = tensor.detach().clone().cpu()
@@ -155,7 +165,9 @@ class PreciseModule(RestorableModule):
             super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         with self._local_as_buffers():
             super()._save_to_state_dict(destination, prefix, keep_vars)
             place = next((v.device for v in (*self.parameters(), *self.buffers())), None)
@@ -189,14 +201,16 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def per_example(v: Tensor | float, x: Tensor) -> Tensor | float:
-    """A (batch,) vector in the dtype of `x` and ready to broadcast over it; a number passes through."""
+    """A (batch,) vector in the dtype of `x` and ready to broadcast over it; a number passes
+    through."""
     if not isinstance(v, Tensor) or v.ndim == 0:
         return v if not isinstance(v, Tensor) else v.to(x.dtype)
     return v.to(x.dtype).view(-1, *(1 for _ in range(x.ndim - 1)))
 
 
 def combine(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tensor:
-    """a·x + b·y with coefficients per example; a coefficient that is the number 0 or 1 costs nothing."""
+    """a·x + b·y with coefficients per example; a coefficient that is the number 0 or 1 costs
+    nothing."""
     if isinstance(a, float) and a == 0.0:
         return y if isinstance(b, float) and b == 1.0 else per_example(b, y) * y
     if isinstance(b, float) and b == 0.0:
@@ -232,7 +246,9 @@ def sigma(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 @names_arrays
 def diffuse(
-    x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"]
+    x: Float[Tensor, "batch *dims"],
+    eps: Float[Tensor, "batch *dims"],
+    logsnr: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch *dims"]:
     """The noisy z = α x + σ ε at each example's λ.
 
@@ -244,13 +260,15 @@ def diffuse(
 
 @dataclass(frozen=True)
 class Step(ValuesCopied):
-    """One step of a chain from λ_t to λ_s > λ_t (towards data), and what the posterior q(z_s | z_t, x) is made of.
+    """One step of a chain from λ_t to λ_s > λ_t (towards data), and what the posterior q(z_s |
+    z_t, x) is made of.
 
     With Δ = λ_s − λ_t and c = −expm1(−Δ), in any process with the same λ,
 
         q(z_s | z_t, x) = N( α_s (e^{−Δ} z_t/α_t + c x),  c σ_s² )
 
-    `delta` is given by the schedule, in float64: the difference of two float32 λ is off by 6e-5 at T = 1000.
+    `delta` is given by the schedule, in float64: the difference of two float32 λ is off by 6e-5 at
+    T = 1000.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
     >>> step.snr_gain                                       # expm1(Δ): the weight of ½‖ε − ε̂‖² in the step's KL
@@ -288,7 +306,8 @@ class Step(ValuesCopied):
 
     @property
     def coefficient_eps(self) -> Tensor:
-        """Of −ε in the posterior's mean written as (α_s/α_t) z_t − coefficient · ε: (α_s/α_t) c σ_t."""
+        """Of −ε in the posterior's mean written as (α_s/α_t) z_t − coefficient · ε: (α_s/α_t) c
+        σ_t."""
         return alpha(self.logsnr_s) * self.fresh * torch.exp(-0.5 * self.logsnr_t)
 
     @property
@@ -303,7 +322,8 @@ class Step(ValuesCopied):
 
     @property
     def log_variance_ratio(self) -> Tensor:
-        """ℓ = log(forward variance / posterior variance) = log1p(k·sigmoid(λ_t)), without cancellation."""
+        """ℓ = log(forward variance / posterior variance) = log1p(k·sigmoid(λ_t)), without
+        cancellation."""
         return torch.log1p(self.snr_gain * torch.sigmoid(self.logsnr_t))
 
     def mean(self, z: Tensor, x: Tensor) -> Tensor:
@@ -311,13 +331,15 @@ class Step(ValuesCopied):
         return combine(self.coefficient_z, z, self.coefficient_x, x)
 
     def noise_s(self, eps: Tensor, noise: Tensor) -> Tensor:
-        """The ε_s of z_s = α_s x + σ_s ε_s ~ q(z_s | z_t, x), from z_t's ε and fresh noise: e^{−Δ/2} ε + √c n."""
+        """The ε_s of z_s = α_s x + σ_s ε_s ~ q(z_s | z_t, x), from z_t's ε and fresh noise:
+        e^{−Δ/2} ε + √c n."""
         return combine(torch.exp(-0.5 * self.delta), eps, self.fresh.sqrt(), noise)
 
 
 @dataclass(frozen=True)
 class StepToData(Step):
-    """The step from z₀ to data itself, λ_s = ∞, whose posterior's variance, zero, is clipped to `clip` as in iDDPM.
+    """The step from z₀ to data itself, λ_s = ∞, whose posterior's variance, zero, is clipped to
+    `clip` as in iDDPM.
 
     >>> step = StepToData(torch.tensor([0.0]), clip=0.05)
     >>> step.variance, step.forward_variance, step.log_variance_ratio.exp()
@@ -339,13 +361,16 @@ class StepToData(Step):
         return F.logsigmoid(-self.logsnr_t) - math.log(self.clip)
 
 
-def step_kl(snr_gain: Tensor, squared_error: Tensor, u: Tensor | float = 0.0, dims: int = 1) -> Tensor:
-    """KL(q(z_s | z_t, x) ‖ p(z_s | z_t)) in nats, for a reverse variance e^u times the posterior's.
+def step_kl(
+    snr_gain: Tensor, squared_error: Tensor, u: Tensor | float = 0.0, dims: int = 1
+) -> Tensor:
+    """KL(q(z_s | z_t, x) ‖ p(z_s | z_t)) in nats, for a reverse variance e^u times the
+    posterior's.
 
         K = ½ [ d·(u + expm1(−u)) + e^{−u} k ‖ε − ε̂‖² ]
 
-    At u = 0 it is the ELBO's ½ k ‖ε − ε̂‖² and no term is a difference. `squared_error` is summed over the `dims`
-    dimensions that share `u`.
+    At u = 0 it is the ELBO's ½ k ‖ε − ε̂‖² and no term is a difference. `squared_error` is summed
+    over the `dims` dimensions that share `u`.
 
     >>> step_kl(torch.tensor(0.1), torch.tensor(2.0))
     tensor(0.1000)
@@ -366,13 +391,15 @@ def spread_kl(u: Tensor) -> Tensor:
 
 
 @names_arrays
-def prior_kl(x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float) -> Float[Tensor, " batch"]:
+def prior_kl(
+    x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float
+) -> Float[Tensor, " batch"]:
     """KL(q(z₁ | x) ‖ N(0, I)) of the variance preserving process, nats per example.
 
         ½ [ sigmoid(λ_min)(‖x‖² − d) + d·softplus(λ_min) ]
 
-    in float64 but for ‖x‖², so that d (softplus − sigmoid), which is tiny at low λ_min, keeps its digits down to −20 and
-    is below the signal's term where it does not.
+    in float64 but for ‖x‖², so that d (softplus − sigmoid), which is tiny at low λ_min, keeps its
+    digits down to −20 and is below the signal's term where it does not.
 
     >>> prior_kl(torch.ones(1, 2), -5.0)
     tensor([0.0067])
@@ -390,15 +417,23 @@ def prior_kl(x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float) -> Flo
     return (0.5 * signal * square + (0.5 * x[0].numel()) * slack).to(square.dtype)
 
 
-def kl_to_normal(mean_square: Tensor | float, variance: Tensor | float, prior_variance: Tensor | float = 1.0, dims: int = 1) -> Tensor:
-    """KL(N(μ, v I) ‖ N(0, s I)) in nats from ‖μ‖² = `mean_square`: the prior term of any other process.
+def kl_to_normal(
+    mean_square: Tensor | float,
+    variance: Tensor | float,
+    prior_variance: Tensor | float = 1.0,
+    dims: int = 1,
+) -> Tensor:
+    """KL(N(μ, v I) ‖ N(0, s I)) in nats from ‖μ‖² = `mean_square`: the prior term of any other
+    process.
 
         ½ [ d (r − 1 − log r) + ‖μ‖²/s ],  r = v/s
 
     >>> kl_to_normal(0.64, 6400.0, 6400.25)                # variance exploding, σ_max = 80, prior N(0, σ_max² + ¼)
     tensor(4.9998e-05, dtype=torch.float64)
     """
-    square, v, s = (torch.as_tensor(a, dtype=torch.float64) for a in (mean_square, variance, prior_variance))
+    square, v, s = (
+        torch.as_tensor(a, dtype=torch.float64) for a in (mean_square, variance, prior_variance)
+    )
     excess = (v - s) / s
     log_ratio = torch.where(excess.abs() < 0.5, torch.log1p(excess), v.log() - s.log())
     return 0.5 * (dims * (excess - log_ratio) + square / s)
@@ -408,8 +443,8 @@ def kl_to_normal(mean_square: Tensor | float, variance: Tensor | float, prior_va
 def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Tensor:
     """Nats per example as bits per dimension, nats/(d ln 2).
 
-    For a density on continuous data, `bin_width` (2/255 or 2/256 for bytes on [−1, 1]) turns it into the bits of
-    data quantised to bins of that width: −log₂(bin_width) more.
+    For a density on continuous data, `bin_width` (2/255 or 2/256 for bytes on [−1, 1]) turns it
+    into the bits of data quantised to bins of that width: −log₂(bin_width) more.
 
     >>> bits_per_dim(torch.tensor(100.0), 3072)
     tensor(0.0470)
@@ -418,4 +453,15 @@ def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Ten
     return bits if bin_width is None else bits - math.log2(bin_width)
 
 
-__all__ = ["Step", "StepToData", "alpha", "bits_per_dim", "diffuse", "kl_to_normal", "prior_kl", "sigma", "spread_kl", "step_kl"]
+__all__ = [
+    "Step",
+    "StepToData",
+    "alpha",
+    "bits_per_dim",
+    "diffuse",
+    "kl_to_normal",
+    "prior_kl",
+    "sigma",
+    "spread_kl",
+    "step_kl",
+]

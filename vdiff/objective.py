@@ -13,12 +13,27 @@ from vdiff.condition import Condition
 from vdiff.decoder import Decoder
 from vdiff.denoiser import check_no_data_parallel
 from vdiff.errors import finite, must, names_arrays, transformed
-from vdiff.loss import Model, WeightFunction, check_call, check_decoder, check_steps_to_noise, elbo, weighted_elbo
+from vdiff.loss import (
+    Model,
+    WeightFunction,
+    check_call,
+    check_decoder,
+    check_steps_to_noise,
+    elbo,
+    weighted_elbo,
+)
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import Merge, home
 from vdiff.times import on_chain, stratified
-from vdiff.weighting import ELBO, Weighting, check_chain, check_weight_function, check_weighting, lowest
+from vdiff.weighting import (
+    ELBO,
+    Weighting,
+    check_chain,
+    check_weight_function,
+    check_weighting,
+    lowest,
+)
 
 _ELBO = ELBO()
 
@@ -26,7 +41,8 @@ _ELBO = ELBO()
 class Objective(nn.Module):
     """Model, schedule and loss as one module whose forward is the loss, nats per example.
 
-    This is what DDP, `torch.compile`, Lightning or accelerate wrap and what a checkpoint saves. The loss is
+    This is what DDP, `torch.compile`, Lightning or accelerate wrap and what a checkpoint saves.
+    The loss is
 
         `elbo`             the whole bound, where there is a decoder and no weighting but ELBO()
         `weighted_elbo`    with a weighting, or without a decoder
@@ -36,11 +52,10 @@ class Objective(nn.Module):
     has no reconstruction and is no bound: its decoder encodes, and measures (`bound`). The
     schedule and the weighting are checked here, once.
 
-    Args:
-        model, schedule, weighting, steps: as in `weighted_elbo`.
-        decoder: as in `elbo`.
+    Args: model, schedule, weighting, steps: as in `weighted_elbo`. decoder: as in `elbo`.
         bound_weight: of `hybrid`, whose loss is here that of an example, not of a dimension.
-        resampling: for the bound of a chain: which of its terms are drawn. It has a step for each, `steps` of them and one more
+        resampling: for the bound of a chain: which of its terms are drawn. It has a step for each,
+        `steps` of them and one more
             for a decoder that looks at the network. After each optimizer step call `update`.
 
     Warns:
@@ -77,7 +92,9 @@ class Objective(nn.Module):
             check_decoder("Objective", decoder, schedule)
         if weighting is not None:
             check_weight_function("Objective", weighting)
-        if weighting is not None and home(schedule).type != "meta":  # there, learned ends have no values yet
+        if (
+            weighting is not None and home(schedule).type != "meta"
+        ):  # there, learned ends have no values yet
             least, most = lowest(schedule), schedule.logsnr_max
             low, high = weighting.range() if isinstance(weighting, Weighting) else (least, most)
             check_weighting(weighting, max(low, least), min(high, most), "Objective")
@@ -99,10 +116,12 @@ class Objective(nn.Module):
         condition: Condition = None,
         **keywords: Any,
     ) -> Float[Tensor, " batch"]:
-        """The loss of each example, nats. `u` are uniform numbers from which the times are taken as this loss draws them, such as
-        a share of `stratified` times; `t` are the times themselves. `condition` and further keywords go to
-        the model, as in `weighted_elbo`."""
-        if getattr(self, "_is_replica", False):  # torch's own mark on the copies that nn.DataParallel makes
+        """The loss of each example, nats. `u` are uniform numbers from which the times are taken
+        as this loss draws them, such as a share of `stratified` times; `t` are the times
+        themselves. `condition` and further keywords go to the model, as in `weighted_elbo`."""
+        if getattr(
+            self, "_is_replica", False
+        ):  # torch's own mark on the copies that nn.DataParallel makes
             raise TypeError(
                 must(
                     "Objective",
@@ -116,8 +135,16 @@ class Objective(nn.Module):
             raise ValueError(must("Objective", "u", "be left out where t is given", "both"))
         weight: Tensor | None = None
         if t is None and (u is not None or self.resampling is not None):
-            t, weight = self._place(stratified(len(x), generator=generator, device=x.device) if u is None else u)
-        options: dict[str, Any] = {"t": t, "eps": eps, "generator": generator, "condition": condition, **keywords}
+            t, weight = self._place(
+                stratified(len(x), generator=generator, device=x.device) if u is None else u
+            )
+        options: dict[str, Any] = {
+            "t": t,
+            "eps": eps,
+            "generator": generator,
+            "condition": condition,
+            **keywords,
+        }
         if self.resampling is not None:
             return self._resampled(x, weight, options)
         if self.trains_bound:
@@ -128,7 +155,14 @@ class Objective(nn.Module):
         if self.bound_weight is not None and self.steps is not None:
             options |= {"steps": self.steps, "decoder": decoder, "bound_weight": self.bound_weight}
             return hybrid(self.model, x, schedule=self.schedule, **options) * x[0].numel()
-        return weighted_elbo(self.model, x, schedule=self.schedule, weighting=self.weighting, steps=self.steps, **options)
+        return weighted_elbo(
+            self.model,
+            x,
+            schedule=self.schedule,
+            weighting=self.weighting,
+            steps=self.steps,
+            **options,
+        )
 
     @property
     def trains_bound(self) -> bool:
@@ -138,19 +172,37 @@ class Objective(nn.Module):
         >>> Objective(Denoiser(lambda z, t: z, V()), schedule=Cosine(), weighting=Sigmoid(), decoder=Categorical(17)).trains_bound
         False
         """
-        return self.decoder is not None and self.bound_weight is None and isinstance(self.weighting, ELBO)
+        return (
+            self.decoder is not None
+            and self.bound_weight is None
+            and isinstance(self.weighting, ELBO)
+        )
 
     def bound(self, data: Tensor, **options: Any) -> Bound:
         """The bound in its parts, whatever is trained; raises where there is no decoder."""
         if self.decoder is None:
             raise ValueError(
-                must("Objective.bound", "decoder", "be given to the Objective", None, "a weighted loss has no reconstruction term")
+                must(
+                    "Objective.bound",
+                    "decoder",
+                    "be given to the Objective",
+                    None,
+                    "a weighted loss has no reconstruction term",
+                )
             )
-        return elbo(self.model, data, schedule=self.schedule, decoder=self.decoder, steps=self.steps, **options)
+        return elbo(
+            self.model,
+            data,
+            schedule=self.schedule,
+            decoder=self.decoder,
+            steps=self.steps,
+            **options,
+        )
 
     def update(self, merge: Merge | None = None) -> None:
-        """Take in what the losses since the last call have shown: the schedule's `update`, and which terms are drawn. To be
-        called once after each optimizer step; `merge` sums a tensor of statistics over ranks."""
+        """Take in what the losses since the last call have shown: the schedule's `update`, and
+        which terms are drawn. To be called once after each optimizer step; `merge` sums a tensor
+        of statistics over ranks."""
         self.schedule.update(merge)
         if self.resampling is not None:
             self.resampling.remember(merge)
@@ -162,11 +214,13 @@ class Objective(nn.Module):
 
     @property
     def _first(self) -> int:
-        """1 where the decoder looks at the network, so that its level is one more of the chain's."""
+        """1 where the decoder looks at the network, so that its level is one more of the
+        chain's."""
         return int(self.decoder is not None and self.decoder.denoise)
 
     def _place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The times of this loss into which uniform numbers fall, and what its terms there are multiplied by."""
+        """The times of this loss into which uniform numbers fall, and what its terms there are
+        multiplied by."""
         if self.steps is None:
             return u, None
         if self.resampling is not None:
@@ -180,13 +234,22 @@ class Objective(nn.Module):
         if self.resampling is None or self.decoder is None or self.steps is None:
             raise RuntimeError("checked when it was made")
         if self._first:
-            bound = vlb(self.model, data, schedule=self.schedule, steps=self.steps, decoder=self.decoder, **options)
+            bound = vlb(
+                self.model,
+                data,
+                schedule=self.schedule,
+                steps=self.steps,
+                decoder=self.decoder,
+                **options,
+            )
             term, rest = bound.diffusion + bound.reconstruction, bound.prior
         else:
             bound = self.bound(data, **options)
             term, rest = bound.diffusion, bound.prior + bound.reconstruction
         if self.training and not transformed(term):
-            self.resampling.note((options["t"] * self.steps + self._first) / self.resampling.steps, term.detach())
+            self.resampling.note(
+                (options["t"] * self.steps + self._first) / self.resampling.steps, term.detach()
+            )
         return rest + (term if weight is None else weight.to(term.dtype) * term)
 
     def _warn_of_first_level(self) -> None:
@@ -208,17 +271,46 @@ class Objective(nn.Module):
     def _check_combination(self) -> None:
         """Raise where the parts of a chain's losses do not go together."""
         if self.bound_weight is not None:
-            finite("Objective", "bound_weight", self.bound_weight, at_least=0.0, hint="less than 0 would maximise the bound")
+            finite(
+                "Objective",
+                "bound_weight",
+                self.bound_weight,
+                at_least=0.0,
+                hint="less than 0 would maximise the bound",
+            )
             if self.steps is None:
                 hint = "in continuous time a reverse variance trains nothing"
-                raise ValueError(must("Objective", "bound_weight", "come with steps", self.bound_weight, hint))
+                raise ValueError(
+                    must("Objective", "bound_weight", "come with steps", self.bound_weight, hint)
+                )
             if not isinstance(self.weighting, ELBO):
                 hint = "the hybrid loss has the plain squared error of ε"
-                raise ValueError(must("Objective", "weighting", "be left out where bound_weight is given", repr(self.weighting), hint))
+                raise ValueError(
+                    must(
+                        "Objective",
+                        "weighting",
+                        "be left out where bound_weight is given",
+                        repr(self.weighting),
+                        hint,
+                    )
+                )
         if self.resampling is not None:
-            if self.steps is None or self.decoder is None or self.bound_weight is not None or not isinstance(self.weighting, ELBO):
+            if (
+                self.steps is None
+                or self.decoder is None
+                or self.bound_weight is not None
+                or not isinstance(self.weighting, ELBO)
+            ):
                 hint = "Objective(…, steps=T, decoder=…), without weighting and bound_weight"
-                raise ValueError(must("Objective", "resampling", "come with the bound of a chain", repr(self.resampling), hint))
+                raise ValueError(
+                    must(
+                        "Objective",
+                        "resampling",
+                        "come with the bound of a chain",
+                        repr(self.resampling),
+                        hint,
+                    )
+                )
             if self.resampling.steps != self.steps + self._first:
                 which = "terms, the decoder's among them" if self._first else "steps"
                 raise ValueError(

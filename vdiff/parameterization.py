@@ -1,8 +1,8 @@
 """What a network predicts, as a row (a, b): its target is o = a·x + b·ε.
 
-With z = α x + σ ε, one 2×2 solve gives (x̂, ε̂) from ô, and ‖ε − ε̂‖² = ‖o − ô‖²/κ² with κ = b − a e^{−λ/2}. Nothing is
-converted in pairs, and the error is computed in the network's own units: in float32 that is a hundred times more
-accurate at λ = −10 than going through ε̂.
+With z = α x + σ ε, one 2×2 solve gives (x̂, ε̂) from ô, and ‖ε − ε̂‖² = ‖o − ô‖²/κ² with κ = b − a
+e^{−λ/2}. Nothing is converted in pairs, and the error is computed in the network's own units: in
+float32 that is a hundred times more accurate at λ = −10 than going through ε̂.
 """
 
 import math
@@ -25,9 +25,11 @@ _POSTERIOR = Posterior()
 
 
 class Parameterization:
-    """A target as a row: `row(logsnr)` returns (a, b), numbers or (batch,) tensors, of o = a·x + b·ε.
+    """A target as a row: `row(logsnr)` returns (a, b), numbers or (batch,) tensors, of o = a·x +
+    b·ε.
 
-    `input_scale(logsnr)` is c_in, what the network's input z is multiplied by (1 unless the class says otherwise).
+    `input_scale(logsnr)` is c_in, what the network's input z is multiplied by (1 unless the class
+    says otherwise).
 
     >>> V().kappa(torch.tensor([0.0]))                       # 1 + e^{-λ} = 2 is its square
     tensor([1.4142])
@@ -60,7 +62,8 @@ class Parameterization:
         return _kappa2(*self.row(logsnr), logsnr)
 
     def rounding(self, logsnr: Float[Tensor, " 1"], dtype: torch.dtype) -> tuple[float, float]:
-        """How large an error the rounding of an output of order one makes in x̂ and in ε̂: u σ/|αb − σa| and u α/|αb − σa|.
+        """How large an error the rounding of an output of order one makes in x̂ and in ε̂: u σ/|αb
+        − σa| and u α/|αb − σa|.
 
         >>> X().rounding(torch.tensor([20.0]), torch.float32)[1] > 1e-3
         True
@@ -96,7 +99,8 @@ class Eps(Parameterization):
 
 
 class X(Parameterization):
-    """Data prediction, o = x. Ill-conditioned for ε̂ as λ → +∞: in float32, keep λ_max at 20 or below.
+    """Data prediction, o = x. Ill-conditioned for ε̂ as λ → +∞: in float32, keep λ_max at 20 or
+    below.
 
     >>> X().row(torch.zeros(1))
     (1.0, 0.0)
@@ -107,11 +111,13 @@ class X(Parameterization):
 
 
 class V(Parameterization):
-    """v-prediction, o = α ε − σ x at σ_data = 1 (Salimans & Ho 2022); for another σ_data, minus EDM's F.
+    """v-prediction, o = α ε − σ x at σ_data = 1 (Salimans & Ho 2022); for another σ_data, minus
+    EDM's F.
 
-    c_in = (α² σ_d² + σ²)^{−½},  a = −σ c_in/σ_d,  b = α σ_d c_in: target and input have unit variance for data of
-    standard deviation σ_d (Karras et al., arXiv:2206.00364, table 1). `V(0.5)` is EDM's preconditioning; a network trained
-    as EDM's F says −v: `Denoiser(F, V(0.5), time=edm_time, output=torch.neg)`.
+    c_in = (α² σ_d² + σ²)^{−½},  a = −σ c_in/σ_d,  b = α σ_d c_in: target and input have unit
+    variance for data of standard deviation σ_d (Karras et al., arXiv:2206.00364, table 1).
+    `V(0.5)` is EDM's preconditioning; a network trained as EDM's F says −v: `Denoiser(F, V(0.5),
+    time=edm_time, output=torch.neg)`.
 
     >>> V(0.5).input_scale(torch.tensor([0.0]))
     tensor([1.2649])
@@ -119,13 +125,19 @@ class V(Parameterization):
 
     def __init__(self, sigma_data: float = 1.0) -> None:
         self.sigma_data = finite(
-            "V", "sigma_data", sigma_data, above=0.0, hint="the standard deviation of the data, 1 for plain v-prediction"
+            "V",
+            "sigma_data",
+            sigma_data,
+            above=0.0,
+            hint="the standard deviation of the data, 1 for plain v-prediction",
         )
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         if self.sigma_data == 1.0:
             return -sigma(logsnr), alpha(logsnr)
-        normalized = logsnr + 2.0 * math.log(self.sigma_data)  # the log-SNR of data divided by σ_d: there this is plain v
+        normalized = logsnr + 2.0 * math.log(
+            self.sigma_data
+        )  # the log-SNR of data divided by σ_d: there this is plain v
         return sigma(normalized) * (-1.0 / self.sigma_data), alpha(normalized)
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
@@ -135,10 +147,12 @@ class V(Parameterization):
 
 
 class Flow(Parameterization):
-    """Rectified-flow velocity, o = ε − x, from a network that sees z on the straight path: c_in = 1/(α + σ).
+    """Rectified-flow velocity, o = ε − x, from a network that sees z on the straight path: c_in =
+    1/(α + σ).
 
-    Time runs from data to noise (`flow_time`). For a network trained the other way, with t = 1 at the data and target
-    x − ε: `Denoiser(network, Flow(), time=lambda logsnr: 1 - flow_time(logsnr), output=torch.neg)`.
+    Time runs from data to noise (`flow_time`). For a network trained the other way, with t = 1 at
+    the data and target x − ε: `Denoiser(network, Flow(), time=lambda logsnr: 1 -
+    flow_time(logsnr), output=torch.neg)`.
 
     >>> Flow().kappa(torch.tensor([0.0]))
     tensor([2.])
@@ -163,11 +177,13 @@ class Score(Parameterization):
 
 
 class PosteriorMean(Parameterization):
-    """The posterior mean of a T-step chain, o = μ_Q(z_t, x) = α_s (e^{−Δ} z_t/α_t + c x), as a row of (x, ε).
+    """The posterior mean of a T-step chain, o = μ_Q(z_t, x) = α_s (e^{−Δ} z_t/α_t + c x), as a row
+    of (x, ε).
 
-    Its row is (α_s, α_s e^{−Δ} σ_t/α_t), with (λ_s, Δ) from the step of `schedule` that ends at λ_t. An error of it is
-    α_s c e^{−λ_t/2} times the error of ε: small, so in float32 this is the worst of the targets (DDPM's table: the loss is off by
-    0.4 % at T = 1000, and by a third at 1e5). It is a target of chains: at t = 0 there is no step, and κ is zero.
+    Its row is (α_s, α_s e^{−Δ} σ_t/α_t), with (λ_s, Δ) from the step of `schedule` that ends at
+    λ_t. An error of it is α_s c e^{−λ_t/2} times the error of ε: small, so in float32 this is the
+    worst of the targets (DDPM's table: the loss is off by 0.4 % at T = 1000, and by a third at
+    1e5). It is a target of chains: at t = 0 there is no step, and κ is zero.
 
     >>> from vdiff import Linear
     >>> PosteriorMean(Linear(), steps=10).kappa(torch.tensor([0.0]))
@@ -190,7 +206,8 @@ class PosteriorMean(Parameterization):
 
 
 class Exploding(Parameterization):
-    """Another target from a network that sees z/α, variance exploding coordinates: x + σ̃ n with σ̃ = e^{−λ/2}.
+    """Another target from a network that sees z/α, variance exploding coordinates: x + σ̃ n with
+    σ̃ = e^{−λ/2}.
 
     EDM's preconditioned denoiser D(x; σ) is `Denoiser(D, Exploding(X()), time=sigma_time)`.
 
@@ -210,14 +227,23 @@ class Exploding(Parameterization):
 
 
 def check_parameterization(function: str, parameterization: object) -> None:
-    """Raise unless `parameterization` is one, whose row is made of numbers and (batch,) tensors."""
+    """Raise unless `parameterization` is one, whose row is made of numbers and (batch,)
+    tensors."""
     if not isinstance(parameterization, Parameterization):
         raise TypeError(
-            must(function, "parameterization", "be a Parameterization", shown(parameterization), "an instance, for instance V()")
+            must(
+                function,
+                "parameterization",
+                "be a Parameterization",
+                shown(parameterization),
+                "an instance, for instance V()",
+            )
         )
     logsnr = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64, device="cpu")
     for entry in (*parameterization.row(logsnr), parameterization.input_scale(logsnr)):
-        if not isinstance(entry, float | int) and not (isinstance(entry, Tensor) and entry.shape == logsnr.shape):
+        if not isinstance(entry, float | int) and not (
+            isinstance(entry, Tensor) and entry.shape == logsnr.shape
+        ):
             what = tuple(entry.shape) if isinstance(entry, Tensor) else type(entry).__name__
             raise ValueError(
                 must(
@@ -230,10 +256,23 @@ def check_parameterization(function: str, parameterization: object) -> None:
     logsnr = torch.linspace(-10.0, 10.0, 21, dtype=torch.float64, device="cpu")
     kappa2 = parameterization.kappa2(logsnr) + torch.zeros_like(logsnr)
     nothing, bad = kappa2 < 1e-20, ~torch.isfinite(kappa2)
-    if nothing.all() or bad.any():  # nothing at some levels is a posterior mean's, beyond its first
+    if (
+        nothing.all() or bad.any()
+    ):  # nothing at some levels is a posterior mean's, beyond its first
         i = int((bad | nothing).nonzero()[0])
-        came, hint = f"κ² = {kappa2[i]:g} at λ = {logsnr[i]:g} from {parameterization!r}", "z itself says nothing of x: (a, b) ∝ (α, σ)"
-        raise ValueError(must(function, "parameterization", "have a row that determines ε̂ from z and the output", came, hint))
+        came, hint = (
+            f"κ² = {kappa2[i]:g} at λ = {logsnr[i]:g} from {parameterization!r}",
+            "z itself says nothing of x: (a, b) ∝ (α, σ)",
+        )
+        raise ValueError(
+            must(
+                function,
+                "parameterization",
+                "have a row that determines ε̂ from z and the output",
+                came,
+                hint,
+            )
+        )
 
 
 class Prediction(ValuesCopied):
@@ -270,14 +309,22 @@ class Prediction(ValuesCopied):
         """x̂ = (b z − σ ô)/(α b − σ a)."""
         a, b = self.parameterization.row(self.logsnr)
         scale = self._inverse_determinant(a, b)
-        return combine(b * scale, self.z, -sigma(self.logsnr) * scale, self.out) if not _is(a, b, 1.0, 0.0) else self.out
+        return (
+            combine(b * scale, self.z, -sigma(self.logsnr) * scale, self.out)
+            if not _is(a, b, 1.0, 0.0)
+            else self.out
+        )
 
     @property
     def eps(self) -> Tensor:
         """ε̂ = (α ô − a z)/(α b − σ a)."""
         a, b = self.parameterization.row(self.logsnr)
         scale = self._inverse_determinant(a, b)
-        return combine(-a * scale, self.z, alpha(self.logsnr) * scale, self.out) if not _is(a, b, 0.0, 1.0) else self.out
+        return (
+            combine(-a * scale, self.z, alpha(self.logsnr) * scale, self.out)
+            if not _is(a, b, 0.0, 1.0)
+            else self.out
+        )
 
     @property
     def v(self) -> Tensor:
@@ -301,7 +348,8 @@ class Prediction(ValuesCopied):
         factor: Float[Tensor, " batch"] | float = 1.0,
         weight: Tensor | None = None,
     ) -> Float[Tensor, " batch"]:
-        """factor · ‖ε − ε̂‖² of each example, summed over dimensions: ‖o − ô‖² · factor/κ², that ratio rounded once.
+        """factor · ‖ε − ε̂‖² of each example, summed over dimensions: ‖o − ô‖² · factor/κ², that
+        ratio rounded once.
 
         A `weight` that broadcasts over x multiplies each dimension's square before the sum.
         """
@@ -313,7 +361,8 @@ class Prediction(ValuesCopied):
         return error * (ratio.to(error.dtype) if isinstance(ratio, Tensor) else ratio)
 
     def stopped(self) -> "Prediction":
-        """The same prediction with its mean cut off from the gradient; the variance's head keeps its own.
+        """The same prediction with its mean cut off from the gradient; the variance's head keeps
+        its own.
 
         >>> out = torch.ones(1, 1, requires_grad=True)
         >>> Prediction(out.detach(), torch.zeros(1), out, Eps()).stopped().out.requires_grad
@@ -331,8 +380,11 @@ class Prediction(ValuesCopied):
         return Prediction(**{**vars(self), **changes})
 
     @names_arrays
-    def error(self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
-        """ε̂ − ε in each dimension, computed in the network's own units: (ô − o)/κ with the sign of its row.
+    def error(
+        self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]
+    ) -> Float[Tensor, "batch *dims"]:
+        """ε̂ − ε in each dimension, computed in the network's own units: (ô − o)/κ with the sign
+        of its row.
 
         >>> x, eps = torch.ones(1, 1), torch.ones(1, 1)
         >>> Prediction(2**0.5 * x, torch.zeros(1), 0.5 * x, X()).error(x, eps)
@@ -431,4 +483,14 @@ def _is(a: Coefficient, b: Coefficient, first: float, second: float) -> bool:
     return isinstance(a, float) and isinstance(b, float) and (a, b) == (first, second)
 
 
-__all__ = ["Eps", "Exploding", "Flow", "Parameterization", "PosteriorMean", "Prediction", "Score", "V", "X"]
+__all__ = [
+    "Eps",
+    "Exploding",
+    "Flow",
+    "Parameterization",
+    "PosteriorMean",
+    "Prediction",
+    "Score",
+    "V",
+    "X",
+]

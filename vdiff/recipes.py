@@ -1,7 +1,7 @@
 """Published objectives as data: method = schedule × parameterization × weighting.
 
-Training settings live beside the example scripts; a recipe is the mathematics alone. Each name is a function without
-arguments, so that nothing is built before it is asked for.
+Training settings live beside the example scripts; a recipe is the mathematics alone. Each name is
+a function without arguments, so that nothing is built before it is asked for.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,15 @@ from vdiff.errors import did_you_mean, must
 from vdiff.loss import Model
 from vdiff.objective import Objective
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
-from vdiff.schedule import Cosine, LearnedLinear, LinearBeta, Normal, OptimalTransport, Schedule, Tabulated
+from vdiff.schedule import (
+    Cosine,
+    LearnedLinear,
+    LinearBeta,
+    Normal,
+    OptimalTransport,
+    Schedule,
+    Tabulated,
+)
 from vdiff.weighting import (
     EDM,
     ELBO,
@@ -28,7 +36,8 @@ from vdiff.weighting import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named objective. `schedule` is where it trains, `weighting` the total w(λ) that it minimises, constant included.
+    """A named objective. `schedule` is where it trains, `weighting` the total w(λ) that it
+    minimises, constant included.
 
     `weighting` is written with the untruncated law, as published; a truncated schedule moves only
     the constant. A factor alone is refused. With a `bound_weight` the loss is `hybrid`, on all
@@ -79,7 +88,9 @@ def _ddpm() -> Recipe:
 
 def _ddpm_continuous() -> Recipe:
     schedule = LinearBeta()
-    return Recipe("ddpm-continuous", schedule, Eps(), MSE(schedule.law, Eps()), source="arXiv:2011.13456")
+    return Recipe(
+        "ddpm-continuous", schedule, Eps(), MSE(schedule.law, Eps()), source="arXiv:2011.13456"
+    )
 
 
 def _iddpm() -> Recipe:
@@ -96,7 +107,9 @@ def _vdmpp() -> Recipe:
 
 
 def _vdmpp_edm() -> Recipe:
-    return Recipe("vdmpp-edm-monotone", Normal(), V(0.5), EDM(monotone=True), source="arXiv:2303.00848")
+    return Recipe(
+        "vdmpp-edm-monotone", Normal(), V(0.5), EDM(monotone=True), source="arXiv:2303.00848"
+    )
 
 
 def _edm() -> Recipe:
@@ -105,7 +118,9 @@ def _edm() -> Recipe:
 
 def _flow() -> Recipe:
     schedule = OptimalTransport()
-    return Recipe("flow-matching", schedule, Flow(), MSE(schedule.law, Flow()), source="arXiv:2210.02747")
+    return Recipe(
+        "flow-matching", schedule, Flow(), MSE(schedule.law, Flow()), source="arXiv:2210.02747"
+    )
 
 
 def _sd3() -> Recipe:
@@ -120,12 +135,20 @@ def _v_prediction() -> Recipe:
 
 def _p2() -> Recipe:
     schedule = Cosine()
-    return Recipe("p2", schedule, Eps(), MSE(schedule.law, Eps()) * P2(gamma=1.0), source="arXiv:2204.00227")
+    return Recipe(
+        "p2", schedule, Eps(), MSE(schedule.law, Eps()) * P2(gamma=1.0), source="arXiv:2204.00227"
+    )
 
 
 def _min_snr() -> Recipe:
     schedule = Cosine()
-    return Recipe("min-snr", schedule, Eps(), MSE(schedule.law, Eps()) * MinSNR(5.0), source="arXiv:2303.09556")
+    return Recipe(
+        "min-snr",
+        schedule,
+        Eps(),
+        MSE(schedule.law, Eps()) * MinSNR(5.0),
+        source="arXiv:2303.09556",
+    )
 
 
 def _indi() -> Recipe:
@@ -157,7 +180,15 @@ def recipe(name: str) -> Recipe:
     """
     name = name.lower()
     if name not in RECIPES:
-        raise ValueError(must("recipe", "name", f"be one of {', '.join(RECIPES)}", repr(name), did_you_mean(name, RECIPES)))
+        raise ValueError(
+            must(
+                "recipe",
+                "name",
+                f"be one of {', '.join(RECIPES)}",
+                repr(name),
+                did_you_mean(name, RECIPES),
+            )
+        )
     return RECIPES[name]()
 
 

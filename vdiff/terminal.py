@@ -30,8 +30,8 @@ def replace_unencodable() -> None:
 def say(*lines: object, file: Any = None) -> None:
     """Print lines to stdout (or a file) at once, with control characters escaped.
 
-    Where nobody reads them any more (`| head`), nothing happens. Raises OSError if they go to a file
-    that cannot be written to.
+    Where nobody reads them any more (`| head`), nothing happens. Raises OSError if they go to a
+    file that cannot be written to.
 
     >>> say("two\\nlines", "a red \\x1b[31mname")
     two
@@ -43,7 +43,9 @@ def say(*lines: object, file: Any = None) -> None:
         print(text, file=file, flush=True)
     except OSError as error:
         with suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
-            os.dup2(nowhere.fileno(), (file or sys.stdout).fileno())  # or Python fails again at its end
+            os.dup2(
+                nowhere.fileno(), (file or sys.stdout).fileno()
+            )  # or Python fails again at its end
         if not isinstance(error, BrokenPipeError):
             raise
 
@@ -70,7 +72,15 @@ class Bar:
     (4, 10)
     """
 
-    def __init__(self, total: int = 0, unit: str = "step", label: str = "", *, done: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        total: int = 0,
+        unit: str = "step",
+        label: str = "",
+        *,
+        done: int = 0,
+        quiet: bool = False,
+    ) -> None:
         self.total, self.unit, self.label, self.done, self.quiet = total, unit, label, done, quiet
         self._began, self._first, self._bar = time.monotonic(), done, None
         self._shown = (self._began, done)

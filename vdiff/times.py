@@ -1,4 +1,5 @@
-"""Where on [0, 1] a batch looks: stratified times, one global grid over batch, ranks and accumulation."""
+"""Where on [0, 1] a batch looks: stratified times, one global grid over batch, ranks and
+accumulation."""
 
 import hashlib
 
@@ -67,12 +68,17 @@ def offset_of(seed: int, step: int) -> float:
     >>> offset_of(0, 0) == offset_of(0, 0)
     True
     """
-    start = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).item()
+    start = torch.rand(
+        (), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).item()
     return (start + step * GOLDEN) % 1.0
 
 
-def generator_of(seed: int, step: int, slot: int | str = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that is a pure function of (seed, step, slot), so that a run resumes anywhere with the same noise.
+def generator_of(
+    seed: int, step: int, slot: int | str = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator that is a pure function of (seed, step, slot), so that a run resumes anywhere
+    with the same noise.
 
     A slot is a number or a name: what else is drawn at that step by the same seed.
 

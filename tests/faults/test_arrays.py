@@ -82,11 +82,17 @@ def decoding(decoder: Decoder) -> dict[str, tuple[Tensor, Callable[[Any], Any]]]
         f"{name}.log_prob mean": (x, lambda v: decoder.log_prob(data, v, 5.0)),
         f"{name}.nll": (x, lambda v: decoder.nll(data, v, 5.0, MODEL)),
         **({} if isinstance(decoder, Gaussian) else {f"{name}.decode": (x, decoder.decode)}),
-        **({} if decoder.denoise else {f"{name}.expected_nll": (data, lambda v: decoder.expected_nll(v, 5.0))}),
+        **(
+            {}
+            if decoder.denoise
+            else {f"{name}.expected_nll": (data, lambda v: decoder.expected_nll(v, 5.0))}
+        ),
     }
 
 
-PLACES: dict[str, tuple[Tensor, Callable[[Any], Any]]] = {  # what is right there, and a call with something in its place
+PLACES: dict[
+    str, tuple[Tensor, Callable[[Any], Any]]
+] = {  # what is right there, and a call with something in its place
     "weighted_elbo x": (X, lambda v: vdiff.weighted_elbo(MODEL, v, schedule=SCHEDULE)),
     "weighted_elbo t": (T, lambda v: vdiff.weighted_elbo(MODEL, X, schedule=SCHEDULE, t=v)),
     "weighted_elbo eps": (X, lambda v: vdiff.weighted_elbo(MODEL, X, schedule=SCHEDULE, eps=v)),
@@ -127,13 +133,17 @@ PLACES: dict[str, tuple[Tensor, Callable[[Any], Any]]] = {  # what is right ther
     "path_importance": (LEVELS, lambda v: path_importance(MODEL, v, samples=2, **CHAIN)),
     "chain_log_prob": (
         X[:, :1],
-        lambda v: chain_log_prob(LINE, v, schedule=Linear(6.0, -5.0), steps=2, decoder=Gaussian(), points=101),
+        lambda v: chain_log_prob(
+            LINE, v, schedule=Linear(6.0, -5.0), steps=2, decoder=Gaussian(), points=101
+        ),
     ),
     "importance_weighted": (X, importance_weighted),
     "ode_likelihood": (X, lambda v: ode_likelihood(MODEL, v, schedule=Linear(1.0, -1.0))),
     "dequantized_ode": (
         LEVELS,
-        lambda v: dequantized_ode(MODEL, v, schedule=Linear(1.0, -1.0), dequantization=Uniform(CATEGORICAL)),
+        lambda v: dequantized_ode(
+            MODEL, v, schedule=Linear(1.0, -1.0), dequantization=Uniform(CATEGORICAL)
+        ),
     ),
     "Dequantization.draw": (
         LEVELS,
@@ -216,9 +226,7 @@ def test_an_array_and_a_list_are_named(place: str, kind: str) -> None:
     with pytest.raises(TypeError) as caught:
         call(right.numpy() if kind == "array" else right.tolist())
     came = "ndarray" if kind == "array" else "list"
-    pattern = (
-        rf"\w+(\.\w+)?: argument '(\w+)' must be a (torch\.Tensor|floating tensor); got {came} \(.*(torch\.\w+\(|schedule\(t\)|t = step)"
-    )
+    pattern = rf"\w+(\.\w+)?: argument '(\w+)' must be a (torch\.Tensor|floating tensor); got {came} \(.*(torch\.\w+\(|schedule\(t\)|t = step)"
     assert re.match(pattern, str(caught.value)), caught.value
 
 
@@ -315,7 +323,9 @@ def test_an_error_is_a_few_hundred_characters(place: str, kind: str) -> None:
 
 
 def test_a_tensor_is_told_by_its_shape() -> None:
-    with pytest.raises(TypeError, match=r"be a Schedule.*; got a tensor of shape \(2, 3\), torch.float32, cpu"):
+    with pytest.raises(
+        TypeError, match=r"be a Schedule.*; got a tensor of shape \(2, 3\), torch.float32, cpu"
+    ):
         vdiff.weighted_elbo(MODEL, X, schedule=torch.zeros(2, 3))
     with pytest.raises(TypeError, match=r"got an array of shape \(2, 3\), float64"):
         vdiff.weighted_elbo(MODEL, X, schedule=np.zeros((2, 3)))

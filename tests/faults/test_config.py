@@ -1,4 +1,5 @@
-"""Settings that are wrong: every one is named at once, with what it must be and the nearest name."""
+"""Settings that are wrong: every one is named at once, with what it must be and the nearest
+name."""
 
 import random
 
@@ -57,7 +58,9 @@ UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
     (["data=" + "x" * 10**6], ["'data' must be one of cifar10, digits, patches; got 'xxx"]),
     (["decoder=null"], ["'decoder' must be given where the bound is trained; got None"]),
 ])  # fmt: skip
-def test_what_is_wrong_is_said_of_all_fields_at_once(words: list[str], messages: list[str]) -> None:
+def test_what_is_wrong_is_said_of_all_fields_at_once(
+    words: list[str], messages: list[str]
+) -> None:
     with pytest.raises(ValueError, match="Config: argument ") as refused:
         Config(network=UNET).override(words)
     lines = str(refused.value).splitlines()
@@ -119,4 +122,7 @@ def test_any_setting_makes_an_objective_or_is_refused_in_words():
 
 def test_a_factor_times_a_total_is_a_weighting() -> None:
     words = ["weighting.name=Product", "weighting.base.name=P2", "weighting.factor.name=ELBO"]
-    assert repr(Config(network=UNET).override(words).objective().weighting) == "Product(P2(gamma=1.0, k=1.0), ELBO())"
+    assert (
+        repr(Config(network=UNET).override(words).objective().weighting)
+        == "Product(P2(gamma=1.0, k=1.0), ELBO())"
+    )

@@ -1,4 +1,5 @@
-"""Modules without values: built on the meta device or moved there, made empty, and restored by `reset_parameters`."""
+"""Modules without values: built on the meta device or moved there, made empty, and restored by
+`reset_parameters`."""
 
 import itertools
 from collections.abc import Callable
@@ -40,7 +41,9 @@ MORE: dict[str, Callable[[], nn.Module]] = {
     "features": FourierFeatures,
     "features of a table": lambda: FourierFeatures(8, of=TableStep(Tabulated.linear_betas())),
     "level head": lambda: LevelHead(Net(), Categorical(17)),
-    "mixture": lambda: GaussianMixture([0.5, 0.5], [[0.0, 1.0], [1.0, 0.0]], [[[1.0, 0.5], [0.5, 1.0]]] * 2),
+    "mixture": lambda: GaussianMixture(
+        [0.5, 0.5], [[0.0, 1.0], [1.0, 0.0]], [[[1.0, 0.5], [0.5, 1.0]]] * 2
+    ),
     "lattice": lambda: Lattice(Categorical(4).grid, [0.1, 0.2, 0.3, 0.4]),
 }
 MADE: dict[str, Callable[[], nn.Module]] = {
@@ -112,7 +115,9 @@ def test_an_objective_that_was_built_on_meta_is_the_one_that_was_not(
     schedule: Callable[[], nn.Module],
 ) -> None:
     def make() -> Objective:
-        return Objective(Denoiser(nn.Identity(), X()), schedule=schedule(), decoder=Categorical(17))  # type: ignore[arg-type]
+        return Objective(
+            Denoiser(nn.Identity(), X()), schedule=schedule(), decoder=Categorical(17)
+        )  # type: ignore[arg-type]
 
     data, (_, t, eps) = data_of(Categorical(17)), batch()
     with torch.device("meta"):

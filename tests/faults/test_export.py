@@ -93,7 +93,9 @@ def test_a_model_is_exported_and_saved(name: str) -> None:
             (expected.parameterization, expected.variance, expected.source)
         )
         for part in ("x", "eps", "v", "score"):
-            torch.testing.assert_close(getattr(got, part), getattr(expected, part), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                getattr(got, part), getattr(expected, part), rtol=1e-5, atol=1e-5
+            )
         assert (got.head is None) == (expected.head is None)
         if got.head is not None:
             torch.testing.assert_close(got.head, expected.head)
@@ -125,7 +127,9 @@ def test_a_target_of_ones_own_is_saved_and_one_with_a_schedule_is_refused() -> N
     got = torch.export.load(file).module()(z, logsnr)
     torch.testing.assert_close(got.x, model(Own(2.0, V()))(z, logsnr).x)  # type: ignore[arg-type]
     program = exported(model(PosteriorMean(Linear(), steps=10)), z, logsnr)
-    torch.testing.assert_close(program.module()(z, logsnr).x, model(PosteriorMean(Linear(), steps=10))(z, logsnr).x)
+    torch.testing.assert_close(
+        program.module()(z, logsnr).x, model(PosteriorMean(Linear(), steps=10))(z, logsnr).x
+    )
     with pytest.raises(
         TypeError,
         match="Prediction: argument 'parameterization' must be made of numbers to be saved; got Linear",
@@ -142,7 +146,10 @@ def test_a_class_that_is_not_there_is_not_imported(tmp_path: object) -> None:
     code = f"import torch, vdiff\ntorch.export.load({path!r})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 1
-    assert "must be of a class that is known; got faults.test_export.Own (import the module that has it)" in out.stderr
+    assert (
+        "must be of a class that is known; got faults.test_export.Own (import the module that has it)"
+        in out.stderr
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -201,7 +208,9 @@ def test_a_bound_is_a_pytree(steps: int | None) -> None:
     class Bounding(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.objective = Objective(model(), schedule=Linear(), decoder=Categorical(17), steps=steps)
+            self.objective = Objective(
+                model(), schedule=Linear(), decoder=Categorical(17), steps=steps
+            )
 
         def forward(self, data: Tensor, t: Tensor, eps: Tensor) -> Bound:
             return self.objective.bound(data, t=t, eps=eps)

@@ -1,4 +1,5 @@
-"""What people who train met: folders, weights and logs that are damaged, commands that ask for what a run has not."""
+"""What people who train met: folders, weights and logs that are damaged, commands that ask for
+what a run has not."""
 
 import json
 import os
@@ -20,7 +21,13 @@ IMAGES = torch.randint(0, 17, (8, 1, 8, 8), generator=torch.Generator().manual_s
 def trained(folder: Path, config: Config = CONFIG) -> Run:
     with Run.open(folder, config) as run:
         train(
-            config.objective(), IMAGES, config, run=run, every=1, quiet=True, labels=IMAGES[:, 0, 0, 0] % 3 if config.conditional else None
+            config.objective(),
+            IMAGES,
+            config,
+            run=run,
+            every=1,
+            quiet=True,
+            labels=IMAGES[:, 0, 0, 0] % 3 if config.conditional else None,
         )
     return run
 
@@ -34,7 +41,9 @@ def flip(path: Path) -> None:
 def test_weights_that_are_not_as_they_were_written_are_refused(tmp_path):
     run = trained(tmp_path)
     flip(tmp_path / "ema.safetensors")
-    with pytest.raises(ValueError, match=r"ema.safetensors' must be as it was written; got another checksum"):
+    with pytest.raises(
+        ValueError, match=r"ema.safetensors' must be as it was written; got another checksum"
+    ):
         run.load()
     (tmp_path / "ema.safetensors").unlink()
     run.load()  # of the newest checkpoint
@@ -90,7 +99,9 @@ def test_a_validation_that_fails_loses_no_training(tmp_path):
 
     with Run.open(tmp_path, CONFIG) as run, pytest.raises(RuntimeError, match="out of memory"):
         train(CONFIG.objective(), IMAGES, CONFIG, run=run, validate=validate, every=1, quiet=True)
-    assert [folder.name for folder in run.checkpoints.iterdir() if folder.is_dir()] == ["step-00000001"]
+    assert [folder.name for folder in run.checkpoints.iterdir() if folder.is_dir()] == [
+        "step-00000001"
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["sample", "RUN"], ["evaluate", "RUN"]])
@@ -109,7 +120,10 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert ranks_module.own_device() == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ValueError, match=r"'LOCAL_RANK' must be below the number of GPUs, 2; got 2 \(torchrun --nproc-per-node 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"'LOCAL_RANK' must be below the number of GPUs, 2; got 2 \(torchrun --nproc-per-node 2",
+    ):
         ranks_module.own_device()
 
 
@@ -119,13 +133,41 @@ EVALUATE = ["--data", "digits", "--draws", "2", "--replicates", "2", "--device",
 def test_two_runs_are_compared_where_their_bounds_are_of_one_kind(tmp_path, capsys):
     trained(tmp_path / "one")
     trained(
-        tmp_path / "narrow", Config(network=NETWORK, steps=2, batch=4, schedule={"name": "Linear", "logsnr_max": 5.0, "logsnr_min": -3.0})
+        tmp_path / "narrow",
+        Config(
+            network=NETWORK,
+            steps=2,
+            batch=4,
+            schedule={"name": "Linear", "logsnr_max": 5.0, "logsnr_min": -3.0},
+        ),
     )
     trained(tmp_path / "chain", Config(network=NETWORK, steps=2, batch=4, chain=4))
-    assert main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "chain"), *EVALUATE]) == 2
-    assert "'against' must be a run with the same chain, None; got 4 (evaluate each of the two by itself)" in capsys.readouterr().err
-    assert main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "chain"), "--steps", "3", *EVALUATE]) == 0  # of one kind
-    assert main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "narrow"), *EVALUATE]) == 0
+    assert (
+        main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "chain"), *EVALUATE])
+        == 2
+    )
+    assert (
+        "'against' must be a run with the same chain, None; got 4 (evaluate each of the two by itself)"
+        in capsys.readouterr().err
+    )
+    assert (
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "one"),
+                "--against",
+                str(tmp_path / "chain"),
+                "--steps",
+                "3",
+                *EVALUATE,
+            ]
+        )
+        == 0
+    )  # of one kind
+    assert (
+        main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "narrow"), *EVALUATE])
+        == 0
+    )
 
 
 @pytest.mark.parametrize(("high", "low"), [(5.0, -5.0), (13.3, -3.0), (14.0, -6.0)])
@@ -136,7 +178,18 @@ def test_each_network_is_asked_between_its_own_ends(tmp_path, recwarn, high, low
     recwarn.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        assert main(["evaluate", str(tmp_path / "one"), "--against", str(tmp_path / "other"), *EVALUATE]) == 0
+        assert (
+            main(
+                [
+                    "evaluate",
+                    str(tmp_path / "one"),
+                    "--against",
+                    str(tmp_path / "other"),
+                    *EVALUATE,
+                ]
+            )
+            == 0
+        )
     assert not any("trained between" in str(one.message) for one in recwarn)
     known = json.loads((tmp_path / "one" / "comparison.json").read_text())["protocol"]
     assert known["logsnr"] == [-5.0, 13.3]
@@ -145,7 +198,10 @@ def test_each_network_is_asked_between_its_own_ends(tmp_path, recwarn, high, low
 
 def test_where_nothing_can_be_written_nothing_is_computed(tmp_path, capsys):
     trained(tmp_path)
-    assert main(["evaluate", str(tmp_path), *EVALUATE, "--out", str(tmp_path / "none" / "x.json")]) == 2
+    assert (
+        main(["evaluate", str(tmp_path), *EVALUATE, "--out", str(tmp_path / "none" / "x.json")])
+        == 2
+    )
     assert "'out' must be in a folder that can be written to" in capsys.readouterr().err
     (tmp_path / "evaluation.bound.0.safetensors").write_bytes(b"rubbish")
     assert main(["evaluate", str(tmp_path), *EVALUATE]) == 2
@@ -153,7 +209,10 @@ def test_where_nothing_can_be_written_nothing_is_computed(tmp_path, capsys):
 
 
 def test_data_of_another_shape_is_named(tmp_path, capsys):
-    config = json.loads(json.dumps(CONFIG.asdict())) | {"shape": [3, 32, 32], "network": NETWORK | {"channels": 3, "channels_out": 51}}
+    config = json.loads(json.dumps(CONFIG.asdict())) | {
+        "shape": [3, 32, 32],
+        "network": NETWORK | {"channels": 3, "channels_out": 51},
+    }
     config = Config.from_dict(config)
     with Run.open(tmp_path, config) as run:
         run.save(config.objective())
@@ -161,11 +220,19 @@ def test_data_of_another_shape_is_named(tmp_path, capsys):
     assert "'data' must be images of shape [3, 32, 32]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "name"), [(["--label", "3"], "label"), (["--guidance", "1", "--null-label", "7"], "null-label")])
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [(["--label", "3"], "label"), (["--guidance", "1", "--null-label", "7"], "null-label")],
+)
 def test_fault_15_a_label_that_the_network_has_not(tmp_path, capsys, words, name):
     trained(tmp_path, Config(network=NETWORK | {"labels": 3}, steps=2, batch=4, conditional=True))
-    assert main(["sample", str(tmp_path), "--count", "2", "--steps", "2", "--device", "cpu", *words]) == 2
-    assert f"'{name}' must lie in 0 … 2, the labels of this run's network" in capsys.readouterr().err
+    assert (
+        main(["sample", str(tmp_path), "--count", "2", "--steps", "2", "--device", "cpu", *words])
+        == 2
+    )
+    assert (
+        f"'{name}' must lie in 0 … 2, the labels of this run's network" in capsys.readouterr().err
+    )
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,4 +1,5 @@
-"""The errata of the sources: where they point, what they quote, and the numbers of their evidence by other means."""
+"""The errata of the sources: where they point, what they quote, and the numbers of their evidence
+by other means."""
 
 import math
 import re
@@ -14,8 +15,38 @@ from vdiff.theorems.pages import errata_page
 ROWS = [*ERRATA.values(), *MISPRINTS, *EXTRACTED]
 # what the book has: the subsections of each section, and the numbered equations of each chapter
 SUBSECTIONS = {
-    **{"1.1": 6, "1.2": 4, "1.3": 4, "1.4": 3, "1.5": 0, "2.1": 2, "2.2": 2, "2.3": 5, "2.4": 0, "3.1": 2, "3.2": 4},
-    **dict.fromkeys(("4.1", "4.2", "4.3", "4.4", "4.5", "4.6", "5.1", "5.2", "5.3", "5.4", "5.5", "5.6", "6.1", "6.2"), 0),
+    **{
+        "1.1": 6,
+        "1.2": 4,
+        "1.3": 4,
+        "1.4": 3,
+        "1.5": 0,
+        "2.1": 2,
+        "2.2": 2,
+        "2.3": 5,
+        "2.4": 0,
+        "3.1": 2,
+        "3.2": 4,
+    },
+    **dict.fromkeys(
+        (
+            "4.1",
+            "4.2",
+            "4.3",
+            "4.4",
+            "4.5",
+            "4.6",
+            "5.1",
+            "5.2",
+            "5.3",
+            "5.4",
+            "5.5",
+            "5.6",
+            "6.1",
+            "6.2",
+        ),
+        0,
+    ),
 }
 EQUATIONS = {1: 30, 2: 41, 3: 11, 4: 7, 5: 8, 6: 4}
 HEADINGS = {
@@ -36,24 +67,32 @@ HEADINGS = {
 
 
 def sections(text):
-    return re.findall(r"\d+(?:\.\d+)+", " ".join(re.findall(r"(?:sections? )((?:[\d.]+(?:, | and )?)+)", text)))
+    return re.findall(
+        r"\d+(?:\.\d+)+", " ".join(re.findall(r"(?:sections? )((?:[\d.]+(?:, | and )?)+)", text))
+    )
 
 
 def equations(text):
-    return re.findall(r"\d+(?:\.\d+)?", " ".join(re.findall(r"eq\. ((?:[\d.]+(?:, | and | to )?)+)", text)))
+    return re.findall(
+        r"\d+(?:\.\d+)?", " ".join(re.findall(r"eq\. ((?:[\d.]+(?:, | and | to )?)+)", text))
+    )
 
 
 def exists(source, section):
     if source == CHAPTER:
         return section in ("14.5.1", "14.5.2", "14.5.3", "14.5.4", "14.5.5", "14.5.6")
     chapter, part, *below = section.split(".")
-    return f"{chapter}.{part}" in SUBSECTIONS and all(int(n) <= SUBSECTIONS[f"{chapter}.{part}"] for n in below)
+    return f"{chapter}.{part}" in SUBSECTIONS and all(
+        int(n) <= SUBSECTIONS[f"{chapter}.{part}"] for n in below
+    )
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.source[:8]}, {row.where[:40]}")
 def test_what_a_row_points_to_exists(row):
     if row.source in (BOOK, CHAPTER):
-        assert all(exists(row.source, section) for section in sections(f"{row.where}; {row.right}"))
+        assert all(
+            exists(row.source, section) for section in sections(f"{row.where}; {row.right}")
+        )
     numbers = equations(row.where)
     if row.source == BOOK:
         assert all(int(n.split(".")[1]) <= EQUATIONS[int(n.split(".")[0])] for n in numbers)
@@ -65,7 +104,13 @@ def test_what_a_row_points_to_exists(row):
 
 def test_a_pointer_that_leads_nowhere_is_seen():
     assert sections("sections 3.1 and 3.1.1") == ["3.1", "3.1.1"]
-    assert equations("eq. 1.22, 1.23 and 5.8; also eq. 3.5 to 3.7") == ["1.22", "1.23", "5.8", "3.5", "3.7"]
+    assert equations("eq. 1.22, 1.23 and 5.8; also eq. 3.5 to 3.7") == [
+        "1.22",
+        "1.23",
+        "5.8",
+        "3.5",
+        "3.7",
+    ]
     assert not exists(BOOK, "6.4")
     assert not exists(BOOK, "3.2.5")
 
@@ -74,7 +119,9 @@ def test_the_page_has_every_row_and_says_what_is_left_open():
     page = errata_page()
     lines = page.splitlines()
     for row in ROWS:
-        start = "| " + " | ".join(cell.replace("|", "\\|") for cell in (row.where, row.printed, ""))
+        start = "| " + " | ".join(
+            cell.replace("|", "\\|") for cell in (row.where, row.printed, "")
+        )
         (line,) = (line for line in lines if line.startswith(start))
         left_open = getattr(row, "left_open", False)
         assert ("*What holds:*" in line) == left_open
@@ -83,7 +130,9 @@ def test_the_page_has_every_row_and_says_what_is_left_open():
 
 
 def evidence(name):
-    return [float(n.replace("−", "-")) for n in re.findall(r"[−-]?\d+\.\d+", ERRATA[name].evidence)]
+    return [
+        float(n.replace("−", "-")) for n in re.findall(r"[−-]?\d+\.\d+", ERRATA[name].evidence)
+    ]
 
 
 def test_the_reductions_of_the_variance():
@@ -101,10 +150,14 @@ def test_a_better_bound_with_a_wider_gap():
     bounds, gaps = [], []
     for theta in (0.5, 1.0):
         kl = 0.5 * (variance + mean**2 - 1 - math.log(variance))
-        bounds.append(-0.5 * (math.log(2 * math.pi) + (x - theta * mean) ** 2 + theta**2 * variance) - kl)
+        bounds.append(
+            -0.5 * (math.log(2 * math.pi) + (x - theta * mean) ** 2 + theta**2 * variance) - kl
+        )
         log_p = -0.5 * (math.log(2 * math.pi * (1 + theta**2)) + x**2 / (1 + theta**2))
         gaps.append(log_p - bounds[-1])
-    assert evidence("raising-the-bound-may-widen-the-gap")[2:] == pytest.approx([*bounds, *gaps], abs=6e-4)
+    assert evidence("raising-the-bound-may-widen-the-gap")[2:] == pytest.approx(
+        [*bounds, *gaps], abs=6e-4
+    )
 
 
 def test_betas_that_fall_too_fast():
@@ -118,7 +171,9 @@ def test_a_reverse_step_of_two_points():
     sign = torch.randint(2, (n,), generator=generator) * 2.0 - 1
     low, high = torch.sigmoid(torch.tensor([-1.0, 2.0])).tolist()  # α² at x_t and at x_{t−1}
     before = high**0.5 * sign + (1 - high) ** 0.5 * torch.randn(n, generator=generator)
-    after = (low / high) ** 0.5 * before + (1 - low / high) ** 0.5 * torch.randn(n, generator=generator)
+    after = (low / high) ** 0.5 * before + (1 - low / high) ** 0.5 * torch.randn(
+        n, generator=generator
+    )
     near = before[after.abs() < 0.02].abs().double()
     at = torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64)
     width = 0.05
@@ -128,14 +183,23 @@ def test_a_reverse_step_of_two_points():
     said, gaussian = torch.tensor(values[-6:-3]).double(), torch.tensor(values[-3:]).double()
     torch.testing.assert_close(density / 2 ** (at == 0).double(), said, rtol=0, atol=0.02)
     spread = near.square().mean()
-    torch.testing.assert_close((-0.5 * at.square() / spread).exp() / (2 * math.pi * spread).sqrt(), gaussian, rtol=0, atol=5e-3)
+    torch.testing.assert_close(
+        (-0.5 * at.square() / spread).exp() / (2 * math.pi * spread).sqrt(),
+        gaussian,
+        rtol=0,
+        atol=5e-3,
+    )
 
 
 def test_pixels_of_which_the_steps_are_averaged():
     right, printed = verify(names=["pixels-are-summed"], errata=True)
-    assert [right.sides.left.item(), printed.sides.left.item()] == pytest.approx(evidence("pixels-are-summed")[1:], abs=6e-4)
+    assert [right.sides.left.item(), printed.sides.left.item()] == pytest.approx(
+        evidence("pixels-are-summed")[1:], abs=6e-4
+    )
 
 
 def test_the_worst_case_of_the_forward_variance_is_shown():
     right, printed = verify(names=["forward-variance-is-no-upper-bound"], errata=True)
-    assert [float(verdict.row[1]) for verdict in (printed, right)] == pytest.approx([-0.56549, 0.023248], abs=1e-5)
+    assert [float(verdict.row[1]) for verdict in (printed, right)] == pytest.approx(
+        [-0.56549, 0.023248], abs=1e-5
+    )

@@ -1,4 +1,5 @@
-"""The command line: `vdiff <command> …`, each command a module with `add(parser)` and `run(options)`."""
+"""The command line: `vdiff <command> …`, each command a module with `add(parser)` and
+`run(options)`."""
 
 import argparse
 import sys
@@ -19,8 +20,9 @@ LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 2 if an argument or a run folder is wrong, a solver gives
-    up, memory runs out or a library is missing, and 130 after Ctrl-C. An error is one line on stderr.
+    """Run one command. Returns its exit code: 2 if an argument or a run folder is wrong, a solver
+    gives up, memory runs out or a library is missing, and 130 after Ctrl-C. An error is one line
+    on stderr.
 
     >>> main(["sample", "no-such-folder"])
     2
@@ -62,9 +64,13 @@ def _parser() -> _Parser:
     parser = _Parser(prog="vdiff", description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
-        summary = (module.__doc__ or "").splitlines()[0]
+        summary = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
         formatter = argparse.RawDescriptionHelpFormatter
-        module.add(commands.add_parser(name, help=summary, description=module.__doc__, formatter_class=formatter))
+        module.add(
+            commands.add_parser(
+                name, help=summary, description=module.__doc__, formatter_class=formatter
+            )
+        )
     return parser
 
 

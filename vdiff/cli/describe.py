@@ -1,4 +1,5 @@
-"""Describe what an objective really optimises: its weighting over log-SNR, whether that is a likelihood, where its signal lies.
+"""Describe what an objective really optimises: its weighting over log-SNR, whether that is a
+likelihood, where its signal lies.
 
 An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` of yours.
 FILE.py is run as a Python program: name only a file that you trust.
@@ -22,8 +23,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     >>> parser.parse_args(["edm", "--compare", "vdm"]).compare
     ['vdm']
     """
-    parser.add_argument("objective", nargs="?", help=f"FILE.py:NAME, or one of {', '.join(RECIPES)}")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="OTHER", help="others to set beside it")
+    parser.add_argument(
+        "objective", nargs="?", help=f"FILE.py:NAME, or one of {', '.join(RECIPES)}"
+    )
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="OTHER", help="others to set beside it"
+    )
     parser.add_argument("--all", action="store_true", help="every published recipe, as one table")
     parser.add_argument("--figure", metavar="PNG", help="draw weightings, densities and signals")
 
@@ -60,9 +65,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _table(described: list[Description]) -> str:
-    """One line each: monotone or not, the peak, where half of the signal lies, and the signal shared with the first."""
+    """One line each: monotone or not, the peak, where half of the signal lies, and the signal
+    shared with the first."""
     title = f"signal shared with {described[0].recipe.name}"
-    wide, share = max(20, 1 + max(len(one.recipe.name) for one in described)), max(33, 2 + len(title))
+    wide, share = (
+        max(20, 1 + max(len(one.recipe.name) for one in described)),
+        max(33, 2 + len(title)),
+    )
     middle = "half of the signal, λ"
     lines = [f"{'objective':<{wide}}{'monotone':>9}{'peak λ':>15}{middle:>24}{title:>{share}}"]
     for one in described:

@@ -1,11 +1,13 @@
-"""Evaluate a run: its bound in bits per dimension with errors, or the difference from another run's.
+"""Evaluate a run: its bound in bits per dimension with errors, or the difference from another
+run's.
 
 With --against, the bound of each run is the whole one, between its own ends.
 
-Takes the averaged weights and whole splits. With --ode the likelihood of the probability-flow ODE stands beside the bound, under
-each dequantisation: another model's, so that the gap between the two may have either sign. Writes RUN/evaluation.json (or --out),
-from whose protocol the numbers can be computed again. When interrupted, the same command takes up where it stopped. Several processes
-share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
+Takes the averaged weights and whole splits. With --ode the likelihood of the probability-flow ODE
+stands beside the bound, under each dequantisation: another model's, so that the gap between the
+two may have either sign. Writes RUN/evaluation.json (or --out), from whose protocol the numbers
+can be computed again. When interrupted, the same command takes up where it stopped. Several
+processes share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
 """
 
 import argparse
@@ -27,7 +29,15 @@ from vdiff.decoder import Levels
 from vdiff.disk import atomic_write, no_room, write_text
 from vdiff.errors import must, printable
 from vdiff.extras import extra
-from vdiff.likelihood import Comparison, Report, Share, TruncatedNormal, Uniform, compare, dequantized_ode
+from vdiff.likelihood import (
+    Comparison,
+    Report,
+    Share,
+    TruncatedNormal,
+    Uniform,
+    compare,
+    dequantized_ode,
+)
 from vdiff.likelihood import evaluate as evaluate_bound
 from vdiff.objective import Objective
 from vdiff.oracle import Gaussian
@@ -52,20 +62,51 @@ def add(parser: argparse.ArgumentParser) -> None:
     0.005
     """
     parser.add_argument("run", metavar="RUN", help="run folder, as a training writes it")
-    parser.add_argument("--data", help=f"{', '.join(DATA)}, or a folder with CIFAR-10 (default: the run's own)")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
-    parser.add_argument("--tolerance", type=float, help="Monte Carlo standard error to reach, bits/dim")
-    parser.add_argument("--budget", type=int, help="most network evaluations that may take")
-    parser.add_argument("--draws", type=int, help="times per image and replicate (default: 32, or what the tolerance needs)")
-    parser.add_argument("--replicates", type=int, default=4, help="grids per image, or of the first stage (default: %(default)s)")
     parser.add_argument(
-        "--steps", type=int, help="the bound of a chain of so many steps (default: the run's own chain, or continuous time)"
+        "--data", help=f"{', '.join(DATA)}, or a folder with CIFAR-10 (default: the run's own)"
     )
-    parser.add_argument("--ode", action="store_true", help="the probability-flow ODE's likelihood beside the bound")
-    parser.add_argument("--ode-tolerance", type=float, default=1e-4, help="of its solver, audited by half of it (default: %(default)s)")
-    parser.add_argument("--against", metavar="RUN", help="report by how much the bound lies above that of another run")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, help="Monte Carlo standard error to reach, bits/dim"
+    )
+    parser.add_argument("--budget", type=int, help="most network evaluations that may take")
+    parser.add_argument(
+        "--draws",
+        type=int,
+        help="times per image and replicate (default: 32, or what the tolerance needs)",
+    )
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        default=4,
+        help="grids per image, or of the first stage (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="the bound of a chain of so many steps (default: the run's own chain, or continuous time)",
+    )
+    parser.add_argument(
+        "--ode", action="store_true", help="the probability-flow ODE's likelihood beside the bound"
+    )
+    parser.add_argument(
+        "--ode-tolerance",
+        type=float,
+        default=1e-4,
+        help="of its solver, audited by half of it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="RUN",
+        help="report by how much the bound lies above that of another run",
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=1024, help="network evaluations at a time (default: %(default)s)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1024,
+        help="network evaluations at a time (default: %(default)s)",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--out", help="file to write to (default: RUN/evaluation.json)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -91,19 +132,36 @@ def run(options: argparse.Namespace) -> int:
     loaded = source.loaded()
     objective = loaded.objective.to(device)
     if objective.decoder is None:
-        raise ValueError(must("evaluate", "run", "have a decoder", None, "without one there is no bound"))
+        raise ValueError(
+            must("evaluate", "run", "have a decoder", None, "without one there is no bound")
+        )
     if options.ode and options.against is not None:
-        raise ValueError(must("evaluate", "ode", "come without against", options.against, "evaluate each of the two with --ode"))
+        raise ValueError(
+            must(
+                "evaluate",
+                "ode",
+                "come without against",
+                options.against,
+                "evaluate each of the two with --ode",
+            )
+        )
     if options.ode and not isinstance(objective.decoder, Levels):
         raise ValueError(
-            must("evaluate", "ode", "come with a decoder of levels", repr(objective.decoder), "a density needs no dequantisation")
+            must(
+                "evaluate",
+                "ode",
+                "come with a decoder of levels",
+                repr(objective.decoder),
+                "a density needs no dequantisation",
+            )
         )
     parts = data_for(source, loaded, options.data)
     found: Images = getattr(parts, options.split)
     images = found.pixels.to(device)
     train = parts.train.pixels.to(device) if options.ode else images
     settings: dict[str, Any] = {
-        word: getattr(options, word) for word in ("steps", "tolerance", "budget", "draws", "replicates", "seed", "batch")
+        word: getattr(options, word)
+        for word in ("steps", "tolerance", "budget", "draws", "replicates", "seed", "batch")
     }
     settings |= {
         "schedule": objective.schedule,
@@ -116,7 +174,11 @@ def run(options: argparse.Namespace) -> int:
     record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0]}
     record |= loaded.record | {"data set": options.data or config.data}
     record["trained on"] = loaded.data or "images that are not recorded"
-    out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
+    out = (
+        Path(options.out)
+        if options.out
+        else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
+    )
     if options.out or not out.is_symlink():
         output_file("evaluate", "out", out)
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
@@ -128,12 +190,18 @@ def run(options: argparse.Namespace) -> int:
         if options.against is not None:
             other = Run(options.against)
             named = options.data is not None
-            report = against(other, source, kept, objective, images, None if named else parts, options, settings)
+            report = against(
+                other, source, kept, objective, images, None if named else parts, options, settings
+            )
         else:
             with progress_bar(quiet, "bound", _unit(options)) as progress:
-                report = kept.through("bound", evaluate_bound, objective.model, images, progress=progress, **settings)
+                report = kept.through(
+                    "bound", evaluate_bound, objective.model, images, progress=progress, **settings
+                )
             if options.ode:
-                report, failed = with_ode(report, kept, objective, images, train, options, settings)
+                report, failed = with_ode(
+                    report, kept, objective, images, train, options, settings
+                )
         listed = tuple(report.warnings)
         report.warnings.extend(text for text in heard if not text.endswith(listed))
         if first:
@@ -205,7 +273,8 @@ def with_ode(
     options: argparse.Namespace,
     settings: dict[str, Any],
 ) -> tuple[Report, dict[str, str]]:
-    """A report with the ODE's likelihood under each dequantisation beside the bound, and why one failed.
+    """A report with the ODE's likelihood under each dequantisation beside the bound, and why one
+    failed.
 
     The prior is a Gaussian with the moments of the training images.
     """
@@ -215,7 +284,10 @@ def with_ode(
     prior = Gaussian.fit(known, diagonal=known[0].numel() > FULL)
     condition = {word: settings[word] for word in ("label",) if word in settings}
     record = settings["record"] | {"prior fitted to": f"{len(train)} training images"}
-    for name, noise in {"truncated normal": TruncatedNormal(decoder, schedule.logsnr_max), "uniform": Uniform(decoder)}.items():
+    for name, noise in {
+        "truncated normal": TruncatedNormal(decoder, schedule.logsnr_max),
+        "uniform": Uniform(decoder),
+    }.items():
         label = f"ODE, {name} dequantisation"
         share = settings["share"]
         draws = REPLICATES * len(range(share.index, len(images), share.count))
@@ -228,13 +300,17 @@ def with_ode(
                 part, solve = name.split()[0], partial(dequantized_ode, progress=progress)
                 found = kept.through(part, solve, objective.model, images, **given)
                 report = report.beside(label, found)
-            except (RuntimeError, ValueError) as why:  # a solver's, another process's, for want of memory: the bound stands without it
+            except (
+                RuntimeError,
+                ValueError,
+            ) as why:  # a solver's, another process's, for want of memory: the bound stands without it
                 failed[label] = str(why)
     return report, failed
 
 
 class Keeper:
-    """The states of an interrupted command, a file for each of its parts beside its output: `through` goes on from what is there.
+    """The states of an interrupted command, a file for each of its parts beside its output:
+    `through` goes on from what is there.
 
     >>> from vdiff.likelihood import Share
     >>> Keeper(Path("no-such-folder/evaluation.json")).through("bound", lambda resume, checkpoint, share: resume, share=Share()) is None
@@ -244,14 +320,23 @@ class Keeper:
     def __init__(self, out: Path) -> None:
         self.out, self.files = out, dict[str, Path]()
 
-    def through(self, part: str, estimate: Callable[..., Result], *given: Any, **settings: Any) -> Result:
-        """What an estimate returns, kept on the way and at its end; a state of another evaluation is named by its file."""
-        path = self.files[part] = self.out.with_suffix(f".{part}.{settings['share'].index}.safetensors")
+    def through(
+        self, part: str, estimate: Callable[..., Result], *given: Any, **settings: Any
+    ) -> Result:
+        """What an estimate returns, kept on the way and at its end; a state of another evaluation
+        is named by its file."""
+        path = self.files[part] = self.out.with_suffix(
+            f".{part}.{settings['share'].index}.safetensors"
+        )
         kept = Kept(path)
         try:
             result = estimate(*given, resume=kept.state(), checkpoint=kept, **settings)
         except ValueError as error:
-            raise ValueError(f"{error}; it is in {path}: remove it") if "argument 'resume'" in str(error) else error from None
+            raise (
+                ValueError(f"{error}; it is in {path}: remove it")
+                if "argument 'resume'" in str(error)
+                else error
+            ) from None
         kept.write()
         return result
 
@@ -301,14 +386,29 @@ class Kept:
         try:
             return load_file(self.path) if self.path.is_file() else None
         except SafetensorError as error:
-            raise ValueError(must("evaluate", str(self.path), "be what an interrupted command left", error, "remove it")) from None
+            raise ValueError(
+                must(
+                    "evaluate",
+                    str(self.path),
+                    "be what an interrupted command left",
+                    error,
+                    "remove it",
+                )
+            ) from None
 
 
 def _check_shape(run: "Run", images: Tensor) -> None:
     """Raise for images of another shape than those that a run was trained on."""
     came, shape = list(images.shape[1:]), list(run.config.shape)
     if came != shape:
-        raise ValueError(must("evaluate", "data", f"be images of shape {shape}, as {run.folder.name} was trained on", came))
+        raise ValueError(
+            must(
+                "evaluate",
+                "data",
+                f"be images of shape {shape}, as {run.folder.name} was trained on",
+                came,
+            )
+        )
 
 
 @contextmanager

@@ -24,8 +24,8 @@ DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name
 
 
 def from_file(place: str) -> Any:
-    """The object NAME of FILE.py. The file is run as Python runs it, with all that it does: name only
-    files that you trust.
+    """The object NAME of FILE.py. The file is run as Python runs it, with all that it does: name
+    only files that you trust.
 
     Raises:
         ValueError: where the file or the name is not there, or the file fails.
@@ -38,7 +38,15 @@ def from_file(place: str) -> Any:
     """
     path, _, name = place.rpartition(":")
     if not path or not Path(path).is_file():
-        raise ValueError(must("vdiff", "FILE.py:NAME", "name a file and something in it", repr(place), "for instance mine.py:model"))
+        raise ValueError(
+            must(
+                "vdiff",
+                "FILE.py:NAME",
+                "name a file and something in it",
+                repr(place),
+                "for instance mine.py:model",
+            )
+        )
     try:
         found = runpy.run_path(path)
     except (Exception, SystemExit) as error:
@@ -49,7 +57,15 @@ def from_file(place: str) -> Any:
         raise ValueError(must("vdiff", "FILE.py:NAME", what, came)) from error
     if name not in found:
         known = ", ".join(key for key in found if not key.startswith("_")) or "nothing"
-        raise ValueError(must("vdiff", "FILE.py:NAME", f"be something that {path} defines", repr(name), f"it has {known}"))
+        raise ValueError(
+            must(
+                "vdiff",
+                "FILE.py:NAME",
+                f"be something that {path} defines",
+                repr(name),
+                f"it has {known}",
+            )
+        )
     return found[name]
 
 
@@ -189,4 +205,13 @@ def output_file(function: str, argument: str, place: str | Path) -> Path:
     return path
 
 
-__all__ = ["DATA", "check_known", "data_for", "device_of", "from_file", "images_of", "output_file", "splits_of"]
+__all__ = [
+    "DATA",
+    "check_known",
+    "data_for",
+    "device_of",
+    "from_file",
+    "images_of",
+    "output_file",
+    "splits_of",
+]

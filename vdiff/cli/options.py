@@ -13,7 +13,8 @@ LARGEST = 2**63 - 1  # of any other number: torch counts in 64 bits
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise ValueError for an empty name, the home of an unknown user, and numbers that are too large.
+    """Raise ValueError for an empty name, the home of an unknown user, and numbers that are too
+    large.
 
     A ~ becomes the home folder: a shell leaves it as it is behind `--out=`.
 
@@ -25,7 +26,9 @@ def check(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         if name in PLACES and value is not None:
             setattr(options, name, _place(options.command, name, value))
-        elif isinstance(value, int) and name != "seed" and value > (most := MOST.get(name, LARGEST)):
+        elif (
+            isinstance(value, int) and name != "seed" and value > (most := MOST.get(name, LARGEST))
+        ):
             raise ValueError(must(options.command, name, f"be at most {most:,}", f"{value:,}"))
         elif name == "ode_tolerance" and not TOLERANCES[0] <= value <= TOLERANCES[1]:
             what = "lie between {:g} and {:g}".format(*TOLERANCES)

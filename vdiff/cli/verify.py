@@ -1,4 +1,5 @@
-"""Verify the theory numerically: theorems with both of their sides, their counterexamples, and the errata of the sources.
+"""Verify the theory numerically: theorems with both of their sides, their counterexamples, and the
+errata of the sources.
 
 Each line is a theorem: its left side, its right side, how far they lie apart and may; and,
 indented, what must fail where a hypothesis is dropped. What they may differ by is also given in
@@ -36,7 +37,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     >>> parser.parse_args(["chains", "--errata"]).names
     ['chains']
     """
-    parser.add_argument("names", nargs="*", help=f"theorems or topics; with --estimators of {', '.join(cases())} (default: all)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help=f"theorems or topics; with --estimators of {', '.join(cases())} (default: all)",
+    )
     parser.add_argument(
         "--model",
         metavar="FILE.py:NAME",
@@ -44,14 +49,20 @@ def add(parser: argparse.ArgumentParser) -> None:
         "oracle to a model of your class, for instance lambda oracle: Denoiser(MyNetworkAround(oracle), V()). "
         "FILE.py is run as a Python program: name only a file that you trust",
     )
-    parser.add_argument("--estimators", action="store_true", help="the estimators of bits instead of the theorems")
+    parser.add_argument(
+        "--estimators", action="store_true", help="the estimators of bits instead of the theorems"
+    )
     points = "data points of each case of --estimators (default: 256)"
     parser.add_argument("--points", type=int, help=points)
     parser.add_argument("--seed", type=int, help="of --estimators (default: 0)")
     draws = "evaluations for each side of a sampled theorem: four times as many see half the error"
     parser.add_argument("--draws", type=int, help=f"{draws} (default: {DRAWS})")
-    parser.add_argument("--pages", metavar="FOLDER", help="write theorems.md and errata.md instead, as in docs/")
-    parser.add_argument("--errata", action="store_true", help="the errata of the sources instead of the theorems")
+    parser.add_argument(
+        "--pages", metavar="FOLDER", help="write theorems.md and errata.md instead, as in docs/"
+    )
+    parser.add_argument(
+        "--errata", action="store_true", help="the errata of the sources instead of the theorems"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -79,7 +90,10 @@ def run(options: argparse.Namespace) -> int:
         return 1 if found.failed else 0
     model = data = None
     if options.model:
-        model, data = from_file(options.model), from_file(options.model.rpartition(":")[0] + ":data")
+        model, data = (
+            from_file(options.model),
+            from_file(options.model.rpartition(":")[0] + ":data"),
+        )
     draws = DRAWS if options.draws is None else options.draws
     report = verify(model, data, names=options.names or None, errata=options.errata, draws=draws)
     say(report)

@@ -22,13 +22,22 @@ HOME = "https://www.cs.toronto.edu/~kriz/"
 
 
 def decode_binary(raw: bytes) -> Images:
-    """A batch of the binary archive: for each image a byte for its class, then 1,024 for red, green and blue each, row by row.
+    """A batch of the binary archive: for each image a byte for its class, then 1,024 for red,
+    green and blue each, row by row.
 
     >>> decode_binary(bytes([7] + 3072 * [255])).labels
     tensor([7])
     """
     if not raw or len(raw) % RECORD:
-        raise ValueError(must("decode_binary", "raw", f"hold records of {RECORD:,} bytes", f"{len(raw):,} bytes", "the file is cut off"))
+        raise ValueError(
+            must(
+                "decode_binary",
+                "raw",
+                f"hold records of {RECORD:,} bytes",
+                f"{len(raw):,} bytes",
+                "the file is cut off",
+            )
+        )
     records = np.frombuffer(raw, np.uint8).reshape(-1, RECORD)
     data, labels = records[:, 1:].copy(), records[:, 0].astype(np.int64)
     if labels.max() >= CLASSES:
@@ -44,7 +53,11 @@ def encode_binary(images: Images) -> bytes:
     >>> encode_binary(decode_binary(raw)) == raw
     True
     """
-    return torch.cat([images.labels[:, None].to(torch.uint8), images.pixels.flatten(1)], 1).numpy().tobytes()
+    return (
+        torch.cat([images.labels[:, None].to(torch.uint8), images.pixels.flatten(1)], 1)
+        .numpy()
+        .tobytes()
+    )
 
 
 @dataclass(frozen=True)
@@ -62,15 +75,43 @@ class Published:
 
 # sizes and checksums: those of TensorFlow Datasets and torchvision-ruby
 PUBLISHED = Published(
-    File("cifar-10-binary.tar.gz", 170_052_171, "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+    File(
+        "cifar-10-binary.tar.gz",
+        170_052_171,
+        "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    ),
     "cifar-10-batches-bin",
     (
-        File("data_batch_1.bin", BATCH * RECORD, "sha256:cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"),
-        File("data_batch_2.bin", BATCH * RECORD, "sha256:a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"),
-        File("data_batch_3.bin", BATCH * RECORD, "sha256:bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67"),
-        File("data_batch_4.bin", BATCH * RECORD, "sha256:014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48"),
-        File("data_batch_5.bin", BATCH * RECORD, "sha256:755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add"),
-        File("test_batch.bin", BATCH * RECORD, "sha256:8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"),
+        File(
+            "data_batch_1.bin",
+            BATCH * RECORD,
+            "sha256:cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+        ),
+        File(
+            "data_batch_2.bin",
+            BATCH * RECORD,
+            "sha256:a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+        ),
+        File(
+            "data_batch_3.bin",
+            BATCH * RECORD,
+            "sha256:bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+        ),
+        File(
+            "data_batch_4.bin",
+            BATCH * RECORD,
+            "sha256:014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+        ),
+        File(
+            "data_batch_5.bin",
+            BATCH * RECORD,
+            "sha256:755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+        ),
+        File(
+            "test_batch.bin",
+            BATCH * RECORD,
+            "sha256:8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+        ),
     ),
 )
 PICKLED = ("cifar-10-batches-py", "cifar-10-python.tar.gz")  # the same images
@@ -87,12 +128,13 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
     """The 50,000 training and 10,000 test images, in their published order.
 
     Read from `folder` as it is found there, unpacked or in its archive; sizes and checksums are
-    verified each time, and nothing is unpacked onto the disk. Where nothing is found, the archive is
-    downloaded (170 MB), but only into a folder that is new, empty or holds data sets of vdiff alone.
-    Raises ValueError with what was found and what to put where. The Python archive is not read, for
-    it holds pickles; the error then has the lines that convert it.
+    verified each time, and nothing is unpacked onto the disk. Where nothing is found, the archive
+    is downloaded (170 MB), but only into a folder that is new, empty or holds data sets of vdiff
+    alone. Raises ValueError with what was found and what to put where. The Python archive is not
+    read, for it holds pickles; the error then has the lines that convert it.
 
-    Learning Multiple Layers of Features from Tiny Images, A. Krizhevsky, 2009; https://www.cs.toronto.edu/~kriz/cifar.html
+    Learning Multiple Layers of Features from Tiny Images, A. Krizhevsky, 2009;
+    https://www.cs.toronto.edu/~kriz/cifar.html
 
     >>> cifar10("/nowhere", download=False)
     Traceback (most recent call last):
@@ -130,7 +172,9 @@ def read_batches(batches: Iterable[bytes]) -> tuple[Images, Images]:
     [3, 1]
     """
     *train, test = [decode_binary(raw) for raw in batches]
-    return Images(torch.cat([part.pixels for part in train]), torch.cat([part.labels for part in train])), test
+    return Images(
+        torch.cat([part.pixels for part in train]), torch.cat([part.labels for part in train])
+    ), test
 
 
 def _find(folder: Path) -> Iterator[bytes] | None:
@@ -163,7 +207,9 @@ def _refuse_pickles(folder: Path) -> None:
     there = _pickled(folder)
     if there:
         came = f"{there[0]} in {folder}, whose pickles are not read: they can run code"
-        hint = f"put {PUBLISHED.archive.name} there, which holds the same images; or, if you trust "
+        hint = (
+            f"put {PUBLISHED.archive.name} there, which holds the same images; or, if you trust "
+        )
         hint += "the Python archive, unpack it and run these lines in that folder"
         said = must("dataset", "folder", "hold the binary form of CIFAR-10", came, hint)
         raise ValueError(f"{said}\n{CONVERSION}")
@@ -195,8 +241,8 @@ def _what_there_is(folder: Path, others: list[str]) -> str:
 
 
 def unpack(archive: bytes, form: Published) -> Iterator[bytes]:
-    """The batches in an archive, read by name and verified; nothing is written, links are refused, and no more is unpacked
-    than the batches may take.
+    """The batches in an archive, read by name and verified; nothing is written, links are refused,
+    and no more is unpacked than the batches may take.
 
     >>> unpack(b"no archive", PUBLISHED)
     Traceback (most recent call last):
@@ -212,19 +258,36 @@ def unpack(archive: bytes, form: Published) -> Iterator[bytes]:
                 if file is not None:
                     if not member.isreg() or member.size != file.size:
                         came = f"{member.size:,} bytes" if member.isreg() else "a link or a device"
-                        raise ValueError(f"{member.name} is {came} instead of a file of {file.size:,} bytes")
+                        raise ValueError(
+                            f"{member.name} is {came} instead of a file of {file.size:,} bytes"
+                        )
                     found[file.name] = members.extractfile(member).read()
                     file.check(found[file.name], f" in {form.archive.name}")
     except Exception as error:  # gzip, zlib and tarfile each have their own
-        raise ValueError(must("dataset", "folder", f"hold {form.archive.name} whole", f"an archive that breaks: {error}")) from error
+        raise ValueError(
+            must(
+                "dataset",
+                "folder",
+                f"hold {form.archive.name} whole",
+                f"an archive that breaks: {error}",
+            )
+        ) from error
     missing = [file.name for file in form.batches if file.name not in found]
     if missing:
-        raise ValueError(must("dataset", "folder", f"hold {form.archive.name} whole", f"one without {', '.join(missing)}"))
+        raise ValueError(
+            must(
+                "dataset",
+                "folder",
+                f"hold {form.archive.name} whole",
+                f"one without {', '.join(missing)}",
+            )
+        )
     return (found.pop(file.name) for file in form.batches)
 
 
 class _Bounded:
-    """A gzipped stream that ends in an error behind so many bytes: a small archive can hold any number of zeros."""
+    """A gzipped stream that ends in an error behind so many bytes: a small archive can hold any
+    number of zeros."""
 
     def __init__(self, packed: bytes, limit: int) -> None:
         self.stream, self.left = gzip.GzipFile(fileobj=BytesIO(packed)), limit

@@ -13,7 +13,8 @@ LEVELS = 17
 
 @dataclass(frozen=True)
 class Split:
-    """Integer images (n, channels, height, width) and labels (n,) for training, selection and test.
+    """Integer images (n, channels, height, width) and labels (n,) for training, selection and
+    test.
 
     >>> split = digits()
     >>> split.selection.shape, split.selection_labels.shape
@@ -29,7 +30,8 @@ class Split:
 
 
 def digits() -> Split:
-    """1,300 images to train on, 200 to select with, 297 to test: `RandomState(0).permutation`, the last 297 the test.
+    """1,300 images to train on, 200 to select with, 297 to test: `RandomState(0).permutation`, the
+    last 297 the test.
 
     Nothing is downloaded: the scans come with scikit-learn.
 

@@ -26,7 +26,8 @@ class File:
     checksum: str
 
     def read(self, folder: Path) -> bytes:
-        """All of it, verified. Raises where it is not a regular file inside the folder, or not the one that is meant.
+        """All of it, verified. Raises where it is not a regular file inside the folder, or not the
+        one that is meant.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +40,14 @@ class File:
             came, hint = f"a link to {path.resolve()}", "name the folder it is in, or copy it"
             raise ValueError(must("dataset", "folder", f"hold {self.name} itself", came, hint))
         if not path.is_file():
-            raise ValueError(must("dataset", "folder", f"hold {self.name} as a regular file", f"something else at {path}"))
+            raise ValueError(
+                must(
+                    "dataset",
+                    "folder",
+                    f"hold {self.name} as a regular file",
+                    f"something else at {path}",
+                )
+            )
         size = path.stat().st_size
         if size != self.size:  # before anything is read into memory
             raise self._other(f"{size:,} bytes at {path}")
@@ -73,8 +81,8 @@ class File:
 
 @contextmanager
 def writing(folder: Path, name: str) -> Iterator[None]:
-    """The one process that makes `name` in `folder`, which is made if it is missing; others wait. The lock of a process that
-    died is free.
+    """The one process that makes `name` in `folder`, which is made if it is missing; others wait.
+    The lock of a process that died is free.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, writing(Path(folder), "batches"):
@@ -92,7 +100,12 @@ def writing(folder: Path, name: str) -> Iterator[None]:
         lock.acquire()
     except OSError as error:  # a timeout is one too
         raise ValueError(
-            must("dataset", "folder", f"be one that {name} can be written to, for it is not there", f"{folder}: {error}")
+            must(
+                "dataset",
+                "folder",
+                f"be one that {name} can be written to, for it is not there",
+                f"{folder}: {error}",
+            )
         ) from error
     try:
         yield

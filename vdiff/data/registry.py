@@ -22,26 +22,42 @@ def _digits(folder: str | Path) -> tuple[Images, Images]:
 
 def _digit_splits() -> Splits:
     split = digits()
-    pairs = ((split.train, split.train_labels), (split.selection, split.selection_labels), (split.test, split.test_labels))
+    pairs = (
+        (split.train, split.train_labels),
+        (split.selection, split.selection_labels),
+        (split.test, split.test_labels),
+    )
     return Splits(*(Images(images.to(torch.uint8), labels, LEVELS) for images, labels in pairs))
 
 
-DATASETS: dict[str, Callable[[str | Path], tuple[Images, Images]]] = {"cifar10": cifar10, "digits": _digits, "patches": patches}
+DATASETS: dict[str, Callable[[str | Path], tuple[Images, Images]]] = {
+    "cifar10": cifar10,
+    "digits": _digits,
+    "patches": patches,
+}
 
 
 def dataset(name: str, folder: str | Path = "data") -> tuple[Images, Images]:
-    """The training and the test images of "cifar10", "digits" or "patches", read from `folder` and, where it is not there
-    yet, downloaded or made there.
+    """The training and the test images of "cifar10", "digits" or "patches", read from `folder`
+    and, where it is not there yet, downloaded or made there.
 
-    Images are levels in uint8, ready for a decoder with `levels`. Raises ValueError for another name (with the nearest one),
-    and for files that are missing or are not what they should be.
+    Images are levels in uint8, ready for a decoder with `levels`. Raises ValueError for another
+    name (with the nearest one), and for files that are missing or are not what they should be.
 
     >>> train, test = dataset("digits")
     >>> train.pixels.shape, test.pixels.dtype, test.levels
     (torch.Size([1300, 1, 8, 8]), torch.uint8, 17)
     """
     if name not in DATASETS:
-        raise ValueError(must("dataset", "name", f"be one of {', '.join(DATASETS)}", repr(name), did_you_mean(str(name), DATASETS)))
+        raise ValueError(
+            must(
+                "dataset",
+                "name",
+                f"be one of {', '.join(DATASETS)}",
+                repr(name),
+                did_you_mean(str(name), DATASETS),
+            )
+        )
     return DATASETS[name](folder)
 
 
@@ -57,10 +73,12 @@ def is_there(name: str, folder: str | Path = "data") -> bool:
 
 
 def splits(name: str, folder: str | Path = "data") -> Splits:
-    """A data set in three parts, to train on, to select with and to test, so that the test is looked at once, at the end.
+    """A data set in three parts, to train on, to select with and to test, so that the test is
+    looked at once, at the end.
 
-    The selection is held out of the training images: of CIFAR-10 and the patches the last 1,000 (those of the patches lie in bands
-    of their own), of the digits 200. Arguments and errors are those of `dataset`.
+    The selection is held out of the training images: of CIFAR-10 and the patches the last 1,000
+    (those of the patches lie in bands of their own), of the digits 200. Arguments and errors are
+    those of `dataset`.
 
     >>> [len(part) for part in splits("digits")]
     [1300, 200, 297]

@@ -1,9 +1,15 @@
-"""Likelihood evaluation: bounds and exact values with error bars, and the suite that verifies them."""
+"""Likelihood evaluation: bounds and exact values with error bars, and the suite that verifies
+them."""
 
 from vdiff.likelihood.conditions import Shared
 from vdiff.likelihood.control import GaussianError, NoiseNorm
 from vdiff.likelihood.density import Independent, Sobol, Stratified
-from vdiff.likelihood.dequantise import DequantizedLikelihood, TruncatedNormal, Uniform, dequantized_ode
+from vdiff.likelihood.dequantise import (
+    DequantizedLikelihood,
+    TruncatedNormal,
+    Uniform,
+    dequantized_ode,
+)
 from vdiff.likelihood.estimate import Estimate
 from vdiff.likelihood.evaluation import compare, evaluate
 from vdiff.likelihood.immse import immse

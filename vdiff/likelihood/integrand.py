@@ -1,4 +1,5 @@
-"""What an evaluation averages: the bound of one image at one (t, ε), and the difference between two models'."""
+"""What an evaluation averages: the bound of one image at one (t, ε), and the difference between
+two models'."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,7 +22,8 @@ from vdiff.weighting import check_chain
 
 _NVIDIA: Any = torch.backends.cudnn
 _INTEL: Any = torch.backends.mkldnn
-_ROUNDING: tuple[Any, ...] = (  # whose float32 may be TF32 or bfloat16 inside; each before its parts
+# whose float32 may be TF32 or bfloat16 inside; each before its parts
+_ROUNDING: tuple[Any, ...] = (
     torch.backends.cuda.matmul, _NVIDIA, _NVIDIA.conv, _NVIDIA.rnn, _INTEL, _INTEL.matmul, _INTEL.conv, _INTEL.rnn,
 )  # fmt: skip
 _OUTER = ((max, "logsnr_max"), (min, "logsnr_min"))
@@ -57,8 +59,8 @@ class Side(NamedTuple):
 class Integrand:
     """The three parts of one model's bound at given (image, t, ε), nats.
 
-    Of the schedule it takes the ends: time is linear in λ between them, since where to look is the evaluation's own business.
-    A chain keeps its steps.
+    Of the schedule it takes the ends: time is linear in λ between them, since where to look is the
+    evaluation's own business. A chain keeps its steps.
 
     >>> from vdiff import Categorical, GaussianMixture, Lattice, Linear
     >>> decoder = Categorical(levels=2)
@@ -157,7 +159,8 @@ class Integrand:
 
 
 class _Watched:
-    """A model that keeps its first prediction: the diffusion term's, before a decoder's that looks at the network."""
+    """A model that keeps its first prediction: the diffusion term's, before a decoder's that looks
+    at the network."""
 
     first: Prediction
 
@@ -239,7 +242,9 @@ def pair(value: Any) -> tuple[Any, Any]:
     return value if isinstance(value, tuple) and len(value) == 2 else (value, value)
 
 
-def finite_images(data: Tensor, condition: dict[str, Any]) -> tuple[Tensor, dict[str, Any], Tensor]:
+def finite_images(
+    data: Tensor, condition: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any], Tensor]:
     """The images without NaN or infinity, their conditions, and their numbers among all."""
     kept = torch.isfinite(data).flatten(1).all(1).nonzero()[:, 0]
     return data[kept], of_kept(condition, kept, len(data)), kept.cpu()
@@ -247,7 +252,8 @@ def finite_images(data: Tensor, condition: dict[str, Any]) -> tuple[Tensor, dict
 
 @contextmanager
 def evaluating(*models: object, differentiable: bool = False) -> Iterator[None]:
-    """Models in evaluation mode, without gradients, TF32 or autocast; all of it back as it was afterwards.
+    """Models in evaluation mode, without gradients, TF32 or autocast; all of it back as it was
+    afterwards.
 
     The mode is switched for every thread that uses these modules, and TF32 for the whole process.
     With `differentiable`, gradients are recorded or not as before.
@@ -279,7 +285,8 @@ def evaluating(*models: object, differentiable: bool = False) -> Iterator[None]:
 
 
 class Finite:
-    """A model whose predictions are checked: an error names the example, by the numbers in `rows`, and the λ.
+    """A model whose predictions are checked: an error names the example, by the numbers in `rows`,
+    and the λ.
 
     >>> from vdiff import Eps
     >>> model = Finite("example", lambda z, logsnr: Prediction(z, logsnr, z / 0, Eps()), torch.tensor([7]))

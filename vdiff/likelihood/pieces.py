@@ -1,4 +1,5 @@
-"""Long estimates in pieces: an example at a time in each repetition, shared over processes, told of, kept and taken up again."""
+"""Long estimates in pieces: an example at a time in each repetition, shared over processes, told
+of, kept and taken up again."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +64,10 @@ def check_dims(name: str, argument: str, law: GaussianMixture, x: Tensor) -> Non
     >>> check_dims("example", "prior", Gaussian([0.0], [1.0]), torch.zeros(3, 1))
     """
     if law.dims != x[0].numel():
-        what, hint = f"have the {x[0].numel()} dimensions of an example", "Gaussian.fit(data) of data like this"
+        what, hint = (
+            f"have the {x[0].numel()} dimensions of an example",
+            "Gaussian.fit(data) of data like this",
+        )
         raise ValueError(must(name, argument, what, law.dims, hint))
 
 
@@ -107,7 +111,9 @@ def weights_of(*models: object) -> list[str]:
     for model in models:
         if isinstance(model, nn.Module):
             tensors = [*model.named_parameters(), *model.named_buffers()]
-            digest = hashlib.sha256("".join(f"{name} {data_hash(value)} " for name, value in tensors).encode())
+            digest = hashlib.sha256(
+                "".join(f"{name} {data_hash(value)} " for name, value in tensors).encode()
+            )
             found.append(digest.hexdigest()[:16])
     return found
 
@@ -125,7 +131,9 @@ def check_resume(name: str, resume: State | None, key: Tensor) -> None:
     """Raise unless a state to go on from is of the computation that `key` stands for."""
     if resume is not None and not ("key" in resume and torch.equal(resume["key"], key)):
         hint = "another model, data, seed or setting: start anew"
-        raise ValueError(must(name, "resume", "be the state of this evaluation", "that of another", hint))
+        raise ValueError(
+            must(name, "resume", "be the state of this evaluation", "that of another", hint)
+        )
 
 
 def _as_it_is(v: Tensor) -> Tensor:
@@ -135,7 +143,8 @@ def _as_it_is(v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """Which images are this process's, `index` of `count`, and how tensors are summed over all of them.
+    """Which images are this process's, `index` of `count`, and how tensors are summed over all of
+    them.
 
     >>> Share().sum(torch.ones(1))
     tensor([1.])
@@ -155,7 +164,8 @@ class FailedElsewhere(RuntimeError):
 
 
 def fail_together(name: str, share: Share, failure: Exception | None) -> None:
-    """Raise this process's failure; where it has none, but another has, say so: all leave at the same place.
+    """Raise this process's failure; where it has none, but another has, say so: all leave at the
+    same place.
 
     >>> fail_together("example", Share(), None)
     """
@@ -168,7 +178,8 @@ def fail_together(name: str, share: Share, failure: Exception | None) -> None:
 
 @dataclass(frozen=True)
 class Course:
-    """How a long estimate is run: this process's share of it, who is told, who keeps the state, and where it goes on.
+    """How a long estimate is run: this process's share of it, who is told, who keeps the state,
+    and where it goes on.
 
     With `differentiable` its results keep their graph, so that nothing can be shared, kept or
     resumed.
@@ -195,10 +206,11 @@ def in_pieces(
     key: Tensor,
     course: Course,
 ) -> State:
-    """What `work(repetition, rows)` finds of each example in each repetition: (repetitions, rows, …) by name, in float64 on the CPU.
+    """What `work(repetition, rows)` finds of each example in each repetition: (repetitions, rows,
+    …) by name, in float64 on the CPU.
 
-    `shapes` are those of one example's tensors. Progress is told in examples times repetitions, those of this process. Where one
-    of several processes fails all do.
+    `shapes` are those of one example's tensors. Progress is told in examples times repetitions,
+    those of this process. Where one of several processes fails all do.
 
     >>> double = lambda repetition, rows: {"value": 2.0 * rows + repetition}
     >>> setting = dict(shapes={"value": ()}, repetitions=2, rows=3, batch=2, key=key_of(), course=Course())
@@ -214,7 +226,10 @@ def in_pieces(
         what = "be False where an estimate is shared, kept or resumed"
         raise ValueError(must(name, "differentiable", what, came, hint))
     if state is None:
-        state = {word: torch.zeros(repetitions, rows, *shape, dtype=torch.float64) for word, shape in shapes.items()}
+        state = {
+            word: torch.zeros(repetitions, rows, *shape, dtype=torch.float64)
+            for word, shape in shapes.items()
+        }
         state |= {"done": torch.zeros(repetitions, rows, dtype=torch.float32), "key": key}
     else:
         state = {word: v.clone() for word, v in state.items()}

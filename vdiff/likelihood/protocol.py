@@ -10,8 +10,11 @@ from vdiff.likelihood.measurement import Evaluation, Measurement
 from vdiff.likelihood.pieces import Share, data_hash, told, weights_of
 
 
-def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]) -> dict[str, object]:
-    """Everything that a number depends on, as plain data; `extra` is what the caller alone knows, such as the EMA's decay.
+def protocol_of(
+    run: Evaluation, found: Measurement, extra: Mapping[str, object]
+) -> dict[str, object]:
+    """Everything that a number depends on, as plain data; `extra` is what the caller alone knows,
+    such as the EMA's decay.
 
     >>> from vdiff import Categorical, Lattice, Linear
     >>> from vdiff.likelihood.integrand import Integrand
@@ -32,10 +35,13 @@ def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]
         **(others[0].name("second") if others and others[0].name("") != first.name("") else {}),
         "draws": run.draws,
         "replicates": replicates,
-        "evaluations": replicates * run.images * run.draws * integrand.evaluations + design.evaluations,
+        "evaluations": replicates * run.images * run.draws * integrand.evaluations
+        + design.evaluations,
         "pilot": design.evaluations,
         "times": repr(run.plan.times),
-        "importance": run.plan.importance if isinstance(run.plan.importance, bool) else repr(run.plan.importance),
+        "importance": run.plan.importance
+        if isinstance(run.plan.importance, bool)
+        else repr(run.plan.importance),
         "controls": [repr(control) for control in run.plan.controls],
         "antithetic": design.antithetic,
         "baseline": run.plan.baseline,
@@ -64,7 +70,9 @@ def of_data(data: Tensor) -> dict[str, object]:
     return {"images": len(data), "shape": list(data.shape[1:]), "data": data_hash(data)}
 
 
-def of_computation(dtype: torch.dtype, device: torch.device, models: Sequence[object], share: Share) -> dict[str, object]:
+def of_computation(
+    dtype: torch.dtype, device: torch.device, models: Sequence[object], share: Share
+) -> dict[str, object]:
     """Numbers, weights, device, processes and versions.
 
     >>> of_computation(torch.float32, torch.device("cpu"), [], Share())["processes"]

@@ -1,4 +1,5 @@
-"""What U-Nets are made of: residual blocks that are told the noise level, attention, norms, initial weights."""
+"""What U-Nets are made of: residual blocks that are told the noise level, attention, norms,
+initial weights."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,11 +17,13 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 class Block(nn.Module):
-    """Norm, swish and 3×3 convolution, twice, around them a residual; the embedding of the noise level enters in between.
+    """Norm, swish and 3×3 convolution, twice, around them a residual; the embedding of the noise
+    level enters in between.
 
-    With `scale_shift` the embedding scales and shifts the second norm (iDDPM), without it is added before that norm (DDPM,
-    VDM). With `heads`, attention over all pixels follows. With `checkpoint` only the input is kept for the backward
-    pass, and the rest computed again, with the same dropout.
+    With `scale_shift` the embedding scales and shifts the second norm (iDDPM), without it is added
+    before that norm (DDPM, VDM). With `heads`, attention over all pixels follows. With
+    `checkpoint` only the input is kept for the backward pass, and the rest computed again, with
+    the same dropout.
 
     >>> Block(16, 32, embedding=8)(torch.zeros(2, 16, 4, 4), torch.zeros(2, 8)).shape
     torch.Size([2, 32, 4, 4])
@@ -41,15 +44,24 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift, self.checkpoint = scale_shift, checkpoint
-        self.norm1, self.norm2 = group_norm(channels_in, groups, eps), group_norm(channels, groups, eps)
+        self.norm1, self.norm2 = (
+            group_norm(channels_in, groups, eps),
+            group_norm(channels, groups, eps),
+        )
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.modulate = nn.Linear(embedding, (2 if scale_shift else 1) * channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
-        self.skip = nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
-        self.attention = Attention(channels, heads, groups=groups, eps=eps) if heads else nn.Identity()
+        self.skip = (
+            nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
+        )
+        self.attention = (
+            Attention(channels, heads, groups=groups, eps=eps) if heads else nn.Identity()
+        )
 
-    def forward(self, h: Float[Tensor, "batch c_in h w"], embedding: Float[Tensor, "batch e"]) -> Float[Tensor, "batch c_out h w"]:
+    def forward(
+        self, h: Float[Tensor, "batch c_in h w"], embedding: Float[Tensor, "batch e"]
+    ) -> Float[Tensor, "batch c_out h w"]:
         if self.checkpoint and torch.is_grad_enabled():
             out: Tensor = compute_again(self._forward, h, embedding, use_reentrant=False)
             return out
@@ -85,8 +97,17 @@ class Attention(nn.Module):
         self.out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, h: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
-        q, k, v = rearrange(self.qkv(self.norm(h)), "b (qkv heads c) y x -> qkv b heads (y x) c", qkv=3, heads=self.heads)
-        mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads (y x) c -> b (heads c) y x", y=h.shape[-2])
+        q, k, v = rearrange(
+            self.qkv(self.norm(h)),
+            "b (qkv heads c) y x -> qkv b heads (y x) c",
+            qkv=3,
+            heads=self.heads,
+        )
+        mixed = rearrange(
+            F.scaled_dot_product_attention(q, k, v),
+            "b heads (y x) c -> b (heads c) y x",
+            y=h.shape[-2],
+        )
         out: Tensor = h + self.out(mixed)
         return out
 
@@ -129,7 +150,8 @@ def zero(layer: Layer) -> Layer:
 
 
 def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
-    """Draw the weights of all convolutions and linear layers anew, biases at zero; what starts at zero stays there.
+    """Draw the weights of all convolutions and linear layers anew, biases at zero; what starts at
+    zero stays there.
 
     >>> layer = torch.nn.Linear(2, 2)
     >>> start(layer, torch.nn.init.eye_)
@@ -137,7 +159,11 @@ def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
     ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
     """
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear) and readable(layer.weight) and layer.weight.any():
+        if (
+            isinstance(layer, nn.Conv2d | nn.Linear)
+            and readable(layer.weight)
+            and layer.weight.any()
+        ):
             draw(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -13,10 +13,11 @@ from vdiff.loss import full_precision
 
 
 class FourierFeatures(RestorableModule):
-    """sin and cos of a (batch,) noise level at geometric frequencies; (batch, features), in float32 at least.
+    """sin and cos of a (batch,) noise level at geometric frequencies; (batch, features), in
+    float32 at least.
 
-    The level is λ, or a function `of` it: `ScaledGamma()`, `TableStep(table)`. The defaults resolve log-SNR over
-    [−20, 20]: periods from 100 down to 1.5.
+    The level is λ, or a function `of` it: `ScaledGamma()`, `TableStep(table)`. The defaults
+    resolve log-SNR over [−20, 20]: periods from 100 down to 1.5.
 
     >>> FourierFeatures(32)(torch.zeros(4)).shape
     torch.Size([4, 32])
@@ -25,14 +26,23 @@ class FourierFeatures(RestorableModule):
     frequencies: Tensor
 
     def __init__(
-        self, features: int = 32, longest: float = 100.0, shortest: float = 1.5, *, of: Callable[[Tensor], Tensor] = logsnr_time
+        self,
+        features: int = 32,
+        longest: float = 100.0,
+        shortest: float = 1.5,
+        *,
+        of: Callable[[Tensor], Tensor] = logsnr_time,
     ) -> None:
         super().__init__()
         if features % 2:
-            raise ValueError(must("FourierFeatures", "features", "be even, a sine and a cosine each", features))
+            raise ValueError(
+                must("FourierFeatures", "features", "be even, a sine and a cosine each", features)
+            )
         self.features, self.of, self._periods = features, of, (longest, shortest)
         table = getattr(of, "schedule", None)
-        self.table = table if isinstance(table, nn.Module) else None  # so that a table moves with the network
+        self.table = (
+            table if isinstance(table, nn.Module) else None
+        )  # so that a table moves with the network
         self.register_buffer("frequencies", torch.empty(features // 2, dtype=torch.float32))
         self.reset_parameters()
 

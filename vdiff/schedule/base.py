@@ -32,11 +32,13 @@ class Schedule(PreciseModule):
         logsnr_at(t)           λ(t), strictly decreasing
         rate_at(t, logsnr)     −dλ/dt > 0, at the same t and λ; at t = 0 and at t = 1 it may be 0
 
-    and, where they have closed forms, `time_at(logsnr)` (else by bisection) and `density_at(logsnr)` (else one over
-    the rate). The public methods compute in float64 on the (batch,) vector and round once to the dtype they were given.
-    End points are finite, but for the last level of a table: λ = ±∞ has no bound and no rate.
+    and, where they have closed forms, `time_at(logsnr)` (else by bisection) and
+    `density_at(logsnr)` (else one over the rate). The public methods compute in float64 on the
+    (batch,) vector and round once to the dtype they were given. End points are finite, but for the
+    last level of a table: λ = ±∞ has no bound and no rate.
 
-    A schedule moves only the variance of a loss: E[L] depends on the end points alone (VDM, arXiv:2107.00630, sec. 5.1).
+    A schedule moves only the variance of a loss: E[L] depends on the end points alone (VDM,
+    arXiv:2107.00630, sec. 5.1).
 
     >>> class Quadratic(Schedule):
     ...     def logsnr_at(self, t): return 10 - 5 * (t + t**2)
@@ -96,7 +98,8 @@ class Schedule(PreciseModule):
         return self.rate_at(self.time_at(logsnr), logsnr).reciprocal()
 
     def ends(self, pin: bool = True) -> tuple[Tensor | float, Tensor | float]:
-        """(λ_max, λ_min); numbers where they are fixed, tensors where they are learned, without gradient if pinned."""
+        """(λ_max, λ_min); numbers where they are fixed, tensors where they are learned, without
+        gradient if pinned."""
         return self._ends
 
     @property
@@ -110,16 +113,21 @@ class Schedule(PreciseModule):
         return False
 
     @names_arrays
-    def look(self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor, Follow]:
-        """`levels` for a loss to be taken there, and a function through which that loss, (batch,) nats of examples with
-        so many dimensions, is passed before it is handed out: by it a schedule learns. Most return the loss as it is.
+    def look(
+        self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True
+    ) -> tuple[Tensor, Tensor, Follow]:
+        """`levels` for a loss to be taken there, and a function through which that loss, (batch,)
+        nats of examples with so many dimensions, is passed before it is handed out: by it a
+        schedule learns. Most return the loss as it is.
         """
         return *self.levels(t, steps, pin=pin), _as_it_is
 
     def update(self, merge: Merge | None = None) -> None:
-        """Take in what the losses since the last call have shown: to be called once after each optimizer step.
+        """Take in what the losses since the last call have shown: to be called once after each
+        optimizer step.
 
-        `merge` sums a tensor of statistics over ranks (`vdiff.training.over_ranks`). Most schedules have nothing to take in.
+        `merge` sums a tensor of statistics over ranks (`vdiff.training.over_ranks`). Most
+        schedules have nothing to take in.
         """
 
     def _count_loss(self) -> None:
@@ -128,7 +136,10 @@ class Schedule(PreciseModule):
             self._unread += 1
             if self._unread == UNREAD:
                 what = f"{type(self).__name__}: {UNREAD} losses, and none was taken in"
-                warnings.warn(f"{what}: call update() of the schedule, or of the Objective, after each optimizer step", stacklevel=2)
+                warnings.warn(
+                    f"{what}: call update() of the schedule, or of the Objective, after each optimizer step",
+                    stacklevel=2,
+                )
 
     def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """λ(t), in the dtype of t (float32 where t is narrower).
@@ -155,7 +166,9 @@ class Schedule(PreciseModule):
         t64 = wide(t)
         return self.rate_at(t64, self.logsnr_at(t64)).to(at_least_float32(t.dtype))
 
-    def inverse(self, logsnr: Float[Tensor, "*shape"], *, clamp: bool = False) -> Float[Tensor, "*shape"]:
+    def inverse(
+        self, logsnr: Float[Tensor, "*shape"], *, clamp: bool = False
+    ) -> Float[Tensor, "*shape"]:
         """The time at which the schedule passes λ.
 
         Raises ValueError where λ lies beyond the ends, unless `clamp`, which returns 0 or 1 there.
@@ -211,8 +224,11 @@ class Schedule(PreciseModule):
         return self.logsnr_at((t64 - 1 / steps).clamp(min=0.0)) - self.logsnr_at(t64)
 
     @names_arrays
-    def levels(self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor]:
-        """λ_t and the measure of a uniform draw of t: −dλ/dt, or T·expm1(λ_s − λ_t) on a chain; in float64.
+    def levels(
+        self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """λ_t and the measure of a uniform draw of t: −dλ/dt, or T·expm1(λ_s − λ_t) on a chain; in
+        float64.
 
         With `pin`, learned end points get no gradient from either.
         """
@@ -240,7 +256,9 @@ class Schedule(PreciseModule):
         name = type(self).__name__
         if not (self.learns_ends or self.learns_shape) and any(True for _ in self.parameters()):
             hint = "λ_max and λ_min would move with them: see Learned, which keeps ends and shape apart"
-            raise ValueError(must(name, "schedule", "say what its parameters are", "learns_ends = False", hint))
+            raise ValueError(
+                must(name, "schedule", "say what its parameters are", "learns_ends = False", hint)
+            )
         place = home(self)
         if place.type == "meta":
             return self  # parameters without values, to be filled later
@@ -261,8 +279,20 @@ class Schedule(PreciseModule):
             low = logsnr[-1].item() if self.reaches_noise else self.logsnr_min
             ends = torch.tensor([self.logsnr_max, low], dtype=torch.float64, device=place)
         _fail_at(name, "have finite logsnr_at(t)", ~torch.isfinite(logsnr), t, logsnr, "λ = ")
-        hint = "γ = −λ rises: hand over −γ" if logsnr[-1] > logsnr[0] else "the first of them that do not fall"
-        _fail_at(name, "be strictly decreasing in t (λ falls from data to noise)", drop <= 0, t, logsnr, "λ = ", hint)
+        hint = (
+            "γ = −λ rises: hand over −γ"
+            if logsnr[-1] > logsnr[0]
+            else "the first of them that do not fall"
+        )
+        _fail_at(
+            name,
+            "be strictly decreasing in t (λ falls from data to noise)",
+            drop <= 0,
+            t,
+            logsnr,
+            "λ = ",
+            hint,
+        )
         span = (ends[0] - ends[1]).item()
         resting = rate[[0, -1]].abs() <= RESTS * span
         self._least_rate = LEAST * span if resting.any() else 0.0
@@ -279,9 +309,18 @@ class Schedule(PreciseModule):
         )
         if not torch.allclose(logsnr[[0, -1]], ends, rtol=1e-6, atol=1e-6):
             came = f"λ(0) = {logsnr[0]:g}, λ(1) = {logsnr[-1]:g}"
-            raise ValueError(must(name, "logsnr_at", f"run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}", came))
+            raise ValueError(
+                must(
+                    name,
+                    "logsnr_at",
+                    f"run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}",
+                    came,
+                )
+            )
         area = 0.5 * (rate[:-1] + rate[1:]) * t.diff()
-        change = (rate[:-1] - rate[1:]).abs()  # of a cell or its neighbors: how far it leaves the trapezoid undecided, at a corner too
+        change = (
+            rate[:-1] - rate[1:]
+        ).abs()  # of a cell or its neighbors: how far it leaves the trapezoid undecided, at a corner too
         width = t.diff() * torch.nn.functional.max_pool1d(change[None], 3, stride=1, padding=1)[0]
         hint = "λ falls there by another amount than the rates between say"
         _fail_at(
@@ -294,15 +333,30 @@ class Schedule(PreciseModule):
             hint,
         )
         hint = "λ(time_at(λ)) is not λ"
-        _fail_at(name, "have time_at(logsnr) the inverse of logsnr_at", ~(off <= 1e-6 * span), between, off, "off by ", hint)
+        _fail_at(
+            name,
+            "have time_at(logsnr) the inverse of logsnr_at",
+            ~(off <= 1e-6 * span),
+            between,
+            off,
+            "off by ",
+            hint,
+        )
         hint = "the product is not 1; p(λ) = −dt/dλ is normalised between the ends"
         _fail_at(
-            name, "have density_at(logsnr) one over rate_at", ~((times_rate - 1).abs() <= 1e-5), between, times_rate, "p(λ) · rate = ", hint
+            name,
+            "have density_at(logsnr) one over rate_at",
+            ~((times_rate - 1).abs() <= 1e-5),
+            between,
+            times_rate,
+            "p(λ) · rate = ",
+            hint,
         )
         return self
 
     def times_to_check(self, points: int) -> Tensor:
-        """The times at which `check` looks, from 0 to 1: evenly, and wherever else the rate is another over a short time."""
+        """The times at which `check` looks, from 0 to 1: evenly, and wherever else the rate is
+        another over a short time."""
         return torch.linspace(0, 1, points, dtype=torch.float64, device="cpu")
 
     def check_once(self) -> None:
@@ -314,10 +368,16 @@ class Schedule(PreciseModule):
     def _check_argument(self, method: str, argument: str, value: Tensor) -> None:
         if checking() and not (isinstance(value, Tensor) and value.is_floating_point()):
             came = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            hint = "times are fractions of the way to noise, not integer steps: t = step / steps" if argument == "t" else "torch.tensor(…)"
+            hint = (
+                "times are fractions of the way to noise, not integer steps: t = step / steps"
+                if argument == "t"
+                else "torch.tensor(…)"
+            )
             raise TypeError(
                 must(
-                    type(self).__name__ if method == "forward" else f"{type(self).__name__}.{method}",
+                    type(self).__name__
+                    if method == "forward"
+                    else f"{type(self).__name__}.{method}",
                     argument,
                     "be a floating tensor",
                     came,
@@ -364,7 +424,9 @@ def check_ends(name: str, logsnr_max: float, logsnr_min: float) -> tuple[float, 
             if low > high
             else "equal ends leave nothing between"
         )
-        raise ValueError(must(name, "logsnr_max", f"be greater than logsnr_min = {low:g}", f"{high:g}", hint))
+        raise ValueError(
+            must(name, "logsnr_max", f"be greater than logsnr_min = {low:g}", f"{high:g}", hint)
+        )
     return high, low
 
 
@@ -373,10 +435,22 @@ def check_schedule(name: str, schedule: object) -> None:
     if not isinstance(schedule, Schedule):
         if isinstance(schedule, type):
             raise TypeError(
-                must(name, "schedule", "be a Schedule", f"the class {schedule.__name__}", f"an instance: {schedule.__name__}()")
+                must(
+                    name,
+                    "schedule",
+                    "be a Schedule",
+                    f"the class {schedule.__name__}",
+                    f"an instance: {schedule.__name__}()",
+                )
             )
         raise TypeError(
-            must(name, "schedule", "be a Schedule", shown(schedule), "for instance Cosine(); schedule.Custom takes a function of t")
+            must(
+                name,
+                "schedule",
+                "be a Schedule",
+                shown(schedule),
+                "for instance Cosine(); schedule.Custom takes a function of t",
+            )
         )
     if "_ends" not in vars(schedule):
         hint = "its __init__ must call super().__init__(logsnr_max, logsnr_min)"
@@ -387,7 +461,12 @@ def check_schedule(name: str, schedule: object) -> None:
 
 def check_returned(function: str, value: object, t: Tensor) -> None:
     """Raise unless what a schedule's own method returned has the shape, dtype and device of t."""
-    if not isinstance(value, Tensor) or value.shape != t.shape or value.dtype != t.dtype or value.device != t.device:
+    if (
+        not isinstance(value, Tensor)
+        or value.shape != t.shape
+        or value.dtype != t.dtype
+        or value.device != t.device
+    ):
         came, hint = (
             (f"{tuple(value.shape)}, {value.dtype}, {value.device}", "")
             if isinstance(value, Tensor)
@@ -396,7 +475,13 @@ def check_returned(function: str, value: object, t: Tensor) -> None:
         if isinstance(value, Tensor) and value.shape != t.shape:
             hint = "it would broadcast in silence"
         raise ValueError(
-            must(function, "return value", f"have the shape, dtype and device of t: {tuple(t.shape)}, {t.dtype}, {t.device}", came, hint)
+            must(
+                function,
+                "return value",
+                f"have the shape, dtype and device of t: {tuple(t.shape)}, {t.dtype}, {t.device}",
+                came,
+                hint,
+            )
         )
 
 
@@ -406,7 +491,9 @@ def home(module: object) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-def _fail_at(name: str, requirement: str, bad: Tensor, t: Tensor, value: Tensor, what: str, hint: str = "") -> None:
+def _fail_at(
+    name: str, requirement: str, bad: Tensor, t: Tensor, value: Tensor, what: str, hint: str = ""
+) -> None:
     if bad.any():
         i = int(bad.nonzero()[0])
         came = f"{what}{value[i]:g} at t = {t[i]:g}"

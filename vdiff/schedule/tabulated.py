@@ -16,8 +16,9 @@ from vdiff.schedule.base import Schedule
 class Tabulated(Schedule):
     """Noise levels λ_1 > … > λ_n read from a table; between them λ is linear in t.
 
-    Level i stands at t = (i − 1)/(n − 1): n levels make a chain of `steps` = n − 1 steps, and the first level is the
-    decoder's. Use it as `weighted_elbo(..., steps=schedule.steps)`, or in continuous time.
+    Level i stands at t = (i − 1)/(n − 1): n levels make a chain of `steps` = n − 1 steps, and the
+    first level is the decoder's. Use it as `weighted_elbo(..., steps=schedule.steps)`, or in
+    continuous time.
 
     The last level may be −∞, pure noise (a zero terminal SNR, Lin et al., arXiv:2305.08891).
     Weighted losses on a chain and samplers take such a table. A bound does not: its prior term
@@ -33,16 +34,33 @@ class Tabulated(Schedule):
     def __init__(self, logsnr: Sequence[float] | np.ndarray | Tensor) -> None:
         table = torch.as_tensor(logsnr, dtype=torch.float64, device="cpu").detach().clone()
         if table.ndim != 1 or len(table) < 2:
-            raise ValueError(must("Tabulated", "logsnr", "be one row of at least two levels", f"shape {tuple(table.shape)}"))
+            raise ValueError(
+                must(
+                    "Tabulated",
+                    "logsnr",
+                    "be one row of at least two levels",
+                    f"shape {tuple(table.shape)}",
+                )
+            )
         if ((table > 0) & (table < 1)).all():
             hint = "these look like ᾱ: Tabulated.from_alphas_cumprod; a table of β: Tabulated.from_betas"
-            raise ValueError(must("Tabulated", "logsnr", "be log α²/σ²", f"values from {table.min():g} to {table.max():g} alone", hint))
+            raise ValueError(
+                must(
+                    "Tabulated",
+                    "logsnr",
+                    "be log α²/σ²",
+                    f"values from {table.min():g} to {table.max():g} alone",
+                    hint,
+                )
+            )
         bad = ~torch.isfinite(table)
         bad[-1] &= table[-1] != -math.inf
         if bad.any():
             i = int(bad.nonzero()[0])
             came = f"{table[i]:g} at level {i + 1} of {len(table)}"
-            raise ValueError(must("Tabulated", "logsnr", "be finite, or −∞ at the last level", came))
+            raise ValueError(
+                must("Tabulated", "logsnr", "be finite, or −∞ at the last level", came)
+            )
         rising = table.diff() >= 0
         if rising.any():
             i = int(rising.nonzero()[0])
@@ -89,7 +107,8 @@ class Tabulated(Schedule):
         *,
         zero_terminal_snr: bool = False,
     ) -> "Tabulated":
-        """The levels of a DDPM: log ᾱ_t = Σ log1p(−β), λ_t = log ᾱ_t − log(−expm1(log ᾱ_t)), in float64.
+        """The levels of a DDPM: log ᾱ_t = Σ log1p(−β), λ_t = log ᾱ_t − log(−expm1(log ᾱ_t)), in
+        float64.
 
         With `zero_terminal_snr` √ᾱ is shifted and scaled so that the last level is pure noise, λ =
         −∞, and the first stays (Lin et al., arXiv:2305.08891, algorithm 1; diffusers:
@@ -103,12 +122,26 @@ class Tabulated(Schedule):
         beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
         if beta.ndim != 1 or len(beta) < 2:
             hint = "one noise level is a decoder without a step" if beta.numel() == 1 else ""
-            raise ValueError(must("Tabulated.from_betas", "betas", "be one row of at least two values", f"shape {tuple(beta.shape)}", hint))
+            raise ValueError(
+                must(
+                    "Tabulated.from_betas",
+                    "betas",
+                    "be one row of at least two values",
+                    f"shape {tuple(beta.shape)}",
+                    hint,
+                )
+            )
         _check_betas(beta, noise_at_last=True)
         if beta[0] > 0.9 and (beta.diff() < 0).all():
             hint = "these look like ᾱ: Tabulated.from_alphas_cumprod"
             raise ValueError(
-                must("Tabulated.from_betas", "betas", "start with little noise", f"{beta[0]:g}, falling to {beta[-1]:g}", hint)
+                must(
+                    "Tabulated.from_betas",
+                    "betas",
+                    "start with little noise",
+                    f"{beta[0]:g}, falling to {beta[-1]:g}",
+                    hint,
+                )
             )
         log_signal = torch.log1p(-beta).cumsum(0)
         if zero_terminal_snr:
@@ -118,15 +151,25 @@ class Tabulated(Schedule):
         return cls(log_signal - torch.log(-torch.expm1(log_signal)))
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Sequence[float] | np.ndarray | Tensor) -> "Tabulated":
-        """The levels of a table of ᾱ = α², λ = log ᾱ/(1 − ᾱ). From float32 products λ is off by 0.18 at 13.3: use betas.
+    def from_alphas_cumprod(
+        cls, alphas_cumprod: Sequence[float] | np.ndarray | Tensor
+    ) -> "Tabulated":
+        """The levels of a table of ᾱ = α², λ = log ᾱ/(1 − ᾱ). From float32 products λ is off by
+        0.18 at 13.3: use betas.
 
         >>> Tabulated.from_alphas_cumprod([0.9, 0.72, 0.504]).table
         tensor([2.1972, 0.9445, 0.0160], dtype=torch.float64)
         """
         signal = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
         if signal.ndim != 1:
-            raise ValueError(must("Tabulated.from_alphas_cumprod", "alphas_cumprod", "be one row", f"shape {tuple(signal.shape)}"))
+            raise ValueError(
+                must(
+                    "Tabulated.from_alphas_cumprod",
+                    "alphas_cumprod",
+                    "be one row",
+                    f"shape {tuple(signal.shape)}",
+                )
+            )
         bad = ~((signal > 0) & (signal < 1))
         bad[-1:] &= signal[-1:] != 0
         if bad.any():
@@ -134,13 +177,27 @@ class Tabulated(Schedule):
             came = f"{signal[i]:g} at level {i + 1} of {len(signal)}"
             hint = "ᾱ = 0 is pure noise: it is the last" if signal[i] == 0 else ""
             what = "lie strictly between 0 and 1"
-            raise ValueError(must("Tabulated.from_alphas_cumprod", "alphas_cumprod", what, came, hint))
+            raise ValueError(
+                must("Tabulated.from_alphas_cumprod", "alphas_cumprod", what, came, hint)
+            )
         rising = signal.diff() >= 0
         if rising.any():
             i = int(rising.nonzero()[0])
             came = f"{signal[i]:g} at level {i + 1} and {signal[i + 1]:g} at level {i + 2}"
-            hint = "the table runs from noise to data: flip it" if signal[-1] > signal[0] else "each step removes signal"
-            raise ValueError(must("Tabulated.from_alphas_cumprod", "alphas_cumprod", "be strictly decreasing", came, hint))
+            hint = (
+                "the table runs from noise to data: flip it"
+                if signal[-1] > signal[0]
+                else "each step removes signal"
+            )
+            raise ValueError(
+                must(
+                    "Tabulated.from_alphas_cumprod",
+                    "alphas_cumprod",
+                    "be strictly decreasing",
+                    came,
+                    hint,
+                )
+            )
         return cls(torch.logit(signal))
 
     @classmethod
@@ -155,9 +212,10 @@ class Tabulated(Schedule):
     ) -> "Tabulated":
         """DDPM's own table (arXiv:2006.11239): β linear from 1e-4 to 0.02 in 1000 levels.
 
-        With `rescale_from` (1000 for DDPM's β) they are multiplied by rescale_from/levels, as is usual for another number
-        of levels. That keeps λ_min, about, and moves the first level's λ_max by log(levels/rescale_from): the chain and
-        the decoder share the bound otherwise. Below about β_n · rescale_from levels there is a β ≥ 1, which is refused.
+        With `rescale_from` (1000 for DDPM's β) they are multiplied by rescale_from/levels, as is
+        usual for another number of levels. That keeps λ_min, about, and moves the first level's
+        λ_max by log(levels/rescale_from): the chain and the decoder share the bound otherwise.
+        Below about β_n · rescale_from levels there is a β ≥ 1, which is refused.
         `zero_terminal_snr` is that of `from_betas`.
 
         >>> Tabulated.linear_betas().steps
@@ -191,7 +249,12 @@ class Tabulated(Schedule):
         10.094988811462066
         """
         check_positive_int("Tabulated.cosine_betas", "levels", levels)
-        angle = (torch.arange(levels + 1, dtype=torch.float64, device="cpu") / levels + offset) / (1 + offset) * math.pi / 2
+        angle = (
+            (torch.arange(levels + 1, dtype=torch.float64, device="cpu") / levels + offset)
+            / (1 + offset)
+            * math.pi
+            / 2
+        )
         step = math.pi / 2 / (1 + offset) / levels
         # 1 − cos²(φ + h)/cos²φ, without the difference: the first β is 4e-5
         betas = math.sin(step) * torch.sin(angle[:-1] + angle[1:]) / torch.cos(angle[:-1]).square()

@@ -13,7 +13,8 @@ TEST = "../tests/theorems/test_verify.py"
 
 
 def theorem_page() -> str:
-    """Markdown: the theorems by topic, each with its source, its hypotheses, its counterexamples, its code and its test.
+    """Markdown: the theorems by topic, each with its source, its hypotheses, its counterexamples,
+    its code and its test.
 
     >>> theorem_page().splitlines()[0]
     '# Theorems'
@@ -28,7 +29,13 @@ def theorem_page() -> str:
     ]
     docs = {topic.__name__.rpartition(".")[2]: topic.__doc__ or "" for topic in TOPICS}
     for topic, theorems in by_topic().items():
-        lines += ["", f"## {docs[topic].strip()}", "", "| theorem | source | holds if | test |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {docs[topic].strip()}",
+            "",
+            "| theorem | source | holds if | test |",
+            "|---|---|---|---|",
+        ]
         lines += [_row(topic, theorem) for theorem in theorems]
     return "\n".join(lines) + "\n"
 
@@ -36,14 +43,19 @@ def theorem_page() -> str:
 def _row(topic: str, theorem: Theorem) -> str:
     network = " *Any network.*" if theorem.any_network else ""
     dropped = "".join(f"<br>*fails without:* {c.dropped}" for c in theorem.counterexamples)
-    cells = [f"[`{theorem.name}`](../vdiff/theorems/{topic}.py)<br>{theorem.statement}{network}", theorem.source, theorem.given + dropped]
+    cells = [
+        f"[`{theorem.name}`](../vdiff/theorems/{topic}.py)<br>{theorem.statement}{network}",
+        theorem.source,
+        theorem.given + dropped,
+    ]
     test = f"[`{theorem.name}`]({TEST})"
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + f" | {test} |"
 
 
 @torch.no_grad()
 def errata_page() -> str:
-    """Markdown: the errata by source, each with the printed form, the right one, and the numbers that show it.
+    """Markdown: the errata by source, each with the printed form, the right one, and the numbers
+    that show it.
 
     >>> "eq. 3.7" in errata_page()
     True
@@ -65,8 +77,15 @@ def errata_page() -> str:
         left_open = [_corrected(e) for e in errata if e.left_open]
         lines += ["", f"## {source}", *_table("", ("where", said, "right", "the numbers"), wrong)]
         lines += _table("Left open:", ("where", "read as", "what holds", "the numbers"), left_open)
-        for title, slips in (("Misprints, which claim nothing:", MISPRINTS), ("Probably of the extraction:", EXTRACTED)):
-            lines += _table(title, ("where", "printed", "right"), [(m.where, m.printed, m.right) for m in slips if m.source == source])
+        for title, slips in (
+            ("Misprints, which claim nothing:", MISPRINTS),
+            ("Probably of the extraction:", EXTRACTED),
+        ):
+            lines += _table(
+                title,
+                ("where", "printed", "right"),
+                [(m.where, m.printed, m.right) for m in slips if m.source == source],
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -74,12 +93,15 @@ def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -
     """A title and a table, or nothing where there are no rows."""
     if not rows:
         return []
-    top, *table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+    top, *table = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)
+    ]
     return [*(("", title) if title else ()), "", top, "|" + "---|" * len(head), *table]
 
 
 def _corrected(erratum: Erratum) -> tuple[str, ...]:
-    """The row of one erratum; where the source leaves it open, a reading of it has no number of its own."""
+    """The row of one erratum; where the source leaves it open, a reading of it has no number of
+    its own."""
     correction = erratum.correction()
     printed = "" if erratum.left_open else f" *Printed form:* {_said(correction.printed)}."
     right = f" *{'What holds' if erratum.left_open else 'Right form'}:* {_said(correction.right)}."

@@ -1,4 +1,5 @@
-"""Training: configuration, loop and run folder. Without the extra `train` it cannot be imported."""
+"""Training: configuration, loop and run folder. Without the extra `train` it cannot be
+imported."""
 
 from vdiff.extras import extra
 
@@ -13,4 +14,14 @@ from vdiff.training.ranks import here, over_ranks, processes, shard
 from vdiff.training.run import Run
 from vdiff.training.validation import Validation
 
-__all__ = ["Config", "Run", "Validation", "here", "over_ranks", "parameter_groups", "processes", "shard", "train"]
+__all__ = [
+    "Config",
+    "Run",
+    "Validation",
+    "here",
+    "over_ranks",
+    "parameter_groups",
+    "processes",
+    "shard",
+    "train",
+]

@@ -10,7 +10,8 @@ from vdiff.objective import Objective
 
 
 class Averages:
-    """Copies of an objective whose weights are running means, one for each decay; schedules are averaged with the network.
+    """Copies of an objective whose weights are running means, one for each decay; schedules are
+    averaged with the network.
 
         θ̄ ← d θ̄ + (1 − d) θ,   d = min(decay, (1 + n)/(10 + n)) at update n
 
@@ -38,9 +39,16 @@ class Averages:
             weights = list(zip(averaged.parameters(), objective.parameters(), strict=True))
             pairs = [pair for pair in weights if _has_mean(pair[0])]
             others = [pair for pair in weights if not _has_mean(pair[0])]
-            dtypes = {(mean.dtype, now.dtype) for mean, now in pairs}  # lists of one dtype are one operation
-            alike = [[(m.detach(), n.detach()) for m, n in pairs if (m.dtype, n.dtype) == dtype] for dtype in sorted(dtypes, key=str)]
-            self._pairs[decay] = [([m for m, _ in group], [n for _, n in group]) for group in alike]
+            dtypes = {
+                (mean.dtype, now.dtype) for mean, now in pairs
+            }  # lists of one dtype are one operation
+            alike = [
+                [(m.detach(), n.detach()) for m, n in pairs if (m.dtype, n.dtype) == dtype]
+                for dtype in sorted(dtypes, key=str)
+            ]
+            self._pairs[decay] = [
+                ([m for m, _ in group], [n for _, n in group]) for group in alike
+            ]
             means, now = [m.detach() for m, _ in others], [n.detach() for _, n in others]
             self._buffers[decay] = ([*means, *averaged.buffers()], [*now, *objective.buffers()])
 
@@ -50,7 +58,9 @@ class Averages:
         for decay in self.copies:
             kept = min(decay, (1 + n) / (10 + n))
             for means, now in self._pairs[decay]:
-                wide = now if now[0].dtype == means[0].dtype else [v.to(means[0].dtype) for v in now]
+                wide = (
+                    now if now[0].dtype == means[0].dtype else [v.to(means[0].dtype) for v in now]
+                )
                 torch._foreach_lerp_(means, wide, 1 - kept)
             buffers, current = self._buffers[decay]
             if buffers:

@@ -1,4 +1,5 @@
-"""Checkpoints: folders of safetensors and JSON that are whole or not there, and are verified before anything is taken from them.
+"""Checkpoints: folders of safetensors and JSON that are whole or not there, and are verified
+before anything is taken from them.
 
     step-00001000/
         meta.json                what it is of, the size and the SHA-256 of every file, and its own
@@ -42,11 +43,11 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
 def write(folder: Path, step: int, tensors: Tensors, facts: Facts) -> Path:
-    """A checkpoint of `tensors`, by file and name, and of `facts`, plain data, as `folder`/step-…: whole, or none.
+    """A checkpoint of `tensors`, by file and name, and of `facts`, plain data, as `folder`/step-…:
+    whole, or none.
 
-    Raises:
-        ValueError: where a tensor holds NaN.
-        OSError: where the disk is full, with the bytes needed and free, or cannot be written to; what was there stays.
+    Raises: ValueError: where a tensor holds NaN. OSError: where the disk is full, with the bytes
+        needed and free, or cannot be written to; what was there stays.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +59,15 @@ def write(folder: Path, step: int, tensors: Tensors, facts: Facts) -> Path:
     for file, named in tensors.items():
         for name, value in named.items():
             if value.isnan().any():
-                raise ValueError(must("checkpoint", "state", "hold no NaN", f"one in {file} {name}", "it could not be gone on from"))
+                raise ValueError(
+                    must(
+                        "checkpoint",
+                        "state",
+                        "hold no NaN",
+                        f"one in {file} {name}",
+                        "it could not be gone on from",
+                    )
+                )
     path = folder / f"step-{step:08d}"
     aside = folder / f".{path.name}.partial"
     needed = sum(value.nbytes for named in tensors.values() for value in named.values())
@@ -81,10 +90,11 @@ def write(folder: Path, step: int, tensors: Tensors, facts: Facts) -> Path:
 
 
 def read(path: Path, into: Tensors) -> Facts:
-    """Copy files of the checkpoint `path` into tensors of the same names, shapes and dtypes, and return its facts.
+    """Copy files of the checkpoint `path` into tensors of the same names, shapes and dtypes, and
+    return its facts.
 
-    Everything is verified before the first tensor is touched. Raises ValueError that says what is wrong: cut off, another
-    checksum, another form, another architecture.
+    Everything is verified before the first tensor is touched. Raises ValueError that says what is
+    wrong: cut off, another checksum, another form, another architecture.
 
     >>> read(Path("step-00000010"), {})
     Traceback (most recent call last):
@@ -97,7 +107,9 @@ def read(path: Path, into: Tensors) -> Facts:
             raise refused(path, f"hold {name}", ", ".join(meta["files"]), "it is of another run")
         _check_file(path, name, meta["files"][name])
         if _digest(path / name) != meta["files"][name]["sha256"]:
-            raise refused(path, f"hold {name} as it was written", "another checksum", "it is damaged")
+            raise refused(
+                path, f"hold {name} as it was written", "another checksum", "it is damaged"
+            )
     found = {file: load(path / f"{file}.safetensors", named) for file, named in into.items()}
     for file, named in into.items():
         fill(named, found[file])
@@ -106,7 +118,8 @@ def read(path: Path, into: Tensors) -> Facts:
 
 
 def read_meta(path: Path) -> Facts:
-    """The verified meta.json of a checkpoint; raises ValueError where there is none, or it is not as it was written.
+    """The verified meta.json of a checkpoint; raises ValueError where there is none, or it is not
+    as it was written.
 
     >>> read_meta(Path("model.pkl"))
     Traceback (most recent call last):
@@ -114,7 +127,12 @@ def read_meta(path: Path) -> Facts:
     ValueError: checkpoint: argument 'model.pkl' must be a folder of safetensors and JSON; got a .pkl file, which is never unpickled ...
     """
     if path.suffix in PICKLES:
-        raise refused(path, "be a folder of safetensors and JSON", f"a {path.suffix} file, which is never unpickled", UNPICKLE)
+        raise refused(
+            path,
+            "be a folder of safetensors and JSON",
+            f"a {path.suffix} file, which is never unpickled",
+            UNPICKLE,
+        )
     file = path / META
     if path.is_symlink() or not file.is_file() or file.is_symlink():
         raise refused(path, f"hold {META}", "none", "it is no checkpoint, or was not finished")
@@ -126,21 +144,40 @@ def read_meta(path: Path) -> Facts:
         sealed = meta.pop("sha256")
         right = sealed == seal(meta)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise refused(path, f"have a {META} as it was written", f"{type(error).__name__}: {error}", "it is damaged") from error
+        raise refused(
+            path,
+            f"have a {META} as it was written",
+            f"{type(error).__name__}: {error}",
+            "it is damaged",
+        ) from error
     if not right:
-        raise refused(path, f"have a {META} as it was written", "another checksum", "it is damaged")
+        raise refused(
+            path, f"have a {META} as it was written", "another checksum", "it is damaged"
+        )
     if meta.get("format") != FORMAT:
-        raise refused(path, f"have format {FORMAT}", meta.get("format"), "it was written by another version of vdiff")
+        raise refused(
+            path,
+            f"have format {FORMAT}",
+            meta.get("format"),
+            "it was written by another version of vdiff",
+        )
     if not _is_meta(meta) or meta["step"] != number(path):
-        raise refused(path, f"have a {META} with step, files and facts", "another form", "it is no checkpoint of vdiff")
+        raise refused(
+            path,
+            f"have a {META} with step, files and facts",
+            "another form",
+            "it is no checkpoint of vdiff",
+        )
     return meta
 
 
 def newest(folder: Path, use: Callable[[Path], Facts]) -> Facts | None:
-    """The facts of the newest checkpoint that `use` accepts; one that it refuses by a ValueError is warned of, put
-    aside under another name, and the one before it is used. None where there are none at all.
+    """The facts of the newest checkpoint that `use` accepts; one that it refuses by a ValueError
+    is warned of, put aside under another name, and the one before it is used. None where there are
+    none at all.
 
-    Raises ValueError where there are checkpoints and all are refused: to start again in silence would lose the run.
+    Raises ValueError where there are checkpoints and all are refused: to start again in silence
+    would lose the run.
 
     >>> newest(Path("no-such-folder"), lambda path: {}) is None
     True
@@ -160,15 +197,19 @@ def newest(folder: Path, use: Callable[[Path], Facts]) -> Facts | None:
         hint = f"what can be used again is in {folder}; to start anew, take another folder"
         raise ValueError(
             must(
-                "Run", "folder", "hold a checkpoint to go on from", f"{len(reasons)} that are refused: {'; '.join(reasons.values())}", hint
+                "Run",
+                "folder",
+                "hold a checkpoint to go on from",
+                f"{len(reasons)} that are refused: {'; '.join(reasons.values())}",
+                hint,
             )
         )
     return None
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what a process that was killed has left of one. One that is being deleted has its
-    name no longer.
+    """Delete all but the newest `keep` checkpoints, and what a process that was killed has left of
+    one. One that is being deleted has its name no longer.
 
     >>> prune(Path("no-such-folder"), 3)
     """
@@ -186,7 +227,9 @@ def checkpoints(folder: Path) -> list[Path]:
     >>> checkpoints(Path("no-such-folder"))
     []
     """
-    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    return sorted(
+        path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)
+    )
 
 
 def number(path: Path) -> int:
@@ -214,7 +257,12 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         isinstance(meta.get("step"), int)
         and isinstance(meta.get("facts"), dict)
         and isinstance(files, dict)
-        and all(isinstance(f, dict) and isinstance(f.get("bytes"), int) and isinstance(f.get("sha256"), str) for f in files.values())
+        and all(
+            isinstance(f, dict)
+            and isinstance(f.get("bytes"), int)
+            and isinstance(f.get("sha256"), str)
+            for f in files.values()
+        )
     )
 
 
@@ -225,7 +273,9 @@ def _check_file(path: Path, name: str, recorded: dict[str, Any]) -> None:
         raise refused(path, f"hold {name} as a regular file", "none, or a link")
     size = file.stat().st_size
     if size != recorded["bytes"]:
-        raise refused(path, f"hold {name} whole, {recorded['bytes']:,} bytes", f"{size:,}", "it is cut off")
+        raise refused(
+            path, f"hold {name} whole, {recorded['bytes']:,} bytes", f"{size:,}", "it is cut off"
+        )
 
 
 def read_file(path: Path, name: str) -> Weights:
@@ -262,4 +312,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-__all__ = ["checkpoints", "newest", "number", "prune", "read", "read_file", "read_meta", "seal", "unused", "write"]
+__all__ = [
+    "checkpoints",
+    "newest",
+    "number",
+    "prune",
+    "read",
+    "read_file",
+    "read_meta",
+    "seal",
+    "unused",
+    "write",
+]

@@ -13,7 +13,8 @@ from vdiff.training.plain import read_json
 
 
 def hold(folder: Path) -> FileLock:
-    """The lock of a folder, until it is released or its process ends, however it ends: one left behind is free.
+    """The lock of a folder, until it is released or its process ends, however it ends: one left
+    behind is free.
 
     Raises ValueError that says who holds it.
 
@@ -33,7 +34,11 @@ def hold(folder: Path) -> FileLock:
     except Timeout as error:
         holder = _holder(path)
         hint = "wait for it or stop it, or take another folder"
-        raise ValueError(must("Run", "folder", "be used by one training at a time", f"{holder} in {folder}", hint)) from error
+        raise ValueError(
+            must(
+                "Run", "folder", "be used by one training at a time", f"{holder} in {folder}", hint
+            )
+        ) from error
     with open(open_regular(path, os.O_WRONLY | os.O_TRUNC), "w", encoding="utf-8") as file:
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
     return lock
@@ -43,7 +48,12 @@ def _holder(path: Path) -> str:
     try:
         who = read_json("Run", path)
         return f"process {who['pid']} on {who['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has taken the lock and not yet said who it is
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # it has taken the lock and not yet said who it is
         return "another process"
 
 

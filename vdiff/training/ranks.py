@@ -1,4 +1,5 @@
-"""The processes of a run, as torchrun starts them, and what they tell each other. Where there is one, nothing of it is touched."""
+"""The processes of a run, as torchrun starts them, and what they tell each other. Where there is
+one, nothing of it is touched."""
 
 import gc
 import json
@@ -43,7 +44,11 @@ def here() -> Place:
     >>> here()
     Place(index=0, count=1)
     """
-    return Place(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else Place()
+    return (
+        Place(dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else Place()
+    )
 
 
 def own_device() -> torch.device:
@@ -57,15 +62,19 @@ def own_device() -> torch.device:
     index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if index >= count:
         hint = f"torchrun --nproc-per-node {count}, or see CUDA_VISIBLE_DEVICES"
-        raise ValueError(must("processes", "LOCAL_RANK", f"be below the number of GPUs, {count}", index, hint))
+        raise ValueError(
+            must("processes", "LOCAL_RANK", f"be below the number of GPUs, {count}", index, hint)
+        )
     return torch.device("cuda", index)
 
 
 @contextmanager
 def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
-    """The device of this process, in a group with the others where torchrun started several (nccl on GPUs, gloo on CPUs).
+    """The device of this process, in a group with the others where torchrun started several (nccl
+    on GPUs, gloo on CPUs).
 
-    Where one of them fails, or is silent for `timeout` seconds while the others wait, all of them end.
+    Where one of them fails, or is silent for `timeout` seconds while the others wait, all of them
+    end.
 
     >>> with processes() as device:
     ...     here().count
@@ -77,14 +86,19 @@ def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout),
+    )
     try:
         yield device
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold what is wrapped
         raise
     finally:
-        gc.collect()  # what is wrapped in DDP must be gone before its group: over gloo, torch can deadlock otherwise
+        # what is wrapped in DDP must be gone before its group: over gloo, torch can deadlock
+        # otherwise
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -99,7 +113,9 @@ def wrap(module: nn.Module) -> DistributedDataParallel:
     'DistributedDataParallel'
     """
     wrapped = DistributedDataParallel(module, static_graph=True)
-    wrapped.broadcast_buffers = False  # they are equal already; as an argument it is deprecated in some versions, and unknown in others
+    # they are equal already; as an argument it is deprecated in some versions, and unknown in
+    # others
+    wrapped.broadcast_buffers = False
     return wrapped
 
 
@@ -158,7 +174,8 @@ def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) 
 
 
 def over_ranks(statistics: Tensor) -> Tensor:
-    """A tensor summed over all ranks, in place; in a single process as it is. `schedule.update(over_ranks)` merges what they saw.
+    """A tensor summed over all ranks, in place; in a single process as it is.
+    `schedule.update(over_ranks)` merges what they saw.
 
     >>> over_ranks(torch.ones(1))
     tensor([1.])
@@ -203,4 +220,14 @@ def from_first(tensors: Iterable[Tensor]) -> None:
             tensor.detach().copy_(whole)
 
 
-__all__ = ["Place", "from_first", "here", "on_first", "over_ranks", "own_device", "processes", "shard", "wrap"]
+__all__ = [
+    "Place",
+    "from_first",
+    "here",
+    "on_first",
+    "over_ranks",
+    "own_device",
+    "processes",
+    "shard",
+    "wrap",
+]

@@ -1,4 +1,5 @@
-"""What training says while it runs: a bar, a log, TensorBoard where it is installed. None of it can stop the training."""
+"""What training says while it runs: a bar, a log, TensorBoard where it is installed. None of it
+can stop the training."""
 
 import time
 import warnings
@@ -12,9 +13,11 @@ Entry = dict[str, Any]
 
 
 class Record:
-    """A progress bar with rate, time left and loss, and every entry of the log to all that take it.
+    """A progress bar with rate, time left and loss, and every entry of the log to all that take
+    it.
 
-    Without a terminal each entry is a printed line. A listener that raises is warned of, and training goes on.
+    Without a terminal each entry is a printed line. A listener that raises is warned of, and
+    training goes on.
 
     >>> entries = []
     >>> with Record(10, "bits_per_dim", quiet=True, listeners=[entries.append]) as record:
@@ -25,7 +28,13 @@ class Record:
     """
 
     def __init__(
-        self, steps: int, unit: str, *, first: int = 0, quiet: bool = False, listeners: list[Callable[[Entry], None]] | None = None
+        self,
+        steps: int,
+        unit: str,
+        *,
+        first: int = 0,
+        quiet: bool = False,
+        listeners: list[Callable[[Entry], None]] | None = None,
     ) -> None:
         self.unit = unit.replace("_per_", "/")
         shown, self.started = not quiet and on_terminal(), time.monotonic()
@@ -43,7 +52,10 @@ class Record:
             try:
                 listener(entry)
             except Exception as error:
-                warnings.warn(f"a log failed, training goes on: {type(error).__name__}: {error}", stacklevel=2)
+                warnings.warn(
+                    f"a log failed, training goes on: {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
 
     def __enter__(self) -> "Record":
         return self
@@ -58,7 +70,8 @@ def _print(entry: Entry) -> None:
 
 
 def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
-    """A listener that writes to TensorBoard, what it has of steps after `first` dropped; none where it is not installed.
+    """A listener that writes to TensorBoard, what it has of steps after `first` dropped; none
+    where it is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +85,9 @@ def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
     try:
         writer: Any = SummaryWriter(str(folder), purge_step=first + 1)
     except Exception as error:
-        warnings.warn(f"TensorBoard failed, training goes on: {type(error).__name__}: {error}", stacklevel=2)
+        warnings.warn(
+            f"TensorBoard failed, training goes on: {type(error).__name__}: {error}", stacklevel=2
+        )
         return []
 
     def write(entry: Entry) -> None:

@@ -1,4 +1,5 @@
-"""A run folder: config.json, checkpoints, the averaged weights, log.jsonl, figures. Everything a later command needs."""
+"""A run folder: config.json, checkpoints, the averaged weights, log.jsonl, figures. Everything a
+later command needs."""
 
 import json
 import os
@@ -33,8 +34,9 @@ FILES = ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jso
 class Run:
     """A folder that holds one run.
 
-    `Run(folder)` reads one; `Run.open` and `Run.create` are for its training, and keep everyone else from training in the same
-    folder until they are closed. Of several processes the first one writes.
+    `Run(folder)` reads one; `Run.open` and `Run.create` are for its training, and keep everyone
+    else from training in the same folder until they are closed. Of several processes the first one
+    writes.
 
     >>> import tempfile
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
@@ -52,31 +54,60 @@ class Run:
         self._lock: FileLock | None = None
         if config is None:
             if not (self.folder / "config.json").is_file():
-                raise ValueError(must("Run", "folder", "hold a config.json", self.folder, "`make demo` writes runs/digits"))
+                raise ValueError(
+                    must(
+                        "Run",
+                        "folder",
+                        "hold a config.json",
+                        self.folder,
+                        "`make demo` writes runs/digits",
+                    )
+                )
             path = self.folder / "config.json"
             known = read_json("Run", path)
             if not isinstance(known, dict):
-                raise ValueError(must("Run", str(path), "hold the settings of a run by name", type(known).__name__, "it is damaged"))
+                raise ValueError(
+                    must(
+                        "Run",
+                        str(path),
+                        "hold the settings of a run by name",
+                        type(known).__name__,
+                        "it is damaged",
+                    )
+                )
             config = Config.from_dict(known)
         self.config = config
 
     @classmethod
-    def open(cls, folder: str | Path, config: Config, *, resume: str = "auto", keep: int = 3) -> "Run":
-        """The run of `config` in `folder`, which is made: from its newest whole checkpoint if it has any, else from the start.
+    def open(
+        cls, folder: str | Path, config: Config, *, resume: str = "auto", keep: int = 3
+    ) -> "Run":
+        """The run of `config` in `folder`, which is made: from its newest whole checkpoint if it
+        has any, else from the start.
 
         Args:
             resume: "auto", or "never" for a folder that must not hold a run yet.
             keep: how many checkpoints are kept.
 
-        Raises:
-            ValueError: where the folder holds a run of another config, with the difference; where another process trains in
+        Raises: ValueError: where the folder holds a run of another config, with the difference;
+            where another process trains in
                 it; where it cannot be written to.
         """
         if resume not in RESUME:
             hint = UNPICKLE if Path(resume).suffix in PICKLES else did_you_mean(resume, RESUME)
-            raise ValueError(must("Run.open", "resume", f"be one of {', '.join(RESUME)}", repr(resume), hint))
+            raise ValueError(
+                must("Run.open", "resume", f"be one of {', '.join(RESUME)}", repr(resume), hint)
+            )
         if keep < 1:
-            raise ValueError(must("Run.open", "keep", "be at least 1", keep, "without a checkpoint nothing can be gone on from"))
+            raise ValueError(
+                must(
+                    "Run.open",
+                    "keep",
+                    "be at least 1",
+                    keep,
+                    "without a checkpoint nothing can be gone on from",
+                )
+            )
         run = cls(folder, config)
         run.keep = keep
 
@@ -87,7 +118,15 @@ class Run:
             difference = differences(cls(run.folder).config.asdict(), config.asdict())
             if difference:
                 hint = "another config is another run: take another folder"
-                raise ValueError(must("Run.open", "config", f"be that of the run in {run.folder}", difference, hint))
+                raise ValueError(
+                    must(
+                        "Run.open",
+                        "config",
+                        f"be that of the run in {run.folder}",
+                        difference,
+                        hint,
+                    )
+                )
             finished = os.path.lexists(run.folder / "ema.safetensors")
             if finished and not checkpoint.checkpoints(run.checkpoints):
                 what = "hold a checkpoint to go on from"
@@ -100,7 +139,8 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, config: Config) -> "Run":
-        """A new run in `folder`, which is made; an older run in it is replaced whole, with a warning."""
+        """A new run in `folder`, which is made; an older run in it is replaced whole, with a
+        warning."""
         run = cls(folder, config)
 
         def clear() -> None:
@@ -112,7 +152,8 @@ class Run:
         return run
 
     def _take(self, older: Callable[[], None]) -> None:
-        """Make the folder this training's; `older` is called where a run is in it already, and may raise."""
+        """Make the folder this training's; `older` is called where a run is in it already, and may
+        raise."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.folder)
@@ -120,16 +161,21 @@ class Run:
                 older()
             self.checkpoints.mkdir(exist_ok=True)
             sweep(self.folder)
-            write_text(self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n")
+            write_text(
+                self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n"
+            )
         except OSError as error:
             self.close()
-            raise ValueError(must("Run", "folder", "be one that can be written to", f"{self.folder}: {error}")) from error
+            raise ValueError(
+                must("Run", "folder", "be one that can be written to", f"{self.folder}: {error}")
+            ) from error
         except ValueError:
             self.close()
             raise
 
     def _begun(self) -> bool:
-        """Whether anything was trained here: a start that failed leaves nothing to go on with, and nothing to keep."""
+        """Whether anything was trained here: a start that failed leaves nothing to go on with, and
+        nothing to keep."""
         return bool(checkpoint.checkpoints(self.checkpoints)) or any(
             os.path.lexists(self.folder / name) for name in ("ema.safetensors", "log.jsonl")
         )
@@ -140,7 +186,15 @@ class Run:
         if came:
             raise ValueError(must("train", "run", "be of the config that is trained", came))
         if self._lock is None and here().first:
-            raise ValueError(must("train", "run", "be opened for training", f"Run({str(self.folder)!r})", "Run.open(folder, config)"))
+            raise ValueError(
+                must(
+                    "train",
+                    "run",
+                    "be opened for training",
+                    f"Run({str(self.folder)!r})",
+                    "Run.open(folder, config)",
+                )
+            )
 
     def close(self) -> None:
         """Let others train in this folder."""
@@ -167,15 +221,18 @@ class Run:
         return path
 
     def restore(self, state: State) -> None:
-        """Go on from the newest whole checkpoint, on every process, and forget what the log has beyond it. A checkpoint that is cut off,
-        damaged or of another run is warned of and put aside, and the one before it is used.
+        """Go on from the newest whole checkpoint, on every process, and forget what the log has
+        beyond it. A checkpoint that is cut off, damaged or of another run is warned of and put
+        aside, and the one before it is used.
 
         Where there is none, a log of an earlier training is kept as old-log.jsonl, with a warning.
 
         Raises ValueError where there are checkpoints and none can be used.
         """
         live = state.tensors()
-        facts = on_first(lambda: checkpoint.newest(self.checkpoints, partial(self.read, live=live)))
+        facts = on_first(
+            lambda: checkpoint.newest(self.checkpoints, partial(self.read, live=live))
+        )
         from_first(value for named in live.values() for value in named.values())
         if facts is not None:
             state.take(facts["state"])
@@ -184,7 +241,9 @@ class Run:
             if facts is None and self.history():
                 self._keep_log()
             kept = [entry for entry in self.history() if entry.get("step", 0) <= state.step]
-            write_text(self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+            write_text(
+                self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept)
+            )
 
     def _keep_log(self) -> None:
         """Give the log of a training that left no checkpoint another name, with a warning."""
@@ -206,29 +265,56 @@ class Run:
         now["data"] = sorted({*before["data"], *now["data"]})
 
     def read(self, path: Path, live: checkpoint.Tensors) -> dict[str, Any]:
-        """Copy a checkpoint of this run into tensors and return its facts. Raises ValueError where it is damaged or of another run."""
+        """Copy a checkpoint of this run into tensors and return its facts. Raises ValueError where
+        it is damaged or of another run."""
         meta = checkpoint.read_meta(path)
         facts = meta["facts"]
         config, state, versions = (facts.get(name) for name in ("config", "state", "versions"))
         if not isinstance(config, dict) or not is_state(state) or state["step"] != meta["step"]:
-            raise ValueError(must("checkpoint", str(path), "hold the state of a run", facts, "it is something else"))
+            raise ValueError(
+                must(
+                    "checkpoint",
+                    str(path),
+                    "hold the state of a run",
+                    facts,
+                    "it is something else",
+                )
+            )
         difference = differences(Config.from_dict(config).asdict(), self.config.asdict())
         if difference:
-            raise ValueError(must("checkpoint", str(path), "be of this run's config", difference, "it is of another run"))
+            raise ValueError(
+                must(
+                    "checkpoint",
+                    str(path),
+                    "be of this run's config",
+                    difference,
+                    "it is of another run",
+                )
+            )
         if versions != _versions():
-            warnings.warn(f"the run goes on with {_versions()} after {versions}: not bit for bit", stacklevel=2)
+            warnings.warn(
+                f"the run goes on with {_versions()} after {versions}: not bit for bit",
+                stacklevel=2,
+            )
         return checkpoint.read(path, live)
 
     def store(self, state: State) -> bool:
-        """Write a checkpoint and delete the oldest beyond `keep`; whether it was written. Where the disk does not allow it, what is
-        there stays, and a warning says how much is missing."""
+        """Write a checkpoint and delete the oldest beyond `keep`; whether it was written. Where
+        the disk does not allow it, what is there stays, and a warning says how much is missing."""
         if not here().first:
             return True
-        facts = {"config": self.config.asdict(), "versions": _versions(), "state": state.facts()} | state.about
+        facts = {
+            "config": self.config.asdict(),
+            "versions": _versions(),
+            "state": state.facts(),
+        } | state.about
         try:
             checkpoint.write(self.checkpoints, state.step, state.tensors(), facts)
         except OSError as error:
-            warnings.warn(f"no checkpoint at step {state.step}: {error}; the older ones are kept", stacklevel=2)
+            warnings.warn(
+                f"no checkpoint at step {state.step}: {error}; the older ones are kept",
+                stacklevel=2,
+            )
             return False
         checkpoint.prune(self.checkpoints, self.keep)
         return True
@@ -306,7 +392,8 @@ class Run:
         return self.loaded(name, objective=objective).objective
 
     def loaded(self, name: str = "ema", *, objective: Objective | None = None) -> Loaded:
-        """`load`, with the file, its step and its hash for a protocol, and what it was trained on."""
+        """`load`, with the file, its step and its hash for a protocol, and what it was trained
+        on."""
         return load_trained(self.folder, self.config, name, objective)
 
     def weights(self, name: str = "ema") -> Path:

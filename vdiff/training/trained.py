@@ -192,4 +192,12 @@ def _fill(objective: Objective, tensors: Mapping[str, Tensor]) -> None:
     objective.load_state_dict(dict(tensors))
 
 
-__all__ = ["FREE", "Loaded", "config_hash", "differences", "fingerprint", "load_trained", "weights_file"]
+__all__ = [
+    "FREE",
+    "Loaded",
+    "config_hash",
+    "differences",
+    "fingerprint",
+    "load_trained",
+    "weights_file",
+]

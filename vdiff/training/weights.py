@@ -122,7 +122,9 @@ def load(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return accept(path, loaded, expected, exact=True)
 
 
-def accept(path: Path, loaded: dict[str, Tensor], expected: Mapping[str, Tensor], *, exact: bool = False) -> dict[str, Tensor]:
+def accept(
+    path: Path, loaded: dict[str, Tensor], expected: Mapping[str, Tensor], *, exact: bool = False
+) -> dict[str, Tensor]:
     """The tensors of a file, with the names, shapes and kinds of those expected, and no NaN.
 
     `exact` asks for the same precision too. Raises ValueError with what differs.
@@ -146,7 +148,9 @@ def accept(path: Path, loaded: dict[str, Tensor], expected: Mapping[str, Tensor]
     # faults
     complex_ = {name for name in loaded if expected[name].is_complex()}
     ends = {name: value for name, value in expected.items() if _is_ends(name)}
-    return ends | {n: torch.view_as_complex(v.clone()) if n in complex_ else v for n, v in loaded.items()}
+    return ends | {
+        n: torch.view_as_complex(v.clone()) if n in complex_ else v for n, v in loaded.items()
+    }
 
 
 def fill(live: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
@@ -163,16 +167,22 @@ def fill(live: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
 
 def _refuse_pickle(path: Path) -> None:
     if path.suffix in PICKLES:
-        raise refused(path, "be safetensors", f"a {path.suffix} file, which is never unpickled", UNPICKLE)
+        raise refused(
+            path, "be safetensors", f"a {path.suffix} file, which is never unpickled", UNPICKLE
+        )
 
 
 def _facts(path: Path, header: Mapping[str, str]) -> Facts:
     try:
         facts = plain.parse(header.get(FACTS, "{}"))
     except ValueError as error:
-        raise refused(path, "have facts in its header that are JSON", error, "it is damaged") from error
+        raise refused(
+            path, "have facts in its header that are JSON", error, "it is damaged"
+        ) from error
     if not isinstance(facts, dict):
-        raise refused(path, "have facts by name in its header", type(facts).__name__, "it is damaged")
+        raise refused(
+            path, "have facts by name in its header", type(facts).__name__, "it is damaged"
+        )
     return facts
 
 
@@ -188,7 +198,9 @@ def _compare(path: Path, found: Mapping[str, list[int]], tensors: Mapping[str, T
     expected = {name: [*value.shape, *pair[name]] for name, value in tensors.items()}
     missing = [name for name in expected if name not in found and not _is_ends(name)]
     wrong = [f"{name} {expected[name]} is missing" for name in missing]
-    wrong += [f"{name} {shape} is unknown here" for name, shape in found.items() if name not in expected]
+    wrong += [
+        f"{name} {shape} is unknown here" for name, shape in found.items() if name not in expected
+    ]
     both = ((name, shape, expected.get(name, shape)) for name, shape in found.items())
     wrong += [f"{name} is {shape}, here {here}" for name, shape, here in both if shape != here]
     if wrong:
@@ -214,4 +226,13 @@ def refused(path: Path, requirement: str, got: object, hint: str = "") -> ValueE
     return ValueError(must("checkpoint", str(path), requirement, got, hint))
 
 
-__all__ = ["Weights", "accept", "fill", "load", "read_weights", "refused", "save_tensors", "separate"]
+__all__ = [
+    "Weights",
+    "accept",
+    "fill",
+    "load",
+    "read_weights",
+    "refused",
+    "save_tensors",
+    "separate",
+]

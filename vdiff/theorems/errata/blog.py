@@ -27,7 +27,8 @@ UNIT = Gaussian([0.0], [1.0])
     "bound towards noise",
 )
 def reduction_is_no_constant() -> Correction:
-    """N(0, 1) from λ = 13.3 to −5, at λ = 8, 0 and −4: 109, 218 and 6022 with 1000 steps, 11.0, 20.9 and 554.7 with 100."""
+    """N(0, 1) from λ = 13.3 to −5, at λ = 8, 0 and −4: 109, 218 and 6022 with 1000 steps, 11.0,
+    20.9 and 554.7 with 100."""
     ratio, law = [], []
     for delta in (STEP, 10 * STEP):
         sampled, closed, _ = step_variances(UNIT, UNIT, Posterior(), REDUCED, delta)
@@ -45,7 +46,8 @@ def reduction_is_no_constant() -> Correction:
     "the exact denoiser",
 )
 def not_along_one_path() -> Correction:
-    """N(0, 1), x = ½, 100 steps from λ = 13.3 to −5: variance 13.2 of the KLs' sum, 1.34 of the log-ratio."""
+    """N(0, 1), x = ½, 100 steps from λ = 13.3 to −5: variance 13.2 of the KLs' sum, 1.34 of the
+    log-ratio."""
     log_ratio, closed = path_variances(GaussianPath(UNIT, 13.3, -5.0, 100), 0.5)
     return ordered(closed, log_ratio)
 
@@ -57,16 +59,25 @@ def not_along_one_path() -> Correction:
     right="it raises the bound; the gap is KL(q(z|x) ‖ p_θ(z|x)), which may grow at the same time",
 )
 def raising_the_bound_may_widen_the_gap() -> Correction:
-    """z ~ N(0, 1), x|z ~ N(θ z, 1), q(z|x) = N(0.5, 0.3), x = 2: from θ = ½ to 1 the bound rises from −2.865 to −2.571,
-    the gap from 0.234 to 0.305."""
-    theta, x, q = torch.tensor([0.5, 1.0], dtype=torch.float64), 2.0, Normal(torch.tensor(0.5).double(), 0.3**0.5)
+    """z ~ N(0, 1), x|z ~ N(θ z, 1), q(z|x) = N(0.5, 0.3), x = 2: from θ = ½ to 1 the bound rises
+    from −2.865 to −2.571, the gap from 0.234 to 0.305."""
+    theta, x, q = (
+        torch.tensor([0.5, 1.0], dtype=torch.float64),
+        2.0,
+        Normal(torch.tensor(0.5).double(), 0.3**0.5),
+    )
     node, mass = normal_nodes()
     z = q.mean + q.stddev * node
-    bound = log_normal(x, theta[:, None] * z, 1.0) @ mass - kl_divergence(q, Normal(torch.zeros(()).double(), 1.0))
+    bound = log_normal(x, theta[:, None] * z, 1.0) @ mass - kl_divergence(
+        q, Normal(torch.zeros(()).double(), 1.0)
+    )
     spread = 1 + theta.square()
     gap = log_normal(x, 0.0, spread.sqrt()) - bound
     divergence = kl_divergence(q, Normal(theta * x / spread, spread.rsqrt()))
-    return Correction(at_least(gap[0], gap[1], rel=1e-9, why="rounding"), equal(gap, divergence, rel=1e-9, why="rounding"))
+    return Correction(
+        at_least(gap[0], gap[1], rel=1e-9, why="rounding"),
+        equal(gap, divergence, rel=1e-9, why="rounding"),
+    )
 
 
 def _line_two(level: float, delta: float) -> Tensor:
@@ -81,7 +92,10 @@ def _line_two(level: float, delta: float) -> Tensor:
         draws = []
         for n in HERMITE[0]:
             z_s = step.mean(z, x) + step.variance.sqrt() * n
-            forward, reverse = log_normal(z, shrink * z_s, spread), log_normal(z_s, step.mean(z, said), step.variance.sqrt())
+            forward, reverse = (
+                log_normal(z, shrink * z_s, spread),
+                log_normal(z_s, step.mean(z, said), step.variance.sqrt()),
+            )
             draws.append((forward - reverse)[:, 0])
         return torch.stack(draws, 1) @ HERMITE[1]
 
@@ -113,7 +127,8 @@ def line_two_has_another_mean() -> Correction:
     left_open=True,
 )
 def variance_over_what() -> Correction:
-    """N(0, 1), a step of Δ = 0.5 at λ = −4, the KL in closed form: 2.4e-6 given x₀ (its mean over x₀), 6.8e-5 over everything."""
+    """N(0, 1), a step of Δ = 0.5 at λ = −4, the KL in closed form: 2.4e-6 given x₀ (its mean over
+    x₀), 6.8e-5 over everything."""
     lam, (node, mass) = torch.tensor([-4.0, 0.0, 5.0], dtype=torch.float64), normal_nodes()
     kl = 0.5 * math.expm1(0.5)
 
@@ -124,7 +139,12 @@ def variance_over_what() -> Correction:
     second = kl**2 * torch.stack([average_noise(x, lam, square) for x in node.tolist()])
     of_each = mass @ (second - first.square())
     between = mass @ first.square() - (mass @ first).square()
-    return compared(of_each, of_each + between, step_variances(UNIT, UNIT, Posterior(), lam, 0.5)[1], why="quadrature")
+    return compared(
+        of_each,
+        of_each + between,
+        step_variances(UNIT, UNIT, Posterior(), lam, 0.5)[1],
+        why="quadrature",
+    )
 
 
 __all__: list[str] = []

@@ -32,7 +32,8 @@ X = 0.4
     right="the variance exploding process does just this: its prior is N(0, 1 + t), and only log-SNR matters",
 )
 def growing_variance_is_not_fatal() -> Correction:
-    """The prior term of the walk with its own prior is that of the variance preserving process; with N(0, 1) it is 496 nats at t = 1000."""
+    """The prior term of the walk with its own prior is that of the variance preserving process;
+    with N(0, 1) it is 496 nats at t = 1000."""
     return by_theorem(naive_walk_is_variance_exploding, "the prior is the walk's own, N(0, 1 + t)")
 
 
@@ -43,7 +44,8 @@ def growing_variance_is_not_fatal() -> Correction:
     right="only if Σ β_t = ∞; otherwise Π α_t has a limit above zero, and x_t keeps a part of x₀",
 )
 def betas_may_fall_too_fast() -> Correction:
-    """β_t = 2^−t lies in (0, 1) for every t, and Π α_t tends to 0.2888: by Euler's series for the product, and of a table of 50 levels."""
+    """β_t = 2^−t lies in (0, 1) for every t, and Π α_t tends to 0.2888: by Euler's series for the
+    product, and of a table of 50 levels."""
     table = Tabulated.from_betas(0.5 ** torch.arange(1, 51, dtype=torch.float64))
     k = torch.arange(-5, 6, dtype=torch.float64)
     series = (torch.cos(torch.pi * k) * 2 ** (-k * (3 * k - 1) / 2)).sum()
@@ -58,9 +60,18 @@ def betas_may_fall_too_fast() -> Correction:
 )
 def rescaled_betas() -> Correction:
     """λ_1 of DDPM's table: 9.210 at 1000 levels, 10.597 at 4000, 11.513 at 10000."""
-    moved = torch.tensor([Tabulated.linear_betas(levels=n, rescale_from=1000).logsnr_max for n in (4000, 10_000)], dtype=torch.float64)
+    moved = torch.tensor(
+        [Tabulated.linear_betas(levels=n, rescale_from=1000).logsnr_max for n in (4000, 10_000)],
+        dtype=torch.float64,
+    )
     right = DDPM.logsnr_max + torch.tensor([4.0, 10.0], dtype=torch.float64).log()
-    return compared(torch.full((2,), DDPM.logsnr_max, dtype=torch.float32), right, moved, rel=1e-4, why="log(1 − β) in place of −β")
+    return compared(
+        torch.full((2,), DDPM.logsnr_max, dtype=torch.float32),
+        right,
+        moved,
+        rel=1e-4,
+        why="log(1 − β) in place of −β",
+    )
 
 
 @erratum(
@@ -95,34 +106,55 @@ def order_of_the_bound() -> Correction:
     right="over x_1 … x_T: the term t = 2 contains x_1, and given x_2 it still varies",
 )
 def expectation_contains_the_first_level() -> Correction:
-    """N(0.3, ¼) at x₀ = 1, DDPM's step t = 2, the mean over x_2: at the x_1 one σ above its mean given x_2 and x₀, and over x_1 as well."""
+    """N(0.3, ¼) at x₀ = 1, DDPM's step t = 2, the mean over x_2: at the x_1 one σ above its mean
+    given x_2 and x₀, and over x_1 as well."""
 
     def ratio(noise: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         def of(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
             step = Step(level, steps_to(torch.tensor([2])).delta.expand(len(level)))
-            return reverse_log_ratio(predict_at(line(), x, eps, level, {}), x, eps, step, noise.expand_as(x))
+            return reverse_log_ratio(
+                predict_at(line(), x, eps, level, {}), x, eps, step, noise.expand_as(x)
+            )
 
         return of
 
     def divergence(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
         step = Step(level, steps_to(torch.tensor([2])).delta.expand(len(level)))
-        return total(kl_divergence(*kernels(predict_at(line(), x, eps, level, {}), x, step, step.variance)))
+        return total(
+            kl_divergence(*kernels(predict_at(line(), x, eps, level, {}), x, step, step.variance))
+        )
 
     level = steps_to(torch.tensor([2])).logsnr_t
     each = torch.stack([average_noise(1.0, level, ratio(noise)) for noise in HERMITE[0]])
-    return compared(average_noise(1.0, level, ratio(torch.ones(1).double())), HERMITE[1] @ each, average_noise(1.0, level, divergence))
+    return compared(
+        average_noise(1.0, level, ratio(torch.ones(1).double())),
+        HERMITE[1] @ each,
+        average_noise(1.0, level, divergence),
+    )
 
 
 def _terms() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Prior, steps and reconstruction of a chain's bound at one x, averaged over ε, and −log p + the divergence: the truth."""
+    """Prior, steps and reconstruction of a chain's bound at one x, averaged over ε, and −log p +
+    the divergence: the truth."""
     path = CHAINS[2]
     node, mass = normal_nodes()
     data = torch.full((len(node), 1), X, dtype=torch.float64)
     bound = elbo(
-        path.oracle, data, schedule=path.schedule, decoder=GaussianDecoder(), steps=path.steps, draws=path.steps, eps=node[:, None]
+        path.oracle,
+        data,
+        schedule=path.schedule,
+        decoder=GaussianDecoder(),
+        steps=path.steps,
+        draws=path.steps,
+        eps=node[:, None],
     )
     log_p, posterior = path.given(X)
-    return mass @ bound.prior, mass @ bound.diffusion, mass @ bound.reconstruction, kl_divergence(path.forward(X), posterior) - log_p
+    return (
+        mass @ bound.prior,
+        mass @ bound.diffusion,
+        mass @ bound.reconstruction,
+        kl_divergence(path.forward(X), posterior) - log_p,
+    )
 
 
 @erratum(
@@ -132,7 +164,8 @@ def _terms() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     right="L_T + L_t + L₀, as section 3.2 has it",
 )
 def sign_of_the_first_term() -> Correction:
-    """A chain of 6 steps on N(0.3, ¼) at x = 0.4: 0.650 nats, as printed 1.813. The truth is −log p(x) and the divergence of the posteriors."""
+    """A chain of 6 steps on N(0.3, ¼) at x = 0.4: 0.650 nats, as printed 1.813. The truth is −log
+    p(x) and the divergence of the posteriors."""
     prior, steps, first, truth = _terms()
     return compared(prior + steps - first, prior + steps + first, truth)
 
@@ -148,7 +181,15 @@ def divergences_depend_on_the_sample() -> Correction:
     path = CHAINS[2]
     prior, steps, first, truth = _terms()
     one = torch.full((1, 1), X, dtype=torch.float64)
-    plain = elbo(path.oracle, one, schedule=path.schedule, decoder=GaussianDecoder(), steps=path.steps, draws=path.steps, eps=0 * one)
+    plain = elbo(
+        path.oracle,
+        one,
+        schedule=path.schedule,
+        decoder=GaussianDecoder(),
+        steps=path.steps,
+        draws=path.steps,
+        eps=0 * one,
+    )
     return compared(plain.total[0], prior + steps + first, truth)
 
 
@@ -159,7 +200,8 @@ def divergences_depend_on_the_sample() -> Correction:
     right="a (x − b/2a)² + C; eq. 2.36 has the sign of a x² + b x, and the results 2.39 and 2.41 are right",
 )
 def completing_the_square() -> Correction:
-    """The mean of q(x_{t−1} | x_t, x₀) for DDPM at t = 100, x_t = 1, x₀ = 1, from the terms of eq. 2.32: 0.99997, not −0.99997."""
+    """The mean of q(x_{t−1} | x_t, x₀) for DDPM at t = 100, x_t = 1, x₀ = 1, from the terms of eq.
+    2.32: 0.99997, not −0.99997."""
     beta, before = BETAS[99], SIGNAL[98]
     a = (1 - beta) / beta + 1 / (1 - before)
     b = 2 * (1 - beta).sqrt() / beta + 2 * before.sqrt() / (1 - before)
@@ -174,8 +216,8 @@ def completing_the_square() -> Correction:
     right="q(x_{t−1}|x_t, x₀) is Gaussian; p_θ stands for q(x_{t−1}|x_t), a mixture of these over x₀, which is close to a Gaussian only for small steps",
 )
 def the_reverse_is_no_gaussian() -> Correction:
-    """x₀ = ±1, a step from λ = −1 to 2, x_t = 0: q(x_{t−1}|x_t) at 0, 0.5 and 0.9 is 0.035, 0.301 and 0.593 by Bayes' rule;
-    the Gaussian of its mean and variance is 0.419, 0.365 and 0.268."""
+    """x₀ = ±1, a step from λ = −1 to 2, x_t = 0: q(x_{t−1}|x_t) at 0, 0.5 and 0.9 is 0.035, 0.301
+    and 0.593 by Bayes' rule; the Gaussian of its mean and variance is 0.419, 0.365 and 0.268."""
     low, high = torch.tensor([[-1.0], [2.0]], dtype=torch.float64)
     step, signs = Step(low, high - low), torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     at = torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64)
@@ -219,7 +261,10 @@ MEAN, VARIANCE, OTHER_MEAN, OTHER_VARIANCE = 0.3, 0.01, 0.1, 0.02  # of q and of
 def _kl() -> Tensor:
     """KL(q ‖ p) by integration."""
     z, dz = panels(torch.linspace(-0.9, 1.5, 97, dtype=torch.float64))
-    q, p = (log_normal(z, mean, variance**0.5) for mean, variance in ((MEAN, VARIANCE), (OTHER_MEAN, OTHER_VARIANCE)))
+    q, p = (
+        log_normal(z, mean, variance**0.5)
+        for mean, variance in ((MEAN, VARIANCE), (OTHER_MEAN, OTHER_VARIANCE))
+    )
     found: Tensor = (q.exp() * (q - p)) @ dz
     return found
 
@@ -227,7 +272,11 @@ def _kl() -> Tensor:
 def _right() -> Tensor:
     """KL(q ‖ p) by the library."""
     u = torch.tensor([math.log(OTHER_VARIANCE / VARIANCE)], dtype=torch.float64)
-    return step_kl(torch.ones(1).double(), torch.tensor([(MEAN - OTHER_MEAN) ** 2 / VARIANCE], dtype=torch.float32).double(), u)[0]
+    return step_kl(
+        torch.ones(1).double(),
+        torch.tensor([(MEAN - OTHER_MEAN) ** 2 / VARIANCE], dtype=torch.float32).double(),
+        u,
+    )[0]
 
 
 @erratum(
@@ -237,7 +286,8 @@ def _right() -> Tensor:
     right="both are summed: the KL of Gaussians with diagonal covariances is the sum of those of their pixels",
 )
 def pixels_are_summed() -> Correction:
-    """The same chain on three pixels, each 0.4: 1.951 nats; −0.503 where the steps' KLs are averaged."""
+    """The same chain on three pixels, each 0.4: 1.951 nats; −0.503 where the steps' KLs are
+    averaged."""
     prior, steps, first, truth = _terms()
     return compared(3 * prior + steps + 3 * first, 3 * (prior + steps + first), 3 * truth)
 
@@ -251,7 +301,12 @@ def pixels_are_summed() -> Correction:
 )
 def kl_of_log_variances() -> Correction:
     """q = N(0.3, 0.01), p = N(0.1, 0.02): 1.0966 nats by integration, 2.1534 as printed."""
-    printed = 0.5 * (math.log(VARIANCE / OTHER_VARIANCE) - 1 + OTHER_VARIANCE / VARIANCE + (MEAN - OTHER_MEAN) ** 2 / VARIANCE)
+    printed = 0.5 * (
+        math.log(VARIANCE / OTHER_VARIANCE)
+        - 1
+        + OTHER_VARIANCE / VARIANCE
+        + (MEAN - OTHER_MEAN) ** 2 / VARIANCE
+    )
     return compared(printed, _right(), _kl())
 
 

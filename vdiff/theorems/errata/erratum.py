@@ -1,4 +1,5 @@
-"""What an erratum is here: what a source prints, what is right, and a function that measures both against the truth."""
+"""What an erratum is here: what a source prints, what is right, and a function that measures both
+against the truth."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ COMMON = "What is commonly added, in none of the sources"
 
 @dataclass(frozen=True)
 class Correction:
-    """The printed form and the right one, each against the same truth: the first must fail, the second hold.
+    """The printed form and the right one, each against the same truth: the first must fail, the
+    second hold.
 
     >>> compared(1.0, 2.0, 2.0).printed.holds
     False
@@ -29,14 +31,21 @@ class Correction:
 
 
 def compared(
-    printed: Tensor | float, right: Tensor | float, truth: Tensor | float, *, rel: float = 1e-6, why: str = "rounding"
+    printed: Tensor | float,
+    right: Tensor | float,
+    truth: Tensor | float,
+    *,
+    rel: float = 1e-6,
+    why: str = "rounding",
 ) -> Correction:
     """Two values for one truth, which is computed another way.
 
     >>> compared(1.0, 2.0, 2.0).right.holds
     True
     """
-    return Correction(equal(printed, truth, rel=rel, why=why), equal(right, truth, rel=rel, why=why))
+    return Correction(
+        equal(printed, truth, rel=rel, why=why), equal(right, truth, rel=rel, why=why)
+    )
 
 
 def ordered(larger: Tensor | float, smaller: Tensor | float) -> Correction:
@@ -45,14 +54,18 @@ def ordered(larger: Tensor | float, smaller: Tensor | float) -> Correction:
     >>> ordered(2.0, 1.0).right.holds
     True
     """
-    return Correction(at_least(smaller, larger, rel=1e-9, why="rounding"), at_least(larger, smaller, rel=1e-9, why="rounding"))
+    return Correction(
+        at_least(smaller, larger, rel=1e-9, why="rounding"),
+        at_least(larger, smaller, rel=1e-9, why="rounding"),
+    )
 
 
 @dataclass(frozen=True)
 class Erratum:
     """Where a source is wrong: what it prints, what is right, and by how much.
 
-    With `left_open` it is not wrong, but can be read in two ways: `printed` is a reading that does not hold.
+    With `left_open` it is not wrong, but can be read in two ways: `printed` is a reading that does
+    not hold.
 
     >>> from vdiff.theorems import ERRATA
     >>> ERRATA["kl-of-log-variances"].where
@@ -72,7 +85,9 @@ class Erratum:
 ERRATA: dict[str, Erratum] = {}
 
 
-def erratum(*, source: str, where: str, printed: str, right: str, left_open: bool = False) -> Callable[[Callable[[], Correction]], Erratum]:
+def erratum(
+    *, source: str, where: str, printed: str, right: str, left_open: bool = False
+) -> Callable[[Callable[[], Correction]], Erratum]:
     """Register a function as an erratum: its docstring says what the numbers are.
 
     >>> erratum(source=BOOK, where="nowhere", printed="1", right="2").__name__

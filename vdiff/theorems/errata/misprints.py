@@ -1,4 +1,5 @@
-"""Mere misprints of the sources, and signs of how their text was extracted: what is printed and what is meant."""
+"""Mere misprints of the sources, and signs of how their text was extracted: what is printed and
+what is meant."""
 
 from dataclasses import dataclass
 
@@ -45,7 +46,12 @@ MISPRINTS: tuple[Misprint, ...] = (
         "E[x_t] = x₀ beside Var[x_t] = Var[x₀] + t I",
         "one is given x₀, the other is not: x₀ and t I, or E[x₀] and Var[x₀] + t I",
     ),
-    Misprint(BOOK, "eq. 1.22, 1.23 and 5.8", "ε_t, the noise of one step, for that of all steps to t", "ε, another standard normal"),
+    Misprint(
+        BOOK,
+        "eq. 1.22, 1.23 and 5.8",
+        "ε_t, the noise of one step, for that of all steps to t",
+        "ε, another standard normal",
+    ),
     Misprint(
         BOOK,
         "sections 3.1 and 3.1.1",
@@ -58,7 +64,12 @@ MISPRINTS: tuple[Misprint, ...] = (
         "p(x₀ⁱ|x₁ⁱ)",
         "p(x₀ⁱ|x₁): the mean of each dimension depends on all of x₁",
     ),
-    Misprint(BOOK, "section 3.2.4, of eq. 3.9", "“Page (1995)”", "Page, 1977 (Applied Statistics 26, page 75)"),
+    Misprint(
+        BOOK,
+        "section 3.2.4, of eq. 3.9",
+        "“Page (1995)”",
+        "Page, 1977 (Applied Statistics 26, page 75)",
+    ),
     Misprint(
         BOOK,
         "Algorithm 2",
@@ -96,16 +107,40 @@ MISPRINTS: tuple[Misprint, ...] = (
         "Experiment 9 is the longer training, and then the hybrid loss; table 6.2, after 1000 epochs, repeats table 6.1",
         "two numbers; a table of its own",
     ),
-    Misprint(BOOK, "the end of chapter 5", "“Small summary about the table.”, “Summary to the chapter?”", "the summaries themselves"),
+    Misprint(
+        BOOK,
+        "the end of chapter 5",
+        "“Small summary about the table.”, “Summary to the chapter?”",
+        "the summaries themselves",
+    ),
 )
 EXTRACTED: tuple[Misprint, ...] = (
     Misprint(SLIDES, "eq. 5", "a sum to I", "to T"),
-    Misprint(SLIDES, "eq. 8, its first form", "−½ E[SNR'(t)/‖x − x̂‖²], a quotient", "−½ E[SNR'(t) ‖x − x̂‖²], a product"),
-    Misprint(SLIDES, "Background: VDM, the schedule's network", "I₁, I₂ and I₃; γ_n", "l₁, l₂ and l₃; γ_η"),
-    Misprint(SLIDES, "invariance to noise scheduling", "“Only the weighting function w(x) matters!”", "w(λ)"),
+    Misprint(
+        SLIDES,
+        "eq. 8, its first form",
+        "−½ E[SNR'(t)/‖x − x̂‖²], a quotient",
+        "−½ E[SNR'(t) ‖x − x̂‖²], a product",
+    ),
+    Misprint(
+        SLIDES,
+        "Background: VDM, the schedule's network",
+        "I₁, I₂ and I₃; γ_n",
+        "l₁, l₂ and l₃; γ_η",
+    ),
+    Misprint(
+        SLIDES,
+        "invariance to noise scheduling",
+        "“Only the weighting function w(x) matters!”",
+        "w(λ)",
+    ),
     Misprint(SLIDES, "eq. 13", "ρ(λ)", "p(λ), as below it"),
-    Misprint(BOOK, "eq. 1.19", "the roots extend over ε_i", "√(…) ε_i: the noise stands behind the root"),
-    Misprint(BOOK, "references to equations and figures", "“Equation ??”, “Figure ??”", "their numbers"),
+    Misprint(
+        BOOK, "eq. 1.19", "the roots extend over ε_i", "√(…) ε_i: the noise stands behind the root"
+    ),
+    Misprint(
+        BOOK, "references to equations and figures", "“Equation ??”, “Figure ??”", "their numbers"
+    ),
 )
 
 __all__ = ["EXTRACTED", "MISPRINTS", "Misprint"]

@@ -1,4 +1,5 @@
-"""Errata of the book's later chapters: the decoder, its experiments with the variance, the hybrid loss."""
+"""Errata of the book's later chapters: the decoder, its experiments with the variance, the hybrid
+loss."""
 
 import torch
 from torch import Tensor
@@ -16,7 +17,12 @@ from vdiff.theorems.integral import log_normal, panels
 from vdiff.theorems.limits import refinement
 from vdiff.theorems.subject import mixture
 from vdiff.theorems.theorem import at_least, equal
-from vdiff.theorems.variances import best_variance_exceeds_the_posteriors, best_variance_lies_between_the_two, chain_of, mean_kl
+from vdiff.theorems.variances import (
+    best_variance_exceeds_the_posteriors,
+    best_variance_lies_between_the_two,
+    chain_of,
+    mean_kl,
+)
 from vdiff.variance import LogVariance, Posterior, Range
 
 LEVEL = torch.arange(256)
@@ -39,7 +45,13 @@ def approximate_normal_distribution() -> Correction:
     x = torch.tensor([-3.0, -4.0, -5.0, -6.0], dtype=torch.float64)
     density, width = panels(torch.linspace(-40, 0, 161, dtype=torch.float64), 10)
     truth = torch.stack([log_normal(density + v, 0.0, 1.0).exp() @ width for v in x])
-    return compared(_tanh_cdf(x), log_normal_interval(torch.full_like(x, -40.0), x).exp(), truth, rel=1e-9, why="quadrature")
+    return compared(
+        _tanh_cdf(x),
+        log_normal_interval(torch.full_like(x, -40.0), x).exp(),
+        truth,
+        rel=1e-9,
+        why="quadrature",
+    )
 
 
 def _printed_masses(mean: float, std: float) -> Tensor:
@@ -60,12 +72,17 @@ CASES = ((0.9, 0.3), (0.98, 0.02), (-1.0, 0.05))
     right="the tests are on the x that came in: only the first and the last level have bins that reach to infinity",
 )
 def edges_of_the_decoder() -> Correction:
-    """The sum over the 256 levels: 0.639 at μ = 0.9, σ = 0.3; 0.884 at 0.98, 0.02; 0.531 at −1, 0.05; it is 1 when right."""
+    """The sum over the 256 levels: 0.639 at μ = 0.9, σ = 0.3; 0.884 at 0.98, 0.02; 0.531 at −1,
+    0.05; it is 1 when right."""
     printed = torch.stack([_printed_masses(mean, std).sum() for mean, std in CASES])
     right = []
     for mean, std in CASES:
         decoder = DiscretizedGaussian(256, variance=std**2)
-        right.append(decoder.log_prob(LEVEL[:, None], torch.full((256, 1), mean, dtype=torch.float64), 0.0).exp().sum())
+        right.append(
+            decoder.log_prob(LEVEL[:, None], torch.full((256, 1), mean, dtype=torch.float64), 0.0)
+            .exp()
+            .sum()
+        )
     return compared(printed, torch.stack(right), 1.0)
 
 
@@ -78,9 +95,15 @@ def edges_of_the_decoder() -> Correction:
 def edge_bins_reach_to_infinity() -> Correction:
     """μ = 0.9, σ = 0.3: with bins that end at ±1 the levels sum to 0.631."""
     mean, std = CASES[0]
-    edges = torch.cat([torch.tensor([-1.0]).double(), GRID[:-1] + HALF, torch.tensor([1.0]).double()])
+    edges = torch.cat(
+        [torch.tensor([-1.0]).double(), GRID[:-1] + HALF, torch.tensor([1.0]).double()]
+    )
     decoder = DiscretizedGaussian(256, variance=std**2)
-    right = decoder.log_prob(LEVEL[:, None], torch.full((256, 1), mean, dtype=torch.float64), 0.0).exp().sum()
+    right = (
+        decoder.log_prob(LEVEL[:, None], torch.full((256, 1), mean, dtype=torch.float64), 0.0)
+        .exp()
+        .sum()
+    )
     return compared(torch.special.ndtr((edges - mean) / std).diff().sum(), right, 1.0)
 
 
@@ -91,11 +114,14 @@ def edge_bins_reach_to_infinity() -> Correction:
     right="the logarithm of the interval: the clamp floors it at −27.63 without a gradient, and the result is no bound",
 )
 def clamped_probability() -> Correction:
-    """σ² = 5.4532e-5, DDPM's own: eight levels off −34.74 by integration, −27.63 as printed; twelve levels off −78.02."""
+    """σ² = 5.4532e-5, DDPM's own: eight levels off −34.74 by integration, −27.63 as printed;
+    twelve levels off −78.02."""
     std, level = 5.4532e-5**0.5, torch.tensor([136, 140])
     center = GRID[level] - GRID[128]
     node, width = panels(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64), 16)
-    truth = torch.logsumexp(log_normal(center[:, None] + HALF * node, 0.0, std) + (HALF * width).log(), 1)
+    truth = torch.logsumexp(
+        log_normal(center[:, None] + HALF * node, 0.0, std) + (HALF * width).log(), 1
+    )
     mean = GRID[128].expand(2)[:, None]
     right = DiscretizedGaussian(256, variance=std**2).log_prob(level[:, None], mean, 0.0)
     upper, lower = (0.5 * torch.erfc(-(center + side) / std / 2**0.5) for side in (HALF, -HALF))
@@ -114,7 +140,9 @@ def gradient_of_the_variance_at_a_thousandth() -> Correction:
     with torch.enable_grad():
         variance = torch.tensor([0.001], dtype=torch.float64, requires_grad=True)
         loss = step_kl(
-            torch.ones(1).double(), torch.full((1,), error / posterior, dtype=torch.float32).double(), (variance / posterior).log()
+            torch.ones(1).double(),
+            torch.full((1,), error / posterior, dtype=torch.float32).double(),
+            (variance / posterior).log(),
         )
         (gradient,) = torch.autograd.grad(loss.sum(), variance)
     v = 0.001
@@ -128,7 +156,8 @@ def gradient_of_the_variance_at_a_thousandth() -> Correction:
     right="−299.5 is ∂L_t/∂ log σ_θ², that of eq. 4.4; ∂L_t/∂σ_θ² is 1/σ_θ² times as much, −2.995 × 10⁶ as before",
 )
 def gradient_of_the_log_variance() -> Correction:
-    """σ̂² = 0.01, (μ̂ − μ)² = 0.05, σ_θ² = 0.0001, by automatic differentiation of the library's KL."""
+    """σ̂² = 0.01, (μ̂ − μ)² = 0.05, σ_θ² = 0.0001, by automatic differentiation of the library's
+    KL."""
     posterior, error = torch.tensor([0.01], dtype=torch.float64), 0.05
     with torch.enable_grad():
         variance = torch.tensor([1e-4], dtype=torch.float64, requires_grad=True)
@@ -165,7 +194,9 @@ def range_of_the_mean_weight() -> Correction:
 def weight_of_the_x_loss() -> Correction:
     """DDPM's table, from log-SNR without a difference of SNRs, at t = 10; it is 109 at t = 7."""
     step = steps_to(torch.tensor([10]))
-    return compared(100.0, 45.5, 0.5 * step.logsnr_t.exp() * step.snr_gain, rel=2e-3, why="the digits given")
+    return compared(
+        100.0, 45.5, 0.5 * step.logsnr_t.exp() * step.snr_gain, rel=2e-3, why="the digits given"
+    )
 
 
 @erratum(
@@ -177,7 +208,8 @@ def weight_of_the_x_loss() -> Correction:
     left_open=True,
 )
 def best_reverse_variance() -> Correction:
-    """The mixture of the theorems, 5 steps from λ = 6 to −5: log(Σ/β̃) is 1.98 at its largest, and 0 only where the mean knows x."""
+    """The mixture of the theorems, 5 steps from λ = 6 to −5: log(Σ/β̃) is 1.98 at its largest, and
+    0 only where the mean knows x."""
     return by_theorem(best_variance_exceeds_the_posteriors, "the mean is E[x | z], not x itself")
 
 
@@ -192,9 +224,13 @@ def what_a_fixed_variance_costs() -> Correction:
     """The mixture, 5 steps from λ = 6 to −5: 6.49 nats with β̃, 2.50 with the best variance."""
     oracle, step = mixture(), chain_of(5)
     best = step.variance.log() + torch.log1p(step.snr_gain * oracle.mmse(step.logsnr_t))
-    fixed, optimal = mean_kl(oracle, step, Posterior()).sum(), mean_kl(oracle, step, LogVariance(), best).sum()
+    fixed, optimal = (
+        mean_kl(oracle, step, Posterior()).sum(),
+        mean_kl(oracle, step, LogVariance(), best).sum(),
+    )
     return Correction(
-        at_least(1.01 * optimal, fixed, rel=0.0, why="nothing lost, to a hundredth"), at_least(fixed, optimal, rel=0.0, why="exact")
+        at_least(1.01 * optimal, fixed, rel=0.0, why="nothing lost, to a hundredth"),
+        at_least(fixed, optimal, rel=0.0, why="exact"),
     )
 
 
@@ -205,17 +241,27 @@ def what_a_fixed_variance_costs() -> Correction:
     right="β bounds the best Σ from above only for data of variance at most one",
 )
 def forward_variance_is_no_upper_bound() -> Correction:
-    """N(0, 4), 5 steps from λ = 6 to −5: log β − log Σ of the best Σ, and for the mixture of the theorems log Σ − log β̃ too."""
+    """N(0, 4), 5 steps from λ = 6 to −5: log β − log Σ of the best Σ, and for the mixture of the
+    theorems log Σ − log β̃ too."""
     return by_theorem(best_variance_lies_between_the_two, "the data's variance is at most 1")
 
 
 def _bound_part(bound_weight: float) -> Tensor:
-    """What iDDPM's hybrid loss adds to the simple one, averaged over every step of a chain of 20, from the library."""
+    """What iDDPM's hybrid loss adds to the simple one, averaged over every step of a chain of 20,
+    from the library."""
     schedule, steps, oracle = Linear(6.0, -5.0), 20, Gaussian([0.3], [0.25])
-    model = Denoiser(lambda z, logsnr: torch.cat([oracle(z, logsnr).eps, 0 * z], 1), Eps(), variance=Range())
-    t, one = torch.arange(1, steps + 1, dtype=torch.float64) / steps, torch.ones(steps, 1, dtype=torch.float64)
+    model = Denoiser(
+        lambda z, logsnr: torch.cat([oracle(z, logsnr).eps, 0 * z], 1), Eps(), variance=Range()
+    )
+    t, one = (
+        torch.arange(1, steps + 1, dtype=torch.float64) / steps,
+        torch.ones(steps, 1, dtype=torch.float64),
+    )
     whole, simple = (
-        hybrid(model, 0.7 * one, schedule=schedule, steps=steps, t=t, eps=0.4 * one, bound_weight=w) for w in (bound_weight, 0.0)
+        hybrid(
+            model, 0.7 * one, schedule=schedule, steps=steps, t=t, eps=0.4 * one, bound_weight=w
+        )
+        for w in (bound_weight, 0.0)
     )
     return (whole - simple).mean()
 
@@ -244,9 +290,19 @@ def _gradient_of_the_mean(bound_weight: float) -> Tensor:
     steps, schedule, one = 20, Linear(6.0, -5.0), torch.ones(20, 1, dtype=torch.float64)
     with torch.enable_grad():
         said = (0.1 * one).requires_grad_()
-        model = Denoiser(lambda z, logsnr: torch.cat([said, 0.3 * one], 1), Eps(), variance=Range())
+        model = Denoiser(
+            lambda z, logsnr: torch.cat([said, 0.3 * one], 1), Eps(), variance=Range()
+        )
         t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        loss = hybrid(model, 0.7 * one, schedule=schedule, steps=steps, t=t, eps=0.4 * one, bound_weight=bound_weight)
+        loss = hybrid(
+            model,
+            0.7 * one,
+            schedule=schedule,
+            steps=steps,
+            t=t,
+            eps=0.4 * one,
+            bound_weight=bound_weight,
+        )
         (gradient,) = torch.autograd.grad(loss.sum(), said)
     return gradient
 
@@ -259,9 +315,13 @@ def _gradient_of_the_mean(bound_weight: float) -> Tensor:
     left_open=True,
 )
 def variance_regularises_no_mean() -> Correction:
-    """A chain of 20 steps: the gradient by the mean's output with λ = 0.001 less that without the bound, and both."""
+    """A chain of 20 steps: the gradient by the mean's output with λ = 0.001 less that without the
+    bound, and both."""
     simple, both = _gradient_of_the_mean(0.0), _gradient_of_the_mean(0.001)
-    return Correction(at_least((both - simple).abs(), 1e-9, rel=0.0, why="any at all"), equal(both, simple, rel=1e-12, why="rounding"))
+    return Correction(
+        at_least((both - simple).abs(), 1e-9, rel=0.0, why="any at all"),
+        equal(both, simple, rel=1e-12, why="rounding"),
+    )
 
 
 @erratum(
@@ -271,7 +331,8 @@ def variance_regularises_no_mean() -> Correction:
     right="it falls where each step is divided, T → kT, and for the exact denoiser; from T to T + 1 it may rise",
 )
 def more_steps_may_cost() -> Correction:
-    """x = ±1, λ linear from 12 to −6: L_2 = 10.95, L_3 = 90.96, L_4 = 8.21 nats, of which L_∞ = 0.692 is left."""
+    """x = ±1, λ linear from 12 to −6: L_2 = 10.95, L_3 = 90.96, L_4 = 8.21 nats, of which L_∞ =
+    0.692 is left."""
     return by_theorem(refinement, "each step is divided")
 
 

@@ -40,16 +40,23 @@ def steps_to(t: Tensor) -> Step:
     right="σ_q²(t) = (1 − α_t)(1 − ᾱ_{t−1})/(1 − ᾱ_t), without the root",
 )
 def variance_of_the_posterior() -> Correction:
-    """DDPM at t = 2: 5.4532e-5, printed 2.7267e-5. The truth is 1 over the sum of the precisions of q(x_t|x_{t−1}) and q(x_{t−1}|x₀)."""
+    """DDPM at t = 2: 5.4532e-5, printed 2.7267e-5. The truth is 1 over the sum of the precisions
+    of q(x_t|x_{t−1}) and q(x_{t−1}|x₀)."""
     t = torch.tensor([2, 100, 500, 1000])
     before, now, beta = SIGNAL[t - 2], SIGNAL[t - 1], BETAS[t - 1]
     truth = 1 / ((1 - beta) / beta + 1 / (1 - before))
     return compared(beta * (1 - before.sqrt()) / (1 - now), steps_to(t).variance, truth)
 
 
-@erratum(source=SLIDES, where="eq. 1", printed="q(x_t|x) = N(x_t|√ᾱ_t x_{t−1}, (1 − ᾱ_t) I)", right="its mean is √ᾱ_t x₀")
+@erratum(
+    source=SLIDES,
+    where="eq. 1",
+    printed="q(x_t|x) = N(x_t|√ᾱ_t x_{t−1}, (1 − ᾱ_t) I)",
+    right="its mean is √ᾱ_t x₀",
+)
 def mean_of_the_marginal() -> Correction:
-    """DDPM at t = 100, x₀ = 1: 0.9471; √ᾱ_t x_{t−1} has 0.8979 for its mean. The truth is a product of a hundred √α."""
+    """DDPM at t = 100, x₀ = 1: 0.9471; √ᾱ_t x_{t−1} has 0.8979 for its mean. The truth is a
+    product of a hundred √α."""
     truth = torch.prod((1 - BETAS[:100]).sqrt())
     return compared(SIGNAL[99].sqrt() * SIGNAL[98].sqrt(), alpha(DDPM.table[99]), truth)
 
@@ -64,7 +71,10 @@ def the_sum_begins_with_two() -> Correction:
     """σ_q²(1) = 0, σ_q²(2) = 5.4532e-5."""
     before = torch.cat([torch.ones(1, dtype=torch.float64), SIGNAL[:-1]])
     variance = BETAS * (1 - before) / (1 - SIGNAL)
-    return Correction(at_least(variance, 1e-12, rel=0.0, why="divisible"), at_least(variance[1:], 1e-12, rel=0.0, why="divisible"))
+    return Correction(
+        at_least(variance, 1e-12, rel=0.0, why="divisible"),
+        at_least(variance[1:], 1e-12, rel=0.0, why="divisible"),
+    )
 
 
 @erratum(
@@ -75,7 +85,8 @@ def the_sum_begins_with_two() -> Correction:
     left_open=True,
 )
 def the_bound_has_three_parts() -> Correction:
-    """The mixture of the theorems, λ from 4 to −3: 0.814 nats in all, of which the diffusion loss is 1.382 and the decoder's term negative."""
+    """The mixture of the theorems, λ from 4 to −3: 0.814 nats in all, of which the diffusion loss
+    is 1.382 and the decoder's term negative."""
     oracle = mixture()
     diffusion = expected_loss(oracle, oracle, Cosine(HIGH, LOW))
     truth = oracle.bound(HIGH, LOW).total[0]
@@ -89,7 +100,8 @@ def the_bound_has_three_parts() -> Correction:
     right="all are integrals of ELBOs over noise levels, with signs; they are an ELBO with augmentation only where w never rises with λ, as its theorem 1 says",
 )
 def not_all_are_bounds() -> Correction:
-    """EDM's w is not monotone: as a mixture of bounds with weights that are not negative it misses its own loss, both over w(λ_min), by 3e-3 nats."""
+    """EDM's w is not monotone: as a mixture of bounds with weights that are not negative it misses
+    its own loss, both over w(λ_min), by 3e-3 nats."""
     return by_theorem(weighted_loss_is_a_bound_of_noisier_data, "w never rises")
 
 
@@ -103,7 +115,11 @@ def not_all_are_bounds() -> Correction:
 def rows_with_one_shape_differ_by_a_constant() -> Correction:
     """w of v-prediction over w of flow matching: 0.6366."""
     lam = torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64)
-    return compared(1.0, 2 / math.pi, MSE(HyperbolicSecant(), V())(lam) / MSE(OptimalTransport().law, Flow())(lam))
+    return compared(
+        1.0,
+        2 / math.pi,
+        MSE(HyperbolicSecant(), V())(lam) / MSE(OptimalTransport().law, Flow())(lam),
+    )
 
 
 @erratum(
@@ -115,13 +131,20 @@ def rows_with_one_shape_differ_by_a_constant() -> Correction:
     left_open=True,
 )
 def constants_of_the_weightings() -> Correction:
-    """The loss of each as it is trained, by w = 2 p κ² c of the library, over the table's shape, at λ = −5, 0 and 5."""
+    """The loss of each as it is trained, by w = 2 p κ² c of the library, over the table's shape,
+    at λ = −5, 0 and 5."""
     lam = torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64)
     sech = 1 / torch.cosh(lam / 2)
     cosine = MSE(HyperbolicSecant(), Eps())
     normal = torch.exp(-0.5 * ((lam - 2.4) / 2.4).square()) / (2.4 * math.sqrt(2 * math.pi))
     law = Normal(2.4, 2.4).law
-    edm = 2 * law.density(lam) * (torch.exp(-lam) + 0.25) / (torch.exp(-lam) * 0.25) * torch.exp(-lam)  # c_x = (σ² + σ_d²)/(σ σ_d)²
+    edm = (
+        2
+        * law.density(lam)
+        * (torch.exp(-lam) + 0.25)
+        / (torch.exp(-lam) * 0.25)
+        * torch.exp(-lam)
+    )  # c_x = (σ² + σ_d²)/(σ σ_d)²
     over_shape = [
         cosine(lam) / sech,
         edm / (normal * (torch.exp(-lam) + 0.25)),
@@ -157,7 +180,10 @@ def offset_of_the_cosine() -> Correction:
 def mass_of_the_dirac() -> Correction:
     """The ELBO's weighting: mass 1. Sigmoid with bias 2 between λ = 10 and −10: 3.4e-4."""
     elbo = describe("vdm").augmentation(torch.tensor([13.3], dtype=torch.float64))
-    return Correction(at_least(0.01, elbo, rel=0.0, why="a small mass"), equal(elbo, 1.0, rel=1e-9, why="rounding"))
+    return Correction(
+        at_least(0.01, elbo, rel=0.0, why="a small mass"),
+        equal(elbo, 1.0, rel=1e-9, why="rounding"),
+    )
 
 
 __all__: list[str] = []
