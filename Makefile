@@ -32,11 +32,12 @@ types: $(READY)
 
 # each prints what stands in benchmarks/results
 bench: $(READY)
-	$(BIN)/python benchmarks/loss_overhead.py
+	$(BIN)/python benchmarks/loss_overhead.py --pairs 150
 	$(BIN)/python benchmarks/schedule_variance.py
 	$(BIN)/python benchmarks/evaluation_cost.py
 	$(BIN)/python benchmarks/ode_cost.py
 	$(BIN)/python benchmarks/step_order.py --out benchmarks/results
+	$(BIN)/python benchmarks/sampler_rounding.py
 	$(BIN)/python benchmarks/train_step.py --recipe small
 	$(BIN)/python benchmarks/train_step.py --batch 1 --rounds 21
 

@@ -1,10 +1,12 @@
-"""What a loss costs: a training step with vdiff over the same network with a plain MSE, in one interleaved run.
+"""What a loss costs: a training step with vdiff over the same network with a plain MSE, in one
+interleaved run.
 
-Two networks: an MLP of 37,762 parameters on 2-D points at batch 512, and a U-Net of about 0.4 million parameters on
-3x32x32 images at batch 16. A step is forward and backward, without an optimizer; in the bare step the network's input,
-its time and the target are fixed. Time is the median over adjacent pairs of (step / bare step), order alternating;
-operations are those that reach the dispatcher beyond the bare step's own; memory is the profiler's peak of live
-allocations, as a ratio. Two minutes on two idle cores:
+Two networks: an MLP of 37,762 parameters on 2-D points at batch 512, and a U-Net of about 0.4
+million parameters on 3x32x32 images at batch 16. A step is forward and backward, without an
+optimizer; in the bare step the network's input, its time and the target are fixed. Time is the
+median over adjacent pairs of (step / bare step), order alternating; operations are those that
+reach the dispatcher beyond the bare step's own; memory is the profiler's peak of live allocations,
+as a ratio. Two minutes on two idle cores:
 
     python benchmarks/loss_overhead.py
 """
@@ -22,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vdiff
 from vdiff.nn import MLP, UNet
+from vdiff.terminal import replace_unencodable, say
 
 Step = Callable[[], Tensor]
 VIEWS = (
@@ -59,7 +62,8 @@ class Count(TorchDispatchMode):
 
 
 def bare_step(network: nn.Module, x: Tensor) -> Step:
-    """The network with a plain MSE; of one with a variance head, on the first half of its channels."""
+    """The network with a plain MSE; of one with a variance head, on the first half of its
+    channels."""
     logsnr, target = torch.linspace(-5, 10, len(x)), torch.randn_like(x)
     return lambda: F.mse_loss(network(x, logsnr)[:, : x.shape[1]], target)
 
@@ -75,7 +79,11 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
         z = torch.cos(angle) * x + torch.sin(angle) * eps
         return F.mse_loss(network(z, t), eps)
 
-    def weighted(parameterization: vdiff.Parameterization, schedule: vdiff.Schedule, weighting: vdiff.Weighting) -> Step:
+    def weighted(
+        parameterization: vdiff.Parameterization,
+        schedule: vdiff.Schedule,
+        weighting: vdiff.Weighting,
+    ) -> Step:
         model = vdiff.Denoiser(network, parameterization)
         return lambda: vdiff.weighted_elbo(model, x, schedule=schedule, weighting=weighting).mean()
 
@@ -96,21 +104,34 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
         "linear, ε, ELBO": weighted(vdiff.Eps(), schedule, vdiff.ELBO()),
         "cosine, v, sigmoid": weighted(vdiff.V(), cosine, vdiff.Sigmoid(2.0)),
         "EDM": weighted(vdiff.V(0.5), vdiff.Normal(), vdiff.EDM()),
-        "flow matching": weighted(vdiff.Flow(), vdiff.OptimalTransport(), vdiff.recipe("flow-matching").weighting),
-        "cosine, ε, MSE x min-SNR": weighted(vdiff.Eps(), cosine, vdiff.MSE(cosine, vdiff.Eps()) * vdiff.MinSNR()),
-        "iDDPM offset cosine, x, P2": weighted(vdiff.X(), vdiff.Cosine(offset=0.008), vdiff.MSE(cosine, vdiff.Eps()) * vdiff.P2()),
+        "flow matching": weighted(
+            vdiff.Flow(), vdiff.OptimalTransport(), vdiff.recipe("flow-matching").weighting
+        ),
+        "cosine, ε, MSE x min-SNR": weighted(
+            vdiff.Eps(), cosine, vdiff.MSE(cosine, vdiff.Eps()) * vdiff.MinSNR()
+        ),
+        "iDDPM offset cosine, x, P2": weighted(
+            vdiff.X(), vdiff.Cosine(offset=0.008), vdiff.MSE(cosine, vdiff.Eps()) * vdiff.P2()
+        ),
         "γ_η: spline": learned(vdiff.Spline()),
         "γ_η: spline, its own loss": learned(vdiff.Spline(follow_variance=False)),
         "γ_η: monotone, 1024 wide": learned(vdiff.Monotone()),
         "adaptive": learned(vdiff.Adaptive(13.3, -5.0)),
-        "full bound, 256 levels": lambda: vdiff.elbo(model, data, schedule=schedule, decoder=decoder).total.mean(),
+        "full bound, 256 levels": lambda: vdiff.elbo(
+            model, data, schedule=schedule, decoder=decoder
+        ).total.mean(),
     }
 
 
 def chain_losses(network: nn.Module, x: Tensor) -> dict[str, Step]:
     """The same for a network with a variance head."""
-    model, table = vdiff.Denoiser(network, vdiff.Eps(), variance=vdiff.Range()), vdiff.Tabulated.linear_betas()
-    return {"hybrid, learned range": lambda: vdiff.hybrid(model, x, schedule=table, steps=999).mean()}
+    model, table = (
+        vdiff.Denoiser(network, vdiff.Eps(), variance=vdiff.Range()),
+        vdiff.Tabulated.linear_betas(),
+    )
+    return {
+        "hybrid, learned range": lambda: vdiff.hybrid(model, x, schedule=table, steps=999).mean()
+    }
 
 
 def run(network: nn.Module, step: Step) -> None:
@@ -154,25 +175,40 @@ def peak_memory(network: nn.Module, step: Step) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=300, help="pairs of steps for the MLP; the U-Net takes a tenth (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=None, help="torch threads (default: torch's own choice)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=300,
+        help="pairs of steps for the MLP; the U-Net takes a tenth (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=None, help="torch threads (default: torch's own choice)"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    image_levels, point_levels = torch.randint(0, 256, (16, 3, 32, 32)), torch.randint(0, 256, (512, 2))
+    image_levels, point_levels = (
+        torch.randint(0, 256, (16, 3, 32, 32)),
+        torch.randint(0, 256, (512, 2)),
+    )
     encode = vdiff.Categorical(256).encode
     cases = [
         ("MLP, 2-D points, batch 512", MLP(2), MLP(2, dims_out=4), point_levels, options.pairs),
         ("U-Net, 3x32x32, batch 16", unet(3), unet(6), image_levels, max(10, options.pairs // 10)),
     ]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for title, network, two_heads, data, pairs in cases:
         x = encode(data)
-        print(f"\n{title}: {sum(p.numel() for p in network.parameters()):,} parameters")
-        print(f"{'loss':<28}{'time':>7}{'quartiles':>15}{'operations':>12}{'views':>7}{'memory':>8}")
-        for one, steps in ((network, losses(network, x, data)), (two_heads, chain_losses(two_heads, x))):
+        say(f"\n{title}: {sum(p.numel() for p in network.parameters()):,} parameters")
+        say(f"{'loss':<28}{'time':>7}{'quartiles':>15}{'operations':>12}{'views':>7}{'memory':>8}")
+        for one, steps in (
+            (network, losses(network, x, data)),
+            (two_heads, chain_losses(two_heads, x)),
+        ):
             compare(one, bare_step(one, x), steps, pairs)
 
 
@@ -189,8 +225,11 @@ def compare(network: nn.Module, bare: Step, steps: dict[str, Step], pairs: int) 
         middle, low, high = ratio(network, bare, step, pairs)
         more, views = operations(network, step)
         memory = peak_memory(network, step) / base_memory
-        print(f"{name:<28}{middle:>7.2f}{low:>8.2f}–{high:<6.2f}{more - base_operations:>12}{views - base_views:>7}{memory:>8.2f}")
+        say(
+            f"{name:<28}{middle:>7.2f}{low:>8.2f}–{high:<6.2f}{more - base_operations:>12}{views - base_views:>7}{memory:>8.2f}"
+        )
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -1,8 +1,10 @@
-"""The variance of the bound's estimator by schedule, on data whose perfect denoiser and optimum are known.
+"""The variance of the bound's estimator by schedule, on data whose perfect denoiser and optimum
+are known.
 
-A mixture of two Gaussians on a line, λ from 13.3 to −5, ELBO weighting. The variance of one independent draw is an integral over
-λ, in units of the least that any schedule has. Learned schedules start linear, follow the perfect denoiser's loss for 3,000
-steps of 512 draws (Adam at 0.02, decaying by half a cosine) and train the shape alone. Eight minutes on one idle core:
+A mixture of two Gaussians on a line, λ from 13.3 to −5, ELBO weighting. The variance of one
+independent draw is an integral over λ, in units of the least that any schedule has. Learned
+schedules start linear, follow the perfect denoiser's loss for 3,000 steps of 512 draws (Adam at
+0.02, decaying by half a cosine) and train the shape alone. Eight minutes on one idle core:
 
     python benchmarks/schedule_variance.py --out benchmarks/results
 """
@@ -17,6 +19,7 @@ import torch
 import vdiff
 from vdiff import plots
 from vdiff.schedule import Schedule
+from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of, stratified
 
 HIGH, LOW = 13.3, -5.0
@@ -29,7 +32,12 @@ def profile_of(bins: int = 366) -> vdiff.Profile:
     for i, level in enumerate(profile.centers.tolist()):
         x, eps, weight = ORACLE.nodes(level)
         lam = torch.full((len(x),), level, dtype=torch.float64)
-        error = (eps - ORACLE(lam.sigmoid().sqrt()[:, None] * x + lam.neg().sigmoid().sqrt()[:, None] * eps, lam).eps)[:, 0].square()
+        error = (
+            eps
+            - ORACLE(
+                lam.sigmoid().sqrt()[:, None] * x + lam.neg().sigmoid().sqrt()[:, None] * eps, lam
+            ).eps
+        )[:, 0].square()
         profile.sums[:3, i] = torch.stack([weight.sum(), weight @ error, weight @ error.square()])
     return profile
 
@@ -40,7 +48,11 @@ def of_a_batch(schedule: Schedule, batch: int = 64, rounds: int = 4000) -> float
     generator = generator_of(0, 0)
     means = [
         vdiff.weighted_elbo(
-            ORACLE, ORACLE.sample(batch, generator), schedule=schedule, t=stratified(batch, generator=generator), generator=generator
+            ORACLE,
+            ORACLE.sample(batch, generator),
+            schedule=schedule,
+            t=stratified(batch, generator=generator),
+            generator=generator,
         ).mean()
         for _ in range(rounds)
     ]
@@ -48,12 +60,15 @@ def of_a_batch(schedule: Schedule, batch: int = 64, rounds: int = 4000) -> float
 
 
 def learn(schedule: Schedule, steps: int, batch: int, lr: float) -> list[tuple[int, Schedule]]:
-    """Train a shape or an adaptive density on the perfect denoiser's loss; its snapshots by step."""
+    """Train a shape or an adaptive density on the perfect denoiser's loss; its snapshots by
+    step."""
     parameters, frames = list(schedule.parameters()), [(0, copy.deepcopy(schedule))]
     optimizer = torch.optim.Adam(parameters, lr=lr) if parameters else None
     for step in range(steps):
         generator = generator_of(0, step)
-        loss = vdiff.weighted_elbo(ORACLE, ORACLE.sample(batch, generator), schedule=schedule, generator=generator).mean()
+        loss = vdiff.weighted_elbo(
+            ORACLE, ORACLE.sample(batch, generator), schedule=schedule, generator=generator
+        ).mean()
         if optimizer is not None:
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
             optimizer.zero_grad()
@@ -66,11 +81,21 @@ def learn(schedule: Schedule, steps: int, batch: int, lr: float) -> list[tuple[i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=None, help="folder for the figure and the GIF (default: none)")
-    parser.add_argument("--steps", type=int, default=3000, help="of the learned schedules (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=512, help="draws in a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=0.02, help="of the shape (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, help="folder for the figure and the GIF (default: none)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=3000, help="of the learned schedules (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=512, help="draws in a step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lr", type=float, default=0.02, help="of the shape (default: %(default)s)"
+    )
     options = parser.parse_args()
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -83,7 +108,9 @@ def main() -> None:
         "optimal transport": vdiff.OptimalTransport(HIGH, LOW),
         "EDM's normal": vdiff.Normal(2.4, 2.4, HIGH, LOW),
         "p ∝ α²": vdiff.SignalPower(HIGH, LOW),
-        "fitted to the covariance": vdiff.Spectral([ORACLE.weights @ (ORACLE.means**2 + ORACLE.variances)[:, 0] - 0.05**2], HIGH, LOW),
+        "fitted to the covariance": vdiff.Spectral(
+            [ORACLE.weights @ (ORACLE.means**2 + ORACLE.variances)[:, 0] - 0.05**2], HIGH, LOW
+        ),
         "best density": best,
     }
     learned: dict[str, Schedule] = {
@@ -93,11 +120,13 @@ def main() -> None:
         "adaptive": vdiff.Adaptive(HIGH, LOW),
         "adaptive, first moment": vdiff.Adaptive(HIGH, LOW, first_moment=True),
     }
-    print(f"{'schedule':<28}{'Var / least':>12}{'draws / best':>14}{'stratified batch':>18}")
+    say(f"{'schedule':<28}{'Var / least':>12}{'draws / best':>14}{'stratified batch':>18}")
 
     def show(name: str, schedule: Schedule) -> vdiff.Diagnosis:
         one = vdiff.diagnose(profile, schedule)
-        print(f"{name:<28}{one.variance / one.least:>12.3f}{1 / one.effective:>14.3f}{of_a_batch(schedule):>18.1f}", flush=True)
+        say(
+            f"{name:<28}{one.variance / one.least:>12.3f}{1 / one.effective:>14.3f}{of_a_batch(schedule):>18.1f}"
+        )
         return one
 
     diagnoses = {name: show(name, schedule) for name, schedule in rows.items()}
@@ -108,8 +137,11 @@ def main() -> None:
             plots.moving_schedule(options.out / "schedule.gif", frames, best)
     if options.out is not None:
         shown = ("linear", "spline, 64 knots", "monotone network, 1024", "adaptive", "cosine")
-        plots.variance(options.out / "schedule_variance.png", {name: diagnoses[name] for name in shown})
+        plots.variance(
+            options.out / "schedule_variance.png", {name: diagnoses[name] for name in shown}
+        )
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -1,13 +1,17 @@
 """Error against evaluations: every step on every grid, on data whose denoiser is known.
 
-Two questions, both with the perfect denoiser in float64 and against the exact end of the probability-flow ODE:
+Two questions, both with the perfect denoiser in float64 and against the exact end of the
+probability-flow ODE:
 
-- The order of convergence of each step, on a Gaussian and on a mixture, from doubling the number of steps.
-- The fewest evaluations from which on the root-mean-square error stays below 1 % of the root mean square of the end points.
-  Each sampler takes the grid that is best for it on the problems to choose by (rings of five and six Gaussians, random mixtures
-  in 2 and 16 dimensions); the same choice is then measured on others with other seeds (a ring of eight, other random
-  mixtures). The grid `few_steps` was chosen on problems of the first kind too. All have the same range of σ, EDM's 80 to 0.002, which
-  alone can halve a count. "AB3, rectified" is the plain third-order rule on the rectified path in its own uniform time.
+- The order of convergence of each step, on a Gaussian and on a mixture, from doubling the number
+  of steps.
+- The fewest evaluations from which on the root-mean-square error stays below 1 % of the root mean
+  square of the end points. Each sampler takes the grid that is best for it on the problems to
+  choose by (rings of five and six Gaussians, random mixtures in 2 and 16 dimensions); the same
+  choice is then measured on others with other seeds (a ring of eight, other random mixtures). The
+  grid `few_steps` was chosen on problems of the first kind too. All have the same range of σ,
+  EDM's 80 to 0.002, which alone can halve a count. "AB3, rectified" is the plain third-order rule
+  on the rectified path in its own uniform time.
 
 Twenty minutes on one core:
 
@@ -23,12 +27,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import vdiff
 from vdiff import plots
 from vdiff.oracle import Gaussian
 from vdiff.sampling import Counted, uniform
+from vdiff.terminal import replace_unencodable, say, track
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 HIGH, LOW = -2 * math.log(SIGMA_MIN), -2 * math.log(SIGMA_MAX)
@@ -42,7 +46,9 @@ GRIDS = {
 TARGETS = {"x": vdiff.X(), "ε": vdiff.Eps(), "v": vdiff.V(), "u": vdiff.Flow()}
 STEPS = {"ddim": vdiff.ddim, "heun": vdiff.heun, "dpmpp_2m": vdiff.dpmpp_2m}
 STEPS |= {
-    f"adams {order}, {name}": partial(vdiff.adams, order=order, target=target) for order in (2, 3) for name, target in TARGETS.items()
+    f"adams {order}, {name}": partial(vdiff.adams, order=order, target=target)
+    for order in (2, 3)
+    for name, target in TARGETS.items()
 }
 SHOWN = ("ddim", "heun", "dpmpp_2m", "adams 3, x", "adams 3, u")  # in the figure
 COUNTS = [*range(6, 31), *range(32, 61, 2)]
@@ -52,17 +58,22 @@ EXACT = partial(vdiff.ode, method="dopri8", rtol=1e-12, atol=1e-13)
 def ring(modes: int, radius: float, std: float) -> vdiff.GaussianMixture:
     angle = 2 * torch.pi * torch.arange(modes, dtype=torch.float64) / modes
     means = radius * torch.stack([angle.cos(), angle.sin()], 1)
-    return vdiff.GaussianMixture(torch.full((modes,), 1 / modes), means, torch.full((modes, 2), std**2))
+    return vdiff.GaussianMixture(
+        torch.full((modes,), 1 / modes), means, torch.full((modes, 2), std**2)
+    )
 
 
 def random_mixture(dims: int, modes: int, seed: int) -> vdiff.GaussianMixture:
-    """Means from N(0, I), weights in 1 : 6, axes at random with standard deviations from 0.05 to 0.3."""
+    """Means from N(0, I), weights in 1 : 6, axes at random with standard deviations from 0.05 to
+    0.3."""
     generator = torch.Generator().manual_seed(seed)
     options = {"generator": generator, "dtype": torch.float64}
     means, weights = torch.randn(modes, dims, **options), torch.rand(modes, **options) + 0.2
     axes = torch.linalg.qr(torch.randn(modes, dims, dims, **options))[0]
     std = 0.05 + 0.25 * torch.rand(modes, dims, **options)
-    return vdiff.GaussianMixture(weights / weights.sum(), means, torch.einsum("kij,kj,klj->kil", axes, std**2, axes))
+    return vdiff.GaussianMixture(
+        weights / weights.sum(), means, torch.einsum("kij,kj,klj->kil", axes, std**2, axes)
+    )
 
 
 @dataclass
@@ -75,16 +86,34 @@ class Problem:
     end: Tensor
 
     @classmethod
-    def of(cls, name: str, data: vdiff.GaussianMixture, *, seed: int, n: int, high: float = HIGH, low: float = LOW) -> "Problem":
-        z = torch.randn(n, data.dims, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    def of(
+        cls,
+        name: str,
+        data: vdiff.GaussianMixture,
+        *,
+        seed: int,
+        n: int,
+        high: float = HIGH,
+        low: float = LOW,
+    ) -> "Problem":
+        z = torch.randn(
+            n, data.dims, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        )
         ends = (torch.full((n,), level, dtype=torch.float64) for level in (low, high))
         return cls(name, data, z, EXACT(data, z, *ends))
 
-    def error(self, step: Callable[..., Tensor], schedule: vdiff.Schedule, steps: int) -> tuple[float, int]:
-        """Of the state at the last level, relative to the root mean square of the end; and the evaluations it took."""
+    def error(
+        self, step: Callable[..., Tensor], schedule: vdiff.Schedule, steps: int
+    ) -> tuple[float, int]:
+        """Of the state at the last level, relative to the root mean square of the end; and the
+        evaluations it took."""
         counted = Counted(self.data)
-        *_, (z, _) = vdiff.trajectory(counted, self.start, levels=uniform(schedule, steps + 1), step=step)
-        return ((z - self.end).square().mean() / self.end.square().mean()).sqrt().item(), counted.evaluations - 1  # without x̂ at the end
+        *_, (z, _) = vdiff.trajectory(
+            counted, self.start, levels=uniform(schedule, steps + 1), step=step
+        )
+        return (
+            (z - self.end).square().mean() / self.end.square().mean()
+        ).sqrt().item(), counted.evaluations - 1  # without x̂ at the end
 
 
 def chosen_by() -> list[Problem]:
@@ -101,8 +130,11 @@ def reported_on() -> list[Problem]:
     return [Problem.of(name, data, seed=77, n=256) for name, data in problems]
 
 
-def needed(problem: Problem, step: Callable[..., Tensor], schedule: vdiff.Schedule, bound: float = 0.01) -> int | None:
-    """The fewest evaluations from which on the error stays below the bound; None if it does not at the most."""
+def needed(
+    problem: Problem, step: Callable[..., Tensor], schedule: vdiff.Schedule, bound: float = 0.01
+) -> int | None:
+    """The fewest evaluations from which on the error stays below the bound; None if it does not at
+    the most."""
     per_step = 2 if step is vdiff.heun else 1
     fewest = None
     for count in reversed([c for c in COUNTS if c % per_step == 0]):
@@ -120,11 +152,17 @@ def orders() -> list[str]:
         Problem.of(name, data, seed=0, n=64, high=6.0, low=-6.0)
         for name, data in (("Gaussian", Gaussian([0.3], [0.25])), ("mixture", mixture))
     ]
-    rows = ["", "order of convergence, from doubling twice", f"{'step':<14}" + "".join(f"{p.name:>18}" for p in problems)]
+    rows = [
+        "",
+        "order of convergence, from doubling twice",
+        f"{'step':<14}" + "".join(f"{p.name:>18}" for p in problems),
+    ]
     for name, step in STEPS.items():
         row = f"{name:<14}"
         for problem in problems:
-            errors = [problem.error(step, vdiff.Linear(6.0, -6.0), steps)[0] for steps in (64, 128, 256)]
+            errors = [
+                problem.error(step, vdiff.Linear(6.0, -6.0), steps)[0] for steps in (64, 128, 256)
+            ]
             row += f"{math.log2(errors[0] / errors[1]):>10.2f}{math.log2(errors[1] / errors[2]):>8.2f}"
         rows.append(row)
     return rows
@@ -136,11 +174,17 @@ def shown(count: float | None) -> str:
 
 def budgets() -> tuple[list[str], dict[str, str], list[Problem]]:
     problems = chosen_by()
-    rows = ["", "evaluations to 1 %, mean over the problems to choose by (one that is not reached counts as 90)"]
+    rows = [
+        "",
+        "evaluations to 1 %, mean over the problems to choose by (one that is not reached counts as 90)",
+    ]
     rows.append(f"{'step':<14}" + "".join(f"{name:>13}" for name in GRIDS))
     best: dict[str, str] = {}
-    for name, step in tqdm(STEPS.items(), desc="choosing", unit="step"):
-        mean = {grid: sum(needed(p, step, schedule) or 90 for p in problems) / len(problems) for grid, schedule in GRIDS.items()}
+    for name, step in track(list(STEPS.items()), "step", "choosing"):
+        mean = {
+            grid: sum(needed(p, step, schedule) or 90 for p in problems) / len(problems)
+            for grid, schedule in GRIDS.items()
+        }
         best[name] = min(mean, key=mean.__getitem__)
         rows.append(f"{name:<14}" + "".join(f"{value:>13.1f}" for value in mean.values()))
     others = reported_on()
@@ -149,15 +193,19 @@ def budgets() -> tuple[list[str], dict[str, str], list[Problem]]:
         "evaluations to 1 % on other mixtures, each with its grid",
         f"{'step':<16}{'grid':<13}" + "".join(f"{p.name:>15}" for p in others),
     ]
-    frozen = {"AB3, rectified": ("adams 3, u", "rectified t")} | {name: (name, grid) for name, grid in best.items()}
-    for name, (step_name, grid) in tqdm(frozen.items(), desc="reporting", unit="step"):
+    frozen = {"AB3, rectified": ("adams 3, u", "rectified t")} | {
+        name: (name, grid) for name, grid in best.items()
+    }
+    for name, (step_name, grid) in track(list(frozen.items()), "step", "reporting"):
         counts = [needed(p, STEPS[step_name], GRIDS[grid]) for p in others]
         rows.append(f"{name:<16}{grid:<13}" + "".join(f"{shown(count):>15}" for count in counts))
     return rows, {name: best[name] for name in SHOWN}, others
 
 
 def draw(path: Path, best: dict[str, str], problems: list[Problem]) -> None:
-    panels = [next(p for p in problems if p.name.startswith(start)) for start in ("ring", "2-D", "16-D")]
+    panels = [
+        next(p for p in problems if p.name.startswith(start)) for start in ("ring", "2-D", "16-D")
+    ]
     picture, axes = plots.figure(1, 3)
     curves = {f"{name} ({grid})": (STEPS[name], GRIDS[grid]) for name, grid in best.items()}
     curves["AB3, rectified (rectified t)"] = (STEPS["adams 3, u"], GRIDS["rectified t"])
@@ -166,10 +214,16 @@ def draw(path: Path, best: dict[str, str], problems: list[Problem]) -> None:
             points = [
                 problem.error(step, schedule, steps)
                 for steps in (
-                    (3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 30) if step is vdiff.heun else (6, 8, 10, 12, 14, 16, 20, 24, 30, 40, 50, 60)
+                    (3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 30)
+                    if step is vdiff.heun
+                    else (6, 8, 10, 12, 14, 16, 20, 24, 30, 40, 50, 60)
                 )
             ]
-            look = {"linestyle": ":", "marker": "x", "markersize": 4} if "rectified" in label else {"marker": "."}
+            look = (
+                {"linestyle": ":", "marker": "x", "markersize": 4}
+                if "rectified" in label
+                else {"marker": "."}
+            )
             panel.loglog([n for _, n in points], [e for e, _ in points], label=label, **look)
         panel.axhline(0.01, color="gray", linestyle="--", linewidth=0.8)
         panel.set(title=problem.name, xlabel="evaluations", ylim=(1e-4, 4))
@@ -181,12 +235,18 @@ def draw(path: Path, best: dict[str, str], problems: list[Problem]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for step_order.txt and step_order.png (default: print alone)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for step_order.txt and step_order.png (default: print alone)",
+    )
     options = parser.parse_args()
     rows, best, others = budgets()
     text = "\n".join(orders() + rows).strip()
-    print(text)
+    say(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "step_order.txt").write_text(text + "\n", encoding="utf-8")
@@ -194,4 +254,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -1,14 +1,17 @@
-"""What training costs beyond its network: a recipe's own training loop over bare steps of the same network, interleaved.
+"""What training costs beyond its network: a recipe's own training loop over bare steps of the same
+network, interleaved.
 
-A bare step is forward, a plain MSE at fixed input, time and target, backward and the optimizer, in the same precision and compiled
-alike. The loop has all the rest: images by number, times, noise, encoding, the loss, checks, the averages, the log. Rounds of a
-few steps of each take turns; printed are the median ratio with its quartiles, images per second, the peak of memory, what parts of the rest
-cost alone, and, in multiply-adds of the network (three times its forward pass), which share of the device's own measured rate
-for matrices is used. On a CPU, seconds are those of the processor, which others on the machine disturb less.
+A bare step is forward, a plain MSE at fixed input, time and target, backward and the optimizer, in
+the same precision and compiled alike. The loop has all the rest: images by number, times, noise,
+encoding, the loss, checks, the averages, the log. Rounds of a few steps of each take turns;
+printed are the median ratio with its quartiles, images per second, the peak of memory, what parts
+of the rest cost alone, and, in multiply-adds of the network (three times its forward pass), which
+share of the device's own measured rate for matrices is used. On a CPU, seconds are those of the
+processor, which others on the machine disturb less.
 
-    python benchmarks/train_step.py                                  # on a GPU: VDM, batch 128, bf16, compiled
-    python benchmarks/train_step.py --batch 2 --rounds 9             # on a CPU, float32
-    python benchmarks/train_step.py --recipe small
+    python benchmarks/train_step.py                                  # on a GPU: VDM, batch 128,
+    bf16, compiled python benchmarks/train_step.py --batch 2 --rounds 9             # on a CPU,
+    float32 python benchmarks/train_step.py --recipe small
 """
 
 import argparse
@@ -33,6 +36,8 @@ from vdiff.training.record import Record
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import recipes
+
+from vdiff.terminal import replace_unencodable, say
 
 Run = Callable[[], None]
 
@@ -59,7 +64,10 @@ class Steps:
         self.config, self.device, self.entries = config, device, 0
         self.network: nn.Module = self.objective.model.network  # type: ignore[union-attr, assignment]
         batch = self.trainer.batches(0, 0)
-        self.x, self.time = torch.randn_like(batch.eps), torch.linspace(-4, 12, len(batch.eps), device=device)
+        self.x, self.time = (
+            torch.randn_like(batch.eps),
+            torch.linspace(-4, 12, len(batch.eps), device=device),
+        )
         with torch.no_grad():
             self.target = torch.randn_like(self.network(self.x, self.time))
 
@@ -88,12 +96,17 @@ class Steps:
         def loss() -> None:
             self.objective.model.network = free  # type: ignore[union-attr]
             try:
-                self.objective(batch.data, u=batch.u, eps=batch.eps, **batch.condition).mean().backward()
+                self.objective(
+                    batch.data, u=batch.u, eps=batch.eps, **batch.condition
+                ).mean().backward()
             finally:
                 self.objective.model.network = network  # type: ignore[union-attr]
 
         return {
-            "images, times and noise": lambda: [trainer.batches(trainer.state.step, i) for i in range(self.config.accumulate)] and None,
+            "images, times and noise": lambda: (
+                [trainer.batches(trainer.state.step, i) for i in range(self.config.accumulate)]
+                and None
+            ),
             "loss, forward and back": loss,
             "averages": lambda: trainer.state.averages.update(trainer.state.step),
         }
@@ -145,16 +158,38 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> fl
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     repeats = 20 if device.type == "cuda" else 2
-    return max(repeats * side**3 / seconds(lambda: [a @ b for _ in range(repeats)] and None, device) for _ in range(rounds))
+    return max(
+        repeats * side**3 / seconds(lambda: [a @ b for _ in range(repeats)] and None, device)
+        for _ in range(rounds)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="vdm", choices=recipes.NAMES, metavar="NAME", help="(default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--recipe",
+        default="vdm",
+        choices=recipes.NAMES,
+        metavar="NAME",
+        help="(default: %(default)s)",
+    )
     parser.add_argument("--batch", type=int, help="images in a step (default: the recipe's)")
-    parser.add_argument("--rounds", type=int, default=15, help="of each of the two (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=None, help="in a round (default: 10 on a GPU, 1 on a CPU)")
-    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="settings of the recipe")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="of each of the two (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=None, help="in a round (default: 10 on a GPU, 1 on a CPU)"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="NAME=VALUE",
+        help="settings of the recipe",
+    )
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     device, steps = torch.device("cuda" if gpu else "cpu"), options.steps or (10 if gpu else 1)
@@ -166,8 +201,10 @@ def main() -> None:
     micro = len(both.x)
     forward = multiply_adds(both.network, both.x, both.time)
     name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, {name}; {options.recipe}, batch {config.batch} in micro-batches of {micro}", end="")
-    print(f"; autocast {config.autocast}, compile {config.compile}, channels_last {config.channels_last}")
+    how = f"autocast {config.autocast}, compile {config.compile}, channels_last {config.channels_last}"
+    say(
+        f"torch {torch.__version__}, {name}; {options.recipe}, batch {config.batch} in micro-batches of {micro}; {how}"
+    )
     for run in (both.bare, both.loop):  # compile, choose kernels, fill caches
         run(2)
     bare, loop = [], []
@@ -176,23 +213,34 @@ def main() -> None:
             times.append(seconds(lambda run=run: run(steps), device) / steps)
     low, middle, high = statistics.quantiles([b / a for a, b in zip(bare, loop, strict=True)], n=4)
     step = statistics.median(loop)
-    print(f"training over bare step: {middle:.3f} (quartiles {low:.3f} to {high:.3f}, {options.rounds} rounds of {steps} steps)")
-    print(f"a training step: {step:.4g} s, {config.batch / step:.4g} images/s; bare {statistics.median(bare):.4g} s")
+    say(
+        f"training over bare step: {middle:.3f} (quartiles {low:.3f} to {high:.3f}, {options.rounds} rounds of {steps} steps)"
+    )
+    say(
+        f"a training step: {step:.4g} s, {config.batch / step:.4g} images/s; bare {statistics.median(bare):.4g} s"
+    )
     for part, alone in both.parts().items():
         alone()
-        share = statistics.median(seconds(alone, device) for _ in range(options.rounds)) / statistics.median(bare)
-        print(f"  {part:<26}{100 * share:6.2f} % of a bare step, by itself")
+        share = statistics.median(
+            seconds(alone, device) for _ in range(options.rounds)
+        ) / statistics.median(bare)
+        say(f"  {part:<26}{100 * share:6.2f} % of a bare step, by itself")
     most = {}
     for run in (both.bare, both.loop):
-        both.trainer.state.optimizer.zero_grad(set_to_none=True)  # gradients are part of a step's memory
+        both.trainer.state.optimizer.zero_grad(
+            set_to_none=True
+        )  # gradients are part of a step's memory
         most[run.__name__] = peak(lambda run=run: run(1), device) / 2**20
-    print(f"peak memory of a step: bare {most['bare']:,.0f} MiB, training {most['loop']:,.0f} MiB")
+    say(f"peak memory of a step: bare {most['bare']:,.0f} MiB, training {most['loop']:,.0f} MiB")
     rate = matrix_rate(device, torch.bfloat16 if config.autocast else torch.float32)
     used = 3 * forward * config.batch / step
     kind = "bf16" if config.autocast else "float32"
-    print(f"{forward / 1e9:.4g} GMAC forward for an image; {used / 1e12:.3g} TMAC/s", end=", ")
-    print(f"{100 * used / rate:.1f} % of this device's {kind} matrices at {rate / 1e12:.3g} TMAC/s")
+    share = (
+        f"{100 * used / rate:.1f} % of this device's {kind} matrices at {rate / 1e12:.3g} TMAC/s"
+    )
+    say(f"{forward / 1e9:.4g} GMAC forward for an image; {used / 1e12:.3g} TMAC/s, {share}")
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -1,13 +1,16 @@
-"""Train a published recipe on CIFAR-10, or on what stands in for it, and report its bound in bits per dimension.
+"""Train a published recipe on CIFAR-10, or on what stands in for it, and report its bound in bits
+per dimension.
 
-    python examples/cifar10.py --recipe vdm --data DIR                     # one GPU; DIR holds either official archive
-    torchrun --nproc-per-node 8 examples/cifar10.py --recipe vdmpp-sigmoid --data DIR --resume auto
-    python examples/cifar10.py --recipe small --data patches               # two CPU cores, minutes, nothing to download
+    python examples/cifar10.py --recipe vdm --data DIR                     # one GPU; DIR holds
+    either official archive torchrun --nproc-per-node 8 examples/cifar10.py --recipe vdmpp-sigmoid
+    --data DIR --resume auto python examples/cifar10.py --recipe small --data patches
+    # two CPU cores, minutes, nothing to download
 
-Each recipe (examples/recipes) says what it reproduces, on what, in how long, and the number to expect. Any setting is changed by
---set, for instance --set lr=1e-4 schedule.name=Adaptive 'weighting={"name": "Sigmoid", "bias": 1}'; --dry-run prints them all. The
-run folder holds them, checkpoints, the averaged weights, the log, the table and the figures; with --resume auto the same command
-goes on where it was stopped. Then: vdiff evaluate RUN, vdiff sample RUN.
+Each recipe (examples/recipes) says what it reproduces, on what, in how long, and the number to
+expect. Any setting is changed by --set, for instance --set lr=1e-4 schedule.name=Adaptive
+'weighting={"name": "Sigmoid", "bias": 1}'; --dry-run prints them all. The run folder holds them,
+checkpoints, the averaged weights, the log, the table and the figures; with --resume auto the same
+command goes on where it was stopped. Then: vdiff evaluate RUN, vdiff sample RUN.
 """
 
 import argparse
@@ -28,9 +31,11 @@ from vdiff import plots
 from vdiff.cli.evaluate import Keeper
 from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS
-from vdiff.errors import did_you_mean
+from vdiff.disk import absolute, atomic_write, write_text
+from vdiff.errors import did_you_mean, out_of_memory
 from vdiff.likelihood import Report, evaluate
 from vdiff.objective import Objective
+from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of
 from vdiff.training import Config, Run, Validation, here, processes, train
 from vdiff.training.share import share_of_rank
@@ -44,44 +49,79 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = config_of(options, gpu)
         if options.dry_run:
-            print(described(options.recipe, config))
+            say(described(options.recipe, config))
             return 0
         images = data_of(config)
         with processes() as device, Run.open(options.out, config, resume=options.resume) as run:
             if here().first:
-                print(described(options.recipe, config, len(images.train)), flush=True)
-            learn(run, images, device, options.every)
-            report(run, images, device, options.images or (len(images.test) if gpu else 4 * FEW))
+                say(described(options.recipe, config, len(images.train)))
+            averaged = learn(run, images, device, options.every)
+            few = len(images.test) if gpu else 4 * FEW
+            report(run, averaged, images, device, options.images or few)
     except (TypeError, ValueError, OSError, ImportError) as error:
-        print(f"cifar10: {error}", file=sys.stderr)
+        say(f"cifar10: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        advice = "; ".join(getattr(error, "__notes__", ())) or "lower the batch: --set batch=…"
+        say(f"cifar10: out of memory; {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cifar10: interrupted; the same command with --resume auto goes on", file=sys.stderr)
+        say("cifar10: interrupted; the same command with --resume auto goes on", file=sys.stderr)
         return 130
     return 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(recipes.NAMES))
-    parser.add_argument("--data", help=f"{', '.join(DATASETS)}, or a folder with CIFAR-10 (default: the recipe's)")
+    parser.add_argument(
+        "--data", help=f"{', '.join(DATASETS)}, or a folder with CIFAR-10 (default: the recipe's)"
+    )
     parser.add_argument("--out", help="run folder (default: runs/NAME)")
     parser.add_argument(
-        "--resume", default="never", choices=("auto", "never"), help="go on with a run that is there (default: %(default)s)"
+        "--resume",
+        default="never",
+        choices=("auto", "never"),
+        help="go on with a run that is there (default: %(default)s)",
     )
-    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="settings, see --dry-run")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="NAME=VALUE",
+        help="settings, see --dry-run",
+    )
     parser.add_argument(
         "--every",
         type=at_least_one,
         help="steps between points of the curve and checkpoints (default: a hundredth of all, at most 5,000; on a CPU a fifth)",
     )
-    parser.add_argument("--images", type=at_least_one, help=f"test images in the table (default: all; on a CPU {4 * FEW})")
-    parser.add_argument("--dry-run", action="store_true", help="print all settings and the network's size, and stop")
+    parser.add_argument(
+        "--images",
+        type=at_least_one,
+        help=f"test images in the table (default: all; on a CPU {4 * FEW})",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print all settings and the network's size, and stop",
+    )
     options, rest = parser.parse_known_args(arguments)
     if rest:
         word, settings = rest[0].split("=")[0].lstrip("-"), {one.name for one in fields(Config)}
         known = [action.option_strings[-1].lstrip("-") for action in parser._actions]
-        hint = f"a setting is --set {word}=…" if word.split(".")[0] in settings else did_you_mean(word, [*known, *settings])
+        hint = (
+            f"a setting is --set {word}=…"
+            if word.split(".")[0] in settings
+            else did_you_mean(word, [*known, *settings])
+        )
         parser.error(f"unknown argument {rest[0]}" + (f"; {hint}" if hint else ""))
     options.out = options.out or f"runs/{options.recipe}"
     return options
@@ -100,16 +140,23 @@ def config_of(options: argparse.Namespace, gpu: bool) -> Config:
     if options.data is not None:
         name = options.data if options.data in DATASETS else "cifar10"
         if name != options.data and not Path(options.data).is_dir():
-            hint = did_you_mean(options.data, DATASETS) or "there is no such folder"
+            hint = "it is a file" if Path(options.data).is_file() else "there is no such folder"
+            hint = did_you_mean(options.data, DATASETS) or hint
             raise ValueError(f"'{options.data}' is no data set and no folder; {hint}")
-        config = replace(config, data=name, folder=config.folder if name == options.data else options.data)
+        config = replace(
+            config, data=name, folder=config.folder if name == options.data else options.data
+        )
     if config.data == "digits":  # 8×8 pixels, one channel, 17 levels
         decoder = None if config.decoder is None else config.decoder | {"levels": 17}
-        config = replace(config, shape=[1, 8, 8], network=config.network | {"channels": 1}, decoder=decoder)
+        config = replace(
+            config, shape=[1, 8, 8], network=config.network | {"channels": 1}, decoder=decoder
+        )
     if not gpu:
         config = replace(config, autocast=False, compile=False, channels_last=False)
     config = config.override(options.set)
-    return replace(config, folder=str(Path(config.folder).expanduser().resolve()))  # for commands that start elsewhere
+    return replace(
+        config, folder=str(absolute("cifar10", "data", config.folder))
+    )  # for commands that start elsewhere
 
 
 def data_of(config: Config) -> Splits:
@@ -118,7 +165,9 @@ def data_of(config: Config) -> Splits:
     except ValueError as error:
         if config.data != "cifar10":
             raise
-        raise ValueError(f"{error}\n--data patches runs the same script on photographs that scikit-learn ships") from None
+        raise ValueError(
+            f"{error}\n--data patches runs the same script on photographs that scikit-learn ships"
+        ) from None
 
 
 def described(recipe: str, config: Config, images: int | None = None) -> str:
@@ -126,23 +175,30 @@ def described(recipe: str, config: Config, images: int | None = None) -> str:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in config.objective().parameters())
     if images is None:
-        settings = "\n".join(f"{name:<17} {json.dumps(value)}" for name, value in config.asdict().items())
+        settings = "\n".join(
+            f"{name:<17} {json.dumps(value)}" for name, value in config.asdict().items()
+        )
         return f"{recipes.about(recipe)}\n\n{settings}\n\n{parameters:,} parameters"
     passes = config.steps * config.batch / images
     return f"{recipe}: {parameters:,} parameters, {config.steps:,} steps of {config.batch}, {passes:,.1f} times {images:,} images of {config.data}"
 
 
-def learn(run: Run, images: Splits, device: torch.device, every: int | None) -> None:
-    """Train from the start or from where the run stands; its averaged weights are in the folder then."""
+def learn(run: Run, images: Splits, device: torch.device, every: int | None) -> Objective:
+    """Train from the start or from where the run stands; the averaged weights, which are in the
+    folder too.
+    """
     config = run.config
     torch.manual_seed(config.seed)
     objective = config.objective().to(device)
     validate = None
     if objective.decoder is not None:
         held_out = images.selection if device.type == "cuda" else images.selection[:FEW]
-        validate = Validation(held_out.pixels.to(device), batch=BATCH, **condition(config, held_out, device))
+        validate = Validation(
+            held_out.pixels.to(device), batch=BATCH, **condition(config, held_out, device)
+        )
     every = every or max(1, min(5000, config.steps // (100 if device.type == "cuda" else 5)))
-    train(objective, images.train.pixels, config, labels=images.train.labels, run=run, validate=validate, every=every)
+    data, kept = images.train, {"run": run, "validate": validate, "every": every}
+    return train(objective, data.pixels, config, labels=data.labels, **kept)
 
 
 BATCH = 256  # network evaluations at a time
@@ -152,9 +208,16 @@ def condition(config: Config, images: Images, device: torch.device) -> dict[str,
     return {"label": images.labels.to(device)} if config.conditional else {}
 
 
-def report(run: Run, images: Splits, device: torch.device, count: int) -> None:
-    """The bound of test images with its errors beside simple densities, as a table, as JSON and in figures."""
-    config, objective = run.config, run.load().to(device)
+def report(
+    run: Run,
+    objective: Objective,
+    images: Splits,
+    device: torch.device,
+    count: int,
+) -> None:
+    """The bound of test images with its errors beside simple densities, as a table, as JSON and in
+    figures."""
+    config = run.config
     if objective.decoder is None:
         return
     test = images.test[:count]
@@ -168,22 +231,46 @@ def report(run: Run, images: Splits, device: torch.device, count: int) -> None:
         return
     fits = OF_PHOTOGRAPHS if test.levels == 256 else BASELINES
     baselines = {
-        name: fit(images.train.pixels.long() if test.levels < 256 else images.train.pixels, test.pixels.long(), test.levels)
+        name: fit(
+            images.train.pixels.long() if test.levels < 256 else images.train.pixels,
+            test.pixels.long(),
+            test.levels,
+        )
         for name, fit in fits.items()
     }
     table = rendered(found, baselines, len(test), len(images.test), config.data)
-    print(f"\n{table}\n")
-    (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
-    parts = {part: vars(getattr(found, part)) for part in ("prior", "diffusion", "reconstruction", "total")}
-    results = {"unit": "bits/dim", "bound": parts, "baselines": baselines, "protocol": found.protocol}
-    (run.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    draw(run, objective, images.test, profile, min(baselines.items(), key=lambda item: item[1]), device)
+    write_text(run.folder / "table.txt", table + "\n")
+    parts = {
+        part: vars(getattr(found, part))
+        for part in ("prior", "diffusion", "reconstruction", "total")
+    }
+    results = {
+        "unit": "bits/dim",
+        "bound": parts,
+        "baselines": baselines,
+        "protocol": found.protocol,
+    }
+    write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    say(f"\n{table}\n")
+    draw(
+        run,
+        objective,
+        images.test,
+        profile,
+        min(baselines.items(), key=lambda item: item[1]),
+        device,
+    )
     kept.clear()
-    print(f"weights, log, table and figures in {run.folder}")
+    say(f"weights, log, table and figures in {run.folder}")
 
 
 def rendered(found: Report, baselines: dict[str, float], count: int, whole: int, data: str) -> str:
-    rows = [f"{count:,} of {whole:,} test images of {data}", str(found), "", "simple densities of the same images, bits/dim"]
+    rows = [
+        f"{count:,} of {whole:,} test images of {data}",
+        str(found),
+        "",
+        "simple densities of the same images, bits/dim",
+    ]
     rows += [f"{name:<25}{bits:>8.4f}" for name, bits in baselines.items()]
     if data != "cifar10":
         rows += ["", f"Numbers of {data} compare with nothing but each other."]
@@ -191,19 +278,38 @@ def rendered(found: Report, baselines: dict[str, float], count: int, whole: int,
 
 
 @torch.no_grad()
-def draw(run: Run, objective: Objective, real: Images, profile: vdiff.Profile, baseline: tuple[str, float], device: torch.device) -> None:
+def draw(
+    run: Run,
+    objective: Objective,
+    real: Images,
+    profile: vdiff.Profile,
+    baseline: tuple[str, float],
+    device: torch.device,
+) -> None:
     """Samples from fixed noise, the loss by log-SNR, the schedule, the training curve."""
     config, schedule = run.config, objective.schedule
     noise = torch.randn(40, *config.shape, generator=generator_of(0, 0, "samples")).to(device)
-    labels: dict[str, Any] = {"label": torch.arange(40, device=noise.device) % config.network["labels"]} if config.conditional else {}
+    labels: dict[str, Any] = (
+        {"label": torch.arange(40, device=noise.device) % config.network["labels"]}
+        if config.conditional
+        else {}
+    )
     grid = vdiff.few_steps(schedule.logsnr_max, schedule.logsnr_min)
-    made = vdiff.sample(objective.model, noise, schedule=grid, steps=20, step=vdiff.adams, **labels)
-    plots.samples(run.figures / "samples.png", objective.decoder.decode(made).cpu(), real.pixels[:40], levels=real.levels)
-    plots.error_by_logsnr(run.figures / "error_by_logsnr.png", {"test images": profile}, real.pixels[0].numel())
+    made = vdiff.sample(
+        objective.model, noise, schedule=grid, steps=20, step=vdiff.adams, **labels
+    )
+    with atomic_write(run.figures / "samples.png") as path:
+        decoded = objective.decoder.decode(made).cpu()
+        plots.samples(path, decoded, real.pixels[:40], levels=real.levels)
+    with atomic_write(run.figures / "error_by_logsnr.png") as path:
+        plots.error_by_logsnr(path, {"test images": profile}, real.pixels[0].numel())
     start = config.objective().schedule
-    plots.schedule(run.figures / "schedule.png", {"at the start": start, "after training": schedule.cpu()})
-    plots.curves(run.figures / "training.png", run.history(), baseline)
+    with atomic_write(run.figures / "schedule.png") as path:
+        plots.schedule(path, {"at the start": start, "after training": schedule.cpu()})
+    with atomic_write(run.figures / "training.png") as path:
+        plots.curves(path, run.history(), baseline)
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     raise SystemExit(main())

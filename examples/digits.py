@@ -1,8 +1,10 @@
-"""Train a small diffusion model on scikit-learn's digits and report its bits per dimension on held-out images.
+"""Train a small diffusion model on scikit-learn's digits and report its bits per dimension on
+held-out images.
 
-Data: 1,797 real 8x8 scans with 17 grey levels, 1,300 to train on, 297 for the test. Model: a U-Net of about 0.2 million
-parameters that predicts x, trained on the evidence lower bound for 4,000 steps. About seven minutes on two idle cores
-(0.08 s a step), more where they are busy; expect about 1.69 bits/dim on the test set, Monte Carlo standard error 0.002.
+Data: 1,797 real 8x8 scans with 17 grey levels, 1,300 to train on, 297 for the test. Model: a U-Net
+of about 0.2 million parameters that predicts x, trained on the evidence lower bound for 4,000
+steps. About seven minutes on two idle cores (0.08 s a step), more where they are busy; expect
+about 1.69 bits/dim on the test set, Monte Carlo standard error 0.002.
 
     python examples/digits.py --out runs/digits
 
@@ -16,21 +18,35 @@ import time
 import torch
 from baselines import BASELINES
 from torch import nn
-from tqdm import tqdm
 
 import vdiff
 from vdiff import plots
 from vdiff.data.digits import LEVELS, digits
+from vdiff.disk import atomic_write, write_text
 from vdiff.likelihood import Report, evaluate
 from vdiff.objective import Objective
+from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of
 from vdiff.training import Config, Run, train
 
 
 def config_of(steps: int, seed: int) -> Config:
     return Config(
-        network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 30, "multipliers": [1, 1], "dropout": 0.35},
-        schedule={"name": "Normal", "mean": 2.5, "std": 3.0, "logsnr_max": 9.0, "logsnr_min": -7.0},
+        network={
+            "name": "UNet",
+            "channels": 1,
+            "channels_out": LEVELS,
+            "width": 30,
+            "multipliers": [1, 1],
+            "dropout": 0.35,
+        },
+        schedule={
+            "name": "Normal",
+            "mean": 2.5,
+            "std": 3.0,
+            "logsnr_max": 9.0,
+            "logsnr_min": -7.0,
+        },
         decoder={"name": "Categorical", "levels": LEVELS},
         weight_decay=0.05,
         steps=steps,
@@ -46,55 +62,91 @@ def at_least_one(text: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="runs/digits", help="run folder (default: %(default)s)")
-    parser.add_argument("--steps", type=at_least_one, default=4000, help="training steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the noise (default: %(default)s)")
-    parser.add_argument("--draws", type=at_least_one, default=64, help="times per test image and replicate (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=at_least_one, default=4000, help="training steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the weights, the batches and the noise (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--draws",
+        type=at_least_one,
+        default=64,
+        help="times per test image and replicate (default: %(default)s)",
+    )
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     started, images, config = time.time(), digits(), config_of(options.steps, options.seed)
     run, objective = Run.create(options.out, config), config.objective()
     parameters = sum(p.numel() for p in objective.parameters())
-    print(f"{len(images.train)} images to train on, {parameters:,} parameters, {config.steps} steps")
+    say(f"{len(images.train)} images to train on, {parameters:,} parameters, {config.steps} steps")
 
     def selection_bound(averaged: nn.Module) -> float:
         assert isinstance(averaged, Objective)
         return measure(averaged, images.selection, draws=8, replicates=2).total.value
 
-    objective = train(objective, images.train, config, log=run.log, validate=selection_bound, every=max(1, config.steps // 8))
+    objective = train(
+        objective,
+        images.train,
+        config,
+        log=run.log,
+        validate=selection_bound,
+        every=max(1, config.steps // 8),
+    )
     run.save(objective)
-    profiles = {"test set": vdiff.Profile(config.schedule["logsnr_min"], config.schedule["logsnr_max"], bins=40)}
-    report = measure(objective, images.test, draws=options.draws, replicates=4, profile=profiles["test set"], label="testing")
+    profiles = {
+        "test set": vdiff.Profile(
+            config.schedule["logsnr_min"], config.schedule["logsnr_max"], bins=40
+        )
+    }
+    report = measure(
+        objective,
+        images.test,
+        draws=options.draws,
+        replicates=4,
+        profile=profiles["test set"],
+        label="testing",
+    )
     baselines = {name: fit(images.train, images.test, LEVELS) for name, fit in BASELINES.items()}
     table = render(report, baselines)
-    print(f"\n{table}\n")
-    (run.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
-    (run.folder / "results.json").write_text(
-        json.dumps(
-            {
-                "unit": "bits/dim",
-                "steps": config.steps,
-                "bound": {part: vars(getattr(report, part)) for part in ("prior", "diffusion", "reconstruction", "total")},
-                "baselines": baselines,
-                "protocol": report.protocol,
-            },
-            indent=2,
-        ),
-        encoding="utf-8",
+    write_text(run.folder / "table.txt", table + "\n")
+    parts = ("prior", "diffusion", "reconstruction", "total")
+    results = {
+        "unit": "bits/dim",
+        "steps": config.steps,
+        "bound": {part: vars(getattr(report, part)) for part in parts},
+        "baselines": baselines,
+        "protocol": report.protocol,
+    }
+    write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    say(f"\n{table}\n")
+    draw_figures(
+        run, objective, images.test, profiles, min(baselines.items(), key=lambda item: item[1])
     )
-    draw_figures(run, objective, images.test, profiles, min(baselines.items(), key=lambda item: item[1]))
-    print(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
+    say(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
 
 
 def measure(
-    objective: Objective, data: torch.Tensor, *, draws: int, replicates: int, profile: vdiff.Profile | None = None, label: str = ""
+    objective: Objective,
+    data: torch.Tensor,
+    *,
+    draws: int,
+    replicates: int,
+    profile: vdiff.Profile | None = None,
+    label: str = "",
 ) -> Report:
     assert objective.decoder is not None
-    with tqdm(total=len(data) * draws * replicates, unit="eval", desc=label, disable=not label, dynamic_ncols=True) as bar:
+    with Bar(len(data) * draws * replicates, "eval", label, quiet=not label) as bar:
         return evaluate(
             objective.model, data, schedule=objective.schedule, decoder=objective.decoder, draws=draws, replicates=replicates, profile=profile,
-            progress=lambda done, _: bar.update(done - bar.n),
+            progress=bar.to,
         )  # fmt: skip
 
 
@@ -111,26 +163,41 @@ def render(report: Report, baselines: dict[str, float]) -> str:
 
 
 def draw_figures(
-    run: Run, objective: Objective, test: torch.Tensor, profiles: dict[str, vdiff.Profile], baseline: tuple[str, float]
+    run: Run,
+    objective: Objective,
+    test: torch.Tensor,
+    profiles: dict[str, vdiff.Profile],
+    baseline: tuple[str, float],
 ) -> None:
     assert objective.decoder is not None
     sampling = vdiff.Cosine(objective.schedule.logsnr_max, objective.schedule.logsnr_min)
     noise = torch.randn(50, *test.shape[1:], generator=generator_of(0, 0, "samples"))
-    made = vdiff.sample(objective.model, noise, schedule=sampling, steps=100, generator=generator_of(0, 1, "samples"))
-    plots.samples(run.figures / "samples.png", objective.decoder.decode(made), test[:50], levels=LEVELS)
-    plots.schedule(run.figures / "schedule.png", {"training (normal)": objective.schedule, "sampling (cosine)": sampling})
-    plots.weighting(
-        run.figures / "weighting.png",
-        {
-            "ELBO (this run)": vdiff.ELBO(),
-            "sigmoid(2 − λ)": vdiff.Sigmoid(2.0),
-            "EDM": vdiff.EDM(),
-            "flow matching": vdiff.recipe("flow-matching").weighting,
-        },
+    made = vdiff.sample(
+        objective.model,
+        noise,
+        schedule=sampling,
+        steps=100,
+        generator=generator_of(0, 1, "samples"),
     )
-    plots.error_by_logsnr(run.figures / "error_by_logsnr.png", profiles, test[0].numel())
-    plots.curves(run.figures / "training.png", run.history(), baseline)
+    with atomic_write(run.figures / "samples.png") as path:
+        plots.samples(path, objective.decoder.decode(made), test[:50], levels=LEVELS)
+    with atomic_write(run.figures / "schedule.png") as path:
+        both = {"training (normal)": objective.schedule, "sampling (cosine)": sampling}
+        plots.schedule(path, both)
+    weightings = {
+        "ELBO (this run)": vdiff.ELBO(),
+        "sigmoid(2 − λ)": vdiff.Sigmoid(2.0),
+        "EDM": vdiff.EDM(),
+        "flow matching": vdiff.recipe("flow-matching").weighting,
+    }
+    with atomic_write(run.figures / "weighting.png") as path:
+        plots.weighting(path, weightings)
+    with atomic_write(run.figures / "error_by_logsnr.png") as path:
+        plots.error_by_logsnr(path, profiles, test[0].numel())
+    with atomic_write(run.figures / "training.png") as path:
+        plots.curves(path, run.history(), baseline)
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

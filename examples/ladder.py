@@ -1,17 +1,22 @@
-"""The ladder of experiments from a chain's bound to a good sampler, as one table: mean × reverse variance × loss.
+"""The ladder of experiments from a chain's bound to a good sampler, as one table: mean × reverse
+variance × loss.
 
-Data: scikit-learn's digits, 8x8 with 17 grey levels, 1,300 to train on, 297 held out. Chain: DDPM's linear β rescaled to 100 noise
-levels, so 99 steps; the decoder at the first level is the same for every row, a discretized Gaussian around z₀/α₀ that does
-not look at the network, so that rows differ by their chain alone. Network: an MLP of 0.17 million parameters (0.19 with a variance), AdamW for 2,000
-steps at batch 128 without clipping or averaging, three seeds for every row. About nine minutes on one idle core. Expect the best
-bound from ε/range/hybrid, 3.362 ± 0.002 bits/dim (4.801 ± 0.005 with the fixed small variance), and the best samples from x/small/MSE,
+Data: scikit-learn's digits, 8x8 with 17 grey levels, 1,300 to train on, 297 held out. Chain:
+DDPM's linear β rescaled to 100 noise levels, so 99 steps; the decoder at the first level is the
+same for every row, a discretized Gaussian around z₀/α₀ that does not look at the network, so that
+rows differ by their chain alone. Network: an MLP of 0.17 million parameters (0.19 with a
+variance), AdamW for 2,000 steps at batch 128 without clipping or averaging, three seeds for every
+row. About nine minutes on one idle core. Expect the best bound from ε/range/hybrid, 3.354 ± 0.001
+bits/dim (4.794 ± 0.007 with the fixed small variance), and the best samples from x/small/MSE,
 whose bound is one of the worst.
 
     python examples/ladder.py --out runs/ladder
 
-Every (row, seed) is stored when it is done, under its settings: the same command resumes, and redraws the figures. The run
-folder holds table.md with the findings, table.json, the figures and one pair of JSON and safetensors for each (row, seed).
-`--long` repeats the winners at 3 and 14 times the training steps (four times as long); `--quick` only shows that all of it runs.
+Every (row, seed) is stored when it is done, under its settings: the same command resumes, and
+redraws the figures. The run folder holds table.md with the findings, table.json, the figures and
+one pair of JSON and safetensors for each (row, seed). `--long` repeats the winners at 3 and 14
+times the training steps, and ε/small by either loss at 3 times (five times as long in all);
+`--quick` only shows that all of it runs.
 """
 
 import argparse
@@ -31,23 +36,36 @@ from digits import at_least_one
 from ladder_findings import QUANTILES, Results, Row, findings, render, winners
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from vdiff import MSE, Denoiser, DiscretizedGaussian, Eps, PosteriorMean, Tabulated, X, elbo, hybrid, weighted_elbo
+from vdiff import (
+    MSE,
+    Denoiser,
+    DiscretizedGaussian,
+    Eps,
+    PosteriorMean,
+    Tabulated,
+    X,
+    elbo,
+    hybrid,
+    weighted_elbo,
+)
 from vdiff.data.digits import LEVELS, Split, digits
+from vdiff.disk import write_text
 from vdiff.gaussian import Step, alpha, per_example
 from vdiff.likelihood import evaluate
 from vdiff.metrics import mmd
 from vdiff.nn import MLP
 from vdiff.sampling import Memory, ancestral, uniform
+from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of, offset_of, on_chain, stratified
 from vdiff.training.loop import pace
-from vdiff.training.run import save_aside, write_aside
+from vdiff.training.weights import save_tensors
 from vdiff.variance import Forward, LogVariance, Posterior, Range, ReverseVariance, Variance
 
 
 class Output(ReverseVariance):
-    """Σ is the network's output itself without its sign: nothing stands between the weights and the gradient's 1/Σ²."""
+    """Σ is the network's output itself without its sign: nothing stands between the weights and
+    the gradient's 1/Σ²."""
 
     learned = True
 
@@ -56,7 +74,14 @@ class Output(ReverseVariance):
         return torch.log(head.abs() + 1e-8) - per_example(step.variance.log(), head)
 
 
-VARIANCES = {"output": Output, "direct": Variance, "log": LogVariance, "small": Posterior, "large": Forward, "range": Range}
+VARIANCES = {
+    "output": Output,
+    "direct": Variance,
+    "log": LogVariance,
+    "small": Posterior,
+    "large": Forward,
+    "range": Range,
+}
 
 
 ROWS = [
@@ -68,9 +93,17 @@ ROWS = [
 ]
 
 
+STORED = "curve: step, bits/dim, mean MSE"  # what a run keeps: one that kept less is made again
+PAIR = (
+    Row("ε", "small", "VLB"),
+    Row("ε", "small", "MSE"),
+)  # those that the ladder's source trains for longer, 3 times as long
+
+
 @dataclass(frozen=True)
 class Setting:
-    """What all rows share: the chain's noise levels, training, and how much is drawn to measure."""
+    """What all rows share: the chain's noise levels, training, and how much is drawn to
+    measure."""
 
     data: str = "digits"
     levels: int = 100
@@ -94,23 +127,29 @@ class Flat(nn.Module):
 
 @dataclass(frozen=True)
 class Problem:
-    """Integer images to train on, to draw curves with and to test on, and a network for them with 1 or 2 heads."""
+    """Integer images to train on, to draw curves with and to test on, and a network for them with
+    1 or 2 heads."""
 
     images: Split
     grey_levels: int
     network: Callable[[int], nn.Module]
 
 
-DATA: dict[str, Callable[[], Problem]] = {"digits": lambda: Problem(digits(), LEVELS, lambda heads: Flat(1, 8, heads))}
+DATA: dict[str, Callable[[], Problem]] = {
+    "digits": lambda: Problem(digits(), LEVELS, lambda heads: Flat(1, 8, heads))
+}
 
 
 class Ladder:
-    """The problem, its chain and its decoder; a row of it trained and measured is a record and its tensors."""
+    """The problem, its chain and its decoder; a row of it trained and measured is a record and its
+    tensors."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.problem = setting, DATA[setting.data]()
         self.images = self.problem.images
-        rescale = 1000 / setting.levels  # keeps the noise end of DDPM's own 1000 levels; the data end starts noisier
+        rescale = (
+            1000 / setting.levels
+        )  # keeps the noise end of DDPM's own 1000 levels; the data end starts noisier
         self.table = Tabulated.linear_betas(1e-4 * rescale, 0.02 * rescale, setting.levels)
         self.chain = self.table.steps
         self.decoder = DiscretizedGaussian(self.problem.grey_levels)
@@ -120,10 +159,15 @@ class Ladder:
 
     def model(self, row: Row) -> Denoiser:
         variance = VARIANCES[row.variance]()
-        return Denoiser(self.problem.network(2 if variance.learned else 1), self.means[row.mean], variance=variance)
+        return Denoiser(
+            self.problem.network(2 if variance.learned else 1),
+            self.means[row.mean],
+            variance=variance,
+        )
 
     def loss(self, row: Row, model: Denoiser, images: Tensor, **draw: Any) -> Tensor:
-        """Nats per dimension of the bound, or the mean square of the target's error, or `hybrid`, averaged over a batch."""
+        """Nats per dimension of the bound, or the mean square of the target's error, or `hybrid`,
+        averaged over a batch."""
         chain = {"schedule": self.table, "steps": self.chain, **draw}
         if row.loss == "VLB":
             return elbo(model, images, decoder=self.decoder, **chain).total.mean() / self.dims
@@ -133,13 +177,16 @@ class Ladder:
         plain = MSE(self.table, self.means[row.mean], steps=self.chain)
         return weighted_elbo(model, x, weighting=plain, **chain).mean() / self.dims
 
-    def train(self, row: Row, seed: int, bar: tqdm) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """One row from one seed: what was measured, and the traces, samples and weights. Batches, times and noise are the seed's."""
+    def train(self, row: Row, seed: int, bar: Bar) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """One row from one seed: what was measured, and the traces, samples and weights. Batches,
+        times and noise are the seed's."""
         setting, steps = self.setting, self.setting.steps * row.times
         torch.manual_seed(seed)
         model = self.model(row)
         # eps: a loss in other units is no other learning rate
-        optimizer = torch.optim.AdamW(model.parameters(), lr=setting.lr, betas=(0.9, 0.99), weight_decay=0.01, eps=1e-15)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=setting.lr, betas=(0.9, 0.99), weight_decay=0.01, eps=1e-15
+        )
         losses, norms, curve, diverged = [], [], [], None
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = setting.lr * pace(step, steps // 20 + 1, steps)
@@ -149,7 +196,9 @@ class Ladder:
             loss = self.loss(row, model, self.images.train[rows], t=t, generator=generator)
             optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            norm = nn.utils.get_total_norm(
+                [p.grad for p in model.parameters() if p.grad is not None]
+            )
             if not math.isfinite(loss.item() + norm.item()):
                 diverged = step + 1
                 break
@@ -157,26 +206,50 @@ class Ladder:
             norms.append(norm.item())
             optimizer.step()
             if (step + 1) % min(steps, max(5, steps // 10)) == 0:
-                bound = self.bound(model, self.images.selection, seed, draws=-(-setting.draws // 3))
-                curve.append((step + 1, math.nan if bound is None else bound[0]))
+                draws = -(-setting.draws // 3)
+                bound = self.bound(model, self.images.selection, seed, draws=draws)
+                error = self.mean_mse(model, seed, self.images.selection, draws)
+                curve.append((step + 1, math.nan if bound is None else bound[0], error))
             bar.update()
         bar.update(steps - len(losses))
-        tensors = {"loss": torch.tensor(losses), "norm": torch.tensor(norms), "curve": torch.tensor(curve).view(-1, 2)}
+        tensors = {
+            "loss": torch.tensor(losses),
+            "norm": torch.tensor(norms),
+            "curve": torch.tensor(curve).view(-1, 3),
+        }
         tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
-        record: dict[str, Any] = {"diverged": diverged, "bits": None, "mean_mse": None, "mmd": None, "runaway": None}
-        bound = self.bound(model, self.images.test, seed, draws=setting.draws) if diverged is None else None
+        record: dict[str, Any] = {
+            "diverged": diverged,
+            "bits": None,
+            "mean_mse": None,
+            "mmd": None,
+            "runaway": None,
+        }
+        bound = (
+            self.bound(model, self.images.test, seed, draws=setting.draws)
+            if diverged is None
+            else None
+        )
         if bound is None:
             record["diverged"] = diverged or steps
         else:
-            record |= {"bits": bound[0], "bits_monte_carlo": bound[1], "bits_images": bound[2], "mean_mse": self.mean_mse(model, seed)}
+            record |= {"bits": bound[0], "bits_monte_carlo": bound[1], "bits_images": bound[2]}
+            record["mean_mse"] = self.mean_mse(model, seed)
             images, record["runaway"] = self.sample(model, seed)
             record["mmd"], tensors["samples"] = self.distance(images), images.to(torch.int32)
-        quantiles = torch.tensor(norms or [math.inf]).double().quantile(torch.tensor(list(QUANTILES.values())).double())
+        quantiles = (
+            torch.tensor(norms or [math.inf])
+            .double()
+            .quantile(torch.tensor(list(QUANTILES.values())).double())
+        )
         record["norm"] = dict(zip(QUANTILES, quantiles.tolist(), strict=True))
         return record, tensors
 
-    def bound(self, model: Denoiser, images: Tensor, seed: int, draws: int) -> tuple[float, float, float] | None:
-        """Bits/dim of the chain's bound with the row's own Σ, its Monte Carlo error and that over images; None where not finite."""
+    def bound(
+        self, model: Denoiser, images: Tensor, seed: int, draws: int
+    ) -> tuple[float, float, float] | None:
+        """Bits/dim of the chain's bound with the row's own Σ, its Monte Carlo error and that over
+        images; None where not finite."""
         try:
             chain = {"schedule": self.table, "decoder": self.decoder, "steps": self.chain}
             found = evaluate(model, images, draws=draws, replicates=2, seed=seed, **chain).total
@@ -187,24 +260,48 @@ class Ladder:
         return found.value, found.monte_carlo, found.images
 
     @torch.no_grad()
-    def mean_mse(self, model: Denoiser, seed: int) -> float:
-        """E(μ̃ − μ̂)² of the posterior mean per dimension on held-out images, averaged over the chain's steps: one unit for all rows."""
-        x = self.decoder.encode(self.images.test).repeat(self.setting.draws, 1, 1, 1)
+    def mean_mse(
+        self, model: Denoiser, seed: int, images: Tensor | None = None, draws: int | None = None
+    ) -> float:
+        """E(μ̃ − μ̂)² of the posterior mean per dimension on held-out images, averaged over the
+        chain's steps: one unit for all rows."""
+        x = self.decoder.encode(self.images.test if images is None else images).repeat(
+            draws or self.setting.draws, 1, 1, 1
+        )
         t = on_chain(stratified(len(x), offset=0.5), self.chain)
-        weighting = MSE(self.table, self.mean, steps=self.chain)  # divides by all levels, the decoder's among them
+        weighting = MSE(
+            self.table, self.mean, steps=self.chain
+        )  # divides by all levels, the decoder's among them
         noise = generator_of(seed, 0, "mean MSE")
-        error = weighted_elbo(model, x, schedule=self.table, steps=self.chain, weighting=weighting, t=t, generator=noise)
+        error = weighted_elbo(
+            model,
+            x,
+            schedule=self.table,
+            steps=self.chain,
+            weighting=weighting,
+            t=t,
+            generator=noise,
+        )
         return error.mean().item() / self.dims * self.setting.levels / self.chain
 
     @torch.no_grad()
     def sample(self, model: Denoiser, seed: int) -> tuple[Tensor, float]:
-        """Ancestral samples with the row's own Σ, as the decoder's most likely images, and how many of them ran away to infinity."""
-        z = torch.randn(self.setting.samples, *self.images.test.shape[1:], generator=generator_of(seed, 0, "samples"))
+        """Ancestral samples with the row's own Σ, as the decoder's most likely images, and how
+        many of them ran away to infinity."""
+        z = torch.randn(
+            self.setting.samples,
+            *self.images.test.shape[1:],
+            generator=generator_of(seed, 0, "samples"),
+        )
         memory = Memory(generator=generator_of(seed, 1, "samples"))
-        for noisier, cleaner in pairwise(uniform(self.table, self.chain + 1)):  # not `sample`, which stops where a state is infinite
+        for noisier, cleaner in pairwise(
+            uniform(self.table, self.chain + 1)
+        ):  # not `sample`, which stops where a state is infinite
             z = ancestral(model.eval(), z, noisier.expand(len(z)), cleaner.expand(len(z)), memory)
         x = z / alpha(torch.tensor(self.table.logsnr_max))
-        return self.decoder.decode(x.nan_to_num()), 1 - torch.isfinite(x.flatten(1)).all(1).double().mean().item()
+        return self.decoder.decode(x.nan_to_num()), 1 - torch.isfinite(x.flatten(1)).all(
+            1
+        ).double().mean().item()
 
     def distance(self, images: Tensor) -> float:
         """MMD² to the held-out images, both as x in [−1, 1]."""
@@ -212,7 +309,11 @@ class Ladder:
 
     def caption(self, seeds: int) -> str:
         setting, test, floor = self.setting, self.images.test, self.distance(self.images.train)
-        decoded = self.decoder.expected_nll(test, self.table.logsnr_max).mean().item() / self.dims / math.log(2)
+        decoded = (
+            self.decoder.expected_nll(test, self.table.logsnr_max).mean().item()
+            / self.dims
+            / math.log(2)
+        )
         return (
             f"{setting.data}: {len(test)} held-out images, {self.chain} steps of the chain, {setting.steps} of training, {seeds} seeds, ± standard errors over "
             "seeds. Mean MSE: of the posterior mean, per dimension and step, data in [−1, 1]. Bits/dim: the chain's bound with the row's own Σ, "
@@ -221,51 +322,94 @@ class Ladder:
         )
 
     def run(self, rows: list[Row], seeds: int, folder: Path) -> Results:
-        """Every (row, seed), from `folder` where it is known; one that diverges is recorded, and the next begins."""
+        """Every (row, seed), from `folder` where it is known; one that diverges is recorded, and
+        the next begins."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = {}
         for row, seed in product(rows, range(seeds)):
-            digest = hashlib.blake2b(json.dumps([asdict(self.setting), asdict(row), seed]).encode(), digest_size=4).hexdigest()
-            paths[row, seed] = folder / f"{str(row).replace('/', '-').replace(' ×', '-x')}-seed{seed}-{digest}.json"
+            key = json.dumps([asdict(self.setting), asdict(row), seed, STORED])
+            digest = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
+            paths[row, seed] = (
+                folder
+                / f"{str(row).replace('/', '-').replace(' ×', '-x')}-seed{seed}-{digest}.json"
+            )
         todo = [key for key, path in paths.items() if not path.exists()]
-        with tqdm(total=sum(self.setting.steps * row.times for row, _ in todo), unit="step", dynamic_ncols=True) as bar:
+        with Bar(sum(self.setting.steps * row.times for row, _ in todo)) as bar:
             for row, seed in todo:
-                bar.set_description(f"{row}, seed {seed}")
+                bar.label = f"{row}, seed {seed}"
                 record, tensors = self.train(row, seed, bar)
-                save_aside(paths[row, seed].with_suffix(".safetensors"), tensors)
-                write_aside(paths[row, seed], json.dumps(record, indent=2, ensure_ascii=False) + "\n")  # last: it says that both are there
-        known = {key: (json.loads(path.read_text("utf-8")), load_file(path.with_suffix(".safetensors"))) for key, path in paths.items()}
+                save_tensors(paths[row, seed].with_suffix(".safetensors"), tensors)
+                write_text(
+                    paths[row, seed], json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+                )  # last: it says that both are there
+        known = {
+            key: (json.loads(path.read_text("utf-8")), load_file(path.with_suffix(".safetensors")))
+            for key, path in paths.items()
+        }
         return {row: [known[row, seed] for seed in range(seeds)] for row in rows}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/ladder, or runs/ladder-quick)")
-    parser.add_argument("--data", default="digits", choices=sorted(DATA), help="default: %(default)s")
-    parser.add_argument("--seeds", type=at_least_one, default=3, help="runs of each row (default: %(default)s)")
-    parser.add_argument("--steps", type=at_least_one, default=Setting.steps, help="training steps (default: %(default)s)")
-    parser.add_argument("--long", action="store_true", help="repeat the best rows by bound and by samples at 3 and 14 times the steps")
-    parser.add_argument("--quick", action="store_true", help="a few steps of a short chain from two seeds: shows that it runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, help="run folder (default: runs/ladder, or runs/ladder-quick)"
+    )
+    parser.add_argument(
+        "--data", default="digits", choices=sorted(DATA), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seeds", type=at_least_one, default=3, help="runs of each row (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=at_least_one,
+        default=Setting.steps,
+        help="training steps (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--long",
+        action="store_true",
+        help="repeat the best rows at 3 and 14 times the steps, and ε/small by both losses at 3 times",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a few steps of a short chain from two seeds: shows that it runs",
+    )
     options = parser.parse_args(arguments)
-    setting, seeds, started = Setting(options.data, steps=options.steps), options.seeds, time.time()
+    setting, seeds, started = (
+        Setting(options.data, steps=options.steps),
+        options.seeds,
+        time.time(),
+    )
     if options.quick:
         setting, seeds = replace(setting, levels=25, steps=10, batch=32, draws=4, samples=40), 2
     out = options.out or Path("runs/ladder-quick" if options.quick else "runs/ladder")
     ladder, runs = Ladder(setting), out / "runs"
     results = ladder.run(ROWS, seeds, runs)
     if options.long:
-        best = dict.fromkeys(winners(results).values())
-        results |= ladder.run([replace(row, times=times) for row in best for times in (3, 14)], seeds, runs)
-    rows = [{**asdict(row), "seeds": [record for record, _ in of_seeds]} for row, of_seeds in results.items()]
+        longer = [(row, times) for row in winners(results).values() for times in (3, 14)] + [
+            (row, 3) for row in PAIR
+        ]
+        results |= ladder.run(
+            [replace(row, times=times) for row, times in dict.fromkeys(longer)], seeds, runs
+        )
+    rows = [
+        {**asdict(row), "seeds": [record for record, _ in of_seeds]}
+        for row, of_seeds in results.items()
+    ]
     said, caption = findings(results), ladder.caption(seeds)
     report = {"setting": asdict(setting), "caption": caption, "rows": rows, "findings": said}
     table = "\n\n".join([render(results), caption, "\n".join(f"- {line}" for line in said)]) + "\n"
-    write_aside(out / "table.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    write_aside(out / "table.md", table)
-    print(f"\n{table}")
+    write_text(out / "table.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text(out / "table.md", table)
+    say(f"\n{table}")
     ladder_figures.draw(out / "figures", ladder, results)
-    print(f"{time.time() - started:.0f} s; table, results and figures in {out}")
+    say(f"{time.time() - started:.0f} s; table, results and figures in {out}")
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vdiff import Denoiser, DiscretizedGaussian, Eps, LogVariance, PosteriorMean, Prediction, Schedule, Tabulated, X
+from vdiff import (
+    Denoiser,
+    DiscretizedGaussian,
+    Eps,
+    LogVariance,
+    PosteriorMean,
+    Prediction,
+    Schedule,
+    Tabulated,
+    X,
+)
 from vdiff.gaussian import Step, alpha, diffuse, sigma
 from vdiff.plots import band, figure, image_grid
 from vdiff.reverse import reverse_kl
@@ -31,44 +41,60 @@ def chain_steps(schedule: Tabulated) -> Step:
 
 
 def step_weights(schedule: Tabulated) -> dict[str, Tensor]:
-    """What multiplies the squared error of each target in the bound's step, ½ expm1(Δ)/κ²: for the posterior mean this is
-    1/(2β̃), for x half the difference in SNR.
+    """What multiplies the squared error of each target in the bound's step, ½ expm1(Δ)/κ²: for the
+    posterior mean this is 1/(2β̃), for x half the difference in SNR.
     """
     step = chain_steps(schedule)
     targets = {"posterior mean": PosteriorMean(schedule, schedule.steps), "x": X(), "ε": Eps()}
-    return {name: 0.5 * step.snr_gain / target.kappa2(step.logsnr_t) for name, target in targets.items()}
+    return {
+        name: 0.5 * step.snr_gain / target.kappa2(step.logsnr_t)
+        for name, target in targets.items()
+    }
 
 
-def variance_gradients(variances: Tensor, posterior: float = 0.01, error: float = 0.05) -> dict[str, tuple[Tensor, Tensor]]:
-    """dK/dΣ and dK/dlog Σ of the step's KL at each Σ: by autograd through the library, and in closed form.
+def variance_gradients(
+    variances: Tensor, posterior: float = 0.01, error: float = 0.05
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """dK/dΣ and dK/dlog Σ of the step's KL at each Σ: by autograd through the library, and in
+    closed form.
 
-    For a posterior of variance σ̃² and a squared error δ² of the mean, dK/dΣ = ½(1/Σ − (σ̃² + δ²)/Σ²), and Σ times that
-    with respect to log Σ.
+    For a posterior of variance σ̃² and a squared error δ² of the mean, dK/dΣ = ½(1/Σ − (σ̃² +
+    δ²)/Σ²), and Σ times that with respect to log Σ.
     """
     n = len(variances)
-    logsnr_t = torch.zeros(n, dtype=torch.float64)  # here a step of this Δ has the posterior variance asked for
+    logsnr_t = torch.zeros(
+        n, dtype=torch.float64
+    )  # here a step of this Δ has the posterior variance asked for
     step = Step(logsnr_t, torch.full_like(logsnr_t, _delta_of(posterior)))
     eps_error = error**0.5 / step.coefficient_eps[:, None]
     nothing = torch.zeros(n, 1, dtype=torch.float64)
 
     def by_autograd(variance: ReverseVariance, leaf: Tensor, head: Tensor) -> Tensor:
-        kl = reverse_kl(Prediction(nothing, logsnr_t, eps_error, Eps(), variance, head), nothing, nothing, step)
+        kl = reverse_kl(
+            Prediction(nothing, logsnr_t, eps_error, Eps(), variance, head), nothing, nothing, step
+        )
         return torch.autograd.grad(kl.sum(), leaf)[0]
 
     direct, log = variances.clone().requires_grad_(), variances.log().requires_grad_()
     slope = 0.5 * (1 / variances - (posterior + error) / variances.square())
     return {
-        "Σ": (by_autograd(Variance(), direct, torch.log(torch.expm1(direct))[:, None]), slope),  # the softplus undone
+        "Σ": (
+            by_autograd(Variance(), direct, torch.log(torch.expm1(direct))[:, None]),
+            slope,
+        ),  # the softplus undone
         "log Σ": (by_autograd(LogVariance(), log, log[:, None]), variances * slope),
     }
 
 
 def _delta_of(variance: float) -> float:
-    """Δ of the step that ends at λ_t = 0 with posterior variance (1 − e^{−Δ}) sigmoid(−Δ), by bisection."""
+    """Δ of the step that ends at λ_t = 0 with posterior variance (1 − e^{−Δ}) sigmoid(−Δ), by
+    bisection."""
     low, high = 0.0, 0.5
     for _ in range(60):
         middle = 0.5 * (low + high)
-        found = Step(torch.zeros((), dtype=torch.float64), torch.tensor(middle, dtype=torch.float64)).variance.item()
+        found = Step(
+            torch.zeros((), dtype=torch.float64), torch.tensor(middle, dtype=torch.float64)
+        ).variance.item()
         low, high = (middle, high) if found < variance else (low, middle)
     return low
 
@@ -76,7 +102,7 @@ def _delta_of(variance: float) -> float:
 def draw(place: Path, ladder: Ladder, results: Results) -> None:
     """Every figure, from what is stored."""
     place.mkdir(parents=True, exist_ok=True)
-    draw_curves(place / "curves.png", results)
+    draw_curves(place / "curves.png", ladder, results)
     draw_samples(place / "samples.png", ladder, results)
     draw_strips(place / "strips.png", ladder, results)
     draw_gradients(place / "variance_gradient.png")
@@ -84,49 +110,93 @@ def draw(place: Path, ladder: Ladder, results: Results) -> None:
     draw_decoder(place / "decoder.png")
 
 
-def draw_curves(path: Path, results: Results) -> None:
-    """The bound on held-out images and the gradient's norm by training step, up to where the first seed diverges."""
+def draw_curves(path: Path, ladder: Ladder, results: Results) -> None:
+    """By epoch, up to where the first seed diverges: training loss, gradient norm, and mean MSE
+    and bound on held-out images.
+
+    Losses are per dimension, each in the unit of its row, and those of two losses do not compare.
+    """
     families = list(dict.fromkeys(row.mean for row in results))
-    picture, axes = figure(2, len(families), width=4.8, height=3.4)
+    picture, axes = figure(4, len(families), width=4.8, height=3.0)
+    epochs = ladder.setting.batch / len(ladder.images.train)  # in a step
     for row, runs in results.items():
-        upper, lower = (axes[families.index(row.mean) + shift] for shift in (0, len(families)))
-        curves = [tensors["curve"] for _, tensors in runs]
-        n = min(map(len, curves))
-        band(upper, curves[0][:n, 0], torch.stack([curve[:n, 1] for curve in curves]), label=str(row))
-        norms = [tensors["norm"].double() for _, tensors in runs]
-        n = min(map(len, norms))
-        width = max(1, n // 40)
-        blocks = torch.stack([norm[: n // width * width].view(-1, width).amax(1) for norm in norms])
-        lower.plot((torch.arange(blocks.shape[1]) + 1) * width, blocks.amax(0))
-        lower.set(ylabel="largest gradient norm of a block", xlabel="training step", yscale="log")
-        upper.set(title=f"the network says {'the posterior mean' if row.mean == 'mean' else row.mean}", yscale="log")
-        upper.set(ylabel="bits/dim (± 2 SE over seeds)", xlabel="training step")
-        upper.set_ylim(bottom=0.9 * min(line.get_ydata().min() for line in upper.lines))
-        upper.legend(**LEGEND)
+        loss, norm, error, bound = axes[families.index(row.mean) :: len(families)]
+        traces = {
+            name: [tensors[name].double() for _, tensors in runs]
+            for name in ("loss", "norm", "curve")
+        }
+        at, losses = _blocks(traces["loss"])
+        band(loss, at * epochs, losses.mean(2), log=True, label=str(row))
+        at, norms = _blocks(traces["norm"])
+        norm.plot(at * epochs, norms.amax((0, 2)))
+        n = min(map(len, traces["curve"]))
+        step, bits, mean_mse = torch.stack([curve[:n] for curve in traces["curve"]]).unbind(2)
+        band(error, step[0] * epochs, mean_mse, log=True)
+        band(bound, step[0] * epochs, bits, log=True)
+        name = "the posterior mean" if row.mean == "mean" else row.mean
+        loss.set(title=f"the network says {name}", ylabel="training loss, mean of a block")
+        norm.set(ylabel="largest gradient norm of a block")
+        error.set(ylabel="mean MSE (± 2 SE over seeds)")
+        bound.set(ylabel="bits/dim (± 2 SE over seeds)", xlabel="epoch")
+        bound.set_ylim(bottom=0.9 * min(line.get_ydata().min() for line in bound.lines))
+        loss.legend(**LEGEND)
+    longer = max(row.times for row in results) > 1
+    for place in axes:
+        place.set(yscale="log", xscale="log" if longer else "linear")
+        place.tick_params(axis="x", which="minor", labelbottom=False)
     picture.savefig(path, dpi=130)
 
 
+def _blocks(traces: list[Tensor], count: int = 40) -> tuple[Tensor, Tensor]:
+    """The last step of each of about `count` blocks, and (seeds, blocks, steps of a block) of what
+    was recorded at every step."""
+    n = min(map(len, traces))
+    width = max(1, n // count)
+    blocks = torch.stack([trace[: n // width * width].view(-1, width) for trace in traces])
+    return (torch.arange(blocks.shape[1]) + 1) * width, blocks
+
+
 def draw_samples(path: Path, ladder: Ladder, results: Results, count: int = 24) -> None:
-    """Ancestral samples of each row's first seed, in the order of the ladder, and held-out images."""
+    """Ancestral samples of each row's first seed, in the order of the ladder, and held-out
+    images."""
     picture, axes = figure(-(-(len(results) + 1) // 3), 3, width=4.6, height=1.25)
     levels = ladder.problem.grey_levels
     for place, (row, runs) in zip(axes, results.items(), strict=False):
         record, tensors = runs[0]
         if "samples" in tensors:
-            image_grid(place, tensors["samples"][:count], f"{row}: {record['bits']:.4g} bits/dim", columns=12, levels=levels)
+            image_grid(
+                place,
+                tensors["samples"][:count],
+                f"{row}: {record['bits']:.4g} bits/dim",
+                columns=12,
+                levels=levels,
+            )
         else:
             place.set_title(f"{row}: diverged")
             place.set_axis_off()
-    image_grid(axes[len(results)], ladder.images.test[:count], "held-out images", columns=12, levels=levels)
+    image_grid(
+        axes[len(results)],
+        ladder.images.test[:count],
+        "held-out images",
+        columns=12,
+        levels=levels,
+    )
     for place in axes[len(results) + 1 :]:
         place.set_axis_off()
     picture.savefig(path, dpi=130)
 
 
 @torch.no_grad()
-def draw_strips(path: Path, ladder: Ladder, results: Results, columns: int = 12, rows: int = 3) -> None:
-    """Images on their way to noise, and noise on its way to images by the row with the best samples, with x̂ along it."""
-    known = {row: runs[0] for row, runs in results.items() if row.mean != "mean" and runs[0][0]["mmd"] is not None}
+def draw_strips(
+    path: Path, ladder: Ladder, results: Results, columns: int = 12, rows: int = 3
+) -> None:
+    """Images on their way to noise, and noise on its way to images by the row with the best
+    samples, with x̂ along it."""
+    known = {
+        row: runs[0]
+        for row, runs in results.items()
+        if row.mean != "mean" and runs[0][0]["mmd"] is not None
+    }
     if not known:
         return
     best = min(known, key=lambda row: known[row][0]["mmd"])
@@ -134,29 +204,63 @@ def draw_strips(path: Path, ladder: Ladder, results: Results, columns: int = 12,
     x = ladder.decoder.encode(ladder.images.test[:rows])
     stops = [round(i * ladder.chain / (columns - 1)) for i in range(columns)]
     eps = torch.randn(x.shape, generator=generator_of(0, 0, "strips"))
-    forward = torch.stack([diffuse(x, eps, ladder.table(torch.full((rows,), i / ladder.chain).double())) for i in stops], 1)
-    path_back = list(trajectory(model, eps, schedule=ladder.table, steps=ladder.chain + 1, generator=generator_of(0, 1, "strips")))
-    backward, clean = (torch.stack([v[i] for i in stops], 1) for v in ([z for z, _ in path_back], [p.x for _, p in path_back]))
+    forward = torch.stack(
+        [
+            diffuse(x, eps, ladder.table(torch.full((rows,), i / ladder.chain).double()))
+            for i in stops
+        ],
+        1,
+    )
+    path_back = list(
+        trajectory(
+            model,
+            eps,
+            schedule=ladder.table,
+            steps=ladder.chain + 1,
+            generator=generator_of(0, 1, "strips"),
+        )
+    )
+    backward = torch.stack([path_back[i][0] for i in stops], 1)
+    clean = torch.stack(
+        [path_back[min(i, ladder.chain - 1)][1].x for i in stops], 1
+    )  # the last level is the decoder's: no step trains it
     levels = ladder.problem.grey_levels
     picture, axes = figure(3, 1, width=7.2, height=2.15)
     for place, strip, title in zip(
         axes,
         (forward, backward, clean),
-        ("forward: z from data (left) to noise", f"reverse: z from noise (left) to data, {best}", "reverse: x̂ at the same steps"),
+        (
+            "forward: z from data (left) to noise",
+            f"reverse: z from noise (left) to data, {best}",
+            "reverse: x̂ at the same steps, and before the last one",
+        ),
         strict=True,
     ):
-        image_grid(place, ((strip.flatten(0, 1) + 1) / 2 * (levels - 1)), title, columns=columns, levels=levels)
+        image_grid(
+            place,
+            ((strip.flatten(0, 1) + 1) / 2 * (levels - 1)),
+            title,
+            columns=columns,
+            levels=levels,
+        )
     picture.savefig(path, dpi=130)
 
 
 def _model(ladder: Ladder, row: Row, tensors: dict[str, Tensor]) -> Denoiser:
     model = ladder.model(row)
-    model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")})
+    model.load_state_dict(
+        {
+            name.removeprefix("model."): v
+            for name, v in tensors.items()
+            if name.startswith("model.")
+        }
+    )
     return model.eval()
 
 
 def draw_gradients(path: Path) -> None:
-    """The gradient of a learned variance: autograd's points on the closed form's line, and what a softplus does to it."""
+    """The gradient of a learned variance: autograd's points on the closed form's line, and what a
+    softplus does to it."""
     variances = torch.logspace(-4.5, 0.5, 26, dtype=torch.float64)
     line = torch.logspace(-4.5, 0.5, 800, dtype=torch.float64)
     picture, axes = figure(1, 2, width=5.2, height=3.7)
@@ -166,18 +270,35 @@ def draw_gradients(path: Path) -> None:
         place.loglog(variances, found.abs(), "o", markersize=4, label="autograd")
         for value in (1e-3, 1e-4):
             exact = variance_gradients(torch.tensor([value], dtype=torch.float64))[name][1].item()
-            place.annotate(f"Σ = {value:g}: {exact:.4g}", (value, abs(exact)), xytext=(14, 4), textcoords="offset points", fontsize=8)
+            place.annotate(
+                f"Σ = {value:g}: {exact:.4g}",
+                (value, abs(exact)),
+                xytext=(14, 4),
+                textcoords="offset points",
+                fontsize=8,
+            )
             place.plot(value, abs(exact), "ks", markersize=7, fillstyle="none")
         place.axvline(0.06, color="gray", linestyle=":", label="the best Σ, 0.06")
-        place.set(xlabel="Σ   (posterior variance 0.01, squared error of the mean 0.05)", ylabel=f"|dK/d {name}|, nats", title=f"by {name}")
-    axes[1].loglog(line, (-torch.expm1(-line) * closed["Σ"][1]).abs(), "--", color="C2", label="by the output of a softplus that says Σ")
+        place.set(
+            xlabel="Σ   (posterior variance 0.01, squared error of the mean 0.05)",
+            ylabel=f"|dK/d {name}|, nats",
+            title=f"by {name}",
+        )
+    axes[1].loglog(
+        line,
+        (-torch.expm1(-line) * closed["Σ"][1]).abs(),
+        "--",
+        color="C2",
+        label="by the output of a softplus that says Σ",
+    )
     for place in axes:
         place.legend(**LEGEND)
     picture.savefig(path, dpi=130)
 
 
 def draw_chain(path: Path, table: Tabulated) -> None:
-    """√ᾱ by level, the weight of each step's error in three units, and β̃/β, for DDPM's 1000 levels."""
+    """√ᾱ by level, the weight of each step's error in three units, and β̃/β, for DDPM's 1000
+    levels."""
     picture, (signal, weights, ratio) = figure(1, 3, width=4.5, height=3.6)
     schedules: dict[str, Schedule] = {
         "DDPM's linear β": DDPM,
@@ -189,24 +310,35 @@ def draw_chain(path: Path, table: Tabulated) -> None:
         (drawn,) = signal.plot(t, alpha(one(t)), style, label=f"√ᾱ, {name}")
         if style == "-":
             signal.plot(t, sigma(one(t)), ":", color=drawn.get_color(), label=f"√(1 − ᾱ), {name}")
-    signal.set(xlabel="level over the number of levels", ylabel="scale", title="signal and noise", ylim=(0, 1.5))
+    signal.set(
+        xlabel="level over the number of levels",
+        ylabel="scale",
+        title="signal and noise",
+        ylim=(0, 1.5),
+    )
     level = torch.arange(2, len(DDPM.table) + 1)
     for name, weight in step_weights(DDPM).items():
         weights.loglog(level, weight, label=f"{name}: {weight.min():.3g} … {weight.max():.4g}")
     weights.set(
-        xlabel="level t, DDPM's linear β", ylabel="weight of the squared error", title="the bound's weight of each step", ylim=(1e-7, 1e7)
+        xlabel="level t, DDPM's linear β",
+        ylabel="weight of the squared error",
+        title="the bound's weight of each step",
+        ylim=(1e-7, 1e7),
     )
     for name, one in {"DDPM's linear β": DDPM, "cosine": Tabulated.cosine_betas()}.items():
         step = chain_steps(one)
         ratio.semilogx(level, torch.exp(-step.log_variance_ratio), label=name)
-    ratio.set(xlabel="level t", ylabel="β̃ / β", title="posterior over forward variance", ylim=(0.4, 1.02))
+    ratio.set(
+        xlabel="level t", ylabel="β̃ / β", title="posterior over forward variance", ylim=(0.4, 1.02)
+    )
     for place in (signal, weights, ratio):
         place.legend(**LEGEND)
     picture.savefig(path, dpi=130)
 
 
 def draw_decoder(path: Path, std: float = 0.3, grey_levels: int = 17) -> None:
-    """The bins of the discretized Gaussian, the last open to +∞, and their total mass with the edges told by x or by x − μ."""
+    """The bins of the discretized Gaussian, the last open to +∞, and their total mass with the
+    edges told by x or by x − μ."""
     picture, (left, right) = figure(1, 2, width=5.4, height=3.6)
     decoder, mean = DiscretizedGaussian(grey_levels, variance=std**2), 0.8
     half = decoder.spacing / 2
@@ -228,11 +360,21 @@ def draw_decoder(path: Path, std: float = 0.3, grey_levels: int = 17) -> None:
             label=f"level {level}: {mass:.3f}" + (", open to +∞" if last else ""),
         )
     left.vlines(decoder.grid[4:] - half, 0, 0.06, color="gray", linewidth=0.7)
-    left.set(xlabel="x", ylabel=f"N(x; {mean}, {std}²)", title="a level's probability is its bin's", ylim=(0, 2.0))
+    left.set(
+        xlabel="x",
+        ylabel=f"N(x; {mean}, {std}²)",
+        title="a level's probability is its bin's",
+        ylim=(0, 2.0),
+    )
     means = torch.linspace(-1, 1, 201)
     right.plot(means, total_mass(decoder, means), label="edges told by x (right: 1)")
     right.plot(means, mass_of_shifted_edges(decoder, means), label="edges told by x − μ (wrong)")
-    right.set(xlabel="mean μ", ylabel=f"sum over the {grey_levels} levels", title=f"total probability, σ = {std}", ylim=(0.5, 1.5))
+    right.set(
+        xlabel="mean μ",
+        ylabel=f"sum over the {grey_levels} levels",
+        title=f"total probability, σ = {std}",
+        ylim=(0.5, 1.5),
+    )
     for place in (left, right):
         place.legend(**LEGEND, loc="upper left")
     picture.savefig(path, dpi=130)
@@ -246,8 +388,14 @@ def total_mass(decoder: DiscretizedGaussian, means: Tensor) -> Tensor:
 
 
 def mass_of_shifted_edges(decoder: DiscretizedGaussian, means: Tensor) -> Tensor:
-    """The same sum where x − μ is asked whether it is below −0.999 or above 0.999, as a published algorithm does."""
+    """The same sum where x − μ is asked whether it is below −0.999 or above 0.999, as a published
+    algorithm does."""
     assert decoder.variance is not None
     center = decoder.grid - means.double()[:, None]
-    below, above = (torch.special.ndtr((center + half) / decoder.variance**0.5) for half in (-decoder.spacing / 2, decoder.spacing / 2))
-    return torch.where(center < -0.999, above, torch.where(center > 0.999, 1 - below, above - below)).sum(1)
+    below, above = (
+        torch.special.ndtr((center + half) / decoder.variance**0.5)
+        for half in (-decoder.spacing / 2, decoder.spacing / 2)
+    )
+    return torch.where(
+        center < -0.999, above, torch.where(center > 0.999, 1 - below, above - below)
+    ).sum(1)

@@ -13,7 +13,8 @@ QUANTILES = {"median": 0.5, "99 %": 0.99, "max": 1.0}
 
 @dataclass(frozen=True)
 class Row:
-    """What the network says of the mean, the reverse variance, the loss, and how much longer than the rest it trains."""
+    """What the network says of the mean, the reverse variance, the loss, and how much longer than
+    the rest it trains."""
 
     mean: str
     variance: str
@@ -21,20 +22,35 @@ class Row:
     times: int = 1
 
     def __str__(self) -> str:
-        return f"{self.mean}/{self.variance}/{self.loss}" + (f" ×{self.times}" if self.times > 1 else "")
+        return f"{self.mean}/{self.variance}/{self.loss}" + (
+            f" ×{self.times}" if self.times > 1 else ""
+        )
 
 
-Results = dict[Row, list[tuple[dict[str, Any], dict[str, Tensor]]]]  # a record and its tensors for each seed
+Results = dict[
+    Row, list[tuple[dict[str, Any], dict[str, Tensor]]]
+]  # a record and its tensors for each seed
 Found = tuple[float, float] | None
 CLEAR = 4  # standard errors; of three seeds, chance exceeds that once in 17 times
 
 
 def over_seeds(results: Results, key: str, row: Row, other: Row | None = None) -> Found:
-    """The mean over seeds and its standard error, of `row` or of `row` − `other`, which share each seed's batches and draws."""
+    """The mean over seeds and its standard error, of `row` or of `row` − `other`, which share each
+    seed's batches and draws."""
     runs = [record[key] for record, _ in results[row]]
     base = [0.0] * len(runs) if other is None else [record[key] for record, _ in results[other]]
-    known = torch.tensor([a - b for a, b in zip(runs, base, strict=True) if a is not None and b is not None], dtype=torch.float64)
-    return (known.mean().item(), (known.std() / len(known) ** 0.5).item() if len(known) > 1 else math.nan) if len(known) else None
+    known = torch.tensor(
+        [a - b for a, b in zip(runs, base, strict=True) if a is not None and b is not None],
+        dtype=torch.float64,
+    )
+    return (
+        (
+            known.mean().item(),
+            (known.std() / len(known) ** 0.5).item() if len(known) > 1 else math.nan,
+        )
+        if len(known)
+        else None
+    )
 
 
 def shown(found: Found, scale: float = 1.0) -> str:
@@ -50,11 +66,17 @@ def render(results: Results) -> str:
     head = "mean/variance/loss | 10³·mean MSE | bits/dim | 10³·MMD² | gradient norm: median | 99 % | max | diverged"
     lines = [f"| {head} |", "|" + "---|" * 8]
     for row, runs in results.items():
-        bits, error, distance = (over_seeds(results, key, row) for key in ("bits", "mean_mse", "mmd"))
+        bits, error, distance = (
+            over_seeds(results, key, row) for key in ("bits", "mean_mse", "mmd")
+        )
         norms = [f"{max(record['norm'][q] for record, _ in runs):.2g}" for q in QUANTILES]
-        steps = ", ".join(f"at step {record['diverged']}" for record, _ in runs if record["diverged"] is not None)
+        steps = ", ".join(
+            f"at step {record['diverged']}" for record, _ in runs if record["diverged"] is not None
+        )
         runaway = over_seeds(results, "runaway", row)
-        verdict = steps or (f"{100 * runaway[0]:.3g} % of samples" if runaway and runaway[0] else "no")
+        verdict = steps or (
+            f"{100 * runaway[0]:.3g} % of samples" if runaway and runaway[0] else "no"
+        )
         cells = [str(row), shown(error, 1e3), shown(bits), shown(distance, 1e3), *norms, verdict]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -62,27 +84,35 @@ def render(results: Results) -> str:
 
 def winners(results: Results) -> dict[str, Row]:
     """The best row by the bound and by the samples; none where nothing is known."""
-    found = {key: {row: v[0] for row in results if (v := over_seeds(results, key, row))} for key in ("bits", "mmd")}
+    found = {
+        key: {row: v[0] for row in results if (v := over_seeds(results, key, row))}
+        for key in ("bits", "mmd")
+    }
     return {key: min(rows, key=rows.__getitem__) for key, rows in found.items() if rows}
 
 
 def findings(results: Results) -> list[str]:
-    """What the run says, with standard errors over seeds; all of it computed, so that another run may say the opposite."""
+    """What the run says, with standard errors over seeds; all of it computed, so that another run
+    may say the opposite."""
 
     def differ(a: Row, b: Row) -> dict[str, Found]:
         return {key: over_seeds(results, key, a, b) for key in ("bits", "mmd", "mean_mse")}
 
     def clear(gap: dict[str, Found]) -> bool:
-        return all((found := gap[key]) is not None and abs(found[0]) > CLEAR * found[1] for key in ("bits", "mmd"))
+        return all(
+            (found := gap[key]) is not None and abs(found[0]) > CLEAR * found[1]
+            for key in ("bits", "mmd")
+        )
 
     def sentence(what: str, a: Row, b: Row) -> str:
         gap = differ(a, b)
         return f"{what}, {a} − {b}: bits/dim {shown(gap['bits'])}, 10³·MMD² {shown(gap['mmd'], 1e3)}, 10³·mean MSE {shown(gap['mean_mse'], 1e3)}."
 
-    said, best = [], winners(results)
+    said, short = [], {row: runs for row, runs in results.items() if row.times == 1}
+    best = winners(short)
     if len(best) == 2:
         gap = differ(best["mmd"], best["bits"])
-        pairs = [found for a, b in combinations(results, 2) if clear(found := differ(a, b))]
+        pairs = [found for a, b in combinations(short, 2) if clear(found := differ(a, b))]
         opposed = sum(found["bits"][0] * found["mmd"][0] < 0 for found in pairs)
         said.append(
             f"Likelihood and samples {'part ways' if clear(gap) else 'do not clearly part ways'}: {best['bits']} has the best bound and {best['mmd']} "
@@ -90,16 +120,36 @@ def findings(results: Results) -> list[str]:
             f"Of {len(pairs)} pairs of rows that differ by over {CLEAR} SE in both, the two measures order {opposed} oppositely."
         )
     for mean in ("mean", "x", "ε"):
-        said.append(sentence("Squared error instead of the bound", Row(mean, "small", "MSE"), Row(mean, "small", "VLB")))
+        said.append(
+            sentence(
+                "Squared error instead of the bound",
+                Row(mean, "small", "MSE"),
+                Row(mean, "small", "VLB"),
+            )
+        )
     for other in (Row("ε", "small", "MSE"), Row("ε", "large", "MSE"), Row("ε", "log", "hybrid")):
         said.append(sentence("Learning the variance", Row("ε", "range", "hybrid"), other))
     spread = []
     for name in ("output", "direct", "log"):
         runs = [record["norm"] for record, _ in results[Row("mean", name, "VLB")]]
-        spread.append(f"{name} {min(n['max'] / n['median'] for n in runs):.2g} … {max(n['max'] / n['median'] for n in runs):.2g}")
+        spread.append(
+            f"{name} {min(n['max'] / n['median'] for n in runs):.2g} … {max(n['max'] / n['median'] for n in runs):.2g}"
+        )
     said.append(
         f"The largest gradient over the median one, mean/·/VLB, least and most over seeds: {', '.join(spread)}. dK/dΣ goes with 1/Σ², met in full where the "
         "output is Σ; the softplus of direct has the slope 1 − e^(−Σ), which takes one power away: for small Σ it behaves as log does."
     )
-    said += [sentence(f"{row.times} times the steps", row, replace(row, times=1)) for row in results if row.times > 1]
+    said += [
+        sentence(f"{row.times} times the steps", row, replace(row, times=1))
+        for row in results
+        if row.times > 1
+    ]
+    by_loss = [
+        (row, replace(row, loss="VLB")) for row in results if row.times > 1 and row.loss == "MSE"
+    ]
+    said += [
+        sentence("Squared error instead of the bound, trained for longer", a, b)
+        for a, b in by_loss
+        if b in results
+    ]
     return said

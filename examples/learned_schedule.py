@@ -1,10 +1,13 @@
-"""Compare schedules on scikit-learn's digits: the same ends, network and budget, and only where they look is different.
+"""Compare schedules on scikit-learn's digits: the same ends, network and budget, and only where
+they look is different.
 
-For each schedule and seed a U-Net is trained on the evidence lower bound. Printed for each: bits per dimension reached on
-the test set, the variance of one independent draw of the bound and that of a finely stratified batch (times its size), each with its
-standard error, and the variance of the gradient by layer. Then, on the network trained under γ_η, the variance of every schedule.
-Expect γ_η to have seven times less variance than the linear schedule and twenty times less than the cosine, at a better bound.
-Three minutes a schedule and seed on one idle core; what was measured: benchmarks/results/learned_schedule.txt.
+For each schedule and seed a U-Net is trained on the evidence lower bound. Printed for each: bits
+per dimension reached on the test set, the variance of one independent draw of the bound and that
+of a finely stratified batch (times its size), each with its standard error, and the variance of
+the gradient by layer. Then, on the network trained under γ_η, the variance of every schedule.
+Expect γ_η to have seven times less variance than the linear schedule and twenty times less than
+the cosine, at a better bound. Three minutes a schedule and seed on one idle core; what was
+measured: benchmarks/results/learned_schedule.txt.
 
     python examples/learned_schedule.py --out runs/schedules
 """
@@ -27,6 +30,7 @@ from vdiff.data.digits import LEVELS, digits
 from vdiff.likelihood import evaluate
 from vdiff.objective import Objective
 from vdiff.schedule import Linear, Schedule
+from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of, stratified
 from vdiff.training import Config, train
 
@@ -45,7 +49,14 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 def config_of(schedule: dict[str, Any], options: argparse.Namespace, seed: int) -> Config:
     return Config(
-        network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": options.width, "multipliers": [1, 1], "dropout": 0.35},
+        network={
+            "name": "UNet",
+            "channels": 1,
+            "channels_out": LEVELS,
+            "width": options.width,
+            "multipliers": [1, 1],
+            "dropout": 0.35,
+        },
         schedule=schedule | {"logsnr_max": HIGH, "logsnr_min": LOW},
         decoder={"name": "Categorical", "levels": LEVELS},
         weight_decay=0.05,
@@ -57,10 +68,12 @@ def config_of(schedule: dict[str, Any], options: argparse.Namespace, seed: int) 
 
 @dataclass(frozen=True)
 class Pool:
-    """Draws for random images, λ spread evenly over the range: from the same ones comes the variance under every schedule.
+    """Draws for random images, λ spread evenly over the range: from the same ones comes the
+    variance under every schedule.
 
-    A draw of the bound under p is ℓ = c + e/p(λ), with c the prior and the reconstruction and e half the squared error,
-    all (rounds, batch) and in bits/dim, so that E ℓ² = E c² + 2 ∫ E[c e] dλ + ∫ E[e²]/p dλ.
+    A draw of the bound under p is ℓ = c + e/p(λ), with c the prior and the reconstruction and e
+    half the squared error, all (rounds, batch) and in bits/dim, so that E ℓ² = E c² + 2 ∫ E[c e]
+    dλ + ∫ E[e²]/p dλ.
     """
 
     logsnr: Tensor
@@ -69,14 +82,36 @@ class Pool:
 
     @classmethod
     @torch.no_grad()
-    def drawn(cls, objective: Objective, images: Tensor, rounds: int, batch: int = 256, name: str = "pool") -> "Pool":
+    def drawn(
+        cls,
+        objective: Objective,
+        images: Tensor,
+        rounds: int,
+        batch: int = 256,
+        name: str = "pool",
+    ) -> "Pool":
         even, parts = Linear(HIGH, LOW), []
         for i in range(rounds):
             generator = generator_of(i, 0, name)
             rows = images[torch.randint(len(images), (batch,), generator=generator)]
             t = stratified(batch, generator=generator)[torch.randperm(batch, generator=generator)]
-            bound = vdiff.elbo(objective.model, rows, schedule=even, decoder=objective.decoder, t=t, generator=generator).parts()
-            parts.append(torch.stack([even(t), bound["prior"] + bound["reconstruction"], bound["diffusion"] / (HIGH - LOW)]).double())
+            bound = vdiff.elbo(
+                objective.model,
+                rows,
+                schedule=even,
+                decoder=objective.decoder,
+                t=t,
+                generator=generator,
+            ).parts()
+            parts.append(
+                torch.stack(
+                    [
+                        even(t),
+                        bound["prior"] + bound["reconstruction"],
+                        bound["diffusion"] / (HIGH - LOW),
+                    ]
+                ).double()
+            )
         return cls(*torch.stack(parts, 1))
 
     def profile(self, dims: int) -> vdiff.Profile:
@@ -86,7 +121,8 @@ class Pool:
         return profile
 
     def variances(self, schedule: Schedule) -> Tensor:
-        """Of one independent draw; and of the mean of a finely stratified batch, times its size: without Var E[ℓ | λ]."""
+        """Of one independent draw; and of the mean of a finely stratified batch, times its size:
+        without Var E[ℓ | λ]."""
         width, p = HIGH - LOW, schedule.density(self.logsnr)
         square = self.c.square() + width * self.e * (2 * self.c + self.e / p)
         single = square.mean() - (self.c + width * self.e).mean().square()
@@ -96,21 +132,36 @@ class Pool:
             for v in (torch.ones_like(p), self.e, self.e.square(), 1 / p)
         )
         mean = total / number
-        mean_squared = mean.square() - (squares / number - mean.square()) / (number - 1)  # of E[e | λ], without its own noise
-        between = width / CELLS * (mean_squared * rate / number).sum() - (width * self.e.mean()).square()
+        mean_squared = mean.square() - (squares / number - mean.square()) / (
+            number - 1
+        )  # of E[e | λ], without its own noise
+        between = (
+            width / CELLS * (mean_squared * rate / number).sum() - (width * self.e.mean()).square()
+        )
         return torch.stack([single, single - between])
 
     def measured(self, schedule: Schedule, groups: int = 10) -> tuple[Tensor, Tensor]:
-        """Both variances, and their standard errors, by leaving out a part of the rounds at a time."""
+        """Both variances, and their standard errors, by leaving out a part of the rounds at a
+        time."""
         rounds = torch.arange(len(self.logsnr))
-        rest = [Pool(*(part[rounds % groups != g] for part in (self.logsnr, self.c, self.e))).variances(schedule) for g in range(groups)]
+        rest = [
+            Pool(
+                *(part[rounds % groups != g] for part in (self.logsnr, self.c, self.e))
+            ).variances(schedule)
+            for g in range(groups)
+        ]
         return self.variances(schedule), (groups - 1) / groups**0.5 * torch.stack(rest).std(0)
 
 
-def gradient_variance(objective: Objective, images: Tensor, batch: int = 32, rounds: int = 24) -> dict[str, float]:
-    """Variance of a batch's gradient over its squared mean, for each of the network's top layers."""
+def gradient_variance(
+    objective: Objective, images: Tensor, batch: int = 32, rounds: int = 24
+) -> dict[str, float]:
+    """Variance of a batch's gradient over its squared mean, for each of the network's top
+    layers."""
     layers = {
-        name: [p for p in child.parameters() if p.requires_grad] for name, child in objective.model.named_modules() if name.count(".") == 2
+        name: [p for p in child.parameters() if p.requires_grad]
+        for name, child in objective.model.named_modules()
+        if name.count(".") == 2
     }
     seen: dict[str, list[Tensor]] = {name: [] for name, parameters in layers.items() if parameters}
     for i in range(rounds):
@@ -125,19 +176,38 @@ def gradient_variance(objective: Objective, images: Tensor, batch: int = 32, rou
     return {name: (g.var(0).sum() / g.mean(0).square().sum()).item() for name, g in stacks.items()}
 
 
-def follow(objective: Objective, frames: list[tuple[int, Schedule]]) -> Callable[[dict[str, Any]], None]:
+def follow(
+    objective: Objective, frames: list[tuple[int, Schedule]]
+) -> Callable[[dict[str, Any]], None]:
     """A log that keeps the schedule at each of its entries."""
     return lambda entry: frames.append((entry["step"], copy.deepcopy(objective.schedule)))
 
 
-def run(name: str, seed: int, options: argparse.Namespace) -> tuple[Objective, dict[str, Any], list[tuple[int, Schedule]]]:
+def run(
+    name: str, seed: int, options: argparse.Namespace
+) -> tuple[Objective, dict[str, Any], list[tuple[int, Schedule]]]:
     torch.manual_seed(seed)
     images, config = digits(), config_of(SCHEDULES[name], options, seed)
     objective, frames = config.objective(), []
-    trained = train(objective, images.train, config, log=follow(objective, frames), every=max(1, options.steps // 40), quiet=options.quiet)
+    trained = train(
+        objective,
+        images.train,
+        config,
+        log=follow(objective, frames),
+        every=max(1, options.steps // 40),
+        quiet=options.quiet,
+    )
     assert trained.decoder is not None
-    report = evaluate(trained.model, images.test, schedule=trained.schedule, decoder=trained.decoder, draws=options.draws)
-    (single, batch), errors = Pool.drawn(trained, images.test, options.rounds).measured(trained.schedule)
+    report = evaluate(
+        trained.model,
+        images.test,
+        schedule=trained.schedule,
+        decoder=trained.decoder,
+        draws=options.draws,
+    )
+    (single, batch), errors = Pool.drawn(trained, images.test, options.rounds).measured(
+        trained.schedule
+    )
     result = {
         "schedule": name,
         "seed": seed,
@@ -150,42 +220,79 @@ def run(name: str, seed: int, options: argparse.Namespace) -> tuple[Objective, d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/schedules"), help="folder for results and figures (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=16, help="channels of the U-Net (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each schedule (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=32, help="times per test image and replicate (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=int, default=400, help="batches of 256 draws that a variance is measured with (default: %(default)s)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), help="schedules to train (default: all)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/schedules"),
+        help="folder for results and figures (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="training steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=16, help="channels of the U-Net (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="runs of each schedule (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=32,
+        help="times per test image and replicate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=400,
+        help="batches of 256 draws that a variance is measured with (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=SCHEDULES,
+        default=list(SCHEDULES),
+        help="schedules to train (default: all)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
-    print(
+    say(
         f"{'schedule':<20}{'seed':>5}{'bits/dim':>10}{'± MC':>8}{'Var, one draw':>15}{'±':>8}{'stratified':>12}{'±':>8}{'gradient, median layer':>24}"
     )
     for name in options.only:
         for seed in range(options.seeds):
             trained, result, frames = run(name, seed, options)
-            bits, layers, (error, error_stratified) = result["bits_per_dim"], sorted(result["gradient"].values()), result["variance_errors"]
-            print(
-                f"{name:<20}{seed:>5}{bits['value']:>10.4f}{bits['monte_carlo']:>8.4f}{result['variance']:>15.3f}{error:>8.3f}"
-                f"{result['variance_stratified']:>12.3f}{error_stratified:>8.3f}{layers[len(layers) // 2]:>24.3f}",
-                flush=True,
+            bits, layers, (error, error_stratified) = (
+                result["bits_per_dim"],
+                sorted(result["gradient"].values()),
+                result["variance_errors"],
             )
             results.append(result)
-            (options.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+            (options.out / "results.json").write_text(
+                json.dumps(results, indent=2), encoding="utf-8"
+            )
+            say(
+                f"{name:<20}{seed:>5}{bits['value']:>10.4f}{bits['monte_carlo']:>8.4f}{result['variance']:>15.3f}{error:>8.3f}"
+                f"{result['variance_stratified']:>12.3f}{error_stratified:>8.3f}{layers[len(layers) // 2]:>24.3f}",
+            )
             if name == "γ_η":
                 compare(trained, seed, frames, options)
 
 
-def compare(trained: Objective, seed: int, frames: list[tuple[int, Schedule]], options: argparse.Namespace) -> None:
-    """On one trained network, the variance of every schedule: on test images as evaluated, on its training images as trained."""
+def compare(
+    trained: Objective, seed: int, frames: list[tuple[int, Schedule]], options: argparse.Namespace
+) -> None:
+    """On one trained network, the variance of every schedule: on test images as evaluated, on its
+    training images as trained."""
     images = digits()
-    profile = Pool.drawn(trained, images.test, options.rounds, name="profile").profile(images.test[0].numel())
+    profile = Pool.drawn(trained, images.test, options.rounds, name="profile").profile(
+        images.test[0].numel()
+    )
     best = vdiff.Histogram.optimal(profile)
     others: dict[str, Schedule] = {
         "γ_η": trained.schedule,
@@ -199,7 +306,7 @@ def compare(trained: Objective, seed: int, frames: list[tuple[int, Schedule]], o
     trained.model.train()  # with dropout: what the schedule saw
     seen = Pool.drawn(trained, images.train, options.rounds)
     trained.model.eval()
-    print(
+    say(
         f"\non the network of γ_η, seed {seed}: test images, then training images under dropout\n{'':<20}{'Var, one draw / γ_η':>40}{'stratified / γ_η':>40}"
     )
     reference = tested.variances(trained.schedule), seen.variances(trained.schedule)
@@ -209,16 +316,20 @@ def compare(trained: Objective, seed: int, frames: list[tuple[int, Schedule]], o
             f"{at_test[i]:>14.3f} ±{errors[i]:>6.3f}{at_test[i] / reference[0][i]:>8.2f}{at_training[i] / reference[1][i]:>9.2f}"
             for i in range(2)
         ]
-        print(f"{name:<20}{columns[0]:>40}{columns[1]:>40}", flush=True)
+        say(f"{name:<20}{columns[0]:>40}{columns[1]:>40}")
     if seed == 0:
-        diagnoses = {name: vdiff.diagnose(profile, others[name]) for name in ("γ_η", "linear", "cosine")}
+        diagnoses = {
+            name: vdiff.diagnose(profile, others[name]) for name in ("γ_η", "linear", "cosine")
+        }
         (options.out / "diagnosis.txt").write_text(
-            "\n\n".join(f"{name}\n{one}" for name, one in diagnoses.items()) + "\n", encoding="utf-8"
+            "\n\n".join(f"{name}\n{one}" for name, one in diagnoses.items()) + "\n",
+            encoding="utf-8",
         )
         plots.variance(options.out / "variance.png", diagnoses)
         plots.moving_schedule(options.out / "schedule.gif", frames, best)
-    print(flush=True)
+    say("")
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

@@ -1,8 +1,10 @@
-"""Samplers side by side on data whose denoiser is known: where each ends after twelve evaluations, guidance, the way back.
+"""Samplers side by side on data whose denoiser is known: where each ends after twelve evaluations,
+guidance, the way back.
 
-Data: a ring of eight Gaussians in the plane, whose left and right are two classes. Ten seconds on one idle core. Expect `adams`
-0.008 from the exact end points (root mean square), `ddim` 0.04, `dpmpp_2m` 0.06 and `heun` 0.16; guidance that moves the samples of a
-class away from the other; and an encoding that returns to the noise it came from within 1e-9. The figure has what is exact in
+Data: a ring of eight Gaussians in the plane, whose left and right are two classes. Ten seconds on
+one idle core. Expect `adams` 0.008 from the exact end points (root mean square), `ddim` 0.04,
+`dpmpp_2m` 0.06 and `heun` 0.16; guidance that moves the samples of a class away from the other;
+and an encoding that returns to the noise it came from within 1e-9. The figure has what is exact in
 gray behind what was made.
 
     python examples/samplers.py --out samplers.png
@@ -19,6 +21,7 @@ from torch import Tensor
 import vdiff
 from vdiff import plots
 from vdiff.sampling import Counted
+from vdiff.terminal import replace_unencodable, say
 
 BUDGET = 12
 ANGLE = 2 * torch.pi * torch.arange(8, dtype=torch.float64) / 8 + 0.2
@@ -29,7 +32,9 @@ SOLVED = partial(vdiff.ode, method="dopri8", rtol=1e-9, atol=1e-9)
 
 
 def mixture(means: Tensor) -> vdiff.GaussianMixture:
-    return vdiff.GaussianMixture(torch.full((len(means),), 1 / len(means)), means, torch.full_like(means, 0.1**2))
+    return vdiff.GaussianMixture(
+        torch.full((len(means),), 1 / len(means)), means, torch.full_like(means, 0.1**2)
+    )
 
 
 RING = mixture(MEANS)
@@ -43,7 +48,9 @@ def of_class(z: Tensor, logsnr: Tensor, label: Tensor) -> vdiff.Prediction:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="samplers.png", help="the figure (default: %(default)s)")
     options = parser.parse_args()
     noise = torch.randn(1500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -60,26 +67,40 @@ def main() -> None:
     }
     picture, axes = plots.figure(2, 4, width=3.0, height=3.0)
     scatter(axes[0], exact, "exact flow", made=exact)
-    print(f"{'step':<12}{'evaluations':>12}{'distance from the exact end':>30}")
+    say(f"{'step':<12}{'evaluations':>12}{'distance from the exact end':>30}")
     for panel, (name, (step, schedule, steps)) in zip(axes[1:], samplers.items(), strict=False):
         counted = Counted(RING)
-        made = vdiff.sample(counted, noise, schedule=schedule, steps=steps, step=step, generator=torch.Generator().manual_seed(1))
+        made = vdiff.sample(
+            counted,
+            noise,
+            schedule=schedule,
+            steps=steps,
+            step=step,
+            generator=torch.Generator().manual_seed(1),
+        )
         distance = (made - exact).square().sum(1).mean().sqrt().item()
         shown = "a random end" if step is vdiff.ancestral else f"{distance:.4f}"
-        print(f"{name:<12}{counted.evaluations:>12}{shown:>30}")
+        say(f"{name:<12}{counted.evaluations:>12}{shown:>30}")
         scatter(panel, exact, f"{name}, {counted.evaluations} evaluations: {shown}", made)
 
     right = torch.full((len(noise),), SIDE["right"])
     of_right = SOLVED(Counted(of_class, label=right), noise, *levels)
     for panel, scale in zip(axes[6:], (1.0, 3.0), strict=True):
         guided = vdiff.Guided(of_class, scale, unconditional={"label": NULL})
-        made = vdiff.sample(guided, noise, schedule=vdiff.few_steps(high, low), steps=20, step=vdiff.adams, label=right)
+        made = vdiff.sample(
+            guided,
+            noise,
+            schedule=vdiff.few_steps(high, low),
+            steps=20,
+            step=vdiff.adams,
+            label=right,
+        )
         scatter(panel, of_right, f"right half, guidance {scale:g}", made)
 
     encoded = vdiff.encode(RING, exact, schedule=vdiff.Linear(high, low), step=SOLVED)
-    print(f"encoding returns to the noise within {(encoded - noise).abs().max():.1e}")
+    say(f"encoding returns to the noise within {(encoded - noise).abs().max():.1e}")
     picture.savefig(options.out, dpi=110)
-    print(f"figure in {options.out}")
+    say(f"figure in {options.out}")
 
 
 def scatter(axes: Axes, exact: Tensor, title: str, made: Tensor) -> None:
@@ -90,4 +111,5 @@ def scatter(axes: Axes, exact: Tensor, title: str, made: Tensor) -> None:
 
 
 if __name__ == "__main__":
+    replace_unencodable()
     main()

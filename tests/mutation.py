@@ -1,17 +1,20 @@
-"""Break each formula of the core by a sign, a factor or a comparison, and see whether a test turns red.
+"""Break each formula of the core by a sign, a factor or a comparison, and see whether a test turns
+red.
 
-    python tests/mutation.py --sample 500        # so many mutants, drawn by --seed from all; without it, every one
-    python tests/mutation.py --only vdiff/gaussian.py
+    python tests/mutation.py --sample 500        # so many mutants, drawn by --seed from all;
+    without it, every one python tests/mutation.py --only vdiff/gaussian.py
 
-A mutant is one change of one expression: + and −, * and / exchanged, a minus sign dropped, a number moved, a comparison turned
-round, a function for its neighbor (log1p, log). Texts, annotations, checks of arguments, `__repr__` and settings (numbers at
-the top of a module, defaults) are left alone.
+A mutant is one change of one expression: + and −, * and / exchanged, a minus sign dropped, a
+number moved, a comparison turned round, a function for its neighbor (log1p, log). Texts,
+annotations, checks of arguments, `__repr__` and settings (numbers at the top of a module,
+defaults) are left alone.
 
-First every test runs once, unbroken, and it is noted which lines it reaches and how long it takes (ten minutes on two cores;
-kept in `runs/mutation` until a source or a test changes). Then each mutant lives in a process forked after the tests were
-collected, where the code of its function is exchanged, and meets the tests that reach its lines, those that reach little else and
-quick ones of every file first, until one fails. Mutants that survive, or that no test reaches, are printed as the line they change.
-Tests in subprocesses import the unbroken source, and kill nothing.
+First every test runs once, unbroken, and it is noted which lines it reaches and how long it takes
+(ten minutes on two cores; kept in `runs/mutation` until a source or a test changes). Then each
+mutant lives in a process forked after the tests were collected, where the code of its function is
+exchanged, and meets the tests that reach its lines, those that reach little else and quick ones of
+every file first, until one fails. Mutants that survive, or that no test reaches, are printed as
+the line they change. Tests in subprocesses import the unbroken source, and kill nothing.
 """
 
 import argparse
@@ -40,17 +43,43 @@ ROOT = Path(__file__).parent.parent
 CORE = [  # L0 to L3: everything before training
     *(
         f"vdiff/{name}.py"
-        for name in ("gaussian", "times", "resampling", "profile", "variance", "parameterization", "reverse", "weighting")
+        for name in (
+            "gaussian",
+            "times",
+            "resampling",
+            "profile",
+            "variance",
+            "parameterization",
+            "reverse",
+            "weighting",
+        )
     ),
     *(
         f"vdiff/{name}.py"
-        for name in ("bound", "decoder", "denoiser", "oracle", "loss", "chain", "flow", "objective", "groups", "diagnosis")
+        for name in (
+            "bound",
+            "decoder",
+            "denoiser",
+            "oracle",
+            "loss",
+            "chain",
+            "flow",
+            "objective",
+            "groups",
+            "diagnosis",
+        )
     ),
     *(f"vdiff/{name}/" for name in ("schedule", "sampling", "likelihood")),
 ]
 BROKEN = 9  # the exit code of a child that could not do its work
 GOAL = 0.9  # the share of mutants that tests must kill
-OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
+OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.Pow: ast.Mult,
+}
 COMPARISONS = {
     ast.Lt: ast.GtE,
     ast.GtE: ast.Lt,
@@ -65,17 +94,28 @@ NEIGHBORS = {
     "log1p": "log", "expm1": "exp", "exp": "expm1", "sqrt": "square", "square": "sqrt", "sigmoid": "tanh", "logsigmoid": "softplus",
     "softplus": "logsigmoid", "sin": "cos", "cos": "sin", "cumsum": "cumprod", "amax": "amin", "sum": "mean", "mean": "sum", "maximum": "minimum",
 }  # fmt: skip
-SILENT = {"must", "warn", "extra_repr", "finite", "did_you_mean"}  # calls whose arguments are texts and limits
+SILENT = {
+    "must",
+    "warn",
+    "extra_repr",
+    "finite",
+    "did_you_mean",
+}  # calls whose arguments are texts and limits
 
 
 def sites(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """The nodes of formulas, each with a name of what can be changed there: all within functions."""
+    """The nodes of formulas, each with a name of what can be changed there: all within
+    functions."""
 
     def visit(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
         if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert | ast.Import | ast.ImportFrom):
             return
         if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            called = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
             if called in SILENT or called.startswith(("check", "_check", "_refuse", "assert")):
                 return
             if called in NEIGHBORS and isinstance(node.func, ast.Attribute):
@@ -91,7 +131,9 @@ def sites(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
         if isinstance(node, ast.Constant) and type(node.value) in (int, float):
             yield node, "number"
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            if node.name in ("__repr__", "extra_repr") or node.name.startswith(("check", "_check", "_refuse", "_warn")):
+            if node.name in ("__repr__", "extra_repr") or node.name.startswith(
+                ("check", "_check", "_refuse", "_warn")
+            ):
                 return
             for statement in node.body:
                 yield from visit(statement)
@@ -111,7 +153,9 @@ def sites(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
 
 
 def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.JoinedStr | ast.List) or isinstance(getattr(node, "value", None), str)
+    return isinstance(node, ast.JoinedStr | ast.List) or isinstance(
+        getattr(node, "value", None), str
+    )
 
 
 def change(node: ast.AST, kind: str) -> None:
@@ -126,7 +170,9 @@ def change(node: ast.AST, kind: str) -> None:
         node.attr = NEIGHBORS[node.attr]
     elif kind == "number":
         assert isinstance(node, ast.Constant)
-        node.value = node.value + 1 if type(node.value) is int else 1.5 * node.value if node.value else 0.5
+        node.value = (
+            node.value + 1 if type(node.value) is int else 1.5 * node.value if node.value else 0.5
+        )
     else:
         assert isinstance(node, ast.UnaryOp)
         node.op = ast.UAdd()
@@ -168,8 +214,13 @@ class Mutant:
         """Exchange the code of every function of its module in this process."""
         codes = {(code.co_qualname, code.co_firstlineno): code for code in _codes(self.code)}
         for function in gc.get_objects():
-            if type(function) is types.FunctionType and function.__code__.co_filename == self.code.co_filename:
-                function.__code__ = codes[function.__code__.co_qualname, function.__code__.co_firstlineno]
+            if (
+                type(function) is types.FunctionType
+                and function.__code__.co_filename == self.code.co_filename
+            ):
+                function.__code__ = codes[
+                    function.__code__.co_qualname, function.__code__.co_firstlineno
+                ]
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -180,7 +231,8 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def in_child(work) -> int:  # type: ignore[no-untyped-def]
-    """Fork; the child does its work in silence and exits with what it returns, or `BROKEN` where it raises."""
+    """Fork; the child does its work in silence and exits with what it returns, or `BROKEN` where
+    it raises."""
     child = os.fork()
     if child:
         return child
@@ -194,7 +246,9 @@ def in_child(work) -> int:  # type: ignore[no-untyped-def]
 
 
 def passes(item: pytest.Item, following: pytest.Item | None) -> bool:
-    return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=following))
+    return not any(
+        report.failed for report in runtestprotocol(item, log=False, nextitem=following)
+    )
 
 
 class Reach:
@@ -203,15 +257,27 @@ class Reach:
     def __init__(self, items: list[pytest.Item], folder: Path, jobs: int) -> None:
         self.items = {item.nodeid: item for item in items}
         digest = hashlib.sha256()
-        for path in sorted([*ROOT.glob("vdiff/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("tests/**/*.json")]):
+        for path in sorted(
+            [
+                *ROOT.glob("vdiff/**/*.py"),
+                *ROOT.glob("tests/**/*.py"),
+                *ROOT.glob("tests/**/*.json"),
+            ]
+        ):
             digest.update(path.read_bytes() if path != Path(__file__).resolve() else b"")
         store = folder / digest.hexdigest()[:16]
         if not store.exists():
             part = store.with_suffix(".part")
             part.mkdir(parents=True, exist_ok=True)
             modules = sorted({item.path for item in items})
-            shares = [[item for item in items if modules.index(item.path) % jobs == job] for job in range(min(jobs, len(modules)))]
-            children = [in_child(lambda job=job, share=share: self._run(share, part, job)) for job, share in enumerate(shares)]
+            shares = [
+                [item for item in items if modules.index(item.path) % jobs == job]
+                for job in range(min(jobs, len(modules)))
+            ]
+            children = [
+                in_child(lambda job=job, share=share: self._run(share, part, job))
+                for job, share in enumerate(shares)
+            ]
             if any(os.waitpid(child, 0)[1] for child in children):
                 raise SystemExit("mutation: the unbroken tests did not run to their end")
             part.rename(store)
@@ -225,11 +291,17 @@ class Reach:
                 lines = self.tests[str(Path(file).relative_to(ROOT))]
                 for line, contexts in data.contexts_by_lineno(file).items():
                     lines[line].update(name for name in contexts if name in self.seconds)
-        self.breadth = Counter(name for lines in self.tests.values() for names in lines.values() for name in names)
+        self.breadth = Counter(
+            name for lines in self.tests.values() for names in lines.values() for name in names
+        )
 
     @staticmethod
     def _run(items: list[pytest.Item], folder: Path, job: int) -> int:
-        reach = coverage.Coverage(data_file=str(folder / f"{job}.coverage"), include=[str(ROOT / "vdiff" / "*")], config_file=False)
+        reach = coverage.Coverage(
+            data_file=str(folder / f"{job}.coverage"),
+            include=[str(ROOT / "vdiff" / "*")],
+            config_file=False,
+        )
         reach.start()
         seconds = {}
         for item, following in zip_longest(items, items[1:]):
@@ -243,10 +315,12 @@ class Reach:
         return 0
 
     def of(self, mutant: Mutant, budget: float) -> list[pytest.Item]:
-        """The tests that reach a mutant's lines, as many as take `budget` seconds: by turns the one that reaches least beside them,
-        and the quickest of another file."""
+        """The tests that reach a mutant's lines, as many as take `budget` seconds: by turns the
+        one that reaches least beside them, and the quickest of another file."""
         lines = self.tests[mutant.path]
-        names = set().union(*(lines[i] for i in mutant.lines)) or set().union(*(lines[i] for i in mutant.around))
+        names = set().union(*(lines[i] for i in mutant.lines)) or set().union(
+            *(lines[i] for i in mutant.around)
+        )
         files = defaultdict(list)
         for name in sorted(names, key=lambda name: self.seconds[name]):
             files[name.split("::")[0]].append(name)
@@ -271,7 +345,9 @@ class Experiment:
         self.share = 0.0  # killed
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        with session.config.pluginmanager.getplugin(
+            "capturemanager"
+        ).global_and_fixture_disabled():
             self.run(session.items)
         return True
 
@@ -296,7 +372,10 @@ class Experiment:
             limit = 30 + 10 * sum(reach.seconds[item.nodeid] for item in tests)
             running[in_child(lambda m=mutant, t=tests, s=limit: self.meet(m, t, s))] = mutant
             if done % 50 == 0:
-                print(f"{done} of {len(self.chosen)}, {len(self.survivors)} survive, {time.monotonic() - started:.0f} s", flush=True)
+                print(
+                    f"{done} of {len(self.chosen)}, {len(self.survivors)} survive, {time.monotonic() - started:.0f} s",
+                    flush=True,
+                )
         while running:
             self.wait(running)
         left, total = len(self.survivors) + len(self.unreached), len(self.chosen)
@@ -310,7 +389,11 @@ class Experiment:
         signal.alarm(int(limit))  # a mutant may never end
         mutant.install()
         try:
-            return int(not all(passes(item, following) for item, following in zip_longest(tests, tests[1:])))
+            return int(
+                not all(
+                    passes(item, following) for item, following in zip_longest(tests, tests[1:])
+                )
+            )
         except BaseException:  # of pytest's own, such as SystemExit
             return 1
 
@@ -325,30 +408,60 @@ class Experiment:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", help="modules or folders (default: the whole core)")
     parser.add_argument("--sample", type=int, help="how many mutants (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests that a mutant meets (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: as many as cores)")
-    parser.add_argument("--map", type=Path, default=ROOT / "runs" / "mutation", help="folder of what reaches what (default: runs/mutation)")
-    parser.add_argument("--tests", nargs="+", default=["tests"], help="tests to run (default: all)")
-    parser.add_argument("--count", action="store_true", help="say how many mutants there are, and stop")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=60.0,
+        help="seconds of tests that a mutant meets (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="processes (default: as many as cores)"
+    )
+    parser.add_argument(
+        "--map",
+        type=Path,
+        default=ROOT / "runs" / "mutation",
+        help="folder of what reaches what (default: runs/mutation)",
+    )
+    parser.add_argument(
+        "--tests", nargs="+", default=["tests"], help="tests to run (default: all)"
+    )
+    parser.add_argument(
+        "--count", action="store_true", help="say how many mutants there are, and stop"
+    )
     options = parser.parse_args()
     paths = sorted(
-        str(p.relative_to(ROOT)) for start in CORE for p in (ROOT.glob(f"{start}*.py") if start.endswith("/") else [ROOT / start])
+        str(p.relative_to(ROOT))
+        for start in CORE
+        for p in (ROOT.glob(f"{start}*.py") if start.endswith("/") else [ROOT / start])
     )
     if options.only:
         paths = [p for p in paths if p.startswith(tuple(options.only))]
-    every = [(p, i) for p in paths for i, _ in enumerate(sites(ast.parse((ROOT / p).read_text(encoding="utf-8"))))]
+    every = [
+        (p, i)
+        for p in paths
+        for i, _ in enumerate(sites(ast.parse((ROOT / p).read_text(encoding="utf-8"))))
+    ]
     if options.count:
         print(len(every))
         return
-    chosen = every if options.sample is None else random.Random(options.seed).sample(every, min(options.sample, len(every)))
+    chosen = (
+        every
+        if options.sample is None
+        else random.Random(options.seed).sample(every, min(options.sample, len(every)))
+    )
     torch.set_num_threads(1)  # a forked process has no pool of threads
     os.chdir(ROOT)
     experiment = Experiment(options, sorted(chosen))
-    pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options.tests], plugins=[experiment])
+    pytest.main(
+        ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options.tests], plugins=[experiment]
+    )
     raise SystemExit(experiment.share < GOAL)
 
 

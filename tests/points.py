@@ -1,7 +1,10 @@
-"""Points with 17 levels and a small network on them: `python tests/points.py FOLDER '{"steps": 30}'` trains one, alone or as a rank.
+"""Points with 17 levels and a small network on them: `python tests/points.py FOLDER '{"steps":
+30}'` trains one, alone or as a rank.
 
-Each further argument is a run of its own, in FOLDER/0, FOLDER/1, …: JSON with fields of the config, and `do`, what a validation does on the last rank at the step `at`: "raise", "hang",
-"kill" (the process itself, with SIGKILL), or "stop" (SIGTERM); `weights` seeds the initial weights, `pause` is slept in each step.
+Each further argument is a run of its own, in FOLDER/0, FOLDER/1, …: JSON with fields of the
+config, and `do`, what a validation does on the last rank at the step `at`: "raise", "hang", "kill"
+(the process itself, with SIGKILL), or "stop" (SIGTERM); `weights` seeds the initial weights,
+`pause` is slept in each step.
 """
 
 import json
@@ -48,7 +51,8 @@ def data_of(config: Config) -> Tensor:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What the newest checkpoint says, the checksums of all tensors included, and the log, but for its clock."""
+    """What the newest checkpoint says, the checksums of all tensors included, and the log, but for
+    its clock."""
     run = Run(folder)
     meta = read_meta(checkpoints(run.checkpoints)[-1])
     history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in run.history()]
@@ -68,7 +72,11 @@ def on_ranks(count: int, folder: Path, *runs: dict[str, Any]) -> list[subprocess
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    shared: Mapping[str, str] = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared: Mapping[str, str] = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     places = [environment(**shared, RANK=str(i), LOCAL_RANK=str(i)) for i in range(count)]
     return [subprocess.Popen(command(folder, *runs), env=place, **pipes) for place in places]
@@ -86,8 +94,11 @@ def finish(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list
     return said
 
 
-def run_until(folder: Path, config: Config, stop: int | None = None, **options: Any) -> dict[str, Any]:
-    """The outcome after training in this process to the end, or until a signal is sent in step `stop`."""
+def run_until(
+    folder: Path, config: Config, stop: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """The outcome after training in this process to the end, or until a signal is sent in step
+    `stop`."""
     forwards = 0
 
     def send(*_: object) -> None:
@@ -96,7 +107,9 @@ def run_until(folder: Path, config: Config, stop: int | None = None, **options: 
         if stop is not None and forwards == (stop - first - 1) * config.accumulate + 1:
             signal.raise_signal(signal.SIGTERM)
 
-    torch.manual_seed(int(any(folder.glob("checkpoints/step-*"))))  # other weights, from which a resumed run must not start
+    torch.manual_seed(
+        int(any(folder.glob("checkpoints/step-*")))
+    )  # other weights, from which a resumed run must not start
     objective = config.objective()
     objective.register_forward_pre_hook(send)
     options = {"every": 1, "store_every": 100, "quiet": True, **options}
@@ -115,17 +128,26 @@ def run_until(folder: Path, config: Config, stop: int | None = None, **options: 
 def tensors(folder: Path) -> dict[str, Tensor]:
     """All of the newest checkpoint."""
     newest = checkpoints(folder / "checkpoints")[-1]
-    return {f"{path.stem} {name}": value for path in sorted(newest.glob("*.safetensors")) for name, value in load_file(path).items()}
+    return {
+        f"{path.stem} {name}": value
+        for path in sorted(newest.glob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
 
 
 def assert_same_to_rounding(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert got.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            got[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def run(folder: Path, options: dict[str, Any], device: torch.device) -> None:
-    do, at, weights, pause = (options.pop(key, value) for key, value in {"do": "", "at": 0, "weights": 0, "pause": 0}.items())
+    do, at, weights, pause = (
+        options.pop(key, value)
+        for key, value in {"do": "", "at": 0, "weights": 0, "pause": 0}.items()
+    )
     every, store_every = options.pop("every", 1), options.pop("store_every", 4)
     config = points(**options)
     done = 0

@@ -1,4 +1,5 @@
-"""The type checker of the test run: beartype, with an int accepted where a float is asked for, as Python does."""
+"""The type checker of the test run: beartype, with an int accepted where a float is asked for, as
+Python does."""
 
 from beartype import BeartypeConf, beartype
 

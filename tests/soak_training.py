@@ -1,6 +1,8 @@
-"""`python tests/soak_training.py`: a run that is killed 100 times, 20 resumed, one on 2, 1 and 3 processes, 10,000 damaged checkpoints.
+"""`python tests/soak_training.py`: a run that is killed 100 times, 20 resumed, one on 2, 1 and 3
+processes, 10,000 damaged checkpoints.
 
-Each part counts, and raises where anything is not as it must be. `--scale 0.05` does a twentieth of each.
+Each part counts, and raises where anything is not as it must be. `--scale 0.05` does a twentieth
+of each.
 """
 
 import argparse
@@ -40,18 +42,26 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
 
 
 def kills(count: int, folder: Path, steps: int = 150) -> dict[str, int]:
-    """Kill a training that writes checkpoints most of its time `count` times, and each time look at what is left.
+    """Kill a training that writes checkpoints most of its time `count` times, and each time look
+    at what is left.
 
     When it has come to its end, it must be what it would have been, to the last bit.
     """
     dice, seen = random.Random(1), Counter[str]()
     whole: dict[str, Any] = {}
     while seen["kills"] < count:
-        config = points(network={"name": "MLP", "dims": 64, "width": 128, "depth": 2, "features": 8}, steps=steps, schedule=SCHEDULES[-1])
+        config = points(
+            network={"name": "MLP", "dims": 64, "width": 128, "depth": 2, "features": 8},
+            steps=steps,
+            schedule=SCHEDULES[-1],
+        )
         home, patience, reached = folder / f"killed-{seen['runs']}", 0.8, 0
         while True:
             child = os.fork()
             if child == 0:
+                warnings.simplefilter(
+                    "ignore"
+                )  # where it was killed before its first checkpoint, it says so
                 try:
                     run_until(home, config, store_every=INTERVAL)
                 finally:
@@ -62,7 +72,9 @@ def kills(count: int, folder: Path, steps: int = 150) -> dict[str, int]:
                 break
             seen["kills"] += 1
             last, reached = reached, look_at(home, config, seen)
-            patience = 0.8 if reached > last else patience + 0.2  # a busy machine needs more to get anywhere
+            patience = (
+                0.8 if reached > last else patience + 0.2
+            )  # a busy machine needs more to get anywhere
         seen["runs"] += 1
         whole = whole or run_until(folder / "not killed", config, store_every=INTERVAL)
         assert outcome(home) == whole, "a run that was killed is another one"
@@ -70,7 +82,8 @@ def kills(count: int, folder: Path, steps: int = 150) -> dict[str, int]:
 
 
 def look_at(home: Path, config: Config, seen: Counter[str]) -> int:
-    """Every checkpoint that has its name is whole; no more steps than the interval are lost. The step of the newest."""
+    """Every checkpoint that has its name is whole; no more steps than the interval are lost. The
+    step of the newest."""
     if not (home / "config.json").exists():
         return 0
     run, state = Run(home), State(config.objective(), config)
@@ -86,7 +99,8 @@ def look_at(home: Path, config: Config, seen: Counter[str]) -> int:
 
 
 def resumes(count: int, folder: Path) -> dict[str, int]:
-    """Stop runs of every schedule in a random step, once or twice: each is the same to the last bit."""
+    """Stop runs of every schedule in a random step, once or twice: each is the same to the last
+    bit."""
     dice = random.Random(2)
     wholes: dict[int, dict[str, Any]] = {}
     for i in range(count):
@@ -95,16 +109,25 @@ def resumes(count: int, folder: Path) -> dict[str, int]:
         wholes[kind] = wholes.get(kind) or run_until(folder / f"whole-{kind}", config)
         for stop in sorted(dice.sample(range(1, 20), dice.choice((1, 2)))):
             run_until(folder / f"stopped-{i}", config, stop)
-        assert run_until(folder / f"stopped-{i}", config) == wholes[kind], f"resumed run {i} is another one"
+        assert run_until(folder / f"stopped-{i}", config) == wholes[kind], (
+            f"resumed run {i} is another one"
+        )
     return {"resumed": count, "to the last bit": count}
 
 
 def ranks(folder: Path) -> dict[str, Any]:
-    """A run on two processes, one, and three, against one that was always alone: the same to 1e-6, everything that is kept."""
-    for name, changes in {"spline": {"schedule": SCHEDULES[2]}, "adaptive": {"schedule": SCHEDULES[4]}}.items():
+    """A run on two processes, one, and three, against one that was always alone: the same to 1e-6,
+    everything that is kept."""
+    for name, changes in {
+        "spline": {"schedule": SCHEDULES[2]},
+        "adaptive": {"schedule": SCHEDULES[4]},
+    }.items():
         home = folder / name
         config = points(steps=18, **changes)
-        said = finish(on_ranks(2, home, {"do": "stop", "at": 5, "steps": 18, "accumulate": 3, **changes}), 300)
+        said = finish(
+            on_ranks(2, home, {"do": "stop", "at": 5, "steps": 18, "accumulate": 3, **changes}),
+            300,
+        )
         assert [code for code, _ in said] == [143] * 2, said
         run_until(home / "0", config, 11)
         said = finish(on_ranks(3, home, {"steps": 18, "accumulate": 2, **changes}), 300)
@@ -115,13 +138,21 @@ def ranks(folder: Path) -> dict[str, Any]:
 
 
 def damaged(count: int, folder: Path) -> dict[str, int]:
-    """Damage checkpoints, every second one with checksums that are right again: each is what it was or is refused in the library's words,
-    no code runs, nothing is written, memory does not grow. What passes with new checksums has the right shapes and is finite."""
-    config = points(network={"name": "MLP", "dims": 64, "width": 4, "depth": 1, "features": 4}, steps=2, ema=[0.9])
+    """Damage checkpoints, every second one with checksums that are right again: each is what it
+    was or is refused in the library's words, no code runs, nothing is written, memory does not
+    grow. What passes with new checksums has the right shapes and is finite."""
+    config = points(
+        network={"name": "MLP", "dims": 64, "width": 4, "depth": 1, "features": 4},
+        steps=2,
+        ema=[0.9],
+    )
     run_until(folder / "whole", config)
     run = Run(folder / "whole")
     whole = checkpoints(run.checkpoints)[-1]
-    before = {file: {k: v.clone() for k, v in named.items()} for file, named in loaded(run, whole).items()}
+    before = {
+        file: {k: v.clone() for k, v in named.items()}
+        for file, named in loaded(run, whole).items()
+    }
     seen: Counter[str] = Counter()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for i, (name, raw, sealed) in enumerate(damages(whole, count)):
@@ -143,11 +174,24 @@ def damaged(count: int, folder: Path) -> dict[str, int]:
             seen["refused"] += 1
             continue
         except Exception as error:
-            raise AssertionError(f"{i}: {name}, {len(raw)} bytes, sealed {sealed}: {type(error).__name__}: {error}") from error
-        same = all(torch.equal(live[file][k], v) for file, named in before.items() for k, v in named.items())
+            raise AssertionError(
+                f"{i}: {name}, {len(raw)} bytes, sealed {sealed}: {type(error).__name__}: {error}"
+            ) from error
+        same = all(
+            torch.equal(live[file][k], v)
+            for file, named in before.items()
+            for k, v in named.items()
+        )
         assert sealed or same, f"{i}: a damaged checkpoint passed its checksums"
-        assert not any(v.isnan().any() for named in live.values() for v in named.values() if v.is_floating_point())
-        seen["loaded, what it was" if same else "loaded, other numbers with checksums of their own"] += 1
+        assert not any(
+            v.isnan().any()
+            for named in live.values()
+            for v in named.values()
+            if v.is_floating_point()
+        )
+        seen[
+            "loaded, what it was" if same else "loaded, other numbers with checksums of their own"
+        ] += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     assert grown < 200_000, f"memory grew by {grown:,} kB"
     return dict(seen)
@@ -188,7 +232,9 @@ def damages(whole: Path, count: int) -> Iterator[tuple[str, bytes, bool]]:
             at = dice.randrange(max(1, min(len(raw), header if dice.random() < 0.7 else len(raw))))
             match dice.randrange(9):
                 case 0:
-                    raw[at : at + 1] = bytes([raw[at] ^ 1 << dice.randrange(8)]) if at < len(raw) else b"x"
+                    raw[at : at + 1] = (
+                        bytes([raw[at] ^ 1 << dice.randrange(8)]) if at < len(raw) else b"x"
+                    )
                 case 1:
                     raw[at : at + 1] = dice.randbytes(1)
                 case 2:
@@ -224,7 +270,8 @@ def damages(whole: Path, count: int) -> Iterator[tuple[str, bytes, bool]]:
 
 
 def edited(raw: bytearray, name: str, dice: random.Random) -> bytes:
-    """The JSON of a file with a value replaced, a key renamed or left out, and lengths that fit."""
+    """The JSON of a file with a value replaced, a key renamed or left out, and lengths that
+    fit."""
     start = 0 if name == "meta.json" else 8
     end = len(raw) if start == 0 else 8 + int.from_bytes(raw[:8], "little")
     try:
@@ -243,10 +290,28 @@ def edited(raw: bytearray, name: str, dice: random.Random) -> bytes:
             case 0:
                 del parent[key]
             case 1 if isinstance(parent, dict):
-                parent[dice.choice(("step", "files", "x", "../x", "__metadata__"))] = parent.pop(key)
+                parent[dice.choice(("step", "files", "x", "../x", "__metadata__"))] = parent.pop(
+                    key
+                )
             case _:
                 parent[key] = dice.choice(
-                    (None, -1, 0, 1, 2**70, 1e300, "", "F16", "x", [], {}, [1, 2], {"name": "Linear"}, True, [[]] * 100)
+                    (
+                        None,
+                        -1,
+                        0,
+                        1,
+                        2**70,
+                        1e300,
+                        "",
+                        "F16",
+                        "x",
+                        [],
+                        {},
+                        [1, 2],
+                        {"name": "Linear"},
+                        True,
+                        [[]] * 100,
+                    )
                 )
     text = json.dumps(tree).encode()
     return text if start == 0 else len(text).to_bytes(8, "little") + text + bytes(raw[end:])
@@ -254,7 +319,9 @@ def edited(raw: bytearray, name: str, dice: random.Random) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=float, default=1.0, help="a share of each part (default: all)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="a share of each part (default: all)"
+    )
     parser.add_argument("--only", choices=("kills", "resumes", "ranks", "damaged"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -267,7 +334,11 @@ def main() -> None:
     for name, part in parts.items():
         if options.only in (None, name):
             started = time.monotonic()
-            with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as silence, redirect_stderr(silence):  # of stopped runs
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                open(os.devnull, "w") as silence,
+                redirect_stderr(silence),
+            ):  # of stopped runs
                 found = part(Path(folder))
             print(name, found, f"in {time.monotonic() - started:.0f} s", flush=True)
 

@@ -1,11 +1,21 @@
-"""The adaptive density: unbiased whatever it was told, close to the best, the same however its statistics came together."""
+"""The adaptive density: unbiased whatever it was told, close to the best, the same however its
+statistics came together."""
 
 import math
 
 import pytest
 import torch
 
-from vdiff import Adaptive, Denoiser, Eps, GaussianMixture, Histogram, Linear, Profile, weighted_elbo
+from vdiff import (
+    Adaptive,
+    Denoiser,
+    Eps,
+    GaussianMixture,
+    Histogram,
+    Linear,
+    Profile,
+    weighted_elbo,
+)
 from vdiff.times import generator_of
 
 
@@ -15,19 +25,26 @@ def gmm1d() -> GaussianMixture:
 
 def told(schedule: Adaptive, seed: int = 0, n: int = 4000) -> Adaptive:
     generator = torch.Generator().manual_seed(seed)
-    logsnr = schedule.logsnr_min + (schedule.logsnr_max - schedule.logsnr_min) * torch.rand(n, generator=generator, dtype=torch.float64)
-    schedule.observe(logsnr, (1 + torch.sin(logsnr)) * torch.rand(n, generator=generator, dtype=torch.float64))
+    logsnr = schedule.logsnr_min + (schedule.logsnr_max - schedule.logsnr_min) * torch.rand(
+        n, generator=generator, dtype=torch.float64
+    )
+    schedule.observe(
+        logsnr, (1 + torch.sin(logsnr)) * torch.rand(n, generator=generator, dtype=torch.float64)
+    )
     schedule.update()
     return schedule
 
 
 @pytest.mark.parametrize(("first_moment", "best"), [(False, 76.883925), (True, 77.673816)])
 def test_it_comes_close_to_the_least_variance(first_moment, best):
-    """Losses of a perfect denoiser, from the uniform density on; the variance is measured by single draws of the result."""
+    """Losses of a perfect denoiser, from the uniform density on; the variance is measured by
+    single draws of the result."""
     oracle, schedule = gmm1d(), Adaptive(13.3, -5.0, first_moment=first_moment)
     for step in range(300):
         generator = generator_of(0, step)
-        weighted_elbo(oracle, oracle.sample(256, generator), schedule=schedule, generator=generator)
+        weighted_elbo(
+            oracle, oracle.sample(256, generator), schedule=schedule, generator=generator
+        )
         schedule.update()
     lam = torch.linspace(-5, 13.3, 2001, dtype=torch.float64)
     reference = 0.5 * oracle.mmse(lam)
@@ -36,7 +53,9 @@ def test_it_comes_close_to_the_least_variance(first_moment, best):
     with torch.no_grad():
         x, t = oracle.sample(n, generator), torch.rand(n, generator=generator, dtype=torch.float64)
         for s in (schedule, Linear(13.3, -5.0)):
-            drawn.append(weighted_elbo(oracle, x, schedule=s, t=t, generator=generator_of(0, 1, "measure")))
+            drawn.append(
+                weighted_elbo(oracle, x, schedule=s, t=t, generator=generator_of(0, 1, "measure"))
+            )
     variance, uniform = drawn[0].var().item(), drawn[1].var().item()
     error = (drawn[0] - drawn[0].mean()).square().std().item() / math.sqrt(n)
     assert variance < best * 1.05 + 4 * error
@@ -66,7 +85,9 @@ def test_it_waits_until_it_has_seen_enough_and_never_leaves_a_bin_out():
         schedule.observe(level, torch.tensor([0.0, 2.0]))
         schedule.update()
     # what was never seen is taken for the mean of what was: 0, 1, 1, 2
-    torch.testing.assert_close(schedule.mass, 0.01 / 4 + 0.99 * torch.tensor([0.0, 0.25, 0.25, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(
+        schedule.mass, 0.01 / 4 + 0.99 * torch.tensor([0.0, 0.25, 0.25, 0.5], dtype=torch.float64)
+    )
     schedule.check()
 
 
@@ -83,7 +104,10 @@ def test_old_observations_fade():
 def test_statistics_come_together_in_any_way():
     """In one call, in two, or on two ranks: the same density."""
     generator = torch.Generator().manual_seed(1)
-    logsnr, value = 20 * torch.rand(600, generator=generator) - 10, torch.rand(600, generator=generator)
+    logsnr, value = (
+        20 * torch.rand(600, generator=generator) - 10,
+        torch.rand(600, generator=generator),
+    )
     value = value * (1 + (logsnr > 0))
     whole, parts, ranks = (Adaptive(10.0, -10.0, bins=10, warmup=1) for _ in range(3))
     whole.observe(logsnr, value)
@@ -131,22 +155,46 @@ def test_the_noted_value_is_the_weighted_error():
     x = torch.randn(500, 2)
     model = Denoiser(lambda z, logsnr: torch.zeros_like(z), Eps())  # ‖ε − ε̂‖² = ‖ε‖²
     eps = torch.randn(500, 2)
-    weighted_elbo(model, x, schedule=schedule, weighting=lambda logsnr: torch.full_like(logsnr, weight), eps=eps)
-    assert schedule.noted.sums[1].sum().item() == pytest.approx(weight * eps.square().sum().item(), rel=1e-5)
+    weighted_elbo(
+        model,
+        x,
+        schedule=schedule,
+        weighting=lambda logsnr: torch.full_like(logsnr, weight),
+        eps=eps,
+    )
+    assert schedule.noted.sums[1].sum().item() == pytest.approx(
+        weight * eps.square().sum().item(), rel=1e-5
+    )
 
 
 def test_a_histogram_is_made_of_what_is_known():
     profile = Profile(-2.0, 2.0, bins=4)
     profile.update(torch.tensor([-1.5, -0.5, 1.5]), torch.tensor([1.0, 2.0, 3.0]))
-    torch.testing.assert_close(Histogram.optimal(profile).mass * 8, torch.tensor([1.0, 2.0, 2.0, 3.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        Histogram.optimal(profile).mass * 8,
+        torch.tensor([1.0, 2.0, 2.0, 3.0], dtype=torch.float64),
+    )
     halved = Histogram.optimal(profile, lambda logsnr: torch.where(logsnr > 0, 0.5, 1.0))
-    torch.testing.assert_close(halved.mass * 5.5, torch.tensor([1.0, 2.0, 1.0, 1.5], dtype=torch.float64))
-    with pytest.raises(ValueError, match="Histogram: argument 'mass' must be finite and positive; got 0 in bin 1"):
+    torch.testing.assert_close(
+        halved.mass * 5.5, torch.tensor([1.0, 2.0, 1.0, 1.5], dtype=torch.float64)
+    )
+    with pytest.raises(
+        ValueError, match="Histogram: argument 'mass' must be finite and positive; got 0 in bin 1"
+    ):
         Histogram([1.0, 0.0])
     with pytest.raises(ValueError, match="Histogram: argument 'mass' must be a vector"):
         Histogram(torch.ones(2, 2))
     with pytest.raises(ValueError, match="Adaptive: argument 'decay' must be at most 1"):
         Adaptive(decay=1.5)
+
+
+def test_the_best_density_is_of_the_fourth_moment():
+    """Bins with the same mean error and another spread: √E‖e‖⁴ is the value's second moment."""
+    profile = Profile(-1.0, 1.0, bins=2)
+    profile.update(torch.tensor([-0.5, -0.5, 0.5, 0.5]), torch.tensor([2.0, 2.0, 0.5, 3.5]))
+    ratio = math.sqrt((0.5**2 + 3.5**2) / 2) / 2
+    low, high = Histogram.optimal(profile).mass.tolist()
+    assert high / low == pytest.approx(ratio)
 
 
 def test_bins_that_are_hardly_looked_at_pass_the_check():

@@ -1,4 +1,5 @@
-"""The script for CIFAR-10 from end to end, on images in CIFAR-10's own form, and the commands that follow it."""
+"""The script for CIFAR-10 from end to end, on images in CIFAR-10's own form, and the commands that
+follow it."""
 
 import json
 import os
@@ -30,11 +31,13 @@ TINY = ["network.width=8", "network.depth=1", "steps=2", "batch=4", "ema=[0.9, 0
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with 20 training and 4 test images, of which the last 4 for training select."""
-    form, _, batches = small(False)
-    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", (form,))
+    form, _, batches = small()
+    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", form)
     monkeypatch.setattr("vdiff.data.registry.HELD_OUT", 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(evaluation._PLAN.controls[1], "full", 0)  # the axes of 3,072 dimensions take half a minute
+    monkeypatch.setattr(
+        evaluation._PLAN.controls[1], "full", 0
+    )  # the axes of 3,072 dimensions take half a minute
     lay_out(tmp_path / "data" / form.folder, batches)
     return tmp_path / "data"
 
@@ -42,7 +45,20 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:evaluate")  # a few draws of four images
 def test_one_command_trains_evaluates_and_draws(folder, tmp_path, capsys):
     out = tmp_path / "run"
-    command = ["--recipe", "small", "--data", str(folder), "--out", str(out), "--every", "1", "--images", "4", "--set", *TINY]
+    command = [
+        "--recipe",
+        "small",
+        "--data",
+        str(folder),
+        "--out",
+        str(out),
+        "--every",
+        "1",
+        "--images",
+        "4",
+        "--set",
+        *TINY,
+    ]
     assert cifar10.main(command) == 0
     printed = capsys.readouterr().out
     assert "2 steps of 4, 0.5 times 16 images of cifar10" in printed
@@ -50,7 +66,11 @@ def test_one_command_trains_evaluates_and_draws(folder, tmp_path, capsys):
     assert f"{results['bound']['total']['value']:.4f}" in printed
     assert results["bound"]["total"]["monte_carlo"] > 0
     assert (results["protocol"]["images"], results["protocol"]["levels"]) == (4, 256)
-    assert list(results["baselines"]) == ["uniform", "per-pixel histogram", "full-covariance Gaussian"]
+    assert list(results["baselines"]) == [
+        "uniform",
+        "per-pixel histogram",
+        "full-covariance Gaussian",
+    ]
     assert (out / "table.txt").read_text() in printed
     assert sorted(path.name for path in (out / "figures").iterdir()) == [
         "error_by_logsnr.png",
@@ -59,7 +79,12 @@ def test_one_command_trains_evaluates_and_draws(folder, tmp_path, capsys):
         "training.png",
     ]
     run = Run(out)
-    assert (run.config.data, run.config.folder, run.config.network["width"], run.config.ema) == ("cifar10", str(folder), 8, [0.9, 0.5])
+    assert (run.config.data, run.config.folder, run.config.network["width"], run.config.ema) == (
+        "cifar10",
+        str(folder),
+        8,
+        [0.9, 0.5],
+    )
     assert [entry["step"] for entry in run.history()] == [1, 2]
     assert all("selection_bits_per_dim" in entry for entry in run.history())
 
@@ -73,7 +98,24 @@ def test_one_command_trains_evaluates_and_draws(folder, tmp_path, capsys):
 
     assert vdiff(["evaluate", str(out), "--draws", "2", "--replicates", "2", "--quiet"]) == 0
     own = json.loads((out / "evaluation.json").read_text())
-    assert vdiff(["evaluate", str(out), "--draws", "2", "--replicates", "2", "--quiet", "--data", str(folder), "--device", "cpu"]) == 0
+    assert (
+        vdiff(
+            [
+                "evaluate",
+                str(out),
+                "--draws",
+                "2",
+                "--replicates",
+                "2",
+                "--quiet",
+                "--data",
+                str(folder),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     assert json.loads((out / "evaluation.json").read_text())["total"] == own["total"]
     assert vdiff(["sample", str(out), "--count", "2", "--steps", "2", "--quiet"]) == 0
     assert np.load(out / "samples" / "samples.npz")["data"].shape == (2, 3, 32, 32)
@@ -85,19 +127,35 @@ sys.path[:0] = ["tests", "examples"]
 import cifar10, vdiff.data.cifar10, vdiff.data.registry
 from cifar_files import small
 from vdiff.likelihood import evaluation
-vdiff.data.cifar10.PUBLISHED, vdiff.data.registry.HELD_OUT, evaluation._PLAN.controls[1].full = (small(False)[0],), 4, 0
+vdiff.data.cifar10.PUBLISHED, vdiff.data.registry.HELD_OUT, evaluation._PLAN.controls[1].full = small()[0], 4, 0
 torch.cuda.is_available = lambda: False
 raise SystemExit(cifar10.main(sys.argv[1:]))
 """
 
 
 def test_two_processes_train_one_run(folder, tmp_path):
-    """As torchrun starts them: one run, one table. That weights are those of one process is tested where the loop is."""
+    """As torchrun starts them: one run, one table. That weights are those of one process is tested
+    where the loop is."""
     out, root = tmp_path / "run", Path(__file__).parent.parent
-    command = ["--recipe", "small", "--data", str(folder), "--out", str(out), "--images", "4", "--set", *TINY]
+    command = [
+        "--recipe",
+        "small",
+        "--data",
+        str(folder),
+        "--out",
+        str(out),
+        "--images",
+        "4",
+        "--set",
+        *TINY,
+    ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        known = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        known = os.environ | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+            "WORLD_SIZE": "2",
+        }
     known |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     started = [
         subprocess.Popen(
@@ -116,15 +174,26 @@ def test_two_processes_train_one_run(folder, tmp_path):
 
 def test_a_dry_run_prints_all_settings_and_makes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cifar10.main(["--recipe", "vdm-gamma", "--data", "patches", "--dry-run", "--set", "schedule_lr=0.5"]) == 0
+    assert (
+        cifar10.main(
+            ["--recipe", "vdm-gamma", "--data", "patches", "--dry-run", "--set", "schedule_lr=0.5"]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert "Reproduces:" in lines[2]
     shown = dict(
-        line.split(maxsplit=1) for line in lines if line.split(maxsplit=1)[:1] and line.split()[0] in {one.name for one in fields(Config)}
+        line.split(maxsplit=1)
+        for line in lines
+        if line.split(maxsplit=1)[:1] and line.split()[0] in {one.name for one in fields(Config)}
     )
     config = Config.from_dict({name: json.loads(value) for name, value in shown.items()})
     assert len(shown) == len(fields(Config))
-    assert (config.schedule["name"], config.schedule_lr, config.data) == ("Monotone", 0.5, "patches")
+    assert (config.schedule["name"], config.schedule_lr, config.data) == (
+        "Monotone",
+        0.5,
+        "patches",
+    )
     assert lines[-1] == f"{30_578_181 + 3 * 1024:,} parameters"  # `vdm`'s and the schedule's
     assert list(tmp_path.iterdir()) == []
 
@@ -148,7 +217,11 @@ def test_what_is_wrong_is_said_before_anything_is_made(words, says, tmp_path, ca
 ])  # fmt: skip
 def test_unknown_arguments_are_answered_with_the_nearest(words, says, capsys):
     with pytest.raises(SystemExit) as stopped:
-        cifar10.main(words if "--recipe" in words or not words or "--recpie" in words else ["--recipe", "vdm", *words])
+        cifar10.main(
+            words
+            if "--recipe" in words or not words or "--recpie" in words
+            else ["--recipe", "vdm", *words]
+        )
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert says in error or (words == ["--recpie", "vdm"] and "required: --recipe" in error), error
@@ -178,29 +251,41 @@ def test_without_the_data_it_says_what_to_put_where(tmp_path, capsys, monkeypatc
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_every_recipe_is_one_of_the_digits_too(name):
-    config = cifar10.config_of(cifar10.parse(["--recipe", name, "--data", "digits", "--set", "network.width=8"]), gpu=False)
+    config = cifar10.config_of(
+        cifar10.parse(["--recipe", name, "--data", "digits", "--set", "network.width=8"]),
+        gpu=False,
+    )
     if "embedding" in config.network:
         config = config.override(["network.groups=4"])
     torch.manual_seed(0)
     objective, levels = config.objective(), torch.randint(0, 17, (2, *config.shape))
-    loss = objective(levels, **({"augmented": torch.ones(2)} if config.augment == "flip-turn" else {}))
+    loss = objective(
+        levels, **({"augmented": torch.ones(2)} if config.augment == "flip-turn" else {})
+    )
     assert torch.isfinite(loss).all()
     assert torch.isfinite(bits_per_dim(objective.bound(levels).total, 64)).all()
     assert (config.autocast, config.compile, config.channels_last) == (False, False, False)
 
 
 def test_a_gpu_keeps_what_is_for_it():
-    config = cifar10.config_of(cifar10.parse(["--recipe", "vdm", "--set", "compile=false"]), gpu=True)
+    config = cifar10.config_of(
+        cifar10.parse(["--recipe", "vdm", "--set", "compile=false"]), gpu=True
+    )
     assert (config.autocast, config.compile, config.channels_last) == (True, False, True)
 
 
 def test_the_gaussian_is_a_probability():
-    """Over all images of two pixels with four levels it adds up to one; and it knows what depends on what."""
+    """Over all images of two pixels with four levels it adds up to one; and it knows what depends
+    on what."""
     generator = torch.Generator().manual_seed(0)
     first = torch.randint(0, 4, (500, 1), generator=generator)
-    train = torch.cat([first, (first + (torch.rand(500, 1, generator=generator) < 0.1)).clamp(max=3)], 1)
+    train = torch.cat(
+        [first, (first + (torch.rand(500, 1, generator=generator) < 0.1)).clamp(max=3)], 1
+    )
     every = torch.cartesian_prod(torch.arange(4), torch.arange(4))
-    bits = torch.tensor([baselines.gaussian(train, one[None], 4) * 2 for one in every], dtype=torch.float64)
+    bits = torch.tensor(
+        [baselines.gaussian(train, one[None], 4) * 2 for one in every], dtype=torch.float64
+    )
     assert (2**-bits).sum().item() == pytest.approx(1.0, abs=1e-9)
     assert baselines.gaussian(train, train, 4) < baselines.histogram(train, train, 4)
 
@@ -208,4 +293,51 @@ def test_the_gaussian_is_a_probability():
 def test_the_histogram_counts_each_pixel():
     train = torch.tensor([[0, 1], [0, 2], [1, 2]])
     known = torch.tensor([[2.5, 1.5, 0.5], [0.5, 1.5, 2.5]]) / 4.5
-    assert baselines.histogram(train, torch.tensor([[0, 1]]), 3) == pytest.approx(-(known[0, 0] * known[1, 1]).log2().item() / 2)
+    assert baselines.histogram(train, torch.tensor([[0, 1]]), 3) == pytest.approx(
+        -(known[0, 0] * known[1, 1]).log2().item() / 2
+    )
+
+
+@pytest.mark.filterwarnings("ignore:evaluate")
+@pytest.mark.parametrize(
+    ("where", "says"), [("train", "raise accumulate"), ("report", "lower the batch")]
+)
+def test_fault_71_out_of_memory_is_a_line(where, says, folder, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 7999999999992 bytes."
+        )
+
+    monkeypatch.setattr(
+        *(
+            ("vdiff.objective.Objective.forward", full)
+            if where == "train"
+            else (cifar10, "report", full)
+        )
+    )
+    command = [
+        "--recipe",
+        "small",
+        "--data",
+        str(folder),
+        "--out",
+        str(tmp_path / "run"),
+        "--every",
+        "1",
+        "--images",
+        "4",
+        "--set",
+        *TINY,
+    ]
+    assert cifar10.main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cifar10: out of memory; ")
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_the_home_of_nobody_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~nosuchuser").mkdir()
+    assert cifar10.main(["--recipe", "small", "--data", "~nosuchuser", "--dry-run"]) == 2
+    assert "must be a path that leads somewhere; got '~nosuchuser'" in capsys.readouterr().err

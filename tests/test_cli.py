@@ -11,7 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from vdiff import Cosine, Forward, Karras, Linear, V, adams, ancestral, ddim, few_steps, ode, sample
+from vdiff import (
+    Cosine,
+    Forward,
+    Karras,
+    Linear,
+    V,
+    adams,
+    ancestral,
+    ddim,
+    few_steps,
+    ode,
+    sample,
+)
 from vdiff.cli import main
 from vdiff.cli.sample import _cells, _picture
 from vdiff.sampling import leading, start, streams, trailing, uniform
@@ -20,11 +32,21 @@ from vdiff.training import Config, Run
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with random weights of a small network, none of them zero; with classes where asked for."""
+    """A run with random weights of a small network, none of them zero; with classes where asked
+    for."""
 
     def make(labels=None, **options):
         torch.manual_seed(0)
-        config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8, "labels": labels}, **options)
+        config = Config(
+            network={
+                "name": "UNet",
+                "channels": 1,
+                "channels_out": 17,
+                "width": 8,
+                "labels": labels,
+            },
+            **options,
+        )
         made, objective = Run.create(tmp_path / "run", config), config.objective()
         for parameter in objective.model.parameters():
             parameter.data += 0.05 * torch.randn(parameter.shape)
@@ -36,18 +58,39 @@ def run(tmp_path):
 
 def test_samples_are_written(run, capsys):
     folder = run()
-    assert main(["sample", str(folder), "--count", "10", "--steps", "4", "--batch", "4", "--gif", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                str(folder),
+                "--count",
+                "10",
+                "--steps",
+                "4",
+                "--batch",
+                "4",
+                "--gif",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert "10 samples, 4 evaluations each" in capsys.readouterr().out
     written = np.load(folder / "samples" / "samples.npz", allow_pickle=False)
     assert written["data"].shape == written["x"].shape == (10, 1, 8, 8)
     assert written["data"].min() >= 0
     assert written["data"].max() <= 16
-    np.testing.assert_array_equal(written["data"], np.round((written["x"] + 1) * 8.5 - 0.5).clip(0, 16))
+    np.testing.assert_array_equal(
+        written["data"], np.round((written["x"] + 1) * 8.5 - 0.5).clip(0, 16)
+    )
     settings = json.loads(str(written["settings"]))
     assert (settings["seed"], settings["steps"]) == (0, 4)
     with Image.open(folder / "samples" / "samples.png") as picture:
         picture.load()
-    assert (picture.width % 37, picture.height % 28) == (0, 0)  # four columns and three rows of 8 pixels with thin gaps
+    assert (picture.width % 37, picture.height % 28) == (
+        0,
+        0,
+    )  # four columns and three rows of 8 pixels with thin gaps
     factor = picture.width // 37
     first = np.asarray(picture)[::factor, ::factor][1:9, 1:9]
     np.testing.assert_array_equal(first, (written["data"][0, 0] * (255 / 16)).round())
@@ -60,8 +103,23 @@ def test_samples_are_written(run, capsys):
 
 def test_the_samples_do_not_depend_on_the_batch_and_do_on_the_seed(run, tmp_path):
     folder, made = run(), {}
-    for name, options in {"whole": ["--batch", "6"], "parts": ["--batch", "4"], "other": ["--seed", "1"]}.items():
-        arguments = ["sample", str(folder), "--count", "6", "--steps", "3", "--out", str(tmp_path / name), "--quiet", *options]
+    for name, options in {
+        "whole": ["--batch", "6"],
+        "parts": ["--batch", "4"],
+        "other": ["--seed", "1"],
+    }.items():
+        arguments = [
+            "sample",
+            str(folder),
+            "--count",
+            "6",
+            "--steps",
+            "3",
+            "--out",
+            str(tmp_path / name),
+            "--quiet",
+            *options,
+        ]
         assert main(arguments) == 0
         made[name] = np.load(tmp_path / name / "samples.npz")["x"]
     np.testing.assert_allclose(made["whole"], made["parts"], atol=1e-4)
@@ -70,13 +128,58 @@ def test_the_samples_do_not_depend_on_the_batch_and_do_on_the_seed(run, tmp_path
 
 def test_samples_by_class_and_guidance(run):
     folder = run(labels=4)
-    options = ["--count", "7", "--steps", "3", "--step", "adams", "--grid", "few", "--quiet", "--clip", "--draw"]
+    options = [
+        "--count",
+        "7",
+        "--steps",
+        "3",
+        "--step",
+        "adams",
+        "--grid",
+        "few",
+        "--quiet",
+        "--clip",
+        "--draw",
+    ]
     assert main(["sample", str(folder), *options, "--guidance", "2.0", "--null-label", "3"]) == 0
     written = np.load(folder / "samples" / "samples.npz")
     assert written["label"].tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert json.loads(str(written["settings"]))["evaluations"] == 6
     assert main(["sample", str(folder), *options, "--label", "1"]) == 0
     assert np.load(folder / "samples" / "samples.npz")["label"].tolist() == [1] * 7
+
+
+@pytest.mark.parametrize(("count", "batch"), [(4, 4), (8, 2), (7, 3)])
+@pytest.mark.parametrize(
+    ("options", "each"),
+    [((), 4), (("--step", "heun"), 7), (("--guidance", "2", "--null-label", "3"), 8)],
+)
+def test_the_file_says_how_many_evaluations_a_sample_took_as_the_screen_does(
+    run, capsys, count, batch, options, each
+):
+    folder = run(labels=4)
+    assert (
+        main(
+            [
+                "sample",
+                str(folder),
+                "--count",
+                str(count),
+                "--batch",
+                str(batch),
+                "--steps",
+                "4",
+                "--quiet",
+                *options,
+            ]
+        )
+        == 0
+    )
+    assert f"{count} samples, {each} evaluations each" in capsys.readouterr().out
+    assert (
+        json.loads(str(np.load(folder / "samples" / "samples.npz")["settings"]))["evaluations"]
+        == each
+    )
 
 
 def settings_of(folder, *options):
@@ -94,7 +197,9 @@ def test_the_levels_are_those_asked_for(run, tmp_path):
         (): uniform(Cosine(9.0, -7.0), 100),
         ("--grid", "run", "--steps", "5"): uniform(trained, 5),
         ("--grid", "run", "--steps", "5", "--spacing", "trailing"): trailing(trained, 5),
-        ("--grid", "few", "--steps", "4", "--spacing", "leading"): leading(few_steps(9.0, -7.0), 4),
+        ("--grid", "few", "--steps", "4", "--spacing", "leading"): leading(
+            few_steps(9.0, -7.0), 4
+        ),
         ("--grid", "karras", "--steps", "4"): uniform(Karras(math.exp(-4.5), math.exp(3.5)), 4),
         ("--grid", f"{mine}:schedule", "--steps", "4"): uniform(own, 4),
         ("--grid", f"{mine}:row"): torch.tensor([-6.0, -1.0, 2.5]),
@@ -123,7 +228,10 @@ def test_the_options_of_a_step_reach_it(run):
         z = start((1, 8, 8), generators)
         wanted = sample(model, z, levels=levels, step=step, generator=generators)
         np.testing.assert_allclose(x, wanted.numpy(), rtol=0.0, atol=1e-5)
-        assert all(str(settings[name.removeprefix("--")]) == value for name, value in zip(options[::2], options[1::2], strict=True))
+        assert all(
+            str(settings[name.removeprefix("--")]) == value
+            for name, value in zip(options[::2], options[1::2], strict=True)
+        )
 
 
 def test_guidance_within_an_interval(run):
@@ -192,9 +300,23 @@ def test_no_run_and_no_weights(run, tmp_path, capsys):
 
 def test_the_program_explains_itself():
     done = subprocess.run(
-        [sys.executable, "-c", "from vdiff.cli import main; main(['sample', '--help'])"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "from vdiff.cli import main; main(['sample', '--help'])"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    for word in ("RUN", "--step", "--gif", "trajectory.gif", "adams", "few", "FILE.py:NAME", "trailing", "--interval", "--device"):
+    for word in (
+        "RUN",
+        "--step",
+        "--gif",
+        "trajectory.gif",
+        "adams",
+        "few",
+        "FILE.py:NAME",
+        "trailing",
+        "--interval",
+        "--device",
+    ):
         assert word in done.stdout
 
 
@@ -205,7 +327,9 @@ def test_each_class_has_a_row_of_its_own_in_the_picture():
     assert columns == 7
     assert torch.equal(cells // columns, labels)
     assert len(cells.unique()) == 64
-    picture = np.asarray(_picture(torch.arange(64).view(64, 1, 1, 1) % 10, 10, cells, columns, smallest=1))
+    picture = np.asarray(
+        _picture(torch.arange(64).view(64, 1, 1, 1) % 10, 10, cells, columns, smallest=1)
+    )
     values = picture[1::2, 1::2]
     assert (values[3] == 85).all()  # 3 of 0 … 9 as a byte
     assert values[9, 6] == 128  # the last classes have six: grey

@@ -1,4 +1,5 @@
-"""`vdiff evaluate`: a number with its errors and its protocol, resumed where it was cut off, the same over two processes."""
+"""`vdiff evaluate`: a number with its errors and its protocol, resumed where it was cut off, the
+same over two processes."""
 
 import json
 import math
@@ -7,6 +8,8 @@ import re
 import socket
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,30 +21,41 @@ from vdiff.cli import main
 from vdiff.data import Splits, splits
 from vdiff.data.digits import LEVELS
 from vdiff.flow import SolverError
-from vdiff.likelihood import evaluate
+from vdiff.likelihood import compare, evaluate
 from vdiff.training import Config, Run
 
 CONFIG = Config(
-    network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 8, "multipliers": [1], "heads": 1},
+    network={
+        "name": "UNet",
+        "channels": 1,
+        "channels_out": LEVELS,
+        "width": 8,
+        "multipliers": [1],
+        "heads": 1,
+    },
     schedule={"name": "Linear", "logsnr_max": 7.0, "logsnr_min": -6.0},
     ema=[0.5],
 )
 
 
-def made(folder: Path, seed: int = 0, config: Config = CONFIG) -> Path:
+def made(folder: Path, seed: int = 0, config: Config = CONFIG, scale: float = 0.05) -> Path:
     torch.manual_seed(seed)
     run = Run.create(folder, config)
     objective = config.objective()
     with torch.no_grad():
         for parameter in objective.model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))  # a new network's last layer is zero
+            parameter.add_(scale * torch.randn_like(parameter))  # a new last layer is zero
     run.save(objective)
     return run.folder
 
 
 @pytest.fixture(autouse=True)
 def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(command.DATA, "digits", lambda folder: Splits(*(part[:12] for part in splits("digits", folder))))
+    monkeypatch.setitem(
+        command.DATA,
+        "digits",
+        lambda folder: Splits(*(part[:12] for part in splits("digits", folder))),
+    )
 
 
 def call(*words: object) -> int:
@@ -56,7 +70,12 @@ def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
     assert f"{known['total']['value']:.4f}" in out
     assert known["total"]["monte_carlo"] > 0
     protocol = known["protocol"]
-    assert (protocol["images"], protocol["levels"], protocol["ema"], protocol["split"]) == (12, 17, 0.5, "test")
+    assert (protocol["images"], protocol["levels"], protocol["ema"], protocol["split"]) == (
+        12,
+        17,
+        0.5,
+        "test",
+    )
     objective = Run(run).load()
     again = evaluate(
         objective.model,
@@ -67,14 +86,24 @@ def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
         replicates=2,
     )
     assert again.total.value == pytest.approx(known["total"]["value"], rel=1e-9)
-    assert [path.name for path in run.iterdir() if path.name.startswith("evaluation")] == ["evaluation.json"]
+    assert [path.name for path in run.iterdir() if path.name.startswith("evaluation")] == [
+        "evaluation.json"
+    ]
     assert " s; in " in out
 
 
 def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
     """Without --steps it is that of the run's chain; the network is told the classes."""
     config = Config(
-        network={"name": "UNet", "channels": 1, "channels_out": 2, "width": 8, "multipliers": [1], "heads": 1, "labels": 10},
+        network={
+            "name": "UNet",
+            "channels": 1,
+            "channels_out": 2,
+            "width": 8,
+            "multipliers": [1],
+            "heads": 1,
+            "labels": 10,
+        },
         parameterization={"name": "Eps"},
         schedule={"name": "Tabulated.cosine_betas", "levels": 21},
         decoder={"name": "DiscretizedGaussian", "levels": LEVELS, "denoise": True, "clip": 0.01},
@@ -91,8 +120,15 @@ def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
     images, loaded = command.images_of("digits", "test", "data"), run.load()
 
     def bound(label, steps=20):
-        setting = {"schedule": loaded.schedule, "decoder": loaded.decoder, "draws": 4, "replicates": 2}
-        return evaluate(loaded.model, images.pixels, steps=steps, label=label, **setting).total.value
+        setting = {
+            "schedule": loaded.schedule,
+            "decoder": loaded.decoder,
+            "draws": 4,
+            "replicates": 2,
+        }
+        return evaluate(
+            loaded.model, images.pixels, steps=steps, label=label, **setting
+        ).total.value
 
     assert known["total"]["value"] == pytest.approx(bound(images.labels), rel=1e-9)
     assert known["total"]["value"] != pytest.approx(bound(0 * images.labels), rel=1e-6)
@@ -114,8 +150,131 @@ def test_it_compares_two_runs(tmp_path, capsys):
     assert json.loads((one / "comparison.json").read_text())["protocol"]["against"] == str(other)
 
 
-def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(tmp_path, capsys, monkeypatch):
-    """Cut off in the second likelihood, the command goes on there; a solver that gives up is told of, and all else is written."""
+OTHERS = {
+    "ends": {"schedule": {"name": "Linear", "logsnr_max": 4.0, "logsnr_min": 1.0}},
+    "the same": {},
+    "ends of a chain": {
+        "schedule": {"name": "Linear", "logsnr_max": 5.0, "logsnr_min": -4.0},
+        "chain": 20,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_each_run_of_a_comparison_has_its_own_bound(tmp_path, kind):
+    """The difference of both numbers, and with the runs exchanged its sign is turned."""
+    chain = replace(CONFIG, chain=OTHERS[kind].get("chain"))
+    one = made(tmp_path / "one", config=chain)
+    other = made(tmp_path / "other", seed=1, config=replace(CONFIG, **OTHERS[kind]), scale=0.15)
+    cost = ("--draws", 32, "--replicates", 4)
+    found = {}
+    for run, against in ((one, other), (other, one)):
+        assert call(run, *cost) == 0
+        assert call(run, "--against", against, *cost) == 0
+        bound = json.loads((run / "evaluation.json").read_text())["total"]
+        paired = json.loads((run / "comparison.json").read_text())
+        found[run] = bound, paired["difference"]
+    (bound, there), (bound_other, back) = found[one], found[other]
+    alone = bound["value"] - bound_other["value"]
+    error = math.hypot(*(v["monte_carlo"] for v in (bound, bound_other, there, back)))
+    assert abs(there["value"] - alone) < 4 * error
+    assert abs(there["value"] + back["value"]) < 4 * error
+    if kind == "ends":  # what both networks between the ends of one would give
+        loaded = [Run(folder).load() for folder in (one, other)]
+        models, images = [v.model for v in loaded], command.images_of("digits", "test", "data")
+        setting = {"schedule": loaded[0].schedule, "decoder": loaded[0].decoder}
+        with pytest.warns(UserWarning, match="was trained on"):
+            wrong = compare(*models, images.pixels, **setting).difference.value
+        assert abs(wrong - there["value"]) > 10 * error
+    protocol = json.loads((one / "comparison.json").read_text())["protocol"]
+    assert ("logsnr, second" in protocol) == (kind != "the same")
+
+
+def test_runs_whose_data_or_conditions_differ_do_not_compare(tmp_path, capsys):
+    one = made(tmp_path / "one")
+    network = CONFIG.network | {"labels": 10}
+    told = made(tmp_path / "told", config=replace(CONFIG, network=network, conditional=True))
+    for run, against in ((one, told), (told, one)):
+        assert call(run, "--against", against) == 2
+        assert "'against' must be a run with the same conditions, " in capsys.readouterr().err
+
+
+def test_every_warning_is_in_the_file(tmp_path, monkeypatch):
+    """Those of the report, and those that another part of the library gives."""
+    run, other = made(tmp_path / "one"), made(tmp_path / "other", seed=1)
+    warning = "Denoiser: the network is asked beyond its table"
+
+    def warns(estimate):
+        def estimated(*given, **settings):
+            warnings.warn(warning, stacklevel=2)
+            report = estimate(*given, **settings)
+            warnings.warn("evaluate: one that the report knows", stacklevel=2)
+            return replace(report, warnings=["one that the report knows"])
+
+        return estimated
+
+    monkeypatch.setattr(command, "evaluate_bound", warns(command.evaluate_bound))
+    monkeypatch.setattr(command, "compare", warns(command.compare))
+    for words, name in (((), "evaluation"), (("--against", other), "comparison")):
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always")
+            assert call(run, *words, "--draws", 4, "--replicates", 2) == 0
+        assert any("asked beyond its table" in str(one.message) for one in shown)
+        known = json.loads((run / f"{name}.json").read_text())["warnings"]
+        assert known[:2] == ["one that the report knows", warning]
+        assert not any("evaluate: one that" in text for text in known)
+
+
+def test_the_cost_is_said_first_and_no_carriage_returns_fill_a_log(tmp_path, capsys, monkeypatch):
+    """What is written to something that is no terminal: a line before the first evaluation."""
+    run, said = made(tmp_path / "run"), []
+    load = Run.loaded
+
+    def watched(self):
+        loaded = load(self)
+        model = loaded.objective.model
+        model.register_forward_pre_hook(lambda *_: said.append(capsys.readouterr().err))
+        return loaded
+
+    monkeypatch.setattr(Run, "loaded", watched)
+    cost = ["--draws", "4", "--replicates", "2"]
+    pilot = 1024
+    for words, text in (
+        ([], f"bound: {pilot + 12 * 4 * 2:,} network evaluations\n"),
+        (["--against", made(tmp_path / "other", 1)], "comparison: 1,216 network evaluations\n"),
+        (["--tolerance", "0.5"], "bound: 8,384 network evaluations at least\n"),
+    ):
+        said.clear()
+        assert main(["evaluate", str(run), *map(str, words), *cost]) == 0
+        assert said[0] == text
+        assert "\r" not in "".join([*said, capsys.readouterr().err])
+    said.clear()
+    words = ["--ode", "--ode-tolerance", "1e-2", *cost]
+    assert main(["evaluate", str(run), *words]) == 0
+    whole = "".join([*said, capsys.readouterr().err])
+    assert "ODE, uniform dequantisation: 24 draws, each a path of the ODE\n" in whole
+    assert "\r" not in whole
+
+
+def test_an_evaluation_says_first_how_much_there_is_to_do(capsys):
+    with command.progress_bar(False, "bound", "network evaluations") as show:
+        show(0, 40)
+        assert capsys.readouterr().err == "bound: 40 network evaluations\n"
+        show(10, 40)
+        show(40, 40)
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    assert "network evaluations" not in shown
+    with command.progress_bar(True, "bound", "network evaluations") as show:
+        show(0, 40)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(
+    tmp_path, capsys, monkeypatch
+):
+    """Cut off in the second likelihood, the command goes on there; a solver that gives up is told
+    of, and all else is written."""
     run = made(tmp_path / "run")
     words = [run, "--draws", 4, "--replicates", 2, "--ode", "--ode-tolerance", 1e-2]
     solved, names = command.dequantized_ode, []
@@ -129,7 +288,11 @@ def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(tmp_pat
     monkeypatch.setattr(command, "dequantized_ode", cut)
     assert call(*words) == 130
     left = sorted(path.name for path in run.iterdir() if path.suffix == ".safetensors")
-    assert left == ["ema.safetensors", "evaluation.bound.0.safetensors", "evaluation.truncated.0.safetensors"]
+    assert left == [
+        "ema.safetensors",
+        "evaluation.bound.0.safetensors",
+        "evaluation.truncated.0.safetensors",
+    ]
 
     def gives_up(model, images, *, dequantization, resume, **settings):
         if type(dequantization).__name__ == "Uniform":
@@ -144,18 +307,26 @@ def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(tmp_pat
     assert known["failed"] == {"ODE, uniform dequantisation": "dequantized_ode: dopri5 gave up"}
     assert "FAILED: ODE, uniform dequantisation: dequantized_ode: dopri5 gave up" in out
     other = known["others"]["ODE, truncated normal dequantisation"]
-    assert other["gap"]["value"] == pytest.approx(known["total"]["value"] - other["estimate"]["value"])
+    assert other["gap"]["value"] == pytest.approx(
+        known["total"]["value"] - other["estimate"]["value"]
+    )
     assert re.fullmatch(r"Gaussian [0-9a-f]{16} at λ_min", other["protocol"]["prior"])
     assert other["protocol"]["prior fitted to"] == "12 training images"
     assert "bound minus this" in out
-    assert [path.name for path in run.iterdir() if path.suffix == ".safetensors"] == ["ema.safetensors"]
+    assert [path.name for path in run.iterdir() if path.suffix == ".safetensors"] == [
+        "ema.safetensors"
+    ]
     monkeypatch.undo()
 
 
 def test_a_state_of_another_evaluation_is_named_by_its_file(tmp_path, capsys, monkeypatch):
     run = made(tmp_path / "run")
     keep = command.Keeper(run / "evaluation.json").through
-    keep("bound", lambda resume, checkpoint, share: checkpoint({"key": torch.tensor(3)}), share=command.share_of_rank())
+    keep(
+        "bound",
+        lambda resume, checkpoint, share: checkpoint({"key": torch.tensor(3)}),
+        share=command.share_of_rank(),
+    )
     assert call(run, "--draws", 4, "--replicates", 2) == 2
     said = capsys.readouterr().err
     assert "'resume' must be the state of this evaluation" in said
@@ -181,7 +352,13 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, words, text):
 DECODER = Categorical(levels=4)
 ORACLE = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
 LEVELS_OF_FOUR = torch.arange(4).repeat(25)[:, None]
-SETTING = {"schedule": Linear(7.0, -6.0), "decoder": DECODER, "draws": 8, "batch": 64, "tolerance": 0.06}
+SETTING = {
+    "schedule": Linear(7.0, -6.0),
+    "decoder": DECODER,
+    "draws": 8,
+    "batch": 64,
+    "tolerance": 0.06,
+}
 
 
 class Stopped(Exception):
@@ -204,13 +381,21 @@ def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after
     with pytest.raises(Stopped):
         evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, checkpoint=checkpoint)
     rest: list[object] = []
-    again = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, resume=command.Kept(kept.path).state(), checkpoint=rest.append)
+    again = evaluate(
+        ORACLE,
+        LEVELS_OF_FOUR,
+        **SETTING,
+        resume=command.Kept(kept.path).state(),
+        checkpoint=rest.append,
+    )
     assert again.total == whole.total
     assert again.asdict()["diagnostics"] == whole.asdict()["diagnostics"]
     every: list[object] = []
     evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, checkpoint=every.append)
     assert len(rest) == len(every) - after
-    with pytest.raises(ValueError, match="'resume' must be the state of this evaluation; got that of another"):
+    with pytest.raises(
+        ValueError, match="'resume' must be the state of this evaluation; got that of another"
+    ):
         evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, seed=1, resume=kept.state())
 
 
@@ -245,10 +430,18 @@ def test_two_processes_give_the_same_answer():
         "PYTHONPATH": str(root),
     }
     started = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=root, env=known | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=root,
+            env=known | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
-    said = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started]
+    said = [
+        json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started
+    ]
     alone = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING).total
     for rank, (index, value, error, processes) in enumerate(said):
         assert (index, processes) == (rank, 2)

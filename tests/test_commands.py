@@ -33,11 +33,55 @@ def test_verify_estimators_prints_a_table_and_tells_of_a_class_that_is_wrong(cap
         "def right(oracle):\n    return Denoiser(lambda z, logsnr: oracle(z, logsnr).v, V())\n"
         "def wrong(oracle):\n    return Denoiser(lambda z, logsnr: oracle(z, logsnr).v, X())\n"
     )
-    assert main(["verify", "--estimators", "lattice", "--points", "16", "--model", f"{mine}:right"]) == 0
-    assert main(["verify", "--estimators", "lattice", "--points", "16", "--model", f"{mine}:wrong"]) == 1
+    assert (
+        main(["verify", "--estimators", "lattice", "--points", "16", "--model", f"{mine}:right"])
+        == 0
+    )
+    assert (
+        main(["verify", "--estimators", "lattice", "--points", "16", "--model", f"{mine}:wrong"])
+        == 1
+    )
     assert "FAILED" in capsys.readouterr().out
     assert main(["verify", "--estimators", "latice"]) == 2
     assert "did you mean 'lattice'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["--points", "16"],
+            "'points' must come with --estimators; got 16 (--draws says how much",
+        ),
+        (["--seed", "0"], "'seed' must come with --estimators; got 0"),
+        (["--estimators", "--draws", "64"], "'draws' must come without --estimators; got 64"),
+        (["--estimators", "--errata"], "'errata' must come without --estimators; got True"),
+        (["--errata", "--points", "16"], "'points' must come without --errata; got 16"),
+        (["--errata", "--model", "mine.py:model"], "'model' must come without --errata"),
+        (["--errata", "--draws", "64"], "'draws' must come without --errata"),
+        (["--pages", "docs", "tweedie"], "'names' must come without --pages; got ['tweedie']"),
+        (["--pages", "docs", "--errata"], "'errata' must come without --pages"),
+        (["tweedie", "--draws", "0"], "'draws' must be at least 1"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(words, text, capsys):
+    assert main(["verify", *words]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_more_draws_of_a_theorem_see_smaller_errors(capsys, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "import torch\nfrom vdiff import Denoiser, V\ndata = torch.randn(64, 2)\n"
+        "model = Denoiser(lambda z, logsnr: torch.sin(3 * z), V())\n"
+    )
+    shares = []
+    for draws in ([], ["--draws", "65536"]):
+        words = ["verify", "--model", f"{mine}:model", "schedule-invariance-of-any-network"]
+        assert main([*words, *draws]) == 0
+        head, row = (line.split() for line in capsys.readouterr().out.splitlines()[:2])
+        shares.append(float(row[head.index("%") + 1]))
+    assert shares[1] < 0.4 * shares[0] < 2.0
 
 
 def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
@@ -48,7 +92,20 @@ def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
         "from vdiff import MSE, Cosine, Eps, MinSNR\nfrom vdiff.recipes import Recipe\n"
         "recipe = Recipe('mine', Cosine(), Eps(), MSE(Cosine(), Eps()) * MinSNR(3.0))\n"
     )
-    assert main(["describe", f"{mine}:recipe", "--compare", "min-snr", "vdm", "--figure", str(tmp_path / "figure.png")]) == 0
+    assert (
+        main(
+            [
+                "describe",
+                f"{mine}:recipe",
+                "--compare",
+                "min-snr",
+                "vdm",
+                "--figure",
+                str(tmp_path / "figure.png"),
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "signal shared with mine" in printed
     assert (tmp_path / "figure.png").stat().st_size > 10_000
@@ -59,14 +116,46 @@ def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
 @pytest.mark.parametrize("page", [pages.theorem_page, pages.errata_page])
 def test_the_pages_of_the_theory_are_those_that_the_theorems_make(page):
     """`vdiff verify --pages docs` writes them again."""
-    here = Path(__file__).parent.parent / "docs" / f"{'theorems' if page is pages.theorem_page else 'errata'}.md"
-    numbers = re.compile(r"[-−]?\d+(\.\d+)?(e[+-]?\d+)?")  # the last digit of a computed number may differ between machines
+    here = (
+        Path(__file__).parent.parent
+        / "docs"
+        / f"{'theorems' if page is pages.theorem_page else 'errata'}.md"
+    )
+    numbers = re.compile(
+        r"[-−]?\d+(\.\d+)?(e[+-]?\d+)?"
+    )  # the last digit of a computed number may differ between machines
     assert numbers.sub("#", page()) == numbers.sub("#", here.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [(["describe"], "name an objective, or --all"), (["describe", "edn"], "did you mean 'edm'")]
+    ("arguments", "words"),
+    [(["describe"], "name an objective, or --all"), (["describe", "edn"], "did you mean 'edm'")],
 )
 def test_what_cannot_be_described_is_said(arguments, words, capsys):
     assert main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["describe", "sample", "verify"])
+def test_the_help_says_that_a_file_is_run(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "FILE.py is run as a Python program: name only a file that you trust" in said
+
+
+@pytest.mark.parametrize("page", ["samplers.md", "evaluating.md"])
+def test_the_pages_say_it_too(page):
+    text = (Path(__file__).parent.parent / "docs" / page).read_text(encoding="utf-8")
+    assert "is run as a Python program: name only a file that you trust" in " ".join(text.split())
+
+
+def test_a_file_that_fails_is_named_with_its_line(tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text("x = 1\n\nraise KeyError('no such recipe')\n", encoding="utf-8")
+    assert main(["describe", f"{mine}:x"]) == 2
+    words = (
+        "name a file that runs as Python, as {} does not; got KeyError: 'no such recipe', line 3"
+    )
+    assert words.format(mine) in capsys.readouterr().err

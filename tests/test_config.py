@@ -20,7 +20,13 @@ OLD = """{"network": {"name": "UNet", "channels": 1, "channels_out": 17, "width"
 
 def test_an_old_file_is_the_config_that_it_was():
     config = Config.from_dict(json.loads(OLD))
-    assert (config.ema, config.clip, config.betas, config.accumulate, config.augment) == ([0.999], 1.0, [0.9, 0.99], 1, "none")
+    assert (config.ema, config.clip, config.betas, config.accumulate, config.augment) == (
+        [0.999],
+        1.0,
+        [0.9, 0.99],
+        1,
+        "none",
+    )
     assert config.objective().steps is None
     assert Config.from_dict(json.loads(json.dumps(config.asdict()))) == config
 
@@ -30,9 +36,18 @@ def test_every_field_is_checked():
 
 
 def test_specs_are_objects_by_name_with_objects_in_them():
-    factored = {"name": "Product", "base": {"name": "MSE", "schedule": {"name": "HyperbolicSecant"}, "parameterization": {"name": "Eps"}}}
+    factored = {
+        "name": "Product",
+        "base": {
+            "name": "MSE",
+            "schedule": {"name": "HyperbolicSecant"},
+            "parameterization": {"name": "Eps"},
+        },
+    }
     objective = Config(
-        network=UNET, schedule={"name": "Cosine"}, weighting=factored | {"factor": {"name": "MinSNR", "gamma": 3.0}}
+        network=UNET,
+        schedule={"name": "Cosine"},
+        weighting=factored | {"factor": {"name": "MinSNR", "gamma": 3.0}},
     ).objective()
     assert repr(objective.weighting) == repr(MSE(Cosine().law, Eps()) * MinSNR(3.0))
     chain = Config(
@@ -53,14 +68,29 @@ def test_specs_are_objects_by_name_with_objects_in_them():
 
 def test_settings_override_any_field():
     config = Config(network=UNET)
-    words = ["lr=1e-4", "clip=null", "ema=[0.9, 0.99]", "schedule.name=Cosine", "weighting.name=Sigmoid", "weighting.bias=1", "folder=/a=b"]
+    words = [
+        "lr=1e-4",
+        "clip=null",
+        "ema=[0.9, 0.99]",
+        "schedule.name=Cosine",
+        "weighting.name=Sigmoid",
+        "weighting.bias=1",
+        "folder=/a=b",
+    ]
     changed = config.override(words)
-    assert (changed.lr, changed.clip, changed.ema, changed.folder) == (1e-4, None, [0.9, 0.99], "/a=b")
+    assert (changed.lr, changed.clip, changed.ema, changed.folder) == (
+        1e-4,
+        None,
+        [0.9, 0.99],
+        "/a=b",
+    )
     assert changed.schedule == {"name": "Cosine", "logsnr_max": 9.0, "logsnr_min": -7.0}
     objective = changed.objective()
     assert isinstance(objective.weighting, Sigmoid)
     assert objective.weighting.bias == 1.0
-    whole = config.override(['weighting={"name": "EDM", "monotone": true}', "compile=True", "clip=None", "warmup=0"])
+    whole = config.override(
+        ['weighting={"name": "EDM", "monotone": true}', "compile=True", "clip=None", "warmup=0"]
+    )
     assert isinstance(whole.objective().weighting, EDM)
     assert (whole.compile, whole.clip, whole.warmup) == (True, None, 0)
     assert config == Config(network=UNET)

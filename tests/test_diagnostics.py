@@ -1,4 +1,5 @@
-"""What an evaluation says of itself, by hand: its curve, its effective size, and each warning on both sides of its threshold."""
+"""What an evaluation says of itself, by hand: its curve, its effective size, and each warning on
+both sides of its threshold."""
 
 import math
 from dataclasses import replace
@@ -51,8 +52,12 @@ def test_the_diagnostics_of_draws_by_hand(run):
     assert seen.effective == pytest.approx((6 + 4) ** 2 / (12 + 8))
     assert seen.largest == pytest.approx(3 / (6 + 4))
     bits = 1 / math.log(2)  # of one dimension
-    assert seen.curve.value[-1].item() == pytest.approx((24 / 12 + 72 / 12) / 2 * bits)  # the first times are the highest λ
-    assert seen.curve.error[-1].item() == pytest.approx(abs(24 / 12 - 72 / 12) / math.sqrt(2) / math.sqrt(2) * bits)
+    assert seen.curve.value[-1].item() == pytest.approx(
+        (24 / 12 + 72 / 12) / 2 * bits
+    )  # the first times are the highest λ
+    assert seen.curve.error[-1].item() == pytest.approx(
+        abs(24 / 12 - 72 / 12) / math.sqrt(2) / math.sqrt(2) * bits
+    )
     assert seen.curve.value[0].item() == pytest.approx(-12 / 12 / 2 * bits)
     assert not seen.curve.value[1:-1].any()
     edges = torch.linspace(-8, 8, BINS + 1, dtype=torch.float64)
@@ -100,41 +105,58 @@ def test_few_effective_draws_are_fewer_than_twenty_or_a_tenth(run, draws, limit)
 
 def test_one_draw_is_large_above_a_tenth(run):
     assert not said(run, replace(FINE, largest=0.099))
-    assert said(run, replace(FINE, largest=0.13)) == ["one draw of 1000 makes 13% of the diffusion term"]
+    assert said(run, replace(FINE, largest=0.13)) == [
+        "one draw of 1000 makes 13% of the diffusion term"
+    ]
 
 
 def reaching(run, heights, left=None):
     """A run whose pilot saw `left` by bin, and whose density has these heights."""
     left = torch.ones(8, dtype=torch.float64) if left is None else left
-    run.design = Design(run.plan, density=Binned(torch.tensor(heights, dtype=torch.float64)), left=left, evaluations=100)
+    run.design = Design(
+        run.plan,
+        density=Binned(torch.tensor(heights, dtype=torch.float64)),
+        left=left,
+        evaluations=100,
+    )
     return run
 
 
 def test_a_part_that_the_density_hardly_visits_is_told_of(run):
-    """Two of eight bins with a share of the draws below a twentieth of the eighth that they should have, and below 30 draws."""
+    """Two of eight bins with a share of the draws below a twentieth of the eighth that they should
+    have, and below 30 draws."""
     low = 6 * 0.005 / (1 - 2 * 0.005)  # the height that gets 0.005 of the draws
     thin = reaching(run, [1.0, 1, 1, 1, 1, low, low, 1])
     text = "the density sends {} of {} draws to λ between -6.0 and -2.0, where the pilot found 25% of the variance: the bound may come out too good, and its error too small"
     for draws in (1000, 5000):
         assert said(thin, replace(FINE, draws=draws)) == [text.format(round(0.01 * draws), draws)]
     assert not said(thin, replace(FINE, draws=10_000))  # 50 draws a bin
-    assert not said(reaching(run, [1.0, 1, 1, 1, 1, 1.4 * low, 1.4 * low, 1]))  # 0.007 of them, more than 0.05/8
+    assert not said(
+        reaching(run, [1.0, 1, 1, 1, 1, 1.4 * low, 1.4 * low, 1])
+    )  # 0.007 of them, more than 0.05/8
 
 
 def test_a_part_below_a_hundredth_of_the_variance_may_be_missed(run):
-    """By bin the best density is √ of the smoothed variance: √v at the last two of eight, and at the two before by the smoothing."""
+    """By bin the best density is √ of the smoothed variance: √v at the last two of eight, and at
+    the two before by the smoothing."""
     for share in (0.009, 0.011):
-        root = share * (4 + math.sqrt(0.75) + math.sqrt(0.25)) / (1 - 2 * share)  # nearly, for a small v
+        root = (
+            share * (4 + math.sqrt(0.75) + math.sqrt(0.25)) / (1 - 2 * share)
+        )  # nearly, for a small v
         left = torch.tensor([1.0] * 4 + [root**2] * 4, dtype=torch.float64)
         seen = said(reaching(run, [1.0, 1, 1, 1, 1, 1, 1e-6, 1e-6], left))
         assert len(seen) == (share > 0.01)
-        assert all("to λ between -8.0 and -4.0, where the pilot found 2% of" in one for one in seen)
+        assert all(
+            "to λ between -8.0 and -4.0, where the pilot found 2% of" in one for one in seen
+        )
 
 
 def test_nothing_is_said_of_the_reach_without_a_pilot_or_a_variance(run):
     thin = reaching(run, [1.0, 1, 1, 1, 1, 1, 1e-6, 1e-6])
     assert said(thin)
-    thin.design = replace(thin.design, left=torch.ones(8, dtype=torch.float64) / 8)  # whatever their sum
+    thin.design = replace(
+        thin.design, left=torch.ones(8, dtype=torch.float64) / 8
+    )  # whatever their sum
     assert said(thin)
     thin.design = replace(thin.design, left=torch.zeros(8, dtype=torch.float64))
     assert not said(thin)
@@ -144,9 +166,17 @@ def test_nothing_is_said_of_the_reach_without_a_pilot_or_a_variance(run):
 
 def test_levels_are_missed_below_the_middle_by_a_thousand_values():
     def told(top, values=1000):
-        return said(run_of(torch.full((values // 4, 4), top), Categorical(256), lambda z, logsnr: Prediction(z, logsnr, 0 * z, X())))
+        return said(
+            run_of(
+                torch.full((values // 4, 4), top),
+                Categorical(256),
+                lambda z, logsnr: Prediction(z, logsnr, 0 * z, X()),
+            )
+        )
 
-    assert told(127) == ["the data has no level above 127 of 255: digits have 17 levels, bytes 256; is levels=256 right?"]
+    assert told(127) == [
+        "the data has no level above 127 of 255: digits have 17 levels, bytes 256; is levels=256 right?"
+    ]
     assert not told(128)
     assert not told(127, 996)
 
@@ -158,8 +188,12 @@ def test_images_run_from_minus_one_to_one():
         return said(run_of(data, Gaussian(), lambda z, logsnr: Prediction(z, logsnr, 0 * z, X())))
 
     assert not told(-1.0009, 1.0009)
-    assert told(-1.002, 1.0) == ["the images run from -1.002 to 1, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels there"]
-    assert told(-1.0, 1.002) == ["the images run from -1 to 1.002, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels there"]
+    assert told(-1.002, 1.0) == [
+        "the images run from -1.002 to 1, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels there"
+    ]
+    assert told(-1.0, 1.002) == [
+        "the images run from -1 to 1.002, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels there"
+    ]
     assert not told(-5.0, 5.0, (2, 2))  # points have no range
 
 
@@ -169,7 +203,9 @@ def test_a_total_above_uniform_noise_is_told_of():
     def told(bits, integrand):
         run = Evaluation(integrand, Plan.plain(), Effort(draws=2, replicates=2))
         found = Measurement.empty(3)
-        found.terms.mean[3] = torch.tensor([0.5, 1.0, 1.5]) * bits * 2 * math.log(2)  # nats of two dimensions
+        found.terms.mean[3] = (
+            torch.tensor([0.5, 1.0, 1.5]) * bits * 2 * math.log(2)
+        )  # nats of two dimensions
         return said(run, found=found)
 
     def model(z, logsnr):
@@ -181,7 +217,9 @@ def test_a_total_above_uniform_noise_is_told_of():
     for decoder in (Categorical(4), DiscretizedGaussian(4)):
         assert not told(1.99, Integrand(model, data, ENDS, decoder))
         (text,) = told(2.01, Integrand(model, data, ENDS, decoder))
-        assert text.startswith("2.01 bits/dim is more than uniform noise over 4 levels has, 2: is the model trained, ")
+        assert text.startswith(
+            "2.01 bits/dim is more than uniform noise over 4 levels has, 2: is the model trained, "
+        )
     assert not told(2.01, Difference(model, other, data, ENDS, Categorical(4)))
     assert not told(2.01, Integrand(model, data.float() / 3, ENDS, Gaussian()))
 
@@ -194,7 +232,13 @@ def test_rounding_at_the_clean_end_is_told_of_each_model():
 
     def told(top, **options):
         run = run_of(torch.tensor([[0], [1]]), model=model)
-        run.integrand = Difference(model, lambda z, logsnr: model(z, logsnr), run.integrand.data, Linear(top, -8.0), Categorical(2))
+        run.integrand = Difference(
+            model,
+            lambda z, logsnr: model(z, logsnr),
+            run.integrand.data,
+            Linear(top, -8.0),
+            Categorical(2),
+        )
         run.integrand(torch.tensor([0]), torch.tensor([0.5]), torch.zeros(1, 1, **options))
         return said(run)
 
@@ -205,13 +249,18 @@ def test_rounding_at_the_clean_end_is_told_of_each_model():
 
 @pytest.mark.parametrize("grew", [1.9, 2.1])
 def test_a_variance_that_doubles_after_the_first_stage_is_told_of(run, grew):
-    """Four replicates of a first stage of three: by image, variances that sum to 2 at first and to 2 · grew at the end."""
+    """Four replicates of a first stage of three: by image, variances that sum to 2 at first and to
+    2 · grew at the end."""
     found = Measurement.empty(2)
 
     def tally(replicates, variances):
         spread = torch.zeros(4, 2, dtype=torch.float64)
         spread[:3], spread[3] = 7.0, torch.tensor(variances) * (replicates - 1)
-        return Tally(torch.full((1, 2), float(replicates), dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64), spread)
+        return Tally(
+            torch.full((1, 2), float(replicates), dtype=torch.float64),
+            torch.zeros(4, 2, dtype=torch.float64),
+            spread,
+        )
 
     found.first, found.terms = tally(3, [0.5, 1.5]), tally(4, [1.5 * grew, 0.5 * grew])
     text = f"the variance grew {grew:.1f} times after the first stage, on which the error rests: raise replicates"

@@ -1,4 +1,5 @@
-"""What an evaluation costs against a shared grid and a loop over steps, on data whose perfect denoiser is known."""
+"""What an evaluation costs against a shared grid and a loop over steps, on data whose perfect
+denoiser is known."""
 
 import importlib.util
 from pathlib import Path
@@ -23,11 +24,16 @@ def benchmark():
 
 @pytest.mark.parametrize("name", ["ring", "mixture"])
 def test_evaluations_for_an_error_of_a_hundredth_of_a_nat(name):
-    """512 points: 8 times fewer than VDM's grid with everything on, 1.7 times with times and density alone, within 1.25 of the limit of
-    independent ε, and 200 times fewer than a loop over 1000 levels."""
+    """512 points: 8 times fewer than VDM's grid with everything on, 1.7 times with times and
+    density alone, within 1.25 of the limit of independent ε, and 200 times fewer than a loop over
+    1000 levels."""
     made = benchmark()
     oracle = getattr(made, name)()
-    x, schedule, unit = oracle.sample(made.POINTS, torch.Generator().manual_seed(0)), Linear(*ENDS), made.TARGET
+    x, schedule, unit = (
+        oracle.sample(made.POINTS, torch.Generator().manual_seed(0)),
+        Linear(*ENDS),
+        made.TARGET,
+    )
     with evaluating(oracle):
         integrand = Integrand(oracle, x, schedule, Gaussian())
         grid, every = made.shared_grid(oracle, x, schedule, 2000), made.loop(oracle, x, 64)
@@ -36,7 +42,11 @@ def test_evaluations_for_an_error_of_a_hundredth_of_a_nat(name):
             variance, limit[plan], pilot = made.planned(integrand, made.PLANS[plan], 64, 16)
             cost[plan] = variance + pilot * unit**2
             limit[plan] = variance / limit[plan]
-    print(name, {plan: round(grid / c, 2) for plan, c in cost.items()}, {plan: round(v, 2) for plan, v in limit.items()})
+    print(
+        name,
+        {plan: round(grid / c, 2) for plan, c in cost.items()},
+        {plan: round(v, 2) for plan, v in limit.items()},
+    )
     assert grid / cost["everything"] >= 8
     assert grid / cost["+ importance density"] >= 1.7
     assert limit["+ importance density"] <= 1.25

@@ -1,4 +1,5 @@
-"""What an evaluation says beside its number: where the bits lie, from what it can be computed again, and how it leaves the machine."""
+"""What an evaluation says beside its number: where the bits lie, from what it can be computed
+again, and how it leaves the machine."""
 
 import math
 import subprocess
@@ -15,15 +16,24 @@ from vdiff.oracle import Gaussian
 NARROW, WIDE = Gaussian([0.0], [0.25]), Gaussian([0.0], [0.36])
 X = NARROW.sample(100, torch.Generator().manual_seed(0))
 SETTING = {"schedule": Linear(9.0, -7.0), "decoder": GaussianDecoder()}
-PLANS = {"all": Plan(), "no baseline": Plan(baseline=False), "uniform": Plan(importance=False), "baseline alone": Plan(controls=())}
+PLANS = {
+    "all": Plan(),
+    "no baseline": Plan(baseline=False),
+    "uniform": Plan(importance=False),
+    "baseline alone": Plan(controls=()),
+}
 
 
 def exact(model: Gaussian, cells: int = 8) -> torch.Tensor:
-    """½ ∫ E[‖e‖² | x] dλ by parts of the range, in bits, averaged over X: e = ε − σ (z/(α² s² + σ²)) for data N(0, s²)."""
+    """½ ∫ E[‖e‖² | x] dλ by parts of the range, in bits, averaged over X: e = ε − σ (z/(α² s² +
+    σ²)) for data N(0, s²)."""
     lam = torch.linspace(-7, 9, 1000 * cells + 1, dtype=torch.float64)
     s = torch.sigmoid(lam + model.variances.log().item())
     error = s**2 + s * (1 - s) * (X**2).mean() / model.variances.item()
-    parts = [torch.trapezoid(error[i * 1000 : (i + 1) * 1000 + 1], lam[i * 1000 : (i + 1) * 1000 + 1]) for i in range(cells)]
+    parts = [
+        torch.trapezoid(error[i * 1000 : (i + 1) * 1000 + 1], lam[i * 1000 : (i + 1) * 1000 + 1])
+        for i in range(cells)
+    ]
     return 0.5 * torch.stack(parts) / math.log(2)
 
 
@@ -44,9 +54,27 @@ def test_a_number_is_computed_again_from_its_protocol(tolerance):
     first = evaluate(mixture, X, tolerance=tolerance, seed=3, **SETTING)
     said = first.protocol
     asked = said["asked for"]
-    plan = Plan(antithetic=asked["antithetic"], pilot=asked["pilot"], baseline=said["baseline"], importance=said["importance"])
-    effort = {"draws": asked["draws"], "replicates": asked["replicates"], "budget": asked["budget"]}
-    again = evaluate(mixture, X, tolerance=said["tolerance"], seed=said["seed"], plan=plan, batch=said["batch"], **effort, **SETTING)
+    plan = Plan(
+        antithetic=asked["antithetic"],
+        pilot=asked["pilot"],
+        baseline=said["baseline"],
+        importance=said["importance"],
+    )
+    effort = {
+        "draws": asked["draws"],
+        "replicates": asked["replicates"],
+        "budget": asked["budget"],
+    }
+    again = evaluate(
+        mixture,
+        X,
+        tolerance=said["tolerance"],
+        seed=said["seed"],
+        plan=plan,
+        batch=said["batch"],
+        **effort,
+        **SETTING,
+    )
     assert again.total == first.total
     assert said["model"] == again.protocol["model"]
     assert said["model"] != evaluate(NARROW, X, **SETTING).protocol["model"]
@@ -67,14 +95,26 @@ def test_a_state_of_another_model_is_refused():
 def test_states_are_snapshots():
     kept = []
     evaluate(NARROW, X, draws=8, batch=160, checkpoint=kept.append, **SETTING)
-    assert [int(state["count"].sum()) for state in kept] == [80, 160, 240, 320, 400]  # 20 images and 4 replicates at a time
+    assert [int(state["count"].sum()) for state in kept] == [
+        80,
+        160,
+        240,
+        320,
+        400,
+    ]  # 20 images and 4 replicates at a time
 
 
 def test_a_law_of_other_dimensions_does_not_broadcast():
     plane = Gaussian([0.0, 0.0], [1.0, 1.0])
-    with pytest.raises(ValueError, match="ode_likelihood: argument 'prior' must have the 1 dimensions of an example; got 2"):
+    with pytest.raises(
+        ValueError,
+        match="ode_likelihood: argument 'prior' must have the 1 dimensions of an example; got 2",
+    ):
         ode_likelihood(NARROW, X, schedule=SETTING["schedule"], prior=plane)
-    with pytest.raises(ValueError, match="immse: argument 'gaussian' must have the 1 dimensions of an example; got 2"):
+    with pytest.raises(
+        ValueError,
+        match="immse: argument 'gaussian' must have the 1 dimensions of an example; got 2",
+    ):
         immse(NARROW, X, schedule=SETTING["schedule"], gaussian=plane)
 
 
@@ -91,8 +131,18 @@ def test_an_image_keeps_its_number_where_others_are_left_out():
 
 def test_a_first_stage_beyond_the_budget_draws_nothing():
     told = []
-    with pytest.raises(ValueError, match="its first stage takes 12,800 alone; fewer draws or replicates"):
-        evaluate(NARROW, X, budget=100, tolerance=0.01, draws=32, progress=lambda *done: told.append(done), **SETTING)
+    with pytest.raises(
+        ValueError, match="its first stage takes 12,800 alone; fewer draws or replicates"
+    ):
+        evaluate(
+            NARROW,
+            X,
+            budget=100,
+            tolerance=0.01,
+            draws=32,
+            progress=lambda *done: told.append(done),
+            **SETTING,
+        )
     assert told == []
 
 
@@ -103,7 +153,9 @@ def test_more_processes_than_images():
     said: list[torch.Tensor] = []
     evaluate(NARROW, X[:1], share=Share(0, 2, lambda v: said.append(v.clone()) or v), **SETTING)
     others = iter(said)
-    both = evaluate(NARROW, X[:1], share=Share(1, 2, lambda v: v + next(others)), **SETTING)  # it has no image of its own
+    both = evaluate(
+        NARROW, X[:1], share=Share(1, 2, lambda v: v + next(others)), **SETTING
+    )  # it has no image of its own
     assert both.total == alone.total
 
 
@@ -133,10 +185,18 @@ assert [p.fp32_precision for p in parts] == before
     ("setting", "after"),
     [
         ("b.fp32_precision = 'tf32'", ""),
-        ("torch.set_float32_matmul_precision('medium')", "assert torch.get_float32_matmul_precision() == 'medium'"),
+        (
+            "torch.set_float32_matmul_precision('medium')",
+            "assert torch.get_float32_matmul_precision() == 'medium'",
+        ),
     ],
     ids=["new", "old"],
 )
 def test_float32_is_whole_meanwhile_and_as_it_was_afterwards(setting, after):
-    run = subprocess.run([sys.executable, "-c", ROUNDING.format(setting=setting, after=after)], capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", ROUNDING.format(setting=setting, after=after)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr

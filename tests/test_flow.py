@@ -1,4 +1,5 @@
-"""The solver's home: what it counts, where it gives up and what it says of that place, and whose error it controls."""
+"""The solver's home: what it counts, where it gives up and what it says of that place, and whose
+error it controls."""
 
 import math
 import re
@@ -23,7 +24,10 @@ def test_between_equal_ends_nothing_is_asked():
     assert found.state is START
 
 
-@pytest.mark.parametrize(("method", "evaluations"), [("euler", 1), ("midpoint", 2), ("heun3", 3), ("rk4", 4), ("dopri5", None)])
+@pytest.mark.parametrize(
+    ("method", "evaluations"),
+    [("euler", 1), ("midpoint", 2), ("heun3", 3), ("rk4", 4), ("dopri5", None)],
+)
 def test_evaluations_are_the_calls_of_the_field(method, evaluations):
     calls = []
 
@@ -37,7 +41,8 @@ def test_evaluations_are_the_calls_of_the_field(method, evaluations):
 
 
 def test_it_gives_up_when_its_time_is_over_and_not_before(monkeypatch):
-    """The clock stands at 100 s and each look at it takes a second: the fourth evaluation would begin after 4 s."""
+    """The clock stands at 100 s and each look at it takes a second: the fourth evaluation would
+    begin after 4 s."""
 
     def timed(**limit):
         looks = iter(range(100, 1000))
@@ -52,19 +57,38 @@ def test_it_gives_up_when_its_time_is_over_and_not_before(monkeypatch):
 @pytest.mark.parametrize("unit", [0.5, 2.0])
 @pytest.mark.parametrize(("begin", "end"), [(5.0, -1.0), (-1.0, 5.0)])
 def test_where_it_gave_up_is_the_place_of_its_last_evaluation(unit, begin, end):
-    """In two steps the midpoint method looks at each quarter of the angle; the field (3, 4) has a root mean square of √12.5."""
+    """In two steps the midpoint method looks at each quarter of the angle; the field (3, 4) has a
+    root mean square of √12.5."""
     first, last = (math.atan(math.exp(-0.5 * level) / unit) for level in (begin, end))
-    options = {"method": "midpoint", "unit": unit, "options": {"step_size": 0.5 * abs(last - first)}}
+    options = {
+        "method": "midpoint",
+        "unit": unit,
+        "options": {"step_size": 0.5 * abs(last - first)},
+    }
     for limit in (1, 2, 3):
         share = 0.25 * (limit - 1)
         level = -2 * math.log(unit * math.tan(first + share * (last - first)))
-        where = re.escape(f"{share:.4g} of the way (λ = {level:.4g}) after {limit} evaluations: reached max_evaluations = {limit}; ")
-        with pytest.raises(SolverError, match=rf"^test: midpoint gave up at t = -?{where}\|v̂\| was {12.5**0.5:.3g} there"):
-            solve("test", lambda logsnr, state: START, START, begin, end, max_evaluations=limit, **options)
+        where = re.escape(
+            f"{share:.4g} of the way (λ = {level:.4g}) after {limit} evaluations: reached max_evaluations = {limit}; "
+        )
+        with pytest.raises(
+            SolverError,
+            match=rf"^test: midpoint gave up at t = -?{where}\|v̂\| was {12.5**0.5:.3g} there",
+        ):
+            solve(
+                "test",
+                lambda logsnr, state: START,
+                START,
+                begin,
+                end,
+                max_evaluations=limit,
+                **options,
+            )
 
 
 def test_the_error_is_the_worst_examples_root_mean_square_over_its_dimensions():
-    """So that a tolerance means the same for one pixel as for a thousand, and no example is averaged away."""
+    """So that a tolerance means the same for one pixel as for a thousand, and no example is
+    averaged away."""
     z = torch.tensor([[0.1, 0.1, 0.1, 0.1], [0.6, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     log_p = torch.tensor([[0.0], [0.0], [0.2]])
     assert flow._of_the_worst_example((z, log_p)).item() == pytest.approx(0.3)

@@ -56,20 +56,34 @@ LEVEL = torch.linspace(-6, 6, 32, dtype=torch.float64)
 
 
 def test_guidance_is_the_line_through_both_predictions():
-    both = [Conditional()(noise(), LEVEL, label=label).eps for label in (LABEL, torch.full_like(LABEL, NULL))]
+    both = [
+        Conditional()(noise(), LEVEL, label=label).eps
+        for label in (LABEL, torch.full_like(LABEL, NULL))
+    ]
     for scale in (0.0, 0.5, 1.5, 4.0):
         guided = Guided(Conditional(), scale, {"label": NULL})(noise(), LEVEL, label=LABEL)
-        torch.testing.assert_close(guided.eps, both[1] + scale * (both[0] - both[1]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            guided.eps, both[1] + scale * (both[0] - both[1]), rtol=1e-12, atol=1e-12
+        )
         assert isinstance(guided.variance, Forward)
 
 
-@pytest.mark.parametrize("unconditional", [NULL, torch.tensor(NULL), torch.full((32,), NULL)], ids=["number", "scalar", "batch"])
+@pytest.mark.parametrize(
+    "unconditional",
+    [NULL, torch.tensor(NULL), torch.full((32,), NULL)],
+    ids=["number", "scalar", "batch"],
+)
 def test_what_replaces_the_condition(unconditional):
     wanted = Guided(Conditional(), 3.0, {"label": NULL})(noise(), LEVEL, label=LABEL).out
-    assert torch.equal(Guided(Conditional(), 3.0, {"label": unconditional})(noise(), LEVEL, label=LABEL).out, wanted)
+    assert torch.equal(
+        Guided(Conditional(), 3.0, {"label": unconditional})(noise(), LEVEL, label=LABEL).out,
+        wanted,
+    )
 
 
-@pytest.mark.parametrize("step", [ancestral, ddim, heun, dpmpp_2m, adams, partial(ode, method="rk4")])
+@pytest.mark.parametrize(
+    "step", [ancestral, ddim, heun, dpmpp_2m, adams, partial(ode, method="rk4")]
+)
 def test_guidance_gives_the_same_samples_in_every_parameterization(step):
     made = [
         sample(
@@ -86,23 +100,44 @@ def test_guidance_gives_the_same_samples_in_every_parameterization(step):
     for other in made[1:]:
         torch.testing.assert_close(other, made[0], rtol=1e-8, atol=1e-8)
     generator = torch.Generator().manual_seed(1)
-    plain = sample(Conditional(), noise(), schedule=Karras(), steps=10, step=step, generator=generator, label=LABEL)
+    plain = sample(
+        Conditional(),
+        noise(),
+        schedule=Karras(),
+        steps=10,
+        step=step,
+        generator=generator,
+        label=LABEL,
+    )
     assert (made[0] - plain).abs().max() > 0.02
 
 
 def test_a_scale_of_one_is_the_conditional_model_exactly():
     counted = Counted(Conditional())
-    one = sample(Guided(counted, 1.0, {"label": NULL}), noise(), schedule=Karras(), steps=6, step=ddim, label=LABEL)
-    assert torch.equal(one, sample(Conditional(), noise(), schedule=Karras(), steps=6, step=ddim, label=LABEL))
+    one = sample(
+        Guided(counted, 1.0, {"label": NULL}),
+        noise(),
+        schedule=Karras(),
+        steps=6,
+        step=ddim,
+        label=LABEL,
+    )
+    assert torch.equal(
+        one, sample(Conditional(), noise(), schedule=Karras(), steps=6, step=ddim, label=LABEL)
+    )
     assert counted.evaluations == 6
 
 
 def test_guidance_within_an_interval():
-    """Outside the scale is 1, to the last bit, and where no sample is inside the second evaluation is saved."""
+    """Outside the scale is 1, to the last bit, and where no sample is inside the second evaluation
+    is saved."""
     counted = Counted(Conditional())
     guided = Guided(counted, 3.0, {"label": NULL}, interval=(-1.0, 2.0))
     inside = (LEVEL >= -1.0) & (LEVEL <= 2.0)
-    got, plain = guided(noise(), LEVEL, label=LABEL).out, Conditional()(noise(), LEVEL, label=LABEL).out
+    got, plain = (
+        guided(noise(), LEVEL, label=LABEL).out,
+        Conditional()(noise(), LEVEL, label=LABEL).out,
+    )
     everywhere = Guided(Conditional(), 3.0, {"label": NULL})(noise(), LEVEL, label=LABEL).out
     assert torch.equal(got[~inside], plain[~inside])
     assert torch.equal(got[inside], everywhere[inside])
@@ -122,14 +157,18 @@ def test_clipping():
 
 
 def test_evaluation_takes_them_and_writes_them_down():
-    """A clipped oracle on a lattice within the range has the oracle's own bound; one clipped too far, a worse one."""
+    """A clipped oracle on a lattice within the range has the oracle's own bound; one clipped too
+    far, a worse one."""
     decoder = Categorical(4)
     oracle, data = (
         Lattice(decoder.grid, [0.4, 0.3, 0.2, 0.1]),
         torch.multinomial(torch.tensor([0.4, 0.3, 0.2, 0.1]), 20, replacement=True)[:, None],
     )
     options = {"schedule": Linear(7.0, -6.0), "decoder": decoder, "draws": 8, "replicates": 2}
-    plain, same, worse = (evaluate(model, data, **options) for model in (oracle, Clipped(oracle), Clipped(oracle, -0.2, 0.2)))
+    plain, same, worse = (
+        evaluate(model, data, **options)
+        for model in (oracle, Clipped(oracle), Clipped(oracle, -0.2, 0.2))
+    )
     assert same.total.value == pytest.approx(plain.total.value, rel=1e-4)
     assert worse.total.value > plain.total.value + 0.1
     assert worse.protocol["x̂ clipped to"] == "[-0.2, 0.2]"
@@ -143,7 +182,9 @@ def test_evaluation_takes_them_and_writes_them_down():
 def test_a_guided_model_has_a_bound_given_the_condition():
     decoder = Categorical(4)
     data, label = torch.tensor([[0], [3], [0], [3], [1], [2]]), torch.tensor([0, 1, 0, 1, 0, 1])
-    halves = [Lattice(decoder.grid, pmf) for pmf in ([0.5, 0.4, 0.05, 0.05], [0.05, 0.05, 0.4, 0.5])]
+    halves = [
+        Lattice(decoder.grid, pmf) for pmf in ([0.5, 0.4, 0.05, 0.05], [0.05, 0.05, 0.4, 0.5])
+    ]
     whole = Lattice(decoder.grid, [0.275, 0.225, 0.225, 0.275])
 
     def model(z, logsnr, label):
@@ -151,9 +192,16 @@ def test_a_guided_model_has_a_bound_given_the_condition():
         return Prediction(z, logsnr, said[label, torch.arange(len(z))], Eps())
 
     options = {"schedule": Linear(7.0, -6.0), "decoder": decoder, "draws": 16, "replicates": 2}
-    by_scale = {scale: evaluate(Guided(model, scale, {"label": 2}), data, label=label, **options) for scale in (0.0, 1.0)}
-    assert by_scale[0.0].total.value == pytest.approx(evaluate(whole, data, **options).total.value, rel=1e-4)
-    apart = [evaluate(half, data[label == i], **options).total.value for i, half in enumerate(halves)]
+    by_scale = {
+        scale: evaluate(Guided(model, scale, {"label": 2}), data, label=label, **options)
+        for scale in (0.0, 1.0)
+    }
+    assert by_scale[0.0].total.value == pytest.approx(
+        evaluate(whole, data, **options).total.value, rel=1e-4
+    )
+    apart = [
+        evaluate(half, data[label == i], **options).total.value for i, half in enumerate(halves)
+    ]
     assert by_scale[1.0].total.value == pytest.approx(sum(apart) / 2, abs=0.15)
     assert by_scale[1.0].total.value < by_scale[0.0].total.value - 0.1
     shuffled = evaluate(Guided(model, 1.0, {"label": 2}), data, label=label, batch=32, **options)

@@ -1,4 +1,5 @@
-"""Whole paths as importance weights: exact log p of a chain, bounds above it that tighten, errors that hold."""
+"""Whole paths as importance weights: exact log p of a chain, bounds above it that tighten, errors
+that hold."""
 
 import itertools
 import math
@@ -8,7 +9,12 @@ import torch
 
 from vdiff import GaussianMixture, Linear, path_bound
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.likelihood.importance import ImportanceBound, chain_log_prob, importance_weighted, path_importance
+from vdiff.likelihood.importance import (
+    ImportanceBound,
+    chain_log_prob,
+    importance_weighted,
+    path_importance,
+)
 from vdiff.likelihood.replicated import Replicated
 
 MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
@@ -37,9 +43,13 @@ def test_the_bound_falls_with_k_towards_the_exact_log_p_and_not_below():
 def test_one_sample_is_the_bound_itself():
     x = MIXTURE.sample(300, generator())
     found = path_importance(MIXTURE, x, steps=4, samples=1, seed=1, **CHAIN)
-    path = path_bound(MIXTURE, x.repeat(20, 1), steps=4, generator=generator(2), **CHAIN).log_ratio.view(20, 300)
+    path = path_bound(
+        MIXTURE, x.repeat(20, 1), steps=4, generator=generator(2), **CHAIN
+    ).log_ratio.view(20, 300)
     assert torch.equal(found.nats, found.elbo)
-    assert abs(found.mean - path.mean()) < 4 * math.hypot(found.mean_error, (path.var(0).sum() / 20).sqrt().item() / 300)
+    assert abs(found.mean - path.mean()) < 4 * math.hypot(
+        found.mean_error, (path.var(0).sum() / 20).sqrt().item() / 300
+    )
     assert found.effective_sample_size.eq(1).all()
     assert found.dominated.all()
 
@@ -48,12 +58,18 @@ def test_examples_keep_their_weights_to_themselves_in_any_batch():
     x = torch.tensor([[-1.0], [0.5], [1.0]], dtype=torch.float64)
     truth = -chain_log_prob(MIXTURE, x, steps=4, **CHAIN)
     for batch in (999, 100_000):
-        found = path_importance(MIXTURE, x, steps=4, samples=1000, replicates=4, batch=batch, seed=3, **CHAIN)
+        found = path_importance(
+            MIXTURE, x, steps=4, samples=1000, replicates=4, batch=batch, seed=3, **CHAIN
+        )
         assert ((found.nats - truth).abs() < 0.05 + 4 * found.standard_error).all()
 
 
 def test_the_effective_sample_size_and_the_largest_weight():
-    log_w = torch.tensor([0.0, 0.0, -math.inf, -math.inf], dtype=torch.float64).view(1, 4, 1).expand(2, 4, 1)
+    log_w = (
+        torch.tensor([0.0, 0.0, -math.inf, -math.inf], dtype=torch.float64)
+        .view(1, 4, 1)
+        .expand(2, 4, 1)
+    )
     found = ImportanceBound.of(log_w, 1, torch.tensor([8]))
     assert found.effective_sample_size.item() == pytest.approx(2.0)
     assert found.largest_weight.item() == pytest.approx(0.5)
@@ -62,16 +78,29 @@ def test_the_effective_sample_size_and_the_largest_weight():
     assert found.samples == 4
 
 
+def test_the_largest_weight_is_the_mean_over_replicates():
+    log_w = torch.tensor([[0.0, 0.0, 0.0, 0.0], [math.log(5.0), 0.0, 0.0, 0.0]])[
+        ..., None
+    ].double()
+    found = ImportanceBound.of(log_w, 1, torch.tensor([8]))
+    assert found.largest_weight.item() == pytest.approx((1 / 4 + 5 / 8) / 2)
+    assert found.effective_sample_size.item() == pytest.approx((4 + 64 / 28) / 2)
+
+
 def test_the_exact_log_p_is_normalised_and_needs_one_dimension():
     x = torch.linspace(-4, 4, 401, dtype=torch.float64)[:, None]
     for steps in (1, 4):
-        assert chain_log_prob(MIXTURE, x, steps=steps, **CHAIN).exp().sum().item() * 0.02 == pytest.approx(1.0, abs=2e-3)
+        assert chain_log_prob(
+            MIXTURE, x, steps=steps, **CHAIN
+        ).exp().sum().item() * 0.02 == pytest.approx(1.0, abs=2e-3)
     with pytest.raises(ValueError, match=r"argument 'x' must have shape \(n, 1\)"):
         chain_log_prob(MIXTURE, torch.zeros(2, 3), steps=2, **CHAIN)
 
 
 def test_replicates_make_the_errors():
-    values = torch.randn(5, 4000, generator=generator(), dtype=torch.float64) + torch.arange(4000) % 7
+    values = (
+        torch.randn(5, 4000, generator=generator(), dtype=torch.float64) + torch.arange(4000) % 7
+    )
     estimate = Replicated(values, 3, torch.ones(4000))
     assert estimate.mean_error == pytest.approx(1 / 20_000**0.5, rel=0.05)  # of 20,000 draws
     assert estimate.spread_error == pytest.approx(math.sqrt((4 + 1 / 5) / 4000), rel=0.05)
@@ -84,7 +113,9 @@ def test_replicates_make_the_errors():
 
 def test_the_errors_of_two_examples_in_closed_form():
     """Means 2 and 5 of three replicates with variances 1 and 4, in three dimensions."""
-    found = Replicated(torch.tensor([[1.0, 3.0], [2.0, 5.0], [3.0, 7.0]]).double(), 3, torch.ones(2))
+    found = Replicated(
+        torch.tensor([[1.0, 3.0], [2.0, 5.0], [3.0, 7.0]]).double(), 3, torch.ones(2)
+    )
     assert found.standard_error.tolist() == pytest.approx([1 / 3**0.5, 2 / 3**0.5])
     assert found.mean == pytest.approx(3.5)
     assert found.mean_error == pytest.approx((5 / 3) ** 0.5 / 2)
@@ -105,7 +136,11 @@ def test_the_errors_of_two_examples_in_closed_form():
 
 
 @pytest.mark.parametrize(
-    ("change", "text"), [({"samples": 0}, "'samples' must be at least 1"), ({"replicates": 1}, "'replicates' must be at least 2")]
+    ("change", "text"),
+    [
+        ({"samples": 0}, "'samples' must be at least 1"),
+        ({"replicates": 1}, "'replicates' must be at least 2"),
+    ],
 )
 def test_bad_arguments_are_named(change, text):
     with pytest.raises(ValueError, match=text):

@@ -1,4 +1,5 @@
-"""The ladder's example: its units and figures against known numbers, its verdicts on made-up results, and a quick run twice."""
+"""The ladder's example: its units and figures against known numbers, its verdicts on made-up
+results, and a quick run twice."""
 
 import json
 import sys
@@ -26,7 +27,9 @@ def test_the_weights_of_ddpms_steps_have_their_ranges():
     weights = figures.step_weights(figures.DDPM)  # entry i is that of level i + 2
     mean, x, eps = weights["posterior mean"], weights["x"], weights["ε"]
     assert (mean.max().item(), mean.min().item()) == pytest.approx((9168.9, 25.0), rel=1e-4)
-    assert [x[level - 2].item() for level in (2, 7, 10, 50, 1000)] == pytest.approx([2726, 109, 45.5, 0.646, 4.1e-7], rel=6e-3)
+    assert [x[level - 2].item() for level in (2, 7, 10, 50, 1000)] == pytest.approx(
+        [2726, 109, 45.5, 0.646, 4.1e-7], rel=6e-3
+    )
     assert [eps[level - 2].item() for level in (2, 10, 100, 350, 1000)] == pytest.approx(
         [0.5997, 0.0864, 0.01027, 0.004982, 0.0102], rel=1e-3
     )
@@ -74,10 +77,19 @@ def test_the_squared_error_is_that_of_the_rows_own_target(row):
     t = torch.arange(1, 25, dtype=torch.float64) / one.chain
     logsnr = one.table(t)
     prediction = model(diffuse(x, eps, logsnr), logsnr)
-    plain = (prediction.out - prediction.parameterization.target(x, eps, logsnr)).square().mean().item()
-    assert one.loss(row, model, images, t=t, eps=eps).item() == pytest.approx(plain * one.chain / SMALL.levels, rel=1e-5)
+    plain = (
+        (prediction.out - prediction.parameterization.target(x, eps, logsnr))
+        .square()
+        .mean()
+        .item()
+    )
+    assert one.loss(row, model, images, t=t, eps=eps).item() == pytest.approx(
+        plain * one.chain / SMALL.levels, rel=1e-5
+    )
     if row.mean == "mean":  # what it says is the mean of the reverse step
-        torch.testing.assert_close(reverse_mean(prediction, one.mean.step(logsnr)), prediction.out, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            reverse_mean(prediction, one.mean.step(logsnr)), prediction.out, rtol=1e-3, atol=1e-3
+        )
 
 
 def test_an_output_that_is_the_variance_is_taken_as_it_is():
@@ -85,7 +97,12 @@ def test_an_output_that_is_the_variance_is_taken_as_it_is():
     head = torch.full((999, 1), -0.3)
     prediction = Prediction(head, step.logsnr_t, head, ladder.Eps(), ladder.Output(), head)
     u = prediction.variance.excess(step, prediction.head)[:, 0]
-    torch.testing.assert_close(torch.exp(u) * step.variance, torch.full((999,), 0.3, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        torch.exp(u) * step.variance,
+        torch.full((999,), 0.3, dtype=torch.float64),
+        rtol=1e-5,
+        atol=0,
+    )
 
 
 def test_a_run_that_diverges_is_recorded_with_its_step_and_the_next_begins(tmp_path):
@@ -103,15 +120,39 @@ def test_a_run_that_diverges_is_recorded_with_its_step_and_the_next_begins(tmp_p
 
 @pytest.mark.filterwarnings("ignore:evaluate")  # a few draws of a few images
 def test_a_row_is_a_function_of_its_seed():
-    first, again, other = (Ladder(SMALL).train(ROWS[0], seed, tqdm(disable=True))[1]["loss"] for seed in (0, 0, 1))
+    first, again, other = (
+        Ladder(SMALL).train(ROWS[0], seed, tqdm(disable=True))[1]["loss"] for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.filterwarnings("ignore:evaluate")
+def test_a_run_keeps_its_curves_of_the_loss_the_bound_and_the_mean_mse():
+    one = Ladder(replace(SMALL, steps=10))
+    _, tensors = one.train(Row("ε", "small", "MSE"), 0, tqdm(disable=True))
+    assert len(tensors["loss"]) == 10
+    assert tensors["curve"][:, 0].tolist() == [5, 10]
+    model = figures._model(one, Row("ε", "small", "MSE"), tensors)
+    images = one.images.selection
+    assert tensors["curve"][-1, 1] == pytest.approx(one.bound(model, images, 0, draws=2)[0])
+    assert tensors["curve"][-1, 2] == pytest.approx(one.mean_mse(model, 0, images, 2))
+
+
+def test_blocks_of_a_trace_end_where_they_say():
+    at, blocks = figures._blocks([torch.arange(100.0), torch.arange(95.0)])
+    assert blocks.shape == (2, 47, 2)
+    assert torch.equal(at, blocks[0, :, -1] + 1)
 
 
 def made_up(bits, mmd):
     norm = {"median": 1.0, "99 %": 2.0, "max": 3.0}
     return [
-        ({"bits": b, "mmd": m, "mean_mse": 0.1, "runaway": 0.0, "norm": norm, "diverged": None}, {}) for b, m in zip(bits, mmd, strict=True)
+        (
+            {"bits": b, "mmd": m, "mean_mse": 0.1, "runaway": 0.0, "norm": norm, "diverged": None},
+            {},
+        )
+        for b, m in zip(bits, mmd, strict=True)
     ]
 
 
@@ -123,9 +164,13 @@ def test_the_verdict_on_likelihood_and_samples_follows_the_results():
         f"Likelihood and samples part ways: {ROWS[3]} has the best bound and {ROWS[5]} the best"
     )
     results[ROWS[5]] = made_up((4.0, 4.1, 4.0), (0.1, 0.1, 0.9))
-    assert ladder_findings.findings(results)[0].startswith("Likelihood and samples do not clearly part ways")
+    assert ladder_findings.findings(results)[0].startswith(
+        "Likelihood and samples do not clearly part ways"
+    )
     results[ROWS[3]][0][0]["bits"] = None
-    assert ladder_findings.over_seeds(results, "bits", ROWS[3], ROWS[5]) == pytest.approx((-1.975, 0.025))
+    assert ladder_findings.over_seeds(results, "bits", ROWS[3], ROWS[5]) == pytest.approx(
+        (-1.975, 0.025)
+    )
 
 
 def test_an_error_has_two_digits_and_the_mean_as_many_places():
@@ -137,17 +182,30 @@ def test_an_error_has_two_digits_and_the_mean_as_many_places():
 @pytest.mark.filterwarnings("ignore:evaluate")
 def test_a_quick_run_ends_and_the_next_trains_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        ladder, "winners", lambda _: {"bits": Row("x", "small", "MSE"), "mmd": Row("x", "small", "MSE")}
+        ladder,
+        "winners",
+        lambda _: {"bits": Row("x", "small", "MSE"), "mmd": Row("x", "small", "MSE")},
     )  # one, to be quick
     ladder.main(["--quick", "--long", "--out", str(tmp_path)])
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     report = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
     assert all(f"| {row} |" in table for row in ROWS)
     assert "×14" in table
-    assert [row["variance"] for row in report["rows"][: len(ROWS)]] == [row.variance for row in ROWS]
+    assert "| ε/small/VLB ×3 |" in table
+    assert "trained for longer, ε/small/MSE ×3 − ε/small/VLB ×3: bits/dim" in table
+    assert [row["variance"] for row in report["rows"][: len(ROWS)]] == [
+        row.variance for row in ROWS
+    ]
     assert all(len(row["seeds"]) == 2 for row in report["rows"])
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert drawn == {"chain.png", "curves.png", "decoder.png", "samples.png", "strips.png", "variance_gradient.png"}
+    assert drawn == {
+        "chain.png",
+        "curves.png",
+        "decoder.png",
+        "samples.png",
+        "strips.png",
+        "variance_gradient.png",
+    }
     monkeypatch.setattr(Ladder, "train", lambda *_: pytest.fail("trained again"))
     ladder.main(["--quick", "--long", "--out", str(tmp_path)])
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == table

@@ -1,9 +1,20 @@
-"""Learned schedules under real training: AdamW with weight decay on everything else, autocast, many steps."""
+"""Learned schedules under real training: AdamW with weight decay on everything else, autocast,
+many steps."""
 
 import pytest
 import torch
 
-from vdiff import Adaptive, Denoiser, Eps, GaussianMixture, Monotone, Objective, Schedule, Spline, parameter_groups
+from vdiff import (
+    Adaptive,
+    Denoiser,
+    Eps,
+    GaussianMixture,
+    Monotone,
+    Objective,
+    Schedule,
+    Spline,
+    parameter_groups,
+)
 from vdiff.nn import MLP
 from vdiff.times import generator_of, offset_of, stratified
 
@@ -18,7 +29,9 @@ SCHEDULES = {
 def trained(schedule: Schedule, steps: int) -> Schedule:
     torch.manual_seed(0)
     objective = Objective(Denoiser(MLP(2), Eps()), schedule=schedule)
-    optimizer = torch.optim.AdamW(parameter_groups(objective, lr=1e-3, weight_decay=0.1, schedule_lr=0.02), lr=1e-3)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(objective, lr=1e-3, weight_decay=0.1, schedule_lr=0.02), lr=1e-3
+    )
     for step in range(steps):
         generator = generator_of(0, step)
         with torch.autocast("cpu", torch.bfloat16):

@@ -11,18 +11,29 @@ WIDTHS = [0.5, 2.0]
 
 
 def kernel(a, b, widths):
-    return sum(math.exp(-float((a - b).square().sum()) / (2 * h * h)) for h in widths) / len(widths)
+    return sum(math.exp(-float((a - b).square().sum()) / (2 * h * h)) for h in widths) / len(
+        widths
+    )
 
 
 def by_hand(x, y, widths):
     def within(a):
-        return sum(kernel(a[i], a[j], widths) for i in range(len(a)) for j in range(len(a)) if i != j) / (len(a) * (len(a) - 1))
+        return sum(
+            kernel(a[i], a[j], widths) for i in range(len(a)) for j in range(len(a)) if i != j
+        ) / (len(a) * (len(a) - 1))
 
-    return within(x) + within(y) - 2 * sum(kernel(a, b, widths) for a in x for b in y) / (len(x) * len(y))
+    return (
+        within(x)
+        + within(y)
+        - 2 * sum(kernel(a, b, widths) for a in x for b in y) / (len(x) * len(y))
+    )
 
 
 def points(n, *shape, shift=0.0, seed=0):
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+    return (
+        torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        + shift
+    )
 
 
 def test_it_is_the_double_loop():
@@ -34,18 +45,26 @@ def test_the_bandwidths_follow_the_reference_alone():
     x, y = points(30, 2), points(41, 2, seed=1)
     median = torch.pdist(y).median().item()
     assert mmd(x, y) == mmd(x, y, [octave * median for octave in OCTAVES])
-    assert mmd(3 * x + 1, 3 * y + 1).item() == pytest.approx(mmd(x, y).item(), rel=1e-9)  # unit free
+    assert mmd(3 * x + 1, 3 * y + 1).item() == pytest.approx(
+        mmd(x, y).item(), rel=1e-9
+    )  # unit free
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.7])
 def test_its_mean_is_the_closed_form_between_two_normals(shift):
-    """E k(a, b) for a − b ~ N(δ, 2): h/√(h² + 2) exp(−δ²/2(h² + 2)); with few samples, so that a bias would show."""
+    """E k(a, b) for a − b ~ N(δ, 2): h/√(h² + 2) exp(−δ²/2(h² + 2)); with few samples, so that a
+    bias would show."""
 
     def expected(delta, h):
         return h / math.sqrt(h * h + 2) * math.exp(-(delta**2) / (2 * (h * h + 2)))
 
     exact = sum(2 * expected(0.0, h) - 2 * expected(shift, h) for h in WIDTHS) / len(WIDTHS)
-    draws = torch.stack([mmd(points(5, 1, seed=2 * i), points(4, 1, shift=shift, seed=2 * i + 1), WIDTHS) for i in range(3000)])
+    draws = torch.stack(
+        [
+            mmd(points(5, 1, seed=2 * i), points(4, 1, shift=shift, seed=2 * i + 1), WIDTHS)
+            for i in range(3000)
+        ]
+    )
     assert abs(draws.mean() - exact) < 4 * draws.std() / len(draws) ** 0.5
 
 

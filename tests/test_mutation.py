@@ -1,4 +1,5 @@
-"""The tool that breaks the core: a mutant differs in one place, is installed everywhere, and is killed by a test that sees it."""
+"""The tool that breaks the core: a mutant differs in one place, is installed everywhere, and is
+killed by a test that sees it."""
 
 import re
 import subprocess
@@ -13,15 +14,17 @@ def test_mutants_of_a_module_are_killed_by_its_tests(tmp_path):
         sys.executable,
         "tests/mutation.py",
         "--only",
-        "vdiff/times.py",
+        "vdiff/resampling.py",
         "--tests",
-        "tests/test_times.py",
+        "tests/test_objective.py",
         "--sample",
         "8",
         "--jobs",
         "1",
     ]
-    run = subprocess.run([*command, "--map", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    run = subprocess.run(
+        [*command, "--map", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
     found = re.search(r"^8 mutants, (\d) killed", run.stdout, re.MULTILINE)
     assert found, run.stdout + run.stderr
     assert 4 <= int(found[1]) <= 7  # some lines of it are reached by other tests alone

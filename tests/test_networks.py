@@ -8,11 +8,14 @@ from vdiff.nn import MLP, FourierFeatures, LevelHead, UNet
 
 
 def test_the_level_head_with_the_right_logits_is_the_exact_denoiser():
-    """Logits equal to the log-probabilities of independent pixels: x̂ is the lattice's posterior mean."""
+    """Logits equal to the log-probabilities of independent pixels: x̂ is the lattice's posterior
+    mean."""
     decoder = Categorical(levels=5)
     pmf = torch.tensor([0.4, 0.1, 0.2, 0.05, 0.25])
     oracle = Lattice(decoder.grid, pmf)
-    head = LevelHead(lambda z, logsnr: pmf.log().repeat(2)[None, :, None].expand(len(z), 10, 3), decoder)
+    head = LevelHead(
+        lambda z, logsnr: pmf.log().repeat(2)[None, :, None].expand(len(z), 10, 3), decoder
+    )
     z = torch.randn(64, 2, 3, generator=torch.Generator().manual_seed(0))
     logsnr = torch.linspace(-8, 12, 64)
     known = oracle(z.view(64 * 6, 1), logsnr.repeat_interleave(6)).x.view(64, 2, 3)
@@ -26,13 +29,18 @@ def test_the_level_head_lays_logits_out_channel_by_channel():
     head = LevelHead(lambda z, logsnr: logits, decoder)
     x = head(torch.zeros(1, 2, 1, 1), torch.tensor([-20.0]))
     assert torch.allclose(x.flatten(), decoder.grid.float()[[0, 2]])
-    with pytest.raises(ValueError, match=r"LevelHead: argument 'network' must return channels × levels logits, shape \(1, 6, 1, 1\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"LevelHead: argument 'network' must return channels × levels logits, shape \(1, 6, 1, 1\)",
+    ):
         LevelHead(lambda z, logsnr: z, decoder)(torch.zeros(1, 2, 1, 1), torch.zeros(1))
 
 
 def test_published_sizes():
     assert sum(p.numel() for p in MLP(2).parameters()) == 37_762
-    assert 3.5e5 < sum(p.numel() for p in UNet(3, width=24, multipliers=(1, 2)).parameters()) < 4.5e5
+    assert (
+        3.5e5 < sum(p.numel() for p in UNet(3, width=24, multipliers=(1, 2)).parameters()) < 4.5e5
+    )
 
 
 def test_networks_start_at_zero_where_they_promise_and_learn_a_condition():
@@ -40,19 +48,33 @@ def test_networks_start_at_zero_where_they_promise_and_learn_a_condition():
     network = UNet(1, width=8, multipliers=(1, 2), labels=10)
     z, logsnr = torch.randn(4, 1, 8, 8), torch.zeros(4)
     assert (network(z, logsnr, label=torch.arange(4)) == 0).all()
-    with pytest.raises(ValueError, match="'label' must be given: the network was made for 10 labels"):
+    with pytest.raises(
+        ValueError, match="'label' must be given: the network was made for 10 labels"
+    ):
         network(z, logsnr)
-    with pytest.raises(ValueError, match=r"UNet: argument 'label' must lie in 0 … 9; got values from 1 to 10"):
+    with pytest.raises(
+        ValueError, match=r"UNet: argument 'label' must lie in 0 … 9; got values from 1 to 10"
+    ):
         network(z, logsnr, label=torch.tensor([1, 2, 3, 10]))
     with pytest.raises(ValueError, match="divisible by 2"):
         network(torch.randn(4, 1, 7, 7), logsnr, label=torch.arange(4))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     before = weighted_elbo(
-        Denoiser(network, X()), z, schedule=Linear(), t=torch.full((4,), 0.5), eps=torch.ones_like(z), label=torch.arange(4)
+        Denoiser(network, X()),
+        z,
+        schedule=Linear(),
+        t=torch.full((4,), 0.5),
+        eps=torch.ones_like(z),
+        label=torch.arange(4),
     )
     after = weighted_elbo(
-        Denoiser(network, X()), z, schedule=Linear(), t=torch.full((4,), 0.5), eps=torch.ones_like(z), label=torch.arange(4) + 5
+        Denoiser(network, X()),
+        z,
+        schedule=Linear(),
+        t=torch.full((4,), 0.5),
+        eps=torch.ones_like(z),
+        label=torch.arange(4) + 5,
     )
     assert not torch.allclose(before, after)
 
@@ -64,4 +86,6 @@ def test_features_of_the_noise_level_stay_in_float32_under_autocast_and_half():
         assert torch.equal(features(level), features(level.clone()))
         assert features(level).dtype == torch.float32
     angle = level.double()[:, None] * features.frequencies.double()
-    assert torch.allclose(features(level), torch.cat([angle.sin(), angle.cos()], 1).float(), atol=2e-6)
+    assert torch.allclose(
+        features(level), torch.cat([angle.sin(), angle.cos()], 1).float(), atol=2e-6
+    )

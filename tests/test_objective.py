@@ -1,10 +1,14 @@
 """The objective as one module: which loss it is, and the losses of a chain through it."""
 
+import re
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 from vdiff import (
+    MSE,
     Categorical,
     Cosine,
     Denoiser,
@@ -13,6 +17,7 @@ from vdiff import (
     LearnedLinear,
     Linear,
     LossSecondMoment,
+    MinSNR,
     Objective,
     Range,
     Sigmoid,
@@ -21,9 +26,15 @@ from vdiff import (
     elbo,
     first_variance,
     hybrid,
+    recipe,
+    sample,
     weighted_elbo,
 )
 from vdiff.chain import vlb
+from vdiff.decoder import Gaussian as GaussianDecoder
+from vdiff.decoder import Levels
+from vdiff.recipes import RECIPES
+from vdiff.sampling import uniform
 from vdiff.times import stratified
 
 STEPS = 9
@@ -31,7 +42,9 @@ TABLE = Tabulated.cosine_betas(STEPS + 1)
 DECODER = DiscretizedGaussian(17, denoise=True, clip=first_variance(TABLE, STEPS))
 LEVELS = torch.randint(0, 17, (STEPS + 1, 2), generator=torch.Generator().manual_seed(1))
 NOISE = torch.randn(STEPS + 1, 2, generator=torch.Generator().manual_seed(2))
-EVERY = torch.arange(STEPS + 1, dtype=torch.float64) / STEPS  # every level of the chain, the decoder's first
+EVERY = (
+    torch.arange(STEPS + 1, dtype=torch.float64) / STEPS
+)  # every level of the chain, the decoder's first
 
 
 class Heads(nn.Module):
@@ -49,17 +62,26 @@ class Heads(nn.Module):
 
 
 def chain(**options):
-    return Objective(Denoiser(Heads(), Eps(), variance=Range()), schedule=TABLE, decoder=DECODER, steps=STEPS, **options)
+    return Objective(
+        Denoiser(Heads(), Eps(), variance=Range()),
+        schedule=TABLE,
+        decoder=DECODER,
+        steps=STEPS,
+        **options,
+    )
 
 
 def test_with_a_weighting_a_decoder_encodes_and_measures():
     model, decoder = Denoiser(Heads(1), V()), Categorical(17)
     objective = Objective(model, schedule=Cosine(), weighting=Sigmoid(), decoder=decoder)
     t = EVERY.clamp(min=0.01)
-    known = weighted_elbo(model, decoder.encode(LEVELS), schedule=Cosine(), weighting=Sigmoid(), t=t, eps=NOISE)
+    known = weighted_elbo(
+        model, decoder.encode(LEVELS), schedule=Cosine(), weighting=Sigmoid(), t=t, eps=NOISE
+    )
     assert torch.equal(objective(LEVELS, t=t, eps=NOISE), known)
     assert torch.equal(
-        objective.bound(LEVELS, t=t, eps=NOISE).total, elbo(model, LEVELS, schedule=Cosine(), decoder=decoder, t=t, eps=NOISE).total
+        objective.bound(LEVELS, t=t, eps=NOISE).total,
+        elbo(model, LEVELS, schedule=Cosine(), decoder=decoder, t=t, eps=NOISE).total,
     )
     with pytest.raises(TypeError, match="be integer levels"):
         objective(decoder.encode(LEVELS))
@@ -80,7 +102,10 @@ def test_uniform_numbers_become_the_times_of_each_loss():
         (Objective(model, decoder=DECODER, bound_weight=0.1, **share), range(n)),
         (Objective(model, decoder=DECODER, resampling=LossSecondMoment(n), **share), range(n)),
         (Objective(model, decoder=Categorical(17), **share), range(1, n)),
-        (Objective(model, decoder=Categorical(17), resampling=LossSecondMoment(STEPS), **share), range(1, n)),
+        (
+            Objective(model, decoder=Categorical(17), resampling=LossSecondMoment(STEPS), **share),
+            range(1, n),
+        ),
     ):
         seen.clear()
         objective(data, u=u)
@@ -91,39 +116,173 @@ def test_uniform_numbers_become_the_times_of_each_loss():
         assert (counts - 4000 / len(levels)).abs().max() <= 1
     told = []
     continuous = Objective(
-        Denoiser(lambda z, logsnr: told.append(logsnr) or 0 * z, V()), schedule=Linear(), decoder=Categorical(17), weighting=Sigmoid()
+        Denoiser(lambda z, logsnr: told.append(logsnr) or 0 * z, V()),
+        schedule=Linear(),
+        decoder=Categorical(17),
+        weighting=Sigmoid(),
     )
     continuous(data, u=u)
     assert torch.allclose(told[0].double(), Linear()(u), atol=1e-5)
-    with pytest.raises(ValueError, match=r"Objective: argument 'u' must be left out where t is given"):
+    with pytest.raises(
+        ValueError, match=r"Objective: argument 'u' must be left out where t is given"
+    ):
         continuous(data, u=u, t=u)
 
 
 def test_the_hybrid_loss_is_that_of_an_example():
     objective = chain(bound_weight=0.3)
-    known = hybrid(objective.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, bound_weight=0.3, t=EVERY, eps=NOISE)
+    known = hybrid(
+        objective.model,
+        LEVELS,
+        schedule=TABLE,
+        steps=STEPS,
+        decoder=DECODER,
+        bound_weight=0.3,
+        t=EVERY,
+        eps=NOISE,
+    )
     assert torch.allclose(objective(LEVELS, t=EVERY, eps=NOISE), 2 * known)
 
 
 def test_without_the_bound_the_hybrid_loss_is_ddpms_simple_loss_on_every_level():
     model = Denoiser(Heads(1), Eps())
-    objective = Objective(model, schedule=TABLE, decoder=DiscretizedGaussian(17, denoise=True), steps=STEPS, bound_weight=0.0)
+    objective = Objective(
+        model,
+        schedule=TABLE,
+        decoder=DiscretizedGaussian(17, denoise=True),
+        steps=STEPS,
+        bound_weight=0.0,
+    )
     x, logsnr = DECODER.encode(LEVELS), TABLE(EVERY)
     z = logsnr.sigmoid().sqrt()[:, None] * x + (-logsnr).sigmoid().sqrt()[:, None] * NOISE
     known = (model(z.float(), logsnr.float()).eps - NOISE).square().sum(1)
     assert torch.allclose(objective(LEVELS, t=EVERY, eps=NOISE), known, rtol=1e-5)
 
 
+@pytest.mark.parametrize("decoder", [None, Categorical(17), DECODER, GaussianDecoder()], ids=repr)
+def test_the_simple_loss_is_on_every_level_that_a_sampler_visits(decoder):
+    """As often on each of T + 1, by the plain squared error of ε, whatever decoder encodes."""
+    told = []
+
+    def network(z, logsnr):
+        told.append(logsnr.double())
+        return 0.5 * z
+
+    model, n = Denoiser(network, Eps()), STEPS + 1
+    x = LEVELS if isinstance(decoder, Levels) else EVERY[:, None].expand(n, 2).float()
+    encoded = x if decoder is None else decoder.encode(x)
+    objective = Objective(model, schedule=TABLE, decoder=decoder, steps=STEPS, bound_weight=0.0)
+    level = TABLE(EVERY)[:, None]
+    z = level.sigmoid().sqrt() * encoded + level.neg().sigmoid().sqrt() * NOISE
+    known = (0.5 * z - NOISE).square().sum(1)
+    assert torch.allclose(objective(x, t=EVERY, eps=NOISE).double(), known.double(), rtol=1e-5)
+    chain = {"schedule": TABLE, "steps": STEPS, "bound_weight": 0}
+    simple = hybrid(model, encoded, t=EVERY, eps=NOISE, **chain)
+    assert torch.allclose(simple.double(), known.double() / 2, rtol=1e-5)
+    for draw in (
+        lambda: objective(x, generator=torch.Generator().manual_seed(0)),
+        lambda: objective(x, u=stratified(n, offset=0.03)),
+        lambda: hybrid(model, encoded, **chain),
+    ):
+        told.clear()
+        draw()
+        asked = told[0].sort().values
+        told.clear()
+        sample(model, torch.randn(1, 2), schedule=TABLE, steps=n)
+        assert torch.allclose(asked, torch.cat(told), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_loss_of_a_recipe_is_on_every_level_that_a_sampler_of_its_chain_visits(name):
+    told, row = [], recipe(name)
+    model = Denoiser(lambda z, logsnr: told.append(logsnr.double()) or 0 * z, row.parameterization)
+    n = 1 if row.steps is None else row.steps + 1
+    x, eps = 2 * torch.ones(n, 2), torch.ones(n, 2)
+    loss = row.objective(model)(x, u=stratified(n, offset=0.3 / n), eps=eps)
+    assert (loss > 0).all()
+    if row.steps is None:
+        t = torch.tensor([0.3], dtype=torch.float64)
+        known = weighted_elbo(
+            model,
+            x,
+            schedule=row.schedule,
+            weighting=row.weighting,
+            t=t,
+            eps=eps,
+        )
+        assert torch.equal(loss, known)
+    else:
+        levels = uniform(row.schedule, n)  # from noise to data
+        assert torch.allclose(told[0].flip(0), levels, atol=1e-5)
+
+
+SAMPLER, BOTH = "the last step of a sampler asks", "the last step of a sampler and the decoder ask"
+SIMPLE, LOOK = "bound_weight=0 in place of the weighting .* all 10 levels", "decoder that looks"
+PLAIN = MSE(TABLE, Eps(), steps=STEPS)
+
+
+@pytest.mark.parametrize(
+    ("options", "asks", "hint"),
+    [
+        ({"weighting": PLAIN, "decoder": DECODER}, BOTH, SIMPLE),
+        ({"weighting": MSE(TABLE, V(), steps=STEPS) * MinSNR(), "decoder": DECODER}, BOTH, SIMPLE),
+        ({"weighting": Sigmoid(), "decoder": DECODER}, BOTH, SIMPLE),
+        ({"weighting": torch.ones_like, "decoder": DECODER}, BOTH, SIMPLE),
+        ({"weighting": PLAIN, "decoder": Categorical(17)}, SAMPLER, SIMPLE),
+        ({"bound_weight": 0.1}, SAMPLER, LOOK),
+        ({"weighting": PLAIN}, None, None),
+        ({}, None, None),
+        ({"decoder": DECODER}, None, None),
+        ({"decoder": Categorical(17)}, None, None),
+        ({"bound_weight": 0.0}, None, None),
+        ({"bound_weight": 0.0, "decoder": DECODER}, None, None),
+        ({"bound_weight": 0.1, "decoder": DECODER}, None, None),
+        ({"bound_weight": 0.1, "decoder": GaussianDecoder(denoise=True)}, None, None),
+        ({"weighting": Sigmoid(), "decoder": DECODER, "steps": None}, None, None),
+    ],
+    ids=lambda v: getattr(v, "__name__", str(v)) if not isinstance(v, dict) else "-".join(v),
+)
+def test_a_loss_that_leaves_out_the_first_level_says_so(options, asks, hint):
+    model = Denoiser(Heads(), Eps(), variance=Range())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Objective(model, schedule=TABLE, **({"steps": STEPS} | options))
+    assert len(caught) == (asks is not None)
+    if asks is not None:
+        what = "Objective: on a chain of 9 steps this loss trains the levels t = 1/9 … 1"
+        assert re.match(
+            rf"{what} and not t = 0, at which {asks} the network \(.*{hint}",
+            str(caught[0].message),
+        )
+
+
 def test_one_term_of_the_bound_times_their_number_is_the_bound_on_average():
     """Term by term: each is n times what `elbo`, which evaluates the network twice, has for it."""
     objective, n = chain(), STEPS + 1
-    one = vlb(objective.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, t=EVERY, eps=NOISE)
-    whole = elbo(objective.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, t=EVERY.clamp(min=1 / STEPS), eps=NOISE)
+    one = vlb(
+        objective.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, t=EVERY, eps=NOISE
+    )
+    whole = elbo(
+        objective.model,
+        LEVELS,
+        schedule=TABLE,
+        steps=STEPS,
+        decoder=DECODER,
+        t=EVERY.clamp(min=1 / STEPS),
+        eps=NOISE,
+    )
     assert torch.allclose(one.prior, whole.prior)
     assert torch.allclose(one.diffusion[1:] / n, whole.diffusion[1:] / STEPS, rtol=1e-5)
     assert torch.allclose(one.reconstruction[:1] / n, whole.reconstruction[:1], rtol=1e-5)
     assert (one.diffusion[0], *one.reconstruction[1:].tolist()) == (0.0, *[0.0] * STEPS)
-    drawn = vlb(objective.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, generator=torch.Generator().manual_seed(0))
+    drawn = vlb(
+        objective.model,
+        LEVELS,
+        schedule=TABLE,
+        steps=STEPS,
+        decoder=DECODER,
+        generator=torch.Generator().manual_seed(0),
+    )
     assert int((drawn.reconstruction > 0).sum()) == 1  # ten examples, ten terms, stratified
 
 
@@ -134,7 +293,11 @@ def test_terms_drawn_by_their_size_have_the_mean_of_the_bound(looks):
     sampler = LossSecondMoment(terms, memory=1)
     sampler.update(torch.arange(1, terms + 1) / terms, torch.logspace(0, 2, terms))
     objective = Objective(
-        Denoiser(Heads(), Eps(), variance=Range()), schedule=TABLE, decoder=decoder, steps=STEPS, resampling=sampler
+        Denoiser(Heads(), Eps(), variance=Range()),
+        schedule=TABLE,
+        decoder=decoder,
+        steps=STEPS,
+        resampling=sampler,
     ).eval()
     data, eps = LEVELS[:1].expand(200_000, 2), NOISE[:1].expand(200_000, 2)
     found = objective(data, u=stratified(200_000, offset=0.5), eps=eps).double().mean()
@@ -146,7 +309,10 @@ def test_terms_drawn_by_their_size_have_the_mean_of_the_bound(looks):
 
 def test_what_is_drawn_follows_the_losses_of_all_micro_batches_and_ranks():
     """Two halves of a batch with their notes summed leave the memory that one process has."""
-    one, halves = chain(resampling=LossSecondMoment(STEPS + 1)), [chain(resampling=LossSecondMoment(STEPS + 1)) for _ in range(2)]
+    one, halves = (
+        chain(resampling=LossSecondMoment(STEPS + 1)),
+        [chain(resampling=LossSecondMoment(STEPS + 1)) for _ in range(2)],
+    )
     t = EVERY.roll(1)
     one(LEVELS, t=t, eps=NOISE)
     for i, half in enumerate(halves):
@@ -168,7 +334,14 @@ def test_what_is_drawn_follows_the_losses_of_all_micro_batches_and_ranks():
 
 
 @pytest.mark.parametrize(
-    "options", [{"bound_weight": 0.1}, {"bound_weight": 0.0}, {"resampling": LossSecondMoment(STEPS + 1)}, {}], ids=str
+    "options",
+    [
+        {"bound_weight": 0.1},
+        {"bound_weight": 0.0},
+        {"resampling": LossSecondMoment(STEPS + 1)},
+        {},
+    ],
+    ids=str,
 )
 def test_every_loss_of_a_chain_trains_all_of_the_network(options):
     objective = chain(**options)
@@ -195,9 +368,17 @@ def test_losses_that_do_not_go_together(build, message):
 
 def test_one_term_is_refused_where_another_loss_is_meant():
     model = Denoiser(Heads(), Eps(), variance=Range())
-    with pytest.raises(ValueError, match=r"vlb: argument 'decoder' must look at the network; got .* elbo takes it"):
+    with pytest.raises(
+        ValueError, match=r"vlb: argument 'decoder' must look at the network; got .* elbo takes it"
+    ):
         vlb(model, LEVELS, schedule=TABLE, steps=STEPS, decoder=Categorical(17))
-    with pytest.raises(ValueError, match=r"vlb: argument 'schedule' must have fixed ends; got .*elbo\(…, steps=T\) trains them"):
+    with pytest.raises(
+        ValueError,
+        match=r"vlb: argument 'schedule' must have fixed ends; got .*elbo\(…, steps=T\) trains them",
+    ):
         vlb(model, LEVELS, schedule=LearnedLinear(), steps=STEPS, decoder=DECODER)
-    with pytest.raises(ValueError, match=r"hybrid: argument 'model' must learn its reverse variance; .* bound_weight=0 is the simple loss"):
+    with pytest.raises(
+        ValueError,
+        match=r"hybrid: argument 'model' must learn its reverse variance; .* bound_weight=0 is the simple loss",
+    ):
         hybrid(Denoiser(Heads(1), Eps()), LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER)

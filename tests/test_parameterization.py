@@ -23,7 +23,10 @@ KAPPA_SQUARED = {
     "edm": (V(0.5), (np.exp(-LAM) + 0.25) / 0.25),
     "flow": (Flow(), (1 + np.exp(-LAM / 2)) ** 2),
     "score": (Score(), 1 + np.exp(LAM)),
-    "posterior-mean": (PosteriorMean(SCHEDULE, 10), (1 / (1 + np.exp(-LAM_S))) * C_LAST**2 * np.exp(-LAM)),
+    "posterior-mean": (
+        PosteriorMean(SCHEDULE, 10),
+        (1 / (1 + np.exp(-LAM_S))) * C_LAST**2 * np.exp(-LAM),
+    ),
 }
 
 
@@ -37,7 +40,9 @@ def draw(seed: int = 0):
 @pytest.mark.parametrize("name", KAPPA_SQUARED)
 def test_an_error_of_the_target_is_kappa_times_the_error_of_the_noise(name):
     target, want = KAPPA_SQUARED[name]
-    kappa = torch.as_tensor(target.kappa(torch.from_numpy(LAM)), dtype=torch.float64).expand(len(LAM))
+    kappa = torch.as_tensor(target.kappa(torch.from_numpy(LAM)), dtype=torch.float64).expand(
+        len(LAM)
+    )
     np.testing.assert_allclose(kappa.numpy() ** 2, want, rtol=1e-10)
 
 
@@ -46,7 +51,10 @@ def test_a_perfect_output_gives_every_answer(name):
     target, _ = KAPPA_SQUARED[name]
     x, eps, _, logsnr, z = draw()
     prediction = Prediction(z, logsnr, target.target(x, eps, logsnr), target)
-    alpha, sigma = torch.from_numpy(SIGNAL).sqrt()[:, None], torch.from_numpy(NOISE).sqrt()[:, None]
+    alpha, sigma = (
+        torch.from_numpy(SIGNAL).sqrt()[:, None],
+        torch.from_numpy(NOISE).sqrt()[:, None],
+    )
     close = {"rtol": 1e-8, "atol": 1e-8}
     torch.testing.assert_close(prediction.x, x, **close)
     torch.testing.assert_close(prediction.eps, eps, **close)
@@ -61,16 +69,22 @@ def test_a_wrong_output_is_consistent_with_the_noisy_data(name):
     """x̂ and ε̂ from any output satisfy z = α x̂ + σ ε̂, and the error is that of ε̂."""
     target, _ = KAPPA_SQUARED[name]
     x, eps, wrong_x, logsnr, z = draw()
-    alpha, sigma = torch.from_numpy(SIGNAL).sqrt()[:, None], torch.from_numpy(NOISE).sqrt()[:, None]
+    alpha, sigma = (
+        torch.from_numpy(SIGNAL).sqrt()[:, None],
+        torch.from_numpy(NOISE).sqrt()[:, None],
+    )
     wrong_eps = (z - alpha * wrong_x) / sigma
     prediction = Prediction(z, logsnr, target.target(wrong_x, wrong_eps, logsnr), target)
     torch.testing.assert_close(prediction.x, wrong_x, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(prediction.eps, wrong_eps, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(prediction.squared_error(x, eps), (eps - wrong_eps).square().sum(1), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        prediction.squared_error(x, eps), (eps - wrong_eps).square().sum(1), rtol=1e-9, atol=0
+    )
 
 
 def test_v_at_another_scale_is_minus_edms_network():
-    """D(z̃) = c_skip z̃ + c_out F(c_in z̃) of arXiv:2206.00364, table 1, with σ̃ = e^{−λ/2} and z̃ = z/α."""
+    """D(z̃) = c_skip z̃ + c_out F(c_in z̃) of arXiv:2206.00364, table 1, with σ̃ = e^{−λ/2} and z̃
+    = z/α."""
     x, eps, _, logsnr, z = draw()
     noise, s = np.exp(-LAM / 2), 0.5
     total = noise**2 + s**2
@@ -79,7 +93,9 @@ def test_v_at_another_scale_is_minus_edms_network():
     network = -prediction.out.numpy()
     denoised = (s**2 / total)[:, None] * noisy + (noise * s / np.sqrt(total))[:, None] * network
     np.testing.assert_allclose(denoised, x.numpy(), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(V(s).input_scale(logsnr).numpy() * np.sqrt(SIGNAL), 1 / np.sqrt(total), rtol=1e-12)
+    np.testing.assert_allclose(
+        V(s).input_scale(logsnr).numpy() * np.sqrt(SIGNAL), 1 / np.sqrt(total), rtol=1e-12
+    )
 
 
 def test_the_inputs_and_the_target_of_v_have_the_datas_unit_scale():
@@ -90,7 +106,10 @@ def test_the_inputs_and_the_target_of_v_have_the_datas_unit_scale():
     )
     for lam in (-4.0, 0.0, 3.0):
         logsnr = torch.full((n,), lam, dtype=torch.float64)
-        for value in (V(0.5).input_scale(logsnr)[:, None] * diffuse(x, eps, logsnr), V(0.5).target(x, eps, logsnr)):
+        for value in (
+            V(0.5).input_scale(logsnr)[:, None] * diffuse(x, eps, logsnr),
+            V(0.5).target(x, eps, logsnr),
+        ):
             assert abs(value.var().item() - 1) < 4 * math.sqrt(2 / n)
 
 
@@ -98,13 +117,20 @@ def test_flow_sees_the_straight_path():
     x, eps, _, logsnr, z = draw()
     t = 1 / (1 + np.exp(LAM / 2))[:, None]
     np.testing.assert_allclose(
-        (Flow().input_scale(logsnr)[:, None] * z).numpy(), (1 - t) * x.numpy() + t * eps.numpy(), rtol=1e-10, atol=1e-12
+        (Flow().input_scale(logsnr)[:, None] * z).numpy(),
+        (1 - t) * x.numpy() + t * eps.numpy(),
+        rtol=1e-10,
+        atol=1e-12,
     )
 
 
 @pytest.mark.parametrize("schedule", [Linear(13.3, -5.0), Cosine(9.0, -6.0)], ids=repr)
 def test_the_posterior_mean_is_the_mean_of_the_reverse_step(schedule):
-    x, eps, steps = torch.tensor([[0.3, -2.0]], dtype=torch.float64), torch.tensor([[1.0, 0.1]], dtype=torch.float64), 12
+    x, eps, steps = (
+        torch.tensor([[0.3, -2.0]], dtype=torch.float64),
+        torch.tensor([[1.0, 0.1]], dtype=torch.float64),
+        12,
+    )
     for i in range(1, steps + 1):
         t = torch.tensor([i / steps], dtype=torch.float64)
         logsnr = schedule(t)
@@ -112,4 +138,6 @@ def test_the_posterior_mean_is_the_mean_of_the_reverse_step(schedule):
         target = PosteriorMean(schedule, steps).target(x, eps, logsnr)
         torch.testing.assert_close(target, step.mean(z, x), rtol=1e-10, atol=1e-12)
         prediction = Prediction(z, logsnr, target + 0.1, PosteriorMean(schedule, steps))
-        torch.testing.assert_close(reverse_mean(prediction, step), target + 0.1, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            reverse_mean(prediction, step), target + 0.1, rtol=1e-10, atol=1e-12
+        )

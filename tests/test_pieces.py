@@ -1,4 +1,5 @@
-"""Long estimates in pieces: cut off and taken up again, shared over processes, told of; the same answer each time."""
+"""Long estimates in pieces: cut off and taken up again, shared over processes, told of; the same
+answer each time."""
 
 import hashlib
 import json
@@ -13,7 +14,17 @@ import torch
 
 from vdiff import Categorical, GaussianMixture, Lattice, Linear, Profile
 from vdiff.decoder import Gaussian
-from vdiff.likelihood import Hutchinson, Share, TruncatedNormal, Uniform, compare, dequantized_ode, evaluate, immse, ode_likelihood
+from vdiff.likelihood import (
+    Hutchinson,
+    Share,
+    TruncatedNormal,
+    Uniform,
+    compare,
+    dequantized_ode,
+    evaluate,
+    immse,
+    ode_likelihood,
+)
 from vdiff.likelihood.importance import path_importance
 from vdiff.likelihood.pieces import Course, FailedElsewhere, data_hash, in_pieces, key_of, told
 
@@ -26,20 +37,43 @@ NARROW = Linear(6.0, -8.0)
 
 
 def of_ode(**options):
-    return ode_likelihood(DATA, X, schedule=NARROW, trace=Hutchinson(probes=3), tolerance=1e-3, audit=True, **options)
+    return ode_likelihood(
+        DATA, X, schedule=NARROW, trace=Hutchinson(probes=3), tolerance=1e-3, audit=True, **options
+    )
 
 
 def of_levels(**options):
-    given = {"dequantization": TruncatedNormal(LEVELS, 6.0), "samples": 2, "audit": True, "tolerance": 1e-3}
+    given = {
+        "dequantization": TruncatedNormal(LEVELS, 6.0),
+        "samples": 2,
+        "audit": True,
+        "tolerance": 1e-3,
+    }
     return dequantized_ode(LATTICE, INTEGERS, schedule=NARROW, **given, **options)
 
 
 def of_paths(**options):
-    return path_importance(DATA, X, schedule=NARROW, decoder=Gaussian(), steps=3, samples=2, **{"replicates": 3, "batch": 4} | options)
+    return path_importance(
+        DATA,
+        X,
+        schedule=NARROW,
+        decoder=Gaussian(),
+        steps=3,
+        samples=2,
+        **{"replicates": 3, "batch": 4} | options,
+    )
 
 
 def of_error(**options):
-    return immse(DATA, X, schedule=NARROW, gaussian=DATA.matched(), draws=4, replicates=3, **{"batch": 12} | options)
+    return immse(
+        DATA,
+        X,
+        schedule=NARROW,
+        gaussian=DATA.matched(),
+        draws=4,
+        replicates=3,
+        **{"batch": 12} | options,
+    )
 
 
 EVERY = {"ODE": of_ode, "dequantised ODE": of_levels, "paths": of_paths, "I-MMSE": of_error}
@@ -69,7 +103,10 @@ def test_an_estimate_goes_on_where_it_was_cut_off(name, after):
         EVERY[name](batch=BATCHES[name], checkpoint=checkpoint)
     rest = []
     again = EVERY[name](
-        batch=BATCHES[name], resume=kept[-1], checkpoint=rest.append, progress=lambda done, total: told.append((done, total))
+        batch=BATCHES[name],
+        resume=kept[-1],
+        checkpoint=rest.append,
+        progress=lambda done, total: told.append((done, total)),
     )
     for word, v in fields(whole).items():
         assert torch.equal(fields(again)[word], v), word
@@ -78,15 +115,22 @@ def test_an_estimate_goes_on_where_it_was_cut_off(name, after):
     EVERY[name](batch=BATCHES[name], checkpoint=every.append)
     assert len(rest) == len(every) - after == len(told) > 0
     assert told[-1][0] == told[-1][1]
-    with pytest.raises(ValueError, match="'resume' must be the state of this evaluation; got that of another"):
+    with pytest.raises(
+        ValueError, match="'resume' must be the state of this evaluation; got that of another"
+    ):
         EVERY[name](batch=BATCHES[name], seed=5, resume=kept[-1])
-    with pytest.raises(ValueError, match="'resume' must be the state of this evaluation; got that of another"):
-        EVERY[name](batch=BATCHES[name], resume=kept[-1], record={"weights file": "of another model"})
+    with pytest.raises(
+        ValueError, match="'resume' must be the state of this evaluation; got that of another"
+    ):
+        EVERY[name](
+            batch=BATCHES[name], resume=kept[-1], record={"weights file": "of another model"}
+        )
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_two_shares_make_a_whole(name):
-    """Each process fills its own examples and adds the others': here the first is run before the second, which adds what it found."""
+    """Each process fills its own examples and adds the others': here the first is run before the
+    second, which adds what it found."""
     options = {"batch": 1} if "ODE" in name else {}  # a batch moves a solver's answer
     whole, kept = EVERY[name](**options), []
     EVERY[name](share=Share(0, 2), checkpoint=kept.append, **options)
@@ -102,7 +146,10 @@ def test_two_shares_make_a_whole(name):
 
 
 def test_a_comparison_goes_on_where_it_was_cut_off():
-    wrong, setting = Lattice(LEVELS.grid, [0.3, 0.3, 0.2, 0.2]), {"schedule": NARROW, "decoder": LEVELS, "draws": 8, "batch": 16}
+    wrong, setting = (
+        Lattice(LEVELS.grid, [0.3, 0.3, 0.2, 0.2]),
+        {"schedule": NARROW, "decoder": LEVELS, "draws": 8, "batch": 16},
+    )
     data = INTEGERS.repeat(10, 1)
     whole, kept = compare(LATTICE, wrong, data, tolerance=0.05, **setting), []
 
@@ -114,31 +161,61 @@ def test_a_comparison_goes_on_where_it_was_cut_off():
     with pytest.raises(Stopped):
         compare(LATTICE, wrong, data, tolerance=0.05, checkpoint=checkpoint, **setting)
     rest = []
-    again = compare(LATTICE, wrong, data, tolerance=0.05, resume=kept[-1], checkpoint=rest.append, **setting)
+    again = compare(
+        LATTICE, wrong, data, tolerance=0.05, resume=kept[-1], checkpoint=rest.append, **setting
+    )
     assert again.difference == whole.difference
     assert again.asdict() == whole.asdict()
     assert rest
-    with pytest.raises(ValueError, match="compare: argument 'resume' must be the state of this evaluation"):
-        compare(LATTICE, wrong, data, tolerance=0.05, resume=kept[-1], record={"against": "another"}, **setting)
+    with pytest.raises(
+        ValueError, match="compare: argument 'resume' must be the state of this evaluation"
+    ):
+        compare(
+            LATTICE,
+            wrong,
+            data,
+            tolerance=0.05,
+            resume=kept[-1],
+            record={"against": "another"},
+            **setting,
+        )
 
 
 def test_a_state_knows_what_the_model_was_told_and_where_it_looked():
-    """Labels, ends of the schedule, decoder and prior: with any of them changed there is nothing to go on from."""
+    """Labels, ends of the schedule, decoder and prior: with any of them changed there is nothing
+    to go on from."""
     kept: list = []
     labels = torch.arange(7)
 
     def model(z, logsnr, label):
         return DATA(z, logsnr)
 
-    ode_likelihood(model, X, schedule=NARROW, tolerance=1e-2, label=labels, prior=DATA.matched(), checkpoint=kept.append)
+    ode_likelihood(
+        model,
+        X,
+        schedule=NARROW,
+        tolerance=1e-2,
+        label=labels,
+        prior=DATA.matched(),
+        checkpoint=kept.append,
+    )
     known = {"schedule": NARROW, "label": labels, "prior": DATA.matched()}
     ode_likelihood(model, X, tolerance=1e-2, resume=kept[-1], **known)
-    for change in ({"label": labels.flip(0)}, {"schedule": Linear(5.0, -8.0)}, {"prior": None}, {"prior": DATA}):
+    for change in (
+        {"label": labels.flip(0)},
+        {"schedule": Linear(5.0, -8.0)},
+        {"prior": None},
+        {"prior": DATA},
+    ):
         with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
             ode_likelihood(model, X, tolerance=1e-2, resume=kept[-1], **known | change)
     setting = {"schedule": NARROW, "decoder": LEVELS, "draws": 8}
     evaluate(LATTICE, INTEGERS, checkpoint=kept.append, **setting)
-    for change in ({"schedule": Linear(5.0, -8.0)}, {"decoder": Categorical(4, closed=True)}, {"steps": 4}):
+    for change in (
+        {"schedule": Linear(5.0, -8.0)},
+        {"decoder": Categorical(4, closed=True)},
+        {"steps": 4},
+    ):
         with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
             evaluate(LATTICE, INTEGERS, resume=kept[-1], **setting | change)
 
@@ -146,7 +223,13 @@ def test_a_state_knows_what_the_model_was_told_and_where_it_looked():
 @pytest.mark.parametrize("tolerance", [None, 0.1])
 def test_a_profile_has_seen_everything_after_a_pause(tolerance):
     """And what it had seen before stays."""
-    setting = {"schedule": NARROW, "decoder": LEVELS, "draws": 8, "batch": 16, "tolerance": tolerance}
+    setting = {
+        "schedule": NARROW,
+        "decoder": LEVELS,
+        "draws": 8,
+        "batch": 16,
+        "tolerance": tolerance,
+    }
     data, kept = INTEGERS.repeat(10, 1), []
 
     def profile():
@@ -169,18 +252,34 @@ def test_a_profile_has_seen_everything_after_a_pause(tolerance):
     with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
         evaluate(LATTICE, data, profile=Profile(-8.0, 6.0, bins=9), resume=kept[-1], **setting)
     doubled = profile()  # two processes that saw the same: their sum
-    evaluate(LATTICE, data, profile=doubled, share=Share(0, 1, lambda v: 2 * v if v.shape == (6, 7) else v), **setting)
+    evaluate(
+        LATTICE,
+        data,
+        profile=doubled,
+        share=Share(0, 1, lambda v: 2 * v if v.shape == (6, 7) else v),
+        **setting,
+    )
     torch.testing.assert_close(doubled.sums - profile().sums, 2 * (whole.sums - profile().sums))
 
 
 def test_pieces_are_batches_of_what_is_left_of_a_share():
-    """Five rows, of which the second of two processes has 1 and 3; then the first, of which one repetition of a row was done."""
-    setting = {"shapes": {"v": (2,), "n": ()}, "repetitions": 2, "rows": 5, "batch": 2, "key": key_of("test")}
+    """Five rows, of which the second of two processes has 1 and 3; then the first, of which one
+    repetition of a row was done."""
+    setting = {
+        "shapes": {"v": (2,), "n": ()},
+        "repetitions": 2,
+        "rows": 5,
+        "batch": 2,
+        "key": key_of("test"),
+    }
     asked, seen, kept = [], [], []
 
     def work(repetition, rows):
         asked.append((repetition, rows.tolist()))
-        return {"v": torch.stack([rows, rows + 10 * repetition], 1).float(), "n": rows - repetition}
+        return {
+            "v": torch.stack([rows, rows + 10 * repetition], 1).float(),
+            "n": rows - repetition,
+        }
 
     def course(share, **options):
         return Course(
@@ -196,7 +295,10 @@ def test_pieces_are_batches_of_what_is_left_of_a_share():
     assert found["v"][1].tolist() == [[0, 0], [1, 11], [0, 0], [3, 13], [0, 0]]
     assert found["n"].tolist() == [[0, 1, 0, 3, 0], [0, 0, 0, 2, 0]]
     assert found["v"].dtype == torch.float64
-    assert [state["done"].tolist() for state in kept] == [[[0, 1, 0, 1, 0], [0] * 5], [[0, 1, 0, 1, 0]] * 2]
+    assert [state["done"].tolist() for state in kept] == [
+        [[0, 1, 0, 1, 0], [0] * 5],
+        [[0, 1, 0, 1, 0]] * 2,
+    ]
     asked.clear()
     seen.clear()
     kept.clear()
@@ -214,7 +316,9 @@ def test_pieces_are_batches_of_what_is_left_of_a_share():
 
 def test_data_are_known_by_the_start_of_a_hash_and_a_state_by_a_whole_number():
     data = torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8)
-    assert data_hash(data) == hashlib.sha256(b"torch.uint8 (2, 2) \x00\x01\x02\x03").hexdigest()[:16]
+    assert (
+        data_hash(data) == hashlib.sha256(b"torch.uint8 (2, 2) \x00\x01\x02\x03").hexdigest()[:16]
+    )
     assert data_hash(data.view(4)) != data_hash(data)
     keys = [int(key_of("test", i)) for i in range(200)]
     assert len(set(keys)) == 200
@@ -236,7 +340,12 @@ def test_where_one_process_fails_all_do():
         in_pieces("test", fails, course=Course(Share(0, 2)), **setting)
     said = []
     with pytest.raises(ZeroDivisionError, match="here"):
-        in_pieces("test", fails, course=Course(Share(0, 2, lambda v: said.append(v.tolist()) or v)), **setting)
+        in_pieces(
+            "test",
+            fails,
+            course=Course(Share(0, 2, lambda v: said.append(v.tolist()) or v)),
+            **setting,
+        )
     assert said == [[1.0]]  # the others, who wait there
 
 
@@ -265,25 +374,52 @@ def test_two_processes_give_the_same_answer_and_fail_together():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     root = Path(__file__).parent.parent
-    known = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    known = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     known |= {"PYTHONPATH": str(root)}
     started = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=root, env=known | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=root,
+            env=known | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
-    said = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started]
+    said = [
+        json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started
+    ]
     alone = [of_levels().replicates, of_paths().replicates]
     for rank, (index, found, failed) in enumerate(said):
         assert index == rank
         for one, other in zip(found, alone, strict=True):
-            torch.testing.assert_close(torch.tensor(one, dtype=torch.float64), other, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(
+                torch.tensor(one, dtype=torch.float64), other, rtol=1e-3, atol=1e-3
+            )
         assert failed == ("FailedElsewhere", "SolverError")[rank]
 
 
 def test_the_uniform_bin_and_its_protocol():
-    found = dequantized_ode(LATTICE, INTEGERS, dequantization=Uniform(LEVELS), schedule=NARROW, record={"split": "test"})
+    found = dequantized_ode(
+        LATTICE,
+        INTEGERS,
+        dequantization=Uniform(LEVELS),
+        schedule=NARROW,
+        record={"split": "test"},
+    )
     known = found.protocol
-    assert (known["K"], known["replicates"], known["seed"], known["split"], known["images"]) == (1, 2, 0, "test", 7)
+    assert (known["K"], known["replicates"], known["seed"], known["split"], known["images"]) == (
+        1,
+        2,
+        0,
+        "test",
+        7,
+    )
     assert known["dequantization"] == "Uniform(Categorical(levels=4, closed=False))"
     assert known["NFE"] == pytest.approx(found.evaluations.double().mean().item() / 2, abs=0.06)
     assert known["prior"] == "N(0, I)"

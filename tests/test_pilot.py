@@ -1,4 +1,5 @@
-"""The pilot by hand: how many pairs and bins it takes, the coefficients and variances it fits, the density and the noise it chooses."""
+"""The pilot by hand: how many pairs and bins it takes, the coefficients and variances it fits, the
+density and the noise it chooses."""
 
 import math
 from dataclasses import replace
@@ -11,14 +12,24 @@ from vdiff.likelihood import NoiseNorm, Plan
 from vdiff.likelihood.control import Control, FittedControl
 from vdiff.likelihood.density import Along, Binned, Density
 from vdiff.likelihood.integrand import Integrand
-from vdiff.likelihood.pilot import Design, _draw, _Fit, _smooth, bins_of, control_values, integral_by_bin, run_pilot
+from vdiff.likelihood.pilot import (
+    Design,
+    _draw,
+    _Fit,
+    _smooth,
+    bins_of,
+    control_values,
+    integral_by_bin,
+    run_pilot,
+)
 
 PLAIN = Plan(importance=True, controls=(), antithetic=False, baseline=False, pilot=100_000)
 MANY = 100_000
 
 
 class Term(Integrand):
-    """An integrand in one dimension whose diffusion term is a function of (image, t, ε), with levels λ = 4 − 8t and measure 8."""
+    """An integrand in one dimension whose diffusion term is a function of (image, t, ε), with
+    levels λ = 4 − 8t and measure 8."""
 
     name, models = "evaluate", [None]
 
@@ -74,7 +85,13 @@ def test_how_a_pilot_spends_its_evaluations(pilot, antithetic, evaluations, step
     design = run_pilot(integrand, replace(PLAIN, pilot=pilot, antithetic=antithetic), 0, MANY)
     signs = 1 if antithetic is False else 2
     assert [len(rows) for rows, _, _ in integrand.seen] == [pairs] * 2 * signs
-    assert len(design.level) == len(design.left) == len(design.between) == len(design.coefficients) == bins
+    assert (
+        len(design.level)
+        == len(design.left)
+        == len(design.between)
+        == len(design.coefficients)
+        == bins
+    )
     assert design.evaluations == 2 * signs * pairs * evaluations
     assert design.evaluations == pilot or pilot == 8
 
@@ -83,7 +100,12 @@ def test_nothing_to_fit_is_no_pilot():
     for antithetic in (False, True):
         integrand = Term(flat)
         design = run_pilot(integrand, replace(Plan.plain(), antithetic=antithetic), 0, MANY)
-        assert (integrand.seen, design.evaluations, design.antithetic, design.variance) == ([], 0, antithetic, {})
+        assert (integrand.seen, design.evaluations, design.antithetic, design.variance) == (
+            [],
+            0,
+            antithetic,
+            {},
+        )
     for change in (
         {"importance": True},
         {"importance": Linear(4.0, -4.0)},
@@ -124,12 +146,15 @@ def test_a_pilot_does_not_depend_on_its_batch():
 
 
 def test_variances_of_one_evaluation_as_the_pieces_are_added():
-    """Levels 0, 1, 2, 3 and deviations 1, 2, 3, 4 over quarters of time, half of each variance odd in ε and three tenths even."""
+    """Levels 0, 1, 2, 3 and deviations 1, 2, 3, 4 over quarters of time, half of each variance odd
+    in ε and three tenths even."""
 
     def term(rows, t, eps):
         quarter = (4 * t).floor()
         even, other = (eps**2 - 1) / math.sqrt(2), torch.cos(40 * eps) * math.sqrt(2)
-        return quarter + (quarter + 1) * (math.sqrt(0.5) * eps + math.sqrt(0.3) * even + math.sqrt(0.2) * other)
+        return quarter + (quarter + 1) * (
+            math.sqrt(0.5) * eps + math.sqrt(0.3) * even + math.sqrt(0.2) * other
+        )
 
     plan = replace(PLAIN, controls=(NoiseNorm(),), baseline=True, pilot=200_000)
     design = run_pilot(Term(term), replace(plan, antithetic=True), 0, MANY)
@@ -146,13 +171,26 @@ def test_variances_of_one_evaluation_as_the_pieces_are_added():
         assert design.variance[name] == pytest.approx(value, rel=0.03), name
     quarter = torch.arange(32, dtype=torch.float64).div(8).floor()
     torch.testing.assert_close(design.level, quarter, rtol=0, atol=0.25)
-    torch.testing.assert_close(design.left / (quarter + 1) ** 2, torch.full((32,), 0.2, dtype=torch.float64), rtol=0.2, atol=0)
+    torch.testing.assert_close(
+        design.left / (quarter + 1) ** 2,
+        torch.full((32,), 0.2, dtype=torch.float64),
+        rtol=0.2,
+        atol=0,
+    )
     torch.testing.assert_close(  # ½ m times the control is 4 (ε² − 1)
-        design.coefficients[:, 0] / (quarter + 1), torch.full((32,), math.sqrt(0.3 / 2) / 4, dtype=torch.float64), rtol=0.1, atol=0
+        design.coefficients[:, 0] / (quarter + 1),
+        torch.full((32,), math.sqrt(0.3 / 2) / 4, dtype=torch.float64),
+        rtol=0.1,
+        atol=0,
     )
     alone = run_pilot(Term(term), plan, 0, MANY)
     assert list(alone.variance) == list(known)[:4]
-    torch.testing.assert_close(alone.left / (quarter + 1) ** 2, torch.full((32,), 0.7, dtype=torch.float64), rtol=0.2, atol=0)
+    torch.testing.assert_close(
+        alone.left / (quarter + 1) ** 2,
+        torch.full((32,), 0.7, dtype=torch.float64),
+        rtol=0.2,
+        atol=0,
+    )
     without = run_pilot(Term(term), replace(plan, controls=(), baseline=False), 0, MANY)
     assert list(without.variance) == list(known)[:3]
     assert not without.level.any()
@@ -162,20 +200,31 @@ def test_variances_of_one_evaluation_as_the_pieces_are_added():
 @pytest.mark.parametrize(("ratio", "chosen"), [(3.2, False), (4.3, True)])
 @pytest.mark.parametrize("size", [0.2, 5.0])
 def test_antithetic_noise_is_chosen_where_it_saves_three_tenths(ratio, chosen, size):
-    """Of a ε + b (ε² − 1) the variance is a² + 2b², of a pair's mean 2b²; 2 · 2b² < 0.7 (a² + 2b²) from a² = 3.71 b² on."""
+    """Of a ε + b (ε² − 1) the variance is a² + 2b², of a pair's mean 2b²; 2 · 2b² < 0.7 (a² + 2b²)
+    from a² = 3.71 b² on."""
 
     def term(rows, t, eps):
         return size * (math.sqrt(ratio) * eps + eps**2)
 
     assert run_pilot(Term(term), replace(PLAIN, antithetic=None), 0, MANY).antithetic is chosen
     for asked in (False, True):
-        assert run_pilot(Term(term), replace(PLAIN, antithetic=asked, pilot=800), 0, MANY).antithetic is asked
+        assert (
+            run_pilot(Term(term), replace(PLAIN, antithetic=asked, pilot=800), 0, MANY).antithetic
+            is asked
+        )
 
 
 def test_the_variance_between_images_is_that_of_their_means():
     """Images with means 0, 1, 2, 3, 4: a variance of 2, whatever the noise."""
-    design = run_pilot(Term(lambda rows, t, eps: rows + 0.5 * eps), replace(PLAIN, antithetic=None, pilot=8192), 0, MANY)
-    torch.testing.assert_close(design.between.mean(), torch.tensor(2.0, dtype=torch.float64), rtol=0.05, atol=0)
+    design = run_pilot(
+        Term(lambda rows, t, eps: rows + 0.5 * eps),
+        replace(PLAIN, antithetic=None, pilot=8192),
+        0,
+        MANY,
+    )
+    torch.testing.assert_close(
+        design.between.mean(), torch.tensor(2.0, dtype=torch.float64), rtol=0.05, atol=0
+    )
     same = run_pilot(Term(flat), replace(PLAIN, pilot=8192), 0, MANY)
     assert same.between.mean() < 0.1
     assert (same.between >= 0).all()
@@ -202,20 +251,30 @@ def test_a_term_that_is_not_finite_is_told_with_its_image_and_time():
 
 
 def test_a_fit_of_three_pairs_by_hand():
-    """Differences of the loss 2, 4, 3 and of the control 1, 2, 2: the coefficient is 16/9; two pairs are too few for one."""
+    """Differences of the loss 2, 4, 3 and of the control 1, 2, 2: the coefficient is 16/9; two
+    pairs are too few for one."""
     loss = torch.tensor([[2.0, 5.0, 4.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
     values = torch.tensor([[1.0, 2.0, 2.5], [0.0, 0.0, 0.5]], dtype=torch.float64)[..., None]
     place, level = torch.zeros(3, dtype=torch.long), loss.mean()[None]
     fit, b = _Fit(loss, values, level, place), 16 / 9
     assert fit.raw.item() == pytest.approx((4 + 16 + 9) / 3 / 2)
     assert fit.coefficients.item() == pytest.approx(b)
-    assert fit.left.item() == pytest.approx((29 - 16 * b) / 2 / 2)  # one degree of freedom went into the coefficient
-    rest = [(y - b * v - loss.mean().item()) for y, v in zip(loss.flatten().tolist(), values.flatten().tolist(), strict=True)]
-    assert fit.between.item() == pytest.approx(max(0.0, sum(rest[i] * rest[i + 3] for i in range(3)) / 3))
+    assert fit.left.item() == pytest.approx(
+        (29 - 16 * b) / 2 / 2
+    )  # one degree of freedom went into the coefficient
+    rest = [
+        (y - b * v - loss.mean().item())
+        for y, v in zip(loss.flatten().tolist(), values.flatten().tolist(), strict=True)
+    ]
+    assert fit.between.item() == pytest.approx(
+        max(0.0, sum(rest[i] * rest[i + 3] for i in range(3)) / 3)
+    )
     few = _Fit(loss[:, :2], values[:, :2], level, place[:2])
     assert few.coefficients.item() == 0
     assert few.left.item() == few.raw.item() == pytest.approx((4 + 16) / 2 / 2)
-    assert few.between.item() == pytest.approx(max(0.0, ((2 - level) * (0 - level) + (5 - level) * (1 - level)).item() / 2))
+    assert few.between.item() == pytest.approx(
+        max(0.0, ((2 - level) * (0 - level) + (5 - level) * (1 - level)).item() / 2)
+    )
 
 
 def test_a_control_that_helps_nothing_is_left_out():
@@ -230,7 +289,10 @@ def test_a_control_that_helps_nothing_is_left_out():
 def test_two_controls_take_more_than_four_pairs():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, 5, 2, dtype=torch.float64, generator=generator)
-    loss, level = values @ torch.tensor([3.0, 2.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    loss, level = (
+        values @ torch.tensor([3.0, 2.0], dtype=torch.float64),
+        torch.zeros(1, dtype=torch.float64),
+    )
     known = torch.tensor([[3.0, 2.0]], dtype=torch.float64)
     for pairs in (4, 5):
         fit = _Fit(loss[:, :pairs], values[:, :pairs], level, torch.zeros(pairs, dtype=torch.long))
@@ -239,11 +301,18 @@ def test_two_controls_take_more_than_four_pairs():
 
 def test_a_controls_unit_does_not_matter():
     """One of size 1e-9 beside one of size one: neither is taken for rounding of the other."""
-    generator, unit = torch.Generator().manual_seed(0), torch.tensor([1.0, 1e-9], dtype=torch.float64)
+    generator, unit = (
+        torch.Generator().manual_seed(0),
+        torch.tensor([1.0, 1e-9], dtype=torch.float64),
+    )
     values = torch.randn(2, 40, 2, dtype=torch.float64, generator=generator) * unit
     loss = (values * torch.tensor([3.0, 2e9], dtype=torch.float64)).sum(2)
-    fit = _Fit(loss, values, torch.zeros(1, dtype=torch.float64), torch.zeros(40, dtype=torch.long))
-    torch.testing.assert_close(fit.coefficients[0] * unit, torch.tensor([3.0, 2.0], dtype=torch.float64))
+    fit = _Fit(
+        loss, values, torch.zeros(1, dtype=torch.float64), torch.zeros(40, dtype=torch.long)
+    )
+    torch.testing.assert_close(
+        fit.coefficients[0] * unit, torch.tensor([3.0, 2.0], dtype=torch.float64)
+    )
 
 
 def test_bins_are_fitted_one_by_one():
@@ -252,9 +321,13 @@ def test_bins_are_fitted_one_by_one():
     place = torch.arange(40) % 2
     loss = torch.where(place == 0, 3.0, -2.0) * values[..., 0] + torch.where(place == 0, 1.0, 7.0)
     fit = _Fit(loss, values, torch.tensor([1.0, 5.0], dtype=torch.float64), place)
-    torch.testing.assert_close(fit.coefficients[:, 0], torch.tensor([3.0, -2.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        fit.coefficients[:, 0], torch.tensor([3.0, -2.0], dtype=torch.float64)
+    )
     assert fit.left.max() < 1e-20
-    torch.testing.assert_close(fit.between, torch.tensor([0.0, 4.0], dtype=torch.float64))  # of what the level leaves, 7 − 5
+    torch.testing.assert_close(
+        fit.between, torch.tensor([0.0, 4.0], dtype=torch.float64)
+    )  # of what the level leaves, 7 − 5
 
 
 def test_a_draw_has_its_controls_and_its_level_taken_off():
@@ -266,22 +339,40 @@ def test_a_draw_has_its_controls_and_its_level_taken_off():
         level=torch.tensor([2.0, 6.0], dtype=torch.float64),
     )
     t, q, eps = torch.tensor([0.2, 0.9]), torch.tensor([2.0, 0.5]), torch.tensor([[3.0], [-3.0]])
-    found = design.diffusion(Term(flat), torch.tensor([0, 1]), t, q, eps, torch.tensor([10.0, 20.0]))
-    known = [(10 - 0.5 * 4 * 3 - 2) / 2 + 4, (20 - 0.25 * 4 * -3 - 0.125 * 4 * (9 - 1) - 6) / 0.5 + 4]
+    found = design.diffusion(
+        Term(flat), torch.tensor([0, 1]), t, q, eps, torch.tensor([10.0, 20.0])
+    )
+    known = [
+        (10 - 0.5 * 4 * 3 - 2) / 2 + 4,
+        (20 - 0.25 * 4 * -3 - 0.125 * 4 * (9 - 1) - 6) / 0.5 + 4,
+    ]
     torch.testing.assert_close(found, torch.tensor(known, dtype=torch.float64))
-    bare = replace(design, controls=()).diffusion(Term(flat), torch.tensor([0, 1]), t, q, eps, torch.tensor([10.0, 20.0]))
-    torch.testing.assert_close(bare, torch.tensor([(10 - 2) / 2 + 4, (20 - 6) / 0.5 + 4], dtype=torch.float64))
+    bare = replace(design, controls=()).diffusion(
+        Term(flat), torch.tensor([0, 1]), t, q, eps, torch.tensor([10.0, 20.0])
+    )
+    torch.testing.assert_close(
+        bare, torch.tensor([(10 - 2) / 2 + 4, (20 - 6) / 0.5 + 4], dtype=torch.float64)
+    )
 
 
 def test_control_values_are_half_the_measure_times_each():
-    found = control_values(Term(flat), (Odd(), NoiseNorm()), torch.tensor([0]), torch.tensor([0.5]), torch.tensor([[3.0]]))
+    found = control_values(
+        Term(flat),
+        (Odd(), NoiseNorm()),
+        torch.tensor([0]),
+        torch.tensor([0.5]),
+        torch.tensor([[3.0]]),
+    )
     assert found.tolist() == [[4 * 3, 4 * (9 - 1)]]
-    assert control_values(Term(flat), (), torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2, 1)).shape == (2, 0)
+    assert control_values(
+        Term(flat), (), torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2, 1)
+    ).shape == (2, 0)
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 4, 7])
 def test_the_integral_of_a_baseline_by_bins_of_another_number(bins):
-    """Of a function constant on thirds, against a sum on a grid that both numbers of bins divide."""
+    """Of a function constant on thirds, against a sum on a grid that both numbers of bins
+    divide."""
     level, n = torch.tensor([2.0, -1.0, 5.0], dtype=torch.float64), 3 * 4 * 7
     fine = level.repeat_interleave(n // 3) / n
     torch.testing.assert_close(integral_by_bin(level, bins), fine.view(bins, -1).sum(1))
@@ -310,7 +401,8 @@ BETWEEN = torch.tensor([5.0, 5, 5, 5, 1, 1, 1, 1], dtype=torch.float64)
 
 @pytest.mark.parametrize("times", [1, 2, 16])
 def test_the_best_density_is_stationary(times):
-    """v/q² + 3B/q⁴ is the same in all bins, with B = b/(12 · 0.15² K²), and no density near it has a smaller ∫ v/q + B/q³."""
+    """v/q² + 3B/q⁴ is the same in all bins, with B = b/(12 · 0.15² K²), and no density near it has
+    a smaller ∫ v/q + B/q³."""
     design = Design(Plan(), left=LEFT, between=BETWEEN)
     q, v, b = design.best(times), _smooth(LEFT), _smooth(BETWEEN) / (12 * 0.15**2 * times**2)
     assert q.mean().item() == pytest.approx(1, abs=1e-9)
@@ -327,12 +419,16 @@ def test_the_best_density_is_stationary(times):
 def test_without_a_spread_between_images_the_density_is_the_root_of_the_variance():
     root = _smooth(LEFT).sqrt()
     for scale in (1e-20, 1.0, 1e20):
-        torch.testing.assert_close(Design(Plan(), left=scale * LEFT, between=0 * LEFT).best(3), root / root.mean())
+        torch.testing.assert_close(
+            Design(Plan(), left=scale * LEFT, between=0 * LEFT).best(3), root / root.mean()
+        )
 
 
 def test_without_noise_the_density_is_the_fourth_root_of_the_spread_between_images():
     root = _smooth(BETWEEN) ** 0.25
-    torch.testing.assert_close(Design(Plan(), left=0 * LEFT, between=BETWEEN).best(3), root / root.mean())
+    torch.testing.assert_close(
+        Design(Plan(), left=0 * LEFT, between=BETWEEN).best(3), root / root.mean()
+    )
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -340,7 +436,9 @@ def test_a_tenth_of_a_fitted_density_is_uniform(pairs):
     design = Design(Plan(), left=LEFT, between=BETWEEN, antithetic=pairs)
     made = design.prepared(Term(flat), 8).density
     assert isinstance(made, Binned)
-    torch.testing.assert_close(made.heights, 0.9 * design.best(4 if pairs else 8) + 0.1)  # a pair has one time
+    torch.testing.assert_close(
+        made.heights, 0.9 * design.best(4 if pairs else 8) + 0.1
+    )  # a pair has one time
 
 
 def test_the_density_is_the_plans():
@@ -348,6 +446,11 @@ def test_the_density_is_the_plans():
     made = replace(design, plan=Plan(importance=schedule)).prepared(Term(flat), 8).density
     assert isinstance(made, Along)
     assert made.schedule is schedule
-    assert type(replace(design, plan=Plan(importance=False)).prepared(Term(flat), 8).density) is Density
+    assert (
+        type(replace(design, plan=Plan(importance=False)).prepared(Term(flat), 8).density)
+        is Density
+    )
     assert isinstance(replace(design, left=1e-9 * LEFT).prepared(Term(flat), 8).density, Binned)
-    assert type(replace(design, left=0 * LEFT).prepared(Term(flat), 8).density) is Density  # nothing to follow
+    assert (
+        type(replace(design, left=0 * LEFT).prepared(Term(flat), 8).density) is Density
+    )  # nothing to follow

@@ -28,8 +28,12 @@ def test_moments_and_errors_are_numpys():
     groups = by_bin(lam, value, -5.0, 4.0, 9)
     np.testing.assert_array_equal(profile.count.numpy(), [len(g) for g in groups])
     np.testing.assert_allclose(profile.mean.numpy(), [g.mean() for g in groups], rtol=1e-12)
-    np.testing.assert_allclose(profile.second_moment.numpy(), [(g**2).mean() for g in groups], rtol=1e-12)
-    np.testing.assert_allclose(profile.standard_error.numpy(), [g.std(ddof=1) / len(g) ** 0.5 for g in groups], rtol=1e-10)
+    np.testing.assert_allclose(
+        profile.second_moment.numpy(), [(g**2).mean() for g in groups], rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        profile.standard_error.numpy(), [g.std(ddof=1) / len(g) ** 0.5 for g in groups], rtol=1e-10
+    )
     np.testing.assert_allclose(profile.centers.numpy(), -4.5 + np.arange(9), rtol=1e-12)
 
 
@@ -41,7 +45,9 @@ def test_merging_is_seeing_both():
     right.update(lam[1000:], value[1000:])
     left.merge(right)
     torch.testing.assert_close(left.sums, whole.sums)
-    with pytest.raises(ValueError, match=r"Profile\.merge: argument 'other' must have the same bins"):
+    with pytest.raises(
+        ValueError, match=r"Profile\.merge: argument 'other' must have the same bins"
+    ):
         left.merge(Profile(-6.0, 6.0, bins=13))
 
 
@@ -66,7 +72,10 @@ def test_a_state_dict_restores_it_and_gradients_do_not_follow():
 def test_it_measures_the_error_by_noise_level():
     oracle, generator = Gaussian([0.3, -0.2], [0.25, 4.0]), torch.Generator().manual_seed(0)
     profile, n = Profile(-8.0, 8.0, bins=8), 40_000
-    x, eps = oracle.sample(n, generator), torch.randn(n, 2, dtype=torch.float64, generator=generator)
+    x, eps = (
+        oracle.sample(n, generator),
+        torch.randn(n, 2, dtype=torch.float64, generator=generator),
+    )
     logsnr = Cosine(8.0, -8.0)(torch.rand(n, dtype=torch.float64, generator=generator))
     profile.update(logsnr, oracle(diffuse(x, eps, logsnr), logsnr).squared_error(x, eps))
     want = by_bin(logsnr.numpy(), oracle.mmse(logsnr).numpy(), -8.0, 8.0, 8)
@@ -75,7 +84,8 @@ def test_it_measures_the_error_by_noise_level():
 
 
 def test_the_standard_error_is_that_over_clusters_where_they_are_named():
-    """Observations that repeat within a cluster say nothing new: the error is that of the cluster means."""
+    """Observations that repeat within a cluster say nothing new: the error is that of the cluster
+    means."""
     generator = torch.Generator().manual_seed(3)
     means = torch.randn(500, generator=generator, dtype=torch.float64)
     logsnr = torch.zeros(500 * 20)
@@ -95,17 +105,24 @@ def test_between_the_centers_it_is_a_straight_line_and_beyond_them_it_is_constan
     profile.update(profile.centers, torch.from_numpy(values))
     logsnr = np.linspace(-2.0, 4.0, 241)
     centers = -1.0 + 4.0 * (np.arange(bins) + 0.5) / bins
-    np.testing.assert_allclose(profile.at(torch.from_numpy(logsnr)).numpy(), np.interp(logsnr, centers, values), rtol=1e-12)
+    np.testing.assert_allclose(
+        profile.at(torch.from_numpy(logsnr)).numpy(),
+        np.interp(logsnr, centers, values),
+        rtol=1e-12,
+    )
 
 
 def test_what_has_faded_counts_as_so_many_observations_in_the_mean_and_its_error():
-    """Of weights w: Σ w v/Σ w, and an error from Σ w² (v − mean)²/(Σ w)² as of (Σ w)²/Σ w² observations."""
+    """Of weights w: Σ w v/Σ w, and an error from Σ w² (v − mean)²/(Σ w)² as of (Σ w)²/Σ w²
+    observations."""
     early, late = np.array([1.0, 4.0, 2.5]), np.array([3.0, 5.0])
     profile = Profile(-1.0, 1.0, bins=1)
     profile.update(torch.zeros(3), torch.from_numpy(early))
     before = profile.standard_error.item()
     profile.fade(0.25)
-    assert profile.standard_error.item() == pytest.approx(before)  # of what is there nothing was lost
+    assert profile.standard_error.item() == pytest.approx(
+        before
+    )  # of what is there nothing was lost
     profile.update(torch.zeros(2), torch.from_numpy(late))
     value, w = np.concatenate([early, late]), np.array([0.25, 0.25, 0.25, 1.0, 1.0])
     mean, number = (w * value).sum() / w.sum(), w.sum() ** 2 / (w**2).sum()

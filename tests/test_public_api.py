@@ -13,15 +13,24 @@ import torch
 
 import vdiff
 
-MODULES = [vdiff, *(importlib.import_module(info.name) for info in pkgutil.walk_packages(vdiff.__path__, "vdiff."))]
+MODULES = [
+    vdiff,
+    *(
+        importlib.import_module(info.name)
+        for info in pkgutil.walk_packages(vdiff.__path__, "vdiff.")
+    ),
+]
 NAMESPACE = {"torch": torch, **{name: getattr(vdiff, name) for name in vdiff.__all__}}
 
 
 def public(module: ModuleType) -> Iterator[tuple[str, object]]:
-    """The classes and functions that a module makes public: its `__all__`, or whatever it defines without an underscore."""
+    """The classes and functions that a module makes public: its `__all__`, or whatever it defines
+    without an underscore."""
     for name in getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")]):
         value = getattr(module, name)
-        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__:
+        if (
+            inspect.isclass(value) or inspect.isfunction(value)
+        ) and value.__module__ == module.__name__:
             yield f"{module.__name__}.{name}", value
 
 
@@ -29,7 +38,9 @@ PUBLIC = dict(pair for module in MODULES for pair in public(module))
 DOCTESTS = {
     t.name: t
     for module in MODULES
-    for t in doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__, extraglobs=NAMESPACE)
+    for t in doctest.DocTestFinder(exclude_empty=True).find(
+        module, module.__name__, extraglobs=NAMESPACE
+    )
     if t.examples
 }
 
@@ -38,7 +49,9 @@ def defined(module: ModuleType) -> list[object]:
     return [
         v
         for v in vars(module).values()
-        if (inspect.isclass(v) or inspect.isfunction(v)) and v.__module__ == module.__name__ and not v.__name__.startswith("_")
+        if (inspect.isclass(v) or inspect.isfunction(v))
+        and v.__module__ == module.__name__
+        and not v.__name__.startswith("_")
     ]
 
 
@@ -57,7 +70,10 @@ def test_everything_has_a_docstring(module):
         assert value.__doc__, value
         members = vars(value).items() if inspect.isclass(value) else ()
         for name, member in members:
-            if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))):
+            if not name.startswith("_") and (
+                inspect.isfunction(member)
+                or isinstance(member, (property, classmethod, staticmethod))
+            ):
                 assert inspect.getdoc(getattr(value, name)), f"{value.__name__}.{name}"
 
 
@@ -70,5 +86,7 @@ def test_every_public_name_has_an_example(name):
 def test_the_example_prints_what_it_says(name):
     torch.manual_seed(0)
     out = io.StringIO()
-    outcome = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(DOCTESTS[name], out=out.write, clear_globs=False)
+    outcome = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(
+        DOCTESTS[name], out=out.write, clear_globs=False
+    )
     assert outcome.failed == 0, out.getvalue()

@@ -1,4 +1,5 @@
-"""The published networks: sizes, what they compute against straight-line code, and every way of running them."""
+"""The published networks: sizes, what they compute against straight-line code, and every way of
+running them."""
 
 import copy
 import math
@@ -29,7 +30,9 @@ def drawn(network: nn.Module, seed: int = 0, std: float = 0.1) -> nn.Module:
     """With nothing at zero, so that every layer matters."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
-        parameter.data = std * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.data = std * torch.randn(
+            parameter.shape, generator=generator, dtype=parameter.dtype
+        )
     for layer in network.modules():
         if isinstance(layer, nn.GroupNorm):
             layer.weight.data += 1
@@ -38,16 +41,23 @@ def drawn(network: nn.Module, seed: int = 0, std: float = 0.1) -> nn.Module:
 
 def batch(n: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(n, 3, 8, 8, generator=generator, dtype=torch.float64).to(dtype), torch.tensor([9.0, 0.3, -4.0]).to(dtype)
+    return torch.randn(n, 3, 8, 8, generator=generator, dtype=torch.float64).to(
+        dtype
+    ), torch.tensor([9.0, 0.3, -4.0]).to(dtype)
 
 
 @pytest.mark.parametrize(
     ("network", "published", "exactly", "gmac"),
-    [(VDMUNet, "30.58", 30_578_179, 26.7), (DDPMUNet, "35.75", 35_746_307, 6.2), (IDDPMUNet, "52.55", 52_546_438, 8.4)],
+    [
+        (VDMUNet, "30.58", 30_578_179, 26.7),
+        (DDPMUNet, "35.75", 35_746_307, 6.2),
+        (IDDPMUNet, "52.55", 52_546_438, 8.4),
+    ],
     ids=["vdm", "ddpm", "iddpm"],
 )
 def test_sizes_are_the_published_ones(network, published, exactly, gmac):
-    """On the meta device, so without memory. Multiplications of one image are counted as torch does, attention included."""
+    """On the meta device, so without memory. Multiplications of one image are counted as torch
+    does, attention included."""
     with torch.device("meta"):
         made = network()
         with FlopCounterMode(display=False) as counter:
@@ -65,12 +75,22 @@ def test_the_size_of_vdms_network_by_hand():
     same = norm(128) + conv(128, 128) + wide * 128 + norm(128) + conv(128, 128)
     joined = norm(256) + conv(256, 128) + wide * 128 + norm(128) + conv(128, 128) + dense(256, 128)
     attention = norm(128) + 4 * dense(128, 128)
-    whole = conv(15, 128) + dense(129, wide) + dense(wide, wide) + 34 * same + 33 * joined + attention + norm(128) + conv(128, 3)
+    whole = (
+        conv(15, 128)
+        + dense(129, wide)
+        + dense(wide, wide)
+        + 34 * same
+        + 33 * joined
+        + attention
+        + norm(128)
+        + conv(128, 3)
+    )
     assert whole == 30_578_179
 
 
 def sines(level: Tensor, exponents: Tensor) -> Tensor:
-    """sin and cos of a level at frequencies 10^(−4·exponent), in increasing order of the row's values."""
+    """sin and cos of a level at frequencies 10^(−4·exponent), in increasing order of the row's
+    values."""
     angle = level[:, None] * 10.0 ** (-4 * exponents)
     return torch.cat([angle.sin(), angle.cos()], 1).sort(1).values
 
@@ -84,15 +104,22 @@ def test_the_noise_level_is_told_as_published():
     steps = torch.tensor([0, 1, 500, 999])
     linear = Tabulated.linear_betas().table[steps]
     ddpm, iddpm = (network(multipliers=(1,), attention=()) for network in (DDPMUNet, IDDPMUNet))
-    assert torch.allclose(ddpm.time(linear).sort(1).values, sines(steps.double(), half / 63), atol=2e-4)
+    assert torch.allclose(
+        ddpm.time(linear).sort(1).values, sines(steps.double(), half / 63), atol=2e-4
+    )
     cosine = Tabulated.cosine_betas(4000).table[4 * steps + 3]
-    assert torch.allclose(iddpm.time(cosine).sort(1).values, sines((4 * steps + 3) / 4.0, half / 64), atol=2e-4)
+    assert torch.allclose(
+        iddpm.time(cosine).sort(1).values, sines((4 * steps + 3) / 4.0, half / 64), atol=2e-4
+    )
 
 
 class Reference:
-    """Straight-line code for one published network, reading the weights of another: no class, no loop over modules."""
+    """Straight-line code for one published network, reading the weights of another: no class, no
+    loop over modules."""
 
-    def __init__(self, network: nn.Module, groups: int, eps: float, heads: int, scale_shift: bool) -> None:
+    def __init__(
+        self, network: nn.Module, groups: int, eps: float, heads: int, scale_shift: bool
+    ) -> None:
         self.weights = dict(network.named_parameters())
         self.groups, self.eps, self.heads, self.scale_shift = groups, eps, heads, scale_shift
 
@@ -100,11 +127,16 @@ class Reference:
         grouped = h.reshape(len(h), self.groups, -1)
         mean, var = grouped.mean(2, keepdim=True), grouped.var(2, keepdim=True, unbiased=False)
         whole = ((grouped - mean) / (var + self.eps).sqrt()).reshape(h.shape)
-        return whole * self.weights[f"{name}.weight"][:, None, None] + self.weights[f"{name}.bias"][:, None, None]
+        return (
+            whole * self.weights[f"{name}.weight"][:, None, None]
+            + self.weights[f"{name}.bias"][:, None, None]
+        )
 
     def conv(self, name: str, h: Tensor, **options: int) -> Tensor:
         weight = self.weights[f"{name}.weight"]
-        return F.conv2d(h, weight, self.weights[f"{name}.bias"], **{"padding": weight.shape[-1] // 2} | options)
+        return F.conv2d(
+            h, weight, self.weights[f"{name}.bias"], **{"padding": weight.shape[-1] // 2} | options
+        )
 
     def dense(self, name: str, v: Tensor) -> Tensor:
         out = v @ self.weights[f"{name}.weight"].T
@@ -120,12 +152,22 @@ class Reference:
             u = self.norm(f"{name}.norm2", u + told)
         u = self.conv(f"{name}.conv2", swish(u))
         h = (self.conv(f"{name}.skip", h) if f"{name}.skip.weight" in self.weights else h) + u
-        return self.attention(f"{name}.attention", h) if f"{name}.attention.out.weight" in self.weights else h
+        return (
+            self.attention(f"{name}.attention", h)
+            if f"{name}.attention.out.weight" in self.weights
+            else h
+        )
 
     def attention(self, name: str, h: Tensor) -> Tensor:
         b, c, height, width = h.shape
-        qkv = self.conv(f"{name}.qkv", self.norm(f"{name}.norm", h)).reshape(b, 3, self.heads, c // self.heads, height * width)
-        share = torch.einsum("bhcq,bhck->bhqk", qkv[:, 0], qkv[:, 1]).div(math.sqrt(c // self.heads)).softmax(-1)
+        qkv = self.conv(f"{name}.qkv", self.norm(f"{name}.norm", h)).reshape(
+            b, 3, self.heads, c // self.heads, height * width
+        )
+        share = (
+            torch.einsum("bhcq,bhck->bhqk", qkv[:, 0], qkv[:, 1])
+            .div(math.sqrt(c // self.heads))
+            .softmax(-1)
+        )
         mixed = torch.einsum("bhqk,bhck->bhcq", share, qkv[:, 2]).reshape(b, c, height, width)
         return h + self.conv(f"{name}.out", mixed)
 
@@ -157,7 +199,9 @@ def test_vdms_network_against_straight_line_code():
 
 
 @pytest.mark.parametrize(
-    "network", [VDMUNet(width=32, depth=1), DDPMUNet(width=32, multipliers=(1,), attention=())], ids=lambda n: type(n).__name__
+    "network",
+    [VDMUNet(width=32, depth=1), DDPMUNet(width=32, multipliers=(1,), attention=())],
+    ids=lambda n: type(n).__name__,
 )
 def test_a_narrow_network_hears_the_noise_level(network):
     """With one channel to a group, a norm removes whatever an embedding adds before it."""
@@ -189,7 +233,9 @@ def test_ddpms_network_against_straight_line_code():
         h = r.block(name, torch.cat([h, skip], 1), cond)
     expected = r.conv("last.2", swish(r.norm("last.0", h)))
     assert torch.allclose(network(z, logsnr), expected, rtol=1e-10, atol=1e-10)
-    assert sum(name.endswith("attention.out.weight") for name in r.weights) == 6  # two down, three up, one in the middle
+    assert (
+        sum(name.endswith("attention.out.weight") for name in r.weights) == 6
+    )  # two down, three up, one in the middle
     assert not any("down.0.attention" in name or "up.5.attention" in name for name in r.weights)
 
 
@@ -216,10 +262,14 @@ def test_iddpms_network_against_straight_line_code():
 
 
 def spread(layers: Sequence[nn.Conv2d | nn.Linear], std: Callable[[int, int], float]) -> Tensor:
-    """The standard deviation of all weights, each in units of what it should be, and of their fourth moment."""
+    """The standard deviation of all weights, each in units of what it should be, and of their
+    fourth moment."""
     units = []
     for layer in layers:
-        fan_out, fan_in = layer.weight.shape[0] * layer.weight[0, 0].numel(), layer.weight[0].numel()
+        fan_out, fan_in = (
+            layer.weight.shape[0] * layer.weight[0, 0].numel(),
+            layer.weight[0].numel(),
+        )
         units.append(layer.weight.detach().flatten() / std(fan_in, fan_out))
     v = torch.cat(units).double()
     assert all((layer.bias == 0).all() for layer in layers if layer.bias is not None)
@@ -227,17 +277,26 @@ def spread(layers: Sequence[nn.Conv2d | nn.Linear], std: Callable[[int, int], fl
 
 
 def test_initial_weights_are_the_published_ones():
-    """flax's Lecun normal, cut at two standard deviations (before the cut: 2/0.8796), for VDM; Glorot's uniform for DDPM."""
+    """flax's Lecun normal, cut at two standard deviations (before the cut: 2/0.8796), for VDM;
+    Glorot's uniform for DDPM."""
     torch.manual_seed(0)
     vdm, ddpm = VDMUNet(width=64, depth=2), DDPMUNet(width=64, multipliers=(1, 2))
     z, logsnr = batch()
     assert torch.equal(vdm.eval()(z, logsnr), z)
     assert (ddpm.eval()(z, logsnr) == 0).all()
-    assert all(not m.modulate.weight.any() and m.modulate.bias is None for m in vdm.modules() if isinstance(m, Block))
-    normal = spread([m for m in vdm.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.any()], lambda i, o: i**-0.5)
+    assert all(
+        not m.modulate.weight.any() and m.modulate.bias is None
+        for m in vdm.modules()
+        if isinstance(m, Block)
+    )
+    normal = spread(
+        [m for m in vdm.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.any()],
+        lambda i, o: i**-0.5,
+    )
     assert torch.allclose(normal, torch.tensor([1.0, 2 / 0.87962566]).double(), atol=0.01)
     uniform = spread(
-        [m for m in ddpm.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.any()], lambda i, o: (2 / (i + o)) ** 0.5
+        [m for m in ddpm.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.any()],
+        lambda i, o: (2 / (i + o)) ** 0.5,
     )
     assert torch.allclose(uniform, torch.tensor([1.0, 3**0.5]).double(), atol=0.01)
 
@@ -248,9 +307,19 @@ def test_a_network_is_a_model_as_it_is(name):
     variance = Range() if name == "IDDPMUNet" else None
     model = Denoiser(network, Eps(), variance=variance)
     pixels = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
-    loss = elbo(model, pixels, schedule=Tabulated.linear_betas(), steps=999, decoder=DiscretizedGaussian(256), draws=2).total.mean()
+    loss = elbo(
+        model,
+        pixels,
+        schedule=Tabulated.linear_betas(),
+        steps=999,
+        decoder=DiscretizedGaussian(256),
+        draws=2,
+    ).total.mean()
     loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in network.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() and p.grad.any()
+        for p in network.parameters()
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -261,7 +330,9 @@ def test_autocast_channels_last_and_checkpointing_leave_the_function(name):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = network(z, logsnr)
     assert (half - plain).norm() < 0.03 * plain.norm()
-    assert half.dtype == (torch.float32 if name == "VDMUNet" else torch.bfloat16)  # VDM's ends on z + …
+    assert half.dtype == (
+        torch.float32 if name == "VDMUNet" else torch.bfloat16
+    )  # VDM's ends on z + …
     last = copy.deepcopy(network).to(memory_format=torch.channels_last)
     out = last(z.contiguous(memory_format=torch.channels_last), logsnr)
     assert torch.allclose(out, plain, atol=1e-4 * plain.abs().max().item())
@@ -274,10 +345,14 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradient(name):
     """With dropout: the second forward pass draws the same mask."""
     kept, gradients = [], []
     for checkpoint in (False, True):
-        network = drawn(SMALL[name].func(**SMALL[name].keywords | {"dropout": 0.3, "checkpoint": checkpoint}))
+        network = drawn(
+            SMALL[name].func(**SMALL[name].keywords | {"dropout": 0.3, "checkpoint": checkpoint})
+        )
         saved: list[int] = []
         torch.manual_seed(5)
-        with torch.autograd.graph.saved_tensors_hooks(lambda v, saved=saved: saved.append(v.numel()) or v, lambda v: v):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda v, saved=saved: saved.append(v.numel()) or v, lambda v: v
+        ):
             loss = network(*batch()).square().mean()
         loss.backward()
         kept.append(sum(saved))
@@ -297,7 +372,10 @@ def test_the_table_moves_with_the_network_and_stays_in_float64():
 def test_a_config_names_them():
     from vdiff import nn as networks
 
-    made = build(networks, {"name": "VDMUNet", "width": 32, "depth": 1, "logsnr_max": 10.0, "checkpoint": True})
+    made = build(
+        networks,
+        {"name": "VDMUNet", "width": 32, "depth": 1, "logsnr_max": 10.0, "checkpoint": True},
+    )
     assert isinstance(made, VDMUNet)
     assert isinstance(made.time.of, ScaledGamma)
     assert made.time.of.logsnr_max == 10.0
@@ -306,6 +384,7 @@ def test_a_config_names_them():
 def test_the_last_bits_need_float32():
     network = VDMUNet(width=32, depth=1)
     with pytest.raises(
-        TypeError, match=r"VDMUNet: argument 'z' must be in float32 or float64; got torch.bfloat16 \(its features turn 128 times"
+        TypeError,
+        match=r"VDMUNet: argument 'z' must be in float32 or float64; got torch.bfloat16 \(its features turn 128 times",
     ):
         weighted_elbo(Denoiser(network.to(torch.bfloat16), Eps()), batch()[0], schedule=Cosine())

@@ -1,4 +1,5 @@
-"""The code of the README and of docs/ runs and prints what stands under it, and links lead somewhere."""
+"""The code of the README and of docs/ runs and prints what stands under it, and links lead
+somewhere."""
 
 import contextlib
 import io
@@ -10,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -29,14 +33,20 @@ def test_the_code_of_a_page_prints_what_it_says(page):
 def test_every_row_of_the_method_table_is_code():
     import vdiff
 
-    rows = [line.split("|")[2:5] for line in README.splitlines() if line.count("|") == 5 and "`" in line]
+    rows = [
+        line.split("|")[2:5]
+        for line in README.splitlines()
+        if line.count("|") == 5 and "`" in line
+    ]
     assert len(rows) >= 11
     for row in rows:
         names = {name: getattr(vdiff, name) for name in vdiff.__all__}
         schedule, parameterization, weighting = (re.findall(r"`([^`]+)`", cell) for cell in row)
         names["schedule"] = eval(schedule[0], names)
         assert isinstance(names["schedule"], vdiff.Schedule)
-        assert all(isinstance(eval(code, names), vdiff.Parameterization) for code in parameterization)
+        assert all(
+            isinstance(eval(code, names), vdiff.Parameterization) for code in parameterization
+        )
         assert all(isinstance(eval(code, names), vdiff.Weighting) for code in weighting)
 
 
@@ -46,9 +56,16 @@ def test_every_network_of_the_readme_becomes_a_model():
 
     import vdiff
 
-    names = {name: getattr(vdiff, name) for name in vdiff.__all__} | {"torch": torch, "table": vdiff.Tabulated.linear_betas()}
+    names = {name: getattr(vdiff, name) for name in vdiff.__all__} | {
+        "torch": torch,
+        "table": vdiff.Tabulated.linear_betas(),
+    }
     names |= {name: nn.Linear(2, 2) for name in ("network", "unet", "F", "D")}
-    codes = [line.split("|")[2] for line in README.splitlines() if line.count("|") == 3 and "`Denoiser(" in line]
+    codes = [
+        line.split("|")[2]
+        for line in README.splitlines()
+        if line.count("|") == 3 and "`Denoiser(" in line
+    ]
     assert len(codes) == 8
     for code in codes:
         assert isinstance(eval(re.findall(r"`(Denoiser[^`]+)`", code)[0], names), vdiff.Denoiser)

@@ -1,4 +1,5 @@
-"""The published recipes: their mathematics is that of `vdiff.recipe`, their settings those of the papers, and all of them train."""
+"""The published recipes: their mathematics is that of `vdiff.recipe`, their settings those of the
+papers, and all of them train."""
 
 import json
 import math
@@ -16,26 +17,50 @@ from vdiff.training import Config, train
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import recipes
 
-SAME = {"iddpm-hybrid": "iddpm", "iddpm-vlb": "vdm"} | dict.fromkeys(("vdm-fixed", "vdm-gamma", "vdm-adaptive", "vdm-aug", "small"), "vdm")
-SIZES = {"ddpm": 35.75, "iddpm-hybrid": 52.55, "iddpm-vlb": 52.55, "vdm": 30.58, "vdm-gamma": 30.58, "small": 0.22}  # millions
+SAME = {"iddpm-hybrid": "iddpm", "iddpm-vlb": "vdm"} | dict.fromkeys(
+    ("vdm-fixed", "vdm-gamma", "vdm-adaptive", "vdm-aug", "small"), "vdm"
+)
+SIZES = {
+    "ddpm": 35.75,
+    "iddpm-hybrid": 52.55,
+    "iddpm-vlb": 52.55,
+    "vdm": 30.58,
+    "vdm-gamma": 30.58,
+    "small": 0.22,
+}  # millions
 
 
 def tiny(name, **settings):
     """A recipe with a network that can be run."""
     config = recipes.load(name)
-    small = {"width": 8, **({"depth": 1} if config.network["name"] == "VDMUNet" else {"multipliers": [1, 1], "attention": [1]})}
+    small = {
+        "width": 8,
+        **(
+            {"depth": 1}
+            if config.network["name"] == "VDMUNet"
+            else {"multipliers": [1, 1], "attention": [1]}
+        ),
+    }
     if "embedding" in config.network:
         small |= {"embedding": 16, "groups": 4, "blocks": 1}
-    return replace(config, network=config.network | small, compile=False, autocast=False, **settings)
+    return replace(
+        config, network=config.network | small, compile=False, autocast=False, **settings
+    )
 
 
 def weight(objective, t):
-    """w(λ) that the loss at each time really has, with its density: of a model whose error of ε is ε itself."""
-    levels, eps = torch.full((len(t), 3, 32, 32), 100), torch.randn(len(t), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    """w(λ) that the loss at each time really has, with its density: of a model whose error of ε is
+    ε itself."""
+    levels, eps = (
+        torch.full((len(t), 3, 32, 32), 100),
+        torch.randn(len(t), 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+    )
     objective.model = Denoiser(lambda z, logsnr: 0 * z, Eps())
     square = eps.square().flatten(1).sum(1).double()
     bound = objective.bound(levels, t=t, eps=eps)
-    loss = (bound.diffusion if objective.trains_bound else objective(levels, t=t, eps=eps)).double()
+    loss = (
+        bound.diffusion if objective.trains_bound else objective(levels, t=t, eps=eps)
+    ).double()
     logsnr, measure = objective.schedule.levels(t, objective.steps)
     if objective.bound_weight is not None:  # each of n levels is drawn as often
         measure = measure * (objective.steps + 1) / objective.steps
@@ -46,7 +71,9 @@ def weight(objective, t):
 def test_a_recipe_has_the_weighting_of_the_published_objective(name):
     config = recipes.load(name)
     published = recipe(SAME.get(name, name))
-    objective = replace(tiny(name), variance=None, bound_weight=None if config.bound_weight is None else 0.0).objective()
+    objective = replace(
+        tiny(name), variance=None, bound_weight=None if config.bound_weight is None else 0.0
+    ).objective()
     assert repr(objective.model.parameterization) == repr(published.parameterization)
     t = torch.linspace(0.05, 0.95, 91, dtype=torch.float64)
     if objective.steps is not None:
@@ -55,11 +82,19 @@ def test_a_recipe_has_the_weighting_of_the_published_objective(name):
         logsnr, found = weight(objective, t)
     known = published.weighting(logsnr.detach())
     # iDDPM's table is its cosine in 4,000 steps
-    torch.testing.assert_close(found, known, rtol=0.01 if name == "iddpm-hybrid" else 1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        found, known, rtol=0.01 if name == "iddpm-hybrid" else 1e-5, atol=1e-9
+    )
 
 
 def test_every_published_objective_with_a_cifar10_recipe_has_one_of_its_name():
-    without = {"ddpm-continuous", "iddpm", "sd3", "v-prediction", "indi"}  # no CIFAR-10 run of their own
+    without = {
+        "ddpm-continuous",
+        "iddpm",
+        "sd3",
+        "v-prediction",
+        "indi",
+    }  # no CIFAR-10 run of their own
     assert set(RECIPES) - without <= set(recipes.NAMES)
 
 
@@ -76,15 +111,29 @@ def test_a_recipe_says_what_it_reproduces(name):
 def test_the_networks_have_their_published_sizes(name, millions):
     with torch.device("meta"):
         objective = recipes.load(name).objective()
-    assert sum(p.numel() for p in objective.model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+    assert sum(p.numel() for p in objective.model.parameters()) / 1e6 == pytest.approx(
+        millions, abs=0.005
+    )
 
 
 def test_published_settings():
     ddpm, iddpm, edm = recipes.load("ddpm"), recipes.load("iddpm-hybrid"), recipes.load("edm")
     assert ddpm.decoder["variance"] == pytest.approx(5.4532e-5, rel=1e-4)
     assert ddpm.clip * math.log(2) == pytest.approx(1.0)
-    assert (ddpm.chain, ddpm.steps, ddpm.batch, ddpm.lr, ddpm.warmup, ddpm.betas) == (999, 800_000, 128, 2e-4, 5000, [0.9, 0.999])
-    assert (iddpm.chain, iddpm.steps, iddpm.lr, iddpm.network["dropout"]) == (3999, 500_000, 1e-4, 0.3)
+    assert (ddpm.chain, ddpm.steps, ddpm.batch, ddpm.lr, ddpm.warmup, ddpm.betas) == (
+        999,
+        800_000,
+        128,
+        2e-4,
+        5000,
+        [0.9, 0.999],
+    )
+    assert (iddpm.chain, iddpm.steps, iddpm.lr, iddpm.network["dropout"]) == (
+        3999,
+        500_000,
+        1e-4,
+        0.3,
+    )
     assert edm.ema[0] ** (500_000 / 512) == pytest.approx(0.5)
     assert (edm.steps, edm.warmup) == (390_625, 19_531)
     vdm = recipes.load("vdm")
@@ -100,13 +149,17 @@ def test_published_settings():
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"recipes: argument 'name' must be one of ddpm, .*; got 'vdmp' \(did you mean 'vdm'\?\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"recipes: argument 'name' must be one of ddpm, .*; got 'vdmp' \(did you mean 'vdm'\?\)",
+    ):
         recipes.load("vdmp")
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_a_recipe_trains(name):
-    """Two steps on images of its shape; the network has moved, and what the decoder measures is finite."""
+    """Two steps on images of its shape; the network has moved, and what the decoder measures is
+    finite."""
     torch.manual_seed(0)
     config = tiny(name, steps=2, batch=4, warmup=0)
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)

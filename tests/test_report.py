@@ -1,4 +1,5 @@
-"""A report: other estimates of −log p beside the bound, the gap with both of its errors, as text and as plain data."""
+"""A report: other estimates of −log p beside the bound, the gap with both of its errors, as text
+and as plain data."""
 
 import json
 import math
@@ -8,7 +9,15 @@ import pytest
 import torch
 
 from vdiff import Categorical, Lattice, Linear
-from vdiff.likelihood import Comparison, Estimate, Plan, Report, TruncatedNormal, dequantized_ode, evaluate
+from vdiff.likelihood import (
+    Comparison,
+    Estimate,
+    Plan,
+    Report,
+    TruncatedNormal,
+    dequantized_ode,
+    evaluate,
+)
 from vdiff.likelihood.diagnostics import Curve, Diagnostics
 from vdiff.likelihood.estimate import difference
 from vdiff.likelihood.integrand import Integrand
@@ -19,7 +28,9 @@ from vdiff.likelihood.report import by_logsnr, savings_of, spans, table, trust
 DECODER = Categorical(levels=4)
 ORACLE = Lattice(DECODER.grid, [0.5, 0.3, 0.15, 0.05])
 MODEL = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
-DATA = torch.multinomial(ORACLE.weights, 60, replacement=True, generator=torch.Generator().manual_seed(0))[:, None]
+DATA = torch.multinomial(
+    ORACLE.weights, 60, replacement=True, generator=torch.Generator().manual_seed(0)
+)[:, None]
 SCHEDULE = Linear(7.0, -9.0)
 
 
@@ -30,7 +41,9 @@ def bound():
 
 @pytest.fixture(scope="module")
 def flow():
-    return dequantized_ode(MODEL, DATA, dequantization=TruncatedNormal(DECODER, 7.0), schedule=SCHEDULE, audit=True)
+    return dequantized_ode(
+        MODEL, DATA, dequantization=TruncatedNormal(DECODER, 7.0), schedule=SCHEDULE, audit=True
+    )
 
 
 def test_the_gap_is_paired_by_image_and_has_both_errors(bound, flow):
@@ -43,18 +56,29 @@ def test_the_gap_is_paired_by_image_and_has_both_errors(bound, flow):
     assert other.gap.value == pytest.approx(bound.total.value - other.estimate.value)
     assert other.gap.images == pytest.approx((off.std() / math.sqrt(60)).item())
     assert other.gap.images < 0.5 * bound.total.images  # what an image does to both cancels
-    assert other.gap.monte_carlo == pytest.approx(math.hypot(bound.total.monte_carlo, flow.mean_error / math.log(2)))
+    assert other.gap.monte_carlo == pytest.approx(
+        math.hypot(bound.total.monte_carlo, flow.mean_error / math.log(2))
+    )
     truth = -MODEL.log_prob(DECODER.encode(DATA)).mean().item() / math.log(2)
-    assert abs(other.gap.value) < 4 * other.gap.monte_carlo + 2e-3  # a perfect denoiser: both are −log p
+    assert (
+        abs(other.gap.value) < 4 * other.gap.monte_carlo + 2e-3
+    )  # a perfect denoiser: both are −log p
     assert abs(other.estimate.value - truth) < 4 * other.estimate.monte_carlo + 1e-3
 
 
 def test_the_gap_of_another_seed_is_within_its_monte_carlo_error():
     found = []
     for seed in range(40):
-        report = evaluate(MODEL, DATA, schedule=SCHEDULE, decoder=DECODER, draws=4, replicates=6, seed=seed)
-        noise = torch.randn(5, 60, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 0.5
-        found.append(report.beside("noisy", Replicated(1.0 + noise, 1, torch.ones(60))).others["noisy"].gap)
+        report = evaluate(
+            MODEL, DATA, schedule=SCHEDULE, decoder=DECODER, draws=4, replicates=6, seed=seed
+        )
+        noise = (
+            torch.randn(5, 60, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            * 0.5
+        )
+        found.append(
+            report.beside("noisy", Replicated(1.0 + noise, 1, torch.ones(60))).others["noisy"].gap
+        )
     spread = torch.tensor([gap.value for gap in found]).std().item()
     claimed = torch.tensor([gap.monte_carlo for gap in found]).square().mean().sqrt().item()
     assert spread == pytest.approx(claimed, rel=4 / math.sqrt(2 * 40))
@@ -64,9 +88,17 @@ def test_it_is_printed_and_written_with_its_protocol(bound, flow):
     report = bound.beside("ODE, truncated normal dequantisation", flow)
     text, known = str(report), json.loads(json.dumps(report.asdict(), allow_nan=False))
     other = known["others"]["ODE, truncated normal dequantisation"]
-    for word in ("bound minus this", "NFE ", "half the tolerance changes the mean", "trace Exact()", "another model than the bound's"):
+    for word in (
+        "bound minus this",
+        "NFE ",
+        "half the tolerance changes the mean",
+        "trace Exact()",
+        "another model than the bound's",
+    ):
         assert word in text
-    assert other["estimate"]["value"] == pytest.approx(report.others["ODE, truncated normal dequantisation"].estimate.value)
+    assert other["estimate"]["value"] == pytest.approx(
+        report.others["ODE, truncated normal dequantisation"].estimate.value
+    )
     assert other["protocol"]["data"] == known["protocol"]["data"]
     assert other["protocol"]["NFE"] > 10
     assert abs(other["protocol"]["half the tolerance changes the mean"]) < 1e-3
@@ -77,37 +109,59 @@ def test_it_is_printed_and_written_with_its_protocol(bound, flow):
 
 
 def test_what_is_not_of_these_images_is_refused(bound, flow):
-    with pytest.raises(ValueError, match=r"Report.beside: argument 'found' must be of the report's images, 60; got 59"):
+    with pytest.raises(
+        ValueError,
+        match=r"Report.beside: argument 'found' must be of the report's images, 60; got 59",
+    ):
         bound.beside("ODE", Replicated(torch.ones(2, 59), 1, torch.ones(59)))
     with pytest.raises(ValueError, match=r"be of the report's images, no images; got 60"):
         replace(bound, by_image=None).beside("ODE", flow)
     with pytest.raises(ValueError, match=r"be of the same shape, 1; got 2$"):
         bound.beside("ODE", Replicated(torch.ones(2, 60), 2, torch.ones(60)))
-    other = dequantized_ode(MODEL, DATA.flip(0), dequantization=TruncatedNormal(DECODER, 7.0), schedule=SCHEDULE)
-    with pytest.raises(ValueError, match=r"be of the same data, .*; got .* \(continuous x of the same images has another hash"):
+    other = dequantized_ode(
+        MODEL, DATA.flip(0), dequantization=TruncatedNormal(DECODER, 7.0), schedule=SCHEDULE
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"be of the same data, .*; got .* \(continuous x of the same images has another hash",
+    ):
         bound.beside("ODE", other)
 
 
 def test_the_freedom_of_a_difference_is_satterthwaites():
-    one, other = Estimate(1.0, 0.3, None, freedom=10, count=5), Estimate(0.0, 0.4, None, freedom=4, count=5)
+    one, other = (
+        Estimate(1.0, 0.3, None, freedom=10, count=5),
+        Estimate(0.0, 0.4, None, freedom=4, count=5),
+    )
     found = difference(one, other, 1.0, None)
     assert found.monte_carlo == pytest.approx(0.5)
     assert found.freedom == pytest.approx(0.25**2 / (0.3**4 / 10 + 0.4**4 / 4))
-    assert difference(Estimate(1.0, 0.0, None), Estimate(1.0, 0.0, None), 0.0, None).freedom is None
+    assert (
+        difference(Estimate(1.0, 0.0, None), Estimate(1.0, 0.0, None), 0.0, None).freedom is None
+    )
 
 
 def test_a_table_has_a_column_for_the_longest_name():
-    parts = {"prior": Estimate(0.5, 0.001, None), "a name of twenty-one!": Estimate(-1.25, 0.0, 0.02)}
+    parts = {
+        "prior": Estimate(0.5, 0.001, None),
+        "a name of twenty-one!": Estimate(-1.25, 0.0, 0.02),
+    }
     assert table(parts).splitlines() == [
         "bits/dim                  value   Monte Carlo SE   SE over images",
         "prior                    0.5000           0.0010        one image",
         "a name of twenty-one!   -1.2500           0.0000           0.0200",
     ]
-    assert table({"prior": parts["prior"]}, head=False) == "prior              0.5000           0.0010        one image"
+    assert (
+        table({"prior": parts["prior"]}, head=False)
+        == "prior              0.5000           0.0010        one image"
+    )
 
 
 def test_intervals_as_text():
-    assert spans(Estimate(1.0, 0.1, 0.2)) == "0.8040 to 1.1960 on these images, 0.6080 to 1.3920 over images"
+    assert (
+        spans(Estimate(1.0, 0.1, 0.2))
+        == "0.8040 to 1.1960 on these images, 0.6080 to 1.3920 over images"
+    )
     assert spans(Estimate(1.0, 0.1, None)) == "0.8040 to 1.1960 on these images"
 
 
@@ -118,8 +172,13 @@ def curve(bins):
 
 def test_a_curve_is_told_in_eight_pieces():
     """Of sixteen bins two in each; of twenty, by the nearest place, two or three."""
-    assert by_logsnr(curve(16)).split(", [") == [f"{'[' if i == 0 else ''}{2 * i - 4}.0, {2 * i - 2}.0] {4 * i + 3}.0000" for i in range(8)]
-    assert by_logsnr(curve(20), 4) == "[-4.0, 1.0] 15.0000, [1.0, 6.0] 40.0000, [6.0, 11.0] 65.0000, [11.0, 16.0] 90.0000"
+    assert by_logsnr(curve(16)).split(", [") == [
+        f"{'[' if i == 0 else ''}{2 * i - 4}.0, {2 * i - 2}.0] {4 * i + 3}.0000" for i in range(8)
+    ]
+    assert (
+        by_logsnr(curve(20), 4)
+        == "[-4.0, 1.0] 15.0000, [1.0, 6.0] 40.0000, [6.0, 11.0] 65.0000, [11.0, 16.0] 90.0000"
+    )
     assert by_logsnr(curve(3), 2) == "[-4.0, -2.0] 3.0000, [-2.0, -1.0] 3.0000"
 
 
@@ -135,8 +194,18 @@ def test_diagnostics_and_savings_as_text_and_as_data():
     assert f"by log-SNR: {by_logsnr(seen.curve)}" in str(comparison)
     assert str(comparison).splitlines()[-1] == "WARNING: beware"
     known = comparison.asdict()
-    assert known["difference"] == {"value": 0.5, "monte_carlo": None, "images": None, "freedom": None, "count": None}
-    assert (known["unit"], known["warnings"], known["protocol"]) == ("bits/dim", ["beware"], {"draws": 8})
+    assert known["difference"] == {
+        "value": 0.5,
+        "monte_carlo": None,
+        "images": None,
+        "freedom": None,
+        "count": None,
+    }
+    assert (known["unit"], known["warnings"], known["protocol"]) == (
+        "bits/dim",
+        ["beware"],
+        {"draws": 8},
+    )
     assert known["diagnostics"]["effective"] == 123.4
     assert known["diagnostics"]["curve"]["error"] == [None] * 8
     assert known["diagnostics"]["curve"]["value"] == list(range(1, 9))
@@ -145,27 +214,45 @@ def test_diagnostics_and_savings_as_text_and_as_data():
 
 
 def test_savings_have_the_noise_that_was_measured_beyond_the_pilots():
-    """Variances 1 and 3 of the diffusion term of a replicate of 8 draws: 16 for one draw, 15.6 more than the pilot's last."""
-    run = Evaluation(Integrand(MODEL, DATA[:2], SCHEDULE, DECODER), Plan.plain(), Effort(draws=8, replicates=3))
+    """Variances 1 and 3 of the diffusion term of a replicate of 8 draws: 16 for one draw, 15.6
+    more than the pilot's last."""
+    run = Evaluation(
+        Integrand(MODEL, DATA[:2], SCHEDULE, DECODER), Plan.plain(), Effort(draws=8, replicates=3)
+    )
     found = Measurement.empty(2)
     found.terms.count += 3
     found.terms.spread[:] = 100.0
     found.terms.spread[1] = 2 * torch.tensor([1.0, 3.0])
     assert savings_of(run, found) == {}
-    run.design = replace(run.design, variance={"nothing": 10.0, "stratified times": 5.0, "control variates": 0.4})
-    assert savings_of(run, found) == pytest.approx({"nothing": 25.6 / 16, "stratified times": 20.6 / 16, "control variates": 1.0})
+    run.design = replace(
+        run.design, variance={"nothing": 10.0, "stratified times": 5.0, "control variates": 0.4}
+    )
+    assert savings_of(run, found) == pytest.approx(
+        {"nothing": 25.6 / 16, "stratified times": 20.6 / 16, "control variates": 1.0}
+    )
     found.terms.spread[1] = 0.0  # less than was expected is luck
-    assert savings_of(run, found) == pytest.approx({"nothing": 25.0, "stratified times": 12.5, "control variates": 1.0})
+    assert savings_of(run, found) == pytest.approx(
+        {"nothing": 25.0, "stratified times": 12.5, "control variates": 1.0}
+    )
     run.design = replace(run.design, variance={"nothing": 0.0})
     assert savings_of(run, found) == {}
 
 
 def test_one_image_has_a_gap_without_an_error_over_images():
     for bits in ([1.5], [1.0, 2.0]):
-        total, by_image = Estimate(1.5, 0.3, None, count=len(bits)), torch.tensor(bits, dtype=torch.float64)
+        total, by_image = (
+            Estimate(1.5, 0.3, None, count=len(bits)),
+            torch.tensor(bits, dtype=torch.float64),
+        )
         report = Report(total, total, total, total, {}, by_image=by_image)
         nats = torch.tensor([0.25, 0.5], dtype=torch.float64)[: len(bits)] * math.log(2)
-        gap = report.beside("other", Replicated(nats.expand(3, -1), 1, torch.ones(len(bits)))).others["other"].gap
+        gap = (
+            report.beside("other", Replicated(nats.expand(3, -1), 1, torch.ones(len(bits))))
+            .others["other"]
+            .gap
+        )
         assert gap.value == pytest.approx(1.25 if len(bits) == 1 else 1.5 - 0.375)
         assert gap.monte_carlo == pytest.approx(0.3)
-        assert gap.images == (None if len(bits) == 1 else pytest.approx((1.5 - 0.75) / 2))  # of 0.75 and 1.5
+        assert gap.images == (
+            None if len(bits) == 1 else pytest.approx((1.5 - 0.75) / 2)
+        )  # of 0.75 and 1.5

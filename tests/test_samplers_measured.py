@@ -20,14 +20,23 @@ def load(path):
 
 
 def test_few_evaluations_to_one_percent(monkeypatch):
-    """On a ring that nothing was chosen on: as many as the page says, and fewer than the plain rule on the rectified path."""
+    """On a ring that nothing was chosen on: as many as the page says, and fewer than the plain
+    rule on the rectified path."""
     step_order = load(ROOT / "benchmarks" / "step_order.py")
     monkeypatch.setattr(step_order, "COUNTS", range(6, 25))
     ring = step_order.Problem.of("ring of 8", step_order.ring(8, 1.0, 0.1), seed=77, n=256)
-    ours = step_order.needed(ring, step_order.STEPS["adams 3, u"], few_steps(step_order.HIGH, step_order.LOW))
-    plain = step_order.needed(ring, step_order.STEPS["adams 3, u"], step_order.GRIDS["rectified t"])
+    ours = step_order.needed(
+        ring, step_order.STEPS["adams 3, u"], few_steps(step_order.HIGH, step_order.LOW)
+    )
+    plain = step_order.needed(
+        ring, step_order.STEPS["adams 3, u"], step_order.GRIDS["rectified t"]
+    )
     assert (ours, plain) == (10, 17)
-    row = next(line for line in (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8").splitlines() if "(the default)" in line)
+    row = next(
+        line
+        for line in (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8").splitlines()
+        if "(the default)" in line
+    )
     assert f"| {ours} |" in row
 
 
@@ -36,7 +45,9 @@ def test_the_example_prints_what_it_says(tmp_path, capsys, monkeypatch):
     example = load(ROOT / "examples" / "samplers.py")
     example.main()
     rows = dict(
-        line.split()[::2] for line in capsys.readouterr().out.splitlines() if line.split()[0] in ("ddim", "heun", "dpmpp_2m", "adams")
+        line.split()[::2]
+        for line in capsys.readouterr().out.splitlines()
+        if line.split()[0] in ("ddim", "heun", "dpmpp_2m", "adams")
     )
     for name, says in {"adams": 0.008, "ddim": 0.04, "dpmpp_2m": 0.06, "heun": 0.16}.items():
         assert float(rows[name]) == pytest.approx(says, rel=0.15)

@@ -1,4 +1,5 @@
-"""The two ends of sampling: from pure noise, λ = −∞, and to data, λ = +∞; and data out of the last prediction."""
+"""The two ends of sampling: from pure noise, λ = −∞, and to data, λ = +∞; and data out of the last
+prediction."""
 
 import math
 from functools import partial
@@ -32,11 +33,17 @@ from vdiff.gaussian import alpha, sigma
 from vdiff.oracle import Gaussian
 from vdiff.sampling import Memory, to_levels, to_uint8
 
-PLANE = GaussianMixture([0.2, 0.5, 0.3], [[-1.0, 0.4], [0.5, 0.9], [0.3, -1.1]], [[0.04, 0.1], [0.09, 0.02], [0.1, 0.3]])
+PLANE = GaussianMixture(
+    [0.2, 0.5, 0.3],
+    [[-1.0, 0.4], [0.5, 0.9], [0.3, -1.1]],
+    [[0.04, 0.1], [0.09, 0.02], [0.1, 0.3]],
+)
 CENTER = torch.tensor([0.4, -0.2], dtype=torch.float64)
 TARGETS: tuple[Parameterization, ...] = (X(), V(), V(0.5), Flow())
 DETERMINISTIC = {"ddim": ddim, "ode": partial(ode, rtol=1e-9, atol=1e-9)} | {
-    f"adams {order} {target!r}": partial(adams, order=order, target=target) for order in (1, 3) for target in TARGETS
+    f"adams {order} {target!r}": partial(adams, order=order, target=target)
+    for order in (1, 3)
+    for target in TARGETS
 }
 FROM_NOISE = DETERMINISTIC | {
     "ancestral": ancestral,
@@ -88,21 +95,36 @@ def test_pure_noise_is_the_limit_of_much_noise(step, target):
 @pytest.mark.parametrize("step", DETERMINISTIC.values(), ids=DETERMINISTIC)
 def test_pure_noise_in_float32(step):
     """Also for a solver whose own time is float32, in which a right angle is more than one."""
-    exact, single = (sample(saying(V()), z, levels=[-math.inf, -3.0, 0.0, 2.0, 6.0], step=step) for z in (noise(), noise().float()))
+    exact, single = (
+        sample(saying(V()), z, levels=[-math.inf, -3.0, 0.0, 2.0, 6.0], step=step)
+        for z in (noise(), noise().float())
+    )
     torch.testing.assert_close(single.double(), exact, rtol=0.0, atol=1e-5)
 
 
 def test_the_second_step_of_dpmpp_from_pure_noise_is_of_first_order():
     """Its past is infinitely far away."""
-    made = [[z for z, _ in trajectory(saying(V()), noise(), levels=[-math.inf, -3.0, 0.0, 2.0], step=step)] for step in (dpmpp_2m, ddim)]
+    made = [
+        [
+            z
+            for z, _ in trajectory(
+                saying(V()), noise(), levels=[-math.inf, -3.0, 0.0, 2.0], step=step
+            )
+        ]
+        for step in (dpmpp_2m, ddim)
+    ]
     torch.testing.assert_close(made[0][:3], made[1][:3], rtol=1e-12, atol=1e-12)
     assert (made[0][3] - made[1][3]).abs().max() > 1e-3
 
 
 def test_steps_from_pure_noise():
-    """z_s = α_s x̂ + σ_s n by the chain, n itself with the large variance, α_s x̂ + σ_s z by DDIM."""
+    """z_s = α_s x̂ + σ_s n by the chain, n itself with the large variance, α_s x̂ + σ_s z by
+    DDIM."""
     z, s = noise(), level(-1.0)
-    mean, drawn = CENTER, torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    mean, drawn = (
+        CENTER,
+        torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+    )
     a, b = alpha(s)[:, None], sigma(s)[:, None]
     wanted = {
         ancestral: a * mean + b * drawn,
@@ -112,7 +134,9 @@ def test_steps_from_pure_noise():
         partial(ddim, eta=0.6): a * mean + b * (0.8 * z + 0.6 * drawn),
     }
     for step, there in wanted.items():
-        got = step(saying(V()), z, level(-math.inf), s, Memory((), torch.Generator().manual_seed(1)))
+        got = step(
+            saying(V()), z, level(-math.inf), s, Memory((), torch.Generator().manual_seed(1))
+        )
         torch.testing.assert_close(got, there, rtol=1e-12, atol=1e-12)
 
 
@@ -122,14 +146,24 @@ def test_from_pure_noise_in_one_step_for_gaussian_data(std):
     data, s = Gaussian([0.0], [std**2]), 9.0
 
     def model(z, logsnr):
-        return Prediction(z, logsnr, torch.zeros_like(z) if torch.isinf(logsnr).all() else data(z, logsnr).read(V(std)), V(std))
+        return Prediction(
+            z,
+            logsnr,
+            torch.zeros_like(z) if torch.isinf(logsnr).all() else data(z, logsnr).read(V(std)),
+            V(std),
+        )
 
     z = noise()[:, :1]
     got = adams(model, z, level(-math.inf), level(s), target=V(std))
-    torch.testing.assert_close(got, z * math.sqrt((std**2 + math.exp(-s)) / (1 + math.exp(-s))), rtol=1e-11, atol=0.0)
+    torch.testing.assert_close(
+        got, z * math.sqrt((std**2 + math.exp(-s)) / (1 + math.exp(-s))), rtol=1e-11, atol=0.0
+    )
 
 
-@pytest.mark.parametrize("step", [ancestral, ddim, partial(ddim, eta=0.5), heun, dpmpp_2m, adams, partial(adams, target=X())])
+@pytest.mark.parametrize(
+    "step",
+    [ancestral, ddim, partial(ddim, eta=0.5), heun, dpmpp_2m, adams, partial(adams, target=X())],
+)
 def test_a_step_to_data_is_the_estimate(step):
     z, past = noise(), tuple(PLANE(noise(), level(value)) for value in (-1.0, -0.5))
     got = step(PLANE, z, level(0.0), level(math.inf), Memory(past))
@@ -139,7 +173,8 @@ def test_a_step_to_data_is_the_estimate(step):
 @pytest.mark.parametrize("target", TARGETS, ids=repr)
 @pytest.mark.parametrize(("low", "high"), [(-10.0, -6.0), (-20.0, -10.0), (-30.0, -20.0)])
 def test_heun_keeps_its_digits_where_noise_dominates(low, high, target):
-    """In float32, as far as the network's own output has them: written with ε̂ the last of these steps is off by 3e-5."""
+    """In float32, as far as the network's own output has them: written with ε̂ the last of these
+    steps is off by 3e-5."""
 
     def model(z, logsnr):
         return Prediction(z, logsnr, PLANE(z.double(), logsnr).read(target).to(z.dtype), target)
@@ -181,24 +216,41 @@ DECODERS = (
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=repr)
 def test_levels_are_drawn_from_the_decoder(decoder):
-    """Frequencies against the decoder's own log p(k | z₀) of each example, in standard errors, at two noise levels at once."""
+    """Frequencies against the decoder's own log p(k | z₀) of each example, in standard errors, at
+    two noise levels at once."""
     n, logsnr = 40_000, torch.tensor([2.0, 4.0], dtype=torch.float64)
-    z, x, head = (torch.tensor(rows, dtype=torch.float64) for rows in ([[0.05, -0.3]] * 2, [[0.2, -0.4]] * 2, [[0.0, 1.0]] * 2))
+    z, x, head = (
+        torch.tensor(rows, dtype=torch.float64)
+        for rows in ([[0.05, -0.3]] * 2, [[0.2, -0.4]] * 2, [[0.0, 1.0]] * 2)
+    )
 
     def predict(z, level):
         return Prediction(z, level, x[: len(z)], X(), Range(), head[: len(z)])
 
     prediction = predict(z, logsnr)
-    p = torch.zeros(2, 2, 4, dtype=torch.float64)  # example, dimension, level: one is told from a pair with level 0 in the other
+    p = torch.zeros(
+        2, 2, 4, dtype=torch.float64
+    )  # example, dimension, level: one is told from a pair with level 0 in the other
     for i in range(2):
         base = decoder.nll(torch.zeros(1, 2, dtype=torch.long), z[:1], logsnr[i].item(), predict)
         for j in range(2):
             data = torch.zeros(4, 2, dtype=torch.long)
             data[:, j] = torch.arange(4)
-            ratio = torch.stack([decoder.nll(row[None], z[:1], logsnr[i].item(), predict) for row in data])[:, 0] - base
+            ratio = (
+                torch.stack(
+                    [decoder.nll(row[None], z[:1], logsnr[i].item(), predict) for row in data]
+                )[:, 0]
+                - base
+            )
             p[i, j] = torch.softmax(-ratio, 0)
     torch.testing.assert_close(decoder.law(prediction).exp(), p, rtol=1e-6, atol=1e-9)
-    many = prediction.but(**{k: v.repeat_interleave(n, 0) for k, v in vars(prediction).items() if isinstance(v, torch.Tensor)})
+    many = prediction.but(
+        **{
+            k: v.repeat_interleave(n, 0)
+            for k, v in vars(prediction).items()
+            if isinstance(v, torch.Tensor)
+        }
+    )
     drawn = to_levels(decoder, many, draw=True, generator=torch.Generator().manual_seed(0))
     for i in range(2):
         error = frequencies(drawn[i * n : (i + 1) * n], 4) - p[i]
@@ -209,7 +261,9 @@ def test_levels_are_drawn_from_the_decoder(decoder):
 def test_images_become_bytes_by_rounding():
     exact = torch.arange(256) / 127.5 - 1
     assert torch.equal(to_uint8(exact[None]), torch.arange(256, dtype=torch.uint8)[None])
-    assert to_uint8(torch.tensor([[-2.0, 2.0, 0.49 / 127.5 - 1, 0.51 / 127.5 - 1]])).tolist() == [[0, 255, 0, 1]]
+    assert to_uint8(torch.tensor([[-2.0, 2.0, 0.49 / 127.5 - 1, 0.51 / 127.5 - 1]])).tolist() == [
+        [0, 255, 0, 1]
+    ]
 
 
 def test_a_network_that_is_told_a_time_starts_from_pure_noise():
@@ -220,6 +274,13 @@ def test_a_network_that_is_told_a_time_starts_from_pure_noise():
         told.append(t[0].item())
         return 0.3 * z
 
-    made = sample(Denoiser(network, Flow(), time=lambda logsnr: torch.sigmoid(-0.5 * logsnr)), noise(), levels=[-math.inf, 0.0], step=adams)
+    made = sample(
+        Denoiser(network, Flow(), time=lambda logsnr: torch.sigmoid(-0.5 * logsnr)),
+        noise(),
+        levels=[-math.inf, 0.0],
+        step=adams,
+    )
     assert told == [1.0, 0.5]
-    torch.testing.assert_close(made, 0.85**2 * noise())  # two of Euler's steps of y' = û = 0.3 y, from t = 1 to ½ and to 0
+    torch.testing.assert_close(
+        made, 0.85**2 * noise()
+    )  # two of Euler's steps of y' = û = 0.3 y, from t = 1 to ½ and to 0

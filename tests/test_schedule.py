@@ -1,4 +1,5 @@
-"""A schedule is the quantile function of a distribution over log-SNR: the four methods agree, and with the literature."""
+"""A schedule is the quantile function of a distribution over log-SNR: the four methods agree, and
+with the literature."""
 
 import math
 
@@ -26,7 +27,14 @@ from vdiff import (
     Tabulated,
 )
 from vdiff.schedule import Custom, Schedule
-from vdiff.schedule.law import DoubleExponential, Gaussian, HyperbolicSecant, LinearBetaLaw, Logistic, OffsetCosine
+from vdiff.schedule.law import (
+    DoubleExponential,
+    Gaussian,
+    HyperbolicSecant,
+    LinearBetaLaw,
+    Logistic,
+    OffsetCosine,
+)
 
 
 class Bisected(Schedule):
@@ -61,7 +69,9 @@ def test_it_runs_from_its_first_end_to_its_last_and_back(schedule):
     schedule.check()
     t = torch.linspace(0, 1, 997, dtype=torch.float64)
     logsnr = schedule(t)
-    assert [logsnr[0].item(), logsnr[-1].item()] == pytest.approx([schedule.logsnr_max, schedule.logsnr_min], rel=1e-9, abs=1e-9)
+    assert [logsnr[0].item(), logsnr[-1].item()] == pytest.approx(
+        [schedule.logsnr_max, schedule.logsnr_min], rel=1e-9, abs=1e-9
+    )
     torch.testing.assert_close(schedule.inverse(logsnr), t, rtol=0, atol=1e-9)
     outside = torch.tensor([schedule.logsnr_max + 1, schedule.logsnr_min - 1], dtype=torch.float64)
     assert schedule.inverse(outside, clamp=True).tolist() == pytest.approx([0.0, 1.0], abs=1e-18)
@@ -76,7 +86,9 @@ def test_the_rate_is_the_derivative_and_the_density_its_inverse(schedule):
     rate = (schedule(t - h) - schedule(t + h)) / (2 * h)
     kink = (schedule(t) - getattr(getattr(schedule, "law", None), "mean", math.inf)).abs() > 0.01
     torch.testing.assert_close(schedule.rate(t)[kink], rate.detach()[kink], rtol=2e-5, atol=0)
-    torch.testing.assert_close(schedule.density(schedule(t)) * schedule.rate(t), torch.ones_like(t), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        schedule.density(schedule(t)) * schedule.rate(t), torch.ones_like(t), rtol=1e-9, atol=0
+    )
 
 
 @schedules
@@ -84,14 +96,24 @@ def test_the_density_integrates_to_the_time(schedule):
     if isinstance(schedule, Spline):
         corners = np.linspace(schedule.logsnr_min, schedule.logsnr_max, 5)
     else:
-        corners = schedule.table.tolist() if isinstance(schedule, Tabulated) else [getattr(getattr(schedule, "law", None), "mean", 0.0)]
+        corners = (
+            schedule.table.tolist()
+            if isinstance(schedule, Tabulated)
+            else [getattr(getattr(schedule, "law", None), "mean", 0.0)]
+        )
     breaks = np.union1d(np.linspace(schedule.logsnr_min, schedule.logsnr_max, 120), corners)
     breaks = breaks[(breaks >= schedule.logsnr_min) & (breaks <= schedule.logsnr_max)]
     u, w = np.polynomial.legendre.leggauss(8)
     half, middle = 0.5 * np.diff(breaks)[:, None], 0.5 * (breaks[1:] + breaks[:-1])[:, None]
-    mass = (half * w * schedule.density(torch.from_numpy(middle + half * u)).detach().numpy()).sum(1)
+    mass = (half * w * schedule.density(torch.from_numpy(middle + half * u)).detach().numpy()).sum(
+        1
+    )
     assert mass.sum() == pytest.approx(1.0, abs=1e-8)
-    np.testing.assert_allclose(1 - np.cumsum(mass), schedule.inverse(torch.from_numpy(breaks[1:]), clamp=True).detach().numpy(), atol=1e-8)
+    np.testing.assert_allclose(
+        1 - np.cumsum(mass),
+        schedule.inverse(torch.from_numpy(breaks[1:]), clamp=True).detach().numpy(),
+        atol=1e-8,
+    )
 
 
 @schedules
@@ -99,7 +121,9 @@ def test_the_density_integrates_to_the_time(schedule):
 def test_a_step_is_the_difference_of_its_levels(schedule, steps):
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     delta = schedule.delta(t, steps)
-    torch.testing.assert_close(delta, schedule((t - 1 / steps).clamp(min=0)) - schedule(t), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        delta, schedule((t - 1 / steps).clamp(min=0)) - schedule(t), rtol=1e-9, atol=1e-12
+    )
     assert delta.sum().item() == pytest.approx(schedule.logsnr_max - schedule.logsnr_min, rel=1e-9)
     logsnr, measure = schedule.levels(t, steps)
     torch.testing.assert_close(logsnr, schedule(t))
@@ -111,12 +135,24 @@ def test_a_step_is_the_difference_of_its_levels(schedule, steps):
 @schedules
 def test_the_precision_of_what_comes_back(schedule):
     t = torch.linspace(0, 1, 101)
-    for dtype, back in ((torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)):
+    for dtype, back in (
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ):
         given = t.to(dtype)
         logsnr = schedule(given)
-        assert logsnr.dtype == schedule.rate(given).dtype == schedule.density(logsnr).dtype == schedule.inverse(logsnr).dtype == back
+        assert (
+            logsnr.dtype
+            == schedule.rate(given).dtype
+            == schedule.density(logsnr).dtype
+            == schedule.inverse(logsnr).dtype
+            == back
+        )
         torch.testing.assert_close(logsnr.double(), schedule(given.double()), rtol=1e-7, atol=1e-6)
-        torch.testing.assert_close(schedule.rate(given).double(), schedule.rate(given.double()), rtol=1e-7, atol=0)
+        torch.testing.assert_close(
+            schedule.rate(given).double(), schedule.rate(given.double()), rtol=1e-7, atol=0
+        )
 
 
 LAWS = [
@@ -128,21 +164,36 @@ LAWS = [
 ]
 
 
-@pytest.mark.parametrize(("law", "reference"), LAWS, ids=lambda v: repr(v) if hasattr(v, "quantile") else "")
+@pytest.mark.parametrize(
+    ("law", "reference"), LAWS, ids=lambda v: repr(v) if hasattr(v, "quantile") else ""
+)
 def test_laws_are_scipys(law, reference):
     lam = np.linspace(-9, 9, 37)
     at = torch.from_numpy(lam)
     np.testing.assert_allclose(law.density(at).numpy(), reference.pdf(lam), rtol=1e-10)
     np.testing.assert_allclose(law.cdf(at).numpy(), reference.cdf(lam), rtol=1e-10)
-    np.testing.assert_allclose(law.survival(at).numpy(), reference.cdf(2 * reference.mean() - lam), rtol=1e-10)  # symmetric about the mean
+    np.testing.assert_allclose(
+        law.survival(at).numpy(), reference.cdf(2 * reference.mean() - lam), rtol=1e-10
+    )  # symmetric about the mean
     t = np.array([1e-9, 1e-3, 0.2, 0.5, 0.7, 0.999])
-    np.testing.assert_allclose(law.quantile(torch.from_numpy(t)).numpy(), reference.isf(t), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        law.quantile(torch.from_numpy(t)).numpy(), reference.isf(t), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
     ("law", "signal"),
     [
-        (OffsetCosine(0.008), lambda t: (math.cos((t + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2),
+        (
+            OffsetCosine(0.008),
+            lambda t: (
+                (
+                    math.cos((t + 0.008) / 1.008 * math.pi / 2)
+                    / math.cos(0.008 / 1.008 * math.pi / 2)
+                )
+                ** 2
+            ),
+        ),
         (HyperbolicSecant(), lambda t: math.cos(t * math.pi / 2) ** 2),
         (LinearBetaLaw(0.1, 20.0), lambda t: math.exp(-quad(lambda s: 0.1 + 19.9 * s, 0, t)[0])),
         (LinearBetaLaw(0.3, 12.0), lambda t: math.exp(-quad(lambda s: 0.3 + 11.7 * s, 0, t)[0])),
@@ -154,19 +205,75 @@ def test_laws_are_the_published_signals(law, signal):
     """α² at time t of each paper, rescaled to preserve the variance."""
     t = np.linspace(0.01, 0.99, 33)
     lam = [math.log(signal(s) / (1 - signal(s))) for s in t]
-    np.testing.assert_allclose(law.quantile(torch.from_numpy(t)).numpy(), lam, rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose(law.survival(torch.tensor(lam, dtype=torch.float64)).numpy(), t, rtol=1e-9)
-    np.testing.assert_allclose(law.cdf(torch.tensor(lam, dtype=torch.float64)).numpy(), 1 - t, rtol=1e-9)
+    np.testing.assert_allclose(
+        law.quantile(torch.from_numpy(t)).numpy(), lam, rtol=1e-9, atol=1e-10
+    )
+    np.testing.assert_allclose(
+        law.survival(torch.tensor(lam, dtype=torch.float64)).numpy(), t, rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        law.cdf(torch.tensor(lam, dtype=torch.float64)).numpy(), 1 - t, rtol=1e-9
+    )
     h = 1e-5
-    slope = (law.quantile(torch.from_numpy(t - h)) - law.quantile(torch.from_numpy(t + h))).numpy() / (2 * h)
-    np.testing.assert_allclose(law.density(torch.tensor(lam, dtype=torch.float64)).numpy(), 1 / slope, rtol=1e-6)
+    slope = (
+        law.quantile(torch.from_numpy(t - h)) - law.quantile(torch.from_numpy(t + h))
+    ).numpy() / (2 * h)
+    np.testing.assert_allclose(
+        law.density(torch.tensor(lam, dtype=torch.float64)).numpy(), 1 / slope, rtol=1e-6
+    )
+
+
+def test_spectral_has_the_moments_of_the_errors_of_its_gaussian():
+    """d/dλ of E‖e‖²/d is a mixture of logistic densities: its mean and variance, by quadrature."""
+    variances = np.array([4.0, 0.5, 0.02, 0.3])
+    law = Spectral(torch.from_numpy(variances)).law
+
+    def density(lam):
+        rising = 1 / (1 + np.exp(-(lam + np.log(variances))))
+        return (rising * (1 - rising)).mean()
+
+    def moments(p):
+        mean = quad(lambda lam: lam * p(lam), -50, 50, limit=200)[0]
+        return mean, quad(lambda lam: (lam - mean) ** 2 * p(lam), -50, 50, limit=200)[0]
+
+    own = moments(lambda lam: law.density(torch.tensor(lam, dtype=torch.float64)).item())
+    assert own == pytest.approx(moments(density), rel=1e-7)
+    schedule = Spectral(torch.from_numpy(variances))
+    ends = [own[0] + sign * 4 * math.sqrt(own[1] * 3) / math.pi for sign in (1, -1)]
+    assert [schedule.logsnr_max, schedule.logsnr_min] == pytest.approx(ends)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "weight"),
+    [
+        (SignalPower(6.0, -7.0), lambda lam: 1 / (1 + math.exp(-lam))),
+        (Karras(0.01, 30.0, 5.0), lambda lam: math.exp(-lam / 10)),
+        (LinearBeta(5.0, -6.0), lambda lam: 1 / (1 + math.exp(lam)) / beta_at(lam)),
+    ],
+    ids=lambda v: repr(v) if isinstance(v, Schedule) else "",
+)
+def test_densities_are_those_that_are_named(schedule, weight):
+    """Up to normalisation, which is by quadrature: a constant that is wrong moves each of them."""
+    whole = quad(weight, schedule.logsnr_min, schedule.logsnr_max)[0]
+    lam = np.linspace(schedule.logsnr_min + 0.1, schedule.logsnr_max - 0.1, 23)
+    expected = [weight(v) / whole for v in lam]
+    found = schedule.density(torch.from_numpy(lam)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def beta_at(lam):
+    """DDPM's β(t) where ∫β = softplus(−λ)."""
+    return math.sqrt(0.1**2 + 2 * 19.9 * math.log1p(math.exp(-lam)))
 
 
 def test_normal_is_edms_and_sd3s_noise():
     generator = np.random.default_rng(0)
     noise = np.exp(-1.2 + 1.2 * generator.normal(size=100_000))  # EDM: ln σ ~ N(−1.2, 1.2²)
     t = 1 / (1 + np.exp(-(0.5 + 1.1 * generator.normal(size=100_000))))  # SD3: logit t ~ N(m, s²)
-    for lam, schedule in ((-2 * np.log(noise), Normal()), (2 * np.log((1 - t) / t), Normal(-1.0, 2.2))):
+    for lam, schedule in (
+        (-2 * np.log(noise), Normal()),
+        (2 * np.log((1 - t) / t), Normal(-1.0, 2.2)),
+    ):
         mean, std = schedule.law.mean, schedule.law.std
         assert abs(lam.mean() - mean) < 4 * std / 100_000**0.5
         assert abs(lam.var() / std**2 - 1) < 4 * (2 / 100_000) ** 0.5
@@ -176,14 +283,20 @@ def test_tables_are_numpys():
     beta = np.linspace(1e-4, 0.02, 1000)
     signal = np.cumprod(1 - beta.astype(np.longdouble))
     table = Tabulated.linear_betas()
-    np.testing.assert_allclose(table.table.numpy(), np.log(signal / (1 - signal)).astype(float), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(
+        table.table.numpy(), np.log(signal / (1 - signal)).astype(float), rtol=1e-12, atol=1e-14
+    )
     assert (table.logsnr_max, table.logsnr_min) == pytest.approx((9.210240, -10.117673), abs=5e-7)
     t = torch.arange(1000, dtype=torch.float64) / 999
-    torch.testing.assert_close(table(t), table.table, rtol=1e-12, atol=1e-12)  # level i stands at (i − 1)/(n − 1)
+    torch.testing.assert_close(
+        table(t), table.table, rtol=1e-12, atol=1e-12
+    )  # level i stands at (i − 1)/(n − 1)
     angle = (np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2
     clipped = np.minimum(1 - np.cos(angle[1:]) ** 2 / np.cos(angle[:-1]) ** 2, 0.999)
     signal = np.cumprod(1 - clipped)
-    np.testing.assert_allclose(Tabulated.cosine_betas().table.numpy(), np.log(signal / (1 - signal)), rtol=1e-9)
+    np.testing.assert_allclose(
+        Tabulated.cosine_betas().table.numpy(), np.log(signal / (1 - signal)), rtol=1e-9
+    )
 
 
 def test_karras_is_the_published_grid():
@@ -201,11 +314,18 @@ def test_moving_a_schedule_keeps_lambda_out_of_half_precision():
 
 
 @pytest.mark.parametrize(
-    "schedule", [Normal(0.0, 1.0, 8.0, -8.0), Normal(0.0, 1.0, 12.0, 5.0), Cosine(40.0, -40.0, offset=0.008)], ids=repr
+    "schedule",
+    [Normal(0.0, 1.0, 8.0, -8.0), Normal(0.0, 1.0, 12.0, 5.0), Cosine(40.0, -40.0, offset=0.008)],
+    ids=repr,
 )
 def test_far_tails_keep_their_digits(schedule):
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    assert torch.allclose(schedule(t), torch.tensor([schedule.logsnr_max, schedule.logsnr_min], dtype=torch.float64), rtol=0, atol=1e-9)
+    assert torch.allclose(
+        schedule(t),
+        torch.tensor([schedule.logsnr_max, schedule.logsnr_min], dtype=torch.float64),
+        rtol=0,
+        atol=1e-9,
+    )
     assert torch.allclose(schedule.check().inverse(schedule(t)), t, atol=1e-9)
 
 

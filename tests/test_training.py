@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from points import data_of, points, run_until, tensors
+from safetensors.torch import load_file, save_file
 
 from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
@@ -19,7 +20,14 @@ from vdiff.training.config import build
 from vdiff.training.loop import pace
 
 TINY = Config(
-    network={"name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 8, "multipliers": [1], "heads": 1},
+    network={
+        "name": "UNet",
+        "channels": 1,
+        "channels_out": LEVELS,
+        "width": 8,
+        "multipliers": [1],
+        "heads": 1,
+    },
     steps=12,
     batch=16,
     warmup=4,
@@ -48,7 +56,9 @@ def test_training_lowers_the_loss_and_is_a_function_of_its_seed(tmp_path):
         log: list[dict[str, float]] = []
         trained = train(TINY.objective(), images, TINY, log=log.append, every=3, quiet=True)
         runs.append((trained.state_dict(), log))
-    assert all(torch.equal(a, b) for a, b in zip(runs[0][0].values(), runs[1][0].values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(runs[0][0].values(), runs[1][0].values(), strict=True)
+    )
     first, last = runs[0][1][0], runs[0][1][-1]
     assert last["train_bits_per_dim"] < first["train_bits_per_dim"]
     assert [entry["step"] for entry in runs[0][1]] == [3, 6, 9, 12]
@@ -64,7 +74,10 @@ def test_a_loss_that_stays_nan_stops_the_run_and_never_reaches_the_weights():
         match=r"train: argument 'objective' must have a finite loss, with a gradient of finite norm; got NaN or infinity in 10 steps in a row, up to step 9 of seed 0",
     ):
         train(objective, digits().train, TINY, quiet=True)
-    assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in objective.state_dict().items())
+    assert all(
+        torch.equal(v.nan_to_num(), before[k].nan_to_num())
+        for k, v in objective.state_dict().items()
+    )
 
 
 def test_a_run_folder_gives_back_what_was_saved(tmp_path):
@@ -79,8 +92,17 @@ def test_a_run_folder_gives_back_what_was_saved(tmp_path):
     assert again.history() == [{"step": 1, "train_bits_per_dim": 2.5}]
     loaded = again.load()
     assert not loaded.training
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), objective.state_dict().values(), strict=True))
-    assert sorted(p.name for p in run.folder.iterdir()) == [".lock", "checkpoints", "config.json", "ema.safetensors", "log.jsonl"]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.state_dict().values(), objective.state_dict().values(), strict=True)
+    )
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "ema.safetensors",
+        "log.jsonl",
+    ]
     with pytest.raises(ValueError, match=r"Run: argument 'folder' must hold a config\.json"):
         Run(tmp_path)
 
@@ -91,12 +113,30 @@ def test_a_run_folder_gives_back_what_was_saved(tmp_path):
         {"schedule": {"name": "LearnedLinear"}, "accumulate": 3},
         {"schedule": {"name": "Spline", "knots": 5}},
         {"schedule": {"name": "Monotone", "hidden": 7, "learn_ends": False}, "clip": None},
-        {"schedule": {"name": "Adaptive", "bins": 6, "warmup": 2}, "decay": "constant", "autocast": True},
+        {
+            "schedule": {"name": "Adaptive", "bins": 6, "warmup": 2},
+            "decay": "constant",
+            "autocast": True,
+        },
         {"schedule": {"name": "LearnedLinear"}, "weighting": {"name": "Sigmoid"}, "accumulate": 2},
         {"schedule": {"name": "Linear"}, "chain": 4, "resampling": True},
-        TINY.asdict() | {"network": TINY.network | {"dropout": 0.5}, "ema": [0.5, 0.9], "channels_last": True, "augment": "flip"},
+        TINY.asdict()
+        | {
+            "network": TINY.network | {"dropout": 0.5},
+            "ema": [0.5, 0.9],
+            "channels_last": True,
+            "augment": "flip",
+        },
     ],
-    ids=["learned ends", "spline", "monotone", "adaptive", "weighted", "resampled", "images, dropout"],
+    ids=[
+        "learned ends",
+        "spline",
+        "monotone",
+        "adaptive",
+        "weighted",
+        "resampled",
+        "images, dropout",
+    ],
 )
 def test_a_resumed_run_is_the_same_to_the_last_bit(changes, tmp_path):
     config = points(**changes)
@@ -113,17 +153,22 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(changes, tmp_path):
 def test_a_run_stopped_between_two_entries_of_the_log_has_the_same_log(tmp_path):
     """With the best validation and the steps that were left out among what is kept."""
     values = iter([3.0, 1.0, 2.0])
-    whole = run_until(tmp_path / "whole", points(), every=5, validate=lambda averaged: next(values))
+    whole = run_until(
+        tmp_path / "whole", points(), every=5, validate=lambda averaged: next(values)
+    )
     assert [entry["step"] for entry in whole["history"]] == [5, 10, 12]
     assert whole["state"]["best"] == {"step": 10, "bits_per_dim": 1.0}
     values = iter([3.0, 1.0, 2.0])
     for stop in (3, 7, 11, None):
-        stopped = run_until(tmp_path / "stopped", points(), stop, every=5, validate=lambda averaged: next(values))
+        stopped = run_until(
+            tmp_path / "stopped", points(), stop, every=5, validate=lambda averaged: next(values)
+        )
     assert stopped == whole
 
 
 def test_numbers_that_are_read_late_change_nothing(tmp_path, monkeypatch):
-    """On a GPU a step's numbers are read when the next is under way: a signal is seen one step later, and all else is the same."""
+    """On a GPU a step's numbers are read when the next is under way: a signal is seen one step
+    later, and all else is the same."""
     options = {"every": 5, "store_every": 3}
     whole = run_until(tmp_path / "whole", points(), **options)
     monkeypatch.setattr("vdiff.training.loop.LATE", {"cpu": 1})
@@ -133,14 +178,23 @@ def test_numbers_that_are_read_late_change_nothing(tmp_path, monkeypatch):
 
 def test_a_run_that_is_done_is_only_read_again(tmp_path):
     first = run_until(tmp_path, points())
-    assert run_until(tmp_path, points(), validate=lambda averaged: pytest.fail("trained again")) == first
+    assert (
+        run_until(tmp_path, points(), validate=lambda averaged: pytest.fail("trained again"))
+        == first
+    )
 
 
 def test_the_step_does_not_depend_on_accumulation(tmp_path):
-    """Weights, averages and the schedule, to rounding; dropout, if there is any, has other masks."""
-    whole, parts = (tensors_after(points(accumulate=accumulate), tmp_path / str(accumulate)) for accumulate in (1, 4))
+    """Weights, averages and the schedule, to rounding; dropout, if there is any, has other
+    masks."""
+    whole, parts = (
+        tensors_after(points(accumulate=accumulate), tmp_path / str(accumulate))
+        for accumulate in (1, 4)
+    )
     for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            parts[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def tensors_after(config: Config, folder: Path) -> dict[str, torch.Tensor]:
@@ -155,30 +209,53 @@ def test_labels_and_flags_go_with_their_images():
     data[:, :, 0, 0] += 100
     data[:, :, 0, 1] += 50
     network = {"name": "VDMUNet", "width": 32, "depth": 1}
-    config = replace(TINY, network=network, shape=[3, 4, 4], level_head=False, augment="flip-turn", batch=12, accumulate=3)
+    config = replace(
+        TINY,
+        network=network,
+        shape=[3, 4, 4],
+        level_head=False,
+        augment="flip-turn",
+        batch=12,
+        accumulate=3,
+    )
     batches = Batches(data, config)
     parts = [batches(step, part) for step in range(40) for part in range(3)]
-    pixels, flags = torch.cat([part.data for part in parts]), torch.cat([part.condition["augmented"] for part in parts])
+    pixels, flags = (
+        torch.cat([part.data for part in parts]),
+        torch.cat([part.condition["augmented"] for part in parts]),
+    )
     assert torch.equal(pixels[:, 0].amin((1, 2)), torch.cat([part.images for part in parts]))
     assert torch.equal(flags == 0, (pixels[:, 0, 0, 0] >= 100) & (pixels[:, 0, 0, 1] >= 50))
     assert 0.6 < flags.mean() < 0.9  # three quarters
 
     network = {"name": "UNet", "channels": 3, "labels": 20, "width": 8}
-    config = replace(TINY, network=network, shape=[3, 4, 4], level_head=False, augment="flip", conditional=True, accumulate=4)
+    config = replace(
+        TINY,
+        network=network,
+        shape=[3, 4, 4],
+        level_head=False,
+        augment="flip",
+        conditional=True,
+        accumulate=4,
+    )
     for part in (Batches(data, config, labels=number + 7)(5, i) for i in range(4)):
         assert torch.equal(part.condition["label"], part.images + 7)
         assert part.condition.keys() == {"label"}
-    with pytest.raises(ValueError, match=r"train: argument 'labels' must be given, \(20,\), for a conditional network; got None"):
+    with pytest.raises(
+        ValueError,
+        match=r"train: argument 'labels' must be given, \(20,\), for a conditional network; got None",
+    ):
         Batches(data, config)
     with pytest.raises(
-        ValueError, match=r"train: argument 'data' must be \(n, \*shape\) with the config's shape \[3, 4, 4\]; got \(20, 4, 4, 3\)"
+        ValueError,
+        match=r"train: argument 'data' must be \(n, \*shape\) with the config's shape \[3, 4, 4\]; got \(20, 4, 4, 3\)",
     ):
         Batches(data.permute(0, 2, 3, 1), config, labels=number)
 
 
 def test_averages_leave_the_start_behind_soon():
-    """With a decay of 0.9999 one tenth of the first weights is left after the first update, and a thousandth after nine more; without the
-    warm-up it would be 0.999."""
+    """With a decay of 0.9999 one tenth of the first weights is left after the first update, and a
+    thousandth after nine more; without the warm-up it would be 0.999."""
     objective = TINY.objective()
     with torch.no_grad():
         for p in objective.parameters():
@@ -216,11 +293,32 @@ def test_validation_is_the_bound_on_the_same_grid_each_time():
     first = validate(objective)
     torch.manual_seed(5)
     assert validate(objective) == first
-    exact = evaluate(objective.model, images.selection[:40], schedule=objective.schedule, decoder=objective.decoder, draws=256).total
-    assert abs(first.value - exact.value) < 4 * (first.monte_carlo**2 + exact.monte_carlo**2) ** 0.5
+    exact = evaluate(
+        objective.model,
+        images.selection[:40],
+        schedule=objective.schedule,
+        decoder=objective.decoder,
+        draws=256,
+    ).total
+    assert (
+        abs(first.value - exact.value) < 4 * (first.monte_carlo**2 + exact.monte_carlo**2) ** 0.5
+    )
     log: list[dict[str, float]] = []
-    train(TINY.objective(), images.train, TINY, validate=validate, log=log.append, every=12, quiet=True)
-    assert 0 < log[-1]["selection_error"] < log[-1]["selection_error_over_images"] < log[-1]["selection_bits_per_dim"]
+    train(
+        TINY.objective(),
+        images.train,
+        TINY,
+        validate=validate,
+        log=log.append,
+        every=12,
+        quiet=True,
+    )
+    assert (
+        0
+        < log[-1]["selection_error"]
+        < log[-1]["selection_error_over_images"]
+        < log[-1]["selection_bits_per_dim"]
+    )
 
 
 def test_configs_name_classes_and_unknown_ones_get_the_nearest():
@@ -233,7 +331,9 @@ def test_configs_name_classes_and_unknown_ones_get_the_nearest():
 
 
 def test_schedules_never_decay_and_learn_at_their_own_pace():
-    objective = Objective(Denoiser(UNet(1, width=8), X()), schedule=LearnedLinear(), decoder=Categorical(LEVELS))
+    objective = Objective(
+        Denoiser(UNet(1, width=8), X()), schedule=LearnedLinear(), decoder=Categorical(LEVELS)
+    )
     model, schedule = parameter_groups(objective, lr=1e-3, weight_decay=0.1, schedule_lr=1e-2)
     assert {id(p) for p in schedule["params"]} == {id(p) for p in objective.schedule.parameters()}
     assert (schedule["weight_decay"], schedule["lr"], model["weight_decay"]) == (0.0, 1e-2, 0.1)
@@ -241,4 +341,27 @@ def test_schedules_never_decay_and_learn_at_their_own_pace():
 
 
 def test_the_pace_of_the_learning_rate():
-    assert [pace(step, 10, 110) for step in (0, 9, 10, 60, 110)] == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.0])
+    assert [pace(step, 10, 110) for step in (0, 9, 10, 60, 110)] == pytest.approx(
+        [0.1, 1.0, 1.0, 0.5, 0.0]
+    )
+
+
+def test_the_ends_of_a_schedule_are_kept_with_its_weights_and_older_files_lack_them(tmp_path):
+    config = points(schedule={"name": "Adaptive", "bins": 6, "warmup": 2}, steps=2)
+    with Run.open(tmp_path, config) as run:
+        train(config.objective(), data_of(config), config, run=run, quiet=True)
+    kept = load_file(tmp_path / "ema.safetensors")
+    assert kept["schedule.fixed_ends"].tolist() == [15.0, -15.0]
+    save_file(
+        {name: value for name, value in kept.items() if not name.endswith("ends")},
+        tmp_path / "ema.safetensors",
+    )
+    assert torch.equal(run.load().schedule.mass, kept["schedule.mass"])
+    save_file(
+        kept | {"schedule.fixed_ends": torch.tensor([8.0, -8.0], dtype=torch.float64)},
+        tmp_path / "ema.safetensors",
+    )
+    with pytest.raises(
+        ValueError, match=r"must have schedule.fixed_ends = \[15.0, -15.0\]; got \[8.0, -8.0\]"
+    ):
+        run.load()

@@ -1,4 +1,5 @@
-"""The two moons' example: its measurements against exact values and slow ways, and a quick run to the end and again."""
+"""The two moons' example: its measurements against exact values and slow ways, and a quick run to
+the end and again."""
 
 import json
 import sys
@@ -22,17 +23,29 @@ from two_moons_findings import verdict
 from two_moons_variances import along_path, at_step, spread
 
 SCHEDULE = Linear(13.3, -5.0)
-# exact: the bound of N(0, 1/4) at x = 1/2 under its best denoiser, from one path, a linear schedule of log-SNR from 13.3 to −5
-EXACT = {10: (10.497350852808673, 73.11786038459424, 99.35970226768129), 100: (1.2554767546775454, 1.187691670580383, 12.466055215222118)}
+# exact: the bound of N(0, 1/4) at x = 1/2 under its best denoiser, from one path, a linear
+# schedule of log-SNR from 13.3 to −5
+EXACT = {
+    10: (10.497350852808673, 73.11786038459424, 99.35970226768129),
+    100: (1.2554767546775454, 1.187691670580383, 12.466055215222118),
+}
 
 
 @pytest.mark.parametrize("chain", EXACT)
 def test_the_path_has_its_exact_mean_and_variances(chain):
-    oracle = GaussianData(torch.zeros(1, dtype=torch.float64), torch.full((1,), 0.25, dtype=torch.float64))
+    oracle = GaussianData(
+        torch.zeros(1, dtype=torch.float64), torch.full((1,), 0.25, dtype=torch.float64)
+    )
     x = torch.full((1, 1), 0.5, dtype=torch.float64)
-    found = [along_path(oracle, x, chain, SCHEDULE, generator_of(0, i), repeats=1000) for i in range(12)]
+    found = [
+        along_path(oracle, x, chain, SCHEDULE, generator_of(0, i), repeats=1000) for i in range(12)
+    ]
     mean, of_ratios, of_kls = EXACT[chain]
-    for key, exact in (("mean of log-ratios", mean), ("path, MC", of_ratios), ("path, RB", of_kls)):
+    for key, exact in (
+        ("mean of log-ratios", mean),
+        ("path, MC", of_ratios),
+        ("path, RB", of_kls),
+    ):
         draws = torch.tensor([one[key] for one in found])
         assert abs(draws.mean() - exact) < 4 * draws.std() / len(draws) ** 0.5, key
 
@@ -45,8 +58,18 @@ def test_gradients_and_values_are_those_of_the_bound_example_by_example():
     eps, t = torch.randn(x.shape, generator=generator_of(0, 0)), torch.full((1,), i / chain)
     values, gradients = [], []
     for one, noise in zip(x, eps, strict=True):
-        value = elbo(model, one[None], schedule=SCHEDULE, decoder=Gaussian(), steps=chain, t=t, eps=noise[None]).diffusion.sum()
-        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, [*model.parameters()])]))
+        value = elbo(
+            model,
+            one[None],
+            schedule=SCHEDULE,
+            decoder=Gaussian(),
+            steps=chain,
+            t=t,
+            eps=noise[None],
+        ).diffusion.sum()
+        gradients.append(
+            torch.cat([g.flatten() for g in torch.autograd.grad(value, [*model.parameters()])])
+        )
         values.append(value.detach()[None])
     for quantity, slow in (("value", torch.stack(values)), ("gradient", torch.stack(gradients))):
         assert found[f"{quantity} RB"] == pytest.approx(slow.var(0).sum().item(), rel=1e-4)
@@ -58,15 +81,24 @@ def test_gradients_and_values_are_those_of_the_bound_example_by_example():
 def test_what_monte_carlo_adds_is_what_the_theory_says(quantity):
     torch.manual_seed(0)
     network, x = MLP(2, width=8), torch.randn(64, 2)
-    found = [at_step(network, x, 7, 10, SCHEDULE, generator_of(1, i), repeats=16, fewer=2) for i in range(40)]
+    found = [
+        at_step(network, x, 7, 10, SCHEDULE, generator_of(1, i), repeats=16, fewer=2)
+        for i in range(40)
+    ]
     excess = torch.tensor([one[f"{quantity} MC"] - one[f"{quantity} MC, theory"] for one in found])
     assert abs(excess.mean()) < 4 * excess.std() / len(excess) ** 0.5
     added = torch.tensor([one[f"{quantity} MC"] - one[f"{quantity} RB"] for one in found])
-    assert excess.std() / len(excess) ** 0.5 < 0.05 * added.mean()  # precise enough to see a factor
+    assert (
+        excess.std() / len(excess) ** 0.5 < 0.05 * added.mean()
+    )  # precise enough to see a factor
 
 
 def test_the_raw_term_has_the_gradient_of_monte_carlo():
-    step, x, eps = Step(torch.zeros(4), torch.full((4,), 0.1)), torch.randn(4, 2), torch.randn(4, 2)
+    step, x, eps = (
+        Step(torch.zeros(4), torch.full((4,), 0.1)),
+        torch.randn(4, 2),
+        torch.randn(4, 2),
+    )
     out = torch.randn(4, 2, requires_grad=True)
     prediction = Prediction(torch.randn(4, 2), step.logsnr_t, out, Eps())
     of_raw, of_mc, of_rb = (
@@ -79,7 +111,9 @@ def test_the_raw_term_has_the_gradient_of_monte_carlo():
 
 def test_the_spread_is_the_trace_of_the_covariance():
     draws = torch.randn(3, 50, 4, dtype=torch.float64)
-    torch.testing.assert_close(spread(draws), torch.stack([torch.cov(one.T).trace() for one in draws]))
+    torch.testing.assert_close(
+        spread(draws), torch.stack([torch.cov(one.T).trace() for one in draws])
+    )
 
 
 def quick_run(out, monkeypatch, *more):
@@ -90,14 +124,26 @@ def quick_run(out, monkeypatch, *more):
 def test_a_quick_run_ends_and_a_second_draws_again_without_training(tmp_path, monkeypatch, capsys):
     quick_run(tmp_path, monkeypatch)
     said = capsys.readouterr().out
-    names = {"samples.png", "samples.gif", "training.png", "variances.png", "variances.gif", "findings.json", "findings.txt"}
+    names = {
+        "samples.png",
+        "samples.gif",
+        "training.png",
+        "variances.png",
+        "variances.gif",
+        "findings.json",
+        "findings.txt",
+    }
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == names
     assert (tmp_path / "findings.txt").read_text().strip() in said
     found = json.loads((tmp_path / "findings.json").read_text())["mean, standard error"]
     kept = tmp_path / two_moons.QUICK.digest
     spreads = [load_file(kept / f"seed{seed}_variances.safetensors") for seed in range(2)]
-    ratios = torch.stack([one["value MC"][-1].sum() / one["value RB"][-1].sum() for one in spreads])
-    assert found["value ratio, summed over t"] == pytest.approx([ratios.mean().item(), (ratios.std() / 2**0.5).item()])
+    ratios = torch.stack(
+        [one["value MC"][-1].sum() / one["value RB"][-1].sum() for one in spreads]
+    )
+    assert found["value ratio, summed over t"] == pytest.approx(
+        [ratios.mean().item(), (ratios.std() / 2**0.5).item()]
+    )
 
     for name in names:
         (tmp_path / name).unlink()
@@ -108,7 +154,8 @@ def test_a_quick_run_ends_and_a_second_draws_again_without_training(tmp_path, mo
 
 
 def test_nothing_but_the_estimator_sets_the_trainings_apart(monkeypatch):
-    """With one estimator under both names they are equal to the bit: weights, rows, t and ε are the same."""
+    """With one estimator under both names they are equal to the bit: weights, rows, t and ε are
+    the same."""
     quick = two_moons.Settings(**{**two_moons.asdict(two_moons.QUICK), "steps": 2, "snapshots": 3})
     by_rb, by_mc = (two_moons.train(quick, 0, name) for name in ("RB", "MC"))
     assert torch.equal(by_rb["weights"][0], by_mc["weights"][0])
@@ -121,7 +168,11 @@ def test_nothing_but_the_estimator_sets_the_trainings_apart(monkeypatch):
 
 def test_other_settings_have_another_folder():
     settings = two_moons.Settings()
-    assert settings.digest == two_moons.Settings().digest != two_moons.Settings(steps=settings.steps + 1).digest
+    assert (
+        settings.digest
+        == two_moons.Settings().digest
+        != two_moons.Settings(steps=settings.steps + 1).digest
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The validity suite itself: it passes what is right, and says what is wrong with a class of models."""
+"""The validity suite itself: it passes what is right, and says what is wrong with a class of
+models."""
 
 import math
 
@@ -34,7 +35,10 @@ def test_every_estimator_meets_the_known_bits():
 
 def test_a_class_of_models_is_verified_and_its_fault_is_told():
     assert not verify_estimators(lambda oracle: Denoiser(Told(oracle, V()), V()), points=8).failed
-    wrong = verify_estimators(lambda oracle: Denoiser(Told(oracle, Eps()), Eps(), output=lambda out: 0.7 * out), points=32)
+    wrong = verify_estimators(
+        lambda oracle: Denoiser(Told(oracle, Eps()), Eps(), output=lambda out: 0.7 * out),
+        points=32,
+    )
     assert {row.case for row in wrong.failed} == set(cases())
     broken = verify_estimators(lambda oracle: lambda z, logsnr: 1 / 0, points=4)
     assert len(broken.failed) == len(broken.rows)
@@ -56,10 +60,15 @@ class Weighted(nn.Module):
 
 
 def test_a_class_with_weights_in_float32_is_asked_in_float32():
-    table = verify_estimators(lambda oracle: Denoiser(Weighted(oracle), V()), names=["mixture", "lattice"], points=32)
+    table = verify_estimators(
+        lambda oracle: Denoiser(Weighted(oracle), V()), names=["mixture", "lattice"], points=32
+    )
     assert not table.failed, str(table)
     assert {row.case for row in table.rows} == {"mixture", "lattice"}
-    with pytest.raises(ValueError, match=r"'names' must be of gaussian, .*; got 'latice' \(did you mean 'lattice'\?\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"'names' must be of gaussian, .*; got 'latice' \(did you mean 'lattice'\?\)",
+    ):
         verify_estimators(names=["latice"])
 
 
@@ -76,8 +85,13 @@ def test_a_row_says_how_many_errors_it_is_off_and_large_numbers_stay_short():
     assert below.z == pytest.approx(-0.0055 / 0.000002**0.5)
     assert below.passed
     assert not Row("case", "bound", 1.5 - 0.0057, 0.001, 1.5, 1.0).passed
-    far, raised = Row("case", "ODE", 12345.0, 9999.0, 1.0, 2.0), Row("case", "I-MMSE", math.nan, math.nan, 1.5, 1.0, "E: why")
-    lines = str(Verification((below, Row("case", "paths", 9999.0, 0.0, 1.5, 9.6), far, raised))).split("\n")
+    far, raised = (
+        Row("case", "ODE", 12345.0, 9999.0, 1.0, 2.0),
+        Row("case", "I-MMSE", math.nan, math.nan, 1.5, 1.0, "E: why"),
+    )
+    lines = str(
+        Verification((below, Row("case", "paths", 9999.0, 0.0, 1.5, 9.6), far, raised))
+    ).split("\n")
     assert [line.split() for line in lines] == [
         ["case", "estimator", "estimate", "±", "truth", "z", "evaluations"],
         ["case", "bound", "1.49450", "0.00100", "1.50000", "-3.89", "320"],
@@ -90,19 +104,27 @@ def test_a_row_says_how_many_errors_it_is_off_and_large_numbers_stay_short():
 
 
 def test_rows_are_in_nats_and_count_the_evaluations_of_a_point():
-    """Of three dimensions, of one and of levels: the truth is the mean over the suite's own points, but for a chain its own."""
-    table = verify_estimators(names=["correlated gaussian", "mixture", "lattice"], points=3, seed=1)
+    """Of three dimensions, of one and of levels: the truth is the mean over the suite's own
+    points, but for a chain its own."""
+    table = verify_estimators(
+        names=["correlated gaussian", "mixture", "lattice"], points=3, seed=1
+    )
     of_density = ["bound", "ODE, exact trace", "ODE, Hutchinson", "I-MMSE"]
     found = {(row.case, row.estimator): row for row in table.rows}
     assert list(found) == [
         *(("correlated gaussian", name) for name in of_density),
-        *(("mixture", name) for name in ["bound", "ODE, exact trace", "I-MMSE", "paths, T = 16, K = 256"]),
+        *(
+            ("mixture", name)
+            for name in ["bound", "ODE, exact trace", "I-MMSE", "paths, T = 16, K = 256"]
+        ),
         *(("lattice", name) for name in ["bound", "dequantised ODE", "I-MMSE"]),
     ]
     for (case, estimator), row in found.items():
         oracle = cases()[case]
         truth = -oracle.log_prob(oracle.sample(3, generator_of(1, 0, case))).mean().item()
-        paths = estimator.startswith("paths")  # three points and two replicates know little of their error
+        paths = estimator.startswith(
+            "paths"
+        )  # three points and two replicates know little of their error
         assert (row.truth == pytest.approx(truth)) == (not paths)
         assert abs(row.estimate - row.truth) < 0.1 if paths else row.passed
         count = {"I-MMSE": 2 * 4 * (32 + 2), "paths, T = 16, K = 256": 2 * 256 * 16}.get(estimator)

@@ -1,10 +1,23 @@
-"""What Python does while something is read: code that runs, processes, connections, files that are written."""
+"""What Python does while something is read: code that runs, processes, connections, files that are
+written."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-WATCHED = {"exec", "compile", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect", "os.remove", "os.rename", "os.mkdir"}  # fmt: skip
+WATCHED = {
+    "exec",
+    "compile",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "socket.connect",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+}
 _events: list[str] | None = None
 
 

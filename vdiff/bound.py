@@ -1,18 +1,20 @@
 """The negative evidence lower bound of each example, in its three parts."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import check_on_chain, must
-from vdiff.gaussian import bits_per_dim
+from vdiff.gaussian import ValuesCopied, bits_per_dim, copy_values
 
 
 class Drawn(NamedTuple):
-    """The steps of a T-step chain that a bound has drawn: times i/T and T times the step's term, one (batch,) each per draw.
+    """The steps of a T-step chain that a bound has drawn: times i/T and T times the step's term,
+    one (batch,) each per draw.
 
     >>> Drawn(2, (torch.tensor([0.5]),), (torch.tensor([1.5]),)).steps
     2
@@ -22,13 +24,20 @@ class Drawn(NamedTuple):
     times: tuple[Tensor, ...]
     terms: tuple[Tensor, ...]
 
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "Drawn":
+        return Drawn(*copy_values(tuple(self), memo))
+
 
 @dataclass(frozen=True)
-class Bound:
+class Bound(ValuesCopied):
     """−log p(x) ≤ prior + diffusion + reconstruction, in nats per example, each a (batch,) tensor.
 
-    `total` is their sum and `bits_per_dim` that over d ln 2, per example; means and standard errors are the
-    evaluation's business. For continuous data these are densities and may be negative.
+    `total` is their sum and `bits_per_dim` that over d ln 2, per example; means and standard
+    errors are the evaluation's business. For continuous data these are densities and may be
+    negative. A bound is a pytree of its tensors.
+
+    `copy.copy` shares the tensors, and with them the graph of the loss. `copy.deepcopy` has their
+    values, detached: torch copies no graph.
 
     >>> bound = Bound(prior=torch.zeros(1), diffusion=torch.ones(1), reconstruction=torch.ones(1), dims=2)
     >>> bound.total, bound.bits_per_dim
@@ -58,15 +67,22 @@ class Bound:
         >>> list(Bound(zero, zero, zero, 1).parts())
         ['prior', 'diffusion', 'reconstruction', 'total']
         """
-        parts = {"prior": self.prior, "diffusion": self.diffusion, "reconstruction": self.reconstruction, "total": self.total}
+        parts = {
+            "prior": self.prior,
+            "diffusion": self.diffusion,
+            "reconstruction": self.reconstruction,
+            "total": self.total,
+        }
         return {name: bits_per_dim(nats, self.dims) for name, nats in parts.items()}
 
     def terms(self, *, nats: bool = False) -> dict[str, Tensor]:
-        """Every term of a chain's bound by DDPM's name, per example, in bits per dimension or in `nats`.
+        """Every term of a chain's bound by DDPM's name, per example, in bits per dimension or in
+        `nats`.
 
-        "L_0" is the reconstruction, "L_i" the step p(z_{i−1} | z_i), i = 1 … T, and "L_{T+1}" the prior: a table of 1000
-        noise levels has L_0 … L_1000, its chain 999 steps. Only steps that were drawn are there, NaN for an example that
-        did not draw this one; after `elbo(..., draws=steps)` all are, and they sum to the total.
+        "L_0" is the reconstruction, "L_i" the step p(z_{i−1} | z_i), i = 1 … T, and "L_{T+1}" the
+        prior: a table of 1000 noise levels has L_0 … L_1000, its chain 999 steps. Only steps that
+        were drawn are there, NaN for an example that did not draw this one; after `elbo(...,
+        draws=steps)` all are, and they sum to the total.
 
         Raises:
             ValueError: for a bound in continuous time, and for given times that are not i/T.
@@ -97,4 +113,37 @@ class Bound:
             here = index == i
             named[f"L_{i}"] = torch.where(here, value, 0.0).sum(0) / here.sum(0)
         named[f"L_{steps + 1}"] = self.prior
-        return named if nats else {name: bits_per_dim(term, self.dims) for name, term in named.items()}
+        return (
+            named
+            if nats
+            else {name: bits_per_dim(term, self.dims) for name, term in named.items()}
+        )
+
+
+_PARTS = "prior", "diffusion", "reconstruction"
+
+
+def _flatten(bound: Bound) -> tuple[list[Any], list[int | None]]:
+    drawn = bound.drawn
+    parts = [getattr(bound, part) for part in _PARTS]
+    if drawn is None:
+        return parts, [bound.dims, None]
+    return [*parts, drawn.times, drawn.terms], [bound.dims, drawn.steps]
+
+
+def _unflatten(parts: Iterable[Any], numbers: list[int | None]) -> Bound:
+    prior, diffusion, reconstruction, *drawn = parts
+    (dims, steps), bound = numbers, object.__new__(Bound)  # a leaf need not be a tensor
+    vars(bound).update(zip(_PARTS, (prior, diffusion, reconstruction), strict=True), dims=dims)
+    vars(bound)["drawn"] = None if steps is None else Drawn(steps, *drawn)
+    return bound
+
+
+torch.utils._pytree.register_pytree_node(  # for torch.export and torch.vmap
+    Bound,
+    _flatten,
+    _unflatten,
+    serialized_type_name="vdiff.Bound",
+    to_dumpable_context=list,
+    from_dumpable_context=list,
+)

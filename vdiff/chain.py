@@ -1,4 +1,5 @@
-"""What a chain of T steps has beyond its bound: iDDPM's hybrid loss, and the log-ratio of a whole path."""
+"""What a chain of T steps has beyond its bound: iDDPM's hybrid loss, and the log-ratio of a whole
+path."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,15 +9,35 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.bound import Bound
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
+from vdiff.denoiser import note_training
 from vdiff.errors import check_data, check_generator, check_positive_int, checking, finite, must
-from vdiff.gaussian import Step, alpha, at_least_float32, diffuse, prior_kl, sigma, sum_dims, wide_number
-from vdiff.loss import Generators, Model, check_call, check_decoder, draw, full_precision, predict_at, standard_normal
+from vdiff.gaussian import (
+    Step,
+    alpha,
+    at_least_float32,
+    diffuse,
+    prior_kl,
+    sigma,
+    sum_dims,
+    wide_number,
+)
+from vdiff.loss import (
+    Generators,
+    Model,
+    check_call,
+    check_decoder,
+    draw,
+    full_precision,
+    predict_at,
+    standard_normal,
+)
 from vdiff.parameterization import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import check_schedule
-from vdiff.times import stratified
+from vdiff.schedule.base import Follow, check_schedule
+from vdiff.times import stratified, stratum_of
 from vdiff.weighting import check_chain
 
 
@@ -31,26 +52,34 @@ def hybrid(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, " batch"]:
-    """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per dimension and example.
+    """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per
+    dimension and example.
 
         ( ‖ε − ε̂‖² + bound_weight · n · K(sg(ε̂), Σ) ) / d
 
-    with one of the bound's n terms K per example, hence the factor n, and the mean stopped in it: of the outputs the bound
-    trains the variance alone; its gradient would otherwise drown the mean's. Without a decoder the terms are the chain's n = T
-    steps. With one that looks at the network they are n = T + 1: its own, −log p(data | x̂(z₀)), is DDPM's first.
+    with one of the bound's n terms K per example, hence the factor n, and the mean stopped in it:
+    of the outputs the bound trains the variance alone; its gradient would otherwise drown the
+    mean's. With a decoder that looks at the network the terms are n = T + 1: its own, −log p(data
+    | x̂(z₀)), is DDPM's first. Without a decoder they are the chain's n = T steps, and no draw
+    trains the level t = 0, at which the last step of `sample` asks the network.
+
+    With `bound_weight=0` this is DDPM's simple loss, the mean over all T + 1 levels, with or
+    without a decoder.
 
     Args:
         data: x as the network sees it; with a decoder, data as it is.
-        decoder: for instance `DiscretizedGaussian(256, denoise=True, clip=first_variance(schedule, steps))`.
-        bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here. With 0 it is DDPM's simple loss, for
-            any reverse variance.
-        t: (batch,) times i/T to use instead of drawing; 0 is the decoder's.
+        decoder: for instance `DiscretizedGaussian(256, denoise=True, clip=first_variance(schedule,
+            steps))`, or for continuous data `Gaussian(denoise=True)`.
+        bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here. 0
+            takes any reverse variance.
+        t: (batch,) times i/T to use instead of drawing; 0 is the first level, the decoder's.
         model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
 
-    Raises:
-        ValueError: for a model without a learned variance, where the bound's term would train nothing; for a decoder that does
+    Raises: ValueError: for a model without a learned variance, where the bound's term would train
+        nothing; for a decoder that does
             not look at the network.
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.1.
@@ -61,9 +90,18 @@ def hybrid(
     >>> hybrid(model, torch.randn(8, 2), schedule=Tabulated.linear_betas(), steps=999).shape
     torch.Size([8])
     """
+    condition = conditions("hybrid", condition, keywords)
     if checking():
-        finite("hybrid", "bound_weight", bound_weight, at_least=0.0, hint="less than 0 would maximise the bound")
-    seen = _one_level("hybrid", model, data, schedule, steps, decoder, t, eps, generator, condition)
+        finite(
+            "hybrid",
+            "bound_weight",
+            bound_weight,
+            at_least=0.0,
+            hint="less than 0 would maximise the bound",
+        )
+    first = int(bound_weight > 0 and decoder is None)
+    what = data, schedule, steps, decoder
+    seen = _one_level("hybrid", model, *what, t, eps, generator, condition, first)
     if bound_weight > 0 and seen.prediction.head is None:
         raise ValueError(
             must(
@@ -78,7 +116,10 @@ def hybrid(
         loss = seen.prediction.squared_error(seen.x, seen.eps)
         if bound_weight > 0:
             loss = loss + bound_weight * seen.term(seen.prediction.stopped(), data)
-        return loss / seen.x[0].numel()
+        if checking():
+            note_training(model, schedule, loss)
+        dims = seen.x[0].numel()
+        return seen.follow(loss / dims, dims)
 
 
 def vlb(
@@ -91,13 +132,15 @@ def vlb(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Bound:
-    """The bound of a chain from one of its n = T + 1 terms per example: L_vlb as iDDPM trains it, one evaluation of the network.
+    """The bound of a chain from one of its n = T + 1 terms per example: L_vlb as iDDPM trains it,
+    one evaluation of the network.
 
-    For a decoder that looks at the network; `elbo`, which always has the decoder's term and one of the others, evaluates it
-    twice. An example's diffusion is n times its step's KL, or 0 where its term is the decoder's, and its reconstruction the
-    other way round: the total is unbiased.
+    For a decoder that looks at the network; `elbo`, which always has the decoder's term and one of
+    the others, evaluates it twice. An example's diffusion is n times its step's KL, or 0 where its
+    term is the decoder's, and its reconstruction the other way round: the total is unbiased.
 
     Args:
         model, data, schedule, steps, decoder, t, eps, generator, condition: as in `hybrid`.
@@ -113,14 +156,27 @@ def vlb(
     >>> vlb(model, torch.randint(0, 256, (8, 2)), schedule=Tabulated.linear_betas(), steps=999, decoder=decoder).total.shape
     torch.Size([8])
     """
+    condition = conditions("vlb", condition, keywords)
     if checking() and isinstance(schedule, Schedule) and schedule.learns_ends:
-        raise ValueError(must("vlb", "schedule", "have fixed ends", repr(schedule), "elbo(…, steps=T) trains them"))
+        raise ValueError(
+            must(
+                "vlb",
+                "schedule",
+                "have fixed ends",
+                repr(schedule),
+                "elbo(…, steps=T) trains them",
+            )
+        )
     seen = _one_level("vlb", model, data, schedule, steps, decoder, t, eps, generator, condition)
     with full_precision(seen.x.device):
         term, first = seen.term(seen.prediction, data), seen.t == 0
         zero = torch.zeros_like(term)
         prior = prior_kl(seen.x, schedule.logsnr_min)
-    return Bound(prior, torch.where(first, zero, term), torch.where(first, term, zero), seen.x[0].numel())
+        if checking():
+            note_training(model, schedule, term)
+    return Bound(
+        prior, torch.where(first, zero, term), torch.where(first, term, zero), seen.x[0].numel()
+    )
 
 
 class _Seen(NamedTuple):
@@ -134,12 +190,17 @@ class _Seen(NamedTuple):
     logsnr_max: float
     decoder: Decoder | None
     terms: int
+    follow: Follow
 
     def term(self, prediction: Prediction, data: Tensor) -> Tensor:
         """n times the bound's term at this level, nats per example."""
         term = reverse_kl(prediction, self.x, self.eps, self.step)
         if self.decoder is not None:
-            term = torch.where(self.t == 0, self.decoder.nll(data, prediction.z, self.logsnr_max, lambda *_: prediction), term)
+            term = torch.where(
+                self.t == 0,
+                self.decoder.nll(data, prediction.z, self.logsnr_max, lambda *_: prediction),
+                term,
+            )
         return self.terms * term
 
 
@@ -154,10 +215,12 @@ def _one_level(
     eps: Tensor | None,
     generator: torch.Generator | None,
     condition: dict[str, Any],
+    first: int = 0,
 ) -> _Seen:
-    """One evaluation of the model per example, at a step of the chain or, where a decoder looks at the network, at its level."""
+    """One evaluation of the model per example, at a level t = i/T of the chain with i = first … T;
+    the decoder's is i = 0."""
     if checking():
-        check_call(name, model, schedule, steps, condition)
+        check_call(name, model, schedule, steps)
         check_positive_int(name, "steps", steps)
         check_chain(name, None, schedule, steps)
         if schedule.learns_shape:
@@ -167,21 +230,19 @@ def _one_level(
             check_data(name, data)
         else:
             _check_looking_decoder(name, decoder, schedule)
-    if decoder is None:
-        x, (t,), eps = draw(name, data, steps, t, eps, generator)
-        logsnr, measure = schedule.levels(t, steps)
-    else:
-        x = decoder.encode(data)
-        if t is None:
-            if generator is not None and checking():
-                check_generator(name, generator, x)
-            t = with_decoder(stratified(x.shape[0], generator=generator, device=x.device), steps)
-        x, (t,), eps = draw(name, x, steps, t, eps, generator, first=0)
-        logsnr, _ = schedule.levels(t)
-        _, measure = schedule.levels(t.clamp(min=1 / steps), steps)  # at t = 0 no step ends: the first's stands in, unused
+    x = data if decoder is None else decoder.encode(data)
+    if t is None and first == 0:
+        if generator is not None and checking():
+            check_generator(name, generator, x)
+        t = with_decoder(stratified(x.shape[0], generator=generator, device=x.device), steps)
+    x, (t,), eps = draw(name, x, steps, t, eps, generator, first=first)
+    logsnr, measure, follow = schedule.look(t, steps if first else None)
+    if first == 0:  # no step ends at t = 0: the first's stands in, unused
+        _, measure = schedule.levels(t.clamp(min=1 / steps), steps)
     prediction = predict_at(model, x, eps, logsnr, condition, name)
     step = Step(logsnr, torch.log1p(measure / steps))
-    return _Seen(prediction, x, eps, t, step, schedule.logsnr_max, decoder, steps + (decoder is not None))
+    terms = steps + (decoder is not None)
+    return _Seen(prediction, x, eps, t, step, schedule.logsnr_max, decoder, terms, follow)
 
 
 def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:
@@ -190,7 +251,7 @@ def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batc
     >>> with_decoder(torch.tensor([0.0, 0.4, 0.9]), steps=2)
     tensor([0.0000, 0.5000, 1.0000])
     """
-    return torch.floor(u * (steps + 1)).clamp(max=steps) / steps
+    return stratum_of(u, steps + 1) / steps
 
 
 class PathBound(NamedTuple):
@@ -213,22 +274,25 @@ def path_bound(
     decoder: Decoder,
     steps: int,
     generator: Generators = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> PathBound:
-    """The whole bound of a T-step chain along one path per example: T evaluations of the model, without gradient.
+    """The whole bound of a T-step chain along one path per example: T evaluations of the model,
+    without gradient.
 
-    `log_ratio` is log q(z₀ … z₁ | x) − log p(x, z₀ … z₁), whose mean is the bound. exp(−log_ratio) is an importance
-    weight with mean p(x): over K paths, −logsumexp(−log_ratio) + log K is a tighter bound on average (Burda et al.,
-    arXiv:1509.00519). `rao_blackwell` is the sum of the closed-form KLs on the same path, with the same mean.
+    `log_ratio` is log q(z₀ … z₁ | x) − log p(x, z₀ … z₁), whose mean is the bound. exp(−log_ratio)
+    is an importance weight with mean p(x): over K paths, −logsumexp(−log_ratio) + log K is a
+    tighter bound on average (Burda et al., arXiv:1509.00519). `rao_blackwell` is the sum of the
+    closed-form KLs on the same path, with the same mean.
 
-    Term by term the KL has less variance than the log-ratio. Along a path the order is reversed from moderate T on, for a
-    model near the exact denoiser: the terms of a
-    log-ratio cancel each other, and at the exact denoiser its variance given x is O(1/T), while that of the KLs' sum stays.
+    Term by term the KL has less variance than the log-ratio. Along a path the order is reversed
+    from moderate T on, for a model near the exact denoiser: the terms of a log-ratio cancel each
+    other, and at the exact denoiser its variance given x is O(1/T), while that of the KLs' sum
+    stays.
 
-    Args:
-        model, schedule, decoder, steps, condition: as in `elbo`.
-        data: (batch, …) data as it is.
-        generator: of the noise; or several, each of which draws for as many examples as another, in order.
+    Args: model, schedule, decoder, steps, condition: as in `elbo`. data: (batch, …) data as it is.
+        generator: of the noise; or several, each of which draws for as many examples as another,
+        in order.
 
     Raises:
         TypeError, ValueError: as `elbo`.
@@ -240,20 +304,35 @@ def path_bound(
     >>> (bound.log_ratio.var() < bound.rao_blackwell.var()).item()
     True
     """
-    check_call("path_bound", model, schedule, steps, condition)
+    condition = conditions("path_bound", condition, keywords)
+    check_call("path_bound", model, schedule, steps)
     check_positive_int("path_bound", "steps", steps)
     check_chain("path_bound", None, schedule, steps)
     check_decoder("path_bound", decoder, schedule)
     encoded = decoder.encode(data)
     if isinstance(generator, Sequence) and (not generator or len(encoded) % len(generator)):
-        raise ValueError(must("path_bound", "generator", f"be as many as divide {len(encoded)} examples", len(generator)))
+        raise ValueError(
+            must(
+                "path_bound",
+                "generator",
+                f"be as many as divide {len(encoded)} examples",
+                len(generator),
+            )
+        )
 
     def at(i: int) -> Tensor:
         return torch.full(encoded.shape[:1], i / steps, dtype=torch.float64, device=encoded.device)
 
     x = encoded.to(at_least_float32(encoded.dtype))
     eps = standard_normal(x, generator) if isinstance(generator, Sequence) else None
-    x, _, eps = draw("path_bound", x, steps, at(steps), eps, None if isinstance(generator, Sequence) else generator)
+    x, _, eps = draw(
+        "path_bound",
+        x,
+        steps,
+        at(steps),
+        eps,
+        None if isinstance(generator, Sequence) else generator,
+    )
     logsnr_max, logsnr_min = schedule.ends()
     log_ratio, kl = _end_log_ratio(x, eps, logsnr_min), prior_kl(x, logsnr_min)
     for i in range(steps, 0, -1):
@@ -268,11 +347,15 @@ def path_bound(
         return model(z, level, **condition)
 
     sampled = decoder.nll(data, diffuse(x, eps, schedule(at(0))), logsnr_max, predict)
-    return PathBound(log_ratio + sampled, kl + (sampled if decoder.denoise else decoder.expected_nll(data, logsnr_max)))
+    return PathBound(
+        log_ratio + sampled,
+        kl + (sampled if decoder.denoise else decoder.expected_nll(data, logsnr_max)),
+    )
 
 
 def first_variance(schedule: Schedule, steps: int) -> float:
-    """The posterior variance of a chain's first step, c σ₀²: DDPM's β̃₂, to which it clips that of the step to data.
+    """The posterior variance of a chain's first step, c σ₀²: DDPM's β̃₂, to which it clips that of
+    the step to data.
 
     >>> from vdiff import Tabulated
     >>> f"{first_variance(Tabulated.linear_betas(), steps=999):.4e}"
@@ -285,7 +368,8 @@ def first_variance(schedule: Schedule, steps: int) -> float:
 
 
 def _end_log_ratio(x: Tensor, eps: Tensor, logsnr_min: Tensor | float) -> Tensor:
-    """log q(z₁ | x) − log N(z₁; 0, I) at one z₁ = α x + σ ε: ½ Σ [ α² (x² − ε²) + 2 α σ x ε + softplus(λ_min) ]."""
+    """log q(z₁ | x) − log N(z₁; 0, I) at one z₁ = α x + σ ε: ½ Σ [ α² (x² − ε²) + 2 α σ x ε +
+    softplus(λ_min) ]."""
     level = wide_number(logsnr_min, x.device)
     a, s = alpha(level).to(x.dtype), sigma(level).to(x.dtype)
     slack = torch.nn.functional.softplus(level).to(x.dtype)

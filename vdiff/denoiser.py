@@ -1,21 +1,30 @@
-"""A network, what it predicts, and what it wants to be told: together they are a model that returns a `Prediction`."""
+"""A network, what it predicts, and what it wants to be told: together they are a model that
+returns a `Prediction`."""
 
 import functools
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, must
-from vdiff.gaussian import at_least_float32, per_example, wide
+from vdiff.errors import checking, must, names_arrays, shown, transformed
+from vdiff.gaussian import HALF, at_least_float32, per_example, wide, wide_number
 from vdiff.parameterization import Parameterization, Prediction, check_parameterization
 from vdiff.schedule import Schedule, Tabulated
+from vdiff.schedule.base import home
 from vdiff.variance import Posterior, ReverseVariance
+
+Ends = tuple[float, float]
+BEYOND = 0.1  # in λ, how far beyond what it knows a network may be asked without a warning
+MANY = 100_000  # steps of a chain whose levels are looked at one by one
+_LOOKED_AT: "weakref.WeakKeyDictionary[nn.Module, set[object]]" = weakref.WeakKeyDictionary()
 
 
 def logsnr_time(logsnr: Tensor) -> Tensor:
@@ -27,6 +36,7 @@ def logsnr_time(logsnr: Tensor) -> Tensor:
     return logsnr
 
 
+@names_arrays
 def edm_time(logsnr: Tensor) -> Tensor:
     """EDM's c_noise, ¼ log σ̃ = −λ/8.
 
@@ -36,6 +46,7 @@ def edm_time(logsnr: Tensor) -> Tensor:
     return -0.125 * logsnr
 
 
+@names_arrays
 def flow_time(logsnr: Tensor) -> Tensor:
     """Rectified flow's time, σ/(α + σ) = sigmoid(−λ/2).
 
@@ -45,6 +56,7 @@ def flow_time(logsnr: Tensor) -> Tensor:
     return torch.sigmoid(-0.5 * logsnr)
 
 
+@names_arrays
 def sigma_time(logsnr: Tensor) -> Tensor:
     """The variance exploding noise level, σ̃ = σ/α = e^{−λ/2}.
 
@@ -64,6 +76,7 @@ class ScaledGamma:
     def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
         self.logsnr_max, self.logsnr_min = logsnr_max, logsnr_min
 
+    @names_arrays
     def __call__(self, logsnr: Tensor) -> Tensor:
         return (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
 
@@ -82,13 +95,18 @@ class ScheduleTime:
             raise ValueError(must("ScheduleTime", "schedule", "be fixed", repr(schedule), hint))
         self.schedule = schedule
 
+    @property
+    def logsnr_range(self) -> Ends:
+        """(λ_min, λ_max) beyond which it says 0 or 1."""
+        return self.schedule.logsnr_min, self.schedule.logsnr_max
+
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self.schedule.inverse(logsnr, clamp=True)
 
 
 class TableStep:
-    """The step of a β table, 0 … n − 1, as DDPM-style networks are told; fractional between levels, or the nearest as an
-    integer for networks that look it up (`integer=True`).
+    """The step of a β table, 0 … n − 1, as DDPM-style networks are told; fractional between
+    levels, or the nearest as an integer for networks that look it up (`integer=True`).
 
     >>> from vdiff import Tabulated
     >>> table = Tabulated.linear_betas()
@@ -98,38 +116,58 @@ class TableStep:
 
     def __init__(self, schedule: Tabulated, *, integer: bool = False) -> None:
         if not isinstance(schedule, Tabulated):
-            came = f"the class {schedule.__name__}" if isinstance(schedule, type) else repr(schedule)
             raise TypeError(
                 must(
                     "TableStep",
                     "schedule",
                     "be a Tabulated",
-                    came,
+                    shown(schedule),
                     "for instance Tabulated.linear_betas(); ScheduleTime takes any schedule",
                 )
             )
         self.schedule, self.integer = schedule, integer
+
+    @property
+    def logsnr_range(self) -> Ends:
+        """(λ_min, λ_max) beyond which it says the last step or the first."""
+        return self.schedule.logsnr_min, self.schedule.logsnr_max
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         place = self.schedule.inverse(logsnr, clamp=True) * self.schedule.steps
         level = place.round()
         if self.integer:
             return level.long()
-        return torch.where((place - level).abs() < 1e-3, level, place)  # a level is a level in float32 too
+        return torch.where(
+            (place - level).abs() < 1e-3, level, place
+        )  # a level is a level in float32 too
 
 
 class Denoiser(nn.Module):
     """A network as a model: `Denoiser(network, V())(z, logsnr)` is a `Prediction`.
 
-    The network is called `network(c_in·z, time(logsnr), **condition)` with shapes (batch, …) and (batch,), and
-    returns the shape of z. `time` says what it wants to be told: λ (the default), or `edm_time`, `flow_time`,
-    `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any function of λ, so that a network somebody already has
-    becomes a model without touching it. A network gets z in the dtype of its own weights, and times in float32 at least; its output
-    is cast to the dtype of z. `output` takes the tensor out of what the network returns, or turns its sign:
-    `lambda out: out.sample`, `torch.neg`. Hand over the network itself: a function around it hides its parameters.
+    The network is called `network(c_in·z, time(logsnr), **condition)` with shapes (batch, …) and
+    (batch,), and returns the shape of z. `time` says what it wants to be told: λ (the default), or
+    `edm_time`, `flow_time`, `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any
+    function of λ, so that a network somebody already has becomes a model without touching it.
+    `call` says how the network is called where that differs: `lambda network, z, t, **condition:
+    network(z, timestep=t, **condition)`. `output` takes the tensor out of what the network
+    returns, or turns its sign: `lambda out: out.sample`, `torch.neg`. Hand over the network
+    itself: a function around it hides its parameters.
 
-    `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the posterior's by default). For one
-    that is learned, such as `Range()`, the network returns twice the channels: the target first, the variance behind it.
+    A network gets z in the dtype of its own weights: the widest of half and single precision among
+    its parameters, or float64 where all of them are float64. Buffers, integer weights and complex
+    weights do not count. Where there are both float16 and bfloat16, z comes in float32. A network
+    without such parameters gets z as it is. Times come in float32 at least. The output is cast to
+    the dtype of z.
+
+    A function of λ that says the same for all λ beyond two ends has them as `logsnr_range`,
+    (λ_min, λ_max), as `ScheduleTime` and `TableStep` do. A loss, an evaluation or a sampler that
+    asks beyond it warns once. An evaluation also warns beyond `trained`, the (λ_min, λ_max) that
+    the backward passes of losses have noted here (None before the first). You may set `trained`.
+
+    `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the
+    posterior's by default). For one that is learned, such as `Range()`, the network returns twice
+    the channels: the target first, the variance behind it.
 
     >>> model = Denoiser(lambda z, logsnr: 0.5 * z, Eps())
     >>> model(torch.ones(2, 3), torch.zeros(2)).eps.shape
@@ -142,41 +180,74 @@ class Denoiser(nn.Module):
         parameterization: Parameterization,
         *,
         time: Callable[[Tensor], Tensor] = logsnr_time,
+        call: Callable[..., Any] | None = None,
         output: Callable[[Any], Tensor] | None = None,
         variance: ReverseVariance | None = None,
     ) -> None:
         super().__init__()
         if not callable(network) or isinstance(network, type):
-            came = f"the class {network.__name__}" if isinstance(network, type) else repr(network)
             raise TypeError(
-                must("Denoiser", "network", "be called as network(z, time)", came, "an instance" if isinstance(network, type) else "")
+                must(
+                    "Denoiser",
+                    "network",
+                    "be called as network(z, time)",
+                    shown(network),
+                    "an instance" if isinstance(network, type) else "",
+                )
             )
         check_no_data_parallel("Denoiser", "network", network)
-        _warn_of_a_hidden_module(network)
+        _warn_of_a_hidden_module("the network", network, network)
+        _warn_of_a_hidden_module("call", call, network)
         check_parameterization("Denoiser", parameterization)
         for name, function, hint in (
-            ("time", time, "what the network wants to be told: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a function of λ"),
+            (
+                "time",
+                time,
+                "what the network wants to be told: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a function of λ",
+            ),
+            (
+                "call",
+                call,
+                "for instance lambda network, z, t, **condition: network(z, timestep=t, **condition)",
+            ),
             ("output", output, "for instance lambda out: out.sample, or torch.neg"),
         ):
             if (function is not None and not callable(function)) or isinstance(function, type):
-                came = f"the class {function.__name__}" if isinstance(function, type) else type(function).__name__
+                came = (
+                    f"the class {function.__name__}"
+                    if isinstance(function, type)
+                    else type(function).__name__
+                )
                 raise TypeError(must("Denoiser", name, "be a function", came, hint))
         if variance is not None and not isinstance(variance, ReverseVariance):
-            came = f"the class {variance.__name__}" if isinstance(variance, type) else repr(variance)
-            raise TypeError(must("Denoiser", "variance", "be a ReverseVariance", came, "an instance, for instance Range()"))
-        self.network, self.parameterization, self.time, self.output = network, parameterization, time, output
+            raise TypeError(
+                must(
+                    "Denoiser",
+                    "variance",
+                    "be a ReverseVariance",
+                    shown(variance),
+                    "an instance, for instance Range()",
+                )
+            )
+        self.network, self.parameterization = network, parameterization
+        self.time, self.call, self.output = time, call, output
         self.variance = Posterior() if variance is None else variance
+        self.trained: tuple[float | Tensor, float | Tensor] | None = None
 
-    def forward(self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any) -> Prediction:
-        """What the model says about z at log-SNR λ. Raises where the network's output is no tensor of the shape of z."""
+    @names_arrays
+    def forward(
+        self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any
+    ) -> Prediction:
+        """What the model says about z at log-SNR λ. Raises where the network's output is no tensor
+        of the shape of z."""
         if checking():
             _check_labels(condition, z)
         scale = self.parameterization.input_scale(wide(logsnr))
         seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
-        dtype = _dtype(self.network) or z.dtype
+        dtype = weights_dtype(self.network) or z.dtype
         time = self.time(wide(logsnr))
         time = time.to(at_least_float32(dtype)) if time.is_floating_point() else time
-        out = self.network(seen.to(dtype), time, **condition)
+        out = self._answer(seen.to(dtype), time, condition)
         if self.output is not None:
             out = self.output(out)
         if checking():
@@ -186,18 +257,154 @@ class Denoiser(nn.Module):
             out, head = out.to(z.dtype).chunk(2, 1)
         return Prediction(z, logsnr, out.to(z.dtype), self.parameterization, self.variance, head)
 
+    def _answer(self, z: Tensor, time: Tensor, condition: dict[str, Any]) -> Any:
+        """What the network returns; an error inside one of several dtypes says in which z came."""
+        network = self.network if self.call is None else functools.partial(self.call, self.network)
+        if not checking():
+            return network(z, time, **condition)
+        try:
+            return network(z, time, **condition)
+        except RuntimeError as error:
+            parameters = self.network.parameters() if isinstance(self.network, nn.Module) else ()
+            others = sorted({str(p.dtype) for p in parameters} - {str(z.dtype)})
+            if others and "type" in str(error):
+                cast = f"call=lambda network, z, t, **condition: network(z.to({others[0]}), t, **condition)"
+                error.add_note(
+                    f"Denoiser: z came in {z.dtype}, and the network has weights in {', '.join(others)} too. "
+                    f"If its first layer is one of them: Denoiser(…, {cast})"
+                )
+            raise
+
     def extra_repr(self) -> str:
         return f"{self.parameterization!r}"
 
 
-def _warn_of_a_hidden_module(network: object) -> None:
-    """Warn where a function, a method, a partial or an object holds a module whose parameters nobody would see."""
-    if isinstance(network, nn.Module):
+def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
+    """Have the backward pass of a loss note on its model between which λ it was trained."""
+    model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
+    trains = loss.requires_grad and not transformed(loss)
+    if trains and isinstance(model, Denoiser) and model.training:
+        note = partial(_note, model, schedule)
+        loss.register_hook(note)  # type: ignore[no-untyped-call]
+
+
+def _note(model: Denoiser, schedule: Schedule, gradient: Tensor) -> None:
+    widen_trained(model, *schedule.ends())
+
+
+def widen_trained(model: object, high: Tensor | float, low: Tensor | float) -> None:
+    """Note that a model was trained between λ_min and λ_max too. Learned ends stay tensors: no
+    value is read.
+    """
+    if not isinstance(model, Denoiser):
         return
-    if any(isinstance(held, nn.Module) and next(held.parameters(), None) is not None for held in _held(network)):
+    least, most = model.trained or (low, high)
+    if isinstance(low, Tensor) or isinstance(least, Tensor):
+        low, high, least, most = (torch.as_tensor(end) for end in (low, high, least, most))
+        model.trained = torch.minimum(low, least), torch.maximum(high, most)
+    else:
+        model.trained = min(low, least), max(high, most)
+
+
+def warn_beyond(
+    name: str,
+    model: object,
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    evaluation: bool = False,
+) -> None:
+    """Warn, once for each model and ends, where a schedule asks for log-SNRs that the model's time
+    does not know. In an evaluation, warn also of log-SNRs that it was not trained on. A call that
+    records no gradient is an evaluation."""
+    if not isinstance(model, nn.Module):
+        return
+    evaluation = evaluation or not (model.training and torch.is_grad_enabled())
+    ends = id(schedule) if schedule.learns_ends else schedule.ends()
+    key = ends, steps, getattr(model, "trained", None) if evaluation else ()
+    seen = _LOOKED_AT.setdefault(model, set())
+    if key in seen:
+        return
+    seen.add(key)
+    place = home(schedule)
+    if "meta" in (place.type, home(model).type):
+        return
+    with torch.no_grad():
+        first = wide_number(0.0 if steps is None else 1 / steps, place)
+        asked = schedule.logsnr_min, schedule(first).item()
+        _warn(name, model, asked, lambda known: _share(schedule, steps, known), evaluation)
+
+
+def warn_beyond_levels(name: str, model: object, levels: Tensor) -> None:
+    """Warn where a sampler visits log-SNRs that the model's time does not know."""
+    if isinstance(model, nn.Module):
+        asked = levels[0].item(), levels[-1].item()
+        _warn(name, model, asked, lambda known: _mean(_outside(levels, known)), False)
+
+
+def _warn(
+    name: str,
+    model: nn.Module,
+    asked: Ends,
+    share: Callable[[Ends], float],
+    evaluation: bool,
+) -> None:
+    for module in list(model.modules()):
+        found = [
+            (
+                one.logsnr_range,
+                f"is told {type(one).__name__}, which knows",
+                "give both the same ends",
+            )
+            for one in vars(module).values()
+            if isinstance(getattr(one, "logsnr_range", None), tuple)
+        ]
+        if evaluation and isinstance(module, Denoiser) and module.trained is not None:
+            low, high = module.trained
+            hint = "evaluate it between the ends of its training"
+            found.append(((float(low), float(high)), "was trained on", hint))
+        for known, what, hint in found:
+            if asked[0] < known[0] - BEYOND or asked[1] > known[1] + BEYOND:
+                told = f"λ from {known[0]:.4g} to {known[1]:.4g}"
+                came = f"is asked from {asked[0]:.4g} to {asked[1]:.4g}"
+                outside = f"{100 * share(known):.3g} % of the draws lie outside"
+                text = f"{name}: the network {what} {told}, and {came}: {outside} ({hint})"
+                warnings.warn(text, stacklevel=5)
+
+
+def _outside(levels: Tensor, known: Ends) -> Tensor:
+    return (levels < known[0] - BEYOND) | (levels > known[1] + BEYOND)
+
+
+def _mean(bad: Tensor) -> float:
+    return bad.double().mean().item()
+
+
+def _share(schedule: Schedule, steps: int | None, known: Ends) -> float:
+    """The share of a schedule's draws outside a range."""
+    place = home(schedule)
+    if steps is not None and steps <= MANY:
+        t = wide(torch.arange(1, steps + 1, device=place)) / steps
+        return _mean(_outside(schedule(t), known))
+    within = max(known[0], schedule.logsnr_min), min(known[1], schedule.logsnr_max)
+    levels = torch.stack([wide_number(end, place) for end in within])
+    last, first = schedule.inverse(levels, clamp=True).tolist()
+    return float(first + 1 - last)
+
+
+def _warn_of_a_hidden_module(what: str, function: object, network: object) -> None:
+    """Warn where a function, a method, a partial or an object hides the parameters of another
+    module than the network."""
+    if isinstance(function, nn.Module):
+        return
+    hidden = (
+        held for held in _held(function) if isinstance(held, nn.Module) and held is not network
+    )
+    if any(next(module.parameters(), None) is not None for module in hidden):
         warnings.warn(
-            "Denoiser: the network is a function around an nn.Module, whose parameters are hidden from optimizers, checkpoints and "
-            ".eval(): hand over the module itself, with time= and output= for what it is told and returns",
+            f"Denoiser: {what} is a function around an nn.Module, whose parameters are hidden from optimizers, "
+            "checkpoints and .eval(): hand over the module itself, with time= and output= for what it is told "
+            "and returns, and call= for how it is called",
             stacklevel=3,
         )
 
@@ -209,7 +416,11 @@ def _held(network: object) -> Iterator[object]:
         yield from _held(network.func)
     elif isinstance(network, types.FunctionType):
         yield from (cell.cell_contents for cell in network.__closure__ or () if _filled(cell))
-        yield from (network.__globals__[name] for name in network.__code__.co_names if name in network.__globals__)
+        yield from (
+            network.__globals__[name]
+            for name in network.__code__.co_names
+            if name in network.__globals__
+        )
     elif isinstance(network, types.MethodType):
         yield network.__self__
     else:
@@ -223,21 +434,37 @@ def _filled(cell: types.CellType) -> bool:
         return False
 
 
-def _dtype(network: object) -> torch.dtype | None:
-    """The dtype of a network's weights, told by the first of them."""
+def weights_dtype(network: object) -> torch.dtype | None:
+    """The widest of half and single precision among a network's parameters, or float64 where all
+    are.
+
+    None where it has none of them.
+
+    >>> weights_dtype(nn.Linear(2, 2).bfloat16())
+    torch.bfloat16
+    """
+    found: set[torch.dtype] = set()
     modules = [network] if isinstance(network, nn.Module) else []
-    while modules:  # `next(network.parameters())` walks all of it first, at a tenth of a small network's time
+    while modules:  # `network.parameters()` costs a tenth of a small network's time
         module = modules.pop()
         for parameter in module._parameters.values():
-            if parameter is not None and parameter.is_floating_point():
-                return parameter.dtype
-        modules.extend(child for child in reversed(module._modules.values()) if child is not None)
-    return None
+            if parameter is not None:
+                if parameter.dtype == torch.float32:
+                    return torch.float32
+                found.add(parameter.dtype)
+        modules.extend(child for child in module._modules.values() if child is not None)
+    half = found & HALF
+    if len(half) > 1:
+        return torch.float32
+    return half.pop() if half else torch.float64 if torch.float64 in found else None
 
 
 @contextmanager
 def evaluation_mode(*models: object) -> Iterator[None]:
-    """Those of the models that are modules in evaluation mode; each module within them back in its own afterwards.
+    """Those of the models that are modules in evaluation mode; each module within them back in its
+    own afterwards.
+
+    Modules are switched for every thread that uses them.
 
     >>> dropout = nn.Dropout(0.5)
     >>> with evaluation_mode(dropout):
@@ -259,17 +486,39 @@ def evaluation_mode(*models: object) -> Iterator[None]:
 
 def check_no_data_parallel(function: str, argument: str, module: object) -> None:
     """Raise where `module` is or holds an `nn.DataParallel`."""
-    if isinstance(module, nn.Module) and any(isinstance(m, nn.DataParallel) for m in module.modules()):
+    if isinstance(module, nn.Module) and any(
+        isinstance(m, nn.DataParallel) for m in module.modules()
+    ):
         hint = "its replicas cannot return a Prediction and draw their times apart: wrap the Objective in DistributedDataParallel"
-        raise TypeError(must(function, argument, "not hold an nn.DataParallel", "DataParallel", hint))
+        raise TypeError(
+            must(function, argument, "not hold an nn.DataParallel", "DataParallel", hint)
+        )
 
 
 def _check_labels(condition: dict[str, Any], z: Tensor) -> None:
-    """Raise where a vector of whole numbers among the conditions is not one to an example: one label would broadcast in silence."""
+    """Raise where a vector of whole numbers among the conditions is not one to an example: one
+    label would broadcast in silence."""
     for name, value in condition.items():
-        if isinstance(value, Tensor) and value.ndim == 1 and len(value) != len(z) and not value.is_floating_point():
-            hint = "one label for all is torch.full((len(x),), label)" if len(value) == 1 else "a label for each example"
-            raise ValueError(must("Denoiser", name, f"have shape (batch,) = ({len(z)},)", tuple(value.shape), hint))
+        if (
+            isinstance(value, Tensor)
+            and value.ndim == 1
+            and len(value) != len(z)
+            and not value.is_floating_point()
+        ):
+            hint = (
+                "one label for all is torch.full((len(x),), label)"
+                if len(value) == 1
+                else "a label for each example"
+            )
+            raise ValueError(
+                must(
+                    "Denoiser",
+                    name,
+                    f"have shape (batch,) = ({len(z)},)",
+                    tuple(value.shape),
+                    hint,
+                )
+            )
 
 
 def _check_output(out: object, z: Tensor, heads: int) -> None:
@@ -287,23 +536,44 @@ def _check_output(out: object, z: Tensor, heads: int) -> None:
         raise TypeError(must("Denoiser", "network", "return a tensor", type(out).__name__, hint))
     expected = (z.shape[0], heads * z.shape[1], *z.shape[2:])
     if out.shape != expected:
-        what = "return the shape of z" if heads == 1 else "return twice the channels of z, mean and variance"
+        what = (
+            "return the shape of z"
+            if heads == 1
+            else "return twice the channels of z, mean and variance"
+        )
         hint = ""
         if heads == 2 and out.shape == z.shape:
             hint = "a learned variance needs a second half of channels"
-        elif out.ndim == z.ndim and out.shape[1] == 2 * z.shape[1] and out.shape[2:] == z.shape[2:]:
-            hint = (
-                "twice the channels, as with a learned variance: Denoiser(…, variance=Range()), or keep the first half, out.chunk(2, 1)[0]"
-            )
+        elif (
+            out.ndim == z.ndim and out.shape[1] == 2 * z.shape[1] and out.shape[2:] == z.shape[2:]
+        ):
+            hint = "twice the channels, as with a learned variance: Denoiser(…, variance=Range()), or keep the first half, out.chunk(2, 1)[0]"
         elif out.numel() < z.numel():
             hint = "it would broadcast in silence"
-        raise ValueError(must("Denoiser", "network", f"{what}, {expected}", tuple(out.shape), hint))
+        raise ValueError(
+            must("Denoiser", "network", f"{what}, {expected}", tuple(out.shape), hint)
+        )
     if not out.is_floating_point():
         raise TypeError(must("Denoiser", "network", "return real floating values", out.dtype))
     if out.device != z.device:
         raise ValueError(
-            must("Denoiser", "network", f"return its output on the device of z, {z.device}", out.device, "network.to(z.device)")
+            must(
+                "Denoiser",
+                "network",
+                f"return its output on the device of z, {z.device}",
+                out.device,
+                "network.to(z.device)",
+            )
         )
 
 
-__all__ = ["Denoiser", "ScaledGamma", "ScheduleTime", "TableStep", "edm_time", "flow_time", "logsnr_time", "sigma_time"]
+__all__ = [
+    "Denoiser",
+    "ScaledGamma",
+    "ScheduleTime",
+    "TableStep",
+    "edm_time",
+    "flow_time",
+    "logsnr_time",
+    "sigma_time",
+]

@@ -1,4 +1,5 @@
-"""What an objective really optimises: its w(λ), whether that is a likelihood of noisier data, where its signal comes from."""
+"""What an objective really optimises: its w(λ), whether that is a likelihood of noisier data,
+where its signal comes from."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,23 +10,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.augmentation import POINTS, ROUNDING, Augmentation, rises
 from vdiff.errors import must
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.recipes import Recipe, recipe
 from vdiff.weighting import loss_factor
 
 TARGETS: Mapping[str, Parameterization] = {"x": X(), "ε": Eps(), "v": V(), "u": Flow()}
-POINTS = 20_001
-ROUNDING = 1e-9  # a rise of w by less, relatively, is rounding
+NEAR, LONG = 0.01, 1.0  # a plateau: w within 1 % of its largest value over a λ of 1 or more
 Errors = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a recipe optimises, on a grid of λ between its ends, in float64; printed, it says so in words.
+    """What a recipe optimises, on a grid of λ between its ends, in float64; printed, it says so in
+    words.
 
-    `error` is E‖ε − ε̂‖² at any λ, up to a constant: where the loss comes from depends on it. The default is that of data
-    N(0, I), sigmoid(λ) in each dimension; a model's own is `Profile.at`.
+    `error` is E‖ε − ε̂‖² at any λ, up to a constant: where the loss comes from depends on it. The
+    default is that of data N(0, I), sigmoid(λ) in each dimension; a model's own is `Profile.at`.
 
     >>> described = describe("edm")
     >>> described.monotone, round(described.peak, 2)
@@ -38,9 +40,15 @@ class Description:
 
     @cached_property
     def logsnr(self) -> Float[Tensor, " grid"]:
-        """Equidistant λ, from noise to data, where both schedule and weighting are meant to be used."""
+        """Equidistant λ, from noise to data, where both schedule and weighting are meant to be
+        used."""
         schedule, (low, high) = self.recipe.schedule, self.recipe.weighting.range()
-        return torch.linspace(max(low, schedule.logsnr_min), min(high, schedule.logsnr_max), POINTS, dtype=torch.float64)
+        return torch.linspace(
+            max(low, schedule.logsnr_min),
+            min(high, schedule.logsnr_max),
+            POINTS,
+            dtype=torch.float64,
+        )
 
     @cached_property
     def weight(self) -> Float[Tensor, " grid"]:
@@ -51,9 +59,14 @@ class Description:
 
     @cached_property
     def draws(self) -> Float[Tensor, " grid"]:
-        """p(λ), the density of training's draws."""
+        """p(λ), the density of training's draws; at the ends that of a quarter of a cell
+        inside.
+        """
+        quarter = 0.25 * (self.logsnr[1] - self.logsnr[0]).item()
+        low, high = self.logsnr[0].item(), self.logsnr[-1].item()
+        inside = self.logsnr.clamp(low + quarter, high - quarter)  # p may be infinite at an end
         with torch.no_grad():
-            return self.recipe.schedule.density(self.logsnr)
+            return self.recipe.schedule.density(inside)
 
     @cached_property
     def signal(self) -> Float[Tensor, " grid"]:
@@ -71,24 +84,41 @@ class Description:
         """The λ in this range at which w is largest, the greatest where that is a stretch."""
         return min(max(self.recipe.weighting.peak, self.logsnr[0].item()), self.logsnr[-1].item())
 
+    @property
+    def plateau(self) -> tuple[float, float] | None:
+        """The λ between which w stays within 1 % of its largest value, where they are 1 or more
+        apart; None for a peak.
+
+        >>> low, high = describe("vdmpp-sigmoid").plateau
+        >>> round(low, 1), round(high, 1)
+        (-15.0, -2.6)
+        """
+        top, near = int(self.weight.argmax()), self.weight >= (1 - NEAR) * self.weight.max()
+        below, above = (~near[:top]).nonzero().flatten(), (~near[top:]).nonzero().flatten()
+        first = 0 if len(below) == 0 else int(below[-1]) + 1
+        last = len(near) - 1 if len(above) == 0 else top + int(above[0]) - 1
+        low, high = self.logsnr[first].item(), self.logsnr[last].item()
+        return (low, high) if high - low >= LONG else None
+
     @cached_property
     def rises(self) -> list[tuple[float, float]]:
         """The stretches of λ over which w rises; none for a monotone weighting."""
-        up = (self.weight[1:] > self.weight[:-1] * (1 + ROUNDING)).long()
-        edge = torch.cat([up.new_zeros(1), up, up.new_zeros(1)]).diff()
-        begin, end = (self.logsnr[(edge == sign).nonzero().flatten()] for sign in (1, -1))
-        return list(zip(begin.tolist(), end.tolist(), strict=True))
+        return rises(self.logsnr, self.weight)
 
     @property
     def monotone(self) -> bool:
-        """Whether w never rises with λ here: then L_w is an ELBO with Gaussian noise added to the data (arXiv:2303.00848)."""
+        """Whether w never rises with λ here: then L_w is an ELBO with Gaussian noise added to the
+        data (arXiv:2303.00848)."""
         return not self.rises
 
-    def augmentation(self, logsnr: Tensor) -> Tensor:
-        """The probability that the data is noised to a level less noisy than λ: w(λ)/w(λ_min), a monotone weighting's p_w.
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """The law of the noise that a monotone weighting adds to the data, p_w: called with λ, the
+        probability that the data is noised to a level less noisy, w(λ)/w(λ_min); `.sample(n)`
+        draws levels, and `augmented_elbo` trains on such data.
 
-        At λ_max it is the mass at no added noise (beyond the first level's own), above it is 0. Raises ValueError where w
-        rises: the measure is then signed and no distribution.
+        At λ_max it is the mass at no added noise (beyond the first level's own), above it is 0.
+        Raises ValueError where w rises: the measure is then signed and no distribution.
 
         >>> describe("vdm").augmentation(torch.tensor([0.0], dtype=torch.float64))        # the bound adds no noise
         tensor([1.], dtype=torch.float64)
@@ -96,34 +126,53 @@ class Description:
         if not self.monotone:
             low, high = self.rises[0]
             raise ValueError(
-                must("Description.augmentation", "recipe", "have a monotone weighting", f"w that rises from λ = {low:.3g} to {high:.3g}")
+                must(
+                    "Description.augmentation",
+                    "recipe",
+                    "have a monotone weighting",
+                    f"w that rises from λ = {low:.3g} to {high:.3g}",
+                )
             )
-        share: Tensor = self.recipe.weighting(logsnr.clamp(min=self.logsnr[0].item())) / self.weight[0]
-        return torch.where(logsnr > self.logsnr[-1], 0.0, share)
+        return Augmentation(self.recipe.weighting, self.logsnr[-1].item(), self.logsnr[0].item())
 
     def negative_mass(self) -> float:
-        """By how much w rises in all, over its largest value: the negative part of the mixture of ELBOs that L_w is.
+        """By how much w rises in all, over its largest value: the negative part of the mixture of
+        ELBOs that L_w is.
 
         >>> describe("v-prediction").negative_mass()
         0.0
         """
-        return (self.weight.diff().clamp(min=0).sum() / self.weight.max()).item() if self.rises else 0.0
+        return (
+            (self.weight.diff().clamp(min=0).sum() / self.weight.max()).item()
+            if self.rises
+            else 0.0
+        )
 
     def factor(self, parameterization: Parameterization) -> Callable[[Tensor], Tensor]:
-        """The number to put before a squared error on another target, for the same objective with the same times.
+        """The number to put before a squared error on another target, for the same objective with
+        the same times.
 
         >>> describe("v-prediction").factor(X())(torch.tensor([0.0]))        # SNR + 1, between the ends of this schedule
         tensor([1.9986])
         """
-        return loss_factor(self.recipe.weighting, self.recipe.schedule, parameterization, steps=self.recipe.steps)
+        return loss_factor(
+            self.recipe.weighting, self.recipe.schedule, parameterization, steps=self.recipe.steps
+        )
 
     def overlap(self, other: "Description") -> float:
-        """The share of the signal that two objectives have in common: 1 where they train alike, 0 where they never meet.
+        """The share of the signal that two objectives have in common: 1 where they train alike, 0
+        where they never meet.
 
         >>> round(describe("flow-matching").overlap(describe("v-prediction")), 3)          # e^{−λ/2}, both
         1.0
         """
-        low, high = (f(a, b) for f, a, b in ((min, self.logsnr[0], other.logsnr[0]), (max, self.logsnr[-1], other.logsnr[-1])))
+        low, high = (
+            f(a, b)
+            for f, a, b in (
+                (min, self.logsnr[0], other.logsnr[0]),
+                (max, self.logsnr[-1], other.logsnr[-1]),
+            )
+        )
         grid = torch.linspace(low.item(), high.item(), POINTS, dtype=torch.float64)
         shares = []
         for one in (self, other):
@@ -135,26 +184,32 @@ class Description:
     def quantile(self, density: Tensor, share: float) -> float:
         """The λ below which a share of a density on the grid lies."""
         below = torch.cumulative_trapezoid(density, self.logsnr)
-        return self.logsnr[1 + int(torch.searchsorted(below, share * below[-1]).clamp(max=POINTS - 2))].item()
+        return self.logsnr[
+            1 + int(torch.searchsorted(below, share * below[-1]).clamp(max=POINTS - 2))
+        ].item()
 
     def __str__(self) -> str:
         low, high = self.logsnr[0].item(), self.logsnr[-1].item()
         lines = [
             f"{self.recipe.name}" + (f" ({self.recipe.source})" if self.recipe.source else ""),
             f"  w(λ)      {self.recipe.weighting!r}, for λ from {_rounded(low)} to {_rounded(high)}",
-            "  peak      none: every λ counts alike"
-            if self.flat
-            else f"  peak      λ = {_rounded(self.peak, 2)}, where the noise is {math.exp(-self.peak / 2):.2g} times the signal's scale",
+            f"  peak      {self._peak()}",
             f"  means     {self._meaning()}",
             f"  draws     {self._middle(self.draws)}",
             f"  signal    {self._middle(self.signal)} (with the error of {self.error_of})",
             "  the same loss with the same times, as a factor before the squared error on another target:",
-            "            " + "".join(f"{f'λ = {_rounded(level)}':>12}" for level in self._levels()),
+            "            "
+            + "".join(f"{f'λ = {_rounded(level)}':>12}" for level in self._levels()),
         ]
         for name, target in TARGETS.items():
             lines.append(
                 f"    {name:<8}"
-                + "".join(f"{value:>12.4g}" for value in self.factor(target)(torch.tensor(self._levels(), dtype=torch.float64)).tolist())
+                + "".join(
+                    f"{value:>12.4g}"
+                    for value in self.factor(target)(
+                        torch.tensor(self._levels(), dtype=torch.float64)
+                    ).tolist()
+                )
             )
         return "\n".join(lines)
 
@@ -162,8 +217,19 @@ class Description:
         return [self.quantile(self.draws, share) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
 
     def _middle(self, density: Tensor) -> str:
-        a, b, c, d = (_rounded(self.quantile(density, share)) for share in (0.05, 0.25, 0.75, 0.95))
+        a, b, c, d = (
+            _rounded(self.quantile(density, share)) for share in (0.05, 0.25, 0.75, 0.95)
+        )
         return f"half in λ from {b} to {c}, 90 % from {a} to {d}"
+
+    def _peak(self) -> str:
+        if self.flat:
+            return "none: every λ counts alike"
+        if self.plateau:
+            low, high = map(_rounded, self.plateau)
+            return f"none: a plateau, w within 1 % of its largest value for λ from {low} to {high}"
+        noise = f"{math.exp(-self.peak / 2):.2g} times the signal's scale"
+        return f"λ = {_rounded(self.peak, 2)}, where the noise is {noise}"
 
     def _meaning(self) -> str:
         if not self.monotone:
@@ -190,12 +256,14 @@ def _rounded(value: float, digits: int = 1) -> str:
 
 
 def describe(objective: Recipe | str, *, error: Errors | None = None) -> Description:
-    """What a recipe, or a published one by its name, optimises. `print` it for the report in words.
+    """What a recipe, or a published one by its name, optimises. `print` it for the report in
+    words.
 
-    Args:
-        objective: a `Recipe` or the name of one. A loss of your own is `Recipe("mine", schedule, parameterization,
+    Args: objective: a `Recipe` or the name of one. A loss of your own is `Recipe("mine", schedule,
+        parameterization,
             MSE(schedule, parameterization))`: plain squared error on that target with those times.
-        error: E‖ε − ε̂‖² at any λ, for instance `profile.at` of a model that `evaluate` has seen; that of N(0, I) otherwise.
+        error: E‖ε − ε̂‖² at any λ, for instance `profile.at` of a model that `evaluate` has seen;
+        that of N(0, I) otherwise.
 
     Raises:
         ValueError: for an unknown name, with the nearest one.
@@ -210,8 +278,14 @@ def describe(objective: Recipe | str, *, error: Errors | None = None) -> Descrip
         objective = recipe(objective)
     if not isinstance(objective, Recipe):
         hint = "Recipe(name, schedule, parameterization, weighting)"
-        raise TypeError(must("describe", "objective", "be a Recipe or the name of one", repr(objective), hint))
-    return Description(objective) if error is None else Description(objective, error, "the given model")
+        raise TypeError(
+            must("describe", "objective", "be a Recipe or the name of one", repr(objective), hint)
+        )
+    return (
+        Description(objective)
+        if error is None
+        else Description(objective, error, "the given model")
+    )
 
 
 __all__ = ["Description", "describe"]

@@ -12,8 +12,10 @@ from vdiff.errors import must
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 from vdiff.schedule.histogram import filled
+from vdiff.weighting import check_weight_function
 
 INSIDE = 8  # points of a bin at which the density is read
+ROUNDING = 1e-12  # a variance that is less of the squared loss is zero
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,12 @@ class Diagnosis:
 
         Var = ¼ ∫ w² E‖e‖⁴/p dλ − (½ ∫ w E‖e‖² dλ)²,   least for p* ∝ w √E‖e‖⁴
 
-    By bin: `logsnr` at its middle, the chosen `density` p and the `best` p*, and `square`, the bin's part of the first
-    integral. In all: the `loss` (nats), the `variance` and the `least` one (nats²), and `effective`, the share
-    of the draws that p* would need for the same second moment: the effective sample size of one draw.
+    By bin: `logsnr` at its middle, the chosen `density` p and the `best` p*, and `square`, the
+    bin's part of the first integral. In all: the `loss` (nats), the `variance` and the `least` one
+    (nats²), whose ratio is how many times as many independent draws the same error takes; and
+    `effective`, the least second moment over that of a draw, the effective sample size of one draw
+    as an importance weight. A second moment is the variance plus the squared loss, so that its
+    ratio is near 1 where the loss is large, whatever the ratio of the variances.
 
     Kingma & Gao, arXiv:2303.00848, section on importance sampling.
 
@@ -35,7 +40,8 @@ class Diagnosis:
     log-SNR            p      best p    share of E ℓ²
          -0.50       0.500       0.250             10 %
           0.50       0.500       0.750             90 %
-    variance of a draw 1, least 0: 1.25 times the draws of the best density
+    variance of a draw 1, least 0
+    second moment of a draw 5, least 4: 1.25 times
     """
 
     logsnr: Float[Tensor, " bins"]
@@ -54,20 +60,40 @@ class Diagnosis:
 
     def __str__(self) -> str:
         rows = [f"{'log-SNR':<10}{'p':>10}{'best p':>12}{'share of E ℓ²':>17}"]
-        table = zip(self.logsnr.tolist(), self.density.tolist(), self.best.tolist(), self.share.tolist(), strict=True)
-        rows += [f"{level:>10.2f}{p:>12.3f}{best:>12.3f}{100 * share:>15.0f} %" for level, p, best, share in table]
-        more = f"{1 / self.effective:.3g} times the draws of the best density"
-        return "\n".join([*rows, f"variance of a draw {self.variance:.4g}, least {self.least:.4g}: {more}"])
+        table = zip(
+            self.logsnr.tolist(),
+            self.density.tolist(),
+            self.best.tolist(),
+            self.share.tolist(),
+            strict=True,
+        )
+        rows += [
+            f"{level:>10.2f}{p:>12.3f}{best:>12.3f}{100 * share:>15.0f} %"
+            for level, p, best, share in table
+        ]
+        least = self.least if self.least > ROUNDING * self.loss**2 else 0.0
+        said = f"variance of a draw {self.variance:.4g}, least {least:.4g}"
+        if least > 0:
+            times = f"{self.variance / least:.3g} times"
+            said += f": {times}, and as many times the draws for the same error"
+        second = self.variance + self.loss**2
+        more = f"second moment of a draw {second:.4g}, least {self.effective * second:.4g}"
+        return "\n".join([*rows, said, f"{more}: {1 / self.effective:.3g} times"])
 
 
 @torch.no_grad()
-def diagnose(profile: Profile, schedule: Schedule, weighting: Callable[[Tensor], Tensor] | None = None) -> Diagnosis:
-    """Take apart the variance that a loss with this profile of errors has under a schedule, w = 1 unless given.
+def diagnose(
+    profile: Profile, schedule: Schedule, weighting: Callable[[Tensor], Tensor] | None = None
+) -> Diagnosis:
+    """Take apart the variance that a loss with this profile of errors has under a schedule, w = 1
+    unless given.
 
-    The profile may come from any schedule between the same ends: `evaluate(…, profile=profile)` fills one.
+    The profile may come from any schedule between the same ends: `evaluate(…, profile=profile)`
+    fills one.
 
     Raises:
-        ValueError: where the schedule ends elsewhere than the profile.
+        ValueError: where the schedule ends elsewhere than the profile, and for a factor alone as
+            weighting.
 
     >>> from vdiff import Cosine
     >>> profile = Profile(-5.0, 5.0, bins=50)
@@ -75,11 +101,18 @@ def diagnose(profile: Profile, schedule: Schedule, weighting: Callable[[Tensor],
     >>> diagnose(profile, Cosine(5.0, -5.0)).effective < 1
     True
     """
+    if weighting is not None:
+        check_weight_function("diagnose", weighting)
     low, high = profile.logsnr_min, profile.logsnr_max
     ends = schedule.logsnr_min, schedule.logsnr_max
     if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(ends, (low, high), strict=True)):
         raise ValueError(
-            must("diagnose", "schedule", f"run between the profile's ends, {low:g} and {high:g}", f"{ends[0]:g} and {ends[1]:g}")
+            must(
+                "diagnose",
+                "schedule",
+                f"run between the profile's ends, {low:g} and {high:g}",
+                f"{ends[0]:g} and {ends[1]:g}",
+            )
         )
     width = (high - low) / profile.bins
     middle = profile.centers

@@ -1,14 +1,17 @@
-"""The probability-flow ODE: its time, its vector field, and one home for the solver. Needs the extra `ode` (torchdiffeq).
+"""The probability-flow ODE: its time, its vector field, and one home for the solver. Needs the
+extra `ode` (torchdiffeq).
 
     dz/dφ = v̂(z, λ),    φ = arctan σ/α,    λ = −2 log tan φ
 
-(Song et al., arXiv:2011.13456, section 4.3, in the angle between signal and noise.) In λ the right side is −½ α σ v̂, which
-vanishes at both ends: a solver that starts there believes in steps of any length, and skips the middle. In t it depends on
-the schedule. The solver's own time is the angle in another unit of the data,
+(Song et al., arXiv:2011.13456, section 4.3, in the angle between signal and noise.) In λ the right
+side is −½ α σ v̂, which vanishes at both ends: a solver that starts there believes in steps of any
+length, and skips the middle. In t it depends on the schedule. The solver's own time is the angle
+in another unit of the data,
 
     φ_u = arctan( σ/(α u) ),    dφ/dφ_u = u/(cos² φ_u + u² sin² φ_u)
 
-which runs slower where the noise is as large as u: detail finer than the data's own scale is where the field turns.
+which runs slower where the noise is as large as u: detail finer than the data's own scale is where
+the field turns.
 """
 
 import math
@@ -21,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import check_positive_int, did_you_mean, finite, must
+from vdiff.extras import extra
 from vdiff.gaussian import wide, wide_number
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
@@ -32,7 +36,8 @@ Field = Callable[[Tensor, State], State]
 
 
 class SolverError(RuntimeError):
-    """A solver gave up: at which t and λ, after how many evaluations, the size of v̂ there, why, and what to try.
+    """A solver gave up: at which t and λ, after how many evaluations, the size of v̂ there, why,
+    and what to try.
 
     >>> issubclass(SolverError, RuntimeError)
     True
@@ -84,22 +89,23 @@ def solve(
     options: dict[str, Any] | None = None,
     examples: Tensor | None = None,
 ) -> Solution:
-    """The state (z, …) at λ_s from that at λ_t, by one of torchdiffeq's solvers, in either direction.
+    """The state (z, …) at λ_s from that at λ_t, by one of torchdiffeq's solvers, in either
+    direction.
 
-    An adaptive method holds each example of a batch to the tolerance by itself: the error is that of the worst example,
-    root mean square over its dimensions. Its steps are those of the batch, which thereby moves an example's answer as far as
-    the solver's own error goes: local errors of the tolerance can add up to ten times as much.
+    An adaptive method holds each example of a batch to the tolerance by itself: the error is that
+    of the worst example, root mean square over its dimensions. Its steps are those of the batch,
+    which thereby moves an example's answer as far as the solver's own error goes: local errors of
+    the tolerance can add up to ten times as much.
 
-    Args:
-        function: whose errors these are.
-        field: (λ, state) → (v̂, …), the derivatives with respect to φ; every part of the state has the batch as its first
+    Args: function: whose errors these are. field: (λ, state) → (v̂, …), the derivatives with
+        respect to φ; every part of the state has the batch as its first
             dimension.
-        unit: of the data, in which the solver's angle is measured; 1 for φ itself. It moves the cost, not the answer.
-        method: of torchdiffeq: "dopri5", "dopri8", "rk4", …
-        rtol, atol: of an adaptive method.
-        max_evaluations, max_seconds: where to give up.
-        options: handed to torchdiffeq, for instance {"step_size": 0.1}, in radians, for a method with fixed steps (else one step).
-        examples: the numbers by which errors name the examples of the batch; their places in it if left out.
+        unit: of the data, in which the solver's angle is measured; 1 for φ itself. It moves the
+        cost, not the answer. method: of torchdiffeq: "dopri5", "dopri8", "rk4", … rtol, atol: of
+        an adaptive method. max_evaluations, max_seconds: where to give up. options: handed to
+        torchdiffeq, for instance {"step_size": 0.1}, in radians, for a method with fixed steps
+        (else one step). examples: the numbers by which errors name the examples of the batch;
+        their places in it if left out.
 
     Raises:
         SolverError: when the step size underflows, a limit is reached, or the field is not finite.
@@ -111,19 +117,38 @@ def solve(
     """
     known = (*ADAPTIVE, *FIXED)
     if method not in known:
-        raise ValueError(must(function, "method", f"be one of {', '.join(known)}", repr(method), did_you_mean(str(method), known)))
+        raise ValueError(
+            must(
+                function,
+                "method",
+                f"be one of {', '.join(known)}",
+                repr(method),
+                did_you_mean(str(method), known),
+            )
+        )
     check_positive_int(function, "max_evaluations", max_evaluations)
-    rtol, atol = finite(function, "rtol", rtol, above=0.0), finite(function, "atol", atol, above=0.0)
-    unit = finite(function, "unit", unit, above=0.0, hint="the size of the detail in the data, about a half for data in [−1, 1]")
-    try:
+    rtol, atol = (
+        finite(function, "rtol", rtol, above=0.0),
+        finite(function, "atol", atol, above=0.0),
+    )
+    unit = finite(
+        function,
+        "unit",
+        unit,
+        above=0.0,
+        hint="the size of the detail in the data, about a half for data in [−1, 1]",
+    )
+    with extra("ode"):
         from torchdiffeq import odeint
-    except ImportError:
-        raise ImportError(f"{function}: torchdiffeq is not installed: pip install 'vdiff-torch[ode]'") from None
     ends = torch.stack([wide_number(level, state[0].device) for level in (logsnr_t, logsnr_s)])
     if ends[0] == ends[1]:
         return Solution(state, 0)
     low, high = ends.aminmax()
-    started, evaluations, last = time.monotonic(), 0, {"t": math.nan, "logsnr": math.nan, "speed": math.nan}
+    started, evaluations, last = (
+        time.monotonic(),
+        0,
+        {"t": math.nan, "logsnr": math.nan, "speed": math.nan},
+    )
 
     def gave_up(why: str) -> SolverError:
         return SolverError(
@@ -140,26 +165,36 @@ def solve(
             raise gave_up(f"reached max_seconds = {max_seconds:g}")
         evaluations += 1
         place = wide(place)
-        # a solver's own time is the state's: in float32 its right angle, λ = −∞, is more than one, and has no tangent
+        # a solver's own time is the state's: in float32 its right angle, λ = −∞, is more than one,
+        # and has no tangent
         level = torch.where(place < angles.max(), logsnr_of(place, unit).clamp(low, high), low)
         moves = field(level, state)
-        last["t"], last["logsnr"] = ((place - angles[0]) / (angles[1] - angles[0])).item(), level.item()
+        last["t"], last["logsnr"] = (
+            ((place - angles[0]) / (angles[1] - angles[0])).item(),
+            level.item(),
+        )
         last["speed"] = moves[0].square().mean().sqrt().item()
         for part in moves:
             bad = ~torch.isfinite(part.flatten(1)).all(1)
             if bad.any():
                 first = int(bad.nonzero()[0])
                 number = first if examples is None else int(examples[first])
-                raise gave_up(f"the field is NaN or infinite for example {number}, the first of {int(bad.sum())} in its batch")
+                raise gave_up(
+                    f"the field is NaN or infinite for example {number}, the first of {int(bad.sum())} in its batch"
+                )
         turn = unit / (torch.cos(place) ** 2 + (unit * torch.sin(place)) ** 2)  # dφ/dφ_u
         return tuple(turn.to(part.dtype) * part for part in moves)
 
     angles = angle(ends, unit)
     if method in ADAPTIVE:  # neither its first step nor its last leads beyond the end
         first = FIRST * (angles[1] - angles[0]).abs()
-        options = {"first_step": first, "step_t": angles[1:], "norm": _of_the_worst_example} | (options or {})
+        options = {"first_step": first, "step_t": angles[1:], "norm": _of_the_worst_example} | (
+            options or {}
+        )
     try:
-        found = odeint(velocity, state, angles, method=method, rtol=rtol, atol=atol, options=options)
+        found = odeint(
+            velocity, state, angles, method=method, rtol=rtol, atol=atol, options=options
+        )
     except AssertionError as error:  # torchdiffeq's own: underflow in dt
         raise gave_up(str(error).split(":")[0]) from None
     return Solution(tuple(part[1] for part in found), evaluations)

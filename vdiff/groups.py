@@ -8,13 +8,18 @@ from vdiff.schedule import Schedule
 
 
 def parameter_groups(
-    module: nn.Module, *, lr: float | None = None, weight_decay: float = 0.0, schedule_lr: float = 0.01
+    module: nn.Module,
+    *,
+    lr: float | None = None,
+    weight_decay: float = 0.0,
+    schedule_lr: float = 0.01,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for any torch optimizer: schedules never decay and have a learning rate of their own.
+    """Parameter groups for any torch optimizer: schedules never decay and have a learning rate of
+    their own.
 
-    Weight decay would pull learned log-SNR ends towards zero, and at a network's rate a learned shape hardly moves.
-    Without `lr` the network's group has the optimizer's. The groups carry a `name`, "model" or "schedule", so that a loop
-    clips the first alone.
+    Weight decay would pull learned log-SNR ends towards zero, and at a network's rate a learned
+    shape hardly moves. Without `lr` the network's group has the optimizer's. The groups carry a
+    `name`, "model" or "schedule", so that a loop clips the first alone.
 
     >>> from vdiff import Categorical, Denoiser, Objective, Spline, X
     >>> from vdiff.nn import UNet
@@ -22,10 +27,21 @@ def parameter_groups(
     >>> [(g["name"], g["lr"], g["weight_decay"]) for g in parameter_groups(objective, lr=1e-3, weight_decay=0.01)]
     [('model', 0.001, 0.01), ('schedule', 0.01, 0.0)]
     """
-    of_schedules = {id(p) for m in module.modules() if isinstance(m, Schedule) for p in m.parameters()}
+    of_schedules = {
+        id(p) for m in module.modules() if isinstance(m, Schedule) for p in m.parameters()
+    }
     parameters = [p for p in module.parameters() if p.requires_grad]
-    model: dict[str, Any] = {"name": "model", "params": [p for p in parameters if id(p) not in of_schedules], "weight_decay": weight_decay}
-    schedule = {"name": "schedule", "params": [p for p in parameters if id(p) in of_schedules], "lr": schedule_lr, "weight_decay": 0.0}
+    model: dict[str, Any] = {
+        "name": "model",
+        "params": [p for p in parameters if id(p) not in of_schedules],
+        "weight_decay": weight_decay,
+    }
+    schedule = {
+        "name": "schedule",
+        "params": [p for p in parameters if id(p) in of_schedules],
+        "lr": schedule_lr,
+        "weight_decay": 0.0,
+    }
     if lr is not None:
         model["lr"] = lr
     return [group for group in (model, schedule) if group["params"]]

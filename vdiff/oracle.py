@@ -1,7 +1,8 @@
-"""Data whose denoiser, error, density and bound are known exactly: what a user tests their own work with.
+"""Data whose denoiser, error, density and bound are known exactly: what a user tests their own
+work with.
 
-An oracle is a model: `oracle(z, logsnr)` is the `Prediction` of the perfect denoiser. Everything is computed in
-float64, whatever dtype comes in.
+An oracle is a model: `oracle(z, logsnr)` is the `Prediction` of the perfect denoiser. Everything
+is computed in float64, whatever dtype comes in.
 """
 
 import math
@@ -14,17 +15,21 @@ from torch import Tensor, nn
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.errors import check_data, must
-from vdiff.gaussian import kl_to_normal
+from vdiff.errors import check_data, must, names_arrays
+from vdiff.gaussian import RestorableModule, kl_to_normal
 from vdiff.parameterization import Eps, Prediction
 
 Array = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]] | Tensor
-REACH, FINENESS = 11.0, 0.05  # a quadrature grid in z: so many standard deviations out, in such steps of the narrowest
+REACH, FINENESS = (
+    11.0,
+    0.05,
+)  # a quadrature grid in z: so many standard deviations out, in such steps of the narrowest
 PIECE = 512  # points at a time
 
 
-class GaussianMixture(nn.Module):
-    """x ~ Σ_k w_k N(m_k, Σ_k): weights (K,), means (K, d), covariances (K, d, d), or (K, d) where diagonal.
+class GaussianMixture(RestorableModule):
+    """x ~ Σ_k w_k N(m_k, Σ_k): weights (K,), means (K, d), covariances (K, d, d), or (K, d) where
+    diagonal.
 
     >>> oracle = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
     >>> oracle.mmse(torch.tensor([0.0], dtype=torch.float64))
@@ -42,20 +47,37 @@ class GaussianMixture(nn.Module):
         w, c = w.to(m.device), c.to(m.device)
         name = type(self).__name__
         if w.ndim != 1 or not (w > 0).all() or not math.isclose(w.sum().item(), 1.0, rel_tol=1e-6):
-            raise ValueError(must(name, "weights", "be positive, of shape (K,), and sum to one", w.tolist()))
+            raise ValueError(
+                must(name, "weights", "be positive, of shape (K,), and sum to one", w.tolist())
+            )
         if m.ndim != 2 or len(m) != len(w):
-            raise ValueError(must(name, "means", f"have shape (K, d) with K = {len(w)}", tuple(m.shape)))
+            raise ValueError(
+                must(name, "means", f"have shape (K, d) with K = {len(w)}", tuple(m.shape))
+            )
         if c.shape not in (m.shape, (*m.shape, m.shape[1])):
-            raise ValueError(must(name, "covariances", f"have shape {tuple(m.shape)} or {(*m.shape, m.shape[1])}", tuple(c.shape)))
+            raise ValueError(
+                must(
+                    name,
+                    "covariances",
+                    f"have shape {tuple(m.shape)} or {(*m.shape, m.shape[1])}",
+                    tuple(c.shape),
+                )
+            )
         if c.ndim == 3 and not torch.allclose(c, c.mT):
-            raise ValueError(must(name, "covariances", "be symmetric", c.tolist(), "of a factor L it is L @ L.T"))
+            raise ValueError(
+                must(
+                    name, "covariances", "be symmetric", c.tolist(), "of a factor L it is L @ L.T"
+                )
+            )
         variances, axes = (c, None) if c.ndim == 2 else torch.linalg.eigh(c)
         if not (variances >= 0).all():
-            raise ValueError(must(name, "covariances", "have no negative eigenvalue", variances.min().item()))
-        self.register_buffer("weights", w / w.sum())
-        self.register_buffer("means", m)
-        self.register_buffer("variances", variances.clone())
-        self.register_buffer("axes", axes)
+            raise ValueError(
+                must(name, "covariances", "have no negative eigenvalue", variances.min().item())
+            )
+        self.register_constructed("weights", w / w.sum())
+        self.register_constructed("means", m)
+        self.register_constructed("variances", variances.clone())
+        self.register_constructed("axes", axes)
 
     @property
     def dims(self) -> int:
@@ -65,10 +87,17 @@ class GaussianMixture(nn.Module):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dims"]:
         """n independent draws of x, in float64."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        off = self.variances[k].sqrt() * torch.randn(n, self.dims, dtype=torch.float64, generator=generator)
-        return self.means[k] + (off if self.axes is None else torch.einsum("nij,nj->ni", self.axes[k], off))
+        off = self.variances[k].sqrt() * torch.randn(
+            n, self.dims, dtype=torch.float64, generator=generator
+        )
+        return self.means[k] + (
+            off if self.axes is None else torch.einsum("nij,nj->ni", self.axes[k], off)
+        )
 
-    def forward(self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]) -> Prediction:
+    @names_arrays
+    def forward(
+        self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]
+    ) -> Prediction:
         """The perfect denoiser, ε̂ = E[ε | z]."""
         alpha, sigma = _scales(logsnr.to(torch.float64))
         share, residual, variance = self._posterior(z.to(torch.float64), alpha, sigma)
@@ -78,14 +107,20 @@ class GaussianMixture(nn.Module):
         eps = torch.einsum("nk,nki->ni", share, mean_eps)
         return Prediction(z, logsnr, eps.to(z.dtype), Eps())
 
+    @names_arrays
     def log_prob(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, " n"]:
         """log p(x), the density of the data, nats."""
         one = torch.ones(len(x), dtype=torch.float64)
         return self._log_joint(x.to(torch.float64), one, 0.0 * one)[0].logsumexp(1)
 
-    def noisy_log_prob(self, z: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    @names_arrays
+    def noisy_log_prob(
+        self, z: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         """log q(z), the density of the noisy data at λ, nats."""
-        return self._log_joint(z.to(torch.float64), *_scales(logsnr.to(torch.float64)))[0].logsumexp(1)
+        return self._log_joint(z.to(torch.float64), *_scales(logsnr.to(torch.float64)))[
+            0
+        ].logsumexp(1)
 
     def matched(self) -> "Gaussian":
         """The Gaussian with this law's mean and covariance.
@@ -98,22 +133,33 @@ class GaussianMixture(nn.Module):
         if self.axes is None:
             within = torch.diag(self.weights @ self.variances)
         else:
-            within = torch.einsum("k,kia,ka,kja->ij", self.weights, self.axes, self.variances, self.axes)
+            within = torch.einsum(
+                "k,kia,ka,kja->ij", self.weights, self.axes, self.variances, self.axes
+            )
         return Gaussian(mean, within + torch.einsum("k,ki,kj->ij", self.weights, off, off))
 
+    @names_arrays
     def mmse(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """E‖ε − ε̂‖² of the perfect denoiser, summed over dimensions: closed form for one Gaussian, quadrature for d = 1."""
+        """E‖ε − ε̂‖² of the perfect denoiser, summed over dimensions: closed form for one
+        Gaussian, quadrature for d = 1."""
         if len(self.weights) == 1:
-            return torch.sigmoid(logsnr[:, None].to(torch.float64) + self.variances[0].log()).sum(1)
+            return torch.sigmoid(logsnr[:, None].to(torch.float64) + self.variances[0].log()).sum(
+                1
+            )
         return torch.stack([self._line_mmse(level) for level in logsnr.to(torch.float64)])
 
+    @names_arrays
     def mutual_information(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """I(x; z) at each λ, nats; its derivative is half the `mmse` (I-MMSE)."""
         levels = logsnr.to(torch.float64)
         if len(self.weights) == 1:
             return 0.5 * nn.functional.softplus(levels[:, None] + self.variances[0].log()).sum(1)
         return torch.stack(
-            [self._noisy_entropy(level) - 0.5 * (math.log(2 * math.pi * math.e) + nn.functional.logsigmoid(-level)) for level in levels]
+            [
+                self._noisy_entropy(level)
+                - 0.5 * (math.log(2 * math.pi * math.e) + nn.functional.logsigmoid(-level))
+                for level in levels
+            ]
         )
 
     def entropy(self) -> Tensor:
@@ -134,10 +180,13 @@ class GaussianMixture(nn.Module):
             return kl_to_normal(square, variance).sum()
         z, step = self._line(*_scales(level))
         log_q = self.noisy_log_prob(z[:, None], level.expand(len(z)))
-        return (step * log_q.exp() * (log_q + 0.5 * z.square() + 0.5 * math.log(2 * math.pi))).sum()
+        return (
+            step * log_q.exp() * (log_q + 0.5 * z.square() + 0.5 * math.log(2 * math.pi))
+        ).sum()
 
     def bound(self, logsnr_max: float, logsnr_min: float, decoder: Decoder | None = None) -> Bound:
-        """The bound of the perfect denoiser in continuous time, averaged over the data; parts are one-element tensors.
+        """The bound of the perfect denoiser in continuous time, averaged over the data; parts are
+        one-element tensors.
 
         >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
         >>> round((oracle.bound(13.3, -5.0).total - oracle.entropy()).item(), 9)        # the slack: e^{-13.3}/2 here
@@ -147,13 +196,20 @@ class GaussianMixture(nn.Module):
         information = self.mutual_information(ends)
         square = (self.weights @ (self.means.square() + self.variances)).sum()  # E‖x‖²
         level = ends[1]
-        prior = 0.5 * (torch.sigmoid(level) * (square - self.dims) + self.dims * nn.functional.softplus(level))
+        prior = 0.5 * (
+            torch.sigmoid(level) * (square - self.dims) + self.dims * nn.functional.softplus(level)
+        )
         reconstruction = self._reconstruction(logsnr_max, decoder or GaussianDecoder())
-        return Bound(prior[None], (information[0] - information[1])[None], reconstruction[None], self.dims)
+        return Bound(
+            prior[None], (information[0] - information[1])[None], reconstruction[None], self.dims
+        )
 
-    def nodes(self, logsnr: float) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n 1"], Float[Tensor, " n"]]:
-        """Quadrature nodes (x, ε, weight) for d = 1 at one λ: Σ weight·f(x, ε) is E f, to 1e-13 for polynomials in ε of
-        degree 9 with coefficients smooth in z. Pass them as `x`, `t`, `eps` and expectations need no seeds.
+    def nodes(
+        self, logsnr: float
+    ) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n 1"], Float[Tensor, " n"]]:
+        """Quadrature nodes (x, ε, weight) for d = 1 at one λ: Σ weight·f(x, ε) is E f, to 1e-13
+        for polynomials in ε of degree 9 with coefficients smooth in z. Pass them as `x`, `t`,
+        `eps` and expectations need no seeds.
 
         >>> oracle = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
         >>> x, eps, weight = oracle.nodes(0.0)
@@ -173,20 +229,34 @@ class GaussianMixture(nn.Module):
             (alpha**2 * self.variances / variance).sqrt()[..., None],
         )
         eps = mean + spread * hermite
-        x = self.means[..., None] + alpha * (self.variances[..., None] / variance[..., None]) * (z - alpha * self.means[..., None])
-        x = x - sigma * (self.variances / variance).sqrt()[..., None] * hermite  # (z − σ ε)/α, with its digits where α is small
+        x = self.means[..., None] + alpha * (self.variances[..., None] / variance[..., None]) * (
+            z - alpha * self.means[..., None]
+        )
+        x = (
+            x - sigma * (self.variances / variance).sqrt()[..., None] * hermite
+        )  # (z − σ ε)/α, with its digits where α is small
         weight = self.weights[:, None, None] * (density / density.sum())[:, None] * mass
         return x.reshape(-1, 1), eps.reshape(-1, 1), weight.expand_as(eps).reshape(-1)
 
     def _reconstruction(self, logsnr_max: float, decoder: Decoder) -> Tensor:
         if not isinstance(decoder, GaussianDecoder):
-            raise TypeError(must(f"{type(self).__name__}.bound", "decoder", "be a Gaussian for continuous data", repr(decoder)))
+            raise TypeError(
+                must(
+                    f"{type(self).__name__}.bound",
+                    "decoder",
+                    "be a Gaussian for continuous data",
+                    repr(decoder),
+                )
+            )
         return decoder.expected_nll(torch.zeros(1, self.dims, dtype=torch.float64), logsnr_max)[0]
 
     def _log_joint(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log w_k q(z | k), with z − α m_k in the axes of component k and its variances there: (n, K), (n, K, d), (n, K, d)."""
+        """log w_k q(z | k), with z − α m_k in the axes of component k and its variances there: (n,
+        K), (n, K, d), (n, K, d)."""
         centered = z[:, None, :] - alpha[:, None, None] * self.means
-        residual = centered if self.axes is None else torch.einsum("kji,nkj->nki", self.axes, centered)
+        residual = (
+            centered if self.axes is None else torch.einsum("kji,nkj->nki", self.axes, centered)
+        )
         variance = alpha[:, None, None] ** 2 * self.variances + sigma[:, None, None] ** 2
         quadratic = (residual.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
         return self.weights.log() - 0.5 * quadratic, residual, variance
@@ -202,22 +272,31 @@ class GaussianMixture(nn.Module):
             )
 
     def _line(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """An equidistant grid over z (d = 1) and its step: the trapezoid rule is spectral on a mixture."""
+        """An equidistant grid over z (d = 1) and its step: the trapezoid rule is spectral on a
+        mixture."""
         self._require_line("quadrature")
-        center, width = alpha * self.means[:, 0], (alpha**2 * self.variances[:, 0] + sigma**2).sqrt()
+        center, width = (
+            alpha * self.means[:, 0],
+            (alpha**2 * self.variances[:, 0] + sigma**2).sqrt(),
+        )
         low, high = (center - REACH * width).min(), (center + REACH * width).max()
         n = int((high - low) / (FINENESS * width.min())) + 2
         z = torch.linspace(low.item(), high.item(), n, dtype=torch.float64)
         return z, z[1] - z[0]
 
     def _line_mmse(self, level: Tensor) -> Tensor:
-        """E Var(ε | z) at one λ, d = 1: the spread within components and between them, so that nothing cancels."""
+        """E Var(ε | z) at one λ, d = 1: the spread within components and between them, so that
+        nothing cancels."""
         alpha, sigma = _scales(level)
         grid, step = self._line(alpha, sigma)
         total = torch.zeros((), dtype=torch.float64)
-        for z in torch.split(grid, PIECE):  # a lattice of 256 levels has 31,000 points: pieces stay in the cache
+        for z in torch.split(
+            grid, PIECE
+        ):  # a lattice of 256 levels has 31,000 points: pieces stay in the cache
             n = len(z)
-            log_joint, residual, variance = self._log_joint(z[:, None], alpha.expand(n), sigma.expand(n))
+            log_joint, residual, variance = self._log_joint(
+                z[:, None], alpha.expand(n), sigma.expand(n)
+            )
             share = log_joint.softmax(1)
             eps = (sigma * residual / variance)[..., 0]  # E[ε | z, k]
             within = (alpha**2 * self.variances / variance)[..., 0]  # Var[ε | z, k]
@@ -243,9 +322,11 @@ class Gaussian(GaussianMixture):
         super().__init__([1.0], m[None], c[None])
 
     @classmethod
-    def fit(cls, x: Float[Tensor, "n *dims"], *, shrinkage: float = 1e-3, diagonal: bool = False) -> "Gaussian":
-        """With the mean and the covariance of data, flattened; the covariance drawn towards its mean variance by `shrinkage`,
-        and without correlations if `diagonal`.
+    def fit(
+        cls, x: Float[Tensor, "n *dims"], *, shrinkage: float = 1e-3, diagonal: bool = False
+    ) -> "Gaussian":
+        """With the mean and the covariance of data, flattened; the covariance drawn towards its
+        mean variance by `shrinkage`, and without correlations if `diagonal`.
 
         >>> Gaussian.fit(torch.tensor([[0.0], [2.0]]), shrinkage=0.0).variances
         tensor([[1.]], dtype=torch.float64)
@@ -257,19 +338,28 @@ class Gaussian(GaussianMixture):
             variances = off.square().mean(0)
             return cls(flat.mean(0), torch.lerp(variances, variances.mean(), shrinkage))
         covariance = off.T @ off / len(off)
-        isotropic = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+        isotropic = covariance.diagonal().mean() * torch.eye(
+            len(covariance), dtype=covariance.dtype, device=covariance.device
+        )
         return cls(flat.mean(0), torch.lerp(covariance, isotropic, shrinkage))
 
-    def information(self, x: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """KL(q(z | x) ‖ q(z)) at each λ, nats: ½ ∫ E[‖ε − ε̂‖² | x] from −∞ to there, of this Gaussian's own denoiser.
+    @names_arrays
+    def information(
+        self, x: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """KL(q(z | x) ‖ q(z)) at each λ, nats: ½ ∫ E[‖ε − ε̂‖² | x] from −∞ to there, of this
+        Gaussian's own denoiser.
 
-            ½ Σ [ softplus(λ') + sigmoid(λ') ((x − m)²/v − 1) ],   λ' = λ + log v, in the axes of the covariance
+            ½ Σ [ softplus(λ') + sigmoid(λ') ((x − m)²/v − 1) ],   λ' = λ + log v, in the axes of
+            the covariance
 
         >>> Gaussian([0.0], [1.0]).information(torch.zeros(1, 1), torch.zeros(1))
         tensor([0.0966], dtype=torch.float64)
         """
         level = logsnr.to(torch.float64)[:, None] + self.variances[0].log()
-        return 0.5 * (nn.functional.softplus(level) + level.sigmoid() * (self.standardized(x).square() - 1)).sum(1)
+        return 0.5 * (
+            nn.functional.softplus(level) + level.sigmoid() * (self.standardized(x).square() - 1)
+        ).sum(1)
 
     def standardized(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, "n dims"]:
         """ξ = (x − m)/√v in the axes of the covariance: N(0, I) if x is of this law.
@@ -282,7 +372,8 @@ class Gaussian(GaussianMixture):
 
 
 class Lattice(GaussianMixture):
-    """Discrete data in one dimension: level k at `values[k]` with probability `pmf[k]` (all positive).
+    """Discrete data in one dimension: level k at `values[k]` with probability `pmf[k]` (all
+    positive).
 
     >>> oracle = Lattice([-0.5, 0.5], [0.25, 0.75])
     >>> oracle.entropy()
@@ -293,6 +384,7 @@ class Lattice(GaussianMixture):
         v = torch.as_tensor(values, dtype=torch.float64)
         super().__init__(pmf, v[:, None], torch.zeros_like(v)[:, None])
 
+    @names_arrays
     def log_prob(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, " n"]:
         """log p(x), nats: a probability, −∞ off the lattice."""
         distance, level = (x.to(torch.float64) - self.means[:, 0]).abs().min(1)
@@ -304,7 +396,9 @@ class Lattice(GaussianMixture):
 
     def _reconstruction(self, logsnr_max: float, decoder: Decoder) -> Tensor:
         levels = torch.arange(len(self.weights))[:, None]
-        return self.weights @ decoder.expected_nll(levels, torch.tensor(logsnr_max, dtype=torch.float64))
+        return self.weights @ decoder.expected_nll(
+            levels, torch.tensor(logsnr_max, dtype=torch.float64)
+        )
 
 
 def _scales(logsnr: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,7 +406,8 @@ def _scales(logsnr: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of E f(N(0, 1)), from the Jacobi matrix of the Hermite polynomials (Golub & Welsch)."""
+    """Nodes and weights of E f(N(0, 1)), from the Jacobi matrix of the Hermite polynomials (Golub
+    & Welsch)."""
     off = torch.arange(1, n, dtype=torch.float64).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     return nodes, vectors[0].square()

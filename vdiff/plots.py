@@ -1,4 +1,5 @@
-"""Figures: samples beside data, schedules and densities, weightings, the error by log-SNR. Needs matplotlib."""
+"""Figures: samples beside data, schedules and densities, weightings, the error by log-SNR. Needs
+matplotlib."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vdiff.diagnosis import Diagnosis
+from vdiff.extras import extra
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 from vdiff.weighting import Weighting
@@ -21,15 +23,18 @@ if TYPE_CHECKING:
 LOGSNR = "log-SNR λ   (noise ← → data)"
 
 
-def figure(rows: int = 1, columns: int = 1, *, width: float = 4.6, height: float = 3.4) -> "tuple[Figure, list[Axes]]":
+def figure(
+    rows: int = 1, columns: int = 1, *, width: float = 4.6, height: float = 3.4
+) -> "tuple[Figure, list[Axes]]":
     """A figure that needs no display, with its axes in a list.
 
     >>> made, (left, right) = figure(1, 2)
     >>> made.get_size_inches().tolist()
     [9.2, 3.4]
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with extra("train"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     made = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(made)
@@ -39,8 +44,11 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 4.6, height: float
     return made, list(grid.flat)
 
 
-def image_grid(axes: "Axes", images: Tensor, title: str, columns: int = 10, levels: int = 17) -> None:
-    """Integer images (n, 1 or 3, h, w) as one picture with thin gaps; one channel is ink on white, three are colors.
+def image_grid(
+    axes: "Axes", images: Tensor, title: str, columns: int = 10, levels: int = 17
+) -> None:
+    """Integer images (n, 1 or 3, h, w) as one picture with thin gaps; one channel is ink on white,
+    three are colors.
 
     >>> _, (axes,) = figure()
     >>> image_grid(axes, torch.zeros(12, 1, 8, 8), "zeros")
@@ -49,11 +57,19 @@ def image_grid(axes: "Axes", images: Tensor, title: str, columns: int = 10, leve
     """
     n, channels, h, w = images.shape
     rows = -(-n // columns)
-    canvas = torch.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 0.5)
+    canvas = torch.full(
+        (rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 0.5, dtype=torch.float32
+    )
     for i, image in enumerate(images.float() / (levels - 1)):
         top, left = (i // columns) * (h + 1) + 1, (i % columns) * (w + 1) + 1
         canvas[top : top + h, left : left + w] = image.movedim(0, -1)
-    axes.imshow((canvas if channels == 3 else canvas[..., 0]).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(
+        (canvas if channels == 3 else canvas[..., 0]).numpy(),
+        cmap="gray_r",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
     axes.set_title(title)
     axes.set_axis_off()
 
@@ -98,7 +114,13 @@ def schedule(path: Path, schedules: Mapping[str, Schedule]) -> None:
     picture.savefig(path, dpi=130)
 
 
-def weighting(path: Path, weightings: Mapping[str, Weighting], *, logsnr_min: float = -10.0, logsnr_max: float = 10.0) -> None:
+def weighting(
+    path: Path,
+    weightings: Mapping[str, Weighting],
+    *,
+    logsnr_min: float = -10.0,
+    logsnr_max: float = 10.0,
+) -> None:
     """w(λ) of one or more weightings, each divided by its largest value in the range.
 
     >>> import tempfile
@@ -137,7 +159,9 @@ def objectives(path: Path, described: "Mapping[str, Description]") -> None:
     counts.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
     looks.set(xlabel=LOGSNR, ylabel="p(λ)", title="where training looks")
     signal.set(
-        xlabel=LOGSNR, ylabel="share of the loss", title=f"where the signal lies, error of {next(iter(described.values())).error_of}"
+        xlabel=LOGSNR,
+        ylabel="share of the loss",
+        title=f"where the signal lies, error of {next(iter(described.values())).error_of}",
     )
     for axes in (looks, signal):
         axes.set_ylim(bottom=0)
@@ -146,7 +170,8 @@ def objectives(path: Path, described: "Mapping[str, Description]") -> None:
 
 
 def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> None:
-    """E‖ε − ε̂‖² per dimension by log-SNR, with a band of two standard errors; the area under it is twice the ELBO's diffusion term.
+    """E‖ε − ε̂‖² per dimension by log-SNR, with a band of two standard errors; the area under it
+    is twice the ELBO's diffusion term.
 
     >>> import tempfile
     >>> profile = Profile(-5.0, 5.0, bins=10)
@@ -158,16 +183,24 @@ def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> N
     """
     picture, (axes,) = figure(width=5.6)
     for name, profile in profiles.items():
-        x, y, se = profile.centers.cpu(), profile.mean.cpu() / dims, profile.standard_error.cpu() / dims
+        x, y, se = (
+            profile.centers.cpu(),
+            profile.mean.cpu() / dims,
+            profile.standard_error.cpu() / dims,
+        )
         (line,) = axes.plot(x, y, label=name)
-        axes.fill_between(x, y - 2 * se, y + 2 * se, alpha=0.3, color=line.get_color(), linewidth=0)
+        axes.fill_between(
+            x, y - 2 * se, y + 2 * se, alpha=0.3, color=line.get_color(), linewidth=0
+        )
     axes.set(xlabel=LOGSNR, ylabel="E‖ε − ε̂‖² / d", title="the loss by log-SNR (± 2 SE)")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     picture.savefig(path, dpi=130)
 
 
-def curves(path: Path, history: list[dict[str, float]], best_baseline: tuple[str, float] | None = None) -> None:
+def curves(
+    path: Path, history: list[dict[str, float]], best_baseline: tuple[str, float] | None = None
+) -> None:
     """Bits/dim against training step, training and selection.
 
     >>> import tempfile
@@ -178,8 +211,11 @@ def curves(path: Path, history: list[dict[str, float]], best_baseline: tuple[str
     True
     """
     picture, (axes,) = figure(width=5.6)
-    for key, name in (("train_bits_per_dim", "training batches"), ("selection_bits_per_dim", "selection set, averaged weights")):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+    for key, name in (
+        ("train_bits_per_dim", "training batches"),
+        ("selection_bits_per_dim", "selection set, averaged weights"),
+    ):
+        points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
     if best_baseline is not None:
@@ -190,7 +226,8 @@ def curves(path: Path, history: list[dict[str, float]], best_baseline: tuple[str
 
 
 def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
-    """By log-SNR, the second moment of the loss under each schedule, and the densities beside the best of the first.
+    """By log-SNR, the second moment of the loss under each schedule, and the densities beside the
+    best of the first.
 
     >>> import tempfile
     >>> from vdiff import Linear, diagnose
@@ -204,21 +241,38 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
     picture, (left, right) = figure(1, 2, width=5.2)
     for name, one in diagnoses.items():
         width = (one.logsnr[1] - one.logsnr[0]).item()
-        left.semilogy(one.logsnr, one.square / width, label=f"{name}: {one.variance / one.least:.3g} × the least variance")
+        left.semilogy(
+            one.logsnr,
+            one.square / width,
+            label=f"{name}: {one.variance / one.least:.3g} × the least variance",
+        )
         right.plot(one.logsnr, one.density, label=name)
     best = next(iter(diagnoses.values()))
     right.plot(best.logsnr, best.best, color="black", linestyle="--", label="best")
-    left.set(xlabel=LOGSNR, ylabel="¼ w² E‖ε − ε̂‖⁴ / p   (nats²)", title="where the variance comes from")
-    right.set(xlabel=LOGSNR, ylabel="p(λ)", title="where it looks", ylim=(0, 1.6 * best.best.max().item()))
-    top = max(one.square.max().item() / (one.logsnr[1] - one.logsnr[0]).item() for one in diagnoses.values())
+    left.set(
+        xlabel=LOGSNR, ylabel="¼ w² E‖ε − ε̂‖⁴ / p   (nats²)", title="where the variance comes from"
+    )
+    right.set(
+        xlabel=LOGSNR,
+        ylabel="p(λ)",
+        title="where it looks",
+        ylim=(0, 1.6 * best.best.max().item()),
+    )
+    top = max(
+        one.square.max().item() / (one.logsnr[1] - one.logsnr[0]).item()
+        for one in diagnoses.values()
+    )
     left.set_ylim(1e-5 * top, 3 * top)
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
     picture.savefig(path, dpi=130)
 
 
-def moving_schedule(path: Path, frames: Sequence[tuple[int, Schedule]], best: Schedule | None = None) -> None:
-    """A GIF of a schedule that learns: λ(t) and p(λ) at each of the given steps, with the best one dashed. Needs Pillow.
+def moving_schedule(
+    path: Path, frames: Sequence[tuple[int, Schedule]], best: Schedule | None = None
+) -> None:
+    """A GIF of a schedule that learns: λ(t) and p(λ) at each of the given steps, with the best one
+    dashed. Needs Pillow.
 
     >>> import tempfile
     >>> from vdiff import Linear
@@ -232,7 +286,11 @@ def moving_schedule(path: Path, frames: Sequence[tuple[int, Schedule]], best: Sc
     every = [one for _, one in frames] + ([best] if best is not None else [])
     with torch.no_grad():
         curves = [
-            (one(t), logsnr := torch.linspace(one.logsnr_min, one.logsnr_max, 301, dtype=torch.float64), one.density(logsnr))
+            (
+                one(t),
+                logsnr := torch.linspace(one.logsnr_min, one.logsnr_max, 301, dtype=torch.float64),
+                one.density(logsnr),
+            )
             for one in every
         ]
     top = 1.1 * max(density.max().item() for *_, density in curves)
@@ -247,17 +305,23 @@ def moving_schedule(path: Path, frames: Sequence[tuple[int, Schedule]], best: Sc
             right.plot(curves[-1][1], curves[-1][2], color="black", linestyle="--")
         left.plot(t, levels, label=f"step {frames[frame][0]}")
         right.plot(logsnr, density)
-        left.set(xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", ylim=(low, high), title="schedule")
-        right.set(xlabel=LOGSNR, ylabel="p(λ)", xlim=(low, high), ylim=(0, top), title="where it looks")
+        left.set(
+            xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", ylim=(low, high), title="schedule"
+        )
+        right.set(
+            xlabel=LOGSNR, ylabel="p(λ)", xlim=(low, high), ylim=(0, top), title="where it looks"
+        )
         left.legend(frameon=False, loc="upper right")
 
     animation(path, picture, draw, len(frames), per_second=8)
 
 
 def band(axes: "Axes", x: Tensor, runs: Tensor, *, log: bool = False, **style: Any) -> None:
-    """The mean over runs (runs, points) as a line, with a band of two standard errors where there are several.
+    """The mean over runs (runs, points) as a line, with a band of two standard errors where there
+    are several.
 
-    With `log`, both are those of the logarithm, for what varies by factors: the line is the geometric mean.
+    With `log`, both are those of the logarithm, for what varies by factors: the line is the
+    geometric mean.
 
     >>> _, (axes,) = figure()
     >>> band(axes, torch.arange(3), torch.rand(5, 3), label="five seeds")
@@ -265,15 +329,26 @@ def band(axes: "Axes", x: Tensor, runs: Tensor, *, log: bool = False, **style: A
     (1, 1)
     """
     values = runs.double().log() if log else runs.double()
-    mean, two = values.mean(0), 2 * values.std(0, correction=min(1, len(runs) - 1)) / len(runs) ** 0.5
+    mean, two = (
+        values.mean(0),
+        2 * values.std(0, correction=min(1, len(runs) - 1)) / len(runs) ** 0.5,
+    )
     middle, low, high = ((v.exp() if log else v) for v in (mean, mean - two, mean + two))
     (line,) = axes.plot(x, middle, **style)
     if len(runs) > 1:
         axes.fill_between(x, low, high, alpha=0.25, color=line.get_color(), linewidth=0)
 
 
-def animation(path: Path, picture: "Figure", draw: Callable[[int], object], frames: int, *, per_second: float = 2.0) -> None:
-    """A GIF of `frames` states of a figure, which `draw(i)` puts into the i-th; the axes stay where the first has them.
+def animation(
+    path: Path,
+    picture: "Figure",
+    draw: Callable[[int], object],
+    frames: int,
+    *,
+    per_second: float = 2.0,
+) -> None:
+    """A GIF of `frames` states of a figure, which `draw(i)` puts into the i-th; the axes stay
+    where the first has them.
 
     >>> import tempfile
     >>> made, (axes,) = figure()
@@ -282,7 +357,8 @@ def animation(path: Path, picture: "Figure", draw: Callable[[int], object], fram
     ...     (Path(folder) / "figure.gif").read_bytes()[:6]
     b'GIF89a'
     """
-    from matplotlib.animation import PillowWriter
+    with extra("train"):
+        from matplotlib.animation import PillowWriter
 
     writer = PillowWriter(fps=per_second)  # type: ignore[arg-type]
     with writer.saving(picture, str(path), dpi=100):

@@ -2,17 +2,19 @@
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, must, names_arrays
+from vdiff.gaussian import PreciseModule
 
 
-class Profile(nn.Module):
+class Profile(PreciseModule):
     """E‖e‖² and E‖e‖⁴ by λ, in equal bins, with counts and standard errors.
 
-    Statistics are sums, kept in float64 as buffers: profiles of several ranks or runs are merged by adding them
-    (`merge`), and a state dict restores them. Values are whatever is passed to `update`, usually
-    `prediction.squared_error(x, eps)`, summed over dimensions.
+    Statistics are sums in float64. They move and are saved as buffers, with the ends that they
+    belong to, and DDP leaves them alone: add those of several ranks or runs by `merge`. Values are
+    whatever is passed to `update`, usually `prediction.squared_error(x, eps)`, summed over
+    dimensions.
 
     >>> profile = Profile(-5.0, 5.0, bins=2)
     >>> profile.update(torch.tensor([-1.0, -2.0, 3.0]), torch.tensor([1.0, 3.0, 5.0]))
@@ -26,21 +28,44 @@ class Profile(nn.Module):
         super().__init__()
         check_positive_int("Profile", "bins", bins)
         if not logsnr_min < logsnr_max:
-            raise ValueError(must("Profile", "logsnr_min", f"be below logsnr_max = {logsnr_max}", logsnr_min))
+            raise ValueError(
+                must("Profile", "logsnr_min", f"be below logsnr_max = {logsnr_max}", logsnr_min)
+            )
         self.logsnr_min, self.logsnr_max, self.bins = float(logsnr_min), float(logsnr_max), bins
-        # Σ 1, Σ v, Σ v² over observations; Σ n², Σ n S, Σ S² over clusters of n observations that sum to S
-        self.register_buffer("sums", torch.zeros(6, bins, dtype=torch.float64))
+        # Σ 1, Σ v, Σ v² over observations; Σ n², Σ n S, Σ S² over clusters of n observations that
+        # sum to S
+        self.register_local("sums", torch.zeros(6, bins, dtype=torch.float64))
 
+    def reset_parameters(self) -> None:
+        """Forget everything."""
+        self.sums.zero_()
+
+    def own_ends(self) -> tuple[float, float]:
+        return self.logsnr_max, self.logsnr_min
+
+    @names_arrays
     @torch.no_grad()
-    def update(self, logsnr: Float[Tensor, " n"], value: Float[Tensor, " n"], cluster: Int[Tensor, " n"] | None = None) -> None:
+    def update(
+        self,
+        logsnr: Float[Tensor, " n"],
+        value: Float[Tensor, " n"],
+        cluster: Int[Tensor, " n"] | None = None,
+    ) -> None:
         """Add observations; those outside the range fall into the end bins.
 
-        Observations are independent unless `cluster` numbers them (0, 1, …): those of one cluster, such as the draws
-        of one image, may depend on each other, and the standard error is then that over clusters. A cluster is added
-        whole, in one call.
+        Observations are independent unless `cluster` numbers them (0, 1, …): those of one cluster,
+        such as the draws of one image, may depend on each other, and the standard error is then
+        that over clusters. A cluster is added whole, in one call.
         """
         place = self.sums.device
-        index = ((logsnr.to(place) - self.logsnr_min) * (self.bins / (self.logsnr_max - self.logsnr_min))).long().clamp(0, self.bins - 1)
+        index = (
+            (
+                (logsnr.to(place) - self.logsnr_min)
+                * (self.bins / (self.logsnr_max - self.logsnr_min))
+            )
+            .long()
+            .clamp(0, self.bins - 1)
+        )
         value = value.detach().to(self.sums)
         one = torch.ones_like(value)
         rows = torch.stack([one, value, value.square()])
@@ -56,13 +81,18 @@ class Profile(nn.Module):
 
     def merge(self, other: "Profile") -> None:
         """Add what another profile over the same bins has seen."""
-        if (other.logsnr_min, other.logsnr_max, other.bins) != (self.logsnr_min, self.logsnr_max, self.bins):
+        if (other.logsnr_min, other.logsnr_max, other.bins) != (
+            self.logsnr_min,
+            self.logsnr_max,
+            self.bins,
+        ):
             came = f"{other.bins} bins on [{other.logsnr_min}, {other.logsnr_max}]"
             raise ValueError(must("Profile.merge", "other", "have the same bins", came))
         self.sums += other.sums.to(self.sums.device)
 
     def fade(self, factor: float) -> None:
-        """Let everything seen so far count `factor` times as much: of an exponential moving average, what is kept.
+        """Let everything seen so far count `factor` times as much: of an exponential moving
+        average, what is kept.
 
         >>> profile = Profile(-1.0, 1.0, bins=1)
         >>> profile.update(torch.zeros(4), torch.tensor([1.0, 2.0, 3.0, 4.0]))
@@ -77,7 +107,9 @@ class Profile(nn.Module):
     def centers(self) -> Float[Tensor, " bins"]:
         """λ in the middle of each bin."""
         width = (self.logsnr_max - self.logsnr_min) / self.bins
-        return self.logsnr_min + width * (torch.arange(self.bins, dtype=torch.float64, device=self.sums.device) + 0.5)
+        return self.logsnr_min + width * (
+            torch.arange(self.bins, dtype=torch.float64, device=self.sums.device) + 0.5
+        )
 
     @property
     def count(self) -> Float[Tensor, " bins"]:
@@ -89,8 +121,10 @@ class Profile(nn.Module):
         """E‖e‖² by bin; NaN where nothing was seen."""
         return self.sums[1] / self.sums[0]
 
+    @names_arrays
     def at(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """E‖e‖² at any λ: linear between the centers of the bins, constant beyond the first and the last.
+        """E‖e‖² at any λ: linear between the centers of the bins, constant beyond the first and
+        the last.
 
         >>> profile = Profile(0.0, 2.0, bins=2)
         >>> profile.update(torch.tensor([0.5, 1.5]), torch.tensor([1.0, 3.0]))
@@ -98,7 +132,9 @@ class Profile(nn.Module):
         tensor([1., 2.])
         """
         mean = self.mean.to(logsnr.device)
-        place = ((logsnr - self.logsnr_min) * (self.bins / (self.logsnr_max - self.logsnr_min)) - 0.5).clamp(0, self.bins - 1)
+        place = (
+            (logsnr - self.logsnr_min) * (self.bins / (self.logsnr_max - self.logsnr_min)) - 0.5
+        ).clamp(0, self.bins - 1)
         left = place.floor().long().clamp(max=max(self.bins - 2, 0))
         right = (left + 1).clamp(max=self.bins - 1)
         return torch.lerp(mean[left], mean[right], (place - left).to(mean)).to(logsnr.dtype)
@@ -110,7 +146,8 @@ class Profile(nn.Module):
 
     @property
     def standard_error(self) -> Float[Tensor, " bins"]:
-        """Of the mean, from the spread between clusters (single observations where none were named); NaN below two."""
+        """Of the mean, from the spread between clusters (single observations where none were
+        named); NaN below two."""
         n2, n_total, total2 = self.sums[3:]
         spread = total2 - 2 * self.mean * n_total + self.mean.square() * n2  # Σ (S − n·mean)²
         clusters = self.count.square() / n2  # their number, where they are of equal size

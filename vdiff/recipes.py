@@ -1,23 +1,47 @@
 """Published objectives as data: method = schedule × parameterization × weighting.
 
-Training settings live beside the example scripts; a recipe is the mathematics alone. Each name is a function without
-arguments, so that nothing is built before it is asked for.
+Training settings live beside the example scripts; a recipe is the mathematics alone. Each name is
+a function without arguments, so that nothing is built before it is asked for.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vdiff.decoder import Decoder
 from vdiff.errors import did_you_mean, must
+from vdiff.loss import Model
+from vdiff.objective import Objective
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
-from vdiff.schedule import Cosine, LearnedLinear, LinearBeta, Normal, OptimalTransport, Schedule, Tabulated
-from vdiff.weighting import EDM, ELBO, MSE, P2, InDI, MinSNR, Sigmoid, Weighting
+from vdiff.schedule import (
+    Cosine,
+    LearnedLinear,
+    LinearBeta,
+    Normal,
+    OptimalTransport,
+    Schedule,
+    Tabulated,
+)
+from vdiff.weighting import (
+    EDM,
+    ELBO,
+    MSE,
+    P2,
+    InDI,
+    MinSNR,
+    Sigmoid,
+    Weighting,
+    check_weight_function,
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named objective. `schedule` is where it trains, `weighting` the total w(λ) that it minimises, constant included.
+    """A named objective. `schedule` is where it trains, `weighting` the total w(λ) that it
+    minimises, constant included.
 
-    `weighting` is written with the untruncated law, as published; a truncated schedule moves only the constant.
+    `weighting` is written with the untruncated law, as published; a truncated schedule moves only
+    the constant. A factor alone is refused. With a `bound_weight` the loss is `hybrid`, on all
+    levels of a chain; a `weighting` has no value for the first of them, where no step ends.
 
     >>> recipe("sd3").schedule.law, recipe("sd3").source
     (Gaussian(mean=0.0, std=2.0), 'arXiv:2403.03206')
@@ -29,16 +53,44 @@ class Recipe:
     weighting: Weighting
     steps: int | None = None
     source: str = ""
+    bound_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        check_weight_function("Recipe", self.weighting)
+
+    def objective(self, model: Model, decoder: Decoder | None = None) -> Objective:
+        """The loss of this recipe as a module, nats per example.
+
+        With a decoder it takes data as it is; a recipe whose weighting is `ELBO()` then trains the
+        whole bound.
+
+        >>> from vdiff import Denoiser, Eps
+        >>> ddpm = recipe("ddpm").objective(Denoiser(lambda z, logsnr: 0 * z, Eps()))
+        >>> ddpm(torch.zeros(2, 3), u=torch.zeros(2), eps=torch.ones(2, 3))  # the first level
+        tensor([3., 3.])
+        """
+        weighting = self.weighting if self.bound_weight is None else None
+        return Objective(
+            model,
+            schedule=self.schedule,
+            weighting=weighting,
+            decoder=decoder,
+            steps=self.steps,
+            bound_weight=self.bound_weight,
+        )
 
 
 def _ddpm() -> Recipe:
     schedule = Tabulated.linear_betas()
-    return Recipe("ddpm", schedule, Eps(), MSE(schedule, Eps(), steps=schedule.steps), schedule.steps, "arXiv:2006.11239")
+    simple, source = MSE(schedule, Eps(), steps=schedule.steps), "arXiv:2006.11239"
+    return Recipe("ddpm", schedule, Eps(), simple, schedule.steps, source, bound_weight=0.0)
 
 
 def _ddpm_continuous() -> Recipe:
     schedule = LinearBeta()
-    return Recipe("ddpm-continuous", schedule, Eps(), MSE(schedule.law, Eps()), source="arXiv:2011.13456")
+    return Recipe(
+        "ddpm-continuous", schedule, Eps(), MSE(schedule.law, Eps()), source="arXiv:2011.13456"
+    )
 
 
 def _iddpm() -> Recipe:
@@ -55,7 +107,9 @@ def _vdmpp() -> Recipe:
 
 
 def _vdmpp_edm() -> Recipe:
-    return Recipe("vdmpp-edm-monotone", Normal(), V(0.5), EDM(monotone=True), source="arXiv:2303.00848")
+    return Recipe(
+        "vdmpp-edm-monotone", Normal(), V(0.5), EDM(monotone=True), source="arXiv:2303.00848"
+    )
 
 
 def _edm() -> Recipe:
@@ -64,7 +118,9 @@ def _edm() -> Recipe:
 
 def _flow() -> Recipe:
     schedule = OptimalTransport()
-    return Recipe("flow-matching", schedule, Flow(), MSE(schedule.law, Flow()), source="arXiv:2210.02747")
+    return Recipe(
+        "flow-matching", schedule, Flow(), MSE(schedule.law, Flow()), source="arXiv:2210.02747"
+    )
 
 
 def _sd3() -> Recipe:
@@ -79,12 +135,20 @@ def _v_prediction() -> Recipe:
 
 def _p2() -> Recipe:
     schedule = Cosine()
-    return Recipe("p2", schedule, Eps(), MSE(schedule.law, Eps()) * P2(gamma=1.0), source="arXiv:2204.00227")
+    return Recipe(
+        "p2", schedule, Eps(), MSE(schedule.law, Eps()) * P2(gamma=1.0), source="arXiv:2204.00227"
+    )
 
 
 def _min_snr() -> Recipe:
     schedule = Cosine()
-    return Recipe("min-snr", schedule, Eps(), MSE(schedule.law, Eps()) * MinSNR(5.0), source="arXiv:2303.09556")
+    return Recipe(
+        "min-snr",
+        schedule,
+        Eps(),
+        MSE(schedule.law, Eps()) * MinSNR(5.0),
+        source="arXiv:2303.09556",
+    )
 
 
 def _indi() -> Recipe:
@@ -116,7 +180,15 @@ def recipe(name: str) -> Recipe:
     """
     name = name.lower()
     if name not in RECIPES:
-        raise ValueError(must("recipe", "name", f"be one of {', '.join(RECIPES)}", repr(name), did_you_mean(name, RECIPES)))
+        raise ValueError(
+            must(
+                "recipe",
+                "name",
+                f"be one of {', '.join(RECIPES)}",
+                repr(name),
+                did_you_mean(name, RECIPES),
+            )
+        )
     return RECIPES[name]()
 
 

@@ -1,29 +1,33 @@
-"""Which step of a chain to look at: importance sampling by the loss's own second moment, as it is learned in training."""
+"""Which step of a chain to look at: importance sampling by the loss's own second moment, as it is
+learned in training."""
 
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from vdiff.errors import check_on_chain, check_positive_int, finite, must
-from vdiff.gaussian import moving_only
+from vdiff.errors import check_on_chain, check_positive_int, finite, must, names_arrays
+from vdiff.gaussian import PreciseModule
 from vdiff.times import stratified
 
 
-class LossSecondMoment(nn.Module):
-    """Steps i = 1 … T drawn with p_i ∝ √E[L_i²], from the last `memory` losses seen at each; uniform until all have as many.
+class LossSecondMoment(PreciseModule):
+    """Steps i = 1 … T drawn with p_i ∝ √E[L_i²], from the last `memory` losses seen at each;
+    uniform until all have as many.
 
-    Of independent draws these have the least variance among all p, as far as the memory knows it; weights 1/(T p_i) keep every mean what it is under uniform i. A share
-    `uniform` of the draws is uniform, so that no step is forgotten. Its state is in `state_dict()`.
+    Of independent draws these have the least variance among all p, as far as the memory knows it;
+    weights 1/(T p_i) keep every mean what it is under uniform i. A share `uniform` of the draws is
+    uniform, so that no step is forgotten. Its state is in `state_dict()`.
 
         t, weight = sampler.draw(len(x))
         loss = elbo(model, x, schedule=schedule, decoder=decoder, steps=T, t=t).diffusion
         sampler.update(t, loss)
         (weight * loss).mean().backward()
 
-    It draws the chain's steps; a decoder's term at t = 0 is one more, if they are counted from it (`Objective` does). Where a step
-    of training has several micro-batches or processes, each calls `note` in place of `update`, and all call `remember(merge)` once.
+    It draws the chain's steps; a decoder's term at t = 0 is one more, if they are counted from it
+    (`Objective` does). Where a step of training has several micro-batches or processes, each calls
+    `note` in place of `update`, and all call `remember(merge)` once.
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.3.
 
@@ -43,13 +47,23 @@ class LossSecondMoment(nn.Module):
         check_positive_int("LossSecondMoment", "memory", memory)
         self.steps, self.memory = steps, memory
         self.uniform = finite(
-            "LossSecondMoment", "uniform", uniform, above=0.0, hint="without it a step whose losses were 0 is never seen again"
+            "LossSecondMoment",
+            "uniform",
+            uniform,
+            above=0.0,
+            hint="without it a step whose losses were 0 is never seen again",
         )
         if self.uniform > 1:
             raise ValueError(must("LossSecondMoment", "uniform", "be a share, at most 1", uniform))
         self.register_buffer("history", torch.zeros(steps, memory, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(steps, dtype=torch.long))
-        self.register_buffer("noted", torch.zeros(2, steps, dtype=torch.float64))  # Σ loss² and their number since `remember`
+        # Σ loss² and their number since `remember`
+        self.register_local("noted", torch.zeros(2, steps, dtype=torch.float64))
+
+    def reset_parameters(self) -> None:
+        """Forget everything."""
+        for tensor in (self.history, self.count, self.noted):
+            tensor.zero_()
 
     def probabilities(self) -> Float[Tensor, " steps"]:
         """p_i of every step, in float64.
@@ -62,7 +76,9 @@ class LossSecondMoment(nn.Module):
         p = torch.where(seen, root / root.sum(), 1 / self.steps)
         return (1 - self.uniform) * p + self.uniform / self.steps
 
-    def draw(self, batch: int, generator: torch.Generator | None = None) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    def draw(
+        self, batch: int, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Times i/T, stratified over the batch, and the weight 1/(T p_i) of each.
 
         >>> LossSecondMoment(4).draw(2, torch.Generator().manual_seed(0))[1]
@@ -70,7 +86,10 @@ class LossSecondMoment(nn.Module):
         """
         return self.at(stratified(batch, generator=generator, device=self.history.device))
 
-    def at(self, u: Float[Tensor, " batch"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    @names_arrays
+    def at(
+        self, u: Float[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """The times i/T into which uniform numbers fall, and the weight 1/(T p_i) of each.
 
         >>> LossSecondMoment(4).at(torch.tensor([0.1, 0.9]))[0]
@@ -80,6 +99,7 @@ class LossSecondMoment(nn.Module):
         step = torch.searchsorted(p.cumsum(0), u.to(p.dtype), right=True).clamp(max=self.steps - 1)
         return (step + 1).to(p.dtype) / self.steps, 1 / (self.steps * p[step])
 
+    @names_arrays
     @torch.no_grad()
     def update(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
         """Remember the unweighted losses at these times; a loss that is not finite is passed over.
@@ -91,7 +111,15 @@ class LossSecondMoment(nn.Module):
         """
         if t.shape != loss.shape:
             hint = "the loss of each example, before the mean"
-            raise ValueError(must("LossSecondMoment.update", "loss", f"have shape (batch,) = {tuple(t.shape)}", tuple(loss.shape), hint))
+            raise ValueError(
+                must(
+                    "LossSecondMoment.update",
+                    "loss",
+                    f"have shape (batch,) = {tuple(t.shape)}",
+                    tuple(loss.shape),
+                    hint,
+                )
+            )
         check_on_chain("LossSecondMoment.update", t, self.steps)
         good = torch.isfinite(loss)
         loss = loss.to(self.history)[good]
@@ -104,16 +132,21 @@ class LossSecondMoment(nn.Module):
         self.history[step[kept], (self.count[step] + rank)[kept] % self.memory] = loss[order][kept]
         self.count += new
 
+    @names_arrays
     @torch.no_grad()
     def note(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
-        """Note unweighted losses for the next `remember`; one that is not finite is passed over."""
+        """Note unweighted losses for the next `remember`; one that is not finite is passed
+        over."""
         good = torch.isfinite(loss)
         square = torch.where(good, loss.to(self.noted), 0.0).square()
-        self.noted.index_add_(1, (t * self.steps).round().long() - 1, torch.stack([square, good.to(square.dtype)]))
+        self.noted.index_add_(
+            1, (t * self.steps).round().long() - 1, torch.stack([square, good.to(square.dtype)])
+        )
 
     @torch.no_grad()
     def remember(self, merge: Callable[[Tensor], Tensor] | None = None) -> None:
-        """`update` with the root mean square of what was noted at each step since the last call, summed over ranks by `merge`.
+        """`update` with the root mean square of what was noted at each step since the last call,
+        summed over ranks by `merge`.
 
         >>> sampler = LossSecondMoment(2)
         >>> sampler.note(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 7.0]))
@@ -123,12 +156,8 @@ class LossSecondMoment(nn.Module):
         """
         square, count = self.noted if merge is None else merge(self.noted)
         seen = count.nonzero()[:, 0]
-        self.update((seen + 1) / self.steps, (square[seen] / count[seen]).sqrt())
+        self.update((seen + 1).to(square.dtype) / self.steps, (square[seen] / count[seen]).sqrt())
         self.noted.zero_()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LossSecondMoment":
-        module: LossSecondMoment = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
-        return module
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}, memory={self.memory}, uniform={self.uniform}"

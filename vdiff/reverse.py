@@ -1,6 +1,8 @@
-"""The reverse kernel p(z_s | z_t) of a discrete step: one home for the bound's steps and for ancestral sampling.
+"""The reverse kernel p(z_s | z_t) of a discrete step: one home for the bound's steps and for
+ancestral sampling.
 
-p(z_s | z_t) = N( μ(x̂), Σ ): the posterior's mean with x̂ in place of x, and the prediction's own choice of Σ = e^u c σ_s².
+p(z_s | z_t) = N( μ(x̂), Σ ): the posterior's mean with x̂ in place of x, and the prediction's own
+choice of Σ = e^u c σ_s².
 """
 
 import torch
@@ -9,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.errors import must
-from vdiff.gaussian import Step, per_example, spread_kl, sum_dims
+from vdiff.gaussian import Step, at_least_float32, per_example, spread_kl, sum_dims
 from vdiff.parameterization import Prediction
 from vdiff.variance import Optimal
 
@@ -26,7 +28,9 @@ def reverse_mean(prediction: Prediction, step: Step) -> Float[Tensor, "batch *di
     return step.mean(prediction.z, prediction.x)
 
 
-def reverse_sample(prediction: Prediction, step: Step, noise: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+def reverse_sample(
+    prediction: Prediction, step: Step, noise: Float[Tensor, "batch *dims"]
+) -> Float[Tensor, "batch *dims"]:
     """z_s ~ p(z_s | z_t), from standard normal `noise`.
 
     >>> from vdiff import Eps
@@ -37,11 +41,16 @@ def reverse_sample(prediction: Prediction, step: Step, noise: Float[Tensor, "bat
     """
     std = per_example(step.variance.sqrt(), noise)
     u = excess(prediction, step, noise)
-    return reverse_mean(prediction, step) + (std * noise if u is None else std * torch.exp(0.5 * u) * noise)
+    return reverse_mean(prediction, step) + (
+        std * noise if u is None else std * torch.exp(0.5 * u) * noise
+    )
 
 
 def reverse_kl(
-    prediction: Prediction, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], step: Step
+    prediction: Prediction,
+    x: Float[Tensor, "batch *dims"],
+    eps: Float[Tensor, "batch *dims"],
+    step: Step,
 ) -> Float[Tensor, " batch"]:
     """KL(q(z_s | z_t, x) ‖ p(z_s | z_t)) of each example, nats, summed over dimensions:
 
@@ -69,11 +78,13 @@ def reverse_log_ratio(
     step: Step,
     noise: Float[Tensor, "batch *dims"],
 ) -> Float[Tensor, " batch"]:
-    """log q(z_s | z_t, x) − log p(z_s | z_t) at one sample z_s = μ + √(c) σ_s n of the posterior, nats:
+    """log q(z_s | z_t, x) − log p(z_s | z_t) at one sample z_s = μ + √(c) σ_s n of the posterior,
+    nats:
 
         Σ ½ [ u − n² + e^{−u} (√k (ε̂ − ε) + n)² ]
 
-    Its mean over `noise` n is `reverse_kl`; given z_t its variance is Σ [ ½ expm1(−u)² + e^{−2u} k (ε − ε̂)² ].
+    Its mean over `noise` n is `reverse_kl`; given z_t its variance is Σ [ ½ expm1(−u)² + e^{−2u} k
+    (ε − ε̂)² ].
 
     >>> from vdiff import Eps
     >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
@@ -85,11 +96,14 @@ def reverse_log_ratio(
     u = excess(prediction, step, x)
     if u is None:
         return sum_dims(shift * (0.5 * shift + noise))
-    return 0.5 * sum_dims(u + torch.expm1(-u) * noise.square() + torch.exp(-u) * shift * (shift + 2 * noise))
+    return 0.5 * sum_dims(
+        u + torch.expm1(-u) * noise.square() + torch.exp(-u) * shift * (shift + 2 * noise)
+    )
 
 
 class Estimator:
-    """How one step of the bound is estimated: a call returns nats per example, whose sum over the chain is the diffusion term.
+    """How one step of the bound is estimated: a call returns nats per example, whose sum over the
+    chain is the diffusion term.
 
     >>> from vdiff import Eps
     >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
@@ -97,12 +111,22 @@ class Estimator:
     tensor([1.7183])
     """
 
-    def __call__(self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self,
+        prediction: Prediction,
+        x: Tensor,
+        eps: Tensor,
+        step: Step,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """One draw for each example of this step's term."""
         raise NotImplementedError
 
-    def ends(self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float) -> Tensor | float:
-        """What the end terms of the bound have more than the prior's KL and the reconstruction, nats; 0 but for `Raw`."""
+    def ends(
+        self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float
+    ) -> Tensor | float:
+        """What the end terms of the bound have more than the prior's KL and the reconstruction,
+        nats; 0 but for `Raw`."""
         return 0.0
 
     def __repr__(self) -> str:
@@ -116,42 +140,75 @@ class RaoBlackwell(Estimator):
     RaoBlackwell()
     """
 
-    def __call__(self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self,
+        prediction: Prediction,
+        x: Tensor,
+        eps: Tensor,
+        step: Step,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         return reverse_kl(prediction, x, eps, step)
 
 
 class MonteCarlo(Estimator):
-    """log q(z_s | z_t, x) − log p(z_s | z_t) at one sampled z_s: the same mean as `RaoBlackwell` at every step.
+    """log q(z_s | z_t, x) − log p(z_s | z_t) at one sampled z_s: the same mean as `RaoBlackwell`
+    at every step.
 
-    Where Σ is the posterior's, Var = Var_RB + 2 E[K]: a ratio that grows like T, and diverges where the model's K → 0.
+    Where Σ is the posterior's, Var = Var_RB + 2 E[K]: a ratio that grows like T, and diverges
+    where the model's K → 0.
 
     >>> MonteCarlo()
     MonteCarlo()
     """
 
-    def __call__(self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self,
+        prediction: Prediction,
+        x: Tensor,
+        eps: Tensor,
+        step: Step,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         return reverse_log_ratio(prediction, x, eps, step, _noise(x, generator))
 
 
 class Raw(Estimator):
-    """log q(z_t | z_s) − log p(z_s | z_t) at one sampled z_s: the term that the derivation of the bound starts from.
+    """log q(z_t | z_s) − log p(z_s | z_t) at one sampled z_s: the term that the derivation of the
+    bound starts from.
 
-    It differs from `MonteCarlo` by log q(z_t | x) − log q(z_s | x). Each step has another mean; only their sum agrees, with
-    the end terms that the derivation has beside it, log q(z_0 | x) and log p(z_1): on average the sum over the chain is
-    lower than that of `MonteCarlo` by the entropy that q gains, ½ d log(σ_1²/σ_0²), which `elbo` puts into the prior's term.
+    It differs from `MonteCarlo` by log q(z_t | x) − log q(z_s | x). Each step has another mean;
+    only their sum agrees, with the end terms that the derivation has beside it, log q(z_0 | x) and
+    log p(z_1): on average the sum over the chain is lower than that of `MonteCarlo` by the entropy
+    that q gains, ½ d log(σ_1²/σ_0²), which `elbo` puts into the prior's term.
 
     >>> Raw()
     Raw()
     """
 
-    def __call__(self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self,
+        prediction: Prediction,
+        x: Tensor,
+        eps: Tensor,
+        step: Step,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         noise = _noise(x, generator)
-        gain = 0.5 * sum_dims(step.noise_s(eps, noise).square() - eps.square() - per_example(step.log_variance_ratio, x))
+        gain = 0.5 * sum_dims(
+            step.noise_s(eps, noise).square()
+            - eps.square()
+            - per_example(step.log_variance_ratio, x)
+        )
         return reverse_log_ratio(prediction, x, eps, step, noise) + gain
 
-    def ends(self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float) -> Tensor | float:
+    def ends(
+        self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float
+    ) -> Tensor | float:
         high, low = (torch.as_tensor(v, dtype=torch.float64) for v in (logsnr_max, logsnr_min))
-        return (0.5 * dims * (F.softplus(high) - F.softplus(low))).to(torch.get_default_dtype())
+        return (0.5 * dims * (F.softplus(high) - F.softplus(low))).to(
+            at_least_float32(torch.get_default_dtype())
+        )
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -162,11 +219,27 @@ def excess(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
     """u in the dtype of x and ready to broadcast over it; None for the number 0."""
     variance = prediction.variance
     if isinstance(variance, Optimal) and variance.dims != x[0].numel():
-        raise ValueError(must("Optimal", "dims", f"be the dimensions of an example, {x[0].numel()}", variance.dims))
+        raise ValueError(
+            must(
+                "Optimal",
+                "dims",
+                f"be the dimensions of an example, {x[0].numel()}",
+                variance.dims,
+            )
+        )
     u = variance.excess(step, prediction.head)
     if not isinstance(u, Tensor):
         return None if u == 0.0 else torch.full_like(x, u)
     return u.to(x.dtype) if u.ndim == x.ndim else torch.as_tensor(per_example(u, x))
 
 
-__all__ = ["Estimator", "MonteCarlo", "RaoBlackwell", "Raw", "reverse_kl", "reverse_log_ratio", "reverse_mean", "reverse_sample"]
+__all__ = [
+    "Estimator",
+    "MonteCarlo",
+    "RaoBlackwell",
+    "Raw",
+    "reverse_kl",
+    "reverse_log_ratio",
+    "reverse_mean",
+    "reverse_sample",
+]

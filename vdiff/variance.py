@@ -1,7 +1,8 @@
 """How the variance Σ of a reverse step p(z_s | z_t) is chosen.
 
-Told as u = log Σ − log(c σ_s²), how far it exceeds the posterior's in logarithm: 0 for the posterior's own ("small", β̃), ℓ
-for the forward step's ("large", β). With u, the step's KL needs no difference of large numbers.
+Told as u = log Σ − log(c σ_s²), how far it exceeds the posterior's in logarithm: 0 for the
+posterior's own ("small", β̃), ℓ for the forward step's ("large", β). With u, the step's KL needs
+no difference of large numbers.
 """
 
 import copy
@@ -50,8 +51,8 @@ class Posterior(ReverseVariance):
 class Forward(ReverseVariance):
     """Σ = c σ_t², the forward step's ("large", β): u = ℓ = log1p(k sigmoid(λ_t)).
 
-    The best choice for data of unit variance without structure, and an upper bound of the best for the exact denoiser of data
-    of variance at most one.
+    The best choice for data of unit variance without structure, and an upper bound of the best for
+    the exact denoiser of data of variance at most one.
 
     >>> Forward().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])
@@ -62,9 +63,11 @@ class Forward(ReverseVariance):
 
 
 class Range(ReverseVariance):
-    """Learned between the two: log Σ = v log(c σ_t²) + (1 − v) log(c σ_s²) with v = (head + 1)/2, so u = v ℓ.
+    """Learned between the two: log Σ = v log(c σ_t²) + (1 − v) log(c σ_s²) with v = (head + 1)/2,
+    so u = v ℓ.
 
-    v is not squashed and may leave [0, 1]: data of variance above one needs it (Nichol & Dhariwal, arXiv:2102.09672).
+    v is not squashed and may leave [0, 1]: data of variance above one needs it (Nichol & Dhariwal,
+    arXiv:2102.09672).
 
     >>> Range().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])), torch.tensor([[1.0, -1.0]]))
     tensor([[0.6201, 0.0000]])
@@ -93,9 +96,11 @@ class LogVariance(ReverseVariance):
 
 
 class Variance(ReverseVariance):
-    """The network says Σ, through a softplus: where Σ is small that is nearly its logarithm (d log Σ/d head = (1 − e^{−Σ})/Σ).
+    """The network says Σ, through a softplus: where Σ is small that is nearly its logarithm (d log
+    Σ/d head = (1 − e^{−Σ})/Σ).
 
-    Without the softplus the gradient would grow like 1/Σ, which is 1e4 and more at the clean end of a chain.
+    Without the softplus the gradient would grow like 1/Σ, which is 1e4 and more at the clean end
+    of a chain.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
     >>> Variance().excess(step, torch.tensor([[0.0]]))
@@ -106,16 +111,23 @@ class Variance(ReverseVariance):
 
     def excess(self, step: Step, head: Tensor | None = None) -> Excess:
         head = _given(self, head)
-        log_softplus = torch.log(F.softplus(head.clamp(min=-15.0)))  # below, log softplus(h) = h, and softplus underflows
-        return torch.where(head < -15.0, head, log_softplus) - per_example(step.variance.log(), head)
+        log_softplus = torch.log(
+            F.softplus(head.clamp(min=-15.0))
+        )  # below, log softplus(h) = h, and softplus underflows
+        return torch.where(head < -15.0, head, log_softplus) - per_example(
+            step.variance.log(), head
+        )
 
 
 class Optimal(ReverseVariance):
-    """The best Σ that depends on λ alone, for a given model: u* = log1p(k E‖ε − ε̂‖²/d), from the model's error by λ.
+    """The best Σ that depends on λ alone, for a given model: u* = log1p(k E‖ε − ε̂‖²/d), from the
+    model's error by λ.
 
-    `profile` is what `evaluate` collects for the model (in continuous time, so that no bin stays empty), kept as it is now;
-    E‖e‖² is interpolated between the centers of its bins and constant beyond them. The step's KL is then ½ d log1p(k E‖e‖²/d) on
-    average (Analytic-DPM, arXiv:2201.06503, for the Bayes denoiser). `dims` is d, the number of dimensions of one example.
+    `profile` is what `evaluate` collects for the model (in continuous time, so that no bin stays
+    empty), kept as it is now; E‖e‖² is interpolated between the centers of its bins and constant
+    beyond them. The step's KL is then ½ d log1p(k E‖e‖²/d) on average (Analytic-DPM,
+    arXiv:2201.06503, for the Bayes denoiser). `dims` is d, the number of dimensions of one
+    example.
 
     >>> profile = Profile(-1.0, 1.0, bins=1)
     >>> profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
@@ -126,14 +138,29 @@ class Optimal(ReverseVariance):
     def __init__(self, profile: Profile, dims: int) -> None:
         check_positive_int("Optimal", "dims", dims)
         if not isinstance(profile, Profile):
-            raise TypeError(must("Optimal", "profile", "be a Profile", type(profile).__name__, "evaluate(…, profile=profile) fills one"))
+            raise TypeError(
+                must(
+                    "Optimal",
+                    "profile",
+                    "be a Profile",
+                    type(profile).__name__,
+                    "evaluate(…, profile=profile) fills one",
+                )
+            )
         if not (profile.count > 0).all():
             hint = "a chain of T steps shows T levels alone: evaluate without steps, or take fewer bins"
             came = f"{int((profile.count == 0).sum())} empty bins"
-            raise ValueError(must("Optimal", "profile", "have seen something in every bin", came, hint))
+            raise ValueError(
+                must("Optimal", "profile", "have seen something in every bin", came, hint)
+            )
         if not (torch.isfinite(profile.mean) & (profile.mean >= 0)).all():
             raise ValueError(
-                must("Optimal", "profile", "hold finite squared errors", f"from {profile.mean.min():g} to {profile.mean.max():g}")
+                must(
+                    "Optimal",
+                    "profile",
+                    "hold finite squared errors",
+                    f"from {profile.mean.min():g} to {profile.mean.max():g}",
+                )
             )
         self.profile, self.dims = copy.deepcopy(profile), dims
 
@@ -149,9 +176,23 @@ def _given(variance: ReverseVariance, head: Tensor | None) -> Tensor:
     if head is None:
         name = type(variance).__name__
         raise ValueError(
-            must(name, "head", "come with the prediction", None, f"a model learns its variance as Denoiser(network, …, variance={name}())")
+            must(
+                name,
+                "head",
+                "come with the prediction",
+                None,
+                f"a model learns its variance as Denoiser(network, …, variance={name}())",
+            )
         )
     return head
 
 
-__all__ = ["Forward", "LogVariance", "Optimal", "Posterior", "Range", "ReverseVariance", "Variance"]
+__all__ = [
+    "Forward",
+    "LogVariance",
+    "Optimal",
+    "Posterior",
+    "Range",
+    "ReverseVariance",
+    "Variance",
+]

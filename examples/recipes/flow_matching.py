@@ -1,7 +1,9 @@
-"""Flow matching on CIFAR-10 along the straight (optimal transport) path, with the authors' size and optimizer.
+"""Flow matching on CIFAR-10 along the straight (optimal transport) path, with the authors' size
+and optimizer.
 
-Reproduces:  Flow Matching for Generative Modeling (arXiv:2210.02747), table 1, FM with the OT path.
-Expect:      2.99 bits/dim by the probability-flow ODE with uniform dequantisation (`vdiff evaluate RUN --ode` where there is one;
+Reproduces:  Flow Matching for Generative Modeling (arXiv:2210.02747), table 1, FM with the OT
+path. Expect:      2.99 bits/dim by the probability-flow ODE with uniform dequantisation (`vdiff
+evaluate RUN --ode` where there is one;
              the bound reported after training is another number), FID 6.35 at 142 evaluations.
 Takes:       391,000 steps at batch 256, two GPUs.
 
@@ -17,7 +19,11 @@ CONFIG = replace(
     network=EDM.network | {"width": 256, "heads": 4, "dropout": 0.0, "embedding": 1024},
     parameterization={"name": "Flow"},
     schedule={"name": "OptimalTransport"},
-    weighting={"name": "MSE", "schedule": {"name": "Logistic"}, "parameterization": {"name": "Flow"}},
+    weighting={
+        "name": "MSE",
+        "schedule": {"name": "Logistic"},
+        "parameterization": {"name": "Flow"},
+    },
     augment="flip",
     steps=391_000,
     batch=256,

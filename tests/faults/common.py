@@ -1,4 +1,5 @@
-"""A small network whose every output depends on its input and on its noise level, and what several files need."""
+"""A small network whose every output depends on its input and on its noise level, and what several
+files need."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -52,7 +53,15 @@ from vdiff.decoder import Decoder, Gaussian
 from vdiff.schedule import Custom
 from vdiff.weighting import Custom as CustomWeighting
 
-ROWS: tuple[Parameterization, ...] = (Eps(), X(), V(), V(0.5), Flow(), Score(), PosteriorMean(Linear(), steps=10))
+ROWS: tuple[Parameterization, ...] = (
+    Eps(),
+    X(),
+    V(),
+    V(0.5),
+    Flow(),
+    Score(),
+    PosteriorMean(Linear(), steps=10),
+)
 
 
 class Net(nn.Module):
@@ -61,7 +70,11 @@ class Net(nn.Module):
     def __init__(self, dims: int = 2, width: int = 8, dropout: float = 0.0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(7)
-        self.first, self.last, self.dropout = nn.Linear(dims + 1, width), nn.Linear(width, dims), nn.Dropout(dropout)
+        self.first, self.last, self.dropout = (
+            nn.Linear(dims + 1, width),
+            nn.Linear(width, dims),
+            nn.Dropout(dropout),
+        )
         for p in self.parameters():
             p.data = 0.5 * torch.randn(p.shape, generator=generator)
 
@@ -76,26 +89,43 @@ def model(parameterization: Parameterization | None = None, **options: float) ->
     return Denoiser(Net(**options), parameterization or V())  # type: ignore[arg-type]
 
 
-def batch(n: int = 4, dims: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def batch(
+    n: int = 4, dims: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """x, t, ε."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, dims, generator=generator, dtype=torch.float64) * 2 - 1
     t = torch.rand(n, generator=generator, dtype=torch.float64) * 0.9 + 0.05
-    return x.to(dtype), t.to(dtype), torch.randn(n, dims, generator=generator, dtype=torch.float64).to(dtype)
+    return (
+        x.to(dtype),
+        t.to(dtype),
+        torch.randn(n, dims, generator=generator, dtype=torch.float64).to(dtype),
+    )
 
 
 @contextmanager
-def assert_refused(error: type[Exception], function: str, argument: str, *words: str) -> Iterator[None]:
-    """The block must raise `error` with the message `<function>: argument '<argument>' must … <words in order> …`."""
+def assert_refused(
+    error: type[Exception], function: str, argument: str, *words: str
+) -> Iterator[None]:
+    """The block must raise `error` with the message `<function>: argument '<argument>' must …
+    <words in order> …`."""
     with pytest.raises(error) as caught:
         yield
-    pattern = re.escape(f"{function}: argument '{argument}' must ") + ".*" + ".*".join(re.escape(word) for word in words)
-    assert re.match(pattern, str(caught.value), re.DOTALL), f"\n{caught.value}\ndoes not match\n{pattern}"
+    pattern = (
+        re.escape(f"{function}: argument '{argument}' must ")
+        + ".*"
+        + ".*".join(re.escape(word) for word in words)
+    )
+    assert re.match(pattern, str(caught.value), re.DOTALL), (
+        f"\n{caught.value}\ndoes not match\n{pattern}"
+    )
     assert "; got " in str(caught.value)
 
 
 def assert_same(value: Tensor, reference: Tensor, rtol: float = 1e-6, atol: float = 0.0) -> None:
-    torch.testing.assert_close(value.to(torch.float64), reference.to(torch.float64), rtol=rtol, atol=atol)
+    torch.testing.assert_close(
+        value.to(torch.float64), reference.to(torch.float64), rtol=rtol, atol=atol
+    )
 
 
 def gradients(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
@@ -123,7 +153,7 @@ SCHEDULES: tuple[Callable[[], Schedule], ...] = (
 )  # fmt: skip
 WEIGHTINGS: tuple[Callable[[], Weighting], ...] = (
     ELBO, Sigmoid, EDM, lambda: EDM(monotone=True), InDI, lambda: MSE(SCHEDULE, V()), lambda: MSE(Tabulated.linear_betas(), Eps(), steps=999), lambda: MSE(SCHEDULE, Eps()) * MinSNR(),
-    lambda: ELBO() * SoftMinSNR(), lambda: ELBO() * P2() * TruncatedSNR(), Debiased, lambda: CustomWeighting(fades),
+    lambda: ELBO() * SoftMinSNR(), lambda: ELBO() * P2() * TruncatedSNR(), lambda: ELBO() * Debiased(), lambda: CustomWeighting(fades),
 )  # fmt: skip
 DECODERS: tuple[Callable[[], Decoder], ...] = (
     lambda: Categorical(17), lambda: Categorical(17, prior=torch.arange(17.0)), lambda: Categorical(17, prior=torch.arange(34.0).view(2, 17)), lambda: DiscretizedGaussian(17),
@@ -132,4 +162,8 @@ DECODERS: tuple[Callable[[], Decoder], ...] = (
 
 
 def data_of(decoder: Decoder, n: int = 4) -> Tensor:
-    return batch(n)[0] if isinstance(decoder, Gaussian) else torch.randint(0, 17, (n, 2), generator=torch.Generator().manual_seed(5))
+    return (
+        batch(n)[0]
+        if isinstance(decoder, Gaussian)
+        else torch.randint(0, 17, (n, 2), generator=torch.Generator().manual_seed(5))
+    )

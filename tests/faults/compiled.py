@@ -1,4 +1,5 @@
-"""`python -m faults.compiled`: every case compiled with fullgraph=True against eager mode, as JSON of what went wrong."""
+"""`python -m faults.compiled`: every case compiled with fullgraph=True against eager mode, as JSON
+of what went wrong."""
 
 import json
 import traceback
@@ -15,11 +16,25 @@ from vdiff.decoder import Gaussian
 from vdiff.nn import DDPMUNet, IDDPMUNet, VDMUNet
 from vdiff.training import train
 
-from .common import DECODERS, ROWS, SCHEDULES, WEIGHTINGS, assert_same, batch, data_of, gradients, model
+from .common import (
+    DECODERS,
+    ROWS,
+    SCHEDULES,
+    WEIGHTINGS,
+    Net,
+    assert_same,
+    batch,
+    data_of,
+    gradients,
+    model,
+)
 
 
-def assert_compiles(make: Callable[[], Objective], data: Tensor, *, given: bool, **options: Any) -> None:
-    """Compiled without a break, the loss and its gradients are those of eager mode, with times and noise given or drawn."""
+def assert_compiles(
+    make: Callable[[], Objective], data: Tensor, *, given: bool, **options: Any
+) -> None:
+    """Compiled without a break, the loss and its gradients are those of eager mode, with times and
+    noise given or drawn."""
     _, t, eps = batch(len(data))
     torch._dynamo.reset()
     fresh, eager = make(), make()
@@ -33,15 +48,21 @@ def assert_compiles(make: Callable[[], Objective], data: Tensor, *, given: bool,
     ours: list[Tensor] = []
     reference: list[Tensor] = []
     compiled = torch.compile(fresh, fullgraph=True, **options)
-    got, expected = gradients(fresh, lambda: train(compiled, ours)), gradients(eager, lambda: train(eager, reference))
+    got, expected = (
+        gradients(fresh, lambda: train(compiled, ours)),
+        gradients(eager, lambda: train(eager, reference)),
+    )
     assert_same(ours[0], reference[0], rtol=1e-5)
     assert got.keys() == expected.keys()
     for name in expected:
-        assert_same(got[name], expected[name], rtol=1e-4, atol=1e-5 * expected[name].abs().max().item())
+        assert_same(
+            got[name], expected[name], rtol=1e-4, atol=1e-5 * expected[name].abs().max().item()
+        )
 
 
 def weighted(i: int) -> None:
-    """Each schedule, weighting and parameterization; every other one on a chain; drawn for every third."""
+    """Each schedule, weighting and parameterization; every other one on a chain; drawn for every
+    third."""
     schedule, weighting, row = SCHEDULES[i], WEIGHTINGS[i % len(WEIGHTINGS)], ROWS[i % len(ROWS)]
     steps = weighting().chain or (999 if i % 2 else None)
     assert_compiles(
@@ -56,7 +77,10 @@ def bound(i: int) -> None:
     decoder = DECODERS[i]
     schedule = Linear if isinstance(decoder(), Gaussian) or i % 2 else LearnedLinear
     assert_compiles(
-        lambda: Objective(model(), schedule=schedule(), decoder=decoder()), data_of(decoder()), given=bool(i % 3), backend="aot_eager"
+        lambda: Objective(model(), schedule=schedule(), decoder=decoder()),
+        data_of(decoder()),
+        given=bool(i % 3),
+        backend="aot_eager",
     )
 
 
@@ -77,7 +101,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def network(name: str) -> None:
-    """A published network at a small size, its dropout and, in one, its checkpoints included; nothing starts at zero."""
+    """A published network at a small size, its dropout and, in one, its checkpoints included;
+    nothing starts at zero."""
 
     def make() -> Objective:
         generator = torch.Generator().manual_seed(1)
@@ -90,13 +115,45 @@ def network(name: str) -> None:
     assert_compiles(make, images, given=False, backend="aot_eager")
 
 
+class Told(nn.Module):
+    """A network with a table in bfloat16 before its weights, which is called forward(t, x,
+    steps)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.net = (
+            nn.Parameter(torch.ones(3, dtype=torch.bfloat16), requires_grad=False),
+            Net(),
+        )
+
+    def forward(self, t: Tensor, x: Tensor, steps: Tensor) -> Tensor:
+        out: Tensor = self.net(x, t) * steps[:, None]
+        return out
+
+
+def conditions() -> None:
+    """A condition that has a verb's own name, by the mapping, to a network that is called in
+    another way."""
+    x, t, eps = batch()
+    schedule, condition = Linear(), {"steps": torch.linspace(1, 2, len(x))}
+    objective = Objective(
+        Denoiser(Told(), Eps(), call=lambda net, z, t, steps: net(t, z, steps)), schedule=schedule
+    )
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+    expected = objective(x, t=t, eps=eps, condition=condition)
+    assert_same(compiled(x, t=t, eps=eps, condition=condition), expected, rtol=1e-5)
+
+
 def training() -> None:
-    """A run whose config asks for it: the network alone is compiled, what is kept of it has the same names."""
+    """A run whose config asks for it: the network alone is compiled, what is kept of it has the
+    same names."""
     states = []
     for compiled in (False, True):
         config = points(compile=compiled, steps=4)
         torch.manual_seed(0)
-        states.append(train(config.objective(), data_of_points(config), config, quiet=True).state_dict())
+        states.append(
+            train(config.objective(), data_of_points(config), config, quiet=True).state_dict()
+        )
     if states[0].keys() != states[1].keys():
         raise AssertionError(list(states[1]))
     for name, value in states[0].items():
@@ -105,11 +162,14 @@ def training() -> None:
 
 CASES: dict[str, Callable[[], None]] = {
     **{
-        f"weighted {SCHEDULES[i]()!r} {WEIGHTINGS[i % len(WEIGHTINGS)]()!r} {ROWS[i % len(ROWS)]!r}": lambda i=i: weighted(i)
+        f"weighted {SCHEDULES[i]()!r} {WEIGHTINGS[i % len(WEIGHTINGS)]()!r} {ROWS[i % len(ROWS)]!r}": lambda i=i: (
+            weighted(i)
+        )
         for i in range(len(SCHEDULES))
     },  # type: ignore[misc]
     **{f"bound {DECODERS[i]()!r}": lambda i=i: bound(i) for i in range(len(DECODERS))},  # type: ignore[misc]
     **{f"network {name}": lambda name=name: network(name) for name in NETWORKS},  # type: ignore[misc]
+    "conditions": conditions,
     "default backend": default_backend,
     "training": training,
 }

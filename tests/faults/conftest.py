@@ -1,4 +1,5 @@
-"""What a user meets: the library's own errors, not those of a shape checker that tests may run under."""
+"""What a user meets: the library's own errors, not those of a shape checker that tests may run
+under."""
 
 from collections.abc import Iterator
 
@@ -21,4 +22,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     tests = covered()
     missing = [number for number in ALL if number not in tests]
     said = f"; without one: {', '.join(map(str, missing))}" if missing else ""
-    terminalreporter.write_line(f"faults with a numbered test: {len(ALL) - len(missing)} of {len(ALL)}, {sum(tests.values())} tests{said}")
+    terminalreporter.write_line(
+        f"faults with a numbered test: {len(ALL) - len(missing)} of {len(ALL)}, {sum(tests.values())} tests{said}"
+    )

@@ -1,8 +1,15 @@
-"""Settings that are wrong: every one is named at once, with what it must be and the nearest name."""
+"""Settings that are wrong: every one is named at once, with what it must be and the nearest
+name."""
+
+import random
 
 import pytest
 
+from vdiff import decoder, parameterization, schedule, variance, weighting
+from vdiff import nn as networks
 from vdiff.training import Config
+from vdiff.training.config import CHECKS
+from vdiff.training.spec import registry
 
 UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
 
@@ -27,12 +34,95 @@ UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
      ["'accumulate' must divide the batch of 128; got 3", "'conditional' must come with a network that has labels", "'augment' must come with a network that takes `augmented`",
       "'bound_weight' must come with a chain", "'resampling' must come with the bound of a chain"]),
     (["chain=10", "bound_weight=0", "weighting.name=Sigmoid"], ["'weighting' must be left out where bound_weight is given"]),
+    (["weighting.name=MinSNR"], ["'weighting' must be a total; got the factor {'name': 'MinSNR'} (a factor multiplies a base: {\"name\": \"Product\", \"base\": {\"name\": \"MSE\", …}, \"factor\": {\"name\": \"MinSNR\"}})"]),
+    (["weighting.name=Product", "weighting.base.name=P2", "weighting.factor.name=Debiased"], ["'weighting' must be a total; got the factor {'name': 'Product'"]),
+    (["network.width=null"], ["'network.width' must be a Python int; got null"]),
+    (["schedule.logsnr_max='9'"], ["'schedule.logsnr_max' must be a finite number; got '9'"]),
+    (["network.width=1000000000"], ["'network.width' must be at most 1,048,576; got 1000000000"]),
+    (["schedule.name=Tensor"], ["'schedule.name' must be a class of vdiff.schedule; got 'Tens"]),
+    (["weighting.name=Product", "weighting.base.name=Callable"],
+     ["'weighting.base.name' must be a class of vdiff.weighting; got 'Callable'"]),
+    (["resampling=true", "chain=2000000"],
+     ["'chain' must be at most 1,048,576 with resampling; got 2000000"]),
+    (["network=" + "[" * 2000 + "]" * 2000],
+     ["'network' must be plain data; got a value that is nested more than 32 deep"]),
+    (["network=" + "-" * 10**5 + "1"],
+     ["'network' must be plain data; got a value that is nested too deep"]),
+    ([".".join(["network"] + ["x"] * 2000) + "=1"],
+     ["'network' must be plain data; got a value that is nested more than 32 deep"]),
+    (["seed=" + "9" * 30],
+     ["'seed' must be plain data; got a whole number of more than 63 bits"]),
+    (["shape=(1, {2})", "betas=b'x'"],
+     ["'shape' must be plain data; got a set", "'betas' must be plain data; got a bytes"]),
+    (["data=" + "x" * 10**6, "a\x1b[2Jb=1"], ["'a\\x1b[2Jb' must be a field; got 1"]),
+    (["data=" + "x" * 10**6], ["'data' must be one of cifar10, digits, patches; got 'xxx"]),
     (["decoder=null"], ["'decoder' must be given where the bound is trained; got None"]),
 ])  # fmt: skip
-def test_what_is_wrong_is_said_of_all_fields_at_once(words: list[str], messages: list[str]) -> None:
+def test_what_is_wrong_is_said_of_all_fields_at_once(
+    words: list[str], messages: list[str]
+) -> None:
     with pytest.raises(ValueError, match="Config: argument ") as refused:
         Config(network=UNET).override(words)
     lines = str(refused.value).splitlines()
     assert all(line.startswith("Config: argument '") for line in lines)
     for message in messages:
         assert any(message in line for line in lines), f"{message}\nis not in\n{refused.value}"
+    assert all(len(line) < 500 and line.isprintable() for line in lines)
+
+
+ROOMS = {
+    "network": networks,
+    "schedule": schedule,
+    "parameterization": parameterization,
+    "weighting": weighting,
+    "decoder": decoder,
+    "variance": variance,
+}
+VALUES = [
+    "null", "true", "false", "0", "1", "-1", "3", "8", "1.5", "-0.5", "1e9", "1000000000", "NaN",
+    "Infinity", "1e400", "x", "'x'", "Tensor", "Cosine", "[]", "[1]", "[0.5]", "[null]", "[[1]]",
+    "{}", '{"name":"Cosine"}', '{"name":"Tensor"}', '{"a":1}', "(1,)", "{1}", "{1:2}", "b'x'", "=",
+    "λ", "\x1b[2J", "[1,", "-", "[" * 2000 + "]" * 2000, "(" * 2000, "-" * 3000 + "1",
+    "1+" * 3000 + "1", '{"a":' * 2000, "9" * 5000, "a" * 10**5,
+]  # fmt: skip
+ARGUMENTS = {
+    "network": ["width", "channels", "labels", "dropout", "heads", "multipliers", "time"],
+    "schedule": ["logsnr_max", "mean", "levels", "hidden", "bins", "schedule", "mass"],
+    "weighting": ["schedule", "parameterization", "steps", "gamma", "bias", "base", "factor"],
+    "parameterization": ["sigma_data", "schedule", "steps"],
+    "decoder": ["levels", "closed", "prior", "variance", "denoise", "clip"],
+    "variance": ["profile"],
+}
+
+
+def refusal(words: list[str]) -> list[str]:
+    """The lines in which settings are refused, or none where they make an objective."""
+    try:
+        Config(network=UNET).override(words).objective()
+    except (TypeError, ValueError) as error:
+        return str(error).split("\n")
+    return []
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_setting_makes_an_objective_or_is_refused_in_words():
+    dice, made = random.Random(0), 0
+    for _ in range(500):
+        field = dice.choice([*CHECKS, *6 * list(ARGUMENTS)])
+        places = ["", ".name", ".foo", *(f".{name}" for name in ARGUMENTS.get(field, []))]
+        words = [f"{field}{dice.choice(places)}={dice.choice(VALUES)}"]
+        if field in ROOMS and dice.random() < 0.5:
+            words.insert(0, f"{field}.name={dice.choice(list(registry(ROOMS[field])))}")
+        lines = refusal(words)
+        assert all("argument '" in line and "; got " in line for line in lines), words
+        assert all(line.isprintable() and len(line) < 1000 for line in lines), words
+        made += not lines
+    assert made >= 5
+
+
+def test_a_factor_times_a_total_is_a_weighting() -> None:
+    words = ["weighting.name=Product", "weighting.base.name=P2", "weighting.factor.name=ELBO"]
+    assert (
+        repr(Config(network=UNET).override(words).objective().weighting)
+        == "Product(P2(gamma=1.0, k=1.0), ELBO())"
+    )

@@ -1,4 +1,5 @@
-"""Faults 57, 58, 64 to 66, 70 and 76 where they concern data: what is on the disk, what comes over the network."""
+"""Faults 57, 58, 64 to 66, 70 and 76 where they concern data: what is on the disk, what comes over
+the network."""
 
 import errno
 import gzip
@@ -18,15 +19,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from cifar_files import file_of, lay_out, pack, pictures, small, write_python
+from cifar_files import file_of, lay_out, pack, pictures, small, write_binary
 from soak_data import outcomes
+from watch import nothing_happens
 
 from vdiff import Categorical, Denoiser, Linear, X
 from vdiff.data import dataset
 from vdiff.data import download as downloads
-from vdiff.data.cifar10 import Published, cifar10, decode_python, unpack
+from vdiff.data.cifar10 import Published, cifar10, decode_binary, unpack
 from vdiff.data.download import download
-from vdiff.data.plain import read_plain
 from vdiff.likelihood.evaluation import evaluate
 
 from .common import assert_refused
@@ -35,8 +36,8 @@ from .common import assert_refused
 @pytest.fixture
 def form(monkeypatch: pytest.MonkeyPatch) -> Published:
     """CIFAR-10 as it is published, but for its size and its checksums."""
-    made = small(False)[0]
-    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", (made, small(True)[0]))
+    made = small()[0]
+    monkeypatch.setattr("vdiff.data.cifar10.PUBLISHED", made)
     return made
 
 
@@ -48,77 +49,33 @@ class Evil:
         return self.made
 
 
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("name", ["system", "exec", "mkdir"])
-def test_fault_57_malicious_pickle(protocol: int, name: str, tmp_path: Path) -> None:
-    trace = tmp_path / "ran"
-    evil = {
-        "system": Evil(os.system, f"touch {trace}"),
-        "exec": Evil(exec, f"__import__('os').mkdir({str(trace)!r})"),
-        "mkdir": Evil(os.mkdir, str(trace)),
-    }[name]
-    raw = pickle.dumps({"data": evil, "labels": [1]}, protocol)
-    with assert_refused(ValueError, "read_plain", "raw"):
-        decode_python(raw)
-    assert not trace.exists()
-    pickle.loads(raw)
-    assert trace.exists()  # it was malicious
+@pytest.mark.parametrize("place", ["cifar-10-batches-py", "cifar-10-python.tar.gz"])
+def test_fault_57_no_pickle_is_read(place: str, form: Published, tmp_path: Path) -> None:
+    """Neither a malicious one, nor one that asks for much memory in few bytes."""
+    evil = pickle.dumps({"data": Evil(os.mkdir, str(tmp_path / "ran")), "labels": [1]}, 2)
+    says = ("hold the binary form of CIFAR-10", f"got {place} in", form.archive.name)
+    for raw in (evil, b"\x80\x02]r\xff\xff\xff\x7f."):
+        home = tmp_path / f"data{len(raw)}"
+        if place.endswith(".gz"):
+            home.mkdir()
+            (home / place).write_bytes(pack({"cifar-10-batches-py/data_batch_1": raw}))
+        else:
+            lay_out(home / place, {"data_batch_1": raw})
+        with nothing_happens(), assert_refused(ValueError, "dataset", "folder", *says):
+            cifar10(home)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(evil)
+    assert (tmp_path / "ran").exists()  # it was malicious
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"\x80\x02cos\nsystem\nU\x06touch aq\x00\x85R.",
-        b"\x80\x02(U\x07touch aios\nsystem\n.",
-        b"(cos\nsystem\nU\x07touch ao.",
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x07touch a\x85R.",
-        b"\x80\x02cnumpy\nndarray\nU\x01a\x85\x81.",
-        b"\x80\x02\x82\x01.",
-        b"\x80\x02Usome\n.",
-        b"\x80\x02Pid\n.",
-        b"\x80\x02cnumpy.core.multiarray\nscalar\n.",
-        b"\x80\x02cnumpy\ndtype\nU\x02O8K\x00K\x01\x87R}b.",
-        b"\x80\x02}cnumpy\nndarray\nb.",
-    ],
-    ids=["global", "inst", "obj", "stack_global", "newobj", "ext", "cut", "persid", "other name", "object array", "build on a dict"],
-)
-def test_fault_57_every_way_to_code(raw: bytes) -> None:
-    with assert_refused(ValueError, "read_plain", "raw"):
-        read_plain(raw)
-
-
-def test_fault_57_memory_and_depth_are_bounded() -> None:
-    """Few bytes may ask for much: a giant place in the memo, a giant string, deep keys, many small objects, shapes beyond the data."""
-    deep = b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"K\x01s."
-    bombs = [
-        b"\x80\x02]r\xff\xff\xff\x7f.",
-        b"\x80\x02T\xff\xff\xff\x7fabc.",
-        deep,
-        b"\x80\x02" + b"}" * 1_000_000 + b".",
-        write_python(*pictures(2)).replace(b"K\x02M\x00\x0c", b"J\x00\x00\x00\x7fM\x00\x0c"),
-    ]
-    tracemalloc.start()
-    try:
-        for i, bomb in enumerate(bombs):
-            if i == 0:
-                assert read_plain(bomb) == []
-                continue
-            with assert_refused(ValueError, "read_plain", "raw"):
-                read_plain(bomb)
-        assert tracemalloc.get_traced_memory()[1] < 100e6
-    finally:
-        tracemalloc.stop()
-
-
-def test_fault_57_an_array_of_objects_is_none_of_bytes() -> None:
-    raw = write_python(*pictures(1)).replace(b"U\x02u1", b"U\x02O8")
-    with assert_refused(ValueError, "read_plain", "raw", "hold arrays of bytes"):
-        read_plain(raw)
-    with assert_refused(ValueError, "decode_python", "raw", "hold 'data' (n, 3072)"):
-        decode_python(pickle.dumps([1, 2], 2))
-    with assert_refused(ValueError, "decode_python", "raw", "hold classes 0 to 9", "got 11 at image 0"):
-        data, labels = pictures(1)
-        decode_python(write_python(data, labels + 10))
+def test_fault_57_what_is_no_image_is_refused() -> None:
+    data, labels = pictures(1)
+    says = ("hold classes 0 to 9", "got 11 at image 0")
+    with assert_refused(ValueError, "decode_binary", "raw", *says):
+        decode_binary(write_binary(data, labels + 10))
+    says = ("hold records of 3,073 bytes", "got 3,072 bytes")
+    with assert_refused(ValueError, "decode_binary", "raw", *says):
+        decode_binary(write_binary(data, labels)[1:])
 
 
 def info(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
@@ -132,27 +89,44 @@ def info(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
     [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE],
     ids=["symbolic", "hard", "folder", "device", "fifo"],
 )
-def test_fault_58_a_batch_that_is_a_link_or_a_device(kind: bytes, form: Published, tmp_path: Path) -> None:
+def test_fault_58_a_batch_that_is_a_link_or_a_device(
+    kind: bytes, form: Published, tmp_path: Path
+) -> None:
     name = f"{form.folder}/data_batch_1.bin"
-    with assert_refused(ValueError, "dataset", "folder", "hold cifar-10-binary.tar.gz whole", "a link or a device"):
+    with assert_refused(
+        ValueError, "dataset", "folder", "hold cifar-10-binary.tar.gz whole", "a link or a device"
+    ):
         link = info(name, kind, "/etc/passwd")
         link.size = form.batches[0].size  # a header may say anything
         unpack(pack({name: link}), form)
 
 
-def test_fault_58_names_outside_the_folder_are_not_written(form: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_58_names_outside_the_folder_are_not_written(
+    form: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    batches = small(False)[2]
-    others: dict[str, bytes | tarfile.TarInfo] = {"../evil": b"1", "/tmp/evil-of-vdiff": b"1", f"{form.folder}/../../evil": b"1"}
-    archive = pack(others | {"l": info("l", tarfile.SYMTYPE, "..")} | {f"{form.folder}/{name}": raw for name, raw in batches.items()})
-    assert list(unpack(archive, form)) == list(batches.values())  # what is asked for is read by its name
+    batches = small()[2]
+    others: dict[str, bytes | tarfile.TarInfo] = {
+        "../evil": b"1",
+        "/tmp/evil-of-vdiff": b"1",
+        f"{form.folder}/../../evil": b"1",
+    }
+    archive = pack(
+        others
+        | {"l": info("l", tarfile.SYMTYPE, "..")}
+        | {f"{form.folder}/{name}": raw for name, raw in batches.items()}
+    )
+    assert list(unpack(archive, form)) == list(
+        batches.values()
+    )  # what is asked for is read by its name
     assert list(tmp_path.iterdir()) == []
     assert not Path("/tmp/evil-of-vdiff").exists()
     assert not (tmp_path.parent / "evil").exists()
 
 
 def test_fault_58_bombs(form: Published) -> None:
-    """Zeros to 1:1000 in the batch's place, in a long name's, behind a true size and as an endless file."""
+    """Zeros to 1:1000 in the batch's place, in a long name's, behind a true size and as an endless
+    file."""
     name = f"{form.folder}/data_batch_1.bin"
     zeros = 50_000_000
     long = info("././@LongLink", tarfile.GNUTYPE_LONGNAME)
@@ -166,25 +140,33 @@ def test_fault_58_bombs(form: Published) -> None:
     tracemalloc.start()
     try:
         for bomb in bombs:
-            with assert_refused(ValueError, "dataset", "folder", "hold cifar-10-binary.tar.gz whole"):
+            with assert_refused(
+                ValueError, "dataset", "folder", "hold cifar-10-binary.tar.gz whole"
+            ):
                 unpack(bomb, form)
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
 
 
-def test_fault_58_links_out_of_the_folder_and_things_that_are_no_files(form: Published, tmp_path: Path) -> None:
-    batches = small(False)[2]
+def test_fault_58_links_out_of_the_folder_and_things_that_are_no_files(
+    form: Published, tmp_path: Path
+) -> None:
+    batches = small()[2]
     lay_out(tmp_path / "elsewhere", batches)
     lay_out(tmp_path / "data" / form.folder, batches)
     place = tmp_path / "data" / form.folder / "data_batch_2.bin"
     place.unlink()
     place.symlink_to(tmp_path / "elsewhere" / "data_batch_2.bin")
-    with assert_refused(ValueError, "dataset", "folder", "hold data_batch_2.bin itself", "a link to", "elsewhere"):
+    with assert_refused(
+        ValueError, "dataset", "folder", "hold data_batch_2.bin itself", "a link to", "elsewhere"
+    ):
         cifar10(tmp_path / "data")
     place.unlink()
     os.mkfifo(place)  # reading it would wait for ever
-    with assert_refused(ValueError, "dataset", "folder", "hold data_batch_2.bin as a regular file"):
+    with assert_refused(
+        ValueError, "dataset", "folder", "hold data_batch_2.bin as a regular file"
+    ):
         cifar10(tmp_path / "data")
     (tmp_path / "link").symlink_to(tmp_path / "data")  # the folder itself may be a link
     place.unlink()
@@ -192,10 +174,18 @@ def test_fault_58_links_out_of_the_folder_and_things_that_are_no_files(form: Pub
     assert len(cifar10(tmp_path / "link")[0]) == 20
 
 
-def test_fault_64_a_folder_that_cannot_be_written_to(form: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_64_a_folder_that_cannot_be_written_to(
+    form: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     for name, missing in (("cifar10", "cifar-10-binary.tar.gz"), ("patches", "patches")):
-        with assert_refused(ValueError, "dataset", "folder", f"be one that {missing} can be written to, for it is not there", "file"):
+        with assert_refused(
+            ValueError,
+            "dataset",
+            "folder",
+            f"be one that {missing} can be written to, for it is not there",
+            "file",
+        ):
             dataset(name, tmp_path / "file" / "below")
 
     def full(*_: object) -> None:
@@ -203,14 +193,21 @@ def test_fault_64_a_folder_that_cannot_be_written_to(form: Published, tmp_path: 
 
     monkeypatch.setattr(downloads, "_fetch", full)
     with assert_refused(
-        ValueError, "dataset", "folder", "be one that cifar-10-binary.tar.gz can be written to", "No space left", "bytes free"
+        ValueError,
+        "dataset",
+        "folder",
+        "be one that cifar-10-binary.tar.gz can be written to",
+        "No space left",
+        "bytes free",
     ):
         cifar10(tmp_path / "data")
 
 
-def test_fault_65_relative_paths_spaces_and_letters(form: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_65_relative_paths_spaces_and_letters(
+    form: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "mit Leerzeichen und 図形"
-    lay_out(home / form.folder, small(False)[2])
+    lay_out(home / form.folder, small()[2])
     monkeypatch.chdir(tmp_path)
     train, _ = cifar10(home.name)
     monkeypatch.chdir(home)
@@ -221,10 +218,15 @@ def test_fault_65_relative_paths_spaces_and_letters(form: Published, tmp_path: P
 
 @contextmanager
 def serving(
-    content: bytes, *, cut: tuple[int, ...] = (), resumes: bool = True, status: int = 200, stall: int = 0
+    content: bytes,
+    *,
+    cut: tuple[int, ...] = (),
+    resumes: bool = True,
+    status: int = 200,
+    stall: int = 0,
 ) -> Iterator[tuple[str, list[str]]]:
-    """A server of one file, and the log of what it was asked for; its first answers end after `cut` bytes, or the
-    first hangs after `stall`."""
+    """A server of one file, and the log of what it was asked for; its first answers end after
+    `cut` bytes, or the first hangs after `stall`."""
     log: list[str] = []
     cuts, closed = list(cut), threading.Event()
 
@@ -239,7 +241,9 @@ def serving(
             body = content[start:]
             self.send_response(206 if start else 200)
             if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}"
+                )
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             body = body[: cuts.pop(0)] if cuts else body
@@ -271,7 +275,16 @@ def serving(
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between attempts, and no way out of this machine."""
     monkeypatch.setattr(downloads, "PAUSE", 0.0)
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+        "no_proxy",
+        "NO_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("vdiff.data.cifar10.HOME", "http://127.0.0.1:9/")
 
@@ -281,36 +294,56 @@ FILE = file_of("file.bin", CONTENT)
 
 
 def test_fault_66_an_archive_that_is_not_there_is_downloaded(
-    form: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    form: Published,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with serving(small(False)[1]) as (url, log):
+    with serving(small()[1]) as (url, log):
         monkeypatch.setattr("vdiff.data.cifar10.HOME", url)
         first = cifar10(tmp_path / "new")
         again = cifar10(tmp_path / "new")
     assert log == ["/cifar-10-binary.tar.gz"]
     assert torch.equal(first[0].pixels, again[0].pixels)
-    assert sorted(p.name for p in (tmp_path / "new").iterdir() if not p.name.endswith(".lock")) == ["cifar-10-binary.tar.gz"]
+    assert sorted(
+        p.name for p in (tmp_path / "new").iterdir() if not p.name.endswith(".lock")
+    ) == ["cifar-10-binary.tar.gz"]
     assert capsys.readouterr().err == ""  # fault 76: no bar where there is no terminal
 
 
-def test_fault_66_offline(form: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_66_offline(
+    form: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     says = (
         "hold CIFAR-10",
         f"nothing of it in {tmp_path}; its download failed: ",
         "Connection refused",
-        f"put cifar-10-binary.tar.gz ({form.archive.size:,} bytes, sha256 {form.archive.checksum[7:]}) or cifar-10-python.tar.gz (",
+        f"put cifar-10-binary.tar.gz ({form.archive.size:,} bytes, sha256 {form.archive.checksum[7:]}) from ",
         "there as it is; dataset('patches') needs no download",
     )
     with assert_refused(ValueError, "dataset", "folder", *says):
         dataset("cifar10", tmp_path)
-    with assert_refused(ValueError, "dataset", "folder", "hold CIFAR-10", f"nothing of it in {tmp_path} (put"):
+    with assert_refused(
+        ValueError, "dataset", "folder", "hold CIFAR-10", f"nothing of it in {tmp_path} (put"
+    ):
         cifar10(tmp_path, download=False)
-    lay_out(tmp_path / form.folder, {k: v for k, v in small(False)[2].items() if "3" not in k and "test" not in k})
-    with assert_refused(ValueError, "dataset", "folder", "hold CIFAR-10", f"{form.folder} without data_batch_3.bin, test_batch.bin"):
+    lay_out(
+        tmp_path / form.folder,
+        {k: v for k, v in small()[2].items() if "3" not in k and "test" not in k},
+    )
+    with assert_refused(
+        ValueError,
+        "dataset",
+        "folder",
+        "hold CIFAR-10",
+        f"{form.folder} without data_batch_3.bin, test_batch.bin",
+    ):
         cifar10(tmp_path)
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
     monkeypatch.setattr("vdiff.data.cifar10.HOME", "http://cifar.invalid/")
-    with pytest.raises(ValueError, match=r"Connection refused through the proxy 127\.0\.0\.1:9") as caught:
+    with pytest.raises(
+        ValueError, match=r"Connection refused through the proxy 127\.0\.0\.1:9"
+    ) as caught:
         cifar10(tmp_path)
     assert "secret" not in str(caught.value)
 
@@ -340,12 +373,24 @@ def test_fault_66_a_server_that_starts_again(tmp_path: Path) -> None:
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("part", [CONTENT[::-1][:5_000], bytes(200_000), bytes(len(CONTENT))], ids=["wrong", "too long", "all wrong"])
+@pytest.mark.parametrize(
+    "part",
+    [CONTENT[::-1][:5_000], bytes(200_000), bytes(len(CONTENT))],
+    ids=["wrong", "too long", "all wrong"],
+)
 def test_fault_66_a_beginning_of_something_else(part: bytes, tmp_path: Path) -> None:
     (tmp_path / "file.bin.part").write_bytes(part)
     with serving(CONTENT) as (url, _):
         if len(part) <= len(CONTENT):
-            with assert_refused(ValueError, "dataset", "folder", "hold file.bin as published", "got sha256", url, "delete it"):
+            with assert_refused(
+                ValueError,
+                "dataset",
+                "folder",
+                "hold file.bin as published",
+                "got sha256",
+                url,
+                "delete it",
+            ):
                 download(url, FILE, tmp_path)
             assert not any(path.suffix in (".bin", ".part") for path in tmp_path.iterdir())
         download(url, FILE, tmp_path)
@@ -354,7 +399,10 @@ def test_fault_66_a_beginning_of_something_else(part: bytes, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, downloads.ATTEMPTS)])
 def test_fault_66_a_server_that_refuses(status: int, requests: int, tmp_path: Path) -> None:
-    with serving(b"", status=status) as (url, log), pytest.raises(downloads.Unreachable, match=r"Not Found|Service Unavailable"):
+    with (
+        serving(b"", status=status) as (url, log),
+        pytest.raises(downloads.Unreachable, match=r"Not Found|Service Unavailable"),
+    ):
         download(url, FILE, tmp_path)
     assert len(log) == requests
 
@@ -370,7 +418,8 @@ def test_fault_66_a_page_in_the_files_place(tmp_path: Path) -> None:
 
 
 def test_fault_66_two_processes_and_one_is_killed(tmp_path: Path) -> None:
-    """One downloads, the other waits; when the first is killed, the second goes on with what it left."""
+    """One downloads, the other waits; when the first is killed, the second goes on with what it
+    left."""
     with serving(CONTENT, stall=30_000) as (url, log):
         code = f"""
 from pathlib import Path
@@ -382,7 +431,11 @@ download({url!r}, File({FILE.name!r}, {FILE.size}, {FILE.checksum!r}), Path({str
         processes: list[subprocess.Popen[str]] = []
         try:
             for _ in range(2):
-                processes.append(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True))
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+                    )
+                )
                 stdout = processes[-1].stdout
                 assert stdout is not None
                 assert stdout.readline() == "ready\n"
@@ -404,26 +457,42 @@ download({url!r}, File({FILE.name!r}, {FILE.size}, {FILE.checksum!r}), Path({str
 
 
 def test_fault_66_damaged_files_load_right_or_are_refused() -> None:
-    """Of 10,000 in `tests/soak_data.py` a sample: under the checksums, which would refuse them all."""
-    seen = outcomes(400, seed=1)
-    assert sum(seen.values()) == 400
-    assert {"binary loaded", "binary refused", "python loaded", "python refused", "archive refused", "tar refused"} <= set(seen)
+    """Of 10,000 in `tests/soak_data.py` a sample: under the checksums, which would refuse them
+    all."""
+    seen = outcomes(399, seed=1)
+    assert sum(seen.values()) == 399
+    assert {"binary loaded", "binary refused", "archive refused", "tar refused"} <= set(seen)
 
 
-@pytest.mark.parametrize("change", [lambda raw: raw[:-1], lambda raw: raw + b"\0", lambda raw: b"\1" + raw[1:], lambda raw: b""])
+@pytest.mark.parametrize(
+    "change",
+    [lambda raw: raw[:-1], lambda raw: raw + b"\0", lambda raw: b"\1" + raw[1:], lambda raw: b""],
+)
 def test_fault_66_a_wrong_archive_is_refused_before_it_is_opened(
-    change: Callable[[bytes], bytes], form: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[bytes], bytes],
+    form: Published,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vdiff.data.cifar10.unpack", lambda *_: pytest.fail("opened"))
-    (tmp_path / form.archive.name).write_bytes(change(small(False)[1]))
-    with assert_refused(ValueError, "dataset", "folder", "hold cifar-10-binary.tar.gz as published", "delete it"):
+    (tmp_path / form.archive.name).write_bytes(change(small()[1]))
+    with assert_refused(
+        ValueError, "dataset", "folder", "hold cifar-10-binary.tar.gz as published", "delete it"
+    ):
         cifar10(tmp_path)
 
 
 def test_fault_66_damaged_patches_are_not_used(tmp_path: Path) -> None:
     home = tmp_path / "patches"
     lay_out(home, {"data_batch_1.bin": b""})
-    with assert_refused(ValueError, "dataset", "folder", "hold patches/SHA256SUMS with all six batches", "0 of them", "delete"):
+    with assert_refused(
+        ValueError,
+        "dataset",
+        "folder",
+        "hold patches/SHA256SUMS with all six batches",
+        "0 of them",
+        "delete",
+    ):
         dataset("patches", tmp_path)
 
 

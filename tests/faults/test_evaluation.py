@@ -1,4 +1,5 @@
-"""Faults of an evaluation: data that is not what it should be, one image, NaN from the network, a tolerance out of reach."""
+"""Faults of an evaluation: data that is not what it should be, one image, NaN from the network, a
+tolerance out of reach."""
 
 import math
 import warnings
@@ -27,18 +28,32 @@ def model() -> Denoiser:
 
 
 def report(data: Tensor | None = None, decoder: Any = DECODER, **options: Any) -> Report:
-    return evaluate(model(), images() if data is None else data, schedule=SCHEDULE, decoder=decoder, **{"draws": 8} | options)
+    return evaluate(
+        model(),
+        images() if data is None else data,
+        schedule=SCHEDULE,
+        decoder=decoder,
+        **{"draws": 8} | options,
+    )
 
 
 def test_fault_01_continuous_data_that_is_not_finite_and_the_way_to_leave_it_out() -> None:
     data = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
     whole = data.clone()
     data[3, 1] = torch.nan
-    with assert_refused(ValueError, "Gaussian.encode", "data", "be finite", "got 1 NaN or infinite values, the first at index (3, 1)"):
+    with assert_refused(
+        ValueError,
+        "Gaussian.encode",
+        "data",
+        "be finite",
+        "got 1 NaN or infinite values, the first at index (3, 1)",
+    ):
         report(data, Gaussian())
     kept = report(data, Gaussian(), skip_nonfinite=True)
     assert (kept.protocol["images"], kept.protocol["skipped"]) == (7, 1)
-    assert kept.prior.value == pytest.approx(report(whole[[0, 1, 2, 4, 5, 6, 7]], Gaussian()).prior.value)
+    assert kept.prior.value == pytest.approx(
+        report(whole[[0, 1, 2, 4, 5, 6, 7]], Gaussian()).prior.value
+    )
 
 
 def test_fault_03_images_outside_the_range_are_warned_of_once() -> None:
@@ -62,21 +77,33 @@ def test_fault_07_one_image_has_no_error_over_images() -> None:
 
 
 def test_fault_13_levels_that_the_data_never_reaches() -> None:
-    """Beyond the grid is an error of the decoder's; far below its top is a warning, for a data set can be dark."""
-    with assert_refused(ValueError, "Categorical.encode", "data", "values are not on the 17-level grid"):
+    """Beyond the grid is an error of the decoder's; far below its top is a warning, for a data set
+    can be dark."""
+    with assert_refused(
+        ValueError, "Categorical.encode", "data", "values are not on the 17-level grid"
+    ):
         report(images() + 5)
     digits = torch.randint(0, 17, (20, 1, 8, 8))
     network = Denoiser(lambda z, logsnr: 0 * z, X())
-    with pytest.warns(UserWarning, match=r"no level above 16 of 255: digits have 17 levels, bytes 256; is levels=256 right\?"):
+    with pytest.warns(
+        UserWarning,
+        match=r"no level above 16 of 255: digits have 17 levels, bytes 256; is levels=256 right\?",
+    ):
         evaluate(network, digits, schedule=SCHEDULE, decoder=Categorical(256), draws=8)
 
 
 def test_fault_14_dequantised_data_for_levels_and_levels_for_a_density() -> None:
     with assert_refused(
-        TypeError, "Categorical.encode", "data", "be integer levels", "dequantised or scaled data needs a Gaussian decoder"
+        TypeError,
+        "Categorical.encode",
+        "data",
+        "be integer levels",
+        "dequantised or scaled data needs a Gaussian decoder",
     ):
         report(images() + 0.5)
-    with assert_refused(TypeError, "Gaussian.encode", "data", "be real and floating", "encode first"):
+    with assert_refused(
+        TypeError, "Gaussian.encode", "data", "be real and floating", "encode first"
+    ):
         report(images(), Gaussian())
 
 
@@ -98,15 +125,30 @@ def test_fault_28_nan_from_the_network_names_the_image_and_the_level(pilot: int)
     data[17] = 16
     broken = Denoiser(Broken(0.7), X())
     with pytest.raises(
-        ValueError, match=r"evaluate: argument 'model' must give a finite bound; got NaN or infinity on image 17 at λ = [56]\.\d+ \("
+        ValueError,
+        match=r"evaluate: argument 'model' must give a finite bound; got NaN or infinity on image 17 at λ = [56]\.\d+ \(",
     ):
-        evaluate(broken, data, schedule=SCHEDULE, decoder=DECODER, draws=32, plan=Plan(pilot=pilot))
-    with pytest.raises(ValueError, match=r"compare: argument 'model' must give a finite bound; got NaN or infinity on image 17"):
-        compare(broken, Denoiser(Broken(math.inf), X()), data, schedule=SCHEDULE, decoder=DECODER, draws=32)
+        evaluate(
+            broken, data, schedule=SCHEDULE, decoder=DECODER, draws=32, plan=Plan(pilot=pilot)
+        )
+    with pytest.raises(
+        ValueError,
+        match=r"compare: argument 'model' must give a finite bound; got NaN or infinity on image 17",
+    ):
+        compare(
+            broken,
+            Denoiser(Broken(math.inf), X()),
+            data,
+            schedule=SCHEDULE,
+            decoder=DECODER,
+            draws=32,
+        )
 
 
 @pytest.mark.parametrize("word", ["draws", "replicates", "batch", "steps", "budget"])
-@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-3, ValueError), (2.0, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-3, ValueError), (2.0, TypeError), (True, TypeError)]
+)
 def test_fault_45_counts(word: str, value: object, error: type[Exception]) -> None:
     with assert_refused(error, "evaluate", word, "be"):
         report(**{word: value})
@@ -117,9 +159,17 @@ def test_fault_45_one_step_is_a_chain() -> None:
 
 
 def test_fault_45_what_an_evaluation_cannot_be() -> None:
-    with assert_refused(ValueError, "evaluate", "replicates", "be at least 2", "one grid has no standard error"):
+    with assert_refused(
+        ValueError, "evaluate", "replicates", "be at least 2", "one grid has no standard error"
+    ):
         report(replicates=1)
-    with assert_refused(ValueError, "evaluate", "tolerance", "be finite and greater than 0", "a standard error in bits/dim"):
+    with assert_refused(
+        ValueError,
+        "evaluate",
+        "tolerance",
+        "be finite and greater than 0",
+        "a standard error in bits/dim",
+    ):
         report(tolerance=0.0)
     with assert_refused(ValueError, "evaluate", "budget", "come with tolerance"):
         report(budget=100)
@@ -138,8 +188,15 @@ def test_fault_45_what_an_evaluation_cannot_be() -> None:
 
 
 def test_fault_45_a_tolerance_beyond_the_budget_names_the_budget_that_would_do() -> None:
-    setting: dict[str, Any] = {"tolerance": 1.0, "draws": 16, "plan": Plan(controls=(), antithetic=False)}
-    with pytest.raises(ValueError, match=r"'tolerance' must be within reach of budget = 1,000 network evaluations; got 1 bits/dim") as seen:
+    setting: dict[str, Any] = {
+        "tolerance": 1.0,
+        "draws": 16,
+        "plan": Plan(controls=(), antithetic=False),
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"'tolerance' must be within reach of budget = 1,000 network evaluations; got 1 bits/dim",
+    ) as seen:
         report(budget=1000, **setting)
     named = int(str(seen.value).split("a budget of ")[1].split(" would")[0].replace(",", ""))
     done = report(budget=named, **setting)
@@ -163,7 +220,9 @@ def test_fault_49_an_images_answer_does_not_depend_on_its_batch() -> None:
 
 @pytest.mark.parametrize("word", ["clip", "clip_denoised", "threshold"])
 def test_fault_50_a_clipped_prediction_is_another_model(word: str) -> None:
-    with assert_refused(ValueError, "evaluate", word, "be left out", "a clipped x̂ is another model"):
+    with assert_refused(
+        ValueError, "evaluate", word, "be left out", "a clipped x̂ is another model"
+    ):
         report(**{word: True})
 
 
@@ -173,7 +232,9 @@ def test_fault_51_the_seed_tells_everything() -> None:
 
 
 def test_a_misspelt_word_is_named_and_a_condition_goes_along_with_its_image() -> None:
-    with pytest.raises(TypeError, match=r"evaluate: argument 'scheduel' is unknown; did you mean 'schedule'\?"):
+    with pytest.raises(
+        TypeError, match=r"evaluate: argument 'scheduel' is unknown; did you mean 'schedule'\?"
+    ):
         evaluate(model(), images(), schedule=SCHEDULE, decoder=DECODER, scheduel=1)
     seen = []
 
@@ -182,7 +243,15 @@ def test_a_misspelt_word_is_named_and_a_condition_goes_along_with_its_image() ->
         return scale * label[:, None] * z
 
     labels = torch.arange(6)
-    outcome = evaluate(Denoiser(network, X()), images(), schedule=SCHEDULE, decoder=DECODER, draws=8, label=labels, scale=0.1)
+    outcome = evaluate(
+        Denoiser(network, X()),
+        images(),
+        schedule=SCHEDULE,
+        decoder=DECODER,
+        draws=8,
+        label=labels,
+        scale=0.1,
+    )
     assert all(n == len(label) and scale == 0.1 for n, label, scale in seen)
     assert len({tuple(label.tolist()) for _, label, _ in seen}) > 1
     assert outcome.total.value > 0
@@ -191,9 +260,14 @@ def test_a_misspelt_word_is_named_and_a_condition_goes_along_with_its_image() ->
 def test_a_model_in_training_mode_is_evaluated_without_dropout_and_left_as_it_was() -> None:
     noisy = Denoiser(Net(dropout=0.5), X()).train()
     quiet = Denoiser(Net(dropout=0.5), X()).eval()
-    outcomes = [evaluate(m, images(), schedule=SCHEDULE, decoder=DECODER, draws=8) for m in (noisy, quiet)]
+    outcomes = [
+        evaluate(m, images(), schedule=SCHEDULE, decoder=DECODER, draws=8) for m in (noisy, quiet)
+    ]
     assert outcomes[0].total == outcomes[1].total
     assert noisy.training
     assert not quiet.training
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert evaluate(quiet, images(), schedule=SCHEDULE, decoder=DECODER, draws=8).total == outcomes[1].total
+        assert (
+            evaluate(quiet, images(), schedule=SCHEDULE, decoder=DECODER, draws=8).total
+            == outcomes[1].total
+        )

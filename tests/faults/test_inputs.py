@@ -1,4 +1,5 @@
-"""Faults 1 to 15: data, times and noise. (3, a warning for continuous data outside [−1, 1], is the evaluation's.)"""
+"""Faults 1 to 15: data, times and noise. (3, a warning for continuous data outside [−1, 1], is the
+evaluation's.)"""
 
 import subprocess
 import sys
@@ -8,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff import Categorical, DiscretizedGaussian, LearnedLinear, Objective, Sigmoid, elbo, stratified, weighted_elbo
+from vdiff import (
+    Categorical,
+    DiscretizedGaussian,
+    LearnedLinear,
+    Objective,
+    Sigmoid,
+    elbo,
+    stratified,
+    weighted_elbo,
+)
 from vdiff.decoder import Gaussian
 
 from .common import ROWS, SCHEDULE, Net, assert_refused, assert_same, batch, model
@@ -25,11 +35,18 @@ def test_fault_01_data_that_is_not_finite(value: float, count: int) -> None:
     with (
         torch.no_grad(),
         assert_refused(
-            ValueError, "Gaussian.encode", "data", "be finite", f"got {count} NaN or infinite values, the first at index (1, 0)"
+            ValueError,
+            "Gaussian.encode",
+            "data",
+            "be finite",
+            f"got {count} NaN or infinite values, the first at index (1, 0)",
         ),
     ):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian())
-    with torch.inference_mode(), assert_refused(ValueError, "Gaussian.encode", "data", "be finite"):
+    with (
+        torch.inference_mode(),
+        assert_refused(ValueError, "Gaussian.encode", "data", "be finite"),
+    ):
         Gaussian().encode(x)
 
 
@@ -59,13 +76,22 @@ def test_fault_02_integer_data(dtype: torch.dtype) -> None:
         elbo(model(), levels, schedule=SCHEDULE, decoder=Gaussian())
 
 
-@pytest.mark.parametrize("decoder", [Categorical(17), DiscretizedGaussian(17), Categorical(17, prior=torch.zeros(17))], ids=repr)
+@pytest.mark.parametrize(
+    "decoder",
+    [Categorical(17), DiscretizedGaussian(17), Categorical(17, prior=torch.zeros(17))],
+    ids=repr,
+)
 @pytest.mark.parametrize(("low", "high"), [(0, 17), (-1, 16), (0, 255)])
-def test_fault_03_levels_out_of_range(decoder: Categorical | DiscretizedGaussian, low: int, high: int) -> None:
+def test_fault_03_levels_out_of_range(
+    decoder: Categorical | DiscretizedGaussian, low: int, high: int
+) -> None:
     data = torch.tensor([[low, high]])
     name = type(decoder).__name__
     hint = "; bytes have levels=256" if high > 16 else ""
-    words = ("lie in 0 … 16", f"got values from {low} to {high} (values are not on the 17-level grid{hint})")
+    words = (
+        "lie in 0 … 16",
+        f"got values from {low} to {high} (values are not on the 17-level grid{hint})",
+    )
     with assert_refused(ValueError, f"{name}.encode", "data", *words):
         elbo(model(), data, schedule=SCHEDULE, decoder=decoder)
     with assert_refused(ValueError, f"{name}.log_prob", "data", *words):
@@ -76,7 +102,9 @@ def test_fault_03_levels_out_of_range(decoder: Categorical | DiscretizedGaussian
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("row", ROWS, ids=repr)
-def test_fault_04_half_precision_data_is_computed_in_float32(dtype: torch.dtype, row: object) -> None:
+def test_fault_04_half_precision_data_is_computed_in_float32(
+    dtype: torch.dtype, row: object
+) -> None:
     x, t, eps = batch()
     half = x.to(dtype)
     options = {"schedule": SCHEDULE, "t": t}
@@ -93,8 +121,14 @@ def test_fault_04_half_precision_data_is_computed_in_float32(dtype: torch.dtype,
 @pytest.mark.parametrize(
     ("x", "words"),
     [
-        (torch.ones(4, 2, dtype=torch.complex64), ("be real and floating", "torch.complex64", "torch.view_as_real(x)")),
-        (torch.ones(4, 2, dtype=torch.bool), ("be real and floating", "torch.bool", "Categorical(levels=2) takes x.long()")),
+        (
+            torch.ones(4, 2, dtype=torch.complex64),
+            ("be real and floating", "torch.complex64", "torch.view_as_real(x)"),
+        ),
+        (
+            torch.ones(4, 2, dtype=torch.bool),
+            ("be real and floating", "torch.bool", "Categorical(levels=2) takes x.long()"),
+        ),
         (torch.ones(4, 2).to_sparse(), ("be dense", "torch.sparse_coo", ".to_dense()")),
         (np.ones((4, 2)), ("be a torch.Tensor", "ndarray")),
         ([[1.0, 2.0]], ("be a torch.Tensor", "list")),
@@ -109,8 +143,14 @@ def test_fault_05_what_is_no_dense_real_tensor(x: object, words: tuple[str, ...]
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (torch.ones(4, 2, dtype=torch.bool), ("be integer levels, 0 to 16", "torch.bool", "data.long()")),
-        (torch.ones(4, 2, dtype=torch.complex64), ("be integer levels, 0 to 16", "torch.complex64")),
+        (
+            torch.ones(4, 2, dtype=torch.bool),
+            ("be integer levels, 0 to 16", "torch.bool", "data.long()"),
+        ),
+        (
+            torch.ones(4, 2, dtype=torch.complex64),
+            ("be integer levels, 0 to 16", "torch.complex64"),
+        ),
         (torch.ones(4, 2, dtype=torch.long).to_sparse(), ("be dense", "torch.sparse_coo")),
         (np.ones((4, 2), dtype=np.int64), ("be a torch.Tensor", "ndarray")),
     ],
@@ -122,10 +162,23 @@ def test_fault_05_what_are_no_levels(data: object, words: tuple[str, ...]) -> No
 
 
 def test_fault_06_empty_batch() -> None:
-    with assert_refused(ValueError, "weighted_elbo", "x", "hold at least one example", "shape (0, 2) (an empty batch has no mean)"):
+    with assert_refused(
+        ValueError,
+        "weighted_elbo",
+        "x",
+        "hold at least one example",
+        "shape (0, 2) (an empty batch has no mean)",
+    ):
         loss_of(torch.zeros(0, 2))
-    with assert_refused(ValueError, "Categorical.encode", "data", "hold at least one example", "shape (0, 2)"):
-        elbo(model(), torch.zeros(0, 2, dtype=torch.long), schedule=SCHEDULE, decoder=Categorical(17))
+    with assert_refused(
+        ValueError, "Categorical.encode", "data", "hold at least one example", "shape (0, 2)"
+    ):
+        elbo(
+            model(),
+            torch.zeros(0, 2, dtype=torch.long),
+            schedule=SCHEDULE,
+            decoder=Categorical(17),
+        )
     with assert_refused(ValueError, "Gaussian.encode", "data", "hold at least one example"):
         elbo(model(), torch.zeros(0, 2), schedule=SCHEDULE, decoder=Gaussian())
     with assert_refused(ValueError, "stratified", "batch", "be at least 1"):
@@ -135,24 +188,39 @@ def test_fault_06_empty_batch() -> None:
 def test_fault_07_a_batch_of_one() -> None:
     x, t, eps = batch()
     whole = loss_of(x, t=t, eps=eps)
-    alone = torch.cat([loss_of(x[i : i + 1], t=t[i : i + 1], eps=eps[i : i + 1]) for i in range(len(x))])
+    alone = torch.cat(
+        [loss_of(x[i : i + 1], t=t[i : i + 1], eps=eps[i : i + 1]) for i in range(len(x))]
+    )
     assert_same(alone, whole)
-    drawn = torch.cat([stratified(1, generator=torch.Generator().manual_seed(seed)) for seed in range(400)])
+    drawn = torch.cat(
+        [stratified(1, generator=torch.Generator().manual_seed(seed)) for seed in range(400)]
+    )
     assert 0 <= drawn.min() < 0.02  # one stratum is the whole interval
     assert 0.98 < drawn.max() < 1
     assert abs(drawn.mean().item() - 0.5) < 4 / (12 * 400) ** 0.5
     assert torch.equal(
-        loss_of(x[:1], generator=torch.Generator().manual_seed(3)), loss_of(x[:1], generator=torch.Generator().manual_seed(3))
+        loss_of(x[:1], generator=torch.Generator().manual_seed(3)),
+        loss_of(x[:1], generator=torch.Generator().manual_seed(3)),
     )
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_fault_08_no_batch_dimension(shape: tuple[int, ...]) -> None:
-    words = ("have shape (batch, …) with one dimension or more behind the batch", f"got {shape}", "x[None]", "x[:, None]")
+    words = (
+        "have shape (batch, …) with one dimension or more behind the batch",
+        f"got {shape}",
+        "x[None]",
+        "x[:, None]",
+    )
     with assert_refused(ValueError, "weighted_elbo", "x", *words):
         loss_of(torch.zeros(shape))
     with assert_refused(ValueError, "Categorical.encode", "data", *words[:2]):
-        elbo(model(), torch.zeros(shape, dtype=torch.long), schedule=SCHEDULE, decoder=Categorical(17))
+        elbo(
+            model(),
+            torch.zeros(shape, dtype=torch.long),
+            schedule=SCHEDULE,
+            decoder=Categorical(17),
+        )
 
 
 @pytest.mark.parametrize("shape", [(3, 24), (3, 24, 1), (3, 2, 12), (3, 2, 3, 4), (3, 2, 2, 3, 2)])
@@ -165,10 +233,30 @@ def test_fault_08_any_shape_behind_the_batch(shape: tuple[int, ...]) -> None:
     for row in ROWS:
         denoiser = type(model())(net, row)
         flat = weighted_elbo(denoiser, x, schedule=SCHEDULE, weighting=Sigmoid(), t=t, eps=eps)
-        assert_same(weighted_elbo(denoiser, x.view(shape), schedule=SCHEDULE, weighting=Sigmoid(), t=t, eps=eps.view(shape)), flat)
+        assert_same(
+            weighted_elbo(
+                denoiser,
+                x.view(shape),
+                schedule=SCHEDULE,
+                weighting=Sigmoid(),
+                t=t,
+                eps=eps.view(shape),
+            ),
+            flat,
+        )
     for decoder in (Categorical(17), DiscretizedGaussian(17)):
         flat = elbo(denoiser, levels, schedule=SCHEDULE, decoder=decoder, t=t, eps=eps).total
-        assert_same(elbo(denoiser, levels.view(shape), schedule=SCHEDULE, decoder=decoder, t=t, eps=eps.view(shape)).total, flat)
+        assert_same(
+            elbo(
+                denoiser,
+                levels.view(shape),
+                schedule=SCHEDULE,
+                decoder=decoder,
+                t=t,
+                eps=eps.view(shape),
+            ).total,
+            flat,
+        )
 
 
 def layouts() -> dict[str, Tensor]:
@@ -187,12 +275,20 @@ def layouts() -> dict[str, Tensor]:
 def test_fault_09_any_memory_layout(layout: str) -> None:
     x = layouts()[layout]
     kept, version = x.detach().clone(), x._version
-    eps, t = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(1)), torch.tensor([0.1, 0.4, 0.6, 0.9])
+    eps, t = (
+        torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([0.1, 0.4, 0.6, 0.9]),
+    )
     net = lambda z, time: z.tanh() * time[:, None, None, None].tanh()  # noqa: E731
     for row in ROWS:
         denoiser = type(model())(net, row)
         loss = weighted_elbo(denoiser, x, schedule=SCHEDULE, t=t, eps=eps)
-        assert_same(loss, weighted_elbo(denoiser, kept.contiguous(), schedule=SCHEDULE, t=t, eps=eps.contiguous()))
+        assert_same(
+            loss,
+            weighted_elbo(
+                denoiser, kept.contiguous(), schedule=SCHEDULE, t=t, eps=eps.contiguous()
+            ),
+        )
     assert_same(
         elbo(denoiser, x, schedule=SCHEDULE, decoder=Gaussian(), t=t, eps=eps).total,
         elbo(denoiser, kept, schedule=SCHEDULE, decoder=Gaussian(), t=t, eps=eps).total,
@@ -209,32 +305,66 @@ def test_fault_09_a_gradient_reaches_x() -> None:
     step = torch.zeros_like(x)
     step[2, 1] = 1e-6
     with torch.no_grad():
-        up, down = (weighted_elbo(net, x + sign * step, schedule=SCHEDULE, t=t, eps=eps).sum() for sign in (1, -1))
+        up, down = (
+            weighted_elbo(net, x + sign * step, schedule=SCHEDULE, t=t, eps=eps).sum()
+            for sign in (1, -1)
+        )
     assert slope[2, 1].item() == pytest.approx(((up - down) / 2e-6).item(), rel=1e-6)
 
 
 def test_fault_10_different_devices() -> None:
     x, t, eps = batch()
-    with assert_refused(ValueError, "weighted_elbo", "eps", "be on the device of x, cpu", "got meta (eps = eps.to(x.device))"):
+    with assert_refused(
+        ValueError,
+        "weighted_elbo",
+        "eps",
+        "be on the device of x, cpu",
+        "got meta (eps = eps.to(x.device))",
+    ):
         loss_of(x, eps=eps.to("meta"))
-    with assert_refused(ValueError, "weighted_elbo", "t", "be on the device of x, cpu", "got meta (t = t.to(x.device))"):
+    with assert_refused(
+        ValueError,
+        "weighted_elbo",
+        "t",
+        "be on the device of x, cpu",
+        "got meta (t = t.to(x.device))",
+    ):
         loss_of(x, t=t.to("meta"))
-    with assert_refused(ValueError, "weighted_elbo", "t", "be on the device of x, meta", "got cpu"):
+    with assert_refused(
+        ValueError, "weighted_elbo", "t", "be on the device of x, meta", "got cpu"
+    ):
         loss_of(x.to("meta"), t=t)
     with assert_refused(ValueError, "elbo", "eps", "be on the device of x, cpu", "got meta"):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), eps=eps.to("meta"))
-    with assert_refused(ValueError, "weighted_elbo", "generator", "be on the device of x, meta", "got cpu (torch.Generator(x.device))"):
+    with assert_refused(
+        ValueError,
+        "weighted_elbo",
+        "generator",
+        "be on the device of x, meta",
+        "got cpu (torch.Generator(x.device))",
+    ):
         loss_of(x.to("meta"), generator=torch.Generator())
     with assert_refused(TypeError, "weighted_elbo", "generator", "be a torch.Generator", "got 3"):
         loss_of(x, generator=3)
 
 
 def test_fault_10_everything_is_made_on_the_device_of_x() -> None:
-    """On the meta device an operation that mixes devices raises, so this is a GPU's test of placement on a CPU."""
+    """On the meta device an operation that mixes devices raises, so this is a GPU's test of
+    placement on a CPU."""
     x = torch.zeros(4, 2, device="meta")
     for row in ROWS:
-        assert weighted_elbo(model(row).to("meta"), x, schedule=SCHEDULE, weighting=Sigmoid()).device.type == "meta"
-        assert weighted_elbo(model(row).to("meta"), x, schedule=SCHEDULE, steps=10, t=x[:, 0]).device.type == "meta"
+        assert (
+            weighted_elbo(
+                model(row).to("meta"), x, schedule=SCHEDULE, weighting=Sigmoid()
+            ).device.type
+            == "meta"
+        )
+        assert (
+            weighted_elbo(
+                model(row).to("meta"), x, schedule=SCHEDULE, steps=10, t=x[:, 0]
+            ).device.type
+            == "meta"
+        )
     levels = torch.zeros(4, 2, dtype=torch.long, device="meta")
     for decoder in (
         Categorical(17),
@@ -244,22 +374,66 @@ def test_fault_10_everything_is_made_on_the_device_of_x() -> None:
         DiscretizedGaussian(17, denoise=True),
     ):
         for schedule in (SCHEDULE, LearnedLinear()):
-            bound = elbo(model().to("meta"), levels, schedule=schedule.to("meta"), decoder=decoder.to("meta"))
-            assert {v.device.type for v in (bound.prior, bound.diffusion, bound.reconstruction)} == {"meta"}
-    assert elbo(model().to("meta"), x, schedule=SCHEDULE, decoder=Gaussian(denoise=True)).total.device.type == "meta"
+            bound = elbo(
+                model().to("meta"),
+                levels,
+                schedule=schedule.to("meta"),
+                decoder=decoder.to("meta"),
+            )
+            assert {
+                v.device.type for v in (bound.prior, bound.diffusion, bound.reconstruction)
+            } == {"meta"}
+    assert (
+        elbo(
+            model().to("meta"), x, schedule=SCHEDULE, decoder=Gaussian(denoise=True)
+        ).total.device.type
+        == "meta"
+    )
 
 
 @pytest.mark.parametrize(
     ("t", "error", "words"),
     [
-        (torch.tensor([0.0, 0.5, 1.0, 1.5]), ValueError, ("lie within [0, 1]", "values from 0 to 1.5", "t = step / steps")),
-        (torch.tensor([-0.5, 0.5, 1.0, 1.0]), ValueError, ("lie within [0, 1]", "values from -0.5 to 1")),
-        (torch.tensor([0.0, torch.nan, 1.0, torch.nan]), ValueError, ("lie within [0, 1]", "got 2 NaN")),
-        (torch.tensor([0.0, torch.inf, 1.0, 1.0]), ValueError, ("lie within [0, 1]", "values from 0 to inf")),
-        (torch.tensor([[0.0], [0.1], [0.2], [0.3]]), ValueError, ("have shape (batch,) = (4,)", "(4, 1) (t.flatten())")),
-        (torch.tensor(0.5), ValueError, ("have shape (batch,) = (4,)", "() (one time for each example)")),
-        (torch.tensor([0.5]), ValueError, ("have shape (batch,) = (4,)", "(1,) (one time for each example)")),
-        (torch.tensor([1, 500, 999, 3]), ValueError, ("be floating", "torch.int64", "not integer steps: t = step / steps")),
+        (
+            torch.tensor([0.0, 0.5, 1.0, 1.5]),
+            ValueError,
+            ("lie within [0, 1]", "values from 0 to 1.5", "t = step / steps"),
+        ),
+        (
+            torch.tensor([-0.5, 0.5, 1.0, 1.0]),
+            ValueError,
+            ("lie within [0, 1]", "values from -0.5 to 1"),
+        ),
+        (
+            torch.tensor([0.0, torch.nan, 1.0, torch.nan]),
+            ValueError,
+            ("lie within [0, 1]", "got 2 NaN"),
+        ),
+        (
+            torch.tensor([0.0, torch.inf, 1.0, 1.0]),
+            ValueError,
+            ("lie within [0, 1]", "values from 0 to inf"),
+        ),
+        (
+            torch.tensor([[0.0], [0.1], [0.2], [0.3]]),
+            ValueError,
+            ("have shape (batch,) = (4,)", "(4, 1) (t.flatten())"),
+        ),
+        (
+            torch.tensor(0.5),
+            ValueError,
+            ("have shape (batch,) = (4,)", "() (one time for each example)"),
+        ),
+        (
+            torch.tensor([0.5]),
+            ValueError,
+            ("have shape (batch,) = (4,)", "(1,) (one time for each example)"),
+        ),
+        (
+            torch.tensor([1, 500, 999, 3]),
+            ValueError,
+            ("be floating", "torch.int64", "not integer steps: t = step / steps"),
+        ),
         (0.5, TypeError, ("be a torch.Tensor", "float", "torch.full((len(x),), 0.5)")),
     ],
     ids=["above", "below", "nan", "inf", "column", "scalar", "one", "integer", "number"],
@@ -275,10 +449,15 @@ def test_fault_11_times(t: object, error: type[Exception], words: tuple[str, ...
 
 
 def test_fault_11_times_of_a_schedule() -> None:
-    words = ("be a floating tensor", "got torch.int64 (times are fractions of the way to noise, not integer steps: t = step / steps)")
+    words = (
+        "be a floating tensor",
+        "got torch.int64 (times are fractions of the way to noise, not integer steps: t = step / steps)",
+    )
     for method in ("rate", "delta"):
         with assert_refused(TypeError, f"Cosine.{method}", "t", *words):
-            getattr(SCHEDULE, method)(torch.tensor([500]), **({"steps": 10} if method == "delta" else {}))
+            getattr(SCHEDULE, method)(
+                torch.tensor([500]), **({"steps": 10} if method == "delta" else {})
+            )
     with assert_refused(TypeError, "Cosine", "t", *words):
         SCHEDULE(torch.tensor([500]))
     with assert_refused(TypeError, "Cosine", "t", "be a floating tensor", "got float"):
@@ -288,8 +467,16 @@ def test_fault_11_times_of_a_schedule() -> None:
 @pytest.mark.parametrize(
     ("eps", "error", "words"),
     [
-        (torch.zeros(1, 2), ValueError, ("have the shape of x, (4, 2)", "(1, 2) (it would broadcast in silence)")),
-        (torch.zeros(4, 1), ValueError, ("have the shape of x, (4, 2)", "(4, 1) (it would broadcast in silence)")),
+        (
+            torch.zeros(1, 2),
+            ValueError,
+            ("have the shape of x, (4, 2)", "(1, 2) (it would broadcast in silence)"),
+        ),
+        (
+            torch.zeros(4, 1),
+            ValueError,
+            ("have the shape of x, (4, 2)", "(4, 1) (it would broadcast in silence)"),
+        ),
         (torch.zeros(2), ValueError, ("have the shape of x, (4, 2)", "(2,)")),
         (torch.zeros(3, 4, 2), ValueError, ("have the shape of x, (4, 2)", "(3, 4, 2)")),
         (
@@ -297,8 +484,16 @@ def test_fault_11_times_of_a_schedule() -> None:
             ValueError,
             ("have the dtype of x, torch.float32", "torch.float64 (eps = eps.to(x.dtype)"),
         ),
-        (torch.zeros(4, 2, dtype=torch.float16), ValueError, ("have the dtype of x, torch.float32", "torch.float16")),
-        (torch.zeros(4, 2, dtype=torch.long), ValueError, ("have the dtype of x, torch.float32", "torch.int64")),
+        (
+            torch.zeros(4, 2, dtype=torch.float16),
+            ValueError,
+            ("have the dtype of x, torch.float32", "torch.float16"),
+        ),
+        (
+            torch.zeros(4, 2, dtype=torch.long),
+            ValueError,
+            ("have the dtype of x, torch.float32", "torch.int64"),
+        ),
         (np.zeros((4, 2)), TypeError, ("be a torch.Tensor", "ndarray")),
     ],
     ids=["one", "column", "row", "more", "wider", "narrower", "integer", "numpy"],
@@ -323,17 +518,36 @@ def test_fault_13_digits_taken_for_bytes_and_bytes_for_digits() -> None:
         elbo(model(), images, schedule=SCHEDULE, decoder=Categorical(17))
     for levels in (1, 0, 17.0, True, "17"):
         with assert_refused(
-            ValueError, "Categorical", "levels", "be an integer of at least 2", "256 for bytes, 17 for scikit-learn's digits"
+            ValueError,
+            "Categorical",
+            "levels",
+            "be an integer of at least 2",
+            "256 for bytes, 17 for scikit-learn's digits",
         ):
             Categorical(levels)  # type: ignore[arg-type]
-    with assert_refused(ValueError, "Categorical", "prior", "have shape (…, levels) = (…, 17)", "(256,)"):
+    with assert_refused(
+        ValueError, "Categorical", "prior", "have shape (…, levels) = (…, 17)", "(256,)"
+    ):
         Categorical(17, prior=torch.zeros(256))
-    with assert_refused(ValueError, "Categorical", "prior", "have shape (levels,) or (2, 17), as the data has", "(3, 17)"):
-        elbo(model(), torch.zeros(4, 2, dtype=torch.long), schedule=SCHEDULE, decoder=Categorical(17, prior=torch.zeros(3, 17)))
+    with assert_refused(
+        ValueError,
+        "Categorical",
+        "prior",
+        "have shape (levels,) or (2, 17), as the data has",
+        "(3, 17)",
+    ):
+        elbo(
+            model(),
+            torch.zeros(4, 2, dtype=torch.long),
+            schedule=SCHEDULE,
+            decoder=Categorical(17, prior=torch.zeros(3, 17)),
+        )
 
 
 @pytest.mark.parametrize("decoder", [Categorical(17), DiscretizedGaussian(17)], ids=repr)
-def test_fault_14_dequantised_data_with_a_discrete_decoder(decoder: Categorical | DiscretizedGaussian) -> None:
+def test_fault_14_dequantised_data_with_a_discrete_decoder(
+    decoder: Categorical | DiscretizedGaussian,
+) -> None:
     data = torch.randint(0, 17, (4, 2)) + torch.rand(4, 2)
     name = type(decoder).__name__
     words = (
@@ -352,7 +566,11 @@ def test_fault_14_dequantised_data_with_a_discrete_decoder(decoder: Categorical 
 
 def test_fault_14_a_mean_that_would_broadcast() -> None:
     levels, x = torch.zeros(4, 2, dtype=torch.long), torch.zeros(4, 2)
-    for decoder, data in ((Categorical(17), levels), (DiscretizedGaussian(17), levels), (Gaussian(), x)):
+    for decoder, data in (
+        (Categorical(17), levels),
+        (DiscretizedGaussian(17), levels),
+        (Gaussian(), x),
+    ):
         with assert_refused(
             ValueError,
             f"{type(decoder).__name__}.log_prob",
@@ -371,7 +589,9 @@ def test_fault_77_python_without_asserts_checks_as_well() -> None:
         "except ValueError as error:\n"
         "    print(__debug__, error)\n"
     )
-    out = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.startswith(
         "False Denoiser: argument 'network' must return the shape of z, (4, 2); got (4, 1) (it would broadcast in silence)"
     )
@@ -388,8 +608,13 @@ def test_fault_15_class_labels_reach_the_network_and_its_own_refusal_the_user() 
 
     denoiser = type(model())(Labeled(), ROWS[2])
     x, t, eps = batch()
-    loss = [weighted_elbo(denoiser, x, schedule=SCHEDULE, t=t, eps=eps, label=torch.full((4,), k)) for k in (0, 9)]
+    loss = [
+        weighted_elbo(denoiser, x, schedule=SCHEDULE, t=t, eps=eps, label=torch.full((4,), k))
+        for k in (0, 9)
+    ]
     assert (loss[0] != loss[1]).all()
     for label in (10, -1):
         with pytest.raises(IndexError):
-            weighted_elbo(denoiser, x, schedule=SCHEDULE, t=t, eps=eps, label=torch.full((4,), label))
+            weighted_elbo(
+                denoiser, x, schedule=SCHEDULE, t=t, eps=eps, label=torch.full((4,), label)
+            )

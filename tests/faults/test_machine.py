@@ -16,10 +16,27 @@ from .covered import ALL, covered
 
 def in_a_bare_place(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command without a display, a terminal, colors, or letters beyond ASCII."""
-    bare = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "TERM": "dumb", "MPLBACKEND": "TkAgg", "OMP_NUM_THREADS": "1"}
-    kept = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY", "LANG")}
+    bare = {
+        "LC_ALL": "C",
+        "PYTHONIOENCODING": "ascii",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+        "MPLBACKEND": "TkAgg",
+        "OMP_NUM_THREADS": "1",
+    }
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("DISPLAY", "WAYLAND_DISPLAY", "LANG")
+    }
     code = "import sys; from vdiff.cli import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, env=kept | bare, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=kept | bare,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_fault_74_figures_without_a_display(tmp_path: Path) -> None:
@@ -29,7 +46,10 @@ def test_fault_74_figures_without_a_display(tmp_path: Path) -> None:
 
 
 def test_fault_75_an_old_torch() -> None:
-    with pytest.raises(ImportError, match=r"vdiff needs torch 2\.10 or newer; found 2\.9\.1\+cu121 \(pip install --upgrade torch\)"):
+    with pytest.raises(
+        ImportError,
+        match=r"vdiff needs torch 2\.10 or newer; found 2\.9\.1\+cu121 \(pip install --upgrade torch\)",
+    ):
         check_torch("2.9.1+cu121")
     for version in ("2.10.0", "2.13.0a0+git1234", "3.0"):
         check_torch(version)
@@ -44,7 +64,9 @@ def test_fault_76_a_terminal_with_nothing_but_ascii(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_fault_76_without_a_terminal_training_prints_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fault_76_without_a_terminal_training_prints_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = points()
     train(config.objective(), data_of(config), config, every=6)
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,5 @@
-"""Mistakes that first users made, each of which once passed in silence or met an error that did not help."""
+"""Mistakes that first users made, each of which once passed in silence or met an error that did
+not help."""
 
 import functools
 
@@ -47,7 +48,10 @@ def test_a_table_that_is_loaded_brings_its_ends():
     decoder = Categorical(17)
     model, pixels = Denoiser(lambda z, logsnr: 0 * z, Eps()), torch.randint(0, 17, (4, 3))
     t, eps = torch.rand(4), torch.randn(4, 3)
-    bounds = [elbo(model, pixels, schedule=s, decoder=decoder, t=t, eps=eps).total for s in (other, table)]
+    bounds = [
+        elbo(model, pixels, schedule=s, decoder=decoder, t=t, eps=eps).total
+        for s in (other, table)
+    ]
     assert torch.equal(*bounds)
 
 
@@ -72,7 +76,13 @@ class Holder:
 
 @pytest.mark.parametrize(
     "hidden",
-    [lambda z, t: network(z, t), functools.partial(network), functools.partial(lambda z, t: network(z, t)), Holder(), network.forward],
+    [
+        lambda z, t: network(z, t),
+        functools.partial(network),
+        functools.partial(lambda z, t: network(z, t)),
+        Holder(),
+        network.forward,
+    ],
     ids=["global", "partial", "partial of a function", "attribute", "method"],
 )
 def test_a_function_that_hides_a_network_is_named(hidden):
@@ -91,7 +101,13 @@ def test_a_function_may_refer_to_what_is_not_set_yet():
 
 @pytest.mark.parametrize(
     ("options", "argument", "came"),
-    [({"time": "edm"}, "time", "str"), ({"time": torch.zeros(3)}, "time", "Tensor"), ({"output": "sample"}, "output", "str")],
+    [
+        ({"time": "edm"}, "time", "str"),
+        ({"time": torch.zeros(3)}, "time", "Tensor"),
+        ({"output": "sample"}, "output", "str"),
+        ({"call": "timestep"}, "call", "str"),
+        ({"call": nn.Linear}, "call", "the class Linear"),
+    ],
 )
 def test_what_a_network_is_told_and_returns_are_functions(options, argument, came):
     with assert_refused(TypeError, "Denoiser", argument, "be a function", came):
@@ -102,19 +118,30 @@ def test_one_label_does_not_stand_for_all():
     model = Denoiser(UNet(channels=1, width=8, labels=3), V())
     x = torch.randn(4, 1, 8, 8)
     for labels in (torch.zeros(1, dtype=torch.long), torch.zeros(3, dtype=torch.long)):
-        with assert_refused(ValueError, "Denoiser", "label", "have shape (batch,) = (4,)", f"({len(labels)},)"):
+        with assert_refused(
+            ValueError, "Denoiser", "label", "have shape (batch,) = (4,)", f"({len(labels)},)"
+        ):
             weighted_elbo(model, x, schedule=Cosine(), label=labels)
-    assert weighted_elbo(model, x, schedule=Cosine(), label=torch.zeros(4, dtype=torch.long)).shape == (4,)
+    assert weighted_elbo(
+        model, x, schedule=Cosine(), label=torch.zeros(4, dtype=torch.long)
+    ).shape == (4,)
 
 
 def test_a_network_without_labels_refuses_them():
     with assert_refused(ValueError, "UNet", "label", "be left out", "UNet(…, labels=n)"):
-        weighted_elbo(Denoiser(UNet(channels=1, width=8), V()), torch.randn(2, 1, 8, 8), schedule=Cosine(), label=torch.zeros(2).long())
+        weighted_elbo(
+            Denoiser(UNet(channels=1, width=8), V()),
+            torch.randn(2, 1, 8, 8),
+            schedule=Cosine(),
+            label=torch.zeros(2).long(),
+        )
 
 
 def test_a_factor_is_a_function_of_log_snr():
     factor = loss_factor(Sigmoid(2.0), Cosine(), V())
-    with assert_refused(TypeError, "loss_factor", "logsnr", "be a floating tensor", "factor(schedule(t))"):
+    with assert_refused(
+        TypeError, "loss_factor", "logsnr", "be a floating tensor", "factor(schedule(t))"
+    ):
         factor(torch.tensor([100, 500]))
     with assert_refused(TypeError, "loss_factor", "logsnr", "be a floating tensor", "float"):
         factor(0.5)
@@ -157,15 +184,27 @@ class UnbornWeighting(Weighting):
 
 
 def test_a_class_that_forgets_its_parent_is_told():
-    with assert_refused(TypeError, "weighted_elbo", "schedule", "be initialised", "super().__init__(logsnr_max, logsnr_min)"):
+    with assert_refused(
+        TypeError,
+        "weighted_elbo",
+        "schedule",
+        "be initialised",
+        "super().__init__(logsnr_max, logsnr_min)",
+    ):
         weighted_elbo(ORACLE, X, schedule=Unborn())
-    with assert_refused(TypeError, "weighted_elbo", "weighting", "be initialised", "super().__init__()"):
+    with assert_refused(
+        TypeError, "weighted_elbo", "weighting", "be initialised", "super().__init__()"
+    ):
         weighted_elbo(ORACLE, X, schedule=Cosine(), weighting=UnbornWeighting())
 
 
-@pytest.mark.parametrize(("weight", "came"), [(lambda v: -torch.sigmoid(2 - v), "-"), (lambda v: v.log(), "nan")])
+@pytest.mark.parametrize(
+    ("weight", "came"), [(lambda v: -torch.sigmoid(2 - v), "-"), (lambda v: v.log(), "nan")]
+)
 def test_a_function_that_is_no_weight_is_refused(weight, came):
-    with assert_refused(ValueError, "weighted_elbo", "weighting", "be finite and at least 0", came):
+    with assert_refused(
+        ValueError, "weighted_elbo", "weighting", "be finite and at least 0", came
+    ):
         weighted_elbo(ORACLE, X, schedule=Cosine(), weighting=weight)
 
 
@@ -187,7 +226,13 @@ class Row(Parameterization):
     ids=["z itself", "nothing", "infinite"],
 )
 def test_a_row_that_says_nothing_is_refused(row):
-    with assert_refused(ValueError, "Denoiser", "parameterization", "have a row that determines ε̂ from z and the output", "κ² ="):
+    with assert_refused(
+        ValueError,
+        "Denoiser",
+        "parameterization",
+        "have a row that determines ε̂ from z and the output",
+        "κ² =",
+    ):
         Denoiser(network, row)
 
 
@@ -200,7 +245,9 @@ def test_a_product_is_the_same_in_any_order():
 
 def test_noise_of_another_process_is_named():
     z = 80 * torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(UserWarning, match=r"z has a root mean square of [78]\d.*noise is N\(0, I\) here"):
+    with pytest.warns(
+        UserWarning, match=r"z has a root mean square of [78]\d.*noise is N\(0, I\) here"
+    ):
         sample(ORACLE, z, schedule=Karras(), steps=4, step=heun)
 
 
@@ -217,19 +264,35 @@ def test_a_bare_network_is_recognised_by_its_error():
     assert not hasattr(caught.value, "__notes__")
 
 
-@pytest.mark.parametrize("data", [[torch.zeros(2, 2)], torch.utils.data.DataLoader([torch.zeros(2)])], ids=["list", "loader"])
+@pytest.mark.parametrize(
+    "data",
+    [[torch.zeros(2, 2)], torch.utils.data.DataLoader([torch.zeros(2)])],
+    ids=["list", "loader"],
+)
 def test_data_is_one_tensor(data):
-    with assert_refused(TypeError, "evaluate", "data", "be a torch.Tensor", "one tensor of all examples"):
+    with assert_refused(
+        TypeError, "evaluate", "data", "be a torch.Tensor", "one tensor of all examples"
+    ):
         evaluate(ORACLE, data, schedule=Cosine(), decoder=Categorical(17))
 
 
 def test_a_model_worse_than_none_is_named():
     model = Denoiser(lambda z, logsnr: 0 * z, Eps())
     with pytest.warns(UserWarning, match="more than uniform noise over 17 levels has, 4.087"):
-        evaluate(model, torch.randint(0, 17, (8, 3)), schedule=Linear(), decoder=Categorical(17), draws=8)
+        evaluate(
+            model,
+            torch.randint(0, 17, (8, 3)),
+            schedule=Linear(),
+            decoder=Categorical(17),
+            draws=8,
+        )
 
 
-@pytest.mark.parametrize("make", [lambda: Adaptive(10.0, -10.0), lambda: Spline(10.0, -10.0, learn_ends=False)], ids=["adaptive", "spline"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Adaptive(10.0, -10.0), lambda: Spline(10.0, -10.0, learn_ends=False)],
+    ids=["adaptive", "spline"],
+)
 def test_a_schedule_that_is_never_updated_says_so(make, monkeypatch):
     monkeypatch.setattr("vdiff.schedule.base.UNREAD", 3)
     schedule = make()
@@ -244,5 +307,7 @@ def test_a_schedule_that_is_never_updated_says_so(make, monkeypatch):
 
 
 def test_a_covariance_is_symmetric():
-    with assert_refused(ValueError, "GaussianMixture", "covariances", "be symmetric", "of a factor L it is L @ L.T"):
+    with assert_refused(
+        ValueError, "GaussianMixture", "covariances", "be symmetric", "of a factor L it is L @ L.T"
+    ):
         GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.9], [0.0, 1.0]]])

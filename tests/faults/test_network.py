@@ -1,4 +1,5 @@
-"""Faults 26 to 32: what a network returns, and what it is told. (In 28 the policy is the training loop's.)"""
+"""Faults 26 to 32: what a network returns, and what it is told. (In 28 the policy is the training
+loop's.)"""
 
 import warnings
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ from .common import ROWS, SCHEDULE, Net, assert_refused, assert_same, batch, mod
 
 
 def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tensor:
-    return weighted_elbo(Denoiser(network, V()), batch()[0] if x is None else x, schedule=SCHEDULE, **options)  # type: ignore[arg-type]
+    return weighted_elbo(
+        Denoiser(network, V()), batch()[0] if x is None else x, schedule=SCHEDULE, **options
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -54,10 +57,16 @@ def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tens
 def test_fault_26_output_of_another_shape(network: object, came: str, hint: str) -> None:
     x = torch.zeros(4, 3, 2)
     with assert_refused(
-        ValueError, "Denoiser", "network", "return the shape of z, (4, 3, 2)", f"got {came}" + (f" {hint}" if hint else "")
+        ValueError,
+        "Denoiser",
+        "network",
+        "return the shape of z, (4, 3, 2)",
+        f"got {came}" + (f" {hint}" if hint else ""),
     ):
         loss_of(network, x)
-    with assert_refused(ValueError, "Denoiser", "network", "return the shape of z, (4, 3, 2)", f"got {came}"):
+    with assert_refused(
+        ValueError, "Denoiser", "network", "return the shape of z, (4, 3, 2)", f"got {came}"
+    ):
         elbo(Denoiser(network, V()), x, schedule=SCHEDULE, decoder=Gaussian())  # type: ignore[arg-type]
 
 
@@ -99,13 +108,33 @@ def test_fault_27_a_network_without_what_it_predicts() -> None:
         "got Tensor (wrap the network, which says what it predicts: Denoiser(network, V()))",
     ):
         weighted_elbo(Net(), x, schedule=SCHEDULE)
-    with assert_refused(TypeError, "Denoiser", "parameterization", "be a Parameterization", "got the class V (an instance"):
+    with assert_refused(
+        TypeError,
+        "Denoiser",
+        "parameterization",
+        "be a Parameterization",
+        "got the class V (an instance",
+    ):
         Denoiser(Net(), V)  # type: ignore[arg-type]
-    with assert_refused(TypeError, "Denoiser", "parameterization", "be a Parameterization", "got 'v' (an instance, for instance V())"):
+    with assert_refused(
+        TypeError,
+        "Denoiser",
+        "parameterization",
+        "be a Parameterization",
+        "got 'v' (an instance, for instance V())",
+    ):
         Denoiser(Net(), "v")  # type: ignore[arg-type]
-    with assert_refused(TypeError, "Denoiser", "network", "be called as network(z, time)", "got the class Net (an instance)"):
+    with assert_refused(
+        TypeError,
+        "Denoiser",
+        "network",
+        "be called as network(z, time)",
+        "got the class Net (an instance)",
+    ):
         Denoiser(Net, V())
-    with assert_refused(TypeError, "Denoiser", "network", "be called as network(z, time)", "got 3"):
+    with assert_refused(
+        TypeError, "Denoiser", "network", "be called as network(z, time)", "got 3"
+    ):
         Denoiser(3, V())  # type: ignore[arg-type]
     for wrong in (None, Denoiser):
         with assert_refused(
@@ -131,22 +160,41 @@ def test_fault_28_a_network_that_returns_nan_spoils_its_own_examples_alone() -> 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
 def test_fault_28_output_that_is_not_real(dtype: torch.dtype) -> None:
-    with assert_refused(TypeError, "Denoiser", "network", "return real floating values", str(dtype)):
+    with assert_refused(
+        TypeError, "Denoiser", "network", "return real floating values", str(dtype)
+    ):
         loss_of(lambda z, t: z.to(dtype))
 
 
 def test_fault_28_output_on_another_device() -> None:
-    with assert_refused(ValueError, "Denoiser", "network", "return its output on the device of z, cpu", "got meta (network.to(z.device))"):
+    with assert_refused(
+        ValueError,
+        "Denoiser",
+        "network",
+        "return its output on the device of z, cpu",
+        "got meta (network.to(z.device))",
+    ):
         loss_of(lambda z, t: z.to("meta"))
 
 
 def test_fault_29_a_network_that_ignores_the_noise_level() -> None:
     """½ w (−λ') ‖ε − ½z‖², by hand."""
     x, t, eps = batch(dtype=torch.float64)
-    loss = weighted_elbo(Denoiser(lambda z, _: 0.5 * z, Eps()), x, schedule=SCHEDULE, weighting=Sigmoid(1.0), t=t, eps=eps)
+    loss = weighted_elbo(
+        Denoiser(lambda z, _: 0.5 * z, Eps()),
+        x,
+        schedule=SCHEDULE,
+        weighting=Sigmoid(1.0),
+        t=t,
+        eps=eps,
+    )
     logsnr = SCHEDULE(t)
     z = alpha(logsnr)[:, None] * x + sigma(logsnr)[:, None] * eps
-    assert_same(loss, 0.5 * torch.sigmoid(1 - logsnr) * SCHEDULE.rate(t) * (eps - 0.5 * z).square().sum(1), rtol=1e-12)
+    assert_same(
+        loss,
+        0.5 * torch.sigmoid(1 - logsnr) * SCHEDULE.rate(t) * (eps - 0.5 * z).square().sum(1),
+        rtol=1e-12,
+    )
 
 
 def test_fault_30_eval_and_no_grad_are_every_validation_curve() -> None:
@@ -158,8 +206,17 @@ def test_fault_30_eval_and_no_grad_are_every_validation_curve() -> None:
         net.eval()
         for context in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
             with context:
-                assert torch.equal(weighted_elbo(net, x, schedule=SCHEDULE, t=t, eps=eps), reference)
-                bound = elbo(net, torch.zeros(4, 2, dtype=torch.long), schedule=SCHEDULE, decoder=Categorical(17), t=t, eps=eps)
+                assert torch.equal(
+                    weighted_elbo(net, x, schedule=SCHEDULE, t=t, eps=eps), reference
+                )
+                bound = elbo(
+                    net,
+                    torch.zeros(4, 2, dtype=torch.long),
+                    schedule=SCHEDULE,
+                    decoder=Categorical(17),
+                    t=t,
+                    eps=eps,
+                )
         assert bound.total.requires_grad
         with torch.no_grad():
             assert not weighted_elbo(net, x, schedule=SCHEDULE).requires_grad
@@ -170,20 +227,34 @@ def test_fault_30_eval_and_no_grad_are_every_validation_curve() -> None:
 def test_fault_31_output_of_another_dtype(dtype: torch.dtype) -> None:
     x, t, eps = batch()
     for row in ROWS:
-        loss = weighted_elbo(Denoiser(lambda z, time: z.tanh().to(dtype), row), x, schedule=SCHEDULE, t=t, eps=eps)
-        rounded = weighted_elbo(Denoiser(lambda z, time: z.tanh().to(dtype).float(), row), x, schedule=SCHEDULE, t=t, eps=eps)
+        loss = weighted_elbo(
+            Denoiser(lambda z, time: z.tanh().to(dtype), row), x, schedule=SCHEDULE, t=t, eps=eps
+        )
+        rounded = weighted_elbo(
+            Denoiser(lambda z, time: z.tanh().to(dtype).float(), row),
+            x,
+            schedule=SCHEDULE,
+            t=t,
+            eps=eps,
+        )
         assert loss.dtype == torch.float32
         assert torch.equal(loss, rounded)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_fault_31_a_network_in_half_precision_is_told_the_time_in_float32(dtype: torch.dtype) -> None:
+def test_fault_31_a_network_in_half_precision_is_told_the_time_in_float32(
+    dtype: torch.dtype,
+) -> None:
     x, t, eps = batch()
     for time in (edm_time, flow_time, sigma_time, ScaledGamma(), ScheduleTime(Cosine())):
         net = Net().to(dtype)
         loss = weighted_elbo(Denoiser(net, V(), time=time), x, schedule=SCHEDULE, t=t, eps=eps)
         assert (net.told, loss.dtype) == (torch.float32, torch.float32)
-        assert_same(loss, weighted_elbo(Denoiser(Net(), V(), time=time), x, schedule=SCHEDULE, t=t, eps=eps), rtol=0.1)
+        assert_same(
+            loss,
+            weighted_elbo(Denoiser(Net(), V(), time=time), x, schedule=SCHEDULE, t=t, eps=eps),
+            rtol=0.1,
+        )
 
 
 @pytest.mark.parametrize(
@@ -197,7 +268,14 @@ def test_fault_31_a_network_in_half_precision_is_told_the_time_in_float32(dtype:
     ],
 )
 def test_fault_32_a_misspelt_recipe(word: str, meant: str) -> None:
-    with assert_refused(ValueError, "recipe", "name", "be one of ddpm, ", "indi", f"got '{word}' (did you mean '{meant}'?)"):
+    with assert_refused(
+        ValueError,
+        "recipe",
+        "name",
+        "be one of ddpm, ",
+        "indi",
+        f"got '{word}' (did you mean '{meant}'?)",
+    ):
         recipe(word)
 
 
@@ -208,7 +286,13 @@ def test_fault_32_a_recipe_like_no_other() -> None:
 
 @pytest.mark.parametrize(
     ("word", "meant"),
-    [("weightning", "weighting"), ("shedule", "schedule"), ("step", "steps"), ("generater", "generator"), ("Weighting", "weighting")],
+    [
+        ("weightning", "weighting"),
+        ("shedule", "schedule"),
+        ("step", "steps"),
+        ("generater", "generator"),
+        ("Weighting", "weighting"),
+    ],
 )
 def test_fault_32_a_misspelt_keyword_is_no_condition(word: str, meant: str) -> None:
     x = batch()[0]
@@ -217,17 +301,21 @@ def test_fault_32_a_misspelt_keyword_is_no_condition(word: str, meant: str) -> N
         lambda **k: elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), **k),
     ):
         with pytest.raises(
-            TypeError, match=rf"^(weighted_elbo|elbo): argument '{word}' is unknown; did you mean '{meant}'\?|the bound's weighting is ELBO"
+            TypeError,
+            match=rf"^(weighted_elbo|elbo): argument '{word}' is unknown; did you mean '{meant}'\?|the bound's weighting is ELBO",
         ):
             call(**{word: 1})
 
 
 def test_fault_32_a_keyword_of_the_other_verb() -> None:
     x = batch()[0]
-    with pytest.raises(TypeError, match=r"^weighted_elbo: argument 'decoder' is unknown; elbo takes a decoder"):
+    with pytest.raises(
+        TypeError, match=r"^weighted_elbo: argument 'decoder' is unknown; elbo takes a decoder"
+    ):
         weighted_elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian())
     with pytest.raises(
-        TypeError, match=r"^elbo: argument 'weighting' is unknown; the bound's weighting is ELBO\(\); weighted_elbo takes another"
+        TypeError,
+        match=r"^elbo: argument 'weighting' is unknown; the bound's weighting is ELBO\(\); weighted_elbo takes another",
     ):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), weighting=Sigmoid())
     for decoder in (Categorical, "categorical"):
@@ -236,11 +324,19 @@ def test_fault_32_a_keyword_of_the_other_verb() -> None:
             ("Objective", lambda d: Objective(model(), schedule=SCHEDULE, decoder=d)),
         ):
             with assert_refused(
-                TypeError, name, "decoder", "be a Decoder", "for instance Categorical(levels=256), or Gaussian() for continuous data"
+                TypeError,
+                name,
+                "decoder",
+                "be a Decoder",
+                "for instance Categorical(levels=256), or Gaussian() for continuous data",
             ):
                 call(decoder)
     with assert_refused(
-        ValueError, "Objective.bound", "decoder", "be given to the Objective", "got None (a weighted loss has no reconstruction term)"
+        ValueError,
+        "Objective.bound",
+        "decoder",
+        "be given to the Objective",
+        "got None (a weighted loss has no reconstruction term)",
     ):
         Objective(model(), schedule=SCHEDULE).bound(x)
 
@@ -258,11 +354,23 @@ def test_fault_32_conditions_reach_the_network() -> None:
 
 
 def test_fault_29_steps_of_what_is_no_table() -> None:
-    with assert_refused(TypeError, "TableStep", "schedule", "be a Tabulated; got Linear(", "ScheduleTime takes any schedule"):
+    with assert_refused(
+        TypeError,
+        "TableStep",
+        "schedule",
+        "be a Tabulated; got Linear(",
+        "ScheduleTime takes any schedule",
+    ):
         TableStep(Linear())  # type: ignore[arg-type]
-    with assert_refused(TypeError, "TableStep", "schedule", "be a Tabulated; got the class Tabulated"):
+    with assert_refused(
+        TypeError, "TableStep", "schedule", "be a Tabulated; got the class Tabulated"
+    ):
         TableStep(Tabulated)  # type: ignore[arg-type]
     with assert_refused(
-        TypeError, "Denoiser", "variance", "be a ReverseVariance; got the class Range", "an instance, for instance Range()"
+        TypeError,
+        "Denoiser",
+        "variance",
+        "be a ReverseVariance; got the class Range",
+        "an instance, for instance Range()",
     ):
         Denoiser(nn.Identity(), Eps(), variance=Range)  # type: ignore[arg-type]

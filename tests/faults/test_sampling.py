@@ -36,7 +36,18 @@ from vdiff import (
     trajectory,
 )
 from vdiff.decoder import Gaussian
-from vdiff.sampling import Counted, Memory, SolverError, leading, start, streams, to_levels, to_uint8, trailing, uniform
+from vdiff.sampling import (
+    Counted,
+    Memory,
+    SolverError,
+    leading,
+    start,
+    streams,
+    to_levels,
+    to_uint8,
+    trailing,
+    uniform,
+)
 from vdiff.variance import Optimal
 
 from .common import assert_refused, model
@@ -75,30 +86,53 @@ def test_fault_45_one_step_and_none() -> None:
 @pytest.mark.parametrize(
     ("levels", "words"),
     [
-        ([10.0, 0.0, -10.0], ("rise strictly, from noise to data", "got 10 and then 0", "levels.flip(0)")),
+        (
+            [10.0, 0.0, -10.0],
+            ("rise strictly, from noise to data", "got 10 and then 0", "levels.flip(0)"),
+        ),
         ([-10.0, 0.0, 0.0], ("rise strictly", "got 0 and then 0", "noise must fall at each step")),
-        ([-math.inf, -math.inf, 0.0], ("rise strictly", "got -inf and then -inf", "noise must fall at each step")),
+        (
+            [-math.inf, -math.inf, 0.0],
+            ("rise strictly", "got -inf and then -inf", "noise must fall at each step"),
+        ),
         ([-10.0, math.nan], ("be below +∞, and no NaN",)),
         ([-10.0, math.inf], ("be below +∞", "x̂ at the last level")),
         ([], ("be one row of log-SNR",)),
         ([[1.0]], ("be one row of log-SNR",)),
     ],
 )
-def test_fault_45_a_grid_whose_noise_does_not_fall(levels: list[Any], words: tuple[str, ...]) -> None:
+def test_fault_45_a_grid_whose_noise_does_not_fall(
+    levels: list[Any], words: tuple[str, ...]
+) -> None:
     with assert_refused(ValueError, "sample", "levels", *words):
         sample(ORACLE, Z, levels=torch.tensor(levels))
 
 
 def test_fault_45_a_grid_that_is_no_row_of_numbers_or_not_alone() -> None:
     for levels in (7.0, "-1 1", ["a", "b"], [None, 1.0], [[1.0], [2.0, 3.0]], {"a": 1.0}):
-        with assert_refused(TypeError, "sample", "levels", "be one row of log-SNR", "for instance [-10.0, 0.0, 10.0]"):
+        with assert_refused(
+            TypeError,
+            "sample",
+            "levels",
+            "be one row of log-SNR",
+            "for instance [-10.0, 0.0, 10.0]",
+        ):
             sample(ORACLE, Z, levels=levels)  # type: ignore[arg-type]
     for steps in ([0, 250, 500], torch.arange(3), np.array([0, 1])):
-        with assert_refused(ValueError, "sample", "levels", "be one row of log-SNR, floating", "int64", "table.table[steps]"):
+        with assert_refused(
+            ValueError,
+            "sample",
+            "levels",
+            "be one row of log-SNR, floating",
+            "int64",
+            "table.table[steps]",
+        ):
             sample(ORACLE, Z, levels=steps)
     with assert_refused(ValueError, "sample", "levels", "come without schedule and steps"):
         made(levels=torch.tensor([-1.0, 1.0]))
-    with assert_refused(TypeError, "sample", "schedule", "be given, with steps; or levels instead", "None"):
+    with assert_refused(
+        TypeError, "sample", "schedule", "be given, with steps; or levels instead", "None"
+    ):
         sample(ORACLE, Z, steps=3)
 
 
@@ -113,7 +147,14 @@ def test_fault_45_a_grid_that_is_no_row_of_numbers_or_not_alone() -> None:
     ],
 )
 def test_fault_32_an_unknown_step_gets_the_nearest(step: object, hint: str) -> None:
-    with assert_refused(TypeError, "sample", "step", "be a function (model, z, logsnr_t, logsnr_s, memory)", repr(step), hint):
+    with assert_refused(
+        TypeError,
+        "sample",
+        "step",
+        "be a function (model, z, logsnr_t, logsnr_s, memory)",
+        repr(step),
+        hint,
+    ):
         made(step=step)
 
 
@@ -144,18 +185,30 @@ def test_fault_32_noise_prediction_from_pure_noise(row: Any) -> None:
         return Prediction(z, logsnr, torch.zeros_like(z), row)
 
     with assert_refused(
-        ValueError, "sample", "levels", "start where the model's output determines x̂ and ε̂", f"{row!r} at λ = -inf", "predict v"
+        ValueError,
+        "sample",
+        "levels",
+        "start where the model's output determines x̂ and ε̂",
+        f"{row!r} at λ = -inf",
+        "predict v",
     ):
         sample(predicts, Z, levels=torch.tensor([-math.inf, 0.0]), step=ddim)
     with assert_refused(ValueError, "sample", "levels", "start where", "at λ = -40"):
         sample(predicts, Z.float(), levels=torch.tensor([-40.0, 0.0]), step=ddim)
-    with pytest.warns(UserWarning, match=r"at λ = -25 leaves x̂ or ε̂ with an error of 0.03 by rounding: predict v"):
+    with pytest.warns(
+        UserWarning, match=r"at λ = -25 leaves x̂ or ε̂ with an error of 0.03 by rounding: predict v"
+    ):
         sample(predicts, Z.float(), levels=torch.tensor([-25.0, 0.0]), step=ddim)
     sample(predicts, Z, levels=torch.tensor([-25.0, 0.0]), step=ddim)
 
 
 @pytest.mark.parametrize(
-    "wrap", [Clipped, lambda m: Clipped(Guided(m, 2.0, {"label": 0})), lambda m: Guided(Clipped(m), 2.0, {"label": 0})]
+    "wrap",
+    [
+        Clipped,
+        lambda m: Clipped(Guided(m, 2.0, {"label": 0})),
+        lambda m: Guided(Clipped(m), 2.0, {"label": 0}),
+    ],
 )
 def test_fault_32_noise_prediction_from_pure_noise_within_a_wrapper(wrap: Any) -> None:
     """What is clipped is finite there, and means nothing."""
@@ -165,9 +218,16 @@ def test_fault_32_noise_prediction_from_pure_noise_within_a_wrapper(wrap: Any) -
 
     for first in (-math.inf, -40.0):
         for step in (ancestral, ddim, dpmpp_2m, adams, ode):
-            with assert_refused(ValueError, "sample", "levels", "start where", f"Eps() at λ = {first:g}"):
-                sample(wrap(predicts), Z.float(), levels=[first, 0.0], step=step, label=torch.ones(4))
-    with pytest.warns(UserWarning, match=r"Eps\(\) at λ = -25 leaves x̂ or ε̂ with an error of 0.03 by rounding: predict v"):
+            with assert_refused(
+                ValueError, "sample", "levels", "start where", f"Eps() at λ = {first:g}"
+            ):
+                sample(
+                    wrap(predicts), Z.float(), levels=[first, 0.0], step=step, label=torch.ones(4)
+                )
+    with pytest.warns(
+        UserWarning,
+        match=r"Eps\(\) at λ = -25 leaves x̂ or ε̂ with an error of 0.03 by rounding: predict v",
+    ):
         sample(wrap(predicts), Z.float(), levels=[-25.0, 0.0], step=ddim, label=torch.ones(4))
 
 
@@ -178,16 +238,30 @@ def test_fault_32_steps_that_cannot_start_from_pure_noise() -> None:
     profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
     with assert_refused(ValueError, "heun", "logsnr_t", "be above −∞", "ddim or adams"):
         sample(counted, Z, levels=[-math.inf, 0.0], step=heun)
-    with assert_refused(ValueError, "adams", "target", "be another than Eps() at λ = −∞", "Flow(), V() or X()"):
+    with assert_refused(
+        ValueError, "adams", "target", "be another than Eps() at λ = −∞", "Flow(), V() or X()"
+    ):
         sample(counted, Z, levels=[-math.inf, 0.0], step=partial(adams, target=Eps()))
     assert counted.evaluations == 0
-    with assert_refused(ValueError, "ancestral", "variance", "be known at λ = −∞", "Posterior() or Forward()"):
-        sample(counted, Z, levels=[-math.inf, 0.0], step=partial(ancestral, variance=Optimal(profile, 2)))
+    with assert_refused(
+        ValueError, "ancestral", "variance", "be known at λ = −∞", "Posterior() or Forward()"
+    ):
+        sample(
+            counted,
+            Z,
+            levels=[-math.inf, 0.0],
+            step=partial(ancestral, variance=Optimal(profile, 2)),
+        )
 
 
 @pytest.mark.parametrize("row", [X(), V(), V(0.5), Flow()], ids=repr)
 def test_fault_32_others_start_from_nearly_pure_noise(row: Any) -> None:
-    made = sample(lambda z, logsnr: Prediction(z, logsnr, 0 * z, row), Z.float(), levels=torch.tensor([-40.0, 0.0]), step=ddim)
+    made = sample(
+        lambda z, logsnr: Prediction(z, logsnr, 0 * z, row),
+        Z.float(),
+        levels=torch.tensor([-40.0, 0.0]),
+        step=ddim,
+    )
     assert torch.isfinite(made).all()  # and no warning, which is an error here
 
 
@@ -198,7 +272,13 @@ def test_encoding_takes_a_step_that_can_run_backwards() -> None:
 
 
 def test_a_prediction_of_another_shape_is_refused() -> None:
-    with assert_refused(ValueError, "sample", "model", "return a prediction of the shape of z", "it would broadcast"):
+    with assert_refused(
+        ValueError,
+        "sample",
+        "model",
+        "return a prediction of the shape of z",
+        "it would broadcast",
+    ):
         sample(lambda z, logsnr: Prediction(z, logsnr, z[:1], V()), Z, schedule=Linear(), steps=3)
 
 
@@ -209,15 +289,24 @@ def test_a_wrapper_says_what_the_one_inside_does_too() -> None:
 
 def test_fault_32_data_prediction_from_data() -> None:
     with assert_refused(ValueError, "sample", "levels", "start where", "X() at λ = 40"):
-        sample(lambda z, logsnr: Prediction(z, logsnr, 0 * z, X()), Z.float(), levels=torch.tensor([40.0]))
+        sample(
+            lambda z, logsnr: Prediction(z, logsnr, 0 * z, X()),
+            Z.float(),
+            levels=torch.tensor([40.0]),
+        )
 
 
 def test_fault_45_states_that_are_not_finite() -> None:
     def breaks(z: Tensor, logsnr: Tensor) -> Prediction:
-        out = torch.where((logsnr > 0)[:, None] & (torch.arange(len(z)) == 1)[:, None], torch.nan, z)
+        out = torch.where(
+            (logsnr > 0)[:, None] & (torch.arange(len(z)) == 1)[:, None], torch.nan, z
+        )
         return Prediction(z, logsnr, out, V())
 
-    words = ("lead to finite states", "NaN or infinity in 1 of 4 samples after step 3, from λ = 2 to 6")
+    words = (
+        "lead to finite states",
+        "NaN or infinity in 1 of 4 samples after step 3, from λ = 2 to 6",
+    )
     with assert_refused(ValueError, "sample", "model", *words):
         sample(breaks, Z, levels=torch.tensor([-8.0, -2.0, 2.0, 6.0]), step=ddim)
 
@@ -232,8 +321,19 @@ def test_fault_45_what_is_no_state_no_model_and_no_step() -> None:
     with assert_refused(TypeError, "sample", "model", "return a Prediction", "Tensor"):
         sample(lambda z, logsnr: z, Z, schedule=Linear(), steps=3)  # type: ignore[arg-type, return-value]
     for bad in (math.nan, math.inf):
-        with assert_refused(ValueError, "sample", "z", "be finite", "1 NaN or infinite values, the first at index (2, 0)"):
-            sample(ORACLE, torch.where(torch.arange(4)[:, None] == 2, torch.tensor([[bad, 0.0]]), Z), schedule=Linear(), steps=3)
+        with assert_refused(
+            ValueError,
+            "sample",
+            "z",
+            "be finite",
+            "1 NaN or infinite values, the first at index (2, 0)",
+        ):
+            sample(
+                ORACLE,
+                torch.where(torch.arange(4)[:, None] == 2, torch.tensor([[bad, 0.0]]), Z),
+                schedule=Linear(),
+                steps=3,
+            )
     with assert_refused(ValueError, "sample", "step", "evaluate the model it is given"):
         made(step=lambda model, z, t, s, memory: z)
 
@@ -258,7 +358,9 @@ def test_fault_45_options_of_steps(step: Any, argument: str, words: tuple[str, .
     (partial(ancestral, variance=Forward), "variance", ("be a ReverseVariance", "the class Forward", "an instance")),
     (partial(ancestral, variance="large"), "variance", ("be a ReverseVariance", "'large'")),
 ])  # fmt: skip
-def test_fault_45_options_of_steps_of_another_type(step: Any, argument: str, words: tuple[str, ...]) -> None:
+def test_fault_45_options_of_steps_of_another_type(
+    step: Any, argument: str, words: tuple[str, ...]
+) -> None:
     counted = Counted(ORACLE)
     with assert_refused(TypeError, step.func.__name__, argument, *words):
         sample(counted, Z, schedule=Linear(), steps=3, step=step)
@@ -268,13 +370,22 @@ def test_fault_45_options_of_steps_of_another_type(step: Any, argument: str, wor
 def test_fault_46_a_solver_that_gives_up() -> None:
     with pytest.raises(SolverError) as caught:
         made(step=partial(ode, max_evaluations=20))
-    for word in ("dopri5 gave up at t = ", "(λ = ", "after 20 evaluations: reached max_evaluations = 20", "|v̂| was", "Loosen rtol = 1e-05"):
+    for word in (
+        "dopri5 gave up at t = ",
+        "(λ = ",
+        "after 20 evaluations: reached max_evaluations = 20",
+        "|v̂| was",
+        "Loosen rtol = 1e-05",
+    ):
         assert word in str(caught.value)
 
     def explodes(z: Tensor, logsnr: Tensor) -> Prediction:
         return Prediction(z, logsnr, z.abs().exp().exp(), V())
 
-    with pytest.raises(SolverError, match=r"ode: dopri5 gave up at t = .* (underflow in dt|the field is NaN or infinite for example)"):
+    with pytest.raises(
+        SolverError,
+        match=r"ode: dopri5 gave up at t = .* (underflow in dt|the field is NaN or infinite for example)",
+    ):
         sample(explodes, 3 * Z, schedule=Linear(), steps=2, step=ode)
 
 
@@ -293,7 +404,9 @@ def test_fault_46_without_torchdiffeq(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fault_49_a_batch_moves_a_sample_within_the_solvers_error_alone() -> None:
     z, levels = torch.cat([Z, 3 * Z]), torch.full((8,), 8.0, dtype=torch.float64)
     together = ode(ORACLE, z, -levels, levels, rtol=1e-7, atol=1e-7)
-    alone = torch.cat([ode(ORACLE, one[None], -levels[:1], levels[:1], rtol=1e-7, atol=1e-7) for one in z])
+    alone = torch.cat(
+        [ode(ORACLE, one[None], -levels[:1], levels[:1], rtol=1e-7, atol=1e-7) for one in z]
+    )
     torch.testing.assert_close(alone, together, rtol=0.0, atol=1e-5)
 
 
@@ -302,15 +415,23 @@ def test_fault_51_the_seed_of_a_sample() -> None:
     whole = start(shape, streams(3, range(6)))
     assert torch.equal(torch.cat([start(shape, streams(3, [i])) for i in range(6)]), whole)
     assert len({tuple(one.flatten().tolist()) for one in whole}) == 6
-    with assert_refused(ValueError, "sample", "generator", "be one generator, or 4", "got 3 of them"):
+    with assert_refused(
+        ValueError, "sample", "generator", "be one generator, or 4", "got 3 of them"
+    ):
         made(step=ancestral, generator=streams(0, range(3)))
-    with assert_refused(TypeError, "sample", "generator", "be a torch.Generator, or one for each sample", "got 0"):
+    with assert_refused(
+        TypeError, "sample", "generator", "be a torch.Generator, or one for each sample", "got 0"
+    ):
         made(step=ancestral, generator=0)
-    with assert_refused(TypeError, "sample", "generator", "be a torch.Generator, or one for each sample", "got 1"):
+    with assert_refused(
+        TypeError, "sample", "generator", "be a torch.Generator, or one for each sample", "got 1"
+    ):
         made(step=ancestral, generator=[torch.Generator(), 1, 2, 3])
     with assert_refused(TypeError, "start", "generator", "be one for each sample", "torch.randn"):
         start(shape, torch.Generator())  # type: ignore[arg-type]
-    with assert_refused(TypeError, "streams", "samples", "be the samples' numbers", "got 6", "range(first, last)"):
+    with assert_refused(
+        TypeError, "streams", "samples", "be the samples' numbers", "got 6", "range(first, last)"
+    ):
         streams(3, 6)  # type: ignore[arg-type]
 
 
@@ -323,22 +444,39 @@ def test_fault_45_guidance_without_its_other_half() -> None:
     guided = Guided(conditional, 1.5, {"label": 0})
     with assert_refused(ValueError, "Guided", "label", "be given as a condition"):
         sample(guided, Z, schedule=Linear(), steps=3)
-    with assert_refused(ValueError, "Guided", "unconditional", "have the shape of the condition, (4,)", "(3,)"):
+    with assert_refused(
+        ValueError, "Guided", "unconditional", "have the shape of the condition, (4,)", "(3,)"
+    ):
         Guided(conditional, 1.5, {"label": torch.zeros(3)})(Z, torch.zeros(4), label=torch.ones(4))
     with assert_refused(ValueError, "Guided", "label", "be given as a condition", "got None"):
         sample(guided, Z, schedule=Linear(), steps=3, label=None)
     for interval in ((2.0, -1.0), (1.0, 1.0), (math.nan, 1.0)):
-        with assert_refused(ValueError, "Guided", "interval", "be (lowest, highest) log-SNR", "noise has the lower λ"):
+        with assert_refused(
+            ValueError,
+            "Guided",
+            "interval",
+            "be (lowest, highest) log-SNR",
+            "noise has the lower λ",
+        ):
             Guided(conditional, 1.5, {"label": 0}, interval=interval)
     for wrong in (3, (1.0,), (1.0, 2.0, 3.0), ("low", "high"), (None, 2.0), "12"):
-        with assert_refused(TypeError, "Guided", "interval", "be (lowest, highest) log-SNR", repr(wrong), "±math.inf"):
+        with assert_refused(
+            TypeError,
+            "Guided",
+            "interval",
+            "be (lowest, highest) log-SNR",
+            repr(wrong),
+            "±math.inf",
+        ):
             Guided(conditional, 1.5, {"label": 0}, interval=wrong)  # type: ignore[arg-type]
     with assert_refused(ValueError, "Guided", "scale", "be finite"):
         Guided(conditional, math.inf, {"label": 0})
     with assert_refused(TypeError, "Guided", "scale", "be a number", "None"):
         Guided(conditional, None, {"label": 0})  # type: ignore[arg-type]
     for nothing in (None, 3, ["label"]):
-        with assert_refused(TypeError, "Guided", "unconditional", "name what replaces the condition", repr(nothing)):
+        with assert_refused(
+            TypeError, "Guided", "unconditional", "name what replaces the condition", repr(nothing)
+        ):
             Guided(conditional, 1.5, nothing)  # type: ignore[arg-type]
     with assert_refused(TypeError, "Clipped", "model", "be called as model(z, logsnr)"):
         Clipped(Denoiser)  # type: ignore[arg-type]
@@ -350,26 +488,56 @@ def test_fault_45_a_label_that_would_be_cut_off_or_broadcast() -> None:
     classes = [V().row(torch.zeros(1))[0]] * 3
 
     def conditional(z: Tensor, logsnr: Tensor, label: Tensor) -> Prediction:
-        return Prediction(z, logsnr, z * torch.stack([torch.as_tensor(c) for c in classes])[label], V())
+        return Prediction(
+            z, logsnr, z * torch.stack([torch.as_tensor(c) for c in classes])[label], V()
+        )
 
     label = torch.tensor([0, 1, 2, 0])
     for value in (0.5, 2.0, torch.tensor(1.0)):
-        with assert_refused(TypeError, "Guided", "unconditional", "be integer for 'label', as the condition is", "cut off"):
+        with assert_refused(
+            TypeError,
+            "Guided",
+            "unconditional",
+            "be integer for 'label', as the condition is",
+            "cut off",
+        ):
             Guided(conditional, 1.5, {"label": value})(Z, torch.zeros(4), label=label)
-    with assert_refused(TypeError, "Guided", "unconditional", "hold a number, a tensor or None", "'none'"):
+    with assert_refused(
+        TypeError, "Guided", "unconditional", "hold a number, a tensor or None", "'none'"
+    ):
         Guided(conditional, 1.5, {"label": "none"})(Z, torch.zeros(4), label=label)
     for wrong in (label[:1], label[:3], torch.cat([label, label])):
-        with assert_refused(ValueError, "Guided", "label", "have a row for each of 4 samples", f"({len(wrong)},)", "broadcast"):
+        with assert_refused(
+            ValueError,
+            "Guided",
+            "label",
+            "have a row for each of 4 samples",
+            f"({len(wrong)},)",
+            "broadcast",
+        ):
             Guided(conditional, 1.5, {"label": 0})(Z, torch.zeros(4), label=wrong)
     wanted = Guided(conditional, 1.5, {"label": 2})(Z, torch.zeros(4), label=label).out
     for same in (np.int64(2), torch.tensor(2), torch.tensor([2]), torch.full((4,), 2)):
-        assert torch.equal(Guided(conditional, 1.5, {"label": same})(Z, torch.zeros(4), label=label).out, wanted)
+        assert torch.equal(
+            Guided(conditional, 1.5, {"label": same})(Z, torch.zeros(4), label=label).out, wanted
+        )
 
 
 def test_fault_45_a_network_without_its_parameterization() -> None:
-    for name, wrapped in (("Clipped", Clipped(lambda z, logsnr: z)), ("Guided", Guided(lambda z, logsnr, label: z, 2.0, {"label": 0}))):  # type: ignore[arg-type, return-value]
-        with assert_refused(TypeError, name, "model", "return a Prediction", "got Tensor", "Denoiser(network, V())"):
-            sample(wrapped, Z, schedule=Linear(), steps=3, **({"label": torch.ones(4)} if name == "Guided" else {}))
+    for name, wrapped in (
+        ("Clipped", Clipped(lambda z, logsnr: z)),
+        ("Guided", Guided(lambda z, logsnr, label: z, 2.0, {"label": 0})),
+    ):  # type: ignore[arg-type, return-value]
+        with assert_refused(
+            TypeError, name, "model", "return a Prediction", "got Tensor", "Denoiser(network, V())"
+        ):
+            sample(
+                wrapped,
+                Z,
+                schedule=Linear(),
+                steps=3,
+                **({"label": torch.ones(4)} if name == "Guided" else {}),
+            )
 
 
 def test_fault_45_levels_of_what_has_none() -> None:
@@ -402,8 +570,12 @@ def test_fault_39_a_network_and_its_gradients_are_left_alone() -> None:
     out = sample(network, Z.float(), schedule=Linear(), steps=3, step=adams)
     assert not out.requires_grad
     path = trajectory(network, Z.float().requires_grad_(), schedule=Linear(), steps=3, step=adams)
-    assert not any(v.requires_grad for z, prediction in path for v in (z, prediction.x, prediction.eps))
+    assert not any(
+        v.requires_grad for z, prediction in path for v in (z, prediction.x, prediction.eps)
+    )
     assert network.training
     level = torch.zeros(4)
-    assert ddim(network, Z.float(), level, level + 1.0, Memory()).requires_grad  # a step by itself has gradients
+    assert ddim(
+        network, Z.float(), level, level + 1.0, Memory()
+    ).requires_grad  # a step by itself has gradients
     assert Counted(network).evaluations == 0

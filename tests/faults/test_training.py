@@ -1,4 +1,5 @@
-"""Faults 52 to 65 and 67 to 73 where they concern training: what happens to a run, and to what it keeps."""
+"""Faults 52 to 65 and 67 to 73 where they concern training: what happens to a run, and to what it
+keeps."""
 
 import builtins
 import contextlib
@@ -39,15 +40,26 @@ from vdiff.training.state import State
 
 from .common import Net, assert_refused
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # of fork, since Python 3.12
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)  # of fork, since Python 3.12
 
 
 class Sick(nn.Module):
-    """A network that at some of its calls returns, or hands back as its gradient, what is not finite."""
+    """A network that at some of its calls returns, or hands back as its gradient, what is not
+    finite."""
 
-    def __init__(self, calls: Callable[[int], bool], value: float = torch.nan, backwards: bool = False) -> None:
+    def __init__(
+        self, calls: Callable[[int], bool], value: float = torch.nan, backwards: bool = False
+    ) -> None:
         super().__init__()
-        self.inner, self.calls, self.value, self.backwards, self.call = Net(64), calls, value, backwards, 0
+        self.inner, self.calls, self.value, self.backwards, self.call = (
+            Net(64),
+            calls,
+            value,
+            backwards,
+            0,
+        )
 
     def forward(self, z: Tensor, time: Tensor) -> Tensor:
         self.call += 1
@@ -60,7 +72,9 @@ class Sick(nn.Module):
 
 
 def objective_of(network: nn.Module) -> Objective:
-    return Objective(Denoiser(network, V()), schedule=Spline(10.0, -7.0, knots=4), decoder=Categorical(17))
+    return Objective(
+        Denoiser(network, V()), schedule=Spline(10.0, -7.0, knots=4), decoder=Categorical(17)
+    )
 
 
 def state_of(objective: Objective) -> dict[str, Tensor]:
@@ -68,11 +82,16 @@ def state_of(objective: Objective) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("late", [0, 1])  # as on a CPU and as on a GPU
-@pytest.mark.parametrize(("value", "backwards"), [(torch.nan, False), (torch.inf, False), (0.0, True)], ids=["nan", "inf", "gradient"])
+@pytest.mark.parametrize(
+    ("value", "backwards"),
+    [(torch.nan, False), (torch.inf, False), (0.0, True)],
+    ids=["nan", "inf", "gradient"],
+)
 def test_fault_52_a_step_that_is_not_finite_is_left_out_and_counted(
     value: float, backwards: bool, late: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights and moments are those of before, and everything after goes on from finite numbers."""
+    """Weights and moments are those of before, and everything after goes on from finite
+    numbers."""
     monkeypatch.setattr("vdiff.training.loop.LATE", {"cpu": late})
     config, seen = points(steps=8), {}
     sick = objective_of(Sick(lambda call: call in (3, 4, 6), value, backwards))
@@ -84,7 +103,16 @@ def test_fault_52_a_step_that_is_not_finite_is_left_out_and_counted(
         averaged = train(sick, data_of(config), config, run=run, log=look, every=1, quiet=True)
         facts = read_meta(checkpoints(run.checkpoints)[-1])["facts"]["state"]
     assert [entry["skipped"] for _, entry in seen.values()] == [0, 0, 1, 2, 2, 3, 3, 3]
-    assert ["train_bits_per_dim" in entry for _, entry in seen.values()] == [True, True, False, False, True, False, True, True]
+    assert ["train_bits_per_dim" in entry for _, entry in seen.values()] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
     assert (facts["skipped"], facts["in_a_row"]) == (3, 0)
     for name, weight in sick.named_parameters():
         assert torch.equal(seen[4][0][name], seen[2][0][name])
@@ -92,15 +120,25 @@ def test_fault_52_a_step_that_is_not_finite_is_left_out_and_counted(
         assert not torch.equal(seen[5][0][name], seen[4][0][name])
         assert weight.isfinite().all()
     assert all(v.isfinite().all() for v in averaged.state_dict().values())
-    steps = load_file(checkpoints(tmp_path / "checkpoints")[-1] / "optimizer.safetensors")["step.model.network.inner.last.bias"]
+    steps = load_file(checkpoints(tmp_path / "checkpoints")[-1] / "optimizer.safetensors")[
+        "step.model.network.inner.last.bias"
+    ]
     assert steps == 5
 
 
 def test_fault_52_ten_in_a_row_end_the_run_and_say_how_to_see_them_again(tmp_path: Path) -> None:
     config = points(accumulate=2, seed=5)
     sick = objective_of(Sick(lambda call: call > 4))
-    words = ("have a finite loss", "NaN or infinity in 10 steps in a row, up to step 11 of seed 5", "lower the learning rate", "are in")
-    with Run.open(tmp_path, config) as run, assert_refused(ValueError, "train", "objective", *words):
+    words = (
+        "have a finite loss",
+        "NaN or infinity in 10 steps in a row, up to step 11 of seed 5",
+        "lower the learning rate",
+        "are in",
+    )
+    with (
+        Run.open(tmp_path, config) as run,
+        assert_refused(ValueError, "train", "objective", *words),
+    ):
         train(sick, data_of(config), config, run=run, every=1, quiet=True)
     dump = json.loads((tmp_path / "nonfinite-00000011.json").read_text())
     assert (dump["step"], dump["seed"], len(dump["slots"])) == (11, 5, config.batch)
@@ -111,7 +149,10 @@ def test_fault_52_ten_in_a_row_end_the_run_and_say_how_to_see_them_again(tmp_pat
     assert batch.images.tolist() == [slot["image"] for slot in dump["slots"]]
     assert batch.u.tolist() == [slot["t"] for slot in dump["slots"]]
     t = torch.tensor([slot["t"] for slot in dump["slots"]], dtype=torch.float64)
-    assert torch.equal(sick.schedule(t), torch.tensor([slot["logsnr"] for slot in dump["slots"]], dtype=torch.float64))
+    assert torch.equal(
+        sick.schedule(t),
+        torch.tensor([slot["logsnr"] for slot in dump["slots"]], dtype=torch.float64),
+    )
     again = Run(tmp_path).config
     assert again == config  # from the newest checkpoint the same steps come again
     assert outcome(tmp_path)["state"]["skipped"] == 9
@@ -120,10 +161,14 @@ def test_fault_52_ten_in_a_row_end_the_run_and_say_how_to_see_them_again(tmp_pat
 def test_fault_52_the_first_ends_the_run_where_it_is_asked_to() -> None:
     config = points()
     sick = objective_of(Sick(lambda call: call == 3))
-    with assert_refused(ValueError, "train", "objective", "have a finite loss", "up to step 2 of seed 0"):
+    with assert_refused(
+        ValueError, "train", "objective", "have a finite loss", "up to step 2 of seed 0"
+    ):
         train(sick, data_of(config), config, on_nonfinite="raise", quiet=True)
     assert all(p.isfinite().all() for p in sick.parameters())
-    with assert_refused(ValueError, "train", "on_nonfinite", "be 'skip' or 'raise'", "did you mean 'skip'?"):
+    with assert_refused(
+        ValueError, "train", "on_nonfinite", "be 'skip' or 'raise'", "did you mean 'skip'?"
+    ):
         train(sick, data_of(config), config, on_nonfinite="skipp", quiet=True)
 
 
@@ -135,14 +180,18 @@ def test_fault_52_no_checkpoint_holds_nan(tmp_path: Path) -> None:
 
 
 def small(value: float) -> dict[str, dict[str, Tensor]]:
-    return {"a": {"x": torch.full((7,), float(value))}, "b": {"y": torch.full((2, 3), float(value)), "n": torch.tensor(int(value))}}
+    return {
+        "a": {"x": torch.full((7,), float(value))},
+        "b": {"y": torch.full((2, 3), float(value)), "n": torch.tensor(int(value))},
+    }
 
 
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "os.listdir"}
 
 
 def killed_at(count: int, work: Callable[[], object]) -> bool:
-    """Do the work in a child that is killed where it touches the file system for the so-manieth time; whether it was."""
+    """Do the work in a child that is killed where it touches the file system for the so-manieth
+    time; whether it was."""
     child = os.fork()
     if child == 0:
         seen = 0
@@ -165,8 +214,8 @@ def killed_at(count: int, work: Callable[[], object]) -> bool:
 
 
 def test_fault_53_killed_at_any_moment_of_writing(tmp_path: Path) -> None:
-    """Whichever touch of the file system is the last: the old checkpoint or the new one is there, whole, and what is left of a
-    new one is cleared away by the next."""
+    """Whichever touch of the file system is the last: the old checkpoint or the new one is there,
+    whole, and what is left of a new one is cleared away by the next."""
     moments, old, new = 0, 0, 0
 
     def work() -> None:
@@ -183,24 +232,40 @@ def test_fault_53_killed_at_any_moment_of_writing(tmp_path: Path) -> None:
         for path in checkpoints(tmp_path):
             into = small(0)
             assert read(path, into)["best"] == (step := int(path.name[5:]))
-            assert all(torch.equal(v, small(step)[file][k]) for file, named in into.items() for k, v in named.items())
+            assert all(
+                torch.equal(v, small(step)[file][k])
+                for file, named in into.items()
+                for k, v in named.items()
+            )
         old, new = (old, new + 1) if (tmp_path / "step-00000002").exists() else (old + 1, new)
     assert moments > 15
     assert old > 10
     assert new > 5
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
-    for name in (".step-00000005.partial", ".step-00000001.partial"):  # of processes that were killed
+    for name in (
+        ".step-00000005.partial",
+        ".step-00000001.partial",
+    ):  # of processes that were killed
         (tmp_path / name).mkdir()
     newest = write(tmp_path, 3, small(3), {})
     prune(tmp_path, 1)
     assert list(tmp_path.iterdir()) == [newest]
 
 
-def test_fault_53_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_53_everything_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each file, then their folder, then the name, then the folder that holds it."""
     done: list[str] = []
     replace_, fsync = os.replace, os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: (
+            done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name),
+            fsync(handle),
+        ),
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("name"), replace_(a, b)))
     write(tmp_path, 1, small(1), {})
     assert sorted(done[:3]) == ["a.safetensors", "b.safetensors", "meta.json"]
@@ -236,17 +301,40 @@ def damage(path: Path, how: str) -> None:
 def run_of(folder: Path, config: Config, **options: Any) -> Objective:
     torch.manual_seed(0)
     with Run.open(folder, config) as run:
-        return train(config.objective(), data_of(config), config, run=run, every=4, quiet=True, **options)
+        return train(
+            config.objective(), data_of(config), config, run=run, every=4, quiet=True, **options
+        )
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "empty", "missing", "cut meta", "flipped meta", "empty meta", "missing meta"])
-def test_fault_54_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "how",
+    [
+        "cut",
+        "flipped",
+        "empty",
+        "missing",
+        "cut meta",
+        "flipped meta",
+        "empty meta",
+        "missing meta",
+    ],
+)
+def test_fault_54_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(
+    how: str, tmp_path: Path
+) -> None:
     config = points()
     run_of(tmp_path, config)
     whole = outcome(tmp_path)
-    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000004", "step-00000008", "step-00000012"]
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == [
+        "step-00000004",
+        "step-00000008",
+        "step-00000012",
+    ]
     damage(tmp_path / "checkpoints/step-00000012", how)
-    with pytest.warns(UserWarning, match=r"checkpoint: argument '.*step-00000012' must .*; the one before it is used"):
+    with pytest.warns(
+        UserWarning,
+        match=r"checkpoint: argument '.*step-00000012' must .*; the one before it is used",
+    ):
         run_of(tmp_path, config)
     assert outcome(tmp_path) == whole
     assert (tmp_path / "checkpoints/refused-step-00000012").is_dir()
@@ -258,14 +346,23 @@ def test_fault_54_where_none_can_be_used_nothing_starts_again_in_silence(tmp_pat
     for path in checkpoints(tmp_path / "checkpoints"):
         damage(path, "cut")
     for _ in range(2):  # nor at the second attempt
-        words = ("hold a checkpoint to go on from", "3 that are refused", "step-00000004", "to start anew, take another folder")
-        with pytest.warns(UserWarning, match="is cut off"), assert_refused(ValueError, "Run", "folder", *words):
+        words = (
+            "hold a checkpoint to go on from",
+            "3 that are refused",
+            "step-00000004",
+            "to start anew, take another folder",
+        )
+        with (
+            pytest.warns(UserWarning, match="is cut off"),
+            assert_refused(ValueError, "Run", "folder", *words),
+        ):
             run_of(tmp_path, config)
 
 
 @contextlib.contextmanager
 def files_of_at_most(count: int) -> Iterator[None]:
-    """As on a full disk, but for the number of the error: no file can grow beyond so many bytes."""
+    """As on a full disk, but for the number of the error: no file can grow beyond so many
+    bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
     try:
@@ -274,8 +371,11 @@ def files_of_at_most(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_fault_55_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of three checkpoints finds no room, the third does; the run is what it would have been."""
+def test_fault_55_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of three checkpoints finds no room, the third does; the run is what it would have
+    been."""
     config = points()
     run_of(tmp_path / "whole", config)
     store, found = Run.store, []
@@ -288,7 +388,8 @@ def test_fault_55_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(tmp_
 
     monkeypatch.setattr(Run, "store", store_without_room)
     with pytest.warns(
-        UserWarning, match=r"no checkpoint at step 8: .*File too large.*; [\d,]+ bytes needed, [\d,]+ free.*; the older ones are kept"
+        UserWarning,
+        match=r"no checkpoint at step 8: .*File too large.*; [\d,]+ bytes needed, [\d,]+ free.*; the older ones are kept",
     ):
         run_of(tmp_path / "run", config)
     assert found[1] == (8, False, ["step-00000004"])
@@ -296,15 +397,21 @@ def test_fault_55_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(tmp_
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_fault_55_safetensors_own_error_is_one_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_55_safetensors_own_error_is_one_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors import SafetensorError
 
     def full(*_: object) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr("vdiff.training.checkpoint.save_file", full)
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=10))
-    with pytest.raises(OSError, match=r"No space left on device.*; 60 bytes needed, 10 free") as caught:
+    with pytest.raises(
+        OSError, match=r"No space left on device.*; 60 bytes needed, 10 free"
+    ) as caught:
         write(tmp_path, 1, small(1), {})
     assert caught.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
@@ -315,14 +422,26 @@ def test_fault_56_a_run_of_another_config_shows_the_difference(tmp_path: Path) -
     run_of(tmp_path, config)
     changed = replace(config, lr=0.5, network=config.network | {"width": 17})
     with assert_refused(
-        ValueError, "Run.open", "config", "be that of the run in", "network: {", "lr: 0.5, where it was 0.002", "take another folder"
+        ValueError,
+        "Run.open",
+        "config",
+        "be that of the run in",
+        "network: {",
+        "lr: 0.5, where it was 0.002",
+        "take another folder",
     ):
         Run.open(tmp_path, changed)
-    with Run.open(tmp_path, replace(config, accumulate=3)) as run:  # computed in another way, and the same
+    with Run.open(
+        tmp_path, replace(config, accumulate=3)
+    ) as run:  # computed in another way, and the same
         assert run.config.accumulate == 3
-    with assert_refused(ValueError, "Run.open", "folder", "hold no run yet", "resume='auto' goes on with it"):
+    with assert_refused(
+        ValueError, "Run.open", "folder", "hold no run yet", "resume='auto' goes on with it"
+    ):
         Run.open(tmp_path, config, resume="never")
-    with assert_refused(ValueError, "Run.open", "resume", "be one of auto, never", "did you mean 'auto'?"):
+    with assert_refused(
+        ValueError, "Run.open", "resume", "be one of auto, never", "did you mean 'auto'?"
+    ):
         Run.open(tmp_path, config, resume="atuo")
 
 
@@ -330,9 +449,14 @@ def test_fault_56_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None
     config, other = points(), points(steps=16, lr=0.1)
     run_of(tmp_path / "run", config)
     run_of(tmp_path / "other", other)
-    shutil.copytree(tmp_path / "other/checkpoints/step-00000016", tmp_path / "run/checkpoints/step-00000016")
+    shutil.copytree(
+        tmp_path / "other/checkpoints/step-00000016", tmp_path / "run/checkpoints/step-00000016"
+    )
     whole = outcome(tmp_path / "run")["files"]
-    with pytest.warns(UserWarning, match=r"must be of this run's config; got steps: 12, where it was 16; lr: 0\.002, where it was 0\.1"):
+    with pytest.warns(
+        UserWarning,
+        match=r"must be of this run's config; got steps: 12, where it was 16; lr: 0\.002, where it was 0\.1",
+    ):
         run_of(tmp_path / "run", config)
     assert outcome(tmp_path / "run")["files"] != whole
 
@@ -351,13 +475,28 @@ def test_fault_56_another_architecture_and_another_version(tmp_path: Path) -> No
     ):
         read(path, into)
     assert into["a"]["x"].abs().sum() == 0
-    with assert_refused(ValueError, "checkpoint", str(path / "a.safetensors"), "have x in torch.float64", "torch.float32"):
+    with assert_refused(
+        ValueError,
+        "checkpoint",
+        str(path / "a.safetensors"),
+        "have x in torch.float64",
+        "torch.float32",
+    ):
         read(path, {"a": {"x": torch.zeros(7, dtype=torch.float64)}})
-    with assert_refused(ValueError, "checkpoint", str(path), "hold c.safetensors", "a.safetensors, b.safetensors", "another run"):
+    with assert_refused(
+        ValueError,
+        "checkpoint",
+        str(path),
+        "hold c.safetensors",
+        "a.safetensors, b.safetensors",
+        "another run",
+    ):
         read(path, {"c": {}})
     meta = json.loads((path / "meta.json").read_text())
     reseal(path, meta | {"format": 2})
-    with assert_refused(ValueError, "checkpoint", str(path), "have format 1", "got 2", "another version of vdiff"):
+    with assert_refused(
+        ValueError, "checkpoint", str(path), "have format 1", "got 2", "another version of vdiff"
+    ):
         read(path, small(0))
 
 
@@ -378,7 +517,9 @@ def test_fault_56_other_versions_of_the_libraries_are_warned_of(tmp_path: Path) 
         run_of(tmp_path, config)
 
 
-def test_fault_56_the_command_line_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fault_56_the_command_line_ends_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = points()
     run_of(tmp_path, config)
     save_file({"model.network.layers.0.weight": torch.zeros(1)}, tmp_path / "ema.safetensors")
@@ -395,17 +536,33 @@ class Evil:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".pkl", ".ckpt", ".bin"])
-def test_fault_57_a_pickle_is_never_opened(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fault_57_a_pickle_is_never_opened(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config, trace = points(), tmp_path / "ran"
     run_of(tmp_path / "run", config)
     evil = tmp_path / f"run/model{suffix}"
     evil.write_bytes(pickle.dumps({"model": Evil(trace)}))
-    words = ("which is never unpickled", "unpickling runs whatever code is in it", "safetensors.torch.save_file")
-    with assert_refused(ValueError, "checkpoint", str(evil), "be safetensors", f"a {suffix} file", *words):
+    words = (
+        "which is never unpickled",
+        "unpickling runs whatever code is in it",
+        "safetensors.torch.save_file",
+    )
+    with assert_refused(
+        ValueError, "checkpoint", str(evil), "be safetensors", f"a {suffix} file", *words
+    ):
         Run(tmp_path / "run").load(evil.name)
-    with assert_refused(ValueError, "checkpoint", str(evil), "be a folder of safetensors and JSON", *words):
+    with assert_refused(
+        ValueError, "checkpoint", str(evil), "be a folder of safetensors and JSON", *words
+    ):
         read(evil, {})
-    with assert_refused(ValueError, "Run.open", "resume", "be one of auto, never", "unpickling runs whatever code is in it"):
+    with assert_refused(
+        ValueError,
+        "Run.open",
+        "resume",
+        "be one of auto, never",
+        "unpickling runs whatever code is in it",
+    ):
         Run.open(tmp_path / "run", config, resume=str(evil))
     assert not trace.exists()
 
@@ -422,7 +579,9 @@ def test_fault_57_a_pickle_in_the_place_of_a_checkpoints_file_is_not_run(tmp_pat
 
     meta["files"]["a.safetensors"] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     reseal(path, meta)
-    with assert_refused(ValueError, "checkpoint", str(path / "a.safetensors"), "be in the form of safetensors"):
+    with assert_refused(
+        ValueError, "checkpoint", str(path / "a.safetensors"), "be in the form of safetensors"
+    ):
         read(path, small(0))
     assert not trace.exists()
     pickle.loads(raw)
@@ -430,7 +589,9 @@ def test_fault_57_a_pickle_in_the_place_of_a_checkpoints_file_is_not_run(tmp_pat
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
-def test_fault_59_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(name: str, code: int, tmp_path: Path) -> None:
+def test_fault_59_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(
+    name: str, code: int, tmp_path: Path
+) -> None:
     """In a process of its own; a second one would end it at once: see below."""
     config = points()
 
@@ -440,7 +601,16 @@ def test_fault_59_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(name: 
                 os.kill(os.getpid(), getattr(signal, name))
 
         with Run.open(tmp_path, config) as run:
-            train(config.objective(), data_of(config), config, run=run, log=log, every=1, store_every=100, quiet=True)
+            train(
+                config.objective(),
+                data_of(config),
+                config,
+                run=run,
+                log=log,
+                every=1,
+                store_every=100,
+                quiet=True,
+            )
 
     assert exit_code(child) == code
     assert outcome(tmp_path)["state"]["step"] == 3
@@ -475,7 +645,16 @@ def test_fault_59_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
                 time.sleep(60)
 
         with Run.open(tmp_path, config) as run:
-            train(config.objective(), data_of(config), config, run=run, log=log, every=1, store_every=4, quiet=True)
+            train(
+                config.objective(),
+                data_of(config),
+                config,
+                run=run,
+                log=log,
+                every=1,
+                store_every=4,
+                quiet=True,
+            )
 
     assert exit_code(child) == -signal.SIGINT
     assert outcome(tmp_path)["state"]["step"] == 4
@@ -485,7 +664,13 @@ def test_fault_59_without_a_run_signals_are_left_alone() -> None:
     seen = []
     config = points(steps=2)
     handler = signal.getsignal(signal.SIGINT)
-    train(config.objective(), data_of(config), config, log=lambda entry: seen.append(signal.getsignal(signal.SIGINT)), quiet=True)
+    train(
+        config.objective(),
+        data_of(config),
+        config,
+        log=lambda entry: seen.append(signal.getsignal(signal.SIGINT)),
+        quiet=True,
+    )
     assert seen == [handler]
 
 
@@ -513,7 +698,16 @@ def test_fault_60_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
         torch.manual_seed(0)
         objective = objective_of(Random())
         with Run.open(folder, config) as run, contextlib.suppress(SystemExit):
-            train(objective, data_of(config), config, run=run, log=log, every=1, store_every=100, quiet=True)
+            train(
+                objective,
+                data_of(config),
+                config,
+                run=run,
+                log=log,
+                every=1,
+                store_every=100,
+                quiet=True,
+            )
         return outcome(folder)
 
     whole = until(tmp_path / "whole", 0)
@@ -522,8 +716,8 @@ def test_fault_60_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_fault_61_another_number_of_processes_needs_no_state_of_theirs(tmp_path: Path) -> None:
-    """No generator's state is kept: what a rank draws follows from (seed, step, rank, micro-batch), so that a run may go on on any
-    number of them (tests/test_ranks.py does)."""
+    """No generator's state is kept: what a rank draws follows from (seed, step, rank,
+    micro-batch), so that a run may go on on any number of them (tests/test_ranks.py does)."""
     config = points()
     run_of(tmp_path, config)
     path = checkpoints(tmp_path / "checkpoints")[-1]
@@ -534,7 +728,9 @@ def test_fault_61_another_number_of_processes_needs_no_state_of_theirs(tmp_path:
         "objective.safetensors",
         "optimizer.safetensors",
     ]
-    assert not any("rng" in name for file in path.glob("*.safetensors") for name in load_file(file))
+    assert not any(
+        "rng" in name for file in path.glob("*.safetensors") for name in load_file(file)
+    )
     assert "processes" not in read_meta(path)["facts"]["state"]
 
 
@@ -542,7 +738,10 @@ def test_fault_62_two_trainings_in_one_folder(tmp_path: Path) -> None:
     """The second is told who has it; the lock of one that was killed is free."""
     config = points(steps=10_000)
     first = subprocess.Popen(
-        command(tmp_path, {"steps": 10_000, "do": "hang", "at": 3}), env=environment(), stdout=subprocess.PIPE, text=True
+        command(tmp_path, {"steps": 10_000, "do": "hang", "at": 3}),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert first.stdout is not None
@@ -556,18 +755,31 @@ def test_fault_62_two_trainings_in_one_folder(tmp_path: Path) -> None:
             "stop it, or take another folder",
         ):
             Run.open(tmp_path / "0", config)
-        with assert_refused(ValueError, "Run", "folder", "be used by one training at a time", f"process {first.pid}"):
+        with assert_refused(
+            ValueError,
+            "Run",
+            "folder",
+            "be used by one training at a time",
+            f"process {first.pid}",
+        ):
             Run.create(tmp_path / "0", config)
         assert Run(tmp_path / "0").config == config  # to look is free
     finally:
         first.kill()
         first.communicate()
-    with Run.open(tmp_path / "0", config), assert_refused(ValueError, "Run", "folder", "be used by one training", f"process {os.getpid()}"):
+    with (
+        Run.open(tmp_path / "0", config),
+        assert_refused(
+            ValueError, "Run", "folder", "be used by one training", f"process {os.getpid()}"
+        ),
+    ):
         Run.open(tmp_path / "0", config)
     Run.open(tmp_path / "0", config).close()
 
 
-def test_fault_63_a_clock_that_runs_backwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_63_a_clock_that_runs_backwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = points()
     run_of(tmp_path / "whole", config)
     clock = iter(range(2_000_000_000, 0, -1000))
@@ -576,7 +788,9 @@ def test_fault_63_a_clock_that_runs_backwards(tmp_path: Path, monkeypatch: pytes
         torch.manual_seed(0)
         train(config.objective(), data_of(config), config, run=run, every=4)
     for path in checkpoints(tmp_path / "run/checkpoints"):
-        os.utime(path, (10**9 - int(path.name[5:]),) * 2)  # the newest by its step is the oldest by its date
+        os.utime(
+            path, (10**9 - int(path.name[5:]),) * 2
+        )  # the newest by its step is the oldest by its date
     run_of(tmp_path / "run", config)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert all(entry["seconds"] >= 0 for entry in Run(tmp_path / "run").history())
@@ -586,11 +800,15 @@ def test_fault_64_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "below", Path("/proc/nothing")):
         for make in (Run.open, Run.create):
-            with assert_refused(ValueError, "Run", "folder", "be one that can be written to", str(folder)):
+            with assert_refused(
+                ValueError, "Run", "folder", "be one that can be written to", str(folder)
+            ):
                 make(folder, points())
 
 
-def test_fault_65_relative_paths_spaces_and_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_65_relative_paths_spaces_and_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, name = points(), "mit Leerzeichen und 図形"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -607,9 +825,16 @@ def test_fault_65_relative_paths_spaces_and_letters(tmp_path: Path, monkeypatch:
 
 
 def test_fault_67_no_two_slots_share_their_noise() -> None:
-    """There are no workers whose generators could be copies: a slot's noise is its own, on all ranks and in all steps."""
+    """There are no workers whose generators could be copies: a slot's noise is its own, on all
+    ranks and in all steps."""
     config = points(augment="none", batch=12)
-    noise = torch.cat([Batches(data_of(config), config, place=Place(i, 2))(step, 0).eps for step in range(20) for i in range(2)])
+    noise = torch.cat(
+        [
+            Batches(data_of(config), config, place=Place(i, 2))(step, 0).eps
+            for step in range(20)
+            for i in range(2)
+        ]
+    )
     assert len(noise.unique(dim=0)) == 240
     flat = noise.flatten()
     assert flat.mean().abs() < 4 / len(flat) ** 0.5
@@ -619,7 +844,11 @@ def test_fault_67_no_two_slots_share_their_noise() -> None:
 def test_fault_70_a_batch_that_cannot_be_shared_evenly() -> None:
     config = points(batch=12)
     for place, accumulate, words in (
-        (Place(0, 5), 1, ("be a multiple of 5", "12 for 5 processes of 1 micro-batches", "batch=10")),
+        (
+            Place(0, 5),
+            1,
+            ("be a multiple of 5", "12 for 5 processes of 1 micro-batches", "batch=10"),
+        ),
         (Place(0, 2), 4, ("be a multiple of 8", "batch=16")),
     ):
         with assert_refused(ValueError, "train", "batch", *words):
@@ -647,7 +876,9 @@ def test_fault_71_out_of_memory_says_what_helps() -> None:
     config = points(accumulate=3)
     for error in (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes"),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes"
+        ),
     ):
         with pytest.raises(type(error)) as caught:
             train(objective_of(Huge(error)), data_of(config), config, quiet=True)
@@ -657,7 +888,9 @@ def test_fault_71_out_of_memory_says_what_helps() -> None:
             "or lower the batch, take more processes, autocast, or a network with checkpoint=True"
         ]
     with pytest.raises(RuntimeError, match="something else") as caught:
-        train(objective_of(Huge(RuntimeError("something else"))), data_of(config), config, quiet=True)
+        train(
+            objective_of(Huge(RuntimeError("something else"))), data_of(config), config, quiet=True
+        )
     assert not hasattr(caught.value, "__notes__")
 
 
@@ -677,7 +910,9 @@ def test_fault_72_half_a_line_in_the_log(tmp_path: Path) -> None:
     assert (folder / "log.jsonl").read_text().count("\n") == 3
 
 
-def test_fault_73_a_log_that_fails_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_73_a_log_that_fails_does_not_stop_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The caller's own, and TensorBoard."""
 
     class SummaryWriter:
@@ -688,14 +923,19 @@ def test_fault_73_a_log_that_fails_does_not_stop_training(tmp_path: Path, monkey
         def add_scalar(self, name: str, value: float, step: int) -> None:
             raise ConnectionError("TensorBoard is down")
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    )
 
     def log(entry: dict[str, Any]) -> None:
         raise ConnectionError("wandb is down")
 
     config = points()
     with (
-        pytest.warns(UserWarning, match="a log failed, training goes on: ConnectionError: TensorBoard is down"),
+        pytest.warns(
+            UserWarning,
+            match="a log failed, training goes on: ConnectionError: TensorBoard is down",
+        ),
         pytest.warns(UserWarning, match="ConnectionError: wandb is down"),
     ):
         run_of(tmp_path, config, log=log)
@@ -703,7 +943,9 @@ def test_fault_73_a_log_that_fails_does_not_stop_training(tmp_path: Path, monkey
     assert len(Run(tmp_path).history()) == 3
 
 
-def test_fault_73_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_73_tensorboard_gets_every_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     got: list[tuple[str, float, int]] = []
 
     class SummaryWriter:
@@ -716,13 +958,23 @@ def test_fault_73_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pyt
         def flush(self) -> None:
             pass
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    )
     run_of(tmp_path, points(), validate=lambda averaged: 2.0)
-    assert {name for name, _, _ in got} >= {"train_bits_per_dim", "gradient_norm", "lr", "skipped", "selection_bits_per_dim"}
+    assert {name for name, _, _ in got} >= {
+        "train_bits_per_dim",
+        "gradient_norm",
+        "lr",
+        "skipped",
+        "selection_bits_per_dim",
+    }
     assert [step for name, _, step in got if name == "train_bits_per_dim"] == [4, 8, 12]
 
 
-def test_fault_73_tensorboard_that_does_not_even_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_73_tensorboard_that_does_not_even_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     imported = builtins.__import__
 
     def fails(name: str, *rest: Any) -> Any:
@@ -735,12 +987,19 @@ def test_fault_73_tensorboard_that_does_not_even_import(tmp_path: Path, monkeypa
     assert outcome(tmp_path)["state"]["step"] == 12
 
 
-def test_fault_73_tensorboard_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_73_tensorboard_that_cannot_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object, **__: object) -> None:
         raise PermissionError("no place for events")
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=fails))
-    with pytest.warns(UserWarning, match="TensorBoard failed, training goes on: PermissionError: no place for events"):
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=fails)
+    )
+    with pytest.warns(
+        UserWarning,
+        match="TensorBoard failed, training goes on: PermissionError: no place for events",
+    ):
         run_of(tmp_path, points())
     assert outcome(tmp_path)["state"]["step"] == 12
 
@@ -748,10 +1007,15 @@ def test_fault_73_tensorboard_that_cannot_start(tmp_path: Path, monkeypatch: pyt
 def test_fault_62_a_run_that_is_only_read_is_not_trained(tmp_path: Path) -> None:
     config = points()
     run_of(tmp_path, config)
-    with assert_refused(ValueError, "train", "run", "be opened for training", "Run.open(folder, config)"):
+    with assert_refused(
+        ValueError, "train", "run", "be opened for training", "Run.open(folder, config)"
+    ):
         train(config.objective(), data_of(config), config, run=Run(tmp_path), quiet=True)
     other = replace(config, lr=0.1)
-    with Run.open(tmp_path, config) as run, assert_refused(ValueError, "train", "run", "be of the config that is trained", "lr: 0.1"):
+    with (
+        Run.open(tmp_path, config) as run,
+        assert_refused(ValueError, "train", "run", "be of the config that is trained", "lr: 0.1"),
+    ):
         train(other.objective(), data_of(other), other, run=run, quiet=True)
 
 

@@ -1,4 +1,5 @@
-"""Faults 33 to 44: what users do to a loss, as far as a CPU goes. Each must agree with the plain eager call."""
+"""Faults 33 to 44: what users do to a loss, as far as a CPU goes. Each must agree with the plain
+eager call."""
 
 import copy
 import io
@@ -43,11 +44,26 @@ from vdiff.decoder import Decoder, Gaussian
 from vdiff.gaussian import moving_only, wide, wide_dtype
 from vdiff.training import over_ranks
 
-from .common import DECODERS, ROWS, SCHEDULE, SCHEDULES, WEIGHTINGS, Net, assert_refused, assert_same, batch, data_of, gradients, model
+from .common import (
+    DECODERS,
+    ROWS,
+    SCHEDULE,
+    SCHEDULES,
+    WEIGHTINGS,
+    Net,
+    assert_refused,
+    assert_same,
+    batch,
+    data_of,
+    gradients,
+    model,
+)
 from .compiled import CASES as COMPILED
 
 # torch's own forward mode loads torch.jit, with a warning that is none of ours
-torch_jit = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+torch_jit = pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning"
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -62,24 +78,57 @@ def test_fault_33_autocast(dtype: torch.dtype, row: object) -> None:
             return super().forward(z, logsnr, **condition)
 
     denoiser = Recorder(Net(), row)  # type: ignore[arg-type]
-    denoiser.network.last.register_forward_hook(lambda module, args, out: seen.append((out.dtype, denoiser.network.told)))  # type: ignore[union-attr]
+    denoiser.network.last.register_forward_hook(
+        lambda module, args, out: seen.append((out.dtype, denoiser.network.told))
+    )  # type: ignore[union-attr]
     # a target in units of its own error: no weight makes one example all of the mean
-    loss = [weighted_elbo(denoiser, x, schedule=SCHEDULE, weighting=MSE(SCHEDULE, row), t=t, eps=eps)]  # type: ignore[arg-type]
+    loss = [
+        weighted_elbo(denoiser, x, schedule=SCHEDULE, weighting=MSE(SCHEDULE, row), t=t, eps=eps)
+    ]  # type: ignore[arg-type]
     with torch.autocast("cpu", dtype=dtype):
-        loss.append(weighted_elbo(denoiser, x, schedule=SCHEDULE, weighting=MSE(SCHEDULE, row), t=t, eps=eps))  # type: ignore[arg-type]
-    assert seen == [(torch.float32, torch.float64), (torch.float32, torch.float32), (torch.float32, torch.float64), (dtype, torch.float32)]
+        loss.append(
+            weighted_elbo(
+                denoiser, x, schedule=SCHEDULE, weighting=MSE(SCHEDULE, row), t=t, eps=eps
+            )
+        )  # type: ignore[arg-type]
+    assert seen == [
+        (torch.float32, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.float32, torch.float64),
+        (dtype, torch.float32),
+    ]
     assert loss[1].dtype == torch.float32
-    assert_same(loss[1].mean(), loss[0].mean(), rtol=2.0**-6 if dtype == torch.bfloat16 else 2.0**-9)
+    assert_same(
+        loss[1].mean(), loss[0].mean(), rtol=2.0**-6 if dtype == torch.bfloat16 else 2.0**-9
+    )
 
 
 @pytest.mark.parametrize("make", DECODERS)
-def test_fault_33_autocast_leaves_the_bound_but_for_the_network(make: Callable[[], Decoder]) -> None:
+def test_fault_33_autocast_leaves_the_bound_but_for_the_network(
+    make: Callable[[], Decoder],
+) -> None:
     decoder = make()
     data, (_, t, eps) = data_of(decoder), batch()
     schedule = Linear(3.0, -5.0)  # so noisy at the clean end that the reconstruction is not zero
-    plain = elbo(model(), data, schedule=schedule, decoder=decoder, t=t, eps=eps, generator=torch.Generator().manual_seed(0))
+    plain = elbo(
+        model(),
+        data,
+        schedule=schedule,
+        decoder=decoder,
+        t=t,
+        eps=eps,
+        generator=torch.Generator().manual_seed(0),
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = elbo(model(), data, schedule=schedule, decoder=make(), t=t, eps=eps, generator=torch.Generator().manual_seed(0))
+        cast = elbo(
+            model(),
+            data,
+            schedule=schedule,
+            decoder=make(),
+            t=t,
+            eps=eps,
+            generator=torch.Generator().manual_seed(0),
+        )
     assert torch.equal(cast.prior, plain.prior)
     assert {cast.prior.dtype, cast.diffusion.dtype, cast.reconstruction.dtype} == {torch.float32}
     if decoder.denoise:
@@ -90,7 +139,8 @@ def test_fault_33_autocast_leaves_the_bound_but_for_the_network(make: Callable[[
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, str]:
-    """What went wrong with each compiled case, in an interpreter of its own: a shape checker's wrappers do not compile."""
+    """What went wrong with each compiled case, in an interpreter of its own: a shape checker's
+    wrappers do not compile."""
     out = subprocess.run(
         [sys.executable, "-m", "faults.compiled"],
         cwd=Path(__file__).parents[1],
@@ -108,12 +158,27 @@ def test_fault_34_compile(case: str, compiled: dict[str, str]) -> None:
 
 
 def objectives() -> dict[str, tuple[Objective, Tensor]]:
-    weighted = {f"{row!r}": (Objective(model(row), schedule=SCHEDULE, weighting=Sigmoid()), batch()[0]) for row in ROWS}
-    bounds = {
-        f"{make()!r}": (Objective(model(), schedule=Linear(), decoder=make()), data_of(make())) for make in DECODERS if not make().denoise
+    weighted = {
+        f"{row!r}": (Objective(model(row), schedule=SCHEDULE, weighting=Sigmoid()), batch()[0])
+        for row in ROWS
     }
-    learned = {"learned": (Objective(model(), schedule=LearnedLinear(), decoder=Categorical(17)), data_of(Categorical(17)))}
-    return {**weighted, **bounds, **learned, "chain": (Objective(model(), schedule=SCHEDULE, steps=10), batch()[0])}
+    bounds = {
+        f"{make()!r}": (Objective(model(), schedule=Linear(), decoder=make()), data_of(make()))
+        for make in DECODERS
+        if not make().denoise
+    }
+    learned = {
+        "learned": (
+            Objective(model(), schedule=LearnedLinear(), decoder=Categorical(17)),
+            data_of(Categorical(17)),
+        )
+    }
+    return {
+        **weighted,
+        **bounds,
+        **learned,
+        "chain": (Objective(model(), schedule=SCHEDULE, steps=10), batch()[0]),
+    }
 
 
 @pytest.mark.parametrize("name", list(objectives()))
@@ -123,17 +188,23 @@ def test_fault_35_gradients_per_example(name: str) -> None:
     parameters = {k: p.detach() for k, p in objective.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        return functional_call(objective, parameters, (x[None],), {"t": t[None], "eps": eps[None]})[0]
+        return functional_call(
+            objective, parameters, (x[None],), {"t": t[None], "eps": eps[None]}
+        )[0]
 
     together = vmap(grad(loss), in_dims=(None, 0, 0, 0))(parameters, data, t, eps)
     for i in range(len(data)):
-        alone = gradients(objective, lambda i=i: objective(data[i : i + 1], t=t[i : i + 1], eps=eps[i : i + 1])[0])  # type: ignore[misc]
+        alone = gradients(
+            objective,
+            lambda i=i: objective(data[i : i + 1], t=t[i : i + 1], eps=eps[i : i + 1])[0],
+        )  # type: ignore[misc]
         for k, g in alone.items():
             assert_same(together[k][i], g, rtol=1e-4, atol=1e-5 * g.abs().max().item())
 
 
 def test_fault_35_drawn_under_vmap() -> None:
-    """A thousand single examples, each with its own time and noise, against as many in one stratified batch."""
+    """A thousand single examples, each with its own time and noise, against as many in one
+    stratified batch."""
     n, x = 4096, batch(1)[0]
     objective = Objective(model(), schedule=SCHEDULE, weighting=Sigmoid())
     torch.manual_seed(0)
@@ -152,7 +223,9 @@ def test_fault_35_values_are_still_checked_where_they_can_be_read() -> None:
         grad(lambda x: objective(x, t=t + 1, eps=eps).sum())(x)
     with assert_refused(ValueError, "weighted_elbo", "t", "lie within [0, 1]"):
         vmap(lambda eps: objective(x, t=t + 1, eps=eps))(eps[None])
-    with assert_refused(ValueError, "weighted_elbo", "eps", "have the shape of x"):  # shapes always
+    with assert_refused(
+        ValueError, "weighted_elbo", "eps", "have the shape of x"
+    ):  # shapes always
         vmap(lambda eps: objective(x, t=t, eps=eps[:1]))(eps[None])
 
 
@@ -163,7 +236,9 @@ def test_fault_36_second_derivatives(row: object) -> None:
     names = [name for name, _ in objective.named_parameters()]
 
     def loss(x: Tensor, eps: Tensor, *values: Tensor) -> Tensor:
-        return functional_call(objective, dict(zip(names, values, strict=True)), (x,), {"t": t, "eps": eps})
+        return functional_call(
+            objective, dict(zip(names, values, strict=True)), (x,), {"t": t, "eps": eps}
+        )
 
     inputs = tuple(v.detach().requires_grad_() for v in (x, eps, *objective.parameters()))
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
@@ -175,11 +250,21 @@ def test_fault_36_second_derivatives_of_learned_ends(steps: int | None) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         _, t, eps = batch(2, dtype=torch.float64)
-        objective = Objective(model().double(), schedule=LearnedLinear(5.0, -3.0), decoder=Categorical(17), steps=steps)
+        objective = Objective(
+            model().double(),
+            schedule=LearnedLinear(5.0, -3.0),
+            decoder=Categorical(17),
+            steps=steps,
+        )
         data = data_of(Categorical(17), 2)
 
         def loss(low: Tensor, high: Tensor) -> Tensor:
-            return functional_call(objective, {"schedule.low": low, "schedule.high": high}, (data,), {"t": t, "eps": eps})
+            return functional_call(
+                objective,
+                {"schedule.low": low, "schedule.high": high},
+                (data,),
+                {"t": t, "eps": eps},
+            )
 
         ends = tuple(v.detach().clone().requires_grad_() for v in objective.schedule.parameters())
         assert torch.autograd.gradcheck(loss, ends)
@@ -199,7 +284,9 @@ def test_fault_37_forward_mode(row: object) -> None:
 
     value, slope = torch.func.jvp(loss, (x,), (eps,))
     assert_same(value, loss(x), rtol=1e-12)
-    assert_same(slope, (torch.func.vjp(loss, x)[1](torch.ones_like(value))[0] * eps).sum(1), rtol=1e-9)
+    assert_same(
+        slope, (torch.func.vjp(loss, x)[1](torch.ones_like(value))[0] * eps).sum(1), rtol=1e-9
+    )
 
 
 @torch_jit
@@ -208,23 +295,41 @@ def test_fault_37_the_trace_that_a_likelihood_needs() -> None:
     z, t, _ = batch(dtype=torch.float64)
     net, logsnr = model().double(), SCHEDULE(t)
     basis = [torch.eye(2, dtype=torch.float64)[i].expand_as(z) for i in range(2)]
-    trace = sum(torch.func.jvp(lambda z: net(z, logsnr).eps, (z,), (e,))[1][:, i] for i, e in enumerate(basis))
+    trace = sum(
+        torch.func.jvp(lambda z: net(z, logsnr).eps, (z,), (e,))[1][:, i]
+        for i, e in enumerate(basis)
+    )
     with torch.no_grad():
-        difference = sum((net(z + 1e-5 * e, logsnr).eps - net(z - 1e-5 * e, logsnr).eps)[:, i] / 2e-5 for i, e in enumerate(basis))
+        difference = sum(
+            (net(z + 1e-5 * e, logsnr).eps - net(z - 1e-5 * e, logsnr).eps)[:, i] / 2e-5
+            for i, e in enumerate(basis)
+        )
     assert_same(trace, difference, rtol=1e-8)  # type: ignore[arg-type]
 
 
 def parts() -> dict[str, tuple[nn.Module, Callable[[nn.Module], Tensor]]]:
-    t, logsnr = torch.linspace(0.05, 0.95, 7, dtype=torch.float64), torch.linspace(-9, 9, 7, dtype=torch.float64)
+    t, logsnr = (
+        torch.linspace(0.05, 0.95, 7, dtype=torch.float64),
+        torch.linspace(-9, 9, 7, dtype=torch.float64),
+    )
     schedules = {
-        f"schedule {make()!r}": (make(), lambda m: torch.cat([m(t), m.rate(t), m.density(logsnr), m.inverse(logsnr, clamp=True)]))
+        f"schedule {make()!r}": (
+            make(),
+            lambda m: torch.cat(
+                [m(t), m.rate(t), m.density(logsnr), m.inverse(logsnr, clamp=True)]
+            ),
+        )
         for make in SCHEDULES
     }
     weightings = {f"weighting {make()!r}": (make(), lambda m: m(logsnr)) for make in WEIGHTINGS}
-    decoders = {f"decoder {make()!r}": (make(), lambda m: m.log_prob(data_of(m), batch()[0], 5.0)) for make in DECODERS}
+    decoders = {
+        f"decoder {make()!r}": (make(), lambda m: m.log_prob(data_of(m), batch()[0], 5.0))
+        for make in DECODERS
+    }
     _, times, eps = batch()
     whole = {
-        f"objective {name}": (objective, lambda m, data=data: m(data, t=times, eps=eps)) for name, (objective, data) in objectives().items()
+        f"objective {name}": (objective, lambda m, data=data: m(data, t=times, eps=eps))
+        for name, (objective, data) in objectives().items()
     }
     return {**schedules, **weightings, **decoders, **whole}
 
@@ -272,7 +377,9 @@ def test_fault_38_a_state_dict_is_strict_and_a_loaded_prior_counts() -> None:
     with pytest.raises(RuntimeError, match="prior"):
         Categorical(17).load_state_dict(fitted.state_dict(), strict=True)
     with pytest.raises(RuntimeError, match=r"schedule\.low"):
-        Objective(model(), schedule=SCHEDULE).load_state_dict(Objective(model(), schedule=LearnedLinear()).state_dict(), strict=True)
+        Objective(model(), schedule=SCHEDULE).load_state_dict(
+            Objective(model(), schedule=LearnedLinear()).state_dict(), strict=True
+        )
     learned = Objective(model(), schedule=LearnedLinear(12.0, -4.0))
     restored = Objective(model(), schedule=LearnedLinear())
     restored.load_state_dict(learned.state_dict(), strict=True)
@@ -286,22 +393,39 @@ def test_fault_38_built_on_the_meta_device() -> None:
     data = data_of(Categorical(17))
     with torch.device("meta"):
         deferred = [
-            Objective(Denoiser(nn.Identity(), V()), schedule=make(), weighting=w(), steps=w().chain)
+            Objective(
+                Denoiser(nn.Identity(), V()), schedule=make(), weighting=w(), steps=w().chain
+            )
             for make, w in zip(SCHEDULES, itertools.cycle(WEIGHTINGS), strict=False)
         ]
-        bound = Objective(Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), decoder=Categorical(17))
+        bound = Objective(
+            Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), decoder=Categorical(17)
+        )
     for objective, make, w in zip(deferred, SCHEDULES, itertools.cycle(WEIGHTINGS), strict=False):
         if next(objective.schedule.parameters(), None) is None:
-            direct = Objective(Denoiser(nn.Identity(), V()), schedule=make(), weighting=w(), steps=w().chain)
+            direct = Objective(
+                Denoiser(nn.Identity(), V()), schedule=make(), weighting=w(), steps=w().chain
+            )
             objective.model.network = direct.model.network = TwoArguments()
             assert torch.equal(objective(x, t=t, eps=eps), direct(x, t=t, eps=eps))
     assert bound.schedule.low.device.type == "meta"
     filled = bound.to_empty(device="cpu")
-    filled.load_state_dict(Objective(Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), decoder=Categorical(17)).state_dict())
+    filled.load_state_dict(
+        Objective(
+            Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), decoder=Categorical(17)
+        ).state_dict()
+    )
     filled.model.network = TwoArguments()
     assert torch.equal(
         filled(data, t=t, eps=eps),
-        elbo(Denoiser(TwoArguments(), V()), data, schedule=LearnedLinear(), decoder=Categorical(17), t=t, eps=eps).total,
+        elbo(
+            Denoiser(TwoArguments(), V()),
+            data,
+            schedule=LearnedLinear(),
+            decoder=Categorical(17),
+            t=t,
+            eps=eps,
+        ).total,
     )
 
 
@@ -335,7 +459,9 @@ def shared_objective() -> Objective:
 
 
 def adaptive_objective() -> Objective:
-    return Objective(model(), schedule=Adaptive(13.3, -5.0, bins=4, warmup=1), decoder=Categorical(17))
+    return Objective(
+        model(), schedule=Adaptive(13.3, -5.0, bins=4, warmup=1), decoder=Categorical(17)
+    )
 
 
 def learn(one: nn.Module, data: Tensor, t: Tensor, eps: Tensor) -> None:
@@ -352,24 +478,36 @@ def learn(one: nn.Module, data: Tensor, t: Tensor, eps: Tensor) -> None:
 def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=120),
     )
     wrapped = DistributedDataParallel(shared_objective())
     data, (_, t, eps) = data_of(Categorical(17)), batch()
     wrapped(data[rank::2], t=t[rank::2], eps=eps[rank::2]).mean().backward()
     grads = {k: p.grad.clone() for k, p in wrapped.module.named_parameters()}
-    wrapped, adaptive = DistributedDataParallel(shared_objective()), DistributedDataParallel(adaptive_objective())
+    wrapped, adaptive = (
+        DistributedDataParallel(shared_objective()),
+        DistributedDataParallel(adaptive_objective()),
+    )
     learn(wrapped, data[rank::2], t[rank::2], eps[rank::2])
     learn(adaptive, data[rank::2], t[rank::2], eps[rank::2])
-    states = {k: v for one in (wrapped, adaptive) for k, v in one.module.schedule.state_dict().items()}
+    states = {
+        k: v for one in (wrapped, adaptive) for k, v in one.module.schedule.state_dict().items()
+    }
     torch.save({"grads": grads, "states": states}, Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()
-    os._exit(0)  # torch 2.13 can deadlock where DDP's reducer is taken down with the GIL held, on a gloo thread that waits for it
+    os._exit(
+        0
+    )  # torch 2.13 can deadlock where DDP's reducer is taken down with the GIL held, on a gloo thread that waits for it
 
 
 def test_fault_40_distributed_data_parallel_over_the_objective(tmp_path: Path) -> None:
-    """Two processes with half a batch each have the gradient of the whole batch, learned ends and shape included, and
-    after a step the same schedules, the same statistics in them, as a single process."""
+    """Two processes with half a batch each have the gradient of the whole batch, learned ends and
+    shape included, and after a step the same schedules, the same statistics in them, as a single
+    process."""
     torch.multiprocessing.spawn(train_on_one_of_two, args=(free_port(), str(tmp_path)), nprocs=2)
     objective, data, (_, t, eps) = shared_objective(), data_of(Categorical(17)), batch()
     expected = gradients(objective, lambda: objective(data, t=t, eps=eps).mean())
@@ -383,9 +521,13 @@ def test_fault_40_distributed_data_parallel_over_the_objective(tmp_path: Path) -
     for got in ranks:
         assert got["grads"].keys() == expected.keys()
         for k in expected:
-            assert_same(got["grads"][k], expected[k], rtol=1e-4, atol=1e-6 * expected[k].abs().max().item())
+            assert_same(
+                got["grads"][k], expected[k], rtol=1e-4, atol=1e-6 * expected[k].abs().max().item()
+            )
         for k in states:
-            assert_same(got["states"][k], states[k], rtol=1e-4, atol=1e-6 * states[k].abs().max().item())
+            assert_same(
+                got["states"][k], states[k], rtol=1e-4, atol=1e-6 * states[k].abs().max().item()
+            )
     assert states["mass"].max() > states["mass"].min()
     assert all(torch.equal(ranks[0]["states"][k], ranks[1]["states"][k]) for k in states)
 
@@ -428,13 +570,20 @@ def test_fault_41_gradient_checkpointing_keeps_noise_and_dropout() -> None:
         return weighted_elbo(denoiser, x, schedule=SCHEDULE).mean()
 
     assert torch.equal(loss(saving), loss(plain))
-    got, expected = gradients(network, lambda: loss(saving)), gradients(plain.network, lambda: loss(plain))
+    got, expected = (
+        gradients(network, lambda: loss(saving)),
+        gradients(plain.network, lambda: loss(plain)),
+    )
     assert all(torch.equal(got[k], expected[k]) for k in expected)
 
 
 def test_fault_42_data_parallel() -> None:
     x = batch()[0]
-    words = ("not hold an nn.DataParallel", "got DataParallel", "wrap the Objective in DistributedDataParallel")
+    words = (
+        "not hold an nn.DataParallel",
+        "got DataParallel",
+        "wrap the Objective in DistributedDataParallel",
+    )
     for network in (nn.DataParallel(Net()), nn.Sequential(nn.DataParallel(nn.Identity()))):
         with assert_refused(TypeError, "Denoiser", "network", *words):
             Denoiser(network, V())
@@ -444,8 +593,16 @@ def test_fault_42_data_parallel() -> None:
         elbo(nn.DataParallel(model()), x, schedule=SCHEDULE, decoder=Gaussian())
     with assert_refused(TypeError, "Objective", "model", *words):
         Objective(nn.DataParallel(model()), schedule=SCHEDULE)
-    replica = Objective(model(), schedule=SCHEDULE)._replicate_for_data_parallel()  # what DataParallel calls on each GPU
-    with assert_refused(TypeError, "Objective", "self", "not be wrapped in nn.DataParallel", "use DistributedDataParallel"):
+    replica = Objective(
+        model(), schedule=SCHEDULE
+    )._replicate_for_data_parallel()  # what DataParallel calls on each GPU
+    with assert_refused(
+        TypeError,
+        "Objective",
+        "self",
+        "not be wrapped in nn.DataParallel",
+        "use DistributedDataParallel",
+    ):
         replica(x)
 
 
@@ -463,8 +620,13 @@ def test_fault_43_a_device_without_float64() -> None:
             )
         return v + 1
 
-    with pytest.warns(UserWarning, match=r"the device has no float64: a tensor of shape \(3,\) stays on cpu"):
-        assert torch.equal(moving_only(to_mps)(torch.ones(3, dtype=torch.float64)), torch.ones(3, dtype=torch.float64))
+    with pytest.warns(
+        UserWarning, match=r"the device has no float64: a tensor of shape \(3,\) stays on cpu"
+    ):
+        assert torch.equal(
+            moving_only(to_mps)(torch.ones(3, dtype=torch.float64)),
+            torch.ones(3, dtype=torch.float64),
+        )
     assert torch.equal(moving_only(to_mps)(torch.ones(3)), torch.full((3,), 2.0))
     with pytest.warns(UserWarning, match="stays on cpu"):
         schedule = LearnedLinear()._apply(to_mps)
@@ -500,5 +662,12 @@ def test_fault_44_deterministic_algorithms(name: str) -> None:
 
 
 def test_every_parameterization_is_among_the_rows() -> None:
-    assert {type(row).__name__ for row in ROWS} == {"Eps", "X", "V", "Flow", "Score", "PosteriorMean"}
+    assert {type(row).__name__ for row in ROWS} == {
+        "Eps",
+        "X",
+        "V",
+        "Flow",
+        "Score",
+        "PosteriorMean",
+    }
     assert {X, V, Eps} <= {type(row) for row in ROWS}

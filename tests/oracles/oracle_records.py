@@ -1,8 +1,10 @@
-"""The records of `records.json` (values computed elsewhere, each with its tolerance), and how they are asked of vdiff.
+"""The records of `records.json` (values computed elsewhere, each with its tolerance), and how they
+are asked of vdiff.
 
-A record is {id, case, quantity, params, value, tol, method}: `tol` is absolute unless `method` says RELATIVE, and a dict
-or a list is compared entry by entry. Conventions: variance preserving, λ = log SNR, sums over dimensions, nats, t = 0 at
-`lam_max`. Expectations over (x, ε) are quadratures, handed to vdiff as `x`, `t` and `eps`: no seeds, no sampling error.
+A record is {id, case, quantity, params, value, tol, method}: `tol` is absolute unless `method`
+says RELATIVE, and a dict or a list is compared entry by entry. Conventions: variance preserving, λ
+= log SNR, sums over dimensions, nats, t = 0 at `lam_max`. Expectations over (x, ε) are
+quadratures, handed to vdiff as `x`, `t` and `eps`: no seeds, no sampling error.
 """
 
 import decimal
@@ -67,13 +69,18 @@ LATER_ENTRIES = {
 def _prior_of_a_straight_path(t: str, square: str, dims: int) -> float:
     with decimal.localcontext(prec=40):
         variance = Decimal(t) ** 2
-        return float((dims * (variance - 1 - variance.ln()) + (1 - Decimal(t)) ** 2 * Decimal(square)) / 2)
+        return float(
+            (dims * (variance - 1 - variance.ln()) + (1 - Decimal(t)) ** 2 * Decimal(square)) / 2
+        )
 
 
 def _likelihood_of_one_step(record: Record) -> dict[str, Any]:
-    """The chain of one step, 6 → −5, at x = −1: z_0 integrated out by hand, z_1 on a grid to ±16."""
+    """The chain of one step, 6 → −5, at x = −1: z_0 integrated out by hand, z_1 on a grid to
+    ±16."""
     case = DATA["cases"][record["case"]]
-    weights, means, variances = (torch.tensor(case[k], dtype=torch.float64).flatten() for k in ("weights", "means", "vars"))
+    weights, means, variances = (
+        torch.tensor(case[k], dtype=torch.float64).flatten() for k in ("weights", "means", "vars")
+    )
     z = torch.linspace(-16, 16, 8001, dtype=torch.float64)
     signal, noise = 1 / (1 + math.exp(5)), 1 / (1 + math.exp(-5))
     spread = signal * variances + noise
@@ -82,13 +89,19 @@ def _likelihood_of_one_step(record: Record) -> dict[str, Any]:
     denoised = (share * (means + math.sqrt(signal) * variances / spread * shift)).sum(1)
     mean = math.exp(-11) * z / math.sqrt(signal) + (1 - math.exp(-11)) * denoised  # of z_0/α_0
     variance = (1 - math.exp(-11)) * math.exp(-6) + math.exp(-6)
-    log_density = -0.5 * (-1 - mean).square() / variance - 0.5 * z.square() - 0.5 * math.log(variance) - math.log(2 * math.pi)
+    log_density = (
+        -0.5 * (-1 - mean).square() / variance
+        - 0.5 * z.square()
+        - 0.5 * math.log(variance)
+        - math.log(2 * math.pi)
+    )
     value = torch.logsumexp(log_density, 0).item() + math.log(z[1] - z[0])
     return record["value"] | {"log_p_x": [value, *record["value"]["log_p_x"][1:]]}
 
 
-# values that lost digits where they were computed, once more; tolerances as they are:
-# t² − 1 − log t² in float64, 1e-11 off; and a grid for z_1 that ends at ±11, 4e-7 off where log p(x) = −73.6 lies in its tail
+# values that lost digits where they were computed, once more; tolerances as they are: t² − 1 − log
+# t² in float64, 1e-11 off; and a grid for z_1 that ends at ±11, 4e-7 off where log p(x) = −73.6
+# lies in its tail
 CORRECTED = {
     "02742": _prior_of_a_straight_path("0.999", "0.64", 1),
     "02746": _prior_of_a_straight_path("0.999", "2.3", 3),
@@ -100,20 +113,34 @@ asked: set[str] = set()  # ids of the records that a test asks for
 
 def of(quantity: str, *cases: str) -> Any:
     """`pytest.mark.parametrize` over the records of a quantity (of some cases), with their ids."""
-    chosen = [r for r in RECORDS if r["quantity"] == quantity and (not cases or r["case"] in cases)]
+    chosen = [
+        r for r in RECORDS if r["quantity"] == quantity and (not cases or r["case"] in cases)
+    ]
     asked.update(r["id"] for r in chosen)
     return pytest.mark.parametrize("record", chosen, ids=[r["id"] for r in chosen])
 
 
 def assert_meets(record: Record, got: Any) -> None:
-    """Raise AssertionError unless every entry of the record is met within the record's own tolerance."""
+    """Raise AssertionError unless every entry of the record is met within the record's own
+    tolerance."""
     value = CORRECTED.get(record["id"], record["value"])
-    _assert_close(value, got, record["tol"], "RELATIVE" in record["method"], LATER_ENTRIES.get(record["quantity"], ()), "value")
+    _assert_close(
+        value,
+        got,
+        record["tol"],
+        "RELATIVE" in record["method"],
+        LATER_ENTRIES.get(record["quantity"], ()),
+        "value",
+    )
 
 
-def _assert_close(value: Any, got: Any, tol: float, relative: bool, later: tuple[str, ...], place: str) -> None:
+def _assert_close(
+    value: Any, got: Any, tol: float, relative: bool, later: tuple[str, ...], place: str
+) -> None:
     if isinstance(value, dict):
-        assert set(got) == set(value) - set(later), f"{place}: entries {sorted(got)}, record has {sorted(value)}"
+        assert set(got) == set(value) - set(later), (
+            f"{place}: entries {sorted(got)}, record has {sorted(value)}"
+        )
         for key in got:
             _assert_close(value[key], got[key], tol, relative, later, f"{place}[{key}]")
     elif isinstance(value, list):
@@ -123,28 +150,37 @@ def _assert_close(value: Any, got: Any, tol: float, relative: bool, later: tuple
     else:
         bound = tol * abs(value) if relative else tol
         error = abs(float(got) - value)
-        assert error <= bound, f"{place}: {float(got)!r}, record {value!r}, off by {error:.3g} where {bound:.3g} is allowed"
+        assert error <= bound, (
+            f"{place}: {float(got)!r}, record {value!r}, off by {error:.3g} where {bound:.3g} is allowed"
+        )
 
 
-# ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── data
+# ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @functools.cache
 def oracle(case: str) -> GaussianMixture:
     """The data of a case, as its perfect denoiser."""
     if case.startswith("pixels"):
-        return Lattice(torch.arange(256, dtype=torch.float64) * (2 / 255) - 1, torch.tensor(DATA["pixels_pmf"], dtype=torch.float64))
+        return Lattice(
+            torch.arange(256, dtype=torch.float64) * (2 / 255) - 1,
+            torch.tensor(DATA["pixels_pmf"], dtype=torch.float64),
+        )
     definition = DATA["cases"][case]
     if definition["kind"] == "gaussian":
         return Gaussian(definition["mean"], definition["var"])
-    return GaussianMixture(definition["weights"], definition["means"], [[v] for v in definition["vars"]])
+    return GaussianMixture(
+        definition["weights"], definition["means"], [[v] for v in definition["vars"]]
+    )
 
 
 def vector(values: Any) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float64)
 
 
-# ── models ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── models
+# ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def denoiser(case: str, name: str) -> Model:
@@ -152,9 +188,13 @@ def denoiser(case: str, name: str) -> Model:
     perfect = oracle(case)
     scaled: dict[str, Model] = {
         "opt": perfect,
-        "eps_scale_0.9": lambda z, logsnr: Prediction(z, logsnr, 0.9 * perfect(z, logsnr).eps, Eps()),
+        "eps_scale_0.9": lambda z, logsnr: Prediction(
+            z, logsnr, 0.9 * perfect(z, logsnr).eps, Eps()
+        ),
         "eps_zero": lambda z, logsnr: Prediction(z, logsnr, torch.zeros_like(z), Eps()),
-        "eps_bias_0.1": lambda z, logsnr: Prediction(z, logsnr, perfect(z, logsnr).eps + 0.1, Eps()),
+        "eps_bias_0.1": lambda z, logsnr: Prediction(
+            z, logsnr, perfect(z, logsnr).eps + 0.1, Eps()
+        ),
         "x_zero": lambda z, logsnr: Prediction(z, logsnr, torch.zeros_like(z), X()),
         "x_scale_3": lambda z, logsnr: Prediction(z, logsnr, 3.0 * perfect(z, logsnr).x, X()),
     }
@@ -178,7 +218,10 @@ def error_of(case: str, name: str, logsnr: Tensor, mmse: Tensor) -> Tensor:
     }[name]
 
 
-PANELS = {"gmm1d": [(-15.1, 15.1, 200)], "pixels_ddpm": [(-10.2, 6.0, 96), (6.0, 11.0, 36), (11.0, 13.3, 24)]}
+PANELS = {
+    "gmm1d": [(-15.1, 15.1, 200)],
+    "pixels_ddpm": [(-10.2, 6.0, 96), (6.0, 11.0, 36), (11.0, 13.3, 24)],
+}
 
 
 @functools.cache
@@ -187,12 +230,21 @@ def _knots(case: str) -> list[tuple[float, float, Tensor, Tensor, Tensor]]:
     for low, high, n in PANELS[case]:
         angle = (torch.arange(n, dtype=torch.float64) + 0.5) * (math.pi / n)
         knots = 0.5 * (low + high) + 0.5 * (high - low) * torch.cos(angle)
-        panels.append((low, high, knots, torch.sin(angle) * (1 - 2 * (torch.arange(n) % 2)), oracle(case).mmse(knots)))
+        panels.append(
+            (
+                low,
+                high,
+                knots,
+                torch.sin(angle) * (1 - 2 * (torch.arange(n) % 2)),
+                oracle(case).mmse(knots),
+            )
+        )
     return panels
 
 
 def mmse(case: str, logsnr: Tensor) -> Tensor:
-    """The perfect denoiser's error: `oracle.mmse`, for mixtures interpolated between Chebyshev points to 1e-10 or better."""
+    """The perfect denoiser's error: `oracle.mmse`, for mixtures interpolated between Chebyshev
+    points to 1e-10 or better."""
     if len(oracle(case).weights) == 1:
         return oracle(case).mmse(logsnr)
     value = torch.full_like(logsnr, math.nan)
@@ -203,7 +255,8 @@ def mmse(case: str, logsnr: Tensor) -> Tensor:
     return value
 
 
-# ── schedules and weightings by the records' names ────────────────────────────────────────────────────────────────────
+# ── schedules and weightings by the records' names
+# ────────────────────────────────────────────────────────────────────
 
 SCHEDULES: dict[str | None, Callable[[], Schedule]] = {
     None: lambda: Linear(13.3, -5.0),
@@ -224,7 +277,9 @@ def _cosine_eps() -> Weighting:
     return MSE(Cosine().law, Eps())
 
 
-TOTALS: dict[str, Callable[[], Weighting]] = {  # with the constants of plain losses; the records leave `const_train` out
+TOTALS: dict[
+    str, Callable[[], Weighting]
+] = {  # with the constants of plain losses; the records leave `const_train` out
     "elbo": ELBO,
     "iddpm_cosine_eps": _cosine_eps,
     "ddpm_linear_eps": lambda: MSE(LinearBeta().law, Eps()),
@@ -263,7 +318,8 @@ def kinks(name: str) -> list[float]:
     return DATA["weightings"][name]["kinks"]
 
 
-# ── quadrature ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── quadrature
+# ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 STRIDE = 2  # of the 401 trapezoid nodes of `oracle.nodes` every second still gives 1e-12
 
@@ -283,7 +339,9 @@ def gauss_legendre(low: float, high: float, n: int) -> tuple[Tensor, Tensor]:
     return low + 0.5 * (high - low) * (nodes + 1), (high - low) * vectors[0].square()
 
 
-def levels_between(low: float, high: float, splits: list[float], n: int = 64) -> tuple[Tensor, Tensor]:
+def levels_between(
+    low: float, high: float, splits: list[float], n: int = 64
+) -> tuple[Tensor, Tensor]:
     """λ nodes and weights on [low, high], the panels meeting at the kinks of the integrand."""
     ends = [low, *sorted(s for s in splits if low < s < high), high]
     panels = [gauss_legendre(a, b, n) for a, b in itertools.pairwise(ends)]
@@ -291,7 +349,8 @@ def levels_between(low: float, high: float, splits: list[float], n: int = 64) ->
 
 
 def times(spacing: float = 0.025, reach: float = 3.1) -> tuple[Tensor, Tensor]:
-    """t and weights of ∫₀¹ dt, the same for every schedule: tanh-sinh, which does not mind a rate that soars at the ends."""
+    """t and weights of ∫₀¹ dt, the same for every schedule: tanh-sinh, which does not mind a rate
+    that soars at the ends."""
     half = round(reach / spacing)
     u = torch.arange(-half, half + 1, dtype=torch.float64) * spacing
     t = torch.sigmoid(math.pi * torch.sinh(u))
@@ -301,16 +360,19 @@ def times(spacing: float = 0.025, reach: float = 3.1) -> tuple[Tensor, Tensor]:
 @functools.lru_cache(maxsize=4096)
 def _mixture_nodes(case: str, logsnr: float) -> tuple[Tensor, Tensor, Tensor]:
     data = oracle(case)
-    x, eps, weight = (v.view(len(data.weights), -1, 5)[:, ::STRIDE].reshape(-1) for v in data.nodes(logsnr))
+    x, eps, weight = (
+        v.view(len(data.weights), -1, 5)[:, ::STRIDE].reshape(-1) for v in data.nodes(logsnr)
+    )
     return x[:, None], eps[:, None], weight * STRIDE
 
 
 def nodes(case: str, logsnr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x (n, r, d), ε (n, r, d) and weights (n, r) for each of n λ: Σ weight·f(x, ε) is E f of the data of a case.
+    """x (n, r, d), ε (n, r, d) and weights (n, r) for each of n λ: Σ weight·f(x, ε) is E f of the
+    data of a case.
 
-    For Gaussian data f may be any polynomial of degree 9, whose expectation does not depend on how dimensions hang
-    together: ‖e‖² of d independent dimensions is a sum, so all may share one node. For mixtures in one dimension these
-    are `oracle.nodes`.
+    For Gaussian data f may be any polynomial of degree 9, whose expectation does not depend on how
+    dimensions hang together: ‖e‖² of d independent dimensions is a sum, so all may share one node.
+    For mixtures in one dimension these are `oracle.nodes`.
     """
     data = oracle(case)
     if len(data.weights) > 1:
@@ -318,14 +380,19 @@ def nodes(case: str, logsnr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, eps, weight = (torch.stack(p) for p in zip(*parts, strict=True))
         return x, eps, weight
     node, mass = gauss_hermite(5)
-    xi, eps, weight = node.repeat_interleave(5)[:, None], node.repeat(5)[:, None], mass.repeat_interleave(5) * mass.repeat(5)
+    xi, eps, weight = (
+        node.repeat_interleave(5)[:, None],
+        node.repeat(5)[:, None],
+        mass.repeat_interleave(5) * mass.repeat(5),
+    )
     x = data.means[0] + data.variances[0].sqrt() * xi
     n = len(logsnr)
     return x.expand(n, -1, -1), eps.expand(n, -1, data.dims), weight.expand(n, -1)
 
 
 def product_nodes(case: str, logsnr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with independent dimensions, for ‖e‖⁴ of Gaussian data: degree 5 in each of the 2d normals."""
+    """The same with independent dimensions, for ‖e‖⁴ of Gaussian data: degree 5 in each of the 2d
+    normals."""
     data = oracle(case)
     node, mass = gauss_hermite(3)
     grid = torch.cartesian_prod(*[node] * (2 * data.dims))
@@ -336,24 +403,44 @@ def product_nodes(case: str, logsnr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def nodes_given(x: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ε alone, for one given x (d,): equidistant nodes of one standard normal, shared by all dimensions."""
+    """ε alone, for one given x (d,): equidistant nodes of one standard normal, shared by all
+    dimensions."""
     u = torch.arange(-90, 91, dtype=torch.float64) * 0.1
     weight = torch.exp(-0.5 * u.square())
     n = len(logsnr)
-    return x.expand(n, len(u), -1), u[:, None].expand(n, len(u), len(x)), (weight / weight.sum()).expand(n, -1)
+    return (
+        x.expand(n, len(u), -1),
+        u[:, None].expand(n, len(u), len(x)),
+        (weight / weight.sum()).expand(n, -1),
+    )
 
 
 Nodes = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 ROWS = 1_500_000  # of one call of the verb
 
 
-def moments(model: Model, at: Nodes, t: Tensor, *, schedule: Schedule, powers: tuple[int, ...] = (1,), **options: Any) -> list[Tensor]:
+def moments(
+    model: Model,
+    at: Nodes,
+    t: Tensor,
+    *,
+    schedule: Schedule,
+    powers: tuple[int, ...] = (1,),
+    **options: Any,
+) -> list[Tensor]:
     """E[ℓ^p] over (x, ε) at each given time, ℓ being what `weighted_elbo` returns."""
     found: list[list[Tensor]] = [[] for _ in powers]
     rows = at(schedule(t[:1]))[2].shape[1]
     for part in t.split(max(1, ROWS // rows)):
         x, eps, weight = at(schedule(part))
-        flat = weighted_elbo(model, x.flatten(0, 1), t=part.repeat_interleave(rows), eps=eps.flatten(0, 1), schedule=schedule, **options)
+        flat = weighted_elbo(
+            model,
+            x.flatten(0, 1),
+            t=part.repeat_interleave(rows),
+            eps=eps.flatten(0, 1),
+            schedule=schedule,
+            **options,
+        )
         loss = flat.view(weight.shape)
         for kept, power in zip(found, powers, strict=True):
             kept.append((weight * loss**power).sum(1))

@@ -1,4 +1,5 @@
-"""Whole bounds: for continuous data with a Gaussian decoder, for levels with VDM's, and the gradients of the end points."""
+"""Whole bounds: for continuous data with a Gaussian decoder, for levels with VDM's, and the
+gradients of the end points."""
 
 from functools import partial
 
@@ -15,7 +16,12 @@ def bound_over_time(case, at, schedule):
     t, width = times()
     x, eps, weight = at(schedule(t))
     bound = elbo(
-        oracle(case), x.flatten(0, 1), schedule=schedule, decoder=Gaussian(), t=t.repeat_interleave(x.shape[1]), eps=eps.flatten(0, 1)
+        oracle(case),
+        x.flatten(0, 1),
+        schedule=schedule,
+        decoder=Gaussian(),
+        t=t.repeat_interleave(x.shape[1]),
+        eps=eps.flatten(0, 1),
     )
     return bound, (width[:, None] * weight).flatten()
 
@@ -44,12 +50,15 @@ def test_bound_and_its_parts(record):
 @of("nll_bound_x")
 def test_bound_at_given_x(record):
     p = record["params"]
-    bound, weight = bound_over_time(record["case"], partial(nodes_given, vector(p["x"])), Linear(p["lam_max"], p["lam_min"]))
+    bound, weight = bound_over_time(
+        record["case"], partial(nodes_given, vector(p["x"])), Linear(p["lam_max"], p["lam_min"])
+    )
     assert_meets(record, weight @ bound.total)
 
 
 class ContinuousDecoder(Decoder):
-    """N(z₀/α₀, e^{−λ_max} I). `elbo` refuses learned ends with vdiff's own, since training them has no optimum; their gradient is exact."""
+    """N(z₀/α₀, e^{−λ_max} I). `elbo` refuses learned ends with vdiff's own, since training them
+    has no optimum; their gradient is exact."""
 
     def encode(self, data: Tensor) -> Tensor:
         return data
@@ -75,7 +84,9 @@ def test_gradient_of_the_end_points(record):
     ((width[:, None] * weight).flatten() @ bound.total).backward()
     # λ_min = low, λ_max = low + softplus(high − low)
     of_max = schedule.high.grad / torch.sigmoid(schedule.high - schedule.low).detach()
-    assert_meets(record, {"dlam_max": of_max, "dlam_min": schedule.low.grad + schedule.high.grad - of_max})
+    assert_meets(
+        record, {"dlam_max": of_max, "dlam_min": schedule.low.grad + schedule.high.grad - of_max}
+    )
 
 
 @of("vdm_bound")
@@ -92,8 +103,18 @@ def test_bound_of_levels(record):
     }
     levels = torch.arange(256)[:, None]
     schedule = Linear(p["lam_max"], p["lam_min"])
-    each = elbo(data, levels, schedule=schedule, decoder=decoder, t=torch.full((256,), 0.5), eps=torch.zeros(256, 1))
-    for prior, reconstruction in ((exact.prior, exact.reconstruction), (data.weights @ each.prior, data.weights @ each.reconstruction)):
+    each = elbo(
+        data,
+        levels,
+        schedule=schedule,
+        decoder=decoder,
+        t=torch.full((256,), 0.5),
+        eps=torch.zeros(256, 1),
+    )
+    for prior, reconstruction in (
+        (exact.prior, exact.reconstruction),
+        (data.weights @ each.prior, data.weights @ each.reconstruction),
+    ):
         whole = prior + exact.diffusion + reconstruction
         assert_meets(
             record,

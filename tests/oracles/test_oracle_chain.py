@@ -1,9 +1,21 @@
-"""The reverse kernel of a chain: its KL with any variance, its one-sample estimate, the bounds that the best variances give."""
+"""The reverse kernel of a chain: its KL with any variance, its one-sample estimate, the bounds
+that the best variances give."""
 
 from functools import partial
 
 import torch
-from oracle_records import assert_meets, denoiser, gauss_hermite, mmse, nodes, nodes_given, of, oracle, schedule_of, vector
+from oracle_records import (
+    assert_meets,
+    denoiser,
+    gauss_hermite,
+    mmse,
+    nodes,
+    nodes_given,
+    of,
+    oracle,
+    schedule_of,
+    vector,
+)
 
 from vdiff import Eps, Linear, Prediction, elbo, path_bound
 from vdiff.decoder import Gaussian
@@ -41,7 +53,9 @@ def steps_of(schedule, steps):
 def kl_of(squared_error, step, variance, head=None):
     """The kernel's KL in one dimension where (ε − ε̂)² is given: ε = e, ε̂ = 0."""
     eps, zero = squared_error.sqrt()[:, None], torch.zeros(len(squared_error), 1)
-    return reverse_kl(Prediction(zero, step.logsnr_t, zero, Eps(), variance, head), zero, eps, step)
+    return reverse_kl(
+        Prediction(zero, step.logsnr_t, zero, Eps(), variance, head), zero, eps, step
+    )
 
 
 @of("learned_range_kl_per_dim")
@@ -53,14 +67,30 @@ def test_learned_range(record):
     (slope,) = torch.autograd.grad(kl.sum(), v)
     best = torch.log1p(step.snr_gain * e2) / step.log_variance_ratio
     u = Range().excess(step, 2 * best[:, None] - 1)
-    assert torch.allclose(kl_of(e2, step, Range(), 2 * best[:, None] - 1), 0.5 * u[:, 0], rtol=1e-13)  # at its least, K = u/2
+    assert torch.allclose(
+        kl_of(e2, step, Range(), 2 * best[:, None] - 1), 0.5 * u[:, 0], rtol=1e-13
+    )  # at its least, K = u/2
 
     n, mass = gauss_hermite(5)
     zero, eps = torch.zeros(5, 1), e2.sqrt().expand(5, 1)
     many = Step(step.logsnr_t.expand(5), step.delta.expand(5))
-    ratio = reverse_log_ratio(Prediction(zero, many.logsnr_t, zero, Eps(), Range(), (2 * v - 1).expand(5, 1)), zero, eps, many, n[:, None])
+    ratio = reverse_log_ratio(
+        Prediction(zero, many.logsnr_t, zero, Eps(), Range(), (2 * v - 1).expand(5, 1)),
+        zero,
+        eps,
+        many,
+        n[:, None],
+    )
     assert torch.allclose(mass @ ratio, kl, rtol=1e-12)
-    assert_meets(record, {"kl": kl.detach(), "dkl_dv": slope, "v_star": best, "mc_cond_var": (mass @ (ratio - kl).square()).detach()})
+    assert_meets(
+        record,
+        {
+            "kl": kl.detach(),
+            "dkl_dv": slope,
+            "v_star": best,
+            "mc_cond_var": (mass @ (ratio - kl).square()).detach(),
+        },
+    )
 
 
 @of("L_T_optimal_fixed_variance")
@@ -88,18 +118,32 @@ def test_the_best_variance_by_state(record):
         level = one.logsnr_t[0]
         total_variance = torch.sigmoid(level) * data.variances[:, 0] + torch.sigmoid(-level)
         log_share = data.weights.log() - 0.5 * (
-            (z - torch.sigmoid(level).sqrt() * data.means[:, 0]).square() / total_variance + total_variance.log()
+            (z - torch.sigmoid(level).sqrt() * data.means[:, 0]).square() / total_variance
+            + total_variance.log()
         )
         share = log_share.softmax(1)
-        means = torch.sigmoid(-level).sqrt() * (z - torch.sigmoid(level).sqrt() * data.means[:, 0]) / total_variance
-        spread = (share * (torch.sigmoid(level) * data.variances[:, 0] / total_variance + (means - p.eps).square())).sum(1)
+        means = (
+            torch.sigmoid(-level).sqrt()
+            * (z - torch.sigmoid(level).sqrt() * data.means[:, 0])
+            / total_variance
+        )
+        spread = (
+            share
+            * (
+                torch.sigmoid(level) * data.variances[:, 0] / total_variance
+                + (means - p.eps).square()
+            )
+        ).sum(1)
         best = Given(lambda s, spread=spread: torch.log1p(s.snr_gain * spread)[:, None])
-        total += weight @ reverse_kl(Prediction(z, one.logsnr_t, p.out, p.parameterization, best), x, eps, one)
+        total += weight @ reverse_kl(
+            Prediction(z, one.logsnr_t, p.out, p.parameterization, best), x, eps, one
+        )
     assert_meets(record, total)
 
 
 def sampled_moments(model, x, eps, weight, step):
-    """Mean of a step, its variance in closed form and with z_s sampled, over (x, ε) at nodes and z_s by Gauss–Hermite."""
+    """Mean of a step, its variance in closed form and with z_s sampled, over (x, ε) at nodes and
+    z_s by Gauss–Hermite."""
     n, mass = gauss_hermite(5)
     z = diffuse(x, eps, step.logsnr_t)
     prediction = model(z, step.logsnr_t)
@@ -107,7 +151,11 @@ def sampled_moments(model, x, eps, weight, step):
     kl = reverse_kl(prediction, x, eps, step)
     mean = mass @ draws @ weight
     assert torch.allclose(mean, kl @ weight, rtol=1e-9)
-    return mean, kl.square() @ weight - mean.square(), mass @ draws.square() @ weight - mean.square()
+    return (
+        mean,
+        kl.square() @ weight - mean.square(),
+        mass @ draws.square() @ weight - mean.square(),
+    )
 
 
 def every_step(at, model, schedule, levels, steps):
@@ -124,7 +172,9 @@ def every_step(at, model, schedule, levels, steps):
 @of("rb_mc_variance_by_t")
 def test_variance_of_a_sampled_step(record):
     case, value = record["case"], record["value"]
-    got = every_step(partial(nodes, case), oracle(case), schedule_of(record), value["i"], record["params"]["T"])
+    got = every_step(
+        partial(nodes, case), oracle(case), schedule_of(record), value["i"], record["params"]["T"]
+    )
     assert_meets(record, {"i": value["i"]} | got)
 
 
@@ -132,7 +182,10 @@ def test_variance_of_a_sampled_step(record):
 def test_variance_of_a_sampled_step_at_given_x(record):
     steps = record["params"]["T"]
     at = partial(nodes_given, vector(record["params"]["x"]))
-    assert_meets(record, every_step(at, oracle(record["case"]), schedule_of(record), range(1, steps + 1), steps))
+    assert_meets(
+        record,
+        every_step(at, oracle(record["case"]), schedule_of(record), range(1, steps + 1), steps),
+    )
 
 
 @of("ancestral_final_variance")
@@ -141,7 +194,10 @@ def test_ancestral_sampling_of_a_gaussian(record):
     case, steps = record["case"], record["params"]["T"]
     schedule, data = schedule_of(record), oracle(case)
     best = Given(lambda step: torch.log1p(step.snr_gain * data.mmse(step.logsnr_t)))
-    got = {"target_q_z0": torch.sigmoid(vector(13.3)) * data.variances[0, 0] + torch.sigmoid(vector(-13.3))}
+    got = {
+        "target_q_z0": torch.sigmoid(vector(13.3)) * data.variances[0, 0]
+        + torch.sigmoid(vector(-13.3))
+    }
     for name, variance in {"posterior": Posterior(), "upper": Forward(), "optimal": best}.items():
         spread, chain = torch.ones(()), steps_of(schedule, steps)
         for i in reversed(range(steps)):
@@ -157,7 +213,9 @@ def test_ancestral_sampling_of_a_gaussian(record):
 @of("hierarchical_model")
 def test_bound_and_likelihood_of_a_chain_at_given_x(record):
     case, steps, x = record["case"], record["params"]["T"], vector(record["value"]["x"])[:, None]
-    model = with_variance(oracle(case), {"posterior": Posterior(), "upper": Forward()}[record["params"]["variance"]])
+    model = with_variance(
+        oracle(case), {"posterior": Posterior(), "upper": Forward()}[record["params"]["variance"]]
+    )
     schedule = Linear(6.0, -5.0)
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     u = torch.arange(-100, 101, dtype=torch.float64) * 0.09
@@ -186,11 +244,26 @@ def test_variance_along_one_path(record):
     p = record["params"]
     n = 20_000 if p["T"] <= 100 else 4_000
     x = torch.full((n, 1), p["x"], dtype=torch.float64)
-    model = denoiser(record["case"], f"eps_scale_{p['eps_scale']}" if p["eps_scale"] != 1.0 else "opt")
-    path = path_bound(model, x, schedule=schedule_of(record), decoder=Gaussian(), steps=p["T"], generator=torch.Generator().manual_seed(0))
+    model = denoiser(
+        record["case"], f"eps_scale_{p['eps_scale']}" if p["eps_scale"] != 1.0 else "opt"
+    )
+    path = path_bound(
+        model,
+        x,
+        schedule=schedule_of(record),
+        decoder=Gaussian(),
+        steps=p["T"],
+        generator=torch.Generator().manual_seed(0),
+    )
     value = record["value"]
-    for estimate, variance in ((path.log_ratio, value["var_mc_path"]), (path.rao_blackwell, value["var_rb_path"])):
+    for estimate, variance in (
+        (path.log_ratio, value["var_mc_path"]),
+        (path.rao_blackwell, value["var_rb_path"]),
+    ):
         assert abs(estimate.mean() - value["mean"]) < 4 * (variance / n) ** 0.5
         square = (estimate - value["mean"]).square()
         assert abs(square.mean() - variance) < 4 * square.std() / n**0.5
-    assert_meets(record | {"value": {"nll_x": value["nll_x"]}}, {"nll_x": -oracle(record["case"]).log_prob(x[:1]).squeeze()})
+    assert_meets(
+        record | {"value": {"nll_x": value["nll_x"]}},
+        {"nll_x": -oracle(record["case"]).log_prob(x[:1]).squeeze()},
+    )

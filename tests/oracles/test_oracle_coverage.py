@@ -1,4 +1,5 @@
-"""Every record is asked for by a test of this folder, or its quantity is named among those that wait."""
+"""Every record is asked for by a test of this folder, or its quantity is named among those that
+wait."""
 
 import importlib
 from collections import Counter
@@ -13,5 +14,7 @@ def test_every_record_is_asked_for():
     waiting = {r["id"] for r in RECORDS if r["quantity"] in LATER}
     missing = Counter(r["quantity"] for r in RECORDS if r["id"] not in asked | waiting)
     assert not missing, f"records that no test asks for: {dict(missing)}"
-    assert not asked & waiting, "these quantities are tested: take them off the list of those that wait"
+    assert not asked & waiting, (
+        "these quantities are tested: take them off the list of those that wait"
+    )
     assert set(LATER) <= {r["quantity"] for r in RECORDS}

@@ -1,9 +1,20 @@
-"""Facts of the data: entropy, density, the perfect denoiser's error and its square, mutual information, prior terms."""
+"""Facts of the data: entropy, density, the perfect denoiser's error and its square, mutual
+information, prior terms."""
 
 from functools import partial
 
 import torch
-from oracle_records import assert_meets, denoiser, error_of, moments, nodes, of, oracle, product_nodes, vector
+from oracle_records import (
+    assert_meets,
+    denoiser,
+    error_of,
+    moments,
+    nodes,
+    of,
+    oracle,
+    product_nodes,
+    vector,
+)
 
 from vdiff import Linear, bits_per_dim
 from vdiff.gaussian import diffuse, kl_to_normal, prior_kl
@@ -46,12 +57,19 @@ def test_mmse(record):
 @of("E_norm_e^4")
 def test_fourth_moment_of_the_error(record):
     case = record["case"]
-    assert_meets(record, error_moment(case, record["params"]["lam"], product_nodes if oracle(case).dims > 1 else nodes, 2))
+    assert_meets(
+        record,
+        error_moment(
+            case, record["params"]["lam"], product_nodes if oracle(case).dims > 1 else nodes, 2
+        ),
+    )
 
 
 @of("mutual_information")
 def test_mutual_information(record):
-    assert_meets(record, oracle(record["case"]).mutual_information(vector([record["params"]["lam"]]))[0])
+    assert_meets(
+        record, oracle(record["case"]).mutual_information(vector([record["params"]["lam"]]))[0]
+    )
 
 
 @of("prior_kl")
@@ -64,7 +82,9 @@ def test_prior_term(record):
 
 @of("prior_kl_x")
 def test_prior_term_at_given_x(record):
-    assert_meets(record, prior_kl(vector(record["params"]["x"])[None], record["params"]["lam_min"])[0])
+    assert_meets(
+        record, prior_kl(vector(record["params"]["x"])[None], record["params"]["lam_min"])[0]
+    )
 
 
 @of("prior_gap")
@@ -74,14 +94,20 @@ def test_slack_of_the_perfect_model(record):
 
 @of("prior_kl_ve")
 def test_prior_term_of_a_variance_exploding_process(record):
-    square, dims, variance = record["params"]["x2"], record["params"]["d"], record["params"]["sigma_max"] ** 2
+    square, dims, variance = (
+        record["params"]["x2"],
+        record["params"]["d"],
+        record["params"]["sigma_max"] ** 2,
+    )
     signal = 1 / (1 + variance)
     assert_meets(
         record,
         {
             "prior_N0_smax2": kl_to_normal(square, variance, variance, dims),
             "prior_N0_smax2_plus_sd2": kl_to_normal(square, variance, variance + 0.25, dims),
-            "prior_vp_equivalent_N0_1_plus_smax2": kl_to_normal(square * signal, variance * signal, 1.0, dims),
+            "prior_vp_equivalent_N0_1_plus_smax2": kl_to_normal(
+                square * signal, variance * signal, 1.0, dims
+            ),
         },
     )
 
@@ -93,9 +119,14 @@ def test_prior_term_of_a_straight_path(record):
 
 
 def test_errors_of_wrong_denoisers_have_closed_forms():
-    """c ε̂*, c x̂* and a bias: what the long chains use instead of the loss is what the loss returns."""
+    """c ε̂*, c x̂* and a bias: what the long chains use instead of the loss is what the loss
+    returns."""
     schedule, t = Linear(13.3, -5.0), vector([0.1, 0.5, 0.9])
     for name in ("opt", "eps_scale_0.9", "eps_zero", "eps_bias_0.1", "x_zero", "x_scale_3"):
         (loss,) = moments(denoiser("gmm1d", name), partial(nodes, "gmm1d"), t, schedule=schedule)
-        closed = 0.5 * schedule.rate(t) * error_of("gmm1d", name, schedule(t), oracle("gmm1d").mmse(schedule(t)))
+        closed = (
+            0.5
+            * schedule.rate(t)
+            * error_of("gmm1d", name, schedule(t), oracle("gmm1d").mmse(schedule(t)))
+        )
         torch.testing.assert_close(loss, closed, rtol=1e-10, atol=0.0)

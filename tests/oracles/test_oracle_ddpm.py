@@ -1,11 +1,12 @@
-"""DDPM on its own table of 1000 β: levels, weights, the simple loss, and the bound with either variance."""
+"""DDPM on its own table of 1000 β: levels, weights, the simple loss, and the bound with either
+variance."""
 
 from functools import partial
 
 import torch
 from oracle_records import assert_meets, chain, denoiser, mmse, moments, nodes, of, oracle, vector
 
-from vdiff import MSE, DiscretizedGaussian, Eps, Tabulated, bits_per_dim
+from vdiff import MSE, DiscretizedGaussian, Eps, Tabulated, bits_per_dim, recipe
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, diffuse, prior_kl, step_kl
 
@@ -55,16 +56,23 @@ def test_simple_loss_and_bound(record):
     model = denoiser(case, record["params"]["denoiser"])
     at, t = partial(nodes, case), chain(STEPS)
     (small,) = moments(model, at, t, schedule=TABLE, steps=STEPS)
-    (simple,) = moments(model, at, t, schedule=TABLE, steps=STEPS, weighting=MSE(TABLE, Eps(), steps=STEPS))
+    (simple,) = moments(
+        model, at, t, schedule=TABLE, steps=STEPS, weighting=MSE(TABLE, Eps(), steps=STEPS)
+    )
     small = small / STEPS  # the mean of the loss over the chain is the sum of its steps
     step = steps_at(range(2, 1001))
-    large = step_kl(step.snr_gain, 2 * small / step.snr_gain, step.log_variance_ratio, dims=oracle(case).dims)
+    large = step_kl(
+        step.snr_gain, 2 * small / step.snr_gain, step.log_variance_ratio, dims=oracle(case).dims
+    )
 
     x, eps, weight = (v[0] for v in nodes(case, vector([TABLE.logsnr_max])))
     level = torch.full((len(x),), TABLE.logsnr_max)
     first = weight @ model(diffuse(x, eps, level), level).squared_error(x, eps)
     decoded = {
-        name: weight @ Gaussian(variance=variance, denoise=True).reconstruction(x, x, TABLE.logsnr_max, model, eps=eps)
+        name: weight
+        @ Gaussian(variance=variance, denoise=True).reconstruction(
+            x, x, TABLE.logsnr_max, model, eps=eps
+        )
         for name, variance in decoder_variances().items()
     }
     prior = weight @ prior_kl(x, TABLE.logsnr_min)
@@ -85,6 +93,18 @@ def test_simple_loss_and_bound(record):
     )
 
 
+@of("ddpm")
+def test_the_recipe_is_the_simple_loss_on_all_levels(record):
+    objective = recipe("ddpm").objective(denoiser(record["case"], record["params"]["denoiser"]))
+    loss = 0.0
+    for t in (torch.arange(1000, dtype=torch.float64) / STEPS).split(20):
+        x, eps, weight = nodes(record["case"], TABLE(t))
+        each = objective(x.flatten(0, 1), t=t.repeat_interleave(x.shape[1]), eps=eps.flatten(0, 1))
+        loss = loss + (weight.flatten() @ each) / 1000
+    known = record["value"]["L_simple_sum_over_dims"]
+    assert abs(loss - known) < record["tol"] * known, (loss, known)
+
+
 @of("ddpm_bound")
 def test_bound_of_levels(record):
     case = record["case"]
@@ -94,7 +114,9 @@ def test_bound_of_levels(record):
     step = steps_at(range(2, 1001))
     small = 0.5 * (measure * error[1:]).mean()
     large = step_kl(step.snr_gain, error[1:], step.log_variance_ratio).sum()
-    simple = (0.5 * MSE(TABLE, Eps(), steps=STEPS)(logsnr) * measure * error[1:]).mean() + error[0] / 1000
+    simple = (0.5 * MSE(TABLE, Eps(), steps=STEPS)(logsnr) * measure * error[1:]).mean() + error[
+        0
+    ] / 1000
 
     u = torch.arange(-80, 81) * 0.1
     mass = torch.exp(-0.5 * u.square())
@@ -103,7 +125,9 @@ def test_bound_of_levels(record):
     decoded = {}
     for name, variance in decoder_variances().items():
         decoder = DiscretizedGaussian(256, variance=variance, denoise=True)
-        nll = decoder.reconstruction(levels, decoder.encode(levels), TABLE.logsnr_max, data, eps=u.repeat(256)[:, None])
+        nll = decoder.reconstruction(
+            levels, decoder.encode(levels), TABLE.logsnr_max, data, eps=u.repeat(256)[:, None]
+        )
         decoded[name] = data.weights @ (nll.view(256, -1) @ mass)
     prior = data.weights @ prior_kl(data.means, TABLE.logsnr_min)
     assert_meets(
@@ -113,8 +137,12 @@ def test_bound_of_levels(record):
             "vlb_small": small,
             "vlb_large": large,
             "L0_discretised": decoded,
-            "total_bits_per_dim_small": {k: bits_per_dim(prior + small + v, 1) for k, v in decoded.items()},
-            "total_bits_per_dim_large": {k: bits_per_dim(prior + large + v, 1) for k, v in decoded.items()},
+            "total_bits_per_dim_small": {
+                k: bits_per_dim(prior + small + v, 1) for k, v in decoded.items()
+            },
+            "total_bits_per_dim_large": {
+                k: bits_per_dim(prior + large + v, 1) for k, v in decoded.items()
+            },
             "L_simple": simple,
         },
     )

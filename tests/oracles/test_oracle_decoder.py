@@ -12,7 +12,9 @@ from vdiff import Categorical, DiscretizedGaussian
 def test_discretized_gaussian(record):
     p = record["params"]
     decoder = DiscretizedGaussian(256, closed=True)
-    log_p = decoder.log_prob(torch.tensor([[p["k"]]]), vector([[p["mu"]]]), -2 * math.log(p["sigma"]))
+    log_p = decoder.log_prob(
+        torch.tensor([[p["k"]]]), vector([[p["mu"]]]), -2 * math.log(p["sigma"])
+    )
     assert_meets(record, log_p[0])
 
 
@@ -20,4 +22,9 @@ def test_discretized_gaussian(record):
 def test_categorical(record):
     p = record["params"]
     decoder = Categorical(256, closed=p["levels"] == "ddpm")
-    assert_meets(record, decoder.log_prob(torch.tensor([[p["k"]]]), vector([[p["z0_over_alpha0"]]]), p["lam_max"])[0])
+    assert_meets(
+        record,
+        decoder.log_prob(torch.tensor([[p["k"]]]), vector([[p["z0_over_alpha0"]]]), p["lam_max"])[
+            0
+        ],
+    )

@@ -36,7 +36,9 @@ def test_flow_and_density(record):
 def test_minus_log_p_by_the_flow_and_by_the_error_of_the_denoiser(record):
     """From λ = 18 to −12: what the ends cost, and the estimate's own error."""
     data, x = oracle(record["case"]), vector(record["params"]["x"])[None]
-    found = ode_likelihood(data, x, schedule=Linear(18.0, -12.0), prior=data.matched(), tolerance=1e-7)
+    found = ode_likelihood(
+        data, x, schedule=Linear(18.0, -12.0), prior=data.matched(), tolerance=1e-7
+    )
     assert abs(found.nats.item() - record["value"]) < 2e-5
     estimate = immse(data, x.repeat(32, 1), schedule=Linear(18.0, -12.0), gaussian=data.matched())
     assert abs(estimate.mean - record["value"]) < 4 * estimate.mean_error + 2e-5

@@ -17,27 +17,54 @@ def ancestral_mean(model, z, logsnr_t, logsnr_s, memory):
     return reverse_mean(model(z, logsnr_t), Step(logsnr_t, logsnr_s - logsnr_t))
 
 
-STEPS = {"ddim": ddim, "heun_sigma": heun, "dpmpp_2m": dpmpp_2m, "ancestral_mean": ancestral_mean, "exact_pf_ode": EXACT}
+STEPS = {
+    "ddim": ddim,
+    "heun_sigma": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "ancestral_mean": ancestral_mean,
+    "exact_pf_ode": EXACT,
+}
 
 
 @functools.cache
 def endpoints(case, name, levels):
     """z at λ = 10 from each of a case's states at −5: all in one batch, by state."""
-    states = sorted({r["params"]["z1"] for r in RECORDS if r["quantity"] == "sampler_endpoint" and r["case"] == case})
-    *_, (z0, _) = trajectory(oracle(case), vector(states)[:, None], schedule=Linear(10.0, -5.0), steps=levels, step=STEPS[name])
+    states = sorted(
+        {
+            r["params"]["z1"]
+            for r in RECORDS
+            if r["quantity"] == "sampler_endpoint" and r["case"] == case
+        }
+    )
+    *_, (z0, _) = trajectory(
+        oracle(case),
+        vector(states)[:, None],
+        schedule=Linear(10.0, -5.0),
+        steps=levels,
+        step=STEPS[name],
+    )
     return dict(zip(states, z0, strict=True))
 
 
 @of("sampler_endpoint")
 def test_where_a_sampler_ends(record):
     levels = dict.fromkeys(STEPS, record["params"]["N"] + 1) | {"exact_pf_ode": 2}
-    assert_meets(record, {name: endpoints(record["case"], name, levels[name])[record["params"]["z1"]] for name in STEPS})
+    assert_meets(
+        record,
+        {
+            name: endpoints(record["case"], name, levels[name])[record["params"]["z1"]]
+            for name in STEPS
+        },
+    )
 
 
 @functools.cache
 def noise(case, logsnr_max, logsnr_min):
-    """The noise at λ_min of all of a case's states at λ_max, by state; and that the way back leads to them."""
-    states = sorted({r["params"]["z0"] for r in RECORDS if r["quantity"] == "pf_ode" and r["case"] == case})
+    """The noise at λ_min of all of a case's states at λ_max, by state; and that the way back leads
+    to them."""
+    states = sorted(
+        {r["params"]["z0"] for r in RECORDS if r["quantity"] == "pf_ode" and r["case"] == case}
+    )
     z0 = vector(states)[:, None]
     z1 = encode(oracle(case), z0, schedule=Linear(logsnr_max, logsnr_min), step=EXACT)
     clean, noisy = vector(logsnr_max).expand(len(z0)), vector(logsnr_min).expand(len(z0))
@@ -50,9 +77,12 @@ def test_the_noise_that_data_comes_from(record):
     p = record["params"]
     got = {
         "z1": noise(record["case"], p["lam_max"], p["lam_min"])[p["z0"]],
-        "log_q_z0": oracle(record["case"]).noisy_log_prob(vector([[p["z0"]]]), vector([p["lam_max"]])),
+        "log_q_z0": oracle(record["case"]).noisy_log_prob(
+            vector([[p["z0"]]]), vector([p["lam_max"]])
+        ),
     }
     known = record["value"]  # its densities are the likelihood's: test_oracle_ode.py
     assert_meets(
-        record | {"value": {name: known[name] for name in got if name in known}}, {name: got[name] for name in got if name in known}
+        record | {"value": {name: known[name] for name in got if name in known}},
+        {name: got[name] for name in got if name in known},
     )

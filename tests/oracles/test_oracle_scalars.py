@@ -5,7 +5,21 @@ import math
 import torch
 from oracle_records import SCHEDULES, assert_meets, of, vector
 
-from vdiff import Cosine, Eps, Flow, Karras, Laplace, LinearBeta, Normal, OptimalTransport, Prediction, Score, Tabulated, V, bits_per_dim
+from vdiff import (
+    Cosine,
+    Eps,
+    Flow,
+    Karras,
+    Laplace,
+    LinearBeta,
+    Normal,
+    OptimalTransport,
+    Prediction,
+    Score,
+    Tabulated,
+    V,
+    bits_per_dim,
+)
 from vdiff.denoiser import edm_time, flow_time, sigma_time
 from vdiff.gaussian import Step, alpha, diffuse, sigma, step_kl
 from vdiff.sampling import ddim
@@ -43,7 +57,9 @@ def test_coefficients_of_a_step(record):
     step = Step(vector(t), vector(s) - vector(t))
 
     def deterministic(z, eps):
-        return ddim(lambda z, logsnr: Prediction(z, logsnr, eps, Eps()), z, vector([t]), vector([s]))
+        return ddim(
+            lambda z, logsnr: Prediction(z, logsnr, eps, Eps()), z, vector([t]), vector([s])
+        )
 
     one = torch.ones(1, 1)
     assert_meets(
@@ -81,7 +97,9 @@ def test_targets_of_a_sample(record):
     )
     for target in (V(), Score(), V(0.5), Flow()):
         again = Prediction(z, logsnr, target.target(x[:, None], eps[:, None], logsnr), target)
-        torch.testing.assert_close(torch.cat([again.x, again.eps]), torch.stack([x, eps]), rtol=1e-11, atol=0.0)
+        torch.testing.assert_close(
+            torch.cat([again.x, again.eps]), torch.stack([x, eps]), rtol=1e-11, atol=0.0
+        )
 
 
 @of("bits_per_dim")
@@ -117,7 +135,12 @@ def test_schedule_as_a_law(record):
     }
     got = {name: law.quantile(t) for name, law in laws.items()}
     assert_meets(
-        record, got | {f"{name}_dldt": -1 / laws[name].density(got[name]) for name in ("cosine", "vp_linear", "fm_ot", "iddpm_cosine")}
+        record,
+        got
+        | {
+            f"{name}_dldt": -1 / laws[name].density(got[name])
+            for name in ("cosine", "vp_linear", "fm_ot", "iddpm_cosine")
+        },
     )
 
 
@@ -131,5 +154,7 @@ def test_cosine_table(record):
     table = Tabulated.cosine_betas().table
     level = torch.tensor(record["value"]["t"]) - 1
     before = torch.cat([vector([math.inf]), table[:-1]])
-    beta = torch.sigmoid(-table) * -torch.expm1(table - before)  # c σ_t², with c = 1 at the first level
+    beta = torch.sigmoid(-table) * -torch.expm1(
+        table - before
+    )  # c σ_t², with c = 1 at the first level
     assert_meets(record, {"t": record["value"]["t"], "lam": table[level], "beta": beta[level]})

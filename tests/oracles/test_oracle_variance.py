@@ -32,7 +32,9 @@ from vdiff.schedule.learned import FLOOR, Learned
 
 def steps_of_a_chain(model, at, schedule, steps, t=None):
     """Mean and variance of each step's KL, E ½k‖e‖², over (x, ε)."""
-    first, second = moments(model, at, chain(steps) if t is None else t, schedule=schedule, steps=steps, powers=(1, 2))
+    first, second = moments(
+        model, at, chain(steps) if t is None else t, schedule=schedule, steps=steps, powers=(1, 2)
+    )
     return first / steps, (second - first.square()) / steps**2
 
 
@@ -45,7 +47,9 @@ def both_variances(mean, variance):
 def test_variance_of_a_step(record):
     case, p, i = record["case"], record["params"], record["value"]["i"]
     at = partial(nodes, case)
-    mean, variance = steps_of_a_chain(denoiser(case, p["denoiser"]), at, schedule_of(record), p["T"], vector(i) / p["T"])
+    mean, variance = steps_of_a_chain(
+        denoiser(case, p["denoiser"]), at, schedule_of(record), p["T"], vector(i) / p["T"]
+    )
     assert_meets(record, {"i": i} | both_variances(mean, variance))
 
 
@@ -53,16 +57,24 @@ def test_variance_of_a_step(record):
 def test_variance_of_a_step_at_given_x(record):
     p = record["params"]
     at = partial(nodes_given, vector(p["x"]))
-    assert_meets(record, both_variances(*steps_of_a_chain(oracle(record["case"]), at, schedule_of(record), p["T"])))
+    assert_meets(
+        record,
+        both_variances(*steps_of_a_chain(oracle(record["case"]), at, schedule_of(record), p["T"])),
+    )
 
 
 @of("single_t_estimator_variance")
 def test_variance_of_one_uniform_step(record):
     case, steps = record["case"], record["params"]["T"]
     at = partial(nodes, case)
-    first, second = moments(oracle(case), at, chain(steps), schedule=schedule_of(record), steps=steps, powers=(1, 2))
+    first, second = moments(
+        oracle(case), at, chain(steps), schedule=schedule_of(record), steps=steps, powers=(1, 2)
+    )
     variance = second.mean() - first.mean().square()
-    assert_meets(record, {"L_T": first.mean(), "var_rb": variance, "var_mc": variance + 2 * steps * first.mean()})
+    assert_meets(
+        record,
+        {"L_T": first.mean(), "var_rb": variance, "var_mc": variance + 2 * steps * first.mean()},
+    )
 
 
 def error_moments(case, schedule, t):
@@ -79,8 +91,18 @@ def test_variance_by_density_over_logsnr(record):
     at = product_nodes if oracle(case).dims > 1 else nodes
     t, width = times()
     drawn = {}
-    for key, schedule in (("uniform_lambda", Linear(p["lam_max"], p["lam_min"])), ("cosine", Cosine(p["lam_max"], p["lam_min"]))):
-        first, second = moments(oracle(case), partial(at, case), t, schedule=schedule, weighting=total(name), powers=(1, 2))
+    for key, schedule in (
+        ("uniform_lambda", Linear(p["lam_max"], p["lam_min"])),
+        ("cosine", Cosine(p["lam_max"], p["lam_min"])),
+    ):
+        first, second = moments(
+            oracle(case),
+            partial(at, case),
+            t,
+            schedule=schedule,
+            weighting=total(name),
+            powers=(1, 2),
+        )
         mean = width @ first / constant
         drawn[key] = width @ second / constant**2 - mean.square()
 
@@ -149,25 +171,48 @@ def test_variance_of_a_learned_schedule_and_its_gradient(record):
     schedule = Bent(record["params"]["eta"])
     t, width = times()
     with torch.no_grad():
-        first, second = moments(oracle(record["case"]), partial(nodes, record["case"]), t, schedule=schedule, powers=(1, 2))
+        first, second = moments(
+            oracle(record["case"]),
+            partial(nodes, record["case"]),
+            t,
+            schedule=schedule,
+            powers=(1, 2),
+        )
     x, eps, weight = nodes(record["case"], schedule(t).detach())
     each = x.shape[1]
     rows = weight * width[:, None]
-    loss = weighted_elbo(oracle(record["case"]), x.flatten(0, 1), schedule=schedule, t=t.repeat_interleave(each), eps=eps.flatten(0, 1))
+    loss = weighted_elbo(
+        oracle(record["case"]),
+        x.flatten(0, 1),
+        schedule=schedule,
+        t=t.repeat_interleave(each),
+        eps=eps.flatten(0, 1),
+    )
     (rows.flatten() @ loss).backward()
-    assert_meets(record, {"var": width @ second - (width @ first).square(), "dvar_deta": schedule.eta.grad})
+    assert_meets(
+        record, {"var": width @ second - (width @ first).square(), "dvar_deta": schedule.eta.grad}
+    )
 
 
 @of("batch_estimator_variance")
 def test_variance_of_a_batch_mean(record):
     case, batch, schedule = record["case"], record["params"]["B"], schedule_of(record)
     t, width = times()
-    first, second = moments(oracle(case), partial(nodes, case), t, schedule=schedule, powers=(1, 2))
+    first, second = moments(
+        oracle(case), partial(nodes, case), t, schedule=schedule, powers=(1, 2)
+    )
     mean, within = width @ first, width @ (second - first.square())
 
+    # of a stratum: from one to the next the grid is the same again
     offset, mass = gauss_legendre(0.0, 1.0, 64)
-    grids = torch.stack([stratified(batch, offset=u) for u in offset])
+    grids = torch.stack([stratified(batch, offset=u / batch) for u in offset])
     logsnr, rate = schedule.levels(grids.flatten())
     grid_mean = (0.5 * rate * mmse(case, logsnr)).view(grids.shape).mean(1)
     between = mass @ grid_mean.square() - mean.square()
-    assert_meets(record, {"iid_t": (width @ second - mean.square()) / batch, "low_discrepancy": within / batch + between})
+    assert_meets(
+        record,
+        {
+            "iid_t": (width @ second - mean.square()) / batch,
+            "low_discrepancy": within / batch + between,
+        },
+    )

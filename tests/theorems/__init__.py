@@ -1,1 +1,2 @@
-"""Theorems as tests: what must hold between schedules, parameterizations, weightings and bounds, on asymmetric oracles."""
+"""Theorems as tests: what must hold between schedules, parameterizations, weightings and bounds,
+on asymmetric oracles."""

@@ -1,4 +1,5 @@
-"""Expectations without seeds, and the numbers to compare with: NumPy formulas that share no code with the library."""
+"""Expectations without seeds, and the numbers to compare with: NumPy formulas that share no code
+with the library."""
 
 import itertools
 from collections.abc import Callable
@@ -10,7 +11,11 @@ from torch import Tensor
 from vdiff import GaussianMixture, Prediction, Schedule, weighted_elbo
 from vdiff.oracle import Gaussian
 
-W, M, V = np.array([0.3, 0.7]), np.array([-1.0, 0.5]), np.array([0.04, 0.09])  # the one-dimensional mixture
+W, M, V = (
+    np.array([0.3, 0.7]),
+    np.array([-1.0, 0.5]),
+    np.array([0.04, 0.09]),
+)  # the one-dimensional mixture
 SECOND_MOMENT = float(W @ (M**2 + V))
 MEAN3 = np.array([0.3, -0.2, 0.1])
 COVARIANCE3 = np.array([[0.5, 0.3, -0.2], [0.3, 1.5, 0.4], [-0.2, 0.4, 0.8]])
@@ -38,9 +43,11 @@ def panels(breaks: np.ndarray, points: int = 6) -> tuple[np.ndarray, np.ndarray]
 
 
 def line_nodes(logsnr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, ε, weight) for the one-dimensional mixture at each λ, shapes (len(logsnr)·n, 1) and (len(logsnr)·n,).
+    """(x, ε, weight) for the one-dimensional mixture at each λ, shapes (len(logsnr)·n, 1) and
+    (len(logsnr)·n,).
 
-    z of each component by the trapezoid rule, ε given z and component by Gauss-Hermite with 3 nodes: exact for e².
+    z of each component by the trapezoid rule, ε given z and component by Gauss-Hermite with 3
+    nodes: exact for e².
     """
     u = np.arange(-70, 71) * 0.125
     phi = np.exp(-0.5 * u**2)
@@ -53,37 +60,58 @@ def line_nodes(logsnr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     eps = sigma * away / variance + np.sqrt(alpha**2 * v / variance) * n
     x = (alpha * m + away - sigma * eps) / alpha
     weight = W[:, None, None] * (phi / phi.sum())[:, None] * (g / g.sum()) * np.ones_like(eps)
-    return torch.from_numpy(x.reshape(-1, 1)), torch.from_numpy(eps.reshape(-1, 1)), torch.from_numpy(weight.reshape(-1))
+    return (
+        torch.from_numpy(x.reshape(-1, 1)),
+        torch.from_numpy(eps.reshape(-1, 1)),
+        torch.from_numpy(weight.reshape(-1)),
+    )
 
 
 def gauss3d_nodes() -> tuple[Tensor, Tensor, Tensor]:
-    """(x, ε, weight) for the three-dimensional Gaussian: exact for polynomials of degree 3, so for any affine model."""
+    """(x, ε, weight) for the three-dimensional Gaussian: exact for polynomials of degree 3, so for
+    any affine model."""
     corners = np.array(list(itertools.product([-1.0, 1.0], repeat=6)))
     x = MEAN3 + corners[:, :3] @ np.linalg.cholesky(COVARIANCE3).T
-    return torch.from_numpy(x), torch.from_numpy(corners[:, 3:].copy()), torch.full((64,), 1 / 64, dtype=torch.float64)
+    return (
+        torch.from_numpy(x),
+        torch.from_numpy(corners[:, 3:].copy()),
+        torch.full((64,), 1 / 64, dtype=torch.float64),
+    )
 
 
 def quadrature_loss(
-    model: Callable[..., Prediction], schedule: Schedule, weighting: Callable[[Tensor], Tensor], breaks: np.ndarray, points: int = 6
+    model: Callable[..., Prediction],
+    schedule: Schedule,
+    weighting: Callable[[Tensor], Tensor],
+    breaks: np.ndarray,
+    points: int = 6,
 ) -> float:
-    """E[weighted_elbo] over t ~ U(0, 1), x and ε, for the one-dimensional mixture, with panels between the λ in `breaks`."""
+    """E[weighted_elbo] over t ~ U(0, 1), x and ε, for the one-dimensional mixture, with panels
+    between the λ in `breaks`."""
     times = np.sort(schedule.inverse(torch.from_numpy(breaks), clamp=True).numpy())
     t, dt = (torch.from_numpy(a) for a in panels(times, points))
     x, eps, weight = line_nodes(schedule(t))
     each = len(weight) // len(t)
-    loss = weighted_elbo(model, x, schedule=schedule, weighting=weighting, t=t.repeat_interleave(each), eps=eps)
+    loss = weighted_elbo(
+        model, x, schedule=schedule, weighting=weighting, t=t.repeat_interleave(each), eps=eps
+    )
     return float(((weight * loss).view(len(t), each).sum(1) * dt).sum())
 
 
 def chain_loss(
-    model: Callable[..., Prediction], schedule: Schedule, steps: int, weighting: Callable[[Tensor], Tensor] | None = None
+    model: Callable[..., Prediction],
+    schedule: Schedule,
+    steps: int,
+    weighting: Callable[[Tensor], Tensor] | None = None,
 ) -> float:
     """E[weighted_elbo(steps=T)] over i ~ U{1 … T}, x and ε, for the one-dimensional mixture."""
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     x, eps, weight = line_nodes(schedule(t))
     each = len(weight) // steps
     options = {} if weighting is None else {"weighting": weighting}
-    loss = weighted_elbo(model, x, schedule=schedule, steps=steps, t=t.repeat_interleave(each), eps=eps, **options)
+    loss = weighted_elbo(
+        model, x, schedule=schedule, steps=steps, t=t.repeat_interleave(each), eps=eps, **options
+    )
     return float(weight @ loss) / steps
 
 
@@ -106,7 +134,8 @@ def posterior_moments(logsnr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plane_mmse(logsnr: np.ndarray, points: int = 241, reach: float = 8.0) -> np.ndarray:
-    """E‖ε − ε̂‖² of the two-dimensional mixture at each λ: 2 − E‖ε̂‖², by the trapezoid rule in the plane."""
+    """E‖ε − ε̂‖² of the two-dimensional mixture at each λ: 2 − E‖ε̂‖², by the trapezoid rule in
+    the plane."""
     line = np.linspace(-reach, reach, points)
     z = np.stack(np.meshgrid(line, line, indexing="ij"), -1)
     result = []
@@ -116,16 +145,24 @@ def plane_mmse(logsnr: np.ndarray, points: int = 241, reach: float = 8.0) -> np.
         for w, m, c in zip(W2, M2, COVARIANCE2, strict=True):
             covariance = alpha**2 * c + sigma**2 * np.eye(2)
             solved = (z - alpha * m) @ np.linalg.inv(covariance)
-            joint.append(w * np.exp(-0.5 * (solved * (z - alpha * m)).sum(-1)) / (2 * np.pi * np.sqrt(np.linalg.det(covariance))))
+            joint.append(
+                w
+                * np.exp(-0.5 * (solved * (z - alpha * m)).sum(-1))
+                / (2 * np.pi * np.sqrt(np.linalg.det(covariance)))
+            )
             pull.append(sigma * solved)
         q = sum(joint)
-        eps = sum(p[..., None] * e for p, e in zip(joint, pull, strict=True)) / np.maximum(q, 1e-300)[..., None]
+        eps = (
+            sum(p[..., None] * e for p, e in zip(joint, pull, strict=True))
+            / np.maximum(q, 1e-300)[..., None]
+        )
         result.append(2 - (q * (eps**2).sum(-1)).sum() * (line[1] - line[0]) ** 2)
     return np.array(result)
 
 
 def gauss3d_mmse(logsnr: np.ndarray) -> np.ndarray:
-    """tr Cov(ε | z) = Σ_i S_i, S_i = sigmoid(λ + log v_i) over the eigenvalues of the data's covariance."""
+    """tr Cov(ε | z) = Σ_i S_i, S_i = sigmoid(λ + log v_i) over the eigenvalues of the data's
+    covariance."""
     return _gauss3d_shares(logsnr).sum(1)
 
 
@@ -143,4 +180,6 @@ def assert_near(draws: Tensor, expected: float, errors: float = 4.0) -> None:
     mean, error = float(draws.mean()), float(draws.std() / len(draws) ** 0.5)
     z = (mean - expected) / error
     if abs(z) > errors:
-        raise AssertionError(f"mean {mean:.6g} ± {error:.2g}, expected {expected:.6g}: {z:.1f} standard errors away")
+        raise AssertionError(
+            f"mean {mean:.6g} ± {error:.2g}, expected {expected:.6g}: {z:.1f} standard errors away"
+        )

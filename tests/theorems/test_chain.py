@@ -6,14 +6,34 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import Categorical, Denoiser, DiscretizedGaussian, Eps, Linear, Tabulated, X, elbo, hybrid, vlb, weighted_elbo
+from vdiff import (
+    Categorical,
+    Denoiser,
+    DiscretizedGaussian,
+    Eps,
+    Linear,
+    Tabulated,
+    X,
+    elbo,
+    hybrid,
+    vlb,
+    weighted_elbo,
+)
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step
 from vdiff.nn import MLP
 from vdiff.parameterization import Prediction
 from vdiff.profile import Profile
 from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw, reverse_kl, reverse_log_ratio
-from vdiff.variance import Forward, LogVariance, Optimal, Posterior, Range, ReverseVariance, Variance
+from vdiff.variance import (
+    Forward,
+    LogVariance,
+    Optimal,
+    Posterior,
+    Range,
+    ReverseVariance,
+    Variance,
+)
 
 from .reference import gauss3d, gmm1d
 
@@ -47,20 +67,39 @@ def kernel_by_hand(prediction, x, z, step):
 def test_the_kernel_is_two_normals(variance, target):
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    step = Step(torch.linspace(-6, 8, 9, dtype=torch.float64), torch.linspace(0.05, 2.0, 9, dtype=torch.float64))
+    step = Step(
+        torch.linspace(-6, 8, 9, dtype=torch.float64),
+        torch.linspace(0.05, 2.0, 9, dtype=torch.float64),
+    )
     x, eps, noise = draw(9, 3), draw(9, 3), draw(9, 3)
-    z = step.logsnr_t.sigmoid().sqrt()[:, None] * x + (-step.logsnr_t).sigmoid().sqrt()[:, None] * eps
-    head = step.variance.log()[:, None] + draw(9, 3) if isinstance(variance, LogVariance) else draw(9, 3)
-    prediction = Prediction(z, step.logsnr_t, draw(9, 3), target, variance, head if variance.learned else None)
+    z = (
+        step.logsnr_t.sigmoid().sqrt()[:, None] * x
+        + (-step.logsnr_t).sigmoid().sqrt()[:, None] * eps
+    )
+    head = (
+        step.variance.log()[:, None] + draw(9, 3)
+        if isinstance(variance, LogVariance)
+        else draw(9, 3)
+    )
+    prediction = Prediction(
+        z, step.logsnr_t, draw(9, 3), target, variance, head if variance.learned else None
+    )
     q, p = kernel_by_hand(prediction, x, z, step)
-    assert torch.allclose(reverse_kl(prediction, x, eps, step), torch.distributions.kl_divergence(q, p).sum(1), rtol=1e-9)
+    assert torch.allclose(
+        reverse_kl(prediction, x, eps, step),
+        torch.distributions.kl_divergence(q, p).sum(1),
+        rtol=1e-9,
+    )
     z_s = q.mean + q.stddev * noise
     by_hand = (q.log_prob(z_s) - p.log_prob(z_s)).sum(1)
-    assert torch.allclose(reverse_log_ratio(prediction, x, eps, step, noise), by_hand, rtol=1e-8, atol=1e-9)
+    assert torch.allclose(
+        reverse_log_ratio(prediction, x, eps, step, noise), by_hand, rtol=1e-8, atol=1e-9
+    )
 
 
 def test_the_raw_term_is_the_log_ratio_the_derivation_starts_from():
-    """log q(z_t | z_s) − log p(z_s | z_t), written out with densities; other means by step, the sum lower by the entropy gained."""
+    """log q(z_t | z_s) − log p(z_s | z_t), written out with densities; other means by step, the
+    sum lower by the entropy gained."""
     oracle, steps, n = gauss3d(), 5, 200_000
     generator = torch.Generator().manual_seed(1)
     x = oracle.sample(1).expand(n, -1)
@@ -80,10 +119,14 @@ def test_the_raw_term_is_the_log_ratio_the_derivation_starts_from():
         z_s = q.mean + q.stddev * noise
         scale = a / step.logsnr_s.sigmoid().sqrt()[:, None]
         forward = torch.distributions.Normal(scale * z_s, step.forward_variance.sqrt()[:, None])
-        assert torch.allclose(raw, (forward.log_prob(z) - p.log_prob(z_s)).sum(1), rtol=1e-7, atol=1e-8)
+        assert torch.allclose(
+            raw, (forward.log_prob(z) - p.log_prob(z_s)).sum(1), rtol=1e-7, atol=1e-8
+        )
         difference = raw - RaoBlackwell()(prediction, x, eps, step)
         gap, spread = gap + difference.mean(), spread + difference.var() / n
-    gained = 0.5 * 3 * math.log(torch.sigmoid(torch.tensor(5.0)) / torch.sigmoid(torch.tensor(-6.0)))
+    gained = (
+        0.5 * 3 * math.log(torch.sigmoid(torch.tensor(5.0)) / torch.sigmoid(torch.tensor(-6.0)))
+    )
     assert abs(gap + gained) < 4 * spread.sqrt()
 
 
@@ -96,15 +139,23 @@ def test_estimators_agree_in_the_mean_and_not_in_the_variance(variance):
         return Prediction(z, logsnr, 0.9 * p.out, p.parameterization, variance)
 
     x, steps = oracle.sample(40_000), 20
-    t = torch.randint(1, steps + 1, (len(x),), generator=torch.Generator().manual_seed(0)) / torch.tensor(steps, dtype=torch.float64)
+    t = torch.randint(
+        1, steps + 1, (len(x),), generator=torch.Generator().manual_seed(0)
+    ) / torch.tensor(steps, dtype=torch.float64)
     eps = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     options = {"schedule": SCHEDULE, "decoder": Gaussian(), "steps": steps, "t": t, "eps": eps}
     closed = elbo(model, x, **options).diffusion
-    sampled = elbo(model, x, **options, estimator=MonteCarlo(), generator=torch.Generator().manual_seed(2)).diffusion
+    sampled = elbo(
+        model, x, **options, estimator=MonteCarlo(), generator=torch.Generator().manual_seed(2)
+    ).diffusion
     assert abs((sampled - closed).mean()) < 4 * (sampled - closed).std() / len(x) ** 0.5
     assert sampled.var() > closed.var()
-    if isinstance(variance, Posterior):  # Var_MC = Var_RB + 2 E[K] per step; here each is scaled by T
-        assert (sampled.var() - closed.var()).item() == pytest.approx(2 * steps * closed.mean().item(), rel=0.1)
+    if isinstance(
+        variance, Posterior
+    ):  # Var_MC = Var_RB + 2 E[K] per step; here each is scaled by T
+        assert (sampled.var() - closed.var()).item() == pytest.approx(
+            2 * steps * closed.mean().item(), rel=0.1
+        )
 
 
 def test_the_bound_with_the_posteriors_variance_is_the_weighted_loss():
@@ -112,8 +163,12 @@ def test_the_bound_with_the_posteriors_variance_is_the_weighted_loss():
     x = oracle.sample(64)
     t = torch.arange(1, 65, dtype=torch.float64) / 64
     eps = torch.randn(64, 1, dtype=torch.float64)
-    bound = elbo(oracle, x, schedule=SCHEDULE, decoder=Gaussian(), steps=64, t=t, eps=eps).diffusion
-    assert torch.allclose(bound, weighted_elbo(oracle, x, schedule=SCHEDULE, steps=64, t=t, eps=eps), rtol=1e-12)
+    bound = elbo(
+        oracle, x, schedule=SCHEDULE, decoder=Gaussian(), steps=64, t=t, eps=eps
+    ).diffusion
+    assert torch.allclose(
+        bound, weighted_elbo(oracle, x, schedule=SCHEDULE, steps=64, t=t, eps=eps), rtol=1e-12
+    )
 
 
 def test_gaussian_data_has_the_continuous_bound_at_every_t_with_its_best_variance():
@@ -126,9 +181,14 @@ def test_gaussian_data_has_the_continuous_bound_at_every_t_with_its_best_varianc
     for steps in (1, 3, 20):
         t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         step = Step(SCHEDULE(t), SCHEDULE.delta(t, steps))
-        eps, zero = oracle.mmse(step.logsnr_t).sqrt()[:, None], torch.zeros(steps, 1, dtype=torch.float64)
+        eps, zero = (
+            oracle.mmse(step.logsnr_t).sqrt()[:, None],
+            torch.zeros(steps, 1, dtype=torch.float64),
+        )
         prediction = Prediction(zero, step.logsnr_t, zero, Eps(), Optimal(profile, dims=1))
-        assert reverse_kl(prediction, zero, eps, step).sum().item() == pytest.approx(limit, rel=1e-5)
+        assert reverse_kl(prediction, zero, eps, step).sum().item() == pytest.approx(
+            limit, rel=1e-5
+        )
 
 
 def test_the_hybrid_loss_trains_the_mean_by_the_simple_loss_alone():
@@ -146,14 +206,18 @@ def test_the_hybrid_loss_trains_the_mean_by_the_simple_loss_alone():
     assert torch.allclose(loss, expected, rtol=1e-9)
 
     def gradients(value):
-        return torch.autograd.grad(value, [*network.mean.parameters(), *network.spread.parameters()], allow_unused=True)
+        return torch.autograd.grad(
+            value, [*network.mean.parameters(), *network.spread.parameters()], allow_unused=True
+        )
 
     total = gradients(loss.mean())
     simple = gradients(hybrid(model, x, **options, bound_weight=0.0).mean())
     half = len(list(network.mean.parameters()))
     for with_bound, without in zip(total[:half], simple[:half], strict=True):
         assert torch.allclose(with_bound, without, rtol=1e-9, atol=1e-12)
-    bound = gradients((0.001 * 999 * reverse_kl(model(*noisy(x, eps, table(t))), x, eps, step) / 2).mean())
+    bound = gradients(
+        (0.001 * 999 * reverse_kl(model(*noisy(x, eps, table(t))), x, eps, step) / 2).mean()
+    )
     for mixed, alone in zip(total[half:], bound[half:], strict=True):
         assert torch.allclose(mixed, alone, rtol=1e-9, atol=1e-12)
 
@@ -168,10 +232,13 @@ def test_a_learned_variance_is_trained_by_the_bound_of_its_chain_alone(variance)
     network = TwoHeads(dims=1)
     model = Denoiser(network, Eps(), variance=variance)
     levels = torch.randint(0, 17, (16, 1))
-    elbo(model, levels, schedule=SCHEDULE, decoder=Categorical(17), steps=10).total.mean().backward()
+    elbo(
+        model, levels, schedule=SCHEDULE, decoder=Categorical(17), steps=10
+    ).total.mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.spread.parameters())
     with pytest.raises(
-        ValueError, match=r"weighted_elbo: argument 'model' must have no learned reverse variance: it would get no gradient; got .* hybrid"
+        ValueError,
+        match=r"weighted_elbo: argument 'model' must have no learned reverse variance: it would get no gradient; got .* hybrid",
     ):
         weighted_elbo(model, torch.randn(16, 1), schedule=SCHEDULE)
     with pytest.raises(ValueError, match="it would get no gradient"):
@@ -187,13 +254,24 @@ def test_bad_variances_are_named():
         match=r"return twice the channels of z, mean and variance, \(4, 4\); got \(4, 2\) \(a learned variance needs a second half",
     ):
         Denoiser(lambda z, t: z, Eps(), variance=Range())(z, logsnr)
-    with pytest.raises(ValueError, match=r"twice the channels, as with a learned variance: Denoiser\(…, variance=Range\(\)\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"twice the channels, as with a learned variance: Denoiser\(…, variance=Range\(\)\)",
+    ):
         Denoiser(lambda z, t: torch.cat([z, z], 1), Eps())(z, logsnr)
-    with pytest.raises(ValueError, match=r"Range: argument 'head' must come with the prediction; got None"):
+    with pytest.raises(
+        ValueError, match=r"Range: argument 'head' must come with the prediction; got None"
+    ):
         Range().excess(Step(torch.zeros(4), torch.ones(4)))
-    with pytest.raises(ValueError, match=r"hybrid: argument 'model' must learn its reverse variance; got Posterior\(\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"hybrid: argument 'model' must learn its reverse variance; got Posterior\(\)",
+    ):
         hybrid(Denoiser(lambda z, t: z, Eps()), z, schedule=SCHEDULE, steps=10)
-    with pytest.raises(ValueError, match=r"Optimal: argument 'profile' must have seen something in every bin; got 3 empty bins"):
+    with pytest.raises(
+        ValueError,
+        match=r"Optimal: argument 'profile' must have seen something in every bin; got 3 empty bins",
+    ):
         Optimal(Profile(-1.0, 1.0, bins=3), dims=2)
 
 
@@ -201,15 +279,22 @@ def test_every_variance_is_here():
     here = {type(v).__name__ for v in [Posterior(), Forward(), *HEADS]} | {"Optimal"}
     import vdiff.variance
 
-    assert here == {name for name in vdiff.variance.__all__ if issubclass(getattr(vdiff.variance, name), ReverseVariance)} - {
-        "ReverseVariance"
-    }
+    assert here == {
+        name
+        for name in vdiff.variance.__all__
+        if issubclass(getattr(vdiff.variance, name), ReverseVariance)
+    } - {"ReverseVariance"}
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3])
 def test_one_term_of_a_chain_of_three_steps_written_out(index):
-    """DDPM's term L_i of one example by its densities: n = T + 1 of them with a decoder, the first its own, n = T without."""
-    schedule, levels, eps = Linear(6.0, -5.0), torch.tensor([[0, 3]]), torch.tensor([[0.7, -1.2]], dtype=torch.float64)
+    """DDPM's term L_i of one example by its densities: n = T + 1 of them with a decoder, the first
+    its own, n = T without."""
+    schedule, levels, eps = (
+        Linear(6.0, -5.0),
+        torch.tensor([[0, 3]]),
+        torch.tensor([[0.7, -1.2]], dtype=torch.float64),
+    )
     decoder = DiscretizedGaussian(5, denoise=True)
     x = torch.tensor([[-1.0, 0.5]], dtype=torch.float64)  # of five levels from −1 to 1
     level = 6.0 - 11.0 * index / 3
@@ -217,11 +302,15 @@ def test_one_term_of_a_chain_of_three_steps_written_out(index):
     z = math.sqrt(signal) * x + math.sqrt(noise) * eps
     guess, head = 0.3 * z + 0.1, 0.2 * z - 0.1
     clean = (z - math.sqrt(noise) * guess) / math.sqrt(signal)
-    model = Denoiser(lambda z, logsnr: torch.cat([0.3 * z + 0.1, 0.2 * z - 0.1], 1), Eps(), variance=Range())
+    model = Denoiser(
+        lambda z, logsnr: torch.cat([0.3 * z + 0.1, 0.2 * z - 0.1], 1), Eps(), variance=Range()
+    )
     normal, simple = torch.distributions.Normal, (eps - guess).square().sum()
     if index == 0:
         below = normal(clean, math.exp(-3.0)).cdf(torch.stack([x - 0.25, x + 0.25]))
-        probability = torch.stack([below[1, 0, 0], below[1, 0, 1] - below[0, 0, 1]])  # the first bin has no lower end
+        probability = torch.stack(
+            [below[1, 0, 0], below[1, 0, 1] - below[0, 0, 1]]
+        )  # the first bin has no lower end
         term = -probability.log().sum()
     else:
         less = level + 11.0 / 3
@@ -229,10 +318,21 @@ def test_one_term_of_a_chain_of_three_steps_written_out(index):
         share = 1 - math.exp(level - less)
         v = (head + 1) / 2
         log_variance = v * math.log(share * noise) + (1 - v) * math.log(share * noise_s)
-        means = [math.sqrt(signal / signal_s) * noise_s / noise * z + math.sqrt(signal_s) * share * one for one in (x, clean)]
-        q, p = normal(means[0], math.sqrt(share * noise_s)), normal(means[1], (0.5 * log_variance).exp())
+        means = [
+            math.sqrt(signal / signal_s) * noise_s / noise * z + math.sqrt(signal_s) * share * one
+            for one in (x, clean)
+        ]
+        q, p = (
+            normal(means[0], math.sqrt(share * noise_s)),
+            normal(means[1], (0.5 * log_variance).exp()),
+        )
         term = torch.distributions.kl_divergence(q, p).sum()
-    options = {"schedule": schedule, "steps": 3, "t": torch.tensor([index / 3], dtype=torch.float64), "eps": eps.float()}
+    options = {
+        "schedule": schedule,
+        "steps": 3,
+        "t": torch.tensor([index / 3], dtype=torch.float64),
+        "eps": eps.float(),
+    }
     with_decoder = hybrid(model, levels, decoder=decoder, bound_weight=0.1, **options)
     assert with_decoder.item() == pytest.approx((simple + 0.1 * 4 * term).item() / 2, rel=1e-4)
     bound = vlb(model, levels, decoder=decoder, **options)
@@ -242,7 +342,10 @@ def test_one_term_of_a_chain_of_three_steps_written_out(index):
     assert bound.dims == 2
     assert bound.prior.item() == pytest.approx(
         torch.distributions.kl_divergence(
-            normal(math.exp(-2.5) * x / math.sqrt(1 + math.exp(-5.0)), (1 + math.exp(-5.0)) ** -0.5), normal(0.0, 1.0)
+            normal(
+                math.exp(-2.5) * x / math.sqrt(1 + math.exp(-5.0)), (1 + math.exp(-5.0)) ** -0.5
+            ),
+            normal(0.0, 1.0),
         )
         .sum()
         .item(),

@@ -1,4 +1,5 @@
-"""DDPM's simple loss is a weighted evidence lower bound, on DDPM's own table of 1000 levels and in continuous time."""
+"""DDPM's simple loss is a weighted evidence lower bound, on DDPM's own table of 1000 levels and in
+continuous time."""
 
 import math
 
@@ -11,7 +12,16 @@ from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, step_kl
 from vdiff.theorems.subject import Altered
 
-from .reference import gauss3d, gauss3d_mmse, gauss3d_nodes, gmm1d, line_nodes, panels, posterior_moments, quadrature_loss
+from .reference import (
+    gauss3d,
+    gauss3d_mmse,
+    gauss3d_nodes,
+    gmm1d,
+    line_nodes,
+    panels,
+    posterior_moments,
+    quadrature_loss,
+)
 
 BETA = np.linspace(1e-4, 0.02, 1000)
 LOG_SIGNAL = np.log1p(-BETA).cumsum()
@@ -45,7 +55,9 @@ def biased(oracle):
 def first_level(model, oracle_nodes, variance: float) -> float:
     """L₀ through the decoder: a Gaussian around x̂(z₀)."""
     x, eps, weight, _ = oracle_nodes
-    term = Gaussian(variance=variance, denoise=True).reconstruction(x, x, LAMBDA[0].item(), model, eps=eps)
+    term = Gaussian(variance=variance, denoise=True).reconstruction(
+        x, x, LAMBDA[0].item(), model, eps=eps
+    )
     return float(weight @ term)
 
 
@@ -66,13 +78,24 @@ def test_simple_is_the_weighted_bound_in_both_forms(case, first_variance):
     t = torch.arange(1, STEPS + 1, dtype=torch.float64).repeat_interleave(each) / STEPS
 
     # DDPM's L_simple, over t = 1 … 1000, against the library's: 999 steps and the decoder's level
-    chain = weighted_elbo(model, x, schedule=TABLE, weighting=MSE(TABLE, Eps(), steps=STEPS), steps=STEPS, t=t, eps=eps)
+    chain = weighted_elbo(
+        model,
+        x,
+        schedule=TABLE,
+        weighting=MSE(TABLE, Eps(), steps=STEPS),
+        steps=STEPS,
+        t=t,
+        eps=eps,
+    )
     chain = (weight * chain).view(STEPS, each).sum(1).numpy() / STEPS
     np.testing.assert_allclose(chain, error[1:] / 1000, rtol=1e-8)
     simple = error.mean()
 
     # L₀ with its constant and its weight
-    w1, c1 = np.exp(-LAMBDA[0]) / (2 * first_variance), dims / 2 * math.log(2 * math.pi * first_variance)
+    w1, c1 = (
+        np.exp(-LAMBDA[0]) / (2 * first_variance),
+        dims / 2 * math.log(2 * math.pi * first_variance),
+    )
     decoded = (first_level(model, nodes_of_first_level(case), first_variance) - c1) / (1000 * w1)
 
     # small variance: L_{t-1} is the library's own step of the bound
@@ -92,7 +115,8 @@ def test_simple_is_the_weighted_bound_in_both_forms(case, first_variance):
 
 
 def test_the_divergences_are_those_between_gaussians():
-    """Both choices of the reverse variance against the KL of one-dimensional Gaussians, with DDPM's β, at its own steps."""
+    """Both choices of the reverse variance against the KL of one-dimensional Gaussians, with
+    DDPM's β, at its own steps."""
     step = Step(torch.from_numpy(LAMBDA[1:]), torch.from_numpy(LAMBDA[:-1] - LAMBDA[1:]))
     posterior = BETA[1:] * NOISE[:-1] / NOISE[1:]
     np.testing.assert_allclose(step.variance.numpy(), posterior, rtol=1e-9)
@@ -107,7 +131,9 @@ def test_the_divergences_are_those_between_gaussians():
 
 def test_the_weights_of_the_bound_are_the_published_ones():
     w = 0.5 * torch.expm1(TABLE.delta(torch.arange(1, 1000) / STEPS, STEPS))
-    assert [w[t - 2].item() for t in (2, 10, 100, 1000)] == pytest.approx([0.5997, 0.0864, 0.01027, 0.01020], rel=1e-3)
+    assert [w[t - 2].item() for t in (2, 10, 100, 1000)] == pytest.approx(
+        [0.5997, 0.0864, 0.01027, 0.01020], rel=1e-3
+    )
     assert int(w.argmin()) + 2 == 350
     assert w.min().item() == pytest.approx(0.004982, rel=1e-3)
 
@@ -120,14 +146,17 @@ def test_the_bound_of_the_perfect_denoiser_on_the_table(case):
     t = torch.arange(1, STEPS + 1, dtype=torch.float64).repeat_interleave(each) / STEPS
     bound = weighted_elbo(make(), x, schedule=TABLE, steps=STEPS, t=t, eps=eps)
     per_step = (weight * bound).view(STEPS, each).sum(1).numpy() / STEPS
-    np.testing.assert_allclose(per_step, 0.5 * np.expm1(LAMBDA[:-1] - LAMBDA[1:]) * mmse()[1:], rtol=1e-8)
+    np.testing.assert_allclose(
+        per_step, 0.5 * np.expm1(LAMBDA[:-1] - LAMBDA[1:]) * mmse()[1:], rtol=1e-8
+    )
     assert per_step.argmax() == 0
     if case == "mixture":
         assert per_step.sum() == pytest.approx(4.334960601947, abs=1e-9)
 
 
 class OwnLinearBeta(Schedule):
-    """DDPM's β from 0.1 to 20 in continuous time, λ = −log expm1(B), between t = 1e-3 and 1: written here, not imported."""
+    """DDPM's β from 0.1 to 20 in continuous time, λ = −log expm1(B), between t = 1e-3 and 1:
+    written here, not imported."""
 
     def __init__(self):
         super().__init__(*(-math.log(math.expm1(self.integral(t))) for t in (1e-3, 1.0)))
@@ -156,4 +185,6 @@ def test_simple_is_a_weighted_bound_in_continuous_time():
         return 2 / schedule.rate(schedule.inverse(logsnr, clamp=True))
 
     assert quadrature_loss(model, schedule, weight, breaks) == pytest.approx(simple, rel=1e-9)
-    assert quadrature_loss(model, LinearBeta(), MSE(LinearBeta(), Eps()), breaks) == pytest.approx(simple, rel=1e-9)
+    assert quadrature_loss(model, LinearBeta(), MSE(LinearBeta(), Eps()), breaks) == pytest.approx(
+        simple, rel=1e-9
+    )

@@ -1,4 +1,5 @@
-"""Changing the schedule leaves the expected loss; changing the parameterization leaves the loss of every draw."""
+"""Changing the schedule leaves the expected loss; changing the parameterization leaves the loss of
+every draw."""
 
 import math
 import zlib
@@ -64,7 +65,8 @@ TABLE = [9.0, 8.5, 6.0, 3.0, 2.0, -1.0, -2.0, -6.0]
 
 
 def moved(schedule):
-    """A learned shape away from its start, without gradients: what it computes is tested here, not what it learns."""
+    """A learned shape away from its start, without gradients: what it computes is tested here, not
+    what it learns."""
     generator = torch.Generator().manual_seed(1)
     for name, p in schedule.named_parameters():
         if name not in ("low", "high"):
@@ -76,7 +78,10 @@ def to_garbage(schedule):
     """An adaptive density that was told nonsense, within its floor."""
     generator = torch.Generator().manual_seed(2)
     logsnr = LOW + (HIGH - LOW) * torch.rand(5000, generator=generator, dtype=torch.float64)
-    schedule.observe(logsnr, torch.randint(0, 3, (5000,), generator=generator) * torch.exp(3 * torch.sin(5 * logsnr)))
+    schedule.observe(
+        logsnr,
+        torch.randint(0, 3, (5000,), generator=generator) * torch.exp(3 * torch.sin(5 * logsnr)),
+    )
     schedule.update()
     assert schedule.mass.max() > 20 * schedule.mass.min()
     return schedule
@@ -115,7 +120,16 @@ WEIGHTINGS = {
     "min-snr": MSE(OptimalTransport(HIGH, LOW), Eps()) * MinSNR(math.exp(2.0)),
     "own": lambda logsnr: 1 + torch.sin(logsnr),
 }
-TARGETS = [Eps(), X(), V(), V(0.5), Flow(), Score(), PosteriorMean(Linear(HIGH, LOW), 10), PosteriorMean(Cosine(HIGH, LOW), 200)]
+TARGETS = [
+    Eps(),
+    X(),
+    V(),
+    V(0.5),
+    Flow(),
+    Score(),
+    PosteriorMean(Linear(HIGH, LOW), 10),
+    PosteriorMean(Cosine(HIGH, LOW), 200),
+]
 
 
 def weighted_integral(weighting, error) -> float:
@@ -128,11 +142,16 @@ def weighted_integral(weighting, error) -> float:
 def expected() -> dict[str, float]:
     lam, width = panels(BREAKS)
     m = posterior_moments(lam)[0]
-    return {name: float(0.5 * (w(torch.from_numpy(lam)).numpy() * m) @ width) for name, w in WEIGHTINGS.items()}
+    return {
+        name: float(0.5 * (w(torch.from_numpy(lam)).numpy() * m) @ width)
+        for name, w in WEIGHTINGS.items()
+    }
 
 
 def test_every_schedule_is_here():
-    classes = {name for name in schedule.__all__ if issubclass(getattr(schedule, name), schedule.Schedule)} - {"Schedule"}
+    classes = {
+        name for name in schedule.__all__ if issubclass(getattr(schedule, name), schedule.Schedule)
+    } - {"Schedule"}
     assert classes == {type(s).__name__ for s in SCHEDULES.values()}
 
 
@@ -143,7 +162,9 @@ def test_the_schedule_leaves_the_loss(name, expected):
 
 
 def test_the_constant_is_the_published_one():
-    assert quadrature_loss(gmm1d(), Cosine(13.3, -5.0), ELBO(), np.linspace(-5.0, 13.3, 31)) == pytest.approx(5.929574342248, abs=1e-9)
+    assert quadrature_loss(
+        gmm1d(), Cosine(13.3, -5.0), ELBO(), np.linspace(-5.0, 13.3, 31)
+    ) == pytest.approx(5.929574342248, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -153,7 +174,14 @@ def test_the_schedule_leaves_the_loss_of_drawn_times(name, weighting):
     oracle, schedule = gauss3d(), SCHEDULES[name]
     w = WEIGHTINGS[weighting]
     batches = [
-        weighted_elbo(oracle, oracle.sample(256, generator), schedule=schedule, weighting=w, generator=generator).mean() for _ in range(60)
+        weighted_elbo(
+            oracle,
+            oracle.sample(256, generator),
+            schedule=schedule,
+            weighting=w,
+            generator=generator,
+        ).mean()
+        for _ in range(60)
     ]
     assert_near(torch.stack(batches).detach(), weighted_integral(w, gauss3d_mmse))
 
@@ -165,7 +193,11 @@ def test_the_schedule_leaves_the_loss_of_a_correlated_mixture(schedule):
     generator, oracle = torch.Generator().manual_seed(5), gmm2d()
     batches = [
         weighted_elbo(
-            oracle, oracle.sample(500, generator), schedule=SCHEDULES[schedule], weighting=Sigmoid(2.0), generator=generator
+            oracle,
+            oracle.sample(500, generator),
+            schedule=SCHEDULES[schedule],
+            weighting=Sigmoid(2.0),
+            generator=generator,
         ).mean()
         for _ in range(80)
     ]
@@ -184,11 +216,15 @@ def test_mse_is_the_plain_loss_whatever_it_is_sampled_with(s, p):
     level = logsnr.repeat_interleave(each)
     alpha, sigma = torch.sigmoid(level).sqrt()[:, None], torch.sigmoid(-level).sqrt()[:, None]
     prediction = biased(alpha * x + sigma * eps, level)
-    a, b = (torch.as_tensor(c, dtype=torch.float64).expand_as(level)[:, None] for c in p.row(level))
+    a, b = (
+        torch.as_tensor(c, dtype=torch.float64).expand_as(level)[:, None] for c in p.row(level)
+    )
     error = (a * (x - prediction.x) + b * (eps - prediction.eps)).square().sum(1)
     plain = float(((weight * error).view(len(t), each).sum(1) * dt).sum())
     for other in ("custom", "laplace"):
-        assert quadrature_loss(biased, SCHEDULES[other], MSE(SCHEDULES[s], p), BREAKS) == pytest.approx(plain, rel=1e-6)
+        assert quadrature_loss(
+            biased, SCHEDULES[other], MSE(SCHEDULES[s], p), BREAKS
+        ) == pytest.approx(plain, rel=1e-6)
 
 
 biased = Altered(gmm1d(), lambda prediction: 0.9 * prediction.eps + 0.1)
@@ -200,7 +236,9 @@ def test_mse_of_a_chain_is_the_mean_over_its_levels_but_the_first():
     m = posterior_moments(lam)[0]
     # a constant bias adds its square, a factor c adds (1 - c)² (1 - m)
     want = ((1 + np.exp(-lam)) * (m + 0.1**2 * (1 - m) + 0.1**2)).sum() / (steps + 1)
-    assert chain_loss(biased, schedule, steps, MSE(schedule, V(), steps=steps)) == pytest.approx(want, rel=1e-9)
+    assert chain_loss(biased, schedule, steps, MSE(schedule, V(), steps=steps)) == pytest.approx(
+        want, rel=1e-9
+    )
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +258,18 @@ def batch():
 def test_the_parameterization_leaves_the_loss(target, steps, batch):
     oracle, x, t, eps = batch
     t = t if steps is None else (torch.floor(t * steps) + 1) / steps
-    options = {"schedule": SCHEDULES["cosine"], "weighting": Sigmoid(1.0), "steps": steps, "t": t, "eps": eps}
+    options = {
+        "schedule": SCHEDULES["cosine"],
+        "weighting": Sigmoid(1.0),
+        "steps": steps,
+        "t": t,
+        "eps": eps,
+    }
     torch.testing.assert_close(
-        weighted_elbo(Reexpressed(oracle, target), x, **options), weighted_elbo(oracle, x, **options), rtol=1e-10, atol=0
+        weighted_elbo(Reexpressed(oracle, target), x, **options),
+        weighted_elbo(oracle, x, **options),
+        rtol=1e-10,
+        atol=0,
     )
 
 
@@ -257,7 +304,9 @@ def target_by_hand(target, x, eps, z, lam):
             return -eps / sigma
         case PosteriorMean():
             lam_s = target.schedule((target.schedule.inverse(lam) - 1 / target.steps).clamp(min=0))
-            return (torch.sigmoid(lam_s).sqrt() / alpha) * (z - (1 - torch.exp(lam - lam_s)) * sigma * eps)
+            return (torch.sigmoid(lam_s).sqrt() / alpha) * (
+                z - (1 - torch.exp(lam - lam_s)) * sigma * eps
+            )
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=repr)
@@ -272,20 +321,35 @@ def test_a_network_of_any_target_is_the_same_model(target, batch):
 
     options = {"schedule": SCHEDULES["cosine"], "t": t, "eps": eps}
     torch.testing.assert_close(
-        weighted_elbo(Denoiser(network, target), x, **options), weighted_elbo(oracle, x, **options), rtol=1e-10, atol=0
+        weighted_elbo(Denoiser(network, target), x, **options),
+        weighted_elbo(oracle, x, **options),
+        rtol=1e-10,
+        atol=0,
     )
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "normal", "table", "karras"])
-@pytest.mark.parametrize("weighting", [ELBO(), Sigmoid(2.0), EDM(), MSE(Cosine(HIGH, LOW), V())], ids=repr)
+@pytest.mark.parametrize(
+    "weighting", [ELBO(), Sigmoid(2.0), EDM(), MSE(Cosine(HIGH, LOW), V())], ids=repr
+)
 @pytest.mark.parametrize("target", [Eps(), X(), V(), V(0.5), Flow(), Score()], ids=repr)
 def test_loss_factor_gives_the_loss_to_a_loop_of_ones_own(schedule, weighting, target, batch):
     oracle, x, t, eps = batch
-    model, schedule = Altered(oracle, lambda prediction: 0.8 * prediction.eps - 0.2), SCHEDULES[schedule]
+    model, schedule = (
+        Altered(oracle, lambda prediction: 0.8 * prediction.eps - 0.2),
+        SCHEDULES[schedule],
+    )
     logsnr = schedule(t)
     lam = logsnr[:, None]
     z = torch.sigmoid(lam).sqrt() * x + torch.sigmoid(-lam).sqrt() * eps
     prediction = model(z, logsnr)
-    error = target_by_hand(target, x, eps, z, lam) - target_by_hand(target, prediction.x, prediction.eps, z, lam)
+    error = target_by_hand(target, x, eps, z, lam) - target_by_hand(
+        target, prediction.x, prediction.eps, z, lam
+    )
     loop = loss_factor(weighting, schedule, target)(logsnr) * error.square().sum(1)
-    torch.testing.assert_close(loop, weighted_elbo(model, x, schedule=schedule, weighting=weighting, t=t, eps=eps), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        loop,
+        weighted_elbo(model, x, schedule=schedule, weighting=weighting, t=t, eps=eps),
+        rtol=1e-10,
+        atol=0,
+    )

@@ -1,4 +1,5 @@
-"""The shape of a learned schedule follows the variance of the loss, everything else the bound, in one backward pass."""
+"""The shape of a learned schedule follows the variance of the loss, everything else the bound, in
+one backward pass."""
 
 import copy
 import math
@@ -37,7 +38,10 @@ from vdiff.times import generator_of
 from .reference import gmm1d, line_nodes, panels, posterior_moments
 
 LEVELS = 5
-SHAPES = {"monotone": lambda **o: Monotone(6.0, -4.0, hidden=16, **o), "spline": lambda **o: Spline(6.0, -4.0, knots=7, **o)}
+SHAPES = {
+    "monotone": lambda **o: Monotone(6.0, -4.0, hidden=16, **o),
+    "spline": lambda **o: Spline(6.0, -4.0, knots=7, **o),
+}
 shapes = pytest.mark.parametrize("make", SHAPES.values(), ids=SHAPES)
 
 
@@ -57,7 +61,9 @@ class Net(nn.Module):
 def stirred(schedule: Schedule) -> Schedule:
     generator = torch.Generator().manual_seed(4)
     for name, p in schedule.named_parameters():
-        p.data += (0.1 if name in ("low", "high") else 0.5) * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        p.data += (0.1 if name in ("low", "high") else 0.5) * torch.randn(
+            p.shape, generator=generator, dtype=p.dtype
+        )
     return schedule
 
 
@@ -69,7 +75,10 @@ def objective(make, **options) -> Objective:
 
 def draws(n: int = 24) -> tuple[Tensor, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(5)
-    t, eps = torch.rand(n, generator=generator, dtype=torch.float64), torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    t, eps = (
+        torch.rand(n, generator=generator, dtype=torch.float64),
+        torch.randn(n, 2, generator=generator, dtype=torch.float64),
+    )
     return torch.randint(0, LEVELS, (n, 2), generator=generator), {"t": t, "eps": eps}
 
 
@@ -77,8 +86,15 @@ def is_shape(name: str) -> bool:
     return name.startswith("schedule.") and name not in ("schedule.low", "schedule.high")
 
 
-def in_two_passes(one: Objective, data: Tensor, given: dict[str, Tensor], mean: float, center: float | None = None) -> dict[str, Tensor]:
-    """The bound's gradient for the network and the ends, that of E (ℓ − m)²/m for the shape, each by a pass of its own."""
+def in_two_passes(
+    one: Objective,
+    data: Tensor,
+    given: dict[str, Tensor],
+    mean: float,
+    center: float | None = None,
+) -> dict[str, Tensor]:
+    """The bound's gradient for the network and the ends, that of E (ℓ − m)²/m for the shape, each
+    by a pass of its own."""
     shape = {n: p for n, p in one.named_parameters() if is_shape(n)}
     rest = {n: p for n, p in one.named_parameters() if not is_shape(n)}
     one.schedule.follow_variance = False
@@ -94,7 +110,9 @@ def assert_gradients(one: Objective, expected: dict[str, Tensor]) -> None:
     got = {n: p.grad for n, p in one.named_parameters()}
     assert got.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(got[name], expected[name], rtol=1e-11, atol=1e-13 * expected[name].abs().max().item())
+        torch.testing.assert_close(
+            got[name], expected[name], rtol=1e-11, atol=1e-13 * expected[name].abs().max().item()
+        )
 
 
 @pytest.mark.usefixtures("float64")
@@ -114,9 +132,15 @@ def test_the_shape_and_its_slope_are_differentiated_rightly(make):
     t = torch.linspace(0.02, 0.99, 9, dtype=torch.float64, requires_grad=True)
 
     def shape(t: Tensor, *values: Tensor) -> Tensor:
-        return torch.func.functional_call(ShapeOf(schedule), {f"schedule.{n}": v for n, v in zip(names, values, strict=True)}, (t,))
+        return torch.func.functional_call(
+            ShapeOf(schedule),
+            {f"schedule.{n}": v for n, v in zip(names, values, strict=True)},
+            (t,),
+        )
 
-    assert torch.autograd.gradcheck(shape, (t, *(v.detach().clone().requires_grad_() for v in values)))
+    assert torch.autograd.gradcheck(
+        shape, (t, *(v.detach().clone().requires_grad_() for v in values))
+    )
     u, slope = schedule.shape(t)
     (of_u,) = torch.autograd.grad(u.sum(), t)
     torch.testing.assert_close(of_u, slope)
@@ -134,7 +158,8 @@ class ShapeOf(nn.Module):
 @pytest.mark.usefixtures("float64")
 @shapes
 def test_it_does_not_matter_how_the_loss_is_reduced(make):
-    """Scaled as a GradScaler does, in micro-batches of unequal size, and through a part of the batch alone."""
+    """Scaled as a GradScaler does, in micro-batches of unequal size, and through a part of the
+    batch alone."""
     one, (data, given) = objective(make), draws()
     expected = in_two_passes(one, data, given, 7.0)
     (one(data, **given).mean() * 1024.0).backward()
@@ -162,7 +187,9 @@ def test_two_losses_may_be_on_their_way_at_once(make):
         assert_gradients(one, want)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own, of its inputs
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # dynamo's own, of its inputs
 @pytest.mark.usefixtures("float64")
 @shapes
 def test_a_copy_and_a_compiled_network_learn_the_same(make):
@@ -181,31 +208,51 @@ def test_a_copy_and_a_compiled_network_learn_the_same(make):
 def test_on_a_chain_the_shape_follows_the_bound(make):
     one, (data, given) = objective(make), draws()
     given["t"] = torch.ceil(given["t"] * 5) / 5
-    loss = elbo(one.model, data, schedule=one.schedule, decoder=one.decoder, steps=5, **given).total.mean()
+    loss = elbo(
+        one.model, data, schedule=one.schedule, decoder=one.decoder, steps=5, **given
+    ).total.mean()
     loss.backward()
     for name, p in one.schedule.named_parameters():
         p.data.view(-1)[0] += 1e-6
-        up = elbo(one.model, data, schedule=one.schedule, decoder=one.decoder, steps=5, **given).total.mean()
+        up = elbo(
+            one.model, data, schedule=one.schedule, decoder=one.decoder, steps=5, **given
+        ).total.mean()
         p.data.view(-1)[0] -= 2e-6
-        down = elbo(one.model, data, schedule=one.schedule, decoder=one.decoder, steps=5, **given).total.mean()
+        down = elbo(
+            one.model, data, schedule=one.schedule, decoder=one.decoder, steps=5, **given
+        ).total.mean()
         p.data.view(-1)[0] += 1e-6
-        assert p.grad.view(-1)[0].item() == pytest.approx(((up - down) / 2e-6).item(), rel=1e-5, abs=1e-7), name
+        assert p.grad.view(-1)[0].item() == pytest.approx(
+            ((up - down) / 2e-6).item(), rel=1e-5, abs=1e-7
+        ), name
 
 
 @pytest.mark.usefixtures("float64")
 @shapes
 def test_the_expected_loss_does_not_depend_on_the_shape(make):
-    """Without the rule the shape's gradient is noise of mean zero; with it, the gradient of the variance, that of E ℓ²."""
+    """Without the rule the shape's gradient is noise of mean zero; with it, the gradient of the
+    variance, that of E ℓ²."""
     schedule = stirred(make(learn_ends=False, follow_variance=False))
     t, dt = (
-        torch.from_numpy(a) for a in panels(schedule.inverse(torch.linspace(6.0, -4.0, 61, dtype=torch.float64)).detach().numpy(), 12)
+        torch.from_numpy(a)
+        for a in panels(
+            schedule.inverse(torch.linspace(6.0, -4.0, 61, dtype=torch.float64)).detach().numpy(),
+            12,
+        )
     )  # its knots among the breaks
     x, eps, weight = line_nodes(schedule(t).detach())
     each = len(weight) // len(t)
     weight = weight * dt.repeat_interleave(each)
 
     def loss() -> Tensor:
-        return weighted_elbo(gmm1d(), x, schedule=schedule, weighting=Sigmoid(1.0), t=t.repeat_interleave(each), eps=eps)
+        return weighted_elbo(
+            gmm1d(),
+            x,
+            schedule=schedule,
+            weighting=Sigmoid(1.0),
+            t=t.repeat_interleave(each),
+            eps=eps,
+        )
 
     parameters = list(schedule.parameters())
     noise = torch.autograd.grad(weight @ loss(), parameters)
@@ -238,7 +285,9 @@ def test_the_mean_stands_still_within_a_step_and_then_follows():
     assert schedule.mean_loss.item() == pytest.approx(losses.mean().item())
     one(data[:5], **{k: v[:5] for k, v in given.items()})
     schedule.update(lambda statistics: 2 * statistics)  # two ranks that saw the same
-    assert schedule.mean_loss.item() == pytest.approx(0.99 * losses.mean().item() + 0.01 * losses[:5].mean().item())
+    assert schedule.mean_loss.item() == pytest.approx(
+        0.99 * losses.mean().item() + 0.01 * losses[:5].mean().item()
+    )
     before = schedule.mean_loss.clone()
     schedule.update()  # nothing seen
     schedule.seen += torch.tensor([math.nan, 1.0])
@@ -264,18 +313,32 @@ def test_what_never_passed_the_loss_gives_the_shape_nothing():
     assert not schedule.log_density.grad.any()
 
 
-@pytest.mark.parametrize("schedule", [Monotone(learn_ends=False), Spline(learn_ends=False), Spline(), Adaptive()], ids=repr)
+@pytest.mark.parametrize(
+    "schedule",
+    [Monotone(learn_ends=False), Spline(learn_ends=False), Spline(), Adaptive()],
+    ids=repr,
+)
 def test_an_objective_that_would_move_with_the_schedule_is_refused(schedule):
     with pytest.raises(ValueError, match=r"MSE: argument 'schedule' must be fixed.*moves with it"):
         MSE(schedule, V())
     model = Denoiser(lambda z, logsnr: torch.cat([z, z], 1), Eps(), variance=Range())
-    with pytest.raises(ValueError, match=r"hybrid: argument 'schedule' must have a fixed shape.*elbo\(…, steps=T\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"hybrid: argument 'schedule' must have a fixed shape.*elbo\(…, steps=T\)",
+    ):
         hybrid(model, torch.randn(4, 2), schedule=schedule, steps=10)
-    with pytest.raises(ValueError, match="Shifted: argument 'schedule' must have fixed ends and shape"):
+    with pytest.raises(
+        ValueError, match="Shifted: argument 'schedule' must have fixed ends and shape"
+    ):
         Shifted(schedule, 1.0)
     with pytest.raises(ValueError, match="ScheduleTime: argument 'schedule' must be fixed"):
         ScheduleTime(schedule)
-    weighted_elbo(Denoiser(lambda z, logsnr: z, Eps()), torch.randn(4, 2), schedule=schedule, weighting=MSE(Linear(), V()))
+    weighted_elbo(
+        Denoiser(lambda z, logsnr: z, Eps()),
+        torch.randn(4, 2),
+        schedule=schedule,
+        weighting=MSE(Linear(), V()),
+    )
 
 
 def test_a_wrapped_network_beside_a_schedule_that_learns_is_refused():
@@ -283,20 +346,29 @@ def test_a_wrapped_network_beside_a_schedule_that_learns_is_refused():
         pass
 
     Wrapped.__name__ = "DistributedDataParallel"
-    model, x = Denoiser(nn.Sequential(Wrapped(2, 2)), Eps(), time=lambda logsnr: logsnr), torch.randn(4, 2)
+    model, x = (
+        Denoiser(nn.Sequential(Wrapped(2, 2)), Eps(), time=lambda logsnr: logsnr),
+        torch.randn(4, 2),
+    )
     for schedule in (Monotone(hidden=4), Adaptive()):
-        with pytest.raises(ValueError, match="weighted_elbo: argument 'model' must not be wrapped in DDP where the schedule is learned"):
+        with pytest.raises(
+            ValueError,
+            match="weighted_elbo: argument 'model' must not be wrapped in DDP where the schedule is learned",
+        ):
             weighted_elbo(model, x, schedule=schedule)
 
 
-# ── what it learns ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what it learns
+# ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def above_the_best(schedule: Schedule) -> float:
-    """The variance of one draw on the one-dimensional mixture under a schedule, over the least of any."""
+    """The variance of one draw on the one-dimensional mixture under a schedule, over the least of
+    any."""
     lam = torch.linspace(schedule.logsnr_min, schedule.logsnr_max, 601, dtype=torch.float64)
     m, v2 = (torch.from_numpy(a) for a in posterior_moments(lam.numpy()))
-    # given z, ε − ε̂ is close to Gaussian only where one component rules: its fourth moment is the mixture's own
+    # given z, ε − ε̂ is close to Gaussian only where one component rules: its fourth moment is the
+    # mixture's own
     x, eps, weight = line_nodes(lam)
     each = len(weight) // len(lam)
     level = lam.repeat_interleave(each)
@@ -310,12 +382,17 @@ def above_the_best(schedule: Schedule) -> float:
 
 
 def learn(schedule: Schedule, steps: int, batch: int, lr: float = 0.02) -> Schedule:
-    oracle, optimizer = gmm1d(), torch.optim.Adam([{"params": list(schedule.parameters()), "lr": lr}])
+    oracle, optimizer = (
+        gmm1d(),
+        torch.optim.Adam([{"params": list(schedule.parameters()), "lr": lr}]),
+    )
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         generator = generator_of(0, step)
         optimizer.zero_grad()
-        weighted_elbo(oracle, oracle.sample(batch, generator), schedule=schedule, generator=generator).mean().backward()
+        weighted_elbo(
+            oracle, oracle.sample(batch, generator), schedule=schedule, generator=generator
+        ).mean().backward()
         optimizer.step()
         schedule.update()
     return schedule
@@ -323,7 +400,10 @@ def learn(schedule: Schedule, steps: int, batch: int, lr: float = 0.02) -> Sched
 
 @pytest.mark.parametrize(
     ("schedule", "steps", "batch", "within"),
-    [(Spline(13.3, -5.0, learn_ends=False), 1500, 512, 1.03), (Monotone(13.3, -5.0, learn_ends=False), 500, 128, 1.25)],
+    [
+        (Spline(13.3, -5.0, learn_ends=False), 1500, 512, 1.03),
+        (Monotone(13.3, -5.0, learn_ends=False), 500, 128, 1.25),
+    ],
     ids=["spline", "monotone"],
 )
 def test_the_shape_finds_the_least_variance(schedule, steps, batch, within):
@@ -333,7 +413,8 @@ def test_the_shape_finds_the_least_variance(schedule, steps, batch, within):
 
 
 class Scaled:
-    """Four fifths of the perfect ε̂: an error that stays at both ends, so that a finite range is the best."""
+    """Four fifths of the perfect ε̂: an error that stays at both ends, so that a finite range is
+    the best."""
 
     def __init__(self, oracle: Lattice) -> None:
         self.oracle = oracle
@@ -349,8 +430,12 @@ def scaled_error(oracle: Lattice, logsnr: Tensor) -> Tensor:
 
 
 def test_ends_from_wrong_starts_reach_the_best_bound():
-    """Each end stands where its gradient of the bound vanishes: half the error there against the decoder and the prior."""
-    pmf, decoder = torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15], dtype=torch.float64), Categorical(LEVELS)
+    """Each end stands where its gradient of the bound vanishes: half the error there against the
+    decoder and the prior."""
+    pmf, decoder = (
+        torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15], dtype=torch.float64),
+        Categorical(LEVELS),
+    )
     grid = decoder.encode(torch.arange(LEVELS)[:, None])[:, 0].double()
     oracle = Lattice(grid, pmf)
 
@@ -371,10 +456,12 @@ def test_ends_from_wrong_starts_reach_the_best_bound():
         optimizer = torch.optim.Adam(schedule.parameters())
         for step in range(500):
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / 500))
-            generator = generator_of(1, step)
+            generator = generator_of(3, step)
             data = torch.multinomial(pmf, 1024, True, generator=generator)[:, None]
             optimizer.zero_grad()
-            elbo(Scaled(oracle), data, schedule=schedule, decoder=decoder, generator=generator).total.mean().backward()
+            elbo(
+                Scaled(oracle), data, schedule=schedule, decoder=decoder, generator=generator
+            ).total.mean().backward()
             optimizer.step()
             schedule.update()
         assert (schedule.logsnr_min, schedule.logsnr_max) == pytest.approx(
@@ -391,14 +478,24 @@ def root(slope, below: float, above: float) -> float:
     return below
 
 
-# ── what it keeps ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what it keeps
+# ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("make", [lambda: Monotone(6.0, -4.0, hidden=64, learn_ends=False), lambda: Spline(6.0, -4.0, learn_ends=False)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Monotone(6.0, -4.0, hidden=64, learn_ends=False),
+        lambda: Spline(6.0, -4.0, learn_ends=False),
+    ],
+)
 def test_long_training_leaves_the_ends_and_the_order(make):
-    """Under AdamW with decay on all else, autocast on, and a rate at which every shape runs wild."""
+    """Under AdamW with decay on all else, autocast on, and a rate at which every shape runs
+    wild."""
     one = Objective(Denoiser(Net().float(), V()), schedule=make())
-    optimizer = torch.optim.AdamW(parameter_groups(one, lr=1e-3, weight_decay=0.1, schedule_lr=0.3))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(one, lr=1e-3, weight_decay=0.1, schedule_lr=0.3)
+    )
     x = torch.randn(16, 2)
     for step in range(400):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -412,14 +509,23 @@ def test_long_training_leaves_the_ends_and_the_order(make):
 
 def assert_ordered(schedule: Learned) -> None:
     with torch.no_grad():
-        u = torch.cat([schedule.shape(t)[0] for t in torch.linspace(0, 1, 1_000_001, dtype=torch.float64).split(100_000)])
+        u = torch.cat(
+            [
+                schedule.shape(t)[0]
+                for t in torch.linspace(0, 1, 1_000_001, dtype=torch.float64).split(100_000)
+            ]
+        )
         assert (u[0], u[-1]) == (0.0, 1.0)
         logsnr = schedule.logsnr_max - (schedule.logsnr_max - schedule.logsnr_min) * u
     assert (logsnr.diff() < 0).all()
     assert [logsnr[0].item(), logsnr[-1].item()] == pytest.approx([6.0, -4.0], abs=1e-12)
 
 
-@pytest.mark.parametrize("make", [*SHAPES.values(), lambda: Adaptive(6.0, -4.0, bins=10, warmup=1)], ids=[*SHAPES, "adaptive"])
+@pytest.mark.parametrize(
+    "make",
+    [*SHAPES.values(), lambda: Adaptive(6.0, -4.0, bins=10, warmup=1)],
+    ids=[*SHAPES, "adaptive"],
+)
 def test_a_run_that_is_killed_resumes_bit_for_bit(make, tmp_path):
     def fresh():
         torch.manual_seed(0)
@@ -439,7 +545,10 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(make, tmp_path):
     run(straight, optimizer, 0, 12)
     killed, optimizer = fresh()
     run(killed, optimizer, 0, 5)
-    torch.save({"objective": killed.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
+    torch.save(
+        {"objective": killed.state_dict(), "optimizer": optimizer.state_dict()},
+        tmp_path / "checkpoint.pt",
+    )
     resumed, optimizer = fresh()
     state = torch.load(tmp_path / "checkpoint.pt")
     resumed.load_state_dict(state["objective"])
@@ -447,20 +556,30 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(make, tmp_path):
     run(resumed, optimizer, 5, 12)
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    assert any(not torch.equal(value, fresh()[0].schedule.state_dict()[k]) for k, value in straight.schedule.state_dict().items())
+    assert any(
+        not torch.equal(value, fresh()[0].schedule.state_dict()[k])
+        for k, value in straight.schedule.state_dict().items()
+    )
 
 
 def test_the_networks_own_backward_is_autograds_over_many_blocks():
     """Times beyond one block (32), against sigmoids written out."""
     schedule = stirred(Monotone(6.0, -4.0, hidden=16))
-    t = torch.rand(100, generator=torch.Generator().manual_seed(5), dtype=torch.float64).requires_grad_()
+    t = torch.rand(
+        100, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    ).requires_grad_()
     weights = torch.randn(2, 100, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     inputs = [t, schedule.bias, schedule.log_inner, schedule.log_outer]
     value, slope, _ = schedule.rise(t)
     inner, outer = schedule.log_inner.exp(), schedule.log_outer.exp()
-    bias = schedule.bias - inner * torch.linspace(-0.08, 1.08, 16, dtype=torch.float64)  # four widths of 1/50 beyond each end
+    bias = schedule.bias - inner * torch.linspace(
+        -0.08, 1.08, 16, dtype=torch.float64
+    )  # four widths of 1/50 beyond each end
     s = torch.sigmoid(bias + t[:, None] * inner)
     plain = t + s @ outer - torch.sigmoid(bias) @ outer, 1 + (s * (1 - s)) @ (inner * outer)
     torch.testing.assert_close((value, slope), plain)
-    found, expected = (torch.autograd.grad((weights[0] * v + weights[1] * d).sum(), inputs) for v, d in ((value, slope), plain))
+    found, expected = (
+        torch.autograd.grad((weights[0] * v + weights[1] * d).sum(), inputs)
+        for v, d in ((value, slope), plain)
+    )
     torch.testing.assert_close(found, expected)

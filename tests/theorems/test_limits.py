@@ -1,4 +1,5 @@
-"""The chain of T steps tends to continuous time: L_T − L_∞ = c₁/T + O(T⁻²), from above along refinements, and not otherwise."""
+"""The chain of T steps tends to continuous time: L_T − L_∞ = c₁/T + O(T⁻²), from above along
+refinements, and not otherwise."""
 
 import math
 
@@ -27,27 +28,52 @@ A, B = math.atan(math.exp(-HIGH / 2)), math.atan(math.exp(-LOW / 2))
 T0, T1 = 1 / (1 + math.exp(HIGH / 2)), 1 / (1 + math.exp(LOW / 2))
 SCHEDULES = {  # with −λ'(t) as a function of λ, from the literature
     "linear": (Linear(HIGH, LOW), lambda lam: (HIGH - LOW) + 0 * lam),
-    "cosine": (Cosine(HIGH, LOW), lambda lam: 4 * (B - A) / np.sin(2 * np.arctan(np.exp(-lam / 2)))),
-    "optimal-transport": (OptimalTransport(HIGH, LOW), lambda lam: (T1 - T0) * 8 * np.cosh(lam / 4) ** 2),
-    "linear-beta": (LinearBeta(HIGH, LOW), lambda lam: span_beta() * (1 + np.exp(lam)) * np.sqrt(0.01 + 39.8 * np.log1p(np.exp(-lam)))),
+    "cosine": (
+        Cosine(HIGH, LOW),
+        lambda lam: 4 * (B - A) / np.sin(2 * np.arctan(np.exp(-lam / 2))),
+    ),
+    "optimal-transport": (
+        OptimalTransport(HIGH, LOW),
+        lambda lam: (T1 - T0) * 8 * np.cosh(lam / 4) ** 2,
+    ),
+    "linear-beta": (
+        LinearBeta(HIGH, LOW),
+        lambda lam: (
+            span_beta() * (1 + np.exp(lam)) * np.sqrt(0.01 + 39.8 * np.log1p(np.exp(-lam)))
+        ),
+    ),
 }
 
 
 def span_beta() -> float:
     """The part of DDPM's own time between the ends: t solves ∫β = softplus(−λ)."""
-    start, stop = (2 * b / (0.1 + math.sqrt(0.01 + 39.8 * b)) for b in (math.log1p(math.exp(-HIGH)), math.log1p(math.exp(-LOW))))
+    start, stop = (
+        2 * b / (0.1 + math.sqrt(0.01 + 39.8 * b))
+        for b in (math.log1p(math.exp(-HIGH)), math.log1p(math.exp(-LOW)))
+    )
     return stop - start
 
 
 def gauss3d_chain_loss(schedule, steps: int) -> float:
     x, eps, weight = gauss3d_nodes()
     t = torch.arange(1, steps + 1, dtype=torch.float64).repeat_interleave(64) / steps
-    loss = weighted_elbo(gauss3d(), x.repeat(steps, 1), schedule=schedule, steps=steps, t=t, eps=eps.repeat(steps, 1))
+    loss = weighted_elbo(
+        gauss3d(),
+        x.repeat(steps, 1),
+        schedule=schedule,
+        steps=steps,
+        t=t,
+        eps=eps.repeat(steps, 1),
+    )
     return float(weight.repeat(steps) @ loss) / steps
 
 
 CASES = {
-    "mixture": (chain_loss, lambda lam: posterior_moments(lam)[0], lambda lam: posterior_moments(lam)[1]),
+    "mixture": (
+        chain_loss,
+        lambda lam: posterior_moments(lam)[0],
+        lambda lam: posterior_moments(lam)[1],
+    ),
     "gaussian": (lambda _, *call: gauss3d_chain_loss(*call), gauss3d_mmse, gauss3d_covariance),
 }
 
@@ -87,7 +113,10 @@ def coin_mmse(lam: float) -> float:
     n = np.linspace(-14, 14, 56001)
     phi = np.exp(-0.5 * n**2) / math.sqrt(2 * math.pi)
     rho = math.exp(lam)
-    return rho * float((phi * 2 / (1 + np.exp(np.minimum(2 * (rho + math.sqrt(rho) * n), 700)))).sum() * (n[1] - n[0]))
+    return rho * float(
+        (phi * 2 / (1 + np.exp(np.minimum(2 * (rho + math.sqrt(rho) * n), 700)))).sum()
+        * (n[1] - n[0])
+    )
 
 
 def coin_chain_loss(high: float, low: float, steps: int) -> float:
@@ -96,26 +125,44 @@ def coin_chain_loss(high: float, low: float, steps: int) -> float:
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     n = torch.arange(-1200, 1201, dtype=torch.float64) * 0.01
     weight = torch.exp(-0.5 * n**2)
-    x, eps = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat_interleave(len(n), 0), n.repeat(2)[:, None]
-    each = [weighted_elbo(oracle, x, schedule=schedule, steps=steps, t=time.expand(len(x)), eps=eps) @ weight.repeat(2) for time in t]
+    x, eps = (
+        torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat_interleave(len(n), 0),
+        n.repeat(2)[:, None],
+    )
+    each = [
+        weighted_elbo(oracle, x, schedule=schedule, steps=steps, t=time.expand(len(x)), eps=eps)
+        @ weight.repeat(2)
+        for time in t
+    ]
     return float(torch.stack(each).sum() / (2 * weight.sum() * steps))
 
 
 @pytest.mark.parametrize(
     ("high", "low", "published"),
-    [(12.0, -6.0, {1: 81176, 2: 10.95, 3: 90.96, 4: 8.21, 5: 7.58}), (13.3, -5.0, {2: 31.5, 3: 84.35})],
+    [
+        (12.0, -6.0, {1: 81176, 2: 10.95, 3: 90.96, 4: 8.21, 5: 7.58}),
+        (13.3, -5.0, {2: 31.5, 3: 84.35}),
+    ],
 )
 def test_one_more_step_may_raise_the_bound(high, low, published):
     for steps, value in published.items():
         lam = high - (high - low) * np.arange(1, steps + 1) / steps
         got = coin_chain_loss(high, low, steps)
-        assert got == pytest.approx(0.5 * np.expm1((high - low) / steps) * sum(map(coin_mmse, lam)), rel=1e-8)
+        assert got == pytest.approx(
+            0.5 * np.expm1((high - low) / steps) * sum(map(coin_mmse, lam)), rel=1e-8
+        )
         assert got == pytest.approx(value, rel=1e-3)
     assert coin_chain_loss(high, low, 3) > coin_chain_loss(high, low, 2)
 
 
 def test_refinement_may_raise_the_bound_of_a_bad_denoiser():
-    bad = Altered(gmm1d(), lambda p: (p.z - 3 * torch.sigmoid(p.logsnr).sqrt()[:, None] * p.x) * torch.sigmoid(-p.logsnr).rsqrt()[:, None])
+    bad = Altered(
+        gmm1d(),
+        lambda p: (
+            (p.z - 3 * torch.sigmoid(p.logsnr).sqrt()[:, None] * p.x)
+            * torch.sigmoid(-p.logsnr).rsqrt()[:, None]
+        ),
+    )
     schedule, losses = Linear(13.3, -5.0), {}
     for steps in (1, 2, 4, 64):
         lam = 13.3 - 18.3 * np.arange(1, steps + 1) / steps
@@ -138,6 +185,13 @@ def test_drawn_steps_have_the_expectation_of_the_chain():
     generator, oracle = torch.Generator().manual_seed(1), gauss3d()
     schedule, steps = SCHEDULES["cosine"][0], 7
     draws = [
-        weighted_elbo(oracle, oracle.sample(64, generator), schedule=schedule, steps=steps, generator=generator).mean() for _ in range(300)
+        weighted_elbo(
+            oracle,
+            oracle.sample(64, generator),
+            schedule=schedule,
+            steps=steps,
+            generator=generator,
+        ).mean()
+        for _ in range(300)
     ]
     assert_near(torch.stack(draws), gauss3d_chain_loss(schedule, steps))

@@ -5,10 +5,31 @@ import copy
 import pytest
 import torch
 
-from vdiff import Cosine, Denoiser, Eps, Flow, Linear, PosteriorMean, Score, V, X, loss_factor, weighted_elbo
+from vdiff import (
+    Cosine,
+    Denoiser,
+    Eps,
+    Flow,
+    Linear,
+    PosteriorMean,
+    Score,
+    V,
+    X,
+    loss_factor,
+    weighted_elbo,
+)
 from vdiff.nn import MLP
 
-TARGETS = [Eps(), X(), V(), V(0.5), Flow(), Score(), PosteriorMean(Linear(20.0, -20.0), 10), PosteriorMean(Cosine(20.0, -20.0), 1000)]
+TARGETS = [
+    Eps(),
+    X(),
+    V(),
+    V(0.5),
+    Flow(),
+    Score(),
+    PosteriorMean(Linear(20.0, -20.0), 10),
+    PosteriorMean(Cosine(20.0, -20.0), 1000),
+]
 
 
 def networks(dims: int = 2) -> tuple[MLP, MLP]:
@@ -30,7 +51,9 @@ def losses(target, n: int = 4096, ends: float = 20.0):
     schedule = Linear(ends, -ends)
     single, double = networks()
     low = weighted_elbo(Denoiser(single, target), x, schedule=schedule, t=t, eps=eps)
-    high = weighted_elbo(Denoiser(double, target), x.double(), schedule=schedule, t=t.double(), eps=eps.double())
+    high = weighted_elbo(
+        Denoiser(double, target), x.double(), schedule=schedule, t=t.double(), eps=eps.double()
+    )
     assert (low.dtype, high.dtype) == (torch.float32, torch.float64)
     return low, high, single, double
 
@@ -51,7 +74,9 @@ def test_each_example_agrees_for_v(target):
 def test_each_stretch_of_noise_levels_agrees(target):
     """The mean of a batch is ruled by its largest weights; each unit of λ agrees by itself."""
     low, high, *_ = losses(target)
-    torch.testing.assert_close(low.double().view(32, 128).mean(1), high.view(32, 128).mean(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        low.double().view(32, 128).mean(1), high.view(32, 128).mean(1), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS[:6], ids=repr)
@@ -61,7 +86,9 @@ def test_the_loss_and_its_gradients_agree_at_the_far_ends(target):
     single, double = networks()
     schedule = Linear(40.0, -40.0)
     low = weighted_elbo(Denoiser(single, target), x, schedule=schedule, t=t, eps=eps)
-    high = weighted_elbo(Denoiser(double, target), x.double(), schedule=schedule, t=t.double(), eps=eps.double())
+    high = weighted_elbo(
+        Denoiser(double, target), x.double(), schedule=schedule, t=t.double(), eps=eps.double()
+    )
     for end in (0, 1):  # apart: the weights of the two differ by e^40
         assert low[end::2].mean().item() == pytest.approx(high[end::2].mean().item(), rel=1e-5)
         for a, b in zip(

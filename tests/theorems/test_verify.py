@@ -1,4 +1,5 @@
-"""Every theorem holds, every counterexample fails, every erratum is one; and what `verify` does with a model of one's own."""
+"""Every theorem holds, every counterexample fails, every erratum is one; and what `verify` does
+with a model of one's own."""
 
 import dataclasses
 import math
@@ -8,9 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import Denoiser, Eps, V
+from vdiff import Denoiser, Eps, MonteCarlo, Normal, RaoBlackwell, V
 from vdiff.nn import MLP, UNet
-from vdiff.theorems import ERRATA, THEOREMS, Report, Sides, Subject, Verdict, verify
+from vdiff.theorems import (
+    ERRATA,
+    THEOREMS,
+    Report,
+    Sides,
+    Subject,
+    Verdict,
+    augmentation,
+    estimators,
+    invariance,
+    verify,
+)
 from vdiff.theorems.errata import MISPRINTS
 from vdiff.theorems.pages import errata_page, theorem_page
 from vdiff.theorems.theorem import AT_LEAST, equal, paired, sampled
@@ -39,7 +51,9 @@ def test_there_are_many_and_each_says_what_it_is():
     for theorem in THEOREMS.values():
         assert theorem.statement.endswith("."), theorem.name
         assert theorem.source, theorem.name
-        for counterexample in theorem.counterexamples:  # what is dropped is a hypothesis, in its own words
+        for (
+            counterexample
+        ) in theorem.counterexamples:  # what is dropped is a hypothesis, in its own words
             assert counterexample.dropped in theorem.given, theorem.name
     for erratum in ERRATA.values():
         assert erratum.source
@@ -49,13 +63,25 @@ def test_there_are_many_and_each_says_what_it_is():
 
 def test_every_topic_is_registered():
     here = {p.stem for p in Path(TOPICS[0].__file__).parent.glob("*.py")}
-    machinery = {"__init__", "theorem", "subject", "integral", "paths", "shapes", "topics", "verification", "pages"}
+    machinery = {
+        "__init__",
+        "theorem",
+        "subject",
+        "integral",
+        "paths",
+        "shapes",
+        "topics",
+        "verification",
+        "pages",
+    }
     assert here - machinery == set(by_topic())
     assert all(by_topic().values())
     assert sum(map(len, by_topic().values())) == len(THEOREMS)
 
 
-ANY = [theorem.name for theorems in by_topic().values() for theorem in theorems if theorem.any_network]
+ANY = [
+    theorem.name for theorems in by_topic().values() for theorem in theorems if theorem.any_network
+]
 
 
 class Noisy(nn.Module):
@@ -72,7 +98,10 @@ class Noisy(nn.Module):
 MODELS = {
     "float32": lambda: (Denoiser(MLP(3, width=16), Eps()), torch.randn(20, 3)),
     "images": lambda: (Denoiser(UNet(1, width=8), V()), torch.randn(8, 1, 8, 8)),
-    "a learned variance": lambda: (Denoiser(MLP(3, width=16, dims_out=6), V(), variance=Range()), torch.randn(200, 3)),
+    "a learned variance": lambda: (
+        Denoiser(MLP(3, width=16, dims_out=6), V(), variance=Range()),
+        torch.randn(200, 3),
+    ),
     "dropout": lambda: (Denoiser(Noisy(), Eps()), torch.randn(20, 3)),
 }
 
@@ -84,7 +113,12 @@ def test_any_network_is_any_network(case):
     names = (
         ANY
         if case == "float32"
-        else ["step-is-a-squared-error", "telescoped-bound", "parameterization-invariance", "simple-loss-is-a-weighted-bound"]
+        else [
+            "step-is-a-squared-error",
+            "telescoped-bound",
+            "parameterization-invariance",
+            "simple-loss-is-a-weighted-bound",
+        ]
     )
     report = verify(model, data, names=names)
     assert report.ok, report
@@ -99,31 +133,45 @@ def test_a_model_runs_what_holds_of_any_network_by_default():
 
 
 def test_names_are_theorems_or_topics():
-    assert {verdict.name for verdict in verify(names="scores")} == {t.name for t in by_topic()["scores"]}
+    assert {verdict.name for verdict in verify(names="scores")} == {
+        t.name for t in by_topic()["scores"]
+    }
     assert len(verify(names=["tweedie", "tweedie"])) == 2
 
 
 def test_bad_requests_are_named():
     model, data = MODELS["float32"]()
     with pytest.raises(
-        ValueError, match=r"verify: argument 'names' must be names of theorems or topics; got 'tweedy' \(did you mean 'tweedie'\?\)"
+        ValueError,
+        match=r"verify: argument 'names' must be names of theorems or topics; got 'tweedy' \(did you mean 'tweedie'\?\)",
     ):
         verify(names=["tweedy"])
     with pytest.raises(
-        ValueError, match=r"argument 'names' must hold of any network where a model is given; got 'tweedie' \(it is about the exact"
+        ValueError,
+        match=r"argument 'names' must hold of any network where a model is given; got 'tweedie' \(it is about the exact",
     ):
         verify(model, data, names=["tweedie"])
-    with pytest.raises(TypeError, match=r"verify: argument 'data' must come with model; got None \(a theorem about a network needs both\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"verify: argument 'data' must come with model; got None \(a theorem about a network needs both\)",
+    ):
         verify(model)
     with pytest.raises(TypeError, match=r"verify: argument 'model' must come with data; got None"):
         verify(data=data)
-    with pytest.raises(TypeError, match=r"verify: argument 'data' must be real and floating; got torch.uint8 \(encode first"):
+    with pytest.raises(
+        TypeError,
+        match=r"verify: argument 'data' must be real and floating; got torch.uint8 \(encode first",
+    ):
         verify(model, data.byte())
     with pytest.raises(
-        TypeError, match=r"verify: argument 'model' must be called as model\(z, logsnr\) and return a Prediction; got .*Denoiser"
+        TypeError,
+        match=r"verify: argument 'model' must be called as model\(z, logsnr\) and return a Prediction; got .*Denoiser",
     ):
         verify(Denoiser, data)
-    with pytest.raises(TypeError, match=r"verify: argument 'model' must return a Prediction; got Tensor \(wrap the network"):
+    with pytest.raises(
+        TypeError,
+        match=r"verify: argument 'model' must return a Prediction; got Tensor \(wrap the network",
+    ):
         verify(lambda z, logsnr: z, data, names=["telescoped-bound"])
 
 
@@ -131,17 +179,23 @@ def test_an_error_in_one_theorem_is_its_own_and_the_rest_run(monkeypatch):
     def broken(subject):
         raise ZeroDivisionError("of\n this theorem")
 
-    monkeypatch.setitem(THEOREMS, "tweedie", dataclasses.replace(THEOREMS["tweedie"], sides=broken))
+    monkeypatch.setitem(
+        THEOREMS, "tweedie", dataclasses.replace(THEOREMS["tweedie"], sides=broken)
+    )
     report = verify(names=["tweedie", "kl-of-equal-covariances"])
     assert [verdict.ok for verdict in report] == [False, True, True, True]
     assert not report.ok
     row = str(report).splitlines()[1]
     assert row.startswith("tweedie ")
     assert row.endswith("FAILS: ZeroDivisionError: of this theorem")
-    shapes = dataclasses.replace(THEOREMS["tweedie"], sides=lambda subject: Sides(torch.zeros(2), torch.zeros(3), 0.0, ""))
+    shapes = dataclasses.replace(
+        THEOREMS["tweedie"], sides=lambda subject: Sides(torch.zeros(2), torch.zeros(3), 0.0, "")
+    )
     monkeypatch.setitem(THEOREMS, "tweedie", shapes)
     assert "FAILS: RuntimeError" in str(verify(names=["tweedie"]))
-    monkeypatch.setitem(ERRATA, "eq", dataclasses.replace(ERRATA["kl-of-log-variances"], correction=lambda: 1 / 0))
+    monkeypatch.setitem(
+        ERRATA, "eq", dataclasses.replace(ERRATA["kl-of-log-variances"], correction=lambda: 1 / 0)
+    )
     assert "FAILS: ZeroDivisionError: division by zero" in str(verify(names=["eq"], errata=True))
 
 
@@ -151,6 +205,80 @@ def test_a_models_table_says_that_it_is_no_proof_of_the_network():
     assert "not that the network is right" in printed
     assert "`vdiff verify --estimators --model`" in printed.splitlines()[-1]
     assert "the network" not in str(verify(names=["step-is-a-squared-error"]))
+
+
+SAMPLED = [
+    "schedule-invariance-of-any-network",
+    "importance-sampling-invariance",
+    "training-on-noisier-data",
+    "estimators-share-their-mean",
+    "path-estimators-share-their-mean",
+    "rao-blackwell-law-of-any-network",
+    "raw-terms-differ-by-an-entropy",
+]
+
+
+def points(parameterization, scale=0.1):
+    torch.manual_seed(0)
+    network = MLP(3, width=16)
+    for parameter in network.parameters():  # a new network's last layer is zero
+        parameter.data.add_(scale * torch.randn_like(parameter))
+    return Denoiser(network, parameterization), torch.randn(64, 3)
+
+
+def percent(verdict):
+    _, right, allowed = verdict.sides.worst
+    return 100 * allowed / abs(right)
+
+
+FAULTS = {  # what is 1.05 times too large, and where
+    "rate": (Normal, "rate_at", ["schedule-invariance-of-any-network"]),
+    "density": (Normal, "density", ["importance-sampling-invariance"]),
+    "loss": (invariance, "weighted_elbo", ["importance-sampling-invariance"]),
+    "weighted loss": (augmentation, "weighted_elbo", ["training-on-noisier-data"]),
+    "closed form": (RaoBlackwell, "__call__", ["estimators-share-their-mean"]),
+    "sampled": (
+        MonteCarlo,
+        "__call__",
+        ["estimators-share-their-mean", "raw-terms-differ-by-an-entropy"],
+    ),
+    "spread": (estimators, "reverse_log_ratio", ["rao-blackwell-law-of-any-network"]),
+}
+
+
+@pytest.mark.parametrize("model", [None, Eps(), V()], ids=str)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_factor_of_105_fails(monkeypatch, fault, model):
+    owner, name, theorems = FAULTS[fault]
+    given = (None, None) if model is None else points(model)
+    assert verify(*given, names=theorems).ok
+    right = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *a, **k: 1.05 * right(*a, **k))
+    verdicts = [v for v in verify(*given, names=theorems) if v.must_hold]
+    assert [v.ok for v in verdicts] == [False] * len(theorems), verdicts
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_sampled_theorem_allows_a_few_percent_and_draws_lower_it(name):
+    for given in ((None, None), points(Eps()), points(V())):
+        report = verify(*given, names=[name])
+        assert report.ok, report
+        assert percent(report[0]) < 3.5
+    more = verify(*given, names=[name], draws=65_536)
+    assert more.ok, more
+    if name != "rao-blackwell-law-of-any-network":  # whose draws take no evaluation
+        assert percent(more[0]) < 0.4 * percent(report[0])
+
+
+def test_the_table_says_what_is_allowed_in_percent():
+    report = verify(names=["importance-sampling-invariance"])
+    head, row = (line.split() for line in str(report).splitlines()[:2])
+    share = row[head.index("%") + 1]  # the sign between the sides has no head
+    assert float(share) == pytest.approx(percent(report[0]), rel=0.06)
+    nothing = Verdict("a", "", Sides(0.0, 0.0, 0.1, ""), must_hold=True)
+    assert nothing.row[nothing.row.index("1.0e-01") + 1] == ""
+    with pytest.raises(ValueError, match="verify: argument 'draws' must be at least 1"):
+        verify(names=["tweedie"], draws=0)
 
 
 def test_a_verdict_is_not_fooled():
@@ -163,10 +291,63 @@ def test_a_verdict_is_not_fooled():
     assert Sides(2.0, 1.0, 0.0, "", AT_LEAST).holds
     assert not Sides(1.0, 2.0, 0.5, "", AT_LEAST).holds
     assert equal(1.0, 0.0, rel=1.0, why="").holds is False
-    report = Report([Verdict("a", "1 = 1", equal(1.0, 1.0, rel=1e-9, why=""), must_hold=False, dropped="sense")])
+    report = Report(
+        [
+            Verdict(
+                "a", "1 = 1", equal(1.0, 1.0, rel=1e-9, why=""), must_hold=False, dropped="sense"
+            )
+        ]
+    )
     assert not report.ok
     assert str(report).splitlines()[1].split("  ")[-1] == "HOLDS, and should not"
     assert str(report).endswith("0 of 1 as they must be")
+
+
+@pytest.mark.parametrize(
+    ("sides", "left"),
+    [
+        (Sides(torch.tensor([1.0, 0.0, 1.5]), 2.0, 0.0, "", AT_LEAST), 0.0),  # all fail: by most
+        (
+            Sides(torch.tensor([9.0, 2.5, 4.0]), 2.0, 0.0, "", AT_LEAST),
+            2.5,
+        ),  # all hold: the nearest
+        (Sides(torch.tensor([9.0, 2.0, 1.9]), 2.0, 0.0, "", AT_LEAST), 1.9),
+        (Sides(torch.tensor([9.0, 2.0, 2.1]), 2.0, 0.0, "", AT_LEAST), 2.0),
+        (Sides(torch.tensor([2.1, 5.0, 2.0]), 2.0, 0.0, ""), 5.0),
+        (
+            Sides(torch.tensor([2.0, 2.1]), 2.0, torch.tensor([0.0, 0.2]), ""),
+            2.1,
+        ),  # an exact hit is the farthest from failing
+        (
+            Sides(torch.tensor([1.9, 0.0]), 2.0, torch.tensor([0.0, 1.0]), "", AT_LEAST),
+            1.9,
+        ),  # a share of nothing is the largest
+        (Sides(torch.tensor([3.0, 1.0, 1.9]), 2.0, torch.tensor([0.1, 2.0, 0.1]), ""), 3.0),
+    ],
+)
+def test_the_worst_case_is_the_one_that_fails_by_most_or_is_nearest_to_failing(sides, left):
+    assert sides.worst[0] == pytest.approx(left)
+
+
+def test_a_case_that_is_no_number_is_the_worst():
+    assert math.isnan(Sides(torch.tensor([5.0, math.nan]), 2.0, 0.0, "").worst[0])
+    assert math.isnan(Sides(torch.tensor([math.nan, 5.0]), 2.0, 0.1, "", AT_LEAST).worst[0])
+
+
+def test_a_row_shows_its_worst_case_where_nothing_is_allowed():
+    holds, fails = (
+        verdict.sides for verdict in verify(names=["best-variance-lies-between-the-two"])
+    )
+    assert (
+        holds.worst[0]
+        == pytest.approx(holds.cases[0].min().item())
+        == pytest.approx(0.0232, abs=1e-4)
+    )
+    assert (
+        fails.worst[0]
+        == pytest.approx(fails.cases[0].min().item())
+        == pytest.approx(-0.5655, abs=1e-4)
+    )
 
 
 def test_sampled_sides_are_in_standard_errors():
@@ -183,7 +364,9 @@ def test_a_subject_is_float64_and_a_few_rows():
     subject = Subject.of(Denoiser(MLP(3, width=16), Eps()), torch.randn(500, 3))
     assert subject.x.dtype == torch.float64
     assert len(subject.x) == 64
-    prediction = subject.model(torch.zeros(300, 3, dtype=torch.float64), torch.zeros(300, dtype=torch.float64))
+    prediction = subject.model(
+        torch.zeros(300, 3, dtype=torch.float64), torch.zeros(300, dtype=torch.float64)
+    )
     assert prediction.out.shape == (300, 3)
     assert torch.equal(subject.rows(100)[64:], subject.x[:36])
 

@@ -1,4 +1,5 @@
-"""The effective weighting w(λ) of every recipe and of every named weighting is its published formula, constant included."""
+"""The effective weighting w(λ) of every recipe and of every named weighting is its published
+formula, constant included."""
 
 import math
 
@@ -54,7 +55,13 @@ def normal(lam, mean, std):
 
 def iddpm(lam, s=0.008):
     signal = math.cos(PI * s / (2 * (1 + s))) ** 2 * sig(lam)
-    return 2 * (1 + s) / PI * sig(-lam) * np.sqrt(signal / (sig(-lam) + sig(lam) * math.sin(PI * s / (2 * (1 + s))) ** 2))
+    return (
+        2
+        * (1 + s)
+        / PI
+        * sig(-lam)
+        * np.sqrt(signal / (sig(-lam) + sig(lam) * math.sin(PI * s / (2 * (1 + s))) ** 2))
+    )
 
 
 def edm(lam):
@@ -63,7 +70,11 @@ def edm(lam):
 
 EDM_PEAK = -3.3077775
 PUBLISHED = {  # name: (w(λ), monotone, peak)
-    "ddpm-continuous": (lambda lam: 2 * sig(-lam) / np.sqrt(0.1**2 + 2 * 19.9 * np.log1p(exp(-lam))), False, -0.92189),
+    "ddpm-continuous": (
+        lambda lam: 2 * sig(-lam) / np.sqrt(0.1**2 + 2 * 19.9 * np.log1p(exp(-lam))),
+        False,
+        -0.92189,
+    ),
     "iddpm": (iddpm, False, None),
     "vdm": (lambda lam: 1 + 0 * lam, True, None),
     "vdmpp-sigmoid": (lambda lam: sig(2 - lam), True, None),
@@ -87,19 +98,56 @@ NAMED = {
         True,
         None,
     ),
-    "truncated-snr": (MSE(COSINE, Eps()) * TruncatedSNR(), lambda lam: sech(lam / 2) * np.maximum(1, exp(-lam)) / PI, True, None),
-    "p2-half": (MSE(COSINE, Eps()) * P2(gamma=0.5), lambda lam: sech(lam / 2) * (1 + exp(lam)) ** -0.5 / PI, False, -math.log(2)),
+    "truncated-snr": (
+        MSE(COSINE, Eps()) * TruncatedSNR(),
+        lambda lam: sech(lam / 2) * np.maximum(1, exp(-lam)) / PI,
+        True,
+        None,
+    ),
+    "p2-half": (
+        MSE(COSINE, Eps()) * P2(gamma=0.5),
+        lambda lam: sech(lam / 2) * (1 + exp(lam)) ** -0.5 / PI,
+        False,
+        -math.log(2),
+    ),
     "p2-k": (P2(gamma=2.0, k=3.0), lambda lam: (3 + exp(lam)) ** -2.0, True, None),
-    "soft-min-snr": (MSE(COSINE, Eps()) * SoftMinSNR(5.0), lambda lam: sech(lam / 2) * sig(math.log(5) - lam) / PI, False, -0.457),
+    "soft-min-snr": (
+        MSE(COSINE, Eps()) * SoftMinSNR(5.0),
+        lambda lam: sech(lam / 2) * sig(math.log(5) - lam) / PI,
+        False,
+        -0.457,
+    ),
     "debiased": (MSE(COSINE, Eps()) * Debiased(), lambda lam: 2 * sig(-lam) / PI, True, None),
-    "laplace": (MSE(Laplace(0.5, 2.0).law, Eps()), lambda lam: exp(-np.abs(lam - 0.5) / 2) / 2, False, 0.5),
+    "laplace": (
+        MSE(Laplace(0.5, 2.0).law, Eps()),
+        lambda lam: exp(-np.abs(lam - 0.5) / 2) / 2,
+        False,
+        0.5,
+    ),
     "sigmoid": (Sigmoid(-1.0), lambda lam: sig(-1 - lam), True, None),
-    "min-snr-of-v": (MSE(COSINE, V()) * MinSNR(5.0), lambda lam: 2 / PI * exp(-lam / 2) * np.minimum(1, 5 * exp(-lam)), True, None),
-    "edm-of-another-scale": (EDM(0.0, 1.0, 2.0), lambda lam: 2 / 4 * normal(lam, 0, 1) * (exp(-lam) + 4), False, None),
-    "flow-logit-normal": (MSE(Normal(-1.0, 3.0).law, Flow()), lambda lam: 2 * normal(lam, -1, 3) * (1 + exp(-lam / 2)) ** 2, False, None),
+    "min-snr-of-v": (
+        MSE(COSINE, V()) * MinSNR(5.0),
+        lambda lam: 2 / PI * exp(-lam / 2) * np.minimum(1, 5 * exp(-lam)),
+        True,
+        None,
+    ),
+    "edm-of-another-scale": (
+        EDM(0.0, 1.0, 2.0),
+        lambda lam: 2 / 4 * normal(lam, 0, 1) * (exp(-lam) + 4),
+        False,
+        None,
+    ),
+    "flow-logit-normal": (
+        MSE(Normal(-1.0, 3.0).law, Flow()),
+        lambda lam: 2 * normal(lam, -1, 3) * (1 + exp(-lam / 2)) ** 2,
+        False,
+        None,
+    ),
     "indi": (InDI(), lambda lam: exp(-lam) * sech(lam / 4) ** 2 / 4, True, None),
 }
-ALL = {name: (recipe(name).weighting, *rest) for name, rest in PUBLISHED.items()} | {f"{name}*": case for name, case in NAMED.items()}
+ALL = {name: (recipe(name).weighting, *rest) for name, rest in PUBLISHED.items()} | {
+    f"{name}*": case for name, case in NAMED.items()
+}
 
 
 def test_every_recipe_is_here():
@@ -109,7 +157,11 @@ def test_every_recipe_is_here():
 @pytest.mark.parametrize("name", ALL)
 def test_the_effective_weighting_is_the_published_one(name):
     weighting, formula, _, _ = ALL[name]
-    np.testing.assert_allclose(weighting(torch.from_numpy(LAMBDAS)).numpy(), formula(LAMBDAS), rtol=1e-7 if "monotone" in name else 1e-12)
+    np.testing.assert_allclose(
+        weighting(torch.from_numpy(LAMBDAS)).numpy(),
+        formula(LAMBDAS),
+        rtol=1e-7 if "monotone" in name else 1e-12,
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -134,7 +186,9 @@ def test_the_peak_of_a_plateau_is_its_end():
 
 
 def test_ddpm_in_continuous_time_has_the_published_values():
-    w = recipe("ddpm-continuous").weighting(torch.tensor([-0.92189, 5.0, -5.0, -10.0], dtype=torch.float64))
+    w = recipe("ddpm-continuous").weighting(
+        torch.tensor([-0.92189, 5.0, -5.0, -10.0], dtype=torch.float64)
+    )
     assert w.tolist() == pytest.approx([0.20229, 0.0254, 0.1407, 0.1002], abs=5e-5)
 
 
@@ -145,7 +199,9 @@ def test_ddpm_is_the_inverse_of_the_steps_own_weight():
     vlb = 0.5 * np.expm1(lam[:-1] - lam[1:])  # of t = 2 … 1000
     weighting = recipe("ddpm").weighting
     some = np.linspace(2, 1000, 20).round().astype(int)
-    np.testing.assert_allclose(weighting(torch.from_numpy(lam[some - 1])).numpy(), 1 / (1000 * vlb[some - 2]), rtol=1e-10)
+    np.testing.assert_allclose(
+        weighting(torch.from_numpy(lam[some - 1])).numpy(), 1 / (1000 * vlb[some - 2]), rtol=1e-10
+    )
     assert weighting.peak == pytest.approx(lam[350 - 1], abs=0.01)
     assert not weighting.monotone
 
@@ -173,10 +229,15 @@ def test_identities_between_named_weightings():
 
 
 def test_the_weighting_of_a_chain_is_zero_off_its_levels():
-    """Level λ_max is the decoder's, and a chain looks nowhere beyond λ_min: no infinity, no leak."""
+    """Level λ_max is the decoder's, and a chain looks nowhere beyond λ_min: no infinity, no
+    leak."""
     table = Tabulated.linear_betas()
     w = MSE(table, Eps(), steps=999)
-    assert w(torch.tensor([table.logsnr_max, table.logsnr_max + 1, table.logsnr_min - 1], dtype=torch.float64)).tolist() == [0.0, 0.0, 0.0]
+    assert w(
+        torch.tensor(
+            [table.logsnr_max, table.logsnr_max + 1, table.logsnr_min - 1], dtype=torch.float64
+        )
+    ).tolist() == [0.0, 0.0, 0.0]
     assert (w(table.table[1:]) > 0).all()
     steps = torch.expm1(table.table[:-1] - table.table[1:])
     assert torch.allclose(w(table.table[1:]), 2 / (1000 * steps), rtol=1e-9)
@@ -184,7 +245,8 @@ def test_the_weighting_of_a_chain_is_zero_off_its_levels():
 
 @pytest.mark.parametrize("target", [Eps(), V(0.5)], ids=repr)
 def test_the_factor_of_a_loop_over_a_chain(target):
-    """factor(λ)·‖o − ô‖² is the loss of the chain, example by example; without `steps`, that of continuous time."""
+    """factor(λ)·‖o − ô‖² is the loss of the chain, example by example; without `steps`, that of
+    continuous time."""
     oracle, schedule = gmm1d(), Cosine(9.0, -6.0)
     x, t = oracle.sample(7), torch.arange(1, 8, dtype=torch.float64) / 7
     eps, logsnr = torch.randn(7, 1, dtype=torch.float64), schedule(t)
@@ -192,5 +254,7 @@ def test_the_factor_of_a_loop_over_a_chain(target):
     error = (oracle(z, logsnr).read(target) - target.target(x, eps, logsnr)).square().sum(1)
     for steps in (7, None):
         factor = loss_factor(Sigmoid(1.0), schedule, target, steps=steps)
-        expected = weighted_elbo(oracle, x, schedule=schedule, weighting=Sigmoid(1.0), steps=steps, t=t, eps=eps)
+        expected = weighted_elbo(
+            oracle, x, schedule=schedule, weighting=Sigmoid(1.0), steps=steps, t=t, eps=eps
+        )
         assert torch.allclose(factor(logsnr) * error, expected, rtol=1e-9)

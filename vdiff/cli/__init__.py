@@ -1,42 +1,100 @@
-"""The command line: `vdiff <command> …`, each command a module with `add(parser)` and `run(options)`."""
+"""The command line: `vdiff <command> …`, each command a module with `add(parser)` and
+`run(options)`."""
 
 import argparse
-import io
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
 
 from vdiff.cli import describe, evaluate, sample, verify
+from vdiff.cli.options import check
+from vdiff.errors import out_of_memory, printable
 from vdiff.sampling import SolverError
+from vdiff.terminal import replace_unencodable, say
 
 COMMANDS = {"describe": describe, "evaluate": evaluate, "sample": sample, "verify": verify}
+# options that take memory, and from what value on they are named where there is none left
+LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**6)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; what it returns, 2 where an argument or a run folder is wrong, a solver gives up, or a library is missing, and
-    130 after Ctrl-C.
+    """Run one command. Returns its exit code: 2 if an argument or a run folder is wrong, a solver
+    gives up, memory runs out or a library is missing, and 130 after Ctrl-C. An error is one line
+    on stderr.
 
     >>> main(["sample", "no-such-folder"])
     2
     """
-    parser = argparse.ArgumentParser(prog="vdiff", description="Diffusion models as weighted evidence lower bounds.")
+    replace_unencodable()
+    name, options = "vdiff", argparse.Namespace()
+    try:
+        options = _parser().parse_args(arguments)
+        name = f"vdiff {options.command}"
+        check(options)
+        with _warnings_in_a_line(name):
+            code: int = COMMANDS[options.command].run(options)
+        return code
+    except (TypeError, ValueError, OSError, ImportError, SolverError) as error:
+        why = str(error)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        why = _no_memory(options)
+    except KeyboardInterrupt:
+        say(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    say(f"{name}: {_one_line(why)}", file=sys.stderr)
+    return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are one line, and whose help nothing stops."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
+
+    def print_help(self, file: object = None) -> None:
+        say(self.format_help().rstrip())
+
+
+def _parser() -> _Parser:
+    about = "Diffusion models as weighted evidence lower bounds."
+    parser = _Parser(prog="vdiff", description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
-        summary = (module.__doc__ or "").splitlines()[0]
+        summary = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
         formatter = argparse.RawDescriptionHelpFormatter
-        module.add(commands.add_parser(name, help=summary, description=module.__doc__, formatter_class=formatter))
-    options = parser.parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without λ and ± shows a question mark
+        module.add(
+            commands.add_parser(
+                name, help=summary, description=module.__doc__, formatter_class=formatter
+            )
+        )
+    return parser
+
+
+def _one_line(text: str) -> str:
+    return printable("; ".join(line.strip() for line in text.split("\n") if line.strip()))
+
+
+def _no_memory(options: argparse.Namespace) -> str:
+    given = {name: getattr(options, name, None) or 0 for name in LARGE}
+    lower = [f"--{name} (now {value})" for name, value in given.items() if value >= LARGE[name]]
+    return f"out of memory{': lower ' if lower else ''}{' or '.join(lower)}"
+
+
+@contextmanager
+def _warnings_in_a_line(name: str) -> Iterator[None]:
+    def formatted(message: Warning | str, *_: object, **__: object) -> str:
+        return f"{name}: warning: {_one_line(str(message))}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = formatted
     try:
-        code: int = COMMANDS[options.command].run(options)
-    except (TypeError, ValueError, OSError, ImportError, SolverError) as error:
-        print(f"vdiff {options.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"vdiff {options.command}: interrupted", file=sys.stderr)
-        return 130
-    return code
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 __all__ = ["main"]

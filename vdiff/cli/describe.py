@@ -1,14 +1,18 @@
-"""Describe what an objective really optimises: its weighting over log-SNR, whether that is a likelihood, where its signal lies.
+"""Describe what an objective really optimises: its weighting over log-SNR, whether that is a
+likelihood, where its signal lies.
 
 An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` of yours.
+FILE.py is run as a Python program: name only a file that you trust.
 """
 
 import argparse
-from pathlib import Path
 
-from vdiff.cli.load import from_file
+from vdiff.cli.load import from_file, output_file
 from vdiff.describe import Description, describe
+from vdiff.disk import atomic_write
+from vdiff.errors import printable
 from vdiff.recipes import RECIPES
+from vdiff.terminal import say
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +23,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     >>> parser.parse_args(["edm", "--compare", "vdm"]).compare
     ['vdm']
     """
-    parser.add_argument("objective", nargs="?", help=f"FILE.py:NAME, or one of {', '.join(RECIPES)}")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="OTHER", help="others to set beside it")
+    parser.add_argument(
+        "objective", nargs="?", help=f"FILE.py:NAME, or one of {', '.join(RECIPES)}"
+    )
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="OTHER", help="others to set beside it"
+    )
     parser.add_argument("--all", action="store_true", help="every published recipe, as one table")
-    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw weightings, densities and signals")
+    parser.add_argument("--figure", metavar="PNG", help="draw weightings, densities and signals")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,34 +43,55 @@ def run(options: argparse.Namespace) -> int:
     ...
     0
     """
+    figure = None if options.figure is None else output_file("describe", "figure", options.figure)
+    if figure is not None and not figure.suffix:
+        figure = output_file("describe", "figure", figure.with_suffix(".png"))
     names = list(RECIPES) if options.all else [options.objective, *options.compare]
     if names[0] is None:
         raise ValueError("name an objective, or --all")
     described = [describe(from_file(name) if ":" in name else name) for name in names]
-    if len(described) == 1 or not options.all:
-        print(described[0])
-    if len(described) > 1:
-        print(_table(described))
-    if options.figure:
+    if figure is not None:
         from vdiff import plots
 
-        plots.objectives(options.figure, {one.recipe.name: one for one in described})
-        print(f"figure in {options.figure}")
+        with atomic_write(figure) as aside:
+            plots.objectives(aside, {printable(one.recipe.name): one for one in described})
+    if len(described) == 1 or not options.all:
+        say(described[0])
+    if len(described) > 1:
+        say(_table(described))
+    if figure is not None:
+        say(f"figure in {printable(str(figure))}")
     return 0
 
 
 def _table(described: list[Description]) -> str:
-    """One line each: monotone or not, the peak, where half of the signal lies, and the signal shared with the first."""
+    """One line each: monotone or not, the peak, where half of the signal lies, and the signal
+    shared with the first."""
     title = f"signal shared with {described[0].recipe.name}"
-    wide, share = max(20, 1 + max(len(one.recipe.name) for one in described)), max(33, 2 + len(title))
-    lines = [f"{'objective':<{wide}}{'monotone':>9}{'peak λ':>8}{'half of the signal, λ':>24}{title:>{share}}"]
+    wide, share = (
+        max(20, 1 + max(len(one.recipe.name) for one in described)),
+        max(33, 2 + len(title)),
+    )
+    middle = "half of the signal, λ"
+    lines = [f"{'objective':<{wide}}{'monotone':>9}{'peak λ':>15}{middle:>24}{title:>{share}}"]
     for one in described:
         low, high = (one.quantile(one.signal, share) for share in (0.25, 0.75))
-        middle, peak = f"{low:.1f} to {high:.1f}", "flat" if one.flat else f"{round(one.peak, 2) + 0.0:.2f}"
+        middle = f"{low:.1f} to {high:.1f}"
         lines.append(
-            f"{one.recipe.name:<{wide}}{'yes' if one.monotone else 'no':>9}{peak:>8}{middle:>24}{one.overlap(described[0]):>{share}.0%}"
+            f"{one.recipe.name:<{wide}}{'yes' if one.monotone else 'no':>9}{_peak(one):>15}"
+            f"{middle:>24}{one.overlap(described[0]):>{share}.0%}"
         )
     return "\n".join(lines)
+
+
+def _peak(one: Description) -> str:
+    """Where w is largest: a λ, or from where to where where that is a plateau."""
+    if one.flat:
+        return "flat"
+    if one.plateau:
+        low, high = one.plateau
+        return f"{low:.1f} to {high:.1f}"
+    return f"{round(one.peak, 2) + 0.0:.2f}"
 
 
 __all__ = ["add", "run"]

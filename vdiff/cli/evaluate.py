@@ -1,44 +1,54 @@
-"""Evaluate a run: its bound in bits per dimension with errors, or the difference from another run's.
+"""Evaluate a run: its bound in bits per dimension with errors, or the difference from another
+run's.
 
-Takes the averaged weights and whole splits. With --ode the likelihood of the probability-flow ODE stands beside the bound, under
-each dequantisation: another model's, so that the gap between the two may have either sign. Writes RUN/evaluation.json (or --out),
-from whose protocol the numbers can be computed again. When interrupted, the same command takes up where it stopped. Several processes
-share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
+With --against, the bound of each run is the whole one, between its own ends.
+
+Takes the averaged weights and whole splits. With --ode the likelihood of the probability-flow ODE
+stands beside the bound, under each dequantisation: another model's, so that the gap between the
+two may have either sign. Writes RUN/evaluation.json (or --out), from whose protocol the numbers
+can be computed again. When interrupted, the same command takes up where it stopped. Several
+processes share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
 """
 
 import argparse
-import hashlib
 import json
-import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vdiff.cli.load import device_of
-from vdiff.data import Images, Splits, splits
-from vdiff.data.registry import DATASETS
+from vdiff.cli.load import DATA, check_known, data_for, device_of, images_of, output_file
+from vdiff.data import Images, Splits
 from vdiff.decoder import Levels
-from vdiff.errors import did_you_mean, must
-from vdiff.likelihood import Comparison, Report, TruncatedNormal, Uniform, compare, dequantized_ode
+from vdiff.disk import atomic_write, no_room, write_text
+from vdiff.errors import must, printable
+from vdiff.extras import extra
+from vdiff.likelihood import (
+    Comparison,
+    Report,
+    Share,
+    TruncatedNormal,
+    Uniform,
+    compare,
+    dequantized_ode,
+)
 from vdiff.likelihood import evaluate as evaluate_bound
 from vdiff.objective import Objective
 from vdiff.oracle import Gaussian
-from vdiff.training import Run, here, processes
-from vdiff.training.run import write_aside
-from vdiff.training.share import share_of_rank
+from vdiff.terminal import Bar, say
 
-DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name in DATASETS}
+if TYPE_CHECKING:
+    from vdiff.training import Run
+
 SPLITS = ("test", "selection", "train")
-PAUSE = 60.0  # seconds between checkpoints
-BEYOND = 0.1  # in λ, how far beyond the ends of its training a network may be asked without a warning
+PAUSE = 60.0  # seconds between checkpoints, and between lines of progress
+REPLICATES = 2  # of a likelihood by the ODE
 FULL = 4096  # dimensions up to which the prior's covariance is a full one
 Result = TypeVar("Result")
 
@@ -52,20 +62,51 @@ def add(parser: argparse.ArgumentParser) -> None:
     0.005
     """
     parser.add_argument("run", metavar="RUN", help="run folder, as a training writes it")
-    parser.add_argument("--data", help=f"{', '.join(DATA)}, or a folder with CIFAR-10 (default: the run's own)")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
-    parser.add_argument("--tolerance", type=float, help="Monte Carlo standard error to reach, bits/dim")
-    parser.add_argument("--budget", type=int, help="most network evaluations that may take")
-    parser.add_argument("--draws", type=int, help="times per image and replicate (default: 32, or what the tolerance needs)")
-    parser.add_argument("--replicates", type=int, default=4, help="grids per image, or of the first stage (default: %(default)s)")
     parser.add_argument(
-        "--steps", type=int, help="the bound of a chain of so many steps (default: the run's own chain, or continuous time)"
+        "--data", help=f"{', '.join(DATA)}, or a folder with CIFAR-10 (default: the run's own)"
     )
-    parser.add_argument("--ode", action="store_true", help="the probability-flow ODE's likelihood beside the bound")
-    parser.add_argument("--ode-tolerance", type=float, default=1e-4, help="of its solver, audited by half of it (default: %(default)s)")
-    parser.add_argument("--against", metavar="RUN", help="report by how much the bound lies above that of another run")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, help="Monte Carlo standard error to reach, bits/dim"
+    )
+    parser.add_argument("--budget", type=int, help="most network evaluations that may take")
+    parser.add_argument(
+        "--draws",
+        type=int,
+        help="times per image and replicate (default: 32, or what the tolerance needs)",
+    )
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        default=4,
+        help="grids per image, or of the first stage (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="the bound of a chain of so many steps (default: the run's own chain, or continuous time)",
+    )
+    parser.add_argument(
+        "--ode", action="store_true", help="the probability-flow ODE's likelihood beside the bound"
+    )
+    parser.add_argument(
+        "--ode-tolerance",
+        type=float,
+        default=1e-4,
+        help="of its solver, audited by half of it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="RUN",
+        help="report by how much the bound lies above that of another run",
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=1024, help="network evaluations at a time (default: %(default)s)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1024,
+        help="network evaluations at a time (default: %(default)s)",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--out", help="file to write to (default: RUN/evaluation.json)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -81,23 +122,46 @@ def run(options: argparse.Namespace) -> int:
         ...
     ValueError: Run: argument 'folder' must hold a config.json; got ...
     """
+    from vdiff.training import Run, here, processes
+
+    if options.ode:
+        with extra("ode"):  # before the bound is computed
+            import torchdiffeq  # noqa: F401
     source = Run(options.run)
     config, device = source.config, device_of(options.device)
-    objective = source.load().to(device)
+    loaded = source.loaded()
+    objective = loaded.objective.to(device)
     if objective.decoder is None:
-        raise ValueError(must("evaluate", "run", "have a decoder", None, "without one there is no bound"))
+        raise ValueError(
+            must("evaluate", "run", "have a decoder", None, "without one there is no bound")
+        )
     if options.ode and options.against is not None:
-        raise ValueError(must("evaluate", "ode", "come without against", options.against, "evaluate each of the two with --ode"))
+        raise ValueError(
+            must(
+                "evaluate",
+                "ode",
+                "come without against",
+                options.against,
+                "evaluate each of the two with --ode",
+            )
+        )
     if options.ode and not isinstance(objective.decoder, Levels):
         raise ValueError(
-            must("evaluate", "ode", "come with a decoder of levels", repr(objective.decoder), "a density needs no dequantisation")
+            must(
+                "evaluate",
+                "ode",
+                "come with a decoder of levels",
+                repr(objective.decoder),
+                "a density needs no dequantisation",
+            )
         )
-    data = options.data or config.data
-    found = images_of(data, options.split, config.folder)
+    parts = data_for(source, loaded, options.data)
+    found: Images = getattr(parts, options.split)
     images = found.pixels.to(device)
-    train = images_of(data, "train", config.folder).pixels.to(device) if options.ode else images
+    train = parts.train.pixels.to(device) if options.ode else images
     settings: dict[str, Any] = {
-        word: getattr(options, word) for word in ("steps", "tolerance", "budget", "draws", "replicates", "seed", "batch")
+        word: getattr(options, word)
+        for word in ("steps", "tolerance", "budget", "draws", "replicates", "seed", "batch")
     }
     settings |= {
         "schedule": objective.schedule,
@@ -107,34 +171,97 @@ def run(options: argparse.Namespace) -> int:
     if config.conditional:
         settings["label"] = found.labels.to(device)
     _check_shape(source, images)
-    record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0], "weights file": weights_hash(source)}
-    out = Path(options.out) if options.out else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
-    if not os.access(out.parent, os.W_OK):
-        raise ValueError(must("evaluate", "out", "be in a folder that can be written to", str(out.parent), "--out FILE"))
+    record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0]}
+    record |= loaded.record | {"data set": options.data or config.data}
+    record["trained on"] = loaded.data or "images that are not recorded"
+    out = (
+        Path(options.out)
+        if options.out
+        else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
+    )
+    if options.out or not out.is_symlink():
+        output_file("evaluate", "out", out)
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
-    with processes():
+    with processes(), noted_warnings() as heard:
         first = here().first
         quiet = options.quiet or not first
         settings |= {"share": share_of_rank(), "record": record}
         report: Report | Comparison
         if options.against is not None:
             other = Run(options.against)
-            _check_alike(other, objective, images, *(() if options.steps is not None else (config.chain, other.config.chain)))
-            record |= {"against": str(other.folder), "weights file against": weights_hash(other)}
-            with progress_bar(quiet) as progress:
-                model = other.load().to(device).model
-                report = kept.through("comparison", compare, objective.model, model, images, progress=progress, **settings)
+            named = options.data is not None
+            report = against(
+                other, source, kept, objective, images, None if named else parts, options, settings
+            )
         else:
-            with progress_bar(quiet) as progress:
-                report = kept.through("bound", evaluate_bound, objective.model, images, progress=progress, **settings)
+            with progress_bar(quiet, "bound", _unit(options)) as progress:
+                report = kept.through(
+                    "bound", evaluate_bound, objective.model, images, progress=progress, **settings
+                )
             if options.ode:
-                report, failed = with_ode(report, kept, objective, images, train, options, settings)
+                report, failed = with_ode(
+                    report, kept, objective, images, train, options, settings
+                )
+        listed = tuple(report.warnings)
+        report.warnings.extend(text for text in heard if not text.endswith(listed))
         if first:
-            write_aside(out, json.dumps(report.asdict() | ({"failed": failed} if failed else {}), indent=2, allow_nan=False) + "\n")
-            print(report, *(f"FAILED: {name}: {why}" for name, why in failed.items()), sep="\n")
-            print(f"{time.monotonic() - started:.0f} s; in {out}")
+            lines = [report, *(f"FAILED: {name}: {why}" for name, why in failed.items())]
+            if options.data is None and not loaded.data:
+                unknown = "on what the weights were trained is not recorded"
+                lines.append(f"{config.data} is the data that the config names; {unknown}")
+            numbers = report.asdict() | ({"failed": failed} if failed else {})
+            try:
+                say(*lines)
+            finally:  # one of the two disks may be full
+                write_text(out, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
+            say(f"{time.monotonic() - started:.0f} s; in {printable(str(out))}")
     kept.clear()
     return 1 if failed else 0
+
+
+def share_of_rank() -> Share:
+    """The part of the images that this process evaluates."""
+    from vdiff.training import share
+
+    return share.share_of_rank()
+
+
+def against(
+    other: "Run",
+    source: "Run",
+    kept: "Keeper",
+    objective: Objective,
+    images: Tensor,
+    parts: Splits | None,
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+) -> Comparison:
+    """By how much the bound of a run lies above another's, each the whole bound of its run."""
+    _check_shape(other, images)
+    loaded, hint = other.loaded(), "evaluate each of the two by itself"
+    if parts is not None:
+        check_known(other, loaded, parts)
+    theirs = loaded.objective.to(images.device)
+    chains = source.config.chain, other.config.chain
+    for what, (own, came) in {
+        "decoder": (repr(objective.decoder), repr(theirs.decoder)),
+        "chain": chains if options.steps is None else (None, None),
+        "conditions": tuple("label" * run.config.conditional or None for run in (source, other)),
+    }.items():
+        if own != came:
+            same = f"be a run with the same {what}, {own}"
+            raise ValueError(must("evaluate", "against", same, came, hint))
+    settings["record"] |= {"against": str(other.folder)}
+    settings["record"] |= {f"{name} against": value for name, value in loaded.record.items()}
+    pairs = {"schedule": (objective.schedule, theirs.schedule)}
+    quiet = options.quiet or settings["share"].index > 0
+    with progress_bar(quiet, "comparison", _unit(options)) as progress:
+        given = objective.model, theirs.model, images
+        return kept.through("comparison", compare, *given, progress=progress, **settings | pairs)
+
+
+def _unit(options: argparse.Namespace) -> str:
+    return "network evaluations" + (" at least" if options.tolerance else "")
 
 
 def with_ode(
@@ -146,7 +273,8 @@ def with_ode(
     options: argparse.Namespace,
     settings: dict[str, Any],
 ) -> tuple[Report, dict[str, str]]:
-    """A report with the ODE's likelihood under each dequantisation beside the bound, and why one failed.
+    """A report with the ODE's likelihood under each dequantisation beside the bound, and why one
+    failed.
 
     The prior is a Gaussian with the moments of the training images.
     """
@@ -156,22 +284,33 @@ def with_ode(
     prior = Gaussian.fit(known, diagonal=known[0].numel() > FULL)
     condition = {word: settings[word] for word in ("label",) if word in settings}
     record = settings["record"] | {"prior fitted to": f"{len(train)} training images"}
-    for name, noise in {"truncated normal": TruncatedNormal(decoder, schedule.logsnr_max), "uniform": Uniform(decoder)}.items():
+    for name, noise in {
+        "truncated normal": TruncatedNormal(decoder, schedule.logsnr_max),
+        "uniform": Uniform(decoder),
+    }.items():
         label = f"ODE, {name} dequantisation"
-        with progress_bar(options.quiet or settings["share"].index > 0, label, "draw") as progress:
+        share = settings["share"]
+        draws = REPLICATES * len(range(share.index, len(images), share.count))
+        quiet, unit = options.quiet or share.index > 0, "draws, each a path of the ODE"
+        given = {"dequantization": noise, "schedule": schedule, "prior": prior, "audit": True}
+        given |= {"tolerance": options.ode_tolerance, "replicates": REPLICATES, "record": record}
+        given |= {"seed": options.seed, "share": share, **condition}
+        with progress_bar(quiet, label, unit, draws) as progress:
             try:
-                found = kept.through(
-                    name.split()[0], dequantized_ode, objective.model, images, dequantization=noise, schedule=schedule, prior=prior,
-                    tolerance=options.ode_tolerance, audit=True, seed=options.seed, share=settings["share"], progress=progress, record=record, **condition,
-                )  # fmt: skip
+                part, solve = name.split()[0], partial(dequantized_ode, progress=progress)
+                found = kept.through(part, solve, objective.model, images, **given)
                 report = report.beside(label, found)
-            except (RuntimeError, ValueError) as why:  # a solver's, another process's, for want of memory: the bound stands without it
+            except (
+                RuntimeError,
+                ValueError,
+            ) as why:  # a solver's, another process's, for want of memory: the bound stands without it
                 failed[label] = str(why)
     return report, failed
 
 
 class Keeper:
-    """The states of an interrupted command, a file for each of its parts beside its output: `through` goes on from what is there.
+    """The states of an interrupted command, a file for each of its parts beside its output:
+    `through` goes on from what is there.
 
     >>> from vdiff.likelihood import Share
     >>> Keeper(Path("no-such-folder/evaluation.json")).through("bound", lambda resume, checkpoint, share: resume, share=Share()) is None
@@ -181,14 +320,23 @@ class Keeper:
     def __init__(self, out: Path) -> None:
         self.out, self.files = out, dict[str, Path]()
 
-    def through(self, part: str, estimate: Callable[..., Result], *given: Any, **settings: Any) -> Result:
-        """What an estimate returns, kept on the way and at its end; a state of another evaluation is named by its file."""
-        path = self.files[part] = self.out.with_suffix(f".{part}.{settings['share'].index}.safetensors")
+    def through(
+        self, part: str, estimate: Callable[..., Result], *given: Any, **settings: Any
+    ) -> Result:
+        """What an estimate returns, kept on the way and at its end; a state of another evaluation
+        is named by its file."""
+        path = self.files[part] = self.out.with_suffix(
+            f".{part}.{settings['share'].index}.safetensors"
+        )
         kept = Kept(path)
         try:
             result = estimate(*given, resume=kept.state(), checkpoint=kept, **settings)
         except ValueError as error:
-            raise ValueError(f"{error}; it is in {path}: remove it") if "argument 'resume'" in str(error) else error from None
+            raise (
+                ValueError(f"{error}; it is in {path}: remove it")
+                if "argument 'resume'" in str(error)
+                else error
+            ) from None
         kept.write()
         return result
 
@@ -216,76 +364,101 @@ class Kept:
 
     def write(self) -> None:
         """Write the latest state, if there is one."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
         if self.latest:
-            aside = self.path.with_suffix(".partial")
-            save_file(self.latest, aside)
-            os.replace(aside, self.path)
+            try:
+                with atomic_write(self.path) as aside:
+                    save_file(self.latest, aside)
+            except (OSError, SafetensorError) as error:
+                needed = sum(value.nbytes for value in self.latest.values())
+                why = no_room(error, self.path, needed)
+                what = "the state of the evaluation is not kept, which goes on"
+                warnings.warn(f"{what}: {why}", stacklevel=2)
             self.last, self.latest = time.monotonic(), {}
 
     def state(self) -> dict[str, Tensor] | None:
         """What an interrupted command left."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         try:
             return load_file(self.path) if self.path.is_file() else None
         except SafetensorError as error:
-            raise ValueError(must("evaluate", str(self.path), "be what an interrupted command left", error, "remove it")) from None
+            raise ValueError(
+                must(
+                    "evaluate",
+                    str(self.path),
+                    "be what an interrupted command left",
+                    error,
+                    "remove it",
+                )
+            ) from None
 
 
-def images_of(name: str, split: str, folder: str) -> Images:
-    """A split of a data set whose files are in `folder`, or of CIFAR-10 in the folder that is named in its place; an unknown name is
-    answered with the nearest.
-
-    >>> images_of("digits", "test", "data").pixels.shape
-    torch.Size([297, 1, 8, 8])
-    """
-    if name not in DATA and Path(name).is_dir():
-        name, folder = "cifar10", name
-    if name not in DATA:
-        raise ValueError(must("evaluate", "data", f"be one of {', '.join(DATA)}, or a folder", repr(name), did_you_mean(name, DATA)))
-    images: Images = getattr(DATA[name](folder), split)
-    return images
-
-
-def _check_shape(run: Run, images: Tensor) -> None:
+def _check_shape(run: "Run", images: Tensor) -> None:
     """Raise for images of another shape than those that a run was trained on."""
     came, shape = list(images.shape[1:]), list(run.config.shape)
     if came != shape:
-        raise ValueError(must("evaluate", "data", f"be images of shape {shape}, as {run.folder.name} was trained on", came))
-
-
-def _check_alike(other: Run, objective: Objective, images: Tensor, *chains: int | None) -> None:
-    """Raise where the two bounds would not be of one kind, warn where the other network is asked beyond the levels it was trained on.
-    `chains` are the runs' own, where none is given for both."""
-    _check_shape(other, images)
-    theirs = other.load()
-    hint = "evaluate each of the two by itself"
-    for name, pair in (("decoder", (objective.decoder, theirs.decoder)), ("chain", chains or (None, None))):
-        own, came = pair
-        if repr(own) != repr(came):
-            raise ValueError(must("evaluate", "against", f"be a run with the same {name}, {own!r}", repr(came), hint))
-    ours, (high, low) = objective.schedule, (theirs.schedule.logsnr_max, theirs.schedule.logsnr_min)
-    if ours.logsnr_max > high + BEYOND or ours.logsnr_min < low - BEYOND:
-        ends = f"{ours.logsnr_min:.4g} and {ours.logsnr_max:.4g}"
-        what = f"evaluate: both networks are asked between λ = {ends}, that of {other.folder.name} was trained between {low:.4g} and {high:.4g}"
-        warnings.warn(f"{what}: the difference is not that of the two bounds; {hint}", stacklevel=2)
-
-
-def weights_hash(run: Run) -> str:
-    """The first 16 hexadecimal digits of SHA-256 over the averaged weights' file."""
-    return hashlib.sha256(run.weights().read_bytes()).hexdigest()[:16]
+        raise ValueError(
+            must(
+                "evaluate",
+                "data",
+                f"be images of shape {shape}, as {run.folder.name} was trained on",
+                came,
+            )
+        )
 
 
 @contextmanager
-def progress_bar(quiet: bool, label: str = "", unit: str = "eval") -> Iterator[Any]:
-    """A bar for `progress=`; its total grows when the second stage is known."""
-    from tqdm import tqdm
+def noted_warnings() -> Iterator[list[str]]:
+    """The texts of the warnings of a block, which are shown as ever.
 
-    with tqdm(total=0, unit=unit, desc=label, disable=quiet, dynamic_ncols=True) as bar:
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("always")
+    ...     warnings.showwarning = lambda *_: None                # not on this page
+    ...     with noted_warnings() as heard:
+    ...         warnings.warn("an example")
+    >>> heard
+    ['an example']
+    """
+    with warnings.catch_warnings():
+        heard: list[str] = []
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *rest: Any, **more: Any) -> None:
+            heard.append(str(message))
+            show(message, *rest, **more)
+
+        warnings.showwarning = note
+        yield heard
+
+
+@contextmanager
+def progress_bar(
+    quiet: bool,
+    label: str,
+    unit: str,
+    total: int | None = None,
+) -> Iterator[Any]:
+    """For `progress=`: how much there is to do before any of it is done, then a bar on a terminal.
+
+    Elsewhere it is a line each minute. The total grows when a second stage is known.
+    """
+    said = quiet
+    with Bar(unit="eval", label=label, quiet=quiet) as bar:
 
         def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            nonlocal said
+            if not said:
+                say(f"{label}: {total:,} {unit}", file=sys.stderr)
+                said = True
+            bar.to(done, total)
 
+        if total is not None:
+            show(0, total)
         yield show
 
 
-__all__ = ["add", "run"]
+__all__ = ["DATA", "add", "images_of", "run"]

@@ -1,14 +1,15 @@
 """Sample from a run: a picture, the numbers, and on demand the way there.
 
-Writes into RUN/samples (or --out) samples.png, a grid with one row for each class where the run has classes; samples.npz with
-`data` (integers), `x` (x̂), `label`, `logsnr` (the noise levels visited) and the settings; and with --gif trajectory.gif, x̂ on the
-way from noise to data. A sample is a function of the seed and its number, whatever the batch: but for rounding, and with
+Writes into RUN/samples (or --out) samples.png, a grid with one row for each class where the run
+has classes; samples.npz with `data` (integers), `x` (x̂), `label`, `logsnr` (the noise levels
+visited) and the settings; and with --gif trajectory.gif, x̂ on the way from noise to data. A
+sample is a function of the seed and its number, whatever the batch: but for rounding, and with
 --step ode for the solver's error.
 
     vdiff sample RUN                                        100 levels, with fresh noise at each
-    vdiff sample RUN --step adams --grid few --steps 12     few evaluations, no noise but that at the start
-    vdiff sample RUN --grid run --steps 1000                the chain of 999 steps on the schedule of the training
-    vdiff sample RUN --label 3 --guidance 2 --null-label 10
+    vdiff sample RUN --step adams --grid few --steps 12     few evaluations, no noise but that at
+    the start vdiff sample RUN --grid run --steps 1000                the chain of 999 steps on the
+    schedule of the training vdiff sample RUN --label 3 --guidance 2 --null-label 10
 
 docs/samplers.md says which step at which budget.
 """
@@ -16,6 +17,7 @@ docs/samplers.md says which step at which budget.
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,13 +29,28 @@ from torch import Tensor
 
 from vdiff.cli.load import device_of, from_file
 from vdiff.decoder import Levels
-from vdiff.errors import did_you_mean, must
+from vdiff.disk import atomic_write, check_output
+from vdiff.errors import did_you_mean, must, printable
+from vdiff.extras import extra
 from vdiff.parameterization import Eps, Flow, V, X
-from vdiff.sampling import STEPS, Clipped, Counted, Guided, few_steps, leading, start, streams, to_levels, trailing, trajectory, uniform
+from vdiff.sampling import (
+    STEPS,
+    Clipped,
+    Counted,
+    Guided,
+    few_steps,
+    leading,
+    start,
+    streams,
+    to_levels,
+    trailing,
+    trajectory,
+    uniform,
+)
 from vdiff.sampling.driver import OPTIONS
 from vdiff.sampling.grid import check_levels
 from vdiff.schedule import Cosine, Karras, Linear, OptimalTransport, Schedule
-from vdiff.training import Run
+from vdiff.terminal import Bar, say
 from vdiff.variance import Forward, Posterior
 
 FRAMES = 60  # of a GIF, at most
@@ -60,34 +77,102 @@ def add(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("run", metavar="RUN", help="run folder, as a training writes it")
     what = parser.add_argument_group("which samples")
-    what.add_argument("--count", type=_positive, default=64, metavar="N", help="how many (default: %(default)s)")
-    what.add_argument("--label", type=int, nargs="+", metavar="K", help="classes to sample, in turn (default: all that the run has)")
-    what.add_argument("--seed", type=int, default=0, help="sample number i of a seed is always the same (default: %(default)s)")
+    what.add_argument(
+        "--count", type=_positive, default=64, metavar="N", help="how many (default: %(default)s)"
+    )
+    what.add_argument(
+        "--label",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="classes to sample, in turn (default: all that the run has)",
+    )
+    what.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="sample number i of a seed is always the same (default: %(default)s)",
+    )
     levels = parser.add_argument_group("from noise to data")
-    levels.add_argument("--step", type=_named("step", STEPS), default="ancestral", help=f"how from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)")  # fmt: skip
-    levels.add_argument("--steps", type=_positive, metavar="N", help="noise levels visited, each one evaluation of the network, or two by heun (default: 100; 2 for ode, which puts its own between them)")  # fmt: skip
-    levels.add_argument("--grid", type=_grid, default="cosine", help=f"where the levels lie: {', '.join(GRIDS)}, between the ends of the run's schedule; run, that schedule itself; or FILE.py:NAME, a schedule or a row of log-SNR of yours (default: %(default)s)")  # fmt: skip
-    levels.add_argument("--spacing", type=_named("spacing", SPACINGS), default="uniform", help=f"which times of the grid: {', '.join(SPACINGS)} (default: %(default)s, both ends included)")  # fmt: skip
+    levels.add_argument(
+        "--step",
+        type=_named("step", STEPS),
+        default="ancestral",
+        help=f"how from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)",
+    )
+    levels.add_argument(
+        "--steps",
+        type=_positive,
+        metavar="N",
+        help="noise levels visited, each one evaluation of the network, or two by heun (default: 100; 2 for ode, which puts its own between them)",
+    )
+    levels.add_argument(
+        "--grid",
+        type=_grid,
+        default="cosine",
+        help=f"where the levels lie: {', '.join(GRIDS)}, between the ends of the run's schedule; run, that schedule itself; or FILE.py:NAME, a schedule or a row of log-SNR of yours; FILE.py is run as a Python program: name only a file that you trust (default: %(default)s)",
+    )
+    levels.add_argument(
+        "--spacing",
+        type=_named("spacing", SPACINGS),
+        default="uniform",
+        help=f"which times of the grid: {', '.join(SPACINGS)} (default: %(default)s, both ends included)",
+    )
     options = parser.add_argument_group("options of one step")
-    options.add_argument("--variance", type=_named("variance", VARIANCES), help=f"of ancestral: {', '.join(VARIANCES)} (default: the model's own)")  # fmt: skip
-    options.add_argument("--eta", type=float, help="of ddim: how much noise, from 0 (the default) to 1, which is ancestral")
+    options.add_argument(
+        "--variance",
+        type=_named("variance", VARIANCES),
+        help=f"of ancestral: {', '.join(VARIANCES)} (default: the model's own)",
+    )
+    options.add_argument(
+        "--eta",
+        type=float,
+        help="of ddim: how much noise, from 0 (the default) to 1, which is ancestral",
+    )
     options.add_argument("--order", type=int, choices=(1, 2, 3), help="of adams (default: 3)")
-    options.add_argument("--target", type=_named("target", TARGETS), help=f"of adams: {', '.join(TARGETS)} (default: flow)")
+    options.add_argument(
+        "--target",
+        type=_named("target", TARGETS),
+        help=f"of adams: {', '.join(TARGETS)} (default: flow)",
+    )
     options.add_argument("--method", help="of ode: a solver of torchdiffeq (default: dopri5)")
     options.add_argument("--rtol", type=float, help="of ode: relative tolerance (default: 1e-5)")
     options.add_argument("--atol", type=float, help="of ode: absolute tolerance (default: 1e-5)")
     change = parser.add_argument_group("changes to the model")
-    change.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance: 1 is none, 2 goes twice as far from the null class; needs --null-label")  # fmt: skip
-    change.add_argument("--null-label", type=int, metavar="K", help="the label that stands for no class")
-    change.add_argument("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide between these log-SNRs only")
+    change.add_argument(
+        "--guidance",
+        type=float,
+        metavar="SCALE",
+        help="classifier-free guidance: 1 is none, 2 goes twice as far from the null class; needs --null-label",
+    )
+    change.add_argument(
+        "--null-label", type=int, metavar="K", help="the label that stands for no class"
+    )
+    change.add_argument(
+        "--interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="guide between these log-SNRs only",
+    )
     change.add_argument("--clip", action="store_true", help="clip x̂ to [-1, 1] at every level")
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="FOLDER", help="where to write (default: RUN/samples)")
-    output.add_argument("--draw", action="store_true", help="draw levels from the decoder instead of taking those nearest to x̂")
+    output.add_argument(
+        "--draw",
+        action="store_true",
+        help="draw levels from the decoder instead of taking those nearest to x̂",
+    )
     output.add_argument("--gif", action="store_true", help="write the trajectory too")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--batch", type=_positive, default=64, metavar="N", help="samples at a time (default: %(default)s)")
+    machine.add_argument(
+        "--batch",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="samples at a time (default: %(default)s)",
+    )
     machine.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
 
 
@@ -98,7 +183,7 @@ def run(options: argparse.Namespace) -> int:
     Raises ValueError for what the run cannot do, and OSError where a file is missing.
 
     >>> import tempfile
-    >>> from vdiff.training import Config
+    >>> from vdiff.training import Config, Run
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Run.create(folder, config).save(config.objective())
@@ -108,27 +193,44 @@ def run(options: argparse.Namespace) -> int:
     4 samples, 3 evaluations each, in .../samples
     0
     """
-    from tqdm import tqdm
+    from vdiff.training import Run
 
+    with extra("train"):  # before anything is sampled
+        import PIL.Image  # noqa: F401
     source, device = Run(options.run), device_of(options.device)
     objective = source.load().to(device)
     decoder, shape = objective.decoder, source.config.shape
     if not isinstance(decoder, Levels):
-        raise ValueError(must("sample", "run", "have a decoder with levels", repr(decoder), "pictures are made of levels"))
+        raise ValueError(
+            must(
+                "sample",
+                "run",
+                "have a decoder with levels",
+                repr(decoder),
+                "pictures are made of levels",
+            )
+        )
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(must("sample", "run", "have images of 1 or 3 channels, to be pictures", shape))
+        raise ValueError(
+            must("sample", "run", "have images of 1 or 3 channels, to be pictures", shape)
+        )
     labels = _labels(options, source.config.network.get("labels"))
     counted = Counted(objective.model)
     model, step = _model(options, counted), _step(options)
     levels = _levels(options, objective.schedule)
+    folder = _folder(Path(options.out) if options.out else source.folder / "samples")
     kept, frames = [], []
-    with tqdm(total=options.count * len(levels), unit="level", disable=options.quiet, dynamic_ncols=True) as bar:
+    with Bar(options.count * len(levels), "level", quiet=options.quiet) as bar:
         for first in range(0, options.count, options.batch):
             numbers = range(first, min(first + options.batch, options.count))
             generators = streams(options.seed, numbers)
-            condition: dict[str, Any] = {} if labels is None else {"label": labels[list(numbers)].to(device)}
+            condition: dict[str, Any] = (
+                {} if labels is None else {"label": labels[list(numbers)].to(device)}
+            )
             z = start(shape, generators).to(device)
-            path = trajectory(model, z, levels=levels, step=step, generator=generators, **condition)
+            path = trajectory(
+                model, z, levels=levels, step=step, generator=generators, **condition
+            )
             on_the_way = []
             for i, (_, prediction) in enumerate(path):
                 bar.update(len(z))
@@ -138,29 +240,67 @@ def run(options: argparse.Namespace) -> int:
             kept.append((made.cpu(), prediction.x.cpu()))
             frames.append(on_the_way)
     data, x = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    folder = Path(options.out) if options.out else source.folder / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {name: value for name, value in vars(options).items() if isinstance(value, int | float | str | list)}
-    settings |= {"steps": len(levels), "device": str(device), "evaluations": counted.evaluations}
-    arrays: dict[str, Any] = {"data": data.numpy(), "x": x.numpy(), "logsnr": levels.numpy(), "settings": json.dumps(settings)}
-    np.savez(folder / "samples.npz", **arrays | ({} if labels is None else {"label": labels.numpy()}))
-    cells, columns = _cells(options.count, labels)
-    _picture(data, decoder.levels, cells, columns).save(folder / "samples.png")
-    if options.gif:
-        shown = [_picture(torch.cat(parts), decoder.levels, cells, columns) for parts in zip(*frames, strict=True)]
-        pause = [50] * (len(shown) - 1) + [2000]
-        shown[0].save(folder / "trajectory.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0)
+    settings = {
+        name: value
+        for name, value in vars(options).items()
+        if isinstance(value, int | float | str | list)
+    }
     per_sample = counted.evaluations / -(-options.count // options.batch)
-    print(f"{options.count} samples, {per_sample:g} evaluations each, in {folder}")
+    settings |= {"steps": len(levels), "device": str(device), "evaluations": per_sample}
+    arrays: dict[str, Any] = {
+        "data": data.numpy(),
+        "x": x.numpy(),
+        "logsnr": levels.numpy(),
+        "settings": json.dumps(settings),
+    }
+    with atomic_write(folder / "samples.npz") as aside:
+        np.savez(aside, **arrays | ({} if labels is None else {"label": labels.numpy()}))
+    cells, columns = _cells(options.count, labels)
+    with atomic_write(folder / "samples.png") as aside:
+        _picture(data, decoder.levels, cells, columns).save(aside)
+    if options.gif:
+        shown = [
+            _picture(torch.cat(parts), decoder.levels, cells, columns)
+            for parts in zip(*frames, strict=True)
+        ]
+        pause = [50] * (len(shown) - 1) + [2000]
+        with atomic_write(folder / "trajectory.gif") as aside:
+            shown[0].save(aside, save_all=True, append_images=shown[1:], duration=pause, loop=0)
+    say(f"{options.count} samples, {per_sample:g} evaluations each, in {printable(str(folder))}")
     return 0
+
+
+def _folder(folder: Path) -> Path:
+    """The folder of samples, made if missing; raises before anything is sampled where they cannot
+    be written.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(must("sample", "out", "be a folder", str(folder), "--out FOLDER"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("samples.npz", "samples.png", "trajectory.gif"):
+        if not (folder / name).is_symlink():  # a link is replaced
+            check_output("sample", "out", folder / name)
+    return folder
 
 
 def _step(options: argparse.Namespace) -> Any:
     """The step with those of the options that were given; raises for another step's."""
-    given: dict[str, Any] = {name: getattr(options, name) for name in OPTIONS if getattr(options, name, None) is not None}
+    given: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in OPTIONS
+        if getattr(options, name, None) is not None
+    }
     for name, value in given.items():
         if OPTIONS[name] != options.step:
-            raise ValueError(must("sample", name, f"come with --step {OPTIONS[name]}", f"--step {options.step}", "no other step has it"))
+            raise ValueError(
+                must(
+                    "sample",
+                    name,
+                    f"come with --step {OPTIONS[name]}",
+                    f"--step {options.step}",
+                    "no other step has it",
+                )
+            )
         given[name] = NAMED.get(name, {}).get(value, value)
     return partial(STEPS[options.step], **given) if given else STEPS[options.step]
 
@@ -175,7 +315,14 @@ def _levels(options: argparse.Namespace, trained: Schedule) -> Tensor:
         schedule = from_file(options.grid)
         if not isinstance(schedule, Schedule | type):
             if options.steps is not None or options.spacing != "uniform":
-                raise ValueError(must("sample", "grid", "come without --steps and --spacing where it is a row of levels", options.grid))
+                raise ValueError(
+                    must(
+                        "sample",
+                        "grid",
+                        "come without --steps and --spacing where it is a row of levels",
+                        options.grid,
+                    )
+                )
             return check_levels("sample", schedule).cpu()
     return SPACINGS[options.spacing](schedule, steps).cpu()
 
@@ -183,10 +330,20 @@ def _levels(options: argparse.Namespace, trained: Schedule) -> Tensor:
 def _model(options: argparse.Namespace, model: Any) -> Any:
     if (options.guidance is None) != (options.null_label is None):
         raise ValueError(
-            must("sample", "null-label", "come with guidance, and guidance with it", "one of them", "--guidance 2 --null-label 10")
+            must(
+                "sample",
+                "null-label",
+                "come with guidance, and guidance with it",
+                "one of them",
+                "--guidance 2 --null-label 10",
+            )
         )
     if options.interval is not None and options.guidance is None:
-        raise ValueError(must("sample", "interval", "come with guidance", "none", "--guidance 2 --null-label 10"))
+        raise ValueError(
+            must(
+                "sample", "interval", "come with guidance", "none", "--guidance 2 --null-label 10"
+            )
+        )
     if options.guidance is not None:
         interval = None if options.interval is None else tuple(options.interval)
         model = Guided(model, options.guidance, {"label": options.null_label}, interval)
@@ -198,12 +355,24 @@ def _labels(options: argparse.Namespace, classes: int | None) -> Tensor | None:
     if classes is None:
         for name, value in (("label", options.label), ("guidance", options.guidance)):
             if value is not None:
-                raise ValueError(must("sample", name, "be left out", value, "this run's network takes no label"))
+                raise ValueError(
+                    must("sample", name, "be left out", value, "this run's network takes no label")
+                )
         return None
-    for name, given in (("label", options.label or []), ("null-label", [options.null_label] if options.null_label is not None else [])):
+    for name, given in (
+        ("label", options.label or []),
+        ("null-label", [options.null_label] if options.null_label is not None else []),
+    ):
         for label in given:
             if not 0 <= label < classes:
-                raise ValueError(must("sample", name, f"lie in 0 … {classes - 1}, the labels of this run's network", label))
+                raise ValueError(
+                    must(
+                        "sample",
+                        name,
+                        f"lie in 0 … {classes - 1}, the labels of this run's network",
+                        label,
+                    )
+                )
     asked = options.label or [k for k in range(classes) if k != options.null_label]
     return torch.tensor([asked[i % len(asked)] for i in range(options.count)])
 
@@ -215,7 +384,8 @@ def _shown(i: int, steps: int) -> bool:
 
 
 def _cells(count: int, labels: Tensor | None) -> tuple[Tensor, int]:
-    """Where each image stands in the grid, and its columns: near a square, or one row for each class."""
+    """Where each image stands in the grid, and its columns: near a square, or one row for each
+    class."""
     if labels is None or len(set(labels.tolist())) == 1:
         return torch.arange(count), math.ceil(math.sqrt(count))
     columns, cells = int(labels.bincount().max()), torch.zeros_like(labels)
@@ -226,13 +396,17 @@ def _cells(count: int, labels: Tensor | None) -> tuple[Tensor, int]:
 
 
 def _picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: int = 320) -> Any:
-    """Integer images (n, channels, h, w) as one picture with thin gaps, enlarged to a width that can be seen."""
-    from PIL import Image
+    """Integer images (n, channels, h, w) as one picture with thin gaps, enlarged to a width that
+    can be seen."""
+    with extra("train"):
+        from PIL import Image
 
     _, channels, h, w = data.shape
     rows = int(cells.max()) // columns + 1
     canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 128, dtype=np.uint8)
-    images = (data * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    images = (
+        (data.float() * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    )
     for cell, image in zip(cells.tolist(), images, strict=True):
         top, left = (cell // columns) * (h + 1) + 1, (cell % columns) * (w + 1) + 1
         canvas[top : top + h, left : left + w] = image

@@ -1,8 +1,9 @@
-"""CIFAR-10, 60,000 photographs of 32×32 pixels in ten classes, from either archive its authors publish, unpacked or not."""
+"""CIFAR-10, 60,000 photographs of 32×32 pixels in ten classes, from its binary archive."""
 
 import gzip
+import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from vdiff.data.file import File
 from vdiff.data.images import Images
-from vdiff.data.plain import read_plain
+from vdiff.disk import absolute
 from vdiff.errors import must
 
 SHAPE, CLASSES, BATCH = (3, 32, 32), 10, 10_000
@@ -21,15 +22,28 @@ HOME = "https://www.cs.toronto.edu/~kriz/"
 
 
 def decode_binary(raw: bytes) -> Images:
-    """A batch of the binary archive: for each image a byte for its class, then 1,024 for red, green and blue each, row by row.
+    """A batch of the binary archive: for each image a byte for its class, then 1,024 for red,
+    green and blue each, row by row.
 
     >>> decode_binary(bytes([7] + 3072 * [255])).labels
     tensor([7])
     """
     if not raw or len(raw) % RECORD:
-        raise ValueError(must("decode_binary", "raw", f"hold records of {RECORD:,} bytes", f"{len(raw):,} bytes", "the file is cut off"))
+        raise ValueError(
+            must(
+                "decode_binary",
+                "raw",
+                f"hold records of {RECORD:,} bytes",
+                f"{len(raw):,} bytes",
+                "the file is cut off",
+            )
+        )
     records = np.frombuffer(raw, np.uint8).reshape(-1, RECORD)
-    return _images("decode_binary", records[:, 1:], records[:, 0])
+    data, labels = records[:, 1:].copy(), records[:, 0].astype(np.int64)
+    if labels.max() >= CLASSES:
+        came = f"{labels.max()} at image {int(labels.argmax())}"
+        raise ValueError(must("decode_binary", "raw", f"hold classes 0 to {CLASSES - 1}", came))
+    return Images(torch.from_numpy(data).view(-1, *SHAPE), torch.from_numpy(labels))
 
 
 def encode_binary(images: Images) -> bytes:
@@ -39,147 +53,198 @@ def encode_binary(images: Images) -> bytes:
     >>> encode_binary(decode_binary(raw)) == raw
     True
     """
-    return torch.cat([images.labels[:, None].to(torch.uint8), images.pixels.flatten(1)], 1).numpy().tobytes()
-
-
-def decode_python(raw: bytes) -> Images:
-    """A batch of the Python archive: a dictionary that Python 2 pickled, with the same bytes as `data` (n, 3072) and `labels`.
-
-    Read by `vdiff.data.plain`, so that no code in it runs.
-
-    >>> decode_python(b"}.")
-    Traceback (most recent call last):
-    ValueError: decode_python: argument 'raw' must hold 'data' (n, 3072) and as many 'labels'; got neither of this form
-    """
-    batch = read_plain(raw)
-    data, labels = (batch.get("data"), batch.get("labels")) if isinstance(batch, dict) else (None, None)
-    if (
-        not isinstance(data, np.ndarray)
-        or data.shape[1:] != (RECORD - 1,)
-        or not isinstance(labels, list)
-        or not len(data) == len(labels) > 0
-        or not all(type(label) is int and 0 <= label < 256 for label in labels)
-    ):
-        raise ValueError(must("decode_python", "raw", f"hold 'data' (n, {RECORD - 1}) and as many 'labels'", "neither of this form"))
-    return _images("decode_python", data, np.array(labels, np.uint8))
-
-
-def _images(function: str, data: np.ndarray, labels: np.ndarray) -> Images:
-    if labels.max() >= CLASSES:
-        raise ValueError(must(function, "raw", f"hold classes 0 to {CLASSES - 1}", f"{labels.max()} at image {int(labels.argmax())}"))
-    return Images(torch.from_numpy(data.copy()).view(-1, *SHAPE), torch.from_numpy(labels.astype(np.int64)))
+    return (
+        torch.cat([images.labels[:, None].to(torch.uint8), images.pixels.flatten(1)], 1)
+        .numpy()
+        .tobytes()
+    )
 
 
 @dataclass(frozen=True)
 class Published:
-    """One form in which CIFAR-10 is published: five training batches and a test batch in a folder, packed in an archive.
+    """CIFAR-10 as it is published: five training batches and a test batch in a folder, packed.
 
-    >>> [form.archive.name for form in PUBLISHED]
-    ['cifar-10-binary.tar.gz', 'cifar-10-python.tar.gz']
+    >>> PUBLISHED.archive.name, PUBLISHED.folder
+    ('cifar-10-binary.tar.gz', 'cifar-10-batches-bin')
     """
 
     archive: File
     folder: str
     batches: tuple[File, ...]
-    decode: Callable[[bytes], Images]
 
 
-# sizes and checksums: torchvision's, TensorFlow Datasets' and torchvision-ruby's tables
-PUBLISHED = (
-    Published(
-        File("cifar-10-binary.tar.gz", 170_052_171, "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
-        "cifar-10-batches-bin",
-        (
-            File("data_batch_1.bin", BATCH * RECORD, "sha256:cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"),
-            File("data_batch_2.bin", BATCH * RECORD, "sha256:a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"),
-            File("data_batch_3.bin", BATCH * RECORD, "sha256:bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67"),
-            File("data_batch_4.bin", BATCH * RECORD, "sha256:014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48"),
-            File("data_batch_5.bin", BATCH * RECORD, "sha256:755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add"),
-            File("test_batch.bin", BATCH * RECORD, "sha256:8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"),
-        ),
-        decode_binary,
+# sizes and checksums: those of TensorFlow Datasets and torchvision-ruby
+PUBLISHED = Published(
+    File(
+        "cifar-10-binary.tar.gz",
+        170_052_171,
+        "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     ),
-    Published(
-        File("cifar-10-python.tar.gz", 170_498_071, "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
-        "cifar-10-batches-py",
-        (
-            File("data_batch_1", 31_035_704, "md5:c99cafc152244af753f735de768cd75f"),
-            File("data_batch_2", 31_035_320, "md5:d4bba439e000b95fd0a9bffe97cbabec"),
-            File("data_batch_3", 31_035_999, "md5:54ebc095f3ab1f0389bbae665268c751"),
-            File("data_batch_4", 31_035_696, "md5:634d18415352ddfa80567beed471001a"),
-            File("data_batch_5", 31_035_623, "md5:482c414d41f54cd18b22e5b47cb7c3cb"),
-            File("test_batch", 31_035_526, "md5:40351d587109b95175f43aff81a1287e"),
+    "cifar-10-batches-bin",
+    (
+        File(
+            "data_batch_1.bin",
+            BATCH * RECORD,
+            "sha256:cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
         ),
-        decode_python,
+        File(
+            "data_batch_2.bin",
+            BATCH * RECORD,
+            "sha256:a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+        ),
+        File(
+            "data_batch_3.bin",
+            BATCH * RECORD,
+            "sha256:bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+        ),
+        File(
+            "data_batch_4.bin",
+            BATCH * RECORD,
+            "sha256:014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+        ),
+        File(
+            "data_batch_5.bin",
+            BATCH * RECORD,
+            "sha256:755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+        ),
+        File(
+            "test_batch.bin",
+            BATCH * RECORD,
+            "sha256:8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+        ),
     ),
 )
+PICKLED = ("cifar-10-batches-py", "cifar-10-python.tar.gz")  # the same images
+CONVERSION = """\
+import numpy, pathlib, pickle
+pathlib.Path("cifar-10-batches-bin").mkdir(exist_ok=True)
+for path in pathlib.Path("cifar-10-batches-py").glob("*_batch*"):
+    batch = pickle.loads(path.read_bytes(), encoding="latin1")
+    images = numpy.c_[numpy.uint8(batch["labels"]), batch["data"]]
+    images.tofile(f"cifar-10-batches-bin/{path.name}.bin")"""
 
 
 def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Images]:
     """The 50,000 training and 10,000 test images, in their published order.
 
-    Read from `folder` as it is found there, unpacked or in an archive, of either form; sizes and checksums are verified each
-    time, nothing is unpacked onto the disk and nothing in it is run. Where nothing is found, the binary archive is
-    downloaded (170 MB). Raises ValueError with what to put where.
+    Read from `folder` as it is found there, unpacked or in its archive; sizes and checksums are
+    verified each time, and nothing is unpacked onto the disk. Where nothing is found, the archive
+    is downloaded (170 MB), but only into a folder that is new, empty or holds data sets of vdiff
+    alone. Raises ValueError with what was found and what to put where. The Python archive is not
+    read, for it holds pickles; the error then has the lines that convert it.
 
-    Learning Multiple Layers of Features from Tiny Images, A. Krizhevsky, 2009; https://www.cs.toronto.edu/~kriz/cifar.html
+    Learning Multiple Layers of Features from Tiny Images, A. Krizhevsky, 2009;
+    https://www.cs.toronto.edu/~kriz/cifar.html
 
     >>> cifar10("/nowhere", download=False)
     Traceback (most recent call last):
     ValueError: dataset: argument 'folder' must hold CIFAR-10; got nothing of it in /nowhere (put cifar-10-binary.tar.gz (170,052,171 ...
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = absolute("dataset", "folder", folder)
     found = _find(folder)
-    reason = ""
-    if found is None and download:
+    reason, others = "", [] if found is not None else _others(folder)
+    if found is None:
+        _refuse_pickles(folder)
+    if found is None and download and not others:
         from vdiff.data.download import Unreachable
         from vdiff.data.download import download as fetch
 
         try:
-            fetch(HOME + PUBLISHED[0].archive.name, PUBLISHED[0].archive, folder)
+            fetch(HOME + PUBLISHED.archive.name, PUBLISHED.archive, folder)
         except Unreachable as error:
             reason = f"; its download failed: {error}"
         found = _find(folder)
     if found is None:
-        home, files = HOME.rstrip("/"), " or ".join(str(form.archive) for form in PUBLISHED)
-        hint = f"put {files} from {home} there as it is; dataset('patches') needs no download"
-        raise ValueError(must("dataset", "folder", "hold CIFAR-10", _what_there_is(folder) + reason, hint))
-    return read_batches(*found)
+        hint = f"put {PUBLISHED.archive} from {HOME.rstrip('/')} there as it is"
+        hint += "; dataset('patches') needs no download"
+        if others:
+            hint = f"a folder with other things gets no download: name a new one, or {hint}; "
+            hint += "images of your own are a tensor, for vdiff.training.train"
+        came = _what_there_is(folder, others) + reason
+        raise ValueError(must("dataset", "folder", "hold CIFAR-10", came, hint))
+    return read_batches(found)
 
 
-def read_batches(batches: Iterable[bytes], decode: Callable[[bytes], Images]) -> tuple[Images, Images]:
+def read_batches(batches: Iterable[bytes]) -> tuple[Images, Images]:
     """All training batches as one, and the test batch, which is the last.
 
-    >>> [len(images) for images in read_batches([bytes(2 * RECORD), bytes(RECORD), bytes(RECORD)], decode_binary)]
+    >>> [len(images) for images in read_batches([bytes(2 * RECORD), bytes(RECORD), bytes(RECORD)])]
     [3, 1]
     """
-    *train, test = [decode(raw) for raw in batches]
-    return Images(torch.cat([part.pixels for part in train]), torch.cat([part.labels for part in train])), test
+    *train, test = [decode_binary(raw) for raw in batches]
+    return Images(
+        torch.cat([part.pixels for part in train]), torch.cat([part.labels for part in train])
+    ), test
 
 
-def _find(folder: Path) -> tuple[Iterator[bytes], Callable[[bytes], Images]] | None:
-    """The first form that is there whole, and how to read it."""
-    for form in PUBLISHED:
-        if all((folder / form.folder / file.name).exists() for file in form.batches):
-            return (file.read(folder / form.folder) for file in form.batches), form.decode
-        if (folder / form.archive.name).exists():
-            return unpack(form.archive.read(folder), form), form.decode
+def _find(folder: Path) -> Iterator[bytes] | None:
+    """The batches, where they are there whole."""
+    home, archive = folder / PUBLISHED.folder, PUBLISHED.archive
+    if all((home / file.name).exists() for file in PUBLISHED.batches):
+        return (file.read(home) for file in PUBLISHED.batches)
+    if (folder / archive.name).exists():
+        return unpack(archive.read(folder), PUBLISHED)
     return None
 
 
-def _what_there_is(folder: Path) -> str:
-    for form in PUBLISHED:
-        if (folder / form.folder).exists():
-            missing = [file.name for file in form.batches if not (folder / form.folder / file.name).exists()]
-            return f"{folder / form.folder} without {', '.join(missing)}"
+def is_there(folder: str | Path) -> bool:
+    """Whether a folder holds CIFAR-10, by the names of its files, or the Python archive, which
+    `cifar10` refuses; nothing is read or made.
+
+    >>> is_there("/nowhere")
+    False
+    """
+    folder = absolute("dataset", "folder", folder)
+    return _find(folder) is not None or bool(_pickled(folder))
+
+
+def _pickled(folder: Path) -> list[str]:
+    return [name for name in PICKLED if (folder / name).exists()]
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raise where the folder holds the Python archive alone, with the lines that convert it."""
+    there = _pickled(folder)
+    if there:
+        came = f"{there[0]} in {folder}, whose pickles are not read: they can run code"
+        hint = (
+            f"put {PUBLISHED.archive.name} there, which holds the same images; or, if you trust "
+        )
+        hint += "the Python archive, unpack it and run these lines in that folder"
+        said = must("dataset", "folder", "hold the binary form of CIFAR-10", came, hint)
+        raise ValueError(f"{said}\n{CONVERSION}")
+
+
+def _others(folder: Path) -> list[str]:
+    """What a folder holds that no data set of vdiff has put there; the path itself if it is no
+    folder.
+    """
+    if not folder.is_dir():
+        return [folder.name] if os.path.lexists(folder) else []
+    archive = PUBLISHED.archive.name
+    own = {"patches", "patches.part", PUBLISHED.folder, archive, f"{archive}.part"}
+    names = (path.name for path in folder.iterdir())
+    return sorted(name for name in names if name not in own and not name.startswith("."))
+
+
+def _what_there_is(folder: Path, others: list[str]) -> str:
+    if others and not folder.is_dir():
+        return f"a file, {folder}"
+    home = folder / PUBLISHED.folder
+    if home.exists():
+        missing = [file.name for file in PUBLISHED.batches if not (home / file.name).exists()]
+        return f"{home} without {', '.join(missing)}"
+    if others:
+        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+        return f"nothing of it in {folder}, which holds {', '.join(others[:3])}{more}"
     return f"nothing of it in {folder}"
 
 
 def unpack(archive: bytes, form: Published) -> Iterator[bytes]:
-    """The batches in an archive, read by name and verified; nothing is written, links are refused, and no more is unpacked
-    than the batches may take.
+    """The batches in an archive, read by name and verified; nothing is written, links are refused,
+    and no more is unpacked than the batches may take.
 
-    >>> unpack(b"no archive", PUBLISHED[0])
+    >>> unpack(b"no archive", PUBLISHED)
     Traceback (most recent call last):
     ValueError: dataset: argument 'folder' must hold cifar-10-binary.tar.gz whole; got an archive that breaks: ...
     """
@@ -193,19 +258,36 @@ def unpack(archive: bytes, form: Published) -> Iterator[bytes]:
                 if file is not None:
                     if not member.isreg() or member.size != file.size:
                         came = f"{member.size:,} bytes" if member.isreg() else "a link or a device"
-                        raise ValueError(f"{member.name} is {came} instead of a file of {file.size:,} bytes")
+                        raise ValueError(
+                            f"{member.name} is {came} instead of a file of {file.size:,} bytes"
+                        )
                     found[file.name] = members.extractfile(member).read()
                     file.check(found[file.name], f" in {form.archive.name}")
     except Exception as error:  # gzip, zlib and tarfile each have their own
-        raise ValueError(must("dataset", "folder", f"hold {form.archive.name} whole", f"an archive that breaks: {error}")) from error
+        raise ValueError(
+            must(
+                "dataset",
+                "folder",
+                f"hold {form.archive.name} whole",
+                f"an archive that breaks: {error}",
+            )
+        ) from error
     missing = [file.name for file in form.batches if file.name not in found]
     if missing:
-        raise ValueError(must("dataset", "folder", f"hold {form.archive.name} whole", f"one without {', '.join(missing)}"))
+        raise ValueError(
+            must(
+                "dataset",
+                "folder",
+                f"hold {form.archive.name} whole",
+                f"one without {', '.join(missing)}",
+            )
+        )
     return (found.pop(file.name) for file in form.batches)
 
 
 class _Bounded:
-    """A gzipped stream that ends in an error behind so many bytes: a small archive can hold any number of zeros."""
+    """A gzipped stream that ends in an error behind so many bytes: a small archive can hold any
+    number of zeros."""
 
     def __init__(self, packed: bytes, limit: int) -> None:
         self.stream, self.left = gzip.GzipFile(fileobj=BytesIO(packed)), limit
@@ -218,4 +300,13 @@ class _Bounded:
         return chunk
 
 
-__all__ = ["PUBLISHED", "Published", "cifar10", "decode_binary", "decode_python", "encode_binary", "read_batches", "unpack"]
+__all__ = [
+    "PUBLISHED",
+    "Published",
+    "cifar10",
+    "decode_binary",
+    "encode_binary",
+    "is_there",
+    "read_batches",
+    "unpack",
+]

@@ -6,12 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdiff.extras import extra
+
 LEVELS = 17
 
 
 @dataclass(frozen=True)
 class Split:
-    """Integer images (n, channels, height, width) and labels (n,) for training, selection and test.
+    """Integer images (n, channels, height, width) and labels (n,) for training, selection and
+    test.
 
     >>> split = digits()
     >>> split.selection.shape, split.selection_labels.shape
@@ -27,14 +30,16 @@ class Split:
 
 
 def digits() -> Split:
-    """1,300 images to train on, 200 to select with, 297 to test: `RandomState(0).permutation`, the last 297 the test.
+    """1,300 images to train on, 200 to select with, 297 to test: `RandomState(0).permutation`, the
+    last 297 the test.
 
     Nothing is downloaded: the scans come with scikit-learn.
 
     >>> digits().train.shape, digits().test.shape
     (torch.Size([1300, 1, 8, 8]), torch.Size([297, 1, 8, 8]))
     """
-    from sklearn.datasets import load_digits
+    with extra("train"):
+        from sklearn.datasets import load_digits
 
     data = load_digits()
     order = np.random.RandomState(0).permutation(len(data.images))

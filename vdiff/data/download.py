@@ -2,6 +2,7 @@
 
 import errno
 import http.client
+import os
 import shutil
 import time
 import urllib.error
@@ -9,11 +10,10 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vdiff.data.file import File, writing
-from vdiff.disk import commit
+from vdiff.disk import commit, open_regular
 from vdiff.errors import must
+from vdiff.terminal import Bar, on_terminal
 
 ATTEMPTS, PAUSE, TIMEOUT, CHUNK = 5, 2.0, 30.0, 1 << 18
 
@@ -27,10 +27,12 @@ class Unreachable(Exception):
 
 
 def download(url: str, file: File, folder: Path) -> None:
-    """Fetch `file` into `folder`, with a progress bar; of several processes one does it, and the others wait and find it.
+    """Fetch `file` into `folder`, with a progress bar; of several processes one does it, and the
+    others wait and find it.
 
-    What has arrived stays in `<name>.part`, and the next call asks for the rest. HTTP(S)_PROXY is respected. Raises
-    `Unreachable`, and ValueError where the folder cannot be written to or what arrived is something else.
+    What has arrived stays in `<name>.part`, and the next call asks for the rest. HTTP(S)_PROXY is
+    respected. Raises `Unreachable`, and ValueError where the folder cannot be written to or what
+    arrived is something else.
 
     >>> import tempfile
     >>> hello = File("hello.txt", 5, "md5:5d41402abc4b2a76b9719d911017c592")
@@ -43,7 +45,9 @@ def download(url: str, file: File, folder: Path) -> None:
         path, part = folder / file.name, folder / f"{file.name}.part"
         if path.exists():
             return
-        with tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
+        if part.is_symlink() or (part.exists() and part.stat().st_nlink > 1):
+            part.unlink()  # it leads to a file that is another's
+        with Bar(file.size, "B", file.name, quiet=not on_terminal()) as bar:
             for attempt in range(ATTEMPTS):
                 had = _size(part)
                 try:
@@ -53,11 +57,15 @@ def download(url: str, file: File, folder: Path) -> None:
                     if _is_local(error):
                         came = f"{error} ({shutil.disk_usage(folder).free:,} bytes free)"
                         needs = f"be one that {file.name} can be written to"
-                        raise ValueError(must("dataset", "folder", needs, came, "what has arrived is kept")) from error
+                        raise ValueError(
+                            must("dataset", "folder", needs, came, "what has arrived is kept")
+                        ) from error
                     code = getattr(error, "code", 0)
                     if code == 416:  # there is no such rest: what is here is of another file
                         part.unlink(missing_ok=True)
-                    if attempt + 1 == ATTEMPTS or (code < 500 and code != 416 and _size(part) <= had):
+                    if attempt + 1 == ATTEMPTS or (
+                        code < 500 and code != 416 and _size(part) <= had
+                    ):
                         raise Unreachable(_reason(url, error)) from error
                 time.sleep(PAUSE)
         try:
@@ -68,22 +76,28 @@ def download(url: str, file: File, folder: Path) -> None:
         commit(part, path)
 
 
-def _fetch(url: str, file: File, part: Path, bar: "tqdm[None]") -> None:
+def _fetch(url: str, file: File, part: Path, bar: Bar) -> None:
     """Append to `part` what is missing of it; raises OSError where that ends early."""
     if _size(part) > file.size:
         part.unlink()
     have = _size(part)
     if have == file.size:
         return
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})})
-    with urllib.request.build_opener().open(request, timeout=TIMEOUT) as answer, part.open("ab") as out:
+    request = urllib.request.Request(
+        url,
+        headers={"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})},
+    )
+    flags, opener = os.O_WRONLY | os.O_APPEND | os.O_CREAT, urllib.request.build_opener()
+    with (
+        opener.open(request, timeout=TIMEOUT) as answer,
+        open(open_regular(part, flags), "ab") as out,
+    ):
         if not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
             have = out.truncate(0)  # this server starts again
-        bar.reset(file.size)
-        bar.update(have)
+        bar.to(have)
         while have < file.size and (chunk := answer.read(min(CHUNK, file.size - have))):
             have += out.write(chunk)
-            bar.update(len(chunk))
+            bar.to(have)
     if have < file.size:
         raise ConnectionError(f"the connection ended after {have:,} of {file.size:,} bytes")
 
@@ -92,7 +106,12 @@ def _is_local(error: Exception) -> bool:
     """Whether it is the disk that failed, not the network."""
     if isinstance(error, urllib.error.URLError) or not isinstance(error, OSError):
         return False
-    return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    return error.filename is not None or error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+    )
 
 
 def _size(path: Path) -> int:

@@ -1,12 +1,15 @@
 """Files of known content, and the right to write one: what data is read from."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vdiff.disk import open_regular
 from vdiff.errors import must
+from vdiff.extras import extra
 
 WAIT = 3600.0  # seconds another process may take to download or to make a data set
 
@@ -23,7 +26,8 @@ class File:
     checksum: str
 
     def read(self, folder: Path) -> bytes:
-        """All of it, verified. Raises where it is not a regular file inside the folder, or not the one that is meant.
+        """All of it, verified. Raises where it is not a regular file inside the folder, or not the
+        one that is meant.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +40,14 @@ class File:
             came, hint = f"a link to {path.resolve()}", "name the folder it is in, or copy it"
             raise ValueError(must("dataset", "folder", f"hold {self.name} itself", came, hint))
         if not path.is_file():
-            raise ValueError(must("dataset", "folder", f"hold {self.name} as a regular file", f"something else at {path}"))
+            raise ValueError(
+                must(
+                    "dataset",
+                    "folder",
+                    f"hold {self.name} as a regular file",
+                    f"something else at {path}",
+                )
+            )
         size = path.stat().st_size
         if size != self.size:  # before anything is read into memory
             raise self._other(f"{size:,} bytes at {path}")
@@ -70,23 +81,31 @@ class File:
 
 @contextmanager
 def writing(folder: Path, name: str) -> Iterator[None]:
-    """The one process that makes `name` in `folder`, which is made if it is missing; others wait. The lock of a process that
-    died is free.
+    """The one process that makes `name` in `folder`, which is made if it is missing; others wait.
+    The lock of a process that died is free.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, writing(Path(folder), "batches"):
     ...     [path.name for path in Path(folder).iterdir()]
     ['.batches.lock']
     """
-    from filelock import FileLock
+    with extra("train"):
+        from filelock import FileLock
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{name}.lock", timeout=WAIT)
+        path = folder / f".{name}.lock"
+        os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # the lock itself would follow a link
+        lock = FileLock(path, timeout=WAIT)
         lock.acquire()
     except OSError as error:  # a timeout is one too
         raise ValueError(
-            must("dataset", "folder", f"be one that {name} can be written to, for it is not there", f"{folder}: {error}")
+            must(
+                "dataset",
+                "folder",
+                f"be one that {name} can be written to, for it is not there",
+                f"{folder}: {error}",
+            )
         ) from error
     try:
         yield

@@ -10,7 +10,8 @@ HELD_OUT = 1000  # training images of CIFAR-10 and of the patches, the last, tha
 
 @dataclass(frozen=True)
 class Images:
-    """Images as levels 0 … `levels` − 1, (n, channels, height, width) in uint8, and their classes (n,) in int64.
+    """Images as levels 0 … `levels` − 1, (n, channels, height, width) in uint8, and their classes
+    (n,) in int64.
 
     >>> import torch
     >>> len(Images(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)))
@@ -29,7 +30,8 @@ class Images:
 
 
 class Splits(NamedTuple):
-    """Images to train on, to select with (a validation curve, a checkpoint, a setting), and to test at the end.
+    """Images to train on, to select with (a validation curve, a checkpoint, a setting), and to
+    test at the end.
 
     >>> import torch
     >>> images = Images(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))

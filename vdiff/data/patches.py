@@ -1,18 +1,19 @@
-"""Patches of two photographs, in CIFAR-10's form: real image content for machines without CIFAR-10."""
+"""Patches of two photographs, in CIFAR-10's form: real image content for machines without
+CIFAR-10."""
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from vdiff.data.cifar10 import BATCH, RECORD, decode_binary, encode_binary, read_batches
+from vdiff.data.cifar10 import BATCH, RECORD, encode_binary, read_batches
 from vdiff.data.file import File, writing
 from vdiff.data.images import HELD_OUT, Images
-from vdiff.disk import commit
+from vdiff.disk import absolute, commit, new_folder
 from vdiff.errors import must
+from vdiff.extras import extra
 
 SIDE, PERIOD = 32, 160
 TRAIN, SELECTION, TEST = (0, 80), (80, 112), (112, 160)  # columns of every 160
@@ -21,12 +22,15 @@ SUMS = "SHA256SUMS"
 
 
 def patches(folder: str | Path) -> tuple[Images, Images]:
-    """50,000 training and 10,000 test patches of 32×32 pixels from scikit-learn's china.jpg and flower.jpg; the class is the photograph.
+    """50,000 training and 10,000 test patches of 32×32 pixels from scikit-learn's china.jpg and
+    flower.jpg; the class is the photograph.
 
-    The photographs are cut into upright bands, 80 columns for training, 32 for the selection (the last 1,000 training images,
-    which `splits` holds out) and 48 for the test in turn, so that none shares a pixel with another; patches of the same band
-    overlap, so they are far fewer than CIFAR-10's as data goes. The first call writes them to `folder`/patches (184 MB) in the
-    binary form of CIFAR-10, with their checksums; that is what is read. Bits/dim on them compare with nothing else.
+    The photographs are cut into upright bands, 80 columns for training, 32 for the selection (the
+    last 1,000 training images, which `splits` holds out) and 48 for the test in turn, so that none
+    shares a pixel with another; patches of the same band overlap, so they are far fewer than
+    CIFAR-10's as data goes. The first call writes them to `folder`/patches (184 MB) in the binary
+    form of CIFAR-10, with their checksums; that is what is read. Bits/dim on them compare with
+    nothing else.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -34,21 +38,21 @@ def patches(folder: str | Path) -> tuple[Images, Images]:
     >>> train.pixels.shape, test.pixels.shape, train.labels.unique()
     (torch.Size([50000, 3, 32, 32]), torch.Size([10000, 3, 32, 32]), tensor([0, 1]))
     """
-    home = Path(folder).expanduser().resolve() / "patches"
+    home = absolute("dataset", "folder", folder) / "patches"
     if not home.exists():
         with writing(home.parent, home.name):
             if not home.exists():  # another process was first
                 _make(home)
-    return read_batches((file.read(home) for file in _files(home)), decode_binary)
+    return read_batches(file.read(home) for file in _files(home))
 
 
 def _make(home: Path) -> None:
     """All files in a folder aside, which then gets its name."""
-    aside = home.with_name(f"{home.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-    aside.mkdir()
+    aside = new_folder(home.with_name(f"{home.name}.part"))
     parts = (_cut(*TRAIN, 5 * BATCH - HELD_OUT), _cut(*SELECTION, HELD_OUT), _cut(*TEST, BATCH))
-    every = Images(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
+    every = Images(
+        torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts])
+    )
     sums = ""
     for i, name in enumerate(NAMES):
         raw = encode_binary(every[i * BATCH : (i + 1) * BATCH])
@@ -60,26 +64,43 @@ def _make(home: Path) -> None:
 
 def _files(home: Path) -> list[File]:
     """What `sha256sum` would print, as files."""
-    path = home / SUMS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    path, lines = home / SUMS, list[str]()
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(1 << 16).splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if sorted(sums) != sorted(NAMES):
         hint = f"delete {home}: it is made again"
-        raise ValueError(must("dataset", "folder", f"hold patches/{SUMS} with all six batches", f"{len(sums)} of them", hint))
+        raise ValueError(
+            must(
+                "dataset",
+                "folder",
+                f"hold patches/{SUMS} with all six batches",
+                f"{len(sums)} of them",
+                hint,
+            )
+        )
     return [File(name, BATCH * RECORD, f"sha256:{sums[name]}") for name in NAMES]
 
 
 def _cut(first: int, last: int, count: int) -> Images:
-    """`count` different patches that lie in columns `first` to `last` − 1 of every period, in random order."""
-    from sklearn.datasets import load_sample_images
+    """`count` different patches that lie in columns `first` to `last` − 1 of every period, in
+    random order."""
+    with extra("train"):
+        from sklearn.datasets import load_sample_images
 
     photographs = np.stack(load_sample_images().images)
-    windows = sliding_window_view(photographs, (SIDE, SIDE), axis=(1, 2))  # (photograph, y, x, channel, SIDE, SIDE)
+    windows = sliding_window_view(
+        photographs, (SIDE, SIDE), axis=(1, 2)
+    )  # (photograph, y, x, channel, SIDE, SIDE)
     _, rows, columns = windows.shape[:3]
     left = np.array([x for x in range(columns) if first <= x % PERIOD <= last - SIDE])
     place = np.random.RandomState(first).permutation(len(photographs) * rows * len(left))[:count]
     photograph, y, x = np.unravel_index(place, (len(photographs), rows, len(left)))
-    return Images(torch.from_numpy(windows[photograph, y, left[x]]), torch.from_numpy(photograph.astype(np.int64)))
+    return Images(
+        torch.from_numpy(windows[photograph, y, left[x]]),
+        torch.from_numpy(photograph.astype(np.int64)),
+    )
 
 
 __all__ = ["patches"]

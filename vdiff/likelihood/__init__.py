@@ -1,13 +1,20 @@
-"""Likelihood evaluation: bounds and exact values with error bars, and the suite that verifies them."""
+"""Likelihood evaluation: bounds and exact values with error bars, and the suite that verifies
+them."""
 
+from vdiff.likelihood.conditions import Shared
 from vdiff.likelihood.control import GaussianError, NoiseNorm
 from vdiff.likelihood.density import Independent, Sobol, Stratified
-from vdiff.likelihood.dequantise import DequantizedLikelihood, TruncatedNormal, Uniform, dequantized_ode
+from vdiff.likelihood.dequantise import (
+    DequantizedLikelihood,
+    TruncatedNormal,
+    Uniform,
+    dequantized_ode,
+)
 from vdiff.likelihood.estimate import Estimate
 from vdiff.likelihood.evaluation import compare, evaluate
 from vdiff.likelihood.immse import immse
 from vdiff.likelihood.importance import ImportanceBound, path_importance
-from vdiff.likelihood.ode import OdeLikelihood, ode_likelihood
+from vdiff.likelihood.ode import OdeLikelihood, log_prob, ode_likelihood
 from vdiff.likelihood.pieces import Share
 from vdiff.likelihood.plan import Plan
 from vdiff.likelihood.replicated import Replicated
@@ -31,6 +38,7 @@ __all__ = [
     "Replicated",
     "Report",
     "Share",
+    "Shared",
     "Sobol",
     "Stratified",
     "TruncatedNormal",
@@ -39,6 +47,7 @@ __all__ = [
     "dequantized_ode",
     "evaluate",
     "immse",
+    "log_prob",
     "ode_likelihood",
     "path_importance",
     "verify_estimators",

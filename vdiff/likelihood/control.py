@@ -1,7 +1,8 @@
-"""Control variates: quantities near ‖ε − ε̂‖² whose mean **given the image** is known, so that only the rest is left to chance.
+"""Control variates: quantities near ‖ε − ε̂‖² whose mean **given the image** is known, so that
+only the rest is left to chance.
 
-The mean is over ε alone. Taken over data instead, a Gaussian's is wrong on every image that is not typical of it, and the
-bound of held-out images is biased.
+The mean is over ε alone. Taken over data instead, a Gaussian's is wrong on every image that is not
+typical of it, and the bound of held-out images is biased.
 """
 
 import torch
@@ -15,7 +16,8 @@ from vdiff.oracle import Gaussian
 
 
 class Control:
-    """One control variate: `fit(x)` to all images, then `centered(rows, eps, logsnr)`, its value minus its mean given the image.
+    """One control variate: `fit(x)` to all images, then `centered(rows, eps, logsnr)`, its value
+    minus its mean given the image.
 
     >>> NoiseNorm()
     NoiseNorm()
@@ -30,7 +32,8 @@ class Control:
 
 
 class FittedControl:
-    """A control that knows the images: called with their rows, it is (n,), in the unit of ‖ε − ε̂‖² and with mean zero.
+    """A control that knows the images: called with their rows, it is (n,), in the unit of ‖ε −
+    ε̂‖² and with mean zero.
 
     >>> isinstance(NoiseNorm().fit(torch.zeros(3, 2)), FittedControl)
     True
@@ -56,14 +59,16 @@ class NoiseNorm(Control, FittedControl):
 
 
 class GaussianError(Control):
-    """The error e_g = ε − σ C⁻¹ (z − α m) of the best denoiser of N(m, Σ), C = α² Σ + σ² I, minus its mean given the image,
+    """The error e_g = ε − σ C⁻¹ (z − α m) of the best denoiser of N(m, Σ), C = α² Σ + σ² I, minus
+    its mean given the image,
 
         E[‖e_g‖² | x] = ‖I − σ² C⁻¹‖²_F + α² σ² ‖C⁻¹ (x − m)‖².
 
-    In the axes of Σ, with variances v, S = sigmoid(λ + log v) and ξ = (x − m)/√v, e_g = S ε − √(S(1 − S)) ξ, so that the
-    difference is Σ S² (ε² − 1) − 2 S √(S(1 − S)) ε ξ, and nothing cancels. m and Σ are those of the evaluated images unless
-    `data` is given: they may be any function of the images, for the mean is taken over the noise. Beyond `full` dimensions
-    Σ is diagonal.
+    In the axes of Σ, with variances v, S = sigmoid(λ + log v) and ξ = (x − m)/√v, e_g = S ε −
+    √(S(1 − S)) ξ, so that the difference is Σ S² (ε² − 1) − 2 S √(S(1 − S)) ε ξ, and nothing
+    cancels. m and Σ are those of the evaluated images unless `data` is given: they may be any
+    function of the images, for the mean is taken over the noise. Beyond `full` dimensions Σ is
+    diagonal.
 
     >>> GaussianError().fit(torch.randn(50, 2)).centered(torch.tensor([0]), torch.ones(1, 2), torch.tensor([-20.0])).abs() < 1e-3
     tensor([True])
@@ -75,7 +80,9 @@ class GaussianError(Control):
 
     def __repr__(self) -> str:
         return (
-            "GaussianError()" if self.data is None else f"GaussianError(data of {len(self.data)}, {data_hash(self.data)}, full={self.full})"
+            "GaussianError()"
+            if self.data is None
+            else f"GaussianError(data of {len(self.data)}, {data_hash(self.data)}, full={self.full})"
         )
 
     def fit(self, x: Tensor) -> FittedControl:
@@ -84,7 +91,9 @@ class GaussianError(Control):
         gaussian = Gaussian.fit(known, diagonal=known.shape[1] > self.full)
         gaussian.variances.clamp_(min=torch.finfo(torch.float32).tiny)  # equal images have none
         axes = None if gaussian.axes is None else gaussian.axes[0].to(x)
-        return _FittedGaussian(gaussian.variances[0].log().to(x.device), gaussian.standardized(images).to(x), axes)
+        return _FittedGaussian(
+            gaussian.variances[0].log().to(x.device), gaussian.standardized(images).to(x), axes
+        )
 
 
 class _FittedGaussian(FittedControl):
@@ -93,9 +102,14 @@ class _FittedGaussian(FittedControl):
 
     def centered(self, rows: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         level = wide(logsnr)[:, None] + self.log_variances
-        share, spread = level.sigmoid().to(eps.dtype), (0.5 * level).cosh().reciprocal().mul(0.5).to(eps.dtype)  # S, √(S(1 − S))
+        share, spread = (
+            level.sigmoid().to(eps.dtype),
+            (0.5 * level).cosh().reciprocal().mul(0.5).to(eps.dtype),
+        )  # S, √(S(1 − S))
         noise = eps.flatten(1) if self.axes is None else eps.flatten(1) @ self.axes
-        return (share * (share * (noise.square() - 1) - 2 * spread * noise * self.score[rows])).sum(1)
+        return (
+            share * (share * (noise.square() - 1) - 2 * spread * noise * self.score[rows])
+        ).sum(1)
 
 
 __all__ = ["Control", "FittedControl", "GaussianError", "NoiseNorm"]

@@ -1,7 +1,8 @@
-"""Where on [0, 1] an evaluation looks: grids of uniform numbers, and the density that they are mapped to.
+"""Where on [0, 1] an evaluation looks: grids of uniform numbers, and the density that they are
+mapped to.
 
-Time here is the coordinate of the integral, not of training: in continuous time it is linear in λ between the schedule's
-ends, on a chain it counts the steps.
+Time here is the coordinate of the integral, not of training: in continuous time it is linear in λ
+between the schedule's ends, on a chain it counts the steps.
 """
 
 from functools import lru_cache
@@ -19,13 +20,16 @@ _BITS = 30  # of torch's Sobol engine
 
 
 class Times:
-    """n numbers of an image, each uniform on [0, 1) by itself; images are independent of each other.
+    """n numbers of an image, of which one taken at random is uniform on [0, 1), so that a mean
+    over them is unbiased; images are independent of each other.
 
     >>> Stratified(), Stratified() == Stratified()
     (Stratified(), True)
     """
 
-    def draw(self, n: int, generator: torch.Generator, device: torch.device) -> Float[Tensor, " n"]:
+    def draw(
+        self, n: int, generator: torch.Generator, device: torch.device
+    ) -> Float[Tensor, " n"]:
         """The numbers of one image."""
         raise NotImplementedError
 
@@ -51,18 +55,21 @@ class Independent(Times):
 
 
 class Stratified(Times):
-    """One number in each of n equal strata, (i + u)/n with one offset u.
+    """One number in each of n equal strata, in order: (i + u)/n with one offset u.
 
-    >>> Stratified().draw(2, torch.Generator().manual_seed(0), torch.device("cpu")).diff()
-    tensor([0.5000], dtype=torch.float64)
+    >>> t = Stratified().draw(2, torch.Generator().manual_seed(0), torch.device("cpu"))
+    >>> t.diff(), t.mul(2).floor()
+    (tensor([0.5000], dtype=torch.float64), tensor([0., 1.], dtype=torch.float64))
     """
 
     def draw(self, n: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        return stratified(n, generator=generator, device=device)
+        offset = stratified(1, generator=generator, device=device)[0]
+        return stratified(n, offset=offset / n, device=device)
 
 
 class Sobol(Times):
-    """The first n points of a Sobol sequence under a random digital shift: one in each stratum where n is a power of two.
+    """The first n points of a Sobol sequence under a random digital shift: one in each stratum
+    where n is a power of two.
 
     >>> Sobol().draw(2, torch.Generator().manual_seed(0), torch.device("cpu")).mul(2).floor().sort().values
     tensor([0., 1.], dtype=torch.float64)
@@ -85,7 +92,8 @@ def _sobol(n: int) -> Tensor:
 
 
 class Density:
-    """A density over time in [0, 1]: `place(u)` maps uniform numbers to times and says the density q there.
+    """A density over time in [0, 1]: `place(u)` maps uniform numbers to times and says the density
+    q there.
 
     >>> t, q = Density().place(torch.tensor([0.5]))            # uniform
     >>> t, q
@@ -106,7 +114,9 @@ class Binned(Density):
 
     def __init__(self, heights: Float[Tensor, " bins"]) -> None:
         self.heights = heights / heights.mean()
-        self.edges = torch.cat([torch.zeros_like(heights[:1]), (heights / heights.sum()).cumsum(0)])
+        self.edges = torch.cat(
+            [torch.zeros_like(heights[:1]), (heights / heights.sum()).cumsum(0)]
+        )
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor]:
         heights, edges, bins = self.heights.to(u), self.edges.to(u), len(self.heights)
@@ -116,7 +126,8 @@ class Binned(Density):
 
 
 class Along(Density):
-    """The density of a schedule of one's own, over a range that it must cover; continuous time only.
+    """The density of a schedule of one's own, over a range that it must cover; continuous time
+    only.
 
     >>> from vdiff import Cosine, Linear
     >>> t, q = Along(Cosine(10.0, -10.0), Linear(10.0, -10.0)).place(torch.tensor([0.5]))
@@ -129,7 +140,13 @@ class Along(Density):
             came = f"[{schedule.logsnr_min:g}, {schedule.logsnr_max:g}]"
             hint = "a density that is zero where the bound is not leaves that part out, and the bound comes out too good"
             raise ValueError(
-                must("Plan", "importance", f"have the ends of the evaluation, [{base.logsnr_min:g}, {base.logsnr_max:g}]", came, hint)
+                must(
+                    "Plan",
+                    "importance",
+                    f"have the ends of the evaluation, [{base.logsnr_min:g}, {base.logsnr_max:g}]",
+                    came,
+                    hint,
+                )
             )
         self.schedule, self.base = schedule, base
 

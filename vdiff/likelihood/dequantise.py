@@ -1,9 +1,11 @@
-"""Bits of discrete data from a density: noise within a level's bin, whose own entropy is accounted for.
+"""Bits of discrete data from a density: noise within a level's bin, whose own entropy is accounted
+for.
 
     −log P(k) ≤ E_{u ~ q}[ log q(u) − log p(x_k + u) ],   x_k + u in the bin of level k
 
-for any q on the bin (Theis et al., arXiv:1511.01844; Ho et al., arXiv:1902.00275). Over K draws the importance-weighted bound
-is tighter. Density scored at x_k itself would be no probability: it can be any number of bits below zero.
+for any q on the bin (Theis et al., arXiv:1511.01844; Ho et al., arXiv:1902.00275). Over K draws
+the importance-weighted bound is tighter. Density scored at x_k itself would be no probability: it
+can be any number of bits below zero.
 """
 
 import math
@@ -15,13 +17,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Levels, log_normal_interval
 from vdiff.errors import check_positive_int, finite, must
 from vdiff.gaussian import sum_dims, wide
 from vdiff.likelihood.importance import ImportanceBound
 from vdiff.likelihood.integrand import evaluating
 from vdiff.likelihood.ode import OF_THE_FLOW, FlowSolver, costs, warn_of_tolerance
-from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of, told, weights_of
+from vdiff.likelihood.pieces import (
+    Course,
+    Progress,
+    Share,
+    State,
+    data_hash,
+    in_pieces,
+    key_of,
+    mark_of,
+    told,
+    weights_of,
+)
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.trace import Exact, Trace, default_trace
 from vdiff.loss import Model
@@ -33,7 +47,8 @@ _ALONE = Share()
 
 
 class Dequantization:
-    """Noise within the bins of a decoder's levels: `draw(data, generators)` is (x_k + u, log q(u)).
+    """Noise within the bins of a decoder's levels: `draw(data, generators)` is (x_k + u, log
+    q(u)).
 
     The decoder brings the encoding and the number of levels: `Categorical(17)` for the digits.
 
@@ -46,7 +61,9 @@ class Dequantization:
     def __init__(self, decoder: Levels) -> None:
         if not isinstance(decoder, Levels):
             hint = "continuous data has a density as it is: ode_likelihood"
-            raise TypeError(must(type(self).__name__, "decoder", "have levels", repr(decoder), hint))
+            raise TypeError(
+                must(type(self).__name__, "decoder", "have levels", repr(decoder), hint)
+            )
         self.decoder, self.half = decoder, 0.5 * decoder.spacing
 
     def within(self, uniform: Tensor) -> Tensor:
@@ -57,10 +74,16 @@ class Dequantization:
         """log q(u) of each dimension, nats."""
         raise NotImplementedError
 
-    def draw(self, data: Tensor, generators: list[torch.Generator]) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, " batch"]]:
-        """x_k + u, in the decoder's dtype, and log q(u) summed over dimensions; each example by its own generator."""
+    def draw(
+        self, data: Tensor, generators: list[torch.Generator]
+    ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, " batch"]]:
+        """x_k + u, in the decoder's dtype, and log q(u) summed over dimensions; each example by
+        its own generator."""
         encoded = self.decoder.encode(data)
-        rolled = [torch.rand(data.shape[1:], dtype=torch.float64, generator=g, device=g.device) for g in generators]
+        rolled = [
+            torch.rand(data.shape[1:], dtype=torch.float64, generator=g, device=g.device)
+            for g in generators
+        ]
         u = self.within(2.0 * torch.stack(rolled).to(data.device) - 1.0)
         return (wide(encoded) + u).to(encoded.dtype), sum_dims(self.log_density(u))
 
@@ -84,9 +107,11 @@ class Uniform(Dequantization):
 
 
 class TruncatedNormal(Dequantization):
-    """u ~ N(0, e^{−λ_max}) within the bin: the noise that the model was trained on at λ_max, so that it sees nothing else.
+    """u ~ N(0, e^{−λ_max}) within the bin: the noise that the model was trained on at λ_max, so
+    that it sees nothing else.
 
-        log q(u) = −½ e^{λ_max} u² − ½ (log 2π − λ_max) − log(Φ(τ) − Φ(−τ)),   τ = ½ · spacing · e^{λ_max/2}
+        log q(u) = −½ e^{λ_max} u² − ½ (log 2π − λ_max) − log(Φ(τ) − Φ(−τ)),   τ = ½ · spacing ·
+        e^{λ_max/2}
 
     in closed form (Zheng et al., arXiv:2305.03935). At small τ it is uniform.
 
@@ -97,20 +122,33 @@ class TruncatedNormal(Dequantization):
 
     def __init__(self, decoder: Levels, logsnr_max: float) -> None:
         super().__init__(decoder)
-        self.logsnr_max = finite("TruncatedNormal", "logsnr_max", logsnr_max, hint="the clean end of the schedule, schedule.logsnr_max")
+        self.logsnr_max = finite(
+            "TruncatedNormal",
+            "logsnr_max",
+            logsnr_max,
+            hint="the clean end of the schedule, schedule.logsnr_max",
+        )
         self.std = math.exp(-0.5 * self.logsnr_max)
         self.reach = torch.tensor(self.half / self.std, dtype=torch.float64)
 
     def within(self, uniform: Tensor) -> Tensor:
-        # from the lower tail, where Φ has its digits (in logarithms; torch's ndtr loses them): Φ(−|u|/σ) runs from Φ(−τ) to ½
+        # from the lower tail, where Φ has its digits (in logarithms; torch's ndtr loses them):
+        # Φ(−|u|/σ) runs from Φ(−τ) to ½
         edge = torch.special.log_ndtr(-self.reach.to(uniform.device)).exp()
-        lower = torch.lerp(edge.expand_as(uniform), torch.full_like(uniform, 0.5), 1.0 - uniform.abs())
+        lower = torch.lerp(
+            edge.expand_as(uniform), torch.full_like(uniform, 0.5), 1.0 - uniform.abs()
+        )
         u: Tensor = -uniform.sign() * self.std * torch.special.ndtri(lower)
         return u.clamp(-self.half, self.half)
 
     def log_density(self, u: Tensor) -> Tensor:
         log_mass = log_normal_interval(-self.reach, self.reach).to(u)
-        return -0.5 * (u / self.std).square() - math.log(self.std) - 0.5 * math.log(2 * math.pi) - log_mass
+        return (
+            -0.5 * (u / self.std).square()
+            - math.log(self.std)
+            - 0.5 * math.log(2 * math.pi)
+            - log_mass
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.decoder!r}, logsnr_max={self.logsnr_max:g})"
@@ -118,8 +156,9 @@ class TruncatedNormal(Dequantization):
 
 @dataclass(frozen=True, kw_only=True)
 class DequantizedLikelihood(ImportanceBound):
-    """A bound on −log P(data) of discrete data under the ODE's density. `change` is by how much halving the solver's tolerance moved
-    the first draw's, nats of each example, None where that was not asked.
+    """A bound on −log P(data) of discrete data under the ODE's density. `change` is by how much
+    halving the solver's tolerance moved the first draw's, nats of each example, None where that
+    was not asked.
 
     >>> DequantizedLikelihood.of(torch.ones(2, 1, 3), 1, torch.zeros(3), change=None).nats
     tensor([-1., -1., -1.])
@@ -152,27 +191,28 @@ def dequantized_ode(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> DequantizedLikelihood:
-    """A bound on −log P(data) of discrete data under the density of the probability-flow ODE, nats per example.
+    """A bound on −log P(data) of discrete data under the density of the probability-flow ODE, nats
+    per example.
 
-    With `samples` = K > 1 it is importance-weighted, −log K included. That needs an exact trace: a random one is unbiased for log p,
-    so that the mean of exp(log p) is too large, and the number would be too good to be a bound.
+    With `samples` = K > 1 it is importance-weighted, −log K included. That needs an exact trace: a
+    random one is unbiased for log p, so that the mean of exp(log p) is too large, and the number
+    would be too good to be a bound.
 
-    Args:
-        data: (n, …) integer levels.
-        dequantization: `Uniform(decoder)` or `TruncatedNormal(decoder, schedule.logsnr_max)`.
-        samples: K draws within the bins for one bound.
-        replicates: independent bounds of each example, for its standard error; at least 2. Each has its own noise and probes.
-        audit: solve the first draw of each example once more with half the tolerance, and say what changed.
-        seed: of noise and probes, which are a function of it and the example's place.
-        progress: called as progress(done, all) with numbers of draws of examples.
-        model, schedule, prior, trace, tolerance, method, unit, max_evaluations, max_seconds, batch, share, resume, checkpoint, record,
+    Args: data: (n, …) integer levels. dequantization: `Uniform(decoder)` or
+        `TruncatedNormal(decoder, schedule.logsnr_max)`. samples: K draws within the bins for one
+        bound. replicates: independent bounds of each example, for its standard error; at least 2.
+        Each has its own noise and probes. audit: solve the first draw of each example once more
+        with half the tolerance, and say what changed. seed: of noise and probes, which are a
+        function of it and the example's place. progress: called as progress(done, all) with
+        numbers of draws of examples. model, schedule, prior, trace, tolerance, method, unit,
+        max_evaluations, max_seconds, batch, share, resume, checkpoint, record,
             condition: as in `ode_likelihood`.
 
-    Raises:
-        SolverError: as `ode_likelihood`.
-        TypeError, ValueError: for data that is not of the decoder's levels, and for K > 1 with a random trace.
+    Raises: SolverError: as `ode_likelihood`. TypeError, ValueError: for data that is not of the
+        decoder's levels, and for K > 1 with a random trace.
 
     >>> from vdiff import Categorical, Lattice, Linear
     >>> levels = Categorical(2)
@@ -183,12 +223,23 @@ def dequantized_ode(
     True
     """
     name = "dequantized_ode"
+    condition = conditions(name, condition, keywords)
     if not isinstance(dequantization, Dequantization):
-        raise TypeError(must(name, "dequantization", "be a Dequantization", repr(dequantization), "Uniform(Categorical(levels))"))
+        raise TypeError(
+            must(
+                name,
+                "dequantization",
+                "be a Dequantization",
+                repr(dequantization),
+                "Uniform(Categorical(levels))",
+            )
+        )
     for word, number in (("samples", samples), ("replicates", replicates)):
         check_positive_int(name, word, number)
     if replicates < 2:
-        raise ValueError(must(name, "replicates", "be at least 2", replicates, "one has no standard error"))
+        raise ValueError(
+            must(name, "replicates", "be at least 2", replicates, "one has no standard error")
+        )
     with torch.no_grad():  # so that values are checked
         encoded = dequantization.decoder.encode(data)
     dims = encoded[0].numel()
@@ -196,19 +247,39 @@ def dequantized_ode(
     if samples > 1 and not isinstance(trace, Exact):
         hint = "the exponential of a random log p is too large on average: trace=Exact(), or samples=1"
         raise ValueError(must(name, "samples", "be 1 with a random trace", samples, hint))
-    solver = {"method": method, "unit": unit, "max_evaluations": max_evaluations, "max_seconds": max_seconds}
+    solver = {
+        "method": method,
+        "unit": unit,
+        "max_evaluations": max_evaluations,
+        "max_seconds": max_seconds,
+    }
     flow = FlowSolver(name, model, schedule, prior, trace, tolerance, solver, condition, len(data))
 
     def piece(draw: int, rows: Tensor) -> State:
-        noise = [generator_of(seed, draw, f"bin of example {i}", data.device) for i in rows.tolist()]
+        noise = [
+            generator_of(seed, draw, f"bin of example {i}", data.device) for i in rows.tolist()
+        ]
         x, log_q = dequantization.draw(data[rows], noise)
         found = flow.solved(x, rows, _mixed(seed, draw), audit and draw == 0)
-        return {"log_weight": -found["nats"].mean(1) - log_q, "evaluations": found["evaluations"], "change": found["change"]}
+        return {
+            "log_weight": -found["nats"].mean(1) - log_q,
+            "evaluations": found["evaluations"],
+            "change": found["change"],
+        }
 
     said = {
         **flow.protocol(), "dequantization": repr(dequantization), "K": samples, "replicates": replicates, "seed": seed, **(record or {})
     }  # fmt: skip
-    key = key_of(data_hash(data), told(condition), audit, batch, share.index, share.count, mark_of(said), weights_of(model))
+    key = key_of(
+        data_hash(data),
+        told(condition),
+        audit,
+        batch,
+        share.index,
+        share.count,
+        mark_of(said),
+        weights_of(model),
+    )
     with evaluating(model):
         found = in_pieces(
             name, piece, shapes={"log_weight": (), "evaluations": (), "change": ()}, repetitions=replicates * samples, rows=len(data),
@@ -231,4 +302,10 @@ def _mixed(seed: int, draw: int) -> int:
     return int(torch.randint(2**31, (), generator=generator_of(seed, draw, "probes")))
 
 
-__all__ = ["Dequantization", "DequantizedLikelihood", "TruncatedNormal", "Uniform", "dequantized_ode"]
+__all__ = [
+    "Dequantization",
+    "DequantizedLikelihood",
+    "TruncatedNormal",
+    "Uniform",
+    "dequantized_ode",
+]

@@ -16,10 +16,10 @@ MANY = 200.0  # degrees of freedom from which Student's t is a normal with a sma
 class Estimate:
     """A mean over images in bits/dim, with its two errors.
 
-    `monte_carlo` is the standard error on the given images (what more draws would lessen); `images` that over images
-    (what another test set would give), None for a single one. The spread over images already contains the Monte Carlo part:
-    never add them. `freedom` is the number of degrees of freedom behind `monte_carlo`, None where it is exact; `count`
-    the number of images.
+    `monte_carlo` is the standard error on the given images (what more draws would lessen);
+    `images` that over images (what another test set would give), None for a single one. The spread
+    over images already contains the Monte Carlo part: never add them. `freedom` is the number of
+    degrees of freedom behind `monte_carlo`, None where it is exact; `count` the number of images.
 
     >>> print(Estimate(1.7966, 0.0012, 0.0131))
     1.7966 ± 0.0012 (Monte Carlo) ± 0.0131 (images)
@@ -31,8 +31,11 @@ class Estimate:
     freedom: float | None = None
     count: int | None = None
 
-    def interval(self, confidence: float = 0.95, *, over_images: bool = False) -> tuple[float, float]:
-        """A confidence interval by Student's t: for the mean of the given images, or of the population they come from.
+    def interval(
+        self, confidence: float = 0.95, *, over_images: bool = False
+    ) -> tuple[float, float]:
+        """A confidence interval by Student's t: for the mean of the given images, or of the
+        population they come from.
 
         >>> low, high = Estimate(1.0, 0.1, 0.2, freedom=3, count=50).interval()
         >>> round(low, 4), round(high, 4)
@@ -40,11 +43,21 @@ class Estimate:
         """
         if not 0 < confidence < 1:
             hint = "0.95 for 95 %" if confidence >= 1 else ""
-            raise ValueError(must("Estimate.interval", "confidence", "lie between 0 and 1", confidence, hint))
+            raise ValueError(
+                must("Estimate.interval", "confidence", "lie between 0 and 1", confidence, hint)
+            )
         error, freedom = self.monte_carlo, self.freedom
         if over_images:
             if self.images is None:
-                raise ValueError(must("Estimate.interval", "over_images", "be False for a single image", True, "it says nothing of others"))
+                raise ValueError(
+                    must(
+                        "Estimate.interval",
+                        "over_images",
+                        "be False for a single image",
+                        True,
+                        "it says nothing of others",
+                    )
+                )
             error, freedom = self.images, None if self.count is None else self.count - 1
         half = error * student_t(confidence, math.inf if freedom is None else freedom)
         return self.value - half, self.value + half
@@ -55,19 +68,25 @@ class Estimate:
 
 
 def difference(one: Estimate, other: Estimate, value: float, images: float | None) -> Estimate:
-    """The difference of two estimates whose draws are independent and whose images are the same; its error over images is given.
+    """The difference of two estimates whose draws are independent and whose images are the same;
+    its error over images is given.
 
     >>> print(difference(Estimate(1.0, 0.03, 0.2), Estimate(0.5, 0.04, 0.2), 0.5, 0.01))
     0.5000 ± 0.0500 (Monte Carlo) ± 0.0100 (images)
     """
     variances = [one.monte_carlo**2, other.monte_carlo**2]
-    behind = sum(v**2 / e.freedom for v, e in zip(variances, (one, other), strict=True) if e.freedom is not None)
+    behind = sum(
+        v**2 / e.freedom
+        for v, e in zip(variances, (one, other), strict=True)
+        if e.freedom is not None
+    )
     freedom = sum(variances) ** 2 / behind if behind > 0 else None  # Satterthwaite's
     return Estimate(value, math.sqrt(sum(variances)), images, freedom, one.count)
 
 
 def student_t(confidence: float, freedom: float) -> float:
-    """The number of standard errors that hold a share `confidence` of Student's t, both sides together.
+    """The number of standard errors that hold a share `confidence` of Student's t, both sides
+    together.
 
     With T = √ν tan θ the density of θ is ∝ cos^{ν−1} θ, which is summed on a grid.
 
@@ -79,17 +98,21 @@ def student_t(confidence: float, freedom: float) -> float:
         return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     theta = torch.linspace(0, math.pi / 2, 200_001, dtype=torch.float64)
     mass = torch.cumulative_trapezoid(theta.cos().clamp(min=0) ** (freedom - 1), theta)
-    place = int(torch.searchsorted(mass, confidence * mass[-1]))  # theta[place + 1] is the first beyond it
+    place = int(
+        torch.searchsorted(mass, confidence * mass[-1])
+    )  # theta[place + 1] is the first beyond it
     low, high = (mass[place - 1], mass[place]) if place else (0 * mass[0], mass[0])
     at = torch.lerp(theta[place], theta[place + 1], (confidence * mass[-1] - low) / (high - low))
     return math.sqrt(freedom) * math.tan(at.item())
 
 
 class Tally:
-    """The running mean and spread of each image's replicates: (parts, images) in float64, by Welford's update.
+    """The running mean and spread of each image's replicates: (parts, images) in float64, by
+    Welford's update.
 
-    A row of parts is a part of the bound, the last their total. Images are independent of each other given the pilot,
-    whatever joins the draws of one, so that everything here is clustered by image.
+    A row of parts is a part of the bound, the last their total. Images are independent of each
+    other given the pilot, whatever joins the draws of one, so that everything here is clustered by
+    image.
 
     >>> tally = Tally.empty(1, 2)
     >>> for replicate in (1.0, 3.0):
@@ -133,11 +156,14 @@ class Tally:
     def estimates(self, scale: float, first: "Tally | None" = None) -> list[Estimate]:
         """Each part's mean over images, multiplied by `scale`, with its errors.
 
-        `first` is the tally of the first stage where it decided how many replicates there are: the Monte Carlo error is then
-        its, as in Stein's two-stage procedure, whose interval is exact for normal replicates (Stein 1945).
+        `first` is the tally of the first stage where it decided how many replicates there are: the
+        Monte Carlo error is then its, as in Stein's two-stage procedure, whose interval is exact
+        for normal replicates (Stein 1945).
         """
         images = self.mean.shape[1]
-        error, freedom = mean_error((first or self).variances(), self.replicates, (first or self).replicates)
+        error, freedom = mean_error(
+            (first or self).variances(), self.replicates, (first or self).replicates
+        )
         spread = self.mean.std(1) / math.sqrt(images) if images > 1 else None
         return [
             Estimate(
@@ -151,8 +177,11 @@ class Tally:
         ]
 
 
-def mean_error(variances: Float[Tensor, "*parts images"], replicates: int | Tensor, behind: int) -> tuple[Tensor, Tensor]:
-    """The standard error of a mean over images of `replicates` each, and its degrees of freedom (Satterthwaite 1946).
+def mean_error(
+    variances: Float[Tensor, "*parts images"], replicates: int | Tensor, behind: int
+) -> tuple[Tensor, Tensor]:
+    """The standard error of a mean over images of `replicates` each, and its degrees of freedom
+    (Satterthwaite 1946).
 
     `variances` are those of one replicate of each image, from `behind` replicates.
 
@@ -161,12 +190,17 @@ def mean_error(variances: Float[Tensor, "*parts images"], replicates: int | Tens
     """
     images = variances.shape[-1]
     total = variances.sum(-1)
-    freedom = (behind - 1) * total.square() / variances.square().sum(-1).clamp(min=torch.finfo(total.dtype).tiny)
+    freedom = (
+        (behind - 1)
+        * total.square()
+        / variances.square().sum(-1).clamp(min=torch.finfo(total.dtype).tiny)
+    )
     return (total / replicates).sqrt() / images, freedom
 
 
 def replicates_for(tolerance: float, variances: Float[Tensor, "*parts images"]) -> Tensor:
-    """How many replicates of each image bring the standard error of the mean down to `tolerance`, in the same unit.
+    """How many replicates of each image bring the standard error of the mean down to `tolerance`,
+    in the same unit.
 
     >>> replicates_for(0.25, torch.tensor([2.0, 2.0]))
     tensor(16.)

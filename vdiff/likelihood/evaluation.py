@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
-from vdiff.errors import must
-from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images
+from vdiff.errors import must, names_arrays
+from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images, pair
 from vdiff.likelihood.measurement import Effort, Evaluation
 from vdiff.likelihood.pieces import Progress, Share, State, mark_of
 from vdiff.likelihood.plan import Plan
@@ -19,6 +20,7 @@ from vdiff.schedule import Schedule
 _PLAN, _ALONE = Plan(), Share()
 
 
+@names_arrays
 def evaluate(
     model: Model,
     data: Tensor,
@@ -40,43 +42,56 @@ def evaluate(
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
     skip_nonfinite: bool = False,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Report:
     """The bound of a model on a whole data set, with honest standard errors.
 
-    The prior is exact, the reconstruction too unless the decoder looks at the network, and the diffusion term is sampled as
-    `plan` says: by default at stratified log-SNRs of each image, with a density that follows the measured spread of the loss,
-    and control variates whose mean given the image is known. A pilot on other draws fits both; the rest is unbiased.
+    The prior is exact, the reconstruction too unless the decoder looks at the network, and the
+    diffusion term is sampled as `plan` says: by default at stratified log-SNRs of each image, with
+    a density that follows the measured spread of the loss, and control variates whose mean given
+    the image is known. A pilot on other draws fits both; the rest is unbiased.
 
-    Each image gets `replicates` independent grids of `draws` times, with noise of its own; the spread of an image's
-    replicates is its Monte Carlo error. An image's draws are a function of the seed and its place in the data, so that its
-    answer does not depend on the batches or the number of processes. Every image counts once; the model is in evaluation
-    mode, and TF32 and autocast are off meanwhile. A model may say what was done to it (`Guided`, `Clipped`): its `protocol`
-    goes into the report's.
+    Each image gets `replicates` independent grids of `draws` times, with noise of its own; the
+    spread of an image's replicates is its Monte Carlo error. An image's draws are a function of
+    the seed and its place in the data, so that its answer does not depend on the batches or the
+    number of processes. Every image counts once. A model may say what was done to it (`Guided`,
+    `Clipped`): its `protocol` goes into the report's.
 
-    With `tolerance` the first stage has `replicates` grids (more for few images), and its variance says how many there are in
-    all; the error and its interval are then those of Stein's two-stage procedure, exact for normal replicates. A replicate is a mean of
-    `draws`: of few draws with rare large errors it is skewed, and the total then comes out too small by a part of the tolerance.
+    The model is in evaluation mode meanwhile, for every thread that uses it; TF32 and autocast are
+    off, TF32 for the whole process. Beside a training, evaluate a copy of the model.
 
-    Args:
-        model, data, schedule, decoder, steps, condition: as in `elbo`; of the schedule only the ends count in continuous
-            time. A condition with a row for each image goes along with it.
-        tolerance: the Monte Carlo standard error of the total to reach, in bits/dim.
-        budget: at most so many network evaluations after the pilot.
-        draws: times in a grid, hence model evaluations per image and replicate: 32, or with a tolerance what the pilot finds
+    With `tolerance` the first stage has `replicates` grids (more for few images), and its variance
+    says how many there are in all; the error and its interval are then those of Stein's two-stage
+    procedure, exact for normal replicates. A replicate is a mean of `draws`: of few draws with
+    rare large errors it is skewed, and the total then comes out too small by a part of the
+    tolerance.
+
+    Args: model, data, schedule, decoder, steps, condition: as in `elbo`; of the schedule only the
+        ends count in continuous
+            time. A condition with a row for each image goes along with it: a tensor, an array or a
+            list whose first size is the number of images, also inside mappings and lists.
+            `Shared(value)` is a condition that all images share.
+        tolerance: the Monte Carlo standard error of the total to reach, in bits/dim. budget: at
+        most so many network evaluations after the pilot. draws: times in a grid, hence model
+        evaluations per image and replicate: 32, or with a tolerance what the pilot finds
             enough.
-        replicates: independent grids per image, at least 2.
-        batch: how many (image, time) pairs the model sees at once, but at least one image's grid.
-        seed: of times and noise.
-        profile: collects ‖ε − ε̂‖² by λ on the way, clustered by image (with a tolerance, by image and stage), of all processes.
-        progress: called as progress(done, all) with numbers of model evaluations.
-        share: this process's part of the images; each gets the whole report.
-        checkpoint, resume: receives the state after every batch of images, and takes it up again, the profile's gains with it.
-        skip_nonfinite: leave out images that hold NaN or infinity, which are refused otherwise; their number is in the protocol.
-        record: what else belongs to the protocol, such as the decay of averaged weights.
+        replicates: independent grids per image, at least 2. batch: how many (image, time) pairs
+        the model sees at once, but at least one image's grid. seed: of times and noise. profile:
+        collects ‖ε − ε̂‖² by λ on the way, clustered by image (with a tolerance, by image and
+        stage), of all processes. progress: called as progress(done, all) with numbers of model
+        evaluations of this process,
+            at the start of the pilot first; `all` grows where a tolerance decides on a second
+            stage.
+        share: this process's part of the images; each gets the whole report. checkpoint, resume:
+        receives the state after every batch of images, and takes it up again, the profile's gains
+        with it. skip_nonfinite: leave out images that hold NaN or infinity, which are refused
+        otherwise; their number is in the protocol. record: what else belongs to the protocol, such
+        as the decay of averaged weights.
 
-    Raises:
-        ValueError: where the bound of an image is not finite, naming it and the λ; where the tolerance is beyond the budget,
+    Raises: TypeError, ValueError: where it is not clear which image a condition belongs to.
+        ValueError: where the bound of an image is not finite, naming it and the λ; where the
+        tolerance is beyond the budget,
             naming the one that would do; where x̂ would be clipped; and as `elbo`.
 
     >>> from vdiff import Categorical, Denoiser, Linear, X
@@ -87,6 +102,7 @@ def evaluate(
     """
     effort = Effort(draws, replicates, tolerance, budget, batch, seed)
     effort.check("evaluate")
+    condition = conditions("evaluate", condition, keywords)
     record = {**getattr(model, "protocol", {}), **(record or {})}
     numbers = None
     if skip_nonfinite:
@@ -96,11 +112,23 @@ def evaluate(
     with evaluating(model):
         integrand = Integrand(model, data, schedule, decoder, steps, condition)
         integrand.numbers = integrand.numbers if numbers is None else numbers
-        run = Evaluation(integrand, plan, effort, share, profile, progress, checkpoint, mark_of(record))
+        run = Evaluation(
+            integrand, plan, effort, share, profile, progress, checkpoint, mark_of(record)
+        )
         found = run(resume)
     seen = outcome(run, found, record)
     prior, diffusion, reconstruction, total = seen.estimates
-    return Report(prior, diffusion, reconstruction, total, seen.protocol, seen.diagnostics, seen.savings, seen.warnings, seen.by_image)
+    return Report(
+        prior,
+        diffusion,
+        reconstruction,
+        total,
+        seen.protocol,
+        seen.diagnostics,
+        seen.savings,
+        seen.warnings,
+        seen.by_image,
+    )
 
 
 def compare(
@@ -108,9 +136,9 @@ def compare(
     other: Model,
     data: Tensor,
     *,
-    schedule: Schedule,
-    decoder: Decoder,
-    steps: int | None = None,
+    schedule: Schedule | tuple[Schedule, Schedule],
+    decoder: Decoder | tuple[Decoder, Decoder],
+    steps: int | tuple[int | None, int | None] | None = None,
     tolerance: float | None = None,
     budget: int | None = None,
     draws: int | None = None,
@@ -123,19 +151,26 @@ def compare(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Comparison:
     """The bound of `model` minus that of `other`, bits/dim, on the same images, times and noise.
 
-    What an image or a draw does to both cancels, in both errors. Density and controls are fitted to the difference.
+    What an image or a draw does to both cancels, in both errors. Density and controls are fitted
+    to the difference.
 
     Args:
         model, other: two models of the same data.
-        data, schedule, decoder, steps, tolerance, budget, draws, replicates, plan, batch, seed, progress, share, resume,
+        schedule, decoder, steps: as in `evaluate`, for both models or as a pair, (the model's, the
+            other's). Each bound is then the whole one between its own ends, of its own chain or
+            with its own decoder. In continuous time both are drawn at the same λ. Where one is a
+            chain, both are drawn at the same t, which cancels less, and the curve by λ is on the
+            first's levels.
+        data, tolerance, budget, draws, replicates, plan, batch, seed, progress, share, resume,
             checkpoint, record, condition: as in `evaluate`.
 
     Raises:
-        ValueError: as `evaluate`.
+        ValueError: as `evaluate`, and for decoders of other levels, whose data is another.
 
     >>> from vdiff import Categorical, Lattice, Linear
     >>> decoder = Categorical(levels=2)
@@ -144,20 +179,38 @@ def compare(
     >>> comparison.difference.interval()[0] > 0
     True
     """
-    if model is other:
+    same = all(one == two for one, two in map(pair, (schedule, decoder, steps)))
+    if model is other and same:
         raise ValueError(
-            must("compare", "other", "be another model", "the same object", "a copy whose weights changed in place is the same")
+            must(
+                "compare",
+                "other",
+                "be another model",
+                "the same object",
+                "a copy whose weights changed in place is the same",
+            )
         )
     effort = Effort(draws, replicates, tolerance, budget, batch, seed)
     effort.check("compare")
-    said = {f"{word}, {name}": v for name, one in (("first", model), ("second", other)) for word, v in getattr(one, "protocol", {}).items()}
+    condition = conditions("compare", condition, keywords)
+    said = {
+        f"{word}, {name}": v
+        for name, one in (("first", model), ("second", other))
+        for word, v in getattr(one, "protocol", {}).items()
+    }
     record = {**said, **(record or {})}
     with evaluating(model, other):
-        integrand = Difference(model, other, data, schedule, decoder, steps, condition, name="compare")
-        run = Evaluation(integrand, plan, effort, share, None, progress, checkpoint, mark_of(record))
+        integrand = Difference(
+            model, other, data, schedule, decoder, steps, condition, name="compare"
+        )
+        run = Evaluation(
+            integrand, plan, effort, share, None, progress, checkpoint, mark_of(record)
+        )
         found = run(resume)
     seen = outcome(run, found, record)
-    return Comparison(seen.estimates[3], seen.protocol, seen.diagnostics, seen.savings, seen.warnings)
+    return Comparison(
+        seen.estimates[3], seen.protocol, seen.diagnostics, seen.savings, seen.warnings
+    )
 
 
 __all__ = ["compare", "evaluate"]

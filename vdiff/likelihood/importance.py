@@ -1,7 +1,8 @@
-"""Importance-weighted bounds: −log (1/K) Σ_k w_k, from any log-weights, and from whole paths of a chain.
+"""Importance-weighted bounds: −log (1/K) Σ_k w_k, from any log-weights, and from whole paths of a
+chain.
 
-A weight w with E[w] = p(x) gives E[−log (1/K) Σ w_k] ≥ −log p(x) for every K, falling as K grows (Burda et al.,
-arXiv:1509.00519, theorem 1). Without −log K the number is no bound at all.
+A weight w with E[w] = p(x) gives E[−log (1/K) Σ w_k] ≥ −log p(x) for every K, falling as K grows
+(Burda et al., arXiv:1509.00519, theorem 1). Without −log K the number is no bound at all.
 """
 
 import math
@@ -14,11 +15,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.chain import path_bound
+from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, must, names_arrays
 from vdiff.gaussian import Step, alpha
-from vdiff.likelihood.integrand import Finite, evaluating, of_rows
-from vdiff.likelihood.pieces import Course, Progress, Share, State, data_hash, in_pieces, key_of, mark_of, told, weights_of
+from vdiff.likelihood.conditions import check_conditions, of_rows
+from vdiff.likelihood.integrand import Finite, evaluating
+from vdiff.likelihood.pieces import (
+    Course,
+    Progress,
+    Share,
+    State,
+    data_hash,
+    in_pieces,
+    key_of,
+    mark_of,
+    told,
+    weights_of,
+)
 from vdiff.likelihood.protocol import of_computation, of_data
 from vdiff.likelihood.replicated import Replicated
 from vdiff.loss import Model, check_call, check_decoder
@@ -35,9 +49,9 @@ DOMINATED = 0.5  # the share of one weight from which on a mean of weights is th
 class ImportanceBound(Replicated):
     """−log (1/K) Σ w of each example, nats, in independent replicates of K weights each.
 
-    `elbo` is −log w with its mean over all of them: the same at K = 1. `effective_sample_size` is (Σ w)²/Σ w² and
-    `largest_weight` max w/Σ w, both averaged over replicates. Where one weight outweighs all others the mean is still a bound, but
-    says little of log p: `dominated`.
+    `elbo` is −log w with its mean over all of them: the same at K = 1. `effective_sample_size` is
+    (Σ w)²/Σ w² and `largest_weight` max w/Σ w, both averaged over replicates. Where one weight
+    outweighs all others the mean is still a bound, but says little of log p: `dominated`.
 
     >>> bound = ImportanceBound.of(torch.tensor([[[0.0], [0.0]], [[0.0], [-3.0]]]), dims=1, evaluations=torch.tensor([4]))
     >>> bound.replicates.T, bound.effective_sample_size
@@ -56,7 +70,11 @@ class ImportanceBound(Replicated):
 
     @classmethod
     def of(
-        cls: type["Bound"], log_weights: Float[Tensor, "replicates samples batch"], dims: int, evaluations: Tensor, **more: Any
+        cls: type["Bound"],
+        log_weights: Float[Tensor, "replicates samples batch"],
+        dims: int,
+        evaluations: Tensor,
+        **more: Any,
     ) -> "Bound":
         """From log w, nats; `more` are further fields."""
         share = log_weights.softmax(1)
@@ -72,7 +90,10 @@ class ImportanceBound(Replicated):
         )
 
 
-def importance_weighted(log_weights: Float[Tensor, "*replicates samples batch"]) -> Float[Tensor, "*replicates batch"]:
+@names_arrays
+def importance_weighted(
+    log_weights: Float[Tensor, "*replicates samples batch"],
+) -> Float[Tensor, "*replicates batch"]:
     """log (1/K) Σ_k w_k = logsumexp_k log w_k − log K.
 
     >>> importance_weighted(torch.zeros(8, 1))
@@ -97,23 +118,24 @@ def path_importance(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> ImportanceBound:
-    """The importance-weighted bound of a T-step chain over `samples` whole paths, nats per example.
+    """The importance-weighted bound of a T-step chain over `samples` whole paths, nats per
+    example.
 
-    A weight is exp(−log_ratio) of `path_bound`: p(x, z₀ … z₁)/q(z₀ … z₁ | x). It costs T evaluations of the model for each path.
+    A weight is exp(−log_ratio) of `path_bound`: p(x, z₀ … z₁)/q(z₀ … z₁ | x). It costs T
+    evaluations of the model for each path.
 
-    Args:
-        model, data, schedule, decoder, steps, condition: as in `path_bound`.
-        samples: K, the paths of one bound.
-        replicates: independent bounds of each example, for its standard error; at least 2.
-        batch: how many paths the model sees at once.
-        seed: of the noise, which is a function of it, the replicate and the example's place, as long as K ≤ batch.
-        progress: called as progress(done, all) with numbers of bounds of examples.
-        share, resume, checkpoint, record: as in `evaluate`.
+    Args: model, data, schedule, decoder, steps: as in `path_bound`. samples: K, the paths of one
+        bound. replicates: independent bounds of each example, for its standard error; at least 2.
+        batch: how many paths the model sees at once. seed: of the noise, which is a function of
+        it, the replicate and the example's place, as long as K ≤ batch. progress: called as
+        progress(done, all) with numbers of bounds of examples. share, resume, checkpoint, record,
+        condition: as in `evaluate`.
 
-    Raises:
-        TypeError, ValueError: as `path_bound`, and where the model is not finite: for which example, at which λ.
+    Raises: TypeError, ValueError: as `path_bound`, and where the model is not finite: for which
+        example, at which λ.
 
     >>> from vdiff import GaussianMixture, Linear
     >>> from vdiff.decoder import Gaussian
@@ -126,11 +148,15 @@ def path_importance(
     for word, number in (("samples", samples), ("replicates", replicates), ("batch", batch)):
         check_positive_int(name, word, number)
     if replicates < 2:
-        raise ValueError(must(name, "replicates", "be at least 2", replicates, "one has no standard error"))
-    check_call(name, model, schedule, steps, condition)
+        raise ValueError(
+            must(name, "replicates", "be at least 2", replicates, "one has no standard error")
+        )
+    condition = conditions(name, condition, keywords)
+    check_call(name, model, schedule, steps, evaluation=True)
     check_decoder(name, decoder, schedule)
     with torch.no_grad():  # so that values are checked
         encoded = decoder.encode(data)
+    check_conditions(name, condition, len(data))
     together = min(samples, batch)  # paths of one example in a batch
 
     def piece(replicate: int, rows: Tensor) -> State:
@@ -141,7 +167,7 @@ def path_importance(
             path = path_bound(
                 Finite(name, model, numbers), data[numbers], schedule=schedule, decoder=decoder, steps=steps,
                 generator=[generator_of(seed, replicate, f"paths {first} … of example {i}", data.device) for i in rows.tolist()],
-                **of_rows(condition, numbers, len(data)),
+                condition=of_rows(condition, numbers, len(data)),
             )  # fmt: skip
             found.append(-path.log_ratio.view(len(rows), paths))
         return {"log_weight": torch.cat(found, 1)}
@@ -150,25 +176,47 @@ def path_importance(
         "decoder": repr(decoder), "schedule": repr(schedule), "T": steps, "K": samples, "replicates": replicates, "seed": seed,
         **getattr(model, "protocol", {}), **(record or {}),
     }  # fmt: skip
-    key = key_of(data_hash(data), told(condition), together, share.index, share.count, mark_of(said), weights_of(model))
+    key = key_of(
+        data_hash(data),
+        told(condition),
+        together,
+        share.index,
+        share.count,
+        mark_of(said),
+        weights_of(model),
+    )
     with evaluating(model):
         log_weights = in_pieces(
             name, piece, shapes={"log_weight": (samples,)}, repetitions=replicates, rows=len(data), batch=batch // together, key=key,
             course=Course(share, progress, checkpoint, resume),
         )["log_weight"].mT  # fmt: skip
-    protocol = {**of_data(data), **said, **of_computation(encoded.dtype, data.device, [model], share)}
+    protocol = {
+        **of_data(data),
+        **said,
+        **of_computation(encoded.dtype, data.device, [model], share),
+    }
     count = torch.full((len(data),), replicates * samples * steps)
     return ImportanceBound.of(log_weights, encoded[0].numel(), count, protocol=protocol)
 
 
+@names_arrays
 @torch.no_grad()
 def chain_log_prob(
-    model: Model, x: Float[Tensor, "n dims"], *, schedule: Schedule, steps: int, decoder: Decoder, reach: float = 14.0, points: int = 2001
+    model: Model,
+    x: Float[Tensor, "n dims"],
+    *,
+    schedule: Schedule,
+    steps: int,
+    decoder: Decoder,
+    reach: float = 14.0,
+    points: int = 2001,
 ) -> Float[Tensor, " n"]:
-    """log p(x) of a T-step chain in one dimension, exactly: what its estimators are held against, nats.
+    """log p(x) of a T-step chain in one dimension, exactly: what its estimators are held against,
+    nats.
 
-    p(x | z₀) is carried back through every p(z_s | z_t) by the trapezoid rule, on `points` equidistant z within ± `reach`. It is exact as
-    long as the spacing is below the reverse kernel's standard deviation, and p(x | z₀)'s.
+    p(x | z₀) is carried back through every p(z_s | z_t) by the trapezoid rule, on `points`
+    equidistant z within ± `reach`. It is exact as long as the spacing is below the reverse
+    kernel's standard deviation, and p(x | z₀)'s.
 
     Raises ValueError for data of more dimensions.
 
@@ -180,11 +228,22 @@ def chain_log_prob(
     (-0.11, -0.23)
     """
     if x.ndim != 2 or x.shape[1] != 1:
-        raise ValueError(must("chain_log_prob", "x", "have shape (n, 1)", tuple(x.shape), "a grid has one dimension: path_importance"))
+        raise ValueError(
+            must(
+                "chain_log_prob",
+                "x",
+                "have shape (n, 1)",
+                tuple(x.shape),
+                "a grid has one dimension: path_importance",
+            )
+        )
     grid = torch.linspace(-reach, reach, points, dtype=torch.float64)[:, None]
     width = grid[1, 0] - grid[0, 0]
     clean = schedule(torch.zeros(1, dtype=torch.float64))
-    read = [decoder.log_prob(one.expand_as(grid), grid / alpha(clean), clean) for one in x.to(torch.float64)]
+    read = [
+        decoder.log_prob(one.expand_as(grid), grid / alpha(clean), clean)
+        for one in x.to(torch.float64)
+    ]
     message = torch.stack(read, 1).exp()
     for i in range(1, steps + 1):
         t = torch.full((points,), i / steps, dtype=torch.float64)
@@ -192,7 +251,9 @@ def chain_log_prob(
         prediction = model(grid, step.logsnr_t)
         mean = reverse_mean(prediction, step)
         spread = reverse_sample(prediction, step, torch.ones_like(grid)) - mean
-        kernel = torch.exp(-0.5 * ((grid.T - mean) / spread).square()) / (spread * math.sqrt(2 * math.pi))
+        kernel = torch.exp(-0.5 * ((grid.T - mean) / spread).square()) / (
+            spread * math.sqrt(2 * math.pi)
+        )
         message = kernel @ message * width
     prior = torch.exp(-0.5 * grid.square()) / math.sqrt(2 * math.pi)
     return (prior.T @ message * width).log().squeeze(0)

@@ -1,17 +1,19 @@
-"""What an evaluation averages: the bound of one image at one (t, ε), and the difference between two models'."""
+"""What an evaluation averages: the bound of one image at one (t, ε), and the difference between
+two models'."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.decoder import Decoder
-from vdiff.denoiser import evaluation_mode
+from vdiff.denoiser import evaluation_mode, warn_beyond
 from vdiff.errors import check_batch, must
 from vdiff.gaussian import at_least_float32
+from vdiff.likelihood.conditions import check_conditions, of_kept, of_rows
 from vdiff.loss import Model, check_call, check_decoder, elbo, full_precision
 from vdiff.parameterization import Prediction
 from vdiff.schedule import Linear, Schedule
@@ -20,17 +22,45 @@ from vdiff.weighting import check_chain
 
 _NVIDIA: Any = torch.backends.cudnn
 _INTEL: Any = torch.backends.mkldnn
-_ROUNDING: tuple[Any, ...] = (  # whose float32 may be TF32 or bfloat16 inside; each before its parts
+# whose float32 may be TF32 or bfloat16 inside; each before its parts
+_ROUNDING: tuple[Any, ...] = (
     torch.backends.cuda.matmul, _NVIDIA, _NVIDIA.conv, _NVIDIA.rnn, _INTEL, _INTEL.matmul, _INTEL.conv, _INTEL.rnn,
 )  # fmt: skip
+_OUTER = ((max, "logsnr_max"), (min, "logsnr_min"))
 _CLIPPING = ("clip", "clip_denoised", "clamp", "threshold", "thresholding", "dynamic_threshold")
+
+
+class Side(NamedTuple):
+    """A model and the bound it is asked for: between the ends of `base`, or of a chain of `steps`.
+
+    >>> from vdiff import Categorical, GaussianMixture
+    >>> model = GaussianMixture([1.0], [[0.0]], [[1.0]])
+    >>> Side(model, Linear(7.0, -6.0), Categorical(4), None).name("first")["logsnr, first"]
+    [-6.0, 7.0]
+    """
+
+    model: Model
+    base: Schedule
+    decoder: Decoder
+    steps: int | None
+
+    def name(self, which: str) -> dict[str, object]:
+        """What the bound depends on, for a protocol."""
+        chain = self.steps is not None
+        known = {
+            "decoder": repr(self.decoder),
+            "logsnr": [self.base.logsnr_min, self.base.logsnr_max],
+            "T": self.steps if chain else "∞",
+            "schedule": repr(self.base) if chain else None,
+        }
+        return {f"{word}, {which}" if which else word: value for word, value in known.items()}
 
 
 class Integrand:
     """The three parts of one model's bound at given (image, t, ε), nats.
 
-    Of the schedule it takes the ends: time is linear in λ between them, since where to look is the evaluation's own business.
-    A chain keeps its steps.
+    Of the schedule it takes the ends: time is linear in λ between them, since where to look is the
+    evaluation's own business. A chain keeps its steps.
 
     >>> from vdiff import Categorical, GaussianMixture, Lattice, Linear
     >>> decoder = Categorical(levels=2)
@@ -52,24 +82,30 @@ class Integrand:
     ) -> None:
         condition = condition or {}
         for word in condition:
-            if word in _CLIPPING:
+            if word in _CLIPPING and not isinstance(condition[word], Tensor):
                 hint = "a clipped x̂ is another model, whose bound is not this one's: put it into the model and name it, if that is meant"
                 raise ValueError(must(name, word, "be left out", condition[word], hint))
-        check_call(name, model, schedule, steps, condition)
-        check_chain(name, None, schedule, steps)
-        check_decoder(name, decoder, schedule)
         check_batch(name, data, "data")
-        self.name = name
-        self.models, self.data, self.decoder, self.steps, self.condition = [model], data, decoder, steps, condition
-        self.base = Linear(schedule.logsnr_max, schedule.logsnr_min) if steps is None else schedule
+        check_conditions(name, condition, len(data))
+        self.name, self.data, self.condition = name, data, condition
+        self.sides = [self._side(model, schedule, decoder, steps)]
+        _, self.base, self.decoder, self.steps = self.sides[0]
         x = decoder.encode(data)
         self.x = x.to(at_least_float32(x.dtype))
         self.numbers = torch.arange(len(x))  # by which errors name the images
-        self.predictions: dict[int, Prediction] = {}  # the last of each model
+        self.predictions: dict[int, Prediction] = {}  # the last of each side
+
+    def _side(self, model: Model, schedule: Schedule, decoder: Decoder, steps: int | None) -> Side:
+        check_call(self.name, model, schedule, steps, watch=False)
+        check_chain(self.name, None, schedule, steps)
+        check_decoder(self.name, decoder, schedule)
+        base = Linear(schedule.logsnr_max, schedule.logsnr_min) if steps is None else schedule
+        warn_beyond(self.name, model, base, steps, evaluation=True)
+        return Side(model, base, decoder, steps)
 
     def __call__(self, rows: Tensor, t: Tensor, eps: Tensor) -> Float[Tensor, "3 n"]:
         """Prior, diffusion and reconstruction of images `rows` at (t, ε), in float64."""
-        return self._of(self.models[0], rows, t, eps)
+        return self._of(0, rows, t, eps)
 
     def times(self, t: Tensor) -> Tensor:
         """Where the network is asked: t itself, or the end of the chain's step it falls in."""
@@ -80,9 +116,14 @@ class Integrand:
         return self.base.levels(self.times(t), self.steps)
 
     @property
+    def models(self) -> list[Model]:
+        """The model, or both."""
+        return [side.model for side in self.sides]
+
+    @property
     def evaluations(self) -> int:
         """Of a network, for each draw."""
-        return len(self.models) * (2 if self.decoder.denoise else 1)
+        return sum(2 if side.decoder.denoise else 1 for side in self.sides)
 
     def refuse_nonfinite(self, bound: Tensor, rows: Tensor, t: Tensor) -> None:
         """Raise where a bound is NaN or infinite, naming the first image and its λ."""
@@ -93,21 +134,22 @@ class Integrand:
             came = f"NaN or infinity on image {int(self.numbers[int(rows[first])])} at λ = {level:.4g} ({int(bad.sum())} of {len(bad)} draws of its batch)"
             raise ValueError(must(self.name, "model", "give a finite bound", came))
 
-    def _of(self, model: Model, rows: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def _of(self, index: int, rows: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        side = self.sides[index]
         condition = of_rows(self.condition, rows, len(self.x))
-        watched = _Watched(model)
+        watched = _Watched(side.model)
         bound = elbo(
             watched,
             self.data[rows],
-            schedule=self.base,
-            decoder=self.decoder,
-            steps=self.steps,
-            t=self.times(t),
+            schedule=side.base,
+            decoder=side.decoder,
+            steps=side.steps,
+            t=t if side.steps is None else on_chain(t, side.steps),
             eps=eps.to(self.data.dtype) if self.data.is_floating_point() else eps,
-            **condition,
+            condition=condition,
         )
         self._last = watched.first, self.x[rows], eps
-        self.predictions[id(model)] = watched.first
+        self.predictions[index] = watched.first
         return torch.stack([bound.prior, bound.diffusion, bound.reconstruction]).double()
 
     def squared_error(self) -> tuple[Tensor, Tensor]:
@@ -117,7 +159,8 @@ class Integrand:
 
 
 class _Watched:
-    """A model that keeps its first prediction: the diffusion term's, before a decoder's that looks at the network."""
+    """A model that keeps its first prediction: the diffusion term's, before a decoder's that looks
+    at the network."""
 
     first: Prediction
 
@@ -134,6 +177,10 @@ class _Watched:
 class Difference(Integrand):
     """The bound of the first model minus that of the second, at the same (image, t, ε).
 
+    `schedule`, `decoder` and `steps` may be pairs, one for each model. In continuous time both are
+    asked at the same λ, between the outer of their ends, and a diffusion term is zero beyond its
+    own. Where one is a chain, both are asked at the same t.
+
     >>> from vdiff import Categorical, Lattice, Linear
     >>> decoder = Categorical(levels=2)
     >>> one, other = Lattice(decoder.grid, [0.5, 0.5]), Lattice(decoder.grid, [0.4, 0.6])
@@ -142,34 +189,74 @@ class Difference(Integrand):
     tensor([0.], dtype=torch.float64)
     """
 
-    def __init__(self, model: Model, other: Model, *args: Any, **options: Any) -> None:
-        super().__init__(model, *args, **options)
-        self.models.append(other)
-        check_call("compare", other, self.base, self.steps, {})
+    def __init__(
+        self,
+        model: Model,
+        other: Model,
+        data: Tensor,
+        schedule: Schedule | tuple[Schedule, Schedule],
+        decoder: Decoder | tuple[Decoder, Decoder],
+        steps: int | tuple[int | None, int | None] | None = None,
+        condition: dict[str, Any] | None = None,
+        name: str = "compare",
+    ) -> None:
+        schedules, decoders, chains = pair(schedule), pair(decoder), pair(steps)
+        super().__init__(model, data, schedules[0], decoders[0], chains[0], condition, name)
+        self.sides.append(self._side(other, schedules[1], decoders[1], chains[1]))
+        levels = [getattr(one, "levels", None) for one in decoders]
+        if levels[0] != levels[1]:
+            came, hint = f"{decoders[0]!r} and {decoders[1]!r}", "their data is not the same"
+            raise ValueError(must(name, "decoder", "be a pair for the same levels", came, hint))
+        if decoders[1] is not decoders[0]:
+            decoders[1].encode(data)  # raises where it cannot take this data
+        self.continuous = chains == (None, None)
+        if self.continuous:
+            bases = [side.base for side in self.sides]
+            high, low = (f(getattr(base, end) for base in bases) for f, end in _OUTER)
+            self.base = Linear(high, low)
 
     def __call__(self, rows: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        first, second = (self._of(model, rows, t, eps) for model in self.models)
+        first, second = (self._within(index, rows, t, eps) for index in range(2))
         return first - second
 
+    def _within(self, index: int, rows: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """A side's parts, from a time between the outer ends."""
+        own, base = self.sides[index].base, self.base
+        ends = (own.logsnr_max, own.logsnr_min)
+        if not self.continuous or ends == (base.logsnr_max, base.logsnr_min):
+            return self._of(index, rows, t, eps)
+        level = base.levels(t)[0]
+        parts = self._of(index, rows, own.inverse(level, clamp=True).to(t), eps)
+        share = (ends[0] - ends[1]) / (base.logsnr_max - base.logsnr_min)
+        inside = (level <= ends[0]) & (level >= ends[1])
+        parts[1] = torch.where(inside, parts[1] / share, 0.0)
+        return parts
 
-def of_rows(condition: dict[str, Any], rows: Tensor, images: int) -> dict[str, Any]:
-    """A condition with what has a row for each image taken at some of them.
 
-    >>> of_rows({"label": torch.tensor([5, 6, 7]), "scale": 2.0}, torch.tensor([2, 0]), 3)
-    {'label': tensor([7, 5]), 'scale': 2.0}
+def pair(value: Any) -> tuple[Any, Any]:
+    """What is meant for both, or one for each.
+
+    >>> pair(3), pair((3, None))
+    ((3, 3), (3, None))
     """
-    return {word: v[rows.to(v.device)] if isinstance(v, Tensor) and v.shape[:1] == (images,) else v for word, v in condition.items()}
+    return value if isinstance(value, tuple) and len(value) == 2 else (value, value)
 
 
-def finite_images(data: Tensor, condition: dict[str, Any]) -> tuple[Tensor, dict[str, Any], Tensor]:
+def finite_images(
+    data: Tensor, condition: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any], Tensor]:
     """The images without NaN or infinity, their conditions, and their numbers among all."""
     kept = torch.isfinite(data).flatten(1).all(1).nonzero()[:, 0]
-    return data[kept], of_rows(condition, kept, len(data)), kept.cpu()
+    return data[kept], of_kept(condition, kept, len(data)), kept.cpu()
 
 
 @contextmanager
-def evaluating(*models: object) -> Iterator[None]:
-    """Models in evaluation mode, without gradients, TF32 or autocast; all of it back as it was afterwards.
+def evaluating(*models: object, differentiable: bool = False) -> Iterator[None]:
+    """Models in evaluation mode, without gradients, TF32 or autocast; all of it back as it was
+    afterwards.
+
+    The mode is switched for every thread that uses these modules, and TF32 for the whole process.
+    With `differentiable`, gradients are recorded or not as before.
 
     >>> model = torch.nn.Dropout(0.5)
     >>> with evaluating(model):
@@ -186,9 +273,11 @@ def evaluating(*models: object) -> Iterator[None]:
             backend.fp32_precision = "ieee"
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(*models))
+            if torch.is_inference_mode_enabled():  # in which there is no divergence
+                stack.enter_context(torch.inference_mode(False))
             for device in sorted(devices):
                 stack.enter_context(full_precision(torch.device(device)))
-            stack.enter_context(torch.no_grad())
+            stack.enter_context(nullcontext() if differentiable else torch.no_grad())
             yield
     finally:
         for backend, own in zip(_ROUNDING, precision, strict=True):
@@ -196,7 +285,8 @@ def evaluating(*models: object) -> Iterator[None]:
 
 
 class Finite:
-    """A model whose predictions are checked: an error names the example, by the numbers in `rows`, and the λ.
+    """A model whose predictions are checked: an error names the example, by the numbers in `rows`,
+    and the λ.
 
     >>> from vdiff import Eps
     >>> model = Finite("example", lambda z, logsnr: Prediction(z, logsnr, z / 0, Eps()), torch.tensor([7]))

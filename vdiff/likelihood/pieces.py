@@ -1,28 +1,39 @@
-"""Long estimates in pieces: an example at a time in each repetition, shared over processes, told of, kept and taken up again."""
+"""Long estimates in pieces: an example at a time in each repetition, shared over processes, told
+of, kept and taken up again."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vdiff.errors import check_positive_int, must
+from vdiff.likelihood.conditions import Shared
 from vdiff.oracle import GaussianMixture
 
 State = dict[str, Tensor]
 Progress = Callable[[int, int], None]
+FEW = 8  # so many entries of a list stand in a protocol as they are
 
 
 def data_hash(data: Tensor) -> str:
     """The first 16 hexadecimal digits of SHA-256 over dtype, shape and values.
 
-    >>> data_hash(torch.tensor([[0, 1]])) == data_hash(torch.tensor([[0, 1]]).clone())
+    Whole numbers have the same hash in every dtype: that of uint8 if all fit into a byte, else
+    that of int64.
+
+    >>> data_hash(torch.tensor([[0, 1]])) == data_hash(torch.tensor([[0, 1]], dtype=torch.uint8))
     True
     """
-    plain = data.detach().cpu().contiguous()
+    plain = data.detach().cpu()
+    if not (plain.is_floating_point() or plain.is_complex() or plain.dtype == torch.uint8):
+        whole = plain.to(torch.int64)
+        fits = plain.numel() == 0 or (whole.min() >= 0 and whole.max() <= 255)
+        plain = whole.to(torch.uint8) if fits else whole
     digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)} ".encode())
-    digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(plain.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -53,17 +64,40 @@ def check_dims(name: str, argument: str, law: GaussianMixture, x: Tensor) -> Non
     >>> check_dims("example", "prior", Gaussian([0.0], [1.0]), torch.zeros(3, 1))
     """
     if law.dims != x[0].numel():
-        what, hint = f"have the {x[0].numel()} dimensions of an example", "Gaussian.fit(data) of data like this"
+        what, hint = (
+            f"have the {x[0].numel()} dimensions of an example",
+            "Gaussian.fit(data) of data like this",
+        )
         raise ValueError(must(name, argument, what, law.dims, hint))
 
 
 def told(condition: Mapping[str, object]) -> dict[str, object]:
-    """What a model is told beside z and λ: numbers as they are, tensors by their hash.
+    """Conditions as plain data. Tensors, arrays and long lists are known by a hash.
 
-    >>> told({"scale": 2.0})
-    {'scale': 2.0}
+    >>> told({"scale": 2.0, "text": "a word"})
+    {'scale': 2.0, 'text': 'a word'}
     """
-    return {word: data_hash(v) if isinstance(v, Tensor) else v for word, v in condition.items()}
+    return {str(word): _told(value) for word, value in condition.items()}
+
+
+def _told(value: object) -> object:
+    if isinstance(value, Tensor):
+        return data_hash(value)
+    if isinstance(value, Mapping):
+        return told(value)
+    if isinstance(value, Shared):
+        return {"shared": _told(value.value)}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        entries = [_told(entry) for entry in value]
+        return entries if len(entries) <= FEW else _digest(f"{entries}".encode())
+    if hasattr(value, "__array__") and np.ndim(value):
+        array = np.asarray(value)
+        return _digest(f"{array.dtype} {array.tolist()}".encode())
+    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
+
+
+def _digest(known: bytes) -> str:
+    return hashlib.sha256(known).hexdigest()[:16]
 
 
 def weights_of(*models: object) -> list[str]:
@@ -77,7 +111,9 @@ def weights_of(*models: object) -> list[str]:
     for model in models:
         if isinstance(model, nn.Module):
             tensors = [*model.named_parameters(), *model.named_buffers()]
-            digest = hashlib.sha256("".join(f"{name} {data_hash(value)} " for name, value in tensors).encode())
+            digest = hashlib.sha256(
+                "".join(f"{name} {data_hash(value)} " for name, value in tensors).encode()
+            )
             found.append(digest.hexdigest()[:16])
     return found
 
@@ -95,7 +131,9 @@ def check_resume(name: str, resume: State | None, key: Tensor) -> None:
     """Raise unless a state to go on from is of the computation that `key` stands for."""
     if resume is not None and not ("key" in resume and torch.equal(resume["key"], key)):
         hint = "another model, data, seed or setting: start anew"
-        raise ValueError(must(name, "resume", "be the state of this evaluation", "that of another", hint))
+        raise ValueError(
+            must(name, "resume", "be the state of this evaluation", "that of another", hint)
+        )
 
 
 def _as_it_is(v: Tensor) -> Tensor:
@@ -105,7 +143,8 @@ def _as_it_is(v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """Which images are this process's, `index` of `count`, and how tensors are summed over all of them.
+    """Which images are this process's, `index` of `count`, and how tensors are summed over all of
+    them.
 
     >>> Share().sum(torch.ones(1))
     tensor([1.])
@@ -125,20 +164,25 @@ class FailedElsewhere(RuntimeError):
 
 
 def fail_together(name: str, share: Share, failure: Exception | None) -> None:
-    """Raise this process's failure; where it has none, but another has, say so: all leave at the same place.
+    """Raise this process's failure; where it has none, but another has, say so: all leave at the
+    same place.
 
     >>> fail_together("example", Share(), None)
     """
     if share.count == 1:
         if failure is not None:
             raise failure
-    elif share.sum(torch.tensor([float(failure is not None)])).item() > 0:
+    elif share.sum(torch.tensor([float(failure is not None)], dtype=torch.float32)).item() > 0:
         raise failure or FailedElsewhere(f"{name}: another process failed; its message says why")
 
 
 @dataclass(frozen=True)
 class Course:
-    """How a long estimate is run: this process's share of it, who is told, who keeps the state, and where it goes on.
+    """How a long estimate is run: this process's share of it, who is told, who keeps the state,
+    and where it goes on.
+
+    With `differentiable` its results keep their graph, so that nothing can be shared, kept or
+    resumed.
 
     >>> Course().share.count
     1
@@ -148,6 +192,7 @@ class Course:
     progress: Progress | None = None
     checkpoint: Callable[[State], None] | None = None
     resume: State | None = None
+    differentiable: bool = False
 
 
 def in_pieces(
@@ -161,10 +206,11 @@ def in_pieces(
     key: Tensor,
     course: Course,
 ) -> State:
-    """What `work(repetition, rows)` finds of each example in each repetition: (repetitions, rows, …) by name, in float64 on the CPU.
+    """What `work(repetition, rows)` finds of each example in each repetition: (repetitions, rows,
+    …) by name, in float64 on the CPU.
 
-    `shapes` are those of one example's tensors. Progress is told in examples times repetitions, those of this process. Where one
-    of several processes fails all do.
+    `shapes` are those of one example's tensors. Progress is told in examples times repetitions,
+    those of this process. Where one of several processes fails all do.
 
     >>> double = lambda repetition, rows: {"value": 2.0 * rows + repetition}
     >>> setting = dict(shapes={"value": ()}, repetitions=2, rows=3, batch=2, key=key_of(), course=Course())
@@ -175,9 +221,16 @@ def in_pieces(
     check_positive_int(name, "batch", batch)
     check_resume(name, course.resume, key)
     share, state = course.share, course.resume
+    if course.differentiable and (share.count > 1 or state is not None or course.checkpoint):
+        came, hint = "share, resume or checkpoint", "a state on disk has no graph"
+        what = "be False where an estimate is shared, kept or resumed"
+        raise ValueError(must(name, "differentiable", what, came, hint))
     if state is None:
-        state = {word: torch.zeros(repetitions, rows, *shape, dtype=torch.float64) for word, shape in shapes.items()}
-        state |= {"done": torch.zeros(repetitions, rows), "key": key}
+        state = {
+            word: torch.zeros(repetitions, rows, *shape, dtype=torch.float64)
+            for word, shape in shapes.items()
+        }
+        state |= {"done": torch.zeros(repetitions, rows, dtype=torch.float32), "key": key}
     else:
         state = {word: v.clone() for word, v in state.items()}
     own, failure = torch.arange(share.index, rows, share.count), None
@@ -186,7 +239,8 @@ def in_pieces(
             left = own[state["done"][repetition, own] == 0]
             for part in torch.split(left, batch) if len(left) else ():
                 for word, found in work(repetition, part).items():
-                    state[word][repetition, part] = found.detach().to(state[word])
+                    found = found if course.differentiable else found.detach()
+                    state[word][repetition, part] = found.to(state[word])
                 state["done"][repetition, part] = 1
                 if course.progress is not None:
                     course.progress(int(state["done"].sum()), repetitions * len(own))

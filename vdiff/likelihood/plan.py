@@ -1,4 +1,5 @@
-"""How an evaluation spends its draws: pieces that lower the variance and never move the mean, each of which can be left out."""
+"""How an evaluation spends its draws: pieces that lower the variance and never move the mean, each
+of which can be left out."""
 
 from dataclasses import dataclass
 
@@ -15,19 +16,23 @@ _STRATIFIED = Stratified()
 
 @dataclass(frozen=True)
 class Plan:
-    """The pieces of an estimator of the bound. Each is unbiased by itself and with any other; `Plan.plain()` has none.
+    """The pieces of an estimator of the bound. Each is unbiased by itself and with any other;
+    `Plan.plain()` has none.
 
-    Attributes:
-        times: where an image's draws lie: `Stratified()`, `Sobol()` or `Independent()`.
-        importance: True for a density over λ that follows the spread of the loss as a pilot measured it; False for one uniform
-            in λ (on a chain, over its steps); or a `Schedule` with the same ends, whose density it then is.
-        controls: control variates, with a coefficient in each bin of λ from the pilot: `NoiseNorm()`, `GaussianError()`.
-        antithetic: whether each ε comes with −ε, at the same time; None leaves it to the pilot. It cancels what is odd in ε, at
-            twice the cost of what is even, so that it pays only where the controls have taken the even part.
-        baseline: whether the pilot's mean at each λ is taken off each draw and its integral added, which is what stratification
-            does where a grid has few times.
-        pilot: how many network evaluations the pilot may use. Its draws are its own: a coefficient fitted on the draws that it
-            corrects would bias them.
+    Attributes: times: where an image's draws lie: `Stratified()`, `Sobol()` or `Independent()`.
+        importance: True for a density over λ that follows the spread of the loss as a pilot
+        measured it; False for one uniform
+            in λ (on a chain, over its steps); or a `Schedule` with the same ends, whose density it
+            then is.
+        controls: control variates, with a coefficient in each bin of λ from the pilot:
+        `NoiseNorm()`, `GaussianError()`. antithetic: whether each ε comes with −ε, at the same
+        time; None leaves it to the pilot. It cancels what is odd in ε, at
+            twice the cost of what is even, so that it pays only where the controls have taken the
+            even part.
+        baseline: whether the pilot's mean at each λ is taken off each draw and its integral added,
+            which is what stratification does where a grid has few times.
+        pilot: how many network evaluations the pilot may use. Its draws are its own: a coefficient
+            fitted on the draws that it corrects would bias them.
 
     >>> Plan.plain().importance, len(Plan().controls)
     (False, 2)
@@ -42,21 +47,40 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not isinstance(self.times, Times):
-            raise TypeError(must("Plan", "times", "be Stratified(), Sobol() or Independent()", repr(self.times)))
+            raise TypeError(
+                must(
+                    "Plan", "times", "be Stratified(), Sobol() or Independent()", repr(self.times)
+                )
+            )
         if not isinstance(self.importance, bool | Schedule):
-            raise TypeError(must("Plan", "importance", "be True, False or a Schedule", repr(self.importance)))
+            raise TypeError(
+                must("Plan", "importance", "be True, False or a Schedule", repr(self.importance))
+            )
         for control in self.controls:
             if not isinstance(control, Control):
-                raise TypeError(must("Plan", "controls", "hold control variates", repr(control), "for instance (NoiseNorm(),)"))
+                raise TypeError(
+                    must(
+                        "Plan",
+                        "controls",
+                        "hold control variates",
+                        repr(control),
+                        "for instance (NoiseNorm(),)",
+                    )
+                )
         check_positive_int("Plan", "pilot", self.pilot)
 
     @classmethod
     def plain(cls) -> "Plan":
         """Independent times, uniform in λ, and nothing else."""
-        return cls(times=Independent(), importance=False, controls=(), antithetic=False, baseline=False)
+        return cls(
+            times=Independent(), importance=False, controls=(), antithetic=False, baseline=False
+        )
 
-    def noise(self, shape: tuple[int, ...], pairs: bool, generator: torch.Generator, like: Tensor) -> Tensor:
-        """n draws of ε for one image; with `pairs` the second half is the first with its sign turned.
+    def noise(
+        self, shape: tuple[int, ...], pairs: bool, generator: torch.Generator, like: Tensor
+    ) -> Tensor:
+        """n draws of ε for one image; with `pairs` the second half is the first with its sign
+        turned.
 
         >>> eps = Plan().noise((4, 2), True, torch.Generator().manual_seed(0), torch.zeros(1))
         >>> bool((eps[:2] == -eps[2:]).all())

@@ -10,8 +10,11 @@ from vdiff.likelihood.measurement import Evaluation, Measurement
 from vdiff.likelihood.pieces import Share, data_hash, told, weights_of
 
 
-def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]) -> dict[str, object]:
-    """Everything that a number depends on, as plain data; `extra` is what the caller alone knows, such as the EMA's decay.
+def protocol_of(
+    run: Evaluation, found: Measurement, extra: Mapping[str, object]
+) -> dict[str, object]:
+    """Everything that a number depends on, as plain data; `extra` is what the caller alone knows,
+    such as the EMA's decay.
 
     >>> from vdiff import Categorical, Lattice, Linear
     >>> from vdiff.likelihood.integrand import Integrand
@@ -24,20 +27,21 @@ def protocol_of(run: Evaluation, found: Measurement, extra: Mapping[str, object]
     1280
     """
     integrand, effort, design = run.integrand, run.effort, run.design
-    base, replicates = integrand.base, found.terms.replicates
+    (first, *others), replicates = integrand.sides, found.terms.replicates
     return {
         **of_data(integrand.data),
-        "decoder": repr(integrand.decoder),
+        **first.name(""),
         "levels": getattr(integrand.decoder, "levels", None),
-        "logsnr": [base.logsnr_min, base.logsnr_max],
-        "T": "∞" if integrand.steps is None else integrand.steps,
-        "schedule": None if integrand.steps is None else repr(base),
+        **(others[0].name("second") if others and others[0].name("") != first.name("") else {}),
         "draws": run.draws,
         "replicates": replicates,
-        "evaluations": replicates * run.images * run.draws * integrand.evaluations + design.evaluations,
+        "evaluations": replicates * run.images * run.draws * integrand.evaluations
+        + design.evaluations,
         "pilot": design.evaluations,
         "times": repr(run.plan.times),
-        "importance": run.plan.importance if isinstance(run.plan.importance, bool) else repr(run.plan.importance),
+        "importance": run.plan.importance
+        if isinstance(run.plan.importance, bool)
+        else repr(run.plan.importance),
         "controls": [repr(control) for control in run.plan.controls],
         "antithetic": design.antithetic,
         "baseline": run.plan.baseline,
@@ -66,17 +70,19 @@ def of_data(data: Tensor) -> dict[str, object]:
     return {"images": len(data), "shape": list(data.shape[1:]), "data": data_hash(data)}
 
 
-def of_computation(dtype: torch.dtype, device: torch.device, models: Sequence[object], share: Share) -> dict[str, object]:
+def of_computation(
+    dtype: torch.dtype, device: torch.device, models: Sequence[object], share: Share
+) -> dict[str, object]:
     """Numbers, weights, device, processes and versions.
 
     >>> of_computation(torch.float32, torch.device("cpu"), [], Share())["processes"]
     1
     """
-    parameters = [next(m.parameters(), None) for m in models if isinstance(m, nn.Module)]
+    parameters = [p for m in models if isinstance(m, nn.Module) for p in m.parameters()]
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "model": weights_of(*models),
-        "weights": sorted({str(p.dtype).removeprefix("torch.") for p in parameters if p is not None}),
+        "weights": sorted({str(p.dtype).removeprefix("torch.") for p in parameters}),
         "TF32": False,
         "device": str(device),
         "processes": share.count,

@@ -16,9 +16,10 @@ from vdiff.likelihood.estimate import Estimate, mean_error
 class Replicated:
     """Independent estimates of −log p(x) of each example, nats: (replicates, batch) in float64.
 
-    Means and errors come from these alone. A standard error here is Monte Carlo's, on the given examples; one replicate
-    has none (NaN) unless the estimate is `exact`, then it is zero. `evaluations` counts those of the model, for each
-    example, over all replicates; `protocol` is the record from which the number can be computed again.
+    Means and errors come from these alone. A standard error here is Monte Carlo's, on the given
+    examples; one replicate has none (NaN) unless the estimate is `exact`, then it is zero.
+    `evaluations` counts those of the model, for each example, over all replicates; `protocol` is
+    the record from which the number can be computed again.
 
     >>> estimate = Replicated(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), dims=2, evaluations=torch.tensor([8, 8]))
     >>> estimate.nats, estimate.standard_error
@@ -66,8 +67,13 @@ class Replicated:
 
     @property
     def spread_error(self) -> float:
-        """Its standard error over examples: what others would give. It contains `mean_error` already; NaN for one example."""
-        return self.nats.std(correction=1).item() / math.sqrt(len(self.nats)) if len(self.nats) > 1 else math.nan
+        """Its standard error over examples: what others would give. It contains `mean_error`
+        already; NaN for one example."""
+        return (
+            self.nats.std(correction=1).item() / math.sqrt(len(self.nats))
+            if len(self.nats) > 1
+            else math.nan
+        )
 
     @property
     def estimate(self) -> Estimate:
@@ -79,8 +85,16 @@ class Replicated:
         scale, n = 1 / (self.dims * math.log(2)), len(self.nats)
         error, freedom = self.mean_error, None
         if error > 0:
-            freedom = mean_error(self.replicates.var(0), len(self.replicates), len(self.replicates))[1].item()
-        return Estimate(self.mean * scale, error * scale, self.spread_error * scale if n > 1 else None, freedom, n)
+            freedom = mean_error(
+                self.replicates.var(0), len(self.replicates), len(self.replicates)
+            )[1].item()
+        return Estimate(
+            self.mean * scale,
+            error * scale,
+            self.spread_error * scale if n > 1 else None,
+            freedom,
+            n,
+        )
 
     def __str__(self) -> str:
         return "\n".join([f"{self.estimate} bits/dim{self.label}", *listed(self.protocol)])
@@ -92,7 +106,11 @@ def listed(protocol: Mapping[str, object]) -> list[str]:
     >>> listed({"draws": 8, "budget": None})
     ['draws 8']
     """
-    known = {word: f"{v:.4g}" if isinstance(v, float) else v for word, v in protocol.items() if v is not None}
+    known = {
+        word: f"{v:.4g}" if isinstance(v, float) else v
+        for word, v in protocol.items()
+        if v is not None
+    }
     return [", ".join(f"{word} {v}" for word, v in known.items())] if known else []
 
 

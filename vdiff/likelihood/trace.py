@@ -1,4 +1,5 @@
-"""The divergence of a field: exactly, or by random probes that stay the same along a trajectory."""
+"""The divergence of a field: exactly, or by random probes that stay the same along a
+trajectory."""
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,9 @@ EXACT = 16  # dimensions up to which every one of them is differentiated
 class Trace:
     """How div v = tr ∂v/∂z is found from products of the Jacobian with probes, pᵀ J p.
 
-    `directions(z, generators)` makes them, (n, batch, …), once for a trajectory: drawn anew at every call the field would be no
-    function, and an adaptive solver's error control void. The `columns` of a divergence are estimates of it, carried along side by side.
+    `directions(z, generators)` makes them, (n, batch, …), once for a trajectory: drawn anew at
+    every call the field would be no function, and an adaptive solver's error control void. The
+    `columns` of a divergence are estimates of it, carried along side by side.
 
     >>> z = torch.tensor([[1.0, 2.0]], requires_grad=True)
     >>> trace = Exact()
@@ -24,15 +26,28 @@ class Trace:
 
     exact: bool = False
 
-    def directions(self, z: Float[Tensor, "batch *dims"], generators: list[torch.Generator]) -> Float[Tensor, "n batch *dims"]:
+    def directions(
+        self, z: Float[Tensor, "batch *dims"], generators: list[torch.Generator]
+    ) -> Float[Tensor, "n batch *dims"]:
         """The vectors p, one set for each example by its own generator."""
         raise NotImplementedError
 
-    def divergence(self, v: Tensor, z: Tensor, directions: Tensor) -> Float[Tensor, "batch columns"]:
-        """An estimate for each probe, from v with its graph back to z: one backward pass each."""
+    def divergence(
+        self,
+        v: Tensor,
+        z: Tensor,
+        directions: Tensor,
+        *,
+        differentiable: bool = False,
+    ) -> Float[Tensor, "batch columns"]:
+        """An estimate for each probe, from v with its graph back to z: one backward pass each.
+
+        With `differentiable` the estimates have a graph of their own.
+        """
         if not v.requires_grad:  # a constant field
             return z.new_zeros(len(z), len(directions))
-        products = [torch.autograd.grad(v, z, p, retain_graph=True, materialize_grads=True)[0] * p for p in directions]
+        options = {"retain_graph": True, "create_graph": differentiable, "materialize_grads": True}
+        products = [torch.autograd.grad(v, z, p, **options)[0] * p for p in directions]
         return torch.stack([sum_dims(product) for product in products], 1)
 
     def __repr__(self) -> str:
@@ -50,17 +65,31 @@ class Exact(Trace):
 
     def directions(self, z: Tensor, generators: list[torch.Generator]) -> Tensor:
         dims = z[0].numel()
-        return torch.eye(dims, dtype=z.dtype, device=z.device).view(dims, 1, *z.shape[1:]).expand(-1, len(z), *z.shape[1:])
+        return (
+            torch.eye(dims, dtype=z.dtype, device=z.device)
+            .view(dims, 1, *z.shape[1:])
+            .expand(-1, len(z), *z.shape[1:])
+        )
 
-    def divergence(self, v: Tensor, z: Tensor, directions: Tensor) -> Tensor:
-        return super().divergence(v, z, directions).sum(1, keepdim=True)
+    def divergence(
+        self,
+        v: Tensor,
+        z: Tensor,
+        directions: Tensor,
+        *,
+        differentiable: bool = False,
+    ) -> Tensor:
+        found = super().divergence(v, z, directions, differentiable=differentiable)
+        return found.sum(1, keepdim=True)
 
 
 class Hutchinson(Trace):
-    """pᵀ J p with random signs p (Rademacher), whose mean is the trace (Hutchinson 1990; Grathwohl et al., arXiv:1810.01367).
+    """pᵀ J p with random signs p (Rademacher), whose mean is the trace (Hutchinson 1990; Grathwohl
+    et al., arXiv:1810.01367).
 
-    `probes` of them are carried along one trajectory, each as an estimate of its own: a backward pass each, and no further
-    evaluation. One is enough for a mean over many examples; it takes two for an example to know its own error.
+    `probes` of them are carried along one trajectory, each as an estimate of its own: a backward
+    pass each, and no further evaluation. One is enough for a mean over many examples; it takes two
+    for an example to know its own error.
 
     >>> Hutchinson(probes=2)
     Hutchinson(probes=2)
@@ -71,7 +100,12 @@ class Hutchinson(Trace):
         self.probes = probes
 
     def directions(self, z: Tensor, generators: list[torch.Generator]) -> Tensor:
-        each = [torch.randint(0, 2, (self.probes, *z.shape[1:]), generator=generator, device=generator.device) for generator in generators]
+        each = [
+            torch.randint(
+                0, 2, (self.probes, *z.shape[1:]), generator=generator, device=generator.device
+            )
+            for generator in generators
+        ]
         return torch.stack(each, 1).to(z) * 2 - 1
 
 

@@ -1,7 +1,7 @@
 """The validity suite: every estimator against data whose bits are known, in one table.
 
-An oracle knows −log p(x), and is its own perfect denoiser. Whatever stands between it and the number, an estimator, a
-decoder, a class of models, is wrong where a row's z-score is large.
+An oracle knows −log p(x), and is its own perfect denoiser. Whatever stands between it and the
+number, an estimator, a decoder, a class of models, is wrong where a row's z-score is large.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
+from vdiff.denoiser import weights_dtype
 from vdiff.errors import check_positive_int, did_you_mean, must
 from vdiff.likelihood.dequantise import TruncatedNormal, dequantized_ode
 from vdiff.likelihood.evaluation import evaluate
@@ -36,7 +37,8 @@ CHAIN = Linear(6.0, -5.0)
 
 @dataclass(frozen=True)
 class Row:
-    """One estimator on one case: nats per point on the given points, and the model's evaluations for each.
+    """One estimator on one case: nats per point on the given points, and the model's evaluations
+    for each.
 
     `error` is why there is no number, where the estimator raised.
 
@@ -82,14 +84,20 @@ class Verification:
         return tuple(row for row in self.rows if not row.passed)
 
     def __str__(self) -> str:
-        lines = [f"{'case':<20}{'estimator':<25}{'estimate':>12}{'±':>11}{'truth':>11}{'z':>11}{'evaluations':>13}"]
+        lines = [
+            f"{'case':<20}{'estimator':<25}{'estimate':>12}{'±':>11}{'truth':>11}{'z':>11}{'evaluations':>13}"
+        ]
         for row in self.rows:
             if row.error:
                 lines.append(f"{row.case:<20}{row.estimator:<25}FAILED: {row.error}")
                 continue
             numbers = f"{_short(row.estimate, 5):>12}{_short(row.standard_error, 5):>11}{row.truth:>11.5f}{_short(row.z, 2):>11}"
-            lines.append(f"{row.case:<20}{row.estimator:<25}{numbers}{row.evaluations:>13.0f}{'' if row.passed else '  FAILED'}")
-        return "\n".join([*lines, f"{len(self.rows) - len(self.failed)} of {len(self.rows)} passed"])
+            lines.append(
+                f"{row.case:<20}{row.estimator:<25}{numbers}{row.evaluations:>13.0f}{'' if row.passed else '  FAILED'}"
+            )
+        return "\n".join(
+            [*lines, f"{len(self.rows) - len(self.failed)} of {len(self.rows)} passed"]
+        )
 
 
 def _short(number: float, digits: int) -> str:
@@ -106,7 +114,9 @@ def cases() -> dict[str, GaussianMixture]:
     pmf = (-(0.5 * (half - 5.0) / 3.0).square()).exp() + 0.02 * half
     return {
         "gaussian": Gaussian([0.3], [0.25]),
-        "correlated gaussian": Gaussian([0.3, -0.2, 0.1], [[0.5, 0.2, -0.1], [0.2, 0.4, 0.1], [-0.1, 0.1, 0.6]]),
+        "correlated gaussian": Gaussian(
+            [0.3, -0.2, 0.1], [[0.5, 0.2, -0.1], [0.2, 0.4, 0.1], [-0.1, 0.1, 0.6]]
+        ),
         "mixture": GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]]),
         "lattice": Lattice(Categorical(17).grid, pmf / pmf.sum()),
     }
@@ -119,30 +129,42 @@ def verify_estimators(
     points: int = 256,
     seed: int = 0,
 ) -> Verification:
-    """Every estimator on every case it can be asked: bound, whole paths, ODE, dequantised ODE, I-MMSE.
+    """Every estimator on every case it can be asked: bound, whole paths, ODE, dequantised ODE,
+    I-MMSE.
 
-    Args:
-        model: what is verified, as a function of an oracle: your own class of models around its exact answers, for
-            instance `lambda oracle: Denoiser(network_that_returns(oracle), V())`. A difference in the table is then that class's. It
-            is told z in the dtype of its own parameters.
+    Args: model: what is verified, as a function of an oracle: your own class of models around its
+        exact answers, for
+            instance `lambda oracle: Denoiser(network_that_returns(oracle), V())`. A difference in
+            the table is then that class's. It is told z in the dtype of its own parameters.
         names: of cases, all where none are given.
         points: data points of each case.
         seed: of the data and of every estimator.
 
-    A number off by more than four standard errors is marked, and so is an estimator that raises; nothing else stops the suite.
+    A number off by more than four standard errors is marked, and so is an estimator that raises;
+    nothing else stops the suite.
 
     >>> table = verify_estimators(points=16)
     >>> table.failed
     ()
     """
     if not callable(model):
-        raise TypeError(must("verify_estimators", "model", "be a function from an oracle to a model", repr(model), "lambda oracle: oracle"))
+        raise TypeError(
+            must(
+                "verify_estimators",
+                "model",
+                "be a function from an oracle to a model",
+                repr(model),
+                "lambda oracle: oracle",
+            )
+        )
     check_positive_int("verify_estimators", "points", points)
     known, rows = cases(), []
     for case in known if names is None else names:
         if case not in known:
             hint = did_you_mean(case, known)
-            raise ValueError(must("verify_estimators", "names", f"be of {', '.join(known)}", repr(case), hint))
+            raise ValueError(
+                must("verify_estimators", "names", f"be of {', '.join(known)}", repr(case), hint)
+            )
         oracle = known[case]
         x = oracle.sample(points, generator_of(seed, 0, case))
         for name, truth, run in _estimators(oracle, x, seed):
@@ -152,7 +174,17 @@ def verify_estimators(
                 estimate, error, why = *run(counted), ""
             except Exception as failure:  # whatever a model's class raises is what the table tells
                 estimate, error, why = math.nan, math.nan, f"{type(failure).__name__}: {failure}"
-            rows.append(Row(case, name, estimate, error, truth, 0.0 if counted is None else counted.rows / points, why))
+            rows.append(
+                Row(
+                    case,
+                    name,
+                    estimate,
+                    error,
+                    truth,
+                    0.0 if counted is None else counted.rows / points,
+                    why,
+                )
+            )
     return Verification(tuple(rows))
 
 
@@ -166,22 +198,64 @@ def _estimators(oracle: GaussianMixture, x: Tensor, seed: int) -> Iterable[tuple
     if isinstance(oracle, Lattice):
         decoder = Categorical(len(oracle.weights))
         levels, narrow = decoder.decode(x), Linear(10.0, -12.0)
-        yield "bound", truth, lambda m: _bound(evaluate(m, levels, schedule=Linear(13.3, -12.0), decoder=decoder, seed=seed).total, 1)
+        yield (
+            "bound",
+            truth,
+            lambda m: _bound(
+                evaluate(
+                    m, levels, schedule=Linear(13.3, -12.0), decoder=decoder, seed=seed
+                ).total,
+                1,
+            ),
+        )
         yield (
             "dequantised ODE",
             truth,
             lambda m: _numbers(
-                dequantized_ode(m, levels, dequantization=TruncatedNormal(decoder, 10.0), schedule=narrow, prior=gaussian, seed=seed)
+                dequantized_ode(
+                    m,
+                    levels,
+                    dequantization=TruncatedNormal(decoder, 10.0),
+                    schedule=narrow,
+                    prior=gaussian,
+                    seed=seed,
+                )
             ),
         )
-        yield "I-MMSE", truth, lambda m: _numbers(immse(m, x, schedule=Linear(13.3, -12.0), gaussian=gaussian, discrete=True, seed=seed))
+        yield (
+            "I-MMSE",
+            truth,
+            lambda m: _numbers(
+                immse(
+                    m, x, schedule=Linear(13.3, -12.0), gaussian=gaussian, discrete=True, seed=seed
+                )
+            ),
+        )
         return
     continuous: dict[str, Any] = {"schedule": WIDE, "prior": gaussian}
-    yield "bound", truth, lambda m: _bound(evaluate(m, x, schedule=WIDE, decoder=GaussianDecoder(), seed=seed).total, oracle.dims)
-    yield "ODE, exact trace", truth, lambda m: _numbers(ode_likelihood(m, x, trace=Exact(), **continuous))
+    yield (
+        "bound",
+        truth,
+        lambda m: _bound(
+            evaluate(m, x, schedule=WIDE, decoder=GaussianDecoder(), seed=seed).total, oracle.dims
+        ),
+    )
+    yield (
+        "ODE, exact trace",
+        truth,
+        lambda m: _numbers(ode_likelihood(m, x, trace=Exact(), **continuous)),
+    )
     if oracle.dims > 1:
-        yield "ODE, Hutchinson", truth, lambda m: _numbers(ode_likelihood(m, x, trace=Hutchinson(), seed=seed, **continuous))
-    yield "I-MMSE", truth, lambda m: _numbers(immse(m, x, schedule=WIDE, gaussian=gaussian, seed=seed))
+        yield (
+            "ODE, Hutchinson",
+            truth,
+            lambda m: _numbers(ode_likelihood(m, x, trace=Hutchinson(), seed=seed, **continuous)),
+        )
+    yield (
+        "I-MMSE",
+        truth,
+        lambda m: _numbers(immse(m, x, schedule=WIDE, gaussian=gaussian, seed=seed)),
+    )
     if oracle.dims == 1:
         chain: dict[str, Any] = {"schedule": CHAIN, "decoder": GaussianDecoder(), "steps": 16}
         exact = -chain_log_prob(oracle, x, **chain).mean().item()
@@ -202,14 +276,13 @@ def _numbers(found: Replicated) -> tuple[float, float]:
 
 
 class _Counted(nn.Module):
-    """A model that counts the rows it has seen and gets them in the dtype of its own parameters; a module, so that evaluation mode
-    reaches what it holds."""
+    """A model that counts the rows it has seen and gets them in the dtype of its own parameters; a
+    module, so that evaluation mode reaches what it holds."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model, self.rows = model, 0
-        weights = [p.dtype for p in self.parameters() if p.is_floating_point()]
-        self.dtype = weights[0] if weights else None
+        self.dtype = weights_dtype(model)
 
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
         self.rows += len(z)

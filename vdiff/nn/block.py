@@ -1,4 +1,5 @@
-"""What U-Nets are made of: residual blocks that are told the noise level, attention, norms, initial weights."""
+"""What U-Nets are made of: residual blocks that are told the noise level, attention, norms,
+initial weights."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,17 +11,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as compute_again
 
-from vdiff.errors import readable
+from vdiff.errors import check_positive_int, finite, must, readable
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 class Block(nn.Module):
-    """Norm, swish and 3×3 convolution, twice, around them a residual; the embedding of the noise level enters in between.
+    """Norm, swish and 3×3 convolution, twice, around them a residual; the embedding of the noise
+    level enters in between.
 
-    With `scale_shift` the embedding scales and shifts the second norm (iDDPM), without it is added before that norm (DDPM,
-    VDM). With `heads`, attention over all pixels follows. With `checkpoint` only the input is kept for the backward
-    pass, and the rest computed again, with the same dropout.
+    With `scale_shift` the embedding scales and shifts the second norm (iDDPM), without it is added
+    before that norm (DDPM, VDM). With `heads`, attention over all pixels follows. With
+    `checkpoint` only the input is kept for the backward pass, and the rest computed again, with
+    the same dropout.
 
     >>> Block(16, 32, embedding=8)(torch.zeros(2, 16, 4, 4), torch.zeros(2, 8)).shape
     torch.Size([2, 32, 4, 4])
@@ -41,15 +44,24 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift, self.checkpoint = scale_shift, checkpoint
-        self.norm1, self.norm2 = group_norm(channels_in, groups, eps), group_norm(channels, groups, eps)
+        self.norm1, self.norm2 = (
+            group_norm(channels_in, groups, eps),
+            group_norm(channels, groups, eps),
+        )
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.modulate = nn.Linear(embedding, (2 if scale_shift else 1) * channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
-        self.skip = nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
-        self.attention = Attention(channels, heads, groups=groups, eps=eps) if heads else nn.Identity()
+        self.skip = (
+            nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
+        )
+        self.attention = (
+            Attention(channels, heads, groups=groups, eps=eps) if heads else nn.Identity()
+        )
 
-    def forward(self, h: Float[Tensor, "batch c_in h w"], embedding: Float[Tensor, "batch e"]) -> Float[Tensor, "batch c_out h w"]:
+    def forward(
+        self, h: Float[Tensor, "batch c_in h w"], embedding: Float[Tensor, "batch e"]
+    ) -> Float[Tensor, "batch c_out h w"]:
         if self.checkpoint and torch.is_grad_enabled():
             out: Tensor = compute_again(self._forward, h, embedding, use_reentrant=False)
             return out
@@ -76,16 +88,42 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int, *, groups: int = 8, eps: float = 1e-5) -> None:
         super().__init__()
+        check_positive_int("Attention", "heads", heads)
+        if channels % heads:
+            raise ValueError(must("Attention", "heads", f"divide its {channels} channels", heads))
         self.heads = heads
         self.norm = group_norm(channels, groups, eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, h: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
-        q, k, v = rearrange(self.qkv(self.norm(h)), "b (qkv heads c) y x -> qkv b heads (y x) c", qkv=3, heads=self.heads)
-        mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads (y x) c -> b (heads c) y x", y=h.shape[-2])
+        q, k, v = rearrange(
+            self.qkv(self.norm(h)),
+            "b (qkv heads c) y x -> qkv b heads (y x) c",
+            qkv=3,
+            heads=self.heads,
+        )
+        mixed = rearrange(
+            F.scaled_dot_product_attention(q, k, v),
+            "b heads (y x) c -> b (heads c) y x",
+            y=h.shape[-2],
+        )
         out: Tensor = h + self.out(mixed)
         return out
+
+
+def check_sizes(network: str, dropout: float = 0.0, **sizes: int | None) -> None:
+    """Raise unless each size is None or an int of at least 1, and the dropout is a probability.
+
+    >>> check_sizes("UNet", width=0)
+    Traceback (most recent call last):
+    ValueError: UNet: argument 'width' must be at least 1; got 0
+    """
+    for name, size in sizes.items():
+        if size is not None:
+            check_positive_int(network, name, size)
+    if finite(network, "dropout", dropout, at_least=0.0) > 1:
+        raise ValueError(must(network, "dropout", "be a probability, at most 1", dropout))
 
 
 def group_norm(channels: int, groups: int = 8, eps: float = 1e-5) -> nn.GroupNorm:
@@ -112,7 +150,8 @@ def zero(layer: Layer) -> Layer:
 
 
 def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
-    """Draw the weights of all convolutions and linear layers anew, biases at zero; what starts at zero stays there.
+    """Draw the weights of all convolutions and linear layers anew, biases at zero; what starts at
+    zero stays there.
 
     >>> layer = torch.nn.Linear(2, 2)
     >>> start(layer, torch.nn.init.eye_)
@@ -120,10 +159,14 @@ def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
     ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
     """
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear) and readable(layer.weight) and layer.weight.any():
+        if (
+            isinstance(layer, nn.Conv2d | nn.Linear)
+            and readable(layer.weight)
+            and layer.weight.any()
+        ):
             draw(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
 
-__all__ = ["Attention", "Block", "group_norm", "start", "zero"]
+__all__ = ["Attention", "Block", "check_sizes", "group_norm", "start", "zero"]

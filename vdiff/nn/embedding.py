@@ -8,15 +8,16 @@ from torch import Tensor, nn
 
 from vdiff.denoiser import logsnr_time
 from vdiff.errors import must
-from vdiff.gaussian import wide
+from vdiff.gaussian import RestorableModule, wide
 from vdiff.loss import full_precision
 
 
-class FourierFeatures(nn.Module):
-    """sin and cos of a (batch,) noise level at geometric frequencies; (batch, features), in float32 at least.
+class FourierFeatures(RestorableModule):
+    """sin and cos of a (batch,) noise level at geometric frequencies; (batch, features), in
+    float32 at least.
 
-    The level is λ, or a function `of` it: `ScaledGamma()`, `TableStep(table)`. The defaults resolve log-SNR over
-    [−20, 20]: periods from 100 down to 1.5.
+    The level is λ, or a function `of` it: `ScaledGamma()`, `TableStep(table)`. The defaults
+    resolve log-SNR over [−20, 20]: periods from 100 down to 1.5.
 
     >>> FourierFeatures(32)(torch.zeros(4)).shape
     torch.Size([4, 32])
@@ -25,17 +26,33 @@ class FourierFeatures(nn.Module):
     frequencies: Tensor
 
     def __init__(
-        self, features: int = 32, longest: float = 100.0, shortest: float = 1.5, *, of: Callable[[Tensor], Tensor] = logsnr_time
+        self,
+        features: int = 32,
+        longest: float = 100.0,
+        shortest: float = 1.5,
+        *,
+        of: Callable[[Tensor], Tensor] = logsnr_time,
     ) -> None:
         super().__init__()
         if features % 2:
-            raise ValueError(must("FourierFeatures", "features", "be even, a sine and a cosine each", features))
-        exponent = torch.linspace(0, 1, features // 2, dtype=torch.float64)
-        frequencies = 2 * torch.pi / (longest * (shortest / longest) ** exponent)
-        self.register_buffer("frequencies", frequencies.float())
-        self.features, self.of = features, of
+            raise ValueError(
+                must("FourierFeatures", "features", "be even, a sine and a cosine each", features)
+            )
+        self.features, self.of, self._periods = features, of, (longest, shortest)
         table = getattr(of, "schedule", None)
-        self.table = table if isinstance(table, nn.Module) else None  # so that a table moves with the network
+        self.table = (
+            table if isinstance(table, nn.Module) else None
+        )  # so that a table moves with the network
+        self.register_buffer("frequencies", torch.empty(features // 2, dtype=torch.float32))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        longest, shortest = self._periods
+        place, count = self.frequencies.device, len(self.frequencies)
+        exponent = torch.linspace(0, 1, count, dtype=torch.float64, device=place)
+        self.frequencies.copy_(2 * torch.pi / (longest * (shortest / longest) ** exponent))
 
     def forward(self, logsnr: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
         with full_precision(logsnr.device):

@@ -1,23 +1,27 @@
-"""A head for data on a grid of levels: the network says how likely each level is, Bayes' rule does the rest."""
+"""A head for data on a grid of levels: the network says how likely each level is, Bayes' rule does
+the rest."""
 
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdiff.decoder import Levels
 from vdiff.errors import checking, must
+from vdiff.gaussian import RestorableModule
 from vdiff.loss import full_precision
 
 
-class LevelHead(nn.Module):
-    """x̂ = Σ_k x_k softmax_k( logits_k(z, λ) − ½ e^λ (z/α − x_k)² ): a network that predicts x (use it with `X()`).
+class LevelHead(RestorableModule):
+    """x̂ = Σ_k x_k softmax_k( logits_k(z, λ) − ½ e^λ (z/α − x_k)² ): a network that predicts x
+    (use it with `X()`).
 
-    `network` returns `levels` logits for each channel, (batch, channels·levels, …): what the other pixels say about
-    this one. The pixel's own noisy value is added in closed form, so that at high log-SNR, where x̂ only has to be
-    rounded to the grid, the denoiser is exact from the start and the network learns the rest. It knows the levels of the
-    data, as VDM's Fourier features and categorical decoder do; the bound it gives is a bound like any other.
+    `network` returns `levels` logits for each channel, (batch, channels·levels, …): what the other
+    pixels say about this one. The pixel's own noisy value is added in closed form, so that at high
+    log-SNR, where x̂ only has to be rounded to the grid, the denoiser is exact from the start and
+    the network learns the rest. It knows the levels of the data, as VDM's Fourier features and
+    categorical decoder do; the bound it gives is a bound like any other.
 
     >>> from vdiff import Categorical
     >>> head = LevelHead(lambda z, logsnr: torch.zeros(1, 4, 1, 1), Categorical(levels=4))
@@ -30,20 +34,32 @@ class LevelHead(nn.Module):
     def __init__(self, network: Callable[..., Tensor], decoder: Levels) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("grid", decoder.grid, persistent=False)
+        self.register_constructed("grid", decoder.grid, persistent=False)
 
     def forward(
-        self, z: Float[Tensor, "batch channels *size"], logsnr: Float[Tensor, " batch"], **condition: Tensor
+        self,
+        z: Float[Tensor, "batch channels *size"],
+        logsnr: Float[Tensor, " batch"],
+        **condition: Tensor,
     ) -> Float[Tensor, "batch channels *size"]:
         logits = self.network(z, logsnr, **condition)
         levels, shape = len(self.grid), (z.shape[0], z.shape[1] * len(self.grid), *z.shape[2:])
         if checking() and logits.shape != shape:
-            raise ValueError(must("LevelHead", "network", f"return channels × levels logits, shape {shape}", tuple(logits.shape)))
+            raise ValueError(
+                must(
+                    "LevelHead",
+                    "network",
+                    f"return channels × levels logits, shape {shape}",
+                    tuple(logits.shape),
+                )
+            )
         with full_precision(z.device):
             column = logsnr.view(-1, *(1 for _ in range(z.ndim)))
             grid = self.grid.to(z.dtype).view(levels, *(1 for _ in range(z.ndim - 2)))
             clean = z[:, :, None] * torch.rsqrt(torch.sigmoid(column))
             fit = -0.5 * torch.exp(column) * (clean - grid).square()
-            share = (logits.view(z.shape[0], z.shape[1], levels, *z.shape[2:]).to(z.dtype) + fit).softmax(2)
+            share = (
+                logits.view(z.shape[0], z.shape[1], levels, *z.shape[2:]).to(z.dtype) + fit
+            ).softmax(2)
             x: Tensor = (share * grid).sum(2)
             return x

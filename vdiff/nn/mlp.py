@@ -4,11 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff.nn.block import check_sizes
 from vdiff.nn.embedding import FourierFeatures
 
 
 class MLP(nn.Module):
-    """Points (batch, dims) and their noise level (batch,) to (batch, `dims_out`), through `depth` hidden layers.
+    """Points (batch, dims) and their noise level (batch,) to (batch, `dims_out`), through `depth`
+    hidden layers.
 
     >>> network = MLP(2)
     >>> sum(p.numel() for p in network.parameters())
@@ -17,14 +19,25 @@ class MLP(nn.Module):
     torch.Size([4, 2])
     """
 
-    def __init__(self, dims: int, *, dims_out: int | None = None, width: int = 128, depth: int = 3, features: int = 32) -> None:
+    def __init__(
+        self,
+        dims: int,
+        *,
+        dims_out: int | None = None,
+        width: int = 128,
+        depth: int = 3,
+        features: int = 32,
+    ) -> None:
         super().__init__()
+        check_sizes("MLP", dims=dims, dims_out=dims_out or None, width=width)
         self.time = FourierFeatures(features)
         layers: list[nn.Module] = [nn.Linear(dims + features, width), nn.SiLU()]
         for _ in range(depth - 1):
             layers += [nn.Linear(width, width), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, dims_out or dims))
 
-    def forward(self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]) -> Float[Tensor, "batch dims_out"]:
+    def forward(
+        self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch dims_out"]:
         out: Tensor = self.layers(torch.cat([z, self.time(logsnr).to(z.dtype)], 1))
         return out

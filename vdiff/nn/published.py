@@ -1,4 +1,5 @@
-"""The networks of published CIFAR-10 results, as published: their sizes, their initial weights, what they are told."""
+"""The networks of published CIFAR-10 results, as published: their sizes, their initial weights,
+what they are told."""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +12,23 @@ from torch import Tensor, nn
 
 from vdiff.denoiser import ScaledGamma, TableStep
 from vdiff.errors import checking, must
-from vdiff.nn.block import Block, group_norm, start, zero
+from vdiff.nn.block import Block, check_sizes, group_norm, start, zero
 from vdiff.nn.embedding import FourierFeatures
 from vdiff.nn.unet import UNet
 from vdiff.schedule import Tabulated
 
 
 class VDMUNet(nn.Module):
-    """VDM's network: `depth` and `depth` + 1 residual blocks at full resolution, skips across, nothing halved; 30.58 M parameters.
+    """VDM's network: `depth` and `depth` + 1 residual blocks at full resolution, skips across,
+    nothing halved; 30.58 M parameters.
 
-    It sees z together with sin and cos of 2ⁿ·2πz, n = 6 and 7, by which it reads the last bits of a grey level at high
-    log-SNR, and γ = −λ scaled to [0, 1] between `logsnr_max` and `logsnr_min`. z is added to its output, an ε̂: use it with
-    `Eps()`. `augmented` (batch,) tells which images were flipped or turned; 0 where it is not given. With augmentation, VDM
-    takes width 256 and dropout 0.05. Those features need z in float32: for half precision, `torch.autocast`. With 0 `heads` there is
-    no attention in the middle, which on a CPU takes most of a small network's time.
+    It sees z together with sin and cos of 2ⁿ·2πz, n = 6 and 7, by which it reads the last bits of
+    a grey level at high log-SNR, and γ = −λ scaled to [0, 1] between `logsnr_max` and
+    `logsnr_min`. z is added to its output, an ε̂: use it with `Eps()`. `augmented` (batch,) tells
+    which images were flipped or turned; 0 where it is not given. With augmentation, VDM takes
+    width 256 and dropout 0.05. Those features need z in float32: for half precision,
+    `torch.autocast`. With 0 `heads` there is no attention in the middle, which on a CPU takes most
+    of a small network's time.
 
     Variational Diffusion Models, arXiv:2107.00630, appendix B, and the authors' code.
 
@@ -46,24 +50,41 @@ class VDMUNet(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        check_sizes("VDMUNet", dropout, channels=channels, width=width)
         wide = 4 * width
         # the authors scale to [0, 1000] and take frequencies from 1 to 1e-4
-        self.time = FourierFeatures(width, 2 * math.pi * 10, 2 * math.pi / 1000, of=ScaledGamma(logsnr_max, logsnr_min))
-        self.embed = nn.Sequential(nn.Linear(width + 1, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU())
+        self.time = FourierFeatures(
+            width, 2 * math.pi * 10, 2 * math.pi / 1000, of=ScaledGamma(logsnr_max, logsnr_min)
+        )
+        self.embed = nn.Sequential(
+            nn.Linear(width + 1, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU()
+        )
         block = partial(
-            Block, channels=width, embedding=wide, dropout=dropout, scale_shift=False, groups=32, eps=1e-6, checkpoint=checkpoint
+            Block,
+            channels=width,
+            embedding=wide,
+            dropout=dropout,
+            scale_shift=False,
+            groups=32,
+            eps=1e-6,
+            checkpoint=checkpoint,
         )
         self.first = nn.Conv2d(5 * channels, width, 3, padding=1)
         self.down = nn.ModuleList(block(width) for _ in range(depth))
         self.middle1, self.middle2 = block(width, heads=heads), block(width)
         self.up = nn.ModuleList(block(2 * width) for _ in range(depth + 1))
-        self.last = nn.Sequential(group_norm(width, 32, 1e-6), nn.SiLU(), zero(nn.Conv2d(width, channels, 3, padding=1)))
+        self.last = nn.Sequential(
+            group_norm(width, 32, 1e-6), nn.SiLU(), zero(nn.Conv2d(width, channels, 3, padding=1))
+        )
         for each in (*self.down, self.middle1, self.middle2, *self.up):
             each.modulate = zero(nn.Linear(wide, width, bias=False))
         start(self, _lecun_normal)
 
     def forward(
-        self, z: Float[Tensor, "batch c h w"], logsnr: Float[Tensor, " batch"], augmented: Float[Tensor, " batch"] | None = None
+        self,
+        z: Float[Tensor, "batch c h w"],
+        logsnr: Float[Tensor, " batch"],
+        augmented: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
         if checking() and z.dtype in (torch.float16, torch.bfloat16):
             hint = "its features turn 128 times over a unit of z: keep the weights in float32 and run it under torch.autocast"
@@ -84,10 +105,11 @@ class VDMUNet(nn.Module):
 
 
 class DDPMUNet(UNet):
-    """DDPM's network, 35.75 M parameters: four resolutions, two blocks each, one-head attention at 16×16. Use it with `Eps()`.
+    """DDPM's network, 35.75 M parameters: four resolutions, two blocks each, one-head attention at
+    16×16. Use it with `Eps()`.
 
-    It is told the step of DDPM's β table that λ stands for, fractional between two; another table or schedule is
-    `time=FourierFeatures(128, …)`.
+    It is told the step of DDPM's β table that λ stands for, fractional between two; another table
+    or schedule is `time=FourierFeatures(128, …)`.
 
     Denoising Diffusion Probabilistic Models, arXiv:2006.11239, appendix B, and the authors' code.
 
@@ -119,7 +141,10 @@ class DDPMUNet(UNet):
             heads=1,
             dropout=dropout,
             labels=labels,
-            time=time or FourierFeatures(width, 2 * math.pi * 1e4, 2 * math.pi, of=TableStep(Tabulated.linear_betas())),
+            time=time
+            or FourierFeatures(
+                width, 2 * math.pi * 1e4, 2 * math.pi, of=TableStep(Tabulated.linear_betas())
+            ),
             embedding=4 * width,
             scale_shift=False,
             groups=32,
@@ -128,16 +153,19 @@ class DDPMUNet(UNet):
         )
         # TensorFlow's "same" padding of a strided convolution: nothing before, one behind
         wide = [width * multiplier for multiplier in multipliers[:-1]]
-        self.shrink = nn.ModuleList(nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(c, c, 3, stride=2)) for c in wide)
+        self.shrink = nn.ModuleList(
+            nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(c, c, 3, stride=2)) for c in wide
+        )
         start(self, nn.init.xavier_uniform_)
 
 
 class IDDPMUNet(UNet):
-    """iDDPM's network with a learned variance, so with twice the channels: three blocks each at four resolutions, attention with
-    four heads at 16×16 and 8×8, the embedding as scale and shift; 52.55 M parameters.
+    """iDDPM's network with a learned variance, so with twice the channels: three blocks each at
+    four resolutions, attention with four heads at 16×16 and 8×8, the embedding as scale and shift;
+    52.55 M parameters.
 
-    Use it as `Denoiser(IDDPMUNet(), Eps(), variance=Range())`. It is told the step of iDDPM's cosine table of 4,000
-    levels that λ stands for, divided by 4.
+    Use it as `Denoiser(IDDPMUNet(), Eps(), variance=Range())`. It is told the step of iDDPM's
+    cosine table of 4,000 levels that λ stands for, divided by 4.
 
     Improved Denoising Diffusion Probabilistic Models, arXiv:2102.09672, and the authors' code.
 
@@ -170,7 +198,10 @@ class IDDPMUNet(UNet):
             heads=4,
             dropout=dropout,
             labels=labels,
-            time=time or FourierFeatures(width, longest, 2 * math.pi * 4, of=TableStep(Tabulated.cosine_betas(4000))),
+            time=time
+            or FourierFeatures(
+                width, longest, 2 * math.pi * 4, of=TableStep(Tabulated.cosine_betas(4000))
+            ),
             embedding=4 * width,
             groups=32,
             checkpoint=checkpoint,
@@ -186,7 +217,9 @@ def _last_bits(z: Tensor) -> Tensor:
 
 def _lecun_normal(weight: Tensor) -> Tensor:
     """A normal of variance 1/fan-in, cut at two standard deviations: flax's default."""
-    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # the deviation that is left after the cut
+    std = (
+        weight[0].numel() ** -0.5 / 0.87962566103423978
+    )  # the deviation that is left after the cut
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 

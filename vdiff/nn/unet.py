@@ -1,4 +1,5 @@
-"""The U-Net: residual blocks at several resolutions, halving and doubling in between, with skips across."""
+"""The U-Net: residual blocks at several resolutions, halving and doubling in between, with skips
+across."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,17 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import checking, must, readable
-from vdiff.nn.block import Block, group_norm, zero
+from vdiff.nn.block import Block, check_sizes, group_norm, zero
 from vdiff.nn.embedding import FourierFeatures
 
 
 class UNet(nn.Module):
-    """Images (batch, channels, height, width) and their noise level to (batch, `channels_out`, height, width).
+    """Images (batch, channels, height, width) and their noise level to (batch, `channels_out`,
+    height, width).
 
-    `blocks` residual blocks per resolution, `width` × each of `multipliers` channels, halving in between; attention in
-    the middle and behind each block of the resolutions `attention` (0 is the finest). With `labels`, it takes `label`
-    (batch,) in [0, labels) as a condition. The defaults make a small network; `time` says how it sees the noise level,
-    `embedding` how wide the layers behind that are, and `scale_shift`, `groups`, `eps` and `checkpoint` are those of
+    `blocks` residual blocks per resolution, `width` × each of `multipliers` channels, halving in
+    between; attention in the middle and behind each block of the resolutions `attention` (0 is the
+    finest). With `labels`, it takes `label` (batch,) in [0, labels) as a condition. The defaults
+    make a small network; `time` says how it sees the noise level, `embedding` how wide the layers
+    behind that are, and `scale_shift`, `groups`, `eps` and `checkpoint` are those of
     `vdiff.nn.block.Block`.
 
     >>> network = UNet(1, width=16, multipliers=(1, 2))
@@ -47,13 +50,28 @@ class UNet(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        check_sizes(name, dropout, channels=channels, width=width, labels=labels)
+        check_sizes(name, channels_out=channels_out or None, embedding=embedding or None)
+        for multiplier in multipliers:
+            check_sizes(name, multipliers=multiplier)
         self.levels, self.blocks = len(multipliers), blocks
         wide = embedding or 2 * width
         self.time = time or FourierFeatures(2 * width)
-        self.embed = nn.Sequential(nn.Linear(self.time.features, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU())
+        self.embed = nn.Sequential(
+            nn.Linear(self.time.features, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU()
+        )
         self.label = None if labels is None else nn.Embedding(labels, wide)
 
-        block = partial(Block, embedding=wide, dropout=dropout, scale_shift=scale_shift, groups=groups, eps=eps, checkpoint=checkpoint)
+        block = partial(
+            Block,
+            embedding=wide,
+            dropout=dropout,
+            scale_shift=scale_shift,
+            groups=groups,
+            eps=eps,
+            checkpoint=checkpoint,
+        )
         attends = [heads if i in attention else 0 for i in range(self.levels)]
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -74,19 +92,48 @@ class UNet(nn.Module):
                 now = width * multiplier
             if i > 0:
                 self.grow.append(nn.Conv2d(now, now, 3, padding=1))
-        self.last = nn.Sequential(group_norm(now, groups, eps), nn.SiLU(), zero(nn.Conv2d(now, channels_out or channels, 3, padding=1)))
+        self.last = nn.Sequential(
+            group_norm(now, groups, eps),
+            nn.SiLU(),
+            zero(nn.Conv2d(now, channels_out or channels, 3, padding=1)),
+        )
 
     def forward(
-        self, z: Float[Tensor, "batch c h w"], logsnr: Float[Tensor, " batch"], label: Tensor | None = None
+        self,
+        z: Float[Tensor, "batch c h w"],
+        logsnr: Float[Tensor, " batch"],
+        label: Tensor | None = None,
     ) -> Float[Tensor, "batch c_out h w"]:
         if z.shape[-1] % 2 ** (self.levels - 1) or z.shape[-2] % 2 ** (self.levels - 1):
-            raise ValueError(must("UNet", "z", f"have height and width divisible by {2 ** (self.levels - 1)}", tuple(z.shape)))
+            raise ValueError(
+                must(
+                    "UNet",
+                    "z",
+                    f"have height and width divisible by {2 ** (self.levels - 1)}",
+                    tuple(z.shape),
+                )
+            )
         embedding = self.embed(self.time(logsnr).to(self.embed[0].weight.dtype))
         if self.label is None and label is not None:
-            raise ValueError(must("UNet", "label", "be left out: the network was made without labels", "one", "UNet(…, labels=n)"))
+            raise ValueError(
+                must(
+                    "UNet",
+                    "label",
+                    "be left out: the network was made without labels",
+                    "one",
+                    "UNet(…, labels=n)",
+                )
+            )
         if self.label is not None:
             if label is None:
-                raise ValueError(must("UNet", "label", f"be given: the network was made for {self.label.num_embeddings} labels", None))
+                raise ValueError(
+                    must(
+                        "UNet",
+                        "label",
+                        f"be given: the network was made for {self.label.num_embeddings} labels",
+                        None,
+                    )
+                )
             if (
                 checking()
                 and readable(label)
@@ -94,7 +141,12 @@ class UNet(nn.Module):
                 and not ((label >= 0) & (label < self.label.num_embeddings)).all()
             ):
                 raise ValueError(
-                    must("UNet", "label", f"lie in 0 … {self.label.num_embeddings - 1}", f"values from {label.min()} to {label.max()}")
+                    must(
+                        "UNet",
+                        "label",
+                        f"lie in 0 … {self.label.num_embeddings - 1}",
+                        f"values from {label.min()} to {label.max()}",
+                    )
                 )
             embedding = embedding + self.label(label)
         h = self.first(z)

@@ -1,8 +1,9 @@
 """Which noise levels a sampler visits: rows of log-SNR that rise from noise to data, in float64.
 
-Any schedule is a grid, whatever a model was trained with: `Linear` is uniform in λ, `Cosine` in the angle arctan σ/α,
-`OptimalTransport` in rectified flow's t, `Karras` in σ^{1/ρ}, a `Tabulated` in its own steps. `steps` counts the levels visited
-before data; from the last one, x̂ is the step to data.
+Any schedule is a grid, whatever a model was trained with: `Linear` is uniform in λ, `Cosine` in
+the angle arctan σ/α, `OptimalTransport` in rectified flow's t, `Karras` in σ^{1/ρ}, a `Tabulated`
+in its own steps. `steps` counts the levels visited before data; from the last one, x̂ is the step
+to data.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from vdiff.errors import check_positive_int, must
 from vdiff.gaussian import wide
-from vdiff.schedule import Schedule, Truncated
+from vdiff.schedule import Schedule, Shifted, Tabulated, Truncated
 from vdiff.schedule.base import check_schedule, home
 from vdiff.schedule.law import Logistic
 
@@ -22,7 +23,8 @@ Grid = Tensor | np.ndarray | Sequence[float]
 
 
 def uniform(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
-    """The schedule at `steps` equidistant times from t = 1 to t = 0, both included; one step is t = 1 alone.
+    """The schedule at `steps` equidistant times from t = 1 to t = 0, both included; one step is t
+    = 1 alone.
 
     >>> from vdiff import Linear
     >>> uniform(Linear(10.0, -10.0), 3)
@@ -32,33 +34,56 @@ def uniform(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
 
 
 def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
-    """t = 1, 1 − 1/N, …, 1/N: from λ_min, and from 1/N to data at once. For few steps on a long chain's schedule
-    (Lin et al., arXiv:2305.08891, section 3.3).
+    """t = 1, 1 − 1/N, …, 1/N: from λ_min, and from 1/N to data at once. For few steps on a long
+    chain's schedule (Lin et al., arXiv:2305.08891, section 3.3).
 
-    >>> from vdiff import Linear
+    On a table of n levels these are levels of its own: those of the steps round(n − i n/N) − 1, i
+    = 0 … N − 1.
+
+    >>> from vdiff import Linear, Tabulated
     >>> trailing(Linear(10.0, -10.0), 4)
     tensor([-10.,  -5.,   0.,   5.], dtype=torch.float64)
+    >>> table = Tabulated.linear_betas()
+    >>> torch.equal(trailing(table, 4), table.table[[999, 749, 499, 249]])
+    True
     """
-    return _at(schedule, steps, "trailing")
+    table = _table(schedule, steps, "trailing")
+    if table is None:
+        return _at(schedule, steps, "trailing")
+    # in NumPy, as diffusers does it: halves are rounded as there
+    ends = np.round(np.arange(len(table), 0, -len(table) / steps)[:steps])
+    return table[torch.from_numpy(ends.astype(np.int64) - 1)]
 
 
 def leading(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
-    """t = 1 − 1/N, …, 1/N, 0: DDPM's and DDIM's own spacing. It starts above λ_min, where z is not yet N(0, I): published
-    numbers use it, `trailing` is the better one (arXiv:2305.08891, section 3.3).
+    """t = 1 − 1/N, …, 1/N, 0: DDPM's and DDIM's own spacing. It starts above λ_min, where z is not
+    yet N(0, I): published numbers use it, `trailing` is the better one (arXiv:2305.08891, section
+    3.3).
 
-    >>> from vdiff import Linear
+    On a table of n levels these are levels of its own: those of the steps (N − 1) r, …, 2 r, r, 0
+    with r = ⌊n/N⌋.
+
+    >>> from vdiff import Linear, Tabulated
     >>> leading(Linear(10.0, -10.0), 4)
     tensor([-5.,  0.,  5., 10.], dtype=torch.float64)
+    >>> table = Tabulated.linear_betas()
+    >>> torch.equal(leading(table, 4), table.table[[750, 500, 250, 0]])
+    True
     """
-    return _at(schedule, steps, "leading", skip=1)
+    table = _table(schedule, steps, "leading")
+    if table is None:
+        return _at(schedule, steps, "leading", skip=1)
+    return table[torch.arange(steps - 1, -1, -1) * (len(table) // steps)]
 
 
 def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
-    """The schedule to sample with when evaluations are few: a logistic law in λ, of mean ½ and scale 2.4.
+    """The schedule to sample with when evaluations are few: a logistic law in λ, of mean ½ and
+    scale 2.4.
 
-    Rectified flow's own grid is the law of mean 0 and scale 2. Mean and scale were chosen on Gaussian mixtures of 2 and 16
-    dimensions, with `adams`, for the fewest evaluations to a given error (`benchmarks/step_order.py`); data of unit scale.
-    The ends are those of `Karras()`, σ from 80 down to 0.002.
+    Rectified flow's own grid is the law of mean 0 and scale 2. Mean and scale were chosen on
+    Gaussian mixtures of 2 and 16 dimensions, with `adams`, for the fewest evaluations to a given
+    error (`benchmarks/step_order.py`); data of unit scale. The ends are those of `Karras()`, σ
+    from 80 down to 0.002.
 
     >>> few_steps()(torch.tensor([0.0, 0.5, 1.0]))
     tensor([12.4000,  0.5641, -8.8000])
@@ -67,17 +92,31 @@ def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
 
 
 def check_levels(function: str, levels: object) -> Tensor:
-    """The levels (a tensor, an array or a list) in float64; raises unless they are one row that rises, noise falling from each to the next."""
-    what, hint = "be one row of log-SNR, floating, with at least one level", "for instance [-10.0, 0.0, 10.0]"
+    """The levels (a tensor, an array or a list) in float64; raises unless they are one row that
+    rises, noise falling from each to the next."""
+    what, hint = (
+        "be one row of log-SNR, floating, with at least one level",
+        "for instance [-10.0, 0.0, 10.0]",
+    )
     if not isinstance(levels, Tensor | np.ndarray | Sequence) or isinstance(levels, str):
         raise TypeError(must(function, "levels", what, repr(levels), hint))
     try:
-        levels = levels.detach().clone() if isinstance(levels, Tensor) else torch.tensor(np.asarray(levels))
+        levels = (
+            levels.detach().clone()
+            if isinstance(levels, Tensor)
+            else torch.tensor(np.asarray(levels))
+        )
     except (TypeError, ValueError):
         raise TypeError(must(function, "levels", what, repr(levels), hint)) from None
     if levels.ndim != 1 or len(levels) == 0 or not levels.is_floating_point():
-        hint = "integer steps of a table are its levels table.table[steps]" if levels.ndim == 1 and len(levels) else hint
-        raise ValueError(must(function, "levels", what, f"shape {tuple(levels.shape)}, {levels.dtype}", hint))
+        hint = (
+            "integer steps of a table are its levels table.table[steps]"
+            if levels.ndim == 1 and len(levels)
+            else hint
+        )
+        raise ValueError(
+            must(function, "levels", what, f"shape {tuple(levels.shape)}, {levels.dtype}", hint)
+        )
     grid = wide(levels)
     if grid.isnan().any() or (grid == torch.inf).any():
         hint = "the step to data, λ = +∞, is x̂ at the last level and no level of its own"
@@ -91,13 +130,41 @@ def check_levels(function: str, levels: object) -> Tensor:
             if falls
             else "noise must fall at each step"
         )
-        raise ValueError(must(function, "levels", "rise strictly, from noise to data", f"{grid[i]:g} and then {grid[i + 1]:g}", hint))
+        raise ValueError(
+            must(
+                function,
+                "levels",
+                "rise strictly, from noise to data",
+                f"{grid[i]:g} and then {grid[i + 1]:g}",
+                hint,
+            )
+        )
     return grid
 
 
-def _at(schedule: Schedule, steps: int, name: str, *, skip: int = 0, both_ends: bool = False) -> Tensor:
+def _check(name: str, schedule: Schedule, steps: int) -> None:
     check_schedule(name, schedule)
     check_positive_int(name, "steps", steps)
+
+
+def _table(schedule: Schedule, steps: int, name: str) -> Tensor | None:
+    """The levels of a table, shifted or not; None for other schedules, and for more steps than
+    levels.
+    """
+    _check(name, schedule, steps)
+    shift = 0.0
+    while isinstance(schedule, Shifted):
+        shift += schedule.shift
+        schedule = schedule.schedule
+    if not isinstance(schedule, Tabulated) or steps > schedule.steps + 1:
+        return None
+    return schedule.table + shift
+
+
+def _at(
+    schedule: Schedule, steps: int, name: str, *, skip: int = 0, both_ends: bool = False
+) -> Tensor:
+    _check(name, schedule, steps)
     count = torch.arange(skip, skip + steps, dtype=torch.float64, device="cpu")
     parts = max(steps - 1, 1) if both_ends else steps
     with torch.no_grad():

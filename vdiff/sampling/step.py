@@ -1,15 +1,18 @@
-"""Steps from one noise level to the next: plain functions (model, z_t, λ_t, λ_s) → z_s, with λ_s > λ_t.
+"""Steps from one noise level to the next: plain functions (model, z_t, λ_t, λ_s) → z_s, with λ_s >
+λ_t.
 
-A step may look at a `Memory`, handed over as its fifth argument: the predictions at earlier levels and the source of noise.
-It keeps nothing itself. Options are keywords, bound by `functools.partial`: `step=partial(ddim, eta=0.5)`.
+A step may look at a `Memory`, handed over as its fifth argument: the predictions at earlier levels
+and the source of noise. It keeps nothing itself. Options are keywords, bound by
+`functools.partial`: `step=partial(ddim, eta=0.5)`.
 
-Most steps move z along a straight line: with x̂ and ε̂ held, z_s = α_s x̂ + σ_s ε̂. In the network's own units, with its row
-(a, b), h = ½ (λ_s − λ_t) and n = α_t b − σ_t a,
+Most steps move z along a straight line: with x̂ and ε̂ held, z_s = α_s x̂ + σ_s ε̂. In the
+network's own units, with its row (a, b), h = ½ (λ_s − λ_t) and n = α_t b − σ_t a,
 
     z_s = [ (α_s b − σ_s a) z_t + α_s σ_t expm1(−h) ô ] / n
 
-where no term is a difference: for ε̂ the first coefficient is α_s/α_t, for x̂ σ_s/σ_t, for v̂ the cosine of the angle between the
-levels. (DPM-Solver's λ is half of this λ, so that its h is the one above.)
+where no term is a difference: for ε̂ the first coefficient is α_s/α_t, for x̂ σ_s/σ_t, for v̂ the
+cosine of the angle between the levels. (DPM-Solver's λ is half of this λ, so that its h is the one
+above.)
 """
 
 from collections.abc import Callable
@@ -20,9 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, finite, must, readable
+from vdiff.condition import Condition, merged
+from vdiff.errors import checking, finite, must, names_arrays, readable, shown
+from vdiff.gaussian import PURE, alpha, combine, per_example, sigma, wide
 from vdiff.gaussian import Step as ChainStep
-from vdiff.gaussian import alpha, combine, per_example, sigma, wide
 from vdiff.parameterization import Parameterization, Prediction
 from vdiff.reverse import reverse_sample
 from vdiff.sampling.noise import Generators, noise_like
@@ -30,12 +34,12 @@ from vdiff.variance import Optimal, ReverseVariance
 
 Model = Callable[..., Prediction]
 KEPT = 4  # predictions that a memory holds: no step here looks back further
-PURE = -600.0  # stands for λ = −∞ in a chain's step: α is 1e-130 there, and nothing overflows
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a step may know beyond its own two levels: the last predictions, newest at the end, and where noise comes from.
+    """What a step may know beyond its own two levels: the last predictions, newest at the end, and
+    where noise comes from.
 
     >>> Memory().past
     ()
@@ -54,7 +58,8 @@ NOTHING = Memory()
 
 
 class Counted(nn.Module):
-    """A model that counts its own evaluations, and keeps the first prediction since it was last asked.
+    """A model that counts its own evaluations, and keeps the first prediction since it was last
+    asked.
 
     >>> from vdiff import GaussianMixture, Karras, sample
     >>> model = Counted(GaussianMixture([1.0], [[0.0]], [[1.0]]))
@@ -63,9 +68,13 @@ class Counted(nn.Module):
     35
     """
 
-    def __init__(self, model: Model, **condition: Any) -> None:
+    def __init__(self, model: Model, *, condition: Condition = None, **keywords: Any) -> None:
         super().__init__()
-        self.model, self.condition, self.evaluations = model, condition, 0
+        self.model, self.condition, self.evaluations = (
+            model,
+            merged("Counted", condition, keywords),
+            0,
+        )
         self._first: Prediction | None = None
 
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
@@ -87,18 +96,28 @@ class Counted(nn.Module):
         return first
 
 
-def predicted(function: str, model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
+def predicted(
+    function: str, model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]
+) -> Prediction:
     """What the model says; raises where that is no prediction, or one of another shape than z."""
     prediction = model(z, logsnr, **condition)
     if not isinstance(prediction, Prediction):
         hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
-        raise TypeError(must(function, "model", "return a Prediction", type(prediction).__name__, hint))
+        raise TypeError(
+            must(function, "model", "return a Prediction", type(prediction).__name__, hint)
+        )
     if prediction.out.shape != z.shape:
-        came, hint = f"{tuple(prediction.out.shape)} for {tuple(z.shape)}", "it would broadcast in silence"
-        raise ValueError(must(function, "model", "return a prediction of the shape of z", came, hint))
+        came, hint = (
+            f"{tuple(prediction.out.shape)} for {tuple(z.shape)}",
+            "it would broadcast in silence",
+        )
+        raise ValueError(
+            must(function, "model", "return a prediction of the shape of z", came, hint)
+        )
     return prediction
 
 
+@names_arrays
 def ancestral(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -108,13 +127,15 @@ def ancestral(
     *,
     variance: ReverseVariance | None = None,
 ) -> Float[Tensor, "batch *dims"]:
-    """z_s ~ p(z_s | z_t) = N(μ_Q(z_t, x̂), Σ), the chain whose bound `elbo(..., steps=T)` is. One evaluation.
+    """z_s ~ p(z_s | z_t) = N(μ_Q(z_t, x̂), Σ), the chain whose bound `elbo(..., steps=T)` is. One
+    evaluation.
 
-    Σ is the model's own choice, or `variance`: `Posterior()`, `Forward()`, `Optimal(...)`, or, with a head that learned it,
-    `Range()`, `LogVariance()`, `Variance()`. From λ_t = −∞ it is α_s x̂ + σ_s n (n, with `Forward()`).
-    Ho et al., arXiv:2006.11239, algorithm 2.
+    Σ is the model's own choice, or `variance`: `Posterior()`, `Forward()`, `Optimal(...)`, or,
+    with a head that learned it, `Range()`, `LogVariance()`, `Variance()`. From λ_t = −∞ it is α_s
+    x̂ + σ_s n (n, with `Forward()`). Ho et al., arXiv:2006.11239, algorithm 2.
 
-    Raises TypeError for what is no variance, and ValueError for `Optimal(...)` at λ_t = −∞, where no profile reaches.
+    Raises TypeError for what is no variance, and ValueError for `Optimal(...)` at λ_t = −∞, where
+    no profile reaches.
 
     >>> from vdiff import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
@@ -122,18 +143,28 @@ def ancestral(
     torch.Size([1, 1])
     """
     if variance is not None and not isinstance(variance, ReverseVariance):
-        came = f"the class {variance.__name__}" if isinstance(variance, type) else repr(variance)
-        raise TypeError(must("ancestral", "variance", "be a ReverseVariance", came, "an instance, for instance Forward()"))
+        raise TypeError(
+            must(
+                "ancestral",
+                "variance",
+                "be a ReverseVariance",
+                shown(variance),
+                "an instance, for instance Forward()",
+            )
+        )
     now = model(z, logsnr_t)
     if variance is not None:
         now = now.but(variance=variance)
     if isinstance(now.variance, Optimal) and is_at(-torch.inf, logsnr_t):
         hint = "Posterior() or Forward() for the step from pure noise"
-        raise ValueError(must("ancestral", "variance", "be known at λ = −∞", repr(now.variance), hint))
+        raise ValueError(
+            must("ancestral", "variance", "be known at λ = −∞", repr(now.variance), hint)
+        )
     t = wide(logsnr_t).clamp(min=PURE)
     return reverse_sample(now, ChainStep(t, wide(logsnr_s) - t), noise_like(z, memory.generator))
 
 
+@names_arrays
 def ddim(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -143,10 +174,12 @@ def ddim(
     *,
     eta: float = 0.0,
 ) -> Float[Tensor, "batch *dims"]:
-    """z_s = α_s x̂ + σ_s √(1 − η² c) ε̂ + η √c σ_s n, with c = −expm1(λ_t − λ_s). One evaluation, order 1.
+    """z_s = α_s x̂ + σ_s √(1 − η² c) ε̂ + η √c σ_s n, with c = −expm1(λ_t − λ_s). One evaluation,
+    order 1.
 
-    η = 0 draws no noise and is Euler's step of the probability-flow ODE (also DPM-Solver-1 and DPM-Solver++-1); η = 1 is
-    ancestral sampling with the posterior's variance, for any process. Song et al., arXiv:2010.02502, eq. 12 and 16.
+    η = 0 draws no noise and is Euler's step of the probability-flow ODE (also DPM-Solver-1 and
+    DPM-Solver++-1); η = 1 is ancestral sampling with the posterior's variance, for any process.
+    Song et al., arXiv:2010.02502, eq. 12 and 16.
 
     Raises ValueError for η outside [0, 1].
 
@@ -156,18 +189,28 @@ def ddim(
     tensor([[0.9713]])
     """
     if finite("ddim", "eta", eta, at_least=0.0) > 1.0:
-        raise ValueError(must("ddim", "eta", "lie in [0, 1]", eta, "1 is ancestral sampling; more noise than that has no ε̂ left to keep"))
+        raise ValueError(
+            must(
+                "ddim",
+                "eta",
+                "lie in [0, 1]",
+                eta,
+                "1 is ancestral sampling; more noise than that has no ε̂ left to keep",
+            )
+        )
     now = model(z, logsnr_t)
     if eta == 0.0:
         return move(now, logsnr_s)
     high, delta = wide(logsnr_s), wide(logsnr_s) - wide(logsnr_t)
-    # α_s x̂ + q ε̂ is a deterministic move to the cleaner level whose σ/α is q/α_s, scaled to α_s again
+    # α_s x̂ + q ε̂ is a deterministic move to the cleaner level whose σ/α is q/α_s, scaled to α_s
+    # again
     cleaner = high - torch.log((1 - eta**2) + eta**2 * torch.exp(-delta))
     kept = per_example(alpha(high) / alpha(cleaner), z) * move(now, cleaner)
     spread = eta * torch.sqrt(-torch.expm1(-delta)) * sigma(high)
     return kept + per_example(spread, z) * noise_like(z, memory.generator)
 
 
+@names_arrays
 def heun(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -175,11 +218,13 @@ def heun(
     logsnr_s: Float[Tensor, " batch"],
     memory: Memory = NOTHING,
 ) -> Float[Tensor, "batch *dims"]:
-    """EDM's step, Heun's rule in (z/α, σ/α): to λ_s with ε̂, and again with the mean of ε̂ at both ends. Two evaluations,
-    order 2; one to data, λ_s = +∞, which is x̂. Karras et al., arXiv:2206.00364, algorithm 1.
+    """EDM's step, Heun's rule in (z/α, σ/α): to λ_s with ε̂, and again with the mean of ε̂ at both
+    ends. Two evaluations, order 2; one to data, λ_s = +∞, which is x̂. Karras et al.,
+    arXiv:2206.00364, algorithm 1.
 
-    The second move differs from the first by half of what ε̂ changed, which is taken in the network's own units: where noise
-    dominates, x̂ has digits that ε̂ has not. Raises ValueError at λ_t = −∞, where σ/α is infinite.
+    The second move differs from the first by half of what ε̂ changed, which is taken in the
+    network's own units: where noise dominates, x̂ has digits that ε̂ has not. Raises ValueError at
+    λ_t = −∞, where σ/α is infinite.
 
     >>> from vdiff import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
@@ -188,7 +233,13 @@ def heun(
     """
     if is_at(-torch.inf, logsnr_t):
         raise ValueError(
-            must("heun", "logsnr_t", "be above −∞", "-inf", "σ/α is infinite there: ddim or adams take a step from pure noise")
+            must(
+                "heun",
+                "logsnr_t",
+                "be above −∞",
+                "-inf",
+                "σ/α is infinite there: ddim or adams take a step from pure noise",
+            )
         )
     now = model(z, logsnr_t)
     first = move(now, logsnr_s)
@@ -196,13 +247,15 @@ def heun(
         return first
     there, t, s = model(first, logsnr_s), wide(logsnr_t), wide(logsnr_s)
     row = there.parameterization
-    change = there.out - row.target(now.x, now.eps, logsnr_s)  # since x̂ and ε̂ were as they are now
+    # since x̂ and ε̂ were as they are now
+    change = there.out - row.target(now.x, now.eps, logsnr_s)
     half = -0.5 * alpha(s) * sigma(s) * torch.expm1(0.5 * (s - t)) / scale(row, s)
     return torch.addcmul(first, torch.as_tensor(per_example(half, z)), change)
 
 
 def is_at(level: float, logsnr: Tensor) -> bool:
-    """Whether any λ is this one: +∞, clean data, where a step is x̂ and has no higher order, or −∞, pure noise."""
+    """Whether any λ is this one: +∞, clean data, where a step is x̂ and has no higher order, or
+    −∞, pure noise."""
     return checking() and readable(logsnr) and bool((logsnr == level).any())
 
 
@@ -213,7 +266,8 @@ def scale(parameterization: Parameterization, logsnr: Tensor) -> Tensor:
 
 
 def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
-    """z_s = α_s x̂ + σ_s ε̂ with the x̂ and ε̂ of a prediction, computed in its network's own units; exact to λ_s = +∞, where it is x̂."""
+    """z_s = α_s x̂ + σ_s ε̂ with the x̂ and ε̂ of a prediction, computed in its network's own
+    units; exact to λ_s = +∞, where it is x̂."""
     t, s = wide(prediction.logsnr), wide(logsnr_s)
     a, b = prediction.parameterization.row(t)
     of_out = alpha(s) * sigma(t) * torch.expm1(-0.5 * (s - t))

@@ -2,7 +2,17 @@
 
 from vdiff.schedule.adaptive import Adaptive
 from vdiff.schedule.base import Schedule
-from vdiff.schedule.closed import Cosine, Karras, Laplace, LinearBeta, Normal, OptimalTransport, SignalPower, Spectral, Truncated
+from vdiff.schedule.closed import (
+    Cosine,
+    Karras,
+    Laplace,
+    LinearBeta,
+    Normal,
+    OptimalTransport,
+    SignalPower,
+    Spectral,
+    Truncated,
+)
 from vdiff.schedule.derived import Custom, Shifted
 from vdiff.schedule.histogram import Histogram
 from vdiff.schedule.law import Law

@@ -14,14 +14,17 @@ from vdiff.schedule.histogram import Histogram, filled
 
 
 class Adaptive(Histogram):
-    """p(λ) in proportion to the size of the loss by log-SNR, from an exponential moving average over training.
+    """p(λ) in proportion to the size of the loss by log-SNR, from an exponential moving average
+    over training.
 
-        p* ∝ w √E‖e‖⁴   (the density of least variance, the default)      p ∝ w E‖e‖²   (VDM++, `first_moment`)
+        p* ∝ w √E‖e‖⁴   (the density of least variance, the default)      p ∝ w E‖e‖²   (VDM++,
+        `first_moment`)
 
-    Any p gives the same expected loss: it is divided out where it is sampled, and no gradient passes through it. Losses
-    taken with this schedule note what they see; `update()` after each optimizer step, as `vdiff.training.train` calls it,
-    turns the notes into the next p. In between p stands still, on all ranks and in all micro-batches of a step. A loop with
-    a loss of its own notes by `observe`. The weighting is the loss's own: a change of it is learned anew.
+    Any p gives the same expected loss: it is divided out where it is sampled, and no gradient
+    passes through it. Losses taken with this schedule note what they see; `update()` after each
+    optimizer step, as `vdiff.training.train` calls it, turns the notes into the next p. In between
+    p stands still, on all ranks and in all micro-batches of a step. A loop with a loss of its own
+    notes by `observe`. The weighting is the loss's own: a change of it is learned anew.
 
     Args:
         logsnr_max, logsnr_min: the ends, which are fixed.
@@ -55,19 +58,24 @@ class Adaptive(Histogram):
         check_positive_int("Adaptive", "bins", bins)
         check_positive_int("Adaptive", "warmup", warmup)
         super().__init__([1.0] * bins, logsnr_max, logsnr_min)
-        self.decay, self.floor = finite("Adaptive", "decay", decay, at_least=0.0), finite("Adaptive", "floor", floor, above=0.0)
+        self.decay, self.floor = (
+            finite("Adaptive", "decay", decay, at_least=0.0),
+            finite("Adaptive", "floor", floor, above=0.0),
+        )
         for name, share in (("decay", self.decay), ("floor", self.floor)):
             if share > 1:
                 raise ValueError(must("Adaptive", name, "be at most 1", share, "it is a share"))
         self.warmup, self.first_moment = warmup, first_moment
-        self.profile = Profile(self.logsnr_min, self.logsnr_max, bins)  # of w‖e‖²
-        self.noted = Profile(self.logsnr_min, self.logsnr_max, bins)  # since the last update
+        self.profile = _Merged(self.logsnr_min, self.logsnr_max, bins)  # of w‖e‖², over all ranks
+        self.noted = Profile(self.logsnr_min, self.logsnr_max, bins)  # here, since the last update
 
     @property
     def learns_shape(self) -> bool:
         return True
 
-    def look(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor, Follow]:
+    def look(
+        self, t: Tensor, steps: int | None = None, *, pin: bool = True
+    ) -> tuple[Tensor, Tensor, Follow]:
         logsnr, measure = self.levels(t, steps, pin=pin)
         if steps is not None or not (self.training and torch.is_grad_enabled()):
             return logsnr, measure, super().look(t, steps, pin=pin)[2]
@@ -76,7 +84,9 @@ class Adaptive(Histogram):
     def _note(self, logsnr: Tensor, measure: Tensor, loss: Tensor, dims: int) -> Tensor:
         if not transformed(loss):
             self._count_loss()
-            self.observe(logsnr, 2.0 * wide(loss.detach()) / measure)  # the loss is ½ · rate · w‖e‖²
+            self.observe(
+                logsnr, 2.0 * wide(loss.detach()) / measure
+            )  # the loss is ½ · rate · w‖e‖²
         return loss
 
     def observe(self, logsnr: Float[Tensor, " batch"], value: Float[Tensor, " batch"]) -> None:
@@ -85,8 +95,8 @@ class Adaptive(Histogram):
 
     @torch.no_grad()
     def update(self, merge: Merge | None = None) -> None:
-        """Turn what was noted since the last call, summed over ranks by `merge`, into the next p. Notes that hold NaN or
-        infinity are dropped."""
+        """Turn what was noted since the last call, summed over ranks by `merge`, into the next p.
+        Notes that hold NaN or infinity are dropped."""
         self._unread = 0
         sums = self.noted.sums if merge is None else merge(self.noted.sums)
         self.profile.fade(self.decay)
@@ -100,6 +110,13 @@ class Adaptive(Histogram):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", bins={len(self.mass)}"
+
+
+class _Merged(Profile):
+    """What all ranks have seen: the same on each, so that its sums are a buffer as any other."""
+
+    def register_local(self, name: str, tensor: Tensor) -> None:
+        self.register_buffer(name, tensor)
 
 
 __all__ = ["Adaptive"]

@@ -3,16 +3,18 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, checking, finite, must, readable
-from vdiff.gaussian import at_least_float32, moving_only, wide
+from vdiff.errors import check_positive_int, checking, finite, must, names_arrays, readable, shown
+from vdiff.gaussian import PreciseModule, at_least_float32, wide
 
 BISECTIONS = 64
+RESTS = 1e-9  # of the range: a rate at an end that is 0, to rounding
+LEAST = 1e-6  # of the range: stands for a rate of 0, so that p(λ) · rate is 1, not 0 · ∞
 EDGE = 1e-5  # how far beyond an end a rounded float32 λ may lie and still count as inside
 
 UNREAD = 500  # losses without an update, after which a schedule that learns by it says so
@@ -22,19 +24,21 @@ Follow = Callable[[Tensor, int], Tensor]
 Merge = Callable[[Tensor], Tensor]
 
 
-class Schedule(nn.Module):
+class Schedule(PreciseModule):
     """t ∈ [0, 1] ↦ λ, from λ_max at t = 0 (data) down to λ_min at t = 1 (noise).
 
     Two methods make a schedule, written in float64 without a care for shapes or dtypes:
 
         logsnr_at(t)           λ(t), strictly decreasing
-        rate_at(t, logsnr)     −dλ/dt > 0, at the same t and λ
+        rate_at(t, logsnr)     −dλ/dt > 0, at the same t and λ; at t = 0 and at t = 1 it may be 0
 
-    and, where they have closed forms, `time_at(logsnr)` (else by bisection) and `density_at(logsnr)` (else one over
-    the rate). The public methods compute in float64 on the (batch,) vector and round once to the dtype they were given.
-    End points are finite: λ = ±∞ has no bound and no rate.
+    and, where they have closed forms, `time_at(logsnr)` (else by bisection) and
+    `density_at(logsnr)` (else one over the rate). The public methods compute in float64 on the
+    (batch,) vector and round once to the dtype they were given. End points are finite, but for the
+    last level of a table: λ = ±∞ has no bound and no rate.
 
-    A schedule moves only the variance of a loss: E[L] depends on the end points alone (VDM, arXiv:2107.00630, sec. 5.1).
+    A schedule moves only the variance of a loss: E[L] depends on the end points alone (VDM,
+    arXiv:2107.00630, sec. 5.1).
 
     >>> class Quadratic(Schedule):
     ...     def logsnr_at(self, t): return 10 - 5 * (t + t**2)
@@ -48,6 +52,7 @@ class Schedule(nn.Module):
         super().__init__()
         self._ends = check_ends(type(self).__name__, logsnr_max, logsnr_min)
         self._checked = False
+        self._least_rate = 0.0  # what a loss takes for a rate of 0
         self._unread = 0  # losses since the last update
 
     @property
@@ -59,6 +64,17 @@ class Schedule(nn.Module):
     def logsnr_min(self) -> float:
         """λ at t = 1, the noise end."""
         return float(self.ends()[1])
+
+    @property
+    def reaches_noise(self) -> bool:
+        """Whether λ_min is −∞, as the last level of a table may be: `logsnr_at` then has −600 for
+        it.
+
+        >>> from vdiff import Tabulated
+        >>> Tabulated([3.0, 0.0, -math.inf]).reaches_noise
+        True
+        """
+        return not self.learns_ends and self.logsnr_min == -math.inf
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         """λ(t) in the dtype of t."""
@@ -82,7 +98,8 @@ class Schedule(nn.Module):
         return self.rate_at(self.time_at(logsnr), logsnr).reciprocal()
 
     def ends(self, pin: bool = True) -> tuple[Tensor | float, Tensor | float]:
-        """(λ_max, λ_min); numbers where they are fixed, tensors where they are learned, without gradient if pinned."""
+        """(λ_max, λ_min); numbers where they are fixed, tensors where they are learned, without
+        gradient if pinned."""
         return self._ends
 
     @property
@@ -95,16 +112,22 @@ class Schedule(nn.Module):
         """Whether training moves λ(t) between the ends."""
         return False
 
-    def look(self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor, Follow]:
-        """`levels` for a loss to be taken there, and a function through which that loss, (batch,) nats of examples with
-        so many dimensions, is passed before it is handed out: by it a schedule learns. Most return the loss as it is.
+    @names_arrays
+    def look(
+        self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True
+    ) -> tuple[Tensor, Tensor, Follow]:
+        """`levels` for a loss to be taken there, and a function through which that loss, (batch,)
+        nats of examples with so many dimensions, is passed before it is handed out: by it a
+        schedule learns. Most return the loss as it is.
         """
         return *self.levels(t, steps, pin=pin), _as_it_is
 
     def update(self, merge: Merge | None = None) -> None:
-        """Take in what the losses since the last call have shown: to be called once after each optimizer step.
+        """Take in what the losses since the last call have shown: to be called once after each
+        optimizer step.
 
-        `merge` sums a tensor of statistics over ranks (`vdiff.training.over_ranks`). Most schedules have nothing to take in.
+        `merge` sums a tensor of statistics over ranks (`vdiff.training.over_ranks`). Most
+        schedules have nothing to take in.
         """
 
     def _count_loss(self) -> None:
@@ -113,7 +136,10 @@ class Schedule(nn.Module):
             self._unread += 1
             if self._unread == UNREAD:
                 what = f"{type(self).__name__}: {UNREAD} losses, and none was taken in"
-                warnings.warn(f"{what}: call update() of the schedule, or of the Objective, after each optimizer step", stacklevel=2)
+                warnings.warn(
+                    f"{what}: call update() of the schedule, or of the Objective, after each optimizer step",
+                    stacklevel=2,
+                )
 
     def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """λ(t), in the dtype of t (float32 where t is narrower).
@@ -123,7 +149,11 @@ class Schedule(nn.Module):
         tensor(0.)
         """
         self._check_argument("forward", "t", t)
-        return self.logsnr_at(wide(t)).to(at_least_float32(t.dtype))
+        t64 = wide(t)
+        logsnr = self.logsnr_at(t64)
+        if self.reaches_noise:
+            logsnr = logsnr.masked_fill(t64 >= 1, -math.inf)
+        return logsnr.to(at_least_float32(t.dtype))
 
     def rate(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """−dλ/dt at t: positive.
@@ -136,7 +166,9 @@ class Schedule(nn.Module):
         t64 = wide(t)
         return self.rate_at(t64, self.logsnr_at(t64)).to(at_least_float32(t.dtype))
 
-    def inverse(self, logsnr: Float[Tensor, "*shape"], *, clamp: bool = False) -> Float[Tensor, "*shape"]:
+    def inverse(
+        self, logsnr: Float[Tensor, "*shape"], *, clamp: bool = False
+    ) -> Float[Tensor, "*shape"]:
         """The time at which the schedule passes λ.
 
         Raises ValueError where λ lies beyond the ends, unless `clamp`, which returns 0 or 1 there.
@@ -162,16 +194,21 @@ class Schedule(nn.Module):
         return self.time_at(wide_logsnr).clamp(0.0, 1.0).to(at_least_float32(logsnr.dtype))
 
     def density(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """p(λ) = −dt/dλ, normalised over [λ_min, λ_max] and zero outside.
+        """p(λ) = −dt/dλ, normalised over [λ_min, λ_max] and zero outside. At an end where the rate
+        is 0 it is infinite; 10⁶/(λ_max − λ_min) stands for that.
 
         >>> from vdiff import Linear
         >>> Linear(13.3, -5.0).density(torch.tensor([0.0, 20.0]))
         tensor([0.0546, 0.0000])
         """
         self._check_argument("density", "logsnr", logsnr)
+        if checking():
+            self.check_once()
         wide_logsnr = wide(logsnr)
-        density = self.density_at(wide_logsnr) * self._inside(wide_logsnr)
-        return density.to(at_least_float32(logsnr.dtype))
+        density = self.density_at(wide_logsnr)
+        if self._least_rate:
+            density = density.clamp(0.0, 1 / self._least_rate)
+        return (density * self._inside(wide_logsnr)).to(at_least_float32(logsnr.dtype))
 
     def delta(self, t: Float[Tensor, "*shape"], steps: int) -> Float[Tensor, "*shape"]:
         """λ_s − λ_t over the step that ends at t, s = t − 1/T, in float64.
@@ -186,8 +223,12 @@ class Schedule(nn.Module):
         t64 = wide(t)
         return self.logsnr_at((t64 - 1 / steps).clamp(min=0.0)) - self.logsnr_at(t64)
 
-    def levels(self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor]:
-        """λ_t and the measure of a uniform draw of t: −dλ/dt, or T·expm1(λ_s − λ_t) on a chain; in float64.
+    @names_arrays
+    def levels(
+        self, t: Float[Tensor, " batch"], steps: int | None = None, *, pin: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """λ_t and the measure of a uniform draw of t: −dλ/dt, or T·expm1(λ_s − λ_t) on a chain; in
+        float64.
 
         With `pin`, learned end points get no gradient from either.
         """
@@ -199,12 +240,13 @@ class Schedule(nn.Module):
             rate = self.rate_at(t64, logsnr)
             if checking():
                 check_returned(f"{type(self).__name__}.rate_at", rate, t64)
-            return logsnr, rate
+            return logsnr, rate.clamp(min=self._least_rate) if self._least_rate else rate
         return logsnr, steps * torch.expm1(self.delta(t64, steps))
 
     def check(self: AnySchedule, points: int = 10_001) -> AnySchedule:
-        """Verify on a dense float64 grid that λ is finite, strictly decreasing, ends where it says, that `rate_at` is its
-        derivative, and `time_at` and `density_at`, where a class has its own, its inverse and one over the rate. Returns self;
+        """Verify on a dense float64 grid that λ is finite, strictly decreasing, ends where it
+        says, that `rate_at` is its derivative, positive but for the two ends, and `time_at` and
+        `density_at`, where a class has its own, its inverse and one over the rate. Returns self;
         raises ValueError at the first t that fails.
 
         >>> from vdiff import Cosine
@@ -214,7 +256,9 @@ class Schedule(nn.Module):
         name = type(self).__name__
         if not (self.learns_ends or self.learns_shape) and any(True for _ in self.parameters()):
             hint = "λ_max and λ_min would move with them: see Learned, which keeps ends and shape apart"
-            raise ValueError(must(name, "schedule", "say what its parameters are", "learns_ends = False", hint))
+            raise ValueError(
+                must(name, "schedule", "say what its parameters are", "learns_ends = False", hint)
+            )
         place = home(self)
         if place.type == "meta":
             return self  # parameters without values, to be filled later
@@ -232,14 +276,32 @@ class Schedule(nn.Module):
                 off = (self.logsnr_at(self.time_at(level)) - level).abs()
             if type(self).density_at is not Schedule.density_at:
                 times_rate = self.density_at(level) * self.rate_at(between, level)
-            ends = torch.tensor([self.logsnr_max, self.logsnr_min], dtype=torch.float64, device=place)
+            low = logsnr[-1].item() if self.reaches_noise else self.logsnr_min
+            ends = torch.tensor([self.logsnr_max, low], dtype=torch.float64, device=place)
         _fail_at(name, "have finite logsnr_at(t)", ~torch.isfinite(logsnr), t, logsnr, "λ = ")
-        hint = "γ = −λ rises: hand over −γ" if logsnr[-1] > logsnr[0] else "the first of them that do not fall"
-        _fail_at(name, "be strictly decreasing in t (λ falls from data to noise)", drop <= 0, t, logsnr, "λ = ", hint)
+        hint = (
+            "γ = −λ rises: hand over −γ"
+            if logsnr[-1] > logsnr[0]
+            else "the first of them that do not fall"
+        )
+        _fail_at(
+            name,
+            "be strictly decreasing in t (λ falls from data to noise)",
+            drop <= 0,
+            t,
+            logsnr,
+            "λ = ",
+            hint,
+        )
+        span = (ends[0] - ends[1]).item()
+        resting = rate[[0, -1]].abs() <= RESTS * span
+        self._least_rate = LEAST * span if resting.any() else 0.0
+        stuck = ~(rate > 0)
+        stuck[[0, -1]] &= ~resting
         _fail_at(
             name,
             "have rate_at(t, logsnr) = −dλ/dt > 0",
-            ~(rate > 0),
+            stuck,
             t,
             rate,
             "a rate of ",
@@ -247,9 +309,18 @@ class Schedule(nn.Module):
         )
         if not torch.allclose(logsnr[[0, -1]], ends, rtol=1e-6, atol=1e-6):
             came = f"λ(0) = {logsnr[0]:g}, λ(1) = {logsnr[-1]:g}"
-            raise ValueError(must(name, "logsnr_at", f"run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}", came))
+            raise ValueError(
+                must(
+                    name,
+                    "logsnr_at",
+                    f"run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}",
+                    came,
+                )
+            )
         area = 0.5 * (rate[:-1] + rate[1:]) * t.diff()
-        change = (rate[:-1] - rate[1:]).abs()  # of a cell or its neighbors: how far it leaves the trapezoid undecided, at a corner too
+        change = (
+            rate[:-1] - rate[1:]
+        ).abs()  # of a cell or its neighbors: how far it leaves the trapezoid undecided, at a corner too
         width = t.diff() * torch.nn.functional.max_pool1d(change[None], 3, stride=1, padding=1)[0]
         hint = "λ falls there by another amount than the rates between say"
         _fail_at(
@@ -262,15 +333,30 @@ class Schedule(nn.Module):
             hint,
         )
         hint = "λ(time_at(λ)) is not λ"
-        _fail_at(name, "have time_at(logsnr) the inverse of logsnr_at", ~(off <= 1e-6 * (ends[0] - ends[1])), between, off, "off by ", hint)
+        _fail_at(
+            name,
+            "have time_at(logsnr) the inverse of logsnr_at",
+            ~(off <= 1e-6 * span),
+            between,
+            off,
+            "off by ",
+            hint,
+        )
         hint = "the product is not 1; p(λ) = −dt/dλ is normalised between the ends"
         _fail_at(
-            name, "have density_at(logsnr) one over rate_at", ~((times_rate - 1).abs() <= 1e-5), between, times_rate, "p(λ) · rate = ", hint
+            name,
+            "have density_at(logsnr) one over rate_at",
+            ~((times_rate - 1).abs() <= 1e-5),
+            between,
+            times_rate,
+            "p(λ) · rate = ",
+            hint,
         )
         return self
 
     def times_to_check(self, points: int) -> Tensor:
-        """The times at which `check` looks, from 0 to 1: evenly, and wherever else the rate is another over a short time."""
+        """The times at which `check` looks, from 0 to 1: evenly, and wherever else the rate is
+        another over a short time."""
         return torch.linspace(0, 1, points, dtype=torch.float64, device="cpu")
 
     def check_once(self) -> None:
@@ -282,10 +368,16 @@ class Schedule(nn.Module):
     def _check_argument(self, method: str, argument: str, value: Tensor) -> None:
         if checking() and not (isinstance(value, Tensor) and value.is_floating_point()):
             came = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            hint = "times are fractions of the way to noise, not integer steps: t = step / steps" if argument == "t" else "torch.tensor(…)"
+            hint = (
+                "times are fractions of the way to noise, not integer steps: t = step / steps"
+                if argument == "t"
+                else "torch.tensor(…)"
+            )
             raise TypeError(
                 must(
-                    type(self).__name__ if method == "forward" else f"{type(self).__name__}.{method}",
+                    type(self).__name__
+                    if method == "forward"
+                    else f"{type(self).__name__}.{method}",
                     argument,
                     "be a floating tensor",
                     came,
@@ -295,11 +387,18 @@ class Schedule(nn.Module):
 
     def _inside(self, logsnr: Tensor) -> Tensor:
         high, low = self.ends()
-        return (logsnr - 0.5 * (high + low)).abs() <= 0.5 * (high - low) + EDGE
+        return (logsnr <= high + EDGE) & (logsnr >= low - EDGE)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Schedule":
-        module: Schedule = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
-        return module
+    def own_ends(self) -> tuple[float, float] | None:
+        return None if self.learns_ends else self._ends
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._checked = False
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._checked = False
 
     def extra_repr(self) -> str:
         return f"logsnr_max={self.logsnr_max}, logsnr_min={self.logsnr_min}"
@@ -325,7 +424,9 @@ def check_ends(name: str, logsnr_max: float, logsnr_min: float) -> tuple[float, 
             if low > high
             else "equal ends leave nothing between"
         )
-        raise ValueError(must(name, "logsnr_max", f"be greater than logsnr_min = {low:g}", f"{high:g}", hint))
+        raise ValueError(
+            must(name, "logsnr_max", f"be greater than logsnr_min = {low:g}", f"{high:g}", hint)
+        )
     return high, low
 
 
@@ -334,10 +435,22 @@ def check_schedule(name: str, schedule: object) -> None:
     if not isinstance(schedule, Schedule):
         if isinstance(schedule, type):
             raise TypeError(
-                must(name, "schedule", "be a Schedule", f"the class {schedule.__name__}", f"an instance: {schedule.__name__}()")
+                must(
+                    name,
+                    "schedule",
+                    "be a Schedule",
+                    f"the class {schedule.__name__}",
+                    f"an instance: {schedule.__name__}()",
+                )
             )
         raise TypeError(
-            must(name, "schedule", "be a Schedule", repr(schedule), "for instance Cosine(); schedule.Custom takes a function of t")
+            must(
+                name,
+                "schedule",
+                "be a Schedule",
+                shown(schedule),
+                "for instance Cosine(); schedule.Custom takes a function of t",
+            )
         )
     if "_ends" not in vars(schedule):
         hint = "its __init__ must call super().__init__(logsnr_max, logsnr_min)"
@@ -348,7 +461,12 @@ def check_schedule(name: str, schedule: object) -> None:
 
 def check_returned(function: str, value: object, t: Tensor) -> None:
     """Raise unless what a schedule's own method returned has the shape, dtype and device of t."""
-    if not isinstance(value, Tensor) or value.shape != t.shape or value.dtype != t.dtype or value.device != t.device:
+    if (
+        not isinstance(value, Tensor)
+        or value.shape != t.shape
+        or value.dtype != t.dtype
+        or value.device != t.device
+    ):
         came, hint = (
             (f"{tuple(value.shape)}, {value.dtype}, {value.device}", "")
             if isinstance(value, Tensor)
@@ -357,7 +475,13 @@ def check_returned(function: str, value: object, t: Tensor) -> None:
         if isinstance(value, Tensor) and value.shape != t.shape:
             hint = "it would broadcast in silence"
         raise ValueError(
-            must(function, "return value", f"have the shape, dtype and device of t: {tuple(t.shape)}, {t.dtype}, {t.device}", came, hint)
+            must(
+                function,
+                "return value",
+                f"have the shape, dtype and device of t: {tuple(t.shape)}, {t.dtype}, {t.device}",
+                came,
+                hint,
+            )
         )
 
 
@@ -367,7 +491,9 @@ def home(module: object) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-def _fail_at(name: str, requirement: str, bad: Tensor, t: Tensor, value: Tensor, what: str, hint: str = "") -> None:
+def _fail_at(
+    name: str, requirement: str, bad: Tensor, t: Tensor, value: Tensor, what: str, hint: str = ""
+) -> None:
     if bad.any():
         i = int(bad.nonzero()[0])
         came = f"{what}{value[i]:g} at t = {t[i]:g}"

@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
+from vdiff.errors import check_positive_int, check_total, must
 from vdiff.profile import Profile
 from vdiff.schedule.base import Schedule
 
 
 class Histogram(Schedule):
-    """p(λ) constant within equal bins: `mass[i]` of the time is spent in bin i, counted from λ_min upwards.
+    """p(λ) constant within equal bins: `mass[i]` of the time is spent in bin i, counted from λ_min
+    upwards.
 
-    λ(t) is the exact inverse of its cumulative distribution, piecewise linear. Masses are positive and are normalised.
+    λ(t) is the exact inverse of its cumulative distribution, piecewise linear. Masses are positive
+    and are normalised.
 
     >>> schedule = Histogram([1.0, 3.0], logsnr_max=1.0, logsnr_min=-1.0)
     >>> schedule(torch.tensor([0.0, 0.75, 1.0]))
@@ -22,34 +24,64 @@ class Histogram(Schedule):
 
     mass: Tensor
 
-    def __init__(self, mass: Tensor | Sequence[float], logsnr_max: float = 15.0, logsnr_min: float = -15.0) -> None:
+    def __init__(
+        self, mass: Tensor | Sequence[float], logsnr_max: float = 15.0, logsnr_min: float = -15.0
+    ) -> None:
         super().__init__(logsnr_max, logsnr_min)
-        mass = torch.as_tensor(mass, dtype=torch.float64, device=None if isinstance(mass, Tensor) else "cpu")
+        mass = torch.as_tensor(
+            mass, dtype=torch.float64, device=None if isinstance(mass, Tensor) else "cpu"
+        )
         if mass.ndim != 1 or len(mass) == 0:
-            raise ValueError(must(type(self).__name__, "mass", "be a vector, a number to a bin", f"shape {tuple(mass.shape)}"))
+            raise ValueError(
+                must(
+                    type(self).__name__,
+                    "mass",
+                    "be a vector, a number to a bin",
+                    f"shape {tuple(mass.shape)}",
+                )
+            )
         bad = ~(mass.isfinite() & (mass > 0))
         if bad.any():
             i = int(bad.nonzero()[0])
             hint = "a bin that is never looked at is left out of the loss: mix in a little of the uniform density"
-            raise ValueError(must(type(self).__name__, "mass", "be finite and positive", f"{mass[i]:g} in bin {i}", hint))
-        self.register_buffer("mass", mass / mass.sum())
+            raise ValueError(
+                must(
+                    type(self).__name__,
+                    "mass",
+                    "be finite and positive",
+                    f"{mass[i]:g} in bin {i}",
+                    hint,
+                )
+            )
+        self.register_constructed("mass", mass / mass.sum())
 
     @classmethod
     def proportional(
-        cls, density: Callable[[Tensor], Tensor], logsnr_max: float = 15.0, logsnr_min: float = -15.0, *, bins: int = 1000
+        cls,
+        density: Callable[[Tensor], Tensor],
+        logsnr_max: float = 15.0,
+        logsnr_min: float = -15.0,
+        *,
+        bins: int = 1000,
     ) -> "Histogram":
-        """p ∝ a function of λ, taken at the middle of each bin: for an oracle, √E‖e‖⁴ is the optimum of its bound.
+        """p ∝ a function of λ, taken at the middle of each bin: for an oracle, √E‖e‖⁴ is the
+        optimum of its bound.
 
         >>> Histogram.proportional(lambda logsnr: torch.exp(-logsnr), 1.0, -1.0).density(torch.tensor(0.0))
         tensor(0.4259)
         """
         check_positive_int("Histogram.proportional", "bins", bins)
         middle = torch.linspace(0.5 / bins, 1 - 0.5 / bins, bins, dtype=torch.float64)
-        return Histogram(density(logsnr_min + (logsnr_max - logsnr_min) * middle), logsnr_max, logsnr_min)
+        return Histogram(
+            density(logsnr_min + (logsnr_max - logsnr_min) * middle), logsnr_max, logsnr_min
+        )
 
     @classmethod
-    def optimal(cls, profile: Profile, weighting: Callable[[Tensor], Tensor] | None = None) -> "Histogram":
-        """The density of least variance for a loss with this profile of errors, p* ∝ w √E‖e‖⁴ (w = 1 unless given).
+    def optimal(
+        cls, profile: Profile, weighting: Callable[[Tensor], Tensor] | None = None
+    ) -> "Histogram":
+        """The density of least variance for a loss with this profile of errors, p* ∝ w √E‖e‖⁴ (w =
+        1 unless given).
 
         >>> profile = Profile(-1.0, 1.0, bins=2)
         >>> profile.update(torch.tensor([-0.5, 0.5]), torch.tensor([1.0, 3.0]))
@@ -58,12 +90,15 @@ class Histogram(Schedule):
         """
         importance = filled(profile.second_moment.sqrt())
         if weighting is not None:
+            check_total("Histogram.optimal", weighting)
             importance = importance * weighting(profile.centers)
         return Histogram(importance, profile.logsnr_max, profile.logsnr_min)
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         before = self._before()
-        bin = (torch.searchsorted(before, t.contiguous(), right=True) - 1).clamp(0, len(self.mass) - 1)
+        bin = (torch.searchsorted(before, t.contiguous(), right=True) - 1).clamp(
+            0, len(self.mass) - 1
+        )
         place = ((t - before[bin]) / self.mass.flip(0)[bin]).clamp(max=1.0)
         return self._ends[0] - self._width * (bin + place)
 
@@ -72,15 +107,24 @@ class Histogram(Schedule):
 
     def time_at(self, logsnr: Tensor) -> Tensor:
         bin = self._bin(logsnr)
-        return self._before()[bin] + self.mass.flip(0)[bin] * ((self._ends[0] - logsnr) / self._width - bin)
+        return self._before()[bin] + self.mass.flip(0)[bin] * (
+            (self._ends[0] - logsnr) / self._width - bin
+        )
 
     def density_at(self, logsnr: Tensor) -> Tensor:
         return self.mass.flip(0)[self._bin(logsnr)] / self._width
 
     def times_to_check(self, points: int) -> Tensor:
         before, mass = self._before().cpu(), self.mass.flip(0).cpu()
-        times = torch.cat([super().times_to_check(points), before, before + 0.5 * mass]).clamp(0.0, 1.0).sort().values
-        return times[times.diff(prepend=times.new_tensor([-1.0])) > 1e-12]  # none so close that λ is the same by rounding
+        times = (
+            torch.cat([super().times_to_check(points), before, before + 0.5 * mass])
+            .clamp(0.0, 1.0)
+            .sort()
+            .values
+        )
+        return times[
+            times.diff(prepend=times.new_tensor([-1.0])) > 1e-12
+        ]  # none so close that λ is the same by rounding
 
     @property
     def _width(self) -> float:

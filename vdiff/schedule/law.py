@@ -1,6 +1,7 @@
 """Distributions over log-SNR: the laws behind the closed-form schedules, on the whole line.
 
-Each is a quantile function of the time t it came with in its paper (λ falls as t rises), its inverse, and its density.
+Each is a quantile function of the time t it came with in its paper (λ falls as t rises), its
+inverse, and its density.
 """
 
 import math
@@ -54,7 +55,9 @@ class HyperbolicSecant(Law):
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
-        return self.shift + 2.0 * torch.log(torch.sin(0.5 * math.pi * rest) / torch.sin(0.5 * math.pi * t))
+        return self.shift + 2.0 * torch.log(
+            torch.sin(0.5 * math.pi * rest) / torch.sin(0.5 * math.pi * t)
+        )
 
     def survival(self, logsnr: Tensor) -> Tensor:
         return torch.atan(torch.exp(-0.5 * (logsnr - self.shift))) * (2.0 / math.pi)
@@ -67,7 +70,8 @@ class HyperbolicSecant(Law):
 
 
 class OffsetCosine(Law):
-    """iDDPM's cosine with offset s: ᾱ = cos²φ/cos²φ₀, φ = (t + s)/(1 + s)·π/2 (arXiv:2102.09672, eq. 17), not clipped.
+    """iDDPM's cosine with offset s: ᾱ = cos²φ/cos²φ₀, φ = (t + s)/(1 + s)·π/2 (arXiv:2102.09672,
+    eq. 17), not clipped.
 
     >>> OffsetCosine().quantile(torch.tensor(0.5))
     tensor(-0.0246)
@@ -87,7 +91,9 @@ class OffsetCosine(Law):
 
     def survival(self, logsnr: Tensor) -> Tensor:
         power, phi = torch.sigmoid(-logsnr), self._phi(logsnr)
-        small = torch.asin(math.cos(self._start) ** 2 * power / torch.sin(phi + self._start))  # φ − φ₀ where it is small
+        small = torch.asin(
+            math.cos(self._start) ** 2 * power / torch.sin(phi + self._start)
+        )  # φ − φ₀ where it is small
         return torch.where(logsnr > 0, small, phi - self._start) / self._angle
 
     def cdf(self, logsnr: Tensor) -> Tensor:
@@ -105,7 +111,9 @@ class OffsetCosine(Law):
         """cos²φ and sin²φ, with `power` = sigmoid(−λ)."""
         power = torch.sigmoid(-logsnr) if power is None else power
         share = torch.sigmoid(logsnr)
-        return math.cos(self._start) ** 2 * share, torch.add(power, share, alpha=math.sin(self._start) ** 2)
+        return math.cos(self._start) ** 2 * share, torch.add(
+            power, share, alpha=math.sin(self._start) ** 2
+        )
 
     def _phi(self, logsnr: Tensor) -> Tensor:
         signal, noise = self._squares(logsnr)
@@ -113,7 +121,8 @@ class OffsetCosine(Law):
 
 
 class LinearBetaLaw(Law):
-    """DDPM's linear β in continuous time: λ = −log expm1(B), B = β₀t + ½(β₁ − β₀)t² (Score SDE, arXiv:2011.13456).
+    """DDPM's linear β in continuous time: λ = −log expm1(B), B = β₀t + ½(β₁ − β₀)t² (Score SDE,
+    arXiv:2011.13456).
 
     >>> LinearBetaLaw().quantile(torch.tensor(0.5))
     tensor(-2.4551)
@@ -126,7 +135,13 @@ class LinearBetaLaw(Law):
         )
         if self.beta_max < self.beta_min:
             raise ValueError(
-                must("LinearBetaLaw", "beta_max", f"be at least beta_min = {self.beta_min:g}", f"{self.beta_max:g}", "swapped?")
+                must(
+                    "LinearBetaLaw",
+                    "beta_max",
+                    f"be at least beta_min = {self.beta_min:g}",
+                    f"{self.beta_max:g}",
+                    "swapped?",
+                )
             )
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
@@ -146,14 +161,18 @@ class LinearBetaLaw(Law):
 
 
 class Logistic(Law):
-    """A logistic law; rectified flow with uniform t is the one of mean 0 and scale 2: λ = 2 log((1 − t)/t).
+    """A logistic law; rectified flow with uniform t is the one of mean 0 and scale 2: λ = 2 log((1
+    − t)/t).
 
     >>> Logistic().quantile(torch.tensor(0.1))
     tensor(4.3944)
     """
 
     def __init__(self, mean: float = 0.0, scale: float = 2.0) -> None:
-        self.mean, self.scale = finite("Logistic", "mean", mean), finite("Logistic", "scale", scale, above=0.0)
+        self.mean, self.scale = (
+            finite("Logistic", "mean", mean),
+            finite("Logistic", "scale", scale, above=0.0),
+        )
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
@@ -170,14 +189,18 @@ class Logistic(Law):
 
 
 class Gaussian(Law):
-    """A normal law N(mean, std²): EDM's log-normal σ is N(−2 P_mean, (2 P_std)²), SD3's logit-normal t N(−2m, (2s)²).
+    """A normal law N(mean, std²): EDM's log-normal σ is N(−2 P_mean, (2 P_std)²), SD3's
+    logit-normal t N(−2m, (2s)²).
 
     >>> Gaussian(2.4, 2.4).quantile(torch.tensor(0.5))
     tensor(2.4000)
     """
 
     def __init__(self, mean: float = 2.4, std: float = 2.4) -> None:
-        self.mean, self.std = finite("Gaussian", "mean", mean), finite("Gaussian", "std", std, above=0.0)
+        self.mean, self.std = (
+            finite("Gaussian", "mean", mean),
+            finite("Gaussian", "std", std, above=0.0),
+        )
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
@@ -191,7 +214,9 @@ class Gaussian(Law):
         return _normal_cdf((logsnr - self.mean) / self.std)
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return torch.exp((logsnr - self.mean).square() * (-0.5 / self.std**2)) * (1.0 / (self.std * math.sqrt(2.0 * math.pi)))
+        return torch.exp((logsnr - self.mean).square() * (-0.5 / self.std**2)) * (
+            1.0 / (self.std * math.sqrt(2.0 * math.pi))
+        )
 
 
 class DoubleExponential(Law):
@@ -202,11 +227,16 @@ class DoubleExponential(Law):
     """
 
     def __init__(self, mean: float = 0.0, scale: float = 0.5) -> None:
-        self.mean, self.scale = finite("DoubleExponential", "mean", mean), finite("DoubleExponential", "scale", scale, above=0.0)
+        self.mean, self.scale = (
+            finite("DoubleExponential", "mean", mean),
+            finite("DoubleExponential", "scale", scale, above=0.0),
+        )
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
-        return self.mean + self.scale * torch.where(t < 0.5, -torch.log(2.0 * t), torch.log(2.0 * rest))
+        return self.mean + self.scale * torch.where(
+            t < 0.5, -torch.log(2.0 * t), torch.log(2.0 * rest)
+        )
 
     def survival(self, logsnr: Tensor) -> Tensor:
         return self._tail(logsnr - self.mean)
@@ -226,3 +256,14 @@ class DoubleExponential(Law):
 def _normal_cdf(score: Tensor) -> Tensor:
     """Φ, to full relative accuracy in the lower tail, where torch's ndtr cancels."""
     return 0.5 * torch.erfc(score * -math.sqrt(0.5))
+
+
+__all__ = [
+    "DoubleExponential",
+    "Gaussian",
+    "HyperbolicSecant",
+    "Law",
+    "LinearBetaLaw",
+    "Logistic",
+    "OffsetCosine",
+]

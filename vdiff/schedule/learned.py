@@ -1,23 +1,28 @@
-"""Schedules with parameters: the end points follow the bound, the shape between them follows the variance.
+"""Schedules with parameters: the end points follow the bound, the shape between them follows the
+variance.
 
     λ(t) = λ_max − (λ_max − λ_min) u(t),   u(0) = 0, u(1) = 1, u' > 0
 
-In continuous time the expected loss does not depend on the shape u, so that its gradient there is noise of mean zero, under
-which a shape walks at random. What the shape does move is the variance of ℓ = ½ w u' (λ_max − λ_min) ‖ε − ε̂‖², and since
-E ℓ stands still, ∇Var[ℓ] = ∇E[ℓ²] = E[2 (ℓ − m) ∇ℓ] for any constant m (Kingma et al., arXiv:2107.00630, appendix on the
-variance, with m = 0). With the running mean of ℓ for m the noise of that gradient goes as the shape improves. One backward pass
-gives the network and the ends ∇ℓ and the shape 2 (ℓ − m) ∇ℓ/m, through u and u' alike:
+In continuous time the expected loss does not depend on the shape u, so that its gradient there is
+noise of mean zero, under which a shape walks at random. What the shape does move is the variance
+of ℓ = ½ w u' (λ_max − λ_min) ‖ε − ε̂‖², and since E ℓ stands still, ∇Var[ℓ] = ∇E[ℓ²] = E[2 (ℓ − m)
+∇ℓ] for any constant m (Kingma et al., arXiv:2107.00630, appendix on the variance, with m = 0).
+With the running mean of ℓ for m the noise of that gradient goes as the shape improves. One
+backward pass gives the network and the ends ∇ℓ and the shape 2 (ℓ − m) ∇ℓ/m, through u and u'
+alike:
 
     u, u' ──► _Route ──► λ, rate ──► network ──► ℓ ──► _Weigh ──► the user's loss
                  └──────────────── carrier ────────────────┘
 
-`_Weigh` hands 2 (ℓ − m)/m backwards as the gradient of the carrier, a third output of `_Route`, which multiplies by it whatever
-arrives for u and u'. Autograd runs `_Route` last, when all three are there. Nothing is stored between calls, and a
-loss that never passes `_Weigh` gives the shape no gradient rather than a wrong one.
+`_Weigh` hands 2 (ℓ − m)/m backwards as the gradient of the carrier, a third output of `_Route`,
+which multiplies by it whatever arrives for u and u'. Autograd runs `_Route` last, when all three
+are there. Nothing is stored between calls, and a loss that never passes `_Weigh` gives the shape
+no gradient rather than a wrong one.
 """
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,20 +33,22 @@ from vdiff.errors import transformed
 from vdiff.gaussian import wide
 from vdiff.schedule.base import Follow, Merge, Schedule
 
-FLOOR = 1e-3  # the least slope: no λ is looked at more than 1/FLOOR times as often as under the linear schedule
+# the least slope: no λ is looked at more than 1/FLOOR times as often as under the linear schedule
+FLOOR = 1e-3
 MEMORY = 0.99  # of the running mean loss, by updates
 
 
 class Learned(Schedule):
-    """A schedule made of ends and a shape: one method, `rise(t)`, returns (u, u') up to a common factor, and u at 1.
+    """A schedule made of ends and a shape: one method, `rise(t)`, returns (u, u') up to a common
+    factor, and u at 1.
 
-    Args:
-        logsnr_max, logsnr_min: the ends, or where they start.
-        learn_ends: whether the ends are parameters, ordered by construction: λ_max = low + softplus(high − low), which is
-            `high` itself unless they come close. Only the
-            whole bound, `elbo`, gives them a gradient: the diffusion term alone would shrink the range for ever.
-        follow_variance: whether the shape's gradient is that of the variance; if not, it is the loss's own, in continuous
-            time mere noise. On a chain (`steps=T`) the bound depends on the shape, which always follows it there.
+    Args: logsnr_max, logsnr_min: the ends, or where they start. learn_ends: whether the ends are
+        parameters, ordered by construction: λ_max = low + softplus(high − low), which is
+            `high` itself unless they come close. Only the whole bound, `elbo`, gives them a
+            gradient: the diffusion term alone would shrink the range for ever.
+        follow_variance: whether the shape's gradient is that of the variance; if not, it is the
+            loss's own, in continuous time mere noise. On a chain (`steps=T`) the bound depends on
+            the shape, which always follows it there.
 
     >>> class Power(Learned):
     ...     def __init__(self):
@@ -57,23 +64,58 @@ class Learned(Schedule):
     mean_loss: Tensor
     seen: Tensor
 
-    def __init__(self, logsnr_max: float, logsnr_min: float, *, learn_ends: bool = True, follow_variance: bool = True) -> None:
+    def __init__(
+        self,
+        logsnr_max: float,
+        logsnr_min: float,
+        *,
+        learn_ends: bool = True,
+        follow_variance: bool = True,
+    ) -> None:
         super().__init__(logsnr_max, logsnr_min)
         self.learn_ends, self.follow_variance = learn_ends, follow_variance
         if learn_ends:
             high, low = self._ends
-            distance = high - low
             self.low = nn.Parameter(torch.tensor(low, dtype=torch.float64))
-            self.high = nn.Parameter(torch.tensor(high + math.log(-math.expm1(-distance)), dtype=torch.float64))
+            start = high + math.log(-math.expm1(low - high))
+            self.high = nn.Parameter(torch.tensor(start, dtype=torch.float64))
         if self.learns_shape:
-            self.register_buffer("mean_loss", torch.zeros((), dtype=torch.float64))  # m; 0 while it is unknown
-            self.register_buffer("seen", torch.zeros(2, dtype=torch.float64))  # Σ ℓ and their number since the last update
+            self.register_buffer(
+                "mean_loss", torch.zeros((), dtype=torch.float64)
+            )  # m; 0 while it is unknown
+            # Σ ℓ and their number since the last update
+            self.register_local("seen", torch.zeros(2, dtype=torch.float64))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.learn_ends:
+            high, low = self._ends
+            self.low.fill_(low)
+            self.high.fill_(high + math.log(-math.expm1(low - high)))
+        if self.learns_shape:
+            self.mean_loss.zero_()
+            self.seen.zero_()
+
+    def ends_in(self, state: dict[str, Any], prefix: str) -> Tensor | None:
+        if prefix + "low" not in state or prefix + "high" not in state:
+            return super().ends_in(state, prefix)
+        low, high = state[prefix + "low"], state[prefix + "high"]
+        return torch.stack([low + F.softplus(high - low), low])
+
+    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+        if self.learn_ends and prefix + "low" in state:
+            return None
+        return self.logsnr_max, self.logsnr_min
 
     def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(v, v', v(1)) with v(0) = 0 and v' ≥ 0: the shape before it is normalised. Float64, differentiable in the parameters."""
+        """(v, v', v(1)) with v(0) = 0 and v' ≥ 0: the shape before it is normalised. Float64,
+        differentiable in the parameters."""
         raise NotImplementedError(f"{type(self).__name__} must define rise(t)")
 
-    def shape(self, t: Float[Tensor, "*shape"]) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    def shape(
+        self, t: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         """(u, u') at t: the share of the range that lies behind, and its rate.
 
         >>> from vdiff import LearnedLinear
@@ -83,7 +125,9 @@ class Learned(Schedule):
         t64 = wide(t)
         v, slope, whole = self.rise(t64)
         u = torch.lerp(v / whole, t64, FLOOR)
-        u = torch.where((t64 > 0) & (t64 < 1), u, t64)  # exactly 0 and 1 at the ends, however v is rounded
+        u = torch.where(
+            (t64 > 0) & (t64 < 1), u, t64
+        )  # exactly 0 and 1 at the ends, however v is rounded
         return u, slope * ((1 - FLOOR) / whole) + FLOOR
 
     @property
@@ -108,7 +152,9 @@ class Learned(Schedule):
         high, low = self.ends()
         return (high - low) * self.shape(t)[1]
 
-    def levels(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor]:
+    def levels(
+        self, t: Tensor, steps: int | None = None, *, pin: bool = True
+    ) -> tuple[Tensor, Tensor]:
         t64 = wide(t)
         if steps is None:
             return self._between(*self.shape(t64), pin)
@@ -116,11 +162,19 @@ class Learned(Schedule):
         logsnr, delta = self._between(u[0], u[0] - u[1], pin)
         return logsnr, steps * torch.expm1(delta)
 
-    def look(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> tuple[Tensor, Tensor, Follow]:
-        if steps is not None or not (self.learns_shape and self.follow_variance and torch.is_grad_enabled()):
-            return super().look(t, steps, pin=pin)
-        u, slope, carrier = _Route.apply(*self.shape(t))  # type: ignore[no-untyped-call]
-        return *self._between(u, slope, pin), partial(self._weigh, carrier)
+    def look(
+        self, t: Tensor, steps: int | None = None, *, pin: bool = True
+    ) -> tuple[Tensor, Tensor, Follow]:
+        graph = torch.is_grad_enabled()
+        if steps is None and self.learns_shape and self.follow_variance and graph:
+            u, slope, carrier = _Route.apply(*self.shape(t))  # type: ignore[no-untyped-call]
+            logsnr, rate = self._between(u, slope, pin)
+            follow: Follow = partial(self._weigh, carrier)
+        else:
+            logsnr, rate, follow = super().look(t, steps, pin=pin)
+        if pin and self.learn_ends and graph:
+            follow = partial(self._touch_ends, follow)
+        return logsnr, rate, follow
 
     @torch.no_grad()
     def update(self, merge: Merge | None = None) -> None:
@@ -128,14 +182,28 @@ class Learned(Schedule):
         self._unread = 0
         if self.learns_shape:
             total, count = (self.seen if merge is None else merge(self.seen)).clone()
-            mean = torch.where(total.isfinite() & (count > 0), total / count.clamp(min=1), self.mean_loss)
-            self.mean_loss.copy_(torch.where(self.mean_loss > 0, torch.lerp(mean, self.mean_loss, MEMORY), mean))
+            mean = torch.where(
+                total.isfinite() & (count > 0), total / count.clamp(min=1), self.mean_loss
+            )
+            self.mean_loss.copy_(
+                torch.where(self.mean_loss > 0, torch.lerp(mean, self.mean_loss, MEMORY), mean)
+            )
             self.seen.zero_()
 
     def _between(self, u: Tensor, slope: Tensor, pin: bool) -> tuple[Tensor, Tensor]:
         high, low = self.ends(pin)
         distance = high - low
         return high - distance * u, distance * slope
+
+    def _touch_ends(self, follow: Follow, loss: Tensor, dims: int) -> Tensor:
+        """The loss of pinned ends for DDP, which waits for every parameter and takes no gradient
+        for zero.
+        """
+        loss = follow(loss, dims)
+        if not loss.requires_grad:
+            return loss
+        zero: Tensor = _Nothing.apply(self.low, self.high)  # type: ignore[no-untyped-call]
+        return loss + zero
 
     def _weigh(self, carrier: Tensor, loss: Tensor, dims: int) -> Tensor:
         value = wide(loss.detach())
@@ -144,7 +212,9 @@ class Learned(Schedule):
             self.seen[0] += value.sum()
             self.seen[1] += len(value)
         high, low = self.ends()
-        blind = 0.5 * dims * (high - low)  # the bound of a model that predicts nothing: the scale of ℓ until m is known
+        blind = (
+            0.5 * dims * (high - low)
+        )  # the bound of a model that predicts nothing: the scale of ℓ until m is known
         mean = torch.where(self.mean_loss > 0, self.mean_loss, blind)
         weighed: Tensor = _Weigh.apply(loss, carrier, 2 * (value - self.mean_loss) / mean)  # type: ignore[no-untyped-call]
         return weighed
@@ -156,9 +226,9 @@ class Learned(Schedule):
 class LearnedLinear(Learned):
     """The linear schedule with its end points as parameters, ordered by construction.
 
-    Only the whole bound trains them (`elbo`): from the diffusion term alone they would close in on each other for
-    ever, so `weighted_elbo` passes them no gradient. They are float64 and belong outside weight decay
-    (`vdiff.parameter_groups` sees to it).
+    Only the whole bound trains them (`elbo`): from the diffusion term alone they would close in on
+    each other for ever, so `weighted_elbo` passes them no gradient. They are float64 and belong
+    outside weight decay (`vdiff.parameter_groups` sees to it).
 
     >>> schedule = LearnedLinear(13.3, -5.0)
     >>> schedule(torch.tensor([0.0, 1.0]))
@@ -185,7 +255,8 @@ class LearnedLinear(Learned):
 
 
 class _Route(torch.autograd.Function):
-    """(u, u') as they are, and a carrier; backwards, their gradients are multiplied by the carrier's."""
+    """(u, u') as they are, and a carrier; backwards, their gradients are multiplied by the
+    carrier's."""
 
     generate_vmap_rule = True
 
@@ -218,6 +289,26 @@ class _Weigh(torch.autograd.Function):
     @staticmethod
     def backward(ctx, to_loss):  # type: ignore[no-untyped-def]
         return to_loss, ctx.saved_tensors[0], None
+
+
+class _Nothing(torch.autograd.Function):
+    """Zero; backwards, parameters are reached and get no gradient, so that no optimizer moves
+    them.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(low: Tensor, high: Tensor) -> Tensor:
+        return torch.zeros_like(low)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        pass
+
+    @staticmethod
+    def backward(ctx, to_zero):  # type: ignore[no-untyped-def]
+        return None, None
 
 
 __all__ = ["Learned", "LearnedLinear"]

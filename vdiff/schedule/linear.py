@@ -7,8 +7,8 @@ from vdiff.schedule.base import Schedule
 
 
 class Linear(Schedule):
-    """λ(t) = λ_max − (λ_max − λ_min) t: uniform in log-SNR. The defaults are the ends VDM starts from
-    (arXiv:2107.00630).
+    """λ(t) = λ_max − (λ_max − λ_min) t: uniform in log-SNR. The defaults are the ends VDM starts
+    from (arXiv:2107.00630).
 
     >>> Linear(13.3, -5.0)(torch.tensor([0.0, 0.5, 1.0]))
     tensor([13.3000,  4.1500, -5.0000])

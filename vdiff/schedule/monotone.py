@@ -1,4 +1,5 @@
-"""Learned shapes γ_η: VDM's monotone network, and a monotone spline, which learns faster at a fraction of the cost."""
+"""Learned shapes γ_η: VDM's monotone network, and a monotone spline, which learns faster at a
+fraction of the cost."""
 
 import math
 
@@ -14,17 +15,20 @@ ROWS = 32  # times in a block, on a CPU
 
 
 class Monotone(Learned):
-    """VDM's learned schedule, a monotone network between two ends. The gradient of its shape is not that of the loss.
+    """VDM's learned schedule, a monotone network between two ends. The gradient of its shape is
+    not that of the loss.
 
-    Backwards, the shape gets the gradient of the loss's variance and the ends that of the bound, in one pass (module
-    `vdiff.schedule.learned`; the switch is `follow_variance`). Call `update()` after each optimizer step, as
-    `vdiff.training.train` does, and give the shape a learning rate of its own (`vdiff.parameter_groups`).
+    Backwards, the shape gets the gradient of the loss's variance and the ends that of the bound,
+    in one pass (module `vdiff.schedule.learned`; the switch is `follow_variance`). Call `update()`
+    after each optimizer step, as `vdiff.training.train` does, and give the shape a learning rate
+    of its own (`vdiff.parameter_groups`).
 
         u(t) ∝ l₁(t) + l₃(sigmoid(l₂(l₁(t)))) − the same at 0
 
-    with positive weights, here as exponentials, without what normalising removes (l₁ is t itself, l₃ has no bias), and with
-    the biases of l₂ relative to where each sigmoid starts (Kingma et al., arXiv:2107.00630, appendix on the monotone network).
-    It starts as good as linear, the sigmoids side by side over [0, 1], each `1/sharpness` wide: VDM's own start hardly moves.
+    with positive weights, here as exponentials, without what normalising removes (l₁ is t itself,
+    l₃ has no bias), and with the biases of l₂ relative to where each sigmoid starts (Kingma et
+    al., arXiv:2107.00630, appendix on the monotone network). It starts as good as linear, the
+    sigmoids side by side over [0, 1], each `1/sharpness` wide: VDM's own start hardly moves.
 
     Args:
         logsnr_max, logsnr_min, learn_ends, follow_variance: as in `Learned`.
@@ -48,14 +52,26 @@ class Monotone(Learned):
         learn_ends: bool = True,
         follow_variance: bool = True,
     ) -> None:
-        super().__init__(logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance)
+        super().__init__(
+            logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance
+        )
         check_positive_int("Monotone", "hidden", hidden)
         sharpness = finite("Monotone", "sharpness", sharpness, above=0.0)
-        margin = 4.0 / sharpness  # sigmoids whose middle lies outside, so that the slope does not fall at the ends
-        self.register_buffer("middle", torch.linspace(-margin, 1 + margin, hidden, dtype=torch.float64))
-        self.log_inner = nn.Parameter(torch.full((hidden,), math.log(sharpness), dtype=torch.float64))
-        self.bias = nn.Parameter(torch.zeros(hidden, dtype=torch.float64))
-        self.log_outer = nn.Parameter(torch.full((hidden,), math.log(10.0 / hidden), dtype=torch.float64))
+        self._sharpness = sharpness
+        self.register_buffer("middle", torch.empty(hidden, dtype=torch.float64))
+        empty = [torch.empty(hidden, dtype=torch.float64) for _ in range(3)]
+        self.log_inner, self.bias, self.log_outer = map(nn.Parameter, empty)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        hidden = len(self.bias)
+        margin = 4.0 / self._sharpness  # sigmoids from beyond the ends keep the slope up there
+        self.middle.copy_(torch.linspace(-margin, 1 + margin, hidden, dtype=torch.float64))
+        self.log_inner.fill_(math.log(self._sharpness))
+        self.bias.zero_()
+        self.log_outer.fill_(math.log(10.0 / hidden))
 
     def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inner, outer = self.log_inner.exp(), self.log_outer.exp()
@@ -66,10 +82,12 @@ class Monotone(Learned):
 
 
 class _Sigmoids(torch.autograd.Function):
-    """Σ_k outer_k s(bias_k + inner_k t) and its derivative in t, for each t of a vector of any shape.
+    """Σ_k outer_k s(bias_k + inner_k t) and its derivative in t, for each t of a vector of any
+    shape.
 
-    Both ways it goes by blocks of t that fit the cache, and keeps none: on a CPU, fresh memory for all of (batch, hidden) costs
-    five times the arithmetic. All gradients are matrix products with s, s' and s'', a third of what autograd would compute here.
+    Both ways it goes by blocks of t that fit the cache, and keeps none: on a CPU, fresh memory for
+    all of (batch, hidden) costs five times the arithmetic. All gradients are matrix products with
+    s, s' and s'', a third of what autograd would compute here.
     """
 
     generate_vmap_rule = True
@@ -77,7 +95,10 @@ class _Sigmoids(torch.autograd.Function):
     @staticmethod
     def forward(t: Tensor, bias: Tensor, inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
         steep = inner * outer
-        found = [(s @ outer, first @ steep) for s, first in (_sigmoids(block, bias, inner) for block in _blocks(t.reshape(-1)))]
+        found = [
+            (s @ outer, first @ steep)
+            for s, first in (_sigmoids(block, bias, inner) for block in _blocks(t.reshape(-1)))
+        ]
         value, slope = (torch.cat(parts).view(t.shape) for parts in zip(*found, strict=True))
         return value, slope
 
@@ -89,18 +110,36 @@ class _Sigmoids(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, to_value, to_slope):  # type: ignore[no-untyped-def]
         t, bias, inner, outer = ctx.saved_tensors
-        steep, times, value, slope = inner * outer, t.reshape(-1), to_value.reshape(-1), to_slope.reshape(-1)
+        steep, times, value, slope = (
+            inner * outer,
+            t.reshape(-1),
+            to_value.reshape(-1),
+            to_slope.reshape(-1),
+        )
         sums, to_t = [], []
-        for t_, rows in zip(_blocks(times), _blocks(torch.stack([value, value * times, slope, slope * times], 1)), strict=True):
+        for t_, rows in zip(
+            _blocks(times),
+            _blocks(torch.stack([value, value * times, slope, slope * times], 1)),
+            strict=True,
+        ):
             s, first = _sigmoids(t_, bias, inner)
             second = torch.addcmul(first, first, s, value=-2)
-            sums.append(torch.cat([rows[:, :1].T @ s, rows[:, :3].T @ first, rows[:, 2:].T @ second]))
+            sums.append(
+                torch.cat([rows[:, :1].T @ s, rows[:, :3].T @ first, rows[:, 2:].T @ second])
+            )
             if ctx.needs_input_grad[0]:
                 to_t.append(rows[:, 0] * (first @ steep) + rows[:, 2] * (second @ (steep * inner)))
-        by_s, by_first, t_by_first, slope_by_first, by_second, t_by_second = torch.stack(sums).sum(0)
+        by_s, by_first, t_by_first, slope_by_first, by_second, t_by_second = torch.stack(sums).sum(
+            0
+        )
         to_bias = outer * by_first + steep * by_second
         to_inner = outer * (t_by_first + slope_by_first) + steep * t_by_second
-        return torch.cat(to_t).view(t.shape) if to_t else None, to_bias, to_inner, by_s + inner * slope_by_first
+        return (
+            torch.cat(to_t).view(t.shape) if to_t else None,
+            to_bias,
+            to_inner,
+            by_s + inner * slope_by_first,
+        )
 
 
 def _blocks(t: Tensor) -> tuple[Tensor, ...]:
@@ -114,10 +153,12 @@ def _sigmoids(t: Tensor, bias: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Spline(Learned):
-    """A learned schedule whose density p(λ) is linear between knots. The gradient of its shape is not that of the loss.
+    """A learned schedule whose density p(λ) is linear between knots. The gradient of its shape is
+    not that of the loss.
 
-    The same rule as `Monotone`, and its choices, with one parameter to a knot, the logarithm of the density there: λ(t) and its
-    inverse are in closed form. Knots lie evenly in λ, not in t: where the loss is nothing, p falls at once, whatever it is elsewhere.
+    The same rule as `Monotone`, and its choices, with one parameter to a knot, the logarithm of
+    the density there: λ(t) and its inverse are in closed form. Knots lie evenly in λ, not in t:
+    where the loss is nothing, p falls at once, whatever it is elsewhere.
 
     >>> gamma = Spline(logsnr_max=13.3, logsnr_min=-5.0)
     >>> gamma(torch.tensor([0.0, 0.5, 1.0])).detach()
@@ -133,9 +174,16 @@ class Spline(Learned):
         learn_ends: bool = True,
         follow_variance: bool = True,
     ) -> None:
-        super().__init__(logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance)
+        super().__init__(
+            logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance
+        )
         check_positive_int("Spline", "knots", knots - 1)
         self.log_density = nn.Parameter(torch.zeros(knots, dtype=torch.float64))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.log_density.zero_()
 
     def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t64 = wide(t)
@@ -144,7 +192,9 @@ class Spline(Learned):
         start, low, gain = (part[cell] for part in (times, *cells))
         behind = t64 - start
         density = (low * low + 2 * behind * gain).sqrt()
-        u = (cell + 2 * behind / (low + density)) / len(cells[0])  # the root of ½ gain x² + low x = behind, without cancelling
+        u = (cell + 2 * behind / (low + density)) / len(
+            cells[0]
+        )  # the root of ½ gain x² + low x = behind, without cancelling
         return torch.where((t64 > 0) & (t64 < 1), u, t64), (density * len(cells[0])).reciprocal()
 
     def time_at(self, logsnr: Tensor) -> Tensor:
@@ -156,16 +206,21 @@ class Spline(Learned):
         return times[cell] + x * (low[cell] + 0.5 * x * gain[cell])
 
     def _cells(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The time at each knot; in each cell between two, the density at its start and what it gains, in units of a cell."""
+        """The time at each knot; in each cell between two, the density at its start and what it
+        gains, in units of a cell."""
         density = self.log_density.exp()
-        density = (1 - FLOOR) * density / (density.sum() - 0.5 * (density[0] + density[-1])) + FLOOR / (len(density) - 1)
+        density = (1 - FLOOR) * density / (
+            density.sum() - 0.5 * (density[0] + density[-1])
+        ) + FLOOR / (len(density) - 1)
         low, gain = density[:-1], density.diff()
         return nn.functional.pad((low + 0.5 * gain).cumsum(0), (1, 0)), low, gain
 
 
 def _place(times: Tensor, t: Tensor) -> Tensor:
     """The cell in which each t falls."""
-    return (torch.searchsorted(times.detach(), t.detach().contiguous(), right=True) - 1).clamp(0, len(times) - 2)
+    return (torch.searchsorted(times.detach(), t.detach().contiguous(), right=True) - 1).clamp(
+        0, len(times) - 2
+    )
 
 
 __all__ = ["Monotone", "Spline"]

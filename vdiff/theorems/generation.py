@@ -1,4 +1,5 @@
-"""From noise to data: the flow and the diffusion that share their marginals, their steps, and the likelihood along the flow."""
+"""From noise to data: the flow and the diffusion that share their marginals, their steps, and the
+likelihood along the flow."""
 
 import itertools
 from collections.abc import Callable
@@ -46,14 +47,19 @@ def _fokker_planck(oracle: GaussianMixture, drift: Drift, noise: float) -> Sides
         score = gradient_of_log_density(oracle, at, lam)[:, 0]
         return q(at, lam) * (drift(at, lam)[:, 0] - 0.5 * noise * torch.sigmoid(-lam) * score)
 
-    left = (8 * (q(z, lam + h) - q(z, lam - h)) - (q(z, lam + 2 * h) - q(z, lam - 2 * h))) / (12 * h)
-    right = -(8 * (current(z + h) - current(z - h)) - (current(z + 2 * h) - current(z - 2 * h))) / (12 * h)
+    left = (8 * (q(z, lam + h) - q(z, lam - h)) - (q(z, lam + 2 * h) - q(z, lam - 2 * h))) / (
+        12 * h
+    )
+    right = -(
+        8 * (current(z + h) - current(z - h)) - (current(z + 2 * h) - current(z - 2 * h))
+    ) / (12 * h)
     return equal(left, right, rel=1e-6, atol=1e-8, why="difference quotients of fourth order")
 
 
 @theorem(source="Score SDE, arXiv:2011.13456, eq. 13", given="the drift has one half of ε̂")
 def flow_has_the_marginals(subject: Subject) -> Sides:
-    """The flow dz/dλ = ½ σ (σ z − ε̂) carries the density of the noisy data along: ∂q/∂λ = −∂(v q)/∂z."""
+    """The flow dz/dλ = ½ σ (σ z − ε̂) carries the density of the noisy data along: ∂q/∂λ = −∂(v
+    q)/∂z."""
     return _fokker_planck(subject.oracle, flow(subject.oracle), noise=0.0)
 
 
@@ -80,16 +86,24 @@ def _euler(subject: Subject, exploding: bool) -> Sides:
     left = ddim(subject.model, z, step.logsnr_t, step.logsnr_s)
     if exploding:
         ratio_t, ratio_s = torch.exp(-0.5 * step.logsnr_t), torch.exp(-0.5 * step.logsnr_s)
-        moved = z / per_example(alpha(step.logsnr_t), z) + per_example(ratio_s - ratio_t, z) * subject.model(z, step.logsnr_t).eps
+        moved = (
+            z / per_example(alpha(step.logsnr_t), z)
+            + per_example(ratio_s - ratio_t, z) * subject.model(z, step.logsnr_t).eps
+        )
         right = per_example(alpha(step.logsnr_s), z) * moved
     else:
         right = z + per_example(step.delta, z) * flow(subject.model)(z, step.logsnr_t).view_as(z)
     return equal(left, right, rel=1e-8, atol=1e-9, why="float64 rounding")
 
 
-@theorem(source="DDIM, arXiv:2010.02502, eq. 14", given="the coordinates are z/α over σ/α", any_network=True)
+@theorem(
+    source="DDIM, arXiv:2010.02502, eq. 14",
+    given="the coordinates are z/α over σ/α",
+    any_network=True,
+)
 def ddim_is_eulers_step(subject: Subject) -> Sides:
-    """A DDIM step is Euler's step of the flow, exactly, in the coordinates z/α over σ/α, whatever the network says."""
+    """A DDIM step is Euler's step of the flow, exactly, in the coordinates z/α over σ/α, whatever
+    the network says."""
     return _euler(subject, exploding=True)
 
 
@@ -98,8 +112,11 @@ def _(subject: Subject) -> Sides:
     return _euler(subject, exploding=False)
 
 
-def _transported(subject: Subject, model: Callable[[GaussianMixture], Model], extrapolate: bool) -> Sides:
-    """Where DDIM takes quantiles of the noisy end, against the same quantiles of the data end: in one dimension the flow keeps order."""
+def _transported(
+    subject: Subject, model: Callable[[GaussianMixture], Model], extrapolate: bool
+) -> Sides:
+    """Where DDIM takes quantiles of the noisy end, against the same quantiles of the data end: in
+    one dimension the flow keeps order."""
     oracle, high, low = line(), 4.0, -6.0
     ends = torch.tensor([high, low], dtype=torch.float64)
     mean = alpha(ends) * oracle.means[0, 0]
@@ -115,13 +132,21 @@ def _transported(subject: Subject, model: Callable[[GaussianMixture], Model], ex
     once = [2 * b - a for a, b in itertools.pairwise(reached)]
     best = (4 * once[1] - once[0]) / 3
     return equal(
-        best if extrapolate else reached[0], mean[0] + std[0] * score, rel=1e-5, atol=1e-6, why="the third order in the step's length"
+        best if extrapolate else reached[0],
+        mean[0] + std[0] * score,
+        rel=1e-5,
+        atol=1e-6,
+        why="the third order in the step's length",
     )
 
 
-@theorem(source="DDIM, arXiv:2010.02502; Score SDE, arXiv:2011.13456", given="the steps are many; the denoiser is the exact one")
+@theorem(
+    source="DDIM, arXiv:2010.02502; Score SDE, arXiv:2011.13456",
+    given="the steps are many; the denoiser is the exact one",
+)
 def ddim_tends_to_the_flow(subject: Subject) -> Sides:
-    """As its steps shrink DDIM tends to the flow, which in one dimension takes quantiles of q(z₁) to those of q(z₀)."""
+    """As its steps shrink DDIM tends to the flow, which in one dimension takes quantiles of q(z₁)
+    to those of q(z₀)."""
     return _transported(subject, lambda oracle: oracle, extrapolate=True)
 
 
@@ -141,8 +166,21 @@ def _stochastic(subject: Subject, eta: float) -> Sides:
     x, eps, step = drawn(subject, 64, "eta")
     z = per_example(alpha(step.logsnr_t), x) * x + per_example(sigma(step.logsnr_t), x) * eps
     noise = torch.randn(x.shape, generator=subject.generator("noise"), dtype=torch.float64)
-    left = ddim(subject.model, z, step.logsnr_t, step.logsnr_s, Memory(generator=subject.generator("noise")), eta=eta)
-    return equal(left, reverse_sample(subject.model(z, step.logsnr_t), step, noise), rel=1e-7, atol=1e-9, why="float64 rounding")
+    left = ddim(
+        subject.model,
+        z,
+        step.logsnr_t,
+        step.logsnr_s,
+        Memory(generator=subject.generator("noise")),
+        eta=eta,
+    )
+    return equal(
+        left,
+        reverse_sample(subject.model(z, step.logsnr_t), step, noise),
+        rel=1e-7,
+        atol=1e-9,
+        why="float64 rounding",
+    )
 
 
 @theorem(source="DDIM, arXiv:2010.02502, eq. 16", given="η = 1", any_network=True)
@@ -161,14 +199,21 @@ def _sampled_variance(subject: Subject, steps: int, claimed: int) -> Sides:
     path = GaussianPath(line(), HIGH, LOW, steps)
     law = GaussianPath(line(), HIGH, LOW, claimed).reverse()
     z = torch.randn(40_000, 1, generator=subject.generator("start"), dtype=torch.float64)
-    chain = trajectory(path.oracle, z, schedule=path.schedule, steps=steps + 1, generator=subject.generator("ancestral"))
+    chain = trajectory(
+        path.oracle,
+        z,
+        schedule=path.schedule,
+        steps=steps + 1,
+        generator=subject.generator("ancestral"),
+    )
     *_, (last, _) = chain
     return sampled((last[:, 0] - law.mean[0]).square(), law.covariance_matrix[0, 0])
 
 
 @theorem(source="of affine Gaussian kernels", given="the number of steps is the chain's")
 def ancestral_samples_have_the_chains_law(subject: Subject) -> Sides:
-    """Ancestral samples have the variance of the chain's own law, which at few steps is less than that of the data."""
+    """Ancestral samples have the variance of the chain's own law, which at few steps is less than
+    that of the data."""
     return _sampled_variance(subject, 4, claimed=4)
 
 
@@ -178,11 +223,15 @@ def _(subject: Subject) -> Sides:
 
 
 def _likelihood(oracle: GaussianMixture, divergence: bool) -> Sides:
-    """log q(z) at the data end against log q(z) at the noisy end plus ∫ div dλ along the flow, by Runge-Kutta."""
+    """log q(z) at the data end against log q(z) at the noisy end plus ∫ div dλ along the flow, by
+    Runge-Kutta."""
     steps = 400
     lam = torch.linspace(3.0, -4.0, steps + 1, dtype=torch.float64)
     z = torch.tensor([[-1.2], [0.1], [0.7], [1.5]], dtype=torch.float64)
-    start, gained = oracle.noisy_log_prob(z, lam[:1].expand(4)), torch.zeros(4, dtype=torch.float64)
+    start, gained = (
+        oracle.noisy_log_prob(z, lam[:1].expand(4)),
+        torch.zeros(4, dtype=torch.float64),
+    )
 
     def both(at: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -197,14 +246,18 @@ def _likelihood(oracle: GaussianMixture, divergence: bool) -> Sides:
         v2, d2 = both(z + 0.5 * h * v1, now + 0.5 * h)
         v3, d3 = both(z + 0.5 * h * v2, now + 0.5 * h)
         v4, d4 = both(z + h * v3, after)
-        z, gained = z + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4), gained + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+        z, gained = (
+            z + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4),
+            gained + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4),
+        )
     right = oracle.noisy_log_prob(z, lam[-1:].expand(4)) + (gained if divergence else 0.0)
     return equal(start, right, rel=1e-6, atol=1e-6, why="Runge-Kutta with 400 steps")
 
 
 @theorem(source="Score SDE, arXiv:2011.13456, eq. 39", given="the divergence is counted")
 def likelihood_along_the_flow(subject: Subject) -> Sides:
-    """log q(z) along the flow changes by −div v: the exact density, from the noisy end and an integral."""
+    """log q(z) along the flow changes by −div v: the exact density, from the noisy end and an
+    integral."""
     return _likelihood(subject.oracle, divergence=True)
 
 

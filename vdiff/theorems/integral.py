@@ -1,4 +1,5 @@
-"""Expectations without seeds: over λ by Gauss-Legendre panels, over (x, ε) by the oracle's own nodes."""
+"""Expectations without seeds: over λ by Gauss-Legendre panels, over (x, ε) by the oracle's own
+nodes."""
 
 import math
 from collections.abc import Callable
@@ -40,8 +41,12 @@ def levels(low: float, high: float, *corners: float) -> tuple[Tensor, Tensor]:
 
 
 def _breaks(low: float, high: float, *corners: float) -> Tensor:
-    even = torch.linspace(low, high, max(2, round((high - low) / PANEL) + 1), dtype=torch.float64).tolist()
-    return torch.tensor(sorted({*even, *(c for c in corners if low < c < high)}), dtype=torch.float64)
+    even = torch.linspace(
+        low, high, max(2, round((high - low) / PANEL) + 1), dtype=torch.float64
+    ).tolist()
+    return torch.tensor(
+        sorted({*even, *(c for c in corners if low < c < high)}), dtype=torch.float64
+    )
 
 
 def log_normal(z: Tensor | float, mean: Tensor | float, std: Tensor | float) -> Tensor:
@@ -51,12 +56,15 @@ def log_normal(z: Tensor | float, mean: Tensor | float, std: Tensor | float) -> 
     tensor(-0.9189, dtype=torch.float64)
     """
     value, center, scale = (torch.as_tensor(v, dtype=torch.float64) for v in (z, mean, std))
-    log_p: Tensor = -0.5 * ((value - center) / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)
+    log_p: Tensor = (
+        -0.5 * ((value - center) / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)
+    )
     return log_p
 
 
 def average(oracle: GaussianMixture, logsnr: Tensor, of: Integrand) -> Tensor:
-    """E f(x, ε, λ) over the oracle's data and noise at each λ, for f of (rows, 1), (rows, 1) and (rows,).
+    """E f(x, ε, λ) over the oracle's data and noise at each λ, for f of (rows, 1), (rows, 1) and
+    (rows,).
 
     >>> from vdiff.theorems.subject import mixture
     >>> average(mixture(), torch.zeros(2, dtype=torch.float64), lambda x, eps, level: eps[:, 0] ** 2)
@@ -64,7 +72,11 @@ def average(oracle: GaussianMixture, logsnr: Tensor, of: Integrand) -> Tensor:
     """
     parts = [oracle.nodes(level) for level in logsnr.tolist()]
     x, eps, weight = (torch.cat(part) for part in zip(*parts, strict=True))
-    return (weight * of(x, eps, logsnr.repeat_interleave(len(weight) // len(logsnr)))).view(len(logsnr), -1).sum(1)
+    return (
+        (weight * of(x, eps, logsnr.repeat_interleave(len(weight) // len(logsnr))))
+        .view(len(logsnr), -1)
+        .sum(1)
+    )
 
 
 def average_noise(x: float, logsnr: Tensor, of: Integrand) -> Tensor:
@@ -99,7 +111,8 @@ def expected_loss(
     corners: tuple[float, ...] = (),
     power: int = 1,
 ) -> Tensor:
-    """E[weighted_elbo^power] over t, x and ε: over every step of a chain, or over panels of continuous time.
+    """E[weighted_elbo^power] over t, x and ε: over every step of a chain, or over panels of
+    continuous time.
 
     >>> from vdiff.schedule import Linear
     >>> from vdiff.theorems.subject import mixture
@@ -107,7 +120,9 @@ def expected_loss(
     tensor(5.9296, dtype=torch.float64)
     """
     if steps is None:
-        breaks = schedule.inverse(_breaks(schedule.logsnr_min, schedule.logsnr_max, *corners), clamp=True).flip(0)
+        breaks = schedule.inverse(
+            _breaks(schedule.logsnr_min, schedule.logsnr_max, *corners), clamp=True
+        ).flip(0)
         t, dt = panels(breaks)
     else:
         t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
@@ -117,7 +132,18 @@ def expected_loss(
     def loss(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
         each = len(level) // len(t)
         given = t.repeat_interleave(each)
-        return weighted_elbo(model, x, schedule=schedule, weighting=weighting or ELBO(), steps=steps, t=given, eps=eps) ** power
+        return (
+            weighted_elbo(
+                model,
+                x,
+                schedule=schedule,
+                weighting=weighting or ELBO(),
+                steps=steps,
+                t=given,
+                eps=eps,
+            )
+            ** power
+        )
 
     return average(oracle, logsnr, loss) @ dt
 
@@ -132,4 +158,13 @@ def slope(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-3) 
     return (8 * near - far) / (12 * step)
 
 
-__all__ = ["average", "average_noise", "expected_loss", "levels", "log_normal", "panels", "slope", "squared"]
+__all__ = [
+    "average",
+    "average_noise",
+    "expected_loss",
+    "levels",
+    "log_normal",
+    "panels",
+    "slope",
+    "squared",
+]

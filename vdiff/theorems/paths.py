@@ -1,4 +1,5 @@
-"""A Gaussian chain whole: z₀ … z_T as one Gaussian vector, under q(· | x) and under p, for what no sum over steps can tell."""
+"""A Gaussian chain whole: z₀ … z_T as one Gaussian vector, under q(· | x) and under p, for what no
+sum over steps can tell."""
 
 from dataclasses import dataclass
 
@@ -13,9 +14,11 @@ from vdiff.schedule import Linear
 
 @dataclass(frozen=True)
 class GaussianPath:
-    """The exact denoiser of one Gaussian on the line, as a chain of `steps` steps from N(0, 1) at λ_min to z₀ at λ_max.
+    """The exact denoiser of one Gaussian on the line, as a chain of `steps` steps from N(0, 1) at
+    λ_min to z₀ at λ_max.
 
-    p(x | z₀) is N(z₀/α₀, e^{−λ_max}). Both laws of (z₀ … z_T) are given as means and covariances, made from the transitions.
+    p(x | z₀) is N(z₀/α₀, e^{−λ_max}). Both laws of (z₀ … z_T) are given as means and covariances,
+    made from the transitions.
 
     >>> from vdiff.theorems.subject import line
     >>> GaussianPath(line(), 6.0, -5.0, 3).forward(0.4).mean.shape
@@ -50,9 +53,13 @@ class GaussianPath:
         return MultivariateNormal(a * x, (s[first] / a[first]).square() * a[:, None] * a)
 
     def reverse(self) -> MultivariateNormal:
-        """p(z₀ … z_T, x) with x last: z_T ~ N(0, 1), then one affine Gaussian kernel after another."""
+        """p(z₀ … z_T, x) with x last: z_T ~ N(0, 1), then one affine Gaussian kernel after
+        another."""
         lam, n = self.logsnr, self.steps + 1
-        mean, root = torch.zeros(n + 1, dtype=torch.float64), torch.zeros(n + 1, n + 1, dtype=torch.float64)
+        mean, root = (
+            torch.zeros(n + 1, dtype=torch.float64),
+            torch.zeros(n + 1, n + 1, dtype=torch.float64),
+        )
         root[n - 1, n - 1] = 1.0  # each variable as a row over independent normals
         probe = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
         for s in range(n - 2, -1, -1):
@@ -70,10 +77,16 @@ class GaussianPath:
         joint = self.reverse()
         mean, covariance = joint.mean, joint.covariance_matrix
         gain, away = covariance[:-1, -1] / covariance[-1, -1], x - mean[-1]
-        log_p = -0.5 * (away.square() / covariance[-1, -1] + torch.log(2 * torch.pi * covariance[-1, -1]))
-        return log_p, MultivariateNormal(mean[:-1] + gain * away, covariance[:-1, :-1] - torch.outer(gain, covariance[-1, :-1]))
+        log_p = -0.5 * (
+            away.square() / covariance[-1, -1] + torch.log(2 * torch.pi * covariance[-1, -1])
+        )
+        return log_p, MultivariateNormal(
+            mean[:-1] + gain * away, covariance[:-1, :-1] - torch.outer(gain, covariance[-1, :-1])
+        )
 
-    def part(self, law: MultivariateNormal, first: int, last: int | None = None) -> MultivariateNormal:
+    def part(
+        self, law: MultivariateNormal, first: int, last: int | None = None
+    ) -> MultivariateNormal:
         """The marginal of z_first … z_last, or of z_first alone.
 
         >>> from vdiff.theorems.subject import line

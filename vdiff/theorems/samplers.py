@@ -1,4 +1,5 @@
-"""Samplers: where each of the library's steps takes noise, how fast that becomes exact, and what a sampler needs for it."""
+"""Samplers: where each of the library's steps takes noise, how fast that becomes exact, and what a
+sampler needs for it."""
 
 import itertools
 import math
@@ -28,7 +29,8 @@ STEPPERS: dict[str, tuple[Stepper, int]] = {
 
 
 def quantiles(logsnr: Tensor) -> Tensor:
-    """The quantiles of `line`'s noisy data at one λ, a row each: in one dimension the flow keeps order, so it takes them to each other.
+    """The quantiles of `line`'s noisy data at one λ, a row each: in one dimension the flow keeps
+    order, so it takes them to each other.
 
     >>> quantiles(torch.tensor(0.0, dtype=torch.float64)).shape
     torch.Size([3, 1])
@@ -44,25 +46,35 @@ def grid(steps: int, before: int = 0) -> Tensor:
     >>> grid(2)
     tensor([-6., -1.,  4.], dtype=torch.float64)
     """
-    found: Tensor = LOW + (HIGH - LOW) * torch.arange(-before, steps + 1, dtype=torch.float64) / steps
+    found: Tensor = (
+        LOW + (HIGH - LOW) * torch.arange(-before, steps + 1, dtype=torch.float64) / steps
+    )
     return found
 
 
 def _carried(step: Stepper, steps: int, model: Model) -> Tensor:
-    """Where a sampler takes the quantiles of the noisy end: through `trajectory`, its last state."""
+    """Where a sampler takes the quantiles of the noisy end: through `trajectory`, its last
+    state."""
     levels = Linear(HIGH, LOW)(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
     *_, (last, _) = trajectory(model, quantiles(levels[0]), levels=levels, step=step)
     return last[:, 0]
 
 
 def _taken(altered: Callable[[Model], Model]) -> Sides:
-    """The sampled quantiles, extrapolated by the order of each step from two numbers of steps, against the data end's."""
+    """The sampled quantiles, extrapolated by the order of each step from two numbers of steps,
+    against the data end's."""
     left = []
     for step, order in STEPPERS.values():
         coarse, fine = (_carried(step, steps, altered(line())) for steps in (200, 400))
         left.append(fine + (fine - coarse) / (2**order - 1))
     right = quantiles(torch.tensor(HIGH, dtype=torch.float64))[:, 0].expand(len(left), -1)
-    return equal(torch.stack(left), right, rel=0.0, atol=3e-5, why="the next order of each step, at 400 steps")
+    return equal(
+        torch.stack(left),
+        right,
+        rel=0.0,
+        atol=3e-5,
+        why="the next order of each step, at 400 steps",
+    )
 
 
 @theorem(
@@ -70,7 +82,8 @@ def _taken(altered: Callable[[Model], Model]) -> Sides:
     given="the denoiser is the exact one",
 )
 def samplers_follow_the_flow(subject: Subject) -> Sides:
-    """As steps grow many, ddim, heun, dpmpp_2m and adams take the quantiles of noise to those of the data, as the exact flow does."""
+    """As steps grow many, ddim, heun, dpmpp_2m and adams take the quantiles of noise to those of
+    the data, as the exact flow does."""
     return _taken(lambda model: model)
 
 
@@ -100,14 +113,21 @@ def _error(step: Stepper, steps: int, remembers: bool) -> Tensor:
 
 
 def _orders(steppers: list[tuple[Stepper, int]], remembers: bool) -> Sides:
-    """log₂ of how much the error falls when the steps are halved, extrapolated to no step at all."""
+    """log₂ of how much the error falls when the steps are halved, extrapolated to no step at
+    all."""
     found = []
     for step, _ in steppers:
         errors = torch.stack([_error(step, steps, remembers).abs() for steps in (120, 240, 480)])
         first, second = (errors[:-1] / errors[1:]).log() / math.log(2.0)
         found.append(2 * second - first)
     order = torch.tensor([order for _, order in steppers], dtype=torch.float64)[:, None]
-    return equal(torch.stack(found), order.expand(-1, len(SCORES)), rel=0.0, atol=0.05, why="what is left of the next orders at 480 steps")
+    return equal(
+        torch.stack(found),
+        order.expand(-1, len(SCORES)),
+        rel=0.0,
+        atol=0.05,
+        why="what is left of the next orders at 480 steps",
+    )
 
 
 @theorem(
@@ -115,7 +135,8 @@ def _orders(steppers: list[tuple[Stepper, int]], remembers: bool) -> Sides:
     given="multistep methods have their past",
 )
 def order_of_the_samplers(subject: Subject) -> Sides:
-    """The error falls as the steps' length to the power of the order: 1 for ddim, 2 for heun and dpmpp_2m, 2 and 3 for adams."""
+    """The error falls as the steps' length to the power of the order: 1 for ddim, 2 for heun and
+    dpmpp_2m, 2 and 3 for adams."""
     return _orders(list(STEPPERS.values()), remembers=True)
 
 

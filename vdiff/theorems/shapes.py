@@ -1,4 +1,5 @@
-"""Every schedule of the library between the same two ends: fixed, learned in a state of no learning, and of any shape."""
+"""Every schedule of the library between the same two ends: fixed, learned in a state of no
+learning, and of any shape."""
 
 import math
 
@@ -52,20 +53,31 @@ def bent(seed: int) -> Schedule:
     >>> bent(0).logsnr_max
     8.0
     """
-    a, b = (0.9 * (2 * torch.rand((), generator=generator_of(seed, i), dtype=torch.float64) - 1) for i in (0, 1))
+    a, b = (
+        0.9 * (2 * torch.rand((), generator=generator_of(seed, i), dtype=torch.float64) - 1)
+        for i in (0, 1)
+    )
 
     span = HIGH - LOW
 
     def logsnr(t: Tensor) -> Tensor:
-        wave = a * torch.sin(torch.pi * t) / torch.pi + b * torch.sin(2 * torch.pi * t) / (2 * torch.pi)
+        wave = a * torch.sin(torch.pi * t) / torch.pi + b * torch.sin(2 * torch.pi * t) / (
+            2 * torch.pi
+        )
         return HIGH - span * (t + 0.5 * wave)
 
-    return Custom(logsnr, lambda t: span * (1 + 0.5 * (a * torch.cos(torch.pi * t) + b * torch.cos(2 * torch.pi * t))))
+    return Custom(
+        logsnr,
+        lambda t: (
+            span * (1 + 0.5 * (a * torch.cos(torch.pi * t) + b * torch.cos(2 * torch.pi * t)))
+        ),
+    )
 
 
 @torch.no_grad()
 def learned() -> dict[str, Schedule]:
-    """Learned and adaptive schedules in a state that no learning would leave them in, with corners at whole λ.
+    """Learned and adaptive schedules in a state that no learning would leave them in, with corners
+    at whole λ.
 
     >>> list(learned())
     ['spline', 'monotone', 'adaptive']

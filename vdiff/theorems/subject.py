@@ -1,4 +1,5 @@
-"""What theorems are tested on: data with a known denoiser, and a model that may be any network at all."""
+"""What theorems are tested on: data with a known denoiser, and a model that may be any network at
+all."""
 
 import math
 from collections.abc import Callable
@@ -16,11 +17,17 @@ from vdiff.parameterization import Eps, Parameterization, Prediction, V
 from vdiff.times import generator_of
 
 ROWS, CHUNK = 64, 256  # rows of a user's data, and how many their network sees at once
-HIGH, LOW = 8.0, -5.0  # between these λ a user's network is asked: inside DDPM's, VDM's and flow matching's own ends
+DRAWS = 4096  # evaluations of the network for each side of a sampled theorem
+TIMES, FEWEST = 64, 16  # stratified times of one (x, ε), and the fewest groups of them
+HIGH, LOW = (
+    8.0,
+    -5.0,
+)  # between these λ a user's network is asked: inside DDPM's, VDM's and flow matching's own ends
 
 
 def mixture() -> GaussianMixture:
-    """Two unequal Gaussians on a line, neither centered nor of unit variance: a symmetric one cannot see a sign.
+    """Two unequal Gaussians on a line, neither centered nor of unit variance: a symmetric one
+    cannot see a sign.
 
     >>> mixture().dims
     1
@@ -43,18 +50,22 @@ def plane() -> GaussianMixture:
     >>> plane().dims
     2
     """
-    covariances = torch.tensor([[[0.3, 0.2], [0.2, 0.4]], [[0.25, -0.1], [-0.1, 0.1]]], dtype=torch.float64)
+    covariances = torch.tensor(
+        [[[0.3, 0.2], [0.2, 0.4]], [[0.25, -0.1], [-0.1, 0.1]]], dtype=torch.float64
+    )
     return GaussianMixture([0.35, 0.65], [[-1.0, 0.3], [0.6, -0.2]], covariances)
 
 
 def random_network() -> Denoiser:
-    """A small network with fixed random weights, in two dimensions: the default for what holds of any network.
+    """A small network with fixed random weights, in two dimensions: the default for what holds of
+    any network.
 
     >>> random_network()(torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)).x.shape
     torch.Size([3, 2])
     """
     first, inner, last = (
-        torch.randn(shape, generator=generator_of(0, i), dtype=torch.float64) for i, shape in enumerate([(2, 8), (8,), (8, 2)])
+        torch.randn(shape, generator=generator_of(0, i), dtype=torch.float64)
+        for i, shape in enumerate([(2, 8), (8,), (8, 2)])
     )
 
     def network(z: Tensor, logsnr: Tensor) -> Tensor:
@@ -88,7 +99,9 @@ class Reexpressed:
         self.model, self.parameterization = model, parameterization
 
     def __call__(self, z: Tensor, logsnr: Tensor) -> Prediction:
-        return Prediction(z, logsnr, self.model(z, logsnr).read(self.parameterization), self.parameterization)
+        return Prediction(
+            z, logsnr, self.model(z, logsnr).read(self.parameterization), self.parameterization
+        )
 
 
 def biased(model: Model) -> Altered:
@@ -110,16 +123,20 @@ def scaled_x(model: Model, scale: float) -> Altered:
 
     def eps(prediction: Prediction) -> Tensor:
         noise = sigma(prediction.logsnr)[:, None]
-        return scale * prediction.eps + (1 - scale) * prediction.z / noise  # z = α x̂ + σ ε̂, with x̂ times scale
+        return (
+            scale * prediction.eps + (1 - scale) * prediction.z / noise
+        )  # z = α x̂ + σ ε̂, with x̂ times scale
 
     return Altered(model, eps)
 
 
 class Wide:
-    """A model of any precision as one of float64: what it is told is rounded, what it says counts as exact.
+    """A model of any precision as one of float64: what it is told is rounded, what it says counts
+    as exact.
 
-    A network in float32 is still one function of (z, λ), and a theorem about any function holds for it to float64
-    rounding. Its own choice of Σ is left out: where one matters, a theorem says which.
+    A network in float32 is still one function of (z, λ), and a theorem about any function holds
+    for it to float64 rounding. Its own choice of Σ is left out: where one matters, a theorem says
+    which.
 
     >>> model = Wide(lambda z, logsnr: Prediction(z, logsnr, z, Eps()), like=torch.zeros(1))          # one of float32
     >>> model(torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)).out.dtype
@@ -131,17 +148,23 @@ class Wide:
 
     def __call__(self, z: Tensor, logsnr: Tensor) -> Prediction:
         parts = [
-            self.model(a.to(self.like), b.to(self.like)) for a, b in zip(torch.split(z, CHUNK), torch.split(logsnr, CHUNK), strict=True)
+            self.model(a.to(self.like), b.to(self.like))
+            for a, b in zip(torch.split(z, CHUNK), torch.split(logsnr, CHUNK), strict=True)
         ]
         if not all(isinstance(part, Prediction) for part in parts):
             hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
-            raise TypeError(must("verify", "model", "return a Prediction", type(parts[0]).__name__, hint))
-        return Prediction(z, logsnr, torch.cat([part.out for part in parts]).to(z), parts[0].parameterization)
+            raise TypeError(
+                must("verify", "model", "return a Prediction", type(parts[0]).__name__, hint)
+            )
+        return Prediction(
+            z, logsnr, torch.cat([part.out for part in parts]).to(z), parts[0].parameterization
+        )
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`oracle` is data on a line whose denoiser is known; `model` any network at all, with data `x` of its kind.
+    """`oracle` is data on a line whose denoiser is known; `model` any network at all, with data
+    `x` of its kind.
 
     >>> Subject().x.shape
     torch.Size([64, 2])
@@ -150,9 +173,10 @@ class Subject:
     oracle: GaussianMixture = field(default_factory=mixture)
     model: Model = field(default_factory=random_network)
     x: Tensor = field(default_factory=lambda: plane().sample(ROWS, generator_of(0, 0, "data")))
+    draws: int = DRAWS
 
     @classmethod
-    def of(cls, model: Model, data: Tensor) -> "Subject":
+    def of(cls, model: Model, data: Tensor, draws: int = DRAWS) -> "Subject":
         """A user's model and the first rows of their data, as the network sees it.
 
         >>> Subject.of(random_network(), torch.zeros(3, 2)).x.dtype
@@ -160,10 +184,18 @@ class Subject:
         """
         if not callable(model) or isinstance(model, type):
             hint = "for instance Denoiser(network, V())"
-            raise TypeError(must("verify", "model", "be called as model(z, logsnr) and return a Prediction", repr(model), hint))
+            raise TypeError(
+                must(
+                    "verify",
+                    "model",
+                    "be called as model(z, logsnr) and return a Prediction",
+                    repr(model),
+                    hint,
+                )
+            )
         check_data("verify", data, "data")
         rows = data[:ROWS].detach()
-        return cls(model=Wide(model, rows), x=rows.to("cpu", torch.float64))
+        return cls(model=Wide(model, rows), x=rows.to("cpu", torch.float64), draws=draws)
 
     def rows(self, n: int) -> Tensor:
         """n rows of x, over and over again.
@@ -172,6 +204,21 @@ class Subject:
         torch.Size([1000, 2])
         """
         return self.x.repeat(math.ceil(n / len(self.x)), *(1 for _ in self.x.shape[1:]))[:n]
+
+    def grouped(self, name: str, times: int = TIMES) -> tuple[Tensor, Tensor, Tensor]:
+        """`draws` in groups that have one (x, ε): x, ε, and a place in each of `times` strata.
+
+        The mean over a group's strata hardly varies, and groups are independent.
+
+        >>> x, eps, place = Subject(draws=1024).grouped("an example")
+        >>> x.shape, place.shape
+        (torch.Size([1024, 2]), torch.Size([16, 64]))
+        """
+        generator, groups = self.generator(name), max(FEWEST, self.draws // times)
+        x = self.rows(groups)
+        eps = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        place = torch.rand(groups, times, generator=generator, dtype=torch.float64)
+        return x.repeat_interleave(times, 0), eps.repeat_interleave(times, 0), place
 
     def generator(self, name: str) -> torch.Generator:
         """The draws of one theorem, the same in each run.
@@ -182,4 +229,15 @@ class Subject:
         return generator_of(0, 0, name)
 
 
-__all__ = ["Altered", "Reexpressed", "Subject", "Wide", "biased", "line", "mixture", "plane", "random_network", "scaled_x"]
+__all__ = [
+    "Altered",
+    "Reexpressed",
+    "Subject",
+    "Wide",
+    "biased",
+    "line",
+    "mixture",
+    "plane",
+    "random_network",
+    "scaled_x",
+]

@@ -1,14 +1,16 @@
-"""What a theorem is here: a statement, its source, and a function that computes both of its sides by different routes.
+"""What a theorem is here: a statement, its source, and a function that computes both of its sides
+by different routes.
 
-A theorem is written as one function, whose name is the theorem's and whose docstring is the statement:
+A theorem is written as one function, whose name is the theorem's and whose docstring is the
+statement:
 
     @theorem(source="VDM, arXiv:2107.00630, section 5.1", given="the ends are fixed")
     def schedule_invariance(subject):
         \"\"\"The expected loss depends on the ends of the schedule alone.\"\"\"
         return equal(left, right, rel=1e-7, why="quadrature")
 
-    @schedule_invariance.without("a continuum of times")
-    def _(subject): ...                                       # the same sides where that hypothesis is dropped: they must differ
+    @schedule_invariance.without("a continuum of times") def _(subject): ...
+    # the same sides where that hypothesis is dropped: they must differ
 """
 
 from collections.abc import Callable
@@ -28,7 +30,8 @@ ERRORS = 5.0  # standard errors that a sampled side may be away: one run in two 
 class Sides:
     """Both sides of an equation (or of left ≥ right), how far apart they may lie, and why so far.
 
-    Sides are numbers or tensors of many cases at once; every case must hold. `allowed` is absolute.
+    Sides are numbers or tensors of many cases at once; every case must hold. `allowed` is
+    absolute.
 
     >>> Sides(1.0, 1.1, 0.05, "an example").holds, Sides(1.2, 1.1, 0.05, "an example", AT_LEAST).holds
     (False, True)
@@ -43,7 +46,10 @@ class Sides:
     @cached_property
     def cases(self) -> tuple[Tensor, Tensor, Tensor]:
         """(left, right, allowed) of every case, in float64."""
-        wide = [torch.as_tensor(v, dtype=torch.float64).detach() for v in (self.left, self.right, self.allowed)]
+        wide = [
+            torch.as_tensor(v, dtype=torch.float64).detach()
+            for v in (self.left, self.right, self.allowed)
+        ]
         every = sum((torch.zeros(v.shape) for v in wide), torch.zeros(()))
         left, right, allowed = (v.expand_as(every).flatten() for v in wide)
         return left, right, allowed
@@ -66,13 +72,25 @@ class Sides:
 
     @property
     def worst(self) -> tuple[float, float, float]:
-        """(left, right, allowed) of the case that is nearest to failing, or has failed by most."""
-        i = int((self.gap / self.cases[2]).nan_to_num(nan=torch.inf).argmax())
+        """(left, right, allowed) of the case that is nearest to failing, or has failed by most, by
+        its share of what is allowed.
+
+        Where nothing is allowed every share is 0 or infinite, and the gap itself decides.
+
+        >>> Sides(torch.tensor([1.0, 0.0, 1.5]), 2.0, 0.0, "an example", AT_LEAST).worst[0]
+        0.0
+        """
+        gap = torch.where(self.gap.isnan(), torch.inf, self.gap)
+        share = torch.where(gap == 0, 0.0, gap / self.cases[2])
+        share = torch.where(share.isnan(), torch.inf, share)
+        i = int(torch.where(share == share.max(), gap, -torch.inf).argmax())
         left, right, allowed = (v[i].item() for v in self.cases)
         return left, right, allowed
 
 
-def equal(left: Tensor | float, right: Tensor | float, *, rel: float, why: str, atol: float = 0.0) -> Sides:
+def equal(
+    left: Tensor | float, right: Tensor | float, *, rel: float, why: str, atol: float = 0.0
+) -> Sides:
     """Sides that must agree to a relative accuracy (and `atol`, where the right side may be zero).
 
     >>> equal(1.0, 1.0 + 1e-9, rel=1e-8, why="rounding").holds
@@ -93,23 +111,38 @@ def at_least(left: Tensor | float, right: Tensor | float, *, rel: float, why: st
 
 
 def sampled(draws: Tensor, right: Tensor | float) -> Sides:
-    """The mean of independent draws (first dimension) against what it must be, in standard errors measured here.
+    """The mean of independent draws (first dimension) against what it must be, in standard errors
+    measured here.
 
     >>> sampled(torch.tensor([0.9, 1.1, 1.0]), 1.0).holds
     True
     """
-    return Sides(draws.mean(0), right, ERRORS * draws.std(0) / len(draws) ** 0.5, f"{ERRORS:g} standard errors of {len(draws)} draws")
+    return Sides(
+        draws.mean(0),
+        right,
+        ERRORS * draws.std(0) / len(draws) ** 0.5,
+        f"{ERRORS:g} standard errors of {len(draws)} draws",
+    )
 
 
-def paired(left: Tensor, right: Tensor) -> Sides:
-    """The means of two estimates of one number from the same draws, in standard errors of their difference.
+def paired(left: Tensor, right: Tensor, group: int = 1) -> Sides:
+    """The means of two estimates of one number from the same draws, in standard errors of their
+    difference.
+
+    So many draws in a row as `group` says belong together; their means are independent.
 
     >>> paired(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 1.5])).holds
     True
     """
+    left, right = (v.view(-1, group).mean(1) for v in (left, right))
     difference = left - right
     error = difference.std(0) / len(difference) ** 0.5
-    return Sides(left.mean(0), right.mean(0), ERRORS * error, f"{ERRORS:g} standard errors of {len(difference)} paired draws")
+    return Sides(
+        left.mean(0),
+        right.mean(0),
+        ERRORS * error,
+        f"{ERRORS:g} standard errors of {len(difference)} paired draws",
+    )
 
 
 Function = Callable[[Subject], Sides]
@@ -129,10 +162,11 @@ class Counterexample:
 
 @dataclass(frozen=True)
 class Theorem:
-    """A theorem: its name, what it says, where it stands, under which hypotheses, and both sides of it.
+    """A theorem: its name, what it says, where it stands, under which hypotheses, and both sides
+    of it.
 
-    `any_network` ones hold for every model on every data, and are what `verify(model, data)` runs. `topic` is the module
-    that it is written in.
+    `any_network` ones hold for every model on every data, and are what `verify(model, data)` runs.
+    `topic` is the module that it is written in.
 
     >>> from vdiff.theorems import THEOREMS
     >>> THEOREMS["jensen"].statement
@@ -166,8 +200,11 @@ class Theorem:
 THEOREMS: dict[str, Theorem] = {}
 
 
-def theorem(*, source: str, given: str = "", any_network: bool = False) -> Callable[[Function], Theorem]:
-    """Register a function of a `Subject` that returns `Sides` as a theorem: its docstring is what it says.
+def theorem(
+    *, source: str, given: str = "", any_network: bool = False
+) -> Callable[[Function], Theorem]:
+    """Register a function of a `Subject` that returns `Sides` as a theorem: its docstring is what
+    it says.
 
     >>> theorem(source="an example").__name__
     'register'
@@ -183,4 +220,16 @@ def theorem(*, source: str, given: str = "", any_network: bool = False) -> Calla
     return register
 
 
-__all__ = ["AT_LEAST", "EQUAL", "THEOREMS", "Counterexample", "Sides", "Theorem", "at_least", "equal", "paired", "sampled", "theorem"]
+__all__ = [
+    "AT_LEAST",
+    "EQUAL",
+    "THEOREMS",
+    "Counterexample",
+    "Sides",
+    "Theorem",
+    "at_least",
+    "equal",
+    "paired",
+    "sampled",
+    "theorem",
+]

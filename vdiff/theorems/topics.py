@@ -1,4 +1,5 @@
-"""All topics, in the order in which one would read them: importing this registers every theorem."""
+"""All topics, in the order in which one would read them: importing this registers every
+theorem."""
 
 from types import ModuleType
 

@@ -1,4 +1,5 @@
-"""What a training loop sees of the bound: one of a chain's terms at a time, and the gradient of learned ends."""
+"""What a training loop sees of the bound: one of a chain's terms at a time, and the gradient of
+learned ends."""
 
 import torch
 from torch import Tensor
@@ -18,26 +19,40 @@ SOURCE = "iDDPM, arXiv:2102.09672, sections 3.1 and 3.3"
 
 
 def _one_term(subject: Subject, first: int) -> Sides:
-    """The mean of `vlb` over the levels i/T, i = first … T, against `elbo` over all steps, row by row with the same noise."""
+    """The mean of `vlb` over the levels i/T, i = first … T, against `elbo` over all steps, row by
+    row with the same noise."""
     x, decoder = subject.rows(32), GaussianDecoder(variance=0.1, denoise=True)
     eps = torch.randn(x.shape, generator=subject.generator("terms of vlb"), dtype=torch.float64)
     each = [
         vlb(
-            subject.model, x, schedule=CHAIN, steps=STEPS, decoder=decoder, t=torch.full((len(x),), i / STEPS, dtype=torch.float64), eps=eps
+            subject.model,
+            x,
+            schedule=CHAIN,
+            steps=STEPS,
+            decoder=decoder,
+            t=torch.full((len(x),), i / STEPS, dtype=torch.float64),
+            eps=eps,
         ).total
         for i in range(first, STEPS + 1)
     ]
-    whole = elbo(subject.model, x, schedule=CHAIN, steps=STEPS, decoder=decoder, draws=STEPS, eps=eps)
+    whole = elbo(
+        subject.model, x, schedule=CHAIN, steps=STEPS, decoder=decoder, draws=STEPS, eps=eps
+    )
     return equal(torch.stack(each).mean(0), whole.total, rel=1e-8, why="float64 rounding")
 
 
-@theorem(source=SOURCE, given="all T + 1 levels are equally likely, the decoder's too", any_network=True)
+@theorem(
+    source=SOURCE, given="all T + 1 levels are equally likely, the decoder's too", any_network=True
+)
 def one_term_estimates_the_whole_bound(subject: Subject) -> Sides:
-    """The prior and T + 1 times one term of the chain have the mean prior + Σ KL + L₀: over all levels, one by one, it is that bound."""
+    """The prior and T + 1 times one term of the chain have the mean prior + Σ KL + L₀: over all
+    levels, one by one, it is that bound."""
     return _one_term(subject, 0)
 
 
-@one_term_estimates_the_whole_bound.without("all T + 1 levels are equally likely, the decoder's too")
+@one_term_estimates_the_whole_bound.without(
+    "all T + 1 levels are equally likely, the decoder's too"
+)
 def _(subject: Subject) -> Sides:
     return _one_term(subject, 1)
 
@@ -54,7 +69,8 @@ class _Wide(Categorical):
 
 
 def _learned_ends(errors_of_the_model: bool) -> Sides:
-    """d bound/dλ_max and d bound/dλ_min by autograd through `elbo`, of three levels of data, against the errors at the ends."""
+    """d bound/dλ_max and d bound/dλ_min by autograd through `elbo`, of three levels of data,
+    against the errors at the ends."""
     model, decoder, schedule = biased(DATA), _Wide(3), LearnedLinear(HIGH, LOW)
     node, mass = normal_nodes()
     level, eps = torch.arange(3).repeat_interleave(len(node))[:, None], node.repeat(3)[:, None]
@@ -63,10 +79,19 @@ def _learned_ends(errors_of_the_model: bool) -> Sides:
     n = len(level)
     with torch.enable_grad():
         bound = elbo(
-            model, level.repeat(len(t), 1), schedule=schedule, decoder=decoder, t=t.repeat_interleave(n), eps=eps.repeat(len(t), 1)
+            model,
+            level.repeat(len(t), 1),
+            schedule=schedule,
+            decoder=decoder,
+            t=t.repeat_interleave(n),
+            eps=eps.repeat(len(t), 1),
         )
-        by_high, by_low = torch.autograd.grad(dt @ (bound.total.view(len(t), n) @ weight), [schedule.high, schedule.low])
-    share = torch.sigmoid(schedule.high - schedule.low)  # λ_max = low + softplus(high − low), λ_min = low
+        by_high, by_low = torch.autograd.grad(
+            dt @ (bound.total.view(len(t), n) @ weight), [schedule.high, schedule.low]
+        )
+    share = torch.sigmoid(
+        schedule.high - schedule.low
+    )  # λ_max = low + softplus(high − low), λ_min = low
     at_high = by_high / share
     at_low = by_low - (1 - share) * at_high
 
@@ -80,13 +105,24 @@ def _learned_ends(errors_of_the_model: bool) -> Sides:
 
     square, signal = weight @ x[:, 0].square(), torch.sigmoid(ends[1])
     prior = 0.5 * (signal * (1 - signal) * (square - 1) + signal)
-    right = torch.stack([0.5 * error[0] + slope(reconstruction, ends[:1])[0], prior - 0.5 * error[1]])
-    return equal(torch.stack([at_high, at_low]), right, rel=1e-6, why="quadrature over t and ε, and a difference quotient of the decoder's")
+    right = torch.stack(
+        [0.5 * error[0] + slope(reconstruction, ends[:1])[0], prior - 0.5 * error[1]]
+    )
+    return equal(
+        torch.stack([at_high, at_low]),
+        right,
+        rel=1e-6,
+        why="quadrature over t and ε, and a difference quotient of the decoder's",
+    )
 
 
-@theorem(source="VDM, arXiv:2107.00630, section 4 and appendix I: the ends follow the bound", given="the errors are those of this model")
+@theorem(
+    source="VDM, arXiv:2107.00630, section 4 and appendix I: the ends follow the bound",
+    given="the errors are those of this model",
+)
 def gradient_of_learned_ends(subject: Subject) -> Sides:
-    """What `elbo` hands to learned ends is local: ½ E‖e‖² + dL₀/dλ_max at λ_max, and d prior/dλ_min − ½ E‖e‖² at λ_min."""
+    """What `elbo` hands to learned ends is local: ½ E‖e‖² + dL₀/dλ_max at λ_max, and d
+    prior/dλ_min − ½ E‖e‖² at λ_min."""
     return _learned_ends(errors_of_the_model=True)
 
 

@@ -1,4 +1,5 @@
-"""Run the theorems: every one on oracles and a small random network, or those of any network on a user's own."""
+"""Run the theorems: every one on oracles and a small random network, or those of any network on a
+user's own."""
 
 import math
 from collections.abc import Iterable
@@ -7,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdiff.errors import did_you_mean, must
+from vdiff.errors import check_positive_int, did_you_mean, must
 from vdiff.likelihood.integrand import evaluating
 from vdiff.loss import Model
 from vdiff.theorems.errata import ERRATA
-from vdiff.theorems.subject import Subject
+from vdiff.theorems.subject import DRAWS, Subject
 from vdiff.theorems.theorem import THEOREMS, Function, Sides
 from vdiff.theorems.topics import by_topic
 
-HEAD = ("theorem", "left", "", "right", "difference", "allowed", "verdict")
+HEAD = ("theorem", "left", "", "right", "difference", "allowed", "%", "verdict")
 NOT_OF_THE_NETWORK = (
     "These theorems hold of every function of (z, λ): they check the bound's arithmetic on this model, not that the network is right.\n"
     "Whether it is, is asked by `vdiff verify --estimators --model`, of data whose bits are known."
@@ -24,7 +25,8 @@ NOT_OF_THE_NETWORK = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one theorem, of one of its counterexamples (`dropped` names the hypothesis), or of one erratum.
+    """What came of one theorem, of one of its counterexamples (`dropped` names the hypothesis), or
+    of one erratum.
 
     >>> from vdiff.theorems.theorem import equal
     >>> verdict = Verdict("an-example", "1 = 2", equal(1.0, 2.0, rel=1e-9, why=""), must_hold=False, dropped="sense")
@@ -41,7 +43,8 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether it holds and should, or fails and should; never where a number is NaN or infinite, or none was found."""
+        """Whether it holds and should, or fails and should; never where a number is NaN or
+        infinite, or none was found."""
         return not self.error and self.sides.finite and self.sides.holds == self.must_hold
 
     @property
@@ -55,14 +58,20 @@ class Verdict:
 
     @property
     def row(self) -> tuple[str, ...]:
-        """The columns of the table: of many cases, the one nearest to failing."""
+        """The columns of the table: of many cases, the one nearest to failing.
+
+        What is allowed is also said in percent of the right side: smaller errors are not seen.
+        """
         left, right, allowed = self.sides.worst
         name = f"  without: {self.dropped}" if self.dropped else self.name
-        return name, f"{left:.6g}", self.sides.relation, f"{right:.6g}", f"{left - right:.1e}", f"{allowed:.1e}", self.word
+        share = f"{100 * allowed / abs(right):.2g}" if right else ""
+        numbers = f"{left:.6g}", self.sides.relation, f"{right:.6g}", f"{left - right:.1e}"
+        return name, *numbers, f"{allowed:.1e}", share, self.word
 
 
 class Report(list[Verdict]):
-    """Verdicts in order, printed as a table, with a `remark` below it; `ok` says whether all are as they must be.
+    """Verdicts in order, printed as a table, with a `remark` below it; `ok` says whether all are
+    as they must be.
 
     >>> report = verify(names=["tweedie"])
     >>> report.ok, len(report)
@@ -82,10 +91,19 @@ class Report(list[Verdict]):
         lines = []
         for row in rows:
             name, *numbers, word = row
-            middle = "  ".join(text.center(w) if w == 1 else text.rjust(w) for text, w in zip(numbers, width[1:-1], strict=True))
+            middle = "  ".join(
+                text.center(w) if w == 1 else text.rjust(w)
+                for text, w in zip(numbers, width[1:-1], strict=True)
+            )
             lines.append(f"{name.ljust(width[0])}  {middle}  {word}")
         good = sum(verdict.ok for verdict in self)
-        return "\n".join([*lines, f"{good} of {len(self)} as they must be", *([self.remark] if self.remark else [])])
+        return "\n".join(
+            [
+                *lines,
+                f"{good} of {len(self)} as they must be",
+                *([self.remark] if self.remark else []),
+            ]
+        )
 
 
 @torch.no_grad()
@@ -95,26 +113,31 @@ def verify(
     *,
     names: Iterable[str] | None = None,
     errata: bool = False,
+    draws: int = DRAWS,
 ) -> Report:
     """Verify the theory numerically: both sides of every theorem, by different routes, in float64.
 
-    Without a model, all theorems with their counterexamples: on data whose denoiser is known, and, for those that hold of
-    any network, on a small one with random weights. With a model, those that hold of any network, on it, and no
-    counterexamples: a network may be one for which a hypothesis does not matter. A network in float32 is one function of
-    (z, λ) like any other, so that the sides agree to float64 rounding; its own reverse variance is left out.
+    Without a model, all theorems with their counterexamples: on data whose denoiser is known, and,
+    for those that hold of any network, on a small one with random weights. With a model, those
+    that hold of any network, on it, and no counterexamples: a network may be one for which a
+    hypothesis does not matter. A network in float32 is one function of (z, λ) like any other, so
+    that the sides agree to float64 rounding; its own reverse variance is left out.
 
-    Args:
-        model: anything that returns a `Prediction` from (z, logsnr); a condition is bound beforehand,
+    Args: model: anything that returns a `Prediction` from (z, logsnr); a condition is bound
+        beforehand,
             `lambda z, logsnr: model(z, logsnr, label=...)`. It is asked for λ between −5 and 8.
         data: (batch, …) data as the network sees it, floating; of many rows the first 64 are used.
-        names: names of theorems or topics to run; all by default.
-        errata: run the errata of the sources instead of the theorems: the printed form must fail, the right one hold.
+        names: names of theorems or topics to run; all by default. errata: run the errata of the
+        sources instead of the theorems: the printed form must fail, the right one hold. draws:
+        evaluations of the model for each side of a sampled theorem, within a factor of 8.
+            Sides that differ by less than five standard errors count as equal. The table says
+            how many percent these are: smaller errors are not seen. By default they are a few.
 
-    Returns:
-        A `Report`, a list of `Verdict`s that prints as a table. A theorem that raises an error FAILS, with the error in its row.
+    Returns: A `Report`, a list of `Verdict`s that prints as a table. A theorem that raises an
+        error FAILS, with the error in its row.
 
-    Raises:
-        ValueError: for an unknown name, with the nearest one; for a theorem that does not hold of any network where a model
+    Raises: ValueError: for an unknown name, with the nearest one; for a theorem that does not hold
+        of any network where a model
             is given.
         TypeError: for a model without data, and for what is no model.
 
@@ -122,24 +145,42 @@ def verify(
     >>> report.ok
     True
     """
+    check_positive_int("verify", "draws", draws)
     if errata:
         chosen_errata = _chosen(names, {name: [name] for name in ERRATA}, list(ERRATA))
         return Report(v for name in chosen_errata for v in _corrected(name))
     if (model is None) != (data is None):
         given = "model" if data is None else "data"
         missing = "data" if data is None else "model"
-        raise TypeError(must("verify", missing, f"come with {given}", None, "a theorem about a network needs both"))
+        raise TypeError(
+            must(
+                "verify",
+                missing,
+                f"come with {given}",
+                None,
+                "a theorem about a network needs both",
+            )
+        )
     topics = {topic: [t.name for t in theorems] for topic, theorems in by_topic().items()}
     ordered = [name for theorems in topics.values() for name in theorems]
     if model is None or data is None:
-        subject, allowed = Subject(), ordered
+        subject, allowed = Subject(draws=draws), ordered
     else:
-        subject, allowed = Subject.of(model, data), [name for name in ordered if THEOREMS[name].any_network]
+        subject, allowed = (
+            Subject.of(model, data, draws),
+            [name for name in ordered if THEOREMS[name].any_network],
+        )
     chosen = _chosen(names, {**topics, **{name: [name] for name in THEOREMS}}, allowed)
     with evaluating(model):
         if model is not None:
-            subject.model(subject.x, torch.zeros(len(subject.x), dtype=torch.float64))  # an error of the model is no theorem's
-        report = Report(verdict for name in chosen for verdict in _run(name, subject, counterexamples=model is None))
+            subject.model(
+                subject.x, torch.zeros(len(subject.x), dtype=torch.float64)
+            )  # an error of the model is no theorem's
+        report = Report(
+            verdict
+            for name in chosen
+            for verdict in _run(name, subject, counterexamples=model is None)
+        )
     report.remark = "" if model is None else NOT_OF_THE_NETWORK
     return report
 
@@ -147,12 +188,20 @@ def verify(
 def _run(name: str, subject: Subject, counterexamples: bool) -> list[Verdict]:
     theorem = THEOREMS[name]
     whole: list[tuple[Function, bool, str]] = [(theorem.sides, True, "")]
-    dropped: list[tuple[Function, bool, str]] = [(c.sides, False, c.dropped) for c in theorem.counterexamples] if counterexamples else []
-    return [_tried(name, theorem.statement, sides, subject, must_hold, hypothesis) for sides, must_hold, hypothesis in whole + dropped]
+    dropped: list[tuple[Function, bool, str]] = (
+        [(c.sides, False, c.dropped) for c in theorem.counterexamples] if counterexamples else []
+    )
+    return [
+        _tried(name, theorem.statement, sides, subject, must_hold, hypothesis)
+        for sides, must_hold, hypothesis in whole + dropped
+    ]
 
 
-def _tried(name: str, statement: str, sides: Function, subject: Subject, must_hold: bool, hypothesis: str) -> Verdict:
-    """One verdict; an error of one theorem costs that theorem alone, and has its place in the table."""
+def _tried(
+    name: str, statement: str, sides: Function, subject: Subject, must_hold: bool, hypothesis: str
+) -> Verdict:
+    """One verdict; an error of one theorem costs that theorem alone, and has its place in the
+    table."""
     try:
         found = sides(subject)
         found.cases  # noqa: B018  # shapes that do not fit raise here, not in the table
@@ -161,9 +210,18 @@ def _tried(name: str, statement: str, sides: Function, subject: Subject, must_ho
     return Verdict(name, statement, found, must_hold, hypothesis)
 
 
-def _failed(name: str, statement: str, error: Exception, must_hold: bool, hypothesis: str = "") -> Verdict:
+def _failed(
+    name: str, statement: str, error: Exception, must_hold: bool, hypothesis: str = ""
+) -> Verdict:
     text = " ".join(str(error).split())
-    return Verdict(name, statement, Sides(math.nan, math.nan, 0.0, ""), must_hold, hypothesis, f"{type(error).__name__}: {text}")
+    return Verdict(
+        name,
+        statement,
+        Sides(math.nan, math.nan, 0.0, ""),
+        must_hold,
+        hypothesis,
+        f"{type(error).__name__}: {text}",
+    )
 
 
 def _corrected(name: str) -> list[Verdict]:
@@ -173,21 +231,46 @@ def _corrected(name: str) -> list[Verdict]:
     except Exception as error:
         return [_failed(name, erratum.right, error, must_hold=True)]
     right = Verdict(name, erratum.right, correction.right, must_hold=True)
-    return [right, Verdict(name, erratum.printed, correction.printed, must_hold=False, dropped=f"as printed, {erratum.printed}")]
+    reading = f"{'read as' if erratum.left_open else 'as printed'}, {erratum.printed}"
+    return [
+        right,
+        Verdict(name, erratum.printed, correction.printed, must_hold=False, dropped=reading),
+    ]
 
 
-def _chosen(names: Iterable[str] | None, known: dict[str, list[str]], allowed: list[str]) -> list[str]:
+def _chosen(
+    names: Iterable[str] | None, known: dict[str, list[str]], allowed: list[str]
+) -> list[str]:
     """Names of theorems, from names of theorems and topics."""
     if names is None:
         return allowed
     chosen = []
     for name in [names] if isinstance(names, str) else names:
         if name not in known:
-            raise ValueError(must("verify", "names", "be names of theorems or topics", repr(name), did_you_mean(name, known)))
+            raise ValueError(
+                must(
+                    "verify",
+                    "names",
+                    "be names of theorems or topics",
+                    repr(name),
+                    did_you_mean(name, known),
+                )
+            )
         found = [one for one in known[name] if one in allowed]
         if not found:
-            hint = "it is about the exact denoiser: leave out the model, or choose among " + ", ".join(allowed)
-            raise ValueError(must("verify", "names", "hold of any network where a model is given", repr(name), hint))
+            hint = (
+                "it is about the exact denoiser: leave out the model, or choose among "
+                + ", ".join(allowed)
+            )
+            raise ValueError(
+                must(
+                    "verify",
+                    "names",
+                    "hold of any network where a model is given",
+                    repr(name),
+                    hint,
+                )
+            )
         chosen += found
     return list(dict.fromkeys(chosen))
 

@@ -1,10 +1,27 @@
-"""Training: configuration, loop and run folder. Needs the extra `train`."""
+"""Training: configuration, loop and run folder. Without the extra `train` it cannot be
+imported."""
+
+from vdiff.extras import extra
+
+with extra("train"):  # before anything is trained, not at the first checkpoint
+    import filelock  # noqa: F401
+    import safetensors.torch  # noqa: F401
 
 from vdiff.groups import parameter_groups
 from vdiff.training.config import Config
 from vdiff.training.loop import train
-from vdiff.training.ranks import here, over_ranks, processes
+from vdiff.training.ranks import here, over_ranks, processes, shard
 from vdiff.training.run import Run
 from vdiff.training.validation import Validation
 
-__all__ = ["Config", "Run", "Validation", "here", "over_ranks", "parameter_groups", "processes", "train"]
+__all__ = [
+    "Config",
+    "Run",
+    "Validation",
+    "here",
+    "over_ranks",
+    "parameter_groups",
+    "processes",
+    "shard",
+    "train",
+]

@@ -1,4 +1,5 @@
-"""What every slot of every step looks at: its image, its time and its noise, whichever process computes it."""
+"""What every slot of every step looks at: its image, its time and its noise, whichever process
+computes it."""
 
 import random
 from typing import NamedTuple
@@ -9,13 +10,15 @@ from torch import Tensor
 
 from vdiff.data.augment import NUMBERS, augment
 from vdiff.errors import must
+from vdiff.gaussian import at_least_float32
 from vdiff.times import generator_of, offset_of, stratified
 from vdiff.training.config import Config
 from vdiff.training.ranks import Place
 
 
 class Batch(NamedTuple):
-    """A share of a step's batch: data, uniform numbers for its times, noise, conditions, and which images and slots.
+    """A share of a step's batch: data, uniform numbers for its times, noise, conditions, and which
+    images and slots.
 
     >>> Batch(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2), {}, torch.tensor([5]), range(1)).images
     tensor([5])
@@ -30,13 +33,16 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """The batch of a step, cut into a share for each process and micro-batch: a pure function of (seed, step, slot).
+    """The batch of a step, cut into a share for each process and micro-batch: a pure function of
+    (seed, step, slot).
 
-    Every image is used once in each pass over the data, in an order of that pass's own; a batch may end one pass and begin the
-    next. Slot i of n has the time (i + u)/n of one grid, with one offset u for all processes, and noise from a generator of its
-    own. Share k of m has the slots k, k + m, k + 2m, …
+    Every image is used once in each pass over the data, in an order of that pass's own; a batch
+    may end one pass and begin the next. Slot i of n has the time (u + i/n) mod 1 of one grid, with
+    one offset u for all processes, and noise from a generator of its own. Share k of m has the
+    slots k, k + m, k + 2m, …
 
-    Raises ValueError where the batch cannot be cut evenly, and for labels that are missing or are not as many as the data.
+    Raises ValueError where the batch cannot be cut evenly, and for labels that are missing or are
+    not as many as the data.
 
     >>> config = Config(network={"name": "MLP", "dims": 2}, level_head=False, batch=4, shape=[2])
     >>> data = torch.arange(16).view(8, 2)
@@ -57,28 +63,58 @@ class Batches:
     ) -> None:
         shares = place.count * config.accumulate
         if config.batch % shares:
-            came = f"{config.batch} for {place.count} processes of {config.accumulate} micro-batches"
+            came = (
+                f"{config.batch} for {place.count} processes of {config.accumulate} micro-batches"
+            )
             near = shares * max(1, round(config.batch / shares))
             hint = f"shares of different size would not count alike: batch={near}, or another accumulate"
             raise ValueError(must("train", "batch", f"be a multiple of {shares}", came, hint))
         if config.conditional and (labels is None or labels.shape != data.shape[:1]):
             shape = None if labels is None else tuple(labels.shape)
-            raise ValueError(must("train", "labels", f"be given, ({len(data)},), for a conditional network", shape))
+            raise ValueError(
+                must(
+                    "train",
+                    "labels",
+                    f"be given, ({len(data)},), for a conditional network",
+                    shape,
+                )
+            )
         if list(data.shape[1:]) != config.shape:
-            raise ValueError(must("train", "data", f"be (n, *shape) with the config's shape {config.shape}", tuple(data.shape)))
+            raise ValueError(
+                must(
+                    "train",
+                    "data",
+                    f"be (n, *shape) with the config's shape {config.shape}",
+                    tuple(data.shape),
+                )
+            )
         self.data, self.labels = data.to(device), None if labels is None else labels.to(device)
-        self.config, self.place, self.shares, self.device = config, place, shares, torch.device(device)
-        self.dtype = data.dtype if data.is_floating_point() else torch.get_default_dtype()
+        self.config, self.place, self.shares, self.device = (
+            config,
+            place,
+            shares,
+            torch.device(device),
+        )
+        self.dtype = (
+            data.dtype if data.is_floating_point() else at_least_float32(torch.get_default_dtype())
+        )
         self._orders: dict[int, Tensor] = {}
 
     def __call__(self, step: int, part: int) -> Batch:
         """The share of this process in micro-batch `part` of a step."""
         config = self.config
         slots = range(part * self.place.count + self.place.index, config.batch, self.shares)
-        chosen = self.images(step)[slots.start :: self.shares].to(self.device, non_blocking=True)  # blocking, it would wait for the device
+        chosen = self.images(step)[slots.start :: self.shares].to(
+            self.device, non_blocking=True
+        )  # blocking, it would wait for the device
         data, condition = self.data[chosen], {}
         if config.augment != "none":
-            numbers = torch.rand(config.batch, NUMBERS, generator=generator_of(config.seed, step, "augment"))
+            numbers = torch.rand(
+                config.batch,
+                NUMBERS,
+                generator=generator_of(config.seed, step, "augment"),
+                dtype=torch.float32,
+            )
             mine = numbers[slots.start :: self.shares].to(self.device, non_blocking=True)
             data, changed = augment(data, config.augment, mine)
             if config.augment == "flip-turn":
@@ -86,7 +122,9 @@ class Batches:
         if config.conditional and self.labels is not None:
             condition["label"] = self.labels[chosen]
         offset = offset_of(config.seed, step)
-        u = stratified(len(slots), offset=offset, index=slots.start, count=self.shares, device=self.device)
+        u = stratified(
+            len(slots), offset=offset, index=slots.start, count=self.shares, device=self.device
+        )
         eps = torch.empty(data.shape, dtype=self.dtype, device=self.device)
         for row, slot in zip(eps, slots, strict=True):
             row.normal_(generator=generator_of(config.seed, step, slot, self.device))
@@ -97,7 +135,9 @@ class Batches:
         count, first = len(self.data), step * self.config.batch
         places = torch.arange(first, first + self.config.batch)
         passes = range(first // count, (first + self.config.batch - 1) // count + 1)
-        self._orders = {i: self._orders[i] if i in self._orders else self._order(i) for i in passes}
+        self._orders = {
+            i: self._orders[i] if i in self._orders else self._order(i) for i in passes
+        }
         return torch.cat([self._orders[i][places[places // count == i] % count] for i in passes])
 
     def _order(self, i: int) -> Tensor:
@@ -105,8 +145,9 @@ class Batches:
 
 
 def seed_everything(seed: int, step: int, place: Place, part: int) -> None:
-    """Seed the global generators of Python, numpy and torch (on all devices), from which a network may draw, for dropout say: apart
-    for every process and micro-batch, and the same again when a run is resumed.
+    """Seed the global generators of Python, numpy and torch (on all devices), from which a network
+    may draw, for dropout say: apart for every process and micro-batch, and the same again when a
+    run is resumed.
 
     >>> seed_everything(0, 5, Place(), 0)
     >>> first = torch.rand(1)

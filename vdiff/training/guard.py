@@ -1,4 +1,5 @@
-"""What a step can fail of, said so that it can be helped: losses that are not finite, and memory."""
+"""What a step can fail of, said so that it can be helped: losses that are not finite, and
+memory."""
 
 import json
 import math
@@ -10,16 +11,19 @@ from typing import Any
 
 import torch
 
-from vdiff.errors import must
+from vdiff.disk import write_text
+from vdiff.errors import must, out_of_memory
 from vdiff.objective import Objective
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.ranks import Place
-from vdiff.training.run import write_aside
 
 
-def not_finite(objective: Objective, batches: Batches, step: int, in_a_row: int, folder: Path | None) -> ValueError:
-    """The error of a step whose loss or gradient is not finite; what it looked at goes to nonfinite-….json in `folder`.
+def not_finite(
+    objective: Objective, batches: Batches, step: int, in_a_row: int, folder: Path | None
+) -> ValueError:
+    """The error of a step whose loss or gradient is not finite; what it looked at goes to
+    nonfinite-….json in `folder`.
 
     >>> config = Config(network={"name": "MLP", "dims": 2}, level_head=False, parameterization={"name": "V"}, batch=2, shape=[2])
     >>> str(not_finite(config.objective(), Batches(torch.zeros(4, 2, dtype=torch.int64), config), 7, 10, None))
@@ -29,14 +33,19 @@ def not_finite(objective: Objective, batches: Batches, step: int, in_a_row: int,
     hint = "lower the learning rate"
     if folder is not None:
         path = folder / f"nonfinite-{step:08d}.json"
-        write_aside(path, json.dumps(looked_at(objective, batches, step), indent=1) + "\n")
+        write_text(path, json.dumps(looked_at(objective, batches, step), indent=1) + "\n")
         hint += f"; the images, times and losses of that step are in {path}"
-    return ValueError(must("train", "objective", "have a finite loss, with a gradient of finite norm", came, hint))
+    return ValueError(
+        must(
+            "train", "objective", "have a finite loss, with a gradient of finite norm", came, hint
+        )
+    )
 
 
 @torch.no_grad()
 def looked_at(objective: Objective, batches: Batches, step: int) -> dict[str, Any]:
-    """The image, time, log-SNR and loss in nats of every slot of a step, of all processes, computed again as they were.
+    """The image, time, log-SNR and loss in nats of every slot of a step, of all processes,
+    computed again as they were.
 
     >>> config = Config(network={"name": "MLP", "dims": 2}, level_head=False, parameterization={"name": "V"}, batch=2, shape=[2])
     >>> seen = looked_at(config.objective(), Batches(torch.zeros(4, 2, dtype=torch.int64), config), 7)
@@ -44,7 +53,12 @@ def looked_at(objective: Objective, batches: Batches, step: int) -> dict[str, An
     (0, ['slot', 'image', 't', 'logsnr', 'loss'])
     """
     config, count = batches.config, batches.place.count
-    whole = Batches(batches.data, replace(config, accumulate=batches.shares), labels=batches.labels, device=batches.device)
+    whole = Batches(
+        batches.data,
+        replace(config, accumulate=batches.shares),
+        labels=batches.labels,
+        device=batches.device,
+    )
     rows: list[dict[str, Any]] = []
     for part in range(batches.shares):  # micro-batch i of process j is share i·count + j
         seed_everything(config.seed, step, Place(part % count, count), part // count)
@@ -52,14 +66,33 @@ def looked_at(objective: Objective, batches: Batches, step: int) -> dict[str, An
         with autocast(config, batches.device):
             loss = objective(batch.data, u=batch.u, eps=batch.eps, **batch.condition)
         t = objective.times(batch.u)
-        columns = (batch.slots, batch.images.tolist(), t.tolist(), objective.schedule(t).tolist(), loss.tolist())
-        rows += [dict(zip(("slot", "image", "t", "logsnr", "loss"), row, strict=True)) for row in zip(*columns, strict=True)]
-    slots = [{k: v if math.isfinite(v) else str(v) for k, v in row.items()} for row in sorted(rows, key=lambda row: row["slot"])]
-    return {"step": step, "seed": config.seed, "processes": count, "accumulate": config.accumulate, "slots": slots}
+        columns = (
+            batch.slots,
+            batch.images.tolist(),
+            t.tolist(),
+            objective.schedule(t).tolist(),
+            loss.tolist(),
+        )
+        rows += [
+            dict(zip(("slot", "image", "t", "logsnr", "loss"), row, strict=True))
+            for row in zip(*columns, strict=True)
+        ]
+    slots = [
+        {k: v if math.isfinite(v) else str(v) for k, v in row.items()}
+        for row in sorted(rows, key=lambda row: row["slot"])
+    ]
+    return {
+        "step": step,
+        "seed": config.seed,
+        "processes": count,
+        "accumulate": config.accumulate,
+        "slots": slots,
+    }
 
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """bf16 for the network where the config says so; levels and losses switch it off where they are computed.
+    """bf16 for the network where the config says so; levels and losses switch it off where they
+    are computed.
 
     >>> config = Config(network={"name": "MLP", "dims": 2}, autocast=True)
     >>> with autocast(config, torch.device("cpu")): torch.is_autocast_enabled("cpu")
@@ -80,8 +113,8 @@ def memory_hint(config: Config, place: Place) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
             batch, parts, count = config.batch, config.accumulate, place.count
             error.add_note(
                 f"train: a batch of {batch} in {parts} micro-batches on {count} processes is {batch // (parts * count)} images at a time: "

@@ -1,7 +1,9 @@
-"""The training loop: AdamW, warm-up and decay, clipping, averages, on one process or many, and never lost."""
+"""The training loop: AdamW, warm-up and decay, clipping, averages, on one process or many, and
+never lost."""
 
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -10,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vdiff.errors import check_positive_int, did_you_mean, must
+from vdiff.denoiser import widen_trained
+from vdiff.errors import check_positive_int, did_you_mean, must, names_arrays
 from vdiff.gaussian import wide
 from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
 from vdiff.schedule.base import home
+from vdiff.terminal import say
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
+from vdiff.training.described import check_described
 from vdiff.training.guard import autocast, memory_hint, not_finite
 from vdiff.training.ranks import from_first, here, on_first, over_ranks, wrap
 from vdiff.training.readings import Reading, Readings
@@ -24,6 +29,7 @@ from vdiff.training.record import Record, tensorboard
 from vdiff.training.run import Run
 from vdiff.training.signals import stopping
 from vdiff.training.state import State
+from vdiff.training.trained import fingerprint
 
 Log = Callable[[dict[str, Any]], None]
 Validate = Callable[[Objective], float | Estimate]
@@ -32,6 +38,7 @@ POLICIES = ("skip", "raise")
 LATE = {"cuda": 1}  # by how many steps numbers are read
 
 
+@names_arrays
 def train(
     objective: Objective,
     data: Tensor,
@@ -46,26 +53,29 @@ def train(
     on_nonfinite: str = "skip",
     quiet: bool = False,
 ) -> Objective:
-    """Train an objective on data as its decoder takes it; returns the exponential moving average of its weights.
+    """Train an objective on data as its decoder takes it; returns the exponential moving average
+    of its weights.
 
-    Images, times, noise and the seeds of dropout are pure functions of (seed, step, slot): the same on any number of processes and of
-    micro-batches, but for rounding and dropout. With a `run` the training is kept: it goes on from the newest checkpoint to the
-    last bit, writes one every `store_every` steps and at the end, and when a signal (SIGTERM, Ctrl-C, SIGUSR1) asks it to
-    stop it finishes its step, writes a checkpoint and leaves with the signal's exit code; a second signal ends it at once.
+    Images, times, noise and the seeds of dropout are pure functions of (seed, step, slot): the
+    same on any number of processes and of micro-batches, but for rounding and dropout. With a
+    `run` the training is kept: it goes on from the newest checkpoint to the last bit, writes one
+    every `store_every` steps and at the end, and when a signal (SIGTERM, Ctrl-C, SIGUSR1) asks it
+    to stop it finishes its step, writes a checkpoint and leaves with the signal's exit code; a
+    second signal ends it at once.
 
-    In a process group, such as that of `vdiff.training.processes` under torchrun, the objective is wrapped in DDP, and all ranks
-    start from the first one's weights.
+    In a process group, such as that of `vdiff.training.processes` under torchrun, the objective is
+    wrapped in DDP, and all ranks start from the first one's weights.
 
-    Args:
-        labels: (n,) classes, for a config that is `conditional`.
-        log: receives a dictionary every `every` steps, with the bound of the averaged weights if `validate` is given.
-        validate: a bound of the averaged weights in bits/dim, such as `Validation(images)`; every process calls it.
-        store_every: `every` by default.
-        on_nonfinite: what to do with a loss or gradient that is not finite. "skip" leaves the step out, counts it, and raises
-            after ten in a row; "raise" raises at the first. Neither weights nor averages ever see one.
+    Args: labels: (n,) classes, for a config that is `conditional`. log: receives a dictionary
+        every `every` steps, with the bound of the averaged weights if `validate` is given.
+        validate: a bound of the averaged weights in bits/dim, such as `Validation(images)`; every
+        process calls it. store_every: `every` by default. on_nonfinite: what to do with a loss or
+        gradient that is not finite. "skip" leaves the step out, counts it, and raises
+            after ten in a row; "raise" raises at the first. Neither weights nor averages ever see
+            one.
 
-    Raises:
-        ValueError: for such losses, with what the step looked at in nonfinite-….json of the run; for a batch that cannot be shared
+    Raises: ValueError: for such losses, with what the step looked at in nonfinite-….json of the
+        run; for a batch that cannot be shared
             evenly; for data that does not fit.
         SystemExit: where a signal asked to stop.
 
@@ -79,7 +89,15 @@ def train(
     store_every = every if store_every is None else store_every
     check_positive_int("train", "store_every", store_every)
     if on_nonfinite not in POLICIES:
-        raise ValueError(must("train", "on_nonfinite", "be 'skip' or 'raise'", repr(on_nonfinite), did_you_mean(on_nonfinite, POLICIES)))
+        raise ValueError(
+            must(
+                "train",
+                "on_nonfinite",
+                "be 'skip' or 'raise'",
+                repr(on_nonfinite),
+                did_you_mean(on_nonfinite, POLICIES),
+            )
+        )
     if run is not None:
         run.check(config)
     trainer = Trainer(objective, data, config, labels=labels, run=run, on_nonfinite=on_nonfinite)
@@ -90,18 +108,30 @@ def train(
         stack.callback(trainer.release)
         asked: Callable[[], int] = stack.enter_context(stopping()) if run is not None else int
         silent = quiet or not here().first
-        record = stack.enter_context(Record(config.steps, trainer.unit, first=trainer.state.step, quiet=silent, listeners=listeners))
+        record = stack.enter_context(
+            Record(
+                config.steps,
+                trainer.unit,
+                first=trainer.state.step,
+                quiet=silent,
+                listeners=listeners,
+            )
+        )
         trainer.fit(record, validate, every, store_every, asked)
     averaged = trainer.state.averaged
+    widen_trained(averaged.model, *objective.schedule.ends())
+    widen_trained(averaged.model, *averaged.schedule.ends())
     for mean, p in zip(averaged.parameters(), objective.parameters(), strict=True):
         mean.requires_grad_(p.requires_grad)  # to go on with, as one likes
+    averaged.trained_on = tuple(trainer.state.about["data"])
     if run is not None:
-        on_first(lambda: run.save(averaged))  # nobody goes on to load it before it is there
+        on_first(lambda: run.finish(trainer.state))  # nobody goes on to load it before it is there
     return averaged
 
 
 class Trainer:
-    """One training: what a step needs, and what is done between steps. `train` makes one and lets it `fit`.
+    """One training: what a step needs, and what is done between steps. `train` makes one and lets
+    it `fit`.
 
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, batch=4)
     >>> trainer = Trainer(config.objective(), torch.randint(0, 17, (8, 1, 8, 8)), config)
@@ -122,18 +152,34 @@ class Trainer:
     ) -> None:
         self.config, self.run, self.on_nonfinite, self.place = config, run, on_nonfinite, here()
         self.device = home(objective)
+        if any(p.is_meta for p in objective.parameters()):
+            hint = "objective.to_empty(device=…), then load or initialise its weights"
+            raise ValueError(must("train", "objective", "have weights", "the meta device", hint))
         self.batches = Batches(data, config, labels=labels, place=self.place, device=self.device)
         self.objective = objective.train()
         network = getattr(objective.model, "network", objective.model)
         if not isinstance(network, nn.Module):
-            raise TypeError(must("train", "objective", "hold a network that is an nn.Module", repr(network), "nothing else has weights"))
+            raise TypeError(
+                must(
+                    "train",
+                    "objective",
+                    "hold a network that is an nn.Module",
+                    repr(network),
+                    "nothing else has weights",
+                )
+            )
         if config.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = State(objective, config)
+        told = labels if config.conditional else None
+        self.state.about = {"data": [on_first(lambda: fingerprint(data, told))]}
         if run is not None:
+            self.state.about["unlike"] = check_described(objective, config)
             run.restore(self.state)
         else:
-            from_first(value for named in self.state.tensors().values() for value in named.values())
+            from_first(
+                value for named in self.state.tensors().values() for value in named.values()
+            )
         if config.compile:
             network.compile()
         self.wrapped: nn.Module = objective
@@ -141,15 +187,20 @@ class Trainer:
             self.wrapped = wrap(objective)
             self.rehearse()
         groups = {group["name"]: group["params"] for group in self.state.optimizer.param_groups}
-        self.network_parameters, self.schedule_parameters = groups.get("model", []), groups.get("schedule", [])
+        self.network_parameters, self.schedule_parameters = (
+            groups.get("model", []),
+            groups.get("schedule", []),
+        )
         self.dims = math.prod(config.shape) * math.log(2)
         self.unit = "bits_per_dim" if objective.trains_bound else "loss"
         self.last: Reading | None = None
 
     def rehearse(self) -> None:
-        """One backward pass that leaves no trace: with a static graph, DDP looks in the first for parameters without a gradient, and only
-        after it can micro-batches go unsynchronised."""
-        buffers = list(self.objective.buffers())
+        """One backward pass that leaves no trace: with a static graph, DDP looks in the first for
+        parameters without a gradient, and only after it can micro-batches go unsynchronised."""
+        learned = {name for name, _ in self.objective.named_parameters()}
+        state = self.objective.state_dict()
+        buffers = [value for name, value in state.items() if name not in learned]
         before = [buffer.clone() for buffer in buffers]
         self.losses(self.state.step, 0).sum().backward()  # type: ignore[no-untyped-call]
         for buffer, value in zip(buffers, before, strict=True):
@@ -168,7 +219,14 @@ class Trainer:
         """Let go of the wrapper: over gloo, it must not outlive its group."""
         self.wrapped = self.objective
 
-    def fit(self, record: Record, validate: Validate | None, every: int, store_every: int, asked: Callable[[], int]) -> None:
+    def fit(
+        self,
+        record: Record,
+        validate: Validate | None,
+        every: int,
+        store_every: int,
+        asked: Callable[[], int],
+    ) -> None:
         """All steps that are left."""
         state, stored, stop = self.state, self.state.step, False
         readings = Readings(late=LATE.get(self.device.type, 0))
@@ -194,34 +252,45 @@ class Trainer:
                 self.leave(asked(), stored)
 
     def step(self, step: int, asked: Callable[[], int]) -> Tensor:
-        """One step; the loss in bits/dim, the norm of its gradient, whether they are not finite, and whether to stop, over all ranks."""
+        """One step; the loss in bits/dim, the norm of its gradient, whether they are not finite,
+        and whether to stop, over all ranks."""
         config, optimizer = self.config, self.state.optimizer
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * pace(step, config.warmup, config.steps, config.decay)
         optimizer.zero_grad(set_to_none=True)
         losses = []
         for part in range(config.accumulate):
-            with memory_hint(config, self.place), self._synchronised(part == config.accumulate - 1):
+            with (
+                memory_hint(config, self.place),
+                self._synchronised(part == config.accumulate - 1),
+            ):
                 loss = self.losses(step, part).mean() / (self.dims * config.accumulate)
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        norm = nn.utils.get_total_norm([p.grad for p in self.network_parameters if p.grad is not None])
+        for p in self.network_parameters:
+            if p.grad is not None and p.grad.layout is not torch.strided:
+                p.grad = p.grad.to_dense()  # AdamW takes no sparse gradients
+        norm = nn.utils.get_total_norm(
+            [p.grad for p in self.network_parameters if p.grad is not None]
+        )
         if config.clip is not None:
             nn.utils.clip_grads_with_norm_(self.network_parameters, config.clip, norm)
         total = wide(torch.stack(losses).sum())
         finite = total.isfinite() & norm.isfinite()
         for p in self.schedule_parameters:
             finite &= p.grad is None or p.grad.isfinite().all()
-        numbers = torch.stack([total, norm.to(total.dtype), (~finite).to(total), torch.full_like(total, asked() > 0)])
+        numbers = torch.stack(
+            [total, norm.to(total.dtype), (~finite).to(total), torch.full_like(total, asked() > 0)]
+        )
         numbers = over_ranks(numbers) / self.place.count
-        optimizer.found_inf = (numbers[2] > 0).float()  # type: ignore[attr-defined]  # as torch's GradScaler tells it
-        optimizer.step()
+        self.state.advance(numbers[2] > 0)
         self.objective.update(over_ranks)
         self.state.averages.update(step)
         return numbers
 
     def note(self, reading: Reading, record: Record) -> bool:
-        """Take in what a step said; whether to stop. Raises where its loss is not finite, as the policy says."""
+        """Take in what a step said; whether to stop. Raises where its loss is not finite, as the
+        policy says."""
         state = self.state
         self.last = reading
         if not reading.bad:
@@ -231,7 +300,9 @@ class Trainer:
             state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
             if self.on_nonfinite == "raise" or state.in_a_row >= PATIENCE:
                 folder = self.run.folder if self.run is not None and self.place.first else None
-                raise not_finite(self.objective, self.batches, reading.step, state.in_a_row, folder)
+                raise not_finite(
+                    self.objective, self.batches, reading.step, state.in_a_row, folder
+                )
         record.advance(reading.loss)
         return reading.stop
 
@@ -246,23 +317,45 @@ class Trainer:
             entry["gradient_norm"] = last.norm if math.isfinite(last.norm) else None
         entry |= {"lr": self.state.optimizer.param_groups[0]["lr"], "skipped": state.skipped}
         if validate is not None:
-            found = validate(state.averaged)
-            if isinstance(found, Estimate):
-                entry |= {"selection_error": found.monte_carlo, "selection_error_over_images": found.images}
-            entry["selection_bits_per_dim"] = value = found.value if isinstance(found, Estimate) else float(found)
-            if state.best is None or value < state.best["bits_per_dim"]:
-                state.best = {"step": state.step, "bits_per_dim": value}
+            entry |= self.validated(validate(state.averaged))
         state.window = [0.0, 0]
         return entry
+
+    def validated(self, found: float | Tensor | Estimate) -> dict[str, float | None]:
+        """What is logged of a validation; one that is not finite is None in the log, warned of,
+        and never the best.
+        """
+        state = self.state
+        value = found.value if isinstance(found, Estimate) else float(found)
+        numbers: dict[str, float | None] = {}
+        if isinstance(found, Estimate):
+            numbers["selection_error"] = found.monte_carlo
+            numbers["selection_error_over_images"] = found.images
+        numbers["selection_bits_per_dim"] = value
+        if not math.isfinite(value):
+            if self.place.first:
+                what = f"the validation at step {state.step} is {value}"
+                warnings.warn(f"{what}: it is logged as none, and training goes on", stacklevel=2)
+        elif state.best is None or value < state.best["bits_per_dim"]:
+            state.best = {"step": state.step, "bits_per_dim": value}
+        finite = {name for name, n in numbers.items() if n is not None and math.isfinite(n)}
+        return {name: n if name in finite else None for name, n in numbers.items()}
 
     def leave(self, number: int, stored: int) -> None:
         """End the process as the signal asked; its number is 0 where another rank received it."""
         if self.place.first:
-            print(f"\nasked to stop after step {self.state.step}; the checkpoint of step {stored} goes on from there", file=sys.stderr)
+            say(
+                f"\nasked to stop after step {self.state.step}; the checkpoint of step {stored} goes on from there",
+                file=sys.stderr,
+            )
         raise SystemExit(128 + (number or 15))
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last or not isinstance(self.wrapped, DistributedDataParallel) else self.wrapped.no_sync()
+        return (
+            nullcontext()
+            if last or not isinstance(self.wrapped, DistributedDataParallel)
+            else self.wrapped.no_sync()
+        )
 
 
 def pace(step: int, warmup: int, steps: int, decay: str = "cosine") -> float:
@@ -273,7 +366,11 @@ def pace(step: int, warmup: int, steps: int, decay: str = "cosine") -> float:
     """
     if step < warmup:
         return (step + 1) / warmup
-    return 1.0 if decay == "constant" else 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+    return (
+        1.0
+        if decay == "constant"
+        else 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+    )
 
 
 __all__ = ["Trainer", "pace", "train"]

@@ -1,4 +1,5 @@
-"""The processes of a run, as torchrun starts them, and what they tell each other. Where there is one, nothing of it is touched."""
+"""The processes of a run, as torchrun starts them, and what they tell each other. Where there is
+one, nothing of it is touched."""
 
 import gc
 import json
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from vdiff.errors import must
+from vdiff.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,11 @@ def here() -> Place:
     >>> here()
     Place(index=0, count=1)
     """
-    return Place(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else Place()
+    return (
+        Place(dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else Place()
+    )
 
 
 def own_device() -> torch.device:
@@ -55,15 +62,19 @@ def own_device() -> torch.device:
     index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if index >= count:
         hint = f"torchrun --nproc-per-node {count}, or see CUDA_VISIBLE_DEVICES"
-        raise ValueError(must("processes", "LOCAL_RANK", f"be below the number of GPUs, {count}", index, hint))
+        raise ValueError(
+            must("processes", "LOCAL_RANK", f"be below the number of GPUs, {count}", index, hint)
+        )
     return torch.device("cuda", index)
 
 
 @contextmanager
 def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
-    """The device of this process, in a group with the others where torchrun started several (nccl on GPUs, gloo on CPUs).
+    """The device of this process, in a group with the others where torchrun started several (nccl
+    on GPUs, gloo on CPUs).
 
-    Where one of them fails, or is silent for `timeout` seconds while the others wait, all of them end.
+    Where one of them fails, or is silent for `timeout` seconds while the others wait, all of them
+    end.
 
     >>> with processes() as device:
     ...     here().count
@@ -75,14 +86,19 @@ def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout),
+    )
     try:
         yield device
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold what is wrapped
         raise
     finally:
-        gc.collect()  # what is wrapped in DDP must be gone before its group: over gloo, torch can deadlock otherwise
+        # what is wrapped in DDP must be gone before its group: over gloo, torch can deadlock
+        # otherwise
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -97,12 +113,69 @@ def wrap(module: nn.Module) -> DistributedDataParallel:
     'DistributedDataParallel'
     """
     wrapped = DistributedDataParallel(module, static_graph=True)
-    wrapped.broadcast_buffers = False  # they are equal already; as an argument it is deprecated in some versions, and unknown in others
+    # they are equal already; as an argument it is deprecated in some versions, and unknown in
+    # others
+    wrapped.broadcast_buffers = False
     return wrapped
 
 
+def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) -> nn.Module:
+    """Apply `fully_shard` to everything but the schedules within, whose parameters stay whole on
+    each rank and whose gradients become means over ranks. FSDP itself refuses scalars, and float64
+    parameters beside float32 ones.
+
+    `parameter_groups` keeps the schedules in a group of their own, as an optimizer of sharded
+    weights needs. Move the module to its device first; on the meta device, give the schedules
+    values first (`to_empty`, `reset_parameters`).
+
+    Args:
+        module: an `Objective`, or what holds one.
+        mesh, options: as in `fully_shard`.
+
+    Raises:
+        ValueError: for a schedule on the meta device.
+
+    >>> import tempfile
+    >>> from torch.distributed.device_mesh import init_device_mesh
+    >>> from vdiff import LearnedLinear
+    >>> schedule = LearnedLinear()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = f"file://{folder}/store"
+    ...     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    ...     module = nn.Sequential(nn.Linear(1, 1), schedule)
+    ...     sharded = shard(module, mesh=init_device_mesh("cpu", (1,)))
+    ...     [type(p).__name__ for p in sharded.parameters()]
+    ...     dist.destroy_process_group()
+    ['DTensor', 'DTensor', 'Parameter', 'Parameter']
+    """
+    from torch.distributed.fsdp import fully_shard  # which takes a second to import
+
+    schedules = [part for part in module.modules() if isinstance(part, Schedule)]
+    whole = {p for schedule in schedules for p in schedule.parameters()}
+    if any(p.device.type == "meta" for p in whole):
+        hint = "schedule.to_empty(device=…), then schedule.reset_parameters(): to_empty replaces parameters"
+        came = "parameters on the meta device"
+        raise ValueError(must("shard", "module", "have schedules with values", came, hint))
+    groups = [None] if mesh is None else [mesh.get_group(i) for i in range(mesh.ndim)]
+
+    def average(p: Tensor) -> None:
+        grad = p.grad
+        if grad is None:  # of pinned ends
+            return
+        for group in groups:
+            dist.all_reduce(grad, group=group)
+            grad.div_(dist.get_world_size(group))
+
+    for p in whole:
+        p.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
+    ignored = whole | options.pop("ignored_params", set())
+    fully_shard(module, mesh=mesh, ignored_params=ignored, **options)
+    return module
+
+
 def over_ranks(statistics: Tensor) -> Tensor:
-    """A tensor summed over all ranks, in place; in a single process as it is. `schedule.update(over_ranks)` merges what they saw.
+    """A tensor summed over all ranks, in place; in a single process as it is.
+    `schedule.update(over_ranks)` merges what they saw.
 
     >>> over_ranks(torch.ones(1))
     tensor([1.])
@@ -147,4 +220,14 @@ def from_first(tensors: Iterable[Tensor]) -> None:
             tensor.detach().copy_(whole)
 
 
-__all__ = ["Place", "from_first", "here", "on_first", "over_ranks", "own_device", "processes", "wrap"]
+__all__ = [
+    "Place",
+    "from_first",
+    "here",
+    "on_first",
+    "over_ranks",
+    "own_device",
+    "processes",
+    "shard",
+    "wrap",
+]

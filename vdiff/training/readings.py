@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 class Reading(NamedTuple):
-    """What a step said: its loss, the norm of its gradient, whether both are finite, and whether a process was asked to stop.
+    """What a step said: its loss, the norm of its gradient, whether both are finite, and whether a
+    process was asked to stop.
 
     >>> Reading(0, 1.5, 0.1, False, False).loss
     1.5
@@ -23,8 +24,8 @@ class Reading(NamedTuple):
 
 
 class Readings:
-    """Readings in the order of their steps, `late` by so many: by one on a GPU, when the next step is under way already, so that neither
-    waits for the other; at once on a CPU.
+    """Readings in the order of their steps, `late` by so many: by one on a GPU, when the next step
+    is under way already, so that neither waits for the other; at once on a CPU.
 
     >>> readings = Readings(late=0)
     >>> [reading.loss for reading in readings.push(0, torch.tensor([1.5, 0.1, 0.0, 0.0]))]
@@ -36,7 +37,8 @@ class Readings:
         self._under_way: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def push(self, step: int, numbers: Tensor) -> Iterator[Reading]:
-        """Those that are there once this step has been started; `numbers` are the loss, the norm, and two flags."""
+        """Those that are there once this step has been started; `numbers` are the loss, the norm,
+        and two flags."""
         event = None
         if numbers.is_cuda:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]

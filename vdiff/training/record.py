@@ -1,4 +1,5 @@
-"""What training says while it runs: a bar, a log, TensorBoard where it is installed. None of it can stop the training."""
+"""What training says while it runs: a bar, a log, TensorBoard where it is installed. None of it
+can stop the training."""
 
 import time
 import warnings
@@ -6,15 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from vdiff.terminal import Bar, on_terminal, say
 
 Entry = dict[str, Any]
 
 
 class Record:
-    """A progress bar with rate, time left and loss, and every entry of the log to all that take it.
+    """A progress bar with rate, time left and loss, and every entry of the log to all that take
+    it.
 
-    Without a terminal each entry is a printed line. A listener that raises is warned of, and training goes on.
+    Without a terminal each entry is a printed line. A listener that raises is warned of, and
+    training goes on.
 
     >>> entries = []
     >>> with Record(10, "bits_per_dim", quiet=True, listeners=[entries.append]) as record:
@@ -25,16 +28,22 @@ class Record:
     """
 
     def __init__(
-        self, steps: int, unit: str, *, first: int = 0, quiet: bool = False, listeners: list[Callable[[Entry], None]] | None = None
+        self,
+        steps: int,
+        unit: str,
+        *,
+        first: int = 0,
+        quiet: bool = False,
+        listeners: list[Callable[[Entry], None]] | None = None,
     ) -> None:
         self.unit = unit.replace("_per_", "/")
-        self.quiet, self.listeners, self.started = quiet, listeners or [], time.monotonic()
-        self.bar = tqdm(total=steps, initial=first, disable=True if quiet else None, unit="step", dynamic_ncols=True, smoothing=0.05)
+        shown, self.started = not quiet and on_terminal(), time.monotonic()
+        self.listeners = [*(listeners or []), *([] if quiet or shown else [_print])]
+        self.bar = Bar(steps, "step", done=first, quiet=not shown)
 
     def advance(self, loss: float) -> None:
         """One step done."""
-        self.bar.set_postfix_str(f"{loss:.3f} {self.unit}", refresh=False)
-        self.bar.update()
+        self.bar.update(note=f"{loss:.3f} {self.unit}")
 
     def write(self, entry: Entry) -> None:
         """Hand an entry to the log, with the seconds since the start."""
@@ -43,9 +52,10 @@ class Record:
             try:
                 listener(entry)
             except Exception as error:
-                warnings.warn(f"a log failed, training goes on: {type(error).__name__}: {error}", stacklevel=2)
-        if not self.quiet and self.bar.disable:
-            print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if isinstance(value, int | float)), flush=True)
+                warnings.warn(
+                    f"a log failed, training goes on: {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
 
     def __enter__(self) -> "Record":
         return self
@@ -54,8 +64,14 @@ class Record:
         self.bar.close()
 
 
+def _print(entry: Entry) -> None:
+    numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
+    say("  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+
+
 def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
-    """A listener that writes to TensorBoard, what it has of steps after `first` dropped; none where it is not installed.
+    """A listener that writes to TensorBoard, what it has of steps after `first` dropped; none
+    where it is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +85,9 @@ def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
     try:
         writer: Any = SummaryWriter(str(folder), purge_step=first + 1)
     except Exception as error:
-        warnings.warn(f"TensorBoard failed, training goes on: {type(error).__name__}: {error}", stacklevel=2)
+        warnings.warn(
+            f"TensorBoard failed, training goes on: {type(error).__name__}: {error}", stacklevel=2
+        )
         return []
 
     def write(entry: Entry) -> None:

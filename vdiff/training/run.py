@@ -1,9 +1,10 @@
-"""A run folder: config.json, checkpoints, the averaged weights, log.jsonl, figures. Everything a later command needs."""
+"""A run folder: config.json, checkpoints, the averaged weights, log.jsonl, figures. Everything a
+later command needs."""
 
 import json
-import shutil
+import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,30 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from vdiff.disk import commit
-from vdiff.errors import did_you_mean, must
+from vdiff.disk import absolute, append_line, remove, sweep, write_text
+from vdiff.errors import did_you_mean, must, printable
 from vdiff.likelihood.protocol import version
 from vdiff.objective import Objective
-from vdiff.training import checkpoint
+from vdiff.training import checkpoint, described
 from vdiff.training.config import Config
 from vdiff.training.lock import hold
+from vdiff.training.plain import lines, parse, read_json
 from vdiff.training.ranks import from_first, here, on_first
 from vdiff.training.state import State, is_state
+from vdiff.training.trained import Loaded, differences, fingerprint, load_trained, weights_file
+from vdiff.training.weights import PICKLES, UNPICKLE, Facts, save_tensors
 
 RESUME = ("auto", "never")
-FREE = ("accumulate", "compile", "channels_last", "folder")  # how a step is computed, not what: a resumed run may change it
+# that a training writes
+FILES = ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl")
 
 
 class Run:
     """A folder that holds one run.
 
-    `Run(folder)` reads one; `Run.open` and `Run.create` are for its training, and keep everyone else from training in the same
-    folder until they are closed. Of several processes the first one writes.
+    `Run(folder)` reads one; `Run.open` and `Run.create` are for its training, and keep everyone
+    else from training in the same folder until they are closed. Of several processes the first one
+    writes.
 
     >>> import tempfile
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
@@ -43,39 +49,65 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, config: Config | None = None) -> None:
-        self.folder = Path(folder).expanduser().resolve()  # once: the working directory may change
+        self.folder = absolute("Run", "folder", folder)  # once: the working directory may change
         self.keep = 3
         self._lock: FileLock | None = None
         if config is None:
             if not (self.folder / "config.json").is_file():
-                raise ValueError(must("Run", "folder", "hold a config.json", self.folder, "`make demo` writes runs/digits"))
+                raise ValueError(
+                    must(
+                        "Run",
+                        "folder",
+                        "hold a config.json",
+                        self.folder,
+                        "`make demo` writes runs/digits",
+                    )
+                )
             path = self.folder / "config.json"
-            try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(must("Run", str(path), "be JSON", error, "it is damaged")) from None
+            known = read_json("Run", path)
             if not isinstance(known, dict):
-                raise ValueError(must("Run", str(path), "hold the settings of a run by name", type(known).__name__, "it is damaged"))
+                raise ValueError(
+                    must(
+                        "Run",
+                        str(path),
+                        "hold the settings of a run by name",
+                        type(known).__name__,
+                        "it is damaged",
+                    )
+                )
             config = Config.from_dict(known)
         self.config = config
 
     @classmethod
-    def open(cls, folder: str | Path, config: Config, *, resume: str = "auto", keep: int = 3) -> "Run":
-        """The run of `config` in `folder`, which is made: from its newest whole checkpoint if it has any, else from the start.
+    def open(
+        cls, folder: str | Path, config: Config, *, resume: str = "auto", keep: int = 3
+    ) -> "Run":
+        """The run of `config` in `folder`, which is made: from its newest whole checkpoint if it
+        has any, else from the start.
 
         Args:
             resume: "auto", or "never" for a folder that must not hold a run yet.
             keep: how many checkpoints are kept.
 
-        Raises:
-            ValueError: where the folder holds a run of another config, with the difference; where another process trains in
+        Raises: ValueError: where the folder holds a run of another config, with the difference;
+            where another process trains in
                 it; where it cannot be written to.
         """
         if resume not in RESUME:
-            hint = checkpoint.UNPICKLE if Path(resume).suffix in checkpoint.PICKLES else did_you_mean(resume, RESUME)
-            raise ValueError(must("Run.open", "resume", f"be one of {', '.join(RESUME)}", repr(resume), hint))
+            hint = UNPICKLE if Path(resume).suffix in PICKLES else did_you_mean(resume, RESUME)
+            raise ValueError(
+                must("Run.open", "resume", f"be one of {', '.join(RESUME)}", repr(resume), hint)
+            )
         if keep < 1:
-            raise ValueError(must("Run.open", "keep", "be at least 1", keep, "without a checkpoint nothing can be gone on from"))
+            raise ValueError(
+                must(
+                    "Run.open",
+                    "keep",
+                    "be at least 1",
+                    keep,
+                    "without a checkpoint nothing can be gone on from",
+                )
+            )
         run = cls(folder, config)
         run.keep = keep
 
@@ -86,55 +118,83 @@ class Run:
             difference = differences(cls(run.folder).config.asdict(), config.asdict())
             if difference:
                 hint = "another config is another run: take another folder"
-                raise ValueError(must("Run.open", "config", f"be that of the run in {run.folder}", difference, hint))
+                raise ValueError(
+                    must(
+                        "Run.open",
+                        "config",
+                        f"be that of the run in {run.folder}",
+                        difference,
+                        hint,
+                    )
+                )
+            finished = os.path.lexists(run.folder / "ema.safetensors")
+            if finished and not checkpoint.checkpoints(run.checkpoints):
+                what = "hold a checkpoint to go on from"
+                came = f"trained weights alone, in {run.folder}"
+                hint = "they are kept; take another folder, or Run.create, which replaces the run"
+                raise ValueError(must("Run.open", "folder", what, came, hint))
 
         on_first(lambda: run._take(check))
         return run
 
     @classmethod
     def create(cls, folder: str | Path, config: Config) -> "Run":
-        """A new run in `folder`, which is made; an older run in it is replaced whole, with a warning."""
+        """A new run in `folder`, which is made; an older run in it is replaced whole, with a
+        warning."""
         run = cls(folder, config)
 
         def clear() -> None:
-            warnings.warn(f"replacing the run in {run.folder}", stacklevel=6)
-            for old in ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl"):
-                (run.folder / old).unlink(missing_ok=True)
-            for old in ("checkpoints", "tensorboard"):
-                shutil.rmtree(run.folder / old, ignore_errors=True)
+            warnings.warn(f"replacing the run in {printable(str(run.folder))}", stacklevel=6)
+            for old in (*FILES, "checkpoints", "tensorboard"):
+                remove(run.folder / old)
 
         on_first(lambda: run._take(clear))
         return run
 
     def _take(self, older: Callable[[], None]) -> None:
-        """Make the folder this training's; `older` is called where a run is in it already, and may raise."""
+        """Make the folder this training's; `older` is called where a run is in it already, and may
+        raise."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.folder)
             if (self.folder / "config.json").exists() and self._begun():
                 older()
             self.checkpoints.mkdir(exist_ok=True)
-            write_aside(self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n")
+            sweep(self.folder)
+            write_text(
+                self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n"
+            )
         except OSError as error:
             self.close()
-            raise ValueError(must("Run", "folder", "be one that can be written to", f"{self.folder}: {error}")) from error
+            raise ValueError(
+                must("Run", "folder", "be one that can be written to", f"{self.folder}: {error}")
+            ) from error
         except ValueError:
             self.close()
             raise
 
     def _begun(self) -> bool:
-        """Whether anything was trained here: a start that failed leaves nothing to go on with, and nothing to keep."""
+        """Whether anything was trained here: a start that failed leaves nothing to go on with, and
+        nothing to keep."""
         return bool(checkpoint.checkpoints(self.checkpoints)) or any(
-            (self.folder / name).exists() for name in ("ema.safetensors", "log.jsonl")
+            os.path.lexists(self.folder / name) for name in ("ema.safetensors", "log.jsonl")
         )
 
     def check(self, config: Config) -> None:
         """Raise unless this run was opened for the training of this config."""
-        if differences(self.config.asdict(), config.asdict()):
-            came = differences(self.config.asdict(), config.asdict())
+        came = differences(self.config.asdict(), config.asdict())
+        if came:
             raise ValueError(must("train", "run", "be of the config that is trained", came))
         if self._lock is None and here().first:
-            raise ValueError(must("train", "run", "be opened for training", f"Run({str(self.folder)!r})", "Run.open(folder, config)"))
+            raise ValueError(
+                must(
+                    "train",
+                    "run",
+                    "be opened for training",
+                    f"Run({str(self.folder)!r})",
+                    "Run.open(folder, config)",
+                )
+            )
 
     def close(self) -> None:
         """Let others train in this folder."""
@@ -161,126 +221,188 @@ class Run:
         return path
 
     def restore(self, state: State) -> None:
-        """Go on from the newest whole checkpoint, on every process, and forget what the log has beyond it. A checkpoint that is cut off,
-        damaged or of another run is warned of and put aside, and the one before it is used.
+        """Go on from the newest whole checkpoint, on every process, and forget what the log has
+        beyond it. A checkpoint that is cut off, damaged or of another run is warned of and put
+        aside, and the one before it is used.
+
+        Where there is none, a log of an earlier training is kept as old-log.jsonl, with a warning.
 
         Raises ValueError where there are checkpoints and none can be used.
         """
         live = state.tensors()
-        facts = on_first(lambda: checkpoint.newest(self.checkpoints, partial(self.read, live=live)))
+        facts = on_first(
+            lambda: checkpoint.newest(self.checkpoints, partial(self.read, live=live))
+        )
         from_first(value for named in live.values() for value in named.values())
         if facts is not None:
             state.take(facts["state"])
+            self._merge(state, facts)
         if here().first:
+            if facts is None and self.history():
+                self._keep_log()
             kept = [entry for entry in self.history() if entry.get("step", 0) <= state.step]
-            write_aside(self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+            write_text(
+                self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept)
+            )
+
+    def _keep_log(self) -> None:
+        """Give the log of a training that left no checkpoint another name, with a warning."""
+        kept = checkpoint.unused(self.folder / "old-log.jsonl")
+        (self.folder / "log.jsonl").rename(kept)
+        what = f"{self.folder} has a log and no checkpoint: the training starts again at step 0"
+        warnings.warn(f"{what}; the old log is {kept.name}", stacklevel=2)
+
+    def _merge(self, state: State, facts: Facts) -> None:
+        """Take up what the checkpoint says of its objective and data; warn where the training goes
+        on with others.
+        """
+        now = state.about
+        before = {name: facts.get(name, value) for name, value in now.items()}
+        known = set(now["data"]) <= set(before["data"])
+        if here().first and not (known and now["unlike"] == before["unlike"]):
+            what = "the run goes on with other data or another objective"
+            warnings.warn(f"{what}: {now}, where it was {before}", stacklevel=2)
+        now["data"] = sorted({*before["data"], *now["data"]})
 
     def read(self, path: Path, live: checkpoint.Tensors) -> dict[str, Any]:
-        """Copy a checkpoint of this run into tensors and return its facts. Raises ValueError where it is damaged or of another run."""
+        """Copy a checkpoint of this run into tensors and return its facts. Raises ValueError where
+        it is damaged or of another run."""
         meta = checkpoint.read_meta(path)
         facts = meta["facts"]
         config, state, versions = (facts.get(name) for name in ("config", "state", "versions"))
         if not isinstance(config, dict) or not is_state(state) or state["step"] != meta["step"]:
-            raise ValueError(must("checkpoint", str(path), "hold the state of a run", facts, "it is something else"))
+            raise ValueError(
+                must(
+                    "checkpoint",
+                    str(path),
+                    "hold the state of a run",
+                    facts,
+                    "it is something else",
+                )
+            )
         difference = differences(Config.from_dict(config).asdict(), self.config.asdict())
         if difference:
-            raise ValueError(must("checkpoint", str(path), "be of this run's config", difference, "it is of another run"))
+            raise ValueError(
+                must(
+                    "checkpoint",
+                    str(path),
+                    "be of this run's config",
+                    difference,
+                    "it is of another run",
+                )
+            )
         if versions != _versions():
-            warnings.warn(f"the run goes on with {_versions()} after {versions}: not bit for bit", stacklevel=2)
+            warnings.warn(
+                f"the run goes on with {_versions()} after {versions}: not bit for bit",
+                stacklevel=2,
+            )
         return checkpoint.read(path, live)
 
     def store(self, state: State) -> bool:
-        """Write a checkpoint and delete the oldest beyond `keep`; whether it was written. Where the disk does not allow it, what is
-        there stays, and a warning says how much is missing."""
+        """Write a checkpoint and delete the oldest beyond `keep`; whether it was written. Where
+        the disk does not allow it, what is there stays, and a warning says how much is missing."""
         if not here().first:
             return True
-        facts = {"config": self.config.asdict(), "versions": _versions(), "state": state.facts()}
+        facts = {
+            "config": self.config.asdict(),
+            "versions": _versions(),
+            "state": state.facts(),
+        } | state.about
         try:
             checkpoint.write(self.checkpoints, state.step, state.tensors(), facts)
         except OSError as error:
-            warnings.warn(f"no checkpoint at step {state.step}: {error}; the older ones are kept", stacklevel=2)
+            warnings.warn(
+                f"no checkpoint at step {state.step}: {error}; the older ones are kept",
+                stacklevel=2,
+            )
             return False
         checkpoint.prune(self.checkpoints, self.keep)
         return True
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append one line to log.jsonl."""
+        """Append one line to log.jsonl, behind one that a full disk cut off."""
         if here().first:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            append_line(self.folder / "log.jsonl", json.dumps(entry))
 
     def history(self) -> list[dict[str, Any]]:
-        """All lines of log.jsonl, but for those cut off by a crash."""
-        entries, path = [], self.folder / "log.jsonl"
-        if not path.exists():
+        """All entries of log.jsonl, but for lines that a crash has cut off or that are damaged."""
+        path = self.folder / "log.jsonl"
+        if not path.is_file():
             return []
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        entries = []
+        for line in lines(path):
             try:
-                entry = json.loads(line)
-            except ValueError:  # half a line, or the empty one behind the last
+                entry = parse(line)
+            except ValueError:  # half a line
                 continue
-            if isinstance(entry, dict):
+            if isinstance(entry, dict) and type(entry.get("step", 0)) is int:
                 entries.append(entry)
         return entries
 
-    def save(self, objective: Objective, name: str = "ema") -> None:
-        """Write weights to `<name>.safetensors`: aside first, then renamed, so that a crash leaves the old file."""
-        if here().first:
-            save_aside(self.folder / f"{name}.safetensors", objective.state_dict(), sealed=True)
+    def save(
+        self,
+        objective: Objective,
+        name: str = "ema",
+        *,
+        data: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        """Write weights to `<name>.safetensors`, whole or not at all, with what they are of.
 
-    def load(self, name: str = "ema") -> Objective:
-        """The run's objective with its averaged weights, in evaluation mode; while it trains, those of the newest checkpoint.
-
-        Raises ValueError where there are none, or they are not of this run.
+        `vdiff evaluate` must know on which images they were trained. Weights that `train` returned
+        say it; for those of a loop of your own pass `data`, and `labels` of a conditional network.
         """
-        objective = self.config.objective()
-        live = objective.state_dict()
-        path = self.weights(name)
-        if path.parent.parent == self.checkpoints:
-            checkpoint.verify(path.parent, path.name)
-        checkpoint.fill(live, checkpoint.load(path, live))
-        return objective.eval()
+        if here().first:
+            unlike = described.differences(objective, self.config)
+            known = list(objective.trained_on) if data is None else [fingerprint(data, labels)]
+            self._save(objective, name, {"unlike": unlike, "data": known, "step": None})
+
+    def finish(self, state: State) -> bool:
+        """Write the averaged weights of a training; whether they were written. Where the disk does
+        not allow it, a warning says how much is missing, and the checkpoints stay."""
+        try:
+            self._save(state.averaged, "ema", state.about | {"step": state.step})
+        except OSError as error:
+            kept = "what train returned has them, and so has the newest checkpoint"
+            warnings.warn(f"no averaged weights: {error}; {kept}", stacklevel=2)
+            return False
+        return True
+
+    def _save(self, objective: Objective, name: str, about: Facts) -> None:
+        path = self.folder / f"{name}.safetensors"
+        save_tensors(path, objective.state_dict(), {"config": self.config.asdict()} | about)
+
+    def load(self, name: str = "ema", *, objective: Objective | None = None) -> Objective:
+        """The run's objective with its averaged weights, in evaluation mode; while it trains,
+        those of the newest checkpoint.
+
+        Weights come back in the precision in which they were saved: averages of a half-precision
+        network are in float32.
+
+        Args:
+            name: of the file, such as "ema", or "ema-0.9999" for the average of another decay in
+                the newest checkpoint.
+            objective: filled and returned, for a run with parts of your own, which its config
+                cannot build.
+
+        Raises:
+            ValueError: where there are no weights, or they are not of this run, its config or this
+                objective, with what differs.
+        """
+        return self.loaded(name, objective=objective).objective
+
+    def loaded(self, name: str = "ema", *, objective: Objective | None = None) -> Loaded:
+        """`load`, with the file, its step and its hash for a protocol, and what it was trained
+        on."""
+        return load_trained(self.folder, self.config, name, objective)
 
     def weights(self, name: str = "ema") -> Path:
-        """The file that `load` reads: `ema` is the average that is evaluated, `ema-0.9999` that of a decay in the newest checkpoint."""
-        if Path(name).suffix in checkpoint.PICKLES:
-            return self.folder / name
-        path = self.folder / f"{name}.safetensors"
-        if path.is_file():
-            return path
-        inside = f"ema-{self.config.ema[0]}" if name == "ema" else name
-        for folder in reversed(checkpoint.checkpoints(self.checkpoints)):
-            if (folder / f"{inside}.safetensors").is_file():
-                return folder / f"{inside}.safetensors"
-        raise ValueError(must("Run", "folder", f"hold {name}.safetensors or a checkpoint", self.folder, "it has not been trained yet"))
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In which fields two configs differ that make another run, in words; empty where they do not.
-
-    >>> differences({"lr": 0.1, "accumulate": 1}, {"lr": 0.2, "accumulate": 4})
-    'lr: 0.2, where it was 0.1'
-    """
-    names = [name for name in {**old, **new} if name not in FREE and old.get(name) != new.get(name)]
-    return "; ".join(f"{name}: {new.get(name, 'nothing')}, where it was {old.get(name, 'nothing')}" for name in names)
+        """The file that `load` reads."""
+        return weights_file(self.folder, self.config, name)
 
 
 def _versions() -> dict[str, str]:
     return {"vdiff": version(), "torch": torch.__version__}
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    commit(aside, path)
-
-
-def save_aside(path: Path, tensors: Mapping[str, Tensor], *, sealed: bool = False) -> None:
-    """Write tensors to a safetensors file whole or not at all; `sealed` with a checksum in it."""
-    aside = path.with_name(path.name + ".partial")
-    checkpoint.save_tensors(aside, tensors, sealed=sealed)
-    commit(aside, path)
-
-
-__all__ = ["Run"]
+__all__ = ["FILES", "Run"]

@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 @contextmanager
 def stopping() -> Iterator[Callable[[], int]]:
-    """A function that says which signal has asked this process to stop, 0 while none has. Another one ends it at once.
+    """A function that says which signal has asked this process to stop, 0 while none has. Another
+    one ends it at once.
 
-    Handlers are those of before again afterwards. Outside the main thread, where Python allows none, nothing is changed.
+    Handlers are those of before again afterwards. Outside the main thread, where Python allows
+    none, nothing is changed.
 
     >>> with stopping() as asked:
     ...     signal.raise_signal(signal.SIGTERM)

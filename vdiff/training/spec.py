@@ -1,78 +1,263 @@
-"""Objects as plain data: a class by name with its arguments, which can be specs again."""
+"""Objects as plain data: a class by name with its arguments, which can be specs again.
+
+A name is that of a final class in a room's `__all__`, or of a class method that makes one of them.
+The annotations of the constructors say which arguments they take. Nothing else can be reached.
+"""
 
 import inspect
-from collections.abc import Callable
-from types import ModuleType
+import math
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType, NoneType, UnionType
 from typing import Any
 
-from vdiff import parameterization, schedule, weighting
+from torch import nn
+
+from vdiff import decoder, parameterization, schedule, variance, weighting
+from vdiff import nn as networks
+from vdiff.decoder import Decoder
 from vdiff.errors import did_you_mean, must
-from vdiff.schedule import law
+from vdiff.parameterization import Parameterization
+from vdiff.schedule import Schedule, law
+from vdiff.schedule.law import Law
+from vdiff.training.plain import flaw, shown, word
+from vdiff.variance import ReverseVariance
+from vdiff.weighting import Weighting
 
 Spec = dict[str, Any]
-Homes = tuple[ModuleType, ...]
-NESTED: dict[str, Homes] = {
-    "schedule": (schedule, law),
-    "parameterization": (parameterization,),
-    "base": (weighting,),
-    "factor": (weighting,),
+Maker = Callable[..., Any]
+Rooms = tuple[ModuleType, ...]
+Form = Any  # a type of WORDS, a list of one of them, (type,), or a Kind
+LARGEST = 1 << 20  # of a whole number in a spec: sizes of layers, levels, bins
+WORDS = {bool: "true or false", int: "a Python int", float: "a finite number", str: "text"}
+WORDS |= {NoneType: "null"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a spec can make: the public classes of a room that are a `base` and define `method`.
+
+    >>> KINDS[variance].base.__name__
+    'ReverseVariance'
+    """
+
+    room: ModuleType
+    base: type
+    method: str
+
+    def makes(self, made: object) -> bool:
+        """Whether this is such a class. A network is a module that is called with (z, logsnr).
+
+        >>> [name for name in decoder.__all__ if KINDS[decoder].makes(getattr(decoder, name))]
+        ['Categorical', 'DiscretizedGaussian', 'Gaussian']
+        """
+        if not (isinstance(made, type) and issubclass(made, self.base)):
+            return False
+        method = getattr(made, self.method)
+        if self.base is nn.Module:
+            return list(inspect.signature(method).parameters)[1:3] == ["z", "logsnr"]
+        return method is not getattr(self.base, self.method)
+
+
+KINDS = {
+    kind.room: kind
+    for kind in (
+        Kind(networks, nn.Module, "forward"),
+        Kind(schedule, Schedule, "logsnr_at"),
+        Kind(law, Law, "quantile"),
+        Kind(parameterization, Parameterization, "row"),
+        Kind(weighting, Weighting, "weight_at"),
+        Kind(decoder, Decoder, "log_prob"),
+        Kind(variance, ReverseVariance, "excess"),
+    )
 }
 
 
-def build(homes: ModuleType | Homes, spec: Spec) -> Any:
-    """The class (or class method) `spec["name"]` of a module, or of one of several, called with the rest, whose specs are built
-    first; an unknown name is answered with the nearest.
+def registry(*rooms: ModuleType) -> dict[str, Maker]:
+    """What a spec may name in these rooms: public final classes, and class methods that make one.
 
-    >>> from vdiff import schedule, weighting
+    Left out are those that need an argument that plain data cannot be, such as a function.
+
+    >>> list(registry(variance))
+    ['Forward', 'LogVariance', 'Posterior', 'Range', 'Variance']
+    >>> [name for name in registry(schedule) if "linear_betas" in name]
+    ['Tabulated.linear_betas']
+    """
+    found: dict[str, Maker] = {}
+    for room in rooms:
+        for name in room.__all__:
+            made = getattr(room, name)
+            if KINDS[room].makes(made):
+                others = [word for word in vars(made) if _makes_one(made, word)]
+                found |= {name: made} | {f"{name}.{word}": getattr(made, word) for word in others}
+    return {name: made for name, made in found.items() if not _needs_more(made)}
+
+
+def build(room: ModuleType, spec: Spec) -> Any:
+    """The class (or class method) `spec["name"]` of a room, called with the rest.
+
+    Raises:
+        ValueError: for a name that the room does not have, with the nearest, and for arguments
+            that it does not take.
+
     >>> build(schedule, {"name": "Cosine"})
     Cosine(logsnr_max=15.0, logsnr_min=-15.0)
     >>> build(weighting, {"name": "MSE", "schedule": {"name": "Cosine"}, "parameterization": {"name": "V"}}).monotone
     True
     """
-    arguments = dict(spec)
-    made = _find(homes, arguments.pop("name"))
-    return made(**{key: build(NESTED[key], value) if isinstance(value, dict) else value for key, value in arguments.items()})
+    wrong = faults("build", "", room, spec)
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return _made((room,), spec)
 
 
-def faults(function: str, argument: str, homes: Homes, spec: object) -> list[str]:
-    """What is wrong with a spec, as messages of `function` about its `argument`: a name there is not, arguments not taken or not given.
+def faults(function: str, argument: str, room: ModuleType, spec: object) -> list[str]:
+    """What is wrong with a spec, as messages of `function` about its `argument`: an unknown name,
+    arguments that are not taken, not given, or of another type.
 
-    >>> from vdiff import schedule
-    >>> faults("Config", "schedule", (schedule,), {"name": "Cosine", "shfit": 1.0})
+    >>> faults("Config", "schedule", schedule, {"name": "Cosine", "shfit": 1.0})
     ["Config: argument 'schedule.shfit' must be an argument of Cosine; got 1.0 (did you mean 'shift'?)"]
+    >>> faults("Config", "schedule", schedule, {"name": "Cosine", "shift": None})
+    ["Config: argument 'schedule.shift' must be a finite number; got null"]
     """
+    came = flaw(spec)
+    if came:
+        return [must(function, argument or "spec", "be plain data", came)]
+    return list(_faults(function, argument, (room,), spec))
+
+
+def _faults(function: str, argument: str, rooms: Rooms, spec: object) -> Iterator[str]:
+    place = f"{argument}." if argument else ""
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
-        return [must(function, argument, 'be a class with its arguments, {"name": …}', repr(spec))]
-    try:
-        made = _find(homes, spec["name"])
-    except ValueError as error:
-        return [str(error).replace("build: argument 'name'", f"{function}: argument '{argument}.name'")]
-    taken = {key: one for key, one in inspect.signature(made).parameters.items() if key != "self"}
-    wrong = []
-    for key, value in spec.items():
-        place = f"{argument}.{key}"
-        if key != "name" and key not in taken:
-            hint = did_you_mean(key, taken) or f'all of it is replaced by {argument}={{"name": "{spec["name"]}", …}}'
-            wrong.append(must(function, place, f"be an argument of {spec['name']}", repr(value), hint))
-        elif isinstance(value, dict):
-            wrong += (
-                faults(function, place, NESTED[key], value) if key in NESTED else [must(function, place, "be a plain value", repr(value))]
-            )
-    missing = [key for key, one in taken.items() if one.default is one.empty and key not in spec]
-    return wrong + [must(function, f"{argument}.{key}", f"be given for {spec['name']}", None) for key in missing]
-
-
-def _find(homes: ModuleType | Homes, name: str) -> Callable[..., Any]:
-    homes = homes if isinstance(homes, tuple) else (homes,)
-    known: dict[str, Any] = {word: value for home in reversed(homes) for word, value in vars(home).items() if isinstance(value, type)}
-    first, _, method = name.partition(".")
-    if method and first in known:
-        made = known[first]
-        known = {f"{first}.{word}": getattr(made, word) for word in dir(made) if inspect.ismethod(getattr(made, word))}
+        form = 'be a class with its arguments, {"name": …}'
+        yield must(function, argument or "spec", form, shown(spec))
+        return
+    name, known = spec["name"], registry(*rooms)
     if name not in known:
-        raise ValueError(must("build", "name", f"be a class of {homes[0].__name__}", repr(name), did_you_mean(name, known)))
-    found: Callable[..., Any] = known[name]
-    return found
+        hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
+        requirement = f"be a class of {rooms[0].__name__}"
+        yield must(function, f"{place}name", requirement, shown(name), hint)
+        return
+    taken = _arguments(known[name])
+    for key, value in spec.items():
+        if key in taken:
+            yield from _misfits(function, f"{place}{key}", taken[key].forms, value)
+        elif key != "name":
+            other = f'all of it is replaced by {argument}={{"name": "{name}", …}}'
+            hint = did_you_mean(key, taken) or other
+            requirement = f"be an argument of {name}"
+            yield must(function, f"{place}{word(key)}", requirement, shown(value), hint)
+    for key, one in taken.items():
+        if one.required and key not in spec:
+            yield must(function, f"{place}{key}", f"be given for {name}", None)
 
 
-__all__ = ["Spec", "build", "faults"]
+def _misfits(function: str, place: str, forms: tuple[Form, ...], value: object) -> Iterator[str]:
+    """What is wrong with the value of one argument."""
+    rooms = _rooms(forms)
+    leaves = {form[0] if isinstance(form, tuple) else form for form in forms}
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if isinstance(value, dict) and rooms:
+        yield from _faults(function, place, rooms, value)
+    elif isinstance(value, dict):
+        yield must(function, place, "be a plain value", shown(value))
+    elif not any(_fits(form, value) for form in forms):
+        words = " or ".join(_words(form) for form in forms) or "left out of plain data"
+        yield must(function, place, f"be {words}", shown(value))
+    elif float not in leaves and any(isinstance(n, int) and abs(n) > LARGEST for n in numbers):
+        yield must(function, place, f"be at most {LARGEST:,}", shown(value))
+
+
+def _made(rooms: Rooms, spec: Spec) -> Any:
+    """The object that a spec without faults describes."""
+    made = registry(*rooms)[spec["name"]]
+    taken = _arguments(made)
+    given = {key: value for key, value in spec.items() if key != "name"}
+    for key, value in given.items():
+        if isinstance(value, dict):
+            given[key] = _made(_rooms(taken[key].forms), value)
+    try:
+        return made(**given)
+    except (TypeError, ValueError):  # the library's own words
+        raise
+    except Exception as error:  # torch's: sizes that are negative, or too large for it
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        requirement = "have arguments that it can be made of"
+        raise ValueError(must("build", spec["name"], requirement, shown(given), reason)) from error
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """The forms in which an argument can be plain data, and whether it must be given."""
+
+    forms: tuple[Form, ...]
+    required: bool
+
+
+def _arguments(made: Maker) -> dict[str, _Argument]:
+    """The arguments of a class or class method by name, from its annotations."""
+    function = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
+    if function is object.__init__:
+        return {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: _Argument(_forms(one.annotation), one.default is one.empty)
+        for name, one in inspect.signature(function).parameters.items()
+        if one.kind in named and name != "self"
+    }
+
+
+def _needs_more(made: Maker) -> bool:
+    """Whether an argument without a default has no form as plain data."""
+    return any(one.required and not one.forms for one in _arguments(made).values())
+
+
+def _makes_one(made: type, word: str) -> bool:
+    """Whether a name of a class is that of a public class method that returns one of it."""
+    if word.startswith("_") or not isinstance(vars(made)[word], classmethod):
+        return False
+    returned = inspect.signature(getattr(made, word)).return_annotation
+    return returned in (made, made.__name__, typing.Self)
+
+
+def _forms(hint: Any) -> tuple[Form, ...]:
+    """The forms that an annotation has as plain data."""
+    union = typing.get_origin(hint) in (UnionType, typing.Union)
+    found = [_form(part) for part in (typing.get_args(hint) if union else (hint,))]
+    return tuple(form for form in found if form is not None)
+
+
+def _form(part: Any) -> Form | None:
+    if part in WORDS:
+        return part
+    if typing.get_origin(part) in (Sequence, list):
+        element = typing.get_args(part)[0]
+        return (element,) if element in WORDS else None
+    return next((kind for kind in KINDS.values() if kind.base is part), None)
+
+
+def _rooms(forms: tuple[Form, ...]) -> Rooms:
+    return tuple(form.room for form in forms if isinstance(form, Kind))
+
+
+def _fits(form: Form, value: object) -> bool:
+    """Whether a value that is no spec has this form."""
+    if isinstance(form, tuple):
+        return isinstance(value, list | tuple) and all(_fits(form[0], one) for one in value)
+    if isinstance(form, Kind):
+        return False
+    if form is float:
+        return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+    return isinstance(value, form) and (form is bool or not isinstance(value, bool))
+
+
+def _words(form: Form) -> str:
+    if isinstance(form, tuple):
+        return f"a list, each {WORDS[form[0]]}"
+    if isinstance(form, Kind):
+        return f'a {form.base.__name__} with its arguments, {{"name": …}}'
+    return WORDS[form]
+
+
+__all__ = ["Kind", "Spec", "build", "faults", "registry"]

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vdiff.condition import Condition, conditions
 from vdiff.errors import must
 from vdiff.likelihood import Plan, evaluate
 from vdiff.likelihood.estimate import Estimate
@@ -17,8 +18,9 @@ FIXED = Plan(importance=False, controls=(), antithetic=False, baseline=False)
 class Validation:
     """The bound of held-out images with its errors, for `train(…, validate=Validation(images))`.
 
-    Every call uses the same times, stratified for each image, and the same noise, so that two points of a curve differ by
-    what was learned between them. Processes share the images. Further keywords are conditions with a row for each image.
+    Every call uses the same times, stratified for each image, and the same noise, so that two
+    points of a curve differ by what was learned between them. Processes share the images.
+    `condition` and further keywords are conditions, as in `evaluate`.
 
     >>> from vdiff.training import Config
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
@@ -27,16 +29,43 @@ class Validation:
     True
     """
 
-    def __init__(self, data: Tensor, *, draws: int = 8, replicates: int = 2, batch: int = 1024, seed: int = 0, **condition: Any) -> None:
-        self.data, self.condition = data, condition
+    def __init__(
+        self,
+        data: Tensor,
+        *,
+        draws: int = 8,
+        replicates: int = 2,
+        batch: int = 1024,
+        seed: int = 0,
+        condition: Condition = None,
+        **keywords: Any,
+    ) -> None:
+        self.data, self.condition = data, conditions("Validation", condition, keywords)
         self.effort = {"draws": draws, "replicates": replicates, "batch": batch, "seed": seed}
 
     def __call__(self, averaged: Objective) -> Estimate:
         """The total in bits/dim. Raises ValueError where there is no decoder."""
         if averaged.decoder is None:
-            raise ValueError(must("Validation", "averaged", "have a decoder", None, "without one there is no bound"))
-        options: dict[str, Any] = {"schedule": averaged.schedule, "decoder": averaged.decoder, "steps": averaged.steps}
-        options |= {"plan": FIXED, "share": share_of_rank(), **self.effort, **self.condition}
+            raise ValueError(
+                must(
+                    "Validation",
+                    "averaged",
+                    "have a decoder",
+                    None,
+                    "without one there is no bound",
+                )
+            )
+        options: dict[str, Any] = {
+            "schedule": averaged.schedule,
+            "decoder": averaged.decoder,
+            "steps": averaged.steps,
+        }
+        options |= {
+            "plan": FIXED,
+            "share": share_of_rank(),
+            **self.effort,
+            "condition": self.condition,
+        }
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*more than uniform noise")  # a curve begins there
             return evaluate(averaged.model, self.data, **options).total

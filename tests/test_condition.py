@@ -1,0 +1,308 @@
+"""Conditions: keywords of a call, or one mapping in which no name collides with a verb's own."""
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_public_api import PUBLIC
+from torch import Tensor, nn
+
+import vdiff
+from vdiff import Categorical, Denoiser, DiscretizedGaussian, Guided, Linear, Objective, Sigmoid, V
+from vdiff.augmentation import Augmentation
+from vdiff.decoder import Gaussian
+from vdiff.likelihood import (
+    Uniform,
+    compare,
+    dequantized_ode,
+    evaluate,
+    immse,
+    ode_likelihood,
+    path_importance,
+)
+from vdiff.oracle import Gaussian as GaussianData
+from vdiff.sampling import Counted, encode, sample, trajectory
+from vdiff.training import Validation
+
+
+class Told(nn.Module):
+    """A network that keeps the first conditions it was told; they change what it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[str, Any] = {}
+
+    def forward(self, z: Tensor, time: Tensor, **condition: Any) -> Tensor:
+        self.told = self.told or condition
+        out = 0.5 * z
+        for value in condition.values():
+            out = out + 0.01 * value[:, None] * z if isinstance(value, Tensor) else out
+        return out
+
+
+def model() -> Denoiser:
+    return Denoiser(Told(), V())
+
+
+X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+LEVELS = torch.randint(0, 17, (6, 2), generator=torch.Generator().manual_seed(0))
+T, EPS = torch.linspace(0.1, 0.9, 6), torch.ones(6, 2)
+FINITE, LOOKING = Linear(4.0, -5.0), DiscretizedGaussian(17, denoise=True)
+CHAIN = torch.arange(1, 7) / 6
+NOISE = Augmentation(Sigmoid(), Linear().logsnr_max, Linear().logsnr_min)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def objective(m: Denoiser, data: Tensor, given: dict[str, Any], options: dict[str, Any]) -> Tensor:
+    made: Tensor = Objective(m, schedule=Linear(), **options)(data, generator=seeded(), **given)
+    return made
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "weighted_elbo": lambda m, **c: vdiff.weighted_elbo(
+        m, X, schedule=Linear(), t=T, eps=EPS, **c
+    ),
+    "augmented_elbo": lambda m, **c: vdiff.augmented_elbo(
+        m, X, augmentation=NOISE, schedule=Linear(), eps=EPS, generator=seeded(), **c
+    ),
+    "elbo": lambda m, **c: (
+        vdiff.elbo(m, LEVELS, schedule=Linear(), decoder=LOOKING, t=T, eps=EPS, **c).total
+    ),
+    "hybrid": lambda m, **c: vdiff.hybrid(
+        m, X, schedule=Linear(), steps=6, bound_weight=0, t=CHAIN, eps=EPS, **c
+    ),
+    "vlb": lambda m, **c: (
+        vdiff.vlb(
+            m, LEVELS, schedule=Linear(), steps=6, decoder=LOOKING, t=CHAIN, eps=EPS, **c
+        ).total
+    ),
+    "path_bound": lambda m, **c: (
+        vdiff.path_bound(
+            m, LEVELS, schedule=FINITE, decoder=LOOKING, steps=3, generator=seeded(), **c
+        ).log_ratio
+    ),
+    "Objective.forward": lambda m, **c: objective(m, LEVELS, c, {"decoder": Categorical(17)}),
+    "Objective.forward, weighted": lambda m, **c: objective(m, X, c, {"weighting": Sigmoid()}),
+    "Objective.forward, hybrid": lambda m, **c: objective(
+        m, X, c, {"steps": 6, "bound_weight": 0.0}
+    ),
+    "Objective.forward, resampled": lambda m, **c: objective(
+        m,
+        LEVELS,
+        c,
+        {"steps": 6, "decoder": Categorical(17), "resampling": vdiff.LossSecondMoment(6)},
+    ),
+    "Objective.forward, every term": lambda m, **c: objective(
+        m, LEVELS, c, {"steps": 6, "decoder": LOOKING, "resampling": vdiff.LossSecondMoment(7)}
+    ),
+    "Objective.bound": lambda m, **c: (
+        Objective(m, schedule=Linear(), decoder=Categorical(17))
+        .bound(LEVELS, t=T, eps=EPS, **c)
+        .total
+    ),
+    "sample": lambda m, **c: sample(m, X, schedule=FINITE, steps=3, generator=seeded(), **c),
+    "trajectory": lambda m, **c: torch.stack(
+        [p.x for _, p in trajectory(m, X, schedule=FINITE, steps=3, generator=seeded(), **c)]
+    ),
+    "encode": lambda m, **c: encode(m, X, schedule=FINITE, **c),
+    "Counted.__init__": lambda m, **c: Counted(m, **c)(X, torch.zeros(6)).out,
+    "evaluate": lambda m, **c: (
+        evaluate(m, LEVELS, schedule=Linear(), decoder=LOOKING, draws=4, **c).by_image
+    ),
+    "compare": lambda m, **c: torch.tensor(
+        compare(
+            m,
+            Denoiser(lambda z, time, **_: z, V()),
+            X,
+            schedule=FINITE,
+            decoder=Gaussian(),
+            draws=4,
+            **c,
+        ).difference.value
+    ),
+    "path_importance": lambda m, **c: (
+        path_importance(m, LEVELS, schedule=FINITE, decoder=LOOKING, steps=2, samples=2, **c).nats
+    ),
+    "ode_likelihood": lambda m, **c: (
+        ode_likelihood(m, X, schedule=FINITE, tolerance=1e-3, **c).nats
+    ),
+    "dequantized_ode": lambda m, **c: (
+        dequantized_ode(
+            m,
+            LEVELS,
+            schedule=FINITE,
+            dequantization=Uniform(Categorical(17)),
+            tolerance=1e-3,
+            **c,
+        ).nats
+    ),
+    "immse": lambda m, **c: (
+        immse(
+            m,
+            X,
+            schedule=Linear(12.0, -12.0),
+            gaussian=GaussianData([0.0, 0.0], [1.0, 1.0]),
+            draws=4,
+            **c,
+        ).nats
+    ),
+    "Validation.__init__": lambda m, **c: torch.tensor(
+        Validation(LEVELS, draws=4, **c)(
+            Objective(m, schedule=Linear(), decoder=Categorical(17))
+        ).value
+    ),
+}
+
+
+def takes_conditions() -> dict[str, list[str]]:
+    """Of every public callable that takes conditions beside its own keywords: all of its
+    arguments."""
+    found = {}
+    for name, value in PUBLIC.items():
+        members = (
+            inspect.getmembers(value, inspect.isfunction)
+            if inspect.isclass(value)
+            else [("", value)]
+        )
+        for member, function in members:
+            parameters = inspect.signature(function).parameters
+            if (
+                "condition" in parameters
+                and parameters["condition"].kind is inspect.Parameter.KEYWORD_ONLY
+            ):
+                found[f"{name.rsplit('.', 1)[1]}.{member}".removesuffix(".")] = list(parameters)
+    return found
+
+
+OWN = takes_conditions()
+NAMES = sorted(
+    {name for names in OWN.values() for name in names} - {"self", "z", "logsnr"}
+    | {"draws", "step", "clip", "timestep"}
+)
+
+
+def test_every_verb_is_here():
+    assert set(OWN) <= set(VERBS)
+    assert {"x", "data", "steps", "t", "eps", "model", "schedule", "batch", "condition"} <= set(
+        NAMES
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_condition_may_have_any_name(verb):
+    """By the mapping each reaches the network, its rows as they are, and counts as it does under a
+    name that is free."""
+    value = torch.linspace(0.5, 1.0, 6)
+    told, free = model(), model()
+    mapping = {name: value / (i + 1) for i, name in enumerate(NAMES)}
+    got = VERBS[verb](told, condition=mapping)
+    assert list(told.network.told) == NAMES
+    expected = VERBS[verb](free, **{f"free_{i}": v for i, v in enumerate(mapping.values())})
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert [v.shape for v in told.network.told.values()] == [
+        v.shape for v in free.network.told.values()
+    ]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_mapping_and_keywords_are_the_same_conditions(verb):
+    label, size = torch.linspace(0.5, 1.0, 6), torch.linspace(1.0, 0.5, 6)
+    ways = [
+        {"label": label, "size": size},
+        {"condition": {"label": label, "size": size}},
+        {"condition": {"label": label}, "size": size},
+    ]
+    results = [VERBS[verb](model(), **way) for way in ways]
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    torch.testing.assert_close(results[2], results[0], rtol=0, atol=0)
+    nothing = [VERBS[verb](model(), **way) for way in ({}, {"condition": None}, {"condition": {}})]
+    torch.testing.assert_close(nothing[1], nothing[0], rtol=0, atol=0)
+    assert not torch.equal(results[0], nothing[0])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_argument_of_the_network_called_condition_is_given_as_before(verb):
+    """What is no mapping is that argument itself; a mapping for it goes into the mapping."""
+    value = torch.linspace(0.5, 1.0, 6)
+    expected = VERBS[verb](model(), label=value)
+    torch.testing.assert_close(VERBS[verb](model(), condition=value), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        VERBS[verb](model(), condition={"condition": value}), expected, rtol=0, atol=0
+    )
+    for given in (2.5, "text"):
+        told = model()
+        VERBS[verb](told, condition=given)
+        assert told.network.told == {"condition": given}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_condition_given_both_ways_is_refused(verb):
+    with pytest.raises(
+        TypeError,
+        match="argument 'label' must be given once; got a keyword and a key of condition",
+    ):
+        VERBS[verb](model(), condition={"label": T}, label=T)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", ["z", "logsnr"])
+def test_the_names_by_which_a_model_is_called_are_refused(verb, name):
+    with pytest.raises(
+        TypeError,
+        match=rf"argument 'condition' must have other names.*got '{name}' .*{name}=other",
+    ):
+        VERBS[verb](model(), condition={name: T})
+    renamed = Denoiser(
+        Told(), V(), call=lambda network, z, t, other: network(z, t, **({"latent": other}))
+    )
+    VERBS[verb](renamed, condition={"other": T})
+    assert list(renamed.network.told) == ["latent"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_keys_of_a_mapping_are_names(verb):
+    with pytest.raises(
+        TypeError,
+        match=r"argument 'condition' must have the names of the network's arguments; got 3",
+    ):
+        VERBS[verb](model(), condition={3: T})
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "Counted.__init__"])
+def test_a_misspelt_keyword_is_still_found(verb):
+    for word in ("shedule", "weightings", "bound_wieght"):
+        with pytest.raises(TypeError, match=f"argument '{word}' is unknown; did you mean"):
+            VERBS[verb](model(), **{word: T})
+
+
+def test_guidance_replaces_what_a_mapping_gives():
+    guided = Guided(Denoiser(Told(), V()), 2.0, {"steps": 0.0})
+    by_mapping = sample(
+        guided, X, schedule=FINITE, steps=3, generator=seeded(), condition={"steps": T}
+    )
+    by_keyword = sample(
+        Guided(Denoiser(Told(), V()), 2.0, {"label": 0.0}),
+        X,
+        schedule=FINITE,
+        steps=3,
+        generator=seeded(),
+        label=T,
+    )
+    assert torch.equal(by_mapping, by_keyword)
+
+
+def test_other_mappings_are_mappings_and_arrays_are_none():
+    told = model()
+    VERBS["weighted_elbo"](told, condition=types.MappingProxyType({"label": T}))
+    assert list(told.network.told) == ["label"]
+    told = model()
+    labels = np.arange(6)
+    VERBS["weighted_elbo"](told, condition=labels)
+    assert told.network.told["condition"] is labels

@@ -1,0 +1,485 @@
+"""A run keeps what was trained, and gives back that or nothing: an objective that its config does
+not describe, and a config of another run.
+"""
+
+import copy
+import functools
+import inspect
+import json
+import re
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from points import data_of, points, run_until
+from torch import Tensor, nn
+
+from vdiff import (
+    MSE,
+    Adaptive,
+    Categorical,
+    Cosine,
+    Denoiser,
+    DiscretizedGaussian,
+    Eps,
+    Forward,
+    Linear,
+    LossSecondMoment,
+    Objective,
+    Range,
+    ScaledGamma,
+    Shifted,
+    Sigmoid,
+    Spline,
+    TableStep,
+    Tabulated,
+    V,
+    decoder,
+    edm_time,
+    parameterization,
+    schedule,
+    weighting,
+)
+from vdiff.cli import main
+from vdiff.nn import MLP
+from vdiff.schedule import law
+from vdiff.training import Config, Run, train
+from vdiff.training.checkpoint import checkpoints
+from vdiff.training.described import differences, has_own_parts, parts_of, shown
+
+CONFIG = points(
+    steps=2, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, ema=[0.9]
+)
+CHAIN = points(
+    steps=2,
+    schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0},
+    chain=10,
+    ema=[0.9],
+    variance={"name": "Posterior"},
+)
+
+
+def network() -> MLP:
+    return MLP(64, width=16, depth=1, features=8)
+
+
+def model(**changes: Any) -> Denoiser:
+    settings: dict[str, Any] = {"network": network(), "parameterization": V()} | changes
+    return Denoiser(settings.pop("network"), settings.pop("parameterization"), **settings)
+
+
+def objective(**changes: Any) -> Objective:
+    """The config's, but for what is changed."""
+    settings: dict[str, Any] = {
+        "model": model(),
+        "schedule": Linear(10.0, -7.0),
+        "decoder": Categorical(17),
+    } | changes
+    return Objective(settings.pop("model"), **settings)
+
+
+OTHERS: dict[str, Callable[[], Objective]] = {
+    "model.parameterization": lambda: objective(model=model(parameterization=Eps())),
+    "model.parameterization.sigma_data": lambda: objective(model=model(parameterization=V(0.5))),
+    "model.time": lambda: objective(model=model(time=edm_time)),
+    "model.time (scaled)": lambda: objective(model=model(time=ScaledGamma(10.0, -7.0))),
+    "model.time (step)": lambda: objective(
+        model=model(time=TableStep(Tabulated([11.0, 0.0, -8.0])))
+    ),
+    "model.output": lambda: objective(model=model(output=torch.neg)),
+    "model.variance": lambda: objective(model=model(variance=Forward())),
+    "model.network.layers": lambda: objective(
+        model=model(network=MLP(64, width=24, depth=1, features=8))
+    ),
+    "schedule": lambda: objective(schedule=Cosine(10.0, -7.0)),
+    "schedule.logsnr_max": lambda: objective(schedule=Linear(9.0, -7.0)),
+    "schedule.logsnr_min": lambda: objective(schedule=Linear(10.0, -7.5)),
+    "schedule (learned)": lambda: objective(schedule=Spline(10.0, -7.0)),
+    "schedule (shifted)": lambda: objective(schedule=Shifted(Linear(9.0, -8.0), 1.0)),
+    "weighting": lambda: objective(weighting=Sigmoid(1.0)),
+    "decoder": lambda: objective(decoder=DiscretizedGaussian(17)),
+    "decoder.levels": lambda: objective(decoder=Categorical(18)),
+    "decoder.closed": lambda: objective(decoder=Categorical(17, closed=True)),
+    "decoder.prior": lambda: objective(decoder=Categorical(17, prior=torch.full((17,), 1 / 17))),
+    "decoder (none)": lambda: objective(decoder=None),
+    "steps": lambda: objective(steps=10),
+    "bound_weight": lambda: objective(steps=10, bound_weight=0.1),
+    "resampling": lambda: objective(steps=10, resampling=LossSecondMoment(10)),
+}
+
+
+@pytest.mark.parametrize("part", OTHERS)
+def test_an_objective_that_its_config_does_not_describe_is_not_trained_in_a_run(part, tmp_path):
+    """Not one that is made of the library's own parts: `load` would build the config's."""
+    other, place = OTHERS[part](), part.split(" ")[0]
+    with (
+        Run.open(tmp_path, CONFIG) as run,
+        pytest.raises(
+            ValueError,
+            match=rf"train: argument 'objective' must be the one that the config of its run describes; got .*{re.escape(place)}.*, by the config",
+        ),
+    ):
+        train(other, data_of(CONFIG), CONFIG, run=run, quiet=True)
+    assert not (tmp_path / "ema.safetensors").exists()
+    assert differences(objective(), CONFIG) == []
+
+
+@pytest.mark.parametrize("part", OTHERS)
+def test_weights_of_another_objective_are_not_loaded_into_the_config_s(part, tmp_path):
+    """Also where the caller's own loop trained it, and the run only keeps it."""
+    other, place = OTHERS[part](), part.split(" ")[0]
+    with Run.open(tmp_path, CONFIG) as run:
+        run.save(other)
+    with pytest.raises(ValueError, match=rf"{re.escape(place)}|of another architecture"):
+        Run(tmp_path).load()
+    assert main(["evaluate", str(tmp_path), "--data", "digits", "--quiet"]) == 2
+    twin = OTHERS[part]()
+    loaded = Run(tmp_path).load(objective=twin)
+    assert loaded is twin
+    assert not loaded.training
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"Run.load: argument 'objective' must be the one that was trained|of another architecture",
+    ):
+        Run(tmp_path).load(objective=objective())
+
+
+def test_a_setting_of_a_chain_s_variance_is_seen():
+    assert differences(objective(steps=10), CHAIN) == []
+    other = objective(
+        steps=10,
+        model=model(
+            network=MLP(64, dims_out=128, width=16, depth=1, features=8), variance=Range()
+        ),
+    )
+    assert any(
+        line.startswith("model.variance: Range, by the config Posterior")
+        for line in differences(other, CHAIN)
+    )
+
+
+class Own(nn.Module):
+    """A network of one's own, with the very weights of the config's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = network().layers
+        self.features = network().features if hasattr(network(), "features") else nn.Identity()
+
+    def forward(self, z: Tensor, time: Tensor) -> Tensor:
+        return 0.5 * z + 0 * next(self.parameters()).sum()
+
+
+class Twin(MLP):
+    """Another function with the same names and shapes of weights."""
+
+    def forward(self, z: Tensor, time: Tensor) -> Tensor:
+        return -super().forward(z, time)
+
+
+OWN: dict[str, Callable[[], Objective]] = {
+    "a network": lambda: objective(model=model(network=Own())),
+    "a network with the same weights": lambda: objective(
+        model=model(network=Twin(64, width=16, depth=1, features=8))
+    ),
+    "a time": lambda: objective(model=model(time=lambda logsnr: 0.1 * logsnr)),
+    "an output": lambda: objective(model=model(output=lambda out: -out)),
+    "a part of a partial": lambda: objective(
+        model=model(time=functools.partial(scaled, factor=0.1))
+    ),
+    "a weighting": lambda: objective(weighting=lambda logsnr: torch.sigmoid(-logsnr)),
+    "another schedule too": lambda: objective(
+        model=model(network=Own()), schedule=Cosine(9.0, -7.0)
+    ),
+}
+
+
+def scaled(logsnr: Tensor, factor: float) -> Tensor:
+    return factor * logsnr
+
+
+@pytest.mark.parametrize("part", OWN)
+def test_parts_of_one_s_own_are_trained_and_resumed_and_are_loaded_into_them(part, tmp_path):
+    """A config cannot name them: a run keeps them as before, and `load` without them refuses
+    instead of building something else.
+    """
+    torch.manual_seed(0)
+    for _ in range(2):  # the second goes on, with nothing left to do
+        with Run.open(tmp_path, CONFIG) as run:
+            averaged = train(OWN[part](), data_of(CONFIG), CONFIG, run=run, quiet=True)
+    assert has_own_parts(averaged)
+    with pytest.raises(ValueError, match=r"your own|of another architecture"):
+        Run(tmp_path).load()
+    loaded = Run(tmp_path).load(objective=OWN[part]())
+    points_ = data_of(CONFIG)[:8]
+    setting = {"u": torch.linspace(0.1, 0.9, 8), "eps": torch.randn(8, 64)}
+    assert torch.equal(loaded(points_, **setting), averaged(points_, **setting))
+    (tmp_path / "ema.safetensors").unlink()  # the newest checkpoint says the same
+    with pytest.raises(ValueError, match=r"your own|of another architecture"):
+        Run(tmp_path).load()
+    assert torch.equal(
+        Run(tmp_path).load(objective=OWN[part]())(points_, **setting), averaged(points_, **setting)
+    )
+
+
+def test_a_run_that_goes_on_with_another_objective_or_other_data_says_so(tmp_path):
+    config = points(steps=4, ema=[0.9], schedule=CONFIG.schedule)
+    own = [OWN["a network"](), OWN["another schedule too"]()]
+    with Run.open(tmp_path, config) as run, pytest.raises(RuntimeError, match="stop"):
+        train(own[0], data_of(config), config, run=run, every=2, quiet=True, validate=stop_at(1))
+    with (
+        Run.open(tmp_path, config) as run,
+        pytest.warns(UserWarning, match=r"goes on with other data or another objective: .*Cosine"),
+    ):
+        train(own[1], data_of(config), config, run=run, every=2, quiet=True)
+
+
+def stop_at(count: int) -> Callable[[Objective], float]:
+    """A validation that raises when it is called for the so-manieth time: with what is trained
+    until then in a checkpoint.
+    """
+    calls = iter(range(1, count + 1))
+
+    def validate(averaged: Objective) -> float:
+        if next(calls) == count:
+            raise RuntimeError("stop")
+        return 1.0
+
+    return validate
+
+
+def test_pretrained_and_moved_weights_are_no_difference():
+    config = points(schedule={"name": "LearnedLinear"}, ema=[0.9])
+    other = config.objective()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1.0)
+    assert differences(other, config) == []
+    assert differences(copy.deepcopy(other).eval().requires_grad_(False), config) == []
+    adaptive = points(schedule={"name": "Adaptive", "bins": 4, "warmup": 1}, ema=[0.9])
+    trained = train(adaptive.objective(), data_of(adaptive), adaptive, quiet=True)
+    assert differences(trained, adaptive) == []
+    half = config.objective()
+    half.model.bfloat16()
+    assert differences(half, config) == []
+    fixed = objective(schedule=Tabulated.linear_betas())
+    other = objective(
+        schedule=Tabulated(
+            fixed.schedule.table.clone().mul_(torch.linspace(1, 1.0, 1000, dtype=torch.float64))
+        )
+    )
+    assert parts_of(fixed) == parts_of(other)
+
+
+def test_the_values_of_a_fixed_table_count():
+    """Two with the same ends and as many levels."""
+    table = torch.linspace(9.0, -9.0, 5, dtype=torch.float64)
+    bent = table.clone()
+    bent[2] = 1.0
+    one, other = (parts_of(objective(schedule=Tabulated(t))) for t in (table, bent))
+    assert {place for place in one if one[place] != other[place]} == {"schedule.table (values)"}
+
+
+# arguments with which every public class of a config can be made
+NEEDED: dict[str, dict[str, Any]] = {
+    "schedule": {"schedule": Cosine()}, "shift": {"shift": 0.5}, "logsnr": {"logsnr": [3.0, 1.0, -2.0]}, "mass": {"mass": [1.0, 2.0]},
+    "variances": {"variances": [1.0, 0.5]}, "parameterization": {"parameterization": V()}, "levels": {"levels": 17}, "base": {"base": Sigmoid()},
+    "factor": {"factor": weighting.MinSNR()}, "law": {"law": law.Logistic()}, "steps": {"steps": 10}, "logsnr_max": {"logsnr_max": 9.0},
+    "logsnr_min": {"logsnr_min": -7.0}, "weight": {"weight": torch.sigmoid}, "profile": {}, "power": {"power": 1.0},
+}  # fmt: skip
+WITHIN = {  # where an instance stands in an objective
+    schedule: lambda made: objective(schedule=made),
+    parameterization: lambda made: objective(model=model(parameterization=made)),
+    weighting: lambda made: objective(weighting=made),
+    decoder: lambda made: objective(decoder=made),
+}
+HIDDEN = {  # settings that weights or tables hold, which a weights file brings
+    ("LearnedLinear", "logsnr_max"), ("LearnedLinear", "logsnr_min"), ("Spline", "logsnr_max"), ("Spline", "logsnr_min"),
+    ("Monotone", "logsnr_max"), ("Monotone", "logsnr_min"), ("Monotone", "sharpness"),
+    # with a function of one's own, which no config names
+    ("Custom", "logsnr_min"), ("Custom", "logsnr_max"),
+}  # fmt: skip
+
+
+def instances() -> list[tuple[Any, type, dict[str, Any], str, object]]:
+    """Every public class that a config can name, its arguments, and one number among them changed
+    a little.
+    """
+    found = []
+    for home in WITHIN:
+        for name in home.__all__:
+            made = getattr(home, name)
+            if not inspect.isclass(made) or inspect.isabstract(made):
+                continue
+            taken = {
+                key: one
+                for key, one in inspect.signature(made).parameters.items()
+                if one.default is not one.empty
+            }
+            needed = [
+                key
+                for key, one in inspect.signature(made).parameters.items()
+                if one.default is one.empty
+            ]
+            if any(key not in NEEDED for key in needed):
+                continue
+            given = {key: value for one in needed for key, value in NEEDED[one].items()}
+            for key, one in taken.items():
+                if isinstance(one.default, bool):
+                    found.append((home, made, given, key, not one.default))
+                elif isinstance(one.default, int | float):
+                    found.append(
+                        (
+                            home,
+                            made,
+                            given,
+                            key,
+                            one.default + (1 if isinstance(one.default, int) else 0.125),
+                        )
+                    )
+    return found
+
+
+def test_every_setting_of_every_class_makes_a_difference():
+    """Which a table of cases would forget for the next class."""
+    seen = 0
+    for home, made, given, key, value in instances():
+        try:
+            pair = [made(**given), made(**given | {key: value})]
+            one, other = (parts_of(WITHIN[home](each)) for each in pair)
+        except (TypeError, ValueError):  # abstract, or not a value that it takes
+            continue
+        seen += 1
+        if (made.__name__, key) not in HIDDEN:
+            assert one != other, f"{made.__name__}({key}={value!r}) is the same to parts_of"
+    assert seen > 40
+
+
+def test_messages_are_short():
+    wide = objective(model=model(network=MLP(64, width=256, depth=9, features=8)))
+    wrong = differences(wide, CONFIG)
+    assert len(wrong) > 20
+    assert len(shown(wrong)) < 500
+    assert f"and {len(wrong) - 5} more" in shown(wrong)
+
+
+def test_a_config_of_another_run_is_not_taken_for_a_run_s_own(tmp_path, capsys):
+    """Same shapes, another schedule: with the averaged weights, and with a checkpoint alone."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    run_until(one, CONFIG)
+    run_until(other, points(**CONFIG.asdict() | {"schedule": {"name": "Cosine"}, "lr": 0.1}))
+    own = (one / "config.json").read_text()
+    for weights in ("ema.safetensors", None):
+        shutil.copy(other / "config.json", one / "config.json")
+        if weights is None:
+            (one / "ema.safetensors").unlink()
+        with pytest.raises(
+            ValueError,
+            match=r"Run: argument 'config' must be the one that .* was trained with; got schedule: .*Cosine.*lr: 0.1",
+        ):
+            Run(one).load()
+        for words in (
+            ["evaluate", str(one), "--data", "digits", "--quiet"],
+            ["sample", str(one), "--quiet"],
+        ):
+            assert main(words) == 2
+            assert "config.json of another run" in capsys.readouterr().err
+        (one / "config.json").write_text(own)
+        Run(one).load()
+
+
+@pytest.mark.parametrize("field", [{"accumulate": 2}, {"compile": True}, {"folder": "/elsewhere"}])
+def test_how_a_step_is_computed_may_change(field, tmp_path):
+    run_until(tmp_path, CONFIG)
+    changed = json.loads((tmp_path / "config.json").read_text()) | field
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    Run(tmp_path).load()
+
+
+def test_older_weights_say_nothing_and_are_loaded(tmp_path):
+    """With a checksum of tensors alone in their header, or none, as earlier versions wrote
+    them."""
+    from safetensors.torch import save_file
+
+    with Run.open(tmp_path, CONFIG) as run:
+        run.save(CONFIG.objective())
+    tensors = run.load().state_dict()
+    for header in (None, {"sha256": old_checksum(tensors)}):
+        save_file(tensors, tmp_path / "ema.safetensors", header)
+        loaded = Run(tmp_path).load()
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(loaded.state_dict().values(), tensors.values(), strict=True)
+        )
+    save_file(tensors, tmp_path / "ema.safetensors", {"sha256": "0" * 64})
+    with pytest.raises(ValueError, match="be as it was written; got another checksum"):
+        Run(tmp_path).load()
+
+
+def old_checksum(tensors: dict[str, Tensor]) -> str:
+    import hashlib
+
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        whole.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode())
+        whole.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+def test_what_the_header_says_is_sealed(tmp_path):
+    run_until(tmp_path, CONFIG)
+    path = tmp_path / "ema.safetensors"
+    raw = path.read_bytes()
+    for old, new in ((b"-7.0", b"-6.0"), (b'\\"steps\\": 2', b'\\"steps\\": 3')):
+        assert old in raw
+        path.write_bytes(raw.replace(old, new, 1))
+        with pytest.raises(ValueError, match="be as it was written; got another checksum"):
+            Run(tmp_path).load()
+
+
+def test_an_outline_costs_no_memory_and_no_random_numbers():
+    config = Config(
+        network={"name": "VDMUNet", "width": 64, "depth": 4},
+        schedule={"name": "Linear", "logsnr_max": 13.3, "logsnr_min": -5.0},  # those of its time
+        shape=[3, 32, 32],
+        level_head=False,
+        decoder=None,
+        weighting={"name": "Sigmoid"},
+    )
+    state = torch.get_rng_state()
+    outline = config.objective(outline=True)
+    assert torch.equal(state, torch.get_rng_state())
+    assert {p.device.type for p in outline.model.parameters()} == {"meta"}
+    assert (
+        outline.schedule(torch.tensor(0.5)).item()
+        == config.objective().schedule(torch.tensor(0.5)).item()
+    )
+
+
+def test_the_checkpoint_says_what_it_is_of(tmp_path):
+    run_until(tmp_path, CONFIG)
+    assert len(checkpoints(tmp_path / "checkpoints")) == 1
+    _, record, data = Run(tmp_path).loaded()
+    assert (record["read from"], record["step"]) == ("ema.safetensors", 2)
+    (tmp_path / "ema.safetensors").unlink()
+    _, again, same = Run(tmp_path).loaded()
+    assert (again["read from"], again["step"]) == (
+        "checkpoints/step-00000002/ema-0.9.safetensors",
+        2,
+    )
+    assert data == same != []
+    assert {name: again[name] for name in ("config", "parameterization", "trained schedule")} == {
+        "config": record["config"], "parameterization": "V(sigma_data=1.0)", "trained schedule": "Linear(logsnr_max=10.0, logsnr_min=-7.0)",
+    }  # fmt: skip
+
+
+def test_adaptive_state_in_the_run_of_its_config():
+    assert isinstance(points(schedule={"name": "Adaptive"}).objective().schedule, Adaptive)
+    with pytest.raises(ValueError, match="be fixed"):
+        MSE(Adaptive(), V())

@@ -1,0 +1,185 @@
+"""Theorem 1 of VDM++ as a way to train: the plain bound of data noised to a level from p_w."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff.condition import Condition, conditions
+from vdiff.errors import check_data, checking, must
+from vdiff.gaussian import wide, wide_dtype
+from vdiff.loss import Model, WeightFunction, check_call, weighted_elbo
+from vdiff.schedule import Schedule
+from vdiff.schedule.base import BISECTIONS, EDGE, check_ends, home
+from vdiff.times import GOLDEN, stratified
+from vdiff.weighting import check_weight_function, check_weighting
+
+POINTS = 20_001
+ROUNDING = 1e-9  # a rise of w by less, relatively, is rounding
+
+
+class Augmentation:
+    """p_w, the law of the log-SNR to which a monotone weighting noises the data:
+
+        P(level > λ) = w(λ)/w(λ_min)   for λ_min ≤ λ < λ_max
+
+    and the rest of the probability, w(λ_max)/w(λ_min), at λ_max: no noise beyond the first level's
+    own. Called with λ it is P(level > λ). `augmented_elbo` trains on data that is noised to its
+    levels. `describe(…).augmentation` is that of a recipe.
+
+    Args:
+        weighting: w(λ), which must never rise between the ends: p_w is signed otherwise, and no
+            distribution.
+        logsnr_max, logsnr_min: the ends of the schedule.
+
+    Raises:
+        ValueError: for a weighting that rises, with the λ between which it does.
+
+    Kingma & Gao, arXiv:2303.00848, theorem 1.
+
+    >>> from vdiff import Sigmoid
+    >>> noise = Augmentation(Sigmoid(2.0), 10.0, -10.0)
+    >>> noise(torch.tensor([-10.0, 2.0, 11.0]))
+    tensor([1.0000, 0.5000, 0.0000])
+    """
+
+    def __init__(self, weighting: WeightFunction, logsnr_max: float, logsnr_min: float) -> None:
+        check_weight_function("Augmentation", weighting)
+        high, low = check_ends("Augmentation", logsnr_max, logsnr_min)
+        check_weighting(weighting, low, high, "Augmentation")
+        self.weighting, self.logsnr_max, self.logsnr_min = weighting, high, low
+        logsnr = torch.linspace(low, high, POINTS, dtype=torch.float64, device=home(weighting))
+        with torch.no_grad():
+            weight = weighting(logsnr)
+        if up := rises(logsnr, weight):
+            came = f"{weighting!r}, which rises from λ = {up[0][0]:.3g} to {up[0][1]:.3g}"
+            raise ValueError(must("Augmentation", "weighting", "never rise with λ", came))
+        self._whole = weight[0].item()
+
+    @torch.no_grad()
+    def __call__(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """P(level > λ), in the dtype of λ; at λ_max it is the mass there."""
+        share = self.weighting(logsnr.clamp(min=self.logsnr_min)) / self._whole
+        return torch.where(logsnr > self.logsnr_max, 0.0, share)
+
+    def icdf(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The level with P(level ≤ λ) = u, for u in [0, 1), in float64.
+
+        >>> from vdiff import Sigmoid
+        >>> noise = Augmentation(Sigmoid(2.0), 10.0, -10.0)
+        >>> noise.icdf(torch.tensor([0.5, 0.9999])).round(decimals=3)
+        tensor([ 2., 10.], dtype=torch.float64)
+        """
+        u = wide(u)
+        low, high = torch.full_like(u, self.logsnr_min), torch.full_like(u, self.logsnr_max)
+        for _ in range(BISECTIONS):
+            middle = 0.5 * (low + high)
+            above = self(middle) > 1 - u
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return high
+
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Float[Tensor, " n"]:
+        """n independent levels, λ in float64: `diffuse(x, eps, levels)` is data noised to them.
+
+        >>> from vdiff import ELBO
+        >>> Augmentation(ELBO(), 10.0, -10.0).sample(3)  # the bound itself adds no noise
+        tensor([10., 10., 10.], dtype=torch.float64)
+        """
+        dtype = wide_dtype(torch.device(device))
+        return self.icdf(torch.rand(n, generator=generator, device=device, dtype=dtype))
+
+    def __repr__(self) -> str:
+        ends = f"logsnr_max={self.logsnr_max}, logsnr_min={self.logsnr_min}"
+        return f"Augmentation({self.weighting!r}, {ends})"
+
+
+def augmented_elbo(
+    model: Model,
+    x: Tensor,
+    *,
+    augmentation: Augmentation,
+    schedule: Schedule,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    condition: Condition = None,
+    **keywords: Any,
+) -> Float[Tensor, " batch"]:
+    """The plain bound of data noised to a level drawn from p_w, its diffusion term: (batch,) nats;
+    take `.mean()`.
+
+        ½ E_{a ~ p_w} E_{t ~ U(t_a, 1), ε}[ (1 − t_a) (−dλ/dt) ‖ε − ε̂(z_t, λ_t)‖² ],   λ(t_a) = a
+
+    Each example is noised to a level a of its own: that is the noisy data. It is noised further,
+    to a level between a and λ_min, and the network is asked for all of the noise ε. For every
+    network the mean, and so the gradient, is that of `weighted_elbo(…, weighting=w)` divided by
+    w(λ_min): both train the same.
+
+    Args:
+        model, x, eps, generator, condition: as in `weighted_elbo`.
+        augmentation: p_w, for instance `describe("vdmpp-sigmoid").augmentation`, or
+            `Augmentation(Sigmoid(2), 15, -15)`.
+        schedule: where to look, between the ends of the augmentation.
+
+    Raises:
+        TypeError, ValueError: as `weighted_elbo`; also for a schedule with other ends, or one that
+            learns its shape.
+
+    Kingma & Gao, arXiv:2303.00848, theorem 1.
+
+    >>> from vdiff import Cosine, GaussianMixture, Sigmoid
+    >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
+    >>> noise = Augmentation(Sigmoid(2.0), 15.0, -15.0)
+    >>> augmented_elbo(oracle, oracle.sample(64), augmentation=noise, schedule=Cosine()).shape
+    torch.Size([64])
+    """
+    condition = conditions("augmented_elbo", condition, keywords)
+    if checking():
+        check_data("augmented_elbo", x)
+        check_call("augmented_elbo", model, schedule, None)
+        _check_augmentation(augmentation, schedule)
+    with torch.no_grad():
+        dtype = wide_dtype(x.device)
+        place = torch.arange(len(x), dtype=dtype, device=x.device) * GOLDEN
+        # with the stratified t it fills the square evenly; each level by itself is one of p_w
+        offset = torch.rand((), generator=generator, device=x.device, dtype=dtype)
+        level = augmentation.icdf((place + offset) % 1.0)
+        start = schedule.inverse(level, clamp=True)
+        t = start + (1 - start) * stratified(len(x), generator=generator, device=x.device)
+    draws: dict[str, Any] = {"t": t, "eps": eps, "generator": generator}
+    loss = weighted_elbo(model, x, schedule=schedule, condition=condition, **draws)
+    return (1 - start).to(loss.dtype) * loss
+
+
+def _check_augmentation(noise: object, schedule: Schedule) -> None:
+    """Raise for what is no Augmentation, and a schedule with other ends or a shape that learns."""
+    name = "augmented_elbo"
+    if not isinstance(noise, Augmentation):
+        hint = 'for instance describe("vdmpp-sigmoid").augmentation'
+        raise TypeError(must(name, "augmentation", "be an Augmentation", repr(noise), hint))
+    high, low = schedule.logsnr_max, schedule.logsnr_min
+    if abs(high - noise.logsnr_max) > EDGE or abs(low - noise.logsnr_min) > EDGE:
+        same = f"have the ends of the augmentation, {noise.logsnr_max:g} and {noise.logsnr_min:g}"
+        raise ValueError(must(name, "schedule", same, f"{high:g} and {low:g}"))
+    if schedule.learns_shape:
+        hint = "it would learn from times that are not uniform; weighted_elbo trains the same"
+        raise ValueError(must(name, "schedule", "have a fixed shape", repr(schedule), hint))
+
+
+def rises(
+    logsnr: Float[Tensor, " grid"],
+    weight: Float[Tensor, " grid"],
+) -> list[tuple[float, float]]:
+    """The stretches of an ascending grid of λ over which w rises by more than rounding."""
+    up = (weight[1:] > weight[:-1] * (1 + ROUNDING)).long()
+    edge = torch.cat([up.new_zeros(1), up, up.new_zeros(1)]).diff()
+    begin, end = (logsnr[(edge == sign).nonzero().flatten()] for sign in (1, -1))
+    return list(zip(begin.tolist(), end.tolist(), strict=True))
+
+
+__all__ = ["Augmentation", "augmented_elbo"]

@@ -1,0 +1,140 @@
+"""Whether autograd sees all of a network: its vector–Jacobian products against finite differences.
+
+A part of a network under `torch.no_grad`, behind `.detach()` or `.data`, through numpy, or with a
+wrong backward pass of its own leaves a gradient that looks like any other. A divergence that is
+made of such a gradient is wrong, and nothing shows it.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vdiff.errors import must
+from vdiff.gaussian import diffuse, per_example, wide
+from vdiff.times import generator_of
+
+STEPS, AGREE = (1e-3, 1e-4), 0.01  # of the size of z; the share of a change that may be missed
+NOISE = 3.0  # times what two steps differ by: less than this may be a kink or rounding
+REACH, PIECES, ROUGHLY = 0.5, 8, 0.05  # of the line on which these are averaged out
+EXAMPLES = 8  # for which the averages are sure
+HALF = 2**-8  # the rounding of an output in bfloat16, of which a line may hold less than one step
+SURE, CLEAR = 9.0, 25.0  # squared standard errors: on average over examples, and at most of one
+
+Function = Callable[[Tensor], Tensor]
+HINT = "no_grad, inference_mode, detach, .data, numpy or rounding in it, or a wrong backward pass"
+
+
+def check_gradient(name: str, function: Function, x: Tensor, logsnr: Tensor) -> int:
+    """Raise where the gradient of `function` misses part of its changes; return its evaluations.
+
+    At z = α x + σ ε, with a random direction p and random signs w, wᵀJ p by a backward pass is
+    compared with a central difference of wᵀf. Where they differ by more than 1 %, with two step
+    sizes, it is an error if these agree with each other. If they do not, for kinks (ReLU) or
+    rounding (bfloat16), a longer line along p is divided into pieces. On each, wᵀf changes by the
+    mean of wᵀJ p, but for kinks and rounding, which have no common sign: it is an error if the
+    gradient misses more than 5 % over all pieces, and more than three of their standard errors. A
+    second place must say the same.
+
+    Takes 3 evaluations, or up to 28 where these do not settle it. `x` should have 8 rows or more.
+
+    Raises:
+        ValueError: with the share that is missed, or with the reason why there is no gradient.
+
+    >>> x, logsnr = torch.ones(8, 2, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+    >>> check_gradient("example", torch.sin, x, logsnr)
+    3
+    >>> check_gradient("example", lambda z: torch.sin(z) + torch.sin(z).detach(), x, logsnr)
+    Traceback (most recent call last):
+        ...
+    ValueError: example: argument 'model' must be differentiable in z; got a gradient ...
+    """
+    evaluations = 0
+    for number in range(2):
+        place = _Place(name, function, x, logsnr, number)
+        missed = place.missed()
+        evaluations += place.evaluations
+        if missed == 0:
+            return evaluations
+    raise _refused(name, f"a gradient that misses about {missed:.0%} of how the output changes")
+
+
+class _Place:
+    """A place z, a direction p, and signs w."""
+
+    def __init__(
+        self,
+        name: str,
+        function: Function,
+        x: Tensor,
+        logsnr: Tensor,
+        number: int,
+    ) -> None:
+        self.name, self.function, self.evaluations = name, function, 0
+        draws = generator_of(0, number, "gradient")
+        noise, p = torch.randn(2, *x.shape, generator=draws, dtype=torch.float64).to(x)
+        self.z = diffuse(x, noise, logsnr)
+        self.p = p * per_example(self.z.flatten(1).square().mean(1).sqrt(), p)
+        self.w = torch.randint(0, 2, x.shape, generator=draws).to(x) * 2 - 1
+
+    def missed(self) -> float:
+        """The share of the output's change that the gradient misses; 0 where that is not sure."""
+        product, slopes = None, []
+        for step in STEPS:
+            ends = torch.stack([self.z - step * self.p, self.z + step * self.p])
+            outputs = torch.stack([self._output(end) for end in ends])
+            product = self._product(self.z)[1] if product is None else product
+            missed, size = self._missed(ends, outputs, product[None])
+            share = (missed.abs() / size).nan_to_num().mean().item()
+            if size.all() and share <= AGREE:
+                return 0.0
+            slopes.append(outputs.diff(dim=0)[0].flatten(1) / step)
+        apart = (slopes[0] - slopes[1]).norm(dim=1) / slopes[1].norm(dim=1)
+        agreed = share > max(AGREE, NOISE * apart.nan_to_num(nan=1.0).mean().item())
+        return share if agreed else self._missed_on_a_line()
+
+    def _missed_on_a_line(self) -> float:
+        line = [self.z + REACH * (2 * i / PIECES - 1) * self.p for i in range(PIECES + 1)]
+        outputs, products = map(torch.stack, zip(*map(self._product, line), strict=True))
+        means = 0.5 * (products[1:] + products[:-1])
+        missed, size = self._missed(torch.stack(line), outputs, means)
+        share = (missed.sum(0).abs() / size.sum(0)).nan_to_num().mean().item()
+        rounded = HALF * outputs.flatten(2).norm(dim=2).mean(0)
+        errors = missed.sum(0).square() / (PIECES * missed.var(0) + rounded.square())
+        surely = errors.nan_to_num().clamp(max=CLEAR).mean().item()
+        return share if share > ROUGHLY and surely > SURE else 0.0
+
+    def _missed(self, line: Tensor, outputs: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+        """wᵀ(Δf − J Δz) of each piece of a line and each example, and the size of Δf."""
+        moved, change = wide(line).diff(dim=0), outputs.diff(dim=0)
+        along = (products * moved).flatten(2).sum(2)
+        found = (wide(self.w) * change).flatten(2).sum(2)
+        return found - along, torch.maximum(along.abs(), change.flatten(2).norm(dim=2))
+
+    def _output(self, z: Tensor) -> Tensor:
+        self.evaluations += 1
+        with torch.no_grad():
+            return wide(self.function(z))
+
+    def _product(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """f and wᵀJ at z."""
+        self.evaluations += 1
+        try:
+            with torch.enable_grad():
+                z = z.clone().requires_grad_()
+                out = self.function(z)
+                product = torch.zeros_like(z)
+                if out.requires_grad:
+                    (product,) = torch.autograd.grad(out, z, self.w, materialize_grads=True)
+            return wide(out.detach()), wide(product)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # without a gradient it has just worked
+            raise _refused(self.name, str(error).splitlines()[0]) from error
+
+
+def _refused(name: str, came: str) -> ValueError:
+    return ValueError(must(name, "model", "be differentiable in z", came, HINT))
+
+
+__all__ = ["check_gradient"]

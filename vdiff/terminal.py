@@ -1,0 +1,155 @@
+"""What is printed: text that cannot fail or take over a terminal, and progress."""
+
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from vdiff.errors import printable
+from vdiff.extras import extra
+
+# a log gets a line after PAUSE seconds, or after this PART of all if that took a second
+PAUSE, PART, SOON = 30.0, 0.1, 1.0
+Item = TypeVar("Item")
+
+
+def replace_unencodable() -> None:
+    """Print ? for a character that the encoding of stdout lacks, where Python would raise.
+
+    That is λ in an ASCII or Windows locale. A program calls it first, before it prints its help.
+
+    >>> replace_unencodable()
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def say(*lines: object, file: Any = None) -> None:
+    """Print lines to stdout (or a file) at once, with control characters escaped.
+
+    Where nobody reads them any more (`| head`), nothing happens. Raises OSError if they go to a
+    file that cannot be written to.
+
+    >>> say("two\\nlines", "a red \\x1b[31mname")
+    two
+    lines
+    a red \\x1b[31mname
+    """
+    text = "\n".join(printable(line) for whole in lines for line in str(whole).split("\n"))
+    try:
+        print(text, file=file, flush=True)
+    except OSError as error:
+        with suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(
+                nowhere.fileno(), (file or sys.stdout).fileno()
+            )  # or Python fails again at its end
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def on_terminal() -> bool:
+    """Whether stderr, where progress is shown, is a terminal.
+
+    >>> on_terminal() in (True, False)
+    True
+    """
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+class Bar:
+    """Progress on stderr: a bar in a terminal, elsewhere a plain line now and then.
+
+    The line comes after a tenth of all or half a minute, and at the end. A terminal that has gone
+    away stops nothing.
+
+    >>> with Bar(4, "image", "testing", quiet=True) as bar:
+    ...     bar.update(3)
+    ...     bar.to(4, 10)
+    >>> bar.done, bar.total
+    (4, 10)
+    """
+
+    def __init__(
+        self,
+        total: int = 0,
+        unit: str = "step",
+        label: str = "",
+        *,
+        done: int = 0,
+        quiet: bool = False,
+    ) -> None:
+        self.total, self.unit, self.label, self.done, self.quiet = total, unit, label, done, quiet
+        self._began, self._first, self._bar = time.monotonic(), done, None
+        self._shown = (self._began, done)
+        if not quiet and on_terminal():
+            with extra("train"):
+                from tqdm import tqdm
+            options: dict[str, Any] = {"unit": unit, "unit_scale": unit == "B", "smoothing": 0.05}
+            self._bar = tqdm(total=total, initial=done, desc=label, dynamic_ncols=True, **options)
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        """So many more are done; a note stands behind a bar."""
+        self.to(self.done + count, note=note)
+
+    def to(self, done: int, total: int | None = None, note: str = "") -> None:
+        """So many are done, of a total that may have changed: for `progress=` of an evaluation."""
+        more, self.done = done - self.done, done
+        self.total = self.total if total is None else total
+        if self.quiet:
+            return
+        try:
+            if self._bar is not None:
+                self._bar.total = self.total
+                self._bar.set_description(self.label, refresh=False)
+                self._bar.set_postfix_str(note, refresh=False)
+                self._bar.update(more)
+            elif self._is_time():
+                self._line()
+        except OSError:  # the terminal or the log is gone
+            self.quiet = True
+
+    def _is_time(self) -> bool:
+        since, before = time.monotonic() - self._shown[0], self._shown[1]
+        return since >= PAUSE or (since >= SOON and self.done - before >= PART * self.total)
+
+    def _line(self) -> None:
+        now = time.monotonic()
+        self._shown, spent, made = (now, self.done), now - self._began, self.done - self._first
+        text = f"{self.label}: " if self.label else ""
+        text += f"{100 * self.done / self.total:.0f} %, " if self.total else ""
+        text += f"{self.done:,} of {self.total:,} {self.unit}, {spent:.0f} s"
+        if made > 0 and self.done < self.total:
+            text += f", about {spent / made * (self.total - self.done):.0f} s left"
+        print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the last state behind."""
+        with suppress(OSError):
+            if self._bar is not None:
+                self._bar.close()
+            elif not self.quiet and self._shown[1] < self.done:
+                self._line()
+
+
+def track(items: Sequence[Item], unit: str, label: str = "") -> Iterator[Item]:
+    """Items one by one, with a `Bar` of how many are done.
+
+    >>> list(track([1, 2], "number"))
+    [1, 2]
+    """
+    with Bar(len(items), unit, label) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+__all__ = ["Bar", "on_terminal", "replace_unencodable", "say", "track"]
