@@ -19,7 +19,9 @@ METHODS: dict[str, str] = {}  # old attribute -> new attribute, of objects of vd
 KEYWORDS: dict[tuple[str, str], str] = {}  # (new dotted function, old keyword) -> new keyword
 LOOK_AT: dict[str, str] = {}  # new dotted name -> what changed its meaning
 
-Edit = tuple[int, int, str]  # start and end in characters of the file, and what stands there instead
+Edit = tuple[
+    int, int, str
+]  # start and end in characters of the file, and what stands there instead
 
 
 class Migration(ast.NodeVisitor):
@@ -27,7 +29,9 @@ class Migration(ast.NodeVisitor):
 
     def __init__(self, source: str) -> None:
         self.source, self.edits, self.notes = source, [], []
-        self.names: dict[str, str] = {}  # a name of this file -> the new dotted name of vdiff behind it
+        self.names: dict[
+            str, str
+        ] = {}  # a name of this file -> the new dotted name of vdiff behind it
         lines = source.splitlines(keepends=True)
         self.starts = [0]
         for line in lines:
@@ -48,7 +52,9 @@ class Migration(ast.NodeVisitor):
                 new = MOVED.get(alias.name, alias.name)
                 if new != alias.name:
                     self._replace(alias, new + (f" as {alias.asname}" if alias.asname else ""))
-                self.names[alias.asname or alias.name.split(".")[0]] = new if alias.asname else "vdiff"
+                self.names[alias.asname or alias.name.split(".")[0]] = (
+                    new if alias.asname else "vdiff"
+                )
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         if node.level or not (node.module == "vdiff" or (node.module or "").startswith("vdiff.")):
@@ -61,10 +67,16 @@ class Migration(ast.NodeVisitor):
             self.names[asname or name] = new
             if alias.asname is None and name != alias.name:
                 self.names[alias.name] = new  # uses of the old name are renamed where they stand
-            homes.setdefault(home, []).append(f"{name} as {alias.asname}" if alias.asname else name)
-        if {node.module: [a.name for a in node.names]} != homes or any(a.asname for a in node.names):
+            homes.setdefault(home, []).append(
+                f"{name} as {alias.asname}" if alias.asname else name
+            )
+        if {node.module: [a.name for a in node.names]} != homes or any(
+            a.asname for a in node.names
+        ):
             indent = " " * node.col_offset
-            self._replace(node, f"\n{indent}".join(_import(home, names) for home, names in homes.items()))
+            self._replace(
+                node, f"\n{indent}".join(_import(home, names) for home, names in homes.items())
+            )
 
     def visit_Name(self, node: ast.Name) -> None:
         new = self.names.get(node.id)
@@ -128,7 +140,9 @@ def _import(home: str, names: list[str]) -> str:
 
 def main() -> int:
     """Show or write the changes of every Python file that is named, or lies in a folder that is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("paths", nargs="+", type=Path, help="Python files, or folders of them")
     parser.add_argument("--write", action="store_true", help="change the files")
     options = parser.parse_args()

@@ -9,7 +9,9 @@ import torch
 import vdiff
 from vdiff.schedule import Cosine
 
-SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parent.parent / "examples/tiny.py")
+SPEC = importlib.util.spec_from_file_location(
+    "tiny", Path(__file__).parent.parent / "examples/tiny.py"
+)
 tiny = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(tiny)
 
@@ -24,7 +26,9 @@ def test_each_loss_is_that_of_the_library(network):
     x, t, eps = tiny.two_moons(512), torch.rand(512), torch.randn(512, 2)
     ends = tiny.LOGSNR_MAX, tiny.LOGSNR_MIN
     model = vdiff.Denoiser(network, vdiff.V())
-    theirs = vdiff.weighted_elbo(model, x, schedule=Cosine(*ends), weighting=vdiff.Sigmoid(bias=2), t=t, eps=eps)
+    theirs = vdiff.weighted_elbo(
+        model, x, schedule=Cosine(*ends), weighting=vdiff.Sigmoid(bias=2), t=t, eps=eps
+    )
     torch.testing.assert_close(tiny.loss_of(network, x, t, eps), theirs, rtol=2e-4, atol=1e-5)
 
 

@@ -1,14 +1,14 @@
 """What a public function accepts is declared in its signature and checked once, at the boundary.
 
     @validated
-    def f(x: Data, *, scale: Positive = 1.0, eps: Annotated[Tensor, Like("x")] | None = None): ...
+    def f(x: Data, *, scale: Positive = 1.0, eps: Like["x"] | None = None): ...
 
-A constraint is the metadata of an `Annotated` type. A class of ours says itself what an instance must be
-(`__validate__`). A rule over several arguments is a function that names them, `@validated(rule)`. An error has
-fields (function, argument, requirement, got, hint); its function is the one that the user called.
+A constraint is the metadata of an `Annotated` type. A class of ours is checked by `isinstance`,
+and by its `__validate__` where it has one. A rule over several arguments is a function that names
+them: `@validated(rules=[rule])`. An error names the function that the user called.
 """
 
-import difflib
+import collections.abc
 import functools
 import inspect
 import math
@@ -16,89 +16,45 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ParamSpec, TypeVar, overload
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from vdiff.errors import (
+    InvalidArgument,
+    InvalidType,
+    InvalidValue,
+    did_you_mean,
+    has_values,
+    shown,
+)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Given = Mapping[str, Any]
-LONGEST = 300  # characters of what came that an error repeats
+Constraint = Callable[[Any, str, Given], Any]  # value, its argument's name, all arguments → value
+Rule = Callable[..., None]
 
 
-class InvalidArgument(Exception):
-    """An argument that a function does not accept; see `InvalidValue` and `InvalidType`."""
-
-    def __init__(self, argument: str, requirement: str, got: object, hint: str = "") -> None:
-        super().__init__(argument, requirement, got, hint)
-        self.function: str | None = None  # the boundary fills it in
-        self.argument, self.requirement, self.got, self.hint = argument, requirement, got, hint
-
-    def __str__(self) -> str:
-        where = f"{self.function}: " if self.function else ""
-        hint = f" ({self.hint})" if self.hint else ""
-        return f"{where}argument '{self.argument}' must {self.requirement}; got {shown(self.got)}{hint}"
-
-
-class InvalidValue(InvalidArgument, ValueError):
-    """An argument of the right type whose value or shape does not fit."""
-
-
-class InvalidType(InvalidArgument, TypeError):
-    """An argument of another type than the function takes."""
-
-
-def require(
-    holds: bool,
-    argument: str,
-    requirement: str,
-    got: object,
-    hint: str = "",
-    error: type[InvalidArgument] = InvalidValue,
-) -> None:
-    """Raise `error` unless `holds`.
+def require(holds: bool, argument: str, requirement: str, got: object, hint: str = "") -> None:
+    """Raise `InvalidValue` unless `holds`.
 
     >>> require(False, "order", "be 1, 2 or 3", 4)
     Traceback (most recent call last):
-    vdiff._validate.InvalidValue: argument 'order' must be 1, 2 or 3; got 4
+    vdiff.errors.InvalidValue: argument 'order' must be 1, 2 or 3; got 4
     """
     if not holds:
-        raise error(argument, requirement, got, hint)
-
-
-def shown(value: object) -> str:
-    """A value as an error shows it: a tensor by its shape, a class by its name, a long text cut.
-
-    >>> shown(torch.zeros(3, 2)), shown(dict)
-    ('a tensor of shape (3, 2), torch.float32', 'the class dict')
-    """
-    if isinstance(value, Tensor) and value.ndim:
-        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
-    text = f"the class {value.__name__}" if isinstance(value, type) else str(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-
-
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The nearest known word as a question, or an empty string.
-
-    >>> did_you_mean("scheduel", ["schedule", "steps"])
-    "did you mean 'schedule'?"
-    """
-    folded = {name.casefold(): name for name in known}
-    nearest = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=cutoff)
-    return f"did you mean '{folded[nearest[0]]}'?" if nearest else ""
-
-
-# Constraints: called with the value, the argument's name and all arguments, they return the value to use.
+        raise InvalidValue(argument, requirement, got, hint)
 
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number within bounds; comes back as a float."""
+    """A finite number within bounds, as a float."""
 
     above: float = -math.inf
     at_least: float = -math.inf
+    below: float = math.inf
     at_most: float = math.inf
     hint: str = ""
 
@@ -107,17 +63,20 @@ class Number:
             number = float("text" if isinstance(value, str) else value)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError):
             raise InvalidType(argument, "be a number", repr(value)) from None
-        inside = number > self.above and self.at_least <= number <= self.at_most
-        require(math.isfinite(number) and inside, argument, self.requirement, f"{number:g}", self.hint)
+        inside = self.above < number < self.below and self.at_least <= number <= self.at_most
+        finite = math.isfinite(number) and inside
+        require(finite, argument, self.requirement, f"{number:g}", self.hint)
         return number
 
     @property
     def requirement(self) -> str:
-        if self.at_most < math.inf:
-            return f"lie in {'(' if self.above > -math.inf else '['}{max(self.above, self.at_least):g}, {self.at_most:g}]"
+        low, high = max(self.above, self.at_least), min(self.below, self.at_most)
+        if high < math.inf:
+            left = "(" if self.above > -math.inf else "["
+            return f"lie in {left}{low:g}, {high:g}{')' if self.below < math.inf else ']'}"
         if self.above > -math.inf:
-            return f"be finite and greater than {self.above:g}"
-        return "be finite" + (f" and at least {self.at_least:g}" if self.at_least > -math.inf else "")
+            return f"be finite and greater than {low:g}"
+        return "be finite" + (f" and at least {low:g}" if low > -math.inf else "")
 
 
 @dataclass(frozen=True)
@@ -134,14 +93,199 @@ class Whole:
         return value
 
 
+@dataclass(frozen=True)
+class Instance:
+    """An instance of one of some classes."""
+
+    classes: tuple[type, ...]
+
+    def __call__(self, value: object, argument: str, given: Given) -> object:
+        if isinstance(value, self.classes):
+            return value
+        names = " or ".join(cls.__name__ for cls in self.classes)
+        hint = str(getattr(self.classes[0], "__example__", ""))
+        if isinstance(value, type):
+            hint = f"an instance: {value.__name__}()"
+        elif self.classes[0] is torch.Generator:
+            hint = "torch.Generator(x.device).manual_seed(seed)"
+            names = "torch.Generator"
+        article = "an" if names[0] in "AEIOU" else "a"
+        raise InvalidType(argument, f"be {article} {names}", value, hint)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of some values."""
+
+    values: tuple[Any, ...]
+
+    def __call__(self, value: object, argument: str, given: Given) -> object:
+        hint = did_you_mean(value, map(str, self.values)) if isinstance(value, str) else ""
+        names = ", ".join(map(repr, self.values))
+        require(value in self.values, argument, f"be one of {names}", repr(value), hint)
+        return value
+
+
+def function(value: object, argument: str, given: Given) -> object:
+    """A callable that is no class."""
+    if not callable(value) or isinstance(value, type):
+        raise InvalidType(argument, "be a function", value)
+    return value
+
+
+def tensor(value: object, argument: str, given: Given) -> object:
+    """A tensor."""
+    if not isinstance(value, Tensor):
+        listed = not isinstance(value, str | type | None) and type(value).__module__ in _ARRAYS
+        raise InvalidType(
+            argument,
+            "be a torch.Tensor",
+            type(value).__name__,
+            f"torch.as_tensor({argument})" if listed else "",
+        )
+    return value
+
+
+_ARRAYS = ("builtins", "numpy")
+
+
+def floating(value: object, argument: str, given: Given) -> object:
+    """A floating tensor."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        tensor(value, argument, given)
+        raise InvalidType(argument, "be a floating tensor", value.dtype, _float_hint(value.dtype))  # type: ignore[attr-defined]
+    return value
+
+
+def _float_hint(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "real and imaginary parts are two dimensions: torch.view_as_real(x)"
+    if dtype == torch.bool:
+        return "binary data has two levels: Categorical(levels=2) takes x.long()"
+    return "encode first: a discrete decoder does it, as Categorical(levels=256).encode(data)"
+
+
+def batch(value: object, argument: str, given: Given) -> object:
+    """A tensor (batch, …) of at least one example with at least one dimension."""
+    if isinstance(value, list | tuple):
+        hint = "one tensor of all examples: torch.stack(list)"
+        raise InvalidType(argument, "be a torch.Tensor", type(value).__name__, hint)
+    tensor(value, argument, given)
+    shape = tuple(value.shape)  # type: ignore[attr-defined]
+    requirement = "have shape (batch, …) with one dimension or more behind the batch"
+    hint = "one example needs x[None], scalar examples need x[:, None]"
+    require(len(shape) > 1, argument, requirement, shape, hint)
+    empty = "an empty batch has no mean"
+    require(0 not in shape, argument, "hold at least one example", f"shape {shape}", empty)
+    return value
+
+
+def data(value: object, argument: str, given: Given) -> object:
+    """A dense, real, floating tensor (batch, …) with at least one example. Reads no value."""
+    tensor(value, argument, given)
+    if value.layout is not torch.strided:  # type: ignore[attr-defined]
+        raise InvalidType(argument, "be dense", value.layout, "call .to_dense() first")  # type: ignore[attr-defined]
+    if not value.is_floating_point():  # type: ignore[attr-defined]
+        dtype = value.dtype  # type: ignore[attr-defined]
+        raise InvalidType(argument, "be real and floating", dtype, _float_hint(dtype))
+    return batch(value, argument, given)
+
+
+def noise(value: object, argument: str, given: Given) -> object:
+    """A tensor of the shape, device and dtype of `x` (or `data`), or float32 where that is
+    narrower. A default dtype in half precision is taken too: `torch.randn(x.shape)` has it."""
+    tensor(value, argument, given)
+    (other, x), v = _examples(given), typing.cast(Tensor, value)
+    hint = "it would broadcast in silence" if v.numel() < x.numel() else ""
+    same = f"have the shape of {other}, {tuple(x.shape)}"
+    require(v.shape == x.shape, argument, same, tuple(v.shape), hint)
+    _on_device(v, argument, x, other)
+    default = torch.get_default_dtype()
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    made = default if default.itemsize < 4 or not x.is_floating_point() else dtype
+    fits = v.dtype in (dtype, torch.promote_types(dtype, torch.float32), made)
+    hint = f"{argument} = {argument}.to({other}.dtype), or torch.randn_like({other})"
+    require(fits, argument, f"have the dtype of {other}, {dtype}", v.dtype, hint)
+    return value
+
+
+def random(value: object, argument: str, given: Given) -> object:
+    """A `torch.Generator` on the device of `x` (or `data`); any for the meta device."""
+    if not isinstance(value, torch.Generator):
+        hint = "torch.Generator(x.device).manual_seed(seed)"
+        raise InvalidType(argument, "be a torch.Generator", repr(value), hint)
+    other, x = _examples(given)
+    if isinstance(x, Tensor) and value.device.type != x.device.type:
+        _on_device(value, argument, x, other)
+    return value
+
+
+def _examples(given: Given) -> tuple[str, Any]:
+    other = "x" if "x" in given else "data"
+    return other, given[other]
+
+
+def _on_device(v: Tensor | torch.Generator, argument: str, x: Tensor, other: str) -> None:
+    hint = f"{argument} = {argument}.to({other}.device)"
+    if isinstance(v, torch.Generator):
+        hint = f"torch.Generator({other}.device)"
+    same = f"be on the device of {other}, {x.device}"
+    require(v.device == x.device, argument, same, v.device, hint)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A time in [0, 1] for each example of `x` (or `data`); with `steps` among the arguments,
+    none before the chain's first end 1/steps, but for 0 itself where `zero` is allowed.
+
+    Values are read on a CPU, and elsewhere where no gradient is recorded.
+    """
+
+    zero: bool = False
+
+    def __call__(self, value: object, argument: str, given: Given) -> object:
+        other, x = _examples(given)
+        if isinstance(value, float):
+            hint = f"one time for all is torch.full((len({other}),), {value})"
+            raise InvalidType(argument, "be a torch.Tensor", "float", hint)
+        tensor(value, argument, given)
+        t = typing.cast(Tensor, value)
+        hint = "times are fractions of the way to noise, not integer steps: t = step / steps"
+        require(t.is_floating_point(), argument, "be floating", t.dtype, hint)
+        hint = "t.flatten()" if t.numel() == x.shape[0] else "one time for each example"
+        shape = f"have shape (batch,) = ({x.shape[0]},)"
+        require(t.shape == x.shape[:1], argument, shape, tuple(t.shape), hint)
+        _on_device(t, argument, x, other)
+        if has_values(t) and (t.device.type == "cpu" or not torch.is_grad_enabled()):
+            self._check_values(t, argument, given.get("steps"))
+        return value
+
+    def _check_values(self, t: Tensor, argument: str, steps: int | None) -> None:
+        low, high = t.min().item(), t.max().item()
+        nan = f"{int(t.isnan().sum())} NaN" if low != low else f"values from {low:g} to {high:g}"
+        hint = "integer steps are divided by their number first: t = step / steps"
+        inside = 0 <= low <= high <= 1
+        require(inside, argument, "lie within [0, 1]", nan, hint if high > 1 else "")
+        if steps is None:
+            return
+        early = t[(t * steps < 1 - 1e-3) & ((t > 0) | (not self.zero))]
+        if len(early):
+            hint = f"that step would begin before the data; the first of {steps} ends at 1/{steps}"
+            least = f"be at least 1/steps = {1 / steps:g} on a chain"
+            raise InvalidValue(argument, least, f"{early[0].item():g}", hint)
+
+
 Finite = Annotated[float, Number()]
 Positive = Annotated[float, Number(above=0.0)]
 NonNegative = Annotated[float, Number(at_least=0.0)]
 Fraction = Annotated[float, Number(at_least=0.0, at_most=1.0)]
 Count = Annotated[int, Whole()]
-
-
-Rule = Callable[..., None]
+Data = Annotated[Tensor, data]
+Batch = Annotated[Tensor, batch]
+Floating = Annotated[Tensor, floating]
+Noise = Annotated[Tensor, noise]
+Times = Annotated[Tensor, Ends()]
+Random = Annotated[torch.Generator, random]
 
 
 @overload
@@ -152,19 +296,24 @@ def validated(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
-def validated(function: Any = None, /, *, rules: Iterable[Rule] = (), elsewhere: Any = None) -> Any:
-    """Check the arguments of a public function by its signature, then by `rules`, functions of some of them.
+def validated(
+    function: Any = None, /, *, rules: Iterable[Rule] = (), elsewhere: Any = None
+) -> Any:
+    """Check the arguments of a public function by its signature, then by `rules`, functions of
+    some of them. `elsewhere` says of a word that is no argument where it belongs.
 
-    Code of ours calls `function.__wrapped__`, which checks nothing. `elsewhere` says of a word that is no
-    argument where it belongs. Nothing is checked while `torch.compile` traces.
+    Code of ours calls `function.__wrapped__`, which checks nothing. Nothing is checked while
+    `torch.compile` traces.
     """
     if function is None:
         return functools.partial(_validated, rules=tuple(rules), elsewhere=elsewhere or {})
     return _validated(function, (), {})
 
 
-def _validated(function: Callable[P, R], rules: tuple[Rule, ...], elsewhere: Mapping[str, str]) -> Callable[P, R]:
-    signature: _Signature | None = None  # read at the first call, when every name in it is defined
+def _validated(
+    function: Callable[P, R], rules: tuple[Rule, ...], elsewhere: Mapping[str, str]
+) -> Callable[P, R]:
+    signature: _Signature | None = None  # read at the first call, when its names are defined
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -174,7 +323,7 @@ def _validated(function: Callable[P, R], rules: tuple[Rule, ...], elsewhere: Map
         signature = signature or _Signature(function, rules, elsewhere)
         try:
             positional, keywords = signature.check(args, kwargs)
-            return function(*positional, **keywords)  # type: ignore[arg-type]
+            return function(*positional, **keywords)
         except InvalidArgument as error:
             error.function = error.function or signature.name(args)
             raise
@@ -185,33 +334,36 @@ def _validated(function: Callable[P, R], rules: tuple[Rule, ...], elsewhere: Map
 class _Signature:
     """The constraints of a function's arguments."""
 
-    def __init__(self, function: Callable[..., Any], rules: tuple[Rule, ...], elsewhere: Mapping[str, str]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], rules: tuple[Rule, ...], elsewhere: Mapping[str, str]
+    ) -> None:
         parameters = inspect.signature(function).parameters
         hints = typing.get_type_hints(function, include_extras=True)
         self.function, self.elsewhere = function, elsewhere
         self.words = list(parameters)
         self.open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-        self.constraints = {n: found for n in parameters if (found := _constraints(hints.get(n)))}
+        self.constraints = {n: found for n in parameters if (found := constraints(hints.get(n)))}
         self.rules = [(rule, tuple(inspect.signature(rule).parameters)) for rule in rules]
 
-    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    def check(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
         """The arguments as they are to be used; raises for the first that does not fit."""
         given = dict(zip(self.words, args, strict=False)) | kwargs
         for word in kwargs:
             if word not in self.words and not self.open:
                 raise TypeError(self._unknown(word, args))
         everything = self.defaults | given
-        for word, constraints in self.constraints.items():
+        for word, found in self.constraints.items():
             if word in given:
-                for constraint in constraints:
+                for constraint in found:
                     everything[word] = constraint(everything[word], word, everything)
         for rule, words in self.rules:
-            rule(*(everything[word] for word in words if word in everything))
-        return (
-            [everything[word] for word, _ in zip(self.words, args, strict=False)] + list(args[len(self.words) :]),
-            {word: everything[word] for word in kwargs},
-        )
+            if all(word in everything for word in words):
+                rule(*(everything[word] for word in words))
+        positional = [everything[word] for word, _ in zip(self.words, args, strict=False)]
+        return positional + list(args[len(self.words) :]), {w: everything[w] for w in kwargs}
 
     def name(self, args: tuple[Any, ...]) -> str:
         """What the user called: a function, a class, or a class and its method."""
@@ -223,21 +375,56 @@ class _Signature:
 
     def _unknown(self, word: str, args: tuple[Any, ...]) -> str:
         hint = self.elsewhere.get(word) or did_you_mean(word, self.words)
+        if not hint and "condition" in self.words:
+            hint = f"what the network is given goes into condition={{'{word}': …}}"
         return f"{self.name(args)}: argument '{word}' is unknown" + (f"; {hint}" if hint else "")
 
 
-def _constraints(hint: Any) -> tuple[Callable[[Any, str, Given], Any], ...]:
-    """What a type asks of a value: the constraints of an `Annotated`, a class's own `__validate__`."""
-    if typing.get_origin(hint) is Annotated:
+def constraints(hint: Any) -> tuple[Constraint, ...]:
+    """What a type asks of a value."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
         return tuple(c for c in hint.__metadata__ if callable(c))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        options = [option for option in typing.get_args(hint) if option is not type(None)]
-        if len(options) != 1 or len(options) == len(typing.get_args(hint)):
+    if origin in (typing.Union, types.UnionType):
+        return _of_union([option for option in arguments if option is not type(None)], arguments)
+    if origin is Literal:
+        return (OneOf(arguments),)
+    if origin is collections.abc.Callable:
+        return (function,)
+    if hint is Tensor:
+        return (tensor,)
+    if getattr(hint, "array_type", None) is Tensor:  # a shape of jaxtyping
+        return (floating if "Float" in hint.dtype.__name__ else tensor,)
+    if isinstance(hint, type) and hint.__module__.split(".")[0] in ("vdiff", "torch"):
+        own = getattr(hint, "__validate__", None)
+        return (Instance((hint,)),) + ((own,) if own is not None else ())
+    return ()
+
+
+def _of_union(options: list[Any], arguments: tuple[Any, ...]) -> tuple[Constraint, ...]:
+    if len(options) == 1:
+        found = constraints(options[0])
+    else:
+        each = [constraints(option) for option in options]
+        number = any(option in (float, int) for option in options)
+        classes = [o for one in each for c in one if isinstance(c, Instance) for o in c.classes]
+        if number and any(c in (tensor, floating) for one in each for c in one):
+            found = (_tensor_or_number,)
+        elif len(classes) == len(options):
+            found = (Instance(tuple(classes)),)
+        else:
             return ()
-        return tuple(functools.partial(_unless_none, constraint) for constraint in _constraints(options[0]))
-    own = getattr(hint, "__validate__", None)
-    return (own,) if own is not None else ()
+    if len(options) < len(arguments):
+        return tuple(functools.partial(_unless_none, constraint) for constraint in found)
+    return found
 
 
-def _unless_none(constraint: Callable[[Any, str, Given], Any], value: Any, argument: str, given: Given) -> Any:
+def _tensor_or_number(value: object, argument: str, given: Given) -> object:
+    return value if isinstance(value, float | int) else tensor(value, argument, given)
+
+
+def _unless_none(constraint: Constraint, value: Any, argument: str, given: Given) -> Any:
     return None if value is None else constraint(value, argument, given)
+
+
+__all__ = ["require", "shown", "validated"]

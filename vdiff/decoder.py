@@ -22,9 +22,9 @@ from vdiff.errors import (
     check_tensor,
     checking,
     finite,
+    has_values,
     must,
     names_arrays,
-    readable,
 )
 from vdiff.gaussian import (
     RestorableModule,
@@ -217,7 +217,7 @@ class Levels(Decoder):
         """Raise unless `data` is a (batch, …) tensor of levels; values are read where `encode`
         says."""
         self._check_kind(data, method)
-        if readable(data) and (data.device.type == "cpu" or not torch.is_grad_enabled()):
+        if has_values(data) and (data.device.type == "cpu" or not torch.is_grad_enabled()):
             low, high = (int(v) for v in signed(data).aminmax())
             if low < 0 or high >= self.levels:
                 hint = f"values are not on the {self.levels}-level grid" + (
@@ -434,7 +434,7 @@ class Categorical(Levels):
             torch.zeros_like(prior),
         )
         away = (levels[:, None] - levels) * ratio  # (k, j)
-        add = checking() and readable(prior) and bool(prior.min() > FAINTEST)
+        add = checking() and has_values(prior) and bool(prior.min() > FAINTEST)
         together = max(1, PIECE // (self.levels * max(self.levels, len(prior))))
         for n, weight in zip(
             torch.split(nodes, together), torch.split(weights, together), strict=True
@@ -612,7 +612,7 @@ class Gaussian(Decoder):
         gradient is recorded."""
         if checking():
             check_data("Gaussian.encode", data, "data")
-            if not torch.is_grad_enabled() and readable(data):
+            if not torch.is_grad_enabled() and has_values(data):
                 check_finite("Gaussian.encode", data, "data")
         return data
 

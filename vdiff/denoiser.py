@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, must, names_arrays, shown, transformed
+from vdiff.errors import checking, must, names_arrays, shown, under_functorch
 from vdiff.gaussian import HALF, at_least_float32, per_example, wide, wide_number
 from vdiff.parameterization import Parameterization, Prediction, check_parameterization
 from vdiff.schedule import Schedule, Tabulated
@@ -282,7 +282,7 @@ class Denoiser(nn.Module):
 def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
     """Have the backward pass of a loss note on its model between which λ it was trained."""
     model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
-    trains = loss.requires_grad and not transformed(loss)
+    trains = loss.requires_grad and not under_functorch(loss)
     if trains and isinstance(model, Denoiser) and model.training:
         note = partial(_note, model, schedule)
         loss.register_hook(note)  # type: ignore[no-untyped-call]

@@ -53,7 +53,7 @@ def checking() -> bool:
     return not torch.compiler.is_compiling()
 
 
-def readable(*values: Tensor) -> bool:
+def has_values(*values: Tensor) -> bool:
     """Whether the values of tensors can be branched on: not on the meta device, and not under
     `torch.vmap`."""
     return all(v.device.type != "meta" and not _is_batched(v) for v in values)
@@ -70,10 +70,39 @@ def _is_batched(v: Tensor) -> bool:
     return False
 
 
-def transformed(v: Tensor) -> bool:
+def under_functorch(v: Tensor) -> bool:
     """Whether a tensor lives under `torch.func` or `torch.vmap`, where no buffer can be
     written."""
     return checking() and torch._C._functorch.is_functorch_wrapped_tensor(v)
+
+
+class InvalidArgument(Exception):
+    """An argument that a function does not accept: `function`, `argument`, `requirement`, `got`
+    and `hint` are fields. See `InvalidValue` and `InvalidType`."""
+
+    def __init__(self, argument: str, requirement: str, got: object, hint: str = "") -> None:
+        super().__init__(argument, requirement, got, hint)
+        self.function: str | None = None  # the function that the user called fills it in
+        self.argument, self.requirement, self.got, self.hint = argument, requirement, got, hint
+
+    def __str__(self) -> str:
+        text = _sentence(self.argument, self.requirement, self.got, self.hint)
+        return f"{self.function}: {text}" if self.function else text
+
+
+class InvalidValue(InvalidArgument, ValueError):
+    """An argument of the right type whose value or shape does not fit."""
+
+
+class InvalidType(InvalidArgument, TypeError):
+    """An argument of another type than the function takes."""
+
+
+def _sentence(argument: str, requirement: str, got: object, hint: str) -> str:
+    came = got if isinstance(got, str) else shown(got, str)
+    came = came if len(came) <= LONGEST else f"{' '.join(came[:LONGEST].split())} …"
+    text = f"argument '{argument}' must {requirement}; got {came}"
+    return printable(f"{text} ({hint})" if hint else text)
 
 
 def must(function: str, argument: str, requirement: str, got: object, hint: str = "") -> str:
@@ -85,10 +114,7 @@ def must(function: str, argument: str, requirement: str, got: object, hint: str 
     >>> must("f", "t", "lie within [0, 1]", 3, "divide the step by their number")
     "f: argument 't' must lie within [0, 1]; got 3 (divide the step by their number)"
     """
-    came = got if isinstance(got, str) else shown(got, str)
-    came = came if len(came) <= LONGEST else f"{' '.join(came[:LONGEST].split())} …"
-    text = f"{function}: argument '{argument}' must {requirement}; got {came}"
-    return printable(f"{text} ({hint})" if hint else text)
+    return f"{function}: {_sentence(argument, requirement, got, hint)}"
 
 
 def printable(text: str) -> str:
@@ -402,7 +428,7 @@ def check_times(
             must(function, "t", f"have shape (batch,) = ({x.shape[0]},)", tuple(t.shape), hint)
         )
     check_device(function, "t", t, x)
-    if not readable(t) or (t.device.type != "cpu" and torch.is_grad_enabled()):
+    if not has_values(t) or (t.device.type != "cpu" and torch.is_grad_enabled()):
         return
     bad = ~((t >= 0) & (t <= 1))
     if bad.any():

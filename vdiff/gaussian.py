@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import must, names_arrays, readable
+from vdiff.errors import has_values, must, names_arrays
 
 HALF = {torch.float16, torch.bfloat16}
 ENDS = "fixed_ends"  # in a state dict: (λ_max, λ_min)
@@ -185,7 +185,7 @@ class PreciseModule(RestorableModule):
         if prefix + ENDS in unexpected:
             unexpected.remove(prefix + ENDS)
         saved, own = self.ends_in(state, prefix), self.ends_with(state, prefix)
-        if saved is None or own is None or not readable(saved):
+        if saved is None or own is None or not has_values(saved):
             return
         rounded = torch.tensor(own, dtype=torch.float64, device="cpu").to(saved.dtype)
         if not torch.allclose(saved.detach().cpu(), rounded, rtol=1e-6, atol=1e-6):

@@ -20,9 +20,9 @@ from vdiff.errors import (
     check_positive_int,
     check_times,
     checking,
+    has_values,
     must,
     out_of_memory,
-    readable,
     shown,
 )
 from vdiff.gaussian import PURE, Step, at_least_float32, diffuse, prior_kl
@@ -376,7 +376,7 @@ def _check_weight_of_noise(prediction: Prediction, factor: Tensor, logsnr: Tenso
     """Raise where the weight of the network's own error is infinite at λ = −∞. Reads values, on a
     CPU alone.
     """
-    if logsnr.device.type != "cpu" or not readable(logsnr, factor):
+    if logsnr.device.type != "cpu" or not has_values(logsnr, factor):
         return
     what = prediction.parameterization
     bad = (logsnr < 0.5 * PURE) & ~(factor / what.kappa2(logsnr) < LARGEST)

@@ -12,7 +12,7 @@ from vdiff.chain import hybrid, vlb, with_decoder
 from vdiff.condition import Condition
 from vdiff.decoder import Decoder
 from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import finite, must, names_arrays, transformed
+from vdiff.errors import finite, must, names_arrays, under_functorch
 from vdiff.loss import (
     Model,
     WeightFunction,
@@ -246,7 +246,7 @@ class Objective(nn.Module):
         else:
             bound = self.bound(data, **options)
             term, rest = bound.diffusion, bound.prior + bound.reconstruction
-        if self.training and not transformed(term):
+        if self.training and not under_functorch(term):
             self.resampling.note(
                 (options["t"] * self.steps + self._first) / self.resampling.steps, term.detach()
             )

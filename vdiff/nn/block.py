@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as compute_again
 
-from vdiff.errors import check_positive_int, finite, must, readable
+from vdiff.errors import check_positive_int, finite, has_values, must
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -161,7 +161,7 @@ def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
     for layer in network.modules():
         if (
             isinstance(layer, nn.Conv2d | nn.Linear)
-            and readable(layer.weight)
+            and has_values(layer.weight)
             and layer.weight.any()
         ):
             draw(layer.weight)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, must, readable
+from vdiff.errors import checking, has_values, must
 from vdiff.nn.block import Block, check_sizes, group_norm, zero
 from vdiff.nn.embedding import FourierFeatures
 
@@ -136,7 +136,7 @@ class UNet(nn.Module):
                 )
             if (
                 checking()
-                and readable(label)
+                and has_values(label)
                 and label.device.type == "cpu"
                 and not ((label >= 0) & (label < self.label.num_embeddings)).all()
             ):

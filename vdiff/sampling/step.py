@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.condition import Condition, merged
-from vdiff.errors import checking, finite, must, names_arrays, readable, shown
+from vdiff.errors import checking, finite, has_values, must, names_arrays, shown
 from vdiff.gaussian import PURE, alpha, combine, per_example, sigma, wide
 from vdiff.gaussian import Step as ChainStep
 from vdiff.parameterization import Parameterization, Prediction
@@ -256,7 +256,7 @@ def heun(
 def is_at(level: float, logsnr: Tensor) -> bool:
     """Whether any λ is this one: +∞, clean data, where a step is x̂ and has no higher order, or
     −∞, pure noise."""
-    return checking() and readable(logsnr) and bool((logsnr == level).any())
+    return checking() and has_values(logsnr) and bool((logsnr == level).any())
 
 
 def scale(parameterization: Parameterization, logsnr: Tensor) -> Tensor:

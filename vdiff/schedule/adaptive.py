@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, finite, must, transformed
+from vdiff.errors import check_positive_int, finite, must, under_functorch
 from vdiff.gaussian import wide
 from vdiff.profile import Profile
 from vdiff.schedule.base import Follow, Merge
@@ -82,7 +82,7 @@ class Adaptive(Histogram):
         return logsnr, measure, partial(self._note, logsnr, measure)
 
     def _note(self, logsnr: Tensor, measure: Tensor, loss: Tensor, dims: int) -> Tensor:
-        if not transformed(loss):
+        if not under_functorch(loss):
             self._count_loss()
             self.observe(
                 logsnr, 2.0 * wide(loss.detach()) / measure

@@ -9,7 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, checking, finite, must, names_arrays, readable, shown
+from vdiff.errors import (
+    check_positive_int,
+    checking,
+    finite,
+    has_values,
+    must,
+    names_arrays,
+    shown,
+)
 from vdiff.gaussian import PreciseModule, at_least_float32, wide
 
 BISECTIONS = 64
@@ -179,7 +187,7 @@ class Schedule(PreciseModule):
         """
         self._check_argument("inverse", "logsnr", logsnr)
         wide_logsnr = wide(logsnr)
-        if not clamp and checking() and readable(logsnr) and not self._inside(wide_logsnr).all():
+        if not clamp and checking() and has_values(logsnr) and not self._inside(wide_logsnr).all():
             low, high = logsnr.min().item(), logsnr.max().item()
             came = f"values from {low:g} to {high:g}"
             raise ValueError(

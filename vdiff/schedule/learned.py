@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import transformed
+from vdiff.errors import under_functorch
 from vdiff.gaussian import wide
 from vdiff.schedule.base import Follow, Merge, Schedule
 
@@ -207,7 +207,7 @@ class Learned(Schedule):
 
     def _weigh(self, carrier: Tensor, loss: Tensor, dims: int) -> Tensor:
         value = wide(loss.detach())
-        if self.training and not transformed(value):
+        if self.training and not under_functorch(value):
             self._count_loss()
             self.seen[0] += value.sum()
             self.seen[1] += len(value)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must, readable
+from vdiff.errors import check_positive_int, has_values, must
 from vdiff.gaussian import PURE
 from vdiff.schedule.base import Schedule
 
@@ -88,7 +88,7 @@ class Tabulated(Schedule):
 
     def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
         table = state.get(prefix + "table")  # it brings the ends
-        if not isinstance(table, Tensor) or not readable(table):
+        if not isinstance(table, Tensor) or not has_values(table):
             return None
         return table[0].item(), table[-1].item()
 
