@@ -1,27 +1,31 @@
 """Model, schedule and loss as one module: what is wrapped, compiled and saved."""
 
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.bound import Bound
-from vdiff.chain import hybrid, vlb, with_decoder
-from vdiff.condition import Condition
-from vdiff.decoder import Decoder
-from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import finite, must, names_arrays, under_functorch
-from vdiff.loss import (
+from vdiff._arguments import (
+    Condition,
     Model,
     WeightFunction,
-    check_call,
-    check_decoder,
-    check_steps_to_noise,
-    elbo,
-    weighted_elbo,
+    asked,
+    chain_of_weighting,
+    decoder_fits,
+    finite_end,
+    noise_on_chain,
+    original,
+    synchronised,
 )
+from vdiff._known_range import note_training, warn_beyond
+from vdiff._validate import Count, Ends, Noise, Random, data, require, unchecked, validated
+from vdiff.bound import Bound
+from vdiff.chain import BoundWeight, hybrid, vlb, with_decoder
+from vdiff.decoder import Decoder
+from vdiff.denoiser import check_no_data_parallel
+from vdiff.errors import InvalidType, checking, under_functorch
+from vdiff.loss import elbo, weighted_elbo
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import Merge, home
@@ -29,13 +33,93 @@ from vdiff.times import on_chain, stratified
 from vdiff.weighting import (
     ELBO,
     Weighting,
-    check_chain,
-    check_weight_function,
     check_weighting,
     lowest,
 )
 
 _ELBO = ELBO()
+
+
+def no_replicas(model: Any) -> None:
+    """A rule: no nn.DataParallel."""
+    check_no_data_parallel("model", original(model))
+
+
+def no_replica(self: nn.Module) -> None:
+    """A rule: nn.DataParallel has not copied the module; the attribute is torch's own mark."""
+    hint = "its replicas draw their times apart: use DistributedDataParallel"
+    if getattr(self, "_is_replica", False):
+        raise InvalidType("self", "not be wrapped in nn.DataParallel", "a replica", hint)
+
+
+def drawn_once(u: Tensor | None, t: Tensor | None) -> None:
+    """A rule: times are given in one way."""
+    require(u is None or t is None, "u", "be left out where t is given", "both")
+
+
+def floating_without_decoder(self: Any, x: Tensor) -> None:
+    """A rule: data that no decoder encodes is floating."""
+    if self.decoder is None:
+        data(x, "x", {})
+
+
+def is_bound(weighting: Any, decoder: Decoder | None, bound_weight: float | None) -> bool:
+    """Whether these are the parts of a whole bound."""
+    return decoder is not None and bound_weight is None and isinstance(weighting or _ELBO, ELBO)
+
+
+def finite_end_of_bound(
+    weighting: Any, decoder: Decoder | None, bound_weight: float | None, schedule: Schedule
+) -> None:
+    """A rule: a bound and a hybrid loss have a finite last level."""
+    if bound_weight is not None or is_bound(weighting, decoder, bound_weight):
+        finite_end(schedule)
+
+
+def discrete_decoder(decoder: Decoder | None, schedule: Schedule) -> None:
+    """A rule: `decoder_fits`."""
+    if decoder is not None:
+        decoder_fits(decoder, schedule)
+
+
+def values_between(weighting: Any, schedule: Schedule) -> None:
+    """A rule: the weighting is one between the ends; on the meta device nothing has values."""
+    if weighting is not None and home(schedule).type != "meta":
+        least, most = lowest(schedule), schedule.logsnr_max
+        low, high = weighting.range() if isinstance(weighting, Weighting) else (least, most)
+        check_weighting(weighting, max(low, least), min(high, most), "")
+
+
+def hybrid_on_chain(bound_weight: float | None, steps: int | None, weighting: Any) -> None:
+    """A rule: the hybrid loss is a chain's, with the plain squared error of ε."""
+    if bound_weight is not None:
+        hint = "in continuous time a reverse variance trains nothing"
+        require(steps is not None, "bound_weight", "come with steps", bound_weight, hint)
+        plain = isinstance(weighting or _ELBO, ELBO)
+        what = "be left out where bound_weight is given"
+        hint = "the hybrid loss has the plain squared error of ε"
+        require(plain, "weighting", what, repr(weighting), hint)
+
+
+def resampling_of_bound(
+    resampling: LossSecondMoment | None,
+    steps: int | None,
+    decoder: Decoder | None,
+    bound_weight: float | None,
+    weighting: Any,
+) -> None:
+    """A rule: terms are drawn from the whole bound of a chain, and there is a step for each."""
+    if resampling is None:
+        return
+    hint = "Objective(…, steps=T, decoder=…), without weighting and bound_weight"
+    fits = steps is not None and is_bound(weighting, decoder, bound_weight)
+    require(fits, "resampling", "come with the bound of a chain", repr(resampling), hint)
+    assert steps is not None
+    assert decoder is not None
+    which = "terms, the decoder's among them" if decoder.denoise else "steps"
+    terms = steps + int(decoder.denoise)
+    what = f"have as many steps as the bound has {which}, {terms}"
+    require(resampling.steps == terms, "resampling", what, resampling.steps)
 
 
 class Objective(nn.Module):
@@ -70,6 +154,12 @@ class Objective(nn.Module):
 
     trained_on: tuple[str, ...] = ()  # hashes of the data, of what `vdiff.training.train` returns
 
+    @validated(
+        rules=[
+            synchronised, no_replicas, noise_on_chain, chain_of_weighting, finite_end_of_bound,
+            discrete_decoder, values_between, hybrid_on_chain, resampling_of_bound,
+        ]
+    )  # fmt: skip
     def __init__(
         self,
         model: Model,
@@ -77,62 +167,36 @@ class Objective(nn.Module):
         schedule: Schedule,
         weighting: WeightFunction | None = None,
         decoder: Decoder | None = None,
-        steps: int | None = None,
-        bound_weight: float | None = None,
+        steps: Count | None = None,
+        bound_weight: BoundWeight | None = None,
         resampling: LossSecondMoment | None = None,
     ) -> None:
         super().__init__()
-        is_bound = decoder is not None and isinstance(weighting or _ELBO, ELBO)
-        plain = bound_weight is None and not is_bound
-        check_call("Objective", model, schedule, steps, to_noise=plain)
-        check_steps_to_noise("Objective", schedule, steps)
-        check_no_data_parallel("Objective", "model", model)
-        check_chain("Objective", weighting, schedule, steps)
-        if decoder is not None:
-            check_decoder("Objective", decoder, schedule)
-        if weighting is not None:
-            check_weight_function("Objective", weighting)
-        if (
-            weighting is not None and home(schedule).type != "meta"
-        ):  # there, learned ends have no values yet
-            least, most = lowest(schedule), schedule.logsnr_max
-            low, high = weighting.range() if isinstance(weighting, Weighting) else (least, most)
-            check_weighting(weighting, max(low, least), min(high, most), "Objective")
-        self.model, self.schedule, self.decoder, self.steps = model, schedule, decoder, steps
+        warn_beyond(original(model), schedule, steps)
+        self.model, self.schedule = original(model), schedule
+        self.decoder, self.steps = decoder, steps
         self.weighting = _ELBO if weighting is None else weighting
         self.bound_weight, self.resampling = bound_weight, resampling
-        self._check_combination()
         self._warn_of_first_level()
 
-    @names_arrays
+    @validated(rules=[no_replica, drawn_once, floating_without_decoder])
     def forward(
         self,
         x: Tensor,
         *,
         u: Tensor | None = None,
-        t: Tensor | None = None,
-        eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        t: Annotated[Tensor, Ends(zero=True)] | None = None,
+        eps: Noise | None = None,
+        generator: Random | None = None,
         condition: Condition = None,
-        **keywords: Any,
     ) -> Float[Tensor, " batch"]:
         """The loss of each example, nats. `u` are uniform numbers from which the times are taken
         as this loss draws them, such as a share of `stratified` times; `t` are the times
-        themselves. `condition` and further keywords go to the model, as in `weighted_elbo`."""
-        if getattr(
-            self, "_is_replica", False
-        ):  # torch's own mark on the copies that nn.DataParallel makes
-            raise TypeError(
-                must(
-                    "Objective",
-                    "self",
-                    "not be wrapped in nn.DataParallel",
-                    "a replica",
-                    "its replicas draw their times apart: use DistributedDataParallel",
-                )
-            )
-        if u is not None and t is not None:
-            raise ValueError(must("Objective", "u", "be left out where t is given", "both"))
+        themselves. `condition` goes to the model, as in `weighted_elbo`."""
+        model = self.model
+        if checking():
+            note_training(model, self.schedule)
+            model = asked(model)
         weight: Tensor | None = None
         if t is None and (u is not None or self.resampling is not None):
             t, weight = self._place(
@@ -143,7 +207,6 @@ class Objective(nn.Module):
             "eps": eps,
             "generator": generator,
             "condition": condition,
-            **keywords,
         }
         if self.resampling is not None:
             return self._resampled(x, weight, options)
@@ -154,9 +217,10 @@ class Objective(nn.Module):
             x = self.decoder.encode(x)
         if self.bound_weight is not None and self.steps is not None:
             options |= {"steps": self.steps, "decoder": decoder, "bound_weight": self.bound_weight}
-            return hybrid(self.model, x, schedule=self.schedule, **options) * x[0].numel()
-        return weighted_elbo(
-            self.model,
+            loss = unchecked(hybrid)(model, x, schedule=self.schedule, **options)
+            return loss * x[0].numel()
+        return unchecked(weighted_elbo)(
+            model,
             x,
             schedule=self.schedule,
             weighting=self.weighting,
@@ -172,24 +236,15 @@ class Objective(nn.Module):
         >>> Objective(Denoiser(lambda z, t: z, V()), schedule=Cosine(), weighting=Sigmoid(), decoder=Categorical(17)).trains_bound
         False
         """
-        return (
-            self.decoder is not None
-            and self.bound_weight is None
-            and isinstance(self.weighting, ELBO)
-        )
+        return is_bound(self.weighting, self.decoder, self.bound_weight)
 
+    @validated
     def bound(self, data: Tensor, **options: Any) -> Bound:
         """The bound in its parts, whatever is trained; raises where there is no decoder."""
-        if self.decoder is None:
-            raise ValueError(
-                must(
-                    "Objective.bound",
-                    "decoder",
-                    "be given to the Objective",
-                    None,
-                    "a weighted loss has no reconstruction term",
-                )
-            )
+        hint = "a weighted loss has no reconstruction term"
+        given = self.decoder is not None
+        require(given, "decoder", "be given to the Objective", None, hint)
+        assert self.decoder is not None
         return elbo(
             self.model,
             data,
@@ -207,7 +262,7 @@ class Objective(nn.Module):
         if self.resampling is not None:
             self.resampling.remember(merge)
 
-    @names_arrays
+    @validated
     def times(self, u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The times of this loss into which uniform numbers fall."""
         return self._place(u)[0]
@@ -234,8 +289,8 @@ class Objective(nn.Module):
         if self.resampling is None or self.decoder is None or self.steps is None:
             raise RuntimeError("checked when it was made")
         if self._first:
-            bound = vlb(
-                self.model,
+            bound = unchecked(vlb)(
+                asked(self.model),
                 data,
                 schedule=self.schedule,
                 steps=self.steps,
@@ -267,60 +322,6 @@ class Objective(nn.Module):
         what = f"on a chain of {steps} steps this loss trains the levels t = 1/{steps} … 1"
         asked = f"not t = 0, at which the last step of a sampler{decoder} the network"
         warnings.warn(f"Objective: {what} and {asked} ({hint})", stacklevel=3)
-
-    def _check_combination(self) -> None:
-        """Raise where the parts of a chain's losses do not go together."""
-        if self.bound_weight is not None:
-            finite(
-                "Objective",
-                "bound_weight",
-                self.bound_weight,
-                at_least=0.0,
-                hint="less than 0 would maximise the bound",
-            )
-            if self.steps is None:
-                hint = "in continuous time a reverse variance trains nothing"
-                raise ValueError(
-                    must("Objective", "bound_weight", "come with steps", self.bound_weight, hint)
-                )
-            if not isinstance(self.weighting, ELBO):
-                hint = "the hybrid loss has the plain squared error of ε"
-                raise ValueError(
-                    must(
-                        "Objective",
-                        "weighting",
-                        "be left out where bound_weight is given",
-                        repr(self.weighting),
-                        hint,
-                    )
-                )
-        if self.resampling is not None:
-            if (
-                self.steps is None
-                or self.decoder is None
-                or self.bound_weight is not None
-                or not isinstance(self.weighting, ELBO)
-            ):
-                hint = "Objective(…, steps=T, decoder=…), without weighting and bound_weight"
-                raise ValueError(
-                    must(
-                        "Objective",
-                        "resampling",
-                        "come with the bound of a chain",
-                        repr(self.resampling),
-                        hint,
-                    )
-                )
-            if self.resampling.steps != self.steps + self._first:
-                which = "terms, the decoder's among them" if self._first else "steps"
-                raise ValueError(
-                    must(
-                        "Objective",
-                        "resampling",
-                        f"have as many steps as the bound has {which}, {self.steps + self._first}",
-                        self.resampling.steps,
-                    )
-                )
 
 
 __all__ = ["Objective"]

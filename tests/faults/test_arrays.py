@@ -200,8 +200,6 @@ PLACES: dict[
     "schedule.density": (LAM, SCHEDULE.density),
     "schedule.rate": (T, SCHEDULE.rate),
     "schedule.delta": (T, lambda v: SCHEDULE.delta(v, 4)),
-    "schedule.levels": (T, SCHEDULE.levels),
-    "schedule.look": (T, SCHEDULE.look),
     "loss_factor": (LAM, FACTOR),
     "augmentation": (LAM, vdiff.describe("vdm").augmentation),
     "Profile.update logsnr": (LAM, lambda v: Profile(-1.0, 1.0).update(v, LAM)),

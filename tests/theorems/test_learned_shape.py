@@ -308,7 +308,7 @@ def test_validation_is_not_noted():
 
 def test_what_never_passed_the_loss_gives_the_shape_nothing():
     schedule = Spline()
-    logsnr, rate, _ = schedule.look(torch.rand(8, dtype=torch.float64))
+    logsnr, rate, *_ = schedule.at(torch.rand(8, dtype=torch.float64))
     (logsnr + rate).sum().backward()
     assert not schedule.log_density.grad.any()
 

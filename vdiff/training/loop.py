@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vdiff.denoiser import widen_trained
+from vdiff._known_range import widen_trained
 from vdiff.errors import check_positive_int, did_you_mean, must, names_arrays
 from vdiff.gaussian import wide
 from vdiff.likelihood.estimate import Estimate
