@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from points import data_of, points
+from registry import objective_of
 from torch import nn
 
 from vdiff import (
@@ -20,7 +21,6 @@ from vdiff import (
     LearnedLinear,
     Linear,
     LinearBeta,
-    Objective,
     ScaledGamma,
     ScheduleTime,
     Shifted,
@@ -186,7 +186,7 @@ def test_every_loss_evaluation_and_sampler_says_it():
     z = torch.randn(4, 2)
     calls = {
         "elbo": lambda one: elbo(one, DATA, **options),
-        "Objective": lambda one: Objective(one, **options),
+        "Objective": lambda one: objective_of(one, **options),
         "hybrid": lambda one: hybrid(one, X, schedule=wide, steps=4, bound_weight=0.0),
         "path_bound": lambda one: path_bound(one, DATA, steps=4, **options),
         "evaluate": lambda one: evaluate(one, DATA, draws=2, replicates=2, **options),

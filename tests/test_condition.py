@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from registry import objective_of
 from test_public_api import PUBLIC
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from vdiff.likelihood import (
     ode_likelihood,
     path_importance,
 )
+from vdiff.objective import VLB
 from vdiff.oracle import Gaussian as GaussianData
 from vdiff.sampling import Counted, encode, sample, trajectory
 from vdiff.training import Validation
@@ -61,7 +63,7 @@ def seeded() -> torch.Generator:
 
 
 def objective(m: Denoiser, data: Tensor, given: dict[str, Any], options: dict[str, Any]) -> Tensor:
-    made: Tensor = Objective(m, schedule=Linear(), **options)(data, generator=seeded(), **given)
+    made: Tensor = objective_of(m, schedule=Linear(), **options)(data, generator=seeded(), **given)
     return made
 
 
@@ -103,7 +105,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         m, LEVELS, c, {"steps": 6, "decoder": LOOKING, "resampling": vdiff.LossSecondMoment(7)}
     ),
     "Objective.bound": lambda m, **c: (
-        Objective(m, schedule=Linear(), decoder=Categorical(17))
+        Objective(m, schedule=Linear(), loss=VLB(Categorical(17)))
         .bound(LEVELS, t=T, eps=EPS, **c)
         .total
     ),
@@ -155,7 +157,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     ),
     "Validation.__init__": lambda m, **c: torch.tensor(
         Validation(LEVELS, draws=4, **c)(
-            Objective(m, schedule=Linear(), decoder=Categorical(17))
+            Objective(m, schedule=Linear(), loss=VLB(Categorical(17)))
         ).value
     ),
 }

@@ -192,7 +192,7 @@ class Trainer:
             groups.get("schedule", []),
         )
         self.dims = math.prod(config.shape) * math.log(2)
-        self.unit = "bits_per_dim" if objective.trains_bound else "loss"
+        self.unit = "bits_per_dim" if objective.loss.is_bound else "loss"
         self.last: Reading | None = None
 
     def rehearse(self) -> None:
