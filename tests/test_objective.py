@@ -366,7 +366,7 @@ def test_losses_that_do_not_go_together(build, message):
 def test_one_term_is_refused_where_another_loss_is_meant():
     model = Denoiser(Heads(), Eps(), variance=Range())
     with pytest.raises(
-        ValueError, match=r"vlb: argument 'decoder' must look at the network; got .* elbo takes it"
+        ValueError, match=r"vlb: argument 'decoder' must look at the network; got .*elbo takes it"
     ):
         vlb(model, LEVELS, schedule=TABLE, steps=STEPS, decoder=Categorical(17))
     with pytest.raises(

@@ -229,7 +229,7 @@ def run(options: argparse.Namespace) -> int:
             )
             z = start(shape, generators).to(device)
             path = trajectory(
-                model, z, levels=levels, step=step, generator=generators, **condition
+                model, z, levels=levels, step=step, generator=generators, condition=condition
             )
             on_the_way = []
             for i, (_, prediction) in enumerate(path):
