@@ -275,6 +275,16 @@ class Ends:
             raise InvalidValue(argument, least, f"{early[0].item():g}", hint)
 
 
+def ordered_ends(logsnr_max: float, logsnr_min: float) -> None:
+    """Rule: λ_max is greater than λ_min."""
+    hint = "equal ends leave nothing between"
+    if logsnr_max < logsnr_min:
+        swapped = f"logsnr_max={-logsnr_max:g}, logsnr_min={-logsnr_min:g}"
+        hint = f"t = 0 is data and has the larger λ; if these are γ = −λ, write {swapped}"
+    greater = f"be greater than logsnr_min = {logsnr_min:g}"
+    require(logsnr_min < logsnr_max, "logsnr_max", greater, f"{logsnr_max:g}", hint)
+
+
 Finite = Annotated[float, Number()]
 Positive = Annotated[float, Number(above=0.0)]
 NonNegative = Annotated[float, Number(at_least=0.0)]
