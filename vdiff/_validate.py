@@ -233,6 +233,16 @@ def _on_device(v: Tensor | torch.Generator, argument: str, x: Tensor, other: str
     require(v.device == x.device, argument, same, v.device, hint)
 
 
+def finite_values(value: Tensor, argument: str, given: Given) -> Tensor:
+    """A tensor without NaN or infinity. Reads values."""
+    bad = ~torch.isfinite(value)
+    if bad.any():
+        first = tuple(bad.nonzero()[0].tolist())
+        got = f"{int(bad.sum())} NaN or infinite values, the first at index {first}"
+        raise InvalidValue(argument, "be finite", got)
+    return value
+
+
 @dataclass(frozen=True)
 class Ends:
     """A time in [0, 1] for each example of `x` (or `data`); with `steps` among the arguments,

@@ -33,7 +33,7 @@ from vdiff.loss import (
     predict_at,
     standard_normal,
 )
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import Follow, check_schedule

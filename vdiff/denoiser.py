@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from vdiff.errors import checking, must, names_arrays, shown, under_functorch
 from vdiff.gaussian import HALF, at_least_float32, per_example, wide, wide_number
-from vdiff.parameterization import Parameterization, Prediction, check_parameterization
+from vdiff.parameterization import Parameterization, check_parameterization
+from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule, Tabulated
 from vdiff.schedule.base import home
 from vdiff.variance import Posterior, ReverseVariance

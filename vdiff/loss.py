@@ -26,7 +26,7 @@ from vdiff.errors import (
     shown,
 )
 from vdiff.gaussian import PURE, Step, at_least_float32, diffuse, prior_kl
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import check_schedule

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vdiff.errors import must
 from vdiff.gaussian import Step, at_least_float32, per_example, spread_kl, sum_dims
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.variance import Optimal
 
 

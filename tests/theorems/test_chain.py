@@ -22,7 +22,7 @@ from vdiff import (
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step
 from vdiff.nn import MLP
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.profile import Profile
 from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw, reverse_kl, reverse_log_ratio
 from vdiff.variance import (

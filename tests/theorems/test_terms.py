@@ -24,7 +24,7 @@ from vdiff import (
 from vdiff.decoder import DiscretizedGaussian, Gaussian
 from vdiff.gaussian import Step
 from vdiff.likelihood import evaluate
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.profile import Profile
 from vdiff.reverse import Raw
 from vdiff.times import grid
