@@ -260,7 +260,7 @@ def test_bad_variances_are_named():
     ):
         Denoiser(lambda z, t: torch.cat([z, z], 1), Eps())(z, logsnr)
     with pytest.raises(
-        ValueError, match=r"Range: argument 'head' must come with the prediction; got None"
+        ValueError, match=r"^argument 'head' must come with the prediction; got None"
     ):
         Range().excess(Step(torch.zeros(4), torch.ones(4)))
     with pytest.raises(
