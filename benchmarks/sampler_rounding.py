@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from vdiff import Eps, Flow, GaussianMixture, Linear, V, X, adams, ddim, few_steps, heun, sample
-from vdiff.parameterization import Parameterization, Prediction
+from vdiff.parameterization import Parameterization
+from vdiff.prediction import Prediction
 from vdiff.sampling import dpmpp_2m, ode
 from vdiff.sampling.step import Step
 from vdiff.schedule import Schedule

@@ -24,7 +24,7 @@ from vdiff import (
     weighted_elbo,
 )
 from vdiff.augmentation import Augmentation
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.recipes import RECIPES
 from vdiff.weighting import Custom
 

@@ -139,7 +139,7 @@ class Column(Parameterization):
 def test_a_row_of_the_wrong_shape_is_named():
     with pytest.raises(
         ValueError,
-        match=r"must have a row and an input scale of numbers or \(batch,\) tensors; got \(3, 1\) from Column",
+        match=r"must have a row and an input scale of numbers or \(batch,\) tensors; got \(21, 1\) from Column",
     ):
         Denoiser(lambda z, t: z, Column())
 

@@ -31,11 +31,11 @@ from vdiff.parameterization import (
     Flow,
     Parameterization,
     PosteriorMean,
-    Prediction,
     Score,
     V,
     X,
 )
+from vdiff.prediction import Prediction
 from vdiff.profile import Profile
 from vdiff.recipes import Recipe, recipe
 from vdiff.resampling import LossSecondMoment

@@ -13,10 +13,10 @@ from vdiff.decoder import Decoder, Gaussian
 from vdiff.denoiser import Denoiser, check_no_data_parallel
 from vdiff.errors import InvalidType, InvalidValue, has_values, out_of_memory, shown
 from vdiff.gaussian import PURE
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
-from vdiff.weighting import check_chain, check_values_once, check_weight_function
+from vdiff.weighting.base import sound
 
 LARGEST = 1e30  # a weight beyond it is infinite, where −600 stands for −∞
 
@@ -59,11 +59,6 @@ def _model(model: Any, argument: str, given: Given) -> Any:
     return asked(model)
 
 
-def _weighting(weighting: object, argument: str, given: Given) -> object:
-    check_weight_function("", weighting)
-    return weighting
-
-
 def _condition(condition: object, argument: str, given: Given) -> object:
     if condition is None:
         return condition
@@ -81,7 +76,6 @@ def _condition(condition: object, argument: str, given: Given) -> object:
 
 
 Model = Annotated[Callable[..., Prediction], _model]
-WeightFunction = Annotated[Callable[[Tensor], Tensor], _weighting]
 Condition = Annotated[Mapping[str, Any] | None, _condition]
 
 
@@ -101,20 +95,10 @@ def known_range_of(model: Any, schedule: Schedule) -> None:
     known_range(model, schedule, None)
 
 
-def chain_divides(schedule: Schedule, steps: int | None) -> None:
-    """A rule: a table has the steps of its own levels."""
-    check_chain("", None, schedule, steps)
-
-
-def chain_of_weighting(weighting: object, schedule: Schedule, steps: int | None) -> None:
-    """A rule: the plain loss of a chain is one on that chain; a function's values are weights."""
-    check_chain("", weighting, schedule, steps)
-
-
-def values_of_weighting(x: Tensor, weighting: Any, schedule: Schedule) -> None:
+def sound_on_cpu(x: Tensor, weighting: Any, schedule: Schedule) -> None:
     """A rule: the values of a function are weights. They are read on a CPU."""
     if x.device.type == "cpu":
-        check_values_once("", weighting, schedule)
+        sound(weighting, schedule)
 
 
 def noise_on_chain(schedule: Schedule, steps: int | None) -> None:

@@ -239,6 +239,16 @@ def _on_device(v: Tensor | torch.Generator, argument: str, x: Tensor, other: str
     require(v.device == x.device, argument, same, v.device, hint)
 
 
+def finite_values(value: Tensor, argument: str, given: Given) -> Tensor:
+    """A tensor without NaN or infinity. Reads values."""
+    bad = ~torch.isfinite(value)
+    if bad.any():
+        first = tuple(bad.nonzero()[0].tolist())
+        got = f"{int(bad.sum())} NaN or infinite values, the first at index {first}"
+        raise InvalidValue(argument, "be finite", got)
+    return value
+
+
 @dataclass(frozen=True)
 class Ends:
     """A time in [0, 1] for each example of `x` (or `data`); with `steps` among the arguments,
@@ -281,6 +291,20 @@ class Ends:
             raise InvalidValue(argument, least, f"{early[0].item():g}", hint)
 
 
+def ordered_ends(logsnr_max: float, logsnr_min: float) -> None:
+    """Rule: λ_max is greater than λ_min."""
+    hint = "equal ends leave nothing between"
+    if logsnr_max < logsnr_min:
+        swapped = f"logsnr_max={-logsnr_max:g}, logsnr_min={-logsnr_min:g}"
+        hint = f"t = 0 is data and has the larger λ; if these are γ = −λ, write {swapped}"
+    greater = f"be greater than logsnr_min = {logsnr_min:g}"
+    require(logsnr_min < logsnr_max, "logsnr_max", greater, f"{logsnr_max:g}", hint)
+
+
+_CLEAN = "λ = +∞ is data without noise, where nothing is left to predict: stop at about 15"
+_NOISE = "λ = −∞ is zero terminal SNR: a bound needs some signal left, so stop at about −15"
+CleanEnd = Annotated[float, Number(hint=_CLEAN)]
+NoisyEnd = Annotated[float, Number(hint=_NOISE)]
 Finite = Annotated[float, Number()]
 Positive = Annotated[float, Number(above=0.0)]
 NonNegative = Annotated[float, Number(at_least=0.0)]

@@ -7,19 +7,29 @@ from torch import Tensor
 from vdiff._arguments import (
     Condition,
     Model,
-    WeightFunction,
     finite_end,
     known_range_of,
     variance_trained,
 )
-from vdiff._validate import Data, Noise, Random, require, unchecked, validated
+from vdiff._validate import (
+    CleanEnd,
+    Data,
+    Noise,
+    NoisyEnd,
+    Random,
+    ordered_ends,
+    require,
+    unchecked,
+    validated,
+)
 from vdiff.errors import InvalidValue
 from vdiff.gaussian import wide, wide_dtype
 from vdiff.loss import weighted_elbo
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import BISECTIONS, EDGE, CleanEnd, NoisyEnd, home, ordered_ends
+from vdiff.schedule.base import BISECTIONS, EDGE, home
 from vdiff.times import GOLDEN, stratified
-from vdiff.weighting import check_weighting
+from vdiff.weighting import WeightFunction
+from vdiff.weighting.base import check_values
 
 POINTS = 20_001
 ROUNDING = 1e-9  # a rise of w by less, relatively, is rounding
@@ -55,7 +65,7 @@ class Augmentation:
         self, weighting: WeightFunction, logsnr_max: CleanEnd, logsnr_min: NoisyEnd
     ) -> None:
         low, high = logsnr_min, logsnr_max
-        check_weighting(weighting, low, high, "Augmentation")
+        check_values(weighting, low, high)
         self.weighting, self.logsnr_max, self.logsnr_min = weighting, high, low
         logsnr = torch.linspace(low, high, POINTS, dtype=torch.float64, device=home(weighting))
         with torch.no_grad():

@@ -12,7 +12,6 @@ from torch import Tensor
 from vdiff._arguments import (
     Condition,
     Model,
-    chain_divides,
     data_without_decoder,
     decoder_fits,
     finite_end,
@@ -34,11 +33,12 @@ from vdiff.gaussian import (
     wide_number,
 )
 from vdiff.loss import Generators, complete, standard_normal, to_float32
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import NoiseLevels
 from vdiff.times import stratified, stratum_of
+from vdiff.weighting.base import divides_table
 
 Levels = Annotated[Tensor, Ends(zero=True)]
 BoundWeight = Annotated[float, Number(at_least=0.0, hint="less than 0 would maximise the bound")]
@@ -59,7 +59,6 @@ def fixed_ends(schedule: Schedule) -> None:
 ONE_LEVEL: list[Rule] = [
     synchronised,
     finite_end,
-    chain_divides,
     fixed_shape,
     looking_decoder,
     known_range,
@@ -248,7 +247,7 @@ def generators_divide(data: Tensor, generator: Any) -> None:
 
 
 @validated(
-    rules=[synchronised, finite_end, chain_divides, decoder_fits, generators_divide, known_range],
+    rules=[synchronised, finite_end, divides_table, decoder_fits, generators_divide, known_range],
     elsewhere={"t": "a path visits every step", "eps": "a path draws the noise of every step"},
 )
 @torch.no_grad()

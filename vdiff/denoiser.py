@@ -12,12 +12,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff._validate import Floating, Function, Given, require, validated
+from vdiff._validate import (
+    CleanEnd,
+    Floating,
+    Function,
+    Given,
+    NoisyEnd,
+    ordered_ends,
+    require,
+    validated,
+)
 from vdiff.errors import InvalidType, checking, shown
 from vdiff.gaussian import HALF, at_least_float32, per_example, wide
-from vdiff.parameterization import Parameterization, Prediction
+from vdiff.parameterization import Parameterization
+from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule, Tabulated
-from vdiff.schedule.base import CleanEnd, NoisyEnd, ordered_ends
 from vdiff.variance import Posterior, ReverseVariance
 
 Ends = tuple[float, float]

@@ -13,17 +13,14 @@ from torch import Tensor
 from vdiff._arguments import (
     Condition,
     Model,
-    WeightFunction,
-    chain_divides,
-    chain_of_weighting,
     decoder_fits,
     estimator_on_chain,
     finite_end,
     known_range,
     noise_on_chain,
     one_draw_of_given_times,
+    sound_on_cpu,
     synchronised,
-    values_of_weighting,
     variance_trained,
     weight_of_noise,
 )
@@ -33,11 +30,12 @@ from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder
 from vdiff.errors import InvalidArgument, checking
 from vdiff.gaussian import at_least_float32, diffuse, prior_kl
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.times import grid
-from vdiff.weighting import ELBO
+from vdiff.weighting import ELBO, WeightFunction
+from vdiff.weighting.base import divides_table, same_chain
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -49,7 +47,7 @@ WEIGHTED = "the bound's weighting is ELBO(); weighted_elbo takes another"
 
 @validated(
     rules=[
-        synchronised, variance_trained, noise_on_chain, chain_of_weighting, values_of_weighting,
+        synchronised, variance_trained, noise_on_chain, divides_table, same_chain, sound_on_cpu,
         weight_of_noise, known_range,
     ],
     elsewhere={"decoder": ENCODED},
@@ -122,7 +120,7 @@ def weighted_elbo(
 
 @validated(
     rules=[
-        synchronised, finite_end, chain_divides, decoder_fits, one_draw_of_given_times,
+        synchronised, finite_end, divides_table, decoder_fits, one_draw_of_given_times,
         estimator_on_chain, known_range,
     ],
     elsewhere={"weighting": WEIGHTED},

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from vdiff._arguments import (
     Condition,
     Model,
-    WeightFunction,
     asked,
-    chain_divides,
-    chain_of_weighting,
     decoder_fits,
     finite_end,
     noise_on_chain,
@@ -32,7 +29,8 @@ from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import Merge, home
 from vdiff.times import on_chain, stratified
-from vdiff.weighting import ELBO, Weighting, check_weighting, lowest
+from vdiff.weighting import ELBO, WeightFunction, Weighting
+from vdiff.weighting.base import check_values, divides_table, lowest, same_chain
 
 _ELBO = ELBO()
 
@@ -215,16 +213,16 @@ def loss_fits(schedule: Schedule, loss: Loss | None) -> None:
         noise_on_chain(schedule, loss.steps)
     else:
         finite_end(schedule)
-    chain_divides(schedule, loss.steps)
+    divides_table(schedule, loss.steps)
     if loss.decoder is not None:
         decoder_fits(loss.decoder, schedule)
     weighting = getattr(loss, "weighting", None)
     if weighting is not None:
-        chain_of_weighting(weighting, schedule, loss.steps)
+        same_chain(weighting, loss.steps)
         if home(schedule).type != "meta":  # there, learned ends have no values yet
             least, most = lowest(schedule), schedule.logsnr_max
             low, high = weighting.range() if isinstance(weighting, Weighting) else (least, most)
-            check_weighting(weighting, max(low, least), min(high, most), "")
+            check_values(weighting, max(low, least), min(high, most))
 
 
 def no_replica(self: nn.Module) -> None:

@@ -17,7 +17,8 @@ from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.errors import check_data, must, names_arrays
 from vdiff.gaussian import RestorableModule, kl_to_normal
-from vdiff.parameterization import Eps, Prediction
+from vdiff.parameterization import Eps
+from vdiff.prediction import Prediction
 
 Array = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]] | Tensor
 REACH, FINENESS = (

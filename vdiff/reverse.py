@@ -1,19 +1,22 @@
-"""The reverse kernel p(z_s | z_t) of a discrete step: one home for the bound's steps and for
-ancestral sampling.
+"""The reverse kernel p(z_s | z_t) of a discrete step, for the bound and for ancestral sampling.
 
 p(z_s | z_t) = N( μ(x̂), Σ ): the posterior's mean with x̂ in place of x, and the prediction's own
 choice of Σ = e^u c σ_s².
 """
+
+import abc
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import must
+from vdiff._validate import require
 from vdiff.gaussian import Step, at_least_float32, per_example, spread_kl, sum_dims
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.variance import Optimal
+
+Rng = torch.Generator | None
 
 
 def reverse_mean(prediction: Prediction, step: Step) -> Float[Tensor, "batch *dims"]:
@@ -41,9 +44,8 @@ def reverse_sample(
     """
     std = per_example(step.variance.sqrt(), noise)
     u = excess(prediction, step, noise)
-    return reverse_mean(prediction, step) + (
-        std * noise if u is None else std * torch.exp(0.5 * u) * noise
-    )
+    std = std if u is None else std * torch.exp(0.5 * u)
+    return reverse_mean(prediction, step) + std * noise
 
 
 def reverse_kl(
@@ -101,7 +103,7 @@ def reverse_log_ratio(
     )
 
 
-class Estimator:
+class Estimator(abc.ABC):
     """How one step of the bound is estimated: a call returns nats per example, whose sum over the
     chain is the diffusion term.
 
@@ -111,22 +113,16 @@ class Estimator:
     tensor([1.7183])
     """
 
+    @abc.abstractmethod
     def __call__(
-        self,
-        prediction: Prediction,
-        x: Tensor,
-        eps: Tensor,
-        step: Step,
-        generator: torch.Generator | None = None,
+        self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: Rng = None
     ) -> Tensor:
         """One draw for each example of this step's term."""
-        raise NotImplementedError
 
     def ends(
         self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float
     ) -> Tensor | float:
-        """What the end terms of the bound have more than the prior's KL and the reconstruction,
-        nats; 0 but for `Raw`."""
+        """What this estimator adds to the prior's KL, nats: 0 for all but `Raw`."""
         return 0.0
 
     def __repr__(self) -> str:
@@ -141,12 +137,7 @@ class RaoBlackwell(Estimator):
     """
 
     def __call__(
-        self,
-        prediction: Prediction,
-        x: Tensor,
-        eps: Tensor,
-        step: Step,
-        generator: torch.Generator | None = None,
+        self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: Rng = None
     ) -> Tensor:
         return reverse_kl(prediction, x, eps, step)
 
@@ -163,12 +154,7 @@ class MonteCarlo(Estimator):
     """
 
     def __call__(
-        self,
-        prediction: Prediction,
-        x: Tensor,
-        eps: Tensor,
-        step: Step,
-        generator: torch.Generator | None = None,
+        self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: Rng = None
     ) -> Tensor:
         return reverse_log_ratio(prediction, x, eps, step, _noise(x, generator))
 
@@ -178,37 +164,28 @@ class Raw(Estimator):
     bound starts from.
 
     It differs from `MonteCarlo` by log q(z_t | x) − log q(z_s | x). Each step has another mean;
-    only their sum agrees, with the end terms that the derivation has beside it, log q(z_0 | x) and
+    only the sums agree, together with the end terms of the derivation, log q(z_0 | x) and
     log p(z_1): on average the sum over the chain is lower than that of `MonteCarlo` by the entropy
-    that q gains, ½ d log(σ_1²/σ_0²), which `elbo` puts into the prior's term.
+    that q gains, ½ d log(σ_1²/σ_0²), which `elbo` adds to the prior's term.
 
     >>> Raw()
     Raw()
     """
 
     def __call__(
-        self,
-        prediction: Prediction,
-        x: Tensor,
-        eps: Tensor,
-        step: Step,
-        generator: torch.Generator | None = None,
+        self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: Rng = None
     ) -> Tensor:
         noise = _noise(x, generator)
-        gain = 0.5 * sum_dims(
-            step.noise_s(eps, noise).square()
-            - eps.square()
-            - per_example(step.log_variance_ratio, x)
-        )
+        moved = step.noise_s(eps, noise).square() - eps.square()
+        gain = 0.5 * sum_dims(moved - per_example(step.log_variance_ratio, x))
         return reverse_log_ratio(prediction, x, eps, step, noise) + gain
 
     def ends(
         self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float
     ) -> Tensor | float:
         high, low = (torch.as_tensor(v, dtype=torch.float64) for v in (logsnr_max, logsnr_min))
-        return (0.5 * dims * (F.softplus(high) - F.softplus(low))).to(
-            at_least_float32(torch.get_default_dtype())
-        )
+        gain = 0.5 * dims * (F.softplus(high) - F.softplus(low))
+        return gain.to(at_least_float32(torch.get_default_dtype()))
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -218,15 +195,10 @@ def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def excess(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
     """u in the dtype of x and ready to broadcast over it; None for the number 0."""
     variance = prediction.variance
-    if isinstance(variance, Optimal) and variance.dims != x[0].numel():
-        raise ValueError(
-            must(
-                "Optimal",
-                "dims",
-                f"be the dimensions of an example, {x[0].numel()}",
-                variance.dims,
-            )
-        )
+    if isinstance(variance, Optimal):
+        dims = x[0].numel()
+        fits, of = variance.dims == dims, f"be the dimensions of an example, {dims}"
+        require(fits, "dims", of, variance.dims, "of the model's Optimal variance")
     u = variance.excess(step, prediction.head)
     if not isinstance(u, Tensor):
         return None if u == 0.0 else torch.full_like(x, u)

@@ -1,27 +1,29 @@
 """How the variance Σ of a reverse step p(z_s | z_t) is chosen.
 
-Told as u = log Σ − log(c σ_s²), how far it exceeds the posterior's in logarithm: 0 for the
+Each choice returns u = log Σ − log(c σ_s²), the log ratio to the posterior's variance: 0 for the
 posterior's own ("small", β̃), ℓ for the forward step's ("large", β). With u, the step's KL needs
 no difference of large numbers.
 """
 
+import abc
 import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
+from vdiff._validate import Count, require, validated
+from vdiff.errors import InvalidValue
 from vdiff.gaussian import Step, per_example
 from vdiff.profile import Profile
 
 Excess = Tensor | float
 
 
-class ReverseVariance:
+class ReverseVariance(abc.ABC):
     """A choice of Σ: `excess(step, head)` is u, the number 0 or a (batch,) or (batch, …) tensor.
 
-    `learned` says whether the network has a second half of channels for it, which comes as `head`.
+    Where `learned`, the network has a second half of channels, which is `head`.
 
     >>> Forward().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])
@@ -29,9 +31,9 @@ class ReverseVariance:
 
     learned = False
 
+    @abc.abstractmethod
     def excess(self, step: Step, head: Tensor | None = None) -> Excess:
         """u = log Σ − log(c σ_s²)."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -81,7 +83,7 @@ class Range(ReverseVariance):
 
 
 class LogVariance(ReverseVariance):
-    """The network says log Σ.
+    """The network predicts log Σ.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
     >>> LogVariance().excess(step, step.variance.log()[:, None])
@@ -96,7 +98,7 @@ class LogVariance(ReverseVariance):
 
 
 class Variance(ReverseVariance):
-    """The network says Σ, through a softplus: where Σ is small that is nearly its logarithm (d log
+    """The network predicts Σ, through a softplus: where Σ is small, the head is nearly log Σ (d log
     Σ/d head = (1 − e^{−Σ})/Σ).
 
     Without the softplus the gradient would grow like 1/Σ, which is 1e4 and more at the clean end
@@ -111,12 +113,19 @@ class Variance(ReverseVariance):
 
     def excess(self, step: Step, head: Tensor | None = None) -> Excess:
         head = _given(self, head)
-        log_softplus = torch.log(
-            F.softplus(head.clamp(min=-15.0))
-        )  # below, log softplus(h) = h, and softplus underflows
-        return torch.where(head < -15.0, head, log_softplus) - per_example(
-            step.variance.log(), head
-        )
+        log_softplus = torch.log(F.softplus(head.clamp(min=-15.0)))  # below −15 it is the head
+        log_variance = torch.where(head < -15.0, head, log_softplus)
+        return log_variance - per_example(step.variance.log(), head)
+
+
+def seen_everywhere(profile: Profile) -> None:
+    """Rule: a profile has finite errors in every bin."""
+    empty = int((profile.count == 0).sum())
+    hint = "a chain of T steps has T levels: evaluate without steps, or take fewer bins"
+    require(not empty, "profile", "have seen something in every bin", f"{empty} empty bins", hint)
+    fits = bool((torch.isfinite(profile.mean) & (profile.mean >= 0)).all())
+    got = f"from {profile.mean.min():g} to {profile.mean.max():g}"
+    require(fits, "profile", "hold finite squared errors", got)
 
 
 class Optimal(ReverseVariance):
@@ -135,33 +144,8 @@ class Optimal(ReverseVariance):
     tensor([0.6201])
     """
 
-    def __init__(self, profile: Profile, dims: int) -> None:
-        check_positive_int("Optimal", "dims", dims)
-        if not isinstance(profile, Profile):
-            raise TypeError(
-                must(
-                    "Optimal",
-                    "profile",
-                    "be a Profile",
-                    type(profile).__name__,
-                    "evaluate(…, profile=profile) fills one",
-                )
-            )
-        if not (profile.count > 0).all():
-            hint = "a chain of T steps shows T levels alone: evaluate without steps, or take fewer bins"
-            came = f"{int((profile.count == 0).sum())} empty bins"
-            raise ValueError(
-                must("Optimal", "profile", "have seen something in every bin", came, hint)
-            )
-        if not (torch.isfinite(profile.mean) & (profile.mean >= 0)).all():
-            raise ValueError(
-                must(
-                    "Optimal",
-                    "profile",
-                    "hold finite squared errors",
-                    f"from {profile.mean.min():g} to {profile.mean.max():g}",
-                )
-            )
+    @validated(rules=[seen_everywhere])
+    def __init__(self, profile: Profile, dims: Count) -> None:
         self.profile, self.dims = copy.deepcopy(profile), dims
 
     def excess(self, step: Step, head: Tensor | None = None) -> Excess:
@@ -174,16 +158,9 @@ class Optimal(ReverseVariance):
 
 def _given(variance: ReverseVariance, head: Tensor | None) -> Tensor:
     if head is None:
-        name = type(variance).__name__
-        raise ValueError(
-            must(
-                name,
-                "head",
-                "come with the prediction",
-                None,
-                f"a model learns its variance as Denoiser(network, …, variance={name}())",
-            )
-        )
+        denoiser = f"Denoiser(network, …, variance={type(variance).__name__}())"
+        hint = f"a model learns its variance as {denoiser}"
+        raise InvalidValue("head", "come with the prediction", None, hint)
     return head
 
 

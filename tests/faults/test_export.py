@@ -133,7 +133,7 @@ def test_a_target_of_ones_own_is_saved_and_one_with_a_schedule_is_refused() -> N
     )
     with pytest.raises(
         TypeError,
-        match="Prediction: argument 'parameterization' must be made of numbers to be saved; got Linear",
+        match="a Prediction is saved with targets and variances made of numbers, not Linear",
     ):
         torch.export.save(program, io.BytesIO())
 
@@ -148,7 +148,7 @@ def test_a_class_that_is_not_there_is_not_imported(tmp_path: object) -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 1
     assert (
-        "must be of a class that is known; got faults.test_export.Own (import the module that has it)"
+        "a saved Prediction holds the class faults.test_export.Own: import its module first"
         in out.stderr
     )
 

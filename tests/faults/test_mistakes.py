@@ -140,10 +140,10 @@ def test_a_network_without_labels_refuses_them():
 def test_a_factor_is_a_function_of_log_snr():
     factor = loss_factor(Sigmoid(2.0), Cosine(), V())
     with assert_refused(
-        TypeError, "loss_factor", "logsnr", "be a floating tensor", "factor(schedule(t))"
+        TypeError, "LossFactor", "logsnr", "be a floating tensor", "factor(schedule(t))"
     ):
         factor(torch.tensor([100, 500]))
-    with assert_refused(TypeError, "loss_factor", "logsnr", "be a floating tensor", "float"):
+    with assert_refused(TypeError, "LossFactor", "logsnr", "be a floating tensor", "float"):
         factor(0.5)
 
 
@@ -181,6 +181,9 @@ class Unborn(Schedule):
 class UnbornWeighting(Weighting):
     def __init__(self):
         pass
+
+    def weight_at(self, logsnr):
+        return logsnr.exp()
 
 
 def test_a_class_that_forgets_its_parent_is_told():

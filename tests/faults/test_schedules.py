@@ -714,7 +714,7 @@ def test_fault_22_a_factor_alone_is_no_weighting(factor: Weighting) -> None:
             TypeError,
             "Product",
             "factor",
-            ("be a Weighting", "got 2 (a constant moves nothing but the learning rate"),
+            ("be a Weighting", "got 2 (a constant changes only the learning rate"),
         ),
         (
             lambda: ELBO() * MinSNR,
@@ -758,14 +758,14 @@ def test_fault_22_a_factor_alone_is_no_weighting(factor: Weighting) -> None:
         (
             lambda: EDM(std=0.0),
             ValueError,
-            "Gaussian",
+            "EDM",
             "std",
             ("be finite and greater than 0", "got 0"),
         ),
         (
             lambda: EDM(sigma_data=0.0),
             ValueError,
-            "V",
+            "EDM",
             "sigma_data",
             ("be finite and greater than 0", "got 0"),
         ),

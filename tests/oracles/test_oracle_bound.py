@@ -60,6 +60,8 @@ class ContinuousDecoder(Decoder):
     """N(z₀/α₀, e^{−λ_max} I). `elbo` refuses learned ends with vdiff's own, since training them
     has no optimum; their gradient is exact."""
 
+    decode = log_prob = None
+
     def encode(self, data: Tensor) -> Tensor:
         return data
 

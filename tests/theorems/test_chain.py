@@ -22,7 +22,7 @@ from vdiff import (
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step
 from vdiff.nn import MLP
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.profile import Profile
 from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw, reverse_kl, reverse_log_ratio
 from vdiff.variance import (
@@ -260,7 +260,7 @@ def test_bad_variances_are_named():
     ):
         Denoiser(lambda z, t: torch.cat([z, z], 1), Eps())(z, logsnr)
     with pytest.raises(
-        ValueError, match=r"Range: argument 'head' must come with the prediction; got None"
+        ValueError, match=r"^argument 'head' must come with the prediction; got None"
     ):
         Range().excess(Step(torch.zeros(4), torch.ones(4)))
     with pytest.raises(

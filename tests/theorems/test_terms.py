@@ -24,7 +24,7 @@ from vdiff import (
 from vdiff.decoder import DiscretizedGaussian, Gaussian
 from vdiff.gaussian import Step
 from vdiff.likelihood import evaluate
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.profile import Profile
 from vdiff.reverse import Raw
 from vdiff.times import grid
@@ -421,7 +421,7 @@ def test_a_fitted_variance_is_checked():
     model = Denoiser(lambda z, logsnr: z, Eps(), variance=Optimal(profile, dims=64))
     with pytest.raises(
         ValueError,
-        match=r"Optimal: argument 'dims' must be the dimensions of an example, 3; got 64",
+        match=r"argument 'dims' must be the dimensions of an example, 3; got 64",
     ):
         elbo(model, torch.zeros(2, 3), schedule=TABLE, steps=STEPS, decoder=Gaussian())
 

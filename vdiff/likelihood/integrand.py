@@ -16,7 +16,7 @@ from vdiff.errors import check_batch, must
 from vdiff.gaussian import at_least_float32
 from vdiff.likelihood.conditions import check_conditions, of_kept, of_rows
 from vdiff.loss import Model, check_call, check_decoder, elbo, full_precision
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.schedule import Linear, Schedule
 from vdiff.times import on_chain
 from vdiff.weighting import check_chain

@@ -54,7 +54,8 @@ from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.trace import Trace, default_trace
 from vdiff.loss import Model, check_call, usable
 from vdiff.oracle import GaussianMixture
-from vdiff.parameterization import DIGITS, Prediction
+from vdiff.parameterization import DIGITS
+from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
 

@@ -25,7 +25,7 @@ from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.trace import Exact, Hutchinson
 from vdiff.loss import Model
 from vdiff.oracle import Gaussian, GaussianMixture, Lattice
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.schedule import Linear
 from vdiff.times import generator_of
 

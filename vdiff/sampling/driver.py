@@ -17,7 +17,8 @@ from vdiff.denoiser import evaluation_mode
 from vdiff.errors import check_data, check_finite, did_you_mean, must
 from vdiff.gaussian import at_least_float32
 from vdiff.loss import check_call
-from vdiff.parameterization import DIGITS, Prediction
+from vdiff.parameterization import DIGITS
+from vdiff.prediction import Prediction
 from vdiff.sampling.grid import Grid, check_levels, few_steps, uniform
 from vdiff.sampling.multistep import adams, dpmpp_2m
 from vdiff.sampling.noise import Generators, check_generators

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from vdiff.denoiser import check_no_data_parallel
 from vdiff.errors import checking, finite, must, names_arrays, shown
 from vdiff.gaussian import per_example
-from vdiff.parameterization import Prediction, X
+from vdiff.parameterization import X
+from vdiff.prediction import Prediction
 from vdiff.sampling.step import Model, predicted
 
 

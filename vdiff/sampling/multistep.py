@@ -28,7 +28,8 @@ from torch import Tensor
 from vdiff.denoiser import flow_time
 from vdiff.errors import check_positive_int, must, names_arrays
 from vdiff.gaussian import per_example, sigma, wide
-from vdiff.parameterization import Eps, Flow, Parameterization, Prediction, V, X
+from vdiff.parameterization import Eps, Flow, Parameterization, V, X
+from vdiff.prediction import Prediction
 from vdiff.sampling.step import NOTHING, Memory, Model, is_at, move, scale
 
 ORDERS = (1, 2, 3)

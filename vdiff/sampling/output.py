@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vdiff.decoder import DiscretizedGaussian, Levels
 from vdiff.errors import check_data, check_finite, must
-from vdiff.parameterization import Prediction
+from vdiff.prediction import Prediction
 from vdiff.sampling.noise import Generators, noise_like
 
 _BYTES = DiscretizedGaussian(256)

@@ -27,7 +27,8 @@ from vdiff.condition import Condition, merged
 from vdiff.errors import checking, finite, has_values, must, names_arrays, shown
 from vdiff.gaussian import PURE, alpha, combine, per_example, sigma, wide
 from vdiff.gaussian import Step as ChainStep
-from vdiff.parameterization import Parameterization, Prediction
+from vdiff.parameterization import Parameterization
+from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_sample
 from vdiff.sampling.noise import Generators, noise_like
 from vdiff.variance import Optimal, ReverseVariance

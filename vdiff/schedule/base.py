@@ -3,13 +3,22 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._validate import Count, Given, Number, constraints, require, validated
+from vdiff._validate import (
+    CleanEnd,
+    Count,
+    Given,
+    NoisyEnd,
+    constraints,
+    ordered_ends,
+    require,
+    validated,
+)
 from vdiff.errors import InvalidType, checking, has_values
 from vdiff.gaussian import PreciseModule, Step, at_least_float32, device_of, wide
 from vdiff.schedule.check import check
@@ -22,26 +31,6 @@ UNREAD = 500  # losses without an update, after which a schedule that learns fro
 AnySchedule = TypeVar("AnySchedule", bound="Schedule")
 Merge = Callable[[Tensor], Tensor]
 Learn = Callable[[Tensor, int], Tensor]
-
-_CLEAN = "λ = +∞ is data without noise, where nothing is left to predict: stop at about 15"
-_NOISE = (
-    "λ = −∞ is zero terminal SNR: the bound's prior term needs some signal left, "
-    "so stop at about −15"
-)
-CleanEnd = Annotated[float, Number(hint=_CLEAN)]
-NoisyEnd = Annotated[float, Number(hint=_NOISE)]
-
-
-def ordered_ends(logsnr_max: float, logsnr_min: float) -> None:
-    """A rule: λ_max > λ_min."""
-    hint = "equal ends leave nothing between"
-    if logsnr_min > logsnr_max:
-        hint = (
-            "t = 0 is data and has the larger λ; if these are γ = −λ, write "
-            f"logsnr_max={-logsnr_max:g}, logsnr_min={-logsnr_min:g}"
-        )
-    above = f"be greater than logsnr_min = {logsnr_min:g}"
-    require(logsnr_max > logsnr_min, "logsnr_max", above, f"{logsnr_max:g}", hint)
 
 
 def unchanged(loss: Tensor, dims: int) -> Tensor:
@@ -336,8 +325,8 @@ home = device_of
 
 def check_ends(name: str, logsnr_max: float, logsnr_min: float) -> tuple[float, float]:
     """(λ_max, λ_min) as floats; raises unless λ_max > λ_min and both are finite."""
-    high: float = Number(hint=_CLEAN)(logsnr_max, "logsnr_max", {})
-    low: float = Number(hint=_NOISE)(logsnr_min, "logsnr_min", {})
+    high: float = constraints(CleanEnd)[0](logsnr_max, "logsnr_max", {})
+    low: float = constraints(NoisyEnd)[0](logsnr_min, "logsnr_min", {})
     ordered_ends(high, low)
     return high, low
 

@@ -16,11 +16,11 @@ from vdiff.parameterization import (
     Flow,
     Parameterization,
     PosteriorMean,
-    Prediction,
     Score,
     V,
     X,
 )
+from vdiff.prediction import Prediction
 from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw, reverse_kl, reverse_log_ratio
 from vdiff.schedule import Linear, Schedule, Tabulated
 from vdiff.theorems.integral import log_normal, panels

@@ -11,7 +11,8 @@ from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.gaussian import Step
 from vdiff.loss import Model, predict_at, weighted_elbo
 from vdiff.oracle import Gaussian, GaussianMixture
-from vdiff.parameterization import Eps, Prediction
+from vdiff.parameterization import Eps
+from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.theorems.chains import CHAIN, STEPS, drawn
 from vdiff.theorems.integral import average

@@ -10,7 +10,8 @@ from vdiff.denoiser import Denoiser, edm_time, flow_time, sigma_time
 from vdiff.gaussian import alpha, diffuse, per_example
 from vdiff.loss import predict_at, weighted_elbo
 from vdiff.oracle import GaussianMixture
-from vdiff.parameterization import Eps, Exploding, Flow, Parameterization, Prediction, Score, V, X
+from vdiff.parameterization import Eps, Exploding, Flow, Parameterization, Score, V, X
+from vdiff.prediction import Prediction
 from vdiff.schedule import Cosine, Schedule
 from vdiff.theorems.chains import total
 from vdiff.theorems.integral import expected_loss, levels

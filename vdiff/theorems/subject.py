@@ -13,7 +13,8 @@ from vdiff.errors import check_data, must
 from vdiff.gaussian import sigma
 from vdiff.loss import Model
 from vdiff.oracle import Gaussian, GaussianMixture
-from vdiff.parameterization import Eps, Parameterization, Prediction, V
+from vdiff.parameterization import Eps, Parameterization, V
+from vdiff.prediction import Prediction
 from vdiff.times import generator_of
 
 ROWS, CHUNK = 64, 256  # rows of a user's data, and how many their network sees at once

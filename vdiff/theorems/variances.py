@@ -8,7 +8,8 @@ from vdiff.decoder import normal_nodes
 from vdiff.gaussian import Step, step_kl
 from vdiff.loss import elbo, predict_at
 from vdiff.oracle import Gaussian, GaussianMixture
-from vdiff.parameterization import Eps, Prediction
+from vdiff.parameterization import Eps
+from vdiff.prediction import Prediction
 from vdiff.profile import Profile
 from vdiff.reverse import reverse_kl, reverse_sample
 from vdiff.schedule import Linear

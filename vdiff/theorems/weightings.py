@@ -10,7 +10,8 @@ from torch import Tensor
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.gaussian import Step, diffuse
 from vdiff.loss import weighted_elbo
-from vdiff.parameterization import Eps, Flow, Parameterization, Prediction, Score, V, X
+from vdiff.parameterization import Eps, Flow, Parameterization, Score, V, X
+from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl
 from vdiff.schedule import (
     Cosine,

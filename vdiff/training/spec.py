@@ -223,9 +223,13 @@ def _makes_one(made: type, word: str) -> bool:
 
 def _forms(hint: Any) -> tuple[Form, ...]:
     """The forms that an annotation has as plain data."""
+    if typing.get_origin(hint) is typing.Annotated:  # with a constraint of `vdiff._validate`
+        hint = hint.__origin__
     union = typing.get_origin(hint) in (UnionType, typing.Union)
-    found = [_form(part) for part in (typing.get_args(hint) if union else (hint,))]
-    return tuple(form for form in found if form is not None)
+    if union:
+        return tuple(form for part in typing.get_args(hint) for form in _forms(part))
+    form = _form(hint)
+    return () if form is None else (form,)
 
 
 def _form(part: Any) -> Form | None:

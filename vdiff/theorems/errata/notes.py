@@ -7,7 +7,8 @@ from torch.distributions import Normal, kl_divergence
 from vdiff.decoder import DiscretizedGaussian, normal_nodes
 from vdiff.gaussian import Step, diffuse, prior_kl, step_kl
 from vdiff.oracle import Gaussian, Lattice
-from vdiff.parameterization import Eps, Prediction
+from vdiff.parameterization import Eps
+from vdiff.prediction import Prediction
 from vdiff.schedule import Cosine, Tabulated
 from vdiff.theorems.bounds import HIGH, LOW, end_terms, whole
 from vdiff.theorems.errata.erratum import (

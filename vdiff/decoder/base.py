@@ -1,0 +1,123 @@
+"""What a decoder is."""
+
+import abc
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff._validate import Given, require, tensor, validated
+from vdiff.gaussian import (
+    RestorableModule,
+    alpha,
+    at_least_float32,
+    diffuse,
+    per_example,
+    wide,
+    wide_number,
+)
+from vdiff.parameterization import PosteriorMean
+from vdiff.prediction import Prediction
+
+NODE_SPACING, NODE_REACH = 0.1, 9.0  # of the trapezoid rule: below 1e-13 here
+
+Predict = Callable[[Tensor, Tensor], Prediction]
+
+
+def normal_nodes(device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """Equidistant nodes n and weights φ(n)·dn: Σ w f(n) is E f(N(0, 1)) for smooth f."""
+    half = round(NODE_REACH / NODE_SPACING)
+    nodes = wide(torch.arange(-half, half + 1, device=device)) * NODE_SPACING
+    weights = torch.exp(-0.5 * nodes.square())
+    return nodes, weights / weights.sum()
+
+
+def shaped_like_data(value: Tensor, argument: str, given: Given) -> Tensor:
+    """A tensor of the shape of `data`."""
+    tensor(value, argument, given)
+    shape, hint = tuple(given["data"].shape), "it would broadcast in silence"
+    same = f"have the shape of data, {shape}"
+    require(value.shape == shape, argument, same, tuple(value.shape), hint)
+    return value
+
+
+Mean = Annotated[Tensor, shaped_like_data]
+
+
+class Decoder(RestorableModule, abc.ABC):
+    """p(data | z₀) with its encoding. The mean is x̂(z₀) if `denoise`, else z₀/α₀.
+
+    >>> data = torch.tensor([[0, 128, 255]])
+    >>> decoders = Categorical(levels=256), DiscretizedGaussian(levels=256)
+    >>> [torch.equal(decoder.decode(decoder.encode(data)), data) for decoder in decoders]
+    [True, True]
+    """
+
+    denoise: bool = False
+
+    @abc.abstractmethod
+    def encode(self, data: Tensor) -> Tensor:
+        """Data as the network sees it, in the default dtype or float32, whichever is wider."""
+
+    @abc.abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """The most likely data for a clean x."""
+
+    @abc.abstractmethod
+    def log_prob(
+        self, data: Tensor, mean: Tensor, logsnr: Tensor | float
+    ) -> Float[Tensor, " batch"]:
+        """log p(data | mean) in nats per example, at noise level λ = `logsnr`."""
+
+    @abc.abstractmethod
+    def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        """E[−log p(data | z₀)] over z₀ ~ q(z₀ | x), exactly, for a decoder that does not look at
+        the network."""
+
+    @validated
+    def reconstruction(
+        self,
+        data: Tensor,
+        x: Tensor,
+        logsnr: Tensor | float,
+        predict: Predict,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """E[−log p(data | z₀)], nats per example: exact if the decoder does not look at the
+        network, else from one sample of z₀ (of `eps` if given)."""
+        if not self.denoise:
+            return self.expected_nll(data, logsnr).to(at_least_float32(x.dtype))
+        if eps is None:
+            eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        return self.nll(data, diffuse(x, eps, level(logsnr, x)), logsnr, predict)
+
+    @validated
+    def nll(
+        self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Predict
+    ) -> Float[Tensor, " batch"]:
+        """−log p(data | z₀) at one given z₀, nats per example."""
+        at = level(logsnr, z)
+        mean = self.denoised(predict(z, at)) if self.denoise else z / per_example(alpha(at), z)
+        return -self.log_prob(data, mean, logsnr)
+
+    def denoised(self, prediction: Prediction) -> Tensor:
+        """x̂(z₀)."""
+        hint = (
+            "no step ends at the first level, and its target is z itself: predict x, ε or v, or "
+            "take a decoder without denoise"
+        )
+        chain = isinstance(prediction.parameterization, PosteriorMean)
+        other = "be False where the network predicts a chain's posterior mean"
+        require(not chain, "denoise", other, True, hint)
+        return prediction.x
+
+
+def level(logsnr: Tensor | float, z: Tensor) -> Tensor:
+    """λ of each example."""
+    return wide_number(logsnr, z.device).expand(z.shape[0])
+
+
+__all__ = ["Decoder"]

@@ -1,0 +1,211 @@
+"""Gaussian decoders: a density for continuous data, and its integrals over the bins of levels."""
+
+import math
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vdiff._validate import Data, Given, Number, data, finite_values, require, validated
+from vdiff.decoder.base import Decoder, Mean, Predict, level, normal_nodes
+from vdiff.decoder.levels import Level, LevelData, Levels
+from vdiff.errors import has_values
+from vdiff.gaussian import StepToData, at_least_float32, per_example, sum_dims, wide, wide_number
+from vdiff.prediction import Prediction
+from vdiff.reverse import excess
+from vdiff.variance import Optimal
+
+Variance = Annotated[float, Number(above=0.0, hint="a variance, not its logarithm")]
+
+
+def _own_variance(variance: float | None, denoise: bool, clip: float | None) -> None:
+    alone = clip is None or (denoise and variance is None)
+    got, hint = f"variance={variance}, denoise={denoise}", "the variance is then the network's own"
+    require(alone, "clip", "come with denoise=True and without variance", got, hint)
+
+
+class DiscretizedGaussian(Levels):
+    """DDPM's decoder: a Gaussian integrated over each level's bin, the end bins reaching to ±∞
+    (arXiv:2006.11239, eq. 13).
+
+    Its standard deviation is the noise of z₀/α₀, e^{−λ_max/2}, or √variance where that is given
+    (DDPM: β₁ or β̃₂); its mean is z₀/α₀, or x̂(z₀) with `denoise`, as in DDPM. The data says which
+    bins are at the ends, in log space and without a clamp.
+
+    With `clip` the variance is the model's own, as in iDDPM: that of its reverse step from z₀ to
+    data, where the posterior's is zero and is taken as `clip` (β̃₂, `first_variance(schedule,
+    steps)`). For a learned range that is log Σ = v log σ₀² + (1 − v) log clip; for `Forward()` it
+    is σ₀², where DDPM's code has β̃₂ too (`variance=β̃₂`).
+
+    >>> table = DiscretizedGaussian(256).table(13.3)
+    >>> bool(table[0] < table[1])
+    True
+    """
+
+    @validated(rules=[_own_variance])
+    def __init__(
+        self,
+        levels: Level = 256,
+        *,
+        closed: bool = True,
+        variance: Variance | None = None,
+        denoise: bool = False,
+        clip: Variance | None = None,
+    ) -> None:
+        super().__init__(levels, closed=closed)
+        self.variance, self.denoise, self.clip = variance, denoise, clip
+
+    @validated
+    def log_prob(
+        self, data: LevelData, mean: Mean, logsnr: Tensor | float
+    ) -> Float[Tensor, " batch"]:
+        return self._log_prob(data, mean, _std(self.variance, logsnr, mean.device))
+
+    def _log_prob(self, data: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        center = self._place(wide(data)) - wide(mean)
+        log_p = self._log_bin(center, std, data == 0, data == self.levels - 1)
+        return sum_dims(log_p).to(at_least_float32(mean.dtype))
+
+    @validated
+    def nll(
+        self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Predict
+    ) -> Float[Tensor, " batch"]:
+        if self.clip is None:
+            return super().nll(data, z, logsnr, predict)
+        prediction = predict(z, level(logsnr, z))
+        std = self._own_std(prediction, self.clip)
+        return -self._log_prob(data, self.denoised(prediction), std)
+
+    def _own_std(self, prediction: Prediction, clip: float) -> Tensor:
+        """That of the model's reverse step to data, in each dimension."""
+        hint = "its limit here is the error of x̂ alone: measure that, and give variance=…"
+        fitted = isinstance(prediction.variance, Optimal)
+        out = "be left out with a variance fitted to the chain"
+        require(not fitted, "clip", out, "Optimal", hint)
+        z = wide(prediction.z)
+        std = torch.full_like(z, math.sqrt(clip))
+        u = excess(prediction, StepToData(wide(prediction.logsnr), clip), z)
+        return std if u is None else std * torch.exp(0.5 * u)
+
+    def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
+        if self.clip is None:
+            of_noise = _std(self.variance, prediction.logsnr, mean.device)
+            std = torch.as_tensor(per_example(of_noise, mean))
+        else:
+            std = self._own_std(prediction, self.clip)[..., None]
+        k = torch.arange(self.levels, device=mean.device)
+        return self._log_bin(self.grid.to(mean.device) - mean, std, k == 0, k == self.levels - 1)
+
+    def _table(self, logsnr: Tensor) -> Float[Tensor, "*dims levels"]:
+        nodes, weights = normal_nodes(logsnr.device)
+        std = _std(self.variance, logsnr, logsnr.device)
+        center = -nodes * torch.exp(-0.5 * logsnr)
+        no, yes = (torch.full_like(nodes, value, dtype=torch.bool) for value in (False, True))
+        edge, inner = (-(weights @ self._log_bin(center, std, first, no)) for first in (yes, no))
+        table = inner.repeat(self.levels)
+        return torch.cat([edge[None], table[1:-1], edge[None]])
+
+    def _log_bin(self, center: Tensor, std: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        """log probability of the bin around `center` = x_k − mean."""
+        lower, upper = (center - 0.5 * self.spacing) / std, (center + 0.5 * self.spacing) / std
+        inner = log_normal_interval(lower, upper)
+        edge = log_normal_cdf(torch.where(first, upper, -lower))
+        return torch.where(first | last, edge, inner)
+
+    def extra_repr(self) -> str:
+        own = f"variance={self.variance}, denoise={self.denoise}, clip={self.clip}"
+        return f"{super().extra_repr()}, {own}"
+
+
+def _finite_data(value: Tensor, argument: str, given: Given) -> Tensor:
+    data(value, argument, given)
+    read = has_values(value) and not torch.is_grad_enabled()
+    return finite_values(value, argument, given) if read else value
+
+
+class Gaussian(Decoder):
+    """p(x | z₀) = N(z₀/α₀, e^{−λ_max} I) for continuous data; or N(x̂(z₀), variance I) with
+    `denoise`.
+
+    Without `denoise` and `variance` its term is ½d (log 2πe − λ_max): it falls without end as
+    λ_max grows, so a learned λ_max is refused with this decoder.
+
+    >>> Gaussian().expected_nll(torch.zeros(1, 2), 0.0)
+    tensor([2.8379])
+    """
+
+    @validated
+    def __init__(self, *, variance: Variance | None = None, denoise: bool = False) -> None:
+        super().__init__()
+        self.variance, self.denoise = variance, denoise
+
+    @validated
+    def encode(self, data: Annotated[Tensor, _finite_data]) -> Tensor:
+        """Continuous data as it is. Raises where it is not floating, or, where no gradient is
+        recorded, not finite."""
+        return data
+
+    def decode(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    @validated
+    def log_prob(self, data: Data, mean: Mean, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        std = _std(self.variance, logsnr, mean.device)
+        score = (wide(data) - wide(mean)) / std
+        log_p = -0.5 * score.square() - std.log() - 0.5 * math.log(2 * math.pi)
+        return sum_dims(log_p).to(at_least_float32(mean.dtype))
+
+    @validated
+    def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+        logsnr = wide_number(logsnr, data.device)
+        log_variance = -logsnr
+        if self.variance is not None:
+            log_variance = torch.full_like(logsnr, math.log(self.variance))
+        per_dim = 0.5 * (math.log(2 * math.pi) + log_variance + torch.exp(-logsnr - log_variance))
+        return (data[0].numel() * per_dim).to(at_least_float32(data.dtype)).expand(data.shape[0])
+
+    def __repr__(self) -> str:
+        return f"Gaussian(variance={self.variance}, denoise={self.denoise})"
+
+
+def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
+    """log(Φ(upper) − Φ(lower)) for lower < upper, in log space: exact far in the tails, with a
+    gradient there.
+
+    >>> log_normal_interval(torch.tensor(-41.0), torch.tensor(-40.0))
+    tensor(-804.6085)
+    """
+    flip = lower + upper > 0  # work in the lower tail, where Φ keeps its digits
+    low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    log_high = log_normal_cdf(high)
+    log_p: Tensor = log_high + torch.log(-torch.expm1(log_normal_cdf(low) - log_high))
+    return log_p
+
+
+def log_normal_cdf(score: Tensor) -> Tensor:
+    """log Φ(score), with a gradient that keeps its digits: −score far in the lower tail.
+
+    `torch.special.log_ndtr` has the same values, but computes its gradient as
+    e^{−score²/2 − log Φ}/√2π, with a relative error of 1e-16 · score². From −1e8 on that gradient
+    is zero or infinite.
+
+    >>> score = torch.tensor([-1e9], dtype=torch.float64, requires_grad=True)
+    >>> log_normal_cdf(score).sum().backward()
+    >>> score.grad
+    tensor([1.0000e+09], dtype=torch.float64)
+    """
+    # each formula overflows on the side of the other
+    below, above = score.clamp(max=0.0), score.clamp(min=0.0)
+    tail = torch.log(0.5 * torch.special.erfcx(below * -math.sqrt(0.5))) - 0.5 * below.square()
+    return torch.where(score < 0, tail, torch.log1p(-0.5 * torch.erfc(above * math.sqrt(0.5))))
+
+
+def _std(variance: float | None, logsnr: Tensor | float, device: torch.device) -> Tensor:
+    if variance is not None:
+        return wide_number(math.sqrt(variance), device)
+    return torch.exp(-0.5 * wide_number(logsnr, device))
+
+
+__all__ = ["DiscretizedGaussian", "Gaussian", "log_normal_cdf", "log_normal_interval"]

@@ -1,0 +1,159 @@
+"""The weightings of published losses."""
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from vdiff._validate import Count, Finite, Given, Positive, require, validated
+from vdiff.errors import InvalidType
+from vdiff.gaussian import PURE
+from vdiff.parameterization import Parameterization, V, X
+from vdiff.schedule import OptimalTransport, Schedule
+from vdiff.schedule.base import EDGE, check_schedule, home
+from vdiff.schedule.law import Gaussian, Law
+from vdiff.weighting.base import SPAN, Weighting, lowest
+
+
+class ELBO(Weighting):
+    """w = 1: the evidence lower bound.
+
+    >>> ELBO()(torch.tensor([3.0]))
+    tensor([1.])
+    """
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.ones_like(logsnr)
+
+
+class Sigmoid(Weighting):
+    """w = sigmoid(bias − λ) (VDM++, arXiv:2303.00848; bias 2 was best there).
+
+    >>> Sigmoid(0.0)(torch.tensor([0.0]))
+    tensor([0.5000])
+    """
+
+    @validated
+    def __init__(self, bias: Finite = 2.0) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(self.bias - logsnr)
+
+    def extra_repr(self) -> str:
+        return f"bias={self.bias}"
+
+
+def fixed(schedule: Schedule | Law, argument: str, given: Given) -> Schedule | Law:
+    """A law, or a schedule that does not learn."""
+    if isinstance(schedule, Law):
+        if given["steps"] is not None:
+            raise InvalidType(argument, "be a Schedule where steps are given", repr(schedule))
+        return schedule
+    check_schedule("MSE", schedule)
+    moves = schedule.learns_ends or schedule.learns_shape
+    hint = "the objective of a plain loss moves with it: use a fixed w(λ)"
+    require(not moves, argument, "be fixed", repr(schedule), hint)
+    return schedule
+
+
+class MSE(Weighting):
+    """The weighting of plain squared error on a target, with times from a schedule or a law
+    over λ.
+
+        w(λ) = 2 p(λ) κ(λ)²
+
+    constant included: `weighted_elbo(..., weighting=MSE(s, p))` is E‖o − ô‖², summed over
+    dimensions, with λ ~ p_s between the ends of s, whatever schedule it is sampled with. With
+    `steps`, the mean over the T + 1 levels of the T-step chain of s: w(λ_i) = 2κ²/((T + 1)
+    expm1(λ_{i−1} − λ_i)) at i = 1 … T. The level at t = 0 is the decoder's: no draw trains it,
+    though a sampler asks the network there. `hybrid(…, steps=T, bound_weight=0)` is the simple
+    loss on all T + 1 levels. A learned or adaptive schedule is refused: the objective would move
+    with it.
+
+    >>> MSE(OptimalTransport().law, Flow())(torch.tensor([2.0]))  # e^{-λ/2}
+    tensor([0.3679])
+    """
+
+    @validated
+    def __init__(
+        self,
+        schedule: Annotated[Schedule | Law, fixed],
+        parameterization: Parameterization,
+        *,
+        steps: Count | None = None,
+    ) -> None:
+        super().__init__()
+        self.schedule, self.parameterization, self.steps = schedule, parameterization, steps
+        self.chain, self._first = steps, SPAN
+        self._find_first_level()
+        self.register_load_state_dict_post_hook(MSE._find_first_level)  # type: ignore[no-untyped-call]
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._find_first_level()
+
+    def _find_first_level(self, *_: object) -> None:
+        if isinstance(self.schedule, Schedule) and home(self.schedule).type != "meta":
+            start = 1 / self.steps if self.steps else 0.0
+            t = torch.tensor(start, dtype=torch.float64, device="cpu")
+            self._first = self.schedule(t).item()
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        if self.steps is None or isinstance(self.schedule, Law):
+            return self.schedule.density(logsnr) * (2.0 * self.parameterization.kappa2(logsnr))
+        logsnr = logsnr.masked_fill(logsnr == -math.inf, PURE)
+        kappa2 = self.parameterization.kappa2(logsnr)
+        delta = self.schedule.delta(self.schedule.inverse(logsnr, clamp=True), self.steps)
+        inside = (logsnr >= self.schedule.logsnr_min - EDGE) & (logsnr <= self._first + EDGE)
+        return torch.where(inside, 2.0 * kappa2 / ((self.steps + 1) * torch.expm1(delta)), 0.0)
+
+    def range(self) -> tuple[float, float]:
+        return -SPAN if isinstance(self.schedule, Law) else lowest(self.schedule), self._first
+
+    def extra_repr(self) -> str:
+        steps = f", steps={self.steps}" if self.steps else ""
+        return f"{self.schedule!r}, {self.parameterization!r}{steps}"
+
+
+class EDM(MSE):
+    """EDM's, w = (2/σ_d²) N(λ; 2.4, 2.4²)(e^{−λ} + σ_d²). With `monotone`, w is constant to the
+    left of its peak (VDM++).
+
+    >>> EDM()(torch.tensor([0.0]))
+    tensor([1.0082])
+    """
+
+    @validated
+    def __init__(
+        self,
+        mean: Finite = 2.4,
+        std: Positive = 2.4,
+        sigma_data: Positive = 0.5,
+        *,
+        monotone: bool = False,
+    ) -> None:
+        super().__init__(Gaussian(mean, std), V(sigma_data))
+        self.held_below = -math.inf
+        if monotone:
+            self.held_below = self.peak
+
+    def weight_at(self, logsnr: Tensor) -> Tensor:
+        held = logsnr.clamp(min=self.held_below) if self.held_below > -math.inf else logsnr
+        return super().weight_at(held)
+
+
+class InDI(MSE):
+    """Inversion by direct iteration: x-prediction on the straight path, w = ¼ e^{−λ} sech²(λ/4).
+
+    >>> InDI()(torch.tensor([0.0]))
+    tensor([0.2500])
+    """
+
+    def __init__(self) -> None:
+        super().__init__(OptimalTransport().law, X())
+
+
+__all__ = ["EDM", "ELBO", "MSE", "InDI", "Sigmoid"]
