@@ -142,10 +142,10 @@ def test_bad_arguments_are_named():
         LossSecondMoment(0)
     with pytest.raises(
         ValueError,
-        match=r"argument 'uniform' must be finite and greater than 0; got 0 \(without it a step",
+        match=r"argument 'uniform' must lie in \(0, 1\]; got 0 \(without it a step",
     ):
         LossSecondMoment(3, uniform=0.0)
-    with pytest.raises(ValueError, match=r"argument 'uniform' must be a share, at most 1; got 2"):
+    with pytest.raises(ValueError, match=r"argument 'uniform' must lie in \(0, 1\]; got 2"):
         LossSecondMoment(3, uniform=2.0)
     with pytest.raises(
         ValueError,

@@ -301,6 +301,17 @@ def ordered_ends(logsnr_max: float, logsnr_min: float) -> None:
     require(logsnr_min < logsnr_max, "logsnr_max", greater, f"{logsnr_max:g}", hint)
 
 
+def on_chain(t: Tensor, steps: int) -> None:
+    """Rule: times are the ends i/steps of a chain's steps, i ≥ 1, to the rounding of their dtype.
+    Reads values."""
+    place = t.double() * steps
+    near = (place - place.round()).abs() <= max(1e-3, 1e-6 * steps)
+    off = t[~(near & (place >= 1 - 1e-3) & (place <= steps + 1e-3))]
+    if len(off):
+        got, hint = f"{off[0].item():g}", "the times of another chain?"
+        raise InvalidValue("t", f"be i/{steps} with i = 1 … {steps}", got, hint)
+
+
 _CLEAN = "λ = +∞ is data without noise, where nothing is left to predict: stop at about 15"
 _NOISE = "λ = −∞ is zero terminal SNR: a bound needs some signal left, so stop at about −15"
 CleanEnd = Annotated[float, Number(hint=_CLEAN)]
@@ -406,7 +417,11 @@ class _Signature:
         if self.words[:1] not in (["self"], ["cls"]) or not args:
             return name
         owner = args[0].__name__ if isinstance(args[0], type) else type(args[0]).__name__
-        return owner if name in ("__init__", "__call__", "forward") else f"{owner}.{name}"
+        return (
+            owner
+            if name in ("__init__", "__post_init__", "__call__", "forward")
+            else f"{owner}.{name}"
+        )
 
     def _unknown(self, word: str, args: tuple[Any, ...]) -> str:
         hint = self.elsewhere.get(word) or did_you_mean(word, self.words)

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_on_chain, must
+from vdiff._validate import on_chain, require, validated
 from vdiff.gaussian import ValuesCopied, bits_per_dim, copy_values
+
+_PARTS = "prior", "diffusion", "reconstruction"
 
 
 class Drawn(NamedTuple):
@@ -67,22 +69,18 @@ class Bound(ValuesCopied):
         >>> list(Bound(zero, zero, zero, 1).parts())
         ['prior', 'diffusion', 'reconstruction', 'total']
         """
-        parts = {
-            "prior": self.prior,
-            "diffusion": self.diffusion,
-            "reconstruction": self.reconstruction,
-            "total": self.total,
-        }
-        return {name: bits_per_dim(nats, self.dims) for name, nats in parts.items()}
+        names = *_PARTS, "total"
+        return {name: bits_per_dim(getattr(self, name), self.dims) for name in names}
 
+    @validated
     def terms(self, *, nats: bool = False) -> dict[str, Tensor]:
         """Every term of a chain's bound by DDPM's name, per example, in bits per dimension or in
         `nats`.
 
         "L_0" is the reconstruction, "L_i" the step p(z_{i−1} | z_i), i = 1 … T, and "L_{T+1}" the
-        prior: a table of 1000 noise levels has L_0 … L_1000, its chain 999 steps. Only steps that
-        were drawn are there, NaN for an example that did not draw this one; after `elbo(...,
-        draws=steps)` all are, and they sum to the total.
+        prior: a table of 1000 noise levels has L_0 … L_1000, its chain 999 steps. A step that no
+        example drew is missing; a step that an example did not draw is NaN for it. After
+        `elbo(..., draws=steps)` all steps are there, and they sum to the total.
 
         Raises:
             ValueError: for a bound in continuous time, and for given times that are not i/T.
@@ -93,34 +91,21 @@ class Bound(ValuesCopied):
         >>> Bound(zero, one, zero, 1, Drawn(2, (0.5 * one, one), (1.5 * one, 0.5 * one))).terms(nats=True)
         {'L_0': tensor([0.]), 'L_1': tensor([0.7500]), 'L_2': tensor([0.2500]), 'L_3': tensor([0.])}
         """
-        if self.drawn is None:
-            raise ValueError(
-                must(
-                    "Bound.terms",
-                    "steps",
-                    "be given to elbo",
-                    None,
-                    "in continuous time there are no terms: `evaluate` shows the bound by log-SNR",
-                )
-            )
-        steps = self.drawn.steps
-        for t in self.drawn.times:
-            check_on_chain("Bound.terms", t, steps)
-        index = (torch.stack(self.drawn.times).double() * steps).round().long()
-        value = torch.stack(self.drawn.terms) / steps
+        hint = "in continuous time there are no terms: `evaluate` shows the bound by log-SNR"
+        require(self.drawn is not None, "steps", "be given to elbo", None, hint)
+        steps, times, terms = self.drawn  # type: ignore[misc]
+        for t in times:
+            on_chain(t, steps)
+        index = (torch.stack(times).double() * steps).round().long()
+        value = torch.stack(terms) / steps
         named = {"L_0": self.reconstruction}
         for i in sorted(set(index.flatten().tolist())):
             here = index == i
             named[f"L_{i}"] = torch.where(here, value, 0.0).sum(0) / here.sum(0)
         named[f"L_{steps + 1}"] = self.prior
-        return (
-            named
-            if nats
-            else {name: bits_per_dim(term, self.dims) for name, term in named.items()}
-        )
-
-
-_PARTS = "prior", "diffusion", "reconstruction"
+        if nats:
+            return named
+        return {name: bits_per_dim(term, self.dims) for name, term in named.items()}
 
 
 def _flatten(bound: Bound) -> tuple[list[Any], list[int | None]]:

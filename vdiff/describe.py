@@ -1,5 +1,5 @@
-"""What an objective really optimises: its w(λ), whether that is a likelihood of noisier data,
-where its signal comes from."""
+"""What an objective optimises: its w(λ), whether that is a likelihood of noisier data, and at
+which λ its signal lies."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._validate import require, validated
 from vdiff.augmentation import POINTS, ROUNDING, Augmentation, rises
-from vdiff.errors import must
+from vdiff.errors import InvalidType
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.recipes import Recipe, recipe
 from vdiff.weighting import loss_factor
@@ -23,11 +24,11 @@ Errors = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Description:
-    """What a recipe optimises, on a grid of λ between its ends, in float64; printed, it says so in
+    """What a recipe optimises, on a grid of λ between its ends, in float64; `print` shows it in
     words.
 
-    `error` is E‖ε − ε̂‖² at any λ, up to a constant: where the loss comes from depends on it. The
-    default is that of data N(0, I), sigmoid(λ) in each dimension; a model's own is `Profile.at`.
+    `error` is E‖ε − ε̂‖² at any λ, up to a constant: the signal depends on it. The default is that
+    of data N(0, I), sigmoid(λ) in each dimension; a model's own is `Profile.at`.
 
     >>> described = describe("edm")
     >>> described.monotone, round(described.peak, 2)
@@ -43,12 +44,8 @@ class Description:
         """Equidistant λ, from noise to data, where both schedule and weighting are meant to be
         used."""
         schedule, (low, high) = self.recipe.schedule, self.recipe.weighting.range()
-        return torch.linspace(
-            max(low, schedule.logsnr_min),
-            min(high, schedule.logsnr_max),
-            POINTS,
-            dtype=torch.float64,
-        )
+        low, high = max(low, schedule.logsnr_min), min(high, schedule.logsnr_max)
+        return torch.linspace(low, high, POINTS, dtype=torch.float64)
 
     @cached_property
     def weight(self) -> Float[Tensor, " grid"]:
@@ -72,16 +69,16 @@ class Description:
     def signal(self) -> Float[Tensor, " grid"]:
         """The share of the loss by λ, ½ w(λ) E‖ε − ε̂‖² as a density."""
         loss = self.weight * self.error(self.logsnr)
-        return loss / self._integral(loss)
+        return loss / torch.trapezoid(loss, self.logsnr)
 
     @property
     def flat(self) -> bool:
-        """Whether every λ counts alike."""
+        """Whether w is constant."""
         return bool(self.weight.max() <= self.weight.min() * (1 + 1e-9))
 
     @property
     def peak(self) -> float:
-        """The λ in this range at which w is largest, the greatest where that is a stretch."""
+        """The largest λ in this range at which w has its maximum."""
         return min(max(self.recipe.weighting.peak, self.logsnr[0].item()), self.logsnr[-1].item())
 
     @property
@@ -102,7 +99,7 @@ class Description:
 
     @cached_property
     def rises(self) -> list[tuple[float, float]]:
-        """The stretches of λ over which w rises; none for a monotone weighting."""
+        """The intervals of λ on which w rises; none for a monotone weighting."""
         return rises(self.logsnr, self.weight)
 
     @property
@@ -114,45 +111,36 @@ class Description:
     @cached_property
     def augmentation(self) -> Augmentation:
         """The law of the noise that a monotone weighting adds to the data, p_w: called with λ, the
-        probability that the data is noised to a level less noisy, w(λ)/w(λ_min); `.sample(n)`
-        draws levels, and `augmented_elbo` trains on such data.
+        probability w(λ)/w(λ_min) that the data gets a less noisy level; `.sample(n)` draws levels,
+        and `augmented_elbo` trains on such data.
 
         At λ_max it is the mass at no added noise (beyond the first level's own), above it is 0.
         Raises ValueError where w rises: the measure is then signed and no distribution.
 
-        >>> describe("vdm").augmentation(torch.tensor([0.0], dtype=torch.float64))        # the bound adds no noise
+        >>> bound = describe("vdm").augmentation  # adds no noise
+        >>> bound(torch.tensor([0.0], dtype=torch.float64))
         tensor([1.], dtype=torch.float64)
         """
-        if not self.monotone:
-            low, high = self.rises[0]
-            raise ValueError(
-                must(
-                    "Description.augmentation",
-                    "recipe",
-                    "have a monotone weighting",
-                    f"w that rises from λ = {low:.3g} to {high:.3g}",
-                )
-            )
+        low, high = (self.rises or [(0.0, 0.0)])[0]
+        got = f"w that rises from λ = {low:.3g} to {high:.3g}"
+        require(self.monotone, "recipe", "have a monotone weighting", got)
         return Augmentation(self.recipe.weighting, self.logsnr[-1].item(), self.logsnr[0].item())
 
     def negative_mass(self) -> float:
-        """By how much w rises in all, over its largest value: the negative part of the mixture of
-        ELBOs that L_w is.
+        """The total rise of w over its largest value: the negative part of the mixture of ELBOs
+        that L_w is.
 
         >>> describe("v-prediction").negative_mass()
         0.0
         """
-        return (
-            (self.weight.diff().clamp(min=0).sum() / self.weight.max()).item()
-            if self.rises
-            else 0.0
-        )
+        rise = self.weight.diff().clamp(min=0).sum() / self.weight.max()
+        return rise.item() if self.rises else 0.0
 
     def factor(self, parameterization: Parameterization) -> Callable[[Tensor], Tensor]:
-        """The number to put before a squared error on another target, for the same objective with
+        """The factor before a squared error on another target that gives the same objective with
         the same times.
 
-        >>> describe("v-prediction").factor(X())(torch.tensor([0.0]))        # SNR + 1, between the ends of this schedule
+        >>> describe("v-prediction").factor(X())(torch.tensor([0.0]))  # SNR + 1, truncated
         tensor([1.9986])
         """
         return loss_factor(
@@ -160,19 +148,14 @@ class Description:
         )
 
     def overlap(self, other: "Description") -> float:
-        """The share of the signal that two objectives have in common: 1 where they train alike, 0
-        where they never meet.
+        """The share of the signal that two objectives have in common: 1 for equal signals, 0 for
+        disjoint ones.
 
-        >>> round(describe("flow-matching").overlap(describe("v-prediction")), 3)          # e^{−λ/2}, both
+        >>> round(describe("flow-matching").overlap(describe("v-prediction")), 3)  # e^{−λ/2}, both
         1.0
         """
-        low, high = (
-            f(a, b)
-            for f, a, b in (
-                (min, self.logsnr[0], other.logsnr[0]),
-                (max, self.logsnr[-1], other.logsnr[-1]),
-            )
-        )
+        low = min(self.logsnr[0], other.logsnr[0])
+        high = max(self.logsnr[-1], other.logsnr[-1])
         grid = torch.linspace(low.item(), high.item(), POINTS, dtype=torch.float64)
         shares = []
         for one in (self, other):
@@ -184,9 +167,8 @@ class Description:
     def quantile(self, density: Tensor, share: float) -> float:
         """The λ below which a share of a density on the grid lies."""
         below = torch.cumulative_trapezoid(density, self.logsnr)
-        return self.logsnr[
-            1 + int(torch.searchsorted(below, share * below[-1]).clamp(max=POINTS - 2))
-        ].item()
+        first = torch.searchsorted(below, share * below[-1]).clamp(max=POINTS - 2)
+        return self.logsnr[1 + int(first)].item()
 
     def __str__(self) -> str:
         low, high = self.logsnr[0].item(), self.logsnr[-1].item()
@@ -197,24 +179,15 @@ class Description:
             f"  means     {self._meaning()}",
             f"  draws     {self._middle(self.draws)}",
             f"  signal    {self._middle(self.signal)} (with the error of {self.error_of})",
-            "  the same loss with the same times, as a factor before the squared error on another target:",
-            "            "
-            + "".join(f"{f'λ = {_rounded(level)}':>12}" for level in self._levels()),
+            "  the same loss with the same times, as a factor before the squared error on another "
+            "target:",
         ]
+        levels = [self.quantile(self.draws, share) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
+        lines.append(" " * 12 + "".join(f"{f'λ = {_rounded(level)}':>12}" for level in levels))
         for name, target in TARGETS.items():
-            lines.append(
-                f"    {name:<8}"
-                + "".join(
-                    f"{value:>12.4g}"
-                    for value in self.factor(target)(
-                        torch.tensor(self._levels(), dtype=torch.float64)
-                    ).tolist()
-                )
-            )
+            values = self.factor(target)(torch.tensor(levels, dtype=torch.float64)).tolist()
+            lines.append(f"    {name:<8}" + "".join(f"{value:>12.4g}" for value in values))
         return "\n".join(lines)
-
-    def _levels(self) -> list[float]:
-        return [self.quantile(self.draws, share) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
 
     def _middle(self, density: Tensor) -> str:
         a, b, c, d = (
@@ -247,27 +220,25 @@ class Description:
             f"(σ/α ≥ {math.exp(-half / 2):.2g}), a share of {kept:.2g} of data as it is"
         )
 
-    def _integral(self, value: Tensor) -> Tensor:
-        return torch.trapezoid(value, self.logsnr)
-
 
 def _rounded(value: float, digits: int = 1) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # no −0.0
 
 
+@validated
 def describe(objective: Recipe | str, *, error: Errors | None = None) -> Description:
-    """What a recipe, or a published one by its name, optimises. `print` it for the report in
-    words.
+    """What a recipe, or a published one by its name, optimises. `print` shows it in words.
 
-    Args: objective: a `Recipe` or the name of one. A loss of your own is `Recipe("mine", schedule,
-        parameterization,
-            MSE(schedule, parameterization))`: plain squared error on that target with those times.
-        error: E‖ε − ε̂‖² at any λ, for instance `profile.at` of a model that `evaluate` has seen;
-        that of N(0, I) otherwise.
+    Args:
+        objective: a `Recipe` or the name of one. A loss of your own is `Recipe("mine", schedule,
+            parameterization, MSE(schedule, parameterization))`: plain squared error on that target
+            with those times.
+        error: E‖ε − ε̂‖² at any λ, for instance `profile.at` of a profile that `evaluate` has
+            filled; that of N(0, I) otherwise.
 
     Raises:
         ValueError: for an unknown name, with the nearest one.
-        TypeError: for what is no recipe.
+        TypeError: if the objective is not a recipe.
 
     Kingma & Gao, arXiv:2303.00848.
 
@@ -278,14 +249,10 @@ def describe(objective: Recipe | str, *, error: Errors | None = None) -> Descrip
         objective = recipe(objective)
     if not isinstance(objective, Recipe):
         hint = "Recipe(name, schedule, parameterization, weighting)"
-        raise TypeError(
-            must("describe", "objective", "be a Recipe or the name of one", repr(objective), hint)
-        )
-    return (
-        Description(objective)
-        if error is None
-        else Description(objective, error, "the given model")
-    )
+        raise InvalidType("objective", "be a Recipe or the name of one", repr(objective), hint)
+    if error is None:
+        return Description(objective)
+    return Description(objective, error, "the given model")
 
 
 __all__ = ["Description", "describe"]

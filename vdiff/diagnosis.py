@@ -1,18 +1,17 @@
-"""Where the variance of a loss comes from, and how much of it another schedule would save."""
+"""The variance of a loss by log-SNR, and the least variance of any schedule."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import must
+from vdiff._validate import require, validated
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 from vdiff.schedule.histogram import filled
-from vdiff.weighting import check_weight_function
+from vdiff.weighting import WeightFunction
 
 INSIDE = 8  # points of a bin at which the density is read
 ROUNDING = 1e-12  # a variance that is less of the squared loss is zero
@@ -20,7 +19,7 @@ ROUNDING = 1e-12  # a variance that is less of the squared loss is zero
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The variance of one independent draw of ½ w ‖ε − ε̂‖²/p, taken apart by log-SNR.
+    """The variance of one independent draw of ½ w ‖ε − ε̂‖²/p, by log-SNR.
 
         Var = ¼ ∫ w² E‖e‖⁴/p dλ − (½ ∫ w E‖e‖² dλ)²,   least for p* ∝ w √E‖e‖⁴
 
@@ -60,17 +59,9 @@ class Diagnosis:
 
     def __str__(self) -> str:
         rows = [f"{'log-SNR':<10}{'p':>10}{'best p':>12}{'share of E ℓ²':>17}"]
-        table = zip(
-            self.logsnr.tolist(),
-            self.density.tolist(),
-            self.best.tolist(),
-            self.share.tolist(),
-            strict=True,
-        )
-        rows += [
-            f"{level:>10.2f}{p:>12.3f}{best:>12.3f}{100 * share:>15.0f} %"
-            for level, p, best, share in table
-        ]
+        columns = self.logsnr, self.density, self.best, self.share
+        for level, p, best, share in torch.stack(columns, 1).tolist():
+            rows.append(f"{level:>10.2f}{p:>12.3f}{best:>12.3f}{100 * share:>15.0f} %")
         least = self.least if self.least > ROUNDING * self.loss**2 else 0.0
         said = f"variance of a draw {self.variance:.4g}, least {least:.4g}"
         if least > 0:
@@ -81,19 +72,31 @@ class Diagnosis:
         return "\n".join([*rows, said, f"{more}: {1 / self.effective:.3g} times"])
 
 
+def same_ends(profile: Profile, schedule: Schedule) -> None:
+    """Rule: the schedule and the profile have the same ends."""
+    low, high, ends = (
+        profile.logsnr_min,
+        profile.logsnr_max,
+        (schedule.logsnr_min, schedule.logsnr_max),
+    )
+    same = all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(ends, (low, high), strict=True))
+    between = f"run between the profile's ends, {low:g} and {high:g}"
+    require(same, "schedule", between, f"{ends[0]:g} and {ends[1]:g}")
+
+
+@validated(rules=[same_ends])
 @torch.no_grad()
 def diagnose(
-    profile: Profile, schedule: Schedule, weighting: Callable[[Tensor], Tensor] | None = None
+    profile: Profile, schedule: Schedule, weighting: WeightFunction | None = None
 ) -> Diagnosis:
-    """Take apart the variance that a loss with this profile of errors has under a schedule, w = 1
+    """The variance that a loss with this profile of errors has under a schedule, by log-SNR; w = 1
     unless given.
 
     The profile may come from any schedule between the same ends: `evaluate(…, profile=profile)`
     fills one.
 
     Raises:
-        ValueError: where the schedule ends elsewhere than the profile, and for a factor alone as
-            weighting.
+        ValueError: if the ends of schedule and profile differ, and for a factor as weighting.
 
     >>> from vdiff import Cosine
     >>> profile = Profile(-5.0, 5.0, bins=50)
@@ -101,19 +104,7 @@ def diagnose(
     >>> diagnose(profile, Cosine(5.0, -5.0)).effective < 1
     True
     """
-    if weighting is not None:
-        check_weight_function("diagnose", weighting)
     low, high = profile.logsnr_min, profile.logsnr_max
-    ends = schedule.logsnr_min, schedule.logsnr_max
-    if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(ends, (low, high), strict=True)):
-        raise ValueError(
-            must(
-                "diagnose",
-                "schedule",
-                f"run between the profile's ends, {low:g} and {high:g}",
-                f"{ends[0]:g} and {ends[1]:g}",
-            )
-        )
     width = (high - low) / profile.bins
     middle = profile.centers
     inside = middle[:, None] + width * ((torch.arange(INSIDE).to(middle) + 0.5) / INSIDE - 0.5)

@@ -1,4 +1,4 @@
-"""Which parameters decay, and which learn at their own pace."""
+"""Parameter groups for an optimizer."""
 
 from typing import Any
 
@@ -14,17 +14,19 @@ def parameter_groups(
     weight_decay: float = 0.0,
     schedule_lr: float = 0.01,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for any torch optimizer: schedules never decay and have a learning rate of
-    their own.
+    """Parameter groups for any torch optimizer: schedules have no weight decay and a learning rate
+    of their own.
 
     Weight decay would pull learned log-SNR ends towards zero, and at a network's rate a learned
-    shape hardly moves. Without `lr` the network's group has the optimizer's. The groups carry a
-    `name`, "model" or "schedule", so that a loop clips the first alone.
+    shape hardly moves. Without `lr` the network's group has the optimizer's. Each group has a
+    `name`, "model" or "schedule", so that a loop can clip the first alone.
 
     >>> from vdiff import Categorical, Denoiser, Objective, Spline, X
     >>> from vdiff.nn import UNet
-    >>> objective = Objective(Denoiser(UNet(1, width=8), X()), schedule=Spline(), decoder=Categorical(17))
-    >>> [(g["name"], g["lr"], g["weight_decay"]) for g in parameter_groups(objective, lr=1e-3, weight_decay=0.01)]
+    >>> model, decoder = Denoiser(UNet(1, width=8), X()), Categorical(17)
+    >>> objective = Objective(model, schedule=Spline(), decoder=decoder)
+    >>> groups = parameter_groups(objective, lr=1e-3, weight_decay=0.01)
+    >>> [(g["name"], g["lr"], g["weight_decay"]) for g in groups]
     [('model', 0.001, 0.01), ('schedule', 0.01, 0.0)]
     """
     of_schedules = {

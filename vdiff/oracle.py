@@ -1,5 +1,4 @@
-"""Data whose denoiser, error, density and bound are known exactly: what a user tests their own
-work with.
+"""Data whose denoiser, error, density and bound are known exactly, for tests.
 
 An oracle is a model: `oracle(z, logsnr)` is the `Prediction` of the perfect denoiser. Everything
 is computed in float64, whatever dtype comes in.
@@ -12,20 +11,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._validate import Data, require, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.errors import check_data, must, names_arrays
+from vdiff.errors import InvalidType
 from vdiff.gaussian import RestorableModule, kl_to_normal
 from vdiff.parameterization import Eps
 from vdiff.prediction import Prediction
 
 Array = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]] | Tensor
-REACH, FINENESS = (
-    11.0,
-    0.05,
-)  # a quadrature grid in z: so many standard deviations out, in such steps of the narrowest
-PIECE = 512  # points at a time
+REACH, FINENESS = 11.0, 0.05  # a grid in z: its reach and its spacing, in standard deviations
+PIECE = 512  # points at a time: of the 31,000 of 256 levels, so many stay in the cache
+
+
+def _law(weights: Array, means: Array, covariances: Array) -> None:
+    w, m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances))
+    law = w.ndim == 1 and bool((w > 0).all()) and math.isclose(w.sum().item(), 1.0, rel_tol=1e-6)
+    require(law, "weights", "be positive, of shape (K,), and sum to one", str(w.tolist()))
+    k, fits = len(w), m.ndim == 2 and len(m) == len(w)
+    require(fits, "means", f"have shape (K, d) with K = {k}", tuple(m.shape))
+    shapes = tuple(m.shape), (*m.shape, m.shape[1])
+    fits = tuple(c.shape) in shapes
+    require(fits, "covariances", f"have shape {shapes[0]} or {shapes[1]}", tuple(c.shape))
+    if c.ndim == 3:
+        symmetric, hint = torch.allclose(c, c.mT), "of a factor L it is L @ L.T"
+        require(symmetric, "covariances", "be symmetric", str(c.tolist()), hint)
+    least = (c if c.ndim == 2 else torch.linalg.eigh(c)[0]).min().item()
+    require(least >= 0, "covariances", "have no negative eigenvalue", least)
 
 
 class GaussianMixture(RestorableModule):
@@ -42,39 +55,12 @@ class GaussianMixture(RestorableModule):
     axes: Tensor | None  # (K, d, d), a component's in columns; None where all are diagonal
     variances: Tensor
 
+    @validated(rules=[_law])
     def __init__(self, weights: Array, means: Array, covariances: Array) -> None:
         super().__init__()
         w, m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances))
         w, c = w.to(m.device), c.to(m.device)
-        name = type(self).__name__
-        if w.ndim != 1 or not (w > 0).all() or not math.isclose(w.sum().item(), 1.0, rel_tol=1e-6):
-            raise ValueError(
-                must(name, "weights", "be positive, of shape (K,), and sum to one", w.tolist())
-            )
-        if m.ndim != 2 or len(m) != len(w):
-            raise ValueError(
-                must(name, "means", f"have shape (K, d) with K = {len(w)}", tuple(m.shape))
-            )
-        if c.shape not in (m.shape, (*m.shape, m.shape[1])):
-            raise ValueError(
-                must(
-                    name,
-                    "covariances",
-                    f"have shape {tuple(m.shape)} or {(*m.shape, m.shape[1])}",
-                    tuple(c.shape),
-                )
-            )
-        if c.ndim == 3 and not torch.allclose(c, c.mT):
-            raise ValueError(
-                must(
-                    name, "covariances", "be symmetric", c.tolist(), "of a factor L it is L @ L.T"
-                )
-            )
         variances, axes = (c, None) if c.ndim == 2 else torch.linalg.eigh(c)
-        if not (variances >= 0).all():
-            raise ValueError(
-                must(name, "covariances", "have no negative eigenvalue", variances.min().item())
-            )
         self.register_constructed("weights", w / w.sum())
         self.register_constructed("means", m)
         self.register_constructed("variances", variances.clone())
@@ -88,40 +74,39 @@ class GaussianMixture(RestorableModule):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dims"]:
         """n independent draws of x, in float64."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        off = self.variances[k].sqrt() * torch.randn(
-            n, self.dims, dtype=torch.float64, generator=generator
-        )
-        return self.means[k] + (
-            off if self.axes is None else torch.einsum("nij,nj->ni", self.axes[k], off)
-        )
+        noise = torch.randn(n, self.dims, dtype=torch.float64, generator=generator)
+        off = self.variances[k].sqrt() * noise
+        if self.axes is not None:
+            off = torch.einsum("nij,nj->ni", self.axes[k], off)
+        return self.means[k] + off
 
-    @names_arrays
+    @validated
     def forward(
         self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]
     ) -> Prediction:
         """The perfect denoiser, ε̂ = E[ε | z]."""
         alpha, sigma = _scales(logsnr.to(torch.float64))
-        share, residual, variance = self._posterior(z.to(torch.float64), alpha, sigma)
+        log_joint, residual, variance = self._log_joint(z.to(torch.float64), alpha, sigma)
+        share = log_joint.softmax(1)
         mean_eps = sigma[:, None, None] * (residual / variance)
         if self.axes is not None:
             mean_eps = torch.einsum("kij,nkj->nki", self.axes, mean_eps)
         eps = torch.einsum("nk,nki->ni", share, mean_eps)
         return Prediction(z, logsnr, eps.to(z.dtype), Eps())
 
-    @names_arrays
+    @validated
     def log_prob(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, " n"]:
         """log p(x), the density of the data, nats."""
         one = torch.ones(len(x), dtype=torch.float64)
         return self._log_joint(x.to(torch.float64), one, 0.0 * one)[0].logsumexp(1)
 
-    @names_arrays
+    @validated
     def noisy_log_prob(
         self, z: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         """log q(z), the density of the noisy data at λ, nats."""
-        return self._log_joint(z.to(torch.float64), *_scales(logsnr.to(torch.float64)))[
-            0
-        ].logsumexp(1)
+        log_joint, *_ = self._log_joint(z.to(torch.float64), *_scales(logsnr.to(torch.float64)))
+        return log_joint.logsumexp(1)
 
     def matched(self) -> "Gaussian":
         """The Gaussian with this law's mean and covariance.
@@ -134,34 +119,27 @@ class GaussianMixture(RestorableModule):
         if self.axes is None:
             within = torch.diag(self.weights @ self.variances)
         else:
-            within = torch.einsum(
-                "k,kia,ka,kja->ij", self.weights, self.axes, self.variances, self.axes
-            )
+            parts = self.weights, self.axes, self.variances, self.axes
+            within = torch.einsum("k,kia,ka,kja->ij", *parts)
         return Gaussian(mean, within + torch.einsum("k,ki,kj->ij", self.weights, off, off))
 
-    @names_arrays
+    @validated
     def mmse(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """E‖ε − ε̂‖² of the perfect denoiser, summed over dimensions: closed form for one
         Gaussian, quadrature for d = 1."""
         if len(self.weights) == 1:
-            return torch.sigmoid(logsnr[:, None].to(torch.float64) + self.variances[0].log()).sum(
-                1
-            )
+            level = logsnr[:, None].to(torch.float64) + self.variances[0].log()
+            return torch.sigmoid(level).sum(1)
         return torch.stack([self._line_mmse(level) for level in logsnr.to(torch.float64)])
 
-    @names_arrays
+    @validated
     def mutual_information(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """I(x; z) at each λ, nats; its derivative is half the `mmse` (I-MMSE)."""
         levels = logsnr.to(torch.float64)
         if len(self.weights) == 1:
             return 0.5 * nn.functional.softplus(levels[:, None] + self.variances[0].log()).sum(1)
-        return torch.stack(
-            [
-                self._noisy_entropy(level)
-                - 0.5 * (math.log(2 * math.pi * math.e) + nn.functional.logsigmoid(-level))
-                for level in levels
-            ]
-        )
+        noise = 0.5 * (math.log(2 * math.pi * math.e) + nn.functional.logsigmoid(-levels))
+        return torch.stack([self._noisy_entropy(level) for level in levels]) - noise
 
     def entropy(self) -> Tensor:
         """E[−log p(x)] of the data, nats: differential for a density."""
@@ -181,29 +159,26 @@ class GaussianMixture(RestorableModule):
             return kl_to_normal(square, variance).sum()
         z, step = self._line(*_scales(level))
         log_q = self.noisy_log_prob(z[:, None], level.expand(len(z)))
-        return (
-            step * log_q.exp() * (log_q + 0.5 * z.square() + 0.5 * math.log(2 * math.pi))
-        ).sum()
+        log_ratio = log_q + 0.5 * z.square() + 0.5 * math.log(2 * math.pi)
+        return (step * log_q.exp() * log_ratio).sum()
 
+    @validated
     def bound(self, logsnr_max: float, logsnr_min: float, decoder: Decoder | None = None) -> Bound:
         """The bound of the perfect denoiser in continuous time, averaged over the data; parts are
         one-element tensors.
 
         >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
-        >>> round((oracle.bound(13.3, -5.0).total - oracle.entropy()).item(), 9)        # the slack: e^{-13.3}/2 here
+        >>> round((oracle.bound(13.3, -5.0).total - oracle.entropy()).item(), 9)  # e^{-13.3}/2
         8.37e-07
         """
         ends = torch.tensor([logsnr_max, logsnr_min], dtype=torch.float64)
         information = self.mutual_information(ends)
         square = (self.weights @ (self.means.square() + self.variances)).sum()  # E‖x‖²
-        level = ends[1]
-        prior = 0.5 * (
-            torch.sigmoid(level) * (square - self.dims) + self.dims * nn.functional.softplus(level)
-        )
+        low = nn.functional.softplus(ends[1])
+        prior = 0.5 * (torch.sigmoid(ends[1]) * (square - self.dims) + self.dims * low)
+        diffusion = information[0] - information[1]
         reconstruction = self._reconstruction(logsnr_max, decoder or GaussianDecoder())
-        return Bound(
-            prior[None], (information[0] - information[1])[None], reconstruction[None], self.dims
-        )
+        return Bound(prior[None], diffusion[None], reconstruction[None], self.dims)
 
     def nodes(
         self, logsnr: float
@@ -225,61 +200,44 @@ class GaussianMixture(RestorableModule):
         density = torch.exp(-0.5 * u.square())
         hermite, mass = _gauss_hermite(5)
         z = (alpha * self.means + variance.sqrt() * u)[:, :, None]
-        mean, spread = (
-            sigma * (z - alpha * self.means[..., None]) / variance[..., None],
-            (alpha**2 * self.variances / variance).sqrt()[..., None],
-        )
+        off = z - alpha * self.means[..., None]
+        mean = sigma * off / variance[..., None]
+        spread = (alpha**2 * self.variances / variance).sqrt()[..., None]
         eps = mean + spread * hermite
-        x = self.means[..., None] + alpha * (self.variances[..., None] / variance[..., None]) * (
-            z - alpha * self.means[..., None]
-        )
-        x = (
-            x - sigma * (self.variances / variance).sqrt()[..., None] * hermite
-        )  # (z − σ ε)/α, with its digits where α is small
+        # x is (z − σ ε)/α, with its digits where α is small
+        x = self.means[..., None] + alpha * (self.variances / variance)[..., None] * off
+        x = x - sigma * (self.variances / variance).sqrt()[..., None] * hermite
         weight = self.weights[:, None, None] * (density / density.sum())[:, None] * mass
         return x.reshape(-1, 1), eps.reshape(-1, 1), weight.expand_as(eps).reshape(-1)
 
     def _reconstruction(self, logsnr_max: float, decoder: Decoder) -> Tensor:
         if not isinstance(decoder, GaussianDecoder):
-            raise TypeError(
-                must(
-                    f"{type(self).__name__}.bound",
-                    "decoder",
-                    "be a Gaussian for continuous data",
-                    repr(decoder),
-                )
-            )
+            raise InvalidType("decoder", "be a Gaussian for continuous data", repr(decoder))
         return decoder.expected_nll(torch.zeros(1, self.dims, dtype=torch.float64), logsnr_max)[0]
 
     def _log_joint(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k q(z | k), with z − α m_k in the axes of component k and its variances there: (n,
         K), (n, K, d), (n, K, d)."""
-        centered = z[:, None, :] - alpha[:, None, None] * self.means
-        residual = (
-            centered if self.axes is None else torch.einsum("kji,nkj->nki", self.axes, centered)
-        )
+        residual = z[:, None, :] - alpha[:, None, None] * self.means
+        if self.axes is not None:
+            residual = torch.einsum("kji,nkj->nki", self.axes, residual)
         variance = alpha[:, None, None] ** 2 * self.variances + sigma[:, None, None] ** 2
         quadratic = (residual.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
         return self.weights.log() - 0.5 * quadratic, residual, variance
 
-    def _posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        log_joint, residual, variance = self._log_joint(z, alpha, sigma)
-        return log_joint.softmax(1), residual, variance
-
     def _require_line(self, what: str) -> None:
         if self.dims != 1:
             raise NotImplementedError(
-                f"{type(self).__name__}.{what} is exact for one Gaussian or one dimension; for a mixture in {self.dims} dimensions average over `sample`"
+                f"{type(self).__name__}.{what} is exact for one Gaussian or one dimension; for a "
+                f"mixture in {self.dims} dimensions average over `sample`"
             )
 
     def _line(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """An equidistant grid over z (d = 1) and its step: the trapezoid rule is spectral on a
         mixture."""
         self._require_line("quadrature")
-        center, width = (
-            alpha * self.means[:, 0],
-            (alpha**2 * self.variances[:, 0] + sigma**2).sqrt(),
-        )
+        center = alpha * self.means[:, 0]
+        width = (alpha**2 * self.variances[:, 0] + sigma**2).sqrt()
         low, high = (center - REACH * width).min(), (center + REACH * width).max()
         n = int((high - low) / (FINENESS * width.min())) + 2
         z = torch.linspace(low.item(), high.item(), n, dtype=torch.float64)
@@ -291,13 +249,9 @@ class GaussianMixture(RestorableModule):
         alpha, sigma = _scales(level)
         grid, step = self._line(alpha, sigma)
         total = torch.zeros((), dtype=torch.float64)
-        for z in torch.split(
-            grid, PIECE
-        ):  # a lattice of 256 levels has 31,000 points: pieces stay in the cache
-            n = len(z)
-            log_joint, residual, variance = self._log_joint(
-                z[:, None], alpha.expand(n), sigma.expand(n)
-            )
+        for z in torch.split(grid, PIECE):
+            at = alpha.expand(len(z)), sigma.expand(len(z))
+            log_joint, residual, variance = self._log_joint(z[:, None], *at)
             share = log_joint.softmax(1)
             eps = (sigma * residual / variance)[..., 0]  # E[ε | z, k]
             within = (alpha**2 * self.variances / variance)[..., 0]  # Var[ε | z, k]
@@ -323,28 +277,24 @@ class Gaussian(GaussianMixture):
         super().__init__([1.0], m[None], c[None])
 
     @classmethod
-    def fit(
-        cls, x: Float[Tensor, "n *dims"], *, shrinkage: float = 1e-3, diagonal: bool = False
-    ) -> "Gaussian":
-        """With the mean and the covariance of data, flattened; the covariance drawn towards its
-        mean variance by `shrinkage`, and without correlations if `diagonal`.
+    @validated
+    def fit(cls, x: Data, *, shrinkage: float = 1e-3, diagonal: bool = False) -> "Gaussian":
+        """With the mean and the covariance of data (n, *dims), flattened. `shrinkage` moves the
+        covariance towards its mean variance; `diagonal` leaves out correlations.
 
         >>> Gaussian.fit(torch.tensor([[0.0], [2.0]]), shrinkage=0.0).variances
         tensor([[1.]], dtype=torch.float64)
         """
-        check_data("Gaussian.fit", x)
         flat = x.flatten(1).to(torch.float64)
         off = flat - flat.mean(0)
         if diagonal:
             variances = off.square().mean(0)
             return cls(flat.mean(0), torch.lerp(variances, variances.mean(), shrinkage))
         covariance = off.T @ off / len(off)
-        isotropic = covariance.diagonal().mean() * torch.eye(
-            len(covariance), dtype=covariance.dtype, device=covariance.device
-        )
+        isotropic = covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
         return cls(flat.mean(0), torch.lerp(covariance, isotropic, shrinkage))
 
-    @names_arrays
+    @validated
     def information(
         self, x: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
@@ -358,9 +308,8 @@ class Gaussian(GaussianMixture):
         tensor([0.0966], dtype=torch.float64)
         """
         level = logsnr.to(torch.float64)[:, None] + self.variances[0].log()
-        return 0.5 * (
-            nn.functional.softplus(level) + level.sigmoid() * (self.standardized(x).square() - 1)
-        ).sum(1)
+        excess = level.sigmoid() * (self.standardized(x).square() - 1)
+        return 0.5 * (nn.functional.softplus(level) + excess).sum(1)
 
     def standardized(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, "n dims"]:
         """ξ = (x − m)/√v in the axes of the covariance: N(0, I) if x is of this law.
@@ -385,7 +334,7 @@ class Lattice(GaussianMixture):
         v = torch.as_tensor(values, dtype=torch.float64)
         super().__init__(pmf, v[:, None], torch.zeros_like(v)[:, None])
 
-    @names_arrays
+    @validated
     def log_prob(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, " n"]:
         """log p(x), nats: a probability, −∞ off the lattice."""
         distance, level = (x.to(torch.float64) - self.means[:, 0]).abs().min(1)
@@ -397,9 +346,8 @@ class Lattice(GaussianMixture):
 
     def _reconstruction(self, logsnr_max: float, decoder: Decoder) -> Tensor:
         levels = torch.arange(len(self.weights))[:, None]
-        return self.weights @ decoder.expected_nll(
-            levels, torch.tensor(logsnr_max, dtype=torch.float64)
-        )
+        level = torch.tensor(logsnr_max, dtype=torch.float64)
+        return self.weights @ decoder.expected_nll(levels, level)
 
 
 def _scales(logsnr: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,18 @@
-"""The running moments of the error by log-SNR: one home for every curve over λ."""
+"""The running moments of the error by log-SNR."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must, names_arrays
+from vdiff._validate import Count, Finite, ordered_ends, require, validated
 from vdiff.gaussian import PreciseModule
 
 
 class Profile(PreciseModule):
     """E‖e‖² and E‖e‖⁴ by λ, in equal bins, with counts and standard errors.
 
-    Statistics are sums in float64. They move and are saved as buffers, with the ends that they
-    belong to, and DDP leaves them alone: add those of several ranks or runs by `merge`. Values are
+    Statistics are sums in float64. They move and are saved like buffers, with their end points,
+    and DDP does not synchronise them: `merge` adds those of several ranks or runs. Values are
     whatever is passed to `update`, usually `prediction.squared_error(x, eps)`, summed over
     dimensions.
 
@@ -24,14 +24,12 @@ class Profile(PreciseModule):
 
     sums: Tensor
 
-    def __init__(self, logsnr_min: float, logsnr_max: float, bins: int = 50) -> None:
+    __example__ = "evaluate(…, profile=profile) fills one"
+
+    @validated(rules=[ordered_ends])
+    def __init__(self, logsnr_min: Finite, logsnr_max: Finite, bins: Count = 50) -> None:
         super().__init__()
-        check_positive_int("Profile", "bins", bins)
-        if not logsnr_min < logsnr_max:
-            raise ValueError(
-                must("Profile", "logsnr_min", f"be below logsnr_max = {logsnr_max}", logsnr_min)
-            )
-        self.logsnr_min, self.logsnr_max, self.bins = float(logsnr_min), float(logsnr_max), bins
+        self.logsnr_min, self.logsnr_max, self.bins = logsnr_min, logsnr_max, bins
         # Σ 1, Σ v, Σ v² over observations; Σ n², Σ n S, Σ S² over clusters of n observations that
         # sum to S
         self.register_local("sums", torch.zeros(6, bins, dtype=torch.float64))
@@ -43,7 +41,7 @@ class Profile(PreciseModule):
     def own_ends(self) -> tuple[float, float]:
         return self.logsnr_max, self.logsnr_min
 
-    @names_arrays
+    @validated
     @torch.no_grad()
     def update(
         self,
@@ -58,14 +56,7 @@ class Profile(PreciseModule):
         that over clusters. A cluster is added whole, in one call.
         """
         place = self.sums.device
-        index = (
-            (
-                (logsnr.to(place) - self.logsnr_min)
-                * (self.bins / (self.logsnr_max - self.logsnr_min))
-            )
-            .long()
-            .clamp(0, self.bins - 1)
-        )
+        index = self._position(logsnr.to(place)).long().clamp(0, self.bins - 1)
         value = value.detach().to(self.sums)
         one = torch.ones_like(value)
         rows = torch.stack([one, value, value.square()])
@@ -79,20 +70,20 @@ class Profile(PreciseModule):
         n, total = of_cluster.view(2, groups, self.bins)
         self.sums[3:] += torch.stack([n * n, n * total, total * total]).sum(1)
 
+    def _position(self, logsnr: Tensor) -> Tensor:
+        return (logsnr - self.logsnr_min) * (self.bins / (self.logsnr_max - self.logsnr_min))
+
+    @validated
     def merge(self, other: "Profile") -> None:
         """Add what another profile over the same bins has seen."""
-        if (other.logsnr_min, other.logsnr_max, other.bins) != (
-            self.logsnr_min,
-            self.logsnr_max,
-            self.bins,
-        ):
-            came = f"{other.bins} bins on [{other.logsnr_min}, {other.logsnr_max}]"
-            raise ValueError(must("Profile.merge", "other", "have the same bins", came))
+        same = (self.bins, self.own_ends()) == (other.bins, other.own_ends())
+        got = f"{other.bins} bins on [{other.logsnr_min}, {other.logsnr_max}]"
+        require(same, "other", "have the same bins", got)
         self.sums += other.sums.to(self.sums.device)
 
     def fade(self, factor: float) -> None:
-        """Let everything seen so far count `factor` times as much: of an exponential moving
-        average, what is kept.
+        """Multiply the weight of everything seen so far by `factor`, as an exponential moving
+        average does.
 
         >>> profile = Profile(-1.0, 1.0, bins=1)
         >>> profile.update(torch.zeros(4), torch.tensor([1.0, 2.0, 3.0, 4.0]))
@@ -107,13 +98,12 @@ class Profile(PreciseModule):
     def centers(self) -> Float[Tensor, " bins"]:
         """λ in the middle of each bin."""
         width = (self.logsnr_max - self.logsnr_min) / self.bins
-        return self.logsnr_min + width * (
-            torch.arange(self.bins, dtype=torch.float64, device=self.sums.device) + 0.5
-        )
+        bins = torch.arange(self.bins, dtype=torch.float64, device=self.sums.device)
+        return self.logsnr_min + width * (bins + 0.5)
 
     @property
     def count(self) -> Float[Tensor, " bins"]:
-        """How many observations each bin has."""
+        """The number of observations in each bin."""
         return self.sums[0]
 
     @property
@@ -121,7 +111,7 @@ class Profile(PreciseModule):
         """E‖e‖² by bin; NaN where nothing was seen."""
         return self.sums[1] / self.sums[0]
 
-    @names_arrays
+    @validated
     def at(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """E‖e‖² at any λ: linear between the centers of the bins, constant beyond the first and
         the last.
@@ -132,9 +122,7 @@ class Profile(PreciseModule):
         tensor([1., 2.])
         """
         mean = self.mean.to(logsnr.device)
-        place = (
-            (logsnr - self.logsnr_min) * (self.bins / (self.logsnr_max - self.logsnr_min)) - 0.5
-        ).clamp(0, self.bins - 1)
+        place = (self._position(logsnr) - 0.5).clamp(0, self.bins - 1)
         left = place.floor().long().clamp(max=max(self.bins - 2, 0))
         right = (left + 1).clamp(max=self.bins - 1)
         return torch.lerp(mean[left], mean[right], (place - left).to(mean)).to(logsnr.dtype)

@@ -1,14 +1,15 @@
 """Published objectives as data: method = schedule × parameterization × weighting.
 
-Training settings live beside the example scripts; a recipe is the mathematics alone. Each name is
-a function without arguments, so that nothing is built before it is asked for.
+A recipe is the mathematics alone, without training settings. Each name maps to a function without
+arguments, so that nothing is built before it is used.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vdiff._validate import require, validated
 from vdiff.decoder import Decoder
-from vdiff.errors import did_you_mean, must
+from vdiff.errors import did_you_mean
 from vdiff.loss import Model
 from vdiff.objective import VLB, Hybrid, Loss, Objective, Weighted
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
@@ -30,8 +31,8 @@ from vdiff.weighting import (
     MinSNR,
     Sigmoid,
     Weighting,
-    check_weight_function,
 )
+from vdiff.weighting.base import total
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Recipe:
     source: str = ""
     bound_weight: float | None = None
 
+    @validated
     def __post_init__(self) -> None:
-        check_weight_function("Recipe", self.weighting)
+        total(self.weighting, "weighting", {})
 
     def objective(self, model: Model, decoder: Decoder | None = None) -> Objective:
         """The loss of this recipe as a module, nats per example.
@@ -80,115 +82,57 @@ class Recipe:
         return Weighted(self.weighting, steps=self.steps, decoder=decoder)
 
 
+def _plain(
+    name: str,
+    schedule: Cosine | LinearBeta | Normal | OptimalTransport,
+    parameterization: Parameterization,
+    source: str,
+    factor: Weighting | None = None,
+) -> Recipe:
+    """Plain squared error on the target, times a factor."""
+    weighting: Weighting = MSE(schedule.law, parameterization)
+    if factor is not None:
+        weighting = weighting * factor
+    return Recipe(name, schedule, parameterization, weighting, source=source)
+
+
 def _ddpm() -> Recipe:
     schedule = Tabulated.linear_betas()
     simple, source = MSE(schedule, Eps(), steps=schedule.steps), "arXiv:2006.11239"
     return Recipe("ddpm", schedule, Eps(), simple, schedule.steps, source, bound_weight=0.0)
 
 
-def _ddpm_continuous() -> Recipe:
-    schedule = LinearBeta()
-    return Recipe(
-        "ddpm-continuous", schedule, Eps(), MSE(schedule.law, Eps()), source="arXiv:2011.13456"
-    )
-
-
-def _iddpm() -> Recipe:
-    schedule = Cosine(offset=0.008)
-    return Recipe("iddpm", schedule, Eps(), MSE(schedule.law, Eps()), source="arXiv:2102.09672")
-
-
-def _vdm() -> Recipe:
-    return Recipe("vdm", LearnedLinear(), Eps(), ELBO(), source="arXiv:2107.00630")
-
-
-def _vdmpp() -> Recipe:
-    return Recipe("vdmpp-sigmoid", Cosine(), V(), Sigmoid(2.0), source="arXiv:2303.00848")
-
-
-def _vdmpp_edm() -> Recipe:
-    return Recipe(
-        "vdmpp-edm-monotone", Normal(), V(0.5), EDM(monotone=True), source="arXiv:2303.00848"
-    )
-
-
-def _edm() -> Recipe:
-    return Recipe("edm", Normal(), V(0.5), EDM(), source="arXiv:2206.00364")
-
-
-def _flow() -> Recipe:
-    schedule = OptimalTransport()
-    return Recipe(
-        "flow-matching", schedule, Flow(), MSE(schedule.law, Flow()), source="arXiv:2210.02747"
-    )
-
-
-def _sd3() -> Recipe:
-    schedule = Normal(0.0, 2.0)
-    return Recipe("sd3", schedule, Flow(), MSE(schedule.law, Flow()), source="arXiv:2403.03206")
-
-
-def _v_prediction() -> Recipe:
-    schedule = Cosine()
-    return Recipe("v-prediction", schedule, V(), MSE(schedule.law, V()), source="arXiv:2202.00512")
-
-
-def _p2() -> Recipe:
-    schedule = Cosine()
-    return Recipe(
-        "p2", schedule, Eps(), MSE(schedule.law, Eps()) * P2(gamma=1.0), source="arXiv:2204.00227"
-    )
-
-
-def _min_snr() -> Recipe:
-    schedule = Cosine()
-    return Recipe(
-        "min-snr",
-        schedule,
-        Eps(),
-        MSE(schedule.law, Eps()) * MinSNR(5.0),
-        source="arXiv:2303.09556",
-    )
-
-
-def _indi() -> Recipe:
-    return Recipe("indi", OptimalTransport(), X(), InDI(), source="arXiv:2303.11435")
-
-
+_VDMPP = "arXiv:2303.00848"
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "ddpm": _ddpm,
-    "ddpm-continuous": _ddpm_continuous,
-    "iddpm": _iddpm,
-    "vdm": _vdm,
-    "vdmpp-sigmoid": _vdmpp,
-    "vdmpp-edm-monotone": _vdmpp_edm,
-    "edm": _edm,
-    "flow-matching": _flow,
-    "sd3": _sd3,
-    "v-prediction": _v_prediction,
-    "p2": _p2,
-    "min-snr": _min_snr,
-    "indi": _indi,
+    "ddpm-continuous": lambda: _plain("ddpm-continuous", LinearBeta(), Eps(), "arXiv:2011.13456"),
+    "iddpm": lambda: _plain("iddpm", Cosine(offset=0.008), Eps(), "arXiv:2102.09672"),
+    "vdm": lambda: Recipe("vdm", LearnedLinear(), Eps(), ELBO(), source="arXiv:2107.00630"),
+    "vdmpp-sigmoid": lambda: Recipe("vdmpp-sigmoid", Cosine(), V(), Sigmoid(2.0), source=_VDMPP),
+    "vdmpp-edm-monotone": lambda: Recipe(
+        "vdmpp-edm-monotone", Normal(), V(0.5), EDM(monotone=True), source=_VDMPP
+    ),
+    "edm": lambda: Recipe("edm", Normal(), V(0.5), EDM(), source="arXiv:2206.00364"),
+    "flow-matching": lambda: _plain(
+        "flow-matching", OptimalTransport(), Flow(), "arXiv:2210.02747"
+    ),
+    "sd3": lambda: _plain("sd3", Normal(0.0, 2.0), Flow(), "arXiv:2403.03206"),
+    "v-prediction": lambda: _plain("v-prediction", Cosine(), V(), "arXiv:2202.00512"),
+    "p2": lambda: _plain("p2", Cosine(), Eps(), "arXiv:2204.00227", P2(gamma=1.0)),
+    "min-snr": lambda: _plain("min-snr", Cosine(), Eps(), "arXiv:2303.09556", MinSNR(5.0)),
+    "indi": lambda: Recipe("indi", OptimalTransport(), X(), InDI(), source="arXiv:2303.11435"),
 }
 
 
+@validated
 def recipe(name: str) -> Recipe:
     """A published objective by name; raises ValueError with the nearest name where there is none.
 
     >>> recipe("edm").weighting.monotone
     False
     """
-    name = name.lower()
-    if name not in RECIPES:
-        raise ValueError(
-            must(
-                "recipe",
-                "name",
-                f"be one of {', '.join(RECIPES)}",
-                repr(name),
-                did_you_mean(name, RECIPES),
-            )
-        )
+    name, hint = name.lower(), did_you_mean(name, RECIPES)
+    require(name in RECIPES, "name", f"be one of {', '.join(RECIPES)}", repr(name), hint)
     return RECIPES[name]()
 
 

@@ -1,33 +1,54 @@
-"""Which step of a chain to look at: importance sampling by the loss's own second moment, as it is
-learned in training."""
+"""Importance sampling of a chain's steps by the second moment of the loss."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_on_chain, check_positive_int, finite, must, names_arrays
+from vdiff._validate import Count, Given, Number, on_chain, require, tensor, validated
 from vdiff.gaussian import PreciseModule
 from vdiff.times import stratified
+
+Share = Annotated[
+    float,
+    Number(
+        above=0.0, at_most=1.0, hint="without it a step whose losses were 0 is never seen again"
+    ),
+]
+
+
+def like_times(value: Tensor, argument: str, given: Given) -> Tensor:
+    """A loss for each time."""
+    tensor(value, argument, given)
+    shape, hint = tuple(given["t"].shape), "the loss of each example, before the mean"
+    fits = tuple(value.shape) == shape
+    require(fits, argument, f"have shape (batch,) = {shape}", tuple(value.shape), hint)
+    return value
+
+
+def of_own_chain(self: "LossSecondMoment", t: Tensor) -> None:
+    """Rule: times are ends of this chain's steps."""
+    on_chain(t, self.steps)
 
 
 class LossSecondMoment(PreciseModule):
     """Steps i = 1 … T drawn with p_i ∝ √E[L_i²], from the last `memory` losses seen at each;
     uniform until all have as many.
 
-    Of independent draws these have the least variance among all p, as far as the memory knows it;
-    weights 1/(T p_i) keep every mean what it is under uniform i. A share `uniform` of the draws is
-    uniform, so that no step is forgotten. Its state is in `state_dict()`.
+    Among all p, these independent draws have the least variance that the memory can estimate;
+    weights 1/(T p_i) give every mean the value that it has under uniform i. A share `uniform` of
+    the draws is uniform, so that every step is drawn. Its state is in `state_dict()`.
 
         t, weight = sampler.draw(len(x))
         loss = elbo(model, x, schedule=schedule, decoder=decoder, steps=T, t=t).diffusion
         sampler.update(t, loss)
         (weight * loss).mean().backward()
 
-    It draws the chain's steps; a decoder's term at t = 0 is one more, if they are counted from it
-    (`Objective` does). Where a step of training has several micro-batches or processes, each calls
-    `note` in place of `update`, and all call `remember(merge)` once.
+    It draws the chain's steps; a decoder's term at t = 0 is one more (`Objective` draws it too).
+    If a training step has several micro-batches or processes, each calls `note` instead of
+    `update`, and all call `remember(merge)` once.
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.3.
 
@@ -41,20 +62,10 @@ class LossSecondMoment(PreciseModule):
     count: Tensor
     noted: Tensor
 
-    def __init__(self, steps: int, *, memory: int = 10, uniform: float = 0.001) -> None:
+    @validated
+    def __init__(self, steps: Count, *, memory: Count = 10, uniform: Share = 0.001) -> None:
         super().__init__()
-        check_positive_int("LossSecondMoment", "steps", steps)
-        check_positive_int("LossSecondMoment", "memory", memory)
-        self.steps, self.memory = steps, memory
-        self.uniform = finite(
-            "LossSecondMoment",
-            "uniform",
-            uniform,
-            above=0.0,
-            hint="without it a step whose losses were 0 is never seen again",
-        )
-        if self.uniform > 1:
-            raise ValueError(must("LossSecondMoment", "uniform", "be a share, at most 1", uniform))
+        self.steps, self.memory, self.uniform = steps, memory, uniform
         self.register_buffer("history", torch.zeros(steps, memory, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(steps, dtype=torch.long))
         # Σ loss² and their number since `remember`
@@ -62,8 +73,8 @@ class LossSecondMoment(PreciseModule):
 
     def reset_parameters(self) -> None:
         """Forget everything."""
-        for tensor in (self.history, self.count, self.noted):
-            tensor.zero_()
+        for v in (self.history, self.count, self.noted):
+            v.zero_()
 
     def probabilities(self) -> Float[Tensor, " steps"]:
         """p_i of every step, in float64.
@@ -86,7 +97,7 @@ class LossSecondMoment(PreciseModule):
         """
         return self.at(stratified(batch, generator=generator, device=self.history.device))
 
-    @names_arrays
+    @validated
     def at(
         self, u: Float[Tensor, " batch"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
@@ -99,28 +110,16 @@ class LossSecondMoment(PreciseModule):
         step = torch.searchsorted(p.cumsum(0), u.to(p.dtype), right=True).clamp(max=self.steps - 1)
         return (step + 1).to(p.dtype) / self.steps, 1 / (self.steps * p[step])
 
-    @names_arrays
+    @validated(rules=[of_own_chain])
     @torch.no_grad()
-    def update(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
-        """Remember the unweighted losses at these times; a loss that is not finite is passed over.
+    def update(self, t: Float[Tensor, " batch"], loss: Annotated[Tensor, like_times]) -> None:
+        """Remember the unweighted losses at these times, except those that are not finite.
 
         >>> sampler = LossSecondMoment(2)
         >>> sampler.update(torch.tensor([0.5, 0.5]), torch.tensor([1.0, torch.nan]))
         >>> sampler.count
         tensor([1, 0])
         """
-        if t.shape != loss.shape:
-            hint = "the loss of each example, before the mean"
-            raise ValueError(
-                must(
-                    "LossSecondMoment.update",
-                    "loss",
-                    f"have shape (batch,) = {tuple(t.shape)}",
-                    tuple(loss.shape),
-                    hint,
-                )
-            )
-        check_on_chain("LossSecondMoment.update", t, self.steps)
         good = torch.isfinite(loss)
         loss = loss.to(self.history)[good]
         step = (t[good] * self.steps).round().long() - 1
@@ -132,16 +131,14 @@ class LossSecondMoment(PreciseModule):
         self.history[step[kept], (self.count[step] + rank)[kept] % self.memory] = loss[order][kept]
         self.count += new
 
-    @names_arrays
+    @validated
     @torch.no_grad()
     def note(self, t: Float[Tensor, " batch"], loss: Float[Tensor, " batch"]) -> None:
-        """Note unweighted losses for the next `remember`; one that is not finite is passed
-        over."""
+        """Keep unweighted losses for the next `remember`, except those that are not finite."""
         good = torch.isfinite(loss)
         square = torch.where(good, loss.to(self.noted), 0.0).square()
-        self.noted.index_add_(
-            1, (t * self.steps).round().long() - 1, torch.stack([square, good.to(square.dtype)])
-        )
+        step = (t * self.steps).round().long() - 1
+        self.noted.index_add_(1, step, torch.stack([square, good.to(square.dtype)]))
 
     @torch.no_grad()
     def remember(self, merge: Callable[[Tensor], Tensor] | None = None) -> None:

@@ -341,7 +341,7 @@ def test_fault_45_what_is_no_state_no_model_and_no_step() -> None:
 @pytest.mark.parametrize(("step", "argument", "words"), [
     (partial(ddim, eta=-0.1), "eta", ("be finite and at least 0",)), (partial(ddim, eta=1.5), "eta", ("lie in [0, 1]",)),
     (partial(adams, order=4), "order", ("be 1, 2 or 3",)), (partial(adams, order=0), "order", ("be at least 1",)), (partial(adams, target=Score()), "target", ("be a velocity", "Score()")),
-    (partial(ode, method="dopri55"), "method", ("be one of dopri8, dopri5", "did you mean 'dopri5'?")),
+    (partial(ode, method="dopri55"), "method", ("be one of 'dopri8', 'dopri5'", "did you mean 'dopri5'?")),
     (partial(ode, rtol=0.0), "rtol", ("be finite and greater than 0",)), (partial(ode, max_evaluations=0), "max_evaluations", ("be at least 1",)),
 ])  # fmt: skip
 def test_fault_45_options_of_steps(step: Any, argument: str, words: tuple[str, ...]) -> None:
