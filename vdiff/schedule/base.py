@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._validate import Given
 from vdiff.errors import (
+    InvalidType,
     check_positive_int,
     checking,
     finite,
@@ -56,12 +58,23 @@ class Schedule(PreciseModule):
     tensor([10.0000,  6.2500,  0.0000])
     """
 
+    __example__ = "for instance Cosine(); schedule.Custom takes a function of t"
+
     def __init__(self, logsnr_max: float, logsnr_min: float) -> None:
         super().__init__()
         self._ends = check_ends(type(self).__name__, logsnr_max, logsnr_min)
         self._checked = False
         self._least_rate = 0.0  # what a loss takes for a rate of 0
         self._unread = 0  # losses since the last update
+
+    @staticmethod
+    def __validate__(schedule: "Schedule", argument: str, given: Given) -> "Schedule":
+        """An initialised schedule that passes `check`."""
+        if "_ends" not in vars(schedule):
+            hint = "its __init__ must call super().__init__(logsnr_max, logsnr_min)"
+            raise InvalidType(argument, "be initialised", type(schedule).__name__, hint)
+        schedule.check_once()
+        return schedule
 
     @property
     def logsnr_max(self) -> float:
