@@ -68,10 +68,10 @@ def test_it_comes_close_to_the_least_variance(first_moment, best):
 def test_no_gradient_passes_through_the_density():
     schedule = told(Adaptive(10.0, -10.0, bins=20))
     assert list(schedule.parameters()) == []
-    logsnr, rate, follow = schedule.look(torch.rand(5, dtype=torch.float64))
+    logsnr, rate, _, learn = schedule.at(torch.rand(5, dtype=torch.float64))
     assert (logsnr.requires_grad, rate.requires_grad) == (False, False)
     value = torch.ones(5, requires_grad=True)
-    assert follow(value, 1) is value
+    assert learn(value, 1) is value
 
 
 def test_it_waits_until_it_has_seen_enough_and_never_leaves_a_bin_out():
@@ -184,7 +184,7 @@ def test_a_histogram_is_made_of_what_is_known():
         Histogram([1.0, 0.0])
     with pytest.raises(ValueError, match="Histogram: argument 'mass' must be a vector"):
         Histogram(torch.ones(2, 2))
-    with pytest.raises(ValueError, match="Adaptive: argument 'decay' must be at most 1"):
+    with pytest.raises(ValueError, match="Adaptive: argument 'decay' must lie in"):
         Adaptive(decay=1.5)
 
 

@@ -49,7 +49,7 @@ def test_specs_are_objects_by_name_with_objects_in_them():
         schedule={"name": "Cosine"},
         weighting=factored | {"factor": {"name": "MinSNR", "gamma": 3.0}},
     ).objective()
-    assert repr(objective.weighting) == repr(MSE(Cosine().law, Eps()) * MinSNR(3.0))
+    assert repr(objective.loss.weighting) == repr(MSE(Cosine().law, Eps()) * MinSNR(3.0))
     chain = Config(
         network=TWO,
         parameterization={"name": "Eps"},
@@ -62,8 +62,8 @@ def test_specs_are_objects_by_name_with_objects_in_them():
     ).objective()
     assert repr(chain.schedule) == repr(Tabulated.cosine_betas(11))
     assert isinstance(chain.model.variance, Range)
-    assert isinstance(chain.resampling, LossSecondMoment)
-    assert (chain.steps, chain.resampling.steps) == (10, 11)
+    assert isinstance(chain.loss.resampling, LossSecondMoment)
+    assert (chain.steps, chain.loss.resampling.steps) == (10, 11)
 
 
 def test_settings_override_any_field():
@@ -86,8 +86,8 @@ def test_settings_override_any_field():
     )
     assert changed.schedule == {"name": "Cosine", "logsnr_max": 9.0, "logsnr_min": -7.0}
     objective = changed.objective()
-    assert isinstance(objective.weighting, Sigmoid)
-    assert objective.weighting.bias == 1.0
+    assert isinstance(objective.loss.weighting, Sigmoid)
+    assert objective.loss.weighting.bias == 1.0
     whole = config.override(
         ['weighting={"name": "EDM", "monotone": true}', "compile=True", "clip=None", "warmup=0"]
     )

@@ -26,6 +26,7 @@ from vdiff import (
 )
 from vdiff.decoder import Gaussian, log_normal_cdf, log_normal_interval, normal_nodes
 from vdiff.likelihood import Uniform, compare, dequantized_ode, evaluate, path_importance
+from vdiff.objective import VLB, Weighted
 
 LEVELS = [
     torch.uint8,
@@ -469,10 +470,10 @@ VERBS = {
         elbo(MODEL, data, schedule=Linear(), decoder=decoder, **given).total
     ),
     "objective": lambda data, decoder, **given: Objective(
-        MODEL, schedule=Linear(), decoder=decoder
+        MODEL, schedule=Linear(), loss=VLB(decoder)
     )(data, **given),
     "weighted": lambda data, decoder, **given: Objective(
-        MODEL, schedule=Linear(), decoder=decoder, weighting=Sigmoid()
+        MODEL, schedule=Linear(), loss=Weighted(Sigmoid(), decoder=decoder)
     )(data, **given),
     "evaluate": lambda data, decoder, **_: (
         evaluate(MODEL, data, schedule=Linear(), decoder=decoder, draws=4).by_image

@@ -45,6 +45,7 @@ from vdiff.likelihood import (
 from vdiff.likelihood.importance import chain_log_prob
 from vdiff.metrics import mmd
 from vdiff.nn import MLP, UNet, VDMUNet
+from vdiff.objective import VLB
 from vdiff.oracle import Gaussian as GaussianData
 from vdiff.recipes import RECIPES
 from vdiff.reverse import MonteCarlo, Raw
@@ -257,7 +258,7 @@ DRAWN: dict[
 ] = {  # noise is drawn in the dtype of x, which is float64 where that is the default
     "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17)).total],
     "objective": lambda: [
-        Objective(MODEL, schedule=vdiff.LearnedLinear(), decoder=Categorical(17))(LEVELS)
+        Objective(MODEL, schedule=vdiff.LearnedLinear(), loss=VLB(Categorical(17)))(LEVELS)
     ],
     "vlb": lambda: [vdiff.vlb(MODEL, LEVELS, schedule=Linear(), steps=6, decoder=LOOKING).total],
     "evaluate": lambda: evaluated(Categorical(17), LEVELS),

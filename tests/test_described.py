@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from points import data_of, points, run_until
+from registry import objective_of
 from torch import Tensor, nn
 
 from vdiff import (
@@ -77,7 +78,7 @@ def objective(**changes: Any) -> Objective:
         "schedule": Linear(10.0, -7.0),
         "decoder": Categorical(17),
     } | changes
-    return Objective(settings.pop("model"), **settings)
+    return objective_of(settings.pop("model"), **settings)
 
 
 OTHERS: dict[str, Callable[[], Objective]] = {
@@ -98,15 +99,17 @@ OTHERS: dict[str, Callable[[], Objective]] = {
     "schedule.logsnr_min": lambda: objective(schedule=Linear(10.0, -7.5)),
     "schedule (learned)": lambda: objective(schedule=Spline(10.0, -7.0)),
     "schedule (shifted)": lambda: objective(schedule=Shifted(Linear(9.0, -8.0), 1.0)),
-    "weighting": lambda: objective(weighting=Sigmoid(1.0)),
-    "decoder": lambda: objective(decoder=DiscretizedGaussian(17)),
-    "decoder.levels": lambda: objective(decoder=Categorical(18)),
-    "decoder.closed": lambda: objective(decoder=Categorical(17, closed=True)),
-    "decoder.prior": lambda: objective(decoder=Categorical(17, prior=torch.full((17,), 1 / 17))),
-    "decoder (none)": lambda: objective(decoder=None),
-    "steps": lambda: objective(steps=10),
-    "bound_weight": lambda: objective(steps=10, bound_weight=0.1),
-    "resampling": lambda: objective(steps=10, resampling=LossSecondMoment(10)),
+    "loss": lambda: objective(weighting=Sigmoid(1.0)),
+    "loss.decoder": lambda: objective(decoder=DiscretizedGaussian(17)),
+    "loss.decoder.levels": lambda: objective(decoder=Categorical(18)),
+    "loss.decoder.closed": lambda: objective(decoder=Categorical(17, closed=True)),
+    "loss.decoder.prior": lambda: objective(
+        decoder=Categorical(17, prior=torch.full((17,), 1 / 17))
+    ),
+    "loss (no decoder)": lambda: objective(decoder=None),
+    "loss.steps": lambda: objective(steps=10),
+    "loss (hybrid)": lambda: objective(steps=10, bound_weight=0.1),
+    "loss.resampling": lambda: objective(steps=10, resampling=LossSecondMoment(10)),
 }
 
 

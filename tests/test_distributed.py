@@ -28,6 +28,7 @@ from vdiff import (
     V,
     parameter_groups,
 )
+from vdiff.objective import VLB, Hybrid, Weighted
 from vdiff.training import over_ranks, shard
 
 STEPS, PARTS, RANKS, BATCH = 3, 2, 2, 8
@@ -60,39 +61,41 @@ class Lightning(nn.Module):
 
 
 def adaptive() -> Objective:
-    return Objective(model(), schedule=Adaptive(*ENDS, bins=4, warmup=1), decoder=Categorical(17))
+    return Objective(
+        model(), schedule=Adaptive(*ENDS, bins=4, warmup=1), loss=VLB(Categorical(17))
+    )
 
 
 def spline() -> Objective:
-    return Objective(model(), schedule=Spline(*ENDS, knots=5), decoder=Categorical(17))
+    return Objective(model(), schedule=Spline(*ENDS, knots=5), loss=VLB(Categorical(17)))
 
 
 def resampled() -> Objective:
     decoder, resampling = Categorical(17), LossSecondMoment(3, memory=1)
     schedule = Adaptive(*ENDS, bins=4)
-    return Objective(model(), schedule=schedule, decoder=decoder, steps=3, resampling=resampling)
+    return Objective(model(), schedule=schedule, loss=VLB(decoder, steps=3, resampling=resampling))
 
 
 def pinned() -> Objective:
-    return Objective(model(), schedule=LearnedLinear(*ENDS), weighting=Sigmoid())
+    return Objective(model(), schedule=LearnedLinear(*ENDS), loss=Weighted(Sigmoid()))
 
 
 def pinned_shape() -> Objective:
-    return Objective(model(), schedule=Spline(*ENDS, knots=5), weighting=Sigmoid())
+    return Objective(model(), schedule=Spline(*ENDS, knots=5), loss=Weighted(Sigmoid()))
 
 
 def pinned_chain() -> Objective:
-    return Objective(model(), schedule=LearnedLinear(*ENDS), weighting=Sigmoid(), steps=3)
+    return Objective(model(), schedule=LearnedLinear(*ENDS), loss=Weighted(Sigmoid(), steps=3))
 
 
 def simple() -> Objective:
-    return Objective(model(), schedule=LearnedLinear(*ENDS), steps=3, bound_weight=0.0)
+    return Objective(model(), schedule=LearnedLinear(*ENDS), loss=Hybrid(3, bound_weight=0.0))
 
 
 def simple_with_decoder() -> Objective:
     decoder = DiscretizedGaussian(17, denoise=True)
     schedule = LearnedLinear(*ENDS)
-    return Objective(model(), schedule=schedule, steps=3, bound_weight=0.0, decoder=decoder)
+    return Objective(model(), schedule=schedule, loss=Hybrid(3, bound_weight=0.0, decoder=decoder))
 
 
 CASES = (
@@ -218,7 +221,7 @@ def test_what_was_compared_has_moved(two_ranks):
         ("pinned_shape", "log_density"),
     ):
         assert not torch.allclose(alone[case][name + moved], before[case][name + moved], rtol=1e-3)
-    assert alone["resampled"]["inner.objective.resampling.count"].sum() > 0
+    assert alone["resampled"]["inner.objective.loss.resampling.count"].sum() > 0
     assert alone["adaptive"]["profile.sums"].sum() > 0
     for case in ("pinned", "pinned_shape", "pinned_chain", "simple", "simple_with_decoder"):
         for end in ("low", "high"):  # no gradient, and no decay

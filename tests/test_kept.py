@@ -23,6 +23,7 @@ from vdiff import Categorical, Denoiser, Linear, Objective, V
 from vdiff.cli import main
 from vdiff.likelihood.estimate import Estimate
 from vdiff.nn import MLP
+from vdiff.objective import VLB
 from vdiff.training import Config, Run, train
 from vdiff.training.averages import Averages
 from vdiff.training.checkpoint import checkpoints, read_meta
@@ -334,7 +335,7 @@ class Made(nn.Module):
 def made(kind: str) -> Objective:
     torch.manual_seed(0)
     return Objective(
-        Denoiser(Made(kind), V()), schedule=Linear(10.0, -7.0), decoder=Categorical(17)
+        Denoiser(Made(kind), V()), schedule=Linear(10.0, -7.0), loss=VLB(Categorical(17))
     )
 
 
@@ -396,7 +397,7 @@ class Sick(nn.Module):
 
 def test_a_step_that_is_not_finite_is_left_out_by_the_plain_optimizer_too():
     objective = Objective(
-        Denoiser(Sick((2, 3)), V()), schedule=Linear(10.0, -7.0), decoder=Categorical(17)
+        Denoiser(Sick((2, 3)), V()), schedule=Linear(10.0, -7.0), loss=VLB(Categorical(17))
     )
     seen: list[tuple[dict[str, Tensor], int]] = []
 

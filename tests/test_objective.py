@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from registry import objective_of
 from torch import nn
 
 from vdiff import (
@@ -33,6 +34,7 @@ from vdiff import (
 from vdiff.chain import vlb
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.decoder import Levels
+from vdiff.objective import VLB, Hybrid, Weighted
 from vdiff.recipes import RECIPES
 from vdiff.sampling import uniform
 from vdiff.times import stratified
@@ -62,7 +64,7 @@ class Heads(nn.Module):
 
 
 def chain(**options):
-    return Objective(
+    return objective_of(
         Denoiser(Heads(), Eps(), variance=Range()),
         schedule=TABLE,
         decoder=DECODER,
@@ -73,7 +75,7 @@ def chain(**options):
 
 def test_with_a_weighting_a_decoder_encodes_and_measures():
     model, decoder = Denoiser(Heads(1), V()), Categorical(17)
-    objective = Objective(model, schedule=Cosine(), weighting=Sigmoid(), decoder=decoder)
+    objective = Objective(model, schedule=Cosine(), loss=Weighted(Sigmoid(), decoder=decoder))
     t = EVERY.clamp(min=0.01)
     known = weighted_elbo(
         model, decoder.encode(LEVELS), schedule=Cosine(), weighting=Sigmoid(), t=t, eps=NOISE
@@ -99,11 +101,13 @@ def test_uniform_numbers_become_the_times_of_each_loss():
     model = Denoiser(network, Eps(), variance=Range())
     share = {"steps": STEPS, "schedule": TABLE}
     for objective, levels in (
-        (Objective(model, decoder=DECODER, bound_weight=0.1, **share), range(n)),
-        (Objective(model, decoder=DECODER, resampling=LossSecondMoment(n), **share), range(n)),
-        (Objective(model, decoder=Categorical(17), **share), range(1, n)),
+        (objective_of(model, decoder=DECODER, bound_weight=0.1, **share), range(n)),
+        (objective_of(model, decoder=DECODER, resampling=LossSecondMoment(n), **share), range(n)),
+        (objective_of(model, decoder=Categorical(17), **share), range(1, n)),
         (
-            Objective(model, decoder=Categorical(17), resampling=LossSecondMoment(STEPS), **share),
+            objective_of(
+                model, decoder=Categorical(17), resampling=LossSecondMoment(STEPS), **share
+            ),
             range(1, n),
         ),
     ):
@@ -118,8 +122,7 @@ def test_uniform_numbers_become_the_times_of_each_loss():
     continuous = Objective(
         Denoiser(lambda z, logsnr: told.append(logsnr) or 0 * z, V()),
         schedule=Linear(),
-        decoder=Categorical(17),
-        weighting=Sigmoid(),
+        loss=Weighted(Sigmoid(), decoder=Categorical(17)),
     )
     continuous(data, u=u)
     assert torch.allclose(told[0].double(), Linear()(u), atol=1e-5)
@@ -149,9 +152,7 @@ def test_without_the_bound_the_hybrid_loss_is_ddpms_simple_loss_on_every_level()
     objective = Objective(
         model,
         schedule=TABLE,
-        decoder=DiscretizedGaussian(17, denoise=True),
-        steps=STEPS,
-        bound_weight=0.0,
+        loss=Hybrid(STEPS, bound_weight=0.0, decoder=DiscretizedGaussian(17, denoise=True)),
     )
     x, logsnr = DECODER.encode(LEVELS), TABLE(EVERY)
     z = logsnr.sigmoid().sqrt()[:, None] * x + (-logsnr).sigmoid().sqrt()[:, None] * NOISE
@@ -171,7 +172,9 @@ def test_the_simple_loss_is_on_every_level_that_a_sampler_visits(decoder):
     model, n = Denoiser(network, Eps()), STEPS + 1
     x = LEVELS if isinstance(decoder, Levels) else EVERY[:, None].expand(n, 2).float()
     encoded = x if decoder is None else decoder.encode(x)
-    objective = Objective(model, schedule=TABLE, decoder=decoder, steps=STEPS, bound_weight=0.0)
+    objective = Objective(
+        model, schedule=TABLE, loss=Hybrid(STEPS, bound_weight=0.0, decoder=decoder)
+    )
     level = TABLE(EVERY)[:, None]
     z = level.sigmoid().sqrt() * encoded + level.neg().sigmoid().sqrt() * NOISE
     known = (0.5 * z - NOISE).square().sum(1)
@@ -246,7 +249,7 @@ def test_a_loss_that_leaves_out_the_first_level_says_so(options, asks, hint):
     model = Denoiser(Heads(), Eps(), variance=Range())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        Objective(model, schedule=TABLE, **({"steps": STEPS} | options))
+        objective_of(model, schedule=TABLE, **({"steps": STEPS} | options))
     assert len(caught) == (asks is not None)
     if asks is not None:
         what = "Objective: on a chain of 9 steps this loss trains the levels t = 1/9 … 1"
@@ -295,9 +298,7 @@ def test_terms_drawn_by_their_size_have_the_mean_of_the_bound(looks):
     objective = Objective(
         Denoiser(Heads(), Eps(), variance=Range()),
         schedule=TABLE,
-        decoder=decoder,
-        steps=STEPS,
-        resampling=sampler,
+        loss=VLB(decoder, steps=STEPS, resampling=sampler),
     ).eval()
     data, eps = LEVELS[:1].expand(200_000, 2), NOISE[:1].expand(200_000, 2)
     found = objective(data, u=stratified(200_000, offset=0.5), eps=eps).double().mean()
@@ -317,20 +318,20 @@ def test_what_is_drawn_follows_the_losses_of_all_micro_batches_and_ranks():
     one(LEVELS, t=t, eps=NOISE)
     for i, half in enumerate(halves):
         half(LEVELS[i::2], t=t[i::2], eps=NOISE[i::2])
-    notes = sum(half.resampling.noted for half in halves)
+    notes = sum(half.loss.resampling.noted for half in halves)
     one.update()
     for half in halves:
         half.update(lambda _: notes.clone())
-        assert torch.allclose(half.resampling.history, one.resampling.history)
-        assert torch.equal(half.resampling.count, torch.ones(STEPS + 1, dtype=torch.long))
-        assert (half.resampling.noted == 0).all()
+        assert torch.allclose(half.loss.resampling.history, one.loss.resampling.history)
+        assert torch.equal(half.loss.resampling.count, torch.ones(STEPS + 1, dtype=torch.long))
+        assert (half.loss.resampling.noted == 0).all()
     known = vlb(one.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, t=t, eps=NOISE)
     known = (known.diffusion + known.reconstruction)[EVERY.roll(1).argsort()]
-    assert torch.allclose(one.resampling.history[:, 0], known.double(), rtol=1e-6)
-    one.resampling.note(torch.tensor([0.1, 0.1, 0.2]), torch.tensor([3.0, 4.0, torch.nan]))
+    assert torch.allclose(one.loss.resampling.history[:, 0], known.double(), rtol=1e-6)
+    one.loss.resampling.note(torch.tensor([0.1, 0.1, 0.2]), torch.tensor([3.0, 4.0, torch.nan]))
     one.update()
-    assert one.resampling.history[0, 1].item() == pytest.approx(12.5**0.5)
-    assert one.resampling.count[:3].tolist() == [2, 1, 1]
+    assert one.loss.resampling.history[0, 1].item() == pytest.approx(12.5**0.5)
+    assert one.loss.resampling.count[:3].tolist() == [2, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -356,10 +357,10 @@ def test_every_loss_of_a_chain_trains_all_of_the_network(options):
 @pytest.mark.parametrize(("build", "message"), [
     (lambda: chain(bound_weight=0.1, weighting=Sigmoid()), "'weighting' must be left out where bound_weight is given; got Sigmoid"),
     (lambda: chain(bound_weight=-1.0), "'bound_weight' must be finite and at least 0"),
-    (lambda: Objective(Denoiser(Heads(1), Eps()), schedule=TABLE, bound_weight=0.1), "'bound_weight' must come with steps"),
+    (lambda: Objective(Denoiser(Heads(1), Eps()), schedule=TABLE, loss=Hybrid(None, bound_weight=0.1)), "'bound_weight' must come with steps"),
     (lambda: chain(resampling=LossSecondMoment(STEPS)), f"'resampling' must have as many steps as the bound has terms, the decoder's among them, {STEPS + 1}; got {STEPS}"),
     (lambda: chain(resampling=LossSecondMoment(STEPS + 1), weighting=Sigmoid()), "'resampling' must come with the bound of a chain"),
-    (lambda: Objective(Denoiser(Heads(1), Eps()), schedule=TABLE, resampling=LossSecondMoment(9)), "'resampling' must come with the bound of a chain"),
+    (lambda: Objective(Denoiser(Heads(1), Eps()), schedule=TABLE, loss=Weighted()), "'resampling' must come with the bound of a chain"),
 ])  # fmt: skip
 def test_losses_that_do_not_go_together(build, message):
     with pytest.raises(ValueError, match="Objective: argument " + message):

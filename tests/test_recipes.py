@@ -59,10 +59,10 @@ def weight(objective, t):
     square = eps.square().flatten(1).sum(1).double()
     bound = objective.bound(levels, t=t, eps=eps)
     loss = (
-        bound.diffusion if objective.trains_bound else objective(levels, t=t, eps=eps)
+        bound.diffusion if objective.loss.is_bound else objective(levels, t=t, eps=eps)
     ).double()
     logsnr, measure = objective.schedule.levels(t, objective.steps)
-    if objective.bound_weight is not None:  # each of n levels is drawn as often
+    if objective.loss.bound_weight is not None:  # each of n levels is drawn as often
         measure = measure * (objective.steps + 1) / objective.steps
     return logsnr, 2 * loss / (measure * square)
 
@@ -167,7 +167,7 @@ def test_a_recipe_trains(name):
     before = [p.clone() for p in objective.parameters()]
     averaged = train(objective, images, config, log=log.append, quiet=True)
     assert log[-1]["skipped"] == 0
-    assert math.isfinite(log[-1]["train_bits_per_dim" if objective.trains_bound else "train_loss"])
+    assert math.isfinite(log[-1]["train_bits_per_dim" if objective.loss.is_bound else "train_loss"])
     assert any(not torch.equal(p, q) for p, q in zip(before, objective.parameters(), strict=True))
     with torch.no_grad():
         bound = averaged.bound(images, generator=torch.Generator().manual_seed(0)).total

@@ -28,6 +28,7 @@ from vdiff import (
     weighted_elbo,
 )
 from vdiff.likelihood import Plan, evaluate, immse
+from vdiff.objective import Weighted
 from vdiff.oracle import Gaussian
 from vdiff.sampling import leading, trailing
 from vdiff.schedule import Custom
@@ -98,7 +99,7 @@ def test_losses_are_finite_and_exact_at_an_end_that_rests(name):
     assert (plain < 20 * written).all()  # closer to the end than λ has digits
     assert torch.isfinite(weighted_elbo(model, x, schedule=schedule, steps=5, eps=eps)).all()
     assert torch.isfinite(loss_factor(MSE(schedule, V()), schedule, V())(logsnr)).all()
-    objective = Objective(model, schedule=schedule, weighting=MSE(schedule, V()))
+    objective = Objective(model, schedule=schedule, loss=Weighted(MSE(schedule, V())))
     assert torch.isfinite(objective(x, t=TIMES, eps=eps)).all()
     decoder = Categorical(17)
     pixels = torch.randint(0, 17, (len(TIMES), 2), generator=generator)

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from registry import objective_of
 from scipy.stats import chi2
 
 from vdiff import (
@@ -17,7 +18,6 @@ from vdiff import (
     GaussianMixture,
     Linear,
     LossSecondMoment,
-    Objective,
     elbo,
     hybrid,
     stratified,
@@ -139,15 +139,15 @@ LOOKS_ON_CHAIN = {"decoder": LOOKS, **ON_CHAIN}
 
 
 def by_size(model, options, terms):
-    return Objective(model, resampling=drawn_by_size(terms), **options).eval()
+    return objective_of(model, resampling=drawn_by_size(terms), **options).eval()
 
 
 CONTINUOUS = {
     "weighted_elbo": lambda model, _, g: weighted_elbo(model, X, generator=g, **OPTIONS),
     "elbo": lambda model, _, g: elbo(model, DATA, generator=g, **BOUND),
     "elbo, three draws": lambda model, _, g: elbo(model, DATA, draws=3, generator=g, **BOUND),
-    "Objective": lambda model, _, g: Objective(model, **OPTIONS)(X, generator=g),
-    "Objective, a share": lambda model, i, _: Objective(model, **OPTIONS)(X, u=share(i, 2)),
+    "Objective": lambda model, _, g: objective_of(model, **OPTIONS)(X, generator=g),
+    "Objective, a share": lambda model, i, _: objective_of(model, **OPTIONS)(X, u=share(i, 2)),
 }
 ALL_LEVELS = torch.full((CHAIN + 1,), 1 / (CHAIN + 1), dtype=torch.float64)
 EVENLY = torch.tensor([0.0] + [1 / CHAIN] * CHAIN, dtype=torch.float64)
@@ -168,11 +168,11 @@ CHAINS = {
     ),
     "vlb": (lambda model, _, g: vlb(model, DATA, generator=g, **LOOKS_ON_CHAIN), ALL_LEVELS),
     "Objective, a share": (
-        lambda model, i, _: Objective(model, **ON_CHAIN)(X, u=share(i, 2)),
+        lambda model, i, _: objective_of(model, **ON_CHAIN)(X, u=share(i, 2)),
         EVENLY,
     ),
     "Objective, the simple loss, a share": (
-        lambda model, i, _: Objective(model, bound_weight=0.0, **ON_CHAIN)(X, u=share(i, 2)),
+        lambda model, i, _: objective_of(model, bound_weight=0.0, **ON_CHAIN)(X, u=share(i, 2)),
         ALL_LEVELS,
     ),
     "Objective, terms by their size": (

@@ -13,6 +13,7 @@ from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
 from vdiff.data.digits import LEVELS, digits
 from vdiff.likelihood import evaluate
 from vdiff.nn import UNet
+from vdiff.objective import VLB
 from vdiff.training import Config, Run, Validation, parameter_groups, train
 from vdiff.training.averages import Averages
 from vdiff.training.batches import Batches
@@ -332,7 +333,7 @@ def test_configs_name_classes_and_unknown_ones_get_the_nearest():
 
 def test_schedules_never_decay_and_learn_at_their_own_pace():
     objective = Objective(
-        Denoiser(UNet(1, width=8), X()), schedule=LearnedLinear(), decoder=Categorical(LEVELS)
+        Denoiser(UNet(1, width=8), X()), schedule=LearnedLinear(), loss=VLB(Categorical(LEVELS))
     )
     model, schedule = parameter_groups(objective, lr=1e-3, weight_decay=0.1, schedule_lr=1e-2)
     assert {id(p) for p in schedule["params"]} == {id(p) for p in objective.schedule.parameters()}

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from registry import objective_of
 from torch import nn
 
 from vdiff import (
@@ -43,6 +44,7 @@ from vdiff import (
     weighted_elbo,
 )
 from vdiff.likelihood import compare, evaluate, ode_likelihood
+from vdiff.objective import Weighted
 from vdiff.sampling import encode, leading, trailing, uniform
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -194,7 +196,9 @@ def test_a_plain_loss_is_the_published_one_at_every_level(target, dtype):
 
 def test_the_mean_over_drawn_steps_is_the_mean_over_all():
     (x, eps), one = batch(n=4), model(V())
-    objective = Objective(one, schedule=TABLE, weighting=MSE(TABLE, V(), steps=999), steps=999)
+    objective = Objective(
+        one, schedule=TABLE, loss=Weighted(MSE(TABLE, V(), steps=999), steps=999)
+    )
     whole = (
         torch.stack(
             [written_out(one.network, V(), x, eps, torch.full((4,), i)) for i in range(1, 1000)]
@@ -205,7 +209,7 @@ def test_the_mean_over_drawn_steps_is_the_mean_over_all():
     ours = torch.stack([objective(x, t=time.expand(4), eps=eps).mean() for time in t]).mean()
     torch.testing.assert_close(ours, whole, rtol=1e-9, atol=0)
     assert torch.isfinite(objective(x)).all()
-    few = Objective(one, schedule=TABLE, weighting=MSE(TABLE, V(), steps=3), steps=3)
+    few = Objective(one, schedule=TABLE, loss=Weighted(MSE(TABLE, V(), steps=3), steps=3))
     assert torch.isfinite(few(x)).all()
 
 
@@ -282,7 +286,7 @@ def test_what_needs_a_finite_end_refuses_it():
         "hybrid": lambda: hybrid(one, x, bound_weight=0.0, **chain),
         "ode_likelihood": lambda: ode_likelihood(one, x, schedule=TABLE),
         "encode": lambda: encode(one, x, schedule=TABLE),
-        "Objective": lambda: Objective(one, decoder=DECODER, **chain),
+        "Objective": lambda: objective_of(one, decoder=DECODER, **chain),
     }
     for name, call in calls.items():
         with pytest.raises(
@@ -291,7 +295,7 @@ def test_what_needs_a_finite_end_refuses_it():
         ):
             call()
     with pytest.raises(ValueError, match="must have a finite last level"):
-        Objective(one, decoder=DECODER, resampling=LossSecondMoment(999), **chain)
+        objective_of(one, decoder=DECODER, resampling=LossSecondMoment(999), **chain)
     with pytest.raises(ValueError, match="must have a finite last level"):
         elbo(one, data, decoder=DECODER, schedule=Shifted(TABLE, 1.0), steps=999)
     for call in (weighted_elbo, lambda one, x, schedule: Objective(one, schedule=schedule)):
@@ -300,7 +304,7 @@ def test_what_needs_a_finite_end_refuses_it():
             match="argument 'steps' must be given where the last level is λ = −∞; got None",
         ):
             call(one, x, schedule=TABLE)
-    trained = Objective(
+    trained = objective_of(
         one, weighting=MSE(TABLE, V(), steps=999), decoder=Categorical(256), **chain
     )
     assert torch.isfinite(trained(data)).all()

@@ -126,11 +126,17 @@ class OneOf:
         return value
 
 
-def function(value: object, argument: str, given: Given) -> object:
-    """A callable that is no class."""
-    if not callable(value) or isinstance(value, type):
-        raise InvalidType(argument, "be a function", value)
-    return value
+@dataclass(frozen=True)
+class Function:
+    """A callable that is no class; None is left to the function."""
+
+    hint: str = ""
+
+    def __call__(self, value: object, argument: str, given: Given) -> object:
+        if value is not None and (not callable(value) or isinstance(value, type)):
+            came = value if isinstance(value, type) else type(value).__name__
+            raise InvalidType(argument, "be a function", came, self.hint)
+        return value
 
 
 def tensor(value: object, argument: str, given: Given) -> object:
@@ -312,12 +318,17 @@ def validated(
     """Check the arguments of a public function by its signature, then by `rules`, functions of
     some of them. `elsewhere` says of a word that is no argument where it belongs.
 
-    Code of ours calls `function.__wrapped__`, which checks nothing. Nothing is checked while
+    Code of ours calls `unchecked(function)`. Nothing is checked while
     `torch.compile` traces.
     """
     if function is None:
         return functools.partial(_validated, rules=tuple(rules), elsewhere=elsewhere or {})
     return _validated(function, (), {})
+
+
+def unchecked(function: Callable[P, R]) -> Callable[P, R]:
+    """A `@validated` function without its checks, for code that has made them."""
+    return getattr(function, "__wrapped__", function)
 
 
 def _validated(
@@ -400,7 +411,7 @@ def constraints(hint: Any) -> tuple[Constraint, ...]:
     if origin is Literal:
         return (OneOf(arguments),)
     if origin is collections.abc.Callable:
-        return (function,)
+        return (Function(),)
     if hint is Tensor:
         return (tensor,)
     if getattr(hint, "array_type", None) is Tensor:  # a shape of jaxtyping
@@ -437,4 +448,4 @@ def _unless_none(constraint: Constraint, value: Any, argument: str, given: Given
     return None if value is None else constraint(value, argument, given)
 
 
-__all__ = ["require", "shown", "validated"]
+__all__ = ["require", "shown", "unchecked", "validated"]

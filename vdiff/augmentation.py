@@ -1,19 +1,25 @@
 """Theorem 1 of VDM++ as a way to train: the plain bound of data noised to a level from p_w."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.condition import Condition, conditions
-from vdiff.errors import check_data, checking, must
+from vdiff._arguments import (
+    Condition,
+    Model,
+    WeightFunction,
+    finite_end,
+    known_range_of,
+    variance_trained,
+)
+from vdiff._validate import Data, Noise, Random, require, unchecked, validated
+from vdiff.errors import InvalidValue
 from vdiff.gaussian import wide, wide_dtype
-from vdiff.loss import Model, WeightFunction, check_call, weighted_elbo
+from vdiff.loss import weighted_elbo
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import BISECTIONS, EDGE, check_ends, home
+from vdiff.schedule.base import BISECTIONS, EDGE, CleanEnd, NoisyEnd, home, ordered_ends
 from vdiff.times import GOLDEN, stratified
-from vdiff.weighting import check_weight_function, check_weighting
+from vdiff.weighting import check_weighting
 
 POINTS = 20_001
 ROUNDING = 1e-9  # a rise of w by less, relatively, is rounding
@@ -44,9 +50,11 @@ class Augmentation:
     tensor([1.0000, 0.5000, 0.0000])
     """
 
-    def __init__(self, weighting: WeightFunction, logsnr_max: float, logsnr_min: float) -> None:
-        check_weight_function("Augmentation", weighting)
-        high, low = check_ends("Augmentation", logsnr_max, logsnr_min)
+    @validated(rules=[ordered_ends])
+    def __init__(
+        self, weighting: WeightFunction, logsnr_max: CleanEnd, logsnr_min: NoisyEnd
+    ) -> None:
+        low, high = logsnr_min, logsnr_max
         check_weighting(weighting, low, high, "Augmentation")
         self.weighting, self.logsnr_max, self.logsnr_min = weighting, high, low
         logsnr = torch.linspace(low, high, POINTS, dtype=torch.float64, device=home(weighting))
@@ -54,7 +62,7 @@ class Augmentation:
             weight = weighting(logsnr)
         if up := rises(logsnr, weight):
             came = f"{weighting!r}, which rises from λ = {up[0][0]:.3g} to {up[0][1]:.3g}"
-            raise ValueError(must("Augmentation", "weighting", "never rise with λ", came))
+            raise InvalidValue("weighting", "never rise with λ", came)
         self._whole = weight[0].item()
 
     @torch.no_grad()
@@ -99,16 +107,27 @@ class Augmentation:
         return f"Augmentation({self.weighting!r}, {ends})"
 
 
+def same_ends(augmentation: Augmentation, schedule: Schedule) -> None:
+    """A rule: the schedule has the ends of the augmentation, and a fixed shape."""
+    high, low = augmentation.logsnr_max, augmentation.logsnr_min
+    same = f"have the ends of the augmentation, {high:g} and {low:g}"
+    came = f"{schedule.logsnr_max:g} and {schedule.logsnr_min:g}"
+    fits = abs(schedule.logsnr_max - high) <= EDGE and abs(schedule.logsnr_min - low) <= EDGE
+    require(fits, "schedule", same, came)
+    hint = "it would learn from times that are not uniform; weighted_elbo trains the same"
+    require(not schedule.learns_shape, "schedule", "have a fixed shape", repr(schedule), hint)
+
+
+@validated(rules=[finite_end, same_ends, variance_trained, known_range_of])
 def augmented_elbo(
     model: Model,
-    x: Tensor,
+    x: Data,
     *,
     augmentation: Augmentation,
     schedule: Schedule,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    eps: Noise | None = None,
+    generator: Random | None = None,
     condition: Condition = None,
-    **keywords: Any,
 ) -> Float[Tensor, " batch"]:
     """The plain bound of data noised to a level drawn from p_w, its diffusion term: (batch,) nats;
     take `.mean()`.
@@ -138,11 +157,6 @@ def augmented_elbo(
     >>> augmented_elbo(oracle, oracle.sample(64), augmentation=noise, schedule=Cosine()).shape
     torch.Size([64])
     """
-    condition = conditions("augmented_elbo", condition, keywords)
-    if checking():
-        check_data("augmented_elbo", x)
-        check_call("augmented_elbo", model, schedule, None)
-        _check_augmentation(augmentation, schedule)
     with torch.no_grad():
         dtype = wide_dtype(x.device)
         place = torch.arange(len(x), dtype=dtype, device=x.device) * GOLDEN
@@ -151,24 +165,10 @@ def augmented_elbo(
         level = augmentation.icdf((place + offset) % 1.0)
         start = schedule.inverse(level, clamp=True)
         t = start + (1 - start) * stratified(len(x), generator=generator, device=x.device)
-    draws: dict[str, Any] = {"t": t, "eps": eps, "generator": generator}
-    loss = weighted_elbo(model, x, schedule=schedule, condition=condition, **draws)
+    loss = unchecked(weighted_elbo)(
+        model, x, schedule=schedule, condition=condition, t=t, eps=eps, generator=generator
+    )
     return (1 - start).to(loss.dtype) * loss
-
-
-def _check_augmentation(noise: object, schedule: Schedule) -> None:
-    """Raise for what is no Augmentation, and a schedule with other ends or a shape that learns."""
-    name = "augmented_elbo"
-    if not isinstance(noise, Augmentation):
-        hint = 'for instance describe("vdmpp-sigmoid").augmentation'
-        raise TypeError(must(name, "augmentation", "be an Augmentation", repr(noise), hint))
-    high, low = schedule.logsnr_max, schedule.logsnr_min
-    if abs(high - noise.logsnr_max) > EDGE or abs(low - noise.logsnr_min) > EDGE:
-        same = f"have the ends of the augmentation, {noise.logsnr_max:g} and {noise.logsnr_min:g}"
-        raise ValueError(must(name, "schedule", same, f"{high:g} and {low:g}"))
-    if schedule.learns_shape:
-        hint = "it would learn from times that are not uniform; weighted_elbo trains the same"
-        raise ValueError(must(name, "schedule", "have a fixed shape", repr(schedule), hint))
 
 
 def rises(

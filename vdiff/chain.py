@@ -1,59 +1,84 @@
-"""What a chain of T steps has beyond its bound: iDDPM's hybrid loss, and the log-ratio of a whole
-path."""
+"""The bound of a T-step chain from one term per example, iDDPM's hybrid loss, and the bound along
+a whole path."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._arguments import (
+    Condition,
+    Model,
+    chain_divides,
+    data_without_decoder,
+    decoder_fits,
+    finite_end,
+    known_range,
+    learned_variance,
+    looking_decoder,
+    synchronised,
+)
+from vdiff._validate import Count, Ends, Noise, Number, Random, Rule, require, validated
 from vdiff.bound import Bound
-from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
-from vdiff.denoiser import note_training
-from vdiff.errors import check_data, check_generator, check_positive_int, checking, finite, must
 from vdiff.gaussian import (
     Step,
     alpha,
-    at_least_float32,
     diffuse,
     prior_kl,
     sigma,
     sum_dims,
     wide_number,
 )
-from vdiff.loss import (
-    Generators,
-    Model,
-    check_call,
-    check_decoder,
-    draw,
-    full_precision,
-    predict_at,
-    standard_normal,
-)
+from vdiff.loss import Generators, complete, standard_normal, to_float32
 from vdiff.parameterization import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import Follow, check_schedule
+from vdiff.schedule.base import NoiseLevels
 from vdiff.times import stratified, stratum_of
-from vdiff.weighting import check_chain
+
+Levels = Annotated[Tensor, Ends(zero=True)]
+BoundWeight = Annotated[float, Number(at_least=0.0, hint="less than 0 would maximise the bound")]
 
 
+def fixed_shape(schedule: Schedule) -> None:
+    """A rule: the shape of the schedule is fixed."""
+    hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance"
+    require(not schedule.learns_shape, "schedule", "have a fixed shape", repr(schedule), hint)
+
+
+def fixed_ends(schedule: Schedule) -> None:
+    """A rule: the ends of the schedule are fixed."""
+    hint = "elbo(…, steps=T) trains them"
+    require(not schedule.learns_ends, "schedule", "have fixed ends", repr(schedule), hint)
+
+
+ONE_LEVEL: list[Rule] = [
+    synchronised,
+    finite_end,
+    chain_divides,
+    fixed_shape,
+    looking_decoder,
+    known_range,
+]
+
+
+@validated(rules=[data_without_decoder, *ONE_LEVEL, learned_variance])
 def hybrid(
     model: Model,
     data: Tensor,
     *,
     schedule: Schedule,
-    steps: int,
+    steps: Count,
     decoder: Decoder | None = None,
-    bound_weight: float = 0.001,
-    t: Tensor | None = None,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    bound_weight: BoundWeight = 0.001,
+    t: Levels | None = None,
+    eps: Noise | None = None,
+    generator: Random | None = None,
     condition: Condition = None,
-    **keywords: Any,
 ) -> Float[Tensor, " batch"]:
     """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per
     dimension and example.
@@ -90,50 +115,27 @@ def hybrid(
     >>> hybrid(model, torch.randn(8, 2), schedule=Tabulated.linear_betas(), steps=999).shape
     torch.Size([8])
     """
-    condition = conditions("hybrid", condition, keywords)
-    if checking():
-        finite(
-            "hybrid",
-            "bound_weight",
-            bound_weight,
-            at_least=0.0,
-            hint="less than 0 would maximise the bound",
-        )
     first = int(bound_weight > 0 and decoder is None)
-    what = data, schedule, steps, decoder
-    seen = _one_level("hybrid", model, *what, t, eps, generator, condition, first)
-    if bound_weight > 0 and seen.prediction.head is None:
-        raise ValueError(
-            must(
-                "hybrid",
-                "model",
-                "learn its reverse variance",
-                repr(seen.prediction.variance),
-                "Denoiser(network, Eps(), variance=Range()), with twice the output channels; bound_weight=0 is the simple loss alone",
-            )
-        )
-    with full_precision(seen.x.device):
-        loss = seen.prediction.squared_error(seen.x, seen.eps)
-        if bound_weight > 0:
-            loss = loss + bound_weight * seen.term(seen.prediction.stopped(), data)
-        if checking():
-            note_training(model, schedule, loss)
-        dims = seen.x[0].numel()
-        return seen.follow(loss / dims, dims)
+    level = _one_level(model, data, schedule, steps, decoder, t, eps, generator, condition, first)
+    loss = level.prediction.squared_error(level.x, level.eps)
+    if bound_weight > 0:
+        loss = loss + bound_weight * level.term(level.prediction.stopped(), data)
+    dims = level.x[0].numel()
+    return level.at.learn(loss / dims, dims)
 
 
+@validated(rules=[fixed_ends, *ONE_LEVEL])
 def vlb(
     model: Model,
     data: Tensor,
     *,
     schedule: Schedule,
-    steps: int,
+    steps: Count,
     decoder: Decoder,
-    t: Tensor | None = None,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    t: Levels | None = None,
+    eps: Noise | None = None,
+    generator: Random | None = None,
     condition: Condition = None,
-    **keywords: Any,
 ) -> Bound:
     """The bound of a chain from one of its n = T + 1 terms per example: L_vlb as iDDPM trains it,
     one evaluation of the network.
@@ -156,56 +158,39 @@ def vlb(
     >>> vlb(model, torch.randint(0, 256, (8, 2)), schedule=Tabulated.linear_betas(), steps=999, decoder=decoder).total.shape
     torch.Size([8])
     """
-    condition = conditions("vlb", condition, keywords)
-    if checking() and isinstance(schedule, Schedule) and schedule.learns_ends:
-        raise ValueError(
-            must(
-                "vlb",
-                "schedule",
-                "have fixed ends",
-                repr(schedule),
-                "elbo(…, steps=T) trains them",
-            )
-        )
-    seen = _one_level("vlb", model, data, schedule, steps, decoder, t, eps, generator, condition)
-    with full_precision(seen.x.device):
-        term, first = seen.term(seen.prediction, data), seen.t == 0
-        zero = torch.zeros_like(term)
-        prior = prior_kl(seen.x, schedule.logsnr_min)
-        if checking():
-            note_training(model, schedule, term)
+    level = _one_level(model, data, schedule, steps, decoder, t, eps, generator, condition)
+    term, first = level.term(level.prediction, data), level.t == 0
+    zero = torch.zeros_like(term)
     return Bound(
-        prior, torch.where(first, zero, term), torch.where(first, term, zero), seen.x[0].numel()
+        prior=prior_kl(level.x, schedule.logsnr_min),
+        diffusion=torch.where(first, zero, term),
+        reconstruction=torch.where(first, term, zero),
+        dims=level.x[0].numel(),
     )
 
 
-class _Seen(NamedTuple):
+class _Level(NamedTuple):
     """What the model says at one level of a chain per example; t = 0 is the decoder's."""
 
     prediction: Prediction
     x: Tensor
     eps: Tensor
     t: Tensor
-    step: Step
+    at: NoiseLevels
     logsnr_max: float
     decoder: Decoder | None
     terms: int
-    follow: Follow
 
     def term(self, prediction: Prediction, data: Tensor) -> Tensor:
         """n times the bound's term at this level, nats per example."""
-        term = reverse_kl(prediction, self.x, self.eps, self.step)
+        term = reverse_kl(prediction, self.x, self.eps, self.at.step)
         if self.decoder is not None:
-            term = torch.where(
-                self.t == 0,
-                self.decoder.nll(data, prediction.z, self.logsnr_max, lambda *_: prediction),
-                term,
-            )
+            nll = self.decoder.nll(data, prediction.z, self.logsnr_max, lambda *_: prediction)
+            term = torch.where(self.t == 0, nll, term)
         return self.terms * term
 
 
 def _one_level(
-    name: str,
     model: Model,
     data: Tensor,
     schedule: Schedule,
@@ -214,35 +199,24 @@ def _one_level(
     t: Tensor | None,
     eps: Tensor | None,
     generator: torch.Generator | None,
-    condition: dict[str, Any],
+    condition: Any,
     first: int = 0,
-) -> _Seen:
+) -> _Level:
     """One evaluation of the model per example, at a level t = i/T of the chain with i = first … T;
     the decoder's is i = 0."""
-    if checking():
-        check_call(name, model, schedule, steps)
-        check_positive_int(name, "steps", steps)
-        check_chain(name, None, schedule, steps)
-        if schedule.learns_shape:
-            hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance together"
-            raise ValueError(must(name, "schedule", "have a fixed shape", repr(schedule), hint))
-        if decoder is None:
-            check_data(name, data)
-        else:
-            _check_looking_decoder(name, decoder, schedule)
     x = data if decoder is None else decoder.encode(data)
     if t is None and first == 0:
-        if generator is not None and checking():
-            check_generator(name, generator, x)
-        t = with_decoder(stratified(x.shape[0], generator=generator, device=x.device), steps)
-    x, (t,), eps = draw(name, x, steps, t, eps, generator, first=first)
-    logsnr, measure, follow = schedule.look(t, steps if first else None)
+        t = with_decoder(stratified(len(x), generator=generator, device=x.device), steps)
+    x, t, eps = complete(x, t, eps, steps, generator)
     if first == 0:  # no step ends at t = 0: the first's stands in, unused
-        _, measure = schedule.levels(t.clamp(min=1 / steps), steps)
-    prediction = predict_at(model, x, eps, logsnr, condition, name)
-    step = Step(logsnr, torch.log1p(measure / steps))
+        at = schedule.at(t)
+        delta = schedule.at(t.clamp(min=1 / steps), steps).delta
+        at = at._replace(delta=delta)
+    else:
+        at = schedule.at(t, steps)
+    prediction = model(diffuse(x, eps, at.logsnr), at.logsnr, **(condition or {}))
     terms = steps + (decoder is not None)
-    return _Seen(prediction, x, eps, t, step, schedule.logsnr_max, decoder, terms, follow)
+    return _Level(prediction, x, eps, t, at, schedule.logsnr_max, decoder, terms)
 
 
 def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:
@@ -265,6 +239,18 @@ class PathBound(NamedTuple):
     rao_blackwell: Float[Tensor, " batch"]
 
 
+def generators_divide(data: Tensor, generator: Any) -> None:
+    """A rule: each of several generators draws for as many examples."""
+    if isinstance(generator, Sequence):
+        fits = bool(generator) and len(data) % len(generator) == 0
+        divide = f"be as many as divide {len(data)} examples"
+        require(fits, "generator", divide, len(generator))
+
+
+@validated(
+    rules=[synchronised, finite_end, chain_divides, decoder_fits, generators_divide, known_range],
+    elsewhere={"t": "a path visits every step", "eps": "a path draws the noise of every step"},
+)
 @torch.no_grad()
 def path_bound(
     model: Model,
@@ -272,10 +258,9 @@ def path_bound(
     *,
     schedule: Schedule,
     decoder: Decoder,
-    steps: int,
+    steps: Count,
     generator: Generators = None,
     condition: Condition = None,
-    **keywords: Any,
 ) -> PathBound:
     """The whole bound of a T-step chain along one path per example: T evaluations of the model,
     without gradient.
@@ -304,56 +289,29 @@ def path_bound(
     >>> (bound.log_ratio.var() < bound.rao_blackwell.var()).item()
     True
     """
-    condition = conditions("path_bound", condition, keywords)
-    check_call("path_bound", model, schedule, steps)
-    check_positive_int("path_bound", "steps", steps)
-    check_chain("path_bound", None, schedule, steps)
-    check_decoder("path_bound", decoder, schedule)
-    encoded = decoder.encode(data)
-    if isinstance(generator, Sequence) and (not generator or len(encoded) % len(generator)):
-        raise ValueError(
-            must(
-                "path_bound",
-                "generator",
-                f"be as many as divide {len(encoded)} examples",
-                len(generator),
-            )
-        )
+    x = to_float32(decoder.encode(data))
+    predict = partial(model, **(condition or {}))
 
     def at(i: int) -> Tensor:
-        return torch.full(encoded.shape[:1], i / steps, dtype=torch.float64, device=encoded.device)
+        return torch.full(x.shape[:1], i / steps, dtype=torch.float64, device=x.device)
 
-    x = encoded.to(at_least_float32(encoded.dtype))
-    eps = standard_normal(x, generator) if isinstance(generator, Sequence) else None
-    x, _, eps = draw(
-        "path_bound",
-        x,
-        steps,
-        at(steps),
-        eps,
-        None if isinstance(generator, Sequence) else generator,
-    )
+    eps = standard_normal(x, generator)
     logsnr_max, logsnr_min = schedule.ends()
     log_ratio, kl = _end_log_ratio(x, eps, logsnr_min), prior_kl(x, logsnr_min)
     for i in range(steps, 0, -1):
         step = Step(schedule(at(i)), schedule.delta(at(i), steps))
-        prediction = predict_at(model, x, eps, step.logsnr_t, condition, "path_bound")
+        prediction = predict(diffuse(x, eps, step.logsnr_t), step.logsnr_t)
         noise = standard_normal(x, generator)
         log_ratio = log_ratio + reverse_log_ratio(prediction, x, eps, step, noise)
         kl = kl + reverse_kl(prediction, x, eps, step)
         eps = step.noise_s(eps, noise)
-
-    def predict(z: Tensor, level: Tensor) -> Prediction:
-        return model(z, level, **condition)
-
     sampled = decoder.nll(data, diffuse(x, eps, schedule(at(0))), logsnr_max, predict)
-    return PathBound(
-        log_ratio + sampled,
-        kl + (sampled if decoder.denoise else decoder.expected_nll(data, logsnr_max)),
-    )
+    exact = sampled if decoder.denoise else decoder.expected_nll(data, logsnr_max)
+    return PathBound(log_ratio + sampled, kl + exact)
 
 
-def first_variance(schedule: Schedule, steps: int) -> float:
+@validated
+def first_variance(schedule: Schedule, steps: Count) -> float:
     """The posterior variance of a chain's first step, c σ₀²: DDPM's β̃₂, to which it clips that of
     the step to data.
 
@@ -361,8 +319,6 @@ def first_variance(schedule: Schedule, steps: int) -> float:
     >>> f"{first_variance(Tabulated.linear_betas(), steps=999):.4e}"
     '5.4532e-05'
     """
-    check_schedule("first_variance", schedule)
-    check_positive_int("first_variance", "steps", steps)
     t = torch.tensor([1 / steps], dtype=torch.float64)
     return Step(schedule(t), schedule.delta(t, steps)).variance.item()
 
@@ -374,14 +330,6 @@ def _end_log_ratio(x: Tensor, eps: Tensor, logsnr_min: Tensor | float) -> Tensor
     a, s = alpha(level).to(x.dtype), sigma(level).to(x.dtype)
     slack = torch.nn.functional.softplus(level).to(x.dtype)
     return 0.5 * sum_dims(a * (a * (x.square() - eps.square()) + 2 * s * x * eps) + slack)
-
-
-def _check_looking_decoder(name: str, decoder: Decoder, schedule: Schedule) -> None:
-    check_decoder(name, decoder, schedule)
-    if not decoder.denoise:
-        instead = "leave it out, or" if name == "hybrid" else "elbo takes it; here"
-        hint = f"a decoder that reads z₀ alone has nothing to train: {instead} DiscretizedGaussian(…, denoise=True)"
-        raise ValueError(must(name, "decoder", "look at the network", repr(decoder), hint))
 
 
 __all__ = ["PathBound", "first_variance", "hybrid", "path_bound", "vlb", "with_decoder"]

@@ -4,27 +4,23 @@ returns a `Prediction`."""
 import functools
 import types
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, must, names_arrays, shown, under_functorch
-from vdiff.gaussian import HALF, at_least_float32, per_example, wide, wide_number
-from vdiff.parameterization import Parameterization, Prediction, check_parameterization
+from vdiff._validate import Floating, Function, Given, require, validated
+from vdiff.errors import InvalidType, checking, shown
+from vdiff.gaussian import HALF, at_least_float32, per_example, wide
+from vdiff.parameterization import Parameterization, Prediction
 from vdiff.schedule import Schedule, Tabulated
-from vdiff.schedule.base import home
+from vdiff.schedule.base import CleanEnd, NoisyEnd, ordered_ends
 from vdiff.variance import Posterior, ReverseVariance
 
 Ends = tuple[float, float]
-BEYOND = 0.1  # in λ, how far beyond what it knows a network may be asked without a warning
-MANY = 100_000  # steps of a chain whose levels are looked at one by one
-_LOOKED_AT: "weakref.WeakKeyDictionary[nn.Module, set[object]]" = weakref.WeakKeyDictionary()
 
 
 def logsnr_time(logsnr: Tensor) -> Tensor:
@@ -36,8 +32,8 @@ def logsnr_time(logsnr: Tensor) -> Tensor:
     return logsnr
 
 
-@names_arrays
-def edm_time(logsnr: Tensor) -> Tensor:
+@validated
+def edm_time(logsnr: Floating) -> Tensor:
     """EDM's c_noise, ¼ log σ̃ = −λ/8.
 
     >>> edm_time(torch.tensor([8.0]))
@@ -46,8 +42,8 @@ def edm_time(logsnr: Tensor) -> Tensor:
     return -0.125 * logsnr
 
 
-@names_arrays
-def flow_time(logsnr: Tensor) -> Tensor:
+@validated
+def flow_time(logsnr: Floating) -> Tensor:
     """Rectified flow's time, σ/(α + σ) = sigmoid(−λ/2).
 
     >>> flow_time(torch.tensor([0.0]))
@@ -56,8 +52,8 @@ def flow_time(logsnr: Tensor) -> Tensor:
     return torch.sigmoid(-0.5 * logsnr)
 
 
-@names_arrays
-def sigma_time(logsnr: Tensor) -> Tensor:
+@validated
+def sigma_time(logsnr: Floating) -> Tensor:
     """The variance exploding noise level, σ̃ = σ/α = e^{−λ/2}.
 
     >>> sigma_time(torch.tensor([0.0]))
@@ -73,12 +69,20 @@ class ScaledGamma:
     tensor([0., 1.])
     """
 
-    def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
+    @validated(rules=[ordered_ends])
+    def __init__(self, logsnr_max: CleanEnd = 13.3, logsnr_min: NoisyEnd = -5.0) -> None:
         self.logsnr_max, self.logsnr_min = logsnr_max, logsnr_min
 
-    @names_arrays
-    def __call__(self, logsnr: Tensor) -> Tensor:
+    @validated
+    def __call__(self, logsnr: Floating) -> Tensor:
         return (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
+
+
+def fixed(schedule: Schedule) -> None:
+    """A rule: the schedule learns nothing."""
+    hint = "its t moves under the network and has no gradient: use logsnr_time or ScaledGamma"
+    learns = schedule.learns_ends or schedule.learns_shape
+    require(not learns, "schedule", "be fixed", repr(schedule), hint)
 
 
 class ScheduleTime:
@@ -89,10 +93,8 @@ class ScheduleTime:
     tensor([0.5000])
     """
 
+    @validated(rules=[fixed])
     def __init__(self, schedule: Schedule) -> None:
-        if isinstance(schedule, Schedule) and (schedule.learns_ends or schedule.learns_shape):
-            hint = "its t moves under the network and carries no gradient: let it be told λ, or ScaledGamma"
-            raise ValueError(must("ScheduleTime", "schedule", "be fixed", repr(schedule), hint))
         self.schedule = schedule
 
     @property
@@ -105,8 +107,8 @@ class ScheduleTime:
 
 
 class TableStep:
-    """The step of a β table, 0 … n − 1, as DDPM-style networks are told; fractional between
-    levels, or the nearest as an integer for networks that look it up (`integer=True`).
+    """The step of a β table, 0 … n − 1, for DDPM-style networks; fractional between levels, or the
+    nearest as an integer for networks that look it up (`integer=True`).
 
     >>> from vdiff import Tabulated
     >>> table = Tabulated.linear_betas()
@@ -114,17 +116,8 @@ class TableStep:
     tensor([  0., 499., 999.], dtype=torch.float64)
     """
 
+    @validated
     def __init__(self, schedule: Tabulated, *, integer: bool = False) -> None:
-        if not isinstance(schedule, Tabulated):
-            raise TypeError(
-                must(
-                    "TableStep",
-                    "schedule",
-                    "be a Tabulated",
-                    shown(schedule),
-                    "for instance Tabulated.linear_betas(); ScheduleTime takes any schedule",
-                )
-            )
         self.schedule, self.integer = schedule, integer
 
     @property
@@ -137,9 +130,23 @@ class TableStep:
         level = place.round()
         if self.integer:
             return level.long()
-        return torch.where(
-            (place - level).abs() < 1e-3, level, place
-        )  # a level is a level in float32 too
+        return torch.where((place - level).abs() < 1e-3, level, place)  # exact in float32 too
+
+
+TIME = (
+    "what the network is told: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a "
+    "function of λ"
+)
+CALL = "for instance lambda network, z, t, **condition: network(z, timestep=t, **condition)"
+OUTPUT = "for instance lambda out: out.sample, or torch.neg"
+
+
+def _network(network: object, argument: str, given: Given) -> object:
+    if not callable(network) or isinstance(network, type):
+        hint = "an instance" if isinstance(network, type) else ""
+        raise InvalidType(argument, "be called as network(z, time)", shown(network), hint)
+    check_no_data_parallel(argument, network)
+    return network
 
 
 class Denoiser(nn.Module):
@@ -174,67 +181,26 @@ class Denoiser(nn.Module):
     torch.Size([2, 3])
     """
 
+    @validated
     def __init__(
         self,
-        network: Callable[..., Any],
+        network: Annotated[Callable[..., Any], _network],
         parameterization: Parameterization,
         *,
-        time: Callable[[Tensor], Tensor] = logsnr_time,
-        call: Callable[..., Any] | None = None,
-        output: Callable[[Any], Tensor] | None = None,
+        time: Annotated[Callable[[Tensor], Tensor], Function(TIME)] = logsnr_time,
+        call: Annotated[Callable[..., Any] | None, Function(CALL)] = None,
+        output: Annotated[Callable[[Any], Tensor] | None, Function(OUTPUT)] = None,
         variance: ReverseVariance | None = None,
     ) -> None:
         super().__init__()
-        if not callable(network) or isinstance(network, type):
-            raise TypeError(
-                must(
-                    "Denoiser",
-                    "network",
-                    "be called as network(z, time)",
-                    shown(network),
-                    "an instance" if isinstance(network, type) else "",
-                )
-            )
-        check_no_data_parallel("Denoiser", "network", network)
         _warn_of_a_hidden_module("the network", network, network)
         _warn_of_a_hidden_module("call", call, network)
-        check_parameterization("Denoiser", parameterization)
-        for name, function, hint in (
-            (
-                "time",
-                time,
-                "what the network wants to be told: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a function of λ",
-            ),
-            (
-                "call",
-                call,
-                "for instance lambda network, z, t, **condition: network(z, timestep=t, **condition)",
-            ),
-            ("output", output, "for instance lambda out: out.sample, or torch.neg"),
-        ):
-            if (function is not None and not callable(function)) or isinstance(function, type):
-                came = (
-                    f"the class {function.__name__}"
-                    if isinstance(function, type)
-                    else type(function).__name__
-                )
-                raise TypeError(must("Denoiser", name, "be a function", came, hint))
-        if variance is not None and not isinstance(variance, ReverseVariance):
-            raise TypeError(
-                must(
-                    "Denoiser",
-                    "variance",
-                    "be a ReverseVariance",
-                    shown(variance),
-                    "an instance, for instance Range()",
-                )
-            )
         self.network, self.parameterization = network, parameterization
         self.time, self.call, self.output = time, call, output
         self.variance = Posterior() if variance is None else variance
         self.trained: tuple[float | Tensor, float | Tensor] | None = None
 
-    @names_arrays
+    @validated
     def forward(
         self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any
     ) -> Prediction:
@@ -242,10 +208,11 @@ class Denoiser(nn.Module):
         of the shape of z."""
         if checking():
             _check_labels(condition, z)
-        scale = self.parameterization.input_scale(wide(logsnr))
+        level = wide(logsnr)
+        scale = self.parameterization.input_scale(level)
         seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
         dtype = weights_dtype(self.network) or z.dtype
-        time = self.time(wide(logsnr))
+        time = self.time(level)
         time = time.to(at_least_float32(dtype)) if time.is_floating_point() else time
         out = self._answer(seen.to(dtype), time, condition)
         if self.output is not None:
@@ -277,119 +244,6 @@ class Denoiser(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.parameterization!r}"
-
-
-def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
-    """Have the backward pass of a loss note on its model between which λ it was trained."""
-    model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
-    trains = loss.requires_grad and not under_functorch(loss)
-    if trains and isinstance(model, Denoiser) and model.training:
-        note = partial(_note, model, schedule)
-        loss.register_hook(note)  # type: ignore[no-untyped-call]
-
-
-def _note(model: Denoiser, schedule: Schedule, gradient: Tensor) -> None:
-    widen_trained(model, *schedule.ends())
-
-
-def widen_trained(model: object, high: Tensor | float, low: Tensor | float) -> None:
-    """Note that a model was trained between λ_min and λ_max too. Learned ends stay tensors: no
-    value is read.
-    """
-    if not isinstance(model, Denoiser):
-        return
-    least, most = model.trained or (low, high)
-    if isinstance(low, Tensor) or isinstance(least, Tensor):
-        low, high, least, most = (torch.as_tensor(end) for end in (low, high, least, most))
-        model.trained = torch.minimum(low, least), torch.maximum(high, most)
-    else:
-        model.trained = min(low, least), max(high, most)
-
-
-def warn_beyond(
-    name: str,
-    model: object,
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    evaluation: bool = False,
-) -> None:
-    """Warn, once for each model and ends, where a schedule asks for log-SNRs that the model's time
-    does not know. In an evaluation, warn also of log-SNRs that it was not trained on. A call that
-    records no gradient is an evaluation."""
-    if not isinstance(model, nn.Module):
-        return
-    evaluation = evaluation or not (model.training and torch.is_grad_enabled())
-    ends = id(schedule) if schedule.learns_ends else schedule.ends()
-    key = ends, steps, getattr(model, "trained", None) if evaluation else ()
-    seen = _LOOKED_AT.setdefault(model, set())
-    if key in seen:
-        return
-    seen.add(key)
-    place = home(schedule)
-    if "meta" in (place.type, home(model).type):
-        return
-    with torch.no_grad():
-        first = wide_number(0.0 if steps is None else 1 / steps, place)
-        asked = schedule.logsnr_min, schedule(first).item()
-        _warn(name, model, asked, lambda known: _share(schedule, steps, known), evaluation)
-
-
-def warn_beyond_levels(name: str, model: object, levels: Tensor) -> None:
-    """Warn where a sampler visits log-SNRs that the model's time does not know."""
-    if isinstance(model, nn.Module):
-        asked = levels[0].item(), levels[-1].item()
-        _warn(name, model, asked, lambda known: _mean(_outside(levels, known)), False)
-
-
-def _warn(
-    name: str,
-    model: nn.Module,
-    asked: Ends,
-    share: Callable[[Ends], float],
-    evaluation: bool,
-) -> None:
-    for module in list(model.modules()):
-        found = [
-            (
-                one.logsnr_range,
-                f"is told {type(one).__name__}, which knows",
-                "give both the same ends",
-            )
-            for one in vars(module).values()
-            if isinstance(getattr(one, "logsnr_range", None), tuple)
-        ]
-        if evaluation and isinstance(module, Denoiser) and module.trained is not None:
-            low, high = module.trained
-            hint = "evaluate it between the ends of its training"
-            found.append(((float(low), float(high)), "was trained on", hint))
-        for known, what, hint in found:
-            if asked[0] < known[0] - BEYOND or asked[1] > known[1] + BEYOND:
-                told = f"λ from {known[0]:.4g} to {known[1]:.4g}"
-                came = f"is asked from {asked[0]:.4g} to {asked[1]:.4g}"
-                outside = f"{100 * share(known):.3g} % of the draws lie outside"
-                text = f"{name}: the network {what} {told}, and {came}: {outside} ({hint})"
-                warnings.warn(text, stacklevel=5)
-
-
-def _outside(levels: Tensor, known: Ends) -> Tensor:
-    return (levels < known[0] - BEYOND) | (levels > known[1] + BEYOND)
-
-
-def _mean(bad: Tensor) -> float:
-    return bad.double().mean().item()
-
-
-def _share(schedule: Schedule, steps: int | None, known: Ends) -> float:
-    """The share of a schedule's draws outside a range."""
-    place = home(schedule)
-    if steps is not None and steps <= MANY:
-        t = wide(torch.arange(1, steps + 1, device=place)) / steps
-        return _mean(_outside(schedule(t), known))
-    within = max(known[0], schedule.logsnr_min), min(known[1], schedule.logsnr_max)
-    levels = torch.stack([wide_number(end, place) for end in within])
-    last, first = schedule.inverse(levels, clamp=True).tolist()
-    return float(first + 1 - last)
 
 
 def _warn_of_a_hidden_module(what: str, function: object, network: object) -> None:
@@ -484,87 +338,57 @@ def evaluation_mode(*models: object) -> Iterator[None]:
             module.training = True
 
 
-def check_no_data_parallel(function: str, argument: str, module: object) -> None:
+def check_no_data_parallel(argument: str, module: object) -> None:
     """Raise where `module` is or holds an `nn.DataParallel`."""
-    if isinstance(module, nn.Module) and any(
-        isinstance(m, nn.DataParallel) for m in module.modules()
-    ):
-        hint = "its replicas cannot return a Prediction and draw their times apart: wrap the Objective in DistributedDataParallel"
-        raise TypeError(
-            must(function, argument, "not hold an nn.DataParallel", "DataParallel", hint)
+    modules = module.modules() if isinstance(module, nn.Module) else ()
+    if any(isinstance(m, nn.DataParallel) for m in modules):
+        hint = (
+            "its replicas cannot return a Prediction and draw their times apart: wrap the "
+            "Objective in DistributedDataParallel"
         )
+        raise InvalidType(argument, "not hold an nn.DataParallel", "DataParallel", hint)
 
 
 def _check_labels(condition: dict[str, Any], z: Tensor) -> None:
-    """Raise where a vector of whole numbers among the conditions is not one to an example: one
-    label would broadcast in silence."""
+    """One label for another number of examples would broadcast in silence."""
     for name, value in condition.items():
-        if (
-            isinstance(value, Tensor)
-            and value.ndim == 1
-            and len(value) != len(z)
-            and not value.is_floating_point()
-        ):
-            hint = (
-                "one label for all is torch.full((len(x),), label)"
-                if len(value) == 1
-                else "a label for each example"
-            )
-            raise ValueError(
-                must(
-                    "Denoiser",
-                    name,
-                    f"have shape (batch,) = ({len(z)},)",
-                    tuple(value.shape),
-                    hint,
-                )
-            )
+        if isinstance(value, Tensor) and value.ndim == 1 and not value.is_floating_point():
+            one = "one label for all is torch.full((len(x),), label)"
+            hint = one if len(value) == 1 else "a label for each example"
+            shape = f"have shape (batch,) = ({len(z)},)"
+            require(len(value) == len(z), name, shape, tuple(value.shape), hint)
 
 
 def _check_output(out: object, z: Tensor, heads: int) -> None:
     if not isinstance(out, Tensor):
-        take = (
-            ".sample"
-            if hasattr(out, "sample")
-            else "[0]"
-            if isinstance(out, tuple | list)
-            else f"[{next(iter(out))!r}]"
-            if isinstance(out, dict) and out
-            else ".…"
-        )
-        hint = f"take the tensor out: Denoiser(network, …, output=lambda out: out{take})"
-        raise TypeError(must("Denoiser", "network", "return a tensor", type(out).__name__, hint))
+        hint = f"take the tensor out: Denoiser(network, …, output=lambda out: out{_part(out)})"
+        raise InvalidType("network", "return a tensor", type(out).__name__, hint)
     expected = (z.shape[0], heads * z.shape[1], *z.shape[2:])
-    if out.shape != expected:
-        what = (
-            "return the shape of z"
-            if heads == 1
-            else "return twice the channels of z, mean and variance"
-        )
-        hint = ""
-        if heads == 2 and out.shape == z.shape:
-            hint = "a learned variance needs a second half of channels"
-        elif (
-            out.ndim == z.ndim and out.shape[1] == 2 * z.shape[1] and out.shape[2:] == z.shape[2:]
-        ):
-            hint = "twice the channels, as with a learned variance: Denoiser(…, variance=Range()), or keep the first half, out.chunk(2, 1)[0]"
-        elif out.numel() < z.numel():
-            hint = "it would broadcast in silence"
-        raise ValueError(
-            must("Denoiser", "network", f"{what}, {expected}", tuple(out.shape), hint)
-        )
+    what = "the shape of z" if heads == 1 else "twice the channels of z, mean and variance"
+    hint = _shape_hint(out, z, heads)
+    require(out.shape == expected, "network", f"return {what}, {expected}", tuple(out.shape), hint)
     if not out.is_floating_point():
-        raise TypeError(must("Denoiser", "network", "return real floating values", out.dtype))
-    if out.device != z.device:
-        raise ValueError(
-            must(
-                "Denoiser",
-                "network",
-                f"return its output on the device of z, {z.device}",
-                out.device,
-                "network.to(z.device)",
-            )
+        raise InvalidType("network", "return real floating values", out.dtype)
+    same = f"return its output on the device of z, {z.device}"
+    require(out.device == z.device, "network", same, out.device, "network.to(z.device)")
+
+
+def _part(out: object) -> str:
+    if hasattr(out, "sample"):
+        return ".sample"
+    first = f"[{next(iter(out))!r}]" if isinstance(out, dict) and out else ".…"
+    return "[0]" if isinstance(out, tuple | list) else first
+
+
+def _shape_hint(out: Tensor, z: Tensor, heads: int) -> str:
+    if heads == 2 and out.shape == z.shape:
+        return "a learned variance needs a second half of channels"
+    if out.ndim == z.ndim and out.shape[1:] == (2 * z.shape[1], *z.shape[2:]):
+        return (
+            "twice the channels, as with a learned variance: Denoiser(…, variance=Range()), or "
+            "keep the first half, out.chunk(2, 1)[0]"
         )
+    return "it would broadcast in silence" if out.numel() < z.numel() else ""
 
 
 __all__ = [

@@ -67,6 +67,12 @@ def wide_number(v: Tensor | float, device: torch.device) -> Tensor:
     return torch.as_tensor(v, dtype=wide_dtype(device), device=device)
 
 
+def device_of(module: object) -> torch.device:
+    """Where a module keeps its parameters and buffers; the CPU if it has none."""
+    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
 def moving_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`fn` of `nn.Module._apply` as a move between devices alone: λ and log-probabilities do not
     survive half precision.

@@ -1,62 +1,259 @@
 """Model, schedule and loss as one module: what is wrapped, compiled and saved."""
 
+import abc
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.bound import Bound
-from vdiff.chain import hybrid, vlb, with_decoder
-from vdiff.condition import Condition
-from vdiff.decoder import Decoder
-from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import finite, must, names_arrays, under_functorch
-from vdiff.loss import (
+from vdiff._arguments import (
+    Condition,
     Model,
     WeightFunction,
-    check_call,
-    check_decoder,
-    check_steps_to_noise,
-    elbo,
-    weighted_elbo,
+    asked,
+    chain_divides,
+    chain_of_weighting,
+    decoder_fits,
+    finite_end,
+    noise_on_chain,
+    original,
+    synchronised,
 )
+from vdiff._known_range import note_training, warn_beyond
+from vdiff._validate import Count, Ends, Noise, Random, data, require, unchecked, validated
+from vdiff.bound import Bound
+from vdiff.chain import BoundWeight, hybrid, vlb, with_decoder
+from vdiff.decoder import Decoder
+from vdiff.denoiser import check_no_data_parallel
+from vdiff.errors import InvalidType, InvalidValue, checking, under_functorch
+from vdiff.loss import elbo, weighted_elbo
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import Merge, home
 from vdiff.times import on_chain, stratified
-from vdiff.weighting import (
-    ELBO,
-    Weighting,
-    check_chain,
-    check_weight_function,
-    check_weighting,
-    lowest,
-)
+from vdiff.weighting import ELBO, Weighting, check_weighting, lowest
 
 _ELBO = ELBO()
+
+
+class Loss(nn.Module, abc.ABC):
+    """What an `Objective` trains: `Weighted`, `VLB` or `Hybrid`. A decoder encodes the data.
+
+    >>> Hybrid(steps=999, bound_weight=0.0)  # DDPM's simple loss
+    Hybrid(steps=999, bound_weight=0.0)
+    """
+
+    is_bound = False  # whether the loss is the whole bound
+    rules: tuple[Any, ...] = ()  # what must hold between its parts and the schedule
+
+    def __init__(self, steps: int | None, decoder: Decoder | None) -> None:
+        super().__init__()
+        self.steps, self.decoder = steps, decoder
+
+    @property
+    def looks(self) -> bool:
+        """Whether the decoder looks at the network, so that its level is one of the chain's."""
+        return self.decoder is not None and self.decoder.denoise
+
+    def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The times into which uniform numbers fall, and what the terms there are multiplied by."""
+        return u if self.steps is None else on_chain(u, self.steps), None
+
+    @abc.abstractmethod
+    def forward(self, objective: "Objective", x: Tensor, **options: Any) -> Tensor:
+        """The loss of each example, nats."""
+
+    def update(self, merge: Merge | None = None) -> None:
+        """Learn from the losses since the last call."""
+
+    def extra_repr(self) -> str:
+        parts = {"steps": self.steps, "decoder": self.decoder}
+        return ", ".join(f"{name}={part!r}" for name, part in parts.items() if part is not None)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class Weighted(Loss):
+    """`weighted_elbo`. A decoder encodes the data, and measures (`Objective.bound`).
+
+    >>> from vdiff import Sigmoid
+    >>> Weighted(Sigmoid(2.0))
+    Weighted(Sigmoid(bias=2.0))
+    """
+
+    rules = (noise_on_chain,)
+
+    @validated
+    def __init__(
+        self,
+        weighting: WeightFunction = _ELBO,
+        *,
+        steps: Count | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
+        super().__init__(steps, decoder)
+        self.weighting = weighting
+
+    def forward(self, objective: "Objective", x: Tensor, **options: Any) -> Tensor:
+        model, schedule = objective.parts()
+        x = x if self.decoder is None else self.decoder.encode(x)
+        options |= {"weighting": self.weighting, "steps": self.steps}
+        return unchecked(weighted_elbo)(model, x, schedule=schedule, **options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, (repr(self.weighting), super().extra_repr())))
+
+
+class VLB(Loss):
+    """The whole bound, `elbo`. With `resampling`, one term of a chain per example, drawn by its
+    size: `resampling` has a step for each of the `steps`, and one more for a decoder that looks at
+    the network.
+
+    >>> from vdiff import Categorical
+    >>> VLB(Categorical(17)).is_bound
+    True
+    """
+
+    is_bound = True
+    rules = (finite_end,)
+
+    @validated
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        steps: Count | None = None,
+        resampling: LossSecondMoment | None = None,
+    ) -> None:
+        super().__init__(steps, decoder)
+        self.resampling = resampling
+        if resampling is not None:
+            require(steps is not None, "resampling", "come with steps", repr(resampling))
+            which = "terms, the decoder's among them" if self.looks else "steps"
+            terms = (steps or 0) + self.looks
+            what = f"have as many steps as the bound has {which}, {terms}"
+            require(resampling.steps == terms, "resampling", what, resampling.steps)
+
+    def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.resampling is None or self.steps is None:
+            return super().place(u)
+        share, weight = self.resampling.at(u)
+        return ((share * self.resampling.steps).round() - self.looks) / self.steps, weight
+
+    def forward(
+        self,
+        objective: "Objective",
+        x: Tensor,
+        *,
+        weight: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        model, schedule = objective.parts()
+        options |= {"schedule": schedule, "steps": self.steps, "decoder": self.decoder}
+        if self.resampling is None:
+            return unchecked(elbo)(model, x, **options).total
+        if self.looks:
+            bound = unchecked(vlb)(model, x, **options)
+            term, rest = bound.diffusion + bound.reconstruction, bound.prior
+        else:
+            bound = unchecked(elbo)(model, x, **options)
+            term, rest = bound.diffusion, bound.prior + bound.reconstruction
+        if self.training and not under_functorch(term):
+            place = options["t"] * (self.steps or 1) + self.looks
+            self.resampling.note(place / self.resampling.steps, term.detach())
+        # the term that was drawn is divided by n times its probability
+        return rest + (term if weight is None else weight.to(term.dtype) * term)
+
+    def update(self, merge: Merge | None = None) -> None:
+        if self.resampling is not None:
+            self.resampling.remember(merge)
+
+
+class Hybrid(Loss):
+    """`hybrid`, of an example and not of a dimension. `bound_weight=0` is DDPM's simple loss on all
+    T + 1 levels.
+
+    >>> Hybrid(steps=999).bound_weight
+    0.001
+    """
+
+    rules = (finite_end,)
+
+    @validated
+    def __init__(
+        self,
+        steps: Count,
+        *,
+        bound_weight: BoundWeight = 0.001,
+        decoder: Decoder | None = None,
+    ) -> None:
+        super().__init__(steps, decoder)
+        self.bound_weight = bound_weight
+
+    def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        from_first = self.bound_weight == 0 or self.looks
+        return (with_decoder if from_first else on_chain)(u, self.steps or 1), None
+
+    def forward(self, objective: "Objective", x: Tensor, **options: Any) -> Tensor:
+        model, schedule = objective.parts()
+        options |= {"steps": self.steps, "bound_weight": self.bound_weight}
+        if self.bound_weight:
+            options["decoder"] = self.decoder  # it has a term
+        elif self.decoder is not None:
+            x = self.decoder.encode(x)
+        return unchecked(hybrid)(model, x, schedule=schedule, **options) * x[0].numel()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, bound_weight={self.bound_weight}"
+
+
+def holds_no_replicas(model: Any) -> None:
+    """A rule: no nn.DataParallel."""
+    check_no_data_parallel("model", original(model))
+
+
+def loss_fits(schedule: Schedule, loss: Loss) -> None:
+    """A rule: the parts of the loss fit the schedule."""
+    for rule in loss.rules:
+        rule(schedule) if rule is finite_end else rule(schedule, loss.steps)
+    chain_divides(schedule, loss.steps)
+    if loss.decoder is not None:
+        decoder_fits(loss.decoder, schedule)
+    weighting = getattr(loss, "weighting", None)
+    if weighting is not None:
+        chain_of_weighting(weighting, schedule, loss.steps)
+        if home(schedule).type != "meta":  # there, learned ends have no values yet
+            least, most = lowest(schedule), schedule.logsnr_max
+            low, high = weighting.range() if isinstance(weighting, Weighting) else (least, most)
+            check_weighting(weighting, max(low, least), min(high, most), "")
+
+
+def no_replica(self: nn.Module) -> None:
+    """A rule: nn.DataParallel has not copied the module; the attribute is torch's own mark."""
+    if getattr(self, "_is_replica", False):
+        hint = "its replicas draw their times apart: use DistributedDataParallel"
+        raise InvalidType("self", "not be wrapped in nn.DataParallel", "a replica", hint)
+
+
+def drawn_once(u: Tensor | None, t: Tensor | None) -> None:
+    """A rule: times are given in one way."""
+    require(u is None or t is None, "u", "be left out where t is given", "both")
+
+
+def floating_without_decoder(self: "Objective", x: Tensor) -> None:
+    """A rule: data that no decoder encodes is floating."""
+    if self.decoder is None:
+        data(x, "x", {})
 
 
 class Objective(nn.Module):
     """Model, schedule and loss as one module whose forward is the loss, nats per example.
 
     This is what DDP, `torch.compile`, Lightning or accelerate wrap and what a checkpoint saves.
-    The loss is
-
-        `elbo`             the whole bound, where there is a decoder and no weighting but ELBO()
-        `weighted_elbo`    with a weighting, or without a decoder
-        `hybrid`           with a `bound_weight`; 0 is DDPM's simple loss, on all T + 1 levels
-
-    and with a decoder data is taken as it is, and encoded by it. A weighted loss, or a simple one,
-    has no reconstruction and is no bound: its decoder encodes, and measures (`bound`). The
-    schedule and the weighting are checked here, once.
-
-    Args: model, schedule, weighting, steps: as in `weighted_elbo`. decoder: as in `elbo`.
-        bound_weight: of `hybrid`, whose loss is here that of an example, not of a dimension.
-        resampling: for the bound of a chain: which of its terms are drawn. It has a step for each,
-        `steps` of them and one more
-            for a decoder that looks at the network. After each optimizer step call `update`.
+    `loss` is `Weighted(…)`, `VLB(decoder)` or `Hybrid(steps)`. With a decoder, data is taken as it
+    is and encoded by it. A weighted or a simple loss has no reconstruction and is no bound.
 
     Warns:
         UserWarning: where the loss leaves out the first level of a chain, t = 0, at which a
@@ -64,263 +261,98 @@ class Objective(nn.Module):
 
     >>> from vdiff import Categorical, Denoiser, LearnedLinear, X
     >>> model = Denoiser(lambda z, logsnr: 0 * z, X())
-    >>> objective = Objective(model, schedule=LearnedLinear(), decoder=Categorical(levels=17))
+    >>> objective = Objective(model, schedule=LearnedLinear(), loss=VLB(Categorical(levels=17)))
     >>> objective(torch.randint(0, 17, (8, 1, 8, 8))).mean().backward()
     """
 
     trained_on: tuple[str, ...] = ()  # hashes of the data, of what `vdiff.training.train` returns
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        schedule: Schedule,
-        weighting: WeightFunction | None = None,
-        decoder: Decoder | None = None,
-        steps: int | None = None,
-        bound_weight: float | None = None,
-        resampling: LossSecondMoment | None = None,
-    ) -> None:
+    @validated(rules=[synchronised, holds_no_replicas, loss_fits])
+    def __init__(self, model: Model, *, schedule: Schedule, loss: Loss | None = None) -> None:
         super().__init__()
-        is_bound = decoder is not None and isinstance(weighting or _ELBO, ELBO)
-        plain = bound_weight is None and not is_bound
-        check_call("Objective", model, schedule, steps, to_noise=plain)
-        check_steps_to_noise("Objective", schedule, steps)
-        check_no_data_parallel("Objective", "model", model)
-        check_chain("Objective", weighting, schedule, steps)
-        if decoder is not None:
-            check_decoder("Objective", decoder, schedule)
-        if weighting is not None:
-            check_weight_function("Objective", weighting)
-        if (
-            weighting is not None and home(schedule).type != "meta"
-        ):  # there, learned ends have no values yet
-            least, most = lowest(schedule), schedule.logsnr_max
-            low, high = weighting.range() if isinstance(weighting, Weighting) else (least, most)
-            check_weighting(weighting, max(low, least), min(high, most), "Objective")
-        self.model, self.schedule, self.decoder, self.steps = model, schedule, decoder, steps
-        self.weighting = _ELBO if weighting is None else weighting
-        self.bound_weight, self.resampling = bound_weight, resampling
-        self._check_combination()
-        self._warn_of_first_level()
+        self.model, self.schedule = original(model), schedule
+        self.loss = Weighted() if loss is None else loss
+        warn_beyond(self.model, schedule, self.steps)
+        _warn_of_first_level(self.loss)
 
-    @names_arrays
+    @property
+    def decoder(self) -> Decoder | None:
+        """The decoder of the loss."""
+        return self.loss.decoder
+
+    @property
+    def steps(self) -> int | None:
+        """T of the loss; None in continuous time."""
+        return self.loss.steps
+
+    def parts(self) -> tuple[Any, Schedule]:
+        """The model, whose answers are checked but in a compiled graph, and the schedule."""
+        return asked(self.model) if checking() else self.model, self.schedule
+
+    @validated(rules=[no_replica, drawn_once, floating_without_decoder])
     def forward(
         self,
         x: Tensor,
         *,
-        u: Tensor | None = None,
-        t: Tensor | None = None,
-        eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        u: Float[Tensor, " batch"] | None = None,
+        t: Annotated[Tensor, Ends(zero=True)] | None = None,
+        eps: Noise | None = None,
+        generator: Random | None = None,
         condition: Condition = None,
-        **keywords: Any,
     ) -> Float[Tensor, " batch"]:
         """The loss of each example, nats. `u` are uniform numbers from which the times are taken
         as this loss draws them, such as a share of `stratified` times; `t` are the times
-        themselves. `condition` and further keywords go to the model, as in `weighted_elbo`."""
-        if getattr(
-            self, "_is_replica", False
-        ):  # torch's own mark on the copies that nn.DataParallel makes
-            raise TypeError(
-                must(
-                    "Objective",
-                    "self",
-                    "not be wrapped in nn.DataParallel",
-                    "a replica",
-                    "its replicas draw their times apart: use DistributedDataParallel",
-                )
-            )
-        if u is not None and t is not None:
-            raise ValueError(must("Objective", "u", "be left out where t is given", "both"))
+        themselves. `condition` goes to the model, as in `weighted_elbo`."""
+        if checking():
+            note_training(self.model, self.schedule)
+        options: dict[str, Any] = {"eps": eps, "generator": generator, "condition": condition}
         weight: Tensor | None = None
-        if t is None and (u is not None or self.resampling is not None):
-            t, weight = self._place(
-                stratified(len(x), generator=generator, device=x.device) if u is None else u
-            )
-        options: dict[str, Any] = {
-            "t": t,
-            "eps": eps,
-            "generator": generator,
-            "condition": condition,
-            **keywords,
-        }
-        if self.resampling is not None:
-            return self._resampled(x, weight, options)
-        if self.trains_bound:
-            return self.bound(x, **options).total
-        decoder = self.decoder if self.bound_weight else None  # it has a term, or it encodes
-        if self.decoder is not None and decoder is None:
-            x = self.decoder.encode(x)
-        if self.bound_weight is not None and self.steps is not None:
-            options |= {"steps": self.steps, "decoder": decoder, "bound_weight": self.bound_weight}
-            return hybrid(self.model, x, schedule=self.schedule, **options) * x[0].numel()
-        return weighted_elbo(
-            self.model,
-            x,
-            schedule=self.schedule,
-            weighting=self.weighting,
-            steps=self.steps,
-            **options,
-        )
+        if u is None and t is None and getattr(self.loss, "resampling", None) is not None:
+            u = stratified(len(x), generator=generator, device=x.device)
+        if u is not None:
+            t, weight = self.loss.place(u)
+        if weight is not None:
+            options["weight"] = weight
+        loss: Tensor = self.loss(self, x, t=t, **options)
+        return loss
 
-    @property
-    def trains_bound(self) -> bool:
-        """Whether the loss is the whole bound.
-
-        >>> from vdiff import Categorical, Cosine, Denoiser, Sigmoid, V
-        >>> Objective(Denoiser(lambda z, t: z, V()), schedule=Cosine(), weighting=Sigmoid(), decoder=Categorical(17)).trains_bound
-        False
-        """
-        return (
-            self.decoder is not None
-            and self.bound_weight is None
-            and isinstance(self.weighting, ELBO)
-        )
-
+    @validated
     def bound(self, data: Tensor, **options: Any) -> Bound:
         """The bound in its parts, whatever is trained; raises where there is no decoder."""
+        hint = "a weighted loss has no reconstruction term"
         if self.decoder is None:
-            raise ValueError(
-                must(
-                    "Objective.bound",
-                    "decoder",
-                    "be given to the Objective",
-                    None,
-                    "a weighted loss has no reconstruction term",
-                )
-            )
-        return elbo(
-            self.model,
-            data,
-            schedule=self.schedule,
-            decoder=self.decoder,
-            steps=self.steps,
-            **options,
-        )
+            raise InvalidValue("decoder", "be given to the loss", None, hint)
+        options |= {"schedule": self.schedule, "steps": self.steps, "decoder": self.decoder}
+        return elbo(self.model, data, **options)
 
     def update(self, merge: Merge | None = None) -> None:
-        """Take in what the losses since the last call have shown: the schedule's `update`, and
-        which terms are drawn. To be called once after each optimizer step; `merge` sums a tensor
-        of statistics over ranks."""
+        """Learn from the losses since the last call: the schedule's `update`, and which terms are
+        drawn. Call it once after each optimizer step; `merge` sums a tensor over ranks."""
         self.schedule.update(merge)
-        if self.resampling is not None:
-            self.resampling.remember(merge)
+        self.loss.update(merge)
 
-    @names_arrays
+    @validated
     def times(self, u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The times of this loss into which uniform numbers fall."""
-        return self._place(u)[0]
-
-    @property
-    def _first(self) -> int:
-        """1 where the decoder looks at the network, so that its level is one more of the
-        chain's."""
-        return int(self.decoder is not None and self.decoder.denoise)
-
-    def _place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The times of this loss into which uniform numbers fall, and what its terms there are
-        multiplied by."""
-        if self.steps is None:
-            return u, None
-        if self.resampling is not None:
-            share, weight = self.resampling.at(u)
-            return ((share * self.resampling.steps).round() - self._first) / self.steps, weight
-        from_first = self.bound_weight == 0 or (self.bound_weight is not None and self._first)
-        return (with_decoder if from_first else on_chain)(u, self.steps), None
-
-    def _resampled(self, data: Tensor, weight: Tensor | None, options: dict[str, Any]) -> Tensor:
-        """The bound of a chain, the term that was drawn divided by n times its probability."""
-        if self.resampling is None or self.decoder is None or self.steps is None:
-            raise RuntimeError("checked when it was made")
-        if self._first:
-            bound = vlb(
-                self.model,
-                data,
-                schedule=self.schedule,
-                steps=self.steps,
-                decoder=self.decoder,
-                **options,
-            )
-            term, rest = bound.diffusion + bound.reconstruction, bound.prior
-        else:
-            bound = self.bound(data, **options)
-            term, rest = bound.diffusion, bound.prior + bound.reconstruction
-        if self.training and not under_functorch(term):
-            self.resampling.note(
-                (options["t"] * self.steps + self._first) / self.resampling.steps, term.detach()
-            )
-        return rest + (term if weight is None else weight.to(term.dtype) * term)
-
-    def _warn_of_first_level(self) -> None:
-        """Warn where no draw trains the level t = 0 of a chain, at which `sample` and a decoder
-        that looks ask the network."""
-        weighted = self.bound_weight is None and self.decoder is not None and not self.trains_bound
-        alone = bool(self.bound_weight) and self.decoder is None
-        if self.steps is None or not (weighted or alone):
-            return
-        steps, decoder = self.steps, " and the decoder ask" if self._first else " asks"
-        hint = "give a decoder that looks at the network, DiscretizedGaussian(…, denoise=True)"
-        if weighted:
-            loss = "bound_weight=0 in place of the weighting is DDPM's loss"
-            hint = f"{loss} on all {steps + 1} levels"
-        what = f"on a chain of {steps} steps this loss trains the levels t = 1/{steps} … 1"
-        asked = f"not t = 0, at which the last step of a sampler{decoder} the network"
-        warnings.warn(f"Objective: {what} and {asked} ({hint})", stacklevel=3)
-
-    def _check_combination(self) -> None:
-        """Raise where the parts of a chain's losses do not go together."""
-        if self.bound_weight is not None:
-            finite(
-                "Objective",
-                "bound_weight",
-                self.bound_weight,
-                at_least=0.0,
-                hint="less than 0 would maximise the bound",
-            )
-            if self.steps is None:
-                hint = "in continuous time a reverse variance trains nothing"
-                raise ValueError(
-                    must("Objective", "bound_weight", "come with steps", self.bound_weight, hint)
-                )
-            if not isinstance(self.weighting, ELBO):
-                hint = "the hybrid loss has the plain squared error of ε"
-                raise ValueError(
-                    must(
-                        "Objective",
-                        "weighting",
-                        "be left out where bound_weight is given",
-                        repr(self.weighting),
-                        hint,
-                    )
-                )
-        if self.resampling is not None:
-            if (
-                self.steps is None
-                or self.decoder is None
-                or self.bound_weight is not None
-                or not isinstance(self.weighting, ELBO)
-            ):
-                hint = "Objective(…, steps=T, decoder=…), without weighting and bound_weight"
-                raise ValueError(
-                    must(
-                        "Objective",
-                        "resampling",
-                        "come with the bound of a chain",
-                        repr(self.resampling),
-                        hint,
-                    )
-                )
-            if self.resampling.steps != self.steps + self._first:
-                which = "terms, the decoder's among them" if self._first else "steps"
-                raise ValueError(
-                    must(
-                        "Objective",
-                        "resampling",
-                        f"have as many steps as the bound has {which}, {self.steps + self._first}",
-                        self.resampling.steps,
-                    )
-                )
+        return self.loss.place(u)[0]
 
 
-__all__ = ["Objective"]
+def _warn_of_first_level(loss: Loss) -> None:
+    """Warn where no draw trains the level t = 0 of a chain, at which `sample` and a decoder that
+    looks ask the network."""
+    weighted = isinstance(loss, Weighted) and loss.decoder is not None
+    alone = isinstance(loss, Hybrid) and loss.bound_weight > 0 and loss.decoder is None
+    if loss.steps is None or not (weighted or alone):
+        return
+    steps, decoder = loss.steps, " and the decoder ask" if loss.looks else " asks"
+    hint = "give a decoder that looks at the network, DiscretizedGaussian(…, denoise=True)"
+    if weighted:
+        hint = f"Hybrid({steps}, bound_weight=0) is DDPM's loss on all {steps + 1} levels"
+    warnings.warn(
+        f"Objective: on a chain of {steps} steps this loss trains the levels t = 1/{steps} … 1 "
+        f"and not t = 0, at which the last step of a sampler{decoder} the network ({hint})",
+        stacklevel=4,
+    )
+
+
+__all__ = ["VLB", "Hybrid", "Loss", "Objective", "Weighted"]

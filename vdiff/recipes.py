@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vdiff.decoder import Decoder
 from vdiff.errors import did_you_mean, must
 from vdiff.loss import Model
-from vdiff.objective import Objective
+from vdiff.objective import VLB, Hybrid, Loss, Objective, Weighted
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.schedule import (
     Cosine,
@@ -69,15 +69,15 @@ class Recipe:
         >>> ddpm(torch.zeros(2, 3), u=torch.zeros(2), eps=torch.ones(2, 3))  # the first level
         tensor([3., 3.])
         """
-        weighting = self.weighting if self.bound_weight is None else None
-        return Objective(
-            model,
-            schedule=self.schedule,
-            weighting=weighting,
-            decoder=decoder,
-            steps=self.steps,
-            bound_weight=self.bound_weight,
-        )
+        return Objective(model, schedule=self.schedule, loss=self.loss(decoder))
+
+    def loss(self, decoder: Decoder | None = None) -> Loss:
+        """The loss of this recipe; with a decoder and `ELBO()`, the whole bound."""
+        if self.bound_weight is not None and self.steps is not None:
+            return Hybrid(self.steps, bound_weight=self.bound_weight, decoder=decoder)
+        if decoder is not None and isinstance(self.weighting, ELBO):
+            return VLB(decoder, steps=self.steps)
+        return Weighted(self.weighting, steps=self.steps, decoder=decoder)
 
 
 def _ddpm() -> Recipe:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vdiff import Categorical, Denoiser, Eps, LearnedLinear, Linear, Objective
 from vdiff.decoder import Gaussian
 from vdiff.nn import DDPMUNet, IDDPMUNet, VDMUNet
+from vdiff.objective import VLB, Weighted
 from vdiff.training import train
 
 from .common import (
@@ -66,7 +67,9 @@ def weighted(i: int) -> None:
     schedule, weighting, row = SCHEDULES[i], WEIGHTINGS[i % len(WEIGHTINGS)], ROWS[i % len(ROWS)]
     steps = weighting().chain or (999 if i % 2 else None)
     assert_compiles(
-        lambda: Objective(model(row), schedule=schedule(), weighting=weighting(), steps=steps),
+        lambda: Objective(
+            model(row), schedule=schedule(), loss=Weighted(weighting(), steps=steps)
+        ),
         batch()[0],
         given=bool(i % 3),
         backend="aot_eager",
@@ -77,7 +80,7 @@ def bound(i: int) -> None:
     decoder = DECODERS[i]
     schedule = Linear if isinstance(decoder(), Gaussian) or i % 2 else LearnedLinear
     assert_compiles(
-        lambda: Objective(model(), schedule=schedule(), decoder=decoder()),
+        lambda: Objective(model(), schedule=schedule(), loss=VLB(decoder())),
         data_of(decoder()),
         given=bool(i % 3),
         backend="aot_eager",
@@ -86,7 +89,7 @@ def bound(i: int) -> None:
 
 def default_backend() -> None:
     assert_compiles(
-        lambda: Objective(model(), schedule=LearnedLinear(), decoder=Categorical(17)),
+        lambda: Objective(model(), schedule=LearnedLinear(), loss=VLB(Categorical(17))),
         data_of(Categorical(17)),
         given=False,
         options={"fallback_random": True},

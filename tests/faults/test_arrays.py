@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from registry import objective_of
 from torch import Tensor, nn
 
 import vdiff
@@ -35,6 +36,7 @@ from vdiff.likelihood import (
 )
 from vdiff.likelihood.importance import chain_log_prob, importance_weighted
 from vdiff.metrics import mmd
+from vdiff.objective import Weighted
 from vdiff.oracle import Gaussian as GaussianData
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.sampling import (
@@ -70,7 +72,7 @@ BOUND: dict[str, Any] = {"schedule": SCHEDULE, "decoder": CATEGORICAL}
 CHAIN: dict[str, Any] = {"schedule": SCHEDULE, "decoder": LOOKING, "steps": 4}
 PREDICTION = MODEL(X, LAM)
 FACTOR = loss_factor(vdiff.Sigmoid(), SCHEDULE, V())
-RESAMPLED = Objective(MODEL, resampling=LossSecondMoment(4), steps=4, **BOUND)
+RESAMPLED = objective_of(MODEL, resampling=LossSecondMoment(4), steps=4, **BOUND)
 
 
 def decoding(decoder: Decoder) -> dict[str, tuple[Tensor, Callable[[Any], Any]]]:
@@ -117,19 +119,22 @@ PLACES: dict[
     "Objective x": (X, Objective(MODEL, schedule=SCHEDULE)),
     "Objective x and u": (X, lambda v: Objective(MODEL, schedule=SCHEDULE)(v, u=T)),
     "Objective u": (T, lambda v: Objective(MODEL, schedule=SCHEDULE)(X, u=v)),
-    "Objective u on a chain": (T, lambda v: Objective(MODEL, schedule=SCHEDULE, steps=4)(X, u=v)),
-    "Objective data": (LEVELS, Objective(MODEL, **BOUND)),
-    "Objective data, weighted": (LEVELS, Objective(MODEL, weighting=vdiff.Sigmoid(), **BOUND)),
+    "Objective u on a chain": (
+        T,
+        lambda v: Objective(MODEL, schedule=SCHEDULE, loss=Weighted(steps=4))(X, u=v),
+    ),
+    "Objective data": (LEVELS, objective_of(MODEL, **BOUND)),
+    "Objective data, weighted": (LEVELS, objective_of(MODEL, weighting=vdiff.Sigmoid(), **BOUND)),
     "Objective data, resampled": (LEVELS, RESAMPLED),
-    "Objective.bound": (LEVELS, Objective(MODEL, **BOUND).bound),
-    "Objective.times": (T, Objective(MODEL, schedule=SCHEDULE, steps=4).times),
+    "Objective.bound": (LEVELS, objective_of(MODEL, **BOUND).bound),
+    "Objective.times": (T, Objective(MODEL, schedule=SCHEDULE, loss=Weighted(steps=4)).times),
     "evaluate": (LEVELS, lambda v: evaluate(MODEL, v, draws=4, **BOUND)),
     "evaluate, skipping": (
         LEVELS,
         lambda v: evaluate(MODEL, v, draws=4, skip_nonfinite=True, **BOUND),
     ),
     "compare": (LEVELS, lambda v: compare(MODEL, MIXTURE, v, draws=4, **BOUND)),
-    "Validation": (LEVELS, lambda v: Validation(v)(Objective(MODEL, **BOUND))),
+    "Validation": (LEVELS, lambda v: Validation(v)(objective_of(MODEL, **BOUND))),
     "path_importance": (LEVELS, lambda v: path_importance(MODEL, v, samples=2, **CHAIN)),
     "chain_log_prob": (
         X[:, :1],
@@ -200,8 +205,6 @@ PLACES: dict[
     "schedule.density": (LAM, SCHEDULE.density),
     "schedule.rate": (T, SCHEDULE.rate),
     "schedule.delta": (T, lambda v: SCHEDULE.delta(v, 4)),
-    "schedule.levels": (T, SCHEDULE.levels),
-    "schedule.look": (T, SCHEDULE.look),
     "loss_factor": (LAM, FACTOR),
     "augmentation": (LAM, vdiff.describe("vdm").augmentation),
     "Profile.update logsnr": (LAM, lambda v: Profile(-1.0, 1.0).update(v, LAM)),

@@ -27,6 +27,7 @@ from vdiff import (
     X,
 )
 from vdiff.nn import FourierFeatures, LevelHead
+from vdiff.objective import VLB
 from vdiff.oracle import Lattice
 
 from .common import DECODERS, SCHEDULES, Net, batch, data_of, model
@@ -116,7 +117,7 @@ def test_an_objective_that_was_built_on_meta_is_the_one_that_was_not(
 ) -> None:
     def make() -> Objective:
         return Objective(
-            Denoiser(nn.Identity(), X()), schedule=schedule(), decoder=Categorical(17)
+            Denoiser(nn.Identity(), X()), schedule=schedule(), loss=VLB(Categorical(17))
         )  # type: ignore[arg-type]
 
     data, (_, t, eps) = data_of(Categorical(17)), batch()

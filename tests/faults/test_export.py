@@ -35,6 +35,7 @@ from vdiff import (
     elbo,
 )
 from vdiff.nn import UNet
+from vdiff.objective import VLB
 
 from .common import Net, batch, model
 
@@ -209,7 +210,7 @@ def test_a_bound_is_a_pytree(steps: int | None) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.objective = Objective(
-                model(), schedule=Linear(), decoder=Categorical(17), steps=steps
+                model(), schedule=Linear(), loss=VLB(Categorical(17), steps=steps)
             )
 
         def forward(self, data: Tensor, t: Tensor, eps: Tensor) -> Bound:

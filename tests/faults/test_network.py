@@ -27,6 +27,7 @@ from vdiff import (
 from vdiff.decoder import Gaussian
 from vdiff.denoiser import ScaledGamma, ScheduleTime, edm_time, flow_time, sigma_time
 from vdiff.gaussian import alpha, sigma
+from vdiff.objective import VLB
 
 from .common import ROWS, SCHEDULE, Net, assert_refused, assert_same, batch, model
 
@@ -321,7 +322,7 @@ def test_fault_32_a_keyword_of_the_other_verb() -> None:
     for decoder in (Categorical, "categorical"):
         for name, call in (
             ("elbo", lambda d: elbo(model(), x, schedule=SCHEDULE, decoder=d)),
-            ("Objective", lambda d: Objective(model(), schedule=SCHEDULE, decoder=d)),
+            ("Objective", lambda d: Objective(model(), schedule=SCHEDULE, loss=VLB(d))),
         ):
             with assert_refused(
                 TypeError,

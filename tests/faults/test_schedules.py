@@ -48,6 +48,7 @@ from vdiff import (
 )  # fmt: skip
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import alpha, sigma
+from vdiff.objective import VLB, Weighted
 from vdiff.recipes import Recipe
 from vdiff.schedule import Custom
 from vdiff.weighting import Custom as CustomWeighting
@@ -469,7 +470,7 @@ def test_fault_19_what_is_no_number_of_steps(
     with assert_refused(error, "elbo", "steps", *words):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), steps=steps)  # type: ignore[arg-type]
     with assert_refused(error, "Objective", "steps", *words):
-        Objective(model(), schedule=SCHEDULE, steps=steps)  # type: ignore[arg-type]
+        Objective(model(), schedule=SCHEDULE, loss=Weighted(steps=steps))  # type: ignore[arg-type]
     with assert_refused(error, "MSE", "steps", *words):
         MSE(SCHEDULE, V(), steps=steps)  # type: ignore[arg-type]
     with assert_refused(error, "Cosine.delta", "steps", *words):
@@ -518,7 +519,7 @@ def test_fault_20_the_diffusion_term_alone_does_not_move_learned_ends() -> None:
     with assert_refused(
         ValueError, "Objective", "schedule", "have fixed ends with a Gaussian decoder"
     ):
-        Objective(model(), schedule=schedule, decoder=Gaussian())
+        Objective(model(), schedule=schedule, loss=VLB(Gaussian()))
     with assert_refused(ValueError, "MSE", "schedule", "be fixed", "use a fixed w(λ)"):
         MSE(schedule, V())
 
@@ -533,7 +534,7 @@ def test_fault_21_ends_and_tables_keep_their_precision(cast: str) -> None:
     ):
         t = torch.linspace(0, 1, 7, dtype=torch.float64)
         before = schedule(t)
-        objective = Objective(model(), schedule=schedule, weighting=Sigmoid())
+        objective = Objective(model(), schedule=schedule, loss=Weighted(Sigmoid()))
         getattr(objective, cast)()
         assert torch.equal(schedule(t), before)
         assert {v.dtype for v in [*schedule.parameters(), *schedule.buffers()]} <= {torch.float64}
@@ -612,7 +613,7 @@ def test_fault_22_weightings(
     weighting: Callable[[Tensor], Tensor], words: tuple[str, ...]
 ) -> None:
     with assert_refused(ValueError, "Objective", "weighting", *words):
-        Objective(model(), schedule=SCHEDULE, weighting=weighting)
+        Objective(model(), schedule=SCHEDULE, loss=Weighted(weighting))
     with assert_refused(ValueError, "Custom", "weighting", *words):
         CustomWeighting(weighting, -10.0, 10.0)
     if words[0].startswith("return"):
@@ -635,7 +636,7 @@ def test_fault_22_a_weighting_for_part_of_the_line() -> None:
     w = CustomWeighting(tent, logsnr_min=-20.0, logsnr_max=20.0)
     assert w(torch.tensor([-10.0, 0.0, 10.0])).tolist() == [0.5, 1.0, 0.5]
     assert not w.monotone  # no fault: the reading as an ELBO does not hold
-    assert Objective(model(), schedule=SCHEDULE, weighting=w).weighting is w
+    assert Objective(model(), schedule=SCHEDULE, loss=Weighted(w)).weighting is w
 
 
 @pytest.mark.parametrize("weighting", [Sigmoid, "sigmoid", 2.0])
@@ -652,7 +653,7 @@ def test_fault_22_what_is_no_weighting(weighting: object) -> None:
     with assert_refused(
         TypeError, "Objective", "weighting", "be a Weighting or a function of logsnr", *words
     ):
-        Objective(model(), schedule=SCHEDULE, weighting=weighting)  # type: ignore[arg-type]
+        Objective(model(), schedule=SCHEDULE, loss=Weighted(weighting))  # type: ignore[arg-type]
 
 
 def test_fault_22_what_is_no_law_of_noise() -> None:
@@ -687,7 +688,7 @@ def test_fault_22_a_factor_alone_is_no_weighting(factor: Weighting) -> None:
     profile.update(torch.tensor([-5.0, 5.0]), torch.ones(2))
     takes: dict[str, Callable[[Callable[[Tensor], Tensor]], object]] = {
         "weighted_elbo": lambda w: weighted_elbo(model(), x, schedule=SCHEDULE, weighting=w),
-        "Objective": lambda w: Objective(model(), schedule=SCHEDULE, weighting=w),
+        "Objective": lambda w: Objective(model(), schedule=SCHEDULE, loss=Weighted(w)),
         "loss_factor": lambda w: loss_factor(w, SCHEDULE, Eps()),
         "Recipe": lambda w: describe(Recipe("mine", SCHEDULE, Eps(), w)),  # type: ignore[arg-type]
         "diagnose": lambda w: diagnose(profile, SCHEDULE, w),
@@ -783,7 +784,7 @@ def test_fault_22_what_a_weighting_is_made_of(
 
 def test_fault_22_a_weighted_loss_of_levels_is_that_of_the_encoded_data_and_no_bound() -> None:
     decoder, levels = Categorical(17), torch.randint(0, 17, (4, 2))
-    objective = Objective(model(), schedule=SCHEDULE, weighting=Sigmoid(), decoder=decoder)
+    objective = Objective(model(), schedule=SCHEDULE, loss=Weighted(Sigmoid(), decoder=decoder))
     t, eps = torch.linspace(0.1, 0.9, 4), torch.ones(4, 2)
     known = weighted_elbo(
         objective.model,
@@ -795,7 +796,9 @@ def test_fault_22_a_weighted_loss_of_levels_is_that_of_the_encoded_data_and_no_b
     )
     assert_same(objective(levels, t=t, eps=eps), known)
     for weighting in (None, ELBO()):
-        whole = Objective(objective.model, schedule=SCHEDULE, weighting=weighting, decoder=decoder)
+        whole = Objective(
+            objective.model, schedule=SCHEDULE, loss=Weighted(weighting, decoder=decoder)
+        )
         assert_same(whole(levels, t=t, eps=eps), objective.bound(levels, t=t, eps=eps).total)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from vdiff import Categorical, Denoiser, Objective, V
 from vdiff.cli import main
+from vdiff.objective import VLB
 from vdiff.schedule import Spline
 from vdiff.training import Config, Run, train
 from vdiff.training.averages import Averages
@@ -73,7 +74,7 @@ class Sick(nn.Module):
 
 def objective_of(network: nn.Module) -> Objective:
     return Objective(
-        Denoiser(network, V()), schedule=Spline(10.0, -7.0, knots=4), decoder=Categorical(17)
+        Denoiser(network, V()), schedule=Spline(10.0, -7.0, knots=4), loss=VLB(Categorical(17))
     )
 
 

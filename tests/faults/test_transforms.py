@@ -42,6 +42,7 @@ from vdiff import (
 )  # fmt: skip
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.gaussian import moving_only, wide, wide_dtype
+from vdiff.objective import VLB, Weighted
 from vdiff.training import over_ranks
 
 from .common import (
@@ -159,17 +160,20 @@ def test_fault_34_compile(case: str, compiled: dict[str, str]) -> None:
 
 def objectives() -> dict[str, tuple[Objective, Tensor]]:
     weighted = {
-        f"{row!r}": (Objective(model(row), schedule=SCHEDULE, weighting=Sigmoid()), batch()[0])
+        f"{row!r}": (
+            Objective(model(row), schedule=SCHEDULE, loss=Weighted(Sigmoid())),
+            batch()[0],
+        )
         for row in ROWS
     }
     bounds = {
-        f"{make()!r}": (Objective(model(), schedule=Linear(), decoder=make()), data_of(make()))
+        f"{make()!r}": (Objective(model(), schedule=Linear(), loss=VLB(make())), data_of(make()))
         for make in DECODERS
         if not make().denoise
     }
     learned = {
         "learned": (
-            Objective(model(), schedule=LearnedLinear(), decoder=Categorical(17)),
+            Objective(model(), schedule=LearnedLinear(), loss=VLB(Categorical(17))),
             data_of(Categorical(17)),
         )
     }
@@ -177,7 +181,7 @@ def objectives() -> dict[str, tuple[Objective, Tensor]]:
         **weighted,
         **bounds,
         **learned,
-        "chain": (Objective(model(), schedule=SCHEDULE, steps=10), batch()[0]),
+        "chain": (Objective(model(), schedule=SCHEDULE, loss=Weighted(steps=10)), batch()[0]),
     }
 
 
@@ -206,7 +210,7 @@ def test_fault_35_drawn_under_vmap() -> None:
     """A thousand single examples, each with its own time and noise, against as many in one
     stratified batch."""
     n, x = 4096, batch(1)[0]
-    objective = Objective(model(), schedule=SCHEDULE, weighting=Sigmoid())
+    objective = Objective(model(), schedule=SCHEDULE, loss=Weighted(Sigmoid()))
     torch.manual_seed(0)
     with torch.no_grad():
         apart = vmap(lambda x: objective(x[None])[0], randomness="different")(x.expand(n, 2))
@@ -232,7 +236,7 @@ def test_fault_35_values_are_still_checked_where_they_can_be_read() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=repr)
 def test_fault_36_second_derivatives(row: object) -> None:
     x, t, eps = batch(2, dtype=torch.float64)
-    objective = Objective(model(row).double(), schedule=SCHEDULE, weighting=Sigmoid())  # type: ignore[arg-type]
+    objective = Objective(model(row).double(), schedule=SCHEDULE, loss=Weighted(Sigmoid()))  # type: ignore[arg-type]
     names = [name for name, _ in objective.named_parameters()]
 
     def loss(x: Tensor, eps: Tensor, *values: Tensor) -> Tensor:
@@ -253,8 +257,7 @@ def test_fault_36_second_derivatives_of_learned_ends(steps: int | None) -> None:
         objective = Objective(
             model().double(),
             schedule=LearnedLinear(5.0, -3.0),
-            decoder=Categorical(17),
-            steps=steps,
+            loss=VLB(Categorical(17), steps=steps),
         )
         data = data_of(Categorical(17), 2)
 
@@ -394,17 +397,17 @@ def test_fault_38_built_on_the_meta_device() -> None:
     with torch.device("meta"):
         deferred = [
             Objective(
-                Denoiser(nn.Identity(), V()), schedule=make(), weighting=w(), steps=w().chain
+                Denoiser(nn.Identity(), V()), schedule=make(), loss=Weighted(w(), steps=w().chain)
             )
             for make, w in zip(SCHEDULES, itertools.cycle(WEIGHTINGS), strict=False)
         ]
         bound = Objective(
-            Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), decoder=Categorical(17)
+            Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), loss=VLB(Categorical(17))
         )
     for objective, make, w in zip(deferred, SCHEDULES, itertools.cycle(WEIGHTINGS), strict=False):
         if next(objective.schedule.parameters(), None) is None:
             direct = Objective(
-                Denoiser(nn.Identity(), V()), schedule=make(), weighting=w(), steps=w().chain
+                Denoiser(nn.Identity(), V()), schedule=make(), loss=Weighted(w(), steps=w().chain)
             )
             objective.model.network = direct.model.network = TwoArguments()
             assert torch.equal(objective(x, t=t, eps=eps), direct(x, t=t, eps=eps))
@@ -412,7 +415,7 @@ def test_fault_38_built_on_the_meta_device() -> None:
     filled = bound.to_empty(device="cpu")
     filled.load_state_dict(
         Objective(
-            Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), decoder=Categorical(17)
+            Denoiser(nn.Identity(), V()), schedule=LearnedLinear(), loss=VLB(Categorical(17))
         ).state_dict()
     )
     filled.model.network = TwoArguments()
@@ -455,12 +458,12 @@ def free_port() -> int:
 
 
 def shared_objective() -> Objective:
-    return Objective(model(), schedule=Spline(), decoder=Categorical(17))
+    return Objective(model(), schedule=Spline(), loss=VLB(Categorical(17)))
 
 
 def adaptive_objective() -> Objective:
     return Objective(
-        model(), schedule=Adaptive(13.3, -5.0, bins=4, warmup=1), decoder=Categorical(17)
+        model(), schedule=Adaptive(13.3, -5.0, bins=4, warmup=1), loss=VLB(Categorical(17))
     )
 
 
@@ -546,7 +549,7 @@ def test_fault_40_a_wrapped_model_beside_a_learned_schedule() -> None:
         "not be wrapped in DDP where the schedule is learned",
         "wrap the Objective: the schedule's gradients are not synchronised otherwise",
     ):
-        Objective(denoiser, schedule=LearnedLinear(), decoder=Categorical(17))
+        Objective(denoiser, schedule=LearnedLinear(), loss=VLB(Categorical(17)))
     assert Objective(denoiser, schedule=SCHEDULE).schedule is SCHEDULE
 
 

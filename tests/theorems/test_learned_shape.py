@@ -31,6 +31,7 @@ from vdiff import (
     weighted_elbo,
 )
 from vdiff.denoiser import ScheduleTime
+from vdiff.objective import VLB
 from vdiff.schedule import Schedule
 from vdiff.schedule.learned import Learned
 from vdiff.times import generator_of
@@ -70,7 +71,7 @@ def stirred(schedule: Schedule) -> Schedule:
 def objective(make, **options) -> Objective:
     schedule = stirred(make(**options))
     schedule.mean_loss.fill_(7.0)
-    return Objective(Denoiser(Net(), V()), schedule=schedule, decoder=Categorical(LEVELS))
+    return Objective(Denoiser(Net(), V()), schedule=schedule, loss=VLB(Categorical(LEVELS)))
 
 
 def draws(n: int = 24) -> tuple[Tensor, dict[str, Tensor]]:
@@ -308,7 +309,7 @@ def test_validation_is_not_noted():
 
 def test_what_never_passed_the_loss_gives_the_shape_nothing():
     schedule = Spline()
-    logsnr, rate, _ = schedule.look(torch.rand(8, dtype=torch.float64))
+    logsnr, rate, *_ = schedule.at(torch.rand(8, dtype=torch.float64))
     (logsnr + rate).sum().backward()
     assert not schedule.log_density.grad.any()
 
@@ -529,7 +530,9 @@ def assert_ordered(schedule: Learned) -> None:
 def test_a_run_that_is_killed_resumes_bit_for_bit(make, tmp_path):
     def fresh():
         torch.manual_seed(0)
-        one = Objective(Denoiser(Net().float(), V()), schedule=make(), decoder=Categorical(LEVELS))
+        one = Objective(
+            Denoiser(Net().float(), V()), schedule=make(), loss=VLB(Categorical(LEVELS))
+        )
         return one, torch.optim.AdamW(parameter_groups(one, lr=1e-3, weight_decay=0.01))
 
     def run(one, optimizer, first, last):

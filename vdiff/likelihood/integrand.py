@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._known_range import warn_beyond
 from vdiff.decoder import Decoder
-from vdiff.denoiser import evaluation_mode, warn_beyond
+from vdiff.denoiser import evaluation_mode
 from vdiff.errors import check_batch, must
 from vdiff.gaussian import at_least_float32
 from vdiff.likelihood.conditions import check_conditions, of_kept, of_rows
@@ -100,7 +101,7 @@ class Integrand:
         check_chain(self.name, None, schedule, steps)
         check_decoder(self.name, decoder, schedule)
         base = Linear(schedule.logsnr_max, schedule.logsnr_min) if steps is None else schedule
-        warn_beyond(self.name, model, base, steps, evaluation=True)
+        warn_beyond(model, base, steps, evaluation=True)
         return Side(model, base, decoder, steps)
 
     def __call__(self, rows: Tensor, t: Tensor, eps: Tensor) -> Float[Tensor, "3 n"]:

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._known_range import warn_beyond_levels
 from vdiff.condition import Condition, conditions
-from vdiff.denoiser import evaluation_mode, warn_beyond_levels
+from vdiff.denoiser import evaluation_mode
 from vdiff.errors import check_data, check_finite, did_you_mean, must
 from vdiff.gaussian import at_least_float32
 from vdiff.loss import check_call
@@ -73,7 +74,7 @@ def trajectory(
     _warn_of_scaled_noise(z)
     condition = _conditions(condition, keywords)
     grid = _grid(model, schedule, steps, levels)
-    warn_beyond_levels("sample", model, grid)
+    warn_beyond_levels(model, grid)
     grid = grid.to(z.device)
     if not callable(step) or isinstance(step, type):
         near = did_you_mean(step, STEPS) if isinstance(step, str) else ""

@@ -31,7 +31,7 @@ class Wrapped(nn.Module):
                     shown(model),
                 )
             )
-        check_no_data_parallel(type(self).__name__, "model", model)
+        check_no_data_parallel("model", model)
         self.model = model
 
     @property

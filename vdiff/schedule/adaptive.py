@@ -1,15 +1,17 @@
 """VDM++'s adaptive schedule: look where the loss is."""
 
 from functools import partial
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, finite, must, under_functorch
+from vdiff._validate import Count, Fraction, Number, validated
+from vdiff.errors import under_functorch
 from vdiff.gaussian import wide
 from vdiff.profile import Profile
-from vdiff.schedule.base import Follow, Merge
+from vdiff.schedule.base import Merge, NoiseLevels
 from vdiff.schedule.histogram import Histogram, filled
 
 
@@ -44,27 +46,20 @@ class Adaptive(Histogram):
     tensor([0.2502, 0.7497], dtype=torch.float64)
     """
 
+    @validated
     def __init__(
         self,
         logsnr_max: float = 15.0,
         logsnr_min: float = -15.0,
         *,
-        bins: int = 100,
-        decay: float = 0.999,
-        floor: float = 1e-3,
-        warmup: int = 20,
+        bins: Count = 100,
+        decay: Fraction = 0.999,
+        floor: Annotated[float, Number(above=0.0, at_most=1.0)] = 1e-3,
+        warmup: Count = 20,
         first_moment: bool = False,
     ) -> None:
-        check_positive_int("Adaptive", "bins", bins)
-        check_positive_int("Adaptive", "warmup", warmup)
         super().__init__([1.0] * bins, logsnr_max, logsnr_min)
-        self.decay, self.floor = (
-            finite("Adaptive", "decay", decay, at_least=0.0),
-            finite("Adaptive", "floor", floor, above=0.0),
-        )
-        for name, share in (("decay", self.decay), ("floor", self.floor)):
-            if share > 1:
-                raise ValueError(must("Adaptive", name, "be at most 1", share, "it is a share"))
+        self.decay, self.floor = decay, floor
         self.warmup, self.first_moment = warmup, first_moment
         self.profile = _Merged(self.logsnr_min, self.logsnr_max, bins)  # of w‖e‖², over all ranks
         self.noted = Profile(self.logsnr_min, self.logsnr_max, bins)  # here, since the last update
@@ -73,20 +68,17 @@ class Adaptive(Histogram):
     def learns_shape(self) -> bool:
         return True
 
-    def look(
-        self, t: Tensor, steps: int | None = None, *, pin: bool = True
-    ) -> tuple[Tensor, Tensor, Follow]:
-        logsnr, measure = self.levels(t, steps, pin=pin)
+    def at(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> NoiseLevels:
+        levels = super().at(t, steps, pin=pin)
         if steps is not None or not (self.training and torch.is_grad_enabled()):
-            return logsnr, measure, super().look(t, steps, pin=pin)[2]
-        return logsnr, measure, partial(self._note, logsnr, measure)
+            return levels
+        return levels._replace(learn=partial(self._note, levels))
 
-    def _note(self, logsnr: Tensor, measure: Tensor, loss: Tensor, dims: int) -> Tensor:
+    def _note(self, levels: NoiseLevels, loss: Tensor, dims: int) -> Tensor:
         if not under_functorch(loss):
             self._count_loss()
-            self.observe(
-                logsnr, 2.0 * wide(loss.detach()) / measure
-            )  # the loss is ½ · rate · w‖e‖²
+            # the loss is ½ · rate · w‖e‖²
+            self.observe(levels.logsnr, 2.0 * wide(loss.detach()) / levels.rate)
         return loss
 
     def observe(self, logsnr: Float[Tensor, " batch"], value: Float[Tensor, " batch"]) -> None:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from vdiff.errors import under_functorch
 from vdiff.gaussian import wide
-from vdiff.schedule.base import Follow, Merge, Schedule
+from vdiff.schedule.base import Learn, Merge, NoiseLevels, Schedule, unchanged
 
 # the least slope: no λ is looked at more than 1/FLOOR times as often as under the linear schedule
 FLOOR = 1e-3
@@ -152,29 +152,23 @@ class Learned(Schedule):
         high, low = self.ends()
         return (high - low) * self.shape(t)[1]
 
-    def levels(
-        self, t: Tensor, steps: int | None = None, *, pin: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        t64 = wide(t)
-        if steps is None:
-            return self._between(*self.shape(t64), pin)
-        u = self.shape(torch.stack([t64, (t64 - 1 / steps).clamp(min=0.0)]))[0]
-        logsnr, delta = self._between(u[0], u[0] - u[1], pin)
-        return logsnr, steps * torch.expm1(delta)
-
-    def look(
-        self, t: Tensor, steps: int | None = None, *, pin: bool = True
-    ) -> tuple[Tensor, Tensor, Follow]:
-        graph = torch.is_grad_enabled()
-        if steps is None and self.learns_shape and self.follow_variance and graph:
-            u, slope, carrier = _Route.apply(*self.shape(t))  # type: ignore[no-untyped-call]
-            logsnr, rate = self._between(u, slope, pin)
-            follow: Follow = partial(self._weigh, carrier)
+    def at(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> NoiseLevels:
+        t, graph = wide(t), torch.is_grad_enabled()
+        high, low = self.ends(pin)
+        distance, learn = high - low, unchanged
+        if steps is not None:
+            u, before = self.shape(torch.stack([t, (t - 1 / steps).clamp(min=0.0)]))[0]
+            delta = distance * (u - before)
+            levels = NoiseLevels(high - distance * u, steps * torch.expm1(delta), delta)
         else:
-            logsnr, rate, follow = super().look(t, steps, pin=pin)
+            u, slope = self.shape(t)
+            if self.learns_shape and self.follow_variance and graph:
+                u, slope, carrier = _Route.apply(u, slope)  # type: ignore[no-untyped-call]
+                learn = partial(self._weigh, carrier)
+            levels = NoiseLevels(high - distance * u, distance * slope)
         if pin and self.learn_ends and graph:
-            follow = partial(self._touch_ends, follow)
-        return logsnr, rate, follow
+            learn = partial(self._touch_ends, learn)
+        return levels._replace(learn=learn)
 
     @torch.no_grad()
     def update(self, merge: Merge | None = None) -> None:
@@ -190,16 +184,11 @@ class Learned(Schedule):
             )
             self.seen.zero_()
 
-    def _between(self, u: Tensor, slope: Tensor, pin: bool) -> tuple[Tensor, Tensor]:
-        high, low = self.ends(pin)
-        distance = high - low
-        return high - distance * u, distance * slope
-
-    def _touch_ends(self, follow: Follow, loss: Tensor, dims: int) -> Tensor:
+    def _touch_ends(self, learn: Learn, loss: Tensor, dims: int) -> Tensor:
         """The loss of pinned ends for DDP, which waits for every parameter and takes no gradient
         for zero.
         """
-        loss = follow(loss, dims)
+        loss = learn(loss, dims)
         if not loss.requires_grad:
             return loss
         zero: Tensor = _Nothing.apply(self.low, self.high)  # type: ignore[no-untyped-call]

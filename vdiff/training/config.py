@@ -16,14 +16,15 @@ from vdiff import decoder, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
 from vdiff.data.augment import KINDS
 from vdiff.data.registry import DATASETS
-from vdiff.decoder import Levels
+from vdiff.decoder import Decoder, Levels
 from vdiff.denoiser import Denoiser
 from vdiff.errors import did_you_mean, must
-from vdiff.objective import Objective
+from vdiff.objective import VLB, Hybrid, Loss, Objective, Weighted
 from vdiff.resampling import LossSecondMoment
 from vdiff.training.outline import outline_of
 from vdiff.training.plain import flaw, parse, shown, word
 from vdiff.training.spec import LARGEST, Spec, build, faults
+from vdiff.weighting import ELBO
 
 DECAYS = ("cosine", "constant")
 
@@ -125,16 +126,21 @@ class Config:
         if self.level_head and isinstance(read, Levels):
             network = networks.LevelHead(network, read)
         reverse = None if self.variance is None else build(variance, self.variance)
-        terms = 0 if self.chain is None else self.chain + (read is not None and read.denoise)
         return Objective(
             Denoiser(network, build(parameterization, self.parameterization), variance=reverse),
             schedule=build(schedule, self.schedule),
-            weighting=None if self.weighting is None else build(weighting, self.weighting),
-            decoder=read,
-            steps=self.chain,
-            bound_weight=self.bound_weight,
-            resampling=LossSecondMoment(terms) if self.resampling else None,
+            loss=self._loss(read),
         )
+
+    def _loss(self, read: Decoder | None) -> Loss:
+        if self.bound_weight is not None and self.chain is not None:
+            return Hybrid(self.chain, bound_weight=self.bound_weight, decoder=read)
+        weights = ELBO() if self.weighting is None else build(weighting, self.weighting)
+        if read is None or not isinstance(weights, ELBO):
+            return Weighted(weights, steps=self.chain, decoder=read)
+        terms = (self.chain or 0) + read.denoise
+        resampling = LossSecondMoment(terms) if self.resampling else None
+        return VLB(read, steps=self.chain, resampling=resampling)
 
     def asdict(self) -> dict[str, Any]:
         """As plain data, for JSON."""

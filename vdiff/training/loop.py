@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vdiff.denoiser import widen_trained
+from vdiff._known_range import widen_trained
 from vdiff.errors import check_positive_int, did_you_mean, must, names_arrays
 from vdiff.gaussian import wide
 from vdiff.likelihood.estimate import Estimate
@@ -192,7 +192,7 @@ class Trainer:
             groups.get("schedule", []),
         )
         self.dims = math.prod(config.shape) * math.log(2)
-        self.unit = "bits_per_dim" if objective.trains_bound else "loss"
+        self.unit = "bits_per_dim" if objective.loss.is_bound else "loss"
         self.last: Reading | None = None
 
     def rehearse(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vdiff.denoiser import widen_trained
+from vdiff._known_range import widen_trained
 from vdiff.errors import must
 from vdiff.likelihood.pieces import data_hash
 from vdiff.objective import Objective

@@ -1,0 +1,117 @@
+"""What makes a schedule one: λ falls from λ_max to λ_min, and its four methods agree."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdiff.errors import InvalidValue
+from vdiff.gaussian import device_of
+
+RESTS = 1e-9  # of the range: a rate at an end that is 0, to rounding
+LEAST = 1e-6  # of the range: stands for a rate of 0, so that p(λ) · rate is 1, not 0 · ∞
+
+
+@torch.no_grad()
+def check(schedule: Any, points: int, base: Any) -> float:
+    """Verify a schedule on a grid of times. Returns the least rate that a loss takes: 0, or
+    more where the rate is 0 at an end. Raises ValueError at the first t that fails."""
+    _check_parameters(schedule)
+    if device_of(schedule).type == "meta":
+        return 0.0  # parameters without values, to be filled later
+    t = schedule.times_to_check(points).to(device_of(schedule))
+    logsnr = returned("logsnr_at", schedule.logsnr_at(t), t)
+    rate = returned("rate_at", schedule.rate_at(t, logsnr), t)
+    _check_fall(t, logsnr)
+    span = (logsnr[0] - logsnr[-1]).item()
+    least = _check_rate(t, rate, span)
+    _check_ends(schedule, logsnr)
+    _check_derivative(t, logsnr, rate)
+    _check_inverse(schedule, base, t, span)
+    return least
+
+
+def _check_parameters(schedule: Any) -> None:
+    if not (schedule.learns_ends or schedule.learns_shape) and any(
+        True for _ in schedule.parameters()
+    ):
+        hint = "λ_max and λ_min would move: see Learned, which keeps ends and shape apart"
+        raise InvalidValue("schedule", "say what its parameters are", "learns_ends = False", hint)
+
+
+def _check_fall(t: Tensor, logsnr: Tensor) -> None:
+    _refuse(~torch.isfinite(logsnr), "have finite logsnr_at(t)", t, logsnr, "λ = ")
+    rises = logsnr[-1] > logsnr[0]
+    hint = "γ = −λ rises: pass −γ" if rises else "the first of them that do not fall"
+    falls = "be strictly decreasing in t (λ falls from data to noise)"
+    _refuse(logsnr[:-1] <= logsnr[1:], falls, t, logsnr, "λ = ", hint)
+
+
+def _check_rate(t: Tensor, rate: Tensor, span: float) -> float:
+    resting = rate[[0, -1]].abs() <= RESTS * span
+    stuck = ~(rate > 0)
+    stuck[[0, -1]] &= ~resting
+    hint = "dλ/dt itself is negative: return −dλ/dt" if (rate < 0).all() else ""
+    _refuse(stuck, "have rate_at(t, logsnr) = −dλ/dt > 0", t, rate, "a rate of ", hint)
+    return LEAST * span if resting.any() else 0.0
+
+
+def _check_ends(schedule: Any, logsnr: Tensor) -> None:
+    low = logsnr[-1].item() if schedule.reaches_noise else schedule.logsnr_min
+    ends = torch.tensor([schedule.logsnr_max, low], dtype=torch.float64, device=logsnr.device)
+    if not torch.allclose(logsnr[[0, -1]], ends, rtol=1e-6, atol=1e-6):
+        runs = f"run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}"
+        raise InvalidValue("logsnr_at", runs, f"λ(0) = {logsnr[0]:g}, λ(1) = {logsnr[-1]:g}")
+
+
+def _check_derivative(t: Tensor, logsnr: Tensor, rate: Tensor) -> None:
+    drop = logsnr[:-1] - logsnr[1:]
+    area = 0.5 * (rate[:-1] + rate[1:]) * t.diff()
+    # how far a cell or its neighbors leave the trapezoid undecided, at a corner too
+    change = (rate[:-1] - rate[1:]).abs()
+    width = t.diff() * torch.nn.functional.max_pool1d(change[None], 3, stride=1, padding=1)[0]
+    off = (area - drop).abs() > width + 1e-6 * drop.abs() + 1e-9
+    same, hint = (
+        "have rate_at equal to the derivative of −logsnr_at",
+        "λ falls there by another amount than the rates between say",
+    )
+    _refuse(off, same, t, rate, "a rate of ", hint)
+
+
+def _check_inverse(schedule: Any, base: Any, t: Tensor, span: float) -> None:
+    between = 0.5 * (t[:-1] + t[1:])  # a density may jump at the times themselves
+    level = schedule.logsnr_at(between)
+    if type(schedule).time_at is not base.time_at:
+        off = (schedule.logsnr_at(schedule.time_at(level)) - level).abs()
+        what, hint = "have time_at(logsnr) the inverse of logsnr_at", "λ(time_at(λ)) is not λ"
+        _refuse(~(off <= 1e-6 * span), what, between, off, "off by ", hint)
+    if type(schedule).density_at is not base.density_at:
+        product = schedule.density_at(level) * schedule.rate_at(between, level)
+        what = "have density_at(logsnr) one over rate_at"
+        hint = "the product is not 1; p(λ) = −dt/dλ is normalised between the ends"
+        _refuse(~((product - 1).abs() <= 1e-5), what, between, product, "p(λ) · rate = ", hint)
+
+
+def returned(method: str, value: object, t: Tensor) -> Tensor:
+    """What a method returned, a tensor like t; raises ValueError for anything else."""
+    if not isinstance(value, Tensor):
+        came, hint = type(value).__name__, "torch.full_like(t, value) for a constant"
+    elif (value.shape, value.dtype, value.device) == (t.shape, t.dtype, t.device):
+        return value
+    else:
+        came = f"{tuple(value.shape)}, {value.dtype}, {value.device}"
+        hint = "it would broadcast in silence" if value.shape != t.shape else ""
+    alike = f"{tuple(t.shape)}, {t.dtype}, {t.device}"
+    what = f"return the shape, dtype and device of t: {alike}"
+    raise InvalidValue(method, what, came, hint)
+
+
+def _refuse(
+    bad: Tensor, requirement: str, t: Tensor, value: Tensor, what: str, hint: str = ""
+) -> None:
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        came = f"{what}{value[i]:g} at t = {t[i]:g}"
+        if len(bad) < len(t):  # a fault between two times
+            came += f" and {value[i + 1]:g} at t = {t[i + 1]:g}"
+        raise InvalidValue("schedule", requirement, came, hint)
