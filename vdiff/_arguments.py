@@ -193,14 +193,14 @@ def decoder_fits(decoder: Decoder, schedule: Schedule) -> None:
     hint = "on continuous data the bound improves without limit as λ_max grows"
     fits = not (schedule.learns_ends and isinstance(decoder, Gaussian))
     fixed = "have fixed ends with a Gaussian decoder"
-    require(fits, "schedule", fixed, repr(schedule), hint)
+    require(fits, "schedule", fixed, schedule, hint)
 
 
 def estimator_on_chain(estimator: Estimator, steps: int | None) -> None:
     """A rule: in continuous time a step's KL is all there is."""
     fits = steps is not None or isinstance(estimator, RaoBlackwell)
     hint = "in continuous time a step's KL is all there is: give steps=T"
-    require(fits, "estimator", "be left out without steps", repr(estimator), hint)
+    require(fits, "estimator", "be left out without steps", estimator, hint)
 
 
 def looking_decoder(schedule: Schedule, decoder: Decoder | None) -> None:
@@ -211,7 +211,7 @@ def looking_decoder(schedule: Schedule, decoder: Decoder | None) -> None:
             "a decoder that reads z₀ alone has nothing to train: leave it out (elbo takes it), or "
             "DiscretizedGaussian(…, denoise=True)"
         )
-        require(decoder.denoise, "decoder", "look at the network", repr(decoder), hint)
+        require(decoder.denoise, "decoder", "look at the network", decoder, hint)
 
 
 def learned_variance(model: Any, bound_weight: float) -> None:
@@ -221,8 +221,8 @@ def learned_variance(model: Any, bound_weight: float) -> None:
             "Denoiser(network, Eps(), variance=Range()), with twice the output channels; "
             "bound_weight=0 is the simple loss alone"
         )
-        learns, variance = denoiser.variance.learned, repr(denoiser.variance)
-        require(learns, "model", "learn its reverse variance", variance, hint)
+        variance = denoiser.variance
+        require(variance.learned, "model", "learn its reverse variance", variance, hint)
 
 
 def data_without_decoder(data: Tensor, decoder: Decoder | None) -> None:

@@ -115,7 +115,7 @@ def same_ends(augmentation: Augmentation, schedule: Schedule) -> None:
     fits = abs(schedule.logsnr_max - high) <= EDGE and abs(schedule.logsnr_min - low) <= EDGE
     require(fits, "schedule", same, came)
     hint = "it would learn from times that are not uniform; weighted_elbo trains the same"
-    require(not schedule.learns_shape, "schedule", "have a fixed shape", repr(schedule), hint)
+    require(not schedule.learns_shape, "schedule", "have a fixed shape", schedule, hint)
 
 
 @validated(rules=[finite_end, same_ends, variance_trained, known_range_of])

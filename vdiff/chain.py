@@ -47,13 +47,13 @@ BoundWeight = Annotated[float, Number(at_least=0.0, hint="less than 0 would maxi
 def fixed_shape(schedule: Schedule) -> None:
     """A rule: the shape of the schedule is fixed."""
     hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance"
-    require(not schedule.learns_shape, "schedule", "have a fixed shape", repr(schedule), hint)
+    require(not schedule.learns_shape, "schedule", "have a fixed shape", schedule, hint)
 
 
 def fixed_ends(schedule: Schedule) -> None:
     """A rule: the ends of the schedule are fixed."""
     hint = "elbo(…, steps=T) trains them"
-    require(not schedule.learns_ends, "schedule", "have fixed ends", repr(schedule), hint)
+    require(not schedule.learns_ends, "schedule", "have fixed ends", schedule, hint)
 
 
 ONE_LEVEL: list[Rule] = [

@@ -82,7 +82,7 @@ def fixed(schedule: Schedule) -> None:
     """A rule: the schedule learns nothing."""
     hint = "its t moves under the network and has no gradient: use logsnr_time or ScaledGamma"
     learns = schedule.learns_ends or schedule.learns_shape
-    require(not learns, "schedule", "be fixed", repr(schedule), hint)
+    require(not learns, "schedule", "be fixed", schedule, hint)
 
 
 class ScheduleTime:

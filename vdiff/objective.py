@@ -45,7 +45,6 @@ class Loss(nn.Module, abc.ABC):
     """
 
     is_bound = False  # whether the loss is the whole bound
-    rules: tuple[Any, ...] = ()  # what must hold between its parts and the schedule
 
     def __init__(self, steps: int | None, decoder: Decoder | None) -> None:
         super().__init__()
@@ -83,8 +82,6 @@ class Weighted(Loss):
     Weighted(Sigmoid(bias=2.0))
     """
 
-    rules = (noise_on_chain,)
-
     @validated
     def __init__(
         self,
@@ -117,7 +114,6 @@ class VLB(Loss):
     """
 
     is_bound = True
-    rules = (finite_end,)
 
     @validated
     def __init__(
@@ -130,9 +126,9 @@ class VLB(Loss):
         super().__init__(steps, decoder)
         self.resampling = resampling
         if resampling is not None:
-            require(steps is not None, "resampling", "come with steps", repr(resampling))
+            require(steps is not None, "resampling", "come with steps", resampling)
             which = "terms, the decoder's among them" if self.looks else "steps"
-            terms = (steps or 0) + self.looks
+            terms = (steps or 0) + int(self.looks)
             what = f"have as many steps as the bound has {which}, {terms}"
             require(resampling.steps == terms, "resampling", what, resampling.steps)
 
@@ -140,7 +136,7 @@ class VLB(Loss):
         if self.resampling is None or self.steps is None:
             return super().place(u)
         share, weight = self.resampling.at(u)
-        return ((share * self.resampling.steps).round() - self.looks) / self.steps, weight
+        return ((share * self.resampling.steps).round() - int(self.looks)) / self.steps, weight
 
     def forward(
         self,
@@ -161,7 +157,7 @@ class VLB(Loss):
             bound = unchecked(elbo)(model, x, **options)
             term, rest = bound.diffusion, bound.prior + bound.reconstruction
         if self.training and not under_functorch(term):
-            place = options["t"] * (self.steps or 1) + self.looks
+            place = options["t"] * (self.steps or 1) + int(self.looks)
             self.resampling.note(place / self.resampling.steps, term.detach())
         # the term that was drawn is divided by n times its probability
         return rest + (term if weight is None else weight.to(term.dtype) * term)
@@ -178,8 +174,6 @@ class Hybrid(Loss):
     >>> Hybrid(steps=999).bound_weight
     0.001
     """
-
-    rules = (finite_end,)
 
     @validated
     def __init__(
@@ -214,10 +208,13 @@ def holds_no_replicas(model: Any) -> None:
     check_no_data_parallel("model", original(model))
 
 
-def loss_fits(schedule: Schedule, loss: Loss) -> None:
+def loss_fits(schedule: Schedule, loss: Loss | None) -> None:
     """A rule: the parts of the loss fit the schedule."""
-    for rule in loss.rules:
-        rule(schedule) if rule is finite_end else rule(schedule, loss.steps)
+    loss = Weighted() if loss is None else loss
+    if isinstance(loss, Weighted):
+        noise_on_chain(schedule, loss.steps)
+    else:
+        finite_end(schedule)
     chain_divides(schedule, loss.steps)
     if loss.decoder is not None:
         decoder_fits(loss.decoder, schedule)

@@ -294,7 +294,7 @@ def with_ode(
         quiet, unit = options.quiet or share.index > 0, "draws, each a path of the ODE"
         given = {"dequantization": noise, "schedule": schedule, "prior": prior, "audit": True}
         given |= {"tolerance": options.ode_tolerance, "replicates": REPLICATES, "record": record}
-        given |= {"seed": options.seed, "share": share, **condition}
+        given |= {"seed": options.seed, "share": share, "condition": condition}
         with progress_bar(quiet, label, unit, draws) as progress:
             try:
                 part, solve = name.split()[0], partial(dequantized_ode, progress=progress)

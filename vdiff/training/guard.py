@@ -64,7 +64,7 @@ def looked_at(objective: Objective, batches: Batches, step: int) -> dict[str, An
         seed_everything(config.seed, step, Place(part % count, count), part // count)
         batch = whole(step, part)
         with autocast(config, batches.device):
-            loss = objective(batch.data, u=batch.u, eps=batch.eps, **batch.condition)
+            loss = objective(batch.data, u=batch.u, eps=batch.eps, condition=batch.condition)
         t = objective.times(batch.u)
         columns = (
             batch.slots,

@@ -212,7 +212,9 @@ class Trainer:
         seed_everything(self.config.seed, step, self.place, part)
         batch = self.batches(step, part)
         with autocast(self.config, self.device):
-            losses: Tensor = self.wrapped(batch.data, u=batch.u, eps=batch.eps, **batch.condition)
+            losses: Tensor = self.wrapped(
+                batch.data, u=batch.u, eps=batch.eps, condition=batch.condition
+            )
         return losses
 
     def release(self) -> None:

@@ -232,6 +232,8 @@ def _forms(hint: Any) -> tuple[Form, ...]:
 
 
 def _form(part: Any) -> Form | None:
+    if typing.get_origin(part) is typing.Annotated:
+        part = typing.get_args(part)[0]
     if part in WORDS:
         return part
     if typing.get_origin(part) in (Sequence, list):
