@@ -110,7 +110,7 @@ class Instance:
             hint = "torch.Generator(x.device).manual_seed(seed)"
             names = "torch.Generator"
         article = "an" if names[0] in "AEIOU" else "a"
-        raise InvalidType(argument, f"be {article} {names}", value, hint)
+        raise InvalidType(argument, f"be {article} {names}", shown(value), hint)
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,15 @@ def data(value: object, argument: str, given: Given) -> object:
         dtype = value.dtype  # type: ignore[attr-defined]
         raise InvalidType(argument, "be real and floating", dtype, _float_hint(dtype))
     return batch(value, argument, given)
+
+
+def all_finite(value: object, argument: str, given: Given) -> object:
+    """A tensor without NaN and infinity. Reads every value."""
+    bad = ~torch.isfinite(typing.cast(Tensor, value))
+    if bad.any():
+        came = f"{int(bad.sum())} NaN or infinite values, the first at index "
+        raise InvalidValue(argument, "be finite", f"{came}{tuple(bad.nonzero()[0].tolist())}")
+    return value
 
 
 def noise(value: object, argument: str, given: Given) -> object:
@@ -322,6 +331,7 @@ NonNegative = Annotated[float, Number(at_least=0.0)]
 Fraction = Annotated[float, Number(at_least=0.0, at_most=1.0)]
 Count = Annotated[int, Whole()]
 Data = Annotated[Tensor, data]
+FiniteData = Annotated[Tensor, data, all_finite]
 Batch = Annotated[Tensor, batch]
 Floating = Annotated[Tensor, floating]
 Noise = Annotated[Tensor, noise]

@@ -127,7 +127,8 @@ def solve(
     >>> round(end.state[0].item(), 3)  # a quarter of π
     0.785
     """
-    given = dict(method=method, max_evaluations=max_evaluations, rtol=rtol, atol=atol, unit=unit)
+    given = {"method": method, "max_evaluations": max_evaluations}
+    given |= {"rtol": rtol, "atol": atol, "unit": unit}
     for argument, value in given.items():
         try:
             CONSTRAINTS[argument](value, argument, given)

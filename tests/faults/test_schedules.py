@@ -125,7 +125,7 @@ def test_fault_16_gamma_handed_over_for_logsnr() -> None:
         "Custom",
         "logsnr",
         "fall from data (t = 0) to noise (t = 1)",
-        "λ = -10 at t = 0 and λ = 10 at t = 1 (γ = −λ rises: hand over −γ)",
+        "λ = -10 at t = 0 and λ = 10 at t = 1 (γ = −λ rises: pass −γ)",
     ):
         Custom(lambda t: 20 * t - 10)
     with assert_refused(
@@ -141,7 +141,7 @@ def test_fault_16_gamma_handed_over_for_logsnr() -> None:
         "Tabulated",
         "logsnr",
         "be strictly decreasing",
-        "1 at level 1 and 2 at level 2 (γ = −λ rises: hand over −γ)",
+        "1 at level 1 and 2 at level 2 (γ = −λ rises: pass −γ)",
     ):
         Tabulated([1.0, 2.0, 3.0])
     with assert_refused(
@@ -256,13 +256,13 @@ def test_fault_17_ends(
         ),
         (
             lambda: LinearBeta(beta_min=-0.1),
-            "LinearBetaLaw",
+            "LinearBeta",
             "beta_min",
             ("be finite and greater than 0", "got -0.1"),
         ),
         (
             lambda: LinearBeta(beta_min=20.0, beta_max=0.1),
-            "LinearBetaLaw",
+            "LinearBeta",
             "beta_max",
             ("be at least beta_min = 20", "got 0.1 (swapped?)"),
         ),
@@ -904,9 +904,9 @@ def test_fault_24_what_a_schedule_returns(
             Objective(model(), schedule=wrong)
     with assert_refused(
         ValueError,
-        "Custom.logsnr",
-        "return value",
-        "have the shape, dtype and device of t: (2,), torch.float64, cpu",
+        "Custom",
+        "logsnr",
+        "return the shape, dtype and device of t: (2,), torch.float64, cpu",
     ):
         Custom(logsnr)  # type: ignore[arg-type]
     with assert_refused(

@@ -48,7 +48,7 @@ from vdiff.sampling import (
     uniform,
 )
 from vdiff.sampling.driver import OPTIONS
-from vdiff.sampling.grid import check_levels
+from vdiff.sampling.grid import rising
 from vdiff.schedule import Cosine, Karras, Linear, OptimalTransport, Schedule
 from vdiff.terminal import Bar, say
 from vdiff.variance import Forward, Posterior
@@ -323,7 +323,7 @@ def _levels(options: argparse.Namespace, trained: Schedule) -> Tensor:
                         options.grid,
                     )
                 )
-            return check_levels("sample", schedule).cpu()
+            return rising(schedule, "grid", {}).cpu()
     return SPACINGS[options.spacing](schedule, steps).cpu()
 
 

@@ -7,22 +7,55 @@ to data.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
-from vdiff.gaussian import wide
+from vdiff._validate import Count, Given, require, validated
+from vdiff.errors import InvalidType, InvalidValue
+from vdiff.gaussian import device_of, wide
 from vdiff.schedule import Schedule, Shifted, Tabulated, Truncated
-from vdiff.schedule.base import check_schedule, home
 from vdiff.schedule.law import Logistic
 
-Grid = Tensor | np.ndarray | Sequence[float]
+
+def rising(levels: object, argument: str, given: Given) -> Tensor:
+    """Levels (a tensor, an array or a list) in float64: one row that rises, noise falling from
+    each to the next."""
+    what = "be one row of log-SNR, floating, with at least one level"
+    hint = "for instance [-10.0, 0.0, 10.0]"
+    try:
+        if not isinstance(levels, Tensor | np.ndarray | Sequence) or isinstance(levels, str):
+            raise TypeError
+        row = levels.detach() if isinstance(levels, Tensor) else torch.tensor(np.asarray(levels))
+    except (TypeError, ValueError):
+        raise InvalidType(argument, what, repr(levels), hint) from None
+    if row.ndim == 1 and len(row) and not row.is_floating_point():
+        hint = "integer steps of a table are its levels table.table[steps]"
+    fits = row.ndim == 1 and len(row) > 0 and row.is_floating_point()
+    require(fits, argument, what, f"shape {tuple(row.shape)}, {row.dtype}", hint)
+    grid = wide(row).clone()
+    hint = "the step to data, λ = +∞, is x̂ at the last level and no level of its own"
+    require(
+        bool((grid < torch.inf).all()), argument, "be below +∞, and no NaN", grid.tolist(), hint
+    )
+    hint = "noise must fall at each step"
+    if (grid.diff() < 0).all():
+        hint = "σ, γ = −λ and levels from data to noise fall: levels.flip(0), or λ = −2 log σ"
+    # a difference of two −∞ is NaN
+    for i in (~(grid[1:] > grid[:-1])).nonzero().flatten()[:1].tolist():
+        came = f"{grid[i]:g} and then {grid[i + 1]:g}"
+        raise InvalidValue(argument, "rise strictly, from noise to data", came, hint)
+    return grid
 
 
-def uniform(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
+Grid = Annotated[Tensor | np.ndarray | Sequence[float], rising]
+
+
+@validated
+def uniform(schedule: Schedule, steps: Count) -> Float[Tensor, " steps"]:
     """The schedule at `steps` equidistant times from t = 1 to t = 0, both included; one step is t
     = 1 alone.
 
@@ -30,10 +63,12 @@ def uniform(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     >>> uniform(Linear(10.0, -10.0), 3)
     tensor([-10.,   0.,  10.], dtype=torch.float64)
     """
-    return _at(schedule, steps, "uniform", both_ends=True)
+    times = torch.arange(steps, dtype=torch.float64, device="cpu") / max(steps - 1, 1)
+    return _at(schedule, times)
 
 
-def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
+@validated
+def trailing(schedule: Schedule, steps: Count) -> Float[Tensor, " steps"]:
     """t = 1, 1 − 1/N, …, 1/N: from λ_min, and from 1/N to data at once. For few steps on a long
     chain's schedule (Lin et al., arXiv:2305.08891, section 3.3).
 
@@ -47,15 +82,16 @@ def trailing(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     >>> torch.equal(trailing(table, 4), table.table[[999, 749, 499, 249]])
     True
     """
-    table = _table(schedule, steps, "trailing")
+    table = _table(schedule, steps)
     if table is None:
-        return _at(schedule, steps, "trailing")
+        return _at(schedule, torch.arange(steps, dtype=torch.float64, device="cpu") / steps)
     # in NumPy, as diffusers does it: halves are rounded as there
     ends = np.round(np.arange(len(table), 0, -len(table) / steps)[:steps])
     return table[torch.from_numpy(ends.astype(np.int64) - 1)]
 
 
-def leading(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
+@validated
+def leading(schedule: Schedule, steps: Count) -> Float[Tensor, " steps"]:
     """t = 1 − 1/N, …, 1/N, 0: DDPM's and DDIM's own spacing. It starts above λ_min, where z is not
     yet N(0, I): published numbers use it, `trailing` is the better one (arXiv:2305.08891, section
     3.3).
@@ -70,9 +106,10 @@ def leading(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
     >>> torch.equal(leading(table, 4), table.table[[750, 500, 250, 0]])
     True
     """
-    table = _table(schedule, steps, "leading")
+    table = _table(schedule, steps)
     if table is None:
-        return _at(schedule, steps, "leading", skip=1)
+        ends = torch.arange(1, steps + 1, dtype=torch.float64, device="cpu")
+        return _at(schedule, ends / steps)
     return table[torch.arange(steps - 1, -1, -1) * (len(table) // steps)]
 
 
@@ -91,67 +128,9 @@ def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
     return Truncated(Logistic(0.5, 2.4), logsnr_max, logsnr_min)
 
 
-def check_levels(function: str, levels: object) -> Tensor:
-    """The levels (a tensor, an array or a list) in float64; raises unless they are one row that
-    rises, noise falling from each to the next."""
-    what, hint = (
-        "be one row of log-SNR, floating, with at least one level",
-        "for instance [-10.0, 0.0, 10.0]",
-    )
-    if not isinstance(levels, Tensor | np.ndarray | Sequence) or isinstance(levels, str):
-        raise TypeError(must(function, "levels", what, repr(levels), hint))
-    try:
-        levels = (
-            levels.detach().clone()
-            if isinstance(levels, Tensor)
-            else torch.tensor(np.asarray(levels))
-        )
-    except (TypeError, ValueError):
-        raise TypeError(must(function, "levels", what, repr(levels), hint)) from None
-    if levels.ndim != 1 or len(levels) == 0 or not levels.is_floating_point():
-        hint = (
-            "integer steps of a table are its levels table.table[steps]"
-            if levels.ndim == 1 and len(levels)
-            else hint
-        )
-        raise ValueError(
-            must(function, "levels", what, f"shape {tuple(levels.shape)}, {levels.dtype}", hint)
-        )
-    grid = wide(levels)
-    if grid.isnan().any() or (grid == torch.inf).any():
-        hint = "the step to data, λ = +∞, is x̂ at the last level and no level of its own"
-        raise ValueError(must(function, "levels", "be below +∞, and no NaN", grid.tolist(), hint))
-    rises = grid[1:] > grid[:-1]  # a difference of two −∞ is NaN
-    if not rises.all():
-        i = int((~rises).nonzero()[0])
-        falls = (grid.diff() < 0).all()
-        hint = (
-            "these are σ, or γ = −λ, or run from data to noise: levels.flip(0), or λ = −2 log σ"
-            if falls
-            else "noise must fall at each step"
-        )
-        raise ValueError(
-            must(
-                function,
-                "levels",
-                "rise strictly, from noise to data",
-                f"{grid[i]:g} and then {grid[i + 1]:g}",
-                hint,
-            )
-        )
-    return grid
-
-
-def _check(name: str, schedule: Schedule, steps: int) -> None:
-    check_schedule(name, schedule)
-    check_positive_int(name, "steps", steps)
-
-
-def _table(schedule: Schedule, steps: int, name: str) -> Tensor | None:
+def _table(schedule: Schedule, steps: int) -> Tensor | None:
     """The levels of a table, shifted or not; None for other schedules, and for more steps than
-    levels.
-    """
-    _check(name, schedule, steps)
+    levels."""
     shift = 0.0
     while isinstance(schedule, Shifted):
         shift += schedule.shift
@@ -161,14 +140,10 @@ def _table(schedule: Schedule, steps: int, name: str) -> Tensor | None:
     return schedule.table + shift
 
 
-def _at(
-    schedule: Schedule, steps: int, name: str, *, skip: int = 0, both_ends: bool = False
-) -> Tensor:
-    _check(name, schedule, steps)
-    count = torch.arange(skip, skip + steps, dtype=torch.float64, device="cpu")
-    parts = max(steps - 1, 1) if both_ends else steps
-    with torch.no_grad():
-        levels: Tensor = schedule(wide((1 - count / parts).to(home(schedule))))
+@torch.no_grad()
+def _at(schedule: Schedule, before: Tensor) -> Tensor:
+    """λ at the times 1 − `before`."""
+    levels: Tensor = schedule(wide((1 - before).to(device_of(schedule))))
     return levels
 
 

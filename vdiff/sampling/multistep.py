@@ -25,21 +25,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._validate import Count, require, validated
 from vdiff.denoiser import flow_time
-from vdiff.errors import check_positive_int, must, names_arrays
 from vdiff.gaussian import per_example, sigma, wide
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.prediction import Prediction
 from vdiff.sampling.step import NOTHING, Memory, Model, is_at, move, scale
 
-ORDERS = (1, 2, 3)
-NODES, MASS = (
-    torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(32)
-)  # Gauss and Legendre's, on [−1, 1]
+# Gauss and Legendre's, on [−1, 1]
+NODES, MASS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(32))
 _FLOW = Flow()
 
 
-@names_arrays
+@validated
 def dpmpp_2m(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -60,13 +58,22 @@ def dpmpp_2m(
     if not memory.past or is_at(torch.inf, logsnr_s):
         return move(now, logsnr_s)
     before = memory.past[-1]
-    ratio = per_example(
-        0.5 * (wide(logsnr_s) - wide(logsnr_t)) / (wide(logsnr_t) - wide(before.logsnr)), z
-    )
+    t, s = wide(logsnr_t), wide(logsnr_s)
+    ratio = per_example(0.5 * (s - t) / (t - wide(before.logsnr)), z)
     return move(Prediction(z, logsnr_t, now.x + ratio * (now.x - before.x), X()), logsnr_s)
 
 
-@names_arrays
+def _velocity(target: Parameterization, logsnr_t: Tensor, order: int) -> None:
+    """A rule: the target is a velocity, with a start that is finite; the order is known."""
+    require(order <= 3, "order", "be 1, 2 or 3", order)
+    what, hint = "be a velocity: X(), Eps(), V() or Flow()", "the model may predict anything"
+    require(isinstance(target, X | Eps | V | Flow), "target", what, repr(target), hint)
+    finite = not (isinstance(target, Eps) and is_at(-torch.inf, logsnr_t))
+    hint = "z/α is infinite there: Flow(), V() or X()"
+    require(finite, "target", "be another than Eps() at λ = −∞", "Eps()", hint)
+
+
+@validated(rules=[_velocity])
 def adams(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -74,7 +81,7 @@ def adams(
     logsnr_s: Float[Tensor, " batch"],
     memory: Memory = NOTHING,
     *,
-    order: int = 3,
+    order: Count = 3,
     target: Parameterization = _FLOW,
 ) -> Float[Tensor, "batch *dims"]:
     """z_s/n_s = z_t/n_t + Σ_j ô_j ∫ ℓ_j dτ over the step, with ℓ_j the Lagrange polynomials
@@ -98,54 +105,24 @@ def adams(
     arXiv:2204.13902, section 3; the choice of coordinates and of the polynomial's variable is
     ours.
 
-    Raises TypeError for an order that is no integer, ValueError for another order or target, and
-    for `Eps()` at λ_t = −∞.
+    Raises ValueError for another order or target, and for `Eps()` at λ_t = −∞.
 
     >>> from vdiff import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
     >>> adams(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
     tensor([[0.9713]])
     """
-    check_positive_int("adams", "order", order)
-    if order not in ORDERS:
-        raise ValueError(must("adams", "order", "be 1, 2 or 3", order))
-    if not isinstance(target, X | Eps | V | Flow):
-        what = "be a velocity: X(), Eps(), V() or Flow()"
-        if isinstance(target, type):
-            raise TypeError(
-                must(
-                    "adams",
-                    "target",
-                    what,
-                    f"the class {target.__name__}",
-                    f"an instance: {target.__name__}()",
-                )
-            )
-        raise ValueError(
-            must("adams", "target", what, repr(target), "the model may predict anything")
-        )
-    if isinstance(target, Eps) and is_at(-torch.inf, logsnr_t):
-        raise ValueError(
-            must(
-                "adams",
-                "target",
-                "be another than Eps() at λ = −∞",
-                "Eps()",
-                "z/α is infinite there: Flow(), V() or X()",
-            )
-        )
     now = model(z, logsnr_t)
     if is_at(torch.inf, logsnr_s):
         return move(now, logsnr_s)
-    known = [*memory.past[1 - order :], now] if order > 1 else [now]
+    predictions = [*memory.past[1 - order :], now] if order > 1 else [now]
     t, s = wide(logsnr_t), wide(logsnr_s)
-    weights = _integrals(target, [wide(one.logsnr) for one in known], t, s)
+    weights = _integrals(target, [wide(one.logsnr) for one in predictions], t, s)
     n_s = scale(target, s)
     moved = per_example(n_s / scale(target, t), z) * z
-    for one, weight in zip(known, weights, strict=True):
-        moved = torch.addcmul(
-            moved, torch.as_tensor(per_example(n_s * weight, z)), one.read(target)
-        )
+    for one, weight in zip(predictions, weights, strict=True):
+        share = torch.as_tensor(per_example(n_s * weight, z))
+        moved = torch.addcmul(moved, share, one.read(target))
     return moved
 
 
@@ -159,9 +136,8 @@ def _integrals(
     start, end = (torch.asinh(torch.exp(0.5 * side * level)) for level in (t, s))
     q = start + 0.5 * (end - start) * (nodes + 1)  # (nodes, batch)
     logsnr = 2.0 * side * torch.log(torch.sinh(q))
-    rate = (
-        -0.5 * side * (end - start) * mass * sigma(side * logsnr) / scale(target, logsnr).square()
-    )
+    square = scale(target, logsnr).square()
+    rate = -0.5 * side * (end - start) * mass * sigma(side * logsnr) / square
     place, at = flow_time(logsnr), [flow_time(level) for level in levels]
     integrals = []
     for j, own in enumerate(at):

@@ -7,15 +7,40 @@ method, but for the solver's error, for the samples of a batch share its steps.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_generator, must, names_arrays
-from vdiff.loss import Generators, standard_normal
+from vdiff._validate import Given, random, require, validated
+from vdiff.errors import InvalidType
+from vdiff.loss import standard_normal
 from vdiff.times import generator_of
 
 
+def per_sample(generator: Any, argument: str, given: Given) -> object:
+    """A generator on the device of z, or one for each sample; None is left to torch."""
+    if generator is None:
+        return None
+    z = given["z"]
+    if isinstance(generator, torch.Generator):
+        return random(generator, argument, {"x": z})
+    several = isinstance(generator, Sequence)
+    for other in generator if several else [generator]:
+        if not isinstance(other, torch.Generator):
+            hint = "torch.Generator().manual_seed(seed), or streams(seed, range(first, last))"
+            what = "be a torch.Generator, or one for each sample"
+            raise InvalidType(argument, what, repr(other), hint)
+    hint = "one for each sample of this batch: streams(seed, range(first, last))"
+    one, came = f"be one generator, or {len(z)}", f"{len(generator)} of them"
+    require(len(generator) == len(z), argument, one, came, hint)
+    return generator
+
+
+Generators = Annotated[torch.Generator | Sequence[torch.Generator] | None, per_sample]
+
+
+@validated
 def streams(seed: int, samples: Iterable[int]) -> list[torch.Generator]:
     """A generator for each numbered sample, a pure function of the seed and the number; on the CPU
     for every device.
@@ -25,19 +50,12 @@ def streams(seed: int, samples: Iterable[int]) -> list[torch.Generator]:
     True
     """
     if not isinstance(samples, Iterable):
-        raise TypeError(
-            must(
-                "streams",
-                "samples",
-                "be the samples' numbers",
-                repr(samples),
-                "range(first, last)",
-            )
-        )
+        numbers, hint = "be the samples' numbers", "range(first, last)"
+        raise InvalidType("samples", numbers, repr(samples), hint)
     return [generator_of(seed, 0, f"sample {i}") for i in samples]
 
 
-@names_arrays
+@validated
 def noise_like(
     z: Tensor, generator: Generators = None, draw: Callable[..., Tensor] = torch.randn
 ) -> Tensor:
@@ -50,45 +68,10 @@ def noise_like(
     >>> noise_like(torch.zeros(2, 3), streams(0, range(2))).shape
     torch.Size([2, 3])
     """
-    check_generators("noise_like", generator, z)
     return standard_normal(z, generator, draw)
 
 
-def check_generators(function: str, generator: object, z: Tensor) -> None:
-    """Raise unless `generator` is None, one of the device of z, or as many as there are
-    samples."""
-    if isinstance(generator, torch.Generator):
-        check_generator(function, generator, z)
-    elif generator is not None:
-        strangers = (
-            [one for one in generator if not isinstance(one, torch.Generator)]
-            if isinstance(generator, Sequence)
-            else [generator]
-        )
-        if strangers or not isinstance(generator, Sequence):
-            hint = "torch.Generator().manual_seed(seed), or streams(seed, range(first, last))"
-            raise TypeError(
-                must(
-                    function,
-                    "generator",
-                    "be a torch.Generator, or one for each sample",
-                    repr(strangers[0]),
-                    hint,
-                )
-            )
-        if len(generator) != len(z):
-            hint = "one for each sample of this batch: streams(seed, range(first, last))"
-            raise ValueError(
-                must(
-                    function,
-                    "generator",
-                    f"be one generator, or {len(z)}",
-                    f"{len(generator)} of them",
-                    hint,
-                )
-            )
-
-
+@validated
 def start(
     shape: Sequence[int], generator: Sequence[torch.Generator], dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -100,10 +83,8 @@ def start(
     True
     """
     if not isinstance(generator, Sequence):
-        hint = "streams(seed, range(first, last)); one for the whole batch goes to torch.randn"
-        raise TypeError(
-            must("start", "generator", "be one for each sample", repr(generator), hint)
-        )
+        hint = "streams(seed, range(first, last)); torch.randn takes one for the whole batch"
+        raise InvalidType("generator", "be one for each sample", repr(generator), hint)
     return noise_like(torch.empty((len(generator), *shape), dtype=dtype), generator)
 
 

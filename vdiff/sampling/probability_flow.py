@@ -9,17 +9,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.condition import Condition, conditions
+from vdiff._arguments import Condition, finite_end, known_range_of, original
+from vdiff._arguments import Model as AnyModel
+from vdiff._validate import FiniteData, require, validated
 from vdiff.denoiser import evaluation_mode
-from vdiff.errors import check_data, check_finite, checking, must, names_arrays
 from vdiff.flow import SolverError, State, solve
 from vdiff.gaussian import at_least_float32, wide
-from vdiff.loss import check_call
 from vdiff.sampling.step import NOTHING, Counted, Memory, Model, Step
 from vdiff.schedule import Schedule
 
 
-@names_arrays
+def _one_level(logsnr_t: Tensor, logsnr_s: Tensor) -> None:
+    """A rule: all samples move between the same two levels."""
+    same = bool((logsnr_t == logsnr_t[0]).all() and (logsnr_s == logsnr_s[0]).all())
+    what, hint = "be the same for all samples, as logsnr_s", "the solver has one time"
+    require(same, "logsnr_t", what, f"{logsnr_t.tolist()}", hint)
+
+
+@validated(rules=[_one_level])
 def ode(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -51,42 +58,38 @@ def ode(
         ImportError: without torchdiffeq.
 
     >>> from vdiff import GaussianMixture
-    >>> oracle, level = GaussianMixture([1.0], [[0.0]], [[0.25]]), torch.full((1,), 10.0, dtype=torch.float64)
-    >>> round(ode(oracle, torch.ones(1, 1), -level, level).item(), 3)                     # √(variance of z at λ = 10)
+    >>> oracle = GaussianMixture([1.0], [[0.0]], [[0.25]])
+    >>> level = torch.full((1,), 10.0, dtype=torch.float64)
+    >>> round(ode(oracle, torch.ones(1, 1), -level, level).item(), 3)  # √(variance of z, λ = 10)
     0.5
     """
-    ends = wide(logsnr_t)[0], wide(logsnr_s)[0]
-    if checking() and not (
-        (wide(logsnr_t) == ends[0]).all() and (wide(logsnr_s) == ends[1]).all()
-    ):
-        raise ValueError(
-            must(
-                "ode",
-                "logsnr_t",
-                "be the same for all samples, as logsnr_s",
-                f"{logsnr_t.tolist()}",
-                "the solver has one time",
-            )
-        )
 
     def field(level: Tensor, state: State) -> State:
         return (model(state[0], level.expand(len(state[0]))).v,)
 
     limits: dict[str, Any] = {"max_evaluations": max_evaluations, "max_seconds": max_seconds}
-    return solve(
-        "ode", field, (z,), *ends, method=method, rtol=rtol, atol=atol, options=options, **limits
-    ).state[0]
+    tolerances: dict[str, Any] = {"rtol": rtol, "atol": atol}
+    start, end = wide(logsnr_t)[0], wide(logsnr_s)[0]
+    given = {"method": method, "options": options, **tolerances, **limits}
+    return solve("ode", field, (z,), start, end, **given).state[0]
 
 
+def _backwards(step: Any) -> None:
+    """A rule: the step is `ode`."""
+    runs = (step.func if isinstance(step, functools.partial) else step) is ode
+    what, hint = "be ode, which runs backwards", "or partial(ode, …)"
+    require(runs, "step", what, repr(step), hint)
+
+
+@validated(rules=[_backwards, finite_end, known_range_of])
 def encode(
-    model: Model,
-    z: Float[Tensor, "batch *dims"],
+    model: AnyModel,
+    z: FiniteData,
     *,
     schedule: Schedule,
     step: Step = ode,
     differentiable: bool = False,
     condition: Condition = None,
-    **keywords: Any,
 ) -> Float[Tensor, "batch *dims"]:
     """The probability-flow ODE backwards: the noise at λ_min from which it leads to z at λ_max.
     Clean data x is z = α x there.
@@ -101,28 +104,14 @@ def encode(
     >>> round(encode(oracle, torch.full((1, 1), 0.5), schedule=schedule).item(), 3)
     1.0
     """
-    check_data("encode", z, "z")
-    check_finite("encode", z, "z")
-    if (step.func if isinstance(step, functools.partial) else step) is not ode:
-        raise ValueError(
-            must(
-                "encode", "step", "be ode, which runs backwards", repr(step), "or partial(ode, …)"
-            )
-        )
-    condition = conditions("encode", condition, keywords)
-    check_call("encode", model, schedule, None)
+    model = original(model)
     clean, noisy = (
         wide(torch.full((len(z),), end, dtype=torch.float64)).to(z.device)
         for end in (schedule.logsnr_max, schedule.logsnr_min)
     )
     with nullcontext() if differentiable else torch.no_grad(), evaluation_mode(model):
-        return step(
-            Counted(model, condition=condition),
-            z.to(at_least_float32(z.dtype)),
-            clean,
-            noisy,
-            NOTHING,
-        )
+        counted, z = Counted(model, condition=condition), z.to(at_least_float32(z.dtype))
+        return step(counted, z, clean, noisy, NOTHING)
 
 
 __all__ = ["SolverError", "encode", "ode"]

@@ -1,8 +1,8 @@
 """Steps from one noise level to the next: plain functions (model, z_t, λ_t, λ_s) → z_s, with λ_s >
 λ_t.
 
-A step may look at a `Memory`, handed over as its fifth argument: the predictions at earlier levels
-and the source of noise. It keeps nothing itself. Options are keywords, bound by
+A step may read a `Memory`, its fifth argument: the predictions at earlier levels and the source of
+noise. It keeps nothing itself. Options are keywords, bound by
 `functools.partial`: `step=partial(ddim, eta=0.5)`.
 
 Most steps move z along a straight line: with x̂ and ε̂ held, z_s = α_s x̂ + σ_s ε̂. In the
@@ -17,14 +17,15 @@ above.)
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.condition import Condition, merged
-from vdiff.errors import checking, finite, has_values, must, names_arrays, shown
+from vdiff._arguments import Condition
+from vdiff._validate import Number, require, validated
+from vdiff.errors import InvalidType, checking, has_values
 from vdiff.gaussian import PURE, alpha, combine, per_example, sigma, wide
 from vdiff.gaussian import Step as ChainStep
 from vdiff.parameterization import Parameterization
@@ -34,6 +35,10 @@ from vdiff.sampling.noise import Generators, noise_like
 from vdiff.variance import Optimal, ReverseVariance
 
 Model = Callable[..., Prediction]
+Eta = Annotated[
+    float,
+    Number(at_least=0.0, at_most=1.0, hint="1 is ancestral sampling; more leaves no ε̂ to keep"),
+]
 KEPT = 4  # predictions that a memory holds: no step here looks back further
 
 
@@ -59,36 +64,32 @@ NOTHING = Memory()
 
 
 class Counted(nn.Module):
-    """A model that counts its own evaluations, and keeps the first prediction since it was last
-    asked.
+    """A model that counts its own evaluations, and keeps the first prediction since the last
+    `take_first`.
 
     >>> from vdiff import GaussianMixture, Karras, sample
     >>> model = Counted(GaussianMixture([1.0], [[0.0]], [[1.0]]))
     >>> made = sample(model, torch.randn(4, 1), schedule=Karras(), steps=18, step=heun)
-    >>> model.evaluations                                       # as in EDM: two for each of 17 steps, one for the last
+    >>> model.evaluations  # as in EDM: two for each of 17 steps, one for the last
     35
     """
 
-    def __init__(self, model: Model, *, condition: Condition = None, **keywords: Any) -> None:
+    def __init__(self, model: Model, *, condition: Condition = None) -> None:
         super().__init__()
-        self.model, self.condition, self.evaluations = (
-            model,
-            merged("Counted", condition, keywords),
-            0,
-        )
+        self.model, self.condition, self.evaluations = model, dict(condition or {}), 0
         self._first: Prediction | None = None
 
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
-        """The model's prediction; raises where it is none, or of another shape than z."""
+        """The model's prediction; raises unless it is a Prediction of the shape of z."""
         self.evaluations += 1
-        prediction = predicted("sample", self.model, z, logsnr, self.condition | condition)
+        prediction = predicted(self.model, z, logsnr, self.condition | condition)
         if self._first is None:
             self._first = prediction
         return prediction
 
     @property
     def protocol(self) -> dict[str, object]:
-        """What was done to the model, by name: nothing more."""
+        """The changes that wrappers made to the model, by name."""
         return dict(getattr(self.model, "protocol", {}))
 
     def take_first(self) -> Prediction | None:
@@ -97,28 +98,19 @@ class Counted(nn.Module):
         return first
 
 
-def predicted(
-    function: str, model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]
-) -> Prediction:
-    """What the model says; raises where that is no prediction, or one of another shape than z."""
+def predicted(model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
+    """The prediction of a model; raises unless it is a Prediction of the shape of z."""
     prediction = model(z, logsnr, **condition)
     if not isinstance(prediction, Prediction):
         hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
-        raise TypeError(
-            must(function, "model", "return a Prediction", type(prediction).__name__, hint)
-        )
-    if prediction.out.shape != z.shape:
-        came, hint = (
-            f"{tuple(prediction.out.shape)} for {tuple(z.shape)}",
-            "it would broadcast in silence",
-        )
-        raise ValueError(
-            must(function, "model", "return a prediction of the shape of z", came, hint)
-        )
+        raise InvalidType("model", "return a Prediction", type(prediction).__name__, hint)
+    came = f"{tuple(prediction.out.shape)} for {tuple(z.shape)}"
+    same, hint = prediction.out.shape == z.shape, "it would broadcast in silence"
+    require(same, "model", "return a prediction of the shape of z", came, hint)
     return prediction
 
 
-@names_arrays
+@validated
 def ancestral(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -135,37 +127,24 @@ def ancestral(
     with a head that learned it, `Range()`, `LogVariance()`, `Variance()`. From λ_t = −∞ it is α_s
     x̂ + σ_s n (n, with `Forward()`). Ho et al., arXiv:2006.11239, algorithm 2.
 
-    Raises TypeError for what is no variance, and ValueError for `Optimal(...)` at λ_t = −∞, where
-    no profile reaches.
+    Raises ValueError for `Optimal(...)` at λ_t = −∞, where no profile reaches.
 
     >>> from vdiff import GaussianMixture
-    >>> level = torch.zeros(1, dtype=torch.float64)
-    >>> ancestral(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1).shape
+    >>> oracle, level = GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.zeros(1)
+    >>> ancestral(oracle, torch.ones(1, 1), level, level + 1).shape
     torch.Size([1, 1])
     """
-    if variance is not None and not isinstance(variance, ReverseVariance):
-        raise TypeError(
-            must(
-                "ancestral",
-                "variance",
-                "be a ReverseVariance",
-                shown(variance),
-                "an instance, for instance Forward()",
-            )
-        )
     now = model(z, logsnr_t)
     if variance is not None:
         now = now.but(variance=variance)
-    if isinstance(now.variance, Optimal) and is_at(-torch.inf, logsnr_t):
-        hint = "Posterior() or Forward() for the step from pure noise"
-        raise ValueError(
-            must("ancestral", "variance", "be known at λ = −∞", repr(now.variance), hint)
-        )
+    known = not (isinstance(now.variance, Optimal) and is_at(-torch.inf, logsnr_t))
+    hint = "Posterior() or Forward() for the step from pure noise"
+    require(known, "variance", "be known at λ = −∞", repr(now.variance), hint)
     t = wide(logsnr_t).clamp(min=PURE)
     return reverse_sample(now, ChainStep(t, wide(logsnr_s) - t), noise_like(z, memory.generator))
 
 
-@names_arrays
+@validated
 def ddim(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -173,7 +152,7 @@ def ddim(
     logsnr_s: Float[Tensor, " batch"],
     memory: Memory = NOTHING,
     *,
-    eta: float = 0.0,
+    eta: Eta = 0.0,
 ) -> Float[Tensor, "batch *dims"]:
     """z_s = α_s x̂ + σ_s √(1 − η² c) ε̂ + η √c σ_s n, with c = −expm1(λ_t − λ_s). One evaluation,
     order 1.
@@ -189,29 +168,18 @@ def ddim(
     >>> ddim(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
     tensor([[0.9713]])
     """
-    if finite("ddim", "eta", eta, at_least=0.0) > 1.0:
-        raise ValueError(
-            must(
-                "ddim",
-                "eta",
-                "lie in [0, 1]",
-                eta,
-                "1 is ancestral sampling; more noise than that has no ε̂ left to keep",
-            )
-        )
     now = model(z, logsnr_t)
     if eta == 0.0:
         return move(now, logsnr_s)
     high, delta = wide(logsnr_s), wide(logsnr_s) - wide(logsnr_t)
-    # α_s x̂ + q ε̂ is a deterministic move to the cleaner level whose σ/α is q/α_s, scaled to α_s
-    # again
+    # α_s x̂ + q ε̂ is a move to the cleaner level whose σ/α is q/α_s, scaled to α_s again
     cleaner = high - torch.log((1 - eta**2) + eta**2 * torch.exp(-delta))
     kept = per_example(alpha(high) / alpha(cleaner), z) * move(now, cleaner)
     spread = eta * torch.sqrt(-torch.expm1(-delta)) * sigma(high)
     return kept + per_example(spread, z) * noise_like(z, memory.generator)
 
 
-@names_arrays
+@validated
 def heun(
     model: Model,
     z: Float[Tensor, "batch *dims"],
@@ -232,16 +200,8 @@ def heun(
     >>> heun(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
     tensor([[1.0055]])
     """
-    if is_at(-torch.inf, logsnr_t):
-        raise ValueError(
-            must(
-                "heun",
-                "logsnr_t",
-                "be above −∞",
-                "-inf",
-                "σ/α is infinite there: ddim or adams take a step from pure noise",
-            )
-        )
+    hint = "σ/α is infinite there: ddim or adams take a step from pure noise"
+    require(not is_at(-torch.inf, logsnr_t), "logsnr_t", "be above −∞", "-inf", hint)
     now = model(z, logsnr_t)
     first = move(now, logsnr_s)
     if is_at(torch.inf, logsnr_s):

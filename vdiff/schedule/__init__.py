@@ -2,24 +2,16 @@
 
 from vdiff.schedule.adaptive import Adaptive
 from vdiff.schedule.base import Schedule
-from vdiff.schedule.closed import (
-    Cosine,
-    Karras,
-    Laplace,
-    LinearBeta,
-    Normal,
-    OptimalTransport,
-    SignalPower,
-    Spectral,
-    Truncated,
-)
+from vdiff.schedule.closed import Karras, SignalPower
+from vdiff.schedule.ddpm import Cosine, LinearBeta
 from vdiff.schedule.derived import Custom, Shifted
 from vdiff.schedule.histogram import Histogram
-from vdiff.schedule.law import Law
+from vdiff.schedule.law import Laplace, Normal, OptimalTransport, Spectral
 from vdiff.schedule.learned import LearnedLinear
 from vdiff.schedule.linear import Linear
 from vdiff.schedule.monotone import Monotone, Spline
 from vdiff.schedule.tabulated import Tabulated
+from vdiff.schedule.truncated import Law, Truncated
 
 __all__ = [
     "Adaptive",

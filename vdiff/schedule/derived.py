@@ -1,4 +1,4 @@
-"""Schedules made of other things: another schedule shifted, a function of one's own."""
+"""A schedule from another one, shifted, and a schedule from a function."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff.errors import finite, must
+from vdiff._validate import Finite, require, validated
+from vdiff.errors import shown
 from vdiff.gaussian import PURE
-from vdiff.schedule.base import Schedule, check_returned, check_schedule
+from vdiff.schedule.base import Schedule
 
 
 class Shifted(Schedule):
@@ -22,19 +23,11 @@ class Shifted(Schedule):
     tensor(-2.)
     """
 
-    def __init__(self, schedule: Schedule, shift: float) -> None:
-        check_schedule("Shifted", schedule)
-        if schedule.learns_ends or schedule.learns_shape:
-            raise ValueError(
-                must(
-                    "Shifted",
-                    "schedule",
-                    "have fixed ends and shape",
-                    repr(schedule),
-                    "what is learned needs no shift",
-                )
-            )
-        shift = finite("Shifted", "shift", shift)
+    @validated
+    def __init__(self, schedule: Schedule, shift: Finite) -> None:
+        fixed = not (schedule.learns_ends or schedule.learns_shape)
+        hint = "what is learned needs no shift"
+        require(fixed, "schedule", "have fixed ends and shape", repr(schedule), hint)
         super().__init__(schedule.logsnr_max + shift, max(schedule.logsnr_min, PURE) + shift)
         self.schedule, self.shift = schedule, shift
 
@@ -46,9 +39,9 @@ class Shifted(Schedule):
         return self.logsnr_max, self.logsnr_min
 
     def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
-        one = self.schedule
-        loaded = one.ends_with(state, prefix + "schedule.")
-        high, low = loaded or (one.logsnr_max, one.logsnr_min)
+        inner = self.schedule
+        loaded = inner.ends_with(state, prefix + "schedule.")
+        high, low = loaded or (inner.logsnr_max, inner.logsnr_min)
         return high + self.shift, low + self.shift
 
     def logsnr_at(self, t: Tensor) -> Tensor:
@@ -68,7 +61,7 @@ class Shifted(Schedule):
 
 
 class Custom(Schedule):
-    """A schedule from a function t ↦ λ of one's own, checked at construction.
+    """A schedule from a function t ↦ λ, checked at construction.
 
     Without `rate`, the derivative is taken by automatic differentiation at each call; a formula is
     several times cheaper. A schedule used often is a subclass of `Schedule` with two methods.
@@ -77,35 +70,23 @@ class Custom(Schedule):
     tensor(25.)
     """
 
+    @validated
     def __init__(
         self, logsnr: Callable[[Tensor], Tensor], rate: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         t = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
         ends = logsnr(t)
-        check_returned("Custom.logsnr", ends, t)
+        kind, wanted = ("shape", "dtype", "device"), "return the shape, dtype and device of t"
+        same = all(getattr(ends, name, None) == getattr(t, name) for name in kind)
+        hint = "torch.full_like(t, value) for a constant; another shape would broadcast in silence"
+        require(same, "logsnr", f"{wanted}: (2,), torch.float64, cpu", shown(ends), hint)
         first, last = ends.tolist()
-        if not (math.isfinite(first) and math.isfinite(last)):
-            hint = "a schedule has finite ends: stop short of λ = ±∞, for instance with logsnr(1e-3 + 0.998 * t)"
-            raise ValueError(
-                must(
-                    "Custom",
-                    "logsnr",
-                    "be finite at both ends",
-                    f"λ = {first:g} at t = 0 and λ = {last:g} at t = 1",
-                    hint,
-                )
-            )
-        if not first > last:
-            hint = "γ = −λ rises: hand over −γ" if last > first else ""
-            raise ValueError(
-                must(
-                    "Custom",
-                    "logsnr",
-                    "fall from data (t = 0) to noise (t = 1)",
-                    f"λ = {first:g} at t = 0 and λ = {last:g} at t = 1",
-                    hint,
-                )
-            )
+        came = f"λ = {first:g} at t = 0 and λ = {last:g} at t = 1"
+        hint = "stop short of λ = ±∞, for instance with logsnr(1e-3 + 0.998 * t)"
+        finite = math.isfinite(first) and math.isfinite(last)
+        require(finite, "logsnr", "be finite at both ends", came, hint)
+        hint = "γ = −λ rises: pass −γ" if last > first else ""
+        require(first > last, "logsnr", "fall from data (t = 0) to noise (t = 1)", came, hint)
         super().__init__(first, last)
         self._logsnr, self._rate = logsnr, rate
         self.check()
@@ -116,9 +97,8 @@ class Custom(Schedule):
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
         if self._rate is not None:
             return self._rate(t)
-        logsnr, pull_back, *_ = torch.func.vjp(
-            self._logsnr, t
-        )  # λ is elementwise in t; jvp would load deprecated torch.jit
+        # λ is elementwise in t; jvp would load deprecated torch.jit
+        logsnr, pull_back, *_ = torch.func.vjp(self._logsnr, t)
         derivative: Tensor = pull_back(torch.ones_like(logsnr))[0]
         return -derivative
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, check_total, must
+from vdiff._validate import Count, require, validated
+from vdiff.errors import InvalidValue
 from vdiff.profile import Profile
 from vdiff.schedule.base import Schedule
 
@@ -24,59 +25,44 @@ class Histogram(Schedule):
 
     mass: Tensor
 
+    @validated
     def __init__(
         self, mass: Tensor | Sequence[float], logsnr_max: float = 15.0, logsnr_min: float = -15.0
     ) -> None:
         super().__init__(logsnr_max, logsnr_min)
-        mass = torch.as_tensor(
-            mass, dtype=torch.float64, device=None if isinstance(mass, Tensor) else "cpu"
-        )
-        if mass.ndim != 1 or len(mass) == 0:
-            raise ValueError(
-                must(
-                    type(self).__name__,
-                    "mass",
-                    "be a vector, a number to a bin",
-                    f"shape {tuple(mass.shape)}",
-                )
-            )
-        bad = ~(mass.isfinite() & (mass > 0))
-        if bad.any():
-            i = int(bad.nonzero()[0])
-            hint = "a bin that is never looked at is left out of the loss: mix in a little of the uniform density"
-            raise ValueError(
-                must(
-                    type(self).__name__,
-                    "mass",
-                    "be finite and positive",
-                    f"{mass[i]:g} in bin {i}",
-                    hint,
-                )
-            )
+        device = mass.device if isinstance(mass, Tensor) else "cpu"
+        mass = torch.as_tensor(mass, dtype=torch.float64, device=device)
+        vector, came = mass.ndim == 1 and len(mass) > 0, f"shape {tuple(mass.shape)}"
+        require(vector, "mass", "be a vector, a number to a bin", came)
+        for i in (~(mass.isfinite() & (mass > 0))).nonzero().flatten()[:1].tolist():
+            hint = "a loss never sees such a bin: mix in a little of the uniform density"
+            raise InvalidValue("mass", "be finite and positive", f"{mass[i]:g} in bin {i}", hint)
         self.register_constructed("mass", mass / mass.sum())
 
     @classmethod
+    @validated
     def proportional(
         cls,
         density: Callable[[Tensor], Tensor],
         logsnr_max: float = 15.0,
         logsnr_min: float = -15.0,
         *,
-        bins: int = 1000,
+        bins: Count = 1000,
     ) -> "Histogram":
         """p ∝ a function of λ, taken at the middle of each bin: for an oracle, √E‖e‖⁴ is the
         optimum of its bound.
 
-        >>> Histogram.proportional(lambda logsnr: torch.exp(-logsnr), 1.0, -1.0).density(torch.tensor(0.0))
+        >>> law = Histogram.proportional(lambda logsnr: torch.exp(-logsnr), 1.0, -1.0)
+        >>> law.density(torch.tensor(0.0))
         tensor(0.4259)
         """
-        check_positive_int("Histogram.proportional", "bins", bins)
         middle = torch.linspace(0.5 / bins, 1 - 0.5 / bins, bins, dtype=torch.float64)
         return Histogram(
             density(logsnr_min + (logsnr_max - logsnr_min) * middle), logsnr_max, logsnr_min
         )
 
     @classmethod
+    @validated
     def optimal(
         cls, profile: Profile, weighting: Callable[[Tensor], Tensor] | None = None
     ) -> "Histogram":
@@ -90,15 +76,16 @@ class Histogram(Schedule):
         """
         importance = filled(profile.second_moment.sqrt())
         if weighting is not None:
-            check_total("Histogram.optimal", weighting)
+            total = not getattr(weighting, "is_factor", False)
+            hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {weighting!r}"
+            require(total, "weighting", "be a total", f"the factor {weighting!r}", hint)
             importance = importance * weighting(profile.centers)
         return Histogram(importance, profile.logsnr_max, profile.logsnr_min)
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         before = self._before()
-        bin = (torch.searchsorted(before, t.contiguous(), right=True) - 1).clamp(
-            0, len(self.mass) - 1
-        )
+        bin = torch.searchsorted(before, t.contiguous(), right=True) - 1
+        bin = bin.clamp(0, len(self.mass) - 1)
         place = ((t - before[bin]) / self.mass.flip(0)[bin]).clamp(max=1.0)
         return self._ends[0] - self._width * (bin + place)
 
@@ -107,24 +94,18 @@ class Histogram(Schedule):
 
     def time_at(self, logsnr: Tensor) -> Tensor:
         bin = self._bin(logsnr)
-        return self._before()[bin] + self.mass.flip(0)[bin] * (
-            (self._ends[0] - logsnr) / self._width - bin
-        )
+        place = (self._ends[0] - logsnr) / self._width - bin
+        return self._before()[bin] + self.mass.flip(0)[bin] * place
 
     def density_at(self, logsnr: Tensor) -> Tensor:
         return self.mass.flip(0)[self._bin(logsnr)] / self._width
 
     def times_to_check(self, points: int) -> Tensor:
         before, mass = self._before().cpu(), self.mass.flip(0).cpu()
-        times = (
-            torch.cat([super().times_to_check(points), before, before + 0.5 * mass])
-            .clamp(0.0, 1.0)
-            .sort()
-            .values
-        )
-        return times[
-            times.diff(prepend=times.new_tensor([-1.0])) > 1e-12
-        ]  # none so close that λ is the same by rounding
+        times = torch.cat([super().times_to_check(points), before, before + 0.5 * mass])
+        times = times.clamp(0.0, 1.0).sort().values
+        # none so close that λ is the same by rounding
+        return times[times.diff(prepend=times.new_tensor([-1.0])) > 1e-12]
 
     @property
     def _width(self) -> float:

@@ -1,163 +1,19 @@
-"""Distributions over log-SNR: the laws behind the closed-form schedules, on the whole line.
+"""Laws over log-SNR with a mean and a scale, each before the schedule that it becomes between two
+ends.
 
-Each is a quantile function of the time t it came with in its paper (λ falls as t rises), its
-inverse, and its density.
+A law is the quantile function of the time t of its paper (λ falls as t rises), its inverse and its
+density, on the whole line.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vdiff.errors import finite, must
-
-
-class Law:
-    """A distribution over λ: `quantile(t)` is λ at original time t ∈ (0, 1); P(Λ > λ(t)) = t.
-
-    `rest` is 1 − t where it is known more accurately than by subtraction.
-
-    >>> from vdiff import OptimalTransport
-    >>> law = OptimalTransport().law                         # of the schedule before it is cut off at its ends
-    >>> law, law.cdf(law.quantile(torch.tensor(0.25)))
-    (Logistic(mean=0.0, scale=2.0), tensor(0.7500))
-    """
-
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        """λ at original time t."""
-        raise NotImplementedError
-
-    def survival(self, logsnr: Tensor) -> Tensor:
-        """P(Λ > λ): the original time."""
-        raise NotImplementedError
-
-    def cdf(self, logsnr: Tensor) -> Tensor:
-        """P(Λ ≤ λ), one minus the original time."""
-        return 1.0 - self.survival(logsnr)
-
-    def density(self, logsnr: Tensor) -> Tensor:
-        """p(λ) = −dt/dλ."""
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in vars(self).items() if not k.startswith('_'))})"
-
-
-class HyperbolicSecant(Law):
-    """The cosine schedule's: λ = −2 log tan(πt/2) + shift, p = sech((λ − shift)/2)/2π.
-
-    >>> HyperbolicSecant().density(torch.tensor(0.0))
-    tensor(0.1592)
-    """
-
-    def __init__(self, shift: float = 0.0) -> None:
-        self.shift = finite("HyperbolicSecant", "shift", shift)
-
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
-        return self.shift + 2.0 * torch.log(
-            torch.sin(0.5 * math.pi * rest) / torch.sin(0.5 * math.pi * t)
-        )
-
-    def survival(self, logsnr: Tensor) -> Tensor:
-        return torch.atan(torch.exp(-0.5 * (logsnr - self.shift))) * (2.0 / math.pi)
-
-    def cdf(self, logsnr: Tensor) -> Tensor:
-        return torch.atan(torch.exp(0.5 * (logsnr - self.shift))) * (2.0 / math.pi)
-
-    def density(self, logsnr: Tensor) -> Tensor:
-        return torch.cosh(0.5 * (logsnr - self.shift)).reciprocal() * (0.5 / math.pi)
-
-
-class OffsetCosine(Law):
-    """iDDPM's cosine with offset s: ᾱ = cos²φ/cos²φ₀, φ = (t + s)/(1 + s)·π/2 (arXiv:2102.09672,
-    eq. 17), not clipped.
-
-    >>> OffsetCosine().quantile(torch.tensor(0.5))
-    tensor(-0.0246)
-    """
-
-    def __init__(self, offset: float = 0.008) -> None:
-        self.offset = finite("OffsetCosine", "offset", offset, at_least=0.0)
-        self._angle = 0.5 * math.pi / (1.0 + self.offset)  # φ − φ₀ at t = 1
-        self._start = self._angle * self.offset  # φ₀
-
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
-        signal = torch.sin(self._angle * rest).square()  # cos²φ
-        turned = self._angle * t
-        noise = torch.sin(turned) * torch.sin(turned + 2 * self._start)  # cos²φ₀ − cos²φ
-        return torch.log(signal / noise)
-
-    def survival(self, logsnr: Tensor) -> Tensor:
-        power, phi = torch.sigmoid(-logsnr), self._phi(logsnr)
-        small = torch.asin(
-            math.cos(self._start) ** 2 * power / torch.sin(phi + self._start)
-        )  # φ − φ₀ where it is small
-        return torch.where(logsnr > 0, small, phi - self._start) / self._angle
-
-    def cdf(self, logsnr: Tensor) -> Tensor:
-        # π/2 − φ = atan(cos φ / sin φ), which keeps its digits at the noisy end
-        signal, noise = self._squares(logsnr)
-        return torch.atan(torch.sqrt(signal / noise)) / self._angle
-
-    def density(self, logsnr: Tensor) -> Tensor:
-        # −dt/dλ = (1 + s)/π · sigmoid(−λ) · cot φ
-        power = torch.sigmoid(-logsnr)
-        signal, noise = self._squares(logsnr, power)
-        return power * torch.sqrt(signal / noise) * (0.5 / self._angle)
-
-    def _squares(self, logsnr: Tensor, power: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """cos²φ and sin²φ, with `power` = sigmoid(−λ)."""
-        power = torch.sigmoid(-logsnr) if power is None else power
-        share = torch.sigmoid(logsnr)
-        return math.cos(self._start) ** 2 * share, torch.add(
-            power, share, alpha=math.sin(self._start) ** 2
-        )
-
-    def _phi(self, logsnr: Tensor) -> Tensor:
-        signal, noise = self._squares(logsnr)
-        return torch.atan(torch.sqrt(noise / signal))
-
-
-class LinearBetaLaw(Law):
-    """DDPM's linear β in continuous time: λ = −log expm1(B), B = β₀t + ½(β₁ − β₀)t² (Score SDE,
-    arXiv:2011.13456).
-
-    >>> LinearBetaLaw().quantile(torch.tensor(0.5))
-    tensor(-2.4551)
-    """
-
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        self.beta_min, self.beta_max = (
-            finite("LinearBetaLaw", "beta_min", beta_min, above=0.0),
-            finite("LinearBetaLaw", "beta_max", beta_max),
-        )
-        if self.beta_max < self.beta_min:
-            raise ValueError(
-                must(
-                    "LinearBetaLaw",
-                    "beta_max",
-                    f"be at least beta_min = {self.beta_min:g}",
-                    f"{self.beta_max:g}",
-                    "swapped?",
-                )
-            )
-
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        integral = t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
-        return -torch.log(torch.expm1(integral))
-
-    def survival(self, logsnr: Tensor) -> Tensor:
-        integral = torch.nn.functional.softplus(-logsnr)
-        return 2.0 * integral / (self.beta_min + self._beta(integral))
-
-    def density(self, logsnr: Tensor) -> Tensor:
-        return torch.sigmoid(-logsnr) / self._beta(torch.nn.functional.softplus(-logsnr))
-
-    def _beta(self, integral: Tensor) -> Tensor:
-        """β at the time where ∫β = `integral`."""
-        return torch.sqrt(self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * integral)
+from vdiff._validate import Finite, Positive, require, validated
+from vdiff.schedule.ddpm import HyperbolicSecant, LinearBetaLaw, OffsetCosine
+from vdiff.schedule.truncated import Law, Truncated
 
 
 class Logistic(Law):
@@ -168,11 +24,9 @@ class Logistic(Law):
     tensor(4.3944)
     """
 
-    def __init__(self, mean: float = 0.0, scale: float = 2.0) -> None:
-        self.mean, self.scale = (
-            finite("Logistic", "mean", mean),
-            finite("Logistic", "scale", scale, above=0.0),
-        )
+    @validated
+    def __init__(self, mean: Finite = 0.0, scale: Positive = 2.0) -> None:
+        self.mean, self.scale = mean, scale
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
@@ -188,6 +42,56 @@ class Logistic(Law):
         return self.survival(logsnr) * self.cdf(logsnr) / self.scale
 
 
+class OptimalTransport(Truncated):
+    """Rectified flow and OT flow matching with uniform t: λ = 2 log((1 − t)/t), a Logistic(0, 2)
+    law.
+
+    >>> OptimalTransport()(torch.tensor(0.5))
+    tensor(0.)
+    """
+
+    def __init__(self, logsnr_max: float = 15.0, logsnr_min: float = -15.0) -> None:
+        super().__init__(Logistic(0.0, 2.0), logsnr_max, logsnr_min)
+
+
+class Spectral(Truncated):
+    """A logistic law fitted to the data's covariance, with `variances` v_i for its eigenvalues
+    (ITDiffusion).
+
+    A Gaussian of that covariance has E‖e‖² = Σ_i sigmoid(λ + log v_i): it rises by a mixture of
+    logistic densities of scale 1 at −log v_i, whose mean and variance this law has: mean = −E log
+    v, scale² = 1 + (3/π²) Var log v. (The paper's code has 3/π.) Ends at mean ± 4 scale, as there.
+    Leave out zero eigenvalues (pixels that never change).
+
+    Kong, Brekelmans & Ver Steeg, arXiv:2302.03792.
+
+    >>> Spectral([1.0, 0.25])(torch.tensor([0.5]))
+    tensor([0.6931])
+    """
+
+    @validated
+    def __init__(
+        self,
+        variances: Tensor | Sequence[float],
+        logsnr_max: float | None = None,
+        logsnr_min: float | None = None,
+    ) -> None:
+        log_v = torch.as_tensor(variances, dtype=torch.float64, device="cpu").log()
+        came = f"shape {tuple(log_v.shape)}, of them {int((~log_v.isfinite()).sum())} not"
+        require(
+            log_v.ndim == 1 and len(log_v) > 0 and bool(log_v.isfinite().all()),
+            "variances",
+            "be a vector of positive eigenvalues",
+            came,
+            "torch.linalg.eigvalsh(x.T.cov())",
+        )
+        mean, spread = -log_v.mean().item(), log_v.var(correction=0).item()
+        law = Logistic(mean, math.sqrt(1 + 3 / math.pi**2 * spread))
+        high = law.mean + 4 * law.scale if logsnr_max is None else logsnr_max
+        low = law.mean - 4 * law.scale if logsnr_min is None else logsnr_min
+        super().__init__(law, high, low)
+
+
 class Gaussian(Law):
     """A normal law N(mean, std²): EDM's log-normal σ is N(−2 P_mean, (2 P_std)²), SD3's
     logit-normal t N(−2m, (2s)²).
@@ -196,11 +100,9 @@ class Gaussian(Law):
     tensor(2.4000)
     """
 
-    def __init__(self, mean: float = 2.4, std: float = 2.4) -> None:
-        self.mean, self.std = (
-            finite("Gaussian", "mean", mean),
-            finite("Gaussian", "std", std, above=0.0),
-        )
+    @validated
+    def __init__(self, mean: Finite = 2.4, std: Positive = 2.4) -> None:
+        self.mean, self.std = mean, std
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
@@ -219,6 +121,34 @@ class Gaussian(Law):
         )
 
 
+def _normal_cdf(score: Tensor) -> Tensor:
+    """Φ, to full relative accuracy in the lower tail, where torch's ndtr cancels."""
+    return 0.5 * torch.erfc(score * -math.sqrt(0.5))
+
+
+class Normal(Truncated):
+    """λ ~ N(mean, std²): EDM's training noise by default (P_mean = −1.2, P_std = 1.2), ends at
+    mean ± 5 std.
+
+    SD3's logit-normal(m, s) is `Normal(-2 * m, 2 * s)`.
+
+    >>> Normal()(torch.tensor(0.5))
+    tensor(2.4000)
+    """
+
+    @validated
+    def __init__(
+        self,
+        mean: Finite = 2.4,
+        std: Positive = 2.4,
+        logsnr_max: float | None = None,
+        logsnr_min: float | None = None,
+    ) -> None:
+        high = mean + 5 * std if logsnr_max is None else logsnr_max
+        low = mean - 5 * std if logsnr_min is None else logsnr_min
+        super().__init__(Gaussian(mean, std), high, low)
+
+
 class DoubleExponential(Law):
     """A Laplace law (Hang et al., arXiv:2407.03297): p = e^{−|λ − μ|/b}/2b.
 
@@ -226,11 +156,9 @@ class DoubleExponential(Law):
     tensor(1.)
     """
 
-    def __init__(self, mean: float = 0.0, scale: float = 0.5) -> None:
-        self.mean, self.scale = (
-            finite("DoubleExponential", "mean", mean),
-            finite("DoubleExponential", "scale", scale, above=0.0),
-        )
+    @validated
+    def __init__(self, mean: Finite = 0.0, scale: Positive = 0.5) -> None:
+        self.mean, self.scale = mean, scale
 
     def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
@@ -253,9 +181,22 @@ class DoubleExponential(Law):
         return torch.where(distance > 0, half, 1.0 - half)
 
 
-def _normal_cdf(score: Tensor) -> Tensor:
-    """Φ, to full relative accuracy in the lower tail, where torch's ndtr cancels."""
-    return 0.5 * torch.erfc(score * -math.sqrt(0.5))
+class Laplace(Truncated):
+    """λ ~ Laplace(mean, scale) (Hang et al., arXiv:2407.03297), on [−15, 15] by default.
+
+    >>> Laplace().law.quantile(torch.tensor(0.1))
+    tensor(0.8047)
+    """
+
+    @validated
+    def __init__(
+        self,
+        mean: Finite = 0.0,
+        scale: Positive = 0.5,
+        logsnr_max: float = 15.0,
+        logsnr_min: float = -15.0,
+    ) -> None:
+        super().__init__(DoubleExponential(mean, scale), logsnr_max, logsnr_min)
 
 
 __all__ = [

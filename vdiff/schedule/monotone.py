@@ -2,12 +2,13 @@
 fraction of the cost."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vdiff.errors import check_positive_int, finite
+from vdiff._validate import Count, Positive, Whole, validated
 from vdiff.gaussian import wide
 from vdiff.schedule.learned import FLOOR, Learned
 
@@ -42,21 +43,20 @@ class Monotone(Learned):
 
     middle: Tensor
 
+    @validated
     def __init__(
         self,
         logsnr_max: float = 13.3,
         logsnr_min: float = -5.0,
         *,
-        hidden: int = 1024,
-        sharpness: float = 50.0,
+        hidden: Count = 1024,
+        sharpness: Positive = 50.0,
         learn_ends: bool = True,
         follow_variance: bool = True,
     ) -> None:
         super().__init__(
             logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance
         )
-        check_positive_int("Monotone", "hidden", hidden)
-        sharpness = finite("Monotone", "sharpness", sharpness, above=0.0)
         self._sharpness = sharpness
         self.register_buffer("middle", torch.empty(hidden, dtype=torch.float64))
         empty = [torch.empty(hidden, dtype=torch.float64) for _ in range(3)]
@@ -110,18 +110,11 @@ class _Sigmoids(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, to_value, to_slope):  # type: ignore[no-untyped-def]
         t, bias, inner, outer = ctx.saved_tensors
-        steep, times, value, slope = (
-            inner * outer,
-            t.reshape(-1),
-            to_value.reshape(-1),
-            to_slope.reshape(-1),
-        )
+        steep, times = inner * outer, t.reshape(-1)
+        value, slope = to_value.reshape(-1), to_slope.reshape(-1)
+        gradients = torch.stack([value, value * times, slope, slope * times], 1)
         sums, to_t = [], []
-        for t_, rows in zip(
-            _blocks(times),
-            _blocks(torch.stack([value, value * times, slope, slope * times], 1)),
-            strict=True,
-        ):
+        for t_, rows in zip(_blocks(times), _blocks(gradients), strict=True):
             s, first = _sigmoids(t_, bias, inner)
             second = torch.addcmul(first, first, s, value=-2)
             sums.append(
@@ -129,17 +122,12 @@ class _Sigmoids(torch.autograd.Function):
             )
             if ctx.needs_input_grad[0]:
                 to_t.append(rows[:, 0] * (first @ steep) + rows[:, 2] * (second @ (steep * inner)))
-        by_s, by_first, t_by_first, slope_by_first, by_second, t_by_second = torch.stack(sums).sum(
-            0
-        )
+        total = torch.stack(sums).sum(0)
+        by_s, by_first, t_by_first, slope_by_first, by_second, t_by_second = total
         to_bias = outer * by_first + steep * by_second
         to_inner = outer * (t_by_first + slope_by_first) + steep * t_by_second
-        return (
-            torch.cat(to_t).view(t.shape) if to_t else None,
-            to_bias,
-            to_inner,
-            by_s + inner * slope_by_first,
-        )
+        to_times = torch.cat(to_t).view(t.shape) if to_t else None
+        return to_times, to_bias, to_inner, by_s + inner * slope_by_first
 
 
 def _blocks(t: Tensor) -> tuple[Tensor, ...]:
@@ -165,19 +153,19 @@ class Spline(Learned):
     tensor([13.3000,  4.1500, -5.0000])
     """
 
+    @validated
     def __init__(
         self,
         logsnr_max: float = 13.3,
         logsnr_min: float = -5.0,
         *,
-        knots: int = 64,
+        knots: Annotated[int, Whole(at_least=2)] = 64,
         learn_ends: bool = True,
         follow_variance: bool = True,
     ) -> None:
         super().__init__(
             logsnr_max, logsnr_min, learn_ends=learn_ends, follow_variance=follow_variance
         )
-        check_positive_int("Spline", "knots", knots - 1)
         self.log_density = nn.Parameter(torch.zeros(knots, dtype=torch.float64))
 
     @torch.no_grad()
@@ -192,9 +180,8 @@ class Spline(Learned):
         start, low, gain = (part[cell] for part in (times, *cells))
         behind = t64 - start
         density = (low * low + 2 * behind * gain).sqrt()
-        u = (cell + 2 * behind / (low + density)) / len(
-            cells[0]
-        )  # the root of ½ gain x² + low x = behind, without cancelling
+        # the root of ½ gain x² + low x = behind, without cancelling
+        u = (cell + 2 * behind / (low + density)) / len(cells[0])
         return torch.where((t64 > 0) & (t64 < 1), u, t64), (density * len(cells[0])).reciprocal()
 
     def time_at(self, logsnr: Tensor) -> Tensor:
@@ -209,18 +196,16 @@ class Spline(Learned):
         """The time at each knot; in each cell between two, the density at its start and what it
         gains, in units of a cell."""
         density = self.log_density.exp()
-        density = (1 - FLOOR) * density / (
-            density.sum() - 0.5 * (density[0] + density[-1])
-        ) + FLOOR / (len(density) - 1)
+        mass = density.sum() - 0.5 * (density[0] + density[-1])
+        density = (1 - FLOOR) * density / mass + FLOOR / (len(density) - 1)
         low, gain = density[:-1], density.diff()
         return nn.functional.pad((low + 0.5 * gain).cumsum(0), (1, 0)), low, gain
 
 
 def _place(times: Tensor, t: Tensor) -> Tensor:
     """The cell in which each t falls."""
-    return (torch.searchsorted(times.detach(), t.detach().contiguous(), right=True) - 1).clamp(
-        0, len(times) - 2
-    )
+    right = torch.searchsorted(times.detach(), t.detach().contiguous(), right=True)
+    return (right - 1).clamp(0, len(times) - 2)
 
 
 __all__ = ["Monotone", "Spline"]

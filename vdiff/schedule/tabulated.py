@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, has_values, must
+from vdiff._validate import Count, require, validated
+from vdiff.errors import InvalidValue, has_values
 from vdiff.gaussian import PURE
 from vdiff.schedule.base import Schedule
+
+Row = Sequence[float] | np.ndarray | Tensor
 
 
 class Tabulated(Schedule):
@@ -31,49 +34,19 @@ class Tabulated(Schedule):
 
     table: Tensor
 
-    def __init__(self, logsnr: Sequence[float] | np.ndarray | Tensor) -> None:
-        table = torch.as_tensor(logsnr, dtype=torch.float64, device="cpu").detach().clone()
-        if table.ndim != 1 or len(table) < 2:
-            raise ValueError(
-                must(
-                    "Tabulated",
-                    "logsnr",
-                    "be one row of at least two levels",
-                    f"shape {tuple(table.shape)}",
-                )
-            )
-        if ((table > 0) & (table < 1)).all():
-            hint = "these look like ᾱ: Tabulated.from_alphas_cumprod; a table of β: Tabulated.from_betas"
-            raise ValueError(
-                must(
-                    "Tabulated",
-                    "logsnr",
-                    "be log α²/σ²",
-                    f"values from {table.min():g} to {table.max():g} alone",
-                    hint,
-                )
-            )
+    @validated
+    def __init__(self, logsnr: Row) -> None:
+        table = _row(logsnr, "logsnr", "levels").detach().clone()
+        signal = bool(((table > 0) & (table < 1)).all())
+        came = f"values from {table.min():g} to {table.max():g} alone"
+        hint = "these look like ᾱ: Tabulated.from_alphas_cumprod; a table of β: from_betas"
+        require(not signal, "logsnr", "be log α²/σ²", came, hint)
         bad = ~torch.isfinite(table)
         bad[-1] &= table[-1] != -math.inf
-        if bad.any():
-            i = int(bad.nonzero()[0])
-            came = f"{table[i]:g} at level {i + 1} of {len(table)}"
-            raise ValueError(
-                must("Tabulated", "logsnr", "be finite, or −∞ at the last level", came)
-            )
-        rising = table.diff() >= 0
-        if rising.any():
-            i = int(rising.nonzero()[0])
-            came = f"{table[i]:g} at level {i + 1} and {table[i + 1]:g} at level {i + 2}"
-            raise ValueError(
-                must(
-                    "Tabulated",
-                    "logsnr",
-                    "be strictly decreasing (λ falls from data to noise)",
-                    came,
-                    "γ = −λ rises: hand over −γ" if table[-1] > table[0] else "",
-                )
-            )
+        _refuse(bad, table, "logsnr", "be finite, or −∞ at the last level")
+        falls = "be strictly decreasing (λ falls from data to noise)"
+        hint = "γ = −λ rises: pass −γ" if table[-1] > table[0] else ""
+        _refuse(table.diff() >= 0, table, "logsnr", falls, hint)
         super().__init__(table[0].item(), max(table[-1].item(), PURE))
         self.register_constructed("table", table)
         self._take_ends()
@@ -101,12 +74,8 @@ class Tabulated(Schedule):
             self._ends = self.table[0].item(), self.table[-1].item()
 
     @classmethod
-    def from_betas(
-        cls,
-        betas: Sequence[float] | np.ndarray | Tensor,
-        *,
-        zero_terminal_snr: bool = False,
-    ) -> "Tabulated":
+    @validated
+    def from_betas(cls, betas: Row, *, zero_terminal_snr: bool = False) -> "Tabulated":
         """The levels of a DDPM: log ᾱ_t = Σ log1p(−β), λ_t = log ᾱ_t − log(−expm1(log ᾱ_t)), in
         float64.
 
@@ -119,30 +88,12 @@ class Tabulated(Schedule):
         >>> Tabulated.from_betas([0.1, 0.2, 0.3], zero_terminal_snr=True).table
         tensor([ 2.1972, -0.8317,    -inf], dtype=torch.float64)
         """
-        beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
-        if beta.ndim != 1 or len(beta) < 2:
-            hint = "one noise level is a decoder without a step" if beta.numel() == 1 else ""
-            raise ValueError(
-                must(
-                    "Tabulated.from_betas",
-                    "betas",
-                    "be one row of at least two values",
-                    f"shape {tuple(beta.shape)}",
-                    hint,
-                )
-            )
+        beta = _row(betas, "betas", "values")
         _check_betas(beta, noise_at_last=True)
-        if beta[0] > 0.9 and (beta.diff() < 0).all():
-            hint = "these look like ᾱ: Tabulated.from_alphas_cumprod"
-            raise ValueError(
-                must(
-                    "Tabulated.from_betas",
-                    "betas",
-                    "start with little noise",
-                    f"{beta[0]:g}, falling to {beta[-1]:g}",
-                    hint,
-                )
-            )
+        signal = bool(beta[0] > 0.9) and bool((beta.diff() < 0).all())
+        came = f"{beta[0]:g}, falling to {beta[-1]:g}"
+        hint = "these look like ᾱ: Tabulated.from_alphas_cumprod"
+        require(not signal, "betas", "start with little noise", came, hint)
         log_signal = torch.log1p(-beta).cumsum(0)
         if zero_terminal_snr:
             root = torch.exp(0.5 * log_signal)
@@ -151,63 +102,33 @@ class Tabulated(Schedule):
         return cls(log_signal - torch.log(-torch.expm1(log_signal)))
 
     @classmethod
-    def from_alphas_cumprod(
-        cls, alphas_cumprod: Sequence[float] | np.ndarray | Tensor
-    ) -> "Tabulated":
+    @validated
+    def from_alphas_cumprod(cls, alphas_cumprod: Row) -> "Tabulated":
         """The levels of a table of ᾱ = α², λ = log ᾱ/(1 − ᾱ). From float32 products λ is off by
         0.18 at 13.3: use betas.
 
         >>> Tabulated.from_alphas_cumprod([0.9, 0.72, 0.504]).table
         tensor([2.1972, 0.9445, 0.0160], dtype=torch.float64)
         """
-        signal = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
-        if signal.ndim != 1:
-            raise ValueError(
-                must(
-                    "Tabulated.from_alphas_cumprod",
-                    "alphas_cumprod",
-                    "be one row",
-                    f"shape {tuple(signal.shape)}",
-                )
-            )
+        signal = _row(alphas_cumprod, "alphas_cumprod", "values")
         bad = ~((signal > 0) & (signal < 1))
-        bad[-1:] &= signal[-1:] != 0
-        if bad.any():
-            i = int(bad.nonzero()[0])
-            came = f"{signal[i]:g} at level {i + 1} of {len(signal)}"
-            hint = "ᾱ = 0 is pure noise: it is the last" if signal[i] == 0 else ""
-            what = "lie strictly between 0 and 1"
-            raise ValueError(
-                must("Tabulated.from_alphas_cumprod", "alphas_cumprod", what, came, hint)
-            )
-        rising = signal.diff() >= 0
-        if rising.any():
-            i = int(rising.nonzero()[0])
-            came = f"{signal[i]:g} at level {i + 1} and {signal[i + 1]:g} at level {i + 2}"
-            hint = (
-                "the table runs from noise to data: flip it"
-                if signal[-1] > signal[0]
-                else "each step removes signal"
-            )
-            raise ValueError(
-                must(
-                    "Tabulated.from_alphas_cumprod",
-                    "alphas_cumprod",
-                    "be strictly decreasing",
-                    came,
-                    hint,
-                )
-            )
+        bad[-1] &= signal[-1] != 0
+        hint = "ᾱ = 0 is pure noise: it is the last" if (signal[bad][:1] == 0).any() else ""
+        _refuse(bad, signal, "alphas_cumprod", "lie strictly between 0 and 1", hint)
+        flipped = bool(signal[-1] > signal[0])
+        hint = "the table runs from noise to data: flip it" if flipped else "a step removes signal"
+        _refuse(signal.diff() >= 0, signal, "alphas_cumprod", "be strictly decreasing", hint)
         return cls(torch.logit(signal))
 
     @classmethod
+    @validated
     def linear_betas(
         cls,
         beta_1: float = 1e-4,
         beta_n: float = 0.02,
-        levels: int = 1000,
+        levels: Count = 1000,
         *,
-        rescale_from: int | None = None,
+        rescale_from: Count | None = None,
         zero_terminal_snr: bool = False,
     ) -> "Tabulated":
         """DDPM's own table (arXiv:2006.11239): β linear from 1e-4 to 0.02 in 1000 levels.
@@ -221,21 +142,20 @@ class Tabulated(Schedule):
         >>> Tabulated.linear_betas().steps
         999
         >>> finer = Tabulated.linear_betas(levels=4000, rescale_from=1000)
-        >>> round(finer.logsnr_max, 3), round(finer.logsnr_min, 3)             # 9.210 and −10.118 at 1000
+        >>> round(finer.logsnr_max, 3), round(finer.logsnr_min, 3)  # 9.210, −10.118 at 1000
         (10.597, -10.067)
         """
-        check_positive_int("Tabulated.linear_betas", "levels", levels)
         betas = torch.linspace(beta_1, beta_n, levels, dtype=torch.float64, device="cpu")
         if rescale_from is not None:
-            check_positive_int("Tabulated.linear_betas", "rescale_from", rescale_from)
             betas = betas * (rescale_from / levels)
             _check_betas(betas, noise_at_last=False)
         return cls.from_betas(betas, zero_terminal_snr=zero_terminal_snr)
 
     @classmethod
+    @validated
     def cosine_betas(
         cls,
-        levels: int = 1000,
+        levels: Count = 1000,
         offset: float = 0.008,
         max_beta: float = 0.999,
         *,
@@ -248,13 +168,8 @@ class Tabulated(Schedule):
         >>> Tabulated.cosine_betas().table[0].item()
         10.094988811462066
         """
-        check_positive_int("Tabulated.cosine_betas", "levels", levels)
-        angle = (
-            (torch.arange(levels + 1, dtype=torch.float64, device="cpu") / levels + offset)
-            / (1 + offset)
-            * math.pi
-            / 2
-        )
+        time = torch.arange(levels + 1, dtype=torch.float64, device="cpu") / levels
+        angle = (time + offset) / (1 + offset) * math.pi / 2
         step = math.pi / 2 / (1 + offset) / levels
         # 1 − cos²(φ + h)/cos²φ, without the difference: the first β is 4e-5
         betas = math.sin(step) * torch.sin(angle[:-1] + angle[1:]) / torch.cos(angle[:-1]).square()
@@ -291,20 +206,39 @@ class Tabulated(Schedule):
         return f"{self.steps + 1} levels, {super().extra_repr()}"
 
 
+def _row(values: Row, argument: str, what: str) -> Tensor:
+    row = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    hint = "one noise level is a decoder without a step" if row.numel() == 1 else ""
+    requirement, came = f"be one row of at least two {what}", f"shape {tuple(row.shape)}"
+    require(row.ndim == 1 and len(row) > 1, argument, requirement, came, hint)
+    return row
+
+
 def _check_betas(beta: Tensor, *, noise_at_last: bool) -> None:
     """Raise where a β is not in (0, 1); the last may be 1 where that is meant."""
     bad = ~((beta > 0) & (beta < 1))
     if noise_at_last:
         bad[-1] &= beta[-1] != 1
-    if bad.any():
-        i = int(bad.nonzero()[0])
-        hints = {
-            1.0: "β = 1 leaves pure noise: it is the last",
-            0.0: "β = 0 adds no noise: drop the level",
-        }
-        rescaled = beta[i] > 1 or (beta[i] == 1 and not noise_at_last)
-        hint = hints.get(beta[i].item(), "")
-        if rescaled:
+    hint = ""
+    for value in beta[bad][:1].tolist():
+        if value > 1 or (value == 1 and not noise_at_last):
             hint = "rescaled to few steps, a β table leaves (0, 1)"
-        came, what = f"{beta[i]:g} at step {i + 1} of {len(beta)}", "lie strictly between 0 and 1"
-        raise ValueError(must("Tabulated.from_betas", "betas", what, came, hint))
+        elif value == 1:
+            hint = "β = 1 leaves pure noise: it is the last"
+        elif value == 0:
+            hint = "β = 0 adds no noise: drop the level"
+    _refuse(bad, beta, "betas", "lie strictly between 0 and 1", hint, unit="step")
+
+
+def _refuse(
+    bad: Tensor, row: Tensor, argument: str, requirement: str, hint: str = "", unit: str = "level"
+) -> None:
+    """Raise for the first that is bad: a number of the row, or the difference of two."""
+    for i in bad.nonzero().flatten()[:1].tolist():
+        came = f"{row[i]:g} at {unit} {i + 1}"
+        two = len(bad) < len(row)
+        came += f" and {row[i + 1]:g} at {unit} {i + 2}" if two else f" of {len(row)}"
+        raise InvalidValue(argument, requirement, came, hint)
+
+
+__all__ = ["Tabulated"]

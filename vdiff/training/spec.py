@@ -222,11 +222,10 @@ def _makes_one(made: type, word: str) -> bool:
 
 
 def _forms(hint: Any) -> tuple[Form, ...]:
-    """The forms that an annotation has as plain data."""
-    if typing.get_origin(hint) is typing.Annotated:  # with a constraint of `vdiff._validate`
-        hint = hint.__origin__
-    union = typing.get_origin(hint) in (UnionType, typing.Union)
-    if union:
+    """The forms that an annotation has as plain data; the call itself checks constraints."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return _forms(hint.__origin__)
+    if typing.get_origin(hint) in (UnionType, typing.Union):
         return tuple(form for part in typing.get_args(hint) for form in _forms(part))
     form = _form(hint)
     return () if form is None else (form,)

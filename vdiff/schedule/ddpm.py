@@ -1,0 +1,170 @@
+"""The schedules of DDPM and its successors in continuous time, each behind its law."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdiff._validate import Finite, NonNegative, Positive, require, validated
+from vdiff.schedule.truncated import Law, Truncated
+
+
+class HyperbolicSecant(Law):
+    """The cosine schedule's: λ = −2 log tan(πt/2) + shift, p = sech((λ − shift)/2)/2π.
+
+    >>> HyperbolicSecant().density(torch.tensor(0.0))
+    tensor(0.1592)
+    """
+
+    @validated
+    def __init__(self, shift: Finite = 0.0) -> None:
+        self.shift = shift
+
+    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+        rest = 1.0 - t if rest is None else rest
+        return self.shift + 2.0 * torch.log(
+            torch.sin(0.5 * math.pi * rest) / torch.sin(0.5 * math.pi * t)
+        )
+
+    def survival(self, logsnr: Tensor) -> Tensor:
+        return torch.atan(torch.exp(-0.5 * (logsnr - self.shift))) * (2.0 / math.pi)
+
+    def cdf(self, logsnr: Tensor) -> Tensor:
+        return torch.atan(torch.exp(0.5 * (logsnr - self.shift))) * (2.0 / math.pi)
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        return torch.cosh(0.5 * (logsnr - self.shift)).reciprocal() * (0.5 / math.pi)
+
+
+class OffsetCosine(Law):
+    """iDDPM's cosine with offset s: ᾱ = cos²φ/cos²φ₀, φ = (t + s)/(1 + s)·π/2 (arXiv:2102.09672,
+    eq. 17), not clipped.
+
+    >>> OffsetCosine().quantile(torch.tensor(0.5))
+    tensor(-0.0246)
+    """
+
+    @validated
+    def __init__(self, offset: NonNegative = 0.008) -> None:
+        self.offset = offset
+        self._angle = 0.5 * math.pi / (1.0 + offset)  # φ − φ₀ at t = 1
+        self._start = self._angle * offset  # φ₀
+
+    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+        rest = 1.0 - t if rest is None else rest
+        signal = torch.sin(self._angle * rest).square()  # cos²φ
+        turned = self._angle * t
+        noise = torch.sin(turned) * torch.sin(turned + 2 * self._start)  # cos²φ₀ − cos²φ
+        return torch.log(signal / noise)
+
+    def survival(self, logsnr: Tensor) -> Tensor:
+        signal, noise = self._squares(logsnr)
+        power, phi = torch.sigmoid(-logsnr), torch.atan(torch.sqrt(noise / signal))
+        # φ − φ₀ where it is small
+        small = torch.asin(math.cos(self._start) ** 2 * power / torch.sin(phi + self._start))
+        return torch.where(logsnr > 0, small, phi - self._start) / self._angle
+
+    def cdf(self, logsnr: Tensor) -> Tensor:
+        # π/2 − φ = atan(cos φ / sin φ), which keeps its digits at the noisy end
+        signal, noise = self._squares(logsnr)
+        return torch.atan(torch.sqrt(signal / noise)) / self._angle
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        # −dt/dλ = (1 + s)/π · sigmoid(−λ) · cot φ
+        signal, noise = self._squares(logsnr)
+        return torch.sigmoid(-logsnr) * torch.sqrt(signal / noise) * (0.5 / self._angle)
+
+    def _squares(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """cos²φ and sin²φ."""
+        share, power = torch.sigmoid(logsnr), torch.sigmoid(-logsnr)
+        noise = torch.add(power, share, alpha=math.sin(self._start) ** 2)
+        return math.cos(self._start) ** 2 * share, noise
+
+
+class Cosine(Truncated):
+    """The cosine schedule, λ = −2 log tan(πt/2) + shift (Nichol & Dhariwal 2021 with s = 0; shift:
+    Hoogeboom 2023).
+
+    With `offset`, iDDPM's own s (0.008), in continuous time and without its clip of β.
+
+    >>> Cosine(13.3, -5.0)(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([13.3000,  0.1614, -5.0000])
+    """
+
+    @validated
+    def __init__(
+        self,
+        logsnr_max: float = 15.0,
+        logsnr_min: float = -15.0,
+        *,
+        shift: Finite = 0.0,
+        offset: NonNegative = 0.0,
+    ) -> None:
+        hint = "Shifted(Cosine(offset=…), shift) has both"
+        require(not (shift and offset), "offset", "be zero where shift is given", offset, hint)
+        law = OffsetCosine(offset) if offset else HyperbolicSecant(shift)
+        super().__init__(law, logsnr_max, logsnr_min)
+
+
+def _betas_rise(beta_min: float, beta_max: float) -> None:
+    least = f"be at least beta_min = {beta_min:g}"
+    require(beta_min <= beta_max, "beta_max", least, f"{beta_max:g}", "swapped?")
+
+
+class LinearBetaLaw(Law):
+    """DDPM's linear β in continuous time: λ = −log expm1(B), B = β₀t + ½(β₁ − β₀)t² (Score SDE,
+    arXiv:2011.13456).
+
+    >>> LinearBetaLaw().quantile(torch.tensor(0.5))
+    tensor(-2.4551)
+    """
+
+    @validated(rules=[_betas_rise])
+    def __init__(self, beta_min: Positive = 0.1, beta_max: Finite = 20.0) -> None:
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+        integral = t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+        return -torch.log(torch.expm1(integral))
+
+    def survival(self, logsnr: Tensor) -> Tensor:
+        integral = F.softplus(-logsnr)
+        return 2.0 * integral / (self.beta_min + self._beta(integral))
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(-logsnr) / self._beta(F.softplus(-logsnr))
+
+    def _beta(self, integral: Tensor) -> Tensor:
+        """β at the time where ∫β = `integral`."""
+        return torch.sqrt(self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * integral)
+
+
+class LinearBeta(Truncated):
+    """DDPM's linear β in continuous time (β from 0.1 to 20), between λ(t = 1e-3) and λ(1) by
+    default.
+
+    >>> LinearBeta()(torch.tensor([0.0, 1.0]))
+    tensor([  9.1154, -10.0500])
+    """
+
+    @validated(rules=[_betas_rise])
+    def __init__(
+        self,
+        logsnr_max: float | None = None,
+        logsnr_min: float | None = None,
+        *,
+        beta_min: Positive = 0.1,
+        beta_max: Finite = 20.0,
+    ) -> None:
+        law = LinearBetaLaw(beta_min, beta_max)
+        times = torch.tensor([1e-3, 1.0], dtype=torch.float64, device="cpu")
+        high, low = law.quantile(times).tolist()
+        super().__init__(
+            law,
+            high if logsnr_max is None else logsnr_max,
+            low if logsnr_min is None else logsnr_min,
+        )
+
+
+__all__ = ["Cosine", "HyperbolicSecant", "LinearBeta", "LinearBetaLaw", "OffsetCosine"]
