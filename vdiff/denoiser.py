@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import unserializable_hook
 
 from vdiff.errors import checking, must, names_arrays, shown, transformed
 from vdiff.gaussian import HALF, at_least_float32, per_example, wide, wide_number
@@ -284,8 +285,8 @@ def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
     model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
     trains = loss.requires_grad and not transformed(loss)
     if trains and isinstance(model, Denoiser) and model.training:
-        note = partial(_note, model, schedule)
-        loss.register_hook(note)  # type: ignore[no-untyped-call]
+        note = partial(_note, model, schedule)  # a pickle of the loss leaves it out
+        loss.register_hook(unserializable_hook(note))  # type: ignore[no-untyped-call]
 
 
 def _note(model: Denoiser, schedule: Schedule, gradient: Tensor) -> None:
