@@ -264,6 +264,8 @@ class Objective(nn.Module):
         if weighted:
             loss = "bound_weight=0 in place of the weighting is DDPM's loss"
             hint = f"{loss} on all {steps + 1} levels"
+            if self.schedule.reaches_noise:  # where that loss is refused
+                hint = "a sampler with few levels=trailing(schedule, …) does not ask there"
         what = f"on a chain of {steps} steps this loss trains the levels t = 1/{steps} … 1"
         asked = f"not t = 0, at which the last step of a sampler{decoder} the network"
         warnings.warn(f"Objective: {what} and {asked} ({hint})", stacklevel=3)
