@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff.condition import Condition, conditions
-from vdiff.errors import check_data, checking, must
+from vdiff.errors import check_data, checking, must, names_arrays
 from vdiff.gaussian import wide, wide_dtype
 from vdiff.loss import Model, WeightFunction, check_call, weighted_elbo
 from vdiff.schedule import Schedule
@@ -57,12 +57,14 @@ class Augmentation:
             raise ValueError(must("Augmentation", "weighting", "never rise with λ", came))
         self._whole = weight[0].item()
 
+    @names_arrays
     @torch.no_grad()
     def __call__(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """P(level > λ), in the dtype of λ; at λ_max it is the mass there."""
         share = self.weighting(logsnr.clamp(min=self.logsnr_min)) / self._whole
         return torch.where(logsnr > self.logsnr_max, 0.0, share)
 
+    @names_arrays
     def icdf(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The level with P(level ≤ λ) = u, for u in [0, 1), in float64.
 
