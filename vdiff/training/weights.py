@@ -198,10 +198,9 @@ def _compare(path: Path, found: Mapping[str, list[int]], tensors: Mapping[str, T
     expected = {name: [*value.shape, *pair[name]] for name, value in tensors.items()}
     missing = [name for name in expected if name not in found and not _is_ends(name)]
     wrong = [f"{name} {expected[name]} is missing" for name in missing]
-    wrong += [
-        f"{name} {shape} is unknown here" for name, shape in found.items() if name not in expected
-    ]
-    both = ((name, shape, expected.get(name, shape)) for name, shape in found.items())
+    unknown = sorted(set(found) - set(expected))  # a file has its tensors in no fixed order
+    wrong += [f"{name} {found[name]} is unknown here" for name in unknown]
+    both = ((name, found.get(name, here), here) for name, here in expected.items())
     wrong += [f"{name} is {shape}, here {here}" for name, shape, here in both if shape != here]
     if wrong:
         came = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
