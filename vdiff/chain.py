@@ -78,9 +78,9 @@ def hybrid(
         t: (batch,) times i/T to use instead of drawing; 0 is the first level, the decoder's.
         model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
 
-    Raises: ValueError: for a model without a learned variance, where the bound's term would train
-        nothing; for a decoder that does
-            not look at the network.
+    Raises:
+        ValueError: for a model without a learned variance, where the bound's term would train
+            nothing; for a decoder that does not look at the network.
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.1.
 
@@ -290,9 +290,11 @@ def path_bound(
     other, and at the exact denoiser its variance given x is O(1/T), while that of the KLs' sum
     stays.
 
-    Args: model, schedule, decoder, steps, condition: as in `elbo`. data: (batch, …) data as it is.
+    Args:
+        model, schedule, decoder, steps, condition: as in `elbo`.
+        data: (batch, …) data as it is.
         generator: of the noise; or several, each of which draws for as many examples as another,
-        in order.
+            in order.
 
     Raises:
         TypeError, ValueError: as `elbo`.

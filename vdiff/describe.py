@@ -259,11 +259,12 @@ def describe(objective: Recipe | str, *, error: Errors | None = None) -> Descrip
     """What a recipe, or a published one by its name, optimises. `print` it for the report in
     words.
 
-    Args: objective: a `Recipe` or the name of one. A loss of your own is `Recipe("mine", schedule,
-        parameterization,
-            MSE(schedule, parameterization))`: plain squared error on that target with those times.
+    Args:
+        objective: a `Recipe` or the name of one. A loss of your own is `Recipe("mine", schedule,
+            parameterization, MSE(schedule, parameterization))`: plain squared error on that target
+            with those times.
         error: E‖ε − ε̂‖² at any λ, for instance `profile.at` of a model that `evaluate` has seen;
-        that of N(0, I) otherwise.
+            that of N(0, I) otherwise.
 
     Raises:
         ValueError: for an unknown name, with the nearest one.

@@ -97,15 +97,19 @@ def solve(
     which thereby moves an example's answer as far as the solver's own error goes: local errors of
     the tolerance can add up to ten times as much.
 
-    Args: function: whose errors these are. field: (λ, state) → (v̂, …), the derivatives with
-        respect to φ; every part of the state has the batch as its first
-            dimension.
+    Args:
+        function: whose errors these are.
+        field: (λ, state) → (v̂, …), the derivatives with respect to φ; every part of the state has
+            the batch as its first dimension.
         unit: of the data, in which the solver's angle is measured; 1 for φ itself. It moves the
-        cost, not the answer. method: of torchdiffeq: "dopri5", "dopri8", "rk4", … rtol, atol: of
-        an adaptive method. max_evaluations, max_seconds: where to give up. options: handed to
-        torchdiffeq, for instance {"step_size": 0.1}, in radians, for a method with fixed steps
-        (else one step). examples: the numbers by which errors name the examples of the batch;
-        their places in it if left out.
+            cost, not the answer.
+        method: of torchdiffeq: "dopri5", "dopri8", "rk4", …
+        rtol, atol: of an adaptive method.
+        max_evaluations, max_seconds: where to give up.
+        options: handed to torchdiffeq, for instance {"step_size": 0.1}, in radians, for a method
+            with fixed steps (else one step).
+        examples: the numbers by which errors name the examples of the batch; their places in it if
+            left out.
 
     Raises:
         SolverError: when the step size underflows, a limit is reached, or the field is not finite.

@@ -25,15 +25,17 @@ def mmd(
     Its expectation is 0 where both have one distribution and positive where not, whatever n and m;
     an estimate may be negative. `x` may be differentiated through.
 
-    Args: x: samples, one or more dimensions behind the first. y: the reference, for instance
-        held-out data. bandwidths: the widths h of the Gaussians; by default ¼, ½, 1, 2 and 4 times
-        the median distance within `y`, so
-            that they do not move with the samples: values compare between models under one `y`
-            only.
+    Args:
+        x: samples, one or more dimensions behind the first.
+        y: the reference, for instance held-out data.
+        bandwidths: the widths h of the Gaussians; by default ¼, ½, 1, 2 and 4 times the median
+            distance within `y`, so that they do not move with the samples: values compare between
+            models under one `y` only.
 
-    Raises: TypeError: for what is no floating tensor. ValueError: for examples of two shapes,
-        fewer than two of them, values that are not finite, bandwidths that are not
-            positive, or a reference with a median distance of 0.
+    Raises:
+        TypeError: for what is no floating tensor.
+        ValueError: for examples of two shapes, fewer than two of them, values that are not finite,
+            bandwidths that are not positive, or a reference with a median distance of 0.
 
     Gretton et al., A kernel two-sample test, JMLR 13 (2012), lemma 6.
 

@@ -52,11 +52,13 @@ class Objective(nn.Module):
     has no reconstruction and is no bound: its decoder encodes, and measures (`bound`). The
     schedule and the weighting are checked here, once.
 
-    Args: model, schedule, weighting, steps: as in `weighted_elbo`. decoder: as in `elbo`.
+    Args:
+        model, schedule, weighting, steps: as in `weighted_elbo`.
+        decoder: as in `elbo`.
         bound_weight: of `hybrid`, whose loss is here that of an example, not of a dimension.
         resampling: for the bound of a chain: which of its terms are drawn. It has a step for each,
-        `steps` of them and one more
-            for a decoder that looks at the network. After each optimizer step call `update`.
+            `steps` of them and one more for a decoder that looks at the network. After each
+            optimizer step call `update`.
 
     Warns:
         UserWarning: where the loss leaves out the first level of a chain, t = 0, at which a

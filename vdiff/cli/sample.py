@@ -7,9 +7,9 @@ sample is a function of the seed and its number, whatever the batch: but for rou
 --step ode for the solver's error.
 
     vdiff sample RUN                                        100 levels, with fresh noise at each
-    vdiff sample RUN --step adams --grid few --steps 12     few evaluations, no noise but that at
-    the start vdiff sample RUN --grid run --steps 1000                the chain of 999 steps on the
-    schedule of the training vdiff sample RUN --label 3 --guidance 2 --null-label 10
+    vdiff sample RUN --step adams --grid few --steps 12     few evaluations, noise at the start alone
+    vdiff sample RUN --grid run --steps 1000                a chain of 999 steps, as in training
+    vdiff sample RUN --label 3 --guidance 2 --null-label 10
 
 docs/samplers.md says which step at which budget.
 """

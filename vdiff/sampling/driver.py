@@ -182,39 +182,39 @@ def sample(
     """Data from noise: x̂ at the last of the noise levels visited, which is the exact step from
     there to λ = +∞.
 
-    Args: model: anything that returns a `Prediction` from (z, logsnr, **condition), trained with
-        whatever schedule. Its modules are in
-            evaluation mode meanwhile, for every thread that uses them. Beside a training, sample
-            from a copy.
-        z: (batch, …) noise, N(0, I) at the first level; it is taken to float32 at least. schedule,
-        steps: the levels are `uniform(schedule, steps)`: `steps` equidistant times from t = 1 to t
-        = 0. `Karras()`
-            with 18 steps is EDM's grid; a chain of T steps, whose bound is `elbo(..., steps=T)`,
-            has T + 1 levels.
+    Args:
+        model: anything that returns a `Prediction` from (z, logsnr, **condition), trained with
+            whatever schedule. Its modules are in evaluation mode meanwhile, for every thread that
+            uses them. Beside a training, sample from a copy.
+        z: (batch, …) noise, N(0, I) at the first level; it is taken to float32 at least.
+        schedule, steps: the levels are `uniform(schedule, steps)`: `steps` equidistant times from
+            t = 1 to t = 0. `Karras()` with 18 steps is EDM's grid; a chain of T steps, whose bound
+            is `elbo(..., steps=T)`, has T + 1 levels.
         levels: instead of these, the log-SNRs themselves, rising: `trailing(schedule, steps)`,
             `leading(…)`, an array of your own. The first may be −∞, pure noise, for a model that
             predicts x, v or the rectified flow, and any step but `heun`.
         step: from a level to the next, for instance `ancestral`, `heun`, `partial(ddim, eta=0.5)`,
-        `adams`. generator: of the steps' noise: one for the batch, or one for each sample
-        (`streams`). differentiable: whether gradients reach z, the model's parameters and the
-        conditions. The
+            `adams`.
+        generator: of the steps' noise: one for the batch, or one for each sample (`streams`).
+        differentiable: whether gradients reach z, the model's parameters and the conditions. The
             graph of every evaluation is then kept, so that memory grows with their number;
             `torch.utils.checkpoint` in the network trades it for time. Otherwise nothing is
             recorded.
         condition: what the model is told beside z and λ, as in `weighted_elbo`.
 
-    Returns: x̂, (batch, …). A decoder's `decode`, `to_levels` or `to_uint8` make data of it. A
-        step of one evaluation takes `steps` of them altogether, `heun` 2·steps − 1;
-        `Counted(model)` counts.
+    Returns:
+        x̂, (batch, …). A decoder's `decode`, `to_levels` or `to_uint8` make data of it. A step of
+        one evaluation takes `steps` of them altogether, `heun` 2·steps − 1; `Counted(model)`
+        counts.
 
-    Raises: TypeError, ValueError: for levels that do not rise, fewer than one step, a misspelt
-        keyword, a state that is not
-            finite (which step, which λ), and a first level of λ = −∞ for a model that predicts ε,
-            which says nothing of x there.
+    Raises:
+        TypeError, ValueError: for levels that do not rise, fewer than one step, a misspelt
+            keyword, a state that is not finite (which step, which λ), and a first level of λ = −∞
+            for a model that predicts ε, which says nothing of x there.
 
-    Warns: UserWarning: where the first level is so extreme that x̂ or ε̂ has lost its digits by
-        what the model predicts, and where z is
-            far larger than such noise.
+    Warns:
+        UserWarning: where the first level is so extreme that x̂ or ε̂ has lost its digits by what
+            the model predicts, and where z is far larger than such noise.
 
     >>> from vdiff import GaussianMixture, Linear
     >>> oracle = GaussianMixture([1.0], [[3.0]], [[0.01]])

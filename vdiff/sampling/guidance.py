@@ -61,16 +61,17 @@ class Guided(Wrapped):
     elsewhere it is two. Guidance of Ho & Salimans (arXiv:2207.12598, eq. 6) by weight w is a scale
     of 1 + w.
 
-    Args: scale: 1 is the condition alone, 0 is none, larger ones go beyond the condition.
+    Args:
+        scale: 1 is the condition alone, 0 is none, larger ones go beyond the condition.
         unconditional: for each keyword of the condition what replaces it: a number fills a tensor
-        like the condition's (the
-            null class of a label), a tensor stands for the batch, one row for all, or None.
+            like the condition's (the null class of a label), a tensor stands for the batch, one
+            row for all, or None.
         interval: in λ; either end may be infinite.
 
-    Raises: TypeError, ValueError: for an empty `unconditional`, an interval that is none; and at a
-        call without the condition that it
-            replaces, with one that has not a row for each sample, or with a fraction in the place
-            of an integer.
+    Raises:
+        TypeError, ValueError: for an empty `unconditional`, an interval that is none; and at a
+            call without the condition that it replaces, with one that has not a row for each
+            sample, or with a fraction in the place of an integer.
 
     >>> from vdiff import Denoiser, Eps
     >>> model = Denoiser(lambda z, logsnr, label: label[:, None] * z, Eps())

@@ -46,8 +46,10 @@ def write(folder: Path, step: int, tensors: Tensors, facts: Facts) -> Path:
     """A checkpoint of `tensors`, by file and name, and of `facts`, plain data, as `folder`/step-…:
     whole, or none.
 
-    Raises: ValueError: where a tensor holds NaN. OSError: where the disk is full, with the bytes
-        needed and free, or cannot be written to; what was there stays.
+    Raises:
+        ValueError: where a tensor holds NaN.
+        OSError: where the disk is full, with the bytes needed and free, or cannot be written to;
+            what was there stays.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

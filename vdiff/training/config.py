@@ -42,23 +42,26 @@ class Config:
         L_w on encoded data (`weighted_elbo`)          weighting given
         iDDPM's simple + bound_weight · bound          bound_weight given; 0 is DDPM's simple loss
 
-    Args: network, parameterization, schedule, variance: of the model and where it looks;
-        `variance` is that of a chain's
-            reverse steps, None for the posterior's.
-        data, folder: a data set by name, and where its files are. shape: of one example, as the
-        network sees it. decoder: p(data | z₀), which encodes the data, and by which the run is
-        evaluated, whatever it trains. chain: T steps; None for continuous time. resampling: draw
-        the bound's terms on a chain by their own size (`LossSecondMoment`). level_head: whether
-        the network returns logits of levels (`LevelHead`). conditional: whether the network is
-        told the class, as `label`. augment: "none", "flip" or "flip-turn", of which a network that
-        takes `augmented` is told. batch: images of an optimizer step, over all processes and
-        `accumulate` micro-batches. lr, schedule_lr: learning rates of the network and of a
-        schedule, after `warmup` steps; `decay` is "cosine", down to
-            zero at the last step, or "constant".
+    Args:
+        network, parameterization, schedule, variance: of the model and where it looks; `variance`
+            is that of a chain's reverse steps, None for the posterior's.
+        data, folder: a data set by name, and where its files are.
+        shape: of one example, as the network sees it.
+        decoder: p(data | z₀), which encodes the data, and by which the run is evaluated, whatever
+            it trains.
+        chain: T steps; None for continuous time.
+        resampling: draw the bound's terms on a chain by their own size (`LossSecondMoment`).
+        level_head: whether the network returns logits of levels (`LevelHead`).
+        conditional: whether the network is told the class, as `label`.
+        augment: "none", "flip" or "flip-turn", of which a network that takes `augmented` is told.
+        batch: images of an optimizer step, over all processes and `accumulate` micro-batches.
+        lr, schedule_lr: learning rates of the network and of a schedule, after `warmup` steps;
+            `decay` is "cosine", down to zero at the last step, or "constant".
         clip: the norm to which the gradient of the loss in bits/dim is clipped; None for no
-        clipping. ema: decays of the averages that are kept; the first is the one that is
-        evaluated. autocast, compile, channels_last: bf16 autocast, `torch.compile`, and the
-        network's memory format.
+            clipping.
+        ema: decays of the averages that are kept; the first is the one that is evaluated.
+        autocast, compile, channels_last: bf16 autocast, `torch.compile`, and the network's memory
+            format.
 
     Raises:
         ValueError: naming every field that is wrong.

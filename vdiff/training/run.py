@@ -89,9 +89,9 @@ class Run:
             resume: "auto", or "never" for a folder that must not hold a run yet.
             keep: how many checkpoints are kept.
 
-        Raises: ValueError: where the folder holds a run of another config, with the difference;
-            where another process trains in
-                it; where it cannot be written to.
+        Raises:
+            ValueError: where the folder holds a run of another config, with the difference; where
+                another process trains in it; where it cannot be written to.
         """
         if resume not in RESUME:
             hint = UNPICKLE if Path(resume).suffix in PICKLES else did_you_mean(resume, RESUME)
