@@ -181,11 +181,14 @@ def finite(
 
 
 def check_total(function: str, weighting: object) -> None:
-    """Raise where a weighting is a factor alone, or a product of factors, and no total."""
-    if getattr(weighting, "is_factor", False):
-        came = f"the factor {weighting!r}"
-        hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {weighting!r}"
-        raise ValueError(must(function, "weighting", "be a total", came, hint))
+    """Raise where a weighting is a factor alone, or a product of factors, and no total; also where
+    it is a method or a partial of one."""
+    within = (getattr(weighting, name, None) for name in ("__self__", "func"))
+    for one in (weighting, *within):
+        if getattr(one, "is_factor", False):
+            came = f"the factor {one!r}"
+            hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {one!r}"
+            raise ValueError(must(function, "weighting", "be a total", came, hint))
 
 
 def check_tensor(function: str, argument: str, value: object, hint: str = "") -> None:

@@ -218,7 +218,8 @@ def log_prob(
     max_evaluations: int = 10_000,
     max_seconds: float | None = None,
     seed: int = 0,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, " n"]:
     """log p(x) under the density of the probability-flow ODE: nats per example, in float64.
 
@@ -245,6 +246,7 @@ def log_prob(
     >>> round(found.item(), 3), round(torch.autograd.grad(found.sum(), x)[0].item(), 3)    # −x/¼
     (-0.726, -2.0)
     """
+    condition = conditions("log_prob", condition, keywords)
     check_data("log_prob", x)
     check_finite("log_prob", x, "x")
     solver = {
@@ -395,8 +397,10 @@ class FlowSolver:
         many = math.ceil(EXAMPLES / len(x))
         numbers, several = rows.repeat(many), x.repeat(many, *(1 for _ in x.shape[1:]))
         condition = of_rows(self.condition, numbers, self.rows)
-        high, low = self.schedule.logsnr_max, self.schedule.logsnr_min
-        level = wide_number(min(max(0.0, low), high), x.device).expand(len(several))
+        high, low = (wide_number(end, x.device).detach() for end in self.schedule.ends())
+        # a network may be another at other levels: an expert for each, or guidance in between
+        place = (torch.arange(len(several), device=x.device) + 0.5) / len(several)
+        level = torch.lerp(high, low, wide(place))
 
         def output(z: Tensor) -> Tensor:
             said = self.model(z, level, **condition)

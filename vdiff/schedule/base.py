@@ -207,7 +207,7 @@ class Schedule(PreciseModule):
         wide_logsnr = wide(logsnr)
         density = self.density_at(wide_logsnr)
         if self._least_rate:
-            density = density.clamp(0.0, 1 / self._least_rate)
+            density = density.abs().clamp(max=1 / self._least_rate)  # a rate may be −0
         return (density * self._inside(wide_logsnr)).to(at_least_float32(logsnr.dtype))
 
     def delta(self, t: Float[Tensor, "*shape"], steps: int) -> Float[Tensor, "*shape"]:
