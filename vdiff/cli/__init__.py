@@ -22,8 +22,8 @@ LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 2 if an argument or a run folder is wrong, a solver
-    gives up, memory runs out or a library is missing, 130 after Ctrl-C, and 143 where SIGTERM ended
-    an evaluation. An error is one line on stderr.
+    gives up, memory runs out or a library is missing, 130 after Ctrl-C, and 143 where SIGTERM
+    ended an evaluation. An error is one line on stderr.
 
     >>> main(["sample", "no-such-folder"])
     2
