@@ -175,7 +175,7 @@ def flips(count: int, folder: Path) -> dict[str, int]:
 
 
 def loaded(run: Path, right: dict[str, Any]) -> str:
-    """Load a run from Python: its weights as they were, or a ValueError of one line."""
+    """Load a run from Python: its weights as they were, or a ValueError in the library's words."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -185,7 +185,8 @@ def loaded(run: Path, right: dict[str, Any]) -> str:
             said = str(error)
             found, entries = {}, 0
     if not found:
-        assert said.isprintable(), "more than one line"
+        faults = said.split("\n")  # a config names all of its own, each in a line
+        assert all(fault.isprintable() and "argument '" in fault for fault in faults), said
         return "refused"
     assert right["history"] - 2 <= entries <= right["history"] + 1, f"{entries} lines of the log"
     assert found.keys() == right["load"].keys()
