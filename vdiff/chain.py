@@ -12,7 +12,7 @@ from vdiff.bound import Bound
 from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
 from vdiff.denoiser import note_training
-from vdiff.errors import check_data, check_generator, check_positive_int, checking, finite, must
+from vdiff.errors import check_data, check_generator, check_steps, checking, finite, must
 from vdiff.gaussian import (
     Step,
     alpha,
@@ -221,7 +221,7 @@ def _one_level(
     the decoder's is i = 0."""
     if checking():
         check_call(name, model, schedule, steps)
-        check_positive_int(name, "steps", steps)
+        check_steps(name, steps)
         check_chain(name, None, schedule, steps)
         if schedule.learns_shape:
             hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance together"
@@ -308,7 +308,7 @@ def path_bound(
     """
     condition = conditions("path_bound", condition, keywords)
     check_call("path_bound", model, schedule, steps)
-    check_positive_int("path_bound", "steps", steps)
+    check_steps("path_bound", steps)
     check_chain("path_bound", None, schedule, steps)
     check_decoder("path_bound", decoder, schedule)
     encoded = decoder.encode(data)
@@ -364,7 +364,7 @@ def first_variance(schedule: Schedule, steps: int) -> float:
     '5.4532e-05'
     """
     check_schedule("first_variance", schedule)
-    check_positive_int("first_variance", "steps", steps)
+    check_steps("first_variance", steps)
     t = torch.tensor([1 / steps], dtype=torch.float64)
     return Step(schedule(t), schedule.delta(t, steps)).variance.item()
 

@@ -18,6 +18,7 @@ from vdiff.errors import (
     check_generator,
     check_like,
     check_positive_int,
+    check_steps,
     check_times,
     checking,
     must,
@@ -436,7 +437,7 @@ def check_call(
     ):
         _check_synchronised(name, model)
     if steps is not None:
-        check_positive_int(name, "steps", steps)
+        check_steps(name, steps)
     if watch and isinstance(schedule, Schedule):
         chain = steps if isinstance(steps, int) else None
         warn_beyond(name, model, schedule, chain, evaluation=evaluation)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import finite, must, names_arrays, shown
+from vdiff.errors import check_steps, finite, must, names_arrays, shown
 from vdiff.gaussian import Step, ValuesCopied, alpha, combine, per_example, sigma, sum_dims, wide
 from vdiff.schedule import Schedule
 from vdiff.variance import Posterior, ReverseVariance
@@ -191,6 +191,7 @@ class PosteriorMean(Parameterization):
     """
 
     def __init__(self, schedule: Schedule, steps: int) -> None:
+        check_steps("PosteriorMean", steps)
         self.schedule, self.steps = schedule, steps
 
     def step(self, logsnr: Tensor) -> Step:

@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_on_chain, check_positive_int, finite, must, names_arrays
+from vdiff.errors import (
+    check_on_chain,
+    check_positive_int,
+    check_steps,
+    finite,
+    must,
+    names_arrays,
+)
 from vdiff.gaussian import PreciseModule
 from vdiff.times import stratified
 
@@ -43,7 +50,7 @@ class LossSecondMoment(PreciseModule):
 
     def __init__(self, steps: int, *, memory: int = 10, uniform: float = 0.001) -> None:
         super().__init__()
-        check_positive_int("LossSecondMoment", "steps", steps)
+        check_steps("LossSecondMoment", steps)
         check_positive_int("LossSecondMoment", "memory", memory)
         self.steps, self.memory = steps, memory
         self.uniform = finite(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff.errors import (
-    check_positive_int,
+    check_steps,
     check_total,
     checking,
     finite,
@@ -233,7 +233,7 @@ class MSE(Weighting):
                 )
             )
         if steps is not None:
-            check_positive_int("MSE", "steps", steps)
+            check_steps("MSE", steps)
             if isinstance(schedule, Law):
                 raise TypeError(
                     must("MSE", "schedule", "be a Schedule where steps are given", repr(schedule))
@@ -513,7 +513,7 @@ def check_chain(name: str, weighting: object, schedule: Schedule, steps: int | N
     """Raise where a table or a chain's plain loss is asked for another number of steps than its
     own."""
     if steps is not None:
-        check_positive_int(name, "steps", steps)
+        check_steps(name, steps)
         if isinstance(schedule, Tabulated) and schedule.steps % steps:
             hint = f"a table of {schedule.steps + 1} levels has {schedule.steps} steps, the first level being the decoder's"
             raise ValueError(

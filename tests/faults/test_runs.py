@@ -205,9 +205,14 @@ def test_where_nothing_can_be_written_nothing_is_computed(tmp_path, capsys):
         == 2
     )
     assert "'out' must be in a folder that can be written to" in capsys.readouterr().err
+
+
+def test_a_state_that_is_rubbish_is_set_aside(tmp_path):
+    trained(tmp_path)
     (tmp_path / "evaluation.bound.0.safetensors").write_bytes(b"rubbish")
-    assert main(["evaluate", str(tmp_path), *EVALUATE]) == 2
-    assert "must be what an interrupted command left" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="is damaged; it is kept as old-evaluation.bound.0"):
+        assert main(["evaluate", str(tmp_path), *EVALUATE]) == 0
+    assert (tmp_path / "old-evaluation.bound.0.safetensors").read_bytes() == b"rubbish"
 
 
 def test_data_of_another_shape_is_named(tmp_path, capsys):

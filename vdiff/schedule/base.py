@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, checking, finite, must, names_arrays, readable, shown
+from vdiff.errors import check_steps, checking, finite, must, names_arrays, readable, shown
 from vdiff.gaussian import PreciseModule, at_least_float32, wide
 
 BISECTIONS = 64
@@ -218,10 +218,8 @@ class Schedule(PreciseModule):
         tensor(1.8300, dtype=torch.float64)
         """
         self._check_argument("delta", "t", t)
-        if checking():
-            check_positive_int(f"{type(self).__name__}.delta", "steps", steps)
         t64 = wide(t)
-        return self.logsnr_at((t64 - 1 / steps).clamp(min=0.0)) - self.logsnr_at(t64)
+        return self.logsnr_at(self._step_before("delta", t64, steps)) - self.logsnr_at(t64)
 
     @names_arrays
     def levels(
@@ -364,6 +362,12 @@ class Schedule(PreciseModule):
         if not self._checked:
             self.check()
             self._checked = True
+
+    def _step_before(self, method: str, t: Tensor, steps: int) -> Tensor:
+        """s = t − 1/T, where the chain's step that ends at t begins."""
+        if checking():
+            check_steps(f"{type(self).__name__}.{method}", steps)
+        return (t - 1 / steps).clamp(min=0.0)
 
     def _check_argument(self, method: str, argument: str, value: Tensor) -> None:
         if checking() and not (isinstance(value, Tensor) and value.is_floating_point()):

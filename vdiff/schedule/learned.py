@@ -160,7 +160,7 @@ class Learned(Schedule):
         t64 = wide(t)
         if steps is None:
             return self._between(*self.shape(t64), pin)
-        u = self.shape(torch.stack([t64, (t64 - 1 / steps).clamp(min=0.0)]))[0]
+        u = self.shape(torch.stack([t64, self._step_before("levels", t64, steps)]))[0]
         logsnr, delta = self._between(u[0], u[0] - u[1], pin)
         return logsnr, steps * torch.expm1(delta)
 

@@ -18,7 +18,7 @@ from vdiff.data.augment import KINDS
 from vdiff.data.registry import DATASETS
 from vdiff.decoder import Levels
 from vdiff.denoiser import Denoiser
-from vdiff.errors import did_you_mean, must
+from vdiff.errors import MOST_STEPS, did_you_mean, must
 from vdiff.objective import Objective
 from vdiff.resampling import LossSecondMoment
 from vdiff.training.outline import outline_of
@@ -350,6 +350,9 @@ def _optional(check: Check) -> Check:
 
 _flag = _that(lambda v: isinstance(v, bool), "be true or false")
 _count = _that(lambda v: _whole(v) and v >= 1, "be a whole number of at least 1")
+_steps = _that(
+    lambda v: _whole(v) and 1 <= v <= MOST_STEPS, f"be a whole number from 1 to {MOST_STEPS:,}"
+)
 _from_zero = _that(lambda v: _whole(v) and v >= 0, "be a whole number of at least 0")
 _positive = _that(lambda v: _number(v) and 0 < v < math.inf, "be a finite number greater than 0")
 _not_negative = _that(
@@ -370,7 +373,7 @@ CHECKS: dict[str, Check] = {
     "weighting": _optional(_spec(weighting)),
     "decoder": _optional(_spec(decoder)),
     "variance": _optional(_spec(variance)),
-    "chain": _optional(_count),
+    "chain": _optional(_steps),
     "bound_weight": _optional(_not_negative),
     "resampling": _flag,
     "level_head": _flag,
