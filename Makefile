@@ -42,11 +42,13 @@ bench: $(READY)
 	$(BIN)/python benchmarks/train_step.py --batch 1 --rounds 21
 
 # what takes an hour or two: coverage of the intervals over 2,000 evaluations, 10,000 damaged data files, runs that are killed,
+# runs with flipped bits, evaluations that are killed,
 # and the core broken in 500 places, drawn anew each time
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s
 	$(BIN)/python tests/soak_data.py 10000
 	$(BIN)/python tests/soak_training.py
+	$(BIN)/python tests/soak_attack.py
 	$(BIN)/python tests/mutation.py --sample 500 --seed $$(date +%s)
 
 clean:

@@ -1,8 +1,8 @@
 """A trained network's bits per dimension in every way there is, side by side: do they agree where
 theory says so?
 
-    python examples/digits.py --steps 1000 --out runs/digits python benchmarks/digits_bits.py --run
-    runs/digits                    # writes benchmarks/results/digits_bits.txt
+    python examples/digits.py --steps 1000 --out runs/digits
+    python benchmarks/digits_bits.py --run runs/digits  # writes benchmarks/results/digits_bits.txt
 
 On the digits' test set, bits/dim ± Monte Carlo ± over images:
 
@@ -13,7 +13,7 @@ On the digits' test set, bits/dim ± Monte Carlo ± over images:
    steps, sampled log-ratios of every step, and the log-ratio of whole paths; then
    importance-weighted over those paths, a tighter bound of the same model;
 3. the likelihood of the probability-flow ODE under each dequantisation, which is another model's:
-  the gap may have either sign.
+   the gap may have either sign.
 
 z is how far a number lies from the first of its group, in standard errors of both. About 1.4
 million network evaluations and as many of the ODE's with a gradient: half an hour on one busy

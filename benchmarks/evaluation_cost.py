@@ -1,9 +1,9 @@
 """What a bound costs: network evaluations for a standard error of 0.01 nats, on data whose perfect
 denoiser is known.
 
-    python benchmarks/evaluation_cost.py                                  # writes
-    benchmarks/results/evaluation_cost.txt python benchmarks/evaluation_cost.py --run runs/digits
+    python benchmarks/evaluation_cost.py  # writes benchmarks/results/evaluation_cost.txt
     # the same table for a trained network, in bits/dim
+    python benchmarks/evaluation_cost.py --run runs/digits
 
 Two oracles: a ring of eight Gaussians (radius √2, standard deviation 0.1) and a random mixture of
 ten in 16 dimensions, 512 data points each. All variances are measured on the given points, in the

@@ -1,14 +1,13 @@
 """How far rounding, and the batch that a sample is made with, move a sample.
 
-    python benchmarks/sampler_rounding.py            # writes
-    benchmarks/results/sampler_rounding.txt
+    python benchmarks/sampler_rounding.py  # writes benchmarks/results/sampler_rounding.txt
 
 1. Steps in float32 against the same steps in float64, from λ = −20 and from −10 to 10, by what the
    model predicts: the largest difference over 64 samples of each seed. The perfect denoiser of a
    mixture in the plane is evaluated in float64 and rounded to float32, so that what is seen is the
    step's own, and what rounding takes from an output.
 2. `ode` with an adaptive method: the same sample made alone and in a batch of 64, at several
-  tolerances.
+   tolerances.
 
 About five minutes on one core.
 """

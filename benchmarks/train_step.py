@@ -9,9 +9,9 @@ of the rest cost alone, and, in multiply-adds of the network (three times its fo
 share of the device's own measured rate for matrices is used. On a CPU, seconds are those of the
 processor, which others on the machine disturb less.
 
-    python benchmarks/train_step.py                                  # on a GPU: VDM, batch 128,
-    bf16, compiled python benchmarks/train_step.py --batch 2 --rounds 9             # on a CPU,
-    float32 python benchmarks/train_step.py --recipe small
+    python benchmarks/train_step.py                       # on a GPU: VDM, batch 128, bf16, compiled
+    python benchmarks/train_step.py --batch 2 --rounds 9  # on a CPU, float32
+    python benchmarks/train_step.py --recipe small
 """
 
 import argparse

@@ -1,10 +1,11 @@
 """Train a published recipe on CIFAR-10, or on what stands in for it, and report its bound in bits
 per dimension.
 
-    python examples/cifar10.py --recipe vdm --data DIR                     # one GPU; DIR holds
-    either official archive torchrun --nproc-per-node 8 examples/cifar10.py --recipe vdmpp-sigmoid
-    --data DIR --resume auto python examples/cifar10.py --recipe small --data patches
+    # one GPU; DIR holds the official archive
+    python examples/cifar10.py --recipe vdm --data DIR
+    torchrun --nproc-per-node 8 examples/cifar10.py --recipe vdmpp-sigmoid --data DIR --resume auto
     # two CPU cores, minutes, nothing to download
+    python examples/cifar10.py --recipe small --data patches
 
 Each recipe (examples/recipes) says what it reproduces, on what, in how long, and the number to
 expect. Any setting is changed by --set, for instance --set lr=1e-4 schedule.name=Adaptive

@@ -1,8 +1,9 @@
 """Break each formula of the core by a sign, a factor or a comparison, and see whether a test turns
 red.
 
-    python tests/mutation.py --sample 500        # so many mutants, drawn by --seed from all;
-    without it, every one python tests/mutation.py --only vdiff/gaussian.py
+    # so many mutants, drawn by --seed from all; without it, every one
+    python tests/mutation.py --sample 500
+    python tests/mutation.py --only vdiff/gaussian.py
 
 A mutant is one change of one expression: + and −, * and / exchanged, a minus sign dropped, a
 number moved, a comparison turned round, a function for its neighbor (log1p, log). Texts,

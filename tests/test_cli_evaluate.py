@@ -319,20 +319,6 @@ def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(
     monkeypatch.undo()
 
 
-def test_a_state_of_another_evaluation_is_named_by_its_file(tmp_path, capsys, monkeypatch):
-    run = made(tmp_path / "run")
-    keep = command.Keeper(run / "evaluation.json").through
-    keep(
-        "bound",
-        lambda resume, checkpoint, share: checkpoint({"key": torch.tensor(3)}),
-        share=command.share_of_rank(),
-    )
-    assert call(run, "--draws", 4, "--replicates", 2) == 2
-    said = capsys.readouterr().err
-    assert "'resume' must be the state of this evaluation" in said
-    assert f"it is in {run / 'evaluation.bound.0.safetensors'}: remove it" in said
-
-
 @pytest.mark.parametrize(
     ("words", "text"),
     [

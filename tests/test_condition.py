@@ -22,6 +22,7 @@ from vdiff.likelihood import (
     dequantized_ode,
     evaluate,
     immse,
+    log_prob,
     ode_likelihood,
     path_importance,
 )
@@ -135,6 +136,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "ode_likelihood": lambda m, **c: (
         ode_likelihood(m, X, schedule=FINITE, tolerance=1e-3, **c).nats
     ),
+    "log_prob": lambda m, **c: log_prob(m, X, schedule=FINITE, tolerance=1e-3, **c),
     "dequantized_ode": lambda m, **c: (
         dequantized_ode(
             m,

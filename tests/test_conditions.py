@@ -3,6 +3,7 @@
 import json
 import math
 from collections import UserDict, deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,10 +249,17 @@ def test_parts_of_other_sizes_and_kinds_stay_as_they_are():
         (iter([1, 2, 3]), TypeError, "a list of 3 rows, one for each image; got list_iterator"),
         (TensorDataset(torch.zeros(3, 1)), TypeError, "got TensorDataset (Shared(label) where"),
         ({"inner": {1: 0, 2: 0, 3: 0}.keys()}, TypeError, "got dict_keys"),
+        (
+            SimpleNamespace(v=torch.zeros(3)),
+            TypeError,
+            "got a SimpleNamespace whose 'v' has 3 rows",
+        ),
+        ({"inner": SimpleNamespace(w=1, v=[0, 0, 0])}, TypeError, "whose 'v' has 3 rows"),
         ([torch.zeros(3)] * 3, ValueError, "got a list of 3 entries that have 3 rows themselves"),
     ],
 )
 def test_what_cannot_be_taken_by_rows_is_refused_by_name(given, error, words):
+    """An object that holds one row for each image would go whole to every batch."""
     model = Denoiser(lambda z, logsnr, label: 0 * z, X())
     x = torch.zeros(3, 1)
     given, chain = {"label": given}, {"steps": 2, "samples": 2}

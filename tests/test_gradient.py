@@ -101,6 +101,20 @@ def test_without_a_cut_the_number_is_right_and_every_evaluation_is_counted():
     assert found.protocol["NFE"] == network.calls
 
 
+@pytest.mark.parametrize("n", [1, 24])
+@pytest.mark.parametrize("beyond", [1.0, -1.0])
+def test_a_cut_at_some_levels_alone_is_refused(beyond, n):
+    """As in a network with an expert for each range of λ, one of which keeps no gradient."""
+
+    class Expert(Exactly):
+        def forward(self, z, logsnr):
+            whole, cut = super().forward(z, logsnr), super().forward(z.detach(), logsnr)
+            return torch.where(((logsnr - beyond) * beyond > 0)[:, None], cut, whole)
+
+    with pytest.raises(ValueError, match=r"^ode_likelihood: .* must be differentiable"):
+        ode_likelihood(Denoiser(Expert(), X()), points(n), schedule=SCHEDULE)
+
+
 def test_a_cut_of_discrete_data_is_refused_too():
     decoder = Categorical(4)
     model, data = Denoiser(Exactly(CUTS["a residual"]), X()), torch.ones(3, 2).long()

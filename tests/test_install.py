@@ -93,7 +93,7 @@ def test_an_editable_install_is_found_from_the_folder_above_a_clone(tmp_path):
         wheel.extractall(site)
     assert [name for name in names if name.endswith(".py")] == []  # no hook
     look = f"import site; site.addsitedir({str(site)!r}); import vdiff, vdiff.inner; print(vdiff.elbo, vdiff.__file__)"
-    done = python("-c", look, cwd=tmp_path, path=None)
+    done = python("-S", "-c", look, cwd=tmp_path, path=None)  # without this interpreter's installs
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", str(clone / "vdiff" / "__init__.py")]
 

@@ -103,7 +103,7 @@ def test_every_published_objective_with_a_cifar10_recipe_has_one_of_its_name():
 def test_a_recipe_says_what_it_reproduces(name):
     words = recipes.about(name)
     assert all(word in words for word in ("Reproduces:", "Expect:", "Takes:"))
-    assert words.partition("\n\n")[0].endswith(".")
+    assert words.partition("\n\n")[0].endswith(".")  # the title may take two lines
     assert recipes.load(name).folder == "data"
     assert json.loads(json.dumps(recipes.load(name).asdict())) == recipes.load(name).asdict()
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vdiff import (
+    ELBO,
     MSE,
     Categorical,
     Denoiser,
@@ -70,6 +71,7 @@ MADE = {
     "swing": Swing,
     "swing, by a function": lambda: Custom(lambda t: 2 + 8 * torch.cos(math.pi * t)),
     "shifted": lambda: Shifted(Custom(vp), -2.0),
+    "smooth step": lambda: Custom(lambda t: 8 - 14 * (3 * t**2 - 2 * t**3)),  # −0 at t = 1
 }
 ORACLE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.5, 0.0]], [[0.04, 0.04], [0.09, 0.09]])
 TIMES = torch.tensor(
@@ -98,7 +100,10 @@ def test_losses_are_finite_and_exact_at_an_end_that_rests(name):
     assert torch.isfinite(plain).all()
     assert (plain < 20 * written).all()  # closer to the end than λ has digits
     assert torch.isfinite(weighted_elbo(model, x, schedule=schedule, steps=5, eps=eps)).all()
-    assert torch.isfinite(loss_factor(MSE(schedule, V()), schedule, V())(logsnr)).all()
+    for weighting in (MSE(schedule, V()), ELBO()):
+        factor = loss_factor(weighting, schedule, V())
+        assert torch.isfinite(factor(logsnr)).all()
+        assert torch.isfinite(factor(logsnr.float())).all()
     objective = Objective(model, schedule=schedule, loss=Weighted(MSE(schedule, V())))
     assert torch.isfinite(objective(x, t=TIMES, eps=eps)).all()
     decoder = Categorical(17)

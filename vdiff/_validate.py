@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vdiff.errors import (
+    MOST_STEPS,
     InvalidArgument,
     InvalidType,
     InvalidValue,
@@ -81,15 +82,18 @@ class Number:
 
 @dataclass(frozen=True)
 class Whole:
-    """A Python int of at least `at_least`."""
+    """A Python int within bounds."""
 
     at_least: int = 1
+    at_most: int | None = None
     hint: str = ""
 
     def __call__(self, value: object, argument: str, given: Given) -> object:
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidType(argument, "be a Python int", repr(value), "write int(…)")
         require(value >= self.at_least, argument, f"be at least {self.at_least}", value, self.hint)
+        if self.at_most is not None and value > self.at_most:
+            raise InvalidValue(argument, f"be at most {self.at_most:,}", f"{value:,}", self.hint)
         return value
 
 
@@ -330,6 +334,8 @@ Positive = Annotated[float, Number(above=0.0)]
 NonNegative = Annotated[float, Number(at_least=0.0)]
 Fraction = Annotated[float, Number(at_least=0.0, at_most=1.0)]
 Count = Annotated[int, Whole()]
+_UNRESOLVED = "beyond that rounding loses the difference of t and t − 1/T"
+Steps = Annotated[int, Whole(at_most=MOST_STEPS, hint=_UNRESOLVED)]
 Data = Annotated[Tensor, data]
 FiniteData = Annotated[Tensor, data, all_finite]
 Batch = Annotated[Tensor, batch]

@@ -75,12 +75,14 @@ class Augmentation:
             raise InvalidValue("weighting", "never rise with λ", came)
         self._whole = weight[0].item()
 
+    @validated
     @torch.no_grad()
     def __call__(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """P(level > λ), in the dtype of λ; at λ_max it is the mass there."""
         share = self.weighting(logsnr.clamp(min=self.logsnr_min)) / self._whole
         return torch.where(logsnr > self.logsnr_max, 0.0, share)
 
+    @validated
     def icdf(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The level with P(level ≤ λ) = u, for u in [0, 1), in float64.
 

@@ -20,7 +20,7 @@ from vdiff._arguments import (
     looking_decoder,
     synchronised,
 )
-from vdiff._validate import Count, Ends, Noise, Number, Random, Rule, require, validated
+from vdiff._validate import Ends, Noise, Number, Random, Rule, Steps, require, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import (
@@ -71,7 +71,7 @@ def hybrid(
     data: Tensor,
     *,
     schedule: Schedule,
-    steps: Count,
+    steps: Steps,
     decoder: Decoder | None = None,
     bound_weight: BoundWeight = 0.001,
     t: Levels | None = None,
@@ -102,9 +102,9 @@ def hybrid(
         t: (batch,) times i/T to use instead of drawing; 0 is the first level, the decoder's.
         model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
 
-    Raises: ValueError: for a model without a learned variance, where the bound's term would train
-        nothing; for a decoder that does
-            not look at the network.
+    Raises:
+        ValueError: for a model without a learned variance, where the bound's term would train
+            nothing; for a decoder that does not look at the network.
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.1.
 
@@ -129,7 +129,7 @@ def vlb(
     data: Tensor,
     *,
     schedule: Schedule,
-    steps: Count,
+    steps: Steps,
     decoder: Decoder,
     t: Levels | None = None,
     eps: Noise | None = None,
@@ -257,7 +257,7 @@ def path_bound(
     *,
     schedule: Schedule,
     decoder: Decoder,
-    steps: Count,
+    steps: Steps,
     generator: Generators = None,
     condition: Condition = None,
 ) -> PathBound:
@@ -274,9 +274,11 @@ def path_bound(
     other, and at the exact denoiser its variance given x is O(1/T), while that of the KLs' sum
     stays.
 
-    Args: model, schedule, decoder, steps, condition: as in `elbo`. data: (batch, …) data as it is.
+    Args:
+        model, schedule, decoder, steps, condition: as in `elbo`.
+        data: (batch, …) data as it is.
         generator: of the noise; or several, each of which draws for as many examples as another,
-        in order.
+            in order.
 
     Raises:
         TypeError, ValueError: as `elbo`.
@@ -310,7 +312,7 @@ def path_bound(
 
 
 @validated
-def first_variance(schedule: Schedule, steps: Count) -> float:
+def first_variance(schedule: Schedule, steps: Steps) -> float:
     """The posterior variance of a chain's first step, c σ₀²: DDPM's β̃₂, to which it clips that of
     the step to data.
 

@@ -25,7 +25,7 @@ from vdiff._arguments import (
     weight_of_noise,
 )
 from vdiff._known_range import warn_beyond
-from vdiff._validate import Count, Data, Noise, Random, Times, constraints, validated
+from vdiff._validate import Count, Data, Noise, Random, Steps, Times, constraints, validated
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder
 from vdiff.errors import InvalidArgument, checking
@@ -58,7 +58,7 @@ def weighted_elbo(
     *,
     schedule: Schedule,
     weighting: WeightFunction = _ELBO,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     t: Times | None = None,
     eps: Noise | None = None,
     generator: Random | None = None,
@@ -76,14 +76,15 @@ def weighted_elbo(
     unbiased. With `weighting=ELBO()` this is the diffusion term of the negative evidence lower
     bound (on a chain, of one with the posterior's variance); `elbo` adds the other two.
 
-    Args: model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a
-        `Denoiser` or an oracle. x: (batch, …) data as the network sees it, floating. Half
-        precision is computed in float32. schedule: where to look. In continuous time it moves only
-        the variance of the loss, never its expectation between given
-            ends; a chain of T steps has the bound of its own levels. On a chain the last level of
-            a table may be λ = −∞. Learned ends get no gradient here: the diffusion term alone
-            would shrink the range for ever. A learned shape gets that of the variance
-            (`vdiff.schedule.learned`).
+    Args:
+        model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a
+            `Denoiser` or an oracle.
+        x: (batch, …) data as the network sees it, floating. Half precision is computed in float32.
+        schedule: where to look. In continuous time it moves only the variance of the loss, never
+            its expectation between given ends; a chain of T steps has the bound of its own levels.
+            On a chain the last level of a table may be λ = −∞. Learned ends get no gradient here:
+            the diffusion term alone would shrink the range for ever. A learned shape gets that of
+            the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
         steps: T for the discrete chain; None for continuous time. On a chain no draw trains the
             level t = 0, at which the last step of `sample` asks the network: `hybrid` and `elbo`
@@ -91,15 +92,16 @@ def weighted_elbo(
         t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their
             values are checked on a CPU, and elsewhere where no gradient is recorded.
         eps: noise of the shape of x to use instead of drawing (with several draws, in each of
-        them). generator: for drawing t and eps. condition: what the model is told beside z and λ,
-        by name: `condition={"label": labels}`. Any name
-            may be used, `steps` for instance. Keywords that are no argument of this function are
-            conditions too: `label=labels`. A value that is no mapping is passed on as the
-            network's own argument `condition`.
+            them).
+        generator: for drawing t and eps.
+        condition: what the model is told beside z and λ, by name: `condition={"label": labels}`.
+            Any name may be used, `steps` for instance. Keywords that are no argument of this
+            function are conditions too: `label=labels`. A value that is no mapping is passed on as
+            the network's own argument `condition`.
 
-    Raises: TypeError: for x that is not a floating tensor, a misspelt keyword, and a condition
-        that is given
-            both ways.
+    Raises:
+        TypeError: for x that is not a floating tensor, a misspelt keyword, and a condition that is
+            given both ways.
         ValueError: for shapes, devices or times that do not fit, and an empty batch; for a weight
             that is infinite at λ = −∞.
 
@@ -131,7 +133,7 @@ def elbo(
     *,
     schedule: Schedule,
     decoder: Decoder,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     draws: Count = 1,
     estimator: Estimator = _RAO_BLACKWELL,
     t: Times | None = None,
@@ -147,22 +149,24 @@ def elbo(
     diffusion term is the mean of `draws` unbiased draws per example. It trains everything, learned
     ends of the schedule included.
 
-    Args: model, schedule, steps, t, eps, generator, condition: as in `weighted_elbo`. data:
-        (batch, …) data as it is: integer levels for a discrete decoder, floating for a Gaussian
-        one. decoder: p(data | z₀) with its encoding, for instance `Categorical(levels=256)`.
+    Args:
+        model, schedule, steps, t, eps, generator, condition: as in `weighted_elbo`.
+        data: (batch, …) data as it is: integer levels for a discrete decoder, floating for a
+            Gaussian one.
+        decoder: p(data | z₀) with its encoding, for instance `Categorical(levels=256)`.
         draws: how many (t, ε) per example, one t in each of as many equal strata; `draws=steps`
-        sums a chain over all its
-            steps. Each costs an evaluation of the network.
+            sums a chain over all its steps. Each costs an evaluation of the network.
         estimator: of a chain's step: `RaoBlackwell()`, its KL in closed form, or `MonteCarlo()`,
             `Raw()`. The model's own reverse variance counts on a chain; in continuous time every
             choice that tends to the posterior's has the same bound.
 
-    Returns: A `Bound`: nats per example, positive, with `.total` and `.bits_per_dim`; on a chain
+    Returns:
+        A `Bound`: nats per example, positive, with `.total` and `.bits_per_dim`; on a chain
         `.terms()` by name.
 
-    Raises: TypeError, ValueError: as `weighted_elbo`; also where data does not fit the decoder,
-        and for learned ends with a
-            Gaussian decoder, under which λ_max runs to infinity.
+    Raises:
+        TypeError, ValueError: as `weighted_elbo`; also where data does not fit the decoder, and
+            for learned ends with a Gaussian decoder, under which λ_max runs to infinity.
 
     >>> from vdiff import Categorical, Denoiser, Linear, X
     >>> model = Denoiser(lambda z, logsnr: torch.zeros_like(z), X())

@@ -18,7 +18,7 @@ from vdiff._arguments import (
     synchronised,
 )
 from vdiff._known_range import note_training, warn_beyond
-from vdiff._validate import Count, Ends, Noise, Random, data, require, unchecked, validated
+from vdiff._validate import Ends, Noise, Random, Steps, data, require, unchecked, validated
 from vdiff.bound import Bound
 from vdiff.chain import BoundWeight, hybrid, vlb, with_decoder
 from vdiff.decoder import Decoder
@@ -85,7 +85,7 @@ class Weighted(Loss):
         self,
         weighting: WeightFunction = _ELBO,
         *,
-        steps: Count | None = None,
+        steps: Steps | None = None,
         decoder: Decoder | None = None,
     ) -> None:
         super().__init__(steps, decoder)
@@ -118,7 +118,7 @@ class VLB(Loss):
         self,
         decoder: Decoder,
         *,
-        steps: Count | None = None,
+        steps: Steps | None = None,
         resampling: LossSecondMoment | None = None,
     ) -> None:
         super().__init__(steps, decoder)
@@ -176,7 +176,7 @@ class Hybrid(Loss):
     @validated
     def __init__(
         self,
-        steps: Count,
+        steps: Steps,
         *,
         bound_weight: BoundWeight = 0.001,
         decoder: Decoder | None = None,
@@ -268,7 +268,7 @@ class Objective(nn.Module):
         self.model, self.schedule = original(model), schedule
         self.loss = Weighted() if loss is None else loss
         warn_beyond(self.model, schedule, self.steps)
-        _warn_of_first_level(self.loss)
+        _warn_of_first_level(self.loss, schedule)
 
     @property
     def decoder(self) -> Decoder | None:
@@ -332,7 +332,7 @@ class Objective(nn.Module):
         return self.loss.place(u)[0]
 
 
-def _warn_of_first_level(loss: Loss) -> None:
+def _warn_of_first_level(loss: Loss, schedule: Schedule) -> None:
     """Warn where no draw trains the level t = 0 of a chain, at which `sample` and a decoder that
     looks ask the network."""
     weighted = isinstance(loss, Weighted) and loss.decoder is not None
@@ -343,6 +343,8 @@ def _warn_of_first_level(loss: Loss) -> None:
     hint = "give a decoder that looks at the network, DiscretizedGaussian(…, denoise=True)"
     if weighted:
         hint = f"Hybrid({steps}, bound_weight=0) is DDPM's loss on all {steps + 1} levels"
+        if schedule.reaches_noise:  # where that loss is refused
+            hint = "a sampler with few levels=trailing(schedule, …) does not ask there"
     warnings.warn(
         f"Objective: on a chain of {steps} steps this loss trains the levels t = 1/{steps} … 1 "
         f"and not t = 0, at which the last step of a sampler{decoder} the network ({hint})",

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._validate import Count, Given, Instance, Number, require, validated
+from vdiff._validate import Given, Instance, Number, Steps, require, validated
 from vdiff.errors import InvalidArgument
 from vdiff.gaussian import Step, alpha, combine, sigma, wide
 from vdiff.schedule import Schedule
@@ -218,7 +218,7 @@ class PosteriorMean(Parameterization):
     """
 
     @validated
-    def __init__(self, schedule: Schedule, steps: Count) -> None:
+    def __init__(self, schedule: Schedule, steps: Steps) -> None:
         self.schedule, self.steps = schedule, steps
 
     def step(self, logsnr: Tensor) -> Step:

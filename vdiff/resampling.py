@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._validate import Count, Given, Number, on_chain, require, tensor, validated
+from vdiff._validate import Count, Given, Number, Steps, on_chain, require, tensor, validated
 from vdiff.gaussian import PreciseModule
 from vdiff.times import stratified
 
@@ -63,7 +63,7 @@ class LossSecondMoment(PreciseModule):
     noted: Tensor
 
     @validated
-    def __init__(self, steps: Count, *, memory: Count = 10, uniform: Share = 0.001) -> None:
+    def __init__(self, steps: Steps, *, memory: Count = 10, uniform: Share = 0.001) -> None:
         super().__init__()
         self.steps, self.memory, self.uniform = steps, memory, uniform
         self.register_buffer("history", torch.zeros(steps, memory, dtype=torch.float64))

@@ -1,9 +1,10 @@
 """DDPM on CIFAR-10: 1,000 noise levels, ε-prediction, the simple loss on every one of them.
 
 Reproduces:  Denoising Diffusion Probabilistic Models (arXiv:2006.11239), L_simple, and the
-authors' released settings. Expect:      FID 3.17 by its 1,000 steps; at most 3.75 bits/dim, since
-the simple loss is not the bound (training the bound: 3.70). Takes:       800,000 steps; the
-authors: 10.6 hours on a TPU v3-8, 21 steps a second.
+             authors' released settings.
+Expect:      FID 3.17 by its 1,000 steps; at most 3.75 bits/dim, since the simple loss is not the
+             bound (training the bound: 3.70).
+Takes:       800,000 steps; the authors: 10.6 hours on a TPU v3-8, 21 steps a second.
 
 Of 1,000 levels 999 are ends of steps and the first is the decoder's, which looks at the network; a
 bound_weight of 0 is the simple loss on all of them. Their gradients are clipped at 1 where the

@@ -5,7 +5,8 @@ Reproduces:  the objective, optimizer, batch and duration of Elucidating the Des
              Diffusion-Based Generative Models (arXiv:2206.00364), unconditional. Not its network
              (DDPM++, 56 M) nor its augmentation, here flips.
 Expect:      with theirs, FID 1.97 at 35 evaluations of Heun's method; bits/dim is not what it
-trains. Takes:       200 million images; the authors: two days on eight V100s.
+             trains.
+Takes:       200 million images; the authors: two days on eight V100s.
 
 The averages' half-life is half a million images; sample with `vdiff sample RUN --step heun --grid
 karras --steps 18`.

@@ -2,9 +2,10 @@
 and optimizer.
 
 Reproduces:  Flow Matching for Generative Modeling (arXiv:2210.02747), table 1, FM with the OT
-path. Expect:      2.99 bits/dim by the probability-flow ODE with uniform dequantisation (`vdiff
-evaluate RUN --ode` where there is one;
-             the bound reported after training is another number), FID 6.35 at 142 evaluations.
+             path.
+Expect:      2.99 bits/dim by the probability-flow ODE with uniform dequantisation (`vdiff evaluate
+             RUN --ode` where there is one; the bound reported after training is another number),
+             FID 6.35 at 142 evaluations.
 Takes:       391,000 steps at batch 256, two GPUs.
 
 Its learning rate decays polynomially after 45,000 steps of warm-up; here it falls as a cosine.

@@ -2,8 +2,9 @@
 for a learned variance.
 
 Reproduces:  Improved Denoising Diffusion Probabilistic Models (arXiv:2102.09672), L_hybrid, cosine
-table of 4,000 levels. Expect:      3.17 bits/dim, FID 3.19. Takes:       500,000 steps at batch
-128; the authors give no time.
+             table of 4,000 levels.
+Expect:      3.17 bits/dim, FID 3.19.
+Takes:       500,000 steps at batch 128; the authors give no time.
 
 The weight is 0.001 on a bound in bits, as in the authors' code, so 0.001/ln 2 in nats.
 """

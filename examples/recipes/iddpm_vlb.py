@@ -2,7 +2,9 @@
 `iddpm-hybrid`.
 
 Reproduces:  Improved Denoising Diffusion Probabilistic Models (arXiv:2102.09672), L_vlb with p ∝
-√E[L²]. Expect:      2.94 bits/dim, FID 11.47. Takes:       as `iddpm-hybrid`.
+             √E[L²].
+Expect:      2.94 bits/dim, FID 11.47.
+Takes:       as `iddpm-hybrid`.
 """
 
 from dataclasses import replace

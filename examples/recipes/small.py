@@ -2,11 +2,12 @@
 fixed schedule.
 
 Reproduces:  nothing published; that the script works from end to end, on the patches of `--data
-patches`. Expect:      3.77 bits/dim on 256 of the test patches, ± 0.002 (Monte Carlo) and ± 0.10
-(over images), where a Gaussian of full covariance
-             has 4.94 and a histogram of each pixel 7.53.
+             patches`.
+Expect:      3.77 bits/dim on 256 of the test patches, ± 0.002 (Monte Carlo) and ± 0.10 (over
+             images), where a Gaussian of full covariance has 4.94 and a histogram of each pixel
+             7.53.
 Takes:       1,000 steps, some two minutes of one core; with the curve, the table and the figures
-about seven.
+             about seven.
 """
 
 from dataclasses import replace

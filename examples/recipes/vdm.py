@@ -1,9 +1,11 @@
 """VDM on CIFAR-10 without augmentation: λ linear in t between ends that are learned.
 
 Reproduces:  Variational Diffusion Models (arXiv:2107.00630), table 1, and the authors' released
-settings. Expect:      2.65 bits/dim (their released weights: 2.637); 2.72 after 2 million steps in
-a port, addtt/variational-diffusion-models. Takes:       10 million steps; at 300 images a second,
-49 days. Overfits towards the end: watch the gap.
+             settings.
+Expect:      2.65 bits/dim (their released weights: 2.637); 2.72 after 2 million steps in a port,
+             addtt/variational-diffusion-models.
+Takes:       10 million steps; at 300 images a second, 49 days. Overfits towards the end: watch the
+             gap.
 
 Fixed ends are `vdm-fixed`, the learned shape γ_η `vdm-gamma`, an adaptive density `vdm-adaptive`.
 """

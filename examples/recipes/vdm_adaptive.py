@@ -2,8 +2,9 @@
 `vdm-fixed`.
 
 Reproduces:  VDM's objective (arXiv:2107.00630) under the adaptive schedule of VDM++
-(arXiv:2303.00848); no published number. Expect:      `vdm-fixed`'s bound, with less noise in the
-loss. Takes:       as `vdm`.
+             (arXiv:2303.00848); no published number.
+Expect:      `vdm-fixed`'s bound, with less noise in the loss.
+Takes:       as `vdm`.
 """
 
 from dataclasses import replace

@@ -2,8 +2,10 @@
 all else as in `vdm`.
 
 Reproduces:  Variational Diffusion Models (arXiv:2107.00630), table 1, by the rule of its appendix
-on the learned schedule. Expect:      2.65 bits/dim; a shape moves only the variance of the loss
-(of equal ends: learned 0.53, linear 6.35, cosine 31.1). Takes:       as `vdm`.
+             on the learned schedule.
+Expect:      2.65 bits/dim; a shape moves only the variance of the loss (of equal ends: learned
+             0.53, linear 6.35, cosine 31.1).
+Takes:       as `vdm`.
 
 The monotone network starts with its sigmoids spread over [0, 1], where the authors' start hardly
 moves, and has a learning rate of its own.

@@ -23,6 +23,7 @@ from vdiff import (
     Tabulated,
     V,
 )
+from vdiff.augmentation import Augmentation, augmented_elbo
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.gaussian import bits_per_dim, diffuse, prior_kl
 from vdiff.likelihood import (
@@ -72,6 +73,8 @@ BOUND: dict[str, Any] = {"schedule": SCHEDULE, "decoder": CATEGORICAL}
 CHAIN: dict[str, Any] = {"schedule": SCHEDULE, "decoder": LOOKING, "steps": 4}
 PREDICTION = MODEL(X, LAM)
 FACTOR = loss_factor(vdiff.Sigmoid(), SCHEDULE, V())
+AUGMENTATION = Augmentation(vdiff.ELBO(), SCHEDULE.logsnr_max, SCHEDULE.logsnr_min)
+AUGMENTED: dict[str, Any] = {"augmentation": AUGMENTATION, "schedule": SCHEDULE}
 RESAMPLED = objective_of(MODEL, resampling=LossSecondMoment(4), steps=4, **BOUND)
 
 
@@ -206,7 +209,10 @@ PLACES: dict[
     "schedule.rate": (T, SCHEDULE.rate),
     "schedule.delta": (T, lambda v: SCHEDULE.delta(v, 4)),
     "loss_factor": (LAM, FACTOR),
-    "augmentation": (LAM, vdiff.describe("vdm").augmentation),
+    "augmentation": (LAM, AUGMENTATION),
+    "augmentation.icdf": (T, AUGMENTATION.icdf),
+    "augmented_elbo x": (X, lambda v: augmented_elbo(MODEL, v, **AUGMENTED)),
+    "augmented_elbo eps": (X, lambda v: augmented_elbo(MODEL, X, eps=v, **AUGMENTED)),
     "Profile.update logsnr": (LAM, lambda v: Profile(-1.0, 1.0).update(v, LAM)),
     "Profile.update value": (LAM, lambda v: Profile(-1.0, 1.0).update(LAM, v)),
     "Profile.at": (LAM, Profile(-1.0, 1.0).at),

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vdiff.cli import COMMANDS, main
 from vdiff.training import Config, Run, train
 from vdiff.training import ranks as ranks_module
+from vdiff.training.weights import save_tensors
 
 NETWORK = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
 CONFIG = Config(network=NETWORK, steps=2, batch=4)
@@ -203,9 +205,14 @@ def test_where_nothing_can_be_written_nothing_is_computed(tmp_path, capsys):
         == 2
     )
     assert "'out' must be in a folder that can be written to" in capsys.readouterr().err
+
+
+def test_a_state_that_is_rubbish_is_set_aside(tmp_path):
+    trained(tmp_path)
     (tmp_path / "evaluation.bound.0.safetensors").write_bytes(b"rubbish")
-    assert main(["evaluate", str(tmp_path), *EVALUATE]) == 2
-    assert "must be what an interrupted command left" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="is damaged; it is kept as old-evaluation.bound.0"):
+        assert main(["evaluate", str(tmp_path), *EVALUATE]) == 0
+    assert (tmp_path / "old-evaluation.bound.0.safetensors").read_bytes() == b"rubbish"
 
 
 def test_data_of_another_shape_is_named(tmp_path, capsys):
@@ -252,8 +259,8 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ({"width": 10**9}, "'network.width' must be at most 1,048,576; got 1000000000"),
         ({"blocks": 10**6}, "'network' must have at most 16,384 tensors"),
         ({"width": 2**20}, "'network' must have at most 16,384 tensors"),
-        ({"width": 2**12}, "must have the tensors of this architecture"),
-        ({"labels": 2**20}, "must have the tensors of this architecture"),
+        ({"width": 2**12}, "'config' must be the one that "),
+        ({"labels": 2**20}, "'config' must be the one that "),
     ],
 )
 def test_a_config_that_asks_for_more_than_its_weights_is_refused_before_it_is_built(
@@ -268,6 +275,20 @@ def test_a_config_that_asks_for_more_than_its_weights_is_refused_before_it_is_bu
     for weights in tmp_path.glob("*.safetensors"):
         weights.unlink()  # and with the weights of a checkpoint
     assert says in refused(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("network", [{"width": 2**12}, {"labels": 2**20}])
+def test_weights_that_name_no_config_are_compared_before_anything_is_built(
+    network, tmp_path, capsys, monkeypatch
+):
+    trained(tmp_path)
+    weights = tmp_path / "ema.safetensors"
+    save_tensors(weights, load_file(weights), {})
+    config = CONFIG.asdict() | {"network": NETWORK | network}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", of_no_memory)
+    monkeypatch.setattr(torch.nn.init, "normal_", of_no_memory)
+    assert "must have the tensors of this architecture" in refused(tmp_path, capsys)
 
 
 def of_no_memory(value: torch.Tensor, *_: object, **__: object) -> torch.Tensor:

@@ -3,6 +3,7 @@ schedule.)"""
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -696,8 +697,9 @@ def test_fault_22_a_factor_alone_is_no_weighting(factor: Weighting) -> None:
     }
     words = "be a total", f"got the factor {factor!r}", f"MSE(schedule, Eps()) * {factor!r}"
     for name, take in takes.items():
-        with assert_refused(ValueError, name, "weighting", *words):
-            take(factor)
+        for alone in (factor, factor.forward, factor.weight_at, partial(factor)):
+            with assert_refused(ValueError, name, "weighting", *words):
+                take(alone)
         for whole in (MSE(SCHEDULE, Eps()) * factor, factor * ELBO(), lambda v: factor(v)):
             take(whole)
     with assert_refused(ValueError, "Custom", "weighting", "be a total"):

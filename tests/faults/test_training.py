@@ -349,8 +349,7 @@ def test_fault_54_where_none_can_be_used_nothing_starts_again_in_silence(tmp_pat
     for _ in range(2):  # nor at the second attempt
         words = (
             "hold a checkpoint to go on from",
-            "3 that are refused",
-            "step-00000004",
+            "3 that are refused: step-00000012, step-00000008, step-00000004 (a warning says why",
             "to start anew, take another folder",
         )
         with (

@@ -2,6 +2,7 @@
 `run(options)`."""
 
 import argparse
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,8 @@ LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 2 if an argument or a run folder is wrong, a solver
-    gives up, memory runs out or a library is missing, and 130 after Ctrl-C. An error is one line
-    on stderr.
+    gives up, memory runs out or a library is missing, 130 after Ctrl-C, and 143 where SIGTERM
+    ended an evaluation. An error is one line on stderr.
 
     >>> main(["sample", "no-such-folder"])
     2
@@ -42,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not out_of_memory(error):
             raise
         why = _no_memory(options)
-    except KeyboardInterrupt:
-        say(f"{name}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        notes = getattr(error, "__notes__", [])
+        say(f"{name}: {'; '.join(('interrupted', *notes))}", file=sys.stderr)
+        return 128 + getattr(error, "number", signal.SIGINT)
     say(f"{name}: {_one_line(why)}", file=sys.stderr)
     return 2
 

@@ -6,8 +6,9 @@ With --against, the bound of each run is the whole one, between its own ends.
 Takes the averaged weights and whole splits. With --ode the likelihood of the probability-flow ODE
 stands beside the bound, under each dequantisation: another model's, so that the gap between the
 two may have either sign. Writes RUN/evaluation.json (or --out), from whose protocol the numbers
-can be computed again. When interrupted, the same command takes up where it stopped. Several
-processes share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
+can be computed again. When Ctrl-C or SIGTERM ends it, what was evaluated is kept beside that file,
+and the same command goes on from there. Several processes share the images: `torchrun
+--nproc-per-node 2 --no-python vdiff evaluate RUN`.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +40,8 @@ from vdiff.likelihood import (
     dequantized_ode,
 )
 from vdiff.likelihood import evaluate as evaluate_bound
+from vdiff.likelihood.pieces import OtherState
+from vdiff.likelihood.protocol import versions, warn_of_others
 from vdiff.objective import Objective
 from vdiff.oracle import Gaussian
 from vdiff.terminal import Bar, say
@@ -123,6 +126,7 @@ def run(options: argparse.Namespace) -> int:
     ValueError: Run: argument 'folder' must hold a config.json; got ...
     """
     from vdiff.training import Run, here, processes
+    from vdiff.training.signals import interruptible
 
     if options.ode:
         with extra("ode"):  # before the bound is computed
@@ -182,7 +186,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out or not out.is_symlink():
         output_file("evaluate", "out", out)
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
-    with processes(), noted_warnings() as heard:
+    with processes(), noted_warnings() as heard, kept, interruptible():
         first = here().first
         quiet = options.quiet or not first
         settings |= {"share": share_of_rank(), "record": record}
@@ -215,7 +219,7 @@ def run(options: argparse.Namespace) -> int:
             finally:  # one of the two disks may be full
                 write_text(out, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
             say(f"{time.monotonic() - started:.0f} s; in {printable(str(out))}")
-    kept.clear()
+        kept.clear()
     return 1 if failed else 0
 
 
@@ -312,53 +316,85 @@ class Keeper:
     """The states of an interrupted command, a file for each of its parts beside its output:
     `through` goes on from what is there.
 
+    As a context it locks these files: of two commands with one output, the second keeps no state.
+
     >>> from vdiff.likelihood import Share
     >>> Keeper(Path("no-such-folder/evaluation.json")).through("bound", lambda resume, checkpoint, share: resume, share=Share()) is None
     True
     """
 
     def __init__(self, out: Path) -> None:
-        self.out, self.files = out, dict[str, Path]()
+        self.out, self.files, self.keeps = out, dict[str, Path](), True
+        self._lock: ExitStack = ExitStack()
+
+    def __enter__(self) -> "Keeper":
+        from vdiff.training.lock import locked
+
+        path = self.out.with_name(f".{self.out.stem}.{share_of_rank().index}.lock")
+        why: object = f"another command evaluates to {self.out}"
+        try:
+            self.keeps = self._lock.enter_context(locked(path))
+        except (OSError, NotImplementedError) as error:
+            self.keeps, why = False, error
+        if not self.keeps:
+            warnings.warn(f"no state of this evaluation is kept: {why}", stacklevel=2)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._lock.close()
+        if isinstance(error, KeyboardInterrupt):
+            files = [str(path) for path in self.files.values() if self.keeps and path.is_file()]
+            kept = f"kept in {', '.join(files)}: the same command goes on from there"
+            error.add_note(f"what was evaluated is {kept}" if files else "nothing is kept yet")
 
     def through(
         self, part: str, estimate: Callable[..., Result], *given: Any, **settings: Any
     ) -> Result:
-        """What an estimate returns, kept on the way and at its end; a state of another evaluation
-        is named by its file."""
+        """What an estimate returns, kept on the way, at its end and where it is interrupted.
+
+        A state that is damaged or of another evaluation is set aside with a warning.
+        """
         path = self.files[part] = self.out.with_suffix(
             f".{part}.{settings['share'].index}.safetensors"
         )
-        kept = Kept(path)
+        kept = Kept(path, keeps=self.keeps)
         try:
-            result = estimate(*given, resume=kept.state(), checkpoint=kept, **settings)
-        except ValueError as error:
-            raise (
-                ValueError(f"{error}; it is in {path}: remove it")
-                if "argument 'resume'" in str(error)
-                else error
-            ) from None
+            state = kept.state()
+            try:
+                result = estimate(*given, resume=state, checkpoint=kept, **settings)
+            except OtherState:
+                kept.set_aside("is of another evaluation")
+                result = estimate(*given, resume=None, checkpoint=kept, **settings)
+        except ValueError:  # it cannot be evaluated like this
+            raise
+        except BaseException:
+            kept.write()
+            raise
         kept.write()
         return result
 
     def clear(self) -> None:
         """Remove the files: all is done."""
         for path in self.files.values():
-            path.unlink(missing_ok=True)
+            if self.keeps:
+                path.unlink(missing_ok=True)
 
 
 class Kept:
-    """A checkpoint on disk, written at most once a minute.
+    """A checkpoint on disk with a checksum, written at most once a minute; nowhere unless
+    `keeps`.
 
     >>> Kept(Path("no-such-file")).state() is None
     True
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keeps: bool = True) -> None:
         self.path, self.last, self.latest = path, time.monotonic(), dict[str, Tensor]()
+        self.keeps = keeps
 
     def __call__(self, state: dict[str, Tensor]) -> None:
         """Take a state, and write it if it is time to."""
-        self.latest = state
+        self.latest = state if self.keeps else {}
         if time.monotonic() - self.last > PAUSE:
             self.write()
 
@@ -367,10 +403,13 @@ class Kept:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
+        from vdiff.training.weights import sealed
+
         if self.latest:
             try:
+                whole, header = sealed(self.latest, versions())
                 with atomic_write(self.path) as aside:
-                    save_file(self.latest, aside)
+                    save_file(whole, aside, header)
             except (OSError, SafetensorError) as error:
                 needed = sum(value.nbytes for value in self.latest.values())
                 why = no_room(error, self.path, needed)
@@ -379,22 +418,32 @@ class Kept:
             self.last, self.latest = time.monotonic(), {}
 
     def state(self) -> dict[str, Tensor] | None:
-        """What an interrupted command left."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        """What an interrupted command left; a damaged one is set aside."""
+        from vdiff.training.weights import read_weights
 
+        if not self.keeps or not self.path.is_file():
+            return None
         try:
-            return load_file(self.path) if self.path.is_file() else None
-        except SafetensorError as error:
-            raise ValueError(
-                must(
-                    "evaluate",
-                    str(self.path),
-                    "be what an interrupted command left",
-                    error,
-                    "remove it",
-                )
-            ) from None
+            found = read_weights(self.path, seal=True)
+        except ValueError:
+            self.set_aside("is damaged")
+            return None
+        warn_of_others("the evaluation", found.facts)
+        return found.tensors
+
+    def set_aside(self, why: str) -> None:
+        """Give the file another name, with a warning."""
+        from vdiff.training.checkpoint import unused
+
+        other = unused(self.path.with_name(f"old-{self.path.name}"))
+        what = f"{self.path} {why}; it is kept as {other.name}, and the evaluation starts again"
+        try:
+            self.path.replace(other)
+        except OSError as error:
+            what = (
+                f"{self.path} {why} and cannot be renamed ({error}); the evaluation starts again"
+            )
+        warnings.warn(what, stacklevel=2)
 
 
 def _check_shape(run: "Run", images: Tensor) -> None:

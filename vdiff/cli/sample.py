@@ -7,9 +7,9 @@ sample is a function of the seed and its number, whatever the batch: but for rou
 --step ode for the solver's error.
 
     vdiff sample RUN                                        100 levels, with fresh noise at each
-    vdiff sample RUN --step adams --grid few --steps 12     few evaluations, no noise but that at
-    the start vdiff sample RUN --grid run --steps 1000                the chain of 999 steps on the
-    schedule of the training vdiff sample RUN --label 3 --guidance 2 --null-label 10
+    vdiff sample RUN --step adams --grid few --steps 12     few evaluations, noise at the start alone
+    vdiff sample RUN --grid run --steps 1000                a chain of 999 steps, as in training
+    vdiff sample RUN --label 3 --guidance 2 --null-label 10
 
 docs/samplers.md says which step at which budget.
 """
@@ -218,7 +218,8 @@ def run(options: argparse.Namespace) -> int:
     counted = Counted(objective.model)
     model, step = _model(options, counted), _step(options)
     levels = _levels(options, objective.schedule)
-    folder = _folder(Path(options.out) if options.out else source.folder / "samples")
+    folder = Path(options.out) if options.out else source.folder / "samples"
+    _check_folder(folder)
     kept, frames = [], []
     with Bar(options.count * len(levels), "level", quiet=options.quiet) as bar:
         for first in range(0, options.count, options.batch):
@@ -253,6 +254,7 @@ def run(options: argparse.Namespace) -> int:
         "logsnr": levels.numpy(),
         "settings": json.dumps(settings),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "samples.npz") as aside:
         np.savez(aside, **arrays | ({} if labels is None else {"label": labels.numpy()}))
     cells, columns = _cells(options.count, labels)
@@ -270,17 +272,19 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _folder(folder: Path) -> Path:
-    """The folder of samples, made if missing; raises before anything is sampled where they cannot
-    be written.
+def _check_folder(folder: Path) -> None:
+    """Raise before anything is sampled where samples cannot be written into a folder. A folder
+    that is missing is made with the samples: what is refused on the way leaves none.
     """
     if os.path.lexists(folder) and not folder.is_dir():
         raise ValueError(must("sample", "out", "be a folder", str(folder), "--out FOLDER"))
-    folder.mkdir(parents=True, exist_ok=True)
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    if missing:
+        check_output("sample", "out", missing[-1])
+        return
     for name in ("samples.npz", "samples.png", "trajectory.gif"):
         if not (folder / name).is_symlink():  # a link is replaced
             check_output("sample", "out", folder / name)
-    return folder
 
 
 def _step(options: argparse.Namespace) -> Any:

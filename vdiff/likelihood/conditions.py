@@ -84,6 +84,10 @@ def check_conditions(name: str, condition: Mapping[str, Any], images: int) -> No
             if isinstance(part, Iterator) or (not known and _length(part) == images):
                 what = f"be a tensor, an array or a list of {images} rows, one for each image"
                 raise TypeError(must(name, word, what, kind, shared))
+            if images > 1 and not known and (field := _field_of_rows(part, images)):
+                what = "be tensors, arrays, lists or mappings of them, which are cut into rows"
+                came = f"a {kind} whose {field!r} has {images} rows"
+                raise TypeError(must(name, word, what, came, f"vars({word}); {shared}"))
             if images > 1 and known and isinstance(part, Sequence) and _holds_rows(part, images):
                 what = "have either one entry or one row for each image"
                 came = f"a {kind} of {images} entries that have {images} rows themselves"
@@ -124,6 +128,14 @@ def _taken(part: Any, rows: Tensor) -> Any:
         return np.asarray(part)[rows.cpu().numpy()]
     chosen = [part[i] for i in rows.tolist()]
     return tuple(chosen) if isinstance(part, tuple) else chosen
+
+
+def _field_of_rows(part: Any, images: int) -> str | None:
+    """The first attribute of an object, such as a dataclass, that has a row for each image."""
+    if callable(part) or isinstance(part, Tensor | Shared):
+        return None
+    fields = getattr(part, "__dict__", {})
+    return next((word for word, one in fields.items() if _has_rows(one, images)), None)
 
 
 def _length(part: Any) -> int | None:

@@ -201,18 +201,23 @@ def dequantized_ode(
     random one is unbiased for log p, so that the mean of exp(log p) is too large, and the number
     would be too good to be a bound.
 
-    Args: data: (n, …) integer levels. dequantization: `Uniform(decoder)` or
-        `TruncatedNormal(decoder, schedule.logsnr_max)`. samples: K draws within the bins for one
-        bound. replicates: independent bounds of each example, for its standard error; at least 2.
-        Each has its own noise and probes. audit: solve the first draw of each example once more
-        with half the tolerance, and say what changed. seed: of noise and probes, which are a
-        function of it and the example's place. progress: called as progress(done, all) with
-        numbers of draws of examples. model, schedule, prior, trace, tolerance, method, unit,
-        max_evaluations, max_seconds, batch, share, resume, checkpoint, record,
-            condition: as in `ode_likelihood`.
+    Args:
+        data: (n, …) integer levels.
+        dequantization: `Uniform(decoder)` or `TruncatedNormal(decoder, schedule.logsnr_max)`.
+        samples: K draws within the bins for one bound.
+        replicates: independent bounds of each example, for its standard error; at least 2. Each
+            has its own noise and probes.
+        audit: solve the first draw of each example once more with half the tolerance, and say what
+            changed.
+        seed: of noise and probes, which are a function of it and the example's place.
+        progress: called as progress(done, all) with numbers of draws of examples.
+        model, schedule, prior, trace, tolerance, method, unit, max_evaluations, max_seconds,
+            batch, share, resume, checkpoint, record, condition: as in `ode_likelihood`.
 
-    Raises: SolverError: as `ode_likelihood`. TypeError, ValueError: for data that is not of the
-        decoder's levels, and for K > 1 with a random trace.
+    Raises:
+        SolverError: as `ode_likelihood`.
+        TypeError, ValueError: for data that is not of the decoder's levels, and for K > 1 with a
+            random trace.
 
     >>> from vdiff import Categorical, Lattice, Linear
     >>> levels = Categorical(2)

@@ -67,32 +67,35 @@ def evaluate(
     rare large errors it is skewed, and the total then comes out too small by a part of the
     tolerance.
 
-    Args: model, data, schedule, decoder, steps, condition: as in `elbo`; of the schedule only the
-        ends count in continuous
-            time. A condition with a row for each image goes along with it: a tensor, an array or a
-            list whose first size is the number of images, also inside mappings and lists.
-            `Shared(value)` is a condition that all images share.
-        tolerance: the Monte Carlo standard error of the total to reach, in bits/dim. budget: at
-        most so many network evaluations after the pilot. draws: times in a grid, hence model
-        evaluations per image and replicate: 32, or with a tolerance what the pilot finds
-            enough.
-        replicates: independent grids per image, at least 2. batch: how many (image, time) pairs
-        the model sees at once, but at least one image's grid. seed: of times and noise. profile:
-        collects ‖ε − ε̂‖² by λ on the way, clustered by image (with a tolerance, by image and
-        stage), of all processes. progress: called as progress(done, all) with numbers of model
-        evaluations of this process,
+    Args:
+        model, data, schedule, decoder, steps, condition: as in `elbo`; of the schedule only the
+            ends count in continuous time. A condition with a row for each image goes along with
+            it: a tensor, an array or a list whose first size is the number of images, also inside
+            mappings and lists. `Shared(value)` is a condition that all images share.
+        tolerance: the Monte Carlo standard error of the total to reach, in bits/dim.
+        budget: at most so many network evaluations after the pilot.
+        draws: times in a grid, hence model evaluations per image and replicate: 32, or with a
+            tolerance what the pilot finds enough.
+        replicates: independent grids per image, at least 2.
+        batch: how many (image, time) pairs the model sees at once, but at least one image's grid.
+        seed: of times and noise.
+        profile: collects ‖ε − ε̂‖² by λ on the way, clustered by image (with a tolerance, by image
+            and stage), of all processes.
+        progress: called as progress(done, all) with numbers of model evaluations of this process,
             at the start of the pilot first; `all` grows where a tolerance decides on a second
             stage.
-        share: this process's part of the images; each gets the whole report. checkpoint, resume:
-        receives the state after every batch of images, and takes it up again, the profile's gains
-        with it. skip_nonfinite: leave out images that hold NaN or infinity, which are refused
-        otherwise; their number is in the protocol. record: what else belongs to the protocol, such
-        as the decay of averaged weights.
+        share: this process's part of the images; each gets the whole report.
+        checkpoint, resume: receives the state after every batch of images, and takes it up again,
+            the profile's gains with it.
+        skip_nonfinite: leave out images that hold NaN or infinity, which are refused otherwise;
+            their number is in the protocol.
+        record: what else belongs to the protocol, such as the decay of averaged weights.
 
-    Raises: TypeError, ValueError: where it is not clear which image a condition belongs to.
+    Raises:
+        TypeError, ValueError: where it is not clear which image a condition belongs to.
         ValueError: where the bound of an image is not finite, naming it and the λ; where the
-        tolerance is beyond the budget,
-            naming the one that would do; where x̂ would be clipped; and as `elbo`.
+            tolerance is beyond the budget, naming the one that would do; where x̂ would be
+            clipped; and as `elbo`.
 
     >>> from vdiff import Categorical, Denoiser, Linear, X
     >>> model = Denoiser(lambda z, logsnr: torch.zeros_like(z), X())

@@ -105,19 +105,25 @@ def immse(
     is the tail. At the noisy end discrete data is treated alike; at the clean one its levels must
     be told apart, and nothing is left.
 
-    Args: x: (n, …) data as the network sees it. schedule: where to look, and from where to where;
-        finite λ_max about 15 above the data's finest scale. gaussian: the control variate,
-        `Gaussian.fit(data)`; any will do, one with the moments of the data is best. discrete:
-        whether p is the probability of a level rather than a density. draws: times for each
-        example and replicate, beside the two ends; two evaluations of the model at each.
-        replicates: independent repetitions, for the standard error; at least 2. batch: how many
-        (example, time) pairs the model sees at once, but at least one example's. seed: of times
-        and noise, which are a function of it and the example's place. progress: called as
-        progress(done, all) with numbers of repetitions of examples. share, resume, checkpoint,
-        record, condition: as in `evaluate`. model: as in `weighted_elbo`.
+    Args:
+        x: (n, …) data as the network sees it.
+        schedule: where to look, and from where to where; finite λ_max about 15 above the data's
+            finest scale.
+        gaussian: the control variate, `Gaussian.fit(data)`; any will do, one with the moments of
+            the data is best.
+        discrete: whether p is the probability of a level rather than a density.
+        draws: times for each example and replicate, beside the two ends; two evaluations of the
+            model at each.
+        replicates: independent repetitions, for the standard error; at least 2.
+        batch: how many (example, time) pairs the model sees at once, but at least one example's.
+        seed: of times and noise, which are a function of it and the example's place.
+        progress: called as progress(done, all) with numbers of repetitions of examples.
+        share, resume, checkpoint, record, condition: as in `evaluate`.
+        model: as in `weighted_elbo`.
 
-    Raises: TypeError, ValueError: as `weighted_elbo`, and where the model is not finite: for which
-        example, at which λ.
+    Raises:
+        TypeError, ValueError: as `weighted_elbo`, and where the model is not finite: for which
+            example, at which λ.
 
     Warns:
         UserWarning: where the tails beyond the schedule's ends, which are extrapolated, are long.

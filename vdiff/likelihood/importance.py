@@ -127,15 +127,19 @@ def path_importance(
     A weight is exp(−log_ratio) of `path_bound`: p(x, z₀ … z₁)/q(z₀ … z₁ | x). It costs T
     evaluations of the model for each path.
 
-    Args: model, data, schedule, decoder, steps: as in `path_bound`. samples: K, the paths of one
-        bound. replicates: independent bounds of each example, for its standard error; at least 2.
-        batch: how many paths the model sees at once. seed: of the noise, which is a function of
-        it, the replicate and the example's place, as long as K ≤ batch. progress: called as
-        progress(done, all) with numbers of bounds of examples. share, resume, checkpoint, record,
-        condition: as in `evaluate`.
+    Args:
+        model, data, schedule, decoder, steps: as in `path_bound`.
+        samples: K, the paths of one bound.
+        replicates: independent bounds of each example, for its standard error; at least 2.
+        batch: how many paths the model sees at once.
+        seed: of the noise, which is a function of it, the replicate and the example's place, as
+            long as K ≤ batch.
+        progress: called as progress(done, all) with numbers of bounds of examples.
+        share, resume, checkpoint, record, condition: as in `evaluate`.
 
-    Raises: TypeError, ValueError: as `path_bound`, and where the model is not finite: for which
-        example, at which λ.
+    Raises:
+        TypeError, ValueError: as `path_bound`, and where the model is not finite: for which
+            example, at which λ.
 
     >>> from vdiff import GaussianMixture, Linear
     >>> from vdiff.decoder import Gaussian

@@ -276,6 +276,8 @@ class Evaluation:
         self._check_budget(self.effort.draws or FEW)  # before anything that takes long
         check_resume(self.integrand.name, resume, self.key)
         mine = Measurement.empty(self.images) if resume is None else Measurement.of(resume)
+        if self._ahead(mine):
+            mine, resume = Measurement.empty(self.images), None
         if self.profile is not None:
             self.before = self.profile.sums.clone()
             if resume is not None:
@@ -291,6 +293,15 @@ class Evaluation:
                 self.before + self.share.sum(self._gained()["profile"]).to(self.before)
             )
         return whole
+
+    def _ahead(self, mine: Measurement) -> bool:
+        """Whether this process resumes in the second stage and another one does not: draws of the
+        second stage would decide on its length."""
+        if self.share.count == 1 or self.effort.tolerance is None:
+            return False
+        first = mine.first is not None
+        behind = self.share.sum(torch.tensor([float(not first)], dtype=torch.float32))
+        return first and behind.item() > 0
 
     @cached_property
     def key(self) -> Tensor:

@@ -123,17 +123,20 @@ def ode_likelihood(
             kinks or half precision blur them (`vdiff.likelihood.gradient`). They count in
             `evaluations`.
         x: continuous data as the network sees it. Discrete data is dequantised first:
-        `dequantized_ode`. schedule: its ends are where the ODE starts and stops; nothing else of
-        it matters. prior: the law of clean data whose noisy density at λ_min stands for p(z₁), for
-        instance `Gaussian.fit(training_data)`, whose
-            moments match; N(0, I) where none is given.
-        trace: `Exact()` or `Hutchinson()`; up to 16 dimensions the first. tolerance: of the
-        solver, relative and absolute, for z and for log p in nats. audit: solve once more with
-        half the tolerance, and say what changed. method, unit, max_evaluations, max_seconds: of
-        the solver, for each batch, see `vdiff.flow.solve`. batch: how many examples are solved at
-        once. seed: of the probes. progress: called as progress(done, all) with numbers of
-        examples. share, resume, checkpoint, record: as in `evaluate`; a state is kept after every
-        batch. differentiable: whether gradients of `replicates` and `nats` reach x, the model's
+            `dequantized_ode`.
+        schedule: its ends are where the ODE starts and stops; nothing else of it matters.
+        prior: the law of clean data whose noisy density at λ_min stands for p(z₁), for instance
+            `Gaussian.fit(training_data)`, whose moments match; N(0, I) where none is given.
+        trace: `Exact()` or `Hutchinson()`; up to 16 dimensions the first.
+        tolerance: of the solver, relative and absolute, for z and for log p in nats.
+        audit: solve once more with half the tolerance, and say what changed.
+        method, unit, max_evaluations, max_seconds: of the solver, for each batch, see
+            `vdiff.flow.solve`.
+        batch: how many examples are solved at once.
+        seed: of the probes.
+        progress: called as progress(done, all) with numbers of examples.
+        share, resume, checkpoint, record: as in `evaluate`; a state is kept after every batch.
+        differentiable: whether gradients of `replicates` and `nats` reach x, the model's
             parameters and the conditions. They go through every step of the solver and through the
             divergence, so that the network must be twice differentiable, and memory grows with the
             number of evaluations.
@@ -144,8 +147,9 @@ def ode_likelihood(
         ValueError: for data that is not finite, and a model that clips x̂, whose gradient misses
             part of it, or whose output has no digits left at an end of the schedule.
 
-    Warns: UserWarning: where the output has few digits left there, and where the audit finds the
-        tolerance too large.
+    Warns:
+        UserWarning: where the output has few digits left there, and where the audit finds the
+            tolerance too large.
 
     Song et al., arXiv:2011.13456, section 4.3; Grathwohl et al., arXiv:1810.01367.
 
@@ -215,7 +219,8 @@ def log_prob(
     max_evaluations: int = 10_000,
     max_seconds: float | None = None,
     seed: int = 0,
-    **condition: Any,
+    condition: Condition = None,
+    **keywords: Any,
 ) -> Float[Tensor, " n"]:
     """log p(x) under the density of the probability-flow ODE: nats per example, in float64.
 
@@ -242,6 +247,7 @@ def log_prob(
     >>> round(found.item(), 3), round(torch.autograd.grad(found.sum(), x)[0].item(), 3)    # −x/¼
     (-0.726, -2.0)
     """
+    condition = conditions("log_prob", condition, keywords)
     check_data("log_prob", x)
     check_finite("log_prob", x, "x")
     solver = {
@@ -392,8 +398,10 @@ class FlowSolver:
         many = math.ceil(EXAMPLES / len(x))
         numbers, several = rows.repeat(many), x.repeat(many, *(1 for _ in x.shape[1:]))
         condition = of_rows(self.condition, numbers, self.rows)
-        high, low = self.schedule.logsnr_max, self.schedule.logsnr_min
-        level = wide_number(min(max(0.0, low), high), x.device).expand(len(several))
+        high, low = (wide_number(end, x.device).detach() for end in self.schedule.ends())
+        # a network may be another at other levels: an expert for each, or guidance in between
+        place = (torch.arange(len(several), device=x.device) + 0.5) / len(several)
+        level = torch.lerp(high, low, wide(place))
 
         def output(z: Tensor) -> Tensor:
             said = self.model(z, level, **condition)

@@ -127,13 +127,21 @@ def mark_of(record: Mapping[str, object]) -> str:
     return repr(sorted(record.items()))
 
 
+class OtherState(ValueError):
+    """A state to go on from is that of another evaluation.
+
+    >>> issubclass(OtherState, ValueError)
+    True
+    """
+
+
 def check_resume(name: str, resume: State | None, key: Tensor) -> None:
-    """Raise unless a state to go on from is of the computation that `key` stands for."""
+    """Raise OtherState unless a state to go on from is of the computation that `key` stands
+    for."""
     if resume is not None and not ("key" in resume and torch.equal(resume["key"], key)):
         hint = "another model, data, seed or setting: start anew"
-        raise ValueError(
-            must(name, "resume", "be the state of this evaluation", "that of another", hint)
-        )
+        what, came = "be the state of this evaluation", "that of another"
+        raise OtherState(must(name, "resume", what, came, hint))
 
 
 def _as_it_is(v: Tensor) -> Tensor:
@@ -255,6 +263,7 @@ def in_pieces(
 __all__ = [
     "Course",
     "FailedElsewhere",
+    "OtherState",
     "Share",
     "check_dims",
     "data_hash",

@@ -19,16 +19,16 @@ class Plan:
     """The pieces of an estimator of the bound. Each is unbiased by itself and with any other;
     `Plan.plain()` has none.
 
-    Attributes: times: where an image's draws lie: `Stratified()`, `Sobol()` or `Independent()`.
+    Attributes:
+        times: where an image's draws lie: `Stratified()`, `Sobol()` or `Independent()`.
         importance: True for a density over λ that follows the spread of the loss as a pilot
-        measured it; False for one uniform
-            in λ (on a chain, over its steps); or a `Schedule` with the same ends, whose density it
-            then is.
+            measured it; False for one uniform in λ (on a chain, over its steps); or a `Schedule`
+            with the same ends, whose density it then is.
         controls: control variates, with a coefficient in each bin of λ from the pilot:
-        `NoiseNorm()`, `GaussianError()`. antithetic: whether each ε comes with −ε, at the same
-        time; None leaves it to the pilot. It cancels what is odd in ε, at
-            twice the cost of what is even, so that it pays only where the controls have taken the
-            even part.
+            `NoiseNorm()`, `GaussianError()`.
+        antithetic: whether each ε comes with −ε, at the same time; None leaves it to the pilot. It
+            cancels what is odd in ε, at twice the cost of what is even, so that it pays only where
+            the controls have taken the even part.
         baseline: whether the pilot's mean at each λ is taken off each draw and its integral added,
             which is what stratification does where a grid has few times.
         pilot: how many network evaluations the pilot may use. Its draws are its own: a coefficient

@@ -1,5 +1,6 @@
 """The record from which a number can be computed again."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
@@ -73,7 +74,7 @@ def of_data(data: Tensor) -> dict[str, object]:
 def of_computation(
     dtype: torch.dtype, device: torch.device, models: Sequence[object], share: Share
 ) -> dict[str, object]:
-    """Numbers, weights, device, processes and versions.
+    """Numbers, weights, device, processes, threads and versions.
 
     >>> of_computation(torch.float32, torch.device("cpu"), [], Share())["processes"]
     1
@@ -86,9 +87,32 @@ def of_computation(
         "TF32": False,
         "device": str(device),
         "processes": share.count,
-        "torch": torch.__version__,
-        "vdiff": version(),
+        **versions(),
     }
+
+
+def versions() -> dict[str, object]:
+    """On what the last bits of a number depend, beside the device: threads split sums.
+
+    >>> sorted(versions())
+    ['threads', 'torch', 'vdiff']
+    """
+    return {
+        "threads": torch.get_num_threads(),
+        "vdiff": version(),
+        "torch": torch.__version__,
+    }
+
+
+def warn_of_others(what: str, before: object) -> None:
+    """Warn where something goes on with other versions, or another number of threads, than it
+    began with. What an older file does not say is passed over.
+
+    >>> warn_of_others("the run", versions())
+    """
+    now, known = versions(), before if isinstance(before, dict) else {}
+    if now | known != now:
+        warnings.warn(f"{what} goes on with {now} after {known}: not bit for bit", stacklevel=3)
 
 
 def version() -> str:
@@ -103,4 +127,11 @@ def version() -> str:
         return "not installed"
 
 
-__all__ = ["of_computation", "of_data", "protocol_of", "version"]
+__all__ = [
+    "of_computation",
+    "of_data",
+    "protocol_of",
+    "version",
+    "versions",
+    "warn_of_others",
+]

@@ -76,8 +76,9 @@ class Report:
             name: what stands in the table, for instance "ODE, uniform dequantisation".
             found: by `dequantized_ode`, `ode_likelihood`, `path_importance` or `immse`.
 
-        Raises: ValueError: for another number of images or dimensions, and other data where both
-            have its hash.
+        Raises:
+            ValueError: for another number of images or dimensions, and other data where both have
+                its hash.
 
         >>> bits = torch.tensor([1.0, 2.0])
         >>> total = Estimate(1.5, 0.0, 0.5, count=2)

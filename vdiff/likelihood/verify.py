@@ -132,10 +132,11 @@ def verify_estimators(
     """Every estimator on every case it can be asked: bound, whole paths, ODE, dequantised ODE,
     I-MMSE.
 
-    Args: model: what is verified, as a function of an oracle: your own class of models around its
-        exact answers, for
-            instance `lambda oracle: Denoiser(network_that_returns(oracle), V())`. A difference in
-            the table is then that class's. It is told z in the dtype of its own parameters.
+    Args:
+        model: what is verified, as a function of an oracle: your own class of models around its
+            exact answers, for instance `lambda oracle: Denoiser(network_that_returns(oracle),
+            V())`. A difference in the table is then that class's. It is told z in the dtype of its
+            own parameters.
         names: of cases, all where none are given.
         points: data points of each case.
         seed: of the data and of every estimator.

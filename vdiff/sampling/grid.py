@@ -130,7 +130,8 @@ def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
 
 def _table(schedule: Schedule, steps: int) -> Tensor | None:
     """The levels of a table, shifted or not; None for other schedules, and for more steps than
-    levels."""
+    levels.
+    """
     shift = 0.0
     while isinstance(schedule, Shifted):
         shift += schedule.shift

@@ -49,9 +49,12 @@ def ode(
     goes, on a mixture by 1e-5 as a rule and by 3e-3 once in 512 samples at the default tolerances.
     With a fixed-step method it does not. All samples of a batch move between the same two levels.
 
-    Args: method: of torchdiffeq: "dopri5", "dopri8", "rk4", … rtol, atol: of an adaptive method.
-        max_evaluations, max_seconds: where to give up. options: handed to torchdiffeq, for
-        instance {"step_size": 0.1}, in radians, for a method with fixed steps (else one step).
+    Args:
+        method: of torchdiffeq: "dopri5", "dopri8", "rk4", …
+        rtol, atol: of an adaptive method.
+        max_evaluations, max_seconds: where to give up.
+        options: handed to torchdiffeq, for instance {"step_size": 0.1}, in radians, for a method
+            with fixed steps (else one step).
 
     Raises:
         SolverError: when the step size underflows, a limit is reached, or v̂ is not finite.

@@ -14,6 +14,7 @@ from vdiff._validate import (
     Count,
     Given,
     NoisyEnd,
+    Steps,
     constraints,
     ordered_ends,
     require,
@@ -259,11 +260,11 @@ class Schedule(PreciseModule):
         level = wide(logsnr)
         density = self.density_at(level)
         if self._least_rate:
-            density = density.clamp(0.0, 1 / self._least_rate)
+            density = density.abs().clamp(max=1 / self._least_rate)  # a rate may be −0
         return (density * self._inside(level)).to(at_least_float32(logsnr.dtype))
 
     @validated
-    def delta(self, t: Float[Tensor, "*shape"], steps: Count) -> Float[Tensor, "*shape"]:
+    def delta(self, t: Float[Tensor, "*shape"], steps: Steps) -> Float[Tensor, "*shape"]:
         """λ_s − λ_t over the step that ends at t, s = t − 1/T, in float64.
 
         >>> from vdiff import Linear

@@ -42,10 +42,12 @@ class Learned(Schedule):
     """A schedule made of ends and a shape: one method, `rise(t)`, returns (u, u') up to a common
     factor, and u at 1.
 
-    Args: logsnr_max, logsnr_min: the ends, or where they start. learn_ends: whether the ends are
-        parameters, ordered by construction: λ_max = low + softplus(high − low), which is
-            `high` itself unless they come close. Only the whole bound, `elbo`, gives them a
-            gradient: the diffusion term alone would shrink the range for ever.
+    Args:
+        logsnr_max, logsnr_min: the ends, or where they start.
+        learn_ends: whether the ends are parameters, ordered by construction: λ_max = low +
+            softplus(high − low), which is `high` itself unless they come close. Only the whole
+            bound, `elbo`, gives them a gradient: the diffusion term alone would shrink the range
+            for ever.
         follow_variance: whether the shape's gradient is that of the variance; if not, it is the
             loss's own, in continuous time mere noise. On a chain (`steps=T`) the bound depends on
             the shape, which always follows it there.

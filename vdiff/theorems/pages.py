@@ -31,7 +31,7 @@ def theorem_page() -> str:
     for topic, theorems in by_topic().items():
         lines += [
             "",
-            f"## {docs[topic].strip()}",
+            f"## {' '.join(docs[topic].split())}",
             "",
             "| theorem | source | holds if | test |",
             "|---|---|---|---|",

@@ -9,8 +9,9 @@ statement:
         \"\"\"The expected loss depends on the ends of the schedule alone.\"\"\"
         return equal(left, right, rel=1e-7, why="quadrature")
 
-    @schedule_invariance.without("a continuum of times") def _(subject): ...
     # the same sides where that hypothesis is dropped: they must differ
+    @schedule_invariance.without("a continuum of times")
+    def _(subject): ...
 """
 
 from collections.abc import Callable

@@ -123,22 +123,25 @@ def verify(
     hypothesis does not matter. A network in float32 is one function of (z, λ) like any other, so
     that the sides agree to float64 rounding; its own reverse variance is left out.
 
-    Args: model: anything that returns a `Prediction` from (z, logsnr); a condition is bound
-        beforehand,
-            `lambda z, logsnr: model(z, logsnr, label=...)`. It is asked for λ between −5 and 8.
+    Args:
+        model: anything that returns a `Prediction` from (z, logsnr); a condition is bound
+            beforehand, `lambda z, logsnr: model(z, logsnr, label=...)`. It is asked for λ between
+            −5 and 8.
         data: (batch, …) data as the network sees it, floating; of many rows the first 64 are used.
-        names: names of theorems or topics to run; all by default. errata: run the errata of the
-        sources instead of the theorems: the printed form must fail, the right one hold. draws:
-        evaluations of the model for each side of a sampled theorem, within a factor of 8.
-            Sides that differ by less than five standard errors count as equal. The table says
-            how many percent these are: smaller errors are not seen. By default they are a few.
+        names: names of theorems or topics to run; all by default.
+        errata: run the errata of the sources instead of the theorems: the printed form must fail,
+            the right one hold.
+        draws: evaluations of the model for each side of a sampled theorem, within a factor of 8.
+            Sides that differ by less than five standard errors count as equal. The table says how
+            many percent these are: smaller errors are not seen. By default they are a few.
 
-    Returns: A `Report`, a list of `Verdict`s that prints as a table. A theorem that raises an
-        error FAILS, with the error in its row.
+    Returns:
+        A `Report`, a list of `Verdict`s that prints as a table. A theorem that raises an error
+        FAILS, with the error in its row.
 
-    Raises: ValueError: for an unknown name, with the nearest one; for a theorem that does not hold
-        of any network where a model
-            is given.
+    Raises:
+        ValueError: for an unknown name, with the nearest one; for a theorem that does not hold of
+            any network where a model is given.
         TypeError: for a model without data, and for what is no model.
 
     >>> report = verify(names=["schedule-invariance-of-any-network"])

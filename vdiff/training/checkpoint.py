@@ -46,8 +46,10 @@ def write(folder: Path, step: int, tensors: Tensors, facts: Facts) -> Path:
     """A checkpoint of `tensors`, by file and name, and of `facts`, plain data, as `folder`/step-…:
     whole, or none.
 
-    Raises: ValueError: where a tensor holds NaN. OSError: where the disk is full, with the bytes
-        needed and free, or cannot be written to; what was there stays.
+    Raises:
+        ValueError: where a tensor holds NaN.
+        OSError: where the disk is full, with the bytes needed and free, or cannot be written to;
+            what was there stays.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -182,28 +184,23 @@ def newest(folder: Path, use: Callable[[Path], Facts]) -> Facts | None:
     >>> newest(Path("no-such-folder"), lambda path: {}) is None
     True
     """
-    reasons: dict[Path, str] = {}
+    reasons: dict[Path, Exception] = {}
     for path in reversed(checkpoints(folder)):
         try:
             facts = use(path)
         except (ValueError, OSError) as error:
-            reasons[path] = str(error)
+            reasons[path] = error
             warnings.warn(f"{error}; the one before it is used", stacklevel=2)
         else:
             for refused in reasons:
                 refused.rename(unused(folder / f"refused-{refused.name}"))
             return facts
     if reasons:
-        hint = f"what can be used again is in {folder}; to start anew, take another folder"
-        raise ValueError(
-            must(
-                "Run",
-                "folder",
-                "hold a checkpoint to go on from",
-                f"{len(reasons)} that are refused: {'; '.join(reasons.values())}",
-                hint,
-            )
-        )
+        came = f"{len(reasons)} that are refused: {', '.join(path.name for path in reasons)}"
+        why = "a warning says why each is refused"
+        hint = f"{why}; they are kept in {folder}; to start anew, take another folder"
+        text = must("Run", "folder", "hold a checkpoint to go on from", came, hint)
+        raise ValueError(text) from next(iter(reasons.values()))
     return None
 
 

@@ -18,7 +18,7 @@ from vdiff.data.augment import KINDS
 from vdiff.data.registry import DATASETS
 from vdiff.decoder import Decoder, Levels
 from vdiff.denoiser import Denoiser
-from vdiff.errors import did_you_mean, must
+from vdiff.errors import MOST_STEPS, did_you_mean, must
 from vdiff.objective import VLB, Hybrid, Loss, Objective, Weighted
 from vdiff.resampling import LossSecondMoment
 from vdiff.training.outline import outline_of
@@ -43,23 +43,26 @@ class Config:
         L_w on encoded data (`weighted_elbo`)          weighting given
         iDDPM's simple + bound_weight · bound          bound_weight given; 0 is DDPM's simple loss
 
-    Args: network, parameterization, schedule, variance: of the model and where it looks;
-        `variance` is that of a chain's
-            reverse steps, None for the posterior's.
-        data, folder: a data set by name, and where its files are. shape: of one example, as the
-        network sees it. decoder: p(data | z₀), which encodes the data, and by which the run is
-        evaluated, whatever it trains. chain: T steps; None for continuous time. resampling: draw
-        the bound's terms on a chain by their own size (`LossSecondMoment`). level_head: whether
-        the network returns logits of levels (`LevelHead`). conditional: whether the network is
-        told the class, as `label`. augment: "none", "flip" or "flip-turn", of which a network that
-        takes `augmented` is told. batch: images of an optimizer step, over all processes and
-        `accumulate` micro-batches. lr, schedule_lr: learning rates of the network and of a
-        schedule, after `warmup` steps; `decay` is "cosine", down to
-            zero at the last step, or "constant".
+    Args:
+        network, parameterization, schedule, variance: of the model and where it looks; `variance`
+            is that of a chain's reverse steps, None for the posterior's.
+        data, folder: a data set by name, and where its files are.
+        shape: of one example, as the network sees it.
+        decoder: p(data | z₀), which encodes the data, and by which the run is evaluated, whatever
+            it trains.
+        chain: T steps; None for continuous time.
+        resampling: draw the bound's terms on a chain by their own size (`LossSecondMoment`).
+        level_head: whether the network returns logits of levels (`LevelHead`).
+        conditional: whether the network is told the class, as `label`.
+        augment: "none", "flip" or "flip-turn", of which a network that takes `augmented` is told.
+        batch: images of an optimizer step, over all processes and `accumulate` micro-batches.
+        lr, schedule_lr: learning rates of the network and of a schedule, after `warmup` steps;
+            `decay` is "cosine", down to zero at the last step, or "constant".
         clip: the norm to which the gradient of the loss in bits/dim is clipped; None for no
-        clipping. ema: decays of the averages that are kept; the first is the one that is
-        evaluated. autocast, compile, channels_last: bf16 autocast, `torch.compile`, and the
-        network's memory format.
+            clipping.
+        ema: decays of the averages that are kept; the first is the one that is evaluated.
+        autocast, compile, channels_last: bf16 autocast, `torch.compile`, and the network's memory
+            format.
 
     Raises:
         ValueError: naming every field that is wrong.
@@ -353,6 +356,9 @@ def _optional(check: Check) -> Check:
 
 _flag = _that(lambda v: isinstance(v, bool), "be true or false")
 _count = _that(lambda v: _whole(v) and v >= 1, "be a whole number of at least 1")
+_steps = _that(
+    lambda v: _whole(v) and 1 <= v <= MOST_STEPS, f"be a whole number from 1 to {MOST_STEPS:,}"
+)
 _from_zero = _that(lambda v: _whole(v) and v >= 0, "be a whole number of at least 0")
 _positive = _that(lambda v: _number(v) and 0 < v < math.inf, "be a finite number greater than 0")
 _not_negative = _that(
@@ -373,7 +379,7 @@ CHECKS: dict[str, Check] = {
     "weighting": _optional(_spec(weighting)),
     "decoder": _optional(_spec(decoder)),
     "variance": _optional(_spec(variance)),
-    "chain": _optional(_count),
+    "chain": _optional(_steps),
     "bound_weight": _optional(_not_negative),
     "resampling": _flag,
     "level_head": _flag,

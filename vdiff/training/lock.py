@@ -1,8 +1,10 @@
-"""One training at a time in a folder."""
+"""One training at a time in a folder, and one evaluation at a time of a file."""
 
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,8 +29,7 @@ def hold(folder: Path) -> FileLock:
     Run: argument 'folder' must be used by one training at a time; got process ... on ... in ...
     """
     path = folder / ".lock"
-    os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # the lock itself would follow a link
-    lock = FileLock(path)
+    lock = _open(path)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
@@ -44,6 +45,38 @@ def hold(folder: Path) -> FileLock:
     return lock
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether this process alone has the lock of that name within the block. The lock's file is
+    there meanwhile.
+
+    Raises OSError if the file cannot be made.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with locked(Path(folder) / "a") as alone, locked(Path(folder) / "a") as too:
+    ...         alone, too
+    (True, False)
+    """
+    lock = _open(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(OSError):  # some systems keep a file that is open
+            path.unlink()
+        lock.release()
+
+
+def _open(path: Path) -> FileLock:
+    os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # the lock itself would follow a link
+    return FileLock(path)
+
+
 def _holder(path: Path) -> str:
     try:
         who = read_json("Run", path)
@@ -57,4 +90,4 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
-__all__ = ["hold"]
+__all__ = ["hold", "locked"]

@@ -66,17 +66,20 @@ def train(
     In a process group, such as that of `vdiff.training.processes` under torchrun, the objective is
     wrapped in DDP, and all ranks start from the first one's weights.
 
-    Args: labels: (n,) classes, for a config that is `conditional`. log: receives a dictionary
-        every `every` steps, with the bound of the averaged weights if `validate` is given.
+    Args:
+        labels: (n,) classes, for a config that is `conditional`.
+        log: receives a dictionary every `every` steps, with the bound of the averaged weights if
+            `validate` is given.
         validate: a bound of the averaged weights in bits/dim, such as `Validation(images)`; every
-        process calls it. store_every: `every` by default. on_nonfinite: what to do with a loss or
-        gradient that is not finite. "skip" leaves the step out, counts it, and raises
-            after ten in a row; "raise" raises at the first. Neither weights nor averages ever see
-            one.
+            process calls it.
+        store_every: `every` by default.
+        on_nonfinite: what to do with a loss or gradient that is not finite. "skip" leaves the step
+            out, counts it, and raises after ten in a row; "raise" raises at the first. Neither
+            weights nor averages ever see one.
 
-    Raises: ValueError: for such losses, with what the step looked at in nonfinite-….json of the
-        run; for a batch that cannot be shared
-            evenly; for data that does not fit.
+    Raises:
+        ValueError: for such losses, with what the step looked at in nonfinite-….json of the run;
+            for a batch that cannot be shared evenly; for data that does not fit.
         SystemExit: where a signal asked to stop.
 
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, steps=2, batch=4)

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 from torch import Tensor
 
 from vdiff.disk import absolute, append_line, remove, sweep, write_text
 from vdiff.errors import did_you_mean, must, printable
-from vdiff.likelihood.protocol import version
+from vdiff.likelihood.protocol import versions, warn_of_others
 from vdiff.objective import Objective
 from vdiff.training import checkpoint, described
 from vdiff.training.config import Config
@@ -89,9 +88,9 @@ class Run:
             resume: "auto", or "never" for a folder that must not hold a run yet.
             keep: how many checkpoints are kept.
 
-        Raises: ValueError: where the folder holds a run of another config, with the difference;
-            where another process trains in
-                it; where it cannot be written to.
+        Raises:
+            ValueError: where the folder holds a run of another config, with the difference; where
+                another process trains in it; where it cannot be written to.
         """
         if resume not in RESUME:
             hint = UNPICKLE if Path(resume).suffix in PICKLES else did_you_mean(resume, RESUME)
@@ -269,7 +268,7 @@ class Run:
         it is damaged or of another run."""
         meta = checkpoint.read_meta(path)
         facts = meta["facts"]
-        config, state, versions = (facts.get(name) for name in ("config", "state", "versions"))
+        config, state = facts.get("config"), facts.get("state")
         if not isinstance(config, dict) or not is_state(state) or state["step"] != meta["step"]:
             raise ValueError(
                 must(
@@ -291,11 +290,7 @@ class Run:
                     "it is of another run",
                 )
             )
-        if versions != _versions():
-            warnings.warn(
-                f"the run goes on with {_versions()} after {versions}: not bit for bit",
-                stacklevel=2,
-            )
+        warn_of_others("the run", facts.get("versions"))
         return checkpoint.read(path, live)
 
     def store(self, state: State) -> bool:
@@ -305,7 +300,7 @@ class Run:
             return True
         facts = {
             "config": self.config.asdict(),
-            "versions": _versions(),
+            "versions": versions(),
             "state": state.facts(),
         } | state.about
         try:
@@ -370,7 +365,8 @@ class Run:
 
     def _save(self, objective: Objective, name: str, about: Facts) -> None:
         path = self.folder / f"{name}.safetensors"
-        save_tensors(path, objective.state_dict(), {"config": self.config.asdict()} | about)
+        facts = {"config": self.config.asdict(), "versions": versions()} | about
+        save_tensors(path, objective.state_dict(), facts)
 
     def load(self, name: str = "ema", *, objective: Objective | None = None) -> Objective:
         """The run's objective with its averaged weights, in evaluation mode; while it trains,
@@ -399,10 +395,6 @@ class Run:
     def weights(self, name: str = "ema") -> Path:
         """The file that `load` reads."""
         return weights_file(self.folder, self.config, name)
-
-
-def _versions() -> dict[str, str]:
-    return {"vdiff": version(), "torch": torch.__version__}
 
 
 __all__ = ["FILES", "Run"]

@@ -67,6 +67,7 @@ def load_trained(folder: Path, config: Config, name: str, objective: Objective |
         "config": config_hash(config),
         "parameterization": repr(getattr(live.model, "parameterization", None)),
         "trained schedule": repr(live.schedule),
+        "trained with": found.facts.get("versions"),
     }
     return Loaded(live.eval(), record, list(found.facts.get("data", [])))
 

@@ -51,12 +51,24 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Facts | None 
     ...     list(load(Path(folder) / "tied.safetensors", {"a": weight, "b": weight}))
     ['a', 'b']
     """
-    whole, header = separate(tensors), {FACTS: json.dumps(facts or {}, sort_keys=True)}
+    whole, header = sealed(tensors, facts)
     try:
         with atomic_write(path) as aside:
-            save_file(whole, aside, header | {SEAL: _content(whole, header[FACTS])})
+            save_file(whole, aside, header)
     except (OSError, SafetensorError) as error:
         raise no_room(error, path, sum(value.nbytes for value in whole.values())) from error
+
+
+def sealed(
+    tensors: Mapping[str, Tensor], facts: Facts | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors as a file holds them, and its header with the facts and a checksum of both.
+
+    >>> sorted(sealed({"a": torch.ones(2)}, {"step": 3})[1])
+    ['facts', 'sha256']
+    """
+    whole, said = separate(tensors), json.dumps(facts or {}, sort_keys=True)
+    return whole, {FACTS: said, SEAL: _content(whole, said)}
 
 
 def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,11 +90,12 @@ def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return whole
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, *, seal: bool = False) -> Weights:
     """What a safetensors file that stands alone holds, for `accept`.
 
     The file is read once: the hash is that of the tensors, also while a training replaces the
-    file. Raises ValueError where it is no such file, or not as it was written.
+    file. Raises ValueError where it is no such file, or not as it was written; with `seal` also
+    where it has no checksum, as older files have none.
 
     >>> read_weights(Path("model.pt"))
     Traceback (most recent call last):
@@ -97,7 +110,7 @@ def read_weights(path: Path) -> Weights:
         header = json.loads(raw[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, OSError) as error:
         raise refused(path, "be in the form of safetensors", error, DAMAGED) from error
-    if SEAL in header and header[SEAL] != _content(tensors, header.get(FACTS, "")):
+    if (seal or SEAL in header) and header.get(SEAL) != _content(tensors, header.get(FACTS, "")):
         raise refused(path, "be as it was written", "another checksum", "it is damaged")
     return Weights(tensors, _facts(path, header), hashlib.sha256(raw).hexdigest())
 
@@ -198,10 +211,9 @@ def _compare(path: Path, found: Mapping[str, list[int]], tensors: Mapping[str, T
     expected = {name: [*value.shape, *pair[name]] for name, value in tensors.items()}
     missing = [name for name in expected if name not in found and not _is_ends(name)]
     wrong = [f"{name} {expected[name]} is missing" for name in missing]
-    wrong += [
-        f"{name} {shape} is unknown here" for name, shape in found.items() if name not in expected
-    ]
-    both = ((name, shape, expected.get(name, shape)) for name, shape in found.items())
+    unknown = sorted(set(found) - set(expected))  # a file has its tensors in no fixed order
+    wrong += [f"{name} {found[name]} is unknown here" for name in unknown]
+    both = ((name, found.get(name, here), here) for name, here in expected.items())
     wrong += [f"{name} is {shape}, here {here}" for name, shape, here in both if shape != here]
     if wrong:
         came = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
@@ -234,5 +246,6 @@ __all__ = [
     "read_weights",
     "refused",
     "save_tensors",
+    "sealed",
     "separate",
 ]

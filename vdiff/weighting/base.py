@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff._validate import Count, Finite, Given, ordered_ends, require, shown, validated
+from vdiff._validate import Finite, Given, Steps, ordered_ends, require, shown, validated
 from vdiff.errors import InvalidType, InvalidValue
 from vdiff.gaussian import PURE, RestorableModule, at_least_float32, wide
 from vdiff.parameterization import Parameterization
@@ -33,9 +33,10 @@ def total(value: object, argument: str, given: Given) -> object:
     if isinstance(value, nn.Module) and "_modules" not in vars(value):
         hint = "its __init__ must call super().__init__()"
         raise InvalidType(argument, "be initialised", type(value).__name__, hint)
-    hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {value!r}"
-    is_total = not getattr(value, "is_factor", False)
-    require(is_total, argument, "be a total", f"the factor {value!r}", hint)
+    for one in (value, getattr(value, "__self__", None), getattr(value, "func", None)):
+        hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {one!r}"
+        is_total = not getattr(one, "is_factor", False)
+        require(is_total, argument, "be a total", f"the factor {one!r}", hint)
     return value
 
 
@@ -284,7 +285,7 @@ def loss_factor(
     schedule: Schedule,
     parameterization: Parameterization,
     *,
-    steps: Count | None = None,
+    steps: Steps | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """w/(2 p κ²), the function of λ by which to multiply the squared error of your own loop.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from vdiff._validate import Count, Finite, Given, Positive, require, validated
+from vdiff._validate import Finite, Given, Positive, Steps, require, validated
 from vdiff.errors import InvalidType
 from vdiff.gaussian import PURE
 from vdiff.parameterization import Parameterization, V, X
@@ -83,7 +83,7 @@ class MSE(Weighting):
         schedule: Annotated[Schedule | Law, fixed],
         parameterization: Parameterization,
         *,
-        steps: Count | None = None,
+        steps: Steps | None = None,
     ) -> None:
         super().__init__()
         self.schedule, self.parameterization, self.steps = schedule, parameterization, steps

@@ -1,0 +1,87 @@
+"""Another number of threads splits sums elsewhere: it is in every protocol, and what goes on with
+another one says so."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from points import data_of, points
+
+from vdiff.cli.evaluate import Kept
+from vdiff.decoder import Gaussian as Decoder
+from vdiff.likelihood import evaluate, ode_likelihood
+from vdiff.likelihood.protocol import versions, warn_of_others
+from vdiff.oracle import Gaussian
+from vdiff.schedule import Linear
+from vdiff.training import Config, Run, train
+from vdiff.training.checkpoint import checkpoints, read_meta, seal
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """How many there are, as it is again afterwards."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def train_in(folder: Path, config: Config) -> None:
+    with Run.open(folder, config) as run:
+        train(config.objective(), data_of(config), config, run=run, store_every=2, quiet=True)
+
+
+def test_a_training_that_goes_on_with_another_number_of_threads_says_so(tmp_path, threads):
+    config = points(steps=4)
+    train_in(tmp_path, config)
+    assert read_meta(checkpoints(tmp_path / "checkpoints")[-1])["facts"]["versions"] == versions()
+    train_in(tmp_path, config)  # with the same, nothing is said
+    torch.set_num_threads(threads + 1)
+    text = (
+        rf"the run goes on with .*'threads': {threads + 1}.* after .*'threads': {threads}.*: not"
+    )
+    with pytest.warns(UserWarning, match=text):
+        train_in(tmp_path, config)
+
+
+def test_a_checkpoint_that_says_nothing_of_threads_is_taken_as_it_is(tmp_path):
+    config = points(steps=2)
+    train_in(tmp_path, config)
+    path = checkpoints(tmp_path / "checkpoints")[-1] / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["facts"]["versions"]["threads"], meta["sha256"]
+    path.write_text(json.dumps(meta | {"sha256": seal(meta)}))
+    train_in(tmp_path, config)
+
+
+def test_weights_say_how_they_were_trained_and_a_protocol_says_it_too(tmp_path):
+    config = points(steps=2)
+    train_in(tmp_path, config)
+    assert Run(tmp_path).loaded().record["trained with"] == versions()
+    (tmp_path / "ema.safetensors").unlink()
+    assert Run(tmp_path).loaded().record["trained with"] == versions()  # of a checkpoint
+    x = torch.zeros(4, 1)
+    law = Gaussian([0.0], [1.0])
+    report = evaluate(law, x, schedule=Linear(), decoder=Decoder(), draws=2)
+    flow = ode_likelihood(law, x, schedule=Linear())
+    for protocol in (report.protocol, flow.protocol):
+        assert protocol["threads"] == torch.get_num_threads()
+
+
+def test_an_evaluation_that_goes_on_with_another_number_of_threads_says_so(tmp_path, threads):
+    kept = Kept(tmp_path / "state.safetensors")
+    kept({"key": torch.tensor(3)})
+    kept.write()
+    assert kept.state() is not None
+    torch.set_num_threads(threads + 1)
+    with pytest.warns(UserWarning, match=rf"the evaluation goes on .*'threads': {threads}"):
+        assert kept.state() is not None
+
+
+@pytest.mark.parametrize("before", [None, "damaged", {}, {"torch": torch.__version__}])
+def test_what_an_older_file_does_not_say_is_passed_over(before):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_others("the run", before)
