@@ -127,7 +127,7 @@ def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
             "replicates": 2,
         }
         return evaluate(
-            loaded.model, images.pixels, steps=steps, label=label, **setting
+            loaded.model, images.pixels, steps=steps, **setting, condition={"label": label}
         ).total.value
 
     assert known["total"]["value"] == pytest.approx(bound(images.labels), rel=1e-9)

@@ -82,7 +82,7 @@ def test_a_model_that_is_told_the_answer_needs_no_bits(form):
         schedule=Linear(13.3, -13.3),
         decoder=DECODER,
         draws=4,
-        label=FORMS[form](LABELS),
+        condition={"label": FORMS[form](LABELS)},
     )
     assert found.total.value == pytest.approx(0.0, abs=2e-3)
     json.dumps(found.asdict(), allow_nan=False)
@@ -108,16 +108,18 @@ DENSITY = {"schedule": WIDE, "decoder": GaussianDecoder()}
 
 
 def by_evaluate(label):
-    return evaluate(EXACT, POINTS, **DENSITY, draws=32, label=label).by_image * math.log(2)
+    return evaluate(
+        EXACT, POINTS, **DENSITY, draws=32, condition={"label": label}
+    ).by_image * math.log(2)
 
 
 def by_ode(label):
-    return ode_likelihood(EXACT, POINTS, schedule=WIDE, batch=2, label=label).nats
+    return ode_likelihood(EXACT, POINTS, schedule=WIDE, batch=2, condition={"label": label}).nats
 
 
 def by_paths(label):
     chain = {"steps": 200, "samples": 8, "batch": 16}
-    return path_importance(EXACT, POINTS, **DENSITY, **chain, label=label).nats
+    return path_importance(EXACT, POINTS, **DENSITY, **chain, condition={"label": label}).nats
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -140,15 +142,21 @@ def test_estimates_that_have_no_number_in_closed_form_agree_with_tensors(form):
 
     def difference(label):
         other = Denoiser(worse, X())
-        return compare(EXACT, other, POINTS, **DENSITY, draws=8, label=label).difference.value
+        return compare(
+            EXACT, other, POINTS, **DENSITY, draws=8, condition={"label": label}
+        ).difference.value
 
     def error_of_the_denoiser(label):
         known = Gaussian.fit(POINTS)
-        return immse(EXACT, POINTS, schedule=ends, gaussian=known, batch=40, label=label).nats
+        return immse(
+            EXACT, POINTS, schedule=ends, gaussian=known, batch=40, condition={"label": label}
+        ).nats
 
     def dequantised(label):
         setting = {"dequantization": Uniform(DECODER), "schedule": Linear(4.0, -8.0), "batch": 2}
-        return dequantized_ode(Denoiser(of_levels, X()), levels, **setting, label=label).nats
+        return dequantized_ode(
+            Denoiser(of_levels, X()), levels, **setting, condition={"label": label}
+        ).nats
 
     cases = (difference, CLASSES), (error_of_the_denoiser, CLASSES), (dequantised, LABELS[:6])
     for estimate, given in cases:
@@ -166,9 +174,11 @@ def test_a_validation_takes_its_labels_by_rows():
     for parameter in objective.model.parameters():  # a new network's last layer is zero
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     images, label = torch.randint(0, 17, (16, 1, 8, 8)), torch.arange(16)
-    whole = pytest.approx(Validation(images, label=label)(objective).value, rel=1e-6)
-    assert Validation(images, batch=8, label=label)(objective).value == whole
-    assert Validation(images, label=label.flip(0))(objective).value != whole
+    whole = pytest.approx(
+        Validation(images, condition={"label": label})(objective).value, rel=1e-6
+    )
+    assert Validation(images, batch=8, condition={"label": label})(objective).value == whole
+    assert Validation(images, condition={"label": label.flip(0)})(objective).value != whole
 
 
 def test_what_all_images_share_is_said_so():
@@ -184,11 +194,13 @@ def test_what_all_images_share_is_said_so():
     right = evaluate(Denoiser(lambda z, logsnr: 0.2 * z, X()), data, **setting).total
     right = pytest.approx(right.value, rel=1e-12)
     for shared in (Shared(table), Shared(table.numpy()), Shared(table.tolist())):
-        assert evaluate(model, data, table=shared, **setting).total.value == right
+        assert evaluate(model, data, **setting, condition={"table": shared}).total.value == right
     inner = Denoiser(lambda z, logsnr, added: network(z, logsnr, added["table"]), X())
     nested = {"table": Shared(table)}
-    assert evaluate(inner, data, added=nested, **setting).total.value == right
-    flow = ode_likelihood(model, data, schedule=Linear(7.0, -6.0), batch=2, table=Shared(table))
+    assert evaluate(inner, data, **setting, condition={"added": nested}).total.value == right
+    flow = ode_likelihood(
+        model, data, schedule=Linear(7.0, -6.0), batch=2, condition={"table": Shared(table)}
+    )
     assert flow.nats.isfinite().all()
 
 
@@ -205,11 +217,9 @@ def test_a_table_shared_by_all_images_is_still_shared_by_those_that_are_finite()
     evaluate(
         Denoiser(network, X()),
         data,
-        label=label,
-        table=table,
-        names=names,
         skip_nonfinite=True,
         **setting,
+        condition={"label": label, "table": table, "names": names},
     )
     assert {v for labels, _, _ in seen for v in labels.tolist()} == {1.0, 2.0, 3.0}
     assert all(len(t) == 3 and n == names for _, t, n in seen)
@@ -291,12 +301,12 @@ def test_a_state_knows_its_conditions_in_every_form():
     }
     model = Denoiser(lambda z, logsnr, label: 0 * z, X())
     one = np.arange(1200.0)
-    evaluate(model, data, label=one, checkpoint=states.append, **setting)
+    evaluate(model, data, checkpoint=states.append, **setting, condition={"label": one})
     other = one.copy()
     other[600] = -1.0
-    evaluate(model, data, label=one.copy(), resume=states[-1], **setting)
+    evaluate(model, data, resume=states[-1], **setting, condition={"label": one.copy()})
     with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
-        evaluate(model, data, label=other, resume=states[-1], **setting)
+        evaluate(model, data, resume=states[-1], **setting, condition={"label": other})
     forms = (one, other, one.tolist(), other.tolist(), torch.from_numpy(one), Shared(one))
     assert len({str(told({"label": form})) for form in forms}) == len(forms)
     assert told({"a": {"b": (1, 2.0, "c", None)}}) == {"a": {"b": [1, 2.0, "c", None]}}

@@ -115,7 +115,7 @@ def test_a_network_that_looks_up_integer_steps():
         "eps": torch.ones(32, 2, dtype=torch.float64),
     }
     assert torch.allclose(
-        weighted_elbo(model, x, **options, label=None),
+        weighted_elbo(model, x, **options, condition={"label": None}),
         weighted_elbo(ORACLE, x, **options),
         rtol=1e-12,
     )
@@ -313,7 +313,7 @@ def test_a_network_that_is_called_in_another_way(name):
     expected = network.layer(z) + text * flow_time(logsnr)[:, None]
     assert torch.allclose(model(z, logsnr, text=text).out, expected, atol=1e-6)
     assert set(model.state_dict()) == {"network.layer.weight", "network.layer.bias"}
-    weighted_elbo(model, z, schedule=Linear(), text=text).mean().backward()
+    weighted_elbo(model, z, schedule=Linear(), condition={"text": text}).mean().backward()
     assert network.layer.weight.grad.abs().sum() > 0
     copied = copy.deepcopy(model)
     assert torch.equal(copied(z, logsnr, text=text).out, model(z, logsnr, text=text).out)

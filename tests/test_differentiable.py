@@ -108,7 +108,9 @@ def test_gradients_of_a_trajectory_and_of_a_guided_sample(case):
 
     assert_gradients(lambda: path(model), leaves)
     assert_gradients(lambda: path(Guided(model, 2.0, {"shift": 0.0})), leaves)
-    states = trajectory(model, leaves["z"], schedule=SCHEDULE, steps=4, shift=leaves["shift"])
+    states = trajectory(
+        model, leaves["z"], schedule=SCHEDULE, steps=4, condition={"shift": leaves["shift"]}
+    )
     assert not any(z.requires_grad or prediction.x.requires_grad for z, prediction in states)
 
 
@@ -188,7 +190,7 @@ def test_a_posteriors_density_integrates_to_one():
     with torch.no_grad():
         for value in (-1.0, 2.0):
             observed = torch.full((len(x),), value, dtype=torch.float64)
-            density = log_prob(model, x, schedule=SCHEDULE, observed=observed).exp()
+            density = log_prob(model, x, schedule=SCHEDULE, condition={"observed": observed}).exp()
             assert torch.trapezoid(density, x[:, 0]).item() == pytest.approx(1.0, abs=1e-3)
 
 
@@ -229,7 +231,7 @@ def test_a_graph_is_not_shared_kept_or_resumed():
 def test_the_name_is_hinted_at_and_a_cut_is_refused():
     model, z = gaussian_denoiser(torch.zeros(2), torch.ones(2)), torch.zeros(3, 2)
     with pytest.raises(TypeError, match="'differentiabel' is unknown; did you mean"):
-        sample(model, z, schedule=SCHEDULE, steps=2, differentiabel=True)
+        sample(model, z, schedule=SCHEDULE, steps=2, condition={"differentiabel": True})
     cut = Denoiser(lambda z, logsnr: 0.3 * z.detach() + 0.1 * z, X())
     with pytest.raises(ValueError, match="log_prob: argument 'model' must be differentiable in z"):
         log_prob(cut, z, schedule=SCHEDULE)

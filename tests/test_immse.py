@@ -144,7 +144,9 @@ def test_images_and_conditions_go_by_rows():
         flat = data(z.flatten(1), logsnr).eps + 0 * shift[:, None]
         return Prediction(z, logsnr, flat.view(z.shape), Eps())
 
-    found = immse(model, x, schedule=Linear(12.0, -12.0), gaussian=data, shift=shift)
+    found = immse(
+        model, x, schedule=Linear(12.0, -12.0), gaussian=data, condition={"shift": shift}
+    )
     assert torch.allclose(found.nats, -data.log_prob(x.flatten(1)), atol=1e-9)
     assert math.isclose(found.mean_error, 0.0, abs_tol=1e-9)
 

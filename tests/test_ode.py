@@ -264,7 +264,11 @@ def test_conditions_go_by_rows():
     shift = torch.linspace(-1.0, 1.0, 5, dtype=torch.float64)
     x = shift[:, None] + 0.3
     found = ode_likelihood(
-        Denoiser(network, Eps()), x, schedule=Linear(14.0, -20.0), batch=2, shift=shift
+        Denoiser(network, Eps()),
+        x,
+        schedule=Linear(14.0, -20.0),
+        batch=2,
+        condition={"shift": shift},
     )
     assert torch.allclose(found.nats, found.nats[0].expand(5), atol=1e-3)
     assert torch.allclose(

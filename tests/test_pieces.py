@@ -195,9 +195,9 @@ def test_a_state_knows_what_the_model_was_told_and_where_it_looked():
         X,
         schedule=NARROW,
         tolerance=1e-2,
-        label=labels,
         prior=DATA.matched(),
         checkpoint=kept.append,
+        condition={"label": labels},
     )
     known = {"schedule": NARROW, "label": labels, "prior": DATA.matched()}
     ode_likelihood(model, X, tolerance=1e-2, resume=kept[-1], **known)

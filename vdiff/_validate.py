@@ -85,8 +85,8 @@ class Whole:
     """A Python int within bounds."""
 
     at_least: int = 1
-    at_most: int | None = None
     hint: str = ""
+    at_most: int | None = None
 
     def __call__(self, value: object, argument: str, given: Given) -> object:
         if isinstance(value, bool) or not isinstance(value, int):

@@ -23,8 +23,9 @@ def parameter_groups(
 
     >>> from vdiff import Categorical, Denoiser, Objective, Spline, X
     >>> from vdiff.nn import UNet
+    >>> from vdiff.objective import VLB
     >>> model, decoder = Denoiser(UNet(1, width=8), X()), Categorical(17)
-    >>> objective = Objective(model, schedule=Spline(), decoder=decoder)
+    >>> objective = Objective(model, schedule=Spline(), loss=VLB(decoder))
     >>> groups = parameter_groups(objective, lr=1e-3, weight_decay=0.01)
     >>> [(g["name"], g["lr"], g["weight_decay"]) for g in groups]
     [('model', 0.001, 0.01), ('schedule', 0.01, 0.0)]

@@ -235,7 +235,7 @@ def test_a_misspelt_word_is_named_and_a_condition_goes_along_with_its_image() ->
     with pytest.raises(
         TypeError, match=r"evaluate: argument 'scheduel' is unknown; did you mean 'schedule'\?"
     ):
-        evaluate(model(), images(), schedule=SCHEDULE, decoder=DECODER, scheduel=1)
+        evaluate(model(), images(), schedule=SCHEDULE, decoder=DECODER, condition={"scheduel": 1})
     seen = []
 
     def network(z: Tensor, logsnr: Tensor, *, label: Tensor, scale: float) -> Tensor:
@@ -249,8 +249,7 @@ def test_a_misspelt_word_is_named_and_a_condition_goes_along_with_its_image() ->
         schedule=SCHEDULE,
         decoder=DECODER,
         draws=8,
-        label=labels,
-        scale=0.1,
+        condition={"label": labels, "scale": 0.1},
     )
     assert all(n == len(label) and scale == 0.1 for n, label, scale in seen)
     assert len({tuple(label.tolist()) for _, label, _ in seen}) > 1

@@ -607,12 +607,19 @@ def test_fault_15_class_labels_reach_the_network_and_its_own_refusal_the_user() 
     denoiser = type(model())(Labeled(), ROWS[2])
     x, t, eps = batch()
     loss = [
-        weighted_elbo(denoiser, x, schedule=SCHEDULE, t=t, eps=eps, label=torch.full((4,), k))
+        weighted_elbo(
+            denoiser, x, schedule=SCHEDULE, t=t, eps=eps, condition={"label": torch.full((4,), k)}
+        )
         for k in (0, 9)
     ]
     assert (loss[0] != loss[1]).all()
     for label in (10, -1):
         with pytest.raises(IndexError):
             weighted_elbo(
-                denoiser, x, schedule=SCHEDULE, t=t, eps=eps, label=torch.full((4,), label)
+                denoiser,
+                x,
+                schedule=SCHEDULE,
+                t=t,
+                eps=eps,
+                condition={"label": torch.full((4,), label)},
             )

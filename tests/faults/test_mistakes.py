@@ -121,9 +121,9 @@ def test_one_label_does_not_stand_for_all():
         with assert_refused(
             ValueError, "Denoiser", "label", "have shape (batch,) = (4,)", f"({len(labels)},)"
         ):
-            weighted_elbo(model, x, schedule=Cosine(), label=labels)
+            weighted_elbo(model, x, schedule=Cosine(), condition={"label": labels})
     assert weighted_elbo(
-        model, x, schedule=Cosine(), label=torch.zeros(4, dtype=torch.long)
+        model, x, schedule=Cosine(), condition={"label": torch.zeros(4, dtype=torch.long)}
     ).shape == (4,)
 
 
@@ -133,7 +133,7 @@ def test_a_network_without_labels_refuses_them():
             Denoiser(UNet(channels=1, width=8), V()),
             torch.randn(2, 1, 8, 8),
             schedule=Cosine(),
-            label=torch.zeros(2).long(),
+            condition={"label": torch.zeros(2).long()},
         )
 
 

@@ -390,7 +390,7 @@ def test_words_of_other_functions_are_no_conditions():
         TypeError,
         match=r"path_bound: argument 'eps' is unknown; a path draws the noise of every step",
     ):
-        path_bound(model, levels, eps=1, **options)
+        path_bound(model, levels, **options, condition={"eps": 1})
     with pytest.raises(
         ValueError,
         match=r"elbo: argument 'estimator' must be left out without steps; got MonteCarlo\(\)",
