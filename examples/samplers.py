@@ -84,7 +84,7 @@ def main() -> None:
         scatter(panel, exact, f"{name}, {counted.evaluations} evaluations: {shown}", made)
 
     right = torch.full((len(noise),), SIDE["right"])
-    of_right = SOLVED(Counted(of_class, label=right), noise, *levels)
+    of_right = SOLVED(Counted(of_class, condition={"label": right}), noise, *levels)
     for panel, scale in zip(axes[6:], (1.0, 3.0), strict=True):
         guided = vdiff.Guided(of_class, scale, unconditional={"label": NULL})
         made = vdiff.sample(
@@ -93,7 +93,7 @@ def main() -> None:
             schedule=vdiff.few_steps(high, low),
             steps=20,
             step=vdiff.adams,
-            label=right,
+            condition={"label": right},
         )
         scatter(panel, of_right, f"right half, guidance {scale:g}", made)
 

@@ -93,7 +93,7 @@ def test_guidance_gives_the_same_samples_in_every_parameterization(step):
             steps=10,
             step=step,
             generator=torch.Generator().manual_seed(1),
-            label=LABEL,
+            condition={"label": LABEL},
         )
         for target in (Eps(), X(), V(), V(0.5), Flow())
     ]
@@ -107,7 +107,7 @@ def test_guidance_gives_the_same_samples_in_every_parameterization(step):
         steps=10,
         step=step,
         generator=generator,
-        label=LABEL,
+        condition={"label": LABEL},
     )
     assert (made[0] - plain).abs().max() > 0.02
 
@@ -120,10 +120,18 @@ def test_a_scale_of_one_is_the_conditional_model_exactly():
         schedule=Karras(),
         steps=6,
         step=ddim,
-        label=LABEL,
+        condition={"label": LABEL},
     )
     assert torch.equal(
-        one, sample(Conditional(), noise(), schedule=Karras(), steps=6, step=ddim, label=LABEL)
+        one,
+        sample(
+            Conditional(),
+            noise(),
+            schedule=Karras(),
+            steps=6,
+            step=ddim,
+            condition={"label": LABEL},
+        ),
     )
     assert counted.evaluations == 6
 
@@ -193,7 +201,9 @@ def test_a_guided_model_has_a_bound_given_the_condition():
 
     options = {"schedule": Linear(7.0, -6.0), "decoder": decoder, "draws": 16, "replicates": 2}
     by_scale = {
-        scale: evaluate(Guided(model, scale, {"label": 2}), data, label=label, **options)
+        scale: evaluate(
+            Guided(model, scale, {"label": 2}), data, condition={"label": label}, **options
+        )
         for scale in (0.0, 1.0)
     }
     assert by_scale[0.0].total.value == pytest.approx(
@@ -204,6 +214,8 @@ def test_a_guided_model_has_a_bound_given_the_condition():
     ]
     assert by_scale[1.0].total.value == pytest.approx(sum(apart) / 2, abs=0.15)
     assert by_scale[1.0].total.value < by_scale[0.0].total.value - 0.1
-    shuffled = evaluate(Guided(model, 1.0, {"label": 2}), data, label=label, batch=32, **options)
+    shuffled = evaluate(
+        Guided(model, 1.0, {"label": 2}), data, condition={"label": label}, batch=32, **options
+    )
     assert shuffled.total.value == pytest.approx(by_scale[1.0].total.value, rel=1e-4)
     assert by_scale[0.0].protocol["guidance"] == "scale 0"

@@ -66,7 +66,7 @@ def test_networks_start_at_zero_where_they_promise_and_learn_a_condition():
         schedule=Linear(),
         t=torch.full((4,), 0.5),
         eps=torch.ones_like(z),
-        label=torch.arange(4),
+        condition={"label": torch.arange(4)},
     )
     after = weighted_elbo(
         Denoiser(network, X()),
@@ -74,7 +74,7 @@ def test_networks_start_at_zero_where_they_promise_and_learn_a_condition():
         schedule=Linear(),
         t=torch.full((4,), 0.5),
         eps=torch.ones_like(z),
-        label=torch.arange(4) + 5,
+        condition={"label": torch.arange(4) + 5},
     )
     assert not torch.allclose(before, after)
 

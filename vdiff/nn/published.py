@@ -1,5 +1,5 @@
-"""The networks of published CIFAR-10 results, as published: their sizes, their initial weights,
-what they are told."""
+"""The networks of published CIFAR-10 results, as published: their sizes, initial weights and noise
+levels."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,22 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._validate import Count, Fraction, require, validated
 from vdiff.denoiser import ScaledGamma, TableStep
-from vdiff.errors import checking, must
-from vdiff.nn.block import Block, check_sizes, group_norm, start, zero
+from vdiff.gaussian import HALF
+from vdiff.nn.block import Block, group_norm, start, zero
 from vdiff.nn.embedding import FourierFeatures
 from vdiff.nn.unet import UNet
 from vdiff.schedule import Tabulated
+
+
+def _single_precision(z: Tensor) -> None:
+    """A rule: z has the digits that the features of its last bits need."""
+    hint = (
+        "its features turn 128 times over a unit of z: keep the weights in float32 and run it "
+        "under torch.autocast"
+    )
+    require(z.dtype not in HALF, "z", "be in float32 or float64", z.dtype, hint)
 
 
 class VDMUNet(nn.Module):
@@ -37,20 +47,20 @@ class VDMUNet(nn.Module):
     torch.Size([2, 3, 8, 8])
     """
 
+    @validated
     def __init__(
         self,
-        channels: int = 3,
+        channels: Count = 3,
         *,
-        width: int = 128,
+        width: Count = 128,
         depth: int = 32,
         heads: int = 1,
-        dropout: float = 0.1,
+        dropout: Fraction = 0.1,
         logsnr_max: float = 13.3,
         logsnr_min: float = -5.0,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes("VDMUNet", dropout, channels=channels, width=width)
         wide = 4 * width
         # the authors scale to [0, 1000] and take frequencies from 1 to 1e-4
         self.time = FourierFeatures(
@@ -80,15 +90,13 @@ class VDMUNet(nn.Module):
             each.modulate = zero(nn.Linear(wide, width, bias=False))
         start(self, _lecun_normal)
 
+    @validated(rules=[_single_precision])
     def forward(
         self,
         z: Float[Tensor, "batch c h w"],
         logsnr: Float[Tensor, " batch"],
         augmented: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
-        if checking() and z.dtype in (torch.float16, torch.bfloat16):
-            hint = "its features turn 128 times over a unit of z: keep the weights in float32 and run it under torch.autocast"
-            raise TypeError(must("VDMUNet", "z", "be in float32 or float64", z.dtype, hint))
         time = self.time(logsnr)
         flag = time.new_zeros(len(z)) if augmented is None else augmented
         embedding = self.embed(torch.cat([time, flag[:, None]], 1).to(self.first.weight.dtype))
@@ -217,9 +225,7 @@ def _last_bits(z: Tensor) -> Tensor:
 
 def _lecun_normal(weight: Tensor) -> Tensor:
     """A normal of variance 1/fan-in, cut at two standard deviations: flax's default."""
-    std = (
-        weight[0].numel() ** -0.5 / 0.87962566103423978
-    )  # the deviation that is left after the cut
+    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # the deviation left after the cut
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
