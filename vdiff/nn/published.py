@@ -29,11 +29,11 @@ def _single_precision(z: Tensor) -> None:
 
 
 class VDMUNet(nn.Module):
-    """VDM's network: `depth` and `depth` + 1 residual blocks at full resolution, skips across,
-    nothing halved; 30.58 M parameters.
+    """VDM's network: `depth` and `depth` + 1 residual blocks at full resolution, with
+    skip connections, no downsampling; 30.58 M parameters.
 
-    It sees z together with sin and cos of 2ⁿ·2πz, n = 6 and 7, by which it reads the last bits of
-    a grey level at high log-SNR, and γ = −λ scaled to [0, 1] between `logsnr_max` and
+    Its input is z with sin and cos of 2ⁿ·2πz, n = 6 and 7, from which it reads the last bits of a
+    grey level at high log-SNR, and γ = −λ scaled to [0, 1] between `logsnr_max` and
     `logsnr_min`. z is added to its output, an ε̂: use it with `Eps()`. `augmented` (batch,) tells
     which images were flipped or turned; 0 where it is not given. With augmentation, VDM takes
     width 256 and dropout 0.05. Those features need z in float32: for half precision,
@@ -116,8 +116,8 @@ class DDPMUNet(UNet):
     """DDPM's network, 35.75 M parameters: four resolutions, two blocks each, one-head attention at
     16×16. Use it with `Eps()`.
 
-    It is told the step of DDPM's β table that λ stands for, fractional between two; another table
-    or schedule is `time=FourierFeatures(128, …)`.
+    It takes the step of DDPM's β table at this λ, fractional between two; for another table or
+    schedule, pass `time=FourierFeatures(128, …)`.
 
     Denoising Diffusion Probabilistic Models, arXiv:2006.11239, appendix B, and the authors' code.
 
@@ -172,8 +172,8 @@ class IDDPMUNet(UNet):
     four resolutions, attention with four heads at 16×16 and 8×8, the embedding as scale and shift;
     52.55 M parameters.
 
-    Use it as `Denoiser(IDDPMUNet(), Eps(), variance=Range())`. It is told the step of iDDPM's
-    cosine table of 4,000 levels that λ stands for, divided by 4.
+    Use it as `Denoiser(IDDPMUNet(), Eps(), variance=Range())`. It takes the step of
+    iDDPM's cosine table of 4,000 levels at this λ, divided by 4.
 
     Improved Denoising Diffusion Probabilistic Models, arXiv:2102.09672, and the authors' code.
 
