@@ -10,8 +10,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff._validate import Count, Fraction, require, validated
+from vdiff._validate import Count, Fraction, validated
 from vdiff.denoiser import ScaledGamma, TableStep
+from vdiff.errors import InvalidType
 from vdiff.gaussian import HALF
 from vdiff.nn.block import Block, group_norm, start, zero
 from vdiff.nn.embedding import FourierFeatures
@@ -21,11 +22,10 @@ from vdiff.schedule import Tabulated
 
 def _single_precision(z: Tensor) -> None:
     """A rule: z has the digits that the features of its last bits need."""
-    hint = (
-        "its features turn 128 times over a unit of z: keep the weights in float32 and run it "
-        "under torch.autocast"
-    )
-    require(z.dtype not in HALF, "z", "be in float32 or float64", z.dtype, hint)
+    if z.dtype in HALF:
+        features = "its features turn 128 times over a unit of z"
+        hint = f"{features}: keep the weights in float32 and run it under torch.autocast"
+        raise InvalidType("z", "be in float32 or float64", z.dtype, hint)
 
 
 class VDMUNet(nn.Module):
