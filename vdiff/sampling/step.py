@@ -73,6 +73,7 @@ class Counted(nn.Module):
     35
     """
 
+    @validated
     def __init__(self, model: Model, *, condition: Condition = None) -> None:
         super().__init__()
         self.model, self.condition, self.evaluations = model, dict(condition or {}), 0
