@@ -86,7 +86,12 @@ def test_gradients_of_samples(case, step):
 
     def made(differentiable=True):
         noise = torch.Generator().manual_seed(4)
-        options = {"steps": 6, "step": STEPS[step], "generator": noise, "shift": leaves["shift"]}
+        options = {
+            "steps": 6,
+            "step": STEPS[step],
+            "generator": noise,
+            "condition": {"shift": leaves["shift"]},
+        }
         options |= {"differentiable": differentiable}
         return sample(model, leaves["z"], schedule=SCHEDULE, **options)
 
@@ -102,7 +107,12 @@ def test_gradients_of_a_trajectory_and_of_a_guided_sample(case):
     model, leaves = case
 
     def path(model):
-        options = {"steps": 4, "step": ddim, "differentiable": True, "shift": leaves["shift"]}
+        options = {
+            "steps": 4,
+            "step": ddim,
+            "differentiable": True,
+            "condition": {"shift": leaves["shift"]},
+        }
         states = trajectory(model, leaves["z"], schedule=SCHEDULE, **options)
         return sum((WEIGHT * (z + prediction.x)).sum() for z, prediction in states)
 
@@ -118,7 +128,7 @@ def test_gradients_of_an_encoding(case):
     model, leaves = case
 
     def noise(**options):
-        given = {"schedule": SCHEDULE, "step": TIGHT, "shift": leaves["shift"]}
+        given = {"schedule": SCHEDULE, "step": TIGHT, "condition": {"shift": leaves["shift"]}}
         return encode(model, leaves["z"], **given, **options)
 
     assert_gradients(lambda: (WEIGHT * noise(differentiable=True)).sum(), leaves)
@@ -128,7 +138,12 @@ def test_gradients_of_an_encoding(case):
 @pytest.mark.parametrize("trace", [Exact(), Hutchinson()], ids=repr)
 def test_gradients_of_the_flows_density(case, trace):
     model, leaves = case
-    setting = {"schedule": SCHEDULE, "tolerance": 1e-7, "trace": trace, "shift": leaves["shift"]}
+    setting = {
+        "schedule": SCHEDULE,
+        "tolerance": 1e-7,
+        "trace": trace,
+        "condition": {"shift": leaves["shift"]},
+    }
 
     def nats(**options):
         return ode_likelihood(model, leaves["z"], batch=2, **setting, **options).nats

@@ -202,7 +202,7 @@ def test_a_guided_model_has_a_bound_given_the_condition():
     options = {"schedule": Linear(7.0, -6.0), "decoder": decoder, "draws": 16, "replicates": 2}
     by_scale = {
         scale: evaluate(
-            Guided(model, scale, {"label": 2}), data, **options, condition={"label": label}
+            Guided(model, scale, {"label": 2}), data, condition={"label": label}, **options
         )
         for scale in (0.0, 1.0)
     }
@@ -215,7 +215,7 @@ def test_a_guided_model_has_a_bound_given_the_condition():
     assert by_scale[1.0].total.value == pytest.approx(sum(apart) / 2, abs=0.15)
     assert by_scale[1.0].total.value < by_scale[0.0].total.value - 0.1
     shuffled = evaluate(
-        Guided(model, 1.0, {"label": 2}), data, batch=32, **options, condition={"label": label}
+        Guided(model, 1.0, {"label": 2}), data, condition={"label": label}, batch=32, **options
     )
     assert shuffled.total.value == pytest.approx(by_scale[1.0].total.value, rel=1e-4)
     assert by_scale[0.0].protocol["guidance"] == "scale 0"

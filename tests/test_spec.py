@@ -173,7 +173,7 @@ def test_a_law_is_no_schedule():
         (UNET | {"width": 0}, "UNet: argument 'width' must be at least 1; got 0"),
         (UNET | {"multipliers": [-2]}, "UNet: argument 'multipliers' must be at least 1; got -2"),
         (UNET | {"labels": 0}, "UNet: argument 'labels' must be at least 1; got 0"),
-        (UNET | {"dropout": 1.5}, "UNet: argument 'dropout' must be a probability, at most 1"),
+        (UNET | {"dropout": 1.5}, "UNet: argument 'dropout' must lie in [0, 1]; got 1.5"),
         (UNET | {"heads": 3}, "Attention: argument 'heads' must divide its 16 channels; got 3"),
         ({"name": "DDPMUNet", "channels": -1}, "DDPMUNet: argument 'channels' must be at least 1"),
         ({"name": "VDMUNet", "width": -4}, "VDMUNet: argument 'width' must be at least 1; got -4"),

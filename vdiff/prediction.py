@@ -41,6 +41,8 @@ class Prediction(ValuesCopied):
     tensor([[-1.0000, -1.0000]])
     """
 
+    __example__ = "the last of trajectory(…); of a sample itself, decoder.decode(x)"
+
     z: Float[Tensor, "batch *dims"]
     logsnr: Float[Tensor, " batch"]
     out: Float[Tensor, "batch *dims"]

@@ -1,5 +1,5 @@
-"""What U-Nets are made of: residual blocks that are told the noise level, attention, norms,
-initial weights."""
+"""What U-Nets are made of: residual blocks that take the noise level, attention, norms, initial
+weights."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as compute_again
 
-from vdiff.errors import check_positive_int, finite, has_values, must
+from vdiff._validate import Count, require, validated
+from vdiff.errors import has_values
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -44,20 +45,16 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift, self.checkpoint = scale_shift, checkpoint
-        self.norm1, self.norm2 = (
-            group_norm(channels_in, groups, eps),
-            group_norm(channels, groups, eps),
-        )
+        self.norm1 = group_norm(channels_in, groups, eps)
+        self.norm2 = group_norm(channels, groups, eps)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.modulate = nn.Linear(embedding, (2 if scale_shift else 1) * channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
-        self.skip = (
-            nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
-        )
-        self.attention = (
-            Attention(channels, heads, groups=groups, eps=eps) if heads else nn.Identity()
-        )
+        same = channels_in == channels
+        self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels, 1)
+        attention = Attention(channels, heads, groups=groups, eps=eps) if heads else None
+        self.attention = attention or nn.Identity()
 
     def forward(
         self, h: Float[Tensor, "batch c_in h w"], embedding: Float[Tensor, "batch e"]
@@ -68,13 +65,13 @@ class Block(nn.Module):
         return self._forward(h, embedding)
 
     def _forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        told = rearrange(self.modulate(embedding).to(h.dtype), "b c -> b c 1 1")
+        level = rearrange(self.modulate(embedding).to(h.dtype), "b c -> b c 1 1")
         u = self.conv1(F.silu(self.norm1(h)))
         if self.scale_shift:
-            scale, shift = told.chunk(2, 1)
+            scale, shift = level.chunk(2, 1)
             u = torch.addcmul(shift, self.norm2(u), 1 + scale)
         else:
-            u = self.norm2(u + told)
+            u = self.norm2(u + level)
         out: Tensor = self.attention(self.skip(h) + self.conv2(self.dropout(F.silu(u))))
         return out
 
@@ -82,15 +79,14 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all pixels, with a residual.
 
-    >>> Attention(16, heads=2)(torch.ones(2, 16, 4, 4)).mean()                        # its last layer starts at zero
+    >>> Attention(16, heads=2)(torch.ones(2, 16, 4, 4)).mean()  # its last layer starts at zero
     tensor(1., grad_fn=<MeanBackward0>)
     """
 
-    def __init__(self, channels: int, heads: int, *, groups: int = 8, eps: float = 1e-5) -> None:
+    @validated
+    def __init__(self, channels: int, heads: Count, *, groups: int = 8, eps: float = 1e-5) -> None:
         super().__init__()
-        check_positive_int("Attention", "heads", heads)
-        if channels % heads:
-            raise ValueError(must("Attention", "heads", f"divide its {channels} channels", heads))
+        require(channels % heads == 0, "heads", f"divide its {channels} channels", heads)
         self.heads = heads
         self.norm = group_norm(channels, groups, eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
@@ -103,27 +99,10 @@ class Attention(nn.Module):
             qkv=3,
             heads=self.heads,
         )
-        mixed = rearrange(
-            F.scaled_dot_product_attention(q, k, v),
-            "b heads (y x) c -> b (heads c) y x",
-            y=h.shape[-2],
-        )
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = rearrange(mixed, "b heads (y x) c -> b (heads c) y x", y=h.shape[-2])
         out: Tensor = h + self.out(mixed)
         return out
-
-
-def check_sizes(network: str, dropout: float = 0.0, **sizes: int | None) -> None:
-    """Raise unless each size is None or an int of at least 1, and the dropout is a probability.
-
-    >>> check_sizes("UNet", width=0)
-    Traceback (most recent call last):
-    ValueError: UNet: argument 'width' must be at least 1; got 0
-    """
-    for name, size in sizes.items():
-        if size is not None:
-            check_positive_int(network, name, size)
-    if finite(network, "dropout", dropout, at_least=0.0) > 1:
-        raise ValueError(must(network, "dropout", "be a probability, at most 1", dropout))
 
 
 def group_norm(channels: int, groups: int = 8, eps: float = 1e-5) -> nn.GroupNorm:
@@ -159,14 +138,12 @@ def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
     ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
     """
     for layer in network.modules():
-        if (
-            isinstance(layer, nn.Conv2d | nn.Linear)
-            and has_values(layer.weight)
-            and layer.weight.any()
-        ):
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or not has_values(layer.weight):
+            continue
+        if layer.weight.any():
             draw(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
 
-__all__ = ["Attention", "Block", "check_sizes", "group_norm", "start", "zero"]
+__all__ = ["Attention", "Block", "group_norm", "start", "zero"]

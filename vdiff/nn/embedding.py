@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._validate import require, validated
 from vdiff.denoiser import logsnr_time
-from vdiff.errors import must
 from vdiff.gaussian import RestorableModule, wide
 from vdiff.loss import full_precision
 
@@ -25,6 +25,7 @@ class FourierFeatures(RestorableModule):
 
     frequencies: Tensor
 
+    @validated
     def __init__(
         self,
         features: int = 32,
@@ -34,15 +35,12 @@ class FourierFeatures(RestorableModule):
         of: Callable[[Tensor], Tensor] = logsnr_time,
     ) -> None:
         super().__init__()
-        if features % 2:
-            raise ValueError(
-                must("FourierFeatures", "features", "be even, a sine and a cosine each", features)
-            )
+        even = "be even, a sine and a cosine each"
+        require(features % 2 == 0, "features", even, features)
         self.features, self.of, self._periods = features, of, (longest, shortest)
         table = getattr(of, "schedule", None)
-        self.table = (
-            table if isinstance(table, nn.Module) else None
-        )  # so that a table moves with the network
+        # so that a table moves with the network
+        self.table = table if isinstance(table, nn.Module) else None
         self.register_buffer("frequencies", torch.empty(features // 2, dtype=torch.float32))
         self.reset_parameters()
 

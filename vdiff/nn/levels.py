@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._validate import require, validated
 from vdiff.decoder import Levels
-from vdiff.errors import checking, must
+from vdiff.errors import checking
 from vdiff.gaussian import RestorableModule
 from vdiff.loss import full_precision
 
@@ -31,11 +32,13 @@ class LevelHead(RestorableModule):
 
     grid: Tensor
 
+    @validated
     def __init__(self, network: Callable[..., Tensor], decoder: Levels) -> None:
         super().__init__()
         self.network = network
         self.register_constructed("grid", decoder.grid, persistent=False)
 
+    @validated
     def forward(
         self,
         z: Float[Tensor, "batch channels *size"],
@@ -44,22 +47,14 @@ class LevelHead(RestorableModule):
     ) -> Float[Tensor, "batch channels *size"]:
         logits = self.network(z, logsnr, **condition)
         levels, shape = len(self.grid), (z.shape[0], z.shape[1] * len(self.grid), *z.shape[2:])
-        if checking() and logits.shape != shape:
-            raise ValueError(
-                must(
-                    "LevelHead",
-                    "network",
-                    f"return channels × levels logits, shape {shape}",
-                    tuple(logits.shape),
-                )
-            )
+        if checking():
+            what = f"return channels × levels logits, shape {shape}"
+            require(logits.shape == shape, "network", what, tuple(logits.shape))
         with full_precision(z.device):
             column = logsnr.view(-1, *(1 for _ in range(z.ndim)))
             grid = self.grid.to(z.dtype).view(levels, *(1 for _ in range(z.ndim - 2)))
             clean = z[:, :, None] * torch.rsqrt(torch.sigmoid(column))
             fit = -0.5 * torch.exp(column) * (clean - grid).square()
-            share = (
-                logits.view(z.shape[0], z.shape[1], levels, *z.shape[2:]).to(z.dtype) + fit
-            ).softmax(2)
-            x: Tensor = (share * grid).sum(2)
+            logits = logits.view(z.shape[0], z.shape[1], levels, *z.shape[2:]).to(z.dtype)
+            x: Tensor = ((logits + fit).softmax(2) * grid).sum(2)
             return x

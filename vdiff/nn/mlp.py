@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.nn.block import check_sizes
+from vdiff._validate import Count, validated
 from vdiff.nn.embedding import FourierFeatures
 
 
@@ -19,17 +19,17 @@ class MLP(nn.Module):
     torch.Size([4, 2])
     """
 
+    @validated
     def __init__(
         self,
-        dims: int,
+        dims: Count,
         *,
-        dims_out: int | None = None,
-        width: int = 128,
+        dims_out: Count | None = None,
+        width: Count = 128,
         depth: int = 3,
         features: int = 32,
     ) -> None:
         super().__init__()
-        check_sizes("MLP", dims=dims, dims_out=dims_out or None, width=width)
         self.time = FourierFeatures(features)
         layers: list[nn.Module] = [nn.Linear(dims + features, width), nn.SiLU()]
         for _ in range(depth - 1):

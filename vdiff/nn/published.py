@@ -1,5 +1,5 @@
-"""The networks of published CIFAR-10 results, as published: their sizes, their initial weights,
-what they are told."""
+"""The networks of published CIFAR-10 results, as published: their sizes, initial weights and noise
+levels."""
 
 import math
 from collections.abc import Sequence
@@ -10,20 +10,30 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._validate import Count, Fraction, validated
 from vdiff.denoiser import ScaledGamma, TableStep
-from vdiff.errors import checking, must
-from vdiff.nn.block import Block, check_sizes, group_norm, start, zero
+from vdiff.errors import InvalidType
+from vdiff.gaussian import HALF
+from vdiff.nn.block import Block, group_norm, start, zero
 from vdiff.nn.embedding import FourierFeatures
 from vdiff.nn.unet import UNet
 from vdiff.schedule import Tabulated
 
 
-class VDMUNet(nn.Module):
-    """VDM's network: `depth` and `depth` + 1 residual blocks at full resolution, skips across,
-    nothing halved; 30.58 M parameters.
+def _single_precision(z: Tensor) -> None:
+    """A rule: z has the digits that the features of its last bits need."""
+    if z.dtype in HALF:
+        features = "its features turn 128 times over a unit of z"
+        hint = f"{features}: keep the weights in float32 and run it under torch.autocast"
+        raise InvalidType("z", "be in float32 or float64", z.dtype, hint)
 
-    It sees z together with sin and cos of 2ⁿ·2πz, n = 6 and 7, by which it reads the last bits of
-    a grey level at high log-SNR, and γ = −λ scaled to [0, 1] between `logsnr_max` and
+
+class VDMUNet(nn.Module):
+    """VDM's network: `depth` and `depth` + 1 residual blocks at full resolution, with
+    skip connections, no downsampling; 30.58 M parameters.
+
+    Its input is z with sin and cos of 2ⁿ·2πz, n = 6 and 7, from which it reads the last bits of a
+    grey level at high log-SNR, and γ = −λ scaled to [0, 1] between `logsnr_max` and
     `logsnr_min`. z is added to its output, an ε̂: use it with `Eps()`. `augmented` (batch,) tells
     which images were flipped or turned; 0 where it is not given. With augmentation, VDM takes
     width 256 and dropout 0.05. Those features need z in float32: for half precision,
@@ -37,20 +47,20 @@ class VDMUNet(nn.Module):
     torch.Size([2, 3, 8, 8])
     """
 
+    @validated
     def __init__(
         self,
-        channels: int = 3,
+        channels: Count = 3,
         *,
-        width: int = 128,
+        width: Count = 128,
         depth: int = 32,
         heads: int = 1,
-        dropout: float = 0.1,
+        dropout: Fraction = 0.1,
         logsnr_max: float = 13.3,
         logsnr_min: float = -5.0,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes("VDMUNet", dropout, channels=channels, width=width)
         wide = 4 * width
         # the authors scale to [0, 1000] and take frequencies from 1 to 1e-4
         self.time = FourierFeatures(
@@ -80,15 +90,13 @@ class VDMUNet(nn.Module):
             each.modulate = zero(nn.Linear(wide, width, bias=False))
         start(self, _lecun_normal)
 
+    @validated(rules=[_single_precision])
     def forward(
         self,
         z: Float[Tensor, "batch c h w"],
         logsnr: Float[Tensor, " batch"],
         augmented: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
-        if checking() and z.dtype in (torch.float16, torch.bfloat16):
-            hint = "its features turn 128 times over a unit of z: keep the weights in float32 and run it under torch.autocast"
-            raise TypeError(must("VDMUNet", "z", "be in float32 or float64", z.dtype, hint))
         time = self.time(logsnr)
         flag = time.new_zeros(len(z)) if augmented is None else augmented
         embedding = self.embed(torch.cat([time, flag[:, None]], 1).to(self.first.weight.dtype))
@@ -108,8 +116,8 @@ class DDPMUNet(UNet):
     """DDPM's network, 35.75 M parameters: four resolutions, two blocks each, one-head attention at
     16×16. Use it with `Eps()`.
 
-    It is told the step of DDPM's β table that λ stands for, fractional between two; another table
-    or schedule is `time=FourierFeatures(128, …)`.
+    It takes the step of DDPM's β table at this λ, fractional between two; for another table or
+    schedule, pass `time=FourierFeatures(128, …)`.
 
     Denoising Diffusion Probabilistic Models, arXiv:2006.11239, appendix B, and the authors' code.
 
@@ -164,8 +172,8 @@ class IDDPMUNet(UNet):
     four resolutions, attention with four heads at 16×16 and 8×8, the embedding as scale and shift;
     52.55 M parameters.
 
-    Use it as `Denoiser(IDDPMUNet(), Eps(), variance=Range())`. It is told the step of iDDPM's
-    cosine table of 4,000 levels that λ stands for, divided by 4.
+    Use it as `Denoiser(IDDPMUNet(), Eps(), variance=Range())`. It takes the step of
+    iDDPM's cosine table of 4,000 levels at this λ, divided by 4.
 
     Improved Denoising Diffusion Probabilistic Models, arXiv:2102.09672, and the authors' code.
 
@@ -217,9 +225,7 @@ def _last_bits(z: Tensor) -> Tensor:
 
 def _lecun_normal(weight: Tensor) -> Tensor:
     """A normal of variance 1/fan-in, cut at two standard deviations: flax's default."""
-    std = (
-        weight[0].numel() ** -0.5 / 0.87962566103423978
-    )  # the deviation that is left after the cut
+    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # the deviation left after the cut
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 

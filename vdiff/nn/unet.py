@@ -3,15 +3,42 @@ across."""
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import checking, has_values, must
-from vdiff.nn.block import Block, check_sizes, group_norm, zero
+from vdiff._validate import Count, Fraction, Given, Whole, require, validated
+from vdiff.errors import InvalidValue, has_values
+from vdiff.nn.block import Block, group_norm, zero
 from vdiff.nn.embedding import FourierFeatures
+
+
+def _counts(multipliers: Sequence[int], argument: str, given: Given) -> Sequence[int]:
+    for multiplier in multipliers:
+        Whole()(multiplier, argument, given)
+    return multipliers
+
+
+def _fits(self: "UNet", z: Tensor, label: Tensor | None) -> None:
+    """A rule: every resolution is whole; labels come where the network was made for them."""
+    parts, shape = 2 ** (self.levels - 1), tuple(z.shape)
+    whole = z.shape[-1] % parts == 0 and z.shape[-2] % parts == 0
+    require(whole, "z", f"have height and width divisible by {parts}", shape)
+    if self.label is None:
+        made = "be left out: the network was made without labels"
+        require(label is None, "label", made, "one", "UNet(…, labels=n)")
+        return
+    count = self.label.num_embeddings
+    if label is None:
+        made = f"be given: the network was made for {count} labels"
+        raise InvalidValue("label", made, None)
+    if has_values(label) and label.device.type == "cpu":
+        came = f"values from {label.min()} to {label.max()}"
+        known = bool(((label >= 0) & (label < count)).all())
+        require(known, "label", f"lie in 0 … {count - 1}", came)
 
 
 class UNet(nn.Module):
@@ -21,8 +48,8 @@ class UNet(nn.Module):
     `blocks` residual blocks per resolution, `width` × each of `multipliers` channels, halving in
     between; attention in the middle and behind each block of the resolutions `attention` (0 is the
     finest). With `labels`, it takes `label` (batch,) in [0, labels) as a condition. The defaults
-    make a small network; `time` says how it sees the noise level, `embedding` how wide the layers
-    behind that are, and `scale_shift`, `groups`, `eps` and `checkpoint` are those of
+    make a small network; `time` is its embedding of the noise level, `embedding` the width of the
+    layers behind that, and `scale_shift`, `groups`, `eps` and `checkpoint` are those of
     `vdiff.nn.block.Block`.
 
     >>> network = UNet(1, width=16, multipliers=(1, 2))
@@ -30,31 +57,27 @@ class UNet(nn.Module):
     torch.Size([2, 1, 8, 8])
     """
 
+    @validated
     def __init__(
         self,
-        channels: int,
+        channels: Count,
         *,
-        channels_out: int | None = None,
-        width: int = 32,
-        multipliers: Sequence[int] = (1, 2),
+        channels_out: Count | None = None,
+        width: Count = 32,
+        multipliers: Annotated[Sequence[int], _counts] = (1, 2),
         blocks: int = 1,
         attention: Sequence[int] = (),
         heads: int = 2,
-        dropout: float = 0.0,
-        labels: int | None = None,
+        dropout: Fraction = 0.0,
+        labels: Count | None = None,
         time: FourierFeatures | None = None,
-        embedding: int | None = None,
+        embedding: Count | None = None,
         scale_shift: bool = True,
         groups: int = 8,
         eps: float = 1e-5,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        name = type(self).__name__
-        check_sizes(name, dropout, channels=channels, width=width, labels=labels)
-        check_sizes(name, channels_out=channels_out or None, embedding=embedding or None)
-        for multiplier in multipliers:
-            check_sizes(name, multipliers=multiplier)
         self.levels, self.blocks = len(multipliers), blocks
         wide = embedding or 2 * width
         self.time = time or FourierFeatures(2 * width)
@@ -98,56 +121,15 @@ class UNet(nn.Module):
             zero(nn.Conv2d(now, channels_out or channels, 3, padding=1)),
         )
 
+    @validated(rules=[_fits])
     def forward(
         self,
         z: Float[Tensor, "batch c h w"],
         logsnr: Float[Tensor, " batch"],
         label: Tensor | None = None,
     ) -> Float[Tensor, "batch c_out h w"]:
-        if z.shape[-1] % 2 ** (self.levels - 1) or z.shape[-2] % 2 ** (self.levels - 1):
-            raise ValueError(
-                must(
-                    "UNet",
-                    "z",
-                    f"have height and width divisible by {2 ** (self.levels - 1)}",
-                    tuple(z.shape),
-                )
-            )
         embedding = self.embed(self.time(logsnr).to(self.embed[0].weight.dtype))
-        if self.label is None and label is not None:
-            raise ValueError(
-                must(
-                    "UNet",
-                    "label",
-                    "be left out: the network was made without labels",
-                    "one",
-                    "UNet(…, labels=n)",
-                )
-            )
         if self.label is not None:
-            if label is None:
-                raise ValueError(
-                    must(
-                        "UNet",
-                        "label",
-                        f"be given: the network was made for {self.label.num_embeddings} labels",
-                        None,
-                    )
-                )
-            if (
-                checking()
-                and has_values(label)
-                and label.device.type == "cpu"
-                and not ((label >= 0) & (label < self.label.num_embeddings)).all()
-            ):
-                raise ValueError(
-                    must(
-                        "UNet",
-                        "label",
-                        f"lie in 0 … {self.label.num_embeddings - 1}",
-                        f"values from {label.min()} to {label.max()}",
-                    )
-                )
             embedding = embedding + self.label(label)
         h = self.first(z)
         skips = [h]

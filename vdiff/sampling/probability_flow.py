@@ -44,17 +44,17 @@ def ode(
     """z at λ_s, by one of torchdiffeq's solvers over the probability-flow ODE, in either
     direction.
 
-    An adaptive method holds the worst sample of the batch to the tolerance in each of its steps,
-    which the batch shares: what a sample is made with moves it as far as the solver's own error
-    goes, on a mixture by 1e-5 as a rule and by 3e-3 once in 512 samples at the default tolerances.
-    With a fixed-step method it does not. All samples of a batch move between the same two levels.
+    The batch shares the steps of an adaptive method, which holds its worst sample to the
+    tolerance. So the rest of the batch changes a sample within the solver's own error: on a
+    mixture by 1e-5 usually, and by 3e-3 once in 512 samples at the default tolerances. With a
+    fixed-step method it does not. All samples of a batch move between the same two levels.
 
     Args:
         method: of torchdiffeq: "dopri5", "dopri8", "rk4", …
         rtol, atol: of an adaptive method.
         max_evaluations, max_seconds: where to give up.
-        options: handed to torchdiffeq, for instance {"step_size": 0.1}, in radians, for a method
-            with fixed steps (else one step).
+        options: of torchdiffeq, for instance {"step_size": 0.1}, in radians, for a method with
+            fixed steps (else one step).
 
     Raises:
         SolverError: when the step size underflows, a limit is reached, or v̂ is not finite.
@@ -70,11 +70,10 @@ def ode(
     def field(level: Tensor, state: State) -> State:
         return (model(state[0], level.expand(len(state[0]))).v,)
 
-    limits: dict[str, Any] = {"max_evaluations": max_evaluations, "max_seconds": max_seconds}
-    tolerances: dict[str, Any] = {"rtol": rtol, "atol": atol}
-    start, end = wide(logsnr_t)[0], wide(logsnr_s)[0]
-    given = {"method": method, "options": options, **tolerances, **limits}
-    return solve("ode", field, (z,), start, end, **given).state[0]
+    ends = wide(logsnr_t)[0], wide(logsnr_s)[0]
+    given: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "options": options}
+    given |= {"max_evaluations": max_evaluations, "max_seconds": max_seconds}
+    return solve("ode", field, (z,), *ends, **given).state[0]
 
 
 def _backwards(step: Any) -> None:
