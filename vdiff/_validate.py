@@ -375,14 +375,11 @@ def unchecked(function: Callable[P, R]) -> Callable[P, R]:
 def _validated(
     function: Callable[P, R], rules: tuple[Rule, ...], elsewhere: Mapping[str, str]
 ) -> Callable[P, R]:
-    signature: _Signature | None = None  # read at the first call, when its names are defined
-
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        nonlocal signature
-        signature = signature or _Signature(function, rules, elsewhere)
+        signature = _signature(function, rules, elsewhere)
         try:
             positional, keywords = signature.check(args, kwargs)
             return function(*positional, **keywords)
@@ -391,6 +388,17 @@ def _validated(
             raise
 
     return checked
+
+
+_SIGNATURES: "dict[Callable[..., Any], _Signature]" = {}  # in a closure, torch.compile would fail
+
+
+def _signature(
+    function: Callable[..., Any], rules: tuple[Rule, ...], elsewhere: Mapping[str, str]
+) -> "_Signature":
+    if function not in _SIGNATURES:  # read at the first call, when its names are defined
+        _SIGNATURES[function] = _Signature(function, rules, elsewhere)
+    return _SIGNATURES[function]
 
 
 class _Signature:

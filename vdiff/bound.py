@@ -41,7 +41,8 @@ class Bound(ValuesCopied):
     `copy.copy` shares the tensors, and with them the graph of the loss. `copy.deepcopy` has their
     values, detached: torch copies no graph.
 
-    >>> bound = Bound(prior=torch.zeros(1), diffusion=torch.ones(1), reconstruction=torch.ones(1), dims=2)
+    >>> zero, one = torch.zeros(1), torch.ones(1)
+    >>> bound = Bound(prior=zero, diffusion=one, reconstruction=one, dims=2)
     >>> bound.total, bound.bits_per_dim
     (tensor([2.]), tensor([1.4427]))
     """
@@ -88,8 +89,10 @@ class Bound(ValuesCopied):
         Ho et al., arXiv:2006.11239, eq. 5, where L_t−1 is our L_i with t = i + 1.
 
         >>> zero, one = torch.zeros(1), torch.ones(1)
-        >>> Bound(zero, one, zero, 1, Drawn(2, (0.5 * one, one), (1.5 * one, 0.5 * one))).terms(nats=True)
-        {'L_0': tensor([0.]), 'L_1': tensor([0.7500]), 'L_2': tensor([0.2500]), 'L_3': tensor([0.])}
+        >>> drawn = Drawn(2, (0.5 * one, one), (1.5 * one, 0.5 * one))
+        >>> terms = Bound(zero, one, zero, 1, drawn).terms(nats=True)
+        >>> {name: term.item() for name, term in terms.items()}
+        {'L_0': 0.0, 'L_1': 0.75, 'L_2': 0.25, 'L_3': 0.0}
         """
         hint = "in continuous time there are no terms: `evaluate` shows the bound by log-SNR"
         require(self.drawn is not None, "steps", "be given to elbo", None, hint)

@@ -172,9 +172,10 @@ class Description:
 
     def __str__(self) -> str:
         low, high = self.logsnr[0].item(), self.logsnr[-1].item()
+        ends = f"λ from {_rounded(low)} to {_rounded(high)}"
         lines = [
             f"{self.recipe.name}" + (f" ({self.recipe.source})" if self.recipe.source else ""),
-            f"  w(λ)      {self.recipe.weighting!r}, for λ from {_rounded(low)} to {_rounded(high)}",
+            f"  w(λ)      {self.recipe.weighting!r}, for {ends}",
             f"  peak      {self._peak()}",
             f"  means     {self._meaning()}",
             f"  draws     {self._middle(self.draws)}",

@@ -127,11 +127,10 @@ def solve(
     >>> round(end.state[0].item(), 3)  # a quarter of π
     0.785
     """
-    given = {"method": method, "max_evaluations": max_evaluations}
-    given |= {"rtol": rtol, "atol": atol, "unit": unit}
-    for argument, value in given.items():
+    values = method, max_evaluations, rtol, atol, unit
+    for (argument, constraint), value in zip(CONSTRAINTS.items(), values, strict=True):
         try:
-            CONSTRAINTS[argument](value, argument, given)
+            constraint(value, argument, {})
         except InvalidArgument as error:
             error.function = function
             raise

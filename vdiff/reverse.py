@@ -39,7 +39,8 @@ def reverse_sample(
     >>> from vdiff import Eps
     >>> z = torch.ones(1, 1)
     >>> step = Step(torch.zeros(1), torch.ones(1))
-    >>> reverse_sample(Prediction(z, step.logsnr_t, torch.zeros(1, 1), Eps()), step, torch.zeros(1, 1))
+    >>> prediction = Prediction(z, step.logsnr_t, torch.zeros(1, 1), Eps())
+    >>> reverse_sample(prediction, step, torch.zeros(1, 1))
     tensor([[1.2092]])
     """
     std = per_example(step.variance.sqrt(), noise)
@@ -62,7 +63,8 @@ def reverse_kl(
 
     >>> from vdiff import Eps
     >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
-    >>> reverse_kl(Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps()), x, eps, step)
+    >>> prediction = Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps())
+    >>> reverse_kl(prediction, x, eps, step)
     tensor([1.7183])
     """
     half_gain = 0.5 * step.snr_gain
@@ -104,12 +106,13 @@ def reverse_log_ratio(
 
 
 class Estimator(abc.ABC):
-    """How one step of the bound is estimated: a call returns nats per example, whose sum over the
+    """An estimator of one step of the bound: a call returns nats per example. Their sum over the
     chain is the diffusion term.
 
     >>> from vdiff import Eps
     >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
-    >>> RaoBlackwell()(Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps()), x, eps, step)
+    >>> prediction = Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps())
+    >>> RaoBlackwell()(prediction, x, eps, step)
     tensor([1.7183])
     """
 

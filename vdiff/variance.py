@@ -98,8 +98,8 @@ class LogVariance(ReverseVariance):
 
 
 class Variance(ReverseVariance):
-    """The network predicts Σ, through a softplus: where Σ is small, the head is nearly log Σ (d log
-    Σ/d head = (1 − e^{−Σ})/Σ).
+    """The network predicts Σ, through a softplus: where Σ is small, the head is nearly log Σ
+    (d log Σ/d head = (1 − e^{−Σ})/Σ).
 
     Without the softplus the gradient would grow like 1/Σ, which is 1e4 and more at the clean end
     of a chain.

@@ -1,7 +1,6 @@
-"""Figures: samples beside data, schedules and densities, weightings, the error by log-SNR. Needs
-matplotlib."""
+"""Figures: samples beside data, schedules and densities, weightings, the error by log-SNR."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,69 +8,15 @@ import torch
 from torch import Tensor
 
 from vdiff.diagnosis import Diagnosis
-from vdiff.extras import extra
+from vdiff.plots.figure import animation, figure, image_grid
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 from vdiff.weighting import Weighting
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from vdiff.describe import Description
 
 LOGSNR = "log-SNR λ   (noise ← → data)"
-
-
-def figure(
-    rows: int = 1, columns: int = 1, *, width: float = 4.6, height: float = 3.4
-) -> "tuple[Figure, list[Axes]]":
-    """A figure that needs no display, with its axes in a list.
-
-    >>> made, (left, right) = figure(1, 2)
-    >>> made.get_size_inches().tolist()
-    [9.2, 3.4]
-    """
-    with extra("train"):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-    made = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(made)
-    grid = made.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-    return made, list(grid.flat)
-
-
-def image_grid(
-    axes: "Axes", images: Tensor, title: str, columns: int = 10, levels: int = 17
-) -> None:
-    """Integer images (n, 1 or 3, h, w) as one picture with thin gaps; one channel is ink on white,
-    three are colors.
-
-    >>> _, (axes,) = figure()
-    >>> image_grid(axes, torch.zeros(12, 1, 8, 8), "zeros")
-    >>> axes.get_images()[0].get_array().shape                # two rows of ten
-    (19, 91)
-    """
-    n, channels, h, w = images.shape
-    rows = -(-n // columns)
-    canvas = torch.full(
-        (rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 0.5, dtype=torch.float32
-    )
-    for i, image in enumerate(images.float() / (levels - 1)):
-        top, left = (i // columns) * (h + 1) + 1, (i % columns) * (w + 1) + 1
-        canvas[top : top + h, left : left + w] = image.movedim(0, -1)
-    axes.imshow(
-        (canvas if channels == 3 else canvas[..., 0]).numpy(),
-        cmap="gray_r",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-    )
-    axes.set_title(title)
-    axes.set_axis_off()
 
 
 def samples(path: Path, made: Tensor, real: Tensor, *, levels: int = 17) -> None:
@@ -81,8 +26,6 @@ def samples(path: Path, made: Tensor, real: Tensor, *, levels: int = 17) -> None
     >>> images = torch.randint(0, 17, (20, 1, 8, 8))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     samples(Path(folder) / "figure.png", images, images)
-    ...     (Path(folder) / "figure.png").is_file()
-    True
     """
     picture, (left, right) = figure(1, 2, height=2.9)
     image_grid(left, made, "samples", levels=levels)
@@ -97,8 +40,6 @@ def schedule(path: Path, schedules: Mapping[str, Schedule]) -> None:
     >>> from vdiff import Cosine
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     schedule(Path(folder) / "figure.png", {"cosine": Cosine()})
-    ...     (Path(folder) / "figure.png").is_file()
-    True
     """
     picture, (left, right) = figure(1, 2)
     t = torch.linspace(0, 1, 501, dtype=torch.float64)
@@ -108,7 +49,7 @@ def schedule(path: Path, schedules: Mapping[str, Schedule]) -> None:
             logsnr = torch.linspace(one.logsnr_min, one.logsnr_max, 501, dtype=torch.float64)
             right.plot(logsnr, one.density(logsnr), label=name)
     left.set(xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", title="schedule")
-    right.set(xlabel=LOGSNR, ylabel="p(λ)", title="where it looks")
+    right.set(xlabel=LOGSNR, ylabel="p(λ)", title="density of the draws")
     right.set_ylim(bottom=0)
     left.legend(frameon=False)
     picture.savefig(path, dpi=130)
@@ -127,8 +68,6 @@ def weighting(
     >>> from vdiff import Sigmoid
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     weighting(Path(folder) / "figure.png", {"sigmoid": Sigmoid(2.0)})
-    ...     (Path(folder) / "figure.png").is_file()
-    True
     """
     picture, (axes,) = figure()
     logsnr = torch.linspace(logsnr_min, logsnr_max, 801, dtype=torch.float64)
@@ -141,14 +80,12 @@ def weighting(
 
 
 def objectives(path: Path, described: "Mapping[str, Description]") -> None:
-    """What objectives count, where they look, and where their signal lies, by log-SNR.
+    """Weights, densities of the draws and signals of objectives, by log-SNR.
 
     >>> import tempfile
     >>> from vdiff import describe
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     objectives(Path(folder) / "figure.png", {"edm": describe("edm")})
-    ...     (Path(folder) / "figure.png").is_file()
-    True
     """
     picture, (counts, looks, signal) = figure(1, 3)
     for i, (name, one) in enumerate(described.items()):
@@ -157,7 +94,7 @@ def objectives(path: Path, described: "Mapping[str, Description]") -> None:
         looks.plot(one.logsnr, one.draws, **style)
         signal.plot(one.logsnr, one.signal, **style)
     counts.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
-    looks.set(xlabel=LOGSNR, ylabel="p(λ)", title="where training looks")
+    looks.set(xlabel=LOGSNR, ylabel="p(λ)", title="density of the draws")
     signal.set(
         xlabel=LOGSNR,
         ylabel="share of the loss",
@@ -178,20 +115,13 @@ def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> N
     >>> profile.update(torch.linspace(-5, 5, 100), torch.rand(100))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     error_by_logsnr(Path(folder) / "figure.png", {"random": profile}, dims=1)
-    ...     (Path(folder) / "figure.png").is_file()
-    True
     """
     picture, (axes,) = figure(width=5.6)
     for name, profile in profiles.items():
-        x, y, se = (
-            profile.centers.cpu(),
-            profile.mean.cpu() / dims,
-            profile.standard_error.cpu() / dims,
-        )
+        x, y = profile.centers.cpu(), profile.mean.cpu() / dims
+        two = 2 * profile.standard_error.cpu() / dims
         (line,) = axes.plot(x, y, label=name)
-        axes.fill_between(
-            x, y - 2 * se, y + 2 * se, alpha=0.3, color=line.get_color(), linewidth=0
-        )
+        axes.fill_between(x, y - two, y + two, alpha=0.3, color=line.get_color(), linewidth=0)
     axes.set(xlabel=LOGSNR, ylabel="E‖ε − ε̂‖² / d", title="the loss by log-SNR (± 2 SE)")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
@@ -207,8 +137,6 @@ def curves(
     >>> history = [{"step": 1, "train_bits_per_dim": 4.0}, {"step": 2, "train_bits_per_dim": 3.0}]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     curves(Path(folder) / "figure.png", history, ("histogram", 2.43))
-    ...     (Path(folder) / "figure.png").is_file()
-    True
     """
     picture, (axes,) = figure(width=5.6)
     for key, name in (
@@ -235,8 +163,6 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
     >>> profile.update(torch.linspace(-5, 5, 100), torch.rand(100))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     variance(Path(folder) / "figure.png", {"linear": diagnose(profile, Linear(5.0, -5.0))})
-    ...     (Path(folder) / "figure.png").is_file()
-    True
     """
     picture, (left, right) = figure(1, 2, width=5.2)
     for name, one in diagnoses.items():
@@ -255,7 +181,7 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
     right.set(
         xlabel=LOGSNR,
         ylabel="p(λ)",
-        title="where it looks",
+        title="density of the draws",
         ylim=(0, 1.6 * best.best.max().item()),
     )
     top = max(
@@ -278,8 +204,6 @@ def moving_schedule(
     >>> from vdiff import Linear
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     moving_schedule(Path(folder) / "figure.gif", [(0, Linear()), (1, Linear(9.0, -5.0))])
-    ...     (Path(folder) / "figure.gif").is_file()
-    True
     """
     picture, (left, right) = figure(1, 2)
     t = torch.linspace(0, 1, 301, dtype=torch.float64)
@@ -309,62 +233,24 @@ def moving_schedule(
             xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", ylim=(low, high), title="schedule"
         )
         right.set(
-            xlabel=LOGSNR, ylabel="p(λ)", xlim=(low, high), ylim=(0, top), title="where it looks"
+            xlabel=LOGSNR,
+            ylabel="p(λ)",
+            xlim=(low, high),
+            ylim=(0, top),
+            title="density of the draws",
         )
         left.legend(frameon=False, loc="upper right")
 
     animation(path, picture, draw, len(frames), per_second=8)
 
 
-def band(axes: "Axes", x: Tensor, runs: Tensor, *, log: bool = False, **style: Any) -> None:
-    """The mean over runs (runs, points) as a line, with a band of two standard errors where there
-    are several.
-
-    With `log`, both are those of the logarithm, for what varies by factors: the line is the
-    geometric mean.
-
-    >>> _, (axes,) = figure()
-    >>> band(axes, torch.arange(3), torch.rand(5, 3), label="five seeds")
-    >>> len(axes.lines), len(axes.collections)
-    (1, 1)
-    """
-    values = runs.double().log() if log else runs.double()
-    mean, two = (
-        values.mean(0),
-        2 * values.std(0, correction=min(1, len(runs) - 1)) / len(runs) ** 0.5,
-    )
-    middle, low, high = ((v.exp() if log else v) for v in (mean, mean - two, mean + two))
-    (line,) = axes.plot(x, middle, **style)
-    if len(runs) > 1:
-        axes.fill_between(x, low, high, alpha=0.25, color=line.get_color(), linewidth=0)
-
-
-def animation(
-    path: Path,
-    picture: "Figure",
-    draw: Callable[[int], object],
-    frames: int,
-    *,
-    per_second: float = 2.0,
-) -> None:
-    """A GIF of `frames` states of a figure, which `draw(i)` puts into the i-th; the axes stay
-    where the first has them.
-
-    >>> import tempfile
-    >>> made, (axes,) = figure()
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     animation(Path(folder) / "figure.gif", made, lambda i: axes.set_title(f"frame {i}"), 2)
-    ...     (Path(folder) / "figure.gif").read_bytes()[:6]
-    b'GIF89a'
-    """
-    with extra("train"):
-        from matplotlib.animation import PillowWriter
-
-    writer = PillowWriter(fps=per_second)  # type: ignore[arg-type]
-    with writer.saving(picture, str(path), dpi=100):
-        for frame in range(frames):
-            draw(frame)
-            if frame == 0:
-                picture.draw_without_rendering()
-                picture.set_layout_engine("none")
-            writer.grab_frame()
+__all__ = [
+    "curves",
+    "error_by_logsnr",
+    "moving_schedule",
+    "objectives",
+    "samples",
+    "schedule",
+    "variance",
+    "weighting",
+]
