@@ -91,7 +91,7 @@ def test_settings_override_any_field():
     whole = config.override(
         ['weighting={"name": "EDM", "monotone": true}', "compile=True", "clip=None", "warmup=0"]
     )
-    assert isinstance(whole.objective().weighting, EDM)
+    assert isinstance(whole.objective().loss.weighting, EDM)
     assert (whole.compile, whole.clip, whole.warmup) == (True, None, 0)
     assert config == Config(network=UNET)
 

@@ -26,6 +26,8 @@ NAMESPACE = {"torch": torch, **{name: getattr(vdiff, name) for name in vdiff.__a
 def public(module: ModuleType) -> Iterator[tuple[str, object]]:
     """The classes and functions that a module makes public: its `__all__`, or whatever it defines
     without an underscore."""
+    if "._" in module.__name__:
+        return
     for name in getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")]):
         value = getattr(module, name)
         if (
@@ -66,7 +68,7 @@ def test_the_front_door_lists_what_it_has():
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_everything_has_a_docstring(module):
     assert module.__doc__
-    for value in defined(module):
+    for value in () if "._" in module.__name__ else defined(module):
         assert value.__doc__, value
         members = vars(value).items() if inspect.isclass(value) else ()
         for name, member in members:

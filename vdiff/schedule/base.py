@@ -22,8 +22,8 @@ from vdiff._validate import (
 )
 from vdiff.errors import InvalidType, checking, has_values
 from vdiff.gaussian import PreciseModule, Step, at_least_float32, device_of, wide
-from vdiff.schedule.check import check
-from vdiff.schedule.check import returned as check_returned
+from vdiff.schedule._check import check
+from vdiff.schedule._check import returned as check_returned
 
 BISECTIONS = 64
 EDGE = 1e-5  # how far beyond an end a rounded float32 λ may lie and still count as inside
@@ -35,6 +35,7 @@ Learn = Callable[[Tensor, int], Tensor]
 
 
 def unchanged(loss: Tensor, dims: int) -> Tensor:
+    """The loss: nothing is learned from it."""
     return loss
 
 

@@ -203,8 +203,12 @@ __all__ = [
     "DoubleExponential",
     "Gaussian",
     "HyperbolicSecant",
+    "Laplace",
     "Law",
     "LinearBetaLaw",
     "Logistic",
+    "Normal",
     "OffsetCosine",
+    "OptimalTransport",
+    "Spectral",
 ]

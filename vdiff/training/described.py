@@ -52,7 +52,7 @@ def differences(objective: Objective, config: Config) -> list[str]:
     []
     >>> other = config.override(["parameterization.sigma_data=0.5", "chain=10"])
     >>> differences(other.objective(), config)
-    ['steps: 10, by the config None', 'model.parameterization.sigma_data: 0.5, by the config 1.0']
+    ['model.parameterization.sigma_data: 0.5, by the config 1.0', 'loss.steps: 10, by the config None']
     """
     came, known = parts_of(objective), parts_of(config.objective(outline=True))
     unlike = [place for place in {**known, **came} if came.get(place) != known.get(place)]

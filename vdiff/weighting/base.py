@@ -167,7 +167,7 @@ class Custom(Weighting):
 
     >>> Custom(lambda logsnr: torch.exp(-logsnr.abs())).monotone
     False
-    >>> Custom(lambda logsnr: 1 - logsnr / 20, -10.0, 10.0).peak
+    >>> round(Custom(lambda logsnr: 1 - logsnr / 20, -10.0, 10.0).peak, 6)
     -10.0
     """
 
