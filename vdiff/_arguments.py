@@ -34,8 +34,8 @@ class Asked:
         except Exception as error:
             if not hasattr(self.model, "parameterization") and not out_of_memory(error):
                 error.add_note(
-                    "this came from within model(z, logsnr), with logsnr in float64. A bare "
-                    "network is no model: Denoiser(network, V(), time=…) says what it predicts "
+                    "this came from within model(z, logsnr), with logsnr in float64. If it is a "
+                    "bare network, wrap it: Denoiser(network, V(), time=…) says what it predicts "
                     "and what it is told"
                 )
             raise

@@ -91,8 +91,12 @@ class Whole:
     def __call__(self, value: object, argument: str, given: Given) -> object:
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidType(argument, "be a Python int", repr(value), "write int(…)")
-        require(value >= self.at_least, argument, f"be at least {self.at_least}", value, self.hint)
-        if self.at_most is not None and value > self.at_most:
+        if self.at_most is None or value < self.at_least:
+            least = f"be at least {self.at_least}"
+            require(
+                value >= self.at_least, argument, least, value, "" if self.at_most else self.hint
+            )
+        elif value > self.at_most:
             raise InvalidValue(argument, f"be at most {self.at_most:,}", f"{value:,}", self.hint)
         return value
 
@@ -163,8 +167,13 @@ def floating(value: object, argument: str, given: Given) -> object:
     """A floating tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         tensor(value, argument, given)
-        raise InvalidType(argument, "be a floating tensor", value.dtype, _float_hint(value.dtype))  # type: ignore[attr-defined]
+        dtype = value.dtype  # type: ignore[attr-defined]
+        hint = _TIMES if argument == "t" else _float_hint(dtype) if argument == "x" else ""
+        raise InvalidType(argument, "be a floating tensor", dtype, hint)
     return value
+
+
+_TIMES = "times are fractions of the way to noise, not integer steps: t = step / steps"
 
 
 def _float_hint(dtype: torch.dtype) -> str:
@@ -279,8 +288,7 @@ class Ends:
             raise InvalidType(argument, "be a torch.Tensor", "float", hint)
         tensor(value, argument, given)
         t = typing.cast(Tensor, value)
-        hint = "times are fractions of the way to noise, not integer steps: t = step / steps"
-        require(t.is_floating_point(), argument, "be floating", t.dtype, hint)
+        require(t.is_floating_point(), argument, "be floating", t.dtype, _TIMES)
         hint = "t.flatten()" if t.numel() == x.shape[0] else "one time for each example"
         shape = f"have shape (batch,) = ({x.shape[0]},)"
         require(t.shape == x.shape[:1], argument, shape, tuple(t.shape), hint)

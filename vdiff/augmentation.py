@@ -60,6 +60,8 @@ class Augmentation:
     tensor([1.0000, 0.5000, 0.0000])
     """
 
+    __example__ = 'for instance describe("vdmpp-sigmoid").augmentation'
+
     @validated(rules=[ordered_ends])
     def __init__(
         self, weighting: WeightFunction, logsnr_max: CleanEnd, logsnr_min: NoisyEnd

@@ -105,14 +105,16 @@ def batch(
 
 @contextmanager
 def assert_refused(
-    error: type[Exception], function: str, argument: str, *words: str
+    error: type[Exception], function: str | tuple[str, ...], argument: str, *words: str
 ) -> Iterator[None]:
     """The block must raise `error` with the message `<function>: argument '<argument>' must …
-    <words in order> …`."""
+    <words in order> …`; of several functions, one."""
     with pytest.raises(error) as caught:
         yield
+    names = "|".join(map(re.escape, (function,) if isinstance(function, str) else function))
     pattern = (
-        re.escape(f"{function}: argument '{argument}' must ")
+        f"({names})"
+        + re.escape(f": argument '{argument}' must ")
         + ".*"
         + ".*".join(re.escape(word) for word in words)
     )

@@ -18,6 +18,7 @@ from vdiff._validate import (
     constraints,
     ordered_ends,
     require,
+    unchecked,
     validated,
 )
 from vdiff.errors import InvalidType, checking, has_values
@@ -297,7 +298,7 @@ class Schedule(PreciseModule):
     def check_once(self) -> None:
         """`check`, the first time this schedule is used."""
         if not self._checked:
-            self.check()
+            unchecked(type(self).check)(self)
             self._checked = True
 
     def _inside(self, logsnr: Tensor) -> Tensor:

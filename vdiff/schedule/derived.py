@@ -89,7 +89,7 @@ class Custom(Schedule):
         require(first > last, "logsnr", "fall from data (t = 0) to noise (t = 1)", came, hint)
         super().__init__(first, last)
         self._logsnr, self._rate = logsnr, rate
-        self.check()
+        self.check_once()
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         return self._logsnr(t)
