@@ -10,7 +10,7 @@ import pytest
 import vdiff
 
 LAYERS = (
-    "errors", "condition", "extras", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "reverse", "weighting", "bound", "decoder", "denoiser", "oracle",
+    "errors", "_validate", "condition", "extras", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "reverse", "weighting", "bound", "decoder", "denoiser", "oracle",
     "loss", "chain", "flow", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics", "recipes", "augmentation", "describe", "theorems", "plots", "nn", "disk", "terminal", "data", "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent

@@ -108,11 +108,13 @@ def assert_refused(
     error: type[Exception], function: str, argument: str, *words: str
 ) -> Iterator[None]:
     """The block must raise `error` with the message `<function>: argument '<argument>' must …
-    <words in order> …`."""
+    <words in order> …`; a checkpoint is no argument, and no function is named where none was
+    called."""
     with pytest.raises(error) as caught:
         yield
+    subject = "checkpoint" if function == "checkpoint" else f"{function}: argument"
     pattern = (
-        re.escape(f"{function}: argument '{argument}' must ")
+        re.escape(f"{subject.removeprefix(': ')} '{argument}' must ")
         + ".*"
         + ".*".join(re.escape(word) for word in words)
     )
