@@ -19,10 +19,7 @@ Item = TypeVar("Item")
 def replace_unencodable() -> None:
     """Print ? for a character that the encoding of stdout lacks, where Python would raise.
 
-    That is λ in an ASCII or Windows locale. A program calls it first, before it prints its help.
-
-    >>> replace_unencodable()
-    """
+    That is λ in an ASCII or Windows locale. A program calls it first, before it prints its help."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
@@ -51,11 +48,7 @@ def say(*lines: object, file: Any = None) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether stderr, where progress is shown, is a terminal.
-
-    >>> on_terminal() in (True, False)
-    True
-    """
+    """Whether stderr, where progress is shown, is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -141,11 +134,7 @@ class Bar:
 
 
 def track(items: Sequence[Item], unit: str, label: str = "") -> Iterator[Item]:
-    """Items one by one, with a `Bar` of how many are done.
-
-    >>> list(track([1, 2], "number"))
-    [1, 2]
-    """
+    """Items one by one, with a `Bar` of how many are done."""
     with Bar(len(items), unit, label) as bar:
         for item in items:
             yield item

@@ -180,7 +180,7 @@ def run(options: argparse.Namespace) -> int:
         else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
     )
     if options.out or not out.is_symlink():
-        output_file("evaluate", "out", out)
+        output_file("out", out)
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
     with processes(), noted_warnings() as heard:
         first = here().first

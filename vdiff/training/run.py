@@ -51,7 +51,7 @@ class Run:
 
     @validated
     def __init__(self, folder: str | Path, config: Config | None = None) -> None:
-        self.folder = absolute("Run", "folder", folder)  # once: the working directory may change
+        self.folder = absolute("folder", folder)  # once: the working directory may change
         self.keep = 3
         self._lock: FileLock | None = None
         if config is None:
