@@ -24,9 +24,8 @@ from vdiff.cli import main
 from vdiff.likelihood.estimate import Estimate
 from vdiff.nn import MLP
 from vdiff.training import Config, Run, train
-from vdiff.training.averages import Averages
 from vdiff.training.checkpoint import checkpoints, read_meta
-from vdiff.training.state import State
+from vdiff.training.state import Averages, State
 
 CONFIG = points(
     steps=4, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, ema=[0.9]

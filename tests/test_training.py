@@ -14,10 +14,10 @@ from vdiff.data.digits import LEVELS, digits
 from vdiff.likelihood import evaluate
 from vdiff.nn import UNet
 from vdiff.training import Config, Run, Validation, parameter_groups, train
-from vdiff.training.averages import Averages
 from vdiff.training.batches import Batches
 from vdiff.training.config import build
 from vdiff.training.loop import pace
+from vdiff.training.state import Averages
 
 TINY = Config(
     network={

@@ -32,11 +32,10 @@ from vdiff import Categorical, Denoiser, Objective, V
 from vdiff.cli import main
 from vdiff.schedule import Spline
 from vdiff.training import Config, Run, train
-from vdiff.training.averages import Averages
 from vdiff.training.batches import Batches
 from vdiff.training.checkpoint import checkpoints, prune, read, read_meta, seal, write
 from vdiff.training.ranks import Place
-from vdiff.training.state import State
+from vdiff.training.state import Averages, State
 
 from .common import Net, assert_refused
 

@@ -21,17 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vdiff.disk import commit, new_folder, no_room, remove
+from vdiff.training import weights
 from vdiff.training.plain import LARGEST
-from vdiff.training.weights import (
-    DAMAGED,
-    Facts,
-    Weights,
-    load,
-    read_weights,
-    refuse_pickle,
-    refused,
-    separate,
-)
+from vdiff.training.weights import DAMAGED, Facts, Weights, refused
 
 FORMAT = 1
 META = "meta.json"
@@ -65,7 +57,7 @@ def write(folder: Path, step: int, tensors: Tensors, facts: Facts) -> Path:
         files = {}
         for file, named in tensors.items():
             whole = aside / f"{file}.safetensors"
-            save_file(separate(named), whole)
+            save_file(weights.separate(named), whole)
             files[whole.name] = {"bytes": whole.stat().st_size, "sha256": _digest(whole)}
         meta = {"format": FORMAT, "step": step, "files": files, "facts": facts}
         text = json.dumps(meta | {"sha256": seal(meta)}, indent=1, allow_nan=False) + "\n"
@@ -89,7 +81,9 @@ def read(path: Path, into: Tensors) -> Facts:
     for name in [f"{file}.safetensors" for file in into]:
         _check_file(path, name, meta["files"])
         _check_digest(path, name, meta["files"], _digest(path / name))
-    found = {file: load(path / f"{file}.safetensors", named) for file, named in into.items()}
+    found = {
+        file: weights.load(path / f"{file}.safetensors", named) for file, named in into.items()
+    }
     for file, named in into.items():
         for name, value in named.items():
             value.detach().copy_(found[file][name])
@@ -102,7 +96,7 @@ def read_file(path: Path, name: str) -> Weights:
     as meta.json says."""
     meta = read_meta(path)
     _check_file(path, name, meta["files"])
-    found = read_weights(path / name)
+    found = weights.read_weights(path / name)
     _check_digest(path, name, meta["files"], found.sha256)
     return found._replace(facts=meta["facts"])
 
@@ -116,7 +110,7 @@ def read_meta(path: Path) -> Facts:
         ...
     ValueError: checkpoint 'step-00000010' must hold meta.json; got none (it is no checkpoint, ...
     """
-    refuse_pickle(path, "be a folder of safetensors and JSON")
+    weights.refuse_pickle(path, "be a folder of safetensors and JSON")
     file = path / META
     if path.is_symlink() or not file.is_file() or file.is_symlink():
         raise refused(path, f"hold {META}", "none", "it is no checkpoint, or was not finished")

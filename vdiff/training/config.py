@@ -44,12 +44,10 @@ class Config:
 
     Args:
         network, parameterization, schedule: of the model, and the log-SNR that it is trained at.
-        data, folder: a data set by name, and where its files are.
-        shape: of one example, as the network sees it.
+        data, folder, shape: a data set by name, where its files are, and the shape of one example.
         decoder: p(data | z₀), which encodes the data; the run is evaluated with it.
-        variance: of a chain's reverse steps; None for the posterior's.
-        chain: T steps; None for continuous time.
-        bound_weight, weighting: see above.
+        chain, variance: T steps, None for continuous time; and of its reverse steps, None for the
+            posterior's.
         resampling: draw the bound's terms on a chain by their size (`LossSecondMoment`).
         level_head: the network returns logits of levels (`LevelHead`).
         conditional: the network is given the class, as `label`.
@@ -183,11 +181,9 @@ class Config:
     def _misfits(self) -> list[InvalidValue]:
         """Fields that are right one by one and do not go together."""
         network = getattr(networks, self.network["name"].partition(".")[0])
-        takes, hybrid = (
-            inspect.signature(network.forward).parameters,
-            self.bound_weight is not None,
-        )
-        chained, bound = self.chain is not None, self.weighting is None and not hybrid
+        takes = inspect.signature(network.forward).parameters
+        chained, hybrid = self.chain is not None, self.bound_weight is not None
+        bound = self.weighting is None and not hybrid
         labelled = "label" in takes and self.network.get("labels")
         check, wrong = self._unless, list[InvalidValue]()
         fits = self.batch % self.accumulate == 0
@@ -210,20 +206,16 @@ class Config:
         fits, hint = not self.resampling or (self.chain or 0) <= LARGEST, "it remembers every step"
         return wrong + check(fits, "chain", f"be at most {LARGEST:,} with resampling", hint)
 
-    def _unless(
-        self, holds: object, field: str, requirement: str, hint: str = ""
-    ) -> list[InvalidValue]:
-        return [] if holds else [InvalidValue(field, requirement, getattr(self, field), hint)]
+    def _unless(self, holds: object, field: str, what: str, hint: str = "") -> list[InvalidValue]:
+        return [] if holds else [InvalidValue(field, what, getattr(self, field), hint)]
 
 
 def _total(name: str, spec: Any) -> list[InvalidValue]:
     """A check that a spec names a weighting, and not a factor alone or a product of factors."""
     wrong = faults(name, weighting, spec)
     if not wrong and _is_factor(spec):
-        product = (
-            f'{{"name": "Product", "base": {{"name": "MSE", …}}, "factor": {json.dumps(spec)}}}'
-        )
-        hint = f"a factor multiplies a base: {product}"
+        base, factor = '"base": {"name": "MSE", …}', f'"factor": {json.dumps(spec)}'
+        hint = f'a factor multiplies a base: {{"name": "Product", {base}, {factor}}}'
         return [InvalidValue(name, "be a total", f"the factor {spec}", hint)]
     return wrong
 

@@ -128,13 +128,12 @@ class Run:
             sweep(self.folder)
             text = json.dumps(self.config.asdict(), indent=2) + "\n"
             write_text(self.folder / "config.json", text)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.close()
+            if isinstance(error, ValueError):
+                raise
             what, came = "be one that can be written to", f"{self.folder}: {error}"
             raise InvalidValue("folder", what, came) from error
-        except ValueError:
-            self.close()
-            raise
 
     def _begun(self) -> bool:
         """Whether anything was trained here; a start that failed leaves nothing to keep."""
@@ -182,9 +181,8 @@ class Run:
         Raises ValueError if there are checkpoints and none can be used.
         """
         live = state.tensors()
-        facts = on_first(
-            lambda: checkpoint.newest(self.checkpoints, partial(self.read, live=live))
-        )
+        read = partial(self.read, live=live)
+        facts = on_first(lambda: checkpoint.newest(self.checkpoints, read))
         from_first(live)
         if facts is not None:
             state.take(facts["state"])

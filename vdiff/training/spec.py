@@ -35,8 +35,8 @@ Form = Any  # a type of WORDS, a list of one of them, (type,), a Kind, or a text
 LARGEST = 1 << 20  # of a whole number in a spec: sizes of layers, levels, bins
 TENSORS = 1 << 14  # of a network; the deepest published ones have 700
 NUMBERS = 1 << 36  # in all of them
-WORDS = {bool: "true or false", int: "a Python int", float: "a finite number", str: "text"}
-WORDS |= {NoneType: "null"}
+WORDS: dict[Form, str] = {bool: "true or false", int: "a Python int", float: "a finite number"}
+WORDS |= {str: "text", NoneType: "null"}
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,16 @@ class Kind:
         return method is not getattr(self.base, self.method)
 
 
-KINDS = {
-    kind.room: kind
-    for kind in (
-        Kind(networks, nn.Module, "forward"),
-        Kind(schedule, Schedule, "logsnr_at"),
-        Kind(law, Law, "quantile"),
-        Kind(parameterization, Parameterization, "row"),
-        Kind(weighting, Weighting, "weight_at"),
-        Kind(decoder, Decoder, "log_prob"),
-        Kind(variance, ReverseVariance, "excess"),
-    )
-}
+_KINDS = (
+    Kind(networks, nn.Module, "forward"),
+    Kind(schedule, Schedule, "logsnr_at"),
+    Kind(law, Law, "quantile"),
+    Kind(parameterization, Parameterization, "row"),
+    Kind(weighting, Weighting, "weight_at"),
+    Kind(decoder, Decoder, "log_prob"),
+    Kind(variance, ReverseVariance, "excess"),
+)
+KINDS = {kind.room: kind for kind in _KINDS}
 
 
 def registry(*rooms: ModuleType) -> dict[str, Maker]:
@@ -129,14 +127,14 @@ def _faults(argument: str, rooms: Rooms, spec: object) -> Iterator[InvalidValue]
     taken = _arguments(known[name])
     for key, value in spec.items():
         if key in taken:
-            yield from _misfits(f"{place}{key}", taken[key].forms, value)
+            yield from _misfits(f"{place}{key}", taken[key][0], value)
         elif key != "name":
             other = f'all of it is replaced by {argument}={{"name": "{name}", …}}'
             hint = did_you_mean(key, taken) or other
             requirement = f"be an argument of {name}"
             yield InvalidValue(f"{place}{word(key)}", requirement, shown(value), hint)
-    for key, one in taken.items():
-        if one.required and key not in spec:
+    for key, (_, required) in taken.items():
+        if required and key not in spec:
             yield InvalidValue(f"{place}{key}", f"be given for {name}", None)
 
 
@@ -163,7 +161,7 @@ def _made(rooms: Rooms, spec: Spec) -> Any:
     given = {key: value for key, value in spec.items() if key != "name"}
     for key, value in given.items():
         if isinstance(value, dict):
-            given[key] = _made(_rooms(taken[key].forms), value)
+            given[key] = _made(_rooms(taken[key][0]), value)
     try:
         return made(**given)
     except (TypeError, ValueError):  # the library's own words
@@ -174,30 +172,22 @@ def _made(rooms: Rooms, spec: Spec) -> Any:
         raise InvalidValue(spec["name"], requirement, shown(given), reason) from error
 
 
-@dataclass(frozen=True)
-class _Argument:
-    """The forms in which an argument can be plain data, and whether it must be given."""
-
-    forms: tuple[Form, ...]
-    required: bool
-
-
-def _arguments(made: Maker) -> dict[str, _Argument]:
-    """The arguments of a class or class method by name, from its annotations."""
+def _arguments(made: Maker) -> dict[str, tuple[tuple[Form, ...], bool]]:
+    """The arguments of a class or class method by name: the forms in which each can be plain data,
+    from its annotation, and whether it must be given."""
     function = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
     if function is object.__init__:
         return {}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters
+    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return {
-        name: _Argument(_forms(one.annotation), one.default is one.empty)
-        for name, one in inspect.signature(function).parameters.items()
-        if one.kind in named and name != "self"
+        p.name: (_forms(p.annotation), p.default is p.empty) for p in named if p.name != "self"
     }
 
 
 def _needs_more(made: Maker) -> bool:
     """Whether an argument without a default has no form as plain data."""
-    return any(one.required and not one.forms for one in _arguments(made).values())
+    return any(required and not forms for forms, required in _arguments(made).values())
 
 
 def _makes_one(made: type, word: str) -> bool:
