@@ -72,7 +72,8 @@ def write_text(path: Path, text: str) -> None:
 def open_regular(path: Path, flags: int) -> int:
     """A handle of a regular file, which is made if it is missing and `flags` have O_CREAT.
 
-    Raises OSError if the name is a link or something else than a file."""
+    Raises OSError if the name is that of a link or anything else but a file.
+    """
     try:
         handle = os.open(path, flags | _AS_IT_IS, 0o666)
     except OSError as error:
@@ -107,8 +108,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """An empty folder at `path`, in place of what a process that was killed left there, or of a
-    link."""
+    """An empty folder at `path`; whatever has the name is removed."""
     remove(path)
     path.mkdir(parents=True)
     return path
@@ -136,9 +136,8 @@ def commit(aside: Path, path: Path) -> None:
 
 
 def absolute(argument: str, place: str | Path) -> Path:
-    """A path that does not depend on the working directory: without ~, its links followed.
-
-    Raises ValueError for the home of an unknown user, and for links that lead in a circle."""
+    """A path without ~ and links, which does not depend on the working directory. Raises
+    ValueError for the home of an unknown user, and for circular links."""
     try:
         return Path(place).expanduser().resolve()
     except RuntimeError as error:
@@ -147,8 +146,7 @@ def absolute(argument: str, place: str | Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what `atomic_write` left in a folder, a day ago or earlier, when its process was
-    killed."""
+    """Delete the partial files of processes that were killed a day ago or earlier."""
     for left in folder.glob(".*.partial*"):
         if left.lstat().st_mtime < time.time() - DAY:
             remove(left)

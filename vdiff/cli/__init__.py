@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vdiff.cli import describe, evaluate, sample, verify
 from vdiff.cli.options import check
@@ -15,14 +15,14 @@ from vdiff.sampling import SolverError
 from vdiff.terminal import replace_unencodable, say
 
 COMMANDS = {"describe": describe, "evaluate": evaluate, "sample": sample, "verify": verify}
-# options that take memory, and from what value on they are named where there is none left
+# options that take memory, and the value from which an out-of-memory error names them
 LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**6)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 2 if an argument or a run folder is wrong, a solver
-    gives up, memory runs out or a library is missing, and 130 after Ctrl-C. An error is one line
-    on stderr.
+    fails, memory runs out or a library is missing, and 130 after Ctrl-C. An error is one line on
+    stderr.
 
     >>> main(["sample", "no-such-folder"])
     2
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One whose errors are one line, and whose help nothing stops."""
+    """A parser whose errors are one line, and whose help prints in any encoding."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
@@ -65,12 +65,9 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
         summary = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
+        texts: dict[str, Any] = {"help": summary, "description": module.__doc__}
         formatter = argparse.RawDescriptionHelpFormatter
-        module.add(
-            commands.add_parser(
-                name, help=summary, description=module.__doc__, formatter_class=formatter
-            )
-        )
+        module.add(commands.add_parser(name, formatter_class=formatter, **texts))
     return parser
 
 

@@ -259,8 +259,9 @@ class Trainer:
             state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
             if self.on_nonfinite == "raise" or state.in_a_row >= PATIENCE:
                 folder = self.run.folder if self.run is not None and self.place.first else None
-                about = (reading.step, state.in_a_row, folder)
-                raise not_finite(self.objective, self.batches, *about)
+                raise not_finite(
+                    self.objective, self.batches, reading.step, state.in_a_row, folder
+                )
         record.advance(reading.loss)
         return reading.stop
 
@@ -282,23 +283,22 @@ class Trainer:
     def validated(self, found: float | Tensor | Estimate) -> dict[str, float | None]:
         """The numbers of a validation for the log, and the best so far; one that is not finite is
         None in the log, and warned of."""
-        state = self.state
-        value = found.value if isinstance(found, Estimate) else float(found)
-        numbers: dict[str, float | None] = {"selection_bits_per_dim": value}
+        state, numbers = self.state, dict[str, float | None]()
         if isinstance(found, Estimate):
-            errors = {"selection_error": found.monte_carlo}
-            numbers = errors | {"selection_error_over_images": found.images} | numbers
+            numbers["selection_error"] = found.monte_carlo
+            numbers["selection_error_over_images"] = found.images
+        value = found.value if isinstance(found, Estimate) else float(found)
+        numbers["selection_bits_per_dim"] = value
         if not math.isfinite(value):
             if self.place.first:
                 what = f"the validation at step {state.step} is {value}"
                 warnings.warn(f"{what}: it is logged as none, and training goes on", stacklevel=2)
         elif state.best is None or value < state.best["bits_per_dim"]:
             state.best = {"step": state.step, "bits_per_dim": value}
-        finite = {name for name, n in numbers.items() if n is not None and math.isfinite(n)}
-        return {name: n if name in finite else None for name, n in numbers.items()}
+        return {k: v if v is not None and math.isfinite(v) else None for k, v in numbers.items()}
 
     def leave(self, number: int, stored: int) -> None:
-        """End the process as the signal asked; its number is 0 where another rank received it."""
+        """End the process with the signal's exit code; 0 stands for a signal of another rank."""
         if self.place.first:
             done = f"\nasked to stop after step {self.state.step}"
             say(f"{done}; the checkpoint of step {stored} goes on from there", file=sys.stderr)
