@@ -140,7 +140,7 @@ def run(options: argparse.Namespace) -> int:
     with extra("train"):  # before anything is sampled
         import PIL.Image  # noqa: F401
     source, device = Run(options.run), device_of(options.device)
-    objective = source.load().to(device)
+    objective = source.loaded().objective.to(device)
     decoder, shape = objective.decoder, source.config.shape
     if not isinstance(decoder, Levels):
         hint = "pictures are made of levels"

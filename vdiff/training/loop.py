@@ -23,7 +23,7 @@ from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.described import check_described
 from vdiff.training.guard import autocast, memory_hint, not_finite, stopping
-from vdiff.training.ranks import from_first, here, on_first, over_ranks, wrap
+from vdiff.training.ranks import from_first, here, on_first, over_ranks
 from vdiff.training.record import Reading, Readings, Record, tensorboard
 from vdiff.training.run import Run
 from vdiff.training.state import State
@@ -149,7 +149,9 @@ class Trainer:
             network.compile()
         self.wrapped: nn.Module = objective
         if self.place.count > 1:
-            self.wrapped = wrap(objective)
+            self.wrapped = DistributedDataParallel(objective, static_graph=True)
+            # they are equal already; as an argument it is deprecated in some versions of torch
+            self.wrapped.broadcast_buffers = False
             self.warm_up_ddp()
         groups = {group["name"]: group["params"] for group in self.state.optimizer.param_groups}
         self.network_parameters = groups.get("model", [])

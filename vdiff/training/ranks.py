@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.parallel import DistributedDataParallel
 
 from vdiff._validate import validated
 from vdiff.errors import InvalidValue
@@ -88,15 +87,6 @@ def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
         # otherwise
         gc.collect()
         dist.destroy_process_group()
-
-
-def wrap(module: nn.Module) -> DistributedDataParallel:
-    """A module whose gradients are means over ranks, of one graph for all steps."""
-    wrapped = DistributedDataParallel(module, static_graph=True)
-    # they are equal already; as an argument it is deprecated in some versions, and unknown in
-    # others
-    wrapped.broadcast_buffers = False
-    return wrapped
 
 
 @validated
