@@ -23,7 +23,7 @@ from torch import Tensor
 from vdiff.disk import commit, new_folder, no_room, remove
 from vdiff.training import weights
 from vdiff.training.plain import LARGEST
-from vdiff.training.weights import DAMAGED, Facts, Weights, refused
+from vdiff.training.weights import DAMAGED, Facts, Weights, accept, parsed, refused, separate
 
 FORMAT = 1
 META = "meta.json"
@@ -57,8 +57,10 @@ def write(folder: Path, step: int, tensors: Tensors, facts: Facts) -> Path:
         files = {}
         for file, named in tensors.items():
             whole = aside / f"{file}.safetensors"
-            save_file(weights.separate(named), whole)
-            files[whole.name] = {"bytes": whole.stat().st_size, "sha256": _digest(whole)}
+            save_file(separate(named), whole)
+            with whole.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            files[whole.name] = {"bytes": whole.stat().st_size, "sha256": digest}
         meta = {"format": FORMAT, "step": step, "files": files, "facts": facts}
         text = json.dumps(meta | {"sha256": seal(meta)}, indent=1, allow_nan=False) + "\n"
         (aside / META).write_text(text, encoding="utf-8")
@@ -77,13 +79,10 @@ def read(path: Path, into: Tensors) -> Facts:
     Everything is verified before the first tensor is changed. Raises ValueError if the checkpoint
     is cut off or damaged, or is of another architecture.
     """
-    meta = read_meta(path)
-    for name in [f"{file}.safetensors" for file in into]:
-        _check_file(path, name, meta["files"])
-        _check_digest(path, name, meta["files"], _digest(path / name))
-    found = {
-        file: weights.load(path / f"{file}.safetensors", named) for file, named in into.items()
-    }
+    meta, found = read_meta(path), {}
+    for file, named in into.items():
+        name = f"{file}.safetensors"
+        found[file] = accept(path / name, _read(path, name, meta).tensors, named, exact=True)
     for file, named in into.items():
         for name, value in named.items():
             value.detach().copy_(found[file][name])
@@ -95,10 +94,25 @@ def read_file(path: Path, name: str) -> Weights:
     """One file of a checkpoint, with the facts of the checkpoint. Raises ValueError unless it is
     as meta.json says."""
     meta = read_meta(path)
-    _check_file(path, name, meta["files"])
-    found = weights.read_weights(path / name)
-    _check_digest(path, name, meta["files"], found.sha256)
-    return found._replace(facts=meta["facts"])
+    return _read(path, name, meta)._replace(facts=meta["facts"])
+
+
+def _read(path: Path, name: str, meta: Facts) -> Weights:
+    """The content of a file, which must have the size and the checksum of meta.json."""
+    files, file = meta["files"], path / name
+    if name not in files:
+        raise refused(path, f"hold {name}", ", ".join(files), "it is no part of this checkpoint")
+    if file.is_symlink() or not file.is_file():
+        raise refused(path, f"hold {name} as a regular file", "none, or a link")
+    size, recorded = file.stat().st_size, files[name]["bytes"]
+    if size != recorded:  # before it takes memory
+        what = f"hold {name} whole, {recorded:,} bytes"
+        raise refused(path, what, f"{size:,}", "it is cut off")
+    raw = file.read_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    if digest != files[name]["sha256"]:
+        raise refused(path, f"hold {name} as it was written", "another checksum", DAMAGED)
+    return parsed(file, raw, digest)
 
 
 def read_meta(path: Path) -> Facts:
@@ -110,8 +124,10 @@ def read_meta(path: Path) -> Facts:
         ...
     ValueError: checkpoint 'step-00000010' must hold meta.json; got none (it is no checkpoint, ...
     """
-    weights.refuse_pickle(path, "be a folder of safetensors and JSON")
     file = path / META
+    if path.suffix in weights.PICKLES:
+        came = weights.PICKLE.format(path.suffix)
+        raise refused(path, "be a folder of safetensors and JSON", came, weights.UNPICKLE)
     if path.is_symlink() or not file.is_file() or file.is_symlink():
         raise refused(path, f"hold {META}", "none", "it is no checkpoint, or was not finished")
     if file.stat().st_size > LARGEST:
@@ -196,31 +212,9 @@ def _is_meta(meta: dict[str, Any]) -> bool:
     return typed and len(each) == len(files)
 
 
-def _check_file(path: Path, name: str, files: dict[str, Any]) -> None:
-    """Raise unless a file is recorded, and is a regular one of the recorded size."""
-    if name not in files:
-        raise refused(path, f"hold {name}", ", ".join(files), "it is no part of this checkpoint")
-    file, recorded = path / name, files[name]["bytes"]
-    if file.is_symlink() or not file.is_file():
-        raise refused(path, f"hold {name} as a regular file", "none, or a link")
-    if file.stat().st_size != recorded:
-        came = f"{file.stat().st_size:,}"
-        raise refused(path, f"hold {name} whole, {recorded:,} bytes", came, "it is cut off")
-
-
-def _check_digest(path: Path, name: str, files: dict[str, Any], digest: str) -> None:
-    if digest != files[name]["sha256"]:
-        raise refused(path, f"hold {name} as it was written", "another checksum", DAMAGED)
-
-
 def seal(meta: dict[str, Any]) -> str:
     """SHA-256 of everything else in meta.json."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["checkpoints", "newest", "number", "prune", "read", "read_file", "read_meta", "write"]

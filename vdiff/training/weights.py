@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +22,7 @@ UNPICKLE = (
     "unpickling runs whatever code is in it: where you trust it, torch.load(…, "
     "weights_only=True), then safetensors.torch.save_file"
 )
+PICKLE = "a {} file, which is never unpickled"
 DAMAGED, OTHER = "it is damaged", "it is of another architecture"
 SEAL, FACTS = "sha256", "facts"  # of a file that stands alone, in its own header
 Facts = dict[str, Any]
@@ -46,13 +47,6 @@ def refused(path: Path, requirement: str, got: object, hint: str = "") -> ValueE
     came = came if len(came) <= LONGEST else f"{came[:LONGEST]} …"
     text = f"checkpoint '{path}' must {requirement}; got {came}"
     return ValueError(printable(f"{text} ({hint})" if hint else text))
-
-
-def refuse_pickle(path: Path, requirement: str) -> None:
-    """Raise for a file that is unpickled elsewhere."""
-    if path.suffix in PICKLES:
-        came = f"a {path.suffix} file, which is never unpickled"
-        raise refused(path, requirement, came, UNPICKLE)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Facts | None = None) -> None:
@@ -91,13 +85,22 @@ def read_weights(path: Path) -> Weights:
     The file is read once: the hash is that of the tensors, also while a training replaces the
     file. Raises ValueError if it is another kind of file, or not as it was written.
     """
-    refuse_pickle(path, "be safetensors")
+    if path.suffix in PICKLES:
+        raise refused(path, "be safetensors", PICKLE.format(path.suffix), UNPICKLE)
     try:
         raw = path.read_bytes()
+    except OSError as error:
+        raise refused(path, "be in the form of safetensors", error, DAMAGED) from error
+    return parsed(path, raw, hashlib.sha256(raw).hexdigest())
+
+
+def parsed(path: Path, raw: bytes, sha256: str) -> Weights:
+    """The content of a safetensors file from its bytes."""
+    try:
         tensors = parse(raw)
         length = int.from_bytes(raw[:8], "little")
         header = json.loads(raw[8 : 8 + length]).get("__metadata__") or {}
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise refused(path, "be in the form of safetensors", error, DAMAGED) from error
     if SEAL in header and header[SEAL] != _content(tensors, header.get(FACTS, "")):
         raise refused(path, "be as it was written", "another checksum", DAMAGED)
@@ -107,21 +110,7 @@ def read_weights(path: Path) -> Weights:
         raise refused(path, "have facts in its header that are JSON", error, DAMAGED) from error
     if not isinstance(facts, dict):
         raise refused(path, "have facts by name in its header", type(facts).__name__, DAMAGED)
-    return Weights(tensors, facts, hashlib.sha256(raw).hexdigest())
-
-
-def load(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, which must have the names, shapes and dtypes of those
-    expected, and no NaN."""
-    refuse_pickle(path, "be safetensors")
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            names = tensors.keys()
-            _compare(path, {name: tensors.get_slice(name).get_shape() for name in names}, expected)
-            loaded = {name: tensors.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise refused(path, "be in the form of safetensors", error, DAMAGED) from error
-    return accept(path, loaded, expected, exact=True)
+    return Weights(tensors, facts, sha256)
 
 
 def accept(
@@ -179,4 +168,4 @@ def _content(tensors: Mapping[str, Tensor], facts: str) -> str:
     return whole.hexdigest()
 
 
-__all__ = ["Weights", "accept", "load", "read_weights", "refused", "save_tensors", "separate"]
+__all__ = ["Weights", "accept", "parsed", "read_weights", "refused", "save_tensors", "separate"]
