@@ -24,11 +24,8 @@ DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name
 
 
 def from_file(place: str) -> Any:
-    """The object NAME of FILE.py. The file is run as Python runs it, with all that it does: name
-    only files that you trust.
-
-    Raises:
-        ValueError: where the file or the name is not there, or the file fails."""
+    """The object NAME of FILE.py, which is run as a Python program: name only files that you
+    trust. Raises ValueError if the file or the name is missing, or the file fails."""
     path, _, name = place.rpartition(":")
     what, hint = "name a file and something in it", "for instance mine.py:model"
     require(bool(path) and Path(path).is_file(), "FILE.py:NAME", what, repr(place), hint)
@@ -48,8 +45,7 @@ def from_file(place: str) -> Any:
 
 def device_of(name: str | None) -> torch.device:
     """A device by name; without one a GPU if there is one, under torchrun each process its own.
-    Raises:
-        ValueError: for a name that is none, or of what this machine has not."""
+    Raises ValueError for a device that this machine does not have."""
     if name is None:
         from vdiff.training.ranks import own_device
 

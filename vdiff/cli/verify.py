@@ -56,7 +56,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table; 0 where all is as it must be."""
+    """Print the table; 0 if everything holds."""
     _check(options)
     if options.pages:
         require(Path(options.pages).is_dir(), "pages", "be a folder that is there", options.pages)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vdiff._validate import validated
+from vdiff._validate import Count, validated
 from vdiff.condition import Condition, conditions
 from vdiff.errors import InvalidValue
 from vdiff.likelihood import Plan, evaluate
@@ -30,13 +30,14 @@ class Validation:
     True
     """
 
+    @validated
     def __init__(
         self,
         data: Tensor,
         *,
-        draws: int = 8,
-        replicates: int = 2,
-        batch: int = 1024,
+        draws: Count = 8,
+        replicates: Count = 2,
+        batch: Count = 1024,
         seed: int = 0,
         condition: Condition = None,
         **keywords: Any,
@@ -57,9 +58,8 @@ class Validation:
         options |= {"condition": self.condition, **self.effort}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*more than uniform noise")  # a curve begins there
-            schedule, decoder = averaged.schedule, averaged.decoder
-            model = averaged.model
-            return evaluate(model, self.data, schedule=schedule, decoder=decoder, **options).total
+            options |= {"schedule": averaged.schedule, "decoder": averaged.decoder}
+            return evaluate(averaged.model, self.data, **options).total
 
 
 __all__ = ["Validation"]
