@@ -152,26 +152,8 @@ def run(options: argparse.Namespace) -> int:
     model, step = _model(options, counted), _step(options)
     levels = _levels(options, objective.schedule)
     folder = _folder(Path(options.out) if options.out else source.folder / "samples")
-    kept, frames = [], []
-    with Bar(options.count * len(levels), "level", quiet=options.quiet) as bar:
-        for first in range(0, options.count, options.batch):
-            numbers = range(first, min(first + options.batch, options.count))
-            generators = streams(options.seed, numbers)
-            label = None if labels is None else labels[list(numbers)].to(device)
-            condition: dict[str, Any] = {} if label is None else {"label": label}
-            z = start(shape, generators).to(device)
-            path = trajectory(
-                model, z, levels=levels, step=step, generator=generators, **condition
-            )
-            on_the_way = []
-            for i, (_, prediction) in enumerate(path):
-                bar.update(len(z))
-                if options.gif and _shown(i, len(levels)):
-                    on_the_way.append(decoder.decode(prediction.x).cpu())
-            made = to_levels(decoder, prediction, draw=options.draw, generator=generators)
-            kept.append((made.cpu(), prediction.x.cpu()))
-            frames.append(on_the_way)
-    data, x = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    walk = partial(trajectory, model, levels=levels, step=step)
+    data, x, frames = _draw(options, walk, decoder, levels, shape, labels, device)
     per_sample = counted.evaluations / -(-options.count // options.batch)
     about = {"steps": len(levels), "device": str(device), "evaluations": per_sample}
     arrays = {"data": data, "x": x, "logsnr": levels, "label": labels}
@@ -187,6 +169,37 @@ def run(options: argparse.Namespace) -> int:
             shown[0].save(aside, save_all=True, append_images=shown[1:], duration=pause, loop=0)
     say(f"{options.count} samples, {per_sample:g} evaluations each, in {printable(str(folder))}")
     return 0
+
+
+def _draw(
+    options: argparse.Namespace,
+    walk: Callable[..., Any],
+    decoder: Levels,
+    levels: Tensor,
+    shape: list[int],
+    labels: Tensor | None,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+    """The data and x̂ of all samples, and for each batch the frames of its trajectory."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    frames: list[list[Tensor]] = []
+    with Bar(options.count * len(levels), "level", quiet=options.quiet) as bar:
+        for first in range(0, options.count, options.batch):
+            numbers = range(first, min(first + options.batch, options.count))
+            generators = streams(options.seed, numbers)
+            label = None if labels is None else labels[list(numbers)].to(device)
+            condition: dict[str, Any] = {} if label is None else {"label": label}
+            z = start(shape, generators).to(device)
+            on_the_way = []
+            for i, (_, prediction) in enumerate(walk(z, generator=generators, **condition)):
+                bar.update(len(z))
+                if options.gif and _shown(i, len(levels)):
+                    on_the_way.append(decoder.decode(prediction.x).cpu())
+            made = to_levels(decoder, prediction, draw=options.draw, generator=generators)
+            kept.append((made.cpu(), prediction.x.cpu()))
+            frames.append(on_the_way)
+    data, x = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return data, x, frames
 
 
 def _write_numbers(
