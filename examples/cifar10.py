@@ -156,7 +156,7 @@ def config_of(options: argparse.Namespace, gpu: bool) -> Config:
         config = replace(config, autocast=False, compile=False, channels_last=False)
     config = config.override(options.set)
     return replace(
-        config, folder=str(absolute("cifar10", "data", config.folder))
+        config, folder=str(absolute("data", config.folder))
     )  # for commands that start elsewhere
 
 

@@ -169,7 +169,7 @@ def damaged(count: int, folder: Path) -> dict[str, int]:
                 warnings.simplefilter("ignore")  # that versions differ
                 state.take(run.read(path, live)["state"])
         except ValueError as error:
-            if "argument '" not in str(error) or "; got " not in str(error):
+            if "' must " not in str(error) or "; got " not in str(error):
                 raise AssertionError(f"{i}: refused in other words: {error}") from error
             seen["refused"] += 1
             continue

@@ -384,7 +384,7 @@ def test_a_config_of_another_run_is_not_taken_for_a_run_s_own(tmp_path, capsys):
             (one / "ema.safetensors").unlink()
         with pytest.raises(
             ValueError,
-            match=r"Run: argument 'config' must be the one that .* was trained with; got schedule: .*Cosine.*lr: 0.1",
+            match=r"Run.load: argument 'config' must be the one that .* was trained with; got schedule: .*Cosine.*lr: 0.1",
         ):
             Run(one).load()
         for words in (

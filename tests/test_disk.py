@@ -306,7 +306,7 @@ def test_the_files_of_a_run_are_no_output(command, name, tmp_path, capsys):
 def test_the_program_s_own_devices_stay(tmp_path):
     for path in ("/dev/null", "/dev/stdout"):
         with pytest.raises(ValueError, match="must be a new file or one to replace"):
-            check_output("evaluate", "out", Path(path))
+            check_output("out", Path(path))
 
 
 @pytest.mark.parametrize("name", ["samples.npz", "samples.png"])

@@ -25,9 +25,8 @@ from vdiff.likelihood.estimate import Estimate
 from vdiff.nn import MLP
 from vdiff.objective import VLB
 from vdiff.training import Config, Run, train
-from vdiff.training.averages import Averages
 from vdiff.training.checkpoint import checkpoints, read_meta
-from vdiff.training.state import State
+from vdiff.training.state import Averages, State
 
 CONFIG = points(
     steps=4, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, ema=[0.9]
@@ -65,7 +64,7 @@ def test_a_finished_run_without_checkpoints_is_not_trained_anew(finished, tmp_pa
     for _ in range(2):
         with pytest.raises(
             ValueError,
-            match=r"Run.open: argument 'folder' must hold a checkpoint to go on from; got trained weights alone, in .* \(they are kept; .*Run.create",
+            match=r"Run.open: argument 'folder' must hold a checkpoint to resume from; got trained weights alone, in .* \(they are kept; .*Run.create",
         ):
             Run.open(tmp_path, CONFIG, resume="auto")
     assert {
@@ -211,7 +210,7 @@ def test_what_has_the_name_of_the_weights_and_is_no_file_is_refused(kind, name, 
     }[kind]()
     with pytest.raises(
         ValueError,
-        match=rf"Run: argument 'folder' must hold {name}.safetensors as a file; got .*delete it: the newest checkpoint",
+        match=rf"Run.load: argument 'folder' must hold {name}.safetensors as a file; got .*delete it: the newest checkpoint",
     ):
         Run(tmp_path).load(name)
     if name == "ema":

@@ -68,11 +68,11 @@ def test_a_file_is_bounded_and_named(tmp_path: Path):
     ):
         path.write_bytes(raw)
         with pytest.raises(ValueError, match="argument '") as refused:
-            read_json("Run", path)
-        assert f"Run: argument '{path}' {message}" in str(refused.value)
+            read_json(path)
+        assert f"argument '{path}' {message}" in str(refused.value)
         assert "\n" not in str(refused.value)
     path.write_bytes(b" " * (LARGEST - 1) + b"1")
-    assert read_json("Run", path) == 1
+    assert read_json(path) == 1
 
 
 def test_lines_are_read_one_at_a_time_and_long_ones_are_left_out(tmp_path: Path):

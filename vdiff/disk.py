@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vdiff.errors import must
+from vdiff.errors import InvalidValue
 
 DAY = 86_400.0  # seconds
 # a link is not followed, and a pipe without a reader does not block
@@ -64,14 +64,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; raises as `atomic_write`.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_text(Path(folder) / "a", "λ")
-    ...     (Path(folder) / "a").read_text(encoding="utf-8")
-    'λ'
-    """
+    """Write a text file whole or not at all; raises as `atomic_write`."""
     with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
@@ -79,15 +72,7 @@ def write_text(path: Path, text: str) -> None:
 def open_regular(path: Path, flags: int) -> int:
     """A handle of a regular file, which is made if it is missing and `flags` have O_CREAT.
 
-    Raises OSError if the name is a link or something else than a file.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     os.close(open_regular(Path(folder) / "a", os.O_WRONLY | os.O_CREAT))
-    ...     (Path(folder) / "b").symlink_to(Path(folder) / "a")
-    ...     try: open_regular(Path(folder) / "b", os.O_WRONLY | os.O_TRUNC)
-    ...     except OSError as error: print(error.strerror)
-    a link has this name, where a file is written
+    Raises OSError if the name is that of a link or anything else but a file.
     """
     try:
         handle = os.open(path, flags | _AS_IT_IS, 0o666)
@@ -123,24 +108,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """An empty folder at `path`, in place of what a process that was killed left there, or of a
-    link.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     list(new_folder(Path(folder) / "new").iterdir())
-    []
-    """
+    """An empty folder at `path`; whatever has the name is removed."""
     remove(path)
     path.mkdir(parents=True)
     return path
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a whole folder if it is there; what a link points to stays.
-
-    >>> remove(Path("no-such-file"))
-    """
+    """Delete a file, a link or a whole folder if it is there; what a link points to stays."""
     mode = _mode(path)
     if mode is not None and stat.S_ISDIR(mode):
         shutil.rmtree(path, ignore_errors=True)
@@ -149,15 +124,7 @@ def remove(path: Path) -> None:
 
 
 def commit(aside: Path, path: Path) -> None:
-    """Give a new file or folder its name: it is flushed to the disk first, then renamed.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = (new_folder(Path(folder) / "aside") / "file").write_text("whole")
-    ...     commit(Path(folder) / "aside", Path(folder) / "path")
-    ...     (Path(folder) / "path" / "file").read_text()
-    'whole'
-    """
+    """Give a new file or folder its name: it is flushed to the disk first, then renamed."""
     if aside.is_dir():
         mode = stat.S_IMODE(aside.lstat().st_mode) & 0o666
         for part in aside.iterdir():
@@ -168,29 +135,18 @@ def commit(aside: Path, path: Path) -> None:
     _flush(path.parent)
 
 
-def absolute(function: str, argument: str, place: str | Path) -> Path:
-    """A path that does not depend on the working directory: without ~, its links followed.
-
-    Raises ValueError for the home of an unknown user, and for links that lead in a circle.
-
-    >>> absolute("example", "folder", "~no-such-user/runs")
-    Traceback (most recent call last):
-        ...
-    ValueError: example: argument 'folder' must be a path that leads somewhere; got '~no-such-user/...
-    """
+def absolute(argument: str, place: str | Path) -> Path:
+    """A path without ~ and links, which does not depend on the working directory. Raises
+    ValueError for the home of an unknown user, and for circular links."""
     try:
         return Path(place).expanduser().resolve()
     except RuntimeError as error:
         what, came = "be a path that leads somewhere", repr(str(place))
-        raise ValueError(must(function, argument, what, came, str(error))) from None
+        raise InvalidValue(argument, what, came, str(error)) from None
 
 
 def sweep(folder: Path) -> None:
-    """Delete what `atomic_write` left in a folder, a day ago or earlier, when its process was
-    killed.
-
-    >>> sweep(Path("no-such-folder"))
-    """
+    """Delete the partial files of processes that were killed a day ago or earlier."""
     for left in folder.glob(".*.partial*"):
         if left.lstat().st_mtime < time.time() - DAY:
             remove(left)
@@ -209,24 +165,18 @@ def no_room(error: Exception, path: Path, needed: int) -> OSError:
     return OSError(number, f"{said}; {needed:,} bytes needed, {free:,} free", str(path))
 
 
-def check_output(function: str, argument: str, path: Path) -> None:
+def check_output(argument: str, path: Path) -> None:
     """Raise ValueError unless a file that somebody named can be written: before anything is
     computed.
 
-    What has the name already must be a regular file, for it is replaced.
-
-    >>> check_output("example", "out", Path("/dev/null"))
-    Traceback (most recent call last):
-        ...
-    ValueError: example: argument 'out' must be a new file or one to replace; got /dev/null, a device
-    """
+    What has the name already must be a regular file, for it is replaced."""
     mode = _mode(path)
     if mode is not None and not stat.S_ISREG(mode):
         came = f"{path}, {_kind(mode)}"
-        raise ValueError(must(function, argument, "be a new file or one to replace", came))
+        raise InvalidValue(argument, "be a new file or one to replace", came)
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         what = "be in a folder that can be written to"
-        raise ValueError(must(function, argument, what, str(path.parent), f"--{argument} FILE"))
+        raise InvalidValue(argument, what, str(path.parent), f"--{argument} FILE")
 
 
 def _mode(path: Path) -> int | None:

@@ -17,12 +17,8 @@ Item = TypeVar("Item")
 
 
 def replace_unencodable() -> None:
-    """Print ? for a character that the encoding of stdout lacks, where Python would raise.
-
-    That is λ in an ASCII or Windows locale. A program calls it first, before it prints its help.
-
-    >>> replace_unencodable()
-    """
+    """Print ? for a character that the encoding of stdout lacks, such as λ in an ASCII or Windows
+    locale; Python would raise. A program calls it first, before it prints its help."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
@@ -30,8 +26,7 @@ def replace_unencodable() -> None:
 def say(*lines: object, file: Any = None) -> None:
     """Print lines to stdout (or a file) at once, with control characters escaped.
 
-    Where nobody reads them any more (`| head`), nothing happens. Raises OSError if they go to a
-    file that cannot be written to.
+    A closed pipe (`| head`) is no error. Raises OSError for a file that cannot be written to.
 
     >>> say("two\\nlines", "a red \\x1b[31mname")
     two
@@ -43,27 +38,19 @@ def say(*lines: object, file: Any = None) -> None:
         print(text, file=file, flush=True)
     except OSError as error:
         with suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
-            os.dup2(
-                nowhere.fileno(), (file or sys.stdout).fileno()
-            )  # or Python fails again at its end
+            os.dup2(nowhere.fileno(), (file or sys.stdout).fileno())  # Python flushes at its end
         if not isinstance(error, BrokenPipeError):
             raise
 
 
 def on_terminal() -> bool:
-    """Whether stderr, where progress is shown, is a terminal.
-
-    >>> on_terminal() in (True, False)
-    True
-    """
+    """Whether stderr, where progress is shown, is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Bar:
-    """Progress on stderr: a bar in a terminal, elsewhere a plain line now and then.
-
-    The line comes after a tenth of all or half a minute, and at the end. A terminal that has gone
-    away stops nothing.
+    """Progress on stderr: a bar in a terminal; elsewhere a line after each tenth or half a minute,
+    and at the end. A closed terminal is no error.
 
     >>> with Bar(4, "image", "testing", quiet=True) as bar:
     ...     bar.update(3)
@@ -141,11 +128,7 @@ class Bar:
 
 
 def track(items: Sequence[Item], unit: str, label: str = "") -> Iterator[Item]:
-    """Items one by one, with a `Bar` of how many are done.
-
-    >>> list(track([1, 2], "number"))
-    [1, 2]
-    """
+    """Items one by one, with a `Bar`."""
     with Bar(len(items), unit, label) as bar:
         for item in items:
             yield item

@@ -108,13 +108,15 @@ def assert_refused(
     error: type[Exception], function: str | tuple[str, ...], argument: str, *words: str
 ) -> Iterator[None]:
     """The block must raise `error` with the message `<function>: argument '<argument>' must …
-    <words in order> …`; of several functions, one."""
+    <words in order> …`; of several functions, one. A checkpoint is no argument; an empty name is
+    that of no function."""
     with pytest.raises(error) as caught:
         yield
     names = "|".join(map(re.escape, (function,) if isinstance(function, str) else function))
+    subject = f"({names}): argument" if function else "argument"
     pattern = (
-        f"({names})"
-        + re.escape(f": argument '{argument}' must ")
+        ("checkpoint" if function == "checkpoint" else subject)
+        + re.escape(f" '{argument}' must ")
         + ".*"
         + ".*".join(re.escape(word) for word in words)
     )

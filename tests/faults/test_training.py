@@ -33,11 +33,10 @@ from vdiff.cli import main
 from vdiff.objective import VLB
 from vdiff.schedule import Spline
 from vdiff.training import Config, Run, train
-from vdiff.training.averages import Averages
 from vdiff.training.batches import Batches
 from vdiff.training.checkpoint import checkpoints, prune, read, read_meta, seal, write
 from vdiff.training.ranks import Place
-from vdiff.training.state import State
+from vdiff.training.state import Averages, State
 
 from .common import Net, assert_refused
 
@@ -130,15 +129,10 @@ def test_fault_52_a_step_that_is_not_finite_is_left_out_and_counted(
 def test_fault_52_ten_in_a_row_end_the_run_and_say_how_to_see_them_again(tmp_path: Path) -> None:
     config = points(accumulate=2, seed=5)
     sick = objective_of(Sick(lambda call: call > 4))
-    words = (
-        "have a finite loss",
-        "NaN or infinity in 10 steps in a row, up to step 11 of seed 5",
-        "lower the learning rate",
-        "are in",
-    )
+    said = r"in 10 steps in a row, up to step 11 of seed 5 \(lower the learning rate; .* are in"
     with (
         Run.open(tmp_path, config) as run,
-        assert_refused(ValueError, "train", "objective", *words),
+        pytest.raises(ValueError, match=f"train: the loss or its gradient was NaN .* {said}"),
     ):
         train(sick, data_of(config), config, run=run, every=1, quiet=True)
     dump = json.loads((tmp_path / "nonfinite-00000011.json").read_text())
@@ -162,21 +156,20 @@ def test_fault_52_ten_in_a_row_end_the_run_and_say_how_to_see_them_again(tmp_pat
 def test_fault_52_the_first_ends_the_run_where_it_is_asked_to() -> None:
     config = points()
     sick = objective_of(Sick(lambda call: call == 3))
-    with assert_refused(
-        ValueError, "train", "objective", "have a finite loss", "up to step 2 of seed 0"
-    ):
+    with pytest.raises(ValueError, match=r"NaN or infinity in 1 steps .* step 2 of seed 0"):
         train(sick, data_of(config), config, on_nonfinite="raise", quiet=True)
     assert all(p.isfinite().all() for p in sick.parameters())
     with assert_refused(
-        ValueError, "train", "on_nonfinite", "be 'skip' or 'raise'", "did you mean 'skip'?"
+        ValueError, "train", "on_nonfinite", "be one of 'skip', 'raise'", "did you mean 'skip'?"
     ):
         train(sick, data_of(config), config, on_nonfinite="skipp", quiet=True)
 
 
 def test_fault_52_no_checkpoint_holds_nan(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with assert_refused(ValueError, "checkpoint", "state", "hold no NaN", "one in model weight"):
-        write(tmp_path / "run", 1, {"model": {"weight": torch.tensor([1.0, torch.nan])}}, {})
+    run = tmp_path / "run"
+    with assert_refused(ValueError, "checkpoint", str(run), "hold no NaN", "one in model weight"):
+        write(run, 1, {"model": {"weight": torch.tensor([1.0, torch.nan])}}, {})
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -334,7 +327,7 @@ def test_fault_54_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(
     damage(tmp_path / "checkpoints/step-00000012", how)
     with pytest.warns(
         UserWarning,
-        match=r"checkpoint: argument '.*step-00000012' must .*; the one before it is used",
+        match=r"checkpoint '.*step-00000012' must .*; the one before it is used",
     ):
         run_of(tmp_path, config)
     assert outcome(tmp_path) == whole
@@ -347,14 +340,11 @@ def test_fault_54_where_none_can_be_used_nothing_starts_again_in_silence(tmp_pat
     for path in checkpoints(tmp_path / "checkpoints"):
         damage(path, "cut")
     for _ in range(2):  # nor at the second attempt
-        words = (
-            "hold a checkpoint to go on from",
-            "3 that are refused: step-00000012, step-00000008, step-00000004 (a warning says why",
-            "to start anew, take another folder",
-        )
+        kept = "step-00000012, step-00000008, step-00000004"
+        said = rf"none of the 3 checkpoints in .*to start anew, take another folder.*{kept}"
         with (
             pytest.warns(UserWarning, match="is cut off"),
-            assert_refused(ValueError, "Run", "folder", *words),
+            pytest.raises(ValueError, match=said),
         ):
             run_of(tmp_path, config)
 
@@ -436,7 +426,7 @@ def test_fault_56_a_run_of_another_config_shows_the_difference(tmp_path: Path) -
     ) as run:  # computed in another way, and the same
         assert run.config.accumulate == 3
     with assert_refused(
-        ValueError, "Run.open", "folder", "hold no run yet", "resume='auto' goes on with it"
+        ValueError, "Run.open", "folder", "hold no run yet", "resume='auto' resumes it"
     ):
         Run.open(tmp_path, config, resume="never")
     with assert_refused(
@@ -489,7 +479,7 @@ def test_fault_56_another_architecture_and_another_version(tmp_path: Path) -> No
         str(path),
         "hold c.safetensors",
         "a.safetensors, b.safetensors",
-        "another run",
+        "no part of this checkpoint",
     ):
         read(path, {"c": {}})
     meta = json.loads((path / "meta.json").read_text())
@@ -748,7 +738,7 @@ def test_fault_62_two_trainings_in_one_folder(tmp_path: Path) -> None:
         assert first.stdout.readline() == "now\n"
         with assert_refused(
             ValueError,
-            "Run",
+            "Run.open",
             "folder",
             "be used by one training at a time",
             f"process {first.pid} on {os.uname().nodename} in",
@@ -757,7 +747,7 @@ def test_fault_62_two_trainings_in_one_folder(tmp_path: Path) -> None:
             Run.open(tmp_path / "0", config)
         with assert_refused(
             ValueError,
-            "Run",
+            "Run.create",
             "folder",
             "be used by one training at a time",
             f"process {first.pid}",
@@ -770,7 +760,7 @@ def test_fault_62_two_trainings_in_one_folder(tmp_path: Path) -> None:
     with (
         Run.open(tmp_path / "0", config),
         assert_refused(
-            ValueError, "Run", "folder", "be used by one training", f"process {os.getpid()}"
+            ValueError, "Run.open", "folder", "be used by one training", f"process {os.getpid()}"
         ),
     ):
         Run.open(tmp_path / "0", config)
@@ -801,7 +791,11 @@ def test_fault_64_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     for folder in (tmp_path / "file" / "below", Path("/proc/nothing")):
         for make in (Run.open, Run.create):
             with assert_refused(
-                ValueError, "Run", "folder", "be one that can be written to", str(folder)
+                ValueError,
+                f"Run.{make.__name__}",
+                "folder",
+                "be one that can be written to",
+                str(folder),
             ):
                 make(folder, points())
 
@@ -851,7 +845,7 @@ def test_fault_70_a_batch_that_cannot_be_shared_evenly() -> None:
         ),
         (Place(0, 2), 4, ("be a multiple of 8", "batch=16")),
     ):
-        with assert_refused(ValueError, "train", "batch", *words):
+        with assert_refused(ValueError, "", "batch", *words):
             Batches(data_of(config), replace(config, accumulate=accumulate), place=place)
 
 

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vdiff.cli import describe, evaluate, sample, verify
 from vdiff.cli.options import check
@@ -16,7 +16,7 @@ from vdiff.sampling import SolverError
 from vdiff.terminal import replace_unencodable, say
 
 COMMANDS = {"describe": describe, "evaluate": evaluate, "sample": sample, "verify": verify}
-# options that take memory, and from what value on they are named where there is none left
+# options that take memory, and the value from which an out-of-memory error names them
 LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**6)
 
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One whose errors are one line, and whose help nothing stops."""
+    """A parser whose errors are one line, and whose help prints in any encoding."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
@@ -67,12 +67,9 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
         summary = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
+        texts: dict[str, Any] = {"help": summary, "description": module.__doc__}
         formatter = argparse.RawDescriptionHelpFormatter
-        module.add(
-            commands.add_parser(
-                name, help=summary, description=module.__doc__, formatter_class=formatter
-            )
-        )
+        module.add(commands.add_parser(name, formatter_class=formatter, **texts))
     return parser
 
 

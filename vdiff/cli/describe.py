@@ -16,13 +16,7 @@ from vdiff.terminal import say
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The options of `vdiff describe`.
-
-    >>> parser = argparse.ArgumentParser()
-    >>> add(parser)
-    >>> parser.parse_args(["edm", "--compare", "vdm"]).compare
-    ['vdm']
-    """
+    """The options of `vdiff describe`."""
     parser.add_argument(
         "objective", nargs="?", help=f"FILE.py:NAME, or one of {', '.join(RECIPES)}"
     )
@@ -34,18 +28,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the description, or the table of several.
-
-    >>> parser = argparse.ArgumentParser()
-    >>> add(parser)
-    >>> run(parser.parse_args(["vdm"]))             # doctest: +ELLIPSIS
-    vdm (arXiv:2107.00630)
-    ...
-    0
-    """
-    figure = None if options.figure is None else output_file("describe", "figure", options.figure)
+    """Print the description, or the table of several."""
+    figure = None if options.figure is None else output_file("figure", options.figure)
     if figure is not None and not figure.suffix:
-        figure = output_file("describe", "figure", figure.with_suffix(".png"))
+        figure = output_file("figure", figure.with_suffix(".png"))
     names = list(RECIPES) if options.all else [options.objective, *options.compare]
     if names[0] is None:
         raise ValueError("name an objective, or --all")
@@ -68,14 +54,12 @@ def _table(described: list[Description]) -> str:
     """One line each: monotone or not, the peak, where half of the signal lies, and the signal
     shared with the first."""
     title = f"signal shared with {described[0].recipe.name}"
-    wide, share = (
-        max(20, 1 + max(len(one.recipe.name) for one in described)),
-        max(33, 2 + len(title)),
-    )
+    wide = max(20, 1 + max(len(one.recipe.name) for one in described))
+    share = max(33, 2 + len(title))
     middle = "half of the signal, λ"
     lines = [f"{'objective':<{wide}}{'monotone':>9}{'peak λ':>15}{middle:>24}{title:>{share}}"]
     for one in described:
-        low, high = (one.quantile(one.signal, share) for share in (0.25, 0.75))
+        low, high = (one.quantile(one.signal, mass) for mass in (0.25, 0.75))
         middle = f"{low:.1f} to {high:.1f}"
         lines.append(
             f"{one.recipe.name:<{wide}}{'yes' if one.monotone else 'no':>9}{_peak(one):>15}"

@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
     >>> run(parser.parse_args(["no-such-folder"]))
     Traceback (most recent call last):
         ...
-    ValueError: Run: argument 'folder' must hold a config.json; got ...
+    vdiff.errors.InvalidValue: Run: argument 'folder' must hold a config.json; got ...
     """
     from vdiff.training import Run, here, processes
     from vdiff.training.signals import interruptible
@@ -184,7 +184,7 @@ def run(options: argparse.Namespace) -> int:
         else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
     )
     if options.out or not out.is_symlink():
-        output_file("evaluate", "out", out)
+        output_file("out", out)
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
     with processes(), noted_warnings() as heard, kept, interruptible():
         first = here().first

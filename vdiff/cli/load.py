@@ -1,6 +1,5 @@
-"""What a command takes from outside: data, objects of a user's own from a Python file that they
-name, the device, and a place to write.
-"""
+"""What a command takes from outside: data, objects of a Python file that the user names, the
+device, and a place to write."""
 
 import runpy
 import traceback
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vdiff._validate import require
 from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS, is_there
 from vdiff.disk import absolute, check_output
-from vdiff.errors import did_you_mean, must
+from vdiff.errors import InvalidValue, did_you_mean
 
 if TYPE_CHECKING:
     from vdiff.training import Run
@@ -24,29 +24,11 @@ DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name
 
 
 def from_file(place: str) -> Any:
-    """The object NAME of FILE.py. The file is run as Python runs it, with all that it does: name
-    only files that you trust.
-
-    Raises:
-        ValueError: where the file or the name is not there, or the file fails.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = (Path(folder) / "mine.py").write_text("answer = 42")
-    ...     from_file(f"{folder}/mine.py:answer")
-    42
-    """
+    """The object NAME of FILE.py, which is run as a Python program: name only files that you
+    trust. Raises ValueError if the file or the name is missing, or the file fails."""
     path, _, name = place.rpartition(":")
-    if not path or not Path(path).is_file():
-        raise ValueError(
-            must(
-                "vdiff",
-                "FILE.py:NAME",
-                "name a file and something in it",
-                repr(place),
-                "for instance mine.py:model",
-            )
-        )
+    what, hint = "name a file and something in it", "for instance mine.py:model"
+    require(bool(path) and Path(path).is_file(), "FILE.py:NAME", what, repr(place), hint)
     try:
         found = runpy.run_path(path)
     except (Exception, SystemExit) as error:
@@ -54,30 +36,16 @@ def from_file(place: str) -> Any:
         lines = [f", line {frame.lineno}" for frame in frames if frame.filename == path]
         what = f"name a file that runs as Python, as {path} does not"
         came = f"{type(error).__name__}: {error}{lines[-1] if lines else ''}"
-        raise ValueError(must("vdiff", "FILE.py:NAME", what, came)) from error
-    if name not in found:
-        known = ", ".join(key for key in found if not key.startswith("_")) or "nothing"
-        raise ValueError(
-            must(
-                "vdiff",
-                "FILE.py:NAME",
-                f"be something that {path} defines",
-                repr(name),
-                f"it has {known}",
-            )
-        )
+        raise InvalidValue("FILE.py:NAME", what, came) from error
+    known = ", ".join(key for key in found if not key.startswith("_")) or "nothing"
+    what = f"be something that {path} defines"
+    require(name in found, "FILE.py:NAME", what, repr(name), f"it has {known}")
     return found[name]
 
 
 def device_of(name: str | None) -> torch.device:
-    """A device by name; without one a GPU where there is one, under torchrun each process its own.
-
-    Raises:
-        ValueError: for a name that is none, or of what this machine has not.
-
-    >>> device_of("cpu")
-    device(type='cpu')
-    """
+    """A device by name; without one a GPU if there is one, under torchrun each process its own.
+    Raises ValueError for a device that this machine does not have."""
     if name is None:
         from vdiff.training.ranks import own_device
 
@@ -86,21 +54,14 @@ def device_of(name: str | None) -> torch.device:
         device, why = torch.empty(0, device=name).device, "it holds no values"
     except (RuntimeError, AssertionError, ImportError) as error:
         device, why = torch.device("meta"), str(error).splitlines()[0]
-    if device.type == "meta":
-        what = "be one of this machine: cpu, cuda or cuda:1"
-        raise ValueError(must("vdiff", "device", what, repr(name), why))
+    what = "be one of this machine: cpu, cuda or cuda:1"
+    require(device.type != "meta", "device", what, repr(name), why)
     return device
 
 
 def splits_of(name: str, folder: str) -> Splits:
-    """The parts of a data set whose files are in `folder`, or of CIFAR-10 in the folder that is
-    named in its place.
-
-    Raises ValueError for an unknown name, with the nearest.
-
-    >>> [len(part) for part in splits_of("digits", "data")]
-    [1300, 200, 297]
-    """
+    """The parts of a data set whose files are in `folder`, or of CIFAR-10 in the folder `name`.
+    Raises ValueError for an unknown name, with the nearest."""
     if name not in DATA and Path(name).expanduser().is_dir():
         name, folder = "cifar10", name
     if name not in DATA:
@@ -108,63 +69,36 @@ def splits_of(name: str, folder: str) -> Splits:
         came = f"the file {name}" if file else repr(name)
         hint = "the folder that holds an archive of CIFAR-10" if file else did_you_mean(name, DATA)
         what = f"be one of {', '.join(DATA)}, or a folder"
-        raise ValueError(must("evaluate", "data", what, came, hint))
+        raise InvalidValue("data", what, came, hint)
     return DATA[name](folder)
 
 
 def images_of(name: str, split: str, folder: str) -> Images:
-    """One part of a data set, as `splits_of` finds it.
-
-    >>> images_of("digits", "test", "data").pixels.shape
-    torch.Size([297, 1, 8, 8])
-    """
+    """One part of a data set, as `splits_of` finds it."""
     images: Images = getattr(splits_of(name, folder), split)
     return images
 
 
 def data_for(run: "Run", loaded: "Loaded", named: str | None) -> Splits:
-    """The data set that a run is measured on: that of its config, as long as it was trained on
-    that, or the one that is named.
+    """The data set that a run is measured on: that of its config, or the one that is `named`.
 
-    Without a name nothing is downloaded and nothing made.
-
-    Raises:
-        ValueError: if the run was trained on other images than its config names, or their files
-            are not there.
-
-    >>> from vdiff.training import Config, Run
-    >>> from vdiff.training.trained import Loaded
-    >>> run = Run("anywhere", Config(network={"name": "MLP", "dims": 64}, level_head=False))
-    >>> loaded = Loaded(run.config.objective(), {}, data=[])
-    >>> [len(part) for part in data_for(run, loaded, None)]
-    [1300, 200, 297]
-    """
+    Without a name nothing is downloaded and nothing made. Raises ValueError if the run was trained
+    on other images than its config names, or if their files are missing."""
     config = run.config
-    if named is not None:  # what is missing is made in the library's own place, not a config's
+    if named is not None:  # missing files are made in the default folder, not in a config's
         return splits_of(named, config.folder if is_there(named, config.folder) else "data")
     if not is_there(config.data, config.folder):
         what = "be given where the run's folder has none"
         came = f"none of {config.data} in {config.folder}"
         hint = f"--data {config.data}, or --data FOLDER"
-        raise ValueError(must("evaluate", "data", what, came, hint))
+        raise InvalidValue("data", what, came, hint)
     parts = splits_of(config.data, config.folder)
     check_known(run, loaded, parts)
     return parts
 
 
 def check_known(run: "Run", loaded: "Loaded", parts: Splits) -> None:
-    """Raise where a run was trained on other images, or was told other labels, than those of a
-    data set.
-
-    >>> from vdiff.training import Config, Run
-    >>> from vdiff.training.trained import Loaded
-    >>> run = Run("anywhere", Config(network={"name": "MLP", "dims": 64}, level_head=False))
-    >>> loaded = Loaded(run.config.objective(), {}, data=["another hash"])
-    >>> check_known(run, loaded, splits_of("digits", "data"))
-    Traceback (most recent call last):
-        ...
-    ValueError: evaluate: argument 'data' must be given for a run that was trained on other ...
-    """
+    """Raise if a run was trained on other images or labels than those of a data set."""
     from vdiff.training.trained import fingerprint
 
     if not loaded.data:
@@ -174,34 +108,26 @@ def check_known(run: "Run", loaded: "Loaded", parts: Splits) -> None:
         pixels = torch.cat([one.pixels for one in some])
         labels = torch.cat([one.labels for one in some])
         known.add(fingerprint(pixels, labels if run.config.conditional else None))
-    if not known.issuperset(loaded.data):
-        what = "be given for a run that was trained on other images than its config names"
-        came = f"images {'; '.join(loaded.data)} where {run.config.data} has {min(known)}"
-        hint = f"--data {run.config.data} measures it on those all the same; on yours, in Python: "
-        hint += "vdiff.likelihood.evaluate(model, images, …)"
-        raise ValueError(must("evaluate", "data", what, came, hint))
+    what = "be given for a run that was trained on other images than its config names"
+    came = f"images {'; '.join(loaded.data)} where {run.config.data} has {min(known)}"
+    hint = f"--data {run.config.data} measures it on those all the same; on yours, in Python: "
+    hint += "vdiff.likelihood.evaluate(model, images, …)"
+    require(known.issuperset(loaded.data), "data", what, came, hint)
 
 
-def output_file(function: str, argument: str, place: str | Path) -> Path:
-    """A path that somebody named, where a file can be written.
-
-    Raises ValueError where something else than a file has the name, and for the files that are a
-    run itself.
-
-    >>> output_file("example", "out", "figure.png")
-    PosixPath('figure.png')
-    """
+def output_file(argument: str, place: str | Path) -> Path:
+    """A path that the user named, where a file can be written. Raises ValueError if something else
+    than a file has the name, and for the files of a run itself."""
     from vdiff.training.run import FILES
 
     path = Path(place)
-    check_output(function, argument, path)
-    whole = absolute(function, argument, path)
+    check_output(argument, path)
+    whole = absolute(argument, path)
     own = whole.name in (*FILES, ".lock") or whole.suffix == ".safetensors"
     runs = [whole.parent] if own else []
     runs += [one.parent for one in whole.parents if one.name == "checkpoints"]
-    if any((run / "config.json").is_file() for run in runs):
-        what = "be no file of a run itself"
-        raise ValueError(must(function, argument, what, path, "it would be lost"))
+    inside = any((run / "config.json").is_file() for run in runs)
+    require(not inside, argument, "be no file of a run itself", path, "it would be lost")
     return path
 
 

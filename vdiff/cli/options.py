@@ -1,9 +1,10 @@
-"""What holds of the options of every command, checked before anything is read or computed."""
+"""Checks of the options of every command, before anything is read or computed."""
 
 import argparse
 from pathlib import Path
 
-from vdiff.errors import must
+from vdiff._validate import require
+from vdiff.errors import InvalidValue
 from vdiff.likelihood.measurement import TOLERANCES
 
 PLACES = ("run", "against", "data", "out", "figure", "pages", "model", "grid")
@@ -16,33 +17,26 @@ def check(options: argparse.Namespace) -> None:
     """Raise ValueError for an empty name, the home of an unknown user, and numbers that are too
     large.
 
-    A ~ becomes the home folder: a shell leaves it as it is behind `--out=`.
-
-    >>> options = argparse.Namespace(command="sample", out="~/samples", count=4)
-    >>> check(options)
-    >>> options.out == str(Path.home() / "samples")
-    True
-    """
+    A ~ becomes the home folder: a shell leaves it as it is behind `--out=`."""
+    low, high = TOLERANCES
     for name, value in vars(options).items():
         if name in PLACES and value is not None:
-            setattr(options, name, _place(options.command, name, value))
-        elif (
-            isinstance(value, int) and name != "seed" and value > (most := MOST.get(name, LARGEST))
-        ):
-            raise ValueError(must(options.command, name, f"be at most {most:,}", f"{value:,}"))
-        elif name == "ode_tolerance" and not TOLERANCES[0] <= value <= TOLERANCES[1]:
-            what = "lie between {:g} and {:g}".format(*TOLERANCES)
-            raise ValueError(must(options.command, "ode-tolerance", what, f"{value:g}"))
+            setattr(options, name, _place(name, value))
+        elif isinstance(value, int) and name != "seed":
+            most = MOST.get(name, LARGEST)
+            require(value <= most, name, f"be at most {most:,}", f"{value:,}")
+        elif name == "ode_tolerance":
+            what = f"lie between {low:g} and {high:g}"
+            require(low <= value <= high, "ode-tolerance", what, f"{value:g}")
 
 
-def _place(command: str, name: str, value: str) -> str:
-    if not value:
-        raise ValueError(must(command, name, "name a file or a folder", repr(value)))
+def _place(name: str, value: str) -> str:
+    require(bool(value), name, "name a file or a folder", repr(value))
     try:
         return str(Path(value).expanduser())
     except RuntimeError as error:
         what = "be a path that leads somewhere"
-        raise ValueError(must(command, name, what, repr(value), str(error))) from None
+        raise InvalidValue(name, what, repr(value), str(error)) from None
 
 
 __all__ = ["check"]

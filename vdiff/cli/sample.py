@@ -1,14 +1,14 @@
-"""Sample from a run: a picture, the numbers, and on demand the way there.
+"""Sample from a run: a picture, the numbers, and with --gif the way there.
 
-Writes into RUN/samples (or --out) samples.png, a grid with one row for each class where the run
-has classes; samples.npz with `data` (integers), `x` (x̂), `label`, `logsnr` (the noise levels
-visited) and the settings; and with --gif trajectory.gif, x̂ on the way from noise to data. A
-sample is a function of the seed and its number, whatever the batch: but for rounding, and with
---step ode for the solver's error.
+Writes into RUN/samples (or --out) samples.png, a grid with one row for each class if the run has
+classes; samples.npz with `data` (integers), `x` (x̂), `label`, `logsnr` (the noise levels visited)
+and the settings; and with --gif trajectory.gif, x̂ on the way from noise to data. A sample is a
+function of the seed and its number, whatever the batch, but for rounding, and with --step ode for
+the solver's error.
 
     vdiff sample RUN                                        100 levels, with fresh noise at each
-    vdiff sample RUN --step adams --grid few --steps 12     few evaluations, noise at the start alone
-    vdiff sample RUN --grid run --steps 1000                a chain of 999 steps, as in training
+    vdiff sample RUN --step adams --grid few --steps 12     few evaluations, noise at the start
+    vdiff sample RUN --grid run --steps 1000                999 steps on the training's schedule
     vdiff sample RUN --label 3 --guidance 2 --null-label 10
 
 docs/samplers.md says which step at which budget.
@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdiff._validate import require
 from vdiff.cli.load import device_of, from_file
 from vdiff.decoder import Levels
 from vdiff.disk import atomic_write, check_output
-from vdiff.errors import did_you_mean, must, printable
+from vdiff.errors import InvalidValue, did_you_mean, printable
 from vdiff.extras import extra
 from vdiff.parameterization import Eps, Flow, V, X
 from vdiff.sampling import (
@@ -68,112 +69,64 @@ NAMED: dict[str, dict[str, Any]] = {"target": TARGETS, "variance": VARIANCES}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The options of `vdiff sample`.
-
-    >>> parser = argparse.ArgumentParser()
-    >>> add(parser)
-    >>> parser.parse_args(["runs/digits", "--step", "heun"]).step
-    'heun'
-    """
+    """The options of `vdiff sample`."""
+    number: dict[str, Any] = {"type": _positive, "metavar": "N"}
     parser.add_argument("run", metavar="RUN", help="run folder, as a training writes it")
-    what = parser.add_argument_group("which samples")
-    what.add_argument(
-        "--count", type=_positive, default=64, metavar="N", help="how many (default: %(default)s)"
+
+    what = parser.add_argument_group("which samples").add_argument
+    what("--count", default=64, help="how many (default: %(default)s)", **number)
+    text = "classes to sample, in turn (default: all that the run has)"
+    what("--label", type=int, nargs="+", metavar="K", help=text)
+    text = "sample number i of a seed is always the same (default: %(default)s)"
+    what("--seed", type=int, default=0, help=text)
+
+    levels = parser.add_argument_group("from noise to data").add_argument
+    text = f"how from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)"
+    levels("--step", type=_named("step", STEPS), default="ancestral", help=text)
+    text = (
+        "noise levels visited, each one evaluation of the network, or two by heun (default: 100; "
+        "2 for ode, which puts its own between them)"
     )
-    what.add_argument(
-        "--label",
-        type=int,
-        nargs="+",
-        metavar="K",
-        help="classes to sample, in turn (default: all that the run has)",
+    levels("--steps", help=text, **number)
+    text = (
+        f"where the levels lie: {', '.join(GRIDS)}, between the ends of the run's schedule; run, "
+        "that schedule itself; or FILE.py:NAME, a schedule or a row of log-SNR of yours; FILE.py "
+        "is run as a Python program: name only a file that you trust (default: %(default)s)"
     )
-    what.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="sample number i of a seed is always the same (default: %(default)s)",
-    )
-    levels = parser.add_argument_group("from noise to data")
-    levels.add_argument(
-        "--step",
-        type=_named("step", STEPS),
-        default="ancestral",
-        help=f"how from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)",
-    )
-    levels.add_argument(
-        "--steps",
-        type=_positive,
-        metavar="N",
-        help="noise levels visited, each one evaluation of the network, or two by heun (default: 100; 2 for ode, which puts its own between them)",
-    )
-    levels.add_argument(
-        "--grid",
-        type=_grid,
-        default="cosine",
-        help=f"where the levels lie: {', '.join(GRIDS)}, between the ends of the run's schedule; run, that schedule itself; or FILE.py:NAME, a schedule or a row of log-SNR of yours; FILE.py is run as a Python program: name only a file that you trust (default: %(default)s)",
-    )
-    levels.add_argument(
-        "--spacing",
-        type=_named("spacing", SPACINGS),
-        default="uniform",
-        help=f"which times of the grid: {', '.join(SPACINGS)} (default: %(default)s, both ends included)",
-    )
-    options = parser.add_argument_group("options of one step")
-    options.add_argument(
-        "--variance",
-        type=_named("variance", VARIANCES),
-        help=f"of ancestral: {', '.join(VARIANCES)} (default: the model's own)",
-    )
-    options.add_argument(
-        "--eta",
-        type=float,
-        help="of ddim: how much noise, from 0 (the default) to 1, which is ancestral",
-    )
-    options.add_argument("--order", type=int, choices=(1, 2, 3), help="of adams (default: 3)")
-    options.add_argument(
-        "--target",
-        type=_named("target", TARGETS),
-        help=f"of adams: {', '.join(TARGETS)} (default: flow)",
-    )
-    options.add_argument("--method", help="of ode: a solver of torchdiffeq (default: dopri5)")
-    options.add_argument("--rtol", type=float, help="of ode: relative tolerance (default: 1e-5)")
-    options.add_argument("--atol", type=float, help="of ode: absolute tolerance (default: 1e-5)")
-    change = parser.add_argument_group("changes to the model")
-    change.add_argument(
-        "--guidance",
-        type=float,
-        metavar="SCALE",
-        help="classifier-free guidance: 1 is none, 2 goes twice as far from the null class; needs --null-label",
-    )
-    change.add_argument(
-        "--null-label", type=int, metavar="K", help="the label that stands for no class"
-    )
-    change.add_argument(
-        "--interval",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="guide between these log-SNRs only",
-    )
-    change.add_argument("--clip", action="store_true", help="clip x̂ to [-1, 1] at every level")
-    output = parser.add_argument_group("output")
-    output.add_argument("--out", metavar="FOLDER", help="where to write (default: RUN/samples)")
-    output.add_argument(
-        "--draw",
-        action="store_true",
-        help="draw levels from the decoder instead of taking those nearest to x̂",
-    )
-    output.add_argument("--gif", action="store_true", help="write the trajectory too")
-    output.add_argument("--quiet", action="store_true", help="no progress bar")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--batch",
-        type=_positive,
-        default=64,
-        metavar="N",
-        help="samples at a time (default: %(default)s)",
-    )
-    machine.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    levels("--grid", type=_grid, default="cosine", help=text)
+    text = f"which times of the grid: {', '.join(SPACINGS)} (default: %(default)s, with both ends)"
+    levels("--spacing", type=_named("spacing", SPACINGS), default="uniform", help=text)
+
+    one = parser.add_argument_group("options of one step").add_argument
+    text = f"of ancestral: {', '.join(VARIANCES)} (default: the model's own)"
+    one("--variance", type=_named("variance", VARIANCES), help=text)
+    text = "of ddim: how much noise, from 0 (the default) to 1, which is ancestral"
+    one("--eta", type=float, help=text)
+    one("--order", type=int, choices=(1, 2, 3), help="of adams (default: 3)")
+    text = f"of adams: {', '.join(TARGETS)} (default: flow)"
+    one("--target", type=_named("target", TARGETS), help=text)
+    one("--method", help="of ode: a solver of torchdiffeq (default: dopri5)")
+    one("--rtol", type=float, help="of ode: relative tolerance (default: 1e-5)")
+    one("--atol", type=float, help="of ode: absolute tolerance (default: 1e-5)")
+
+    change = parser.add_argument_group("changes to the model").add_argument
+    text = "classifier-free guidance: 1 is none, 2 goes twice as far from the null class"
+    change("--guidance", type=float, metavar="SCALE", help=f"{text}; needs --null-label")
+    change("--null-label", type=int, metavar="K", help="the label that stands for no class")
+    text = "guide between these log-SNRs only"
+    change("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
+    change("--clip", action="store_true", help="clip x̂ to [-1, 1] at every level")
+
+    output = parser.add_argument_group("output").add_argument
+    output("--out", metavar="FOLDER", help="where to write (default: RUN/samples)")
+    text = "draw levels from the decoder instead of taking those nearest to x̂"
+    output("--draw", action="store_true", help=text)
+    output("--gif", action="store_true", help="write the trajectory too")
+    output("--quiet", action="store_true", help="no progress bar")
+
+    machine = parser.add_argument_group("machine").add_argument
+    machine("--batch", default=64, help="samples at a time (default: %(default)s)", **number)
+    machine("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
 
 
 @torch.no_grad()
@@ -181,90 +134,36 @@ def run(options: argparse.Namespace) -> int:
     """Make the samples and write them; 0.
 
     Raises ValueError for what the run cannot do, and OSError where a file is missing.
-
-    >>> import tempfile
-    >>> from vdiff.training import Config, Run
-    >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     Run.create(folder, config).save(config.objective())
-    ...     parser = argparse.ArgumentParser()
-    ...     add(parser)
-    ...     run(parser.parse_args([folder, "--count", "4", "--steps", "3", "--quiet"]))         # doctest: +ELLIPSIS
-    4 samples, 3 evaluations each, in .../samples
-    0
     """
     from vdiff.training import Run
 
     with extra("train"):  # before anything is sampled
         import PIL.Image  # noqa: F401
     source, device = Run(options.run), device_of(options.device)
-    objective = source.load().to(device)
+    objective = source.loaded().objective.to(device)
     decoder, shape = objective.decoder, source.config.shape
     if not isinstance(decoder, Levels):
-        raise ValueError(
-            must(
-                "sample",
-                "run",
-                "have a decoder with levels",
-                repr(decoder),
-                "pictures are made of levels",
-            )
-        )
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(
-            must("sample", "run", "have images of 1 or 3 channels, to be pictures", shape)
-        )
+        hint = "pictures are made of levels"
+        raise InvalidValue("run", "have a decoder with levels", repr(decoder), hint)
+    channels = shape[0] if len(shape) == 3 else 0
+    require(channels in (1, 3), "run", "have images of 1 or 3 channels, to be pictures", shape)
     labels = _labels(options, source.config.network.get("labels"))
     counted = Counted(objective.model)
     model, step = _model(options, counted), _step(options)
     levels = _levels(options, objective.schedule)
-    folder = Path(options.out) if options.out else source.folder / "samples"
-    _check_folder(folder)
-    kept, frames = [], []
-    with Bar(options.count * len(levels), "level", quiet=options.quiet) as bar:
-        for first in range(0, options.count, options.batch):
-            numbers = range(first, min(first + options.batch, options.count))
-            generators = streams(options.seed, numbers)
-            condition: dict[str, Any] = (
-                {} if labels is None else {"label": labels[list(numbers)].to(device)}
-            )
-            z = start(shape, generators).to(device)
-            path = trajectory(
-                model, z, levels=levels, step=step, generator=generators, condition=condition
-            )
-            on_the_way = []
-            for i, (_, prediction) in enumerate(path):
-                bar.update(len(z))
-                if options.gif and _shown(i, len(levels)):
-                    on_the_way.append(decoder.decode(prediction.x).cpu())
-            made = to_levels(decoder, prediction, draw=options.draw, generator=generators)
-            kept.append((made.cpu(), prediction.x.cpu()))
-            frames.append(on_the_way)
-    data, x = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    settings = {
-        name: value
-        for name, value in vars(options).items()
-        if isinstance(value, int | float | str | list)
-    }
+    folder = _folder(Path(options.out) if options.out else source.folder / "samples")
+    walk = partial(trajectory, model, levels=levels, step=step)
+    data, x, frames = _draw(options, walk, decoder, levels, shape, labels, device)
     per_sample = counted.evaluations / -(-options.count // options.batch)
-    settings |= {"steps": len(levels), "device": str(device), "evaluations": per_sample}
-    arrays: dict[str, Any] = {
-        "data": data.numpy(),
-        "x": x.numpy(),
-        "logsnr": levels.numpy(),
-        "settings": json.dumps(settings),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "samples.npz") as aside:
-        np.savez(aside, **arrays | ({} if labels is None else {"label": labels.numpy()}))
+    about = {"steps": len(levels), "device": str(device), "evaluations": per_sample}
+    arrays = {"data": data, "x": x, "logsnr": levels, "label": labels}
+    _write_numbers(folder / "samples.npz", options, about, arrays)
     cells, columns = _cells(options.count, labels)
     with atomic_write(folder / "samples.png") as aside:
         _picture(data, decoder.levels, cells, columns).save(aside)
     if options.gif:
-        shown = [
-            _picture(torch.cat(parts), decoder.levels, cells, columns)
-            for parts in zip(*frames, strict=True)
-        ]
+        pictures = (torch.cat(parts) for parts in zip(*frames, strict=True))
+        shown = [_picture(one, decoder.levels, cells, columns) for one in pictures]
         pause = [50] * (len(shown) - 1) + [2000]
         with atomic_write(folder / "trajectory.gif") as aside:
             shown[0].save(aside, save_all=True, append_images=shown[1:], duration=pause, loop=0)
@@ -272,39 +171,69 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise before anything is sampled where samples cannot be written into a folder. A folder
-    that is missing is made with the samples: what is refused on the way leaves none.
-    """
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise ValueError(must("sample", "out", "be a folder", str(folder), "--out FOLDER"))
+def _draw(
+    options: argparse.Namespace,
+    walk: Callable[..., Any],
+    decoder: Levels,
+    levels: Tensor,
+    shape: list[int],
+    labels: Tensor | None,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+    """The data and x̂ of all samples, and for each batch the frames of its trajectory."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    frames: list[list[Tensor]] = []
+    with Bar(options.count * len(levels), "level", quiet=options.quiet) as bar:
+        for first in range(0, options.count, options.batch):
+            numbers = range(first, min(first + options.batch, options.count))
+            generators = streams(options.seed, numbers)
+            label = None if labels is None else labels[list(numbers)].to(device)
+            condition: dict[str, Any] = {} if label is None else {"label": label}
+            z = start(shape, generators).to(device)
+            on_the_way = []
+            for i, (_, prediction) in enumerate(walk(z, generator=generators, **condition)):
+                bar.update(len(z))
+                if options.gif and _shown(i, len(levels)):
+                    on_the_way.append(decoder.decode(prediction.x).cpu())
+            made = to_levels(decoder, prediction, draw=options.draw, generator=generators)
+            kept.append((made.cpu(), prediction.x.cpu()))
+            frames.append(on_the_way)
+    data, x = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return data, x, frames
+
+
+def _write_numbers(
+    path: Path, options: argparse.Namespace, about: dict[str, Any], arrays: dict[str, Any]
+) -> None:
+    given = {n: v for n, v in vars(options).items() if isinstance(v, int | float | str | list)}
+    present = {name: value.numpy() for name, value in arrays.items() if value is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as aside:
+        np.savez(aside, settings=json.dumps(given | about), **present)
+
+
+def _folder(folder: Path) -> Path:
+    """The folder of samples; raises before anything is sampled if they cannot be written. A
+    missing one is made with the samples, so that a refused option leaves none."""
+    is_other = os.path.lexists(folder) and not folder.is_dir()
+    require(not is_other, "out", "be a folder", str(folder), "--out FOLDER")
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     if missing:
-        check_output("sample", "out", missing[-1])
-        return
+        check_output("out", missing[-1])
+        return folder
     for name in ("samples.npz", "samples.png", "trajectory.gif"):
         if not (folder / name).is_symlink():  # a link is replaced
-            check_output("sample", "out", folder / name)
+            check_output("out", folder / name)
+    return folder
 
 
 def _step(options: argparse.Namespace) -> Any:
-    """The step with those of the options that were given; raises for another step's."""
-    given: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in OPTIONS
-        if getattr(options, name, None) is not None
-    }
+    """The step with its options; raises for those of another step."""
+    values = {name: getattr(options, name, None) for name in OPTIONS}
+    given = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():
-        if OPTIONS[name] != options.step:
-            raise ValueError(
-                must(
-                    "sample",
-                    name,
-                    f"come with --step {OPTIONS[name]}",
-                    f"--step {options.step}",
-                    "no other step has it",
-                )
-            )
+        what, came = f"come with --step {OPTIONS[name]}", f"--step {options.step}"
+        require(OPTIONS[name] == options.step, name, what, came, "no other step has it")
         given[name] = NAMED.get(name, {}).get(value, value)
     return partial(STEPS[options.step], **given) if given else STEPS[options.step]
 
@@ -318,71 +247,43 @@ def _levels(options: argparse.Namespace, trained: Schedule) -> Tensor:
     elif options.grid != "run":
         schedule = from_file(options.grid)
         if not isinstance(schedule, Schedule | type):
-            if options.steps is not None or options.spacing != "uniform":
-                raise ValueError(
-                    must(
-                        "sample",
-                        "grid",
-                        "come without --steps and --spacing where it is a row of levels",
-                        options.grid,
-                    )
-                )
+            what = "come without --steps and --spacing where it is a row of levels"
+            alone = options.steps is None and options.spacing == "uniform"
+            require(alone, "grid", what, options.grid)
             return rising(schedule, "grid", {}).cpu()
     return SPACINGS[options.spacing](schedule, steps).cpu()
 
 
 def _model(options: argparse.Namespace, model: Any) -> Any:
-    if (options.guidance is None) != (options.null_label is None):
-        raise ValueError(
-            must(
-                "sample",
-                "null-label",
-                "come with guidance, and guidance with it",
-                "one of them",
-                "--guidance 2 --null-label 10",
-            )
-        )
-    if options.interval is not None and options.guidance is None:
-        raise ValueError(
-            must(
-                "sample", "interval", "come with guidance", "none", "--guidance 2 --null-label 10"
-            )
-        )
-    if options.guidance is not None:
+    guided, hint = options.guidance is not None, "--guidance 2 --null-label 10"
+    what = "come with guidance, and guidance with it"
+    require(guided == (options.null_label is not None), "null-label", what, "one of them", hint)
+    fits = guided or options.interval is None
+    require(fits, "interval", "come with guidance", "none", hint)
+    if guided:
         interval = None if options.interval is None else tuple(options.interval)
         model = Guided(model, options.guidance, {"label": options.null_label}, interval)
     return Clipped(model) if options.clip else model
 
 
 def _labels(options: argparse.Namespace, classes: int | None) -> Tensor | None:
-    """The class of each sample, in turn: all classes but the null one, or those asked for."""
+    """The class of each sample, in turn: all classes but the null one, or those of --label."""
     if classes is None:
         for name, value in (("label", options.label), ("guidance", options.guidance)):
-            if value is not None:
-                raise ValueError(
-                    must("sample", name, "be left out", value, "this run's network takes no label")
-                )
+            hint = "this run's network takes no label"
+            require(value is None, name, "be left out", value, hint)
         return None
-    for name, given in (
-        ("label", options.label or []),
-        ("null-label", [options.null_label] if options.null_label is not None else []),
-    ):
+    null = [] if options.null_label is None else [options.null_label]
+    what = f"lie in 0 … {classes - 1}, the labels of this run's network"
+    for name, given in (("label", options.label or []), ("null-label", null)):
         for label in given:
-            if not 0 <= label < classes:
-                raise ValueError(
-                    must(
-                        "sample",
-                        name,
-                        f"lie in 0 … {classes - 1}, the labels of this run's network",
-                        label,
-                    )
-                )
-    asked = options.label or [k for k in range(classes) if k != options.null_label]
-    return torch.tensor([asked[i % len(asked)] for i in range(options.count)])
+            require(0 <= label < classes, name, what, label)
+    chosen = options.label or [k for k in range(classes) if k not in null]
+    return torch.tensor([chosen[i % len(chosen)] for i in range(options.count)])
 
 
 def _shown(i: int, steps: int) -> bool:
-    """Whether the level of number i is a frame: so many of them, evenly, and the last."""
+    """Whether the level of number i is a frame: at most FRAMES of them, and the last."""
     every = -(-steps // FRAMES)
     return (steps - 1 - i) % every == 0
 
@@ -408,9 +309,8 @@ def _picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: i
     _, channels, h, w = data.shape
     rows = int(cells.max()) // columns + 1
     canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 128, dtype=np.uint8)
-    images = (
-        (data.float() * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    )
+    pixels = (data.float() * (255 / (levels - 1))).round().to(torch.uint8)
+    images = pixels.permute(0, 2, 3, 1).numpy()
     for cell, image in zip(cells.tolist(), images, strict=True):
         top, left = (cell // columns) * (h + 1) + 1, (cell % columns) * (w + 1) + 1
         canvas[top : top + h, left : left + w] = image

@@ -11,9 +11,10 @@ network evaluations. Exits with 1 where anything is not as it must be.
 import argparse
 from pathlib import Path
 
+from vdiff._validate import require
 from vdiff.cli.load import from_file
 from vdiff.disk import write_text
-from vdiff.errors import must
+from vdiff.errors import InvalidValue
 from vdiff.likelihood import verify_estimators
 from vdiff.likelihood.verify import cases
 from vdiff.terminal import say
@@ -30,54 +31,35 @@ READ = {  # by each table, of the options
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The options of `vdiff verify`.
-
-    >>> parser = argparse.ArgumentParser()
-    >>> add(parser)
-    >>> parser.parse_args(["chains", "--errata"]).names
-    ['chains']
-    """
-    parser.add_argument(
-        "names",
-        nargs="*",
-        help=f"theorems or topics; with --estimators of {', '.join(cases())} (default: all)",
+    """The options of `vdiff verify`."""
+    option = parser.add_argument
+    text = f"theorems or topics; with --estimators of {', '.join(cases())} (default: all)"
+    option("names", nargs="*", help=text)
+    text = (
+        "a model of yours, with data as FILE.py:data beside it: what holds of any network; with "
+        "--estimators a function from an oracle to a model of your class, for instance lambda "
+        "oracle: Denoiser(MyNetworkAround(oracle), V()). FILE.py is run as a Python program: name "
+        "only a file that you trust"
     )
-    parser.add_argument(
-        "--model",
-        metavar="FILE.py:NAME",
-        help="a model of yours, with data as FILE.py:data beside it: what holds of any network; with --estimators a function from an "
-        "oracle to a model of your class, for instance lambda oracle: Denoiser(MyNetworkAround(oracle), V()). "
-        "FILE.py is run as a Python program: name only a file that you trust",
-    )
-    parser.add_argument(
-        "--estimators", action="store_true", help="the estimators of bits instead of the theorems"
-    )
-    points = "data points of each case of --estimators (default: 256)"
-    parser.add_argument("--points", type=int, help=points)
-    parser.add_argument("--seed", type=int, help="of --estimators (default: 0)")
-    draws = "evaluations for each side of a sampled theorem: four times as many see half the error"
-    parser.add_argument("--draws", type=int, help=f"{draws} (default: {DRAWS})")
-    parser.add_argument(
-        "--pages", metavar="FOLDER", help="write theorems.md and errata.md instead, as in docs/"
-    )
-    parser.add_argument(
-        "--errata", action="store_true", help="the errata of the sources instead of the theorems"
-    )
+    option("--model", metavar="FILE.py:NAME", help=text)
+    text = "the estimators of bits instead of the theorems"
+    option("--estimators", action="store_true", help=text)
+    text = "data points of each case of --estimators (default: 256)"
+    option("--points", type=int, help=text)
+    option("--seed", type=int, help="of --estimators (default: 0)")
+    text = "evaluations for each side of a sampled theorem: four times as many see half the error"
+    option("--draws", type=int, help=f"{text} (default: {DRAWS})")
+    text = "write theorems.md and errata.md instead, as in docs/"
+    option("--pages", metavar="FOLDER", help=text)
+    text = "the errata of the sources instead of the theorems"
+    option("--errata", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table; 0 where all is as it must be.
-
-    >>> parser = argparse.ArgumentParser()
-    >>> add(parser)
-    >>> run(parser.parse_args(["tweedie"]))         # doctest: +ELLIPSIS
-    theorem ...
-    0
-    """
+    """Print the table; 0 if everything holds."""
     _check(options)
     if options.pages:
-        if not Path(options.pages).is_dir():
-            raise ValueError(must("verify", "pages", "be a folder that is there", options.pages))
+        require(Path(options.pages).is_dir(), "pages", "be a folder that is there", options.pages)
         for name, page in (("theorems", theorem_page), ("errata", errata_page)):
             write_text(Path(options.pages) / f"{name}.md", page())
         return 0
@@ -90,10 +72,8 @@ def run(options: argparse.Namespace) -> int:
         return 1 if found.failed else 0
     model = data = None
     if options.model:
-        model, data = (
-            from_file(options.model),
-            from_file(options.model.rpartition(":")[0] + ":data"),
-        )
+        file = options.model.rpartition(":")[0]
+        model, data = from_file(options.model), from_file(f"{file}:data")
     draws = DRAWS if options.draws is None else options.draws
     report = verify(model, data, names=options.names or None, errata=options.errata, draws=draws)
     say(report)
@@ -101,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise for an option that would be ignored."""
+    """Refuse an option that would be ignored."""
     table = next((one for one in READ if getattr(options, one, False)), "theorems")
     for word in sorted({word for words in READ.values() for word in words}):
         value = getattr(options, word)
@@ -110,7 +90,7 @@ def _check(options: argparse.Namespace) -> None:
         alone = table == "theorems"
         what = "come with --estimators" if alone else f"come without --{table}"
         hint = "--draws says how much the theorems draw" if alone else "it would be ignored"
-        raise ValueError(must("verify", word, what, value, hint))
+        raise InvalidValue(word, what, value, hint)
 
 
 __all__ = ["add", "run"]

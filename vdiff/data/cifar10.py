@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vdiff._validate import require, validated
 from vdiff.data.file import File
-from vdiff.data.images import Images
+from vdiff.data.images import Images, joined
 from vdiff.disk import absolute
-from vdiff.errors import must
+from vdiff.errors import InvalidValue
 
 SHAPE, CLASSES, BATCH = (3, 32, 32), 10, 10_000
 RECORD = 1 + 3 * 32 * 32
 HOME = "https://www.cs.toronto.edu/~kriz/"
 
 
+@validated
 def decode_binary(raw: bytes) -> Images:
     """A batch of the binary archive: for each image a byte for its class, then 1,024 for red,
     green and blue each, row by row.
@@ -29,44 +31,25 @@ def decode_binary(raw: bytes) -> Images:
     tensor([7])
     """
     if not raw or len(raw) % RECORD:
-        raise ValueError(
-            must(
-                "decode_binary",
-                "raw",
-                f"hold records of {RECORD:,} bytes",
-                f"{len(raw):,} bytes",
-                "the file is cut off",
-            )
-        )
+        what, came = f"hold records of {RECORD:,} bytes", f"{len(raw):,} bytes"
+        raise InvalidValue("raw", what, came, "the file is cut off")
     records = np.frombuffer(raw, np.uint8).reshape(-1, RECORD)
     data, labels = records[:, 1:].copy(), records[:, 0].astype(np.int64)
     if labels.max() >= CLASSES:
         came = f"{labels.max()} at image {int(labels.argmax())}"
-        raise ValueError(must("decode_binary", "raw", f"hold classes 0 to {CLASSES - 1}", came))
+        raise InvalidValue("raw", f"hold classes 0 to {CLASSES - 1}", came)
     return Images(torch.from_numpy(data).view(-1, *SHAPE), torch.from_numpy(labels))
 
 
 def encode_binary(images: Images) -> bytes:
-    """The bytes of which `decode_binary` makes these images.
-
-    >>> raw = bytes([7] + 3072 * [255])
-    >>> encode_binary(decode_binary(raw)) == raw
-    True
-    """
-    return (
-        torch.cat([images.labels[:, None].to(torch.uint8), images.pixels.flatten(1)], 1)
-        .numpy()
-        .tobytes()
-    )
+    """The bytes that `decode_binary` turns into these images."""
+    labels = images.labels[:, None].to(torch.uint8)
+    return torch.cat([labels, images.pixels.flatten(1)], 1).numpy().tobytes()
 
 
 @dataclass(frozen=True)
 class Published:
-    """CIFAR-10 as it is published: five training batches and a test batch in a folder, packed.
-
-    >>> PUBLISHED.archive.name, PUBLISHED.folder
-    ('cifar-10-binary.tar.gz', 'cifar-10-batches-bin')
-    """
+    """CIFAR-10 as it is published: five training batches and a test batch in a folder, packed."""
 
     archive: File
     folder: str
@@ -74,45 +57,19 @@ class Published:
 
 
 # sizes and checksums: those of TensorFlow Datasets and torchvision-ruby
+DIGESTS = {
+    "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+}
+ARCHIVE = "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 PUBLISHED = Published(
-    File(
-        "cifar-10-binary.tar.gz",
-        170_052_171,
-        "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-    ),
+    File("cifar-10-binary.tar.gz", 170_052_171, ARCHIVE),
     "cifar-10-batches-bin",
-    (
-        File(
-            "data_batch_1.bin",
-            BATCH * RECORD,
-            "sha256:cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
-        ),
-        File(
-            "data_batch_2.bin",
-            BATCH * RECORD,
-            "sha256:a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
-        ),
-        File(
-            "data_batch_3.bin",
-            BATCH * RECORD,
-            "sha256:bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
-        ),
-        File(
-            "data_batch_4.bin",
-            BATCH * RECORD,
-            "sha256:014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
-        ),
-        File(
-            "data_batch_5.bin",
-            BATCH * RECORD,
-            "sha256:755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
-        ),
-        File(
-            "test_batch.bin",
-            BATCH * RECORD,
-            "sha256:8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
-        ),
-    ),
+    tuple(File(name, BATCH * RECORD, f"sha256:{digest}") for name, digest in DIGESTS.items()),
 )
 PICKLED = ("cifar-10-batches-py", "cifar-10-python.tar.gz")  # the same images
 CONVERSION = """\
@@ -127,20 +84,16 @@ for path in pathlib.Path("cifar-10-batches-py").glob("*_batch*"):
 def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Images]:
     """The 50,000 training and 10,000 test images, in their published order.
 
-    Read from `folder` as it is found there, unpacked or in its archive; sizes and checksums are
-    verified each time, and nothing is unpacked onto the disk. Where nothing is found, the archive
-    is downloaded (170 MB), but only into a folder that is new, empty or holds data sets of vdiff
-    alone. Raises ValueError with what was found and what to put where. The Python archive is not
-    read, for it holds pickles; the error then has the lines that convert it.
+    Read from `folder`, unpacked or in its archive; sizes and checksums are verified each time, and
+    nothing is unpacked onto the disk. Missing files are downloaded in their archive (170 MB), but
+    only into a folder that is new, empty or holds data sets of vdiff alone. Raises ValueError
+    with what was found and what to put where. The Python archive holds pickles and is not read;
+    the error then has the lines that convert it.
 
     Learning Multiple Layers of Features from Tiny Images, A. Krizhevsky, 2009;
     https://www.cs.toronto.edu/~kriz/cifar.html
-
-    >>> cifar10("/nowhere", download=False)
-    Traceback (most recent call last):
-    ValueError: dataset: argument 'folder' must hold CIFAR-10; got nothing of it in /nowhere (put cifar-10-binary.tar.gz (170,052,171 ...
     """
-    folder = absolute("dataset", "folder", folder)
+    folder = absolute("folder", folder)
     found = _find(folder)
     reason, others = "", [] if found is not None else _others(folder)
     if found is None:
@@ -161,20 +114,14 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
             hint = f"a folder with other things gets no download: name a new one, or {hint}; "
             hint += "images of your own are a tensor, for vdiff.training.train"
         came = _what_there_is(folder, others) + reason
-        raise ValueError(must("dataset", "folder", "hold CIFAR-10", came, hint))
+        raise InvalidValue("folder", "hold CIFAR-10", came, hint)
     return read_batches(found)
 
 
 def read_batches(batches: Iterable[bytes]) -> tuple[Images, Images]:
-    """All training batches as one, and the test batch, which is the last.
-
-    >>> [len(images) for images in read_batches([bytes(2 * RECORD), bytes(RECORD), bytes(RECORD)])]
-    [3, 1]
-    """
+    """All training batches as one, and the test batch, which is the last."""
     *train, test = [decode_binary(raw) for raw in batches]
-    return Images(
-        torch.cat([part.pixels for part in train]), torch.cat([part.labels for part in train])
-    ), test
+    return joined(train), test
 
 
 def _find(folder: Path) -> Iterator[bytes] | None:
@@ -189,12 +136,8 @@ def _find(folder: Path) -> Iterator[bytes] | None:
 
 def is_there(folder: str | Path) -> bool:
     """Whether a folder holds CIFAR-10, by the names of its files, or the Python archive, which
-    `cifar10` refuses; nothing is read or made.
-
-    >>> is_there("/nowhere")
-    False
-    """
-    folder = absolute("dataset", "folder", folder)
+    `cifar10` refuses; nothing is read or made."""
+    folder = absolute("folder", folder)
     return _find(folder) is not None or bool(_pickled(folder))
 
 
@@ -209,16 +152,15 @@ def _refuse_pickles(folder: Path) -> None:
         came = f"{there[0]} in {folder}, whose pickles are not read: they can run code"
         hint = (
             f"put {PUBLISHED.archive.name} there, which holds the same images; or, if you trust "
+            "the Python archive, unpack it and run these lines in that folder"
         )
-        hint += "the Python archive, unpack it and run these lines in that folder"
-        said = must("dataset", "folder", "hold the binary form of CIFAR-10", came, hint)
-        raise ValueError(f"{said}\n{CONVERSION}")
+        error = InvalidValue("folder", "hold the binary form of CIFAR-10", came, hint)
+        raise ValueError(f"dataset: {error}\n{CONVERSION}")
 
 
 def _others(folder: Path) -> list[str]:
     """What a folder holds that no data set of vdiff has put there; the path itself if it is no
-    folder.
-    """
+    folder."""
     if not folder.is_dir():
         return [folder.name] if os.path.lexists(folder) else []
     archive = PUBLISHED.archive.name
@@ -242,14 +184,10 @@ def _what_there_is(folder: Path, others: list[str]) -> str:
 
 def unpack(archive: bytes, form: Published) -> Iterator[bytes]:
     """The batches in an archive, read by name and verified; nothing is written, links are refused,
-    and no more is unpacked than the batches may take.
-
-    >>> unpack(b"no archive", PUBLISHED)
-    Traceback (most recent call last):
-    ValueError: dataset: argument 'folder' must hold cifar-10-binary.tar.gz whole; got an archive that breaks: ...
-    """
+    and no more is unpacked than the batches may take."""
     wanted = {f"{form.folder}/{file.name}": file for file in form.batches}
     found: dict[str, bytes] = {}
+    whole = f"hold {form.archive.name} whole"
     try:
         stream = _Bounded(archive, sum(file.size for file in form.batches) + (1 << 20))
         with tarfile.open(fileobj=stream, mode="r|") as members:  # type: ignore[call-overload]
@@ -258,30 +196,14 @@ def unpack(archive: bytes, form: Published) -> Iterator[bytes]:
                 if file is not None:
                     if not member.isreg() or member.size != file.size:
                         came = f"{member.size:,} bytes" if member.isreg() else "a link or a device"
-                        raise ValueError(
-                            f"{member.name} is {came} instead of a file of {file.size:,} bytes"
-                        )
+                        meant = f"a file of {file.size:,} bytes"
+                        raise ValueError(f"{member.name} is {came} instead of {meant}")
                     found[file.name] = members.extractfile(member).read()
                     file.check(found[file.name], f" in {form.archive.name}")
     except Exception as error:  # gzip, zlib and tarfile each have their own
-        raise ValueError(
-            must(
-                "dataset",
-                "folder",
-                f"hold {form.archive.name} whole",
-                f"an archive that breaks: {error}",
-            )
-        ) from error
+        raise InvalidValue("folder", whole, f"an archive that breaks: {error}") from error
     missing = [file.name for file in form.batches if file.name not in found]
-    if missing:
-        raise ValueError(
-            must(
-                "dataset",
-                "folder",
-                f"hold {form.archive.name} whole",
-                f"one without {', '.join(missing)}",
-            )
-        )
+    require(not missing, "folder", whole, f"one without {', '.join(missing)}")
     return (found.pop(file.name) for file in form.batches)
 
 

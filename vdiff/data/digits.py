@@ -14,12 +14,7 @@ LEVELS = 17
 @dataclass(frozen=True)
 class Split:
     """Integer images (n, channels, height, width) and labels (n,) for training, selection and
-    test.
-
-    >>> split = digits()
-    >>> split.selection.shape, split.selection_labels.shape
-    (torch.Size([200, 1, 8, 8]), torch.Size([200]))
-    """
+    test."""
 
     train: Tensor
     selection: Tensor
@@ -30,10 +25,8 @@ class Split:
 
 
 def digits() -> Split:
-    """1,300 images to train on, 200 to select with, 297 to test: `RandomState(0).permutation`, the
-    last 297 the test.
-
-    Nothing is downloaded: the scans come with scikit-learn.
+    """1,300 images to train on, 200 to select with, 297 to test, in the order of
+    `RandomState(0).permutation`. Nothing is downloaded: the scans come with scikit-learn.
 
     >>> digits().train.shape, digits().test.shape
     (torch.Size([1300, 1, 8, 8]), torch.Size([297, 1, 8, 8]))

@@ -12,27 +12,23 @@ from pathlib import Path
 
 from vdiff.data.file import File, writing
 from vdiff.disk import commit, open_regular
-from vdiff.errors import must
+from vdiff.errors import InvalidValue
 from vdiff.terminal import Bar, on_terminal
 
 ATTEMPTS, PAUSE, TIMEOUT, CHUNK = 5, 2.0, 30.0, 1 << 18
 
 
 class Unreachable(Exception):
-    """A download that the network did not allow; its text says how it ended.
-
-    >>> str(Unreachable("no route to host"))
-    'no route to host'
-    """
+    """A download that the network did not allow; its text says how it ended."""
 
 
 def download(url: str, file: File, folder: Path) -> None:
-    """Fetch `file` into `folder`, with a progress bar; of several processes one does it, and the
-    others wait and find it.
+    """Fetch `file` into `folder`, with a progress bar; one of several processes does it, and the
+    others wait.
 
-    What has arrived stays in `<name>.part`, and the next call asks for the rest. HTTP(S)_PROXY is
-    respected. Raises `Unreachable`, and ValueError where the folder cannot be written to or what
-    arrived is something else.
+    A partial download stays in `<name>.part`, and the next call fetches the rest. HTTP(S)_PROXY
+    is respected. Raises `Unreachable`, and ValueError if the folder cannot be written to or the
+    content is not the published one.
 
     >>> import tempfile
     >>> hello = File("hello.txt", 5, "md5:5d41402abc4b2a76b9719d911017c592")
@@ -57,21 +53,19 @@ def download(url: str, file: File, folder: Path) -> None:
                     if _is_local(error):
                         came = f"{error} ({shutil.disk_usage(folder).free:,} bytes free)"
                         needs = f"be one that {file.name} can be written to"
-                        raise ValueError(
-                            must("dataset", "folder", needs, came, "what has arrived is kept")
-                        ) from error
+                        hint = "what has arrived is kept"
+                        raise InvalidValue("folder", needs, came, hint) from error
                     code = getattr(error, "code", 0)
                     if code == 416:  # there is no such rest: what is here is of another file
                         part.unlink(missing_ok=True)
-                    if attempt + 1 == ATTEMPTS or (
-                        code < 500 and code != 416 and _size(part) <= had
-                    ):
+                    final = code < 500 and code != 416 and _size(part) <= had
+                    if final or attempt + 1 == ATTEMPTS:
                         raise Unreachable(_reason(url, error)) from error
                 time.sleep(PAUSE)
         try:
             file.check(part.read_bytes(), f" from {url}")
         except ValueError:
-            part.unlink()  # a wrong beginning would be kept for ever
+            part.unlink()  # a wrong beginning would never be replaced
             raise
         commit(part, path)
 
@@ -83,10 +77,8 @@ def _fetch(url: str, file: File, part: Path, bar: Bar) -> None:
     have = _size(part)
     if have == file.size:
         return
-    request = urllib.request.Request(
-        url,
-        headers={"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})},
-    )
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    request = urllib.request.Request(url, headers=headers)
     flags, opener = os.O_WRONLY | os.O_APPEND | os.O_CREAT, urllib.request.build_opener()
     with (
         opener.open(request, timeout=TIMEOUT) as answer,
@@ -106,12 +98,8 @@ def _is_local(error: Exception) -> bool:
     """Whether it is the disk that failed, not the network."""
     if isinstance(error, urllib.error.URLError) or not isinstance(error, OSError):
         return False
-    return error.filename is not None or error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EIO,
-    )
+    local = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    return error.filename is not None or error.errno in local
 
 
 def _size(path: Path) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdiff.disk import open_regular
-from vdiff.errors import must
+from vdiff.errors import InvalidValue
 from vdiff.extras import extra
 
 WAIT = 3600.0  # seconds another process may take to download or to make a data set
@@ -16,38 +16,22 @@ WAIT = 3600.0  # seconds another process may take to download or to make a data 
 
 @dataclass(frozen=True)
 class File:
-    """A file by its name, its size in bytes and its checksum, `algorithm:digest`.
-
-    >>> File("hello.txt", 5, "md5:5d41402abc4b2a76b9719d911017c592").check(b"hello")
-    """
+    """A file by its name, its size in bytes and its checksum, `algorithm:digest`."""
 
     name: str
     size: int
     checksum: str
 
     def read(self, folder: Path) -> bytes:
-        """All of it, verified. Raises where it is not a regular file inside the folder, or not the
-        one that is meant.
-
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = (Path(folder) / "a").write_bytes(b"hello")
-        ...     File("a", 5, "md5:5d41402abc4b2a76b9719d911017c592").read(Path(folder))
-        b'hello'
-        """
+        """All of it, verified. Raises ValueError if it is not a regular file inside the folder, or
+        has other content."""
         path = folder / self.name
         if not path.resolve().is_relative_to(folder.resolve()):
             came, hint = f"a link to {path.resolve()}", "name the folder it is in, or copy it"
-            raise ValueError(must("dataset", "folder", f"hold {self.name} itself", came, hint))
+            raise InvalidValue("folder", f"hold {self.name} itself", came, hint)
         if not path.is_file():
-            raise ValueError(
-                must(
-                    "dataset",
-                    "folder",
-                    f"hold {self.name} as a regular file",
-                    f"something else at {path}",
-                )
-            )
+            what, came = f"hold {self.name} as a regular file", f"something else at {path}"
+            raise InvalidValue("folder", what, came)
         size = path.stat().st_size
         if size != self.size:  # before anything is read into memory
             raise self._other(f"{size:,} bytes at {path}")
@@ -57,12 +41,7 @@ class File:
         return raw
 
     def check(self, raw: bytes, where: str = "") -> None:
-        """Raise unless this is the content.
-
-        >>> File("a", 5, "md5:5d41402abc4b2a76b9719d911017c592").check(b"hellO")
-        Traceback (most recent call last):
-        ValueError: dataset: argument 'folder' must hold a as published, 5 bytes with md5 5d41402abc4b2a76b9719d911017c592; got md5 06612c...
-        """
+        """Raise unless this is the content."""
         algorithm, digest = self.checksum.split(":")
         if len(raw) != self.size:
             raise self._other(f"{len(raw):,} bytes{where}")
@@ -74,21 +53,16 @@ class File:
         return f"{self.name} ({self.size:,} bytes, {self.checksum.replace(':', ' ')})"
 
     def _other(self, came: str) -> ValueError:
-        meant = f"hold {self.name} as published, {self.size:,} bytes with {self.checksum.replace(':', ' ')}"
+        checksum = self.checksum.replace(":", " ")
+        meant = f"hold {self.name} as published, {self.size:,} bytes with {checksum}"
         hint = "it is cut off, damaged or another file: delete it, and get or make it again"
-        return ValueError(must("dataset", "folder", meant, came, hint))
+        return InvalidValue("folder", meant, came, hint)
 
 
 @contextmanager
 def writing(folder: Path, name: str) -> Iterator[None]:
-    """The one process that makes `name` in `folder`, which is made if it is missing; others wait.
-    The lock of a process that died is free.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, writing(Path(folder), "batches"):
-    ...     [path.name for path in Path(folder).iterdir()]
-    ['.batches.lock']
-    """
+    """Lock `folder`, which is made if it is missing, while one process makes `name` in it; others
+    wait. The lock of a process that died is free."""
     with extra("train"):
         from filelock import FileLock
 
@@ -99,14 +73,8 @@ def writing(folder: Path, name: str) -> Iterator[None]:
         lock = FileLock(path, timeout=WAIT)
         lock.acquire()
     except OSError as error:  # a timeout is one too
-        raise ValueError(
-            must(
-                "dataset",
-                "folder",
-                f"be one that {name} can be written to, for it is not there",
-                f"{folder}: {error}",
-            )
-        ) from error
+        what = f"be one that {name} can be written to, for it is not there"
+        raise InvalidValue("folder", what, f"{folder}: {error}") from error
     try:
         yield
     finally:

@@ -1,8 +1,10 @@
-"""What a data set is made of."""
+"""The images of a data set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 HELD_OUT = 1000  # training images of CIFAR-10 and of the patches, the last, that select
@@ -13,8 +15,8 @@ class Images:
     """Images as levels 0 … `levels` − 1, (n, channels, height, width) in uint8, and their classes
     (n,) in int64.
 
-    >>> import torch
-    >>> len(Images(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)))
+    >>> pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    >>> len(Images(pixels, torch.zeros(2, dtype=torch.int64)))
     2
     """
 
@@ -29,14 +31,18 @@ class Images:
         return Images(self.pixels[rows], self.labels[rows], self.levels)
 
 
+def joined(parts: Sequence[Images]) -> Images:
+    """Parts of a data set as one."""
+    pixels, labels = ([getattr(part, name) for part in parts] for name in ("pixels", "labels"))
+    return Images(torch.cat(pixels), torch.cat(labels))
+
+
 class Splits(NamedTuple):
     """Images to train on, to select with (a validation curve, a checkpoint, a setting), and to
-    test at the end.
+    test once, at the end.
 
-    >>> import torch
-    >>> images = Images(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
-    >>> [len(part) for part in Splits(images[:3], images[3:5], images[5:])]
-    [3, 2, 1]
+    >>> Splits._fields
+    ('train', 'selection', 'test')
     """
 
     train: Images
@@ -44,4 +50,4 @@ class Splits(NamedTuple):
     test: Images
 
 
-__all__ = ["HELD_OUT", "Images", "Splits"]
+__all__ = ["HELD_OUT", "Images", "Splits", "joined"]

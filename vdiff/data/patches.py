@@ -10,9 +10,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from vdiff.data.cifar10 import BATCH, RECORD, encode_binary, read_batches
 from vdiff.data.file import File, writing
-from vdiff.data.images import HELD_OUT, Images
+from vdiff.data.images import HELD_OUT, Images, joined
 from vdiff.disk import absolute, commit, new_folder
-from vdiff.errors import must
+from vdiff.errors import InvalidValue
 from vdiff.extras import extra
 
 SIDE, PERIOD = 32, 160
@@ -26,11 +26,10 @@ def patches(folder: str | Path) -> tuple[Images, Images]:
     flower.jpg; the class is the photograph.
 
     The photographs are cut into upright bands, 80 columns for training, 32 for the selection (the
-    last 1,000 training images, which `splits` holds out) and 48 for the test in turn, so that none
-    shares a pixel with another; patches of the same band overlap, so they are far fewer than
-    CIFAR-10's as data goes. The first call writes them to `folder`/patches (184 MB) in the binary
-    form of CIFAR-10, with their checksums; that is what is read. Bits/dim on them compare with
-    nothing else.
+    last 1,000 training images, which `splits` holds out) and 48 for the test, so that no parts
+    share a pixel; patches of one band overlap, so that they hold far less data than CIFAR-10. The
+    first call writes them to `folder`/patches (184 MB) in the binary form of CIFAR-10, with their
+    checksums. Bits/dim on them compare with nothing else.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +37,7 @@ def patches(folder: str | Path) -> tuple[Images, Images]:
     >>> train.pixels.shape, test.pixels.shape, train.labels.unique()
     (torch.Size([50000, 3, 32, 32]), torch.Size([10000, 3, 32, 32]), tensor([0, 1]))
     """
-    home = absolute("dataset", "folder", folder) / "patches"
+    home = absolute("folder", folder) / "patches"
     if not home.exists():
         with writing(home.parent, home.name):
             if not home.exists():  # another process was first
@@ -50,9 +49,7 @@ def _make(home: Path) -> None:
     """All files in a folder aside, which then gets its name."""
     aside = new_folder(home.with_name(f"{home.name}.part"))
     parts = (_cut(*TRAIN, 5 * BATCH - HELD_OUT), _cut(*SELECTION, HELD_OUT), _cut(*TEST, BATCH))
-    every = Images(
-        torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts])
-    )
+    every = joined(parts)
     sums = ""
     for i, name in enumerate(NAMES):
         raw = encode_binary(every[i * BATCH : (i + 1) * BATCH])
@@ -70,16 +67,11 @@ def _files(home: Path) -> list[File]:
             lines = file.read(1 << 16).splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if sorted(sums) != sorted(NAMES):
-        hint = f"delete {home}: it is made again"
-        raise ValueError(
-            must(
-                "dataset",
-                "folder",
-                f"hold patches/{SUMS} with all six batches",
-                f"{len(sums)} of them",
-                hint,
-            )
+        what, hint = (
+            f"hold patches/{SUMS} with all six batches",
+            f"delete {home}: it is made again",
         )
+        raise InvalidValue("folder", what, f"{len(sums)} of them", hint)
     return [File(name, BATCH * RECORD, f"sha256:{sums[name]}") for name in NAMES]
 
 
@@ -90,17 +82,14 @@ def _cut(first: int, last: int, count: int) -> Images:
         from sklearn.datasets import load_sample_images
 
     photographs = np.stack(load_sample_images().images)
-    windows = sliding_window_view(
-        photographs, (SIDE, SIDE), axis=(1, 2)
-    )  # (photograph, y, x, channel, SIDE, SIDE)
+    # (photograph, y, x, channel, SIDE, SIDE)
+    windows = sliding_window_view(photographs, (SIDE, SIDE), axis=(1, 2))
     _, rows, columns = windows.shape[:3]
     left = np.array([x for x in range(columns) if first <= x % PERIOD <= last - SIDE])
     place = np.random.RandomState(first).permutation(len(photographs) * rows * len(left))[:count]
     photograph, y, x = np.unravel_index(place, (len(photographs), rows, len(left)))
-    return Images(
-        torch.from_numpy(windows[photograph, y, left[x]]),
-        torch.from_numpy(photograph.astype(np.int64)),
-    )
+    pixels, labels = windows[photograph, y, left[x]], photograph.astype(np.int64)
+    return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
 
 
 __all__ = ["patches"]

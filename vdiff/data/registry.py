@@ -5,19 +5,14 @@ from pathlib import Path
 
 import torch
 
+from vdiff._validate import require, validated
 from vdiff.data.cifar10 import cifar10
 from vdiff.data.cifar10 import is_there as cifar10_is_there
 from vdiff.data.digits import LEVELS, digits
 from vdiff.data.images import HELD_OUT, Images, Splits
 from vdiff.data.patches import patches
 from vdiff.disk import absolute
-from vdiff.errors import did_you_mean, must
-
-
-def _digits(folder: str | Path) -> tuple[Images, Images]:
-    """Without the 200 images that the demo selects with."""
-    train, _, test = _digit_splits()
-    return train, test
+from vdiff.errors import did_you_mean
 
 
 def _digit_splits() -> Splits:
@@ -30,6 +25,11 @@ def _digit_splits() -> Splits:
     return Splits(*(Images(images.to(torch.uint8), labels, LEVELS) for images, labels in pairs))
 
 
+def _digits(folder: str | Path) -> tuple[Images, Images]:
+    """Without the 200 images that the demo selects with."""
+    return _digit_splits()[::2]
+
+
 DATASETS: dict[str, Callable[[str | Path], tuple[Images, Images]]] = {
     "cifar10": cifar10,
     "digits": _digits,
@@ -37,44 +37,33 @@ DATASETS: dict[str, Callable[[str | Path], tuple[Images, Images]]] = {
 }
 
 
+@validated
 def dataset(name: str, folder: str | Path = "data") -> tuple[Images, Images]:
     """The training and the test images of "cifar10", "digits" or "patches", read from `folder`
-    and, where it is not there yet, downloaded or made there.
+    and, where they are missing, downloaded or made there.
 
     Images are levels in uint8, ready for a decoder with `levels`. Raises ValueError for another
-    name (with the nearest one), and for files that are missing or are not what they should be.
+    name, and for files that are missing or are not what they should be.
 
     >>> train, test = dataset("digits")
     >>> train.pixels.shape, test.pixels.dtype, test.levels
     (torch.Size([1300, 1, 8, 8]), torch.uint8, 17)
     """
-    if name not in DATASETS:
-        raise ValueError(
-            must(
-                "dataset",
-                "name",
-                f"be one of {', '.join(DATASETS)}",
-                repr(name),
-                did_you_mean(str(name), DATASETS),
-            )
-        )
+    known, near = f"be one of {', '.join(DATASETS)}", did_you_mean(str(name), DATASETS)
+    require(name in DATASETS, "name", known, repr(name), near)
     return DATASETS[name](folder)
 
 
 def is_there(name: str, folder: str | Path = "data") -> bool:
-    """Whether `dataset(name, folder)` would only read: nothing is downloaded and nothing made.
-
-    >>> is_there("digits", "/nowhere"), is_there("patches", "/nowhere")
-    (True, False)
-    """
+    """Whether `dataset(name, folder)` would only read: nothing is downloaded and nothing made."""
     if name == "patches":
-        return (absolute("dataset", "folder", folder) / "patches").exists()
+        return (absolute("folder", folder) / "patches").exists()
     return name == "digits" or cifar10_is_there(folder)
 
 
+@validated
 def splits(name: str, folder: str | Path = "data") -> Splits:
-    """A data set in three parts, to train on, to select with and to test, so that the test is
-    looked at once, at the end.
+    """A data set in three parts, to train on, to select with and to test once, at the end.
 
     The selection is held out of the training images: of CIFAR-10 and the patches the last 1,000
     (those of the patches lie in bands of their own), of the digits 200. Arguments and errors are

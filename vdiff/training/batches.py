@@ -1,5 +1,4 @@
-"""What every slot of every step looks at: its image, its time and its noise, whichever process
-computes it."""
+"""The image, the time and the noise of every slot of every step, whichever process computes it."""
 
 import random
 from typing import NamedTuple
@@ -8,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdiff._validate import require
 from vdiff.data.augment import NUMBERS, augment
-from vdiff.errors import must
 from vdiff.gaussian import at_least_float32
 from vdiff.times import generator_of, offset_of, stratified
 from vdiff.training.config import Config
@@ -18,11 +17,7 @@ from vdiff.training.ranks import Place
 
 class Batch(NamedTuple):
     """A share of a step's batch: data, uniform numbers for its times, noise, conditions, and which
-    images and slots.
-
-    >>> Batch(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2), {}, torch.tensor([5]), range(1)).images
-    tensor([5])
-    """
+    images and slots."""
 
     data: Tensor
     u: Tensor
@@ -41,8 +36,8 @@ class Batches:
     one offset u for all processes, and noise from a generator of its own. Share k of m has the
     slots k, k + m, k + 2m, …
 
-    Raises ValueError where the batch cannot be cut evenly, and for labels that are missing or are
-    not as many as the data.
+    Raises ValueError if the batch cannot be cut evenly, and if labels are missing or are not as
+    many as the data.
 
     >>> config = Config(network={"name": "MLP", "dims": 2}, level_head=False, batch=4, shape=[2])
     >>> data = torch.arange(16).view(8, 2)
@@ -61,69 +56,46 @@ class Batches:
         place: Place = Place(),  # noqa: B008 (a constant)
         device: torch.device | str = "cpu",
     ) -> None:
-        shares = place.count * config.accumulate
-        if config.batch % shares:
-            came = (
-                f"{config.batch} for {place.count} processes of {config.accumulate} micro-batches"
-            )
-            near = shares * max(1, round(config.batch / shares))
-            hint = f"shares of different size would not count alike: batch={near}, or another accumulate"
-            raise ValueError(must("train", "batch", f"be a multiple of {shares}", came, hint))
-        if config.conditional and (labels is None or labels.shape != data.shape[:1]):
-            shape = None if labels is None else tuple(labels.shape)
-            raise ValueError(
-                must(
-                    "train",
-                    "labels",
-                    f"be given, ({len(data)},), for a conditional network",
-                    shape,
-                )
-            )
-        if list(data.shape[1:]) != config.shape:
-            raise ValueError(
-                must(
-                    "train",
-                    "data",
-                    f"be (n, *shape) with the config's shape {config.shape}",
-                    tuple(data.shape),
-                )
-            )
+        parts, shares = config.accumulate, place.count * config.accumulate
+        came = f"{config.batch} for {place.count} processes of {parts} micro-batches"
+        near = shares * max(1, round(config.batch / shares))
+        hint = (
+            f"shares of another size would count differently: batch={near}, or change accumulate"
+        )
+        require(config.batch % shares == 0, "batch", f"be a multiple of {shares}", came, hint)
+        given = None if labels is None else tuple(labels.shape)
+        what = f"be given, ({len(data)},), for a conditional network"
+        require(not config.conditional or given == (len(data),), "labels", what, given)
+        what = f"be (n, *shape) with the config's shape {config.shape}"
+        require(list(data.shape[1:]) == config.shape, "data", what, tuple(data.shape))
         self.data, self.labels = data.to(device), None if labels is None else labels.to(device)
-        self.config, self.place, self.shares, self.device = (
-            config,
-            place,
-            shares,
-            torch.device(device),
-        )
-        self.dtype = (
-            data.dtype if data.is_floating_point() else at_least_float32(torch.get_default_dtype())
-        )
+        self.config, self.place, self.shares = config, place, shares
+        self.device = torch.device(device)
+        default = at_least_float32(torch.get_default_dtype())
+        self.dtype = data.dtype if data.is_floating_point() else default
         self._orders: dict[int, Tensor] = {}
 
     def __call__(self, step: int, part: int) -> Batch:
         """The share of this process in micro-batch `part` of a step."""
         config = self.config
         slots = range(part * self.place.count + self.place.index, config.batch, self.shares)
-        chosen = self.images(step)[slots.start :: self.shares].to(
-            self.device, non_blocking=True
-        )  # blocking, it would wait for the device
+        mine = slice(slots.start, None, self.shares)
+        # a blocking copy would wait for the device
+        chosen = self.images(step)[mine].to(self.device, non_blocking=True)
         data, condition = self.data[chosen], {}
         if config.augment != "none":
-            numbers = torch.rand(
-                config.batch,
-                NUMBERS,
-                generator=generator_of(config.seed, step, "augment"),
-                dtype=torch.float32,
-            )
-            mine = numbers[slots.start :: self.shares].to(self.device, non_blocking=True)
-            data, changed = augment(data, config.augment, mine)
+            generator = generator_of(config.seed, step, "augment")
+            shape = (config.batch, NUMBERS)
+            numbers = torch.rand(shape, generator=generator, dtype=torch.float32)[mine]
+            numbers = numbers.to(self.device, non_blocking=True)
+            data, changed = augment(data, config.augment, numbers)
             if config.augment == "flip-turn":
                 condition["augmented"] = changed
         if config.conditional and self.labels is not None:
             condition["label"] = self.labels[chosen]
-        offset = offset_of(config.seed, step)
+        offset, count = offset_of(config.seed, step), self.shares
         u = stratified(
-            len(slots), offset=offset, index=slots.start, count=self.shares, device=self.device
+            len(slots), offset=offset, index=slots.start, count=count, device=self.device
         )
         eps = torch.empty(data.shape, dtype=self.dtype, device=self.device)
         for row, slot in zip(eps, slots, strict=True):
@@ -145,16 +117,9 @@ class Batches:
 
 
 def seed_everything(seed: int, step: int, place: Place, part: int) -> None:
-    """Seed the global generators of Python, numpy and torch (on all devices), from which a network
-    may draw, for dropout say: apart for every process and micro-batch, and the same again when a
-    run is resumed.
-
-    >>> seed_everything(0, 5, Place(), 0)
-    >>> first = torch.rand(1)
-    >>> seed_everything(0, 5, Place(), 0)
-    >>> bool(torch.rand(1) == first)
-    True
-    """
+    """Seed the global generators of Python, numpy and torch (on all devices), which a network may
+    use, for dropout say: differently in every process and micro-batch, and the same again when a
+    run is resumed."""
     number = generator_of(seed, step, f"network {place.index} {part}").initial_seed()
     torch.manual_seed(number)
     random.seed(number)

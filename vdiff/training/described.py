@@ -7,7 +7,7 @@ import types
 import torch
 from torch import Tensor, nn
 
-from vdiff.errors import must
+from vdiff._validate import require
 from vdiff.likelihood.pieces import data_hash
 from vdiff.objective import Objective
 from vdiff.schedule import Schedule
@@ -24,72 +24,51 @@ NAMED = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 
 
 def parts_of(objective: Objective) -> Parts:
-    """The class and the settings of every part by its place, and the shapes of all weights.
+    """The class and the settings of every part by its path, and the shapes of all weights.
 
     Weights do not count by their values, and learned ends are weights. The buffers of a fixed
-    schedule count by theirs, and those that no weights file holds.
+    schedule count by their values, and so do those that no weights file holds.
 
     >>> from vdiff import Cosine, Denoiser, V
     >>> model = Denoiser(torch.nn.Linear(2, 2), V())
     >>> parts = parts_of(Objective(model, schedule=Cosine(5.0, -5.0)))
-    >>> parts["model.parameterization"], parts["schedule.logsnr_max"]
-    ('V', '5.0')
-    >>> parts["model.network.weight"]
-    'weights of shape (2, 2)'
+    >>> [parts[name] for name in ("schedule.logsnr_max", "model.network.weight")]
+    ['5.0', 'weights of shape (2, 2)']
     """
     found: Parts = {}
     _describe(found, "", objective, ())
-    return {place or "objective": what for place, what in found.items()}
+    return {path or "objective": what for path, what in found.items()}
 
 
 def differences(objective: Objective, config: Config) -> list[str]:
     """In which parts an objective is another than its config's, in words; none if the config
-    describes it.
-
-    >>> settings = {"level_head": False, "parameterization": {"name": "V"}, "shape": [2]}
-    >>> config = Config(network={"name": "MLP", "dims": 2}, **settings)
-    >>> differences(config.objective(), config)
-    []
-    >>> other = config.override(["parameterization.sigma_data=0.5", "chain=10"])
-    >>> differences(other.objective(), config)
-    ['model.parameterization.sigma_data: 0.5, by the config 1.0', 'loss.steps: 10, by the config None']
-    """
+    describes it."""
     came, known = parts_of(objective), parts_of(config.objective(outline=True))
-    unlike = [place for place in {**known, **came} if came.get(place) != known.get(place)]
+    unlike = [path for path in {**known, **came} if came.get(path) != known.get(path)]
     both = came.keys() & known.keys()  # an outline has no values
-    unlike = [place for place in unlike if place in both or VALUES not in place]
+    unlike = [path for path in unlike if path in both or VALUES not in path]
     # where the class is another, what lies within it is not compared
-    outer = [place for place in unlike if not any(place.startswith(f"{part}.") for part in unlike)]
-    pairs = ((place, came.get(place, "nothing"), known.get(place, "nothing")) for place in outer)
-    return [f"{place}: {here}, by the config {there}" for place, here, there in pairs]
+    outer = [path for path in unlike if not any(path.startswith(f"{part}.") for part in unlike)]
+    pairs = ((path, came.get(path, "nothing"), known.get(path, "nothing")) for path in outer)
+    return [f"{path}: {here}, by the config {there}" for path, here, there in pairs]
 
 
 def check_described(objective: Objective, config: Config) -> list[str]:
     """`differences` of an objective with parts of your own, which no config can name.
 
-    Raises ValueError where all parts are the library's, and others than the config's: what is
-    built from the config would be another objective.
-
-    >>> config = Config(network={"name": "MLP", "dims": 2}, level_head=False, shape=[2])
-    >>> check_described(config.objective(), config)
-    []
+    Raises ValueError if all parts are the library's, but not the config's: an objective that is
+    built from the config would be another one.
     """
     unlike = differences(objective, config)
-    if unlike and not has_own_parts(objective):
-        what = "be the one that the config of its run describes"
-        hint = "load and `vdiff evaluate` build what the config says: config.objective() makes it"
-        raise ValueError(must("train", "objective", what, shown(unlike), hint))
+    what = "be the one that the config of its run describes"
+    hint = "load and `vdiff evaluate` build what the config says: config.objective() makes it"
+    require(not unlike or has_own_parts(objective), "objective", what, shown(unlike), hint)
     return unlike
 
 
 def has_own_parts(objective: Objective) -> bool:
     """Whether a class or a function in it is neither vdiff's nor torch's, so that no config can
-    name it.
-
-    >>> from vdiff import Cosine, Denoiser, V
-    >>> has_own_parts(Objective(Denoiser(torch.nn.Linear(2, 2), V()), schedule=Cosine()))
-    False
-    """
+    name it."""
     return any(text.endswith(OWN) for text in parts_of(objective).values())
 
 
@@ -103,27 +82,26 @@ def shown(wrong: list[str]) -> str:
     return "; ".join(wrong[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def _describe(found: Parts, place: str, value: object, outer: tuple[int, ...]) -> None:
-    """Add what stands at a place, and all within it; `outer` are the objects that hold it."""
+def _describe(found: Parts, path: str, value: object, outer: tuple[int, ...]) -> None:
+    """Add a value at a path, and all within it; `outer` are the objects that hold it."""
     if id(value) in outer:
         return
-    outer, inner = (*outer, id(value)), f"{place}." if place else ""
+    outer, inner = (*outer, id(value)), f"{path}." if path else ""
     if isinstance(value, PLAIN):
-        found[place] = repr(value)
+        found[path] = repr(value)
     elif isinstance(value, Tensor):
-        found[place] = f"{tuple(value.shape)} {data_hash(value)}"
+        found[path] = f"{tuple(value.shape)} {data_hash(value)}"
     elif isinstance(value, list | tuple | dict):
-        found[place] = f"{type(value).__name__} of {len(value)}"
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in pairs:
+        found[path] = f"{type(value).__name__} of {len(value)}"
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _describe(found, f"{inner}{key}", item, outer)
     elif isinstance(value, functools.partial):
-        found[place] = f"partial of {_name(value.func)}"
+        found[path] = f"partial of {_name(value.func)}"
         _describe(found, f"{inner}arguments", (value.func, value.args, value.keywords), outer)
     elif isinstance(value, NAMED):
-        found[place] = _name(value)
+        found[path] = _name(value)
     else:
-        found[place] = _name(type(value))
+        found[path] = _name(type(value))
         skipped = (*COMPUTED, *getattr(value, "_local", ()))
         for name, item in getattr(value, "__dict__", {}).items():
             if not name.startswith("_") and name not in skipped:

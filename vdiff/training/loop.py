@@ -1,19 +1,19 @@
-"""The training loop: AdamW, warm-up and decay, clipping, averages, on one process or many, and
-never lost."""
+"""The training loop: AdamW, warm-up and decay, clipping, averages, on one process or many."""
 
 import math
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vdiff._known_range import widen_trained
-from vdiff.errors import check_positive_int, did_you_mean, must, names_arrays
+from vdiff._validate import Count, validated
+from vdiff.errors import InvalidType, InvalidValue
 from vdiff.gaussian import wide
 from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
@@ -23,9 +23,8 @@ from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.described import check_described
 from vdiff.training.guard import autocast, memory_hint, not_finite
-from vdiff.training.ranks import from_first, here, on_first, over_ranks, wrap
-from vdiff.training.readings import Reading, Readings
-from vdiff.training.record import Record, tensorboard
+from vdiff.training.ranks import from_first, here, on_first, over_ranks
+from vdiff.training.record import Reading, Readings, Record, tensorboard
 from vdiff.training.run import Run
 from vdiff.training.signals import stopping
 from vdiff.training.state import State
@@ -33,12 +32,12 @@ from vdiff.training.trained import fingerprint
 
 Log = Callable[[dict[str, Any]], None]
 Validate = Callable[[Objective], float | Estimate]
+Policy = Literal["skip", "raise"]
 PATIENCE = 10  # steps in a row without a finite loss
-POLICIES = ("skip", "raise")
 LATE = {"cuda": 1}  # by how many steps numbers are read
 
 
-@names_arrays
+@validated
 def train(
     objective: Objective,
     data: Tensor,
@@ -48,9 +47,9 @@ def train(
     run: Run | None = None,
     log: Log | None = None,
     validate: Validate | None = None,
-    every: int = 500,
-    store_every: int | None = None,
-    on_nonfinite: str = "skip",
+    every: Count = 500,
+    store_every: Count | None = None,
+    on_nonfinite: Policy = "skip",
     quiet: bool = False,
 ) -> Objective:
     """Train an objective on data as its decoder takes it; returns the exponential moving average
@@ -58,90 +57,63 @@ def train(
 
     Images, times, noise and the seeds of dropout are pure functions of (seed, step, slot): the
     same on any number of processes and of micro-batches, but for rounding and dropout. With a
-    `run` the training is kept: it goes on from the newest checkpoint to the last bit, writes one
-    every `store_every` steps and at the end, and when a signal (SIGTERM, Ctrl-C, SIGUSR1) asks it
-    to stop it finishes its step, writes a checkpoint and leaves with the signal's exit code; a
-    second signal ends it at once.
+    `run` the training resumes from the newest checkpoint to the last bit, and writes one every
+    `store_every` steps and at the end. When a signal (SIGTERM, Ctrl-C, SIGUSR1) asks it to stop,
+    it finishes its step, writes a checkpoint and leaves with the signal's exit code; a second
+    signal ends it at once.
 
     In a process group, such as that of `vdiff.training.processes` under torchrun, the objective is
     wrapped in DDP, and all ranks start from the first one's weights.
 
     Args:
         labels: (n,) classes, for a config that is `conditional`.
-        log: receives a dictionary every `every` steps, with the bound of the averaged weights if
-            `validate` is given.
-        validate: a bound of the averaged weights in bits/dim, such as `Validation(images)`; every
-            process calls it.
+        log: receives a dictionary every `every` steps.
+        validate: a bound of the averaged weights in bits/dim for the log, such as
+            `Validation(images)`; every process calls it.
         store_every: `every` by default.
-        on_nonfinite: what to do with a loss or gradient that is not finite. "skip" leaves the step
-            out, counts it, and raises after ten in a row; "raise" raises at the first. Neither
-            weights nor averages ever see one.
+        on_nonfinite: "skip" leaves a step out whose loss or gradient is not finite, counts it, and
+            raises after ten in a row; "raise" raises at the first. Neither weights nor averages
+            ever see one.
 
     Raises:
-        ValueError: for such losses, with what the step looked at in nonfinite-….json of the run;
+        ValueError: for such losses, with the images of that step in nonfinite-….json of the run;
             for a batch that cannot be shared evenly; for data that does not fit.
-        SystemExit: where a signal asked to stop.
+        SystemExit: if a signal asked to stop.
 
-    >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, steps=2, batch=4)
-    >>> history = []
-    >>> averaged = train(config.objective(), torch.randint(0, 17, (8, 1, 8, 8)), config, log=history.append, quiet=True)
+    >>> network = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
+    >>> config, history = Config(network, steps=2, batch=4), []
+    >>> data = torch.randint(0, 17, (8, 1, 8, 8))
+    >>> averaged = train(config.objective(), data, config, log=history.append, quiet=True)
     >>> history[-1]["step"], averaged.training
     (2, False)
     """
-    check_positive_int("train", "every", every)
-    store_every = every if store_every is None else store_every
-    check_positive_int("train", "store_every", store_every)
-    if on_nonfinite not in POLICIES:
-        raise ValueError(
-            must(
-                "train",
-                "on_nonfinite",
-                "be 'skip' or 'raise'",
-                repr(on_nonfinite),
-                did_you_mean(on_nonfinite, POLICIES),
-            )
-        )
     if run is not None:
         run.check(config)
     trainer = Trainer(objective, data, config, labels=labels, run=run, on_nonfinite=on_nonfinite)
+    state = trainer.state
     listeners = [] if log is None else [log]
     if run is not None and here().first:
-        listeners += [run.log, *tensorboard(run.folder / "tensorboard", trainer.state.step)]
+        listeners += [run.log, *tensorboard(run.folder / "tensorboard", state.step)]
     with ExitStack() as stack:
         stack.callback(trainer.release)
         asked: Callable[[], int] = stack.enter_context(stopping()) if run is not None else int
-        silent = quiet or not here().first
-        record = stack.enter_context(
-            Record(
-                config.steps,
-                trainer.unit,
-                first=trainer.state.step,
-                quiet=silent,
-                listeners=listeners,
-            )
-        )
-        trainer.fit(record, validate, every, store_every, asked)
-    averaged = trainer.state.averaged
+        options: dict[str, Any] = {"first": state.step, "quiet": quiet or not here().first}
+        record = Record(config.steps, trainer.unit, listeners=listeners, **options)
+        stack.enter_context(record)
+        trainer.fit(record, validate, every, store_every or every, asked)
+    averaged = state.averaged
     widen_trained(averaged.model, *objective.schedule.ends())
     widen_trained(averaged.model, *averaged.schedule.ends())
     for mean, p in zip(averaged.parameters(), objective.parameters(), strict=True):
-        mean.requires_grad_(p.requires_grad)  # to go on with, as one likes
-    averaged.trained_on = tuple(trainer.state.about["data"])
+        mean.requires_grad_(p.requires_grad)  # so that one can train it further
+    averaged.trained_on = tuple(state.about["data"])
     if run is not None:
-        on_first(lambda: run.finish(trainer.state))  # nobody goes on to load it before it is there
+        on_first(lambda: run.finish(state))  # no rank returns before the file is there
     return averaged
 
 
 class Trainer:
-    """One training: what a step needs, and what is done between steps. `train` makes one and lets
-    it `fit`.
-
-    >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, batch=4)
-    >>> trainer = Trainer(config.objective(), torch.randint(0, 17, (8, 1, 8, 8)), config)
-    >>> loss, norm, not_finite, stop = trainer.step(0, asked=lambda: 0).tolist()
-    >>> not_finite, stop
-    (0.0, 0.0)
-    """
+    """One training: what a step needs, and what is done between steps."""
 
     def __init__(
         self,
@@ -151,56 +123,48 @@ class Trainer:
         *,
         labels: Tensor | None = None,
         run: Run | None = None,
-        on_nonfinite: str = "skip",
+        on_nonfinite: Policy = "skip",
     ) -> None:
         self.config, self.run, self.on_nonfinite, self.place = config, run, on_nonfinite, here()
         self.device = home(objective)
         if any(p.is_meta for p in objective.parameters()):
             hint = "objective.to_empty(device=…), then load or initialise its weights"
-            raise ValueError(must("train", "objective", "have weights", "the meta device", hint))
+            raise InvalidValue("objective", "have weights", "the meta device", hint)
         self.batches = Batches(data, config, labels=labels, place=self.place, device=self.device)
         self.objective = objective.train()
         network = getattr(objective.model, "network", objective.model)
         if not isinstance(network, nn.Module):
-            raise TypeError(
-                must(
-                    "train",
-                    "objective",
-                    "hold a network that is an nn.Module",
-                    repr(network),
-                    "nothing else has weights",
-                )
-            )
+            what, hint = "hold a network that is an nn.Module", "nothing else has weights"
+            raise InvalidType("objective", what, repr(network), hint)
         if config.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = State(objective, config)
-        told = labels if config.conditional else None
-        self.state.about = {"data": [on_first(lambda: fingerprint(data, told))]}
+        given = labels if config.conditional else None
+        self.state.about = {"data": [on_first(lambda: fingerprint(data, given))]}
         if run is not None:
             self.state.about["unlike"] = check_described(objective, config)
             run.restore(self.state)
         else:
-            from_first(
-                value for named in self.state.tensors().values() for value in named.values()
-            )
+            from_first(self.state.tensors())
         if config.compile:
             network.compile()
         self.wrapped: nn.Module = objective
         if self.place.count > 1:
-            self.wrapped = wrap(objective)
-            self.rehearse()
+            self.wrapped = DistributedDataParallel(objective, static_graph=True)
+            # they are equal already; as an argument it is deprecated in some versions of torch
+            self.wrapped.broadcast_buffers = False
+            self.warm_up_ddp()
         groups = {group["name"]: group["params"] for group in self.state.optimizer.param_groups}
-        self.network_parameters, self.schedule_parameters = (
-            groups.get("model", []),
-            groups.get("schedule", []),
-        )
+        self.network_parameters = groups.get("model", [])
+        self.schedule_parameters = groups.get("schedule", [])
         self.dims = math.prod(config.shape) * math.log(2)
         self.unit = "bits_per_dim" if objective.loss.is_bound else "loss"
         self.last: Reading | None = None
 
-    def rehearse(self) -> None:
-        """One backward pass that leaves no trace: with a static graph, DDP looks in the first for
-        parameters without a gradient, and only after it can micro-batches go unsynchronised."""
+    def warm_up_ddp(self) -> None:
+        """One backward pass that changes nothing: with a static graph, DDP finds parameters
+        without a gradient in the first one, and can leave micro-batches unsynchronized only after
+        it."""
         learned = {name for name, _ in self.objective.named_parameters()}
         state = self.objective.state_dict()
         buffers = [value for name, value in state.items() if name not in learned]
@@ -221,7 +185,7 @@ class Trainer:
         return losses
 
     def release(self) -> None:
-        """Let go of the wrapper: over gloo, it must not outlive its group."""
+        """Drop the DDP wrapper: over gloo, it must not outlive its group."""
         self.wrapped = self.objective
 
     def fit(
@@ -265,28 +229,24 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         losses = []
         for part in range(config.accumulate):
-            with (
-                memory_hint(config, self.place),
-                self._synchronised(part == config.accumulate - 1),
-            ):
+            last = part == config.accumulate - 1
+            with memory_hint(config, self.place), self._synchronized(last):
                 loss = self.losses(step, part).mean() / (self.dims * config.accumulate)
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         for p in self.network_parameters:
             if p.grad is not None and p.grad.layout is not torch.strided:
                 p.grad = p.grad.to_dense()  # AdamW takes no sparse gradients
-        norm = nn.utils.get_total_norm(
-            [p.grad for p in self.network_parameters if p.grad is not None]
-        )
+        gradients = [p.grad for p in self.network_parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         if config.clip is not None:
             nn.utils.clip_grads_with_norm_(self.network_parameters, config.clip, norm)
         total = wide(torch.stack(losses).sum())
         finite = total.isfinite() & norm.isfinite()
         for p in self.schedule_parameters:
             finite &= p.grad is None or p.grad.isfinite().all()
-        numbers = torch.stack(
-            [total, norm.to(total.dtype), (~finite).to(total), torch.full_like(total, asked() > 0)]
-        )
+        flags = [(~finite).to(total), torch.full_like(total, asked() > 0)]
+        numbers = torch.stack([total, norm.to(total.dtype), *flags])
         numbers = over_ranks(numbers) / self.place.count
         self.state.advance(numbers[2] > 0)
         self.objective.update(over_ranks)
@@ -294,10 +254,9 @@ class Trainer:
         return numbers
 
     def note(self, reading: Reading, record: Record) -> bool:
-        """Take in what a step said; whether to stop. Raises where its loss is not finite, as the
-        policy says."""
-        state = self.state
-        self.last = reading
+        """Add a reading to the state; returns whether to stop. Raises if its loss is not finite
+        and the policy says so."""
+        state, self.last = self.state, reading
         if not reading.bad:
             state.in_a_row = 0
             state.window = [state.window[0] + reading.loss, state.window[1] + 1]
@@ -312,7 +271,7 @@ class Trainer:
         return reading.stop
 
     def entry(self, validate: Validate | None) -> dict[str, Any]:
-        """What is logged of the steps since the last entry."""
+        """The entry of the log for the steps since the last one."""
         state, last = self.state, self.last
         total, count = state.window
         entry: dict[str, Any] = {"step": state.step}
@@ -327,15 +286,13 @@ class Trainer:
         return entry
 
     def validated(self, found: float | Tensor | Estimate) -> dict[str, float | None]:
-        """What is logged of a validation; one that is not finite is None in the log, warned of,
-        and never the best.
-        """
-        state = self.state
-        value = found.value if isinstance(found, Estimate) else float(found)
-        numbers: dict[str, float | None] = {}
+        """The numbers of a validation for the log, and the best so far; one that is not finite is
+        None in the log, and warned of."""
+        state, numbers = self.state, dict[str, float | None]()
         if isinstance(found, Estimate):
             numbers["selection_error"] = found.monte_carlo
             numbers["selection_error_over_images"] = found.images
+        value = found.value if isinstance(found, Estimate) else float(found)
         numbers["selection_bits_per_dim"] = value
         if not math.isfinite(value):
             if self.place.first:
@@ -343,24 +300,19 @@ class Trainer:
                 warnings.warn(f"{what}: it is logged as none, and training goes on", stacklevel=2)
         elif state.best is None or value < state.best["bits_per_dim"]:
             state.best = {"step": state.step, "bits_per_dim": value}
-        finite = {name for name, n in numbers.items() if n is not None and math.isfinite(n)}
-        return {name: n if name in finite else None for name, n in numbers.items()}
+        return {k: v if v is not None and math.isfinite(v) else None for k, v in numbers.items()}
 
     def leave(self, number: int, stored: int) -> None:
-        """End the process as the signal asked; its number is 0 where another rank received it."""
+        """End the process with the signal's exit code; 0 stands for a signal of another rank."""
         if self.place.first:
-            say(
-                f"\nasked to stop after step {self.state.step}; the checkpoint of step {stored} goes on from there",
-                file=sys.stderr,
-            )
+            done = f"\nasked to stop after step {self.state.step}"
+            say(f"{done}; the checkpoint of step {stored} goes on from there", file=sys.stderr)
         raise SystemExit(128 + (number or 15))
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        return (
-            nullcontext()
-            if last or not isinstance(self.wrapped, DistributedDataParallel)
-            else self.wrapped.no_sync()
-        )
+    def _synchronized(self, last: bool) -> AbstractContextManager[Any]:
+        if last or not isinstance(self.wrapped, DistributedDataParallel):
+            return nullcontext()
+        return self.wrapped.no_sync()
 
 
 def pace(step: int, warmup: int, steps: int, decay: str = "cosine") -> float:
@@ -371,11 +323,9 @@ def pace(step: int, warmup: int, steps: int, decay: str = "cosine") -> float:
     """
     if step < warmup:
         return (step + 1) / warmup
-    return (
-        1.0
-        if decay == "constant"
-        else 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-    )
+    if decay == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
 __all__ = ["Trainer", "pace", "train"]

@@ -1,11 +1,12 @@
-"""Plain data from outside: JSON within bounds, so that a small file cannot ask for much."""
+"""JSON from outside, within bounds: a small file cannot ask for much memory or time."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vdiff.errors import must
+from vdiff._validate import require
+from vdiff.errors import InvalidValue
 
 LARGEST = 1 << 24  # bytes of a file
 LONGEST = 1 << 20  # bytes of a line
@@ -16,10 +17,9 @@ SHOWN = 100  # characters of a value in a message
 
 
 def parse(text: str | bytes) -> Any:
-    """What JSON says. Raises ValueError for text that is not JSON, and for what `flaw` finds.
+    """The value of a JSON text. Raises ValueError for text that is not JSON, and for what `flaw`
+    finds.
 
-    >>> parse('{"lr": 1e-3}')
-    {'lr': 0.001}
     >>> parse("[" * 2000 + "]" * 2000)
     Traceback (most recent call last):
         ...
@@ -29,41 +29,24 @@ def parse(text: str | bytes) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise ValueError(f"a value that is nested more than {DEEPEST} deep") from None
-    found = flaw(value)
-    if found:
+    if found := flaw(value):
         raise ValueError(found)
     return value
 
 
-def read_json(function: str, path: Path) -> Any:
-    """What a file of JSON says. Raises ValueError, in the name of `function`, for one that is too
-    large or damaged.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = (Path(folder) / "config.json").write_text("[1, 2]")
-    ...     read_json("Run", Path(folder) / "config.json")
-    [1, 2]
-    """
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. Raises InvalidValue if the file is too large or damaged."""
     with path.open("rb") as file:
         raw = file.read(LARGEST + 1)
-    if len(raw) > LARGEST:
-        raise ValueError(must(function, str(path), f"have at most {LARGEST:,} bytes", "more"))
+    require(len(raw) <= LARGEST, str(path), f"have at most {LARGEST:,} bytes", "more")
     try:
         return parse(raw.decode("utf-8"))
     except ValueError as error:
-        raise ValueError(must(function, str(path), "be JSON", error, "it is damaged")) from None
+        raise InvalidValue(str(path), "be JSON", error, "it is damaged") from None
 
 
 def lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, one at a time; none that is empty or longer than 1 MiB.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = (Path(folder) / "log").write_text("one\\n\\n" + "2" * 2**21 + "\\nthree")
-    ...     list(lines(Path(folder) / "log"))
-    ['one', 'three']
-    """
+    """The lines of a text file, one at a time, without empty ones and those longer than 1 MiB."""
     starts = True  # what is read starts a line
     with path.open("rb") as file:
         while part := file.readline(LONGEST):
@@ -74,10 +57,8 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def flaw(value: object) -> str:
-    """What in a value is no plain data within bounds; an empty string where all of it is.
+    """Why a value is not plain data within the bounds; an empty string if it is.
 
-    >>> flaw({"name": "UNet", "multipliers": [1, 2]})
-    ''
     >>> flaw([2**64]), flaw({"prior": {1, 2}})
     ('a whole number of more than 63 bits', 'a set')
     """
@@ -105,22 +86,16 @@ def flaw(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A plain value as a message shows it: JSON's null, true and false, and not all of a long one.
-
-    >>> shown(None), shown("Cosine"), shown(False)
-    ('null', "'Cosine'", 'false')
-    """
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    """A plain value for a message: with JSON's null, true and false, and cut if it is long."""
+    return _cut(json.dumps(value) if value is None or isinstance(value, bool) else repr(value))
 
 
 def word(name: str) -> str:
-    """A name from outside as a message shows it: without control characters, a long one cut off.
+    """A name from outside for a message: control characters escaped, and cut if it is long."""
+    return _cut(name if name.isprintable() else repr(name)[1:-1])
 
-    >>> word("lr"), word("lr\\x1b[2J")
-    ('lr', 'lr\\\\x1b[2J')
-    """
-    text = name if name.isprintable() else repr(name)[1:-1]
+
+def _cut(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 

@@ -1,11 +1,10 @@
-"""The processes of a run, as torchrun starts them, and what they tell each other. Where there is
-one, nothing of it is touched."""
+"""The processes of a run, as torchrun starts them. A no-op in a single process."""
 
 import gc
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,19 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.parallel import DistributedDataParallel
 
-from vdiff.errors import must
+from vdiff._validate import validated
+from vdiff.errors import InvalidValue
 from vdiff.schedule import Schedule
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which process this is, and of how many.
-
-    >>> Place().first
-    True
-    """
+    """Which process this is, and of how many."""
 
     index: int = 0
     count: int = 1
@@ -44,36 +39,30 @@ def here() -> Place:
     >>> here()
     Place(index=0, count=1)
     """
-    return (
-        Place(dist.get_rank(), dist.get_world_size())
-        if dist.is_available() and dist.is_initialized()
-        else Place()
-    )
+    if dist.is_available() and dist.is_initialized():
+        return Place(dist.get_rank(), dist.get_world_size())
+    return Place()
 
 
 def own_device() -> torch.device:
-    """The GPU of this process, under torchrun one for each; the CPU where there is none.
-
-    >>> own_device().type in ("cpu", "cuda")
-    True
-    """
+    """The GPU of this process, under torchrun one for each; the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if index >= count:
-        hint = f"torchrun --nproc-per-node {count}, or see CUDA_VISIBLE_DEVICES"
         raise ValueError(
-            must("processes", "LOCAL_RANK", f"be below the number of GPUs, {count}", index, hint)
+            f"environment variable 'LOCAL_RANK' must be below the number of GPUs, {count}; got "
+            f"{index} (torchrun --nproc-per-node {count}, or see CUDA_VISIBLE_DEVICES)"
         )
     return torch.device("cuda", index)
 
 
 @contextmanager
 def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
-    """The device of this process, in a group with the others where torchrun started several (nccl
-    on GPUs, gloo on CPUs).
+    """The device of this process, in a group with the others if torchrun started several (nccl on
+    GPUs, gloo on CPUs).
 
-    Where one of them fails, or is silent for `timeout` seconds while the others wait, all of them
+    If one process fails, or is silent for `timeout` seconds while the others wait, all of them
     end.
 
     >>> with processes() as device:
@@ -86,10 +75,8 @@ def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout),
-    )
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
         yield device
     except BaseException as error:
@@ -102,47 +89,29 @@ def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def wrap(module: nn.Module) -> DistributedDataParallel:
-    """A module whose gradients are means over ranks, of one graph for all steps.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-    ...     type(wrap(torch.nn.Linear(1, 1))).__name__
-    ...     dist.destroy_process_group()
-    'DistributedDataParallel'
-    """
-    wrapped = DistributedDataParallel(module, static_graph=True)
-    # they are equal already; as an argument it is deprecated in some versions, and unknown in
-    # others
-    wrapped.broadcast_buffers = False
-    return wrapped
-
-
+@validated
 def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) -> nn.Module:
-    """Apply `fully_shard` to everything but the schedules within, whose parameters stay whole on
-    each rank and whose gradients become means over ranks. FSDP itself refuses scalars, and float64
-    parameters beside float32 ones.
+    """Apply `fully_shard` to everything but the schedules of a module, whose parameters stay whole
+    on each rank and whose gradients become means over ranks. FSDP itself refuses scalars, and
+    float64 parameters beside float32 ones.
 
     `parameter_groups` keeps the schedules in a group of their own, as an optimizer of sharded
     weights needs. Move the module to its device first; on the meta device, give the schedules
     values first (`to_empty`, `reset_parameters`).
 
     Args:
-        module: an `Objective`, or what holds one.
+        module: an `Objective`, or a module that holds one.
         mesh, options: as in `fully_shard`.
 
-    Raises:
-        ValueError: for a schedule on the meta device.
+    Raises ValueError for a schedule on the meta device.
 
     >>> import tempfile
     >>> from torch.distributed.device_mesh import init_device_mesh
     >>> from vdiff import LearnedLinear
-    >>> schedule = LearnedLinear()
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     store = f"file://{folder}/store"
     ...     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    ...     module = nn.Sequential(nn.Linear(1, 1), schedule)
+    ...     module = nn.Sequential(nn.Linear(1, 1), LearnedLinear())
     ...     sharded = shard(module, mesh=init_device_mesh("cpu", (1,)))
     ...     [type(p).__name__ for p in sharded.parameters()]
     ...     dist.destroy_process_group()
@@ -152,10 +121,10 @@ def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) 
 
     schedules = [part for part in module.modules() if isinstance(part, Schedule)]
     whole = {p for schedule in schedules for p in schedule.parameters()}
-    if any(p.device.type == "meta" for p in whole):
-        hint = "schedule.to_empty(device=…), then schedule.reset_parameters(): to_empty replaces parameters"
+    if any(p.is_meta for p in whole):
+        hint = "schedule.to_empty(device=…), which replaces parameters, then reset_parameters()"
         came = "parameters on the meta device"
-        raise ValueError(must("shard", "module", "have schedules with values", came, hint))
+        raise InvalidValue("module", "have schedules with values", came, hint)
     groups = [None] if mesh is None else [mesh.get_group(i) for i in range(mesh.ndim)]
 
     def average(p: Tensor) -> None:
@@ -174,8 +143,7 @@ def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) 
 
 
 def over_ranks(statistics: Tensor) -> Tensor:
-    """A tensor summed over all ranks, in place; in a single process as it is.
-    `schedule.update(over_ranks)` merges what they saw.
+    """A tensor summed over all ranks, in place: `schedule.update(over_ranks)`.
 
     >>> over_ranks(torch.ones(1))
     tensor([1.])
@@ -186,7 +154,8 @@ def over_ranks(statistics: Tensor) -> Tensor:
 
 
 def on_first(make: Callable[[], Any]) -> Any:
-    """What `make()` returns on the first rank, plain data, on all of them; and so what it raises.
+    """Call `make` on the first rank; every rank returns its value, plain data, or raises its
+    error.
 
     >>> on_first(lambda: {"step": 3})
     {'step': 3}
@@ -194,27 +163,24 @@ def on_first(make: Callable[[], Any]) -> Any:
     place = here()
     if place.count == 1:
         return make()
-    told: list[str] = [""]
+    sent: list[str] = [""]
     failure: Exception | None = None
     if place.first:
         try:
-            told = [json.dumps({"value": make()})]
+            sent = [json.dumps({"value": make()})]
         except Exception as error:
-            failure, told = error, [json.dumps({"error": str(error)})]
-    dist.broadcast_object_list(told)
-    answer = json.loads(told[0])
+            failure, sent = error, [json.dumps({"error": str(error)})]
+    dist.broadcast_object_list(sent)
+    answer = json.loads(sent[0])
     if "error" in answer:
         raise failure or ValueError(answer["error"])
     return answer["value"]
 
 
-def from_first(tensors: Iterable[Tensor]) -> None:
-    """Fill tensors with those of the first rank.
-
-    >>> from_first([torch.ones(1)])
-    """
+def from_first(state: dict[str, dict[str, Tensor]]) -> None:
+    """Fill the tensors of a state with those of the first rank."""
     if here().count > 1:
-        for tensor in tensors:
+        for tensor in (tensor for named in state.values() for tensor in named.values()):
             whole = tensor.detach().contiguous()
             dist.broadcast(whole, 0)
             tensor.detach().copy_(whole)
@@ -229,5 +195,4 @@ __all__ = [
     "own_device",
     "processes",
     "shard",
-    "wrap",
 ]

@@ -1,23 +1,72 @@
-"""What training says while it runs: a bar, a log, TensorBoard where it is installed. None of it
-can stop the training."""
+"""The numbers of each step, and where they are shown: a bar, a log, TensorBoard if it is
+installed. None of it can stop the training."""
 
 import time
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from vdiff.terminal import Bar, on_terminal, say
 
 Entry = dict[str, Any]
 
 
-class Record:
-    """A progress bar with rate, time left and loss, and every entry of the log to all that take
-    it.
+class Reading(NamedTuple):
+    """The loss of a step, the norm of its gradient, whether one of them is not finite, and whether
+    a process was asked to stop."""
 
-    Without a terminal each entry is a printed line. A listener that raises is warned of, and
-    training goes on.
+    step: int
+    loss: float
+    norm: float
+    bad: bool
+    stop: bool
+
+
+class Readings:
+    """Readings in the order of their steps, delayed by `late` steps: by one on a GPU, where the
+    next is under way already, so that neither waits for the other; not at all on a CPU.
+
+    >>> readings = Readings(late=0)
+    >>> [reading.loss for reading in readings.push(0, torch.tensor([1.5, 0.1, 0.0, 0.0]))]
+    [1.5]
+    """
+
+    def __init__(self, late: int) -> None:
+        self.late = late
+        self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+
+    def push(self, step: int, numbers: Tensor) -> Iterator[Reading]:
+        """Readings that are due once this step has started; `numbers` are the loss, the norm, and
+        two flags."""
+        event = None
+        if numbers.is_cuda:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            numbers = numbers.to("cpu", non_blocking=True)
+            event.record()
+        self._pending.append((step, numbers, event))
+        yield from self.rest(self.late)
+
+    def rest(self, late: int = 0) -> Iterator[Reading]:
+        """All pending readings but the last `late`."""
+        while len(self._pending) > late:
+            step, numbers, event = self._pending.popleft()
+            if event is not None:
+                event.synchronize()
+            loss, norm, bad, stop = numbers.tolist()
+            yield Reading(step, loss, norm, bad > 0, stop > 0)
+
+
+class Record:
+    """A progress bar with rate, time left and loss, and listeners that receive every entry of the
+    log.
+
+    Without a terminal each entry is a printed line. If a listener raises, there is a warning, and
+    training continues.
 
     >>> entries = []
     >>> with Record(10, "bits_per_dim", quiet=True, listeners=[entries.append]) as record:
@@ -46,16 +95,13 @@ class Record:
         self.bar.update(note=f"{loss:.3f} {self.unit}")
 
     def write(self, entry: Entry) -> None:
-        """Hand an entry to the log, with the seconds since the start."""
+        """Pass an entry to all listeners, with the seconds since the start."""
         entry = {**entry, "seconds": round(time.monotonic() - self.started, 3)}
         for listener in self.listeners:
             try:
                 listener(entry)
             except Exception as error:
-                warnings.warn(
-                    f"a log failed, training goes on: {type(error).__name__}: {error}",
-                    stacklevel=2,
-                )
+                _warn("a log", error)
 
     def __enter__(self) -> "Record":
         return self
@@ -69,15 +115,14 @@ def _print(entry: Entry) -> None:
     say("  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
 
-def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
-    """A listener that writes to TensorBoard, what it has of steps after `first` dropped; none
-    where it is not installed.
+def _warn(what: str, error: Exception) -> None:
+    text = f"{what} failed, training goes on: {type(error).__name__}: {error}"
+    warnings.warn(text, stacklevel=3)
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     len(tensorboard(Path(folder), 0)) <= 1
-    True
-    """
+
+def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
+    """A listener that writes to TensorBoard, which forgets the steps after `first`; none if it is
+    not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -85,9 +130,7 @@ def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
     try:
         writer: Any = SummaryWriter(str(folder), purge_step=first + 1)
     except Exception as error:
-        warnings.warn(
-            f"TensorBoard failed, training goes on: {type(error).__name__}: {error}", stacklevel=2
-        )
+        _warn("TensorBoard", error)
         return []
 
     def write(entry: Entry) -> None:
@@ -99,4 +142,4 @@ def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
     return [write]
 
 
-__all__ = ["Record", "tensorboard"]
+__all__ = ["Reading", "Readings", "Record", "tensorboard"]

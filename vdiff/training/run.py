@@ -3,27 +3,28 @@ later command needs."""
 
 import json
 import os
+import socket
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from vdiff.disk import absolute, append_line, remove, sweep, write_text
-from vdiff.errors import did_you_mean, must, printable
+from vdiff._validate import Count, require, validated
+from vdiff.disk import absolute, append_line, open_regular, remove, sweep, write_text
+from vdiff.errors import InvalidValue, did_you_mean, printable
 from vdiff.likelihood.protocol import versions, warn_of_others
 from vdiff.objective import Objective
 from vdiff.training import checkpoint, described
 from vdiff.training.config import Config
-from vdiff.training.lock import hold
 from vdiff.training.plain import lines, parse, read_json
 from vdiff.training.ranks import from_first, here, on_first
 from vdiff.training.state import State, is_state
 from vdiff.training.trained import Loaded, differences, fingerprint, load_trained, weights_file
-from vdiff.training.weights import PICKLES, UNPICKLE, Facts, save_tensors
+from vdiff.training.weights import DAMAGED, PICKLES, UNPICKLE, Facts, refused, save_tensors
 
 RESUME = ("auto", "never")
 # that a training writes
@@ -47,103 +48,67 @@ class Run:
     'Objective'
     """
 
+    @validated
     def __init__(self, folder: str | Path, config: Config | None = None) -> None:
-        self.folder = absolute("Run", "folder", folder)  # once: the working directory may change
+        self.folder = absolute("folder", folder)  # once: the working directory may change
         self.keep = 3
         self._lock: FileLock | None = None
         if config is None:
-            if not (self.folder / "config.json").is_file():
-                raise ValueError(
-                    must(
-                        "Run",
-                        "folder",
-                        "hold a config.json",
-                        self.folder,
-                        "`make demo` writes runs/digits",
-                    )
-                )
             path = self.folder / "config.json"
-            known = read_json("Run", path)
+            hint = "`make demo` writes runs/digits"
+            require(path.is_file(), "folder", "hold a config.json", self.folder, hint)
+            known = read_json(path)
             if not isinstance(known, dict):
-                raise ValueError(
-                    must(
-                        "Run",
-                        str(path),
-                        "hold the settings of a run by name",
-                        type(known).__name__,
-                        "it is damaged",
-                    )
-                )
+                what = "hold the settings of a run by name"
+                raise InvalidValue(str(path), what, type(known).__name__, DAMAGED)
             config = Config.from_dict(known)
         self.config = config
 
     @classmethod
+    @validated
     def open(
-        cls, folder: str | Path, config: Config, *, resume: str = "auto", keep: int = 3
+        cls, folder: str | Path, config: Config, *, resume: str = "auto", keep: Count = 3
     ) -> "Run":
-        """The run of `config` in `folder`, which is made: from its newest whole checkpoint if it
-        has any, else from the start.
+        """The run of `config` in `folder`, which is made if it is missing; training resumes from
+        its newest whole checkpoint.
 
         Args:
             resume: "auto", or "never" for a folder that must not hold a run yet.
             keep: how many checkpoints are kept.
 
-        Raises:
-            ValueError: where the folder holds a run of another config, with the difference; where
-                another process trains in it; where it cannot be written to.
+        Raises ValueError if the folder holds a run of another config, with the difference, if
+        another process trains in it, and if it cannot be written to.
         """
-        if resume not in RESUME:
-            hint = UNPICKLE if Path(resume).suffix in PICKLES else did_you_mean(resume, RESUME)
-            raise ValueError(
-                must("Run.open", "resume", f"be one of {', '.join(RESUME)}", repr(resume), hint)
-            )
-        if keep < 1:
-            raise ValueError(
-                must(
-                    "Run.open",
-                    "keep",
-                    "be at least 1",
-                    keep,
-                    "without a checkpoint nothing can be gone on from",
-                )
-            )
+        near = UNPICKLE if Path(resume).suffix in PICKLES else did_you_mean(resume, RESUME)
+        require(resume in RESUME, "resume", f"be one of {', '.join(RESUME)}", repr(resume), near)
         run = cls(folder, config)
         run.keep = keep
 
         def check() -> None:
-            if resume == "never":
-                hint = "resume='auto' goes on with it"
-                raise ValueError(must("Run.open", "folder", "hold no run yet", run.folder, hint))
+            hint = "resume='auto' resumes it"
+            require(resume == "auto", "folder", "hold no run yet", run.folder, hint)
             difference = differences(cls(run.folder).config.asdict(), config.asdict())
-            if difference:
-                hint = "another config is another run: take another folder"
-                raise ValueError(
-                    must(
-                        "Run.open",
-                        "config",
-                        f"be that of the run in {run.folder}",
-                        difference,
-                        hint,
-                    )
-                )
+            what = f"be that of the run in {run.folder}"
+            hint = "another config is another run: take another folder"
+            require(not difference, "config", what, difference, hint)
             finished = os.path.lexists(run.folder / "ema.safetensors")
-            if finished and not checkpoint.checkpoints(run.checkpoints):
-                what = "hold a checkpoint to go on from"
-                came = f"trained weights alone, in {run.folder}"
-                hint = "they are kept; take another folder, or Run.create, which replaces the run"
-                raise ValueError(must("Run.open", "folder", what, came, hint))
+            came = f"trained weights alone, in {run.folder}"
+            hint = "they are kept; take another folder, or Run.create, which replaces the run"
+            whole = not finished or checkpoint.checkpoints(run.checkpoints)
+            require(bool(whole), "folder", "hold a checkpoint to resume from", came, hint)
 
         on_first(lambda: run._take(check))
         return run
 
     @classmethod
+    @validated
     def create(cls, folder: str | Path, config: Config) -> "Run":
-        """A new run in `folder`, which is made; an older run in it is replaced whole, with a
-        warning."""
+        """A new run in `folder`, which is made if it is missing; an older run in it is replaced,
+        with a warning."""
         run = cls(folder, config)
 
         def clear() -> None:
-            warnings.warn(f"replacing the run in {printable(str(run.folder))}", stacklevel=6)
+            warnings.warn(f"replacing the run in {printable(str(run.folder))}", stacklevel=7)
             for old in (*FILES, "checkpoints", "tensorboard"):
                 remove(run.folder / old)
 
@@ -151,49 +116,36 @@ class Run:
         return run
 
     def _take(self, older: Callable[[], None]) -> None:
-        """Make the folder this training's; `older` is called where a run is in it already, and may
+        """Lock the folder for this training; `older` is called if it holds a run already, and may
         raise."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = hold(self.folder)
+            self._lock = _acquire_lock(self.folder)
             if (self.folder / "config.json").exists() and self._begun():
                 older()
             self.checkpoints.mkdir(exist_ok=True)
             sweep(self.folder)
-            write_text(
-                self.folder / "config.json", json.dumps(self.config.asdict(), indent=2) + "\n"
-            )
-        except OSError as error:
+            text = json.dumps(self.config.asdict(), indent=2) + "\n"
+            write_text(self.folder / "config.json", text)
+        except (OSError, ValueError) as error:
             self.close()
-            raise ValueError(
-                must("Run", "folder", "be one that can be written to", f"{self.folder}: {error}")
-            ) from error
-        except ValueError:
-            self.close()
-            raise
+            if isinstance(error, ValueError):
+                raise
+            what, came = "be one that can be written to", f"{self.folder}: {error}"
+            raise InvalidValue("folder", what, came) from error
 
     def _begun(self) -> bool:
-        """Whether anything was trained here: a start that failed leaves nothing to go on with, and
-        nothing to keep."""
-        return bool(checkpoint.checkpoints(self.checkpoints)) or any(
-            os.path.lexists(self.folder / name) for name in ("ema.safetensors", "log.jsonl")
-        )
+        """Whether anything was trained here; a start that failed leaves nothing to keep."""
+        files = [self.folder / name for name in ("ema.safetensors", "log.jsonl")]
+        return bool(checkpoint.checkpoints(self.checkpoints)) or any(map(os.path.lexists, files))
 
     def check(self, config: Config) -> None:
         """Raise unless this run was opened for the training of this config."""
         came = differences(self.config.asdict(), config.asdict())
-        if came:
-            raise ValueError(must("train", "run", "be of the config that is trained", came))
-        if self._lock is None and here().first:
-            raise ValueError(
-                must(
-                    "train",
-                    "run",
-                    "be opened for training",
-                    f"Run({str(self.folder)!r})",
-                    "Run.open(folder, config)",
-                )
-            )
+        require(not came, "run", "be of the config that is trained", came)
+        opened = self._lock is not None or not here().first
+        came, hint = f"Run({str(self.folder)!r})", "Run.open(folder, config)"
+        require(opened, "run", "be opened for training", came, hint)
 
     def close(self) -> None:
         """Let others train in this folder."""
@@ -220,41 +172,33 @@ class Run:
         return path
 
     def restore(self, state: State) -> None:
-        """Go on from the newest whole checkpoint, on every process, and forget what the log has
-        beyond it. A checkpoint that is cut off, damaged or of another run is warned of and put
-        aside, and the one before it is used.
+        """Resume from the newest whole checkpoint, on every process, and cut the log there. A
+        checkpoint that is cut off, damaged or of another run is warned of and renamed, and the one
+        before it is used.
 
-        Where there is none, a log of an earlier training is kept as old-log.jsonl, with a warning.
-
-        Raises ValueError where there are checkpoints and none can be used.
+        If there is none, the log of an earlier training becomes old-log.jsonl, with a warning.
+        Raises ValueError if there are checkpoints and none can be used.
         """
         live = state.tensors()
-        facts = on_first(
-            lambda: checkpoint.newest(self.checkpoints, partial(self.read, live=live))
-        )
-        from_first(value for named in live.values() for value in named.values())
+        read = partial(self.read, live=live)
+        facts = on_first(lambda: checkpoint.newest(self.checkpoints, read))
+        from_first(live)
         if facts is not None:
             state.take(facts["state"])
             self._merge(state, facts)
         if here().first:
-            if facts is None and self.history():
-                self._keep_log()
-            kept = [entry for entry in self.history() if entry.get("step", 0) <= state.step]
-            write_text(
-                self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept)
-            )
-
-    def _keep_log(self) -> None:
-        """Give the log of a training that left no checkpoint another name, with a warning."""
-        kept = checkpoint.unused(self.folder / "old-log.jsonl")
-        (self.folder / "log.jsonl").rename(kept)
-        what = f"{self.folder} has a log and no checkpoint: the training starts again at step 0"
-        warnings.warn(f"{what}; the old log is {kept.name}", stacklevel=2)
+            log, entries = self.folder / "log.jsonl", self.history()
+            if facts is None and entries:
+                old, entries = checkpoint.unused(self.folder / "old-log.jsonl"), []
+                log.rename(old)
+                what = f"{self.folder} has a log and no checkpoint: the training starts again"
+                warnings.warn(f"{what} at step 0; the old log is {old.name}", stacklevel=2)
+            kept = [entry for entry in entries if entry.get("step", 0) <= state.step]
+            write_text(log, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def _merge(self, state: State, facts: Facts) -> None:
-        """Take up what the checkpoint says of its objective and data; warn where the training goes
-        on with others.
-        """
+        """Add the data of a checkpoint to the state's; warn if the training continues with other
+        data or another objective."""
         now = state.about
         before = {name: facts.get(name, value) for name, value in now.items()}
         known = set(now["data"]) <= set(before["data"])
@@ -264,38 +208,23 @@ class Run:
         now["data"] = sorted({*before["data"], *now["data"]})
 
     def read(self, path: Path, live: checkpoint.Tensors) -> dict[str, Any]:
-        """Copy a checkpoint of this run into tensors and return its facts. Raises ValueError where
-        it is damaged or of another run."""
+        """Copy a checkpoint of this run into tensors and return its facts. Raises ValueError if it
+        is damaged or of another run."""
         meta = checkpoint.read_meta(path)
         facts = meta["facts"]
         config, state = facts.get("config"), facts.get("state")
         if not isinstance(config, dict) or not is_state(state) or state["step"] != meta["step"]:
-            raise ValueError(
-                must(
-                    "checkpoint",
-                    str(path),
-                    "hold the state of a run",
-                    facts,
-                    "it is something else",
-                )
-            )
+            raise refused(path, "hold the state of a run", facts, "it is something else")
         difference = differences(Config.from_dict(config).asdict(), self.config.asdict())
         if difference:
-            raise ValueError(
-                must(
-                    "checkpoint",
-                    str(path),
-                    "be of this run's config",
-                    difference,
-                    "it is of another run",
-                )
-            )
+            raise refused(path, "be of this run's config", difference, "it is of another run")
         warn_of_others("the run", facts.get("versions"))
         return checkpoint.read(path, live)
 
     def store(self, state: State) -> bool:
-        """Write a checkpoint and delete the oldest beyond `keep`; whether it was written. Where
-        the disk does not allow it, what is there stays, and a warning says how much is missing."""
+        """Write a checkpoint and delete the oldest beyond `keep`; returns whether it was written.
+        If the disk does not allow it, the older ones stay, and a warning says how much is
+        missing."""
         if not here().first:
             return True
         facts = {
@@ -306,26 +235,22 @@ class Run:
         try:
             checkpoint.write(self.checkpoints, state.step, state.tensors(), facts)
         except OSError as error:
-            warnings.warn(
-                f"no checkpoint at step {state.step}: {error}; the older ones are kept",
-                stacklevel=2,
-            )
+            text = f"no checkpoint at step {state.step}: {error}; the older ones are kept"
+            warnings.warn(text, stacklevel=2)
             return False
         checkpoint.prune(self.checkpoints, self.keep)
         return True
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append one line to log.jsonl, behind one that a full disk cut off."""
+        """Append one line to log.jsonl, after a line that a full disk cut off."""
         if here().first:
             append_line(self.folder / "log.jsonl", json.dumps(entry))
 
     def history(self) -> list[dict[str, Any]]:
-        """All entries of log.jsonl, but for lines that a crash has cut off or that are damaged."""
+        """All entries of log.jsonl, without lines that are cut off or damaged."""
         path = self.folder / "log.jsonl"
-        if not path.is_file():
-            return []
         entries = []
-        for line in lines(path):
+        for line in lines(path) if path.is_file() else ():
             try:
                 entry = parse(line)
             except ValueError:  # half a line
@@ -334,6 +259,7 @@ class Run:
                 entries.append(entry)
         return entries
 
+    @validated
     def save(
         self,
         objective: Objective,
@@ -345,7 +271,7 @@ class Run:
         """Write weights to `<name>.safetensors`, whole or not at all, with what they are of.
 
         `vdiff evaluate` must know on which images they were trained. Weights that `train` returned
-        say it; for those of a loop of your own pass `data`, and `labels` of a conditional network.
+        record it; for those of your own loop pass `data`, and `labels` of a conditional network.
         """
         if here().first:
             unlike = described.differences(objective, self.config)
@@ -353,8 +279,8 @@ class Run:
             self._save(objective, name, {"unlike": unlike, "data": known, "step": None})
 
     def finish(self, state: State) -> bool:
-        """Write the averaged weights of a training; whether they were written. Where the disk does
-        not allow it, a warning says how much is missing, and the checkpoints stay."""
+        """Write the averaged weights of a training; returns whether they were written. If the disk
+        does not allow it, the checkpoints stay, and a warning says how much is missing."""
         try:
             self._save(state.averaged, "ema", state.about | {"step": state.step})
         except OSError as error:
@@ -368,6 +294,7 @@ class Run:
         facts = {"config": self.config.asdict(), "versions": versions()} | about
         save_tensors(path, objective.state_dict(), facts)
 
+    @validated
     def load(self, name: str = "ema", *, objective: Objective | None = None) -> Objective:
         """The run's objective with its averaged weights, in evaluation mode; while it trains,
         those of the newest checkpoint.
@@ -381,20 +308,42 @@ class Run:
             objective: filled and returned, for a run with parts of your own, which its config
                 cannot build.
 
-        Raises:
-            ValueError: where there are no weights, or they are not of this run, its config or this
-                objective, with what differs.
+        Raises ValueError if there are no weights, or if they are not of this run, its config or
+        this objective, with what differs.
         """
-        return self.loaded(name, objective=objective).objective
+        return load_trained(self.folder, self.config, name, objective).objective
 
+    @validated
     def loaded(self, name: str = "ema", *, objective: Objective | None = None) -> Loaded:
-        """`load`, with the file, its step and its hash for a protocol, and what it was trained
-        on."""
+        """`load`, with the file, its step and its hash for a protocol, and the training data."""
         return load_trained(self.folder, self.config, name, objective)
 
+    @validated
     def weights(self, name: str = "ema") -> Path:
         """The file that `load` reads."""
         return weights_file(self.folder, self.config, name)
+
+
+def _acquire_lock(folder: Path) -> FileLock:
+    """The lock of a folder, until it is released or its process ends. Raises ValueError with the
+    process that holds it."""
+    path = folder / ".lock"
+    os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # the lock itself would follow a link
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        holder, hint = "another process", "wait for it or stop it, or take another folder"
+        try:
+            who = read_json(path)
+            holder = f"process {who['pid']} on {who['host']}"
+        except (OSError, ValueError, KeyError, TypeError):  # it has not written its name yet
+            pass
+        what = "be used by one training at a time"
+        raise InvalidValue("folder", what, f"{holder} in {folder}", hint) from error
+    with open(open_regular(path, os.O_WRONLY | os.O_TRUNC), "w", encoding="utf-8") as file:
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+    return lock
 
 
 __all__ = ["FILES", "Run"]

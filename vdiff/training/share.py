@@ -5,8 +5,7 @@ from vdiff.training.ranks import here, over_ranks
 
 
 def share_of_rank() -> Share:
-    """This rank's share of an evaluation; all of it where there is a single process. `evaluate(…,
-    share=share_of_rank())`.
+    """This rank's share of an evaluation; all of it in a single process.
 
     >>> share_of_rank().count
     1

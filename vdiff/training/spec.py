@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from types import ModuleType, NoneType, UnionType
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vdiff import decoder, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
+from vdiff._validate import require, validated
 from vdiff.decoder import Decoder
-from vdiff.errors import did_you_mean, must
+from vdiff.errors import InvalidValue, did_you_mean
 from vdiff.parameterization import Parameterization
 from vdiff.schedule import Schedule, law
 from vdiff.schedule.law import Law
@@ -28,30 +31,24 @@ from vdiff.weighting import Weighting
 Spec = dict[str, Any]
 Maker = Callable[..., Any]
 Rooms = tuple[ModuleType, ...]
-Form = Any  # a type of WORDS, a list of one of them, (type,), or a Kind
+Form = Any  # a type of WORDS, a list of one of them, (type,), a Kind, or a text of a Literal
 LARGEST = 1 << 20  # of a whole number in a spec: sizes of layers, levels, bins
-WORDS = {bool: "true or false", int: "a Python int", float: "a finite number", str: "text"}
-WORDS |= {NoneType: "null"}
+TENSORS = 1 << 14  # of a network; the deepest published ones have 700
+NUMBERS = 1 << 36  # in all of them
+WORDS: dict[Form, str] = {bool: "true or false", int: "a Python int", float: "a finite number"}
+WORDS |= {str: "text", NoneType: "null"}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a spec can make: the public classes of a room that are a `base` and define `method`.
-
-    >>> KINDS[variance].base.__name__
-    'ReverseVariance'
-    """
+    """What a spec can make: the public classes of a room that are a `base` and define `method`."""
 
     room: ModuleType
     base: type
     method: str
 
     def makes(self, made: object) -> bool:
-        """Whether this is such a class. A network is a module that is called with (z, logsnr).
-
-        >>> [name for name in decoder.__all__ if KINDS[decoder].makes(getattr(decoder, name))]
-        ['Categorical', 'DiscretizedGaussian', 'Gaussian']
-        """
+        """Whether this is such a class. A network is a module that is called with (z, logsnr)."""
         if not (isinstance(made, type) and issubclass(made, self.base)):
             return False
         method = getattr(made, self.method)
@@ -60,29 +57,24 @@ class Kind:
         return method is not getattr(self.base, self.method)
 
 
-KINDS = {
-    kind.room: kind
-    for kind in (
-        Kind(networks, nn.Module, "forward"),
-        Kind(schedule, Schedule, "logsnr_at"),
-        Kind(law, Law, "quantile"),
-        Kind(parameterization, Parameterization, "row"),
-        Kind(weighting, Weighting, "weight_at"),
-        Kind(decoder, Decoder, "log_prob"),
-        Kind(variance, ReverseVariance, "excess"),
-    )
-}
+_KINDS = (
+    Kind(networks, nn.Module, "forward"),
+    Kind(schedule, Schedule, "logsnr_at"),
+    Kind(law, Law, "quantile"),
+    Kind(parameterization, Parameterization, "row"),
+    Kind(weighting, Weighting, "weight_at"),
+    Kind(decoder, Decoder, "log_prob"),
+    Kind(variance, ReverseVariance, "excess"),
+)
+KINDS = {kind.room: kind for kind in _KINDS}
 
 
 def registry(*rooms: ModuleType) -> dict[str, Maker]:
     """What a spec may name in these rooms: public final classes, and class methods that make one.
-
-    Left out are those that need an argument that plain data cannot be, such as a function.
+    Classes that need an argument that plain data cannot be, such as a function, are left out.
 
     >>> list(registry(variance))
     ['Forward', 'LogVariance', 'Posterior', 'Range', 'Variance']
-    >>> [name for name in registry(schedule) if "linear_betas" in name]
-    ['Tabulated.linear_betas']
     """
     found: dict[str, Maker] = {}
     for room in rooms:
@@ -94,79 +86,72 @@ def registry(*rooms: ModuleType) -> dict[str, Maker]:
     return {name: made for name, made in found.items() if not _needs_more(made)}
 
 
+@validated
 def build(room: ModuleType, spec: Spec) -> Any:
     """The class (or class method) `spec["name"]` of a room, called with the rest.
 
-    Raises:
-        ValueError: for a name that the room does not have, with the nearest, and for arguments
-            that it does not take.
+    Raises ValueError for a name that the room does not have, with the nearest, and for arguments
+    that it does not take.
 
     >>> build(schedule, {"name": "Cosine"})
     Cosine(logsnr_max=15.0, logsnr_min=-15.0)
-    >>> build(weighting, {"name": "MSE", "schedule": {"name": "Cosine"}, "parameterization": {"name": "V"}}).monotone
-    True
     """
-    wrong = faults("build", "", room, spec)
-    if wrong:
-        raise ValueError("\n".join(wrong))
+    if wrong := faults("", room, spec):
+        raise ValueError("\n".join(f"build: {one}" for one in wrong))
     return _made((room,), spec)
 
 
-def faults(function: str, argument: str, room: ModuleType, spec: object) -> list[str]:
-    """What is wrong with a spec, as messages of `function` about its `argument`: an unknown name,
-    arguments that are not taken, not given, or of another type.
+def faults(argument: str, room: ModuleType, spec: object) -> list[InvalidValue]:
+    """What is wrong with a spec, the value of `argument`: an unknown name, arguments that are not
+    taken, not given, or of another type.
 
-    >>> faults("Config", "schedule", schedule, {"name": "Cosine", "shfit": 1.0})
-    ["Config: argument 'schedule.shfit' must be an argument of Cosine; got 1.0 (did you mean 'shift'?)"]
-    >>> faults("Config", "schedule", schedule, {"name": "Cosine", "shift": None})
-    ["Config: argument 'schedule.shift' must be a finite number; got null"]
+    >>> print(*faults("schedule", schedule, {"name": "Cosine", "shfit": 1.0}))
+    argument 'schedule.shfit' must be an argument of Cosine; got 1.0 (did you mean 'shift'?)
     """
-    came = flaw(spec)
-    if came:
-        return [must(function, argument or "spec", "be plain data", came)]
-    return list(_faults(function, argument, (room,), spec))
+    if came := flaw(spec):
+        return [InvalidValue(argument or "spec", "be plain data", came)]
+    return list(_faults(argument, (room,), spec))
 
 
-def _faults(function: str, argument: str, rooms: Rooms, spec: object) -> Iterator[str]:
+def _faults(argument: str, rooms: Rooms, spec: object) -> Iterator[InvalidValue]:
     place = f"{argument}." if argument else ""
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
         form = 'be a class with its arguments, {"name": …}'
-        yield must(function, argument or "spec", form, shown(spec))
+        yield InvalidValue(argument or "spec", form, shown(spec))
         return
     name, known = spec["name"], registry(*rooms)
     if name not in known:
         hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
-        requirement = f"be a class of {rooms[0].__name__}"
-        yield must(function, f"{place}name", requirement, shown(name), hint)
+        yield InvalidValue(f"{place}name", f"be a class of {rooms[0].__name__}", shown(name), hint)
         return
     taken = _arguments(known[name])
     for key, value in spec.items():
         if key in taken:
-            yield from _misfits(function, f"{place}{key}", taken[key].forms, value)
+            yield from _misfits(f"{place}{key}", taken[key][0], value)
         elif key != "name":
             other = f'all of it is replaced by {argument}={{"name": "{name}", …}}'
             hint = did_you_mean(key, taken) or other
             requirement = f"be an argument of {name}"
-            yield must(function, f"{place}{word(key)}", requirement, shown(value), hint)
-    for key, one in taken.items():
-        if one.required and key not in spec:
-            yield must(function, f"{place}{key}", f"be given for {name}", None)
+            yield InvalidValue(f"{place}{word(key)}", requirement, shown(value), hint)
+    for key, (_, required) in taken.items():
+        if required and key not in spec:
+            yield InvalidValue(f"{place}{key}", f"be given for {name}", None)
 
 
-def _misfits(function: str, place: str, forms: tuple[Form, ...], value: object) -> Iterator[str]:
+def _misfits(place: str, forms: tuple[Form, ...], value: object) -> Iterator[InvalidValue]:
     """What is wrong with the value of one argument."""
     rooms = _rooms(forms)
     leaves = {form[0] if isinstance(form, tuple) else form for form in forms}
     numbers = value if isinstance(value, list | tuple) else [value]
     if isinstance(value, dict) and rooms:
-        yield from _faults(function, place, rooms, value)
+        yield from _faults(place, rooms, value)
     elif isinstance(value, dict):
-        yield must(function, place, "be a plain value", shown(value))
+        yield InvalidValue(place, "be a plain value", shown(value))
     elif not any(_fits(form, value) for form in forms):
         words = " or ".join(_words(form) for form in forms) or "left out of plain data"
-        yield must(function, place, f"be {words}", shown(value))
+        yield InvalidValue(place, f"be {words}", shown(value))
     elif float not in leaves and any(isinstance(n, int) and abs(n) > LARGEST for n in numbers):
-        yield must(function, place, f"be at most {LARGEST:,}", shown(value))
+        yield InvalidValue(place, f"be at most {LARGEST:,}", shown(value))
 
 
 def _made(rooms: Rooms, spec: Spec) -> Any:
@@ -176,7 +161,7 @@ def _made(rooms: Rooms, spec: Spec) -> Any:
     given = {key: value for key, value in spec.items() if key != "name"}
     for key, value in given.items():
         if isinstance(value, dict):
-            given[key] = _made(_rooms(taken[key].forms), value)
+            given[key] = _made(_rooms(taken[key][0]), value)
     try:
         return made(**given)
     except (TypeError, ValueError):  # the library's own words
@@ -184,33 +169,25 @@ def _made(rooms: Rooms, spec: Spec) -> Any:
     except Exception as error:  # torch's: sizes that are negative, or too large for it
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         requirement = "have arguments that it can be made of"
-        raise ValueError(must("build", spec["name"], requirement, shown(given), reason)) from error
+        raise InvalidValue(spec["name"], requirement, shown(given), reason) from error
 
 
-@dataclass(frozen=True)
-class _Argument:
-    """The forms in which an argument can be plain data, and whether it must be given."""
-
-    forms: tuple[Form, ...]
-    required: bool
-
-
-def _arguments(made: Maker) -> dict[str, _Argument]:
-    """The arguments of a class or class method by name, from its annotations."""
+def _arguments(made: Maker) -> dict[str, tuple[tuple[Form, ...], bool]]:
+    """The arguments of a class or class method by name: the forms in which each can be plain data,
+    from its annotation, and whether it must be given."""
     function = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
     if function is object.__init__:
         return {}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters
+    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return {
-        name: _Argument(_forms(one.annotation), one.default is one.empty)
-        for name, one in inspect.signature(function).parameters.items()
-        if one.kind in named and name != "self"
+        p.name: (_forms(p.annotation), p.default is p.empty) for p in named if p.name != "self"
     }
 
 
 def _needs_more(made: Maker) -> bool:
     """Whether an argument without a default has no form as plain data."""
-    return any(one.required and not one.forms for one in _arguments(made).values())
+    return any(required and not forms for forms, required in _arguments(made).values())
 
 
 def _makes_one(made: type, word: str) -> bool:
@@ -227,19 +204,13 @@ def _forms(hint: Any) -> tuple[Form, ...]:
         return _forms(hint.__origin__)
     if typing.get_origin(hint) in (UnionType, typing.Union):
         return tuple(form for part in typing.get_args(hint) for form in _forms(part))
-    form = _form(hint)
-    return () if form is None else (form,)
-
-
-def _form(part: Any) -> Form | None:
-    if typing.get_origin(part) is typing.Annotated:
-        part = typing.get_args(part)[0]
-    if part in WORDS:
-        return part
-    if typing.get_origin(part) in (Sequence, list):
-        element = typing.get_args(part)[0]
-        return (element,) if element in WORDS else None
-    return next((kind for kind in KINDS.values() if kind.base is part), None)
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)
+    if hint in WORDS:
+        return (hint,)
+    if typing.get_origin(hint) in (Sequence, list):
+        return tuple((form,) for form in _forms(typing.get_args(hint)[0]) if form in WORDS)
+    return tuple(kind for kind in KINDS.values() if kind.base is hint)
 
 
 def _rooms(forms: tuple[Form, ...]) -> Rooms:
@@ -250,8 +221,8 @@ def _fits(form: Form, value: object) -> bool:
     """Whether a value that is no spec has this form."""
     if isinstance(form, tuple):
         return isinstance(value, list | tuple) and all(_fits(form[0], one) for one in value)
-    if isinstance(form, Kind):
-        return False
+    if not isinstance(form, type):  # a Kind, or a text of a Literal
+        return not isinstance(form, Kind) and value == form
     if form is float:
         return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
     return isinstance(value, form) and (form is bool or not isinstance(value, bool))
@@ -262,7 +233,44 @@ def _words(form: Form) -> str:
         return f"a list, each {WORDS[form[0]]}"
     if isinstance(form, Kind):
         return f'a {form.base.__name__} with its arguments, {{"name": …}}'
-    return WORDS[form]
+    return WORDS.get(form) or repr(form)
 
 
-__all__ = ["Kind", "Spec", "build", "faults", "registry"]
+def outline_of(make: Callable[[], nn.Module]) -> nn.Module:
+    """The module that `make` returns, with weights on the meta device, where they take no memory.
+
+    Raises ValueError beyond 2^14 tensors, or 2^36 numbers in them.
+
+    >>> outline_of(lambda: nn.Linear(2, 10**9)).weight.shape
+    torch.Size([1000000000, 2])
+    """
+    with _Outline():
+        return make()
+
+
+class _Outline(TorchFunctionMode):
+    """New weights of this thread have no memory, and are counted.
+
+    Under `torch.device("meta")` tables of numbers would have none either, and torch would load
+    sympy for them, which takes seconds.
+    """
+
+    WEIGHTS = (torch.empty, torch.zeros, torch.ones)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors, self.numbers = 0, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in self.WEIGHTS:
+            return func(*args, **kwargs)
+        made = func(*args, **kwargs | {"device": kwargs.get("device") or "meta"})
+        self.tensors, self.numbers = self.tensors + 1, self.numbers + made.numel()
+        within = self.tensors <= TENSORS and self.numbers <= NUMBERS
+        limit = f"have at most {TENSORS:,} tensors and {NUMBERS:,} numbers"
+        require(within, "network", limit, "more")
+        return made
+
+
+__all__ = ["Kind", "Spec", "build", "faults", "outline_of", "registry"]

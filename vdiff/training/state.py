@@ -1,5 +1,7 @@
-"""Everything that training changes: what a checkpoint holds."""
+"""Everything that training changes: weights, optimizer, averages. The content of a checkpoint."""
 
+import copy
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -7,38 +9,84 @@ from torch import Tensor
 
 from vdiff.groups import parameter_groups
 from vdiff.objective import Objective
-from vdiff.training.averages import Averages
 from vdiff.training.config import Config
+
+COUNTS = ("step", "skipped", "in_a_row")
+FACTS = (*COUNTS, "window", "best")
+Lists = tuple[list[Tensor], list[Tensor]]
+
+
+class Averages:
+    """Copies of an objective whose weights are running means, one for each decay; schedules are
+    averaged with the network.
+
+        θ̄ ← d θ̄ + (1 − d) θ,   d = min(decay, (1 + n)/(10 + n)) at update n
+
+    Without the warm-up of d, 1/e of the initial weights would be left after 1/(1 − decay) updates.
+    Averages are in float32 at least: in bfloat16 a decay of 0.9999 never moves. Buffers and
+    integer weights are copied. `torch.optim.swa_utils` reads its count from the device in every
+    step.
+    """
+
+    def __init__(self, objective: Objective, decays: Sequence[float]) -> None:
+        self.copies = {decay: copy.deepcopy(objective).eval() for decay in decays}
+        self._means: dict[float, list[Lists]] = {}
+        self._copied: dict[float, Lists] = {}
+        for decay, averaged in self.copies.items():
+            for p in averaged.parameters():
+                if _has_mean(p) and torch.finfo(p.dtype).bits < 32:
+                    p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
+            groups: dict[str, Lists] = {}  # lists of one dtype are one operation
+            copied: Lists = ([], [])
+            for mean, now in zip(averaged.parameters(), objective.parameters(), strict=True):
+                key = f"{mean.dtype} {now.dtype}"
+                lists = groups.setdefault(key, ([], [])) if _has_mean(mean) else copied
+                lists[0].append(mean.detach())
+                lists[1].append(now.detach())
+            self._means[decay] = [groups[key] for key in sorted(groups)]
+            self._copied[decay] = (
+                [*copied[0], *averaged.buffers()],
+                [*copied[1], *objective.buffers()],
+            )
+
+    @torch.no_grad()
+    def update(self, n: int) -> None:
+        """Average in the weights after update number n = 0, 1, …"""
+        for decay in self.copies:
+            kept = min(decay, (1 + n) / (10 + n))
+            for means, now in self._means[decay]:
+                dtype = means[0].dtype
+                values = now if now[0].dtype == dtype else [v.to(dtype) for v in now]
+                torch._foreach_lerp_(means, values, 1 - kept)
+            buffers, current = self._copied[decay]
+            if buffers:
+                torch._foreach_copy_(buffers, current)
+
+
+def _has_mean(p: Tensor) -> bool:
+    """Whether weights can be averaged; the integers of a quantized layer cannot."""
+    return p.is_floating_point() or p.is_complex()
 
 
 class State:
-    """An objective in training, with its optimizer, its averages, and where it stands.
+    """An objective in training, with its optimizer and averages.
 
-    There is no more to it: images, times, noise, learning rates and seeds are functions of the
-    step. `step` is the number of steps done, of which `skipped` had a loss or gradient that was
-    not finite, the last `in_a_row` of them; `window` is the sum and the number of losses since the
-    last entry of the log, `best` that of the lowest validation, with its step. `about` is what its
-    weights say of themselves beside the config.
-
-    >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
-    >>> list(State(config.objective(), config).tensors())
-    ['objective', 'ema-0.999', 'optimizer']
+    Images, times, noise, learning rates and seeds are functions of the step, so that nothing else
+    is kept. `step` counts the steps done, `skipped` those whose loss or gradient was not finite,
+    and `in_a_row` the last of them; `window` is the sum and the number of losses since the last
+    entry of the log, `best` the lowest validation with its step. `about` says on which data the
+    weights were trained, and how the objective differs from its config.
     """
 
     def __init__(self, objective: Objective, config: Config) -> None:
         self.objective = objective
-        groups = parameter_groups(
-            objective,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            schedule_lr=config.schedule_lr,
-        )
+        rates = {"lr": config.lr, "schedule_lr": config.schedule_lr}
+        groups = parameter_groups(objective, weight_decay=config.weight_decay, **rates)
         # fused, a step can be left out by a flag that never comes back from the device; complex
         # weights have no such kernel
         self.fused = all(p.is_floating_point() for group in groups for p in group["params"])
-        self.optimizer = torch.optim.AdamW(
-            groups, betas=(config.betas[0], config.betas[1]), fused=self.fused
-        )
+        betas = (config.betas[0], config.betas[1])
+        self.optimizer = torch.optim.AdamW(groups, betas=betas, fused=self.fused)
         for group in self.optimizer.param_groups:
             group["full_lr"] = group["lr"]
             for p in group["params"]:  # what the optimizer itself makes in its first step
@@ -54,9 +102,9 @@ class State:
         self.about: dict[str, Any] = {}
 
     def advance(self, skip: Tensor) -> None:
-        """One step of the optimizer, which the flag `skip` leaves out."""
+        """One step of the optimizer, which does nothing if the flag `skip` is set."""
         if self.fused:
-            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as torch's GradScaler tells it
+            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as torch's GradScaler does
             self.optimizer.step()
         elif not skip:
             self.optimizer.step()
@@ -67,62 +115,42 @@ class State:
         return next(iter(self.averages.copies.values()))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors by file and name, in place: what is written, and what is read into."""
+        """All tensors by file and name, in place."""
         moments = {
             f"{moment}.{name}": value
             for name, p in self.objective.named_parameters()
             for moment, value in self.optimizer.state.get(p, {}).items()
         }
-        averages = {
-            f"ema-{decay}": averaged.state_dict()
-            for decay, averaged in self.averages.copies.items()
-        }
+        averages = {f"ema-{decay}": o.state_dict() for decay, o in self.averages.copies.items()}
         return {"objective": self.objective.state_dict(), **averages, "optimizer": moments}
 
     def facts(self) -> dict[str, Any]:
-        """All that is no tensor."""
-        return {
-            name: getattr(self, name) for name in ("step", "skipped", "in_a_row", "window", "best")
-        }
+        """The state that is not tensors."""
+        return {name: getattr(self, name) for name in FACTS}
 
     def take(self, facts: dict[str, Any]) -> None:
-        """Go on from such facts."""
-        for name in self.facts():
+        """Resume from such facts."""
+        for name in FACTS:
             setattr(self, name, facts[name])
 
 
 def is_state(facts: object) -> TypeGuard[dict[str, Any]]:
     """Whether these can be the facts of a state.
 
-    >>> is_state({"step": 3, "skipped": 0, "in_a_row": 0, "window": [1.5, 1], "best": None}), is_state({"step": -1})
+    >>> good = {"step": 3, "skipped": 0, "in_a_row": 0, "window": [1.5, 1], "best": None}
+    >>> is_state(good), is_state({"step": -1})
     (True, False)
     """
-    if not isinstance(facts, dict) or facts.keys() != {
-        "step",
-        "skipped",
-        "in_a_row",
-        "window",
-        "best",
-    }:
+    if not isinstance(facts, dict) or facts.keys() != set(FACTS):
         return False
-    counts, window, best = (
-        [facts[name] for name in ("step", "skipped", "in_a_row")],
-        facts["window"],
-        facts["best"],
-    )
-    best_values = (
-        []
-        if best is None
-        else [best.get("step"), best.get("bits_per_dim")]
-        if isinstance(best, dict)
-        else [None]
-    )
-    return (
-        all(type(count) is int and count >= 0 for count in counts)
-        and isinstance(window, list)
-        and len(window) == 2
-        and all(type(value) in (int, float) for value in (*window, *best_values))
-    )
+    window, best = facts["window"], {"step": 0, "bits_per_dim": 0}
+    best = best if facts["best"] is None else facts["best"]
+    if not (isinstance(window, list) and len(window) == 2 and isinstance(best, dict)):
+        return False
+    numbers = (*window, best.get("step"), best.get("bits_per_dim"))
+    counts = (facts[name] for name in COUNTS)
+    whole = all(type(count) is int and count >= 0 for count in counts)
+    return whole and all(type(value) in (int, float) for value in numbers)
 
 
-__all__ = ["State", "is_state"]
+__all__ = ["Averages", "State", "is_state"]

@@ -1,6 +1,5 @@
-"""The trained weights of a run: in which file they are, what they are of, and whether its config
-still describes them.
-"""
+"""The trained weights of a run: their file, what they are of, and whether the run's config still
+describes them."""
 
 import hashlib
 import json
@@ -12,7 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vdiff._known_range import widen_trained
-from vdiff.errors import must
+from vdiff._validate import require
+from vdiff.errors import InvalidValue
 from vdiff.likelihood.pieces import data_hash
 from vdiff.objective import Objective
 from vdiff.training import described
@@ -26,14 +26,8 @@ ATTEMPTS = 10  # a training deletes its oldest checkpoints while others read
 
 
 class Loaded(NamedTuple):
-    """An objective with its trained weights, and from where: `record` goes into the protocol of an
-    evaluation.
-
-    `data` are the fingerprints of the images that it was trained on; none where that is not known.
-
-    >>> Loaded._fields
-    ('objective', 'record', 'data')
-    """
+    """An objective with its trained weights; `record` goes into the protocol of an evaluation, and
+    `data` are the fingerprints of the images that it was trained on, empty if they are unknown."""
 
     objective: Objective
     record: Facts
@@ -42,15 +36,7 @@ class Loaded(NamedTuple):
 
 def load_trained(folder: Path, config: Config, name: str, objective: Objective | None) -> Loaded:
     """The averaged weights of the run in a folder, in the config's objective or in a given one.
-
-    Raises ValueError as `Run.load`.
-
-    >>> config = Config(network={"name": "MLP", "dims": 2}, shape=[2])
-    >>> load_trained(Path("no-such-folder"), config, "ema", None)
-    Traceback (most recent call last):
-        ...
-    ValueError: Run: argument 'folder' must hold ema.safetensors or a checkpoint; got ...
-    """
+    Raises ValueError as `Run.load`."""
     outline = config.objective(outline=True) if objective is None else objective
     path, found = _read(folder, config, name)
     _check_config(folder, path, config, found.facts)
@@ -58,7 +44,10 @@ def load_trained(folder: Path, config: Config, name: str, objective: Objective |
     tensors = accept(path, found.tensors, outline.state_dict())
     # only now, for a network of another size would take memory
     live = config.objective() if objective is None else objective
-    _fill(live, tensors)
+    for key, value in (*live.named_parameters(), *live.named_buffers()):
+        if key in tensors and tensors[key].dtype != value.dtype:
+            value.data = value.data.to(tensors[key].dtype)  # the precision that was trained
+    live.load_state_dict(tensors)
     widen_trained(live.model, *live.schedule.ends())
     record = {
         "weights file": found.sha256[:16],
@@ -76,12 +65,8 @@ def weights_file(folder: Path, config: Config, name: str) -> Path:
     """The file of a run that holds weights by name: that of the run, and while it trains that of
     the newest checkpoint.
 
-    Raises ValueError where there is none, and where the name is no file: older weights would be
+    Raises ValueError if there is none, and if the name is not a file's: older weights would be
     taken for these.
-
-    >>> config = Config(network={"name": "MLP", "dims": 2}, shape=[2])
-    >>> weights_file(Path("runs"), config, "model.pt").name
-    'model.pt'
     """
     if Path(name).suffix in PICKLES:
         return folder / name
@@ -91,17 +76,17 @@ def weights_file(folder: Path, config: Config, name: str) -> Path:
     if os.path.lexists(path):
         came = f"{path}, a link that leads nowhere, a folder or a pipe"
         hint = "delete it: the newest checkpoint is then read"
-        raise ValueError(must("Run", "folder", f"hold {path.name} as a file", came, hint))
+        raise InvalidValue("folder", f"hold {path.name} as a file", came, hint)
     inside = f"ema-{config.ema[0]}.safetensors" if name == "ema" else path.name
     known = checkpoints(folder / "checkpoints")
     if any(os.path.lexists(one / inside) for one in known):
         return known[-1] / inside
-    hint = "it has not been trained yet"
-    raise ValueError(must("Run", "folder", f"hold {path.name} or a checkpoint", folder, hint))
+    what, hint = f"hold {path.name} or a checkpoint", "it has not been trained yet"
+    raise InvalidValue("folder", what, folder, hint)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In which fields two configs differ that make another run, in words; empty where they do not.
+    """In which fields two configs differ that make another run, in words; empty if in none.
 
     >>> differences({"lr": 0.1, "accumulate": 1}, {"lr": 0.2, "accumulate": 4})
     'lr: 0.2, where it was 0.1'
@@ -113,11 +98,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def fingerprint(data: Tensor, labels: Tensor | None = None) -> str:
-    """Data by its hash, with that of its labels where a network is told them.
-
-    >>> fingerprint(torch.zeros(2, 1)) == fingerprint(torch.zeros(2, 1), torch.zeros(2))
-    False
-    """
+    """The hash of data, with that of its labels if the network is given them."""
     return data_hash(data) + ("" if labels is None else f", labels {data_hash(labels)}")
 
 
@@ -134,22 +115,18 @@ def config_hash(config: Config) -> str:
 
 
 def _read(folder: Path, config: Config, name: str) -> tuple[Path, Weights]:
-    """The file and what is in it, read once; again where a training has replaced it meanwhile."""
-    for _ in range(ATTEMPTS):
+    """The file and its content; read again if a training has replaced it meanwhile."""
+    for attempt in range(ATTEMPTS):
         known = checkpoints(folder / "checkpoints")
         try:
-            return _read_now(folder, config, name)
+            path = weights_file(folder, config, name)
+            if _in_checkpoint(folder, path):
+                return path, read_file(path.parent, path.name)
+            return path, read_weights(path)
         except (OSError, ValueError):
-            if checkpoints(folder / "checkpoints") == known:
+            if attempt + 1 == ATTEMPTS or checkpoints(folder / "checkpoints") == known:
                 raise
-    return _read_now(folder, config, name)
-
-
-def _read_now(folder: Path, config: Config, name: str) -> tuple[Path, Weights]:
-    path = weights_file(folder, config, name)
-    if _in_checkpoint(folder, path):
-        return path, read_file(path.parent, path.name)
-    return path, read_weights(path)
+    raise AssertionError
 
 
 def _in_checkpoint(folder: Path, path: Path) -> bool:
@@ -157,48 +134,28 @@ def _in_checkpoint(folder: Path, path: Path) -> bool:
 
 
 def _check_config(folder: Path, path: Path, config: Config, facts: Facts) -> None:
-    """Raise where the config of the folder is not the one that the weights were trained with."""
+    """Raise if the config of the folder is not the one that the weights were trained with."""
     if isinstance(facts.get("config"), dict):
         try:
             trained = Config.from_dict(facts["config"]).asdict()
         except ValueError:  # of another version
             trained = facts["config"]
         difference = differences(trained, config.asdict())
-        if difference:
-            what = f"be the one that {path.relative_to(folder)} was trained with"
-            hint = "config.json of another run: put its own back"
-            raise ValueError(must("Run", "config", what, difference, hint))
+        what = f"be the one that {path.relative_to(folder)} was trained with"
+        hint = "config.json of another run: put its own back"
+        require(not difference, "config", what, difference, hint)
 
 
 def _check_parts(path: Path, config: Config, facts: Facts, objective: Objective | None) -> None:
-    """Raise where the objective is not the one that was trained, as far as the weights say."""
+    """Raise if the objective is not the one that was trained, as far as the weights say."""
     trained = facts.get("unlike")
     if trained is None:  # an older file
         return
     now = [] if objective is None else described.differences(objective, config)
-    if now != trained:
-        apart = [part for part in (*trained, *now) if part not in trained or part not in now]
-        what = f"be the one that was trained, which {path.name} says differs from its config"
-        hint = "build it as for the training: Run(folder).load(objective=objective)"
-        raise ValueError(must("Run.load", "objective", what, described.shown(apart), hint))
+    apart = [part for part in (*trained, *now) if part not in trained or part not in now]
+    what = f"be the one that was trained, which {path.name} says differs from its config"
+    hint = "build it as for the training: Run(folder).load(objective=objective)"
+    require(now == trained, "objective", what, described.shown(apart), hint)
 
 
-def _fill(objective: Objective, tensors: Mapping[str, Tensor]) -> None:
-    """Copy weights into an objective, whose floating tensors take the precision that was trained
-    and validated.
-    """
-    for name, value in (*objective.named_parameters(), *objective.named_buffers()):
-        if name in tensors and tensors[name].dtype != value.dtype:
-            value.data = value.data.to(tensors[name].dtype)
-    objective.load_state_dict(dict(tensors))
-
-
-__all__ = [
-    "FREE",
-    "Loaded",
-    "config_hash",
-    "differences",
-    "fingerprint",
-    "load_trained",
-    "weights_file",
-]
+__all__ = ["Loaded", "config_hash", "differences", "fingerprint", "load_trained", "weights_file"]

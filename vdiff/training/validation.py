@@ -1,12 +1,13 @@
-"""A curve that means something: the bound of held-out images on the same grid each time."""
+"""A validation curve: the bound of held-out images on the same times and noise each time."""
 
 import warnings
 from typing import Any
 
 from torch import Tensor
 
+from vdiff._validate import Count, validated
 from vdiff.condition import Condition, conditions
-from vdiff.errors import must
+from vdiff.errors import InvalidValue
 from vdiff.likelihood import Plan, evaluate
 from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
@@ -19,7 +20,7 @@ class Validation:
     """The bound of held-out images with its errors, for `train(…, validate=Validation(images))`.
 
     Every call uses the same times, stratified for each image, and the same noise, so that two
-    points of a curve differ by what was learned between them. Processes share the images.
+    points of a curve differ only by what was learned between them. Processes share the images.
     `condition` and further keywords are conditions, as in `evaluate`.
 
     >>> from vdiff.training import Config
@@ -29,13 +30,14 @@ class Validation:
     True
     """
 
+    @validated
     def __init__(
         self,
         data: Tensor,
         *,
-        draws: int = 8,
-        replicates: int = 2,
-        batch: int = 1024,
+        draws: Count = 8,
+        replicates: Count = 2,
+        batch: Count = 1024,
         seed: int = 0,
         condition: Condition = None,
         **keywords: Any,
@@ -43,31 +45,20 @@ class Validation:
         self.data, self.condition = data, conditions("Validation", condition, keywords)
         self.effort = {"draws": draws, "replicates": replicates, "batch": batch, "seed": seed}
 
+    @validated
     def __call__(self, averaged: Objective) -> Estimate:
-        """The total in bits/dim. Raises ValueError where there is no decoder."""
+        """The total in bits/dim. Raises ValueError if there is no decoder."""
         if averaged.decoder is None:
-            raise ValueError(
-                must(
-                    "Validation",
-                    "averaged",
-                    "have a decoder",
-                    None,
-                    "without one there is no bound",
-                )
-            )
+            raise InvalidValue("averaged", "have a decoder", None, "without one there is no bound")
         options: dict[str, Any] = {
-            "schedule": averaged.schedule,
-            "decoder": averaged.decoder,
             "steps": averaged.steps,
-        }
-        options |= {
             "plan": FIXED,
             "share": share_of_rank(),
-            **self.effort,
-            "condition": self.condition,
         }
+        options |= {"condition": self.condition, **self.effort}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*more than uniform noise")  # a curve begins there
+            options |= {"schedule": averaged.schedule, "decoder": averaged.decoder}
             return evaluate(averaged.model, self.data, **options).total
 
 

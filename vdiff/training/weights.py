@@ -7,34 +7,46 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vdiff.disk import atomic_write, no_room
-from vdiff.errors import must
+from vdiff.errors import LONGEST, printable
 from vdiff.gaussian import ENDS
 from vdiff.training import plain
 
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
-UNPICKLE = "unpickling runs whatever code is in it: where you trust it, torch.load(…, weights_only=True), then safetensors.torch.save_file"
-DAMAGED, OTHER = "it is damaged, or something else", "it is of another architecture"
+UNPICKLE = (
+    "unpickling runs whatever code is in it: where you trust it, torch.load(…, "
+    "weights_only=True), then safetensors.torch.save_file"
+)
+PICKLE = "a {} file, which is never unpickled"
+DAMAGED, OTHER = "it is damaged", "it is of another architecture"
 SEAL, FACTS = "sha256", "facts"  # of a file that stands alone, in its own header
 Facts = dict[str, Any]
 
 
 class Weights(NamedTuple):
-    """The tensors of a file that stands alone, the facts in its header (none in an older one), and
-    the SHA-256 of the file.
-
-    >>> Weights({}, {}, "66acd07f").facts
-    {}
-    """
+    """The tensors of a file that stands alone, the facts in its header (older files have none),
+    and the SHA-256 of the file."""
 
     tensors: dict[str, Tensor]
     facts: Facts
     sha256: str
+
+
+def refused(path: Path, requirement: str, got: object, hint: str = "") -> ValueError:
+    """The error of a file that is not as it must be.
+
+    >>> str(refused(Path("a"), "be whole", "half of it"))
+    "checkpoint 'a' must be whole; got half of it"
+    """
+    came = str(got)
+    came = came if len(came) <= LONGEST else f"{came[:LONGEST]} …"
+    text = f"checkpoint '{path}' must {requirement}; got {came}"
+    return ValueError(printable(f"{text} ({hint})" if hint else text))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Facts | None = None) -> None:
@@ -43,13 +55,6 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Facts | None 
 
     Raises OSError if the file cannot be written, with the bytes needed and free; the old file
     stays.
-
-    >>> import tempfile
-    >>> weight = torch.ones(2)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_tensors(Path(folder) / "tied.safetensors", {"a": weight, "b": weight})
-    ...     list(load(Path(folder) / "tied.safetensors", {"a": weight, "b": weight}))
-    ['a', 'b']
     """
     whole, header = sealed(tensors, facts)
     try:
@@ -72,12 +77,8 @@ def sealed(
 
 
 def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as a file holds them: those that share their memory each on its own, complex ones as
-    pairs of real numbers.
-
-    >>> separate({"a": torch.ones(3, dtype=torch.complex64)})["a"].shape
-    torch.Size([3, 2])
-    """
+    """Tensors as a file holds them: those that share memory are copied, complex ones are pairs of
+    real numbers."""
     whole: dict[str, Tensor] = {}
     seen = set()
     for name, value in tensors.items():
@@ -91,60 +92,45 @@ def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path, *, seal: bool = False) -> Weights:
-    """What a safetensors file that stands alone holds, for `accept`.
+    """The content of a safetensors file that stands alone, for `accept`.
 
     The file is read once: the hash is that of the tensors, also while a training replaces the
-    file. Raises ValueError where it is no such file, or not as it was written; with `seal` also
-    where it has no checksum, as older files have none.
-
-    >>> read_weights(Path("model.pt"))
-    Traceback (most recent call last):
-        ...
-    ValueError: checkpoint: argument 'model.pt' must be safetensors; got a .pt file, which ...
+    file. Raises ValueError if it is another kind of file, or not as it was written; with `seal`
+    also if it has no checksum, as older files have none.
     """
-    _refuse_pickle(path)
+    if path.suffix in PICKLES:
+        raise refused(path, "be safetensors", PICKLE.format(path.suffix), UNPICKLE)
     try:
         raw = path.read_bytes()
+    except OSError as error:
+        raise refused(path, "be in the form of safetensors", error, DAMAGED) from error
+    return parsed(path, raw, hashlib.sha256(raw).hexdigest(), seal=seal)
+
+
+def parsed(path: Path, raw: bytes, sha256: str, *, seal: bool = False) -> Weights:
+    """The content of a safetensors file from its bytes."""
+    try:
         tensors = parse(raw)
         length = int.from_bytes(raw[:8], "little")
         header = json.loads(raw[8 : 8 + length]).get("__metadata__") or {}
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise refused(path, "be in the form of safetensors", error, DAMAGED) from error
     if (seal or SEAL in header) and header.get(SEAL) != _content(tensors, header.get(FACTS, "")):
-        raise refused(path, "be as it was written", "another checksum", "it is damaged")
-    return Weights(tensors, _facts(path, header), hashlib.sha256(raw).hexdigest())
-
-
-def load(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, which must have the names, shapes and dtypes of those
-    expected, and no NaN.
-
-    >>> load(Path("model.pt"), {})
-    Traceback (most recent call last):
-        ...
-    ValueError: checkpoint: argument 'model.pt' must be safetensors; got a .pt file, which ...
-    """
-    _refuse_pickle(path)
+        raise refused(path, "be as it was written", "another checksum", DAMAGED)
     try:
-        with safe_open(path, framework="pt") as tensors:
-            names = tensors.keys()
-            _compare(path, {name: tensors.get_slice(name).get_shape() for name in names}, expected)
-            loaded = {name: tensors.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise refused(path, "be in the form of safetensors", error, DAMAGED) from error
-    return accept(path, loaded, expected, exact=True)
+        facts = plain.parse(header.get(FACTS, "{}"))
+    except ValueError as error:
+        raise refused(path, "have facts in its header that are JSON", error, DAMAGED) from error
+    if not isinstance(facts, dict):
+        raise refused(path, "have facts by name in its header", type(facts).__name__, DAMAGED)
+    return Weights(tensors, facts, sha256)
 
 
 def accept(
     path: Path, loaded: dict[str, Tensor], expected: Mapping[str, Tensor], *, exact: bool = False
 ) -> dict[str, Tensor]:
-    """The tensors of a file, with the names, shapes and kinds of those expected, and no NaN.
-
-    `exact` asks for the same precision too. Raises ValueError with what differs.
-
-    >>> accept(Path("a"), {"b": torch.zeros(1)}, {"b": torch.zeros(1, dtype=torch.bfloat16)})
-    {'b': tensor([0.])}
-    """
+    """The tensors of a file, which must have the names, shapes and kinds of those expected (with
+    `exact` their precision too), and no NaN. Raises ValueError with what differs."""
     _compare(path, {name: list(value.shape) for name, value in loaded.items()}, expected)
     for name, value in loaded.items():
         live = expected[name]
@@ -155,8 +141,8 @@ def accept(
         if value.isnan().any():
             raise refused(path, "hold no NaN", f"one in {name}")
         if _is_ends(name) and not torch.equal(value.to(dtype), live.cpu()):
-            what = f"have {name} = {live.tolist()}"
-            raise refused(path, what, value.tolist(), "it is of another schedule")
+            what, hint = f"have {name} = {live.tolist()}", "it is of another schedule"
+            raise refused(path, what, value.tolist(), hint)
     # cloned: in a file's memory a complex number may lie at any address, at which the processor
     # faults
     complex_ = {name for name in loaded if expected[name].is_complex()}
@@ -166,43 +152,9 @@ def accept(
     }
 
 
-def fill(live: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
-    """Copy tensors into those of the same names.
-
-    >>> weight = torch.zeros(1)
-    >>> fill({"weight": weight}, {"weight": torch.ones(1)})
-    >>> weight
-    tensor([1.])
-    """
-    for name, value in live.items():
-        value.detach().copy_(loaded[name])
-
-
-def _refuse_pickle(path: Path) -> None:
-    if path.suffix in PICKLES:
-        raise refused(
-            path, "be safetensors", f"a {path.suffix} file, which is never unpickled", UNPICKLE
-        )
-
-
-def _facts(path: Path, header: Mapping[str, str]) -> Facts:
-    try:
-        facts = plain.parse(header.get(FACTS, "{}"))
-    except ValueError as error:
-        raise refused(
-            path, "have facts in its header that are JSON", error, "it is damaged"
-        ) from error
-    if not isinstance(facts, dict):
-        raise refused(
-            path, "have facts by name in its header", type(facts).__name__, "it is damaged"
-        )
-    return facts
-
-
 def _is_ends(name: str) -> bool:
     """Whether a tensor is the ends of a schedule: they are compared, and older files do not have
-    them.
-    """
+    them."""
     return name.rpartition(".")[2] == ENDS
 
 
@@ -210,8 +162,8 @@ def _compare(path: Path, found: Mapping[str, list[int]], tensors: Mapping[str, T
     pair = {name: [2] if value.is_complex() else [] for name, value in tensors.items()}
     expected = {name: [*value.shape, *pair[name]] for name, value in tensors.items()}
     missing = [name for name in expected if name not in found and not _is_ends(name)]
-    wrong = [f"{name} {expected[name]} is missing" for name in missing]
     unknown = sorted(set(found) - set(expected))  # a file has its tensors in no fixed order
+    wrong = [f"{name} {expected[name]} is missing" for name in missing]
     wrong += [f"{name} {found[name]} is unknown here" for name in unknown]
     both = ((name, found.get(name, here), here) for name, here in expected.items())
     wrong += [f"{name} is {shape}, here {here}" for name, shape, here in both if shape != here]
@@ -229,23 +181,4 @@ def _content(tensors: Mapping[str, Tensor], facts: str) -> str:
     return whole.hexdigest()
 
 
-def refused(path: Path, requirement: str, got: object, hint: str = "") -> ValueError:
-    """The error of a file that is not as it must be.
-
-    >>> str(refused(Path("a"), "be whole", "half of it"))
-    "checkpoint: argument 'a' must be whole; got half of it"
-    """
-    return ValueError(must("checkpoint", str(path), requirement, got, hint))
-
-
-__all__ = [
-    "Weights",
-    "accept",
-    "fill",
-    "load",
-    "read_weights",
-    "refused",
-    "save_tensors",
-    "sealed",
-    "separate",
-]
+__all__ = ["Weights", "accept", "parsed", "read_weights", "refused", "save_tensors", "separate"]
