@@ -200,6 +200,6 @@ def test_pixels_of_which_the_steps_are_averaged():
 
 def test_the_worst_case_of_the_forward_variance_is_shown():
     right, printed = verify(names=["forward-variance-is-no-upper-bound"], errata=True)
-    assert [float(verdict.row[1]) for verdict in (printed, right)] == pytest.approx(
+    assert [verdict.sides.worst[0] for verdict in (printed, right)] == pytest.approx(
         [-0.56549, 0.023248], abs=1e-5
     )

@@ -3,13 +3,12 @@ that must fail."""
 
 from vdiff.theorems.errata import ERRATA, Erratum
 from vdiff.theorems.subject import Subject
-from vdiff.theorems.theorem import THEOREMS, Counterexample, Sides, Theorem
+from vdiff.theorems.theorem import THEOREMS, Sides, Theorem
 from vdiff.theorems.verification import Report, Verdict, verify
 
 __all__ = [
     "ERRATA",
     "THEOREMS",
-    "Counterexample",
     "Erratum",
     "Report",
     "Sides",

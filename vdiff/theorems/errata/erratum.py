@@ -110,8 +110,7 @@ def by_theorem(theorem: Theorem, dropped: str) -> Correction:
     >>> by_theorem(THEOREMS["jensen-direction"], "the logarithm stands inside one mean").printed.holds
     False
     """
-    (counterexample,) = (c for c in theorem.counterexamples if c.dropped == dropped)
-    return Correction(counterexample.sides(Subject()), theorem.sides(Subject()))
+    return Correction(theorem.counterexamples[dropped](Subject()), theorem.sides(Subject()))
 
 
 __all__ = [
