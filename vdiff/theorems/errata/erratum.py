@@ -107,7 +107,7 @@ def by_theorem(theorem: Theorem, dropped: str) -> Correction:
     """The correction that a theorem is, with its counterexample as the printed form.
 
     >>> from vdiff.theorems import THEOREMS
-    >>> by_theorem(THEOREMS["jensen-direction"], "the logarithm stands inside one mean").printed.holds
+    >>> by_theorem(THEOREMS["prior-term"], "the prior is N(0, I)").printed.holds
     False
     """
     return Correction(theorem.counterexamples[dropped](Subject()), theorem.sides(Subject()))
