@@ -11,7 +11,6 @@ from torch import Tensor
 from vdiff.errors import check_positive_int, did_you_mean, must
 from vdiff.likelihood.integrand import evaluating
 from vdiff.loss import Model
-from vdiff.theorems.errata import ERRATA
 from vdiff.theorems.subject import DRAWS, Subject
 from vdiff.theorems.theorem import THEOREMS, Function, Sides
 from vdiff.theorems.topics import by_topic
@@ -25,8 +24,8 @@ NOT_OF_THE_NETWORK = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one theorem, of one of its counterexamples (`dropped` names the hypothesis), or
-    of one erratum.
+    """The result of one theorem, or of one of its counterexamples (`dropped` names the
+    hypothesis).
 
     >>> from vdiff.theorems.theorem import equal
     >>> verdict = Verdict("an-example", "1 = 2", equal(1.0, 2.0, rel=1e-9, why=""), must_hold=False, dropped="sense")
@@ -112,7 +111,6 @@ def verify(
     data: Tensor | None = None,
     *,
     names: Iterable[str] | None = None,
-    errata: bool = False,
     draws: int = DRAWS,
 ) -> Report:
     """Verify the theory numerically: both sides of every theorem, by different routes, in float64.
@@ -127,9 +125,7 @@ def verify(
         beforehand,
             `lambda z, logsnr: model(z, logsnr, label=...)`. It is asked for λ between −5 and 8.
         data: (batch, …) data as the network sees it, floating; of many rows the first 64 are used.
-        names: names of theorems or topics to run; all by default. errata: run the errata of the
-        sources instead of the theorems: the printed form must fail, the right one hold. draws:
-        evaluations of the model for each side of a sampled theorem, within a factor of 8.
+        names: names of theorems or topics to run; all by default. draws: evaluations of the model for each side of a sampled theorem, within a factor of 8.
             Sides that differ by less than five standard errors count as equal. The table says
             how many percent these are: smaller errors are not seen. By default they are a few.
 
@@ -146,9 +142,6 @@ def verify(
     True
     """
     check_positive_int("verify", "draws", draws)
-    if errata:
-        chosen_errata = _chosen(names, {name: [name] for name in ERRATA}, list(ERRATA))
-        return Report(v for name in chosen_errata for v in _corrected(name))
     if (model is None) != (data is None):
         given = "model" if data is None else "data"
         missing = "data" if data is None else "model"
@@ -222,20 +215,6 @@ def _failed(
         hypothesis,
         f"{type(error).__name__}: {text}",
     )
-
-
-def _corrected(name: str) -> list[Verdict]:
-    erratum = ERRATA[name]
-    try:
-        correction = erratum.correction()
-    except Exception as error:
-        return [_failed(name, erratum.right, error, must_hold=True)]
-    right = Verdict(name, erratum.right, correction.right, must_hold=True)
-    reading = f"{'read as' if erratum.left_open else 'as printed'}, {erratum.printed}"
-    return [
-        right,
-        Verdict(name, erratum.printed, correction.printed, must_hold=False, dropped=reading),
-    ]
 
 
 def _chosen(
