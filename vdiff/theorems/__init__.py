@@ -2,12 +2,11 @@
 that must fail."""
 
 from vdiff.theorems.subject import Subject
-from vdiff.theorems.theorem import THEOREMS, Counterexample, Sides, Theorem
+from vdiff.theorems.theorem import THEOREMS, Sides, Theorem
 from vdiff.theorems.verification import Report, Verdict, verify
 
 __all__ = [
     "THEOREMS",
-    "Counterexample",
     "Report",
     "Sides",
     "Subject",
