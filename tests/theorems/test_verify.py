@@ -1,5 +1,5 @@
-"""Every theorem holds, every counterexample fails, every erratum is one; and what `verify` does
-with a model of one's own."""
+"""Every theorem holds, every counterexample fails; and what `verify` does with a model of one's
+own."""
 
 import dataclasses
 import math
@@ -13,7 +13,6 @@ from torch import nn
 from vdiff import Denoiser, Eps, MonteCarlo, Normal, RaoBlackwell, V
 from vdiff.nn import MLP, UNet
 from vdiff.theorems import (
-    ERRATA,
     THEOREMS,
     Report,
     Sides,
@@ -25,8 +24,7 @@ from vdiff.theorems import (
     verification,
     verify,
 )
-from vdiff.theorems.errata import MISPRINTS
-from vdiff.theorems.pages import errata_page, theorem_page
+from vdiff.theorems.pages import theorem_page
 from vdiff.theorems.theorem import AT_LEAST, equal, paired, sampled
 from vdiff.theorems.verification import by_topic
 from vdiff.variance import Range
@@ -39,13 +37,6 @@ def test_the_theorem_holds_and_fails_without_its_hypotheses(name):
     assert report.ok, report
 
 
-@pytest.mark.parametrize("name", ERRATA)
-def test_the_printed_form_is_wrong_and_the_right_one_right(name):
-    right, printed = verify(names=[name], errata=True)
-    assert right.ok, right.row
-    assert printed.ok, printed.row
-
-
 def test_there_are_many_and_each_says_what_it_is():
     assert len(THEOREMS) >= 40
     assert sum(bool(t.counterexamples) for t in THEOREMS.values()) >= 0.9 * len(THEOREMS)
@@ -53,10 +44,6 @@ def test_there_are_many_and_each_says_what_it_is():
     for theorem in THEOREMS.values():
         assert theorem.statement.endswith("."), theorem.name
         assert theorem.source, theorem.name
-    for erratum in ERRATA.values():
-        assert erratum.source
-        assert erratum.where
-        assert erratum.evidence.endswith("."), erratum.name
 
 
 def test_every_module_with_theorems_is_a_topic():
@@ -177,10 +164,6 @@ def test_an_error_in_one_theorem_is_its_own_and_the_rest_run(monkeypatch):
     )
     monkeypatch.setitem(THEOREMS, "tweedie", shapes)
     assert "FAILS: RuntimeError" in str(verify(names=["tweedie"]))
-    monkeypatch.setitem(
-        ERRATA, "eq", dataclasses.replace(ERRATA["kl-of-log-variances"], correction=lambda: 1 / 0)
-    )
-    assert "FAILS: ZeroDivisionError: division by zero" in str(verify(names=["eq"], errata=True))
 
 
 def test_a_models_table_says_that_it_is_no_proof_of_the_network():
@@ -364,14 +347,11 @@ def test_a_subject_is_float64_and_a_few_rows():
     assert torch.equal(subject.rows(100)[64:], subject.x[:36])
 
 
-def test_the_pages_have_all_and_their_links_lead_somewhere():
+def test_the_page_has_all_and_its_links_lead_somewhere():
     page = theorem_page()
     assert all(f"`{name}`" in page for name in THEOREMS)
     root = Path(verification.__file__).parents[2]
     links = {part.split(")")[0] for part in page.split("](")[1:]}
     assert links
     assert all((root / "docs" / link).resolve().exists() for link in links)
-    errata = errata_page()
-    assert all(erratum.evidence.replace("|", "\\|") in errata for erratum in ERRATA.values())
-    assert all(f"| {m.where} | " in errata for m in MISPRINTS)
-    assert "/work" not in page + errata
+    assert "/work" not in page

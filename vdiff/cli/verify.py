@@ -1,5 +1,4 @@
-"""Verify the theory numerically: theorems with both of their sides, their counterexamples, and the
-errata of the sources.
+"""Verify the theory numerically: theorems with both of their sides, and their counterexamples.
 
 Each line is a theorem: its left side, its right side, how far they lie apart and may; and,
 indented, what must fail where a hypothesis is dropped. What they may differ by is also given in
@@ -18,13 +17,12 @@ from vdiff.likelihood import verify_estimators
 from vdiff.likelihood.verify import cases
 from vdiff.terminal import say
 from vdiff.theorems import verify
-from vdiff.theorems.pages import errata_page, theorem_page
+from vdiff.theorems.pages import theorem_page
 from vdiff.theorems.subject import DRAWS
 
 READ = {  # by each table, of the options
     "pages": ("pages",),
     "estimators": ("estimators", "names", "model", "points", "seed"),
-    "errata": ("errata", "names"),
     "theorems": ("names", "model", "draws"),
 }
 
@@ -34,7 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
     >>> parser = argparse.ArgumentParser()
     >>> add(parser)
-    >>> parser.parse_args(["chains", "--errata"]).names
+    >>> parser.parse_args(["chains"]).names
     ['chains']
     """
     parser.add_argument(
@@ -58,10 +56,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     draws = "evaluations for each side of a sampled theorem: four times as many see half the error"
     parser.add_argument("--draws", type=int, help=f"{draws} (default: {DRAWS})")
     parser.add_argument(
-        "--pages", metavar="FOLDER", help="write theorems.md and errata.md instead, as in docs/"
-    )
-    parser.add_argument(
-        "--errata", action="store_true", help="the errata of the sources instead of the theorems"
+        "--pages", metavar="FOLDER", help="write theorems.md there instead, as in docs/"
     )
 
 
@@ -78,8 +73,7 @@ def run(options: argparse.Namespace) -> int:
     if options.pages:
         if not Path(options.pages).is_dir():
             raise ValueError(must("verify", "pages", "be a folder that is there", options.pages))
-        for name, page in (("theorems", theorem_page), ("errata", errata_page)):
-            write_text(Path(options.pages) / f"{name}.md", page())
+        write_text(Path(options.pages) / "theorems.md", theorem_page())
         return 0
     if options.estimators:
         counts = {word: getattr(options, word) for word in ("points", "seed")}
@@ -95,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
             from_file(options.model.rpartition(":")[0] + ":data"),
         )
     draws = DRAWS if options.draws is None else options.draws
-    report = verify(model, data, names=options.names or None, errata=options.errata, draws=draws)
+    report = verify(model, data, names=options.names or None, draws=draws)
     say(report)
     return 0 if report.ok else 1
 

@@ -186,10 +186,7 @@ def _orthogonal(subject: Subject, model: Model) -> Sides:
             ]
         )
 
-    parts = [
-        average(subject.oracle, LAMBDA, lambda *at, i=i: moments(*at)[i])
-        for i in (0, 1)
-    ]
+    parts = [average(subject.oracle, LAMBDA, lambda *at, i=i: moments(*at)[i]) for i in (0, 1)]
     return equal(parts[0], parts[1], rel=1e-8, why=QUADRATURE)
 
 

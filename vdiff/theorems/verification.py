@@ -13,7 +13,6 @@ from torch import Tensor
 from vdiff.errors import check_positive_int, did_you_mean, must
 from vdiff.likelihood.integrand import evaluating
 from vdiff.loss import Model
-from vdiff.theorems.errata import ERRATA
 from vdiff.theorems.subject import DRAWS, Subject
 from vdiff.theorems.theorem import THEOREMS, Function, Sides, Theorem
 
@@ -40,8 +39,7 @@ def by_topic() -> dict[str, list[Theorem]]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of one theorem, of one of its counterexamples (`dropped` names the hypothesis), or
-    of one erratum.
+    """The result of one theorem, or of one of its counterexamples (`dropped` is the hypothesis).
 
     >>> from vdiff.theorems.theorem import equal
     >>> verdict = Verdict("an-example", "1 = 2", equal(1.0, 2.0, rel=1e-9), must_hold=False, dropped="sense")
@@ -111,7 +109,6 @@ def verify(
     data: Tensor | None = None,
     *,
     names: Iterable[str] | None = None,
-    errata: bool = False,
     draws: int = DRAWS,
 ) -> Report:
     """Verify the theory numerically: both sides of every theorem, by different routes, in float64.
@@ -127,8 +124,6 @@ def verify(
             condition beforehand: `lambda z, logsnr: model(z, logsnr, label=...)`.
         data: (batch, …) floating data as the network sees it; the first 64 rows are used.
         names: theorems or topics to run; all by default.
-        errata: run the errata of the sources instead: the printed form must fail, the right one
-            hold.
         draws: evaluations of the model for each side of a sampled theorem, within a factor of 8.
             Sides that differ by less than five standard errors count as equal: the report says how
             many percent this is.
@@ -145,9 +140,6 @@ def verify(
     True
     """
     check_positive_int("verify", "draws", draws)
-    if errata:
-        chosen = _chosen(names, {name: [name] for name in ERRATA}, list(ERRATA))
-        return Report(verdict for name in chosen for verdict in _corrected(name))
     if (model is None) != (data is None):
         given, missing = ("model", "data") if data is None else ("data", "model")
         hint = "a theorem about a network needs both"
@@ -182,24 +174,9 @@ def _tried(verdict: Verdict, sides: Function, subject: Subject) -> Verdict:
         found = sides(subject)
         found.cases  # noqa: B018  # shapes that do not fit raise here, not in the table
     except Exception as error:
-        return _failed(verdict, error)
+        text = " ".join(str(error).split())
+        return replace(verdict, error=f"{type(error).__name__}: {text}")
     return replace(verdict, sides=found)
-
-
-def _failed(verdict: Verdict, error: Exception) -> Verdict:
-    return replace(verdict, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _corrected(name: str) -> list[Verdict]:
-    erratum = ERRATA[name]
-    verdict = Verdict(name, erratum.right, FAILED, must_hold=True)
-    try:
-        correction = erratum.correction()
-    except Exception as error:
-        return [_failed(verdict, error)]
-    reading = f"{'read as' if erratum.left_open else 'as printed'}, {erratum.printed}"
-    printed = Verdict(name, erratum.printed, correction.printed, must_hold=False, dropped=reading)
-    return [replace(verdict, sides=correction.right), printed]
 
 
 def _chosen(
