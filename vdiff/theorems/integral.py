@@ -73,6 +73,7 @@ def over_time(
     t: Tensor | None = None,
     corners: tuple[float, ...] = (),
     x: float | None = None,
+    points: int = 6,
 ) -> Tensor:
     """E f(x, ε, t) over x (or at one x) and ε, and over t: the T steps of a chain, or panels of
     continuous time. With `t`, at each of these times."""
@@ -83,8 +84,8 @@ def over_time(
         dt = torch.full_like(times, 1 / steps)
     else:
         breaks = _breaks(schedule.logsnr_min, schedule.logsnr_max, *corners)
-        times, dt = panels(schedule.inverse(breaks, clamp=True).flip(0))
-    level = schedule(times)
+        times, dt = panels(schedule.inverse(breaks, clamp=True).flip(0).detach(), points)
+    level = schedule(times).detach()
 
     def at(x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         return of(x, eps, times.repeat_interleave(len(logsnr) // len(times)))
@@ -103,14 +104,12 @@ def expected_loss(
     t: Tensor | None = None,
     corners: tuple[float, ...] = (),
     x: float | None = None,
-    power: int = 1,
 ) -> Tensor:
-    """E[weighted_elbo^power], as in `over_time`."""
+    """E[weighted_elbo], as in `over_time`."""
 
     def loss(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         w = weighting or ELBO()
-        found = weighted_elbo(model, x, schedule=schedule, weighting=w, steps=steps, t=t, eps=eps)
-        return found**power
+        return weighted_elbo(model, x, schedule=schedule, weighting=w, steps=steps, t=t, eps=eps)
 
     return over_time(loss, oracle, schedule, steps=steps, t=t, corners=corners, x=x)
 
