@@ -16,7 +16,8 @@ from vdiff.theorems import THEOREMS, Subject
 EVIDENCE = {  # the theorems that must see it where this function of the library is wrong
     "augmentation.Augmentation.__call__": "weighted-loss-is-a-bound-of-noisier-data",
     "augmentation.augmented_elbo": "training-on-noisier-data",
-    "chain.path_bound": "importance-weight telescoped-bound",
+    "chain.path_bound": "importance-weight telescoped-bound variances-along-a-path "
+    "path-variance-vanishes",
     "decoder.Categorical.log_prob": "decoders-sum-to-one reconstruction-is-a-table",
     "decoder.DiscretizedGaussian.log_prob": "decoders-sum-to-one bins-in-the-tails",
     "decoder.Gaussian.log_prob": "gaussian-reconstruction",
@@ -40,8 +41,10 @@ EVIDENCE = {  # the theorems that must see it where this function of the library
     "reverse.MonteCarlo.__call__": "estimators-share-their-mean",
     "reverse.RaoBlackwell.__call__": "estimators-share-their-mean raw-terms-differ-by-an-entropy",
     "reverse.Raw.__call__": "raw-terms-differ-by-an-entropy",
-    "reverse.reverse_kl": "step-is-a-squared-error step-with-the-forward-variance",
-    "reverse.reverse_log_ratio": "sampled-step-has-the-mean-of-the-kl telescoped-bound",
+    "reverse.reverse_kl": "rao-blackwell-law rao-blackwell-never-adds-variance "
+    "rao-blackwell-law-of-any-network step-is-a-squared-error step-with-the-forward-variance",
+    "reverse.reverse_log_ratio": "rao-blackwell-law rao-blackwell-never-adds-variance "
+    "rao-blackwell-law-of-any-network order-of-the-reduction path-estimators-share-their-mean sampled-step-has-the-mean-of-the-kl telescoped-bound",
     "weighting.loss_factor": "factor-of-a-loop-over-steps",
     "schedule.base.Schedule.density": "variance-of-the-loss "
     "adaptive-schedule-finds-the-least-variance",
