@@ -64,6 +64,35 @@ def squared(model: Model) -> Integrand:
     return lambda x, eps, level: predict_at(model, x, eps, level, {}).squared_error(x, eps)
 
 
+def over_time(
+    of: Integrand,
+    oracle: GaussianMixture,
+    schedule: Schedule,
+    *,
+    steps: int | None = None,
+    t: Tensor | None = None,
+    corners: tuple[float, ...] = (),
+    x: float | None = None,
+) -> Tensor:
+    """E f(x, ε, t) over x (or at one x) and ε, and over t: the T steps of a chain, or panels of
+    continuous time. With `t`, at each of these times."""
+    if t is not None:
+        times, dt = t, None
+    elif steps is not None:
+        times = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        dt = torch.full_like(times, 1 / steps)
+    else:
+        breaks = _breaks(schedule.logsnr_min, schedule.logsnr_max, *corners)
+        times, dt = panels(schedule.inverse(breaks, clamp=True).flip(0))
+    level = schedule(times)
+
+    def at(x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        return of(x, eps, times.repeat_interleave(len(logsnr) // len(times)))
+
+    value = average(oracle, level, at) if x is None else average_noise(x, level, at)
+    return value if dt is None else value @ dt
+
+
 def expected_loss(
     model: Model,
     oracle: GaussianMixture,
@@ -71,29 +100,19 @@ def expected_loss(
     weighting: WeightFunction | None = None,
     *,
     steps: int | None = None,
+    t: Tensor | None = None,
     corners: tuple[float, ...] = (),
-    power: int = 1,
     x: float | None = None,
+    power: int = 1,
 ) -> Tensor:
-    """E[weighted_elbo^power] over t, x and ε (of one x, if it is given): over every step of a chain,
-    or over panels of continuous time."""
-    if steps is None:
-        breaks = _breaks(schedule.logsnr_min, schedule.logsnr_max, *corners)
-        t, dt = panels(schedule.inverse(breaks, clamp=True).flip(0))
-    else:
-        t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        dt = torch.full_like(t, 1 / steps)
+    """E[weighted_elbo^power], as in `over_time`."""
 
-    def loss(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
-        times = t.repeat_interleave(len(level) // len(t))
+    def loss(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         w = weighting or ELBO()
-        losses = weighted_elbo(
-            model, x, schedule=schedule, weighting=w, steps=steps, t=times, eps=eps
-        )
-        return losses**power
+        found = weighted_elbo(model, x, schedule=schedule, weighting=w, steps=steps, t=t, eps=eps)
+        return found**power
 
-    at = schedule(t)
-    return (average(oracle, at, loss) if x is None else average_noise(x, at, loss)) @ dt
+    return over_time(loss, oracle, schedule, steps=steps, t=t, corners=corners, x=x)
 
 
 def integral(

@@ -138,8 +138,8 @@ class Theorem:
     Those of `any_network` hold for every model on every data: `verify(model, data)` runs them.
 
     >>> from vdiff.theorems import THEOREMS
-    >>> THEOREMS["jensen"].statement
-    'On average over the data the bound is never below their entropy: E[bound] ≥ H(x), whatever the denoiser.'
+    >>> THEOREMS["i-mmse"].statement
+    'dI(x; z)/dλ = ½ E‖ε − ε̂‖² of the exact denoiser.'
     >>> list(THEOREMS["refinement"].counterexamples)
     ['each step is divided', 'the denoiser is the exact one']
     """
