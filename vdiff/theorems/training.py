@@ -1,5 +1,5 @@
-"""What a training loop sees of the bound: one of a chain's terms at a time, and the gradient of
-learned ends."""
+"""What a training loop sees of the bound: one of a chain's terms at a time, its hybrid loss, and
+the gradient of learned ends."""
 
 import itertools
 
@@ -7,16 +7,20 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from vdiff.chain import vlb
+from vdiff.chain import hybrid, vlb
 from vdiff.decoder import Categorical, normal_nodes
 from vdiff.decoder import Gaussian as GaussianDecoder
+from vdiff.denoiser import Denoiser
 from vdiff.gaussian import alpha, sigma
 from vdiff.loss import Model, elbo, predict_at
 from vdiff.oracle import Lattice
+from vdiff.parameterization import Eps
+from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Cosine, LearnedLinear
 from vdiff.theorems.integral import panels, slope, squared
 from vdiff.theorems.subject import HIGH, LOW, Subject, biased, f64
 from vdiff.theorems.theorem import Sides, equal, theorem
+from vdiff.variance import Range
 
 
 @theorem(
@@ -42,6 +46,51 @@ def one_term_estimates_the_whole_bound(subject: Subject, first: int = 0) -> Side
         gain = 0.5 * torch.expm1(schedule(s) - schedule(t))[0]
         right = right + gain * (eps - predict_at(subject.model, x, eps, schedule(t), {}).eps) ** 2
     return equal(torch.stack(left), right.flatten(1).sum(1), rel=1e-8)
+
+
+@theorem(
+    "iDDPM, arXiv:2102.09672, sections 3.1 and 6.1",
+    without={"the mean is detached in the bound's term": {"detached": 0.0}},
+)
+def hybrid_loss_trains_the_variance_by_the_bound(detached: float = 1.0) -> Sides:
+    """iDDPM's hybrid loss is ‖ε − ε̂‖² + b T K, and b T K has a gradient with respect to Σ alone:
+    K = ½ (u + expm1(−u) + e^{−u} k ‖ε − ε̂‖²), u = v log β/β̃."""
+    schedule, steps, b, error = Cosine(HIGH, LOW), 20, 0.01, 0.7
+    t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    one = torch.full((steps, 1), 0.3, dtype=torch.float64)
+    rows = {"t": t, "eps": one + error}
+    with torch.enable_grad():
+        eps, v = one.clone().requires_grad_(), one.clone().requires_grad_()
+        model = Denoiser(lambda z, lam: torch.cat([eps, v], 1), Eps(), variance=Range())
+        loss = hybrid(model, 0 * eps, schedule=schedule, steps=steps, bound_weight=b, **rows)
+        gradients = torch.autograd.grad(loss.sum(), [eps, v])
+    k = torch.expm1(schedule(t - 1 / steps) - schedule(t))
+    ratio = torch.log1p(k * torch.sigmoid(schedule(t)))  # log β/β̃
+    u = (0.3 + 1) / 2 * ratio  # an output of −1 is β̃, and 1 is β
+    kl = 0.5 * (u + torch.expm1(-u) + torch.exp(-u) * k * error**2)
+    by_u = 0.5 * (1 - torch.exp(-u) * (1 + k * error**2))
+    by_eps = -2 * error - (1 - detached) * b * steps * torch.exp(-u) * k * error
+    left = torch.stack([loss, *(gradient[:, 0] for gradient in gradients)])
+    right = torch.stack([error**2 + b * steps * kl, by_eps, b * steps * by_u * ratio / 2])
+    return equal(left, right, rel=1e-8)
+
+
+@theorem(
+    "iDDPM, arXiv:2102.09672, section 3.3",
+    without={"p_i is proportional to √E[L_i²]": {"uniform": 1.0}},
+)
+def resampled_steps_keep_the_mean(uniform: float = 1e-9) -> Sides:
+    """Steps drawn with p_i ∝ √E[L_i²] and weighted by 1/(T p_i) keep the mean loss, with the least
+    second moment, (mean of √E[L_i²])²."""
+    losses = f64([[1.0, 3.0], [0.2, 0.1], [5.0, 8.0], [0.7, 0.7]])  # two of each of four steps
+    sampler = LossSecondMoment(4, memory=2, uniform=uniform)
+    for column in losses.T:
+        sampler.update(f64([0.25, 0.5, 0.75, 1.0]), column)
+    t, weight = sampler.at((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000)
+    of_each = losses[(4 * t).round().long() - 1]
+    left = [(weight[:, None] * of_each).mean(), (weight[:, None] * of_each).square().mean()]
+    right = losses.mean(), losses.square().mean(1).sqrt().mean().square()
+    return equal(torch.stack(left), torch.stack(right), rel=1e-4, why="a sum over 200,000 draws")
 
 
 DATA = Lattice(Categorical(3).grid, [0.2, 0.5, 0.3])
