@@ -2,8 +2,8 @@
 and the likelihood along the flow."""
 
 import itertools
-from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from vdiff.parameterization import Eps, Prediction
 from vdiff.reverse import reverse_sample
 from vdiff.sampling import Guided, Memory, ancestral, ddim, trajectory
 from vdiff.schedule import Linear
-from vdiff.theorems.integral import average
+from vdiff.theorems.integral import average, slope
+from vdiff.theorems.scores import gradient_of_log_density
 from vdiff.theorems.subject import HIGH, LOW, ORACLE, Subject, f64, normal
 from vdiff.theorems.theorem import Sides, equal, sampled, theorem
 
@@ -28,31 +29,27 @@ LAMBDA = f64([-2.0, 0.0, 1.5])
 
 def flow(z: Tensor, lam: Tensor) -> Tensor:
     """The flow's dz/dλ of the exact denoiser: v̂ = dz/dφ in the solver's angle, times dφ/dλ."""
-    with torch.enable_grad():
-        level = lam.detach().requires_grad_()
-        (turn,) = torch.autograd.grad(angle(level).sum(), level)
-    return turn[:, None] * ORACLE(z, lam).v
+    found: Tensor = slope(angle, lam)[:, None] * ORACLE(z, lam).v
+    return found
 
 
 @theorem(f"{SDE}, eq. 13", without={"the drift has one half of ε̂": {"share": 1.0}})
 def flow_has_the_marginals(share: float = 0.5) -> Sides:
     """The flow dz/dλ = ½ σ (σ z − ε̂) carries the density of the noisy data along: ∂q/∂λ = −∂(v
     q)/∂z."""
-    points, h = torch.linspace(-2, 2, 17, dtype=torch.float64), 1e-3
+    points = torch.linspace(-2, 2, 17, dtype=torch.float64)
     z, lam = points.repeat(len(LAMBDA))[:, None], LAMBDA.repeat_interleave(len(points))
 
-    def q(by: float) -> Tensor:
+    def density(by: Tensor) -> Tensor:
         return ORACLE.noisy_log_prob(z, lam + by).exp()
 
-    def current(by: float) -> Tensor:
+    def current(by: Tensor) -> Tensor:
         drift = flow(z + by, lam) - (share - 0.5) * sigma(lam)[:, None] * ORACLE(z + by, lam).eps
-        return ORACLE.noisy_log_prob(z + by, lam).exp() * drift[:, 0]
+        moved: Tensor = ORACLE.noisy_log_prob(z + by, lam).exp() * drift[:, 0]
+        return moved
 
-    def slope(f: Callable[[float], Tensor]) -> Tensor:
-        return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
-
-    why = "difference quotients of fourth order"
-    return equal(slope(q), -slope(current), rel=1e-6, atol=1e-8, why=why)
+    left, right = slope(density, f64(0.0)), -slope(current, f64(0.0))
+    return equal(left, right, rel=1e-6, atol=1e-8, why="difference quotients of fourth order")
 
 
 @theorem(f"{SDE}, eq. 6", without={"the noise is there": {"noise": 0.0}})
@@ -60,16 +57,17 @@ def reverse_diffusion_has_the_marginals(noise: float = 1.0) -> Sides:
     """Ancestral steps are the reverse SDE dz = (½ σ² z − σ ε̂) dλ + σ dW: as they shrink, their
     moments change as those of the noisy data do."""
 
+    def moments(*draws: Tensor) -> Tensor:
+        z = torch.stack(draws)[..., 0]
+        return torch.stack([z**2, z**3, torch.cos(z)]).mean(1)
+
     def changes(h: float) -> Tensor:
         def of(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
             said = predict_at(ORACLE, x, eps, level, {})
             step = Step(level, torch.full_like(level, h))
-            samples = [reverse_sample(said, step, torch.full_like(x, n)) for n in (-noise, noise)]
-            of_samples, before, after = (
-                sum(torch.stack([z**2, z**3, torch.cos(z)])[..., 0] for z in zs) / len(zs)
-                for zs in (samples, [said.z], [diffuse(x, eps, level + h)])
-            )
-            return torch.cat([of_samples - before, after - before]) / h
+            draws = [reverse_sample(said, step, torch.full_like(x, n)) for n in (-noise, noise)]
+            after = moments(*draws), moments(diffuse(x, eps, level + h))
+            return (torch.cat(after) - moments(said.z).repeat(2, 1)) / h
 
         return average(ORACLE, LAMBDA, of)
 
@@ -83,19 +81,12 @@ def ddim_is_eulers_step(subject: Subject, exploding: bool = True) -> Sides:
     """A DDIM step is Euler's step of the flow, exactly, in the coordinates z/α over σ/α, whatever
     the network says."""
     z, t, s = _between(subject, "ddim")
-    eps = subject.model(z, t).eps
-    scale = (lambda lam: 1 / alpha(lam)) if exploding else torch.ones_like
-
-    def slope(lam: Tensor) -> Tensor:  # of z/scale: dz̃/d(σ/α) = ε̂, or dz/dλ = −½ α σ v̂
-        if exploding:
-            return torch.exp(-0.5 * s) - torch.exp(-0.5 * t)
-        return s - t
-
-    field = (
-        eps if exploding else -0.5 * per_example(alpha(t) * sigma(t), z) * subject.model(z, t).v
-    )
-    moved = z * per_example(scale(t), z) + per_example(slope(t), z) * field
-    right = moved / per_example(scale(s), z)
+    if exploding:  # d(z/α)/d(σ/α) = ε̂
+        length = per_example(torch.exp(-0.5 * s) - torch.exp(-0.5 * t), z)
+        scaled = z / per_example(alpha(t), z) + length * subject.model(z, t).eps
+        right = per_example(alpha(s), z) * scaled
+    else:  # dz/dλ = −½ α σ v̂
+        right = z - 0.5 * per_example((s - t) * alpha(t) * sigma(t), z) * subject.model(z, t).v
     return equal(ddim(subject.model, z, t, s), right, rel=1e-8, atol=1e-9)
 
 
@@ -144,20 +135,23 @@ def ancestral_samples_have_the_chains_law(claimed: int = 4) -> Sides:
             slope**2 * variance + var_s * new / var_t,
         )
     z, generator = normal("start", 40_000, 1), torch.Generator().manual_seed(0)
-    options = {"schedule": schedule, "steps": 5, "generator": generator}
+    options: dict[str, Any] = {"schedule": schedule, "steps": 5, "generator": generator}
     *_, (last, _) = trajectory(Gaussian([m], [v]), z, **options)
     draws = torch.cat([last, (last - mean).square()], 1)
     return sampled(draws, torch.stack([mean, variance]))
 
 
-CLASSES = GaussianMixture([0.5, 0.5], [[-0.6], [0.6]], [[0.2], [0.2]])
+CLASSES = [
+    GaussianMixture([0.5, 0.5], [[-0.6], [0.6]], [[0.2], [0.2]]),
+    Gaussian([-0.6], [0.2]),
+    Gaussian([0.6], [0.2]),
+]
 
 
 def labelled(z: Tensor, logsnr: Tensor, label: Tensor) -> Prediction:
-    """The exact denoiser of one of the two classes (1, 2), or of both (0)."""
-    models = [CLASSES, Gaussian([-0.6], [0.2]), Gaussian([0.6], [0.2])]
-    all_eps = torch.stack([model(z, logsnr).eps for model in models])
-    return Prediction(z, logsnr, all_eps[label, torch.arange(len(z))], Eps())
+    """The exact denoiser of one of two classes (1, 2), or of both (0)."""
+    of_each = torch.stack([model(z, logsnr).eps for model in CLASSES])
+    return Prediction(z, logsnr, of_each[label, torch.arange(len(z))], Eps())
 
 
 @theorem(
@@ -165,20 +159,14 @@ def labelled(z: Tensor, logsnr: Tensor, label: Tensor) -> Prediction:
     without={"the scale is 1 + w": {"scale": 2.0}},
 )
 def guidance_sharpens_the_posterior(scale: float = 3.0) -> Sides:
-    """Guidance by w = 2, a scale of 1 + w, follows the score of q(z | c) q(c | z)^w at each λ."""
-    label, w = torch.tensor([1, 2]), 2.0
-    z, lam = f64([[-0.4], [0.9]]), f64([0.5, -1.0])
+    """Guidance by w, a scale of 1 + w, follows the score of q(z | c) q(c | z)^w at each λ; here w =
+    2."""
+    (z, lam), label = (f64([[-0.4], [0.9]]), f64([0.5, -1.0])), torch.tensor([1, 2])
     guided = Guided(labelled, scale, {"label": 0})(z, lam, label=label)
-    with torch.enable_grad():
-        at = z.detach().requires_grad_()
-        of_both, *of_one = (
-            model.noisy_log_prob(at, lam)
-            for model in (CLASSES, Gaussian([-0.6], [0.2]), Gaussian([0.6], [0.2]))
-        )
-        given = torch.stack(of_one)[label - 1, torch.arange(2)]
-        posterior = given - of_both  # log q(c | z) up to a constant
-        (score,) = torch.autograd.grad((given + w * posterior).sum(), at)
-    return equal(guided.score, score, rel=1e-9)
+    of_both, *of_one = (gradient_of_log_density(model, z, lam) for model in CLASSES)
+    given = torch.stack(of_one)[label - 1, torch.arange(2)]
+    posterior = given - of_both  # ∇ log q(c | z)
+    return equal(guided.score, given + 2.0 * posterior, rel=1e-9)
 
 
 class Nothing(Trace):
@@ -221,7 +209,11 @@ def likelihood_along_the_flow(trace: Trace = EXACT) -> Sides:
         gained = gained + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
     left = [ORACLE.noisy_log_prob(z, lam[-1:].expand(4)) + gained + alpha(lam[0]).log()]
     if find_spec("torchdiffeq"):
-        options = {"schedule": Linear(high, low), "prior": ORACLE, "tolerance": 1e-9}
+        options: dict[str, Any] = {
+            "schedule": Linear(high, low),
+            "prior": ORACLE,
+            "tolerance": 1e-9,
+        }
         left.append(-ode_likelihood(ORACLE, x, trace=trace, **options).nats)
     return equal(torch.stack(left), truth, rel=1e-6, atol=1e-6, why="the solver's tolerance")
 

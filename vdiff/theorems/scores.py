@@ -15,6 +15,7 @@ from vdiff.theorems.integral import (
     expected_loss,
     levels,
     log_normal,
+    squared,
 )
 from vdiff.theorems.subject import HIGH, LOW, ORACLE, Subject, biased, f64
 from vdiff.theorems.theorem import Sides, equal, theorem
@@ -95,7 +96,7 @@ def denoising_score_matching(x: float | None = None) -> Sides:
 
     mean = average(ORACLE, LAMBDA, distances) if x is None else average_noise(x, LAMBDA, distances)
     # the left side through the ε-loss: s − ∇ log q(z|x) = (ε − ε̂)/σ
-    loss = lambda *at: predict_at(BIASED, *at, {}).squared_error(*at[:2])  # noqa: E731
+    loss = squared(BIASED)
     eps_loss = average(ORACLE, LAMBDA, loss) if x is None else average_noise(x, LAMBDA, loss)
     left = torch.stack([mean[0], eps_loss / torch.sigmoid(-LAMBDA)])
     return equal(left, mean[1] + mean[2] - mean[3], rel=1e-8, why=QUADRATURE)

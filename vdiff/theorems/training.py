@@ -2,6 +2,7 @@
 the gradient of learned ends."""
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from vdiff.oracle import Lattice
 from vdiff.parameterization import Eps
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Cosine, LearnedLinear
-from vdiff.theorems.integral import panels, slope, squared
+from vdiff.theorems.integral import log_normal, panels, slope, squared
 from vdiff.theorems.subject import HIGH, LOW, Subject, biased, f64
 from vdiff.theorems.theorem import Sides, equal, theorem
 from vdiff.variance import Range
@@ -33,7 +34,12 @@ def one_term_estimates_the_whole_bound(subject: Subject, first: int = 0) -> Side
     schedule, steps, variance = Cosine(HIGH, LOW), 6, 0.1
     x, eps, _ = subject.drawn("terms of vlb", 32)
     decoder = GaussianDecoder(variance=variance, denoise=True)
-    options = {"schedule": schedule, "steps": steps, "decoder": decoder, "eps": eps}
+    options: dict[str, Any] = {
+        "schedule": schedule,
+        "steps": steps,
+        "decoder": decoder,
+        "eps": eps,
+    }
     times = [torch.full((len(x),), i / steps, dtype=torch.float64) for i in range(steps + 1)]
     terms = [vlb(subject.model, x, t=t, **options).total for t in times[first:]]
     left = [torch.stack(terms).mean(0), elbo(subject.model, x, draws=steps, **options).total]
@@ -41,7 +47,7 @@ def one_term_estimates_the_whole_bound(subject: Subject, first: int = 0) -> Side
     lam, zero = schedule(times[steps][0]), torch.zeros_like(x)
     right = kl_divergence(Normal(alpha(lam) * x, sigma(lam)), Normal(zero, zero + 1))
     said = predict_at(subject.model, x, eps, schedule(times[0]), {})
-    right = right - Normal(said.x, variance**0.5).log_prob(x)
+    right = right - log_normal(x, said.x, variance**0.5)
     for s, t in itertools.pairwise(times):
         gain = 0.5 * torch.expm1(schedule(s) - schedule(t))[0]
         right = right + gain * (eps - predict_at(subject.model, x, eps, schedule(t), {}).eps) ** 2
@@ -58,7 +64,7 @@ def hybrid_loss_trains_the_variance_by_the_bound(detached: float = 1.0) -> Sides
     schedule, steps, b, error = Cosine(HIGH, LOW), 20, 0.01, 0.7
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     one = torch.full((steps, 1), 0.3, dtype=torch.float64)
-    rows = {"t": t, "eps": one + error}
+    rows: dict[str, Any] = {"t": t, "eps": one + error}
     with torch.enable_grad():
         eps, v = one.clone().requires_grad_(), one.clone().requires_grad_()
         model = Denoiser(lambda z, lam: torch.cat([eps, v], 1), Eps(), variance=Range())
@@ -117,7 +123,7 @@ def gradient_of_learned_ends(errors_of: Model = MODEL) -> Sides:
     level, eps = torch.arange(3).repeat_interleave(len(node))[:, None], node.repeat(3)[:, None]
     weight = DATA.weights.repeat_interleave(len(node)) * mass.repeat(3)
     (t, dt), n = panels(torch.linspace(0, 1, 21, dtype=torch.float64)), len(level)
-    rows = {"t": t.repeat_interleave(n), "eps": eps.repeat(len(t), 1)}
+    rows: dict[str, Any] = {"t": t.repeat_interleave(n), "eps": eps.repeat(len(t), 1)}
     with torch.enable_grad():
         data = level.repeat(len(t), 1)
         bound = elbo(MODEL, data, schedule=schedule, decoder=decoder, **rows).total

@@ -1,5 +1,7 @@
 """The variance of the reverse steps: the best one, by how much it exceeds β̃, and what it buys."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -149,7 +151,11 @@ def bound_without_slack(
         return Prediction(z, logsnr, oracle(z, logsnr).eps, Eps(), variance)
 
     x = f64(AT).repeat_interleave(len(node))[:, None]
-    options = {"schedule": SCHEDULE, "decoder": decoder, "eps": node.repeat(len(AT))[:, None]}
+    options: dict[str, Any] = {
+        "schedule": SCHEDULE,
+        "decoder": decoder,
+        "eps": node.repeat(len(AT))[:, None],
+    }
     bounds = [elbo(model, x, steps=n, draws=n, **options).total for n in (1, 2, 6)]
     left = torch.stack(bounds).view(3, len(AT), -1) @ mass
     truth = -oracle.log_prob(f64(AT)[:, None])
