@@ -20,13 +20,15 @@ from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.denoiser import Denoiser
 from vdiff.describe import describe
 from vdiff.gaussian import Step, alpha, prior_kl, sigma, step_kl
-from vdiff.loss import elbo, weighted_elbo
+from vdiff.loss import elbo, predict_at
 from vdiff.oracle import Gaussian, GaussianMixture, Lattice
 from vdiff.parameterization import Eps, Flow, Prediction, V, X
 from vdiff.recipes import recipe
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Cosine, Linear, OptimalTransport, Tabulated
 from vdiff.schedule.law import HyperbolicSecant
+from vdiff.theorems.integral import average_noise, expected_loss, panels, squared
+from vdiff.theorems.paths import GaussianPath
 from vdiff.variance import Range
 from vdiff.weighting import EDM, ELBO, MSE, P2, MinSNR, Sigmoid
 
@@ -131,11 +133,8 @@ def ddpm(*t: int) -> Step:
 
 
 def integral(function, low: float, high: float, n: int = 400) -> Tensor:
-    """By Gauss-Legendre panels."""
-    u, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(8))
-    half = (high - low) / n / 2
-    middle = low + half * (2 * torch.arange(n, dtype=torch.float64)[:, None] + 1)
-    return half * (function((middle + half * u).flatten()) @ w.repeat(n))
+    node, width = panels(torch.linspace(low, high, n + 1, dtype=torch.float64), 8)
+    return function(node) @ width
 
 
 def linear_chain(steps: int, high: float = 6.0, low: float = -5.0) -> Step:
@@ -314,32 +313,22 @@ def chain_terms(eps=NODE, mass=MASS):
     return tuple(mass @ part for part in (bound.prior, bound.diffusion, bound.reconstruction))
 
 
-def chain_likelihood():
-    """log p(x) of that chain: mean and variance from one affine kernel after another."""
-    mean, variance = f64(0.0), f64(1.0)
-    steps = linear_chain(6, 4.0, -3.0)
-    for lam, delta in zip(steps.logsnr_t.flip(0), steps.delta.flip(0), strict=True):
-        step, probe = Step(lam.expand(2), delta.expand(2)), f64(0.0, 1.0)[:, None]
-        at = step.mean(probe, LINE(probe, step.logsnr_t).x)[:, 0]
-        mean, variance = at[0] + at.diff() * mean, at.diff() ** 2 * variance + step.variance[0]
-    scale = alpha(f64(4.0))
-    return Normal(mean / scale, (variance / scale**2 + math.exp(-4)).sqrt()).log_prob(f64(X0))
-
-
 def mean_over_the_first_level():
-    step = Step(ddpm(2).logsnr_t.expand(len(NODE)), ddpm(2).delta.expand(len(NODE)))
-    x, eps = torch.ones(len(NODE), 1, dtype=torch.float64), NODE[:, None]
-    z = alpha(step.logsnr_t)[:, None] * x + sigma(step.logsnr_t)[:, None] * eps
-    said = LINE(z, step.logsnr_t)
-    one, *three = (
-        MASS @ reverse_log_ratio(said, x, eps, step, torch.full_like(x, n))
-        for n in (1.0, -(3**0.5), 0.0, 3**0.5)
-    )
-    posterior, model = (
-        Normal(step.mean(z, v), step.variance.sqrt()[:, None]) for v in (x, said.x)
-    )
-    both = f64(1 / 6, 2 / 3, 1 / 6) @ torch.stack(three)
-    return one, same(both, MASS @ kl_divergence(posterior, model)[:, 0])
+    """At x₀ = 1, DDPM's step t = 2, the noise of x_1 fixed at 1 and averaged over three nodes."""
+
+    def of(x, eps, level):
+        step = Step(level, ddpm(2).delta.expand(len(level)))
+        said = predict_at(LINE, x, eps, level, {})
+        ratios = [
+            reverse_log_ratio(said, x, eps, step, torch.full_like(x, n))
+            for n in (1.0, -(3**0.5), 0.0, 3**0.5)
+        ]
+        std = step.variance.sqrt()[:, None]
+        posterior, model = (Normal(step.mean(said.z, v), std) for v in (x, said.x))
+        return torch.stack([*ratios, kl_divergence(posterior, model)[:, 0]])
+
+    one, *three, kl = average_noise(1.0, ddpm(2).logsnr_t, of)[:, 0]
+    return one, same(f64(1 / 6, 2 / 3, 1 / 6) @ torch.stack(three), kl)
 
 
 def completed_square():
@@ -366,14 +355,9 @@ def reverse_of_two_points():
 
 
 def one_random_step():
-    x, eps = torch.full((len(NODE), 1), X0, dtype=torch.float64), NODE[:, None]
-    chain, terms = linear_chain(6, 4.0, -3.0), []
-    for i in range(6):
-        lam = chain.logsnr_t[i].expand(len(NODE))
-        step = Step(lam, chain.delta[i].expand(len(NODE)))
-        z = alpha(lam)[:, None] * x + sigma(lam)[:, None] * eps
-        terms.append(MASS @ reverse_kl(LINE(z, lam), x, eps, step))
-    return sum(terms) / 6, same(chain_terms()[1], sum(terms))
+    chain = linear_chain(6, 4.0, -3.0)
+    kls = step_kl(chain.snr_gain, average_noise(X0, chain.logsnr_t, squared(LINE)))
+    return kls.mean(), same(chain_terms()[1], kls.sum())
 
 
 def kl_of_log_variances():
@@ -484,26 +468,17 @@ def mean_of_the_hybrid_loss():
 
 def best_slopes():
     """ε̂ = c z on N(0, 1): the vertex of a parabola through three losses, and a mean of σ."""
-    schedule, (x, eps, mass) = Cosine(4.0, -3.0), UNIT.nodes(0.0)
-    lam = torch.linspace(-3.0, 4.0, 20_001, dtype=torch.float64)
-    u, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(40))
-    t = 0.5 + 0.5 * u
-
-    def loss(c, weighting):
-        each = [
-            mass @ weighted_elbo(
-                lambda z, lam: Prediction(z, lam, c * z, Eps()), x, schedule=schedule,
-                weighting=weighting, t=v.expand(len(x)), eps=eps,
-            )
-            for v in t
-        ]  # fmt: skip
-        return 0.5 * w @ torch.stack(each)
-
-    for weighting in (ELBO(), MSE(schedule, Eps())):
-        zero, half, one = (loss(c, weighting) for c in (0.0, 0.5, 1.0))
-        w_sigma, w_one = (torch.trapezoid(weighting(lam) * v, lam) for v in (sigma(lam), 1.0))
-        mean = w_sigma / w_one
-        yield same((3 * zero - 4 * half + one) / (4 * (zero - 2 * half + one)), mean, rel=1e-5)
+    schedule = Cosine(4.0, -3.0)
+    for w in (ELBO(), MSE(schedule, Eps())):
+        zero, half, one = (
+            expected_loss(lambda z, lam: Prediction(z, lam, c * z, Eps()), UNIT, schedule, w)  # noqa: B023
+            for c in (0.0, 0.5, 1.0)
+        )
+        top, mass = (
+            integral(lambda lam: w(lam) * sigma(lam) ** p, -3.0, 4.0)  # noqa: B023
+            for p in (1, 0)
+        )
+        yield same((3 * zero - 4 * half + one) / (4 * (zero - 2 * half + one)), top / mass)
 
 
 def large_variance():
@@ -580,20 +555,11 @@ def no_bound():
 
 
 def more_steps():
-    coin = Lattice([-1.0, 1.0], [0.5, 0.5])
-    eps = torch.linspace(-9, 9, 3001, dtype=torch.float64)[:, None]
-    mass, x = 0.006 * Normal(0.0, 1.0).log_prob(eps[:, 0]).exp(), torch.ones_like(eps)
+    coin, schedule = Lattice([-1.0, 1.0], [0.5, 0.5]), Linear(12.0, -6.0)
     for steps in (2, 3, 4):
-        t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        losses = [
-            mass @ weighted_elbo(
-                coin, x, schedule=Linear(12.0, -6.0), steps=steps, t=v.expand(len(x)), eps=eps
-            )
-            for v in t
-        ]  # fmt: skip
         step = linear_chain(steps, 12.0, -6.0)
         kls = step_kl(step.snr_gain, coin.mmse(step.logsnr_t)).sum()
-        yield same(torch.stack(losses).mean(), kls)
+        yield same(expected_loss(coin, coin, schedule, steps=steps), kls)
     yield 0.5 * integral(coin.mmse, -6.0, 12.0, 36)
 
 
@@ -638,7 +604,7 @@ NUMBERS = {
     "from eq. 2.2 to eq. 2.3": lambda: (
         -(MASS @ (NODE / 2).exp()).log(), MASS @ NODE, (MASS @ (-NODE / 2).exp()).log()
     ),
-    "eq. 2.5": lambda: (-chain_likelihood(), sum(chain_terms())),
+    "eq. 2.5": lambda: (-GaussianPath(LINE, 4.0, -3.0, 6).given(X0)[0], sum(chain_terms())),
     "eq. 2.22": mean_over_the_first_level,
     "eq. 2.22 and 2.24": lambda: (sum(chain_terms()), sum(chain_terms()) - 2 * chain_terms()[2]),
     "eq. 2.24": lambda: (sum(chain_terms(f64(0.0), f64(1.0))), sum(chain_terms())),
