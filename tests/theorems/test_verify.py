@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import Denoiser, Eps, MonteCarlo, Normal, RaoBlackwell, V
+from vdiff import Denoiser, Eps, V
 from vdiff.nn import MLP, UNet
 from vdiff.theorems import (
     THEOREMS,
@@ -18,9 +18,6 @@ from vdiff.theorems import (
     Sides,
     Subject,
     Verdict,
-    augmentation,
-    estimators,
-    invariance,
     verification,
     verify,
 )
@@ -180,7 +177,6 @@ SAMPLED = [
     "training-on-noisier-data",
     "estimators-share-their-mean",
     "path-estimators-share-their-mean",
-    "rao-blackwell-law-of-any-network",
     "raw-terms-differ-by-an-entropy",
 ]
 
@@ -198,33 +194,6 @@ def percent(verdict):
     return 100 * allowed / abs(right)
 
 
-FAULTS = {  # what is 1.05 times too large, and where
-    "rate": (Normal, "rate_at", ["schedule-invariance-of-any-network"]),
-    "density": (Normal, "density", ["importance-sampling-invariance"]),
-    "loss": (invariance, "weighted_elbo", ["importance-sampling-invariance"]),
-    "weighted loss": (augmentation, "weighted_elbo", ["training-on-noisier-data"]),
-    "closed form": (RaoBlackwell, "__call__", ["estimators-share-their-mean"]),
-    "sampled": (
-        MonteCarlo,
-        "__call__",
-        ["estimators-share-their-mean", "raw-terms-differ-by-an-entropy"],
-    ),
-    "spread": (estimators, "reverse_log_ratio", ["rao-blackwell-law-of-any-network"]),
-}
-
-
-@pytest.mark.parametrize("model", [None, Eps(), V()], ids=str)
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_factor_of_105_fails(monkeypatch, fault, model):
-    owner, name, theorems = FAULTS[fault]
-    given = (None, None) if model is None else points(model)
-    assert verify(*given, names=theorems).ok
-    right = getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *a, **k: 1.05 * right(*a, **k))
-    verdicts = [v for v in verify(*given, names=theorems) if v.must_hold]
-    assert [v.ok for v in verdicts] == [False] * len(theorems), verdicts
-
-
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_sampled_theorem_allows_a_few_percent_and_draws_lower_it(name):
     for given in ((None, None), points(Eps()), points(V())):
@@ -233,8 +202,7 @@ def test_a_sampled_theorem_allows_a_few_percent_and_draws_lower_it(name):
         assert percent(report[0]) < 3.5
     more = verify(*given, names=[name], draws=65_536)
     assert more.ok, more
-    if name != "rao-blackwell-law-of-any-network":  # whose draws take no evaluation
-        assert percent(more[0]) < 0.4 * percent(report[0])
+    assert percent(more[0]) < 0.4 * percent(report[0])
 
 
 def test_the_report_has_the_statements_and_fits_in_80_columns():

@@ -11,6 +11,8 @@ from vdiff.chain import path_bound
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.decoder import normal_nodes
 from vdiff.gaussian import alpha, diffuse, prior_kl, sigma
+from vdiff.likelihood import evaluate, path_importance
+from vdiff.likelihood.importance import chain_log_prob
 from vdiff.loss import Model, elbo
 from vdiff.oracle import GaussianMixture
 from vdiff.schedule import Cosine, Linear, Schedule
@@ -24,8 +26,9 @@ from vdiff.theorems.integral import (
     slope,
 )
 from vdiff.theorems.paths import GaussianPath
-from vdiff.theorems.subject import ORACLE, Altered, Subject, biased, f64, line, scaled_x
-from vdiff.theorems.theorem import Sides, equal, sampled, theorem
+from vdiff.theorems.subject import ORACLE, Altered, biased, f64, line, scaled_x
+from vdiff.theorems.theorem import ERRORS, Sides, equal, sampled, theorem
+from vdiff.times import generator_of
 from vdiff.weighting import ELBO, Sigmoid, Weighting
 
 HIGH, LOW = 4.0, -3.0  # close ends, so that what they add to the bound is seen
@@ -148,22 +151,55 @@ def slack_is_the_posteriors_divergence(from_q: bool = True) -> Sides:
 
 
 @theorem(
+    "VDM++, arXiv:2303.00848, appendix A, at the optimum: over a data set",
+    without={EXACT: {"model": scaled_x(ORACLE, 0.0)}},
+)
+def bound_of_a_data_set(model: Model = ORACLE) -> Sides:
+    """`evaluate` estimates the mean bound of a data set: prior, KL(q(z₀|x) ‖ q(z₀)) − KL(q(z₁|x) ‖
+    q(z₁)) and reconstruction of each x, for the exact denoiser."""
+    x, decoder = ORACLE.sample(64, generator_of(0, 0, "data set")), GaussianDecoder()
+    ends = prior_kl(x, LOW) + decoder.expected_nll(x, HIGH)
+    kl = [marginal_kl(ORACLE, v, HIGH) - marginal_kl(ORACLE, v, LOW) for v in x[:, 0].tolist()]
+    exact = (ends + torch.stack(kl)).mean() / math.log(2)
+    options: dict[str, Any] = {"schedule": Linear(HIGH, LOW), "decoder": decoder}
+    total = evaluate(model, x, draws=512, replicates=8, **options).total
+    allowed = ERRORS * total.monte_carlo
+    return Sides(total.value, exact, allowed, f"{ERRORS:g} standard errors")
+
+
+PATH = GaussianPath(line(), HIGH, LOW, 3)
+OF_PATH: dict[str, Any] = {"schedule": PATH.schedule, "decoder": GaussianDecoder(), "steps": 3}
+
+
+@theorem("of affine Gaussian kernels", without={"the chain has these steps": {"path": CHAINS[0]}})
+def likelihood_of_a_chain(path: GaussianPath = PATH) -> Sides:
+    """log p(x) of a chain, with p(x | z₀) carried back through every p(z_s | z_t), is the density of
+    x in the Gaussian vector (z₀ … z_T, x)."""
+    found = chain_log_prob(PATH.oracle, f64([[x] for x in POINTS]), **OF_PATH)
+    exact = torch.stack([path.given(x)[0] for x in POINTS])
+    return equal(found, exact, rel=1e-8, why="the trapezoid rule over z")
+
+
+@theorem(
     "Burda et al., arXiv:1509.00519",
     without={"the exponent is the log-ratio of the path": {"exponent": "rao_blackwell"}},
 )
 def importance_weight(exponent: str = "log_ratio") -> Sides:
     """exp(−log-ratio) of a path is an importance weight: its mean is p(x) itself, so the bound is
     Jensen's of it."""
-    path, x = GaussianPath(line(), HIGH, LOW, 3), 0.4
-    found = path_bound(
-        path.oracle,
-        torch.full((2**18, 1), x, dtype=torch.float64),
-        schedule=path.schedule,
-        decoder=GaussianDecoder(),
-        steps=path.steps,
-        generator=Subject().generator("weights"),
-    )
-    return sampled(torch.exp(-getattr(found, exponent) - path.given(x)[0]), 1.0)
+    data, generator = torch.full((2**18, 1), 0.4, dtype=torch.float64), generator_of(0, 0, "paths")
+    found = path_bound(PATH.oracle, data, generator=generator, **OF_PATH)
+    return sampled(torch.exp(-getattr(found, exponent) - PATH.given(0.4)[0]), 1.0)
+
+
+@theorem("Burda et al., arXiv:1509.00519", without={"K → ∞": {"samples": 1}})
+def importance_weighted_bound(samples: int = 2**13) -> Sides:
+    """The bound of K paths, −log (1/K) Σ exp(−log-ratio), tends to −log p(x) as K grows."""
+    x = f64([[v] for v in POINTS])
+    found = path_importance(PATH.oracle, x, samples=samples, replicates=16, **OF_PATH)
+    exact = torch.stack([-PATH.given(v)[0] for v in POINTS])
+    why = f"{ERRORS:g} standard errors"
+    return Sides(found.nats, exact, ERRORS * found.standard_error, why)
 
 
 @theorem(

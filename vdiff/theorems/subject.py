@@ -124,7 +124,6 @@ class Subject:
     model: Model = field(default_factory=random_network)
     x: Tensor = field(default_factory=lambda: plane().sample(ROWS, generator_of(0, 0, "data")))
     draws: int = DRAWS
-    oracle: GaussianMixture = field(default_factory=mixture)
 
     @classmethod
     def of(cls, model: Model, data: Tensor, draws: int = DRAWS) -> "Subject":

@@ -152,20 +152,12 @@ class Theorem:
     sides: Function
     counterexamples: dict[str, Function]
 
-    def without(self, hypothesis: str) -> Callable[[Function], Function]:
-        """Register a counterexample."""
-        return lambda function: self.counterexamples.setdefault(hypothesis, function)
-
 
 THEOREMS: dict[str, Theorem] = {}
 
 
 def theorem(
-    source: str,
-    *,
-    without: dict[str, dict[str, Any]] | None = None,
-    given: str = "",
-    any_network: bool = False,
+    source: str, *, without: dict[str, dict[str, Any]] | None = None
 ) -> Callable[[Callable[..., Sides]], Theorem]:
     """Register a function as a theorem, with the keywords that drop each of its hypotheses.
 
@@ -174,10 +166,10 @@ def theorem(
     """
 
     def register(function: Callable[..., Sides]) -> Theorem:
-        of_a_subject = "subject" in inspect.signature(function).parameters
+        any_network = "subject" in inspect.signature(function).parameters
 
         def sides(subject: Subject, **keywords: Any) -> Sides:
-            return function(*([subject] if of_a_subject else []), **keywords)
+            return function(*([subject] if any_network else []), **keywords)
 
         name = function.__name__.replace("_", "-")
         statement = " ".join((function.__doc__ or "").split())
@@ -186,8 +178,7 @@ def theorem(
             hypothesis: partial(sides, **keywords)
             for hypothesis, keywords in (without or {}).items()
         }
-        any_model = any_network if given else of_a_subject
-        THEOREMS[name] = Theorem(name, statement, source, topic, any_model, sides, dropped)
+        THEOREMS[name] = Theorem(name, statement, source, topic, any_network, sides, dropped)
         return THEOREMS[name]
 
     return register
