@@ -12,15 +12,7 @@ from torch import nn
 
 from vdiff import Denoiser, Eps, V
 from vdiff.nn import MLP, UNet
-from vdiff.theorems import (
-    THEOREMS,
-    Report,
-    Sides,
-    Subject,
-    Verdict,
-    verification,
-    verify,
-)
+from vdiff.theorems import THEOREMS, Report, Sides, Subject, Verdict, verification, verify
 from vdiff.theorems.pages import theorem_page
 from vdiff.theorems.theorem import AT_LEAST, equal, paired, sampled
 from vdiff.theorems.verification import by_topic

@@ -30,10 +30,7 @@ COVARIANCES = "float64 rounding of covariances"
 
 @theorem(
     f"{SOURCE}, appendix A.1, the first lemma, at the optimum",
-    without={
-        "the factor is one half": {"factor": 1.0},
-        EXACT: {"model": biased(ORACLE)},
-    },
+    without={"the factor is one half": {"factor": 1.0}, EXACT: {"model": biased(ORACLE)}},
 )
 def derivative_of_the_bound_from_t_on(factor: float = 0.5, model: Model = ORACLE) -> Sides:
     """For the exact denoiser L(t; x) is KL(q(z_t | x) ‖ q(z_t)) up to a constant, and dL(t; x)/dt

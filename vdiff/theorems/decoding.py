@@ -117,8 +117,7 @@ def bits_of_a_density(width: float = 2 / 256) -> Sides:
 
 
 @theorem(
-    "VDM, arXiv:2107.00630, section 4",
-    without={"λ_max is high enough to read z₀": {"high": 0.0}},
+    "VDM, arXiv:2107.00630, section 4", without={"λ_max is high enough to read z₀": {"high": 0.0}}
 )
 def bound_of_discrete_data(high: float = 8.0) -> Sides:
     """For discrete data the bound of the exact denoiser tends to the entropy as the ends

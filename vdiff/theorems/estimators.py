@@ -102,8 +102,7 @@ REDUCED, STEP = f64([8.0, 0.0, -4.0]), 18.3 / 1000
 
 
 @theorem(
-    f"{BLOG}, its experiment",
-    without={"the ratio may depend on λ and T": {"constant": 100.0}},
+    f"{BLOG}, its experiment", without={"the ratio may depend on λ and T": {"constant": 100.0}}
 )
 def order_of_the_reduction(constant: float | None = None) -> Sides:
     """For N(0, 1) the reduction at a step is 1 + 2/(expm1(Δ) sigmoid(λ)): of order T, and without
@@ -179,8 +178,7 @@ def variances_along_a_path(draw: Callable[[GaussianPath, int], Tensor] = sampled
 
 
 @theorem(
-    "of Gaussian quadratic forms",
-    without={"the estimator is the log-ratio": {"estimator": 1}},
+    "of Gaussian quadratic forms", without={"the estimator is the log-ratio": {"estimator": 1}}
 )
 def path_variance_vanishes(estimator: int = 0) -> Sides:
     """At the exact denoiser the log-ratio of a path has variance O(1/T): T·Var tends to a

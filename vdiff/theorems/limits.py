@@ -59,8 +59,7 @@ def refinement(
 
 
 @theorem(
-    f"{VDM}, section 5.1",
-    without={EXACT: {"model": TRIPLED, "schedules": (Linear(13.3, -5.0),)}},
+    f"{VDM}, section 5.1", without={EXACT: {"model": TRIPLED, "schedules": (Linear(13.3, -5.0),)}}
 )
 def discrete_bound_is_looser(
     model: Model = ORACLE, schedules: tuple[Schedule, ...] = FIXED

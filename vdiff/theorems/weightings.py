@@ -86,10 +86,7 @@ def simple_loss_is_a_weighted_bound(subject: Subject, first: float = 1.0) -> Sid
 
 @theorem(
     "DDPM, arXiv:2006.11239, eq. 12 with σ² = β",
-    without={
-        "the constants C_t are taken off": {"constants": 0.0},
-        "Σ is β": {"variance": SMALL},
-    },
+    without={"the constants C_t are taken off": {"constants": 0.0}, "Σ is β": {"variance": SMALL}},
 )
 def simple_loss_with_the_large_variance(
     subject: Subject, constants: float = 1.0, variance: ReverseVariance = LARGE
