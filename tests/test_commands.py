@@ -1,5 +1,6 @@
 """`vdiff verify` and `vdiff describe`."""
 
+import re
 from pathlib import Path
 
 import pytest
