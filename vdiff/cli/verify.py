@@ -1,10 +1,10 @@
 """Verify the theory numerically: theorems with both of their sides, and their counterexamples.
 
-Each line is a theorem: its left side, its right side, how far they lie apart and may; and,
-indented, what must fail where a hypothesis is dropped. What they may differ by is also given in
-percent: smaller errors are not seen, and --draws lowers it. With --estimators instead: every
-estimator of bits against data whose bits are known, estimate ± standard error, truth, z-score and
-network evaluations. Exits with 1 where anything is not as it must be.
+Each entry has a theorem's name and statement, its two sides, and how far they may be apart, also
+in percent: smaller errors are not detected, and --draws lowers this. Below it are the
+counterexamples: without a hypothesis the sides must differ. With --estimators instead: every
+estimator of bits on data whose bits are known, with estimate ± standard error, truth, z-score and
+network evaluations. Exits with 1 if anything is not as it must be.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     >>> parser = argparse.ArgumentParser()
     >>> add(parser)
     >>> run(parser.parse_args(["tweedie"]))         # doctest: +ELLIPSIS
-    theorem ...
+    tweedie: ...
     0
     """
     _check(options)
