@@ -55,12 +55,7 @@ def test_verify_estimators_prints_a_table_and_tells_of_a_class_that_is_wrong(cap
         ),
         (["--seed", "0"], "'seed' must come with --estimators; got 0"),
         (["--estimators", "--draws", "64"], "'draws' must come without --estimators; got 64"),
-        (["--estimators", "--errata"], "'errata' must come without --estimators; got True"),
-        (["--errata", "--points", "16"], "'points' must come without --errata; got 16"),
-        (["--errata", "--model", "mine.py:model"], "'model' must come without --errata"),
-        (["--errata", "--draws", "64"], "'draws' must come without --errata"),
         (["--pages", "docs", "tweedie"], "'names' must come without --pages; got ['tweedie']"),
-        (["--pages", "docs", "--errata"], "'errata' must come without --pages"),
         (["tweedie", "--draws", "0"], "'draws' must be at least 1"),
     ],
 )
@@ -79,8 +74,7 @@ def test_more_draws_of_a_theorem_see_smaller_errors(capsys, tmp_path):
     for draws in ([], ["--draws", "65536"]):
         words = ["verify", "--model", f"{mine}:model", "schedule-invariance-of-any-network"]
         assert main([*words, *draws]) == 0
-        head, row = (line.split() for line in capsys.readouterr().out.splitlines()[:2])
-        shares.append(float(row[head.index("%") + 1]))
+        shares.append(float(re.search(r"\(([\d.]+) %\)", capsys.readouterr().out).group(1)))
     assert shares[1] < 0.4 * shares[0] < 2.0
 
 
@@ -113,18 +107,10 @@ def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
     assert capsys.readouterr().out.count("\n") == 14
 
 
-@pytest.mark.parametrize("page", [pages.theorem_page, pages.errata_page])
-def test_the_pages_of_the_theory_are_those_that_the_theorems_make(page):
-    """`vdiff verify --pages docs` writes them again."""
-    here = (
-        Path(__file__).parent.parent
-        / "docs"
-        / f"{'theorems' if page is pages.theorem_page else 'errata'}.md"
-    )
-    numbers = re.compile(
-        r"[-−]?\d+(\.\d+)?(e[+-]?\d+)?"
-    )  # the last digit of a computed number may differ between machines
-    assert numbers.sub("#", page()) == numbers.sub("#", here.read_text(encoding="utf-8"))
+def test_the_page_of_the_theorems_is_the_one_that_they_make():
+    """`vdiff verify --pages docs` writes it again."""
+    here = Path(__file__).parent.parent / "docs" / "theorems.md"
+    assert pages.theorem_page() == here.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

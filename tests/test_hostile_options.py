@@ -126,7 +126,6 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--seed": (ESTIMATORS, NO_WHOLE),
         "--draws": (("verify", "tweedie"), NO_SMALL_COUNT),
         "--pages": (("verify",), ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP", "\x1b[31mx")),
-        "--errata": (("verify",), ("=x",)),
     },
 }  # fmt: skip
 CASES = [

@@ -1,11 +1,10 @@
-"""Verify the theory numerically: theorems with both of their sides, their counterexamples, and the
-errata of the sources.
+"""Verify the theory numerically: theorems with both of their sides, and their counterexamples.
 
-Each line is a theorem: its left side, its right side, how far they lie apart and may; and,
-indented, what must fail where a hypothesis is dropped. What they may differ by is also given in
-percent: smaller errors are not seen, and --draws lowers it. With --estimators instead: every
-estimator of bits against data whose bits are known, estimate ± standard error, truth, z-score and
-network evaluations. Exits with 1 where anything is not as it must be.
+Each entry has a theorem's name and statement, its two sides, and how far they may be apart, also
+in percent: smaller errors are not detected, and --draws lowers this. Below it are the
+counterexamples: without a hypothesis the sides must differ. With --estimators instead: every
+estimator of bits on data whose bits are known, with estimate ± standard error, truth, z-score and
+network evaluations. Exits with 1 if anything is not as it must be.
 """
 
 import argparse
@@ -19,13 +18,12 @@ from vdiff.likelihood import verify_estimators
 from vdiff.likelihood.verify import cases
 from vdiff.terminal import say
 from vdiff.theorems import verify
-from vdiff.theorems.pages import errata_page, theorem_page
+from vdiff.theorems.pages import theorem_page
 from vdiff.theorems.subject import DRAWS
 
 READ = {  # by each table, of the options
     "pages": ("pages",),
     "estimators": ("estimators", "names", "model", "points", "seed"),
-    "errata": ("errata", "names"),
     "theorems": ("names", "model", "draws"),
 }
 
@@ -49,10 +47,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--seed", type=int, help="of --estimators (default: 0)")
     text = "evaluations for each side of a sampled theorem: four times as many see half the error"
     option("--draws", type=int, help=f"{text} (default: {DRAWS})")
-    text = "write theorems.md and errata.md instead, as in docs/"
+    text = "write theorems.md there instead, as in docs/"
     option("--pages", metavar="FOLDER", help=text)
-    text = "the errata of the sources instead of the theorems"
-    option("--errata", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     if options.pages:
         require(Path(options.pages).is_dir(), "pages", "be a folder that is there", options.pages)
-        for name, page in (("theorems", theorem_page), ("errata", errata_page)):
-            write_text(Path(options.pages) / f"{name}.md", page())
+        write_text(Path(options.pages) / "theorems.md", theorem_page())
         return 0
     if options.estimators:
         counts = {word: getattr(options, word) for word in ("points", "seed")}
@@ -75,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         file = options.model.rpartition(":")[0]
         model, data = from_file(options.model), from_file(f"{file}:data")
     draws = DRAWS if options.draws is None else options.draws
-    report = verify(model, data, names=options.names or None, errata=options.errata, draws=draws)
+    report = verify(model, data, names=options.names or None, draws=draws)
     say(report)
     return 0 if report.ok else 1
 

@@ -1,20 +1,8 @@
 """Theorems as data, each with both of its sides computed by different routes, and counterexamples
 that must fail."""
 
-from vdiff.theorems.errata import ERRATA, Erratum
 from vdiff.theorems.subject import Subject
-from vdiff.theorems.theorem import THEOREMS, Counterexample, Sides, Theorem
+from vdiff.theorems.theorem import THEOREMS, Sides, Theorem
 from vdiff.theorems.verification import Report, Verdict, verify
 
-__all__ = [
-    "ERRATA",
-    "THEOREMS",
-    "Counterexample",
-    "Erratum",
-    "Report",
-    "Sides",
-    "Subject",
-    "Theorem",
-    "Verdict",
-    "verify",
-]
+__all__ = ["THEOREMS", "Report", "Sides", "Subject", "Theorem", "Verdict", "verify"]

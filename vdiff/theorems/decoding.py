@@ -7,203 +7,133 @@ from torch import Tensor
 
 from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian, Levels, normal_nodes
 from vdiff.gaussian import alpha, bits_per_dim, diffuse
+from vdiff.loss import elbo
 from vdiff.oracle import Lattice
-from vdiff.theorems.integral import log_normal, panels
-from vdiff.theorems.subject import Subject, mixture
+from vdiff.schedule import Linear
+from vdiff.theorems.integral import log_normal, over_time, panels
+from vdiff.theorems.subject import ORACLE, f64
 from vdiff.theorems.theorem import Sides, equal, theorem
 
-LEVELS = 32
-MEANS = torch.tensor([-1.4, -1.0, -0.2, 0.03, 0.9, 0.98], dtype=torch.float64)
-LOGSNR = 5.0
-
-
-def masses(decoder: Levels) -> Tensor:
-    """p(k | mean) of every level k, a row for each mean.
-
-    >>> masses(Categorical(32)).shape
-    torch.Size([6, 32])
-    """
-    level = torch.arange(LEVELS)[None].expand(len(MEANS), LEVELS).reshape(-1, 1)
-    return (
-        decoder.log_prob(level, MEANS.repeat_interleave(LEVELS)[:, None], LOGSNR)
-        .exp()
-        .view(len(MEANS), LEVELS)
-    )
-
-
+LEVELS, LOGSNR, STD = 32, 5.0, 0.3
+MEANS = f64([-1.4, -1.0, -0.2, 0.03, 0.9, 0.98])
 DECODERS: tuple[Levels, ...] = (
     Categorical(LEVELS),
     Categorical(LEVELS, closed=True),
     DiscretizedGaussian(LEVELS),
-    DiscretizedGaussian(LEVELS, variance=0.09),
+    DiscretizedGaussian(LEVELS, variance=STD**2),
 )
+GRID, SPACING = torch.linspace(-1, 1, LEVELS, dtype=torch.float64), 2 / (LEVELS - 1)
+
+
+def _normal_bins(edges_at_infinity: bool) -> Tensor:
+    """Φ over the bin of each level around each mean."""
+    edges = torch.cat([GRID - SPACING / 2, GRID[-1:] + SPACING / 2]).expand(len(MEANS), -1).clone()
+    if edges_at_infinity:
+        edges[:, 0], edges[:, -1] = -math.inf, math.inf
+    bins: Tensor = torch.special.ndtr((edges - MEANS[:, None]) / STD).diff(dim=1)
+    return bins
 
 
 @theorem(
-    source="DDPM, arXiv:2006.11239, eq. 13; VDM, arXiv:2107.00630, eq. 8",
-    given="the end bins reach to infinity",
+    "DDPM, arXiv:2006.11239, eq. 13; VDM, arXiv:2107.00630, eq. 8",
+    without={"the end bins reach to infinity": {"to_infinity": False}},
 )
-def decoders_sum_to_one(subject: Subject) -> Sides:
-    """Each discrete decoder is a distribution over levels, for means in the range and outside
-    it."""
-    return equal(
-        torch.stack([masses(d).sum(1) for d in DECODERS]), 1.0, rel=1e-10, why="float64 rounding"
-    )
+def decoders_sum_to_one(to_infinity: bool = True) -> Sides:
+    """Each discrete decoder is a distribution over levels, for means in the range and outside it;
+    the discretised Gaussian's is that of its bins."""
+    level = torch.arange(LEVELS).repeat(len(MEANS))[:, None]
+    mean = MEANS.repeat_interleave(LEVELS)[:, None]
+    mass = [d.log_prob(level, mean, LOGSNR).exp().view(-1, LEVELS) for d in DECODERS]
+    sums, bins = torch.stack(mass).sum(2), _normal_bins(to_infinity)
+    left = torch.cat([sums.flatten(), mass[3].flatten()])
+    right = torch.cat([torch.ones_like(sums).flatten(), bins.flatten()])
+    return equal(left, right, rel=1e-9, atol=1e-15)
 
 
-@decoders_sum_to_one.without("the end bins reach to infinity")
-def _(subject: Subject) -> Sides:
-    grid, half = DECODERS[3].grid, 0.5 * DECODERS[3].spacing
-    upper, lower = (
-        torch.special.ndtr((grid + side - MEANS[:, None]) / 0.3) for side in (half, -half)
-    )
-    return equal((upper - lower).sum(1), 1.0, rel=1e-10, why="")
-
-
-def _bin(tanh: bool) -> Sides:
-    """log P of an inner bin up to ten standard deviations away, by integrating the density over
-    it."""
-    std, decoder = 0.05, DiscretizedGaussian(LEVELS, variance=0.05**2)
-    level = torch.arange(8, 24)
+@theorem(
+    "DDPM, arXiv:2006.11239, eq. 13",
+    without={"the normal distribution is taken exactly, without a floor": {"tanh": True}},
+)
+def bins_in_the_tails(tanh: bool = False) -> Sides:
+    """The discretised Gaussian's log-probability is that of its bin, ten standard deviations away
+    too."""
+    std, level = 0.05, torch.arange(8, 24)
+    decoder, center = DiscretizedGaussian(LEVELS, variance=std**2), GRID[level]
     ours = decoder.log_prob(level[:, None], torch.zeros(16, 1, dtype=torch.float64), LOGSNR)
-    center = decoder.grid[level]
     node, width = panels(torch.linspace(-0.5, 0.5, 5, dtype=torch.float64), 10)
-    density = log_normal(center[:, None] + decoder.spacing * node, 0.0, std)
-    right = torch.logsumexp(density + (decoder.spacing * width).log(), 1)
+    density = log_normal(center[:, None] + SPACING * node, 0.0, std)
+    right = torch.logsumexp(density + (SPACING * width).log(), 1)
     if tanh:
-        edges = torch.stack([center - decoder.spacing / 2, center + decoder.spacing / 2]) / std
+        edges = torch.stack([center - SPACING / 2, center + SPACING / 2]) / std
         low, high = 0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (edges + 0.044715 * edges**3)))
         ours = (high - low).clamp(min=1e-12).log()
     return equal(ours, right, rel=1e-9, why="quadrature over the bin")
 
 
-@theorem(
-    source="DDPM, arXiv:2006.11239, eq. 13",
-    given="the normal distribution is taken exactly, without a floor",
-)
-def bins_in_the_tails(subject: Subject) -> Sides:
-    """The discretised Gaussian's log-probability is that of its bin, ten standard deviations away
-    too."""
-    return _bin(tanh=False)
-
-
-@bins_in_the_tails.without("the normal distribution is taken exactly, without a floor")
-def _(subject: Subject) -> Sides:
-    return _bin(tanh=True)
-
-
-def _table(exact: bool) -> Sides:
-    """The table of E[−log p(k | z₀)] against the average of `log_prob` over noise."""
-    node, mass = normal_nodes()
-    left, right = [], []
-    for decoder in DECODERS[:3]:
-        k = torch.arange(LEVELS)
-        x = decoder.grid.repeat_interleave(len(node))[:, None]
-        z = diffuse(
-            x, node.repeat(LEVELS)[:, None], torch.full((len(x),), LOGSNR, dtype=torch.float64)
-        )
-        mean = z / alpha(torch.tensor(LOGSNR, dtype=torch.float64)) if exact else z
-        nll = -decoder.log_prob(k.repeat_interleave(len(node))[:, None], mean, LOGSNR)
-        left.append(decoder.table(LOGSNR))
-        right.append(nll.view(LEVELS, -1) @ mass)
-    return equal(
-        torch.stack(left), torch.stack(right), rel=1e-9, why="quadrature over ε", atol=1e-12
-    )
-
-
-@theorem(source="VDM, arXiv:2107.00630, section 3.3", given="the mean is z₀/α₀")
-def reconstruction_is_a_table(subject: Subject) -> Sides:
+@theorem("VDM, arXiv:2107.00630, section 3.3", without={"the mean is z₀/α₀": {"exact": False}})
+def reconstruction_is_a_table(exact: bool = True) -> Sides:
     """A decoder that reads z₀ alone has a reconstruction term that depends on the level and on
     λ_max only."""
-    return _table(exact=True)
-
-
-@reconstruction_is_a_table.without("the mean is z₀/α₀")
-def _(subject: Subject) -> Sides:
-    return _table(exact=False)
-
-
-def _gaussian_term(variance: float | None, claimed: float) -> Sides:
-    """E[−log N(x; z₀/α₀, v)] with x the mixture's, by nodes."""
-    x, eps, weight = mixture().nodes(LOGSNR)
-    z = diffuse(x, eps, torch.full((len(x),), LOGSNR, dtype=torch.float64))
-    nll = -Gaussian(variance=variance).log_prob(
-        x, z / torch.sigmoid(torch.tensor(LOGSNR, dtype=torch.float64)).sqrt(), LOGSNR
-    )
-    return equal(weight @ nll, claimed, rel=1e-9, why="quadrature")
+    node, mass = normal_nodes()
+    level = torch.arange(LEVELS).repeat_interleave(len(node))[:, None]
+    lam = f64(LOGSNR)
+    tables, averages = [], []
+    for decoder in DECODERS[:3]:
+        z = diffuse(decoder.grid[level], node.repeat(LEVELS)[:, None], lam.expand(len(level)))
+        log_p = decoder.log_prob(level, z / alpha(lam) if exact else z, LOGSNR)
+        tables.append(decoder.table(LOGSNR))
+        averages.append(-log_p.view(LEVELS, -1) @ mass)
+    left, right = torch.stack(tables), torch.stack(averages)
+    return equal(left, right, rel=1e-9, why="quadrature over ε", atol=1e-12)
 
 
 @theorem(
-    source="of the Gaussian's entropy", given="the decoder's variance is the noise's, e^(−λ_max)"
+    "of the Gaussian's entropy",
+    without={"the decoder's variance is the noise's, e^(−λ_max)": {"variance": 0.1}},
 )
-def gaussian_reconstruction(subject: Subject) -> Sides:
+def gaussian_reconstruction(variance: float | None = None) -> Sides:
     """For continuous data the Gaussian decoder's term is ½ d (log 2πe − λ_max): it falls for ever
     as λ_max grows."""
-    return _gaussian_term(None, 0.5 * (math.log(2 * math.pi * math.e) - LOGSNR))
-
-
-@gaussian_reconstruction.without("the decoder's variance is the noise's, e^(−λ_max)")
-def _(subject: Subject) -> Sides:
-    return _gaussian_term(0.1, 0.5 * (math.log(2 * math.pi * math.e) - LOGSNR))
-
-
-def _bits(bin_width: float) -> Sides:
-    """Bits of a fine quantisation of N(0.1, 0.04) against its differential entropy with a bin
-    width."""
-    width = 2 / 256
-    edges = torch.arange(-256, 257, dtype=torch.float64) * width
-    p = torch.special.ndtr((edges - 0.1) / 0.2).diff()
-    discrete = -(p * p.clamp(min=1e-300).log()).sum()
-    entropy = torch.tensor(0.5 * math.log(2 * math.pi * math.e * 0.2**2), dtype=torch.float64)
-    return equal(
-        bits_per_dim(discrete, 1),
-        bits_per_dim(entropy, 1, bin_width),
-        rel=1e-4,
-        why="of the order of (bin/std)²",
-    )
+    x, eps, weight = ORACLE.nodes(LOGSNR)
+    z = diffuse(x, eps, torch.full((len(x),), LOGSNR, dtype=torch.float64))
+    log_p = Gaussian(variance=variance).log_prob(x, z / alpha(f64(LOGSNR)), LOGSNR)
+    right = 0.5 * (math.log(2 * math.pi * math.e) - LOGSNR)
+    return equal(-weight @ log_p, right, rel=1e-9, why="quadrature")
 
 
 @theorem(
-    source="Theis et al., arXiv:1511.01844", given="the bin's width is that of the data's grid"
+    "Theis et al., arXiv:1511.01844",
+    without={"the bin's width is that of the data's grid": {"width": 2 / 255}},
 )
-def bits_of_a_density(subject: Subject) -> Sides:
+def bits_of_a_density(width: float = 2 / 256) -> Sides:
     """Quantised to bins of width b, a density h nats has h/ln 2 − log₂ b bits per dimension: 7
     more on 256 levels over [−1, 1]."""
-    return _bits(2 / 256)
+    edges = torch.arange(-256, 257, dtype=torch.float64) * 2 / 256
+    p = torch.special.ndtr((edges - 0.1) / 0.2).diff()
+    bits = -(p * p.clamp(min=1e-300).log2()).sum()
+    entropy = f64(0.5 * math.log(2 * math.pi * math.e * 0.2**2))
+    why = "of the order of (bin/std)²"
+    return equal(bits_per_dim(entropy, 1, width), bits, rel=1e-4, why=why)
 
 
-@bits_of_a_density.without("the bin's width is that of the data's grid")
-def _(subject: Subject) -> Sides:
-    return _bits(2 / 255)
-
-
-GRID = Categorical(3).grid
-PMF = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
-
-
-def _discrete(fitted: bool) -> Sides:
-    """The whole bound of three levels against the entropy: at a high λ_max the ends leave nothing
-    over, at λ_max = 0 much."""
-    oracle = Lattice(GRID, PMF)
-    bound = oracle.bound(8.0 if fitted else 0.0, -14.0, Categorical(3)).total[0]
-    return equal(
-        bound,
-        oracle.entropy(),
-        rel=1e-5,
-        why="what the ends leave over, ½ SNR_min and the decoder's errors",
-    )
-
-
-@theorem(source="VDM, arXiv:2107.00630, section 4", given="λ_max is high enough to read z₀")
-def bound_of_discrete_data(subject: Subject) -> Sides:
+@theorem(
+    "VDM, arXiv:2107.00630, section 4", without={"λ_max is high enough to read z₀": {"high": 0.0}}
+)
+def bound_of_discrete_data(high: float = 8.0) -> Sides:
     """For discrete data the bound of the exact denoiser tends to the entropy as the ends
     recede."""
-    return _discrete(fitted=True)
+    pmf, decoder = [0.2, 0.5, 0.3], Categorical(3)
+    oracle = Lattice(decoder.grid, pmf)
 
+    def total(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        level = (1.5 * x + 1).round().long()
+        schedule = Linear(high, -14.0)
+        found = elbo(oracle, level, schedule=schedule, decoder=decoder, t=t, eps=eps.float())
+        return found.total
 
-@bound_of_discrete_data.without("λ_max is high enough to read z₀")
-def _(subject: Subject) -> Sides:
-    return _discrete(fitted=False)
+    bound = over_time(total, oracle, Linear(high, -14.0))
+    entropy = -sum(p * math.log(p) for p in pmf)
+    return equal(bound, entropy, rel=1e-5, why="½ SNR_min and the decoder's errors")
 
 
 __all__: list[str] = []

@@ -1,13 +1,14 @@
 """Where best to look: what the density of the draws does to the variance of the loss, and how a
 schedule learns it."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from vdiff.loss import weighted_elbo
+from vdiff.oracle import GaussianMixture
+from vdiff.profile import Profile
 from vdiff.schedule import (
     Adaptive,
     Cosine,
@@ -19,375 +20,246 @@ from vdiff.schedule import (
     Schedule,
     Spline,
 )
-from vdiff.theorems.estimators import HERMITE
-from vdiff.theorems.integral import average, expected_loss, levels, panels, slope, squared
-from vdiff.theorems.subject import HIGH, LOW, Subject, line
-from vdiff.theorems.theorem import Sides, at_least, equal, theorem
+from vdiff.theorems.integral import (
+    QUADRATURE,
+    average,
+    expected_loss,
+    integral,
+    levels,
+    over_time,
+    slope,
+    squared,
+)
+from vdiff.theorems.subject import HIGH, LOW, ORACLE, f64, line
+from vdiff.theorems.theorem import Sides, equal, theorem
 from vdiff.weighting import ELBO, Sigmoid, Weighting
 
-SCHEDULES: dict[str, Schedule] = {
-    "linear": Linear(HIGH, LOW),
-    "normal": Normal(2.4, 2.4, HIGH, LOW),
-    "cosine": Cosine(HIGH, LOW),
-    "flow": OptimalTransport(HIGH, LOW),
-}
-
-
+SCHEDULES: tuple[Schedule, ...] = (
+    *(Linear(HIGH, LOW), Normal(2.4, 2.4, HIGH, LOW)),
+    *(Cosine(HIGH, LOW), OptimalTransport(HIGH, LOW)),
+)
 WEIGHTINGS: tuple[Weighting, ...] = (ELBO(), Sigmoid(0.0))
+LINE = line()
+BINS = 104  # of 1/8
+EDGES = tuple(torch.linspace(LOW, HIGH, BINS + 1, dtype=torch.float64).tolist())
 
 
-def _variance(
-    subject: Subject, schedule: Schedule, weighting: Weighting, *corners: float
+def loss_variance(
+    schedule: Schedule,
+    weighting: Weighting = WEIGHTINGS[0],
+    corners: Sequence[float] = (),
+    oracle: GaussianMixture = ORACLE,
 ) -> Tensor:
-    oracle = subject.oracle
-    first, second = (
-        expected_loss(oracle, oracle, schedule, weighting, corners=corners, power=power)
-        for power in (1, 2)
-    )
-    return second - first.square()
+    """Var of one draw of `weighted_elbo`, over t, x and ε."""
+
+    def powers(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        loss = weighted_elbo(oracle, x, schedule=schedule, weighting=weighting, t=t, eps=eps)
+        return torch.stack([loss, loss.square()])
+
+    points = 3 if corners else 6
+    both = over_time(powers, oracle, schedule, corners=tuple(corners), points=points)
+    variance: Tensor = both[1] - both[0].square()
+    return variance
 
 
-def _variances(subject: Subject, weighting: Weighting) -> Tensor:
-    return torch.stack(
-        [_variance(subject, schedule, weighting) for schedule in SCHEDULES.values()]
-    )
+def moments(lam: Tensor, oracle: GaussianMixture = ORACLE) -> Tensor:
+    """E‖e‖² and E‖e‖⁴ of the exact denoiser."""
+
+    def powers(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+        error = squared(oracle)(x, eps, level)
+        return torch.stack([error, error.square()])
+
+    return average(oracle, lam, powers)
 
 
-def _fourth(subject: Subject, lam: Tensor) -> Tensor:
-    """E‖e‖⁴ at each λ."""
-    return average(
-        subject.oracle, lam, lambda x, eps, level: squared(subject.oracle)(x, eps, level).square()
-    )
+def fourth(lam: Tensor) -> Tensor:
+    """E‖e‖⁴ of the exact denoiser."""
+    return moments(lam)[1]
 
 
-def _moments(
-    subject: Subject, weighting: Weighting = WEIGHTINGS[0]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """λ, its measure, w² E‖e‖⁴ and L²."""
+def variance_under(
+    density: Callable[[Tensor], Tensor], weighting: Weighting = WEIGHTINGS[0]
+) -> Tensor:
+    """¼ ∫ w² E‖e‖⁴/p dλ − L²."""
     lam, width = levels(LOW, HIGH)
-    fourth = weighting(lam).square() * _fourth(subject, lam)
-    return lam, width, fourth, (0.5 * width @ (weighting(lam) * subject.oracle.mmse(lam))).square()
+    found: Tensor = 0.25 * width @ (weighting(lam).square() * fourth(lam) / density(lam))
+    return found - integral(weighting).square()
 
 
-def _variance_law(subject: Subject, own: bool) -> Sides:
+def least_variance(weighting: Weighting = WEIGHTINGS[0]) -> Tensor:
+    """¼ (∫ w √E‖e‖⁴ dλ)² − L²."""
+    lam, width = levels(LOW, HIGH)
+    root: Tensor = 0.5 * width @ (weighting(lam) * fourth(lam).sqrt())
+    return root.square() - integral(weighting).square()
+
+
+def observe(
+    observer: Callable[[Tensor, Tensor], None],
+    bins: int,
+    oracle: GaussianMixture = ORACLE,
+    times: int = 1,
+) -> None:
+    """Pairs of errors at the middle of each bin, with the mean and the mean square that ‖e‖² has."""
+    lam = LOW + (HIGH - LOW) * (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
+    mean, square = moments(lam, oracle)
+    spread = (square - mean.square()).sqrt()
+    for sign in times * (1, -1):
+        observer(lam, mean + sign * spread)
+
+
+@theorem(
+    "VDM, arXiv:2107.00630, appendix I; VDM++, arXiv:2303.00848, appendix F",
+    without={"p is the schedule's own density": {"own": False}},
+)
+def variance_of_the_loss(own: bool = True) -> Sides:
+    """The schedule moves the variance of a draw alone: it is ¼ ∫ w² E‖e‖⁴/p dλ − L²."""
     left, right = [], []
     for weighting in WEIGHTINGS:
-        lam, width, fourth, square = _moments(subject, weighting)
-        densities = [
-            s.density(lam) if own else torch.full_like(lam, 1 / (HIGH - LOW))
-            for s in SCHEDULES.values()
-        ]
-        left.append(_variances(subject, weighting))
-        right.append(torch.stack([0.25 * width @ (fourth / p) - square for p in densities]))
-    return equal(torch.stack(left), torch.stack(right), rel=1e-6, why="quadrature")
+        for schedule in SCHEDULES:
+            p = schedule.density if own else lambda lam: torch.full_like(lam, 1 / (HIGH - LOW))
+            left.append(loss_variance(schedule, weighting))
+            right.append(variance_under(p, weighting))
+    return equal(torch.stack(left), torch.stack(right), rel=1e-6, why=QUADRATURE)
+
+
+def _optimal(weighting: Weighting) -> Histogram:
+    profile = Profile(LOW, HIGH, bins=BINS)
+    observe(profile.update, BINS)
+    return Histogram.optimal(profile, weighting)
+
+
+def _proportional(moment: Callable[[Tensor], Tensor]) -> Callable[[Weighting], Histogram]:
+    return lambda w: Histogram.proportional(lambda lam: w(lam) * moment(lam), HIGH, LOW, bins=BINS)
 
 
 @theorem(
-    source="VDM, arXiv:2107.00630, appendix I; VDM++, arXiv:2303.00848, appendix F",
-    given="p is the schedule's own density",
+    "Cauchy and Schwarz",
+    without={
+        "p ∝ w √E‖e‖⁴": {"best": _proportional(ORACLE.mmse)},
+        "the fourth moment is under the root": {"best": _proportional(fourth)},
+    },
 )
-def variance_of_the_loss(subject: Subject) -> Sides:
-    """The schedule moves the variance of a draw alone: it is ¼ ∫ w² E‖e‖⁴/p dλ − L²."""
-    return _variance_law(subject, own=True)
+def least_variance_is_attained(best: Callable[[Weighting], Histogram] = _optimal) -> Sides:
+    """No density of the draws has less variance than p ∝ w √E‖e‖⁴: ¼ (∫ w √E‖e‖⁴ dλ)² − L²."""
+    left = [loss_variance(best(weighting), weighting, EDGES) for weighting in WEIGHTINGS]
+    right = [least_variance(weighting) for weighting in WEIGHTINGS]
+    return equal(torch.stack(left), torch.stack(right), rel=1e-3, why="bins of 1/8")
 
 
-@variance_of_the_loss.without("p is the schedule's own density")
-def _(subject: Subject) -> Sides:
-    return _variance_law(subject, own=False)
+def adapted(oracle: GaussianMixture) -> Schedule:
+    """VDM++'s adaptive schedule, p ∝ E‖e‖², after it has observed the errors."""
+    schedule = Adaptive(HIGH, LOW, bins=BINS, floor=1e-9, first_moment=True)
+    observe(schedule.observe, BINS, oracle, schedule.warmup)
+    schedule.update()
+    return schedule
 
 
-def _least(subject: Subject, weighting: Weighting = WEIGHTINGS[0]) -> Tensor:
-    _, width, fourth, square = _moments(subject, weighting)
-    return 0.25 * (width @ fourth.sqrt()).square() - square
-
-
-@theorem(source="Cauchy and Schwarz", given="the fourth moment is under the root")
-def least_variance_of_the_loss(subject: Subject) -> Sides:
-    """No density of the draws has less variance than ¼ (∫ w √E‖e‖⁴ dλ)² − L², that of p ∝ w
-    √E‖e‖⁴."""
-    left, right = (
-        torch.stack(list(v))
-        for v in zip(
-            *((_variances(subject, w), _least(subject, w).expand(4)) for w in WEIGHTINGS),
-            strict=True,
-        )
-    )
-    return at_least(left, right, rel=1e-6, why="quadrature")
-
-
-@least_variance_of_the_loss.without("the fourth moment is under the root")
-def _(subject: Subject) -> Sides:
-    _, width, fourth, square = _moments(subject)
-    return at_least(
-        _variances(subject, WEIGHTINGS[0]),
-        0.25 * (width @ fourth).square() - square,
-        rel=1e-6,
-        why="",
-    )
-
-
-def _attained(subject: Subject, importance: Callable[[Weighting, Tensor], Tensor]) -> Sides:
-    """The variance of the loss under a histogram of 104 bins with this density, against the
-    least."""
-    edges = torch.linspace(LOW, HIGH, 105, dtype=torch.float64).tolist()
-    found = []
-    for weighting in WEIGHTINGS:
-
-        def density(lam: Tensor, weighting: Weighting = weighting) -> Tensor:
-            return importance(weighting, lam)
-
-        schedule = Histogram.proportional(density, HIGH, LOW, bins=104)
-        found.append(_variance(subject, schedule, weighting, *edges))
-    return equal(
-        torch.stack(found),
-        torch.stack([_least(subject, w) for w in WEIGHTINGS]),
-        rel=1e-3,
-        why="bins of 1/8",
-    )
-
-
-@theorem(source="Cauchy and Schwarz", given="p ∝ w √E‖e‖⁴")
-def least_variance_is_attained(subject: Subject) -> Sides:
-    """Under p ∝ w √E‖e‖⁴ the variance of the loss is the least of all, ¼ (∫ w √E‖e‖⁴ dλ)² − L²."""
-    return _attained(subject, lambda w, lam: w(lam) * _fourth(subject, lam).sqrt())
-
-
-@least_variance_is_attained.without("p ∝ w √E‖e‖⁴")
-def _(subject: Subject) -> Sides:
-    return _attained(subject, lambda w, lam: w(lam) * subject.oracle.mmse(lam))
-
-
-def adapted() -> Schedule:
-    """The schedule with p(λ) ∝ E‖e‖² of `line`, a Gaussian: λ from the equidistant values of log(1
-    + s² e^λ).
-
-    >>> adapted().logsnr_max
-    8.0
-    """
-    shift = line().variances.log().item()
-    ends = [math.log1p(math.exp(level + shift)) for level in (HIGH, LOW)]
-    return Custom(
-        lambda t: torch.log(torch.expm1(ends[0] + (ends[1] - ends[0]) * t)) - shift,
-        lambda t: (ends[0] - ends[1]) / -torch.expm1(-(ends[0] + (ends[1] - ends[0]) * t)),
-    )
-
-
-def _adapted_variance(schedule: Schedule) -> Sides:
-    """One Gaussian on the line: E‖e‖⁴ = 3 (E‖e‖²)², so the least variance is twice L²."""
-    oracle = line()
-    loss = expected_loss(oracle, oracle, schedule)
-    return equal(
-        expected_loss(oracle, oracle, schedule, power=2) - loss.square(),
-        2 * loss.square(),
-        rel=1e-7,
-        why="quadrature",
-    )
+ADAPTIVE = "VDM++, arXiv:2303.00848, section 4: the adaptive schedule"
 
 
 @theorem(
-    source="VDM++, arXiv:2303.00848, section 4: the adaptive schedule",
-    given="p ∝ w E‖e‖²; the error is isotropic Gaussian given λ",
+    ADAPTIVE,
+    without={
+        "p ∝ w E‖e‖²": {"schedule": lambda oracle: Linear(HIGH, LOW)},
+        "the error is isotropic Gaussian given λ": {"oracle": ORACLE},
+    },
 )
-def adaptive_density_is_the_best_for_gaussian_errors(subject: Subject) -> Sides:
+def adaptive_density_is_the_best_for_gaussian_errors(
+    schedule: Callable[[GaussianMixture], Schedule] = adapted, oracle: GaussianMixture = LINE
+) -> Sides:
     """VDM++'s p ∝ w E‖e‖² has the least variance of all where e is isotropic Gaussian given λ: 2
     L²/d, here with d = 1."""
-    return _adapted_variance(adapted())
+    loss = integral(model=oracle, oracle=oracle)
+    left = loss_variance(schedule(oracle), WEIGHTINGS[0], EDGES, oracle)
+    return equal(left, 2 * loss.square(), rel=1e-3, why="bins of 1/8")
 
 
-@adaptive_density_is_the_best_for_gaussian_errors.without("p ∝ w E‖e‖²")
-def _(subject: Subject) -> Sides:
-    return _adapted_variance(Linear(HIGH, LOW))
-
-
-@adaptive_density_is_the_best_for_gaussian_errors.without(
-    "the error is isotropic Gaussian given λ"
-)
-def _(subject: Subject) -> Sides:
-    lam, width = levels(LOW, HIGH)
-    error = torch.sigmoid(
-        lam[:, None] + torch.tensor([0.01, 1.0], dtype=torch.float64).log()
-    )  # of N(0, diag(0.01, 1)), by dimension
-    mean, fourth = error.sum(1), error.sum(1).square() + 2 * error.square().sum(1)
-    loss = 0.5 * width @ mean
-    under = (
-        0.5 * loss * width @ (fourth / mean) - loss.square()
-    )  # ¼ ∫ E‖e‖⁴/p − L² with p = E‖e‖²/2L
-    return equal(under, 0.25 * (width @ fourth.sqrt()).square() - loss.square(), rel=1e-7, why="")
-
-
-def _constant_loss(schedule: Schedule) -> Sides:
-    """E[loss | t] at many t against their mean."""
-    t = (torch.arange(20, dtype=torch.float64) + 0.5) / 20
-    error = average(line(), schedule(t), squared(line()))
-    return equal(
-        0.5 * schedule.rate(t) * error,
-        expected_loss(line(), line(), schedule),
-        rel=1e-7,
-        why="quadrature",
-    )
-
-
-@theorem(source="VDM++, arXiv:2303.00848, section 4: the adaptive schedule", given="p ∝ w E‖e‖²")
-def adaptive_density_makes_the_loss_even(subject: Subject) -> Sides:
+@theorem(ADAPTIVE, without={"p ∝ w E‖e‖²": {"schedule": lambda oracle: Linear(HIGH, LOW)}})
+def adaptive_density_makes_the_loss_even(
+    schedule: Callable[[GaussianMixture], Schedule] = adapted,
+) -> Sides:
     """Under p ∝ w E‖e‖² the expected loss is the same at every t."""
-    return _constant_loss(adapted())
+    oracle, middles = LINE, torch.arange(LOW + 0.5 / 8, HIGH, 1.0, dtype=torch.float64)
+    law = schedule(oracle)
+    losses = expected_loss(oracle, oracle, law, t=law.inverse(middles))
+    return equal(losses, integral(model=oracle, oracle=oracle), rel=1e-3, why="bins of 1/8")
 
 
-@adaptive_density_makes_the_loss_even.without("p ∝ w E‖e‖²")
-def _(subject: Subject) -> Sides:
-    return _constant_loss(Linear(HIGH, LOW))
-
-
-def _variance_gradient(move_an_end: bool) -> Sides:
-    """d Var[L̂]/dη by differences against E[2 L̂ dL̂/dη], for λ(t) bent by η; x and ε by
-    Gauss-Hermite, exactly."""
-    oracle = line()
-    grid = torch.cartesian_prod(HERMITE[0], HERMITE[0])
-    mass = torch.cartesian_prod(HERMITE[1], HERMITE[1]).prod(1)
-    x, eps = oracle.means[0] + oracle.variances[0].sqrt() * grid[:, :1], grid[:, 1:]
-    node, width = levels(0.0, 20.0)
-    t, dt = node / 20.0, width / 20.0
-
-    def draws(eta: Tensor) -> Tensor:
-        def logsnr(v: Tensor) -> Tensor:
-            return HIGH - (HIGH - LOW) * v + eta * (v if move_an_end else torch.sin(torch.pi * v))
-
-        def rate(v: Tensor) -> Tensor:
-            return (
-                HIGH
-                - LOW
-                - eta * (torch.ones_like(v) if move_an_end else torch.pi * torch.cos(torch.pi * v))
-            )
-
-        n = len(mass)
-        schedule = Custom(logsnr, rate)
-        loss = weighted_elbo(
-            oracle,
-            x.repeat(len(t), 1),
-            schedule=schedule,
-            t=t.repeat_interleave(n),
-            eps=eps.repeat(len(t), 1),
-        )
-        return loss.view(len(t), n)
-
-    def mean(v: Tensor) -> Tensor:
-        return (v @ mass) @ dt
-
-    at, h = torch.tensor(0.7, dtype=torch.float64), 1e-4
-    with torch.no_grad():
-        after, before = (
-            mean(draws(at + s * h).square()) - mean(draws(at + s * h)).square() for s in (1, -1)
-        )
-    with torch.enable_grad():
-        eta = at.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(mean(draws(eta).square()), eta)
-    return equal(gradient, (after - before) / (2 * h), rel=1e-5, why="a difference quotient in η")
-
-
-@theorem(source="VDM, arXiv:2107.00630, appendix I.2", given="the ends are fixed")
-def gradient_of_the_variance(subject: Subject) -> Sides:
+@theorem("VDM, arXiv:2107.00630, appendix I.2", without={"the ends are fixed": {"end": True}})
+def gradient_of_the_variance(end: bool = False) -> Sides:
     """With its ends fixed, a schedule's parameter moves the variance by E[2 L̂ dL̂/dη]: the
     gradient of the mean is zero."""
-    return _variance_gradient(move_an_end=False)
+    oracle = LINE
+    t, dt = levels(0.0, 1.0, *torch.linspace(0, 1, 21)[1:-1].tolist())
 
+    def both(eta: Tensor, written_out: bool) -> Tensor:
+        def logsnr(t: Tensor) -> Tensor:
+            return HIGH - (HIGH - LOW) * t + eta * (t if end else torch.sin(torch.pi * t))
 
-@gradient_of_the_variance.without("the ends are fixed")
-def _(subject: Subject) -> Sides:
-    return _variance_gradient(move_an_end=True)
+        def rate(t: Tensor) -> Tensor:
+            bend = torch.ones_like(t) if end else torch.pi * torch.cos(torch.pi * t)
+            return HIGH - LOW - eta * bend
 
+        def powers(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+            if written_out:
+                loss = 0.5 * rate(t) * squared(oracle)(x, eps, logsnr(t))
+            else:
+                loss = weighted_elbo(oracle, x, schedule=Custom(logsnr, rate), t=t, eps=eps)
+            return torch.stack([loss, loss.square()])
 
-def _variance_under(subject: Subject, schedule: Schedule) -> Tensor:
-    """¼ ∫ E‖e‖⁴/p dλ − L²."""
-    lam, width, fourth, square = _moments(subject)
-    found: Tensor = 0.25 * width @ (fourth / schedule.density(lam)) - square
-    return found
+        return over_time(powers, oracle, Linear(HIGH, LOW), t=t) @ dt
 
+    def variance(eta: Tensor) -> Tensor:
+        first, second = both(eta, True).unbind()
+        return second - first.square()
 
-def _one_backward(subject: Subject, follow_variance: bool) -> Sides:
-    """The derivative of the variance in a direction of a shape's parameters: times m, what one
-    backward pass of the loss leaves in them; and the difference quotient of the variance's
-    integral over λ."""
-    schedule = Spline(
-        HIGH, LOW, knots=14, learn_ends=False, follow_variance=follow_variance
-    )  # a knot at each whole λ
-    knots = torch.arange(14, dtype=torch.float64)
-    start, direction = 0.5 * torch.sin(2 * knots), torch.cos(knots)
-    schedule.log_density.copy_(start)
-    t, dt = panels(
-        schedule.inverse(torch.linspace(HIGH, LOW, 53, dtype=torch.float64), clamp=True)
-    )
-
-    def loss(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
-        given = t.repeat_interleave(len(level) // len(t))
-        return weighted_elbo(subject.oracle, x, schedule=schedule, t=given, eps=eps)
-
-    mean = average(subject.oracle, schedule(t), loss) @ dt
-    schedule.mean_loss.copy_(mean)
+    at = f64(0.7)
     with torch.enable_grad():
-        whole = average(subject.oracle, schedule(t).detach(), loss) @ dt
-        (gradient,) = torch.autograd.grad(whole, schedule.log_density)
-
-    def variance(along: Tensor) -> Tensor:
-        schedule.log_density.copy_(start + along * direction)
-        return _variance_under(subject, schedule)
-
-    right = slope(variance, torch.zeros((), dtype=torch.float64))
-    return equal(
-        mean * (gradient @ direction),
-        right,
-        rel=1e-6,
-        why="a difference quotient of fourth order; quadrature",
-    )
+        eta = at.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(both(eta, False)[1], eta)
+    return equal(gradient, slope(variance, at, 1e-2), rel=1e-5, why="a difference quotient in η")
 
 
 @theorem(
-    source="VDM, arXiv:2107.00630, appendix I.2, with the running mean m taken off",
-    given="the shape follows the variance",
+    "VDM, arXiv:2107.00630, appendix I.2, with the running mean m taken off",
+    without={"the shape follows the variance": {"follow_variance": False}},
 )
-def one_backward_gives_the_gradient_of_the_variance(subject: Subject) -> Sides:
+def one_backward_gives_the_gradient_of_the_variance(follow_variance: bool = True) -> Sides:
     """What a learned shape gets from `loss.backward()` is ∇Var/m, m the mean loss: the loss is
     passed on as it is."""
-    return _one_backward(subject, follow_variance=True)
+    schedule = Spline(HIGH, LOW, knots=14, learn_ends=False, follow_variance=follow_variance)
+    knots = torch.arange(14, dtype=torch.float64)  # one at each whole λ
+    start, direction = 0.5 * torch.sin(2 * knots), torch.cos(knots)
 
+    def bend(along: Tensor | float) -> None:
+        schedule.log_density.data.copy_(start + along * direction)
 
-@one_backward_gives_the_gradient_of_the_variance.without("the shape follows the variance")
-def _(subject: Subject) -> Sides:
-    return _one_backward(subject, follow_variance=False)
+    bend(0.0)
+    mean = expected_loss(ORACLE, ORACLE, schedule)
+    schedule.mean_loss.copy_(mean)
+    with torch.enable_grad():
+        loss = expected_loss(ORACLE, ORACLE, schedule, corners=EDGES[::2])
+        (gradient,) = torch.autograd.grad(loss, schedule.log_density)
 
+    def variance(along: Tensor) -> Tensor:
+        bend(along)
+        return variance_under(schedule.density)
 
-def _told(subject: Subject, first_moment: bool) -> Sides:
-    """An adaptive schedule that has seen the errors at every λ against the least variance of all
-    densities."""
-    schedule = Adaptive(HIGH, LOW, bins=520, floor=1e-9, first_moment=first_moment)
-    lam = (
-        LOW + (HIGH - LOW) * (torch.arange(520, dtype=torch.float64) + 0.5) / 520
-    )  # the middle of each bin
-    mean = subject.oracle.mmse(lam)
-    square = average(
-        subject.oracle, lam, lambda x, eps, level: squared(subject.oracle)(x, eps, level).square()
-    )
-    spread = (
-        square - mean.square()
-    ).sqrt()  # two observations with the mean and the mean square that ‖e‖² has
-    for _ in range(schedule.warmup):
-        schedule.observe(lam, mean + spread)
-        schedule.observe(lam, mean - spread)
-    schedule.update()
-    return equal(_variance_under(subject, schedule), _least(subject), rel=1e-4, why="bins of 1/40")
+    right = slope(variance, f64(0.0))
+    return equal(mean * (gradient @ direction), right, rel=1e-6, why="a difference quotient")
 
 
 @theorem(
-    source="Cauchy and Schwarz; VDM++, arXiv:2303.00848, has the first moment",
-    given="it follows the second moment",
+    "Cauchy and Schwarz; VDM++, arXiv:2303.00848, has the first moment",
+    without={"it follows the second moment": {"first_moment": True}},
 )
-def adaptive_schedule_finds_the_least_variance(subject: Subject) -> Sides:
+def adaptive_schedule_finds_the_least_variance(first_moment: bool = False) -> Sides:
     """An adaptive schedule that has seen enough has the least variance of all: p ∝ w √E‖e‖⁴."""
-    return _told(subject, first_moment=False)
-
-
-@adaptive_schedule_finds_the_least_variance.without("it follows the second moment")
-def _(subject: Subject) -> Sides:
-    return _told(subject, first_moment=True)
+    schedule = Adaptive(HIGH, LOW, bins=520, floor=1e-9, first_moment=first_moment)
+    observe(schedule.observe, 520, ORACLE, schedule.warmup)
+    schedule.update()
+    left = variance_under(schedule.density)
+    return equal(left, least_variance(), rel=1e-4, why="bins of 1/40")
 
 
 __all__: list[str] = []

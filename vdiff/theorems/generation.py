@@ -1,244 +1,204 @@
-"""From noise to data: the flow and the diffusion that share their marginals, their steps, and the
-likelihood along the flow."""
+"""From noise to data: the flow and the diffusion that share their marginals, their steps, guidance,
+and the likelihood along the flow."""
 
 import itertools
-from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vdiff.flow import angle
-from vdiff.gaussian import alpha, per_example, sigma
-from vdiff.loss import Model
+from vdiff.gaussian import Step, alpha, diffuse, per_example, sigma
+from vdiff.likelihood import Exact, ode_likelihood
+from vdiff.likelihood.trace import Trace
+from vdiff.loss import predict_at
 from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.parameterization import Eps
+from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_sample
-from vdiff.sampling import Memory, ddim, trajectory
+from vdiff.sampling import Guided, Memory, ancestral, ddim, trajectory
 from vdiff.schedule import Linear
-from vdiff.theorems.chains import drawn
-from vdiff.theorems.integral import slope
-from vdiff.theorems.paths import GaussianPath
+from vdiff.theorems.integral import average, slope
 from vdiff.theorems.scores import gradient_of_log_density
-from vdiff.theorems.subject import HIGH, LOW, Subject, line
+from vdiff.theorems.subject import HIGH, LOW, ORACLE, Subject, f64, normal
 from vdiff.theorems.theorem import Sides, equal, sampled, theorem
 
-Drift = Callable[[Tensor, Tensor], Tensor]
-POINTS = torch.linspace(-2, 2, 17, dtype=torch.float64)
-LAMBDA = torch.tensor([-2.0, 0.0, 1.5], dtype=torch.float64)
+SDE, DDIM = "Score SDE, arXiv:2011.13456", "DDIM, arXiv:2010.02502"
+LAMBDA = f64([-2.0, 0.0, 1.5])
 
 
-def flow(model: Model) -> Drift:
-    """The probability-flow ODE's dz/dλ, from dz/dφ = v̂ in the angle that the solver goes by."""
-    return lambda z, lam: slope(angle, lam)[:, None] * model(z, lam).v
+def flow(z: Tensor, lam: Tensor) -> Tensor:
+    """The flow's dz/dλ of the exact denoiser: v̂ = dz/dφ in the solver's angle, times dφ/dλ."""
+    found: Tensor = slope(angle, lam)[:, None] * ORACLE(z, lam).v
+    return found
 
 
-def diffusion_drift(model: Model) -> Drift:
-    """The reverse SDE's drift, ½ σ² z − σ ε̂; its noise is σ dW."""
-    return lambda z, lam: sigma(lam)[:, None] * (0.5 * sigma(lam)[:, None] * z - model(z, lam).eps)
+@theorem(f"{SDE}, eq. 13", without={"the drift has one half of ε̂": {"share": 1.0}})
+def flow_has_the_marginals(share: float = 0.5) -> Sides:
+    """The flow dz/dλ = ½ σ (σ z − ε̂) carries the density of the noisy data along: ∂q/∂λ = −∂(v
+    q)/∂z."""
+    points = torch.linspace(-2, 2, 17, dtype=torch.float64)
+    z, lam = points.repeat(len(LAMBDA))[:, None], LAMBDA.repeat_interleave(len(points))
 
+    def density(by: Tensor) -> Tensor:
+        return ORACLE.noisy_log_prob(z, lam + by).exp()
 
-def _fokker_planck(oracle: GaussianMixture, drift: Drift, noise: float) -> Sides:
-    """∂q/∂λ of the density against −∂(drift q)/∂z + ½ noise σ² ∂²q/∂z²."""
-    z, lam, h = POINTS.repeat(len(LAMBDA))[:, None], LAMBDA.repeat_interleave(len(POINTS)), 1e-3
+    def current(by: Tensor) -> Tensor:
+        drift = flow(z + by, lam) - (share - 0.5) * sigma(lam)[:, None] * ORACLE(z + by, lam).eps
+        moved: Tensor = ORACLE.noisy_log_prob(z + by, lam).exp() * drift[:, 0]
+        return moved
 
-    def q(at: Tensor, level: Tensor) -> Tensor:
-        return oracle.noisy_log_prob(at, level).exp()
-
-    def current(at: Tensor) -> Tensor:
-        score = gradient_of_log_density(oracle, at, lam)[:, 0]
-        return q(at, lam) * (drift(at, lam)[:, 0] - 0.5 * noise * torch.sigmoid(-lam) * score)
-
-    left = (8 * (q(z, lam + h) - q(z, lam - h)) - (q(z, lam + 2 * h) - q(z, lam - 2 * h))) / (
-        12 * h
-    )
-    right = -(
-        8 * (current(z + h) - current(z - h)) - (current(z + 2 * h) - current(z - 2 * h))
-    ) / (12 * h)
+    left, right = slope(density, f64(0.0)), -slope(current, f64(0.0))
     return equal(left, right, rel=1e-6, atol=1e-8, why="difference quotients of fourth order")
 
 
-@theorem(source="Score SDE, arXiv:2011.13456, eq. 13", given="the drift has one half of ε̂")
-def flow_has_the_marginals(subject: Subject) -> Sides:
-    """The flow dz/dλ = ½ σ (σ z − ε̂) carries the density of the noisy data along: ∂q/∂λ = −∂(v
-    q)/∂z."""
-    return _fokker_planck(subject.oracle, flow(subject.oracle), noise=0.0)
+@theorem(f"{SDE}, eq. 6", without={"the noise is there": {"noise": 0.0}})
+def reverse_diffusion_has_the_marginals(noise: float = 1.0) -> Sides:
+    """Ancestral steps are the reverse SDE dz = (½ σ² z − σ ε̂) dλ + σ dW: as they shrink, their
+    moments change as those of the noisy data do."""
+
+    def moments(*draws: Tensor) -> Tensor:
+        z = torch.stack(draws)[..., 0]
+        return torch.stack([z**2, z**3, torch.cos(z)]).mean(1)
+
+    def changes(h: float) -> Tensor:
+        def of(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+            said = predict_at(ORACLE, x, eps, level, {})
+            step = Step(level, torch.full_like(level, h))
+            draws = [reverse_sample(said, step, torch.full_like(x, n)) for n in (-noise, noise)]
+            after = moments(*draws), moments(diffuse(x, eps, level + h))
+            return (torch.cat(after) - moments(said.z).repeat(2, 1)) / h
+
+        return average(ORACLE, LAMBDA, of)
+
+    fine, coarse = changes(5e-4), changes(1e-3)
+    left, right = (2 * fine - coarse).chunk(2)
+    return equal(left, right, rel=1e-4, atol=1e-6, why="the second order in the step's length")
 
 
-@flow_has_the_marginals.without("the drift has one half of ε̂")
-def _(subject: Subject) -> Sides:
-    return _fokker_planck(subject.oracle, diffusion_drift(subject.oracle), noise=0.0)
-
-
-@theorem(source="Score SDE, arXiv:2011.13456, eq. 6", given="the noise is there")
-def reverse_diffusion_has_the_marginals(subject: Subject) -> Sides:
-    """The reverse SDE dz = (½ σ² z − σ ε̂) dλ + σ dW has the same marginals as the flow."""
-    return _fokker_planck(subject.oracle, diffusion_drift(subject.oracle), noise=1.0)
-
-
-@reverse_diffusion_has_the_marginals.without("the noise is there")
-def _(subject: Subject) -> Sides:
-    return _fokker_planck(subject.oracle, diffusion_drift(subject.oracle), noise=0.0)
-
-
-def _euler(subject: Subject, exploding: bool) -> Sides:
-    """DDIM against Euler's step of the flow, in z/α over σ/α or in z over λ."""
-    x, eps, step = drawn(subject, 64, "ddim")
-    z = per_example(alpha(step.logsnr_t), x) * x + per_example(sigma(step.logsnr_t), x) * eps
-    left = ddim(subject.model, z, step.logsnr_t, step.logsnr_s)
-    if exploding:
-        ratio_t, ratio_s = torch.exp(-0.5 * step.logsnr_t), torch.exp(-0.5 * step.logsnr_s)
-        moved = (
-            z / per_example(alpha(step.logsnr_t), z)
-            + per_example(ratio_s - ratio_t, z) * subject.model(z, step.logsnr_t).eps
-        )
-        right = per_example(alpha(step.logsnr_s), z) * moved
-    else:
-        right = z + per_example(step.delta, z) * flow(subject.model)(z, step.logsnr_t).view_as(z)
-    return equal(left, right, rel=1e-8, atol=1e-9, why="float64 rounding")
-
-
-@theorem(
-    source="DDIM, arXiv:2010.02502, eq. 14",
-    given="the coordinates are z/α over σ/α",
-    any_network=True,
-)
-def ddim_is_eulers_step(subject: Subject) -> Sides:
+@theorem(f"{DDIM}, eq. 14", without={"the coordinates are z/α over σ/α": {"exploding": False}})
+def ddim_is_eulers_step(subject: Subject, exploding: bool = True) -> Sides:
     """A DDIM step is Euler's step of the flow, exactly, in the coordinates z/α over σ/α, whatever
     the network says."""
-    return _euler(subject, exploding=True)
+    z, t, s = _between(subject, "ddim")
+    if exploding:  # d(z/α)/d(σ/α) = ε̂
+        length = per_example(torch.exp(-0.5 * s) - torch.exp(-0.5 * t), z)
+        scaled = z / per_example(alpha(t), z) + length * subject.model(z, t).eps
+        right = per_example(alpha(s), z) * scaled
+    else:  # dz/dλ = −½ α σ v̂
+        right = z - 0.5 * per_example((s - t) * alpha(t) * sigma(t), z) * subject.model(z, t).v
+    return equal(ddim(subject.model, z, t, s), right, rel=1e-8, atol=1e-9)
 
 
-@ddim_is_eulers_step.without("the coordinates are z/α over σ/α")
-def _(subject: Subject) -> Sides:
-    return _euler(subject, exploding=False)
+def _between(subject: Subject, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy data at λ_t, λ_t and a higher λ_s."""
+    x, eps, u = subject.drawn(name, 64)
+    t = LOW + (HIGH - LOW - 2) * u
+    return diffuse(x, eps, t), t, t + 2 * u.flip(0)
 
 
-def _transported(
-    subject: Subject, model: Callable[[GaussianMixture], Model], extrapolate: bool
-) -> Sides:
-    """Where DDIM takes quantiles of the noisy end, against the same quantiles of the data end: in
-    one dimension the flow keeps order."""
-    oracle, high, low = line(), 4.0, -6.0
-    ends = torch.tensor([high, low], dtype=torch.float64)
-    mean = alpha(ends) * oracle.means[0, 0]
-    std = (torch.sigmoid(ends) * oracle.variances[0, 0] + torch.sigmoid(-ends)).sqrt()
-    score = torch.tensor([-2.0, -0.5, 1.0], dtype=torch.float64)
-    reached = []
-    for steps in (160, 320, 640):
-        z = (mean[1] + std[1] * score)[:, None]
-        lam = Linear(high, low)(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
-        for now, after in itertools.pairwise(lam):
-            z = ddim(model(oracle), z, now.expand(3), after.expand(3))
-        reached.append(z[:, 0])
-    once = [2 * b - a for a, b in itertools.pairwise(reached)]
-    best = (4 * once[1] - once[0]) / 3
-    return equal(
-        best if extrapolate else reached[0],
-        mean[0] + std[0] * score,
-        rel=1e-5,
-        atol=1e-6,
-        why="the third order in the step's length",
-    )
+@theorem(f"{DDIM}, eq. 16", without={"η = 1": {"eta": 0.5}})
+def ddim_with_noise_is_ancestral(subject: Subject, eta: float = 1.0) -> Sides:
+    """DDIM's step is α_s x̂ + σ_s (√(1 − η²c) ε̂ + η √c n), c = 1 − e^{λ_t − λ_s}, and with η = 1
+    it is ancestral sampling."""
+    z, t, s = _between(subject, "eta")
+    said, c = subject.model(z, t), 1 - torch.exp(t - s)
+    noise = torch.randn(z.shape, generator=subject.generator("noise"), dtype=torch.float64)
+    left, right = [], []
+    for e in (eta, 0.3):
+        memory = Memory(generator=subject.generator("noise"))
+        left.append(ddim(subject.model, z, t, s, memory, eta=e))
+        kept, new = sigma(s) * (1 - e**2 * c).sqrt(), sigma(s) * e * c.sqrt()
+        signal = per_example(alpha(s), z) * said.x
+        right.append(signal + per_example(kept, z) * said.eps + per_example(new, z) * noise)
+    right[0] = ancestral(subject.model, z, t, s, Memory(generator=subject.generator("noise")))
+    return equal(torch.stack(left), torch.stack(right), rel=1e-7, atol=1e-9)
 
 
 @theorem(
-    source="DDIM, arXiv:2010.02502; Score SDE, arXiv:2011.13456",
-    given="the steps are many; the denoiser is the exact one",
+    "of affine Gaussian kernels", without={"the number of steps is the chain's": {"claimed": 64}}
 )
-def ddim_tends_to_the_flow(subject: Subject) -> Sides:
-    """As its steps shrink DDIM tends to the flow, which in one dimension takes quantiles of q(z₁)
-    to those of q(z₀)."""
-    return _transported(subject, lambda oracle: oracle, extrapolate=True)
+def ancestral_samples_have_the_chains_law(claimed: int = 4) -> Sides:
+    """Ancestral samples have the mean and the variance of the chain's own law; its variance at few
+    steps is less than that of the data."""
+    m, v, schedule = 0.3, 0.25, Linear(HIGH, LOW)
+    mean, variance = f64(0.0), f64(1.0)
+    lam = schedule(torch.linspace(1, 0, claimed + 1, dtype=torch.float64))
+    for t, s in itertools.pairwise(lam):  # q(z_s | z_t, x) by Bayes' rule, at x = E[x | z_t]
+        shrink, var_t, var_s = alpha(t) / alpha(s), torch.sigmoid(-t), torch.sigmoid(-s)
+        new = var_t - shrink**2 * var_s
+        total = alpha(t) ** 2 * v + var_t
+        of_x = new * alpha(s) / var_t
+        slope = shrink * var_s / var_t + of_x * alpha(t) * v / total
+        mean, variance = (
+            slope * mean + of_x * m * var_t / total,
+            slope**2 * variance + var_s * new / var_t,
+        )
+    z, generator = normal("start", 40_000, 1), torch.Generator().manual_seed(0)
+    options: dict[str, Any] = {"schedule": schedule, "steps": 5, "generator": generator}
+    *_, (last, _) = trajectory(Gaussian([m], [v]), z, **options)
+    draws = torch.cat([last, (last - mean).square()], 1)
+    return sampled(draws, torch.stack([mean, variance]))
 
 
-@ddim_tends_to_the_flow.without("the steps are many")
-def _(subject: Subject) -> Sides:
-    return _transported(subject, lambda oracle: oracle, extrapolate=False)
+CLASSES = [
+    GaussianMixture([0.5, 0.5], [[-0.6], [0.6]], [[0.2], [0.2]]),
+    Gaussian([-0.6], [0.2]),
+    Gaussian([0.6], [0.2]),
+]
 
 
-@ddim_tends_to_the_flow.without("the denoiser is the exact one")
-def _(subject: Subject) -> Sides:
-    wrong = Gaussian([0.3], [0.5])
-    return _transported(subject, lambda oracle: wrong, extrapolate=True)
+def labelled(z: Tensor, logsnr: Tensor, label: Tensor) -> Prediction:
+    """The exact denoiser of one of two classes (1, 2), or of both (0)."""
+    of_each = torch.stack([model(z, logsnr).eps for model in CLASSES])
+    return Prediction(z, logsnr, of_each[label, torch.arange(len(z))], Eps())
 
 
-def _stochastic(subject: Subject, eta: float) -> Sides:
-    """DDIM's step against the chain's own with the same noise."""
-    x, eps, step = drawn(subject, 64, "eta")
-    z = per_example(alpha(step.logsnr_t), x) * x + per_example(sigma(step.logsnr_t), x) * eps
-    noise = torch.randn(x.shape, generator=subject.generator("noise"), dtype=torch.float64)
-    left = ddim(
-        subject.model,
-        z,
-        step.logsnr_t,
-        step.logsnr_s,
-        Memory(generator=subject.generator("noise")),
-        eta=eta,
-    )
-    return equal(
-        left,
-        reverse_sample(subject.model(z, step.logsnr_t), step, noise),
-        rel=1e-7,
-        atol=1e-9,
-        why="float64 rounding",
-    )
+@theorem(
+    "Classifier-free guidance, arXiv:2207.12598, eq. 6",
+    without={"the scale is 1 + w": {"scale": 2.0}},
+)
+def guidance_sharpens_the_posterior(scale: float = 3.0) -> Sides:
+    """Guidance by w, a scale of 1 + w, follows the score of q(z | c) q(c | z)^w at each λ; here w =
+    2."""
+    (z, lam), label = (f64([[-0.4], [0.9]]), f64([0.5, -1.0])), torch.tensor([1, 2])
+    guided = Guided(labelled, scale, {"label": 0})(z, lam, label=label)
+    of_both, *of_one = (gradient_of_log_density(model, z, lam) for model in CLASSES)
+    given = torch.stack(of_one)[label - 1, torch.arange(2)]
+    posterior = given - of_both  # ∇ log q(c | z)
+    return equal(guided.score, given + 2.0 * posterior, rel=1e-9)
 
 
-@theorem(source="DDIM, arXiv:2010.02502, eq. 16", given="η = 1", any_network=True)
-def ddim_with_noise_is_ancestral(subject: Subject) -> Sides:
-    """DDIM with η = 1 is ancestral sampling, step by step."""
-    return _stochastic(subject, 1.0)
+class Nothing(Trace):
+    """No divergence at all."""
+
+    exact = True
+
+    def directions(self, z: Tensor, generators: list[torch.Generator]) -> Tensor:
+        return torch.zeros_like(z)[None]
 
 
-@ddim_with_noise_is_ancestral.without("η = 1")
-def _(subject: Subject) -> Sides:
-    return _stochastic(subject, 0.5)
+EXACT = Exact()
 
 
-def _sampled_variance(subject: Subject, steps: int, claimed: int) -> Sides:
-    """(z₀ − mean)² of sampled trajectories against the variance of the chain's law."""
-    path = GaussianPath(line(), HIGH, LOW, steps)
-    law = GaussianPath(line(), HIGH, LOW, claimed).reverse()
-    z = torch.randn(40_000, 1, generator=subject.generator("start"), dtype=torch.float64)
-    chain = trajectory(
-        path.oracle,
-        z,
-        schedule=path.schedule,
-        steps=steps + 1,
-        generator=subject.generator("ancestral"),
-    )
-    *_, (last, _) = chain
-    return sampled((last[:, 0] - law.mean[0]).square(), law.covariance_matrix[0, 0])
-
-
-@theorem(source="of affine Gaussian kernels", given="the number of steps is the chain's")
-def ancestral_samples_have_the_chains_law(subject: Subject) -> Sides:
-    """Ancestral samples have the variance of the chain's own law, which at few steps is less than
-    that of the data."""
-    return _sampled_variance(subject, 4, claimed=4)
-
-
-@ancestral_samples_have_the_chains_law.without("the number of steps is the chain's")
-def _(subject: Subject) -> Sides:
-    return _sampled_variance(subject, 4, claimed=64)
-
-
-def _likelihood(oracle: GaussianMixture, divergence: bool) -> Sides:
-    """log q(z) at the data end against log q(z) at the noisy end plus ∫ div dλ along the flow, by
-    Runge-Kutta."""
-    steps = 400
-    lam = torch.linspace(3.0, -4.0, steps + 1, dtype=torch.float64)
-    z = torch.tensor([[-1.2], [0.1], [0.7], [1.5]], dtype=torch.float64)
-    start, gained = (
-        oracle.noisy_log_prob(z, lam[:1].expand(4)),
-        torch.zeros(4, dtype=torch.float64),
-    )
+@theorem(f"{SDE}, eq. 39", without={"the divergence is counted": {"trace": Nothing()}})
+def likelihood_along_the_flow(trace: Trace = EXACT) -> Sides:
+    """log q(z) along the flow changes by −div v: the exact density, from the noisy end and an
+    integral. By `ode_likelihood`, where its solver is installed, and by Runge-Kutta."""
+    steps, high, low = 400, 3.0, -4.0
+    lam = torch.linspace(high, low, steps + 1, dtype=torch.float64)
+    x = f64([[-1.2], [0.1], [0.7], [1.5]])
+    z = alpha(lam[0]) * x
+    truth = ORACLE.noisy_log_prob(z, lam[:1].expand(4)) + alpha(lam[0]).log()
+    gained = torch.zeros(4, dtype=torch.float64)
 
     def both(at: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             at = at.detach().requires_grad_()
-            v = flow(oracle)(at, level.expand(4))
-            (div,) = torch.autograd.grad(v.sum(), at)
-        return v.detach(), div[:, 0]
+            v = flow(at, level.expand(4))
+            divergence = trace.divergence(v, at, trace.directions(at, [torch.Generator()] * 4))
+        return v.detach(), divergence[:, 0].detach()
 
     for now, after in itertools.pairwise(lam):
         h = after - now
@@ -246,24 +206,17 @@ def _likelihood(oracle: GaussianMixture, divergence: bool) -> Sides:
         v2, d2 = both(z + 0.5 * h * v1, now + 0.5 * h)
         v3, d3 = both(z + 0.5 * h * v2, now + 0.5 * h)
         v4, d4 = both(z + h * v3, after)
-        z, gained = (
-            z + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4),
-            gained + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4),
-        )
-    right = oracle.noisy_log_prob(z, lam[-1:].expand(4)) + (gained if divergence else 0.0)
-    return equal(start, right, rel=1e-6, atol=1e-6, why="Runge-Kutta with 400 steps")
-
-
-@theorem(source="Score SDE, arXiv:2011.13456, eq. 39", given="the divergence is counted")
-def likelihood_along_the_flow(subject: Subject) -> Sides:
-    """log q(z) along the flow changes by −div v: the exact density, from the noisy end and an
-    integral."""
-    return _likelihood(subject.oracle, divergence=True)
-
-
-@likelihood_along_the_flow.without("the divergence is counted")
-def _(subject: Subject) -> Sides:
-    return _likelihood(subject.oracle, divergence=False)
+        z = z + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
+        gained = gained + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+    left = [ORACLE.noisy_log_prob(z, lam[-1:].expand(4)) + gained + alpha(lam[0]).log()]
+    if find_spec("torchdiffeq"):
+        options: dict[str, Any] = {
+            "schedule": Linear(high, low),
+            "prior": ORACLE,
+            "tolerance": 1e-9,
+        }
+        left.append(-ode_likelihood(ORACLE, x, trace=trace, **options).nats)
+    return equal(torch.stack(left), truth, rel=1e-6, atol=1e-6, why="the solver's tolerance")
 
 
 __all__: list[str] = []

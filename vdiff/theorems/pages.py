@@ -1,20 +1,10 @@
-"""The pages that the documentation makes of the theorems and of the errata."""
+"""The page of the documentation that lists the theorems."""
 
-from collections.abc import Sequence
-
-import torch
-
-from vdiff.theorems.errata import ERRATA, EXTRACTED, MISPRINTS, Erratum
-from vdiff.theorems.errata.erratum import COMMON
-from vdiff.theorems.theorem import EQUAL, Sides, Theorem
-from vdiff.theorems.topics import TOPICS, by_topic
-
-TEST = "../tests/theorems/test_verify.py"
+from vdiff.theorems.verification import TOPICS, by_topic
 
 
 def theorem_page() -> str:
-    """Markdown: the theorems by topic, each with its source, its hypotheses, its counterexamples,
-    its code and its test.
+    """Markdown: the theorems by topic, each with its source and its hypotheses.
 
     >>> theorem_page().splitlines()[0]
     '# Theorems'
@@ -22,98 +12,22 @@ def theorem_page() -> str:
     lines = [
         "# Theorems",
         "",
-        "Each is a function that computes both of its sides, by different routes as far as there are two, and runs with",
-        "`vdiff.theorems.verify(names=[...])`; those that say *any network* run on yours with `verify(model, data)`. Where a hypothesis is",
-        "dropped the sides must differ, and that is run too. A few are about the mathematics alone and use no formula of the library",
-        "(`naive-walk`, `jensen-direction`): each formula has other theorems and tests of its own.",
+        "Each is a function that computes both of its sides by different routes, one of them through the library's public functions.",
+        "`vdiff.theorems.verify(names=[...])` runs them; those that say *any network* run on yours with `verify(model, data)`. Each hypothesis",
+        "that is listed is also dropped: the sides must then differ.",
     ]
-    docs = {topic.__name__.rpartition(".")[2]: topic.__doc__ or "" for topic in TOPICS}
     for topic, theorems in by_topic().items():
-        lines += [
-            "",
-            f"## {' '.join(docs[topic].split())}",
-            "",
-            "| theorem | source | holds if | test |",
-            "|---|---|---|---|",
-        ]
-        lines += [_row(topic, theorem) for theorem in theorems]
-    return "\n".join(lines) + "\n"
-
-
-def _row(topic: str, theorem: Theorem) -> str:
-    network = " *Any network.*" if theorem.any_network else ""
-    dropped = "".join(f"<br>*fails without:* {c.dropped}" for c in theorem.counterexamples)
-    cells = [
-        f"[`{theorem.name}`](../vdiff/theorems/{topic}.py)<br>{theorem.statement}{network}",
-        theorem.source,
-        theorem.given + dropped,
-    ]
-    test = f"[`{theorem.name}`]({TEST})"
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + f" | {test} |"
-
-
-@torch.no_grad()
-def errata_page() -> str:
-    """Markdown: the errata by source, each with the printed form, the right one, and the numbers
-    that show it.
-
-    >>> "eq. 3.7" in errata_page()
-    True
-    """
-    lines = [
-        "# Errata of the sources",
-        "",
-        "Where the texts that this library follows are wrong, and what is right. Words in “…” are quoted; formulas are in the source's own",
-        "symbols. The numbers after *Printed form* and *Right form* are computed when this page is made, for the case that is worst, and",
-        "`vdiff.theorems.verify(errata=True)` prints them; the words before them are written by hand.",
-        "",
-        "*Left open* means that the source can be read in two ways and one of them does not hold. *Probably of the extraction* means that the",
-        "slip is probably not the author's: the text was extracted from slides and pages.",
-    ]
-    for source in dict.fromkeys(erratum.source for erratum in ERRATA.values()):
-        errata = [erratum for erratum in ERRATA.values() if erratum.source == source]
-        said = "said" if source == COMMON else "printed"
-        wrong = [_corrected(e) for e in errata if not e.left_open]
-        left_open = [_corrected(e) for e in errata if e.left_open]
-        lines += ["", f"## {source}", *_table("", ("where", said, "right", "the numbers"), wrong)]
-        lines += _table("Left open:", ("where", "read as", "what holds", "the numbers"), left_open)
-        for title, slips in (
-            ("Misprints, which claim nothing:", MISPRINTS),
-            ("Probably of the extraction:", EXTRACTED),
-        ):
-            lines += _table(
-                title,
-                ("where", "printed", "right"),
-                [(m.where, m.printed, m.right) for m in slips if m.source == source],
+        lines += ["", f"## {' '.join((TOPICS[topic].__doc__ or '').split())}", ""]
+        lines += ["| theorem | source | holds if |", "|---|---|---|"]
+        for theorem in theorems:
+            name = f"[`{theorem.name}`](../vdiff/theorems/{topic}.py)"
+            network = " *Any network.*" if theorem.any_network else ""
+            cells = f"{name}<br>{theorem.statement}{network}", theorem.source
+            hypotheses = "; ".join(theorem.counterexamples)
+            lines.append(
+                "| " + " | ".join(c.replace("|", "\\|") for c in (*cells, hypotheses)) + " |"
             )
     return "\n".join(lines) + "\n"
 
 
-def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """A title and a table, or nothing where there are no rows."""
-    if not rows:
-        return []
-    top, *table = [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)
-    ]
-    return [*(("", title) if title else ()), "", top, "|" + "---|" * len(head), *table]
-
-
-def _corrected(erratum: Erratum) -> tuple[str, ...]:
-    """The row of one erratum; where the source leaves it open, a reading of it has no number of
-    its own."""
-    correction = erratum.correction()
-    printed = "" if erratum.left_open else f" *Printed form:* {_said(correction.printed)}."
-    right = f" *{'What holds' if erratum.left_open else 'Right form'}:* {_said(correction.right)}."
-    return erratum.where, erratum.printed, erratum.right, erratum.evidence + printed + right
-
-
-def _said(sides: Sides) -> str:
-    """The case that is worst, in words."""
-    left, right, _ = sides.worst
-    if sides.relation == EQUAL:
-        return f"{left:.5g} where the truth is {right:.5g}"
-    return f"{left:.5g} ≥ {right:.5g}" if sides.holds else f"{left:.5g} ≥ {right:.5g} is false"
-
-
-__all__ = ["errata_page", "theorem_page"]
+__all__ = ["theorem_page"]

@@ -2,7 +2,6 @@
 sampler needs for it."""
 
 import itertools
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,13 +12,12 @@ from vdiff.gaussian import alpha
 from vdiff.loss import Model
 from vdiff.sampling import Memory, adams, ddim, dpmpp_2m, heun, trajectory
 from vdiff.schedule import Linear
-from vdiff.theorems.subject import Subject, line, scaled_x
+from vdiff.theorems.subject import f64, line, scaled_x
 from vdiff.theorems.theorem import Sides, equal, theorem
 
-Stepper = Callable[..., Tensor]
+LINE = line()
 HIGH, LOW = 4.0, -6.0
-SCORES = torch.tensor([-2.0, -0.5, 1.0], dtype=torch.float64)
-STEPPERS: dict[str, tuple[Stepper, int]] = {
+STEPPERS: dict[str, tuple[Callable[..., Tensor], int]] = {  # with the order of each
     "ddim": (ddim, 1),
     "heun": (heun, 2),
     "dpmpp_2m": (dpmpp_2m, 2),
@@ -29,120 +27,71 @@ STEPPERS: dict[str, tuple[Stepper, int]] = {
 
 
 def quantiles(logsnr: Tensor) -> Tensor:
-    """The quantiles of `line`'s noisy data at one λ, a row each: in one dimension the flow keeps
-    order, so it takes them to each other.
-
-    >>> quantiles(torch.tensor(0.0, dtype=torch.float64)).shape
-    torch.Size([3, 1])
-    """
-    oracle = line()
-    std = (torch.sigmoid(logsnr) * oracle.variances[0, 0] + torch.sigmoid(-logsnr)).sqrt()
-    return (alpha(logsnr) * oracle.means[0, 0] + std * SCORES)[:, None]
-
-
-def grid(steps: int, before: int = 0) -> Tensor:
-    """Levels of so many equal steps in λ, with some before the first.
-
-    >>> grid(2)
-    tensor([-6., -1.,  4.], dtype=torch.float64)
-    """
-    found: Tensor = (
-        LOW + (HIGH - LOW) * torch.arange(-before, steps + 1, dtype=torch.float64) / steps
-    )
-    return found
-
-
-def _carried(step: Stepper, steps: int, model: Model) -> Tensor:
-    """Where a sampler takes the quantiles of the noisy end: through `trajectory`, its last
-    state."""
-    levels = Linear(HIGH, LOW)(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
-    *_, (last, _) = trajectory(model, quantiles(levels[0]), levels=levels, step=step)
-    return last[:, 0]
-
-
-def _taken(altered: Callable[[Model], Model]) -> Sides:
-    """The sampled quantiles, extrapolated by the order of each step from two numbers of steps,
-    against the data end's."""
-    left = []
-    for step, order in STEPPERS.values():
-        coarse, fine = (_carried(step, steps, altered(line())) for steps in (200, 400))
-        left.append(fine + (fine - coarse) / (2**order - 1))
-    right = quantiles(torch.tensor(HIGH, dtype=torch.float64))[:, 0].expand(len(left), -1)
-    return equal(
-        torch.stack(left),
-        right,
-        rel=0.0,
-        atol=3e-5,
-        why="the next order of each step, at 400 steps",
-    )
+    """Quantiles of N(0.3, 0.25)'s noisy data, (3, 1): in one dimension the flow keeps their order,
+    so it takes them to each other."""
+    std = (torch.sigmoid(logsnr) * LINE.variances[0, 0] + torch.sigmoid(-logsnr)).sqrt()
+    return (alpha(logsnr) * LINE.means[0, 0] + std * f64([-2.0, -0.5, 1.0]))[:, None]
 
 
 @theorem(
-    source="DDIM, arXiv:2010.02502; EDM, arXiv:2206.00364, algorithm 1; DPM-Solver++, arXiv:2211.01095; DEIS, arXiv:2204.13902",
-    given="the denoiser is the exact one",
+    "DDIM, arXiv:2010.02502; EDM, arXiv:2206.00364, algorithm 1; DPM-Solver++, arXiv:2211.01095; "
+    "DEIS, arXiv:2204.13902",
+    without={
+        "the denoiser is the exact one": {"model": scaled_x(LINE, 0.98)},
+        "the steps are many": {"counts": (10, 20)},
+    },
 )
-def samplers_follow_the_flow(subject: Subject) -> Sides:
+def samplers_follow_the_flow(model: Model = LINE, counts: tuple[int, int] = (200, 400)) -> Sides:
     """As steps grow many, ddim, heun, dpmpp_2m and adams take the quantiles of noise to those of
     the data, as the exact flow does."""
-    return _taken(lambda model: model)
+    left = []
+    for step, order in STEPPERS.values():
+        ends = []
+        for steps in counts:
+            levels = Linear(HIGH, LOW)(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+            *_, (last, _) = trajectory(model, quantiles(levels[0]), levels=levels, step=step)
+            ends.append(last)
+        left.append(ends[1] + (ends[1] - ends[0]) / (2**order - 1))
+    why = "the next order of each step, at 400 steps"
+    return equal(torch.stack(left), quantiles(f64(HIGH)), rel=0.0, atol=3e-5, why=why)
 
 
-@samplers_follow_the_flow.without("the denoiser is the exact one")
-def _(subject: Subject) -> Sides:
-    return _taken(lambda model: scaled_x(model, 0.98))
-
-
-def _past(levels: Tensor) -> Memory:
-    """The memory of a sampler that came along the exact flow: the predictions at these levels."""
+def _error(step: Callable[..., Tensor], steps: int, remembers: bool) -> Tensor:
+    """How far a sampler ends from the flow that it starts on, with the flow's past in memory."""
+    levels = LOW + (HIGH - LOW) * torch.arange(-2, steps + 1, dtype=torch.float64) / steps
     memory = Memory()
-    for level in levels:
-        memory = memory.after(line()(quantiles(level), level.expand(len(SCORES))))
-    return memory
-
-
-def _error(step: Stepper, steps: int, remembers: bool) -> Tensor:
-    """How far a sampler that starts on the flow ends away from it."""
-    levels = grid(steps, before=2)
-    memory, z = _past(levels[:2]), quantiles(levels[2])
-    for now, after in itertools.pairwise(levels[2:]):
-        t, s = now.expand(len(z)), after.expand(len(z))
-        there = step(line(), z, t, s, memory)
-        memory = memory.after(line()(z, t)) if remembers else Memory()
-        z = there
-    return (z - quantiles(levels[-1]))[:, 0]
-
-
-def _orders(steppers: list[tuple[Stepper, int]], remembers: bool) -> Sides:
-    """log₂ of how much the error falls when the steps are halved, extrapolated to no step at
-    all."""
-    found = []
-    for step, _ in steppers:
-        errors = torch.stack([_error(step, steps, remembers).abs() for steps in (120, 240, 480)])
-        first, second = (errors[:-1] / errors[1:]).log() / math.log(2.0)
-        found.append(2 * second - first)
-    order = torch.tensor([order for _, order in steppers], dtype=torch.float64)[:, None]
-    return equal(
-        torch.stack(found),
-        order.expand(-1, len(SCORES)),
-        rel=0.0,
-        atol=0.05,
-        why="what is left of the next orders at 480 steps",
-    )
+    for level in levels[:2]:
+        memory = memory.after(LINE(quantiles(level), level.expand(3)))
+    z = quantiles(levels[2])
+    for t, s in itertools.pairwise(levels[2:, None].expand(-1, 3)):
+        after = step(LINE, z, t, s, memory)
+        memory = memory.after(LINE(z, t)) if remembers else Memory()
+        z = after
+    return (z - quantiles(levels[-1]))[:, 0].abs()
 
 
 @theorem(
-    source="EDM, arXiv:2206.00364, appendix D; DPM-Solver++, arXiv:2211.01095, theorem 1; Adams and Bashforth",
-    given="multistep methods have their past",
+    "EDM, arXiv:2206.00364, appendix D; DPM-Solver++, arXiv:2211.01095, theorem 1; Adams and Bashforth",
+    without={
+        "multistep methods have their past": {
+            "names": ("dpmpp_2m", "adams of order 2"),
+            "remembers": False,
+        }
+    },
 )
-def order_of_the_samplers(subject: Subject) -> Sides:
+def order_of_the_samplers(
+    names: tuple[str, ...] = tuple(STEPPERS), remembers: bool = True
+) -> Sides:
     """The error falls as the steps' length to the power of the order: 1 for ddim, 2 for heun and
     dpmpp_2m, 2 and 3 for adams."""
-    return _orders(list(STEPPERS.values()), remembers=True)
+    found = []
+    for name in names:
+        errors = [_error(STEPPERS[name][0], steps, remembers) for steps in (120, 240, 480)]
+        first, second = (torch.log2(a / b) for a, b in itertools.pairwise(errors))
+        found.append(2 * second - first)  # extrapolated to no step at all
+    order = f64([STEPPERS[name][1] for name in names])[:, None]
+    why = "what is left of the next orders at 480 steps"
+    return equal(torch.stack(found), order, rel=0.0, atol=0.05, why=why)
 
 
-@order_of_the_samplers.without("multistep methods have their past")
-def _(subject: Subject) -> Sides:
-    return _orders([STEPPERS["dpmpp_2m"], STEPPERS["adams of order 2"]], remembers=False)
-
-
-__all__ = ["STEPPERS", "grid", "quantiles"]
+__all__: list[str] = []

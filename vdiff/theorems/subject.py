@@ -1,9 +1,9 @@
-"""What theorems are tested on: data with a known denoiser, and a model that may be any network at
-all."""
+"""What theorems are tested on: data with a known denoiser, and a model that may be any network."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,70 +17,50 @@ from vdiff.parameterization import Eps, Parameterization, V
 from vdiff.prediction import Prediction
 from vdiff.times import generator_of
 
-ROWS, CHUNK = 64, 256  # rows of a user's data, and how many their network sees at once
+ROWS, CHUNK = 64, 256  # rows of a user's data, and how many the network gets at once
 DRAWS = 4096  # evaluations of the network for each side of a sampled theorem
 TIMES, FEWEST = 64, 16  # stratified times of one (x, ε), and the fewest groups of them
-HIGH, LOW = (
-    8.0,
-    -5.0,
-)  # between these λ a user's network is asked: inside DDPM's, VDM's and flow matching's own ends
+HIGH, LOW = 8.0, -5.0  # λ at which a user's network is evaluated: inside all published ends
+f64 = partial(torch.tensor, dtype=torch.float64)
 
 
 def mixture() -> GaussianMixture:
-    """Two unequal Gaussians on a line, neither centered nor of unit variance: a symmetric one
-    cannot see a sign.
-
-    >>> mixture().dims
-    1
-    """
+    """Two unequal Gaussians on a line: a symmetric mixture would not detect a wrong sign."""
     return GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
 
 
 def line() -> Gaussian:
-    """One Gaussian on a line, N(0.3, 0.25).
-
-    >>> line().variances
-    tensor([[0.2500]], dtype=torch.float64)
-    """
+    """One Gaussian on a line, N(0.3, 0.25)."""
     return Gaussian([0.3], [0.25])
 
 
 def plane() -> GaussianMixture:
-    """Two Gaussians in the plane, each correlated in its own way.
-
-    >>> plane().dims
-    2
-    """
-    covariances = torch.tensor(
-        [[[0.3, 0.2], [0.2, 0.4]], [[0.25, -0.1], [-0.1, 0.1]]], dtype=torch.float64
-    )
+    """Two Gaussians in the plane with different correlations."""
+    covariances = f64([[[0.3, 0.2], [0.2, 0.4]], [[0.25, -0.1], [-0.1, 0.1]]])
     return GaussianMixture([0.35, 0.65], [[-1.0, 0.3], [0.6, -0.2]], covariances)
 
 
-def random_network() -> Denoiser:
-    """A small network with fixed random weights, in two dimensions: the default for what holds of
-    any network.
+ORACLE = mixture()
 
-    >>> random_network()(torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)).x.shape
-    torch.Size([3, 2])
-    """
+
+def normal(name: str, *shape: int) -> Tensor:
+    """Standard normal draws in float64, the same in each run."""
+    return torch.randn(*shape, generator=generator_of(0, 0, name), dtype=torch.float64)
+
+
+def random_network() -> Denoiser:
+    """A small network with fixed random weights, in two dimensions."""
     first, inner, last = (
         torch.randn(shape, generator=generator_of(0, i), dtype=torch.float64)
         for i, shape in enumerate([(2, 8), (8,), (8, 2)])
     )
-
-    def network(z: Tensor, logsnr: Tensor) -> Tensor:
-        return torch.tanh(z @ first + 0.3 * logsnr[:, None] * inner) @ last
-
-    return Denoiser(network, V())
+    return Denoiser(
+        lambda z, logsnr: torch.tanh(z @ first + 0.3 * logsnr[:, None] * inner) @ last, V()
+    )
 
 
 class Altered:
-    """A model whose ε̂ is a function of another's prediction: an inexact one with a known error.
-
-    >>> Altered(mixture(), lambda prediction: 0 * prediction.eps)(torch.ones(1, 1), torch.zeros(1)).eps
-    tensor([[0.]])
-    """
+    """A model whose ε̂ is a function of another's prediction: its error is known."""
 
     def __init__(self, model: Model, eps: Callable[[Prediction], Tensor]) -> None:
         self.model, self.eps = model, eps
@@ -90,58 +70,32 @@ class Altered:
 
 
 class Reexpressed:
-    """A model that says the same in another parameterization.
-
-    >>> Reexpressed(mixture(), V())(torch.ones(1, 1), torch.zeros(1)).parameterization
-    V(sigma_data=1.0)
-    """
+    """The same model in another parameterization."""
 
     def __init__(self, model: Model, parameterization: Parameterization) -> None:
         self.model, self.parameterization = model, parameterization
 
     def __call__(self, z: Tensor, logsnr: Tensor) -> Prediction:
-        return Prediction(
-            z, logsnr, self.model(z, logsnr).read(self.parameterization), self.parameterization
-        )
+        output = self.model(z, logsnr).read(self.parameterization)
+        return Prediction(z, logsnr, output, self.parameterization)
 
 
 def biased(model: Model) -> Altered:
-    """An inexact model: ε̂ scaled by 0.9 and moved by 0.05.
-
-    >>> biased(mixture())(torch.zeros(1, 1), torch.zeros(1)).eps.shape
-    torch.Size([1, 1])
-    """
+    """An inexact model: 0.9 ε̂ + 0.05."""
     return Altered(model, lambda prediction: 0.9 * prediction.eps + 0.05)
 
 
 def scaled_x(model: Model, scale: float) -> Altered:
-    """A model whose x̂ is another's times a number.
-
-    >>> model, z, logsnr = mixture(), torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    >>> (scaled_x(model, 2.0)(z, logsnr).x / model(z, logsnr).x).item()
-    2.0
-    """
-
-    def eps(prediction: Prediction) -> Tensor:
-        noise = sigma(prediction.logsnr)[:, None]
-        return (
-            scale * prediction.eps + (1 - scale) * prediction.z / noise
-        )  # z = α x̂ + σ ε̂, with x̂ times scale
-
-    return Altered(model, eps)
+    """The model with scale · x̂, from z = α x̂ + σ ε̂."""
+    return Altered(model, lambda p: scale * p.eps + (1 - scale) * p.z / sigma(p.logsnr)[:, None])
 
 
 class Wide:
-    """A model of any precision as one of float64: what it is told is rounded, what it says counts
-    as exact.
+    """A model of any precision as one of float64: its input is rounded, its output counts as exact.
 
-    A network in float32 is still one function of (z, λ), and a theorem about any function holds
-    for it to float64 rounding. Its own choice of Σ is left out: where one matters, a theorem says
+    A float32 network is still one function of (z, λ), and a theorem about any function holds for it
+    to float64 rounding. Its own reverse variance is left out: where one matters, a theorem says
     which.
-
-    >>> model = Wide(lambda z, logsnr: Prediction(z, logsnr, z, Eps()), like=torch.zeros(1))          # one of float32
-    >>> model(torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)).out.dtype
-    torch.float64
     """
 
     def __init__(self, model: Model, like: Tensor) -> None:
@@ -153,67 +107,50 @@ class Wide:
             for a, b in zip(torch.split(z, CHUNK), torch.split(logsnr, CHUNK), strict=True)
         ]
         if not all(isinstance(part, Prediction) for part in parts):
+            got = type(parts[0]).__name__
             hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
-            raise TypeError(
-                must("verify", "model", "return a Prediction", type(parts[0]).__name__, hint)
-            )
-        return Prediction(
-            z, logsnr, torch.cat([part.out for part in parts]).to(z), parts[0].parameterization
-        )
+            raise TypeError(must("verify", "model", "return a Prediction", got, hint))
+        output = torch.cat([part.out for part in parts]).to(z)
+        return Prediction(z, logsnr, output, parts[0].parameterization)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`oracle` is data on a line whose denoiser is known; `model` any network at all, with data
-    `x` of its kind.
+    """Any network `model` with data `x` of its kind, and the draws of a sampled theorem.
 
     >>> Subject().x.shape
     torch.Size([64, 2])
     """
 
-    oracle: GaussianMixture = field(default_factory=mixture)
     model: Model = field(default_factory=random_network)
     x: Tensor = field(default_factory=lambda: plane().sample(ROWS, generator_of(0, 0, "data")))
     draws: int = DRAWS
 
     @classmethod
     def of(cls, model: Model, data: Tensor, draws: int = DRAWS) -> "Subject":
-        """A user's model and the first rows of their data, as the network sees it.
-
-        >>> Subject.of(random_network(), torch.zeros(3, 2)).x.dtype
-        torch.float64
-        """
+        """A user's model and the first rows of their data, as the network sees it."""
         if not callable(model) or isinstance(model, type):
+            what = "be called as model(z, logsnr) and return a Prediction"
             hint = "for instance Denoiser(network, V())"
-            raise TypeError(
-                must(
-                    "verify",
-                    "model",
-                    "be called as model(z, logsnr) and return a Prediction",
-                    repr(model),
-                    hint,
-                )
-            )
+            raise TypeError(must("verify", "model", what, repr(model), hint))
         check_data("verify", data, "data")
         rows = data[:ROWS].detach()
         return cls(model=Wide(model, rows), x=rows.to("cpu", torch.float64), draws=draws)
 
     def rows(self, n: int) -> Tensor:
-        """n rows of x, over and over again.
-
-        >>> Subject().rows(1000).shape
-        torch.Size([1000, 2])
-        """
+        """n rows of x, repeated in order."""
         return self.x.repeat(math.ceil(n / len(self.x)), *(1 for _ in self.x.shape[1:]))[:n]
 
+    def drawn(self, name: str, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """n rows of x with their own ε and uniform times."""
+        x, generator = self.rows(n), self.generator(name)
+        eps = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        return x, eps, torch.rand(n, generator=generator, dtype=torch.float64)
+
     def grouped(self, name: str, times: int = TIMES) -> tuple[Tensor, Tensor, Tensor]:
-        """`draws` in groups that have one (x, ε): x, ε, and a place in each of `times` strata.
+        """`draws` in groups that share one (x, ε): x, ε, and a place in each of `times` strata.
 
         The mean over a group's strata hardly varies, and groups are independent.
-
-        >>> x, eps, place = Subject(draws=1024).grouped("an example")
-        >>> x.shape, place.shape
-        (torch.Size([1024, 2]), torch.Size([16, 64]))
         """
         generator, groups = self.generator(name), max(FEWEST, self.draws // times)
         x = self.rows(groups)
@@ -222,23 +159,8 @@ class Subject:
         return x.repeat_interleave(times, 0), eps.repeat_interleave(times, 0), place
 
     def generator(self, name: str) -> torch.Generator:
-        """The draws of one theorem, the same in each run.
-
-        >>> Subject().generator("a").initial_seed() == Subject().generator("b").initial_seed()
-        False
-        """
+        """The random generator of one theorem, the same in each run."""
         return generator_of(0, 0, name)
 
 
-__all__ = [
-    "Altered",
-    "Reexpressed",
-    "Subject",
-    "Wide",
-    "biased",
-    "line",
-    "mixture",
-    "plane",
-    "random_network",
-    "scaled_x",
-]
+__all__ = ["Subject"]
