@@ -229,10 +229,11 @@ def noise(value: object, argument: str, given: Given) -> object:
     require(v.shape == x.shape, argument, same, tuple(v.shape), hint)
     _on_device(v, argument, x, other)
     default = torch.get_default_dtype()
-    encoded = torch.promote_types(default, torch.float32)  # of integer data
-    dtype = x.dtype if x.is_floating_point() else encoded
+    dtype = x.dtype if x.is_floating_point() else torch.float32
     made = default if default.itemsize < 4 else dtype
-    wider = torch.promote_types(dtype, encoded if other == "data" else torch.float32)
+    wider = torch.promote_types(dtype, torch.float32)
+    if not x.is_floating_point():
+        wider = torch.float64  # a decoder may encode integers so
     fits = v.dtype in (dtype, wider, made)
     hint = f"{argument} = {argument}.to({other}.dtype), or torch.randn_like({other})"
     require(fits, argument, f"have the dtype of {other}, {dtype}", v.dtype, hint)
