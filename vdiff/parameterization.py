@@ -30,14 +30,6 @@ def is_number(coefficient: Coefficient, number: float) -> bool:
     return isinstance(coefficient, float) and coefficient == number
 
 
-def squared_kappa(a: Coefficient, b: Coefficient, logsnr: Tensor) -> Coefficient:
-    """κ² = (b − a e^{−λ/2})²."""
-    if is_number(a, 0.0):
-        return b**2
-    kappa: Tensor = b - a * torch.exp(-0.5 * logsnr)
-    return kappa.square()
-
-
 class Parameterization(abc.ABC):
     """A target as a row: `row(logsnr)` returns (a, b), numbers or (batch,) tensors, of o = a·x +
     b·ε.
@@ -84,7 +76,7 @@ class Parameterization(abc.ABC):
         >>> X().kappa(torch.tensor([0.0, 2.0]))
         tensor([1.0000, 0.3679])
         """
-        squared: Coefficient = squared_kappa(*self.row(logsnr), logsnr) ** 0.5
+        squared: Coefficient = self.squared_kappa(logsnr) ** 0.5
         return squared
 
     def kappa2(self, logsnr: Tensor) -> Coefficient:
@@ -93,7 +85,15 @@ class Parameterization(abc.ABC):
         >>> V().kappa2(torch.tensor([0.0]))
         tensor([2.0000])
         """
-        return squared_kappa(*self.row(logsnr), logsnr)
+        return self.squared_kappa(logsnr)
+
+    def squared_kappa(self, logsnr: Tensor) -> Coefficient:
+        """κ², unchecked: from the row, or in closed form."""
+        a, b = self.row(logsnr)
+        if is_number(a, 0.0):
+            return b**2
+        kappa: Tensor = b - a * torch.exp(-0.5 * logsnr)
+        return kappa.square()
 
     def rounding(self, logsnr: Float[Tensor, " 1"], dtype: torch.dtype) -> tuple[float, float]:
         """How large an error the rounding of an output of order one makes in x̂ and in ε̂: u σ/|αb
@@ -166,6 +166,9 @@ class V(Parameterization):
             return -sigma(logsnr), alpha(logsnr)
         normalized = logsnr + 2.0 * math.log(self.sigma_data)  # of x/σ_d: there this is plain v
         return sigma(normalized) * (-1.0 / self.sigma_data), alpha(normalized)
+
+    def squared_kappa(self, logsnr: Tensor) -> Coefficient:
+        return torch.exp(-logsnr - 2.0 * math.log(self.sigma_data)) + 1.0  # α' + σ' e^{−λ'/2}
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
         if self.sigma_data == 1.0:

@@ -17,7 +17,6 @@ from vdiff.parameterization import (
     Score,
     V,
     is_number,
-    squared_kappa,
 )
 from vdiff.variance import Posterior, ReverseVariance
 
@@ -102,7 +101,7 @@ class Prediction(ValuesCopied):
         a, b = self.parameterization.row(self.logsnr)
         squares = F.mse_loss(self.out, combine(a, x, b, eps), reduction="none")
         error = sum_dims(squares if weight is None else squares * weight)
-        kappa2 = squared_kappa(a, b, self.logsnr)
+        kappa2 = self.parameterization.squared_kappa(self.logsnr)
         ratio = factor if is_number(kappa2, 1.0) else factor / kappa2
         return error * (ratio.to(error.dtype) if isinstance(ratio, Tensor) else ratio)
 
