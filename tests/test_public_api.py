@@ -21,7 +21,11 @@ MODULES = [
         for info in pkgutil.walk_packages(vdiff.__path__, "vdiff.")
     ),
 ]
-NAMESPACE = {"torch": torch, **{name: getattr(vdiff, name) for name in vdiff.__all__}}
+FACES = (vdiff.decoder, vdiff.oracle, vdiff.variance, vdiff.sampling, vdiff.weighting, vdiff.schedule, vdiff.parameterization, vdiff.denoiser, vdiff)  # fmt: skip
+NAMESPACE = {
+    "torch": torch,
+    **{name: getattr(face, name) for face in FACES for name in face.__all__},
+}
 
 
 def public(module: ModuleType) -> Iterator[tuple[str, object]]:
