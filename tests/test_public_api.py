@@ -49,7 +49,7 @@ DOCTESTS = {
     t.name: t
     for module in MODULES
     for t in doctest.DocTestFinder(exclude_empty=True).find(
-        module, module.__name__, extraglobs=NAMESPACE
+        module, module.__name__, globs={**NAMESPACE, **vars(module)}
     )
     if t.examples
 }
