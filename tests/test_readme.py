@@ -8,6 +8,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from test_public_api import NAMESPACE
+
+from vdiff.parameterization import Parameterization
+from vdiff.schedule import Schedule, Tabulated
+from vdiff.weighting import Weighting
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +36,6 @@ def test_the_code_of_a_page_prints_what_it_says(page):
 
 
 def test_every_row_of_the_method_table_is_code():
-    import vdiff
 
     rows = [
         line.split("|")[2:5]
@@ -40,14 +44,12 @@ def test_every_row_of_the_method_table_is_code():
     ]
     assert len(rows) >= 11
     for row in rows:
-        names = {name: getattr(vdiff, name) for name in vdiff.__all__}
+        names = dict(NAMESPACE)
         schedule, parameterization, weighting = (re.findall(r"`([^`]+)`", cell) for cell in row)
         names["schedule"] = eval(schedule[0], names)
-        assert isinstance(names["schedule"], vdiff.Schedule)
-        assert all(
-            isinstance(eval(code, names), vdiff.Parameterization) for code in parameterization
-        )
-        assert all(isinstance(eval(code, names), vdiff.Weighting) for code in weighting)
+        assert isinstance(names["schedule"], Schedule)
+        assert all(isinstance(eval(code, names), Parameterization) for code in parameterization)
+        assert all(isinstance(eval(code, names), Weighting) for code in weighting)
 
 
 def test_every_network_of_the_readme_becomes_a_model():
@@ -56,9 +58,9 @@ def test_every_network_of_the_readme_becomes_a_model():
 
     import vdiff
 
-    names = {name: getattr(vdiff, name) for name in vdiff.__all__} | {
+    names = dict(NAMESPACE) | {
         "torch": torch,
-        "table": vdiff.Tabulated.linear_betas(),
+        "table": Tabulated.linear_betas(),
     }
     names |= {name: nn.Linear(2, 2) for name in ("network", "unet", "F", "D")}
     codes = [

@@ -149,7 +149,7 @@ NEED_EITHER = f'{NEED_A_SCHEDULE} or a Law with its arguments, {{"name": …}}'
         ("ELBO", "args", 1, "an argument of ELBO", "1"),
         ("ELBO", "self", 1, "an argument of ELBO", "1"),
         ("Categorical", "prior", [0.5, 0.5], "null", "[0.5, 0.5]"),
-        ("Range", "\x1b[2J", 1, "an argument of Range", "1"),
+        ("Range", "\x1b[2J", 1, "an argument of LearnedRange", "1"),
     ],
 )
 def test_a_wrong_type_is_named(name: str, key: str, value: object, requirement: str, got: str):

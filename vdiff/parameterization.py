@@ -83,7 +83,7 @@ class Parameterization(abc.ABC):
         """κ², by which a squared error of ε is multiplied to be one of the target.
 
         >>> V().kappa2(torch.tensor([0.0]))
-        tensor([2.0000])
+        tensor([2.])
         """
         return self.squared_kappa(logsnr)
 

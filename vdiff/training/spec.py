@@ -74,7 +74,7 @@ def registry(*rooms: ModuleType) -> dict[str, Maker]:
     Classes that need an argument that plain data cannot be, such as a function, are left out.
 
     >>> list(registry(variance))
-    ['Forward', 'LogVariance', 'Posterior', 'Range', 'Variance']
+    ['FixedLarge', 'FixedSmall', 'LearnedLogVariance', 'LearnedRange', 'LearnedVariance']
     """
     found: dict[str, Maker] = {}
     for room in rooms:
