@@ -287,7 +287,7 @@ def check_call(
         for hint, argument, value in (
             (Model, "model", model),
             (Schedule, "schedule", schedule),
-            (Count | None, "steps", steps),
+            (Steps | None, "steps", steps),
         ):
             for constraint in constraints(hint):
                 constraint(value, argument, {})
