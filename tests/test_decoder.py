@@ -463,7 +463,7 @@ def test_the_table_of_a_prior_has_its_gradient():
 
 
 NETWORK = nn.Linear(3, 3)
-MODEL = Denoiser(NETWORK, V(), call=lambda network, z, t: network(z))
+MODEL = Denoiser(NETWORK, V(), call=lambda network, z, t: network(z)).eval()
 OTHER = Denoiser(lambda z, t: 0 * z, V())
 VERBS = {
     "elbo": lambda data, decoder, **given: (

@@ -46,9 +46,9 @@ TAKES_STEPS: dict[str, Callable[[int], object]] = {
     "LossSecondMoment": lambda n: LossSecondMoment(n),
     "delta": lambda n: SCHEDULE.delta(T, n),
     "levels": lambda n: SCHEDULE.levels(T, n),
-    "look": lambda n: SCHEDULE.look(T, n),
+    "at": lambda n: SCHEDULE.at(T, n),
     "levels of a learned one": lambda n: LearnedLinear().levels(T, n),
-    "look of a learned one": lambda n: LearnedLinear().look(T, n),
+    "at of a learned one": lambda n: LearnedLinear().at(T, n),
 }
 
 
@@ -93,7 +93,7 @@ def test_the_bound_of_a_chain_of_many_steps_is_that_of_continuous_time(steps, sc
     assert (chain.mean() / whole.mean() - 1).abs() < 1e-7 + 1e3 / steps
 
 
-@pytest.mark.parametrize("name", ["evaluate", "weighted_elbo", "MSE", "delta", "look"])
+@pytest.mark.parametrize("name", ["evaluate", "weighted_elbo", "MSE", "delta", "at"])
 def test_a_million_steps_are_taken(name):
     TAKES_STEPS[name](10**6)
     TAKES_STEPS[name](MOST_STEPS)

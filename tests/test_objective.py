@@ -19,6 +19,7 @@ from vdiff import (
     Linear,
     LossSecondMoment,
     MinSNR,
+    Monotone,
     Objective,
     Range,
     Sigmoid,
@@ -379,3 +380,49 @@ def test_one_term_is_refused_where_another_loss_is_meant():
         match=r"hybrid: argument 'model' must learn its reverse variance; .* bound_weight=0 is the simple loss",
     ):
         hybrid(Denoiser(Heads(1), Eps()), LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER)
+
+
+NO_SIGNAL = Tabulated([3.0, 1.0, 0.0, -2.0, -float("inf")])
+DRAWN = {"decoder": DECODER, "steps": STEPS, "resampling": LossSecondMoment(STEPS + 1)}
+REFUSED = {  # learned heads, schedule, loss, arguments, message
+    "a squared error and a variance": (
+        2,
+        Cosine(),
+        Weighted(),
+        {},
+        "'model' must have no learned",
+    ),
+    "its chain": (2, Cosine(), Weighted(steps=5), {}, "'model' must have no learned"),
+    "a variance in time": (
+        2,
+        Cosine(),
+        VLB(GaussianDecoder()),
+        {},
+        "'model' must have no learned",
+    ),
+    "a bound without a variance": (1, TABLE, Hybrid(STEPS), {}, "'model' must learn its reverse"),
+    "a shape": (2, Monotone(learn_ends=False), Hybrid(5), {}, "'schedule' must have a fixed"),
+    "ends": (1, LearnedLinear(), VLB(**DRAWN), {}, "'schedule' must have a? ?fixed"),
+    "a weight at pure noise": (1, NO_SIGNAL, Weighted(steps=4), {}, "'weighting' must be finite"),
+    "times before the data": (
+        1,
+        TABLE,
+        Weighted(steps=STEPS),
+        {"t": 0.01},
+        "'t' must be at least",
+    ),
+    "t = 0": (1, Cosine(), VLB(GaussianDecoder(), steps=4), {"t": 0.0}, "'t' must be at least"),
+    "numbers above 1": (1, Cosine(), Weighted(), {"u": 1.3}, r"'u' must lie within \[0, 1\]"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_function_refuses_its_objective_refuses(name):
+    heads, schedule, loss, given, message = REFUSED[name]
+    model = Denoiser(Heads(heads), Eps(), **({"variance": Range()} if heads == 2 else {}))
+    data = LEVELS if isinstance(loss.decoder, Levels) else NOISE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        objective = Objective(model, schedule=schedule, loss=loss)
+        with pytest.raises(ValueError, match=f"Objective: argument {message}"):
+            objective(data, **{word: torch.full((len(data),), v) for word, v in given.items()})

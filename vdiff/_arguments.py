@@ -147,6 +147,12 @@ def variance_trained(model: Any) -> None:
             raise InvalidValue("model", what, repr(denoiser.variance), hint)
 
 
+def variance_on_chain(model: Any, steps: int | None) -> None:
+    """A rule: continuous time trains no variance."""
+    if steps is None:
+        variance_trained(model)
+
+
 def weight_of_noise(
     model: Any, weighting: Any, schedule: Schedule, steps: int | None, t: Tensor | None
 ) -> None:

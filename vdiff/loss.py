@@ -21,6 +21,7 @@ from vdiff._arguments import (
     one_draw_of_given_times,
     sound_on_cpu,
     synchronised,
+    variance_on_chain,
     variance_trained,
     weight_of_noise,
 )
@@ -123,7 +124,7 @@ def weighted_elbo(
 @validated(
     rules=[
         synchronised, finite_end, divides_table, decoder_fits, one_draw_of_given_times,
-        estimator_on_chain, known_range,
+        estimator_on_chain, variance_on_chain, known_range,
     ],
     elsewhere={"weighting": WEIGHTED},
 )  # fmt: skip
@@ -287,7 +288,7 @@ def check_call(
         for hint, argument, value in (
             (Model, "model", model),
             (Schedule, "schedule", schedule),
-            (Count | None, "steps", steps),
+            (Steps | None, "steps", steps),
         ):
             for constraint in constraints(hint):
                 constraint(value, argument, {})

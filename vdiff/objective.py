@@ -13,14 +13,18 @@ from vdiff._arguments import (
     asked,
     decoder_fits,
     finite_end,
+    learned_variance,
+    looking_decoder,
     noise_on_chain,
     original,
     synchronised,
+    variance_trained,
+    weight_of_noise,
 )
 from vdiff._known_range import note_training, warn_beyond
 from vdiff._validate import Ends, Noise, Random, Steps, data, require, unchecked, validated
 from vdiff.bound import Bound
-from vdiff.chain import BoundWeight, hybrid, vlb, with_decoder
+from vdiff.chain import BoundWeight, fixed_ends, fixed_shape, hybrid, vlb, with_decoder
 from vdiff.decoder import Decoder
 from vdiff.denoiser import check_no_data_parallel
 from vdiff.errors import InvalidType, InvalidValue, checking, under_functorch
@@ -43,6 +47,7 @@ class Loss(nn.Module, abc.ABC):
     """
 
     is_bound = False  # whether the loss is the whole bound
+    one_level = False  # whether it is one level of a chain, t = 0 among them
 
     def __init__(self, steps: int | None, decoder: Decoder | None) -> None:
         super().__init__()
@@ -123,6 +128,7 @@ class VLB(Loss):
     ) -> None:
         super().__init__(steps, decoder)
         self.resampling = resampling
+        self.one_level = resampling is not None and self.looks
         if resampling is not None:
             require(steps is not None, "resampling", "come with steps", resampling)
             which = "terms, the decoder's among them" if self.looks else "steps"
@@ -172,6 +178,8 @@ class Hybrid(Loss):
     >>> Hybrid(steps=999).bound_weight
     0.001
     """
+
+    one_level = True
 
     @validated
     def __init__(
@@ -232,6 +240,29 @@ def no_replica(self: nn.Module) -> None:
         raise InvalidType("self", "not be wrapped in nn.DataParallel", "a replica", hint)
 
 
+def trains_what_is_learned(self: "Objective") -> None:
+    """A rule: the loss trains the variance and the schedule that are learned."""
+    loss, schedule = self.loss, self.schedule
+    if loss.one_level:
+        fixed_shape(schedule)
+    if isinstance(loss, Hybrid):
+        looking_decoder(schedule, loss.decoder if loss.bound_weight else None)
+        learned_variance(self.model, loss.bound_weight)
+    elif loss.one_level:
+        fixed_ends(schedule)
+    elif isinstance(loss, Weighted) or loss.steps is None:
+        variance_trained(self.model)
+
+
+def times_of_the_loss(self: "Objective", x: Tensor, t: Tensor | None) -> None:
+    """A rule: the loss is finite, and has a term, at the times that are given."""
+    loss = self.loss
+    if t is not None and loss.steps is not None:
+        Ends(zero=loss.one_level)(t, "t", {"x": x, "steps": loss.steps})
+    if isinstance(loss, Weighted):
+        weight_of_noise(self.model, loss.weighting, self.schedule, loss.steps, t)
+
+
 def drawn_once(u: Tensor | None, t: Tensor | None) -> None:
     """A rule: times are given in one way."""
     require(u is None or t is None, "u", "be left out where t is given", "both")
@@ -284,12 +315,17 @@ class Objective(nn.Module):
         """The model, whose answers are checked but in a compiled graph, and the schedule."""
         return asked(self.model) if checking() else self.model, self.schedule
 
-    @validated(rules=[no_replica, drawn_once, floating_without_decoder])
+    @validated(
+        rules=[
+            no_replica, trains_what_is_learned, drawn_once, floating_without_decoder,
+            times_of_the_loss,
+        ]
+    )  # fmt: skip
     def forward(
         self,
         x: Tensor,
         *,
-        u: Float[Tensor, " batch"] | None = None,
+        u: Annotated[Tensor, Ends(zero=True)] | None = None,
         t: Annotated[Tensor, Ends(zero=True)] | None = None,
         eps: Noise | None = None,
         generator: Random | None = None,

@@ -164,7 +164,8 @@ class Schedule(PreciseModule):
         """Whether training moves λ(t) between the ends."""
         return False
 
-    def at(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> NoiseLevels:
+    @validated
+    def at(self, t: Tensor, steps: Steps | None = None, *, pin: bool = True) -> NoiseLevels:
         """The noise levels at times (batch,), in continuous time or on a chain of `steps` steps.
         With `pin`, learned end points get no gradient.
         """

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._validate import Steps, validated
 from vdiff.errors import under_functorch
 from vdiff.gaussian import wide
 from vdiff.schedule.base import Learn, Merge, NoiseLevels, Schedule, unchanged
@@ -154,7 +155,8 @@ class Learned(Schedule):
         high, low = self.ends()
         return (high - low) * self.shape(t)[1]
 
-    def at(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> NoiseLevels:
+    @validated
+    def at(self, t: Tensor, steps: Steps | None = None, *, pin: bool = True) -> NoiseLevels:
         t, graph = wide(t), torch.is_grad_enabled()
         high, low = self.ends(pin)
         distance, learn = high - low, unchanged
