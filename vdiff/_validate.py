@@ -232,8 +232,11 @@ def noise(value: object, argument: str, given: Given) -> object:
     dtype = x.dtype if x.is_floating_point() else torch.float32
     made = default if default.itemsize < 4 or not x.is_floating_point() else dtype
     fits = v.dtype in (dtype, torch.promote_types(dtype, torch.float32), made)
+    same = f"have the dtype of {other}, {dtype}"
     hint = f"{argument} = {argument}.to({other}.dtype), or torch.randn_like({other})"
-    require(fits, argument, f"have the dtype of {other}, {dtype}", v.dtype, hint)
+    if not x.is_floating_point():
+        same, hint = f"have dtype {dtype}", f"{argument} = {argument}.to({dtype})"
+    require(fits, argument, same, v.dtype, hint)
     return value
 
 
