@@ -461,7 +461,9 @@ def test_fault_11_times_of_a_schedule() -> None:
             )
     with assert_refused(TypeError, "Cosine", "t", *words):
         SCHEDULE(torch.tensor([500]))
-    with assert_refused(TypeError, "Cosine", "t", "be a torch.Tensor", "got float (torch.as_tensor(t))"):
+    with assert_refused(
+        TypeError, "Cosine", "t", "be a torch.Tensor", "got float (torch.as_tensor(t))"
+    ):
         SCHEDULE(0.5)
 
 
