@@ -160,7 +160,7 @@ PLACES: dict[
     "immse": (
         X,
         lambda v: immse(
-            Denoiser(Net(), V()),
+            MODEL,
             v,
             schedule=Linear(12.0, -12.0),
             gaussian=GaussianData([0.0, 0.0], [1.0, 1.0]),
