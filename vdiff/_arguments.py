@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from vdiff._known_range import note_training, warn_beyond
+from vdiff._known_range import warn_beyond
 from vdiff._validate import Given, require
 from vdiff._validate import data as floating_data
 from vdiff.decoder import Decoder, Gaussian
@@ -85,9 +85,8 @@ def original(model: Any) -> Any:
 
 
 def known_range(model: Any, schedule: Schedule, steps: int | None) -> None:
-    """A rule: warn where the model is asked beyond what it knows; remember what it is trained on."""
+    """A rule: warn where the model is asked beyond what it knows."""
     warn_beyond(original(model), schedule, steps)
-    note_training(original(model), schedule)
 
 
 def known_range_of(model: Any, schedule: Schedule) -> None:

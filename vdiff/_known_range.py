@@ -1,13 +1,16 @@
 """Between which log-SNRs a model was trained, and which its `time=` knows: a warning beyond."""
 
+import functools
 import warnings
 import weakref
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import unserializable_hook
 
 from vdiff.denoiser import Denoiser
+from vdiff.errors import checking, under_functorch
 from vdiff.gaussian import device_of, wide, wide_number
 from vdiff.schedule import Schedule
 
@@ -17,11 +20,17 @@ MANY = 100_000  # steps of a chain whose levels are looked at one by one
 _WARNED: "weakref.WeakKeyDictionary[nn.Module, set[object]]" = weakref.WeakKeyDictionary()
 
 
-def note_training(model: object, schedule: Schedule) -> None:
-    """Note on a model in training between which λ it is trained."""
+def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
+    """Have the backward pass of a loss note on its model between which λ it was trained."""
     model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
-    if torch.is_grad_enabled() and isinstance(model, Denoiser) and model.training:
-        widen_trained(model, *schedule.ends())
+    trains = checking() and loss.requires_grad and not under_functorch(loss)
+    if trains and isinstance(model, Denoiser) and model.training:
+        note = functools.partial(_note, model, schedule)  # a pickle of the loss leaves it out
+        loss.register_hook(unserializable_hook(note))  # type: ignore[no-untyped-call]
+
+
+def _note(model: Denoiser, schedule: Schedule, gradient: Tensor) -> None:
+    widen_trained(model, *schedule.ends())
 
 
 def widen_trained(model: object, high: Tensor | float, low: Tensor | float) -> None:

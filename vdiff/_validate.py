@@ -106,19 +106,27 @@ class Instance:
     """An instance of one of some classes."""
 
     classes: tuple[type, ...]
+    hint: str = ""
 
     def __call__(self, value: object, argument: str, given: Given) -> object:
         if isinstance(value, self.classes):
             return value
         names = " or ".join(cls.__name__ for cls in self.classes)
-        hint = str(getattr(self.classes[0], "__example__", ""))
-        if isinstance(value, type):
-            hint = f"an instance: {value.__name__}()"
-        elif self.classes[0] is torch.Generator:
+        hint = self.hint or str(getattr(self.classes[0], "__example__", ""))
+        if self.classes[0] is torch.Generator:
             hint = "torch.Generator(x.device).manual_seed(seed)"
             names = "torch.Generator"
+        elif isinstance(value, type) and issubclass(value, self.classes) and _needs_nothing(value):
+            hint = f"an instance: {value.__name__}()"
         article = "an" if names[0] in "AEIOU" else "a"
         raise InvalidType(argument, f"be {article} {names}", shown(value), hint)
+
+
+def _needs_nothing(cls: type) -> bool:
+    parameters = inspect.signature(cls).parameters.values()
+    return all(
+        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
+    )
 
 
 @dataclass(frozen=True)
@@ -235,8 +243,11 @@ def noise(value: object, argument: str, given: Given) -> object:
     if not x.is_floating_point():
         wider = torch.float64  # a decoder may encode integers so
     fits = v.dtype in (dtype, wider, made)
+    same = f"have the dtype of {other}, {dtype}"
     hint = f"{argument} = {argument}.to({other}.dtype), or torch.randn_like({other})"
-    require(fits, argument, f"have the dtype of {other}, {dtype}", v.dtype, hint)
+    if not x.is_floating_point():
+        same, hint = f"have dtype {dtype}", f"{argument} = {argument}.to({dtype})"
+    require(fits, argument, same, v.dtype, hint)
     return value
 
 
@@ -459,7 +470,8 @@ class _Signature:
         )
 
     def _unknown(self, word: str, args: tuple[Any, ...]) -> str:
-        hint = self.elsewhere.get(word) or did_you_mean(word, self.words)
+        near = [text for other, text in self.elsewhere.items() if did_you_mean(word, [other])]
+        hint = self.elsewhere.get(word) or did_you_mean(word, self.words) or "".join(near[:1])
         if not hint and "condition" in self.words:
             hint = f"what the network is given goes into condition={{'{word}': …}}"
         return f"{self.name(args)}: argument '{word}' is unknown" + (f"; {hint}" if hint else "")

@@ -18,8 +18,10 @@ from vdiff._arguments import (
     known_range,
     learned_variance,
     looking_decoder,
+    original,
     synchronised,
 )
+from vdiff._known_range import note_training
 from vdiff._validate import Ends, Noise, Number, Random, Rule, Steps, require, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
@@ -119,6 +121,7 @@ def hybrid(
     loss = level.prediction.squared_error(level.x, level.eps)
     if bound_weight > 0:
         loss = loss + bound_weight * level.term(level.prediction.stopped(), data)
+    note_training(original(model), schedule, loss)
     dims = level.x[0].numel()
     return level.at.learn(loss / dims, dims)
 
@@ -159,6 +162,7 @@ def vlb(
     """
     level = _one_level(model, data, schedule, steps, decoder, t, eps, generator, condition)
     term, first = level.term(level.prediction, data), level.t == 0
+    note_training(original(model), schedule, term)
     zero = torch.zeros_like(term)
     return Bound(
         prior=prior_kl(level.x, schedule.logsnr_min),

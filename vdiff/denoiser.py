@@ -17,6 +17,7 @@ from vdiff._validate import (
     Floating,
     Function,
     Given,
+    Instance,
     NoisyEnd,
     ordered_ends,
     require,
@@ -115,6 +116,10 @@ class ScheduleTime:
         return self.schedule.inverse(logsnr, clamp=True)
 
 
+_TABLE = "for instance Tabulated.linear_betas(); ScheduleTime takes any schedule"
+Table = Annotated[Tabulated, Instance((Tabulated,), _TABLE)]
+
+
 class TableStep:
     """The step of a β table, 0 … n − 1, for DDPM-style networks; fractional between levels, or the
     nearest as an integer for networks that look it up (`integer=True`).
@@ -126,7 +131,7 @@ class TableStep:
     """
 
     @validated
-    def __init__(self, schedule: Tabulated, *, integer: bool = False) -> None:
+    def __init__(self, schedule: Table, *, integer: bool = False) -> None:
         self.schedule, self.integer = schedule, integer
 
     @property

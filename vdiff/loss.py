@@ -19,13 +19,14 @@ from vdiff._arguments import (
     known_range,
     noise_on_chain,
     one_draw_of_given_times,
+    original,
     sound_on_cpu,
     synchronised,
     variance_on_chain,
     variance_trained,
     weight_of_noise,
 )
-from vdiff._known_range import warn_beyond
+from vdiff._known_range import note_training, warn_beyond
 from vdiff._validate import Count, Data, Noise, Random, Steps, Times, constraints, validated
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder
@@ -118,6 +119,7 @@ def weighted_elbo(
     at = schedule.at(t, steps)
     prediction = model(diffuse(x, eps, at.logsnr), at.logsnr, **(condition or {}))
     loss = prediction.squared_error(x, eps, factor=0.5 * weighting(at.logsnr) * at.rate)
+    note_training(original(model), schedule, loss)
     return at.learn(loss, x[0].numel())
 
 
@@ -189,6 +191,7 @@ def elbo(
         else:
             step = at.step
             loss = steps * estimator(prediction, x, noise, step, generator)
+        note_training(original(model), schedule, loss)
         diffusion.append(at.learn(loss, x[0].numel()))
     return Bound(
         prior=prior_kl(x, logsnr_min) + estimator.ends(x[0].numel(), logsnr_max, logsnr_min),

@@ -21,7 +21,7 @@ from vdiff._arguments import (
     variance_trained,
     weight_of_noise,
 )
-from vdiff._known_range import note_training, warn_beyond
+from vdiff._known_range import warn_beyond
 from vdiff._validate import Ends, Noise, Random, Steps, data, require, unchecked, validated
 from vdiff.bound import Bound
 from vdiff.chain import BoundWeight, fixed_ends, fixed_shape, hybrid, vlb, with_decoder
@@ -334,8 +334,6 @@ class Objective(nn.Module):
         """The loss of each example, nats. `u` are uniform numbers from which the times are taken
         as this loss draws them, such as a share of `stratified` times; `t` are the times
         themselves. `condition` goes to the model, as in `weighted_elbo`."""
-        if checking():
-            note_training(self.model, self.schedule)
         options: dict[str, Any] = {"eps": eps, "generator": generator, "condition": condition}
         weight: Tensor | None = None
         if u is None and t is None and getattr(self.loss, "resampling", None) is not None:

@@ -123,6 +123,6 @@ def test_any_setting_makes_an_objective_or_is_refused_in_words():
 def test_a_factor_times_a_total_is_a_weighting() -> None:
     words = ["weighting.name=Product", "weighting.base.name=P2", "weighting.factor.name=ELBO"]
     assert (
-        repr(Config(network=UNET).override(words).objective().weighting)
+        repr(Config(network=UNET).override(words).objective().loss.weighting)
         == "Product(P2(gamma=1.0, k=1.0), ELBO())"
     )

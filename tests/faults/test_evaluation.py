@@ -223,7 +223,7 @@ def test_fault_50_a_clipped_prediction_is_another_model(word: str) -> None:
     with assert_refused(
         ValueError, "evaluate", word, "be left out", "a clipped x̂ is another model"
     ):
-        report(**{word: True})
+        report(condition={word: True})
 
 
 def test_fault_51_the_seed_tells_everything() -> None:
@@ -235,7 +235,7 @@ def test_a_misspelt_word_is_named_and_a_condition_goes_along_with_its_image() ->
     with pytest.raises(
         TypeError, match=r"evaluate: argument 'scheduel' is unknown; did you mean 'schedule'\?"
     ):
-        evaluate(model(), images(), schedule=SCHEDULE, decoder=DECODER, condition={"scheduel": 1})
+        evaluate(model(), images(), schedule=SCHEDULE, decoder=DECODER, scheduel=1)
     seen = []
 
     def network(z: Tensor, logsnr: Tensor, *, label: Tensor, scale: float) -> Tensor:

@@ -55,6 +55,7 @@ class Decoder(RestorableModule, abc.ABC):
     [True, True]
     """
 
+    __example__ = "for instance Categorical(levels=256), or Gaussian() for continuous data"
     denoise: bool = False
 
     @abc.abstractmethod

@@ -20,8 +20,8 @@ def check(schedule: Any, points: int, base: Any) -> float:
     if device_of(schedule).type == "meta":
         return 0.0  # parameters without values, to be filled later
     t = schedule.times_to_check(points).to(device_of(schedule))
-    logsnr = returned("logsnr_at", schedule.logsnr_at(t), t)
-    rate = returned("rate_at", schedule.rate_at(t, logsnr), t)
+    logsnr = returned(schedule, "logsnr_at", schedule.logsnr_at(t), t)
+    rate = returned(schedule, "rate_at", schedule.rate_at(t, logsnr), t)
     _check_fall(t, logsnr)
     span = (logsnr[0] - logsnr[-1]).item()
     least = _check_rate(t, rate, span)
@@ -36,7 +36,8 @@ def _check_parameters(schedule: Any) -> None:
         True for _ in schedule.parameters()
     ):
         hint = "λ_max and λ_min would move: see Learned, which keeps ends and shape apart"
-        raise InvalidValue("schedule", "say what its parameters are", "learns_ends = False", hint)
+        came = f"{type(schedule).__name__} with parameters and learns_ends = False"
+        raise InvalidValue("schedule", "say what its parameters are", came, hint)
 
 
 def _check_fall(t: Tensor, logsnr: Tensor) -> None:
@@ -60,8 +61,8 @@ def _check_ends(schedule: Any, logsnr: Tensor) -> None:
     low = logsnr[-1].item() if schedule.reaches_noise else schedule.logsnr_min
     ends = torch.tensor([schedule.logsnr_max, low], dtype=torch.float64, device=logsnr.device)
     if not torch.allclose(logsnr[[0, -1]], ends, rtol=1e-6, atol=1e-6):
-        runs = f"run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}"
-        raise InvalidValue("logsnr_at", runs, f"λ(0) = {logsnr[0]:g}, λ(1) = {logsnr[-1]:g}")
+        runs = f"have logsnr_at(t) run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}"
+        raise InvalidValue("schedule", runs, f"λ(0) = {logsnr[0]:g}, λ(1) = {logsnr[-1]:g}")
 
 
 def _check_derivative(t: Tensor, logsnr: Tensor, rate: Tensor) -> None:
@@ -92,7 +93,7 @@ def _check_inverse(schedule: Any, base: Any, t: Tensor, span: float) -> None:
         _refuse(~((product - 1).abs() <= 1e-5), what, between, product, "p(λ) · rate = ", hint)
 
 
-def returned(method: str, value: object, t: Tensor) -> Tensor:
+def returned(schedule: object, method: str, value: object, t: Tensor) -> Tensor:
     """What a method returned, a tensor like t; raises ValueError for anything else."""
     if not isinstance(value, Tensor):
         came, hint = type(value).__name__, "torch.full_like(t, value) for a constant"
@@ -102,8 +103,10 @@ def returned(method: str, value: object, t: Tensor) -> Tensor:
         came = f"{tuple(value.shape)}, {value.dtype}, {value.device}"
         hint = "it would broadcast in silence" if value.shape != t.shape else ""
     alike = f"{tuple(t.shape)}, {t.dtype}, {t.device}"
-    what = f"return the shape, dtype and device of t: {alike}"
-    raise InvalidValue(method, what, came, hint)
+    what = (
+        f"have {type(schedule).__name__}.{method} return the shape, dtype and device of t: {alike}"
+    )
+    raise InvalidValue("schedule", what, came, hint)
 
 
 def _refuse(

@@ -76,9 +76,9 @@ class Histogram(Schedule):
         """
         importance = filled(profile.second_moment.sqrt())
         if weighting is not None:
-            total = not getattr(weighting, "is_factor", False)
-            hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {weighting!r}"
-            require(total, "weighting", "be a total", f"the factor {weighting!r}", hint)
+            from vdiff.weighting.base import total  # which needs schedules
+
+            total(weighting, "weighting", {})
             importance = importance * weighting(profile.centers)
         return Histogram(importance, profile.logsnr_max, profile.logsnr_min)
 
