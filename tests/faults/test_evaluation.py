@@ -160,14 +160,14 @@ def test_fault_45_one_step_is_a_chain() -> None:
 
 def test_fault_45_what_an_evaluation_cannot_be() -> None:
     with assert_refused(
-        ValueError, "evaluate", "replicates", "be at least 2", "one grid has no standard error"
+        ValueError, "evaluate", "replicates", "be at least 2", "one has no standard error"
     ):
         report(replicates=1)
     with assert_refused(
         ValueError,
         "evaluate",
         "tolerance",
-        "be finite and greater than 0",
+        "lie in [1e-12, 1e+12]",
         "a standard error in bits/dim",
     ):
         report(tolerance=0.0)
@@ -179,9 +179,12 @@ def test_fault_45_what_an_evaluation_cannot_be() -> None:
         one = model()
         compare(one, one, images(), schedule=SCHEDULE, decoder=DECODER)
     for options, words in (
-        ({"times": Independent}, ("times", "be Stratified()")),
-        ({"controls": (GaussianError,)}, ("controls", "hold control variates")),
-        ({"importance": 0.5}, ("importance", "be True, False or a Schedule")),
+        ({"times": Independent}, ("times", "be a Times", "an instance: Independent()")),
+        (
+            {"controls": (GaussianError,)},
+            ("controls", "be a Control", "an instance: GaussianError()"),
+        ),
+        ({"importance": 0.5}, ("importance", "be a bool or Schedule")),
     ):
         with assert_refused(TypeError, "Plan", *words):
             Plan(**options)  # type: ignore[arg-type]
@@ -223,7 +226,7 @@ def test_fault_50_a_clipped_prediction_is_another_model(word: str) -> None:
     with assert_refused(
         ValueError, "evaluate", word, "be left out", "a clipped x̂ is another model"
     ):
-        report(**{word: True})
+        report(condition={word: True})
 
 
 def test_fault_51_the_seed_tells_everything() -> None:
@@ -235,7 +238,7 @@ def test_a_misspelt_word_is_named_and_a_condition_goes_along_with_its_image() ->
     with pytest.raises(
         TypeError, match=r"evaluate: argument 'scheduel' is unknown; did you mean 'schedule'\?"
     ):
-        evaluate(model(), images(), schedule=SCHEDULE, decoder=DECODER, condition={"scheduel": 1})
+        evaluate(model(), images(), schedule=SCHEDULE, decoder=DECODER, scheduel=1)
     seen = []
 
     def network(z: Tensor, logsnr: Tensor, *, label: Tensor, scale: float) -> Tensor:

@@ -485,12 +485,7 @@ def noted_warnings() -> Iterator[list[str]]:
 
 
 @contextmanager
-def progress_bar(
-    quiet: bool,
-    label: str,
-    unit: str,
-    total: int | None = None,
-) -> Iterator[Any]:
+def progress_bar(quiet: bool, label: str, unit: str, total: int | None = None) -> Iterator[Any]:
     """For `progress=`: how much there is to do before any of it is done, then a bar on a terminal.
 
     Elsewhere it is a line each minute. The total grows when a second stage is known.
