@@ -246,7 +246,7 @@ def test_a_graph_is_not_shared_kept_or_resumed():
 def test_the_name_is_hinted_at_and_a_cut_is_refused():
     model, z = gaussian_denoiser(torch.zeros(2), torch.ones(2)), torch.zeros(3, 2)
     with pytest.raises(TypeError, match="'differentiabel' is unknown; did you mean"):
-        sample(model, z, schedule=SCHEDULE, steps=2, condition={"differentiabel": True})
+        sample(model, z, schedule=SCHEDULE, steps=2, differentiabel=True)
     cut = Denoiser(lambda z, logsnr: 0.3 * z.detach() + 0.1 * z, X())
     with pytest.raises(ValueError, match="log_prob: argument 'model' must be differentiable in z"):
         log_prob(cut, z, schedule=SCHEDULE)

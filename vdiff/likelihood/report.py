@@ -94,7 +94,7 @@ class Report:
         for word, came in (("shape", found.dims), ("data", found.protocol.get("data"))):
             own = self.protocol.get(word)
             own = math.prod(own) if isinstance(own, list) else own
-            hint = "continuous x has another hash: dequantized_ode takes images as they are"
+            hint = "continuous x of the same images has another hash: dequantized_ode takes levels"
             same = None in (own, came) or own == came
             hint = hint if word == "data" else ""
             require(same, "found", f"be of the same {word}, {own}", came, hint)
