@@ -65,7 +65,8 @@ class Integrand:
 
     >>> from vdiff import Categorical, GaussianMixture, Lattice, Linear
     >>> decoder = Categorical(levels=2)
-    >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
+    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> rows, t = torch.tensor([0, 1]), torch.tensor([0.5, 0.5])
     >>> integrand(rows, t, torch.zeros(2, 1)).shape            # prior, diffusion, reconstruction
     torch.Size([3, 2])
