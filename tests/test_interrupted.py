@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from test_cli_evaluate import LEVELS_OF_FOUR, ORACLE, SETTING, call, made
 
 from vdiff.cli import evaluate as command
+from vdiff.cli import keeper
 from vdiff.cli.keeper import Kept
 from vdiff.data import Splits, splits
 from vdiff.disk import remove
@@ -176,7 +177,7 @@ def test_a_state_that_is_no_help_is_set_aside_and_the_evaluation_starts_again(ru
 def test_a_state_goes_on_with_other_versions_with_a_warning(run, monkeypatch):
     left_behind(run)
     now = versions()
-    monkeypatch.setattr(command, "warn_of_others", lambda what, before: said.append(before))
+    monkeypatch.setattr(keeper, "warn_of_others", lambda what, before: said.append(before))
     said: list[object] = []
     assert call(run, *COST) == 0
     assert said == [now]
