@@ -29,7 +29,7 @@ from torch import Tensor
 
 import vdiff
 from vdiff import plots
-from vdiff.cli.evaluate import Keeper
+from vdiff.cli.keeper import Keeper
 from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS
 from vdiff.disk import absolute, atomic_write, write_text

@@ -17,7 +17,7 @@ import torch
 
 from vdiff import Categorical, Lattice, Linear
 from vdiff.cli import evaluate as command
-from vdiff.cli import main
+from vdiff.cli import keeper, main
 from vdiff.data import Splits, splits
 from vdiff.data.digits import LEVELS
 from vdiff.flow import SolverError
@@ -354,9 +354,9 @@ class Stopped(Exception):
 @pytest.mark.parametrize("after", [1, 9, 13])
 def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after):
     """In the first stage and in the second; through the file that the command keeps."""
-    monkeypatch.setattr(command, "PAUSE", -1.0)
+    monkeypatch.setattr(keeper, "PAUSE", -1.0)
     whole = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING)
-    kept, calls = command.Kept(tmp_path / "state.safetensors"), []
+    kept, calls = keeper.Kept(tmp_path / "state.safetensors"), []
 
     def checkpoint(state: dict[str, torch.Tensor]) -> None:
         kept(state)
@@ -371,7 +371,7 @@ def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after
         ORACLE,
         LEVELS_OF_FOUR,
         **SETTING,
-        resume=command.Kept(kept.path).state(),
+        resume=keeper.Kept(kept.path).state(),
         checkpoint=rest.append,
     )
     assert again.total == whole.total

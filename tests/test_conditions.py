@@ -275,11 +275,11 @@ def test_what_cannot_be_taken_by_rows_is_refused_by_name(given, error, words):
     given, chain = {"label": given}, {"steps": 2, "samples": 2}
     noise = {"dequantization": Uniform(DECODER), "schedule": Linear(4.0, -8.0)}
     estimates = {
-        "evaluate": lambda: evaluate(model, x, **DENSITY, **given),
-        "ode_likelihood": lambda: ode_likelihood(model, x, schedule=WIDE, **given),
-        "path_importance": lambda: path_importance(model, x, **DENSITY, **chain, **given),
-        "immse": lambda: immse(model, x, schedule=WIDE, gaussian=ONE, **given),
-        "dequantized_ode": lambda: dequantized_ode(model, x.long(), **noise, **given),
+        "evaluate": lambda: evaluate(model, x, **DENSITY, condition=given),
+        "ode_likelihood": lambda: ode_likelihood(model, x, schedule=WIDE, condition=given),
+        "path_importance": lambda: path_importance(model, x, **DENSITY, **chain, condition=given),
+        "immse": lambda: immse(model, x, schedule=WIDE, gaussian=ONE, condition=given),
+        "dequantized_ode": lambda: dequantized_ode(model, x.long(), **noise, condition=given),
     }
     for name, estimate in estimates.items():
         with pytest.raises(error) as seen:

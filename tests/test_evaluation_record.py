@@ -8,9 +8,17 @@ import sys
 import pytest
 import torch
 
-from vdiff import Denoiser, Eps, GaussianMixture, Linear
+from vdiff import Categorical, Denoiser, Eps, GaussianMixture, Linear
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.likelihood import Plan, compare, evaluate, immse, ode_likelihood
+from vdiff.likelihood import (
+    Plan,
+    Uniform,
+    compare,
+    dequantized_ode,
+    evaluate,
+    immse,
+    ode_likelihood,
+)
 from vdiff.oracle import Gaussian
 
 NARROW, WIDE = Gaussian([0.0], [0.25]), Gaussian([0.0], [0.36])
@@ -116,6 +124,10 @@ def test_a_law_of_other_dimensions_does_not_broadcast():
         match="immse: argument 'gaussian' must have the 1 dimensions of an example; got 2",
     ):
         immse(NARROW, X, schedule=SETTING["schedule"], gaussian=plane)
+    levels, data = Categorical(2), torch.zeros(3, 1).long()
+    noise = {"dequantization": Uniform(levels), "schedule": Linear(4.0, -8.0)}
+    with pytest.raises(ValueError, match="dequantized_ode: argument 'prior' must have the 1 dim"):
+        dequantized_ode(NARROW, data, prior=plane, **noise)
 
 
 def test_an_image_keeps_its_number_where_others_are_left_out():

@@ -19,6 +19,8 @@ from safetensors.torch import load, save
 from test_cli_evaluate import LEVELS_OF_FOUR, ORACLE, SETTING, call, made
 
 from vdiff.cli import evaluate as command
+from vdiff.cli import keeper
+from vdiff.cli.keeper import Kept
 from vdiff.data import Splits, splits
 from vdiff.disk import remove
 from vdiff.likelihood import Share, evaluate
@@ -129,7 +131,7 @@ def test_a_signal_before_anything_was_evaluated_says_so(run, monkeypatch, capsys
 
 def test_any_flipped_bit_of_a_state_is_noticed(run):
     raw, dice = left_behind(run), random.Random(0)
-    kept = command.Kept(run / STATE)
+    kept = Kept(run / STATE)
     right = kept.state()
     header = 8 + int.from_bytes(raw[:8], "little")
     places = [*range(0, header, 3), *(dice.randrange(header, len(raw)) for _ in range(60))]
@@ -175,7 +177,7 @@ def test_a_state_that_is_no_help_is_set_aside_and_the_evaluation_starts_again(ru
 def test_a_state_goes_on_with_other_versions_with_a_warning(run, monkeypatch):
     left_behind(run)
     now = versions()
-    monkeypatch.setattr(command, "warn_of_others", lambda what, before: said.append(before))
+    monkeypatch.setattr(keeper, "warn_of_others", lambda what, before: said.append(before))
     said: list[object] = []
     assert call(run, *COST) == 0
     assert said == [now]

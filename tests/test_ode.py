@@ -347,15 +347,15 @@ def test_a_change_is_told_where_it_is_more_than_the_error_or_the_error_is_unknow
     with pytest.warns(
         UserWarning, match=r"by 0\.1 bits/dim, more than its Monte Carlo error of nan"
     ):
-        warn_of_tolerance("test", one, -0.1 * bits)
+        warn_of_tolerance(one, -0.1 * bits)
     with pytest.warns(
         UserWarning, match=r"by 0\.2 bits/dim, more than its Monte Carlo error of 0\.18"
     ):
-        warn_of_tolerance("test", two, 0.2 * bits)
-    warn_of_tolerance("test", two, 0.15 * bits)
-    warn_of_tolerance("test", one, 0.004 * bits)
+        warn_of_tolerance(two, 0.2 * bits)
+    warn_of_tolerance(two, 0.15 * bits)
+    warn_of_tolerance(one, 0.004 * bits)
     warn_of_tolerance(
-        "test", one, bits * torch.tensor([1.0, -1.0, 1.0, -1.0])
+        one, bits * torch.tensor([1.0, -1.0, 1.0, -1.0])
     )  # it is the mean that must stand
     assert costs(torch.tensor([100.0, 101.0, 101.0]), 0.5 * bits, 2) == {
         "NFE": 100.7,

@@ -26,7 +26,7 @@ from vdiff.likelihood import (
     ode_likelihood,
 )
 from vdiff.likelihood.importance import path_importance
-from vdiff.likelihood.pieces import Course, FailedElsewhere, data_hash, in_pieces, key_of, told
+from vdiff.likelihood.pieces import FailedElsewhere, Run, data_hash, in_pieces, key_of, told
 
 DATA = GaussianMixture([0.3, 0.7], [[-1.0, 0.4], [0.6, -0.2]], [[0.04, 0.3], [0.09, 0.2]])
 X = DATA.sample(7, torch.Generator().manual_seed(0))
@@ -199,10 +199,10 @@ def test_a_state_knows_what_the_model_was_told_and_where_it_looked():
         checkpoint=kept.append,
         condition={"label": labels},
     )
-    known = {"schedule": NARROW, "label": labels, "prior": DATA.matched()}
+    known = {"schedule": NARROW, "condition": {"label": labels}, "prior": DATA.matched()}
     ode_likelihood(model, X, tolerance=1e-2, resume=kept[-1], **known)
     for change in (
-        {"label": labels.flip(0)},
+        {"condition": {"label": labels.flip(0)}},
         {"schedule": Linear(5.0, -8.0)},
         {"prior": None},
         {"prior": DATA},
@@ -269,7 +269,6 @@ def test_pieces_are_batches_of_what_is_left_of_a_share():
         "shapes": {"v": (2,), "n": ()},
         "repetitions": 2,
         "rows": 5,
-        "batch": 2,
         "key": key_of("test"),
     }
     asked, seen, kept = [], [], []
@@ -282,14 +281,16 @@ def test_pieces_are_batches_of_what_is_left_of_a_share():
         }
 
     def course(share, **options):
-        return Course(
+        return Run(
+            2,
+            0,
             share,
             lambda done, total: seen.append((done, total)),
             lambda state: kept.append({k: v.clone() for k, v in state.items()}),
             **options,
         )
 
-    found = in_pieces("test", work, course=course(Share(1, 2)), **setting)
+    found = in_pieces(work, run=course(Share(1, 2)), **setting)
     assert asked == [(0, [1, 3]), (1, [1, 3])]
     assert seen == [(2, 4), (4, 4)]
     assert found["v"][1].tolist() == [[0, 0], [1, 11], [0, 0], [3, 13], [0, 0]]
@@ -302,13 +303,13 @@ def test_pieces_are_batches_of_what_is_left_of_a_share():
     asked.clear()
     seen.clear()
     kept.clear()
-    in_pieces("test", work, course=course(Share(0, 2)), **setting)
+    in_pieces(work, run=course(Share(0, 2)), **setting)
     assert asked == [(0, [0, 2]), (0, [4]), (1, [0, 2]), (1, [4])]
     assert seen == [(2, 6), (3, 6), (5, 6), (6, 6)]
     half = kept[0]
     asked.clear()
     seen.clear()
-    in_pieces("test", work, course=course(Share(0, 2), resume=half), **setting)
+    in_pieces(work, run=course(Share(0, 2), resume=half), **setting)
     assert asked == [(0, [4]), (1, [0, 2]), (1, [4])]
     assert seen == [(3, 6), (5, 6), (6, 6)]
     assert half["done"].sum() == 2  # the given state is as it was
@@ -328,22 +329,21 @@ def test_data_are_known_by_the_start_of_a_hash_and_a_state_by_a_whole_number():
 
 def test_where_one_process_fails_all_do():
     """A process told that another failed raises too, instead of waiting for it."""
-    setting = {"shapes": {"v": ()}, "repetitions": 1, "rows": 4, "batch": 2, "key": key_of("test")}
-    elsewhere = Course(Share(0, 2, lambda v: v + 1))
-    with pytest.raises(FailedElsewhere, match="test: another process failed"):
-        in_pieces("test", lambda i, rows: {"v": rows}, course=elsewhere, **setting)
+    setting = {"shapes": {"v": ()}, "repetitions": 1, "rows": 4, "key": key_of("test")}
+    elsewhere = Run(2, 0, Share(0, 2, lambda v: v + 1))
+    with pytest.raises(FailedElsewhere, match=r"^another process failed"):
+        in_pieces(lambda i, rows: {"v": rows}, run=elsewhere, **setting)
 
     def fails(i, rows):
         raise ZeroDivisionError("here")
 
     with pytest.raises(ZeroDivisionError, match="here"):
-        in_pieces("test", fails, course=Course(Share(0, 2)), **setting)
+        in_pieces(fails, run=Run(2, 0, Share(0, 2)), **setting)
     said = []
     with pytest.raises(ZeroDivisionError, match="here"):
         in_pieces(
-            "test",
             fails,
-            course=Course(Share(0, 2, lambda v: said.append(v.tolist()) or v)),
+            run=Run(2, 0, Share(0, 2, lambda v: said.append(v.tolist()) or v)),
             **setting,
         )
     assert said == [[1.0]]  # the others, who wait there

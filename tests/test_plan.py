@@ -222,7 +222,7 @@ def test_a_density_is_divided_out(density):
 def test_a_density_that_leaves_out_a_part_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"Plan: argument 'importance' must have the ends of the evaluation, \[-7, 9\]; got \[-7, 5\]",
+        match=r"evaluate: argument 'plan' must have .* the ends of the evaluation, \[-7.0, 9.0\]; got \[-7.0, 5.0\]",
     ):
         evaluate(
             WRONG,
@@ -464,14 +464,13 @@ def test_a_prediction_that_is_not_finite_is_named_by_its_first_example():
     z = torch.zeros(3, 2)
     z[1, 1] = z[2, 0] = torch.nan
     model = Finite(
-        "path_importance",
         lambda z, logsnr: Prediction(z, logsnr, z, Eps()),
         torch.tensor([4, 9, 6]),
     )
     assert torch.equal(model(z[:1], torch.zeros(1)).out, z[:1])
     with pytest.raises(
         ValueError,
-        match=r"path_importance: argument 'model' must be finite; got NaN or infinity for example 9 at λ = 1.5$",
+        match=r"argument 'model' must be finite; got NaN or infinity for example 9 at λ = 1.5$",
     ):
         model(z, torch.tensor([0.5, 1.5, 2.5]))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from points import data_of, points
 
-from vdiff.cli.evaluate import Kept
+from vdiff.cli.keeper import Kept
 from vdiff.decoder import Gaussian as Decoder
 from vdiff.likelihood import evaluate, ode_likelihood
 from vdiff.likelihood.protocol import versions, warn_of_others

@@ -194,8 +194,8 @@ def _float_hint(dtype: torch.dtype) -> str:
 
 def batch(value: object, argument: str, given: Given) -> object:
     """A tensor (batch, …) of at least one example with at least one dimension."""
-    if isinstance(value, list | tuple):
-        hint = "one tensor of all examples: torch.stack(list)"
+    if hasattr(value, "__iter__") and not hasattr(value, "__array__"):  # a DataLoader too
+        hint = "one tensor of all examples: torch.stack(list), torch.cat([x for x, _ in loader])"
         raise InvalidType(argument, "be a torch.Tensor", type(value).__name__, hint)
     tensor(value, argument, given)
     shape = tuple(value.shape)  # type: ignore[attr-defined]

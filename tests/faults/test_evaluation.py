@@ -160,14 +160,14 @@ def test_fault_45_one_step_is_a_chain() -> None:
 
 def test_fault_45_what_an_evaluation_cannot_be() -> None:
     with assert_refused(
-        ValueError, "evaluate", "replicates", "be at least 2", "one grid has no standard error"
+        ValueError, "evaluate", "replicates", "be at least 2", "one has no standard error"
     ):
         report(replicates=1)
     with assert_refused(
         ValueError,
         "evaluate",
         "tolerance",
-        "be finite and greater than 0",
+        "lie in [1e-12, 1e+12]",
         "a standard error in bits/dim",
     ):
         report(tolerance=0.0)
@@ -179,9 +179,12 @@ def test_fault_45_what_an_evaluation_cannot_be() -> None:
         one = model()
         compare(one, one, images(), schedule=SCHEDULE, decoder=DECODER)
     for options, words in (
-        ({"times": Independent}, ("times", "be Stratified()")),
-        ({"controls": (GaussianError,)}, ("controls", "hold control variates")),
-        ({"importance": 0.5}, ("importance", "be True, False or a Schedule")),
+        ({"times": Independent}, ("times", "be a Times", "an instance: Independent()")),
+        (
+            {"controls": (GaussianError,)},
+            ("controls", "be a Control", "an instance: GaussianError()"),
+        ),
+        ({"importance": 0.5}, ("importance", "be a bool or Schedule")),
     ):
         with assert_refused(TypeError, "Plan", *words):
             Plan(**options)  # type: ignore[arg-type]

@@ -16,32 +16,30 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from vdiff.cli.keeper import Keeper, share_of_rank
 from vdiff.cli.load import DATA, check_known, data_for, device_of, images_of, output_file
 from vdiff.data import Images, Splits
 from vdiff.decoder import Levels
-from vdiff.disk import atomic_write, no_room, write_text
-from vdiff.errors import must, printable
+from vdiff.disk import write_text
+from vdiff.errors import InvalidValue, printable
 from vdiff.extras import extra
 from vdiff.likelihood import (
     Comparison,
     Report,
-    Share,
     TruncatedNormal,
     Uniform,
     compare,
     dequantized_ode,
 )
 from vdiff.likelihood import evaluate as evaluate_bound
-from vdiff.likelihood.pieces import OtherState
-from vdiff.likelihood.protocol import versions, warn_of_others
 from vdiff.objective import Objective
 from vdiff.oracle import Gaussian
 from vdiff.terminal import Bar, say
@@ -50,10 +48,8 @@ if TYPE_CHECKING:
     from vdiff.training import Run
 
 SPLITS = ("test", "selection", "train")
-PAUSE = 60.0  # seconds between checkpoints, and between lines of progress
 REPLICATES = 2  # of a likelihood by the ODE
 FULL = 4096  # dimensions up to which the prior's covariance is a full one
-Result = TypeVar("Result")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +83,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        help="the bound of a chain of so many steps (default: the run's own chain, or continuous time)",
+        help="the bound of a chain of so many steps (default: that of the run, or continuous time)",
     )
     parser.add_argument(
         "--ode", action="store_true", help="the probability-flow ODE's likelihood beside the bound"
@@ -136,29 +132,13 @@ def run(options: argparse.Namespace) -> int:
     loaded = source.loaded()
     objective = loaded.objective.to(device)
     if objective.decoder is None:
-        raise ValueError(
-            must("evaluate", "run", "have a decoder", None, "without one there is no bound")
-        )
+        raise _invalid("run", "have a decoder", None, "without one there is no bound")
     if options.ode and options.against is not None:
-        raise ValueError(
-            must(
-                "evaluate",
-                "ode",
-                "come without against",
-                options.against,
-                "evaluate each of the two with --ode",
-            )
-        )
+        hint = "evaluate each of the two with --ode"
+        raise _invalid("ode", "come without against", options.against, hint)
     if options.ode and not isinstance(objective.decoder, Levels):
-        raise ValueError(
-            must(
-                "evaluate",
-                "ode",
-                "come with a decoder of levels",
-                repr(objective.decoder),
-                "a density needs no dequantisation",
-            )
-        )
+        levels, hint = "come with a decoder of levels", "a density needs no dequantisation"
+        raise _invalid("ode", levels, repr(objective.decoder), hint)
     parts = data_for(source, loaded, options.data)
     found: Images = getattr(parts, options.split)
     images = found.pixels.to(device)
@@ -173,16 +153,13 @@ def run(options: argparse.Namespace) -> int:
         "steps": config.chain if options.steps is None else options.steps,
     }
     if config.conditional:
-        settings["label"] = found.labels.to(device)
+        settings["condition"] = {"label": found.labels.to(device)}
     _check_shape(source, images)
     record = {"run": str(source.folder), "split": options.split, "ema": config.ema[0]}
     record |= loaded.record | {"data set": options.data or config.data}
     record["trained on"] = loaded.data or "images that are not recorded"
-    out = (
-        Path(options.out)
-        if options.out
-        else source.folder / ("evaluation.json" if options.against is None else "comparison.json")
-    )
+    name = "evaluation.json" if options.against is None else "comparison.json"
+    out = Path(options.out) if options.out else source.folder / name
     if options.out or not out.is_symlink():
         output_file("out", out)
     kept, failed, started = Keeper(out), dict[str, str](), time.monotonic()
@@ -223,13 +200,6 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def share_of_rank() -> Share:
-    """The part of the images that this process evaluates."""
-    from vdiff.training import share
-
-    return share.share_of_rank()
-
-
 def against(
     other: "Run",
     source: "Run",
@@ -254,7 +224,7 @@ def against(
     }.items():
         if own != came:
             same = f"be a run with the same {what}, {own}"
-            raise ValueError(must("evaluate", "against", same, came, hint))
+            raise _invalid("against", same, came, hint)
     settings["record"] |= {"against": str(other.folder)}
     settings["record"] |= {f"{name} against": value for name, value in loaded.record.items()}
     pairs = {"schedule": (objective.schedule, theirs.schedule)}
@@ -286,7 +256,6 @@ def with_ode(
     assert isinstance(decoder, Levels)
     known, failed = decoder.encode(train), dict[str, str]()
     prior = Gaussian.fit(known, diagonal=known[0].numel() > FULL)
-    condition = {word: settings[word] for word in ("label",) if word in settings}
     record = settings["record"] | {"prior fitted to": f"{len(train)} training images"}
     for name, noise in {
         "truncated normal": TruncatedNormal(decoder, schedule.logsnr_max),
@@ -298,166 +267,30 @@ def with_ode(
         quiet, unit = options.quiet or share.index > 0, "draws, each a path of the ODE"
         given = {"dequantization": noise, "schedule": schedule, "prior": prior, "audit": True}
         given |= {"tolerance": options.ode_tolerance, "replicates": REPLICATES, "record": record}
-        given |= {"seed": options.seed, "share": share, "condition": condition}
+        given |= {"seed": options.seed, "share": share}
+        given |= {"condition": settings.get("condition")}
         with progress_bar(quiet, label, unit, draws) as progress:
             try:
                 part, solve = name.split()[0], partial(dequantized_ode, progress=progress)
                 found = kept.through(part, solve, objective.model, images, **given)
                 report = report.beside(label, found)
-            except (
-                RuntimeError,
-                ValueError,
-            ) as why:  # a solver's, another process's, for want of memory: the bound stands without it
+            except (RuntimeError, ValueError) as why:  # of a solver, another process, memory
                 failed[label] = str(why)
     return report, failed
-
-
-class Keeper:
-    """The states of an interrupted command, a file for each of its parts beside its output:
-    `through` goes on from what is there.
-
-    As a context it locks these files: of two commands with one output, the second keeps no state.
-
-    >>> from vdiff.likelihood import Share
-    >>> Keeper(Path("no-such-folder/evaluation.json")).through("bound", lambda resume, checkpoint, share: resume, share=Share()) is None
-    True
-    """
-
-    def __init__(self, out: Path) -> None:
-        self.out, self.files, self.keeps = out, dict[str, Path](), True
-        self._lock: ExitStack = ExitStack()
-
-    def __enter__(self) -> "Keeper":
-        from vdiff.training.lock import locked
-
-        path = self.out.with_name(f".{self.out.stem}.{share_of_rank().index}.lock")
-        why: object = f"another command evaluates to {self.out}"
-        try:
-            self.keeps = self._lock.enter_context(locked(path))
-        except (OSError, NotImplementedError) as error:
-            self.keeps, why = False, error
-        if not self.keeps:
-            warnings.warn(f"no state of this evaluation is kept: {why}", stacklevel=2)
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._lock.close()
-        if isinstance(error, KeyboardInterrupt):
-            files = [str(path) for path in self.files.values() if self.keeps and path.is_file()]
-            kept = f"kept in {', '.join(files)}: the same command goes on from there"
-            error.add_note(f"what was evaluated is {kept}" if files else "nothing is kept yet")
-
-    def through(
-        self, part: str, estimate: Callable[..., Result], *given: Any, **settings: Any
-    ) -> Result:
-        """What an estimate returns, kept on the way, at its end and where it is interrupted.
-
-        A state that is damaged or of another evaluation is set aside with a warning.
-        """
-        path = self.files[part] = self.out.with_suffix(
-            f".{part}.{settings['share'].index}.safetensors"
-        )
-        kept = Kept(path, keeps=self.keeps)
-        try:
-            state = kept.state()
-            try:
-                result = estimate(*given, resume=state, checkpoint=kept, **settings)
-            except OtherState:
-                kept.set_aside("is of another evaluation")
-                result = estimate(*given, resume=None, checkpoint=kept, **settings)
-        except ValueError:  # it cannot be evaluated like this
-            raise
-        except BaseException:
-            kept.write()
-            raise
-        kept.write()
-        return result
-
-    def clear(self) -> None:
-        """Remove the files: all is done."""
-        for path in self.files.values():
-            if self.keeps:
-                path.unlink(missing_ok=True)
-
-
-class Kept:
-    """A checkpoint on disk with a checksum, written at most once a minute; nowhere unless
-    `keeps`.
-
-    >>> Kept(Path("no-such-file")).state() is None
-    True
-    """
-
-    def __init__(self, path: Path, *, keeps: bool = True) -> None:
-        self.path, self.last, self.latest = path, time.monotonic(), dict[str, Tensor]()
-        self.keeps = keeps
-
-    def __call__(self, state: dict[str, Tensor]) -> None:
-        """Take a state, and write it if it is time to."""
-        self.latest = state if self.keeps else {}
-        if time.monotonic() - self.last > PAUSE:
-            self.write()
-
-    def write(self) -> None:
-        """Write the latest state, if there is one."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        from vdiff.training.weights import sealed
-
-        if self.latest:
-            try:
-                whole, header = sealed(self.latest, versions())
-                with atomic_write(self.path) as aside:
-                    save_file(whole, aside, header)
-            except (OSError, SafetensorError) as error:
-                needed = sum(value.nbytes for value in self.latest.values())
-                why = no_room(error, self.path, needed)
-                what = "the state of the evaluation is not kept, which goes on"
-                warnings.warn(f"{what}: {why}", stacklevel=2)
-            self.last, self.latest = time.monotonic(), {}
-
-    def state(self) -> dict[str, Tensor] | None:
-        """What an interrupted command left; a damaged one is set aside."""
-        from vdiff.training.weights import read_weights
-
-        if not self.keeps or not self.path.is_file():
-            return None
-        try:
-            found = read_weights(self.path, seal=True)
-        except ValueError:
-            self.set_aside("is damaged")
-            return None
-        warn_of_others("the evaluation", found.facts)
-        return found.tensors
-
-    def set_aside(self, why: str) -> None:
-        """Give the file another name, with a warning."""
-        from vdiff.training.checkpoint import unused
-
-        other = unused(self.path.with_name(f"old-{self.path.name}"))
-        what = f"{self.path} {why}; it is kept as {other.name}, and the evaluation starts again"
-        try:
-            self.path.replace(other)
-        except OSError as error:
-            what = (
-                f"{self.path} {why} and cannot be renamed ({error}); the evaluation starts again"
-            )
-        warnings.warn(what, stacklevel=2)
 
 
 def _check_shape(run: "Run", images: Tensor) -> None:
     """Raise for images of another shape than those that a run was trained on."""
     came, shape = list(images.shape[1:]), list(run.config.shape)
     if came != shape:
-        raise ValueError(
-            must(
-                "evaluate",
-                "data",
-                f"be images of shape {shape}, as {run.folder.name} was trained on",
-                came,
-            )
-        )
+        same = f"be images of shape {shape}, as {run.folder.name} was trained on"
+        raise _invalid("data", same, came)
+
+
+def _invalid(argument: str, requirement: str, got: object, hint: str = "") -> InvalidValue:
+    error = InvalidValue(argument, requirement, got, hint)
+    error.function = "evaluate"
+    return error
 
 
 @contextmanager
@@ -485,12 +318,7 @@ def noted_warnings() -> Iterator[list[str]]:
 
 
 @contextmanager
-def progress_bar(
-    quiet: bool,
-    label: str,
-    unit: str,
-    total: int | None = None,
-) -> Iterator[Any]:
+def progress_bar(quiet: bool, label: str, unit: str, total: int | None = None) -> Iterator[Any]:
     """For `progress=`: how much there is to do before any of it is done, then a bar on a terminal.
 
     Elsewhere it is a line each minute. The total grows when a second stage is known.

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from vdiff.errors import must
+from vdiff.errors import InvalidType, InvalidValue
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Shared:
     """A condition that all images share, whatever its size: the model is given `value` as it is.
 
     A tensor, an array or a list whose first size is the number of images counts as one row for
-    each image. Wrap it where that is not meant: `evaluate(…, context=Shared(context))`.
+    each image. Wrap it where that is not meant: `condition={"context": Shared(context)}`.
 
     >>> of_rows({"context": Shared(["a", "b"]), "label": [5, 6]}, torch.tensor([1]), 2)
     {'context': ['a', 'b'], 'label': [6]}
@@ -67,15 +67,16 @@ def of_kept(condition: Mapping[str, Any], kept: Tensor, images: int) -> dict[str
     return found
 
 
-def check_conditions(name: str, condition: Mapping[str, Any], images: int) -> None:
-    """Raise where it is not clear which image a part of a condition belongs to.
+def conditions_by_row(x: Tensor, condition: Mapping[str, Any] | None) -> None:
+    """A rule: it is clear which image each part of a condition belongs to.
 
-    >>> check_conditions("example", {"label": {5, 6}}, 2)
+    >>> conditions_by_row(torch.zeros(2, 1), {"label": {5, 6}})
     Traceback (most recent call last):
         ...
-    TypeError: example: argument 'label' must be a tensor, an array or a list of 2 rows, ...
+    vdiff.errors.InvalidType: argument 'label' must be a tensor, an array or a list of 2 rows, ...
     """
-    for word, given in condition.items():
+    images = len(x)
+    for word, given in (condition or {}).items():
         parts: list[Any] = []
         _each(parts.append, given, images)
         shared = f"Shared({word}) where all images share it"
@@ -83,16 +84,21 @@ def check_conditions(name: str, condition: Mapping[str, Any], images: int) -> No
             known, kind = _has_rows(part, images), type(part).__name__
             if isinstance(part, Iterator) or (not known and _length(part) == images):
                 what = f"be a tensor, an array or a list of {images} rows, one for each image"
-                raise TypeError(must(name, word, what, kind, shared))
+                raise InvalidType(word, what, kind, shared)
             if images > 1 and not known and (field := _field_of_rows(part, images)):
                 what = "be tensors, arrays, lists or mappings of them, which are cut into rows"
                 came = f"a {kind} whose {field!r} has {images} rows"
-                raise TypeError(must(name, word, what, came, f"vars({word}); {shared}"))
+                raise InvalidType(word, what, came, f"vars({word}); {shared}")
             if images > 1 and known and isinstance(part, Sequence) and _holds_rows(part, images):
                 what = "have either one entry or one row for each image"
                 came = f"a {kind} of {images} entries that have {images} rows themselves"
                 hint = f"torch.stack({word}) where each entry belongs to an image; {shared}"
-                raise ValueError(must(name, word, what, came, hint))
+                raise InvalidValue(word, what, came, hint)
+
+
+def conditions_by_image(data: Tensor, condition: Mapping[str, Any] | None) -> None:
+    """A rule: `conditions_by_row` of `data`."""
+    conditions_by_row(data, condition)
 
 
 def _each(function: Callable[[Any], Any], value: Any, *sizes: int) -> Any:
@@ -148,4 +154,4 @@ def _length(part: Any) -> int | None:
         return None
 
 
-__all__ = ["Shared", "check_conditions", "of_kept", "of_rows"]
+__all__ = ["Shared", "of_kept", "of_rows"]

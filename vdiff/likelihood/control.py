@@ -5,11 +5,13 @@ The mean is over ε alone. Taken over data instead, a Gaussian's is wrong on eve
 typical of it, and the bound of held-out images is biased.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_positive_int
+from vdiff._validate import Count, validated
 from vdiff.gaussian import sum_dims, wide
 from vdiff.likelihood.pieces import data_hash
 from vdiff.oracle import Gaussian
@@ -22,6 +24,8 @@ class Control:
     >>> NoiseNorm()
     NoiseNorm()
     """
+
+    __example__: ClassVar[str] = "for instance NoiseNorm()"
 
     def fit(self, x: Float[Tensor, "images *dims"]) -> "FittedControl":
         """Ready for draws of these images."""
@@ -74,16 +78,17 @@ class GaussianError(Control):
     tensor([True])
     """
 
-    def __init__(self, data: Float[Tensor, "n *dims"] | None = None, *, full: int = 4096) -> None:
-        check_positive_int("GaussianError", "full", full)
+    @validated
+    def __init__(
+        self, data: Float[Tensor, "n *dims"] | None = None, *, full: Count = 4096
+    ) -> None:
         self.data, self.full = data, full
 
     def __repr__(self) -> str:
-        return (
-            "GaussianError()"
-            if self.data is None
-            else f"GaussianError(data of {len(self.data)}, {data_hash(self.data)}, full={self.full})"
-        )
+        if self.data is None:
+            return "GaussianError()"
+        known = f"data of {len(self.data)}, {data_hash(self.data)}"
+        return f"GaussianError({known}, full={self.full})"
 
     def fit(self, x: Tensor) -> FittedControl:
         images = x.flatten(1).cpu()  # in float64, which not every device has
@@ -91,9 +96,8 @@ class GaussianError(Control):
         gaussian = Gaussian.fit(known, diagonal=known.shape[1] > self.full)
         gaussian.variances.clamp_(min=torch.finfo(torch.float32).tiny)  # equal images have none
         axes = None if gaussian.axes is None else gaussian.axes[0].to(x)
-        return _FittedGaussian(
-            gaussian.variances[0].log().to(x.device), gaussian.standardized(images).to(x), axes
-        )
+        log_variances = gaussian.variances[0].log().to(x.device)
+        return _FittedGaussian(log_variances, gaussian.standardized(images).to(x), axes)
 
 
 class _FittedGaussian(FittedControl):
@@ -102,14 +106,11 @@ class _FittedGaussian(FittedControl):
 
     def centered(self, rows: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         level = wide(logsnr)[:, None] + self.log_variances
-        share, spread = (
-            level.sigmoid().to(eps.dtype),
-            (0.5 * level).cosh().reciprocal().mul(0.5).to(eps.dtype),
-        )  # S, √(S(1 − S))
+        share = level.sigmoid().to(eps.dtype)  # S
+        spread = (0.5 * level).cosh().reciprocal().mul(0.5).to(eps.dtype)  # √(S(1 − S))
         noise = eps.flatten(1) if self.axes is None else eps.flatten(1) @ self.axes
-        return (
-            share * (share * (noise.square() - 1) - 2 * spread * noise * self.score[rows])
-        ).sum(1)
+        cross = 2 * spread * noise * self.score[rows]
+        return (share * (share * (noise.square() - 1) - cross)).sum(1)
 
 
 __all__ = ["Control", "FittedControl", "GaussianError", "NoiseNorm"]

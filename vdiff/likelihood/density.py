@@ -6,12 +6,13 @@ between the schedule's ends, on a chain it counts the steps.
 """
 
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import must
+from vdiff._validate import require
 from vdiff.gaussian import wide_dtype
 from vdiff.schedule import Schedule
 from vdiff.times import stratified
@@ -26,6 +27,8 @@ class Times:
     >>> Stratified(), Stratified() == Stratified()
     (Stratified(), True)
     """
+
+    __example__: ClassVar[str] = "Stratified(), Sobol() or Independent()"
 
     def draw(
         self, n: int, generator: torch.Generator, device: torch.device
@@ -114,9 +117,7 @@ class Binned(Density):
 
     def __init__(self, heights: Float[Tensor, " bins"]) -> None:
         self.heights = heights / heights.mean()
-        self.edges = torch.cat(
-            [torch.zeros_like(heights[:1]), (heights / heights.sum()).cumsum(0)]
-        )
+        self.edges = torch.nn.functional.pad((heights / heights.sum()).cumsum(0), (1, 0))
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor]:
         heights, edges, bins = self.heights.to(u), self.edges.to(u), len(self.heights)
@@ -136,18 +137,10 @@ class Along(Density):
     """
 
     def __init__(self, schedule: Schedule, base: Schedule) -> None:
-        if (schedule.logsnr_max, schedule.logsnr_min) != (base.logsnr_max, base.logsnr_min):
-            came = f"[{schedule.logsnr_min:g}, {schedule.logsnr_max:g}]"
-            hint = "a density that is zero where the bound is not leaves that part out, and the bound comes out too good"
-            raise ValueError(
-                must(
-                    "Plan",
-                    "importance",
-                    f"have the ends of the evaluation, [{base.logsnr_min:g}, {base.logsnr_max:g}]",
-                    came,
-                    hint,
-                )
-            )
+        ends, came = ([s.logsnr_min, s.logsnr_max] for s in (base, schedule))
+        hint = "where the density is zero the bound leaves a part out and comes out too good"
+        same = f"have an importance density with the ends of the evaluation, {ends}"
+        require(came == ends, "plan", same, came, hint)
         self.schedule, self.base = schedule, base
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor]:

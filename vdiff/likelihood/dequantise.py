@@ -11,39 +11,47 @@ can be any number of bits below zero.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.condition import Condition, conditions
+from vdiff._arguments import Condition, Model, finite_end
+from vdiff._validate import Batch, Count, Number, Positive, require, validated
 from vdiff.decoder import Levels, log_normal_interval
-from vdiff.errors import check_positive_int, finite, must
+from vdiff.errors import InvalidType
 from vdiff.gaussian import sum_dims, wide
+from vdiff.likelihood.conditions import conditions_by_image
+from vdiff.likelihood.flow_solver import FlowSolver
 from vdiff.likelihood.importance import ImportanceBound
-from vdiff.likelihood.integrand import evaluating
-from vdiff.likelihood.ode import OF_THE_FLOW, FlowSolver, costs, warn_of_tolerance
-from vdiff.likelihood.pieces import (
-    Course,
-    Progress,
-    Share,
-    State,
-    data_hash,
-    in_pieces,
-    key_of,
-    mark_of,
-    told,
-    weights_of,
+from vdiff.likelihood.integrand import evaluating, known_levels
+from vdiff.likelihood.ode import (
+    OF_THE_FLOW,
+    Method,
+    Unit,
+    costs,
+    of_dims,
+    unclipped,
+    warn_of_tolerance,
 )
+from vdiff.likelihood.pieces import Progress, Run, Share, State, in_pieces
 from vdiff.likelihood.protocol import of_computation, of_data
+from vdiff.likelihood.replicated import Replicates
 from vdiff.likelihood.trace import Exact, Trace, default_trace
-from vdiff.loss import Model
 from vdiff.oracle import GaussianMixture
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
 
 _ALONE = Share()
+_CLEAN = "the clean end of the schedule, schedule.logsnr_max"
+
+
+def _levels(value: object, argument: str, given: Mapping[str, Any]) -> object:
+    if not isinstance(value, Levels):
+        hint = "continuous data has a density as it is: ode_likelihood"
+        raise InvalidType(argument, "have levels", repr(value), hint)
+    return value
 
 
 class Dequantization:
@@ -58,12 +66,10 @@ class Dequantization:
     (True, 0.0)
     """
 
-    def __init__(self, decoder: Levels) -> None:
-        if not isinstance(decoder, Levels):
-            hint = "continuous data has a density as it is: ode_likelihood"
-            raise TypeError(
-                must(type(self).__name__, "decoder", "have levels", repr(decoder), hint)
-            )
+    __example__: ClassVar[str] = "Uniform(Categorical(levels))"
+
+    @validated
+    def __init__(self, decoder: Annotated[Levels, _levels]) -> None:
         self.decoder, self.half = decoder, 0.5 * decoder.spacing
 
     def within(self, uniform: Tensor) -> Tensor:
@@ -80,10 +86,8 @@ class Dequantization:
         """x_k + u, in the decoder's dtype, and log q(u) summed over dimensions; each example by
         its own generator."""
         encoded = self.decoder.encode(data)
-        rolled = [
-            torch.rand(data.shape[1:], dtype=torch.float64, generator=g, device=g.device)
-            for g in generators
-        ]
+        options: dict[str, Any] = {"size": data.shape[1:], "dtype": torch.float64}
+        rolled = [torch.rand(**options, generator=g, device=g.device) for g in generators]
         u = self.within(2.0 * torch.stack(rolled).to(data.device) - 1.0)
         return (wide(encoded) + u).to(encoded.dtype), sum_dims(self.log_density(u))
 
@@ -120,14 +124,14 @@ class TruncatedNormal(Dequantization):
     tensor([0.6931])
     """
 
-    def __init__(self, decoder: Levels, logsnr_max: float) -> None:
+    @validated
+    def __init__(
+        self,
+        decoder: Annotated[Levels, _levels],
+        logsnr_max: Annotated[float, Number(hint=_CLEAN)],
+    ) -> None:
         super().__init__(decoder)
-        self.logsnr_max = finite(
-            "TruncatedNormal",
-            "logsnr_max",
-            logsnr_max,
-            hint="the clean end of the schedule, schedule.logsnr_max",
-        )
+        self.logsnr_max = logsnr_max
         self.std = math.exp(-0.5 * self.logsnr_max)
         self.reach = torch.tensor(self.half / self.std, dtype=torch.float64)
 
@@ -135,20 +139,15 @@ class TruncatedNormal(Dequantization):
         # from the lower tail, where Φ has its digits (in logarithms; torch's ndtr loses them):
         # Φ(−|u|/σ) runs from Φ(−τ) to ½
         edge = torch.special.log_ndtr(-self.reach.to(uniform.device)).exp()
-        lower = torch.lerp(
-            edge.expand_as(uniform), torch.full_like(uniform, 0.5), 1.0 - uniform.abs()
-        )
+        half = torch.full_like(uniform, 0.5)
+        lower = torch.lerp(edge.expand_as(uniform), half, 1.0 - uniform.abs())
         u: Tensor = -uniform.sign() * self.std * torch.special.ndtri(lower)
         return u.clamp(-self.half, self.half)
 
     def log_density(self, u: Tensor) -> Tensor:
         log_mass = log_normal_interval(-self.reach, self.reach).to(u)
-        return (
-            -0.5 * (u / self.std).square()
-            - math.log(self.std)
-            - 0.5 * math.log(2 * math.pi)
-            - log_mass
-        )
+        norm = math.log(self.std), 0.5 * math.log(2 * math.pi)
+        return -0.5 * (u / self.std).square() - norm[0] - norm[1] - log_mass
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.decoder!r}, logsnr_max={self.logsnr_max:g})"
@@ -168,23 +167,40 @@ class DequantizedLikelihood(ImportanceBound):
     label = OF_THE_FLOW
 
 
+def of_data_dims(prior: GaussianMixture | None, data: Tensor) -> None:
+    """A rule: the prior has the dimensions of an example."""
+    of_dims(prior, data)
+
+
+def exact_trace(samples: int, trace: Trace | None, data: Tensor) -> None:
+    """A rule: several samples come with an exact trace."""
+    hint = "exp of a random log p is too large on average: trace=Exact(), or samples=1"
+    exact = isinstance(trace or default_trace(data[0].numel()), Exact)
+    require(samples == 1 or exact, "samples", "be 1 with a random trace", samples, hint)
+
+
+@validated(
+    rules=[
+        finite_end, conditions_by_image, unclipped, of_data_dims, exact_trace, known_levels
+    ]
+)  # fmt: skip
 def dequantized_ode(
     model: Model,
-    data: Tensor,
+    data: Batch,
     *,
     dequantization: Dequantization,
     schedule: Schedule,
-    samples: int = 1,
-    replicates: int = 2,
+    samples: Count = 1,
+    replicates: Replicates = 2,
     prior: GaussianMixture | None = None,
     trace: Trace | None = None,
-    tolerance: float = 1e-5,
+    tolerance: Positive = 1e-5,
     audit: bool = False,
-    method: str = "dopri5",
-    unit: float = 0.5,
-    max_evaluations: int = 10_000,
+    method: Method = "dopri5",
+    unit: Unit = 0.5,
+    max_evaluations: Count = 10_000,
     max_seconds: float | None = None,
-    batch: int = 256,
+    batch: Count = 256,
     seed: int = 0,
     progress: Progress | None = None,
     share: Share = _ALONE,
@@ -192,7 +208,6 @@ def dequantized_ode(
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
     condition: Condition = None,
-    **keywords: Any,
 ) -> DequantizedLikelihood:
     """A bound on −log P(data) of discrete data under the density of the probability-flow ODE, nats
     per example.
@@ -227,78 +242,47 @@ def dequantized_ode(
     >>> bool((bound.nats > -torch.tensor(0.75).log()).all())
     True
     """
-    name = "dequantized_ode"
-    condition = conditions(name, condition, keywords)
-    if not isinstance(dequantization, Dequantization):
-        raise TypeError(
-            must(
-                name,
-                "dequantization",
-                "be a Dequantization",
-                repr(dequantization),
-                "Uniform(Categorical(levels))",
-            )
-        )
-    for word, number in (("samples", samples), ("replicates", replicates)):
-        check_positive_int(name, word, number)
-    if replicates < 2:
-        raise ValueError(
-            must(name, "replicates", "be at least 2", replicates, "one has no standard error")
-        )
     with torch.no_grad():  # so that values are checked
         encoded = dequantization.decoder.encode(data)
-    dims = encoded[0].numel()
+    dims, given = encoded[0].numel(), condition or {}
     trace = trace or default_trace(dims)
-    if samples > 1 and not isinstance(trace, Exact):
-        hint = "the exponential of a random log p is too large on average: trace=Exact(), or samples=1"
-        raise ValueError(must(name, "samples", "be 1 with a random trace", samples, hint))
-    solver = {
-        "method": method,
-        "unit": unit,
-        "max_evaluations": max_evaluations,
-        "max_seconds": max_seconds,
-    }
-    flow = FlowSolver(name, model, schedule, prior, trace, tolerance, solver, condition, len(data))
+    solver: dict[str, Any] = {"method": method, "unit": unit}
+    solver |= {"max_evaluations": max_evaluations, "max_seconds": max_seconds}
+    flow = FlowSolver(model, schedule, prior, trace, tolerance, solver, given, len(data))
 
     def piece(draw: int, rows: Tensor) -> State:
-        noise = [
-            generator_of(seed, draw, f"bin of example {i}", data.device) for i in rows.tolist()
-        ]
+        names = [f"bin of example {i}" for i in rows.tolist()]
+        noise = [generator_of(seed, draw, name, data.device) for name in names]
         x, log_q = dequantization.draw(data[rows], noise)
         found = flow.solved(x, rows, _mixed(seed, draw), audit and draw == 0)
-        return {
-            "log_weight": -found["nats"].mean(1) - log_q,
-            "evaluations": found["evaluations"],
-            "change": found["change"],
+        log_weight = -found["nats"].mean(1) - log_q
+        return {"log_weight": log_weight} | {
+            word: found[word] for word in ("evaluations", "change")
         }
 
-    said = {
-        **flow.protocol(), "dequantization": repr(dequantization), "K": samples, "replicates": replicates, "seed": seed, **(record or {})
-    }  # fmt: skip
-    key = key_of(
-        data_hash(data),
-        told(condition),
-        audit,
-        batch,
-        share.index,
-        share.count,
-        mark_of(said),
-        weights_of(model),
+    settings = {"dequantization": repr(dequantization), "K": samples, "replicates": replicates}
+    said = {**flow.protocol(), **settings, "seed": seed, **(record or {})}
+    run = Run(batch, seed, share, progress, checkpoint, resume)
+    shapes, draws = (
+        dict.fromkeys(("log_weight", "evaluations", "change"), ()),
+        replicates * samples,
     )
+    key = run.key(data, given, said, model, audit, batch)
     with evaluating(model):
         found = in_pieces(
-            name, piece, shapes={"log_weight": (), "evaluations": (), "change": ()}, repetitions=replicates * samples, rows=len(data),
-            batch=batch, key=key, course=Course(share, progress, checkpoint, resume),
-        )  # fmt: skip
+            piece, shapes=shapes, repetitions=draws, rows=len(data), key=key, run=run
+        )
     change = found["change"][0] if audit else None
+    spent = costs(found["evaluations"], change, dims)
+    computation = of_computation(encoded.dtype, data.device, [model], share)
     estimate = DequantizedLikelihood.of(
         found["log_weight"].view(replicates, samples, -1),
         dims,
         found["evaluations"].sum(0).long(),
         change=change,
-        protocol={**of_data(data), **said, **costs(found["evaluations"], change, dims), **of_computation(encoded.dtype, data.device, [model], share)},
-    )  # fmt: skip
-    warn_of_tolerance(name, estimate, change)
+        protocol={**of_data(data), **said, **spent, **computation},
+    )
+    warn_of_tolerance(estimate, change)
     return estimate
 
 

@@ -71,7 +71,8 @@ def examine(run: Evaluation, found: Measurement) -> Diagnostics:
     >>> from vdiff.likelihood.measurement import Effort
     >>> from vdiff.likelihood.plan import Plan
     >>> decoder = Categorical(levels=2)
-    >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
+    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> run = Evaluation(integrand, Plan(), Effort())
     >>> examine(run, run()).draws
     256
@@ -105,7 +106,8 @@ def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[
     >>> from vdiff.likelihood.measurement import Effort
     >>> from vdiff.likelihood.plan import Plan
     >>> decoder = Categorical(levels=2)
-    >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
+    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> run = Evaluation(integrand, Plan(), Effort())
     >>> found = run()
     >>> warnings_of(run, found, examine(run, found))
@@ -114,7 +116,8 @@ def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[
     said = [*_of_data(run.integrand), *_of_rounding(run.integrand), *_of_size(run, found)]
     if seen.effective < min(FEW_EFFECTIVE, 0.1 * seen.draws):
         said.append(
-            f"{seen.draws} draws are worth {seen.effective:.0f}: a few of them carry the integral, so that its error is not known"
+            f"{seen.draws} draws are worth {seen.effective:.0f}: a few of them carry the integral, so "
+            "that its error is not known"
         )
     if seen.largest > LARGE_WEIGHT:
         said.append(f"one draw of {seen.draws} makes {seen.largest:.0%} of the diffusion term")
@@ -123,7 +126,8 @@ def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[
         later = found.terms.variances()[3].sum() / found.first.variances()[3].sum()
         if later > HEAVIER:
             said.append(
-                f"the variance grew {later:.1f} times after the first stage, on which the error rests: raise replicates"
+                f"the variance grew {later:.1f} times after the first stage, on which the error "
+                "rests: raise replicates"
             )
     return said
 
@@ -152,8 +156,9 @@ def _of_reach(run: Evaluation, draws: int) -> list[str]:
     low, high = edges[places.max() + 1].item(), edges[places.min()].item()
     count, share = (reached[missed].sum() * draws).item(), shares[missed].sum().item()
     return [
-        f"the density sends {count:.0f} of {draws} draws to λ between {low:.1f} and {high:.1f}, where the pilot found {share:.0%} of the "
-        "variance: the bound may come out too good, and its error too small"
+        f"the density sends {count:.0f} of {draws} draws to λ between {low:.1f} and {high:.1f}, "
+        f"where the pilot found {share:.0%} of the variance: the bound may come out too good, and "
+        "its error too small"
     ]
 
 
@@ -167,11 +172,13 @@ def _of_data(integrand: Integrand) -> list[str]:
         and data.numel() >= ENOUGH_VALUES
     ):
         return [
-            f"the data has no level above {high} of {decoder.levels - 1}: digits have 17 levels, bytes 256; is levels={decoder.levels} right?"
+            f"the data has no level above {high} of {decoder.levels - 1}: digits have 17 levels, "
+            f"bytes 256; is levels={decoder.levels} right?"
         ]
     if not isinstance(decoder, Levels) and data.ndim > 2 and (low < -1 - EDGE or high > 1 + EDGE):
         return [
-            f"the images run from {low:.4g} to {high:.4g}, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels there"
+            f"the images run from {low:.4g} to {high:.4g}, outside [−1, 1]: 2 x/(levels − 1) − 1 "
+            "brings levels there"
         ]
     return []
 
@@ -186,8 +193,9 @@ def _of_size(run: Evaluation, found: Measurement) -> list[str]:
     ):
         return []
     return [
-        f"{total:.4g} bits/dim is more than uniform noise over {decoder.levels} levels has, {math.log2(decoder.levels):.4g}: is the model trained, "
-        "does it predict what its parameterization says, and was it trained on data encoded as this decoder does?"
+        f"{total:.4g} bits/dim is more than uniform noise over {decoder.levels} levels has, "
+        f"{math.log2(decoder.levels):.4g}: is the model trained, does it predict what its "
+        "parameterization says, and was it trained on data encoded as this decoder does?"
     ]
 
 
@@ -200,8 +208,9 @@ def _of_rounding(integrand: Integrand) -> list[str]:
         error = what.rounding(torch.full_like(prediction.logsnr[:1], level), dtype)[1]
         if error > DIGITS:
             said.append(
-                f"{what!r} at λ = {level:g} leaves ε̂ with an error of {error:.1g} by rounding in {str(dtype).removeprefix('torch.')}: the "
-                "bound comes out too large; predict v, or evaluate in float64"
+                f"{what!r} at λ = {level:g} leaves ε̂ with an error of {error:.1g} by rounding in "
+                f"{str(dtype).removeprefix('torch.')}: the bound comes out too large; predict v, "
+                "or evaluate in float64"
             )
     return said
 

@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import must
+from vdiff._validate import Number, require, validated
 
+Confidence = Annotated[float, Number(above=0.0, below=1.0, hint="0.95 for 95 %")]
 MANY = 200.0  # degrees of freedom from which Student's t is a normal with a small correction
 
 
@@ -31,8 +33,9 @@ class Estimate:
     freedom: float | None = None
     count: int | None = None
 
+    @validated
     def interval(
-        self, confidence: float = 0.95, *, over_images: bool = False
+        self, confidence: Confidence = 0.95, *, over_images: bool = False
     ) -> tuple[float, float]:
         """A confidence interval by Student's t: for the mean of the given images, or of the
         population they come from.
@@ -41,23 +44,11 @@ class Estimate:
         >>> round(low, 4), round(high, 4)
         (0.6818, 1.3182)
         """
-        if not 0 < confidence < 1:
-            hint = "0.95 for 95 %" if confidence >= 1 else ""
-            raise ValueError(
-                must("Estimate.interval", "confidence", "lie between 0 and 1", confidence, hint)
-            )
         error, freedom = self.monte_carlo, self.freedom
         if over_images:
-            if self.images is None:
-                raise ValueError(
-                    must(
-                        "Estimate.interval",
-                        "over_images",
-                        "be False for a single image",
-                        True,
-                        "it says nothing of others",
-                    )
-                )
+            one, hint = "be False for a single image", "it says nothing of others"
+            require(self.images is not None, "over_images", one, True, hint)
+            assert self.images is not None
             error, freedom = self.images, None if self.count is None else self.count - 1
         half = error * student_t(confidence, math.inf if freedom is None else freedom)
         return self.value - half, self.value + half
@@ -75,11 +66,8 @@ def difference(one: Estimate, other: Estimate, value: float, images: float | Non
     0.5000 ± 0.0500 (Monte Carlo) ± 0.0100 (images)
     """
     variances = [one.monte_carlo**2, other.monte_carlo**2]
-    behind = sum(
-        v**2 / e.freedom
-        for v, e in zip(variances, (one, other), strict=True)
-        if e.freedom is not None
-    )
+    known = [(v, e.freedom) for v, e in zip(variances, (one, other), strict=True) if e.freedom]
+    behind = sum(v**2 / freedom for v, freedom in known)
     freedom = sum(variances) ** 2 / behind if behind > 0 else None  # Satterthwaite's
     return Estimate(value, math.sqrt(sum(variances)), images, freedom, one.count)
 
@@ -98,9 +86,8 @@ def student_t(confidence: float, freedom: float) -> float:
         return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     theta = torch.linspace(0, math.pi / 2, 200_001, dtype=torch.float64)
     mass = torch.cumulative_trapezoid(theta.cos().clamp(min=0) ** (freedom - 1), theta)
-    place = int(
-        torch.searchsorted(mass, confidence * mass[-1])
-    )  # theta[place + 1] is the first beyond it
+    # theta[place + 1] is the first beyond it
+    place = int(torch.searchsorted(mass, confidence * mass[-1]))
     low, high = (mass[place - 1], mass[place]) if place else (0 * mass[0], mass[0])
     at = torch.lerp(theta[place], theta[place + 1], (confidence * mass[-1] - low) / (high - low))
     return math.sqrt(freedom) * math.tan(at.item())
@@ -161,9 +148,8 @@ class Tally:
         for normal replicates (Stein 1945).
         """
         images = self.mean.shape[1]
-        error, freedom = mean_error(
-            (first or self).variances(), self.replicates, (first or self).replicates
-        )
+        known = first or self
+        error, freedom = mean_error(known.variances(), self.replicates, known.replicates)
         spread = self.mean.std(1) / math.sqrt(images) if images > 1 else None
         return [
             Estimate(
@@ -190,11 +176,8 @@ def mean_error(
     """
     images = variances.shape[-1]
     total = variances.sum(-1)
-    freedom = (
-        (behind - 1)
-        * total.square()
-        / variances.square().sum(-1).clamp(min=torch.finfo(total.dtype).tiny)
-    )
+    squares = variances.square().sum(-1).clamp(min=torch.finfo(total.dtype).tiny)
+    freedom = (behind - 1) * total.square() / squares
     return (total / replicates).sqrt() / images, freedom
 
 

@@ -1,39 +1,120 @@
 """Bits per dimension of a model on a whole data set, and the difference between two models."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from vdiff.condition import Condition, conditions
+from vdiff._arguments import (
+    Condition,
+    Model,
+    decoder_fits,
+    finite_end,
+    original,
+    synchronised,
+)
+from vdiff._validate import (
+    Batch,
+    Constraint,
+    Count,
+    Number,
+    Steps,
+    constraints,
+    require,
+    validated,
+)
 from vdiff.decoder import Decoder
-from vdiff.errors import must, names_arrays
+from vdiff.likelihood.conditions import conditions_by_image
 from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images, pair
-from vdiff.likelihood.measurement import Effort, Evaluation
+from vdiff.likelihood.measurement import TOLERANCES, Effort, Evaluation
 from vdiff.likelihood.pieces import Progress, Share, State, mark_of
 from vdiff.likelihood.plan import Plan
+from vdiff.likelihood.protocol import of_model
+from vdiff.likelihood.replicated import Replicates
 from vdiff.likelihood.report import Comparison, Report, outcome
-from vdiff.loss import Model
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
+from vdiff.weighting.base import divides_table
 
 _PLAN, _ALONE = Plan(), Share()
+_ERROR = "a standard error in bits/dim, for instance 0.005"
+_CLIPPING = ("clip", "clip_denoised", "clamp", "threshold", "thresholding", "dynamic_threshold")
+Tolerance = Annotated[float, Number(at_least=TOLERANCES[0], at_most=TOLERANCES[1], hint=_ERROR)]
 
 
-@names_arrays
+def no_clipping(condition: Mapping[str, Any] | None) -> None:
+    """A rule: no condition clips x̂."""
+    for word, value in (condition or {}).items():
+        hint = "a clipped x̂ is another model with another bound: Clipped(model) names it"
+        clips = word in _CLIPPING and not isinstance(value, Tensor)
+        require(not clips, word, "be left out", value, hint)
+
+
+def budget_of_tolerance(tolerance: float | None, budget: int | None) -> None:
+    """A rule: a budget limits what a tolerance takes."""
+    hint = "without one, draws and replicates say how much is drawn"
+    given = budget is None or tolerance is not None
+    require(given, "budget", "come with tolerance", budget, hint)
+
+
+def even_draws(draws: int | None, plan: Plan) -> None:
+    """A rule: draws come in pairs of antithetic noise."""
+    even = draws is None or draws % 2 == 0 or not plan.antithetic
+    require(even, "draws", "be even with antithetic noise", draws)
+
+
+def sides(schedule: Any, decoder: Any, steps: Any) -> None:
+    """A rule: each of the two bounds is one of its own schedule, decoder and steps."""
+    for one, its_decoder, chain in zip(*map(pair, (schedule, decoder, steps)), strict=True):
+        finite_end(one)
+        divides_table(one, chain)
+        decoder_fits(its_decoder, one)
+
+
+def same_levels(decoder: Any) -> None:
+    """A rule: both decoders are of the same data."""
+    one, other = (getattr(each, "levels", None) for each in pair(decoder))
+    came, hint = "{!r} and {!r}".format(*pair(decoder)), "their data is not the same"
+    require(one == other, "decoder", "be a pair for the same levels", came, hint)
+
+
+def another(model: Any, other: Any, schedule: Any, decoder: Any, steps: Any) -> None:
+    """A rule: the two bounds are not the same."""
+    if original(model) is original(other):
+        hint = "a copy whose weights changed in place is the same"
+        differ = any(one != two for one, two in map(pair, (schedule, decoder, steps)))
+        require(differ, "other", "be another model", "the same object", hint)
+
+
+def _both(hint: Any) -> Constraint:
+    """What a type asks of a value, or of each of a pair."""
+
+    def check(value: Any, argument: str, given: Mapping[str, Any]) -> Any:
+        for one in pair(value):
+            for constraint in constraints(hint):
+                constraint(one, argument, given)
+        return value
+
+    return check
+
+
+_RULES = (conditions_by_image, no_clipping, budget_of_tolerance, even_draws)
+
+
+@validated(rules=[synchronised, finite_end, divides_table, decoder_fits, *_RULES])
 def evaluate(
     model: Model,
-    data: Tensor,
+    data: Batch,
     *,
     schedule: Schedule,
     decoder: Decoder,
-    steps: int | None = None,
-    tolerance: float | None = None,
-    budget: int | None = None,
-    draws: int | None = None,
-    replicates: int = 4,
+    steps: Steps | None = None,
+    tolerance: Tolerance | None = None,
+    budget: Count | None = None,
+    draws: Count | None = None,
+    replicates: Replicates = 4,
     plan: Plan = _PLAN,
-    batch: int = 1024,
+    batch: Count = 1024,
     seed: int = 0,
     profile: Profile | None = None,
     progress: Progress | None = None,
@@ -43,7 +124,6 @@ def evaluate(
     record: Mapping[str, object] | None = None,
     skip_nonfinite: bool = False,
     condition: Condition = None,
-    **keywords: Any,
 ) -> Report:
     """The bound of a model on a whole data set, with honest standard errors.
 
@@ -104,50 +184,37 @@ def evaluate(
     True
     """
     effort = Effort(draws, replicates, tolerance, budget, batch, seed)
-    effort.check("evaluate")
-    condition = conditions("evaluate", condition, keywords)
-    record = {**getattr(model, "protocol", {}), **(record or {})}
-    numbers = None
+    record, numbers = {**of_model(model), **(record or {})}, None
     if skip_nonfinite:
         whole = len(data)
-        data, condition, numbers = finite_images(data, condition)
+        data, condition, numbers = finite_images(data, condition or {})
         record["skipped"] = whole - len(data)
     with evaluating(model):
         integrand = Integrand(model, data, schedule, decoder, steps, condition)
         integrand.numbers = integrand.numbers if numbers is None else numbers
-        run = Evaluation(
-            integrand, plan, effort, share, profile, progress, checkpoint, mark_of(record)
-        )
+        mark = mark_of(record)
+        run = Evaluation(integrand, plan, effort, share, profile, progress, checkpoint, mark)
         found = run(resume)
     seen = outcome(run, found, record)
     prior, diffusion, reconstruction, total = seen.estimates
-    return Report(
-        prior,
-        diffusion,
-        reconstruction,
-        total,
-        seen.protocol,
-        seen.diagnostics,
-        seen.savings,
-        seen.warnings,
-        seen.by_image,
-    )
+    return Report(prior, diffusion, reconstruction, total, *seen[1:])
 
 
+@validated(rules=[another, sides, same_levels, *_RULES])
 def compare(
     model: Model,
     other: Model,
-    data: Tensor,
+    data: Batch,
     *,
-    schedule: Schedule | tuple[Schedule, Schedule],
-    decoder: Decoder | tuple[Decoder, Decoder],
-    steps: int | tuple[int | None, int | None] | None = None,
-    tolerance: float | None = None,
-    budget: int | None = None,
-    draws: int | None = None,
-    replicates: int = 4,
+    schedule: Annotated[Schedule | tuple[Schedule, Schedule], _both(Schedule)],
+    decoder: Annotated[Decoder | tuple[Decoder, Decoder], _both(Decoder)],
+    steps: Annotated[int | tuple[int | None, int | None] | None, _both(Steps | None)] = None,
+    tolerance: Tolerance | None = None,
+    budget: Count | None = None,
+    draws: Count | None = None,
+    replicates: Replicates = 4,
     plan: Plan = _PLAN,
-    batch: int = 1024,
+    batch: Count = 1024,
     seed: int = 0,
     progress: Progress | None = None,
     share: Share = _ALONE,
@@ -155,7 +222,6 @@ def compare(
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
     condition: Condition = None,
-    **keywords: Any,
 ) -> Comparison:
     """The bound of `model` minus that of `other`, bits/dim, on the same images, times and noise.
 
@@ -182,38 +248,20 @@ def compare(
     >>> comparison.difference.interval()[0] > 0
     True
     """
-    same = all(one == two for one, two in map(pair, (schedule, decoder, steps)))
-    if model is other and same:
-        raise ValueError(
-            must(
-                "compare",
-                "other",
-                "be another model",
-                "the same object",
-                "a copy whose weights changed in place is the same",
-            )
-        )
     effort = Effort(draws, replicates, tolerance, budget, batch, seed)
-    effort.check("compare")
-    condition = conditions("compare", condition, keywords)
-    said = {
-        f"{word}, {name}": v
-        for name, one in (("first", model), ("second", other))
-        for word, v in getattr(one, "protocol", {}).items()
+    said = [of_model(one).items() for one in (model, other)]
+    record = {
+        **{f"{word}, first": value for word, value in said[0]},
+        **{f"{word}, second": value for word, value in said[1]},
+        **(record or {}),
     }
-    record = {**said, **(record or {})}
     with evaluating(model, other):
-        integrand = Difference(
-            model, other, data, schedule, decoder, steps, condition, name="compare"
-        )
-        run = Evaluation(
-            integrand, plan, effort, share, None, progress, checkpoint, mark_of(record)
-        )
+        integrand = Difference(model, other, data, schedule, decoder, steps, condition)
+        mark = mark_of(record)
+        run = Evaluation(integrand, plan, effort, share, None, progress, checkpoint, mark)
         found = run(resume)
     seen = outcome(run, found, record)
-    return Comparison(
-        seen.estimates[3], seen.protocol, seen.diagnostics, seen.savings, seen.warnings
-    )
+    return Comparison(seen.estimates[3], *seen[1:5])
 
 
 __all__ = ["compare", "evaluate"]

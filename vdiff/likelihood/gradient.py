@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vdiff.errors import must
+from vdiff.errors import InvalidValue
 from vdiff.gaussian import diffuse, per_example, wide
 from vdiff.times import generator_of
 
@@ -25,7 +25,7 @@ Function = Callable[[Tensor], Tensor]
 HINT = "no_grad, inference_mode, detach, .data, numpy or rounding in it, or a wrong backward pass"
 
 
-def check_gradient(name: str, function: Function, x: Tensor, logsnr: Tensor) -> int:
+def check_gradient(function: Function, x: Tensor, logsnr: Tensor) -> int:
     """Raise where the gradient of `function` misses part of its changes; return its evaluations.
 
     At z = α x + σ ε, with a random direction p and random signs w, wᵀJ p by a backward pass is
@@ -42,35 +42,28 @@ def check_gradient(name: str, function: Function, x: Tensor, logsnr: Tensor) -> 
         ValueError: with the share that is missed, or with the reason why there is no gradient.
 
     >>> x, logsnr = torch.ones(8, 2, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
-    >>> check_gradient("example", torch.sin, x, logsnr)
+    >>> check_gradient(torch.sin, x, logsnr)
     3
-    >>> check_gradient("example", lambda z: torch.sin(z) + torch.sin(z).detach(), x, logsnr)
+    >>> check_gradient(lambda z: torch.sin(z) + torch.sin(z).detach(), x, logsnr)
     Traceback (most recent call last):
         ...
-    ValueError: example: argument 'model' must be differentiable in z; got a gradient ...
+    vdiff.errors.InvalidValue: argument 'model' must be differentiable in z; got a gradient ...
     """
     evaluations = 0
     for number in range(2):
-        place = _Place(name, function, x, logsnr, number)
+        place = _Place(function, x, logsnr, number)
         missed = place.missed()
         evaluations += place.evaluations
         if missed == 0:
             return evaluations
-    raise _refused(name, f"a gradient that misses about {missed:.0%} of how the output changes")
+    raise _refused(f"a gradient that misses about {missed:.0%} of how the output changes")
 
 
 class _Place:
     """A place z, a direction p, and signs w."""
 
-    def __init__(
-        self,
-        name: str,
-        function: Function,
-        x: Tensor,
-        logsnr: Tensor,
-        number: int,
-    ) -> None:
-        self.name, self.function, self.evaluations = name, function, 0
+    def __init__(self, function: Function, x: Tensor, logsnr: Tensor, number: int) -> None:
+        self.function, self.evaluations = function, 0
         draws = generator_of(0, number, "gradient")
         noise, p = torch.randn(2, *x.shape, generator=draws, dtype=torch.float64).to(x)
         self.z = diffuse(x, noise, logsnr)
@@ -130,11 +123,11 @@ class _Place:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # without a gradient it has just worked
-            raise _refused(self.name, str(error).splitlines()[0]) from error
+            raise _refused(str(error).splitlines()[0]) from error
 
 
-def _refused(name: str, came: str) -> ValueError:
-    return ValueError(must(name, "model", "be differentiable in z", came, HINT))
+def _refused(came: str) -> InvalidValue:
+    return InvalidValue("model", "be differentiable in z", came, HINT)
 
 
 __all__ = ["check_gradient"]

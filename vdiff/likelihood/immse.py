@@ -23,38 +23,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.condition import Condition, conditions
-from vdiff.errors import check_data, check_finite, check_positive_int, must
+from vdiff._arguments import Condition, Model, finite_end
+from vdiff._validate import Count, FiniteData, unchecked, validated
 from vdiff.gaussian import wide
-from vdiff.likelihood.conditions import check_conditions, of_rows
+from vdiff.likelihood.conditions import conditions_by_row, of_rows
 from vdiff.likelihood.density import Stratified
-from vdiff.likelihood.integrand import Finite, evaluating
-from vdiff.likelihood.pieces import (
-    Course,
-    Progress,
-    Share,
-    State,
-    check_dims,
-    data_hash,
-    in_pieces,
-    key_of,
-    law_of,
-    mark_of,
-    told,
-    weights_of,
-)
-from vdiff.likelihood.protocol import of_computation, of_data
-from vdiff.likelihood.replicated import Replicated
-from vdiff.loss import Model, check_call, weighted_elbo
+from vdiff.likelihood.integrand import Finite, evaluating, known_levels
+from vdiff.likelihood.pieces import Progress, Run, Share, State, has_dims, in_pieces, law_of
+from vdiff.likelihood.protocol import of_computation, of_data, of_model
+from vdiff.likelihood.replicated import Replicated, Replicates
+from vdiff.loss import weighted_elbo
 from vdiff.oracle import Gaussian
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
 
 _ALONE = Share()
-LONG_TAIL, TAIL_SEEN = (
-    5.0,
-    1e-3,
-)  # an extrapolated tail is good to a fifth: longer than five standard errors, or so many nats, it counts
+# an extrapolated tail is good to a fifth: where it is longer than five standard errors, or than
+# so many nats, it counts
+LONG_TAIL, TAIL_SEEN = 5.0, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +62,22 @@ class IMMSE(Replicated):
     label = "; an estimate, not a bound"
 
 
+def of_dims(gaussian: Gaussian, x: Tensor) -> None:
+    """A rule: the Gaussian has the dimensions of an example."""
+    has_dims(gaussian, x, "gaussian")
+
+
+@validated(rules=[finite_end, of_dims, conditions_by_row, known_levels])
 def immse(
     model: Model,
-    x: Float[Tensor, "n *dims"],
+    x: FiniteData,
     *,
     schedule: Schedule,
     gaussian: Gaussian,
     discrete: bool = False,
-    draws: int = 32,
-    replicates: int = 4,
-    batch: int = 4096,
+    draws: Count = 32,
+    replicates: Replicates = 4,
+    batch: Count = 4096,
     seed: int = 0,
     progress: Progress | None = None,
     share: Share = _ALONE,
@@ -93,7 +85,6 @@ def immse(
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
     condition: Condition = None,
-    **keywords: Any,
 ) -> IMMSE:
     """−log p(x) by the I-MMSE identity, nats per example: an estimate, right for the perfect
     denoiser.
@@ -134,28 +125,6 @@ def immse(
     >>> round(found.nats.item(), 4), found.standard_error.item()                           # its own control variate
     (0.2258, 0.0)
     """
-    check_data("immse", x)
-    check_finite("immse", x, "x")
-    condition = conditions("immse", condition, keywords)
-    check_call("immse", model, schedule, None, evaluation=True)
-    for name, number in (("draws", draws), ("replicates", replicates), ("batch", batch)):
-        check_positive_int("immse", name, number)
-    if replicates < 2:
-        raise ValueError(
-            must("immse", "replicates", "be at least 2", replicates, "one has no standard error")
-        )
-    if not isinstance(gaussian, Gaussian):
-        raise TypeError(
-            must(
-                "immse",
-                "gaussian",
-                "be a Gaussian",
-                repr(gaussian),
-                "vdiff.oracle.Gaussian.fit(data)",
-            )
-        )
-    check_dims("immse", "gaussian", gaussian, x)
-    check_conditions("immse", condition, len(x))
     clean = wide(x).flatten(1)
     if discrete:
         top = torch.full((len(x),), float(schedule.logsnr_max), dtype=torch.float64)
@@ -163,70 +132,65 @@ def immse(
     else:
         known = -gaussian.log_prob(clean)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)  # clean, noisy
-    rate, places = schedule.levels(ends)[1], draws + 2
+    rate, places, loss = schedule.levels(ends)[1], draws + 2, unchecked(weighted_elbo)
 
     def twin(z: Tensor, logsnr: Tensor) -> Any:
         return gaussian(z.flatten(1), logsnr)
 
     def difference(rows: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """½ rate (‖e‖² − ‖e_G‖²) at (example, time) pairs: (n, times)."""
-        given = of_rows(condition, rows, len(x))
-        ours = weighted_elbo(
-            Finite("immse", model, rows),
-            x[rows],
-            schedule=schedule,
-            t=t,
-            eps=noise,
-            condition=given,
-        )
-        theirs = weighted_elbo(
-            twin, wide(x[rows]).flatten(1), schedule=schedule, t=t, eps=wide(noise).flatten(1)
-        )
+        given = of_rows(condition or {}, rows, len(x))
+        z = wide(x[rows]).flatten(1)
+        options: dict[str, Any] = {"schedule": schedule, "t": t}
+        ours = loss(Finite(model, rows), x[rows], eps=noise, condition=given, **options)
+        theirs = loss(twin, z, eps=wide(noise).flatten(1), **options)
         return (wide(ours) - theirs).view(-1, places)
 
     def piece(replicate: int, rows: Tensor) -> State:
-        generators = [
-            generator_of(seed, replicate, f"example {i}", x.device) for i in rows.tolist()
-        ]
+        names = [f"example {i}" for i in rows.tolist()]
+        generators = [generator_of(seed, replicate, name, x.device) for name in names]
         times = [Stratified().draw(draws, g, x.device) for g in generators]
         t = torch.cat([torch.cat([ends, inner]) for inner in times])
-        noise = torch.cat(
-            [
-                torch.randn(places, *x.shape[1:], dtype=x.dtype, device=x.device, generator=g)
-                for g in generators
-            ]
-        )
+        size: Any = {"size": (places, *x.shape[1:]), "dtype": x.dtype, "device": x.device}
+        noise = torch.cat([torch.randn(**size, generator=g) for g in generators])
         each = rows.to(x.device).repeat_interleave(places)
         term = 0.5 * (difference(each, t, noise) + difference(each, t, -noise))
         high = torch.zeros_like(term[:, 0]) if discrete else term[:, 0] / rate[0]
         return {"inner": term[:, 2:].mean(1), "low": term[:, 1] / (3.0 * rate[1]), "high": high}
 
     said = {
-        "logsnr": [schedule.logsnr_min, schedule.logsnr_max], "schedule": repr(schedule), "gaussian": law_of(gaussian),
-        "discrete": discrete, "draws": draws, "replicates": replicates, "seed": seed, **getattr(model, "protocol", {}), **(record or {}),
+        "logsnr": [schedule.logsnr_min, schedule.logsnr_max], "schedule": repr(schedule),
+        "gaussian": law_of(gaussian), "discrete": discrete, "draws": draws,
+        "replicates": replicates, "seed": seed, **of_model(model), **(record or {}),
     }  # fmt: skip
-    key = key_of(
-        data_hash(x), told(condition), share.index, share.count, mark_of(said), weights_of(model)
+    run = Run(max(1, batch // places), seed, share, progress, checkpoint, resume)
+    shapes, key = (
+        dict.fromkeys(("inner", "low", "high"), ()),
+        run.key(x, condition or {}, said, model),
     )
     with evaluating(model):
         found = in_pieces(
-            "immse", piece, shapes={"inner": (), "low": (), "high": ()}, repetitions=replicates, rows=len(x),
-            batch=max(1, batch // places), key=key, course=Course(share, progress, checkpoint, resume),
-        )  # fmt: skip
+            piece, shapes=shapes, repetitions=replicates, rows=len(x), key=key, run=run
+        )
     low, high = found["low"], found["high"]
     tails = {
         "beyond the noisy end, nats": low.mean().item(),
         "beyond the clean end, nats": high.mean().item(),
     }
+    computation = of_computation(x.dtype, x.device, [model], share)
     estimate = IMMSE(
-        known.cpu() + found["inner"] + low + high, x[0].numel(), torch.full((len(x),), 2 * replicates * places),
-        low_tail=low.mean(0), high_tail=high.mean(0),
-        protocol={**of_data(x), **said, **tails, **of_computation(x.dtype, x.device, [model], share)},
-    )  # fmt: skip
+        known.cpu() + found["inner"] + low + high,
+        x[0].numel(),
+        torch.full((len(x),), 2 * replicates * places),
+        low_tail=low.mean(0),
+        high_tail=high.mean(0),
+        protocol={**of_data(x), **said, **tails, **computation},
+    )
     for place, nats in tails.items():
         if abs(nats) > LONG_TAIL * max(estimate.mean_error, TAIL_SEEN):
-            what = f"immse: {nats:.2g} of the {estimate.mean:.4g} nats lie {place.removesuffix(', nats')} of the schedule, extrapolated"
-            warnings.warn(f"{what}: move its ends apart", stacklevel=2)
+            where = f"{place.removesuffix(', nats')} of the schedule, extrapolated"
+            what = f"immse: {nats:.2g} of the {estimate.mean:.4g} nats lie {where}"
+            warnings.warn(f"{what}: move its ends apart", stacklevel=3)
     return estimate
 
 

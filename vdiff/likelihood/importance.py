@@ -14,31 +14,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._arguments import Condition, Model, decoder_fits, finite_end
+from vdiff._validate import Batch, Count, Steps, require, unchecked, validated
 from vdiff.chain import path_bound
-from vdiff.condition import Condition, conditions
 from vdiff.decoder import Decoder
-from vdiff.errors import check_positive_int, must, names_arrays
 from vdiff.gaussian import Step, alpha
-from vdiff.likelihood.conditions import check_conditions, of_rows
-from vdiff.likelihood.integrand import Finite, evaluating
-from vdiff.likelihood.pieces import (
-    Course,
-    Progress,
-    Share,
-    State,
-    data_hash,
-    in_pieces,
-    key_of,
-    mark_of,
-    told,
-    weights_of,
-)
-from vdiff.likelihood.protocol import of_computation, of_data
-from vdiff.likelihood.replicated import Replicated
-from vdiff.loss import Model, check_call, check_decoder
+from vdiff.likelihood.conditions import conditions_by_image, of_rows
+from vdiff.likelihood.integrand import Finite, evaluating, known_range
+from vdiff.likelihood.pieces import Progress, Run, Share, State, in_pieces
+from vdiff.likelihood.protocol import of_computation, of_data, of_model
+from vdiff.likelihood.replicated import Replicated, Replicates
 from vdiff.reverse import reverse_mean, reverse_sample
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
+from vdiff.weighting.base import divides_table
 
 Bound = TypeVar("Bound", bound="ImportanceBound")
 _ALONE = Share()
@@ -90,7 +79,7 @@ class ImportanceBound(Replicated):
         )
 
 
-@names_arrays
+@validated
 def importance_weighted(
     log_weights: Float[Tensor, "*replicates samples batch"],
 ) -> Float[Tensor, "*replicates batch"]:
@@ -102,16 +91,17 @@ def importance_weighted(
     return torch.logsumexp(log_weights, -2) - math.log(log_weights.shape[-2])
 
 
+@validated(rules=[finite_end, divides_table, decoder_fits, conditions_by_image, known_range])
 def path_importance(
     model: Model,
-    data: Tensor,
+    data: Batch,
     *,
     schedule: Schedule,
     decoder: Decoder,
-    steps: int,
-    samples: int,
-    replicates: int = 2,
-    batch: int = 4096,
+    steps: Steps,
+    samples: Count,
+    replicates: Replicates = 2,
+    batch: Count = 4096,
     seed: int = 0,
     progress: Progress | None = None,
     share: Share = _ALONE,
@@ -119,7 +109,6 @@ def path_importance(
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
     condition: Condition = None,
-    **keywords: Any,
 ) -> ImportanceBound:
     """The importance-weighted bound of a T-step chain over `samples` whole paths, nats per
     example.
@@ -148,19 +137,8 @@ def path_importance(
     >>> (bound.nats < bound.elbo).item()
     True
     """
-    name = "path_importance"
-    for word, number in (("samples", samples), ("replicates", replicates), ("batch", batch)):
-        check_positive_int(name, word, number)
-    if replicates < 2:
-        raise ValueError(
-            must(name, "replicates", "be at least 2", replicates, "one has no standard error")
-        )
-    condition = conditions(name, condition, keywords)
-    check_call(name, model, schedule, steps, evaluation=True)
-    check_decoder(name, decoder, schedule)
     with torch.no_grad():  # so that values are checked
         encoded = decoder.encode(data)
-    check_conditions(name, condition, len(data))
     together = min(samples, batch)  # paths of one example in a batch
 
     def piece(replicate: int, rows: Tensor) -> State:
@@ -168,49 +146,49 @@ def path_importance(
         for first in range(0, samples, together):
             paths = min(together, samples - first)
             numbers = rows.repeat_interleave(paths)
-            path = path_bound(
-                Finite(name, model, numbers), data[numbers], schedule=schedule, decoder=decoder, steps=steps,
-                generator=[generator_of(seed, replicate, f"paths {first} … of example {i}", data.device) for i in rows.tolist()],
-                condition=of_rows(condition, numbers, len(data)),
-            )  # fmt: skip
+            names = [f"paths {first} … of example {i}" for i in rows.tolist()]
+            path = unchecked(path_bound)(
+                Finite(model, numbers),
+                data[numbers],
+                schedule=schedule,
+                decoder=decoder,
+                steps=steps,
+                generator=[generator_of(seed, replicate, name, data.device) for name in names],
+                condition=of_rows(condition or {}, numbers, len(data)),
+            )
             found.append(-path.log_ratio.view(len(rows), paths))
         return {"log_weight": torch.cat(found, 1)}
 
     said = {
-        "decoder": repr(decoder), "schedule": repr(schedule), "T": steps, "K": samples, "replicates": replicates, "seed": seed,
-        **getattr(model, "protocol", {}), **(record or {}),
+        "decoder": repr(decoder), "schedule": repr(schedule), "T": steps, "K": samples,
+        "replicates": replicates, "seed": seed, **of_model(model), **(record or {}),
     }  # fmt: skip
-    key = key_of(
-        data_hash(data),
-        told(condition),
-        together,
-        share.index,
-        share.count,
-        mark_of(said),
-        weights_of(model),
-    )
+    run = Run(batch // together, seed, share, progress, checkpoint, resume)
+    key, shapes = run.key(data, condition or {}, said, model, together), {"log_weight": (samples,)}
     with evaluating(model):
-        log_weights = in_pieces(
-            name, piece, shapes={"log_weight": (samples,)}, repetitions=replicates, rows=len(data), batch=batch // together, key=key,
-            course=Course(share, progress, checkpoint, resume),
-        )["log_weight"].mT  # fmt: skip
-    protocol = {
-        **of_data(data),
-        **said,
-        **of_computation(encoded.dtype, data.device, [model], share),
-    }
+        found = in_pieces(
+            piece, shapes=shapes, repetitions=replicates, rows=len(data), key=key, run=run
+        )
+    computation = of_computation(encoded.dtype, data.device, [model], share)
     count = torch.full((len(data),), replicates * samples * steps)
-    return ImportanceBound.of(log_weights, encoded[0].numel(), count, protocol=protocol)
+    protocol = {**of_data(data), **said, **computation}
+    return ImportanceBound.of(found["log_weight"].mT, encoded[0].numel(), count, protocol=protocol)
 
 
-@names_arrays
+def one_dimension(x: Tensor) -> None:
+    """A rule: examples are numbers."""
+    hint = "a grid has one dimension: path_importance"
+    require(x.ndim == 2 and x.shape[1] == 1, "x", "have shape (n, 1)", tuple(x.shape), hint)
+
+
+@validated(rules=[one_dimension])
 @torch.no_grad()
 def chain_log_prob(
     model: Model,
     x: Float[Tensor, "n dims"],
     *,
     schedule: Schedule,
-    steps: int,
+    steps: Steps,
     decoder: Decoder,
     reach: float = 14.0,
     points: int = 2001,
@@ -231,23 +209,11 @@ def chain_log_prob(
     >>> round(log_p.item(), 2), round(oracle.log_prob(x).item(), 2)
     (-0.11, -0.23)
     """
-    if x.ndim != 2 or x.shape[1] != 1:
-        raise ValueError(
-            must(
-                "chain_log_prob",
-                "x",
-                "have shape (n, 1)",
-                tuple(x.shape),
-                "a grid has one dimension: path_importance",
-            )
-        )
     grid = torch.linspace(-reach, reach, points, dtype=torch.float64)[:, None]
     width = grid[1, 0] - grid[0, 0]
     clean = schedule(torch.zeros(1, dtype=torch.float64))
-    read = [
-        decoder.log_prob(one.expand_as(grid), grid / alpha(clean), clean)
-        for one in x.to(torch.float64)
-    ]
+    scaled, x = grid / alpha(clean), x.to(torch.float64)
+    read = [decoder.log_prob(one.expand_as(grid), scaled, clean) for one in x]
     message = torch.stack(read, 1).exp()
     for i in range(1, steps + 1):
         t = torch.full((points,), i / steps, dtype=torch.float64)
@@ -255,9 +221,8 @@ def chain_log_prob(
         prediction = model(grid, step.logsnr_t)
         mean = reverse_mean(prediction, step)
         spread = reverse_sample(prediction, step, torch.ones_like(grid)) - mean
-        kernel = torch.exp(-0.5 * ((grid.T - mean) / spread).square()) / (
-            spread * math.sqrt(2 * math.pi)
-        )
+        density = torch.exp(-0.5 * ((grid.T - mean) / spread).square())
+        kernel = density / (spread * math.sqrt(2 * math.pi))
         message = kernel @ message * width
     prior = torch.exp(-0.5 * grid.square()) / math.sqrt(2 * math.pi)
     return (prior.T @ message * width).log().squeeze(0)

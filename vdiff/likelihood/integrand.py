@@ -1,25 +1,26 @@
 """What an evaluation averages: the bound of one image at one (t, ε), and the difference between
 two models'."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._arguments import Model, original
 from vdiff._known_range import warn_beyond
+from vdiff._validate import require, unchecked
 from vdiff.decoder import Decoder
 from vdiff.denoiser import evaluation_mode
-from vdiff.errors import check_batch, must
+from vdiff.errors import InvalidValue
 from vdiff.gaussian import at_least_float32
-from vdiff.likelihood.conditions import check_conditions, of_kept, of_rows
-from vdiff.loss import Model, check_call, check_decoder, elbo, full_precision
+from vdiff.likelihood.conditions import of_kept, of_rows
+from vdiff.loss import elbo, full_precision
 from vdiff.prediction import Prediction
 from vdiff.schedule import Linear, Schedule
 from vdiff.times import on_chain
-from vdiff.weighting import check_chain
 
 _NVIDIA: Any = torch.backends.cudnn
 _INTEL: Any = torch.backends.mkldnn
@@ -28,11 +29,10 @@ _ROUNDING: tuple[Any, ...] = (
     torch.backends.cuda.matmul, _NVIDIA, _NVIDIA.conv, _NVIDIA.rnn, _INTEL, _INTEL.matmul, _INTEL.conv, _INTEL.rnn,
 )  # fmt: skip
 _OUTER = ((max, "logsnr_max"), (min, "logsnr_min"))
-_CLIPPING = ("clip", "clip_denoised", "clamp", "threshold", "thresholding", "dynamic_threshold")
 
 
 class Side(NamedTuple):
-    """A model and the bound it is asked for: between the ends of `base`, or of a chain of `steps`.
+    """A model and its bound: between the ends of `base`, or of a chain of `steps`.
 
     >>> from vdiff import Categorical, GaussianMixture
     >>> model = GaussianMixture([1.0], [[0.0]], [[1.0]])
@@ -65,11 +65,14 @@ class Integrand:
 
     >>> from vdiff import Categorical, GaussianMixture, Lattice, Linear
     >>> decoder = Categorical(levels=2)
-    >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
+    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> rows, t = torch.tensor([0, 1]), torch.tensor([0.5, 0.5])
     >>> integrand(rows, t, torch.zeros(2, 1)).shape            # prior, diffusion, reconstruction
     torch.Size([3, 2])
     """
+
+    name: ClassVar[str] = "evaluate"  # whose warnings these are
 
     def __init__(
         self,
@@ -78,31 +81,15 @@ class Integrand:
         schedule: Schedule,
         decoder: Decoder,
         steps: int | None = None,
-        condition: dict[str, Any] | None = None,
-        name: str = "evaluate",
+        condition: Mapping[str, Any] | None = None,
     ) -> None:
-        condition = condition or {}
-        for word in condition:
-            if word in _CLIPPING and not isinstance(condition[word], Tensor):
-                hint = "a clipped x̂ is another model, whose bound is not this one's: put it into the model and name it, if that is meant"
-                raise ValueError(must(name, word, "be left out", condition[word], hint))
-        check_batch(name, data, "data")
-        check_conditions(name, condition, len(data))
-        self.name, self.data, self.condition = name, data, condition
-        self.sides = [self._side(model, schedule, decoder, steps)]
+        self.data, self.condition = data, condition or {}
+        self.sides = [_side(model, schedule, decoder, steps)]
         _, self.base, self.decoder, self.steps = self.sides[0]
         x = decoder.encode(data)
         self.x = x.to(at_least_float32(x.dtype))
         self.numbers = torch.arange(len(x))  # by which errors name the images
         self.predictions: dict[int, Prediction] = {}  # the last of each side
-
-    def _side(self, model: Model, schedule: Schedule, decoder: Decoder, steps: int | None) -> Side:
-        check_call(self.name, model, schedule, steps, watch=False)
-        check_chain(self.name, None, schedule, steps)
-        check_decoder(self.name, decoder, schedule)
-        base = Linear(schedule.logsnr_max, schedule.logsnr_min) if steps is None else schedule
-        warn_beyond(model, base, steps, evaluation=True)
-        return Side(model, base, decoder, steps)
 
     def __call__(self, rows: Tensor, t: Tensor, eps: Tensor) -> Float[Tensor, "3 n"]:
         """Prior, diffusion and reconstruction of images `rows` at (t, ε), in float64."""
@@ -132,14 +119,16 @@ class Integrand:
         if bad.any():
             first = int(bad.nonzero()[0])
             level = self.levels(t[first : first + 1])[0].item()
-            came = f"NaN or infinity on image {int(self.numbers[int(rows[first])])} at λ = {level:.4g} ({int(bad.sum())} of {len(bad)} draws of its batch)"
-            raise ValueError(must(self.name, "model", "give a finite bound", came))
+            image, draws = int(self.numbers[int(rows[first])]), f"{int(bad.sum())} of {len(bad)}"
+            came = (
+                f"NaN or infinity on image {image} at λ = {level:.4g} ({draws} draws of its batch)"
+            )
+            raise InvalidValue("model", "give a finite bound", came)
 
     def _of(self, index: int, rows: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         side = self.sides[index]
-        condition = of_rows(self.condition, rows, len(self.x))
         watched = _Watched(side.model)
-        bound = elbo(
+        bound = unchecked(elbo)(
             watched,
             self.data[rows],
             schedule=side.base,
@@ -147,7 +136,7 @@ class Integrand:
             steps=side.steps,
             t=t if side.steps is None else on_chain(t, side.steps),
             eps=eps.to(self.data.dtype) if self.data.is_floating_point() else eps,
-            condition=condition,
+            condition=of_rows(self.condition, rows, len(self.x)),
         )
         self._last = watched.first, self.x[rows], eps
         self.predictions[index] = watched.first
@@ -159,9 +148,25 @@ class Integrand:
         return prediction.logsnr, prediction.squared_error(x, eps.to(x.dtype))
 
 
+def known_range(model: Any, schedule: Schedule, steps: int | None) -> None:
+    """A rule: warn where the model is asked beyond what it knows or was trained on."""
+    warn_beyond(original(model), schedule, steps, evaluation=True)
+
+
+def known_levels(model: Any, schedule: Schedule) -> None:
+    """A rule: `known_range` in continuous time."""
+    known_range(model, schedule, None)
+
+
+def _side(model: Model, schedule: Schedule, decoder: Decoder, steps: int | None) -> Side:
+    base = Linear(schedule.logsnr_max, schedule.logsnr_min) if steps is None else schedule
+    known_range(model, base, steps)
+    return Side(model, base, decoder, steps)
+
+
 class _Watched:
-    """A model that keeps its first prediction: the diffusion term's, before a decoder's that looks
-    at the network."""
+    """A model that keeps its first prediction: that of the diffusion term, before that of a
+    decoder that looks at the network."""
 
     first: Prediction
 
@@ -190,6 +195,8 @@ class Difference(Integrand):
     tensor([0.], dtype=torch.float64)
     """
 
+    name = "compare"
+
     def __init__(
         self,
         model: Model,
@@ -198,16 +205,11 @@ class Difference(Integrand):
         schedule: Schedule | tuple[Schedule, Schedule],
         decoder: Decoder | tuple[Decoder, Decoder],
         steps: int | tuple[int | None, int | None] | None = None,
-        condition: dict[str, Any] | None = None,
-        name: str = "compare",
+        condition: Mapping[str, Any] | None = None,
     ) -> None:
         schedules, decoders, chains = pair(schedule), pair(decoder), pair(steps)
-        super().__init__(model, data, schedules[0], decoders[0], chains[0], condition, name)
-        self.sides.append(self._side(other, schedules[1], decoders[1], chains[1]))
-        levels = [getattr(one, "levels", None) for one in decoders]
-        if levels[0] != levels[1]:
-            came, hint = f"{decoders[0]!r} and {decoders[1]!r}", "their data is not the same"
-            raise ValueError(must(name, "decoder", "be a pair for the same levels", came, hint))
+        super().__init__(model, data, schedules[0], decoders[0], chains[0], condition)
+        self.sides.append(_side(other, schedules[1], decoders[1], chains[1]))
         if decoders[1] is not decoders[0]:
             decoders[1].encode(data)  # raises where it cannot take this data
         self.continuous = chains == (None, None)
@@ -235,7 +237,7 @@ class Difference(Integrand):
 
 
 def pair(value: Any) -> tuple[Any, Any]:
-    """What is meant for both, or one for each.
+    """One value for both, or one for each.
 
     >>> pair(3), pair((3, None))
     ((3, 3), (3, None))
@@ -244,10 +246,11 @@ def pair(value: Any) -> tuple[Any, Any]:
 
 
 def finite_images(
-    data: Tensor, condition: dict[str, Any]
+    data: Tensor, condition: Mapping[str, Any]
 ) -> tuple[Tensor, dict[str, Any], Tensor]:
     """The images without NaN or infinity, their conditions, and their numbers among all."""
     kept = torch.isfinite(data).flatten(1).all(1).nonzero()[:, 0]
+    require(len(kept) > 0, "data", "hold at least one finite example", "none")
     return data[kept], of_kept(condition, kept, len(data)), kept.cpu()
 
 
@@ -266,14 +269,14 @@ def evaluating(*models: object, differentiable: bool = False) -> Iterator[None]:
     >>> model.training
     True
     """
-    known = [model for model in models if isinstance(model, nn.Module)]
+    known = [model for model in map(original, models) if isinstance(model, nn.Module)]
     precision = [backend.fp32_precision for backend in _ROUNDING]
     devices = {p.device.type for model in known for p in model.parameters()} | {"cpu"}
     try:
         for backend in _ROUNDING:
             backend.fp32_precision = "ieee"
         with ExitStack() as stack:
-            stack.enter_context(evaluation_mode(*models))
+            stack.enter_context(evaluation_mode(*known))
             if torch.is_inference_mode_enabled():  # in which there is no divergence
                 stack.enter_context(torch.inference_mode(False))
             for device in sorted(devices):
@@ -286,35 +289,29 @@ def evaluating(*models: object, differentiable: bool = False) -> Iterator[None]:
 
 
 class Finite:
-    """A model whose predictions are checked: an error names the example, by the numbers in `rows`,
-    and the λ.
+    """A model whose predictions must be finite: an error names the example, by the numbers in
+    `rows`, and the λ.
 
     >>> from vdiff import Eps
-    >>> model = Finite("example", lambda z, logsnr: Prediction(z, logsnr, z / 0, Eps()), torch.tensor([7]))
+    >>> model = lambda z, logsnr: Prediction(z, logsnr, z / 0, Eps())
+    >>> model = Finite(model, torch.tensor([7]))
     >>> model(torch.ones(1, 1), torch.zeros(1))
     Traceback (most recent call last):
         ...
-    ValueError: example: argument 'model' must be finite; got NaN or infinity for example 7 at λ = 0
+    vdiff.errors.InvalidValue: argument 'model' must be finite; got NaN or infinity for example 7 at λ = 0
     """
 
-    def __init__(self, name: str, model: Model, rows: Tensor) -> None:
-        self.name, self.model, self.rows = name, model, rows
+    def __init__(self, model: Model, rows: Tensor) -> None:
+        self.model, self.rows = model, rows
 
     def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
-        said: Prediction = self.model(z, logsnr, **condition)
-        if isinstance(said, Prediction):  # what is none is refused by whoever asked
-            bad = ~torch.isfinite(said.out).flatten(1).all(1)
-            if bad.any():
-                first = int(bad.nonzero()[0])
-                raise ValueError(
-                    must(
-                        self.name,
-                        "model",
-                        "be finite",
-                        f"NaN or infinity for example {int(self.rows[first])} at λ = {logsnr[first].item():.4g}",
-                    )
-                )
-        return said
+        prediction: Prediction = self.model(z, logsnr, **condition)
+        bad = ~torch.isfinite(prediction.out).flatten(1).all(1)
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            place = f"example {int(self.rows[first])} at λ = {logsnr[first].item():.4g}"
+            raise InvalidValue("model", "be finite", f"NaN or infinity for {place}")
+        return prediction
 
 
 __all__ = ["Difference", "Finite", "Integrand", "evaluating"]

@@ -1,5 +1,5 @@
-"""The run of an evaluation: replicates over all images, in one stage or in the two that a
-tolerance takes."""
+"""The run of an evaluation: replicates over all images, in one stage, or in two for a
+tolerance."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,10 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, finite, must
+from vdiff.errors import InvalidValue
 from vdiff.likelihood.estimate import Tally, mean_error, replicates_for
 from vdiff.likelihood.integrand import Integrand
+from vdiff.likelihood.measured import BINS, Measurement
 from vdiff.likelihood.pieces import (
     Progress,
     Share,
@@ -24,7 +25,7 @@ from vdiff.likelihood.pieces import (
     told,
     weights_of,
 )
-from vdiff.likelihood.pilot import Design, bins_of, integral_by_bin, pilot_evaluations, run_pilot
+from vdiff.likelihood.pilot import Design, integral_by_bin, pilot_evaluations, run_pilot
 from vdiff.likelihood.plan import Plan
 from vdiff.profile import Profile
 from vdiff.times import generator_of
@@ -34,7 +35,6 @@ FEW = 2  # draws per grid at least, where a tolerance is given
 TOLERANCES = (1e-12, 1e12)  # bits/dim; between them nothing overflows
 MOST = 10**15  # network evaluations; nobody waits for more
 _ALONE = Share()
-BINS = 40  # of the curves by log-SNR
 ENOUGH = 30  # degrees of freedom that the first stage must have before it decides on the second
 
 
@@ -54,144 +54,6 @@ class Effort:
     batch: int = 1024
     seed: int = 0
 
-    def check(self, name: str) -> None:
-        """Raise unless all of it is meaningful; `name` is the caller's."""
-        for word in ("draws", "replicates", "batch", "budget"):
-            if getattr(self, word) is not None:
-                check_positive_int(name, word, getattr(self, word))
-        if self.replicates < 2:
-            raise ValueError(
-                must(
-                    name,
-                    "replicates",
-                    "be at least 2",
-                    self.replicates,
-                    "one grid has no standard error",
-                )
-            )
-        if self.tolerance is not None:
-            hint = "a standard error in bits/dim, for instance 0.005"
-            low, high = TOLERANCES
-            if not low <= finite(name, "tolerance", self.tolerance, above=0.0, hint=hint) <= high:
-                what = f"lie between {low:g} and {high:g}"
-                raise ValueError(must(name, "tolerance", what, f"{self.tolerance:g}", hint))
-        elif self.budget is not None:
-            raise ValueError(
-                must(
-                    name,
-                    "budget",
-                    "come with tolerance",
-                    self.budget,
-                    "without one, draws and replicates say how much is drawn",
-                )
-            )
-
-
-class Measurement:
-    """What has been drawn so far, as tensors by name, so that it is its own checkpoint and
-    processes add theirs.
-
-    Of each image: its tally of prior, diffusion, reconstruction and total; its diffusion term by
-    bin of time, summed over draws (`curve`); Σ|w|, Σw² and max|w| of its draws w of that term,
-    density divided out (`weights`); one plus a time where its bound was not finite (`trouble`).
-    `first` is the tally of all images when the first stage ended.
-
-    >>> sorted(Measurement.empty(3).state())
-    ['count', 'curve', 'mean', 'spread', 'trouble', 'weights']
-    """
-
-    def __init__(
-        self,
-        terms: Tally,
-        curve: Tensor,
-        weights: Tensor,
-        trouble: Tensor,
-        first: Tally | None = None,
-    ) -> None:
-        self.terms, self.curve, self.weights, self.trouble, self.first = (
-            terms,
-            curve,
-            weights,
-            trouble,
-            first,
-        )
-
-    @classmethod
-    def empty(cls, images: int) -> "Measurement":
-        """Nothing drawn yet."""
-        curve, weights, trouble = (
-            torch.zeros(images, *more, dtype=torch.float64) for more in ((BINS,), (3,), ())
-        )
-        return cls(Tally.empty(4, images), curve, weights, trouble)
-
-    def state(self) -> State:
-        """As tensors by name."""
-        named = self.terms.state() | {
-            "curve": self.curve,
-            "weights": self.weights,
-            "trouble": self.trouble,
-        }
-        return (
-            named
-            if self.first is None
-            else named | {f"first_{k}": v for k, v in self.first.state().items()}
-        )
-
-    @classmethod
-    def of(cls, state: State) -> "Measurement":
-        """From `state()`, copied."""
-        own = {k: v.clone() for k, v in state.items()}
-        first = (
-            Tally(own["first_count"], own["first_mean"], own["first_spread"])
-            if "first_mean" in own
-            else None
-        )
-        return cls(
-            Tally(own["count"], own["mean"], own["spread"]),
-            own["curve"],
-            own["weights"],
-            own["trouble"],
-            first,
-        )
-
-    def over(self, share: Share) -> "Measurement":
-        """The same over all processes."""
-        whole = Measurement.of(
-            {
-                k: share.sum(v.clone())
-                for k, v in self.state().items()
-                if not k.startswith("first_")
-            }
-        )
-        whole.first = self.first
-        return whole
-
-    def add(
-        self, rows: Tensor, parts: Tensor, diffusion: Tensor, t: Tensor, bad: Tensor, level: Tensor
-    ) -> None:
-        """One replicate of images `rows`; everything else is (…, rows·draws), an image's draws
-        together.
-
-        `level` is what each draw holds of the integral of a baseline, by bin: it lies where the
-        baseline does, not where the draw fell.
-        """
-        n = len(rows)
-        means = torch.stack([parts[0], diffusion, parts[2]]).view(3, n, -1).mean(2)
-        self.terms.add(rows, torch.cat([means, means.sum(0, keepdim=True)]))
-        place = torch.arange(n).repeat_interleave(len(t) // n) * BINS + bins_of(t, BINS)
-        drawn = (
-            torch.zeros(n * BINS, dtype=torch.float64)
-            .index_add_(0, place, diffusion - level.sum())
-            .view(n, BINS)
-        )
-        self.curve[rows] += drawn + len(t) // n * level
-        weight = diffusion.abs().view(n, -1)
-        self.weights[rows, 0] += weight.sum(1)
-        self.weights[rows, 1] += weight.square().sum(1)
-        self.weights[rows, 2] = torch.maximum(self.weights[rows, 2], weight.amax(1))
-        found, place = (bad * (1 + t)).view(n, -1).max(1)
-        self.trouble[rows] = torch.maximum(self.trouble[rows], found)
-
 
 @dataclass
 class Evaluation:
@@ -204,7 +66,8 @@ class Evaluation:
 
     >>> from vdiff import Categorical, Lattice, Linear
     >>> decoder = Categorical(levels=2)
-    >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
+    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> Evaluation(integrand, Plan(), Effort(draws=8))().terms.replicates
     4
     """
@@ -220,26 +83,13 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.effort.draws is not None and self.effort.draws % 2:
-            if self.plan.antithetic:
-                raise ValueError(
-                    must(
-                        self.integrand.name,
-                        "draws",
-                        "be even with antithetic noise",
-                        self.effort.draws,
-                    )
-                )
             self.plan = replace(self.plan, antithetic=False)
         self.given = self.plan
         self.images = len(self.integrand.x)
         if self.effort.tolerance is None:  # a pilot that costs more than what it steers is none
-            planned = (
-                self.effort.replicates
-                * self.images
-                * (self.effort.draws or DRAWS)
-                * self.integrand.evaluations
-            )
-            self.plan = replace(self.plan, pilot=min(self.plan.pilot, max(FEWEST, planned)))
+            draws = self.effort.replicates * self.images * (self.effort.draws or DRAWS)
+            pilot = min(self.plan.pilot, max(FEWEST, draws * self.integrand.evaluations))
+            self.plan = replace(self.plan, pilot=pilot)
         self.scale = 1 / (self.integrand.x[0].numel() * math.log(2))  # nats to bits/dim
         self.own = torch.arange(self.share.index, self.images, self.share.count)
 
@@ -274,7 +124,7 @@ class Evaluation:
     def __call__(self, resume: State | None = None) -> Measurement:
         """Draw what is asked for, or what is left of it."""
         self._check_budget(self.effort.draws or FEW)  # before anything that takes long
-        check_resume(self.integrand.name, resume, self.key)
+        check_resume(resume, self.key)
         mine = Measurement.empty(self.images) if resume is None else Measurement.of(resume)
         if self._ahead(mine):
             mine, resume = Measurement.empty(self.images), None
@@ -289,9 +139,8 @@ class Evaluation:
                 mine.first = whole.terms
             whole = self._stage(mine, self._needed(mine.first))
         if self.profile is not None:
-            self.profile.sums.copy_(
-                self.before + self.share.sum(self._gained()["profile"]).to(self.before)
-            )
+            gained = self.share.sum(self._gained()["profile"])
+            self.profile.sums.copy_(self.before + gained.to(self.before))
         return whole
 
     def _ahead(self, mine: Measurement) -> bool:
@@ -307,11 +156,8 @@ class Evaluation:
     def key(self) -> Tensor:
         """A hash of what the draws depend on, by which a checkpoint is known."""
         integrand, effort, share = self.integrand, self.effort, self.share
-        profile = (
-            None
-            if self.profile is None
-            else (self.profile.logsnr_min, self.profile.logsnr_max, self.profile.bins)
-        )
+        p = self.profile
+        profile = None if p is None else (p.logsnr_min, p.logsnr_max, p.bins)
         return key_of(
             data_hash(integrand.data), told(integrand.condition),
             [side.name("") for side in integrand.sides], self.plan, effort.seed,
@@ -348,36 +194,25 @@ class Evaluation:
         """Stein's rule: how many replicates the first stage's variance asks for."""
         tolerance, budget = self.effort.tolerance, self.effort.budget
         assert tolerance is not None
-        replicates = max(
-            first.replicates, int(replicates_for(tolerance / self.scale, first.variances()[3]))
-        )
+        needed = int(replicates_for(tolerance / self.scale, first.variances()[3]))
+        replicates = max(first.replicates, needed)
         cost = self._cost(replicates)
         if cost > MOST:
-            what, came = (
-                f"be within reach of {MOST:g} network evaluations",
-                f"{tolerance:g} bits/dim",
-            )
-            raise ValueError(
-                must(self.integrand.name, "tolerance", what, came, f"it takes {cost:.1e}")
-            )
+            what = f"be within reach of {MOST:g} network evaluations"
+            raise InvalidValue("tolerance", what, self._asked, f"it takes {cost:.1e}")
         if budget is not None and cost > budget:
-            reached = (
-                mean_error(first.variances()[3], 1, 2)[0].item()
-                * self.scale
-                * math.sqrt(self._cost(1) / budget)
-            )
-            self._beyond_budget(
-                f"a budget of {cost:,} would do; {budget:,} reaches about {reached:.2g}"
-            )
+            error = mean_error(first.variances()[3], 1, 2)[0].item() * self.scale
+            reached = f"{budget:,} reaches about {error * math.sqrt(self._cost(1) / budget):.2g}"
+            self._beyond_budget(f"a budget of {cost:,} would do; {reached}")
         return replicates
+
+    @property
+    def _asked(self) -> str:
+        return f"{self.effort.tolerance:g} bits/dim"
 
     def _beyond_budget(self, hint: str) -> NoReturn:
         what = f"be within reach of budget = {self.effort.budget:,} network evaluations"
-        raise ValueError(
-            must(
-                self.integrand.name, "tolerance", what, f"{self.effort.tolerance:g} bits/dim", hint
-            )
-        )
+        raise InvalidValue("tolerance", what, self._asked, hint)
 
     def _cost(self, replicates: int, draws: int | None = None) -> int:
         return replicates * self.images * (draws or self.draws) * self.integrand.evaluations
@@ -388,9 +223,8 @@ class Evaluation:
         each = self.draws * self.integrand.evaluations
         failure = None
         try:
-            for chunk in (
-                torch.split(own, max(1, self.effort.batch // self.draws)) if len(own) else ()
-            ):
+            size = max(1, self.effort.batch // self.draws)
+            for chunk in torch.split(own, size) if len(own) else ():
                 seen: list[tuple[Tensor, Tensor, Tensor]] = []
                 begun = int(mine.terms.count[0, chunk].min())
                 for replicate in range(begun, replicates):
@@ -403,15 +237,11 @@ class Evaluation:
                 if self.profile is not None and seen:
                     self.profile.update(*(torch.cat(column) for column in zip(*seen, strict=True)))
                 if self.checkpoint is not None and begun < replicates:
-                    self.checkpoint(
-                        {
-                            k: v.clone()
-                            for k, v in (mine.state() | self._gained() | {"key": self.key}).items()
-                        }
-                    )
+                    state = mine.state() | self._gained() | {"key": self.key}
+                    self.checkpoint({k: v.clone() for k, v in state.items()})
         except Exception as error:
             failure = error  # the others wait at the sum
-        fail_together(self.integrand.name, self.share, failure)
+        fail_together(self.share, failure)
         whole = mine.over(self.share)
         self._refuse(whole.trouble)
         return whole
@@ -420,13 +250,10 @@ class Evaluation:
         self, mine: Measurement, rows: Tensor, replicate: int, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor]:
         draws, x, design = self.draws, self.integrand.x, self.design
-        generators = [
-            generator_of(self.effort.seed, replicate, f"image {i}", device) for i in rows.tolist()
-        ]
-        pairs = design.antithetic
-        u = torch.stack(
-            [self.plan.times.draw(draws // 2 if pairs else draws, g, device) for g in generators]
-        )
+        seed, pairs = self.effort.seed, design.antithetic
+        generators = [generator_of(seed, replicate, f"image {i}", device) for i in rows.tolist()]
+        times = draws // 2 if pairs else draws
+        u = torch.stack([self.plan.times.draw(times, g, device) for g in generators])
         u = torch.cat([u, u], 1).flatten() if pairs else u.flatten()
         eps = torch.cat([self.plan.noise((draws, *x.shape[1:]), pairs, g, x) for g in generators])
         t, q = design.density.place(u)
@@ -437,15 +264,13 @@ class Evaluation:
         mine.add(rows, parts.cpu(), diffusion.cpu(), t.cpu(), bad.cpu(), self.level)
         if self.share.count == 1:  # else all processes raise together, at the end of the stage
             self._refuse(mine.trouble)
-        return *self.integrand.squared_error(), torch.arange(
-            len(rows), device=device
-        ).repeat_interleave(draws)
+        images = torch.arange(len(rows), device=device).repeat_interleave(draws)
+        return *self.integrand.squared_error(), images
 
     def _refuse(self, trouble: Tensor) -> None:
         rows = trouble.nonzero()[:, 0]
-        self.integrand.refuse_nonfinite(
-            trouble[rows] * math.nan, rows, (trouble[rows] - 1).to(self.integrand.x.device)
-        )
+        t = (trouble[rows] - 1).to(self.integrand.x.device)
+        self.integrand.refuse_nonfinite(trouble[rows] * math.nan, rows, t)
 
 
-__all__ = ["Effort", "Evaluation", "Measurement"]
+__all__ = ["BINS", "Effort", "Evaluation", "Measurement"]

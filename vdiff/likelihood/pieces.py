@@ -1,5 +1,5 @@
-"""Long estimates in pieces: an example at a time in each repetition, shared over processes, told
-of, kept and taken up again."""
+"""Long estimates in pieces: an example at a time in each repetition, shared over processes, with
+progress, checkpoints and resumption."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vdiff.errors import check_positive_int, must
+from vdiff._arguments import original
+from vdiff._validate import require
+from vdiff.errors import InvalidValue
 from vdiff.likelihood.conditions import Shared
 from vdiff.oracle import GaussianMixture
 
@@ -54,21 +56,16 @@ def law_of(mixture: GaussianMixture) -> str:
     >>> law_of(Gaussian([0.0], [1.0])) == law_of(Gaussian([0.0], [2.0]))
     False
     """
-    return f"{type(mixture).__name__} {data_hash(torch.cat([v.flatten().cpu() for v in mixture.buffers()]))}"
+    numbers = torch.cat([v.flatten().cpu() for v in mixture.buffers()])
+    return f"{type(mixture).__name__} {data_hash(numbers)}"
 
 
-def check_dims(name: str, argument: str, law: GaussianMixture, x: Tensor) -> None:
-    """Raise unless a law has the dimensions of an example.
-
-    >>> from vdiff.oracle import Gaussian
-    >>> check_dims("example", "prior", Gaussian([0.0], [1.0]), torch.zeros(3, 1))
-    """
-    if law.dims != x[0].numel():
-        what, hint = (
-            f"have the {x[0].numel()} dimensions of an example",
-            "Gaussian.fit(data) of data like this",
-        )
-        raise ValueError(must(name, argument, what, law.dims, hint))
+def has_dims(law: GaussianMixture, x: Tensor, argument: str) -> None:
+    """Raise unless a law has the dimensions of an example: others would broadcast in silence."""
+    dims, hint = x[0].numel(), "Gaussian.fit(data) of data like this"
+    require(
+        law.dims == dims, argument, f"have the {dims} dimensions of an example", law.dims, hint
+    )
 
 
 def told(condition: Mapping[str, object]) -> dict[str, object]:
@@ -108,13 +105,11 @@ def weights_of(*models: object) -> list[str]:
     (False, [])
     """
     found = []
-    for model in models:
+    for model in map(original, models):
         if isinstance(model, nn.Module):
             tensors = [*model.named_parameters(), *model.named_buffers()]
-            digest = hashlib.sha256(
-                "".join(f"{name} {data_hash(value)} " for name, value in tensors).encode()
-            )
-            found.append(digest.hexdigest()[:16])
+            text = "".join(f"{name} {data_hash(value)} " for name, value in tensors)
+            found.append(_digest(text.encode()))
     return found
 
 
@@ -127,21 +122,19 @@ def mark_of(record: Mapping[str, object]) -> str:
     return repr(sorted(record.items()))
 
 
-class OtherState(ValueError):
-    """A state to go on from is that of another evaluation.
+class OtherState(InvalidValue):
+    """A state to resume from is that of another evaluation.
 
     >>> issubclass(OtherState, ValueError)
     True
     """
 
 
-def check_resume(name: str, resume: State | None, key: Tensor) -> None:
-    """Raise OtherState unless a state to go on from is of the computation that `key` stands
-    for."""
+def check_resume(resume: State | None, key: Tensor) -> None:
+    """Raise OtherState unless a state to resume from is that of the computation of this key."""
     if resume is not None and not ("key" in resume and torch.equal(resume["key"], key)):
         hint = "another model, data, seed or setting: start anew"
-        what, came = "be the state of this evaluation", "that of another"
-        raise OtherState(must(name, "resume", what, came, hint))
+        raise OtherState("resume", "be the state of this evaluation", "that of another", hint)
 
 
 def _as_it_is(v: Tensor) -> Tensor:
@@ -171,103 +164,110 @@ class FailedElsewhere(RuntimeError):
     """
 
 
-def fail_together(name: str, share: Share, failure: Exception | None) -> None:
+def fail_together(share: Share, failure: Exception | None) -> None:
     """Raise this process's failure; where it has none, but another has, say so: all leave at the
     same place.
 
-    >>> fail_together("example", Share(), None)
+    >>> fail_together(Share(), None)
     """
-    if share.count == 1:
-        if failure is not None:
-            raise failure
-    elif share.sum(torch.tensor([float(failure is not None)], dtype=torch.float32)).item() > 0:
-        raise failure or FailedElsewhere(f"{name}: another process failed; its message says why")
+    failed = failure is not None
+    if share.count > 1:
+        failed = share.sum(torch.tensor([float(failed)], dtype=torch.float32)).item() > 0
+    if failed:
+        raise failure or FailedElsewhere("another process failed; its message says why")
 
 
 @dataclass(frozen=True)
-class Course:
-    """How a long estimate is run: this process's share of it, who is told, who keeps the state,
-    and where it goes on.
+class Run:
+    """How a long estimate is run: the size of a batch, the seed, this process's share, who hears
+    of progress, who keeps the state, and from which state it resumes.
 
-    With `differentiable` its results keep their graph, so that nothing can be shared, kept or
+    With `differentiable` the results keep their graph, so that nothing can be shared, kept or
     resumed.
 
-    >>> Course().share.count
+    >>> Run().share.count
     1
     """
 
+    batch: int = 4096
+    seed: int = 0
     share: Share = Share()
     progress: Progress | None = None
     checkpoint: Callable[[State], None] | None = None
     resume: State | None = None
     differentiable: bool = False
 
+    def key(
+        self,
+        data: Tensor,
+        condition: Mapping[str, object],
+        said: Mapping[str, object],
+        model: object,
+        *more: object,
+    ) -> Tensor:
+        """The hash by which the state of this run of an estimate is known."""
+        share = self.share.index, self.share.count
+        return key_of(
+            data_hash(data), told(condition), *more, *share, mark_of(said), weights_of(model)
+        )
+
 
 def in_pieces(
-    name: str,
     work: Callable[[int, Tensor], State],
     *,
-    shapes: dict[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
     repetitions: int,
     rows: int,
-    batch: int,
     key: Tensor,
-    course: Course,
+    run: Run,
 ) -> State:
     """What `work(repetition, rows)` finds of each example in each repetition: (repetitions, rows,
     …) by name, in float64 on the CPU.
 
-    `shapes` are those of one example's tensors. Progress is told in examples times repetitions,
-    those of this process. Where one of several processes fails all do.
+    `shapes` are those of one example's tensors. Progress counts examples times repetitions of this
+    process. Where one of several processes fails, all fail.
 
     >>> double = lambda repetition, rows: {"value": 2.0 * rows + repetition}
-    >>> setting = dict(shapes={"value": ()}, repetitions=2, rows=3, batch=2, key=key_of(), course=Course())
-    >>> in_pieces("example", double, **setting)["value"]
+    >>> setting = dict(shapes={"value": ()}, repetitions=2, rows=3, key=key_of(), run=Run(batch=2))
+    >>> in_pieces(double, **setting)["value"]
     tensor([[0., 2., 4.],
             [1., 3., 5.]], dtype=torch.float64)
     """
-    check_positive_int(name, "batch", batch)
-    check_resume(name, course.resume, key)
-    share, state = course.share, course.resume
-    if course.differentiable and (share.count > 1 or state is not None or course.checkpoint):
-        came, hint = "share, resume or checkpoint", "a state on disk has no graph"
-        what = "be False where an estimate is shared, kept or resumed"
-        raise ValueError(must(name, "differentiable", what, came, hint))
-    if state is None:
-        state = {
-            word: torch.zeros(repetitions, rows, *shape, dtype=torch.float64)
-            for word, shape in shapes.items()
-        }
+    check_resume(run.resume, key)
+    share, failure = run.share, None
+    if run.resume is None:
+        sizes = {word: (repetitions, rows, *shape) for word, shape in shapes.items()}
+        state = {word: torch.zeros(size, dtype=torch.float64) for word, size in sizes.items()}
         state |= {"done": torch.zeros(repetitions, rows, dtype=torch.float32), "key": key}
     else:
-        state = {word: v.clone() for word, v in state.items()}
-    own, failure = torch.arange(share.index, rows, share.count), None
+        state = {word: v.clone() for word, v in run.resume.items()}
+    own = torch.arange(share.index, rows, share.count)
     try:
         for repetition in range(repetitions):
             left = own[state["done"][repetition, own] == 0]
-            for part in torch.split(left, batch) if len(left) else ():
+            for part in torch.split(left, run.batch) if len(left) else ():
                 for word, found in work(repetition, part).items():
-                    found = found if course.differentiable else found.detach()
+                    found = found if run.differentiable else found.detach()
                     state[word][repetition, part] = found.to(state[word])
                 state["done"][repetition, part] = 1
-                if course.progress is not None:
-                    course.progress(int(state["done"].sum()), repetitions * len(own))
-                if course.checkpoint is not None:
-                    course.checkpoint({word: v.clone() for word, v in state.items()})
+                if run.progress is not None:
+                    run.progress(int(state["done"].sum()), repetitions * len(own))
+                if run.checkpoint is not None:
+                    run.checkpoint({word: v.clone() for word, v in state.items()})
     except Exception as error:
         failure = error  # the others wait at the sum
-    fail_together(name, share, failure)
+    fail_together(share, failure)
     return {word: share.sum(state[word]) for word in shapes}
 
 
 __all__ = [
-    "Course",
     "FailedElsewhere",
     "OtherState",
+    "Run",
     "Share",
-    "check_dims",
     "data_hash",
     "fail_together",
+    "has_dims",
     "in_pieces",
     "key_of",
     "law_of",

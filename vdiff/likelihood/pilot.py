@@ -131,7 +131,8 @@ def run_pilot(
 
     >>> from vdiff import Categorical, Lattice, Linear
     >>> decoder = Categorical(levels=2)
-    >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
+    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> design = run_pilot(integrand, Plan(), seed=0, batch=1024)
     >>> design.variance["control variates"] < design.variance["importance density"] < design.variance["stratified times"]
     True

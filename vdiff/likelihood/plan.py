@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
+from vdiff._validate import Instance, Whole, validated
 from vdiff.likelihood.control import Control, GaussianError, NoiseNorm
 from vdiff.likelihood.density import Independent, Stratified, Times
 from vdiff.schedule import Schedule
@@ -45,36 +45,18 @@ class Plan:
     baseline: bool = True
     pilot: int = 8192
 
+    @validated
     def __post_init__(self) -> None:
-        if not isinstance(self.times, Times):
-            raise TypeError(
-                must(
-                    "Plan", "times", "be Stratified(), Sobol() or Independent()", repr(self.times)
-                )
-            )
-        if not isinstance(self.importance, bool | Schedule):
-            raise TypeError(
-                must("Plan", "importance", "be True, False or a Schedule", repr(self.importance))
-            )
+        Instance((Times,))(self.times, "times", {})
+        Instance((bool, Schedule))(self.importance, "importance", {})
         for control in self.controls:
-            if not isinstance(control, Control):
-                raise TypeError(
-                    must(
-                        "Plan",
-                        "controls",
-                        "hold control variates",
-                        repr(control),
-                        "for instance (NoiseNorm(),)",
-                    )
-                )
-        check_positive_int("Plan", "pilot", self.pilot)
+            Instance((Control,))(control, "controls", {})
+        Whole()(self.pilot, "pilot", {})
 
     @classmethod
     def plain(cls) -> "Plan":
         """Independent times, uniform in λ, and nothing else."""
-        return cls(
-            times=Independent(), importance=False, controls=(), antithetic=False, baseline=False
-        )
+        return cls(Independent(), importance=False, controls=(), antithetic=False, baseline=False)
 
     def noise(
         self, shape: tuple[int, ...], pairs: bool, generator: torch.Generator, like: Tensor

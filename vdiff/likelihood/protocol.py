@@ -1,4 +1,4 @@
-"""The record from which a number can be computed again."""
+"""The protocol from which a number can be computed again."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
+from vdiff._arguments import original
 from vdiff.likelihood.measurement import Evaluation, Measurement
 from vdiff.likelihood.pieces import Share, data_hash, told, weights_of
 
@@ -22,27 +23,27 @@ def protocol_of(
     >>> from vdiff.likelihood.measurement import Effort
     >>> from vdiff.likelihood.plan import Plan
     >>> decoder = Categorical(levels=2)
-    >>> integrand = Integrand(Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]]), Linear(), decoder)
+    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> run = Evaluation(integrand, Plan(), Effort())
     >>> protocol_of(run, run(), {"ema": 0.999})["evaluations"]            # 2 · 4 · 32, and the pilot's
     1280
     """
     integrand, effort, design = run.integrand, run.effort, run.design
     (first, *others), replicates = integrand.sides, found.terms.replicates
+    density, each = run.plan.importance, integrand.evaluations
+    other = others and others[0].name("") != first.name("")
     return {
         **of_data(integrand.data),
         **first.name(""),
         "levels": getattr(integrand.decoder, "levels", None),
-        **(others[0].name("second") if others and others[0].name("") != first.name("") else {}),
+        **(others[0].name("second") if other else {}),
         "draws": run.draws,
         "replicates": replicates,
-        "evaluations": replicates * run.images * run.draws * integrand.evaluations
-        + design.evaluations,
+        "evaluations": replicates * run.images * run.draws * each + design.evaluations,
         "pilot": design.evaluations,
         "times": repr(run.plan.times),
-        "importance": run.plan.importance
-        if isinstance(run.plan.importance, bool)
-        else repr(run.plan.importance),
+        "importance": density if isinstance(density, bool) else repr(density),
         "controls": [repr(control) for control in run.plan.controls],
         "antithetic": design.antithetic,
         "baseline": run.plan.baseline,
@@ -71,6 +72,15 @@ def of_data(data: Tensor) -> dict[str, object]:
     return {"images": len(data), "shape": list(data.shape[1:]), "data": data_hash(data)}
 
 
+def of_model(model: object) -> dict[str, object]:
+    """What a model says was done to it, as `Guided` and `Clipped` do.
+
+    >>> of_model(abs)
+    {}
+    """
+    return dict(getattr(original(model), "protocol", {}))
+
+
 def of_computation(
     dtype: torch.dtype, device: torch.device, models: Sequence[object], share: Share
 ) -> dict[str, object]:
@@ -79,7 +89,8 @@ def of_computation(
     >>> of_computation(torch.float32, torch.device("cpu"), [], Share())["processes"]
     1
     """
-    parameters = [p for m in models if isinstance(m, nn.Module) for p in m.parameters()]
+    modules = [model for model in map(original, models) if isinstance(model, nn.Module)]
+    parameters = [p for module in modules for p in module.parameters()]
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "model": weights_of(*models),
@@ -97,16 +108,12 @@ def versions() -> dict[str, object]:
     >>> sorted(versions())
     ['threads', 'torch', 'vdiff']
     """
-    return {
-        "threads": torch.get_num_threads(),
-        "vdiff": version(),
-        "torch": torch.__version__,
-    }
+    return {"threads": torch.get_num_threads(), "vdiff": version(), "torch": torch.__version__}
 
 
 def warn_of_others(what: str, before: object) -> None:
-    """Warn where something goes on with other versions, or another number of threads, than it
-    began with. What an older file does not say is passed over.
+    """Warn where something resumes with other versions, or another number of threads, than it
+    began with. Facts that an older file does not hold are ignored.
 
     >>> warn_of_others("the run", versions())
     """
@@ -130,6 +137,7 @@ def version() -> str:
 __all__ = [
     "of_computation",
     "of_data",
+    "of_model",
     "protocol_of",
     "version",
     "versions",

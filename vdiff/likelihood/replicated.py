@@ -3,13 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._validate import Whole
 from vdiff.gaussian import bits_per_dim
 from vdiff.likelihood.estimate import Estimate, mean_error
+
+_SEVERAL = Whole(at_least=2, hint="one has no standard error")
+Replicates = Annotated[int, _SEVERAL]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Replicated:
     exact: bool = False
     protocol: dict[str, object] = field(default_factory=dict, kw_only=True)
 
+    __example__: ClassVar[str] = "of dequantized_ode, ode_likelihood, path_importance or immse"
     label: ClassVar[str] = ""  # what must stand behind the number wherever it is printed
 
     @property
@@ -69,11 +74,8 @@ class Replicated:
     def spread_error(self) -> float:
         """Its standard error over examples: what others would give. It contains `mean_error`
         already; NaN for one example."""
-        return (
-            self.nats.std(correction=1).item() / math.sqrt(len(self.nats))
-            if len(self.nats) > 1
-            else math.nan
-        )
+        n = len(self.nats)
+        return self.nats.std(correction=1).item() / math.sqrt(n) if n > 1 else math.nan
 
     @property
     def estimate(self) -> Estimate:
@@ -85,16 +87,10 @@ class Replicated:
         scale, n = 1 / (self.dims * math.log(2)), len(self.nats)
         error, freedom = self.mean_error, None
         if error > 0:
-            freedom = mean_error(
-                self.replicates.var(0), len(self.replicates), len(self.replicates)
-            )[1].item()
-        return Estimate(
-            self.mean * scale,
-            error * scale,
-            self.spread_error * scale if n > 1 else None,
-            freedom,
-            n,
-        )
+            count = len(self.replicates)
+            freedom = mean_error(self.replicates.var(0), count, count)[1].item()
+        spread = self.spread_error * scale if n > 1 else None
+        return Estimate(self.mean * scale, error * scale, spread, freedom, n)
 
     def __str__(self) -> str:
         return "\n".join([f"{self.estimate} bits/dim{self.label}", *listed(self.protocol)])
@@ -106,12 +102,9 @@ def listed(protocol: Mapping[str, object]) -> list[str]:
     >>> listed({"draws": 8, "budget": None})
     ['draws 8']
     """
-    known = {
-        word: f"{v:.4g}" if isinstance(v, float) else v
-        for word, v in protocol.items()
-        if v is not None
-    }
-    return [", ".join(f"{word} {v}" for word, v in known.items())] if known else []
+    known = ((word, v) for word, v in protocol.items() if v is not None)
+    text = [f"{word} {f'{v:.4g}' if isinstance(v, float) else v}" for word, v in known]
+    return [", ".join(text)] if text else []
 
 
 __all__ = ["Replicated"]

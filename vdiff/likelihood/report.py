@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vdiff.errors import must
+from vdiff._validate import require, validated
 from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
 from vdiff.likelihood.estimate import Estimate, difference
 from vdiff.likelihood.measurement import Evaluation, Measurement
@@ -65,6 +65,7 @@ class Report:
     by_image: Tensor | None = field(default=None, compare=False)
     others: dict[str, Beside] = field(default_factory=dict)
 
+    @validated
     def beside(self, name: str, found: Replicated) -> "Report":
         """This report with another estimate of −log p of the same images in the same order, and
         with the bound's gap to it.
@@ -86,35 +87,23 @@ class Report:
         >>> report.beside("the same", Replicated(bits[None] * math.log(2), 1, bits, exact=True)).others["the same"].gap.value
         0.0
         """
-        if self.by_image is None or len(found.nats) != len(self.by_image):
-            known = "no images" if self.by_image is None else f"{len(self.by_image)}"
-            raise ValueError(
-                must(
-                    "Report.beside",
-                    "found",
-                    f"be of the report's images, {known}",
-                    len(found.nats),
-                )
-            )
+        known = "no images" if self.by_image is None else str(len(self.by_image))
+        images = str(len(found.nats))
+        require(images == known, "found", f"be of the report's images, {known}", images)
+        assert self.by_image is not None
         for word, came in (("shape", found.dims), ("data", found.protocol.get("data"))):
             own = self.protocol.get(word)
             own = math.prod(own) if isinstance(own, list) else own
-            if own is not None and came is not None and own != came:
-                hint = (
-                    "continuous x of the same images has another hash: dequantized_ode takes them as they are"
-                    if word == "data"
-                    else ""
-                )
-                raise ValueError(
-                    must("Report.beside", "found", f"be of the same {word}, {own}", came, hint)
-                )
+            hint = "continuous x of the same images has another hash: dequantized_ode takes levels"
+            same = None in (own, came) or own == came
+            hint = hint if word == "data" else ""
+            require(same, "found", f"be of the same {word}, {own}", came, hint)
         estimate = found.estimate
         off = self.by_image - found.bits_per_dim.to(self.by_image)
         spread = off.std().item() / math.sqrt(len(off)) if len(off) > 1 else None
         gap = difference(self.total, estimate, off.mean().item(), spread)
-        return replace(
-            self, others=self.others | {name: Beside(estimate, gap, found.protocol, found.label)}
-        )
+        other = Beside(estimate, gap, found.protocol, found.label)
+        return replace(self, others=self.others | {name: other})
 
     def __str__(self) -> str:
         rows = [
@@ -203,14 +192,13 @@ def outcome(run: Evaluation, found: Measurement, extra: Mapping[str, object]) ->
     seen = examine(run, found)
     said = warnings_of(run, found, seen)
     for text in said:
-        warnings.warn(f"{run.integrand.name}: {text}", stacklevel=3)
-    estimates, by_image = (
+        warnings.warn(f"{run.integrand.name}: {text}", stacklevel=4)
+    parts, by_image = (
         found.terms.estimates(run.scale, found.first),
         found.terms.mean[3] * run.scale,
     )
-    return Outcome(
-        estimates, protocol_of(run, found, extra), seen, savings_of(run, found), said, by_image
-    )
+    protocol, savings = protocol_of(run, found, extra), savings_of(run, found)
+    return Outcome(parts, protocol, seen, savings, said, by_image)
 
 
 def savings_of(run: Evaluation, found: Measurement) -> dict[str, float]:

@@ -1,11 +1,13 @@
 """The divergence of a field: exactly, or by random probes that stay the same along a
 trajectory."""
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_positive_int
+from vdiff._validate import Count, validated
 from vdiff.gaussian import sum_dims
 
 EXACT = 16  # dimensions up to which every one of them is differentiated
@@ -25,6 +27,7 @@ class Trace:
     """
 
     exact: bool = False
+    __example__: ClassVar[str] = "for instance Exact()"
 
     def directions(
         self, z: Float[Tensor, "batch *dims"], generators: list[torch.Generator]
@@ -33,12 +36,7 @@ class Trace:
         raise NotImplementedError
 
     def divergence(
-        self,
-        v: Tensor,
-        z: Tensor,
-        directions: Tensor,
-        *,
-        differentiable: bool = False,
+        self, v: Tensor, z: Tensor, directions: Tensor, *, differentiable: bool = False
     ) -> Float[Tensor, "batch columns"]:
         """An estimate for each probe, from v with its graph back to z: one backward pass each.
 
@@ -51,7 +49,8 @@ class Trace:
         return torch.stack([sum_dims(product) for product in products], 1)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
 
 
 class Exact(Trace):
@@ -65,19 +64,11 @@ class Exact(Trace):
 
     def directions(self, z: Tensor, generators: list[torch.Generator]) -> Tensor:
         dims = z[0].numel()
-        return (
-            torch.eye(dims, dtype=z.dtype, device=z.device)
-            .view(dims, 1, *z.shape[1:])
-            .expand(-1, len(z), *z.shape[1:])
-        )
+        axes = torch.eye(dims, dtype=z.dtype, device=z.device).view(dims, 1, *z.shape[1:])
+        return axes.expand(-1, len(z), *z.shape[1:])
 
     def divergence(
-        self,
-        v: Tensor,
-        z: Tensor,
-        directions: Tensor,
-        *,
-        differentiable: bool = False,
+        self, v: Tensor, z: Tensor, directions: Tensor, *, differentiable: bool = False
     ) -> Tensor:
         found = super().divergence(v, z, directions, differentiable=differentiable)
         return found.sum(1, keepdim=True)
@@ -95,17 +86,13 @@ class Hutchinson(Trace):
     Hutchinson(probes=2)
     """
 
-    def __init__(self, probes: int = 2) -> None:
-        check_positive_int("Hutchinson", "probes", probes)
+    @validated
+    def __init__(self, probes: Count = 2) -> None:
         self.probes = probes
 
     def directions(self, z: Tensor, generators: list[torch.Generator]) -> Tensor:
-        each = [
-            torch.randint(
-                0, 2, (self.probes, *z.shape[1:]), generator=generator, device=generator.device
-            )
-            for generator in generators
-        ]
+        size = (self.probes, *z.shape[1:])
+        each = [torch.randint(0, 2, size, generator=g, device=g.device) for g in generators]
         return torch.stack(each, 1).to(z) * 2 - 1
 
 

@@ -7,15 +7,17 @@ number, an estimator, a decoder, a class of models, is wrong where a row's z-sco
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from vdiff._arguments import Model
+from vdiff._validate import Count, Function, validated
 from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.denoiser import weights_dtype
-from vdiff.errors import check_positive_int, did_you_mean, must
+from vdiff.errors import InvalidValue, did_you_mean
 from vdiff.likelihood.dequantise import TruncatedNormal, dequantized_ode
 from vdiff.likelihood.evaluation import evaluate
 from vdiff.likelihood.immse import immse
@@ -23,12 +25,12 @@ from vdiff.likelihood.importance import chain_log_prob, path_importance
 from vdiff.likelihood.ode import ode_likelihood
 from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.trace import Exact, Hutchinson
-from vdiff.loss import Model
 from vdiff.oracle import Gaussian, GaussianMixture, Lattice
 from vdiff.prediction import Prediction
 from vdiff.schedule import Linear
 from vdiff.times import generator_of
 
+_OF_ORACLE = Function("from an oracle to a model: lambda oracle: oracle")
 SLACK = 1e-3  # nats: what solvers and finite ends may be off, beside the standard error
 LIMIT = 4.0  # standard errors
 WIDE = Linear(18.0, -12.0)  # ends that cost a density of these cases less than 1e-4 nats
@@ -91,10 +93,10 @@ class Verification:
             if row.error:
                 lines.append(f"{row.case:<20}{row.estimator:<25}FAILED: {row.error}")
                 continue
-            numbers = f"{_short(row.estimate, 5):>12}{_short(row.standard_error, 5):>11}{row.truth:>11.5f}{_short(row.z, 2):>11}"
-            lines.append(
-                f"{row.case:<20}{row.estimator:<25}{numbers}{row.evaluations:>13.0f}{'' if row.passed else '  FAILED'}"
-            )
+            numbers = f"{_short(row.estimate, 5):>12}{_short(row.standard_error, 5):>11}"
+            numbers += f"{row.truth:>11.5f}{_short(row.z, 2):>11}{row.evaluations:>13.0f}"
+            failed = "" if row.passed else "  FAILED"
+            lines.append(f"{row.case:<20}{row.estimator:<25}{numbers}{failed}")
         return "\n".join(
             [*lines, f"{len(self.rows) - len(self.failed)} of {len(self.rows)} passed"]
         )
@@ -122,11 +124,12 @@ def cases() -> dict[str, GaussianMixture]:
     }
 
 
+@validated
 def verify_estimators(
-    model: Callable[[GaussianMixture], Model] = lambda oracle: oracle,
+    model: Annotated[Callable[[GaussianMixture], Model], _OF_ORACLE] = lambda oracle: oracle,
     *,
     names: Iterable[str] | None = None,
-    points: int = 256,
+    points: Count = 256,
     seed: int = 0,
 ) -> Verification:
     """Every estimator on every case it can be asked: bound, whole paths, ODE, dequantised ODE,
@@ -148,24 +151,11 @@ def verify_estimators(
     >>> table.failed
     ()
     """
-    if not callable(model):
-        raise TypeError(
-            must(
-                "verify_estimators",
-                "model",
-                "be a function from an oracle to a model",
-                repr(model),
-                "lambda oracle: oracle",
-            )
-        )
-    check_positive_int("verify_estimators", "points", points)
     known, rows = cases(), []
     for case in known if names is None else names:
         if case not in known:
             hint = did_you_mean(case, known)
-            raise ValueError(
-                must("verify_estimators", "names", f"be of {', '.join(known)}", repr(case), hint)
-            )
+            raise InvalidValue("names", f"be of {', '.join(known)}", repr(case), hint)
         oracle = known[case]
         x = oracle.sample(points, generator_of(seed, 0, case))
         for name, truth, run in _estimators(oracle, x, seed):
@@ -175,17 +165,8 @@ def verify_estimators(
                 estimate, error, why = *run(counted), ""
             except Exception as failure:  # whatever a model's class raises is what the table tells
                 estimate, error, why = math.nan, math.nan, f"{type(failure).__name__}: {failure}"
-            rows.append(
-                Row(
-                    case,
-                    name,
-                    estimate,
-                    error,
-                    truth,
-                    0.0 if counted is None else counted.rows / points,
-                    why,
-                )
-            )
+            cost = 0.0 if counted is None else counted.rows / points
+            rows.append(Row(case, name, estimate, error, truth, cost, why))
     return Verification(tuple(rows))
 
 
@@ -196,75 +177,32 @@ def _estimators(oracle: GaussianMixture, x: Tensor, seed: int) -> Iterable[tuple
     """Name, true mean of −log p over these points, and what to do with a model."""
     truth = -oracle.log_prob(x).mean().item()
     gaussian = oracle.matched()
+    known: dict[str, Any] = {"seed": seed}
     if isinstance(oracle, Lattice):
         decoder = Categorical(len(oracle.weights))
-        levels, narrow = decoder.decode(x), Linear(10.0, -12.0)
-        yield (
-            "bound",
-            truth,
-            lambda m: _bound(
-                evaluate(
-                    m, levels, schedule=Linear(13.3, -12.0), decoder=decoder, seed=seed
-                ).total,
-                1,
-            ),
-        )
-        yield (
-            "dequantised ODE",
-            truth,
-            lambda m: _numbers(
-                dequantized_ode(
-                    m,
-                    levels,
-                    dequantization=TruncatedNormal(decoder, 10.0),
-                    schedule=narrow,
-                    prior=gaussian,
-                    seed=seed,
-                )
-            ),
-        )
-        yield (
-            "I-MMSE",
-            truth,
-            lambda m: _numbers(
-                immse(
-                    m, x, schedule=Linear(13.3, -12.0), gaussian=gaussian, discrete=True, seed=seed
-                )
-            ),
-        )
+        data, wide, noise = decoder.decode(x), Linear(13.3, -12.0), TruncatedNormal(decoder, 10.0)
+        bound = known | {"schedule": wide, "decoder": decoder}
+        ode = known | {"schedule": Linear(10.0, -12.0), "prior": gaussian, "dequantization": noise}
+        error = known | {"schedule": wide, "gaussian": gaussian, "discrete": True}
+        yield "bound", truth, lambda m: _bound(evaluate(m, data, **bound).total, 1)
+        yield "dequantised ODE", truth, lambda m: _numbers(dequantized_ode(m, data, **ode))
+        yield "I-MMSE", truth, lambda m: _numbers(immse(m, x, **error))
         return
-    continuous: dict[str, Any] = {"schedule": WIDE, "prior": gaussian}
-    yield (
-        "bound",
-        truth,
-        lambda m: _bound(
-            evaluate(m, x, schedule=WIDE, decoder=GaussianDecoder(), seed=seed).total, oracle.dims
-        ),
-    )
-    yield (
-        "ODE, exact trace",
-        truth,
-        lambda m: _numbers(ode_likelihood(m, x, trace=Exact(), **continuous)),
-    )
+    known["schedule"] = WIDE
+    bound, ode = known | {"decoder": GaussianDecoder()}, known | {"prior": gaussian}
+    error, exact = known | {"gaussian": gaussian}, {**ode, "seed": 0, "trace": Exact()}
+    yield "bound", truth, lambda m: _bound(evaluate(m, x, **bound).total, oracle.dims)
+    yield "ODE, exact trace", truth, lambda m: _numbers(ode_likelihood(m, x, **exact))
     if oracle.dims > 1:
-        yield (
-            "ODE, Hutchinson",
-            truth,
-            lambda m: _numbers(ode_likelihood(m, x, trace=Hutchinson(), seed=seed, **continuous)),
-        )
-    yield (
-        "I-MMSE",
-        truth,
-        lambda m: _numbers(immse(m, x, schedule=WIDE, gaussian=gaussian, seed=seed)),
-    )
+        random = ode | {"trace": Hutchinson()}
+        yield "ODE, Hutchinson", truth, lambda m: _numbers(ode_likelihood(m, x, **random))
+    yield "I-MMSE", truth, lambda m: _numbers(immse(m, x, **error))
     if oracle.dims == 1:
         chain: dict[str, Any] = {"schedule": CHAIN, "decoder": GaussianDecoder(), "steps": 16}
-        exact = -chain_log_prob(oracle, x, **chain).mean().item()
-        yield (
-            "paths, T = 16, K = 256",
-            exact,
-            lambda m: _numbers(path_importance(m, x, samples=256, seed=seed, **chain)),
-        )
+        of_chain = -chain_log_prob(oracle, x, **chain).mean().item()
+        paths = {**chain, "samples": 256, "seed": seed}
+        name = "paths, T = 16, K = 256"
+        yield name, of_chain, lambda m: _numbers(path_importance(m, x, **paths))
 
 
 def _bound(total: Any, dims: int) -> tuple[float, float]:
