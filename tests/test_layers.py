@@ -10,7 +10,7 @@ import pytest
 import vdiff
 
 LAYERS = (
-    "errors", "_validate", "condition", "extras", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "prediction", "reverse", "weighting", "bound", "decoder", "denoiser", "_known_range", "_arguments", "oracle",
+    "errors", "_validate", "extras", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "prediction", "reverse", "weighting", "bound", "decoder", "denoiser", "_known_range", "_arguments", "oracle",
     "loss", "chain", "flow", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics", "recipes", "augmentation", "describe", "theorems", "plots", "nn", "disk", "terminal", "data", "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent

@@ -17,7 +17,7 @@ from test_hostile_options import code_of
 
 import vdiff.terminal
 from vdiff.cli import main
-from vdiff.errors import must, printable
+from vdiff.errors import InvalidValue, printable
 from vdiff.terminal import Bar, say, track
 from vdiff.training import Config, Run
 from vdiff.training.record import Record
@@ -280,7 +280,7 @@ ESCAPES = [
 
 @pytest.mark.parametrize("name", ESCAPES, ids=ascii)
 def test_an_error_is_one_line_without_control_characters(name):
-    assert must(name, name, name, name, name).isprintable()
+    assert str(InvalidValue(name, name, name, name)).isprintable()
     assert printable(f"λ x̂ ± … é {name}").startswith("λ x̂ ± … é ")
     assert printable(name).encode("ascii").decode("unicode_escape").encode(
         "utf-16", "surrogatepass"

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff.errors import has_values, must, names_arrays
+from vdiff._validate import validated
+from vdiff.errors import InvalidValue, has_values
 
 HALF = {torch.float16, torch.bfloat16}
 ENDS = "fixed_ends"  # in a state dict: (λ_max, λ_min)
@@ -195,10 +196,12 @@ class PreciseModule(RestorableModule):
             return
         rounded = torch.tensor(own, dtype=torch.float64, device="cpu").to(saved.dtype)
         if not torch.allclose(saved.detach().cpu(), rounded, rtol=1e-6, atol=1e-6):
-            name, hint = type(self).__name__, "make this module with the ends of the state"
+            hint = "make this module with the ends of the state"
             what = f"have the ends of this module, λ_max = {own[0]:g} and λ_min = {own[1]:g}"
             came = f"λ_max = {saved[0]:g} and λ_min = {saved[1]:g}"
-            errors.append(must(f"{name}.load_state_dict", "state_dict", what, came, hint))
+            wrong = InvalidValue("state_dict", what, came, hint)
+            wrong.function = f"{type(self).__name__}.load_state_dict"
+            errors.append(str(wrong))
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -250,7 +253,7 @@ def sigma(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return logsnr.neg().sigmoid().sqrt()
 
 
-@names_arrays
+@validated
 def diffuse(
     x: Float[Tensor, "batch *dims"],
     eps: Float[Tensor, "batch *dims"],
@@ -396,7 +399,7 @@ def spread_kl(u: Tensor) -> Tensor:
     return 0.5 * (u + torch.expm1(-u))
 
 
-@names_arrays
+@validated
 def prior_kl(
     x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float
 ) -> Float[Tensor, " batch"]:
@@ -445,7 +448,7 @@ def kl_to_normal(
     return 0.5 * (dims * (excess - log_ratio) + square / s)
 
 
-@names_arrays
+@validated
 def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Tensor:
     """Nats per example as bits per dimension, nats/(d ln 2).
 

@@ -1,8 +1,8 @@
 """The one equation: every objective is L_w(x) = ½ E_{t, ε}[ w(λ_t) (−dλ/dt) ‖ε − ε̂(z_t, λ_t)‖²
 ]."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,11 +26,11 @@ from vdiff._arguments import (
     variance_trained,
     weight_of_noise,
 )
-from vdiff._known_range import note_training, warn_beyond
-from vdiff._validate import Count, Data, Noise, Random, Steps, Times, constraints, validated
+from vdiff._known_range import note_training
+from vdiff._validate import Count, Data, Noise, Random, Steps, Times, validated
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder
-from vdiff.errors import InvalidArgument, checking
+from vdiff.errors import checking
 from vdiff.gaussian import at_least_float32, diffuse, prior_kl
 from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
@@ -264,50 +264,6 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast off where it is on (the meta device knows none)."""
     on = device.type != "meta" and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
-
-
-@contextmanager
-def named(name: str) -> Iterator[None]:
-    """Errors of a block name a function."""
-    try:
-        yield
-    except InvalidArgument as error:
-        error.function = error.function or name
-        raise
-
-
-def check_call(
-    name: str,
-    model: Any,
-    schedule: Any,
-    steps: Any,
-    *,
-    to_noise: bool = False,
-    watch: bool = True,
-    evaluation: bool = False,
-) -> None:
-    """Raise for what is no model, schedule or number of steps."""
-    with named(name):
-        for hint, argument, value in (
-            (Model, "model", model),
-            (Schedule, "schedule", schedule),
-            (Steps | None, "steps", steps),
-        ):
-            for constraint in constraints(hint):
-                constraint(value, argument, {})
-        if not to_noise:
-            finite_end(schedule)
-        synchronised(model, schedule)
-        if watch:
-            warn_beyond(model, schedule, steps, evaluation=evaluation)
-
-
-def check_decoder(name: str, decoder: Any, schedule: Schedule) -> None:
-    """Raise for what is no decoder, and for a Gaussian one under a schedule with learned ends."""
-    with named(name):
-        for constraint in constraints(Decoder):
-            constraint(decoder, "decoder", {})
-        decoder_fits(decoder, schedule)
 
 
 __all__ = ["Model", "WeightFunction", "elbo", "weighted_elbo"]

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._validate import Given, Instance, Number, Steps, require, validated
-from vdiff.errors import InvalidArgument
+from vdiff._validate import Given, Number, Steps, require, validated
 from vdiff.gaussian import Step, alpha, combine, sigma, wide
 from vdiff.schedule import Schedule
 
@@ -255,16 +254,6 @@ class Exploding(Parameterization):
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
         return alpha(logsnr).reciprocal()
-
-
-def check_parameterization(function: str, parameterization: object) -> None:
-    """`Parameterization.__validate__`, for a caller that does not declare it yet."""
-    try:
-        Instance((Parameterization,))(parameterization, "parameterization", {})
-        Parameterization.__validate__(parameterization, "parameterization", {})  # type: ignore[arg-type]
-    except InvalidArgument as error:
-        error.function = function
-        raise
 
 
 __all__ = ["Eps", "Exploding", "Flow", "Parameterization", "PosteriorMean", "Score", "V", "X"]

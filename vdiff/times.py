@@ -7,18 +7,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff.errors import check_positive_int, must
+from vdiff._validate import Count, require, validated
 from vdiff.gaussian import at_least_float32, wide_dtype
 
 GOLDEN = 0.6180339887498949
 
 
+def share_of_grid(index: int, count: int, offset: float | Tensor | None) -> None:
+    """A rule: the share is one of the grid's, and several shares have one offset."""
+    require(0 <= index < count, "index", f"lie in [0, count) = [0, {count})", index)
+    hint = "shares with offsets of their own make no grid: use offset_of(seed, step)"
+    one = count == 1 or offset is not None
+    require(one, "offset", "be given where a grid has several shares", None, hint)
+
+
+@validated(rules=[share_of_grid])
 def stratified(
-    batch: int,
+    batch: Count,
     *,
     offset: float | Tensor | None = None,
     index: int = 0,
-    count: int = 1,
+    count: Count = 1,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, " batch"]:
@@ -36,21 +45,7 @@ def stratified(
     >>> stratified(2, offset=0.5, index=1, count=2)
     tensor([0.7500, 0.2500], dtype=torch.float64)
     """
-    check_positive_int("stratified", "batch", batch)
-    check_positive_int("stratified", "count", count)
-    if not 0 <= index < count:
-        raise ValueError(must("stratified", "index", f"lie in [0, count) = [0, {count})", index))
     if offset is None:
-        if count > 1:
-            raise ValueError(
-                must(
-                    "stratified",
-                    "offset",
-                    "be given where a grid has several shares",
-                    None,
-                    "shares with offsets of their own make no grid: use offset_of(seed, step)",
-                )
-            )
         offset = torch.rand((), generator=generator, device=device, dtype=torch.float32)
     wide = wide_dtype(torch.device(device or "cpu"))
     strata = torch.arange(index, batch * count, count, dtype=wide, device=device)

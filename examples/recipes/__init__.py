@@ -11,7 +11,7 @@ set unless a file says otherwise; "steps a second" are the authors'.
 import importlib
 from pathlib import Path
 
-from vdiff.errors import did_you_mean, must
+from vdiff.errors import did_you_mean
 from vdiff.training import Config
 
 NAMES = tuple(
@@ -26,15 +26,8 @@ NAMES = tuple(
 def load(name: str) -> Config:
     """The settings of a recipe; an unknown name is answered with the nearest."""
     if name not in NAMES:
-        raise ValueError(
-            must(
-                "recipes",
-                "name",
-                f"be one of {', '.join(NAMES)}",
-                repr(name),
-                did_you_mean(name, NAMES),
-            )
-        )
+        near = did_you_mean(name, NAMES)
+        raise ValueError(f"there is no recipe {name!r}, but {', '.join(NAMES)} ({near})")
     config: Config = importlib.import_module(f"recipes.{name.replace('-', '_')}").CONFIG
     return config
 

@@ -15,7 +15,6 @@ from vdiff._validate import (
     Given,
     NoisyEnd,
     Steps,
-    constraints,
     ordered_ends,
     require,
     unchecked,
@@ -325,20 +324,6 @@ class Schedule(PreciseModule):
 
 
 home = device_of
-
-
-def check_ends(name: str, logsnr_max: float, logsnr_min: float) -> tuple[float, float]:
-    """(λ_max, λ_min) as floats; raises unless λ_max > λ_min and both are finite."""
-    high: float = constraints(CleanEnd)[0](logsnr_max, "logsnr_max", {})
-    low: float = constraints(NoisyEnd)[0](logsnr_min, "logsnr_min", {})
-    ordered_ends(high, low)
-    return high, low
-
-
-def check_schedule(name: str, schedule: object) -> None:
-    """Raise unless `schedule` is a Schedule; its class is the likely mistake."""
-    for constraint in constraints(Schedule):
-        constraint(schedule, "schedule", {})
 
 
 __all__ = ["NoiseLevels", "Schedule", "check_returned"]

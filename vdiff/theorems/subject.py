@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vdiff.denoiser import Denoiser
-from vdiff.errors import check_data, must
+from vdiff.errors import InvalidType
 from vdiff.gaussian import sigma
 from vdiff.loss import Model
 from vdiff.oracle import Gaussian, GaussianMixture
@@ -109,7 +109,7 @@ class Wide:
         if not all(isinstance(part, Prediction) for part in parts):
             got = type(parts[0]).__name__
             hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
-            raise TypeError(must("verify", "model", "return a Prediction", got, hint))
+            raise InvalidType("model", "return a Prediction", got, hint)
         output = torch.cat([part.out for part in parts]).to(z)
         return Prediction(z, logsnr, output, parts[0].parameterization)
 
@@ -129,11 +129,6 @@ class Subject:
     @classmethod
     def of(cls, model: Model, data: Tensor, draws: int = DRAWS) -> "Subject":
         """A user's model and the first rows of their data, as the network sees it."""
-        if not callable(model) or isinstance(model, type):
-            what = "be called as model(z, logsnr) and return a Prediction"
-            hint = "for instance Denoiser(network, V())"
-            raise TypeError(must("verify", "model", what, repr(model), hint))
-        check_data("verify", data, "data")
         rows = data[:ROWS].detach()
         return cls(model=Wide(model, rows), x=rows.to("cpu", torch.float64), draws=draws)
 

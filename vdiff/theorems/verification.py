@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 
 import torch
-from torch import Tensor
 
-from vdiff.errors import check_positive_int, did_you_mean, must
+from vdiff._arguments import Model
+from vdiff._validate import Count, Data, validated
+from vdiff.errors import InvalidType, InvalidValue, did_you_mean
 from vdiff.likelihood.integrand import evaluating
-from vdiff.loss import Model
 from vdiff.theorems.subject import DRAWS, Subject
 from vdiff.theorems.theorem import THEOREMS, Function, Sides, Theorem
 
@@ -103,13 +103,14 @@ class Report(list[Verdict]):
         return "\n".join([*map(str, self), good, *([self.remark] if self.remark else [])])
 
 
+@validated
 @torch.no_grad()
 def verify(
     model: Model | None = None,
-    data: Tensor | None = None,
+    data: Data | None = None,
     *,
     names: Iterable[str] | None = None,
-    draws: int = DRAWS,
+    draws: Count = DRAWS,
 ) -> Report:
     """Verify the theory numerically: both sides of every theorem, by different routes, in float64.
 
@@ -139,11 +140,10 @@ def verify(
     >>> verify(names=["schedule-invariance-of-any-network"]).ok
     True
     """
-    check_positive_int("verify", "draws", draws)
     if (model is None) != (data is None):
         given, missing = ("model", "data") if data is None else ("data", "model")
         hint = "a theorem about a network needs both"
-        raise TypeError(must("verify", missing, f"come with {given}", None, hint))
+        raise InvalidType(missing, f"come with {given}", None, hint)
     topics = {topic: [t.name for t in theorems] for topic, theorems in by_topic().items()}
     allowed = [name for theorems in topics.values() for name in theorems]
     subject = Subject(draws=draws)
@@ -187,12 +187,12 @@ def _chosen(
     for name in allowed if names is None else [names] if isinstance(names, str) else names:
         if name not in known:
             what, hint = "be names of theorems or topics", did_you_mean(name, known)
-            raise ValueError(must("verify", "names", what, repr(name), hint))
+            raise InvalidValue("names", what, repr(name), hint)
         found = [one for one in known[name] if one in allowed]
         if not found:
             what = "hold of any network where a model is given"
             hint = f"it is about the exact denoiser: leave out the model, or choose among {', '.join(allowed)}"
-            raise ValueError(must("verify", "names", what, repr(name), hint))
+            raise InvalidValue("names", what, repr(name), hint)
         chosen += found
     return list(dict.fromkeys(chosen))
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vdiff._arguments import Condition
 from vdiff._validate import Count, validated
-from vdiff.condition import Condition, conditions
 from vdiff.errors import InvalidValue
 from vdiff.likelihood import Plan, evaluate
 from vdiff.likelihood.estimate import Estimate
@@ -21,7 +21,7 @@ class Validation:
 
     Every call uses the same times, stratified for each image, and the same noise, so that two
     points of a curve differ only by what was learned between them. Processes share the images.
-    `condition` and further keywords are conditions, as in `evaluate`.
+    `condition` is as in `evaluate`.
 
     >>> from vdiff.training import Config
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
@@ -40,9 +40,8 @@ class Validation:
         batch: Count = 1024,
         seed: int = 0,
         condition: Condition = None,
-        **keywords: Any,
     ) -> None:
-        self.data, self.condition = data, conditions("Validation", condition, keywords)
+        self.data, self.condition = data, dict(condition or {})
         self.effort = {"draws": draws, "replicates": replicates, "batch": batch, "seed": seed}
 
     @validated

@@ -5,11 +5,6 @@ A total is a weighting by itself (`ELBO`, `Sigmoid`, `MSE`). A factor multiplies
 is in ε-units, whatever the network predicts.
 """
 
-from vdiff.weighting._named import check_chain as check_chain
-from vdiff.weighting._named import check_values_once as check_values_once
-from vdiff.weighting._named import check_weight as check_weight
-from vdiff.weighting._named import check_weight_function as check_weight_function
-from vdiff.weighting._named import check_weighting as check_weighting
 from vdiff.weighting.base import Custom, Product, Weighting, loss_factor
 from vdiff.weighting.base import WeightFunction as WeightFunction
 from vdiff.weighting.base import lowest as lowest

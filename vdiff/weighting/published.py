@@ -11,7 +11,7 @@ from vdiff.errors import InvalidType
 from vdiff.gaussian import PURE
 from vdiff.parameterization import Parameterization, V, X
 from vdiff.schedule import OptimalTransport, Schedule
-from vdiff.schedule.base import EDGE, check_schedule, home
+from vdiff.schedule.base import EDGE, home
 from vdiff.schedule.law import Gaussian, Law
 from vdiff.weighting.base import SPAN, Weighting, lowest
 
@@ -52,7 +52,7 @@ def fixed(schedule: Schedule | Law, argument: str, given: Given) -> Schedule | L
         if given["steps"] is not None:
             raise InvalidType(argument, "be a Schedule where steps are given", repr(schedule))
         return schedule
-    check_schedule("MSE", schedule)
+    Schedule.__validate__(schedule, argument, given)
     moves = schedule.learns_ends or schedule.learns_shape
     hint = "the objective of a plain loss moves with it: use a fixed w(λ)"
     require(not moves, argument, "be fixed", repr(schedule), hint)
