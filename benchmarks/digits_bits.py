@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from vdiff import Linear, elbo
+from vdiff import elbo
 from vdiff.data.digits import digits
 from vdiff.likelihood import (
     Estimate,
@@ -45,6 +45,7 @@ from vdiff.likelihood.integrand import evaluating
 from vdiff.likelihood.replicated import Replicated
 from vdiff.oracle import Gaussian
 from vdiff.reverse import MonteCarlo
+from vdiff.schedule import Linear
 from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of
 from vdiff.training import Run

@@ -25,13 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff import GaussianMixture, Linear, Schedule, Tabulated, weighted_elbo
+from vdiff import weighted_elbo
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.likelihood import GaussianError, Independent, NoiseNorm, Plan, Sobol
 from vdiff.likelihood.integrand import Integrand, evaluating
 from vdiff.likelihood.measurement import Effort, Evaluation
 from vdiff.likelihood.pilot import run_pilot
 from vdiff.loss import Model
+from vdiff.oracle import GaussianMixture
+from vdiff.schedule import Linear, Schedule, Tabulated
 from vdiff.terminal import replace_unencodable, say
 
 POINTS, TARGET = 512, 0.01

@@ -70,7 +70,7 @@ def bare_step(network: nn.Module, x: Tensor) -> Step:
 
 def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
     """The steps to compare with the bare one, by name."""
-    schedule, cosine = vdiff.Linear(), vdiff.Cosine()
+    schedule, cosine = vdiff.schedule.Linear(), vdiff.schedule.Cosine()
 
     def plain() -> Tensor:  # what a hand-written loop does
         t = torch.rand(len(x))
@@ -80,16 +80,19 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
         return F.mse_loss(network(z, t), eps)
 
     def weighted(
-        parameterization: vdiff.Parameterization,
-        schedule: vdiff.Schedule,
-        weighting: vdiff.Weighting,
+        parameterization: vdiff.parameterization.Parameterization,
+        schedule: vdiff.schedule.Schedule,
+        weighting: vdiff.weighting.Weighting,
     ) -> Step:
         model = vdiff.Denoiser(network, parameterization)
         return lambda: vdiff.weighted_elbo(model, x, schedule=schedule, weighting=weighting).mean()
 
-    decoder, model = vdiff.Categorical(256), vdiff.Denoiser(network, vdiff.Eps())
+    decoder, model = (
+        vdiff.decoder.Categorical(256),
+        vdiff.Denoiser(network, vdiff.parameterization.Eps()),
+    )
 
-    def learned(schedule: vdiff.Schedule) -> Step:
+    def learned(schedule: vdiff.schedule.Schedule) -> Step:
         """The diffusion term under a schedule that learns from it, its statistics taken in."""
 
         def step() -> Tensor:
@@ -101,22 +104,34 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
 
     return {
         "hand-written ε-MSE": plain,
-        "linear, ε, ELBO": weighted(vdiff.Eps(), schedule, vdiff.ELBO()),
-        "cosine, v, sigmoid": weighted(vdiff.V(), cosine, vdiff.Sigmoid(2.0)),
-        "EDM": weighted(vdiff.V(0.5), vdiff.Normal(), vdiff.EDM()),
+        "linear, ε, ELBO": weighted(
+            vdiff.parameterization.Eps(), schedule, vdiff.weighting.ELBO()
+        ),
+        "cosine, v, sigmoid": weighted(
+            vdiff.parameterization.V(), cosine, vdiff.weighting.Sigmoid(2.0)
+        ),
+        "EDM": weighted(
+            vdiff.parameterization.V(0.5), vdiff.schedule.Normal(), vdiff.weighting.EDM()
+        ),
         "flow matching": weighted(
-            vdiff.Flow(), vdiff.OptimalTransport(), vdiff.recipe("flow-matching").weighting
+            vdiff.parameterization.Flow(),
+            vdiff.schedule.OptimalTransport(),
+            vdiff.recipe("flow-matching").weighting,
         ),
         "cosine, ε, MSE x min-SNR": weighted(
-            vdiff.Eps(), cosine, vdiff.MSE(cosine, vdiff.Eps()) * vdiff.MinSNR()
+            vdiff.parameterization.Eps(),
+            cosine,
+            vdiff.weighting.MSE(cosine, vdiff.parameterization.Eps()) * vdiff.weighting.MinSNR(),
         ),
         "iDDPM offset cosine, x, P2": weighted(
-            vdiff.X(), vdiff.Cosine(offset=0.008), vdiff.MSE(cosine, vdiff.Eps()) * vdiff.P2()
+            vdiff.parameterization.X(),
+            vdiff.schedule.Cosine(offset=0.008),
+            vdiff.weighting.MSE(cosine, vdiff.parameterization.Eps()) * vdiff.weighting.P2(),
         ),
-        "γ_η: spline": learned(vdiff.Spline()),
-        "γ_η: spline, its own loss": learned(vdiff.Spline(follow_variance=False)),
-        "γ_η: monotone, 1024 wide": learned(vdiff.Monotone()),
-        "adaptive": learned(vdiff.Adaptive(13.3, -5.0)),
+        "γ_η: spline": learned(vdiff.schedule.Spline()),
+        "γ_η: spline, its own loss": learned(vdiff.schedule.Spline(follow_variance=False)),
+        "γ_η: monotone, 1024 wide": learned(vdiff.schedule.Monotone()),
+        "adaptive": learned(vdiff.schedule.Adaptive(13.3, -5.0)),
         "full bound, 256 levels": lambda: vdiff.elbo(
             model, data, schedule=schedule, decoder=decoder
         ).total.mean(),
@@ -126,11 +141,15 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
 def chain_losses(network: nn.Module, x: Tensor) -> dict[str, Step]:
     """The same for a network with a variance head."""
     model, table = (
-        vdiff.Denoiser(network, vdiff.Eps(), variance=vdiff.Range()),
-        vdiff.Tabulated.linear_betas(),
+        vdiff.Denoiser(
+            network, vdiff.parameterization.Eps(), variance=vdiff.variance.LearnedRange()
+        ),
+        vdiff.schedule.Tabulated.linear_betas(),
     )
     return {
-        "hybrid, learned range": lambda: vdiff.hybrid(model, x, schedule=table, steps=999).mean()
+        "hybrid, learned range": lambda: vdiff.hybrid_loss(
+            model, x, schedule=table, steps=999
+        ).mean()
     }
 
 
@@ -195,7 +214,7 @@ def main() -> None:
         torch.randint(0, 256, (16, 3, 32, 32)),
         torch.randint(0, 256, (512, 2)),
     )
-    encode = vdiff.Categorical(256).encode
+    encode = vdiff.decoder.Categorical(256).encode
     cases = [
         ("MLP, 2-D points, batch 512", MLP(2), MLP(2, dims_out=4), point_levels, options.pairs),
         ("U-Net, 3x32x32, batch 16", unet(3), unet(6), image_levels, max(10, options.pairs // 10)),

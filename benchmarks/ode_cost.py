@@ -15,8 +15,9 @@ import math
 
 import torch
 
-from vdiff import GaussianMixture, Linear
 from vdiff.likelihood.ode import ode_likelihood
+from vdiff.oracle import GaussianMixture
+from vdiff.schedule import Linear
 from vdiff.terminal import replace_unencodable, say
 
 TOLERANCES = (1e-3, 3e-4, 1e-4, 5e-5, 2.5e-5, 1e-5, 5e-6, 2.5e-6, 1e-6)

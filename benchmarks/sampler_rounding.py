@@ -23,19 +23,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdiff import Eps, Flow, GaussianMixture, Linear, V, X, adams, ddim, few_steps, heun, sample
-from vdiff.parameterization import Parameterization
+from vdiff import sample
+from vdiff.oracle import GaussianMixture
+from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.prediction import Prediction
-from vdiff.sampling import dpmpp_2m, ode
+from vdiff.sampling import adams_bashforth, ddim, dpmpp_2m, few_steps, heun, ode
 from vdiff.sampling.step import Step
-from vdiff.schedule import Schedule
+from vdiff.schedule import Linear, Schedule
 from vdiff.terminal import replace_unencodable, say
 
 PLANE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.5, 0.0]], [[0.04, 0.04], [0.09, 0.09]])
 HIGH, SAMPLES, SEEDS = 10.0, 64, 8
 STEPS: dict[str, Step] = {
-    "adams": adams,
-    "adams, ε": partial(adams, target=Eps()),
+    "adams_bashforth": adams_bashforth,
+    "adams_bashforth, ε": partial(adams_bashforth, target=Eps()),
     "dpmpp_2m": dpmpp_2m,
     "heun": heun,
     "ddim": ddim,
@@ -126,7 +127,7 @@ def main() -> None:
         moved = torch.cat([alone(tolerance, method, seed) for seed in range(SEEDS)])
         lines.append(
             f"{f'{tolerance:g}, {method}':<22}"
-            + "".join(f"{moved.quantile(q):>10.1e}" for q in (0.5, 0.99, 1.0))
+            + "".join(f"{moved.icdf(q):>10.1e}" for q in (0.5, 0.99, 1.0))
         )
         say(lines[-1])
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

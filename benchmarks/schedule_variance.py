@@ -23,12 +23,12 @@ from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of, stratified
 
 HIGH, LOW = 13.3, -5.0
-ORACLE = vdiff.GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+ORACLE = vdiff.oracle.GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
 
 
-def profile_of(bins: int = 366) -> vdiff.Profile:
+def profile_of(bins: int = 366) -> vdiff.profile.Profile:
     """E‖e‖² and E‖e‖⁴ of the perfect denoiser by quadrature, as a profile."""
-    profile = vdiff.Profile(LOW, HIGH, bins)
+    profile = vdiff.profile.Profile(LOW, HIGH, bins)
     for i, level in enumerate(profile.centers.tolist()):
         x, eps, weight = ORACLE.nodes(level)
         lam = torch.full((len(x),), level, dtype=torch.float64)
@@ -101,29 +101,29 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     profile = profile_of()
-    best = vdiff.Histogram.optimal(profile)
+    best = vdiff.schedule.Histogram.optimal(profile)
     rows: dict[str, Schedule] = {
-        "linear": vdiff.Linear(HIGH, LOW),
-        "cosine": vdiff.Cosine(HIGH, LOW),
-        "optimal transport": vdiff.OptimalTransport(HIGH, LOW),
-        "EDM's normal": vdiff.Normal(2.4, 2.4, HIGH, LOW),
-        "p ∝ α²": vdiff.SignalPower(HIGH, LOW),
-        "fitted to the covariance": vdiff.Spectral(
+        "linear": vdiff.schedule.Linear(HIGH, LOW),
+        "cosine": vdiff.schedule.Cosine(HIGH, LOW),
+        "optimal transport": vdiff.schedule.OptimalTransport(HIGH, LOW),
+        "EDM's normal": vdiff.schedule.Normal(2.4, 2.4, HIGH, LOW),
+        "p ∝ α²": vdiff.schedule.SignalPower(HIGH, LOW),
+        "fitted to the covariance": vdiff.schedule.Spectral(
             [ORACLE.weights @ (ORACLE.means**2 + ORACLE.variances)[:, 0] - 0.05**2], HIGH, LOW
         ),
         "best density": best,
     }
     learned: dict[str, Schedule] = {
-        "spline, 64 knots": vdiff.Spline(HIGH, LOW, learn_ends=False),
-        "spline, 16 knots": vdiff.Spline(HIGH, LOW, knots=16, learn_ends=False),
-        "monotone network, 1024": vdiff.Monotone(HIGH, LOW, learn_ends=False),
-        "adaptive": vdiff.Adaptive(HIGH, LOW),
-        "adaptive, first moment": vdiff.Adaptive(HIGH, LOW, first_moment=True),
+        "spline, 64 knots": vdiff.schedule.Spline(HIGH, LOW, learn_ends=False),
+        "spline, 16 knots": vdiff.schedule.Spline(HIGH, LOW, knots=16, learn_ends=False),
+        "monotone network, 1024": vdiff.schedule.Monotone(HIGH, LOW, learn_ends=False),
+        "adaptive": vdiff.schedule.Adaptive(HIGH, LOW),
+        "adaptive, first moment": vdiff.schedule.Adaptive(HIGH, LOW, first_moment=True),
     }
     say(f"{'schedule':<28}{'Var / least':>12}{'draws / best':>14}{'stratified batch':>18}")
 
-    def show(name: str, schedule: Schedule) -> vdiff.Diagnosis:
-        one = vdiff.diagnose(profile, schedule)
+    def show(name: str, schedule: Schedule) -> vdiff.diagnosis.Diagnosis:
+        one = vdiff.diagnosis.diagnose(profile, schedule)
         say(
             f"{name:<28}{one.variance / one.least:>12.3f}{1 / one.effective:>14.3f}{of_a_batch(schedule):>18.1f}"
         )

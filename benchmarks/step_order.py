@@ -37,33 +37,50 @@ from vdiff.terminal import replace_unencodable, say, track
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 HIGH, LOW = -2 * math.log(SIGMA_MIN), -2 * math.log(SIGMA_MAX)
 GRIDS = {
-    "uniform λ": vdiff.Linear(HIGH, LOW),
-    "Karras ρ=7": vdiff.Karras(SIGMA_MIN, SIGMA_MAX),
-    "angle": vdiff.Cosine(HIGH, LOW),
-    "rectified t": vdiff.OptimalTransport(HIGH, LOW),
-    "few_steps": vdiff.few_steps(HIGH, LOW),
+    "uniform λ": vdiff.schedule.Linear(HIGH, LOW),
+    "Karras ρ=7": vdiff.schedule.Karras(SIGMA_MIN, SIGMA_MAX),
+    "angle": vdiff.schedule.Cosine(HIGH, LOW),
+    "rectified t": vdiff.schedule.OptimalTransport(HIGH, LOW),
+    "few_steps": vdiff.sampling.few_steps(HIGH, LOW),
 }
-TARGETS = {"x": vdiff.X(), "ε": vdiff.Eps(), "v": vdiff.V(), "u": vdiff.Flow()}
-STEPS = {"ddim": vdiff.ddim, "heun": vdiff.heun, "dpmpp_2m": vdiff.dpmpp_2m}
+TARGETS = {
+    "x": vdiff.parameterization.X(),
+    "ε": vdiff.parameterization.Eps(),
+    "v": vdiff.parameterization.V(),
+    "u": vdiff.parameterization.Flow(),
+}
+STEPS = {
+    "ddim": vdiff.sampling.ddim,
+    "heun": vdiff.sampling.heun,
+    "dpmpp_2m": vdiff.sampling.dpmpp_2m,
+}
 STEPS |= {
-    f"adams {order}, {name}": partial(vdiff.adams, order=order, target=target)
+    f"adams_bashforth {order}, {name}": partial(
+        vdiff.sampling.adams_bashforth, order=order, target=target
+    )
     for order in (2, 3)
     for name, target in TARGETS.items()
 }
-SHOWN = ("ddim", "heun", "dpmpp_2m", "adams 3, x", "adams 3, u")  # in the figure
+SHOWN = (
+    "ddim",
+    "heun",
+    "dpmpp_2m",
+    "adams_bashforth 3, x",
+    "adams_bashforth 3, u",
+)  # in the figure
 COUNTS = [*range(6, 31), *range(32, 61, 2)]
-EXACT = partial(vdiff.ode, method="dopri8", rtol=1e-12, atol=1e-13)
+EXACT = partial(vdiff.sampling.ode, method="dopri8", rtol=1e-12, atol=1e-13)
 
 
-def ring(modes: int, radius: float, std: float) -> vdiff.GaussianMixture:
+def ring(modes: int, radius: float, std: float) -> vdiff.oracle.GaussianMixture:
     angle = 2 * torch.pi * torch.arange(modes, dtype=torch.float64) / modes
     means = radius * torch.stack([angle.cos(), angle.sin()], 1)
-    return vdiff.GaussianMixture(
+    return vdiff.oracle.GaussianMixture(
         torch.full((modes,), 1 / modes), means, torch.full((modes, 2), std**2)
     )
 
 
-def random_mixture(dims: int, modes: int, seed: int) -> vdiff.GaussianMixture:
+def random_mixture(dims: int, modes: int, seed: int) -> vdiff.oracle.GaussianMixture:
     """Means from N(0, I), weights in 1 : 6, axes at random with standard deviations from 0.05 to
     0.3."""
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +88,7 @@ def random_mixture(dims: int, modes: int, seed: int) -> vdiff.GaussianMixture:
     means, weights = torch.randn(modes, dims, **options), torch.rand(modes, **options) + 0.2
     axes = torch.linalg.qr(torch.randn(modes, dims, dims, **options))[0]
     std = 0.05 + 0.25 * torch.rand(modes, dims, **options)
-    return vdiff.GaussianMixture(
+    return vdiff.oracle.GaussianMixture(
         weights / weights.sum(), means, torch.einsum("kij,kj,klj->kil", axes, std**2, axes)
     )
 
@@ -81,7 +98,7 @@ class Problem:
     """A mixture, noise to start from, and where the probability-flow ODE leads from there."""
 
     name: str
-    data: vdiff.GaussianMixture
+    data: vdiff.oracle.GaussianMixture
     start: Tensor
     end: Tensor
 
@@ -89,7 +106,7 @@ class Problem:
     def of(
         cls,
         name: str,
-        data: vdiff.GaussianMixture,
+        data: vdiff.oracle.GaussianMixture,
         *,
         seed: int,
         n: int,
@@ -103,7 +120,7 @@ class Problem:
         return cls(name, data, z, EXACT(data, z, *ends))
 
     def error(
-        self, step: Callable[..., Tensor], schedule: vdiff.Schedule, steps: int
+        self, step: Callable[..., Tensor], schedule: vdiff.schedule.Schedule, steps: int
     ) -> tuple[float, int]:
         """Of the state at the last level, relative to the root mean square of the end; and the
         evaluations it took."""
@@ -131,11 +148,14 @@ def reported_on() -> list[Problem]:
 
 
 def needed(
-    problem: Problem, step: Callable[..., Tensor], schedule: vdiff.Schedule, bound: float = 0.01
+    problem: Problem,
+    step: Callable[..., Tensor],
+    schedule: vdiff.schedule.Schedule,
+    bound: float = 0.01,
 ) -> int | None:
     """The fewest evaluations from which on the error stays below the bound; None if it does not at
     the most."""
-    per_step = 2 if step is vdiff.heun else 1
+    per_step = 2 if step is vdiff.sampling.heun else 1
     fewest = None
     for count in reversed([c for c in COUNTS if c % per_step == 0]):
         error, evaluations = problem.error(step, schedule, count // per_step)
@@ -147,7 +167,7 @@ def needed(
 
 def orders() -> list[str]:
     """log₂ of how the error falls from 64 to 128 and from 128 to 256 steps, uniform in λ."""
-    mixture = vdiff.GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+    mixture = vdiff.oracle.GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
     problems = [
         Problem.of(name, data, seed=0, n=64, high=6.0, low=-6.0)
         for name, data in (("Gaussian", Gaussian([0.3], [0.25])), ("mixture", mixture))
@@ -161,7 +181,8 @@ def orders() -> list[str]:
         row = f"{name:<14}"
         for problem in problems:
             errors = [
-                problem.error(step, vdiff.Linear(6.0, -6.0), steps)[0] for steps in (64, 128, 256)
+                problem.error(step, vdiff.schedule.Linear(6.0, -6.0), steps)[0]
+                for steps in (64, 128, 256)
             ]
             row += f"{math.log2(errors[0] / errors[1]):>10.2f}{math.log2(errors[1] / errors[2]):>8.2f}"
         rows.append(row)
@@ -193,7 +214,7 @@ def budgets() -> tuple[list[str], dict[str, str], list[Problem]]:
         "evaluations to 1 % on other mixtures, each with its grid",
         f"{'step':<16}{'grid':<13}" + "".join(f"{p.name:>15}" for p in others),
     ]
-    frozen = {"AB3, rectified": ("adams 3, u", "rectified t")} | {
+    frozen = {"AB3, rectified": ("adams_bashforth 3, u", "rectified t")} | {
         name: (name, grid) for name, grid in best.items()
     }
     for name, (step_name, grid) in track(list(frozen.items()), "step", "reporting"):
@@ -208,14 +229,14 @@ def draw(path: Path, best: dict[str, str], problems: list[Problem]) -> None:
     ]
     picture, axes = plots.figure(1, 3)
     curves = {f"{name} ({grid})": (STEPS[name], GRIDS[grid]) for name, grid in best.items()}
-    curves["AB3, rectified (rectified t)"] = (STEPS["adams 3, u"], GRIDS["rectified t"])
+    curves["AB3, rectified (rectified t)"] = (STEPS["adams_bashforth 3, u"], GRIDS["rectified t"])
     for panel, problem in zip(axes, panels, strict=True):
         for label, (step, schedule) in curves.items():
             points = [
                 problem.error(step, schedule, steps)
                 for steps in (
                     (3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 30)
-                    if step is vdiff.heun
+                    if step is vdiff.sampling.heun
                     else (6, 8, 10, 12, 14, 16, 20, 24, 30, 40, 50, 60)
                 )
             ]

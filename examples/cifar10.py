@@ -222,7 +222,9 @@ def report(
     if objective.decoder is None:
         return
     test = images.test[:count]
-    profile = vdiff.Profile(objective.schedule.logsnr_min, objective.schedule.logsnr_max, bins=40)
+    profile = vdiff.profile.Profile(
+        objective.schedule.logsnr_min, objective.schedule.logsnr_max, bins=40
+    )
     kept = Keeper(run.folder / "results.json")  # a report that is interrupted goes on where it was
     found = kept.through(
         "bound", evaluate, objective.model, test.pixels.to(device), schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
@@ -283,7 +285,7 @@ def draw(
     run: Run,
     objective: Objective,
     real: Images,
-    profile: vdiff.Profile,
+    profile: vdiff.profile.Profile,
     baseline: tuple[str, float],
     device: torch.device,
 ) -> None:
@@ -295,9 +297,14 @@ def draw(
         if config.conditional
         else {}
     )
-    grid = vdiff.few_steps(schedule.logsnr_max, schedule.logsnr_min)
+    grid = vdiff.sampling.few_steps(schedule.logsnr_max, schedule.logsnr_min)
     made = vdiff.sample(
-        objective.model, noise, schedule=grid, steps=20, step=vdiff.adams, **labels
+        objective.model,
+        noise,
+        schedule=grid,
+        steps=20,
+        step=vdiff.sampling.adams_bashforth,
+        **labels,
     )
     with atomic_write(run.figures / "samples.png") as path:
         decoded = objective.decoder.decode(made).cpu()

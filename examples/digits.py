@@ -102,7 +102,7 @@ def main() -> None:
     )
     run.save(objective)
     profiles = {
-        "test set": vdiff.Profile(
+        "test set": vdiff.profile.Profile(
             config.schedule["logsnr_min"], config.schedule["logsnr_max"], bins=40
         )
     }
@@ -139,7 +139,7 @@ def measure(
     *,
     draws: int,
     replicates: int,
-    profile: vdiff.Profile | None = None,
+    profile: vdiff.profile.Profile | None = None,
     label: str = "",
 ) -> Report:
     assert objective.decoder is not None
@@ -166,11 +166,11 @@ def draw_figures(
     run: Run,
     objective: Objective,
     test: torch.Tensor,
-    profiles: dict[str, vdiff.Profile],
+    profiles: dict[str, vdiff.profile.Profile],
     baseline: tuple[str, float],
 ) -> None:
     assert objective.decoder is not None
-    sampling = vdiff.Cosine(objective.schedule.logsnr_max, objective.schedule.logsnr_min)
+    sampling = vdiff.schedule.Cosine(objective.schedule.logsnr_max, objective.schedule.logsnr_min)
     noise = torch.randn(50, *test.shape[1:], generator=generator_of(0, 0, "samples"))
     made = vdiff.sample(
         objective.model,
@@ -185,9 +185,9 @@ def draw_figures(
         both = {"training (normal)": objective.schedule, "sampling (cosine)": sampling}
         plots.schedule(path, both)
     weightings = {
-        "ELBO (this run)": vdiff.ELBO(),
-        "sigmoid(2 − λ)": vdiff.Sigmoid(2.0),
-        "EDM": vdiff.EDM(),
+        "ELBO (this run)": vdiff.weighting.ELBO(),
+        "sigmoid(2 − λ)": vdiff.weighting.Sigmoid(2.0),
+        "EDM": vdiff.weighting.EDM(),
         "flow matching": vdiff.recipe("flow-matching").weighting,
     }
     with atomic_write(run.figures / "weighting.png") as path:

@@ -27,14 +27,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdiff import GaussianMixture, Linear, Prediction, path_bound
+from vdiff import Prediction
+from vdiff.chain import path_bound
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood.importance import ImportanceBound, chain_log_prob, path_importance
+from vdiff.oracle import GaussianMixture
 from vdiff.plots import figure
 from vdiff.reverse import reverse_sample
+from vdiff.schedule import Linear
 from vdiff.terminal import replace_unencodable, say
-from vdiff.variance import Forward
+from vdiff.variance import FixedLarge
 
 STEPS = (1, 4, 16)
 DIMS = (1, 8)
@@ -60,7 +63,7 @@ def model(z: Tensor, logsnr: Tensor) -> Prediction:
     """The perfect denoiser, with the variance of the forward step: the posterior's is far too
     small for one step."""
     exact = DATA(z.reshape(-1, 1), logsnr.repeat_interleave(z.shape[1]))
-    return Prediction(z, logsnr, exact.out.view(z.shape), exact.parameterization, Forward())
+    return Prediction(z, logsnr, exact.out.view(z.shape), exact.parameterization, FixedLarge())
 
 
 def prior_sampling(steps: int, dims: int, generator: torch.Generator) -> Tensor:

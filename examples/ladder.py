@@ -37,30 +37,30 @@ from ladder_findings import QUANTILES, Results, Row, findings, render, winners
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vdiff import (
-    MSE,
-    Denoiser,
-    DiscretizedGaussian,
-    Eps,
-    PosteriorMean,
-    Tabulated,
-    X,
-    elbo,
-    hybrid,
-    weighted_elbo,
-)
+from vdiff import Denoiser, elbo, hybrid_loss, weighted_elbo
 from vdiff.data.digits import LEVELS, Split, digits
+from vdiff.decoder import DiscretizedGaussian
 from vdiff.disk import write_text
 from vdiff.gaussian import Step, alpha, per_example
 from vdiff.likelihood import evaluate
 from vdiff.metrics import mmd
 from vdiff.nn import MLP
+from vdiff.parameterization import Eps, PosteriorMean, X
 from vdiff.sampling import Memory, ancestral, uniform
+from vdiff.schedule import Tabulated
 from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of, offset_of, on_chain, stratified
 from vdiff.training.loop import pace
 from vdiff.training.weights import save_tensors
-from vdiff.variance import Forward, LogVariance, Posterior, Range, ReverseVariance, Variance
+from vdiff.variance import (
+    FixedLarge,
+    FixedSmall,
+    LearnedLogVariance,
+    LearnedRange,
+    LearnedVariance,
+    ReverseVariance,
+)
+from vdiff.weighting import MSE
 
 
 class Output(ReverseVariance):
@@ -76,11 +76,11 @@ class Output(ReverseVariance):
 
 VARIANCES = {
     "output": Output,
-    "direct": Variance,
-    "log": LogVariance,
-    "small": Posterior,
-    "large": Forward,
-    "range": Range,
+    "direct": LearnedVariance,
+    "log": LearnedLogVariance,
+    "small": FixedSmall,
+    "large": FixedLarge,
+    "range": LearnedRange,
 }
 
 
@@ -89,7 +89,7 @@ ROWS = [
     Row("mean", "small", "MSE"),
     *(Row(mean, "small", loss) for mean in ("x", "ε") for loss in ("VLB", "MSE")),
     Row("ε", "large", "MSE"),
-    *(Row("ε", variance, "hybrid") for variance in ("log", "range")),
+    *(Row("ε", variance, "hybrid_loss") for variance in ("log", "range")),
 ]
 
 
@@ -166,14 +166,14 @@ class Ladder:
         )
 
     def loss(self, row: Row, model: Denoiser, images: Tensor, **draw: Any) -> Tensor:
-        """Nats per dimension of the bound, or the mean square of the target's error, or `hybrid`,
+        """Nats per dimension of the bound, or the mean square of the target's error, or `hybrid_loss`,
         averaged over a batch."""
         chain = {"schedule": self.table, "steps": self.chain, **draw}
         if row.loss == "VLB":
             return elbo(model, images, decoder=self.decoder, **chain).total.mean() / self.dims
         x = self.decoder.encode(images)
-        if row.loss == "hybrid":
-            return hybrid(model, x, **chain).mean()
+        if row.loss == "hybrid_loss":
+            return hybrid_loss(model, x, **chain).mean()
         plain = MSE(self.table, self.means[row.mean], steps=self.chain)
         return weighted_elbo(model, x, weighting=plain, **chain).mean() / self.dims
 
@@ -240,7 +240,7 @@ class Ladder:
         quantiles = (
             torch.tensor(norms or [math.inf])
             .double()
-            .quantile(torch.tensor(list(QUANTILES.values())).double())
+            .icdf(torch.tensor(list(QUANTILES.values())).double())
         )
         record["norm"] = dict(zip(QUANTILES, quantiles.tolist(), strict=True))
         return record, tensors

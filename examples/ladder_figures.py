@@ -8,23 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vdiff import (
-    Denoiser,
-    DiscretizedGaussian,
-    Eps,
-    LogVariance,
-    PosteriorMean,
-    Prediction,
-    Schedule,
-    Tabulated,
-    X,
-)
+from vdiff import Denoiser, Prediction
+from vdiff.decoder import DiscretizedGaussian
 from vdiff.gaussian import Step, alpha, diffuse, sigma
+from vdiff.parameterization import Eps, PosteriorMean, X
 from vdiff.plots import band, figure, image_grid
 from vdiff.reverse import reverse_kl
 from vdiff.sampling import trajectory
+from vdiff.schedule import Schedule, Tabulated
 from vdiff.times import generator_of
-from vdiff.variance import ReverseVariance, Variance
+from vdiff.variance import LearnedLogVariance, LearnedVariance, ReverseVariance
 
 if TYPE_CHECKING:
     from ladder import Ladder
@@ -79,10 +72,10 @@ def variance_gradients(
     slope = 0.5 * (1 / variances - (posterior + error) / variances.square())
     return {
         "Σ": (
-            by_autograd(Variance(), direct, torch.log(torch.expm1(direct))[:, None]),
+            by_autograd(LearnedVariance(), direct, torch.log(torch.expm1(direct))[:, None]),
             slope,
         ),  # the softplus undone
-        "log Σ": (by_autograd(LogVariance(), log, log[:, None]), variances * slope),
+        "log Σ": (by_autograd(LearnedLogVariance(), log, log[:, None]), variances * slope),
     }
 
 

@@ -127,8 +127,12 @@ def findings(results: Results) -> list[str]:
                 Row(mean, "small", "VLB"),
             )
         )
-    for other in (Row("ε", "small", "MSE"), Row("ε", "large", "MSE"), Row("ε", "log", "hybrid")):
-        said.append(sentence("Learning the variance", Row("ε", "range", "hybrid"), other))
+    for other in (
+        Row("ε", "small", "MSE"),
+        Row("ε", "large", "MSE"),
+        Row("ε", "log", "hybrid_loss"),
+    ):
+        said.append(sentence("Learning the variance", Row("ε", "range", "hybrid_loss"), other))
     spread = []
     for name in ("output", "direct", "log"):
         runs = [record["norm"] for record, _ in results[Row("mean", name, "VLB")]]

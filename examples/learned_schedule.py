@@ -114,9 +114,9 @@ class Pool:
             )
         return cls(*torch.stack(parts, 1))
 
-    def profile(self, dims: int) -> vdiff.Profile:
+    def profile(self, dims: int) -> vdiff.profile.Profile:
         """E‖e‖² and E‖e‖⁴ by λ, in nats."""
-        profile = vdiff.Profile(LOW, HIGH, bins=CELLS)
+        profile = vdiff.profile.Profile(LOW, HIGH, bins=CELLS)
         profile.update(self.logsnr.flatten(), 2 * dims * math.log(2) * self.e.flatten())
         return profile
 
@@ -293,13 +293,13 @@ def compare(
     profile = Pool.drawn(trained, images.test, options.rounds, name="profile").profile(
         images.test[0].numel()
     )
-    best = vdiff.Histogram.optimal(profile)
+    best = vdiff.schedule.Histogram.optimal(profile)
     others: dict[str, Schedule] = {
         "γ_η": trained.schedule,
         "linear": Linear(HIGH, LOW),
-        "cosine": vdiff.Cosine(HIGH, LOW),
-        "linear-β": vdiff.LinearBeta(HIGH, LOW),
-        "normal": vdiff.Normal(2.5, 3.0, HIGH, LOW),
+        "cosine": vdiff.schedule.Cosine(HIGH, LOW),
+        "linear-β": vdiff.schedule.LinearBeta(HIGH, LOW),
+        "normal": vdiff.schedule.Normal(2.5, 3.0, HIGH, LOW),
         "best": best,
     }
     tested = Pool.drawn(trained, images.test, options.rounds)
@@ -319,7 +319,8 @@ def compare(
         say(f"{name:<20}{columns[0]:>40}{columns[1]:>40}")
     if seed == 0:
         diagnoses = {
-            name: vdiff.diagnose(profile, others[name]) for name in ("γ_η", "linear", "cosine")
+            name: vdiff.diagnosis.diagnose(profile, others[name])
+            for name in ("γ_η", "linear", "cosine")
         }
         (options.out / "diagnosis.txt").write_text(
             "\n\n".join(f"{name}\n{one}" for name, one in diagnoses.items()) + "\n",

@@ -2,7 +2,7 @@
 guidance, the way back.
 
 Data: a ring of eight Gaussians in the plane, whose left and right are two classes. Ten seconds on
-one idle core. Expect `adams` 0.008 from the exact end points (root mean square), `ddim` 0.04,
+one idle core. Expect `adams_bashforth` 0.008 from the exact end points (root mean square), `ddim` 0.04,
 `dpmpp_2m` 0.06 and `heun` 0.16; guidance that moves the samples of a class away from the other;
 and an encoding that returns to the noise it came from within 1e-9. The figure has what is exact in
 gray behind what was made.
@@ -28,11 +28,11 @@ ANGLE = 2 * torch.pi * torch.arange(8, dtype=torch.float64) / 8 + 0.2
 MEANS = torch.stack([ANGLE.cos(), ANGLE.sin()], 1)
 LEFT = MEANS[:, 0] < 0.2
 SIDE, NULL = {"left": 0, "right": 1}, 2
-SOLVED = partial(vdiff.ode, method="dopri8", rtol=1e-9, atol=1e-9)
+SOLVED = partial(vdiff.sampling.ode, method="dopri8", rtol=1e-9, atol=1e-9)
 
 
-def mixture(means: Tensor) -> vdiff.GaussianMixture:
-    return vdiff.GaussianMixture(
+def mixture(means: Tensor) -> vdiff.oracle.GaussianMixture:
+    return vdiff.oracle.GaussianMixture(
         torch.full((len(means),), 1 / len(means)), means, torch.full_like(means, 0.1**2)
     )
 
@@ -44,7 +44,9 @@ CLASSES = (mixture(MEANS[LEFT]), mixture(MEANS[~LEFT]), RING)
 def of_class(z: Tensor, logsnr: Tensor, label: Tensor) -> vdiff.Prediction:
     """The perfect denoiser of each sample's class; of the whole ring for the null one."""
     eps = torch.stack([data(z, logsnr).eps for data in CLASSES])
-    return vdiff.Prediction(z, logsnr, eps[label, torch.arange(len(z))], vdiff.Eps())
+    return vdiff.Prediction(
+        z, logsnr, eps[label, torch.arange(len(z))], vdiff.parameterization.Eps()
+    )
 
 
 def main() -> None:
@@ -59,11 +61,15 @@ def main() -> None:
     exact = SOLVED(RING, noise, *levels)
 
     samplers = {  # as many levels as twelve evaluations allow
-        "ancestral": (vdiff.ancestral, vdiff.few_steps(high, low), BUDGET),
-        "ddim": (vdiff.ddim, vdiff.few_steps(high, low), BUDGET),
-        "heun": (vdiff.heun, vdiff.few_steps(high, low), BUDGET // 2),
-        "dpmpp_2m": (vdiff.dpmpp_2m, vdiff.few_steps(high, low), BUDGET),
-        "adams": (vdiff.adams, vdiff.few_steps(high, low), BUDGET),
+        "ancestral": (vdiff.sampling.ancestral, vdiff.sampling.few_steps(high, low), BUDGET),
+        "ddim": (vdiff.sampling.ddim, vdiff.sampling.few_steps(high, low), BUDGET),
+        "heun": (vdiff.sampling.heun, vdiff.sampling.few_steps(high, low), BUDGET // 2),
+        "dpmpp_2m": (vdiff.sampling.dpmpp_2m, vdiff.sampling.few_steps(high, low), BUDGET),
+        "adams_bashforth": (
+            vdiff.sampling.adams_bashforth,
+            vdiff.sampling.few_steps(high, low),
+            BUDGET,
+        ),
     }
     picture, axes = plots.figure(2, 4, width=3.0, height=3.0)
     scatter(axes[0], exact, "exact flow", made=exact)
@@ -79,25 +85,27 @@ def main() -> None:
             generator=torch.Generator().manual_seed(1),
         )
         distance = (made - exact).square().sum(1).mean().sqrt().item()
-        shown = "a random end" if step is vdiff.ancestral else f"{distance:.4f}"
+        shown = "a random end" if step is vdiff.sampling.ancestral else f"{distance:.4f}"
         say(f"{name:<12}{counted.evaluations:>12}{shown:>30}")
         scatter(panel, exact, f"{name}, {counted.evaluations} evaluations: {shown}", made)
 
     right = torch.full((len(noise),), SIDE["right"])
     of_right = SOLVED(Counted(of_class, condition={"label": right}), noise, *levels)
     for panel, scale in zip(axes[6:], (1.0, 3.0), strict=True):
-        guided = vdiff.Guided(of_class, scale, unconditional={"label": NULL})
+        guided = vdiff.sampling.Guided(of_class, scale, unconditional={"label": NULL})
         made = vdiff.sample(
             guided,
             noise,
-            schedule=vdiff.few_steps(high, low),
+            schedule=vdiff.sampling.few_steps(high, low),
             steps=20,
-            step=vdiff.adams,
+            step=vdiff.sampling.adams_bashforth,
             condition={"label": right},
         )
         scatter(panel, of_right, f"right half, guidance {scale:g}", made)
 
-    encoded = vdiff.encode(RING, exact, schedule=vdiff.Linear(high, low), step=SOLVED)
+    encoded = vdiff.sampling.encode(
+        RING, exact, schedule=vdiff.schedule.Linear(high, low), step=SOLVED
+    )
     say(f"encoding returns to the noise within {(encoded - noise).abs().max():.1e}")
     picture.savefig(options.out, dpi=110)
     say(f"figure in {options.out}")

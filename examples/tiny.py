@@ -139,8 +139,8 @@ def main() -> None:
     from vdiff.schedule import Cosine
 
     x, t, eps = two_moons(4096), torch.rand(4096), torch.randn(4096, 2)
-    model = vdiff.Denoiser(network, vdiff.V())
-    schedule, weighting = Cosine(LOGSNR_MAX, LOGSNR_MIN), vdiff.Sigmoid(bias=2)
+    model = vdiff.Denoiser(network, vdiff.parameterization.V())
+    schedule, weighting = Cosine(LOGSNR_MAX, LOGSNR_MIN), vdiff.weighting.Sigmoid(bias=2)
     theirs = vdiff.weighted_elbo(model, x, schedule=schedule, weighting=weighting, t=t, eps=eps)
     print(f"this file {loss_of(network, x, t, eps).mean():.5f}, vdiff {theirs.mean():.5f} nats")
 

@@ -45,7 +45,7 @@ from vdiff.terminal import replace_unencodable, say, track
 from vdiff.times import generator_of
 from vdiff.training.weights import save_tensors
 
-SCHEDULE, DECODER = vdiff.Linear(8.0, -8.0), Gaussian()
+SCHEDULE, DECODER = vdiff.schedule.Linear(8.0, -8.0), Gaussian()
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def moons() -> tuple[Tensor, Tensor]:
 
 
 def network_of(weights: Tensor | None = None) -> vdiff.Denoiser:
-    model = vdiff.Denoiser(MLP(2), vdiff.Eps())
+    model = vdiff.Denoiser(MLP(2), vdiff.parameterization.Eps())
     if weights is not None:
         vector_to_parameters(weights.clone(), model.parameters())
     return model.requires_grad_(weights is None)

@@ -40,7 +40,7 @@ def at_step(
     x: Tensor,
     i: int,
     chain: int,
-    schedule: vdiff.Schedule,
+    schedule: vdiff.schedule.Schedule,
     generator: torch.Generator,
     *,
     repeats: int,
@@ -62,7 +62,7 @@ def at_step(
     step, eps = Step(logsnr, schedule.delta(t, chain)), torch.randn(x.shape, generator=generator)
     z = diffuse(x, eps, logsnr)
     out = network(z, logsnr).requires_grad_()
-    prediction = vdiff.Prediction(z, logsnr, out, vdiff.Eps())
+    prediction = vdiff.Prediction(z, logsnr, out, vdiff.parameterization.Eps())
     slopes = jacobian(network, z[few.flatten()], logsnr[few.flatten()])
     found: dict[str, float] = {}
     values: dict[str, Tensor] = {}
@@ -97,7 +97,7 @@ def along_path(
     model: Model,
     x: Tensor,
     chain: int,
-    schedule: vdiff.Schedule,
+    schedule: vdiff.schedule.Schedule,
     generator: torch.Generator,
     *,
     repeats: int,
@@ -116,7 +116,7 @@ def along_path(
         "steps": chain,
         "generator": generator,
     }
-    path = vdiff.path_bound(model, x, **setting)
+    path = vdiff.chain.path_bound(model, x, **setting)
     found = {"mean of log-ratios": path.log_ratio.mean().item()}
     for name, total in (("RB", path.rao_blackwell), ("MC", path.log_ratio)):
         drawn = vdiff.elbo(model, x, draws=chain, estimator=ESTIMATORS[name], **setting).drawn

@@ -121,7 +121,7 @@ def sites(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
                 return
             if called in NEIGHBORS and isinstance(node.func, ast.Attribute):
                 yield node.func, "call"
-        if isinstance(node, ast.If) and "checking()" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and "validation_enabled()" in ast.unparse(node.test):
             return
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS and not _is_text(node.left):
             yield node, "operator"

@@ -6,16 +6,11 @@ import math
 import pytest
 import torch
 
-from vdiff import (
-    Adaptive,
-    Denoiser,
-    Eps,
-    GaussianMixture,
-    Histogram,
-    Linear,
-    Profile,
-    weighted_elbo,
-)
+from vdiff import Denoiser, weighted_elbo
+from vdiff.oracle import GaussianMixture
+from vdiff.parameterization import Eps
+from vdiff.profile import Profile
+from vdiff.schedule import Adaptive, Histogram, Linear
 from vdiff.times import generator_of
 
 

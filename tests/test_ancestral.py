@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import Cosine, Eps, GaussianMixture, Linear, Prediction, X, sample
+from vdiff import Prediction, sample
 from vdiff.gaussian import Step
-from vdiff.oracle import Gaussian
+from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.parameterization import Eps, X
 from vdiff.reverse import reverse_mean, reverse_sample
 from vdiff.sampling import trajectory
+from vdiff.schedule import Cosine, Linear
 
 # of z at λ = 13.3, from N(0, 1) at −5 in uniform steps of λ: (data variance, steps) → posterior
 # variance kernel

@@ -6,27 +6,15 @@ import math
 import pytest
 import torch
 
-from vdiff import (
-    EDM,
-    ELBO,
-    MSE,
-    Cosine,
-    Denoiser,
-    Eps,
-    GaussianMixture,
-    Linear,
-    MinSNR,
-    Sigmoid,
-    Spline,
-    V,
-    augmented_elbo,
-    describe,
-    weighted_elbo,
-)
-from vdiff.augmentation import Augmentation
+from vdiff import Denoiser, weighted_elbo
+from vdiff.augmentation import Augmentation, augmented_elbo
+from vdiff.describe import describe
+from vdiff.oracle import GaussianMixture
+from vdiff.parameterization import Eps, V
 from vdiff.prediction import Prediction
 from vdiff.recipes import RECIPES
-from vdiff.weighting import Custom
+from vdiff.schedule import Cosine, Linear, Spline
+from vdiff.weighting import EDM, ELBO, MSE, Custom, MinSNR, Sigmoid
 
 ENDS = (6.0, -5.0)
 DATA = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])

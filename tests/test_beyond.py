@@ -11,35 +11,26 @@ from points import data_of, points
 from registry import objective_of
 from torch import nn
 
-from vdiff import (
-    Categorical,
+from vdiff import Denoiser, elbo, hybrid_loss, sample, weighted_elbo
+from vdiff.chain import path_bound
+from vdiff.decoder import Categorical
+from vdiff.denoiser import ScaledGamma, ScheduleTime, TableStep
+from vdiff.likelihood import compare, evaluate, ode_likelihood, path_importance
+from vdiff.nn import MLP, FourierFeatures
+from vdiff.parameterization import Eps, V
+from vdiff.sampling import Clipped, ddim, few_steps, trailing
+from vdiff.schedule import (
     Cosine,
-    Denoiser,
-    Eps,
+    Custom,
     Histogram,
     Karras,
     LearnedLinear,
     Linear,
     LinearBeta,
-    ScaledGamma,
-    ScheduleTime,
     Shifted,
     SignalPower,
-    TableStep,
     Tabulated,
-    V,
-    ddim,
-    elbo,
-    few_steps,
-    hybrid,
-    path_bound,
-    sample,
-    weighted_elbo,
 )
-from vdiff.likelihood import compare, evaluate, ode_likelihood, path_importance
-from vdiff.nn import MLP, FourierFeatures
-from vdiff.sampling import Clipped, trailing
-from vdiff.schedule import Custom
 from vdiff.training import Config, Run, train
 
 TABLE = Tabulated.linear_betas()
@@ -187,7 +178,7 @@ def test_every_loss_evaluation_and_sampler_says_it():
     calls = {
         "elbo": lambda one: elbo(one, DATA, **options),
         "Objective": lambda one: objective_of(one, **options),
-        "hybrid": lambda one: hybrid(one, X, schedule=wide, steps=4, bound_weight=0.0),
+        "hybrid_loss": lambda one: hybrid_loss(one, X, schedule=wide, steps=4, bound_weight=0.0),
         "path_bound": lambda one: path_bound(one, DATA, steps=4, **options),
         "evaluate": lambda one: evaluate(one, DATA, draws=2, replicates=2, **options),
         "compare": lambda one: compare(
@@ -290,7 +281,7 @@ def test_training_on_more_is_known():
     model = trained_between(Linear(9.0, -7.0))
     elbo(model, DATA, schedule=Linear(10.0, -3.0), decoder=DECODER).total.mean().backward()
     assert model.trained == (-7.0, 10.0)
-    hybrid(model, X, schedule=Cosine(5.0, -12.0), steps=4, bound_weight=0.0).mean().backward()
+    hybrid_loss(model, X, schedule=Cosine(5.0, -12.0), steps=4, bound_weight=0.0).mean().backward()
     assert model.trained == (-12.0, 10.0)
     with torch.no_grad():
         warned(lambda: weighted_elbo(model, X, schedule=Cosine(15.0, -15.0)))

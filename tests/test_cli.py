@@ -11,23 +11,25 @@ import pytest
 import torch
 from PIL import Image
 
-from vdiff import (
-    Cosine,
-    Forward,
-    Karras,
-    Linear,
-    V,
-    adams,
+from vdiff import sample
+from vdiff.cli import main
+from vdiff.cli.sample import _cells, _picture
+from vdiff.parameterization import V
+from vdiff.sampling import (
+    adams_bashforth,
     ancestral,
     ddim,
     few_steps,
+    leading,
     ode,
-    sample,
+    per_sample_generators,
+    start,
+    trailing,
+    uniform,
 )
-from vdiff.cli import main
-from vdiff.cli.sample import _cells, _picture
-from vdiff.sampling import leading, start, streams, trailing, uniform
+from vdiff.schedule import Cosine, Karras, Linear
 from vdiff.training import Config, Run
+from vdiff.variance import FixedLarge
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def test_samples_by_class_and_guidance(run):
         "--steps",
         "3",
         "--step",
-        "adams",
+        "adams_bashforth",
         "--grid",
         "few",
         "--quiet",
@@ -191,7 +193,9 @@ def settings_of(folder, *options):
 
 def test_the_levels_are_those_asked_for(run, tmp_path):
     folder, mine = run(), tmp_path / "mine.py"
-    mine.write_text("import vdiff\nschedule = vdiff.Cosine(5.0, -5.0)\nrow = [-6.0, -1.0, 2.5]\n")
+    mine.write_text(
+        "import vdiff\nschedule = vdiff.schedule.Cosine(5.0, -5.0)\nrow = [-6.0, -1.0, 2.5]\n"
+    )
     trained, own = Linear(9.0, -7.0), Cosine(5.0, -5.0)
     asked = {
         (): uniform(Cosine(9.0, -7.0), 100),
@@ -216,15 +220,17 @@ def test_the_options_of_a_step_reach_it(run):
     folder = run()
     model = Run(folder).load().model
     asked = {
-        ("--variance", "forward"): partial(ancestral, variance=Forward()),
+        ("--variance", "forward"): partial(ancestral, variance=FixedLarge()),
         ("--step", "ddim", "--eta", "0.5"): partial(ddim, eta=0.5),
-        ("--step", "adams", "--order", "2", "--target", "v"): partial(adams, order=2, target=V()),
+        ("--step", "adams_bashforth", "--order", "2", "--target", "v"): partial(
+            adams_bashforth, order=2, target=V()
+        ),
         ("--step", "ode", "--method", "rk4", "--steps", "6"): partial(ode, method="rk4"),
         ("--step", "ode", "--rtol", "0.01", "--atol", "0.02"): partial(ode, rtol=0.01, atol=0.02),
     }
     for options, step in asked.items():
         settings, levels, x = settings_of(folder, "--steps", "3", *options)
-        generators = streams(0, range(2))
+        generators = per_sample_generators(0, range(2))
         z = start((1, 8, 8), generators)
         wanted = sample(model, z, levels=levels, step=step, generator=generators)
         np.testing.assert_allclose(x, wanted.numpy(), rtol=0.0, atol=1e-5)
@@ -261,7 +267,7 @@ def test_unknown_names_get_the_nearest(options, words, capsys):
 
 @pytest.mark.parametrize(("options", "words"), [
     (["--label", "3"], "takes no label"), (["--guidance", "2", "--null-label", "3"], "takes no label"), (["--eta", "0.5"], "come with --step ddim"),
-    (["--step", "ddim", "--eta", "2"], "lie in [0, 1]"), (["--order", "2"], "come with --step adams"), (["--step", "heun", "--rtol", "1"], "come with --step ode"),
+    (["--step", "ddim", "--eta", "2"], "lie in [0, 1]"), (["--order", "2"], "come with --step adams_bashforth"), (["--step", "heun", "--rtol", "1"], "come with --step ode"),
     (["--interval", "-1", "1"], "come with guidance"), (["--step", "ode", "--method", "rk5"], "did you mean 'rk4'?"), (["--grid", "no.py:row"], "name a file"),
 ])  # fmt: skip
 def test_what_a_run_cannot_do(run, options, words, capsys):
@@ -310,7 +316,7 @@ def test_the_program_explains_itself():
         "--step",
         "--gif",
         "trajectory.gif",
-        "adams",
+        "adams_bashforth",
         "few",
         "FILE.py:NAME",
         "trailing",

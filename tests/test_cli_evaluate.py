@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from vdiff import Categorical, Lattice, Linear
 from vdiff.cli import evaluate as command
 from vdiff.cli import keeper, main
 from vdiff.data import Splits, splits
 from vdiff.data.digits import LEVELS
+from vdiff.decoder import Categorical
 from vdiff.flow import SolverError
 from vdiff.likelihood import compare, evaluate
+from vdiff.oracle import Lattice
+from vdiff.schedule import Linear
 from vdiff.training import Config, Run
 
 CONFIG = Config(
@@ -106,8 +108,13 @@ def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
         },
         parameterization={"name": "Eps"},
         schedule={"name": "Tabulated.cosine_betas", "levels": 21},
-        decoder={"name": "DiscretizedGaussian", "levels": LEVELS, "denoise": True, "clip": 0.01},
-        variance={"name": "Range"},
+        decoder={
+            "name": "DiscretizedGaussian",
+            "levels": LEVELS,
+            "uses_network": True,
+            "clip": 0.01,
+        },
+        variance={"name": "LearnedRange"},
         chain=20,
         resampling=True,
         conditional=True,

@@ -9,21 +9,13 @@ import warnings
 import pytest
 import torch
 
-from vdiff import (
-    Categorical,
-    Clipped,
-    Cosine,
-    DiscretizedGaussian,
-    GaussianMixture,
-    Lattice,
-    Linear,
-    Normal,
-    Tabulated,
-)
-from vdiff.decoder import Gaussian
+from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.likelihood import Plan, Stratified, compare, evaluate
 from vdiff.likelihood.measurement import BINS
 from vdiff.likelihood.pieces import data_hash
+from vdiff.oracle import GaussianMixture, Lattice
+from vdiff.sampling import Clipped
+from vdiff.schedule import Cosine, Linear, Normal, Tabulated
 
 DECODER = Categorical(levels=4)
 PMF = [0.5, 0.3, 0.15, 0.05]
@@ -89,7 +81,7 @@ def test_a_report_is_plain_data_from_which_the_number_comes_again():
         "data ",
         "seed 7",
         "ema 0.999",
-        "decoder Categorical(levels=4, closed=False)",
+        "decoder Categorical(levels=4, levels_at_ends=False)",
         "diffusion by log-SNR",
     ):
         assert word in str(report)
@@ -174,8 +166,8 @@ def test_the_decoder_is_part_of_the_number():
     oracle = GaussianMixture([1.0], torch.zeros(1, 3), 0.1 * torch.ones(1, 3))
     for closed, softmax, interval in ((True, 0.0101, 0.0512), (False, 0.0105, 0.0523)):
         for decoder, known in (
-            (Categorical(256, closed=closed), softmax),
-            (DiscretizedGaussian(256, closed=closed), interval),
+            (Categorical(256, levels_at_ends=closed), softmax),
+            (DiscretizedGaussian(256, levels_at_ends=closed), interval),
         ):
             report = evaluate(oracle, data, schedule=Linear(13.3, -5.0), decoder=decoder, draws=2)
             assert report.reconstruction.value == pytest.approx(known, abs=5e-5)
@@ -220,7 +212,7 @@ PAIRS = {
     "decoders": {"schedule": Linear(7.0, -6.0), "decoder": (DECODER, DiscretizedGaussian(4))},
     "a decoder that looks at the network": {
         "schedule": SHORT,
-        "decoder": (DiscretizedGaussian(4, denoise=True), DECODER),
+        "decoder": (DiscretizedGaussian(4, uses_network=True), DECODER),
     },
 }
 

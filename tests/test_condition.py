@@ -13,9 +13,9 @@ from test_public_api import PUBLIC
 from torch import Tensor, nn
 
 import vdiff
-from vdiff import Categorical, Denoiser, DiscretizedGaussian, Guided, Linear, Objective, Sigmoid, V
+from vdiff import Denoiser, Objective
 from vdiff.augmentation import Augmentation
-from vdiff.decoder import Gaussian
+from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.likelihood import (
     Uniform,
     compare,
@@ -28,8 +28,11 @@ from vdiff.likelihood import (
 )
 from vdiff.objective import VLB
 from vdiff.oracle import Gaussian as GaussianData
-from vdiff.sampling import Counted, encode, sample, trajectory
+from vdiff.parameterization import V
+from vdiff.sampling import Counted, Guided, encode, sample, trajectory
+from vdiff.schedule import Linear
 from vdiff.training import Validation
+from vdiff.weighting import Sigmoid
 
 
 class Told(nn.Module):
@@ -54,7 +57,7 @@ def model() -> Denoiser:
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
 LEVELS = torch.randint(0, 17, (6, 2), generator=torch.Generator().manual_seed(0))
 T, EPS = torch.linspace(0.1, 0.9, 6), torch.ones(6, 2)
-FINITE, LOOKING = Linear(4.0, -5.0), DiscretizedGaussian(17, denoise=True)
+FINITE, LOOKING = Linear(4.0, -5.0), DiscretizedGaussian(17, uses_network=True)
 CHAIN = torch.arange(1, 7) / 6
 NOISE = Augmentation(Sigmoid(), Linear().logsnr_max, Linear().logsnr_min)
 
@@ -72,22 +75,22 @@ VERBS: dict[str, Callable[..., Any]] = {
     "weighted_elbo": lambda m, **c: vdiff.weighted_elbo(
         m, X, schedule=Linear(), t=T, eps=EPS, **c
     ),
-    "augmented_elbo": lambda m, **c: vdiff.augmented_elbo(
+    "augmented_elbo": lambda m, **c: vdiff.augmentation.augmented_elbo(
         m, X, augmentation=NOISE, schedule=Linear(), eps=EPS, generator=seeded(), **c
     ),
     "elbo": lambda m, **c: (
         vdiff.elbo(m, LEVELS, schedule=Linear(), decoder=LOOKING, t=T, eps=EPS, **c).total
     ),
-    "hybrid": lambda m, **c: vdiff.hybrid(
+    "hybrid_loss": lambda m, **c: vdiff.hybrid_loss(
         m, X, schedule=Linear(), steps=6, bound_weight=0, t=CHAIN, eps=EPS, **c
     ),
     "vlb": lambda m, **c: (
-        vdiff.vlb(
+        vdiff.chain.vlb(
             m, LEVELS, schedule=Linear(), steps=6, decoder=LOOKING, t=CHAIN, eps=EPS, **c
         ).total
     ),
     "path_bound": lambda m, **c: (
-        vdiff.path_bound(
+        vdiff.chain.path_bound(
             m, LEVELS, schedule=FINITE, decoder=LOOKING, steps=3, generator=seeded(), **c
         ).log_ratio
     ),
@@ -100,10 +103,17 @@ VERBS: dict[str, Callable[..., Any]] = {
         m,
         LEVELS,
         c,
-        {"steps": 6, "decoder": Categorical(17), "resampling": vdiff.LossSecondMoment(6)},
+        {
+            "steps": 6,
+            "decoder": Categorical(17),
+            "resampling": vdiff.resampling.LossSecondMoment(6),
+        },
     ),
     "Objective.forward, every term": lambda m, **c: objective(
-        m, LEVELS, c, {"steps": 6, "decoder": LOOKING, "resampling": vdiff.LossSecondMoment(7)}
+        m,
+        LEVELS,
+        c,
+        {"steps": 6, "decoder": LOOKING, "resampling": vdiff.resampling.LossSecondMoment(7)},
     ),
     "Objective.bound": lambda m, **c: (
         Objective(m, schedule=Linear(), loss=VLB(Categorical(17)))

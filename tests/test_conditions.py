@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from vdiff import Categorical, Denoiser, Linear, X
+from vdiff import Denoiser
+from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.likelihood import (
     Plan,
@@ -27,6 +28,8 @@ from vdiff.likelihood import (
 from vdiff.likelihood.conditions import of_kept, of_rows
 from vdiff.likelihood.pieces import told
 from vdiff.oracle import Gaussian
+from vdiff.parameterization import X
+from vdiff.schedule import Linear
 from vdiff.training import Validation
 from vdiff.training.config import Config
 

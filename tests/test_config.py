@@ -5,9 +5,13 @@ from dataclasses import fields
 
 import pytest
 
-from vdiff import EDM, MSE, Cosine, Eps, LossSecondMoment, MinSNR, Range, Sigmoid, Tabulated
+from vdiff.parameterization import Eps
+from vdiff.resampling import LossSecondMoment
+from vdiff.schedule import Cosine, Tabulated
 from vdiff.training import Config
 from vdiff.training.config import CHECKS
+from vdiff.variance import LearnedRange
+from vdiff.weighting import EDM, MSE, MinSNR, Sigmoid
 
 UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
 TWO = {"name": "UNet", "channels": 1, "channels_out": 2, "width": 8}
@@ -55,13 +59,13 @@ def test_specs_are_objects_by_name_with_objects_in_them():
         parameterization={"name": "Eps"},
         schedule={"name": "Tabulated.cosine_betas", "levels": 11},
         chain=10,
-        variance={"name": "Range"},
-        decoder={"name": "DiscretizedGaussian", "levels": 17, "denoise": True, "clip": 0.1},
+        variance={"name": "LearnedRange"},
+        decoder={"name": "DiscretizedGaussian", "levels": 17, "uses_network": True, "clip": 0.1},
         level_head=False,
         resampling=True,
     ).objective()
     assert repr(chain.schedule) == repr(Tabulated.cosine_betas(11))
-    assert isinstance(chain.model.variance, Range)
+    assert isinstance(chain.model.variance, LearnedRange)
     assert isinstance(chain.loss.resampling, LossSecondMoment)
     assert (chain.steps, chain.loss.resampling.steps) == (10, 11)
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff import GaussianMixture, Linear, elbo
+from vdiff import elbo
 from vdiff.decoder import Gaussian
 from vdiff.likelihood import Independent, Plan, Sobol
 from vdiff.likelihood.estimate import Estimate, Tally, replicates_for
 from vdiff.likelihood.integrand import Integrand, evaluating
 from vdiff.likelihood.measurement import Effort, Evaluation
+from vdiff.oracle import GaussianMixture
+from vdiff.schedule import Linear
 
 POINTS = GaussianMixture([0.4, 0.6], [[-1.2], [0.4]], [[0.06], [0.09]]).sample(
     20, torch.Generator().manual_seed(0)

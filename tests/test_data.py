@@ -12,7 +12,6 @@ import torch
 from cifar_files import NAMES as BATCHES
 from cifar_files import file_of, lay_out, pack, pictures, small, write_binary, write_python
 
-from vdiff import Categorical
 from vdiff.data import augment, dataset, splits
 from vdiff.data.cifar10 import (
     BATCH,
@@ -26,6 +25,7 @@ from vdiff.data.cifar10 import (
 from vdiff.data.digits import digits
 from vdiff.data.file import File
 from vdiff.data.patches import NAMES, SELECTION, TEST, TRAIN, _cut, patches
+from vdiff.decoder import Categorical
 
 
 @pytest.fixture(scope="module")

@@ -10,23 +10,21 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vdiff import (
+from vdiff import Denoiser, Objective, Prediction, elbo
+from vdiff.decoder import (
     Categorical,
-    Denoiser,
     DiscretizedGaussian,
-    Eps,
-    Linear,
-    Objective,
-    Prediction,
-    Range,
-    Sigmoid,
-    V,
-    X,
-    elbo,
+    Gaussian,
+    log_normal_cdf,
+    log_normal_interval,
+    normal_nodes,
 )
-from vdiff.decoder import Gaussian, log_normal_cdf, log_normal_interval, normal_nodes
 from vdiff.likelihood import Uniform, compare, dequantized_ode, evaluate, path_importance
 from vdiff.objective import VLB, Weighted
+from vdiff.parameterization import Eps, V, X
+from vdiff.schedule import Linear
+from vdiff.variance import LearnedRange
+from vdiff.weighting import Sigmoid
 
 LEVELS = [
     torch.uint8,
@@ -80,9 +78,9 @@ def all_levels(decoder, mean: torch.Tensor, logsnr: float) -> torch.Tensor:
 def decoders(levels: int):
     prior = torch.sin(torch.arange(levels) + 1.0)
     for closed in (False, True):
-        yield Categorical(levels, closed=closed)
-        yield Categorical(levels, closed=closed, prior=prior)
-        yield DiscretizedGaussian(levels, closed=closed)
+        yield Categorical(levels, levels_at_ends=closed)
+        yield Categorical(levels, levels_at_ends=closed, prior=prior)
+        yield DiscretizedGaussian(levels, levels_at_ends=closed)
 
 
 @pytest.mark.parametrize("logsnr", [-6.0, 0.0, 5.0, 9.21, 13.3, 20.0])
@@ -105,7 +103,7 @@ def test_probabilities_are_those_of_another_formula(decoder, logsnr):
         MEANS.numpy(),
         math.exp(-0.5 * logsnr),
         decoder.levels,
-        decoder.closed,
+        decoder.levels_at_ends,
         None if prior is None else prior.numpy(),
     )
     np.testing.assert_allclose(
@@ -120,9 +118,14 @@ def test_tables_are_expectations(decoder, logsnr):
     noise = np.linspace(-10, 10, 20_001)
     weight = np.exp(-0.5 * noise**2)
     std, prior = math.exp(-0.5 * logsnr), getattr(decoder, "prior", None)
-    mean = grid(5, decoder.closed)[:, None] + std * noise
+    mean = grid(5, decoder.levels_at_ends)[:, None] + std * noise
     log_p = log_pmf(
-        type(decoder), mean, std, 5, decoder.closed, None if prior is None else prior.numpy()
+        type(decoder),
+        mean,
+        std,
+        5,
+        decoder.levels_at_ends,
+        None if prior is None else prior.numpy(),
     )
     want = [-(weight @ log_p[k, :, k]) / weight.sum() for k in range(5)]
     np.testing.assert_allclose(decoder.table(logsnr).numpy(), want, rtol=1e-9, atol=1e-13)
@@ -181,9 +184,9 @@ def test_a_prior_per_dimension_is_read_where_it_belongs():
 )
 def test_the_decoder_is_part_of_the_number(closed, softmax, interval):
     """The same end of the same process, in bits per dimension of an inner grey level."""
-    nats = Categorical(256, closed=closed).table(13.3)
+    nats = Categorical(256, levels_at_ends=closed).table(13.3)
     assert nats[128].item() / math.log(2) == pytest.approx(softmax, abs=5e-5)
-    assert DiscretizedGaussian(256, closed=closed).table(13.3)[128].item() / math.log(
+    assert DiscretizedGaussian(256, levels_at_ends=closed).table(13.3)[128].item() / math.log(
         2
     ) == pytest.approx(interval, abs=5e-5)
     assert nats[128].item() == pytest.approx(0.0069714 if closed else 0.0072456, abs=5e-8)
@@ -271,11 +274,11 @@ def test_the_gradient_is_right_at_every_level_however_small_the_noise(logsnr, cl
     mean.requires_grad_()
     head = torch.ones_like(mean, requires_grad=True)  # of a range: the noise of z₀ itself, σ = σ₀
     clip = 0.1 * math.exp(-logsnr) if learned else None
-    decoder = DiscretizedGaussian(levels, closed=closed, denoise=True, clip=clip)
+    decoder = DiscretizedGaussian(levels, levels_at_ends=closed, uses_network=True, clip=clip)
 
     def nll(mean):
         def predict(z, logsnr):
-            return Prediction(z, logsnr, mean, X(), Range(), head)
+            return Prediction(z, logsnr, mean, X(), LearnedRange(), head)
 
         return decoder.nll(data, torch.zeros_like(mean), logsnr, predict).sum()
 
@@ -339,7 +342,7 @@ def test_a_denoising_decoder_reads_the_prediction():
         seen.append((z, logsnr))
         return Prediction(z, logsnr, eps - 0.1, Eps())
 
-    nll = Gaussian(variance=0.01, denoise=True).reconstruction(x, x, logsnr, predict, eps=eps)
+    nll = Gaussian(variance=0.01, uses_network=True).reconstruction(x, x, logsnr, predict, eps=eps)
     torch.testing.assert_close(seen[0][0], z)
     assert seen[0][1].tolist() == [logsnr]
     shift = 0.1 * math.exp(-0.5 * logsnr)  # x̂ − x of an error of 0.1 in ε
@@ -349,7 +352,7 @@ def test_a_denoising_decoder_reads_the_prediction():
 @pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("kind", [Categorical, DiscretizedGaussian])
 def test_encoding_follows_its_convention_and_is_undone(kind, closed):
-    decoder = kind(17, closed=closed)
+    decoder = kind(17, levels_at_ends=closed)
     data = torch.arange(17)[None]
     np.testing.assert_allclose(decoder.grid.numpy(), grid(17, closed), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(
@@ -504,7 +507,7 @@ def test_levels_of_any_integer_dtype_are_the_same_data(dtype, verb):
     for decoder in (
         Categorical.fit(data, 17),
         DiscretizedGaussian(17),
-        DiscretizedGaussian(17, denoise=True),
+        DiscretizedGaussian(17, uses_network=True),
     ):
         got, expected = (
             VERBS[verb](levels, decoder, **given) for levels in (data.to(dtype), data)

@@ -14,21 +14,8 @@ from points import points
 from torch import Tensor, nn
 
 import vdiff
-from vdiff import (
-    Categorical,
-    Cosine,
-    Denoiser,
-    DiscretizedGaussian,
-    Eps,
-    GaussianMixture,
-    Lattice,
-    Linear,
-    Objective,
-    Profile,
-    Range,
-    V,
-)
-from vdiff.decoder import Gaussian
+from vdiff import Denoiser, Objective
+from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.likelihood import (
     Plan,
     Sobol,
@@ -47,12 +34,26 @@ from vdiff.metrics import mmd
 from vdiff.nn import MLP, UNet, VDMUNet
 from vdiff.objective import VLB
 from vdiff.oracle import Gaussian as GaussianData
+from vdiff.oracle import GaussianMixture, Lattice
+from vdiff.parameterization import Eps, V
+from vdiff.profile import Profile
 from vdiff.recipes import RECIPES
 from vdiff.reverse import MonteCarlo, Raw
-from vdiff.sampling import STEPS, Guided, encode, sample, streams, to_levels, to_uint8, trajectory
+from vdiff.sampling import (
+    STEPS,
+    Guided,
+    encode,
+    per_sample_generators,
+    sample,
+    to_levels,
+    to_uint8,
+    trajectory,
+)
 from vdiff.sampling.noise import noise_like, start
+from vdiff.schedule import Cosine, Linear
 from vdiff.training import Config, Validation, train
 from vdiff.training.batches import Batches
+from vdiff.variance import LearnedRange
 from vdiff.weighting import loss_factor
 
 
@@ -70,7 +71,7 @@ F32: dict[str, Any] = {"dtype": torch.float32}
 F64: dict[str, Any] = {"dtype": torch.float64}
 MODEL, OTHER = Denoiser(Net(), V()), Denoiser(Net(width=4), V())
 TWICE = Denoiser(
-    Net(), Eps(), variance=Range(), call=lambda net, z, t: torch.cat([net(z, t), z], 1)
+    Net(), Eps(), variance=LearnedRange(), call=lambda net, z, t: torch.cat([net(z, t), z], 1)
 )
 LABELLED = Denoiser(lambda z, t, label: z * label[:, None], Eps())
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(1), **F32)
@@ -81,7 +82,7 @@ T, EPS = (
 )
 LAM = torch.linspace(-4.9, 4.9, 6, **F64)
 CHAIN = torch.arange(1, 7, **F64) / 6
-LOOKING = DiscretizedGaussian(17, denoise=True)
+LOOKING = DiscretizedGaussian(17, uses_network=True)
 FINITE = Linear(6.0, -5.0)
 ENDS: dict[str, Any] = {"schedule": Linear(4.0, -6.0)}
 LINE = partial(GaussianMixture, [0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
@@ -110,7 +111,7 @@ def decoded(i: int) -> list[Tensor]:
     ]
     if not isinstance(decoder, Gaussian):
         found += [decoder.table(5.0), decoder.law(MODEL(x, LAM[:4])), decoder.grid]
-    return found if decoder.denoise else [*found, decoder.expected_nll(data, 5.0)]
+    return found if decoder.uses_network else [*found, decoder.expected_nll(data, 5.0)]
 
 
 def scheduled(i: int) -> list[Tensor]:
@@ -136,13 +137,13 @@ def scheduled(i: int) -> list[Tensor]:
 def profiled() -> list[Tensor]:
     profile = Profile(-5.0, 5.0, bins=4)
     profile.update(torch.linspace(-4.9, 4.9, 64, **F64), torch.linspace(1, 2, 64, **F64))
-    said = vdiff.diagnose(profile, Cosine(5.0, -5.0))
-    best = vdiff.Histogram.optimal(profile)
+    said = vdiff.diagnosis.diagnose(profile, Cosine(5.0, -5.0))
+    best = vdiff.schedule.Histogram.optimal(profile)
     return [profile.mean, profile.standard_error, profile.at(LAM), said.best, said.square, best(T)]
 
 
 def resampled() -> list[Tensor]:
-    sampler = vdiff.LossSecondMoment(300, memory=1)
+    sampler = vdiff.resampling.LossSecondMoment(300, memory=1)
     t = torch.arange(1, 301, **F64) / 300
     sampler.note(t, 1 + t)
     sampler.remember()
@@ -209,15 +210,15 @@ GIVEN: dict[str, Callable[[], Any]] = {
     **{f"schedule {i}": partial(scheduled, i) for i in range(len(SCHEDULES))},
     **{f"weighting {i}": lambda i=i: [WEIGHTINGS[i]()(LAM), loss_factor(WEIGHTINGS[i](), Linear(), V())(LAM)]
        for i in range(len(WEIGHTINGS)) if WEIGHTINGS[i]().chain is None},
-    "stratified": lambda: [vdiff.stratified(8, generator=seeded()), vdiff.stratified(4, offset=0.3)],
+    "stratified": lambda: [vdiff.times.stratified(8, generator=seeded()), vdiff.times.stratified(4, offset=0.3)],
     "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17), t=T, eps=noise()).total],
     "draws": lambda: list(vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), draws=3, generator=seeded()).diffusion),
     "estimators": lambda: [
         vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), steps=6, estimator=one(), generator=seeded()).total
         for one in (MonteCarlo, Raw)
     ],
-    "hybrid": lambda: [vdiff.hybrid(TWICE, X, schedule=Linear(), steps=6, t=CHAIN, eps=EPS)],
-    "paths": lambda: list(vdiff.path_bound(MODEL, X, schedule=FINITE, decoder=Gaussian(), steps=4, generator=seeded())),
+    "hybrid_loss": lambda: [vdiff.hybrid_loss(TWICE, X, schedule=Linear(), steps=6, t=CHAIN, eps=EPS)],
+    "paths": lambda: list(vdiff.chain.path_bound(MODEL, X, schedule=FINITE, decoder=Gaussian(), steps=4, generator=seeded())),
     "evaluate points": lambda: evaluated(Gaussian(), X),
     "evaluate with other draws": lambda: evaluated(Gaussian(), X, plan=Plan(times=Sobol()), steps=6),
     "evaluate to a tolerance": lambda: evaluated(Gaussian(), X, tolerance=0.05, draws=None),
@@ -234,15 +235,15 @@ GIVEN: dict[str, Callable[[], Any]] = {
     ],
     "sampling by the flow": lambda: [sample(MODEL, X, schedule=FINITE, steps=3, step=STEPS["ode"]), encode(MODEL, X, **ENDS)],
     "sampling on levels": lambda: [
-        sample(MODEL, X, levels=[-5.0, 0.3, 5.1], generator=streams(0, range(6))),
-        *(one.x for _, one in trajectory(MODEL, X, schedule=vdiff.few_steps(), steps=3, generator=seeded())),
+        sample(MODEL, X, levels=[-5.0, 0.3, 5.1], generator=per_sample_generators(0, range(6))),
+        *(one.x for _, one in trajectory(MODEL, X, schedule=vdiff.sampling.few_steps(), steps=3, generator=seeded())),
     ],
     "guidance": lambda: [
         Guided(LABELLED, 3.3, {"label": 0.1}, interval=(-3.1, 3.3))(X, LAM, label=T.float()).out,
         Guided(LABELLED, 7.3, {"label": 0.1})(X, LAM, label=T.float()).out,
     ],
     "output": lambda: [to_uint8(X.clamp(-1, 1)), to_levels(Categorical(17), MODEL(X, LAM), draw=True, generator=seeded())],
-    "noise": lambda: [noise_like(X, seeded()), start((3,), streams(0, range(4)))],
+    "noise": lambda: [noise_like(X, seeded()), start((3,), per_sample_generators(0, range(4)))],
     "oracles": lambda: [
         LINE()(X[:, :1], LAM).out, LINE().log_prob(X[:, :1]), LINE().sample(5, seeded()), LINE().mmse(LAM), LINE().entropy(),
         Lattice([-0.5, 0.5], [0.3, 0.7]).bound(13.3, -5.0, Categorical(2)).total, GaussianData.fit(X).log_prob(X),
@@ -250,7 +251,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "metrics": lambda: [mmd(X, EPS)],
     "profile": profiled,
     "resampling": resampled,
-    "recipes": lambda: [str(vdiff.describe(name)) for name in RECIPES],
+    "recipes": lambda: [str(vdiff.describe.describe(name)) for name in RECIPES],
 }  # fmt: skip
 
 DRAWN: dict[
@@ -258,9 +259,13 @@ DRAWN: dict[
 ] = {  # noise is drawn in the dtype of x, which is float64 where that is the default
     "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17)).total],
     "objective": lambda: [
-        Objective(MODEL, schedule=vdiff.LearnedLinear(), loss=VLB(Categorical(17)))(LEVELS)
+        Objective(MODEL, schedule=vdiff.schedule.LearnedLinear(), loss=VLB(Categorical(17)))(
+            LEVELS
+        )
     ],
-    "vlb": lambda: [vdiff.vlb(MODEL, LEVELS, schedule=Linear(), steps=6, decoder=LOOKING).total],
+    "vlb": lambda: [
+        vdiff.chain.vlb(MODEL, LEVELS, schedule=Linear(), steps=6, decoder=LOOKING).total
+    ],
     "evaluate": lambda: evaluated(Categorical(17), LEVELS),
     "evaluate a chain": lambda: evaluated(LOOKING, LEVELS, steps=6),
     "dequantised": lambda: [

@@ -8,27 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import (
-    Denoiser,
-    Eps,
-    Exploding,
-    Flow,
-    GaussianMixture,
-    Linear,
-    TableStep,
-    Tabulated,
-    V,
-    X,
-    edm_time,
-    flow_time,
-    sigma_time,
-    weighted_elbo,
-)
+from vdiff import Denoiser, weighted_elbo
+from vdiff.denoiser import TableStep, edm_time, flow_time, sigma_time
 from vdiff.likelihood import Share
 from vdiff.likelihood.protocol import of_computation
 from vdiff.likelihood.verify import _Counted
 from vdiff.nn import MLP
-from vdiff.parameterization import Parameterization
+from vdiff.oracle import GaussianMixture
+from vdiff.parameterization import Eps, Flow, Parameterization, V, VarianceExploding, X
+from vdiff.schedule import Linear, Tabulated
 
 ORACLE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.5, 0.2]], [[0.04, 0.2], [0.09, 0.1]])
 
@@ -78,7 +66,7 @@ class StepUNet(nn.Module):
 
 
 MODELS = {
-    "edm D": lambda: Denoiser(EDMDenoiser(), Exploding(X()), time=sigma_time),
+    "edm D": lambda: Denoiser(EDMDenoiser(), VarianceExploding(X()), time=sigma_time),
     "edm F": lambda: Denoiser(EDMInside(), V(0.5), time=edm_time, output=torch.neg),
     "flow": lambda: Denoiser(Forwards(), Flow(), time=flow_time),
     "flow, other way": lambda: Denoiser(

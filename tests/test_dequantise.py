@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
-from vdiff import Categorical, Denoiser, DiscretizedGaussian, Lattice, Linear, Prediction, V
+from vdiff import Denoiser, Prediction
+from vdiff.decoder import Categorical, DiscretizedGaussian
 from vdiff.likelihood.dequantise import (
     Dequantization,
     TruncatedNormal,
@@ -19,7 +20,9 @@ from vdiff.likelihood.dequantise import (
 )
 from vdiff.likelihood.importance import importance_weighted
 from vdiff.likelihood.trace import Exact, Hutchinson
-from vdiff.oracle import Gaussian
+from vdiff.oracle import Gaussian, Lattice
+from vdiff.parameterization import V
+from vdiff.schedule import Linear
 
 KINDS = [
     lambda decoder: Uniform(decoder),
@@ -28,10 +31,10 @@ KINDS = [
     lambda decoder: TruncatedNormal(decoder, 13.3),
 ]
 ORACLE = Lattice(Categorical(5).grid, torch.arange(1, 6) / 15.0)
-DECODERS = [Categorical(2), Categorical(17), Categorical(256, closed=True)]
+DECODERS = [Categorical(2), Categorical(17), Categorical(256, levels_at_ends=True)]
 
 
-def streams(n, seed=0):
+def per_sample_generators(n, seed=0):
     return [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(n)]
 
 
@@ -49,7 +52,7 @@ def test_noise_stays_within_its_bin_and_its_density_is_its_own(decoder, kind):
     )[0]
     assert mass == pytest.approx(1.0, abs=1e-9)
     u = dequantization.within(
-        2 * torch.rand(20_000, dtype=torch.float64, generator=streams(1)[0]) - 1
+        2 * torch.rand(20_000, dtype=torch.float64, generator=per_sample_generators(1)[0]) - 1
     )
     assert u.abs().max() <= half
     grid = torch.linspace(-width, width, 2001, dtype=torch.float64)
@@ -63,8 +66,8 @@ def test_the_truncated_normals_entropy_in_closed_form():
     law = stats.truncnorm(
         -dequantization.reach.item(), dequantization.reach.item(), scale=math.exp(-0.5 * logsnr)
     )
-    data = torch.randint(0, 17, (4000, 3), generator=streams(1)[0])
-    x, log_q = dequantization.draw(data, streams(4000))
+    data = torch.randint(0, 17, (4000, 3), generator=per_sample_generators(1)[0])
+    x, log_q = dequantization.draw(data, per_sample_generators(4000))
     assert x.shape == data.shape
     assert torch.equal(decoder.decode(x), data)
     assert abs(-log_q.mean() - 3 * law.entropy()) < 4 * log_q.std() / 4000**0.5
@@ -76,8 +79,10 @@ def test_the_truncated_normals_entropy_in_closed_form():
 def test_examples_draw_their_noise_by_themselves():
     data = torch.randint(0, 17, (6, 2))
     dequantization = Uniform(Categorical(17))
-    whole = dequantization.draw(data, streams(6))[0]
-    assert torch.equal(whole[2:4], dequantization.draw(data[2:4], streams(6)[2:4])[0])
+    whole = dequantization.draw(data, per_sample_generators(6))[0]
+    assert torch.equal(
+        whole[2:4], dequantization.draw(data[2:4], per_sample_generators(6)[2:4])[0]
+    )
 
 
 def smoothed(logsnr, levels=5):
@@ -170,8 +175,8 @@ def test_the_decoder_is_part_of_the_number(closed, softmax, interval):
     """Interior levels at γ₀ = −13.3, level spacing 2/255 and 2/256, bits/dim: five times the bits
     for another decoder."""
     for decoder, bits in (
-        (Categorical(256, closed=closed), softmax),
-        (DiscretizedGaussian(256, closed=closed), interval),
+        (Categorical(256, levels_at_ends=closed), softmax),
+        (DiscretizedGaussian(256, levels_at_ends=closed), interval),
     ):
         assert decoder.table(13.3)[128].item() / math.log(2) == pytest.approx(bits, abs=5e-5)
 
@@ -189,7 +194,7 @@ def test_every_draw_has_probes_of_its_own():
         return Prediction(z, logsnr, flat.out.view(z.shape), flat.parameterization)
 
     seen: list[torch.Tensor] = []
-    data = torch.randint(0, 5, (40, 3), generator=streams(1)[0])
+    data = torch.randint(0, 5, (40, 3), generator=per_sample_generators(1)[0])
     setting = {
         "dequantization": Uniform(Categorical(5)),
         "schedule": Linear(3.0, -8.0),
@@ -282,9 +287,9 @@ def test_noise_is_the_quantile_of_its_law_and_a_draw_is_a_level_and_its_noise(lo
     quantile = special.ndtri(edge + (1 + below.numpy()) * (0.5 - edge)) * math.exp(-0.5 * logsnr)
     np.testing.assert_allclose(normal.within(below).numpy(), quantile, rtol=1e-9)
     assert torch.equal(normal.within(-below), -normal.within(below))
-    rolled = 2 * torch.rand(3, dtype=torch.float64, generator=streams(1)[0]) - 1
+    rolled = 2 * torch.rand(3, dtype=torch.float64, generator=per_sample_generators(1)[0]) - 1
     for dequantization in (normal, Uniform(decoder)):
-        x, log_q = dequantization.draw(torch.tensor([[0, 1, 1]]), streams(1))
+        x, log_q = dequantization.draw(torch.tensor([[0, 1, 1]]), per_sample_generators(1))
         noise = dequantization.within(rolled)
         assert torch.allclose(
             x.double(), torch.tensor([-0.5, 0.5, 0.5]).double() + noise, atol=1e-6

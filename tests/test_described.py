@@ -17,38 +17,19 @@ from points import data_of, points, run_until
 from registry import objective_of
 from torch import Tensor, nn
 
-from vdiff import (
-    MSE,
-    Adaptive,
-    Categorical,
-    Cosine,
-    Denoiser,
-    DiscretizedGaussian,
-    Eps,
-    Forward,
-    Linear,
-    LossSecondMoment,
-    Objective,
-    Range,
-    ScaledGamma,
-    Shifted,
-    Sigmoid,
-    Spline,
-    TableStep,
-    Tabulated,
-    V,
-    decoder,
-    edm_time,
-    parameterization,
-    schedule,
-    weighting,
-)
+from vdiff import Denoiser, Objective, decoder, parameterization, schedule, weighting
 from vdiff.cli import main
+from vdiff.decoder import Categorical, DiscretizedGaussian
+from vdiff.denoiser import ScaledGamma, TableStep, edm_time
 from vdiff.nn import MLP
-from vdiff.schedule import law
+from vdiff.parameterization import Eps, V
+from vdiff.resampling import LossSecondMoment
+from vdiff.schedule import Adaptive, Cosine, Linear, Shifted, Spline, Tabulated, law
 from vdiff.training import Config, Run, train
 from vdiff.training.checkpoint import checkpoints
 from vdiff.training.described import differences, has_own_parts, parts_of, shown
+from vdiff.variance import FixedLarge, LearnedRange
+from vdiff.weighting import MSE, Sigmoid
 
 CONFIG = points(
     steps=2, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, ema=[0.9]
@@ -58,7 +39,7 @@ CHAIN = points(
     schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0},
     chain=10,
     ema=[0.9],
-    variance={"name": "Posterior"},
+    variance={"name": "FixedSmall"},
 )
 
 
@@ -90,7 +71,7 @@ OTHERS: dict[str, Callable[[], Objective]] = {
         model=model(time=TableStep(Tabulated([11.0, 0.0, -8.0])))
     ),
     "model.output": lambda: objective(model=model(output=torch.neg)),
-    "model.variance": lambda: objective(model=model(variance=Forward())),
+    "model.variance": lambda: objective(model=model(variance=FixedLarge())),
     "model.network.layers": lambda: objective(
         model=model(network=MLP(64, width=24, depth=1, features=8))
     ),
@@ -102,7 +83,7 @@ OTHERS: dict[str, Callable[[], Objective]] = {
     "loss": lambda: objective(weighting=Sigmoid(1.0)),
     "loss.decoder": lambda: objective(decoder=DiscretizedGaussian(17)),
     "loss.decoder.levels": lambda: objective(decoder=Categorical(18)),
-    "loss.decoder.closed": lambda: objective(decoder=Categorical(17, closed=True)),
+    "loss.decoder.levels_at_ends": lambda: objective(decoder=Categorical(17, levels_at_ends=True)),
     "loss.decoder.prior": lambda: objective(
         decoder=Categorical(17, prior=torch.full((17,), 1 / 17))
     ),
@@ -158,11 +139,11 @@ def test_a_setting_of_a_chain_s_variance_is_seen():
     other = objective(
         steps=10,
         model=model(
-            network=MLP(64, dims_out=128, width=16, depth=1, features=8), variance=Range()
+            network=MLP(64, dims_out=128, width=16, depth=1, features=8), variance=LearnedRange()
         ),
     )
     assert any(
-        line.startswith("model.variance: Range, by the config Posterior")
+        line.startswith("model.variance: LearnedRange, by the config FixedSmall")
         for line in differences(other, CHAIN)
     )
 

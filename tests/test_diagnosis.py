@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from vdiff import Cosine, Linear, Profile
 from vdiff.diagnosis import diagnose
+from vdiff.profile import Profile
+from vdiff.schedule import Cosine, Linear
 
 SEEN = ([1.0, 3.0], [2.0, 4.0, 6.0])  # errors ‖e‖² below λ = ½ and above
 EDGES = (-1.0, 0.5, 2.0)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vdiff import Categorical, DiscretizedGaussian, Lattice, Linear, Prediction, X
-from vdiff.decoder import Gaussian
+from vdiff import Prediction
+from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.likelihood import Plan
 from vdiff.likelihood.density import Binned
 from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
@@ -16,6 +16,9 @@ from vdiff.likelihood.estimate import Tally
 from vdiff.likelihood.integrand import Difference, Integrand
 from vdiff.likelihood.measurement import BINS, Effort, Evaluation, Measurement
 from vdiff.likelihood.pilot import Design
+from vdiff.oracle import Lattice
+from vdiff.parameterization import X
+from vdiff.schedule import Linear
 
 ENDS = Linear(8.0, -8.0)
 FINE = Diagnostics(500.0, 0.01, 1000, Curve(*torch.zeros(4, 1)))  # nothing to be said of it

@@ -7,24 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import (
-    Denoiser,
-    Guided,
-    Linear,
-    V,
-    X,
-    adams,
-    ancestral,
-    ddim,
-    dpmpp_2m,
-    encode,
-    heun,
-    ode,
-    sample,
-    trajectory,
-)
+from vdiff import Denoiser, sample, trajectory
 from vdiff.likelihood import Exact, Hutchinson, Share, log_prob, ode_likelihood
 from vdiff.oracle import Gaussian
+from vdiff.parameterization import V, X
+from vdiff.sampling import Guided, adams_bashforth, ancestral, ddim, dpmpp_2m, encode, heun, ode
+from vdiff.schedule import Linear
 
 SCHEDULE = Linear(6.0, -6.0)
 TIGHT = partial(ode, rtol=1e-9, atol=1e-9)
@@ -34,7 +22,7 @@ STEPS = {
     "ddim with noise": partial(ddim, eta=0.5),
     "heun": heun,
 }
-STEPS |= {"adams": adams, "dpmpp_2m": dpmpp_2m, "ode": TIGHT}
+STEPS |= {"adams_bashforth": adams_bashforth, "dpmpp_2m": dpmpp_2m, "ode": TIGHT}
 
 
 class Network(nn.Module):

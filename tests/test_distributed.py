@@ -14,22 +14,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vdiff import (
-    Adaptive,
-    Categorical,
-    Denoiser,
-    DiscretizedGaussian,
-    LearnedLinear,
-    LossSecondMoment,
-    Objective,
-    Profile,
-    Sigmoid,
-    Spline,
-    V,
-    parameter_groups,
-)
+from vdiff import Denoiser, Objective
+from vdiff.decoder import Categorical, DiscretizedGaussian
+from vdiff.groups import parameter_groups
 from vdiff.objective import VLB, Hybrid, Weighted
-from vdiff.training import over_ranks, shard
+from vdiff.parameterization import V
+from vdiff.profile import Profile
+from vdiff.resampling import LossSecondMoment
+from vdiff.schedule import Adaptive, LearnedLinear, Spline
+from vdiff.training import all_reduce, shard
+from vdiff.weighting import Sigmoid
 
 STEPS, PARTS, RANKS, BATCH = 3, 2, 2, 8
 ENDS = 13.3, -5.0
@@ -93,7 +87,7 @@ def simple() -> Objective:
 
 
 def simple_with_decoder() -> Objective:
-    decoder = DiscretizedGaussian(17, denoise=True)
+    decoder = DiscretizedGaussian(17, uses_network=True)
     schedule = LearnedLinear(*ENDS)
     return Objective(model(), schedule=schedule, loss=Hybrid(3, bound_weight=0.0, decoder=decoder))
 
@@ -156,8 +150,8 @@ def train(make: object, wrap: object = None, rank: int = 0, count: int = 1) -> d
         for part in parts:
             (wrapped(**part).mean() / PARTS).backward()
         optimizer.step()
-        objective.update(over_ranks)
-    over_ranks(whole.profile.sums)
+        objective.update(all_reduce)
+    all_reduce(whole.profile.sums)
     state = whole.state_dict().items()
     return {k: (v.full_tensor() if isinstance(v, DTensor) else v).clone() for k, v in state}
 

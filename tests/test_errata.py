@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from vdiff.chain import hybrid
+from vdiff.chain import hybrid_loss
 from vdiff.decoder import DiscretizedGaussian, log_normal_interval
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.denoiser import Denoiser
@@ -30,7 +30,7 @@ from vdiff.schedule import Cosine, Linear, OptimalTransport, Tabulated
 from vdiff.schedule.law import HyperbolicSecant
 from vdiff.theorems.integral import average_noise, expected_loss, panels, squared
 from vdiff.theorems.paths import GaussianPath
-from vdiff.variance import Range
+from vdiff.variance import LearnedRange
 from vdiff.weighting import EDM, ELBO, MSE, P2, MinSNR, Sigmoid
 
 PAGE = Path(__file__).parents[1] / "docs" / "errata.md"
@@ -440,9 +440,9 @@ def fixed_variance():
 def hybrid_losses(says, weights=(0.0, 0.001)):
     """Of each weight of the bound: the loss of 20 steps at x = 0.7 and ε = 0.4."""
     t, one = torch.arange(1, 21, dtype=torch.float64) / 20, torch.ones(20, 1, dtype=torch.float64)
-    model = Denoiser(lambda z, lam: torch.cat(says(z, lam), 1), Eps(), variance=Range())
+    model = Denoiser(lambda z, lam: torch.cat(says(z, lam), 1), Eps(), variance=LearnedRange())
     return [
-        hybrid(
+        hybrid_loss(
             model, 0.7 * one, schedule=Linear(6.0, -5.0), steps=20, t=t, eps=0.4 * one,
             bound_weight=weight,
         )
@@ -502,7 +502,7 @@ def unit_kls():
 
 
 def reconstruction_of_levels():
-    decoder = DiscretizedGaussian(256, denoise=True, variance=1e-4)
+    decoder = DiscretizedGaussian(256, uses_network=True, variance=1e-4)
     level, lam = torch.arange(120, 136), DDPM.logsnr_max
     oracle = Lattice(decoder.grid[level], torch.full((16,), 1 / 16, dtype=torch.float64))
     steps = step_kl(ddpm().snr_gain, oracle.mmse(ddpm().logsnr_t)).sum()

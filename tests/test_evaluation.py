@@ -5,9 +5,14 @@ import math
 import pytest
 import torch
 
-from vdiff import Categorical, Denoiser, Lattice, Linear, Prediction, Profile, X
+from vdiff import Denoiser, Prediction
+from vdiff.decoder import Categorical
 from vdiff.likelihood import Estimate, Plan, evaluate
 from vdiff.nn import MLP
+from vdiff.oracle import Lattice
+from vdiff.parameterization import X
+from vdiff.profile import Profile
+from vdiff.schedule import Linear
 
 PMF = [0.5, 0.3, 0.15, 0.05]
 DECODER = Categorical(levels=4)

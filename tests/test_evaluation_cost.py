@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vdiff import Linear
 from vdiff.decoder import Gaussian
 from vdiff.likelihood.integrand import Integrand, evaluating
+from vdiff.schedule import Linear
 
 ENDS = (10.0, -10.0)
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from vdiff import Categorical, Denoiser, Eps, GaussianMixture, Linear
+from vdiff import Denoiser
+from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.likelihood import (
     Plan,
@@ -19,7 +20,9 @@ from vdiff.likelihood import (
     immse,
     ode_likelihood,
 )
-from vdiff.oracle import Gaussian
+from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.parameterization import Eps
+from vdiff.schedule import Linear
 
 NARROW, WIDE = Gaussian([0.0], [0.25]), Gaussian([0.0], [0.36])
 X = NARROW.sample(100, torch.Generator().manual_seed(0))
@@ -177,7 +180,7 @@ b = torch.backends
 {setting}
 parts = [b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn, b.mkldnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn]
 before = [p.fp32_precision for p in parts]
-from vdiff import Linear
+from vdiff.schedule import Linear
 from vdiff.decoder import Gaussian as Decoder
 from vdiff.likelihood import evaluate
 from vdiff.oracle import Gaussian

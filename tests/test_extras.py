@@ -242,16 +242,16 @@ CALLS: dict[str, str] = {
     "from vdiff.plots import animation; animation('x.gif', None, None, 1)": "train",
     "from vdiff.cli.load import device_of; device_of(None)": "train",
     "import vdiff.terminal as t; t.on_terminal = lambda: True; t.Bar(1)": "train",
-    "ode_likelihood(oracle, torch.zeros(1, 1), schedule=vdiff.Linear())": "ode",
-    "vdiff.sample(oracle, torch.zeros(1, 1), schedule=vdiff.Linear(), steps=2, step=vdiff.ode)": "ode",
-    "vdiff.encode(oracle, torch.zeros(1, 1), schedule=vdiff.Linear())": "ode",
+    "ode_likelihood(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
+    "vdiff.sample(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear(), steps=2, step=vdiff.sampling.ode)": "ode",
+    "vdiff.sampling.encode(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
 }
 
 
 def test_every_function_says_what_to_install(tmp_path):
     code = (
         "import torch, vdiff\nfrom vdiff.likelihood import ode_likelihood\n"
-        "oracle = vdiff.GaussianMixture([1.0], [[0.0]], [[0.25]])\n"
+        "oracle = vdiff.oracle.GaussianMixture([1.0], [[0.0]], [[0.25]])\n"
         "for line in sys.argv[1:]:\n"
         "    try: exec(line, dict(globals())); said = 'nothing'\n"
         "    except ImportError as error: said = str(error)\n"

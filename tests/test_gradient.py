@@ -7,10 +7,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vdiff import Categorical, Denoiser, Eps, Linear, V, X
+from vdiff import Denoiser
+from vdiff.decoder import Categorical
 from vdiff.likelihood import Exact, Hutchinson, Uniform, dequantized_ode, ode_likelihood
 from vdiff.likelihood.gradient import check_gradient
 from vdiff.oracle import Gaussian
+from vdiff.parameterization import Eps, V, X
+from vdiff.schedule import Linear
 
 DATA = Gaussian([0.3, -0.2], [0.25, 0.5])
 SCHEDULE = Linear(14.0, -16.0)

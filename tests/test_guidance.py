@@ -5,31 +5,24 @@ from functools import partial
 import pytest
 import torch
 
-from vdiff import (
-    Categorical,
+from vdiff import Denoiser, Prediction, sample
+from vdiff.decoder import Categorical
+from vdiff.likelihood import evaluate
+from vdiff.oracle import GaussianMixture, Lattice
+from vdiff.parameterization import Eps, Flow, V, X
+from vdiff.sampling import (
     Clipped,
-    Denoiser,
-    Eps,
-    Flow,
-    GaussianMixture,
+    Counted,
     Guided,
-    Karras,
-    Lattice,
-    Linear,
-    Prediction,
-    V,
-    X,
-    adams,
+    adams_bashforth,
     ancestral,
     ddim,
     dpmpp_2m,
     heun,
     ode,
-    sample,
 )
-from vdiff.likelihood import evaluate
-from vdiff.sampling import Counted
-from vdiff.variance import Forward
+from vdiff.schedule import Karras, Linear
+from vdiff.variance import FixedLarge
 
 CLASSES = [GaussianMixture([1.0], [[mean, 0.2]], [[0.1, 0.3]]) for mean in (-0.8, 0.9)]
 ALL = GaussianMixture([0.5, 0.5], [[-0.8, 0.2], [0.9, 0.2]], [[0.1, 0.3], [0.1, 0.3]])
@@ -44,7 +37,7 @@ class Conditional:
 
     def __call__(self, z, logsnr, label):
         said = torch.stack([data(z, logsnr).read(self.target) for data in (*CLASSES, ALL)])
-        return Prediction(z, logsnr, said[label, torch.arange(len(z))], self.target, Forward())
+        return Prediction(z, logsnr, said[label, torch.arange(len(z))], self.target, FixedLarge())
 
 
 def noise(n=32):
@@ -65,7 +58,7 @@ def test_guidance_is_the_line_through_both_predictions():
         torch.testing.assert_close(
             guided.eps, both[1] + scale * (both[0] - both[1]), rtol=1e-12, atol=1e-12
         )
-        assert isinstance(guided.variance, Forward)
+        assert isinstance(guided.variance, FixedLarge)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +75,7 @@ def test_what_replaces_the_condition(unconditional):
 
 
 @pytest.mark.parametrize(
-    "step", [ancestral, ddim, heun, dpmpp_2m, adams, partial(ode, method="rk4")]
+    "step", [ancestral, ddim, heun, dpmpp_2m, adams_bashforth, partial(ode, method="rk4")]
 )
 def test_guidance_gives_the_same_samples_in_every_parameterization(step):
     made = [
@@ -155,10 +148,10 @@ def test_guidance_within_an_interval():
 
 
 def test_clipping():
-    free = Denoiser(lambda z, logsnr: 3 * z, X(), variance=Forward())
+    free = Denoiser(lambda z, logsnr: 3 * z, X(), variance=FixedLarge())
     clipped = Clipped(free, -0.5, 1.0)(noise(), LEVEL)
     assert torch.equal(clipped.x, (3 * noise()).clamp(-0.5, 1.0))
-    assert isinstance(clipped.variance, Forward)
+    assert isinstance(clipped.variance, FixedLarge)
     made = sample(Clipped(free, -0.5, 1.0), noise().float(), schedule=Linear(), steps=5, step=ddim)
     assert made.min() >= -0.5
     assert made.max() <= 1.0

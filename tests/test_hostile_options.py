@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from vdiff import Denoiser, Linear, V, elbo
+from vdiff import Denoiser, elbo
 from vdiff.cli import COMMANDS, main
 from vdiff.cli import _parser as parser_of_vdiff
 from vdiff.decoder import Gaussian
 from vdiff.errors import out_of_memory
 from vdiff.likelihood import evaluate
+from vdiff.parameterization import V
 from vdiff.sampling import Guided
+from vdiff.schedule import Linear
 from vdiff.training import Config, Run
 
 SECONDS = 20
@@ -96,8 +98,8 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--spacing": (SAMPLE, NO_NAME),
         "--variance": (SAMPLE, NO_NAME),
         "--eta": ((*SAMPLE, "--step", "ddim"), (*NO_FINITE, "-1", "1.5", "1e300")),
-        "--order": ((*SAMPLE, "--step", "adams"), (*NO_COUNT, "4")),
-        "--target": ((*SAMPLE, "--step", "adams"), NO_NAME),
+        "--order": ((*SAMPLE, "--step", "adams_bashforth"), (*NO_COUNT, "4")),
+        "--target": ((*SAMPLE, "--step", "adams_bashforth"), NO_NAME),
         "--method": ((*SAMPLE, "--step", "ode"), NO_NAME),
         "--rtol": ((*SAMPLE, "--step", "ode"), (*NO_FINITE, "0", "-1")),
         "--atol": ((*SAMPLE, "--step", "ode"), (*NO_FINITE, "0", "-1")),

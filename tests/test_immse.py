@@ -6,10 +6,13 @@ import math
 import pytest
 import torch
 
-from vdiff import Categorical, Cosine, Eps, GaussianMixture, Lattice, Linear, Prediction, X
+from vdiff import Prediction
+from vdiff.decoder import Categorical
 from vdiff.gaussian import diffuse
 from vdiff.likelihood.immse import immse
-from vdiff.oracle import Gaussian
+from vdiff.oracle import Gaussian, GaussianMixture, Lattice
+from vdiff.parameterization import Eps, X
+from vdiff.schedule import Cosine, Linear
 
 MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
 

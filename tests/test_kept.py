@@ -19,11 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vdiff import Categorical, Denoiser, Linear, Objective, V
+from vdiff import Denoiser, Objective
 from vdiff.cli import main
+from vdiff.decoder import Categorical
 from vdiff.likelihood.estimate import Estimate
 from vdiff.nn import MLP
 from vdiff.objective import VLB
+from vdiff.parameterization import V
+from vdiff.schedule import Linear
 from vdiff.training import Config, Run, train
 from vdiff.training.checkpoint import checkpoints, read_meta
 from vdiff.training.state import Averages, State

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from vdiff import DiscretizedGaussian, Prediction
+from vdiff import Prediction
+from vdiff.decoder import DiscretizedGaussian
 from vdiff.gaussian import diffuse
 from vdiff.reverse import reverse_mean
 
@@ -107,7 +108,7 @@ def test_an_output_that_is_the_variance_is_taken_as_it_is():
 
 def test_a_run_that_diverges_is_recorded_with_its_step_and_the_next_begins(tmp_path):
     wild = Ladder(replace(SMALL, lr=1e30))
-    rows = [Row("x", "small", "VLB"), Row("ε", "range", "hybrid")]
+    rows = [Row("x", "small", "VLB"), Row("ε", "range", "hybrid_loss")]
     results = wild.run(rows, 2, tmp_path)
     for row in rows:
         for record, tensors in results[row]:

@@ -4,18 +4,12 @@ many steps."""
 import pytest
 import torch
 
-from vdiff import (
-    Adaptive,
-    Denoiser,
-    Eps,
-    GaussianMixture,
-    Monotone,
-    Objective,
-    Schedule,
-    Spline,
-    parameter_groups,
-)
+from vdiff import Denoiser, Objective
+from vdiff.groups import parameter_groups
 from vdiff.nn import MLP
+from vdiff.oracle import GaussianMixture
+from vdiff.parameterization import Eps
+from vdiff.schedule import Adaptive, Monotone, Schedule, Spline
 from vdiff.times import generator_of, offset_of, stratified
 
 DATA = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [1.0, 0.0]], [[0.01, 0.02], [0.02, 0.01]])

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vdiff import Cosine, Denoiser, Eps, GaussianMixture, LearnedLinear, Linear
-from vdiff.chain import first_variance, hybrid, path_bound, vlb
+from vdiff import Denoiser
+from vdiff.chain import first_variance, hybrid_loss, path_bound, vlb
 from vdiff.cli import main
 from vdiff.decoder import Categorical, Gaussian
 from vdiff.errors import MOST_STEPS
@@ -15,8 +15,10 @@ from vdiff.likelihood import compare, evaluate, path_importance
 from vdiff.likelihood.importance import chain_log_prob
 from vdiff.loss import elbo, weighted_elbo
 from vdiff.objective import Objective, Weighted
-from vdiff.parameterization import PosteriorMean
+from vdiff.oracle import GaussianMixture
+from vdiff.parameterization import Eps, PosteriorMean
 from vdiff.resampling import LossSecondMoment
+from vdiff.schedule import Cosine, LearnedLinear, Linear
 from vdiff.times import on_chain
 from vdiff.training import Config, Run
 from vdiff.weighting import ELBO, MSE, loss_factor
@@ -30,7 +32,7 @@ SETTING = {"schedule": SCHEDULE, "decoder": Gaussian()}
 TAKES_STEPS: dict[str, Callable[[int], object]] = {
     "weighted_elbo": lambda n: weighted_elbo(MODEL, X, schedule=SCHEDULE, steps=n),
     "elbo": lambda n: elbo(MODEL, X, steps=n, **SETTING),
-    "hybrid": lambda n: hybrid(DENOISER, X, schedule=SCHEDULE, steps=n),
+    "hybrid_loss": lambda n: hybrid_loss(DENOISER, X, schedule=SCHEDULE, steps=n),
     "vlb": lambda n: vlb(MODEL, LEVELS, schedule=SCHEDULE, decoder=DECODER, steps=n),
     "path_bound": lambda n: path_bound(MODEL, X, steps=n, **SETTING),
     "path_importance": lambda n: path_importance(MODEL, X, steps=n, samples=2, **SETTING),

@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vdiff import Categorical, Lattice, Linear, Prediction, X
-from vdiff.decoder import Gaussian
+from vdiff import Prediction
+from vdiff.decoder import Categorical, Gaussian
 from vdiff.likelihood import Independent, Plan, Share, compare, evaluate
 from vdiff.likelihood.density import Binned
 from vdiff.likelihood.estimate import Tally
 from vdiff.likelihood.integrand import Difference, Integrand
 from vdiff.likelihood.measurement import BINS, Effort, Evaluation, Measurement
 from vdiff.likelihood.protocol import of_data, protocol_of
+from vdiff.oracle import Lattice
+from vdiff.parameterization import X
+from vdiff.schedule import Linear
 
 DECODER = Categorical(levels=4)
 ORACLE = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
@@ -186,7 +189,7 @@ def test_a_second_stage_is_as_large_as_steins_rule_says():
 def test_a_cost_is_in_evaluations_of_a_network():
     run = Evaluation(integrand(kind=Difference), PLAIN, Effort(draws=8))
     assert run._cost(3) == 3 * 5 * 8 * 2
-    denoising = Gaussian(denoise=True, variance=0.1)
+    denoising = Gaussian(uses_network=True, variance=0.1)
     model = Lattice(DECODER.grid, [0.25] * 4)
     one = Integrand(model, levels(5).double(), ENDS, denoising)
     assert (

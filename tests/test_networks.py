@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from vdiff import Categorical, Denoiser, Lattice, Linear, X, weighted_elbo
+from vdiff import Denoiser, weighted_elbo
+from vdiff.decoder import Categorical
 from vdiff.nn import MLP, FourierFeatures, LevelHead, UNet
+from vdiff.oracle import Lattice
+from vdiff.parameterization import X
+from vdiff.schedule import Linear
 
 
 def test_the_level_head_with_the_right_logits_is_the_exact_denoiser():

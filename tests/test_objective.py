@@ -8,41 +8,23 @@ import torch
 from registry import objective_of
 from torch import nn
 
-from vdiff import (
-    MSE,
-    Categorical,
-    Cosine,
-    Denoiser,
-    DiscretizedGaussian,
-    Eps,
-    LearnedLinear,
-    Linear,
-    LossSecondMoment,
-    MinSNR,
-    Monotone,
-    Objective,
-    Range,
-    Sigmoid,
-    Tabulated,
-    V,
-    elbo,
-    first_variance,
-    hybrid,
-    recipe,
-    sample,
-    weighted_elbo,
-)
-from vdiff.chain import vlb
+from vdiff import Denoiser, Objective, elbo, hybrid_loss, recipe, sample, weighted_elbo
+from vdiff.chain import first_variance, vlb
+from vdiff.decoder import Categorical, DiscretizedGaussian, Levels
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.decoder import Levels
 from vdiff.objective import VLB, Hybrid, Weighted
+from vdiff.parameterization import Eps, V
 from vdiff.recipes import RECIPES
+from vdiff.resampling import LossSecondMoment
 from vdiff.sampling import uniform
+from vdiff.schedule import Cosine, LearnedLinear, Linear, Monotone, Tabulated
 from vdiff.times import stratified
+from vdiff.variance import LearnedRange
+from vdiff.weighting import MSE, MinSNR, Sigmoid
 
 STEPS = 9
 TABLE = Tabulated.cosine_betas(STEPS + 1)
-DECODER = DiscretizedGaussian(17, denoise=True, clip=first_variance(TABLE, STEPS))
+DECODER = DiscretizedGaussian(17, uses_network=True, clip=first_variance(TABLE, STEPS))
 LEVELS = torch.randint(0, 17, (STEPS + 1, 2), generator=torch.Generator().manual_seed(1))
 NOISE = torch.randn(STEPS + 1, 2, generator=torch.Generator().manual_seed(2))
 EVERY = (
@@ -66,7 +48,7 @@ class Heads(nn.Module):
 
 def chain(**options):
     return objective_of(
-        Denoiser(Heads(), Eps(), variance=Range()),
+        Denoiser(Heads(), Eps(), variance=LearnedRange()),
         schedule=TABLE,
         decoder=DECODER,
         steps=STEPS,
@@ -99,7 +81,7 @@ def test_uniform_numbers_become_the_times_of_each_loss():
         seen.append(TABLE.inverse(logsnr.double(), clamp=True) * STEPS)
         return torch.cat([z, z], 1)
 
-    model = Denoiser(network, Eps(), variance=Range())
+    model = Denoiser(network, Eps(), variance=LearnedRange())
     share = {"steps": STEPS, "schedule": TABLE}
     for objective, levels in (
         (objective_of(model, decoder=DECODER, bound_weight=0.1, **share), range(n)),
@@ -135,7 +117,7 @@ def test_uniform_numbers_become_the_times_of_each_loss():
 
 def test_the_hybrid_loss_is_that_of_an_example():
     objective = chain(bound_weight=0.3)
-    known = hybrid(
+    known = hybrid_loss(
         objective.model,
         LEVELS,
         schedule=TABLE,
@@ -153,7 +135,7 @@ def test_without_the_bound_the_hybrid_loss_is_ddpms_simple_loss_on_every_level()
     objective = Objective(
         model,
         schedule=TABLE,
-        loss=Hybrid(STEPS, bound_weight=0.0, decoder=DiscretizedGaussian(17, denoise=True)),
+        loss=Hybrid(STEPS, bound_weight=0.0, decoder=DiscretizedGaussian(17, uses_network=True)),
     )
     x, logsnr = DECODER.encode(LEVELS), TABLE(EVERY)
     z = logsnr.sigmoid().sqrt()[:, None] * x + (-logsnr).sigmoid().sqrt()[:, None] * NOISE
@@ -181,12 +163,12 @@ def test_the_simple_loss_is_on_every_level_that_a_sampler_visits(decoder):
     known = (0.5 * z - NOISE).square().sum(1)
     assert torch.allclose(objective(x, t=EVERY, eps=NOISE).double(), known.double(), rtol=1e-5)
     chain = {"schedule": TABLE, "steps": STEPS, "bound_weight": 0}
-    simple = hybrid(model, encoded, t=EVERY, eps=NOISE, **chain)
+    simple = hybrid_loss(model, encoded, t=EVERY, eps=NOISE, **chain)
     assert torch.allclose(simple.double(), known.double() / 2, rtol=1e-5)
     for draw in (
         lambda: objective(x, generator=torch.Generator().manual_seed(0)),
         lambda: objective(x, u=stratified(n, offset=0.03)),
-        lambda: hybrid(model, encoded, **chain),
+        lambda: hybrid_loss(model, encoded, **chain),
     ):
         told.clear()
         draw()
@@ -241,13 +223,13 @@ PLAIN = MSE(TABLE, Eps(), steps=STEPS)
         ({"bound_weight": 0.0}, None, None),
         ({"bound_weight": 0.0, "decoder": DECODER}, None, None),
         ({"bound_weight": 0.1, "decoder": DECODER}, None, None),
-        ({"bound_weight": 0.1, "decoder": GaussianDecoder(denoise=True)}, None, None),
+        ({"bound_weight": 0.1, "decoder": GaussianDecoder(uses_network=True)}, None, None),
         ({"weighting": Sigmoid(), "decoder": DECODER, "steps": None}, None, None),
     ],
     ids=lambda v: getattr(v, "__name__", str(v)) if not isinstance(v, dict) else "-".join(v),
 )
 def test_a_loss_that_leaves_out_the_first_level_says_so(options, asks, hint):
-    model = Denoiser(Heads(), Eps(), variance=Range())
+    model = Denoiser(Heads(), Eps(), variance=LearnedRange())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         objective_of(model, schedule=TABLE, **({"steps": STEPS} | options))
@@ -297,7 +279,7 @@ def test_terms_drawn_by_their_size_have_the_mean_of_the_bound(looks):
     sampler = LossSecondMoment(terms, memory=1)
     sampler.update(torch.arange(1, terms + 1) / terms, torch.logspace(0, 2, terms))
     objective = Objective(
-        Denoiser(Heads(), Eps(), variance=Range()),
+        Denoiser(Heads(), Eps(), variance=LearnedRange()),
         schedule=TABLE,
         loss=VLB(decoder, steps=STEPS, resampling=sampler),
     ).eval()
@@ -365,7 +347,7 @@ def test_losses_that_do_not_go_together(build, message):
 
 
 def test_one_term_is_refused_where_another_loss_is_meant():
-    model = Denoiser(Heads(), Eps(), variance=Range())
+    model = Denoiser(Heads(), Eps(), variance=LearnedRange())
     with pytest.raises(
         ValueError, match=r"vlb: argument 'decoder' must look at the network; got .*elbo takes it"
     ):
@@ -377,9 +359,11 @@ def test_one_term_is_refused_where_another_loss_is_meant():
         vlb(model, LEVELS, schedule=LearnedLinear(), steps=STEPS, decoder=DECODER)
     with pytest.raises(
         ValueError,
-        match=r"hybrid: argument 'model' must learn its reverse variance; .* bound_weight=0 is the simple loss",
+        match=r"hybrid_loss: argument 'model' must learn its reverse variance; .* bound_weight=0 is the simple loss",
     ):
-        hybrid(Denoiser(Heads(1), Eps()), LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER)
+        hybrid_loss(
+            Denoiser(Heads(1), Eps()), LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER
+        )
 
 
 NO_SIGNAL = Tabulated([3.0, 1.0, 0.0, -2.0, -float("inf")])
@@ -419,7 +403,7 @@ REFUSED = {  # learned heads, schedule, loss, arguments, message
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_function_refuses_its_objective_refuses(name):
     heads, schedule, loss, given, message = REFUSED[name]
-    model = Denoiser(Heads(heads), Eps(), **({"variance": Range()} if heads == 2 else {}))
+    model = Denoiser(Heads(heads), Eps(), **({"variance": LearnedRange()} if heads == 2 else {}))
     data = LEVELS if isinstance(loss.decoder, Levels) else NOISE
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import Cosine, Denoiser, Eps, GaussianMixture, Linear, V, X
+from vdiff import Denoiser
 from vdiff.flow import angle, logsnr_of, solve
 from vdiff.likelihood.ode import costs, ode_likelihood, warn_of_tolerance
 from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.trace import Exact, Hutchinson, default_trace
-from vdiff.oracle import Gaussian
+from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.parameterization import Eps, V, X
+from vdiff.schedule import Cosine, Linear
 
 WIDE = Linear(18.0, -9.0)
 

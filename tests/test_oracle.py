@@ -3,8 +3,7 @@ moments of its data."""
 
 import torch
 
-from vdiff import GaussianMixture
-from vdiff.oracle import Gaussian
+from vdiff.oracle import Gaussian, GaussianMixture
 
 MEANS, VARIANCES = [[-1.0, 0.5], [0.5, 0.0]], [[0.1, 0.4], [0.3, 0.05]]
 

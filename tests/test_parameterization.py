@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import Cosine, Eps, Flow, Linear, PosteriorMean, Prediction, Score, V, X
+from vdiff import Prediction
 from vdiff.gaussian import Step, diffuse
+from vdiff.parameterization import Eps, Flow, PosteriorMean, Score, V, X
 from vdiff.reverse import reverse_mean
+from vdiff.schedule import Cosine, Linear
 
 LAM = np.linspace(-12, 12, 25)
 SIGNAL, NOISE = 1 / (1 + np.exp(-LAM)), 1 / (1 + np.exp(LAM))

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vdiff import Categorical, GaussianMixture, Lattice, Linear, Profile
-from vdiff.decoder import Gaussian
+from vdiff.decoder import Categorical, Gaussian
 from vdiff.likelihood import (
     Hutchinson,
     Share,
@@ -27,6 +26,9 @@ from vdiff.likelihood import (
 )
 from vdiff.likelihood.importance import path_importance
 from vdiff.likelihood.pieces import FailedElsewhere, Run, data_hash, in_pieces, key_of, told
+from vdiff.oracle import GaussianMixture, Lattice
+from vdiff.profile import Profile
+from vdiff.schedule import Linear
 
 DATA = GaussianMixture([0.3, 0.7], [[-1.0, 0.4], [0.6, -0.2]], [[0.04, 0.3], [0.09, 0.2]])
 X = DATA.sample(7, torch.Generator().manual_seed(0))
@@ -213,7 +215,7 @@ def test_a_state_knows_what_the_model_was_told_and_where_it_looked():
     evaluate(LATTICE, INTEGERS, checkpoint=kept.append, **setting)
     for change in (
         {"schedule": Linear(5.0, -8.0)},
-        {"decoder": Categorical(4, closed=True)},
+        {"decoder": Categorical(4, levels_at_ends=True)},
         {"steps": 4},
     ):
         with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
@@ -420,7 +422,7 @@ def test_the_uniform_bin_and_its_protocol():
         "test",
         7,
     )
-    assert known["dequantization"] == "Uniform(Categorical(levels=4, closed=False))"
+    assert known["dequantization"] == "Uniform(Categorical(levels=4, levels_at_ends=False))"
     assert known["NFE"] == pytest.approx(found.evaluations.double().mean().item() / 2, abs=0.06)
     assert known["prior"] == "N(0, I)"
     assert json.loads(json.dumps(known, allow_nan=False)) == known

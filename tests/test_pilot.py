@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vdiff import Cosine, Linear
 from vdiff.likelihood import NoiseNorm, Plan
 from vdiff.likelihood.control import Control, FittedControl
 from vdiff.likelihood.density import Along, Binned, Density
@@ -22,6 +21,7 @@ from vdiff.likelihood.pilot import (
     integral_by_bin,
     run_pilot,
 )
+from vdiff.schedule import Cosine, Linear
 
 PLAIN = Plan(importance=True, controls=(), antithetic=False, baseline=False, pilot=100_000)
 MANY = 100_000

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vdiff import Cosine, Eps, GaussianMixture, Lattice, Linear, Prediction
+from vdiff import Prediction
 from vdiff.data.digits import LEVELS, digits
 from vdiff.decoder import Categorical, Gaussian
 from vdiff.likelihood import (
@@ -24,6 +24,9 @@ from vdiff.likelihood.density import Along, Binned, Density
 from vdiff.likelihood.integrand import Difference, Finite, Integrand, finite_images
 from vdiff.likelihood.pilot import run_pilot
 from vdiff.oracle import Gaussian as OneGaussian
+from vdiff.oracle import GaussianMixture, Lattice
+from vdiff.parameterization import Eps
+from vdiff.schedule import Cosine, Linear
 
 DATA = GaussianMixture([0.3, 0.7], [[-1.0, 0.4], [0.6, -0.2]], [[0.04, 0.3], [0.09, 0.2]])
 WRONG = GaussianMixture(

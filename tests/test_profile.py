@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import Cosine, Profile
 from vdiff.gaussian import diffuse
 from vdiff.oracle import Gaussian
+from vdiff.profile import Profile
+from vdiff.schedule import Cosine
 
 
 def observations(n: int = 5000):
@@ -43,12 +44,12 @@ def test_merging_is_seeing_both():
     whole.update(lam, value)
     left.update(lam[:1000], value[:1000])
     right.update(lam[1000:], value[1000:])
-    left.merge(right)
+    left.all_reduce(right)
     torch.testing.assert_close(left.sums, whole.sums)
     with pytest.raises(
-        ValueError, match=r"Profile\.merge: argument 'other' must have the same bins"
+        ValueError, match=r"Profile\.all_reduce: argument 'other' must have the same bins"
     ):
-        left.merge(Profile(-6.0, 6.0, bins=13))
+        left.all_reduce(Profile(-6.0, 6.0, bins=13))
 
 
 def test_what_falls_outside_is_counted_at_the_ends():

@@ -13,11 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vdiff import Cosine, Denoiser, Eps, Range, ScaledGamma, Tabulated, elbo, weighted_elbo
+from vdiff import Denoiser, elbo, weighted_elbo
 from vdiff.decoder import DiscretizedGaussian
+from vdiff.denoiser import ScaledGamma
 from vdiff.nn import DDPMUNet, IDDPMUNet, VDMUNet
 from vdiff.nn.block import Block
+from vdiff.parameterization import Eps
+from vdiff.schedule import Cosine, Tabulated
 from vdiff.training.config import build
+from vdiff.variance import LearnedRange
 
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "VDMUNet": partial(VDMUNet, width=64, depth=2, dropout=0.0),
@@ -304,7 +308,7 @@ def test_initial_weights_are_the_published_ones():
 @pytest.mark.parametrize("name", SMALL)
 def test_a_network_is_a_model_as_it_is(name):
     network = drawn(SMALL[name](), std=0.05)
-    variance = Range() if name == "IDDPMUNet" else None
+    variance = LearnedRange() if name == "IDDPMUNet" else None
     model = Denoiser(network, Eps(), variance=variance)
     pixels = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     loss = elbo(

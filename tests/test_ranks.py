@@ -30,8 +30,8 @@ CHAIN: dict[str, Any] = {
         "features": 8,
     },
     "schedule": {"name": "Tabulated.cosine_betas", "levels": 6},
-    "decoder": {"name": "DiscretizedGaussian", "levels": 17, "denoise": True, "clip": 0.01},
-    "variance": {"name": "Range"},
+    "decoder": {"name": "DiscretizedGaussian", "levels": 17, "uses_network": True, "clip": 0.01},
+    "variance": {"name": "LearnedRange"},
     "chain": 5,
 }
 SETTINGS: tuple[dict[str, Any], ...] = (

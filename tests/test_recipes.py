@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vdiff import Denoiser, Eps, bits_per_dim, recipe
+from vdiff import Denoiser, bits_per_dim, recipe
 from vdiff.objective import Hybrid
+from vdiff.parameterization import Eps
 from vdiff.recipes import RECIPES
 from vdiff.training import Config, train
 

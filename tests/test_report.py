@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vdiff import Categorical, Lattice, Linear
+from vdiff.decoder import Categorical
 from vdiff.likelihood import (
     Comparison,
     Estimate,
@@ -24,6 +24,8 @@ from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.measurement import Effort, Evaluation, Measurement
 from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.report import by_logsnr, savings_of, spans, table, trust
+from vdiff.oracle import Lattice
+from vdiff.schedule import Linear
 
 DECODER = Categorical(levels=4)
 ORACLE = Lattice(DECODER.grid, [0.5, 0.3, 0.15, 0.05])

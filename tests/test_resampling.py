@@ -6,8 +6,11 @@ import io
 import pytest
 import torch
 
-from vdiff import GaussianMixture, Linear, LossSecondMoment, elbo
+from vdiff import elbo
 from vdiff.decoder import Gaussian
+from vdiff.oracle import GaussianMixture
+from vdiff.resampling import LossSecondMoment
+from vdiff.schedule import Linear
 from vdiff.times import grid
 
 STEPS = 50

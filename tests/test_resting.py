@@ -6,33 +6,19 @@ import math
 import pytest
 import torch
 
-from vdiff import (
-    ELBO,
-    MSE,
-    Categorical,
-    Denoiser,
-    Eps,
-    GaussianMixture,
-    Lattice,
-    Linear,
-    Objective,
-    Profile,
-    Recipe,
-    Schedule,
-    Shifted,
-    V,
-    describe,
-    diagnose,
-    elbo,
-    loss_factor,
-    sample,
-    weighted_elbo,
-)
+from vdiff import Denoiser, Objective, elbo, sample, weighted_elbo
+from vdiff.decoder import Categorical
+from vdiff.describe import describe
+from vdiff.diagnosis import diagnose
 from vdiff.likelihood import Plan, evaluate, immse
 from vdiff.objective import Weighted
-from vdiff.oracle import Gaussian
+from vdiff.oracle import Gaussian, GaussianMixture, Lattice
+from vdiff.parameterization import Eps, V
+from vdiff.profile import Profile
+from vdiff.recipes import Recipe
 from vdiff.sampling import leading, trailing
-from vdiff.schedule import Custom
+from vdiff.schedule import Custom, Linear, Schedule, Shifted
+from vdiff.weighting import ELBO, MSE, loss_factor
 
 ALPHA_MIN = SIGMA_MIN = 1e-3
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vdiff import few_steps
+from vdiff.sampling import few_steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,10 +26,10 @@ def test_few_evaluations_to_one_percent(monkeypatch):
     monkeypatch.setattr(step_order, "COUNTS", range(6, 25))
     ring = step_order.Problem.of("ring of 8", step_order.ring(8, 1.0, 0.1), seed=77, n=256)
     ours = step_order.needed(
-        ring, step_order.STEPS["adams 3, u"], few_steps(step_order.HIGH, step_order.LOW)
+        ring, step_order.STEPS["adams_bashforth 3, u"], few_steps(step_order.HIGH, step_order.LOW)
     )
     plain = step_order.needed(
-        ring, step_order.STEPS["adams 3, u"], step_order.GRIDS["rectified t"]
+        ring, step_order.STEPS["adams_bashforth 3, u"], step_order.GRIDS["rectified t"]
     )
     assert (ours, plain) == (10, 17)
     row = next(
@@ -47,8 +47,13 @@ def test_the_example_prints_what_it_says(tmp_path, capsys, monkeypatch):
     rows = dict(
         line.split()[::2]
         for line in capsys.readouterr().out.splitlines()
-        if line.split()[0] in ("ddim", "heun", "dpmpp_2m", "adams")
+        if line.split()[0] in ("ddim", "heun", "dpmpp_2m", "adams_bashforth")
     )
-    for name, says in {"adams": 0.008, "ddim": 0.04, "dpmpp_2m": 0.06, "heun": 0.16}.items():
+    for name, says in {
+        "adams_bashforth": 0.008,
+        "ddim": 0.04,
+        "dpmpp_2m": 0.06,
+        "heun": 0.16,
+    }.items():
         assert float(rows[name]) == pytest.approx(says, rel=0.15)
     assert (tmp_path / "figure.png").stat().st_size > 10_000

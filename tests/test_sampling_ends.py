@@ -7,31 +7,23 @@ from functools import partial
 import pytest
 import torch
 
-from vdiff import (
-    Categorical,
-    Denoiser,
-    DiscretizedGaussian,
-    Eps,
-    Flow,
-    Forward,
-    GaussianMixture,
-    Parameterization,
-    Prediction,
-    Range,
-    V,
-    X,
-    adams,
+from vdiff import Denoiser, Prediction, sample, trajectory
+from vdiff.decoder import Categorical, DiscretizedGaussian
+from vdiff.gaussian import alpha, sigma
+from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.parameterization import Eps, Flow, Parameterization, V, X
+from vdiff.sampling import (
+    Memory,
+    adams_bashforth,
     ancestral,
     ddim,
     dpmpp_2m,
     heun,
     ode,
-    sample,
-    trajectory,
+    to_levels,
+    to_uint8,
 )
-from vdiff.gaussian import alpha, sigma
-from vdiff.oracle import Gaussian
-from vdiff.sampling import Memory, to_levels, to_uint8
+from vdiff.variance import FixedLarge, LearnedRange
 
 PLANE = GaussianMixture(
     [0.2, 0.5, 0.3],
@@ -41,13 +33,13 @@ PLANE = GaussianMixture(
 CENTER = torch.tensor([0.4, -0.2], dtype=torch.float64)
 TARGETS: tuple[Parameterization, ...] = (X(), V(), V(0.5), Flow())
 DETERMINISTIC = {"ddim": ddim, "ode": partial(ode, rtol=1e-9, atol=1e-9)} | {
-    f"adams {order} {target!r}": partial(adams, order=order, target=target)
+    f"adams_bashforth {order} {target!r}": partial(adams_bashforth, order=order, target=target)
     for order in (1, 3)
     for target in TARGETS
 }
 FROM_NOISE = DETERMINISTIC | {
     "ancestral": ancestral,
-    "ancestral, forward": partial(ancestral, variance=Forward()),
+    "ancestral, forward": partial(ancestral, variance=FixedLarge()),
     "ddim 0.5": partial(ddim, eta=0.5),
 }
 
@@ -128,7 +120,7 @@ def test_steps_from_pure_noise():
     a, b = alpha(s)[:, None], sigma(s)[:, None]
     wanted = {
         ancestral: a * mean + b * drawn,
-        partial(ancestral, variance=Forward()): a * mean + drawn,
+        partial(ancestral, variance=FixedLarge()): a * mean + drawn,
         ddim: a * mean + b * z,
         partial(ddim, eta=1.0): a * mean + b * drawn,
         partial(ddim, eta=0.6): a * mean + b * (0.8 * z + 0.6 * drawn),
@@ -154,7 +146,7 @@ def test_from_pure_noise_in_one_step_for_gaussian_data(std):
         )
 
     z = noise()[:, :1]
-    got = adams(model, z, level(-math.inf), level(s), target=V(std))
+    got = adams_bashforth(model, z, level(-math.inf), level(s), target=V(std))
     torch.testing.assert_close(
         got, z * math.sqrt((std**2 + math.exp(-s)) / (1 + math.exp(-s))), rtol=1e-11, atol=0.0
     )
@@ -162,7 +154,15 @@ def test_from_pure_noise_in_one_step_for_gaussian_data(std):
 
 @pytest.mark.parametrize(
     "step",
-    [ancestral, ddim, partial(ddim, eta=0.5), heun, dpmpp_2m, adams, partial(adams, target=X())],
+    [
+        ancestral,
+        ddim,
+        partial(ddim, eta=0.5),
+        heun,
+        dpmpp_2m,
+        adams_bashforth,
+        partial(adams_bashforth, target=X()),
+    ],
 )
 def test_a_step_to_data_is_the_estimate(step):
     z, past = noise(), tuple(PLANE(noise(), level(value)) for value in (-1.0, -0.5))
@@ -209,8 +209,8 @@ DECODERS = (
     Categorical(4, prior=torch.tensor([0.1, 0.2, 0.3, 0.4]).log()),
     Categorical(4, prior=torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]]).log()),
     DiscretizedGaussian(4),
-    DiscretizedGaussian(4, variance=0.1, denoise=True),
-    DiscretizedGaussian(4, denoise=True, clip=0.02),
+    DiscretizedGaussian(4, variance=0.1, uses_network=True),
+    DiscretizedGaussian(4, uses_network=True, clip=0.02),
 )
 
 
@@ -225,7 +225,7 @@ def test_levels_are_drawn_from_the_decoder(decoder):
     )
 
     def predict(z, level):
-        return Prediction(z, level, x[: len(z)], X(), Range(), head[: len(z)])
+        return Prediction(z, level, x[: len(z)], X(), LearnedRange(), head[: len(z)])
 
     prediction = predict(z, logsnr)
     p = torch.zeros(
@@ -244,7 +244,7 @@ def test_levels_are_drawn_from_the_decoder(decoder):
             )
             p[i, j] = torch.softmax(-ratio, 0)
     torch.testing.assert_close(decoder.law(prediction).exp(), p, rtol=1e-6, atol=1e-9)
-    many = prediction.but(
+    many = prediction.replace(
         **{
             k: v.repeat_interleave(n, 0)
             for k, v in vars(prediction).items()
@@ -278,7 +278,7 @@ def test_a_network_that_is_told_a_time_starts_from_pure_noise():
         Denoiser(network, Flow(), time=lambda logsnr: torch.sigmoid(-0.5 * logsnr)),
         noise(),
         levels=[-math.inf, 0.0],
-        step=adams,
+        step=adams_bashforth,
     )
     assert told == [1.0, 0.5]
     torch.testing.assert_close(

@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 from watch import nothing_happens
 
-from vdiff import Cosine, Shifted, decoder, parameterization, schedule, variance, weighting
+from vdiff import decoder, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
-from vdiff.schedule import Linear, Schedule, law
+from vdiff.schedule import Cosine, Linear, Schedule, Shifted, law
 from vdiff.training import Config
 from vdiff.training.spec import KINDS, build, faults, registry
 
@@ -26,7 +26,13 @@ ROOMS = {
 
 def test_a_config_names_what_the_rooms_make_public():
     assert set(registry(networks)) == {"MLP", "DDPMUNet", "IDDPMUNet", "UNet", "VDMUNet"}
-    assert set(registry(variance)) == {"Forward", "LogVariance", "Posterior", "Range", "Variance"}
+    assert set(registry(variance)) == {
+        "FixedLarge",
+        "LearnedLogVariance",
+        "FixedSmall",
+        "LearnedRange",
+        "LearnedVariance",
+    }
     assert set(registry(decoder)) == {"Categorical", "DiscretizedGaussian", "Gaussian"}
     tables = ["from_betas", "from_alphas_cumprod", "linear_betas", "cosine_betas"]
     tables = [f"Tabulated.{name}" for name in tables]
@@ -50,7 +56,7 @@ def test_annotations_are_types_that_a_config_can_be_checked_against():
 
 def test_nothing_is_run_where_a_config_is_read():
     table = {"name": "Tabulated.linear_betas"}
-    text = {"network": UNET, "schedule": table, "variance": {"name": "Range"}, "chain": 999}
+    text = {"network": UNET, "schedule": table, "variance": {"name": "LearnedRange"}, "chain": 999}
     with nothing_happens():
         Config.from_dict(text)
     with nothing_happens(), pytest.raises(ValueError, match="must be a class of"):
@@ -97,7 +103,7 @@ def test_a_new_schedule_is_known_where_its_room_exports_it(monkeypatch):
 BEYOND = [
     "", "Tensor", "Callable", "Any", "math", "torch", "nn", "Schedule", "Levels", "Law",
     "Weighting", "Parameterization", "Decoder", "ReverseVariance", "Prediction", "LevelHead",
-    "FourierFeatures", "Custom", "Optimal", "loss_factor", "__init__", "__class__",
+    "FourierFeatures", "Custom", "AnalyticVariance", "loss_factor", "__init__", "__class__",
     "Tabulated.__init__", "Tabulated.register_buffer", "Tabulated.compile", "Linear.mro",
     "Linear.__subclasses__",
     "Cosine.check", "Histogram.proportional", "Histogram.optimal", "Adaptive.optimal",
@@ -149,7 +155,7 @@ NEED_EITHER = f'{NEED_A_SCHEDULE} or a Law with its arguments, {{"name": …}}'
         ("ELBO", "args", 1, "an argument of ELBO", "1"),
         ("ELBO", "self", 1, "an argument of ELBO", "1"),
         ("Categorical", "prior", [0.5, 0.5], "null", "[0.5, 0.5]"),
-        ("Range", "\x1b[2J", 1, "an argument of LearnedRange", "1"),
+        ("LearnedRange", "\x1b[2J", 1, "an argument of LearnedRange", "1"),
     ],
 )
 def test_a_wrong_type_is_named(name: str, key: str, value: object, requirement: str, got: str):
@@ -198,7 +204,10 @@ def test_specs_are_nested_as_their_annotations_say():
     made = build(schedule, {"name": "Shifted", "schedule": {"name": "Cosine"}, "shift": -2})
     assert isinstance(made, Shifted)
     assert isinstance(made.schedule, Cosine)
-    flow = {"name": "Exploding", "parameterization": {"name": "V", "sigma_data": 0.5}}
-    assert repr(build(parameterization, flow)) == "Exploding(parameterization=V(sigma_data=0.5))"
+    flow = {"name": "VarianceExploding", "parameterization": {"name": "V", "sigma_data": 0.5}}
+    assert (
+        repr(build(parameterization, flow))
+        == "VarianceExploding(parameterization=V(sigma_data=0.5))"
+    )
     mean = {"name": "PosteriorMean", "schedule": {"name": "Linear"}, "steps": 3}
     assert isinstance(build(parameterization, mean).schedule, Schedule)

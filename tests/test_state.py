@@ -9,26 +9,23 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.func import functional_call
 
-from vdiff import (
-    MSE,
+from vdiff import Denoiser, Objective, weighted_elbo
+from vdiff.parameterization import Eps, X
+from vdiff.profile import Profile
+from vdiff.resampling import LossSecondMoment
+from vdiff.schedule import (
     Adaptive,
     Cosine,
-    Denoiser,
-    Eps,
     Histogram,
     LearnedLinear,
     Linear,
-    LossSecondMoment,
     Monotone,
-    Objective,
-    Profile,
     Schedule,
     Shifted,
     Spline,
     Tabulated,
-    X,
-    weighted_elbo,
-)  # fmt: skip
+)
+from vdiff.weighting import MSE
 
 T = torch.linspace(0.02, 0.98, 13, dtype=torch.float64)
 
@@ -131,7 +128,7 @@ def test_a_loaded_table_brings_its_ends_through_what_is_made_of_it():
     level = torch.tensor([5.0, -4.0], dtype=torch.float64)
     assert torch.equal(weighting(level), MSE(second, Eps(), steps=2)(level))
     assert (weighting(level) > 0).all()
-    assert weighting.range() == (-4.0, 5.0)
+    assert weighting.support() == (-4.0, 5.0)
 
 
 def test_learned_ends_are_loaded_and_fixed_ones_are_not_mixed_with_them():

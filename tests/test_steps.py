@@ -8,41 +8,32 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import (
+from vdiff import Denoiser, Prediction, sample, trajectory
+from vdiff.gaussian import Step, alpha, sigma
+from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Score, V, X
+from vdiff.reverse import reverse_mean
+from vdiff.sampling import (
+    STEPS,
     Clipped,
-    Cosine,
-    Denoiser,
-    Eps,
-    Flow,
-    Forward,
-    GaussianMixture,
-    Karras,
-    LearnedLinear,
-    Linear,
-    OptimalTransport,
-    Parameterization,
-    PosteriorMean,
-    Prediction,
-    Score,
-    Tabulated,
-    V,
-    X,
-    adams,
+    Counted,
+    Memory,
+    adams_bashforth,
     ancestral,
     ddim,
     dpmpp_2m,
     encode,
     few_steps,
     heun,
+    leading,
     ode,
-    sample,
-    trajectory,
+    per_sample_generators,
+    start,
+    trailing,
+    uniform,
 )
-from vdiff.gaussian import Step, alpha, sigma
-from vdiff.oracle import Gaussian
-from vdiff.reverse import reverse_mean
-from vdiff.sampling import STEPS, Counted, Memory, leading, start, streams, trailing, uniform
-from vdiff.variance import Posterior
+from vdiff.schedule import Cosine, Karras, LearnedLinear, Linear, OptimalTransport, Tabulated
+from vdiff.variance import FixedLarge, FixedSmall
 
 GAUSSIAN = Gaussian([0.3], [0.25])
 MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
@@ -53,7 +44,10 @@ PLANE = GaussianMixture(
 )
 TARGETS: tuple[Parameterization, ...] = (X(), Eps(), V(), V(0.5), Flow())
 ORDER = {"ddim": (ddim, 1), "heun": (heun, 2), "dpmpp_2m": (dpmpp_2m, 2)} | {
-    f"adams {order} {target!r}": (partial(adams, order=order, target=target), order)
+    f"adams_bashforth {order} {target!r}": (
+        partial(adams_bashforth, order=order, target=target),
+        order,
+    )
     for order in (1, 2, 3)
     for target in TARGETS
 }
@@ -115,7 +109,7 @@ def test_a_velocity_at_the_data_scale_is_exact_for_gaussian_data_in_one_step(std
     got = end(
         Gaussian([0.0], [std**2]),
         z,
-        partial(adams, order=order, target=V(std)),
+        partial(adams_bashforth, order=order, target=V(std)),
         Linear(8.0, -8.0),
         2,
     )
@@ -133,7 +127,7 @@ def test_a_first_order_exponential_step_is_ddim(target):
     for low, high in ((-9.0, -8.9), (-5.0, 3.0), (2.0, 12.0)):
         one, other = (
             step(PLANE, z, level(low), level(high))
-            for step in (partial(adams, order=1, target=target), ddim)
+            for step in (partial(adams_bashforth, order=1, target=target), ddim)
         )
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
@@ -142,7 +136,7 @@ def test_a_first_order_step_in_v_is_ddim_but_for_its_second_order():
     z = noise(dims=2)
     gap = [
         (
-            adams(PLANE, z, level(0.0), level(h), order=1, target=V())
+            adams_bashforth(PLANE, z, level(0.0), level(h), order=1, target=V())
             - ddim(PLANE, z, level(0.0), level(h))
         )
         .abs()
@@ -163,7 +157,7 @@ def test_the_plain_rule_on_the_rectified_path():
         velocities.insert(0, prediction.eps - prediction.x)
         rule = {0: (1.0,), 1: (1.5, -0.5)}.get(i, (23 / 12, -16 / 12, 5 / 12))
         y = y + (t[i + 1] - now) * sum(w * u for w, u in zip(rule, velocities, strict=False))
-    got = end(PLANE, noise(dims=2), partial(adams, target=Flow()), schedule, steps)
+    got = end(PLANE, noise(dims=2), partial(adams_bashforth, target=Flow()), schedule, steps)
     torch.testing.assert_close(
         got, y * (alpha(levels[-1]) + sigma(levels[-1])), rtol=1e-10, atol=1e-12
     )
@@ -196,7 +190,7 @@ def test_eta_one_is_ancestral_sampling_and_eta_zero_draws_nothing():
             atol=1e-12,
         )
     before = generator.manual_seed(1).get_state()
-    for step in (ddim, heun, dpmpp_2m, adams):
+    for step in (ddim, heun, dpmpp_2m, adams_bashforth):
         step(PLANE, z, level(0.0), level(1.0), Memory((), generator))
     assert torch.equal(generator.get_state(), before)
 
@@ -224,7 +218,7 @@ def test_ancestral_sampling_takes_every_reverse_variance():
         ancestral(
             MIXTURE, z, t, s, Memory((), torch.Generator().manual_seed(0)), variance=variance
         )
-        for variance in (None, Posterior(), Forward())
+        for variance in (None, FixedSmall(), FixedLarge())
     )
     mean = reverse_mean(MIXTURE(z, t), Step(t, s - t))
     assert torch.equal(own, small)
@@ -233,11 +227,11 @@ def test_ancestral_sampling_takes_every_reverse_variance():
 
 
 EVERY = STEPS | {
-    "ancestral, large variance": partial(ancestral, variance=Forward()),
+    "ancestral, large variance": partial(ancestral, variance=FixedLarge()),
     "ddim, some noise": partial(ddim, eta=0.5),
-    "adams in x": partial(adams, target=X()),
-    "adams in v": partial(adams, target=V(0.5), order=2),
-    "adams in ε": partial(adams, target=Eps()),
+    "adams_bashforth in x": partial(adams_bashforth, target=X()),
+    "adams_bashforth in v": partial(adams_bashforth, target=V(0.5), order=2),
+    "adams_bashforth in ε": partial(adams_bashforth, target=Eps()),
 }
 
 
@@ -298,7 +292,7 @@ def test_the_same_samples_whatever_the_model_was_trained_with(step):
 def test_any_grid_leads_to_the_same_end(schedule):
     z = noise(dims=2)
     levels = uniform(schedule, 200)
-    *_, (got, _) = trajectory(PLANE, z, levels=levels, step=adams)
+    *_, (got, _) = trajectory(PLANE, z, levels=levels, step=adams_bashforth)
     exact = ode(PLANE, z, levels[:1].expand(64), levels[-1:].expand(64), rtol=1e-9, atol=1e-9)
     assert (got - exact).square().mean().sqrt() < 1e-3
 
@@ -332,7 +326,8 @@ def test_the_step_to_data_is_the_exact_limit():
 
 
 @pytest.mark.parametrize(
-    ("step", "evaluations"), [(ancestral, 18), (ddim, 18), (dpmpp_2m, 18), (adams, 18), (heun, 35)]
+    ("step", "evaluations"),
+    [(ancestral, 18), (ddim, 18), (dpmpp_2m, 18), (adams_bashforth, 18), (heun, 35)],
 )
 def test_steps_count_levels_and_evaluations_are_counted_apart(step, evaluations):
     model = Counted(PLANE)
@@ -360,15 +355,15 @@ def test_a_sample_is_the_same_in_any_batch(name):
     }
     together = sample(
         PLANE,
-        start((2,), streams(7, range(9)), torch.float64),
-        generator=streams(7, range(9)),
+        start((2,), per_sample_generators(7, range(9)), torch.float64),
+        generator=per_sample_generators(7, range(9)),
         **options,
     )
     apart = [
         sample(
             PLANE,
-            start((2,), streams(7, numbers), torch.float64),
-            generator=streams(7, numbers),
+            start((2,), per_sample_generators(7, numbers), torch.float64),
+            generator=per_sample_generators(7, numbers),
             **options,
         )
         for numbers in (range(4), range(4, 5), range(5, 9))
@@ -380,8 +375,8 @@ def test_a_sample_is_the_same_in_any_batch(name):
         together,
         sample(
             PLANE,
-            start((2,), streams(8, range(9)), torch.float64),
-            generator=streams(8, range(9)),
+            start((2,), per_sample_generators(8, range(9)), torch.float64),
+            generator=per_sample_generators(8, range(9)),
             **options,
         ),
     )
@@ -396,7 +391,14 @@ def test_noise_of_its_own_goes_to_each_sample_at_each_step():
         return there
 
     z = torch.zeros(3, 2, dtype=torch.float64)
-    sample(PLANE, z, schedule=Linear(), steps=4, step=step, generator=streams(0, [0, 1, 0]))
+    sample(
+        PLANE,
+        z,
+        schedule=Linear(),
+        steps=4,
+        step=step,
+        generator=per_sample_generators(0, [0, 1, 0]),
+    )
     assert all(
         torch.allclose(moved[0], moved[2]) and not torch.allclose(moved[0], moved[1])
         for moved in seen

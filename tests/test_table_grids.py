@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import Denoiser, Eps, Shifted, TableStep, Tabulated, ddim, sample
-from vdiff.sampling import leading, trailing, uniform
+from vdiff import Denoiser, sample
+from vdiff.denoiser import TableStep
+from vdiff.parameterization import Eps
+from vdiff.sampling import ddim, leading, trailing, uniform
+from vdiff.schedule import Shifted, Tabulated
 
 COUNTS = 1, 2, 3, 7, 16, 20, 30, 48, 64, 333, 500, 501, 999, 1000
 

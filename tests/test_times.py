@@ -9,25 +9,16 @@ import torch
 from registry import objective_of
 from scipy.stats import chi2
 
-from vdiff import (
-    Categorical,
-    Cosine,
-    Denoiser,
-    DiscretizedGaussian,
-    Eps,
-    GaussianMixture,
-    Linear,
-    LossSecondMoment,
-    elbo,
-    hybrid,
-    stratified,
-    weighted_elbo,
-)
+from vdiff import Denoiser, elbo, hybrid_loss, weighted_elbo
 from vdiff.chain import vlb, with_decoder
+from vdiff.decoder import Categorical, DiscretizedGaussian
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.likelihood import Plan, evaluate
-from vdiff.oracle import Gaussian
-from vdiff.times import generator_of, grid, offset_of, on_chain
+from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.parameterization import Eps
+from vdiff.resampling import LossSecondMoment
+from vdiff.schedule import Cosine, Linear
+from vdiff.times import generator_of, grid, offset_of, on_chain, stratified
 from vdiff.training import Config
 from vdiff.training.batches import Batches
 from vdiff.training.ranks import Place
@@ -96,7 +87,7 @@ def assert_as_often(steps, probabilities):
 
 
 LINE, CHAIN, PLACES, CALLS = Linear(6.0, -6.0), 5, 6, 1500
-LOOKS, ENCODES = DiscretizedGaussian(17, denoise=True), Categorical(17)
+LOOKS, ENCODES = DiscretizedGaussian(17, uses_network=True), Categorical(17)
 DATA = torch.arange(PLACES)[:, None]
 UNEVEN = torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0, 1.0], dtype=torch.float64)
 
@@ -163,7 +154,7 @@ CHAINS = {
         EVENLY,
     ),
     "simple": (
-        lambda model, _, g: hybrid(model, X, bound_weight=0, generator=g, **ON_CHAIN),
+        lambda model, _, g: hybrid_loss(model, X, bound_weight=0, generator=g, **ON_CHAIN),
         ALL_LEVELS,
     ),
     "vlb": (lambda model, _, g: vlb(model, DATA, generator=g, **LOOKS_ON_CHAIN), ALL_LEVELS),

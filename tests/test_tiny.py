@@ -25,9 +25,9 @@ def network():
 def test_each_loss_is_that_of_the_library(network):
     x, t, eps = tiny.two_moons(512), torch.rand(512), torch.randn(512, 2)
     ends = tiny.LOGSNR_MAX, tiny.LOGSNR_MIN
-    model = vdiff.Denoiser(network, vdiff.V())
+    model = vdiff.Denoiser(network, vdiff.parameterization.V())
     theirs = vdiff.weighted_elbo(
-        model, x, schedule=Cosine(*ends), weighting=vdiff.Sigmoid(bias=2), t=t, eps=eps
+        model, x, schedule=Cosine(*ends), weighting=vdiff.weighting.Sigmoid(bias=2), t=t, eps=eps
     )
     torch.testing.assert_close(tiny.loss_of(network, x, t, eps), theirs, rtol=2e-4, atol=1e-5)
 

@@ -9,11 +9,14 @@ import torch
 from points import data_of, points, run_until, tensors
 from safetensors.torch import load_file, save_file
 
-from vdiff import Categorical, Denoiser, LearnedLinear, Objective, X
+from vdiff import Denoiser, Objective
 from vdiff.data.digits import LEVELS, digits
+from vdiff.decoder import Categorical
 from vdiff.likelihood import evaluate
 from vdiff.nn import UNet
 from vdiff.objective import VLB
+from vdiff.parameterization import X
+from vdiff.schedule import LearnedLinear
 from vdiff.training import Config, Run, Validation, parameter_groups, train
 from vdiff.training.batches import Batches
 from vdiff.training.config import build

@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vdiff import Denoiser, Eps, Linear, MonteCarlo, Prediction, RaoBlackwell, elbo
+from vdiff import Denoiser, Prediction, elbo
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step
 from vdiff.nn import MLP
 from vdiff.oracle import Gaussian as GaussianData
-from vdiff.reverse import Raw
+from vdiff.parameterization import Eps
+from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw
+from vdiff.schedule import Linear
 from vdiff.times import generator_of
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import Denoiser, Eps, V
+from vdiff import Denoiser
 from vdiff.likelihood.verify import Row, Verification, cases, verify_estimators
+from vdiff.parameterization import Eps, V
 from vdiff.times import generator_of
 
 

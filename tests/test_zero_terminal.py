@@ -9,43 +9,29 @@ import torch
 from registry import objective_of
 from torch import nn
 
-from vdiff import (
-    MSE,
-    Categorical,
-    Denoiser,
-    DiscretizedGaussian,
-    Eps,
-    Flow,
-    GaussianMixture,
-    LossSecondMoment,
-    MinSNR,
-    Objective,
-    Recipe,
-    ScheduleTime,
-    Score,
-    Shifted,
-    Sigmoid,
-    TableStep,
-    Tabulated,
-    TruncatedSNR,
-    V,
-    X,
-    adams,
-    ancestral,
-    ddim,
-    describe,
-    elbo,
-    heun,
-    hybrid,
-    loss_factor,
-    path_bound,
-    sample,
-    vlb,
-    weighted_elbo,
-)
+from vdiff import Denoiser, Objective, elbo, hybrid_loss, sample, weighted_elbo
+from vdiff.chain import path_bound, vlb
+from vdiff.decoder import Categorical, DiscretizedGaussian
+from vdiff.denoiser import ScheduleTime, TableStep
+from vdiff.describe import describe
 from vdiff.likelihood import compare, evaluate, ode_likelihood
 from vdiff.objective import Weighted
-from vdiff.sampling import encode, leading, trailing, uniform
+from vdiff.oracle import GaussianMixture
+from vdiff.parameterization import Eps, Flow, Score, V, X
+from vdiff.recipes import Recipe
+from vdiff.resampling import LossSecondMoment
+from vdiff.sampling import (
+    adams_bashforth,
+    ancestral,
+    ddim,
+    encode,
+    heun,
+    leading,
+    trailing,
+    uniform,
+)
+from vdiff.schedule import Shifted, Tabulated
+from vdiff.weighting import MSE, MinSNR, Sigmoid, TruncatedSNR, loss_factor
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 DECODER = DiscretizedGaussian(256)
@@ -276,14 +262,14 @@ def test_what_needs_a_finite_end_refuses_it():
     one, x = model(V()), batch(n=2)[0]
     data = torch.randint(0, 256, (2, 3))
     chain = {"schedule": TABLE, "steps": 999}
-    looking = DiscretizedGaussian(256, denoise=True)
+    looking = DiscretizedGaussian(256, uses_network=True)
     calls = {
         "elbo": lambda: elbo(one, data, decoder=DECODER, **chain),
         "evaluate": lambda: evaluate(one, data, decoder=DECODER, **chain),
         "compare": lambda: compare(one, model(V()), data, decoder=DECODER, **chain),
         "path_bound": lambda: path_bound(one, data, decoder=DECODER, **chain),
         "vlb": lambda: vlb(one, data, decoder=looking, **chain),
-        "hybrid": lambda: hybrid(one, x, bound_weight=0.0, **chain),
+        "hybrid_loss": lambda: hybrid_loss(one, x, bound_weight=0.0, **chain),
         "ode_likelihood": lambda: ode_likelihood(one, x, schedule=TABLE),
         "encode": lambda: encode(one, x, schedule=TABLE),
         "Objective": lambda: objective_of(one, decoder=DECODER, **chain),
@@ -342,7 +328,7 @@ def test_samplers_start_there():
             return oracle(z, TABLE.table[step]).v
 
     exact = Denoiser(Exact(), V(), time=TableStep(TABLE, integer=True))
-    for step in (ddim, ancestral, adams):
+    for step in (ddim, ancestral, adams_bashforth):
         made = sample(
             exact,
             z,

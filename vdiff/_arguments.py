@@ -140,7 +140,7 @@ def variance_trained(model: Any) -> None:
         if denoiser.variance.learned and any(p.requires_grad for p in denoiser.parameters()):
             hint = (
                 "the squared error does not see it, nor does anything in continuous time, where "
-                "u = O(λ_s − λ_t): train with elbo(…, steps=T) or hybrid(…, steps=T)"
+                "u = O(λ_s − λ_t): train with elbo(…, steps=T) or hybrid_loss(…, steps=T)"
             )
             what = "have no learned reverse variance: it would get no gradient"
             raise InvalidValue("model", what, repr(denoiser.variance), hint)
@@ -198,16 +198,16 @@ def looking_decoder(schedule: Schedule, decoder: Decoder | None) -> None:
         decoder_fits(decoder, schedule)
         hint = (
             "a decoder that reads z₀ alone has nothing to train: leave it out (elbo takes it), or "
-            "DiscretizedGaussian(…, denoise=True)"
+            "DiscretizedGaussian(…, uses_network=True)"
         )
-        require(decoder.denoise, "decoder", "look at the network", decoder, hint)
+        require(decoder.uses_network, "decoder", "look at the network", decoder, hint)
 
 
 def learned_variance(model: Any, bound_weight: float) -> None:
     """A rule: the bound's term trains a variance."""
     for denoiser in denoisers(model) if bound_weight > 0 else ():
         hint = (
-            "Denoiser(network, Eps(), variance=Range()), with twice the output channels; "
+            "Denoiser(network, Eps(), variance=LearnedRange()), with twice the output channels; "
             "bound_weight=0 is the simple loss alone"
         )
         variance = denoiser.variance

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import unserializable_hook
 
 from vdiff.denoiser import Denoiser
-from vdiff.errors import checking, under_functorch
-from vdiff.gaussian import device_of, wide, wide_number
+from vdiff.errors import under_functorch, validation_enabled
+from vdiff.gaussian import as_float64, device_of, to_float64
 from vdiff.schedule import Schedule
 
 Ends = tuple[float, float]
@@ -23,7 +23,7 @@ _WARNED: "weakref.WeakKeyDictionary[nn.Module, set[object]]" = weakref.WeakKeyDi
 def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
     """Have the backward pass of a loss note on its model between which λ it was trained."""
     model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
-    trains = checking() and loss.requires_grad and not under_functorch(loss)
+    trains = validation_enabled() and loss.requires_grad and not under_functorch(loss)
     if trains and isinstance(model, Denoiser) and model.training:
         note = functools.partial(_note, model, schedule)  # a pickle of the loss leaves it out
         loss.register_hook(unserializable_hook(note))  # type: ignore[no-untyped-call]
@@ -70,7 +70,7 @@ def warn_beyond(
     if "meta" in (place.type, device_of(model).type):
         return
     with torch.no_grad():
-        first = wide_number(0.0 if steps is None else 1 / steps, place)
+        first = as_float64(0.0 if steps is None else 1 / steps, place)
         asked = schedule.logsnr_min, schedule(first).item()
         _warn(model, asked, lambda known: _share(schedule, steps, known), evaluation)
 
@@ -123,9 +123,9 @@ def _share(schedule: Schedule, steps: int | None, known: Ends) -> float:
     """The share of a schedule's draws outside a range."""
     place = device_of(schedule)
     if steps is not None and steps <= MANY:
-        t = wide(torch.arange(1, steps + 1, device=place)) / steps
+        t = to_float64(torch.arange(1, steps + 1, device=place)) / steps
         return _mean(_outside(schedule(t), known))
     within = max(known[0], schedule.logsnr_min), min(known[1], schedule.logsnr_max)
-    levels = torch.stack([wide_number(end, place) for end in within])
+    levels = torch.stack([as_float64(end, place) for end in within])
     last, first = schedule.inverse(levels, clamp=True).tolist()
     return float(first + 1 - last)

@@ -23,10 +23,10 @@ from vdiff._validate import (
     validated,
 )
 from vdiff.errors import InvalidValue
-from vdiff.gaussian import wide, wide_dtype
+from vdiff.gaussian import device_of, float64_for, to_float64
 from vdiff.loss import weighted_elbo
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import BISECTIONS, EDGE, home
+from vdiff.schedule.base import BISECTIONS, EDGE
 from vdiff.times import GOLDEN, stratified
 from vdiff.weighting import WeightFunction
 from vdiff.weighting.base import check_values
@@ -54,7 +54,7 @@ class Augmentation:
 
     Kingma & Gao, arXiv:2303.00848, theorem 1.
 
-    >>> from vdiff import Sigmoid
+    >>> from vdiff.weighting import Sigmoid
     >>> noise = Augmentation(Sigmoid(2.0), 10.0, -10.0)
     >>> noise(torch.tensor([-10.0, 2.0, 11.0]))
     tensor([1.0000, 0.5000, 0.0000])
@@ -69,7 +69,9 @@ class Augmentation:
         low, high = logsnr_min, logsnr_max
         check_values(weighting, low, high)
         self.weighting, self.logsnr_max, self.logsnr_min = weighting, high, low
-        logsnr = torch.linspace(low, high, POINTS, dtype=torch.float64, device=home(weighting))
+        logsnr = torch.linspace(
+            low, high, POINTS, dtype=torch.float64, device=device_of(weighting)
+        )
         with torch.no_grad():
             weight = weighting(logsnr)
         if up := rises(logsnr, weight):
@@ -88,12 +90,12 @@ class Augmentation:
     def icdf(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The level with P(level ≤ λ) = u, for u in [0, 1), in float64.
 
-        >>> from vdiff import Sigmoid
+        >>> from vdiff.weighting import Sigmoid
         >>> noise = Augmentation(Sigmoid(2.0), 10.0, -10.0)
         >>> noise.icdf(torch.tensor([0.5, 0.9999])).round(decimals=3)
         tensor([ 2., 10.], dtype=torch.float64)
         """
-        u = wide(u)
+        u = to_float64(u)
         low, high = torch.full_like(u, self.logsnr_min), torch.full_like(u, self.logsnr_max)
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
@@ -109,11 +111,11 @@ class Augmentation:
     ) -> Float[Tensor, " n"]:
         """n independent levels, λ in float64: `diffuse(x, eps, levels)` is data noised to them.
 
-        >>> from vdiff import ELBO
+        >>> from vdiff.weighting import ELBO
         >>> Augmentation(ELBO(), 10.0, -10.0).sample(3)  # the bound itself adds no noise
         tensor([10., 10., 10.], dtype=torch.float64)
         """
-        dtype = wide_dtype(torch.device(device))
+        dtype = float64_for(torch.device(device))
         return self.icdf(torch.rand(n, generator=generator, device=device, dtype=dtype))
 
     def __repr__(self) -> str:
@@ -165,14 +167,16 @@ def augmented_elbo(
 
     Kingma & Gao, arXiv:2303.00848, theorem 1.
 
-    >>> from vdiff import Cosine, GaussianMixture, Sigmoid
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Cosine
+    >>> from vdiff.weighting import Sigmoid
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
     >>> noise = Augmentation(Sigmoid(2.0), 15.0, -15.0)
     >>> augmented_elbo(oracle, oracle.sample(64), augmentation=noise, schedule=Cosine()).shape
     torch.Size([64])
     """
     with torch.no_grad():
-        dtype = wide_dtype(x.device)
+        dtype = float64_for(x.device)
         place = torch.arange(len(x), dtype=dtype, device=x.device) * GOLDEN
         # with the stratified t it fills the square evenly; each level by itself is one of p_w
         offset = torch.rand((), generator=generator, device=x.device, dtype=dtype)

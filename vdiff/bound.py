@@ -131,7 +131,7 @@ torch.utils._pytree.register_pytree_node(  # for torch.export and torch.vmap
     Bound,
     _flatten,
     _unflatten,
-    serialized_type_name="vdiff.Bound",
+    serialized_type_name="vdiff.bound.Bound",
     to_dumpable_context=list,
     from_dumpable_context=list,
 )

@@ -28,11 +28,11 @@ from vdiff.decoder import Decoder
 from vdiff.gaussian import (
     Step,
     alpha,
+    as_float64,
     diffuse,
     prior_kl,
     sigma,
     sum_dims,
-    wide_number,
 )
 from vdiff.loss import Generators, complete, standard_normal, to_float32
 from vdiff.prediction import Prediction
@@ -68,7 +68,7 @@ ONE_LEVEL: list[Rule] = [
 
 
 @validated(rules=[data_without_decoder, *ONE_LEVEL, learned_variance])
-def hybrid(
+def hybrid_loss(
     model: Model,
     data: Tensor,
     *,
@@ -97,8 +97,8 @@ def hybrid(
 
     Args:
         data: x as the network sees it; with a decoder, data as it is.
-        decoder: for instance `DiscretizedGaussian(256, denoise=True, clip=first_variance(schedule,
-            steps))`, or for continuous data `Gaussian(denoise=True)`.
+        decoder: for instance `DiscretizedGaussian(256, uses_network=True, clip=first_variance(schedule,
+            steps))`, or for continuous data `Gaussian(uses_network=True)`.
         bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here. 0
             takes any reverse variance.
         t: (batch,) times i/T to use instead of drawing; 0 is the first level, the decoder's.
@@ -110,17 +110,19 @@ def hybrid(
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.1.
 
-    >>> from vdiff import Denoiser, Eps, Tabulated
-    >>> from vdiff.variance import Range
-    >>> model = Denoiser(lambda z, t: torch.cat([0 * z, z], 1), Eps(), variance=Range())
-    >>> hybrid(model, torch.randn(8, 2), schedule=Tabulated.linear_betas(), steps=999).shape
+    >>> from vdiff import Denoiser
+    >>> from vdiff.parameterization import Eps
+    >>> from vdiff.schedule import Tabulated
+    >>> from vdiff.variance import LearnedRange
+    >>> model = Denoiser(lambda z, t: torch.cat([0 * z, z], 1), Eps(), variance=LearnedRange())
+    >>> hybrid_loss(model, torch.randn(8, 2), schedule=Tabulated.linear_betas(), steps=999).shape
     torch.Size([8])
     """
     first = int(bound_weight > 0 and decoder is None)
     level = _one_level(model, data, schedule, steps, decoder, t, eps, generator, condition, first)
     loss = level.prediction.squared_error(level.x, level.eps)
     if bound_weight > 0:
-        loss = loss + bound_weight * level.term(level.prediction.stopped(), data)
+        loss = loss + bound_weight * level.term(level.prediction.detach_mean(), data)
     note_training(original(model), schedule, loss)
     dims = level.x[0].numel()
     return level.at.learn(loss / dims, dims)
@@ -147,16 +149,19 @@ def vlb(
     term is the decoder's, and its reconstruction the other way round: the total is unbiased.
 
     Args:
-        model, data, schedule, steps, decoder, t, eps, generator, condition: as in `hybrid`.
+        model, data, schedule, steps, decoder, t, eps, generator, condition: as in `hybrid_loss`.
 
     Raises:
-        ValueError: as `hybrid`; for a schedule with learned ends, which only `elbo` trains.
+        ValueError: as `hybrid_loss`; for a schedule with learned ends, which only `elbo` trains.
 
     Nichol & Dhariwal, arXiv:2102.09672, sections 3.1 and 3.3.
 
-    >>> from vdiff import Denoiser, DiscretizedGaussian, Eps, Tabulated
+    >>> from vdiff import Denoiser
+    >>> from vdiff.decoder import DiscretizedGaussian
+    >>> from vdiff.parameterization import Eps
+    >>> from vdiff.schedule import Tabulated
     >>> model = Denoiser(lambda z, logsnr: 0 * z, Eps())
-    >>> decoder = DiscretizedGaussian(256, denoise=True)
+    >>> decoder = DiscretizedGaussian(256, uses_network=True)
     >>> vlb(model, torch.randint(0, 256, (8, 2)), schedule=Tabulated.linear_betas(), steps=999, decoder=decoder).total.shape
     torch.Size([8])
     """
@@ -287,7 +292,8 @@ def path_bound(
     Raises:
         TypeError, ValueError: as `elbo`.
 
-    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Linear
     >>> from vdiff.decoder import Gaussian
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
     >>> bound = path_bound(oracle, oracle.sample(64), schedule=Linear(), decoder=Gaussian(), steps=100)
@@ -311,7 +317,7 @@ def path_bound(
         kl = kl + reverse_kl(prediction, x, eps, step)
         eps = step.noise_s(eps, noise)
     sampled = decoder.nll(data, diffuse(x, eps, schedule(at(0))), logsnr_max, predict)
-    exact = sampled if decoder.denoise else decoder.expected_nll(data, logsnr_max)
+    exact = sampled if decoder.uses_network else decoder.expected_nll(data, logsnr_max)
     return PathBound(log_ratio + sampled, kl + exact)
 
 
@@ -320,7 +326,7 @@ def first_variance(schedule: Schedule, steps: Steps) -> float:
     """The posterior variance of a chain's first step, c σ₀²: DDPM's β̃₂, to which it clips that of
     the step to data.
 
-    >>> from vdiff import Tabulated
+    >>> from vdiff.schedule import Tabulated
     >>> f"{first_variance(Tabulated.linear_betas(), steps=999):.4e}"
     '5.4532e-05'
     """
@@ -331,10 +337,10 @@ def first_variance(schedule: Schedule, steps: Steps) -> float:
 def _end_log_ratio(x: Tensor, eps: Tensor, logsnr_min: Tensor | float) -> Tensor:
     """log q(z₁ | x) − log N(z₁; 0, I) at one z₁ = α x + σ ε: ½ Σ [ α² (x² − ε²) + 2 α σ x ε +
     softplus(λ_min) ]."""
-    level = wide_number(logsnr_min, x.device)
+    level = as_float64(logsnr_min, x.device)
     a, s = alpha(level).to(x.dtype), sigma(level).to(x.dtype)
     slack = torch.nn.functional.softplus(level).to(x.dtype)
     return 0.5 * sum_dims(a * (a * (x.square() - eps.square()) + 2 * s * x * eps) + slack)
 
 
-__all__ = ["PathBound", "first_variance", "hybrid", "path_bound", "vlb", "with_decoder"]
+__all__ = ["PathBound", "first_variance", "hybrid_loss", "path_bound", "vlb", "with_decoder"]

@@ -23,12 +23,12 @@ from vdiff._validate import (
     require,
     validated,
 )
-from vdiff.errors import InvalidType, checking, shown
-from vdiff.gaussian import HALF, at_least_float32, per_example, wide
+from vdiff.errors import InvalidType, shown, validation_enabled
+from vdiff.gaussian import HALF, at_least_float32, per_example, to_float64
 from vdiff.parameterization import Parameterization
 from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule, Tabulated
-from vdiff.variance import Posterior, ReverseVariance
+from vdiff.variance import FixedSmall, ReverseVariance
 
 Ends = tuple[float, float]
 
@@ -98,7 +98,7 @@ def fixed(schedule: Schedule) -> None:
 class ScheduleTime:
     """The t ∈ [0, 1] of a schedule, for networks that were trained on it; beyond its ends, 0 or 1.
 
-    >>> from vdiff import Cosine
+    >>> from vdiff.schedule import Cosine
     >>> ScheduleTime(Cosine())(torch.tensor([0.0]))
     tensor([0.5000])
     """
@@ -124,7 +124,7 @@ class TableStep:
     """The step of a β table, 0 … n − 1, for DDPM-style networks; fractional between levels, or the
     nearest as an integer for networks that look it up (`integer=True`).
 
-    >>> from vdiff import Tabulated
+    >>> from vdiff.schedule import Tabulated
     >>> table = Tabulated.linear_betas()
     >>> TableStep(table)(table.table[[0, 499, 999]])
     tensor([  0., 499., 999.], dtype=torch.float64)
@@ -187,7 +187,7 @@ class Denoiser(nn.Module):
     the backward passes of losses have noted here (None before the first). You may set `trained`.
 
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the
-    posterior's by default). For one that is learned, such as `Range()`, the network returns twice
+    posterior's by default). For one that is learned, such as `LearnedRange()`, the network returns twice
     the channels: the target first, the variance behind it.
 
     >>> model = Denoiser(lambda z, logsnr: 0.5 * z, Eps())
@@ -211,7 +211,7 @@ class Denoiser(nn.Module):
         _warn_of_a_hidden_module("call", call, network)
         self.network, self.parameterization = network, parameterization
         self.time, self.call, self.output = time, call, output
-        self.variance = Posterior() if variance is None else variance
+        self.variance = FixedSmall() if variance is None else variance
         self.trained: tuple[float | Tensor, float | Tensor] | None = None
 
     @validated
@@ -220,9 +220,9 @@ class Denoiser(nn.Module):
     ) -> Prediction:
         """What the model says about z at log-SNR λ. Raises where the network's output is no tensor
         of the shape of z."""
-        if checking():
+        if validation_enabled():
             _check_labels(condition, z)
-        level = wide(logsnr)
+        level = to_float64(logsnr)
         scale = self.parameterization.input_scale(level)
         seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
         dtype = weights_dtype(self.network) or z.dtype
@@ -231,7 +231,7 @@ class Denoiser(nn.Module):
         out = self._answer(seen.to(dtype), time, condition)
         if self.output is not None:
             out = self.output(out)
-        if checking():
+        if validation_enabled():
             _check_output(out, z, 2 if self.variance.learned else 1)
         head = None
         if self.variance.learned:
@@ -241,7 +241,7 @@ class Denoiser(nn.Module):
     def _answer(self, z: Tensor, time: Tensor, condition: dict[str, Any]) -> Any:
         """What the network returns; an error inside one of several dtypes says in which z came."""
         network = self.network if self.call is None else functools.partial(self.call, self.network)
-        if not checking():
+        if not validation_enabled():
             return network(z, time, **condition)
         try:
             return network(z, time, **condition)
@@ -399,7 +399,7 @@ def _shape_hint(out: Tensor, z: Tensor, heads: int) -> str:
         return "a learned variance needs a second half of channels"
     if out.ndim == z.ndim and out.shape[1:] == (2 * z.shape[1], *z.shape[2:]):
         return (
-            "twice the channels, as with a learned variance: Denoiser(…, variance=Range()), or "
+            "twice the channels, as with a learned variance: Denoiser(…, variance=LearnedRange()), or "
             "keep the first half, out.chunk(2, 1)[0]"
         )
     return "it would broadcast in silence" if out.numel() < z.numel() else ""

@@ -47,7 +47,7 @@ def check_torch(version: str) -> None:
 check_torch(torch.__version__)
 
 
-def checking() -> bool:
+def validation_enabled() -> bool:
     """Whether arguments are checked: always, except while `torch.compile` traces the graph."""
     return not torch.compiler.is_compiling()
 
@@ -72,7 +72,7 @@ def _is_batched(v: Tensor) -> bool:
 def under_functorch(v: Tensor) -> bool:
     """Whether a tensor lives under `torch.func` or `torch.vmap`, where no buffer can be
     written."""
-    return checking() and torch._C._functorch.is_functorch_wrapped_tensor(v)
+    return validation_enabled() and torch._C._functorch.is_functorch_wrapped_tensor(v)
 
 
 class InvalidArgument(Exception):

@@ -26,7 +26,7 @@ from torch import Tensor
 from vdiff._validate import Constraint, Number, OneOf, Whole
 from vdiff.errors import InvalidArgument
 from vdiff.extras import extra
-from vdiff.gaussian import wide, wide_number
+from vdiff.gaussian import as_float64, to_float64
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
@@ -136,7 +136,7 @@ def solve(
             raise
     with extra("ode"):
         from torchdiffeq import odeint
-    ends = torch.stack([wide_number(level, state[0].device) for level in (logsnr_t, logsnr_s)])
+    ends = torch.stack([as_float64(level, state[0].device) for level in (logsnr_t, logsnr_s)])
     if ends[0] == ends[1]:
         return Solution(state, 0)
     low, high = ends.aminmax()
@@ -159,7 +159,7 @@ def solve(
         if max_seconds is not None and time.monotonic() - started > max_seconds:
             raise gave_up(f"reached max_seconds = {max_seconds:g}")
         evaluations += 1
-        place = wide(place)
+        place = to_float64(place)
         # in float32 the right angle of λ = −∞ is rounded to more than one and has no tangent
         level = torch.where(place < angles.max(), logsnr_of(place, unit).clamp(low, high), low)
         moves = field(level, state)

@@ -52,20 +52,20 @@ class ValuesCopied:
         return made
 
 
-def wide_dtype(device: torch.device) -> torch.dtype:
+def float64_for(device: torch.device) -> torch.dtype:
     """float64, or float32 where the device has no float64 (MPS): the precision of all λ
     arithmetic."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def wide(v: Tensor) -> Tensor:
+def to_float64(v: Tensor) -> Tensor:
     """A vector in the precision of all λ arithmetic, float64."""
-    return v.to(wide_dtype(v.device))
+    return v.to(float64_for(v.device))
 
 
-def wide_number(v: Tensor | float, device: torch.device) -> Tensor:
+def as_float64(v: Tensor | float, device: torch.device) -> Tensor:
     """A number as a tensor in that precision, without a detour through float32."""
-    return torch.as_tensor(v, dtype=wide_dtype(device), device=device)
+    return torch.as_tensor(v, dtype=float64_for(device), device=device)
 
 
 def device_of(module: object) -> torch.device:
@@ -74,7 +74,7 @@ def device_of(module: object) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-def moving_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`fn` of `nn.Module._apply` as a move between devices alone: λ and log-probabilities do not
     survive half precision.
 
@@ -169,7 +169,7 @@ class PreciseModule(RestorableModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PreciseModule":
         with self._local_as_buffers():
-            super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+            super()._apply(keep_dtype(fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _save_to_state_dict(
@@ -180,7 +180,7 @@ class PreciseModule(RestorableModule):
             place = next((v.device for v in (*self.parameters(), *self.buffers())), None)
         ends = self.own_ends()
         if place is not None and ends is not None:
-            destination[prefix + ENDS] = torch.tensor(ends, dtype=wide_dtype(place), device=place)
+            destination[prefix + ENDS] = torch.tensor(ends, dtype=float64_for(place), device=place)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         *_, unexpected, errors = args
@@ -415,7 +415,7 @@ def prior_kl(
     """
     snr: Tensor | float
     if isinstance(logsnr_min, Tensor):
-        snr = torch.exp(logsnr_min.to(wide_dtype(x.device)))
+        snr = torch.exp(logsnr_min.to(float64_for(x.device)))
         softplus: Tensor | float = torch.log1p(snr)
     else:  # a number needs no tensor arithmetic
         snr = math.exp(logsnr_min)

@@ -21,7 +21,10 @@ def parameter_groups(
     shape hardly moves. Without `lr` the network's group has the optimizer's. Each group has a
     `name`, "model" or "schedule", so that a loop can clip the first alone.
 
-    >>> from vdiff import Categorical, Denoiser, Objective, Spline, X
+    >>> from vdiff import Denoiser, Objective
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.parameterization import X
+    >>> from vdiff.schedule import Spline
     >>> from vdiff.nn import UNet
     >>> from vdiff.objective import VLB
     >>> model, decoder = Denoiser(UNet(1, width=8), X()), Categorical(17)

@@ -30,7 +30,7 @@ from vdiff._known_range import note_training
 from vdiff._validate import Count, Data, Noise, Random, Steps, Times, validated
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder
-from vdiff.errors import checking
+from vdiff.errors import validation_enabled
 from vdiff.gaussian import at_least_float32, diffuse, prior_kl
 from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
@@ -89,7 +89,7 @@ def weighted_elbo(
             the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
         steps: T for the discrete chain; None for continuous time. On a chain no draw trains the
-            level t = 0, at which the last step of `sample` asks the network: `hybrid` and `elbo`
+            level t = 0, at which the last step of `sample` asks the network: `hybrid_loss` and `elbo`
             with a decoder that looks at the network do.
         t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their
             values are checked on a CPU, and elsewhere where no gradient is recorded.
@@ -109,7 +109,9 @@ def weighted_elbo(
 
     Kingma et al., Variational Diffusion Models, arXiv:2107.00630; Kingma & Gao, arXiv:2303.00848.
 
-    >>> from vdiff import Cosine, GaussianMixture, Sigmoid
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Cosine
+    >>> from vdiff.weighting import Sigmoid
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
     >>> loss = weighted_elbo(oracle, oracle.sample(64), schedule=Cosine(), weighting=Sigmoid(2.0))
     >>> loss.shape
@@ -171,14 +173,17 @@ def elbo(
         TypeError, ValueError: as `weighted_elbo`; also where data does not fit the decoder, and
             for learned ends with a Gaussian decoder, under which λ_max runs to infinity.
 
-    >>> from vdiff import Categorical, Denoiser, Linear, X
+    >>> from vdiff import Denoiser
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.parameterization import X
+    >>> from vdiff.schedule import Linear
     >>> model = Denoiser(lambda z, logsnr: torch.zeros_like(z), X())
     >>> bound = elbo(model, torch.randint(0, 17, (8, 1, 8, 8)), schedule=Linear(), decoder=Categorical(levels=17))
     >>> bound.bits_per_dim.shape
     torch.Size([8])
     """
     x = to_float32(decoder.encode(data))
-    times = draw_times(x, draws, steps, generator) if t is None else (usable(t),)
+    times = draw_times(x, draws, steps, generator) if t is None else (clone_if_inference(t),)
     predict = partial(model, **(condition or {}))
     logsnr_max, logsnr_min = schedule.ends(pin=False)
     diffusion = []
@@ -197,7 +202,7 @@ def elbo(
         prior=prior_kl(x, logsnr_min) + estimator.ends(x[0].numel(), logsnr_max, logsnr_min),
         diffusion=torch.stack(diffusion).mean(0),
         reconstruction=decoder.reconstruction(
-            usable(data), x, logsnr_max, predict, eps, generator
+            clone_if_inference(data), x, logsnr_max, predict, eps, generator
         ),
         dims=x[0].numel(),
         drawn=None if steps is None else Drawn(steps, times, tuple(diffusion)),
@@ -214,7 +219,7 @@ def complete(
     """x in float32 at least, with one time and the noise of each example; what was not given is
     drawn."""
     x = to_float32(x)
-    t = draw_times(x, 1, steps, generator)[0] if t is None else usable(t)
+    t = draw_times(x, 1, steps, generator)[0] if t is None else clone_if_inference(t)
     return x, t, standard_normal(x, generator) if eps is None else to_float32(eps, x.dtype)
 
 
@@ -227,7 +232,7 @@ def draw_times(
 
 def to_float32(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor in float32 at least, or in `dtype`, that autograd can save."""
-    return usable(x.to(dtype or at_least_float32(x.dtype)))
+    return clone_if_inference(x.to(dtype or at_least_float32(x.dtype)))
 
 
 def predict_at(
@@ -250,12 +255,12 @@ def standard_normal(
     ).to(x.device)
 
 
-def usable(v: Tensor) -> Tensor:
+def clone_if_inference(v: Tensor) -> Tensor:
     """A tensor made under `inference_mode` cannot be saved for a backward pass outside it: its
     copy can."""
     return (
         v.clone()
-        if checking() and v.is_inference() and not torch.is_inference_mode_enabled()
+        if validation_enabled() and v.is_inference() and not torch.is_inference_mode_enabled()
         else v
     )
 

@@ -24,14 +24,15 @@ from vdiff._arguments import (
 from vdiff._known_range import warn_beyond
 from vdiff._validate import Ends, Noise, Random, Steps, data, require, unchecked, validated
 from vdiff.bound import Bound
-from vdiff.chain import BoundWeight, fixed_ends, fixed_shape, hybrid, vlb, with_decoder
+from vdiff.chain import BoundWeight, fixed_ends, fixed_shape, hybrid_loss, vlb, with_decoder
 from vdiff.decoder import Decoder
 from vdiff.denoiser import check_no_data_parallel
-from vdiff.errors import InvalidType, InvalidValue, checking, under_functorch
+from vdiff.errors import InvalidType, InvalidValue, under_functorch, validation_enabled
+from vdiff.gaussian import device_of
 from vdiff.loss import elbo, weighted_elbo
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import Merge, home
+from vdiff.schedule.base import AllReduce
 from vdiff.times import on_chain, stratified
 from vdiff.weighting import ELBO, WeightFunction, Weighting
 from vdiff.weighting.base import check_values, divides_table, lowest, same_chain
@@ -56,7 +57,7 @@ class Loss(nn.Module, abc.ABC):
     @property
     def looks(self) -> bool:
         """Whether the decoder looks at the network, so that its level is one of the chain's."""
-        return self.decoder is not None and self.decoder.denoise
+        return self.decoder is not None and self.decoder.uses_network
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
         """The times into which uniform numbers fall, and what the terms there are multiplied by."""
@@ -66,7 +67,7 @@ class Loss(nn.Module, abc.ABC):
     def forward(self, objective: "Objective", x: Tensor, **options: Any) -> Tensor:
         """The loss of each example, nats."""
 
-    def update(self, merge: Merge | None = None) -> None:
+    def update(self, all_reduce: AllReduce | None = None) -> None:
         """Learn from the losses since the last call."""
 
     def extra_repr(self) -> str:
@@ -80,7 +81,7 @@ class Loss(nn.Module, abc.ABC):
 class Weighted(Loss):
     """`weighted_elbo`. A decoder encodes the data, and measures (`Objective.bound`).
 
-    >>> from vdiff import Sigmoid
+    >>> from vdiff.weighting import Sigmoid
     >>> Weighted(Sigmoid(2.0))
     Weighted(Sigmoid(bias=2.0))
     """
@@ -111,7 +112,7 @@ class VLB(Loss):
     size: `resampling` has a step for each of the `steps`, and one more for a decoder that looks at
     the network.
 
-    >>> from vdiff import Categorical
+    >>> from vdiff.decoder import Categorical
     >>> VLB(Categorical(17)).is_bound
     True
     """
@@ -166,13 +167,13 @@ class VLB(Loss):
         # the term that was drawn is divided by n times its probability
         return rest + (term if weight is None else weight.to(term.dtype) * term)
 
-    def update(self, merge: Merge | None = None) -> None:
+    def update(self, all_reduce: AllReduce | None = None) -> None:
         if self.resampling is not None:
-            self.resampling.remember(merge)
+            self.resampling.remember(all_reduce)
 
 
 class Hybrid(Loss):
-    """`hybrid`, of an example and not of a dimension. `bound_weight=0` is DDPM's simple loss on all
+    """`hybrid_loss`, of an example and not of a dimension. `bound_weight=0` is DDPM's simple loss on all
     T + 1 levels.
 
     >>> Hybrid(steps=999).bound_weight
@@ -203,7 +204,7 @@ class Hybrid(Loss):
             options["decoder"] = self.decoder  # it has a term
         elif self.decoder is not None:
             x = self.decoder.encode(x)
-        return unchecked(hybrid)(model, x, schedule=schedule, **options) * x[0].numel()
+        return unchecked(hybrid_loss)(model, x, schedule=schedule, **options) * x[0].numel()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bound_weight={self.bound_weight}"
@@ -227,9 +228,9 @@ def loss_fits(schedule: Schedule, loss: Loss | None) -> None:
     weighting = getattr(loss, "weighting", None)
     if weighting is not None:
         same_chain(weighting, loss.steps)
-        if home(schedule).type != "meta":  # there, learned ends have no values yet
+        if device_of(schedule).type != "meta":  # there, learned ends have no values yet
             least, most = lowest(schedule), schedule.logsnr_max
-            low, high = weighting.range() if isinstance(weighting, Weighting) else (least, most)
+            low, high = weighting.support() if isinstance(weighting, Weighting) else (least, most)
             check_values(weighting, max(low, least), min(high, most))
 
 
@@ -285,7 +286,10 @@ class Objective(nn.Module):
         UserWarning: where the loss leaves out the first level of a chain, t = 0, at which a
             sampler asks the network: a weighting, or a `bound_weight` above 0 without a decoder.
 
-    >>> from vdiff import Categorical, Denoiser, LearnedLinear, X
+    >>> from vdiff import Denoiser
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.parameterization import X
+    >>> from vdiff.schedule import LearnedLinear
     >>> model = Denoiser(lambda z, logsnr: 0 * z, X())
     >>> objective = Objective(model, schedule=LearnedLinear(), loss=VLB(Categorical(levels=17)))
     >>> objective(torch.randint(0, 17, (8, 1, 8, 8))).mean().backward()
@@ -313,7 +317,7 @@ class Objective(nn.Module):
 
     def parts(self) -> tuple[Any, Schedule]:
         """The model, whose answers are checked but in a compiled graph, and the schedule."""
-        return asked(self.model) if checking() else self.model, self.schedule
+        return asked(self.model) if validation_enabled() else self.model, self.schedule
 
     @validated(
         rules=[
@@ -354,11 +358,11 @@ class Objective(nn.Module):
         options |= {"schedule": self.schedule, "steps": self.steps, "decoder": self.decoder}
         return elbo(self.model, data, **options)
 
-    def update(self, merge: Merge | None = None) -> None:
+    def update(self, all_reduce: AllReduce | None = None) -> None:
         """Learn from the losses since the last call: the schedule's `update`, and which terms are
         drawn. Call it once after each optimizer step; `merge` sums a tensor over ranks."""
-        self.schedule.update(merge)
-        self.loss.update(merge)
+        self.schedule.update(all_reduce)
+        self.loss.update(all_reduce)
 
     @validated
     def times(self, u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -374,7 +378,7 @@ def _warn_of_first_level(loss: Loss, schedule: Schedule) -> None:
     if loss.steps is None or not (weighted or alone):
         return
     steps, decoder = loss.steps, " and the decoder ask" if loss.looks else " asks"
-    hint = "give a decoder that looks at the network, DiscretizedGaussian(…, denoise=True)"
+    hint = "give a decoder that looks at the network, DiscretizedGaussian(…, uses_network=True)"
     if weighted:
         hint = f"Hybrid({steps}, bound_weight=0) is DDPM's loss on all {steps + 1} levels"
         if schedule.reaches_noise:  # where that loss is refused

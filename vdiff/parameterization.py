@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._validate import Given, Number, Steps, require, validated
-from vdiff.gaussian import Step, alpha, combine, sigma, wide
+from vdiff.gaussian import Step, alpha, combine, sigma, to_float64
 from vdiff.schedule import Schedule
 
 Coefficient = Tensor | float
@@ -101,7 +101,7 @@ class Parameterization(abc.ABC):
         >>> X().rounding(torch.tensor([20.0]), torch.float32)[1] > 1e-3
         True
         """
-        level = wide(logsnr)
+        level = to_float64(logsnr)
         a, b = self.row(level)
         scale = torch.finfo(dtype).eps / (alpha(level) * b - sigma(level) * a).abs()
         return (sigma(level) * scale).item(), (alpha(level) * scale).item()
@@ -214,7 +214,7 @@ class PosteriorMean(Parameterization):
     worst of the targets (DDPM's table: the loss is off by 0.4 % at T = 1000, and by a third at
     1e5). It is a target of chains: at t = 0 there is no step, and κ is zero.
 
-    >>> from vdiff import Linear
+    >>> from vdiff.schedule import Linear
     >>> PosteriorMean(Linear(), steps=10).kappa(torch.tensor([0.0]))
     tensor([0.7794])
     """
@@ -225,8 +225,10 @@ class PosteriorMean(Parameterization):
 
     def step(self, logsnr: Tensor) -> Step:
         """The chain's step that ends at λ_t."""
-        delta = self.schedule.delta(self.schedule.inverse(wide(logsnr), clamp=True), self.steps)
-        return Step(wide(logsnr), delta)
+        delta = self.schedule.delta(
+            self.schedule.inverse(to_float64(logsnr), clamp=True), self.steps
+        )
+        return Step(to_float64(logsnr), delta)
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         step = self.step(logsnr)
@@ -235,13 +237,13 @@ class PosteriorMean(Parameterization):
         return a.to(logsnr.dtype), b.to(logsnr.dtype)
 
 
-class Exploding(Parameterization):
+class VarianceExploding(Parameterization):
     """Another target from a network that sees z/α, variance exploding coordinates: x + σ̃ n with
     σ̃ = e^{−λ/2}.
 
-    EDM's preconditioned denoiser D(x; σ) is `Denoiser(D, Exploding(X()), time=sigma_time)`.
+    EDM's preconditioned denoiser D(x; σ) is `Denoiser(D, VarianceExploding(X()), time=sigma_time)`.
 
-    >>> Exploding(X()).input_scale(torch.tensor([0.0]))
+    >>> VarianceExploding(X()).input_scale(torch.tensor([0.0]))
     tensor([1.4142])
     """
 
@@ -256,4 +258,13 @@ class Exploding(Parameterization):
         return alpha(logsnr).reciprocal()
 
 
-__all__ = ["Eps", "Exploding", "Flow", "Parameterization", "PosteriorMean", "Score", "V", "X"]
+__all__ = [
+    "Eps",
+    "Flow",
+    "Parameterization",
+    "PosteriorMean",
+    "Score",
+    "V",
+    "VarianceExploding",
+    "X",
+]

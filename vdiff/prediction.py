@@ -18,9 +18,9 @@ from vdiff.parameterization import (
     V,
     is_number,
 )
-from vdiff.variance import Posterior, ReverseVariance
+from vdiff.variance import FixedSmall, ReverseVariance
 
-_POSTERIOR = Posterior()
+_POSTERIOR = FixedSmall()
 
 
 @dataclass(eq=False)
@@ -105,20 +105,20 @@ class Prediction(ValuesCopied):
         ratio = factor if is_number(kappa2, 1.0) else factor / kappa2
         return error * (ratio.to(error.dtype) if isinstance(ratio, Tensor) else ratio)
 
-    def stopped(self) -> "Prediction":
+    def detach_mean(self) -> "Prediction":
         """The same prediction whose mean gets no gradient; the variance's head still does.
 
         >>> out = torch.ones(1, 1, requires_grad=True)
-        >>> Prediction(out.detach(), torch.zeros(1), out, Eps()).stopped().out.requires_grad
+        >>> Prediction(out.detach(), torch.zeros(1), out, Eps()).detach_mean().out.requires_grad
         False
         """
-        return self.but(out=self.out.detach())
+        return self.replace(out=self.out.detach())
 
-    def but(self, **changes: Any) -> "Prediction":
+    def replace(self, **changes: Any) -> "Prediction":
         """The same prediction with some arguments of the constructor changed.
 
         >>> z = torch.ones(1, 1)
-        >>> Prediction(z, torch.zeros(1), z, Eps()).but(out=3 * z).eps
+        >>> Prediction(z, torch.zeros(1), z, Eps()).replace(out=3 * z).eps
         tensor([[3.]])
         """
         return replace(self, **changes)

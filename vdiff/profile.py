@@ -74,7 +74,7 @@ class Profile(PreciseModule):
         return (logsnr - self.logsnr_min) * (self.bins / (self.logsnr_max - self.logsnr_min))
 
     @validated
-    def merge(self, other: "Profile") -> None:
+    def all_reduce(self, other: "Profile") -> None:
         """Add what another profile over the same bins has seen."""
         same = (self.bins, self.own_ends()) == (other.bins, other.own_ends())
         got = f"{other.bins} bins on [{other.logsnr_min}, {other.logsnr_max}]"

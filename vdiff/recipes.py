@@ -41,7 +41,7 @@ class Recipe:
     minimises, constant included.
 
     `weighting` is written with the untruncated law, as published; a truncated schedule moves only
-    the constant. A factor alone is refused. With a `bound_weight` the loss is `hybrid`, on all
+    the constant. A factor alone is refused. With a `bound_weight` the loss is `hybrid_loss`, on all
     levels of a chain; a `weighting` has no value for the first of them, where no step ends.
 
     >>> recipe("sd3").schedule.law, recipe("sd3").source
@@ -66,7 +66,8 @@ class Recipe:
         With a decoder it takes data as it is; a recipe whose weighting is `ELBO()` then trains the
         whole bound.
 
-        >>> from vdiff import Denoiser, Eps
+        >>> from vdiff import Denoiser
+        >>> from vdiff.parameterization import Eps
         >>> ddpm = recipe("ddpm").objective(Denoiser(lambda z, logsnr: 0 * z, Eps()))
         >>> ddpm(torch.zeros(2, 3), u=torch.zeros(2), eps=torch.ones(2, 3))  # the first level
         tensor([3., 3.])

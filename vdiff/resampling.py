@@ -48,7 +48,7 @@ class LossSecondMoment(PreciseModule):
 
     It draws the chain's steps; a decoder's term at t = 0 is one more (`Objective` draws it too).
     If a training step has several micro-batches or processes, each calls `note` instead of
-    `update`, and all call `remember(merge)` once.
+    `update`, and all call `remember(all_reduce)` once.
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.3.
 
@@ -141,7 +141,7 @@ class LossSecondMoment(PreciseModule):
         self.noted.index_add_(1, step, torch.stack([square, good.to(square.dtype)]))
 
     @torch.no_grad()
-    def remember(self, merge: Callable[[Tensor], Tensor] | None = None) -> None:
+    def remember(self, all_reduce: Callable[[Tensor], Tensor] | None = None) -> None:
         """`update` with the root mean square of what was noted at each step since the last call,
         summed over ranks by `merge`.
 
@@ -151,7 +151,7 @@ class LossSecondMoment(PreciseModule):
         >>> sampler.history[0, 0], sampler.count
         (tensor(5., dtype=torch.float64), tensor([1, 0]))
         """
-        square, count = self.noted if merge is None else merge(self.noted)
+        square, count = self.noted if all_reduce is None else all_reduce(self.noted)
         seen = count.nonzero()[:, 0]
         self.update((seen + 1).to(square.dtype) / self.steps, (square[seen] / count[seen]).sqrt())
         self.noted.zero_()

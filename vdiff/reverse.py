@@ -14,7 +14,7 @@ from torch import Tensor
 from vdiff._validate import require
 from vdiff.gaussian import Step, at_least_float32, per_example, spread_kl, sum_dims
 from vdiff.prediction import Prediction
-from vdiff.variance import Optimal
+from vdiff.variance import AnalyticVariance
 
 Rng = torch.Generator | None
 
@@ -22,7 +22,7 @@ Rng = torch.Generator | None
 def reverse_mean(prediction: Prediction, step: Step) -> Float[Tensor, "batch *dims"]:
     """The mean of p(z_s | z_t): the posterior's, with x̂ in place of x.
 
-    >>> from vdiff import Eps
+    >>> from vdiff.parameterization import Eps
     >>> z = torch.ones(1, 1)
     >>> step = Step(torch.zeros(1), torch.ones(1))
     >>> reverse_mean(Prediction(z, step.logsnr_t, torch.zeros(1, 1), Eps()), step)
@@ -36,7 +36,7 @@ def reverse_sample(
 ) -> Float[Tensor, "batch *dims"]:
     """z_s ~ p(z_s | z_t), from standard normal `noise`.
 
-    >>> from vdiff import Eps
+    >>> from vdiff.parameterization import Eps
     >>> z = torch.ones(1, 1)
     >>> step = Step(torch.zeros(1), torch.ones(1))
     >>> prediction = Prediction(z, step.logsnr_t, torch.zeros(1, 1), Eps())
@@ -61,7 +61,7 @@ def reverse_kl(
 
     which at u = 0 is ½ k ‖ε − ε̂‖², with no term left over.
 
-    >>> from vdiff import Eps
+    >>> from vdiff.parameterization import Eps
     >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
     >>> prediction = Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps())
     >>> reverse_kl(prediction, x, eps, step)
@@ -90,7 +90,7 @@ def reverse_log_ratio(
     Its mean over `noise` n is `reverse_kl`; given z_t its variance is Σ [ ½ expm1(−u)² + e^{−2u} k
     (ε − ε̂)² ].
 
-    >>> from vdiff import Eps
+    >>> from vdiff.parameterization import Eps
     >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
     >>> prediction = Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps())
     >>> reverse_log_ratio(prediction, x, eps, step, torch.zeros(1, 2))
@@ -109,7 +109,7 @@ class Estimator(abc.ABC):
     """An estimator of one step of the bound: a call returns nats per example. Their sum over the
     chain is the diffusion term.
 
-    >>> from vdiff import Eps
+    >>> from vdiff.parameterization import Eps
     >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
     >>> prediction = Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps())
     >>> RaoBlackwell()(prediction, x, eps, step)
@@ -198,10 +198,10 @@ def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def excess(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
     """u in the dtype of x and ready to broadcast over it; None for the number 0."""
     variance = prediction.variance
-    if isinstance(variance, Optimal):
+    if isinstance(variance, AnalyticVariance):
         dims = x[0].numel()
         fits, of = variance.dims == dims, f"be the dimensions of an example, {dims}"
-        require(fits, "dims", of, variance.dims, "of the model's Optimal variance")
+        require(fits, "dims", of, variance.dims, "of the model's AnalyticVariance variance")
     u = variance.excess(step, prediction.head)
     if not isinstance(u, Tensor):
         return None if u == 0.0 else torch.full_like(x, u)

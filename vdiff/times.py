@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._validate import Count, require, validated
-from vdiff.gaussian import at_least_float32, wide_dtype
+from vdiff.gaussian import at_least_float32, float64_for
 
 GOLDEN = 0.6180339887498949
 
@@ -47,7 +47,7 @@ def stratified(
     """
     if offset is None:
         offset = torch.rand((), generator=generator, device=device, dtype=torch.float32)
-    wide = wide_dtype(torch.device(device or "cpu"))
+    wide = float64_for(torch.device(device or "cpu"))
     strata = torch.arange(index, batch * count, count, dtype=wide, device=device)
     return (strata / (batch * count) + offset) % 1.0
 
@@ -124,7 +124,7 @@ def grid(
             [1.0000, 1.0000]], dtype=torch.float64)
     """
     if draws == steps:
-        wide = wide_dtype(torch.device(device or "cpu"))
+        wide = float64_for(torch.device(device or "cpu"))
         ends = torch.arange(1, steps + 1, dtype=wide, device=device) / steps
         return ends[:, None].expand(draws, batch)
     t = stratified(draws * batch, generator=generator, device=device).view(draws, batch)

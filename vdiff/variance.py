@@ -25,7 +25,7 @@ class ReverseVariance(abc.ABC):
 
     Where `learned`, the network has a second half of channels, which is `head`.
 
-    >>> Forward().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
+    >>> FixedLarge().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])
     """
 
@@ -39,10 +39,10 @@ class ReverseVariance(abc.ABC):
         return f"{type(self).__name__}()"
 
 
-class Posterior(ReverseVariance):
+class FixedSmall(ReverseVariance):
     """Σ = c σ_s², the posterior's own ("small", β̃): u = 0, and the step's KL is ½ k ‖ε − ε̂‖².
 
-    >>> Posterior().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
+    >>> FixedSmall().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     0.0
     """
 
@@ -50,13 +50,13 @@ class Posterior(ReverseVariance):
         return 0.0
 
 
-class Forward(ReverseVariance):
+class FixedLarge(ReverseVariance):
     """Σ = c σ_t², the forward step's ("large", β): u = ℓ = log1p(k sigmoid(λ_t)).
 
     The best choice for data of unit variance without structure, and an upper bound of the best for
     the exact denoiser of data of variance at most one.
 
-    >>> Forward().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
+    >>> FixedLarge().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])
     """
 
@@ -64,14 +64,14 @@ class Forward(ReverseVariance):
         return step.log_variance_ratio
 
 
-class Range(ReverseVariance):
+class LearnedRange(ReverseVariance):
     """Learned between the two: log Σ = v log(c σ_t²) + (1 − v) log(c σ_s²) with v = (head + 1)/2,
     so u = v ℓ.
 
     v is not squashed and may leave [0, 1]: data of variance above one needs it (Nichol & Dhariwal,
     arXiv:2102.09672).
 
-    >>> Range().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])), torch.tensor([[1.0, -1.0]]))
+    >>> LearnedRange().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])), torch.tensor([[1.0, -1.0]]))
     tensor([[0.6201, 0.0000]])
     """
 
@@ -82,11 +82,11 @@ class Range(ReverseVariance):
         return 0.5 * (head + 1.0) * per_example(step.log_variance_ratio, head)
 
 
-class LogVariance(ReverseVariance):
+class LearnedLogVariance(ReverseVariance):
     """The network predicts log Σ.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
-    >>> LogVariance().excess(step, step.variance.log()[:, None])
+    >>> LearnedLogVariance().excess(step, step.variance.log()[:, None])
     tensor([[0.]])
     """
 
@@ -97,7 +97,7 @@ class LogVariance(ReverseVariance):
         return head - per_example(step.variance.log(), head)
 
 
-class Variance(ReverseVariance):
+class LearnedVariance(ReverseVariance):
     """The network predicts Σ, through a softplus: where Σ is small, the head is nearly log Σ
     (d log Σ/d head = (1 − e^{−Σ})/Σ).
 
@@ -105,7 +105,7 @@ class Variance(ReverseVariance):
     of a chain.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
-    >>> Variance().excess(step, torch.tensor([[0.0]]))
+    >>> LearnedVariance().excess(step, torch.tensor([[0.0]]))
     tensor([[1.4054]])
     """
 
@@ -128,7 +128,7 @@ def seen_everywhere(profile: Profile) -> None:
     require(fits, "profile", "hold finite squared errors", got)
 
 
-class Optimal(ReverseVariance):
+class AnalyticVariance(ReverseVariance):
     """The best Σ that depends on λ alone, for a given model: u* = log1p(k E‖ε − ε̂‖²/d), from the
     model's error by λ.
 
@@ -140,7 +140,7 @@ class Optimal(ReverseVariance):
 
     >>> profile = Profile(-1.0, 1.0, bins=1)
     >>> profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
-    >>> Optimal(profile, dims=4).excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
+    >>> AnalyticVariance(profile, dims=4).excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])
     """
 
@@ -165,11 +165,11 @@ def _given(variance: ReverseVariance, head: Tensor | None) -> Tensor:
 
 
 __all__ = [
-    "Forward",
-    "LogVariance",
-    "Optimal",
-    "Posterior",
-    "Range",
+    "AnalyticVariance",
+    "FixedLarge",
+    "FixedSmall",
+    "LearnedLogVariance",
+    "LearnedRange",
+    "LearnedVariance",
     "ReverseVariance",
-    "Variance",
 ]

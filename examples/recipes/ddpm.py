@@ -13,7 +13,8 @@ loss is in nats per dimension; here it is in bits.
 
 import math
 
-from vdiff import Tabulated, first_variance
+from vdiff.chain import first_variance
+from vdiff.schedule import Tabulated
 from vdiff.training import Config
 
 STEPS = 999
@@ -26,11 +27,11 @@ CONFIG = Config(
     schedule={"name": "Tabulated.linear_betas"},
     chain=STEPS,
     bound_weight=0.0,
-    variance={"name": "Forward"},
+    variance={"name": "FixedLarge"},
     decoder={
         "name": "DiscretizedGaussian",
         "levels": 256,
-        "denoise": True,
+        "uses_network": True,
         "variance": first_variance(Tabulated.linear_betas(), STEPS),
     },
     level_head=False,

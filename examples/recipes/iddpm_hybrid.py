@@ -11,7 +11,8 @@ The weight is 0.001 on a bound in bits, as in the authors' code, so 0.001/ln 2 i
 
 import math
 
-from vdiff import Tabulated, first_variance
+from vdiff.chain import first_variance
+from vdiff.schedule import Tabulated
 from vdiff.training import Config
 
 LEVELS, STEPS = 4000, 3999
@@ -24,11 +25,11 @@ CONFIG = Config(
     schedule={"name": "Tabulated.cosine_betas", "levels": LEVELS},
     chain=STEPS,
     bound_weight=0.001 / math.log(2),
-    variance={"name": "Range"},
+    variance={"name": "LearnedRange"},
     decoder={
         "name": "DiscretizedGaussian",
         "levels": 256,
-        "denoise": True,
+        "uses_network": True,
         "clip": first_variance(Tabulated.cosine_betas(LEVELS), STEPS),
     },
     level_head=False,

@@ -9,48 +9,42 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff import (
-    EDM,
-    ELBO,
-    MSE,
-    P2,
+from vdiff import Denoiser
+from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian, Gaussian
+from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Score, V, X
+from vdiff.schedule import (
     Adaptive,
-    Categorical,
     Cosine,
-    Debiased,
-    Denoiser,
-    DiscretizedGaussian,
-    Eps,
-    Flow,
+    Custom,
     Histogram,
-    InDI,
     Karras,
     Laplace,
     LearnedLinear,
     Linear,
     LinearBeta,
-    MinSNR,
     Monotone,
     Normal,
     OptimalTransport,
-    Parameterization,
-    PosteriorMean,
     Schedule,
-    Score,
     Shifted,
-    Sigmoid,
     SignalPower,
-    SoftMinSNR,
     Spectral,
     Spline,
     Tabulated,
-    TruncatedSNR,
-    V,
-    Weighting,
-    X,
 )
-from vdiff.decoder import Decoder, Gaussian
-from vdiff.schedule import Custom
+from vdiff.weighting import (
+    EDM,
+    ELBO,
+    MSE,
+    P2,
+    Debiased,
+    InDI,
+    MinSNR,
+    Sigmoid,
+    SoftMinSNR,
+    TruncatedSNR,
+    Weighting,
+)
 from vdiff.weighting import Custom as CustomWeighting
 
 ROWS: tuple[Parameterization, ...] = (
@@ -161,7 +155,7 @@ WEIGHTINGS: tuple[Callable[[], Weighting], ...] = (
 )  # fmt: skip
 DECODERS: tuple[Callable[[], Decoder], ...] = (
     lambda: Categorical(17), lambda: Categorical(17, prior=torch.arange(17.0)), lambda: Categorical(17, prior=torch.arange(34.0).view(2, 17)), lambda: DiscretizedGaussian(17),
-    lambda: DiscretizedGaussian(17, denoise=True), Gaussian, lambda: Gaussian(denoise=True, variance=0.5),
+    lambda: DiscretizedGaussian(17, uses_network=True), Gaussian, lambda: Gaussian(uses_network=True, variance=0.5),
 )  # fmt: skip
 
 

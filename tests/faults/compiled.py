@@ -11,10 +11,12 @@ from points import data_of as data_of_points
 from points import points
 from torch import Tensor, nn
 
-from vdiff import Categorical, Denoiser, Eps, LearnedLinear, Linear, Objective
-from vdiff.decoder import Gaussian
+from vdiff import Denoiser, Objective
+from vdiff.decoder import Categorical, Gaussian
 from vdiff.nn import DDPMUNet, IDDPMUNet, VDMUNet
 from vdiff.objective import VLB, Weighted
+from vdiff.parameterization import Eps
+from vdiff.schedule import LearnedLinear, Linear
 from vdiff.training import train
 
 from .common import (

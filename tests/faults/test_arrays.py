@@ -11,20 +11,9 @@ from registry import objective_of
 from torch import Tensor, nn
 
 import vdiff
-from vdiff import (
-    Categorical,
-    Denoiser,
-    DiscretizedGaussian,
-    Guided,
-    Linear,
-    LossSecondMoment,
-    Objective,
-    Profile,
-    Tabulated,
-    V,
-)
+from vdiff import Denoiser, Objective
 from vdiff.augmentation import Augmentation, augmented_elbo
-from vdiff.decoder import Decoder, Gaussian
+from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian, Gaussian
 from vdiff.gaussian import bits_per_dim, diffuse, prior_kl
 from vdiff.likelihood import (
     Uniform,
@@ -40,9 +29,13 @@ from vdiff.metrics import mmd
 from vdiff.objective import Weighted
 from vdiff.oracle import Gaussian as GaussianData
 from vdiff.oracle import GaussianMixture, Lattice
+from vdiff.parameterization import V
+from vdiff.profile import Profile
+from vdiff.resampling import LossSecondMoment
 from vdiff.sampling import (
     Clipped,
-    adams,
+    Guided,
+    adams_bashforth,
     ddim,
     encode,
     heun,
@@ -53,7 +46,7 @@ from vdiff.sampling import (
     to_uint8,
     trajectory,
 )
-from vdiff.schedule import Custom
+from vdiff.schedule import Custom, Linear, Tabulated
 from vdiff.training import Validation, train
 from vdiff.weighting import loss_factor
 
@@ -68,12 +61,16 @@ X, LEVELS, T, LAM = (
     torch.full((4,), 0.5),
     torch.zeros(4),
 )
-SCHEDULE, CATEGORICAL, LOOKING = Linear(), Categorical(17), DiscretizedGaussian(17, denoise=True)
+SCHEDULE, CATEGORICAL, LOOKING = (
+    Linear(),
+    Categorical(17),
+    DiscretizedGaussian(17, uses_network=True),
+)
 BOUND: dict[str, Any] = {"schedule": SCHEDULE, "decoder": CATEGORICAL}
 CHAIN: dict[str, Any] = {"schedule": SCHEDULE, "decoder": LOOKING, "steps": 4}
 PREDICTION = MODEL(X, LAM)
-FACTOR = loss_factor(vdiff.Sigmoid(), SCHEDULE, V())
-AUGMENTATION = Augmentation(vdiff.ELBO(), SCHEDULE.logsnr_max, SCHEDULE.logsnr_min)
+FACTOR = loss_factor(vdiff.weighting.Sigmoid(), SCHEDULE, V())
+AUGMENTATION = Augmentation(vdiff.weighting.ELBO(), SCHEDULE.logsnr_max, SCHEDULE.logsnr_min)
 AUGMENTED: dict[str, Any] = {"augmentation": AUGMENTATION, "schedule": SCHEDULE}
 RESAMPLED = objective_of(MODEL, resampling=LossSecondMoment(4), steps=4, **BOUND)
 
@@ -89,7 +86,7 @@ def decoding(decoder: Decoder) -> dict[str, tuple[Tensor, Callable[[Any], Any]]]
         **({} if isinstance(decoder, Gaussian) else {f"{name}.decode": (x, decoder.decode)}),
         **(
             {}
-            if decoder.denoise
+            if decoder.uses_network
             else {f"{name}.expected_nll": (data, lambda v: decoder.expected_nll(v, 5.0))}
         ),
     }
@@ -110,15 +107,15 @@ PLACES: dict[
     "elbo eps": (X, lambda v: vdiff.elbo(MODEL, LEVELS, eps=v, **BOUND)),
     "hybrid data": (
         X,
-        lambda v: vdiff.hybrid(MODEL, v, schedule=SCHEDULE, steps=4, bound_weight=0),
+        lambda v: vdiff.hybrid_loss(MODEL, v, schedule=SCHEDULE, steps=4, bound_weight=0),
     ),
     "hybrid t": (
         T,
-        lambda v: vdiff.hybrid(MODEL, X, schedule=SCHEDULE, steps=4, bound_weight=0, t=v),
+        lambda v: vdiff.hybrid_loss(MODEL, X, schedule=SCHEDULE, steps=4, bound_weight=0, t=v),
     ),
-    "vlb data": (LEVELS, lambda v: vdiff.vlb(MODEL, v, **CHAIN)),
-    "vlb eps": (X, lambda v: vdiff.vlb(MODEL, LEVELS, eps=v, **CHAIN)),
-    "path_bound": (LEVELS, lambda v: vdiff.path_bound(MODEL, v, **CHAIN)),
+    "vlb data": (LEVELS, lambda v: vdiff.chain.vlb(MODEL, v, **CHAIN)),
+    "vlb eps": (X, lambda v: vdiff.chain.vlb(MODEL, LEVELS, eps=v, **CHAIN)),
+    "path_bound": (LEVELS, lambda v: vdiff.chain.path_bound(MODEL, v, **CHAIN)),
     "Objective x": (X, Objective(MODEL, schedule=SCHEDULE)),
     "Objective x and u": (X, lambda v: Objective(MODEL, schedule=SCHEDULE)(v, u=T)),
     "Objective u": (T, lambda v: Objective(MODEL, schedule=SCHEDULE)(X, u=v)),
@@ -127,7 +124,10 @@ PLACES: dict[
         lambda v: Objective(MODEL, schedule=SCHEDULE, loss=Weighted(steps=4))(X, u=v),
     ),
     "Objective data": (LEVELS, objective_of(MODEL, **BOUND)),
-    "Objective data, weighted": (LEVELS, objective_of(MODEL, weighting=vdiff.Sigmoid(), **BOUND)),
+    "Objective data, weighted": (
+        LEVELS,
+        objective_of(MODEL, weighting=vdiff.weighting.Sigmoid(), **BOUND),
+    ),
     "Objective data, resampled": (LEVELS, RESAMPLED),
     "Objective.bound": (LEVELS, objective_of(MODEL, **BOUND).bound),
     "Objective.times": (T, Objective(MODEL, schedule=SCHEDULE, loss=Weighted(steps=4)).times),
@@ -189,20 +189,20 @@ PLACES: dict[
     "mixture.mmse": (LAM, LINE.mmse),
     "mixture.mutual_information": (LAM, LINE.mutual_information),
     "Lattice.log_prob": (torch.tensor([[-0.5]]), Lattice([-0.5, 0.5], [0.5, 0.5]).log_prob),
-    "ancestral": (X, lambda v: vdiff.ancestral(MODEL, v, LAM - 1, LAM)),
+    "ancestral": (X, lambda v: vdiff.sampling.ancestral(MODEL, v, LAM - 1, LAM)),
     "ddim": (LAM, lambda v: ddim(MODEL, X, LAM - 1, v)),
     "heun": (X, lambda v: heun(MODEL, v, LAM - 1, LAM)),
-    "adams": (LAM, lambda v: adams(MODEL, X, v, LAM + 1)),
+    "adams_bashforth": (LAM, lambda v: adams_bashforth(MODEL, X, v, LAM + 1)),
     "ode": (LAM, lambda v: ode(MODEL, X, v, LAM + 1)),
     "squared_error x": (X, lambda v: PREDICTION.squared_error(v, X)),
     "squared_error eps": (X, lambda v: PREDICTION.squared_error(X, v)),
     "error": (X, lambda v: PREDICTION.error(v, X)),
     "target": (X, lambda v: V().target(v, X, LAM)),
     "kappa": (LAM, V().kappa),
-    "flow_time": (LAM, vdiff.flow_time),
-    "sigma_time": (LAM, vdiff.sigma_time),
-    "ScheduleTime": (LAM, vdiff.ScheduleTime(SCHEDULE)),
-    "TableStep": (LAM, vdiff.TableStep(Tabulated.linear_betas())),
+    "flow_time": (LAM, vdiff.denoiser.flow_time),
+    "sigma_time": (LAM, vdiff.denoiser.sigma_time),
+    "ScheduleTime": (LAM, vdiff.denoiser.ScheduleTime(SCHEDULE)),
+    "TableStep": (LAM, vdiff.denoiser.TableStep(Tabulated.linear_betas())),
     "schedule": (T, SCHEDULE),
     "schedule.inverse": (LAM, SCHEDULE.inverse),
     "schedule.density": (LAM, SCHEDULE.density),
@@ -241,11 +241,11 @@ def test_an_array_and_a_list_are_named(place: str, kind: str) -> None:
 
 def test_a_number_is_named_too() -> None:
     for call in (
-        vdiff.sigma_time,
+        vdiff.denoiser.sigma_time,
         lambda v: bits_per_dim([v], 3),
         lambda v: MODEL(X, v),
         Profile(-1.0, 1.0).at,
-        vdiff.Sigmoid(),
+        vdiff.weighting.Sigmoid(),
     ):
         with pytest.raises(
             TypeError,
@@ -294,14 +294,14 @@ LENGTHS: dict[str, Callable[[Any], Any]] = {
     "estimator": lambda v: vdiff.elbo(MODEL, LEVELS, estimator=v, **BOUND),
     "steps": lambda v: vdiff.weighted_elbo(MODEL, X, schedule=SCHEDULE, steps=v),
     "generator": lambda v: vdiff.weighted_elbo(MODEL, X, schedule=SCHEDULE, generator=v),
-    "bound_weight": lambda v: vdiff.hybrid(MODEL, X, schedule=SCHEDULE, steps=4, bound_weight=v),
+    "bound_weight": lambda v: vdiff.hybrid_loss(MODEL, X, schedule=SCHEDULE, steps=4, bound_weight=v),
     "parameterization": lambda v: Denoiser(Net(), v),
     "network": lambda v: Denoiser([v], V()),  # type: ignore[arg-type]
     "variance": lambda v: Denoiser(Net(), V(), variance=v),
     "time": lambda v: Denoiser(Net(), V(), time=[v]),  # type: ignore[arg-type]
     "levels": lambda v: Categorical(v),
     "prior": lambda v: Categorical(17, prior=v),
-    "table": lambda v: vdiff.TableStep(v),
+    "table": lambda v: vdiff.denoiser.TableStep(v),
     "sample step": lambda v: sample(MODEL, X, schedule=SCHEDULE, steps=2, step=[v]),  # type: ignore[arg-type]
     "sample levels": lambda v: sample(MODEL, X, levels=v),
     "sample generator": lambda v: sample(MODEL, X, schedule=SCHEDULE, steps=2, generator=[v]),
@@ -316,7 +316,7 @@ LENGTHS: dict[str, Callable[[Any], Any]] = {
     "output": lambda v: Denoiser(lambda z, t: v, V())(X, LAM),
     "ode": lambda v: ode(MODEL, X, torch.tensor(LONG), LAM),
     "Tabulated": lambda v: Tabulated(v),
-    "Histogram": lambda v: vdiff.Histogram(v),
+    "Histogram": lambda v: vdiff.schedule.Histogram(v),
 }  # fmt: skip
 
 

@@ -90,7 +90,7 @@ ARGUMENTS = {
     "schedule": ["logsnr_max", "mean", "levels", "hidden", "bins", "schedule", "mass"],
     "weighting": ["schedule", "parameterization", "steps", "gamma", "bias", "base", "factor"],
     "parameterization": ["sigma_data", "schedule", "steps"],
-    "decoder": ["levels", "closed", "prior", "variance", "denoise", "clip"],
+    "decoder": ["levels", "levels_at_ends", "prior", "variance", "uses_network", "clip"],
     "variance": ["profile"],
 }
 

@@ -23,12 +23,15 @@ from cifar_files import file_of, lay_out, pack, pictures, small, write_binary
 from soak_data import outcomes
 from watch import nothing_happens
 
-from vdiff import Categorical, Denoiser, Linear, X
+from vdiff import Denoiser
 from vdiff.data import dataset
 from vdiff.data import download as downloads
 from vdiff.data.cifar10 import Published, cifar10, decode_binary, unpack
 from vdiff.data.download import download
+from vdiff.decoder import Categorical
 from vdiff.likelihood.evaluation import evaluate
+from vdiff.parameterization import X
+from vdiff.schedule import Linear
 
 from .common import assert_refused
 
@@ -228,7 +231,7 @@ def serving(
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers.get("Range", "")
+            asked = self.headers.get("LearnedRange", "")
             log.append(f"{self.path} {asked}".strip())
             start = int(asked[6:-1]) if asked and resumes else 0
             if status >= 400 or start > len(content):

@@ -8,27 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff import (
-    MSE,
-    Adaptive,
-    Categorical,
-    Denoiser,
-    GaussianMixture,
-    LearnedLinear,
-    LossSecondMoment,
-    Monotone,
-    Objective,
-    Profile,
-    Shifted,
-    Spline,
-    TableStep,
-    Tabulated,
-    V,
-    X,
-)
+from vdiff import Denoiser, Objective
+from vdiff.decoder import Categorical
+from vdiff.denoiser import TableStep
 from vdiff.nn import FourierFeatures, LevelHead
 from vdiff.objective import VLB
-from vdiff.oracle import Lattice
+from vdiff.oracle import GaussianMixture, Lattice
+from vdiff.parameterization import V, X
+from vdiff.profile import Profile
+from vdiff.resampling import LossSecondMoment
+from vdiff.schedule import Adaptive, LearnedLinear, Monotone, Shifted, Spline, Tabulated
+from vdiff.weighting import MSE
 
 from .common import DECODERS, SCHEDULES, Net, batch, data_of, model
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff import Categorical, Denoiser, Linear, X
-from vdiff.decoder import Gaussian
+from vdiff import Denoiser
+from vdiff.decoder import Categorical, Gaussian
 from vdiff.likelihood import GaussianError, Independent, Plan, Report, compare, evaluate
+from vdiff.parameterization import X
+from vdiff.schedule import Linear
 
 from .common import Net, assert_refused
 

@@ -10,32 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_map, tree_unflatten
 
-from vdiff import (
-    Bound,
-    Categorical,
-    Clipped,
-    Cosine,
-    Denoiser,
-    Eps,
-    Exploding,
-    Flow,
-    Linear,
-    Objective,
-    Parameterization,
-    PosteriorMean,
-    Prediction,
-    Range,
-    ScaledGamma,
-    ScheduleTime,
-    TableStep,
-    Tabulated,
-    V,
-    X,
-    edm_time,
-    elbo,
-)
+from vdiff import Denoiser, Objective, Prediction, elbo
+from vdiff.bound import Bound
+from vdiff.decoder import Categorical
+from vdiff.denoiser import ScaledGamma, ScheduleTime, TableStep, edm_time
 from vdiff.nn import UNet
 from vdiff.objective import VLB
+from vdiff.parameterization import (
+    Eps,
+    Flow,
+    Parameterization,
+    PosteriorMean,
+    V,
+    VarianceExploding,
+    X,
+)
+from vdiff.sampling import Clipped
+from vdiff.schedule import Cosine, Linear, Tabulated
+from vdiff.variance import LearnedRange
 
 from .common import Net, batch, model
 
@@ -64,11 +56,11 @@ class Steps(nn.Module):
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "v": model,
     "σ_data": lambda: model(V(0.5)),
-    "EDM": lambda: Denoiser(Net(), Exploding(X()), time=edm_time, output=torch.neg),
+    "EDM": lambda: Denoiser(Net(), VarianceExploding(X()), time=edm_time, output=torch.neg),
     "flow, γ": lambda: Denoiser(Net(), Flow(), time=ScaledGamma(10.0, -10.0)),
     "ε, a schedule's time": lambda: Denoiser(Net(), Eps(), time=ScheduleTime(Cosine())),
     "ε, a table's step": lambda: Denoiser(Steps(), Eps(), time=TableStep(TABLE, integer=True)),
-    "ε, learned variance": lambda: Denoiser(TwoHeads(), Eps(), variance=Range()),
+    "ε, learned variance": lambda: Denoiser(TwoHeads(), Eps(), variance=LearnedRange()),
     "clipped": lambda: Clipped(model()),
 }
 
@@ -175,7 +167,7 @@ def test_a_prediction_is_a_pytree_of_its_tensors(name: str) -> None:
         said.parameterization,
     )
     assert tree_map(lambda v: None, said).z is None  # leaves need not be tensors
-    assert vars(said.but(out=said.out)) == vars(said)
+    assert vars(said.replace(out=said.out)) == vars(said)
 
 
 def test_a_model_is_mapped_over() -> None:

@@ -9,17 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff import (
-    Categorical,
-    DiscretizedGaussian,
-    LearnedLinear,
-    Objective,
-    Sigmoid,
-    elbo,
-    stratified,
-    weighted_elbo,
-)
-from vdiff.decoder import Gaussian
+from vdiff import Objective, elbo, weighted_elbo
+from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
+from vdiff.schedule import LearnedLinear
+from vdiff.times import stratified
+from vdiff.weighting import Sigmoid
 
 from .common import ROWS, SCHEDULE, Net, assert_refused, assert_same, batch, model
 
@@ -371,7 +365,7 @@ def test_fault_10_everything_is_made_on_the_device_of_x() -> None:
         Categorical(17, prior=torch.zeros(17)),
         Categorical(17, prior=torch.zeros(2, 17)),
         DiscretizedGaussian(17),
-        DiscretizedGaussian(17, denoise=True),
+        DiscretizedGaussian(17, uses_network=True),
     ):
         for schedule in (SCHEDULE, LearnedLinear()):
             bound = elbo(
@@ -385,7 +379,7 @@ def test_fault_10_everything_is_made_on_the_device_of_x() -> None:
             } == {"meta"}
     assert (
         elbo(
-            model().to("meta"), x, schedule=SCHEDULE, decoder=Gaussian(denoise=True)
+            model().to("meta"), x, schedule=SCHEDULE, decoder=Gaussian(uses_network=True)
         ).total.device.type
         == "meta"
     )
@@ -587,7 +581,7 @@ def test_fault_77_python_without_asserts_checks_as_well() -> None:
     code = (
         "import torch, vdiff\n"
         "try:\n"
-        "    vdiff.weighted_elbo(vdiff.Denoiser(lambda z, time: z[:, :1], vdiff.V()), torch.zeros(4, 2), schedule=vdiff.Cosine())\n"
+        "    vdiff.weighted_elbo(vdiff.Denoiser(lambda z, time: z[:, :1], vdiff.parameterization.V()), torch.zeros(4, 2), schedule=vdiff.schedule.Cosine())\n"
         "except ValueError as error:\n"
         "    print(__debug__, error)\n"
     )

@@ -11,19 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff import (
-    Categorical,
-    Clipped,
-    Denoiser,
-    Eps,
-    GaussianMixture,
-    Lattice,
-    Linear,
-    Prediction,
-    Score,
-    V,
-    X,
-)
+from vdiff import Denoiser, Prediction
+from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.flow import SolverError
 from vdiff.likelihood import (
@@ -40,7 +29,10 @@ from vdiff.likelihood import (
     verify_estimators,
 )
 from vdiff.likelihood.replicated import Replicated
-from vdiff.oracle import Gaussian
+from vdiff.oracle import Gaussian, GaussianMixture, Lattice
+from vdiff.parameterization import Eps, Score, V, X
+from vdiff.sampling import Clipped
+from vdiff.schedule import Linear
 
 from .common import Net, assert_refused
 

@@ -8,26 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff import (
-    Categorical,
-    Cosine,
-    Denoiser,
-    Eps,
-    Linear,
-    Objective,
-    Range,
-    Sigmoid,
-    TableStep,
-    Tabulated,
-    V,
-    elbo,
-    recipe,
-    weighted_elbo,
-)
-from vdiff.decoder import Gaussian
-from vdiff.denoiser import ScaledGamma, ScheduleTime, edm_time, flow_time, sigma_time
+from vdiff import Denoiser, Objective, elbo, recipe, weighted_elbo
+from vdiff.decoder import Categorical, Gaussian
+from vdiff.denoiser import ScaledGamma, ScheduleTime, TableStep, edm_time, flow_time, sigma_time
 from vdiff.gaussian import alpha, sigma
 from vdiff.objective import VLB
+from vdiff.parameterization import Eps, V
+from vdiff.schedule import Cosine, Linear, Tabulated
+from vdiff.variance import LearnedRange
+from vdiff.weighting import Sigmoid
 
 from .common import ROWS, SCHEDULE, Net, assert_refused, assert_same, batch, model
 
@@ -44,7 +33,7 @@ def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tens
         (
             lambda z, t: torch.cat([z, z], 1),
             "(4, 6, 2)",
-            "(twice the channels, as with a learned variance: Denoiser(…, variance=Range()), or keep the first half, out.chunk(2, 1)[0])",
+            "(twice the channels, as with a learned variance: Denoiser(…, variance=LearnedRange()), or keep the first half, out.chunk(2, 1)[0])",
         ),
         (lambda z, t: z[:, :1], "(4, 1, 2)", "(it would broadcast in silence)"),
         (lambda z, t: z[:1], "(1, 3, 2)", "(it would broadcast in silence)"),
@@ -371,7 +360,7 @@ def test_fault_29_steps_of_what_is_no_table() -> None:
         TypeError,
         "Denoiser",
         "variance",
-        "be a ReverseVariance; got the class Range",
-        "an instance: Range()",
+        "be a ReverseVariance; got the class LearnedRange",
+        "an instance: LearnedRange()",
     ):
-        Denoiser(nn.Identity(), Eps(), variance=Range)  # type: ignore[arg-type]
+        Denoiser(nn.Identity(), Eps(), variance=LearnedRange)  # type: ignore[arg-type]

@@ -10,45 +10,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff import (
+from vdiff import Denoiser, Prediction, sample, trajectory
+from vdiff.decoder import Gaussian
+from vdiff.oracle import GaussianMixture
+from vdiff.parameterization import Eps, Flow, Score, V, X
+from vdiff.profile import Profile
+from vdiff.sampling import (
     Clipped,
-    Denoiser,
-    Eps,
-    Flow,
-    Forward,
-    GaussianMixture,
+    Counted,
     Guided,
-    Karras,
-    Linear,
-    Prediction,
-    Profile,
-    Score,
-    V,
-    X,
-    adams,
+    Memory,
+    SolverError,
+    adams_bashforth,
     ancestral,
     ddim,
     dpmpp_2m,
     encode,
     heun,
-    ode,
-    sample,
-    trajectory,
-)
-from vdiff.decoder import Gaussian
-from vdiff.sampling import (
-    Counted,
-    Memory,
-    SolverError,
     leading,
+    ode,
+    per_sample_generators,
     start,
-    streams,
     to_levels,
     to_uint8,
     trailing,
     uniform,
 )
-from vdiff.variance import Optimal
+from vdiff.schedule import Karras, Linear
+from vdiff.variance import AnalyticVariance, FixedLarge
 
 from .common import assert_refused, model
 
@@ -143,7 +132,7 @@ def test_fault_45_a_grid_that_is_no_row_of_numbers_or_not_alone() -> None:
         ("dpmpp2m", "'dpmpp_2m'"),
         ("heun", "the function, without quotes: step=heun"),
         (7, "vdiff.sampling has ancestral, ddim"),
-        (None, "adams"),
+        (None, "adams_bashforth"),
     ],
 )
 def test_fault_32_an_unknown_step_gets_the_nearest(step: object, hint: str) -> None:
@@ -166,8 +155,8 @@ def test_fault_32_an_unknown_step_gets_the_nearest(step: object, hint: str) -> N
         ("generatr", "generator"),
         ("eta", "step=partial(ddim, eta=…)"),
         ("rtol", "partial(ode, rtol=…)"),
-        ("order", "partial(adams, order=…)"),
-        ("target", "partial(adams, target=…)"),
+        ("order", "partial(adams_bashforth, order=…)"),
+        ("target", "partial(adams_bashforth, target=…)"),
         ("variance", "partial(ancestral, variance=…)"),
         ("method", "partial(ode, method=…)"),
     ],
@@ -217,7 +206,7 @@ def test_fault_32_noise_prediction_from_pure_noise_within_a_wrapper(wrap: Any) -
         return Prediction(z, logsnr, torch.full_like(z, 0.1), Eps())
 
     for first in (-math.inf, -40.0):
-        for step in (ancestral, ddim, dpmpp_2m, adams, ode):
+        for step in (ancestral, ddim, dpmpp_2m, adams_bashforth, ode):
             with assert_refused(
                 ValueError, "sample", "levels", "start where", f"Eps() at λ = {first:g}"
             ):
@@ -246,21 +235,25 @@ def test_fault_32_steps_that_cannot_start_from_pure_noise() -> None:
     counted = Counted(lambda z, logsnr: Prediction(z, logsnr, z, V()))
     profile = Profile(-1.0, 1.0, bins=1)
     profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
-    with assert_refused(ValueError, "heun", "logsnr_t", "be above −∞", "ddim or adams"):
+    with assert_refused(ValueError, "heun", "logsnr_t", "be above −∞", "ddim or adams_bashforth"):
         sample(counted, Z, levels=[-math.inf, 0.0], step=heun)
     with assert_refused(
-        ValueError, "adams", "target", "be another than Eps() at λ = −∞", "Flow(), V() or X()"
+        ValueError,
+        "adams_bashforth",
+        "target",
+        "be another than Eps() at λ = −∞",
+        "Flow(), V() or X()",
     ):
-        sample(counted, Z, levels=[-math.inf, 0.0], step=partial(adams, target=Eps()))
+        sample(counted, Z, levels=[-math.inf, 0.0], step=partial(adams_bashforth, target=Eps()))
     assert counted.evaluations == 0
     with assert_refused(
-        ValueError, "ancestral", "variance", "be known at λ = −∞", "Posterior() or Forward()"
+        ValueError, "ancestral", "variance", "be known at λ = −∞", "FixedSmall() or FixedLarge()"
     ):
         sample(
             counted,
             Z,
             levels=[-math.inf, 0.0],
-            step=partial(ancestral, variance=Optimal(profile, 2)),
+            step=partial(ancestral, variance=AnalyticVariance(profile, 2)),
         )
 
 
@@ -350,7 +343,7 @@ def test_fault_45_what_is_no_state_no_model_and_no_step() -> None:
 
 @pytest.mark.parametrize(("step", "argument", "words"), [
     (partial(ddim, eta=-0.1), "eta", ("lie in [0, 1]",)), (partial(ddim, eta=1.5), "eta", ("lie in [0, 1]",)),
-    (partial(adams, order=4), "order", ("be 1, 2 or 3",)), (partial(adams, order=0), "order", ("be at least 1",)), (partial(adams, target=Score()), "target", ("be a velocity", "Score()")),
+    (partial(adams_bashforth, order=4), "order", ("be 1, 2 or 3",)), (partial(adams_bashforth, order=0), "order", ("be at least 1",)), (partial(adams_bashforth, target=Score()), "target", ("be a velocity", "Score()")),
     (partial(ode, method="dopri55"), "method", ("be one of 'dopri8', 'dopri5'", "did you mean 'dopri5'?")),
     (partial(ode, rtol=0.0), "rtol", ("be finite and greater than 0",)), (partial(ode, max_evaluations=0), "max_evaluations", ("be at least 1",)),
 ])  # fmt: skip
@@ -363,9 +356,9 @@ def test_fault_45_options_of_steps(step: Any, argument: str, words: tuple[str, .
 
 
 @pytest.mark.parametrize(("step", "argument", "words"), [
-    (partial(ddim, eta="all"), "eta", ("be a number", "'all'")), (partial(adams, order=2.0), "order", ("be a Python int", "2.0")),
-    (partial(adams, order=True), "order", ("be a Python int", "True")), (partial(adams, target=V), "target", ("be a Parameterization", "the class V", "an instance")),
-    (partial(ancestral, variance=Forward), "variance", ("be a ReverseVariance", "the class Forward", "an instance")),
+    (partial(ddim, eta="all"), "eta", ("be a number", "'all'")), (partial(adams_bashforth, order=2.0), "order", ("be a Python int", "2.0")),
+    (partial(adams_bashforth, order=True), "order", ("be a Python int", "True")), (partial(adams_bashforth, target=V), "target", ("be a Parameterization", "the class V", "an instance")),
+    (partial(ancestral, variance=FixedLarge), "variance", ("be a ReverseVariance", "the class FixedLarge", "an instance")),
     (partial(ancestral, variance="large"), "variance", ("be a ReverseVariance", "'large'")),
 ])  # fmt: skip
 def test_fault_45_options_of_steps_of_another_type(
@@ -422,13 +415,15 @@ def test_fault_49_a_batch_moves_a_sample_within_the_solvers_error_alone() -> Non
 
 def test_fault_51_the_seed_of_a_sample() -> None:
     shape = (1, 5)
-    whole = start(shape, streams(3, range(6)))
-    assert torch.equal(torch.cat([start(shape, streams(3, [i])) for i in range(6)]), whole)
+    whole = start(shape, per_sample_generators(3, range(6)))
+    assert torch.equal(
+        torch.cat([start(shape, per_sample_generators(3, [i])) for i in range(6)]), whole
+    )
     assert len({tuple(one.flatten().tolist()) for one in whole}) == 6
     with assert_refused(
         ValueError, "sample", "generator", "be one generator, or 4", "got 3 of them"
     ):
-        made(step=ancestral, generator=streams(0, range(3)))
+        made(step=ancestral, generator=per_sample_generators(0, range(3)))
     with assert_refused(
         TypeError, "sample", "generator", "be a torch.Generator, or one for each sample", "got 0"
     ):
@@ -440,9 +435,14 @@ def test_fault_51_the_seed_of_a_sample() -> None:
     with assert_refused(TypeError, "start", "generator", "be one for each sample", "torch.randn"):
         start(shape, torch.Generator())  # type: ignore[arg-type]
     with assert_refused(
-        TypeError, "streams", "samples", "be the samples' numbers", "got 6", "range(first, last)"
+        TypeError,
+        "per_sample_generators",
+        "samples",
+        "be the samples' numbers",
+        "got 6",
+        "range(first, last)",
     ):
-        streams(3, 6)  # type: ignore[arg-type]
+        per_sample_generators(3, 6)  # type: ignore[arg-type]
 
 
 def test_fault_45_guidance_without_its_other_half() -> None:
@@ -577,9 +577,11 @@ def test_fault_45_encoding() -> None:
 
 def test_fault_39_a_network_and_its_gradients_are_left_alone() -> None:
     network = model()
-    out = sample(network, Z.float(), schedule=Linear(), steps=3, step=adams)
+    out = sample(network, Z.float(), schedule=Linear(), steps=3, step=adams_bashforth)
     assert not out.requires_grad
-    path = trajectory(network, Z.float().requires_grad_(), schedule=Linear(), steps=3, step=adams)
+    path = trajectory(
+        network, Z.float().requires_grad_(), schedule=Linear(), steps=3, step=adams_bashforth
+    )
     assert not any(
         v.requires_grad for z, prediction in path for v in (z, prediction.x, prediction.eps)
     )

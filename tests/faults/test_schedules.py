@@ -10,50 +10,47 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff import (
-    EDM,
-    ELBO,
-    MSE,
-    P2,
-    Categorical,
+from vdiff import Objective, elbo, weighted_elbo
+from vdiff.augmentation import augmented_elbo
+from vdiff.decoder import Categorical, Gaussian
+from vdiff.describe import describe
+from vdiff.diagnosis import diagnose
+from vdiff.gaussian import alpha, sigma
+from vdiff.objective import VLB, Weighted
+from vdiff.parameterization import Eps, Flow, V, X
+from vdiff.profile import Profile
+from vdiff.recipes import Recipe
+from vdiff.schedule import (
     Cosine,
-    Debiased,
-    Eps,
-    Flow,
+    Custom,
     Histogram,
-    InDI,
     Karras,
     Laplace,
     LearnedLinear,
     Linear,
     LinearBeta,
-    MinSNR,
     Normal,
-    Objective,
     OptimalTransport,
-    Profile,
     Schedule,
     Shifted,
+    Tabulated,
+)
+from vdiff.weighting import (
+    EDM,
+    ELBO,
+    MSE,
+    P2,
+    Debiased,
+    Factor,
+    InDI,
+    MinSNR,
     Sigmoid,
     SoftMinSNR,
-    Tabulated,
     TruncatedSNR,
-    V,
-    X,
-    augmented_elbo,
-    describe,
-    diagnose,
-    elbo,
+    Weighting,
     loss_factor,
-    weighted_elbo,
-)  # fmt: skip
-from vdiff.decoder import Gaussian
-from vdiff.gaussian import alpha, sigma
-from vdiff.objective import VLB, Weighted
-from vdiff.recipes import Recipe
-from vdiff.schedule import Custom
+)
 from vdiff.weighting import Custom as CustomWeighting
-from vdiff.weighting import Factor, Weighting
 
 from .common import ROWS, SCHEDULE, assert_refused, assert_same, batch, model
 

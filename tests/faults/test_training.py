@@ -28,9 +28,11 @@ from safetensors.torch import load_file, save_file
 from soak_training import damaged, kills
 from torch import Tensor, nn
 
-from vdiff import Categorical, Denoiser, Objective, V
+from vdiff import Denoiser, Objective
 from vdiff.cli import main
+from vdiff.decoder import Categorical
 from vdiff.objective import VLB
+from vdiff.parameterization import V
 from vdiff.schedule import Spline
 from vdiff.training import Config, Run, train
 from vdiff.training.batches import Batches

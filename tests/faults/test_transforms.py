@@ -22,28 +22,15 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from vdiff import (
-    MSE,
-    Adaptive,
-    Categorical,
-    Denoiser,
-    Eps,
-    LearnedLinear,
-    Linear,
-    Objective,
-    Prediction,
-    Sigmoid,
-    Spline,
-    V,
-    X,
-    elbo,
-    parameter_groups,
-    weighted_elbo,
-)  # fmt: skip
-from vdiff.decoder import Decoder, Gaussian
-from vdiff.gaussian import moving_only, wide, wide_dtype
+from vdiff import Denoiser, Objective, Prediction, elbo, weighted_elbo
+from vdiff.decoder import Categorical, Decoder, Gaussian
+from vdiff.gaussian import float64_for, keep_dtype, to_float64
+from vdiff.groups import parameter_groups
 from vdiff.objective import VLB, Weighted
-from vdiff.training import over_ranks
+from vdiff.parameterization import Eps, V, X
+from vdiff.schedule import Adaptive, LearnedLinear, Linear, Spline
+from vdiff.training import all_reduce
+from vdiff.weighting import MSE, Sigmoid
 
 from .common import (
     DECODERS,
@@ -132,7 +119,7 @@ def test_fault_33_autocast_leaves_the_bound_but_for_the_network(
         )
     assert torch.equal(cast.prior, plain.prior)
     assert {cast.prior.dtype, cast.diffusion.dtype, cast.reconstruction.dtype} == {torch.float32}
-    if decoder.denoise:
+    if decoder.uses_network:
         assert_same(cast.reconstruction, plain.reconstruction, rtol=2.0**-6)
     else:
         assert torch.equal(cast.reconstruction, plain.reconstruction)
@@ -169,7 +156,7 @@ def objectives() -> dict[str, tuple[Objective, Tensor]]:
     bounds = {
         f"{make()!r}": (Objective(model(), schedule=Linear(), loss=VLB(make())), data_of(make()))
         for make in DECODERS
-        if not make().denoise
+        if not make().uses_network
     }
     learned = {
         "learned": (
@@ -473,7 +460,7 @@ def learn(one: nn.Module, data: Tensor, t: Tensor, eps: Tensor) -> None:
         optimizer.zero_grad()
         one(data, t=t, eps=eps).mean().backward()
         optimizer.step()
-        inner.schedule.update(over_ranks)
+        inner.schedule.update(all_reduce)
 
 
 def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
@@ -609,10 +596,10 @@ def test_fault_42_data_parallel() -> None:
 
 def test_fault_43_a_device_without_float64() -> None:
     mps = types.SimpleNamespace(type="mps")
-    assert wide_dtype(mps) == torch.float32  # type: ignore[arg-type]
-    assert wide_dtype(torch.device("cpu")) == torch.float64
+    assert float64_for(mps) == torch.float32  # type: ignore[arg-type]
+    assert float64_for(torch.device("cpu")) == torch.float64
     vector = types.SimpleNamespace(device=mps, to=lambda dtype: dtype)
-    assert wide(vector) == torch.float32  # type: ignore[arg-type, comparison-overlap]
+    assert to_float64(vector) == torch.float32  # type: ignore[arg-type, comparison-overlap]
 
     def to_mps(v: Tensor) -> Tensor:
         if v.dtype == torch.float64:
@@ -625,10 +612,10 @@ def test_fault_43_a_device_without_float64() -> None:
         UserWarning, match=r"the device has no float64: a tensor of shape \(3,\) stays on cpu"
     ):
         assert torch.equal(
-            moving_only(to_mps)(torch.ones(3, dtype=torch.float64)),
+            keep_dtype(to_mps)(torch.ones(3, dtype=torch.float64)),
             torch.ones(3, dtype=torch.float64),
         )
-    assert torch.equal(moving_only(to_mps)(torch.ones(3)), torch.full((3,), 2.0))
+    assert torch.equal(keep_dtype(to_mps)(torch.ones(3)), torch.full((3,), 2.0))
     with pytest.warns(UserWarning, match="stays on cpu"):
         schedule = LearnedLinear()._apply(to_mps)
     logsnr, rate = (v.float() for v in schedule.levels(torch.tensor([0.25])))
@@ -641,7 +628,7 @@ def test_fault_43_any_other_failed_move_is_an_error() -> None:
         raise TypeError("unknown device")
 
     with pytest.raises(TypeError, match="unknown device"):
-        moving_only(fails)(torch.ones(1, dtype=torch.float64))
+        keep_dtype(fails)(torch.ones(1, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", list(objectives()))

@@ -21,36 +21,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff import (
+from vdiff import Prediction, weighted_elbo
+from vdiff.oracle import Gaussian, GaussianMixture, Lattice
+from vdiff.parameterization import Eps, Flow, V, X
+from vdiff.schedule import Cosine, Laplace, Linear, LinearBeta, Normal, OptimalTransport, Schedule
+from vdiff.weighting import (
     EDM,
     ELBO,
     MSE,
     P2,
-    Cosine,
+    Custom,
     Debiased,
-    Eps,
-    Flow,
-    GaussianMixture,
     InDI,
-    Laplace,
-    Lattice,
-    Linear,
-    LinearBeta,
     MinSNR,
-    Normal,
-    OptimalTransport,
-    Prediction,
-    Schedule,
     Sigmoid,
     SoftMinSNR,
     TruncatedSNR,
-    V,
     Weighting,
-    X,
-    weighted_elbo,
 )
-from vdiff.oracle import Gaussian
-from vdiff.weighting import Custom
 
 Record = dict[str, Any]
 Model = Callable[..., Prediction]

@@ -7,8 +7,9 @@ import torch
 from oracle_records import assert_meets, nodes, nodes_given, of, oracle, times, vector
 from torch import Tensor
 
-from vdiff import Categorical, Decoder, LearnedLinear, Linear, bits_per_dim, elbo
-from vdiff.decoder import Gaussian
+from vdiff import bits_per_dim, elbo
+from vdiff.decoder import Categorical, Decoder, Gaussian
+from vdiff.schedule import LearnedLinear, Linear
 
 
 def bound_over_time(case, at, schedule):
@@ -94,7 +95,7 @@ def test_gradient_of_the_end_points(record):
 @of("vdm_bound")
 def test_bound_of_levels(record):
     case, p = record["case"], record["params"]
-    data, decoder = oracle(case), Categorical(256, closed=True)
+    data, decoder = oracle(case), Categorical(256, levels_at_ends=True)
     high = vector([p["lam_max"]])
     exact = data.bound(p["lam_max"], p["lam_min"], decoder)
     got = {

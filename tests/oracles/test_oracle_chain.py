@@ -17,12 +17,15 @@ from oracle_records import (
     vector,
 )
 
-from vdiff import Eps, Linear, Prediction, elbo, path_bound
+from vdiff import Prediction, elbo
+from vdiff.chain import path_bound
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, diffuse, prior_kl
 from vdiff.likelihood.importance import chain_log_prob
+from vdiff.parameterization import Eps
 from vdiff.reverse import reverse_kl, reverse_log_ratio, reverse_mean, reverse_sample
-from vdiff.variance import Forward, Posterior, Range, ReverseVariance
+from vdiff.schedule import Linear
+from vdiff.variance import FixedLarge, FixedSmall, LearnedRange, ReverseVariance
 
 
 class Given(ReverseVariance):
@@ -63,19 +66,19 @@ def test_learned_range(record):
     p = record["params"]
     step = Step(vector([p["lam_t"]]), vector([p["lam_s"]]) - p["lam_t"])
     v, e2 = vector([[p["v"]]]).requires_grad_(), vector([p["e2"]])
-    kl = kl_of(e2, step, Range(), 2 * v - 1)
+    kl = kl_of(e2, step, LearnedRange(), 2 * v - 1)
     (slope,) = torch.autograd.grad(kl.sum(), v)
     best = torch.log1p(step.snr_gain * e2) / step.log_variance_ratio
-    u = Range().excess(step, 2 * best[:, None] - 1)
+    u = LearnedRange().excess(step, 2 * best[:, None] - 1)
     assert torch.allclose(
-        kl_of(e2, step, Range(), 2 * best[:, None] - 1), 0.5 * u[:, 0], rtol=1e-13
+        kl_of(e2, step, LearnedRange(), 2 * best[:, None] - 1), 0.5 * u[:, 0], rtol=1e-13
     )  # at its least, K = u/2
 
     n, mass = gauss_hermite(5)
     zero, eps = torch.zeros(5, 1), e2.sqrt().expand(5, 1)
     many = Step(step.logsnr_t.expand(5), step.delta.expand(5))
     ratio = reverse_log_ratio(
-        Prediction(zero, many.logsnr_t, zero, Eps(), Range(), (2 * v - 1).expand(5, 1)),
+        Prediction(zero, many.logsnr_t, zero, Eps(), LearnedRange(), (2 * v - 1).expand(5, 1)),
         zero,
         eps,
         many,
@@ -198,7 +201,11 @@ def test_ancestral_sampling_of_a_gaussian(record):
         "target_q_z0": torch.sigmoid(vector(13.3)) * data.variances[0, 0]
         + torch.sigmoid(vector(-13.3))
     }
-    for name, variance in {"posterior": Posterior(), "upper": Forward(), "optimal": best}.items():
+    for name, variance in {
+        "posterior": FixedSmall(),
+        "upper": FixedLarge(),
+        "optimal": best,
+    }.items():
         spread, chain = torch.ones(()), steps_of(schedule, steps)
         for i in reversed(range(steps)):
             step = Step(chain.logsnr_t[i : i + 1], chain.delta[i : i + 1])
@@ -214,7 +221,8 @@ def test_ancestral_sampling_of_a_gaussian(record):
 def test_bound_and_likelihood_of_a_chain_at_given_x(record):
     case, steps, x = record["case"], record["params"]["T"], vector(record["value"]["x"])[:, None]
     model = with_variance(
-        oracle(case), {"posterior": Posterior(), "upper": Forward()}[record["params"]["variance"]]
+        oracle(case),
+        {"posterior": FixedSmall(), "upper": FixedLarge()}[record["params"]["variance"]],
     )
     schedule = Linear(6.0, -5.0)
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps

@@ -16,8 +16,9 @@ from oracle_records import (
     vector,
 )
 
-from vdiff import Linear, bits_per_dim
+from vdiff import bits_per_dim
 from vdiff.gaussian import diffuse, kl_to_normal, prior_kl
+from vdiff.schedule import Linear
 
 
 @of("entropy_x")

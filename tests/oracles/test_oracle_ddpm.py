@@ -6,9 +6,12 @@ from functools import partial
 import torch
 from oracle_records import assert_meets, chain, denoiser, mmse, moments, nodes, of, oracle, vector
 
-from vdiff import MSE, DiscretizedGaussian, Eps, Tabulated, bits_per_dim, recipe
-from vdiff.decoder import Gaussian
+from vdiff import bits_per_dim, recipe
+from vdiff.decoder import DiscretizedGaussian, Gaussian
 from vdiff.gaussian import Step, diffuse, prior_kl, step_kl
+from vdiff.parameterization import Eps
+from vdiff.schedule import Tabulated
+from vdiff.weighting import MSE
 
 TABLE = Tabulated.linear_betas()
 STEPS = TABLE.steps  # 999: level 1 is the decoder's
@@ -70,7 +73,7 @@ def test_simple_loss_and_bound(record):
     first = weight @ model(diffuse(x, eps, level), level).squared_error(x, eps)
     decoded = {
         name: weight
-        @ Gaussian(variance=variance, denoise=True).reconstruction(
+        @ Gaussian(variance=variance, uses_network=True).reconstruction(
             x, x, TABLE.logsnr_max, model, eps=eps
         )
         for name, variance in decoder_variances().items()
@@ -124,7 +127,7 @@ def test_bound_of_levels(record):
     levels = torch.arange(256).repeat_interleave(len(u))[:, None]
     decoded = {}
     for name, variance in decoder_variances().items():
-        decoder = DiscretizedGaussian(256, variance=variance, denoise=True)
+        decoder = DiscretizedGaussian(256, variance=variance, uses_network=True)
         nll = decoder.reconstruction(
             levels, decoder.encode(levels), TABLE.logsnr_max, data, eps=u.repeat(256)[:, None]
         )

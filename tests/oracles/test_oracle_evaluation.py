@@ -8,11 +8,12 @@ import torch
 from oracle_records import denoiser, of, oracle, vector
 from torch import Tensor
 
-from vdiff import Categorical, DiscretizedGaussian, Linear, Prediction, Tabulated
-from vdiff.decoder import Gaussian
+from vdiff import Prediction
+from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.likelihood import Estimate, evaluate
 from vdiff.loss import Model
-from vdiff.variance import Forward, Posterior, ReverseVariance
+from vdiff.schedule import Linear, Tabulated
+from vdiff.variance import FixedLarge, FixedSmall, ReverseVariance
 
 
 def assert_within_errors(estimate: Estimate, known: float, dims: int) -> None:
@@ -92,7 +93,7 @@ def over_levels(model: Model, seeds: int, **setting: Any) -> tuple[Tensor, Tenso
 @of("vdm_bound")
 def test_the_bound_of_levels(record):
     p, known = record["params"], record["value"]
-    decoder, schedule = Categorical(256, closed=True), Linear(p["lam_max"], p["lam_min"])
+    decoder, schedule = Categorical(256, levels_at_ends=True), Linear(p["lam_max"], p["lam_min"])
     mean, error = over_levels(
         oracle(record["case"]), 10, schedule=schedule, decoder=decoder, draws=16
     )
@@ -106,8 +107,8 @@ def test_the_bound_of_ddpms_chain(record):
     the decoder."""
     data, table = oracle(record["case"]), Tabulated.linear_betas()
     for name, kind, choice in (
-        ("beta_1", "small", Posterior()),
-        ("beta_tilde_2", "large", Forward()),
+        ("beta_1", "small", FixedSmall()),
+        ("beta_tilde_2", "large", FixedLarge()),
     ):
 
         def model(z: Tensor, logsnr: Tensor, choice: ReverseVariance = choice) -> Prediction:
@@ -115,7 +116,7 @@ def test_the_bound_of_ddpms_chain(record):
             return Prediction(z, logsnr, said.out, said.parameterization, choice)
 
         decoder = DiscretizedGaussian(
-            256, variance=record["params"]["decoder_var"][name], denoise=True
+            256, variance=record["params"]["decoder_var"][name], uses_network=True
         )
         mean, error = over_levels(model, 8, schedule=table, decoder=decoder, steps=999, draws=16)
         assert abs(mean - record["value"][f"total_bits_per_dim_{kind}"][name]) < 4 * error, (

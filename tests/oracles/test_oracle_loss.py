@@ -27,8 +27,8 @@ from oracle_records import (
 )
 from torch import Tensor
 
-from vdiff import Cosine, Linear, OptimalTransport, Schedule
 from vdiff.gaussian import prior_kl
+from vdiff.schedule import Cosine, Linear, OptimalTransport, Schedule
 
 # chains up to this length go through the loss itself, longer ones through the perfect denoiser's
 # mmse

@@ -4,9 +4,9 @@ import math
 
 from oracle_records import assert_meets, of, oracle, vector
 
-from vdiff import Linear
 from vdiff.likelihood.immse import immse
 from vdiff.likelihood.ode import ode_likelihood
+from vdiff.schedule import Linear
 
 
 @of("pf_ode")

@@ -5,9 +5,11 @@ import functools
 import torch
 from oracle_records import RECORDS, assert_meets, of, oracle, vector
 
-from vdiff import Linear, ddim, dpmpp_2m, encode, heun, ode, trajectory
+from vdiff import trajectory
 from vdiff.gaussian import Step
 from vdiff.reverse import reverse_mean
+from vdiff.sampling import ddim, dpmpp_2m, encode, heun, ode
+from vdiff.schedule import Linear
 
 EXACT = functools.partial(ode, method="dopri8", rtol=1e-13, atol=1e-14)
 

@@ -26,8 +26,10 @@ from oracle_records import (
     vector,
 )
 
-from vdiff import Cosine, Histogram, Linear, stratified, weighted_elbo
+from vdiff import weighted_elbo
+from vdiff.schedule import Cosine, Histogram, Linear
 from vdiff.schedule.learned import FLOOR, Learned
+from vdiff.times import stratified
 
 
 def steps_of_a_chain(model, at, schedule, steps, t=None):

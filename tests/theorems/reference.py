@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import GaussianMixture, Prediction, Schedule, weighted_elbo
-from vdiff.oracle import Gaussian
+from vdiff import Prediction, weighted_elbo
+from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.schedule import Schedule
 
 W, M, V = (
     np.array([0.3, 0.7]),

@@ -7,23 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import (
-    EDM,
-    ELBO,
-    MSE,
-    Categorical,
-    Cosine,
-    Eps,
-    Flow,
-    Lattice,
-    Linear,
-    MinSNR,
-    OptimalTransport,
-    Sigmoid,
-    elbo,
-)
-from vdiff.decoder import Gaussian
+from vdiff import elbo
+from vdiff.decoder import Categorical, Gaussian
 from vdiff.gaussian import prior_kl
+from vdiff.oracle import Lattice
+from vdiff.parameterization import Eps, Flow
+from vdiff.schedule import Cosine, Linear, OptimalTransport
+from vdiff.weighting import EDM, ELBO, MSE, MinSNR, Sigmoid
 
 from .reference import (
     COVARIANCE3,

@@ -6,39 +6,30 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import (
-    Categorical,
-    Denoiser,
-    DiscretizedGaussian,
-    Eps,
-    Linear,
-    Tabulated,
-    X,
-    elbo,
-    hybrid,
-    vlb,
-    weighted_elbo,
-)
-from vdiff.decoder import Gaussian
+from vdiff import Denoiser, elbo, hybrid_loss, weighted_elbo
+from vdiff.chain import vlb
+from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.gaussian import Step
 from vdiff.nn import MLP
+from vdiff.parameterization import Eps, X
 from vdiff.prediction import Prediction
 from vdiff.profile import Profile
 from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw, reverse_kl, reverse_log_ratio
+from vdiff.schedule import Linear, Tabulated
 from vdiff.variance import (
-    Forward,
-    LogVariance,
-    Optimal,
-    Posterior,
-    Range,
+    AnalyticVariance,
+    FixedLarge,
+    FixedSmall,
+    LearnedLogVariance,
+    LearnedRange,
+    LearnedVariance,
     ReverseVariance,
-    Variance,
 )
 
 from .reference import gauss3d, gmm1d
 
 SCHEDULE = Linear(6.0, -5.0)
-HEADS = [Range(), LogVariance(), Variance()]
+HEADS = [LearnedRange(), LearnedLogVariance(), LearnedVariance()]
 
 
 class TwoHeads(nn.Module):
@@ -62,7 +53,7 @@ def kernel_by_hand(prediction, x, z, step):
     return q, torch.distributions.Normal(step.mean(z, prediction.x), var_p.sqrt())
 
 
-@pytest.mark.parametrize("variance", [Posterior(), Forward(), *HEADS], ids=repr)
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), *HEADS], ids=repr)
 @pytest.mark.parametrize("target", [Eps(), X()], ids=repr)
 def test_the_kernel_is_two_normals(variance, target):
     generator = torch.Generator().manual_seed(0)
@@ -78,7 +69,7 @@ def test_the_kernel_is_two_normals(variance, target):
     )
     head = (
         step.variance.log()[:, None] + draw(9, 3)
-        if isinstance(variance, LogVariance)
+        if isinstance(variance, LearnedLogVariance)
         else draw(9, 3)
     )
     prediction = Prediction(
@@ -130,7 +121,7 @@ def test_the_raw_term_is_the_log_ratio_the_derivation_starts_from():
     assert abs(gap + gained) < 4 * spread.sqrt()
 
 
-@pytest.mark.parametrize("variance", [Posterior(), Forward()], ids=repr)
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()], ids=repr)
 def test_estimators_agree_in_the_mean_and_not_in_the_variance(variance):
     oracle = gmm1d()
 
@@ -151,7 +142,7 @@ def test_estimators_agree_in_the_mean_and_not_in_the_variance(variance):
     assert abs((sampled - closed).mean()) < 4 * (sampled - closed).std() / len(x) ** 0.5
     assert sampled.var() > closed.var()
     if isinstance(
-        variance, Posterior
+        variance, FixedSmall
     ):  # Var_MC = Var_RB + 2 E[K] per step; here each is scaled by T
         assert (sampled.var() - closed.var()).item() == pytest.approx(
             2 * steps * closed.mean().item(), rel=0.1
@@ -185,7 +176,9 @@ def test_gaussian_data_has_the_continuous_bound_at_every_t_with_its_best_varianc
             oracle.mmse(step.logsnr_t).sqrt()[:, None],
             torch.zeros(steps, 1, dtype=torch.float64),
         )
-        prediction = Prediction(zero, step.logsnr_t, zero, Eps(), Optimal(profile, dims=1))
+        prediction = Prediction(
+            zero, step.logsnr_t, zero, Eps(), AnalyticVariance(profile, dims=1)
+        )
         assert reverse_kl(prediction, zero, eps, step).sum().item() == pytest.approx(
             limit, rel=1e-5
         )
@@ -194,11 +187,11 @@ def test_gaussian_data_has_the_continuous_bound_at_every_t_with_its_best_varianc
 def test_the_hybrid_loss_trains_the_mean_by_the_simple_loss_alone():
     torch.manual_seed(0)
     network, table = TwoHeads().double(), Tabulated.linear_betas()
-    model = Denoiser(network, Eps(), variance=Range())
+    model = Denoiser(network, Eps(), variance=LearnedRange())
     x, eps = torch.randn(32, 2, dtype=torch.float64), torch.randn(32, 2, dtype=torch.float64)
     t = torch.randint(1, 1000, (32,)) / torch.tensor(999.0, dtype=torch.float64)
     options = {"schedule": table, "steps": 999, "t": t, "eps": eps}
-    loss = hybrid(model, x, **options)
+    loss = hybrid_loss(model, x, **options)
     prediction = model(*noisy(x, eps, table(t)))
     step = Step(table(t), table.delta(t, 999))
     kl = reverse_kl(prediction, x, eps, step)
@@ -211,7 +204,7 @@ def test_the_hybrid_loss_trains_the_mean_by_the_simple_loss_alone():
         )
 
     total = gradients(loss.mean())
-    simple = gradients(hybrid(model, x, **options, bound_weight=0.0).mean())
+    simple = gradients(hybrid_loss(model, x, **options, bound_weight=0.0).mean())
     half = len(list(network.mean.parameters()))
     for with_bound, without in zip(total[:half], simple[:half], strict=True):
         assert torch.allclose(with_bound, without, rtol=1e-9, atol=1e-12)
@@ -253,30 +246,30 @@ def test_bad_variances_are_named():
         ValueError,
         match=r"return twice the channels of z, mean and variance, \(4, 4\); got \(4, 2\) \(a learned variance needs a second half",
     ):
-        Denoiser(lambda z, t: z, Eps(), variance=Range())(z, logsnr)
+        Denoiser(lambda z, t: z, Eps(), variance=LearnedRange())(z, logsnr)
     with pytest.raises(
         ValueError,
-        match=r"twice the channels, as with a learned variance: Denoiser\(…, variance=Range\(\)\)",
+        match=r"twice the channels, as with a learned variance: Denoiser\(…, variance=LearnedRange\(\)\)",
     ):
         Denoiser(lambda z, t: torch.cat([z, z], 1), Eps())(z, logsnr)
     with pytest.raises(
         ValueError, match=r"^argument 'head' must come with the prediction; got None"
     ):
-        Range().excess(Step(torch.zeros(4), torch.ones(4)))
+        LearnedRange().excess(Step(torch.zeros(4), torch.ones(4)))
     with pytest.raises(
         ValueError,
-        match=r"hybrid: argument 'model' must learn its reverse variance; got Posterior\(\)",
+        match=r"hybrid_loss: argument 'model' must learn its reverse variance; got FixedSmall\(\)",
     ):
-        hybrid(Denoiser(lambda z, t: z, Eps()), z, schedule=SCHEDULE, steps=10)
+        hybrid_loss(Denoiser(lambda z, t: z, Eps()), z, schedule=SCHEDULE, steps=10)
     with pytest.raises(
         ValueError,
-        match=r"Optimal: argument 'profile' must have seen something in every bin; got 3 empty bins",
+        match=r"AnalyticVariance: argument 'profile' must have seen something in every bin; got 3 empty bins",
     ):
-        Optimal(Profile(-1.0, 1.0, bins=3), dims=2)
+        AnalyticVariance(Profile(-1.0, 1.0, bins=3), dims=2)
 
 
 def test_every_variance_is_here():
-    here = {type(v).__name__ for v in [Posterior(), Forward(), *HEADS]} | {"Optimal"}
+    here = {type(v).__name__ for v in [FixedSmall(), FixedLarge(), *HEADS]} | {"AnalyticVariance"}
     import vdiff.variance
 
     assert here == {
@@ -295,7 +288,7 @@ def test_one_term_of_a_chain_of_three_steps_written_out(index):
         torch.tensor([[0, 3]]),
         torch.tensor([[0.7, -1.2]], dtype=torch.float64),
     )
-    decoder = DiscretizedGaussian(5, denoise=True)
+    decoder = DiscretizedGaussian(5, uses_network=True)
     x = torch.tensor([[-1.0, 0.5]], dtype=torch.float64)  # of five levels from −1 to 1
     level = 6.0 - 11.0 * index / 3
     signal, noise = (1 / (1 + math.exp(-sign * level)) for sign in (1, -1))
@@ -303,7 +296,9 @@ def test_one_term_of_a_chain_of_three_steps_written_out(index):
     guess, head = 0.3 * z + 0.1, 0.2 * z - 0.1
     clean = (z - math.sqrt(noise) * guess) / math.sqrt(signal)
     model = Denoiser(
-        lambda z, logsnr: torch.cat([0.3 * z + 0.1, 0.2 * z - 0.1], 1), Eps(), variance=Range()
+        lambda z, logsnr: torch.cat([0.3 * z + 0.1, 0.2 * z - 0.1], 1),
+        Eps(),
+        variance=LearnedRange(),
     )
     normal, simple = torch.distributions.Normal, (eps - guess).square().sum()
     if index == 0:
@@ -333,7 +328,7 @@ def test_one_term_of_a_chain_of_three_steps_written_out(index):
         "t": torch.tensor([index / 3], dtype=torch.float64),
         "eps": eps.float(),
     }
-    with_decoder = hybrid(model, levels, decoder=decoder, bound_weight=0.1, **options)
+    with_decoder = hybrid_loss(model, levels, decoder=decoder, bound_weight=0.1, **options)
     assert with_decoder.item() == pytest.approx((simple + 0.1 * 4 * term).item() / 2, rel=1e-4)
     bound = vlb(model, levels, decoder=decoder, **options)
     assert (bound.diffusion.item(), bound.reconstruction.item()) == pytest.approx(
@@ -352,5 +347,5 @@ def test_one_term_of_a_chain_of_three_steps_written_out(index):
         rel=1e-4,
     )
     if index:
-        alone = hybrid(model, x, bound_weight=0.1, **(options | {"eps": eps}))
+        alone = hybrid_loss(model, x, bound_weight=0.1, **(options | {"eps": eps}))
         assert alone.item() == pytest.approx((simple + 0.1 * 3 * term).item() / 2, rel=1e-9)

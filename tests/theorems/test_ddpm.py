@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import MSE, Eps, LinearBeta, Schedule, Tabulated, weighted_elbo
+from vdiff import weighted_elbo
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, step_kl
+from vdiff.parameterization import Eps
+from vdiff.schedule import LinearBeta, Schedule, Tabulated
 from vdiff.theorems.subject import Altered
+from vdiff.weighting import MSE
 
 from .reference import (
     gauss3d,
@@ -55,7 +58,7 @@ def biased(oracle):
 def first_level(model, oracle_nodes, variance: float) -> float:
     """L₀ through the decoder: a Gaussian around x̂(z₀)."""
     x, eps, weight, _ = oracle_nodes
-    term = Gaussian(variance=variance, denoise=True).reconstruction(
+    term = Gaussian(variance=variance, uses_network=True).reconstruction(
         x, x, LAMBDA[0].item(), model, eps=eps
     )
     return float(weight @ term)

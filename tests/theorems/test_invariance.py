@@ -8,43 +8,31 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import (
-    EDM,
-    ELBO,
-    MSE,
+from vdiff import Denoiser, schedule, weighted_elbo
+from vdiff.parameterization import Eps, Flow, PosteriorMean, Score, V, X
+from vdiff.schedule import (
     Adaptive,
     Cosine,
-    Denoiser,
-    Eps,
-    Flow,
+    Custom,
     Histogram,
-    InDI,
     Karras,
     Laplace,
     LearnedLinear,
     Linear,
     LinearBeta,
-    MinSNR,
     Monotone,
     Normal,
     OptimalTransport,
-    PosteriorMean,
-    Score,
     Shifted,
-    Sigmoid,
     SignalPower,
     Spectral,
     Spline,
     Tabulated,
-    V,
-    X,
-    loss_factor,
-    schedule,
-    weighted_elbo,
+    Truncated,
 )
-from vdiff.schedule import Custom, Truncated
 from vdiff.schedule.law import Logistic
 from vdiff.theorems.subject import Altered, Reexpressed
+from vdiff.weighting import EDM, ELBO, MSE, InDI, MinSNR, Sigmoid, loss_factor
 
 from .reference import (
     assert_near,

@@ -6,23 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import (
-    EDM,
-    ELBO,
-    MSE,
-    Categorical,
-    Denoiser,
-    Eps,
-    LearnedLinear,
-    Linear,
-    Sigmoid,
-    V,
-    X,
-    elbo,
-    weighted_elbo,
-)
-from vdiff.decoder import DiscretizedGaussian, Gaussian
+from vdiff import Denoiser, elbo, weighted_elbo
+from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.nn import MLP
+from vdiff.parameterization import Eps, V, X
+from vdiff.schedule import LearnedLinear, Linear
+from vdiff.weighting import EDM, ELBO, MSE, Sigmoid
 
 from .reference import gmm1d
 from .test_bounds import GRID, HIGH, LOW, PMF, lattice_bound, lattice_mmse, lattice_reconstruction

@@ -9,32 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from vdiff import (
-    MSE,
-    Adaptive,
-    Categorical,
-    Denoiser,
-    Eps,
-    Lattice,
-    Linear,
-    Monotone,
-    Objective,
-    Prediction,
-    Range,
-    Shifted,
-    Sigmoid,
-    Spline,
-    V,
-    elbo,
-    hybrid,
-    parameter_groups,
-    weighted_elbo,
-)
+from vdiff import Denoiser, Objective, Prediction, elbo, hybrid_loss, weighted_elbo
+from vdiff.decoder import Categorical
 from vdiff.denoiser import ScheduleTime
+from vdiff.groups import parameter_groups
 from vdiff.objective import VLB
-from vdiff.schedule import Schedule
+from vdiff.oracle import Lattice
+from vdiff.parameterization import Eps, V
+from vdiff.schedule import Adaptive, Linear, Monotone, Schedule, Shifted, Spline
 from vdiff.schedule.learned import Learned
 from vdiff.times import generator_of
+from vdiff.variance import LearnedRange
+from vdiff.weighting import MSE, Sigmoid
 
 from .reference import gmm1d, line_nodes, panels, posterior_moments
 
@@ -322,12 +308,12 @@ def test_what_never_passed_the_loss_gives_the_shape_nothing():
 def test_an_objective_that_would_move_with_the_schedule_is_refused(schedule):
     with pytest.raises(ValueError, match=r"MSE: argument 'schedule' must be fixed.*moves with it"):
         MSE(schedule, V())
-    model = Denoiser(lambda z, logsnr: torch.cat([z, z], 1), Eps(), variance=Range())
+    model = Denoiser(lambda z, logsnr: torch.cat([z, z], 1), Eps(), variance=LearnedRange())
     with pytest.raises(
         ValueError,
-        match=r"hybrid: argument 'schedule' must have a fixed shape.*elbo\(…, steps=T\)",
+        match=r"hybrid_loss: argument 'schedule' must have a fixed shape.*elbo\(…, steps=T\)",
     ):
-        hybrid(model, torch.randn(4, 2), schedule=schedule, steps=10)
+        hybrid_loss(model, torch.randn(4, 2), schedule=schedule, steps=10)
     with pytest.raises(
         ValueError, match="Shifted: argument 'schedule' must have fixed ends and shape"
     ):

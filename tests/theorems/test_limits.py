@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import Cosine, Lattice, Linear, LinearBeta, OptimalTransport, weighted_elbo
+from vdiff import weighted_elbo
+from vdiff.oracle import Lattice
+from vdiff.schedule import Cosine, Linear, LinearBeta, OptimalTransport
 from vdiff.theorems.subject import Altered
 
 from .reference import (

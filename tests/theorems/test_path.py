@@ -6,20 +6,14 @@ import math
 import pytest
 import torch
 
-from vdiff import (
-    Categorical,
-    Denoiser,
-    GaussianMixture,
-    Linear,
-    Tabulated,
-    X,
-    elbo,
-    first_variance,
-    path_bound,
-)
-from vdiff.decoder import DiscretizedGaussian, Gaussian
+from vdiff import Denoiser, elbo
+from vdiff.chain import first_variance, path_bound
+from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.gaussian import Step
-from vdiff.variance import Forward
+from vdiff.oracle import GaussianMixture
+from vdiff.parameterization import X
+from vdiff.schedule import Linear, Tabulated
+from vdiff.variance import FixedLarge
 
 SCHEDULE = Linear(6.0, -5.0)
 
@@ -33,7 +27,9 @@ def within(value, expected, standard_errors=4.0):
     return abs(value.mean() - expected) < standard_errors * error
 
 
-@pytest.mark.parametrize("decoder", [Gaussian(), Gaussian(denoise=True, variance=0.01)], ids=repr)
+@pytest.mark.parametrize(
+    "decoder", [Gaussian(), Gaussian(uses_network=True, variance=0.01)], ids=repr
+)
 @pytest.mark.parametrize("steps", [1, 5])
 def test_both_estimators_have_the_bound_as_their_mean(decoder, steps):
     oracle, n = gmm1d(), 40_000
@@ -57,7 +53,7 @@ def test_the_density_of_the_path_written_out():
 
     def watched(z, logsnr):
         seen.append((z, logsnr))
-        return Denoiser(lambda z, logsnr: torch.tanh(z), X(), variance=Forward())(z, logsnr)
+        return Denoiser(lambda z, logsnr: torch.tanh(z), X(), variance=FixedLarge())(z, logsnr)
 
     torch.set_default_dtype(torch.float64)
     try:
@@ -176,7 +172,7 @@ def test_the_first_variance_is_ddpms_second_posterior():
 def test_a_decoder_that_denoises_is_read_at_the_paths_own_end():
     model = Denoiser(lambda z, logsnr: torch.tanh(3 * z), X())
     table = Tabulated.linear_betas(levels=20, rescale_from=30)
-    decoder = DiscretizedGaussian(17, denoise=True, variance=0.01)
+    decoder = DiscretizedGaussian(17, uses_network=True, variance=0.01)
     levels = torch.tensor([[3, 9]]).expand(20_000, 2)
     options = {"schedule": table, "steps": table.steps, "decoder": decoder}
     exact = elbo(

@@ -5,20 +5,11 @@ import copy
 import pytest
 import torch
 
-from vdiff import (
-    Cosine,
-    Denoiser,
-    Eps,
-    Flow,
-    Linear,
-    PosteriorMean,
-    Score,
-    V,
-    X,
-    loss_factor,
-    weighted_elbo,
-)
+from vdiff import Denoiser, weighted_elbo
 from vdiff.nn import MLP
+from vdiff.parameterization import Eps, Flow, PosteriorMean, Score, V, X
+from vdiff.schedule import Cosine, Linear
+from vdiff.weighting import loss_factor
 
 TARGETS = [
     Eps(),

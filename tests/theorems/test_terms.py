@@ -7,28 +7,25 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from vdiff import (
-    Categorical,
-    Denoiser,
-    Eps,
-    Linear,
-    MonteCarlo,
-    PosteriorMean,
-    RaoBlackwell,
-    Tabulated,
-    elbo,
-    first_variance,
-    hybrid,
-    path_bound,
-)
-from vdiff.decoder import DiscretizedGaussian, Gaussian
+from vdiff import Denoiser, elbo, hybrid_loss
+from vdiff.chain import first_variance, path_bound
+from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.gaussian import Step
 from vdiff.likelihood import evaluate
+from vdiff.parameterization import Eps, PosteriorMean
 from vdiff.prediction import Prediction
 from vdiff.profile import Profile
-from vdiff.reverse import Raw
+from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw
+from vdiff.schedule import Linear, Tabulated
 from vdiff.times import grid
-from vdiff.variance import Forward, LogVariance, Optimal, Posterior, Range, Variance
+from vdiff.variance import (
+    AnalyticVariance,
+    FixedLarge,
+    FixedSmall,
+    LearnedLogVariance,
+    LearnedRange,
+    LearnedVariance,
+)
 
 from .reference import gmm1d
 
@@ -85,8 +82,8 @@ def ddpm_terms(levels, eps):
 
 
 def model_and_decoder():
-    decoder = DiscretizedGaussian(17, denoise=True, clip=first_variance(TABLE, STEPS))
-    return Denoiser(network, Eps(), variance=Range()), decoder
+    decoder = DiscretizedGaussian(17, uses_network=True, clip=first_variance(TABLE, STEPS))
+    return Denoiser(network, Eps(), variance=LearnedRange()), decoder
 
 
 def test_the_terms_are_ddpms_own():
@@ -164,20 +161,20 @@ def test_draws_are_checked():
 @pytest.mark.parametrize(
     ("variance", "log_variance"),
     [
-        (Posterior(), lambda head, large, clip: clip.log()),
-        (Forward(), lambda head, large, clip: large.log()),
+        (FixedSmall(), lambda head, large, clip: clip.log()),
+        (FixedLarge(), lambda head, large, clip: large.log()),
         (
-            Range(),
+            LearnedRange(),
             lambda head, large, clip: (head + 1) / 2 * large.log() + (1 - head) / 2 * clip.log(),
         ),
-        (LogVariance(), lambda head, large, clip: head),
-        (Variance(), lambda head, large, clip: torch.nn.functional.softplus(head).log()),
+        (LearnedLogVariance(), lambda head, large, clip: head),
+        (LearnedVariance(), lambda head, large, clip: torch.nn.functional.softplus(head).log()),
     ],
     ids=lambda v: repr(v) if not callable(v) else "",
 )
 def test_the_decoders_variance_is_the_networks(variance, log_variance):
     clip, lam = 0.004, torch.tensor(4.0)
-    decoder = DiscretizedGaussian(17, denoise=True, clip=clip)
+    decoder = DiscretizedGaussian(17, uses_network=True, clip=clip)
     levels, z, head = torch.randint(0, 17, (6, 2)), torch.randn(6, 2), torch.randn(6, 2)
     prediction = Prediction(
         z, lam.expand(6), torch.tanh(z), Eps(), variance, head if variance.learned else None
@@ -188,7 +185,7 @@ def test_the_decoders_variance_is_the_networks(variance, log_variance):
             torch.cat(
                 [
                     DiscretizedGaussian(
-                        17, denoise=True, variance=expected[i, j].exp().item()
+                        17, uses_network=True, variance=expected[i, j].exp().item()
                     ).log_prob(
                         levels[i : i + 1, j : j + 1], prediction.x[i : i + 1, j : j + 1], 4.0
                     )
@@ -207,7 +204,7 @@ def test_hybrid_with_a_decoder_draws_every_term_of_ddpm():
     levels, eps = torch.randint(0, 17, (LEVELS, 3)), torch.randn(LEVELS, 3)
     t = torch.arange(LEVELS) / STEPS
     options = {"schedule": TABLE, "steps": STEPS, "decoder": decoder}
-    loss = hybrid(model, levels, t=t, eps=eps, **options)
+    loss = hybrid_loss(model, levels, t=t, eps=eps, **options)
     terms = ddpm_terms(levels, eps)
     bound = torch.stack([terms[f"L_{i}"][i] for i in range(LEVELS)])
     x = decoder.encode(levels)
@@ -216,7 +213,8 @@ def test_hybrid_with_a_decoder_draws_every_term_of_ddpm():
     assert torch.allclose(loss, simple + 0.001 * LEVELS * bound / 3, rtol=1e-6)
     torch.manual_seed(0)
     drawn = [
-        hybrid(model, levels[:4].expand(4, 3).repeat(500, 1), **options).mean() for _ in range(3)
+        hybrid_loss(model, levels[:4].expand(4, 3).repeat(500, 1), **options).mean()
+        for _ in range(3)
     ]
     assert torch.isfinite(torch.stack(drawn)).all()
 
@@ -224,13 +222,15 @@ def test_hybrid_with_a_decoder_draws_every_term_of_ddpm():
 def test_the_mean_gets_nothing_from_the_decoders_term():
     scale = torch.ones((), requires_grad=True)
     model = Denoiser(
-        lambda z, logsnr: torch.cat([scale * z, scale.detach() * z], 1), Eps(), variance=Range()
+        lambda z, logsnr: torch.cat([scale * z, scale.detach() * z], 1),
+        Eps(),
+        variance=LearnedRange(),
     )
     decoder = model_and_decoder()[1]
     levels, eps, t = torch.randint(0, 17, (16, 3)), torch.randn(16, 3), torch.zeros(16)
     options = {"schedule": TABLE, "steps": STEPS, "decoder": decoder, "t": t, "eps": eps}
     slopes = [
-        torch.autograd.grad(hybrid(model, levels, bound_weight=w, **options).mean(), scale)[0]
+        torch.autograd.grad(hybrid_loss(model, levels, bound_weight=w, **options).mean(), scale)[0]
         for w in (0.0, 10.0)
     ]
     assert torch.equal(*slopes)
@@ -239,16 +239,17 @@ def test_the_mean_gets_nothing_from_the_decoders_term():
 def test_bad_first_steps_are_named():
     with pytest.raises(
         ValueError,
-        match=r"argument 'clip' must come with denoise=True and without variance; got variance=None, denoise=False",
+        match=r"argument 'clip' must come with uses_network=True and without variance; got variance=None, uses_network=False",
     ):
         DiscretizedGaussian(17, clip=0.1)
     with pytest.raises(ValueError, match=r"argument 'clip' must be finite and greater than 0"):
-        DiscretizedGaussian(17, denoise=True, clip=0.0)
+        DiscretizedGaussian(17, uses_network=True, clip=0.0)
     model, decoder = model_and_decoder()
     with pytest.raises(
-        ValueError, match=r"hybrid: argument 'decoder' must look at the network; got Categorical"
+        ValueError,
+        match=r"hybrid_loss: argument 'decoder' must look at the network; got Categorical",
     ):
-        hybrid(
+        hybrid_loss(
             model,
             torch.zeros(2, 3, dtype=torch.long),
             schedule=TABLE,
@@ -257,10 +258,10 @@ def test_bad_first_steps_are_named():
         )
     profile = Profile(-12.0, 12.0, bins=1)
     profile.update(torch.zeros(2), torch.ones(2))
-    fitted = Denoiser(lambda z, logsnr: z, Eps(), variance=Optimal(profile, dims=3))
+    fitted = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=3))
     with pytest.raises(
         ValueError,
-        match=r"argument 'clip' must be left out with a variance fitted to the chain; got Optimal",
+        match=r"argument 'clip' must be left out with a variance fitted to the chain; got AnalyticVariance",
     ):
         elbo(
             fitted,
@@ -303,7 +304,7 @@ def test_betas_that_rescaling_drives_to_one_are_refused():
         Tabulated.from_alphas_cumprod([0.1, 0.2])
 
 
-@pytest.mark.parametrize("variance", [Posterior(), Forward()], ids=repr)
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()], ids=repr)
 def test_a_chains_profile_is_of_the_models_error_whatever_its_variance(variance):
     oracle = gmm1d()
 
@@ -358,9 +359,9 @@ def test_times_that_are_not_of_the_chain_have_no_name():
     model, decoder = model_and_decoder()
     with pytest.raises(
         ValueError,
-        match=r"hybrid: argument 't' must be at least 1/steps = 0.025641 on a chain; got 0.01",
+        match=r"hybrid_loss: argument 't' must be at least 1/steps = 0.025641 on a chain; got 0.01",
     ):
-        hybrid(
+        hybrid_loss(
             model,
             torch.zeros(1, 3, dtype=torch.long),
             t=torch.tensor([0.01]),
@@ -403,9 +404,10 @@ def test_words_of_other_functions_are_no_conditions():
             estimator=MonteCarlo(),
         )
     with pytest.raises(
-        ValueError, match=r"hybrid: argument 'bound_weight' must be finite and at least 0; got -1"
+        ValueError,
+        match=r"hybrid_loss: argument 'bound_weight' must be finite and at least 0; got -1",
     ):
-        hybrid(model, levels, bound_weight=-1.0, **options)
+        hybrid_loss(model, levels, bound_weight=-1.0, **options)
 
 
 def test_a_fitted_variance_is_checked():
@@ -413,12 +415,12 @@ def test_a_fitted_variance_is_checked():
     profile.update(torch.zeros(2), torch.tensor([1.0, torch.nan]))
     with pytest.raises(
         ValueError,
-        match=r"Optimal: argument 'profile' must hold finite squared errors; got from nan",
+        match=r"AnalyticVariance: argument 'profile' must hold finite squared errors; got from nan",
     ):
-        Optimal(profile, dims=1)
+        AnalyticVariance(profile, dims=1)
     profile = Profile(-12.0, 12.0, bins=1)
     profile.update(torch.zeros(2), torch.ones(2))
-    model = Denoiser(lambda z, logsnr: z, Eps(), variance=Optimal(profile, dims=64))
+    model = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=64))
     with pytest.raises(
         ValueError,
         match=r"argument 'dims' must be the dimensions of an example, 3; got 64",
@@ -430,21 +432,21 @@ def test_a_posterior_mean_has_no_denoised_first_level():
     model = Denoiser(lambda z, logsnr: z, PosteriorMean(TABLE, STEPS))
     with pytest.raises(
         ValueError,
-        match=r"argument 'denoise' must be False where the network predicts a chain's posterior mean; got True",
+        match=r"argument 'uses_network' must be False where the network predicts a chain's posterior mean; got True",
     ):
         elbo(
             model,
             torch.zeros(2, 3),
             schedule=TABLE,
             steps=STEPS,
-            decoder=Gaussian(denoise=True, variance=0.1),
+            decoder=Gaussian(uses_network=True, variance=0.1),
         )
 
 
 def test_a_direct_variance_is_finite_where_its_softplus_underflows():
     head = torch.tensor([[-300.0, -15.001, -14.999, 3.0]], dtype=torch.float32, requires_grad=True)
     step = Step(torch.zeros(1), torch.ones(1))
-    u = Variance().excess(step, head)
+    u = LearnedVariance().excess(step, head)
     (slope,) = torch.autograd.grad(u.sum(), head)
     assert torch.isfinite(u).all()
     assert torch.allclose(slope[0, :3], torch.ones(3, dtype=torch.float32), atol=1e-5)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from vdiff import Denoiser, Eps, V
+from vdiff import Denoiser
 from vdiff.nn import MLP, UNet
+from vdiff.parameterization import Eps, V
 from vdiff.theorems import THEOREMS, Report, Sides, Subject, Verdict, verification, verify
 from vdiff.theorems.pages import theorem_page
 from vdiff.theorems.theorem import AT_LEAST, equal, paired, sampled
 from vdiff.theorems.verification import by_topic
-from vdiff.variance import Range
+from vdiff.variance import LearnedRange
 
 
 @pytest.mark.parametrize("name", THEOREMS)
@@ -61,7 +62,7 @@ MODELS = {
     "float32": lambda: (Denoiser(MLP(3, width=16), Eps()), torch.randn(20, 3)),
     "images": lambda: (Denoiser(UNet(1, width=8), V()), torch.randn(8, 1, 8, 8)),
     "a learned variance": lambda: (
-        Denoiser(MLP(3, width=16, dims_out=6), V(), variance=Range()),
+        Denoiser(MLP(3, width=16, dims_out=6), V(), variance=LearnedRange()),
         torch.randn(200, 3),
     ),
     "dropout": lambda: (Denoiser(Noisy(), Eps()), torch.randn(20, 3)),

@@ -7,33 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import (
+from vdiff import recipe, weighted_elbo
+from vdiff.parameterization import Eps, Flow, V, X
+from vdiff.recipes import RECIPES
+from vdiff.schedule import Cosine, Laplace, Normal, OptimalTransport, Tabulated
+from vdiff.schedule.law import HyperbolicSecant
+from vdiff.weighting import (
     EDM,
     ELBO,
     MSE,
     P2,
-    Cosine,
+    Custom,
     Debiased,
-    Eps,
-    Flow,
     InDI,
-    Laplace,
     MinSNR,
-    Normal,
-    OptimalTransport,
     Sigmoid,
     SoftMinSNR,
-    Tabulated,
     TruncatedSNR,
-    V,
-    X,
     loss_factor,
-    recipe,
-    weighted_elbo,
 )
-from vdiff.recipes import RECIPES
-from vdiff.schedule.law import HyperbolicSecant
-from vdiff.weighting import Custom
 
 from .reference import gmm1d
 

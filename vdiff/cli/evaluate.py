@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vdiff.cli.keeper import Keeper, share_of_rank
-from vdiff.cli.load import DATA, check_known, data_for, device_of, images_of, output_file
+from vdiff.cli.load import DATA, check_known, data_for, images_of, output_file, parse_device
 from vdiff.data import Images, Splits
 from vdiff.decoder import Levels
 from vdiff.disk import write_text
@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
         with extra("ode"):  # before the bound is computed
             import torchdiffeq  # noqa: F401
     source = Run(options.run)
-    config, device = source.config, device_of(options.device)
+    config, device = source.config, parse_device(options.device)
     loaded = source.loaded()
     objective = loaded.objective.to(device)
     if objective.decoder is None:

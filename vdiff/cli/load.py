@@ -43,7 +43,7 @@ def from_file(place: str) -> Any:
     return found[name]
 
 
-def device_of(name: str | None) -> torch.device:
+def parse_device(name: str | None) -> torch.device:
     """A device by name; without one a GPU if there is one, under torchrun each process its own.
     Raises ValueError for a device that this machine does not have."""
     if name is None:
@@ -135,9 +135,9 @@ __all__ = [
     "DATA",
     "check_known",
     "data_for",
-    "device_of",
     "from_file",
     "images_of",
     "output_file",
+    "parse_device",
     "splits_of",
 ]

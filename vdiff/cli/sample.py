@@ -7,7 +7,7 @@ function of the seed and its number, whatever the batch, but for rounding, and w
 the solver's error.
 
     vdiff sample RUN                                        100 levels, with fresh noise at each
-    vdiff sample RUN --step adams --grid few --steps 12     few evaluations, noise at the start
+    vdiff sample RUN --step adams_bashforth --grid few --steps 12     few evaluations, noise at the start
     vdiff sample RUN --grid run --steps 1000                999 steps on the training's schedule
     vdiff sample RUN --label 3 --guidance 2 --null-label 10
 
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from vdiff._validate import require
-from vdiff.cli.load import device_of, from_file
+from vdiff.cli.load import from_file, parse_device
 from vdiff.decoder import Levels
 from vdiff.disk import atomic_write, check_output
 from vdiff.errors import InvalidValue, did_you_mean, printable
@@ -41,8 +41,8 @@ from vdiff.sampling import (
     Guided,
     few_steps,
     leading,
+    per_sample_generators,
     start,
-    streams,
     to_levels,
     trailing,
     trajectory,
@@ -52,7 +52,7 @@ from vdiff.sampling.driver import OPTIONS
 from vdiff.sampling.grid import rising
 from vdiff.schedule import Cosine, Karras, Linear, OptimalTransport, Schedule
 from vdiff.terminal import Bar, say
-from vdiff.variance import Forward, Posterior
+from vdiff.variance import FixedLarge, FixedSmall
 
 FRAMES = 60  # of a GIF, at most
 GRIDS: dict[str, Callable[[float, float], Schedule]] = {
@@ -64,7 +64,7 @@ GRIDS: dict[str, Callable[[float, float], Schedule]] = {
 }
 SPACINGS = {"uniform": uniform, "trailing": trailing, "leading": leading}
 TARGETS = {"x": X(), "eps": Eps(), "v": V(), "flow": Flow()}
-VARIANCES = {"posterior": Posterior(), "forward": Forward()}
+VARIANCES = {"posterior": FixedSmall(), "forward": FixedLarge()}
 NAMED: dict[str, dict[str, Any]] = {"target": TARGETS, "variance": VARIANCES}
 
 
@@ -102,8 +102,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     one("--variance", type=_named("variance", VARIANCES), help=text)
     text = "of ddim: how much noise, from 0 (the default) to 1, which is ancestral"
     one("--eta", type=float, help=text)
-    one("--order", type=int, choices=(1, 2, 3), help="of adams (default: 3)")
-    text = f"of adams: {', '.join(TARGETS)} (default: flow)"
+    one("--order", type=int, choices=(1, 2, 3), help="of adams_bashforth (default: 3)")
+    text = f"of adams_bashforth: {', '.join(TARGETS)} (default: flow)"
     one("--target", type=_named("target", TARGETS), help=text)
     one("--method", help="of ode: a solver of torchdiffeq (default: dopri5)")
     one("--rtol", type=float, help="of ode: relative tolerance (default: 1e-5)")
@@ -139,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
 
     with extra("train"):  # before anything is sampled
         import PIL.Image  # noqa: F401
-    source, device = Run(options.run), device_of(options.device)
+    source, device = Run(options.run), parse_device(options.device)
     objective = source.loaded().objective.to(device)
     decoder, shape = objective.decoder, source.config.shape
     if not isinstance(decoder, Levels):
@@ -186,7 +186,7 @@ def _draw(
     with Bar(options.count * len(levels), "level", quiet=options.quiet) as bar:
         for first in range(0, options.count, options.batch):
             numbers = range(first, min(first + options.batch, options.count))
-            generators = streams(options.seed, numbers)
+            generators = per_sample_generators(options.seed, numbers)
             label = None if labels is None else labels[list(numbers)].to(device)
             condition: dict[str, Any] = {} if label is None else {"label": label}
             z = start(shape, generators).to(device)

@@ -12,11 +12,11 @@ from vdiff._validate import Given, require, tensor, validated
 from vdiff.gaussian import (
     RestorableModule,
     alpha,
+    as_float64,
     at_least_float32,
     diffuse,
     per_example,
-    wide,
-    wide_number,
+    to_float64,
 )
 from vdiff.parameterization import PosteriorMean
 from vdiff.prediction import Prediction
@@ -29,7 +29,7 @@ Predict = Callable[[Tensor, Tensor], Prediction]
 def normal_nodes(device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
     """Equidistant nodes n and weights φ(n)·dn: Σ w f(n) is E f(N(0, 1)) for smooth f."""
     half = round(NODE_REACH / NODE_SPACING)
-    nodes = wide(torch.arange(-half, half + 1, device=device)) * NODE_SPACING
+    nodes = to_float64(torch.arange(-half, half + 1, device=device)) * NODE_SPACING
     weights = torch.exp(-0.5 * nodes.square())
     return nodes, weights / weights.sum()
 
@@ -47,7 +47,7 @@ Mean = Annotated[Tensor, shaped_like_data]
 
 
 class Decoder(RestorableModule, abc.ABC):
-    """p(data | z₀) with its encoding. The mean is x̂(z₀) if `denoise`, else z₀/α₀.
+    """p(data | z₀) with its encoding. The mean is x̂(z₀) if `uses_network`, else z₀/α₀.
 
     >>> data = torch.tensor([[0, 128, 255]])
     >>> decoders = Categorical(levels=256), DiscretizedGaussian(levels=256)
@@ -56,7 +56,7 @@ class Decoder(RestorableModule, abc.ABC):
     """
 
     __example__ = "for instance Categorical(levels=256), or Gaussian() for continuous data"
-    denoise: bool = False
+    uses_network: bool = False
 
     @abc.abstractmethod
     def encode(self, data: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Decoder(RestorableModule, abc.ABC):
     ) -> Float[Tensor, " batch"]:
         """E[−log p(data | z₀)], nats per example: exact if the decoder does not look at the
         network, else from one sample of z₀ (of `eps` if given)."""
-        if not self.denoise:
+        if not self.uses_network:
             return self.expected_nll(data, logsnr).to(at_least_float32(x.dtype))
         if eps is None:
             eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
@@ -101,24 +101,26 @@ class Decoder(RestorableModule, abc.ABC):
     ) -> Float[Tensor, " batch"]:
         """−log p(data | z₀) at one given z₀, nats per example."""
         at = level(logsnr, z)
-        mean = self.denoised(predict(z, at)) if self.denoise else z / per_example(alpha(at), z)
+        mean = (
+            self.denoised(predict(z, at)) if self.uses_network else z / per_example(alpha(at), z)
+        )
         return -self.log_prob(data, mean, logsnr)
 
     def denoised(self, prediction: Prediction) -> Tensor:
         """x̂(z₀)."""
         hint = (
             "no step ends at the first level, and its target is z itself: predict x, ε or v, or "
-            "take a decoder without denoise"
+            "take a decoder without uses_network"
         )
         chain = isinstance(prediction.parameterization, PosteriorMean)
         other = "be False where the network predicts a chain's posterior mean"
-        require(not chain, "denoise", other, True, hint)
+        require(not chain, "uses_network", other, True, hint)
         return prediction.x
 
 
 def level(logsnr: Tensor | float, z: Tensor) -> Tensor:
     """λ of each example."""
-    return wide_number(logsnr, z.device).expand(z.shape[0])
+    return as_float64(logsnr, z.device).expand(z.shape[0])
 
 
 __all__ = ["Decoder"]

@@ -11,18 +11,28 @@ from vdiff._validate import Data, Given, Number, data, finite_values, require, v
 from vdiff.decoder.base import Decoder, Mean, Predict, level, normal_nodes
 from vdiff.decoder.levels import Level, LevelData, Levels
 from vdiff.errors import has_values
-from vdiff.gaussian import StepToData, at_least_float32, per_example, sum_dims, wide, wide_number
+from vdiff.gaussian import (
+    StepToData,
+    as_float64,
+    at_least_float32,
+    per_example,
+    sum_dims,
+    to_float64,
+)
 from vdiff.prediction import Prediction
 from vdiff.reverse import excess
-from vdiff.variance import Optimal
+from vdiff.variance import AnalyticVariance
 
 Variance = Annotated[float, Number(above=0.0, hint="a variance, not its logarithm")]
 
 
-def _own_variance(variance: float | None, denoise: bool, clip: float | None) -> None:
-    alone = clip is None or (denoise and variance is None)
-    got, hint = f"variance={variance}, denoise={denoise}", "the variance is then the network's own"
-    require(alone, "clip", "come with denoise=True and without variance", got, hint)
+def _own_variance(variance: float | None, uses_network: bool, clip: float | None) -> None:
+    alone = clip is None or (uses_network and variance is None)
+    got, hint = (
+        f"variance={variance}, uses_network={uses_network}",
+        "the variance is then the network's own",
+    )
+    require(alone, "clip", "come with uses_network=True and without variance", got, hint)
 
 
 class DiscretizedGaussian(Levels):
@@ -30,12 +40,12 @@ class DiscretizedGaussian(Levels):
     (arXiv:2006.11239, eq. 13).
 
     Its standard deviation is the noise of z₀/α₀, e^{−λ_max/2}, or √variance where that is given
-    (DDPM: β₁ or β̃₂); its mean is z₀/α₀, or x̂(z₀) with `denoise`, as in DDPM. The data says which
+    (DDPM: β₁ or β̃₂); its mean is z₀/α₀, or x̂(z₀) with `uses_network`, as in DDPM. The data says which
     bins are at the ends, in log space and without a clamp.
 
     With `clip` the variance is the model's own, as in iDDPM: that of its reverse step from z₀ to
     data, where the posterior's is zero and is taken as `clip` (β̃₂, `first_variance(schedule,
-    steps)`). For a learned range that is log Σ = v log σ₀² + (1 − v) log clip; for `Forward()` it
+    steps)`). For a learned range that is log Σ = v log σ₀² + (1 − v) log clip; for `FixedLarge()` it
     is σ₀², where DDPM's code has β̃₂ too (`variance=β̃₂`).
 
     >>> table = DiscretizedGaussian(256).table(13.3)
@@ -48,13 +58,13 @@ class DiscretizedGaussian(Levels):
         self,
         levels: Level = 256,
         *,
-        closed: bool = True,
+        levels_at_ends: bool = True,
         variance: Variance | None = None,
-        denoise: bool = False,
+        uses_network: bool = False,
         clip: Variance | None = None,
     ) -> None:
-        super().__init__(levels, closed=closed)
-        self.variance, self.denoise, self.clip = variance, denoise, clip
+        super().__init__(levels, levels_at_ends=levels_at_ends)
+        self.variance, self.uses_network, self.clip = variance, uses_network, clip
 
     @validated
     def log_prob(
@@ -63,7 +73,7 @@ class DiscretizedGaussian(Levels):
         return self._log_prob(data, mean, _std(self.variance, logsnr, mean.device))
 
     def _log_prob(self, data: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        center = self._place(wide(data)) - wide(mean)
+        center = self._place(to_float64(data)) - to_float64(mean)
         log_p = self._log_bin(center, std, data == 0, data == self.levels - 1)
         return sum_dims(log_p).to(at_least_float32(mean.dtype))
 
@@ -80,12 +90,12 @@ class DiscretizedGaussian(Levels):
     def _own_std(self, prediction: Prediction, clip: float) -> Tensor:
         """That of the model's reverse step to data, in each dimension."""
         hint = "its limit here is the error of x̂ alone: measure that, and give variance=…"
-        fitted = isinstance(prediction.variance, Optimal)
+        fitted = isinstance(prediction.variance, AnalyticVariance)
         out = "be left out with a variance fitted to the chain"
-        require(not fitted, "clip", out, "Optimal", hint)
-        z = wide(prediction.z)
+        require(not fitted, "clip", out, "AnalyticVariance", hint)
+        z = to_float64(prediction.z)
         std = torch.full_like(z, math.sqrt(clip))
-        u = excess(prediction, StepToData(wide(prediction.logsnr), clip), z)
+        u = excess(prediction, StepToData(to_float64(prediction.logsnr), clip), z)
         return std if u is None else std * torch.exp(0.5 * u)
 
     def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
@@ -114,7 +124,7 @@ class DiscretizedGaussian(Levels):
         return torch.where(first | last, edge, inner)
 
     def extra_repr(self) -> str:
-        own = f"variance={self.variance}, denoise={self.denoise}, clip={self.clip}"
+        own = f"variance={self.variance}, uses_network={self.uses_network}, clip={self.clip}"
         return f"{super().extra_repr()}, {own}"
 
 
@@ -126,9 +136,9 @@ def _finite_data(value: Tensor, argument: str, given: Given) -> Tensor:
 
 class Gaussian(Decoder):
     """p(x | z₀) = N(z₀/α₀, e^{−λ_max} I) for continuous data; or N(x̂(z₀), variance I) with
-    `denoise`.
+    `uses_network`.
 
-    Without `denoise` and `variance` its term is ½d (log 2πe − λ_max): it falls without end as
+    Without `uses_network` and `variance` its term is ½d (log 2πe − λ_max): it falls without end as
     λ_max grows, so a learned λ_max is refused with this decoder.
 
     >>> Gaussian().expected_nll(torch.zeros(1, 2), 0.0)
@@ -136,9 +146,9 @@ class Gaussian(Decoder):
     """
 
     @validated
-    def __init__(self, *, variance: Variance | None = None, denoise: bool = False) -> None:
+    def __init__(self, *, variance: Variance | None = None, uses_network: bool = False) -> None:
         super().__init__()
-        self.variance, self.denoise = variance, denoise
+        self.variance, self.uses_network = variance, uses_network
 
     @validated
     def encode(self, data: Annotated[Tensor, _finite_data]) -> Tensor:
@@ -153,13 +163,13 @@ class Gaussian(Decoder):
     @validated
     def log_prob(self, data: Data, mean: Mean, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
         std = _std(self.variance, logsnr, mean.device)
-        score = (wide(data) - wide(mean)) / std
+        score = (to_float64(data) - to_float64(mean)) / std
         log_p = -0.5 * score.square() - std.log() - 0.5 * math.log(2 * math.pi)
         return sum_dims(log_p).to(at_least_float32(mean.dtype))
 
     @validated
     def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
-        logsnr = wide_number(logsnr, data.device)
+        logsnr = as_float64(logsnr, data.device)
         log_variance = -logsnr
         if self.variance is not None:
             log_variance = torch.full_like(logsnr, math.log(self.variance))
@@ -167,7 +177,7 @@ class Gaussian(Decoder):
         return (data[0].numel() * per_dim).to(at_least_float32(data.dtype)).expand(data.shape[0])
 
     def __repr__(self) -> str:
-        return f"Gaussian(variance={self.variance}, denoise={self.denoise})"
+        return f"Gaussian(variance={self.variance}, uses_network={self.uses_network})"
 
 
 def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
@@ -204,8 +214,8 @@ def log_normal_cdf(score: Tensor) -> Tensor:
 
 def _std(variance: float | None, logsnr: Tensor | float, device: torch.device) -> Tensor:
     if variance is not None:
-        return wide_number(math.sqrt(variance), device)
-    return torch.exp(-0.5 * wide_number(logsnr, device))
+        return as_float64(math.sqrt(variance), device)
+    return torch.exp(-0.5 * as_float64(logsnr, device))
 
 
 __all__ = ["DiscretizedGaussian", "Gaussian", "log_normal_cdf", "log_normal_interval"]

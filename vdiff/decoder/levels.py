@@ -20,15 +20,15 @@ from vdiff._validate import (
     validated,
 )
 from vdiff.decoder.base import Decoder, Mean, normal_nodes
-from vdiff.errors import InvalidType, checking, has_values
+from vdiff.errors import InvalidType, has_values, validation_enabled
 from vdiff.gaussian import (
     alpha,
+    as_float64,
     at_least_float32,
-    moving_only,
+    keep_dtype,
     per_example,
     sum_dims,
-    wide,
-    wide_number,
+    to_float64,
 )
 from vdiff.prediction import Prediction
 
@@ -95,17 +95,17 @@ class Levels(Decoder):
     """A decoder of integer data, 0 … levels − 1.
 
     The levels lie at x_k = 2(k + ½)/levels − 1, bins filling [−1, 1] (VDM's convention), or, if
-    `closed`, at x_k = 2k/(levels − 1) − 1 with the end levels on ±1 (DDPM's).
+    `levels_at_ends`, at x_k = 2k/(levels − 1) − 1 with the end levels on ±1 (DDPM's).
 
-    >>> Categorical(2).grid, Categorical(2, closed=True).grid
+    >>> Categorical(2).grid, Categorical(2, levels_at_ends=True).grid
     (tensor([-0.5000,  0.5000], dtype=torch.float64), tensor([-1.,  1.], dtype=torch.float64))
     """
 
     @validated
-    def __init__(self, levels: Level, *, closed: bool) -> None:
+    def __init__(self, levels: Level, *, levels_at_ends: bool) -> None:
         super().__init__()
-        self.levels, self.closed = levels, closed
-        self.spacing = 2.0 / (levels - 1 if closed else levels)
+        self.levels, self.levels_at_ends = levels, levels_at_ends
+        self.spacing = 2.0 / (levels - 1 if levels_at_ends else levels)
         self._tables: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
 
     @abc.abstractmethod
@@ -126,7 +126,7 @@ class Levels(Decoder):
         return self._place(torch.arange(self.levels, dtype=torch.float64, device="cpu"))
 
     def _place(self, level: Tensor) -> Tensor:
-        return level * self.spacing + (-1.0 if self.closed else -1.0 + 0.5 * self.spacing)
+        return level * self.spacing + (-1.0 if self.levels_at_ends else -1.0 + 0.5 * self.spacing)
 
     @validated
     def encode(self, data: LevelData) -> Tensor:
@@ -159,21 +159,21 @@ class Levels(Decoder):
         tensor([0.5817, 0.5817], dtype=torch.float64)
         """
         place = logsnr.device if isinstance(logsnr, Tensor) else torch.device("cpu")
-        return self._table(wide_number(logsnr, place))
+        return self._table(as_float64(logsnr, place))
 
     @validated
     def expected_nll(self, data: Integers, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
         if isinstance(logsnr, Tensor):
-            table = self._table(wide(logsnr.to(data.device)))
+            table = self._table(to_float64(logsnr.to(data.device)))
         else:
             key = (logsnr, data.device, at_least_float32(torch.get_default_dtype()))
             if key not in self._tables:
                 with torch.no_grad():
-                    self._tables[key] = self._table(wide_number(logsnr, data.device)).to(key[2])
+                    self._tables[key] = self._table(as_float64(logsnr, data.device)).to(key[2])
             table = self._tables[key]
         if table.ndim == 1:
             return sum_dims(F.embedding(data.long(), table[:, None]))
-        if checking():
+        if validation_enabled():
             dims, hint = data.shape[1:], "Categorical.fit(…, per_dim=False) is for all dimensions"
             shapes = f"have shape (levels,) or {(*dims, self.levels)}, as the data has"
             require(table.shape[:-1] == dims, "prior", shapes, tuple(table.shape), hint)
@@ -185,20 +185,20 @@ class Levels(Decoder):
         """log p(k | z₀) of every level k, each dimension by itself, from the prediction at z₀;
         nats, in float64.
 
-        >>> from vdiff import X
+        >>> from vdiff.parameterization import X
         >>> z, x, logsnr = torch.tensor([[0.1]]), torch.tensor([[0.2]]), torch.tensor([2.0])
         >>> Categorical(2).law(Prediction(z, logsnr, x, X())).exp()
         tensor([[[0.3127, 0.6873]]], dtype=torch.float64)
         """
-        if self.denoise:
+        if self.uses_network:
             mean = self.denoised(prediction)
         else:
             mean = prediction.z / per_example(alpha(prediction.logsnr), prediction.z)
-        return self._law(wide(mean)[..., None], prediction)
+        return self._law(to_float64(mean)[..., None], prediction)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Levels":
         self._tables.clear()
-        module: Levels = super()._apply(moving_only(fn), recurse)  # type: ignore[no-untyped-call]
+        module: Levels = super()._apply(keep_dtype(fn), recurse)  # type: ignore[no-untyped-call]
         return module
 
     def reset_parameters(self) -> None:
@@ -210,7 +210,7 @@ class Levels(Decoder):
         super()._load_from_state_dict(*args, **options)
 
     def extra_repr(self) -> str:
-        return f"levels={self.levels}, closed={self.closed}"
+        return f"levels={self.levels}, levels_at_ends={self.levels_at_ends}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
@@ -230,7 +230,7 @@ class Categorical(Levels):
     π is uniform unless `prior` is given: log-probabilities (levels,) for all dimensions or (*dims,
     levels) for each, for instance from `Categorical.fit`. Published numbers use the uniform one.
 
-    >>> decoder = Categorical(levels=256, closed=True)
+    >>> decoder = Categorical(levels=256, levels_at_ends=True)
     >>> round(decoder.table(13.3)[128].item(), 7)
     0.0069714
     """
@@ -242,11 +242,11 @@ class Categorical(Levels):
         self,
         levels: Level,
         *,
-        closed: bool = False,
+        levels_at_ends: bool = False,
         prior: Annotated[Tensor, _log_prior] | None = None,
     ) -> None:
-        super().__init__(levels, closed=closed)
-        prior = None if prior is None else torch.log_softmax(wide(prior), -1)
+        super().__init__(levels, levels_at_ends=levels_at_ends)
+        prior = None if prior is None else torch.log_softmax(to_float64(prior), -1)
         self.register_constructed("prior", prior)
 
     @classmethod
@@ -257,7 +257,7 @@ class Categorical(Levels):
         levels: Level,
         *,
         per_dim: bool = True,
-        closed: bool = False,
+        levels_at_ends: bool = False,
         pseudocount: Pseudocount = 1.0,
     ) -> "Categorical":
         """With π counted on training data, per dimension or for all together, plus a pseudocount
@@ -270,19 +270,21 @@ class Categorical(Levels):
                 [0.2500, 0.7500]], dtype=torch.float64)
         """
         counts = _counts(data.flatten(1) if per_dim else data.reshape(-1, 1), levels)
-        prior = (wide(counts) + pseudocount).log()
+        prior = (to_float64(counts) + pseudocount).log()
         prior = prior.view(*(data.shape[1:] if per_dim else ()), levels)
-        return cls(levels, closed=closed, prior=prior)
+        return cls(levels, levels_at_ends=levels_at_ends, prior=prior)
 
     @validated
     def log_prob(
         self, data: LevelData, mean: Mean, logsnr: Tensor | float
     ) -> Float[Tensor, " batch"]:
-        log_p = self._log_softmax(wide(mean)[..., None], wide_number(logsnr, mean.device).exp())
+        log_p = self._log_softmax(
+            to_float64(mean)[..., None], as_float64(logsnr, mean.device).exp()
+        )
         return sum_dims(log_p.gather(-1, data.long()[..., None])).to(at_least_float32(mean.dtype))
 
     def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
-        snr = per_example(wide(prediction.logsnr).exp(), mean)
+        snr = per_example(to_float64(prediction.logsnr).exp(), mean)
         return self._log_softmax(mean, torch.as_tensor(snr))
 
     def _log_softmax(self, mean: Tensor, snr: Tensor) -> Tensor:
@@ -296,7 +298,7 @@ class Categorical(Levels):
             prior = self.prior.view(-1, self.levels)
             return self._table_of_prior(prior, ratio, nodes, weights).view(self.prior.shape)
         # −log p = log1p of the levels below and above; one m away has e^{−½m²r² ∓ nmr}
-        away = wide(torch.arange(1, self.levels, device=logsnr.device)) * ratio
+        away = to_float64(torch.arange(1, self.levels, device=logsnr.device)) * ratio
         below = F.pad(torch.exp(-away * (0.5 * away + nodes[:, None])).cumsum(1), (1, 0))
         return weights @ torch.log1p(below + below.flip(0, 1))
 
@@ -305,10 +307,10 @@ class Categorical(Levels):
     ) -> Tensor:
         """The table of each row of a prior: E log Σ_j e^{−½m²r² + nmr} π_j/π_k over n, with m = j
         − k."""
-        levels = wide(torch.arange(self.levels, device=prior.device))
+        levels = to_float64(torch.arange(self.levels, device=prior.device))
         total = torch.zeros_like(prior)
         away = (levels[:, None] - levels) * ratio  # (k, j)
-        add = checking() and has_values(prior) and bool(prior.min() > FAINTEST)
+        add = validation_enabled() and has_values(prior) and bool(prior.min() > FAINTEST)
         together = max(1, PIECE // (self.levels * max(self.levels, len(prior))))
         for n, weight in zip(*(torch.split(v, together) for v in (nodes, weights)), strict=True):
             exponent = -away * (0.5 * away + n[:, None, None])  # at most ½n², 40

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._validate import Count, validated
-from vdiff.gaussian import sum_dims, wide
+from vdiff.gaussian import sum_dims, to_float64
 from vdiff.likelihood.pieces import data_hash
 from vdiff.oracle import Gaussian
 
@@ -105,7 +105,7 @@ class _FittedGaussian(FittedControl):
         self.log_variances, self.score, self.axes = log_variances, score, axes
 
     def centered(self, rows: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
-        level = wide(logsnr)[:, None] + self.log_variances
+        level = to_float64(logsnr)[:, None] + self.log_variances
         share = level.sigmoid().to(eps.dtype)  # S
         spread = (0.5 * level).cosh().reciprocal().mul(0.5).to(eps.dtype)  # √(S(1 − S))
         noise = eps.flatten(1) if self.axes is None else eps.flatten(1) @ self.axes

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._validate import require
-from vdiff.gaussian import wide_dtype
+from vdiff.gaussian import float64_for
 from vdiff.schedule import Schedule
 from vdiff.times import stratified
 
@@ -54,7 +54,7 @@ class Independent(Times):
     """
 
     def draw(self, n: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        return torch.rand(n, generator=generator, device=device, dtype=wide_dtype(device))
+        return torch.rand(n, generator=generator, device=device, dtype=float64_for(device))
 
 
 class Stratified(Times):
@@ -80,7 +80,7 @@ class Sobol(Times):
 
     def draw(self, n: int, generator: torch.Generator, device: torch.device) -> Tensor:
         shift = torch.randint(2**_BITS, (), generator=generator, device=device)
-        below = torch.rand(n, generator=generator, device=device, dtype=wide_dtype(device))
+        below = torch.rand(n, generator=generator, device=device, dtype=float64_for(device))
         u: Tensor = ((_sobol(n).to(device) ^ shift) + below) / 2**_BITS
         return u
 
@@ -130,7 +130,7 @@ class Along(Density):
     """The density of a schedule of one's own, over a range that it must cover; continuous time
     only.
 
-    >>> from vdiff import Cosine, Linear
+    >>> from vdiff.schedule import Cosine, Linear
     >>> t, q = Along(Cosine(10.0, -10.0), Linear(10.0, -10.0)).place(torch.tensor([0.5]))
     >>> t, q.round(decimals=2)
     (tensor([0.5000]), tensor([3.2100]))

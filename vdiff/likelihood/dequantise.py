@@ -21,7 +21,7 @@ from vdiff._arguments import Condition, Model, finite_end
 from vdiff._validate import Batch, Count, Number, Positive, require, validated
 from vdiff.decoder import Levels, log_normal_interval
 from vdiff.errors import InvalidType
-from vdiff.gaussian import sum_dims, wide
+from vdiff.gaussian import sum_dims, to_float64
 from vdiff.likelihood.conditions import conditions_by_image
 from vdiff.likelihood.flow_solver import FlowSolver
 from vdiff.likelihood.importance import ImportanceBound
@@ -60,7 +60,7 @@ class Dequantization:
 
     The decoder brings the encoding and the number of levels: `Categorical(17)` for the digits.
 
-    >>> from vdiff import Categorical
+    >>> from vdiff.decoder import Categorical
     >>> x, log_q = Uniform(Categorical(2)).draw(torch.tensor([[0, 1]]), [torch.Generator().manual_seed(0)])
     >>> bool((x[0, 0] < 0 < x[0, 1]).item()), round(log_q.item(), 4)                       # bins of width 1
     (True, 0.0)
@@ -89,7 +89,7 @@ class Dequantization:
         options: dict[str, Any] = {"size": data.shape[1:], "dtype": torch.float64}
         rolled = [torch.rand(**options, generator=g, device=g.device) for g in generators]
         u = self.within(2.0 * torch.stack(rolled).to(data.device) - 1.0)
-        return (wide(encoded) + u).to(encoded.dtype), sum_dims(self.log_density(u))
+        return (to_float64(encoded) + u).to(encoded.dtype), sum_dims(self.log_density(u))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.decoder!r})"
@@ -98,7 +98,7 @@ class Dequantization:
 class Uniform(Dequantization):
     """u uniform over the bin: log q = −log(width) in each dimension.
 
-    >>> from vdiff import Categorical
+    >>> from vdiff.decoder import Categorical
     >>> Uniform(Categorical(4)).log_density(torch.zeros(1))                                # bins of width ½
     tensor([0.6931])
     """
@@ -119,7 +119,7 @@ class TruncatedNormal(Dequantization):
 
     in closed form (Zheng et al., arXiv:2305.03935). At small τ it is uniform.
 
-    >>> from vdiff import Categorical
+    >>> from vdiff.decoder import Categorical
     >>> TruncatedNormal(Categorical(4), -20.0).log_density(torch.zeros(1))
     tensor([0.6931])
     """
@@ -234,7 +234,9 @@ def dequantized_ode(
         TypeError, ValueError: for data that is not of the decoder's levels, and for K > 1 with a
             random trace.
 
-    >>> from vdiff import Categorical, Lattice, Linear
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import Lattice
+    >>> from vdiff.schedule import Linear
     >>> levels = Categorical(2)
     >>> oracle = Lattice(levels.grid, [0.25, 0.75])
     >>> schedule = Linear(4.0, -10.0)

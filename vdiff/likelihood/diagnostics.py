@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff.decoder import Levels, signed
-from vdiff.gaussian import wide
+from vdiff.gaussian import to_float64
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.measurement import BINS, Evaluation, Measurement
 from vdiff.likelihood.pilot import bins_of
@@ -67,7 +67,9 @@ class Diagnostics:
 def examine(run: Evaluation, found: Measurement) -> Diagnostics:
     """The diagnostics of a finished run.
 
-    >>> from vdiff import Categorical, Lattice, Linear
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import Lattice
+    >>> from vdiff.schedule import Linear
     >>> from vdiff.likelihood.measurement import Effort
     >>> from vdiff.likelihood.plan import Plan
     >>> decoder = Categorical(levels=2)
@@ -101,7 +103,9 @@ def examine(run: Evaluation, found: Measurement) -> Diagnostics:
 def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[str]:
     """What a reader must know before trusting the number; empty where nothing stands out.
 
-    >>> from vdiff import Categorical, Lattice, Linear
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import Lattice
+    >>> from vdiff.schedule import Linear
     >>> from vdiff.likelihood.integrand import Integrand
     >>> from vdiff.likelihood.measurement import Effort
     >>> from vdiff.likelihood.plan import Plan
@@ -139,7 +143,7 @@ def _of_reach(run: Evaluation, draws: int) -> list[str]:
         return []
     shares = run.design.best(run.draws) / len(run.design.left)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    reached = wide(
+    reached = to_float64(
         torch.bincount(bins_of(run.design.density.place(u)[0], len(shares)), minlength=len(shares))
     ) / len(u)
     missed = (

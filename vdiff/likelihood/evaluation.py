@@ -177,7 +177,10 @@ def evaluate(
             tolerance is beyond the budget, naming the one that would do; where x̂ would be
             clipped; and as `elbo`.
 
-    >>> from vdiff import Categorical, Denoiser, Linear, X
+    >>> from vdiff import Denoiser
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.parameterization import X
+    >>> from vdiff.schedule import Linear
     >>> model = Denoiser(lambda z, logsnr: torch.zeros_like(z), X())
     >>> report = evaluate(model, torch.randint(0, 17, (8, 1, 8, 8)), schedule=Linear(), decoder=Categorical(17), draws=8)
     >>> report.total.value > 4.09
@@ -241,7 +244,9 @@ def compare(
     Raises:
         ValueError: as `evaluate`, and for decoders of other levels, whose data is another.
 
-    >>> from vdiff import Categorical, Lattice, Linear
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import Lattice
+    >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
     >>> right, wrong = Lattice(decoder.grid, [0.5, 0.5]), Lattice(decoder.grid, [0.3, 0.7])
     >>> comparison = compare(wrong, right, torch.tensor([[0], [1]] * 8), schedule=Linear(), decoder=decoder)

@@ -12,13 +12,13 @@ from torch import Tensor
 from vdiff._arguments import Model
 from vdiff._validate import require
 from vdiff.flow import solve
-from vdiff.gaussian import alpha, at_least_float32, sigma, sum_dims, wide, wide_number
+from vdiff.gaussian import alpha, as_float64, at_least_float32, sigma, sum_dims, to_float64
 from vdiff.likelihood.conditions import of_rows
 from vdiff.likelihood.gradient import EXAMPLES, check_gradient
 from vdiff.likelihood.pieces import State, law_of
 from vdiff.likelihood.protocol import of_model
 from vdiff.likelihood.trace import Trace
-from vdiff.loss import usable
+from vdiff.loss import clone_if_inference
 from vdiff.oracle import GaussianMixture
 from vdiff.parameterization import DIGITS
 from vdiff.prediction import Prediction
@@ -33,7 +33,8 @@ class FlowSolver:
     """A model's probability flow between the ends of a schedule, and how it is solved for so many
     rows.
 
-    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Linear
     >>> from vdiff.likelihood.trace import Exact
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[0.25]])
     >>> options = {"method": "dopri5", "unit": 0.5, "max_evaluations": 1000, "max_seconds": None}
@@ -68,9 +69,9 @@ class FlowSolver:
     def solved(self, x: Tensor, rows: Tensor, seed: int, audit: bool) -> State:
         """−log p (n, columns), z₁, evaluations, truncation and the audit's change of examples of
         these numbers."""
-        x = usable(x)
+        x = clone_if_inference(x)
         generators = [generator_of(seed, 0, f"example {i}") for i in rows.tolist()]
-        probes = self.trace.directions(wide(x), generators)
+        probes = self.trace.directions(to_float64(x), generators)
         path = _Path(self, x, rows, probes)
         checked = self._check_gradient(x, rows)
         nats, noise, evaluations = path.solve(self.tolerance)
@@ -84,10 +85,10 @@ class FlowSolver:
         many = math.ceil(EXAMPLES / len(x))
         numbers, several = rows.repeat(many), x.repeat(many, *(1 for _ in x.shape[1:]))
         condition = of_rows(self.condition, numbers, self.rows)
-        high, low = (wide_number(end, x.device).detach() for end in self.schedule.ends())
+        high, low = (as_float64(end, x.device).detach() for end in self.schedule.ends())
         # a network may be another at other levels: an expert for each, or guidance in between
         place = (torch.arange(len(several), device=x.device) + 0.5) / len(several)
-        level = torch.lerp(high, low, wide(place))
+        level = torch.lerp(high, low, to_float64(place))
 
         several = several.detach().to(at_least_float32(x.dtype))
         return check_gradient(lambda z: self.model(z, level, **condition).out, several, level)
@@ -99,8 +100,8 @@ class _Path:
     def __init__(self, flow: FlowSolver, x: Tensor, rows: Tensor, directions: Tensor) -> None:
         self.flow, self.trace, self.numbers, self.directions = flow, flow.trace, rows, directions
         self.condition = of_rows(flow.condition, rows, flow.rows)
-        self.dtype, self.x = at_least_float32(x.dtype), wide(x)
-        ends = (wide_number(end, x.device).detach() for end in flow.schedule.ends())
+        self.dtype, self.x = at_least_float32(x.dtype), to_float64(x)
+        ends = (as_float64(end, x.device).detach() for end in flow.schedule.ends())
         self.clean, self.noisy = ends
         self.z = alpha(self.clean) * self.x
         self.first: tuple[Tensor, Tensor] | None = None
@@ -116,7 +117,7 @@ class _Path:
                 for end in (self.clean, self.noisy):
                     _check_rounding(prediction, end)
             row, differentiable = prediction.parameterization, self.flow.differentiable
-            v = Prediction(z, level, wide(prediction.out), row).v
+            v = Prediction(z, level, to_float64(prediction.out), row).v
             options = {"differentiable": differentiable}
             divergence = self.trace.divergence(v, z, self.directions, **options)
             found = v if differentiable else v.detach(), divergence

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vdiff.errors import InvalidValue
-from vdiff.gaussian import diffuse, per_example, wide
+from vdiff.gaussian import diffuse, per_example, to_float64
 from vdiff.times import generator_of
 
 STEPS, AGREE = (1e-3, 1e-4), 0.01  # of the size of z; the share of a change that may be missed
@@ -99,15 +99,15 @@ class _Place:
 
     def _missed(self, line: Tensor, outputs: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
         """wᵀ(Δf − J Δz) of each piece of a line and each example, and the size of Δf."""
-        moved, change = wide(line).diff(dim=0), outputs.diff(dim=0)
+        moved, change = to_float64(line).diff(dim=0), outputs.diff(dim=0)
         along = (products * moved).flatten(2).sum(2)
-        found = (wide(self.w) * change).flatten(2).sum(2)
+        found = (to_float64(self.w) * change).flatten(2).sum(2)
         return found - along, torch.maximum(along.abs(), change.flatten(2).norm(dim=2))
 
     def _output(self, z: Tensor) -> Tensor:
         self.evaluations += 1
         with torch.no_grad():
-            return wide(self.function(z))
+            return to_float64(self.function(z))
 
     def _product(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """f and wᵀJ at z."""
@@ -119,7 +119,7 @@ class _Place:
                 product = torch.zeros_like(z)
                 if out.requires_grad:
                     (product,) = torch.autograd.grad(out, z, self.w, materialize_grads=True)
-            return wide(out.detach()), wide(product)
+            return to_float64(out.detach()), to_float64(product)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # without a gradient it has just worked

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vdiff._arguments import Condition, Model, finite_end
 from vdiff._validate import Count, FiniteData, unchecked, validated
-from vdiff.gaussian import wide
+from vdiff.gaussian import to_float64
 from vdiff.likelihood.conditions import conditions_by_row, of_rows
 from vdiff.likelihood.density import Stratified
 from vdiff.likelihood.integrand import Finite, evaluating, known_levels
@@ -119,13 +119,13 @@ def immse(
     Warns:
         UserWarning: where the tails beyond the schedule's ends, which are extrapolated, are long.
 
-    >>> from vdiff import Linear
+    >>> from vdiff.schedule import Linear
     >>> oracle = Gaussian([0.0], [0.25])
     >>> found = immse(oracle, torch.zeros(1, 1).double(), schedule=Linear(15.0, -15.0), gaussian=oracle)
     >>> round(found.nats.item(), 4), found.standard_error.item()                           # its own control variate
     (0.2258, 0.0)
     """
-    clean = wide(x).flatten(1)
+    clean = to_float64(x).flatten(1)
     if discrete:
         top = torch.full((len(x),), float(schedule.logsnr_max), dtype=torch.float64)
         known = gaussian.information(clean, top)
@@ -140,11 +140,11 @@ def immse(
     def difference(rows: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """½ rate (‖e‖² − ‖e_G‖²) at (example, time) pairs: (n, times)."""
         given = of_rows(condition or {}, rows, len(x))
-        z = wide(x[rows]).flatten(1)
+        z = to_float64(x[rows]).flatten(1)
         options: dict[str, Any] = {"schedule": schedule, "t": t}
         ours = loss(Finite(model, rows), x[rows], eps=noise, condition=given, **options)
-        theirs = loss(twin, z, eps=wide(noise).flatten(1), **options)
-        return (wide(ours) - theirs).view(-1, places)
+        theirs = loss(twin, z, eps=to_float64(noise).flatten(1), **options)
+        return (to_float64(ours) - theirs).view(-1, places)
 
     def piece(replicate: int, rows: Tensor) -> State:
         names = [f"example {i}" for i in rows.tolist()]

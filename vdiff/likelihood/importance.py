@@ -130,7 +130,8 @@ def path_importance(
         TypeError, ValueError: as `path_bound`, and where the model is not finite: for which
             example, at which λ.
 
-    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Linear
     >>> from vdiff.decoder import Gaussian
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
     >>> bound = path_importance(oracle, torch.zeros(1, 1), schedule=Linear(6.0, -5.0), decoder=Gaussian(), steps=8, samples=100)
@@ -202,7 +203,8 @@ def chain_log_prob(
 
     Raises ValueError for data of more dimensions.
 
-    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Linear
     >>> from vdiff.decoder import Gaussian
     >>> oracle, x = GaussianMixture([1.0], [[0.0]], [[0.25]]), torch.zeros(1, 1, dtype=torch.float64)
     >>> log_p = chain_log_prob(oracle, x, schedule=Linear(6.0, -5.0), steps=20, decoder=Gaussian(), points=1001)

@@ -34,7 +34,8 @@ _OUTER = ((max, "logsnr_max"), (min, "logsnr_min"))
 class Side(NamedTuple):
     """A model and its bound: between the ends of `base`, or of a chain of `steps`.
 
-    >>> from vdiff import Categorical, GaussianMixture
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import GaussianMixture
     >>> model = GaussianMixture([1.0], [[0.0]], [[1.0]])
     >>> Side(model, Linear(7.0, -6.0), Categorical(4), None).name("first")["logsnr, first"]
     [-6.0, 7.0]
@@ -63,7 +64,9 @@ class Integrand:
     Of the schedule it takes the ends: time is linear in λ between them, since where to look is the
     evaluation's own business. A chain keeps its steps.
 
-    >>> from vdiff import Categorical, GaussianMixture, Lattice, Linear
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import GaussianMixture, Lattice
+    >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
     >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
@@ -111,7 +114,7 @@ class Integrand:
     @property
     def evaluations(self) -> int:
         """Of a network, for each draw."""
-        return sum(2 if side.decoder.denoise else 1 for side in self.sides)
+        return sum(2 if side.decoder.uses_network else 1 for side in self.sides)
 
     def refuse_nonfinite(self, bound: Tensor, rows: Tensor, t: Tensor) -> None:
         """Raise where a bound is NaN or infinite, naming the first image and its λ."""
@@ -187,7 +190,9 @@ class Difference(Integrand):
     asked at the same λ, between the outer of their ends, and a diffusion term is zero beyond its
     own. Where one is a chain, both are asked at the same t.
 
-    >>> from vdiff import Categorical, Lattice, Linear
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import Lattice
+    >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
     >>> one, other = Lattice(decoder.grid, [0.5, 0.5]), Lattice(decoder.grid, [0.4, 0.6])
     >>> integrand = Difference(one, other, torch.tensor([[0], [1]]), Linear(), decoder)
@@ -292,7 +297,7 @@ class Finite:
     """A model whose predictions must be finite: an error names the example, by the numbers in
     `rows`, and the λ.
 
-    >>> from vdiff import Eps
+    >>> from vdiff.parameterization import Eps
     >>> model = lambda z, logsnr: Prediction(z, logsnr, z / 0, Eps())
     >>> model = Finite(model, torch.tensor([7]))
     >>> model(torch.ones(1, 1), torch.zeros(1))

@@ -64,7 +64,9 @@ class Evaluation:
     receives the measurement's state after each batch of images; `mark` tells this model's from
     another's.
 
-    >>> from vdiff import Categorical, Lattice, Linear
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import Lattice
+    >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
     >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)

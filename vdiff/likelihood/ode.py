@@ -161,7 +161,8 @@ def ode_likelihood(
 
     Song et al., arXiv:2011.13456, section 4.3; Grathwohl et al., arXiv:1810.01367.
 
-    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Linear
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[0.25]])
     >>> found = ode_likelihood(oracle, torch.zeros(1, 1), schedule=Linear(15.0, -15.0))
     >>> round(found.nats.item(), 4), round(-oracle.log_prob(torch.zeros(1, 1)).item(), 4)
@@ -237,7 +238,8 @@ def log_prob(
 
     Song et al., arXiv:2011.13456, section 4.3.
 
-    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Linear
     >>> x = torch.full((1, 1), 0.5, dtype=torch.float64, requires_grad=True)
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[0.25]])
     >>> found = log_prob(oracle, x, schedule=Linear(15.0, -15.0))

@@ -98,7 +98,9 @@ class Design:
 def pilot_evaluations(integrand: Integrand, plan: Plan) -> int:
     """How many network evaluations the pilot of a plan takes.
 
-    >>> from vdiff import Categorical, Lattice, Linear
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import Lattice
+    >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
     >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
@@ -129,7 +131,9 @@ def run_pilot(
 ) -> Design:
     """Fit a plan to an integrand; `told` hears how many network evaluations are done.
 
-    >>> from vdiff import Categorical, Lattice, Linear
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import Lattice
+    >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
     >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)

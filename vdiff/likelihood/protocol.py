@@ -18,7 +18,9 @@ def protocol_of(
     """Everything that a number depends on, as plain data; `extra` is what the caller alone knows,
     such as the EMA's decay.
 
-    >>> from vdiff import Categorical, Lattice, Linear
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import Lattice
+    >>> from vdiff.schedule import Linear
     >>> from vdiff.likelihood.integrand import Integrand
     >>> from vdiff.likelihood.measurement import Effort
     >>> from vdiff.likelihood.plan import Plan

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vdiff._validate import require, validated
 from vdiff.denoiser import logsnr_time
-from vdiff.gaussian import RestorableModule, wide
+from vdiff.gaussian import RestorableModule, to_float64
 from vdiff.loss import full_precision
 
 
@@ -55,5 +55,5 @@ class FourierFeatures(RestorableModule):
     def forward(self, logsnr: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
         with full_precision(logsnr.device):
             dtype = torch.promote_types(logsnr.dtype, torch.float32)
-            angle = self.of(wide(logsnr)).to(dtype)[:, None] * self.frequencies.to(dtype)
+            angle = self.of(to_float64(logsnr)).to(dtype)[:, None] * self.frequencies.to(dtype)
             return torch.cat([angle.sin(), angle.cos()], 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vdiff._validate import require, validated
 from vdiff.decoder import Levels
-from vdiff.errors import checking
+from vdiff.errors import validation_enabled
 from vdiff.gaussian import RestorableModule
 from vdiff.loss import full_precision
 
@@ -24,7 +24,7 @@ class LevelHead(RestorableModule):
     the network learns the rest. It knows the levels of the data, as VDM's Fourier features and
     categorical decoder do; the bound it gives is a bound like any other.
 
-    >>> from vdiff import Categorical
+    >>> from vdiff.decoder import Categorical
     >>> head = LevelHead(lambda z, logsnr: torch.zeros(1, 4, 1, 1), Categorical(levels=4))
     >>> head(torch.tensor([[[[0.3]]]]), torch.tensor([20.0]))
     tensor([[[[0.2500]]]])
@@ -47,7 +47,7 @@ class LevelHead(RestorableModule):
     ) -> Float[Tensor, "batch channels *size"]:
         logits = self.network(z, logsnr, **condition)
         levels, shape = len(self.grid), (z.shape[0], z.shape[1] * len(self.grid), *z.shape[2:])
-        if checking():
+        if validation_enabled():
             what = f"return channels × levels logits, shape {shape}"
             require(logits.shape == shape, "network", what, tuple(logits.shape))
         with full_precision(z.device):

@@ -172,7 +172,7 @@ class IDDPMUNet(UNet):
     four resolutions, attention with four heads at 16×16 and 8×8, the embedding as scale and shift;
     52.55 M parameters.
 
-    Use it as `Denoiser(IDDPMUNet(), Eps(), variance=Range())`. It takes the step of
+    Use it as `Denoiser(IDDPMUNet(), Eps(), variance=LearnedRange())`. It takes the step of
     iDDPM's cosine table of 4,000 levels at this λ, divided by 4.
 
     Improved Denoising Diffusion Probabilistic Models, arXiv:2102.09672, and the authors' code.

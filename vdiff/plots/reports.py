@@ -37,7 +37,7 @@ def schedule(path: Path, schedules: Mapping[str, Schedule]) -> None:
     """λ(t) and the density p(λ) of one or more schedules.
 
     >>> import tempfile
-    >>> from vdiff import Cosine
+    >>> from vdiff.schedule import Cosine
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     schedule(Path(folder) / "figure.png", {"cosine": Cosine()})
     """
@@ -65,7 +65,7 @@ def weighting(
     """w(λ) of one or more weightings, each divided by its largest value in the range.
 
     >>> import tempfile
-    >>> from vdiff import Sigmoid
+    >>> from vdiff.weighting import Sigmoid
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     weighting(Path(folder) / "figure.png", {"sigmoid": Sigmoid(2.0)})
     """
@@ -83,7 +83,7 @@ def objectives(path: Path, described: "Mapping[str, Description]") -> None:
     """Weights, densities of the draws and signals of objectives, by log-SNR.
 
     >>> import tempfile
-    >>> from vdiff import describe
+    >>> from vdiff.describe import describe
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     objectives(Path(folder) / "figure.png", {"edm": describe("edm")})
     """
@@ -158,7 +158,8 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
     best of the first.
 
     >>> import tempfile
-    >>> from vdiff import Linear, diagnose
+    >>> from vdiff.diagnosis import diagnose
+    >>> from vdiff.schedule import Linear
     >>> profile = Profile(-5.0, 5.0, bins=10)
     >>> profile.update(torch.linspace(-5, 5, 100), torch.rand(100))
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +202,7 @@ def moving_schedule(
     dashed. Needs Pillow.
 
     >>> import tempfile
-    >>> from vdiff import Linear
+    >>> from vdiff.schedule import Linear
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     moving_schedule(Path(folder) / "figure.gif", [(0, Linear()), (1, Linear(9.0, -5.0))])
     """

@@ -3,8 +3,8 @@
 from vdiff.sampling.driver import STEPS, sample, trajectory
 from vdiff.sampling.grid import few_steps, leading, trailing, uniform
 from vdiff.sampling.guidance import Clipped, Guided
-from vdiff.sampling.multistep import adams, dpmpp_2m
-from vdiff.sampling.noise import noise_like, start, streams
+from vdiff.sampling.multistep import adams_bashforth, dpmpp_2m
+from vdiff.sampling.noise import noise_like, per_sample_generators, start
 from vdiff.sampling.output import to_levels, to_uint8
 from vdiff.sampling.probability_flow import SolverError, encode, ode
 from vdiff.sampling.step import Counted, Memory, ancestral, ddim, heun
@@ -16,7 +16,7 @@ __all__ = [
     "Guided",
     "Memory",
     "SolverError",
-    "adams",
+    "adams_bashforth",
     "ancestral",
     "ddim",
     "dpmpp_2m",
@@ -26,9 +26,9 @@ __all__ = [
     "leading",
     "noise_like",
     "ode",
+    "per_sample_generators",
     "sample",
     "start",
-    "streams",
     "to_levels",
     "to_uint8",
     "trailing",

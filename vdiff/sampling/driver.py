@@ -20,7 +20,7 @@ from vdiff.gaussian import at_least_float32
 from vdiff.parameterization import DIGITS
 from vdiff.prediction import Prediction
 from vdiff.sampling.grid import Grid, uniform
-from vdiff.sampling.multistep import adams, dpmpp_2m
+from vdiff.sampling.multistep import adams_bashforth, dpmpp_2m
 from vdiff.sampling.noise import Generators
 from vdiff.sampling.probability_flow import ode
 from vdiff.sampling.step import Counted, Memory, Step, ancestral, ddim, heun
@@ -31,7 +31,7 @@ STEPS: dict[str, Step] = {
     "ddim": ddim,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
-    "adams": adams,
+    "adams_bashforth": adams_bashforth,
     "ode": ode,
 }
 OPTIONS = {  # of the steps
@@ -95,7 +95,8 @@ def trajectory(
     Arguments, errors and warnings are those of `sample`. The model is in evaluation mode while a
     step is computed, not between them.
 
-    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Linear
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
     >>> path = trajectory(oracle, torch.randn(4, 1), schedule=Linear(), steps=3)
     >>> [round(prediction.logsnr[0].item(), 1) for z, prediction in path]
@@ -148,7 +149,7 @@ def _to_keep(z: Tensor, prediction: Prediction) -> tuple[Tensor, Prediction]:
     """Copies that the caller may change: the next steps read these tensors, and a model may return
     its own."""
     tensors = {name: v.clone() for name, v in vars(prediction).items() if isinstance(v, Tensor)}
-    return z.clone(), prediction.but(**tensors)
+    return z.clone(), prediction.replace(**tensors)
 
 
 @_checked
@@ -179,7 +180,7 @@ def sample(
             `leading(…)`, or an array. The first may be −∞, pure noise, for a model that predicts
             x, v or the rectified flow, and any step but `heun`.
         step: from a level to the next, for instance `ancestral`, `heun`, `partial(ddim, eta=0.5)`.
-        generator: of the steps' noise: one for the batch, or one for each sample (`streams`).
+        generator: of the steps' noise: one for the batch, or one for each sample (`per_sample_generators`).
         differentiable: whether gradients reach z, the model's parameters and the conditions. The
             graph of every evaluation is then kept, so that memory grows with their number;
             `torch.utils.checkpoint` in the network trades it for time. Otherwise no graph is kept.
@@ -199,7 +200,8 @@ def sample(
         UserWarning: where the first level is so extreme that x̂ or ε̂ has lost its digits, and
             where z is far larger than such noise.
 
-    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Linear
     >>> oracle = GaussianMixture([1.0], [[3.0]], [[0.01]])
     >>> sample(oracle, torch.randn(1000, 1), schedule=Linear(), steps=50).mean().round()
     tensor(3.)

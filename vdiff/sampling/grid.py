@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vdiff._validate import Count, Given, require, validated
 from vdiff.errors import InvalidType, InvalidValue
-from vdiff.gaussian import device_of, wide
+from vdiff.gaussian import device_of, to_float64
 from vdiff.schedule import Schedule, Shifted, Tabulated, Truncated
 from vdiff.schedule.law import Logistic
 
@@ -36,7 +36,7 @@ def rising(levels: object, argument: str, given: Given) -> Tensor:
         hint = "integer steps of a table are its levels table.table[steps]"
     fits = row.ndim == 1 and len(row) > 0 and row.is_floating_point()
     require(fits, argument, what, f"shape {tuple(row.shape)}, {row.dtype}", hint)
-    grid = wide(row).clone()
+    grid = to_float64(row).clone()
     hint = "the step to data, λ = +∞, is x̂ at the last level and no level of its own"
     require(
         bool((grid < torch.inf).all()), argument, "be below +∞, and no NaN", grid.tolist(), hint
@@ -59,7 +59,7 @@ def uniform(schedule: Schedule, steps: Count) -> Float[Tensor, " steps"]:
     """The schedule at `steps` equidistant times from t = 1 to t = 0, both included; one step is t
     = 1 alone.
 
-    >>> from vdiff import Linear
+    >>> from vdiff.schedule import Linear
     >>> uniform(Linear(10.0, -10.0), 3)
     tensor([-10.,   0.,  10.], dtype=torch.float64)
     """
@@ -75,7 +75,7 @@ def trailing(schedule: Schedule, steps: Count) -> Float[Tensor, " steps"]:
     On a table of n levels these are levels of its own: those of the steps round(n − i n/N) − 1, i
     = 0 … N − 1.
 
-    >>> from vdiff import Linear, Tabulated
+    >>> from vdiff.schedule import Linear, Tabulated
     >>> trailing(Linear(10.0, -10.0), 4)
     tensor([-10.,  -5.,   0.,   5.], dtype=torch.float64)
     >>> table = Tabulated.linear_betas()
@@ -99,7 +99,7 @@ def leading(schedule: Schedule, steps: Count) -> Float[Tensor, " steps"]:
     On a table of n levels these are levels of its own: those of the steps (N − 1) r, …, 2 r, r, 0
     with r = ⌊n/N⌋.
 
-    >>> from vdiff import Linear, Tabulated
+    >>> from vdiff.schedule import Linear, Tabulated
     >>> leading(Linear(10.0, -10.0), 4)
     tensor([-5.,  0.,  5., 10.], dtype=torch.float64)
     >>> table = Tabulated.linear_betas()
@@ -118,7 +118,7 @@ def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
     scale 2.4.
 
     Rectified flow's own grid is the law of mean 0 and scale 2. Mean and scale were chosen on
-    Gaussian mixtures of 2 and 16 dimensions, with `adams`, for the fewest evaluations to a given
+    Gaussian mixtures of 2 and 16 dimensions, with `adams_bashforth`, for the fewest evaluations to a given
     error (`benchmarks/step_order.py`); data of unit scale. The ends are those of `Karras()`, σ
     from 80 down to 0.002.
 
@@ -144,7 +144,7 @@ def _table(schedule: Schedule, steps: int) -> Tensor | None:
 @torch.no_grad()
 def _at(schedule: Schedule, before: Tensor) -> Tensor:
     """λ at the times 1 − `before`."""
-    levels: Tensor = schedule(wide((1 - before).to(device_of(schedule))))
+    levels: Tensor = schedule(to_float64((1 - before).to(device_of(schedule))))
     return levels
 
 

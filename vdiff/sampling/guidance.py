@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vdiff._arguments import Model, original
 from vdiff._validate import Finite, Given, require, validated
-from vdiff.errors import InvalidType, InvalidValue, checking
+from vdiff.errors import InvalidType, InvalidValue, validation_enabled
 from vdiff.gaussian import per_example
 from vdiff.parameterization import X
 from vdiff.prediction import Prediction
@@ -83,7 +83,8 @@ class Guided(Wrapped):
             a call without the condition that it replaces, with one that has not a row for each
             sample, or with a fraction in the place of an integer.
 
-    >>> from vdiff import Denoiser, Eps
+    >>> from vdiff import Denoiser
+    >>> from vdiff.parameterization import Eps
     >>> model = Denoiser(lambda z, logsnr, label: label[:, None] * z, Eps())
     >>> guided = Guided(model, scale=3.0, unconditional={"label": 0})
     >>> guided(torch.ones(1, 2), torch.zeros(1), label=torch.tensor([2])).eps
@@ -135,13 +136,14 @@ class Guided(Wrapped):
         without = self._predict(z, logsnr, condition | replaced)
         scale = torch.where(inside, self.scale, torch.ones_like(logsnr))
         scale = torch.as_tensor(per_example(scale, z))
-        return conditional.but(out=torch.lerp(without.out, conditional.out, scale))
+        return conditional.replace(out=torch.lerp(without.out, conditional.out, scale))
 
 
 class Clipped(Wrapped):
     """x̂ clipped to the range of the data, at every level: `Clipped(model)` for data in [−1, 1].
 
-    >>> from vdiff import Denoiser, X
+    >>> from vdiff import Denoiser
+    >>> from vdiff.parameterization import X
     >>> Clipped(Denoiser(lambda z, logsnr: 3 * z, X()))(torch.ones(1, 2), torch.zeros(1)).x
     tensor([[1., 1.]])
     """
@@ -162,7 +164,7 @@ class Clipped(Wrapped):
     ) -> Prediction:
         """The prediction with its x̂ clipped."""
         free = self._predict(z, logsnr, condition)
-        return free.but(out=free.x.clamp(self.low, self.high), parameterization=X())
+        return free.replace(out=free.x.clamp(self.low, self.high), parameterization=X())
 
 
 def _like(name: str, value: Any, condition: Any, batch: int) -> Any:
@@ -170,7 +172,7 @@ def _like(name: str, value: Any, condition: Any, batch: int) -> Any:
     if not isinstance(condition, Tensor) or value is None:
         return value
     rows, came = f"have a row for each of {batch} samples", f"shape {tuple(condition.shape)}"
-    fits = not checking() or condition.ndim == 0 or len(condition) == batch
+    fits = not validation_enabled() or condition.ndim == 0 or len(condition) == batch
     require(fits, name, rows, came, "it would broadcast in silence")
     if not isinstance(value, Tensor | Real):
         what = "hold a number, a tensor or None in the place of a tensor"

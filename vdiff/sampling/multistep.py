@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vdiff._validate import Count, require, validated
 from vdiff.denoiser import flow_time
-from vdiff.gaussian import per_example, sigma, wide
+from vdiff.gaussian import per_example, sigma, to_float64
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.prediction import Prediction
 from vdiff.sampling.step import NOTHING, Memory, Model, is_at, move, scale
@@ -49,7 +49,7 @@ def dpmpp_2m(
     without a past, and to data (λ_s = +∞), with x̂_t. One evaluation, order 2. Lu et al.,
     arXiv:2211.01095, algorithm 2.
 
-    >>> from vdiff import GaussianMixture
+    >>> from vdiff.oracle import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
     >>> dpmpp_2m(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
     tensor([[0.9713]])
@@ -58,8 +58,8 @@ def dpmpp_2m(
     if not memory.past or is_at(torch.inf, logsnr_s):
         return move(now, logsnr_s)
     before = memory.past[-1]
-    t, s = wide(logsnr_t), wide(logsnr_s)
-    ratio = per_example(0.5 * (s - t) / (t - wide(before.logsnr)), z)
+    t, s = to_float64(logsnr_t), to_float64(logsnr_s)
+    ratio = per_example(0.5 * (s - t) / (t - to_float64(before.logsnr)), z)
     return move(Prediction(z, logsnr_t, now.x + ratio * (now.x - before.x), X()), logsnr_s)
 
 
@@ -74,7 +74,7 @@ def _velocity(target: Parameterization, logsnr_t: Tensor, order: int) -> None:
 
 
 @validated(rules=[_velocity])
-def adams(
+def adams_bashforth(
     model: Model,
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
@@ -107,17 +107,17 @@ def adams(
 
     Raises ValueError for another order or target, and for `Eps()` at λ_t = −∞.
 
-    >>> from vdiff import GaussianMixture
+    >>> from vdiff.oracle import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
-    >>> adams(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
+    >>> adams_bashforth(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
     tensor([[0.9713]])
     """
     now = model(z, logsnr_t)
     if is_at(torch.inf, logsnr_s):
         return move(now, logsnr_s)
     predictions = [*memory.past[1 - order :], now] if order > 1 else [now]
-    t, s = wide(logsnr_t), wide(logsnr_s)
-    weights = _integrals(target, [wide(one.logsnr) for one in predictions], t, s)
+    t, s = to_float64(logsnr_t), to_float64(logsnr_s)
+    weights = _integrals(target, [to_float64(one.logsnr) for one in predictions], t, s)
     n_s = scale(target, s)
     moved = per_example(n_s / scale(target, t), z) * z
     for one, weight in zip(predictions, weights, strict=True):
@@ -148,4 +148,4 @@ def _integrals(
     return integrals
 
 
-__all__ = ["adams", "dpmpp_2m"]
+__all__ = ["adams_bashforth", "dpmpp_2m"]

@@ -28,10 +28,10 @@ def per_sample(generator: Any, argument: str, given: Given) -> object:
     several = isinstance(generator, Sequence)
     for other in generator if several else [generator]:
         if not isinstance(other, torch.Generator):
-            hint = "torch.Generator().manual_seed(seed), or streams(seed, range(first, last))"
+            hint = "torch.Generator().manual_seed(seed), or per_sample_generators(seed, range(first, last))"
             what = "be a torch.Generator, or one for each sample"
             raise InvalidType(argument, what, repr(other), hint)
-    hint = "one for each sample of this batch: streams(seed, range(first, last))"
+    hint = "one for each sample of this batch: per_sample_generators(seed, range(first, last))"
     one, came = f"be one generator, or {len(z)}", f"{len(generator)} of them"
     require(len(generator) == len(z), argument, one, came, hint)
     return generator
@@ -41,11 +41,11 @@ Generators = Annotated[torch.Generator | Sequence[torch.Generator] | None, per_s
 
 
 @validated
-def streams(seed: int, samples: Iterable[int]) -> list[torch.Generator]:
+def per_sample_generators(seed: int, samples: Iterable[int]) -> list[torch.Generator]:
     """A generator for each numbered sample, a pure function of the seed and the number; on the CPU
     for every device.
 
-    >>> all_of_them, second = streams(0, range(3)), streams(0, [1])
+    >>> all_of_them, second = per_sample_generators(0, range(3)), per_sample_generators(0, [1])
     >>> torch.equal(torch.rand(2, generator=all_of_them[1]), torch.rand(2, generator=second[0]))
     True
     """
@@ -65,7 +65,7 @@ def noise_like(
     Raises ValueError unless there are as many generators as samples. `draw=torch.rand` is uniform
     on [0, 1).
 
-    >>> noise_like(torch.zeros(2, 3), streams(0, range(2))).shape
+    >>> noise_like(torch.zeros(2, 3), per_sample_generators(0, range(2))).shape
     torch.Size([2, 3])
     """
     return standard_normal(z, generator, draw)
@@ -79,13 +79,13 @@ def start(
 
     Raises TypeError for a single generator, which `torch.randn` takes.
 
-    >>> torch.equal(start((2,), streams(0, range(5)))[3:], start((2,), streams(0, [3, 4])))
+    >>> torch.equal(start((2,), per_sample_generators(0, range(5)))[3:], start((2,), per_sample_generators(0, [3, 4])))
     True
     """
     if not isinstance(generator, Sequence):
-        hint = "streams(seed, range(first, last)); torch.randn takes one for the whole batch"
+        hint = "per_sample_generators(seed, range(first, last)); torch.randn takes one for the whole batch"
         raise InvalidType("generator", "be one for each sample", repr(generator), hint)
     return noise_like(torch.empty((len(generator), *shape), dtype=dtype), generator)
 
 
-__all__ = ["Generators", "noise_like", "start", "streams"]
+__all__ = ["Generators", "noise_like", "per_sample_generators", "start"]

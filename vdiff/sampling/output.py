@@ -29,7 +29,8 @@ def to_levels(
     The chain's own last step is the draw, from p(data | z₀); what is nearest to x̂ has less noise
     and is no sample of it.
 
-    >>> from vdiff import Categorical, X
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.parameterization import X
     >>> z, x = torch.tensor([[-0.7, 0.2]]), torch.tensor([[-0.74, 0.26]])
     >>> last = Prediction(z, torch.tensor([12.0]), x, X())
     >>> to_levels(Categorical(4), last), to_levels(Categorical(4), last, draw=True)
@@ -42,7 +43,7 @@ def to_levels(
     for rows in (slice(first, first + at_once) for first in range(0, len(uniform), at_once)):
         tensors = {k: v[rows] for k, v in vars(prediction).items() if isinstance(v, Tensor)}
         # the level is where the distribution function passes a uniform number
-        below = decoder.law(prediction.but(**tensors)).exp().cumsum(-1)
+        below = decoder.law(prediction.replace(**tensors)).exp().cumsum(-1)
         drawn.append((below < uniform[rows][..., None]).sum(-1).clamp(max=decoder.levels - 1))
     return torch.cat(drawn)
 

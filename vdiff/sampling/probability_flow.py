@@ -14,7 +14,7 @@ from vdiff._arguments import Model as AnyModel
 from vdiff._validate import FiniteData, require, validated
 from vdiff.denoiser import evaluation_mode
 from vdiff.flow import SolverError, State, solve
-from vdiff.gaussian import at_least_float32, wide
+from vdiff.gaussian import at_least_float32, to_float64
 from vdiff.sampling.step import NOTHING, Counted, Memory, Model, Step
 from vdiff.schedule import Schedule
 
@@ -60,7 +60,7 @@ def ode(
         SolverError: when the step size underflows, a limit is reached, or v̂ is not finite.
         ImportError: without torchdiffeq.
 
-    >>> from vdiff import GaussianMixture
+    >>> from vdiff.oracle import GaussianMixture
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[0.25]])
     >>> level = torch.full((1,), 10.0, dtype=torch.float64)
     >>> round(ode(oracle, torch.ones(1, 1), -level, level).item(), 3)  # √(variance of z, λ = 10)
@@ -70,7 +70,7 @@ def ode(
     def field(level: Tensor, state: State) -> State:
         return (model(state[0], level.expand(len(state[0]))).v,)
 
-    ends = wide(logsnr_t)[0], wide(logsnr_s)[0]
+    ends = to_float64(logsnr_t)[0], to_float64(logsnr_s)[0]
     given: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "options": options}
     given |= {"max_evaluations": max_evaluations, "max_seconds": max_seconds}
     return solve("ode", field, (z,), *ends, **given).state[0]
@@ -101,14 +101,15 @@ def encode(
     parameters and the conditions, through every step of the solver, and memory grows with the
     number of evaluations.
 
-    >>> from vdiff import GaussianMixture, Linear
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Linear
     >>> oracle, schedule = GaussianMixture([1.0], [[0.0]], [[0.25]]), Linear(10.0, -10.0)
     >>> round(encode(oracle, torch.full((1, 1), 0.5), schedule=schedule).item(), 3)
     1.0
     """
     model = original(model)
     clean, noisy = (
-        wide(torch.full((len(z),), end, dtype=torch.float64)).to(z.device)
+        to_float64(torch.full((len(z),), end, dtype=torch.float64)).to(z.device)
         for end in (schedule.logsnr_max, schedule.logsnr_min)
     )
     with nullcontext() if differentiable else torch.no_grad(), evaluation_mode(model):

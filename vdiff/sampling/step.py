@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from vdiff._arguments import Condition
 from vdiff._validate import Number, require, validated
-from vdiff.errors import InvalidType, checking, has_values
-from vdiff.gaussian import PURE, alpha, combine, per_example, sigma, wide
+from vdiff.errors import InvalidType, has_values, validation_enabled
+from vdiff.gaussian import PURE, alpha, combine, per_example, sigma, to_float64
 from vdiff.gaussian import Step as ChainStep
 from vdiff.parameterization import Parameterization
 from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_sample
 from vdiff.sampling.noise import Generators, noise_like
-from vdiff.variance import Optimal, ReverseVariance
+from vdiff.variance import AnalyticVariance, ReverseVariance
 
 Model = Callable[..., Prediction]
 Eta = Annotated[
@@ -67,7 +67,9 @@ class Counted(nn.Module):
     """A model that counts its own evaluations, and keeps the first prediction since the last
     `take_first`.
 
-    >>> from vdiff import GaussianMixture, Karras, sample
+    >>> from vdiff import sample
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Karras
     >>> model = Counted(GaussianMixture([1.0], [[0.0]], [[1.0]]))
     >>> made = sample(model, torch.randn(4, 1), schedule=Karras(), steps=18, step=heun)
     >>> model.evaluations  # as in EDM: two for each of 17 steps, one for the last
@@ -124,25 +126,27 @@ def ancestral(
     """z_s ~ p(z_s | z_t) = N(μ_Q(z_t, x̂), Σ), the chain whose bound `elbo(..., steps=T)` is. One
     evaluation.
 
-    Σ is the model's own choice, or `variance`: `Posterior()`, `Forward()`, `Optimal(...)`, or,
-    with a head that learned it, `Range()`, `LogVariance()`, `Variance()`. From λ_t = −∞ it is α_s
-    x̂ + σ_s n (n, with `Forward()`). Ho et al., arXiv:2006.11239, algorithm 2.
+    Σ is the model's own choice, or `variance`: `FixedSmall()`, `FixedLarge()`, `AnalyticVariance(...)`, or,
+    with a head that learned it, `LearnedRange()`, `LearnedLogVariance()`, `LearnedVariance()`. From λ_t = −∞ it is α_s
+    x̂ + σ_s n (n, with `FixedLarge()`). Ho et al., arXiv:2006.11239, algorithm 2.
 
-    Raises ValueError for `Optimal(...)` at λ_t = −∞, where no profile reaches.
+    Raises ValueError for `AnalyticVariance(...)` at λ_t = −∞, where no profile reaches.
 
-    >>> from vdiff import GaussianMixture
+    >>> from vdiff.oracle import GaussianMixture
     >>> oracle, level = GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.zeros(1)
     >>> ancestral(oracle, torch.ones(1, 1), level, level + 1).shape
     torch.Size([1, 1])
     """
     now = model(z, logsnr_t)
     if variance is not None:
-        now = now.but(variance=variance)
-    known = not (isinstance(now.variance, Optimal) and is_at(-torch.inf, logsnr_t))
-    hint = "Posterior() or Forward() for the step from pure noise"
+        now = now.replace(variance=variance)
+    known = not (isinstance(now.variance, AnalyticVariance) and is_at(-torch.inf, logsnr_t))
+    hint = "FixedSmall() or FixedLarge() for the step from pure noise"
     require(known, "variance", "be known at λ = −∞", repr(now.variance), hint)
-    t = wide(logsnr_t).clamp(min=PURE)
-    return reverse_sample(now, ChainStep(t, wide(logsnr_s) - t), noise_like(z, memory.generator))
+    t = to_float64(logsnr_t).clamp(min=PURE)
+    return reverse_sample(
+        now, ChainStep(t, to_float64(logsnr_s) - t), noise_like(z, memory.generator)
+    )
 
 
 @validated
@@ -164,7 +168,7 @@ def ddim(
 
     Raises ValueError for η outside [0, 1].
 
-    >>> from vdiff import GaussianMixture
+    >>> from vdiff.oracle import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
     >>> ddim(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
     tensor([[0.9713]])
@@ -172,7 +176,7 @@ def ddim(
     now = model(z, logsnr_t)
     if eta == 0.0:
         return move(now, logsnr_s)
-    high, delta = wide(logsnr_s), wide(logsnr_s) - wide(logsnr_t)
+    high, delta = to_float64(logsnr_s), to_float64(logsnr_s) - to_float64(logsnr_t)
     # α_s x̂ + q ε̂ is a move to the cleaner level whose σ/α is q/α_s, scaled to α_s again
     cleaner = high - torch.log((1 - eta**2) + eta**2 * torch.exp(-delta))
     kept = per_example(alpha(high) / alpha(cleaner), z) * move(now, cleaner)
@@ -196,18 +200,18 @@ def heun(
     network's own units: where noise dominates, x̂ has digits that ε̂ has not. Raises ValueError at
     λ_t = −∞, where σ/α is infinite.
 
-    >>> from vdiff import GaussianMixture
+    >>> from vdiff.oracle import GaussianMixture
     >>> level = torch.zeros(1, dtype=torch.float64)
     >>> heun(GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.ones(1, 1), level, level + 1)
     tensor([[1.0055]])
     """
-    hint = "σ/α is infinite there: ddim or adams take a step from pure noise"
+    hint = "σ/α is infinite there: ddim or adams_bashforth take a step from pure noise"
     require(not is_at(-torch.inf, logsnr_t), "logsnr_t", "be above −∞", "-inf", hint)
     now = model(z, logsnr_t)
     first = move(now, logsnr_s)
     if is_at(torch.inf, logsnr_s):
         return first
-    there, t, s = model(first, logsnr_s), wide(logsnr_t), wide(logsnr_s)
+    there, t, s = model(first, logsnr_s), to_float64(logsnr_t), to_float64(logsnr_s)
     row = there.parameterization
     # since x̂ and ε̂ were as they are now
     change = there.out - row.target(now.x, now.eps, logsnr_s)
@@ -218,7 +222,7 @@ def heun(
 def is_at(level: float, logsnr: Tensor) -> bool:
     """Whether any λ is this one: +∞, clean data, where a step is x̂ and has no higher order, or
     −∞, pure noise."""
-    return checking() and has_values(logsnr) and bool((logsnr == level).any())
+    return validation_enabled() and has_values(logsnr) and bool((logsnr == level).any())
 
 
 def scale(parameterization: Parameterization, logsnr: Tensor) -> Tensor:
@@ -230,7 +234,7 @@ def scale(parameterization: Parameterization, logsnr: Tensor) -> Tensor:
 def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
     """z_s = α_s x̂ + σ_s ε̂ with the x̂ and ε̂ of a prediction, computed in its network's own
     units; exact to λ_s = +∞, where it is x̂."""
-    t, s = wide(prediction.logsnr), wide(logsnr_s)
+    t, s = to_float64(prediction.logsnr), to_float64(logsnr_s)
     a, b = prediction.parameterization.row(t)
     of_out = alpha(s) * sigma(t) * torch.expm1(-0.5 * (s - t))
     n = scale(prediction.parameterization, t)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vdiff._validate import Count, Fraction, Number, validated
 from vdiff.errors import under_functorch
-from vdiff.gaussian import wide
+from vdiff.gaussian import to_float64
 from vdiff.profile import Profile
-from vdiff.schedule.base import Merge, NoiseLevels
+from vdiff.schedule.base import AllReduce, NoiseLevels
 from vdiff.schedule.histogram import Histogram, filled
 
 
@@ -78,7 +78,7 @@ class Adaptive(Histogram):
         if not under_functorch(loss):
             self._count_loss()
             # the loss is ½ · rate · w‖e‖²
-            self.observe(levels.logsnr, 2.0 * wide(loss.detach()) / levels.rate)
+            self.observe(levels.logsnr, 2.0 * to_float64(loss.detach()) / levels.rate)
         return loss
 
     def observe(self, logsnr: Float[Tensor, " batch"], value: Float[Tensor, " batch"]) -> None:
@@ -86,11 +86,11 @@ class Adaptive(Histogram):
         self.noted.update(logsnr.detach(), value)
 
     @torch.no_grad()
-    def update(self, merge: Merge | None = None) -> None:
+    def update(self, all_reduce: AllReduce | None = None) -> None:
         """Turn what was noted since the last call, summed over ranks by `merge`, into the next p.
         Notes that hold NaN or infinity are dropped."""
         self._unread = 0
-        sums = self.noted.sums if merge is None else merge(self.noted.sums)
+        sums = self.noted.sums if all_reduce is None else all_reduce(self.noted.sums)
         self.profile.fade(self.decay)
         self.profile.sums += torch.where(sums.isfinite().all(), sums, 0.0)
         self.noted.sums.zero_()

@@ -20,8 +20,8 @@ from vdiff._validate import (
     unchecked,
     validated,
 )
-from vdiff.errors import InvalidType, checking, has_values
-from vdiff.gaussian import PreciseModule, Step, at_least_float32, device_of, wide
+from vdiff.errors import InvalidType, has_values, validation_enabled
+from vdiff.gaussian import PreciseModule, Step, at_least_float32, to_float64
 from vdiff.schedule._check import check
 from vdiff.schedule._check import returned as check_returned
 
@@ -30,7 +30,7 @@ EDGE = 1e-5  # how far beyond an end a rounded float32 λ may lie and still coun
 UNREAD = 500  # losses without an update, after which a schedule that learns from them says so
 
 AnySchedule = TypeVar("AnySchedule", bound="Schedule")
-Merge = Callable[[Tensor], Tensor]
+AllReduce = Callable[[Tensor], Tensor]
 Learn = Callable[[Tensor, int], Tensor]
 
 
@@ -46,7 +46,7 @@ class NoiseLevels(NamedTuple):
     `learn(loss, dims)` returns a loss that was taken there, (batch,) nats over `dims` dimensions,
     unchanged in value. A schedule that learns from losses does it there.
 
-    >>> from vdiff import Linear
+    >>> from vdiff.schedule import Linear
     >>> Linear(13.3, -5.0).at(torch.ones(1), steps=10).delta
     tensor([1.8300], dtype=torch.float64)
     """
@@ -121,7 +121,7 @@ class Schedule(PreciseModule):
         """Whether λ_min is −∞, as the last level of a table may be: `logsnr_at` then has −600 for
         it.
 
-        >>> from vdiff import Tabulated
+        >>> from vdiff.schedule import Tabulated
         >>> Tabulated([3.0, 0.0, -math.inf]).reaches_noise
         True
         """
@@ -168,7 +168,7 @@ class Schedule(PreciseModule):
         """The noise levels at times (batch,), in continuous time or on a chain of `steps` steps.
         With `pin`, learned end points get no gradient.
         """
-        t = wide(t)
+        t = to_float64(t)
         logsnr = self.logsnr_at(t)
         if steps is None:
             rate = self.rate_at(t, logsnr)
@@ -186,17 +186,17 @@ class Schedule(PreciseModule):
         """λ_s − λ_t over the step that ends at t, where λ(t) = logsnr."""
         return self.logsnr_at((t - 1 / steps).clamp(min=0.0)) - logsnr
 
-    def update(self, merge: Merge | None = None) -> None:
+    def update(self, all_reduce: AllReduce | None = None) -> None:
         """Learn from the losses since the last call: call it once after each optimizer step.
 
-        `merge` sums a tensor of statistics over ranks (`vdiff.training.over_ranks`). Most
+        `merge` sums a tensor of statistics over ranks (`vdiff.training.all_reduce`). Most
         schedules learn nothing here.
         """
 
     def _count_loss(self) -> None:
         """Warn, once, where many losses are taken and `update` is never called."""
-        self._unread += checking()
-        if self._unread == UNREAD and checking():
+        self._unread += validation_enabled()
+        if self._unread == UNREAD and validation_enabled():
             warnings.warn(
                 f"{type(self).__name__}: {UNREAD} losses, and none was taken in: call update() "
                 "of the schedule, or of the Objective, after each optimizer step",
@@ -207,11 +207,11 @@ class Schedule(PreciseModule):
     def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """λ(t), in the dtype of t (float32 where t is narrower).
 
-        >>> from vdiff import Cosine
+        >>> from vdiff.schedule import Cosine
         >>> Cosine()(torch.tensor(0.5))
         tensor(0.)
         """
-        t64 = wide(t)
+        t64 = to_float64(t)
         logsnr = self.logsnr_at(t64)
         if self.reaches_noise:
             logsnr = logsnr.masked_fill(t64 >= 1, -math.inf)
@@ -221,11 +221,11 @@ class Schedule(PreciseModule):
     def rate(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """−dλ/dt at t: positive.
 
-        >>> from vdiff import Linear
+        >>> from vdiff.schedule import Linear
         >>> Linear(13.3, -5.0).rate(torch.tensor(0.5))
         tensor(18.3000)
         """
-        t64 = wide(t)
+        t64 = to_float64(t)
         return self.rate_at(t64, self.logsnr_at(t64)).to(at_least_float32(t.dtype))
 
     @validated
@@ -236,12 +236,12 @@ class Schedule(PreciseModule):
 
         Raises ValueError where λ lies beyond the ends, unless `clamp`, which returns 0 or 1 there.
 
-        >>> from vdiff import Linear
+        >>> from vdiff.schedule import Linear
         >>> Linear(13.3, -5.0).inverse(torch.tensor(4.15))
         tensor(0.5000)
         """
-        level = wide(logsnr)
-        if not clamp and checking() and has_values(logsnr):
+        level = to_float64(logsnr)
+        if not clamp and validation_enabled() and has_values(logsnr):
             between = f"lie within the ends [{self.logsnr_min:g}, {self.logsnr_max:g}]"
             came = f"values from {level.min():g} to {level.max():g}" if level.numel() else ""
             hint = "clamp=True returns the nearest end"
@@ -253,13 +253,13 @@ class Schedule(PreciseModule):
         """p(λ) = −dt/dλ, normalised over [λ_min, λ_max] and zero outside. At an end where the rate
         is 0 it is infinite; 10⁶/(λ_max − λ_min) stands for that.
 
-        >>> from vdiff import Linear
+        >>> from vdiff.schedule import Linear
         >>> Linear(13.3, -5.0).density(torch.tensor([0.0, 20.0]))
         tensor([0.0546, 0.0000])
         """
-        if checking():
+        if validation_enabled():
             self.check_once()
-        level = wide(logsnr)
+        level = to_float64(logsnr)
         density = self.density_at(level)
         if self._least_rate:
             density = density.abs().clamp(max=1 / self._least_rate)  # a rate may be −0
@@ -269,11 +269,11 @@ class Schedule(PreciseModule):
     def delta(self, t: Float[Tensor, "*shape"], steps: Steps) -> Float[Tensor, "*shape"]:
         """λ_s − λ_t over the step that ends at t, s = t − 1/T, in float64.
 
-        >>> from vdiff import Linear
+        >>> from vdiff.schedule import Linear
         >>> Linear(13.3, -5.0).delta(torch.tensor(1.0), steps=10)
         tensor(1.8300, dtype=torch.float64)
         """
-        t64 = wide(t)
+        t64 = to_float64(t)
         return self.delta_at(t64, self.logsnr_at(t64), steps)
 
     @validated
@@ -283,7 +283,7 @@ class Schedule(PreciseModule):
         `density_at`, where a class has its own, its inverse and one over the rate. Returns self;
         raises ValueError at the first t that fails.
 
-        >>> from vdiff import Cosine
+        >>> from vdiff.schedule import Cosine
         >>> Cosine().check()
         Cosine(logsnr_max=15.0, logsnr_min=-15.0)
         """
@@ -321,9 +321,6 @@ class Schedule(PreciseModule):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
-
-
-home = device_of
 
 
 __all__ = ["NoiseLevels", "Schedule", "check_returned"]

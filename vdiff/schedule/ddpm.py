@@ -21,13 +21,13 @@ class HyperbolicSecant(Law):
     def __init__(self, shift: Finite = 0.0) -> None:
         self.shift = shift
 
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
         return self.shift + 2.0 * torch.log(
             torch.sin(0.5 * math.pi * rest) / torch.sin(0.5 * math.pi * t)
         )
 
-    def survival(self, logsnr: Tensor) -> Tensor:
+    def sf(self, logsnr: Tensor) -> Tensor:
         return torch.atan(torch.exp(-0.5 * (logsnr - self.shift))) * (2.0 / math.pi)
 
     def cdf(self, logsnr: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class OffsetCosine(Law):
     """iDDPM's cosine with offset s: ᾱ = cos²φ/cos²φ₀, φ = (t + s)/(1 + s)·π/2 (arXiv:2102.09672,
     eq. 17), not clipped.
 
-    >>> OffsetCosine().quantile(torch.tensor(0.5))
+    >>> OffsetCosine().icdf(torch.tensor(0.5))
     tensor(-0.0246)
     """
 
@@ -51,14 +51,14 @@ class OffsetCosine(Law):
         self._angle = 0.5 * math.pi / (1.0 + offset)  # φ − φ₀ at t = 1
         self._start = self._angle * offset  # φ₀
 
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
         signal = torch.sin(self._angle * rest).square()  # cos²φ
         turned = self._angle * t
         noise = torch.sin(turned) * torch.sin(turned + 2 * self._start)  # cos²φ₀ − cos²φ
         return torch.log(signal / noise)
 
-    def survival(self, logsnr: Tensor) -> Tensor:
+    def sf(self, logsnr: Tensor) -> Tensor:
         signal, noise = self._squares(logsnr)
         power, phi = torch.sigmoid(-logsnr), torch.atan(torch.sqrt(noise / signal))
         # φ − φ₀ where it is small
@@ -116,7 +116,7 @@ class LinearBetaLaw(Law):
     """DDPM's linear β in continuous time: λ = −log expm1(B), B = β₀t + ½(β₁ − β₀)t² (Score SDE,
     arXiv:2011.13456).
 
-    >>> LinearBetaLaw().quantile(torch.tensor(0.5))
+    >>> LinearBetaLaw().icdf(torch.tensor(0.5))
     tensor(-2.4551)
     """
 
@@ -124,11 +124,11 @@ class LinearBetaLaw(Law):
     def __init__(self, beta_min: Positive = 0.1, beta_max: Finite = 20.0) -> None:
         self.beta_min, self.beta_max = beta_min, beta_max
 
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         integral = t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
         return -torch.log(torch.expm1(integral))
 
-    def survival(self, logsnr: Tensor) -> Tensor:
+    def sf(self, logsnr: Tensor) -> Tensor:
         integral = F.softplus(-logsnr)
         return 2.0 * integral / (self.beta_min + self._beta(integral))
 
@@ -159,7 +159,7 @@ class LinearBeta(Truncated):
     ) -> None:
         law = LinearBetaLaw(beta_min, beta_max)
         times = torch.tensor([1e-3, 1.0], dtype=torch.float64, device="cpu")
-        high, low = law.quantile(times).tolist()
+        high, low = law.icdf(times).tolist()
         super().__init__(
             law,
             high if logsnr_max is None else logsnr_max,

@@ -18,7 +18,7 @@ class Shifted(Schedule):
 
     A resolution shift (simple diffusion, SD3) is this with a negative shift.
 
-    >>> from vdiff import Cosine
+    >>> from vdiff.schedule import Cosine
     >>> Shifted(Cosine(), -2.0)(torch.tensor(0.5))
     tensor(-2.)
     """

@@ -20,7 +20,7 @@ class Logistic(Law):
     """A logistic law; rectified flow with uniform t is the one of mean 0 and scale 2: λ = 2 log((1
     − t)/t).
 
-    >>> Logistic().quantile(torch.tensor(0.1))
+    >>> Logistic().icdf(torch.tensor(0.1))
     tensor(4.3944)
     """
 
@@ -28,18 +28,18 @@ class Logistic(Law):
     def __init__(self, mean: Finite = 0.0, scale: Positive = 2.0) -> None:
         self.mean, self.scale = mean, scale
 
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
         return self.mean + self.scale * torch.log(rest / t)
 
-    def survival(self, logsnr: Tensor) -> Tensor:
+    def sf(self, logsnr: Tensor) -> Tensor:
         return torch.sigmoid((self.mean - logsnr) / self.scale)
 
     def cdf(self, logsnr: Tensor) -> Tensor:
         return torch.sigmoid((logsnr - self.mean) / self.scale)
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return self.survival(logsnr) * self.cdf(logsnr) / self.scale
+        return self.sf(logsnr) * self.cdf(logsnr) / self.scale
 
 
 class OptimalTransport(Truncated):
@@ -96,7 +96,7 @@ class Gaussian(Law):
     """A normal law N(mean, std²): EDM's log-normal σ is N(−2 P_mean, (2 P_std)²), SD3's
     logit-normal t N(−2m, (2s)²).
 
-    >>> Gaussian(2.4, 2.4).quantile(torch.tensor(0.5))
+    >>> Gaussian(2.4, 2.4).icdf(torch.tensor(0.5))
     tensor(2.4000)
     """
 
@@ -104,12 +104,12 @@ class Gaussian(Law):
     def __init__(self, mean: Finite = 2.4, std: Positive = 2.4) -> None:
         self.mean, self.std = mean, std
 
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
         score = torch.where(t < 0.5, -torch.special.ndtri(t), torch.special.ndtri(rest))
         return self.mean + self.std * score
 
-    def survival(self, logsnr: Tensor) -> Tensor:
+    def sf(self, logsnr: Tensor) -> Tensor:
         return _normal_cdf((self.mean - logsnr) / self.std)
 
     def cdf(self, logsnr: Tensor) -> Tensor:
@@ -160,13 +160,13 @@ class DoubleExponential(Law):
     def __init__(self, mean: Finite = 0.0, scale: Positive = 0.5) -> None:
         self.mean, self.scale = mean, scale
 
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1.0 - t if rest is None else rest
         return self.mean + self.scale * torch.where(
             t < 0.5, -torch.log(2.0 * t), torch.log(2.0 * rest)
         )
 
-    def survival(self, logsnr: Tensor) -> Tensor:
+    def sf(self, logsnr: Tensor) -> Tensor:
         return self._tail(logsnr - self.mean)
 
     def cdf(self, logsnr: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class DoubleExponential(Law):
 class Laplace(Truncated):
     """λ ~ Laplace(mean, scale) (Hang et al., arXiv:2407.03297), on [−15, 15] by default.
 
-    >>> Laplace().law.quantile(torch.tensor(0.1))
+    >>> Laplace().law.icdf(torch.tensor(0.1))
     tensor(0.8047)
     """
 

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from vdiff._validate import Steps, validated
 from vdiff.errors import under_functorch
-from vdiff.gaussian import wide
-from vdiff.schedule.base import Learn, Merge, NoiseLevels, Schedule, unchanged
+from vdiff.gaussian import to_float64
+from vdiff.schedule.base import AllReduce, Learn, NoiseLevels, Schedule, unchanged
 
 # the least slope: no λ is looked at more than 1/FLOOR times as often as under the linear schedule
 FLOOR = 1e-3
@@ -121,11 +121,11 @@ class Learned(Schedule):
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         """(u, u') at t: the share of the range that lies behind, and its rate.
 
-        >>> from vdiff import LearnedLinear
+        >>> from vdiff.schedule import LearnedLinear
         >>> LearnedLinear().shape(torch.tensor(0.5))
         (tensor(0.5000, dtype=torch.float64), tensor(1., dtype=torch.float64))
         """
-        t64 = wide(t)
+        t64 = to_float64(t)
         v, slope, whole = self.rise(t64)
         u = torch.lerp(v / whole, t64, FLOOR)
         u = torch.where(
@@ -157,7 +157,7 @@ class Learned(Schedule):
 
     @validated
     def at(self, t: Tensor, steps: Steps | None = None, *, pin: bool = True) -> NoiseLevels:
-        t, graph = wide(t), torch.is_grad_enabled()
+        t, graph = to_float64(t), torch.is_grad_enabled()
         high, low = self.ends(pin)
         distance, learn = high - low, unchanged
         if steps is not None:
@@ -175,11 +175,11 @@ class Learned(Schedule):
         return levels._replace(learn=learn)
 
     @torch.no_grad()
-    def update(self, merge: Merge | None = None) -> None:
+    def update(self, all_reduce: AllReduce | None = None) -> None:
         """Take the losses since the last call into the running mean m of the shape's gradient."""
         self._unread = 0
         if self.learns_shape:
-            total, count = (self.seen if merge is None else merge(self.seen)).clone()
+            total, count = (self.seen if all_reduce is None else all_reduce(self.seen)).clone()
             mean = torch.where(
                 total.isfinite() & (count > 0), total / count.clamp(min=1), self.mean_loss
             )
@@ -199,7 +199,7 @@ class Learned(Schedule):
         return loss + zero
 
     def _weigh(self, carrier: Tensor, loss: Tensor, dims: int) -> Tensor:
-        value = wide(loss.detach())
+        value = to_float64(loss.detach())
         if self.training and not under_functorch(value):
             self._count_loss()
             self.seen[0] += value.sum()
@@ -221,7 +221,7 @@ class LearnedLinear(Learned):
 
     Only the whole bound trains them (`elbo`): from the diffusion term alone they would close in on
     each other for ever, so `weighted_elbo` passes them no gradient. They are float64 and belong
-    outside weight decay (`vdiff.parameter_groups` sees to it).
+    outside weight decay (`vdiff.groups.parameter_groups` sees to it).
 
     >>> schedule = LearnedLinear(13.3, -5.0)
     >>> schedule(torch.tensor([0.0, 1.0]))
@@ -236,7 +236,7 @@ class LearnedLinear(Learned):
         return False
 
     def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        t64 = wide(t)
+        t64 = to_float64(t)
         return t64, torch.ones_like(t64)
 
     def time_at(self, logsnr: Tensor) -> Tensor:

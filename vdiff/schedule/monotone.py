@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vdiff._validate import Count, Positive, Whole, validated
-from vdiff.gaussian import wide
+from vdiff.gaussian import to_float64
 from vdiff.schedule.learned import FLOOR, Learned
 
 ROWS = 32  # times in a block, on a CPU
@@ -22,7 +22,7 @@ class Monotone(Learned):
     Backwards, the shape gets the gradient of the loss's variance and the ends that of the bound,
     in one pass (module `vdiff.schedule.learned`; the switch is `follow_variance`). Call `update()`
     after each optimizer step, as `vdiff.training.train` does, and give the shape a learning rate
-    of its own (`vdiff.parameter_groups`).
+    of its own (`vdiff.groups.parameter_groups`).
 
         u(t) ∝ l₁(t) + l₃(sigmoid(l₂(l₁(t)))) − the same at 0
 
@@ -174,7 +174,7 @@ class Spline(Learned):
         self.log_density.zero_()
 
     def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        t64 = wide(t)
+        t64 = to_float64(t)
         times, *cells = self._cells()
         cell = _place(times, t64)
         start, low, gain = (part[cell] for part in (times, *cells))

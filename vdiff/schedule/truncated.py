@@ -14,23 +14,23 @@ class Law(ABC):
 
     `rest` is 1 − t where it is known more accurately than by subtraction.
 
-    >>> from vdiff import OptimalTransport
+    >>> from vdiff.schedule import OptimalTransport
     >>> law = OptimalTransport().law                         # of the schedule before it is cut off
-    >>> law, law.cdf(law.quantile(torch.tensor(0.25)))
+    >>> law, law.cdf(law.icdf(torch.tensor(0.25)))
     (Logistic(mean=0.0, scale=2.0), tensor(0.7500))
     """
 
     @abstractmethod
-    def quantile(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         """λ at original time t."""
 
     @abstractmethod
-    def survival(self, logsnr: Tensor) -> Tensor:
+    def sf(self, logsnr: Tensor) -> Tensor:
         """P(Λ > λ): the original time."""
 
     def cdf(self, logsnr: Tensor) -> Tensor:
         """P(Λ ≤ λ), one minus the original time."""
-        return 1.0 - self.survival(logsnr)
+        return 1.0 - self.sf(logsnr)
 
     @abstractmethod
     def density(self, logsnr: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Truncated(Schedule):
     t₀). `law` is the law itself, with its `quantile` and `density` on the whole line.
 
     >>> from vdiff.schedule.law import Logistic
-    >>> Truncated(Logistic(), 10.0, -10.0).law.quantile(torch.tensor(0.25))
+    >>> Truncated(Logistic(), 10.0, -10.0).law.icdf(torch.tensor(0.25))
     tensor(2.1972)
     """
 
@@ -57,7 +57,7 @@ class Truncated(Schedule):
         super().__init__(logsnr_max, logsnr_min)
         self.law = law
         ends = torch.tensor(self._ends, dtype=torch.float64, device="cpu")
-        self._before = law.survival(ends)[0].item()  # mass above λ_max
+        self._before = law.sf(ends)[0].item()  # mass above λ_max
         self._after = law.cdf(ends)[1].item()  # mass below λ_min
         self._mass = 1.0 - self._before - self._after
         reached = ends * torch.nan
@@ -74,15 +74,13 @@ class Truncated(Schedule):
         )
 
     def logsnr_at(self, t: Tensor) -> Tensor:
-        return self.law.quantile(
-            self._before + self._mass * t, self._after + self._mass * (1.0 - t)
-        )
+        return self.law.icdf(self._before + self._mass * t, self._after + self._mass * (1.0 - t))
 
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
         return self._mass / self.law.density(logsnr)
 
     def time_at(self, logsnr: Tensor) -> Tensor:
-        return (self.law.survival(logsnr) - self._before) / self._mass
+        return (self.law.sf(logsnr) - self._before) / self._mass
 
     def density_at(self, logsnr: Tensor) -> Tensor:
         return self.law.density(logsnr) / self._mass

@@ -26,7 +26,7 @@ from vdiff.schedule import Linear, Schedule, Tabulated
 from vdiff.theorems.integral import log_normal, panels
 from vdiff.theorems.subject import FEWEST, HIGH, LOW, Subject, f64
 from vdiff.theorems.theorem import Sides, equal, paired, theorem
-from vdiff.variance import Forward, Posterior, ReverseVariance
+from vdiff.variance import FixedLarge, FixedSmall, ReverseVariance
 from vdiff.weighting import MSE, Sigmoid, loss_factor
 
 STEPS = 8
@@ -60,7 +60,7 @@ def predicted(
     x, eps, step = drawn(subject, n, name)
     said = predict_at(subject.model, x, eps, step.logsnr_t, {})
     parts = said.z, said.logsnr, said.out, said.parameterization
-    return Prediction(*parts, variance or Posterior()), x, eps, step
+    return Prediction(*parts, variance or FixedSmall()), x, eps, step
 
 
 def kernels(
@@ -141,7 +141,7 @@ def step_is_a_squared_error(subject: Subject, variance: str = "variance") -> Sid
 def step_with_the_forward_variance(subject: Subject, variance: str = "forward_variance") -> Sides:
     """With Σ = c σ_t² ("large") the KL of a step is that of the two Gaussians written out,
     constant included."""
-    prediction, x, eps, step = predicted(subject, 64, "large", Forward())
+    prediction, x, eps, step = predicted(subject, 64, "large", FixedLarge())
     q, p = kernels(prediction, x, step, getattr(step, variance))
     kl = total(kl_divergence(q, p))
     return equal(reverse_kl(prediction, x, eps, step), kl, rel=1e-8, why=DENSITY)
@@ -185,7 +185,10 @@ def telescoped_bound(subject: Subject, first: bool = True) -> Sides:
     """On every path, Σ log q(z_t | z_s)/p(z_s | z_t) with its ends is the sum over posteriors
     q(z_s | z_t, x) with theirs."""
     recorder, x = Recorder(subject.model), subject.x
-    decoder, generator = GaussianDecoder(variance=0.1, denoise=True), subject.generator("path")
+    decoder, generator = (
+        GaussianDecoder(variance=0.1, uses_network=True),
+        subject.generator("path"),
+    )
     path = path_bound(
         recorder, x, schedule=CHAIN, decoder=decoder, steps=STEPS, generator=generator
     )

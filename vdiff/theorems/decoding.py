@@ -18,7 +18,7 @@ LEVELS, LOGSNR, STD = 32, 5.0, 0.3
 MEANS = f64([-1.4, -1.0, -0.2, 0.03, 0.9, 0.98])
 DECODERS: tuple[Levels, ...] = (
     Categorical(LEVELS),
-    Categorical(LEVELS, closed=True),
+    Categorical(LEVELS, levels_at_ends=True),
     DiscretizedGaussian(LEVELS),
     DiscretizedGaussian(LEVELS, variance=STD**2),
 )

@@ -18,7 +18,7 @@ from vdiff.theorems.integral import average
 from vdiff.theorems.paths import GaussianPath
 from vdiff.theorems.subject import ORACLE, Subject, f64, line
 from vdiff.theorems.theorem import ERRORS, Sides, equal, paired, sampled, theorem
-from vdiff.variance import Forward, Posterior, ReverseVariance
+from vdiff.variance import FixedLarge, FixedSmall, ReverseVariance
 
 LAMBDA, DELTA = f64([-4.0, 0.0, 5.0]), 0.5
 HERMITE = f64([-(3**0.5), 0.0, 3**0.5]), f64([1 / 6, 2 / 3, 1 / 6])
@@ -54,12 +54,12 @@ def step_moments(
 
 @theorem(
     f"{BLOG}, its theorem, with the difference worked out",
-    without={"Σ is the posterior's": {"variance": Forward()}},
+    without={"Σ is the posterior's": {"variance": FixedLarge()}},
 )
 def rao_blackwell_law(variance: ReverseVariance | None = None) -> Sides:
     """At each step Var of the sampled log-ratio = Var of the KL + 2 E[KL]: equal only where the KL
     is zero."""
-    ratio, closed, kl = step_moments(variance or Posterior())
+    ratio, closed, kl = step_moments(variance or FixedSmall())
     return equal(ratio, closed + 2 * kl, rel=1e-8, why=QUADRATURE)
 
 
@@ -68,7 +68,7 @@ def rao_blackwell_never_adds_variance(along_a_path: bool = False) -> Sides:
     """Step by step the KL in closed form has no more variance than the sampled log-ratio, with Σ =
     β̃ and with Σ = β = e^u β̃: less by E[½ d expm1(−u)² + e^{−2u} expm1(Δ) ‖ε − ε̂‖²]."""
     ratio, less = [], []
-    for variance, u in ((Posterior(), f64([0.0])), (Forward(), _log_ratio(LAMBDA, DELTA))):
+    for variance, u in ((FixedSmall(), f64([0.0])), (FixedLarge(), _log_ratio(LAMBDA, DELTA))):
         found, closed, _ = step_moments(variance)
         squares = torch.exp(-2 * u) * math.expm1(DELTA) * ORACLE.mmse(LAMBDA)
         ratio.append(found)
@@ -83,7 +83,7 @@ def _log_ratio(logsnr: Tensor, delta: float) -> Tensor:
     return torch.log(torch.sigmoid(-logsnr) / torch.sigmoid(-logsnr - delta))
 
 
-@theorem(f"{BLOG}, its theorem", without={"Σ is the posterior's": {"variance": Forward()}})
+@theorem(f"{BLOG}, its theorem", without={"Σ is the posterior's": {"variance": FixedLarge()}})
 def rao_blackwell_law_of_any_network(
     subject: Subject, variance: ReverseVariance | None = None
 ) -> Sides:
@@ -107,7 +107,7 @@ REDUCED, STEP = f64([8.0, 0.0, -4.0]), 18.3 / 1000
 def order_of_the_reduction(constant: float | None = None) -> Sides:
     """For N(0, 1) the reduction at a step is 1 + 2/(expm1(Δ) sigmoid(λ)): of order T, and without
     bound at the noisy end; 109, 218 and 6022 at λ = 8, 0 and −4 of 1000 steps."""
-    ratio, closed, _ = step_moments(Posterior(), Gaussian([0.0], [1.0]), REDUCED, STEP)
+    ratio, closed, _ = step_moments(FixedSmall(), Gaussian([0.0], [1.0]), REDUCED, STEP)
     law = 1 + 2 / (math.expm1(STEP) * torch.sigmoid(REDUCED))
     return equal(ratio / closed, constant or law, rel=1e-8, why="quadrature")
 

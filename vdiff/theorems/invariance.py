@@ -10,7 +10,7 @@ from vdiff.denoiser import Denoiser, edm_time, flow_time, sigma_time
 from vdiff.gaussian import alpha, per_example, sum_dims
 from vdiff.loss import predict_at, weighted_elbo
 from vdiff.oracle import GaussianMixture
-from vdiff.parameterization import Eps, Exploding, Flow, Parameterization, Score, V, X
+from vdiff.parameterization import Eps, Flow, Parameterization, Score, V, VarianceExploding, X
 from vdiff.schedule import Cosine, Schedule, Shifted
 from vdiff.theorems.integral import QUADRATURE, expected_loss, integral
 from vdiff.theorems.shapes import BENT, CORNERS, FIXED, LEARNED
@@ -144,7 +144,7 @@ def process_invariance(subject: Subject, rescaled: bool = True) -> Sides:
         return subject.model(z, lam).x
 
     x, eps, t = subject.drawn("process", 256)
-    model = Denoiser(network, Exploding(X()))
+    model = Denoiser(network, VarianceExploding(X()))
     left = weighted_elbo(model, x, schedule=COSINE, t=t, eps=eps)
     why = "float64 rounding of conversions"
     return equal(left, _written(subject, x, eps, t), rel=1e-7, why=why)
@@ -176,7 +176,7 @@ def published_networks_are_one_model(subject: Subject, scale: float = 1.0) -> Si
     models = [
         Denoiser(edm, V(0.5), time=edm_time, output=torch.neg),
         Denoiser(velocity, Flow(), time=flow_time),
-        Denoiser(denoised, Exploding(X()), time=sigma_time),
+        Denoiser(denoised, VarianceExploding(X()), time=sigma_time),
     ]
     x, eps, t = subject.drawn("published", 128)
     losses = [weighted_elbo(model, x, schedule=COSINE, t=t, eps=eps) for model in models]

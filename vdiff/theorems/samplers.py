@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vdiff.gaussian import alpha
 from vdiff.loss import Model
-from vdiff.sampling import Memory, adams, ddim, dpmpp_2m, heun, trajectory
+from vdiff.sampling import Memory, adams_bashforth, ddim, dpmpp_2m, heun, trajectory
 from vdiff.schedule import Linear
 from vdiff.theorems.subject import f64, line, scaled_x
 from vdiff.theorems.theorem import Sides, equal, theorem
@@ -21,8 +21,8 @@ STEPPERS: dict[str, tuple[Callable[..., Tensor], int]] = {  # with the order of 
     "ddim": (ddim, 1),
     "heun": (heun, 2),
     "dpmpp_2m": (dpmpp_2m, 2),
-    "adams of order 2": (partial(adams, order=2), 2),
-    "adams of order 3": (partial(adams, order=3), 3),
+    "adams_bashforth of order 2": (partial(adams_bashforth, order=2), 2),
+    "adams_bashforth of order 3": (partial(adams_bashforth, order=3), 3),
 }
 
 
@@ -42,7 +42,7 @@ def quantiles(logsnr: Tensor) -> Tensor:
     },
 )
 def samplers_follow_the_flow(model: Model = LINE, counts: tuple[int, int] = (200, 400)) -> Sides:
-    """As steps grow many, ddim, heun, dpmpp_2m and adams take the quantiles of noise to those of
+    """As steps grow many, ddim, heun, dpmpp_2m and adams_bashforth take the quantiles of noise to those of
     the data, as the exact flow does."""
     left = []
     for step, order in STEPPERS.values():
@@ -74,7 +74,7 @@ def _error(step: Callable[..., Tensor], steps: int, remembers: bool) -> Tensor:
     "EDM, arXiv:2206.00364, appendix D; DPM-Solver++, arXiv:2211.01095, theorem 1; Adams and Bashforth",
     without={
         "multistep methods have their past": {
-            "names": ("dpmpp_2m", "adams of order 2"),
+            "names": ("dpmpp_2m", "adams_bashforth of order 2"),
             "remembers": False,
         }
     },
@@ -83,7 +83,7 @@ def order_of_the_samplers(
     names: tuple[str, ...] = tuple(STEPPERS), remembers: bool = True
 ) -> Sides:
     """The error falls as the steps' length to the power of the order: 1 for ddim, 2 for heun and
-    dpmpp_2m, 2 and 3 for adams."""
+    dpmpp_2m, 2 and 3 for adams_bashforth."""
     found = []
     for name in names:
         errors = [_error(STEPPERS[name][0], steps, remembers) for steps in (120, 240, 480)]

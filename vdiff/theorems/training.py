@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from vdiff.chain import hybrid, vlb
+from vdiff.chain import hybrid_loss, vlb
 from vdiff.decoder import Categorical, normal_nodes
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.denoiser import Denoiser
@@ -21,7 +21,7 @@ from vdiff.schedule import Cosine, LearnedLinear
 from vdiff.theorems.integral import log_normal, panels, slope, squared
 from vdiff.theorems.subject import HIGH, LOW, Subject, biased, f64
 from vdiff.theorems.theorem import Sides, equal, theorem
-from vdiff.variance import Range
+from vdiff.variance import LearnedRange
 
 
 @theorem(
@@ -33,7 +33,7 @@ def one_term_estimates_the_whole_bound(subject: Subject, first: int = 0) -> Side
     levels, one by one, it is that bound."""
     schedule, steps, variance = Cosine(HIGH, LOW), 6, 0.1
     x, eps, _ = subject.drawn("terms of vlb", 32)
-    decoder = GaussianDecoder(variance=variance, denoise=True)
+    decoder = GaussianDecoder(variance=variance, uses_network=True)
     options: dict[str, Any] = {
         "schedule": schedule,
         "steps": steps,
@@ -67,8 +67,8 @@ def hybrid_loss_trains_the_variance_by_the_bound(detached: float = 1.0) -> Sides
     rows: dict[str, Any] = {"t": t, "eps": one + error}
     with torch.enable_grad():
         eps, v = one.clone().requires_grad_(), one.clone().requires_grad_()
-        model = Denoiser(lambda z, lam: torch.cat([eps, v], 1), Eps(), variance=Range())
-        loss = hybrid(model, 0 * eps, schedule=schedule, steps=steps, bound_weight=b, **rows)
+        model = Denoiser(lambda z, lam: torch.cat([eps, v], 1), Eps(), variance=LearnedRange())
+        loss = hybrid_loss(model, 0 * eps, schedule=schedule, steps=steps, bound_weight=b, **rows)
         gradients = torch.autograd.grad(loss.sum(), [eps, v])
     k = torch.expm1(schedule(t - 1 / steps) - schedule(t))
     ratio = torch.log1p(k * torch.sigmoid(schedule(t)))  # log β/β̃

@@ -18,14 +18,21 @@ from vdiff.schedule import Linear
 from vdiff.theorems.integral import average
 from vdiff.theorems.subject import ORACLE, Subject, f64, line
 from vdiff.theorems.theorem import Sides, at_least, equal, theorem
-from vdiff.variance import Forward, LogVariance, Optimal, Posterior, Range, ReverseVariance
+from vdiff.variance import (
+    AnalyticVariance,
+    FixedLarge,
+    FixedSmall,
+    LearnedLogVariance,
+    LearnedRange,
+    ReverseVariance,
+)
 
 BOOK, ANALYTIC = "Foundations of Diffusion Models", "Analytic-DPM, arXiv:2201.06503, theorem 1"
 SCHEDULE = Linear(6.0, -5.0)
 ENDS = f64([SCHEDULE.logsnr_max, SCHEDULE.logsnr_min])
 QUADRATURE = "quadrature over x and ε"
 LINE = line()
-SMALL, LARGE, LOG, RANGE = Posterior(), Forward(), LogVariance(), Range()
+SMALL, LARGE, LOG, RANGE = FixedSmall(), FixedLarge(), LearnedLogVariance(), LearnedRange()
 
 
 def chain_of(steps: int) -> Step:
@@ -130,7 +137,7 @@ def tight_at_every_number_of_steps(data: GaussianMixture = LINE, shared: bool = 
 
 AT = (-1.3, 0.0, 0.4, 2.0)
 LEAST = torch.sigmoid(torch.tensor(-SCHEDULE.logsnr_max)).item()
-OF_Z0 = GaussianDecoder(variance=LEAST, denoise=True)
+OF_Z0 = GaussianDecoder(variance=LEAST, uses_network=True)
 
 
 @theorem(
@@ -197,7 +204,7 @@ def best_variance_of_any_network(subject: Subject, shared: bool = True) -> Sides
     error = said.squared_error(x, eps)
     profile = Profile(-1.0, 1.0, bins=1)
     profile.update(step.logsnr_t, error if shared else d * error)
-    best = Optimal(profile, d)
+    best = AnalyticVariance(profile, d)
     prediction = Prediction(said.z, said.logsnr, said.out, said.parameterization, best)
     square = (eps - said.eps).flatten(1).square().sum(1).mean()
     right = 0.5 * d * torch.log1p(torch.expm1(f64(1.5)) * square / d)

@@ -18,7 +18,7 @@ from vdiff.schedule.law import HyperbolicSecant, Law
 from vdiff.theorems.integral import log_normal, slope
 from vdiff.theorems.subject import HIGH, LOW, Subject
 from vdiff.theorems.theorem import Sides, equal, theorem
-from vdiff.variance import Forward, Posterior, ReverseVariance
+from vdiff.variance import FixedLarge, FixedSmall, ReverseVariance
 from vdiff.weighting import (
     EDM,
     ELBO,
@@ -43,7 +43,7 @@ BETAS = torch.linspace(1e-3, 0.3, LEVELS, dtype=torch.float64)
 KEPT = torch.cumprod(1 - BETAS, 0)  # ᾱ_t
 TABLE = Tabulated.from_betas(BETAS)
 sig = torch.sigmoid
-SMALL, LARGE = Posterior(), Forward()
+SMALL, LARGE = FixedSmall(), FixedLarge()
 
 
 def _simple(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +60,7 @@ def _simple(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
 def _first(subject: Subject, x: Tensor, eps: Tensor) -> Tensor:
     """ω₁ (L₀ − C₁) of a Gaussian decoder of variance β₁ around x̂(z₀)."""
     variance = BETAS[0].item()
-    decoder = GaussianDecoder(variance=variance, denoise=True)
+    decoder = GaussianDecoder(variance=variance, uses_network=True)
     term = decoder.reconstruction(x, x, TABLE.logsnr_max, subject.model, eps=eps)
     constant = 0.5 * x[0].numel() * math.log(2 * math.pi * variance)
     return (term - constant) / (LEVELS * math.exp(-TABLE.logsnr_max) / (2 * variance))

@@ -10,7 +10,7 @@ with extra("train"):  # before anything is trained, not at the first checkpoint
 from vdiff.groups import parameter_groups
 from vdiff.training.config import Config
 from vdiff.training.loop import train
-from vdiff.training.ranks import here, over_ranks, processes, shard
+from vdiff.training.ranks import all_reduce, here, processes, shard
 from vdiff.training.run import Run
 from vdiff.training.validation import Validation
 
@@ -18,8 +18,8 @@ __all__ = [
     "Config",
     "Run",
     "Validation",
+    "all_reduce",
     "here",
-    "over_ranks",
     "parameter_groups",
     "processes",
     "shard",

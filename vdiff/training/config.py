@@ -133,7 +133,7 @@ class Config:
         weights = ELBO() if self.weighting is None else build(weighting, self.weighting)
         if read is None or not isinstance(weights, ELBO):
             return Weighted(weights, steps=self.chain, decoder=read)
-        terms = (self.chain or 0) + read.denoise
+        terms = (self.chain or 0) + read.uses_network
         resampling = LossSecondMoment(terms) if self.resampling else None
         return VLB(read, steps=self.chain, resampling=resampling)
 

@@ -29,7 +29,9 @@ def parts_of(objective: Objective) -> Parts:
     Weights do not count by their values, and learned ends are weights. The buffers of a fixed
     schedule count by their values, and so do those that no weights file holds.
 
-    >>> from vdiff import Cosine, Denoiser, V
+    >>> from vdiff import Denoiser
+    >>> from vdiff.parameterization import V
+    >>> from vdiff.schedule import Cosine
     >>> model = Denoiser(torch.nn.Linear(2, 2), V())
     >>> parts = parts_of(Objective(model, schedule=Cosine(5.0, -5.0)))
     >>> [parts[name] for name in ("schedule.logsnr_max", "model.network.weight")]

@@ -14,16 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 from vdiff._known_range import widen_trained
 from vdiff._validate import Count, validated
 from vdiff.errors import InvalidType, InvalidValue
-from vdiff.gaussian import wide
+from vdiff.gaussian import device_of, to_float64
 from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
-from vdiff.schedule.base import home
 from vdiff.terminal import say
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.described import check_described
 from vdiff.training.guard import autocast, memory_hint, not_finite
-from vdiff.training.ranks import from_first, here, on_first, over_ranks
+from vdiff.training.ranks import all_reduce, from_first, here, on_first
 from vdiff.training.record import Reading, Readings, Record, tensorboard
 from vdiff.training.run import Run
 from vdiff.training.signals import stopping
@@ -126,7 +125,7 @@ class Trainer:
         on_nonfinite: Policy = "skip",
     ) -> None:
         self.config, self.run, self.on_nonfinite, self.place = config, run, on_nonfinite, here()
-        self.device = home(objective)
+        self.device = device_of(objective)
         if any(p.is_meta for p in objective.parameters()):
             hint = "objective.to_empty(device=…), then load or initialise its weights"
             raise InvalidValue("objective", "have weights", "the meta device", hint)
@@ -241,15 +240,15 @@ class Trainer:
         norm = nn.utils.get_total_norm(gradients)
         if config.clip is not None:
             nn.utils.clip_grads_with_norm_(self.network_parameters, config.clip, norm)
-        total = wide(torch.stack(losses).sum())
+        total = to_float64(torch.stack(losses).sum())
         finite = total.isfinite() & norm.isfinite()
         for p in self.schedule_parameters:
             finite &= p.grad is None or p.grad.isfinite().all()
         flags = [(~finite).to(total), torch.full_like(total, asked() > 0)]
         numbers = torch.stack([total, norm.to(total.dtype), *flags])
-        numbers = over_ranks(numbers) / self.place.count
+        numbers = all_reduce(numbers) / self.place.count
         self.state.advance(numbers[2] > 0)
-        self.objective.update(over_ranks)
+        self.objective.update(all_reduce)
         self.state.averages.update(step)
         return numbers
 

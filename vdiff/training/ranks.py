@@ -107,7 +107,7 @@ def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) 
 
     >>> import tempfile
     >>> from torch.distributed.device_mesh import init_device_mesh
-    >>> from vdiff import LearnedLinear
+    >>> from vdiff.schedule import LearnedLinear
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     store = f"file://{folder}/store"
     ...     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
@@ -142,10 +142,10 @@ def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) 
     return module
 
 
-def over_ranks(statistics: Tensor) -> Tensor:
-    """A tensor summed over all ranks, in place: `schedule.update(over_ranks)`.
+def all_reduce(statistics: Tensor) -> Tensor:
+    """A tensor summed over all ranks, in place: `schedule.update(all_reduce)`.
 
-    >>> over_ranks(torch.ones(1))
+    >>> all_reduce(torch.ones(1))
     tensor([1.])
     """
     if here().count > 1:
@@ -188,10 +188,10 @@ def from_first(state: dict[str, dict[str, Tensor]]) -> None:
 
 __all__ = [
     "Place",
+    "all_reduce",
     "from_first",
     "here",
     "on_first",
-    "over_ranks",
     "own_device",
     "processes",
     "shard",

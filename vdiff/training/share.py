@@ -1,7 +1,7 @@
 """An evaluation over several processes: which images are this one's."""
 
 from vdiff.likelihood import Share
-from vdiff.training.ranks import here, over_ranks
+from vdiff.training.ranks import all_reduce, here
 
 
 def share_of_rank() -> Share:
@@ -11,7 +11,7 @@ def share_of_rank() -> Share:
     1
     """
     place = here()
-    return Share(place.index, place.count, over_ranks) if place.count > 1 else Share()
+    return Share(place.index, place.count, all_reduce) if place.count > 1 else Share()
 
 
 __all__ = ["share_of_rank"]

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from vdiff._validate import Finite, Given, Steps, ordered_ends, require, shown, validated
 from vdiff.errors import InvalidType, InvalidValue
-from vdiff.gaussian import PURE, RestorableModule, at_least_float32, wide
+from vdiff.gaussian import PURE, RestorableModule, at_least_float32, device_of, to_float64
 from vdiff.parameterization import Parameterization
 from vdiff.schedule import Schedule, Tabulated
-from vdiff.schedule.base import home
 
 SPAN = 40.0  # |λ| up to which a weighting is checked
 _CHECKED: "weakref.WeakSet[Callable[[Tensor], Tensor]]" = weakref.WeakSet()
@@ -78,9 +77,9 @@ class Weighting(RestorableModule, abc.ABC):
         >>> Sigmoid(bias=2.0)(torch.tensor([2.0]))
         tensor([0.5000])
         """
-        return self.weight_at(wide(logsnr)).to(at_least_float32(logsnr.dtype))
+        return self.weight_at(to_float64(logsnr)).to(at_least_float32(logsnr.dtype))
 
-    def range(self) -> tuple[float, float]:
+    def support(self) -> tuple[float, float]:
         """The λ between which the weighting is meant to be used."""
         return -SPAN, SPAN
 
@@ -114,7 +113,7 @@ class Weighting(RestorableModule, abc.ABC):
         return int((w == w.max()).nonzero()[-1])
 
     def _grid(self) -> Tensor:
-        return torch.linspace(*self.range(), 8001, dtype=torch.float64, device=home(self))
+        return torch.linspace(*self.support(), 8001, dtype=torch.float64, device=device_of(self))
 
     def __mul__(self, factor: "Weighting") -> "Weighting":
         return Product(self, factor)
@@ -127,7 +126,7 @@ class Weighting(RestorableModule, abc.ABC):
         >>> (ELBO() * MinSNR(5.0)).check()
         Product(ELBO(), MinSNR(gamma=5.0))
         """
-        check_values(self, *self.range())
+        check_values(self, *self.support())
         return self
 
     def __repr__(self) -> str:
@@ -153,8 +152,8 @@ class Product(Weighting):
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return self.base.weight_at(logsnr) * self.factor.weight_at(logsnr)
 
-    def range(self) -> tuple[float, float]:
-        (low, high), (lower, higher) = self.base.range(), self.factor.range()
+    def support(self) -> tuple[float, float]:
+        (low, high), (lower, higher) = self.base.support(), self.factor.support()
         return max(low, lower), min(high, higher)
 
     def extra_repr(self) -> str:
@@ -180,7 +179,7 @@ class Custom(Weighting):
         hint = "give the range it is meant for: Custom(…, logsnr_min=…, logsnr_max=…)"
         check_values(self.weight_at, logsnr_min, logsnr_max, hint)
 
-    def range(self) -> tuple[float, float]:
+    def support(self) -> tuple[float, float]:
         return self._range
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
@@ -192,7 +191,7 @@ def check_values(
 ) -> None:
     """Raise unless a weighting is finite, nonnegative and (batch,) → (batch,) between two
     log-SNRs. Reads values."""
-    place = home(weighting)
+    place = device_of(weighting)
     if place.type == "meta":
         return
     with torch.no_grad():
@@ -267,7 +266,7 @@ class LossFactor:
 
     @validated
     def __call__(self, logsnr: Annotated[Float[Tensor, "*shape"], not_times]) -> Tensor:
-        v = wide(logsnr).masked_fill(logsnr == -math.inf, PURE)
+        v = to_float64(logsnr).masked_fill(logsnr == -math.inf, PURE)
         kappa2 = self.parameterization.kappa2(v)
         if self.steps is None:
             value = self.weighting(v) / (2.0 * self.schedule.density(v) * kappa2)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from vdiff._validate import Finite, Given, Positive, Steps, require, validated
 from vdiff.errors import InvalidType
-from vdiff.gaussian import PURE
+from vdiff.gaussian import PURE, device_of
 from vdiff.parameterization import Parameterization, V, X
 from vdiff.schedule import OptimalTransport, Schedule
-from vdiff.schedule.base import EDGE, home
+from vdiff.schedule.base import EDGE
 from vdiff.schedule.law import Gaussian, Law
 from vdiff.weighting.base import SPAN, Weighting, lowest
 
@@ -69,7 +69,7 @@ class MSE(Weighting):
     dimensions, with λ ~ p_s between the ends of s, whatever schedule it is sampled with. With
     `steps`, the mean over the T + 1 levels of the T-step chain of s: w(λ_i) = 2κ²/((T + 1)
     expm1(λ_{i−1} − λ_i)) at i = 1 … T. The level at t = 0 is the decoder's: no draw trains it,
-    though a sampler asks the network there. `hybrid(…, steps=T, bound_weight=0)` is the simple
+    though a sampler asks the network there. `hybrid_loss(…, steps=T, bound_weight=0)` is the simple
     loss on all T + 1 levels. A learned or adaptive schedule is refused: the objective would move
     with it.
 
@@ -96,7 +96,7 @@ class MSE(Weighting):
         self._find_first_level()
 
     def _find_first_level(self, *_: object) -> None:
-        if isinstance(self.schedule, Schedule) and home(self.schedule).type != "meta":
+        if isinstance(self.schedule, Schedule) and device_of(self.schedule).type != "meta":
             start = 1 / self.steps if self.steps else 0.0
             t = torch.tensor(start, dtype=torch.float64, device="cpu")
             self._first = self.schedule(t).item()
@@ -110,7 +110,7 @@ class MSE(Weighting):
         inside = (logsnr >= self.schedule.logsnr_min - EDGE) & (logsnr <= self._first + EDGE)
         return torch.where(inside, 2.0 * kappa2 / ((self.steps + 1) * torch.expm1(delta)), 0.0)
 
-    def range(self) -> tuple[float, float]:
+    def support(self) -> tuple[float, float]:
         return -SPAN if isinstance(self.schedule, Law) else lowest(self.schedule), self._first
 
     def extra_repr(self) -> str:
