@@ -14,10 +14,65 @@ import difflib
 import sys
 from pathlib import Path
 
-MOVED: dict[str, str] = {}  # old dotted name -> new dotted name
-METHODS: dict[str, str] = {}  # old attribute -> new attribute, of objects of vdiff
-KEYWORDS: dict[tuple[str, str], str] = {}  # (new dotted function, old keyword) -> new keyword
-LOOK_AT: dict[str, str] = {}  # new dotted name -> what changed its meaning
+# what left the door, by its room
+ROOMS = {
+    "vdiff.augmentation": "augmented_elbo",
+    "vdiff.bound": "Bound",
+    "vdiff.chain": "first_variance path_bound vlb",
+    "vdiff.decoder": "Categorical Decoder DiscretizedGaussian",
+    "vdiff.denoiser": "ScaledGamma ScheduleTime TableStep edm_time flow_time sigma_time",
+    "vdiff.describe": "describe",
+    "vdiff.diagnosis": "Diagnosis diagnose",
+    "vdiff.groups": "parameter_groups",
+    "vdiff.oracle": "GaussianMixture Lattice",
+    "vdiff.parameterization": "Eps Flow Parameterization PosteriorMean Score V X",
+    "vdiff.profile": "Profile",
+    "vdiff.recipes": "Recipe",
+    "vdiff.resampling": "LossSecondMoment",
+    "vdiff.reverse": "MonteCarlo RaoBlackwell",
+    "vdiff.sampling": "Clipped Guided ancestral ddim dpmpp_2m encode few_steps heun ode",
+    "vdiff.schedule": "Adaptive Cosine Histogram Karras Laplace LearnedLinear Linear LinearBeta Monotone Normal OptimalTransport Schedule Shifted SignalPower Spectral Spline Tabulated",
+    "vdiff.times": "stratified",
+    "vdiff.weighting": "Debiased EDM ELBO InDI MSE MinSNR P2 Sigmoid SoftMinSNR TruncatedSNR Weighting loss_factor",
+}
+# old dotted name -> new dotted name
+MOVED = {
+    f"vdiff.{name}": f"{room}.{name}" for room, names in ROOMS.items() for name in names.split()
+}
+MOVED |= {
+    "vdiff.Exploding": "vdiff.parameterization.VarianceExploding",
+    "vdiff.Forward": "vdiff.variance.FixedLarge",
+    "vdiff.LogVariance": "vdiff.variance.LearnedLogVariance",
+    "vdiff.Range": "vdiff.variance.LearnedRange",
+    "vdiff.adams": "vdiff.sampling.adams_bashforth",
+    "vdiff.chain.hybrid": "vdiff.hybrid_loss",
+    "vdiff.hybrid": "vdiff.hybrid_loss",
+    "vdiff.parameterization.Exploding": "vdiff.parameterization.VarianceExploding",
+    "vdiff.parameterization.Prediction": "vdiff.Prediction",
+    "vdiff.sampling.adams": "vdiff.sampling.adams_bashforth",
+    "vdiff.training.over_ranks": "vdiff.training.all_reduce",
+    "vdiff.variance.Forward": "vdiff.variance.FixedLarge",
+    "vdiff.variance.LogVariance": "vdiff.variance.LearnedLogVariance",
+    "vdiff.variance.Optimal": "vdiff.variance.AnalyticVariance",
+    "vdiff.variance.Posterior": "vdiff.variance.FixedSmall",
+    "vdiff.variance.Range": "vdiff.variance.LearnedRange",
+    "vdiff.variance.Variance": "vdiff.variance.LearnedVariance",
+}
+METHODS = {
+    "but": "replace",
+    "stopped": "detach_mean",
+}  # old attribute -> new attribute, of objects of vdiff
+DECODERS = [f"vdiff.decoder.{name}" for name in ("Categorical", "DiscretizedGaussian", "Gaussian")]
+# (new dotted function, old keyword) -> new keyword
+KEYWORDS = {(one, "closed"): "levels_at_ends" for one in DECODERS}
+KEYWORDS |= {(one, "denoise"): "uses_network" for one in DECODERS}
+LOSS = (
+    "loss=Weighted(…), VLB(decoder, …) or Hybrid(steps, …) of vdiff.objective replaces weighting, "
+    "decoder, steps, bound_weight and resampling"
+)
+CONDITION = "what the network is given is one mapping, condition={…}; no keyword is a condition"
+VERBS = ["weighted_elbo", "elbo", "hybrid_loss", "sample", "trajectory", "evaluate", "compare"]
+LOOK_AT = {"vdiff.Objective": LOSS} | {f"vdiff.{verb}": CONDITION for verb in VERBS}
 
 Edit = tuple[
     int, int, str
