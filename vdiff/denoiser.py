@@ -187,8 +187,8 @@ class Denoiser(nn.Module):
     the backward passes of losses have noted here (None before the first). You may set `trained`.
 
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the
-    posterior's by default). For one that is learned, such as `LearnedRange()`, the network returns twice
-    the channels: the target first, the variance behind it.
+    posterior's by default). For one that is learned, such as `LearnedRange()`, the network returns
+    twice the channels: the target first, the variance behind it.
 
     >>> model = Denoiser(lambda z, logsnr: 0.5 * z, Eps())
     >>> model(torch.ones(2, 3), torch.zeros(2)).eps.shape

@@ -70,13 +70,15 @@ def weighted_elbo(
     take `.mean()`.
 
         L_w(x) = ½ E_{t ~ U(0,1), ε}[ w(λ_t) · (−dλ/dt) · ‖ε − ε̂(z_t, λ_t)‖² ]
-        (continuous time) L_w(x) = ½ E_{i ~ U{1..T}, ε}[ w(λ_t) · T expm1(λ_s − λ_t) · ‖ε − ε̂(z_t,
-        λ_t)‖² ],   t = i/T, s = t − 1/T
 
-    with the norm summed over dimensions. Each call draws one (t, ε) per example: the times of a
-    batch are one grid, and each of them is uniform by itself, so that every example's loss is
-    unbiased. With `weighting=ELBO()` this is the diffusion term of the negative evidence lower
-    bound (on a chain, of one with the posterior's variance); `elbo` adds the other two.
+    in continuous time, and on a chain of T steps with t = i/T and s = t − 1/T
+
+        L_w(x) = ½ E_{i ~ U{1..T}, ε}[ w(λ_t) · T expm1(λ_s − λ_t) · ‖ε − ε̂(z_t, λ_t)‖² ]
+
+    with the norm summed over dimensions. Each call draws one (t, ε) per example. The times of a
+    batch are one grid, and each of them is uniform by itself: every example's loss is unbiased.
+    With `weighting=ELBO()` this is the diffusion term of the negative evidence lower bound (on a
+    chain, of one with the posterior's variance); `elbo` adds the other two.
 
     Args:
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a
@@ -85,25 +87,22 @@ def weighted_elbo(
         schedule: where to look. In continuous time it moves only the variance of the loss, never
             its expectation between given ends; a chain of T steps has the bound of its own levels.
             On a chain the last level of a table may be λ = −∞. Learned ends get no gradient here:
-            the diffusion term alone would shrink the range for ever. A learned shape gets that of
-            the variance (`vdiff.schedule.learned`).
+            the diffusion term alone would shrink the range without limit. A learned shape gets
+            that of the variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
         steps: T for the discrete chain; None for continuous time. On a chain no draw trains the
-            level t = 0, at which the last step of `sample` asks the network: `hybrid_loss` and `elbo`
-            with a decoder that looks at the network do.
+            level t = 0, at which the last step of `sample` asks the network: `hybrid_loss` and
+            `elbo` with a decoder that looks at the network do.
         t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their
             values are checked on a CPU, and elsewhere where no gradient is recorded.
         eps: noise of the shape of x to use instead of drawing (with several draws, in each of
             them).
         generator: for drawing t and eps.
-        condition: what the model is told beside z and λ, by name: `condition={"label": labels}`.
-            Any name may be used, `steps` for instance. Keywords that are no argument of this
-            function are conditions too: `label=labels`. A value that is no mapping is passed on as
-            the network's own argument `condition`.
+        condition: what the network is given beside z and its time, by the names of its
+            arguments: `condition={"label": labels}`. A name may be `steps` too.
 
     Raises:
-        TypeError: for x that is not a floating tensor, a misspelt keyword, and a condition that is
-            given both ways.
+        TypeError: for x that is not a floating tensor, and for an unknown keyword.
         ValueError: for shapes, devices or times that do not fit, and an empty batch; for a weight
             that is infinite at λ = −∞.
 

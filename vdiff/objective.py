@@ -60,7 +60,8 @@ class Loss(nn.Module, abc.ABC):
         return self.decoder is not None and self.decoder.uses_network
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The times into which uniform numbers fall, and what the terms there are multiplied by."""
+        """The times into which uniform numbers fall, and what the terms there are multiplied
+        by."""
         return u if self.steps is None else on_chain(u, self.steps), None
 
     @abc.abstractmethod
@@ -173,8 +174,8 @@ class VLB(Loss):
 
 
 class Hybrid(Loss):
-    """`hybrid_loss`, of an example and not of a dimension. `bound_weight=0` is DDPM's simple loss on all
-    T + 1 levels.
+    """`hybrid_loss`, of an example and not of a dimension. `bound_weight=0` is DDPM's simple loss
+    on all T + 1 levels.
 
     >>> Hybrid(steps=999).bound_weight
     0.001

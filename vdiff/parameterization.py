@@ -241,7 +241,8 @@ class VarianceExploding(Parameterization):
     """Another target from a network that sees z/α, variance exploding coordinates: x + σ̃ n with
     σ̃ = e^{−λ/2}.
 
-    EDM's preconditioned denoiser D(x; σ) is `Denoiser(D, VarianceExploding(X()), time=sigma_time)`.
+    EDM's preconditioned denoiser D(x; σ) is `Denoiser(D, VarianceExploding(X()),
+    time=sigma_time)`.
 
     >>> VarianceExploding(X()).input_scale(torch.tensor([0.0]))
     tensor([1.4142])

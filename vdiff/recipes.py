@@ -41,8 +41,8 @@ class Recipe:
     minimises, constant included.
 
     `weighting` is written with the untruncated law, as published; a truncated schedule moves only
-    the constant. A factor alone is refused. With a `bound_weight` the loss is `hybrid_loss`, on all
-    levels of a chain; a `weighting` has no value for the first of them, where no step ends.
+    the constant. A factor alone is refused. With a `bound_weight` the loss is `hybrid_loss`, on
+    all levels of a chain; a `weighting` has no value for the first of them, where no step ends.
 
     >>> recipe("sd3").schedule.law, recipe("sd3").source
     (Gaussian(mean=0.0, std=2.0), 'arXiv:2403.03206')

@@ -40,13 +40,13 @@ class DiscretizedGaussian(Levels):
     (arXiv:2006.11239, eq. 13).
 
     Its standard deviation is the noise of z₀/α₀, e^{−λ_max/2}, or √variance where that is given
-    (DDPM: β₁ or β̃₂); its mean is z₀/α₀, or x̂(z₀) with `uses_network`, as in DDPM. The data says which
-    bins are at the ends, in log space and without a clamp.
+    (DDPM: β₁ or β̃₂); its mean is z₀/α₀, or x̂(z₀) with `uses_network`, as in DDPM. The data says
+    which bins are at the ends, in log space and without a clamp.
 
     With `clip` the variance is the model's own, as in iDDPM: that of its reverse step from z₀ to
     data, where the posterior's is zero and is taken as `clip` (β̃₂, `first_variance(schedule,
-    steps)`). For a learned range that is log Σ = v log σ₀² + (1 − v) log clip; for `FixedLarge()` it
-    is σ₀², where DDPM's code has β̃₂ too (`variance=β̃₂`).
+    steps)`). For a learned range that is log Σ = v log σ₀² + (1 − v) log clip; for `FixedLarge()`
+    it is σ₀², where DDPM's code has β̃₂ too (`variance=β̃₂`).
 
     >>> table = DiscretizedGaussian(256).table(13.3)
     >>> bool(table[0] < table[1])

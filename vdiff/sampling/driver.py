@@ -180,7 +180,8 @@ def sample(
             `leading(…)`, or an array. The first may be −∞, pure noise, for a model that predicts
             x, v or the rectified flow, and any step but `heun`.
         step: from a level to the next, for instance `ancestral`, `heun`, `partial(ddim, eta=0.5)`.
-        generator: of the steps' noise: one for the batch, or one for each sample (`per_sample_generators`).
+        generator: of the steps' noise: one for the batch, or one for each sample
+            (`per_sample_generators`).
         differentiable: whether gradients reach z, the model's parameters and the conditions. The
             graph of every evaluation is then kept, so that memory grows with their number;
             `torch.utils.checkpoint` in the network trades it for time. Otherwise no graph is kept.

@@ -118,9 +118,9 @@ def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
     scale 2.4.
 
     Rectified flow's own grid is the law of mean 0 and scale 2. Mean and scale were chosen on
-    Gaussian mixtures of 2 and 16 dimensions, with `adams_bashforth`, for the fewest evaluations to a given
-    error (`benchmarks/step_order.py`); data of unit scale. The ends are those of `Karras()`, σ
-    from 80 down to 0.002.
+    Gaussian mixtures of 2 and 16 dimensions, with `adams_bashforth`, for the fewest evaluations to
+    a given error (`benchmarks/step_order.py`); data of unit scale. The ends are those of
+    `Karras()`, σ from 80 down to 0.002.
 
     >>> few_steps()(torch.tensor([0.0, 0.5, 1.0]))
     tensor([12.4000,  0.5641, -8.8000])

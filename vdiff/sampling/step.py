@@ -126,9 +126,10 @@ def ancestral(
     """z_s ~ p(z_s | z_t) = N(μ_Q(z_t, x̂), Σ), the chain whose bound `elbo(..., steps=T)` is. One
     evaluation.
 
-    Σ is the model's own choice, or `variance`: `FixedSmall()`, `FixedLarge()`, `AnalyticVariance(...)`, or,
-    with a head that learned it, `LearnedRange()`, `LearnedLogVariance()`, `LearnedVariance()`. From λ_t = −∞ it is α_s
-    x̂ + σ_s n (n, with `FixedLarge()`). Ho et al., arXiv:2006.11239, algorithm 2.
+    Σ is the model's own choice, or `variance`: `FixedSmall()`, `FixedLarge()`,
+    `AnalyticVariance(...)`, or, with a head that learned it, `LearnedRange()`,
+    `LearnedLogVariance()`, `LearnedVariance()`. From λ_t = −∞ it is α_s x̂ + σ_s n (n, with
+    `FixedLarge()`). Ho et al., arXiv:2006.11239, algorithm 2.
 
     Raises ValueError for `AnalyticVariance(...)` at λ_t = −∞, where no profile reaches.
 

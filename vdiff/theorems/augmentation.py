@@ -1,5 +1,5 @@
-"""Theorem 1 of VDM++: a weighted loss is a mixture of bounds of noisier data, with its lemmas and its
-signs."""
+"""Theorem 1 of VDM++: a weighted loss is a mixture of bounds of noisier data, with its lemmas and
+its signs."""
 
 from collections.abc import Callable
 from typing import Any

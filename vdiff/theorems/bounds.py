@@ -63,7 +63,8 @@ def whole(model: Model, oracle: GaussianMixture, weighting: Weighting | None = N
 
 
 def _ends_add() -> Tensor:
-    """What the two ends add to the entropy: h(x + e^{−λ_max/2} n) − h(x), and KL(q(z₁) ‖ N(0, 1))."""
+    """What the two ends add to the entropy: h(x + e^{−λ_max/2} n) − h(x), and KL(q(z₁) ‖ N(0,
+    1))."""
     noised = ORACLE.mutual_information(AT)[0] + 0.5 * (math.log(2 * math.pi * math.e) - HIGH)
     return noised - ORACLE.entropy() + ORACLE.prior_gap(LOW)
 
@@ -74,7 +75,8 @@ def _ends_add() -> Tensor:
 )
 def jensen(weighting: Weighting | None = None) -> Sides:
     """On average over the data the bound is never below their entropy: E[bound] ≥ H(x), whatever
-    the denoiser; what is added is ½ ∫ E‖ε̂ − ε*‖² dλ, ε* exact, and the divergences of the ends."""
+    the denoiser; what is added is ½ ∫ E‖ε̂ − ε*‖² dλ, ε* exact, and the divergences of the
+    ends."""
     lam, width = levels(LOW, HIGH)
 
     def excess(model: Any) -> Tensor:
@@ -173,8 +175,8 @@ OF_PATH: dict[str, Any] = {"schedule": PATH.schedule, "decoder": GaussianDecoder
 
 @theorem("of affine Gaussian kernels", without={"the chain has these steps": {"path": CHAINS[0]}})
 def likelihood_of_a_chain(path: GaussianPath = PATH) -> Sides:
-    """log p(x) of a chain, with p(x | z₀) carried back through every p(z_s | z_t), is the density of
-    x in the Gaussian vector (z₀ … z_T, x)."""
+    """log p(x) of a chain, with p(x | z₀) carried back through every p(z_s | z_t), is the density
+    of x in the Gaussian vector (z₀ … z_T, x)."""
     found = chain_log_prob(PATH.oracle, f64([[x] for x in POINTS]), **OF_PATH)
     exact = torch.stack([path.given(x)[0] for x in POINTS])
     return equal(found, exact, rel=1e-8, why="the trapezoid rule over z")

@@ -99,7 +99,8 @@ def observe(
     oracle: GaussianMixture = ORACLE,
     times: int = 1,
 ) -> None:
-    """Pairs of errors at the middle of each bin, with the mean and the mean square that ‖e‖² has."""
+    """Pairs of errors at the middle of each bin, with the mean and the mean square that ‖e‖²
+    has."""
     lam = LOW + (HIGH - LOW) * (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
     mean, square = moments(lam, oracle)
     spread = (square - mean.square()).sqrt()

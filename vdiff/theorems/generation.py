@@ -1,5 +1,5 @@
-"""From noise to data: the flow and the diffusion that share their marginals, their steps, guidance,
-and the likelihood along the flow."""
+"""From noise to data: the flow and the diffusion that share their marginals, their steps,
+guidance, and the likelihood along the flow."""
 
 import itertools
 from importlib.util import find_spec
@@ -160,8 +160,8 @@ def labelled(z: Tensor, logsnr: Tensor, label: Tensor) -> Prediction:
     without={"the scale is 1 + w": {"scale": 2.0}},
 )
 def guidance_sharpens_the_posterior(scale: float = 3.0) -> Sides:
-    """Guidance by w, a scale of 1 + w, follows the score of q(z | c) q(c | z)^w at each λ; here w =
-    2."""
+    """Guidance by w, a scale of 1 + w, follows the score of q(z | c) q(c | z)^w at each λ; here w
+    = 2."""
     (z, lam), label = (f64([[-0.4], [0.9]]), f64([0.5, -1.0])), torch.tensor([1, 2])
     guided = Guided(labelled, scale, {"label": 0})(z, lam, label=label)
     of_both, *of_one = (gradient_of_log_density(model, z, lam) for model in CLASSES)

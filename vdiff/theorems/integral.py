@@ -28,7 +28,8 @@ def panels(breaks: Tensor, points: int = 6) -> tuple[Tensor, Tensor]:
 
 
 def levels(low: float = LOW, high: float = HIGH, *corners: float) -> tuple[Tensor, Tensor]:
-    """λ and weights of ∫ dλ between two ends, with a panel's edge at each corner of the integrand."""
+    """λ and weights of ∫ dλ between two ends, with a panel's edge at each corner of the
+    integrand."""
     return panels(_breaks(low, high, *corners))
 
 
@@ -44,7 +45,8 @@ def log_normal(z: Tensor | float, mean: Tensor | float, std: Tensor | float) -> 
 
 
 def average(oracle: GaussianMixture, logsnr: Tensor, of: Integrand) -> Tensor:
-    """E f(x, ε, λ) over the oracle's data and noise at each λ; f gives (rows,) or (cases, rows)."""
+    """E f(x, ε, λ) over the oracle's data and noise at each λ; f gives (rows,) or (cases,
+    rows)."""
     parts = [oracle.nodes(level) for level in logsnr.tolist()]
     x, eps, weight = (torch.cat(part) for part in zip(*parts, strict=True))
     value = weight * of(x, eps, logsnr.repeat_interleave(len(weight) // len(logsnr)))

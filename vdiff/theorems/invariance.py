@@ -188,8 +188,8 @@ def published_networks_are_one_model(subject: Subject, scale: float = 1.0) -> Si
     without={"λ is shifted by 2 log b": {"shift": 0.0}},
 )
 def scale_of_the_data_is_a_shift(shift: float = -2 * math.log(3.0)) -> Sides:
-    """Multiplying the data by b is shifting log-SNR by 2 log b: with the schedule shifted by −2 log
-    b, the loss of b·x at each t is that of x."""
+    """Multiplying the data by b is shifting log-SNR by 2 log b: with the schedule shifted by −2
+    log b, the loss of b·x at each t is that of x."""
     b, t = 3.0, torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     larger = GaussianMixture(ORACLE.weights, b * ORACLE.means, b**2 * ORACLE.variances)
     left = expected_loss(larger, larger, Shifted(COSINE, shift), t=t)

@@ -42,8 +42,8 @@ def quantiles(logsnr: Tensor) -> Tensor:
     },
 )
 def samplers_follow_the_flow(model: Model = LINE, counts: tuple[int, int] = (200, 400)) -> Sides:
-    """As steps grow many, ddim, heun, dpmpp_2m and adams_bashforth take the quantiles of noise to those of
-    the data, as the exact flow does."""
+    """As steps grow many, ddim, heun, dpmpp_2m and adams_bashforth take the quantiles of noise to
+    those of the data, as the exact flow does."""
     left = []
     for step, order in STEPPERS.values():
         ends = []

@@ -91,10 +91,11 @@ def scaled_x(model: Model, scale: float) -> Altered:
 
 
 class Wide:
-    """A model of any precision as one of float64: its input is rounded, its output counts as exact.
+    """A model of any precision as one of float64: its input is rounded, its output counts as
+    exact.
 
-    A float32 network is still one function of (z, λ), and a theorem about any function holds for it
-    to float64 rounding. Its own reverse variance is left out: where one matters, a theorem says
+    A float32 network is still one function of (z, λ), and a theorem about any function holds for
+    it to float64 rounding. Its own reverse variance is left out: where one matters, a theorem says
     which.
     """
 

@@ -1,5 +1,5 @@
-"""A theorem: a statement, its source, and one function that computes both of its sides by different
-routes.
+"""A theorem: a statement, its source, and one function that computes both of its sides by
+different routes.
 
     @theorem("VDM, arXiv:2107.00630, section 5.1", without={"time is continuous": dict(steps=4)})
     def schedule_invariance(steps=None):
@@ -7,8 +7,9 @@ routes.
         return equal(left, right, rel=1e-7, why="quadrature")
 
 The name of the function is the theorem's, the docstring the statement. Each key of `without` is a
-hypothesis. Its keywords, given to the same function, drop it: the sides must then differ. A function
-that takes a `subject` is a theorem about any network; the others are about exact denoisers.
+hypothesis. Its keywords, given to the same function, drop it: the sides must then differ. A
+function that takes a `subject` is a theorem about any network; the others are about exact
+denoisers.
 """
 
 import inspect

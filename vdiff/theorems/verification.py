@@ -1,5 +1,5 @@
-"""Run the theorems: all of them on oracles and a small random network, or those of any network on a
-user's own."""
+"""Run the theorems: all of them on oracles and a small random network, or those of any network on
+a user's own."""
 
 import math
 import textwrap
@@ -69,8 +69,8 @@ class Verdict:
         return "fails, as it must" if self.ok else "HOLDS, and should not"
 
     def __str__(self) -> str:
-        """The statement, and the numbers of the worst case with what is allowed, also in percent of
-        the right side: smaller errors are not detected."""
+        """The statement, and the numbers of the worst case with what is allowed, also in percent
+        of the right side: smaller errors are not detected."""
         head = f"without: {self.dropped}" if self.dropped else f"{self.name}: {self.statement}"
         start = "  " if self.dropped else ""
         left, right, allowed = self.sides.worst
@@ -133,8 +133,8 @@ def verify(
         A `Report`, a list of `Verdict`s. A theorem that raises an error FAILS with that error.
 
     Raises:
-        ValueError: for an unknown name, with the nearest one; with a model, for a theorem that does
-            not hold of any network.
+        ValueError: for an unknown name, with the nearest one; with a model, for a theorem that
+            does not hold of any network.
         TypeError: for a model without data, and for a model that does not return a `Prediction`.
 
     >>> verify(names=["schedule-invariance-of-any-network"]).ok

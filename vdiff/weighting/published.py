@@ -69,9 +69,9 @@ class MSE(Weighting):
     dimensions, with λ ~ p_s between the ends of s, whatever schedule it is sampled with. With
     `steps`, the mean over the T + 1 levels of the T-step chain of s: w(λ_i) = 2κ²/((T + 1)
     expm1(λ_{i−1} − λ_i)) at i = 1 … T. The level at t = 0 is the decoder's: no draw trains it,
-    though a sampler asks the network there. `hybrid_loss(…, steps=T, bound_weight=0)` is the simple
-    loss on all T + 1 levels. A learned or adaptive schedule is refused: the objective would move
-    with it.
+    though a sampler asks the network there. `hybrid_loss(…, steps=T, bound_weight=0)` is the
+    simple loss on all T + 1 levels. A learned or adaptive schedule is refused: the objective would
+    move with it.
 
     >>> MSE(OptimalTransport().law, Flow())(torch.tensor([2.0]))  # e^{-λ/2}
     tensor([0.3679])
