@@ -1,4 +1,7 @@
-"""Which lines of a file check arguments and word messages, and which are code."""
+"""Which lines of a file check arguments and word messages, and which are code.
+
+python tests/check_share.py vdiff
+"""
 
 import ast
 from collections.abc import Iterator
@@ -68,8 +71,8 @@ def check_lines(tree: ast.Module, rules: set[str]) -> LINES:
             if alone or node.name in rules or node.name == "__validate__":
                 found |= lines_of(node)
             for decorator in node.decorator_list:
-                if "validated" in ast.dump(decorator):
-                    found |= lines_of(decorator)
+                if isinstance(decorator, ast.Call) and called(decorator) == "validated":
+                    found |= set(range(decorator.lineno, decorator.end_lineno + 1))
         elif (isinstance(node, ast.stmt) and is_check(node)) or (
             isinstance(node, ast.Subscript) and "Annotated" in ast.dump(node.value)
         ):

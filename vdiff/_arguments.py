@@ -1,16 +1,17 @@
 """What the verbs accept: models, weightings, conditions, and what must hold between them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from vdiff._known_range import warn_beyond
+from vdiff._network import check_no_data_parallel
 from vdiff._validate import Given, require
 from vdiff._validate import data as floating_data
 from vdiff.decoder import Decoder, Gaussian
-from vdiff.denoiser import Denoiser, check_no_data_parallel
+from vdiff.denoiser import Denoiser
 from vdiff.errors import InvalidType, InvalidValue, has_values, out_of_memory, shown
 from vdiff.gaussian import PURE
 from vdiff.prediction import Prediction
@@ -218,3 +219,23 @@ def data_without_decoder(data: Tensor, decoder: Decoder | None) -> None:
     """A rule: data that no decoder encodes is floating."""
     if decoder is None:
         floating_data(data, "data", {})
+
+
+def fixed_shape(schedule: Schedule) -> None:
+    """A rule: the shape of the schedule is fixed."""
+    hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance"
+    require(not schedule.learns_shape, "schedule", "have a fixed shape", schedule, hint)
+
+
+def fixed_ends(schedule: Schedule) -> None:
+    """A rule: the ends of the schedule are fixed."""
+    hint = "elbo(…, steps=T) trains them"
+    require(not schedule.learns_ends, "schedule", "have fixed ends", schedule, hint)
+
+
+def generators_divide(data: Tensor, generator: Any) -> None:
+    """A rule: each of several generators draws for as many examples."""
+    if isinstance(generator, Sequence):
+        fits = bool(generator) and len(data) % len(generator) == 0
+        divide = f"be as many as divide {len(data)} examples"
+        require(fits, "generator", divide, len(generator))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdiff.errors import (
     MOST_STEPS,
@@ -351,6 +351,26 @@ _CLEAN = "λ = +∞ is data without noise, where nothing is left to predict: sto
 _NOISE = "λ = −∞ is zero terminal SNR: a bound needs some signal left, so stop at about −15"
 CleanEnd = Annotated[float, Number(hint=_CLEAN)]
 NoisyEnd = Annotated[float, Number(hint=_NOISE)]
+
+
+def total(value: object, argument: str, given: Given) -> object:
+    """A weighting by itself: a function of λ that is neither a class nor a factor."""
+    if isinstance(value, type) or not callable(value):
+        hint = "for instance Sigmoid(2.0)"
+        if isinstance(value, type):
+            hint = f"an instance: {value.__name__}()"
+        raise InvalidType(argument, "be a Weighting or a function of logsnr", shown(value), hint)
+    if isinstance(value, nn.Module) and "_modules" not in vars(value):
+        hint = "its __init__ must call super().__init__()"
+        raise InvalidType(argument, "be initialised", type(value).__name__, hint)
+    for one in (value, getattr(value, "__self__", None), getattr(value, "func", None)):
+        hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {one!r}"
+        is_total = not getattr(one, "is_factor", False)
+        require(is_total, argument, "be a total", f"the factor {one!r}", hint)
+    return value
+
+
+WeightFunction = Annotated[Callable[[Tensor], Tensor], total]
 Finite = Annotated[float, Number()]
 Positive = Annotated[float, Number(above=0.0)]
 NonNegative = Annotated[float, Number(at_least=0.0)]

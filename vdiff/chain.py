@@ -1,7 +1,6 @@
 """The bound of a T-step chain from one term per example, iDDPM's hybrid loss, and the bound along
 a whole path."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -15,6 +14,9 @@ from vdiff._arguments import (
     data_without_decoder,
     decoder_fits,
     finite_end,
+    fixed_ends,
+    fixed_shape,
+    generators_divide,
     known_range,
     learned_variance,
     looking_decoder,
@@ -22,7 +24,7 @@ from vdiff._arguments import (
     synchronised,
 )
 from vdiff._known_range import note_training
-from vdiff._validate import Ends, Noise, Number, Random, Rule, Steps, require, validated
+from vdiff._validate import Ends, Noise, Number, Random, Rule, Steps, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import (
@@ -44,18 +46,6 @@ from vdiff.weighting.base import divides_table
 
 Levels = Annotated[Tensor, Ends(zero=True)]
 BoundWeight = Annotated[float, Number(at_least=0.0, hint="less than 0 would maximise the bound")]
-
-
-def fixed_shape(schedule: Schedule) -> None:
-    """A rule: the shape of the schedule is fixed."""
-    hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance"
-    require(not schedule.learns_shape, "schedule", "have a fixed shape", schedule, hint)
-
-
-def fixed_ends(schedule: Schedule) -> None:
-    """A rule: the ends of the schedule are fixed."""
-    hint = "elbo(…, steps=T) trains them"
-    require(not schedule.learns_ends, "schedule", "have fixed ends", schedule, hint)
 
 
 ONE_LEVEL: list[Rule] = [
@@ -246,14 +236,6 @@ class PathBound(NamedTuple):
 
     log_ratio: Float[Tensor, " batch"]
     rao_blackwell: Float[Tensor, " batch"]
-
-
-def generators_divide(data: Tensor, generator: Any) -> None:
-    """A rule: each of several generators draws for as many examples."""
-    if isinstance(generator, Sequence):
-        fits = bool(generator) and len(data) % len(generator) == 0
-        divide = f"be as many as divide {len(data)} examples"
-        require(fits, "generator", divide, len(generator))
 
 
 @validated(

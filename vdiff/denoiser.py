@@ -2,8 +2,6 @@
 returns a `Prediction`."""
 
 import functools
-import types
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -12,18 +10,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._network import (
+    CALL,
+    OUTPUT,
+    TIME,
+    check_labels,
+    check_output,
+    network,
+    warn_of_a_hidden_module,
+)
 from vdiff._validate import (
     CleanEnd,
     Floating,
     Function,
-    Given,
     Instance,
     NoisyEnd,
     ordered_ends,
     require,
     validated,
 )
-from vdiff.errors import InvalidType, shown, validation_enabled
+from vdiff.errors import validation_enabled
 from vdiff.gaussian import HALF, at_least_float32, per_example, to_float64
 from vdiff.parameterization import Parameterization
 from vdiff.prediction import Prediction
@@ -147,22 +153,6 @@ class TableStep:
         return torch.where((place - level).abs() < 1e-3, level, place)  # exact in float32 too
 
 
-TIME = (
-    "what the network is told: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a "
-    "function of λ"
-)
-CALL = "for instance lambda network, z, t, **condition: network(z, timestep=t, **condition)"
-OUTPUT = "for instance lambda out: out.sample, or torch.neg"
-
-
-def _network(network: object, argument: str, given: Given) -> object:
-    if not callable(network) or isinstance(network, type):
-        hint = "an instance" if isinstance(network, type) else ""
-        raise InvalidType(argument, "be called as network(z, time)", shown(network), hint)
-    check_no_data_parallel(argument, network)
-    return network
-
-
 class Denoiser(nn.Module):
     """A network as a model: `Denoiser(network, V())(z, logsnr)` is a `Prediction`.
 
@@ -198,7 +188,7 @@ class Denoiser(nn.Module):
     @validated
     def __init__(
         self,
-        network: Annotated[Callable[..., Any], _network],
+        network: Annotated[Callable[..., Any], network],
         parameterization: Parameterization,
         *,
         time: Annotated[Callable[[Tensor], Tensor], Function(TIME)] = logsnr_time,
@@ -207,8 +197,8 @@ class Denoiser(nn.Module):
         variance: ReverseVariance | None = None,
     ) -> None:
         super().__init__()
-        _warn_of_a_hidden_module("the network", network, network)
-        _warn_of_a_hidden_module("call", call, network)
+        warn_of_a_hidden_module("the network", network, network)
+        warn_of_a_hidden_module("call", call, network)
         self.network, self.parameterization = network, parameterization
         self.time, self.call, self.output = time, call, output
         self.variance = FixedSmall() if variance is None else variance
@@ -221,7 +211,7 @@ class Denoiser(nn.Module):
         """What the model says about z at log-SNR λ. Raises where the network's output is no tensor
         of the shape of z."""
         if validation_enabled():
-            _check_labels(condition, z)
+            check_labels(condition, z)
         level = to_float64(logsnr)
         scale = self.parameterization.input_scale(level)
         seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
@@ -232,7 +222,7 @@ class Denoiser(nn.Module):
         if self.output is not None:
             out = self.output(out)
         if validation_enabled():
-            _check_output(out, z, 2 if self.variance.learned else 1)
+            check_output(out, z, 2 if self.variance.learned else 1)
         head = None
         if self.variance.learned:
             out, head = out.to(z.dtype).chunk(2, 1)
@@ -258,48 +248,6 @@ class Denoiser(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.parameterization!r}"
-
-
-def _warn_of_a_hidden_module(what: str, function: object, network: object) -> None:
-    """Warn where a function, a method, a partial or an object hides the parameters of another
-    module than the network."""
-    if isinstance(function, nn.Module):
-        return
-    hidden = (
-        held for held in _held(function) if isinstance(held, nn.Module) and held is not network
-    )
-    if any(next(module.parameters(), None) is not None for module in hidden):
-        warnings.warn(
-            f"Denoiser: {what} is a function around an nn.Module, whose parameters are hidden from optimizers, "
-            "checkpoints and .eval(): hand over the module itself, with time= and output= for what it is told "
-            "and returns, and call= for how it is called",
-            stacklevel=3,
-        )
-
-
-def _held(network: object) -> Iterator[object]:
-    """What a callable refers to by name, and what it is bound to."""
-    if isinstance(network, functools.partial):
-        yield from (network.func, *network.args, *network.keywords.values())
-        yield from _held(network.func)
-    elif isinstance(network, types.FunctionType):
-        yield from (cell.cell_contents for cell in network.__closure__ or () if _filled(cell))
-        yield from (
-            network.__globals__[name]
-            for name in network.__code__.co_names
-            if name in network.__globals__
-        )
-    elif isinstance(network, types.MethodType):
-        yield network.__self__
-    else:
-        yield from getattr(network, "__dict__", {}).values()
-
-
-def _filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # a variable that is not set yet
-        return False
 
 
 def weights_dtype(network: object) -> torch.dtype | None:
@@ -350,59 +298,6 @@ def evaluation_mode(*models: object) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def check_no_data_parallel(argument: str, module: object) -> None:
-    """Raise where `module` is or holds an `nn.DataParallel`."""
-    modules = module.modules() if isinstance(module, nn.Module) else ()
-    if any(isinstance(m, nn.DataParallel) for m in modules):
-        hint = (
-            "its replicas cannot return a Prediction and draw their times apart: wrap the "
-            "Objective in DistributedDataParallel"
-        )
-        raise InvalidType(argument, "not hold an nn.DataParallel", "DataParallel", hint)
-
-
-def _check_labels(condition: dict[str, Any], z: Tensor) -> None:
-    """One label for another number of examples would broadcast in silence."""
-    for name, value in condition.items():
-        if isinstance(value, Tensor) and value.ndim == 1 and not value.is_floating_point():
-            one = "one label for all is torch.full((len(x),), label)"
-            hint = one if len(value) == 1 else "a label for each example"
-            shape = f"have shape (batch,) = ({len(z)},)"
-            require(len(value) == len(z), name, shape, tuple(value.shape), hint)
-
-
-def _check_output(out: object, z: Tensor, heads: int) -> None:
-    if not isinstance(out, Tensor):
-        hint = f"take the tensor out: Denoiser(network, …, output=lambda out: out{_part(out)})"
-        raise InvalidType("network", "return a tensor", type(out).__name__, hint)
-    expected = (z.shape[0], heads * z.shape[1], *z.shape[2:])
-    what = "the shape of z" if heads == 1 else "twice the channels of z, mean and variance"
-    hint = _shape_hint(out, z, heads)
-    require(out.shape == expected, "network", f"return {what}, {expected}", tuple(out.shape), hint)
-    if not out.is_floating_point():
-        raise InvalidType("network", "return real floating values", out.dtype)
-    same = f"return its output on the device of z, {z.device}"
-    require(out.device == z.device, "network", same, out.device, "network.to(z.device)")
-
-
-def _part(out: object) -> str:
-    if hasattr(out, "sample"):
-        return ".sample"
-    first = f"[{next(iter(out))!r}]" if isinstance(out, dict) and out else ".…"
-    return "[0]" if isinstance(out, tuple | list) else first
-
-
-def _shape_hint(out: Tensor, z: Tensor, heads: int) -> str:
-    if heads == 2 and out.shape == z.shape:
-        return "a learned variance needs a second half of channels"
-    if out.ndim == z.ndim and out.shape[1:] == (2 * z.shape[1], *z.shape[2:]):
-        return (
-            "twice the channels, as with a learned variance: Denoiser(…, variance=LearnedRange()), or "
-            "keep the first half, out.chunk(2, 1)[0]"
-        )
-    return "it would broadcast in silence" if out.numel() < z.numel() else ""
 
 
 __all__ = [

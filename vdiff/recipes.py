@@ -7,7 +7,7 @@ arguments, so that nothing is built before it is used.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vdiff._validate import require, validated
+from vdiff._validate import require, total, validated
 from vdiff.decoder import Decoder
 from vdiff.errors import did_you_mean
 from vdiff.loss import Model
@@ -32,7 +32,6 @@ from vdiff.weighting import (
     Sigmoid,
     Weighting,
 )
-from vdiff.weighting.base import total
 
 
 @dataclass(frozen=True)

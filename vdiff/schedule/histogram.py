@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vdiff._validate import Count, require, validated
+from vdiff._validate import Count, require, total, validated
 from vdiff.errors import InvalidValue
 from vdiff.profile import Profile
 from vdiff.schedule.base import Schedule
@@ -76,8 +76,6 @@ class Histogram(Schedule):
         """
         importance = filled(profile.second_moment.sqrt())
         if weighting is not None:
-            from vdiff.weighting.base import total  # which needs schedules
-
             total(weighting, "weighting", {})
             importance = importance * weighting(profile.centers)
         return Histogram(importance, profile.logsnr_max, profile.logsnr_min)

@@ -5,8 +5,8 @@ A total is a weighting by itself (`ELBO`, `Sigmoid`, `MSE`). A factor multiplies
 is in ε-units, whatever the network predicts.
 """
 
+from vdiff._validate import WeightFunction as WeightFunction
 from vdiff.weighting.base import Custom, Product, Weighting, loss_factor
-from vdiff.weighting.base import WeightFunction as WeightFunction
 from vdiff.weighting.base import lowest as lowest
 from vdiff.weighting.factors import P2, Debiased, Factor, MinSNR, SoftMinSNR, TruncatedSNR
 from vdiff.weighting.published import EDM, ELBO, MSE, InDI, Sigmoid

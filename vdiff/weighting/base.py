@@ -10,9 +10,17 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from vdiff._validate import Finite, Given, Steps, ordered_ends, require, shown, validated
+from vdiff._validate import (
+    Finite,
+    Given,
+    Steps,
+    WeightFunction,
+    ordered_ends,
+    require,
+    validated,
+)
 from vdiff.errors import InvalidType, InvalidValue
 from vdiff.gaussian import PURE, RestorableModule, at_least_float32, device_of, to_float64
 from vdiff.parameterization import Parameterization
@@ -20,23 +28,6 @@ from vdiff.schedule import Schedule, Tabulated
 
 SPAN = 40.0  # |λ| up to which a weighting is checked
 _CHECKED: "weakref.WeakSet[Callable[[Tensor], Tensor]]" = weakref.WeakSet()
-
-
-def total(value: object, argument: str, given: Given) -> object:
-    """A weighting by itself: a function of λ that is neither a class nor a factor."""
-    if isinstance(value, type) or not callable(value):
-        hint = "for instance Sigmoid(2.0)"
-        if isinstance(value, type):
-            hint = f"an instance: {value.__name__}()"
-        raise InvalidType(argument, "be a Weighting or a function of logsnr", shown(value), hint)
-    if isinstance(value, nn.Module) and "_modules" not in vars(value):
-        hint = "its __init__ must call super().__init__()"
-        raise InvalidType(argument, "be initialised", type(value).__name__, hint)
-    for one in (value, getattr(value, "__self__", None), getattr(value, "func", None)):
-        hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {one!r}"
-        is_total = not getattr(one, "is_factor", False)
-        require(is_total, argument, "be a total", f"the factor {one!r}", hint)
-    return value
 
 
 def operand(value: object, argument: str, given: Given) -> object:
@@ -47,9 +38,6 @@ def operand(value: object, argument: str, given: Given) -> object:
     if isinstance(value, type):
         hint = f"an instance: {value.__name__}()"
     raise InvalidType(argument, "be a Weighting", value, hint)
-
-
-WeightFunction = Annotated[Callable[[Tensor], Tensor], total]
 
 
 class Weighting(RestorableModule, abc.ABC):

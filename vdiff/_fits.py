@@ -1,0 +1,112 @@
+"""What must hold between the parts of an objective."""
+
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from vdiff._arguments import (
+    decoder_fits,
+    finite_end,
+    fixed_ends,
+    fixed_shape,
+    learned_variance,
+    looking_decoder,
+    noise_on_chain,
+    original,
+    variance_trained,
+    weight_of_noise,
+)
+from vdiff._network import check_no_data_parallel
+from vdiff._validate import Ends, data, require
+from vdiff.errors import InvalidType
+from vdiff.gaussian import device_of
+from vdiff.losses import Hybrid, Loss, Weighted
+from vdiff.schedule import Schedule
+from vdiff.weighting import Weighting
+from vdiff.weighting.base import check_values, divides_table, lowest, same_chain
+
+
+def holds_no_replicas(model: Any) -> None:
+    """A rule: no nn.DataParallel."""
+    check_no_data_parallel("model", original(model))
+
+
+def loss_fits(schedule: Schedule, loss: Loss | None) -> None:
+    """A rule: the parts of the loss fit the schedule."""
+    loss = Weighted() if loss is None else loss
+    if isinstance(loss, Weighted):
+        noise_on_chain(schedule, loss.steps)
+    else:
+        finite_end(schedule)
+    divides_table(schedule, loss.steps)
+    if loss.decoder is not None:
+        decoder_fits(loss.decoder, schedule)
+    weighting = getattr(loss, "weighting", None)
+    if weighting is not None:
+        same_chain(weighting, loss.steps)
+        if device_of(schedule).type != "meta":  # there, learned ends have no values yet
+            least, most = lowest(schedule), schedule.logsnr_max
+            low, high = weighting.support() if isinstance(weighting, Weighting) else (least, most)
+            check_values(weighting, max(low, least), min(high, most))
+
+
+def no_replica(self: nn.Module) -> None:
+    """A rule: nn.DataParallel has not copied the module; the attribute is torch's own mark."""
+    if getattr(self, "_is_replica", False):
+        hint = "its replicas draw their times apart: use DistributedDataParallel"
+        raise InvalidType("self", "not be wrapped in nn.DataParallel", "a replica", hint)
+
+
+def trains_what_is_learned(self: Any) -> None:
+    """A rule: the loss trains the variance and the schedule that are learned."""
+    loss, schedule = self.loss, self.schedule
+    if loss.one_level:
+        fixed_shape(schedule)
+    if isinstance(loss, Hybrid):
+        looking_decoder(schedule, loss.decoder if loss.bound_weight else None)
+        learned_variance(self.model, loss.bound_weight)
+    elif loss.one_level:
+        fixed_ends(schedule)
+    elif isinstance(loss, Weighted) or loss.steps is None:
+        variance_trained(self.model)
+
+
+def times_of_the_loss(self: Any, x: Tensor, t: Tensor | None) -> None:
+    """A rule: the loss is finite, and has a term, at the times that are given."""
+    loss = self.loss
+    if t is not None and loss.steps is not None:
+        Ends(zero=loss.one_level)(t, "t", {"x": x, "steps": loss.steps})
+    if isinstance(loss, Weighted):
+        weight_of_noise(self.model, loss.weighting, self.schedule, loss.steps, t)
+
+
+def drawn_once(u: Tensor | None, t: Tensor | None) -> None:
+    """A rule: times are given in one way."""
+    require(u is None or t is None, "u", "be left out where t is given", "both")
+
+
+def floating_without_decoder(self: Any, x: Tensor) -> None:
+    """A rule: data that no decoder encodes is floating."""
+    if self.decoder is None:
+        data(x, "x", {})
+
+
+def warn_of_first_level(loss: Loss, schedule: Schedule) -> None:
+    """Warn where no draw trains the level t = 0 of a chain, at which `sample` and a decoder that
+    looks ask the network."""
+    weighted = isinstance(loss, Weighted) and loss.decoder is not None
+    alone = isinstance(loss, Hybrid) and loss.bound_weight > 0 and loss.decoder is None
+    if loss.steps is None or not (weighted or alone):
+        return
+    steps, decoder = loss.steps, " and the decoder ask" if loss.looks else " asks"
+    hint = "give a decoder that looks at the network, DiscretizedGaussian(…, uses_network=True)"
+    if weighted:
+        hint = f"Hybrid({steps}, bound_weight=0) is DDPM's loss on all {steps + 1} levels"
+        if schedule.reaches_noise:  # where that loss is refused
+            hint = "a sampler with few levels=trailing(schedule, …) does not ask there"
+    warnings.warn(
+        f"Objective: on a chain of {steps} steps this loss trains the levels t = 1/{steps} … 1 "
+        f"and not t = 0, at which the last step of a sampler{decoder} the network ({hint})",
+        stacklevel=4,
+    )
