@@ -240,7 +240,7 @@ class Ladder:
         quantiles = (
             torch.tensor(norms or [math.inf])
             .double()
-            .icdf(torch.tensor(list(QUANTILES.values())).double())
+            .quantile(torch.tensor(list(QUANTILES.values())).double())
         )
         record["norm"] = dict(zip(QUANTILES, quantiles.tolist(), strict=True))
         return record, tensors

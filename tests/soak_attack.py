@@ -186,7 +186,9 @@ def loaded(run: Path, right: dict[str, Any]) -> str:
             found, entries = {}, 0
     if not found:
         faults = said.split("\n")  # a config names all of its own, each in a line
-        assert all(fault.isprintable() and "argument '" in fault for fault in faults), said
+        subjects = ("argument '", "checkpoint '", "none of the ")
+        assert all(fault.isprintable() for fault in faults), said
+        assert all(any(one in fault for one in subjects) for fault in faults), said
         return "refused"
     assert right["history"] - 2 <= entries <= right["history"] + 1, f"{entries} lines of the log"
     assert found.keys() == right["load"].keys()

@@ -199,7 +199,7 @@ def test_a_dry_run_prints_all_settings_and_makes_nothing(tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize(("words", "says"), [
-    (["--recipe", "vdmm"], "must be one of ddpm, edm, "), (["--recipe", "vdm-gama"], "did you mean 'vdm-gamma'?"),
+    (["--recipe", "vdmm"], "there is no recipe 'vdmm', but ddpm, edm, "), (["--recipe", "vdm-gama"], "did you mean 'vdm-gamma'?"),
     (["--recipe", "vdm", "--data", "patchs"], "did you mean 'patches'?"), (["--recipe", "vdm", "--data", "nowhere/at/all"], "there is no such folder"),
     (["--recipe", "vdm", "--set", "schedule.name=Cosin"], "did you mean 'Cosine'?"),
     (["--recipe", "vdm", "--set", "augment=flip-turns"], "did you mean 'flip-turn'?"),
@@ -260,7 +260,8 @@ def test_every_recipe_is_one_of_the_digits_too(name):
     torch.manual_seed(0)
     objective, levels = config.objective(), torch.randint(0, 17, (2, *config.shape))
     loss = objective(
-        levels, **({"augmented": torch.ones(2)} if config.augment == "flip-turn" else {})
+        levels,
+        condition={"augmented": torch.ones(2)} if config.augment == "flip-turn" else None,
     )
     assert torch.isfinite(loss).all()
     assert torch.isfinite(bits_per_dim(objective.bound(levels).total, 64)).all()

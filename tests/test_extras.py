@@ -240,7 +240,7 @@ CALLS: dict[str, str] = {
     "from vdiff.data import dataset; dataset('patches', FOLDER)": "train",
     "from vdiff.plots import figure; figure()": "train",
     "from vdiff.plots import animation; animation('x.gif', None, None, 1)": "train",
-    "from vdiff.cli.load import device_of; device_of(None)": "train",
+    "from vdiff.cli.load import parse_device; parse_device(None)": "train",
     "import vdiff.terminal as t; t.on_terminal = lambda: True; t.Bar(1)": "train",
     "ode_likelihood(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
     "vdiff.sample(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear(), steps=2, step=vdiff.sampling.ode)": "ode",

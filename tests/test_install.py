@@ -59,13 +59,17 @@ def test_the_rooms_are_all_packages_and_modules_that_the_door_does_not_import():
     }
     code = "import vdiff, sys; print(*(name.split('.')[1] for name in sys.modules if name.startswith('vdiff.')))"
     imported = set(python("-c", code).stdout.split())
-    assert inner - imported - {"__init__", "__main__", "disk", "terminal"} == set(vdiff.ROOMS)
+    assert inner - imported - {"__init__", "__main__", "disk", "groups", "terminal"} == set(
+        vdiff.ROOMS
+    )
 
 
 def test_a_name_that_is_not_there_is_an_error_with_the_nearest():
     with pytest.raises(AttributeError, match="module 'vdiff' has no attribute 'Cosin'"):
         vdiff.Cosin
-    assert "Did you mean: 'Cosine'?" in python("-c", "import vdiff; vdiff.Cosin").stderr
+    assert "Did you mean: 'elbo'?" in python("-c", "import vdiff; vdiff.elb").stderr
+    with pytest.raises(AttributeError, match=r"did you mean vdiff\.schedule\.Cosine"):
+        vdiff.Cosine
 
 
 def test_an_editable_install_is_found_from_the_folder_above_a_clone(tmp_path):

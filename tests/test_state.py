@@ -183,7 +183,7 @@ def test_a_loaded_schedule_is_checked_again():
     model = Denoiser(lambda z, t: z, X())
     weighted_elbo(model, x, schedule=schedule)
     schedule.load_state_dict({"mass": torch.tensor([0.5, -0.5], dtype=torch.float64)})
-    with pytest.raises(ValueError, match="Histogram: argument 'schedule' must"):
+    with pytest.raises(ValueError, match="weighted_elbo: argument 'schedule' must"):
         weighted_elbo(model, x, schedule=schedule)
 
 

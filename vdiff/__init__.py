@@ -22,9 +22,8 @@ __version__ = "0.1.0"
 
 LAZY = {"compare": "vdiff.likelihood", "evaluate": "vdiff.likelihood"}
 ROOMS = (
-    "augmentation", "cli", "data", "decoder", "describe", "diagnosis", "flow", "likelihood",
-    "metrics", "nn", "oracle", "parameterization", "plots", "resampling", "sampling", "schedule",
-    "theorems", "training", "variance", "weighting",
+    "augmentation", "cli", "data", "describe", "diagnosis", "likelihood", "metrics", "nn", "plots",
+    "theorems", "training",
 )  # fmt: skip
 
 if TYPE_CHECKING:

@@ -164,7 +164,7 @@ class Description:
             shares.append(loss / torch.trapezoid(loss, grid))
         return torch.trapezoid(torch.minimum(*shares), grid).item()
 
-    def icdf(self, density: Tensor, share: float) -> float:
+    def quantile(self, density: Tensor, share: float) -> float:
         """The λ below which a share of a density on the grid lies."""
         below = torch.cumulative_trapezoid(density, self.logsnr)
         first = torch.searchsorted(below, share * below[-1]).clamp(max=POINTS - 2)
@@ -183,7 +183,7 @@ class Description:
             "  the same loss with the same times, as a factor before the squared error on another "
             "target:",
         ]
-        levels = [self.icdf(self.draws, share) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
+        levels = [self.quantile(self.draws, share) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
         lines.append(" " * 12 + "".join(f"{f'λ = {_rounded(level)}':>12}" for level in levels))
         for name, target in TARGETS.items():
             values = self.factor(target)(torch.tensor(levels, dtype=torch.float64)).tolist()
@@ -191,7 +191,9 @@ class Description:
         return "\n".join(lines)
 
     def _middle(self, density: Tensor) -> str:
-        a, b, c, d = (_rounded(self.icdf(density, share)) for share in (0.05, 0.25, 0.75, 0.95))
+        a, b, c, d = (
+            _rounded(self.quantile(density, share)) for share in (0.05, 0.25, 0.75, 0.95)
+        )
         return f"half in λ from {b} to {c}, 90 % from {a} to {d}"
 
     def _peak(self) -> str:

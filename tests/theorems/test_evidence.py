@@ -17,7 +17,7 @@ from vdiff.theorems import THEOREMS, Subject
 EVIDENCE = {  # the theorems that must see it where this function of the library is wrong
     "augmentation.Augmentation.__call__": "weighted-loss-is-a-bound-of-noisier-data",
     "augmentation.augmented_elbo": "training-on-noisier-data",
-    "chain.hybrid": "hybrid-loss-trains-the-variance-by-the-bound",
+    "chain.hybrid_loss": "hybrid-loss-trains-the-variance-by-the-bound",
     "chain.path_bound": """
         importance-weight telescoped-bound variances-along-a-path path-variance-vanishes
     """,
@@ -73,12 +73,12 @@ EVIDENCE = {  # the theorems that must see it where this function of the library
     "parameterization.Parameterization.target": """
         targets-are-derivatives plain-loss-is-a-weighting
     """,
-    "parameterization.Prediction.score": "tweedie denoising-score-matching",
-    "parameterization.Prediction.squared_error": """
+    "prediction.Prediction.score": "tweedie denoising-score-matching",
+    "prediction.Prediction.squared_error": """
         i-mmse what-an-inexact-denoiser-adds gaussian-data-is-the-hardest
         denoising-score-matching conditioning-reduces-variance
     """,
-    "parameterization.Prediction.v": "flow-has-the-marginals",
+    "prediction.Prediction.v": "flow-has-the-marginals",
     "profile.Profile.at": "best-variance-of-any-network",
     "resampling.LossSecondMoment.at": "resampled-steps-keep-the-mean",
     "reverse.MonteCarlo.__call__": "estimators-share-their-mean",

@@ -376,11 +376,11 @@ def test_words_of_other_functions_are_no_conditions():
     levels = torch.zeros(2, 3, dtype=torch.long)
     options = {"schedule": TABLE, "steps": STEPS, "decoder": decoder}
     for call, word in (
-        (hybrid, "draws"),
-        (hybrid, "estimator"),
+        (hybrid_loss, "draws"),
+        (hybrid_loss, "estimator"),
         (elbo, "bound_weight"),
         (path_bound, "draws"),
-        (hybrid, "weighting"),
+        (hybrid_loss, "weighting"),
     ):
         with pytest.raises(
             TypeError,

@@ -59,7 +59,7 @@ def _table(described: list[Description]) -> str:
     middle = "half of the signal, λ"
     lines = [f"{'objective':<{wide}}{'monotone':>9}{'peak λ':>15}{middle:>24}{title:>{share}}"]
     for one in described:
-        low, high = (one.icdf(one.signal, mass) for mass in (0.25, 0.75))
+        low, high = (one.quantile(one.signal, mass) for mass in (0.25, 0.75))
         middle = f"{low:.1f} to {high:.1f}"
         lines.append(
             f"{one.recipe.name:<{wide}}{'yes' if one.monotone else 'no':>9}{_peak(one):>15}"

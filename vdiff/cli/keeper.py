@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from vdiff.disk import atomic_write, no_room
+from vdiff.extras import extra
 from vdiff.likelihood import Share
 from vdiff.likelihood.pieces import OtherState
 from vdiff.likelihood.protocol import versions, warn_of_others
@@ -112,8 +113,9 @@ class Kept:
 
     def write(self) -> None:
         """Write the latest state, if there is one."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        with extra("train"):
+            from safetensors import SafetensorError
+            from safetensors.torch import save_file
 
         from vdiff.training.weights import sealed
 

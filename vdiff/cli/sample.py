@@ -191,7 +191,9 @@ def _draw(
             condition: dict[str, Any] = {} if label is None else {"label": label}
             z = start(shape, generators).to(device)
             on_the_way = []
-            for i, (_, prediction) in enumerate(walk(z, generator=generators, **condition)):
+            for i, (_, prediction) in enumerate(
+                walk(z, generator=generators, condition=condition)
+            ):
                 bar.update(len(z))
                 if options.gif and _shown(i, len(levels)):
                     on_the_way.append(decoder.decode(prediction.x).cpu())
