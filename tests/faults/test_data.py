@@ -231,7 +231,7 @@ def serving(
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers.get("LearnedRange", "")
+            asked = self.headers.get("Range", "")
             log.append(f"{self.path} {asked}".strip())
             start = int(asked[6:-1]) if asked and resumes else 0
             if status >= 400 or start > len(content):

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from vdiff._validate import Finite, Given, Positive, Steps, require, validated
+from vdiff._validate import Finite, Given, Positive, Steps, constraints, require, validated
 from vdiff.errors import InvalidType
 from vdiff.gaussian import PURE, device_of
 from vdiff.parameterization import Parameterization, V, X
@@ -52,7 +52,8 @@ def fixed(schedule: Schedule | Law, argument: str, given: Given) -> Schedule | L
         if given["steps"] is not None:
             raise InvalidType(argument, "be a Schedule where steps are given", repr(schedule))
         return schedule
-    Schedule.__validate__(schedule, argument, given)
+    for constraint in constraints(Schedule):
+        constraint(schedule, argument, given)
     moves = schedule.learns_ends or schedule.learns_shape
     hint = "the objective of a plain loss moves with it: use a fixed w(λ)"
     require(not moves, argument, "be fixed", repr(schedule), hint)
