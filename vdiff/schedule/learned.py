@@ -48,7 +48,7 @@ class Learned(Schedule):
         learn_ends: whether the ends are parameters, ordered by construction: λ_max = low +
             softplus(high − low), which is `high` itself unless they come close. Only the whole
             bound, `elbo`, gives them a gradient: the diffusion term alone would shrink the range
-            for ever.
+            without limit.
         follow_variance: whether the shape's gradient is that of the variance; if not, it is the
             loss's own, in continuous time mere noise. On a chain (`steps=T`) the bound depends on
             the shape, which always follows it there.
@@ -220,7 +220,7 @@ class LearnedLinear(Learned):
     """The linear schedule with its end points as parameters, ordered by construction.
 
     Only the whole bound trains them (`elbo`): from the diffusion term alone they would close in on
-    each other for ever, so `weighted_elbo` passes them no gradient. They are float64 and belong
+    each other, so `weighted_elbo` passes them no gradient. They are float64 and belong
     outside weight decay (`vdiff.groups.parameter_groups` sees to it).
 
     >>> schedule = LearnedLinear(13.3, -5.0)
