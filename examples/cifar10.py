@@ -11,7 +11,7 @@ Each recipe (examples/recipes) says what it reproduces, on what, in how long, an
 expect. Any setting is changed by --set, for instance --set lr=1e-4 schedule.name=Adaptive
 'weighting={"name": "Sigmoid", "bias": 1}'; --dry-run prints them all. The run folder holds them,
 checkpoints, the averaged weights, the log, the table and the figures; with --resume auto the same
-command goes on where it was stopped. Then: vdiff evaluate RUN, vdiff sample RUN.
+command continues where it was stopped. Then: vdiff evaluate RUN, vdiff sample RUN.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"cifar10: out of memory; {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        say("cifar10: interrupted; the same command with --resume auto goes on", file=sys.stderr)
+        say("cifar10: interrupted; the same command with --resume auto continues", file=sys.stderr)
         return 130
     return 0
 
@@ -225,7 +225,9 @@ def report(
     profile = vdiff.profile.Profile(
         objective.schedule.logsnr_min, objective.schedule.logsnr_max, bins=40
     )
-    kept = Keeper(run.folder / "results.json")  # a report that is interrupted goes on where it was
+    kept = Keeper(
+        run.folder / "results.json"
+    )  # a report that is interrupted continues where it was
     found = kept.through(
         "bound", evaluate, objective.model, test.pixels.to(device), schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
         replicates=2, profile=profile, share=share_of_rank(), record={"run": str(run.folder), "ema": config.ema[0]}, **condition(config, test, device),

@@ -30,7 +30,7 @@ LEGEND = {"frameon": False, "fontsize": 8}
 def chain_steps(schedule: Tabulated) -> Step:
     """All steps of a table, the least noisy first: number i ends at level i + 2."""
     t = torch.arange(1, schedule.steps + 1, dtype=torch.float64) / schedule.steps
-    return Step(schedule.levels(t)[0], schedule.delta(t, schedule.steps))
+    return Step(schedule.at(t)[0], schedule.delta(t, schedule.steps))
 
 
 def step_weights(schedule: Tabulated) -> dict[str, Tensor]:

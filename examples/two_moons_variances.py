@@ -58,7 +58,7 @@ def at_step(
     few = by_point[: len(x) // fewer, : repeats // fewer]
     x = x.repeat_interleave(repeats, 0)
     t = torch.full((len(x),), i / chain, dtype=torch.float64)
-    logsnr, _ = schedule.levels(t)
+    logsnr, _ = schedule.at(t)[:2]
     step, eps = Step(logsnr, schedule.delta(t, chain)), torch.randn(x.shape, generator=generator)
     z = diffuse(x, eps, logsnr)
     out = network(z, logsnr).requires_grad_()

@@ -95,7 +95,7 @@ def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
 
 
 def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
-    """Without --steps it is that of the run's chain; the network is told the classes."""
+    """Without --steps it is that of the run's chain; the network is given the classes."""
     config = Config(
         network={
             "name": "UNet",
@@ -280,7 +280,7 @@ def test_an_evaluation_says_first_how_much_there_is_to_do(capsys):
 def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(
     tmp_path, capsys, monkeypatch
 ):
-    """Cut off in the second likelihood, the command goes on there; a solver that gives up is told
+    """Cut off in the second likelihood, the command continues there; a solver that gives up is given
     of, and all else is written."""
     run = made(tmp_path / "run")
     words = [run, "--draws", 4, "--replicates", 2, "--ode", "--ode-tolerance", 1e-2]

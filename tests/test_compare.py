@@ -53,7 +53,7 @@ def test_the_difference_by_log_snr_adds_up_and_turns_its_sign_with_the_models():
     assert one.curve.logsnr_max[-1] == 7.0
     inner = (
         one.curve.value.abs() > 0.05 * one.curve.value.abs().max()
-    )  # where the levels overlap: neither in pure noise nor where all is told
+    )  # where the levels overlap: neither in pure noise nor where all is given
     assert -6 < one.curve.logsnr_min[inner].min() < one.curve.logsnr_max[inner].max() < 7
     assert "by log-SNR: [-6.0, " in str(one)
 

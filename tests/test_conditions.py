@@ -72,7 +72,7 @@ def plain(label):
 
 
 def told_its_level(grid=GRID):
-    """A model that is told which level an image has, and says just that."""
+    """A model that is given which level an image has, and says just that."""
     return Denoiser(lambda z, logsnr, label: grid[plain(label)][:, None].to(z).expand_as(z), X())
 
 

@@ -119,9 +119,9 @@ def scheduled(i: int) -> list[Tensor]:
     found = [
         schedule(T),
         schedule.rate(T),
-        *schedule.levels(T),
+        *schedule.at(T)[:2],
         schedule.delta(CHAIN, 6),
-        *schedule.levels(CHAIN, 6),
+        *schedule.at(CHAIN, 6)[:2],
     ]
     inside = schedule(T).detach()
     found += [

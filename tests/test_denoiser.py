@@ -1,4 +1,4 @@
-"""Networks somebody already has: what they are told, what they return, and what they are mistaken
+"""Networks somebody already has: what they are given, what they return, and what they are mistaken
 for."""
 
 import copy
@@ -112,9 +112,7 @@ def test_a_network_that_looks_up_integer_steps():
 def test_a_function_that_hides_a_network_is_warned_of():
     network = nn.Linear(2, 2)
     for hidden in (lambda z, t: network(z), network.forward):
-        with pytest.warns(
-            UserWarning, match="hand over the module itself, with time= and output="
-        ):
+        with pytest.warns(UserWarning, match="pass the module itself, with time= and output="):
             Denoiser(hidden, Eps())
     assert len(list(Denoiser(network, Eps()).parameters())) == 2
 

@@ -219,7 +219,9 @@ def test_a_run_that_goes_on_with_another_objective_or_other_data_says_so(tmp_pat
         train(own[0], data_of(config), config, run=run, every=2, quiet=True, validate=stop_at(1))
     with (
         Run.open(tmp_path, config) as run,
-        pytest.warns(UserWarning, match=r"goes on with other data or another objective: .*Cosine"),
+        pytest.warns(
+            UserWarning, match=r"continues with other data or another objective: .*Cosine"
+        ),
     ):
         train(own[1], data_of(config), config, run=run, every=2, quiet=True)
 
@@ -383,7 +385,7 @@ def test_how_a_step_is_computed_may_change(field, tmp_path):
     run_until(tmp_path, CONFIG)
     changed = json.loads((tmp_path / "config.json").read_text()) | field
     (tmp_path / "config.json").write_text(json.dumps(changed))
-    Run(tmp_path).load()
+    assert Run(tmp_path).load().model.trained is not None
 
 
 def test_older_weights_say_nothing_and_are_loaded(tmp_path):

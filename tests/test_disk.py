@@ -384,7 +384,7 @@ def test_an_evaluation_goes_on_where_its_state_cannot_be_kept(
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.warns(
         UserWarning,
-        match=r"the state of the evaluation is not kept, which goes on: .*No space left.*bytes needed, .*free",
+        match=r"the state of the evaluation is not kept, which continues: .*No space left.*bytes needed, .*free",
     ):
         assert main(["evaluate", str(run), *EVALUATE]) == 0
     assert json.loads((run / "evaluation.json").read_text())["total"]["value"] > 0

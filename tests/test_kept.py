@@ -129,7 +129,7 @@ def test_a_validation_that_is_not_finite_is_logged_and_never_the_best(bad, when,
     left = iter(values)
     with pytest.warns(
         UserWarning,
-        match=r"the validation at step \d is -?(nan|inf): it is logged as none, and training goes on",
+        match=r"the validation at step \d is -?(nan|inf): it is logged as none, and training continues",
     ):
         trained(tmp_path, every=1, validate=lambda averaged: next(left))
     history, found = Run(tmp_path).history(), outcome(tmp_path)

@@ -1,5 +1,5 @@
 """The run of an evaluation by hand: what a replicate adds, how many draws and replicates there
-are, and what is told on the way."""
+are, and what is given on the way."""
 
 import math
 from dataclasses import replace

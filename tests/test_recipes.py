@@ -63,7 +63,7 @@ def weight(objective, t):
     loss = (
         bound.diffusion if objective.loss.is_bound else objective(levels, t=t, eps=eps)
     ).double()
-    logsnr, measure = objective.schedule.levels(t, objective.steps)
+    logsnr, measure = objective.schedule.at(t, objective.steps)[:2]
     if isinstance(objective.loss, Hybrid):  # each of n levels is drawn as often
         measure = measure * (objective.steps + 1) / objective.steps
     return logsnr, 2 * loss / (measure * square)

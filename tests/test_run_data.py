@@ -168,7 +168,7 @@ def test_a_run_that_goes_on_with_other_data_says_so_and_is_of_neither(tmp_path, 
 
     with Run.open(tmp_path, CONFIG) as run, pytest.raises(RuntimeError, match="stop"):
         train(CONFIG.objective(), OWN, CONFIG, run=run, every=1, validate=fails, quiet=True)
-    with pytest.warns(UserWarning, match="the run goes on with other data"):
+    with pytest.warns(UserWarning, match="the run continues with other data"):
         trained(tmp_path, parts[0])
     assert Run(tmp_path).loaded().data == sorted([data_hash(OWN), data_hash(parts[0])])
     assert evaluated(tmp_path) == 2

@@ -230,7 +230,7 @@ def test_levels_are_drawn_from_the_decoder(decoder):
     prediction = predict(z, logsnr)
     p = torch.zeros(
         2, 2, 4, dtype=torch.float64
-    )  # example, dimension, level: one is told from a pair with level 0 in the other
+    )  # example, dimension, level: one is given from a pair with level 0 in the other
     for i in range(2):
         base = decoder.nll(torch.zeros(1, 2, dtype=torch.long), z[:1], logsnr[i].item(), predict)
         for j in range(2):

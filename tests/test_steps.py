@@ -261,7 +261,7 @@ def test_the_same_samples_whatever_the_model_predicts(step):
 
 @pytest.mark.parametrize("step", EVERY.values(), ids=EVERY)
 def test_the_same_samples_whatever_the_model_was_trained_with(step):
-    """A model is told λ alone: nothing of a training schedule reaches a sampler."""
+    """A model is given λ alone: nothing of a training schedule reaches a sampler."""
     network = torch.nn.Linear(2, 2).double()
 
     class Told(torch.nn.Module):

@@ -73,7 +73,7 @@ def test_more_steps_than_a_table_has_levels_lie_between_them():
 
 
 class Unet(torch.nn.Module):
-    """Remembers what it is told."""
+    """Remembers what it is given."""
 
     def __init__(self):
         super().__init__()

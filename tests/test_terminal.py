@@ -454,7 +454,7 @@ def test_a_training_goes_on_where_its_output_cannot_be_printed(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Full())
     with Record(2, "loss", listeners=[entries.append]) as record:
         record.advance(1.0)
-        with pytest.warns(UserWarning, match="a log failed, training goes on: OSError"):
+        with pytest.warns(UserWarning, match="a log failed, training continues: OSError"):
             record.write({"step": 1, "train_loss": 1.0})
     assert entries[0]["step"] == 1
 

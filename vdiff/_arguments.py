@@ -103,9 +103,9 @@ def sound_on_cpu(x: Tensor, weighting: Any, schedule: Schedule) -> None:
 
 def noise_on_chain(schedule: Schedule, steps: int | None) -> None:
     """A rule: λ = −∞ is a level of a chain."""
-    hint = f"its levels are those of a chain: steps={getattr(schedule, 'steps', 'T')}"
-    needed = "be given where the last level is λ = −∞"
-    require(steps is not None or not schedule.reaches_noise, "steps", needed, None, hint)
+    if steps is None and schedule.reaches_noise:
+        hint = f"its levels are those of a chain: steps={getattr(schedule, 'steps', 'T')}"
+        raise InvalidValue("steps", "be given where the last level is λ = −∞", None, hint)
 
 
 def finite_end(schedule: Schedule) -> None:

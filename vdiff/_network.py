@@ -12,7 +12,7 @@ from vdiff._validate import Given, require
 from vdiff.errors import InvalidType, shown
 
 TIME = (
-    "what the network is told: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a "
+    "what the network is given: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a "
     "function of λ"
 )
 
@@ -42,7 +42,7 @@ def warn_of_a_hidden_module(what: str, function: object, network: object) -> Non
     if any(next(module.parameters(), None) is not None for module in hidden):
         warnings.warn(
             f"Denoiser: {what} is a function around an nn.Module, whose parameters are hidden from optimizers, "
-            "checkpoints and .eval(): hand over the module itself, with time= and output= for what it is told "
+            "checkpoints and .eval(): pass the module itself, with time= and output= for what it is given "
             "and returns, and call= for how it is called",
             stacklevel=3,
         )

@@ -14,7 +14,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, overload
 
@@ -218,12 +218,13 @@ def data(value: object, argument: str, given: Given) -> object:
     return batch(value, argument, given)
 
 
-def all_finite(value: object, argument: str, given: Given) -> object:
-    """A tensor without NaN and infinity. Reads every value."""
-    bad = ~torch.isfinite(typing.cast(Tensor, value))
+def finite_values(value: Tensor, argument: str, given: Given) -> Tensor:
+    """A tensor without NaN or infinity. Reads values."""
+    bad = ~torch.isfinite(value)
     if bad.any():
-        came = f"{int(bad.sum())} NaN or infinite values, the first at index "
-        raise InvalidValue(argument, "be finite", f"{came}{tuple(bad.nonzero()[0].tolist())}")
+        first = tuple(bad.nonzero()[0].tolist())
+        got = f"{int(bad.sum())} NaN or infinite values, the first at index {first}"
+        raise InvalidValue(argument, "be finite", got)
     return value
 
 
@@ -273,16 +274,6 @@ def _on_device(v: Tensor | torch.Generator, argument: str, x: Tensor, other: str
         hint = f"torch.Generator({other}.device)"
     same = f"be on the device of {other}, {x.device}"
     require(v.device == x.device, argument, same, v.device, hint)
-
-
-def finite_values(value: Tensor, argument: str, given: Given) -> Tensor:
-    """A tensor without NaN or infinity. Reads values."""
-    bad = ~torch.isfinite(value)
-    if bad.any():
-        first = tuple(bad.nonzero()[0].tolist())
-        got = f"{int(bad.sum())} NaN or infinite values, the first at index {first}"
-        raise InvalidValue(argument, "be finite", got)
-    return value
 
 
 @dataclass(frozen=True)
@@ -363,10 +354,11 @@ def total(value: object, argument: str, given: Given) -> object:
     if isinstance(value, nn.Module) and "_modules" not in vars(value):
         hint = "its __init__ must call super().__init__()"
         raise InvalidType(argument, "be initialised", type(value).__name__, hint)
-    for one in (value, getattr(value, "__self__", None), getattr(value, "func", None)):
-        hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {one!r}"
-        is_total = not getattr(one, "is_factor", False)
-        require(is_total, argument, "be a total", f"the factor {one!r}", hint)
+    within = (getattr(value, name, None) for name in ("__self__", "func"))  # of methods, partials
+    for one in (value,) if isinstance(value, nn.Module) else (value, *within):
+        if getattr(one, "is_factor", False):
+            hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {one!r}"
+            raise InvalidValue(argument, "be a total", f"the factor {one!r}", hint)
     return value
 
 
@@ -379,7 +371,7 @@ Count = Annotated[int, Whole()]
 _UNRESOLVED = "beyond that rounding loses the difference of t and t − 1/T"
 Steps = Annotated[int, Whole(at_most=MOST_STEPS, hint=_UNRESOLVED)]
 Data = Annotated[Tensor, data]
-FiniteData = Annotated[Tensor, data, all_finite]
+FiniteData = Annotated[Tensor, data, finite_values]
 Batch = Annotated[Tensor, batch]
 Floating = Annotated[Tensor, floating]
 Noise = Annotated[Tensor, noise]
@@ -457,15 +449,20 @@ class _Signature:
         self.defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
         self.constraints = {n: found for n in parameters if (found := constraints(hints.get(n)))}
         self.rules = [(rule, tuple(inspect.signature(rule).parameters)) for rule in rules]
+        every = [one for found in self.constraints.values() for one in found]
+        self.by_type = not rules and all(map(_by_type, every))
+        self.places = [(i, n, self.constraints.get(n, ())) for i, n in enumerate(self.words)]
 
     def check(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[list[Any], dict[str, Any]]:
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments as they are to be used; raises for the first that does not fit."""
-        given = dict(zip(self.words, args, strict=False)) | kwargs
         for word in kwargs:
             if word not in self.words and not self.open:
                 raise TypeError(self._unknown(word, args))
+        if self.by_type:
+            return self._check_types(args, kwargs)
+        given = dict(zip(self.words, args, strict=False)) | kwargs
         everything = self.defaults | given
         for word, found in self.constraints.items():
             if word in given:
@@ -476,6 +473,19 @@ class _Signature:
                 rule(*(everything[word] for word in words))
         positional = [everything[word] for word, _ in zip(self.words, args, strict=False)]
         return positional + list(args[len(self.words) :]), {w: everything[w] for w in kwargs}
+
+    def _check_types(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        """`check` without a dictionary, for constraints that change nothing and ask for no other
+        argument: inner calls of every loss are such."""
+        for place, word, found in self.places:
+            for constraint in found:
+                if place < len(args):
+                    constraint(args[place], word, kwargs)
+                elif word in kwargs:
+                    constraint(kwargs[word], word, kwargs)
+        return args, kwargs
 
     def name(self, args: tuple[Any, ...]) -> str:
         """What the user called: a function, a class, or a class and its method."""
@@ -538,6 +548,14 @@ def _of_union(options: list[Any], arguments: tuple[Any, ...]) -> tuple[Constrain
 
 def _tensor_or_number(value: object, argument: str, given: Given) -> object:
     return value if isinstance(value, float | int) else tensor(value, argument, given)
+
+
+def _by_type(constraint: Constraint) -> bool:
+    """Whether a constraint changes nothing and asks for no other argument."""
+    if isinstance(constraint, functools.partial):
+        constraint = constraint.args[0]
+    alone = isinstance(constraint, Whole | Instance | OneOf | Function)
+    return alone or constraint in (tensor, floating, _tensor_or_number)
 
 
 def _unless_none(constraint: Constraint, value: Any, argument: str, given: Given) -> Any:

@@ -1,4 +1,4 @@
-"""A network, what it predicts, and what it wants to be told: together they are a model that
+"""A network, what it predicts, and what it takes: together they are a model that
 returns a `Prediction`."""
 
 import functools
@@ -40,7 +40,7 @@ Ends = tuple[float, float]
 
 
 def logsnr_time(logsnr: Tensor) -> Tensor:
-    """λ itself: what vdiff's own networks are told.
+    """λ itself: what vdiff's own networks are given.
 
     >>> logsnr_time(torch.tensor([2.0]))
     tensor([2.])
@@ -157,7 +157,7 @@ class Denoiser(nn.Module):
     """A network as a model: `Denoiser(network, V())(z, logsnr)` is a `Prediction`.
 
     The network is called `network(c_in·z, time(logsnr), **condition)` with shapes (batch, …) and
-    (batch,), and returns the shape of z. `time` says what it wants to be told: λ (the default), or
+    (batch,), and returns the shape of z. `time` says what it takes: λ (the default), or
     `edm_time`, `flow_time`, `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any
     function of λ, so that a network somebody already has becomes a model without touching it.
     `call` says how the network is called where that differs: `lambda network, z, t, **condition:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._validate import Count, require, validated
+from vdiff._validate import Count, require, unchecked, validated
 from vdiff.gaussian import at_least_float32, float64_for
 
 GOLDEN = 0.6180339887498949
@@ -127,5 +127,5 @@ def grid(
         wide = float64_for(torch.device(device or "cpu"))
         ends = torch.arange(1, steps + 1, dtype=wide, device=device) / steps
         return ends[:, None].expand(draws, batch)
-    t = stratified(draws * batch, generator=generator, device=device).view(draws, batch)
+    t = unchecked(stratified)(draws * batch, generator=generator, device=device).view(draws, batch)
     return t if steps is None else on_chain(t, steps)

@@ -415,7 +415,7 @@ def test_fault_66_a_page_in_the_files_place(tmp_path: Path) -> None:
 
 
 def test_fault_66_two_processes_and_one_is_killed(tmp_path: Path) -> None:
-    """One downloads, the other waits; when the first is killed, the second goes on with what it
+    """One downloads, the other waits; when the first is killed, the second continues with what it
     left."""
     with serving(CONTENT, stall=30_000) as (url, log):
         code = f"""

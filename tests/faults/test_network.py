@@ -1,4 +1,4 @@
-"""Faults 26 to 32: what a network returns, and what it is told. (In 28 the policy is the training
+"""Faults 26 to 32: what a network returns, and what it is given. (In 28 the policy is the training
 loop's.)"""
 
 import warnings

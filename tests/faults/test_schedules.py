@@ -544,7 +544,7 @@ def test_fault_21_ends_and_tables_keep_their_precision(cast: str) -> None:
 def test_fault_21_no_autocast_for_logsnr() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for schedule in (LearnedLinear(), Tabulated.linear_betas(), SCHEDULE):
-            logsnr, rate = schedule.levels(torch.linspace(0.1, 0.9, 5))
+            logsnr, rate = schedule.at(torch.linspace(0.1, 0.9, 5))[:2]
             assert logsnr.dtype == rate.dtype == torch.float64
     for dtype in (torch.bfloat16, torch.float16):
         t = torch.tensor([0.5], dtype=dtype)

@@ -92,7 +92,7 @@ def state_of(objective: Objective) -> dict[str, Tensor]:
 def test_fault_52_a_step_that_is_not_finite_is_left_out_and_counted(
     value: float, backwards: bool, late: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights and moments are those of before, and everything after goes on from finite
+    """Weights and moments are those of before, and everything after continues from finite
     numbers."""
     monkeypatch.setattr("vdiff.training.loop.LATE", {"cpu": late})
     config, seen = points(steps=8), {}
@@ -727,7 +727,7 @@ def test_fault_61_another_number_of_processes_needs_no_state_of_theirs(tmp_path:
 
 
 def test_fault_62_two_trainings_in_one_folder(tmp_path: Path) -> None:
-    """The second is told who has it; the lock of one that was killed is free."""
+    """The second is given who has it; the lock of one that was killed is free."""
     config = points(steps=10_000)
     first = subprocess.Popen(
         command(tmp_path, {"steps": 10_000, "do": "hang", "at": 3}),
@@ -930,7 +930,7 @@ def test_fault_73_a_log_that_fails_does_not_stop_training(
     with (
         pytest.warns(
             UserWarning,
-            match="a log failed, training goes on: ConnectionError: TensorBoard is down",
+            match="a log failed, training continues: ConnectionError: TensorBoard is down",
         ),
         pytest.warns(UserWarning, match="ConnectionError: wandb is down"),
     ):
@@ -994,7 +994,7 @@ def test_fault_73_tensorboard_that_cannot_start(
     )
     with pytest.warns(
         UserWarning,
-        match="TensorBoard failed, training goes on: PermissionError: no place for events",
+        match="TensorBoard failed, training continues: PermissionError: no place for events",
     ):
         run_of(tmp_path, points())
     assert outcome(tmp_path)["state"]["step"] == 12

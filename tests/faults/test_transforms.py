@@ -618,7 +618,7 @@ def test_fault_43_a_device_without_float64() -> None:
     assert torch.equal(keep_dtype(to_mps)(torch.ones(3)), torch.full((3,), 2.0))
     with pytest.warns(UserWarning, match="stays on cpu"):
         schedule = LearnedLinear()._apply(to_mps)
-    logsnr, rate = (v.float() for v in schedule.levels(torch.tensor([0.25])))
+    logsnr, rate = (v.float() for v in schedule.at(torch.tensor([0.25]))[:2])
     assert_same(logsnr, torch.tensor([13.3 - 18.3 / 4]))
     assert_same(rate, torch.tensor([18.3]))
 

@@ -112,7 +112,7 @@ def test_the_recipe_is_the_simple_loss_on_all_levels(record):
 def test_bound_of_levels(record):
     case = record["case"]
     data, t = oracle(case), chain(STEPS)
-    logsnr, measure = TABLE.levels(t, STEPS)
+    logsnr, measure = TABLE.at(t, STEPS)[:2]
     error = mmse(case, TABLE.table)  # level 1 first
     step = steps_at(range(2, 1001))
     small = 0.5 * (measure * error[1:]).mean()

@@ -46,7 +46,7 @@ def test_continuous_loss(record):
 def long_chain(case: str, schedule_name: str, name: str, steps: int) -> Tensor:
     """L_T = ½ Σ expm1(λ_s − λ_t) E‖e‖² from the schedule's measure and the error in closed
     form."""
-    logsnr, measure = SCHEDULES[schedule_name]().levels(chain(steps), steps)
+    logsnr, measure = SCHEDULES[schedule_name]().at(chain(steps), steps)[:2]
     return 0.5 * (measure * error_of(case, name, logsnr, mmse(case, logsnr))).mean()
 
 

@@ -208,7 +208,7 @@ def test_variance_of_a_batch_mean(record):
     # of a stratum: from one to the next the grid is the same again
     offset, mass = gauss_legendre(0.0, 1.0, 64)
     grids = torch.stack([stratified(batch, offset=u / batch) for u in offset])
-    logsnr, rate = schedule.levels(grids.flatten())
+    logsnr, rate = schedule.at(grids.flatten())[:2]
     grid_mean = (0.5 * rate * mmse(case, logsnr)).view(grids.shape).mean(1)
     between = mass @ grid_mean.square() - mean.square()
     assert_meets(

@@ -7,7 +7,7 @@ Takes the averaged weights and whole splits. With --ode the likelihood of the pr
 stands beside the bound, under each dequantisation: another model's, so that the gap between the
 two may have either sign. Writes RUN/evaluation.json (or --out), from whose protocol the numbers
 can be computed again. When Ctrl-C or SIGTERM ends it, what was evaluated is kept beside that file,
-and the same command goes on from there. Several processes share the images: `torchrun
+and the same command continues from there. Several processes share the images: `torchrun
 --nproc-per-node 2 --no-python vdiff evaluate RUN`.
 """
 

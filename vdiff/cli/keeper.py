@@ -28,7 +28,7 @@ def share_of_rank() -> Share:
 
 class Keeper:
     """The states of an interrupted command, a file for each of its parts beside its output:
-    `through` goes on from what is there.
+    `through` continues from what is there.
 
     As a context it locks these files: of two commands with one output, the second keeps no state.
 
@@ -58,7 +58,7 @@ class Keeper:
         self._lock.close()
         if isinstance(error, KeyboardInterrupt):
             files = [str(path) for path in self.files.values() if self.keeps and path.is_file()]
-            kept = f"kept in {', '.join(files)}: the same command goes on from there"
+            kept = f"kept in {', '.join(files)}: the same command continues from there"
             error.add_note(f"what was evaluated is {kept}" if files else "nothing is kept yet")
 
     def through(
@@ -127,7 +127,7 @@ class Kept:
             except (OSError, SafetensorError) as error:
                 needed = sum(value.nbytes for value in self.latest.values())
                 why = no_room(error, self.path, needed)
-                what = "the state of the evaluation is not kept, which goes on"
+                what = "the state of the evaluation is not kept, which continues"
                 warnings.warn(f"{what}: {why}", stacklevel=2)
             self.last, self.latest = time.monotonic(), {}
 

@@ -1,4 +1,4 @@
-"""Conditions, by which a model is told more than z and λ: one for each image, or one for all."""
+"""Conditions, by which a model is given more than z and λ: one for each image, or one for all."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -144,7 +144,7 @@ class Along(Density):
         self.schedule, self.base = schedule, base
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        logsnr, rate = self.schedule.levels(u)
+        logsnr, rate = self.schedule.at(u)[:2]
         t = self.base.inverse(logsnr, clamp=True)
         return t.to(u), (self.base.rate(t) / rate).to(u)
 

@@ -92,7 +92,7 @@ def examine(run: Evaluation, found: Measurement) -> Diagnostics:
         if run.images > 1
         else torch.full((BINS,), math.nan, dtype=torch.float64)
     )
-    edges = run.integrand.base.levels(torch.linspace(0, 1, BINS + 1, dtype=torch.float64))[0].cpu()
+    edges = run.integrand.base.at(torch.linspace(0, 1, BINS + 1, dtype=torch.float64))[0].cpu()
     curve = Curve(edges[1:].flip(0), edges[:-1].flip(0), by_image.mean(0).flip(0), error.flip(0))
     effective = (
         (total.square() / square).item() if square > 0 else draws
@@ -153,9 +153,7 @@ def _of_reach(run: Evaluation, draws: int) -> list[str]:
     )
     if not missed.any():
         return []
-    edges = run.integrand.base.levels(torch.linspace(0, 1, len(shares) + 1, dtype=torch.float64))[
-        0
-    ]
+    edges = run.integrand.base.at(torch.linspace(0, 1, len(shares) + 1, dtype=torch.float64))[0]
     places = missed.nonzero()[:, 0]
     low, high = edges[places.max() + 1].item(), edges[places.min()].item()
     count, share = (reached[missed].sum() * draws).item(), shares[missed].sum().item()

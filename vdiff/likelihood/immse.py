@@ -132,7 +132,7 @@ def immse(
     else:
         known = -gaussian.log_prob(clean)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)  # clean, noisy
-    rate, places, loss = schedule.levels(ends)[1], draws + 2, unchecked(weighted_elbo)
+    rate, places, loss = schedule.at(ends)[1], draws + 2, unchecked(weighted_elbo)
 
     def twin(z: Tensor, logsnr: Tensor) -> Any:
         return gaussian(z.flatten(1), logsnr)

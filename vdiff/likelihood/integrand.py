@@ -104,7 +104,7 @@ class Integrand:
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """λ and the measure m of a uniform t, by which the diffusion term is ½ m ‖ε − ε̂‖²."""
-        return self.base.levels(self.times(t), self.steps)
+        return self.base.at(self.times(t), self.steps)[:2]
 
     @property
     def models(self) -> list[Model]:
@@ -233,7 +233,7 @@ class Difference(Integrand):
         ends = (own.logsnr_max, own.logsnr_min)
         if not self.continuous or ends == (base.logsnr_max, base.logsnr_min):
             return self._of(index, rows, t, eps)
-        level = base.levels(t)[0]
+        level = base.at(t)[0]
         parts = self._of(index, rows, own.inverse(level, clamp=True).to(t), eps)
         share = (ends[0] - ends[1]) / (base.logsnr_max - base.logsnr_min)
         inside = (level <= ends[0]) & (level >= ends[1])

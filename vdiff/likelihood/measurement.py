@@ -19,10 +19,10 @@ from vdiff.likelihood.pieces import (
     Share,
     State,
     check_resume,
+    condition_digest,
     data_hash,
     fail_together,
     key_of,
-    told,
     weights_of,
 )
 from vdiff.likelihood.pilot import Design, integral_by_bin, pilot_evaluations, run_pilot
@@ -60,7 +60,7 @@ class Evaluation:
     """An integrand, how it is drawn, and who listens; a call draws.
 
     `profile` collects ‖ε − ε̂‖² by λ (that of `Integrand`, not of a difference), `progress` is
-    told (done, all) network evaluations of this process, its pilot among them, `checkpoint`
+    given (done, all) network evaluations of this process, its pilot among them, `checkpoint`
     receives the measurement's state after each batch of images; `mark` tells this model's from
     another's.
 
@@ -101,12 +101,12 @@ class Evaluation:
         first = self._first_replicates() * len(self.own) * (self.effort.draws or FEW)
         least = pilot_evaluations(self.integrand, self.plan) + first * self.integrand.evaluations
 
-        def told(done: int) -> None:
+        def count(done: int) -> None:
             if self.progress is not None:
                 self.progress(done, least)
 
         plan, effort = self.plan, self.effort
-        return run_pilot(self.integrand, plan, effort.seed, effort.batch, told)
+        return run_pilot(self.integrand, plan, effort.seed, effort.batch, count)
 
     @cached_property
     def draws(self) -> int:
@@ -161,7 +161,7 @@ class Evaluation:
         p = self.profile
         profile = None if p is None else (p.logsnr_min, p.logsnr_max, p.bins)
         return key_of(
-            data_hash(integrand.data), told(integrand.condition),
+            data_hash(integrand.data), condition_digest(integrand.condition),
             [side.name("") for side in integrand.sides], self.plan, effort.seed,
             self.draws, share.index, share.count, profile, self.mark,
             weights_of(*integrand.models),

@@ -68,10 +68,10 @@ def has_dims(law: GaussianMixture, x: Tensor, argument: str) -> None:
     )
 
 
-def told(condition: Mapping[str, object]) -> dict[str, object]:
+def condition_digest(condition: Mapping[str, object]) -> dict[str, object]:
     """Conditions as plain data. Tensors, arrays and long lists are known by a hash.
 
-    >>> told({"scale": 2.0, "text": "a word"})
+    >>> condition_digest({"scale": 2.0, "text": "a word"})
     {'scale': 2.0, 'text': 'a word'}
     """
     return {str(word): _told(value) for word, value in condition.items()}
@@ -81,7 +81,7 @@ def _told(value: object) -> object:
     if isinstance(value, Tensor):
         return data_hash(value)
     if isinstance(value, Mapping):
-        return told(value)
+        return condition_digest(value)
     if isinstance(value, Shared):
         return {"shared": _told(value.value)}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -208,7 +208,12 @@ class Run:
         """The hash by which the state of this run of an estimate is known."""
         share = self.share.index, self.share.count
         return key_of(
-            data_hash(data), told(condition), *more, *share, mark_of(said), weights_of(model)
+            data_hash(data),
+            condition_digest(condition),
+            *more,
+            *share,
+            mark_of(said),
+            weights_of(model),
         )
 
 
@@ -265,6 +270,7 @@ __all__ = [
     "OtherState",
     "Run",
     "Share",
+    "condition_digest",
     "data_hash",
     "fail_together",
     "has_dims",
@@ -272,6 +278,5 @@ __all__ = [
     "key_of",
     "law_of",
     "mark_of",
-    "told",
     "weights_of",
 ]

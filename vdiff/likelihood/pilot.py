@@ -127,9 +127,9 @@ def run_pilot(
     plan: Plan,
     seed: int,
     batch: int,
-    told: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Design:
-    """Fit a plan to an integrand; `told` hears how many network evaluations are done.
+    """Fit a plan to an integrand; `progress` gets how many network evaluations are done.
 
     >>> from vdiff.decoder import Categorical
     >>> from vdiff.oracle import Lattice
@@ -143,12 +143,12 @@ def run_pilot(
     """
     if not pilot_evaluations(integrand, plan):
         return Design(plan, antithetic=bool(plan.antithetic))
-    told(0)
+    progress(0)
     controls = tuple(control.fit(integrand.x) for control in plan.controls)
     signs = _signs(plan)
     pairs = _pairs(integrand, plan, signs)
     bins = max(1, min(BINS, pairs // PER_BIN, integrand.steps or BINS))
-    loss, values, t = _draw(integrand, controls, pairs, signs, seed, batch, told)
+    loss, values, t = _draw(integrand, controls, pairs, signs, seed, batch, progress)
     place = bins_of(t, bins)
     level = torch.zeros(bins, dtype=torch.float64).index_add_(
         0, place, loss.mean((0, 1))
@@ -250,7 +250,7 @@ def _draw(
     signs: tuple[int, ...],
     seed: int,
     batch: int,
-    told: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Diffusion terms (2, signs, pairs), controls (2, signs, pairs, controls) and times
     (pairs,)."""
@@ -276,7 +276,7 @@ def _draw(
                 loss[first, i, place] = parts[1].cpu()
                 values[first, i, place] = control_values(integrand, controls, at, when, eps).cpu()
                 done += len(part) * integrand.evaluations
-                told(done)
+                progress(done)
     return loss, values, t.cpu()
 
 

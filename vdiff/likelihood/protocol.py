@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vdiff._arguments import original
 from vdiff.likelihood.measurement import Evaluation, Measurement
-from vdiff.likelihood.pieces import Share, data_hash, told, weights_of
+from vdiff.likelihood.pieces import Share, condition_digest, data_hash, weights_of
 
 
 def protocol_of(
@@ -56,7 +56,7 @@ def protocol_of(
             "antithetic": run.given.antithetic,
             "pilot": run.given.pilot,
         },
-        "condition": told(integrand.condition),
+        "condition": condition_digest(integrand.condition),
         "tolerance": effort.tolerance,
         "batch": effort.batch,
         "seed": effort.seed,
@@ -121,7 +121,7 @@ def warn_of_others(what: str, before: object) -> None:
     """
     now, known = versions(), before if isinstance(before, dict) else {}
     if now | known != now:
-        warnings.warn(f"{what} goes on with {now} after {known}: not bit for bit", stacklevel=3)
+        warnings.warn(f"{what} continues with {now} after {known}: not bit for bit", stacklevel=3)
 
 
 def version() -> str:

@@ -138,7 +138,7 @@ def verify_estimators(
     Args:
         model: what is verified, as a function of an oracle: your own class of models around its
             exact answers, for instance `lambda oracle: Denoiser(network_that_returns(oracle),
-            V())`. A difference in the table is then that class's. It is told z in the dtype of its
+            V())`. A difference in the table is then that class's. It is given z in the dtype of its
             own parameters.
         names: of cases, all where none are given.
         points: data points of each case.

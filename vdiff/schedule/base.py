@@ -178,10 +178,6 @@ class Schedule(PreciseModule):
         delta = self.delta_at(t, logsnr, steps)
         return NoiseLevels(logsnr, steps * torch.expm1(delta), delta)
 
-    def levels(self, t: Tensor, steps: int | None = None) -> tuple[Tensor, Tensor]:
-        """λ and the rate of `at`."""
-        return self.at(t, steps)[:2]
-
     def delta_at(self, t: Tensor, logsnr: Tensor, steps: int) -> Tensor:
         """λ_s − λ_t over the step that ends at t, where λ(t) = logsnr."""
         return self.logsnr_at((t - 1 / steps).clamp(min=0.0)) - logsnr

@@ -296,7 +296,9 @@ class Trainer:
         if not math.isfinite(value):
             if self.place.first:
                 what = f"the validation at step {state.step} is {value}"
-                warnings.warn(f"{what}: it is logged as none, and training goes on", stacklevel=2)
+                warnings.warn(
+                    f"{what}: it is logged as none, and training continues", stacklevel=2
+                )
         elif state.best is None or value < state.best["bits_per_dim"]:
             state.best = {"step": state.step, "bits_per_dim": value}
         return {k: v if v is not None and math.isfinite(v) else None for k, v in numbers.items()}
@@ -305,7 +307,7 @@ class Trainer:
         """End the process with the signal's exit code; 0 stands for a signal of another rank."""
         if self.place.first:
             done = f"\nasked to stop after step {self.state.step}"
-            say(f"{done}; the checkpoint of step {stored} goes on from there", file=sys.stderr)
+            say(f"{done}; the checkpoint of step {stored} continues from there", file=sys.stderr)
         raise SystemExit(128 + (number or 15))
 
     def _synchronized(self, last: bool) -> AbstractContextManager[Any]:

@@ -116,7 +116,7 @@ def _print(entry: Entry) -> None:
 
 
 def _warn(what: str, error: Exception) -> None:
-    text = f"{what} failed, training goes on: {type(error).__name__}: {error}"
+    text = f"{what} failed, training continues: {type(error).__name__}: {error}"
     warnings.warn(text, stacklevel=3)
 
 

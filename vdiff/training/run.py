@@ -203,7 +203,7 @@ class Run:
         before = {name: facts.get(name, value) for name, value in now.items()}
         known = set(now["data"]) <= set(before["data"])
         if here().first and not (known and now["unlike"] == before["unlike"]):
-            what = "the run goes on with other data or another objective"
+            what = "the run continues with other data or another objective"
             warnings.warn(f"{what}: {now}, where it was {before}", stacklevel=2)
         now["data"] = sorted({*before["data"], *now["data"]})
 

@@ -215,8 +215,9 @@ def sound(weighting: Callable[[Tensor], Tensor], schedule: Schedule) -> None:
 def same_chain(weighting: object, steps: int | None) -> None:
     """Rule: the plain loss of a chain is used on that chain."""
     own = weighting.chain if isinstance(weighting, Weighting) else None
-    hint = "the plain loss of a chain is one on that chain"
-    require(own in (None, steps), "steps", f"be {own}, as in {weighting!r}", steps, hint)
+    if own not in (None, steps):
+        hint = "the plain loss of a chain is one on that chain"
+        raise InvalidValue("steps", f"be {own}, as in {weighting!r}", steps, hint)
 
 
 def divides_table(schedule: Schedule, steps: int | None) -> None:
@@ -259,7 +260,7 @@ class LossFactor:
         if self.steps is None:
             value = self.weighting(v) / (2.0 * self.schedule.density(v) * kappa2)
         else:
-            measure = self.schedule.levels(self.schedule.inverse(v, clamp=True), self.steps)[1]
+            measure = self.schedule.at(self.schedule.inverse(v, clamp=True), self.steps)[1]
             value = 0.5 * self.weighting(v) * measure / kappa2
         return value.to(at_least_float32(logsnr.dtype))
 
