@@ -26,7 +26,7 @@ from vdiff.likelihood import (
     path_importance,
 )
 from vdiff.likelihood.conditions import of_kept, of_rows
-from vdiff.likelihood.pieces import told
+from vdiff.likelihood.pieces import condition_digest
 from vdiff.oracle import Gaussian
 from vdiff.parameterization import X
 from vdiff.schedule import Linear
@@ -311,5 +311,5 @@ def test_a_state_knows_its_conditions_in_every_form():
     with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
         evaluate(model, data, resume=states[-1], **setting, condition={"label": other})
     forms = (one, other, one.tolist(), other.tolist(), torch.from_numpy(one), Shared(one))
-    assert len({str(told({"label": form})) for form in forms}) == len(forms)
-    assert told({"a": {"b": (1, 2.0, "c", None)}}) == {"a": {"b": [1, 2.0, "c", None]}}
+    assert len({str(condition_digest({"label": form})) for form in forms}) == len(forms)
+    assert condition_digest({"a": {"b": (1, 2.0, "c", None)}}) == {"a": {"b": [1, 2.0, "c", None]}}

@@ -25,7 +25,14 @@ from vdiff.likelihood import (
     ode_likelihood,
 )
 from vdiff.likelihood.importance import path_importance
-from vdiff.likelihood.pieces import FailedElsewhere, Run, data_hash, in_pieces, key_of, told
+from vdiff.likelihood.pieces import (
+    FailedElsewhere,
+    Run,
+    condition_digest,
+    data_hash,
+    in_pieces,
+    key_of,
+)
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.profile import Profile
 from vdiff.schedule import Linear
@@ -326,7 +333,10 @@ def test_data_are_known_by_the_start_of_a_hash_and_a_state_by_a_whole_number():
     keys = [int(key_of("test", i)) for i in range(200)]
     assert len(set(keys)) == 200
     assert 0 <= min(keys) < 2**60 < 2**62 < max(keys) < 2**63  # all bits but the sign
-    assert told({"scale": 2.0, "label": data}) == {"scale": 2.0, "label": data_hash(data)}
+    assert condition_digest({"scale": 2.0, "label": data}) == {
+        "scale": 2.0,
+        "label": data_hash(data),
+    }
 
 
 def test_where_one_process_fails_all_do():

@@ -79,7 +79,7 @@ def test_an_evaluation_that_goes_on_with_another_number_of_threads_says_so(tmp_p
     kept.write()
     assert kept.state() is not None
     torch.set_num_threads(threads + 1)
-    with pytest.warns(UserWarning, match=rf"the evaluation goes on .*'threads': {threads}"):
+    with pytest.warns(UserWarning, match=rf"the evaluation continues .*'threads': {threads}"):
         assert kept.state() is not None
 
 
