@@ -167,5 +167,8 @@ def test_quartiles_of_the_table_of_losses():
         [a for a, line in zip(away, kept, strict=True) if (line in kept[::2]) == first]
         for first in (True, False)
     )
-    assert [round(max(large), 2), round(sorted(small)[-1], 1)] == [0.07, 0.5]
-    assert sorted(small)[-2] <= 0.151
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = r"Quartiles are up to ([\d.]+) away for the MLP \(([\d.]+) for VDM's network\) and up to ([\d.]+)"
+    few, network, unet = re.search(said, page).groups()
+    *_, second, widest = sorted(small)
+    assert [f"{second:.2f}", f"{widest:.1f}", f"{max(large):.2f}"] == [few, network, unet]
