@@ -291,6 +291,18 @@ def test_terms_drawn_by_their_size_have_the_mean_of_the_bound(looks):
     assert (sampler.noted == 0).all()  # an evaluation is not noted
 
 
+def test_at_given_times_a_drawn_term_has_the_rest_of_its_bound():
+    """The reconstruction too, which is small beside the term."""
+    chosen = VLB(Categorical(17), steps=STEPS, resampling=LossSecondMoment(STEPS))
+    objective = Objective(chain().model, schedule=TABLE, loss=chosen)
+    given = {"t": EVERY.clamp(min=1 / STEPS), "eps": NOISE}
+    bound = objective.bound(LEVELS, **given)
+    rest = bound.prior + bound.reconstruction
+    found = objective(LEVELS, **given) - bound.diffusion
+    torch.testing.assert_close(found, rest, rtol=1e-3, atol=1e-6)
+    assert (rest > 1e-3).any()
+
+
 def test_what_is_drawn_follows_the_losses_of_all_micro_batches_and_ranks():
     """Two halves of a batch with their notes summed leave the memory that one process has."""
     one, halves = (
