@@ -1,11 +1,11 @@
-"""Rewrite code of vdiff 0.1 for 0.2: names that moved, names that changed. docs/migration.md has the whole list.
+"""Rewrite code of vdiff 0.1 for 0.2. docs/migration.md has the whole list of names.
 
     python docs/migrate.py my_project/ train.py          # shows what would change
     python docs/migrate.py --write my_project/ train.py  # changes it
 
-It knows what is imported from vdiff (`from vdiff import Cosine`, `import vdiff as vd; vd.Cosine`), and methods and
-keywords whose old name is used by nothing else. What changed its meaning under the same name it prints for you to
-look at.
+It knows what is imported from vdiff (`from vdiff import Cosine`, `import vdiff as vd; vd.Cosine`),
+and methods and keywords whose old name is used by nothing else. What changed its meaning under the
+same name it prints for you to look at.
 """
 
 import argparse
@@ -31,9 +31,11 @@ ROOMS = {
     "vdiff.resampling": "LossSecondMoment",
     "vdiff.reverse": "MonteCarlo RaoBlackwell",
     "vdiff.sampling": "Clipped Guided ancestral ddim dpmpp_2m encode few_steps heun ode",
-    "vdiff.schedule": "Adaptive Cosine Histogram Karras Laplace LearnedLinear Linear LinearBeta Monotone Normal OptimalTransport Schedule Shifted SignalPower Spectral Spline Tabulated",
+    "vdiff.schedule": "Adaptive Cosine Histogram Karras Laplace LearnedLinear Linear "
+    "LinearBeta Monotone Normal OptimalTransport Schedule Shifted SignalPower Spectral Spline Tabulated",
     "vdiff.times": "stratified",
-    "vdiff.weighting": "Debiased EDM ELBO InDI MSE MinSNR P2 Sigmoid SoftMinSNR TruncatedSNR Weighting loss_factor",
+    "vdiff.weighting": "Debiased EDM ELBO InDI MSE MinSNR P2 Sigmoid "
+    "SoftMinSNR TruncatedSNR Weighting loss_factor",
 }
 # old dotted name -> new dotted name
 MOVED = {
@@ -168,7 +170,7 @@ class Migration(ast.NodeVisitor):
         self.generic_visit(node)
 
     def _dotted(self, node: ast.AST) -> str | None:
-        """`vd.schedule.Cosine` as "vdiff.schedule.Cosine", where its root is imported from vdiff."""
+        """`vd.schedule.Cosine` as "vdiff.schedule.Cosine", if its root comes from vdiff."""
         if isinstance(node, ast.Name):
             return self.names.get(node.id)
         if isinstance(node, ast.Attribute):
@@ -194,7 +196,7 @@ def _import(home: str, names: list[str]) -> str:
 
 
 def main() -> int:
-    """Show or write the changes of every Python file that is named, or lies in a folder that is."""
+    """Show or write the changes of Python files, and of those in folders."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

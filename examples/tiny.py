@@ -1,6 +1,7 @@
-"""The whole of a diffusion model in one file: two moons, plain PyTorch, no library. Read this one first.
+"""A whole diffusion model in one file: two moons, plain PyTorch, no library. Read it first.
 
-Everything is a function of the log signal-to-noise ratio λ. Data x becomes the noisy z = α x + σ ε with
+Everything is a function of the log signal-to-noise ratio λ. Data x becomes the noisy z = α x + σ ε
+with
 
     α² = sigmoid(λ),   σ² = sigmoid(−λ),   ε ~ N(0, I),
 
@@ -34,7 +35,7 @@ def two_moons(n: int) -> Tensor:
     return (x - torch.tensor([0.5, 0.25])) / torch.tensor([0.87, 0.50])
 
 
-# ---- 1. the schedule: where on the λ axis do we look? Here the cosine schedule, λ = −2 log tan(πt/2)
+# ---- 1. the schedule: where on the λ axis do we look? Cosine: λ = −2 log tan(πt/2)
 
 
 def angle_at(t: Tensor) -> Tensor:

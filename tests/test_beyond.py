@@ -135,7 +135,7 @@ def test_times_that_are_asked_beyond_what_they_know(time, schedule, steps, known
     model = told(time, V())
     call = lambda: weighted_elbo(model, X, schedule=schedule, steps=steps)  # noqa: E731
     (said,) = warned(call)
-    assert said.startswith("the network is given ")
+    assert said.startswith("the network has time=")
     assert f"{known}" in said
     assert f"is asked from {asked}" in said
     if share is not None:
@@ -192,7 +192,7 @@ def test_every_loss_evaluation_and_sampler_says_it():
         said = warned(lambda call=call: call(told(TableStep(TABLE), V())))
         assert len(said) == 1, (name, said)
         assert said[0].startswith(
-            "the network is given TableStep, which knows λ from -10.12 to 9.21"
+            "the network has time=TableStep, which knows λ from -10.12 to 9.21"
         ), said
         assert said[0].endswith("% of the draws lie outside (give both the same ends)")
         assert warned(lambda call=call: call(told(TableStep(TABLE), V()).eval())) != []
@@ -233,7 +233,7 @@ def test_what_a_network_has_inside_is_found():
             return logsnr / 3
 
     (said,) = warned(lambda: weighted_elbo(told(Own()), X, schedule=SignalPower()))
-    assert "is given Own, which knows λ from -3 to 3" in said
+    assert "has time=Own, which knows λ from -3 to 3" in said
 
 
 def trained_between(schedule, **options):

@@ -92,7 +92,7 @@ def _warn(
         found = [
             (
                 one.logsnr_range,
-                f"is given {type(one).__name__}, which knows",
+                f"has time={type(one).__name__}, which knows",
                 "give both the same ends",
             )
             for one in vars(module).values()
