@@ -3,6 +3,7 @@ red."""
 
 import inspect
 import sys
+from copy import copy
 from functools import partial, reduce
 from types import FunctionType
 from typing import Any
@@ -125,6 +126,7 @@ def larger(value: Any) -> Any:
     if isinstance(value, FunctionType | partial):
         return lambda *args: larger(value(*args))
     if hasattr(value, "__dict__") and not isinstance(value, torch.Tensor):
+        value = copy(value)  # it may hold a schedule that other theorems use
         for name, part in vars(value).items():
             object.__setattr__(value, name, larger(part))
         return value
