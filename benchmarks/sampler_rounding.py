@@ -52,7 +52,9 @@ def saying(target: Parameterization) -> Callable[[Tensor, Tensor], Prediction]:
     """The perfect denoiser as a network that predicts this, in the precision of z."""
 
     def model(z: Tensor, logsnr: Tensor) -> Prediction:
-        return Prediction(z, logsnr, PLANE(z.double(), logsnr).read(target).to(z.dtype), target)
+        return Prediction(
+            z, logsnr, PLANE(z.double(), logsnr).as_target(target).to(z.dtype), target
+        )
 
     return model
 

@@ -72,6 +72,19 @@ LOSS = (
     "loss=Weighted(…), VLB(decoder, …) or Hybrid(steps, …) of vdiff.objective replaces weighting, "
     "decoder, steps, bound_weight and resampling"
 )
+# keywords of methods whose old name is used by nothing else, and of their new names
+METHOD_KEYWORDS = {
+    ("but", "out"): "output",
+    ("replace", "out"): "output",
+    ("but", "head"): "variance_output",
+    ("replace", "head"): "variance_output",
+}
+# attributes whose old name other objects have too: the script only says where they are
+ATTRIBUTES = {
+    "out": "Prediction.out is Prediction.output",
+    "head": "Prediction.head is Prediction.variance_output",
+    "read": "prediction.read(target) is prediction.as_target(target)",
+}
 CONDITION = "what the network is given is one mapping, condition={…}; no keyword is a condition"
 VERBS = ["weighted_elbo", "elbo", "hybrid_loss", "sample", "trajectory", "evaluate", "compare"]
 LOOK_AT = {"vdiff.Objective": LOSS} | {f"vdiff.{verb}": CONDITION for verb in VERBS}
@@ -157,6 +170,8 @@ class Migration(ast.NodeVisitor):
         elif node.attr in METHODS:
             end = self._at(node.end_lineno, node.end_col_offset)
             self.edits.append((end - len(node.attr), end, METHODS[node.attr]))
+        elif node.attr in ATTRIBUTES and self.names:
+            self.notes.append(f"line {node.lineno}: .{node.attr}: {ATTRIBUTES[node.attr]}")
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -164,6 +179,8 @@ class Migration(ast.NodeVisitor):
         function = MOVED.get(function, function) if function else None
         for keyword in node.keywords:
             new = KEYWORDS.get((function, keyword.arg)) if function and keyword.arg else None
+            if isinstance(node.func, ast.Attribute):
+                new = METHOD_KEYWORDS.get((node.func.attr, keyword.arg), new)
             if new:
                 start = self._at(keyword.lineno, keyword.col_offset)
                 self.edits.append((start, start + len(keyword.arg), new))

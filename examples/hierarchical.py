@@ -63,7 +63,7 @@ def model(z: Tensor, logsnr: Tensor) -> Prediction:
     """The perfect denoiser, with the variance of the forward step: the posterior's is far too
     small for one step."""
     exact = DATA(z.reshape(-1, 1), logsnr.repeat_interleave(z.shape[1]))
-    return Prediction(z, logsnr, exact.out.view(z.shape), exact.parameterization, FixedLarge())
+    return Prediction(z, logsnr, exact.output.view(z.shape), exact.parameterization, FixedLarge())
 
 
 def prior_sampling(steps: int, dims: int, generator: torch.Generator) -> Tensor:

@@ -239,13 +239,13 @@ GIVEN: dict[str, Callable[[], Any]] = {
         *(one.x for _, one in trajectory(MODEL, X, schedule=vdiff.sampling.few_steps(), steps=3, generator=seeded())),
     ],
     "guidance": lambda: [
-        Guided(LABELLED, 3.3, {"label": 0.1}, interval=(-3.1, 3.3))(X, LAM, label=T.float()).out,
-        Guided(LABELLED, 7.3, {"label": 0.1})(X, LAM, label=T.float()).out,
+        Guided(LABELLED, 3.3, {"label": 0.1}, interval=(-3.1, 3.3))(X, LAM, label=T.float()).output,
+        Guided(LABELLED, 7.3, {"label": 0.1})(X, LAM, label=T.float()).output,
     ],
     "output": lambda: [to_uint8(X.clamp(-1, 1)), to_levels(Categorical(17), MODEL(X, LAM), draw=True, generator=seeded())],
     "noise": lambda: [noise_like(X, seeded()), start((3,), per_sample_generators(0, range(4)))],
     "oracles": lambda: [
-        LINE()(X[:, :1], LAM).out, LINE().log_prob(X[:, :1]), LINE().sample(5, seeded()), LINE().mmse(LAM), LINE().entropy(),
+        LINE()(X[:, :1], LAM).output, LINE().log_prob(X[:, :1]), LINE().sample(5, seeded()), LINE().mmse(LAM), LINE().entropy(),
         Lattice([-0.5, 0.5], [0.3, 0.7]).bound(13.3, -5.0, Categorical(2)).total, GaussianData.fit(X).log_prob(X),
     ],
     "metrics": lambda: [mmd(X, EPS)],

@@ -213,7 +213,7 @@ def test_float16_and_bfloat16_meet_in_float32():
     model = Denoiser(
         beside, V(), call=lambda network, z, t: torch.full_like(z, float(z.dtype == torch.float32))
     )
-    assert model(torch.ones(3, 2).double(), torch.zeros(3)).out.eq(1).all()
+    assert model(torch.ones(3, 2).double(), torch.zeros(3)).output.eq(1).all()
 
 
 @pytest.mark.parametrize("z", sorted(KINDS, key=str), ids=str)
@@ -253,7 +253,7 @@ def test_a_network_whose_first_layer_is_narrower_says_so():
         in caught.value.__notes__[0]
     )
     model = Denoiser(mixed, V(), call=lambda network, z, t: network(z.to(torch.bfloat16)))
-    assert model(torch.ones(3, 2), torch.zeros(3)).out.dtype == torch.float32
+    assert model(torch.ones(3, 2), torch.zeros(3)).output.dtype == torch.float32
 
 
 class Transformer(nn.Module):
@@ -297,12 +297,12 @@ def test_a_network_that_is_called_in_another_way(name):
     model = Denoiser(network, V(), call=call, output=output, time=flow_time)
     z, logsnr = torch.randn(8, 2), torch.linspace(-5, 5, 8)
     expected = network.layer(z) + text * flow_time(logsnr)[:, None]
-    assert torch.allclose(model(z, logsnr, text=text).out, expected, atol=1e-6)
+    assert torch.allclose(model(z, logsnr, text=text).output, expected, atol=1e-6)
     assert set(model.state_dict()) == {"network.layer.weight", "network.layer.bias"}
     weighted_elbo(model, z, schedule=Linear(), condition={"text": text}).mean().backward()
     assert network.layer.weight.grad.abs().sum() > 0
     copied = copy.deepcopy(model)
-    assert torch.equal(copied(z, logsnr, text=text).out, model(z, logsnr, text=text).out)
+    assert torch.equal(copied(z, logsnr, text=text).output, model(z, logsnr, text=text).output)
 
 
 def test_a_module_that_a_call_hides_is_warned_of():

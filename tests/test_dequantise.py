@@ -191,7 +191,7 @@ def test_every_draw_has_probes_of_its_own():
 
     def three(z, logsnr):  # independent dimensions
         flat = ORACLE(z.reshape(-1, 1), logsnr.repeat_interleave(3))
-        return Prediction(z, logsnr, flat.out.view(z.shape), flat.parameterization)
+        return Prediction(z, logsnr, flat.output.view(z.shape), flat.parameterization)
 
     seen: list[torch.Tensor] = []
     data = torch.randint(0, 5, (40, 3), generator=per_sample_generators(1)[0])

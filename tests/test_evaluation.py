@@ -81,7 +81,7 @@ def test_a_tolerance_is_in_bits_per_dimension_and_reached_without_waste(dims):
 
     def model(z, logsnr):
         flat = ORACLE(z.reshape(-1, 1), logsnr.repeat_interleave(dims))
-        return Prediction(z, logsnr, flat.out.view(z.shape), flat.parameterization)
+        return Prediction(z, logsnr, flat.output.view(z.shape), flat.parameterization)
 
     tolerance = 0.04 / math.sqrt(dims)
     found = evaluate(

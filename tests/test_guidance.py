@@ -36,7 +36,7 @@ class Conditional:
         self.target = target or Eps()
 
     def __call__(self, z, logsnr, label):
-        said = torch.stack([data(z, logsnr).read(self.target) for data in (*CLASSES, ALL)])
+        said = torch.stack([data(z, logsnr).as_target(self.target) for data in (*CLASSES, ALL)])
         return Prediction(z, logsnr, said[label, torch.arange(len(z))], self.target, FixedLarge())
 
 
@@ -67,9 +67,9 @@ def test_guidance_is_the_line_through_both_predictions():
     ids=["number", "scalar", "batch"],
 )
 def test_what_replaces_the_condition(unconditional):
-    wanted = Guided(Conditional(), 3.0, {"label": NULL})(noise(), LEVEL, label=LABEL).out
+    wanted = Guided(Conditional(), 3.0, {"label": NULL})(noise(), LEVEL, label=LABEL).output
     assert torch.equal(
-        Guided(Conditional(), 3.0, {"label": unconditional})(noise(), LEVEL, label=LABEL).out,
+        Guided(Conditional(), 3.0, {"label": unconditional})(noise(), LEVEL, label=LABEL).output,
         wanted,
     )
 
@@ -136,10 +136,10 @@ def test_guidance_within_an_interval():
     guided = Guided(counted, 3.0, {"label": NULL}, interval=(-1.0, 2.0))
     inside = (LEVEL >= -1.0) & (LEVEL <= 2.0)
     got, plain = (
-        guided(noise(), LEVEL, label=LABEL).out,
-        Conditional()(noise(), LEVEL, label=LABEL).out,
+        guided(noise(), LEVEL, label=LABEL).output,
+        Conditional()(noise(), LEVEL, label=LABEL).output,
     )
-    everywhere = Guided(Conditional(), 3.0, {"label": NULL})(noise(), LEVEL, label=LABEL).out
+    everywhere = Guided(Conditional(), 3.0, {"label": NULL})(noise(), LEVEL, label=LABEL).output
     assert torch.equal(got[~inside], plain[~inside])
     assert torch.equal(got[inside], everywhere[inside])
     assert counted.evaluations == 2

@@ -79,7 +79,7 @@ def test_the_squared_error_is_that_of_the_rows_own_target(row):
     logsnr = one.table(t)
     prediction = model(diffuse(x, eps, logsnr), logsnr)
     plain = (
-        (prediction.out - prediction.parameterization.target(x, eps, logsnr))
+        (prediction.output - prediction.parameterization.target(x, eps, logsnr))
         .square()
         .mean()
         .item()
@@ -89,7 +89,10 @@ def test_the_squared_error_is_that_of_the_rows_own_target(row):
     )
     if row.mean == "mean":  # what it says is the mean of the reverse step
         torch.testing.assert_close(
-            reverse_mean(prediction, one.mean.step(logsnr)), prediction.out, rtol=1e-3, atol=1e-3
+            reverse_mean(prediction, one.mean.step(logsnr)),
+            prediction.output,
+            rtol=1e-3,
+            atol=1e-3,
         )
 
 
@@ -97,7 +100,7 @@ def test_an_output_that_is_the_variance_is_taken_as_it_is():
     step = figures.chain_steps(figures.DDPM)
     head = torch.full((999, 1), -0.3)
     prediction = Prediction(head, step.logsnr_t, head, ladder.Eps(), ladder.Output(), head)
-    u = prediction.variance.excess(step, prediction.head)[:, 0]
+    u = prediction.variance.excess(step, prediction.variance_output)[:, 0]
     torch.testing.assert_close(
         torch.exp(u) * step.variance,
         torch.full((999,), 0.3, dtype=torch.float64),

@@ -31,7 +31,7 @@ from vdiff import Prediction
 model = Denoiser(network, vdiff.parameterization.V(), variance=LearnedRange())
 decoder = Categorical(17, levels_at_ends=True)
 loss = hybrid_loss(model, x, schedule=Cosine(), steps=10)
-said = model(x, logsnr).replace(out=x).detach_mean()
+said = model(x, logsnr).replace(output=x).detach_mean()
 """
 
 

@@ -62,7 +62,7 @@ def test_a_perfect_output_gives_every_answer(name):
     torch.testing.assert_close(prediction.eps, eps, **close)
     torch.testing.assert_close(prediction.v, alpha * eps - sigma * x, **close)
     torch.testing.assert_close(prediction.score, -eps / sigma, **close)
-    torch.testing.assert_close(prediction.read(Flow()), eps - x, **close)
+    torch.testing.assert_close(prediction.as_target(Flow()), eps - x, **close)
     assert (prediction.squared_error(x, eps) < 1e-20).all()
 
 
@@ -92,7 +92,7 @@ def test_v_at_another_scale_is_minus_edms_network():
     total = noise**2 + s**2
     noisy = (z.numpy().T / np.sqrt(SIGNAL)).T
     prediction = Prediction(z, logsnr, V(s).target(x, eps, logsnr), V(s))
-    network = -prediction.out.numpy()
+    network = -prediction.output.numpy()
     denoised = (s**2 / total)[:, None] * noisy + (noise * s / np.sqrt(total))[:, None] * network
     np.testing.assert_allclose(denoised, x.numpy(), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(

@@ -470,7 +470,7 @@ def test_a_prediction_that_is_not_finite_is_named_by_its_first_example():
         lambda z, logsnr: Prediction(z, logsnr, z, Eps()),
         torch.tensor([4, 9, 6]),
     )
-    assert torch.equal(model(z[:1], torch.zeros(1)).out, z[:1])
+    assert torch.equal(model(z[:1], torch.zeros(1)).output, z[:1])
     with pytest.raises(
         ValueError,
         match=r"argument 'model' must be finite; got NaN or infinity for example 9 at λ = 1.5$",

@@ -141,7 +141,9 @@ def test_from_pure_noise_in_one_step_for_gaussian_data(std):
         return Prediction(
             z,
             logsnr,
-            torch.zeros_like(z) if torch.isinf(logsnr).all() else data(z, logsnr).read(V(std)),
+            torch.zeros_like(z)
+            if torch.isinf(logsnr).all()
+            else data(z, logsnr).as_target(V(std)),
             V(std),
         )
 
@@ -177,7 +179,9 @@ def test_heun_keeps_its_digits_where_noise_dominates(low, high, target):
     steps is off by 3e-5."""
 
     def model(z, logsnr):
-        return Prediction(z, logsnr, PLANE(z.double(), logsnr).read(target).to(z.dtype), target)
+        return Prediction(
+            z, logsnr, PLANE(z.double(), logsnr).as_target(target).to(z.dtype), target
+        )
 
     exact, single = (heun(model, z, level(low), level(high)) for z in (noise(), noise().float()))
     torch.testing.assert_close(single.double(), exact, rtol=0.0, atol=1.5e-6)
@@ -195,7 +199,7 @@ def test_heun_is_edms():
     for target in (*TARGETS, Eps()):
 
         def model(z, logsnr, target=target):
-            return Prediction(z, logsnr, PLANE(z, logsnr).read(target), target)
+            return Prediction(z, logsnr, PLANE(z, logsnr).as_target(target), target)
 
         torch.testing.assert_close(heun(model, z, t, s), wanted, rtol=1e-11, atol=1e-12)
 

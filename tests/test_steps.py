@@ -254,7 +254,7 @@ def test_the_same_samples_whatever_the_model_predicts(step):
     for target in (*TARGETS, Score(), PosteriorMean(Linear(13.0, -13.0), 100)):
 
         def as_target(z, logsnr, target=target):
-            return Prediction(z, logsnr, PLANE(z, logsnr).read(target), target)
+            return Prediction(z, logsnr, PLANE(z, logsnr).as_target(target), target)
 
         torch.testing.assert_close(made(as_target), reference, rtol=1e-8, atol=1e-8)
 
@@ -315,7 +315,7 @@ def test_the_step_to_data_is_the_exact_limit():
     z, n = noise(dims=2), 64
     *_, (_, last) = trajectory(PLANE, z, schedule=Linear(2.0, -8.0), steps=5, step=ddim)
     for target in TARGETS:
-        seen = Prediction(last.z, last.logsnr, last.read(target), target)
+        seen = Prediction(last.z, last.logsnr, last.as_target(target), target)
         there = ddim(
             lambda z, logsnr, seen=seen: seen,
             last.z,
@@ -504,9 +504,9 @@ def test_what_a_trajectory_yields_can_be_changed(step):
         model, z, generator=torch.Generator().manual_seed(1), **options
     ):
         made = prediction.x.clone()
-        for tensor in (state, prediction.z, prediction.out, prediction.logsnr):
+        for tensor in (state, prediction.z, prediction.output, prediction.logsnr):
             tensor.zero_()
-        assert model.last.out.abs().min() > 0
+        assert model.last.output.abs().min() > 0
     assert torch.equal(z, noise(dims=2))
     path = trajectory(PLANE, z, generator=torch.Generator().manual_seed(1), **options)
     z.zero_()

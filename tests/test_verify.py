@@ -21,7 +21,7 @@ class Told(nn.Module):
         self.oracle, self.target = oracle, target
 
     def forward(self, z, logsnr):
-        return self.oracle(z, logsnr).read(self.target)
+        return self.oracle(z, logsnr).as_target(self.target)
 
 
 def test_every_estimator_meets_the_known_bits():

@@ -44,10 +44,10 @@ class Prediction(ValuesCopied):
 
     z: Float[Tensor, "batch *dims"]
     logsnr: Float[Tensor, " batch"]
-    out: Float[Tensor, "batch *dims"]
+    output: Float[Tensor, "batch *dims"]
     parameterization: Parameterization
     variance: ReverseVariance = _POSTERIOR
-    head: Float[Tensor, "batch *dims"] | None = None
+    variance_output: Float[Tensor, "batch *dims"] | None = None
     source: Parameterization = None  # type: ignore[assignment]  # `parameterization` if left out
 
     def __post_init__(self) -> None:
@@ -58,30 +58,30 @@ class Prediction(ValuesCopied):
         """x̂ = (b z − σ ô)/(α b − σ a)."""
         a, b = self.parameterization.row(self.logsnr)
         if is_number(a, 1.0) and is_number(b, 0.0):
-            return self.out
+            return self.output
         scale = self._inverse_determinant(a, b)
-        return combine(b * scale, self.z, -sigma(self.logsnr) * scale, self.out)
+        return combine(b * scale, self.z, -sigma(self.logsnr) * scale, self.output)
 
     @property
     def eps(self) -> Tensor:
         """ε̂ = (α ô − a z)/(α b − σ a)."""
         a, b = self.parameterization.row(self.logsnr)
         if is_number(a, 0.0) and is_number(b, 1.0):
-            return self.out
+            return self.output
         scale = self._inverse_determinant(a, b)
-        return combine(-a * scale, self.z, alpha(self.logsnr) * scale, self.out)
+        return combine(-a * scale, self.z, alpha(self.logsnr) * scale, self.output)
 
     @property
     def v(self) -> Tensor:
         """v̂ = α ε̂ − σ x̂."""
-        return self.read(V())
+        return self.as_target(V())
 
     @property
     def score(self) -> Tensor:
         """∇ log p(z), −ε̂/σ."""
-        return self.read(Score())
+        return self.as_target(Score())
 
-    def read(self, parameterization: Parameterization) -> Tensor:
+    def as_target(self, parameterization: Parameterization) -> Tensor:
         """The prediction as another target."""
         return parameterization.target(self.x, self.eps, self.logsnr)
 
@@ -99,7 +99,7 @@ class Prediction(ValuesCopied):
         A `weight` that broadcasts over x multiplies each dimension's square before the sum.
         """
         a, b = self.parameterization.row(self.logsnr)
-        squares = F.mse_loss(self.out, combine(a, x, b, eps), reduction="none")
+        squares = F.mse_loss(self.output, combine(a, x, b, eps), reduction="none")
         error = sum_dims(squares if weight is None else squares * weight)
         kappa2 = self.parameterization.squared_kappa(self.logsnr)
         ratio = factor if is_number(kappa2, 1.0) else factor / kappa2
@@ -109,16 +109,16 @@ class Prediction(ValuesCopied):
         """The same prediction whose mean gets no gradient; the variance's head still does.
 
         >>> out = torch.ones(1, 1, requires_grad=True)
-        >>> Prediction(out.detach(), torch.zeros(1), out, Eps()).detach_mean().out.requires_grad
+        >>> Prediction(out.detach(), torch.zeros(1), out, Eps()).detach_mean().output.requires_grad
         False
         """
-        return self.replace(out=self.out.detach())
+        return self.replace(output=self.output.detach())
 
     def replace(self, **changes: Any) -> "Prediction":
         """The same prediction with some arguments of the constructor changed.
 
         >>> z = torch.ones(1, 1)
-        >>> Prediction(z, torch.zeros(1), z, Eps()).replace(out=3 * z).eps
+        >>> Prediction(z, torch.zeros(1), z, Eps()).replace(output=3 * z).eps
         tensor([[3.]])
         """
         return replace(self, **changes)
@@ -136,13 +136,13 @@ class Prediction(ValuesCopied):
         """
         a, b = self.parameterization.row(self.logsnr)
         kappa = b - a * torch.exp(-0.5 * self.logsnr)
-        return (self.out - combine(a, x, b, eps)) * per_example(kappa.reciprocal(), x)
+        return (self.output - combine(a, x, b, eps)) * per_example(kappa.reciprocal(), x)
 
     def _inverse_determinant(self, a: Coefficient, b: Coefficient) -> Tensor:
         return (alpha(self.logsnr) * b - sigma(self.logsnr) * a).reciprocal()
 
 
-_PARTS = "z", "logsnr", "out", "head"
+_PARTS = "z", "logsnr", "output", "variance_output"
 _WORDS = "parameterization", "variance", "source"
 _Context = tuple[Parameterization, ReverseVariance, Parameterization]
 
@@ -150,7 +150,7 @@ _Context = tuple[Parameterization, ReverseVariance, Parameterization]
 def _flatten(prediction: Prediction) -> tuple[list[Any], _Context]:
     what: _Context = (prediction.parameterization, prediction.variance, prediction.source)
     parts = [getattr(prediction, part) for part in _PARTS]
-    return parts[:-1] if prediction.head is None else parts, what
+    return parts[:-1] if prediction.variance_output is None else parts, what
 
 
 def _flatten_with_keys(prediction: Prediction) -> tuple[list[Any], _Context]:
@@ -161,7 +161,7 @@ def _flatten_with_keys(prediction: Prediction) -> tuple[list[Any], _Context]:
 
 def _unflatten(parts: Iterable[Any], what: _Context) -> Prediction:
     prediction = object.__new__(Prediction)  # a leaf need not be a tensor
-    vars(prediction).update(head=None, **dict(zip(_WORDS, what, strict=True)))
+    vars(prediction).update(variance_output=None, **dict(zip(_WORDS, what, strict=True)))
     vars(prediction).update(zip(_PARTS, parts, strict=False))
     return prediction
 

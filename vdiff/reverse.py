@@ -202,7 +202,7 @@ def excess(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
         dims = x[0].numel()
         fits, of = variance.dims == dims, f"be the dimensions of an example, {dims}"
         require(fits, "dims", of, variance.dims, "of the model's AnalyticVariance variance")
-    u = variance.excess(step, prediction.head)
+    u = variance.excess(step, prediction.variance_output)
     if not isinstance(u, Tensor):
         return None if u == 0.0 else torch.full_like(x, u)
     return u.to(x.dtype) if u.ndim == x.ndim else torch.as_tensor(per_example(u, x))

@@ -526,10 +526,11 @@ def test_fault_45_a_label_that_would_be_cut_off_or_broadcast() -> None:
             "broadcast",
         ):
             Guided(conditional, 1.5, {"label": 0})(Z, torch.zeros(4), label=wrong)
-    wanted = Guided(conditional, 1.5, {"label": 2})(Z, torch.zeros(4), label=label).out
+    wanted = Guided(conditional, 1.5, {"label": 2})(Z, torch.zeros(4), label=label).output
     for same in (np.int64(2), torch.tensor(2), torch.tensor([2]), torch.full((4,), 2)):
         assert torch.equal(
-            Guided(conditional, 1.5, {"label": same})(Z, torch.zeros(4), label=label).out, wanted
+            Guided(conditional, 1.5, {"label": same})(Z, torch.zeros(4), label=label).output,
+            wanted,
         )
 
 

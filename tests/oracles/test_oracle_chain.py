@@ -43,7 +43,7 @@ def with_variance(model, variance):
 
     def changed(z, logsnr):
         p = model(z, logsnr)
-        return Prediction(z, logsnr, p.out, p.parameterization, variance)
+        return Prediction(z, logsnr, p.output, p.parameterization, variance)
 
     return changed
 
@@ -139,7 +139,7 @@ def test_the_best_variance_by_state(record):
         ).sum(1)
         best = Given(lambda s, spread=spread: torch.log1p(s.snr_gain * spread)[:, None])
         total += weight @ reverse_kl(
-            Prediction(z, one.logsnr_t, p.out, p.parameterization, best), x, eps, one
+            Prediction(z, one.logsnr_t, p.output, p.parameterization, best), x, eps, one
         )
     assert_meets(record, total)
 

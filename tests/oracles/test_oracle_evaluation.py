@@ -113,7 +113,7 @@ def test_the_bound_of_ddpms_chain(record):
 
         def model(z: Tensor, logsnr: Tensor, choice: ReverseVariance = choice) -> Prediction:
             said = data(z, logsnr)
-            return Prediction(z, logsnr, said.out, said.parameterization, choice)
+            return Prediction(z, logsnr, said.output, said.parameterization, choice)
 
         decoder = DiscretizedGaussian(
             256, variance=record["params"]["decoder_var"][name], uses_network=True

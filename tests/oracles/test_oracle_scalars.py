@@ -79,7 +79,7 @@ def test_targets_of_a_sample(record):
             "v": perfect.v,
             "score": perfect.score,
             "edm_F_sd0p5": -V(0.5).target(x[:, None], eps[:, None], logsnr),
-            "u_eps_minus_x": perfect.read(Flow()),
+            "u_eps_minus_x": perfect.as_target(Flow()),
             "x_from_z_eps": perfect.x,
         },
     )

@@ -46,7 +46,7 @@ class TwoHeads(nn.Module):
 def kernel_by_hand(prediction, x, z, step):
     """log q(z_s | z_t, x) and log p(z_s | z_t) as two normal densities."""
     var_q = step.variance[:, None]
-    u = prediction.variance.excess(step, prediction.head)
+    u = prediction.variance.excess(step, prediction.variance_output)
     u = u if isinstance(u, float) or u.ndim == 2 else u[:, None]
     var_p = var_q * (u.exp() if isinstance(u, torch.Tensor) else math.exp(u))
     q = torch.distributions.Normal(step.mean(z, x), var_q.sqrt())
@@ -127,7 +127,7 @@ def test_estimators_agree_in_the_mean_and_not_in_the_variance(variance):
 
     def model(z, logsnr):
         p = oracle(z, logsnr)
-        return Prediction(z, logsnr, 0.9 * p.out, p.parameterization, variance)
+        return Prediction(z, logsnr, 0.9 * p.output, p.parameterization, variance)
 
     x, steps = oracle.sample(40_000), 20
     t = torch.randint(

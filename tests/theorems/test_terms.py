@@ -310,7 +310,7 @@ def test_a_chains_profile_is_of_the_models_error_whatever_its_variance(variance)
 
     def model(z, logsnr):
         p = oracle(z, logsnr)
-        return Prediction(z, logsnr, p.out, p.parameterization, variance)
+        return Prediction(z, logsnr, p.output, p.parameterization, variance)
 
     profile = Profile(-5.0, 6.0, bins=4)
     evaluate(

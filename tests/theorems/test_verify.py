@@ -288,7 +288,7 @@ def test_a_subject_is_float64_and_a_few_rows():
     prediction = subject.model(
         torch.zeros(300, 3, dtype=torch.float64), torch.zeros(300, dtype=torch.float64)
     )
-    assert prediction.out.shape == (300, 3)
+    assert prediction.output.shape == (300, 3)
     assert torch.equal(subject.rows(100)[64:], subject.x[:36])
 
 

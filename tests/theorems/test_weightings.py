@@ -243,7 +243,7 @@ def test_the_factor_of_a_loop_over_a_chain(target):
     x, t = oracle.sample(7), torch.arange(1, 8, dtype=torch.float64) / 7
     eps, logsnr = torch.randn(7, 1, dtype=torch.float64), schedule(t)
     z = logsnr.sigmoid().sqrt()[:, None] * x + (-logsnr).sigmoid().sqrt()[:, None] * eps
-    error = (oracle(z, logsnr).read(target) - target.target(x, eps, logsnr)).square().sum(1)
+    error = (oracle(z, logsnr).as_target(target) - target.target(x, eps, logsnr)).square().sum(1)
     for steps in (7, None):
         factor = loss_factor(Sigmoid(1.0), schedule, target, steps=steps)
         expected = weighted_elbo(

@@ -206,7 +206,7 @@ def _of_rounding(integrand: Integrand) -> list[str]:
     said = []
     for index, prediction in integrand.predictions.items():
         level = integrand.sides[index].base.logsnr_max
-        what, dtype = prediction.parameterization, prediction.out.dtype
+        what, dtype = prediction.parameterization, prediction.output.dtype
         error = what.rounding(torch.full_like(prediction.logsnr[:1], level), dtype)[1]
         if error > DIGITS:
             said.append(

@@ -91,7 +91,7 @@ class FlowSolver:
         level = torch.lerp(high, low, to_float64(place))
 
         several = several.detach().to(at_least_float32(x.dtype))
-        return check_gradient(lambda z: self.model(z, level, **condition).out, several, level)
+        return check_gradient(lambda z: self.model(z, level, **condition).output, several, level)
 
 
 class _Path:
@@ -117,7 +117,7 @@ class _Path:
                 for end in (self.clean, self.noisy):
                     _check_rounding(prediction, end)
             row, differentiable = prediction.parameterization, self.flow.differentiable
-            v = Prediction(z, level, to_float64(prediction.out), row).v
+            v = Prediction(z, level, to_float64(prediction.output), row).v
             options = {"differentiable": differentiable}
             divergence = self.trace.divergence(v, z, self.directions, **options)
             found = v if differentiable else v.detach(), divergence
@@ -160,7 +160,7 @@ def _check_rounding(prediction: Prediction, end: Tensor) -> None:
     little."""
     row = prediction.parameterization
     loss, what = (
-        max(row.rounding(end[None], prediction.out.dtype)),
+        max(row.rounding(end[None], prediction.output.dtype)),
         f"{row!r} at λ = {end.item():g}",
     )
     hint = "predict v, bring the schedule's ends closer, or compute in float64"

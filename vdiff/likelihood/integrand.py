@@ -311,7 +311,7 @@ class Finite:
 
     def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
         prediction: Prediction = self.model(z, logsnr, **condition)
-        bad = ~torch.isfinite(prediction.out).flatten(1).all(1)
+        bad = ~torch.isfinite(prediction.output).flatten(1).all(1)
         if bad.any():
             first = int(bad.nonzero()[0])
             place = f"example {int(self.rows[first])} at λ = {logsnr[first].item():.4g}"

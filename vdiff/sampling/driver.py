@@ -140,7 +140,7 @@ def _walk(
     with graph(), evaluation_mode(model):
         last = model(z, grid[-1:].expand(len(z)))
     came = f"NaN or infinity at the last level, λ = {grid[-1]:g}"
-    finite = bool(torch.isfinite(last.out).all())
+    finite = bool(torch.isfinite(last.output).all())
     require(finite, "model", "say something finite of data", came, _UNRELIABLE)
     yield _to_keep(z, last)
 
@@ -239,7 +239,7 @@ def _check_conditioning(prediction: Prediction) -> None:
     """Raise where the network's output does not determine x̂ or ε̂ at this level; warn where they
     have lost their digits."""
     level, what = prediction.logsnr[0].item(), prediction.source
-    loss = max(what.rounding(prediction.logsnr[:1], prediction.out.dtype))
+    loss = max(what.rounding(prediction.logsnr[:1], prediction.output.dtype))
     came, hint = f"{what!r} at λ = {level:g}", "predict v, or start at a level with some signal"
     determined = "start where the model's output determines x̂ and ε̂"
     require(loss < 1.0, "levels", determined, came, hint)

@@ -136,7 +136,7 @@ class Guided(Wrapped):
         without = self._predict(z, logsnr, condition | replaced)
         scale = torch.where(inside, self.scale, torch.ones_like(logsnr))
         scale = torch.as_tensor(per_example(scale, z))
-        return conditional.replace(out=torch.lerp(without.out, conditional.out, scale))
+        return conditional.replace(output=torch.lerp(without.output, conditional.output, scale))
 
 
 class Clipped(Wrapped):
@@ -164,7 +164,7 @@ class Clipped(Wrapped):
     ) -> Prediction:
         """The prediction with its x̂ clipped."""
         free = self._predict(z, logsnr, condition)
-        return free.replace(out=free.x.clamp(self.low, self.high), parameterization=X())
+        return free.replace(output=free.x.clamp(self.low, self.high), parameterization=X())
 
 
 def _like(name: str, value: Any, condition: Any, batch: int) -> Any:

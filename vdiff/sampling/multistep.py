@@ -122,7 +122,7 @@ def adams_bashforth(
     moved = per_example(n_s / scale(target, t), z) * z
     for one, weight in zip(predictions, weights, strict=True):
         share = torch.as_tensor(per_example(n_s * weight, z))
-        moved = torch.addcmul(moved, share, one.read(target))
+        moved = torch.addcmul(moved, share, one.as_target(target))
     return moved
 
 

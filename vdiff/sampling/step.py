@@ -107,8 +107,8 @@ def predicted(model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]
     if not isinstance(prediction, Prediction):
         hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
         raise InvalidType("model", "return a Prediction", type(prediction).__name__, hint)
-    came = f"{tuple(prediction.out.shape)} for {tuple(z.shape)}"
-    same, hint = prediction.out.shape == z.shape, "it would broadcast in silence"
+    came = f"{tuple(prediction.output.shape)} for {tuple(z.shape)}"
+    same, hint = prediction.output.shape == z.shape, "it would broadcast in silence"
     require(same, "model", "return a prediction of the shape of z", came, hint)
     return prediction
 
@@ -215,7 +215,7 @@ def heun(
     there, t, s = model(first, logsnr_s), to_float64(logsnr_t), to_float64(logsnr_s)
     row = there.parameterization
     # since x̂ and ε̂ were as they are now
-    change = there.out - row.target(now.x, now.eps, logsnr_s)
+    change = there.output - row.target(now.x, now.eps, logsnr_s)
     half = -0.5 * alpha(s) * sigma(s) * torch.expm1(0.5 * (s - t)) / scale(row, s)
     return torch.addcmul(first, torch.as_tensor(per_example(half, z)), change)
 
@@ -239,7 +239,7 @@ def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
     a, b = prediction.parameterization.row(t)
     of_out = alpha(s) * sigma(t) * torch.expm1(-0.5 * (s - t))
     n = scale(prediction.parameterization, t)
-    return combine((alpha(s) * b - sigma(s) * a) / n, prediction.z, of_out / n, prediction.out)
+    return combine((alpha(s) * b - sigma(s) * a) / n, prediction.z, of_out / n, prediction.output)
 
 
 __all__ = ["Counted", "Memory", "ancestral", "ddim", "heun"]

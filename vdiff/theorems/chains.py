@@ -59,7 +59,7 @@ def predicted(
     """The network's prediction at `drawn`, with this reverse variance, and x, ε and the step."""
     x, eps, step = drawn(subject, n, name)
     said = predict_at(subject.model, x, eps, step.logsnr_t, {})
-    parts = said.z, said.logsnr, said.out, said.parameterization
+    parts = said.z, said.logsnr, said.output, said.parameterization
     return Prediction(*parts, variance or FixedSmall()), x, eps, step
 
 
@@ -129,7 +129,7 @@ def step_is_a_squared_error(subject: Subject, variance: str = "variance") -> Sid
         rows = (torch.as_tensor(c, dtype=torch.float64) for c in target.row(step.logsnr_t))
         a, b = (c.expand_as(step.delta) for c in rows)
         kappa = b - a * sigma(step.logsnr_t) / alpha(step.logsnr_t)
-        error = target.target(x, eps, step.logsnr_t) - prediction.read(target)
+        error = target.target(x, eps, step.logsnr_t) - prediction.as_target(target)
         terms.append(0.5 * torch.expm1(step.delta) / kappa.square() * total(error.square()))
     return equal(torch.stack(terms), total(kl_divergence(q, p)), rel=1e-8, why=DENSITY)
 

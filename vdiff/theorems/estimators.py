@@ -36,7 +36,7 @@ def step_moments(
 
     def powers(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
         said = predict_at(oracle, x, eps, level, {})
-        prediction = Prediction(said.z, level, said.out, said.parameterization, variance)
+        prediction = Prediction(said.z, level, said.output, said.parameterization, variance)
         step = Step(level, torch.full_like(level, delta))
         kl = reverse_kl(prediction, x, eps, step)
         draws = torch.stack(  # exact: the ratio is quadratic in the noise

@@ -203,7 +203,7 @@ def factor_of_a_loop(subject: Subject, read_as: Parameterization = OF_V) -> Side
     x, eps, t = subject.drawn("loop", 256)
     logsnr, w = NORMAL(t), Sigmoid(2.0)
     said = predict_at(subject.model, x, eps, logsnr, {})
-    error = sum_dims((V().target(x, eps, logsnr) - said.read(V())).square())
+    error = sum_dims((V().target(x, eps, logsnr) - said.as_target(V())).square())
     left = loss_factor(w, NORMAL, read_as)(logsnr) * error
     right = weighted_elbo(subject.model, x, schedule=NORMAL, weighting=w, t=t, eps=eps)
     return equal(left, right, rel=1e-7, why="float64 rounding of conversions")

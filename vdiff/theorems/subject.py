@@ -76,7 +76,7 @@ class Reexpressed:
         self.model, self.parameterization = model, parameterization
 
     def __call__(self, z: Tensor, logsnr: Tensor) -> Prediction:
-        output = self.model(z, logsnr).read(self.parameterization)
+        output = self.model(z, logsnr).as_target(self.parameterization)
         return Prediction(z, logsnr, output, self.parameterization)
 
 
@@ -111,7 +111,7 @@ class Wide:
             got = type(parts[0]).__name__
             hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
             raise InvalidType("model", "return a Prediction", got, hint)
-        output = torch.cat([part.out for part in parts]).to(z)
+        output = torch.cat([part.output for part in parts]).to(z)
         return Prediction(z, logsnr, output, parts[0].parameterization)
 
 

@@ -205,7 +205,7 @@ def best_variance_of_any_network(subject: Subject, shared: bool = True) -> Sides
     profile = Profile(-1.0, 1.0, bins=1)
     profile.update(step.logsnr_t, error if shared else d * error)
     best = AnalyticVariance(profile, d)
-    prediction = Prediction(said.z, said.logsnr, said.out, said.parameterization, best)
+    prediction = Prediction(said.z, said.logsnr, said.output, said.parameterization, best)
     square = (eps - said.eps).flatten(1).square().sum(1).mean()
     right = 0.5 * d * torch.log1p(torch.expm1(f64(1.5)) * square / d)
     return equal(reverse_kl(prediction, x, eps, step).mean(), right, rel=1e-9)

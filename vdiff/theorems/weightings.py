@@ -100,7 +100,7 @@ def simple_loss_with_the_large_variance(
     for i in range(1, LEVELS):
         step = Step(table[i].expand(n), (table[i - 1] - table[i]).expand(n))
         said = predict_at(subject.model, x, eps, step.logsnr_t, {})
-        said = Prediction(said.z, said.logsnr, said.out, said.parameterization, variance)
+        said = Prediction(said.z, said.logsnr, said.output, said.parameterization, variance)
         ratio = torch.log((1 - KEPT[i]) / (1 - KEPT[i - 1]))
         constant = constants * 0.5 * x[0].numel() * (ratio + torch.expm1(-ratio))
         weight = BETAS[i] / (2 * (1 - BETAS[i]) * (1 - KEPT[i]))
@@ -139,7 +139,9 @@ def plain_loss_is_a_weighting(subject: Subject, kappa: Parameterization | None =
     for target in (X(), Eps(), V(), V(0.5), Flow(), Score()):
         w = MSE(schedule, kappa or target)
         left.append(weighted_elbo(subject.model, x, schedule=schedule, weighting=w, t=t, eps=eps))
-        right.append(sum_dims((target.target(x, eps, logsnr) - prediction.read(target)).square()))
+        right.append(
+            sum_dims((target.target(x, eps, logsnr) - prediction.as_target(target)).square())
+        )
     return equal(torch.stack(left), torch.stack(right), rel=1e-7)
 
 
@@ -254,7 +256,7 @@ def min_snr_in_each_target(subject: Subject, added: float = 1.0) -> Sides:
     prediction = predict_at(subject.model, x, eps, logsnr, {})
     clipped = snr.clamp(max=5)
     losses = [
-        factor * sum_dims((target.target(x, eps, logsnr) - prediction.read(target)).square())
+        factor * sum_dims((target.target(x, eps, logsnr) - prediction.as_target(target)).square())
         for target, factor in (
             (X(), clipped),
             (Eps(), clipped / snr),
