@@ -83,6 +83,7 @@ METHOD_KEYWORDS = {
 ATTRIBUTES = {
     "out": "Prediction.out is Prediction.output",
     "head": "Prediction.head is Prediction.variance_output",
+    "chain": "Weighting.chain is Weighting.steps",
     "read": "prediction.read(target) is prediction.as_target(target)",
 }
 CONDITION = "what the network is given is one mapping, condition={…}; no keyword is a condition"

@@ -209,7 +209,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     **{f"decoder {i}": partial(decoded, i) for i in range(len(DECODERS))},
     **{f"schedule {i}": partial(scheduled, i) for i in range(len(SCHEDULES))},
     **{f"weighting {i}": lambda i=i: [WEIGHTINGS[i]()(LAM), loss_factor(WEIGHTINGS[i](), Linear(), V())(LAM)]
-       for i in range(len(WEIGHTINGS)) if WEIGHTINGS[i]().chain is None},
+       for i in range(len(WEIGHTINGS)) if WEIGHTINGS[i]().steps is None},
     "stratified": lambda: [vdiff.times.stratified(8, generator=seeded()), vdiff.times.stratified(4, offset=0.3)],
     "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17), t=T, eps=noise()).total],
     "draws": lambda: list(vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), draws=3, generator=seeded()).diffusion),

@@ -67,7 +67,7 @@ def weighted(i: int) -> None:
     """Each schedule, weighting and parameterization; every other one on a chain; drawn for every
     third."""
     schedule, weighting, row = SCHEDULES[i], WEIGHTINGS[i % len(WEIGHTINGS)], ROWS[i % len(ROWS)]
-    steps = weighting().chain or (999 if i % 2 else None)
+    steps = weighting().steps or (999 if i % 2 else None)
     assert_compiles(
         lambda: Objective(
             model(row), schedule=schedule(), loss=Weighted(weighting(), steps=steps)

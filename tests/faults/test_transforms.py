@@ -382,7 +382,7 @@ def test_fault_38_built_on_the_meta_device() -> None:
     with torch.device("meta"):
         deferred = [
             Objective(
-                Denoiser(nn.Identity(), V()), schedule=make(), loss=Weighted(w(), steps=w().chain)
+                Denoiser(nn.Identity(), V()), schedule=make(), loss=Weighted(w(), steps=w().steps)
             )
             for make, w in zip(SCHEDULES, itertools.cycle(WEIGHTINGS), strict=False)
         ]
@@ -392,7 +392,7 @@ def test_fault_38_built_on_the_meta_device() -> None:
     for objective, make, w in zip(deferred, SCHEDULES, itertools.cycle(WEIGHTINGS), strict=False):
         if next(objective.schedule.parameters(), None) is None:
             direct = Objective(
-                Denoiser(nn.Identity(), V()), schedule=make(), loss=Weighted(w(), steps=w().chain)
+                Denoiser(nn.Identity(), V()), schedule=make(), loss=Weighted(w(), steps=w().steps)
             )
             objective.model.network = direct.model.network = TwoArguments()
             assert torch.equal(objective(x, t=t, eps=eps), direct(x, t=t, eps=eps))

@@ -44,14 +44,14 @@ class Weighting(RestorableModule, abc.ABC):
     """w(λ). A subclass defines `weight_at(logsnr)` in float64; a call computes in float64 and
     rounds once.
 
-    `chain` is the number of steps of the chain whose plain loss this is, or None. `is_factor` says
-    that this only multiplies a base.
+    `steps` is T where this is the plain loss of a chain, else None. `is_factor` says that this only
+    multiplies a base.
 
-    >>> (MSE(Cosine(), Eps()) * MinSNR(5.0)).chain, (P2() * MinSNR()).is_factor
+    >>> (MSE(Cosine(), Eps()) * MinSNR(5.0)).steps, (P2() * MinSNR()).is_factor
     (None, True)
     """
 
-    chain: int | None = None
+    steps: int | None = None
     is_factor: bool = False
 
     @abc.abstractmethod
@@ -134,7 +134,7 @@ class Product(Weighting):
     ) -> None:
         super().__init__()
         self.base, self.factor = base, factor
-        self.chain = base.chain or factor.chain
+        self.steps = base.steps or factor.steps
         self.is_factor = base.is_factor and factor.is_factor
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def sound(weighting: Callable[[Tensor], Tensor], schedule: Schedule) -> None:
 
 def same_chain(weighting: object, steps: int | None) -> None:
     """Rule: the plain loss of a chain is used on that chain."""
-    own = weighting.chain if isinstance(weighting, Weighting) else None
+    own = weighting.steps if isinstance(weighting, Weighting) else None
     if own not in (None, steps):
         hint = "the plain loss of a chain is one on that chain"
         raise InvalidValue("steps", f"be {own}, as in {weighting!r}", steps, hint)

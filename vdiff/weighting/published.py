@@ -88,7 +88,7 @@ class MSE(Weighting):
     ) -> None:
         super().__init__()
         self.schedule, self.parameterization, self.steps = schedule, parameterization, steps
-        self.chain, self._first = steps, SPAN
+        self._first = SPAN
         self._find_first_level()
         self.register_load_state_dict_post_hook(MSE._find_first_level)  # type: ignore[no-untyped-call]
 
