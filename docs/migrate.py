@@ -68,6 +68,7 @@ DECODERS = [f"vdiff.decoder.{name}" for name in ("Categorical", "DiscretizedGaus
 # (new dotted function, old keyword) -> new keyword
 KEYWORDS = {(one, "closed"): "levels_at_ends" for one in DECODERS}
 KEYWORDS |= {(one, "denoise"): "uses_network" for one in DECODERS}
+KEYWORDS |= {(one, "clip"): "posterior_variance" for one in DECODERS}
 LOSS = (
     "loss=Weighted(…), VLB(decoder, …) or Hybrid(steps, …) of vdiff.objective replaces weighting, "
     "decoder, steps, bound_weight and resampling"
@@ -83,6 +84,7 @@ METHOD_KEYWORDS = {
 ATTRIBUTES = {
     "out": "Prediction.out is Prediction.output",
     "head": "Prediction.head is Prediction.variance_output",
+    "grid": "decoder.grid is decoder.level_values",
     "chain": "Weighting.chain is Weighting.steps",
     "read": "prediction.read(target) is prediction.as_target(target)",
 }

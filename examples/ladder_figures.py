@@ -339,7 +339,7 @@ def draw_decoder(path: Path, std: float = 0.3, grey_levels: int = 17) -> None:
     density = torch.exp(-0.5 * ((axis - mean) / std) ** 2) / std / (2 * torch.pi) ** 0.5
     left.plot(axis, density, color="black", linewidth=1)
     for level, color in ((grey_levels - 5, "C0"), (grey_levels - 1, "C1")):
-        center = decoder.grid[level].item()
+        center = decoder.level_values[level].item()
         last = level == grey_levels - 1
         inside = (axis >= center - half) & ((axis <= center + half) | last)
         mass = decoder.log_prob(torch.tensor([[level]]), torch.tensor([[mean]]), 0.0).exp().item()
@@ -352,7 +352,7 @@ def draw_decoder(path: Path, std: float = 0.3, grey_levels: int = 17) -> None:
             color=color,
             label=f"level {level}: {mass:.3f}" + (", open to +∞" if last else ""),
         )
-    left.vlines(decoder.grid[4:] - half, 0, 0.06, color="gray", linewidth=0.7)
+    left.vlines(decoder.level_values[4:] - half, 0, 0.06, color="gray", linewidth=0.7)
     left.set(
         xlabel="x",
         ylabel=f"N(x; {mean}, {std}²)",
@@ -384,7 +384,7 @@ def mass_of_shifted_edges(decoder: DiscretizedGaussian, means: Tensor) -> Tensor
     """The same sum where x − μ is asked whether it is below −0.999 or above 0.999, as a published
     algorithm does."""
     assert decoder.variance is not None
-    center = decoder.grid - means.double()[:, None]
+    center = decoder.level_values - means.double()[:, None]
     below, above = (
         torch.special.ndtr((center + half) / decoder.variance**0.5)
         for half in (-decoder.spacing / 2, decoder.spacing / 2)

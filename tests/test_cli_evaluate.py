@@ -112,7 +112,7 @@ def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
             "name": "DiscretizedGaussian",
             "levels": LEVELS,
             "uses_network": True,
-            "clip": 0.01,
+            "posterior_variance": 0.01,
         },
         variance={"name": "LearnedRange"},
         chain=20,
@@ -343,7 +343,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, words, text):
 
 
 DECODER = Categorical(levels=4)
-ORACLE = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
+ORACLE = Lattice(DECODER.level_values, [0.4, 0.3, 0.2, 0.1])
 LEVELS_OF_FOUR = torch.arange(4).repeat(25)[:, None]
 SETTING = {
     "schedule": Linear(7.0, -6.0),

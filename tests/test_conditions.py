@@ -34,7 +34,7 @@ from vdiff.training import Validation
 from vdiff.training.config import Config
 
 DECODER = Categorical(17)
-GRID = DECODER.grid
+GRID = DECODER.level_values
 LABELS = torch.randint(0, 17, (1024,), generator=torch.Generator().manual_seed(0))
 
 

@@ -60,7 +60,12 @@ def test_specs_are_objects_by_name_with_objects_in_them():
         schedule={"name": "Tabulated.cosine_betas", "levels": 11},
         chain=10,
         variance={"name": "LearnedRange"},
-        decoder={"name": "DiscretizedGaussian", "levels": 17, "uses_network": True, "clip": 0.1},
+        decoder={
+            "name": "DiscretizedGaussian",
+            "levels": 17,
+            "uses_network": True,
+            "posterior_variance": 0.1,
+        },
         level_head=False,
         resampling=True,
     ).objective()

@@ -141,7 +141,7 @@ def test_tables_are_expectations(decoder, logsnr):
 def test_tables_agree_with_drawn_first_levels(decoder):
     generator, logsnr, n = torch.Generator().manual_seed(0), 5.5, 200_000
     data = torch.full((n, 1), 3)
-    z = decoder.grid[3] + math.exp(-0.5 * logsnr) * torch.randn(
+    z = decoder.level_values[3] + math.exp(-0.5 * logsnr) * torch.randn(
         n, 1, dtype=torch.float64, generator=generator
     )
     nll = -decoder.log_prob(data, z, logsnr)
@@ -274,7 +274,9 @@ def test_the_gradient_is_right_at_every_level_however_small_the_noise(logsnr, cl
     mean.requires_grad_()
     head = torch.ones_like(mean, requires_grad=True)  # of a range: the noise of z₀ itself, σ = σ₀
     clip = 0.1 * math.exp(-logsnr) if learned else None
-    decoder = DiscretizedGaussian(levels, levels_at_ends=closed, uses_network=True, clip=clip)
+    decoder = DiscretizedGaussian(
+        levels, levels_at_ends=closed, uses_network=True, posterior_variance=clip
+    )
 
     def nll(mean):
         def predict(z, logsnr):
@@ -284,7 +286,7 @@ def test_the_gradient_is_right_at_every_level_however_small_the_noise(logsnr, cl
 
     slopes = torch.autograd.grad(nll(mean), [mean, head] if learned else [mean])
     std = math.exp(-0.5 * logsnr) * ((1 + math.exp(-logsnr)) ** -0.5 if learned else 1)
-    away, half = decoder.grid.numpy()[data] - mean.detach().numpy(), 0.5 * decoder.spacing
+    away, half = decoder.level_values.numpy()[data] - mean.detach().numpy(), 0.5 * decoder.spacing
     first, last = data.numpy() == 0, data.numpy() == levels - 1
     lower = np.where(first, -1e15, (away - half) / std)
     upper = np.where(last, 1e15, (away + half) / std)
@@ -354,7 +356,9 @@ def test_a_denoising_decoder_reads_the_prediction():
 def test_encoding_follows_its_convention_and_is_undone(kind, closed):
     decoder = kind(17, levels_at_ends=closed)
     data = torch.arange(17)[None]
-    np.testing.assert_allclose(decoder.grid.numpy(), grid(17, closed), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        decoder.level_values.numpy(), grid(17, closed), rtol=1e-12, atol=1e-12
+    )
     np.testing.assert_allclose(
         decoder.encode(data)[0].numpy(), grid(17, closed), rtol=1e-6, atol=1e-7
     )

@@ -110,7 +110,7 @@ def decoded(i: int) -> list[Tensor]:
         decoder.nll(data, x, 5.0, MODEL),
     ]
     if not isinstance(decoder, Gaussian):
-        found += [decoder.table(5.0), decoder.law(MODEL(x, LAM[:4])), decoder.grid]
+        found += [decoder.table(5.0), decoder.law(MODEL(x, LAM[:4])), decoder.level_values]
     return found if decoder.uses_network else [*found, decoder.expected_nll(data, 5.0)]
 
 
@@ -324,7 +324,7 @@ def test_levels_lie_on_their_grid_whatever_the_default(decoder: Any, dtype: torc
     with default(dtype):
         x = decoder.encode(levels)
         assert x.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        torch.testing.assert_close(x[0].to(torch.float64), decoder.grid, rtol=0, atol=2e-7)
+        torch.testing.assert_close(x[0].to(torch.float64), decoder.level_values, rtol=0, atol=2e-7)
         assert torch.equal(decoder.decode(x), levels)
         assert torch.equal(
             decoder.decode(x.to(torch.bfloat16).to(torch.float32)),

@@ -30,7 +30,7 @@ KINDS = [
     lambda decoder: TruncatedNormal(decoder, 6.0),
     lambda decoder: TruncatedNormal(decoder, 13.3),
 ]
-ORACLE = Lattice(Categorical(5).grid, torch.arange(1, 6) / 15.0)
+ORACLE = Lattice(Categorical(5).level_values, torch.arange(1, 6) / 15.0)
 DECODERS = [Categorical(2), Categorical(17), Categorical(256, levels_at_ends=True)]
 
 
@@ -90,12 +90,12 @@ def smoothed(logsnr, levels=5):
     level's exact bits."""
     decoder = Categorical(levels)
     pmf = torch.arange(1, levels + 1, dtype=torch.float64) / (levels * (levels + 1) / 2)
-    return decoder, Lattice(decoder.grid, pmf), Linear(logsnr, -14.0)
+    return decoder, Lattice(decoder.level_values, pmf), Linear(logsnr, -14.0)
 
 
 def exact_bound(decoder, oracle, dequantization, logsnr, level):
     """E_q[log q(u) − log p(x_k + u)] by quadrature, where p is the density of z₀/α₀."""
-    std, center = math.exp(-0.5 * logsnr), decoder.grid[level].item()
+    std, center = math.exp(-0.5 * logsnr), decoder.level_values[level].item()
 
     def integrand(u):
         log_q = dequantization.log_density(torch.tensor(u, dtype=torch.float64)).item()
@@ -137,7 +137,7 @@ def test_more_samples_tighten_the_bound_and_none_crosses_the_truth():
     data, std, half = torch.full((200, 1), 1), math.exp(-0.5 * logsnr), 0.5 * decoder.spacing
     normal = torch.distributions.Normal(oracle.means[:, 0], std)
     mass = oracle.weights @ (
-        normal.cdf(decoder.grid[1] + half) - normal.cdf(decoder.grid[1] - half)
+        normal.cdf(decoder.level_values[1] + half) - normal.cdf(decoder.level_values[1] - half)
     )
     found = {
         k: dequantized_ode(

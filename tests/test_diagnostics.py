@@ -26,7 +26,7 @@ FINE = Diagnostics(500.0, 0.01, 1000, Curve(*torch.zeros(4, 1)))  # nothing to b
 
 def lattice(decoder=None) -> Lattice:
     decoder = decoder or Categorical(levels=2)
-    return Lattice(decoder.grid, [1 / decoder.levels] * decoder.levels)
+    return Lattice(decoder.level_values, [1 / decoder.levels] * decoder.levels)
 
 
 def run_of(data, decoder=None, model=None, draws=4) -> Evaluation:

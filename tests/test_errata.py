@@ -504,13 +504,13 @@ def unit_kls():
 def reconstruction_of_levels():
     decoder = DiscretizedGaussian(256, uses_network=True, variance=1e-4)
     level, lam = torch.arange(120, 136), DDPM.logsnr_max
-    oracle = Lattice(decoder.grid[level], torch.full((16,), 1 / 16, dtype=torch.float64))
+    oracle = Lattice(decoder.level_values[level], torch.full((16,), 1 / 16, dtype=torch.float64))
     steps = step_kl(ddpm().snr_gain, oracle.mmse(ddpm().logsnr_t)).sum()
     data, eps = level.repeat_interleave(60)[:, None], NODE.repeat(16)[:, None]
     at = f64(lam).expand(len(data))
-    said = oracle(alpha(at)[:, None] * decoder.grid[data] + sigma(at)[:, None] * eps, at).x
+    said = oracle(alpha(at)[:, None] * decoder.level_values[data] + sigma(at)[:, None] * eps, at).x
     first = -(decoder.log_prob(data, said, lam).view(16, 60) @ MASS).mean()
-    prior = prior_kl(decoder.grid[level][:, None], DDPM.logsnr_min).mean()
+    prior = prior_kl(decoder.level_values[level][:, None], DDPM.logsnr_min).mean()
     return first, first + steps + prior
 
 

@@ -16,7 +16,7 @@ from vdiff.schedule import Linear
 
 PMF = [0.5, 0.3, 0.15, 0.05]
 DECODER = Categorical(levels=4)
-ORACLE = Lattice(DECODER.grid, PMF)
+ORACLE = Lattice(DECODER.level_values, PMF)
 SCHEDULE = Linear(7.0, -6.0)
 
 

@@ -162,7 +162,7 @@ def test_evaluation_takes_them_and_writes_them_down():
     far, a worse one."""
     decoder = Categorical(4)
     oracle, data = (
-        Lattice(decoder.grid, [0.4, 0.3, 0.2, 0.1]),
+        Lattice(decoder.level_values, [0.4, 0.3, 0.2, 0.1]),
         torch.multinomial(torch.tensor([0.4, 0.3, 0.2, 0.1]), 20, replacement=True)[:, None],
     )
     options = {"schedule": Linear(7.0, -6.0), "decoder": decoder, "draws": 8, "replicates": 2}
@@ -184,9 +184,10 @@ def test_a_guided_model_has_a_bound_given_the_condition():
     decoder = Categorical(4)
     data, label = torch.tensor([[0], [3], [0], [3], [1], [2]]), torch.tensor([0, 1, 0, 1, 0, 1])
     halves = [
-        Lattice(decoder.grid, pmf) for pmf in ([0.5, 0.4, 0.05, 0.05], [0.05, 0.05, 0.4, 0.5])
+        Lattice(decoder.level_values, pmf)
+        for pmf in ([0.5, 0.4, 0.05, 0.05], [0.05, 0.05, 0.4, 0.5])
     ]
-    whole = Lattice(decoder.grid, [0.275, 0.225, 0.225, 0.275])
+    whole = Lattice(decoder.level_values, [0.275, 0.225, 0.225, 0.275])
 
     def model(z, logsnr, label):
         said = torch.stack([one(z, logsnr).eps for one in (*halves, whole)])

@@ -91,7 +91,7 @@ def test_each_tail_is_what_is_left_of_the_integral_at_that_x(x):
 
 def test_levels_of_discrete_data():
     decoder = Categorical(5)
-    data = Lattice(decoder.grid, torch.arange(1, 6) / 15.0)
+    data = Lattice(decoder.level_values, torch.arange(1, 6) / 15.0)
     x = points(data, 400)
     found = immse(data, x, schedule=Linear(8.0, -12.0), gaussian=data.matched(), discrete=True)
     assert abs(found.mean + data.log_prob(x).mean()) < 4 * found.mean_error

@@ -20,14 +20,14 @@ from vdiff.parameterization import X
 from vdiff.schedule import Linear
 
 DECODER = Categorical(levels=4)
-ORACLE = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
+ORACLE = Lattice(DECODER.level_values, [0.4, 0.3, 0.2, 0.1])
 ENDS = Linear(7.0, -6.0)
 PLAIN = Plan.plain()
 
 
 def integrand(images=5, model=ORACLE, kind=Integrand):
     return kind(
-        *([model] if kind is Integrand else [model, Lattice(DECODER.grid, [0.25] * 4)]),
+        *([model] if kind is Integrand else [model, Lattice(DECODER.level_values, [0.25] * 4)]),
         levels(images),
         ENDS,
         DECODER,
@@ -190,7 +190,7 @@ def test_a_cost_is_in_evaluations_of_a_network():
     run = Evaluation(integrand(kind=Difference), PLAIN, Effort(draws=8))
     assert run._cost(3) == 3 * 5 * 8 * 2
     denoising = Gaussian(uses_network=True, variance=0.1)
-    model = Lattice(DECODER.grid, [0.25] * 4)
+    model = Lattice(DECODER.level_values, [0.25] * 4)
     one = Integrand(model, levels(5).double(), ENDS, denoising)
     assert (
         one.evaluations,
@@ -457,7 +457,7 @@ def test_a_budget_that_cannot_be_met_is_refused_before_the_pilot(kind):
         data, setting = levels(20), {"schedule": ENDS, "decoder": DECODER, "tolerance": 1e-3}
         if kind is Integrand:
             return evaluate(counted, data, budget=budget, **setting)
-        other = Lattice(DECODER.grid, [0.25] * 4)
+        other = Lattice(DECODER.level_values, [0.25] * 4)
         return compare(counted, other, data, budget=budget, **setting)
 
     least = 160 if kind is Integrand else 320

@@ -16,7 +16,7 @@ def test_the_level_head_with_the_right_logits_is_the_exact_denoiser():
     mean."""
     decoder = Categorical(levels=5)
     pmf = torch.tensor([0.4, 0.1, 0.2, 0.05, 0.25])
-    oracle = Lattice(decoder.grid, pmf)
+    oracle = Lattice(decoder.level_values, pmf)
     head = LevelHead(
         lambda z, logsnr: pmf.log().repeat(2)[None, :, None].expand(len(z), 10, 3), decoder
     )
@@ -32,7 +32,7 @@ def test_the_level_head_lays_logits_out_channel_by_channel():
     logits[0, 0], logits[0, 5] = 50.0, 50.0  # channel 0 surely level 0, channel 1 surely level 2
     head = LevelHead(lambda z, logsnr: logits, decoder)
     x = head(torch.zeros(1, 2, 1, 1), torch.tensor([-20.0]))
-    assert torch.allclose(x.flatten(), decoder.grid.float()[[0, 2]])
+    assert torch.allclose(x.flatten(), decoder.level_values.float()[[0, 2]])
     with pytest.raises(
         ValueError,
         match=r"LevelHead: argument 'network' must return channels × levels logits, shape \(1, 6, 1, 1\)",

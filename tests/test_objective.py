@@ -24,7 +24,9 @@ from vdiff.weighting import MSE, MinSNR, Sigmoid
 
 STEPS = 9
 TABLE = Tabulated.cosine_betas(STEPS + 1)
-DECODER = DiscretizedGaussian(17, uses_network=True, clip=first_variance(TABLE, STEPS))
+DECODER = DiscretizedGaussian(
+    17, uses_network=True, posterior_variance=first_variance(TABLE, STEPS)
+)
 LEVELS = torch.randint(0, 17, (STEPS + 1, 2), generator=torch.Generator().manual_seed(1))
 NOISE = torch.randn(STEPS + 1, 2, generator=torch.Generator().manual_seed(2))
 EVERY = (

@@ -40,7 +40,7 @@ from vdiff.schedule import Linear
 DATA = GaussianMixture([0.3, 0.7], [[-1.0, 0.4], [0.6, -0.2]], [[0.04, 0.3], [0.09, 0.2]])
 X = DATA.sample(7, torch.Generator().manual_seed(0))
 LEVELS = Categorical(4)
-LATTICE = Lattice(LEVELS.grid, [0.4, 0.3, 0.2, 0.1])
+LATTICE = Lattice(LEVELS.level_values, [0.4, 0.3, 0.2, 0.1])
 INTEGERS = torch.arange(4).repeat(2)[:7, None]
 NARROW = Linear(6.0, -8.0)
 
@@ -156,7 +156,7 @@ def test_two_shares_make_a_whole(name):
 
 def test_a_comparison_goes_on_where_it_was_cut_off():
     wrong, setting = (
-        Lattice(LEVELS.grid, [0.3, 0.3, 0.2, 0.2]),
+        Lattice(LEVELS.level_values, [0.3, 0.3, 0.2, 0.2]),
         {"schedule": NARROW, "decoder": LEVELS, "draws": 8, "batch": 16},
     )
     data = INTEGERS.repeat(10, 1)

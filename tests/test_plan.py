@@ -386,7 +386,7 @@ def test_a_control_of_other_data_is_fitted_to_them():
 
 def test_the_levels_of_an_integrand_are_linear_and_a_chain_keeps_its_steps():
     data = torch.arange(4)[:, None]
-    oracle, decoder = Lattice(Categorical(4).grid, [0.4, 0.3, 0.2, 0.1]), Categorical(4)
+    oracle, decoder = Lattice(Categorical(4).level_values, [0.4, 0.3, 0.2, 0.1]), Categorical(4)
     limit, t = (
         Integrand(oracle, data, Cosine(9.0, -7.0), decoder),
         torch.tensor([0.1, 0.25, 0.9], dtype=torch.float64),
@@ -496,7 +496,7 @@ def test_the_chains_own_steps_are_kept_and_the_density_moves_over_them():
     """Every step of a short chain by hand against the evaluation's importance sampling of
     steps."""
     decoder = Categorical(4)
-    oracle = Lattice(decoder.grid, [0.4, 0.3, 0.2, 0.1])
+    oracle = Lattice(decoder.level_values, [0.4, 0.3, 0.2, 0.1])
     data = torch.arange(4).repeat(5)[:, None]
     schedule = Cosine(7.0, -6.0)
     every = evaluate(

@@ -30,7 +30,12 @@ CHAIN: dict[str, Any] = {
         "features": 8,
     },
     "schedule": {"name": "Tabulated.cosine_betas", "levels": 6},
-    "decoder": {"name": "DiscretizedGaussian", "levels": 17, "uses_network": True, "clip": 0.01},
+    "decoder": {
+        "name": "DiscretizedGaussian",
+        "levels": 17,
+        "uses_network": True,
+        "posterior_variance": 0.01,
+    },
     "variance": {"name": "LearnedRange"},
     "chain": 5,
 }

@@ -28,8 +28,8 @@ from vdiff.oracle import Lattice
 from vdiff.schedule import Linear
 
 DECODER = Categorical(levels=4)
-ORACLE = Lattice(DECODER.grid, [0.5, 0.3, 0.15, 0.05])
-MODEL = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
+ORACLE = Lattice(DECODER.level_values, [0.5, 0.3, 0.15, 0.05])
+MODEL = Lattice(DECODER.level_values, [0.4, 0.3, 0.2, 0.1])
 DATA = torch.multinomial(
     ORACLE.weights, 60, replacement=True, generator=torch.Generator().manual_seed(0)
 )[:, None]

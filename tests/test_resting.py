@@ -143,7 +143,7 @@ def test_samplers_take_it_as_a_grid(name):
 
 def test_evaluations_along_it_agree():
     schedule, decoder = Swing(), Categorical(levels=2)
-    oracle, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]] * 8)
+    oracle, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]] * 8)
     found = [
         evaluate(oracle, data, schedule=schedule, decoder=decoder, plan=p)
         for p in (Plan(), Plan(importance=schedule))

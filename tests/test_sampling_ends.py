@@ -214,7 +214,7 @@ DECODERS = (
     Categorical(4, prior=torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]]).log()),
     DiscretizedGaussian(4),
     DiscretizedGaussian(4, variance=0.1, uses_network=True),
-    DiscretizedGaussian(4, uses_network=True, clip=0.02),
+    DiscretizedGaussian(4, uses_network=True, posterior_variance=0.02),
 )
 
 

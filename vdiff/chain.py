@@ -88,7 +88,7 @@ def hybrid_loss(
     Args:
         data: x as the network sees it; with a decoder, data as it is.
         decoder: for instance `DiscretizedGaussian(256, uses_network=True,
-            clip=first_variance(schedule, steps))`, or for continuous data
+            posterior_variance=first_variance(schedule, steps))`, or for continuous data
             `Gaussian(uses_network=True)`.
         bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here. 0
             takes any reverse variance.

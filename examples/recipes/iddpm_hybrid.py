@@ -30,7 +30,7 @@ CONFIG = Config(
         "name": "DiscretizedGaussian",
         "levels": 256,
         "uses_network": True,
-        "clip": first_variance(Tabulated.cosine_betas(LEVELS), STEPS),
+        "posterior_variance": first_variance(Tabulated.cosine_betas(LEVELS), STEPS),
     },
     level_head=False,
     steps=500_000,

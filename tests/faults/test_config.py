@@ -90,7 +90,14 @@ ARGUMENTS = {
     "schedule": ["logsnr_max", "mean", "levels", "hidden", "bins", "schedule", "mass"],
     "weighting": ["schedule", "parameterization", "steps", "gamma", "bias", "base", "factor"],
     "parameterization": ["sigma_data", "schedule", "steps"],
-    "decoder": ["levels", "levels_at_ends", "prior", "variance", "uses_network", "clip"],
+    "decoder": [
+        "levels",
+        "levels_at_ends",
+        "prior",
+        "variance",
+        "uses_network",
+        "posterior_variance",
+    ],
     "variance": ["profile"],
 }
 

@@ -35,7 +35,7 @@ MORE: dict[str, Callable[[], nn.Module]] = {
     "mixture": lambda: GaussianMixture(
         [0.5, 0.5], [[0.0, 1.0], [1.0, 0.0]], [[[1.0, 0.5], [0.5, 1.0]]] * 2
     ),
-    "lattice": lambda: Lattice(Categorical(4).grid, [0.1, 0.2, 0.3, 0.4]),
+    "lattice": lambda: Lattice(Categorical(4).level_values, [0.1, 0.2, 0.3, 0.4]),
 }
 MADE: dict[str, Callable[[], nn.Module]] = {
     **{f"schedule {make()!r}": make for make in SCHEDULES},

@@ -42,7 +42,7 @@ RING = GaussianMixture(
 )
 WIDE = Linear(18.0, -9.0)
 LEVELS = Categorical(5)
-LATTICE = Lattice(LEVELS.grid, torch.arange(1, 6) / 15.0)
+LATTICE = Lattice(LEVELS.level_values, torch.arange(1, 6) / 15.0)
 UNIFORM = Uniform(LEVELS)
 
 

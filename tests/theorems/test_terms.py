@@ -82,7 +82,9 @@ def ddpm_terms(levels, eps):
 
 
 def model_and_decoder():
-    decoder = DiscretizedGaussian(17, uses_network=True, clip=first_variance(TABLE, STEPS))
+    decoder = DiscretizedGaussian(
+        17, uses_network=True, posterior_variance=first_variance(TABLE, STEPS)
+    )
     return Denoiser(network, Eps(), variance=LearnedRange()), decoder
 
 
@@ -174,7 +176,7 @@ def test_draws_are_checked():
 )
 def test_the_decoders_variance_is_the_networks(variance, log_variance):
     clip, lam = 0.004, torch.tensor(4.0)
-    decoder = DiscretizedGaussian(17, uses_network=True, clip=clip)
+    decoder = DiscretizedGaussian(17, uses_network=True, posterior_variance=clip)
     levels, z, head = torch.randint(0, 17, (6, 2)), torch.randn(6, 2), torch.randn(6, 2)
     prediction = Prediction(
         z, lam.expand(6), torch.tanh(z), Eps(), variance, head if variance.learned else None
@@ -239,11 +241,13 @@ def test_the_mean_gets_nothing_from_the_decoders_term():
 def test_bad_first_steps_are_named():
     with pytest.raises(
         ValueError,
-        match=r"argument 'clip' must come with uses_network=True and without variance; got variance=None, uses_network=False",
+        match=r"argument 'posterior_variance' must come with uses_network=True and without variance; got variance=None, uses_network=False",
     ):
-        DiscretizedGaussian(17, clip=0.1)
-    with pytest.raises(ValueError, match=r"argument 'clip' must be finite and greater than 0"):
-        DiscretizedGaussian(17, uses_network=True, clip=0.0)
+        DiscretizedGaussian(17, posterior_variance=0.1)
+    with pytest.raises(
+        ValueError, match=r"argument 'posterior_variance' must be finite and greater than 0"
+    ):
+        DiscretizedGaussian(17, uses_network=True, posterior_variance=0.0)
     model, decoder = model_and_decoder()
     with pytest.raises(
         ValueError,
@@ -261,7 +265,7 @@ def test_bad_first_steps_are_named():
     fitted = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=3))
     with pytest.raises(
         ValueError,
-        match=r"argument 'clip' must be left out with a variance fitted to the chain; got AnalyticVariance",
+        match=r"argument 'posterior_variance' must be left out with a variance fitted to the chain; got AnalyticVariance",
     ):
         elbo(
             fitted,

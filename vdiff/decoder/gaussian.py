@@ -26,13 +26,16 @@ from vdiff.variance import AnalyticVariance
 Variance = Annotated[float, Number(above=0.0, hint="a variance, not its logarithm")]
 
 
-def _own_variance(variance: float | None, uses_network: bool, clip: float | None) -> None:
-    alone = clip is None or (uses_network and variance is None)
+def _model_variance(
+    variance: float | None, uses_network: bool, posterior_variance: float | None
+) -> None:
+    fits = posterior_variance is None or (uses_network and variance is None)
+    what = "come with uses_network=True and without variance"
     got, hint = (
         f"variance={variance}, uses_network={uses_network}",
-        "the variance is then the network's own",
+        "the variance is the model's own",
     )
-    require(alone, "clip", "come with uses_network=True and without variance", got, hint)
+    require(fits, "posterior_variance", what, got, hint)
 
 
 class DiscretizedGaussian(Levels):
@@ -43,17 +46,18 @@ class DiscretizedGaussian(Levels):
     (DDPM: β₁ or β̃₂); its mean is z₀/α₀, or x̂(z₀) with `uses_network`, as in DDPM. The data says
     which bins are at the ends, in log space and without a clamp.
 
-    With `clip` the variance is the model's own, as in iDDPM: that of its reverse step from z₀ to
-    data, where the posterior's is zero and is taken as `clip` (β̃₂, `first_variance(schedule,
-    steps)`). For a learned range that is log Σ = v log σ₀² + (1 − v) log clip; for `FixedLarge()`
-    it is σ₀², where DDPM's code has β̃₂ too (`variance=β̃₂`).
+    With `posterior_variance` the variance is the model's own, that of its reverse step from z₀ to
+    data, as in iDDPM. The posterior's variance is zero there, and this number stands for it (β̃₂,
+    `first_variance(schedule, steps)`). For a learned range it is the lower end: log Σ = v log σ₀²
+    + (1 − v) log posterior_variance. For `FixedLarge()` Σ is σ₀², where DDPM's code has β̃₂ too
+    (`variance=β̃₂`).
 
     >>> table = DiscretizedGaussian(256).table(13.3)
     >>> bool(table[0] < table[1])
     True
     """
 
-    @validated(rules=[_own_variance])
+    @validated(rules=[_model_variance])
     def __init__(
         self,
         levels: Level = 256,
@@ -61,10 +65,11 @@ class DiscretizedGaussian(Levels):
         levels_at_ends: bool = True,
         variance: Variance | None = None,
         uses_network: bool = False,
-        clip: Variance | None = None,
+        posterior_variance: Variance | None = None,
     ) -> None:
         super().__init__(levels, levels_at_ends=levels_at_ends)
-        self.variance, self.uses_network, self.clip = variance, uses_network, clip
+        self.variance, self.uses_network = variance, uses_network
+        self.posterior_variance = posterior_variance
 
     @validated
     def log_prob(
@@ -81,31 +86,33 @@ class DiscretizedGaussian(Levels):
     def nll(
         self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Predict
     ) -> Float[Tensor, " batch"]:
-        if self.clip is None:
+        if self.posterior_variance is None:
             return super().nll(data, z, logsnr, predict)
         prediction = predict(z, level(logsnr, z))
-        std = self._own_std(prediction, self.clip)
+        std = self._model_std(prediction, self.posterior_variance)
         return -self._log_prob(data, self.denoised(prediction), std)
 
-    def _own_std(self, prediction: Prediction, clip: float) -> Tensor:
+    def _model_std(self, prediction: Prediction, posterior: float) -> Tensor:
         """That of the model's reverse step to data, in each dimension."""
         hint = "its limit here is the error of x̂ alone: measure that, and give variance=…"
         fitted = isinstance(prediction.variance, AnalyticVariance)
         out = "be left out with a variance fitted to the chain"
-        require(not fitted, "clip", out, "AnalyticVariance", hint)
+        require(not fitted, "posterior_variance", out, "AnalyticVariance", hint)
         z = to_float64(prediction.z)
-        std = torch.full_like(z, math.sqrt(clip))
-        u = excess(prediction, StepToData(to_float64(prediction.logsnr), clip), z)
+        std = torch.full_like(z, math.sqrt(posterior))
+        u = excess(prediction, StepToData(to_float64(prediction.logsnr), posterior), z)
         return std if u is None else std * torch.exp(0.5 * u)
 
     def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
-        if self.clip is None:
+        if self.posterior_variance is None:
             of_noise = _std(self.variance, prediction.logsnr, mean.device)
             std = torch.as_tensor(per_example(of_noise, mean))
         else:
-            std = self._own_std(prediction, self.clip)[..., None]
+            std = self._model_std(prediction, self.posterior_variance)[..., None]
         k = torch.arange(self.levels, device=mean.device)
-        return self._log_bin(self.grid.to(mean.device) - mean, std, k == 0, k == self.levels - 1)
+        return self._log_bin(
+            self.level_values.to(mean.device) - mean, std, k == 0, k == self.levels - 1
+        )
 
     def _table(self, logsnr: Tensor) -> Float[Tensor, "*dims levels"]:
         nodes, weights = normal_nodes(logsnr.device)
@@ -124,7 +131,8 @@ class DiscretizedGaussian(Levels):
         return torch.where(first | last, edge, inner)
 
     def extra_repr(self) -> str:
-        own = f"variance={self.variance}, uses_network={self.uses_network}, clip={self.clip}"
+        names = ("variance", "uses_network", "posterior_variance")
+        own = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         return f"{super().extra_repr()}, {own}"
 
 

@@ -97,7 +97,7 @@ class Levels(Decoder):
     The levels lie at x_k = 2(k + ½)/levels − 1, bins filling [−1, 1] (VDM's convention), or, if
     `levels_at_ends`, at x_k = 2k/(levels − 1) − 1 with the end levels on ±1 (DDPM's).
 
-    >>> Categorical(2).grid, Categorical(2, levels_at_ends=True).grid
+    >>> Categorical(2).level_values, Categorical(2, levels_at_ends=True).level_values
     (tensor([-0.5000,  0.5000], dtype=torch.float64), tensor([-1.,  1.], dtype=torch.float64))
     """
 
@@ -117,10 +117,10 @@ class Levels(Decoder):
         """E[−log p(k | z₀)] of every level."""
 
     @property
-    def grid(self) -> Tensor:
+    def level_values(self) -> Tensor:
         """x_k for every level, in float64.
 
-        >>> Categorical(2).grid
+        >>> Categorical(2).level_values
         tensor([-0.5000,  0.5000], dtype=torch.float64)
         """
         return self._place(torch.arange(self.levels, dtype=torch.float64, device="cpu"))
@@ -288,7 +288,7 @@ class Categorical(Levels):
         return self._log_softmax(mean, torch.as_tensor(snr))
 
     def _log_softmax(self, mean: Tensor, snr: Tensor) -> Tensor:
-        logits = -0.5 * snr * (mean - self.grid.to(mean.device)).square()
+        logits = -0.5 * snr * (mean - self.level_values.to(mean.device)).square()
         return torch.log_softmax(logits if self.prior is None else logits + self.prior, -1)
 
     def _table(self, logsnr: Tensor) -> Float[Tensor, "*dims levels"]:

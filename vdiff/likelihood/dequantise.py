@@ -238,7 +238,7 @@ def dequantized_ode(
     >>> from vdiff.oracle import Lattice
     >>> from vdiff.schedule import Linear
     >>> levels = Categorical(2)
-    >>> oracle = Lattice(levels.grid, [0.25, 0.75])
+    >>> oracle = Lattice(levels.level_values, [0.25, 0.75])
     >>> schedule = Linear(4.0, -10.0)
     >>> bound = dequantized_ode(oracle, torch.ones(4, 1).long(), dequantization=TruncatedNormal(levels, 4.0), schedule=schedule)
     >>> bool((bound.nats > -torch.tensor(0.75).log()).all())

@@ -73,7 +73,7 @@ def examine(run: Evaluation, found: Measurement) -> Diagnostics:
     >>> from vdiff.likelihood.measurement import Effort
     >>> from vdiff.likelihood.plan import Plan
     >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> run = Evaluation(integrand, Plan(), Effort())
     >>> examine(run, run()).draws
@@ -110,7 +110,7 @@ def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[
     >>> from vdiff.likelihood.measurement import Effort
     >>> from vdiff.likelihood.plan import Plan
     >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> run = Evaluation(integrand, Plan(), Effort())
     >>> found = run()

@@ -248,7 +248,7 @@ def compare(
     >>> from vdiff.oracle import Lattice
     >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
-    >>> right, wrong = Lattice(decoder.grid, [0.5, 0.5]), Lattice(decoder.grid, [0.3, 0.7])
+    >>> right, wrong = Lattice(decoder.level_values, [0.5, 0.5]), Lattice(decoder.level_values, [0.3, 0.7])
     >>> comparison = compare(wrong, right, torch.tensor([[0], [1]] * 8), schedule=Linear(), decoder=decoder)
     >>> comparison.difference.interval()[0] > 0
     True

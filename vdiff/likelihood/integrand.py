@@ -68,7 +68,7 @@ class Integrand:
     >>> from vdiff.oracle import GaussianMixture, Lattice
     >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> rows, t = torch.tensor([0, 1]), torch.tensor([0.5, 0.5])
     >>> integrand(rows, t, torch.zeros(2, 1)).shape            # prior, diffusion, reconstruction
@@ -194,7 +194,7 @@ class Difference(Integrand):
     >>> from vdiff.oracle import Lattice
     >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
-    >>> one, other = Lattice(decoder.grid, [0.5, 0.5]), Lattice(decoder.grid, [0.4, 0.6])
+    >>> one, other = Lattice(decoder.level_values, [0.5, 0.5]), Lattice(decoder.level_values, [0.4, 0.6])
     >>> integrand = Difference(one, other, torch.tensor([[0], [1]]), Linear(), decoder)
     >>> integrand(torch.tensor([0]), torch.tensor([0.9]), torch.zeros(1, 1))[0]        # of the prior
     tensor([0.], dtype=torch.float64)

@@ -68,7 +68,7 @@ class Evaluation:
     >>> from vdiff.oracle import Lattice
     >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> Evaluation(integrand, Plan(), Effort(draws=8))().terms.replicates
     4

@@ -102,7 +102,7 @@ def pilot_evaluations(integrand: Integrand, plan: Plan) -> int:
     >>> from vdiff.oracle import Lattice
     >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> pilot_evaluations(integrand, Plan()), pilot_evaluations(integrand, Plan.plain())
     (8192, 0)
@@ -135,7 +135,7 @@ def run_pilot(
     >>> from vdiff.oracle import Lattice
     >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> design = run_pilot(integrand, Plan(), seed=0, batch=1024)
     >>> design.variance["control variates"] < design.variance["importance density"] < design.variance["stratified times"]

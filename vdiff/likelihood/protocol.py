@@ -25,7 +25,7 @@ def protocol_of(
     >>> from vdiff.likelihood.measurement import Effort
     >>> from vdiff.likelihood.plan import Plan
     >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> run = Evaluation(integrand, Plan(), Effort())
     >>> protocol_of(run, run(), {"ema": 0.999})["evaluations"]            # 2 · 4 · 32, and the pilot's

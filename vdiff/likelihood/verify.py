@@ -120,7 +120,7 @@ def cases() -> dict[str, GaussianMixture]:
             [0.3, -0.2, 0.1], [[0.5, 0.2, -0.1], [0.2, 0.4, 0.1], [-0.1, 0.1, 0.6]]
         ),
         "mixture": GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]]),
-        "lattice": Lattice(Categorical(17).grid, pmf / pmf.sum()),
+        "lattice": Lattice(Categorical(17).level_values, pmf / pmf.sum()),
     }
 
 

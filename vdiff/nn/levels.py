@@ -36,7 +36,7 @@ class LevelHead(RestorableModule):
     def __init__(self, network: Callable[..., Tensor], decoder: Levels) -> None:
         super().__init__()
         self.network = network
-        self.register_constructed("grid", decoder.grid, persistent=False)
+        self.register_constructed("grid", decoder.level_values, persistent=False)
 
     @validated
     def forward(

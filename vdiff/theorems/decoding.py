@@ -79,7 +79,9 @@ def reconstruction_is_a_table(exact: bool = True) -> Sides:
     lam = f64(LOGSNR)
     tables, averages = [], []
     for decoder in DECODERS[:3]:
-        z = diffuse(decoder.grid[level], node.repeat(LEVELS)[:, None], lam.expand(len(level)))
+        z = diffuse(
+            decoder.level_values[level], node.repeat(LEVELS)[:, None], lam.expand(len(level))
+        )
         log_p = decoder.log_prob(level, z / alpha(lam) if exact else z, LOGSNR)
         tables.append(decoder.table(LOGSNR))
         averages.append(-log_p.view(LEVELS, -1) @ mass)
@@ -123,7 +125,7 @@ def bound_of_discrete_data(high: float = 8.0) -> Sides:
     """For discrete data the bound of the exact denoiser tends to the entropy as the ends
     recede."""
     pmf, decoder = [0.2, 0.5, 0.3], Categorical(3)
-    oracle = Lattice(decoder.grid, pmf)
+    oracle = Lattice(decoder.level_values, pmf)
 
     def total(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         level = (1.5 * x + 1).round().long()

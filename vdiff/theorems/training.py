@@ -99,7 +99,7 @@ def resampled_steps_keep_the_mean(uniform: float = 1e-9) -> Sides:
     return equal(torch.stack(left), torch.stack(right), rel=1e-4, why="a sum over 200,000 draws")
 
 
-DATA = Lattice(Categorical(3).grid, [0.2, 0.5, 0.3])
+DATA = Lattice(Categorical(3).level_values, [0.2, 0.5, 0.3])
 MODEL = biased(DATA)
 
 

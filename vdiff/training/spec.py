@@ -35,6 +35,7 @@ Form = Any  # a type of WORDS, a list of one of them, (type,), a Kind, or a text
 LARGEST = 1 << 20  # of a whole number in a spec: sizes of layers, levels, bins
 TENSORS = 1 << 14  # of a network; the deepest published ones have 700
 NUMBERS = 1 << 36  # in all of them
+RENAMED = {"clip": "posterior_variance", "closed": "levels_at_ends", "denoise": "uses_network"}
 WORDS: dict[Form, str] = {bool: "true or false", int: "a Python int", float: "a finite number"}
 WORDS |= {str: "text", NoneType: "null"}
 
@@ -129,8 +130,10 @@ def _faults(argument: str, rooms: Rooms, spec: object) -> Iterator[InvalidValue]
         if key in taken:
             yield from _misfits(f"{place}{key}", taken[key][0], value)
         elif key != "name":
-            other = f'all of it is replaced by {argument}={{"name": "{name}", …}}'
-            hint = did_you_mean(key, taken) or other
+            hint = f'all of it is replaced by {argument}={{"name": "{name}", …}}'
+            hint = did_you_mean(key, taken) or hint
+            if RENAMED.get(key) in taken:
+                hint = f"it is called {RENAMED[key]!r} now"
             requirement = f"be an argument of {name}"
             yield InvalidValue(f"{place}{word(key)}", requirement, shown(value), hint)
     for key, (_, required) in taken.items():
