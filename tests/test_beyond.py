@@ -137,7 +137,7 @@ def test_times_that_are_asked_beyond_what_they_know(time, schedule, steps, known
     (said,) = warned(call)
     assert said.startswith("the network has time=")
     assert f"{known}" in said
-    assert f"is asked from {asked}" in said
+    assert f"is called with λ from {asked}" in said
     if share is not None:
         assert f"{100 * share:.3g} % of the draws lie outside" in said
     assert warned(call) == []  # once
@@ -206,7 +206,7 @@ def test_samplers_are_watched_by_their_levels():
     (said,) = warned(lambda: sample(model, z, levels=[-9.0, 0.0, 10.0, 11.0], step=ddim))
     assert "50 % of the draws lie outside" in said
     (said,) = warned(lambda: sample(model, z, schedule=few_steps(), steps=5, step=ddim))
-    assert "is asked from -8.8 to 12.4: 20 % of the draws lie outside" in said
+    assert "is called with λ from -8.8 to 12.4: 20 % of the draws lie outside" in said
     assert warned(lambda: sample(model, z, schedule=Karras(0.02, 80.0), steps=5, step=ddim)) == []
 
 
@@ -227,7 +227,7 @@ def test_what_a_network_has_inside_is_found():
         )
 
     class Own:
-        logsnr_range = (-3.0, 3.0)
+        logsnr_range = (3.0, -3.0)
 
         def __call__(self, logsnr):
             return logsnr / 3
@@ -244,13 +244,13 @@ def trained_between(schedule, **options):
 
 def test_an_evaluation_beyond_the_training_is_named():
     model = trained_between(Linear(9.0, -7.0))
-    assert model.trained == (-7.0, 9.0)
+    assert model.trained == (9.0, -7.0)
     options = {"decoder": DECODER, "draws": 2, "replicates": 2}
     assert warned(lambda: evaluate(model, DATA, schedule=Cosine(9.0, -7.0), **options)) == []
     assert warned(lambda: evaluate(model, DATA, schedule=Linear(8.0, -6.0), **options)) == []
     (said,) = warned(lambda: evaluate(model, DATA, schedule=Cosine(13.3, -7.0), **options))
     assert said.startswith(
-        "the network was trained on λ from -7 to 9, and is asked from -7 to 13.3: 21.2 % of the draws lie outside"
+        "the network was trained on λ from -7 to 9, and is called with λ from -7 to 13.3: 21.2 % of the draws lie outside"
     )
     assert said.endswith("outside (evaluate it between the ends of its training)")
     assert (
@@ -268,7 +268,7 @@ def test_an_evaluation_beyond_the_training_is_named():
         width = 10.0 + torch.rand(()).item()
         assert len(warned(lambda call=call, width=width: call(Linear(width, -7.0)))) == 1
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(trained_picklable()))):
-        assert copied.trained == (-7.0, 9.0)
+        assert copied.trained == (9.0, -7.0)
 
 
 def trained_picklable():
@@ -280,16 +280,16 @@ def trained_picklable():
 def test_training_on_more_is_known():
     model = trained_between(Linear(9.0, -7.0))
     elbo(model, DATA, schedule=Linear(10.0, -3.0), decoder=DECODER).total.mean().backward()
-    assert model.trained == (-7.0, 10.0)
+    assert model.trained == (10.0, -7.0)
     hybrid_loss(model, X, schedule=Cosine(5.0, -12.0), steps=4, bound_weight=0.0).mean().backward()
-    assert model.trained == (-12.0, 10.0)
+    assert model.trained == (10.0, -12.0)
     with torch.no_grad():
         warned(lambda: weighted_elbo(model, X, schedule=Cosine(15.0, -15.0)))
-    assert model.trained == (-12.0, 10.0)
+    assert model.trained == (10.0, -12.0)
     model.eval()
     warned(lambda: weighted_elbo(model, X, schedule=Cosine(15.0, -15.0)).mean().backward())
-    assert model.trained == (-12.0, 10.0)
-    model.trained = (-15.0, 15.0)  # as its user knows
+    assert model.trained == (10.0, -12.0)
+    model.trained = (15.0, -15.0)  # as its user knows
     options = {"decoder": DECODER, "draws": 2, "replicates": 2}
     assert warned(lambda: evaluate(model, DATA, schedule=Cosine(), **options)) == []
 
@@ -300,7 +300,7 @@ def test_learned_ends_are_noted_as_they_move():
         elbo(model, DATA, schedule=schedule, decoder=DECODER).total.mean().backward()
         with torch.no_grad():
             schedule.low -= 1.0
-    low, high = (float(end) for end in model.trained)
+    high, low = (float(end) for end in model.trained)
     assert (low, high) == pytest.approx((-8.0, 9.0), abs=1e-6)
     options = {"decoder": DECODER, "draws": 2, "replicates": 2}
     assert (
@@ -316,7 +316,7 @@ def test_a_run_knows_what_it_was_trained_on(tmp_path):
     with Run.open(tmp_path, config) as run:
         averaged = train(config.objective(), data, config, run=run, quiet=True)
     for objective in (averaged, Run(tmp_path).load()):
-        assert objective.model.trained == (-7.0, 9.0)
+        assert objective.model.trained == (9.0, -7.0)
         options = {"decoder": objective.decoder, "draws": 2, "replicates": 2}
         assert (
             warned(
@@ -331,5 +331,8 @@ def test_a_run_knows_what_it_was_trained_on(tmp_path):
                 o.model, data[:4], schedule=Linear(), **options
             )
         )
-        assert "the network was trained on λ from -7 to 9, and is asked from -5 to 13.3" in said
+        assert (
+            "the network was trained on λ from -7 to 9, and is called with λ from -5 to 13.3"
+            in said
+        )
     assert isinstance(config, Config)

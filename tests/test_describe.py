@@ -87,7 +87,10 @@ def test_the_published_weighting(name):
 
 def test_where_it_rises_is_where_the_derivative_is_positive():
     two = Recipe(
-        "two humps", Linear(8.0, -8.0), Eps(), Custom(lambda v: 2 + torch.sin(v), -8.0, 8.0)
+        "two humps",
+        Linear(8.0, -8.0),
+        Eps(),
+        Custom(lambda v: 2 + torch.sin(v), logsnr_max=8.0, logsnr_min=-8.0),
     )
     described = describe(two)
     expected = [

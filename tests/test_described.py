@@ -66,7 +66,9 @@ OTHERS: dict[str, Callable[[], Objective]] = {
     "model.parameterization": lambda: objective(model=model(parameterization=Eps())),
     "model.parameterization.sigma_data": lambda: objective(model=model(parameterization=V(0.5))),
     "model.time": lambda: objective(model=model(time=edm_time)),
-    "model.time (scaled)": lambda: objective(model=model(time=ScaledGamma(10.0, -7.0))),
+    "model.time (scaled)": lambda: objective(
+        model=model(time=ScaledGamma(logsnr_max=10.0, logsnr_min=-7.0))
+    ),
     "model.time (step)": lambda: objective(
         model=model(time=TableStep(Tabulated([11.0, 0.0, -8.0])))
     ),

@@ -128,7 +128,7 @@ def test_a_loaded_table_brings_its_ends_through_what_is_made_of_it():
     level = torch.tensor([5.0, -4.0], dtype=torch.float64)
     assert torch.equal(weighting(level), MSE(second, Eps(), steps=2)(level))
     assert (weighting(level) > 0).all()
-    assert weighting.support() == (-4.0, 5.0)
+    assert weighting.support() == (5.0, -4.0)
 
 
 def test_learned_ends_are_loaded_and_fixed_ones_are_not_mixed_with_them():

@@ -46,9 +46,9 @@ def loss_fits(schedule: Schedule, loss: Loss | None) -> None:
     if weighting is not None:
         same_chain(weighting, loss.steps)
         if device_of(schedule).type != "meta":  # there, learned ends have no values yet
-            least, most = lowest(schedule), schedule.logsnr_max
-            low, high = weighting.support() if isinstance(weighting, Weighting) else (least, most)
-            check_values(weighting, max(low, least), min(high, most))
+            ends = schedule.logsnr_max, lowest(schedule)
+            high, low = weighting.support() if isinstance(weighting, Weighting) else ends
+            check_values(weighting, min(high, ends[0]), max(low, ends[1]))
 
 
 def no_replica(self: nn.Module) -> None:

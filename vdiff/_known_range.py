@@ -1,22 +1,22 @@
-"""Between which log-SNRs a model was trained, and which its `time=` knows: a warning beyond."""
+"""Between which log-SNRs a model was trained, and which its `time=` can tell apart: a warning
+beyond. A range is (λ_max, λ_min)."""
 
 import functools
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import unserializable_hook
 
-from vdiff.denoiser import Denoiser
+from vdiff.denoiser import Denoiser, Range
 from vdiff.errors import under_functorch, validation_enabled
 from vdiff.gaussian import as_float64, device_of, to_float64
 from vdiff.schedule import Schedule
 
-Ends = tuple[float, float]
-BEYOND = 0.1  # in λ, how far beyond what it knows a network may be asked without a warning
-MANY = 100_000  # steps of a chain whose levels are looked at one by one
+MARGIN = 0.1  # in λ, how far outside its range a network may be called without a warning
+MANY = 100_000  # steps of a chain whose times are counted one by one
 _WARNED: "weakref.WeakKeyDictionary[nn.Module, set[object]]" = weakref.WeakKeyDictionary()
 
 
@@ -33,99 +33,88 @@ def _note(model: Denoiser, schedule: Schedule, gradient: Tensor) -> None:
     widen_trained(model, *schedule.ends())
 
 
-def widen_trained(model: object, high: Tensor | float, low: Tensor | float) -> None:
-    """Note that a model was trained between λ_min and λ_max too. Learned ends stay tensors: no
-    value is read.
-    """
+def widen_trained(model: object, logsnr_max: Tensor | float, logsnr_min: Tensor | float) -> None:
+    """Note that a model was trained in this range too. Learned ends stay tensors: no value is
+    read."""
     if not isinstance(model, Denoiser):
         return
-    least, most = model.trained or (low, high)
-    if isinstance(low, Tensor) or isinstance(least, Tensor):
-        low, high, least, most = (torch.as_tensor(end) for end in (low, high, least, most))
-        model.trained = torch.minimum(low, least), torch.maximum(high, most)
+    ends = (logsnr_max, logsnr_min, *(model.trained or ()))
+    if any(isinstance(end, Tensor) for end in ends):
+        tensors = [torch.as_tensor(end) for end in ends]
+        highest = functools.reduce(torch.maximum, tensors)
+        model.trained = highest, functools.reduce(torch.minimum, tensors)
     else:
-        model.trained = min(low, least), max(high, most)
+        model.trained = max(ends), min(ends)
 
 
 def warn_beyond(
-    model: object,
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    evaluation: bool = False,
+    model: object, schedule: Schedule, steps: int | None = None, *, evaluation: bool = False
 ) -> None:
-    """Warn, once for each model and ends, where a schedule asks for log-SNRs that the model's time
-    does not know. In an evaluation, warn also of log-SNRs that it was not trained on. A call that
-    records no gradient is an evaluation."""
+    """Warn, once for each model and ends, where a schedule leaves the range of the model's time.
+    In an evaluation, also where it leaves the range of the training. A call that records no
+    gradient is an evaluation."""
     if not isinstance(model, nn.Module):
         return
     evaluation = evaluation or not (model.training and torch.is_grad_enabled())
     ends = id(schedule) if schedule.learns_ends else schedule.ends()
     key = ends, steps, getattr(model, "trained", None) if evaluation else ()
-    seen = _WARNED.setdefault(model, set())
-    if key in seen:
+    warned = _WARNED.setdefault(model, set())
+    device = device_of(schedule)
+    if key in warned or "meta" in (device.type, device_of(model).type):
         return
-    seen.add(key)
-    place = device_of(schedule)
-    if "meta" in (place.type, device_of(model).type):
-        return
+    warned.add(key)
     with torch.no_grad():
-        first = as_float64(0.0 if steps is None else 1 / steps, place)
-        asked = schedule.logsnr_min, schedule(first).item()
-        _warn(model, asked, lambda known: _share(schedule, steps, known), evaluation)
+        first = as_float64(0.0 if steps is None else 1 / steps, device)
+        visited = schedule(first).item(), schedule.logsnr_min
+        _warn(model, visited, lambda limits: _share(schedule, steps, limits), evaluation)
 
 
-def warn_beyond_levels(model: object, levels: Tensor) -> None:
-    """Warn where a sampler visits log-SNRs that the model's time does not know."""
+def warn_beyond_grid(model: object, logsnr: Tensor) -> None:
+    """Warn where a sampler's grid, in rising λ, leaves the range of the model's time."""
     if isinstance(model, nn.Module):
-        asked = levels[0].item(), levels[-1].item()
-        _warn(model, asked, lambda known: _mean(_outside(levels, known)), False)
+        visited = logsnr[-1].item(), logsnr[0].item()
+        _warn(model, visited, lambda limits: _share_outside(logsnr, limits), False)
 
 
 def _warn(
-    model: nn.Module,
-    asked: Ends,
-    share: Callable[[Ends], float],
-    evaluation: bool,
+    model: nn.Module, visited: Range, share: Callable[[Range], float], evaluation: bool
 ) -> None:
-    for module in list(model.modules()):
-        found = [
-            (
-                one.logsnr_range,
-                f"has time={type(one).__name__}, which knows",
-                "give both the same ends",
+    for limits, what, hint in _ranges(model, evaluation):
+        if visited[0] > limits[0] + MARGIN or visited[1] < limits[1] - MARGIN:
+            text = (
+                f"the network {what} λ from {limits[1]:.4g} to {limits[0]:.4g}, and is called with "
+                f"λ from {visited[1]:.4g} to {visited[0]:.4g}: {100 * share(limits):.3g} % of the "
+                f"draws lie outside ({hint})"
             )
-            for one in vars(module).values()
-            if isinstance(getattr(one, "logsnr_range", None), tuple)
-        ]
+            warnings.warn(text, stacklevel=5)
+
+
+def _ranges(model: nn.Module, evaluation: bool) -> Iterator[tuple[Range, str, str]]:
+    """Each range of the model's times and of its training, with words for it and a hint."""
+    for module in list(model.modules()):
+        for time in vars(module).values():
+            limits = getattr(time, "logsnr_range", None)
+            if isinstance(limits, tuple):
+                what = f"has time={type(time).__name__}, which knows"
+                yield (max(limits), min(limits)), what, "give both the same ends"
         if evaluation and isinstance(module, Denoiser) and module.trained is not None:
-            low, high = module.trained
+            limits = [float(end) for end in module.trained]
             hint = "evaluate it between the ends of its training"
-            found.append(((float(low), float(high)), "was trained on", hint))
-        for known, what, hint in found:
-            if asked[0] < known[0] - BEYOND or asked[1] > known[1] + BEYOND:
-                told = f"λ from {known[0]:.4g} to {known[1]:.4g}"
-                came = f"is asked from {asked[0]:.4g} to {asked[1]:.4g}"
-                outside = f"{100 * share(known):.3g} % of the draws lie outside"
-                text = f"the network {what} {told}, and {came}: {outside} ({hint})"
-                warnings.warn(text, stacklevel=5)
+            yield (max(limits), min(limits)), "was trained on", hint
 
 
-def _outside(levels: Tensor, known: Ends) -> Tensor:
-    return (levels < known[0] - BEYOND) | (levels > known[1] + BEYOND)
+def _share_outside(logsnr: Tensor, limits: Range) -> float:
+    outside = (logsnr > limits[0] + MARGIN) | (logsnr < limits[1] - MARGIN)
+    return outside.double().mean().item()
 
 
-def _mean(bad: Tensor) -> float:
-    return bad.double().mean().item()
-
-
-def _share(schedule: Schedule, steps: int | None, known: Ends) -> float:
+def _share(schedule: Schedule, steps: int | None, limits: Range) -> float:
     """The share of a schedule's draws outside a range."""
-    place = device_of(schedule)
+    device = device_of(schedule)
     if steps is not None and steps <= MANY:
-        t = to_float64(torch.arange(1, steps + 1, device=place)) / steps
-        return _mean(_outside(schedule(t), known))
-    within = max(known[0], schedule.logsnr_min), min(known[1], schedule.logsnr_max)
-    levels = torch.stack([as_float64(end, place) for end in within])
-    last, first = schedule.inverse(levels, clamp=True).tolist()
+        t = to_float64(torch.arange(1, steps + 1, device=device)) / steps
+        return _share_outside(schedule(t), limits)
+    within = min(limits[0], schedule.logsnr_max), max(limits[1], schedule.logsnr_min)
+    ends = torch.stack([as_float64(end, device) for end in within])
+    first, last = schedule.inverse(ends, clamp=True).tolist()
     return float(first + 1 - last)

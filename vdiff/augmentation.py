@@ -67,7 +67,7 @@ class Augmentation:
         self, weighting: WeightFunction, logsnr_max: CleanEnd, logsnr_min: NoisyEnd
     ) -> None:
         low, high = logsnr_min, logsnr_max
-        check_values(weighting, low, high)
+        check_values(weighting, high, low)
         self.weighting, self.logsnr_max, self.logsnr_min = weighting, high, low
         logsnr = torch.linspace(
             low, high, POINTS, dtype=torch.float64, device=device_of(weighting)

@@ -36,7 +36,7 @@ from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule, Tabulated
 from vdiff.variance import FixedSmall, ReverseVariance
 
-Ends = tuple[float, float]
+Range = tuple[float, float]  # (λ_max, λ_min)
 
 
 def logsnr_time(logsnr: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ def sigma_time(logsnr: Floating) -> Tensor:
 class ScaledGamma:
     """VDM's network input: γ = −λ scaled to 0 at `logsnr_max` and 1 at `logsnr_min`.
 
-    >>> ScaledGamma(13.3, -5.0)(torch.tensor([13.3, -5.0]))
+    >>> ScaledGamma(logsnr_max=13.3, logsnr_min=-5.0)(torch.tensor([13.3, -5.0]))
     tensor([0., 1.])
     """
 
     @validated(rules=[ordered_ends])
-    def __init__(self, logsnr_max: CleanEnd = 13.3, logsnr_min: NoisyEnd = -5.0) -> None:
+    def __init__(self, *, logsnr_max: CleanEnd = 13.3, logsnr_min: NoisyEnd = -5.0) -> None:
         self.logsnr_max, self.logsnr_min = logsnr_max, logsnr_min
 
     @validated
@@ -114,9 +114,9 @@ class ScheduleTime:
         self.schedule = schedule
 
     @property
-    def logsnr_range(self) -> Ends:
-        """(λ_min, λ_max) beyond which it says 0 or 1."""
-        return self.schedule.logsnr_min, self.schedule.logsnr_max
+    def logsnr_range(self) -> Range:
+        """(λ_max, λ_min), beyond which it returns 0 or 1."""
+        return self.schedule.logsnr_max, self.schedule.logsnr_min
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self.schedule.inverse(logsnr, clamp=True)
@@ -141,9 +141,9 @@ class TableStep:
         self.schedule, self.integer = schedule, integer
 
     @property
-    def logsnr_range(self) -> Ends:
-        """(λ_min, λ_max) beyond which it says the last step or the first."""
-        return self.schedule.logsnr_min, self.schedule.logsnr_max
+    def logsnr_range(self) -> Range:
+        """(λ_max, λ_min), beyond which it returns the first step or the last."""
+        return self.schedule.logsnr_max, self.schedule.logsnr_min
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         place = self.schedule.inverse(logsnr, clamp=True) * self.schedule.steps
@@ -171,10 +171,10 @@ class Denoiser(nn.Module):
     without such parameters gets z as it is. Times come in float32 at least. The output is cast to
     the dtype of z.
 
-    A function of λ that says the same for all λ beyond two ends has them as `logsnr_range`,
-    (λ_min, λ_max), as `ScheduleTime` and `TableStep` do. A loss, an evaluation or a sampler that
-    asks beyond it warns once. An evaluation also warns beyond `trained`, the (λ_min, λ_max) that
-    the backward passes of losses have noted here (None before the first). You may set `trained`.
+    A time that is constant beyond two ends has them as `logsnr_range`, (λ_max, λ_min), as
+    `ScheduleTime` and `TableStep` do. A loss, an evaluation or a sampler that leaves this range
+    warns once. An evaluation also warns outside `trained`, the (λ_max, λ_min) that the backward
+    passes of losses note here (None before the first). You may set `trained`.
 
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the
     posterior's by default). For one that is learned, such as `LearnedRange()`, the network returns

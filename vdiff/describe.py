@@ -43,7 +43,7 @@ class Description:
     def logsnr(self) -> Float[Tensor, " grid"]:
         """Equidistant λ, from noise to data, where both schedule and weighting are meant to be
         used."""
-        schedule, (low, high) = self.recipe.schedule, self.recipe.weighting.support()
+        schedule, (high, low) = self.recipe.schedule, self.recipe.weighting.support()
         low, high = max(low, schedule.logsnr_min), min(high, schedule.logsnr_max)
         return torch.linspace(low, high, POINTS, dtype=torch.float64)
 

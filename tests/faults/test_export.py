@@ -57,7 +57,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "v": model,
     "σ_data": lambda: model(V(0.5)),
     "EDM": lambda: Denoiser(Net(), VarianceExploding(X()), time=edm_time, output=torch.neg),
-    "flow, γ": lambda: Denoiser(Net(), Flow(), time=ScaledGamma(10.0, -10.0)),
+    "flow, γ": lambda: Denoiser(
+        Net(), Flow(), time=ScaledGamma(logsnr_max=10.0, logsnr_min=-10.0)
+    ),
     "ε, a schedule's time": lambda: Denoiser(Net(), Eps(), time=ScheduleTime(Cosine())),
     "ε, a table's step": lambda: Denoiser(Steps(), Eps(), time=TableStep(TABLE, integer=True)),
     "ε, learned variance": lambda: Denoiser(TwoHeads(), Eps(), variance=LearnedRange()),

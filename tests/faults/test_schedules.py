@@ -628,7 +628,7 @@ def test_fault_22_a_weighting_for_part_of_the_line() -> None:
         "Custom",
         "weighting",
         "be finite and at least 0",
-        "got -1 at λ = -40 (give the range it is meant for: Custom(…, logsnr_min=…, logsnr_max=…))",
+        "got -1 at λ = -40 (give the range it is meant for: Custom(…, logsnr_max=…, logsnr_min=…))",
     ):
         CustomWeighting(tent)
     w = CustomWeighting(tent, logsnr_min=-20.0, logsnr_max=20.0)

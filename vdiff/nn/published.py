@@ -64,7 +64,10 @@ class VDMUNet(nn.Module):
         wide = 4 * width
         # the authors scale to [0, 1000] and take frequencies from 1 to 1e-4
         self.time = FourierFeatures(
-            width, 2 * math.pi * 10, 2 * math.pi / 1000, of=ScaledGamma(logsnr_max, logsnr_min)
+            width,
+            2 * math.pi * 10,
+            2 * math.pi / 1000,
+            of=ScaledGamma(logsnr_max=logsnr_max, logsnr_min=logsnr_min),
         )
         self.embed = nn.Sequential(
             nn.Linear(width + 1, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU()

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, original
-from vdiff._known_range import warn_beyond_levels
+from vdiff._known_range import warn_beyond_grid
 from vdiff._validate import Count, FiniteData, Given, require, unchecked, validated
 from vdiff.denoiser import evaluation_mode
 from vdiff.errors import InvalidArgument, InvalidType, InvalidValue, did_you_mean
@@ -107,7 +107,7 @@ def trajectory(
     if schedule is not None and steps is not None:
         levels = uniform(schedule, steps)
     grid = torch.as_tensor(levels)
-    warn_beyond_levels(model, grid)
+    warn_beyond_grid(model, grid)
     z = (z if differentiable else z.detach()).to(at_least_float32(z.dtype), copy=True)
     watched, memory = _Watched(model, condition=condition), Memory((), generator)
     return _walk(watched, z, grid.to(z.device), step, memory, differentiable)

@@ -68,8 +68,8 @@ class Weighting(RestorableModule, abc.ABC):
         return self.weight_at(to_float64(logsnr)).to(at_least_float32(logsnr.dtype))
 
     def support(self) -> tuple[float, float]:
-        """The λ between which the weighting is meant to be used."""
-        return -SPAN, SPAN
+        """(λ_max, λ_min) between which the weighting is meant to be used."""
+        return SPAN, -SPAN
 
     @property
     def monotone(self) -> bool:
@@ -101,7 +101,8 @@ class Weighting(RestorableModule, abc.ABC):
         return int((w == w.max()).nonzero()[-1])
 
     def _grid(self) -> Tensor:
-        return torch.linspace(*self.support(), 8001, dtype=torch.float64, device=device_of(self))
+        high, low = self.support()
+        return torch.linspace(low, high, 8001, dtype=torch.float64, device=device_of(self))
 
     def __mul__(self, factor: "Weighting") -> "Weighting":
         return Product(self, factor)
@@ -141,8 +142,8 @@ class Product(Weighting):
         return self.base.weight_at(logsnr) * self.factor.weight_at(logsnr)
 
     def support(self) -> tuple[float, float]:
-        (low, high), (lower, higher) = self.base.support(), self.factor.support()
-        return max(low, lower), min(high, higher)
+        (high, low), (other_high, other_low) = self.base.support(), self.factor.support()
+        return min(high, other_high), max(low, other_low)
 
     def extra_repr(self) -> str:
         return f"{self.base!r}, {self.factor!r}"
@@ -154,28 +155,29 @@ class Custom(Weighting):
 
     >>> Custom(lambda logsnr: torch.exp(-logsnr.abs())).monotone
     False
-    >>> round(Custom(lambda logsnr: 1 - logsnr / 20, -10.0, 10.0).peak, 6)
+    >>> falling = Custom(lambda logsnr: 1 - logsnr / 20, logsnr_max=10.0, logsnr_min=-10.0)
+    >>> round(falling.peak, 6)
     -10.0
     """
 
     @validated(rules=[ordered_ends])
     def __init__(
-        self, weighting: WeightFunction, logsnr_min: Finite = -SPAN, logsnr_max: Finite = SPAN
+        self, weighting: WeightFunction, *, logsnr_max: Finite = SPAN, logsnr_min: Finite = -SPAN
     ) -> None:
         super().__init__()
-        self._weight, self._range = weighting, (logsnr_min, logsnr_max)
-        hint = "give the range it is meant for: Custom(…, logsnr_min=…, logsnr_max=…)"
-        check_values(self.weight_at, logsnr_min, logsnr_max, hint)
+        self._weight, self._support = weighting, (logsnr_max, logsnr_min)
+        hint = "give the range it is meant for: Custom(…, logsnr_max=…, logsnr_min=…)"
+        check_values(self.weight_at, logsnr_max, logsnr_min, hint)
 
     def support(self) -> tuple[float, float]:
-        return self._range
+        return self._support
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return self._weight(logsnr)
 
 
 def check_values(
-    weighting: Callable[[Tensor], Tensor], logsnr_min: float, logsnr_max: float, hint: str = ""
+    weighting: Callable[[Tensor], Tensor], logsnr_max: float, logsnr_min: float, hint: str = ""
 ) -> None:
     """Raise unless a weighting is finite, nonnegative and (batch,) → (batch,) between two
     log-SNRs. Reads values."""
@@ -208,7 +210,7 @@ def sound(weighting: Callable[[Tensor], Tensor], schedule: Schedule) -> None:
     """Rule: a plain function is a weighting between the ends of the schedule. Read once for each
     function."""
     if isinstance(weighting, types.FunctionType) and weighting not in _CHECKED:
-        check_values(weighting, lowest(schedule), schedule.logsnr_max)
+        check_values(weighting, schedule.logsnr_max, lowest(schedule))
         _CHECKED.add(weighting)
 
 

@@ -112,7 +112,8 @@ class MSE(Weighting):
         return torch.where(inside, 2.0 * kappa2 / ((self.steps + 1) * torch.expm1(delta)), 0.0)
 
     def support(self) -> tuple[float, float]:
-        return -SPAN if isinstance(self.schedule, Law) else lowest(self.schedule), self._first
+        low = -SPAN if isinstance(self.schedule, Law) else lowest(self.schedule)
+        return self._first, low
 
     def extra_repr(self) -> str:
         steps = f", steps={self.steps}" if self.steps else ""
