@@ -613,7 +613,7 @@ def test_fault_22_weightings(
     with assert_refused(ValueError, "Objective", "weighting", *words):
         Objective(model(), schedule=SCHEDULE, loss=Weighted(weighting))
     with assert_refused(ValueError, "Custom", "weighting", *words):
-        CustomWeighting(weighting, -10.0, 10.0)
+        CustomWeighting(weighting, logsnr_max=10.0, logsnr_min=-10.0)
     if words[0].startswith("return"):
         with assert_refused(ValueError, "weighted_elbo", "weighting", words[0]):
             weighted_elbo(model(), batch()[0], schedule=SCHEDULE, weighting=weighting)
@@ -701,7 +701,10 @@ def test_fault_22_a_factor_alone_is_no_weighting(factor: Weighting) -> None:
             take(whole)
     with assert_refused(ValueError, "Custom", "weighting", "be a total"):
         CustomWeighting(factor)
-    assert CustomWeighting(lambda logsnr: factor(logsnr), -10.0, 10.0).is_factor is False
+    assert (
+        CustomWeighting(lambda logsnr: factor(logsnr), logsnr_max=10.0, logsnr_min=-10.0).is_factor
+        is False
+    )
     assert factor.check() is factor  # by itself it is looked at, plotted and multiplied as before
 
 
