@@ -1,5 +1,4 @@
-"""The one equation: every objective is L_w(x) = ½ E_{t, ε}[ w(λ_t) (−dλ/dt) ‖ε − ε̂(z_t, λ_t)‖²
-]."""
+"""Every objective is one equation, L_w(x) = ½ E_{t, ε}[ w(λ_t) (−dλ/dt) ‖ε − ε̂(z_t, λ_t)‖² ]."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -66,8 +65,7 @@ def weighted_elbo(
     generator: Random | None = None,
     condition: Condition = None,
 ) -> Float[Tensor, " batch"]:
-    """The weighted diffusion loss of this model on this data: a (batch,) tensor, nats per example;
-    take `.mean()`.
+    """The weighted diffusion loss of each example, in nats. Take `.mean()` to train.
 
         L_w(x) = ½ E_{t ~ U(0,1), ε}[ w(λ_t) · (−dλ/dt) · ‖ε − ε̂(z_t, λ_t)‖² ]
 
@@ -76,35 +74,34 @@ def weighted_elbo(
         L_w(x) = ½ E_{i ~ U{1..T}, ε}[ w(λ_t) · T expm1(λ_s − λ_t) · ‖ε − ε̂(z_t, λ_t)‖² ]
 
     with the norm summed over dimensions. Each call draws one (t, ε) per example. The times of a
-    batch are one grid, and each of them is uniform by itself: every example's loss is unbiased.
-    With `weighting=ELBO()` this is the diffusion term of the negative evidence lower bound (on a
-    chain, of one with the posterior's variance); `elbo` adds the other two.
+    batch are stratified, and each of them is uniform, so every example's loss is unbiased. With
+    `weighting=ELBO()` this is the diffusion term of the negative evidence lower bound; on a chain,
+    with the posterior's variance. `elbo` adds the other two terms.
 
     Args:
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a
             `Denoiser` or an oracle.
-        x: (batch, …) data as the network sees it, floating. Half precision is computed in float32.
-        schedule: where to look. In continuous time it moves only the variance of the loss, never
-            its expectation between given ends; a chain of T steps has the bound of its own levels.
-            On a chain the last level of a table may be λ = −∞. Learned ends get no gradient here:
-            the diffusion term alone would shrink the range without limit. A learned shape gets
-            that of the variance (`vdiff.schedule.learned`).
+        x: (batch, …) floating data as the network sees it. Half precision is computed in float32.
+        schedule: λ(t). In continuous time it changes the variance of the loss, and never its
+            expectation between given ends. On a chain it also sets the bound, and the last λ of a
+            table may be −∞. Learned ends get no gradient here, because the diffusion term alone
+            would shrink the range without limit. A learned shape gets the gradient of the loss's
+            variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
-        steps: T for the discrete chain; None for continuous time. On a chain no draw trains the
-            level t = 0, at which the last step of `sample` asks the network: `hybrid_loss` and
-            `elbo` with a decoder that looks at the network do.
-        t: (batch,) times in [0, 1] to use as they are, instead of drawing (on a chain, i/T). Their
-            values are checked on a CPU, and elsewhere where no gradient is recorded.
-        eps: noise of the shape of x to use instead of drawing (with several draws, in each of
-            them).
+        steps: T for the discrete chain; None for continuous time. On a chain this loss never
+            draws t = 0, where the last step of `sample` calls the network. `hybrid_loss` does, and
+            `elbo` with a decoder that uses the network.
+        t: (batch,) times in [0, 1] instead of drawn ones; on a chain, i/T. Their values are
+            checked on a CPU, and on other devices where no gradient is recorded.
+        eps: noise of the shape of x instead of drawn noise; several draws share it.
         generator: for drawing t and eps.
-        condition: what the network is given beside z and its time, by the names of its
-            arguments: `condition={"label": labels}`. A name may be `steps` too.
+        condition: what the network gets besides z and its time, by the names of its arguments:
+            `condition={"label": labels}`. A name may be `steps` too.
 
     Raises:
-        TypeError: for x that is not a floating tensor, and for an unknown keyword.
-        ValueError: for shapes, devices or times that do not fit, and an empty batch; for a weight
-            that is infinite at λ = −∞.
+        TypeError: if x is not a floating tensor, or a keyword is unknown.
+        ValueError: if shapes, devices or times do not fit, if the batch is empty, or if a weight
+            is infinite at λ = −∞.
 
     Kingma et al., Variational Diffusion Models, arXiv:2107.00630; Kingma & Gao, arXiv:2303.00848.
 
@@ -145,40 +142,38 @@ def elbo(
     generator: Random | None = None,
     condition: Condition = None,
 ) -> Bound:
-    """The whole negative evidence lower bound of this model on this data, in its three parts.
+    """The negative evidence lower bound of each example, in its three parts.
 
         −log p(x) ≤ KL(q(z₁|x) ‖ N(0, I)) + E[−log p(x|z₀)] + L(x)
 
-    The prior is exact, the reconstruction too unless the decoder looks at the network, and the
-    diffusion term is the mean of `draws` unbiased draws per example. It trains everything, learned
-    ends of the schedule included.
+    The prior is exact. The reconstruction is exact too, unless the decoder uses the network. The
+    diffusion term is the mean of `draws` unbiased draws per example. The bound trains everything,
+    including learned ends of the schedule.
 
     Args:
         model, schedule, steps, t, eps, generator, condition: as in `weighted_elbo`.
-        data: (batch, …) data as it is: integer levels for a discrete decoder, floating for a
-            Gaussian one.
+        data: (batch, …) integer levels for a discrete decoder, floating data for a Gaussian one.
         decoder: p(data | z₀) with its encoding, for instance `Categorical(levels=256)`.
-        draws: how many (t, ε) per example, one t in each of as many equal strata; `draws=steps`
-            sums a chain over all its steps. Each costs an evaluation of the network.
+        draws: how many (t, ε) per example, one t in each of as many equal strata. Each costs one
+            evaluation of the network. `draws=steps` sums a chain over all its steps.
         estimator: of a chain's step: `RaoBlackwell()`, its KL in closed form, or `MonteCarlo()`,
-            `Raw()`. The model's own reverse variance counts on a chain; in continuous time every
-            choice that tends to the posterior's has the same bound.
+            `Raw()`. A chain's bound depends on the model's reverse variance. In continuous time
+            every variance that tends to the posterior's gives the same bound.
 
     Returns:
-        A `Bound`: nats per example, positive, with `.total` and `.bits_per_dim`; on a chain
-        `.terms()` by name.
+        A `Bound` in nats per example, with `.total`, `.bits_per_dim` and, on a chain, `.terms()`.
 
     Raises:
-        TypeError, ValueError: as `weighted_elbo`; also where data does not fit the decoder, and
-            for learned ends with a Gaussian decoder, under which λ_max runs to infinity.
+        TypeError, ValueError: as `weighted_elbo`; also if data does not fit the decoder, and for
+            learned ends with a Gaussian decoder, under which λ_max would grow without limit.
 
     >>> from vdiff import Denoiser
     >>> from vdiff.decoder import Categorical
     >>> from vdiff.parameterization import X
     >>> from vdiff.schedule import Linear
     >>> model = Denoiser(lambda z, logsnr: torch.zeros_like(z), X())
-    >>> bound = elbo(model, torch.randint(0, 17, (8, 1, 8, 8)), schedule=Linear(), decoder=Categorical(levels=17))
-    >>> bound.bits_per_dim.shape
+    >>> data, decoder = torch.randint(0, 17, (8, 1, 8, 8)), Categorical(levels=17)
+    >>> elbo(model, data, schedule=Linear(), decoder=decoder).bits_per_dim.shape
     torch.Size([8])
     """
     x = to_float32(decoder.encode(data))
@@ -186,15 +181,14 @@ def elbo(
     predict = partial(model, **(condition or {}))
     logsnr_max, logsnr_min = schedule.ends(pin=False)
     diffusion = []
-    for one in times:
-        at = schedule.at(one, steps, pin=False)
+    for t in times:
+        at = schedule.at(t, steps, pin=False)
         noise = standard_normal(x, generator) if eps is None else to_float32(eps, x.dtype)
         prediction = predict(diffuse(x, noise, at.logsnr), at.logsnr)
         if steps is None:
             loss = prediction.squared_error(x, noise, factor=0.5 * at.rate)
         else:
-            step = at.step
-            loss = steps * estimator(prediction, x, noise, step, generator)
+            loss = steps * estimator(prediction, x, noise, at.step, generator)
         note_training(original(model), schedule, loss)
         diffusion.append(at.learn(loss, x[0].numel()))
     return Bound(
@@ -215,8 +209,7 @@ def complete(
     steps: int | None,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x in float32 at least, with one time and the noise of each example; what was not given is
-    drawn."""
+    """x in float32 or wider, with a time and noise for each example, drawn if not given."""
     x = to_float32(x)
     t = draw_times(x, 1, steps, generator)[0] if t is None else clone_if_inference(t)
     return x, t, standard_normal(x, generator) if eps is None else to_float32(eps, x.dtype)
@@ -230,42 +223,37 @@ def draw_times(
 
 
 def to_float32(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor in float32 at least, or in `dtype`, that autograd can save."""
+    """A tensor in float32 or wider, or in `dtype`, that autograd can save."""
     return clone_if_inference(x.to(dtype or at_least_float32(x.dtype)))
 
 
 def predict_at(
     model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: dict[str, Any]
 ) -> Prediction:
-    """What the model says of z at given levels."""
+    """The model's prediction at z = α x + σ ε."""
     return model(diffuse(x, eps, logsnr), logsnr, **condition)
 
 
 def standard_normal(
     x: Tensor, generator: Generators, draw: Callable[..., Tensor] = torch.randn
 ) -> Tensor:
-    """Noise of the shape of x; of several generators, each draws as many rows as another, in
-    order."""
+    """Noise of the shape of x. Several generators draw equal shares of its rows, in order."""
     if generator is None or isinstance(generator, torch.Generator):
         return draw(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     rows = (len(x) // len(generator), *x.shape[1:])
-    return torch.cat(
-        [draw(rows, dtype=x.dtype, device=one.device, generator=one) for one in generator]
-    ).to(x.device)
+    drawn = [draw(rows, dtype=x.dtype, device=g.device, generator=g) for g in generator]
+    return torch.cat(drawn).to(x.device)
 
 
 def clone_if_inference(v: Tensor) -> Tensor:
-    """A tensor made under `inference_mode` cannot be saved for a backward pass outside it: its
-    copy can."""
-    return (
-        v.clone()
-        if validation_enabled() and v.is_inference() and not torch.is_inference_mode_enabled()
-        else v
-    )
+    """The tensor, or a copy if it was made under `inference_mode`: autograd cannot save it outside
+    of that mode."""
+    outside = validation_enabled() and not torch.is_inference_mode_enabled()
+    return v.clone() if outside and v.is_inference() else v
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off where it is on (the meta device knows none)."""
+    """Turns autocast off if it is on. The meta device has no autocast."""
     on = device.type != "meta" and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
