@@ -353,7 +353,7 @@ def test_every_loss_of_a_chain_trains_all_of_the_network(options):
 
 @pytest.mark.parametrize(("build", "message"), [
     (lambda: chain(bound_weight=-1.0), "'bound_weight' must be finite and at least 0"),
-    (lambda: chain(resampling=LossSecondMoment(STEPS)), f"'resampling' must have as many steps as the bound has terms, the decoder's among them, {STEPS + 1}; got {STEPS}"),
+    (lambda: chain(resampling=LossSecondMoment(STEPS)), f"'resampling' must have as many steps as the bound has terms, with the decoder's, {STEPS + 1}; got {STEPS}"),
 ])  # fmt: skip
 def test_losses_that_do_not_go_together(build, message):
     with pytest.raises(ValueError, match=r"(Hybrid|VLB): argument " + message):

@@ -61,12 +61,12 @@ def no_replica(self: nn.Module) -> None:
 def trains_what_is_learned(self: Any) -> None:
     """A rule: the loss trains the variance and the schedule that are learned."""
     loss, schedule = self.loss, self.schedule
-    if loss.one_level:
+    if loss.includes_zero:
         fixed_shape(schedule)
     if isinstance(loss, Hybrid):
         looking_decoder(schedule, loss.decoder if loss.bound_weight else None)
         learned_variance(self.model, loss.bound_weight)
-    elif loss.one_level:
+    elif loss.includes_zero:
         fixed_ends(schedule)
     elif isinstance(loss, Weighted) or loss.steps is None:
         variance_trained(self.model)
@@ -76,7 +76,7 @@ def times_of_the_loss(self: Any, x: Tensor, t: Tensor | None) -> None:
     """A rule: the loss is finite, and has a term, at the times that are given."""
     loss = self.loss
     if t is not None and loss.steps is not None:
-        Ends(zero=loss.one_level)(t, "t", {"x": x, "steps": loss.steps})
+        Ends(zero=loss.includes_zero)(t, "t", {"x": x, "steps": loss.steps})
     if isinstance(loss, Weighted):
         weight_of_noise(self.model, loss.weighting, self.schedule, loss.steps, t)
 
@@ -99,7 +99,7 @@ def warn_of_first_level(loss: Loss, schedule: Schedule) -> None:
     alone = isinstance(loss, Hybrid) and loss.bound_weight > 0 and loss.decoder is None
     if loss.steps is None or not (weighted or alone):
         return
-    steps, decoder = loss.steps, " and the decoder ask" if loss.looks else " asks"
+    steps, decoder = loss.steps, " and the decoder ask" if loss.decoder_uses_network else " asks"
     hint = "give a decoder that looks at the network, DiscretizedGaussian(…, uses_network=True)"
     if weighted:
         hint = f"Hybrid({steps}, bound_weight=0) is DDPM's loss on all {steps + 1} levels"

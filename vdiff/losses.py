@@ -19,27 +19,26 @@ _ELBO = ELBO()
 
 
 class Loss(nn.Module, abc.ABC):
-    """What an `Objective` trains: `Weighted`, `VLB` or `Hybrid`. A decoder encodes the data.
+    """What an `Objective` trains: `Weighted`, `VLB` or `Hybrid`. Its decoder encodes the data.
 
     >>> Hybrid(steps=999, bound_weight=0.0)  # DDPM's simple loss
     Hybrid(steps=999, bound_weight=0.0)
     """
 
     is_bound = False  # whether the loss is the whole bound
-    one_level = False  # whether it is one level of a chain, t = 0 among them
+    includes_zero = False  # whether it is one term of a chain at a given time, which may be t = 0
 
     def __init__(self, steps: int | None, decoder: Decoder | None) -> None:
         super().__init__()
         self.steps, self.decoder = steps, decoder
 
     @property
-    def looks(self) -> bool:
-        """Whether the decoder looks at the network, so that its level is one of the chain's."""
+    def decoder_uses_network(self) -> bool:
+        """Whether the network is called at t = 0 too, by the decoder."""
         return self.decoder is not None and self.decoder.uses_network
 
-    def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The times into which uniform numbers fall, and what the terms there are multiplied
-        by."""
+    def times(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The times of this loss from uniform numbers, and the factors of the terms there."""
         return u if self.steps is None else on_chain(u, self.steps), None
 
     @abc.abstractmethod
@@ -47,7 +46,7 @@ class Loss(nn.Module, abc.ABC):
         """The loss of each example, nats."""
 
     def update(self, all_reduce: AllReduce | None = None) -> None:
-        """Learn from the losses since the last call."""
+        """Adapt to the losses since the last call."""
 
     def extra_repr(self) -> str:
         parts = {"steps": self.steps, "decoder": self.decoder}
@@ -58,7 +57,7 @@ class Loss(nn.Module, abc.ABC):
 
 
 class Weighted(Loss):
-    """`weighted_elbo`. A decoder encodes the data, and measures (`Objective.bound`).
+    """`weighted_elbo`. A decoder encodes the data, and is used by `Objective.bound`.
 
     >>> from vdiff.weighting import Sigmoid
     >>> Weighted(Sigmoid(2.0))
@@ -87,9 +86,9 @@ class Weighted(Loss):
 
 
 class VLB(Loss):
-    """The whole bound, `elbo`. With `resampling`, one term of a chain per example, drawn by its
-    size: `resampling` has a step for each of the `steps`, and one more for a decoder that looks at
-    the network.
+    """The whole bound, `elbo`. With `resampling`, one term of a chain per example, drawn in
+    proportion to its size: `resampling` has one step for each of the `steps`, and one more for a
+    decoder that uses the network.
 
     >>> from vdiff.decoder import Categorical
     >>> VLB(Categorical(17)).is_bound
@@ -108,42 +107,38 @@ class VLB(Loss):
     ) -> None:
         super().__init__(steps, decoder)
         self.resampling = resampling
-        self.one_level = resampling is not None and self.looks
+        self.includes_zero = resampling is not None and self.decoder_uses_network
+        self.first = int(self.decoder_uses_network)  # the index of the term at t = 1/T
         if resampling is not None:
             require(steps is not None, "resampling", "come with steps", resampling)
-            which = "terms, the decoder's among them" if self.looks else "steps"
-            terms = (steps or 0) + int(self.looks)
+            which = "terms, with the decoder's" if self.decoder_uses_network else "steps"
+            terms = (steps or 0) + self.first
             what = f"have as many steps as the bound has {which}, {terms}"
             require(resampling.steps == terms, "resampling", what, resampling.steps)
 
-    def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+    def times(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.resampling is None or self.steps is None:
-            return super().place(u)
+            return super().times(u)
         share, weight = self.resampling.at(u)
-        return ((share * self.resampling.steps).round() - int(self.looks)) / self.steps, weight
+        return ((share * self.resampling.steps).round() - self.first) / self.steps, weight
 
     def forward(
-        self,
-        objective: Any,
-        x: Tensor,
-        *,
-        weight: Tensor | None = None,
-        **options: Any,
+        self, objective: Any, x: Tensor, *, weight: Tensor | None = None, **options: Any
     ) -> Tensor:
         model, schedule = objective.parts()
         options |= {"schedule": schedule, "steps": self.steps, "decoder": self.decoder}
         if self.resampling is None:
             return unchecked(elbo)(model, x, **options).total
-        if self.looks:
+        if self.decoder_uses_network:
             bound = unchecked(vlb)(model, x, **options)
             term, rest = bound.diffusion + bound.reconstruction, bound.prior
         else:
             bound = unchecked(elbo)(model, x, **options)
             term, rest = bound.diffusion, bound.prior + bound.reconstruction
         if self.training and not under_functorch(term):
-            place = options["t"] * (self.steps or 1) + int(self.looks)
-            self.resampling.note(place / self.resampling.steps, term.detach())
-        # the term that was drawn is divided by n times its probability
+            index = options["t"] * (self.steps or 1) + self.first
+            self.resampling.note(index / self.resampling.steps, term.detach())
+        # `weight` is 1 over n times the probability of the drawn term
         return rest + (term if weight is None else weight.to(term.dtype) * term)
 
     def update(self, all_reduce: AllReduce | None = None) -> None:
@@ -152,35 +147,31 @@ class VLB(Loss):
 
 
 class Hybrid(Loss):
-    """`hybrid_loss`, of an example and not of a dimension. `bound_weight=0` is DDPM's simple loss
-    on all T + 1 levels.
+    """`hybrid_loss` per example, not per dimension. `bound_weight=0` is DDPM's simple loss at all
+    T + 1 times.
 
     >>> Hybrid(steps=999).bound_weight
     0.001
     """
 
-    one_level = True
+    includes_zero = True
 
     @validated
     def __init__(
-        self,
-        steps: Steps,
-        *,
-        bound_weight: BoundWeight = 0.001,
-        decoder: Decoder | None = None,
+        self, steps: Steps, *, bound_weight: BoundWeight = 0.001, decoder: Decoder | None = None
     ) -> None:
         super().__init__(steps, decoder)
         self.bound_weight = bound_weight
 
-    def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        from_first = self.bound_weight == 0 or self.looks
-        return (with_decoder if from_first else on_chain)(u, self.steps or 1), None
+    def times(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        from_zero = self.bound_weight == 0 or self.decoder_uses_network
+        return (with_decoder if from_zero else on_chain)(u, self.steps or 1), None
 
     def forward(self, objective: Any, x: Tensor, **options: Any) -> Tensor:
         model, schedule = objective.parts()
         options |= {"steps": self.steps, "bound_weight": self.bound_weight}
         if self.bound_weight:
-            options["decoder"] = self.decoder  # it has a term
+            options["decoder"] = self.decoder  # it has a term of its own
         elif self.decoder is not None:
             x = self.decoder.encode(x)
         return unchecked(hybrid_loss)(model, x, schedule=schedule, **options) * x[0].numel()

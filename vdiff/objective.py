@@ -5,13 +5,7 @@ from typing import Annotated, Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff._arguments import (
-    Condition,
-    Model,
-    asked,
-    original,
-    synchronised,
-)
+from vdiff._arguments import Condition, Model, asked, original, synchronised
 from vdiff._fits import (
     drawn_once,
     floating_without_decoder,
@@ -35,15 +29,15 @@ from vdiff.times import stratified
 
 
 class Objective(nn.Module):
-    """Model, schedule and loss as one module whose forward is the loss, nats per example.
+    """Model, schedule and loss as one module. Its forward is the loss, in nats per example.
 
-    This is what DDP, `torch.compile`, Lightning or accelerate wrap and what a checkpoint saves.
-    `loss` is `Weighted(…)`, `VLB(decoder)` or `Hybrid(steps)`. With a decoder, data is taken as it
-    is and encoded by it. A weighted or a simple loss has no reconstruction and is no bound.
+    Wrap this module in DDP, `torch.compile`, Lightning or accelerate, and save it in checkpoints.
+    `loss` is `Weighted(…)`, `VLB(decoder)` or `Hybrid(steps)`. A decoder takes data as it is and
+    encodes it. A weighted or a simple loss has no reconstruction and is not a bound.
 
     Warns:
-        UserWarning: where the loss leaves out the first level of a chain, t = 0, at which a
-            sampler asks the network: a weighting, or a `bound_weight` above 0 without a decoder.
+        UserWarning: if the loss of a chain leaves out t = 0, where a sampler calls the network:
+            with a weighting, or with `bound_weight > 0` and no decoder.
 
     >>> from vdiff import Denoiser
     >>> from vdiff.decoder import Categorical
@@ -54,7 +48,7 @@ class Objective(nn.Module):
     >>> objective(torch.randint(0, 17, (8, 1, 8, 8))).mean().backward()
     """
 
-    trained_on: tuple[str, ...] = ()  # hashes of the data, of what `vdiff.training.train` returns
+    trained_on: tuple[str, ...] = ()  # hashes of the data, set by `vdiff.training.train`
 
     @validated(rules=[synchronised, holds_no_replicas, loss_fits])
     def __init__(self, model: Model, *, schedule: Schedule, loss: Loss | None = None) -> None:
@@ -75,7 +69,7 @@ class Objective(nn.Module):
         return self.loss.steps
 
     def parts(self) -> tuple[Any, Schedule]:
-        """The model, whose answers are checked but in a compiled graph, and the schedule."""
+        """The model, with its output checked outside of compiled graphs, and the schedule."""
         return asked(self.model) if validation_enabled() else self.model, self.schedule
 
     @validated(
@@ -94,15 +88,15 @@ class Objective(nn.Module):
         generator: Random | None = None,
         condition: Condition = None,
     ) -> Float[Tensor, " batch"]:
-        """The loss of each example, nats. `u` are uniform numbers from which the times are taken
-        as this loss draws them, such as a share of `stratified` times; `t` are the times
-        themselves. `condition` goes to the model, as in `weighted_elbo`."""
+        """The loss of each example, nats. `t` are the times. Or give `u`, uniform numbers such as
+        a share of `stratified` times, and the loss makes its times of them. `condition` is as in
+        `weighted_elbo`."""
         options: dict[str, Any] = {"eps": eps, "generator": generator, "condition": condition}
         weight: Tensor | None = None
         if u is None and t is None and getattr(self.loss, "resampling", None) is not None:
             u = stratified(len(x), generator=generator, device=x.device)
         if u is not None:
-            t, weight = self.loss.place(u)
+            t, weight = self.loss.times(u)
         if weight is not None:
             options["weight"] = weight
         loss: Tensor = self.loss(self, x, t=t, **options)
@@ -110,7 +104,7 @@ class Objective(nn.Module):
 
     @validated
     def bound(self, data: Tensor, **options: Any) -> Bound:
-        """The bound in its parts, whatever is trained; raises where there is no decoder."""
+        """The bound in its parts, whatever loss is trained. Raises if there is no decoder."""
         hint = "a weighted loss has no reconstruction term"
         if self.decoder is None:
             raise InvalidValue("decoder", "be given to the loss", None, hint)
@@ -118,15 +112,15 @@ class Objective(nn.Module):
         return elbo(self.model, data, **options)
 
     def update(self, all_reduce: AllReduce | None = None) -> None:
-        """Learn from the losses since the last call: the schedule's `update`, and which terms are
-        drawn. Call it once after each optimizer step; `merge` sums a tensor over ranks."""
+        """Adapt the schedule and the resampling to the losses since the last call. Call this once
+        after each optimizer step. `all_reduce` sums a tensor over ranks."""
         self.schedule.update(all_reduce)
         self.loss.update(all_reduce)
 
     @validated
     def times(self, u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """The times of this loss into which uniform numbers fall."""
-        return self.loss.place(u)[0]
+        """The times of this loss from uniform numbers."""
+        return self.loss.times(u)[0]
 
 
 __all__ = ["VLB", "Hybrid", "Loss", "Objective", "Weighted"]

@@ -1,4 +1,4 @@
-"""What a model says about z."""
+"""What a model predicts from z."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,13 +11,7 @@ from torch import Tensor
 
 from vdiff._validate import validated
 from vdiff.gaussian import ValuesCopied, alpha, combine, per_example, sigma, sum_dims
-from vdiff.parameterization import (
-    Coefficient,
-    Parameterization,
-    Score,
-    V,
-    is_number,
-)
+from vdiff.parameterization import Coefficient, Parameterization, Score, V, is_number
 from vdiff.variance import FixedSmall, ReverseVariance
 
 _POSTERIOR = FixedSmall()
@@ -25,18 +19,18 @@ _POSTERIOR = FixedSmall()
 
 @dataclass(eq=False)
 class Prediction(ValuesCopied):
-    """What a model says about z: one output, which can be read as any target.
+    """What a model predicts from z: one output, which can be converted into any target.
 
-    `.x`, `.eps`, `.v` and `.score` are solved from z = α x + σ ε and the network's own row;
+    `.x`, `.eps`, `.v` and `.score` solve z = α x + σ ε together with the network's own row.
     `.squared_error(x, eps)` is ‖ε − ε̂‖² per example, computed in the network's own units.
-    `source` is what the network itself predicts, where a wrapper (`Clipped`) has turned that into
-    something else: its rounding stays in x̂ and ε̂. A prediction is a pytree of its tensors:
-    `torch.export`, `torch.vmap` and `tree_map` take and return it.
+    `source` is the network's own target if a wrapper (`Clipped`) has changed
+    `parameterization`: the network's rounding error stays in x̂ and ε̂.
 
-    `copy.copy` and `pickle` work on it; `copy.deepcopy` has the values, detached from the graph.
+    A prediction is a pytree of its tensors, so `torch.export`, `torch.vmap` and `tree_map` accept
+    it. `copy.deepcopy` copies the values, detached from the graph.
 
-    >>> z, out = torch.zeros(1, 2), torch.ones(1, 2)
-    >>> Prediction(z, torch.zeros(1), out, Eps()).x
+    >>> z, output = torch.zeros(1, 2), torch.ones(1, 2)
+    >>> Prediction(z, torch.zeros(1), output, Eps()).x
     tensor([[-1.0000, -1.0000]])
     """
 
@@ -82,7 +76,7 @@ class Prediction(ValuesCopied):
         return self.as_target(Score())
 
     def as_target(self, parameterization: Parameterization) -> Tensor:
-        """The prediction as another target."""
+        """The prediction converted into another target."""
         return parameterization.target(self.x, self.eps, self.logsnr)
 
     @validated
@@ -93,10 +87,10 @@ class Prediction(ValuesCopied):
         factor: Float[Tensor, " batch"] | float = 1.0,
         weight: Tensor | None = None,
     ) -> Float[Tensor, " batch"]:
-        """factor · ‖ε − ε̂‖² of each example, summed over dimensions: ‖o − ô‖² · factor/κ², that
-        ratio rounded once.
+        """factor · ‖ε − ε̂‖² of each example, computed as ‖o − ô‖² · factor/κ². The ratio is
+        rounded once.
 
-        A `weight` that broadcasts over x multiplies each dimension's square before the sum.
+        A `weight` that broadcasts over x multiplies the square of each dimension before the sum.
         """
         a, b = self.parameterization.row(self.logsnr)
         squares = F.mse_loss(self.output, combine(a, x, b, eps), reduction="none")
@@ -106,16 +100,11 @@ class Prediction(ValuesCopied):
         return error * (ratio.to(error.dtype) if isinstance(ratio, Tensor) else ratio)
 
     def detach_mean(self) -> "Prediction":
-        """The same prediction whose mean gets no gradient; the variance's head still does.
-
-        >>> out = torch.ones(1, 1, requires_grad=True)
-        >>> Prediction(out.detach(), torch.zeros(1), out, Eps()).detach_mean().output.requires_grad
-        False
-        """
+        """The same prediction without gradient for the mean. `variance_output` keeps its own."""
         return self.replace(output=self.output.detach())
 
     def replace(self, **changes: Any) -> "Prediction":
-        """The same prediction with some arguments of the constructor changed.
+        """The same prediction with some fields changed.
 
         >>> z = torch.ones(1, 1)
         >>> Prediction(z, torch.zeros(1), z, Eps()).replace(output=3 * z).eps
@@ -128,7 +117,7 @@ class Prediction(ValuesCopied):
         self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]
     ) -> Float[Tensor, "batch *dims"]:
         """ε̂ − ε in each dimension, computed in the network's own units: (ô − o)/κ with the sign
-        of its row.
+        of κ.
 
         >>> x, eps = torch.ones(1, 1), torch.ones(1, 1)
         >>> Prediction(2**0.5 * x, torch.zeros(1), 0.5 * x, X()).error(x, eps)
@@ -142,64 +131,63 @@ class Prediction(ValuesCopied):
         return (alpha(self.logsnr) * b - sigma(self.logsnr) * a).reciprocal()
 
 
-_PARTS = "z", "logsnr", "output", "variance_output"
-_WORDS = "parameterization", "variance", "source"
-_Context = tuple[Parameterization, ReverseVariance, Parameterization]
+_TENSORS = "z", "logsnr", "output", "variance_output"
+_SETTINGS = "parameterization", "variance", "source"
 
 
-def _flatten(prediction: Prediction) -> tuple[list[Any], _Context]:
-    what: _Context = (prediction.parameterization, prediction.variance, prediction.source)
-    parts = [getattr(prediction, part) for part in _PARTS]
-    return parts[:-1] if prediction.variance_output is None else parts, what
+def _flatten(prediction: Prediction) -> tuple[list[Any], tuple[Any, ...]]:
+    tensors = [getattr(prediction, name) for name in _TENSORS]
+    settings = tuple(getattr(prediction, name) for name in _SETTINGS)
+    return tensors[:-1] if prediction.variance_output is None else tensors, settings
 
 
-def _flatten_with_keys(prediction: Prediction) -> tuple[list[Any], _Context]:
-    parts, what = _flatten(prediction)
-    keys = map(torch.utils._pytree.GetAttrKey, _PARTS)
-    return list(zip(keys, parts, strict=False)), what
+def _flatten_with_keys(prediction: Prediction) -> tuple[list[Any], tuple[Any, ...]]:
+    tensors, settings = _flatten(prediction)
+    keys = map(torch.utils._pytree.GetAttrKey, _TENSORS)
+    return list(zip(keys, tensors, strict=False)), settings
 
 
-def _unflatten(parts: Iterable[Any], what: _Context) -> Prediction:
+def _unflatten(leaves: Iterable[Any], settings: tuple[Any, ...]) -> Prediction:
     prediction = object.__new__(Prediction)  # a leaf need not be a tensor
-    vars(prediction).update(variance_output=None, **dict(zip(_WORDS, what, strict=True)))
-    vars(prediction).update(zip(_PARTS, parts, strict=False))
+    vars(prediction).update(variance_output=None, **dict(zip(_SETTINGS, settings, strict=True)))
+    vars(prediction).update(zip(_TENSORS, leaves, strict=False))
     return prediction
 
 
-def _dumped(what: object) -> Any:
-    """A target, a choice of Σ or a number as JSON; raises TypeError for anything else."""
-    if what is None or isinstance(what, bool | int | float | str):
-        return what
-    if isinstance(what, tuple):
-        return [_dumped(one) for one in what]
-    if isinstance(what, Parameterization | ReverseVariance):
-        name = f"{type(what).__module__}.{type(what).__qualname__}"
-        return {"name": name, "of": {word: _dumped(value) for word, value in vars(what).items()}}
-    name = type(what).__name__
+def _to_json(value: object) -> Any:
+    """A target, a choice of Σ or a number as JSON. Raises TypeError for anything else."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple):
+        return [_to_json(item) for item in value]
+    name = type(value).__name__
+    if isinstance(value, Parameterization | ReverseVariance):
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"name": name, "of": {key: _to_json(item) for key, item in vars(value).items()}}
     raise TypeError(
         f"a Prediction is saved with targets and variances made of numbers, not {name}"
     )
 
 
-def _loaded(what: Any) -> Any:
-    """The inverse of `_dumped`, from the classes that are imported already."""
-    if isinstance(what, list):
-        return tuple(_loaded(one) for one in what)
-    if not isinstance(what, dict):
-        return what
+def _from_json(value: Any) -> Any:
+    """The inverse of `_to_json`, for classes that are already imported."""
+    if isinstance(value, list):
+        return tuple(_from_json(item) for item in value)
+    if not isinstance(value, dict):
+        return value
     classes = _subclasses(Parameterization, ReverseVariance)
-    known, name = {f"{one.__module__}.{one.__qualname__}": one for one in classes}, what["name"]
-    if name not in known:
+    by_name, name = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in classes}, value["name"]
+    if name not in by_name:
         raise ValueError(f"a saved Prediction holds the class {name}: import its module first")
-    made: Any = object.__new__(known[name])
-    vars(made).update({word: _loaded(value) for word, value in what["of"].items()})
-    return made
+    restored: Any = object.__new__(by_name[name])
+    vars(restored).update({key: _from_json(item) for key, item in value["of"].items()})
+    return restored
 
 
 def _subclasses(*classes: type) -> Iterator[type]:
-    for one in classes:
-        yield one
-        yield from _subclasses(*one.__subclasses__())
+    for cls in classes:
+        yield cls
+        yield from _subclasses(*cls.__subclasses__())
 
 
 torch.utils._pytree.register_pytree_node(  # for torch.export, torch.vmap and fully_shard
@@ -207,10 +195,9 @@ torch.utils._pytree.register_pytree_node(  # for torch.export, torch.vmap and fu
     _flatten,
     _unflatten,
     serialized_type_name="vdiff.Prediction",
-    to_dumpable_context=_dumped,
-    from_dumpable_context=_loaded,
+    to_dumpable_context=_to_json,
+    from_dumpable_context=_from_json,
     flatten_with_keys_fn=_flatten_with_keys,
 )
-
 
 __all__ = ["Prediction"]
