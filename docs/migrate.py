@@ -84,6 +84,7 @@ METHOD_KEYWORDS = {
 ATTRIBUTES = {
     "out": "Prediction.out is Prediction.output",
     "head": "Prediction.head is Prediction.variance_output",
+    "law": "decoder.law(prediction) is decoder.log_probs(prediction)",
     "grid": "decoder.grid is decoder.level_values",
     "chain": "Weighting.chain is Weighting.steps",
     "read": "prediction.read(target) is prediction.as_target(target)",

@@ -110,7 +110,7 @@ def decoded(i: int) -> list[Tensor]:
         decoder.nll(data, x, 5.0, MODEL),
     ]
     if not isinstance(decoder, Gaussian):
-        found += [decoder.table(5.0), decoder.law(MODEL(x, LAM[:4])), decoder.level_values]
+        found += [decoder.table(5.0), decoder.log_probs(MODEL(x, LAM[:4])), decoder.level_values]
     return found if decoder.uses_network else [*found, decoder.expected_nll(data, 5.0)]
 
 

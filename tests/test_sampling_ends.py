@@ -247,7 +247,7 @@ def test_levels_are_drawn_from_the_decoder(decoder):
                 - base
             )
             p[i, j] = torch.softmax(-ratio, 0)
-    torch.testing.assert_close(decoder.law(prediction).exp(), p, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(decoder.log_probs(prediction).exp(), p, rtol=1e-6, atol=1e-9)
     many = prediction.replace(
         **{
             k: v.repeat_interleave(n, 0)

@@ -17,7 +17,7 @@ from vdiff.gaussian import PURE
 from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
-from vdiff.weighting.base import sound
+from vdiff.weighting._check import sound
 
 LARGEST = 1e30  # a weight beyond it is infinite, where −600 stands for −∞
 

@@ -24,7 +24,7 @@ from vdiff.gaussian import device_of
 from vdiff.losses import Hybrid, Loss, Weighted
 from vdiff.schedule import Schedule
 from vdiff.weighting import Weighting
-from vdiff.weighting.base import check_values, divides_table, lowest, same_chain
+from vdiff.weighting._check import check_values, divides_table, lowest, same_chain
 
 
 def holds_no_replicas(model: Any) -> None:

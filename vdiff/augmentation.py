@@ -29,7 +29,7 @@ from vdiff.schedule import Schedule
 from vdiff.schedule.base import BISECTIONS, EDGE
 from vdiff.times import GOLDEN, stratified
 from vdiff.weighting import WeightFunction
-from vdiff.weighting.base import check_values
+from vdiff.weighting._check import check_values
 
 POINTS = 20_001
 ROUNDING = 1e-9  # a rise of w by less, relatively, is rounding

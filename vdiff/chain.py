@@ -42,7 +42,7 @@ from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import NoiseLevels
 from vdiff.times import stratified, stratum_of
-from vdiff.weighting.base import divides_table
+from vdiff.weighting._check import divides_table
 
 Levels = Annotated[Tensor, Ends(zero=True)]
 BoundWeight = Annotated[float, Number(at_least=0.0, hint="less than 0 would maximise the bound")]

@@ -36,7 +36,7 @@ from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.times import grid
 from vdiff.weighting import ELBO, WeightFunction
-from vdiff.weighting.base import divides_table, same_chain
+from vdiff.weighting._check import divides_table, same_chain
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 

@@ -1,8 +1,8 @@
 """What a network predicts, as a row (a, b): its target is o = a·x + b·ε.
 
 With z = α x + σ ε, one 2×2 solve gives (x̂, ε̂) from ô, and ‖ε − ε̂‖² = ‖o − ô‖²/κ² with κ = b − a
-e^{−λ/2}. No target is converted into another, and the error is computed in the network's own
-units: in float32 that is a hundred times more accurate at λ = −10 than going through ε̂.
+e^{−λ/2}. The error is computed in the network's own units: in float32 that is a hundred times more
+accurate at λ = −10 than a conversion to ε̂.
 """
 
 import abc
@@ -18,10 +18,8 @@ from vdiff.gaussian import Step, alpha, combine, sigma, to_float64
 from vdiff.schedule import Schedule
 
 Coefficient = Tensor | float
-Scale = Annotated[
-    float, Number(above=0.0, hint="the standard deviation of the data, 1 for plain v-prediction")
-]
-DIGITS = 1e-3  # relative rounding error of x̂ or ε̂ from which on a user hears of it
+Scale = Annotated[float, Number(above=0.0, hint="the standard deviation of the data")]
+DIGITS = 1e-3  # relative rounding error of x̂ or ε̂ above which users are warned
 
 
 def is_number(coefficient: Coefficient, number: float) -> bool:
@@ -30,11 +28,7 @@ def is_number(coefficient: Coefficient, number: float) -> bool:
 
 
 class Parameterization(abc.ABC):
-    """A target as a row: `row(logsnr)` returns (a, b), numbers or (batch,) tensors, of o = a·x +
-    b·ε.
-
-    `input_scale(logsnr)` is c_in, what the network's input z is multiplied by (1 unless the class
-    says otherwise).
+    """A target o = a·x + b·ε: `row(logsnr)` returns (a, b), numbers or (batch,) tensors.
 
     >>> V().kappa(torch.tensor([0.0]))                       # 1 + e^{-λ} = 2 is its square
     tensor([1.4142])
@@ -50,14 +44,13 @@ class Parameterization(abc.ABC):
             what = tuple(entry.shape) if isinstance(entry, Tensor) else type(entry).__name__
             fits = isinstance(entry, float | int) or what == logsnr.shape
             numbers = "have a row and an input scale of numbers or (batch,) tensors"
-            require(fits, argument, numbers, f"{what} from {value!r} for {len(logsnr)} levels")
-        kappa2 = value.kappa2(logsnr) + torch.zeros_like(logsnr)
-        nothing, bad = kappa2 < 1e-20, ~torch.isfinite(kappa2)  # a posterior mean's is 0 somewhere
-        i = int((bad | nothing).to(torch.uint8).argmax())
-        got = f"κ² = {kappa2[i]:g} at λ = {logsnr[i]:g} from {value!r}"
-        hint = "z itself says nothing of x: (a, b) ∝ (α, σ)"
-        solves = "have a row that determines ε̂ from z and the output"
-        require(not (nothing.all() or bad.any()), argument, solves, got, hint)
+            require(
+                fits, argument, numbers, f"{what} from {value!r} for {len(logsnr)} values of λ"
+            )
+        low, high = (value.kappa2(logsnr) + torch.zeros_like(logsnr)).aminmax()
+        fits = bool(torch.isfinite(high - low) and high > 1e-20)
+        solves, hint = "have a row that determines ε̂ from z and the output", "(a, b) ∝ (α, σ) is z"
+        require(fits, argument, solves, f"κ² from {low:g} to {high:g} with {value!r}", hint)
         return value
 
     @abc.abstractmethod
@@ -65,29 +58,21 @@ class Parameterization(abc.ABC):
         """(a, b) at each λ."""
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
-        """c_in: the network sees c_in·z."""
+        """c_in: the network's input is c_in·z."""
         return 1.0
 
     @validated
     def kappa(self, logsnr: Tensor) -> Coefficient:
-        """κ = |b − a e^{−λ/2}|: an error of the target is κ times the error of ε.
+        """κ = |b − a e^{−λ/2}|: the target's error is κ times the error of ε.
 
         >>> X().kappa(torch.tensor([0.0, 2.0]))
         tensor([1.0000, 0.3679])
         """
-        squared: Coefficient = self.squared_kappa(logsnr) ** 0.5
-        return squared
+        kappa: Coefficient = self.kappa2(logsnr) ** 0.5
+        return kappa
 
     def kappa2(self, logsnr: Tensor) -> Coefficient:
-        """κ², by which a squared error of ε is multiplied to be one of the target.
-
-        >>> V().kappa2(torch.tensor([0.0]))
-        tensor([2.])
-        """
-        return self.squared_kappa(logsnr)
-
-    def squared_kappa(self, logsnr: Tensor) -> Coefficient:
-        """κ², unchecked: from the row, or in closed form."""
+        """κ²: the target's squared error is κ² times the squared error of ε."""
         a, b = self.row(logsnr)
         if is_number(a, 0.0):
             return b**2
@@ -95,8 +80,8 @@ class Parameterization(abc.ABC):
         return kappa.square()
 
     def rounding(self, logsnr: Float[Tensor, " 1"], dtype: torch.dtype) -> tuple[float, float]:
-        """How large an error the rounding of an output of order one makes in x̂ and in ε̂: u σ/|αb
-        − σa| and u α/|αb − σa|.
+        """The errors of x̂ and ε̂ from rounding an output of order one: u σ/|αb − σa| and
+        u α/|αb − σa|.
 
         >>> X().rounding(torch.tensor([20.0]), torch.float32)[1] > 1e-3
         True
@@ -108,7 +93,7 @@ class Parameterization(abc.ABC):
 
     @validated
     def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
-        """o = a·x + b·ε, what a perfect network would return.
+        """o = a·x + b·ε, the output of a perfect network.
 
         >>> V().target(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1))
         tensor([[-0.7071]])
@@ -147,10 +132,10 @@ class V(Parameterization):
     """v-prediction, o = α ε − σ x at σ_data = 1 (Salimans & Ho 2022); for another σ_data, minus
     EDM's F.
 
-    c_in = (α² σ_d² + σ²)^{−½},  a = −σ c_in/σ_d,  b = α σ_d c_in: target and input have unit
+    c_in = (α² σ_d² + σ²)^{−½}, a = −σ c_in/σ_d, b = α σ_d c_in: target and input have unit
     variance for data of standard deviation σ_d (Karras et al., arXiv:2206.00364, table 1).
-    `V(0.5)` is EDM's preconditioning; a network trained as EDM's F says −v: `Denoiser(F, V(0.5),
-    time=edm_time, output=torch.neg)`.
+    `V(0.5)` is EDM's preconditioning. EDM's F predicts −v: `Denoiser(F, V(0.5), time=edm_time,
+    output=torch.neg)`.
 
     >>> V(0.5).input_scale(torch.tensor([0.0]))
     tensor([1.2649])
@@ -166,7 +151,7 @@ class V(Parameterization):
         normalized = logsnr + 2.0 * math.log(self.sigma_data)  # of x/σ_d: there this is plain v
         return sigma(normalized) * (-1.0 / self.sigma_data), alpha(normalized)
 
-    def squared_kappa(self, logsnr: Tensor) -> Coefficient:
+    def kappa2(self, logsnr: Tensor) -> Coefficient:
         return torch.exp(-logsnr - 2.0 * math.log(self.sigma_data)) + 1.0  # α' + σ' e^{−λ'/2}
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
@@ -176,12 +161,11 @@ class V(Parameterization):
 
 
 class Flow(Parameterization):
-    """Rectified-flow velocity, o = ε − x, from a network that sees z on the straight path: c_in =
+    """Rectified-flow velocity, o = ε − x. The network's input is z on the straight path, c_in =
     1/(α + σ).
 
-    Time runs from data to noise (`flow_time`). For a network trained the other way, with t = 1 at
-    the data and target x − ε: `Denoiser(network, Flow(), time=lambda logsnr: 1 -
-    flow_time(logsnr), output=torch.neg)`.
+    Time runs from data to noise (`flow_time`). A network with t = 1 at the data and target x − ε
+    is `Denoiser(network, Flow(), time=lambda v: 1 - flow_time(v), output=torch.neg)`.
 
     >>> Flow().kappa(torch.tensor([0.0]))
     tensor([2.])
@@ -210,9 +194,9 @@ class PosteriorMean(Parameterization):
     of (x, ε).
 
     Its row is (α_s, α_s e^{−Δ} σ_t/α_t), with (λ_s, Δ) from the step of `schedule` that ends at
-    λ_t. An error of it is α_s c e^{−λ_t/2} times the error of ε: small, so in float32 this is the
-    worst of the targets (DDPM's table: the loss is off by 0.4 % at T = 1000, and by a third at
-    1e5). It is a target of chains: at t = 0 there is no step, and κ is zero.
+    λ_t. Its error is α_s c e^{−λ_t/2} times the error of ε. That is small, so in float32 this is
+    the least accurate target (with DDPM's table the loss is off by 0.4 % at T = 1000, and by a
+    third at 1e5). It needs a chain: at t = 0 there is no step, and κ is zero.
 
     >>> from vdiff.schedule import Linear
     >>> PosteriorMean(Linear(), steps=10).kappa(torch.tensor([0.0]))
@@ -225,10 +209,8 @@ class PosteriorMean(Parameterization):
 
     def step(self, logsnr: Tensor) -> Step:
         """The chain's step that ends at λ_t."""
-        delta = self.schedule.delta(
-            self.schedule.inverse(to_float64(logsnr), clamp=True), self.steps
-        )
-        return Step(to_float64(logsnr), delta)
+        t = self.schedule.inverse(to_float64(logsnr), clamp=True)
+        return Step(to_float64(logsnr), self.schedule.delta(t, self.steps))
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         step = self.step(logsnr)
@@ -238,8 +220,8 @@ class PosteriorMean(Parameterization):
 
 
 class VarianceExploding(Parameterization):
-    """Another target from a network that sees z/α, variance exploding coordinates: x + σ̃ n with
-    σ̃ = e^{−λ/2}.
+    """Another target from a network whose input is z/α = x + σ̃ n with σ̃ = e^{−λ/2}, the variance
+    exploding coordinates.
 
     EDM's preconditioned denoiser D(x; σ) is `Denoiser(D, VarianceExploding(X()),
     time=sigma_time)`.

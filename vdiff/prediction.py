@@ -95,7 +95,7 @@ class Prediction(ValuesCopied):
         a, b = self.parameterization.row(self.logsnr)
         squares = F.mse_loss(self.output, combine(a, x, b, eps), reduction="none")
         error = sum_dims(squares if weight is None else squares * weight)
-        kappa2 = self.parameterization.squared_kappa(self.logsnr)
+        kappa2 = self.parameterization.kappa2(self.logsnr)
         ratio = factor if is_number(kappa2, 1.0) else factor / kappa2
         return error * (ratio.to(error.dtype) if isinstance(ratio, Tensor) else ratio)
 

@@ -988,7 +988,7 @@ def test_fault_19_chains_of_another_length() -> None:
         ValueError,
         "weighted_elbo",
         "steps",
-        "divide the 999 steps of the table; got 1000 (a table of 1000 levels has 999 steps",
+        "divide the 999 steps of the table; got 1000 (a table of 1000 log-SNRs has 999 steps",
     ):
         weighted_elbo(model(), x, schedule=table, steps=1000)
     with assert_refused(
@@ -996,7 +996,7 @@ def test_fault_19_chains_of_another_length() -> None:
         "weighted_elbo",
         "steps",
         "be 999, as in MSE",
-        "got None (the plain loss of a chain is one on that chain)",
+        "got None (it is the plain loss of that chain)",
     ):
         weighted_elbo(model(), x, schedule=table, weighting=MSE(table, Eps(), steps=999))
     with assert_refused(

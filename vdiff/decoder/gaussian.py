@@ -103,7 +103,7 @@ class DiscretizedGaussian(Levels):
         u = excess(prediction, StepToData(to_float64(prediction.logsnr), posterior), z)
         return std if u is None else std * torch.exp(0.5 * u)
 
-    def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
+    def _log_probs(self, mean: Tensor, prediction: Prediction) -> Tensor:
         if self.posterior_variance is None:
             of_noise = _std(self.variance, prediction.logsnr, mean.device)
             std = torch.as_tensor(per_example(of_noise, mean))

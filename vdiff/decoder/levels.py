@@ -109,7 +109,7 @@ class Levels(Decoder):
         self._tables: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
 
     @abc.abstractmethod
-    def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
+    def _log_probs(self, mean: Tensor, prediction: Prediction) -> Tensor:
         """log p(k | mean) of every level, (batch, …, levels)."""
 
     @abc.abstractmethod
@@ -181,20 +181,20 @@ class Levels(Decoder):
         return sum_dims(chosen)
 
     @validated
-    def law(self, prediction: Prediction) -> Float[Tensor, "batch *dims levels"]:
+    def log_probs(self, prediction: Prediction) -> Float[Tensor, "batch *dims levels"]:
         """log p(k | z₀) of every level k, each dimension by itself, from the prediction at z₀;
         nats, in float64.
 
         >>> from vdiff.parameterization import X
         >>> z, x, logsnr = torch.tensor([[0.1]]), torch.tensor([[0.2]]), torch.tensor([2.0])
-        >>> Categorical(2).law(Prediction(z, logsnr, x, X())).exp()
+        >>> Categorical(2).log_probs(Prediction(z, logsnr, x, X())).exp()
         tensor([[[0.3127, 0.6873]]], dtype=torch.float64)
         """
         if self.uses_network:
             mean = self.denoised(prediction)
         else:
             mean = prediction.z / per_example(alpha(prediction.logsnr), prediction.z)
-        return self._law(to_float64(mean)[..., None], prediction)
+        return self._log_probs(to_float64(mean)[..., None], prediction)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Levels":
         self._tables.clear()
@@ -283,7 +283,7 @@ class Categorical(Levels):
         )
         return sum_dims(log_p.gather(-1, data.long()[..., None])).to(at_least_float32(mean.dtype))
 
-    def _law(self, mean: Tensor, prediction: Prediction) -> Tensor:
+    def _log_probs(self, mean: Tensor, prediction: Prediction) -> Tensor:
         snr = per_example(to_float64(prediction.logsnr).exp(), mean)
         return self._log_softmax(mean, torch.as_tensor(snr))
 

@@ -34,7 +34,7 @@ from vdiff.likelihood.replicated import Replicates
 from vdiff.likelihood.report import Comparison, Report, outcome
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
-from vdiff.weighting.base import divides_table
+from vdiff.weighting._check import divides_table
 
 _PLAN, _ALONE = Plan(), Share()
 _ERROR = "a standard error in bits/dim, for instance 0.005"

@@ -27,7 +27,7 @@ from vdiff.likelihood.replicated import Replicated, Replicates
 from vdiff.reverse import reverse_mean, reverse_sample
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
-from vdiff.weighting.base import divides_table
+from vdiff.weighting._check import divides_table
 
 Bound = TypeVar("Bound", bound="ImportanceBound")
 _ALONE = Share()

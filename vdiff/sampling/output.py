@@ -43,7 +43,7 @@ def to_levels(
     for rows in (slice(first, first + at_once) for first in range(0, len(uniform), at_once)):
         tensors = {k: v[rows] for k, v in vars(prediction).items() if isinstance(v, Tensor)}
         # the level is where the distribution function passes a uniform number
-        below = decoder.law(prediction.replace(**tensors)).exp().cumsum(-1)
+        below = decoder.log_probs(prediction.replace(**tensors)).exp().cumsum(-1)
         drawn.append((below < uniform[rows][..., None]).sum(-1).clamp(max=decoder.levels - 1))
     return torch.cat(drawn)
 

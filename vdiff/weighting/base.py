@@ -1,9 +1,7 @@
-"""What a weighting is, products and custom functions, and the factor for a loop of one's own."""
+"""The base class of weightings, products, custom functions, and the factor for your own loop."""
 
 import abc
 import math
-import types
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,45 +10,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._validate import (
-    Finite,
-    Given,
-    Steps,
-    WeightFunction,
-    ordered_ends,
-    require,
-    validated,
-)
-from vdiff.errors import InvalidType, InvalidValue
+from vdiff._validate import Finite, Steps, WeightFunction, ordered_ends, validated
 from vdiff.gaussian import PURE, RestorableModule, at_least_float32, device_of, to_float64
 from vdiff.parameterization import Parameterization
-from vdiff.schedule import Schedule, Tabulated
-
-SPAN = 40.0  # |λ| up to which a weighting is checked
-_CHECKED: "weakref.WeakSet[Callable[[Tensor], Tensor]]" = weakref.WeakSet()
-
-
-def operand(value: object, argument: str, given: Given) -> object:
-    """A weighting that can be multiplied with another one."""
-    if isinstance(value, Weighting):
-        return value
-    hint = "a constant changes only the learning rate; a function of λ is weighting.Custom(…)"
-    if isinstance(value, type):
-        hint = f"an instance: {value.__name__}()"
-    raise InvalidType(argument, "be a Weighting", value, hint)
+from vdiff.schedule import Schedule
+from vdiff.weighting._check import SPAN, check_values, divides_table, log_snr, same_chain
 
 
 class Weighting(RestorableModule, abc.ABC):
-    """w(λ). A subclass defines `weight_at(logsnr)` in float64; a call computes in float64 and
+    """w(λ). A subclass defines `weight_at(logsnr)` in float64. A call computes in float64 and
     rounds once.
 
-    `steps` is T where this is the plain loss of a chain, else None. `is_factor` says that this only
+    `steps` is T if this is the plain loss of a chain, else None. `is_factor` is True if this only
     multiplies a base.
 
     >>> (MSE(Cosine(), Eps()) * MinSNR(5.0)).steps, (P2() * MinSNR()).is_factor
     (None, True)
     """
 
+    __example__ = "a constant changes only the learning rate; a function of λ is Custom(…)"
     steps: int | None = None
     is_factor: bool = False
 
@@ -60,7 +38,7 @@ class Weighting(RestorableModule, abc.ABC):
 
     @validated
     def forward(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """w(λ), in the dtype of λ (float32 where that is narrower).
+        """w(λ), in the dtype of λ or float32, whichever is wider.
 
         >>> Sigmoid(bias=2.0)(torch.tensor([2.0]))
         tensor([0.5000])
@@ -73,8 +51,8 @@ class Weighting(RestorableModule, abc.ABC):
 
     @property
     def monotone(self) -> bool:
-        """Whether w never rises with λ: then, and only then, L_w is an ELBO with Gaussian data
-        augmentation (VDM++, arXiv:2303.00848, theorem 1).
+        """Whether w never rises with λ. Only then is L_w an ELBO with Gaussian data augmentation
+        (VDM++, arXiv:2303.00848, theorem 1).
 
         >>> ELBO().monotone, EDM().monotone, EDM(monotone=True).monotone
         (True, False, True)
@@ -109,8 +87,8 @@ class Weighting(RestorableModule, abc.ABC):
 
     @validated
     def check(self) -> "Weighting":
-        """Verify that w is finite, nonnegative and keeps its shape over its range; returns self,
-        raises ValueError.
+        """Return self if w is finite, nonnegative and of the shape of λ over its support. Raises
+        ValueError otherwise.
 
         >>> (ELBO() * MinSNR(5.0)).check()
         Product(ELBO(), MinSNR(gamma=5.0))
@@ -130,9 +108,7 @@ class Product(Weighting):
     """
 
     @validated
-    def __init__(
-        self, base: Annotated[Weighting, operand], factor: Annotated[Weighting, operand]
-    ) -> None:
+    def __init__(self, base: Weighting, factor: Weighting) -> None:
         super().__init__()
         self.base, self.factor = base, factor
         self.steps = base.steps or factor.steps
@@ -150,8 +126,8 @@ class Product(Weighting):
 
 
 class Custom(Weighting):
-    """A weighting from a function of λ, checked at construction between `logsnr_min` and
-    `logsnr_max`. A plain function works as `weighting=` too; `Custom` adds the properties.
+    """A weighting from a function of λ, checked at construction between the two ends. A plain
+    function also works as `weighting=`; `Custom` adds the properties.
 
     >>> Custom(lambda logsnr: torch.exp(-logsnr.abs())).monotone
     False
@@ -176,76 +152,6 @@ class Custom(Weighting):
         return self._weight(logsnr)
 
 
-def check_values(
-    weighting: Callable[[Tensor], Tensor], logsnr_max: float, logsnr_min: float, hint: str = ""
-) -> None:
-    """Raise unless a weighting is finite, nonnegative and (batch,) → (batch,) between two
-    log-SNRs. Reads values."""
-    place = device_of(weighting)
-    if place.type == "meta":
-        return
-    with torch.no_grad():
-        logsnr = torch.linspace(logsnr_min, logsnr_max, 1001, dtype=torch.float64, device=place)
-        w = weighting(logsnr)
-    check_returned(w, logsnr)
-    bad = (~(torch.isfinite(w) & (w >= 0))).nonzero().flatten().tolist()
-    if bad:
-        got = f"{w[bad[0]]:g} at λ = {logsnr[bad[0]]:g}"
-        raise InvalidValue("weighting", "be finite and at least 0", got, hint)
-
-
-def check_returned(weight: object, logsnr: Tensor) -> None:
-    """Raise unless a weighting returned the shape and device of logsnr. Reads no value."""
-    got, hint = type(weight).__name__, "torch.full_like(logsnr, value) for a constant"
-    if isinstance(weight, Tensor):
-        if (weight.shape, weight.device) == (logsnr.shape, logsnr.device):
-            return
-        got = f"{tuple(weight.shape)} on {weight.device}"
-        hint = "it would broadcast in silence" if weight.shape != logsnr.shape else ""
-    same = f"the shape and device of logsnr, {tuple(logsnr.shape)} on {logsnr.device}"
-    raise InvalidValue("weighting", f"return a tensor of {same}", got, hint)
-
-
-def sound(weighting: Callable[[Tensor], Tensor], schedule: Schedule) -> None:
-    """Rule: a plain function is a weighting between the ends of the schedule. Read once for each
-    function."""
-    if isinstance(weighting, types.FunctionType) and weighting not in _CHECKED:
-        check_values(weighting, schedule.logsnr_max, lowest(schedule))
-        _CHECKED.add(weighting)
-
-
-def same_chain(weighting: object, steps: int | None) -> None:
-    """Rule: the plain loss of a chain is used on that chain."""
-    own = weighting.steps if isinstance(weighting, Weighting) else None
-    if own not in (None, steps):
-        hint = "the plain loss of a chain is one on that chain"
-        raise InvalidValue("steps", f"be {own}, as in {weighting!r}", steps, hint)
-
-
-def divides_table(schedule: Schedule, steps: int | None) -> None:
-    """Rule: the steps of a table divide into `steps`."""
-    if steps is not None and isinstance(schedule, Tabulated):
-        own = schedule.steps
-        levels = (
-            f"a table of {own + 1} levels has {own} steps, the first level being the decoder's"
-        )
-        require(own % steps == 0, "steps", f"divide the {own} steps of the table", steps, levels)
-
-
-def lowest(schedule: Schedule) -> float:
-    """The least λ of a schedule at which a weighting is checked."""
-    return -SPAN if schedule.reaches_noise else schedule.logsnr_min
-
-
-def not_times(value: object, argument: str, given: Given) -> object:
-    """A floating tensor of λ."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value
-    got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-    hint = "of times or steps t, λ is schedule(t): factor(schedule(t))"
-    raise InvalidType(argument, "be a floating tensor", got, hint)
-
-
 @dataclass(frozen=True)
 class LossFactor:
     """The function of λ that `loss_factor` returns."""
@@ -256,14 +162,14 @@ class LossFactor:
     steps: int | None
 
     @validated
-    def __call__(self, logsnr: Annotated[Float[Tensor, "*shape"], not_times]) -> Tensor:
+    def __call__(self, logsnr: Annotated[Float[Tensor, "*shape"], log_snr]) -> Tensor:
         v = to_float64(logsnr).masked_fill(logsnr == -math.inf, PURE)
         kappa2 = self.parameterization.kappa2(v)
         if self.steps is None:
             value = self.weighting(v) / (2.0 * self.schedule.density(v) * kappa2)
         else:
-            measure = self.schedule.at(self.schedule.inverse(v, clamp=True), self.steps)[1]
-            value = 0.5 * self.weighting(v) * measure / kappa2
+            rate = self.schedule.at(self.schedule.inverse(v, clamp=True), self.steps).rate
+            value = 0.5 * self.weighting(v) * rate / kappa2
         return value.to(at_least_float32(logsnr.dtype))
 
 
@@ -275,12 +181,12 @@ def loss_factor(
     *,
     steps: Steps | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """w/(2 p κ²), the function of λ by which to multiply the squared error of your own loop.
+    """w/(2 p κ²), the function of λ that multiplies the squared error of your own loop.
 
     With t ~ U(0, 1), λ = schedule(t) and the target's error summed over dimensions,
-    `factor(logsnr) * ‖o − ô‖²` has the expectation of `weighted_elbo` with the same weighting. It
-    is a function of λ, not of t: `factor(schedule(t))`. (A loop that takes the mean over d
-    dimensions trains the same objective over d.) With `steps`, for a loop over t = i/T, i = 1 … T:
+    `factor(logsnr) * ‖o − ô‖²` has the expectation of `weighted_elbo` with the same weighting. The
+    factor takes λ, not t: `factor(schedule(t))`. (A loop with the mean over d dimensions trains
+    1/d of this objective.) With `steps`, for a loop over t = i/T, i = 1 … T, the factor is
     ½ w T expm1(λ_s − λ_t)/κ². It can be pickled if the weighting can.
 
     >>> factor = loss_factor(MSE(Cosine(), V()), Cosine(), V())

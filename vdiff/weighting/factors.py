@@ -1,4 +1,4 @@
-"""Factors: each multiplies a base, in ε-units."""
+"""Factors, in ε-units: each multiplies a total."""
 
 import math
 
@@ -10,10 +10,9 @@ from vdiff.weighting.base import Weighting
 
 
 class Factor(Weighting):
-    """What multiplies a base, in ε-units whatever the network predicts. It is refused alone
-    wherever a weighting is taken.
+    """A function of λ that multiplies a total weighting. It is refused alone.
 
-    A factor of your own is a subclass with `weight_at(logsnr)`.
+    To write your own, subclass this and define `weight_at(logsnr)`.
 
     >>> class Half(Factor):
     ...     def weight_at(self, logsnr):
@@ -45,7 +44,7 @@ class MinSNR(Factor):
 
 
 class SoftMinSNR(Factor):
-    """sigmoid(log γ − λ): γ·SNR/(γ + SNR) on x, without the corner of min-SNR.
+    """sigmoid(log γ − λ): γ·SNR/(γ + SNR) on x, a smooth min-SNR.
 
     >>> SoftMinSNR(1.0)(torch.tensor([0.0]))
     tensor([0.5000])

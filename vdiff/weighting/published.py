@@ -13,7 +13,8 @@ from vdiff.parameterization import Parameterization, V, X
 from vdiff.schedule import OptimalTransport, Schedule
 from vdiff.schedule.base import EDGE
 from vdiff.schedule.law import Gaussian, Law
-from vdiff.weighting.base import SPAN, Weighting, lowest
+from vdiff.weighting._check import SPAN, lowest
+from vdiff.weighting.base import Weighting
 
 
 class ELBO(Weighting):
@@ -47,16 +48,16 @@ class Sigmoid(Weighting):
 
 
 def fixed(schedule: Schedule | Law, argument: str, given: Given) -> Schedule | Law:
-    """A law, or a schedule that does not learn."""
+    """A law, or a schedule that learns nothing."""
     if isinstance(schedule, Law):
         if given["steps"] is not None:
             raise InvalidType(argument, "be a Schedule where steps are given", repr(schedule))
         return schedule
     for constraint in constraints(Schedule):
         constraint(schedule, argument, given)
-    moves = schedule.learns_ends or schedule.learns_shape
+    learns = schedule.learns_ends or schedule.learns_shape
     hint = "the objective of a plain loss moves with it: use a fixed w(λ)"
-    require(not moves, argument, "be fixed", repr(schedule), hint)
+    require(not learns, argument, "be fixed", repr(schedule), hint)
     return schedule
 
 
@@ -66,13 +67,13 @@ class MSE(Weighting):
 
         w(λ) = 2 p(λ) κ(λ)²
 
-    constant included: `weighted_elbo(..., weighting=MSE(s, p))` is E‖o − ô‖², summed over
-    dimensions, with λ ~ p_s between the ends of s, whatever schedule it is sampled with. With
-    `steps`, the mean over the T + 1 levels of the T-step chain of s: w(λ_i) = 2κ²/((T + 1)
-    expm1(λ_{i−1} − λ_i)) at i = 1 … T. The level at t = 0 is the decoder's: no draw trains it,
-    though a sampler asks the network there. `hybrid_loss(…, steps=T, bound_weight=0)` is the
-    simple loss on all T + 1 levels. A learned or adaptive schedule is refused: the objective would
-    move with it.
+    with the constant: `weighted_elbo(…, weighting=MSE(s, p))` is E‖o − ô‖², summed over
+    dimensions, for λ ~ p_s between the ends of s, whatever schedule draws the times. A learned or
+    adaptive s is refused, because the objective would move with it.
+
+    With `steps`, this is the mean over the T + 1 times of the T-step chain of s, w(λ_i) =
+    2κ²/((T + 1) expm1(λ_{i−1} − λ_i)) at i = 1 … T. No draw trains t = 0, though a sampler calls
+    the network there; `hybrid_loss(…, steps=T, bound_weight=0)` trains all T + 1 times.
 
     >>> MSE(OptimalTransport().law, Flow())(torch.tensor([2.0]))  # e^{-λ/2}
     tensor([0.3679])
@@ -88,15 +89,15 @@ class MSE(Weighting):
     ) -> None:
         super().__init__()
         self.schedule, self.parameterization, self.steps = schedule, parameterization, steps
-        self._first = SPAN
-        self._find_first_level()
-        self.register_load_state_dict_post_hook(MSE._find_first_level)  # type: ignore[no-untyped-call]
+        self._first = SPAN  # the largest λ of a draw
+        self._find_first()
+        self.register_load_state_dict_post_hook(MSE._find_first)  # type: ignore[no-untyped-call]
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        self._find_first_level()
+        self._find_first()
 
-    def _find_first_level(self, *_: object) -> None:
+    def _find_first(self, *_: object) -> None:
         if isinstance(self.schedule, Schedule) and device_of(self.schedule).type != "meta":
             start = 1 / self.steps if self.steps else 0.0
             t = torch.tensor(start, dtype=torch.float64, device="cpu")
@@ -121,8 +122,8 @@ class MSE(Weighting):
 
 
 class EDM(MSE):
-    """EDM's, w = (2/σ_d²) N(λ; 2.4, 2.4²)(e^{−λ} + σ_d²). With `monotone`, w is constant to the
-    left of its peak (VDM++).
+    """EDM's w = (2/σ_d²) N(λ; 2.4, 2.4²)(e^{−λ} + σ_d²) (arXiv:2206.00364). With `monotone`, w is
+    constant to the left of its peak (VDM++).
 
     >>> EDM()(torch.tensor([0.0]))
     tensor([1.0082])
@@ -138,17 +139,19 @@ class EDM(MSE):
         monotone: bool = False,
     ) -> None:
         super().__init__(Gaussian(mean, std), V(sigma_data))
-        self.held_below = -math.inf
+        self.constant_below = -math.inf
         if monotone:
-            self.held_below = self.peak
+            self.constant_below = self.peak
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
-        held = logsnr.clamp(min=self.held_below) if self.held_below > -math.inf else logsnr
-        return super().weight_at(held)
+        if self.constant_below > -math.inf:
+            logsnr = logsnr.clamp(min=self.constant_below)
+        return super().weight_at(logsnr)
 
 
 class InDI(MSE):
-    """Inversion by direct iteration: x-prediction on the straight path, w = ¼ e^{−λ} sech²(λ/4).
+    """Inversion by direct iteration: x-prediction on the straight path, w = ¼ e^{−λ} sech²(λ/4)
+    (arXiv:2303.11435).
 
     >>> InDI()(torch.tensor([0.0]))
     tensor([0.2500])
