@@ -400,7 +400,7 @@ def counts_of(data: torch.Tensor, levels: int) -> np.ndarray:
 @pytest.mark.parametrize("together", [1, 64, 2**22])
 @pytest.mark.parametrize("dtype", LEVELS, ids=str)
 def test_a_prior_counts_levels_of_any_integer_dtype(dtype, together, monkeypatch):
-    monkeypatch.setattr("vdiff.decoder.levels.PIECE", together)
+    monkeypatch.setattr("vdiff.decoder.categorical.PIECE", together)
     data = torch.randint(0, 5, (40, 2, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
     counts = counts_of(data, 7) + 0.5
     fitted = Categorical.fit(data, 7, pseudocount=0.5)
@@ -426,7 +426,7 @@ def test_a_prior_of_images_takes_the_memory_of_its_counts(per_dim):
 @pytest.mark.parametrize("logsnr", [-3.0, 5.0, 13.3])
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
 def test_a_table_for_many_pixels_is_that_of_each(scale, logsnr, together, monkeypatch):
-    monkeypatch.setattr("vdiff.decoder.levels.PIECE", together)
+    monkeypatch.setattr("vdiff.decoder.categorical.PIECE", together)
     prior = scale * torch.randn(
         4, 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )

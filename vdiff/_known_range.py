@@ -82,9 +82,9 @@ def _warn(
     for limits, what, hint in _ranges(model, evaluation):
         if visited[0] > limits[0] + MARGIN or visited[1] < limits[1] - MARGIN:
             text = (
-                f"the network {what} λ from {limits[1]:.4g} to {limits[0]:.4g}, and is called with "
-                f"λ from {visited[1]:.4g} to {visited[0]:.4g}: {100 * share(limits):.3g} % of the "
-                f"draws lie outside ({hint})"
+                f"the network {what} λ from {limits[1]:.4g} to {limits[0]:.4g}, and is called "
+                f"with λ from {visited[1]:.4g} to {visited[0]:.4g}: {100 * share(limits):.3g} % "
+                f"of the draws lie outside ({hint})"
             )
             warnings.warn(text, stacklevel=5)
 

@@ -1,25 +1,24 @@
-"""What a network must be, and what it must return."""
+"""A network: its dtype and its mode, and checks of it and of its output."""
 
 import functools
 import types
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vdiff._validate import Given, require
 from vdiff.errors import InvalidType, shown
+from vdiff.gaussian import HALF
 
 TIME = (
     "what the network is given: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a "
     "function of λ"
 )
-
-
 CALL = "for instance lambda network, z, t, **condition: network(z, timestep=t, **condition)"
-
-
 OUTPUT = "for instance lambda out: out.sample, or torch.neg"
 
 
@@ -41,15 +40,15 @@ def warn_of_a_hidden_module(what: str, function: object, network: object) -> Non
     )
     if any(next(module.parameters(), None) is not None for module in hidden):
         warnings.warn(
-            f"Denoiser: {what} is a function around an nn.Module, whose parameters are hidden from optimizers, "
-            "checkpoints and .eval(): pass the module itself, with time= and output= for what it is given "
-            "and returns, and call= for how it is called",
+            f"Denoiser: {what} is a function around an nn.Module, whose parameters are hidden "
+            "from optimizers, checkpoints and .eval(): pass the module itself, with time= and "
+            "output= for what it is given and returns, and call= for how it is called",
             stacklevel=3,
         )
 
 
 def _held(network: object) -> Iterator[object]:
-    """What a callable refers to by name, and what it is bound to."""
+    """The objects that a callable refers to by name, or is bound to."""
     if isinstance(network, functools.partial):
         yield from (network.func, *network.args, *network.keywords.values())
         yield from _held(network.func)
@@ -74,7 +73,7 @@ def _filled(cell: types.CellType) -> bool:
 
 
 def check_no_data_parallel(argument: str, module: object) -> None:
-    """Raise where `module` is or holds an `nn.DataParallel`."""
+    """Raise if `module` is or holds an `nn.DataParallel`."""
     modules = module.modules() if isinstance(module, nn.Module) else ()
     if any(isinstance(m, nn.DataParallel) for m in modules):
         hint = (
@@ -94,13 +93,13 @@ def check_labels(condition: dict[str, Any], z: Tensor) -> None:
             require(len(value) == len(z), name, shape, tuple(value.shape), hint)
 
 
-def check_output(out: object, z: Tensor, heads: int) -> None:
+def check_output(out: object, z: Tensor, parts: int) -> None:
     if not isinstance(out, Tensor):
         hint = f"take the tensor out: Denoiser(network, …, output=lambda out: out{_part(out)})"
         raise InvalidType("network", "return a tensor", type(out).__name__, hint)
-    expected = (z.shape[0], heads * z.shape[1], *z.shape[2:])
-    what = "the shape of z" if heads == 1 else "twice the channels of z, mean and variance"
-    hint = _shape_hint(out, z, heads)
+    expected = (z.shape[0], parts * z.shape[1], *z.shape[2:])
+    what = "the shape of z" if parts == 1 else "twice the channels of z, mean and variance"
+    hint = _shape_hint(out, z, parts)
     require(out.shape == expected, "network", f"return {what}, {expected}", tuple(out.shape), hint)
     if not out.is_floating_point():
         raise InvalidType("network", "return real floating values", out.dtype)
@@ -115,12 +114,58 @@ def _part(out: object) -> str:
     return "[0]" if isinstance(out, tuple | list) else first
 
 
-def _shape_hint(out: Tensor, z: Tensor, heads: int) -> str:
-    if heads == 2 and out.shape == z.shape:
+def _shape_hint(out: Tensor, z: Tensor, parts: int) -> str:
+    if parts == 2 and out.shape == z.shape:
         return "a learned variance needs a second half of channels"
     if out.ndim == z.ndim and out.shape[1:] == (2 * z.shape[1], *z.shape[2:]):
         return (
-            "twice the channels, as with a learned variance: Denoiser(…, variance=LearnedRange()), or "
-            "keep the first half, out.chunk(2, 1)[0]"
+            "twice the channels, as with a learned variance: "
+            "Denoiser(…, variance=LearnedRange()), or keep the first half, out.chunk(2, 1)[0]"
         )
     return "it would broadcast in silence" if out.numel() < z.numel() else ""
+
+
+def weights_dtype(network: object) -> torch.dtype | None:
+    """The widest of half and single precision among a network's parameters, or float64 if all are
+    float64. None if it has no such parameters.
+
+    >>> weights_dtype(nn.Linear(2, 2).bfloat16())
+    torch.bfloat16
+    """
+    dtypes: set[torch.dtype] = set()
+    modules = [network] if isinstance(network, nn.Module) else []
+    while modules:  # `network.parameters()` costs a tenth of a small network's time
+        module = modules.pop()
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                if parameter.dtype == torch.float32:
+                    return torch.float32
+                dtypes.add(parameter.dtype)
+        modules.extend(child for child in module._modules.values() if child is not None)
+    half = dtypes & HALF
+    if len(half) > 1:
+        return torch.float32
+    return half.pop() if half else torch.float64 if torch.float64 in dtypes else None
+
+
+@contextmanager
+def evaluation_mode(*models: object) -> Iterator[None]:
+    """Switches the models that are modules to evaluation mode, in all threads, and afterwards
+    restores the mode of each of their submodules.
+
+    >>> dropout = nn.Dropout(0.5)
+    >>> with evaluation_mode(dropout):
+    ...     dropout(torch.ones(3))
+    tensor([1., 1., 1.])
+    >>> dropout.training
+    True
+    """
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    training = [child for module in modules for child in module.modules() if child.training]
+    try:
+        for model in modules:
+            model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True

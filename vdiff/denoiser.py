@@ -1,9 +1,7 @@
-"""A network, what it predicts, and what it takes: together they are a model that
-returns a `Prediction`."""
+"""A network with its parameterization and its time is a model: it returns a `Prediction`."""
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -18,6 +16,7 @@ from vdiff._network import (
     check_output,
     network,
     warn_of_a_hidden_module,
+    weights_dtype,
 )
 from vdiff._validate import (
     CleanEnd,
@@ -30,7 +29,7 @@ from vdiff._validate import (
     validated,
 )
 from vdiff.errors import validation_enabled
-from vdiff.gaussian import HALF, at_least_float32, per_example, to_float64
+from vdiff.gaussian import at_least_float32, per_example, to_float64
 from vdiff.parameterization import Parameterization
 from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule, Tabulated
@@ -40,7 +39,7 @@ Range = tuple[float, float]  # (λ_max, λ_min)
 
 
 def logsnr_time(logsnr: Tensor) -> Tensor:
-    """λ itself: what vdiff's own networks are given.
+    """λ itself, the time of vdiff's own networks.
 
     >>> logsnr_time(torch.tensor([2.0]))
     tensor([2.])
@@ -79,7 +78,7 @@ def sigma_time(logsnr: Floating) -> Tensor:
 
 
 class ScaledGamma:
-    """VDM's network input: γ = −λ scaled to 0 at `logsnr_max` and 1 at `logsnr_min`.
+    """VDM's time: γ = −λ scaled to 0 at `logsnr_max` and 1 at `logsnr_min`.
 
     >>> ScaledGamma(logsnr_max=13.3, logsnr_min=-5.0)(torch.tensor([13.3, -5.0]))
     tensor([0., 1.])
@@ -95,14 +94,16 @@ class ScaledGamma:
 
 
 def fixed(schedule: Schedule) -> None:
-    """A rule: the schedule learns nothing."""
-    hint = "its t moves under the network and has no gradient: use logsnr_time or ScaledGamma"
+    """Rule: the schedule learns nothing."""
+    hint = (
+        "a learned t would move during training without a gradient: use logsnr_time or ScaledGamma"
+    )
     learns = schedule.learns_ends or schedule.learns_shape
     require(not learns, "schedule", "be fixed", schedule, hint)
 
 
 class ScheduleTime:
-    """The t ∈ [0, 1] of a schedule, for networks that were trained on it; beyond its ends, 0 or 1.
+    """The t ∈ [0, 1] of a schedule, for networks trained with it; 0 or 1 beyond its ends.
 
     >>> from vdiff.schedule import Cosine
     >>> ScheduleTime(Cosine())(torch.tensor([0.0]))
@@ -127,8 +128,8 @@ Table = Annotated[Tabulated, Instance((Tabulated,), _TABLE)]
 
 
 class TableStep:
-    """The step of a β table, 0 … n − 1, for DDPM-style networks; fractional between levels, or the
-    nearest as an integer for networks that look it up (`integer=True`).
+    """The index in a β table, 0 … n − 1, for DDPM-style networks. It is fractional between the
+    table's λ; with `integer=True` the nearest index, for networks with an embedding table.
 
     >>> from vdiff.schedule import Tabulated
     >>> table = Tabulated.linear_betas()
@@ -146,39 +147,37 @@ class TableStep:
         return self.schedule.logsnr_max, self.schedule.logsnr_min
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        place = self.schedule.inverse(logsnr, clamp=True) * self.schedule.steps
-        level = place.round()
+        index = self.schedule.inverse(logsnr, clamp=True) * self.schedule.steps
+        nearest = index.round()
         if self.integer:
-            return level.long()
-        return torch.where((place - level).abs() < 1e-3, level, place)  # exact in float32 too
+            return nearest.long()
+        return torch.where((index - nearest).abs() < 1e-3, nearest, index)  # exact in float32 too
 
 
 class Denoiser(nn.Module):
     """A network as a model: `Denoiser(network, V())(z, logsnr)` is a `Prediction`.
 
     The network is called `network(c_in·z, time(logsnr), **condition)` with shapes (batch, …) and
-    (batch,), and returns the shape of z. `time` says what it takes: λ (the default), or
-    `edm_time`, `flow_time`, `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any
-    function of λ, so that a network somebody already has becomes a model without touching it.
-    `call` says how the network is called where that differs: `lambda network, z, t, **condition:
-    network(z, timestep=t, **condition)`. `output` takes the tensor out of what the network
-    returns, or turns its sign: `lambda out: out.sample`, `torch.neg`. Hand over the network
-    itself: a function around it hides its parameters.
+    (batch,), and returns the shape of z. `time` is what it expects: λ (the default), `edm_time`,
+    `flow_time`, `sigma_time`, `ScaledGamma`, `ScheduleTime`, `TableStep`, or any function of λ.
+    If its signature differs, give `call`: `lambda network, z, t, **condition: network(z,
+    timestep=t, **condition)`. If it returns something else, give `output`, which makes the tensor
+    of it: `lambda out: out.sample`, `torch.neg`. Pass the network itself, because a function
+    around it hides its parameters.
 
-    A network gets z in the dtype of its own weights: the widest of half and single precision among
-    its parameters, or float64 where all of them are float64. Buffers, integer weights and complex
-    weights do not count. Where there are both float16 and bfloat16, z comes in float32. A network
-    without such parameters gets z as it is. Times come in float32 at least. The output is cast to
-    the dtype of z.
+    z is cast to the dtype of the network's weights: the widest of half and single precision among
+    its parameters, or float64 if all of them are float64. Buffers, integer and complex weights do
+    not count. If there are both float16 and bfloat16, z is cast to float32. Times are in float32
+    or wider. The output is cast to the dtype of z.
 
     A time that is constant beyond two ends has them as `logsnr_range`, (λ_max, λ_min), as
     `ScheduleTime` and `TableStep` do. A loss, an evaluation or a sampler that leaves this range
     warns once. An evaluation also warns outside `trained`, the (λ_max, λ_min) that the backward
     passes of losses note here (None before the first). You may set `trained`.
 
-    `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; the
-    posterior's by default). For one that is learned, such as `LearnedRange()`, the network returns
-    twice the channels: the target first, the variance behind it.
+    `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; by default the
+    posterior's). If it is learned, as `LearnedRange()`, the network returns twice the channels:
+    first the target, then the variance.
 
     >>> model = Denoiser(lambda z, logsnr: 0.5 * z, Eps())
     >>> model(torch.ones(2, 3), torch.zeros(2)).eps.shape
@@ -208,28 +207,28 @@ class Denoiser(nn.Module):
     def forward(
         self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any
     ) -> Prediction:
-        """What the model says about z at log-SNR λ. Raises where the network's output is no tensor
-        of the shape of z."""
+        """The prediction from z at log-SNR λ. Raises if the network's output is not a tensor of
+        the shape of z."""
         if validation_enabled():
             check_labels(condition, z)
-        level = to_float64(logsnr)
-        scale = self.parameterization.input_scale(level)
-        seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
+        v = to_float64(logsnr)
+        scale = self.parameterization.input_scale(v)
+        scaled = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
         dtype = weights_dtype(self.network) or z.dtype
-        time = self.time(level)
+        time = self.time(v)
         time = time.to(at_least_float32(dtype)) if time.is_floating_point() else time
-        out = self._answer(seen.to(dtype), time, condition)
+        out = self._call_network(scaled.to(dtype), time, condition)
         if self.output is not None:
             out = self.output(out)
         if validation_enabled():
             check_output(out, z, 2 if self.variance.learned else 1)
-        head = None
+        out, variance = out.to(z.dtype), None
         if self.variance.learned:
-            out, head = out.to(z.dtype).chunk(2, 1)
-        return Prediction(z, logsnr, out.to(z.dtype), self.parameterization, self.variance, head)
+            out, variance = out.chunk(2, 1)
+        return Prediction(z, logsnr, out, self.parameterization, self.variance, variance)
 
-    def _answer(self, z: Tensor, time: Tensor, condition: dict[str, Any]) -> Any:
-        """What the network returns; an error inside one of several dtypes says in which z came."""
+    def _call_network(self, z: Tensor, time: Tensor, condition: dict[str, Any]) -> Any:
+        """The network's output. An error in a network of several dtypes gets a note."""
         network = self.network if self.call is None else functools.partial(self.call, self.network)
         if not validation_enabled():
             return network(z, time, **condition)
@@ -239,65 +238,16 @@ class Denoiser(nn.Module):
             parameters = self.network.parameters() if isinstance(self.network, nn.Module) else ()
             others = sorted({str(p.dtype) for p in parameters} - {str(z.dtype)})
             if others and "type" in str(error):
-                cast = f"call=lambda network, z, t, **condition: network(z.to({others[0]}), t, **condition)"
                 error.add_note(
-                    f"Denoiser: z came in {z.dtype}, and the network has weights in {', '.join(others)} too. "
-                    f"If its first layer is one of them: Denoiser(…, {cast})"
+                    f"Denoiser: z came in {z.dtype}, and the network has weights in "
+                    f"{', '.join(others)} too. If its first layer is one of them: Denoiser(…, "
+                    "call=lambda network, z, t, **condition: "
+                    f"network(z.to({others[0]}), t, **condition))"
                 )
             raise
 
     def extra_repr(self) -> str:
         return f"{self.parameterization!r}"
-
-
-def weights_dtype(network: object) -> torch.dtype | None:
-    """The widest of half and single precision among a network's parameters, or float64 where all
-    are.
-
-    None where it has none of them.
-
-    >>> weights_dtype(nn.Linear(2, 2).bfloat16())
-    torch.bfloat16
-    """
-    found: set[torch.dtype] = set()
-    modules = [network] if isinstance(network, nn.Module) else []
-    while modules:  # `network.parameters()` costs a tenth of a small network's time
-        module = modules.pop()
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                if parameter.dtype == torch.float32:
-                    return torch.float32
-                found.add(parameter.dtype)
-        modules.extend(child for child in module._modules.values() if child is not None)
-    half = found & HALF
-    if len(half) > 1:
-        return torch.float32
-    return half.pop() if half else torch.float64 if torch.float64 in found else None
-
-
-@contextmanager
-def evaluation_mode(*models: object) -> Iterator[None]:
-    """Those of the models that are modules in evaluation mode; each module within them back in its
-    own afterwards.
-
-    Modules are switched for every thread that uses them.
-
-    >>> dropout = nn.Dropout(0.5)
-    >>> with evaluation_mode(dropout):
-    ...     dropout(torch.ones(3))
-    tensor([1., 1., 1.])
-    >>> dropout.training
-    True
-    """
-    known = [model for model in models if isinstance(model, nn.Module)]
-    training = [module for model in known for module in model.modules() if module.training]
-    try:
-        for model in known:
-            model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What a decoder is."""
+"""The base class of decoders."""
 
 import abc
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from vdiff.gaussian import (
 from vdiff.parameterization import PosteriorMean
 from vdiff.prediction import Prediction
 
-NODE_SPACING, NODE_REACH = 0.1, 9.0  # of the trapezoid rule: below 1e-13 here
+NODE_SPACING, NODE_REACH = 0.1, 9.0  # of the trapezoid rule, whose error is below 1e-13 here
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 
@@ -60,7 +60,7 @@ class Decoder(RestorableModule, abc.ABC):
 
     @abc.abstractmethod
     def encode(self, data: Tensor) -> Tensor:
-        """Data as the network sees it, in the default dtype or float32, whichever is wider."""
+        """The network's data, in the default dtype or float32, whichever is wider."""
 
     @abc.abstractmethod
     def decode(self, x: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ class Decoder(RestorableModule, abc.ABC):
 
     @abc.abstractmethod
     def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
-        """E[−log p(data | z₀)] over z₀ ~ q(z₀ | x), exactly, for a decoder that does not look at
-        the network."""
+        """E[−log p(data | z₀)] over z₀ ~ q(z₀ | x), exact, for a decoder that does not use the
+        network."""
 
     @validated
     def reconstruction(
@@ -87,8 +87,8 @@ class Decoder(RestorableModule, abc.ABC):
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, " batch"]:
-        """E[−log p(data | z₀)], nats per example: exact if the decoder does not look at the
-        network, else from one sample of z₀ (of `eps` if given)."""
+        """E[−log p(data | z₀)], nats per example: from one sample of z₀ (with `eps`, if given) if
+        the decoder uses the network, else exact."""
         if not self.uses_network:
             return self.expected_nll(data, logsnr).to(at_least_float32(x.dtype))
         if eps is None:
@@ -101,16 +101,15 @@ class Decoder(RestorableModule, abc.ABC):
     ) -> Float[Tensor, " batch"]:
         """−log p(data | z₀) at one given z₀, nats per example."""
         at = level(logsnr, z)
-        mean = (
-            self.denoised(predict(z, at)) if self.uses_network else z / per_example(alpha(at), z)
-        )
+        rescaled = not self.uses_network
+        mean = z / per_example(alpha(at), z) if rescaled else self.denoised(predict(z, at))
         return -self.log_prob(data, mean, logsnr)
 
     def denoised(self, prediction: Prediction) -> Tensor:
         """x̂(z₀)."""
         hint = (
-            "no step ends at the first level, and its target is z itself: predict x, ε or v, or "
-            "take a decoder without uses_network"
+            "no step ends at t = 0, where that target is z itself: predict x, ε or v, or take a "
+            "decoder without uses_network"
         )
         chain = isinstance(prediction.parameterization, PosteriorMean)
         other = "be False where the network predicts a chain's posterior mean"

@@ -42,9 +42,9 @@ class DiscretizedGaussian(Levels):
     """DDPM's decoder: a Gaussian integrated over each level's bin, the end bins reaching to ±∞
     (arXiv:2006.11239, eq. 13).
 
-    Its standard deviation is the noise of z₀/α₀, e^{−λ_max/2}, or √variance where that is given
-    (DDPM: β₁ or β̃₂); its mean is z₀/α₀, or x̂(z₀) with `uses_network`, as in DDPM. The data says
-    which bins are at the ends, in log space and without a clamp.
+    Its standard deviation is e^{−λ_max/2}, the noise of z₀/α₀, or √variance if given (DDPM: β₁ or
+    β̃₂). Its mean is z₀/α₀, or x̂(z₀) with `uses_network`, as in DDPM. Computed in log space without
+    a clamp.
 
     With `posterior_variance` the variance is the model's own, that of its reverse step from z₀ to
     data, as in iDDPM. The posterior's variance is zero there, and this number stands for it (β̃₂,
@@ -78,7 +78,7 @@ class DiscretizedGaussian(Levels):
         return self._log_prob(data, mean, _std(self.variance, logsnr, mean.device))
 
     def _log_prob(self, data: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        center = self._place(to_float64(data)) - to_float64(mean)
+        center = self._value(to_float64(data)) - to_float64(mean)
         log_p = self._log_bin(center, std, data == 0, data == self.levels - 1)
         return sum_dims(log_p).to(at_least_float32(mean.dtype))
 
@@ -93,7 +93,7 @@ class DiscretizedGaussian(Levels):
         return -self._log_prob(data, self.denoised(prediction), std)
 
     def _model_std(self, prediction: Prediction, posterior: float) -> Tensor:
-        """That of the model's reverse step to data, in each dimension."""
+        """The standard deviation of the model's reverse step to data, in each dimension."""
         hint = "its limit here is the error of x̂ alone: measure that, and give variance=…"
         fitted = isinstance(prediction.variance, AnalyticVariance)
         out = "be left out with a variance fitted to the chain"
@@ -146,8 +146,8 @@ class Gaussian(Decoder):
     """p(x | z₀) = N(z₀/α₀, e^{−λ_max} I) for continuous data; or N(x̂(z₀), variance I) with
     `uses_network`.
 
-    Without `uses_network` and `variance` its term is ½d (log 2πe − λ_max): it falls without end as
-    λ_max grows, so a learned λ_max is refused with this decoder.
+    Without `uses_network` and `variance` its term is ½d (log 2πe − λ_max). It has no minimum in
+    λ_max, so a learned λ_max is refused with this decoder.
 
     >>> Gaussian().expected_nll(torch.zeros(1, 2), 0.0)
     tensor([2.8379])
@@ -160,8 +160,8 @@ class Gaussian(Decoder):
 
     @validated
     def encode(self, data: Annotated[Tensor, _finite_data]) -> Tensor:
-        """Continuous data as it is. Raises where it is not floating, or, where no gradient is
-        recorded, not finite."""
+        """Continuous data as it is. Raises if it is not floating, or not finite (checked where no
+        gradient is recorded)."""
         return data
 
     def decode(self, x: Tensor) -> Tensor:
@@ -189,8 +189,8 @@ class Gaussian(Decoder):
 
 
 def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
-    """log(Φ(upper) − Φ(lower)) for lower < upper, in log space: exact far in the tails, with a
-    gradient there.
+    """log(Φ(upper) − Φ(lower)) for lower < upper, in log space: exact far in the tails, and so is
+    its gradient.
 
     >>> log_normal_interval(torch.tensor(-41.0), torch.tensor(-40.0))
     tensor(-804.6085)
@@ -203,11 +203,11 @@ def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def log_normal_cdf(score: Tensor) -> Tensor:
-    """log Φ(score), with a gradient that keeps its digits: −score far in the lower tail.
+    """log Φ(score), with an accurate gradient: −score far in the lower tail.
 
     `torch.special.log_ndtr` has the same values, but computes its gradient as
-    e^{−score²/2 − log Φ}/√2π, with a relative error of 1e-16 · score². From −1e8 on that gradient
-    is zero or infinite.
+    e^{−score²/2 − log Φ}/√2π, whose relative error is 1e-16 · score². Below −1e8 that gradient is
+    zero or infinite.
 
     >>> score = torch.tensor([-1e9], dtype=torch.float64, requires_grad=True)
     >>> log_normal_cdf(score).sum().backward()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from vdiff._arguments import Model, original
 from vdiff._known_range import warn_beyond
+from vdiff._network import evaluation_mode
 from vdiff._validate import require, unchecked
 from vdiff.decoder import Decoder
-from vdiff.denoiser import evaluation_mode
 from vdiff.errors import InvalidValue
 from vdiff.gaussian import at_least_float32
 from vdiff.likelihood.conditions import of_kept, of_rows

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vdiff._arguments import Model
+from vdiff._network import weights_dtype
 from vdiff._validate import Count, Function, validated
 from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.denoiser import weights_dtype
 from vdiff.errors import InvalidValue, did_you_mean
 from vdiff.likelihood.dequantise import TruncatedNormal, dequantized_ode
 from vdiff.likelihood.evaluation import evaluate

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vdiff._arguments import Condition, finite_end, known_range_of, original
 from vdiff._arguments import Model as AnyModel
+from vdiff._network import evaluation_mode
 from vdiff._validate import FiniteData, require, validated
-from vdiff.denoiser import evaluation_mode
 from vdiff.flow import SolverError, State, solve
 from vdiff.gaussian import at_least_float32, to_float64
 from vdiff.sampling.step import NOTHING, Counted, Memory, Model, Step
