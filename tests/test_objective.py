@@ -204,8 +204,11 @@ def test_the_loss_of_a_recipe_is_on_every_level_that_a_sampler_of_its_chain_visi
         assert torch.allclose(told[0].flip(0), levels, atol=1e-5)
 
 
-SAMPLER, BOTH = "the last step of a sampler asks", "the last step of a sampler and the decoder ask"
-SIMPLE, LOOK = r"Hybrid\(9, bound_weight=0\) is DDPM.s loss on all 10 levels", "decoder that looks"
+SAMPLER, BOTH = (
+    "the last step of a sampler calls",
+    "the last step of a sampler and the decoder call",
+)
+SIMPLE, LOOK = r"Hybrid\(9, bound_weight=0\) is DDPM.s loss at all 10 times", "decoder that uses"
 PLAIN = MSE(TABLE, Eps(), steps=STEPS)
 
 
@@ -237,9 +240,9 @@ def test_a_loss_that_leaves_out_the_first_level_says_so(options, asks, hint):
         objective_of(model, schedule=TABLE, **({"steps": STEPS} | options))
     assert len(caught) == (asks is not None)
     if asks is not None:
-        what = "Objective: on a chain of 9 steps this loss trains the levels t = 1/9 … 1"
+        what = "Objective: on a chain of 9 steps this loss trains t = 1/9 … 1"
         assert re.match(
-            rf"{what} and not t = 0, at which {asks} the network \(.*{hint}",
+            rf"{what} and not t = 0, where {asks} the network \(.*{hint}",
             str(caught[0].message),
         )
 
@@ -363,7 +366,7 @@ def test_losses_that_do_not_go_together(build, message):
 def test_one_term_is_refused_where_another_loss_is_meant():
     model = Denoiser(Heads(), Eps(), variance=LearnedRange())
     with pytest.raises(
-        ValueError, match=r"vlb: argument 'decoder' must look at the network; got .*elbo takes it"
+        ValueError, match=r"vlb: argument 'decoder' must use the network; got .*elbo takes it"
     ):
         vlb(model, LEVELS, schedule=TABLE, steps=STEPS, decoder=Categorical(17))
     with pytest.raises(

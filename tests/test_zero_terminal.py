@@ -277,17 +277,17 @@ def test_what_needs_a_finite_end_refuses_it():
     for name, call in calls.items():
         with pytest.raises(
             ValueError,
-            match=f"{name}: argument 'schedule' must have a finite last level; got λ = −∞",
+            match=f"{name}: argument 'schedule' must have a finite λ_min; got λ = −∞",
         ):
             call()
-    with pytest.raises(ValueError, match="must have a finite last level"):
+    with pytest.raises(ValueError, match="must have a finite λ_min"):
         objective_of(one, decoder=DECODER, resampling=LossSecondMoment(999), **chain)
-    with pytest.raises(ValueError, match="must have a finite last level"):
+    with pytest.raises(ValueError, match="must have a finite λ_min"):
         elbo(one, data, decoder=DECODER, schedule=Shifted(TABLE, 1.0), steps=999)
     for call in (weighted_elbo, lambda one, x, schedule: Objective(one, schedule=schedule)):
         with pytest.raises(
             ValueError,
-            match="argument 'steps' must be given where the last level is λ = −∞; got None",
+            match="argument 'steps' must be given where λ_min is −∞; got None",
         ):
             call(one, x, schedule=TABLE)
     with pytest.warns(UserWarning, match=r"and not t = 0, .* \(a sampler .*trailing"):
@@ -295,9 +295,7 @@ def test_what_needs_a_finite_end_refuses_it():
             one, weighting=MSE(TABLE, V(), steps=999), decoder=Categorical(256), **chain
         )
     assert torch.isfinite(trained(data)).all()
-    with pytest.raises(
-        ValueError, match="elbo: argument 'schedule' must have a finite last level"
-    ):
+    with pytest.raises(ValueError, match="elbo: argument 'schedule' must have a finite λ_min"):
         trained.bound(data)
 
 

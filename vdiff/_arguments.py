@@ -1,4 +1,4 @@
-"""What the verbs accept: models, weightings, conditions, and what must hold between them."""
+"""What the verbs accept: models, conditions, and rules over several arguments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -22,9 +22,9 @@ from vdiff.weighting._check import sound
 LARGEST = 1e30  # a weight beyond it is infinite, where −600 stands for −∞
 
 
-class Asked:
-    """A model that is no Denoiser: an error inside it says that a bare network is no model, and
-    what it returns must be a Prediction."""
+class CheckedModel:
+    """A model that is not a Denoiser. It must return a Prediction, and an error inside it gets a
+    note that a bare network is not a model."""
 
     def __init__(self, model: Callable[..., Any]) -> None:
         self.model = model
@@ -37,7 +37,7 @@ class Asked:
                 error.add_note(
                     "this came from within model(z, logsnr), with logsnr in float64. If it is a "
                     "bare network, wrap it: Denoiser(network, V(), time=…) says what it predicts "
-                    "and what it is told"
+                    "and which time it expects"
                 )
             raise
         if not isinstance(prediction, Prediction):
@@ -46,9 +46,9 @@ class Asked:
         return prediction
 
 
-def asked(model: Any) -> Any:
-    """A model whose answers are checked."""
-    return model if isinstance(model, Denoiser | Asked) else Asked(model)
+def checked_model(model: Any) -> Any:
+    """A model whose output is checked."""
+    return model if isinstance(model, Denoiser | CheckedModel) else CheckedModel(model)
 
 
 def _model(model: Any, argument: str, given: Given) -> Any:
@@ -57,7 +57,7 @@ def _model(model: Any, argument: str, given: Given) -> Any:
         raise InvalidType(argument, called, shown(model), "for instance Denoiser(network, V())")
     if isinstance(model, nn.DataParallel):
         check_no_data_parallel("model", model)
-    return asked(model)
+    return checked_model(model)
 
 
 def _condition(condition: object, argument: str, given: Given) -> object:
@@ -71,7 +71,7 @@ def _condition(condition: object, argument: str, given: Given) -> object:
             raise InvalidType(argument, "have the names of the network's arguments", repr(name))
         if name in ("z", "logsnr"):
             call = f"call=lambda network, z, t, other: network(z, t, {name}=other)"
-            hint = f"Denoiser(…, {call}) gives it another"
+            hint = f"rename it: Denoiser(…, {call})"
             raise InvalidType(argument, "have other names than z and logsnr", repr(name), hint)
     return condition
 
@@ -82,41 +82,40 @@ Condition = Annotated[Mapping[str, Any] | None, _condition]
 
 def original(model: Any) -> Any:
     """The model that the user gave."""
-    return model.model if isinstance(model, Asked) else model
+    return model.model if isinstance(model, CheckedModel) else model
 
 
 def known_range(model: Any, schedule: Schedule, steps: int | None) -> None:
-    """A rule: warn where the model is asked beyond what it knows."""
+    """Rule: warn if the schedule leaves the model's known range."""
     warn_beyond(original(model), schedule, steps)
 
 
 def known_range_of(model: Any, schedule: Schedule) -> None:
-    """A rule: `known_range` in continuous time."""
+    """Rule: `known_range` in continuous time."""
     known_range(model, schedule, None)
 
 
 def sound_on_cpu(x: Tensor, weighting: Any, schedule: Schedule) -> None:
-    """A rule: the values of a function are weights. They are read on a CPU."""
+    """Rule: a function returns weights. Its values are read on a CPU only."""
     if x.device.type == "cpu":
         sound(weighting, schedule)
 
 
 def noise_on_chain(schedule: Schedule, steps: int | None) -> None:
-    """A rule: λ = −∞ is a level of a chain."""
+    """Rule: λ = −∞ needs a chain."""
     if steps is None and schedule.reaches_noise:
-        hint = f"its levels are those of a chain: steps={getattr(schedule, 'steps', 'T')}"
-        raise InvalidValue("steps", "be given where the last level is λ = −∞", None, hint)
+        hint = f"the table is one of a chain: steps={getattr(schedule, 'steps', 'T')}"
+        raise InvalidValue("steps", "be given where λ_min is −∞", None, hint)
 
 
 def finite_end(schedule: Schedule) -> None:
-    """A rule: the bound's prior term needs some signal."""
+    """Rule: the bound's prior term needs some signal."""
     hint = "the prior term needs some signal; weighted_elbo(…, steps=T) trains such a table"
-    finite = not schedule.reaches_noise
-    require(finite, "schedule", "have a finite last level", "λ = −∞", hint)
+    require(not schedule.reaches_noise, "schedule", "have a finite λ_min", "λ = −∞", hint)
 
 
 def synchronised(model: Any, schedule: Schedule) -> None:
-    """A rule: DDP does not wrap the network beside a schedule that learns."""
+    """Rule: with a learned schedule, DDP wraps the Objective and not the network."""
     model = original(model)
     if not (schedule.learns_ends or schedule.learns_shape) or not torch.is_grad_enabled():
         return
@@ -129,26 +128,26 @@ def synchronised(model: Any, schedule: Schedule) -> None:
 
 
 def denoisers(model: Any) -> list[Denoiser]:
-    """The Denoisers that a model is or holds."""
+    """The Denoisers in a model."""
     model = original(model)
     modules = model.modules() if isinstance(model, nn.Module) else ()
     return [module for module in modules if isinstance(module, Denoiser)]
 
 
 def variance_trained(model: Any) -> None:
-    """A rule: no learned variance goes without a gradient."""
+    """Rule: a learned variance gets a gradient."""
     for denoiser in denoisers(model) if torch.is_grad_enabled() else ():
         if denoiser.variance.learned and any(p.requires_grad for p in denoiser.parameters()):
             hint = (
-                "the squared error does not see it, nor does anything in continuous time, where "
-                "u = O(λ_s − λ_t): train with elbo(…, steps=T) or hybrid_loss(…, steps=T)"
+                "the squared error does not depend on it, nor does any loss in continuous time: "
+                "train with elbo(…, steps=T) or hybrid_loss(…, steps=T)"
             )
             what = "have no learned reverse variance: it would get no gradient"
             raise InvalidValue("model", what, repr(denoiser.variance), hint)
 
 
 def variance_on_chain(model: Any, steps: int | None) -> None:
-    """A rule: continuous time trains no variance."""
+    """Rule: a learned variance is trained on a chain."""
     if steps is None:
         variance_trained(model)
 
@@ -156,7 +155,7 @@ def variance_on_chain(model: Any, steps: int | None) -> None:
 def weight_of_noise(
     model: Any, weighting: Any, schedule: Schedule, steps: int | None, t: Tensor | None
 ) -> None:
-    """A rule: at λ = −∞ the weight of the network's own error is finite."""
+    """Rule: at λ = −∞ the weight of the network's own error is finite."""
     if not schedule.reaches_noise or steps is None:
         return
     if t is not None and t.device.type == "cpu" and t.max() < 1:
@@ -166,20 +165,22 @@ def weight_of_noise(
         kappa2 = denoiser.parameterization.kappa2(at.logsnr)
         factor = 0.5 * weighting(at.logsnr) * at.rate / kappa2
         if at.logsnr < 0.5 * PURE and has_values(factor) and not factor < LARGEST:
-            hint = "pure noise says nothing of x: predict v or x, with MSE(schedule, V(), steps=T)"
+            hint = (
+                "pure noise does not determine x: predict v or x, with MSE(schedule, V(), steps=T)"
+            )
             finite = "be finite for what the network predicts at λ = −∞"
-            came = f"an infinite weight for {denoiser.parameterization!r}"
-            raise InvalidValue("weighting", finite, came, hint)
+            got = f"an infinite weight for {denoiser.parameterization!r}"
+            raise InvalidValue("weighting", finite, got, hint)
 
 
 def one_draw_of_given_times(draws: int, t: Tensor | None) -> None:
-    """A rule: given times are one draw."""
+    """Rule: given times mean one draw."""
     hint = "call once for each t, or leave t to be drawn"
     require(draws == 1 or t is None, "draws", "be 1 where t is given", draws, hint)
 
 
 def decoder_fits(decoder: Decoder, schedule: Schedule) -> None:
-    """A rule: learned ends have a discrete decoder."""
+    """Rule: learned ends need a discrete decoder."""
     hint = "on continuous data the bound improves without limit as λ_max grows"
     fits = not (schedule.learns_ends and isinstance(decoder, Gaussian))
     fixed = "have fixed ends with a Gaussian decoder"
@@ -187,25 +188,25 @@ def decoder_fits(decoder: Decoder, schedule: Schedule) -> None:
 
 
 def estimator_on_chain(estimator: Estimator, steps: int | None) -> None:
-    """A rule: in continuous time a step's KL is all there is."""
+    """Rule: only a chain has several estimators."""
     fits = steps is not None or isinstance(estimator, RaoBlackwell)
-    hint = "in continuous time a step's KL is all there is: give steps=T"
+    hint = "continuous time has one estimator: give steps=T"
     require(fits, "estimator", "be left out without steps", estimator, hint)
 
 
-def looking_decoder(schedule: Schedule, decoder: Decoder | None) -> None:
-    """A rule: a decoder has a term of a chain where it looks at the network."""
+def decoder_with_network(schedule: Schedule, decoder: Decoder | None) -> None:
+    """Rule: a decoder that is trained uses the network."""
     if decoder is not None:
         decoder_fits(decoder, schedule)
         hint = (
-            "a decoder that reads z₀ alone has nothing to train: leave it out (elbo takes it), or "
+            "a decoder of z₀ alone has nothing to train: leave it out (elbo takes it), or "
             "DiscretizedGaussian(…, uses_network=True)"
         )
-        require(decoder.uses_network, "decoder", "look at the network", decoder, hint)
+        require(decoder.uses_network, "decoder", "use the network", decoder, hint)
 
 
 def learned_variance(model: Any, bound_weight: float) -> None:
-    """A rule: the bound's term trains a variance."""
+    """Rule: the bound's term needs a learned variance."""
     for denoiser in denoisers(model) if bound_weight > 0 else ():
         hint = (
             "Denoiser(network, Eps(), variance=LearnedRange()), with twice the output channels; "
@@ -216,25 +217,25 @@ def learned_variance(model: Any, bound_weight: float) -> None:
 
 
 def data_without_decoder(data: Tensor, decoder: Decoder | None) -> None:
-    """A rule: data that no decoder encodes is floating."""
+    """Rule: without a decoder, data is floating."""
     if decoder is None:
         floating_data(data, "data", {})
 
 
 def fixed_shape(schedule: Schedule) -> None:
-    """A rule: the shape of the schedule is fixed."""
+    """Rule: the shape of the schedule is fixed."""
     hint = "the simple loss would move with it: elbo(…, steps=T) trains γ_η and the variance"
     require(not schedule.learns_shape, "schedule", "have a fixed shape", schedule, hint)
 
 
 def fixed_ends(schedule: Schedule) -> None:
-    """A rule: the ends of the schedule are fixed."""
+    """Rule: the ends of the schedule are fixed."""
     hint = "elbo(…, steps=T) trains them"
     require(not schedule.learns_ends, "schedule", "have fixed ends", schedule, hint)
 
 
 def generators_divide(data: Tensor, generator: Any) -> None:
-    """A rule: each of several generators draws for as many examples."""
+    """Rule: several generators draw equal shares of the batch."""
     if isinstance(generator, Sequence):
         fits = bool(generator) and len(data) % len(generator) == 0
         divide = f"be as many as divide {len(data)} examples"

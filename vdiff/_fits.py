@@ -1,4 +1,4 @@
-"""What must hold between the parts of an objective."""
+"""Rules over the parts of an objective."""
 
 import warnings
 from typing import Any
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from vdiff._arguments import (
     decoder_fits,
+    decoder_with_network,
     finite_end,
     fixed_ends,
     fixed_shape,
     learned_variance,
-    looking_decoder,
     noise_on_chain,
     original,
     variance_trained,
@@ -28,12 +28,12 @@ from vdiff.weighting._check import check_values, divides_table, lowest, same_cha
 
 
 def holds_no_replicas(model: Any) -> None:
-    """A rule: no nn.DataParallel."""
+    """Rule: no nn.DataParallel."""
     check_no_data_parallel("model", original(model))
 
 
 def loss_fits(schedule: Schedule, loss: Loss | None) -> None:
-    """A rule: the parts of the loss fit the schedule."""
+    """Rule: the parts of the loss fit the schedule."""
     loss = Weighted() if loss is None else loss
     if isinstance(loss, Weighted):
         noise_on_chain(schedule, loss.steps)
@@ -45,26 +45,26 @@ def loss_fits(schedule: Schedule, loss: Loss | None) -> None:
     weighting = getattr(loss, "weighting", None)
     if weighting is not None:
         same_chain(weighting, loss.steps)
-        if device_of(schedule).type != "meta":  # there, learned ends have no values yet
+        if device_of(schedule).type != "meta":  # learned ends have no values there
             ends = schedule.logsnr_max, lowest(schedule)
             high, low = weighting.support() if isinstance(weighting, Weighting) else ends
             check_values(weighting, min(high, ends[0]), max(low, ends[1]))
 
 
 def no_replica(self: nn.Module) -> None:
-    """A rule: nn.DataParallel has not copied the module; the attribute is torch's own mark."""
+    """Rule: nn.DataParallel has not copied the module; the attribute is torch's own mark."""
     if getattr(self, "_is_replica", False):
         hint = "its replicas draw their times apart: use DistributedDataParallel"
         raise InvalidType("self", "not be wrapped in nn.DataParallel", "a replica", hint)
 
 
 def trains_what_is_learned(self: Any) -> None:
-    """A rule: the loss trains the variance and the schedule that are learned."""
+    """Rule: the loss trains the variance and the schedule that are learned."""
     loss, schedule = self.loss, self.schedule
     if loss.includes_zero:
         fixed_shape(schedule)
     if isinstance(loss, Hybrid):
-        looking_decoder(schedule, loss.decoder if loss.bound_weight else None)
+        decoder_with_network(schedule, loss.decoder if loss.bound_weight else None)
         learned_variance(self.model, loss.bound_weight)
     elif loss.includes_zero:
         fixed_ends(schedule)
@@ -73,7 +73,7 @@ def trains_what_is_learned(self: Any) -> None:
 
 
 def times_of_the_loss(self: Any, x: Tensor, t: Tensor | None) -> None:
-    """A rule: the loss is finite, and has a term, at the times that are given."""
+    """Rule: the given times are times of this loss, and its weight there is finite."""
     loss = self.loss
     if t is not None and loss.steps is not None:
         Ends(zero=loss.includes_zero)(t, "t", {"x": x, "steps": loss.steps})
@@ -82,31 +82,31 @@ def times_of_the_loss(self: Any, x: Tensor, t: Tensor | None) -> None:
 
 
 def drawn_once(u: Tensor | None, t: Tensor | None) -> None:
-    """A rule: times are given in one way."""
+    """Rule: `u` or `t`, not both."""
     require(u is None or t is None, "u", "be left out where t is given", "both")
 
 
 def floating_without_decoder(self: Any, x: Tensor) -> None:
-    """A rule: data that no decoder encodes is floating."""
+    """Rule: without a decoder, data is floating."""
     if self.decoder is None:
         data(x, "x", {})
 
 
 def warn_of_first_level(loss: Loss, schedule: Schedule) -> None:
-    """Warn where no draw trains the level t = 0 of a chain, at which `sample` and a decoder that
-    looks ask the network."""
+    """Warn if no draw trains t = 0 of a chain, where `sample` and some decoders call the
+    network."""
     weighted = isinstance(loss, Weighted) and loss.decoder is not None
     alone = isinstance(loss, Hybrid) and loss.bound_weight > 0 and loss.decoder is None
     if loss.steps is None or not (weighted or alone):
         return
-    steps, decoder = loss.steps, " and the decoder ask" if loss.decoder_uses_network else " asks"
-    hint = "give a decoder that looks at the network, DiscretizedGaussian(…, uses_network=True)"
+    steps, decoder = loss.steps, " and the decoder call" if loss.decoder_uses_network else " calls"
+    hint = "give a decoder that uses the network, DiscretizedGaussian(…, uses_network=True)"
     if weighted:
-        hint = f"Hybrid({steps}, bound_weight=0) is DDPM's loss on all {steps + 1} levels"
+        hint = f"Hybrid({steps}, bound_weight=0) is DDPM's loss at all {steps + 1} times"
         if schedule.reaches_noise:  # where that loss is refused
-            hint = "a sampler with few levels=trailing(schedule, …) does not ask there"
+            hint = "a sampler with levels=trailing(schedule, …) does not call it there"
     warnings.warn(
-        f"Objective: on a chain of {steps} steps this loss trains the levels t = 1/{steps} … 1 "
-        f"and not t = 0, at which the last step of a sampler{decoder} the network ({hint})",
+        f"Objective: on a chain of {steps} steps this loss trains t = 1/{steps} … 1 and not "
+        f"t = 0, where the last step of a sampler{decoder} the network ({hint})",
         stacklevel=4,
     )

@@ -13,13 +13,13 @@ from vdiff._arguments import (
     Model,
     data_without_decoder,
     decoder_fits,
+    decoder_with_network,
     finite_end,
     fixed_ends,
     fixed_shape,
     generators_divide,
     known_range,
     learned_variance,
-    looking_decoder,
     original,
     synchronised,
 )
@@ -52,7 +52,7 @@ ONE_LEVEL: list[Rule] = [
     synchronised,
     finite_end,
     fixed_shape,
-    looking_decoder,
+    decoder_with_network,
     known_range,
 ]
 

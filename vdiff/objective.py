@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff._arguments import Condition, Model, asked, original, synchronised
+from vdiff._arguments import Condition, Model, checked_model, original, synchronised
 from vdiff._fits import (
     drawn_once,
     floating_without_decoder,
@@ -70,7 +70,7 @@ class Objective(nn.Module):
 
     def parts(self) -> tuple[Any, Schedule]:
         """The model, with its output checked outside of compiled graphs, and the schedule."""
-        return asked(self.model) if validation_enabled() else self.model, self.schedule
+        return checked_model(self.model) if validation_enabled() else self.model, self.schedule
 
     @validated(
         rules=[

@@ -251,7 +251,7 @@ def test_bad_first_steps_are_named():
     model, decoder = model_and_decoder()
     with pytest.raises(
         ValueError,
-        match=r"hybrid_loss: argument 'decoder' must look at the network; got Categorical",
+        match=r"hybrid_loss: argument 'decoder' must use the network; got Categorical",
     ):
         hybrid_loss(
             model,
