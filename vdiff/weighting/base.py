@@ -96,6 +96,10 @@ class Weighting(RestorableModule, abc.ABC):
         check_values(self, *self.support())
         return self
 
+    def extra_repr(self) -> str:
+        own = {k: v for k, v in vars(self).items() if k != "training" and not k.startswith("_")}
+        return ", ".join(f"{name}={value}" for name, value in own.items())
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
 

@@ -39,9 +39,6 @@ class MinSNR(Factor):
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return torch.exp((math.log(self.gamma) - logsnr).clamp(max=0.0))
 
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma}"
-
 
 class SoftMinSNR(Factor):
     """sigmoid(log γ − λ): γ·SNR/(γ + SNR) on x, a smooth min-SNR.
@@ -57,9 +54,6 @@ class SoftMinSNR(Factor):
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return torch.sigmoid(math.log(self.gamma) - logsnr)
-
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma}"
 
 
 class P2(Factor):
@@ -77,9 +71,6 @@ class P2(Factor):
     def weight_at(self, logsnr: Tensor) -> Tensor:
         log_sum = torch.logaddexp(logsnr, torch.full_like(logsnr, math.log(self.k)))
         return torch.exp(-self.gamma * log_sum)
-
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma}, k={self.k}"
 
 
 class TruncatedSNR(Factor):

@@ -43,9 +43,6 @@ class Sigmoid(Weighting):
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return torch.sigmoid(self.bias - logsnr)
 
-    def extra_repr(self) -> str:
-        return f"bias={self.bias}"
-
 
 def fixed(schedule: Schedule | Law, argument: str, given: Given) -> Schedule | Law:
     """A law, or a schedule that learns nothing."""
