@@ -19,11 +19,7 @@ _ELBO = ELBO()
 
 
 class Loss(nn.Module, abc.ABC):
-    """What an `Objective` trains: `Weighted`, `VLB` or `Hybrid`. Its decoder encodes the data.
-
-    >>> Hybrid(steps=999, bound_weight=0.0)  # DDPM's simple loss
-    Hybrid(steps=999, bound_weight=0.0)
-    """
+    """What an `Objective` trains: `Weighted`, `VLB` or `Hybrid`. Its decoder encodes the data."""
 
     is_bound = False  # whether the loss is the whole bound
     includes_zero = False  # whether it is one term of a chain at a given time, which may be t = 0

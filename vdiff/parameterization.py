@@ -86,10 +86,10 @@ class Parameterization(abc.ABC):
         >>> X().rounding(torch.tensor([20.0]), torch.float32)[1] > 1e-3
         True
         """
-        level = to_float64(logsnr)
-        a, b = self.row(level)
-        scale = torch.finfo(dtype).eps / (alpha(level) * b - sigma(level) * a).abs()
-        return (sigma(level) * scale).item(), (alpha(level) * scale).item()
+        v = to_float64(logsnr)
+        a, b = self.row(v)
+        scale = torch.finfo(dtype).eps / (alpha(v) * b - sigma(v) * a).abs()
+        return (sigma(v) * scale).item(), (alpha(v) * scale).item()
 
     @validated
     def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:

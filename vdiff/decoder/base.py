@@ -93,14 +93,14 @@ class Decoder(RestorableModule, abc.ABC):
             return self.expected_nll(data, logsnr).to(at_least_float32(x.dtype))
         if eps is None:
             eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        return self.nll(data, diffuse(x, eps, level(logsnr, x)), logsnr, predict)
+        return self.nll(data, diffuse(x, eps, logsnr_of(logsnr, x)), logsnr, predict)
 
     @validated
     def nll(
         self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Predict
     ) -> Float[Tensor, " batch"]:
         """−log p(data | z₀) at one given z₀, nats per example."""
-        at = level(logsnr, z)
+        at = logsnr_of(logsnr, z)
         rescaled = not self.uses_network
         mean = z / per_example(alpha(at), z) if rescaled else self.denoised(predict(z, at))
         return -self.log_prob(data, mean, logsnr)
@@ -117,7 +117,7 @@ class Decoder(RestorableModule, abc.ABC):
         return prediction.x
 
 
-def level(logsnr: Tensor | float, z: Tensor) -> Tensor:
+def logsnr_of(logsnr: Tensor | float, z: Tensor) -> Tensor:
     """λ of each example."""
     return as_float64(logsnr, z.device).expand(z.shape[0])
 

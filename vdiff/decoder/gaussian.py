@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._validate import Data, Given, Number, data, finite_values, require, validated
-from vdiff.decoder.base import Decoder, Mean, Predict, level, normal_nodes
+from vdiff.decoder.base import Decoder, Mean, Predict, logsnr_of, normal_nodes
 from vdiff.decoder.levels import Level, LevelData, Levels
 from vdiff.errors import has_values
 from vdiff.gaussian import (
@@ -88,7 +88,7 @@ class DiscretizedGaussian(Levels):
     ) -> Float[Tensor, " batch"]:
         if self.posterior_variance is None:
             return super().nll(data, z, logsnr, predict)
-        prediction = predict(z, level(logsnr, z))
+        prediction = predict(z, logsnr_of(logsnr, z))
         std = self._model_std(prediction, self.posterior_variance)
         return -self._log_prob(data, self.denoised(prediction), std)
 

@@ -38,11 +38,7 @@ class Weighting(RestorableModule, abc.ABC):
 
     @validated
     def forward(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """w(λ), in the dtype of λ or float32, whichever is wider.
-
-        >>> Sigmoid(bias=2.0)(torch.tensor([2.0]))
-        tensor([0.5000])
-        """
+        """w(λ), in the dtype of λ or float32, whichever is wider."""
         return self.weight_at(to_float64(logsnr)).to(at_least_float32(logsnr.dtype))
 
     def support(self) -> tuple[float, float]:
@@ -88,11 +84,7 @@ class Weighting(RestorableModule, abc.ABC):
     @validated
     def check(self) -> "Weighting":
         """Return self if w is finite, nonnegative and of the shape of λ over its support. Raises
-        ValueError otherwise.
-
-        >>> (ELBO() * MinSNR(5.0)).check()
-        Product(ELBO(), MinSNR(gamma=5.0))
-        """
+        ValueError otherwise."""
         check_values(self, *self.support())
         return self
 
