@@ -82,6 +82,9 @@ METHOD_KEYWORDS = {
 }
 # attributes whose old name other objects have too: the script only says where they are
 ATTRIBUTES = {
+    "support": "Weighting.support() is (λ_max, λ_min)",
+    "trained": "Denoiser.trained is (λ_max, λ_min)",
+    "logsnr_range": "logsnr_range is (λ_max, λ_min)",
     "out": "Prediction.out is Prediction.output",
     "head": "Prediction.head is Prediction.variance_output",
     "law": "decoder.law(prediction) is decoder.log_probs(prediction)",
@@ -91,7 +94,9 @@ ATTRIBUTES = {
 }
 CONDITION = "what the network is given is one mapping, condition={…}; no keyword is a condition"
 VERBS = ["weighted_elbo", "elbo", "hybrid_loss", "sample", "trajectory", "evaluate", "compare"]
+ENDS = "its ends are keywords, logsnr_max= and logsnr_min="
 LOOK_AT = {"vdiff.Objective": LOSS} | {f"vdiff.{verb}": CONDITION for verb in VERBS}
+LOOK_AT |= {"vdiff.weighting.Custom": ENDS, "vdiff.denoiser.ScaledGamma": ENDS}
 
 Edit = tuple[
     int, int, str

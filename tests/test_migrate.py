@@ -56,3 +56,14 @@ def test_the_script_shows_and_writes(tmp_path):
     assert "loss=Weighted(…), VLB(decoder, …)" in shown.stderr
     subprocess.run([*command, "--write"], capture_output=True, check=True)
     assert file.read_text().startswith(NEW)
+
+
+def test_what_other_objects_may_have_too_is_only_shown():
+    source = "import vdiff\nprediction = model(z, logsnr)\nprint(prediction.out, options.out)\n"
+    migration = migrate.Migration(source)
+    assert migration.result() == source
+    assert migration.notes == ["line 3: .out: Prediction.out is Prediction.output"] * 2
+    source = "from vdiff.weighting import Custom\nCustom(f, -8.0, 8.0).support()\n"
+    notes = migrate.Migration(source).notes
+    assert any("logsnr_max=" in note for note in notes)
+    assert "line 2: .support: Weighting.support() is (λ_max, λ_min)" in notes
