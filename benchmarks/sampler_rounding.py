@@ -27,7 +27,7 @@ from vdiff import sample
 from vdiff.oracle import GaussianMixture
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.prediction import Prediction
-from vdiff.sampling import adams_bashforth, ddim, dpmpp_2m, few_steps, heun, ode
+from vdiff.sampling import adams_bashforth, ddim, dpmpp_2m, heun, logistic, ode
 from vdiff.sampling.step import Step
 from vdiff.schedule import Linear, Schedule
 from vdiff.terminal import replace_unencodable, say
@@ -72,7 +72,7 @@ def rounding(step: Step, target: Parameterization, schedule: Schedule, steps: in
 def alone(tolerance: float, method: str, seed: int) -> Tensor:
     """How far each sample is from what it is without the others."""
     options = {
-        "schedule": few_steps(),
+        "schedule": logistic(),
         "steps": 2,
         "step": partial(ode, method=method, rtol=tolerance, atol=tolerance),
     }
@@ -101,7 +101,7 @@ def main() -> None:
         f"torch {torch.__version__}; largest over {SAMPLES} samples: median and most of {SEEDS} seeds",
     ]
     for low, steps, (grid, schedule) in product(
-        (-20.0, -10.0), (6, 12), {"uniform in λ": Linear, "few_steps": few_steps}.items()
+        (-20.0, -10.0), (6, 12), {"uniform in λ": Linear, "logistic": logistic}.items()
     ):
         lines += [
             "",

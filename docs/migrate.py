@@ -30,7 +30,7 @@ ROOMS = {
     "vdiff.recipes": "Recipe",
     "vdiff.resampling": "LossSecondMoment",
     "vdiff.reverse": "MonteCarlo RaoBlackwell",
-    "vdiff.sampling": "Clipped Guided ancestral ddim dpmpp_2m encode few_steps heun ode",
+    "vdiff.sampling": "Clipped Guided ancestral ddim dpmpp_2m heun ode",
     "vdiff.schedule": "Adaptive Cosine Histogram Karras Laplace LearnedLinear Linear "
     "LinearBeta Monotone Normal OptimalTransport Schedule Shifted SignalPower Spectral Spline Tabulated",
     "vdiff.times": "stratified",
@@ -47,11 +47,16 @@ MOVED |= {
     "vdiff.LogVariance": "vdiff.variance.LearnedLogVariance",
     "vdiff.Range": "vdiff.variance.LearnedRange",
     "vdiff.adams": "vdiff.sampling.adams_bashforth",
+    "vdiff.encode": "vdiff.sampling.invert",
+    "vdiff.few_steps": "vdiff.sampling.logistic",
     "vdiff.chain.hybrid": "vdiff.hybrid_loss",
     "vdiff.hybrid": "vdiff.hybrid_loss",
     "vdiff.parameterization.Exploding": "vdiff.parameterization.VarianceExploding",
     "vdiff.parameterization.Prediction": "vdiff.Prediction",
+    "vdiff.sampling.Memory": "vdiff.sampling.History",
     "vdiff.sampling.adams": "vdiff.sampling.adams_bashforth",
+    "vdiff.sampling.encode": "vdiff.sampling.invert",
+    "vdiff.sampling.few_steps": "vdiff.sampling.logistic",
     "vdiff.training.over_ranks": "vdiff.training.all_reduce",
     "vdiff.variance.Forward": "vdiff.variance.FixedLarge",
     "vdiff.variance.LogVariance": "vdiff.variance.LearnedLogVariance",
@@ -62,12 +67,14 @@ MOVED |= {
 }
 METHODS = {
     "but": "replace",
+    "excess": "log_variance_ratio",
     "stopped": "detach_mean",
 }  # old attribute -> new attribute, of objects of vdiff
 DECODERS = [f"vdiff.decoder.{name}" for name in ("Categorical", "DiscretizedGaussian", "Gaussian")]
 # (new dotted function, old keyword) -> new keyword
 KEYWORDS = {(one, "closed"): "levels_at_ends" for one in DECODERS}
 KEYWORDS |= {(one, "denoise"): "uses_network" for one in DECODERS}
+KEYWORDS |= {("vdiff.Prediction", "head"): "variance_output"}
 LOSS = (
     "loss=Weighted(…), VLB(decoder, …) or Hybrid(steps, …) of vdiff.objective replaces weighting, "
     "decoder, steps, bound_weight and resampling"

@@ -299,7 +299,7 @@ def draw(
         if config.conditional
         else {}
     )
-    grid = vdiff.sampling.few_steps(schedule.logsnr_max, schedule.logsnr_min)
+    grid = vdiff.sampling.logistic(schedule.logsnr_max, schedule.logsnr_min)
     made = vdiff.sample(
         objective.model,
         noise,

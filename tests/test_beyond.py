@@ -18,7 +18,7 @@ from vdiff.denoiser import ScaledGamma, ScheduleTime, TableStep
 from vdiff.likelihood import compare, evaluate, ode_likelihood, path_importance
 from vdiff.nn import MLP, FourierFeatures
 from vdiff.parameterization import Eps, V
-from vdiff.sampling import Clipped, ddim, few_steps, trailing
+from vdiff.sampling import Clipped, ddim, logistic, trailing
 from vdiff.schedule import (
     Cosine,
     Custom,
@@ -205,7 +205,7 @@ def test_samplers_are_watched_by_their_levels():
     assert warned(lambda: sample(model, z, levels=trailing(TABLE, 4), step=ddim)) == []
     (said,) = warned(lambda: sample(model, z, levels=[-9.0, 0.0, 10.0, 11.0], step=ddim))
     assert "50 % of the draws lie outside" in said
-    (said,) = warned(lambda: sample(model, z, schedule=few_steps(), steps=5, step=ddim))
+    (said,) = warned(lambda: sample(model, z, schedule=logistic(), steps=5, step=ddim))
     assert "is asked from -8.8 to 12.4: 20 % of the draws lie outside" in said
     assert warned(lambda: sample(model, z, schedule=Karras(0.02, 80.0), steps=5, step=ddim)) == []
 

@@ -19,8 +19,8 @@ from vdiff.sampling import (
     adams_bashforth,
     ancestral,
     ddim,
-    few_steps,
     leading,
+    logistic,
     ode,
     per_sample_generators,
     start,
@@ -138,7 +138,7 @@ def test_samples_by_class_and_guidance(run):
         "--step",
         "adams_bashforth",
         "--grid",
-        "few",
+        "logistic",
         "--quiet",
         "--clip",
         "--draw",
@@ -201,8 +201,8 @@ def test_the_levels_are_those_asked_for(run, tmp_path):
         (): uniform(Cosine(9.0, -7.0), 100),
         ("--grid", "run", "--steps", "5"): uniform(trained, 5),
         ("--grid", "run", "--steps", "5", "--spacing", "trailing"): trailing(trained, 5),
-        ("--grid", "few", "--steps", "4", "--spacing", "leading"): leading(
-            few_steps(9.0, -7.0), 4
+        ("--grid", "logistic", "--steps", "4", "--spacing", "leading"): leading(
+            logistic(9.0, -7.0), 4
         ),
         ("--grid", "karras", "--steps", "4"): uniform(Karras(math.exp(-4.5), math.exp(3.5)), 4),
         ("--grid", f"{mine}:schedule", "--steps", "4"): uniform(own, 4),
@@ -317,7 +317,7 @@ def test_the_program_explains_itself():
         "--gif",
         "trajectory.gif",
         "adams_bashforth",
-        "few",
+        "logistic",
         "FILE.py:NAME",
         "trailing",
         "--interval",

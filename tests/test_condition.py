@@ -29,7 +29,7 @@ from vdiff.likelihood import (
 from vdiff.objective import VLB
 from vdiff.oracle import Gaussian as GaussianData
 from vdiff.parameterization import V
-from vdiff.sampling import Counted, Guided, encode, sample, trajectory
+from vdiff.sampling import Counted, Guided, invert, sample, trajectory
 from vdiff.schedule import Linear
 from vdiff.training import Validation
 from vdiff.weighting import Sigmoid
@@ -124,7 +124,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "trajectory": lambda m, **c: torch.stack(
         [p.x for _, p in trajectory(m, X, schedule=FINITE, steps=3, generator=seeded(), **c)]
     ),
-    "encode": lambda m, **c: encode(m, X, schedule=FINITE, **c),
+    "invert": lambda m, **c: invert(m, X, schedule=FINITE, **c),
     "Counted.__init__": lambda m, **c: Counted(m, **c)(X, torch.zeros(6)).out,
     "evaluate": lambda m, **c: (
         evaluate(m, LEVELS, schedule=Linear(), decoder=LOOKING, draws=4, **c).by_image

@@ -120,7 +120,7 @@ def test_what_a_bound_is_made_of_can_be_copied_too():
     prediction = wide(torch.zeros(6, 2), torch.zeros(6))
     again = copy.deepcopy(prediction)
     assert torch.equal(again.x, prediction.x)
-    assert torch.equal(again.head, prediction.head)
+    assert torch.equal(again.variance_output, prediction.variance_output)
     assert not again.out.requires_grad
     assert repr(again.parameterization) == repr(prediction.parameterization)
     assert copy.copy(prediction).out is prediction.out

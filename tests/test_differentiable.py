@@ -11,7 +11,7 @@ from vdiff import Denoiser, sample, trajectory
 from vdiff.likelihood import Exact, Hutchinson, Share, log_prob, ode_likelihood
 from vdiff.oracle import Gaussian
 from vdiff.parameterization import V, X
-from vdiff.sampling import Guided, adams_bashforth, ancestral, ddim, dpmpp_2m, encode, heun, ode
+from vdiff.sampling import Guided, adams_bashforth, ancestral, ddim, dpmpp_2m, heun, invert, ode
 from vdiff.schedule import Linear
 
 SCHEDULE = Linear(6.0, -6.0)
@@ -117,7 +117,7 @@ def test_gradients_of_an_encoding(case):
 
     def noise(**options):
         given = {"schedule": SCHEDULE, "step": TIGHT, "condition": {"shift": leaves["shift"]}}
-        return encode(model, leaves["z"], **given, **options)
+        return invert(model, leaves["z"], **given, **options)
 
     assert_gradients(lambda: (WEIGHT * noise(differentiable=True)).sum(), leaves)
     assert not noise().requires_grad

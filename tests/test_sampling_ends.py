@@ -13,7 +13,7 @@ from vdiff.gaussian import alpha, sigma
 from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.sampling import (
-    Memory,
+    History,
     adams_bashforth,
     ancestral,
     ddim,
@@ -127,7 +127,7 @@ def test_steps_from_pure_noise():
     }
     for step, there in wanted.items():
         got = step(
-            saying(V()), z, level(-math.inf), s, Memory((), torch.Generator().manual_seed(1))
+            saying(V()), z, level(-math.inf), s, History((), torch.Generator().manual_seed(1))
         )
         torch.testing.assert_close(got, there, rtol=1e-12, atol=1e-12)
 
@@ -166,7 +166,7 @@ def test_from_pure_noise_in_one_step_for_gaussian_data(std):
 )
 def test_a_step_to_data_is_the_estimate(step):
     z, past = noise(), tuple(PLANE(noise(), level(value)) for value in (-1.0, -0.5))
-    got = step(PLANE, z, level(0.0), level(math.inf), Memory(past))
+    got = step(PLANE, z, level(0.0), level(math.inf), History(past))
     torch.testing.assert_close(got, PLANE(z, level(0.0)).x, rtol=1e-12, atol=1e-12)
 
 

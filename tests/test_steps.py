@@ -17,15 +17,15 @@ from vdiff.sampling import (
     STEPS,
     Clipped,
     Counted,
-    Memory,
+    History,
     adams_bashforth,
     ancestral,
     ddim,
     dpmpp_2m,
-    encode,
-    few_steps,
     heun,
+    invert,
     leading,
+    logistic,
     ode,
     per_sample_generators,
     start,
@@ -181,17 +181,17 @@ def test_eta_one_is_ancestral_sampling_and_eta_zero_draws_nothing():
     z, generator = noise(dims=2), torch.Generator()
     for low, high in ((-8.0, -7.9), (-1.0, 0.5), (-5.0, 13.0)):
         one = ddim(
-            PLANE, z, level(low), level(high), Memory((), generator.manual_seed(1)), eta=1.0
+            PLANE, z, level(low), level(high), History((), generator.manual_seed(1)), eta=1.0
         )
         torch.testing.assert_close(
             one,
-            ancestral(PLANE, z, level(low), level(high), Memory((), generator.manual_seed(1))),
+            ancestral(PLANE, z, level(low), level(high), History((), generator.manual_seed(1))),
             rtol=1e-9,
             atol=1e-12,
         )
     before = generator.manual_seed(1).get_state()
     for step in (ddim, heun, dpmpp_2m, adams_bashforth):
-        step(PLANE, z, level(0.0), level(1.0), Memory((), generator))
+        step(PLANE, z, level(0.0), level(1.0), History((), generator))
     assert torch.equal(generator.get_state(), before)
 
 
@@ -207,7 +207,7 @@ def test_the_moments_of_ddim_with_some_noise(eta):
     c = 1 - math.exp(-1.6)
     mean = alpha(s[:1]) * now.x + sigma(s[:1]) * math.sqrt(1 - eta**2 * c) * now.eps
     spread = eta * math.sqrt(c) * sigma(s[:1]).item()
-    drawn = ddim(MIXTURE, z, t, s, Memory((), torch.Generator().manual_seed(0)), eta=eta)
+    drawn = ddim(MIXTURE, z, t, s, History((), torch.Generator().manual_seed(0)), eta=eta)
     assert abs(drawn.mean() - mean).item() < 4 * spread / math.sqrt(len(z))
     assert abs(drawn.std() / spread - 1).item() < 4 / math.sqrt(2 * len(z))
 
@@ -216,7 +216,7 @@ def test_ancestral_sampling_takes_every_reverse_variance():
     z, t, s = noise(), level(-1.0), level(0.5)
     own, small, large = (
         ancestral(
-            MIXTURE, z, t, s, Memory((), torch.Generator().manual_seed(0)), variance=variance
+            MIXTURE, z, t, s, History((), torch.Generator().manual_seed(0)), variance=variance
         )
         for variance in (None, FixedSmall(), FixedLarge())
     )
@@ -286,7 +286,7 @@ def test_the_same_samples_whatever_the_model_was_trained_with(step):
 
 @pytest.mark.parametrize(
     "schedule",
-    [Karras(), Cosine(), few_steps(), OptimalTransport(), Tabulated.cosine_betas()],
+    [Karras(), Cosine(), logistic(), OptimalTransport(), Tabulated.cosine_betas()],
     ids=lambda s: type(s).__name__,
 )
 def test_any_grid_leads_to_the_same_end(schedule):
@@ -385,8 +385,8 @@ def test_a_sample_is_the_same_in_any_batch(name):
 def test_noise_of_its_own_goes_to_each_sample_at_each_step():
     seen = []
 
-    def step(model, z, logsnr_t, logsnr_s, memory):
-        there = ancestral(model, z, logsnr_t, logsnr_s, memory)
+    def step(model, z, logsnr_t, logsnr_s, history):
+        there = ancestral(model, z, logsnr_t, logsnr_s, history)
         seen.append(there - z)
         return there
 
@@ -412,7 +412,7 @@ def test_an_adaptive_solver_moves_a_sample_as_its_batch_does_within_its_own_erro
     z, moved = noise(dims=2), {}
     for tolerance, method in ((1e-5, "dopri5"), (1e-9, "dopri8")):
         options = {
-            "schedule": few_steps(),
+            "schedule": logistic(),
             "steps": 2,
             "step": partial(ode, method=method, rtol=tolerance, atol=tolerance),
         }
@@ -428,7 +428,7 @@ def test_encoding_returns_to_its_start():
         Linear(9.0, -9.0),
         partial(ode, rtol=1e-9, atol=1e-9),
     )
-    z1 = encode(PLANE, z0, schedule=schedule, step=step)
+    z1 = invert(PLANE, z0, schedule=schedule, step=step)
     torch.testing.assert_close(step(PLANE, z1, level(-9.0), level(9.0)), z0, rtol=0.0, atol=1e-6)
     assert (z1 - z0).abs().max() > 0.1
 
@@ -451,7 +451,7 @@ def test_a_solver_stays_between_its_ends():
 def test_any_solver_is_a_step(method):
     z = noise(dims=2)
     *_, (got, _) = trajectory(
-        PLANE, z, schedule=few_steps(9.0, -9.0), steps=40, step=partial(ode, method=method)
+        PLANE, z, schedule=logistic(9.0, -9.0), steps=40, step=partial(ode, method=method)
     )
     exact = ode(PLANE, z, level(-9.0), level(9.0), rtol=1e-9, atol=1e-9)
     assert (got - exact).square().mean().sqrt() < 5e-3
@@ -460,8 +460,8 @@ def test_any_solver_is_a_step(method):
 def test_the_past_is_handed_to_a_step_newest_last():
     handed = []
 
-    def step(model, z, logsnr_t, logsnr_s, memory):
-        handed.append([p.logsnr[0].item() for p in memory.past])
+    def step(model, z, logsnr_t, logsnr_s, history):
+        handed.append([p.logsnr[0].item() for p in history.predictions])
         return ddim(model, z, logsnr_t, logsnr_s)
 
     sample(PLANE, noise(dims=2), schedule=Linear(10.0, -10.0), steps=7, step=step)
@@ -535,11 +535,11 @@ def test_a_model_is_in_evaluation_mode_meanwhile(wrap):
     model = wrap(Denoiser(Told(), V()))
     z, options = noise(dims=2), {"schedule": Linear(9.0, -9.0), "steps": 4, "step": heun}
     network.eval()
-    wanted, back = sample(model, z, **options), encode(model, z, schedule=Linear(9.0, -9.0))
+    wanted, back = sample(model, z, **options), invert(model, z, schedule=Linear(9.0, -9.0))
     network.train()
     for _ in range(2):
         assert torch.equal(sample(model, z, **options), wanted)
-    assert torch.equal(encode(model, z, schedule=Linear(9.0, -9.0)), back)
+    assert torch.equal(invert(model, z, schedule=Linear(9.0, -9.0)), back)
     for _ in trajectory(model, z, **options):
         assert network[1].training
     assert all(module.training for module in network.modules())

@@ -24,8 +24,8 @@ from vdiff.sampling import (
     adams_bashforth,
     ancestral,
     ddim,
-    encode,
     heun,
+    invert,
     leading,
     trailing,
     uniform,
@@ -271,7 +271,7 @@ def test_what_needs_a_finite_end_refuses_it():
         "vlb": lambda: vlb(one, data, decoder=looking, **chain),
         "hybrid_loss": lambda: hybrid_loss(one, x, bound_weight=0.0, **chain),
         "ode_likelihood": lambda: ode_likelihood(one, x, schedule=TABLE),
-        "encode": lambda: encode(one, x, schedule=TABLE),
+        "invert": lambda: invert(one, x, schedule=TABLE),
         "Objective": lambda: objective_of(one, decoder=DECODER, **chain),
     }
     for name, call in calls.items():

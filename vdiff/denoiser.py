@@ -223,10 +223,12 @@ class Denoiser(nn.Module):
             out = self.output(out)
         if validation_enabled():
             check_output(out, z, 2 if self.variance.learned else 1)
-        head = None
+        variance_output = None
         if self.variance.learned:
-            out, head = out.to(z.dtype).chunk(2, 1)
-        return Prediction(z, logsnr, out.to(z.dtype), self.parameterization, self.variance, head)
+            out, variance_output = out.to(z.dtype).chunk(2, 1)
+        return Prediction(
+            z, logsnr, out.to(z.dtype), self.parameterization, self.variance, variance_output
+        )
 
     def _answer(self, z: Tensor, time: Tensor, condition: dict[str, Any]) -> Any:
         """What the network returns; an error inside one of several dtypes says in which z came."""

@@ -47,7 +47,7 @@ class Prediction(ValuesCopied):
     out: Float[Tensor, "batch *dims"]
     parameterization: Parameterization
     variance: ReverseVariance = _POSTERIOR
-    head: Float[Tensor, "batch *dims"] | None = None
+    variance_output: Float[Tensor, "batch *dims"] | None = None
     source: Parameterization = None  # type: ignore[assignment]  # `parameterization` if left out
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class Prediction(ValuesCopied):
         return error * (ratio.to(error.dtype) if isinstance(ratio, Tensor) else ratio)
 
     def detach_mean(self) -> "Prediction":
-        """The same prediction whose mean gets no gradient; the variance's head still does.
+        """The same prediction whose mean gets no gradient; the variance's output still does.
 
         >>> out = torch.ones(1, 1, requires_grad=True)
         >>> Prediction(out.detach(), torch.zeros(1), out, Eps()).detach_mean().out.requires_grad
@@ -142,7 +142,7 @@ class Prediction(ValuesCopied):
         return (alpha(self.logsnr) * b - sigma(self.logsnr) * a).reciprocal()
 
 
-_PARTS = "z", "logsnr", "out", "head"
+_PARTS = "z", "logsnr", "out", "variance_output"
 _WORDS = "parameterization", "variance", "source"
 _Context = tuple[Parameterization, ReverseVariance, Parameterization]
 
@@ -150,7 +150,7 @@ _Context = tuple[Parameterization, ReverseVariance, Parameterization]
 def _flatten(prediction: Prediction) -> tuple[list[Any], _Context]:
     what: _Context = (prediction.parameterization, prediction.variance, prediction.source)
     parts = [getattr(prediction, part) for part in _PARTS]
-    return parts[:-1] if prediction.head is None else parts, what
+    return parts[:-1] if prediction.variance_output is None else parts, what
 
 
 def _flatten_with_keys(prediction: Prediction) -> tuple[list[Any], _Context]:
@@ -161,7 +161,7 @@ def _flatten_with_keys(prediction: Prediction) -> tuple[list[Any], _Context]:
 
 def _unflatten(parts: Iterable[Any], what: _Context) -> Prediction:
     prediction = object.__new__(Prediction)  # a leaf need not be a tensor
-    vars(prediction).update(head=None, **dict(zip(_WORDS, what, strict=True)))
+    vars(prediction).update(variance_output=None, **dict(zip(_WORDS, what, strict=True)))
     vars(prediction).update(zip(_PARTS, parts, strict=False))
     return prediction
 

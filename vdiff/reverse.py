@@ -44,7 +44,7 @@ def reverse_sample(
     tensor([[1.2092]])
     """
     std = per_example(step.variance.sqrt(), noise)
-    u = excess(prediction, step, noise)
+    u = log_variance_ratio(prediction, step, noise)
     std = std if u is None else std * torch.exp(0.5 * u)
     return reverse_mean(prediction, step) + std * noise
 
@@ -68,7 +68,7 @@ def reverse_kl(
     tensor([1.7183])
     """
     half_gain = 0.5 * step.snr_gain
-    u = excess(prediction, step, x)
+    u = log_variance_ratio(prediction, step, x)
     if u is None:
         return prediction.squared_error(x, eps, factor=half_gain)
     spread = sum_dims(spread_kl(u).expand_as(x))
@@ -97,7 +97,7 @@ def reverse_log_ratio(
     tensor([1.7183])
     """
     shift = per_example(step.snr_gain.sqrt(), x) * prediction.error(x, eps)
-    u = excess(prediction, step, x)
+    u = log_variance_ratio(prediction, step, x)
     if u is None:
         return sum_dims(shift * (0.5 * shift + noise))
     return 0.5 * sum_dims(
@@ -195,14 +195,14 @@ def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
 
 
-def excess(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
+def log_variance_ratio(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
     """u in the dtype of x and ready to broadcast over it; None for the number 0."""
     variance = prediction.variance
     if isinstance(variance, AnalyticVariance):
         dims = x[0].numel()
         fits, of = variance.dims == dims, f"be the dimensions of an example, {dims}"
         require(fits, "dims", of, variance.dims, "of the model's AnalyticVariance variance")
-    u = variance.excess(step, prediction.head)
+    u = variance.log_variance_ratio(step, prediction.variance_output)
     if not isinstance(u, Tensor):
         return None if u == 0.0 else torch.full_like(x, u)
     return u.to(x.dtype) if u.ndim == x.ndim else torch.as_tensor(per_example(u, x))

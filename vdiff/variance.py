@@ -17,22 +17,22 @@ from vdiff.errors import InvalidValue
 from vdiff.gaussian import Step, per_example
 from vdiff.profile import Profile
 
-Excess = Tensor | float
-
 
 class ReverseVariance(abc.ABC):
-    """A choice of Σ: `excess(step, head)` is u, the number 0 or a (batch,) or (batch, …) tensor.
+    """A choice of Σ: `log_variance_ratio(step, variance_output)` is u, the number 0 or a (batch,) or (batch, …) tensor.
 
-    Where `learned`, the network has a second half of channels, which is `head`.
+    Where `learned`, the network has a second half of channels, which is `variance_output`.
 
-    >>> FixedLarge().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
+    >>> FixedLarge().log_variance_ratio(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])
     """
 
     learned = False
 
     @abc.abstractmethod
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
+    def log_variance_ratio(
+        self, step: Step, variance_output: Tensor | None = None
+    ) -> Tensor | float:
         """u = log Σ − log(c σ_s²)."""
 
     def __repr__(self) -> str:
@@ -42,11 +42,13 @@ class ReverseVariance(abc.ABC):
 class FixedSmall(ReverseVariance):
     """Σ = c σ_s², the posterior's own ("small", β̃): u = 0, and the step's KL is ½ k ‖ε − ε̂‖².
 
-    >>> FixedSmall().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
+    >>> FixedSmall().log_variance_ratio(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     0.0
     """
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
+    def log_variance_ratio(
+        self, step: Step, variance_output: Tensor | None = None
+    ) -> Tensor | float:
         return 0.0
 
 
@@ -56,66 +58,78 @@ class FixedLarge(ReverseVariance):
     The best choice for data of unit variance without structure, and an upper bound of the best for
     the exact denoiser of data of variance at most one.
 
-    >>> FixedLarge().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
+    >>> FixedLarge().log_variance_ratio(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])
     """
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
+    def log_variance_ratio(
+        self, step: Step, variance_output: Tensor | None = None
+    ) -> Tensor | float:
         return step.log_variance_ratio
 
 
 class LearnedRange(ReverseVariance):
-    """Learned between the two: log Σ = v log(c σ_t²) + (1 − v) log(c σ_s²) with v = (head + 1)/2,
+    """Learned between the two: log Σ = v log(c σ_t²) + (1 − v) log(c σ_s²) with v = (variance_output + 1)/2,
     so u = v ℓ.
 
     v is not squashed and may leave [0, 1]: data of variance above one needs it (Nichol & Dhariwal,
     arXiv:2102.09672).
 
-    >>> LearnedRange().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])), torch.tensor([[1.0, -1.0]]))
+    >>> LearnedRange().log_variance_ratio(Step(torch.tensor([0.0]), torch.tensor([1.0])), torch.tensor([[1.0, -1.0]]))
     tensor([[0.6201, 0.0000]])
     """
 
     learned = True
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
-        head = _given(self, head)
-        return 0.5 * (head + 1.0) * per_example(step.log_variance_ratio, head)
+    def log_variance_ratio(
+        self, step: Step, variance_output: Tensor | None = None
+    ) -> Tensor | float:
+        variance_output = _given(self, variance_output)
+        return (
+            0.5 * (variance_output + 1.0) * per_example(step.log_variance_ratio, variance_output)
+        )
 
 
 class LearnedLogVariance(ReverseVariance):
     """The network predicts log Σ.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
-    >>> LearnedLogVariance().excess(step, step.variance.log()[:, None])
+    >>> LearnedLogVariance().log_variance_ratio(step, step.variance.log()[:, None])
     tensor([[0.]])
     """
 
     learned = True
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
-        head = _given(self, head)
-        return head - per_example(step.variance.log(), head)
+    def log_variance_ratio(
+        self, step: Step, variance_output: Tensor | None = None
+    ) -> Tensor | float:
+        variance_output = _given(self, variance_output)
+        return variance_output - per_example(step.variance.log(), variance_output)
 
 
 class LearnedVariance(ReverseVariance):
-    """The network predicts Σ, through a softplus: where Σ is small, the head is nearly log Σ
-    (d log Σ/d head = (1 − e^{−Σ})/Σ).
+    """The network predicts Σ, through a softplus: where Σ is small, the variance_output is nearly log Σ
+    (d log Σ/d variance_output = (1 − e^{−Σ})/Σ).
 
     Without the softplus the gradient would grow like 1/Σ, which is 1e4 and more at the clean end
     of a chain.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
-    >>> LearnedVariance().excess(step, torch.tensor([[0.0]]))
+    >>> LearnedVariance().log_variance_ratio(step, torch.tensor([[0.0]]))
     tensor([[1.4054]])
     """
 
     learned = True
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
-        head = _given(self, head)
-        log_softplus = torch.log(F.softplus(head.clamp(min=-15.0)))  # below −15 it is the head
-        log_variance = torch.where(head < -15.0, head, log_softplus)
-        return log_variance - per_example(step.variance.log(), head)
+    def log_variance_ratio(
+        self, step: Step, variance_output: Tensor | None = None
+    ) -> Tensor | float:
+        variance_output = _given(self, variance_output)
+        log_softplus = torch.log(
+            F.softplus(variance_output.clamp(min=-15.0))
+        )  # below −15 it is the variance_output
+        log_variance = torch.where(variance_output < -15.0, variance_output, log_softplus)
+        return log_variance - per_example(step.variance.log(), variance_output)
 
 
 def seen_everywhere(profile: Profile) -> None:
@@ -140,7 +154,7 @@ class AnalyticVariance(ReverseVariance):
 
     >>> profile = Profile(-1.0, 1.0, bins=1)
     >>> profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
-    >>> AnalyticVariance(profile, dims=4).excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
+    >>> AnalyticVariance(profile, dims=4).log_variance_ratio(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])
     """
 
@@ -148,7 +162,9 @@ class AnalyticVariance(ReverseVariance):
     def __init__(self, profile: Profile, dims: Count) -> None:
         self.profile, self.dims = copy.deepcopy(profile), dims
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
+    def log_variance_ratio(
+        self, step: Step, variance_output: Tensor | None = None
+    ) -> Tensor | float:
         error = self.profile.at(step.logsnr_t).to(step.delta.dtype)
         return torch.log1p(step.snr_gain * error / self.dims)
 
@@ -156,12 +172,12 @@ class AnalyticVariance(ReverseVariance):
         return f"Optimal({self.profile!r}, dims={self.dims})"
 
 
-def _given(variance: ReverseVariance, head: Tensor | None) -> Tensor:
-    if head is None:
+def _given(variance: ReverseVariance, variance_output: Tensor | None) -> Tensor:
+    if variance_output is None:
         denoiser = f"Denoiser(network, …, variance={type(variance).__name__}())"
         hint = f"a model learns its variance as {denoiser}"
-        raise InvalidValue("head", "come with the prediction", None, hint)
-    return head
+        raise InvalidValue("variance_output", "come with the prediction", None, hint)
+    return variance_output
 
 
 __all__ = [

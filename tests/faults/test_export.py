@@ -89,9 +89,9 @@ def test_a_model_is_exported_and_saved(name: str) -> None:
             torch.testing.assert_close(
                 getattr(got, part), getattr(expected, part), rtol=1e-5, atol=1e-5
             )
-        assert (got.head is None) == (expected.head is None)
-        if got.head is not None:
-            torch.testing.assert_close(got.head, expected.head)
+        assert (got.variance_output is None) == (expected.variance_output is None)
+        if got.variance_output is not None:
+            torch.testing.assert_close(got.variance_output, expected.variance_output)
 
 
 def test_a_network_for_images_is_exported() -> None:
@@ -151,12 +151,12 @@ def test_a_prediction_is_a_pytree_of_its_tensors(name: str) -> None:
     said = one(batch()[0], torch.linspace(-3, 3, 4))
     leaves, spec = tree_flatten(said)
     assert all(isinstance(leaf, Tensor) for leaf in leaves)
-    assert len(leaves) == (3 if said.head is None else 4)
+    assert len(leaves) == (3 if said.variance_output is None else 4)
     assert [str(key[0]) for key, _ in tree_flatten_with_path(said)[0]] == [
         ".z",
         ".logsnr",
         ".out",
-        ".head",
+        ".variance_output",
     ][: len(leaves)]
     same = tree_unflatten(leaves, spec)
     assert vars(same) == vars(said)

@@ -19,14 +19,14 @@ from vdiff.sampling import (
     Clipped,
     Counted,
     Guided,
-    Memory,
+    History,
     SolverError,
     adams_bashforth,
     ancestral,
     ddim,
     dpmpp_2m,
-    encode,
     heun,
+    invert,
     leading,
     ode,
     per_sample_generators,
@@ -140,7 +140,7 @@ def test_fault_32_an_unknown_step_gets_the_nearest(step: object, hint: str) -> N
         TypeError,
         "sample",
         "step",
-        "be a function (model, z, logsnr_t, logsnr_s, memory)",
+        "be a function (model, z, logsnr_t, logsnr_s, history)",
         repr(step),
         hint,
     ):
@@ -269,9 +269,9 @@ def test_fault_32_others_start_from_nearly_pure_noise(row: Any) -> None:
 
 
 def test_encoding_takes_a_step_that_can_run_backwards() -> None:
-    with assert_refused(ValueError, "encode", "step", "be ode, which runs backwards", "ancestral"):
-        encode(ORACLE, Z, schedule=Linear(), step=ancestral)
-    assert torch.isfinite(encode(ORACLE, Z, schedule=Linear(), step=partial(ode, rtol=1e-3))).all()
+    with assert_refused(ValueError, "invert", "step", "be ode, which runs backwards", "ancestral"):
+        invert(ORACLE, Z, schedule=Linear(), step=ancestral)
+    assert torch.isfinite(invert(ORACLE, Z, schedule=Linear(), step=partial(ode, rtol=1e-3))).all()
 
 
 def test_a_prediction_of_another_shape_is_refused() -> None:
@@ -338,7 +338,7 @@ def test_fault_45_what_is_no_state_no_model_and_no_step() -> None:
                 steps=3,
             )
     with assert_refused(ValueError, "sample", "step", "evaluate the model it is given"):
-        made(step=lambda model, z, t, s, memory: z)
+        made(step=lambda model, z, t, s, history: z)
 
 
 @pytest.mark.parametrize(("step", "argument", "words"), [
@@ -567,12 +567,12 @@ def test_fault_45_bytes_of_what_is_no_image() -> None:
 
 
 def test_fault_45_encoding() -> None:
-    with assert_refused(TypeError, "encode", "schedule", "be a Schedule"):
-        encode(ORACLE, Z, schedule=Karras)  # type: ignore[arg-type]
-    with assert_refused(TypeError, "encode", "z", "be real and floating"):
-        encode(ORACLE, Z.long(), schedule=Karras())
-    with assert_refused(ValueError, "encode", "z", "be finite"):
-        encode(ORACLE, Z * math.nan, schedule=Karras())
+    with assert_refused(TypeError, "invert", "schedule", "be a Schedule"):
+        invert(ORACLE, Z, schedule=Karras)  # type: ignore[arg-type]
+    with assert_refused(TypeError, "invert", "z", "be real and floating"):
+        invert(ORACLE, Z.long(), schedule=Karras())
+    with assert_refused(ValueError, "invert", "z", "be finite"):
+        invert(ORACLE, Z * math.nan, schedule=Karras())
 
 
 def test_fault_39_a_network_and_its_gradients_are_left_alone() -> None:
@@ -588,6 +588,6 @@ def test_fault_39_a_network_and_its_gradients_are_left_alone() -> None:
     assert network.training
     level = torch.zeros(4)
     assert ddim(
-        network, Z.float(), level, level + 1.0, Memory()
+        network, Z.float(), level, level + 1.0, History()
     ).requires_grad  # a step by itself has gradients
     assert Counted(network).evaluations == 0

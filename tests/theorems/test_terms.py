@@ -446,7 +446,7 @@ def test_a_posterior_mean_has_no_denoised_first_level():
 def test_a_direct_variance_is_finite_where_its_softplus_underflows():
     head = torch.tensor([[-300.0, -15.001, -14.999, 3.0]], dtype=torch.float32, requires_grad=True)
     step = Step(torch.zeros(1), torch.ones(1))
-    u = LearnedVariance().excess(step, head)
+    u = LearnedVariance().log_variance_ratio(step, head)
     (slope,) = torch.autograd.grad(u.sum(), head)
     assert torch.isfinite(u).all()
     assert torch.allclose(slope[0, :3], torch.ones(3, dtype=torch.float32), atol=1e-5)

@@ -7,7 +7,7 @@ function of the seed and its number, whatever the batch, but for rounding, and w
 the solver's error.
 
     vdiff sample RUN                                        100 levels, with fresh noise at each
-    vdiff sample RUN --step adams_bashforth --grid few --steps 12     few evaluations, noise at the start
+    vdiff sample RUN --step adams_bashforth --grid logistic --steps 12     few evaluations, noise at the start
     vdiff sample RUN --grid run --steps 1000                999 steps on the training's schedule
     vdiff sample RUN --label 3 --guidance 2 --null-label 10
 
@@ -39,8 +39,8 @@ from vdiff.sampling import (
     Clipped,
     Counted,
     Guided,
-    few_steps,
     leading,
+    logistic,
     per_sample_generators,
     start,
     to_levels,
@@ -57,7 +57,7 @@ from vdiff.variance import FixedLarge, FixedSmall
 FRAMES = 60  # of a GIF, at most
 GRIDS: dict[str, Callable[[float, float], Schedule]] = {
     "cosine": Cosine,
-    "few": few_steps,
+    "logistic": logistic,
     "karras": lambda high, low: Karras(math.exp(-high / 2), math.exp(-low / 2)),
     "linear": Linear,
     "rectified": OptimalTransport,

@@ -23,7 +23,7 @@ from vdiff.sampling.grid import Grid, uniform
 from vdiff.sampling.multistep import adams_bashforth, dpmpp_2m
 from vdiff.sampling.noise import Generators
 from vdiff.sampling.probability_flow import ode
-from vdiff.sampling.step import Counted, Memory, Step, ancestral, ddim, heun
+from vdiff.sampling.step import Counted, History, Step, ancestral, ddim, heun
 from vdiff.schedule import Schedule
 
 STEPS: dict[str, Step] = {
@@ -50,7 +50,7 @@ def _a_step(step: object, argument: str, given: Given) -> object:
     hint = did_you_mean(step, STEPS) if isinstance(step, str) else ""
     if str(step) in STEPS:
         hint = f"the function, without quotes: step={step}"
-    what = "be a function (model, z, logsnr_t, logsnr_s, memory)"
+    what = "be a function (model, z, logsnr_t, logsnr_s, history)"
     raise InvalidType(argument, what, repr(step), hint or f"vdiff.sampling has {', '.join(STEPS)}")
 
 
@@ -67,6 +67,40 @@ def _levels_or_schedule(
     elif steps is None:
         hint = "the number of noise levels visited, 18 in EDM"
         raise InvalidType("steps", "be given with a schedule", None, hint)
+
+
+class _Watched(Counted):
+    """A model whose very first prediction is checked before a step computes with it. `first` holds
+    the first prediction since it was cleared."""
+
+    def __init__(self, model: Model, condition: Condition) -> None:
+        super().__init__(model, condition=condition)
+        self.first: list[Prediction] = []
+
+    def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+        try:
+            prediction = super().forward(z, logsnr, **condition)
+            if self.evaluations == 1:
+                _check_conditioning(prediction)
+        except InvalidArgument as error:
+            error.function = error.function or "sample"  # rather than the step that asks
+            raise
+        if not self.first:
+            self.first.append(prediction)
+        return prediction
+
+
+def _check_conditioning(prediction: Prediction) -> None:
+    """Raise where the network's output does not determine x̂ or ε̂ at this level; warn where they
+    have lost their digits."""
+    level, what = prediction.logsnr[0].item(), prediction.source
+    loss = max(what.rounding(prediction.logsnr[:1], prediction.out.dtype))
+    came, hint = f"{what!r} at λ = {level:g}", "predict v, or start at a level with some signal"
+    determined = "start where the model's output determines x̂ and ε̂"
+    require(loss < 1.0, "levels", determined, came, hint)
+    if loss > DIGITS:
+        lost = f"leaves x̂ or ε̂ with an error of {loss:.1g} by rounding"
+        warnings.warn(f"sample: {came} {lost}: {hint}", stacklevel=2)
 
 
 AnyStep = Annotated[Step, _a_step]
@@ -109,34 +143,34 @@ def trajectory(
     grid = torch.as_tensor(levels)
     warn_beyond_levels(model, grid)
     z = (z if differentiable else z.detach()).to(at_least_float32(z.dtype), copy=True)
-    watched, memory = _Watched(model, condition=condition), Memory((), generator)
-    return _walk(watched, z, grid.to(z.device), step, memory, differentiable)
+    watched, history = _Watched(model, condition), History((), generator)
+    return _walk(watched, z, grid.to(z.device), step, history, differentiable)
 
 
 def _walk(
-    model: Counted,
+    model: _Watched,
     z: Tensor,
     grid: Tensor,
     step: Step,
-    memory: Memory,
+    history: History,
     differentiable: bool,
 ) -> Iterator[tuple[Tensor, Prediction]]:
     graph = nullcontext if differentiable else torch.no_grad
     for i, (logsnr_t, logsnr_s) in enumerate(itertools.pairwise(grid.tolist())):
         t, s = (grid.new_full((len(z),), level) for level in (logsnr_t, logsnr_s))
+        model.first.clear()
         with graph(), evaluation_mode(model):
-            there = step(model, z, t, s, memory)
-        now = model.take_first()
-        if now is None:
-            evaluates, hint = "evaluate the model it is given", "first at (z, logsnr_t)"
-            raise InvalidValue("step", evaluates, repr(step), hint)
+            there = step(model, z, t, s, history)
+        evaluates, hint = "evaluate the model it is given", "first at (z, logsnr_t)"
+        require(bool(model.first), "step", evaluates, repr(step), hint)
+        [now] = model.first
         yield _to_keep(z, now)
         if not torch.isfinite(there).all():
             bad = int((~torch.isfinite(there)).flatten(1).any(1).sum())
             after = f"after step {i + 1}, from λ = {logsnr_t:g} to {logsnr_s:g}"
             came = f"NaN or infinity in {bad} of {len(z)} samples {after}"
             raise InvalidValue("model", "lead to finite states", came, _UNRELIABLE)
-        z, memory = there, memory.after(now)
+        z, history = there, history.after(now)
     with graph(), evaluation_mode(model):
         last = model(z, grid[-1:].expand(len(z)))
     came = f"NaN or infinity at the last level, λ = {grid[-1]:g}"
@@ -219,33 +253,6 @@ def _warn_of_scaled_noise(z: Tensor) -> None:
     if size > LARGE:
         hint = "noise is N(0, I) here at any σ; EDM's z is σ times that"
         warnings.warn(f"sample: z has a root mean square of {size:.3g}: {hint}", stacklevel=3)
-
-
-class _Watched(Counted):
-    """A model whose very first prediction is checked before a step computes with it."""
-
-    def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
-        try:
-            prediction = super().forward(z, logsnr, **condition)
-            if self.evaluations == 1:
-                _check_conditioning(prediction)
-        except InvalidArgument as error:
-            error.function = error.function or "sample"  # rather than the step that asks
-            raise
-        return prediction
-
-
-def _check_conditioning(prediction: Prediction) -> None:
-    """Raise where the network's output does not determine x̂ or ε̂ at this level; warn where they
-    have lost their digits."""
-    level, what = prediction.logsnr[0].item(), prediction.source
-    loss = max(what.rounding(prediction.logsnr[:1], prediction.out.dtype))
-    came, hint = f"{what!r} at λ = {level:g}", "predict v, or start at a level with some signal"
-    determined = "start where the model's output determines x̂ and ε̂"
-    require(loss < 1.0, "levels", determined, came, hint)
-    if loss > DIGITS:
-        lost = f"leaves x̂ or ε̂ with an error of {loss:.1g} by rounding"
-        warnings.warn(f"sample: {came} {lost}: {hint}", stacklevel=2)
 
 
 __all__ = ["STEPS", "sample", "trajectory"]

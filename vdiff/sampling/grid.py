@@ -113,7 +113,7 @@ def leading(schedule: Schedule, steps: Count) -> Float[Tensor, " steps"]:
     return table[torch.arange(steps - 1, -1, -1) * (len(table) // steps)]
 
 
-def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
+def logistic(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
     """The schedule to sample with when evaluations are few: a logistic law in λ, of mean ½ and
     scale 2.4.
 
@@ -122,7 +122,7 @@ def few_steps(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
     a given error (`benchmarks/step_order.py`); data of unit scale. The ends are those of
     `Karras()`, σ from 80 down to 0.002.
 
-    >>> few_steps()(torch.tensor([0.0, 0.5, 1.0]))
+    >>> logistic()(torch.tensor([0.0, 0.5, 1.0]))
     tensor([12.4000,  0.5641, -8.8000])
     """
     return Truncated(Logistic(0.5, 2.4), logsnr_max, logsnr_min)
@@ -148,4 +148,4 @@ def _at(schedule: Schedule, before: Tensor) -> Tensor:
     return levels
 
 
-__all__ = ["few_steps", "leading", "trailing", "uniform"]
+__all__ = ["leading", "logistic", "trailing", "uniform"]

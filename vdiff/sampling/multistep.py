@@ -30,7 +30,7 @@ from vdiff.denoiser import flow_time
 from vdiff.gaussian import per_example, sigma, to_float64
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.prediction import Prediction
-from vdiff.sampling.step import NOTHING, Memory, Model, is_at, move, scale
+from vdiff.sampling.step import NO_HISTORY, History, Model, is_at, move, scale
 
 # Gauss and Legendre's, on [−1, 1]
 NODES, MASS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(32))
@@ -43,7 +43,7 @@ def dpmpp_2m(
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
     logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
+    history: History = NO_HISTORY,
 ) -> Float[Tensor, "batch *dims"]:
     """DPM-Solver++(2M): the deterministic move with x̂_t + (h/2h_prev)(x̂_t − x̂_prev) for x̂;
     without a past, and to data (λ_s = +∞), with x̂_t. One evaluation, order 2. Lu et al.,
@@ -55,9 +55,9 @@ def dpmpp_2m(
     tensor([[0.9713]])
     """
     now = model(z, logsnr_t)
-    if not memory.past or is_at(torch.inf, logsnr_s):
+    if not history.predictions or is_at(torch.inf, logsnr_s):
         return move(now, logsnr_s)
-    before = memory.past[-1]
+    before = history.predictions[-1]
     t, s = to_float64(logsnr_t), to_float64(logsnr_s)
     ratio = per_example(0.5 * (s - t) / (t - to_float64(before.logsnr)), z)
     return move(Prediction(z, logsnr_t, now.x + ratio * (now.x - before.x), X()), logsnr_s)
@@ -79,7 +79,7 @@ def adams_bashforth(
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
     logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
+    history: History = NO_HISTORY,
     *,
     order: Count = 3,
     target: Parameterization = _FLOW,
@@ -115,7 +115,7 @@ def adams_bashforth(
     now = model(z, logsnr_t)
     if is_at(torch.inf, logsnr_s):
         return move(now, logsnr_s)
-    predictions = [*memory.past[1 - order :], now] if order > 1 else [now]
+    predictions = [*history.predictions[1 - order :], now] if order > 1 else [now]
     t, s = to_float64(logsnr_t), to_float64(logsnr_s)
     weights = _integrals(target, [to_float64(one.logsnr) for one in predictions], t, s)
     n_s = scale(target, s)

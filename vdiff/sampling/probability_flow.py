@@ -15,7 +15,7 @@ from vdiff._validate import FiniteData, require, validated
 from vdiff.denoiser import evaluation_mode
 from vdiff.flow import SolverError, State, solve
 from vdiff.gaussian import at_least_float32, to_float64
-from vdiff.sampling.step import NOTHING, Counted, Memory, Model, Step
+from vdiff.sampling.step import NO_HISTORY, Counted, History, Model, Step
 from vdiff.schedule import Schedule
 
 
@@ -32,7 +32,7 @@ def ode(
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
     logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
+    history: History = NO_HISTORY,
     *,
     method: str = "dopri5",
     rtol: float = 1e-5,
@@ -84,7 +84,7 @@ def _backwards(step: Any) -> None:
 
 
 @validated(rules=[_backwards, finite_end, known_range_of])
-def encode(
+def invert(
     model: AnyModel,
     z: FiniteData,
     *,
@@ -104,7 +104,7 @@ def encode(
     >>> from vdiff.oracle import GaussianMixture
     >>> from vdiff.schedule import Linear
     >>> oracle, schedule = GaussianMixture([1.0], [[0.0]], [[0.25]]), Linear(10.0, -10.0)
-    >>> round(encode(oracle, torch.full((1, 1), 0.5), schedule=schedule).item(), 3)
+    >>> round(invert(oracle, torch.full((1, 1), 0.5), schedule=schedule).item(), 3)
     1.0
     """
     model = original(model)
@@ -114,7 +114,7 @@ def encode(
     )
     with nullcontext() if differentiable else torch.no_grad(), evaluation_mode(model):
         counted, z = Counted(model, condition=condition), z.to(at_least_float32(z.dtype))
-        return step(counted, z, clean, noisy, NOTHING)
+        return step(counted, z, clean, noisy, NO_HISTORY)
 
 
-__all__ = ["SolverError", "encode", "ode"]
+__all__ = ["SolverError", "invert", "ode"]

@@ -1,7 +1,7 @@
 """Steps from one noise level to the next: plain functions (model, z_t, λ_t, λ_s) → z_s, with λ_s >
 λ_t.
 
-A step may read a `Memory`, its fifth argument: the predictions at earlier levels and the source of
+A step may read a `History`, its fifth argument: the predictions at earlier levels and the source of
 noise. It keeps nothing itself. Options are keywords, bound by
 `functools.partial`: `step=partial(ddim, eta=0.5)`.
 
@@ -39,33 +39,29 @@ Eta = Annotated[
     float,
     Number(at_least=0.0, at_most=1.0, hint="1 is ancestral sampling; more leaves no ε̂ to keep"),
 ]
-KEPT = 4  # predictions that a memory holds: no step here looks back further
+KEPT = 4  # predictions that a history holds: no step here looks back further
 
 
 @dataclass(frozen=True)
-class Memory:
+class History:
     """What a step may know beyond its own two levels: the last predictions, newest at the end, and
     where noise comes from.
-
-    >>> Memory().past
-    ()
     """
 
-    past: tuple[Prediction, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
     generator: Generators = None
 
-    def after(self, prediction: Prediction) -> "Memory":
-        """The memory of the next step."""
-        return Memory((*self.past, prediction)[-KEPT:], self.generator)
+    def after(self, prediction: Prediction) -> "History":
+        """The history of the next step."""
+        return History((*self.predictions, prediction)[-KEPT:], self.generator)
 
 
-Step = Callable[[Model, Tensor, Tensor, Tensor, Memory], Tensor]
-NOTHING = Memory()
+Step = Callable[[Model, Tensor, Tensor, Tensor, History], Tensor]
+NO_HISTORY = History()
 
 
 class Counted(nn.Module):
-    """A model that counts its own evaluations, and keeps the first prediction since the last
-    `take_first`.
+    """A model that counts its evaluations.
 
     >>> from vdiff import sample
     >>> from vdiff.oracle import GaussianMixture
@@ -80,25 +76,16 @@ class Counted(nn.Module):
     def __init__(self, model: Model, *, condition: Condition = None) -> None:
         super().__init__()
         self.model, self.condition, self.evaluations = model, dict(condition or {}), 0
-        self._first: Prediction | None = None
 
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
         """The model's prediction; raises unless it is a Prediction of the shape of z."""
         self.evaluations += 1
-        prediction = predicted(self.model, z, logsnr, self.condition | condition)
-        if self._first is None:
-            self._first = prediction
-        return prediction
+        return predicted(self.model, z, logsnr, self.condition | condition)
 
     @property
     def protocol(self) -> dict[str, object]:
         """The changes that wrappers made to the model, by name."""
         return dict(getattr(self.model, "protocol", {}))
-
-    def take_first(self) -> Prediction | None:
-        """The first prediction since the last call of this, or None."""
-        first, self._first = self._first, None
-        return first
 
 
 def predicted(model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
@@ -119,7 +106,7 @@ def ancestral(
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
     logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
+    history: History = NO_HISTORY,
     *,
     variance: ReverseVariance | None = None,
 ) -> Float[Tensor, "batch *dims"]:
@@ -146,7 +133,7 @@ def ancestral(
     require(known, "variance", "be known at λ = −∞", repr(now.variance), hint)
     t = to_float64(logsnr_t).clamp(min=PURE)
     return reverse_sample(
-        now, ChainStep(t, to_float64(logsnr_s) - t), noise_like(z, memory.generator)
+        now, ChainStep(t, to_float64(logsnr_s) - t), noise_like(z, history.generator)
     )
 
 
@@ -156,7 +143,7 @@ def ddim(
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
     logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
+    history: History = NO_HISTORY,
     *,
     eta: Eta = 0.0,
 ) -> Float[Tensor, "batch *dims"]:
@@ -182,7 +169,7 @@ def ddim(
     cleaner = high - torch.log((1 - eta**2) + eta**2 * torch.exp(-delta))
     kept = per_example(alpha(high) / alpha(cleaner), z) * move(now, cleaner)
     spread = eta * torch.sqrt(-torch.expm1(-delta)) * sigma(high)
-    return kept + per_example(spread, z) * noise_like(z, memory.generator)
+    return kept + per_example(spread, z) * noise_like(z, history.generator)
 
 
 @validated
@@ -191,7 +178,7 @@ def heun(
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
     logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
+    history: History = NO_HISTORY,
 ) -> Float[Tensor, "batch *dims"]:
     """EDM's step, Heun's rule in (z/α, σ/α): to λ_s with ε̂, and again with the mean of ε̂ at both
     ends. Two evaluations, order 2; one to data, λ_s = +∞, which is x̂. Karras et al.,
@@ -242,4 +229,4 @@ def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
     return combine((alpha(s) * b - sigma(s) * a) / n, prediction.z, of_out / n, prediction.out)
 
 
-__all__ = ["Counted", "Memory", "ancestral", "ddim", "heun"]
+__all__ = ["Counted", "History", "ancestral", "ddim", "heun"]

@@ -45,16 +45,18 @@ def mean_kl(
     oracle: GaussianMixture,
     step: Step,
     variance: ReverseVariance = SMALL,
-    head: Tensor | None = None,
+    variance_output: Tensor | None = None,
     knows_x: bool = False,
 ) -> Tensor:
-    """E of each step's KL with the exact denoiser and this variance; `head` is the network's
+    """E of each step's KL with the exact denoiser and this variance; `variance_output` is the network's
     output for it at each step."""
     rows = len(oracle.nodes(0.0)[2])
 
     def of(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
         said = predict_at(oracle, x, eps, level, {})
-        output = None if head is None else head.repeat_interleave(rows)[:, None]
+        output = (
+            None if variance_output is None else variance_output.repeat_interleave(rows)[:, None]
+        )
         e = eps if knows_x else said.eps
         at = Step(level, step.delta.repeat_interleave(rows))
         return reverse_kl(Prediction(said.z, level, e, Eps(), variance, output), x, eps, at)
@@ -96,8 +98,11 @@ def kl_at_the_best_variance(factor: float = 1.0, knows_x: bool = False) -> Sides
     expm1(Δ) E‖e‖²: lower at every step."""
     step = chain_of(5)
     best = best_excess(ORACLE, step)
-    head = step.variance.log() + factor * best
-    kls = [mean_kl(ORACLE, step, LOG, head, knows_x), mean_kl(ORACLE, step, SMALL, None, knows_x)]
+    variance_output = step.variance.log() + factor * best
+    kls = [
+        mean_kl(ORACLE, step, LOG, variance_output, knows_x),
+        mean_kl(ORACLE, step, SMALL, None, knows_x),
+    ]
     right = 0.5 * torch.stack([best, best.expm1()])
     return equal(torch.stack(kls), right, rel=1e-8, why=QUADRATURE)
 
