@@ -57,9 +57,9 @@ def saying(target: Parameterization) -> Callable[[Tensor, Tensor], Prediction]:
     return model
 
 
-def rounding(step: Step, target: Parameterization, schedule: Schedule, steps: int) -> list[float]:
+def rounding(step: Step, target: Parameterization, schedule: Schedule, levels: int) -> list[float]:
     """The largest difference between float32 and float64 for each seed."""
-    options = {"schedule": schedule, "steps": steps, "step": step}
+    options = {"schedule": schedule, "steps": levels - 1, "step": step}
     found = []
     for seed in range(SEEDS):
         single, double = (
@@ -73,7 +73,7 @@ def alone(tolerance: float, method: str, seed: int) -> Tensor:
     """How far each sample is from what it is without the others."""
     options = {
         "schedule": logistic(),
-        "steps": 2,
+        "steps": 1,
         "step": partial(ode, method=method, rtol=tolerance, atol=tolerance),
     }
     z = noise(seed)
@@ -100,17 +100,17 @@ def main() -> None:
         f"python {' '.join(sys.argv)}",
         f"torch {torch.__version__}; largest over {SAMPLES} samples: median and most of {SEEDS} seeds",
     ]
-    for low, steps, (grid, schedule) in product(
+    for low, levels, (grid, schedule) in product(
         (-20.0, -10.0), (6, 12), {"uniform in λ": Linear, "logistic": logistic}.items()
     ):
         lines += [
             "",
-            f"float32 against float64, {steps} levels {grid}, λ from {low:g} to {HIGH:g}, by what the model predicts",
+            f"float32 against float64, {levels} levels {grid}, λ from {low:g} to {HIGH:g}, by what the model predicts",
         ]
         lines.append(f"{'step':<12}" + "".join(f"{name:>22}" for name in ("ε", "x", "v", "u")))
         for name, step in STEPS.items():
             row = [
-                torch.tensor(rounding(step, target, schedule(HIGH, low), steps))
+                torch.tensor(rounding(step, target, schedule(HIGH, low), levels))
                 for target in (Eps(), X(), V(), Flow())
             ]
             lines.append(

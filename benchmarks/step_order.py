@@ -126,7 +126,7 @@ class Problem:
         evaluations it took."""
         counted = Counted(self.data)
         *_, (z, _) = vdiff.trajectory(
-            counted, self.start, levels=uniform(schedule, steps + 1), step=step
+            counted, self.start, levels=uniform(schedule, steps), step=step
         )
         return (
             (z - self.end).square().mean() / self.end.square().mean()

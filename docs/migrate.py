@@ -81,7 +81,13 @@ LOSS = (
 )
 CONDITION = "what the network is given is one mapping, condition={…}; no keyword is a condition"
 VERBS = ["weighted_elbo", "elbo", "hybrid_loss", "sample", "trajectory", "evaluate", "compare"]
+STEPS = "steps=n takes n steps through n + 1 noise levels; it visited n levels before: write n - 1"
 LOOK_AT = {"vdiff.Objective": LOSS} | {f"vdiff.{verb}": CONDITION for verb in VERBS}
+LOOK_AT |= {f"vdiff.{verb}": f"{STEPS}; {CONDITION}" for verb in ("sample", "trajectory")}
+LOOK_AT |= {
+    f"vdiff.sampling.{verb}": LOOK_AT[f"vdiff.{verb}"] for verb in ("sample", "trajectory")
+}
+LOOK_AT |= {"vdiff.sampling.uniform": STEPS}
 
 Edit = tuple[
     int, int, str

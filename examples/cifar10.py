@@ -304,7 +304,7 @@ def draw(
         objective.model,
         noise,
         schedule=grid,
-        steps=20,
+        steps=19,
         step=vdiff.sampling.adams_bashforth,
         **labels,
     )

@@ -297,7 +297,7 @@ class Ladder:
         )
         history = History(generator=generator_of(seed, 1, "samples"))
         for noisier, cleaner in pairwise(
-            uniform(self.table, self.chain + 1)
+            uniform(self.table, self.chain)
         ):  # not `sample`, which stops where a state is infinite
             z = ancestral(model.eval(), z, noisier.expand(len(z)), cleaner.expand(len(z)), history)
         x = z / alpha(torch.tensor(self.table.logsnr_max))

@@ -74,13 +74,13 @@ def main() -> None:
     picture, axes = plots.figure(2, 4, width=3.0, height=3.0)
     scatter(axes[0], exact, "exact flow", made=exact)
     say(f"{'step':<12}{'evaluations':>12}{'distance from the exact end':>30}")
-    for panel, (name, (step, schedule, steps)) in zip(axes[1:], samplers.items(), strict=False):
+    for panel, (name, (step, schedule, visited)) in zip(axes[1:], samplers.items(), strict=False):
         counted = Counted(RING)
         made = vdiff.sample(
             counted,
             noise,
             schedule=schedule,
-            steps=steps,
+            steps=visited - 1,
             step=step,
             generator=torch.Generator().manual_seed(1),
         )
@@ -97,7 +97,7 @@ def main() -> None:
             guided,
             noise,
             schedule=vdiff.sampling.logistic(high, low),
-            steps=20,
+            steps=19,
             step=vdiff.sampling.adams_bashforth,
             condition={"label": right},
         )

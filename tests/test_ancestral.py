@@ -77,7 +77,7 @@ def test_samples_have_the_moments_of_the_chain(schedule, mean, variance, steps):
             Gaussian([mean], [variance]),
             start,
             schedule=schedule,
-            steps=steps + 1,
+            steps=steps,
             generator=generator,
         )
     )
@@ -93,7 +93,7 @@ def test_a_sample_is_the_estimate_at_the_end_of_the_trajectory():
         GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]]),
         torch.randn(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
     )
-    options = {"schedule": Linear(13.3, -5.0), "steps": 20}
+    options = {"schedule": Linear(13.3, -5.0), "steps": 19}
     *_, (_, last) = trajectory(oracle, z, generator=torch.Generator().manual_seed(1), **options)
     assert torch.equal(
         sample(oracle, z, generator=torch.Generator().manual_seed(1), **options), last.x

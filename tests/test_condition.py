@@ -120,9 +120,9 @@ VERBS: dict[str, Callable[..., Any]] = {
         .bound(LEVELS, t=T, eps=EPS, **c)
         .total
     ),
-    "sample": lambda m, **c: sample(m, X, schedule=FINITE, steps=3, generator=seeded(), **c),
+    "sample": lambda m, **c: sample(m, X, schedule=FINITE, steps=2, generator=seeded(), **c),
     "trajectory": lambda m, **c: torch.stack(
-        [p.x for _, p in trajectory(m, X, schedule=FINITE, steps=3, generator=seeded(), **c)]
+        [p.x for _, p in trajectory(m, X, schedule=FINITE, steps=2, generator=seeded(), **c)]
     ),
     "invert": lambda m, **c: invert(m, X, schedule=FINITE, **c),
     "Counted.__init__": lambda m, **c: Counted(m, **c)(X, torch.zeros(6)).out,
@@ -276,13 +276,13 @@ def test_a_keyword_is_no_condition(verb):
 def test_guidance_replaces_what_a_mapping_gives():
     guided = Guided(Denoiser(Told(), V()), 2.0, {"steps": 0.0})
     by_mapping = sample(
-        guided, X, schedule=FINITE, steps=3, generator=seeded(), condition={"steps": T}
+        guided, X, schedule=FINITE, steps=2, generator=seeded(), condition={"steps": T}
     )
     by_keyword = sample(
         Guided(Denoiser(Told(), V()), 2.0, {"label": 0.0}),
         X,
         schedule=FINITE,
-        steps=3,
+        steps=2,
         generator=seeded(),
         condition={"label": T},
     )

@@ -167,8 +167,8 @@ PLACES: dict[
             draws=2,
         ),
     ),
-    "sample": (X, lambda v: sample(MODEL, v, schedule=SCHEDULE, steps=2)),
-    "trajectory": (X, lambda v: list(trajectory(MODEL, v, schedule=SCHEDULE, steps=2))),
+    "sample": (X, lambda v: sample(MODEL, v, schedule=SCHEDULE, steps=1)),
+    "trajectory": (X, lambda v: list(trajectory(MODEL, v, schedule=SCHEDULE, steps=1))),
     "invert": (X, lambda v: invert(MODEL, v, schedule=Linear(1.0, -1.0))),
     "noise_like": (X, noise_like),
     "to_uint8": (X, to_uint8),
@@ -302,9 +302,9 @@ LENGTHS: dict[str, Callable[[Any], Any]] = {
     "levels": lambda v: Categorical(v),
     "prior": lambda v: Categorical(17, prior=v),
     "table": lambda v: vdiff.denoiser.TableStep(v),
-    "sample step": lambda v: sample(MODEL, X, schedule=SCHEDULE, steps=2, step=[v]),  # type: ignore[arg-type]
+    "sample step": lambda v: sample(MODEL, X, schedule=SCHEDULE, steps=1, step=[v]),  # type: ignore[arg-type]
     "sample levels": lambda v: sample(MODEL, X, levels=v),
-    "sample generator": lambda v: sample(MODEL, X, schedule=SCHEDULE, steps=2, generator=[v]),
+    "sample generator": lambda v: sample(MODEL, X, schedule=SCHEDULE, steps=1, generator=[v]),
     "unconditional": lambda v: Guided(MODEL, 2.0, v)(X, LAM, label=LEVELS),
     "unconditional label": lambda v: Guided(MODEL, 2.0, {"label": v})(X, LAM, label=LEVELS),
     "interval": lambda v: Guided(MODEL, 2.0, {"label": 0}, interval=v),

@@ -42,7 +42,7 @@ def endpoints(case, name, levels):
         oracle(case),
         vector(states)[:, None],
         schedule=Linear(10.0, -5.0),
-        steps=levels,
+        steps=levels - 1,
         step=STEPS[name],
     )
     return dict(zip(states, z0, strict=True))

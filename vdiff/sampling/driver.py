@@ -65,7 +65,7 @@ def _levels_or_schedule(
         hint = "sample(model, z, schedule=…, steps=…), or levels=…"
         raise InvalidType("schedule", "be given, with steps; or levels instead", None, hint)
     elif steps is None:
-        hint = "the number of noise levels visited, 18 in EDM"
+        hint = "T, the steps of a chain; EDM's 18 with the one to data are steps=17"
         raise InvalidType("steps", "be given with a schedule", None, hint)
 
 
@@ -132,7 +132,7 @@ def trajectory(
     >>> from vdiff.oracle import GaussianMixture
     >>> from vdiff.schedule import Linear
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
-    >>> path = trajectory(oracle, torch.randn(4, 1), schedule=Linear(), steps=3)
+    >>> path = trajectory(oracle, torch.randn(4, 1), schedule=Linear(), steps=2)
     >>> [round(prediction.logsnr[0].item(), 1) for z, prediction in path]
     [-5.0, 4.2, 13.3]
     """
@@ -207,9 +207,9 @@ def sample(
             schedule. Its modules are in evaluation mode meanwhile, for every thread that uses
             them. While a model trains, sample from a copy.
         z: (batch, …) noise, N(0, I) at the first level; it is taken to float32 at least.
-        schedule, steps: the levels are `uniform(schedule, steps)`: `steps` equidistant times from
-            t = 1 to t = 0. `Karras()` with 18 steps is EDM's grid; a chain of T steps, whose bound
-            is `elbo(..., steps=T)`, has T + 1 levels.
+        schedule, steps: the levels are `uniform(schedule, steps)`, those of the chain whose bound
+            is `elbo(..., steps=T)`: T + 1, from t = 1 to t = 0. EDM's 18 steps are `Karras()` with
+            steps=17, since it counts the step to data too.
         levels: instead of these, the log-SNRs themselves, rising: `trailing(schedule, steps)`,
             `leading(…)`, or an array. The first may be −∞, pure noise, for a model that predicts
             x, v or the rectified flow, and any step but `heun`.
@@ -222,8 +222,8 @@ def sample(
         condition: what the model is given beside z and λ, as in `weighted_elbo`.
 
     Returns:
-        x̂, (batch, …). A decoder's `decode`, `to_levels` or `to_uint8` make data of it. A step of
-        one evaluation takes `steps` of them altogether, `heun` 2·steps − 1; `Counted(model)`
+        x̂, (batch, …). A decoder's `decode`, `to_levels` or `to_uint8` make data of it. Steps of
+        one evaluation take `steps` + 1 of them altogether, `heun` 2·`steps` + 1; `Counted(model)`
         counts.
 
     Raises:
@@ -238,7 +238,7 @@ def sample(
     >>> from vdiff.oracle import GaussianMixture
     >>> from vdiff.schedule import Linear
     >>> oracle = GaussianMixture([1.0], [[3.0]], [[0.01]])
-    >>> sample(oracle, torch.randn(1000, 1), schedule=Linear(), steps=50).mean().round()
+    >>> sample(oracle, torch.randn(1000, 1), schedule=Linear(), steps=49).mean().round()
     tensor(3.)
     """
     grid: dict[str, Any] = {"schedule": schedule, "steps": steps, "levels": levels, "step": step}

@@ -2,8 +2,8 @@
 
 Any schedule is a grid, whatever a model was trained with: `Linear` is uniform in λ, `Cosine` in
 the angle arctan σ/α, `OptimalTransport` in rectified flow's t, `Karras` in σ^{1/ρ}, a `Tabulated`
-in its own steps. `steps` counts the levels visited before data; from the last one, x̂ is the step
-to data.
+in its own steps. `steps` are those into which a grid divides the time from 1 to 0. From the last
+level, x̂ is the step to data.
 """
 
 from collections.abc import Sequence
@@ -55,16 +55,14 @@ Grid = Annotated[Tensor | np.ndarray | Sequence[float], rising]
 
 
 @validated
-def uniform(schedule: Schedule, steps: Count) -> Float[Tensor, " steps"]:
-    """The schedule at `steps` equidistant times from t = 1 to t = 0, both included; one step is t
-    = 1 alone.
+def uniform(schedule: Schedule, steps: Count) -> Float[Tensor, " levels"]:
+    """t = 1, 1 − 1/T, …, 1/T, 0: the T + 1 levels of a chain of T = `steps` steps.
 
     >>> from vdiff.schedule import Linear
-    >>> uniform(Linear(10.0, -10.0), 3)
+    >>> uniform(Linear(10.0, -10.0), 2)
     tensor([-10.,   0.,  10.], dtype=torch.float64)
     """
-    times = torch.arange(steps, dtype=torch.float64, device="cpu") / max(steps - 1, 1)
-    return _at(schedule, times)
+    return _at(schedule, torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps)
 
 
 @validated

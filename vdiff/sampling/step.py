@@ -67,7 +67,7 @@ class Counted(nn.Module):
     >>> from vdiff.oracle import GaussianMixture
     >>> from vdiff.schedule import Karras
     >>> model = Counted(GaussianMixture([1.0], [[0.0]], [[1.0]]))
-    >>> made = sample(model, torch.randn(4, 1), schedule=Karras(), steps=18, step=heun)
+    >>> made = sample(model, torch.randn(4, 1), schedule=Karras(), steps=17, step=heun)
     >>> model.evaluations  # as in EDM: two for each of 17 steps, one for the last
     35
     """

@@ -136,7 +136,7 @@ def ancestral_samples_have_the_chains_law(claimed: int = 4) -> Sides:
             slope**2 * variance + var_s * new / var_t,
         )
     z, generator = normal("start", 40_000, 1), torch.Generator().manual_seed(0)
-    options: dict[str, Any] = {"schedule": schedule, "steps": 5, "generator": generator}
+    options: dict[str, Any] = {"schedule": schedule, "steps": 4, "generator": generator}
     *_, (last, _) = trajectory(Gaussian([m], [v]), z, **options)
     draws = torch.cat([last, (last - mean).square()], 1)
     return sampled(draws, torch.stack([mean, variance]))
