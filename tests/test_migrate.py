@@ -56,3 +56,13 @@ def test_the_script_shows_and_writes(tmp_path):
     assert "loss=Weighted(…), VLB(decoder, …)" in shown.stderr
     subprocess.run([*command, "--write"], capture_output=True, check=True)
     assert file.read_text().startswith(NEW)
+
+
+def test_the_steps_of_a_sampler_are_to_be_looked_at():
+    migration = migrate.Migration(
+        "from vdiff.sampling import encode, few_steps, sample\n"
+        "sample(model, z, schedule=few_steps(), steps=18)\n"
+    )
+    assert "sampling import invert, logistic, sample\n" in migration.result()
+    assert "schedule=logistic(), steps=18)" in migration.result()
+    assert [note for note in migration.notes if "write n - 1" in note and "line 2" in note]
