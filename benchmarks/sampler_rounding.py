@@ -27,7 +27,7 @@ from vdiff import sample
 from vdiff.oracle import GaussianMixture
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.prediction import Prediction
-from vdiff.sampling import adams_bashforth, ddim, dpmpp_2m, few_steps, heun, ode
+from vdiff.sampling import adams_bashforth, ddim, dpmpp_2m, heun, logistic, ode
 from vdiff.sampling.step import Step
 from vdiff.schedule import Linear, Schedule
 from vdiff.terminal import replace_unencodable, say
@@ -59,9 +59,9 @@ def saying(target: Parameterization) -> Callable[[Tensor, Tensor], Prediction]:
     return model
 
 
-def rounding(step: Step, target: Parameterization, schedule: Schedule, steps: int) -> list[float]:
+def rounding(step: Step, target: Parameterization, schedule: Schedule, levels: int) -> list[float]:
     """The largest difference between float32 and float64 for each seed."""
-    options = {"schedule": schedule, "steps": steps, "step": step}
+    options = {"schedule": schedule, "steps": levels - 1, "step": step}
     found = []
     for seed in range(SEEDS):
         single, double = (
@@ -74,8 +74,8 @@ def rounding(step: Step, target: Parameterization, schedule: Schedule, steps: in
 def alone(tolerance: float, method: str, seed: int) -> Tensor:
     """How far each sample is from what it is without the others."""
     options = {
-        "schedule": few_steps(),
-        "steps": 2,
+        "schedule": logistic(),
+        "steps": 1,
         "step": partial(ode, method=method, rtol=tolerance, atol=tolerance),
     }
     z = noise(seed)
@@ -102,17 +102,17 @@ def main() -> None:
         f"python {' '.join(sys.argv)}",
         f"torch {torch.__version__}; largest over {SAMPLES} samples: median and most of {SEEDS} seeds",
     ]
-    for low, steps, (grid, schedule) in product(
-        (-20.0, -10.0), (6, 12), {"uniform in λ": Linear, "few_steps": few_steps}.items()
+    for low, levels, (grid, schedule) in product(
+        (-20.0, -10.0), (6, 12), {"uniform in λ": Linear, "logistic": logistic}.items()
     ):
         lines += [
             "",
-            f"float32 against float64, {steps} levels {grid}, λ from {low:g} to {HIGH:g}, by what the model predicts",
+            f"float32 against float64, {levels} levels {grid}, λ from {low:g} to {HIGH:g}, by what the model predicts",
         ]
         lines.append(f"{'step':<12}" + "".join(f"{name:>22}" for name in ("ε", "x", "v", "u")))
         for name, step in STEPS.items():
             row = [
-                torch.tensor(rounding(step, target, schedule(HIGH, low), steps))
+                torch.tensor(rounding(step, target, schedule(HIGH, low), levels))
                 for target in (Eps(), X(), V(), Flow())
             ]
             lines.append(

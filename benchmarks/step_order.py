@@ -9,7 +9,7 @@ probability-flow ODE:
   square of the end points. Each sampler takes the grid that is best for it on the problems to
   choose by (rings of five and six Gaussians, random mixtures in 2 and 16 dimensions); the same
   choice is then measured on others with other seeds (a ring of eight, other random mixtures). The
-  grid `few_steps` was chosen on problems of the first kind too. All have the same range of σ,
+  grid `logistic` was chosen on problems of the first kind too. All have the same range of σ,
   EDM's 80 to 0.002, which alone can halve a count. "AB3, rectified" is the plain third-order rule
   on the rectified path in its own uniform time.
 
@@ -41,7 +41,7 @@ GRIDS = {
     "Karras ρ=7": vdiff.schedule.Karras(SIGMA_MIN, SIGMA_MAX),
     "angle": vdiff.schedule.Cosine(HIGH, LOW),
     "rectified t": vdiff.schedule.OptimalTransport(HIGH, LOW),
-    "few_steps": vdiff.sampling.few_steps(HIGH, LOW),
+    "logistic": vdiff.sampling.logistic(HIGH, LOW),
 }
 TARGETS = {
     "x": vdiff.parameterization.X(),
@@ -126,7 +126,7 @@ class Problem:
         evaluations it took."""
         counted = Counted(self.data)
         *_, (z, _) = vdiff.trajectory(
-            counted, self.start, levels=uniform(schedule, steps + 1), step=step
+            counted, self.start, levels=uniform(schedule, steps), step=step
         )
         return (
             (z - self.end).square().mean() / self.end.square().mean()

@@ -30,7 +30,7 @@ ROOMS = {
     "vdiff.recipes": "Recipe",
     "vdiff.resampling": "LossSecondMoment",
     "vdiff.reverse": "MonteCarlo RaoBlackwell",
-    "vdiff.sampling": "Clipped Guided ancestral ddim dpmpp_2m encode few_steps heun ode",
+    "vdiff.sampling": "Clipped Guided ancestral ddim dpmpp_2m heun ode",
     "vdiff.schedule": "Adaptive Cosine Histogram Karras Laplace LearnedLinear Linear "
     "LinearBeta Monotone Normal OptimalTransport Schedule Shifted SignalPower Spectral Spline Tabulated",
     "vdiff.times": "stratified",
@@ -47,11 +47,16 @@ MOVED |= {
     "vdiff.LogVariance": "vdiff.variance.LearnedLogVariance",
     "vdiff.Range": "vdiff.variance.LearnedRange",
     "vdiff.adams": "vdiff.sampling.adams_bashforth",
+    "vdiff.encode": "vdiff.sampling.invert",
+    "vdiff.few_steps": "vdiff.sampling.logistic",
     "vdiff.chain.hybrid": "vdiff.hybrid_loss",
     "vdiff.hybrid": "vdiff.hybrid_loss",
     "vdiff.parameterization.Exploding": "vdiff.parameterization.VarianceExploding",
     "vdiff.parameterization.Prediction": "vdiff.Prediction",
+    "vdiff.sampling.Memory": "vdiff.sampling.History",
     "vdiff.sampling.adams": "vdiff.sampling.adams_bashforth",
+    "vdiff.sampling.encode": "vdiff.sampling.invert",
+    "vdiff.sampling.few_steps": "vdiff.sampling.logistic",
     "vdiff.training.over_ranks": "vdiff.training.all_reduce",
     "vdiff.variance.Forward": "vdiff.variance.FixedLarge",
     "vdiff.variance.LogVariance": "vdiff.variance.LearnedLogVariance",
@@ -62,6 +67,7 @@ MOVED |= {
 }
 METHODS = {
     "but": "replace",
+    "excess": "log_variance_ratio",
     "stopped": "detach_mean",
 }  # old attribute -> new attribute, of objects of vdiff
 DECODERS = [f"vdiff.decoder.{name}" for name in ("Categorical", "DiscretizedGaussian", "Gaussian")]
@@ -69,6 +75,7 @@ DECODERS = [f"vdiff.decoder.{name}" for name in ("Categorical", "DiscretizedGaus
 KEYWORDS = {(one, "closed"): "levels_at_ends" for one in DECODERS}
 KEYWORDS |= {(one, "denoise"): "uses_network" for one in DECODERS}
 KEYWORDS |= {(one, "clip"): "posterior_variance" for one in DECODERS}
+KEYWORDS |= {("vdiff.Prediction", "head"): "variance_output"}
 LOSS = (
     "loss=Weighted(…), VLB(decoder, …) or Hybrid(steps, …) of vdiff.objective replaces weighting, "
     "decoder, steps, bound_weight and resampling"
@@ -97,6 +104,12 @@ VERBS = ["weighted_elbo", "elbo", "hybrid_loss", "sample", "trajectory", "evalua
 ENDS = "its ends are keywords, logsnr_max= and logsnr_min="
 LOOK_AT = {"vdiff.Objective": LOSS} | {f"vdiff.{verb}": CONDITION for verb in VERBS}
 LOOK_AT |= {"vdiff.weighting.Custom": ENDS, "vdiff.denoiser.ScaledGamma": ENDS}
+STEPS = "steps=n takes n steps through n + 1 noise levels; it visited n levels before: write n - 1"
+LOOK_AT |= {f"vdiff.{verb}": f"{STEPS}; {CONDITION}" for verb in ("sample", "trajectory")}
+LOOK_AT |= {
+    f"vdiff.sampling.{verb}": LOOK_AT[f"vdiff.{verb}"] for verb in ("sample", "trajectory")
+}
+LOOK_AT |= {"vdiff.sampling.uniform": STEPS}
 
 Edit = tuple[
     int, int, str

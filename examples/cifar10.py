@@ -299,12 +299,12 @@ def draw(
         if config.conditional
         else {}
     )
-    grid = vdiff.sampling.few_steps(schedule.logsnr_max, schedule.logsnr_min)
+    grid = vdiff.sampling.logistic(schedule.logsnr_max, schedule.logsnr_min)
     made = vdiff.sample(
         objective.model,
         noise,
         schedule=grid,
-        steps=20,
+        steps=19,
         step=vdiff.sampling.adams_bashforth,
         **labels,
     )

@@ -176,7 +176,7 @@ def draw_figures(
         objective.model,
         noise,
         schedule=sampling,
-        steps=100,
+        steps=99,  # 100 levels
         generator=generator_of(0, 1, "samples"),
     )
     with atomic_write(run.figures / "samples.png") as path:

@@ -46,7 +46,7 @@ from vdiff.likelihood import evaluate
 from vdiff.metrics import mmd
 from vdiff.nn import MLP
 from vdiff.parameterization import Eps, PosteriorMean, X
-from vdiff.sampling import Memory, ancestral, uniform
+from vdiff.sampling import History, ancestral, uniform
 from vdiff.schedule import Tabulated
 from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of, offset_of, on_chain, stratified
@@ -69,9 +69,11 @@ class Output(ReverseVariance):
 
     learned = True
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Tensor:
-        assert head is not None
-        return torch.log(head.abs() + 1e-8) - per_example(step.variance.log(), head)
+    def log_variance_ratio(self, step: Step, variance_output: Tensor | None = None) -> Tensor:
+        assert variance_output is not None
+        return torch.log(variance_output.abs() + 1e-8) - per_example(
+            step.variance.log(), variance_output
+        )
 
 
 VARIANCES = {
@@ -293,11 +295,11 @@ class Ladder:
             *self.images.test.shape[1:],
             generator=generator_of(seed, 0, "samples"),
         )
-        memory = Memory(generator=generator_of(seed, 1, "samples"))
+        history = History(generator=generator_of(seed, 1, "samples"))
         for noisier, cleaner in pairwise(
-            uniform(self.table, self.chain + 1)
+            uniform(self.table, self.chain)
         ):  # not `sample`, which stops where a state is infinite
-            z = ancestral(model.eval(), z, noisier.expand(len(z)), cleaner.expand(len(z)), memory)
+            z = ancestral(model.eval(), z, noisier.expand(len(z)), cleaner.expand(len(z)), history)
         x = z / alpha(torch.tensor(self.table.logsnr_max))
         return self.decoder.decode(x.nan_to_num()), 1 - torch.isfinite(x.flatten(1)).all(
             1

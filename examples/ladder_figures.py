@@ -209,7 +209,7 @@ def draw_strips(
             model,
             eps,
             schedule=ladder.table,
-            steps=ladder.chain + 1,
+            steps=ladder.chain,
             generator=generator_of(0, 1, "strips"),
         )
     )

@@ -61,26 +61,26 @@ def main() -> None:
     exact = SOLVED(RING, noise, *levels)
 
     samplers = {  # as many levels as twelve evaluations allow
-        "ancestral": (vdiff.sampling.ancestral, vdiff.sampling.few_steps(high, low), BUDGET),
-        "ddim": (vdiff.sampling.ddim, vdiff.sampling.few_steps(high, low), BUDGET),
-        "heun": (vdiff.sampling.heun, vdiff.sampling.few_steps(high, low), BUDGET // 2),
-        "dpmpp_2m": (vdiff.sampling.dpmpp_2m, vdiff.sampling.few_steps(high, low), BUDGET),
+        "ancestral": (vdiff.sampling.ancestral, vdiff.sampling.logistic(high, low), BUDGET),
+        "ddim": (vdiff.sampling.ddim, vdiff.sampling.logistic(high, low), BUDGET),
+        "heun": (vdiff.sampling.heun, vdiff.sampling.logistic(high, low), BUDGET // 2),
+        "dpmpp_2m": (vdiff.sampling.dpmpp_2m, vdiff.sampling.logistic(high, low), BUDGET),
         "adams_bashforth": (
             vdiff.sampling.adams_bashforth,
-            vdiff.sampling.few_steps(high, low),
+            vdiff.sampling.logistic(high, low),
             BUDGET,
         ),
     }
     picture, axes = plots.figure(2, 4, width=3.0, height=3.0)
     scatter(axes[0], exact, "exact flow", made=exact)
     say(f"{'step':<12}{'evaluations':>12}{'distance from the exact end':>30}")
-    for panel, (name, (step, schedule, steps)) in zip(axes[1:], samplers.items(), strict=False):
+    for panel, (name, (step, schedule, visited)) in zip(axes[1:], samplers.items(), strict=False):
         counted = Counted(RING)
         made = vdiff.sample(
             counted,
             noise,
             schedule=schedule,
-            steps=steps,
+            steps=visited - 1,
             step=step,
             generator=torch.Generator().manual_seed(1),
         )
@@ -96,14 +96,14 @@ def main() -> None:
         made = vdiff.sample(
             guided,
             noise,
-            schedule=vdiff.sampling.few_steps(high, low),
-            steps=20,
+            schedule=vdiff.sampling.logistic(high, low),
+            steps=19,
             step=vdiff.sampling.adams_bashforth,
             condition={"label": right},
         )
         scatter(panel, of_right, f"right half, guidance {scale:g}", made)
 
-    encoded = vdiff.sampling.encode(
+    encoded = vdiff.sampling.invert(
         RING, exact, schedule=vdiff.schedule.Linear(high, low), step=SOLVED
     )
     say(f"encoding returns to the noise within {(encoded - noise).abs().max():.1e}")

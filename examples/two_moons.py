@@ -59,7 +59,7 @@ class Settings:
     snapshots: int = 13  # at geometric steps of the training, the first before it
     bound_draws: int = 32  # for each held-out point
     samples: int = 1000
-    sampling: int = 100  # steps of ancestral sampling
+    sampling: int = 100  # noise levels that ancestral sampling visits
     times: int = 12  # of the chain, at which variances are measured
     points: int = 256  # of held-out data, for the variances
     repeats: int = 16  # draws for each
@@ -188,7 +188,7 @@ def worth(model: nn.Module, held_out: Tensor, settings: Settings) -> Tensors:
         model,
         noise,
         schedule=SCHEDULE,
-        steps=settings.sampling,
+        steps=settings.sampling - 1,
         generator=generator_of(0, 1, "samples"),
     )
     nats = bound(

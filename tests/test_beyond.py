@@ -18,7 +18,7 @@ from vdiff.denoiser import ScaledGamma, ScheduleTime, TableStep
 from vdiff.likelihood import compare, evaluate, ode_likelihood, path_importance
 from vdiff.nn import MLP, FourierFeatures
 from vdiff.parameterization import Eps, V
-from vdiff.sampling import Clipped, ddim, few_steps, trailing
+from vdiff.sampling import Clipped, ddim, logistic, trailing
 from vdiff.schedule import (
     Cosine,
     Custom,
@@ -186,7 +186,7 @@ def test_every_loss_evaluation_and_sampler_says_it():
         ),
         "ode_likelihood": lambda one: ode_likelihood(one, X, schedule=wide),
         "path_importance": lambda one: path_importance(one, DATA, steps=4, samples=2, **options),
-        "sample": lambda one: sample(one, z, schedule=wide, steps=5, step=ddim),
+        "sample": lambda one: sample(one, z, schedule=wide, steps=4, step=ddim),
     }
     for name, call in calls.items():
         said = warned(lambda call=call: call(told(TableStep(TABLE), V())))
@@ -205,9 +205,9 @@ def test_samplers_are_watched_by_their_levels():
     assert warned(lambda: sample(model, z, levels=trailing(TABLE, 4), step=ddim)) == []
     (said,) = warned(lambda: sample(model, z, levels=[-9.0, 0.0, 10.0, 11.0], step=ddim))
     assert "50 % of the draws lie outside" in said
-    (said,) = warned(lambda: sample(model, z, schedule=few_steps(), steps=5, step=ddim))
+    (said,) = warned(lambda: sample(model, z, schedule=logistic(), steps=4, step=ddim))
     assert "is called with λ from -8.8 to 12.4: 20 % of the draws lie outside" in said
-    assert warned(lambda: sample(model, z, schedule=Karras(0.02, 80.0), steps=5, step=ddim)) == []
+    assert warned(lambda: sample(model, z, schedule=Karras(0.02, 80.0), steps=4, step=ddim)) == []
 
 
 def test_what_a_network_has_inside_is_found():
@@ -219,7 +219,7 @@ def test_what_a_network_has_inside_is_found():
             len(
                 warned(
                     lambda model=model: sample(
-                        model, torch.randn(2, 2), schedule=Cosine(), steps=3, step=ddim
+                        model, torch.randn(2, 2), schedule=Cosine(), steps=2, step=ddim
                     )
                 )
             )

@@ -44,14 +44,14 @@ CLAIMS = [  # page, the text whose groups hold the numbers, the result file, wha
     ("README.md", r"in place of (\S+ ± \S+)\.\n", LADDER, "| ε/range/hybrid |"),
     ("README.md", r"plain squared error, (\S+ ± \S+) bits/dim worse", LADDER, "Likelihood and samples part ways"),
     *((SAMPLERS, rf"\| {row}[^|]*\|[^|]*\|(.*)", ORDERS, line) for row, line in (
-        (r"`adams_bashforth`, u \(the default\) \| `few", "adams_bashforth 3, u"),
+        (r"`adams_bashforth`, u \(the default\) \| `logistic", "adams_bashforth 3, u"),
         (r"`adams_bashforth`, v", "adams_bashforth 3, v"),
-        (r"`adams_bashforth`, ε \| `few", "adams_bashforth 3, ε"),
+        (r"`adams_bashforth`, ε \| `logistic", "adams_bashforth 3, ε"),
         (r"`adams_bashforth`, x", "adams_bashforth 3, x"),
         ("third-order Adams–Bashforth", "AB3, rectified"),
         ("`dpmpp_2m`", "dpmpp_2m  "),
-        (r"`heun` \| `few", "heun  "),
-        (r"`ddim` \| `few", "ddim  "),
+        (r"`heun` \| `logistic", "heun  "),
+        (r"`ddim` \| `logistic", "ddim  "),
     )),
     *((SAMPLERS, rf"\| {row} \|([^`]*)\|\n", FLOAT32, line) for row, line in (
         (r"`adams_bashforth`, u \(the default\)", "adams_bashforth  "),

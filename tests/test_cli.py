@@ -19,8 +19,8 @@ from vdiff.sampling import (
     adams_bashforth,
     ancestral,
     ddim,
-    few_steps,
     leading,
+    logistic,
     ode,
     per_sample_generators,
     start,
@@ -68,7 +68,7 @@ def test_samples_are_written(run, capsys):
                 "--count",
                 "10",
                 "--steps",
-                "4",
+                "3",
                 "--batch",
                 "4",
                 "--gif",
@@ -86,7 +86,7 @@ def test_samples_are_written(run, capsys):
         written["data"], np.round((written["x"] + 1) * 8.5 - 0.5).clip(0, 16)
     )
     settings = json.loads(str(written["settings"]))
-    assert (settings["seed"], settings["steps"]) == (0, 4)
+    assert (settings["seed"], settings["steps"], settings["levels"]) == (0, 3, 4)
     with Image.open(folder / "samples" / "samples.png") as picture:
         picture.load()
     assert (picture.width % 37, picture.height % 28) == (
@@ -116,7 +116,7 @@ def test_the_samples_do_not_depend_on_the_batch_and_do_on_the_seed(run, tmp_path
             "--count",
             "6",
             "--steps",
-            "3",
+            "2",
             "--out",
             str(tmp_path / name),
             "--quiet",
@@ -134,11 +134,11 @@ def test_samples_by_class_and_guidance(run):
         "--count",
         "7",
         "--steps",
-        "3",
+        "2",
         "--step",
         "adams_bashforth",
         "--grid",
-        "few",
+        "logistic",
         "--quiet",
         "--clip",
         "--draw",
@@ -170,7 +170,7 @@ def test_the_file_says_how_many_evaluations_a_sample_took_as_the_screen_does(
                 "--batch",
                 str(batch),
                 "--steps",
-                "4",
+                "3",
                 "--quiet",
                 *options,
             ]
@@ -199,20 +199,20 @@ def test_the_levels_are_those_asked_for(run, tmp_path):
     trained, own = Linear(9.0, -7.0), Cosine(5.0, -5.0)
     asked = {
         (): uniform(Cosine(9.0, -7.0), 100),
-        ("--grid", "run", "--steps", "5"): uniform(trained, 5),
+        ("--grid", "run", "--steps", "4"): uniform(trained, 4),
         ("--grid", "run", "--steps", "5", "--spacing", "trailing"): trailing(trained, 5),
-        ("--grid", "few", "--steps", "4", "--spacing", "leading"): leading(
-            few_steps(9.0, -7.0), 4
+        ("--grid", "logistic", "--steps", "4", "--spacing", "leading"): leading(
+            logistic(9.0, -7.0), 4
         ),
-        ("--grid", "karras", "--steps", "4"): uniform(Karras(math.exp(-4.5), math.exp(3.5)), 4),
-        ("--grid", f"{mine}:schedule", "--steps", "4"): uniform(own, 4),
+        ("--grid", "karras", "--steps", "3"): uniform(Karras(math.exp(-4.5), math.exp(3.5)), 3),
+        ("--grid", f"{mine}:schedule", "--steps", "3"): uniform(own, 3),
         ("--grid", f"{mine}:row"): torch.tensor([-6.0, -1.0, 2.5]),
         ("--step", "ode", "--rtol", "0.1", "--atol", "0.1"): torch.tensor([-7.0, 9.0]),
     }
     for options, wanted in asked.items():
         settings, levels, _ = settings_of(folder, *options)
         np.testing.assert_allclose(levels, wanted.numpy(), rtol=1e-6, atol=1e-9)
-        assert settings["steps"] == len(wanted)
+        assert settings["levels"] == len(wanted)
 
 
 def test_the_options_of_a_step_reach_it(run):
@@ -225,11 +225,11 @@ def test_the_options_of_a_step_reach_it(run):
         ("--step", "adams_bashforth", "--order", "2", "--target", "v"): partial(
             adams_bashforth, order=2, target=V()
         ),
-        ("--step", "ode", "--method", "rk4", "--steps", "6"): partial(ode, method="rk4"),
+        ("--step", "ode", "--method", "rk4", "--steps", "5"): partial(ode, method="rk4"),
         ("--step", "ode", "--rtol", "0.01", "--atol", "0.02"): partial(ode, rtol=0.01, atol=0.02),
     }
     for options, step in asked.items():
-        settings, levels, x = settings_of(folder, "--steps", "3", *options)
+        settings, levels, x = settings_of(folder, "--steps", "2", *options)
         generators = per_sample_generators(0, range(2))
         z = start((1, 8, 8), generators)
         wanted = sample(model, z, levels=levels, step=step, generator=generators)
@@ -242,7 +242,7 @@ def test_the_options_of_a_step_reach_it(run):
 
 def test_guidance_within_an_interval(run):
     """Three levels of λ = −7, 1, 9, of which one is guided: four evaluations."""
-    options = ["--steps", "3", "--grid", "linear", "--guidance", "2", "--null-label", "3"]
+    options = ["--steps", "2", "--grid", "linear", "--guidance", "2", "--null-label", "3"]
     folder = run(labels=4)
     assert settings_of(folder, *options)[0]["evaluations"] == 6
     settings, _, x = settings_of(folder, *options, "--interval", "-3", "4")
@@ -317,7 +317,7 @@ def test_the_program_explains_itself():
         "--gif",
         "trajectory.gif",
         "adams_bashforth",
-        "few",
+        "logistic",
         "FILE.py:NAME",
         "trailing",
         "--interval",

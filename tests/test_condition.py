@@ -29,7 +29,7 @@ from vdiff.likelihood import (
 from vdiff.objective import VLB
 from vdiff.oracle import Gaussian as GaussianData
 from vdiff.parameterization import V
-from vdiff.sampling import Counted, Guided, encode, sample, trajectory
+from vdiff.sampling import Counted, Guided, invert, sample, trajectory
 from vdiff.schedule import Linear
 from vdiff.training import Validation
 from vdiff.weighting import Sigmoid
@@ -120,12 +120,12 @@ VERBS: dict[str, Callable[..., Any]] = {
         .bound(LEVELS, t=T, eps=EPS, **c)
         .total
     ),
-    "sample": lambda m, **c: sample(m, X, schedule=FINITE, steps=3, generator=seeded(), **c),
+    "sample": lambda m, **c: sample(m, X, schedule=FINITE, steps=2, generator=seeded(), **c),
     "trajectory": lambda m, **c: torch.stack(
-        [p.x for _, p in trajectory(m, X, schedule=FINITE, steps=3, generator=seeded(), **c)]
+        [p.x for _, p in trajectory(m, X, schedule=FINITE, steps=2, generator=seeded(), **c)]
     ),
-    "encode": lambda m, **c: encode(m, X, schedule=FINITE, **c),
-    "Counted.__init__": lambda m, **c: Counted(m, **c)(X, torch.zeros(6)).output,
+    "invert": lambda m, **c: invert(m, X, schedule=FINITE, **c),
+    "Counted.__init__": lambda m, **c: Counted(m, **c)(X, torch.zeros(6)).out,
     "evaluate": lambda m, **c: (
         evaluate(m, LEVELS, schedule=Linear(), decoder=LOOKING, draws=4, **c).by_image
     ),
@@ -276,13 +276,13 @@ def test_a_keyword_is_no_condition(verb):
 def test_guidance_replaces_what_a_mapping_gives():
     guided = Guided(Denoiser(Told(), V()), 2.0, {"steps": 0.0})
     by_mapping = sample(
-        guided, X, schedule=FINITE, steps=3, generator=seeded(), condition={"steps": T}
+        guided, X, schedule=FINITE, steps=2, generator=seeded(), condition={"steps": T}
     )
     by_keyword = sample(
         Guided(Denoiser(Told(), V()), 2.0, {"label": 0.0}),
         X,
         schedule=FINITE,
-        steps=3,
+        steps=2,
         generator=seeded(),
         condition={"label": T},
     )

@@ -42,7 +42,7 @@ from vdiff.reverse import MonteCarlo, Raw
 from vdiff.sampling import (
     STEPS,
     Guided,
-    encode,
+    invert,
     per_sample_generators,
     sample,
     to_levels,
@@ -231,12 +231,12 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "ode": lambda: [ode_likelihood(MODEL, X, tolerance=1e-4, **ENDS).nats],
     "immse": lambda: [immse(MODEL, X, schedule=Linear(12.0, -12.0), gaussian=GaussianData([0.0, 0.0], [0.5, 1.0]), draws=4).nats],
     "sampling": lambda: [
-        sample(MODEL, X, schedule=FINITE, steps=4, step=step, generator=seeded()) for name, step in STEPS.items() if name != "ode"
+        sample(MODEL, X, schedule=FINITE, steps=3, step=step, generator=seeded()) for name, step in STEPS.items() if name != "ode"
     ],
-    "sampling by the flow": lambda: [sample(MODEL, X, schedule=FINITE, steps=3, step=STEPS["ode"]), encode(MODEL, X, **ENDS)],
+    "sampling by the flow": lambda: [sample(MODEL, X, schedule=FINITE, steps=2, step=STEPS["ode"]), invert(MODEL, X, **ENDS)],
     "sampling on levels": lambda: [
         sample(MODEL, X, levels=[-5.0, 0.3, 5.1], generator=per_sample_generators(0, range(6))),
-        *(one.x for _, one in trajectory(MODEL, X, schedule=vdiff.sampling.few_steps(), steps=3, generator=seeded())),
+        *(one.x for _, one in trajectory(MODEL, X, schedule=vdiff.sampling.logistic(), steps=2, generator=seeded())),
     ],
     "guidance": lambda: [
         Guided(LABELLED, 3.3, {"label": 0.1}, interval=(-3.1, 3.3))(X, LAM, label=T.float()).output,

@@ -11,7 +11,7 @@ from vdiff import Denoiser, sample, trajectory
 from vdiff.likelihood import Exact, Hutchinson, Share, log_prob, ode_likelihood
 from vdiff.oracle import Gaussian
 from vdiff.parameterization import V, X
-from vdiff.sampling import Guided, adams_bashforth, ancestral, ddim, dpmpp_2m, encode, heun, ode
+from vdiff.sampling import Guided, adams_bashforth, ancestral, ddim, dpmpp_2m, heun, invert, ode
 from vdiff.schedule import Linear
 
 SCHEDULE = Linear(6.0, -6.0)
@@ -75,7 +75,7 @@ def test_gradients_of_samples(case, step):
     def made(differentiable=True):
         noise = torch.Generator().manual_seed(4)
         options = {
-            "steps": 6,
+            "steps": 5,
             "step": STEPS[step],
             "generator": noise,
             "condition": {"shift": leaves["shift"]},
@@ -96,7 +96,7 @@ def test_gradients_of_a_trajectory_and_of_a_guided_sample(case):
 
     def path(model):
         options = {
-            "steps": 4,
+            "steps": 3,
             "step": ddim,
             "differentiable": True,
             "condition": {"shift": leaves["shift"]},
@@ -107,7 +107,7 @@ def test_gradients_of_a_trajectory_and_of_a_guided_sample(case):
     assert_gradients(lambda: path(model), leaves)
     assert_gradients(lambda: path(Guided(model, 2.0, {"shift": 0.0})), leaves)
     states = trajectory(
-        model, leaves["z"], schedule=SCHEDULE, steps=4, condition={"shift": leaves["shift"]}
+        model, leaves["z"], schedule=SCHEDULE, steps=3, condition={"shift": leaves["shift"]}
     )
     assert not any(z.requires_grad or prediction.x.requires_grad for z, prediction in states)
 
@@ -117,7 +117,7 @@ def test_gradients_of_an_encoding(case):
 
     def noise(**options):
         given = {"schedule": SCHEDULE, "step": TIGHT, "condition": {"shift": leaves["shift"]}}
-        return encode(model, leaves["z"], **given, **options)
+        return invert(model, leaves["z"], **given, **options)
 
     assert_gradients(lambda: (WEIGHT * noise(differentiable=True)).sum(), leaves)
     assert not noise().requires_grad
@@ -234,7 +234,7 @@ def test_a_graph_is_not_shared_kept_or_resumed():
 def test_the_name_is_hinted_at_and_a_cut_is_refused():
     model, z = gaussian_denoiser(torch.zeros(2), torch.ones(2)), torch.zeros(3, 2)
     with pytest.raises(TypeError, match="'differentiabel' is unknown; did you mean"):
-        sample(model, z, schedule=SCHEDULE, steps=2, differentiabel=True)
+        sample(model, z, schedule=SCHEDULE, steps=1, differentiabel=True)
     cut = Denoiser(lambda z, logsnr: 0.3 * z.detach() + 0.1 * z, X())
     with pytest.raises(ValueError, match="log_prob: argument 'model' must be differentiable in z"):
         log_prob(cut, z, schedule=SCHEDULE)

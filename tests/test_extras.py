@@ -243,8 +243,8 @@ CALLS: dict[str, str] = {
     "from vdiff.cli.load import parse_device; parse_device(None)": "train",
     "import vdiff.terminal as t; t.on_terminal = lambda: True; t.Bar(1)": "train",
     "ode_likelihood(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
-    "vdiff.sample(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear(), steps=2, step=vdiff.sampling.ode)": "ode",
-    "vdiff.sampling.encode(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
+    "vdiff.sample(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear(), steps=1, step=vdiff.sampling.ode)": "ode",
+    "vdiff.sampling.invert(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
 }
 
 

@@ -100,7 +100,7 @@ def test_an_output_that_is_the_variance_is_taken_as_it_is():
     step = figures.chain_steps(figures.DDPM)
     head = torch.full((999, 1), -0.3)
     prediction = Prediction(head, step.logsnr_t, head, ladder.Eps(), ladder.Output(), head)
-    u = prediction.variance.excess(step, prediction.variance_output)[:, 0]
+    u = prediction.variance.log_variance_ratio(step, prediction.variance_output)[:, 0]
     torch.testing.assert_close(
         torch.exp(u) * step.variance,
         torch.full((999,), 0.3, dtype=torch.float64),

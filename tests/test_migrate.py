@@ -67,3 +67,13 @@ def test_what_other_objects_may_have_too_is_only_shown():
     notes = migrate.Migration(source).notes
     assert any("logsnr_max=" in note for note in notes)
     assert "line 2: .support: Weighting.support() is (λ_max, λ_min)" in notes
+
+
+def test_the_steps_of_a_sampler_are_to_be_looked_at():
+    migration = migrate.Migration(
+        "from vdiff.sampling import encode, few_steps, sample\n"
+        "sample(model, z, schedule=few_steps(), steps=18)\n"
+    )
+    assert "sampling import invert, logistic, sample\n" in migration.result()
+    assert "schedule=logistic(), steps=18)" in migration.result()
+    assert [note for note in migration.notes if "write n - 1" in note and "line 2" in note]

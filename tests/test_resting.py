@@ -134,7 +134,7 @@ def test_the_expected_loss_is_that_of_any_other_schedule(name):
 def test_samplers_take_it_as_a_grid(name):
     schedule, z = MADE[name](), torch.randn(16, 2, generator=torch.Generator().manual_seed(3))
     for options in (
-        {"schedule": schedule, "steps": 9},
+        {"schedule": schedule, "steps": 8},
         {"levels": trailing(schedule, 9)},
         {"levels": leading(schedule, 9)},
     ):

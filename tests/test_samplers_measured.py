@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vdiff.sampling import few_steps
+from vdiff.sampling import logistic
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +26,7 @@ def test_few_evaluations_to_one_percent(monkeypatch):
     monkeypatch.setattr(step_order, "COUNTS", range(6, 25))
     ring = step_order.Problem.of("ring of 8", step_order.ring(8, 1.0, 0.1), seed=77, n=256)
     ours = step_order.needed(
-        ring, step_order.STEPS["adams_bashforth 3, u"], few_steps(step_order.HIGH, step_order.LOW)
+        ring, step_order.STEPS["adams_bashforth 3, u"], logistic(step_order.HIGH, step_order.LOW)
     )
     plain = step_order.needed(
         ring, step_order.STEPS["adams_bashforth 3, u"], step_order.GRIDS["rectified t"]

@@ -464,7 +464,7 @@ def test_the_commands_show_no_carriage_return_without_a_terminal(tmp_path, capsy
     assert main(["evaluate", run, "--draws", "2", "--replicates", "2"]) == 0
     seen = capsys.readouterr().err
     assert "100 %" in seen
-    assert main(["sample", run, "--count", "2", "--steps", "2"]) == 0
+    assert main(["sample", run, "--count", "2", "--steps", "1"]) == 0
     seen += capsys.readouterr().err
     assert "100 %, 4 of 4 level" in seen
     assert "\r" not in seen

@@ -4,13 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import (
-    Condition,
-    Model,
-    finite_end,
-    known_range_of,
-    variance_trained,
-)
+from vdiff._arguments import Condition, Model, finite_end, known_range_of, variance_trained
 from vdiff._validate import (
     CleanEnd,
     Data,
@@ -32,7 +26,7 @@ from vdiff.weighting import WeightFunction
 from vdiff.weighting._check import check_values
 
 POINTS = 20_001
-ROUNDING = 1e-9  # a rise of w by less, relatively, is rounding
+ROUNDING = 1e-9  # a smaller relative rise of w is rounding
 
 
 class Augmentation:
@@ -40,17 +34,16 @@ class Augmentation:
 
         P(level > λ) = w(λ)/w(λ_min)   for λ_min ≤ λ < λ_max
 
-    and the rest of the probability, w(λ_max)/w(λ_min), at λ_max: no noise beyond the first level's
-    own. Called with λ it is P(level > λ). `augmented_elbo` trains on data that is noised to its
-    levels. `describe(…).augmentation` is that of a recipe.
+    The rest of the probability, w(λ_max)/w(λ_min), is at λ_max, where no noise is added. A call
+    with λ returns P(level > λ). `augmented_elbo` trains on data noised to levels from p_w;
+    `describe(…).augmentation` is that of a recipe.
 
     Args:
-        weighting: w(λ), which must never rise between the ends: p_w is signed otherwise, and no
-            distribution.
+        weighting: w(λ). It must never rise between the ends, or p_w would be negative somewhere.
         logsnr_max, logsnr_min: the ends of the schedule.
 
     Raises:
-        ValueError: for a weighting that rises, with the λ between which it does.
+        ValueError: for a weighting that rises; the message says between which λ.
 
     Kingma & Gao, arXiv:2303.00848, theorem 1.
 
@@ -66,35 +59,27 @@ class Augmentation:
     def __init__(
         self, weighting: WeightFunction, logsnr_max: CleanEnd, logsnr_min: NoisyEnd
     ) -> None:
-        low, high = logsnr_min, logsnr_max
-        check_values(weighting, high, low)
-        self.weighting, self.logsnr_max, self.logsnr_min = weighting, high, low
-        logsnr = torch.linspace(
-            low, high, POINTS, dtype=torch.float64, device=device_of(weighting)
-        )
+        check_values(weighting, logsnr_max, logsnr_min)
+        self.weighting, self.logsnr_max, self.logsnr_min = weighting, logsnr_max, logsnr_min
+        device = device_of(weighting)
+        logsnr = torch.linspace(logsnr_min, logsnr_max, POINTS, dtype=torch.float64, device=device)
         with torch.no_grad():
             weight = weighting(logsnr)
         if up := rises(logsnr, weight):
             came = f"{weighting!r}, which rises from λ = {up[0][0]:.3g} to {up[0][1]:.3g}"
             raise InvalidValue("weighting", "never rise with λ", came)
-        self._whole = weight[0].item()
+        self._weight_of_noise = weight[0].item()
 
     @validated
     @torch.no_grad()
     def __call__(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """P(level > λ), in the dtype of λ; at λ_max it is the mass there."""
-        share = self.weighting(logsnr.clamp(min=self.logsnr_min)) / self._whole
+        """P(level > λ), in the dtype of λ; at λ_max P(level = λ_max)."""
+        share = self.weighting(logsnr.clamp(min=self.logsnr_min)) / self._weight_of_noise
         return torch.where(logsnr > self.logsnr_max, 0.0, share)
 
     @validated
     def icdf(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The level with P(level ≤ λ) = u, for u in [0, 1), in float64.
-
-        >>> from vdiff.weighting import Sigmoid
-        >>> noise = Augmentation(Sigmoid(2.0), 10.0, -10.0)
-        >>> noise.icdf(torch.tensor([0.5, 0.9999])).round(decimals=3)
-        tensor([ 2., 10.], dtype=torch.float64)
-        """
+        """The level with P(level ≤ λ) = u, for u in [0, 1), in float64."""
         u = to_float64(u)
         low, high = torch.full_like(u, self.logsnr_min), torch.full_like(u, self.logsnr_max)
         for _ in range(BISECTIONS):
@@ -109,12 +94,7 @@ class Augmentation:
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> Float[Tensor, " n"]:
-        """n independent levels, λ in float64: `diffuse(x, eps, levels)` is data noised to them.
-
-        >>> from vdiff.weighting import ELBO
-        >>> Augmentation(ELBO(), 10.0, -10.0).sample(3)  # the bound itself adds no noise
-        tensor([10., 10., 10.], dtype=torch.float64)
-        """
+        """n independent levels, λ in float64: `diffuse(x, eps, levels)` is data noised to them."""
         dtype = float64_for(torch.device(device))
         return self.icdf(torch.rand(n, generator=generator, device=device, dtype=dtype))
 
@@ -125,11 +105,10 @@ class Augmentation:
 
 def same_ends(augmentation: Augmentation, schedule: Schedule) -> None:
     """A rule: the schedule has the ends of the augmentation, and a fixed shape."""
-    high, low = augmentation.logsnr_max, augmentation.logsnr_min
-    same = f"have the ends of the augmentation, {high:g} and {low:g}"
-    came = f"{schedule.logsnr_max:g} and {schedule.logsnr_min:g}"
-    fits = abs(schedule.logsnr_max - high) <= EDGE and abs(schedule.logsnr_min - low) <= EDGE
-    require(fits, "schedule", same, came)
+    ends, own = ((one.logsnr_max, one.logsnr_min) for one in (augmentation, schedule))
+    same = "have the ends of the augmentation, {:g} and {:g}".format(*ends)
+    fits = all(abs(end - other) <= EDGE for end, other in zip(ends, own, strict=True))
+    require(fits, "schedule", same, "{:g} and {:g}".format(*own))
     hint = "it would learn from times that are not uniform; weighted_elbo trains the same"
     require(not schedule.learns_shape, "schedule", "have a fixed shape", schedule, hint)
 
@@ -145,25 +124,23 @@ def augmented_elbo(
     generator: Random | None = None,
     condition: Condition = None,
 ) -> Float[Tensor, " batch"]:
-    """The plain bound of data noised to a level drawn from p_w, its diffusion term: (batch,) nats;
-    take `.mean()`.
+    """The diffusion term of the plain bound of data noised to levels from p_w: (batch,) nats. Take
+    `.mean()`.
 
         ½ E_{a ~ p_w} E_{t ~ U(t_a, 1), ε}[ (1 − t_a) (−dλ/dt) ‖ε − ε̂(z_t, λ_t)‖² ],   λ(t_a) = a
 
-    Each example is noised to a level a of its own: that is the noisy data. It is noised further,
-    to a level between a and λ_min, and the network is asked for all of the noise ε. For every
-    network the mean, and so the gradient, is that of `weighted_elbo(…, weighting=w)` divided by
-    w(λ_min): both train the same.
+    Each example is noised to its own level a, then further to a level between a and λ_min; the
+    network predicts all of the noise ε. For every network the mean, and so the gradient, is that
+    of `weighted_elbo(…, weighting=w)` divided by w(λ_min).
 
     Args:
         model, x, eps, generator, condition: as in `weighted_elbo`.
-        augmentation: p_w, for instance `describe("vdmpp-sigmoid").augmentation`, or
-            `Augmentation(Sigmoid(2), 15, -15)`.
-        schedule: where to look, between the ends of the augmentation.
+        augmentation: p_w, for instance `Augmentation(Sigmoid(2), 15, -15)`.
+        schedule: how the levels are sampled, between the ends of the augmentation.
 
     Raises:
-        TypeError, ValueError: as `weighted_elbo`; also for a schedule with other ends, or one that
-            learns its shape.
+        TypeError, ValueError: as `weighted_elbo`; also for a schedule with other ends or a learned
+            shape.
 
     Kingma & Gao, arXiv:2303.00848, theorem 1.
 
@@ -177,10 +154,11 @@ def augmented_elbo(
     """
     with torch.no_grad():
         dtype = float64_for(x.device)
-        place = torch.arange(len(x), dtype=dtype, device=x.device) * GOLDEN
-        # with the stratified t it fills the square evenly; each level by itself is one of p_w
+        # a golden sequence fills the square evenly together with the stratified t; each level by
+        # itself has the law p_w
+        golden = torch.arange(len(x), dtype=dtype, device=x.device) * GOLDEN
         offset = torch.rand((), generator=generator, device=x.device, dtype=dtype)
-        level = augmentation.icdf((place + offset) % 1.0)
+        level = augmentation.icdf((golden + offset) % 1.0)
         start = schedule.inverse(level, clamp=True)
         t = start + (1 - start) * stratified(len(x), generator=generator, device=x.device)
     loss = unchecked(weighted_elbo)(
@@ -190,10 +168,9 @@ def augmented_elbo(
 
 
 def rises(
-    logsnr: Float[Tensor, " grid"],
-    weight: Float[Tensor, " grid"],
+    logsnr: Float[Tensor, " grid"], weight: Float[Tensor, " grid"]
 ) -> list[tuple[float, float]]:
-    """The stretches of an ascending grid of λ over which w rises by more than rounding."""
+    """The intervals of an ascending grid of λ on which w rises by more than rounding."""
     up = (weight[1:] > weight[:-1] * (1 + ROUNDING)).long()
     edge = torch.cat([up.new_zeros(1), up, up.new_zeros(1)]).diff()
     begin, end = (logsnr[(edge == sign).nonzero().flatten()] for sign in (1, -1))

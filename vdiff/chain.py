@@ -1,5 +1,5 @@
-"""The bound of a T-step chain from one term per example, iDDPM's hybrid loss, and the bound along
-a whole path."""
+"""Losses of a T-step chain: iDDPM's hybrid loss, the bound from one term per example, and the
+bound along a whole path."""
 
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -27,34 +27,17 @@ from vdiff._known_range import note_training
 from vdiff._validate import Ends, Noise, Number, Random, Rule, Steps, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
-from vdiff.gaussian import (
-    Step,
-    alpha,
-    as_float64,
-    diffuse,
-    prior_kl,
-    sigma,
-    sum_dims,
-)
+from vdiff.gaussian import Step, alpha, as_float64, diffuse, prior_kl, sigma, sum_dims
 from vdiff.loss import Generators, complete, standard_normal, to_float32
 from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import NoiseLevels
 from vdiff.times import stratified, stratum_of
 from vdiff.weighting._check import divides_table
 
-Levels = Annotated[Tensor, Ends(zero=True)]
+LevelTimes = Annotated[Tensor, Ends(zero=True)]
 BoundWeight = Annotated[float, Number(at_least=0.0, hint="less than 0 would maximise the bound")]
-
-
-ONE_LEVEL: list[Rule] = [
-    synchronised,
-    finite_end,
-    fixed_shape,
-    decoder_with_network,
-    known_range,
-]
+ONE_LEVEL: list[Rule] = [synchronised, finite_end, fixed_shape, decoder_with_network, known_range]
 
 
 @validated(rules=[data_without_decoder, *ONE_LEVEL, learned_variance])
@@ -66,38 +49,36 @@ def hybrid_loss(
     steps: Steps,
     decoder: Decoder | None = None,
     bound_weight: BoundWeight = 0.001,
-    t: Levels | None = None,
+    t: LevelTimes | None = None,
     eps: Noise | None = None,
     generator: Random | None = None,
     condition: Condition = None,
 ) -> Float[Tensor, " batch"]:
-    """iDDPM's loss for a learned reverse variance: simple + bound_weight · bound, nats per
+    """iDDPM's loss for a learned reverse variance: simple loss + bound_weight · bound, in nats per
     dimension and example.
 
         ( ‖ε − ε̂‖² + bound_weight · n · K(sg(ε̂), Σ) ) / d
 
-    with one of the bound's n terms K per example, hence the factor n, and the mean stopped in it:
-    of the outputs the bound trains the variance alone; its gradient would otherwise drown the
-    mean's. With a decoder that looks at the network the terms are n = T + 1: its own, −log p(data
-    | x̂(z₀)), is DDPM's first. Without a decoder they are the chain's n = T steps, and no draw
-    trains the level t = 0, at which the last step of `sample` asks the network.
+    K is one of the bound's n terms. Its mean is detached, so that the bound trains the variance
+    alone: its gradient would drown that of the mean. With a decoder that looks at the network
+    n = T + 1: the decoder's term, −log p(data | x̂(z₀)), is DDPM's first. Without a decoder n = T,
+    and no draw trains the level t = 0, at which the last step of `sample` asks the network.
 
-    With `bound_weight=0` this is DDPM's simple loss, the mean over all T + 1 levels, with or
-    without a decoder.
+    `bound_weight=0` is DDPM's simple loss, the mean over all T + 1 levels, with or without a
+    decoder.
 
     Args:
-        data: x as the network sees it; with a decoder, data as it is.
+        data: x as the network sees it; with a decoder, data before it is encoded.
         decoder: for instance `DiscretizedGaussian(256, uses_network=True,
             posterior_variance=first_variance(schedule, steps))`, or for continuous data
             `Gaussian(uses_network=True)`.
-        bound_weight: 0.001 in the paper; in its code K is in bits, which is 0.001/ln 2 here. 0
-            takes any reverse variance.
-        t: (batch,) times i/T to use instead of drawing; 0 is the first level, the decoder's.
+        bound_weight: 0.001 in the paper; its code has K in bits, which is 0.001/ln 2 here.
+        t: (batch,) times i/T instead of drawn ones; 0 is the first level, the decoder's.
         model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
 
     Raises:
-        ValueError: for a model without a learned variance, where the bound's term would train
-            nothing; for a decoder that does not look at the network.
+        ValueError: for a positive `bound_weight` and a model without a learned variance; for a
+            decoder that does not look at the network.
 
     Nichol & Dhariwal, arXiv:2102.09672, section 3.1.
 
@@ -110,10 +91,10 @@ def hybrid_loss(
     torch.Size([8])
     """
     first = int(bound_weight > 0 and decoder is None)
-    level = _one_level(model, data, schedule, steps, decoder, t, eps, generator, condition, first)
+    level = _Level(model, data, schedule, steps, decoder, t, eps, generator, condition, first)
     loss = level.prediction.squared_error(level.x, level.eps)
     if bound_weight > 0:
-        loss = loss + bound_weight * level.term(level.prediction.detach_mean(), data)
+        loss = loss + bound_weight * level.term(level.prediction.detach_mean())
     note_training(original(model), schedule, loss)
     dims = level.x[0].numel()
     return level.at.learn(loss / dims, dims)
@@ -127,17 +108,17 @@ def vlb(
     schedule: Schedule,
     steps: Steps,
     decoder: Decoder,
-    t: Levels | None = None,
+    t: LevelTimes | None = None,
     eps: Noise | None = None,
     generator: Random | None = None,
     condition: Condition = None,
 ) -> Bound:
-    """The bound of a chain from one of its n = T + 1 terms per example: L_vlb as iDDPM trains it,
-    one evaluation of the network.
+    """The bound of a chain from one of its n = T + 1 terms per example: L_vlb of iDDPM, with one
+    evaluation of the network. (`elbo` takes the decoder's term and one of the others: two.)
 
-    For a decoder that looks at the network; `elbo`, which always has the decoder's term and one of
-    the others, evaluates it twice. An example's diffusion is n times its step's KL, or 0 where its
-    term is the decoder's, and its reconstruction the other way round: the total is unbiased.
+    The decoder looks at the network. If an example draws a step, its diffusion is n times the
+    step's KL and its reconstruction is 0; if it draws the decoder, n times the decoder's term is
+    its reconstruction and its diffusion is 0. The total is unbiased.
 
     Args:
         model, data, schedule, steps, decoder, t, eps, generator, condition: as in `hybrid_loss`.
@@ -152,12 +133,13 @@ def vlb(
     >>> from vdiff.parameterization import Eps
     >>> from vdiff.schedule import Tabulated
     >>> model = Denoiser(lambda z, logsnr: 0 * z, Eps())
+    >>> chain = dict(schedule=Tabulated.linear_betas(), steps=999)
     >>> decoder = DiscretizedGaussian(256, uses_network=True)
-    >>> vlb(model, torch.randint(0, 256, (8, 2)), schedule=Tabulated.linear_betas(), steps=999, decoder=decoder).total.shape
+    >>> vlb(model, torch.randint(0, 256, (8, 2)), decoder=decoder, **chain).total.shape
     torch.Size([8])
     """
-    level = _one_level(model, data, schedule, steps, decoder, t, eps, generator, condition)
-    term, first = level.term(level.prediction, data), level.t == 0
+    level = _Level(model, data, schedule, steps, decoder, t, eps, generator, condition)
+    term, first = level.term(level.prediction), level.t == 0
     note_training(original(model), schedule, term)
     zero = torch.zeros_like(term)
     return Bound(
@@ -168,58 +150,49 @@ def vlb(
     )
 
 
-class _Level(NamedTuple):
-    """What the model says at one level of a chain per example; t = 0 is the decoder's."""
+class _Level:
+    """One evaluation of the model per example, at a level t = i/T of the chain, i = first … T.
+    t = 0 is the decoder's level."""
 
-    prediction: Prediction
-    x: Tensor
-    eps: Tensor
-    t: Tensor
-    at: NoiseLevels
-    logsnr_max: float
-    decoder: Decoder | None
-    terms: int
+    def __init__(
+        self,
+        model: Model,
+        data: Tensor,
+        schedule: Schedule,
+        steps: int,
+        decoder: Decoder | None,
+        t: Tensor | None,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
+        condition: Any,
+        first: int = 0,
+    ) -> None:
+        x = data if decoder is None else decoder.encode(data)
+        if t is None and first == 0:
+            t = with_decoder(stratified(len(x), generator=generator, device=x.device), steps)
+        self.x, self.t, self.eps = complete(x, t, eps, steps, generator)
+        if first > 0:
+            self.at = schedule.at(self.t, steps)
+        else:  # no step ends at t = 0: there the Δ of the first step stands in, unused
+            delta = schedule.at(self.t.clamp(min=1 / steps), steps).delta
+            self.at = schedule.at(self.t)._replace(delta=delta)
+        z = diffuse(self.x, self.eps, self.at.logsnr)
+        self.prediction: Prediction = model(z, self.at.logsnr, **(condition or {}))
+        self.data, self.decoder, self.logsnr_max = data, decoder, schedule.logsnr_max
+        self.terms = steps + (decoder is not None)
 
-    def term(self, prediction: Prediction, data: Tensor) -> Tensor:
+    def term(self, prediction: Prediction) -> Tensor:
         """n times the bound's term at this level, nats per example."""
         term = reverse_kl(prediction, self.x, self.eps, self.at.step)
         if self.decoder is not None:
-            nll = self.decoder.nll(data, prediction.z, self.logsnr_max, lambda *_: prediction)
+            z, logsnr_max = prediction.z, self.logsnr_max
+            nll = self.decoder.nll(self.data, z, logsnr_max, lambda *_: prediction)
             term = torch.where(self.t == 0, nll, term)
         return self.terms * term
 
 
-def _one_level(
-    model: Model,
-    data: Tensor,
-    schedule: Schedule,
-    steps: int,
-    decoder: Decoder | None,
-    t: Tensor | None,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    condition: Any,
-    first: int = 0,
-) -> _Level:
-    """One evaluation of the model per example, at a level t = i/T of the chain with i = first … T;
-    the decoder's is i = 0."""
-    x = data if decoder is None else decoder.encode(data)
-    if t is None and first == 0:
-        t = with_decoder(stratified(len(x), generator=generator, device=x.device), steps)
-    x, t, eps = complete(x, t, eps, steps, generator)
-    if first == 0:  # no step ends at t = 0: the first's stands in, unused
-        at = schedule.at(t)
-        delta = schedule.at(t.clamp(min=1 / steps), steps).delta
-        at = at._replace(delta=delta)
-    else:
-        at = schedule.at(t, steps)
-    prediction = model(diffuse(x, eps, at.logsnr), at.logsnr, **(condition or {}))
-    terms = steps + (decoder is not None)
-    return _Level(prediction, x, eps, t, at, schedule.logsnr_max, decoder, terms)
-
-
 def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:
-    """Uniform times moved to the levels i/T, i = 0 … T, of a chain whose first is the decoder's.
+    """Uniform times moved to the T + 1 levels i/T of a chain; the first is the decoder's.
 
     >>> with_decoder(torch.tensor([0.0, 0.4, 0.9]), steps=2)
     tensor([0.0000, 0.5000, 1.0000])
@@ -228,11 +201,7 @@ def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batc
 
 
 class PathBound(NamedTuple):
-    """The bound of each example from one path z₁ … z₀, nats, by two unbiased estimators.
-
-    >>> PathBound(log_ratio=torch.ones(1), rao_blackwell=torch.zeros(1)).log_ratio
-    tensor([1.])
-    """
+    """The bound of each example from one path z₁ … z₀, in nats, by two unbiased estimators."""
 
     log_ratio: Float[Tensor, " batch"]
     rao_blackwell: Float[Tensor, " batch"]
@@ -256,21 +225,19 @@ def path_bound(
     """The whole bound of a T-step chain along one path per example: T evaluations of the model,
     without gradient.
 
-    `log_ratio` is log q(z₀ … z₁ | x) − log p(x, z₀ … z₁), whose mean is the bound. exp(−log_ratio)
-    is an importance weight with mean p(x): over K paths, −logsumexp(−log_ratio) + log K is a
-    tighter bound on average (Burda et al., arXiv:1509.00519). `rao_blackwell` is the sum of the
-    closed-form KLs on the same path, with the same mean.
+    `log_ratio` is log q(z₀ … z₁ | x) − log p(x, z₀ … z₁). Its mean is the bound; exp(−log_ratio)
+    has the mean p(x), so that over K paths −logsumexp(−log_ratio) + log K is a tighter bound on
+    average (Burda et al., arXiv:1509.00519). `rao_blackwell` is the sum of the closed-form KLs on
+    the same path, with the same mean.
 
-    Term by term the KL has less variance than the log-ratio. Along a path the order is reversed
-    from moderate T on, for a model near the exact denoiser: the terms of a log-ratio cancel each
-    other, and at the exact denoiser its variance given x is O(1/T), while that of the KLs' sum
-    stays.
+    One KL has less variance than one log-ratio. Along a path the log-ratio has less from moderate
+    T on, for a model near the exact denoiser: its terms cancel each other. At the exact denoiser
+    its variance given x is O(1/T), and that of the KLs' sum does not fall.
 
     Args:
         model, schedule, decoder, steps, condition: as in `elbo`.
-        data: (batch, …) data as it is.
-        generator: of the noise; or several, each of which draws for as many examples as another,
-            in order.
+        data: (batch, …) before it is encoded.
+        generator: of the noise; or several, each for an equal share of the examples, in order.
 
     Raises:
         TypeError, ValueError: as `elbo`.
@@ -279,7 +246,8 @@ def path_bound(
     >>> from vdiff.schedule import Linear
     >>> from vdiff.decoder import Gaussian
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
-    >>> bound = path_bound(oracle, oracle.sample(64), schedule=Linear(), decoder=Gaussian(), steps=100)
+    >>> chain = dict(schedule=Linear(), decoder=Gaussian(), steps=100)
+    >>> bound = path_bound(oracle, oracle.sample(64), **chain)
     >>> (bound.log_ratio.var() < bound.rao_blackwell.var()).item()
     True
     """
@@ -306,8 +274,7 @@ def path_bound(
 
 @validated
 def first_variance(schedule: Schedule, steps: Steps) -> float:
-    """The posterior variance of a chain's first step, c σ₀²: DDPM's β̃₂, to which it clips that of
-    the step to data.
+    """The posterior variance of a chain's first step, c σ₀²: DDPM's β̃₂.
 
     >>> from vdiff.schedule import Tabulated
     >>> f"{first_variance(Tabulated.linear_betas(), steps=999):.4e}"
@@ -318,8 +285,8 @@ def first_variance(schedule: Schedule, steps: Steps) -> float:
 
 
 def _end_log_ratio(x: Tensor, eps: Tensor, logsnr_min: Tensor | float) -> Tensor:
-    """log q(z₁ | x) − log N(z₁; 0, I) at one z₁ = α x + σ ε: ½ Σ [ α² (x² − ε²) + 2 α σ x ε +
-    softplus(λ_min) ]."""
+    """log q(z₁ | x) − log N(z₁; 0, I) at one z₁ = α x + σ ε:
+    ½ Σ [ α² (x² − ε²) + 2 α σ x ε + softplus(λ_min) ]."""
     level = as_float64(logsnr_min, x.device)
     a, s = alpha(level).to(x.dtype), sigma(level).to(x.dtype)
     slack = torch.nn.functional.softplus(level).to(x.dtype)

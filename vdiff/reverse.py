@@ -44,7 +44,7 @@ def reverse_sample(
     tensor([[1.2092]])
     """
     std = per_example(step.variance.sqrt(), noise)
-    u = excess(prediction, step, noise)
+    u = log_variance_ratio(prediction, step, noise)
     std = std if u is None else std * torch.exp(0.5 * u)
     return reverse_mean(prediction, step) + std * noise
 
@@ -68,7 +68,7 @@ def reverse_kl(
     tensor([1.7183])
     """
     half_gain = 0.5 * step.snr_gain
-    u = excess(prediction, step, x)
+    u = log_variance_ratio(prediction, step, x)
     if u is None:
         return prediction.squared_error(x, eps, factor=half_gain)
     spread = sum_dims(spread_kl(u).expand_as(x))
@@ -89,15 +89,9 @@ def reverse_log_ratio(
 
     Its mean over `noise` n is `reverse_kl`; given z_t its variance is Σ [ ½ expm1(−u)² + e^{−2u} k
     (ε − ε̂)² ].
-
-    >>> from vdiff.parameterization import Eps
-    >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
-    >>> prediction = Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps())
-    >>> reverse_log_ratio(prediction, x, eps, step, torch.zeros(1, 2))
-    tensor([1.7183])
     """
     shift = per_example(step.snr_gain.sqrt(), x) * prediction.error(x, eps)
-    u = excess(prediction, step, x)
+    u = log_variance_ratio(prediction, step, x)
     if u is None:
         return sum_dims(shift * (0.5 * shift + noise))
     return 0.5 * sum_dims(
@@ -106,26 +100,20 @@ def reverse_log_ratio(
 
 
 class Estimator(abc.ABC):
-    """An estimator of one step of the bound: a call returns nats per example. Their sum over the
+    """An estimator of one step of the bound. A call returns nats per example; their sum over the
     chain is the diffusion term.
-
-    >>> from vdiff.parameterization import Eps
-    >>> x, eps, step = torch.zeros(1, 2), torch.ones(1, 2), Step(torch.zeros(1), torch.ones(1))
-    >>> prediction = Prediction(0.5**0.5 * eps, step.logsnr_t, torch.zeros(1, 2), Eps())
-    >>> RaoBlackwell()(prediction, x, eps, step)
-    tensor([1.7183])
     """
 
     @abc.abstractmethod
     def __call__(
         self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: Rng = None
     ) -> Tensor:
-        """One draw for each example of this step's term."""
+        """One draw of this step's term for each example."""
 
     def ends(
         self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float
     ) -> Tensor | float:
-        """What this estimator adds to the prior's KL, nats: 0 for all but `Raw`."""
+        """What the estimator adds to the prior's KL, nats: 0, except for `Raw`."""
         return 0.0
 
     def __repr__(self) -> str:
@@ -133,11 +121,7 @@ class Estimator(abc.ABC):
 
 
 class RaoBlackwell(Estimator):
-    """The step's KL in closed form, given z_t: no variance from z_s.
-
-    >>> RaoBlackwell()
-    RaoBlackwell()
-    """
+    """The step's KL in closed form, given z_t: no variance from z_s."""
 
     def __call__(
         self, prediction: Prediction, x: Tensor, eps: Tensor, step: Step, generator: Rng = None
@@ -146,14 +130,11 @@ class RaoBlackwell(Estimator):
 
 
 class MonteCarlo(Estimator):
-    """log q(z_s | z_t, x) − log p(z_s | z_t) at one sampled z_s: the same mean as `RaoBlackwell`
-    at every step.
+    """log q(z_s | z_t, x) − log p(z_s | z_t) at one sampled z_s. The mean of every step is that of
+    `RaoBlackwell`.
 
-    Where Σ is the posterior's, Var = Var_RB + 2 E[K]: a ratio that grows like T, and diverges
-    where the model's K → 0.
-
-    >>> MonteCarlo()
-    MonteCarlo()
+    Where Σ is the posterior's, Var = Var_RB + 2 E[K]. The ratio Var/Var_RB grows like T, and
+    diverges as K → 0.
     """
 
     def __call__(
@@ -163,16 +144,12 @@ class MonteCarlo(Estimator):
 
 
 class Raw(Estimator):
-    """log q(z_t | z_s) − log p(z_s | z_t) at one sampled z_s: the term that the derivation of the
-    bound starts from.
+    """log q(z_t | z_s) − log p(z_s | z_t) at one sampled z_s: the term with which the bound's
+    derivation starts.
 
-    It differs from `MonteCarlo` by log q(z_t | x) − log q(z_s | x). Each step has another mean;
-    only the sums agree, together with the end terms of the derivation, log q(z_0 | x) and
-    log p(z_1): on average the sum over the chain is lower than that of `MonteCarlo` by the entropy
-    that q gains, ½ d log(σ_1²/σ_0²), which `elbo` adds to the prior's term.
-
-    >>> Raw()
-    Raw()
+    It is `MonteCarlo` plus log q(z_t | x) − log q(z_s | x), so each step has another mean. The
+    mean sum over the chain is lower by the entropy that q gains, ½ d log(σ_1²/σ_0²), which `elbo`
+    adds to the prior's term. Then the totals agree.
     """
 
     def __call__(
@@ -195,14 +172,13 @@ def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
 
 
-def excess(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
-    """u in the dtype of x and ready to broadcast over it; None for the number 0."""
+def log_variance_ratio(prediction: Prediction, step: Step, x: Tensor) -> Tensor | None:
+    """u in the dtype of x, ready to broadcast over x; None for the number 0."""
     variance = prediction.variance
     if isinstance(variance, AnalyticVariance):
-        dims = x[0].numel()
-        fits, of = variance.dims == dims, f"be the dimensions of an example, {dims}"
-        require(fits, "dims", of, variance.dims, "of the model's AnalyticVariance variance")
-    u = variance.excess(step, prediction.variance_output)
+        same, hint = f"be the dimensions of an example, {x[0].numel()}", "of AnalyticVariance"
+        require(variance.dims == x[0].numel(), "dims", same, variance.dims, hint)
+    u = variance.log_variance_ratio(step, prediction.variance_output)
     if not isinstance(u, Tensor):
         return None if u == 0.0 else torch.full_like(x, u)
     return u.to(x.dtype) if u.ndim == x.ndim else torch.as_tensor(per_example(u, x))

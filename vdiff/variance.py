@@ -17,22 +17,20 @@ from vdiff.errors import InvalidValue
 from vdiff.gaussian import Step, per_example
 from vdiff.profile import Profile
 
-Excess = Tensor | float
+Ratio = Tensor | float
 
 
 class ReverseVariance(abc.ABC):
-    """A choice of Σ: `excess(step, head)` is u, the number 0 or a (batch,) or (batch, …) tensor.
+    """A choice of Σ. `log_variance_ratio(step, variance_output)` is u: the number 0, or a tensor
+    (batch,) or (batch, …).
 
-    Where `learned`, the network has a second half of channels, which is `head`.
-
-    >>> FixedLarge().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
-    tensor([0.6201])
+    Where `learned`, the network has twice the channels; `variance_output` is their second half.
     """
 
     learned = False
 
     @abc.abstractmethod
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
+    def log_variance_ratio(self, step: Step, variance_output: Tensor | None = None) -> Ratio:
         """u = log Σ − log(c σ_s²)."""
 
     def __repr__(self) -> str:
@@ -40,128 +38,123 @@ class ReverseVariance(abc.ABC):
 
 
 class FixedSmall(ReverseVariance):
-    """Σ = c σ_s², the posterior's own ("small", β̃): u = 0, and the step's KL is ½ k ‖ε − ε̂‖².
+    """Σ = c σ_s², the posterior's own ("small", β̃): u = 0, and the step's KL is ½ k ‖ε − ε̂‖²."""
 
-    >>> FixedSmall().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
-    0.0
-    """
-
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
+    def log_variance_ratio(self, step: Step, variance_output: Tensor | None = None) -> Ratio:
         return 0.0
 
 
 class FixedLarge(ReverseVariance):
     """Σ = c σ_t², the forward step's ("large", β): u = ℓ = log1p(k sigmoid(λ_t)).
 
-    The best choice for data of unit variance without structure, and an upper bound of the best for
-    the exact denoiser of data of variance at most one.
+    It is best for data of unit variance without structure, and an upper bound of the best for the
+    exact denoiser of data of variance at most one.
 
-    >>> FixedLarge().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
+    >>> FixedLarge().log_variance_ratio(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])
     """
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
+    def log_variance_ratio(self, step: Step, variance_output: Tensor | None = None) -> Ratio:
         return step.log_variance_ratio
 
 
 class LearnedRange(ReverseVariance):
-    """Learned between the two: log Σ = v log(c σ_t²) + (1 − v) log(c σ_s²) with v = (head + 1)/2,
-    so u = v ℓ.
+    """Learned between the two: log Σ = v log(c σ_t²) + (1 − v) log(c σ_s²), so u = v ℓ, with
+    v = (output + 1)/2.
 
-    v is not squashed and may leave [0, 1]: data of variance above one needs it (Nichol & Dhariwal,
-    arXiv:2102.09672).
+    v may leave [0, 1]: data of variance above one needs it. Nichol & Dhariwal, arXiv:2102.09672.
 
-    >>> LearnedRange().excess(Step(torch.tensor([0.0]), torch.tensor([1.0])), torch.tensor([[1.0, -1.0]]))
+    >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
+    >>> LearnedRange().log_variance_ratio(step, torch.tensor([[1.0, -1.0]]))
     tensor([[0.6201, 0.0000]])
     """
 
     learned = True
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
-        head = _given(self, head)
-        return 0.5 * (head + 1.0) * per_example(step.log_variance_ratio, head)
+    def log_variance_ratio(self, step: Step, variance_output: Tensor | None = None) -> Ratio:
+        v = 0.5 * (_given(self, variance_output) + 1.0)
+        return v * per_example(step.log_variance_ratio, v)
 
 
 class LearnedLogVariance(ReverseVariance):
     """The network predicts log Σ.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
-    >>> LearnedLogVariance().excess(step, step.variance.log()[:, None])
+    >>> LearnedLogVariance().log_variance_ratio(step, step.variance.log()[:, None])
     tensor([[0.]])
     """
 
     learned = True
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
-        head = _given(self, head)
-        return head - per_example(step.variance.log(), head)
+    def log_variance_ratio(self, step: Step, variance_output: Tensor | None = None) -> Ratio:
+        log_variance = _given(self, variance_output)
+        return log_variance - per_example(step.variance.log(), log_variance)
 
 
 class LearnedVariance(ReverseVariance):
-    """The network predicts Σ, through a softplus: where Σ is small, the head is nearly log Σ
-    (d log Σ/d head = (1 − e^{−Σ})/Σ).
+    """The network predicts Σ through a softplus. Where Σ is small, the output v is nearly log Σ:
+    d log Σ/dv = (1 − e^{−Σ})/Σ.
 
     Without the softplus the gradient would grow like 1/Σ, which is 1e4 and more at the clean end
     of a chain.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
-    >>> LearnedVariance().excess(step, torch.tensor([[0.0]]))
+    >>> LearnedVariance().log_variance_ratio(step, torch.tensor([[0.0]]))
     tensor([[1.4054]])
     """
 
     learned = True
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
-        head = _given(self, head)
-        log_softplus = torch.log(F.softplus(head.clamp(min=-15.0)))  # below −15 it is the head
-        log_variance = torch.where(head < -15.0, head, log_softplus)
-        return log_variance - per_example(step.variance.log(), head)
+    def log_variance_ratio(self, step: Step, variance_output: Tensor | None = None) -> Ratio:
+        v = _given(self, variance_output)
+        log_softplus = torch.log(F.softplus(v.clamp(min=-15.0)))
+        log_variance = torch.where(v < -15.0, v, log_softplus)  # equal to rounding below −15
+        return log_variance - per_example(step.variance.log(), v)
 
 
-def seen_everywhere(profile: Profile) -> None:
-    """Rule: a profile has finite errors in every bin."""
-    empty = int((profile.count == 0).sum())
+def has_every_error(profile: Profile) -> None:
+    """Rule: a profile has a finite error in every bin."""
+    missing = int((~(torch.isfinite(profile.mean) & (profile.mean >= 0))).sum())
     hint = "a chain of T steps has T levels: evaluate without steps, or take fewer bins"
-    require(not empty, "profile", "have seen something in every bin", f"{empty} empty bins", hint)
-    fits = bool((torch.isfinite(profile.mean) & (profile.mean >= 0)).all())
-    got = f"from {profile.mean.min():g} to {profile.mean.max():g}"
-    require(fits, "profile", "hold finite squared errors", got)
+    finite, got = "have a finite squared error in every bin", f"{missing} bins without"
+    require(not missing, "profile", finite, got, hint)
 
 
 class AnalyticVariance(ReverseVariance):
     """The best Σ that depends on λ alone, for a given model: u* = log1p(k E‖ε − ε̂‖²/d), from the
-    model's error by λ.
+    model's error by λ. The step's KL is then ½ d log1p(k E‖ε − ε̂‖²/d) on average.
 
-    `profile` is what `evaluate` collects for the model (in continuous time, so that no bin stays
-    empty), kept as it is now; E‖e‖² is interpolated between the centers of its bins and constant
-    beyond them. The step's KL is then ½ d log1p(k E‖e‖²/d) on average (Analytic-DPM,
-    arXiv:2201.06503, for the Bayes denoiser). `dims` is d, the number of dimensions of one
-    example.
+    Args:
+        profile: the errors that `evaluate` collects for the model, in continuous time so that no
+            bin stays empty. They are copied, and interpolated between the centers of the bins.
+        dims: d, the number of dimensions of one example.
+
+    Analytic-DPM, arXiv:2201.06503, for the Bayes denoiser.
 
     >>> profile = Profile(-1.0, 1.0, bins=1)
     >>> profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
-    >>> AnalyticVariance(profile, dims=4).excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
+    >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
+    >>> AnalyticVariance(profile, dims=4).log_variance_ratio(step)
     tensor([0.6201])
     """
 
-    @validated(rules=[seen_everywhere])
+    @validated(rules=[has_every_error])
     def __init__(self, profile: Profile, dims: Count) -> None:
         self.profile, self.dims = copy.deepcopy(profile), dims
 
-    def excess(self, step: Step, head: Tensor | None = None) -> Excess:
+    def log_variance_ratio(self, step: Step, variance_output: Tensor | None = None) -> Ratio:
         error = self.profile.at(step.logsnr_t).to(step.delta.dtype)
         return torch.log1p(step.snr_gain * error / self.dims)
 
     def __repr__(self) -> str:
-        return f"Optimal({self.profile!r}, dims={self.dims})"
+        return f"AnalyticVariance({self.profile!r}, dims={self.dims})"
 
 
-def _given(variance: ReverseVariance, head: Tensor | None) -> Tensor:
-    if head is None:
-        denoiser = f"Denoiser(network, …, variance={type(variance).__name__}())"
-        hint = f"a model learns its variance as {denoiser}"
-        raise InvalidValue("head", "come with the prediction", None, hint)
-    return head
+def _given(variance: ReverseVariance, variance_output: Tensor | None) -> Tensor:
+    if variance_output is None:
+        hint = f"a model learns it as Denoiser(network, …, variance={variance!r})"
+        raise InvalidValue("variance_output", "come with the prediction", None, hint)
+    return variance_output
 
 
 __all__ = [

@@ -9,7 +9,7 @@ Expect:      with theirs, FID 1.97 at 35 evaluations of Heun's method; bits/dim 
 Takes:       200 million images; the authors: two days on eight V100s.
 
 The averages' half-life is half a million images; sample with `vdiff sample RUN --step heun --grid
-karras --steps 18`.
+karras --steps 17`.
 """
 
 from vdiff.training import Config

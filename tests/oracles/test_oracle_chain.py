@@ -34,7 +34,7 @@ class Given(ReverseVariance):
     def __init__(self, excess):
         self.excess_of = excess
 
-    def excess(self, step, head=None):
+    def log_variance_ratio(self, step, variance_output=None):
         return self.excess_of(step)
 
 
@@ -53,11 +53,11 @@ def steps_of(schedule, steps):
     return Step(schedule(t), schedule.delta(t, steps))
 
 
-def kl_of(squared_error, step, variance, head=None):
+def kl_of(squared_error, step, variance, variance_output=None):
     """The kernel's KL in one dimension where (ε − ε̂)² is given: ε = e, ε̂ = 0."""
     eps, zero = squared_error.sqrt()[:, None], torch.zeros(len(squared_error), 1)
     return reverse_kl(
-        Prediction(zero, step.logsnr_t, zero, Eps(), variance, head), zero, eps, step
+        Prediction(zero, step.logsnr_t, zero, Eps(), variance, variance_output), zero, eps, step
     )
 
 
@@ -69,7 +69,7 @@ def test_learned_range(record):
     kl = kl_of(e2, step, LearnedRange(), 2 * v - 1)
     (slope,) = torch.autograd.grad(kl.sum(), v)
     best = torch.log1p(step.snr_gain * e2) / step.log_variance_ratio
-    u = LearnedRange().excess(step, 2 * best[:, None] - 1)
+    u = LearnedRange().log_variance_ratio(step, 2 * best[:, None] - 1)
     assert torch.allclose(
         kl_of(e2, step, LearnedRange(), 2 * best[:, None] - 1), 0.5 * u[:, 0], rtol=1e-13
     )  # at its least, K = u/2

@@ -8,13 +8,13 @@ from oracle_records import RECORDS, assert_meets, of, oracle, vector
 from vdiff import trajectory
 from vdiff.gaussian import Step
 from vdiff.reverse import reverse_mean
-from vdiff.sampling import ddim, dpmpp_2m, encode, heun, ode
+from vdiff.sampling import ddim, dpmpp_2m, heun, invert, ode
 from vdiff.schedule import Linear
 
 EXACT = functools.partial(ode, method="dopri8", rtol=1e-13, atol=1e-14)
 
 
-def ancestral_mean(model, z, logsnr_t, logsnr_s, memory):
+def ancestral_mean(model, z, logsnr_t, logsnr_s, history):
     """An ancestral step with its noise off."""
     return reverse_mean(model(z, logsnr_t), Step(logsnr_t, logsnr_s - logsnr_t))
 
@@ -42,7 +42,7 @@ def endpoints(case, name, levels):
         oracle(case),
         vector(states)[:, None],
         schedule=Linear(10.0, -5.0),
-        steps=levels,
+        steps=levels - 1,
         step=STEPS[name],
     )
     return dict(zip(states, z0, strict=True))
@@ -68,7 +68,7 @@ def noise(case, logsnr_max, logsnr_min):
         {r["params"]["z0"] for r in RECORDS if r["quantity"] == "pf_ode" and r["case"] == case}
     )
     z0 = vector(states)[:, None]
-    z1 = encode(oracle(case), z0, schedule=Linear(logsnr_max, logsnr_min), step=EXACT)
+    z1 = invert(oracle(case), z0, schedule=Linear(logsnr_max, logsnr_min), step=EXACT)
     clean, noisy = vector(logsnr_max).expand(len(z0)), vector(logsnr_min).expand(len(z0))
     torch.testing.assert_close(EXACT(oracle(case), z1, noisy, clean), z0, rtol=0.0, atol=1e-9)
     return dict(zip(states, z1, strict=True))

@@ -46,7 +46,7 @@ class TwoHeads(nn.Module):
 def kernel_by_hand(prediction, x, z, step):
     """log q(z_s | z_t, x) and log p(z_s | z_t) as two normal densities."""
     var_q = step.variance[:, None]
-    u = prediction.variance.excess(step, prediction.variance_output)
+    u = prediction.variance.log_variance_ratio(step, prediction.variance_output)
     u = u if isinstance(u, float) or u.ndim == 2 else u[:, None]
     var_p = var_q * (u.exp() if isinstance(u, torch.Tensor) else math.exp(u))
     q = torch.distributions.Normal(step.mean(z, x), var_q.sqrt())
@@ -253,9 +253,9 @@ def test_bad_variances_are_named():
     ):
         Denoiser(lambda z, t: torch.cat([z, z], 1), Eps())(z, logsnr)
     with pytest.raises(
-        ValueError, match=r"^argument 'head' must come with the prediction; got None"
+        ValueError, match=r"^argument 'variance_output' must come with the prediction; got None"
     ):
-        LearnedRange().excess(Step(torch.zeros(4), torch.ones(4)))
+        LearnedRange().log_variance_ratio(Step(torch.zeros(4), torch.ones(4)))
     with pytest.raises(
         ValueError,
         match=r"hybrid_loss: argument 'model' must learn its reverse variance; got FixedSmall\(\)",
@@ -263,7 +263,7 @@ def test_bad_variances_are_named():
         hybrid_loss(Denoiser(lambda z, t: z, Eps()), z, schedule=SCHEDULE, steps=10)
     with pytest.raises(
         ValueError,
-        match=r"AnalyticVariance: argument 'profile' must have seen something in every bin; got 3 empty bins",
+        match=r"AnalyticVariance: argument 'profile' must have a finite squared error in every bin; got 3 bins without",
     ):
         AnalyticVariance(Profile(-1.0, 1.0, bins=3), dims=2)
 

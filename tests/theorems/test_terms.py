@@ -10,7 +10,6 @@ from torch.distributions import Normal, kl_divergence
 from vdiff import Denoiser, elbo, hybrid_loss
 from vdiff.chain import first_variance, path_bound
 from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
-from vdiff.gaussian import Step
 from vdiff.likelihood import evaluate
 from vdiff.parameterization import Eps, PosteriorMean
 from vdiff.prediction import Prediction
@@ -414,24 +413,6 @@ def test_words_of_other_functions_are_no_conditions():
         hybrid_loss(model, levels, bound_weight=-1.0, **options)
 
 
-def test_a_fitted_variance_is_checked():
-    profile = Profile(-12.0, 12.0, bins=1)
-    profile.update(torch.zeros(2), torch.tensor([1.0, torch.nan]))
-    with pytest.raises(
-        ValueError,
-        match=r"AnalyticVariance: argument 'profile' must hold finite squared errors; got from nan",
-    ):
-        AnalyticVariance(profile, dims=1)
-    profile = Profile(-12.0, 12.0, bins=1)
-    profile.update(torch.zeros(2), torch.ones(2))
-    model = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=64))
-    with pytest.raises(
-        ValueError,
-        match=r"argument 'dims' must be the dimensions of an example, 3; got 64",
-    ):
-        elbo(model, torch.zeros(2, 3), schedule=TABLE, steps=STEPS, decoder=Gaussian())
-
-
 def test_a_posterior_mean_has_no_denoised_first_level():
     model = Denoiser(lambda z, logsnr: z, PosteriorMean(TABLE, STEPS))
     with pytest.raises(
@@ -445,16 +426,6 @@ def test_a_posterior_mean_has_no_denoised_first_level():
             steps=STEPS,
             decoder=Gaussian(uses_network=True, variance=0.1),
         )
-
-
-def test_a_direct_variance_is_finite_where_its_softplus_underflows():
-    head = torch.tensor([[-300.0, -15.001, -14.999, 3.0]], dtype=torch.float32, requires_grad=True)
-    step = Step(torch.zeros(1), torch.ones(1))
-    u = LearnedVariance().excess(step, head)
-    (slope,) = torch.autograd.grad(u.sum(), head)
-    assert torch.isfinite(u).all()
-    assert torch.allclose(slope[0, :3], torch.ones(3, dtype=torch.float32), atol=1e-5)
-    assert u[0, 0].item() == pytest.approx(-300.0 - step.variance.log().item(), rel=1e-6)
 
 
 def test_tables_that_are_no_tables_of_beta():

@@ -6,9 +6,9 @@ and the settings; and with --gif trajectory.gif, x̂ on the way from noise to da
 function of the seed and its number, whatever the batch, but for rounding, and with --step ode for
 the solver's error.
 
-    vdiff sample RUN                                        100 levels, with fresh noise at each
-    vdiff sample RUN --step adams_bashforth --grid few --steps 12     few evaluations, noise at the start
-    vdiff sample RUN --grid run --steps 1000                999 steps on the training's schedule
+    vdiff sample RUN                                        100 steps, with fresh noise at each
+    vdiff sample RUN --step adams_bashforth --grid logistic --steps 12     few evaluations, noise at the start
+    vdiff sample RUN --grid run --steps 999                 the chain of 1,000 levels, on the training's schedule
     vdiff sample RUN --label 3 --guidance 2 --null-label 10
 
 docs/samplers.md says which step at which budget.
@@ -39,8 +39,8 @@ from vdiff.sampling import (
     Clipped,
     Counted,
     Guided,
-    few_steps,
     leading,
+    logistic,
     per_sample_generators,
     start,
     to_levels,
@@ -57,7 +57,7 @@ from vdiff.variance import FixedLarge, FixedSmall
 FRAMES = 60  # of a GIF, at most
 GRIDS: dict[str, Callable[[float, float], Schedule]] = {
     "cosine": Cosine,
-    "few": few_steps,
+    "logistic": logistic,
     "karras": lambda high, low: Karras(math.exp(-high / 2), math.exp(-low / 2)),
     "linear": Linear,
     "rectified": OptimalTransport,
@@ -84,8 +84,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = f"how from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)"
     levels("--step", type=_named("step", STEPS), default="ancestral", help=text)
     text = (
-        "noise levels visited, each one evaluation of the network, or two by heun (default: 100; "
-        "2 for ode, which puts its own between them)"
+        "steps, each one evaluation of the network, or two by heun; --spacing uniform has one more "
+        "level, and so one more evaluation (default: 100; 1 for ode, which makes its own steps)"
     )
     levels("--steps", help=text, **number)
     text = (
@@ -155,7 +155,7 @@ def run(options: argparse.Namespace) -> int:
     walk = partial(trajectory, model, levels=levels, step=step)
     data, x, frames = _draw(options, walk, decoder, levels, shape, labels, device)
     per_sample = counted.evaluations / -(-options.count // options.batch)
-    about = {"steps": len(levels), "device": str(device), "evaluations": per_sample}
+    about = {"levels": len(levels), "device": str(device), "evaluations": per_sample}
     arrays = {"data": data, "x": x, "logsnr": levels, "label": labels}
     _write_numbers(folder / "samples.npz", options, about, arrays)
     cells, columns = _cells(options.count, labels)
@@ -242,7 +242,7 @@ def _step(options: argparse.Namespace) -> Any:
 
 def _levels(options: argparse.Namespace, trained: Schedule) -> Tensor:
     """The noise levels to visit."""
-    steps = options.steps or (2 if options.step == "ode" else 100)
+    steps = options.steps or (1 if options.step == "ode" else 100)
     schedule: Any = trained
     if options.grid in GRIDS:
         schedule = GRIDS[options.grid](trained.logsnr_max, trained.logsnr_min)
@@ -284,10 +284,10 @@ def _labels(options: argparse.Namespace, classes: int | None) -> Tensor | None:
     return torch.tensor([chosen[i % len(chosen)] for i in range(options.count)])
 
 
-def _shown(i: int, steps: int) -> bool:
+def _shown(i: int, levels: int) -> bool:
     """Whether the level of number i is a frame: at most FRAMES of them, and the last."""
-    every = -(-steps // FRAMES)
-    return (steps - 1 - i) % every == 0
+    every = -(-levels // FRAMES)
+    return (levels - 1 - i) % every == 0
 
 
 def _cells(count: int, labels: Tensor | None) -> tuple[Tensor, int]:

@@ -20,7 +20,7 @@ from vdiff.gaussian import (
     to_float64,
 )
 from vdiff.prediction import Prediction
-from vdiff.reverse import excess
+from vdiff.reverse import log_variance_ratio
 from vdiff.variance import AnalyticVariance
 
 Variance = Annotated[float, Number(above=0.0, hint="a variance, not its logarithm")]
@@ -100,7 +100,7 @@ class DiscretizedGaussian(Levels):
         require(not fitted, "posterior_variance", out, "AnalyticVariance", hint)
         z = to_float64(prediction.z)
         std = torch.full_like(z, math.sqrt(posterior))
-        u = excess(prediction, StepToData(to_float64(prediction.logsnr), posterior), z)
+        u = log_variance_ratio(prediction, StepToData(to_float64(prediction.logsnr), posterior), z)
         return std if u is None else std * torch.exp(0.5 * u)
 
     def _log_probs(self, mean: Tensor, prediction: Prediction) -> Tensor:

@@ -1,29 +1,29 @@
 """From noise to data and back: any model, along any grid of noise levels, by any step."""
 
 from vdiff.sampling.driver import STEPS, sample, trajectory
-from vdiff.sampling.grid import few_steps, leading, trailing, uniform
+from vdiff.sampling.grid import leading, logistic, trailing, uniform
 from vdiff.sampling.guidance import Clipped, Guided
 from vdiff.sampling.multistep import adams_bashforth, dpmpp_2m
 from vdiff.sampling.noise import noise_like, per_sample_generators, start
 from vdiff.sampling.output import to_levels, to_uint8
-from vdiff.sampling.probability_flow import SolverError, encode, ode
-from vdiff.sampling.step import Counted, Memory, ancestral, ddim, heun
+from vdiff.sampling.probability_flow import SolverError, invert, ode
+from vdiff.sampling.step import Counted, History, ancestral, ddim, heun
 
 __all__ = [
     "STEPS",
     "Clipped",
     "Counted",
     "Guided",
-    "Memory",
+    "History",
     "SolverError",
     "adams_bashforth",
     "ancestral",
     "ddim",
     "dpmpp_2m",
-    "encode",
-    "few_steps",
     "heun",
+    "invert",
     "leading",
+    "logistic",
     "noise_like",
     "ode",
     "per_sample_generators",

@@ -1,43 +1,40 @@
-"""Models made of a model: guided by a condition, or with x̂ clipped. Each is a denoiser with a
-bound of its own."""
+"""Models around a model: guided by a condition, or with x̂ clipped. Each has a bound of its own."""
 
-from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff._arguments import Model, original
-from vdiff._validate import Finite, Given, require, validated
+from vdiff._arguments import Condition, Model, original
+from vdiff._validate import Finite, Given, Number, require, validated
 from vdiff.errors import InvalidType, InvalidValue, validation_enabled
 from vdiff.gaussian import per_example
 from vdiff.parameterization import X
 from vdiff.prediction import Prediction
 from vdiff.sampling.step import predicted
 
+_LARGEST = torch.finfo(torch.float32).max
+_ENDS = "be (lowest, highest) log-SNR"
+
 
 def _interval(interval: Any, argument: str, given: Given) -> tuple[float, float]:
     """Two numbers that rise."""
-    ends, what = (
-        interval if isinstance(interval, tuple | list) else (),
-        "be (lowest, highest) log-SNR",
-    )
+    ends = interval if isinstance(interval, tuple | list) else ()
     if len(ends) != 2 or not all(isinstance(end, Real) for end in ends):
-        raise InvalidType(argument, what, repr(interval), "an end may be ±math.inf")
+        raise InvalidType(argument, _ENDS, repr(interval), "an end may be ±math.inf")
     low, high = (float(end) for end in ends)
-    hint = "noise has the lower λ; γ and σ run the other way"
-    require(low < high, argument, what, repr(interval), hint)
+    require(low < high, argument, _ENDS, repr(interval), "noise has the lower λ")
     return low, high
 
 
 Interval = Annotated[tuple[float, float], _interval]
+Scale = Annotated[float, Number(at_least=-_LARGEST, at_most=_LARGEST, hint="2 is a common one")]
 
 
 class Wrapped(nn.Module):
-    """A model around another. `protocol` says what it changes, beside what the inner one does;
-    `evaluate` writes it down."""
+    """A model around another. `evaluate` records its `protocol`, the changes of both by name."""
 
     @validated
     def __init__(self, model: Model) -> None:
@@ -46,14 +43,11 @@ class Wrapped(nn.Module):
 
     @property
     def protocol(self) -> dict[str, object]:
-        """What was done to the model, by name."""
+        """The changes to the model, by name."""
         return dict(getattr(self.model, "protocol", {}))
 
-    def _predict(self, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
-        return predicted(self.model, z, logsnr, condition)
-
     def _after(self, name: str, what: str) -> dict[str, object]:
-        """The inner protocol with this after it, or after what the same name says there."""
+        """The inner protocol and this change; a change of the same name comes after the inner."""
         inner = dict(getattr(self.model, "protocol", {}))
         return inner | {name: f"{inner[name]}, then {what}" if name in inner else what}
 
@@ -62,26 +56,24 @@ class Wrapped(nn.Module):
 
 
 class Guided(Wrapped):
-    """Classifier-free guidance: ô = ô_u + scale·(ô_c − ô_u), given the condition and given
-    `unconditional` in its place.
+    """Classifier-free guidance: ô = ô_u + scale·(ô_c − ô_u), with the condition (c) and with
+    `unconditional` in its place (u).
 
-    Every target is affine in ô with the same part of z, so that the samples are the same in each.
-    A scale of 1 is the conditional model exactly, and costs one evaluation, as does a λ outside
-    `interval` = (lowest, highest), where the scale is 1 (Kynkäänniemi et al., arXiv:2404.07724);
-    elsewhere it is two. Guidance of Ho & Salimans (arXiv:2207.12598, eq. 6) by weight w is a scale
-    of 1 + w.
+    The targets are affine in each other, so that the samples do not depend on the target. A scale
+    of 1 is the conditional model exactly; so is every λ outside `interval` = (lowest, highest)
+    (Kynkäänniemi et al., arXiv:2404.07724). Both cost one evaluation, all else two. The guidance
+    weight w of Ho & Salimans (arXiv:2207.12598, eq. 6) is a scale of 1 + w.
 
     Args:
-        scale: 1 is the condition alone, 0 is none, larger ones go beyond the condition.
-        unconditional: for each name of the condition what replaces it: a number fills a tensor
-            like the condition's (the null class of a label), a tensor stands for the batch, one
-            row for all, or None.
+        scale: 1 is the condition alone, 0 is none, larger scales exaggerate the condition.
+        unconditional: for each name of the condition its replacement: a number (the null class of
+            a label), a tensor with one row for all or a row for each sample, or None.
         interval: in λ; either end may be infinite.
 
     Raises:
-        TypeError, ValueError: for an empty `unconditional`, an interval that does not rise; and at
-            a call without the condition that it replaces, with one that has not a row for each
-            sample, or with a fraction in the place of an integer.
+        TypeError, ValueError: for an empty `unconditional` and an interval that does not rise; at
+            a call without the condition, with a condition that has not one row for each sample,
+            and with a fraction that would replace an integer.
 
     >>> from vdiff import Denoiser
     >>> from vdiff.parameterization import Eps
@@ -95,18 +87,14 @@ class Guided(Wrapped):
     def __init__(
         self,
         model: Model,
-        scale: Finite,
-        unconditional: Mapping[str, Any],
+        scale: Scale,
+        unconditional: Condition,
         interval: Interval | None = None,
     ) -> None:
         super().__init__(model)
-        if not isinstance(unconditional, Mapping) or not unconditional:
-            error = InvalidValue if isinstance(unconditional, Mapping) else InvalidType
-            what, hint = "name what replaces the condition", "for instance {'label': null class}"
-            raise error("unconditional", what, repr(unconditional), hint)
-        largest, float32 = torch.finfo(torch.float32).max, "be a number of float32"
-        require(abs(scale) <= largest, "scale", float32, f"{scale:g}", "2 is a common one")
-        self.scale, self.unconditional, self.interval = scale, dict(unconditional), interval
+        self.scale, self.unconditional, self.interval = scale, dict(unconditional or {}), interval
+        what, hint = "name what replaces the condition", "for instance {'label': null class}"
+        require(bool(self.unconditional), "unconditional", what, repr(unconditional), hint)
 
     @property
     def protocol(self) -> dict[str, object]:
@@ -117,23 +105,19 @@ class Guided(Wrapped):
     def forward(
         self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any
     ) -> Prediction:
-        """The guided prediction, in the model's own units and with the conditional one's
-        variance."""
-        hint = "guidance goes from the unconditional prediction towards this one"
-        for name in self.unconditional:
-            given = condition.get(name) is not None
-            require(given, name, "be given as a condition", None, hint)
+        """The guided prediction, in the model's own units and with the variance of the conditional
+        one."""
         replaced = {
-            name: _like(name, value, condition[name], len(z))
+            name: _like(name, value, condition.get(name), len(z))
             for name, value in self.unconditional.items()
         }
-        conditional = self._predict(z, logsnr, condition)
+        conditional = predicted(self.model, z, logsnr, condition)
         inside = torch.ones_like(logsnr, dtype=torch.bool)
         if self.interval is not None:
             inside = (logsnr >= self.interval[0]) & (logsnr <= self.interval[1])
         if self.scale == 1.0 or (self.interval is not None and not inside.any()):
             return conditional
-        without = self._predict(z, logsnr, condition | replaced)
+        without = predicted(self.model, z, logsnr, condition | replaced)
         scale = torch.where(inside, self.scale, torch.ones_like(logsnr))
         scale = torch.as_tensor(per_example(scale, z))
         return conditional.replace(output=torch.lerp(without.output, conditional.output, scale))
@@ -163,31 +147,29 @@ class Clipped(Wrapped):
         self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any
     ) -> Prediction:
         """The prediction with its x̂ clipped."""
-        free = self._predict(z, logsnr, condition)
+        free = predicted(self.model, z, logsnr, condition)
         return free.replace(output=free.x.clamp(self.low, self.high), parameterization=X())
 
 
 def _like(name: str, value: Any, condition: Any, batch: int) -> Any:
-    """What replaces a condition, with its batch."""
+    """What replaces a condition, with its shape and dtype."""
+    hint = "guidance goes from the unconditional prediction towards this one"
+    require(condition is not None, name, "be given as a condition", None, hint)
     if not isinstance(condition, Tensor) or value is None:
         return value
-    rows, came = f"have a row for each of {batch} samples", f"shape {tuple(condition.shape)}"
+    rows, shape = f"have a row for each of {batch} samples", tuple(condition.shape)
     fits = not validation_enabled() or condition.ndim == 0 or len(condition) == batch
-    require(fits, name, rows, came, "it would broadcast in silence")
-    if not isinstance(value, Tensor | Real):
-        what = "hold a number, a tensor or None in the place of a tensor"
-        raise InvalidType("unconditional", what, repr(value))
+    require(fits, name, rows, f"shape {shape}", "it would broadcast in silence")
     if not isinstance(value, Tensor):
-        dtype = None if isinstance(value, Integral) else torch.float64
+        dtype = torch.float64 if isinstance(value, float) else None
         value = torch.tensor(value, dtype=dtype, device="cpu")
     if value.is_floating_point() and not condition.is_floating_point():
-        what = f"be integer for '{name}', as the condition is"
-        hint = "a class is an integer; it would be cut off to one in silence"
+        what, hint = f"be integer for '{name}', as the condition is", "it would be cut off"
         raise InvalidType("unconditional", what, f"{value.tolist()}", hint)
     try:
         return value.to(condition.dtype).to(condition.device).expand_as(condition)
     except RuntimeError:
-        what = f"have the shape of the condition, {tuple(condition.shape)}"
+        what = f"have the shape of the condition, {shape}"
         raise InvalidValue("unconditional", what, tuple(value.shape)) from None
 
 

@@ -23,11 +23,8 @@ def to_levels(
     draw: bool = False,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
-    """Integer levels from the prediction at the last noise level: those nearest to x̂, or, with
-    `draw`, a sample of the decoder.
-
-    The chain's own last step is the draw, from p(data | z₀); what is nearest to x̂ has less noise
-    and is no sample of it.
+    """Integer levels from the prediction at the last noise level: the nearest to x̂ or, with
+    `draw`, a sample of p(data | z₀), which is the chain's own last step and noisier.
 
     >>> from vdiff.decoder import Categorical
     >>> from vdiff.parameterization import X
@@ -50,8 +47,7 @@ def to_levels(
 
 @validated
 def to_uint8(x: FiniteData) -> Tensor:
-    """Images in [−1, 1] as bytes, rounded to the nearest of 256 levels; what lies beyond is
-    clamped.
+    """Images in [−1, 1] as bytes, rounded to the nearest of 256 levels and clamped.
 
     Raises TypeError for integers, which are levels already, and ValueError for NaN and infinity.
 

@@ -15,24 +15,24 @@ from vdiff._network import evaluation_mode
 from vdiff._validate import FiniteData, require, validated
 from vdiff.flow import SolverError, State, solve
 from vdiff.gaussian import at_least_float32, to_float64
-from vdiff.sampling.step import NOTHING, Counted, Memory, Model, Step
+from vdiff.sampling.step import NO_HISTORY, Counted, History, Model, Step
 from vdiff.schedule import Schedule
 
 
-def _one_level(logsnr_t: Tensor, logsnr_s: Tensor) -> None:
+def one_pair_of_levels(logsnr_t: Tensor, logsnr_s: Tensor) -> None:
     """A rule: all samples move between the same two levels."""
     same = bool((logsnr_t == logsnr_t[0]).all() and (logsnr_s == logsnr_s[0]).all())
-    what, hint = "be the same for all samples, as logsnr_s", "the solver has one time"
-    require(same, "logsnr_t", what, f"{logsnr_t.tolist()}", hint)
+    what = "be the same for all samples, as logsnr_s"
+    require(same, "logsnr_t", what, f"{logsnr_t.tolist()}", "the solver has one time")
 
 
-@validated(rules=[_one_level])
+@validated(rules=[one_pair_of_levels])
 def ode(
     model: Model,
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
     logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
+    history: History = NO_HISTORY,
     *,
     method: str = "dopri5",
     rtol: float = 1e-5,
@@ -41,23 +41,22 @@ def ode(
     max_seconds: float | None = None,
     options: dict[str, Any] | None = None,
 ) -> Float[Tensor, "batch *dims"]:
-    """z at λ_s, by one of torchdiffeq's solvers over the probability-flow ODE, in either
-    direction.
+    """z at λ_s, by one of torchdiffeq's solvers of the probability-flow ODE, in either direction.
+    All samples of a batch move between the same two levels.
 
-    The batch shares the steps of an adaptive method, which holds its worst sample to the
-    tolerance. So the rest of the batch changes a sample within the solver's own error: on a
-    mixture by 1e-5 usually, and by 3e-3 once in 512 samples at the default tolerances. With a
-    fixed-step method it does not. All samples of a batch move between the same two levels.
+    The batch shares the steps of an adaptive method, whose tolerance its worst sample must meet.
+    So a sample depends on its batch within the solver's error: on a mixture by 1e-5 usually, and
+    by 3e-3 once in 512 samples at the default tolerances. A fixed-step method has no such effect.
 
     Args:
         method: of torchdiffeq: "dopri5", "dopri8", "rk4", …
-        rtol, atol: of an adaptive method.
-        max_evaluations, max_seconds: where to give up.
+        rtol, atol: tolerances of an adaptive method.
+        max_evaluations, max_seconds: limits at which the solver gives up.
         options: of torchdiffeq, for instance {"step_size": 0.1}, in radians, for a method with
-            fixed steps (else one step).
+            fixed steps (one step otherwise).
 
     Raises:
-        SolverError: when the step size underflows, a limit is reached, or v̂ is not finite.
+        SolverError: if the step size underflows, a limit is reached, or v̂ is not finite.
         ImportError: without torchdiffeq.
 
     >>> from vdiff.oracle import GaussianMixture
@@ -78,13 +77,12 @@ def ode(
 
 def _backwards(step: Any) -> None:
     """A rule: the step is `ode`."""
-    runs = (step.func if isinstance(step, functools.partial) else step) is ode
-    what, hint = "be ode, which runs backwards", "or partial(ode, …)"
-    require(runs, "step", what, repr(step), hint)
+    is_ode = (step.func if isinstance(step, functools.partial) else step) is ode
+    require(is_ode, "step", "be ode, which runs backwards", repr(step), "or partial(ode, …)")
 
 
 @validated(rules=[_backwards, finite_end, known_range_of])
-def encode(
+def invert(
     model: AnyModel,
     z: FiniteData,
     *,
@@ -93,28 +91,27 @@ def encode(
     differentiable: bool = False,
     condition: Condition = None,
 ) -> Float[Tensor, "batch *dims"]:
-    """The probability-flow ODE backwards: the noise at λ_min from which it leads to z at λ_max.
-    Clean data x is z = α x there.
+    """The probability-flow ODE backwards: the noise at λ_min that leads to z at λ_max. Data x is
+    z = α x there.
 
-    `ode` from λ_min to λ_max returns to the start, within the tolerances: set them by
+    `ode` from λ_min to λ_max returns to z within the tolerances, for instance
     `step=partial(ode, rtol=1e-8)`. With `differentiable`, gradients reach z, the model's
-    parameters and the conditions, through every step of the solver, and memory grows with the
-    number of evaluations.
+    parameters and the conditions through every step of the solver; memory grows with the number
+    of evaluations.
 
     >>> from vdiff.oracle import GaussianMixture
     >>> from vdiff.schedule import Linear
     >>> oracle, schedule = GaussianMixture([1.0], [[0.0]], [[0.25]]), Linear(10.0, -10.0)
-    >>> round(encode(oracle, torch.full((1, 1), 0.5), schedule=schedule).item(), 3)
+    >>> round(invert(oracle, torch.full((1, 1), 0.5), schedule=schedule).item(), 3)
     1.0
     """
-    model = original(model)
+    counted, z = Counted(original(model), condition=condition), z.to(at_least_float32(z.dtype))
     clean, noisy = (
         to_float64(torch.full((len(z),), end, dtype=torch.float64)).to(z.device)
         for end in (schedule.logsnr_max, schedule.logsnr_min)
     )
-    with nullcontext() if differentiable else torch.no_grad(), evaluation_mode(model):
-        counted, z = Counted(model, condition=condition), z.to(at_least_float32(z.dtype))
-        return step(counted, z, clean, noisy, NOTHING)
+    with nullcontext() if differentiable else torch.no_grad(), evaluation_mode(counted):
+        return step(counted, z, clean, noisy, NO_HISTORY)
 
 
-__all__ = ["SolverError", "encode", "ode"]
+__all__ = ["SolverError", "invert", "ode"]

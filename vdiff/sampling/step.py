@@ -1,18 +1,16 @@
-"""Steps from one noise level to the next: plain functions (model, z_t, λ_t, λ_s) → z_s, with λ_s >
-λ_t.
+"""Steps from one noise level to the next: plain functions (model, z_t, λ_t, λ_s) → z_s, with
+λ_s > λ_t.
 
-A step may read a `Memory`, its fifth argument: the predictions at earlier levels and the source of
-noise. It keeps nothing itself. Options are keywords, bound by
-`functools.partial`: `step=partial(ddim, eta=0.5)`.
+A step may read its fifth argument, a `History`: the predictions at earlier levels and the source
+of noise. It has no state of its own. Options are keywords: `step=partial(ddim, eta=0.5)`.
 
-Most steps move z along a straight line: with x̂ and ε̂ held, z_s = α_s x̂ + σ_s ε̂. In the
+Most steps move z along a straight line: with x̂ and ε̂ fixed, z_s = α_s x̂ + σ_s ε̂. In the
 network's own units, with its row (a, b), h = ½ (λ_s − λ_t) and n = α_t b − σ_t a,
 
     z_s = [ (α_s b − σ_s a) z_t + α_s σ_t expm1(−h) ô ] / n
 
 where no term is a difference: for ε̂ the first coefficient is α_s/α_t, for x̂ σ_s/σ_t, for v̂ the
-cosine of the angle between the levels. (DPM-Solver's λ is half of this λ, so that its h is the one
-above.)
+cosine of the angle between the levels. (DPM-Solver's λ is half of this λ; its h is this h.)
 """
 
 from collections.abc import Callable
@@ -35,43 +33,44 @@ from vdiff.sampling.noise import Generators, noise_like
 from vdiff.variance import AnalyticVariance, ReverseVariance
 
 Model = Callable[..., Prediction]
-Eta = Annotated[
-    float,
-    Number(at_least=0.0, at_most=1.0, hint="1 is ancestral sampling; more leaves no ε̂ to keep"),
-]
-KEPT = 4  # predictions that a memory holds: no step here looks back further
+_ANCESTRAL = "1 is ancestral sampling; more leaves no ε̂ to keep"
+Eta = Annotated[float, Number(at_least=0.0, at_most=1.0, hint=_ANCESTRAL)]
+KEPT = 4  # predictions that a history holds: no step here reads more
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What a step may know beyond its own two levels: the last predictions, newest at the end, and
-    where noise comes from.
+class History:
+    """What a step may know beyond its own two levels: the last predictions, the newest at the end,
+    and the source of noise.
 
-    >>> Memory().past
-    ()
+    >>> from vdiff.oracle import GaussianMixture
+    >>> oracle, level = GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.zeros(1)
+    >>> z = torch.ones(1, 1)
+    >>> z_s = ancestral(oracle, z, level, level + 1, History(generator=torch.Generator()))
+    >>> len(History().after(oracle(z, level)).predictions)
+    1
     """
 
-    past: tuple[Prediction, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
     generator: Generators = None
 
-    def after(self, prediction: Prediction) -> "Memory":
-        """The memory of the next step."""
-        return Memory((*self.past, prediction)[-KEPT:], self.generator)
+    def after(self, prediction: Prediction) -> "History":
+        """The history of the next step."""
+        return History((*self.predictions, prediction)[-KEPT:], self.generator)
 
 
-Step = Callable[[Model, Tensor, Tensor, Tensor, Memory], Tensor]
-NOTHING = Memory()
+Step = Callable[[Model, Tensor, Tensor, Tensor, History], Tensor]
+NO_HISTORY = History()
 
 
 class Counted(nn.Module):
-    """A model that counts its own evaluations, and keeps the first prediction since the last
-    `take_first`.
+    """A model that counts its evaluations.
 
     >>> from vdiff import sample
     >>> from vdiff.oracle import GaussianMixture
     >>> from vdiff.schedule import Karras
     >>> model = Counted(GaussianMixture([1.0], [[0.0]], [[1.0]]))
-    >>> made = sample(model, torch.randn(4, 1), schedule=Karras(), steps=18, step=heun)
+    >>> made = sample(model, torch.randn(4, 1), schedule=Karras(), steps=17, step=heun)
     >>> model.evaluations  # as in EDM: two for each of 17 steps, one for the last
     35
     """
@@ -80,25 +79,16 @@ class Counted(nn.Module):
     def __init__(self, model: Model, *, condition: Condition = None) -> None:
         super().__init__()
         self.model, self.condition, self.evaluations = model, dict(condition or {}), 0
-        self._first: Prediction | None = None
 
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
         """The model's prediction; raises unless it is a Prediction of the shape of z."""
         self.evaluations += 1
-        prediction = predicted(self.model, z, logsnr, self.condition | condition)
-        if self._first is None:
-            self._first = prediction
-        return prediction
+        return predicted(self.model, z, logsnr, self.condition | condition)
 
     @property
     def protocol(self) -> dict[str, object]:
         """The changes that wrappers made to the model, by name."""
         return dict(getattr(self.model, "protocol", {}))
-
-    def take_first(self) -> Prediction | None:
-        """The first prediction since the last call of this, or None."""
-        first, self._first = self._first, None
-        return first
 
 
 def predicted(model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
@@ -119,19 +109,17 @@ def ancestral(
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
     logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
+    history: History = NO_HISTORY,
     *,
     variance: ReverseVariance | None = None,
 ) -> Float[Tensor, "batch *dims"]:
-    """z_s ~ p(z_s | z_t) = N(μ_Q(z_t, x̂), Σ), the chain whose bound `elbo(..., steps=T)` is. One
+    """z_s ~ p(z_s | z_t) = N(μ_Q(z_t, x̂), Σ), the chain that `elbo(..., steps=T)` bounds. One
     evaluation.
 
-    Σ is the model's own choice, or `variance`: `FixedSmall()`, `FixedLarge()`,
-    `AnalyticVariance(...)`, or, with a head that learned it, `LearnedRange()`,
-    `LearnedLogVariance()`, `LearnedVariance()`. From λ_t = −∞ it is α_s x̂ + σ_s n (n, with
-    `FixedLarge()`). Ho et al., arXiv:2006.11239, algorithm 2.
+    Σ is the model's own choice, or `variance` (of `vdiff.variance`). From λ_t = −∞ the step is
+    α_s x̂ + σ_s n; with `FixedLarge()` it is n. Ho et al., arXiv:2006.11239, algorithm 2.
 
-    Raises ValueError for `AnalyticVariance(...)` at λ_t = −∞, where no profile reaches.
+    Raises ValueError for `AnalyticVariance(...)` at λ_t = −∞, which no profile reaches.
 
     >>> from vdiff.oracle import GaussianMixture
     >>> oracle, level = GaussianMixture([1.0], [[0.0]], [[1.0]]), torch.zeros(1)
@@ -146,7 +134,7 @@ def ancestral(
     require(known, "variance", "be known at λ = −∞", repr(now.variance), hint)
     t = to_float64(logsnr_t).clamp(min=PURE)
     return reverse_sample(
-        now, ChainStep(t, to_float64(logsnr_s) - t), noise_like(z, memory.generator)
+        now, ChainStep(t, to_float64(logsnr_s) - t), noise_like(z, history.generator)
     )
 
 
@@ -156,7 +144,7 @@ def ddim(
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
     logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
+    history: History = NO_HISTORY,
     *,
     eta: Eta = 0.0,
 ) -> Float[Tensor, "batch *dims"]:
@@ -182,7 +170,7 @@ def ddim(
     cleaner = high - torch.log((1 - eta**2) + eta**2 * torch.exp(-delta))
     kept = per_example(alpha(high) / alpha(cleaner), z) * move(now, cleaner)
     spread = eta * torch.sqrt(-torch.expm1(-delta)) * sigma(high)
-    return kept + per_example(spread, z) * noise_like(z, memory.generator)
+    return kept + per_example(spread, z) * noise_like(z, history.generator)
 
 
 @validated
@@ -191,13 +179,13 @@ def heun(
     z: Float[Tensor, "batch *dims"],
     logsnr_t: Float[Tensor, " batch"],
     logsnr_s: Float[Tensor, " batch"],
-    memory: Memory = NOTHING,
+    history: History = NO_HISTORY,
 ) -> Float[Tensor, "batch *dims"]:
     """EDM's step, Heun's rule in (z/α, σ/α): to λ_s with ε̂, and again with the mean of ε̂ at both
-    ends. Two evaluations, order 2; one to data, λ_s = +∞, which is x̂. Karras et al.,
-    arXiv:2206.00364, algorithm 1.
+    ends. Two evaluations, order 2; one evaluation to data, λ_s = +∞, where the step is x̂. Karras
+    et al., arXiv:2206.00364, algorithm 1.
 
-    The second move differs from the first by half of what ε̂ changed, which is taken in the
+    The second move differs from the first by half the change of ε̂, which is computed in the
     network's own units: where noise dominates, x̂ has digits that ε̂ has not. Raises ValueError at
     λ_t = −∞, where σ/α is infinite.
 
@@ -214,20 +202,19 @@ def heun(
         return first
     there, t, s = model(first, logsnr_s), to_float64(logsnr_t), to_float64(logsnr_s)
     row = there.parameterization
-    # since x̂ and ε̂ were as they are now
+    # to the output from the one that has the x̂ and ε̂ of λ_t
     change = there.output - row.target(now.x, now.eps, logsnr_s)
     half = -0.5 * alpha(s) * sigma(s) * torch.expm1(0.5 * (s - t)) / scale(row, s)
     return torch.addcmul(first, torch.as_tensor(per_example(half, z)), change)
 
 
 def is_at(level: float, logsnr: Tensor) -> bool:
-    """Whether any λ is this one: +∞, clean data, where a step is x̂ and has no higher order, or
-    −∞, pure noise."""
+    """Whether any λ is this one: +∞, clean data, or −∞, pure noise."""
     return validation_enabled() and has_values(logsnr) and bool((logsnr == level).any())
 
 
 def scale(parameterization: Parameterization, logsnr: Tensor) -> Tensor:
-    """n = α b − σ a, by which x̂ and ε̂ are solved from z and the target with row (a, b)."""
+    """n = α b − σ a, the determinant that gives x̂ and ε̂ from z and the target with row (a, b)."""
     a, b = parameterization.row(logsnr)
     return alpha(logsnr) * b - sigma(logsnr) * a
 
@@ -242,4 +229,4 @@ def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
     return combine((alpha(s) * b - sigma(s) * a) / n, prediction.z, of_out / n, prediction.output)
 
 
-__all__ = ["Counted", "Memory", "ancestral", "ddim", "heun"]
+__all__ = ["Counted", "History", "ancestral", "ddim", "heun"]

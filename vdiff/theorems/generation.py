@@ -17,7 +17,7 @@ from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.parameterization import Eps
 from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_sample
-from vdiff.sampling import Guided, Memory, ancestral, ddim, trajectory
+from vdiff.sampling import Guided, History, ancestral, ddim, trajectory
 from vdiff.schedule import Linear
 from vdiff.theorems.integral import average, slope
 from vdiff.theorems.scores import gradient_of_log_density
@@ -107,12 +107,12 @@ def ddim_with_noise_is_ancestral(subject: Subject, eta: float = 1.0) -> Sides:
     noise = torch.randn(z.shape, generator=subject.generator("noise"), dtype=torch.float64)
     left, right = [], []
     for e in (eta, 0.3):
-        memory = Memory(generator=subject.generator("noise"))
-        left.append(ddim(subject.model, z, t, s, memory, eta=e))
+        history = History(generator=subject.generator("noise"))
+        left.append(ddim(subject.model, z, t, s, history, eta=e))
         kept, new = sigma(s) * (1 - e**2 * c).sqrt(), sigma(s) * e * c.sqrt()
         signal = per_example(alpha(s), z) * said.x
         right.append(signal + per_example(kept, z) * said.eps + per_example(new, z) * noise)
-    right[0] = ancestral(subject.model, z, t, s, Memory(generator=subject.generator("noise")))
+    right[0] = ancestral(subject.model, z, t, s, History(generator=subject.generator("noise")))
     return equal(torch.stack(left), torch.stack(right), rel=1e-7, atol=1e-9)
 
 
@@ -136,7 +136,7 @@ def ancestral_samples_have_the_chains_law(claimed: int = 4) -> Sides:
             slope**2 * variance + var_s * new / var_t,
         )
     z, generator = normal("start", 40_000, 1), torch.Generator().manual_seed(0)
-    options: dict[str, Any] = {"schedule": schedule, "steps": 5, "generator": generator}
+    options: dict[str, Any] = {"schedule": schedule, "steps": 4, "generator": generator}
     *_, (last, _) = trajectory(Gaussian([m], [v]), z, **options)
     draws = torch.cat([last, (last - mean).square()], 1)
     return sampled(draws, torch.stack([mean, variance]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vdiff.gaussian import alpha
 from vdiff.loss import Model
-from vdiff.sampling import Memory, adams_bashforth, ddim, dpmpp_2m, heun, trajectory
+from vdiff.sampling import History, adams_bashforth, ddim, dpmpp_2m, heun, trajectory
 from vdiff.schedule import Linear
 from vdiff.theorems.subject import f64, line, scaled_x
 from vdiff.theorems.theorem import Sides, equal, theorem
@@ -57,15 +57,15 @@ def samplers_follow_the_flow(model: Model = LINE, counts: tuple[int, int] = (200
 
 
 def _error(step: Callable[..., Tensor], steps: int, remembers: bool) -> Tensor:
-    """How far a sampler ends from the flow that it starts on, with the flow's past in memory."""
+    """How far a sampler ends from the flow that it starts on, with the flow's past in history."""
     levels = LOW + (HIGH - LOW) * torch.arange(-2, steps + 1, dtype=torch.float64) / steps
-    memory = Memory()
+    history = History()
     for level in levels[:2]:
-        memory = memory.after(LINE(quantiles(level), level.expand(3)))
+        history = history.after(LINE(quantiles(level), level.expand(3)))
     z = quantiles(levels[2])
     for t, s in itertools.pairwise(levels[2:, None].expand(-1, 3)):
-        after = step(LINE, z, t, s, memory)
-        memory = memory.after(LINE(z, t)) if remembers else Memory()
+        after = step(LINE, z, t, s, history)
+        history = history.after(LINE(z, t)) if remembers else History()
         z = after
     return (z - quantiles(levels[-1]))[:, 0].abs()
 

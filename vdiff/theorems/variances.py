@@ -45,16 +45,18 @@ def mean_kl(
     oracle: GaussianMixture,
     step: Step,
     variance: ReverseVariance = SMALL,
-    head: Tensor | None = None,
+    variance_output: Tensor | None = None,
     knows_x: bool = False,
 ) -> Tensor:
-    """E of each step's KL with the exact denoiser and this variance; `head` is the network's
+    """E of each step's KL with the exact denoiser and this variance; `variance_output` is the network's
     output for it at each step."""
     rows = len(oracle.nodes(0.0)[2])
 
     def of(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
         said = predict_at(oracle, x, eps, level, {})
-        output = None if head is None else head.repeat_interleave(rows)[:, None]
+        output = (
+            None if variance_output is None else variance_output.repeat_interleave(rows)[:, None]
+        )
         e = eps if knows_x else said.eps
         at = Step(level, step.delta.repeat_interleave(rows))
         return reverse_kl(Prediction(said.z, level, e, Eps(), variance, output), x, eps, at)
@@ -62,7 +64,7 @@ def mean_kl(
     return average(oracle, step.logsnr_t, of)
 
 
-def best_excess(oracle: GaussianMixture, step: Step) -> Tensor:
+def best_log_variance_ratio(oracle: GaussianMixture, step: Step) -> Tensor:
     """u = log Σ/β̃ of the best Σ, by the theorem: log1p(expm1(Δ) E‖e‖²/d)."""
     return torch.log1p(torch.expm1(step.delta) * oracle.mmse(step.logsnr_t))
 
@@ -81,7 +83,7 @@ def best_variance_exceeds_the_posteriors(knows_x: bool = False) -> Sides:
         kl_a, kl_b = (mean_kl(ORACLE, step, LOG, step.variance.log() + u, knows_x) for u in (a, b))
         low, high = torch.where(kl_a > kl_b, a, low), torch.where(kl_a > kl_b, high, b)
     why = "a search for a minimum, to the root of rounding"
-    return Sides(0.5 * (low + high), best_excess(ORACLE, step), 1e-5, why)
+    return Sides(0.5 * (low + high), best_log_variance_ratio(ORACLE, step), 1e-5, why)
 
 
 @theorem(
@@ -95,9 +97,12 @@ def kl_at_the_best_variance(factor: float = 1.0, knows_x: bool = False) -> Sides
     """With it the mean KL of a step is ½ d log1p(expm1(Δ) E‖e‖²/d), logarithmic where β̃ has ½
     expm1(Δ) E‖e‖²: lower at every step."""
     step = chain_of(5)
-    best = best_excess(ORACLE, step)
-    head = step.variance.log() + factor * best
-    kls = [mean_kl(ORACLE, step, LOG, head, knows_x), mean_kl(ORACLE, step, SMALL, None, knows_x)]
+    best = best_log_variance_ratio(ORACLE, step)
+    variance_output = step.variance.log() + factor * best
+    kls = [
+        mean_kl(ORACLE, step, LOG, variance_output, knows_x),
+        mean_kl(ORACLE, step, SMALL, None, knows_x),
+    ]
     right = 0.5 * torch.stack([best, best.expm1()])
     return equal(torch.stack(kls), right, rel=1e-8, why=QUADRATURE)
 
@@ -105,8 +110,8 @@ def kl_at_the_best_variance(factor: float = 1.0, knows_x: bool = False) -> Sides
 @theorem(ANALYTIC, without={"the data's variance is at most 1": {"data": Gaussian([0.0], [4.0])}})
 def best_variance_lies_between_the_two(data: GaussianMixture = ORACLE) -> Sides:
     """β̃ ≤ best Σ ≤ β, the posterior's and the forward step's variance; for N(0, 1) it is β."""
-    step, best = chain_of(5), best_excess(data, chain_of(5))
-    of_unit = step.log_variance_ratio - best_excess(Gaussian([0.0], [1.0]), step)
+    step, best = chain_of(5), best_log_variance_ratio(data, chain_of(5))
+    of_unit = step.log_variance_ratio - best_log_variance_ratio(Gaussian([0.0], [1.0]), step)
     gaps = torch.stack([step.log_variance_ratio - best, best, of_unit, -of_unit])
     return at_least(gaps, 0.0, rel=0.0, atol=1e-12)
 
@@ -126,7 +131,7 @@ def tight_at_every_number_of_steps(data: GaussianMixture = LINE, shared: bool = 
     axes = Gaussian([0.0, 0.0], [0.01, 1.0])
     left = []
     for step in map(chain_of, (1, 2, 5, 20)):
-        one = mean_kl(data, step, LOG, step.variance.log() + best_excess(data, step))
+        one = mean_kl(data, step, LOG, step.variance.log() + best_log_variance_ratio(data, step))
         error = torch.sigmoid(step.logsnr_t[:, None] + axes.variances[0].log())  # E e² by axis
         mean, gain = error.mean(1, keepdim=True) if shared else error, step.snr_gain[:, None]
         left.append(torch.stack([one.sum(), step_kl(gain, error, torch.log1p(gain * mean)).sum()]))
@@ -175,7 +180,10 @@ def learned_range_reaches_the_best(most: float = 10.0) -> Sides:
     """A range log Σ = v log β + (1 − v) log β̃ reaches the best variance for any data; of variance
     above 1 with v > 1."""
     data, step = Gaussian([0.0], [4.0]), chain_of(5)
-    best, ratio = best_excess(data, step), (step.forward_variance / step.variance).log()
+    best, ratio = (
+        best_log_variance_ratio(data, step),
+        (step.forward_variance / step.variance).log(),
+    )
     v = (best / ratio).clamp(0, most)
     return equal(mean_kl(data, step, RANGE, 2 * v - 1), 0.5 * best, rel=1e-8, why=QUADRATURE)
 

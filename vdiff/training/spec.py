@@ -65,7 +65,7 @@ _KINDS = (
     Kind(parameterization, Parameterization, "row"),
     Kind(weighting, Weighting, "weight_at"),
     Kind(decoder, Decoder, "log_prob"),
-    Kind(variance, ReverseVariance, "excess"),
+    Kind(variance, ReverseVariance, "log_variance_ratio"),
 )
 KINDS = {kind.room: kind for kind in _KINDS}
 

@@ -1,15 +1,23 @@
-"""The spacings of DDIM and diffusers on a table: which steps a network is asked at, and what a
-sampler makes of them."""
+"""Grids: their levels on schedules and on tables, and that any of them leads to the same end."""
 
 import numpy as np
 import pytest
 import torch
+from mixtures import PLANE, noise
 
-from vdiff import Denoiser, sample
+from vdiff import Denoiser, sample, trajectory
 from vdiff.denoiser import TableStep
 from vdiff.parameterization import Eps
-from vdiff.sampling import ddim, leading, trailing, uniform
-from vdiff.schedule import Shifted, Tabulated
+from vdiff.sampling import (
+    adams_bashforth,
+    ddim,
+    leading,
+    logistic,
+    ode,
+    trailing,
+    uniform,
+)
+from vdiff.schedule import Cosine, Karras, Linear, OptimalTransport, Shifted, Tabulated
 
 COUNTS = 1, 2, 3, 7, 16, 20, 30, 48, 64, 333, 500, 501, 999, 1000
 
@@ -57,9 +65,7 @@ def test_the_steps_of_the_papers():
     assert step(trailing(table, 20)).tolist() == list(range(999, 48, -50))
     assert step(leading(table, 30)).tolist() == list(range(957, -1, -33))
     for spacing in SPACINGS.values():
-        torch.testing.assert_close(
-            spacing(table, 1000), uniform(table, 1000), rtol=1e-12, atol=0.0
-        )
+        torch.testing.assert_close(spacing(table, 1000), uniform(table, 999), rtol=1e-12, atol=0.0)
 
 
 def test_more_steps_than_a_table_has_levels_lie_between_them():
@@ -105,3 +111,43 @@ def test_ddim_on_them_is_ddim_as_published(spacing, steps, integer):
     made = sample(model, start, levels=SPACINGS[spacing](table, steps), step=ddim)
     assert unet.told == timesteps
     torch.testing.assert_close(made, x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Karras(), Cosine(), logistic(), OptimalTransport(), Tabulated.cosine_betas()],
+    ids=lambda s: type(s).__name__,
+)
+def test_any_grid_leads_to_the_same_end(schedule):
+    z = noise(dims=2)
+    levels = uniform(schedule, 199)
+    *_, (got, _) = trajectory(PLANE, z, levels=levels, step=adams_bashforth)
+    exact = ode(PLANE, z, levels[:1].expand(64), levels[-1:].expand(64), rtol=1e-9, atol=1e-9)
+    assert (got - exact).square().mean().sqrt() < 1e-3
+
+
+def test_grids():
+    schedule = Linear(10.0, -10.0)
+    assert trailing(schedule, 1).tolist() == [-10.0]
+    assert uniform(schedule, 4).tolist() == [-10.0, -5.0, 0.0, 5.0, 10.0]
+    assert trailing(schedule, 5).tolist() == pytest.approx([-10.0, -6.0, -2.0, 2.0, 6.0])
+    assert leading(schedule, 5).tolist() == pytest.approx([-6.0, -2.0, 2.0, 6.0, 10.0])
+    torch.testing.assert_close(
+        torch.exp(-0.5 * uniform(Karras(), 17)), Karras().sigmas(18), rtol=1e-12, atol=0.0
+    )
+    table = Tabulated.linear_betas()
+    torch.testing.assert_close(uniform(table, 999), table.table.flip(0), rtol=1e-12, atol=1e-12)
+
+
+def test_levels_are_any_array_of_numbers():
+    z, wanted = (
+        noise(dims=2),
+        sample(
+            PLANE,
+            noise(dims=2),
+            levels=torch.tensor([-9.1, -0.3, 4.7], dtype=torch.float64),
+            step=ddim,
+        ),
+    )
+    for levels in ([-9.1, -0.3, 4.7], (-9.1, -0.3, 4.7), np.array([-9.1, -0.3, 4.7])):
+        assert torch.equal(sample(PLANE, z, levels=levels, step=ddim), wanted)
