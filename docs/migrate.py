@@ -73,8 +73,11 @@ LOSS = (
     "decoder, steps, bound_weight and resampling"
 )
 CONDITION = "what the network is given is one mapping, condition={…}; no keyword is a condition"
+PROFILE = "its ends are keywords: Profile(logsnr_max=…, logsnr_min=…), before (low, high)"
 VERBS = ["weighted_elbo", "elbo", "hybrid_loss", "sample", "trajectory", "evaluate", "compare"]
-LOOK_AT = {"vdiff.Objective": LOSS} | {f"vdiff.{verb}": CONDITION for verb in VERBS}
+LOOK_AT = {"vdiff.Objective": LOSS, "vdiff.profile.Profile": PROFILE} | {
+    f"vdiff.{verb}": CONDITION for verb in VERBS
+}
 
 Edit = tuple[
     int, int, str

@@ -138,7 +138,7 @@ class AnalyticVariance(ReverseVariance):
     arXiv:2201.06503, for the Bayes denoiser). `dims` is d, the number of dimensions of one
     example.
 
-    >>> profile = Profile(-1.0, 1.0, bins=1)
+    >>> profile = Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=1)
     >>> profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
     >>> AnalyticVariance(profile, dims=4).excess(Step(torch.tensor([0.0]), torch.tensor([1.0])))
     tensor([0.6201])

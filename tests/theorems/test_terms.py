@@ -256,7 +256,7 @@ def test_bad_first_steps_are_named():
             steps=STEPS,
             decoder=Categorical(17),
         )
-    profile = Profile(-12.0, 12.0, bins=1)
+    profile = Profile(logsnr_max=12.0, logsnr_min=-12.0, bins=1)
     profile.update(torch.zeros(2), torch.ones(2))
     fitted = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=3))
     with pytest.raises(
@@ -312,7 +312,7 @@ def test_a_chains_profile_is_of_the_models_error_whatever_its_variance(variance)
         p = oracle(z, logsnr)
         return Prediction(z, logsnr, p.out, p.parameterization, variance)
 
-    profile = Profile(-5.0, 6.0, bins=4)
+    profile = Profile(logsnr_max=6.0, logsnr_min=-5.0, bins=4)
     evaluate(
         model,
         oracle.sample(4000),
@@ -411,14 +411,14 @@ def test_words_of_other_functions_are_no_conditions():
 
 
 def test_a_fitted_variance_is_checked():
-    profile = Profile(-12.0, 12.0, bins=1)
+    profile = Profile(logsnr_max=12.0, logsnr_min=-12.0, bins=1)
     profile.update(torch.zeros(2), torch.tensor([1.0, torch.nan]))
     with pytest.raises(
         ValueError,
         match=r"AnalyticVariance: argument 'profile' must hold finite squared errors; got from nan",
     ):
         AnalyticVariance(profile, dims=1)
-    profile = Profile(-12.0, 12.0, bins=1)
+    profile = Profile(logsnr_max=12.0, logsnr_min=-12.0, bins=1)
     profile.update(torch.zeros(2), torch.ones(2))
     model = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=64))
     with pytest.raises(

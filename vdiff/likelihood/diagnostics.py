@@ -22,20 +22,18 @@ EDGE = 1e-3
 ENOUGH_VALUES = 1000  # to say of a level that the data lacks it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A quantity by log-SNR: its value in each bin from `logsnr_min` to `logsnr_max`, and the
-    standard error over images.
+    """The diffusion term by log-SNR: `value` of each bin, in bits/dim, and its standard `error`
+    over images. The values add up to the term.
 
-    Values are bits/dim of the bin, so that they add up to the diffusion term.
-
-    >>> curve = Curve(torch.tensor([0.0, 2.0]), torch.tensor([2.0, 4.0]), torch.tensor([0.5, 1.5]), torch.tensor([0.1, 0.1]))
-    >>> curve.shares
+    >>> low, value = torch.tensor([0.0, 2.0]), torch.tensor([0.5, 1.5])
+    >>> Curve(logsnr_max=low + 2.0, logsnr_min=low, value=value, error=0.1 * value).shares
     tensor([0.2500, 0.7500])
     """
 
-    logsnr_min: Tensor
     logsnr_max: Tensor
+    logsnr_min: Tensor
     value: Tensor
     error: Tensor
 
@@ -49,13 +47,9 @@ class Curve:
 class Diagnostics:
     """How far a number can be trusted.
 
-    `effective` is (Σ|w|)²/Σw² over all draws, w being one draw of the diffusion term with its
-    density divided out: the effective sample size; `largest` the largest |w| over their sum;
-    `draws` their number; `curve` the diffusion term by log-SNR.
-
-    >>> one = torch.ones(1)
-    >>> Diagnostics(100.0, 0.02, 128, Curve(-one, one, one, one)).effective
-    100.0
+    Let w be one draw of the diffusion term, divided by its density. Over all `draws`, `effective`
+    is the effective sample size (Σ|w|)²/Σw², and `largest` is max |w|/Σ|w|. `curve` is the
+    diffusion term by log-SNR.
     """
 
     effective: float
@@ -93,7 +87,12 @@ def examine(run: Evaluation, found: Measurement) -> Diagnostics:
         else torch.full((BINS,), math.nan, dtype=torch.float64)
     )
     edges = run.integrand.base.at(torch.linspace(0, 1, BINS + 1, dtype=torch.float64))[0].cpu()
-    curve = Curve(edges[1:].flip(0), edges[:-1].flip(0), by_image.mean(0).flip(0), error.flip(0))
+    curve = Curve(
+        logsnr_max=edges[:-1].flip(0),
+        logsnr_min=edges[1:].flip(0),
+        value=by_image.mean(0).flip(0),
+        error=error.flip(0),
+    )
     effective = (
         (total.square() / square).item() if square > 0 else draws
     )  # two equal models differ by nothing, evenly

@@ -59,8 +59,8 @@ def weighting(
     path: Path,
     weightings: Mapping[str, Weighting],
     *,
-    logsnr_min: float = -10.0,
     logsnr_max: float = 10.0,
+    logsnr_min: float = -10.0,
 ) -> None:
     """w(λ) of one or more weightings, each divided by its largest value in the range.
 
@@ -111,7 +111,7 @@ def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> N
     is twice the ELBO's diffusion term.
 
     >>> import tempfile
-    >>> profile = Profile(-5.0, 5.0, bins=10)
+    >>> profile = Profile(logsnr_max=5.0, logsnr_min=-5.0, bins=10)
     >>> profile.update(torch.linspace(-5, 5, 100), torch.rand(100))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     error_by_logsnr(Path(folder) / "figure.png", {"random": profile}, dims=1)
@@ -160,7 +160,7 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
     >>> import tempfile
     >>> from vdiff.diagnosis import diagnose
     >>> from vdiff.schedule import Linear
-    >>> profile = Profile(-5.0, 5.0, bins=10)
+    >>> profile = Profile(logsnr_max=5.0, logsnr_min=-5.0, bins=10)
     >>> profile.update(torch.linspace(-5, 5, 100), torch.rand(100))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     variance(Path(folder) / "figure.png", {"linear": diagnose(profile, Linear(5.0, -5.0))})
