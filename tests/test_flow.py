@@ -19,7 +19,7 @@ def still(logsnr, state):
 
 
 def test_between_equal_ends_nothing_is_asked():
-    found = solve("test", lambda logsnr, state: 1 / 0, START, 3.0, 3.0)
+    found = solve(lambda logsnr, state: 1 / 0, START, 3.0, 3.0)
     assert found.evaluations == 0
     assert found.state is START
 
@@ -35,7 +35,7 @@ def test_evaluations_are_the_calls_of_the_field(method, evaluations):
         calls.append(logsnr)
         return still(logsnr, state)
 
-    found = solve("test", field, START, 5.0, -5.0, method=method)
+    found = solve(field, START, 5.0, -5.0, method=method)
     assert found.evaluations == len(calls)
     assert evaluations in (None, len(calls))  # one step of a method of so many stages
 
@@ -47,7 +47,7 @@ def test_it_gives_up_when_its_time_is_over_and_not_before(monkeypatch):
     def timed(**limit):
         looks = iter(range(100, 1000))
         monkeypatch.setattr(flow, "time", SimpleNamespace(monotonic=lambda: float(next(looks))))
-        return solve("test", still, START, 5.0, -5.0, method="rk4", **limit)
+        return solve(still, START, 5.0, -5.0, method="rk4", **limit)
 
     assert timed(max_seconds=4.5).evaluations == timed().evaluations == 4
     with pytest.raises(SolverError, match=r"after 3 evaluations: reached max_seconds = 3\.5;"):
@@ -73,10 +73,9 @@ def test_where_it_gave_up_is_the_place_of_its_last_evaluation(unit, begin, end):
         )
         with pytest.raises(
             SolverError,
-            match=rf"^test: midpoint gave up at t = -?{where}\|v̂\| was {12.5**0.5:.3g} there",
+            match=rf"^midpoint gave up at t = -?{where}\|v̂\| was {12.5**0.5:.3g} there",
         ):
             solve(
-                "test",
                 lambda logsnr, state: START,
                 START,
                 begin,

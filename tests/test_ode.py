@@ -101,7 +101,7 @@ def test_the_reverse_trajectory_returns_to_its_start():
     def field(logsnr, state):
         return (RING(state[0], logsnr.expand(len(state[0]))).v,)
 
-    back = solve("test", field, (there.noise,), -9.0, 18.0, rtol=1e-9, atol=1e-9).state[0]
+    back = solve(field, (there.noise,), -9.0, 18.0, rtol=1e-9, atol=1e-9).state[0]
     assert torch.allclose(back, x / math.sqrt(1 + math.exp(-18.0)), atol=1e-6)
 
 
@@ -195,7 +195,7 @@ def test_a_crowd_does_not_outvote_the_one_that_turns():
         return (still,)
 
     alone, crowd = (
-        solve("test", field, (torch.zeros(n, 2).double(),), 18.0, -18.0, rtol=1e-6, atol=1e-6)
+        solve(field, (torch.zeros(n, 2).double(),), 18.0, -18.0, rtol=1e-6, atol=1e-6)
         for n in (1, 1000)
     )
     ends = angle(torch.tensor([18.0, -18.0], dtype=torch.float64))

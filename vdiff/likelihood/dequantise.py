@@ -21,6 +21,7 @@ from vdiff._arguments import Condition, Model, finite_end
 from vdiff._validate import Batch, Count, Number, Positive, require, validated
 from vdiff.decoder import Levels, log_normal_interval
 from vdiff.errors import InvalidType
+from vdiff.flow import Method, Unit
 from vdiff.gaussian import sum_dims, to_float64
 from vdiff.likelihood.conditions import conditions_by_image
 from vdiff.likelihood.flow_solver import FlowSolver
@@ -28,8 +29,6 @@ from vdiff.likelihood.importance import ImportanceBound
 from vdiff.likelihood.integrand import evaluating, known_levels
 from vdiff.likelihood.ode import (
     OF_THE_FLOW,
-    Method,
-    Unit,
     costs,
     of_dims,
     unclipped,

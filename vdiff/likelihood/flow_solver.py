@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vdiff._arguments import Model
-from vdiff._validate import require
+from vdiff._validate import require, unchecked
 from vdiff.flow import solve
 from vdiff.gaussian import alpha, as_float64, at_least_float32, sigma, sum_dims, to_float64
 from vdiff.likelihood.conditions import of_rows
@@ -130,8 +130,7 @@ class _Path:
         start = self.z, self.z.new_zeros(len(self.z), columns)
         options: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "examples": self.numbers}
         options |= self.flow.solver
-        name = "the probability-flow ODE"
-        solution = solve(name, self.field, start, self.clean, self.noisy, **options)
+        solution = unchecked(solve)(self.field, start, self.clean, self.noisy, **options)
         z, gain = solution.state
         at_clean = 0.5 * self.x[0].numel() * torch.nn.functional.logsigmoid(self.clean)  # d log α₀
         return -(self._prior(z) + gain.T + at_clean), z, solution.evaluations

@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from torch import Tensor
 from vdiff._arguments import Condition, Model, finite_end
 from vdiff._validate import Count, FiniteData, Positive, require, validated
 from vdiff.errors import InvalidValue
-from vdiff.flow import CONSTRAINTS
+from vdiff.flow import Method, Unit
 from vdiff.gaussian import bits_per_dim
 from vdiff.likelihood.conditions import conditions_by_row
 from vdiff.likelihood.flow_solver import FOUND, FlowSolver
@@ -35,8 +35,6 @@ from vdiff.likelihood.trace import Trace, default_trace
 from vdiff.oracle import GaussianMixture
 from vdiff.schedule import Schedule
 
-Method = Annotated[str, CONSTRAINTS["method"]]
-Unit = Annotated[float, CONSTRAINTS["unit"]]
 _ALONE = Share()
 MOVED = 0.005  # bits/dim: what half the tolerance may change
 OF_THE_FLOW = "; of the flow, another model than the bound's"

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vdiff._arguments import Condition, finite_end, known_range_of, original
 from vdiff._arguments import Model as AnyModel
-from vdiff._validate import FiniteData, require, validated
+from vdiff._validate import Count, FiniteData, Positive, require, unchecked, validated
 from vdiff.denoiser import evaluation_mode
-from vdiff.flow import SolverError, State, solve
+from vdiff.flow import Method, SolverError, State, solve
 from vdiff.gaussian import at_least_float32, to_float64
 from vdiff.sampling.step import NOTHING, Counted, Memory, Model, Step
 from vdiff.schedule import Schedule
@@ -34,10 +34,10 @@ def ode(
     logsnr_s: Float[Tensor, " batch"],
     memory: Memory = NOTHING,
     *,
-    method: str = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_evaluations: int = 10_000,
+    method: Method = "dopri5",
+    rtol: Positive = 1e-5,
+    atol: Positive = 1e-5,
+    max_evaluations: Count = 10_000,
     max_seconds: float | None = None,
     options: dict[str, Any] | None = None,
 ) -> Float[Tensor, "batch *dims"]:
@@ -73,7 +73,7 @@ def ode(
     ends = to_float64(logsnr_t)[0], to_float64(logsnr_s)[0]
     given: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "options": options}
     given |= {"max_evaluations": max_evaluations, "max_seconds": max_seconds}
-    return solve("ode", field, (z,), *ends, **given).state[0]
+    return unchecked(solve)(field, (z,), *ends, **given).state[0]
 
 
 def _backwards(step: Any) -> None:
