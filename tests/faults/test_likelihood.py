@@ -129,7 +129,7 @@ def test_fault_14_data_of_the_wrong_kind() -> None:
         ValueError, "Categorical.encode", "data", "lie in 0 … 4", "values from 0 to 16"
     ):
         levels(data=torch.tensor([[0], [16]]))
-    with assert_refused(TypeError, "Uniform", "decoder", "have levels", "ode_likelihood"):
+    with assert_refused(TypeError, "Uniform", "decoder", "be a Levels", "ode_likelihood"):
         Uniform(GaussianDecoder())  # type: ignore[arg-type]
     with assert_refused(TypeError, "dequantized_ode", "dequantization", "be a Dequantization"):
         levels(dequantization=Uniform)
