@@ -46,7 +46,7 @@ class SolverError(RuntimeError):
     >>> solve(lambda logsnr, z: z, start, 0.0, -9.0, max_evaluations=3)
     Traceback (most recent call last):
         ...
-    vdiff.flow.SolverError: dopri5 gave up at t = ... after 3 evaluations: reached max_evaluations ...
+    vdiff.flow.SolverError: dopri5 gave up at t = ... after 3 evaluations: reached max_eval...
     """
 
 
@@ -190,9 +190,10 @@ class _Velocity:
     def failure(self, why: str) -> SolverError:
         return SolverError(
             f"{self.method} gave up at t = {self.t:.4g} of the way (λ = {self.logsnr:.4g}) after "
-            f"{self.evaluations} evaluations: {why}; |v̂| was {self.speed:.3g} there. Loosen rtol = "
-            f"{self.rtol:g} and atol = {self.atol:g}, compute in float64, or bring the schedule's "
-            "ends closer: a network is often unreliable beyond the levels it was trained on"
+            f"{self.evaluations} evaluations: {why}; |v̂| was {self.speed:.3g} there. Loosen "
+            f"rtol = {self.rtol:g} and atol = {self.atol:g}, compute in float64, or bring the "
+            "schedule's ends closer: a network is often unreliable beyond the levels it was "
+            "trained on"
         )
 
 

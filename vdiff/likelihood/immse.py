@@ -1,5 +1,6 @@
-"""An estimate of −log p from the error of the denoiser alone, not a bound: the I-MMSE identity with
-a Gaussian as control variate.
+"""An estimate of −log p from the error of the denoiser alone, not a bound, by the I-MMSE identity.
+
+A Gaussian is the control variate.
 
 For the exact denoiser, given x (Guo, Shamai & Verdú 2005; Kong et al., arXiv:2302.03792),
 

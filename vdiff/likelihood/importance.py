@@ -200,13 +200,13 @@ def chain_log_prob(
     """The exact log p(x) of a T-step chain in one dimension, nats, to test estimators with.
 
     p(x | z₀) is integrated over every p(z_s | z_t) by the trapezoid rule, on `points` equidistant
-    z within ± `reach`. This is exact if the spacing is below the standard deviations of the reverse
-    kernels and of p(x | z₀). Raises ValueError for data of more dimensions.
+    z within ± `reach`. This is exact if the spacing is below the standard deviations of the
+    reverse kernels and of p(x | z₀). Raises ValueError for data of more dimensions.
 
     >>> from vdiff.oracle import GaussianMixture
     >>> from vdiff.schedule import Linear
     >>> from vdiff.decoder import Gaussian
-    >>> oracle, x = GaussianMixture([1.0], [[0.0]], [[0.25]]), torch.zeros(1, 1, dtype=torch.float64)
+    >>> oracle, x = GaussianMixture([1.0], [[0.0]], [[0.25]]), torch.zeros(1, 1).double()
     >>> chain = {"schedule": Linear(6.0, -5.0), "decoder": Gaussian(), "steps": 20}
     >>> log_p = chain_log_prob(oracle, x, points=1001, **chain)
     >>> round(log_p.item(), 2), round(oracle.log_prob(x).item(), 2)

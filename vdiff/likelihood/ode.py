@@ -1,13 +1,13 @@
-"""Exact likelihood along the probability-flow ODE, by the change of variables from data at λ_max to
-the prior at λ_min.
+"""Exact likelihood along the probability-flow ODE, by the change of variables from data at λ_max
+to the prior at λ_min.
 
 With dz/dφ = v̂ (see `vdiff.flow`) the density obeys d log p/dφ = −div v̂, so that for z₀ = α₀ x
 
     log p(x) = log p(z₁) + ∫_{φ₀}^{φ₁} div v̂ dφ + d log α₀
 
-This is the density of z₀/α₀ when z₁ is drawn from the prior. It is normalised for any network. It
-is not the density that the ELBO bounds, that of the reverse SDE: for an inexact denoiser either may
-be the larger.
+This is the density of z₀/α₀ when z₁ is drawn from the prior. It is normalised for any network.
+The ELBO bounds another density, that of the reverse SDE. For an inexact denoiser either of the two
+may be the larger.
 """
 
 import math
@@ -52,8 +52,8 @@ class OdeLikelihood(Replicated):
         evaluations: calls of the model for the batch of each example.
 
     >>> zero = torch.zeros(1)
-    >>> result = OdeLikelihood(zero[None], 1, zero, exact=True, noise=zero[None], truncation=zero, change=None)
-    >>> result.standard_error
+    >>> flow = {"noise": zero[None], "truncation": zero, "change": None}
+    >>> OdeLikelihood(zero[None], 1, zero, exact=True, **flow).standard_error
     tensor([0.])
     """
 

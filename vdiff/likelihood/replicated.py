@@ -46,7 +46,8 @@ class Replicated:
     or zero for an `exact` estimate. `evaluations` counts calls of the model for each example, over
     all replicates. `protocol` records what the number can be computed from again.
 
-    >>> estimate = Replicated(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), dims=2, evaluations=torch.tensor([8, 8]))
+    >>> nats = torch.tensor([[1.0, 4.0], [3.0, 4.0]])
+    >>> estimate = Replicated(nats, dims=2, evaluations=torch.tensor([8, 8]))
     >>> estimate.nats, estimate.standard_error
     (tensor([2., 4.]), tensor([1., 0.]))
     >>> estimate.mean, round(estimate.mean_error, 4)
@@ -93,18 +94,14 @@ class Replicated:
 
     @property
     def spread_error(self) -> float:
-        """The standard error of `mean` over other draws of the examples, `mean_error` included; NaN
-        for one example."""
+        """The standard error of `mean` over draws of the examples, `mean_error` included. NaN for
+        one example."""
         n = len(self.nats)
         return self.nats.std(correction=1).item() / math.sqrt(n) if n > 1 else math.nan
 
     @property
     def estimate(self) -> Estimate:
-        """The mean in bits per dimension, with both errors and their intervals.
-
-        >>> Replicated(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), dims=2, evaluations=torch.tensor([8, 8])).estimate.freedom
-        1.0
-        """
+        """The mean in bits per dimension, with both errors and their intervals."""
         scale, n = 1 / (self.dims * math.log(2)), len(self.nats)
         error, freedom = self.mean_error, None
         if error > 0:

@@ -72,16 +72,15 @@ class Exact(Trace):
 
 
 class Hutchinson(Trace):
-    """pᵀ J p with random signs p (Rademacher). Its mean is the trace (Hutchinson 1990; Grathwohl et
-    al., arXiv:1810.01367).
+    """pᵀ J p with random signs p (Rademacher), whose mean is the trace (Hutchinson 1990; Grathwohl
+    et al., arXiv:1810.01367).
 
     Each of the `probes` gives an estimate from the same evaluations of the field. One suffices for
     a mean over many examples. An example's own error needs two.
 
-    >>> Hutchinson(probes=2).directions(torch.zeros(1, 4), [torch.Generator().manual_seed(0)]).abs()
-    tensor([[[1., 1., 1., 1.]],
-    <BLANKLINE>
-            [[1., 1., 1., 1.]]])
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> Hutchinson(probes=1).directions(torch.zeros(1, 4), [generator]).abs()
+    tensor([[[1., 1., 1., 1.]]])
     """
 
     @validated

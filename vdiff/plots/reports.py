@@ -43,16 +43,22 @@ def schedule(path: Path, schedules: Mapping[str, Schedule]) -> None:
     """
     picture, (left, right) = figure(1, 2)
     t = torch.linspace(0, 1, 501, dtype=torch.float64)
-    for name, one in schedules.items():
+    for name, each in schedules.items():
         with torch.no_grad():
-            left.plot(t, one(t), label=name)
-            logsnr = torch.linspace(one.logsnr_min, one.logsnr_max, 501, dtype=torch.float64)
-            right.plot(logsnr, one.density(logsnr), label=name)
+            left.plot(t, each(t), label=name)
+            right.plot(*_density(each, 501), label=name)
     left.set(xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", title="schedule")
     right.set(xlabel=LOGSNR, ylabel="p(λ)", title="density of the draws")
     right.set_ylim(bottom=0)
     left.legend(frameon=False)
     picture.savefig(path, dpi=130)
+
+
+def _density(schedule: Schedule, points: int) -> tuple[Tensor, Tensor]:
+    """λ between the ends of a schedule, and p(λ)."""
+    ends = schedule.logsnr_min, schedule.logsnr_max
+    logsnr = torch.linspace(*ends, points, dtype=torch.float64)
+    return logsnr, schedule.density(logsnr)
 
 
 def weighting(
@@ -71,8 +77,8 @@ def weighting(
     """
     picture, (axes,) = figure()
     logsnr = torch.linspace(logsnr_min, logsnr_max, 801, dtype=torch.float64)
-    for name, one in weightings.items():
-        w = one(logsnr)
+    for name, each in weightings.items():
+        w = each(logsnr)
         axes.semilogy(logsnr, (w / w.max()).clamp(min=1e-6), label=name)
     axes.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
     axes.legend(frameon=False)
@@ -87,28 +93,28 @@ def objectives(path: Path, described: "Mapping[str, Description]") -> None:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     objectives(Path(folder) / "figure.png", {"edm": describe("edm")})
     """
-    picture, (counts, looks, signal) = figure(1, 3)
-    for i, (name, one) in enumerate(described.items()):
+    picture, (counts, draws, signal) = figure(1, 3)
+    for i, (name, each) in enumerate(described.items()):
         style: dict[str, Any] = {"label": name, "linestyle": ("-", "--", ":")[i // 10 % 3]}
-        counts.semilogy(one.logsnr, (one.weight / one.weight.max()).clamp(min=1e-6), **style)
-        looks.plot(one.logsnr, one.draws, **style)
-        signal.plot(one.logsnr, one.signal, **style)
+        counts.semilogy(each.logsnr, (each.weight / each.weight.max()).clamp(min=1e-6), **style)
+        draws.plot(each.logsnr, each.draws, **style)
+        signal.plot(each.logsnr, each.signal, **style)
     counts.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
-    looks.set(xlabel=LOGSNR, ylabel="p(λ)", title="density of the draws")
+    draws.set(xlabel=LOGSNR, ylabel="p(λ)", title="density of the draws")
     signal.set(
         xlabel=LOGSNR,
         ylabel="share of the loss",
         title=f"where the signal lies, error of {next(iter(described.values())).error_of}",
     )
-    for axes in (looks, signal):
+    for axes in (draws, signal):
         axes.set_ylim(bottom=0)
     signal.legend(frameon=False, fontsize=7)
     picture.savefig(path, dpi=130)
 
 
 def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> None:
-    """E‖ε − ε̂‖² per dimension by log-SNR, with a band of two standard errors; the area under it
-    is twice the ELBO's diffusion term.
+    """E‖ε − ε̂‖² per dimension by log-SNR, with a band of two standard errors. Its area is twice
+    the ELBO's diffusion term.
 
     >>> import tempfile
     >>> profile = Profile(logsnr_max=5.0, logsnr_min=-5.0, bins=10)
@@ -131,7 +137,7 @@ def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> N
 def curves(
     path: Path, history: list[dict[str, float]], best_baseline: tuple[str, float] | None = None
 ) -> None:
-    """Bits/dim against training step, training and selection.
+    """Bits/dim by training step, on training batches and on the selection set.
 
     >>> import tempfile
     >>> history = [{"step": 1, "train_bits_per_dim": 4.0}, {"step": 2, "train_bits_per_dim": 3.0}]
@@ -154,8 +160,8 @@ def curves(
 
 
 def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
-    """By log-SNR, the second moment of the loss under each schedule, and the densities beside the
-    best of the first.
+    """The second moment of the loss and the density p(λ) of each schedule by log-SNR, beside the
+    best density for the first.
 
     >>> import tempfile
     >>> from vdiff.diagnosis import diagnose
@@ -166,14 +172,13 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
     ...     variance(Path(folder) / "figure.png", {"linear": diagnose(profile, Linear(5.0, -5.0))})
     """
     picture, (left, right) = figure(1, 2, width=5.2)
-    for name, one in diagnoses.items():
-        width = (one.logsnr[1] - one.logsnr[0]).item()
-        left.semilogy(
-            one.logsnr,
-            one.square / width,
-            label=f"{name}: {one.variance / one.least:.3g} × the least variance",
-        )
-        right.plot(one.logsnr, one.density, label=name)
+    top = 0.0
+    for name, each in diagnoses.items():
+        square = each.square / (each.logsnr[1] - each.logsnr[0]).item()
+        label = f"{name}: {each.variance / each.least:.3g} × the least variance"
+        left.semilogy(each.logsnr, square, label=label)
+        right.plot(each.logsnr, each.density, label=name)
+        top = max(top, square.max().item())
     best = next(iter(diagnoses.values()))
     right.plot(best.logsnr, best.best, color="black", linestyle="--", label="best")
     left.set(
@@ -185,10 +190,6 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
         title="density of the draws",
         ylim=(0, 1.6 * best.best.max().item()),
     )
-    top = max(
-        one.square.max().item() / (one.logsnr[1] - one.logsnr[0]).item()
-        for one in diagnoses.values()
-    )
     left.set_ylim(1e-5 * top, 3 * top)
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
@@ -198,7 +199,7 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
 def moving_schedule(
     path: Path, frames: Sequence[tuple[int, Schedule]], best: Schedule | None = None
 ) -> None:
-    """A GIF of a schedule that learns: λ(t) and p(λ) at each of the given steps, with the best one
+    """A GIF of a schedule that learns: λ(t) and p(λ) at each of the given steps. The best one is
     dashed. Needs Pillow.
 
     >>> import tempfile
@@ -208,18 +209,11 @@ def moving_schedule(
     """
     picture, (left, right) = figure(1, 2)
     t = torch.linspace(0, 1, 301, dtype=torch.float64)
-    every = [one for _, one in frames] + ([best] if best is not None else [])
+    every = [each for _, each in frames] + ([best] if best is not None else [])
     with torch.no_grad():
-        curves = [
-            (
-                one(t),
-                logsnr := torch.linspace(one.logsnr_min, one.logsnr_max, 301, dtype=torch.float64),
-                one.density(logsnr),
-            )
-            for one in every
-        ]
+        curves = [(each(t), *_density(each, 301)) for each in every]
     top = 1.1 * max(density.max().item() for *_, density in curves)
-    low, high = min(one.logsnr_min for one in every), max(one.logsnr_max for one in every)
+    high, low = max(each.logsnr_max for each in every), min(each.logsnr_min for each in every)
 
     def draw(frame: int) -> None:
         levels, logsnr, density = curves[frame]
