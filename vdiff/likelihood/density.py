@@ -5,6 +5,7 @@ between the ends of the schedule. On a chain it counts the steps.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from vdiff.times import stratified
 _BITS = 30  # of a number of torch's Sobol engine
 
 
+@dataclass(frozen=True)
 class Times(ABC):
     """n numbers for an image. A random one of them is uniform on [0, 1), so that their mean is
     unbiased. Images are independent of each other.
@@ -36,16 +38,8 @@ class Times(ABC):
     ) -> Float[Tensor, " n"]:
         """The numbers of one image."""
 
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
 
-    def __hash__(self) -> int:
-        return hash(type(self))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-
+@dataclass(frozen=True)
 class Independent(Times):
     """n independent numbers.
 
@@ -57,6 +51,7 @@ class Independent(Times):
         return torch.rand(n, generator=generator, device=device, dtype=float64_for(device))
 
 
+@dataclass(frozen=True)
 class Stratified(Times):
     """One number in each of n equal strata, in order: (i + u)/n with one offset u.
 
@@ -70,6 +65,7 @@ class Stratified(Times):
         return stratified(n, offset=offset / n, device=device)
 
 
+@dataclass(frozen=True)
 class Sobol(Times):
     """The first n points of a Sobol sequence under a random digital shift. If n is a power of two,
     each of n equal strata has one.

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vdiff.describe import Description
 
 LOGSNR = "log-SNR λ   (noise ← → data)"
+DENSITY = {"xlabel": LOGSNR, "ylabel": "p(λ)", "title": "density of the draws"}
+SCHEDULE = {"xlabel": "t   (data → noise)", "ylabel": "log-SNR λ(t)", "title": "schedule"}
+WEIGHT: dict[str, Any] = {"xlabel": LOGSNR, "ylabel": "w(λ) / max", "title": "what counts"}
 
 
 def samples(path: Path, made: Tensor, real: Tensor, *, levels: int = 17) -> None:
@@ -47,8 +50,8 @@ def schedule(path: Path, schedules: Mapping[str, Schedule]) -> None:
         with torch.no_grad():
             left.plot(t, each(t), label=name)
             right.plot(*_density(each, 501), label=name)
-    left.set(xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", title="schedule")
-    right.set(xlabel=LOGSNR, ylabel="p(λ)", title="density of the draws")
+    left.set(**SCHEDULE)
+    right.set(**DENSITY)
     right.set_ylim(bottom=0)
     left.legend(frameon=False)
     picture.savefig(path, dpi=130)
@@ -80,7 +83,7 @@ def weighting(
     for name, each in weightings.items():
         w = each(logsnr)
         axes.semilogy(logsnr, (w / w.max()).clamp(min=1e-6), label=name)
-    axes.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
+    axes.set(**WEIGHT, ylim=(1e-4, 2))
     axes.legend(frameon=False)
     picture.savefig(path, dpi=130)
 
@@ -99,13 +102,10 @@ def objectives(path: Path, described: "Mapping[str, Description]") -> None:
         counts.semilogy(each.logsnr, (each.weight / each.weight.max()).clamp(min=1e-6), **style)
         draws.plot(each.logsnr, each.draws, **style)
         signal.plot(each.logsnr, each.signal, **style)
-    counts.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
-    draws.set(xlabel=LOGSNR, ylabel="p(λ)", title="density of the draws")
-    signal.set(
-        xlabel=LOGSNR,
-        ylabel="share of the loss",
-        title=f"where the signal lies, error of {next(iter(described.values())).error_of}",
-    )
+    counts.set(**WEIGHT, ylim=(1e-4, 2))
+    draws.set(**DENSITY)
+    where = f"where the signal lies, error of {next(iter(described.values())).error_of}"
+    signal.set(xlabel=LOGSNR, ylabel="share of the loss", title=where)
     for axes in (draws, signal):
         axes.set_ylim(bottom=0)
     signal.legend(frameon=False, fontsize=7)
@@ -145,10 +145,11 @@ def curves(
     ...     curves(Path(folder) / "figure.png", history, ("histogram", 2.43))
     """
     picture, (axes,) = figure(width=5.6)
-    for key, name in (
-        ("train_bits_per_dim", "training batches"),
-        ("selection_bits_per_dim", "selection set, averaged weights"),
-    ):
+    names = {
+        "train_bits_per_dim": "training batches",
+        "selection_bits_per_dim": "selection set, averaged weights",
+    }
+    for key, name in names.items():
         points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
@@ -181,16 +182,10 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
         top = max(top, square.max().item())
     best = next(iter(diagnoses.values()))
     right.plot(best.logsnr, best.best, color="black", linestyle="--", label="best")
-    left.set(
-        xlabel=LOGSNR, ylabel="¼ w² E‖ε − ε̂‖⁴ / p   (nats²)", title="where the variance comes from"
-    )
-    right.set(
-        xlabel=LOGSNR,
-        ylabel="p(λ)",
-        title="density of the draws",
-        ylim=(0, 1.6 * best.best.max().item()),
-    )
+    moment = "¼ w² E‖ε − ε̂‖⁴ / p   (nats²)"
+    left.set(xlabel=LOGSNR, ylabel=moment, title="where the variance comes from")
     left.set_ylim(1e-5 * top, 3 * top)
+    right.set(**DENSITY, ylim=(0, 1.6 * best.best.max().item()))
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
     picture.savefig(path, dpi=130)
@@ -224,16 +219,8 @@ def moving_schedule(
             right.plot(curves[-1][1], curves[-1][2], color="black", linestyle="--")
         left.plot(t, levels, label=f"step {frames[frame][0]}")
         right.plot(logsnr, density)
-        left.set(
-            xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", ylim=(low, high), title="schedule"
-        )
-        right.set(
-            xlabel=LOGSNR,
-            ylabel="p(λ)",
-            xlim=(low, high),
-            ylim=(0, top),
-            title="density of the draws",
-        )
+        left.set(**SCHEDULE, ylim=(low, high))
+        right.set(**DENSITY, xlim=(low, high), ylim=(0, top))
         left.legend(frameon=False, loc="upper right")
 
     animation(path, picture, draw, len(frames), per_second=8)
