@@ -28,7 +28,7 @@ ORACLE = vdiff.oracle.GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.0
 
 def profile_of(bins: int = 366) -> vdiff.profile.Profile:
     """E‖e‖² and E‖e‖⁴ of the perfect denoiser by quadrature, as a profile."""
-    profile = vdiff.profile.Profile(LOW, HIGH, bins)
+    profile = vdiff.profile.Profile(logsnr_max=HIGH, logsnr_min=LOW, bins=bins)
     for i, level in enumerate(profile.centers.tolist()):
         x, eps, weight = ORACLE.nodes(level)
         lam = torch.full((len(x),), level, dtype=torch.float64)

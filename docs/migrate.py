@@ -100,6 +100,7 @@ ATTRIBUTES = {
     "read": "prediction.read(target) is prediction.as_target(target)",
 }
 CONDITION = "what the network is given is one mapping, condition={…}; no keyword is a condition"
+PROFILE = "its ends are keywords: Profile(logsnr_max=…, logsnr_min=…), before (low, high)"
 VERBS = ["weighted_elbo", "elbo", "hybrid_loss", "sample", "trajectory", "evaluate", "compare"]
 ENDS = "its ends are keywords, logsnr_max= and logsnr_min="
 LOOK_AT = {"vdiff.Objective": LOSS} | {f"vdiff.{verb}": CONDITION for verb in VERBS}
@@ -110,6 +111,7 @@ LOOK_AT |= {
     f"vdiff.sampling.{verb}": LOOK_AT[f"vdiff.{verb}"] for verb in ("sample", "trajectory")
 }
 LOOK_AT |= {"vdiff.sampling.uniform": STEPS}
+LOOK_AT |= {"vdiff.profile.Profile": PROFILE}
 
 Edit = tuple[
     int, int, str

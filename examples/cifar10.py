@@ -223,7 +223,7 @@ def report(
         return
     test = images.test[:count]
     profile = vdiff.profile.Profile(
-        objective.schedule.logsnr_min, objective.schedule.logsnr_max, bins=40
+        logsnr_max=objective.schedule.logsnr_max, logsnr_min=objective.schedule.logsnr_min, bins=40
     )
     kept = Keeper(
         run.folder / "results.json"

@@ -103,7 +103,9 @@ def main() -> None:
     run.save(objective)
     profiles = {
         "test set": vdiff.profile.Profile(
-            config.schedule["logsnr_min"], config.schedule["logsnr_max"], bins=40
+            logsnr_max=config.schedule["logsnr_max"],
+            logsnr_min=config.schedule["logsnr_min"],
+            bins=40,
         )
     }
     report = measure(

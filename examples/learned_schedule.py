@@ -116,7 +116,7 @@ class Pool:
 
     def profile(self, dims: int) -> vdiff.profile.Profile:
         """E‖e‖² and E‖e‖⁴ by λ, in nats."""
-        profile = vdiff.profile.Profile(LOW, HIGH, bins=CELLS)
+        profile = vdiff.profile.Profile(logsnr_max=HIGH, logsnr_min=LOW, bins=CELLS)
         profile.update(self.logsnr.flatten(), 2 * dims * math.log(2) * self.e.flatten())
         return profile
 

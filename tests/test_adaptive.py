@@ -163,7 +163,7 @@ def test_the_noted_value_is_the_weighted_error():
 
 
 def test_a_histogram_is_made_of_what_is_known():
-    profile = Profile(-2.0, 2.0, bins=4)
+    profile = Profile(logsnr_max=2.0, logsnr_min=-2.0, bins=4)
     profile.update(torch.tensor([-1.5, -0.5, 1.5]), torch.tensor([1.0, 2.0, 3.0]))
     torch.testing.assert_close(
         Histogram.optimal(profile).mass * 8,
@@ -185,7 +185,7 @@ def test_a_histogram_is_made_of_what_is_known():
 
 def test_the_best_density_is_of_the_fourth_moment():
     """Bins with the same mean error and another spread: √E‖e‖⁴ is the value's second moment."""
-    profile = Profile(-1.0, 1.0, bins=2)
+    profile = Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=2)
     profile.update(torch.tensor([-0.5, -0.5, 0.5, 0.5]), torch.tensor([2.0, 2.0, 0.5, 3.5]))
     ratio = math.sqrt((0.5**2 + 3.5**2) / 2) / 2
     low, high = Histogram.optimal(profile).mass.tolist()

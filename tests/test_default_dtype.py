@@ -135,7 +135,7 @@ def scheduled(i: int) -> list[Tensor]:
 
 
 def profiled() -> list[Tensor]:
-    profile = Profile(-5.0, 5.0, bins=4)
+    profile = Profile(logsnr_max=5.0, logsnr_min=-5.0, bins=4)
     profile.update(torch.linspace(-4.9, 4.9, 64, **F64), torch.linspace(1, 2, 64, **F64))
     said = vdiff.diagnosis.diagnose(profile, Cosine(5.0, -5.0))
     best = vdiff.schedule.Histogram.optimal(profile)
@@ -160,7 +160,7 @@ def estimated(report: Any) -> list[Tensor]:
 
 def evaluated(decoder: Any, data: Tensor, **options: Any) -> list[Tensor]:
     options = {"schedule": Cosine(8.0, -6.0), "decoder": decoder, "draws": 8} | options
-    profile = Profile(-6.0, 8.0, bins=4)
+    profile = Profile(logsnr_max=8.0, logsnr_min=-6.0, bins=4)
     return [*estimated(evaluate(MODEL, data, profile=profile, **options)), profile.sums]
 
 

@@ -15,7 +15,7 @@ from vdiff.likelihood.dequantise import (
     Dequantization,
     TruncatedNormal,
     Uniform,
-    _mixed,
+    _probe_seed,
     dequantized_ode,
 )
 from vdiff.likelihood.importance import importance_weighted
@@ -268,7 +268,7 @@ def test_a_bound_of_two_samples_needs_an_exact_trace():
 
 
 def test_no_two_draws_have_the_same_probes():
-    assert len({_mixed(seed, draw) for seed in (0, 1) for draw in range(500)}) == 1000
+    assert len({_probe_seed(seed, draw) for seed in (0, 1) for draw in range(500)}) == 1000
 
 
 @pytest.mark.parametrize("logsnr", [-3.0, 2.0, 6.0])

@@ -160,7 +160,7 @@ def test_the_report_in_words():
         in text
     )
     assert "the evidence lower bound itself" in str(describe("vdm"))
-    profile = Profile(-15.0, 15.0, bins=3)
+    profile = Profile(logsnr_max=15.0, logsnr_min=-15.0, bins=3)
     profile.update(torch.tensor([-10.0, 0.0, 10.0]), torch.ones(3))
     text = str(describe("vdmpp-sigmoid", error=profile.at))
     assert (

@@ -15,7 +15,7 @@ EDGES = (-1.0, 0.5, 2.0)
 
 
 def profile():
-    seen = Profile(-1.0, 2.0, bins=2)
+    seen = Profile(logsnr_max=2.0, logsnr_min=-1.0, bins=2)
     seen.update(torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]), torch.tensor([*SEEN[0], *SEEN[1]]))
     return seen
 
@@ -68,7 +68,7 @@ def test_on_a_cosine_schedule_with_a_weighting_it_is_the_integrals():
 def test_what_is_printed_is_the_ratio_of_what_is_printed_beside_it():
     """A loss that is nearly the same at every draw: variances 49 times apart, second moments 1.01
     times."""
-    seen = Profile(-1.0, 1.0, bins=2)
+    seen = Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=2)
     seen.update(torch.tensor([-0.5, -0.5, 0.5, 0.5]), torch.tensor([9.9, 10.1, 11.8, 12.2]))
     found = diagnose(seen, Linear(1.0, -1.0))
     *_, variance, moment = str(found).splitlines()
@@ -84,7 +84,7 @@ def test_what_is_printed_is_the_ratio_of_what_is_printed_beside_it():
 
 
 def test_a_least_variance_of_zero_has_no_ratio():
-    seen = Profile(-1.0, 1.0, bins=2)
+    seen = Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=2)
     seen.update(torch.tensor([-0.5, 0.5]), torch.tensor([0.1, 0.3]))
     lines = str(diagnose(seen, Linear(1.0, -1.0))).splitlines()
     assert lines[-2] == "variance of a draw 0.01, least 0"

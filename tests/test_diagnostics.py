@@ -21,7 +21,10 @@ from vdiff.parameterization import X
 from vdiff.schedule import Linear
 
 ENDS = Linear(8.0, -8.0)
-FINE = Diagnostics(500.0, 0.01, 1000, Curve(*torch.zeros(4, 1)))  # nothing to be said of it
+ZERO = torch.zeros(1)
+FINE = Diagnostics(
+    500.0, 0.01, 1000, Curve(logsnr_max=ZERO, logsnr_min=ZERO, value=ZERO, error=ZERO)
+)  # gives no warning
 
 
 def lattice(decoder=None) -> Lattice:
@@ -78,7 +81,8 @@ def test_the_effective_size_has_no_unit(run):
 
 
 def test_shares_of_a_curve_add_up_to_one():
-    curve = Curve(*torch.zeros(2, 3), torch.tensor([1.0, 5.0, 2.0]), torch.zeros(3))
+    zero, value = torch.zeros(3), torch.tensor([1.0, 5.0, 2.0])
+    curve = Curve(logsnr_max=zero, logsnr_min=zero, value=value, error=zero)
     assert curve.shares.tolist() == [0.125, 0.625, 0.25]
 
 

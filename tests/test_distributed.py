@@ -46,7 +46,7 @@ class Lightning(nn.Module):
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.inner = nn.ModuleDict({"objective": objective})
-        self.profile = Profile(ENDS[1], ENDS[0], bins=3)
+        self.profile = Profile(logsnr_max=ENDS[0], logsnr_min=ENDS[1], bins=3)
 
     def forward(self, data: Tensor, **draws: Tensor) -> Tensor:
         loss = self.inner["objective"](data, **draws)

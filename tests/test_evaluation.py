@@ -114,7 +114,7 @@ def test_one_image_does_not_depend_on_the_others_and_none_is_dropped():
 
 def test_the_profile_is_the_mmse_and_the_model_is_left_as_it_was():
     data = torch.repeat_interleave(torch.arange(4), torch.tensor([100, 60, 30, 10]))[:, None]
-    profile = Profile(-6.0, 6.0, bins=12)
+    profile = Profile(logsnr_max=6.0, logsnr_min=-6.0, bins=12)
     evaluate(
         ORACLE,
         data,

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from vdiff import Denoiser
-from vdiff.flow import angle, logsnr_of, solve
+from vdiff.flow import solve
 from vdiff.likelihood.ode import costs, ode_likelihood, warn_of_tolerance
 from vdiff.likelihood.replicated import Replicated
-from vdiff.likelihood.trace import Exact, Hutchinson, default_trace
+from vdiff.likelihood.trace import Exact, Hutchinson
 from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.parameterization import Eps, V, X
 from vdiff.schedule import Cosine, Linear
@@ -101,7 +101,7 @@ def test_the_reverse_trajectory_returns_to_its_start():
     def field(logsnr, state):
         return (RING(state[0], logsnr.expand(len(state[0]))).v,)
 
-    back = solve("test", field, (there.noise,), -9.0, 18.0, rtol=1e-9, atol=1e-9).state[0]
+    back = solve(field, (there.noise,), -9.0, 18.0, rtol=1e-9, atol=1e-9).state[0]
     assert torch.allclose(back, x / math.sqrt(1 + math.exp(-18.0)), atol=1e-6)
 
 
@@ -157,52 +157,6 @@ def test_hutchinsons_mean_is_the_exact_trace_within_its_error():
         .standard_error.isnan()
         .all()
     )
-
-
-def test_probes_stay_the_same_along_a_trajectory():
-    """Drawn anew at every call the field is no function: a solver of order five would never be
-    done."""
-    drawn = Hutchinson(probes=3).directions(
-        torch.zeros(4, 5), [torch.Generator().manual_seed(i) for i in range(4)]
-    )
-    assert drawn.shape == (3, 4, 5)
-    assert drawn.abs().eq(1).all()
-    assert 0 < drawn.gt(0).sum() < drawn.numel()
-    z = torch.randn(4, 5).requires_grad_()
-    matrix = torch.randn(5, 5)
-    estimates = Hutchinson(probes=2000)
-    probes = estimates.directions(z, [torch.Generator().manual_seed(i) for i in range(4)])
-    found = estimates.divergence(z @ matrix, z, probes)
-    assert ((found.mean(1) - matrix.trace()).abs() < 4 * found.std(1) / 2000**0.5).all()
-    assert torch.allclose(
-        Exact().divergence(z @ matrix, z, Exact().directions(z, []))[:, 0],
-        matrix.trace().expand(4),
-    )
-
-
-def test_small_dimensions_are_exact():
-    assert isinstance(default_trace(16), Exact)
-    assert isinstance(default_trace(17), Hutchinson)
-
-
-def test_a_crowd_does_not_outvote_the_one_that_turns():
-    """The field turns one example fast and leaves the others: the steps are those of the one
-    alone, whose integral is known."""
-
-    def field(logsnr, state):
-        still = torch.zeros_like(state[0])
-        still[0] = torch.cos(30.0 * angle(logsnr))
-        return (still,)
-
-    alone, crowd = (
-        solve("test", field, (torch.zeros(n, 2).double(),), 18.0, -18.0, rtol=1e-6, atol=1e-6)
-        for n in (1, 1000)
-    )
-    ends = angle(torch.tensor([18.0, -18.0], dtype=torch.float64))
-    exact = (torch.sin(30.0 * ends[1]) - torch.sin(30.0 * ends[0])) / 30.0
-    assert crowd.evaluations == alone.evaluations
-    assert torch.equal(crowd.state[0][0], alone.state[0][0])
-    assert (alone.state[0] - exact).abs().max() < 3e-5
 
 
 def test_a_crowd_of_easy_examples_costs_what_its_hardest_one_does():
@@ -290,12 +244,6 @@ def test_a_constant_network_has_a_divergence_of_its_own():
         + math.log1p(math.exp(-10.0))
     )
     assert torch.allclose(found.nats, normal, atol=1e-6)
-
-
-def test_the_angle_in_any_unit():
-    logsnr = torch.linspace(-20, 20, 81, dtype=torch.float64)
-    for unit in (0.3, 1.0):
-        assert torch.allclose(logsnr_of(angle(logsnr, unit), unit), logsnr, atol=1e-8)
 
 
 @pytest.mark.parametrize("trace", [Exact(), Hutchinson(probes=3)], ids=repr)

@@ -242,7 +242,7 @@ def test_a_profile_has_seen_everything_after_a_pause(tolerance):
     data, kept = INTEGERS.repeat(10, 1), []
 
     def profile():
-        made = Profile(-8.0, 6.0, bins=7)
+        made = Profile(logsnr_max=6.0, logsnr_min=-8.0, bins=7)
         made.update(torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))
         return made
 
@@ -259,7 +259,13 @@ def test_a_profile_has_seen_everything_after_a_pause(tolerance):
     evaluate(LATTICE, data, profile=again, resume=kept[-1], **setting)
     torch.testing.assert_close(again.sums, whole.sums, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
-        evaluate(LATTICE, data, profile=Profile(-8.0, 6.0, bins=9), resume=kept[-1], **setting)
+        evaluate(
+            LATTICE,
+            data,
+            profile=Profile(logsnr_max=6.0, logsnr_min=-8.0, bins=9),
+            resume=kept[-1],
+            **setting,
+        )
     doubled = profile()  # two processes that saw the same: their sum
     evaluate(
         LATTICE,

@@ -9,7 +9,7 @@ import torch
 
 from vdiff.likelihood import NoiseNorm, Plan
 from vdiff.likelihood.control import Control, FittedControl
-from vdiff.likelihood.density import Along, Binned, Density
+from vdiff.likelihood.density import Along, Binned, UniformDensity
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.pilot import (
     Design,
@@ -448,9 +448,9 @@ def test_the_density_is_the_plans():
     assert made.schedule is schedule
     assert (
         type(replace(design, plan=Plan(importance=False)).prepared(Term(flat), 8).density)
-        is Density
+        is UniformDensity
     )
     assert isinstance(replace(design, left=1e-9 * LEFT).prepared(Term(flat), 8).density, Binned)
     assert (
-        type(replace(design, left=0 * LEFT).prepared(Term(flat), 8).density) is Density
+        type(replace(design, left=0 * LEFT).prepared(Term(flat), 8).density) is UniformDensity
     )  # nothing to follow

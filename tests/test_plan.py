@@ -20,7 +20,7 @@ from vdiff.likelihood import (
     Stratified,
     evaluate,
 )
-from vdiff.likelihood.density import Along, Binned, Density
+from vdiff.likelihood.density import Along, Binned, UniformDensity
 from vdiff.likelihood.integrand import Difference, Finite, Integrand, finite_images
 from vdiff.likelihood.pilot import run_pilot
 from vdiff.oracle import Gaussian as OneGaussian
@@ -210,7 +210,7 @@ def test_a_mean_given_the_image_biases_no_held_out_digits():
 
 @pytest.mark.parametrize(
     "density",
-    [Density(), Binned(torch.tensor([0.2, 3.0, 1.0])), Along(Cosine(9.0, -7.0), SCHEDULE)],
+    [UniformDensity(), Binned(torch.tensor([0.2, 3.0, 1.0])), Along(Cosine(9.0, -7.0), SCHEDULE)],
 )
 def test_a_density_is_divided_out(density):
     """∫ f dt = E f(t)/q for t placed by q, and t has the density it says."""

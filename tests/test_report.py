@@ -169,7 +169,8 @@ def test_intervals_as_text():
 
 def curve(bins):
     edges, value = torch.arange(bins + 1.0), torch.arange(1.0, bins + 1)
-    return Curve(edges[:-1] - 4, edges[1:] - 4, value, torch.full((bins,), torch.nan))
+    error = torch.full((bins,), torch.nan)
+    return Curve(logsnr_max=edges[1:] - 4, logsnr_min=edges[:-1] - 4, value=value, error=error)
 
 
 def test_a_curve_is_told_in_eight_pieces():

@@ -165,7 +165,7 @@ def test_what_describes_it_is_finite():
     described = describe(Recipe("azula", schedule, V(), MSE(schedule, V())))
     t = schedule(torch.tensor([0.75, 0.25], dtype=torch.float64)).tolist()
     assert f"half in λ from {t[0]:.1f} to {t[1]:.1f}" in str(described)
-    profile = Profile(schedule.logsnr_min, schedule.logsnr_max, bins=20)
+    profile = Profile(logsnr_max=schedule.logsnr_max, logsnr_min=schedule.logsnr_min, bins=20)
     profile.update(torch.linspace(-6.9, 13.8, 200), torch.ones(200))
     assert 0 < diagnose(profile, schedule).effective < 1
 

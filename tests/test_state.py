@@ -156,7 +156,10 @@ def test_learned_ends_are_loaded_and_fixed_ones_are_not_mixed_with_them():
 
 
 def test_a_profile_belongs_to_its_edges():
-    profile, other = Profile(-5.0, 13.3, bins=4), Profile(-8.0, 8.0, bins=4)
+    profile, other = (
+        Profile(logsnr_max=13.3, logsnr_min=-5.0, bins=4),
+        Profile(logsnr_max=8.0, logsnr_min=-8.0, bins=4),
+    )
     with pytest.raises(
         RuntimeError,
         match=r"Profile.load_state_dict: .* λ_max = 8 and λ_min = -8; got λ_max = 13.3 and λ_min = -5",
@@ -190,7 +193,7 @@ def test_a_loaded_schedule_is_checked_again():
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda: Profile(-1.0, 1.0, bins=2), "sums"),
+        (lambda: Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=2), "sums"),
         (lambda: Adaptive(1.0, -1.0, bins=2), "noted.sums"),
         (lambda: Spline(1.0, -1.0, knots=3), "seen"),
         (lambda: LossSecondMoment(2), "noted"),

@@ -53,7 +53,7 @@ def test_a_learned_range_lies_between_the_two_fixed_ones():
 
 
 def test_the_analytic_variance_is_that_of_the_models_error():
-    profile = Profile(-2.0, 2.0, bins=1)
+    profile = Profile(logsnr_max=2.0, logsnr_min=-2.0, bins=1)
     profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
     variance = AnalyticVariance(profile, dims=4)
     profile.update(torch.zeros(1), torch.tensor([1000.0]))  # the variance has its own copy
@@ -74,14 +74,14 @@ def test_a_direct_variance_is_finite_where_its_softplus_underflows():
 
 
 def test_a_fitted_variance_is_checked():
-    profile = Profile(-12.0, 12.0, bins=1)
+    profile = Profile(logsnr_max=12.0, logsnr_min=-12.0, bins=1)
     profile.update(torch.zeros(2), torch.tensor([1.0, torch.nan]))
     with pytest.raises(
         ValueError,
         match=r"'profile' must have a finite squared error in every bin; got 1 bins without",
     ):
         AnalyticVariance(profile, dims=1)
-    profile = Profile(-12.0, 12.0, bins=1)
+    profile = Profile(logsnr_max=12.0, logsnr_min=-12.0, bins=1)
     profile.update(torch.zeros(2), torch.ones(2))
     model = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=64))
     with pytest.raises(

@@ -1,16 +1,17 @@
-"""What an objective optimises: its w(λ), whether that is a likelihood of noisier data, and at
-which λ its signal lies."""
+"""What an objective optimises: its w(λ), whether that is an ELBO of noisier data, and the λ of its
+signal."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._validate import require, validated
+from vdiff._validate import Given, require, validated
 from vdiff.augmentation import POINTS, ROUNDING, Augmentation, rises
 from vdiff.errors import InvalidType
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
@@ -18,17 +19,16 @@ from vdiff.recipes import Recipe, recipe
 from vdiff.weighting import loss_factor
 
 TARGETS: Mapping[str, Parameterization] = {"x": X(), "ε": Eps(), "v": V(), "u": Flow()}
-NEAR, LONG = 0.01, 1.0  # a plateau: w within 1 % of its largest value over a λ of 1 or more
+NEAR, LONG = 0.01, 1.0  # a plateau: w within 1 % of its largest value over at least 1 in λ
 Errors = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a recipe optimises, on a grid of λ between its ends, in float64; `print` shows it in
-    words.
+    """What a recipe optimises, on a grid of λ in float64. `print` shows it in words.
 
-    `error` is E‖ε − ε̂‖² at any λ, up to a constant: the signal depends on it. The default is that
-    of data N(0, I), sigmoid(λ) in each dimension; a model's own is `Profile.at`.
+    The signal depends on `error`, E‖ε − ε̂‖² at any λ, up to a constant. The default is that of
+    data N(0, I), sigmoid(λ) in each dimension. That of a model is `Profile.at`.
 
     >>> described = describe("edm")
     >>> described.monotone, round(described.peak, 2)
@@ -41,24 +41,22 @@ class Description:
 
     @cached_property
     def logsnr(self) -> Float[Tensor, " grid"]:
-        """Equidistant λ, from noise to data, where both schedule and weighting are meant to be
-        used."""
+        """Equidistant λ from noise to data, in the range of both schedule and weighting."""
         schedule, (high, low) = self.recipe.schedule, self.recipe.weighting.support()
         low, high = max(low, schedule.logsnr_min), min(high, schedule.logsnr_max)
         return torch.linspace(low, high, POINTS, dtype=torch.float64)
 
     @cached_property
     def weight(self) -> Float[Tensor, " grid"]:
-        """w(λ) on the ε-loss, constant included."""
+        """w(λ) of the ε-loss, with its constant."""
         with torch.no_grad():
             weight: Tensor = self.recipe.weighting(self.logsnr)
         return weight
 
     @cached_property
     def draws(self) -> Float[Tensor, " grid"]:
-        """p(λ), the density of training's draws; at the ends that of a quarter of a cell
-        inside.
-        """
+        """p(λ), the density of the training times; at an end, its value a quarter of a cell
+        inside."""
         quarter = 0.25 * (self.logsnr[1] - self.logsnr[0]).item()
         low, high = self.logsnr[0].item(), self.logsnr[-1].item()
         inside = self.logsnr.clamp(low + quarter, high - quarter)  # p may be infinite at an end
@@ -67,7 +65,7 @@ class Description:
 
     @cached_property
     def signal(self) -> Float[Tensor, " grid"]:
-        """The share of the loss by λ, ½ w(λ) E‖ε − ε̂‖² as a density."""
+        """The density of the loss over λ: w(λ) E‖ε − ε̂‖², normalised."""
         loss = self.weight * self.error(self.logsnr)
         return loss / torch.trapezoid(loss, self.logsnr)
 
@@ -78,13 +76,13 @@ class Description:
 
     @property
     def peak(self) -> float:
-        """The largest λ in this range at which w has its maximum."""
+        """The largest λ of the grid's range at which w has its maximum."""
         return min(max(self.recipe.weighting.peak, self.logsnr[0].item()), self.logsnr[-1].item())
 
     @property
     def plateau(self) -> tuple[float, float] | None:
-        """The λ between which w stays within 1 % of its largest value, where they are 1 or more
-        apart; None for a peak.
+        """The range of λ in which w stays within 1 % of its largest value, if it is at least 1
+        long; None for a peak.
 
         >>> low, high = describe("vdmpp-sigmoid").plateau
         >>> round(low, 1), round(high, 1)
@@ -99,25 +97,25 @@ class Description:
 
     @cached_property
     def rises(self) -> list[tuple[float, float]]:
-        """The intervals of λ on which w rises; none for a monotone weighting."""
+        """The intervals of λ in which w rises; empty for a monotone weighting."""
         return rises(self.logsnr, self.weight)
 
     @property
     def monotone(self) -> bool:
-        """Whether w never rises with λ here: then L_w is an ELBO with Gaussian noise added to the
-        data (arXiv:2303.00848)."""
+        """Whether w never rises with λ. L_w is then an ELBO of data with Gaussian noise added
+        (arXiv:2303.00848)."""
         return not self.rises
 
     @cached_property
     def augmentation(self) -> Augmentation:
-        """The law of the noise that a monotone weighting adds to the data, p_w: called with λ, the
-        probability w(λ)/w(λ_min) that the data gets a less noisy level; `.sample(n)` draws levels,
-        and `augmented_elbo` trains on such data.
+        """The distribution p_w of the noise that a monotone weighting adds to the data.
 
-        At λ_max it is the mass at no added noise (beyond the first level's own), above it is 0.
-        Raises ValueError where w rises: the measure is then signed and no distribution.
+        Called with λ, it gives the probability w(λ)/w(λ_min) of a less noisy level. At λ_max this
+        is the mass at no added noise beyond that of the first level; above it is 0. `.sample(n)`
+        draws levels, and `augmented_elbo` trains on such data. Raises ValueError if w rises, since
+        the measure is then signed.
 
-        >>> bound = describe("vdm").augmentation  # adds no noise
+        >>> bound = describe("vdm").augmentation  # it adds no noise
         >>> bound(torch.tensor([0.0], dtype=torch.float64))
         tensor([1.], dtype=torch.float64)
         """
@@ -127,8 +125,8 @@ class Description:
         return Augmentation(self.recipe.weighting, self.logsnr[-1].item(), self.logsnr[0].item())
 
     def negative_mass(self) -> float:
-        """The total rise of w over its largest value: the negative part of the mixture of ELBOs
-        that L_w is.
+        """The total rise of w over its largest value: the negative part of L_w as a mixture of
+        ELBOs.
 
         >>> describe("v-prediction").negative_mass()
         0.0
@@ -137,8 +135,8 @@ class Description:
         return rise.item() if self.rises else 0.0
 
     def factor(self, parameterization: Parameterization) -> Callable[[Tensor], Tensor]:
-        """The factor before a squared error on another target that gives the same objective with
-        the same times.
+        """The factor of a squared error on another target that gives the same objective at the
+        same times.
 
         >>> describe("v-prediction").factor(X())(torch.tensor([0.0]))  # SNR + 1, truncated
         tensor([1.9986])
@@ -148,8 +146,7 @@ class Description:
         )
 
     def overlap(self, other: "Description") -> float:
-        """The share of the signal that two objectives have in common: 1 for equal signals, 0 for
-        disjoint ones.
+        """The overlap of two signals: 1 for equal ones, 0 for disjoint ones.
 
         >>> round(describe("flow-matching").overlap(describe("v-prediction")), 3)  # e^{−λ/2}, both
         1.0
@@ -158,14 +155,14 @@ class Description:
         high = max(self.logsnr[-1], other.logsnr[-1])
         grid = torch.linspace(low.item(), high.item(), POINTS, dtype=torch.float64)
         shares = []
-        for one in (self, other):
-            inside = (grid >= one.logsnr[0]) & (grid <= one.logsnr[-1])
-            loss = torch.where(inside, one.recipe.weighting(grid), 0.0) * one.error(grid)
+        for each in (self, other):
+            inside = (grid >= each.logsnr[0]) & (grid <= each.logsnr[-1])
+            loss = torch.where(inside, each.recipe.weighting(grid), 0.0) * each.error(grid)
             shares.append(loss / torch.trapezoid(loss, grid))
         return torch.trapezoid(torch.minimum(*shares), grid).item()
 
     def quantile(self, density: Tensor, share: float) -> float:
-        """The λ below which a share of a density on the grid lies."""
+        """The λ below which a density on the grid has this share of its mass."""
         below = torch.cumulative_trapezoid(density, self.logsnr)
         first = torch.searchsorted(below, share * below[-1]).clamp(max=POINTS - 2)
         return self.logsnr[1 + int(first)].item()
@@ -174,7 +171,7 @@ class Description:
         low, high = self.logsnr[0].item(), self.logsnr[-1].item()
         ends = f"λ from {_rounded(low)} to {_rounded(high)}"
         lines = [
-            f"{self.recipe.name}" + (f" ({self.recipe.source})" if self.recipe.source else ""),
+            self.recipe.name + (f" ({self.recipe.source})" if self.recipe.source else ""),
             f"  w(λ)      {self.recipe.weighting!r}, for {ends}",
             f"  peak      {self._peak()}",
             f"  means     {self._meaning()}",
@@ -226,34 +223,38 @@ def _rounded(value: float, digits: int = 1) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # no −0.0
 
 
+def _recipe(value: object, argument: str, given: Given) -> object:
+    if not isinstance(value, Recipe | str):
+        hint = "Recipe(name, schedule, parameterization, weighting)"
+        raise InvalidType(argument, "be a Recipe or the name of one", repr(value), hint)
+    return value
+
+
 @validated
-def describe(objective: Recipe | str, *, error: Errors | None = None) -> Description:
-    """What a recipe, or a published one by its name, optimises. `print` shows it in words.
+def describe(
+    objective: Annotated[Recipe | str, _recipe], *, error: Errors | None = None
+) -> Description:
+    """What a recipe optimises. `print` shows it in words.
 
     Args:
-        objective: a `Recipe` or the name of one. A loss of your own is `Recipe("mine", schedule,
-            parameterization, MSE(schedule, parameterization))`: plain squared error on that target
-            with those times.
-        error: E‖ε − ε̂‖² at any λ, for instance `profile.at` of a profile that `evaluate` has
-            filled; that of N(0, I) otherwise.
+        objective: a `Recipe` or the name of a published one. Plain squared error is
+            `Recipe("mine", schedule, parameterization, MSE(schedule, parameterization))`.
+        error: E‖ε − ε̂‖² at any λ, for instance `profile.at` of a profile from `evaluate`; by
+            default that of N(0, I).
 
     Raises:
         ValueError: for an unknown name, with the nearest one.
-        TypeError: if the objective is not a recipe.
+        TypeError: if the objective is no recipe.
 
     Kingma & Gao, arXiv:2303.00848.
 
     >>> print(describe("vdmpp-sigmoid").recipe.weighting)
     Sigmoid(bias=2.0)
     """
-    if isinstance(objective, str):
-        objective = recipe(objective)
-    if not isinstance(objective, Recipe):
-        hint = "Recipe(name, schedule, parameterization, weighting)"
-        raise InvalidType("objective", "be a Recipe or the name of one", repr(objective), hint)
+    described = recipe(objective) if isinstance(objective, str) else objective
     if error is None:
-        return Description(objective)
-    return Description(objective, error, "the given model")
+        return Description(described)
+    return Description(described, error, "the given model")
 
 
 __all__ = ["Description", "describe"]

@@ -33,7 +33,7 @@ class Diagnosis:
     Kingma & Gao, arXiv:2303.00848, section on importance sampling.
 
     >>> from vdiff.schedule import Linear
-    >>> profile = Profile(-1.0, 1.0, bins=2)
+    >>> profile = Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=2)
     >>> profile.update(torch.tensor([-0.5, 0.5]), torch.tensor([1.0, 3.0]))
     >>> print(diagnose(profile, Linear(1.0, -1.0)))
     log-SNR            p      best p    share of E ℓ²
@@ -99,7 +99,7 @@ def diagnose(
         ValueError: if the ends of schedule and profile differ, and for a factor as weighting.
 
     >>> from vdiff.schedule import Cosine
-    >>> profile = Profile(-5.0, 5.0, bins=50)
+    >>> profile = Profile(logsnr_max=5.0, logsnr_min=-5.0, bins=50)
     >>> profile.update(torch.linspace(-5, 5, 500), torch.ones(500))
     >>> diagnose(profile, Cosine(5.0, -5.0)).effective < 1
     True

@@ -131,7 +131,7 @@ class AnalyticVariance(ReverseVariance):
 
     Analytic-DPM, arXiv:2201.06503, for the Bayes denoiser.
 
-    >>> profile = Profile(-1.0, 1.0, bins=1)
+    >>> profile = Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=1)
     >>> profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
     >>> AnalyticVariance(profile, dims=4).log_variance_ratio(step)

@@ -213,9 +213,15 @@ PLACES: dict[
     "augmentation.icdf": (T, AUGMENTATION.icdf),
     "augmented_elbo x": (X, lambda v: augmented_elbo(MODEL, v, **AUGMENTED)),
     "augmented_elbo eps": (X, lambda v: augmented_elbo(MODEL, X, eps=v, **AUGMENTED)),
-    "Profile.update logsnr": (LAM, lambda v: Profile(-1.0, 1.0).update(v, LAM)),
-    "Profile.update value": (LAM, lambda v: Profile(-1.0, 1.0).update(LAM, v)),
-    "Profile.at": (LAM, Profile(-1.0, 1.0).at),
+    "Profile.update logsnr": (
+        LAM,
+        lambda v: Profile(logsnr_max=1.0, logsnr_min=-1.0).update(v, LAM),
+    ),
+    "Profile.update value": (
+        LAM,
+        lambda v: Profile(logsnr_max=1.0, logsnr_min=-1.0).update(LAM, v),
+    ),
+    "Profile.at": (LAM, Profile(logsnr_max=1.0, logsnr_min=-1.0).at),
     "LossSecondMoment.update t": (torch.ones(4), lambda v: LossSecondMoment(4).update(v, T)),
     "LossSecondMoment.update loss": (T, lambda v: LossSecondMoment(4).update(torch.ones(4), v)),
     "LossSecondMoment.at": (T, LossSecondMoment(4).at),
@@ -244,7 +250,7 @@ def test_a_number_is_named_too() -> None:
         vdiff.denoiser.sigma_time,
         lambda v: bits_per_dim([v], 3),
         lambda v: MODEL(X, v),
-        Profile(-1.0, 1.0).at,
+        Profile(logsnr_max=1.0, logsnr_min=-1.0).at,
         vdiff.weighting.Sigmoid(),
     ):
         with pytest.raises(

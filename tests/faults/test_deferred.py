@@ -26,7 +26,7 @@ MORE: dict[str, Callable[[], nn.Module]] = {
     "spline": Spline,
     "monotone": lambda: Monotone(hidden=8),
     "shifted table": lambda: Shifted(Tabulated([3.0, 0.0, -float("inf")]), 1.0),
-    "profile": lambda: Profile(-5.0, 5.0, bins=3),
+    "profile": lambda: Profile(logsnr_max=5.0, logsnr_min=-5.0, bins=3),
     "resampling": lambda: LossSecondMoment(3),
     "weighting": lambda: MSE(Tabulated.linear_betas(), V(), steps=999),
     "features": FourierFeatures,

@@ -129,7 +129,7 @@ def test_fault_14_data_of_the_wrong_kind() -> None:
         ValueError, "Categorical.encode", "data", "lie in 0 … 4", "values from 0 to 16"
     ):
         levels(data=torch.tensor([[0], [16]]))
-    with assert_refused(TypeError, "Uniform", "decoder", "have levels", "ode_likelihood"):
+    with assert_refused(TypeError, "Uniform", "decoder", "be a Levels", "ode_likelihood"):
         Uniform(GaussianDecoder())  # type: ignore[arg-type]
     with assert_refused(TypeError, "dequantized_ode", "dequantization", "be a Dequantization"):
         levels(dequantization=Uniform)
@@ -254,12 +254,12 @@ def test_fault_46_a_solver_that_gives_up_says_where_why_and_what_to_try() -> Non
     def explodes(z: Tensor, logsnr: Tensor) -> Prediction:  # infinite before the other end
         return Prediction(z, logsnr, 3.0 * z.pow(3), V())
 
-    text = r"the probability-flow ODE: dopri5 gave up at t = .* of the way \(λ = .*\) after \d+ evaluations: underflow in dt"
+    text = r"dopri5 gave up at t = .* of the way \(λ = .*\) after \d+ evaluations: underflow in dt"
     with pytest.raises(SolverError, match=text) as caught:
         flow(explodes, torch.ones(2, 1).double(), schedule=Linear(), max_evaluations=5000)
     for word in ("rtol = ", "atol = ", "|v̂| was", "float64"):
         assert word in str(caught.value)
-    with pytest.raises(SolverError, match="ODE: dopri5 gave up"):
+    with pytest.raises(SolverError, match=r"^dopri5 gave up"):
         levels(explodes, torch.full((2, 1), 4), max_evaluations=5000)
 
 

@@ -682,7 +682,7 @@ class Halves(Factor):
 )
 def test_fault_22_a_factor_alone_is_no_weighting(factor: Weighting) -> None:
     """Wherever a weighting is taken; the hint is the product to write, which is taken."""
-    x, profile = batch()[0], Profile(-10.0, 10.0, bins=2)
+    x, profile = batch()[0], Profile(logsnr_max=10.0, logsnr_min=-10.0, bins=2)
     profile.update(torch.tensor([-5.0, 5.0]), torch.ones(2))
     takes: dict[str, Callable[[Callable[[Tensor], Tensor]], object]] = {
         "weighted_elbo": lambda w: weighted_elbo(model(), x, schedule=SCHEDULE, weighting=w),

@@ -165,7 +165,7 @@ def test_the_bound_with_the_posteriors_variance_is_the_weighted_loss():
 def test_gaussian_data_has_the_continuous_bound_at_every_t_with_its_best_variance():
     """And a profile of the model's own error gives that variance, to the width of its bins."""
     oracle = gmm1d().__class__([1.0], [[0.3]], [[0.25]])
-    profile = Profile(-5.0, 6.0, bins=2000)
+    profile = Profile(logsnr_max=6.0, logsnr_min=-5.0, bins=2000)
     centers = profile.centers
     profile.update(centers, oracle.mmse(centers))
     limit = oracle.bound(6.0, -5.0).diffusion.item()
@@ -265,7 +265,7 @@ def test_bad_variances_are_named():
         ValueError,
         match=r"AnalyticVariance: argument 'profile' must have a finite squared error in every bin; got 3 bins without",
     ):
-        AnalyticVariance(Profile(-1.0, 1.0, bins=3), dims=2)
+        AnalyticVariance(Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=3), dims=2)
 
 
 def test_every_variance_is_here():

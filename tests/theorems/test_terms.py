@@ -259,7 +259,7 @@ def test_bad_first_steps_are_named():
             steps=STEPS,
             decoder=Categorical(17),
         )
-    profile = Profile(-12.0, 12.0, bins=1)
+    profile = Profile(logsnr_max=12.0, logsnr_min=-12.0, bins=1)
     profile.update(torch.zeros(2), torch.ones(2))
     fitted = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=3))
     with pytest.raises(
@@ -315,7 +315,7 @@ def test_a_chains_profile_is_of_the_models_error_whatever_its_variance(variance)
         p = oracle(z, logsnr)
         return Prediction(z, logsnr, p.output, p.parameterization, variance)
 
-    profile = Profile(-5.0, 6.0, bins=4)
+    profile = Profile(logsnr_max=6.0, logsnr_min=-5.0, bins=4)
     evaluate(
         model,
         oracle.sample(4000),

@@ -1,10 +1,11 @@
-"""Where on [0, 1] an evaluation looks: grids of uniform numbers, and the density that they are
-mapped to.
+"""The times in [0, 1] of an evaluation: grids of uniform numbers, and the density of the times.
 
-Time here is the coordinate of the integral, not of training: in continuous time it is linear in λ
-between the schedule's ends, on a chain it counts the steps.
+Time here is the coordinate of the integral, not of training. In continuous time it is linear in λ
+between the ends of the schedule. On a chain it counts the steps.
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
@@ -17,12 +18,13 @@ from vdiff.gaussian import float64_for
 from vdiff.schedule import Schedule
 from vdiff.times import stratified
 
-_BITS = 30  # of torch's Sobol engine
+_BITS = 30  # of a number of torch's Sobol engine
 
 
-class Times:
-    """n numbers of an image, of which one taken at random is uniform on [0, 1), so that a mean
-    over them is unbiased; images are independent of each other.
+@dataclass(frozen=True)
+class Times(ABC):
+    """n numbers for an image. A random one of them is uniform on [0, 1), so that their mean is
+    unbiased. Images are independent of each other.
 
     >>> Stratified(), Stratified() == Stratified()
     (Stratified(), True)
@@ -30,22 +32,14 @@ class Times:
 
     __example__: ClassVar[str] = "Stratified(), Sobol() or Independent()"
 
+    @abstractmethod
     def draw(
         self, n: int, generator: torch.Generator, device: torch.device
     ) -> Float[Tensor, " n"]:
         """The numbers of one image."""
-        raise NotImplementedError
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
-
-    def __hash__(self) -> int:
-        return hash(type(self))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
 
 
+@dataclass(frozen=True)
 class Independent(Times):
     """n independent numbers.
 
@@ -57,6 +51,7 @@ class Independent(Times):
         return torch.rand(n, generator=generator, device=device, dtype=float64_for(device))
 
 
+@dataclass(frozen=True)
 class Stratified(Times):
     """One number in each of n equal strata, in order: (i + u)/n with one offset u.
 
@@ -70,11 +65,13 @@ class Stratified(Times):
         return stratified(n, offset=offset / n, device=device)
 
 
+@dataclass(frozen=True)
 class Sobol(Times):
-    """The first n points of a Sobol sequence under a random digital shift: one in each stratum
-    where n is a power of two.
+    """The first n points of a Sobol sequence under a random digital shift. If n is a power of two,
+    each of n equal strata has one.
 
-    >>> Sobol().draw(2, torch.Generator().manual_seed(0), torch.device("cpu")).mul(2).floor().sort().values
+    >>> u = Sobol().draw(2, torch.Generator().manual_seed(0), torch.device("cpu"))
+    >>> u.mul(2).floor().sort().values
     tensor([0., 1.], dtype=torch.float64)
     """
 
@@ -87,29 +84,30 @@ class Sobol(Times):
 
 @lru_cache
 def _sobol(n: int) -> Tensor:
-    """The sequence's first points as integers, the bits of their binary digits."""
+    """The first n points of the sequence, times 2^30."""
     engine = torch.quasirandom.SobolEngine(1)  # type: ignore[no-untyped-call]
     points: Tensor = engine.draw(n, dtype=torch.float64)[:, 0]
-    whole: Tensor = (points * 2**_BITS).long()
-    return whole
+    integers: Tensor = (points * 2**_BITS).long()
+    return integers
 
 
-class Density:
-    """A density over time in [0, 1]: `place(u)` maps uniform numbers to times and says the density
-    q there.
+class Density(ABC):
+    """A density q of times in [0, 1]."""
 
-    >>> t, q = Density().place(torch.tensor([0.5]))            # uniform
-    >>> t, q
-    (tensor([0.5000]), tensor([1.]))
-    """
+    @abstractmethod
+    def place(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Map uniform numbers to times with density q. Returns the times and q at each."""
+
+
+class UniformDensity(Density):
+    """The density q = 1."""
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Times with density q, and q at each."""
         return u, torch.ones_like(u)
 
 
 class Binned(Density):
-    """A density that is constant in each of equal bins.
+    """A density that is constant in each of several equal bins.
 
     >>> Binned(torch.tensor([1.0, 3.0])).place(torch.tensor([0.125, 0.625]))
     (tensor([0.2500, 0.7500]), tensor([0.5000, 1.5000]))
@@ -127,8 +125,7 @@ class Binned(Density):
 
 
 class Along(Density):
-    """The density of a schedule of one's own, over a range that it must cover; continuous time
-    only.
+    """The density of a schedule with the ends of the evaluation. Continuous time only.
 
     >>> from vdiff.schedule import Cosine, Linear
     >>> t, q = Along(Cosine(10.0, -10.0), Linear(10.0, -10.0)).place(torch.tensor([0.5]))
@@ -137,10 +134,10 @@ class Along(Density):
     """
 
     def __init__(self, schedule: Schedule, base: Schedule) -> None:
-        ends, came = ([s.logsnr_min, s.logsnr_max] for s in (base, schedule))
-        hint = "where the density is zero the bound leaves a part out and comes out too good"
+        ends, got = ([s.logsnr_min, s.logsnr_max] for s in (base, schedule))
+        hint = "where the density is zero, the bound leaves out a part and comes out too good"
         same = f"have an importance density with the ends of the evaluation, {ends}"
-        require(came == ends, "plan", same, came, hint)
+        require(got == ends, "plan", same, got, hint)
         self.schedule, self.base = schedule, base
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,4 +146,13 @@ class Along(Density):
         return t.to(u), (self.base.rate(t) / rate).to(u)
 
 
-__all__ = ["Along", "Binned", "Density", "Independent", "Sobol", "Stratified", "Times"]
+__all__ = [
+    "Along",
+    "Binned",
+    "Density",
+    "Independent",
+    "Sobol",
+    "Stratified",
+    "Times",
+    "UniformDensity",
+]

@@ -1,14 +1,14 @@
-"""Bits of discrete data from a density: noise within a level's bin, whose own entropy is accounted
-for.
+"""A bound on −log P of discrete data from a density, with noise u within the bins of the levels.
 
     −log P(k) ≤ E_{u ~ q}[ log q(u) − log p(x_k + u) ],   x_k + u in the bin of level k
 
 for any q on the bin (Theis et al., arXiv:1511.01844; Ho et al., arXiv:1902.00275). Over K draws
-the importance-weighted bound is tighter. Density scored at x_k itself would be no probability: it
-can be any number of bits below zero.
+the importance-weighted bound is tighter. The density at x_k itself is no probability: its −log can
+be any number below zero.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -18,77 +18,67 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, finite_end
-from vdiff._validate import Batch, Count, Number, Positive, require, validated
+from vdiff._validate import Batch, Count, Instance, Number, Positive, require, validated
 from vdiff.decoder import Levels, log_normal_interval
-from vdiff.errors import InvalidType
+from vdiff.flow import Method, Unit
 from vdiff.gaussian import sum_dims, to_float64
 from vdiff.likelihood.conditions import conditions_by_image
 from vdiff.likelihood.flow_solver import FlowSolver
 from vdiff.likelihood.importance import ImportanceBound
-from vdiff.likelihood.integrand import evaluating, known_levels
-from vdiff.likelihood.ode import (
-    OF_THE_FLOW,
-    Method,
-    Unit,
-    costs,
-    of_dims,
-    unclipped,
-    warn_of_tolerance,
+from vdiff.likelihood.integrand import known_levels
+from vdiff.likelihood.ode import OF_THE_FLOW, costs, unclipped, warn_of_tolerance
+from vdiff.likelihood.pieces import Progress, Run, Share, State
+from vdiff.likelihood.replicated import (
+    OfExamples,
+    Replicates,
+    example_generators,
+    run_replicates,
 )
-from vdiff.likelihood.pieces import Progress, Run, Share, State, in_pieces
-from vdiff.likelihood.protocol import of_computation, of_data
-from vdiff.likelihood.replicated import Replicates
 from vdiff.likelihood.trace import Exact, Trace, default_trace
-from vdiff.oracle import GaussianMixture
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
 
 _ALONE = Share()
 _CLEAN = "the clean end of the schedule, schedule.logsnr_max"
+_HINT = "continuous data has a density as it is: ode_likelihood"
+DiscreteDecoder = Annotated[Levels, Instance((Levels,), hint=_HINT)]
 
 
-def _levels(value: object, argument: str, given: Mapping[str, Any]) -> object:
-    if not isinstance(value, Levels):
-        hint = "continuous data has a density as it is: ode_likelihood"
-        raise InvalidType(argument, "have levels", repr(value), hint)
-    return value
+class Dequantization(ABC):
+    """Noise u within the bins of a decoder's levels, with density q.
 
-
-class Dequantization:
-    """Noise within the bins of a decoder's levels: `draw(data, generators)` is (x_k + u, log
-    q(u)).
-
-    The decoder brings the encoding and the number of levels: `Categorical(17)` for the digits.
+    The decoder has the encoding and the number of levels: `Categorical(17)` for the digits.
 
     >>> from vdiff.decoder import Categorical
-    >>> x, log_q = Uniform(Categorical(2)).draw(torch.tensor([[0, 1]]), [torch.Generator().manual_seed(0)])
-    >>> bool((x[0, 0] < 0 < x[0, 1]).item()), round(log_q.item(), 4)                       # bins of width 1
-    (True, 0.0)
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> x, log_q = Uniform(Categorical(2)).draw(torch.tensor([[0, 1]]), [generator])
+    >>> x.sign(), log_q                                                  # bins of width 1
+    (tensor([[-1.,  1.]]), tensor([0.], dtype=torch.float64))
     """
 
     __example__: ClassVar[str] = "Uniform(Categorical(levels))"
 
     @validated
-    def __init__(self, decoder: Annotated[Levels, _levels]) -> None:
+    def __init__(self, decoder: DiscreteDecoder) -> None:
         self.decoder, self.half = decoder, 0.5 * decoder.spacing
 
+    @abstractmethod
     def within(self, uniform: Tensor) -> Tensor:
         """u in (−half, half) from uniform numbers in (−1, 1)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_density(self, u: Tensor) -> Tensor:
         """log q(u) of each dimension, nats."""
-        raise NotImplementedError
 
     def draw(
         self, data: Tensor, generators: list[torch.Generator]
     ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, " batch"]]:
-        """x_k + u, in the decoder's dtype, and log q(u) summed over dimensions; each example by
+        """x_k + u, in the decoder's dtype, and log q(u) summed over dimensions. Each example has
         its own generator."""
         encoded = self.decoder.encode(data)
-        options: dict[str, Any] = {"size": data.shape[1:], "dtype": torch.float64}
-        rolled = [torch.rand(**options, generator=g, device=g.device) for g in generators]
-        u = self.within(2.0 * torch.stack(rolled).to(data.device) - 1.0)
+        size: Any = {"size": data.shape[1:], "dtype": torch.float64}
+        uniform = [torch.rand(**size, generator=g, device=g.device) for g in generators]
+        u = self.within(2.0 * torch.stack(uniform).to(data.device) - 1.0)
         return (to_float64(encoded) + u).to(encoded.dtype), sum_dims(self.log_density(u))
 
     def __repr__(self) -> str:
@@ -99,7 +89,7 @@ class Uniform(Dequantization):
     """u uniform over the bin: log q = −log(width) in each dimension.
 
     >>> from vdiff.decoder import Categorical
-    >>> Uniform(Categorical(4)).log_density(torch.zeros(1))                                # bins of width ½
+    >>> Uniform(Categorical(4)).log_density(torch.zeros(1))              # bins of width ½
     tensor([0.6931])
     """
 
@@ -111,13 +101,12 @@ class Uniform(Dequantization):
 
 
 class TruncatedNormal(Dequantization):
-    """u ~ N(0, e^{−λ_max}) within the bin: the noise that the model was trained on at λ_max, so
-    that it sees nothing else.
+    """u ~ N(0, e^{−λ_max}) within the bin, the noise of the model's training data at λ_max.
 
-        log q(u) = −½ e^{λ_max} u² − ½ (log 2π − λ_max) − log(Φ(τ) − Φ(−τ)),   τ = ½ · spacing ·
-        e^{λ_max/2}
+        log q(u) = −½ e^{λ_max} u² − ½ (log 2π − λ_max) − log(Φ(τ) − Φ(−τ)),
+        τ = ½ · spacing · e^{λ_max/2}
 
-    in closed form (Zheng et al., arXiv:2305.03935). At small τ it is uniform.
+    (Zheng et al., arXiv:2305.03935). At small τ it is uniform.
 
     >>> from vdiff.decoder import Categorical
     >>> TruncatedNormal(Categorical(4), -20.0).log_density(torch.zeros(1))
@@ -127,7 +116,7 @@ class TruncatedNormal(Dequantization):
     @validated
     def __init__(
         self,
-        decoder: Annotated[Levels, _levels],
+        decoder: DiscreteDecoder,
         logsnr_max: Annotated[float, Number(hint=_CLEAN)],
     ) -> None:
         super().__init__(decoder)
@@ -136,8 +125,8 @@ class TruncatedNormal(Dequantization):
         self.reach = torch.tensor(self.half / self.std, dtype=torch.float64)
 
     def within(self, uniform: Tensor) -> Tensor:
-        # from the lower tail, where Φ has its digits (in logarithms; torch's ndtr loses them):
-        # Φ(−|u|/σ) runs from Φ(−τ) to ½
+        # Φ(−|u|/σ) runs from Φ(−τ) to ½, in the lower tail, where Φ has its digits; torch's ndtr
+        # loses them, log_ndtr does not
         edge = torch.special.log_ndtr(-self.reach.to(uniform.device)).exp()
         half = torch.full_like(uniform, 0.5)
         lower = torch.lerp(edge.expand_as(uniform), half, 1.0 - uniform.abs())
@@ -155,9 +144,10 @@ class TruncatedNormal(Dequantization):
 
 @dataclass(frozen=True, kw_only=True)
 class DequantizedLikelihood(ImportanceBound):
-    """A bound on −log P(data) of discrete data under the ODE's density. `change` is by how much
-    halving the solver's tolerance moved the first draw's, nats of each example, None where that
-    was not asked.
+    """A bound on −log P(data) of discrete data under the ODE's density.
+
+    `change` is how much half the solver's tolerance moved the first draw of each example, nats;
+    None without an audit.
 
     >>> DequantizedLikelihood.of(torch.ones(2, 1, 3), 1, torch.zeros(3), change=None).nats
     tensor([-1., -1., -1.])
@@ -167,23 +157,14 @@ class DequantizedLikelihood(ImportanceBound):
     label = OF_THE_FLOW
 
 
-def of_data_dims(prior: GaussianMixture | None, data: Tensor) -> None:
-    """A rule: the prior has the dimensions of an example."""
-    of_dims(prior, data)
-
-
 def exact_trace(samples: int, trace: Trace | None, data: Tensor) -> None:
-    """A rule: several samples come with an exact trace."""
+    """Rule: several samples need an exact trace."""
     hint = "exp of a random log p is too large on average: trace=Exact(), or samples=1"
     exact = isinstance(trace or default_trace(data[0].numel()), Exact)
     require(samples == 1 or exact, "samples", "be 1 with a random trace", samples, hint)
 
 
-@validated(
-    rules=[
-        finite_end, conditions_by_image, unclipped, of_data_dims, exact_trace, known_levels
-    ]
-)  # fmt: skip
+@validated(rules=[finite_end, conditions_by_image, unclipped, exact_trace, known_levels])
 def dequantized_ode(
     model: Model,
     data: Batch,
@@ -192,7 +173,7 @@ def dequantized_ode(
     schedule: Schedule,
     samples: Count = 1,
     replicates: Replicates = 2,
-    prior: GaussianMixture | None = None,
+    prior: OfExamples | None = None,
     trace: Trace | None = None,
     tolerance: Positive = 1e-5,
     audit: bool = False,
@@ -212,9 +193,9 @@ def dequantized_ode(
     """A bound on −log P(data) of discrete data under the density of the probability-flow ODE, nats
     per example.
 
-    With `samples` = K > 1 it is importance-weighted, −log K included. That needs an exact trace: a
-    random one is unbiased for log p, so that the mean of exp(log p) is too large, and the number
-    would be too good to be a bound.
+    With `samples` = K > 1 it is importance-weighted, −log K included. This needs an exact trace. A
+    random one is unbiased for log p, so that the mean of exp(log p) is too large and the number is
+    no bound.
 
     Args:
         data: (n, …) integer levels.
@@ -222,9 +203,9 @@ def dequantized_ode(
         samples: K draws within the bins for one bound.
         replicates: independent bounds of each example, for its standard error; at least 2. Each
             has its own noise and probes.
-        audit: solve the first draw of each example once more with half the tolerance, and say what
-            changed.
-        seed: of noise and probes, which are a function of it and the example's place.
+        audit: also solve the first draw of each example with half the tolerance, and report the
+            change.
+        seed: of noise and probes. They are a function of it and the example's place.
         progress: called as progress(done, all) with numbers of draws of examples.
         model, schedule, prior, trace, tolerance, method, unit, max_evaluations, max_seconds,
             batch, share, resume, checkpoint, record, condition: as in `ode_likelihood`.
@@ -240,55 +221,46 @@ def dequantized_ode(
     >>> levels = Categorical(2)
     >>> oracle = Lattice(levels.level_values, [0.25, 0.75])
     >>> schedule = Linear(4.0, -10.0)
-    >>> bound = dequantized_ode(oracle, torch.ones(4, 1).long(), dequantization=TruncatedNormal(levels, 4.0), schedule=schedule)
+    >>> data, noise = torch.ones(4, 1).long(), TruncatedNormal(levels, 4.0)
+    >>> bound = dequantized_ode(oracle, data, dequantization=noise, schedule=schedule)
     >>> bool((bound.nats > -torch.tensor(0.75).log()).all())
     True
     """
     with torch.no_grad():  # so that values are checked
         encoded = dequantization.decoder.encode(data)
-    dims, given = encoded[0].numel(), condition or {}
-    trace = trace or default_trace(dims)
-    solver: dict[str, Any] = {"method": method, "unit": unit}
-    solver |= {"max_evaluations": max_evaluations, "max_seconds": max_seconds}
-    flow = FlowSolver(model, schedule, prior, trace, tolerance, solver, given, len(data))
+    dims = encoded[0].numel()
+    flow = FlowSolver(
+        model, schedule, prior, trace or default_trace(dims), tolerance, method, unit,
+        max_evaluations, max_seconds, condition or {}, len(data),
+    )  # fmt: skip
 
-    def piece(draw: int, rows: Tensor) -> State:
-        names = [f"bin of example {i}" for i in rows.tolist()]
-        noise = [generator_of(seed, draw, name, data.device) for name in names]
+    def work(draw: int, rows: Tensor) -> State:
+        noise = example_generators(seed, draw, rows, data.device, "bin of ")
         x, log_q = dequantization.draw(data[rows], noise)
-        found = flow.solved(x, rows, _mixed(seed, draw), audit and draw == 0)
-        log_weight = -found["nats"].mean(1) - log_q
-        return {"log_weight": log_weight} | {
-            word: found[word] for word in ("evaluations", "change")
-        }
+        solved = flow.solve(x, rows, _probe_seed(seed, draw), audit and draw == 0)
+        kept = {name: solved[name] for name in ("evaluations", "change")}
+        return kept | {"log_weight": -solved["nats"].mean(1) - log_q}
 
     settings = {"dequantization": repr(dequantization), "K": samples, "replicates": replicates}
-    said = {**flow.protocol(), **settings, "seed": seed, **(record or {})}
-    run = Run(batch, seed, share, progress, checkpoint, resume)
-    shapes, draws = (
-        dict.fromkeys(("log_weight", "evaluations", "change"), ()),
-        replicates * samples,
-    )
-    key = run.key(data, given, said, model, audit, batch)
-    with evaluating(model):
-        found = in_pieces(
-            piece, shapes=shapes, repetitions=draws, rows=len(data), key=key, run=run
-        )
-    change = found["change"][0] if audit else None
-    spent = costs(found["evaluations"], change, dims)
-    computation = of_computation(encoded.dtype, data.device, [model], share)
-    estimate = DequantizedLikelihood.of(
-        found["log_weight"].view(replicates, samples, -1),
+    results, protocol = run_replicates(
+        work, data, shapes=dict.fromkeys(("log_weight", "evaluations", "change"), ()),
+        repetitions=replicates * samples, model=model, dtype=encoded.dtype,
+        condition=flow.condition, settings={**flow.protocol(), **settings}, record=record,
+        run=Run(batch, seed, share, progress, checkpoint, resume), key=(audit, batch),
+    )  # fmt: skip
+    change = results["change"][0] if audit else None
+    bound = DequantizedLikelihood.of(
+        results["log_weight"].view(replicates, samples, -1),
         dims,
-        found["evaluations"].sum(0).long(),
+        results["evaluations"].sum(0).long(),
         change=change,
-        protocol={**of_data(data), **said, **spent, **computation},
+        protocol={**protocol, **costs(results["evaluations"], change, dims)},
     )
-    warn_of_tolerance(estimate, change)
-    return estimate
+    warn_of_tolerance(bound, change)
+    return bound
 
 
-def _mixed(seed: int, draw: int) -> int:
+def _probe_seed(seed: int, draw: int) -> int:
     """A seed for each draw, a pure function of both."""
     return int(torch.randint(2**31, (), generator=generator_of(seed, draw, "probes")))
 

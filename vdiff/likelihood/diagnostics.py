@@ -1,5 +1,5 @@
-"""Where the integral lies, how evenly it was drawn, and what to say where a number cannot be
-trusted."""
+"""The diffusion term by log-SNR, its effective sample size, and warnings about a number that one
+cannot trust."""
 
 import math
 from dataclasses import dataclass
@@ -16,26 +16,24 @@ from vdiff.parameterization import DIGITS
 
 FEW_EFFECTIVE, LARGE_WEIGHT = 20.0, 0.1
 VISIBLE_SHARE, THIN_VISITS, FEW_VISITS = 0.01, 0.05, 30
-# a later variance so many times the first stage's says that the first had not seen the tail
+# a first stage missed the tail if the variance of the later ones is so many times its own
 HEAVIER = 2.0
 EDGE = 1e-3
-ENOUGH_VALUES = 1000  # to say of a level that the data lacks it
+ENOUGH_VALUES = 1000  # of data, to conclude that it lacks a level
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A quantity by log-SNR: its value in each bin from `logsnr_min` to `logsnr_max`, and the
-    standard error over images.
+    """The diffusion term by log-SNR: `value` of each bin, in bits/dim, and its standard `error`
+    over images. The values add up to the term.
 
-    Values are bits/dim of the bin, so that they add up to the diffusion term.
-
-    >>> curve = Curve(torch.tensor([0.0, 2.0]), torch.tensor([2.0, 4.0]), torch.tensor([0.5, 1.5]), torch.tensor([0.1, 0.1]))
-    >>> curve.shares
+    >>> low, value = torch.tensor([0.0, 2.0]), torch.tensor([0.5, 1.5])
+    >>> Curve(logsnr_max=low + 2.0, logsnr_min=low, value=value, error=0.1 * value).shares
     tensor([0.2500, 0.7500])
     """
 
-    logsnr_min: Tensor
     logsnr_max: Tensor
+    logsnr_min: Tensor
     value: Tensor
     error: Tensor
 
@@ -47,15 +45,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """How far a number can be trusted.
+    """How far one can trust a number.
 
-    `effective` is (Σ|w|)²/Σw² over all draws, w being one draw of the diffusion term with its
-    density divided out: the effective sample size; `largest` the largest |w| over their sum;
-    `draws` their number; `curve` the diffusion term by log-SNR.
-
-    >>> one = torch.ones(1)
-    >>> Diagnostics(100.0, 0.02, 128, Curve(-one, one, one, one)).effective
-    100.0
+    Let w be one draw of the diffusion term, divided by its density. Over all `draws`, `effective`
+    is the effective sample size (Σ|w|)²/Σw², and `largest` is max |w|/Σ|w|. `curve` is the
+    diffusion term by log-SNR.
     """
 
     effective: float
@@ -65,97 +59,65 @@ class Diagnostics:
 
 
 def examine(run: Evaluation, found: Measurement) -> Diagnostics:
-    """The diagnostics of a finished run.
-
-    >>> from vdiff.decoder import Categorical
-    >>> from vdiff.oracle import Lattice
-    >>> from vdiff.schedule import Linear
-    >>> from vdiff.likelihood.measurement import Effort
-    >>> from vdiff.likelihood.plan import Plan
-    >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
-    >>> integrand = Integrand(model, data, Linear(), decoder)
-    >>> run = Evaluation(integrand, Plan(), Effort())
-    >>> examine(run, run()).draws
-    256
-    """
-    total, square, largest = (
-        found.weights[:, 0].sum(),
-        found.weights[:, 1].sum(),
-        found.weights[:, 2].max(),
-    )
+    """The diagnostics of a finished run."""
+    total, square = (found.weights[:, i].sum() for i in range(2))
+    largest = found.weights[:, 2].max() / total.clamp(min=torch.finfo(torch.float64).tiny)
     draws = found.terms.count.sum().item() * run.draws
-    tiny = torch.finfo(torch.float64).tiny
     by_image = found.curve / (found.terms.count[0, :, None] * run.draws) * run.scale
-    error = (
-        by_image.std(0) / math.sqrt(run.images)
-        if run.images > 1
-        else torch.full((BINS,), math.nan, dtype=torch.float64)
-    )
+    error = torch.full((BINS,), math.nan, dtype=torch.float64)
+    if run.images > 1:
+        error = by_image.std(0) / math.sqrt(run.images)
     edges = run.integrand.base.at(torch.linspace(0, 1, BINS + 1, dtype=torch.float64))[0].cpu()
-    curve = Curve(edges[1:].flip(0), edges[:-1].flip(0), by_image.mean(0).flip(0), error.flip(0))
-    effective = (
-        (total.square() / square).item() if square > 0 else draws
-    )  # two equal models differ by nothing, evenly
-    return Diagnostics(effective, (largest / total.clamp(min=tiny)).item(), int(draws), curve)
+    curve = Curve(
+        logsnr_max=edges[:-1].flip(0),
+        logsnr_min=edges[1:].flip(0),
+        value=by_image.mean(0).flip(0),
+        error=error.flip(0),
+    )
+    # equal models have draws of zero, whose weights are equal
+    effective = (total.square() / square).item() if square > 0 else draws
+    return Diagnostics(effective, largest.item(), int(draws), curve)
 
 
-def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[str]:
-    """What a reader must know before trusting the number; empty where nothing stands out.
-
-    >>> from vdiff.decoder import Categorical
-    >>> from vdiff.oracle import Lattice
-    >>> from vdiff.schedule import Linear
-    >>> from vdiff.likelihood.integrand import Integrand
-    >>> from vdiff.likelihood.measurement import Effort
-    >>> from vdiff.likelihood.plan import Plan
-    >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
-    >>> integrand = Integrand(model, data, Linear(), decoder)
-    >>> run = Evaluation(integrand, Plan(), Effort())
-    >>> found = run()
-    >>> warnings_of(run, found, examine(run, found))
-    []
-    """
-    said = [*_of_data(run.integrand), *_of_rounding(run.integrand), *_of_size(run, found)]
-    if seen.effective < min(FEW_EFFECTIVE, 0.1 * seen.draws):
-        said.append(
-            f"{seen.draws} draws are worth {seen.effective:.0f}: a few of them carry the integral, so "
-            "that its error is not known"
+def warnings_of(run: Evaluation, found: Measurement, trust: Diagnostics) -> list[str]:
+    """Reasons not to trust the number, each a sentence."""
+    reasons = [*_of_data(run.integrand), *_of_rounding(run.integrand), *_of_size(run, found)]
+    if trust.effective < min(FEW_EFFECTIVE, 0.1 * trust.draws):
+        reasons.append(
+            f"{trust.draws} draws are worth {trust.effective:.0f}: a few of them carry the "
+            "integral, so that its error is not known"
         )
-    if seen.largest > LARGE_WEIGHT:
-        said.append(f"one draw of {seen.draws} makes {seen.largest:.0%} of the diffusion term")
-    said.extend(_of_reach(run, seen.draws))
+    if trust.largest > LARGE_WEIGHT:
+        reasons.append(
+            f"one draw of {trust.draws} makes {trust.largest:.0%} of the diffusion term"
+        )
+    reasons.extend(_of_reach(run, trust.draws))
     if found.first is not None and found.terms.replicates > found.first.replicates:
         later = found.terms.variances()[3].sum() / found.first.variances()[3].sum()
         if later > HEAVIER:
-            said.append(
+            reasons.append(
                 f"the variance grew {later:.1f} times after the first stage, on which the error "
                 "rests: raise replicates"
             )
-    return said
+    return reasons
 
 
 def _of_reach(run: Evaluation, draws: int) -> list[str]:
-    """Parts of the range that the pilot found to matter and the density hardly visits: the bound
+    """Parts of the range that matter by the pilot and that the density hardly visits. The bound
     would come out too good."""
     if run.design.left.sum() == 0 or not run.design.evaluations:
         return []
     shares = run.design.best(run.draws) / len(run.design.left)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    reached = to_float64(
-        torch.bincount(bins_of(run.design.density.place(u)[0], len(shares)), minlength=len(shares))
-    ) / len(u)
-    missed = (
-        (shares > VISIBLE_SHARE)
-        & (reached < THIN_VISITS * shares)
-        & (reached * draws < FEW_VISITS)
-    )
+    bins = bins_of(run.design.density.place(u)[0], len(shares))
+    reached = to_float64(torch.bincount(bins, minlength=len(shares))) / len(u)
+    thin = (reached < THIN_VISITS * shares) & (reached * draws < FEW_VISITS)
+    missed = thin & (shares > VISIBLE_SHARE)
     if not missed.any():
         return []
     edges = run.integrand.base.at(torch.linspace(0, 1, len(shares) + 1, dtype=torch.float64))[0]
-    places = missed.nonzero()[:, 0]
-    low, high = edges[places.max() + 1].item(), edges[places.min()].item()
+    first, last = missed.nonzero()[:, 0].aminmax()
+    low, high = edges[last + 1].item(), edges[first].item()
     count, share = (reached[missed].sum() * draws).item(), shares[missed].sum().item()
     return [
         f"the density sends {count:.0f} of {draws} draws to λ between {low:.1f} and {high:.1f}, "
@@ -165,19 +127,17 @@ def _of_reach(run: Evaluation, draws: int) -> list[str]:
 
 
 def _of_data(integrand: Integrand) -> list[str]:
-    """The likely mistakes about the data's range, which no single batch can tell."""
+    """Likely mistakes about the range of the data, which no single batch can show."""
     data, decoder = integrand.data, integrand.decoder
     low, high = (v.item() for v in signed(data).aminmax())
-    if (
-        isinstance(decoder, Levels)
-        and high < decoder.levels // 2
-        and data.numel() >= ENOUGH_VALUES
-    ):
+    if isinstance(decoder, Levels):
+        if high >= decoder.levels // 2 or data.numel() < ENOUGH_VALUES:
+            return []
         return [
             f"the data has no level above {high} of {decoder.levels - 1}: digits have 17 levels, "
             f"bytes 256; is levels={decoder.levels} right?"
         ]
-    if not isinstance(decoder, Levels) and data.ndim > 2 and (low < -1 - EDGE or high > 1 + EDGE):
+    if data.ndim > 2 and (low < -1 - EDGE or high > 1 + EDGE):
         return [
             f"the images run from {low:.4g} to {high:.4g}, outside [−1, 1]: 2 x/(levels − 1) − 1 "
             "brings levels there"
@@ -186,13 +146,10 @@ def _of_data(integrand: Integrand) -> list[str]:
 
 
 def _of_size(run: Evaluation, found: Measurement) -> list[str]:
-    """A model that is worse than none."""
+    """A bound above that of uniform noise."""
     decoder, total = run.integrand.decoder, found.terms.mean[3].mean().item() * run.scale
-    if (
-        len(run.integrand.models) > 1
-        or not isinstance(decoder, Levels)
-        or total <= math.log2(decoder.levels)
-    ):
+    one = len(run.integrand.models) == 1
+    if not (one and isinstance(decoder, Levels) and total > math.log2(decoder.levels)):
         return []
     return [
         f"{total:.4g} bits/dim is more than uniform noise over {decoder.levels} levels has, "
@@ -202,19 +159,19 @@ def _of_size(run: Evaluation, found: Measurement) -> list[str]:
 
 
 def _of_rounding(integrand: Integrand) -> list[str]:
-    """What a model predicts, where its output leaves ε̂ without digits at the clean end."""
-    said = []
+    """An output that leaves ε̂ with few digits at the clean end."""
+    reasons = []
     for index, prediction in integrand.predictions.items():
         level = integrand.sides[index].base.logsnr_max
-        what, dtype = prediction.parameterization, prediction.output.dtype
-        error = what.rounding(torch.full_like(prediction.logsnr[:1], level), dtype)[1]
+        row, dtype = prediction.parameterization, prediction.output.dtype
+        error = row.rounding(torch.full_like(prediction.logsnr[:1], level), dtype)[1]
         if error > DIGITS:
-            said.append(
-                f"{what!r} at λ = {level:g} leaves ε̂ with an error of {error:.1g} by rounding in "
+            reasons.append(
+                f"{row!r} at λ = {level:g} leaves ε̂ with an error of {error:.1g} by rounding in "
                 f"{str(dtype).removeprefix('torch.')}: the bound comes out too large; predict v, "
                 "or evaluate in float64"
             )
-    return said
+    return reasons
 
 
 __all__ = ["Curve", "Diagnostics", "examine", "warnings_of"]

@@ -1,8 +1,8 @@
-"""Whether autograd sees all of a network: its vector–Jacobian products against finite differences.
+"""A check that autograd sees all of a network: vector–Jacobian products against differences.
 
-A part of a network under `torch.no_grad`, behind `.detach()` or `.data`, through numpy, or with a
-wrong backward pass of its own leaves a gradient that looks like any other. A divergence that is
-made of such a gradient is wrong, and nothing shows it.
+Autograd misses a part of a network under `torch.no_grad`, behind `.detach()` or `.data`, in numpy,
+or with a wrong backward pass of its own. Without a check, the divergence would be wrong, and no
+error would show it.
 """
 
 from collections.abc import Callable
@@ -15,28 +15,28 @@ from vdiff.gaussian import diffuse, per_example, to_float64
 from vdiff.times import generator_of
 
 STEPS, AGREE = (1e-3, 1e-4), 0.01  # of the size of z; the share of a change that may be missed
-NOISE = 3.0  # times what two steps differ by: less than this may be a kink or rounding
-REACH, PIECES, ROUGHLY = 0.5, 8, 0.05  # of the line on which these are averaged out
-EXAMPLES = 8  # for which the averages are sure
-HALF = 2**-8  # the rounding of an output in bfloat16, of which a line may hold less than one step
-SURE, CLEAR = 9.0, 25.0  # squared standard errors: on average over examples, and at most of one
+NOISE = 3.0  # a share below so many differences of the two steps may be a kink or rounding
+REACH, PIECES, ROUGHLY = 0.5, 8, 0.05  # the line that averages these out, and its tolerance
+EXAMPLES = 8  # enough for sure averages
+HALF = 2**-8  # the rounding of an output in bfloat16
+SURE, CLEAR = 9.0, 25.0  # squared standard errors: the mean over examples, and the most of one
 
 Function = Callable[[Tensor], Tensor]
 HINT = "no_grad, inference_mode, detach, .data, numpy or rounding in it, or a wrong backward pass"
 
 
 def check_gradient(function: Function, x: Tensor, logsnr: Tensor) -> int:
-    """Raise where the gradient of `function` misses part of its changes; return its evaluations.
+    """Raise if the gradient of `function` misses part of its changes. Returns its evaluations.
 
     At z = α x + σ ε, with a random direction p and random signs w, wᵀJ p by a backward pass is
-    compared with a central difference of wᵀf. Where they differ by more than 1 %, with two step
-    sizes, it is an error if these agree with each other. If they do not, for kinks (ReLU) or
-    rounding (bfloat16), a longer line along p is divided into pieces. On each, wᵀf changes by the
-    mean of wᵀJ p, but for kinks and rounding, which have no common sign: it is an error if the
-    gradient misses more than 5 % over all pieces, and more than three of their standard errors. A
-    second place must say the same.
+    compared with central differences of wᵀf at two step sizes. If both differ from it by more than
+    1 % and agree with each other, the gradient is wrong. If they disagree, because of kinks (ReLU)
+    or rounding (bfloat16), a longer line along p is divided into pieces. On each, wᵀf changes by
+    the mean of wᵀJ p, up to kinks and rounding, which have no common sign. The gradient is wrong
+    if it misses more than 5 % over all pieces and more than three of their standard errors. Only
+    two points that agree raise an error.
 
-    Takes 3 evaluations, or up to 28 where these do not settle it. `x` should have 8 rows or more.
+    It takes 3 to 28 evaluations. `x` should have at least 8 rows.
 
     Raises:
         ValueError: with the share that is missed, or with the reason why there is no gradient.
@@ -51,16 +51,16 @@ def check_gradient(function: Function, x: Tensor, logsnr: Tensor) -> int:
     """
     evaluations = 0
     for number in range(2):
-        place = _Place(function, x, logsnr, number)
-        missed = place.missed()
-        evaluations += place.evaluations
+        point = _Point(function, x, logsnr, number)
+        missed = point.missed()
+        evaluations += point.evaluations
         if missed == 0:
             return evaluations
     raise _refused(f"a gradient that misses about {missed:.0%} of how the output changes")
 
 
-class _Place:
-    """A place z, a direction p, and signs w."""
+class _Point:
+    """A point z, a direction p, and signs w."""
 
     def __init__(self, function: Function, x: Tensor, logsnr: Tensor, number: int) -> None:
         self.function, self.evaluations = function, 0
@@ -71,7 +71,7 @@ class _Place:
         self.w = torch.randint(0, 2, x.shape, generator=draws).to(x) * 2 - 1
 
     def missed(self) -> float:
-        """The share of the output's change that the gradient misses; 0 where that is not sure."""
+        """The share of the output's change that the gradient misses, or 0 if that is not sure."""
         product, slopes = None, []
         for step in STEPS:
             ends = torch.stack([self.z - step * self.p, self.z + step * self.p])
@@ -99,10 +99,10 @@ class _Place:
 
     def _missed(self, line: Tensor, outputs: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
         """wᵀ(Δf − J Δz) of each piece of a line and each example, and the size of Δf."""
-        moved, change = to_float64(line).diff(dim=0), outputs.diff(dim=0)
-        along = (products * moved).flatten(2).sum(2)
-        found = (to_float64(self.w) * change).flatten(2).sum(2)
-        return found - along, torch.maximum(along.abs(), change.flatten(2).norm(dim=2))
+        dz, df = to_float64(line).diff(dim=0), outputs.diff(dim=0)
+        along = (products * dz).flatten(2).sum(2)
+        change = (to_float64(self.w) * df).flatten(2).sum(2)
+        return change - along, torch.maximum(along.abs(), df.flatten(2).norm(dim=2))
 
     def _output(self, z: Tensor) -> Tensor:
         self.evaluations += 1
@@ -126,8 +126,8 @@ class _Place:
             raise _refused(str(error).splitlines()[0]) from error
 
 
-def _refused(came: str) -> InvalidValue:
-    return InvalidValue("model", "be differentiable in z", came, HINT)
+def _refused(got: str) -> InvalidValue:
+    return InvalidValue("model", "be differentiable in z", got, HINT)
 
 
 __all__ = ["check_gradient"]

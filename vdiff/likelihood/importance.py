@@ -1,8 +1,8 @@
-"""Importance-weighted bounds: −log (1/K) Σ_k w_k, from any log-weights, and from whole paths of a
+"""Importance-weighted bounds −log (1/K) Σ_k w_k, from any log-weights or from whole paths of a
 chain.
 
-A weight w with E[w] = p(x) gives E[−log (1/K) Σ w_k] ≥ −log p(x) for every K, falling as K grows
-(Burda et al., arXiv:1509.00519, theorem 1). Without −log K the number is no bound at all.
+If E[w] = p(x), then E[−log (1/K) Σ w_k] ≥ −log p(x) for every K, and it falls as K grows (Burda et
+al., arXiv:1509.00519, theorem 1). Without −log K the number is no bound.
 """
 
 import math
@@ -20,29 +20,33 @@ from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood.conditions import conditions_by_image, of_rows
-from vdiff.likelihood.integrand import Finite, evaluating, known_range
-from vdiff.likelihood.pieces import Progress, Run, Share, State, in_pieces
-from vdiff.likelihood.protocol import of_computation, of_data, of_model
-from vdiff.likelihood.replicated import Replicated, Replicates
+from vdiff.likelihood.integrand import Finite, known_range
+from vdiff.likelihood.pieces import Progress, Run, Share, State
+from vdiff.likelihood.replicated import (
+    Replicated,
+    Replicates,
+    example_generators,
+    run_replicates,
+)
 from vdiff.reverse import reverse_mean, reverse_sample
 from vdiff.schedule import Schedule
-from vdiff.times import generator_of
 from vdiff.weighting._check import divides_table
 
-Bound = TypeVar("Bound", bound="ImportanceBound")
+_Self = TypeVar("_Self", bound="ImportanceBound")
 _ALONE = Share()
-DOMINATED = 0.5  # the share of one weight from which on a mean of weights is that weight and luck
+DOMINATED = 0.5  # the largest share of one weight in a mean that can be trusted
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceBound(Replicated):
-    """−log (1/K) Σ w of each example, nats, in independent replicates of K weights each.
+    """−log (1/K) Σ w of each example, nats, in independent replicates of K = `samples` weights.
 
-    `elbo` is −log w with its mean over all of them: the same at K = 1. `effective_sample_size` is
-    (Σ w)²/Σ w² and `largest_weight` max w/Σ w, both averaged over replicates. Where one weight
-    outweighs all others the mean is still a bound, but says little of log p: `dominated`.
+    `elbo` is the mean of −log w, the bound at K = 1. `effective_sample_size` is (Σ w)²/Σ w² and
+    `largest_weight` is max w/Σ w, both averaged over replicates. If one weight is larger than all
+    others together (`dominated`), the mean is still a bound but not close to −log p.
 
-    >>> bound = ImportanceBound.of(torch.tensor([[[0.0], [0.0]], [[0.0], [-3.0]]]), dims=1, evaluations=torch.tensor([4]))
+    >>> log_weights = torch.tensor([[[0.0], [0.0]], [[0.0], [-3.0]]])
+    >>> bound = ImportanceBound.of(log_weights, dims=1, evaluations=torch.tensor([4]))
     >>> bound.replicates.T, bound.effective_sample_size
     (tensor([[-0.0000, 0.6446]]), tensor([1.5497]))
     """
@@ -54,18 +58,18 @@ class ImportanceBound(Replicated):
 
     @property
     def dominated(self) -> Tensor:
-        """Where half of all weight is one sample's: more samples would change the number."""
+        """Whether one sample has half of all weight: more samples would change the number."""
         return self.largest_weight > DOMINATED
 
     @classmethod
     def of(
-        cls: type["Bound"],
+        cls: type[_Self],
         log_weights: Float[Tensor, "replicates samples batch"],
         dims: int,
         evaluations: Tensor,
-        **more: Any,
-    ) -> "Bound":
-        """From log w, nats; `more` are further fields."""
+        **fields: Any,
+    ) -> _Self:
+        """From log w, nats, and the other fields of the class."""
         share = log_weights.softmax(1)
         return cls(
             -importance_weighted(log_weights),
@@ -75,7 +79,7 @@ class ImportanceBound(Replicated):
             elbo=-log_weights.mean((0, 1)),
             effective_sample_size=share.square().sum(1).reciprocal().mean(0),
             largest_weight=share.amax(1).mean(0),
-            **more,
+            **fields,
         )
 
 
@@ -113,28 +117,29 @@ def path_importance(
     """The importance-weighted bound of a T-step chain over `samples` whole paths, nats per
     example.
 
-    A weight is exp(−log_ratio) of `path_bound`: p(x, z₀ … z₁)/q(z₀ … z₁ | x). It costs T
-    evaluations of the model for each path.
+    The weight of a path is p(x, z₀ … z₁)/q(z₀ … z₁ | x) = exp(−log_ratio) of `path_bound`. Each
+    path takes T evaluations of the model.
 
     Args:
         model, data, schedule, decoder, steps: as in `path_bound`.
         samples: K, the paths of one bound.
         replicates: independent bounds of each example, for its standard error; at least 2.
-        batch: how many paths the model sees at once.
-        seed: of the noise, which is a function of it, the replicate and the example's place, as
-            long as K ≤ batch.
+        batch: how many paths the model gets at once.
+        seed: of the noise. It is a function of the seed, the replicate and the example's place;
+            for K > batch also of the batch.
         progress: called as progress(done, all) with numbers of bounds of examples.
         share, resume, checkpoint, record, condition: as in `evaluate`.
 
     Raises:
-        TypeError, ValueError: as `path_bound`, and where the model is not finite: for which
-            example, at which λ.
+        TypeError, ValueError: as `path_bound`, and if the model is not finite, with the example
+            and λ.
 
     >>> from vdiff.oracle import GaussianMixture
     >>> from vdiff.schedule import Linear
     >>> from vdiff.decoder import Gaussian
     >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
-    >>> bound = path_importance(oracle, torch.zeros(1, 1), schedule=Linear(6.0, -5.0), decoder=Gaussian(), steps=8, samples=100)
+    >>> chain = {"schedule": Linear(6.0, -5.0), "decoder": Gaussian(), "steps": 8}
+    >>> bound = path_importance(oracle, torch.zeros(1, 1), samples=100, **chain)
     >>> (bound.nats < bound.elbo).item()
     True
     """
@@ -142,42 +147,40 @@ def path_importance(
         encoded = decoder.encode(data)
     together = min(samples, batch)  # paths of one example in a batch
 
-    def piece(replicate: int, rows: Tensor) -> State:
-        found = []
+    def work(replicate: int, rows: Tensor) -> State:
+        log_weights = []
         for first in range(0, samples, together):
             paths = min(together, samples - first)
             numbers = rows.repeat_interleave(paths)
-            names = [f"paths {first} … of example {i}" for i in rows.tolist()]
             path = unchecked(path_bound)(
                 Finite(model, numbers),
                 data[numbers],
                 schedule=schedule,
                 decoder=decoder,
                 steps=steps,
-                generator=[generator_of(seed, replicate, name, data.device) for name in names],
+                generator=example_generators(
+                    seed, replicate, rows, data.device, f"paths {first} … of "
+                ),
                 condition=of_rows(condition or {}, numbers, len(data)),
             )
-            found.append(-path.log_ratio.view(len(rows), paths))
-        return {"log_weight": torch.cat(found, 1)}
+            log_weights.append(-path.log_ratio.view(len(rows), paths))
+        return {"log_weight": torch.cat(log_weights, 1)}
 
-    said = {
+    settings = {
         "decoder": repr(decoder), "schedule": repr(schedule), "T": steps, "K": samples,
-        "replicates": replicates, "seed": seed, **of_model(model), **(record or {}),
+        "replicates": replicates,
     }  # fmt: skip
-    run = Run(batch // together, seed, share, progress, checkpoint, resume)
-    key, shapes = run.key(data, condition or {}, said, model, together), {"log_weight": (samples,)}
-    with evaluating(model):
-        found = in_pieces(
-            piece, shapes=shapes, repetitions=replicates, rows=len(data), key=key, run=run
-        )
-    computation = of_computation(encoded.dtype, data.device, [model], share)
-    count = torch.full((len(data),), replicates * samples * steps)
-    protocol = {**of_data(data), **said, **computation}
-    return ImportanceBound.of(found["log_weight"].mT, encoded[0].numel(), count, protocol=protocol)
+    results, protocol = run_replicates(
+        work, data, shapes={"log_weight": (samples,)}, repetitions=replicates, model=model,
+        dtype=encoded.dtype, condition=condition or {}, settings=settings, record=record,
+        run=Run(batch // together, seed, share, progress, checkpoint, resume), key=(together,),
+    )  # fmt: skip
+    count, dims = torch.full((len(data),), replicates * samples * steps), encoded[0].numel()
+    return ImportanceBound.of(results["log_weight"].mT, dims, count, protocol=protocol)
 
 
 def one_dimension(x: Tensor) -> None:
-    """A rule: examples are numbers."""
+    """Rule: examples are numbers."""
     hint = "a grid has one dimension: path_importance"
     require(x.ndim == 2 and x.shape[1] == 1, "x", "have shape (n, 1)", tuple(x.shape), hint)
 
@@ -194,20 +197,18 @@ def chain_log_prob(
     reach: float = 14.0,
     points: int = 2001,
 ) -> Float[Tensor, " n"]:
-    """log p(x) of a T-step chain in one dimension, exactly: what its estimators are held against,
-    nats.
+    """The exact log p(x) of a T-step chain in one dimension, nats, to test estimators with.
 
-    p(x | z₀) is carried back through every p(z_s | z_t) by the trapezoid rule, on `points`
-    equidistant z within ± `reach`. It is exact as long as the spacing is below the reverse
-    kernel's standard deviation, and p(x | z₀)'s.
-
-    Raises ValueError for data of more dimensions.
+    p(x | z₀) is integrated over every p(z_s | z_t) by the trapezoid rule, on `points` equidistant
+    z within ± `reach`. This is exact if the spacing is below the standard deviations of the
+    reverse kernels and of p(x | z₀). Raises ValueError for data of more dimensions.
 
     >>> from vdiff.oracle import GaussianMixture
     >>> from vdiff.schedule import Linear
     >>> from vdiff.decoder import Gaussian
-    >>> oracle, x = GaussianMixture([1.0], [[0.0]], [[0.25]]), torch.zeros(1, 1, dtype=torch.float64)
-    >>> log_p = chain_log_prob(oracle, x, schedule=Linear(6.0, -5.0), steps=20, decoder=Gaussian(), points=1001)
+    >>> oracle, x = GaussianMixture([1.0], [[0.0]], [[0.25]]), torch.zeros(1, 1).double()
+    >>> chain = {"schedule": Linear(6.0, -5.0), "decoder": Gaussian(), "steps": 20}
+    >>> log_p = chain_log_prob(oracle, x, points=1001, **chain)
     >>> round(log_p.item(), 2), round(oracle.log_prob(x).item(), 2)
     (-0.11, -0.23)
     """
@@ -215,8 +216,8 @@ def chain_log_prob(
     width = grid[1, 0] - grid[0, 0]
     clean = schedule(torch.zeros(1, dtype=torch.float64))
     scaled, x = grid / alpha(clean), x.to(torch.float64)
-    read = [decoder.log_prob(one.expand_as(grid), scaled, clean) for one in x]
-    message = torch.stack(read, 1).exp()
+    log_p = [decoder.log_prob(example.expand_as(grid), scaled, clean) for example in x]
+    likelihood = torch.stack(log_p, 1).exp()  # p(x | z) at each z of the grid
     for i in range(1, steps + 1):
         t = torch.full((points,), i / steps, dtype=torch.float64)
         step = Step(schedule(t), schedule.delta(t, steps))
@@ -225,9 +226,9 @@ def chain_log_prob(
         spread = reverse_sample(prediction, step, torch.ones_like(grid)) - mean
         density = torch.exp(-0.5 * ((grid.T - mean) / spread).square())
         kernel = density / (spread * math.sqrt(2 * math.pi))
-        message = kernel @ message * width
+        likelihood = kernel @ likelihood * width
     prior = torch.exp(-0.5 * grid.square()) / math.sqrt(2 * math.pi)
-    return (prior.T @ message * width).log().squeeze(0)
+    return (prior.T @ likelihood * width).log().squeeze(0)
 
 
 __all__ = ["ImportanceBound", "chain_log_prob", "importance_weighted", "path_importance"]

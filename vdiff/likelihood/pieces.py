@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from vdiff._arguments import original
-from vdiff._validate import require
 from vdiff.errors import InvalidValue
 from vdiff.likelihood.conditions import Shared
 from vdiff.oracle import GaussianMixture
@@ -58,14 +57,6 @@ def law_of(mixture: GaussianMixture) -> str:
     """
     numbers = torch.cat([v.flatten().cpu() for v in mixture.buffers()])
     return f"{type(mixture).__name__} {data_hash(numbers)}"
-
-
-def has_dims(law: GaussianMixture, x: Tensor, argument: str) -> None:
-    """Raise unless a law has the dimensions of an example: others would broadcast in silence."""
-    dims, hint = x[0].numel(), "Gaussian.fit(data) of data like this"
-    require(
-        law.dims == dims, argument, f"have the {dims} dimensions of an example", law.dims, hint
-    )
 
 
 def condition_digest(condition: Mapping[str, object]) -> dict[str, object]:
@@ -273,7 +264,6 @@ __all__ = [
     "condition_digest",
     "data_hash",
     "fail_together",
-    "has_dims",
     "in_pieces",
     "key_of",
     "law_of",

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from vdiff.likelihood.control import FittedControl
-from vdiff.likelihood.density import Along, Binned, Density, Stratified
+from vdiff.likelihood.density import Along, Binned, Density, Stratified, UniformDensity
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.plan import Plan
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
 
 BINS, PER_BIN = 32, 16  # at most so many bins of time, with at least so many pairs each
-UNIFORM = Density()
+UNIFORM = UniformDensity()
 # pairs have heavier tails, which a pilot sees less of: they must save as much as this to be chosen
 CLEARLY = 0.7
 LENGTH = 0.15  # in time, over which an image's mean stays about the same

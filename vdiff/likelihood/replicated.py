@@ -1,31 +1,53 @@
-"""What every estimator here returns: −log p of each example, several times over."""
+"""What the estimators of −log p share: independent replicates for each example, and how a run
+computes them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._validate import Whole
+from vdiff._validate import Given, Instance, Whole, require
 from vdiff.gaussian import bits_per_dim
 from vdiff.likelihood.estimate import Estimate, mean_error
+from vdiff.likelihood.integrand import evaluating
+from vdiff.likelihood.pieces import Run, State, in_pieces
+from vdiff.likelihood.protocol import of_computation, of_data, of_model
+from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.times import generator_of
 
 _SEVERAL = Whole(at_least=2, hint="one has no standard error")
 Replicates = Annotated[int, _SEVERAL]
+
+
+def _example_dims(distribution: Any, argument: str, given: Given) -> Any:
+    """A distribution has the dimensions of an example of `x` or `data`: others would broadcast."""
+    dims = given["x" if "x" in given else "data"][0].numel()
+    what, hint = (
+        f"have the {dims} dimensions of an example",
+        "Gaussian.fit(data) of data like this",
+    )
+    require(distribution.dims == dims, argument, what, distribution.dims, hint)
+    return distribution
+
+
+OfExamples = Annotated[GaussianMixture, Instance((GaussianMixture,)), _example_dims]
+GaussianOfExamples = Annotated[Gaussian, Instance((Gaussian,)), _example_dims]
 
 
 @dataclass(frozen=True)
 class Replicated:
     """Independent estimates of −log p(x) of each example, nats: (replicates, batch) in float64.
 
-    Means and errors come from these alone. A standard error here is Monte Carlo's, on the given
-    examples; one replicate has none (NaN) unless the estimate is `exact`, then it is zero.
-    `evaluations` counts those of the model, for each example, over all replicates; `protocol` is
-    the record from which the number can be computed again.
+    The standard errors are Monte Carlo errors on the given examples. That of one replicate is NaN,
+    or zero for an `exact` estimate. `evaluations` counts calls of the model for each example, over
+    all replicates. `protocol` records what the number can be computed from again.
 
-    >>> estimate = Replicated(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), dims=2, evaluations=torch.tensor([8, 8]))
+    >>> nats = torch.tensor([[1.0, 4.0], [3.0, 4.0]])
+    >>> estimate = Replicated(nats, dims=2, evaluations=torch.tensor([8, 8]))
     >>> estimate.nats, estimate.standard_error
     (tensor([2., 4.]), tensor([1., 0.]))
     >>> estimate.mean, round(estimate.mean_error, 4)
@@ -39,7 +61,7 @@ class Replicated:
     protocol: dict[str, object] = field(default_factory=dict, kw_only=True)
 
     __example__: ClassVar[str] = "of dequantized_ode, ode_likelihood, path_importance or immse"
-    label: ClassVar[str] = ""  # what must stand behind the number wherever it is printed
+    label: ClassVar[str] = ""  # printed behind the number
 
     @property
     def nats(self) -> Float[Tensor, " batch"]:
@@ -53,7 +75,7 @@ class Replicated:
 
     @property
     def standard_error(self) -> Float[Tensor, " batch"]:
-        """Of `nats`, from the spread of an example's replicates."""
+        """The standard error of `nats`, from the spread of an example's replicates."""
         if self.exact:
             return self.replicates.new_zeros(self.replicates.shape[1])
         if len(self.replicates) < 2:
@@ -62,28 +84,24 @@ class Replicated:
 
     @property
     def mean(self) -> float:
-        """Over the examples, nats."""
+        """The mean over the examples, nats."""
         return self.nats.mean().item()
 
     @property
     def mean_error(self) -> float:
-        """Its standard error on these examples, which are independent of each other."""
+        """The Monte Carlo standard error of `mean`; examples are independent of each other."""
         return self.standard_error.square().sum().sqrt().item() / len(self.nats)
 
     @property
     def spread_error(self) -> float:
-        """Its standard error over examples: what others would give. It contains `mean_error`
-        already; NaN for one example."""
+        """The standard error of `mean` over draws of the examples, `mean_error` included. NaN for
+        one example."""
         n = len(self.nats)
         return self.nats.std(correction=1).item() / math.sqrt(n) if n > 1 else math.nan
 
     @property
     def estimate(self) -> Estimate:
-        """The mean in bits per dimension, with both of its errors and their intervals.
-
-        >>> Replicated(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), dims=2, evaluations=torch.tensor([8, 8])).estimate.freedom
-        1.0
-        """
+        """The mean in bits per dimension, with both errors and their intervals."""
         scale, n = 1 / (self.dims * math.log(2)), len(self.nats)
         error, freedom = self.mean_error, None
         if error > 0:
@@ -94,6 +112,47 @@ class Replicated:
 
     def __str__(self) -> str:
         return "\n".join([f"{self.estimate} bits/dim{self.label}", *listed(self.protocol)])
+
+
+def example_generators(
+    seed: int, repetition: int, rows: Tensor, device: torch.device | str = "cpu", prefix: str = ""
+) -> list[torch.Generator]:
+    """A generator for each of the examples `rows`, a function of the seed, the repetition, the
+    example's number and the name of what it draws.
+
+    >>> len(example_generators(0, 1, torch.tensor([7, 8])))
+    2
+    """
+    names = [f"{prefix}example {i}" for i in rows.tolist()]
+    return [generator_of(seed, repetition, name, device) for name in names]
+
+
+def run_replicates(
+    work: Callable[[int, Tensor], State],
+    data: Tensor,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    repetitions: int,
+    model: object,
+    dtype: torch.dtype,
+    condition: Mapping[str, Any],
+    settings: Mapping[str, object],
+    record: Mapping[str, object] | None,
+    run: Run,
+    key: tuple[object, ...] = (),
+) -> tuple[State, dict[str, object]]:
+    """The results of `work(repetition, rows)` by name, (repetitions, examples, …) in float64 on
+    the CPU, and the protocol of the estimate.
+
+    `shapes` are those of one example's results. `key` holds what else a saved state depends on.
+    """
+    settings = {**settings, "seed": run.seed, **of_model(model), **(record or {})}
+    known = run.key(data, condition, settings, model, *key)
+    size: Any = {"repetitions": repetitions, "rows": len(data), "shapes": shapes}
+    with evaluating(model, differentiable=run.differentiable):
+        results = in_pieces(work, key=known, run=run, **size)
+    computation = of_computation(dtype, data.device, [model], run.share)
+    return results, {**of_data(data), **settings, **computation}
 
 
 def listed(protocol: Mapping[str, object]) -> list[str]:
@@ -107,4 +166,4 @@ def listed(protocol: Mapping[str, object]) -> list[str]:
     return [", ".join(text)] if text else []
 
 
-__all__ = ["Replicated"]
+__all__ = ["Replicated", "example_generators", "run_replicates"]

@@ -1,6 +1,6 @@
-"""The divergence of a field: exactly, or by random probes that stay the same along a
-trajectory."""
+"""The divergence of a field: exact, or from random probes that are fixed along a trajectory."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -10,15 +10,14 @@ from torch import Tensor
 from vdiff._validate import Count, validated
 from vdiff.gaussian import sum_dims
 
-EXACT = 16  # dimensions up to which every one of them is differentiated
+EXACT = 16  # dimensions, up to which the default is exact
 
 
-class Trace:
-    """How div v = tr ∂v/∂z is found from products of the Jacobian with probes, pᵀ J p.
+class Trace(ABC):
+    """An estimator of div v = tr J, J = ∂v/∂z, from the products pᵀ J p of directions p.
 
-    `directions(z, generators)` makes them, (n, batch, …), once for a trajectory: drawn anew at
-    every call the field would be no function, and an adaptive solver's error control void. The
-    `columns` of a divergence are estimates of it, carried along side by side.
+    A trajectory uses one set of directions. With new ones at each call the field would be no
+    function of z, and an adaptive solver could not control its error.
 
     >>> z = torch.tensor([[1.0, 2.0]], requires_grad=True)
     >>> trace = Exact()
@@ -26,27 +25,30 @@ class Trace:
     tensor([[6.]])
     """
 
-    exact: bool = False
+    exact: ClassVar[bool] = False
     __example__: ClassVar[str] = "for instance Exact()"
 
+    @abstractmethod
     def directions(
         self, z: Float[Tensor, "batch *dims"], generators: list[torch.Generator]
     ) -> Float[Tensor, "n batch *dims"]:
-        """The vectors p, one set for each example by its own generator."""
-        raise NotImplementedError
+        """The vectors p. Each example has its own generator."""
 
     def divergence(
         self, v: Tensor, z: Tensor, directions: Tensor, *, differentiable: bool = False
     ) -> Float[Tensor, "batch columns"]:
-        """An estimate for each probe, from v with its graph back to z: one backward pass each.
+        """Estimates of div v from v and its graph to z: one for each direction, or their sum in
+        one column if `exact`.
 
-        With `differentiable` the estimates have a graph of their own.
+        It takes a backward pass for each direction. With `differentiable` the estimates have a
+        graph.
         """
         if not v.requires_grad:  # a constant field
-            return z.new_zeros(len(z), len(directions))
+            return z.new_zeros(len(z), 1 if self.exact else len(directions))
         options = {"retain_graph": True, "create_graph": differentiable, "materialize_grads": True}
         products = [torch.autograd.grad(v, z, p, **options)[0] * p for p in directions]
-        return torch.stack([sum_dims(product) for product in products], 1)
+        estimates = torch.stack([sum_dims(product) for product in products], 1)
+        return estimates.sum(1, keepdim=True) if self.exact else estimates
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
@@ -54,10 +56,11 @@ class Trace:
 
 
 class Exact(Trace):
-    """All of the diagonal: a backward pass for each dimension.
+    """The exact trace, from a backward pass for each dimension.
 
-    >>> Exact()
-    Exact()
+    >>> Exact().directions(torch.zeros(1, 2), [])[:, 0]
+    tensor([[1., 0.],
+            [0., 1.]])
     """
 
     exact = True
@@ -67,23 +70,17 @@ class Exact(Trace):
         axes = torch.eye(dims, dtype=z.dtype, device=z.device).view(dims, 1, *z.shape[1:])
         return axes.expand(-1, len(z), *z.shape[1:])
 
-    def divergence(
-        self, v: Tensor, z: Tensor, directions: Tensor, *, differentiable: bool = False
-    ) -> Tensor:
-        found = super().divergence(v, z, directions, differentiable=differentiable)
-        return found.sum(1, keepdim=True)
-
 
 class Hutchinson(Trace):
     """pᵀ J p with random signs p (Rademacher), whose mean is the trace (Hutchinson 1990; Grathwohl
     et al., arXiv:1810.01367).
 
-    `probes` of them are carried along one trajectory, each as an estimate of its own: a backward
-    pass each, and no further evaluation. One is enough for a mean over many examples; it takes two
-    for an example to know its own error.
+    Each of the `probes` gives an estimate from the same evaluations of the field. One suffices for
+    a mean over many examples. An example's own error needs two.
 
-    >>> Hutchinson(probes=2)
-    Hutchinson(probes=2)
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> Hutchinson(probes=1).directions(torch.zeros(1, 4), [generator]).abs()
+    tensor([[[1., 1., 1., 1.]]])
     """
 
     @validated
@@ -92,8 +89,8 @@ class Hutchinson(Trace):
 
     def directions(self, z: Tensor, generators: list[torch.Generator]) -> Tensor:
         size = (self.probes, *z.shape[1:])
-        each = [torch.randint(0, 2, size, generator=g, device=g.device) for g in generators]
-        return torch.stack(each, 1).to(z) * 2 - 1
+        bits = [torch.randint(0, 2, size, generator=g, device=g.device) for g in generators]
+        return torch.stack(bits, 1).to(z) * 2 - 1
 
 
 def default_trace(dims: int) -> Trace:

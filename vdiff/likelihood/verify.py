@@ -1,7 +1,7 @@
-"""The validity suite: every estimator against data whose bits are known, in one table.
+"""The validity suite: every estimator on data whose −log p is known, in one table.
 
-An oracle knows −log p(x), and is its own perfect denoiser. Whatever stands between it and the
-number, an estimator, a decoder, a class of models, is wrong where a row's z-score is large.
+An oracle has its −log p(x) in closed form and is its own exact denoiser. A large z-score shows an
+error in what stands between the two: the estimator, the decoder, or the class of the model.
 """
 
 import math
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from vdiff._arguments import Model
 from vdiff._network import weights_dtype
-from vdiff._validate import Count, Function, validated
+from vdiff._validate import Count, Function, require, validated
 from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.errors import InvalidValue, did_you_mean
+from vdiff.errors import did_you_mean
 from vdiff.likelihood.dequantise import TruncatedNormal, dequantized_ode
 from vdiff.likelihood.evaluation import evaluate
 from vdiff.likelihood.immse import immse
@@ -31,18 +31,17 @@ from vdiff.schedule import Linear
 from vdiff.times import generator_of
 
 _OF_ORACLE = Function("from an oracle to a model: lambda oracle: oracle")
-SLACK = 1e-3  # nats: what solvers and finite ends may be off, beside the standard error
+SLACK = 1e-3  # nats: the allowed error of solvers and finite ends, beside the standard error
 LIMIT = 4.0  # standard errors
-WIDE = Linear(18.0, -12.0)  # ends that cost a density of these cases less than 1e-4 nats
+WIDE = Linear(18.0, -12.0)  # its ends change a density of these cases by less than 1e-4 nats
 CHAIN = Linear(6.0, -5.0)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One estimator on one case: nats per point on the given points, and the model's evaluations
-    for each.
+    """One estimator on one case: nats per point, and the model's evaluations for each point.
 
-    `error` is why there is no number, where the estimator raised.
+    `error` is the message of an estimator that raised.
 
     >>> row = Row("gaussian", "bound", 1.52, 0.01, 1.5, 100.0)
     >>> round(row.z, 2), row.passed
@@ -59,47 +58,42 @@ class Row:
 
     @property
     def z(self) -> float:
-        """(estimate − truth) over the standard error and the slack, 1e-3 nats, together."""
+        """(estimate − truth) over the standard error combined with a slack of 1e-3 nats."""
         return (self.estimate - self.truth) / math.hypot(self.standard_error, SLACK)
 
     @property
     def passed(self) -> bool:
-        """Whether the estimate is within four of them."""
+        """Whether |z| ≤ 4."""
         return abs(self.z) <= LIMIT  # NaN is not
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The table, and what failed.
+    """The rows of the table.
 
-    >>> print(Verification((Row("gaussian", "bound", 1.52, 0.01, 1.5, 100.0),)))
-    case                estimator                    estimate          ±      truth          z  evaluations
-    gaussian            bound                         1.52000    0.01000    1.50000       1.99          100
-    1 of 1 passed
+    >>> table = Verification((Row("gaussian", "bound", 1.52, 0.01, 1.5, 100.0),))
+    >>> str(table).splitlines()[-1]
+    '1 of 1 passed'
     """
 
     rows: tuple[Row, ...]
 
     @property
     def failed(self) -> tuple[Row, ...]:
-        """The rows that are off by more than four standard errors, or raised."""
+        """The rows with |z| > 4 or an error."""
         return tuple(row for row in self.rows if not row.passed)
 
     def __str__(self) -> str:
-        lines = [
-            f"{'case':<20}{'estimator':<25}{'estimate':>12}{'±':>11}{'truth':>11}{'z':>11}{'evaluations':>13}"
-        ]
+        head = f"{'case':<20}{'estimator':<25}{'estimate':>12}{'±':>11}{'truth':>11}{'z':>11}"
+        lines = [f"{head}{'evaluations':>13}"]
         for row in self.rows:
-            if row.error:
-                lines.append(f"{row.case:<20}{row.estimator:<25}FAILED: {row.error}")
-                continue
             numbers = f"{_short(row.estimate, 5):>12}{_short(row.standard_error, 5):>11}"
             numbers += f"{row.truth:>11.5f}{_short(row.z, 2):>11}{row.evaluations:>13.0f}"
-            failed = "" if row.passed else "  FAILED"
-            lines.append(f"{row.case:<20}{row.estimator:<25}{numbers}{failed}")
-        return "\n".join(
-            [*lines, f"{len(self.rows) - len(self.failed)} of {len(self.rows)} passed"]
-        )
+            numbers += "" if row.passed else "  FAILED"
+            numbers = f"FAILED: {row.error}" if row.error else numbers
+            lines.append(f"{row.case:<20}{row.estimator:<25}{numbers}")
+        passed = f"{len(self.rows) - len(self.failed)} of {len(self.rows)} passed"
+        return "\n".join([*lines, passed])
 
 
 def _short(number: float, digits: int) -> str:
@@ -107,7 +101,7 @@ def _short(number: float, digits: int) -> str:
 
 
 def cases() -> dict[str, GaussianMixture]:
-    """The data of the suite by name: each asymmetric, so that a wrong sign shows.
+    """The data of the suite by name. Each is asymmetric, so that a wrong sign shows.
 
     >>> list(cases())
     ['gaussian', 'correlated gaussian', 'mixture', 'lattice']
@@ -132,49 +126,50 @@ def verify_estimators(
     points: Count = 256,
     seed: int = 0,
 ) -> Verification:
-    """Every estimator on every case it can be asked: bound, whole paths, ODE, dequantised ODE,
+    """Every estimator on every case it applies to: bound, whole paths, ODE, dequantised ODE,
     I-MMSE.
 
+    The table marks a number that is off by more than four standard errors, and an estimator that
+    raises. Neither stops the suite.
+
     Args:
-        model: what is verified, as a function of an oracle: your own class of models around its
+        model: a function from an oracle to the model to verify: your own class of models with the
             exact answers, for instance `lambda oracle: Denoiser(network_that_returns(oracle),
-            V())`. A difference in the table is then that class's. It is given z in the dtype of its
-            own parameters.
-        names: of cases, all where none are given.
+            V())`. The table then shows errors of that class. It gets z in the dtype of its own
+            parameters.
+        names: of cases; by default all.
         points: data points of each case.
         seed: of the data and of every estimator.
-
-    A number off by more than four standard errors is marked, and so is an estimator that raises;
-    nothing else stops the suite.
 
     >>> table = verify_estimators(points=16)
     >>> table.failed
     ()
     """
-    known, rows = cases(), []
-    for case in known if names is None else names:
-        if case not in known:
-            hint = did_you_mean(case, known)
-            raise InvalidValue("names", f"be of {', '.join(known)}", repr(case), hint)
-        oracle = known[case]
+    oracles, rows = cases(), []
+    for case in oracles if names is None else names:
+        known = f"be of {', '.join(oracles)}"
+        require(case in oracles, "names", known, repr(case), did_you_mean(case, oracles))
+        oracle = oracles[case]
         x = oracle.sample(points, generator_of(seed, 0, case))
         for name, truth, run in _estimators(oracle, x, seed):
             counted = None
             try:
                 counted = _Counted(model(oracle))
                 estimate, error, why = *run(counted), ""
-            except Exception as failure:  # whatever a model's class raises is what the table tells
+            except Exception as failure:  # the table shows any error of the model's class
                 estimate, error, why = math.nan, math.nan, f"{type(failure).__name__}: {failure}"
             cost = 0.0 if counted is None else counted.rows / points
             rows.append(Row(case, name, estimate, error, truth, cost, why))
     return Verification(tuple(rows))
 
 
-Run = Callable[["_Counted"], tuple[float, float]]
+Estimator = Callable[["_Counted"], tuple[float, float]]
 
 
-def _estimators(oracle: GaussianMixture, x: Tensor, seed: int) -> Iterable[tuple[str, float, Run]]:
-    """Name, true mean of −log p over these points, and what to do with a model."""
+def _estimators(
+    oracle: GaussianMixture, x: Tensor, seed: int
+) -> Iterable[tuple[str, float, Estimator]]:
+    """The name, the true mean of −log p over these points, and the estimator of a model."""
     truth = -oracle.log_prob(x).mean().item()
     gaussian = oracle.matched()
     known: dict[str, Any] = {"seed": seed}
@@ -210,13 +205,13 @@ def _bound(total: Any, dims: int) -> tuple[float, float]:
     return total.value * nats, total.monte_carlo * nats
 
 
-def _numbers(found: Replicated) -> tuple[float, float]:
-    return found.mean, found.mean_error
+def _numbers(estimate: Replicated) -> tuple[float, float]:
+    return estimate.mean, estimate.mean_error
 
 
 class _Counted(nn.Module):
-    """A model that counts the rows it has seen and gets them in the dtype of its own parameters; a
-    module, so that evaluation mode reaches what it holds."""
+    """A model that counts its rows and gets them in the dtype of its own parameters. It is a
+    module, so that evaluation mode reaches the modules inside."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ def figure(
 def image_grid(
     axes: "Axes", images: Tensor, title: str, columns: int = 10, levels: int = 17
 ) -> None:
-    """Integer images (n, 1 or 3, h, w) as one picture with thin gaps; one channel is ink on white,
+    """Integer images (n, 1 or 3, h, w) as one picture with thin gaps. One channel is ink on white,
     three are colors.
 
     >>> _, (axes,) = figure()
@@ -61,11 +61,8 @@ def image_grid(
 
 
 def band(axes: "Axes", x: Tensor, runs: Tensor, *, log: bool = False, **style: Any) -> None:
-    """The mean over runs (runs, points) as a line, with a band of two standard errors where there
-    are several.
-
-    With `log`, both are those of the logarithm, for what varies by factors: the line is the
-    geometric mean.
+    """The mean over runs (runs, points) as a line, with a band of two standard errors if there are
+    several runs. With `log`, both are of the logarithm, and the line is the geometric mean.
 
     >>> _, (axes,) = figure()
     >>> band(axes, torch.arange(3), torch.rand(5, 3), label="five seeds")
@@ -89,8 +86,7 @@ def animation(
     *,
     per_second: float = 2.0,
 ) -> None:
-    """A GIF of `frames` states of a figure, which `draw(i)` puts into the i-th; the axes stay
-    where the first has them.
+    """A GIF of a figure: `draw(i)` draws the i-th of the `frames`. The axes stay as in the first.
 
     >>> import tempfile
     >>> made, (axes,) = figure()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vdiff.describe import Description
 
 LOGSNR = "log-SNR λ   (noise ← → data)"
+DENSITY = {"xlabel": LOGSNR, "ylabel": "p(λ)", "title": "density of the draws"}
+SCHEDULE = {"xlabel": "t   (data → noise)", "ylabel": "log-SNR λ(t)", "title": "schedule"}
+WEIGHT: dict[str, Any] = {"xlabel": LOGSNR, "ylabel": "w(λ) / max", "title": "what counts"}
 
 
 def samples(path: Path, made: Tensor, real: Tensor, *, levels: int = 17) -> None:
@@ -43,24 +46,30 @@ def schedule(path: Path, schedules: Mapping[str, Schedule]) -> None:
     """
     picture, (left, right) = figure(1, 2)
     t = torch.linspace(0, 1, 501, dtype=torch.float64)
-    for name, one in schedules.items():
+    for name, each in schedules.items():
         with torch.no_grad():
-            left.plot(t, one(t), label=name)
-            logsnr = torch.linspace(one.logsnr_min, one.logsnr_max, 501, dtype=torch.float64)
-            right.plot(logsnr, one.density(logsnr), label=name)
-    left.set(xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", title="schedule")
-    right.set(xlabel=LOGSNR, ylabel="p(λ)", title="density of the draws")
+            left.plot(t, each(t), label=name)
+            right.plot(*_density(each, 501), label=name)
+    left.set(**SCHEDULE)
+    right.set(**DENSITY)
     right.set_ylim(bottom=0)
     left.legend(frameon=False)
     picture.savefig(path, dpi=130)
+
+
+def _density(schedule: Schedule, points: int) -> tuple[Tensor, Tensor]:
+    """λ between the ends of a schedule, and p(λ)."""
+    ends = schedule.logsnr_min, schedule.logsnr_max
+    logsnr = torch.linspace(*ends, points, dtype=torch.float64)
+    return logsnr, schedule.density(logsnr)
 
 
 def weighting(
     path: Path,
     weightings: Mapping[str, Weighting],
     *,
-    logsnr_min: float = -10.0,
     logsnr_max: float = 10.0,
+    logsnr_min: float = -10.0,
 ) -> None:
     """w(λ) of one or more weightings, each divided by its largest value in the range.
 
@@ -71,10 +80,10 @@ def weighting(
     """
     picture, (axes,) = figure()
     logsnr = torch.linspace(logsnr_min, logsnr_max, 801, dtype=torch.float64)
-    for name, one in weightings.items():
-        w = one(logsnr)
+    for name, each in weightings.items():
+        w = each(logsnr)
         axes.semilogy(logsnr, (w / w.max()).clamp(min=1e-6), label=name)
-    axes.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
+    axes.set(**WEIGHT, ylim=(1e-4, 2))
     axes.legend(frameon=False)
     picture.savefig(path, dpi=130)
 
@@ -87,31 +96,28 @@ def objectives(path: Path, described: "Mapping[str, Description]") -> None:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     objectives(Path(folder) / "figure.png", {"edm": describe("edm")})
     """
-    picture, (counts, looks, signal) = figure(1, 3)
-    for i, (name, one) in enumerate(described.items()):
+    picture, (counts, draws, signal) = figure(1, 3)
+    for i, (name, each) in enumerate(described.items()):
         style: dict[str, Any] = {"label": name, "linestyle": ("-", "--", ":")[i // 10 % 3]}
-        counts.semilogy(one.logsnr, (one.weight / one.weight.max()).clamp(min=1e-6), **style)
-        looks.plot(one.logsnr, one.draws, **style)
-        signal.plot(one.logsnr, one.signal, **style)
-    counts.set(xlabel=LOGSNR, ylabel="w(λ) / max", title="what counts", ylim=(1e-4, 2))
-    looks.set(xlabel=LOGSNR, ylabel="p(λ)", title="density of the draws")
-    signal.set(
-        xlabel=LOGSNR,
-        ylabel="share of the loss",
-        title=f"where the signal lies, error of {next(iter(described.values())).error_of}",
-    )
-    for axes in (looks, signal):
+        counts.semilogy(each.logsnr, (each.weight / each.weight.max()).clamp(min=1e-6), **style)
+        draws.plot(each.logsnr, each.draws, **style)
+        signal.plot(each.logsnr, each.signal, **style)
+    counts.set(**WEIGHT, ylim=(1e-4, 2))
+    draws.set(**DENSITY)
+    where = f"where the signal lies, error of {next(iter(described.values())).error_of}"
+    signal.set(xlabel=LOGSNR, ylabel="share of the loss", title=where)
+    for axes in (draws, signal):
         axes.set_ylim(bottom=0)
     signal.legend(frameon=False, fontsize=7)
     picture.savefig(path, dpi=130)
 
 
 def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> None:
-    """E‖ε − ε̂‖² per dimension by log-SNR, with a band of two standard errors; the area under it
-    is twice the ELBO's diffusion term.
+    """E‖ε − ε̂‖² per dimension by log-SNR, with a band of two standard errors. Its area is twice
+    the ELBO's diffusion term.
 
     >>> import tempfile
-    >>> profile = Profile(-5.0, 5.0, bins=10)
+    >>> profile = Profile(logsnr_max=5.0, logsnr_min=-5.0, bins=10)
     >>> profile.update(torch.linspace(-5, 5, 100), torch.rand(100))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     error_by_logsnr(Path(folder) / "figure.png", {"random": profile}, dims=1)
@@ -131,7 +137,7 @@ def error_by_logsnr(path: Path, profiles: Mapping[str, Profile], dims: int) -> N
 def curves(
     path: Path, history: list[dict[str, float]], best_baseline: tuple[str, float] | None = None
 ) -> None:
-    """Bits/dim against training step, training and selection.
+    """Bits/dim by training step, on training batches and on the selection set.
 
     >>> import tempfile
     >>> history = [{"step": 1, "train_bits_per_dim": 4.0}, {"step": 2, "train_bits_per_dim": 3.0}]
@@ -139,10 +145,11 @@ def curves(
     ...     curves(Path(folder) / "figure.png", history, ("histogram", 2.43))
     """
     picture, (axes,) = figure(width=5.6)
-    for key, name in (
-        ("train_bits_per_dim", "training batches"),
-        ("selection_bits_per_dim", "selection set, averaged weights"),
-    ):
+    names = {
+        "train_bits_per_dim": "training batches",
+        "selection_bits_per_dim": "selection set, averaged weights",
+    }
+    for key, name in names.items():
         points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
@@ -154,42 +161,31 @@ def curves(
 
 
 def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
-    """By log-SNR, the second moment of the loss under each schedule, and the densities beside the
-    best of the first.
+    """The second moment of the loss and the density p(λ) of each schedule by log-SNR, beside the
+    best density for the first.
 
     >>> import tempfile
     >>> from vdiff.diagnosis import diagnose
     >>> from vdiff.schedule import Linear
-    >>> profile = Profile(-5.0, 5.0, bins=10)
+    >>> profile = Profile(logsnr_max=5.0, logsnr_min=-5.0, bins=10)
     >>> profile.update(torch.linspace(-5, 5, 100), torch.rand(100))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     variance(Path(folder) / "figure.png", {"linear": diagnose(profile, Linear(5.0, -5.0))})
     """
     picture, (left, right) = figure(1, 2, width=5.2)
-    for name, one in diagnoses.items():
-        width = (one.logsnr[1] - one.logsnr[0]).item()
-        left.semilogy(
-            one.logsnr,
-            one.square / width,
-            label=f"{name}: {one.variance / one.least:.3g} × the least variance",
-        )
-        right.plot(one.logsnr, one.density, label=name)
+    top = 0.0
+    for name, each in diagnoses.items():
+        square = each.square / (each.logsnr[1] - each.logsnr[0]).item()
+        label = f"{name}: {each.variance / each.least:.3g} × the least variance"
+        left.semilogy(each.logsnr, square, label=label)
+        right.plot(each.logsnr, each.density, label=name)
+        top = max(top, square.max().item())
     best = next(iter(diagnoses.values()))
     right.plot(best.logsnr, best.best, color="black", linestyle="--", label="best")
-    left.set(
-        xlabel=LOGSNR, ylabel="¼ w² E‖ε − ε̂‖⁴ / p   (nats²)", title="where the variance comes from"
-    )
-    right.set(
-        xlabel=LOGSNR,
-        ylabel="p(λ)",
-        title="density of the draws",
-        ylim=(0, 1.6 * best.best.max().item()),
-    )
-    top = max(
-        one.square.max().item() / (one.logsnr[1] - one.logsnr[0]).item()
-        for one in diagnoses.values()
-    )
+    moment = "¼ w² E‖ε − ε̂‖⁴ / p   (nats²)"
+    left.set(xlabel=LOGSNR, ylabel=moment, title="where the variance comes from")
     left.set_ylim(1e-5 * top, 3 * top)
+    right.set(**DENSITY, ylim=(0, 1.6 * best.best.max().item()))
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
     picture.savefig(path, dpi=130)
@@ -198,7 +194,7 @@ def variance(path: Path, diagnoses: Mapping[str, Diagnosis]) -> None:
 def moving_schedule(
     path: Path, frames: Sequence[tuple[int, Schedule]], best: Schedule | None = None
 ) -> None:
-    """A GIF of a schedule that learns: λ(t) and p(λ) at each of the given steps, with the best one
+    """A GIF of a schedule that learns: λ(t) and p(λ) at each of the given steps. The best one is
     dashed. Needs Pillow.
 
     >>> import tempfile
@@ -208,18 +204,11 @@ def moving_schedule(
     """
     picture, (left, right) = figure(1, 2)
     t = torch.linspace(0, 1, 301, dtype=torch.float64)
-    every = [one for _, one in frames] + ([best] if best is not None else [])
+    every = [each for _, each in frames] + ([best] if best is not None else [])
     with torch.no_grad():
-        curves = [
-            (
-                one(t),
-                logsnr := torch.linspace(one.logsnr_min, one.logsnr_max, 301, dtype=torch.float64),
-                one.density(logsnr),
-            )
-            for one in every
-        ]
+        curves = [(each(t), *_density(each, 301)) for each in every]
     top = 1.1 * max(density.max().item() for *_, density in curves)
-    low, high = min(one.logsnr_min for one in every), max(one.logsnr_max for one in every)
+    high, low = max(each.logsnr_max for each in every), min(each.logsnr_min for each in every)
 
     def draw(frame: int) -> None:
         levels, logsnr, density = curves[frame]
@@ -230,16 +219,8 @@ def moving_schedule(
             right.plot(curves[-1][1], curves[-1][2], color="black", linestyle="--")
         left.plot(t, levels, label=f"step {frames[frame][0]}")
         right.plot(logsnr, density)
-        left.set(
-            xlabel="t   (data → noise)", ylabel="log-SNR λ(t)", ylim=(low, high), title="schedule"
-        )
-        right.set(
-            xlabel=LOGSNR,
-            ylabel="p(λ)",
-            xlim=(low, high),
-            ylim=(0, top),
-            title="density of the draws",
-        )
+        left.set(**SCHEDULE, ylim=(low, high))
+        right.set(**DENSITY, xlim=(low, high), ylim=(0, top))
         left.legend(frameon=False, loc="upper right")
 
     animation(path, picture, draw, len(frames), per_second=8)

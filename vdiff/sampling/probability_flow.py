@@ -12,8 +12,8 @@ from torch import Tensor
 from vdiff._arguments import Condition, finite_end, known_range_of, original
 from vdiff._arguments import Model as AnyModel
 from vdiff._network import evaluation_mode
-from vdiff._validate import FiniteData, require, validated
-from vdiff.flow import SolverError, State, solve
+from vdiff._validate import Count, FiniteData, Positive, require, unchecked, validated
+from vdiff.flow import Method, SolverError, State, solve
 from vdiff.gaussian import at_least_float32, to_float64
 from vdiff.sampling.step import NO_HISTORY, Counted, History, Model, Step
 from vdiff.schedule import Schedule
@@ -34,10 +34,10 @@ def ode(
     logsnr_s: Float[Tensor, " batch"],
     history: History = NO_HISTORY,
     *,
-    method: str = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_evaluations: int = 10_000,
+    method: Method = "dopri5",
+    rtol: Positive = 1e-5,
+    atol: Positive = 1e-5,
+    max_evaluations: Count = 10_000,
     max_seconds: float | None = None,
     options: dict[str, Any] | None = None,
 ) -> Float[Tensor, "batch *dims"]:
@@ -72,7 +72,7 @@ def ode(
     ends = to_float64(logsnr_t)[0], to_float64(logsnr_s)[0]
     given: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "options": options}
     given |= {"max_evaluations": max_evaluations, "max_seconds": max_seconds}
-    return solve("ode", field, (z,), *ends, **given).state[0]
+    return unchecked(solve)(field, (z,), *ends, **given).state[0]
 
 
 def _backwards(step: Any) -> None:

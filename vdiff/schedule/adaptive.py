@@ -61,8 +61,9 @@ class Adaptive(Histogram):
         super().__init__([1.0] * bins, logsnr_max, logsnr_min)
         self.decay, self.floor = decay, floor
         self.warmup, self.first_moment = warmup, first_moment
-        self.profile = _Merged(self.logsnr_min, self.logsnr_max, bins)  # of w‖e‖², over all ranks
-        self.noted = Profile(self.logsnr_min, self.logsnr_max, bins)  # here, since the last update
+        ends = {"logsnr_max": self.logsnr_max, "logsnr_min": self.logsnr_min}
+        self.profile = _Merged(**ends, bins=bins)  # of w‖e‖², over all ranks
+        self.noted = Profile(**ends, bins=bins)  # here, since the last update
 
     @property
     def learns_shape(self) -> bool:
@@ -87,11 +88,11 @@ class Adaptive(Histogram):
 
     @torch.no_grad()
     def update(self, all_reduce: AllReduce | None = None) -> None:
-        """Turn what was noted since the last call, summed over ranks by `merge`, into the next p.
+        """Turn what was noted since the last call, summed over ranks by `all_reduce`, into the next p.
         Notes that hold NaN or infinity are dropped."""
         self._unread = 0
         sums = self.noted.sums if all_reduce is None else all_reduce(self.noted.sums)
-        self.profile.fade(self.decay)
+        self.profile.decay(self.decay)
         self.profile.sums += torch.where(sums.isfinite().all(), sums, 0.0)
         self.noted.sums.zero_()
         size = self.profile.mean if self.first_moment else self.profile.second_moment.sqrt()

@@ -69,7 +69,7 @@ class Histogram(Schedule):
         """The density of least variance for a loss with this profile of errors, p* ∝ w √E‖e‖⁴ (w =
         1 unless given).
 
-        >>> profile = Profile(-1.0, 1.0, bins=2)
+        >>> profile = Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=2)
         >>> profile.update(torch.tensor([-0.5, 0.5]), torch.tensor([1.0, 3.0]))
         >>> Histogram.optimal(profile).mass
         tensor([0.2500, 0.7500], dtype=torch.float64)

@@ -79,7 +79,7 @@ def jensen(weighting: Weighting | None = None) -> Sides:
     ends."""
     lam, width = levels(LOW, HIGH)
 
-    def excess(model: Any) -> Tensor:
+    def added_by(model: Any) -> Tensor:
         def square(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
             z = diffuse(x, eps, level)
             found: Tensor = (model(z, level).eps - ORACLE(z, level).eps)[:, 0].square()
@@ -89,7 +89,7 @@ def jensen(weighting: Weighting | None = None) -> Sides:
         return added
 
     left = torch.stack([whole(model, ORACLE, weighting) for model in MODELS])
-    adds = torch.stack([excess(model) for model in MODELS]) + _ends_add()
+    adds = torch.stack([added_by(model) for model in MODELS]) + _ends_add()
     return equal(left, ORACLE.entropy() + adds, rel=1e-7, why=QUADRATURE)
 
 

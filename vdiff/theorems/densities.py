@@ -124,7 +124,7 @@ def variance_of_the_loss(own: bool = True) -> Sides:
 
 
 def _optimal(weighting: Weighting) -> Histogram:
-    profile = Profile(LOW, HIGH, bins=BINS)
+    profile = Profile(logsnr_max=HIGH, logsnr_min=LOW, bins=BINS)
     observe(profile.update, BINS)
     return Histogram.optimal(profile, weighting)
 

@@ -210,7 +210,7 @@ def best_variance_of_any_network(subject: Subject, shared: bool = True) -> Sides
     step, d = Step(0 * zero, torch.full_like(zero, 1.5)), x[0].numel()
     said = predict_at(subject.model, x, eps, step.logsnr_t, {})
     error = said.squared_error(x, eps)
-    profile = Profile(-1.0, 1.0, bins=1)
+    profile = Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=1)
     profile.update(step.logsnr_t, error if shared else d * error)
     best = AnalyticVariance(profile, d)
     prediction = Prediction(said.z, said.logsnr, said.output, said.parameterization, best)
