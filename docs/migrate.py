@@ -49,6 +49,8 @@ MOVED |= {
     "vdiff.adams": "vdiff.sampling.adams_bashforth",
     "vdiff.chain.hybrid": "vdiff.hybrid_loss",
     "vdiff.hybrid": "vdiff.hybrid_loss",
+    "vdiff.likelihood.Beside": "vdiff.likelihood.Reference",
+    "vdiff.likelihood.Plan": "vdiff.likelihood.VarianceReduction",
     "vdiff.parameterization.Exploding": "vdiff.parameterization.VarianceExploding",
     "vdiff.parameterization.Prediction": "vdiff.Prediction",
     "vdiff.sampling.adams": "vdiff.sampling.adams_bashforth",
@@ -61,6 +63,7 @@ MOVED |= {
     "vdiff.variance.Variance": "vdiff.variance.LearnedVariance",
 }
 METHODS = {
+    "beside": "with_reference",
     "but": "replace",
     "stopped": "detach_mean",
 }  # old attribute -> new attribute, of objects of vdiff

@@ -22,6 +22,7 @@ from vdiff._validate import Batch, Count, Number, Positive, require, validated
 from vdiff.decoder import Levels, log_normal_interval
 from vdiff.errors import InvalidType
 from vdiff.gaussian import sum_dims, to_float64
+from vdiff.likelihood.chunks import Progress, Run, Share, State, run_in_chunks
 from vdiff.likelihood.conditions import conditions_by_image
 from vdiff.likelihood.flow_solver import FlowSolver
 from vdiff.likelihood.importance import ImportanceBound
@@ -35,8 +36,7 @@ from vdiff.likelihood.ode import (
     unclipped,
     warn_of_tolerance,
 )
-from vdiff.likelihood.pieces import Progress, Run, Share, State, in_pieces
-from vdiff.likelihood.protocol import of_computation, of_data
+from vdiff.likelihood.protocol import computation_protocol, data_protocol
 from vdiff.likelihood.replicated import Replicates
 from vdiff.likelihood.trace import Exact, Trace, default_trace
 from vdiff.oracle import GaussianMixture
@@ -271,18 +271,18 @@ def dequantized_ode(
     )
     key = run.key(data, given, said, model, audit, batch)
     with evaluating(model):
-        found = in_pieces(
+        found = run_in_chunks(
             piece, shapes=shapes, repetitions=draws, rows=len(data), key=key, run=run
         )
     change = found["change"][0] if audit else None
     spent = costs(found["evaluations"], change, dims)
-    computation = of_computation(encoded.dtype, data.device, [model], share)
+    computation = computation_protocol(encoded.dtype, data.device, [model], share)
     estimate = DequantizedLikelihood.of(
         found["log_weight"].view(replicates, samples, -1),
         dims,
         found["evaluations"].sum(0).long(),
         change=change,
-        protocol={**of_data(data), **said, **spent, **computation},
+        protocol={**data_protocol(data), **said, **spent, **computation},
     )
     warn_of_tolerance(estimate, change)
     return estimate

@@ -10,8 +10,9 @@ from torch import Tensor
 from vdiff.decoder import Levels, signed
 from vdiff.gaussian import to_float64
 from vdiff.likelihood.integrand import Integrand
-from vdiff.likelihood.measurement import BINS, Evaluation, Measurement
-from vdiff.likelihood.pilot import bins_of
+from vdiff.likelihood.pilot import bin_index
+from vdiff.likelihood.stages import Evaluation
+from vdiff.likelihood.tally import BINS, Tally
 from vdiff.parameterization import DIGITS
 
 FEW_EFFECTIVE, LARGE_WEIGHT = 20.0, 0.1
@@ -64,18 +65,18 @@ class Diagnostics:
     curve: Curve
 
 
-def examine(run: Evaluation, found: Measurement) -> Diagnostics:
+def examine(run: Evaluation, found: Tally) -> Diagnostics:
     """The diagnostics of a finished run.
 
     >>> from vdiff.decoder import Categorical
     >>> from vdiff.oracle import Lattice
     >>> from vdiff.schedule import Linear
-    >>> from vdiff.likelihood.measurement import Effort
-    >>> from vdiff.likelihood.plan import Plan
+    >>> from vdiff.likelihood.stages import Budget
+    >>> from vdiff.likelihood.variance_reduction import VarianceReduction
     >>> decoder = Categorical(levels=2)
     >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
-    >>> run = Evaluation(integrand, Plan(), Effort())
+    >>> run = Evaluation(integrand, VarianceReduction(), Budget())
     >>> examine(run, run()).draws
     256
     """
@@ -100,19 +101,19 @@ def examine(run: Evaluation, found: Measurement) -> Diagnostics:
     return Diagnostics(effective, (largest / total.clamp(min=tiny)).item(), int(draws), curve)
 
 
-def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[str]:
+def warnings_of(run: Evaluation, found: Tally, seen: Diagnostics) -> list[str]:
     """What a reader must know before trusting the number; empty where nothing stands out.
 
     >>> from vdiff.decoder import Categorical
     >>> from vdiff.oracle import Lattice
     >>> from vdiff.schedule import Linear
     >>> from vdiff.likelihood.integrand import Integrand
-    >>> from vdiff.likelihood.measurement import Effort
-    >>> from vdiff.likelihood.plan import Plan
+    >>> from vdiff.likelihood.stages import Budget
+    >>> from vdiff.likelihood.variance_reduction import VarianceReduction
     >>> decoder = Categorical(levels=2)
     >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
-    >>> run = Evaluation(integrand, Plan(), Effort())
+    >>> run = Evaluation(integrand, VarianceReduction(), Budget())
     >>> found = run()
     >>> warnings_of(run, found, examine(run, found))
     []
@@ -139,12 +140,14 @@ def warnings_of(run: Evaluation, found: Measurement, seen: Diagnostics) -> list[
 def _of_reach(run: Evaluation, draws: int) -> list[str]:
     """Parts of the range that the pilot found to matter and the density hardly visits: the bound
     would come out too good."""
-    if run.design.left.sum() == 0 or not run.design.evaluations:
+    if run.fitted.left.sum() == 0 or not run.fitted.evaluations:
         return []
-    shares = run.design.best(run.draws) / len(run.design.left)
+    shares = run.fitted.best(run.draws) / len(run.fitted.left)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     reached = to_float64(
-        torch.bincount(bins_of(run.design.density.place(u)[0], len(shares)), minlength=len(shares))
+        torch.bincount(
+            bin_index(run.fitted.density.place(u)[0], len(shares)), minlength=len(shares)
+        )
     ) / len(u)
     missed = (
         (shares > VISIBLE_SHARE)
@@ -185,7 +188,7 @@ def _of_data(integrand: Integrand) -> list[str]:
     return []
 
 
-def _of_size(run: Evaluation, found: Measurement) -> list[str]:
+def _of_size(run: Evaluation, found: Tally) -> list[str]:
     """A model that is worse than none."""
     decoder, total = run.integrand.decoder, found.terms.mean[3].mean().item() * run.scale
     if (

@@ -13,10 +13,11 @@ from vdiff._arguments import Model
 from vdiff._validate import require
 from vdiff.flow import solve
 from vdiff.gaussian import alpha, as_float64, at_least_float32, sigma, sum_dims, to_float64
-from vdiff.likelihood.conditions import of_rows
+from vdiff.likelihood.chunks import State
+from vdiff.likelihood.conditions import select_rows
+from vdiff.likelihood.digest import distribution_digest
 from vdiff.likelihood.gradient import EXAMPLES, check_gradient
-from vdiff.likelihood.pieces import State, law_of
-from vdiff.likelihood.protocol import of_model
+from vdiff.likelihood.protocol import model_protocol
 from vdiff.likelihood.trace import Trace
 from vdiff.loss import clone_if_inference
 from vdiff.oracle import GaussianMixture
@@ -55,10 +56,10 @@ class FlowSolver:
     def protocol(self) -> dict[str, object]:
         """What the density depends on, and how it is found."""
         ends = [self.schedule.logsnr_min, self.schedule.logsnr_max]
-        law = "N(0, I)" if self.prior is None else f"{law_of(self.prior)} at λ_min"
+        law = "N(0, I)" if self.prior is None else f"{distribution_digest(self.prior)} at λ_min"
         solver = {word: self.solver[word] for word in ("method", "unit")}
         known = {"logsnr": ends, "prior": law, "trace": repr(self.trace)}
-        return {**of_model(self.model), **known, "tolerance": self.tolerance, **solver}
+        return {**model_protocol(self.model), **known, "tolerance": self.tolerance, **solver}
 
     def shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
         """Of what `solved` finds of one example."""
@@ -84,7 +85,7 @@ class FlowSolver:
         """Raise where part of the model is hidden from autograd; return its evaluations."""
         many = math.ceil(EXAMPLES / len(x))
         numbers, several = rows.repeat(many), x.repeat(many, *(1 for _ in x.shape[1:]))
-        condition = of_rows(self.condition, numbers, self.rows)
+        condition = select_rows(self.condition, numbers, self.rows)
         high, low = (as_float64(end, x.device).detach() for end in self.schedule.ends())
         # a network may be another at other levels: an expert for each, or guidance in between
         place = (torch.arange(len(several), device=x.device) + 0.5) / len(several)
@@ -99,7 +100,7 @@ class _Path:
 
     def __init__(self, flow: FlowSolver, x: Tensor, rows: Tensor, directions: Tensor) -> None:
         self.flow, self.trace, self.numbers, self.directions = flow, flow.trace, rows, directions
-        self.condition = of_rows(flow.condition, rows, flow.rows)
+        self.condition = select_rows(flow.condition, rows, flow.rows)
         self.dtype, self.x = at_least_float32(x.dtype), to_float64(x)
         ends = (as_float64(end, x.device).detach() for end in flow.schedule.ends())
         self.clean, self.noisy = ends

@@ -26,11 +26,12 @@ from torch import Tensor
 from vdiff._arguments import Condition, Model, finite_end
 from vdiff._validate import Count, FiniteData, unchecked, validated
 from vdiff.gaussian import to_float64
-from vdiff.likelihood.conditions import conditions_by_row, of_rows
+from vdiff.likelihood.chunks import Progress, Run, Share, State, has_dims, run_in_chunks
+from vdiff.likelihood.conditions import conditions_by_row, select_rows
 from vdiff.likelihood.density import Stratified
+from vdiff.likelihood.digest import distribution_digest
 from vdiff.likelihood.integrand import Finite, evaluating, known_levels
-from vdiff.likelihood.pieces import Progress, Run, Share, State, has_dims, in_pieces, law_of
-from vdiff.likelihood.protocol import of_computation, of_data, of_model
+from vdiff.likelihood.protocol import computation_protocol, data_protocol, model_protocol
 from vdiff.likelihood.replicated import Replicated, Replicates
 from vdiff.loss import weighted_elbo
 from vdiff.oracle import Gaussian
@@ -139,7 +140,7 @@ def immse(
 
     def difference(rows: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """½ rate (‖e‖² − ‖e_G‖²) at (example, time) pairs: (n, times)."""
-        given = of_rows(condition or {}, rows, len(x))
+        given = select_rows(condition or {}, rows, len(x))
         z = to_float64(x[rows]).flatten(1)
         options: dict[str, Any] = {"schedule": schedule, "t": t}
         ours = loss(Finite(model, rows), x[rows], eps=noise, condition=given, **options)
@@ -160,8 +161,8 @@ def immse(
 
     said = {
         "logsnr": [schedule.logsnr_min, schedule.logsnr_max], "schedule": repr(schedule),
-        "gaussian": law_of(gaussian), "discrete": discrete, "draws": draws,
-        "replicates": replicates, "seed": seed, **of_model(model), **(record or {}),
+        "gaussian": distribution_digest(gaussian), "discrete": discrete, "draws": draws,
+        "replicates": replicates, "seed": seed, **model_protocol(model), **(record or {}),
     }  # fmt: skip
     run = Run(max(1, batch // places), seed, share, progress, checkpoint, resume)
     shapes, key = (
@@ -169,7 +170,7 @@ def immse(
         run.key(x, condition or {}, said, model),
     )
     with evaluating(model):
-        found = in_pieces(
+        found = run_in_chunks(
             piece, shapes=shapes, repetitions=replicates, rows=len(x), key=key, run=run
         )
     low, high = found["low"], found["high"]
@@ -177,14 +178,14 @@ def immse(
         "beyond the noisy end, nats": low.mean().item(),
         "beyond the clean end, nats": high.mean().item(),
     }
-    computation = of_computation(x.dtype, x.device, [model], share)
+    computation = computation_protocol(x.dtype, x.device, [model], share)
     estimate = IMMSE(
         known.cpu() + found["inner"] + low + high,
         x[0].numel(),
         torch.full((len(x),), 2 * replicates * places),
         low_tail=low.mean(0),
         high_tail=high.mean(0),
-        protocol={**of_data(x), **said, **tails, **computation},
+        protocol={**data_protocol(x), **said, **tails, **computation},
     )
     for place, nats in tails.items():
         if abs(nats) > LONG_TAIL * max(estimate.mean_error, TAIL_SEEN):

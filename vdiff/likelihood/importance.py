@@ -19,10 +19,10 @@ from vdiff._validate import Batch, Count, Steps, require, unchecked, validated
 from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import Step, alpha
-from vdiff.likelihood.conditions import conditions_by_image, of_rows
+from vdiff.likelihood.chunks import Progress, Run, Share, State, run_in_chunks
+from vdiff.likelihood.conditions import conditions_by_image, select_rows
 from vdiff.likelihood.integrand import Finite, evaluating, known_range
-from vdiff.likelihood.pieces import Progress, Run, Share, State, in_pieces
-from vdiff.likelihood.protocol import of_computation, of_data, of_model
+from vdiff.likelihood.protocol import computation_protocol, data_protocol, model_protocol
 from vdiff.likelihood.replicated import Replicated, Replicates
 from vdiff.reverse import reverse_mean, reverse_sample
 from vdiff.schedule import Schedule
@@ -155,24 +155,24 @@ def path_importance(
                 decoder=decoder,
                 steps=steps,
                 generator=[generator_of(seed, replicate, name, data.device) for name in names],
-                condition=of_rows(condition or {}, numbers, len(data)),
+                condition=select_rows(condition or {}, numbers, len(data)),
             )
             found.append(-path.log_ratio.view(len(rows), paths))
         return {"log_weight": torch.cat(found, 1)}
 
     said = {
         "decoder": repr(decoder), "schedule": repr(schedule), "T": steps, "K": samples,
-        "replicates": replicates, "seed": seed, **of_model(model), **(record or {}),
+        "replicates": replicates, "seed": seed, **model_protocol(model), **(record or {}),
     }  # fmt: skip
     run = Run(batch // together, seed, share, progress, checkpoint, resume)
     key, shapes = run.key(data, condition or {}, said, model, together), {"log_weight": (samples,)}
     with evaluating(model):
-        found = in_pieces(
+        found = run_in_chunks(
             piece, shapes=shapes, repetitions=replicates, rows=len(data), key=key, run=run
         )
-    computation = of_computation(encoded.dtype, data.device, [model], share)
+    computation = computation_protocol(encoded.dtype, data.device, [model], share)
     count = torch.full((len(data),), replicates * samples * steps)
-    protocol = {**of_data(data), **said, **computation}
+    protocol = {**data_protocol(data), **said, **computation}
     return ImportanceBound.of(found["log_weight"].mT, encoded[0].numel(), count, protocol=protocol)
 
 

@@ -25,11 +25,11 @@ from vdiff._validate import Count, FiniteData, Positive, require, validated
 from vdiff.errors import InvalidValue
 from vdiff.flow import CONSTRAINTS
 from vdiff.gaussian import bits_per_dim
+from vdiff.likelihood.chunks import Progress, Run, Share, State, has_dims, run_in_chunks
 from vdiff.likelihood.conditions import conditions_by_row
 from vdiff.likelihood.flow_solver import FOUND, FlowSolver
 from vdiff.likelihood.integrand import evaluating, known_levels
-from vdiff.likelihood.pieces import Progress, Run, Share, State, has_dims, in_pieces
-from vdiff.likelihood.protocol import of_computation, of_data, of_model
+from vdiff.likelihood.protocol import computation_protocol, data_protocol, model_protocol
 from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.trace import Trace, default_trace
 from vdiff.oracle import GaussianMixture
@@ -67,7 +67,7 @@ class OdeLikelihood(Replicated):
 
 def unclipped(model: Any) -> None:
     """A rule: the model's x̂ is not clipped."""
-    for word, value in of_model(model).items():
+    for word, value in model_protocol(model).items():
         if word.startswith("x̂ clipped"):
             hint = "clipping changes the flow whose density this is"
             raise InvalidValue("model", "leave x̂ as it is", f"{word} {value}", hint)
@@ -184,11 +184,11 @@ def ode_likelihood(
     run = Run(batch, seed, share, progress, checkpoint, resume, differentiable)
     key, shapes = run.key(x, given, said, model, audit, batch), flow.shapes(x)
     with evaluating(model, differentiable=differentiable):
-        found = in_pieces(piece, shapes=shapes, repetitions=1, rows=len(x), key=key, run=run)
+        found = run_in_chunks(piece, shapes=shapes, repetitions=1, rows=len(x), key=key, run=run)
     nats, noise, count, truncation, change = (found[word][0] for word in FOUND)
     moved, computation = (
         change if audit else None,
-        of_computation(x.dtype, x.device, [model], share),
+        computation_protocol(x.dtype, x.device, [model], share),
     )
     estimate = OdeLikelihood(
         nats.T,
@@ -198,7 +198,7 @@ def ode_likelihood(
         noise=noise,
         truncation=truncation,
         change=moved,
-        protocol={**of_data(x), **said, **costs(count, moved, dims), **computation},
+        protocol={**data_protocol(x), **said, **costs(count, moved, dims), **computation},
     )
     warn_of_tolerance(estimate, moved)
     return estimate
