@@ -46,8 +46,8 @@ class Report:
     Attributes:
         protocol: everything from which the numbers can be computed again.
         diagnostics: how far the numbers can be trusted.
-        relative_costs: by name, the network evaluations for the same error with the first techniques
-            alone, relative to all techniques.
+        relative_costs: network evaluations for the same error with the first techniques alone,
+            by name, relative to all techniques.
         warnings: what keeps the number from being trusted.
         by_image: the bound of each image, bits/dim.
         references: other estimates, from `with_reference`.
