@@ -33,10 +33,10 @@ from vdiff import elbo
 from vdiff.data.digits import digits
 from vdiff.likelihood import (
     Estimate,
-    Plan,
     Report,
     TruncatedNormal,
     Uniform,
+    VarianceReduction,
     dequantized_ode,
     evaluate,
     path_importance,
@@ -119,7 +119,9 @@ def main() -> None:
     started = time.time()
     whole = evaluate(model, test, **setting, tolerance=0.002)
     tell(line("continuous time, everything", whole.total, counted(whole)))
-    plain = evaluate(model, test, **setting, plan=Plan.plain(), draws=256, replicates=4)
+    plain = evaluate(
+        model, test, **setting, plan=VarianceReduction.plain(), draws=256, replicates=4
+    )
     tell(line("  independent times, nothing else", plain.total, counted(plain), whole.total))
     chain = evaluate(model, test, **setting, steps=MANY, tolerance=0.002, seed=1)
     tell(line(f"  chain of {MANY:,} steps", chain.total, counted(chain), whole.total))
@@ -192,7 +194,7 @@ def main() -> None:
             tolerance=1e-4,
             audit=True,
         )
-        gap = whole.beside(name, found).others[name].gap
+        gap = whole.with_reference(name, found).references[name].gap
         tell(
             "\n"
             + line(

@@ -27,35 +27,36 @@ from torch import Tensor
 
 from vdiff import weighted_elbo
 from vdiff.decoder import Decoder, Gaussian
-from vdiff.likelihood import GaussianError, Independent, NoiseNorm, Plan, Sobol
+from vdiff.likelihood import GaussianError, Independent, NoiseNorm, Sobol, VarianceReduction
+from vdiff.likelihood.chunks import Run
 from vdiff.likelihood.integrand import Integrand, evaluating
-from vdiff.likelihood.measurement import Effort, Evaluation
 from vdiff.likelihood.pilot import run_pilot
+from vdiff.likelihood.stages import Budget, Evaluation
 from vdiff.loss import Model
 from vdiff.oracle import GaussianMixture
 from vdiff.schedule import Linear, Schedule, Tabulated
 from vdiff.terminal import replace_unencodable, say
 
 POINTS, TARGET = 512, 0.01
-STRATIFIED = Plan(importance=False, controls=(), antithetic=False, baseline=False)
+STRATIFIED = VarianceReduction(importance=False, controls=(), antithetic=False, baseline=False)
 PLANS = {
     "stratified per point": STRATIFIED,
-    "+ importance density": Plan(controls=(), antithetic=False),
-    "+ ‖ε‖²": Plan(controls=(NoiseNorm(),), antithetic=False),
-    "+ the Gaussian": Plan(controls=(NoiseNorm(), GaussianError()), antithetic=False),
-    "everything": Plan(),
+    "+ importance density": VarianceReduction(controls=(), antithetic=False),
+    "+ ‖ε‖²": VarianceReduction(controls=(NoiseNorm(),), antithetic=False),
+    "+ the Gaussian": VarianceReduction(controls=(NoiseNorm(), GaussianError()), antithetic=False),
+    "everything": VarianceReduction(),
 }
 LEFT_OUT = {  # of everything, each piece by itself, or another in its place
-    "independent times": Plan(times=Independent()),
-    "Sobol times": Plan(times=Sobol()),
-    "no importance density": Plan(importance=False),
-    "no ‖ε‖²": Plan(controls=(GaussianError(),)),
-    "no Gaussian": Plan(controls=(NoiseNorm(),)),
-    "no controls": Plan(controls=()),
-    "no baseline": Plan(baseline=False),
-    "never antithetic": Plan(antithetic=False),
-    "always antithetic": Plan(antithetic=True),
-    "nothing": Plan.plain(),
+    "independent times": VarianceReduction(times=Independent()),
+    "Sobol times": VarianceReduction(times=Sobol()),
+    "no importance density": VarianceReduction(importance=False),
+    "no ‖ε‖²": VarianceReduction(controls=(GaussianError(),)),
+    "no Gaussian": VarianceReduction(controls=(NoiseNorm(),)),
+    "no controls": VarianceReduction(controls=()),
+    "no baseline": VarianceReduction(baseline=False),
+    "never antithetic": VarianceReduction(antithetic=False),
+    "always antithetic": VarianceReduction(antithetic=True),
+    "nothing": VarianceReduction.plain(),
 }
 
 
@@ -114,18 +115,22 @@ def loop(model: Model, x: Tensor, points: int) -> float:
     return (variance.sum() / steps**2).item() * steps
 
 
-def planned(integrand: Integrand, plan: Plan, draws: int, finer: int) -> tuple[float, float, int]:
+def planned(
+    integrand: Integrand, plan: VarianceReduction, draws: int, finer: int
+) -> tuple[float, float, int]:
     """Variance times evaluations as drawn, its limit (from a pilot `finer` times the size), and
     the pilot's evaluations."""
-    run = Evaluation(integrand, plan, Effort(draws=draws, replicates=4, batch=2048, seed=4))
+    run = Evaluation(integrand, plan, Budget(draws=draws), Run(batch=2048, seed=4))
     fine = run_pilot(
         integrand,
-        Plan(plan.times, True, plan.controls, plan.antithetic, plan.baseline, finer * plan.pilot),
+        VarianceReduction(
+            plan.times, True, plan.controls, plan.antithetic, plan.baseline, finer * plan.pilot
+        ),
         seed=5,
         batch=2048,
     )
     variance = run().terms.variances()[1].mean().item() * draws
-    return variance, list(fine.variance.values())[-1], run.design.evaluations
+    return variance, list(fine.variance.values())[-1], run.fitted.evaluations
 
 
 def table(
@@ -139,7 +144,7 @@ def table(
     draws: int,
     points: int,
     finer: int,
-    left_out: dict[str, Plan],
+    left_out: dict[str, VarianceReduction],
 ) -> Iterator[str]:
     """Rows of a table; `unit` is the standard error to reach, in nats."""
     schedule = Linear(*ends)
@@ -161,7 +166,7 @@ def table(
                 name,
                 planned(integrand, plan, draws, 1)[0],
                 unit,
-                0 if plan == Plan.plain() else plan.pilot,
+                0 if plan == VarianceReduction.plain() else plan.pilot,
                 grid,
             )
 

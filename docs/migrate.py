@@ -51,6 +51,8 @@ MOVED |= {
     "vdiff.few_steps": "vdiff.sampling.logistic",
     "vdiff.chain.hybrid": "vdiff.hybrid_loss",
     "vdiff.hybrid": "vdiff.hybrid_loss",
+    "vdiff.likelihood.Beside": "vdiff.likelihood.Reference",
+    "vdiff.likelihood.Plan": "vdiff.likelihood.VarianceReduction",
     "vdiff.parameterization.Exploding": "vdiff.parameterization.VarianceExploding",
     "vdiff.parameterization.Prediction": "vdiff.Prediction",
     "vdiff.sampling.Memory": "vdiff.sampling.History",
@@ -66,6 +68,7 @@ MOVED |= {
     "vdiff.variance.Variance": "vdiff.variance.LearnedVariance",
 }
 METHODS = {
+    "beside": "with_reference",
     "but": "replace",
     "excess": "log_variance_ratio",
     "stopped": "detach_mean",

@@ -313,7 +313,7 @@ def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(
     known = json.loads((run / "evaluation.json").read_text())
     assert known["failed"] == {"ODE, uniform dequantisation": "dequantized_ode: dopri5 gave up"}
     assert "FAILED: ODE, uniform dequantisation: dequantized_ode: dopri5 gave up" in out
-    other = known["others"]["ODE, truncated normal dequantisation"]
+    other = known["references"]["ODE, truncated normal dequantisation"]
     assert other["gap"]["value"] == pytest.approx(
         known["total"]["value"] - other["estimate"]["value"]
     )

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
-from vdiff.likelihood import Plan, Stratified, compare, evaluate
-from vdiff.likelihood.measurement import BINS
-from vdiff.likelihood.pieces import data_hash
+from vdiff.likelihood import Stratified, VarianceReduction, compare, evaluate
+from vdiff.likelihood.digest import data_hash
+from vdiff.likelihood.tally import BINS
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.sampling import Clipped
 from vdiff.schedule import Cosine, Linear, Normal, Tabulated
@@ -108,7 +108,9 @@ def test_a_density_that_never_reaches_the_tail_is_told_of():
             RIGHT,
             DATA,
             **SETTING,
-            plan=Plan(importance=narrow, controls=(), antithetic=False, baseline=False),
+            plan=VarianceReduction(
+                importance=narrow, controls=(), antithetic=False, baseline=False
+            ),
         )
     assert any(
         re.match(
@@ -126,7 +128,7 @@ def test_a_density_that_never_reaches_the_tail_is_told_of():
 
 def test_a_few_draws_that_carry_the_integral_are_told_of():
     oracle = GaussianMixture([1.0], [[0.0]], [[1e-4]])
-    plain = Plan(
+    plain = VarianceReduction(
         times=Stratified(), importance=False, controls=(), antithetic=False, baseline=False
     )
     far = GaussianMixture([1.0], [[0.5]], [[1e-6]])  # its error explodes at the clean end
@@ -146,15 +148,15 @@ def test_a_few_draws_that_carry_the_integral_are_told_of():
 
 
 def test_what_the_pieces_bought_is_in_the_report():
-    savings = evaluate(RIGHT, DATA, **SETTING).savings
+    savings = evaluate(RIGHT, DATA, **SETTING).relative_costs
     assert list(savings)[:4] == [
-        "nothing",
+        "plain Monte Carlo",
         "stratified times",
         "importance density",
         "control variates",
     ]
     assert (
-        savings["nothing"]
+        savings["plain Monte Carlo"]
         > savings["stratified times"]
         > savings["importance density"]
         > savings["control variates"]

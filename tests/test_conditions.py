@@ -15,9 +15,9 @@ from vdiff import Denoiser
 from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.likelihood import (
-    Plan,
     Shared,
     Uniform,
+    VarianceReduction,
     compare,
     dequantized_ode,
     evaluate,
@@ -25,8 +25,7 @@ from vdiff.likelihood import (
     ode_likelihood,
     path_importance,
 )
-from vdiff.likelihood.conditions import of_kept, of_rows
-from vdiff.likelihood.pieces import condition_digest
+from vdiff.likelihood.conditions import condition_digest, select_rows
 from vdiff.oracle import Gaussian
 from vdiff.parameterization import X
 from vdiff.schedule import Linear
@@ -239,15 +238,15 @@ def test_parts_of_other_sizes_and_kinds_stay_as_they_are():
         "size": (64, 64, 3),
         "flag": True,
     }
-    assert of_rows(given, torch.tensor([1, 1, 0]), 2) == given
+    assert select_rows(given, torch.tensor([1, 1, 0]), 2) == given
     pair = (torch.tensor([1, 2]), torch.tensor([[3.0], [4.0]]), torch.zeros(5))
-    found = of_rows({"pair": pair}, torch.tensor([1, 1, 0]), 2)["pair"]
+    found = select_rows({"pair": pair}, torch.tensor([1, 1, 0]), 2)["pair"]
     assert isinstance(found, tuple)
     assert [part.tolist() for part in found] == [[2, 2, 1], [[4.0], [4.0], [3.0]], [0.0] * 5]
-    of_one_image = of_rows({"maps": [torch.tensor([[7.0]])]}, torch.tensor([0, 0]), 1)
+    of_one_image = select_rows({"maps": [torch.tensor([[7.0]])]}, torch.tensor([0, 0]), 1)
     assert of_one_image["maps"][0].shape == (2, 1)
-    assert of_rows({"text": ["a"]}, torch.tensor([0, 0]), 1) == {"text": ["a", "a"]}
-    kept = of_kept({"maps": [torch.arange(3), 1.0]}, torch.tensor([0, 2]), 3)["maps"]
+    assert select_rows({"text": ["a"]}, torch.tensor([0, 0]), 1) == {"text": ["a", "a"]}
+    kept = select_rows({"maps": [torch.arange(3), 1.0]}, torch.tensor([0, 2]), 3)["maps"]
     assert kept[0].tolist() == [0, 2]
 
 
@@ -300,7 +299,7 @@ def test_a_state_knows_its_conditions_in_every_form():
         "decoder": GaussianDecoder(),
         "draws": 2,
         "replicates": 2,
-        "plan": Plan(pilot=16),
+        "plan": VarianceReduction(pilot=16),
     }
     model = Denoiser(lambda z, logsnr, label: 0 * z, X())
     one = np.arange(1200.0)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vdiff import elbo
 from vdiff.decoder import Gaussian
-from vdiff.likelihood import Independent, Plan, Sobol
-from vdiff.likelihood.estimate import Estimate, Tally, replicates_for
+from vdiff.likelihood import Independent, Sobol, VarianceReduction
+from vdiff.likelihood.chunks import Run
+from vdiff.likelihood.estimate import Estimate, RunningMoments, replicates_for
 from vdiff.likelihood.integrand import Integrand, evaluating
-from vdiff.likelihood.measurement import Effort, Evaluation
+from vdiff.likelihood.stages import Budget, Evaluation
 from vdiff.oracle import GaussianMixture
 from vdiff.schedule import Linear
 
@@ -26,13 +27,15 @@ MODEL = GaussianMixture(
 DECODER = Gaussian()
 SCHEDULE = Linear(7.0, -6.0)
 PLANS = {
-    "nothing": Plan.plain(),
-    "stratified": Plan(importance=False, controls=(), antithetic=False, baseline=False),
-    "importance": Plan(controls=(), antithetic=False),
-    "controls": Plan(antithetic=False),
-    "antithetic": Plan(antithetic=True),
-    "independent times": Plan(times=Independent()),
-    "Sobol": Plan(times=Sobol()),
+    "nothing": VarianceReduction.plain(),
+    "stratified": VarianceReduction(
+        importance=False, controls=(), antithetic=False, baseline=False
+    ),
+    "importance": VarianceReduction(controls=(), antithetic=False),
+    "controls": VarianceReduction(antithetic=False),
+    "antithetic": VarianceReduction(antithetic=True),
+    "independent times": VarianceReduction(times=Independent()),
+    "Sobol": VarianceReduction(times=Sobol()),
 }
 
 
@@ -54,8 +57,8 @@ GROUPS = 200  # evaluations in each test; 2,000 in the soak
 
 
 def tallies(
-    plan: Plan, groups: int, images: int, *, draws: int, replicates: range, seed: int
-) -> tuple[Tensor, dict[int, Tally]]:
+    plan: VarianceReduction, groups: int, images: int, *, draws: int, replicates: range, seed: int
+) -> tuple[Tensor, dict[int, RunningMoments]]:
     """The points of `groups` test sets in a row, and what was found of them after each number of
     replicates."""
     points = torch.randint(
@@ -69,17 +72,17 @@ def tallies(
             run = Evaluation(
                 integrand,
                 plan,
-                Effort(draws=draws, replicates=n, batch=200_000, seed=seed),
-                checkpoint=kept.append,
+                Budget(draws=draws, replicates=n),
+                Run(batch=200_000, seed=seed, checkpoint=kept.append, resume=state),
             )
-            found[n] = run(state).terms
+            found[n] = run().terms
             state = kept[-1]
     return points.view(groups, images), found
 
 
-def group(tally: Tally, i: int, images: int) -> Tally:
+def group(tally: RunningMoments, i: int, images: int) -> RunningMoments:
     here = slice(i * images, (i + 1) * images)
-    return Tally(tally.count[:, here], tally.mean[:, here], tally.spread[:, here])
+    return RunningMoments(tally.count[:, here], tally.mean[:, here], tally.spread[:, here])
 
 
 def covered(estimate: Estimate, truth: float, *, over_images: bool = False) -> bool:

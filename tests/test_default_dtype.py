@@ -17,10 +17,10 @@ import vdiff
 from vdiff import Denoiser, Objective
 from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.likelihood import (
-    Plan,
     Sobol,
     TruncatedNormal,
     Uniform,
+    VarianceReduction,
     compare,
     dequantized_ode,
     evaluate,
@@ -220,7 +220,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "hybrid_loss": lambda: [vdiff.hybrid_loss(TWICE, X, schedule=Linear(), steps=6, t=CHAIN, eps=EPS)],
     "paths": lambda: list(vdiff.chain.path_bound(MODEL, X, schedule=FINITE, decoder=Gaussian(), steps=4, generator=seeded())),
     "evaluate points": lambda: evaluated(Gaussian(), X),
-    "evaluate with other draws": lambda: evaluated(Gaussian(), X, plan=Plan(times=Sobol()), steps=6),
+    "evaluate with other draws": lambda: evaluated(Gaussian(), X, plan=VarianceReduction(times=Sobol()), steps=6),
     "evaluate to a tolerance": lambda: evaluated(Gaussian(), X, tolerance=0.05, draws=None),
     "compare": lambda: [
         torch.tensor(compare(MODEL, OTHER, X, schedule=Cosine(8.0, -6.0), decoder=Gaussian(), draws=4).difference.value, **F64)

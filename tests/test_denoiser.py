@@ -11,7 +11,7 @@ from torch import nn
 from vdiff import Denoiser, weighted_elbo
 from vdiff.denoiser import TableStep, edm_time, flow_time, sigma_time
 from vdiff.likelihood import Share
-from vdiff.likelihood.protocol import of_computation
+from vdiff.likelihood.protocol import computation_protocol
 from vdiff.likelihood.verify import _Counted
 from vdiff.nn import MLP
 from vdiff.oracle import GaussianMixture
@@ -236,7 +236,9 @@ def test_what_is_no_weight_leaves_z_as_it_is(z):
 def test_the_suite_of_estimators_and_the_record_know_all_weights():
     model = Denoiser(Beside(MLP(2), frozen(torch.bfloat16, 3)), V())
     assert _Counted(model).dtype == torch.float32
-    assert of_computation(torch.float32, torch.device("cpu"), [model], Share())["weights"] == [
+    assert computation_protocol(torch.float32, torch.device("cpu"), [model], Share())[
+        "weights"
+    ] == [
         "bfloat16",
         "float32",
     ]

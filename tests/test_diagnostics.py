@@ -9,13 +9,14 @@ import torch
 
 from vdiff import Prediction
 from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
-from vdiff.likelihood import Plan
+from vdiff.likelihood import VarianceReduction
 from vdiff.likelihood.density import Binned
 from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
-from vdiff.likelihood.estimate import Tally
+from vdiff.likelihood.estimate import RunningMoments
 from vdiff.likelihood.integrand import Difference, Integrand
-from vdiff.likelihood.measurement import BINS, Effort, Evaluation, Measurement
-from vdiff.likelihood.pilot import Design
+from vdiff.likelihood.pilot import PilotFit
+from vdiff.likelihood.stages import Budget, Evaluation
+from vdiff.likelihood.tally import BINS, Tally
 from vdiff.oracle import Lattice
 from vdiff.parameterization import X
 from vdiff.schedule import Linear
@@ -35,7 +36,7 @@ def lattice(decoder=None) -> Lattice:
 def run_of(data, decoder=None, model=None, draws=4) -> Evaluation:
     decoder = decoder or Categorical(levels=2)
     integrand = Integrand(model or lattice(), data, ENDS, decoder)
-    return Evaluation(integrand, Plan.plain(), Effort(draws=draws, replicates=2))
+    return Evaluation(integrand, VarianceReduction.plain(), Budget(draws=draws, replicates=2))
 
 
 @pytest.fixture
@@ -44,12 +45,12 @@ def run():
 
 
 def said(run, seen=FINE, found=None):
-    return warnings_of(run, found or Measurement.empty(run.images), seen)
+    return warnings_of(run, found or Tally.empty(run.images), seen)
 
 
 def test_the_diagnostics_of_draws_by_hand(run):
     """Two images of three replicates with four draws."""
-    found = Measurement.empty(2)
+    found = Tally.empty(2)
     found.terms.count += 3
     found.weights = torch.tensor([[6.0, 12.0, 3.0], [4.0, 8.0, 2.0]], dtype=torch.float64)
     found.curve[0, 0], found.curve[1, 0], found.curve[1, BINS - 1] = 24.0, 72.0, -12.0
@@ -72,7 +73,7 @@ def test_the_diagnostics_of_draws_by_hand(run):
 
 
 def test_the_effective_size_has_no_unit(run):
-    found = Measurement.empty(2)
+    found = Tally.empty(2)
     found.terms.count += 3
     found.weights = 1e-3 * torch.tensor([[6.0, 12e-3, 3.0], [4.0, 8e-3, 2.0]], dtype=torch.float64)
     seen = examine(run, found)
@@ -87,7 +88,7 @@ def test_shares_of_a_curve_add_up_to_one():
 
 
 def test_equal_models_differ_by_nothing_with_all_draws_even(run):
-    found = Measurement.empty(2)
+    found = Tally.empty(2)
     found.terms.count += 3
     seen = examine(run, found)
     assert (seen.effective, seen.largest, seen.draws) == (24, 0.0, 24)
@@ -95,7 +96,7 @@ def test_equal_models_differ_by_nothing_with_all_draws_even(run):
 
 def test_one_image_has_a_curve_without_errors():
     run = run_of(torch.tensor([[1]]))
-    found = Measurement.empty(1)
+    found = Tally.empty(1)
     found.terms.count += 1
     seen = examine(run, found)
     assert seen.curve.error.isnan().all()
@@ -120,7 +121,7 @@ def test_one_draw_is_large_above_a_tenth(run):
 def reaching(run, heights, left=None):
     """A run whose pilot saw `left` by bin, and whose density has these heights."""
     left = torch.ones(8, dtype=torch.float64) if left is None else left
-    run.design = Design(
+    run.fitted = PilotFit(
         run.plan,
         density=Binned(torch.tensor(heights, dtype=torch.float64)),
         left=left,
@@ -161,13 +162,13 @@ def test_a_part_below_a_hundredth_of_the_variance_may_be_missed(run):
 def test_nothing_is_said_of_the_reach_without_a_pilot_or_a_variance(run):
     thin = reaching(run, [1.0, 1, 1, 1, 1, 1, 1e-6, 1e-6])
     assert said(thin)
-    thin.design = replace(
-        thin.design, left=torch.ones(8, dtype=torch.float64) / 8
+    thin.fitted = replace(
+        thin.fitted, left=torch.ones(8, dtype=torch.float64) / 8
     )  # whatever their sum
     assert said(thin)
-    thin.design = replace(thin.design, left=torch.zeros(8, dtype=torch.float64))
+    thin.fitted = replace(thin.fitted, left=torch.zeros(8, dtype=torch.float64))
     assert not said(thin)
-    thin.design = replace(thin.design, left=torch.ones(8, dtype=torch.float64), evaluations=0)
+    thin.fitted = replace(thin.fitted, left=torch.ones(8, dtype=torch.float64), evaluations=0)
     assert not said(thin)
 
 
@@ -208,8 +209,8 @@ def test_a_total_above_uniform_noise_is_told_of():
     data = torch.tensor([[0, 1], [1, 3], [2, 2]])
 
     def told(bits, integrand):
-        run = Evaluation(integrand, Plan.plain(), Effort(draws=2, replicates=2))
-        found = Measurement.empty(3)
+        run = Evaluation(integrand, VarianceReduction.plain(), Budget(draws=2, replicates=2))
+        found = Tally.empty(3)
         found.terms.mean[3] = (
             torch.tensor([0.5, 1.0, 1.5]) * bits * 2 * math.log(2)
         )  # nats of two dimensions
@@ -258,12 +259,12 @@ def test_rounding_at_the_clean_end_is_told_of_each_model():
 def test_a_variance_that_doubles_after_the_first_stage_is_told_of(run, grew):
     """Four replicates of a first stage of three: by image, variances that sum to 2 at first and to
     2 · grew at the end."""
-    found = Measurement.empty(2)
+    found = Tally.empty(2)
 
     def tally(replicates, variances):
         spread = torch.zeros(4, 2, dtype=torch.float64)
         spread[:3], spread[3] = 7.0, torch.tensor(variances) * (replicates - 1)
-        return Tally(
+        return RunningMoments(
             torch.full((1, 2), float(replicates), dtype=torch.float64),
             torch.zeros(4, 2, dtype=torch.float64),
             spread,

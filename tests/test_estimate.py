@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from vdiff.likelihood import Estimate
-from vdiff.likelihood.estimate import Tally, mean_error, replicates_for, student_t
+from vdiff.likelihood.estimate import RunningMoments, mean_error, replicates_for, student_t
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
@@ -44,7 +44,7 @@ def test_a_tally_is_the_mean_and_the_spread_of_what_was_added():
     values = (
         torch.randn(7, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e6
     )
-    tally = Tally.empty(2, 5)
+    tally = RunningMoments.empty(2, 5)
     for replicate in values:
         for rows in (torch.tensor([0, 3]), torch.tensor([1, 2, 4])):
             tally.add(rows, replicate[:, rows])
@@ -68,7 +68,7 @@ def test_a_tally_is_the_mean_and_the_spread_of_what_was_added():
 
 
 def test_a_constant_part_has_no_error_at_all():
-    tally = Tally.empty(1, 3)
+    tally = RunningMoments.empty(1, 3)
     for _ in range(4):
         tally.add(torch.arange(3), torch.full((1, 3), 0.1, dtype=torch.float64))
     (part,) = tally.estimates(1.0)
@@ -78,7 +78,7 @@ def test_a_constant_part_has_no_error_at_all():
 
 
 def test_one_image_has_no_error_over_images():
-    tally = Tally.empty(1, 1)
+    tally = RunningMoments.empty(1, 1)
     for value in (1.0, 2.0):
         tally.add(torch.tensor([0]), torch.tensor([[value]], dtype=torch.float64))
     (part,) = tally.estimates(1.0)
@@ -119,7 +119,7 @@ def test_an_error_with_no_degrees_of_freedom_has_the_normals_interval():
 def test_after_a_second_stage_the_error_rests_on_the_firsts_variance():
     """Two images with variances 2 and 8 of the first stage's two replicates; four replicates in
     all, whatever their own spread."""
-    first, whole = Tally.empty(1, 2), Tally.empty(1, 2)
+    first, whole = RunningMoments.empty(1, 2), RunningMoments.empty(1, 2)
     for i, (one, other) in enumerate(((1.0, 3.0), (3.0, 7.0), (2.0, 5.0), (2.0, 5.0))):
         for tally in (first, whole) if i < 2 else (whole,):
             tally.add(torch.arange(2), torch.tensor([[one, other]], dtype=torch.float64))
@@ -135,7 +135,7 @@ def test_after_a_second_stage_the_error_rests_on_the_firsts_variance():
 
 
 def test_the_slowest_image_says_how_many_replicates_there_are():
-    tally = Tally.empty(2, 3)
+    tally = RunningMoments.empty(2, 3)
     for rows in ([0, 1, 2], [0, 2], [0]):
         tally.add(torch.tensor(rows), torch.ones(2, len(rows), dtype=torch.float64))
     assert tally.replicates == 1

@@ -7,7 +7,7 @@ import torch
 
 from vdiff import Denoiser, Prediction
 from vdiff.decoder import Categorical
-from vdiff.likelihood import Estimate, Plan, evaluate
+from vdiff.likelihood import Estimate, VarianceReduction, evaluate
 from vdiff.nn import MLP
 from vdiff.oracle import Lattice
 from vdiff.parameterization import X
@@ -91,7 +91,7 @@ def test_a_tolerance_is_in_bits_per_dimension_and_reached_without_waste(dims):
         decoder=DECODER,
         tolerance=tolerance,
         draws=4,
-        plan=Plan(antithetic=False),
+        plan=VarianceReduction(antithetic=False),
     ).total
     assert 0.9 * tolerance < found.monte_carlo <= tolerance
 

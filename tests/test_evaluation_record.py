@@ -12,8 +12,8 @@ from vdiff import Denoiser
 from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.likelihood import (
-    Plan,
     Uniform,
+    VarianceReduction,
     compare,
     dequantized_ode,
     evaluate,
@@ -28,10 +28,10 @@ NARROW, WIDE = Gaussian([0.0], [0.25]), Gaussian([0.0], [0.36])
 X = NARROW.sample(100, torch.Generator().manual_seed(0))
 SETTING = {"schedule": Linear(9.0, -7.0), "decoder": GaussianDecoder()}
 PLANS = {
-    "all": Plan(),
-    "no baseline": Plan(baseline=False),
-    "uniform": Plan(importance=False),
-    "baseline alone": Plan(controls=()),
+    "all": VarianceReduction(),
+    "no baseline": VarianceReduction(baseline=False),
+    "uniform": VarianceReduction(importance=False),
+    "baseline alone": VarianceReduction(controls=()),
 }
 
 
@@ -65,7 +65,7 @@ def test_a_number_is_computed_again_from_its_protocol(tolerance):
     first = evaluate(mixture, X, tolerance=tolerance, seed=3, **SETTING)
     said = first.protocol
     asked = said["asked for"]
-    plan = Plan(
+    plan = VarianceReduction(
         antithetic=asked["antithetic"],
         pilot=asked["pilot"],
         baseline=said["baseline"],
@@ -162,7 +162,7 @@ def test_a_first_stage_beyond_the_budget_draws_nothing():
 
 
 def test_more_processes_than_images():
-    from vdiff.likelihood.pieces import Share
+    from vdiff.likelihood.chunks import Share
 
     alone = evaluate(NARROW, X[:1], **SETTING)
     said: list[torch.Tensor] = []

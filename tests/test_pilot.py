@@ -7,23 +7,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vdiff.likelihood import NoiseNorm, Plan
+from vdiff.likelihood import NoiseNorm, VarianceReduction
 from vdiff.likelihood.control import Control, FittedControl
 from vdiff.likelihood.density import Along, Binned, UniformDensity
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.pilot import (
-    Design,
+    PilotFit,
     _draw,
-    _Fit,
+    _Regression,
     _smooth,
-    bins_of,
+    bin_index,
     control_values,
     integral_by_bin,
     run_pilot,
 )
 from vdiff.schedule import Cosine, Linear
 
-PLAIN = Plan(importance=True, controls=(), antithetic=False, baseline=False, pilot=100_000)
+PLAIN = VarianceReduction(
+    importance=True, controls=(), antithetic=False, baseline=False, pilot=100_000
+)
 MANY = 100_000
 
 
@@ -82,25 +84,27 @@ def flat(rows, t, eps):
 )
 def test_how_a_pilot_spends_its_evaluations(pilot, antithetic, evaluations, steps, pairs, bins):
     integrand = Term(flat, steps=steps, evaluations=evaluations)
-    design = run_pilot(integrand, replace(PLAIN, pilot=pilot, antithetic=antithetic), 0, MANY)
+    fitted = run_pilot(integrand, replace(PLAIN, pilot=pilot, antithetic=antithetic), 0, MANY)
     signs = 1 if antithetic is False else 2
     assert [len(rows) for rows, _, _ in integrand.seen] == [pairs] * 2 * signs
     assert (
-        len(design.level)
-        == len(design.left)
-        == len(design.between)
-        == len(design.coefficients)
+        len(fitted.level)
+        == len(fitted.left)
+        == len(fitted.between)
+        == len(fitted.coefficients)
         == bins
     )
-    assert design.evaluations == 2 * signs * pairs * evaluations
-    assert design.evaluations == pilot or pilot == 8
+    assert fitted.evaluations == 2 * signs * pairs * evaluations
+    assert fitted.evaluations == pilot or pilot == 8
 
 
 def test_nothing_to_fit_is_no_pilot():
     for antithetic in (False, True):
         integrand = Term(flat)
-        design = run_pilot(integrand, replace(Plan.plain(), antithetic=antithetic), 0, MANY)
-        assert (integrand.seen, design.evaluations, design.antithetic, design.variance) == (
+        fitted = run_pilot(
+            integrand, replace(VarianceReduction.plain(), antithetic=antithetic), 0, MANY
+        )
+        assert (integrand.seen, fitted.evaluations, fitted.antithetic, fitted.variance) == (
             [],
             0,
             antithetic,
@@ -113,7 +117,12 @@ def test_nothing_to_fit_is_no_pilot():
         {"baseline": True},
         {"antithetic": None},
     ):
-        assert run_pilot(Term(flat), replace(Plan.plain(), **change), 0, MANY).evaluations > 0
+        assert (
+            run_pilot(
+                Term(flat), replace(VarianceReduction.plain(), **change), 0, MANY
+            ).evaluations
+            > 0
+        )
 
 
 def test_pairs_are_at_one_place_and_images_come_about_as_often():
@@ -157,28 +166,28 @@ def test_variances_of_one_evaluation_as_the_pieces_are_added():
         )
 
     plan = replace(PLAIN, controls=(NoiseNorm(),), baseline=True, pilot=200_000)
-    design = run_pilot(Term(term), replace(plan, antithetic=True), 0, MANY)
+    fitted = run_pilot(Term(term), replace(plan, antithetic=True), 0, MANY)
     square, root = (1 + 4 + 9 + 16) / 4, (1 + 2 + 3 + 4) / 4
     known = {
-        "nothing": square + 1.25,  # of 0, 1, 2, 3
+        "plain Monte Carlo": square + 1.25,  # of 0, 1, 2, 3
         "stratified times": square,
         "importance density": root**2,
         "control variates": 0.7 * root**2,
         "antithetic noise": 2 * 0.2 * root**2,
     }
-    assert list(design.variance) == list(known)
+    assert list(fitted.variance) == list(known)
     for name, value in known.items():
-        assert design.variance[name] == pytest.approx(value, rel=0.03), name
+        assert fitted.variance[name] == pytest.approx(value, rel=0.03), name
     quarter = torch.arange(32, dtype=torch.float64).div(8).floor()
-    torch.testing.assert_close(design.level, quarter, rtol=0, atol=0.25)
+    torch.testing.assert_close(fitted.level, quarter, rtol=0, atol=0.25)
     torch.testing.assert_close(
-        design.left / (quarter + 1) ** 2,
+        fitted.left / (quarter + 1) ** 2,
         torch.full((32,), 0.2, dtype=torch.float64),
         rtol=0.2,
         atol=0,
     )
     torch.testing.assert_close(  # ½ m times the control is 4 (ε² − 1)
-        design.coefficients[:, 0] / (quarter + 1),
+        fitted.coefficients[:, 0] / (quarter + 1),
         torch.full((32,), math.sqrt(0.3 / 2) / 4, dtype=torch.float64),
         rtol=0.1,
         atol=0,
@@ -216,14 +225,14 @@ def test_antithetic_noise_is_chosen_where_it_saves_three_tenths(ratio, chosen, s
 
 def test_the_variance_between_images_is_that_of_their_means():
     """Images with means 0, 1, 2, 3, 4: a variance of 2, whatever the noise."""
-    design = run_pilot(
+    fitted = run_pilot(
         Term(lambda rows, t, eps: rows + 0.5 * eps),
         replace(PLAIN, antithetic=None, pilot=8192),
         0,
         MANY,
     )
     torch.testing.assert_close(
-        design.between.mean(), torch.tensor(2.0, dtype=torch.float64), rtol=0.05, atol=0
+        fitted.between.mean(), torch.tensor(2.0, dtype=torch.float64), rtol=0.05, atol=0
     )
     same = run_pilot(Term(flat), replace(PLAIN, pilot=8192), 0, MANY)
     assert same.between.mean() < 0.1
@@ -256,7 +265,7 @@ def test_a_fit_of_three_pairs_by_hand():
     loss = torch.tensor([[2.0, 5.0, 4.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
     values = torch.tensor([[1.0, 2.0, 2.5], [0.0, 0.0, 0.5]], dtype=torch.float64)[..., None]
     place, level = torch.zeros(3, dtype=torch.long), loss.mean()[None]
-    fit, b = _Fit(loss, values, level, place), 16 / 9
+    fit, b = _Regression(loss, values, level, place), 16 / 9
     assert fit.raw.item() == pytest.approx((4 + 16 + 9) / 3 / 2)
     assert fit.coefficients.item() == pytest.approx(b)
     assert fit.left.item() == pytest.approx(
@@ -269,7 +278,7 @@ def test_a_fit_of_three_pairs_by_hand():
     assert fit.between.item() == pytest.approx(
         max(0.0, sum(rest[i] * rest[i + 3] for i in range(3)) / 3)
     )
-    few = _Fit(loss[:, :2], values[:, :2], level, place[:2])
+    few = _Regression(loss[:, :2], values[:, :2], level, place[:2])
     assert few.coefficients.item() == 0
     assert few.left.item() == few.raw.item() == pytest.approx((4 + 16) / 2 / 2)
     assert few.between.item() == pytest.approx(
@@ -281,7 +290,9 @@ def test_a_control_that_helps_nothing_is_left_out():
     """Orthogonal differences: a coefficient would cost a degree of freedom and save nothing."""
     loss = torch.tensor([[1.0, -1.0, 1.0, -1.0], [0.0] * 4], dtype=torch.float64)
     values = torch.tensor([[1.0, 1.0, 1.0, 1.1], [0.0] * 4], dtype=torch.float64)[..., None]
-    fit = _Fit(loss, values, torch.zeros(1, dtype=torch.float64), torch.zeros(4, dtype=torch.long))
+    fit = _Regression(
+        loss, values, torch.zeros(1, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+    )
     assert fit.coefficients.item() == 0
     assert fit.left.item() == fit.raw.item() == 0.5
 
@@ -295,7 +306,9 @@ def test_two_controls_take_more_than_four_pairs():
     )
     known = torch.tensor([[3.0, 2.0]], dtype=torch.float64)
     for pairs in (4, 5):
-        fit = _Fit(loss[:, :pairs], values[:, :pairs], level, torch.zeros(pairs, dtype=torch.long))
+        fit = _Regression(
+            loss[:, :pairs], values[:, :pairs], level, torch.zeros(pairs, dtype=torch.long)
+        )
         torch.testing.assert_close(fit.coefficients, known * (pairs == 5))
 
 
@@ -307,7 +320,7 @@ def test_a_controls_unit_does_not_matter():
     )
     values = torch.randn(2, 40, 2, dtype=torch.float64, generator=generator) * unit
     loss = (values * torch.tensor([3.0, 2e9], dtype=torch.float64)).sum(2)
-    fit = _Fit(
+    fit = _Regression(
         loss, values, torch.zeros(1, dtype=torch.float64), torch.zeros(40, dtype=torch.long)
     )
     torch.testing.assert_close(
@@ -320,7 +333,7 @@ def test_bins_are_fitted_one_by_one():
     values = torch.randn(2, 40, 1, dtype=torch.float64, generator=generator)
     place = torch.arange(40) % 2
     loss = torch.where(place == 0, 3.0, -2.0) * values[..., 0] + torch.where(place == 0, 1.0, 7.0)
-    fit = _Fit(loss, values, torch.tensor([1.0, 5.0], dtype=torch.float64), place)
+    fit = _Regression(loss, values, torch.tensor([1.0, 5.0], dtype=torch.float64), place)
     torch.testing.assert_close(
         fit.coefficients[:, 0], torch.tensor([3.0, -2.0], dtype=torch.float64)
     )
@@ -332,14 +345,14 @@ def test_bins_are_fitted_one_by_one():
 
 def test_a_draw_has_its_controls_and_its_level_taken_off():
     """Two bins: (term − coefficient · ½ m ε − level of the bin)/q + the mean level."""
-    design = Design(
-        Plan(),
+    fitted = PilotFit(
+        VarianceReduction(),
         controls=(Odd(), NoiseNorm()),
         coefficients=torch.tensor([[0.5, 0.0], [0.25, 0.125]], dtype=torch.float64),
         level=torch.tensor([2.0, 6.0], dtype=torch.float64),
     )
     t, q, eps = torch.tensor([0.2, 0.9]), torch.tensor([2.0, 0.5]), torch.tensor([[3.0], [-3.0]])
-    found = design.diffusion(
+    found = fitted.diffusion(
         Term(flat), torch.tensor([0, 1]), t, q, eps, torch.tensor([10.0, 20.0])
     )
     known = [
@@ -347,7 +360,7 @@ def test_a_draw_has_its_controls_and_its_level_taken_off():
         (20 - 0.25 * 4 * -3 - 0.125 * 4 * (9 - 1) - 6) / 0.5 + 4,
     ]
     torch.testing.assert_close(found, torch.tensor(known, dtype=torch.float64))
-    bare = replace(design, controls=()).diffusion(
+    bare = replace(fitted, controls=()).diffusion(
         Term(flat), torch.tensor([0, 1]), t, q, eps, torch.tensor([10.0, 20.0])
     )
     torch.testing.assert_close(
@@ -379,7 +392,7 @@ def test_the_integral_of_a_baseline_by_bins_of_another_number(bins):
 
 
 def test_every_time_has_a_bin():
-    assert bins_of(torch.tensor([0.0, 0.24, 0.25, 0.99, 1.0]), 4).tolist() == [0, 0, 1, 3, 3]
+    assert bin_index(torch.tensor([0.0, 0.24, 0.25, 0.99, 1.0]), 4).tolist() == [0, 0, 1, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -403,8 +416,8 @@ BETWEEN = torch.tensor([5.0, 5, 5, 5, 1, 1, 1, 1], dtype=torch.float64)
 def test_the_best_density_is_stationary(times):
     """v/q² + 3B/q⁴ is the same in all bins, with B = b/(12 · 0.15² K²), and no density near it has
     a smaller ∫ v/q + B/q³."""
-    design = Design(Plan(), left=LEFT, between=BETWEEN)
-    q, v, b = design.best(times), _smooth(LEFT), _smooth(BETWEEN) / (12 * 0.15**2 * times**2)
+    fitted = PilotFit(VarianceReduction(), left=LEFT, between=BETWEEN)
+    q, v, b = fitted.best(times), _smooth(LEFT), _smooth(BETWEEN) / (12 * 0.15**2 * times**2)
     assert q.mean().item() == pytest.approx(1, abs=1e-9)
     slope = v / q**2 + 3 * b / q**4
     torch.testing.assert_close(slope, slope.mean().expand(8), rtol=1e-8, atol=0)
@@ -420,37 +433,46 @@ def test_without_a_spread_between_images_the_density_is_the_root_of_the_variance
     root = _smooth(LEFT).sqrt()
     for scale in (1e-20, 1.0, 1e20):
         torch.testing.assert_close(
-            Design(Plan(), left=scale * LEFT, between=0 * LEFT).best(3), root / root.mean()
+            PilotFit(VarianceReduction(), left=scale * LEFT, between=0 * LEFT).best(3),
+            root / root.mean(),
         )
 
 
 def test_without_noise_the_density_is_the_fourth_root_of_the_spread_between_images():
     root = _smooth(BETWEEN) ** 0.25
     torch.testing.assert_close(
-        Design(Plan(), left=0 * LEFT, between=BETWEEN).best(3), root / root.mean()
+        PilotFit(VarianceReduction(), left=0 * LEFT, between=BETWEEN).best(3), root / root.mean()
     )
 
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_tenth_of_a_fitted_density_is_uniform(pairs):
-    design = Design(Plan(), left=LEFT, between=BETWEEN, antithetic=pairs)
-    made = design.prepared(Term(flat), 8).density
+    fitted = PilotFit(VarianceReduction(), left=LEFT, between=BETWEEN, antithetic=pairs)
+    made = fitted.prepared(Term(flat), 8).density
     assert isinstance(made, Binned)
     torch.testing.assert_close(
-        made.heights, 0.9 * design.best(4 if pairs else 8) + 0.1
+        made.heights, 0.9 * fitted.best(4 if pairs else 8) + 0.1
     )  # a pair has one time
 
 
 def test_the_density_is_the_plans():
-    design, schedule = Design(Plan(), left=LEFT), Cosine(4.0, -4.0)
-    made = replace(design, plan=Plan(importance=schedule)).prepared(Term(flat), 8).density
+    fitted, schedule = PilotFit(VarianceReduction(), left=LEFT), Cosine(4.0, -4.0)
+    made = (
+        replace(fitted, plan=VarianceReduction(importance=schedule))
+        .prepared(Term(flat), 8)
+        .density
+    )
     assert isinstance(made, Along)
     assert made.schedule is schedule
     assert (
-        type(replace(design, plan=Plan(importance=False)).prepared(Term(flat), 8).density)
+        type(
+            replace(fitted, plan=VarianceReduction(importance=False))
+            .prepared(Term(flat), 8)
+            .density
+        )
         is UniformDensity
     )
-    assert isinstance(replace(design, left=1e-9 * LEFT).prepared(Term(flat), 8).density, Binned)
+    assert isinstance(replace(fitted, left=1e-9 * LEFT).prepared(Term(flat), 8).density, Binned)
     assert (
-        type(replace(design, left=0 * LEFT).prepared(Term(flat), 8).density) is UniformDensity
+        type(replace(fitted, left=0 * LEFT).prepared(Term(flat), 8).density) is UniformDensity
     )  # nothing to follow

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vdiff.likelihood.pieces import Run
+from vdiff.likelihood.chunks import Run
 from vdiff.likelihood.replicated import Replicated, example_generators, run_replicates
 
 NATS = torch.tensor([[1.0, 4.0], [3.0, 4.0], [2.0, 7.0]], dtype=torch.float64)

@@ -12,18 +12,19 @@ from vdiff.decoder import Categorical
 from vdiff.likelihood import (
     Comparison,
     Estimate,
-    Plan,
     Report,
     TruncatedNormal,
+    VarianceReduction,
     dequantized_ode,
     evaluate,
 )
 from vdiff.likelihood.diagnostics import Curve, Diagnostics
 from vdiff.likelihood.estimate import difference
 from vdiff.likelihood.integrand import Integrand
-from vdiff.likelihood.measurement import Effort, Evaluation, Measurement
 from vdiff.likelihood.replicated import Replicated
-from vdiff.likelihood.report import by_logsnr, savings_of, spans, table, trust
+from vdiff.likelihood.report import by_logsnr, relative_costs, spans, table, trust
+from vdiff.likelihood.stages import Budget, Evaluation
+from vdiff.likelihood.tally import Tally
 from vdiff.oracle import Lattice
 from vdiff.schedule import Linear
 
@@ -49,9 +50,9 @@ def flow():
 
 
 def test_the_gap_is_paired_by_image_and_has_both_errors(bound, flow):
-    report = bound.beside("ODE", flow)
-    assert not bound.others
-    other = report.others["ODE"]
+    report = bound.with_reference("ODE", flow)
+    assert not bound.references
+    other = report.references["ODE"]
     off = bound.by_image - flow.bits_per_dim
     assert bound.by_image.mean().item() == pytest.approx(bound.total.value)
     assert other.estimate.value == pytest.approx(flow.mean / math.log(2))
@@ -79,7 +80,9 @@ def test_the_gap_of_another_seed_is_within_its_monte_carlo_error():
             * 0.5
         )
         found.append(
-            report.beside("noisy", Replicated(1.0 + noise, 1, torch.ones(60))).others["noisy"].gap
+            report.with_reference("noisy", Replicated(1.0 + noise, 1, torch.ones(60)))
+            .references["noisy"]
+            .gap
         )
     spread = torch.tensor([gap.value for gap in found]).std().item()
     claimed = torch.tensor([gap.monte_carlo for gap in found]).square().mean().sqrt().item()
@@ -87,9 +90,9 @@ def test_the_gap_of_another_seed_is_within_its_monte_carlo_error():
 
 
 def test_it_is_printed_and_written_with_its_protocol(bound, flow):
-    report = bound.beside("ODE, truncated normal dequantisation", flow)
+    report = bound.with_reference("ODE, truncated normal dequantisation", flow)
     text, known = str(report), json.loads(json.dumps(report.asdict(), allow_nan=False))
-    other = known["others"]["ODE, truncated normal dequantisation"]
+    other = known["references"]["ODE, truncated normal dequantisation"]
     for word in (
         "bound minus this",
         "NFE ",
@@ -99,13 +102,13 @@ def test_it_is_printed_and_written_with_its_protocol(bound, flow):
     ):
         assert word in text
     assert other["estimate"]["value"] == pytest.approx(
-        report.others["ODE, truncated normal dequantisation"].estimate.value
+        report.references["ODE, truncated normal dequantisation"].estimate.value
     )
     assert other["protocol"]["data"] == known["protocol"]["data"]
     assert other["protocol"]["NFE"] > 10
     assert abs(other["protocol"]["half the tolerance changes the mean"]) < 1e-3
     one_probe = Replicated(torch.ones(1, 60), 1, torch.ones(60))
-    written = bound.beside("one probe", one_probe).asdict()["others"]["one probe"]
+    written = bound.with_reference("one probe", one_probe).asdict()["references"]["one probe"]
     assert written["estimate"]["monte_carlo"] is None
     assert written["gap"]["monte_carlo"] is None
 
@@ -113,13 +116,13 @@ def test_it_is_printed_and_written_with_its_protocol(bound, flow):
 def test_what_is_not_of_these_images_is_refused(bound, flow):
     with pytest.raises(
         ValueError,
-        match=r"Report.beside: argument 'found' must be of the report's images, 60; got 59",
+        match=r"Report.with_reference: argument 'estimate' must be of the report's images, 60; got 59",
     ):
-        bound.beside("ODE", Replicated(torch.ones(2, 59), 1, torch.ones(59)))
+        bound.with_reference("ODE", Replicated(torch.ones(2, 59), 1, torch.ones(59)))
     with pytest.raises(ValueError, match=r"be of the report's images, no images; got 60"):
-        replace(bound, by_image=None).beside("ODE", flow)
+        replace(bound, by_image=None).with_reference("ODE", flow)
     with pytest.raises(ValueError, match=r"be of the same shape, 1; got 2$"):
-        bound.beside("ODE", Replicated(torch.ones(2, 60), 2, torch.ones(60)))
+        bound.with_reference("ODE", Replicated(torch.ones(2, 60), 2, torch.ones(60)))
     other = dequantized_ode(
         MODEL, DATA.flip(0), dequantization=TruncatedNormal(DECODER, 7.0), schedule=SCHEDULE
     )
@@ -127,7 +130,7 @@ def test_what_is_not_of_these_images_is_refused(bound, flow):
         ValueError,
         match=r"be of the same data, .*; got .* \(continuous x of the same images has another hash",
     ):
-        bound.beside("ODE", other)
+        bound.with_reference("ODE", other)
 
 
 def test_the_freedom_of_a_difference_is_satterthwaites():
@@ -187,9 +190,9 @@ def test_a_curve_is_told_in_eight_pieces():
 
 def test_diagnostics_and_savings_as_text_and_as_data():
     seen, part = Diagnostics(123.4, 0.0456, 256, curve(8)), Estimate(0.5, math.nan, None)
-    assert trust(seen, {"nothing": 4.0, "all": 1.0}) == [
-        "evaluations for the same error, with no more than: nothing 4.00, all 1.00",
-        "256 draws, worth 123; the largest is 0.046 of their sum",
+    assert trust(seen, {"plain Monte Carlo": 4.0, "all": 1.0}) == [
+        "cost for the same error, relative to all techniques: plain Monte Carlo 4.00×, all 1.00×",
+        "effective sample size 123 of 256 draws; largest draw 4.6 % of the sum",
         "diffusion by log-SNR: " + by_logsnr(seen.curve),
     ]
     assert trust(None, {}) == []
@@ -220,25 +223,28 @@ def test_savings_have_the_noise_that_was_measured_beyond_the_pilots():
     """Variances 1 and 3 of the diffusion term of a replicate of 8 draws: 16 for one draw, 15.6
     more than the pilot's last."""
     run = Evaluation(
-        Integrand(MODEL, DATA[:2], SCHEDULE, DECODER), Plan.plain(), Effort(draws=8, replicates=3)
+        Integrand(MODEL, DATA[:2], SCHEDULE, DECODER),
+        VarianceReduction.plain(),
+        Budget(draws=8, replicates=3),
     )
-    found = Measurement.empty(2)
+    found = Tally.empty(2)
     found.terms.count += 3
     found.terms.spread[:] = 100.0
     found.terms.spread[1] = 2 * torch.tensor([1.0, 3.0])
-    assert savings_of(run, found) == {}
-    run.design = replace(
-        run.design, variance={"nothing": 10.0, "stratified times": 5.0, "control variates": 0.4}
+    assert relative_costs(run, found) == {}
+    run.fitted = replace(
+        run.fitted,
+        variance={"plain Monte Carlo": 10.0, "stratified times": 5.0, "control variates": 0.4},
     )
-    assert savings_of(run, found) == pytest.approx(
-        {"nothing": 25.6 / 16, "stratified times": 20.6 / 16, "control variates": 1.0}
+    assert relative_costs(run, found) == pytest.approx(
+        {"plain Monte Carlo": 25.6 / 16, "stratified times": 20.6 / 16, "control variates": 1.0}
     )
     found.terms.spread[1] = 0.0  # less than was expected is luck
-    assert savings_of(run, found) == pytest.approx(
-        {"nothing": 25.0, "stratified times": 12.5, "control variates": 1.0}
+    assert relative_costs(run, found) == pytest.approx(
+        {"plain Monte Carlo": 25.0, "stratified times": 12.5, "control variates": 1.0}
     )
-    run.design = replace(run.design, variance={"nothing": 0.0})
-    assert savings_of(run, found) == {}
+    run.fitted = replace(run.fitted, variance={"plain Monte Carlo": 0.0})
+    assert relative_costs(run, found) == {}
 
 
 def test_one_image_has_a_gap_without_an_error_over_images():
@@ -250,8 +256,10 @@ def test_one_image_has_a_gap_without_an_error_over_images():
         report = Report(total, total, total, total, {}, by_image=by_image)
         nats = torch.tensor([0.25, 0.5], dtype=torch.float64)[: len(bits)] * math.log(2)
         gap = (
-            report.beside("other", Replicated(nats.expand(3, -1), 1, torch.ones(len(bits))))
-            .others["other"]
+            report.with_reference(
+                "other", Replicated(nats.expand(3, -1), 1, torch.ones(len(bits)))
+            )
+            .references["other"]
             .gap
         )
         assert gap.value == pytest.approx(1.25 if len(bits) == 1 else 1.5 - 0.375)

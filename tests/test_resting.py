@@ -10,7 +10,7 @@ from vdiff import Denoiser, Objective, elbo, sample, weighted_elbo
 from vdiff.decoder import Categorical
 from vdiff.describe import describe
 from vdiff.diagnosis import diagnose
-from vdiff.likelihood import Plan, evaluate, immse
+from vdiff.likelihood import VarianceReduction, evaluate, immse
 from vdiff.objective import Weighted
 from vdiff.oracle import Gaussian, GaussianMixture, Lattice
 from vdiff.parameterization import Eps, V
@@ -146,7 +146,7 @@ def test_evaluations_along_it_agree():
     oracle, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]] * 8)
     found = [
         evaluate(oracle, data, schedule=schedule, decoder=decoder, plan=p)
-        for p in (Plan(), Plan(importance=schedule))
+        for p in (VarianceReduction(), VarianceReduction(importance=schedule))
     ]
     error = math.hypot(*(one.total.monte_carlo for one in found))
     assert abs(found[0].total.value - found[1].total.value) < 4 * error

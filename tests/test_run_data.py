@@ -18,7 +18,7 @@ from vdiff.cli import main
 from vdiff.data import dataset, splits
 from vdiff.data.cifar10 import cifar10
 from vdiff.data.digits import digits
-from vdiff.likelihood.pieces import data_hash
+from vdiff.likelihood.digest import data_hash
 from vdiff.training import Config, Run, train
 from vdiff.training.trained import Loaded
 

@@ -13,7 +13,7 @@ from points import data_of, points
 from vdiff.cli.keeper import Kept
 from vdiff.decoder import Gaussian as Decoder
 from vdiff.likelihood import evaluate, ode_likelihood
-from vdiff.likelihood.protocol import versions, warn_of_others
+from vdiff.likelihood.protocol import versions, warn_if_versions_differ
 from vdiff.oracle import Gaussian
 from vdiff.schedule import Linear
 from vdiff.training import Config, Run, train
@@ -87,5 +87,5 @@ def test_an_evaluation_that_goes_on_with_another_number_of_threads_says_so(tmp_p
 def test_what_an_older_file_does_not_say_is_passed_over(before):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        warn_of_others("the run", before)
+        warn_if_versions_differ("the run", before)
     assert said == []

@@ -13,7 +13,7 @@ from vdiff import Denoiser, elbo, hybrid_loss, weighted_elbo
 from vdiff.chain import vlb, with_decoder
 from vdiff.decoder import Categorical, DiscretizedGaussian
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.likelihood import Plan, evaluate
+from vdiff.likelihood import VarianceReduction, evaluate
 from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.parameterization import Eps
 from vdiff.resampling import LossSecondMoment
@@ -265,7 +265,11 @@ def test_a_batch_in_the_order_of_its_classes_has_the_same_loss_under_every_sched
     assert abs(every.mean() - drawn.mean()) < 4 * error
 
 
-@pytest.mark.parametrize("plan", [Plan(), FIXED, Plan.plain()], ids=["default", "fixed", "plain"])
+@pytest.mark.parametrize(
+    "plan",
+    [VarianceReduction(), FIXED, VarianceReduction.plain()],
+    ids=["default", "fixed", "plain"],
+)
 def test_an_evaluation_of_data_in_the_order_of_its_classes_is_unbiased(plan):
     """Each image has a grid of its own. Against times that are drawn one by one."""
     generator = torch.Generator().manual_seed(0)

@@ -15,12 +15,7 @@ _PARTS = "prior", "diffusion", "reconstruction"
 
 
 class Drawn(NamedTuple):
-    """The steps of a T-step chain that a bound has drawn: times i/T and T times the step's term,
-    one (batch,) each per draw.
-
-    >>> Drawn(2, (torch.tensor([0.5]),), (torch.tensor([1.5]),)).steps
-    2
-    """
+    """The drawn steps of a T-step chain: times i/T, and T times the step's term, (batch,) each."""
 
     steps: int
     times: tuple[Tensor, ...]
@@ -34,11 +29,8 @@ class Drawn(NamedTuple):
 class Bound(ValuesCopied):
     """−log p(x) ≤ prior + diffusion + reconstruction, in nats per example, each a (batch,) tensor.
 
-    `total` is their sum and `bits_per_dim` that over d ln 2, per example; means and standard
-    errors are the evaluation's business. For continuous data these are densities and may be
-    negative. A bound is a pytree of its tensors.
-
-    `copy.copy` shares the tensors, and with them the graph of the loss. `copy.deepcopy` has their
+    For continuous data these are densities and may be negative. A bound is a pytree of its
+    tensors. `copy.copy` shares the tensors and the graph of the loss. `copy.deepcopy` copies the
     values, detached: torch copies no graph.
 
     >>> zero, one = torch.zeros(1), torch.ones(1)
@@ -64,23 +56,18 @@ class Bound(ValuesCopied):
         return bits_per_dim(self.total, self.dims)
 
     def parts(self) -> dict[str, Tensor]:
-        """Prior, diffusion, reconstruction and total by name, in bits per dimension per example.
-
-        >>> zero = torch.zeros(1)
-        >>> list(Bound(zero, zero, zero, 1).parts())
-        ['prior', 'diffusion', 'reconstruction', 'total']
-        """
+        """Prior, diffusion, reconstruction and total by name, bits per dimension per example."""
         names = *_PARTS, "total"
         return {name: bits_per_dim(getattr(self, name), self.dims) for name in names}
 
     @validated
     def terms(self, *, nats: bool = False) -> dict[str, Tensor]:
-        """Every term of a chain's bound by DDPM's name, per example, in bits per dimension or in
+        """The terms of a chain's bound by DDPM's name, per example, in bits per dimension or in
         `nats`.
 
         "L_0" is the reconstruction, "L_i" the step p(z_{i−1} | z_i), i = 1 … T, and "L_{T+1}" the
         prior: a table of 1000 noise levels has L_0 … L_1000, its chain 999 steps. A step that no
-        example drew is missing; a step that an example did not draw is NaN for it. After
+        example drew is missing. A step that an example did not draw is NaN for it. After
         `elbo(..., draws=steps)` all steps are there, and they sum to the total.
 
         Raises:
@@ -89,7 +76,7 @@ class Bound(ValuesCopied):
         Ho et al., arXiv:2006.11239, eq. 5, where L_t−1 is our L_i with t = i + 1.
 
         >>> zero, one = torch.zeros(1), torch.ones(1)
-        >>> drawn = Drawn(2, (0.5 * one, one), (1.5 * one, 0.5 * one))
+        >>> drawn = Drawn(steps=2, times=(0.5 * one, one), terms=(1.5 * one, 0.5 * one))
         >>> terms = Bound(zero, one, zero, 1, drawn).terms(nats=True)
         >>> {name: term.item() for name, term in terms.items()}
         {'L_0': 0.0, 'L_1': 0.75, 'L_2': 0.25, 'L_3': 0.0}
@@ -103,8 +90,8 @@ class Bound(ValuesCopied):
         value = torch.stack(terms) / steps
         named = {"L_0": self.reconstruction}
         for i in sorted(set(index.flatten().tolist())):
-            here = index == i
-            named[f"L_{i}"] = torch.where(here, value, 0.0).sum(0) / here.sum(0)
+            is_step = index == i
+            named[f"L_{i}"] = torch.where(is_step, value, 0.0).sum(0) / is_step.sum(0)
         named[f"L_{steps + 1}"] = self.prior
         if nats:
             return named
@@ -119,8 +106,8 @@ def _flatten(bound: Bound) -> tuple[list[Any], list[int | None]]:
     return [*parts, drawn.times, drawn.terms], [bound.dims, drawn.steps]
 
 
-def _unflatten(parts: Iterable[Any], numbers: list[int | None]) -> Bound:
-    prior, diffusion, reconstruction, *drawn = parts
+def _unflatten(leaves: Iterable[Any], numbers: list[int | None]) -> Bound:
+    prior, diffusion, reconstruction, *drawn = leaves
     (dims, steps), bound = numbers, object.__new__(Bound)  # a leaf need not be a tensor
     vars(bound).update(zip(_PARTS, (prior, diffusion, reconstruction), strict=True), dims=dims)
     vars(bound)["drawn"] = None if steps is None else Drawn(steps, *drawn)

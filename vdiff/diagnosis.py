@@ -13,8 +13,8 @@ from vdiff.schedule import Schedule
 from vdiff.schedule.histogram import filled
 from vdiff.weighting import WeightFunction
 
-INSIDE = 8  # points of a bin at which the density is read
-ROUNDING = 1e-12  # a variance that is less of the squared loss is zero
+INSIDE = 8  # points of a bin at which the density is evaluated
+ROUNDING = 1e-12  # a smaller variance, relative to the squared loss, is zero
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,17 @@ class Diagnosis:
 
         Var = ¼ ∫ w² E‖e‖⁴/p dλ − (½ ∫ w E‖e‖² dλ)²,   least for p* ∝ w √E‖e‖⁴
 
-    By bin: `logsnr` at its middle, the chosen `density` p and the `best` p*, and `square`, the
-    bin's part of the first integral. In all: the `loss` (nats), the `variance` and the `least` one
-    (nats²), whose ratio is how many times as many independent draws the same error takes; and
-    `effective`, the least second moment over that of a draw, the effective sample size of one draw
-    as an importance weight. A second moment is the variance plus the squared loss, so that its
-    ratio is near 1 where the loss is large, whatever the ratio of the variances.
+    Attributes:
+        logsnr: the middle of each bin.
+        density: of the schedule, p, by bin.
+        best: p*, by bin.
+        square: the bin's part of the first integral.
+        loss: nats.
+        variance, least: of a draw under p and p*, nats². Their ratio is how many times as many
+            draws p takes for the same error.
+        effective: the second moment under p* over that under p, the effective sample size of one
+            draw. A second moment is the variance plus the squared loss: for a large loss the ratio
+            is near 1.
 
     Kingma & Gao, arXiv:2303.00848, section on importance sampling.
 
@@ -54,7 +59,7 @@ class Diagnosis:
 
     @property
     def share(self) -> Float[Tensor, " bins"]:
-        """Of the second moment, by bin; sums to one."""
+        """Each bin's share of the second moment."""
         return self.square / self.square.sum()
 
     def __str__(self) -> str:
@@ -63,22 +68,19 @@ class Diagnosis:
         for level, p, best, share in torch.stack(columns, 1).tolist():
             rows.append(f"{level:>10.2f}{p:>12.3f}{best:>12.3f}{100 * share:>15.0f} %")
         least = self.least if self.least > ROUNDING * self.loss**2 else 0.0
-        said = f"variance of a draw {self.variance:.4g}, least {least:.4g}"
+        variance = f"variance of a draw {self.variance:.4g}, least {least:.4g}"
         if least > 0:
             times = f"{self.variance / least:.3g} times"
-            said += f": {times}, and as many times the draws for the same error"
+            variance += f": {times}, and as many times the draws for the same error"
         second = self.variance + self.loss**2
-        more = f"second moment of a draw {second:.4g}, least {self.effective * second:.4g}"
-        return "\n".join([*rows, said, f"{more}: {1 / self.effective:.3g} times"])
+        moment = f"second moment of a draw {second:.4g}, least {self.effective * second:.4g}"
+        return "\n".join([*rows, variance, f"{moment}: {1 / self.effective:.3g} times"])
 
 
 def same_ends(profile: Profile, schedule: Schedule) -> None:
     """Rule: the schedule and the profile have the same ends."""
-    low, high, ends = (
-        profile.logsnr_min,
-        profile.logsnr_max,
-        (schedule.logsnr_min, schedule.logsnr_max),
-    )
+    low, high = profile.logsnr_min, profile.logsnr_max
+    ends = schedule.logsnr_min, schedule.logsnr_max
     same = all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(ends, (low, high), strict=True))
     between = f"run between the profile's ends, {low:g} and {high:g}"
     require(same, "schedule", between, f"{ends[0]:g} and {ends[1]:g}")
@@ -89,11 +91,11 @@ def same_ends(profile: Profile, schedule: Schedule) -> None:
 def diagnose(
     profile: Profile, schedule: Schedule, weighting: WeightFunction | None = None
 ) -> Diagnosis:
-    """The variance that a loss with this profile of errors has under a schedule, by log-SNR; w = 1
-    unless given.
+    """The variance of a loss under a schedule, by log-SNR, from a profile of its errors. The
+    default weighting is w = 1.
 
-    The profile may come from any schedule between the same ends: `evaluate(…, profile=profile)`
-    fills one.
+    The profile may come from any schedule with the same ends, as `evaluate(…, profile=profile)`
+    fills it.
 
     Raises:
         ValueError: if the ends of schedule and profile differ, and for a factor as weighting.

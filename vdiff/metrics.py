@@ -1,74 +1,63 @@
 """How far samples are from data."""
 
+import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._validate import Given, Number, data, finite_values, require, validated
+from vdiff._validate import FiniteData, require, validated
 
 OCTAVES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-def two_or_more(value: Tensor, argument: str, given: Given) -> Tensor:
-    """At least two examples."""
-    hint = "one has no distance to another"
-    require(len(value) > 1, argument, "hold at least two examples", len(value), hint)
-    return value
-
-
-Samples = Annotated[Tensor, data, finite_values, two_or_more]
-
-
-def same_shape(x: Tensor, y: Tensor) -> None:
-    """Rule: examples of x and y have one shape."""
+def comparable(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None) -> None:
+    """Rule: two or more examples in each of x and y, of one shape, and positive widths."""
+    for word, points in (("x", x), ("y", y)):
+        require(len(points) > 1, word, "hold at least two examples", len(points))
     same = f"hold examples of the shape of those in x, {tuple(x.shape[1:])}"
     require(x.shape[1:] == y.shape[1:], "y", same, tuple(y.shape[1:]))
+    widths = [1.0] if bandwidths is None else bandwidths
+    positive = len(widths) > 0 and all(0 < width < math.inf for width in widths)
+    require(positive, "bandwidths", "be positive", widths)
 
 
-def some_widths(bandwidths: Sequence[float] | None) -> None:
-    """Rule: there is at least one width, and each is positive."""
-    if bandwidths is not None:
-        require(len(bandwidths) > 0, "bandwidths", "hold at least one width", bandwidths)
-        for width in bandwidths:
-            Number(above=0.0)(width, "bandwidths", {})
-
-
-@validated(rules=[same_shape, some_widths])
-def mmd(x: Samples, y: Samples, bandwidths: Sequence[float] | None = None) -> Float[Tensor, ""]:
+@validated(rules=[comparable])
+def mmd(
+    x: FiniteData, y: FiniteData, bandwidths: Sequence[float] | None = None
+) -> Float[Tensor, ""]:
     """The squared maximum mean discrepancy of samples `x` from a reference set `y`, without bias,
     in float64.
 
         MMD² = mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) − 2 mean_{i,j} k(x_i, y_j),
         k(x, y) = mean_h exp(−‖x − y‖²/2h²)
 
-    Its expectation is 0 where both have one distribution and positive where not, whatever n and m;
-    an estimate may be negative. `x` may be differentiated through.
+    Its expectation is 0 for equal distributions and positive for others, whatever n and m. An
+    estimate may be negative. Gradients flow to `x`.
 
     Args:
         x: samples (n, *dims).
         y: the reference (m, *dims), for instance held-out data.
         bandwidths: the widths h of the Gaussians; by default ¼, ½, 1, 2 and 4 times the median
-            distance within `y`, so that values compare between models under one `y` only.
+            distance within `y`. Values for another `y` are then not comparable.
 
     Raises:
-        TypeError: if an argument is not a floating tensor.
+        TypeError: if x or y is not a floating tensor.
         ValueError: for examples of two shapes, fewer than two of them, values that are not finite,
             bandwidths that are not positive, or a reference with a median distance of 0.
 
     Gretton et al., A kernel two-sample test, JMLR 13 (2012), lemma 6.
 
-    >>> mmd(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]]), bandwidths=[1.0])
+    >>> points = torch.tensor([[0.0], [1.0]])
+    >>> mmd(points, points, bandwidths=[1.0])
     tensor(-0.3935, dtype=torch.float64)
     """
     x, y = x.flatten(1).double(), y.flatten(1).double()
     if bandwidths is None:
         median = torch.pdist(y).median().item()
-        half = "half of its pairs equal"
-        above = "have a median distance above 0"
-        require(median > 0, "y", above, half, "give bandwidths=[…]")
+        hint = "give bandwidths=[…]"
+        require(median > 0, "y", "have a median distance above 0", median, hint)
         bandwidths = [octave * median for octave in OCTAVES]
     rates = [0.5 / width**2 for width in bandwidths]
 

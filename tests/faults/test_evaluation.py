@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from vdiff import Denoiser
 from vdiff.decoder import Categorical, Gaussian
-from vdiff.likelihood import GaussianError, Independent, Plan, Report, compare, evaluate
+from vdiff.likelihood import (
+    GaussianError,
+    Independent,
+    Report,
+    VarianceReduction,
+    compare,
+    evaluate,
+)
 from vdiff.parameterization import X
 from vdiff.schedule import Linear
 
@@ -131,7 +138,12 @@ def test_fault_28_nan_from_the_network_names_the_image_and_the_level(pilot: int)
         match=r"evaluate: argument 'model' must give a finite bound; got NaN or infinity on image 17 at λ = [56]\.\d+ \(",
     ):
         evaluate(
-            broken, data, schedule=SCHEDULE, decoder=DECODER, draws=32, plan=Plan(pilot=pilot)
+            broken,
+            data,
+            schedule=SCHEDULE,
+            decoder=DECODER,
+            draws=32,
+            plan=VarianceReduction(pilot=pilot),
         )
     with pytest.raises(
         ValueError,
@@ -176,7 +188,7 @@ def test_fault_45_what_an_evaluation_cannot_be() -> None:
     with assert_refused(ValueError, "evaluate", "budget", "come with tolerance"):
         report(budget=100)
     with assert_refused(ValueError, "evaluate", "draws", "be even with antithetic noise", "got 7"):
-        report(draws=7, plan=Plan(antithetic=True))
+        report(draws=7, plan=VarianceReduction(antithetic=True))
     with assert_refused(ValueError, "compare", "other", "be another model"):
         one = model()
         compare(one, one, images(), schedule=SCHEDULE, decoder=DECODER)
@@ -188,15 +200,15 @@ def test_fault_45_what_an_evaluation_cannot_be() -> None:
         ),
         ({"importance": 0.5}, ("importance", "be a bool or Schedule")),
     ):
-        with assert_refused(TypeError, "Plan", *words):
-            Plan(**options)  # type: ignore[arg-type]
+        with assert_refused(TypeError, "VarianceReduction", *words):
+            VarianceReduction(**options)  # type: ignore[arg-type]
 
 
 def test_fault_45_a_tolerance_beyond_the_budget_names_the_budget_that_would_do() -> None:
     setting: dict[str, Any] = {
         "tolerance": 1.0,
         "draws": 16,
-        "plan": Plan(controls=(), antithetic=False),
+        "plan": VarianceReduction(controls=(), antithetic=False),
     }
     with pytest.raises(
         ValueError,

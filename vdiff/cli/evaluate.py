@@ -273,7 +273,7 @@ def with_ode(
             try:
                 part, solve = name.split()[0], partial(dequantized_ode, progress=progress)
                 found = kept.through(part, solve, objective.model, images, **given)
-                report = report.beside(label, found)
+                report = report.with_reference(label, found)
             except (RuntimeError, ValueError) as why:  # of a solver, another process, memory
                 failed[label] = str(why)
     return report, failed

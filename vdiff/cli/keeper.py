@@ -12,8 +12,8 @@ from torch import Tensor
 from vdiff.disk import atomic_write, no_room
 from vdiff.extras import extra
 from vdiff.likelihood import Share
-from vdiff.likelihood.pieces import OtherState
-from vdiff.likelihood.protocol import versions, warn_of_others
+from vdiff.likelihood.chunks import StateMismatch
+from vdiff.likelihood.protocol import versions, warn_if_versions_differ
 
 PAUSE = 60.0  # seconds between checkpoints
 Result = TypeVar("Result")
@@ -75,7 +75,7 @@ class Keeper:
             state = kept.state()
             try:
                 result = estimate(*given, resume=state, checkpoint=kept, **settings)
-            except OtherState:
+            except StateMismatch:
                 kept.set_aside("is of another evaluation")
                 result = estimate(*given, resume=None, checkpoint=kept, **settings)
         except ValueError:  # it cannot be evaluated like this
@@ -142,7 +142,7 @@ class Kept:
         except ValueError:
             self.set_aside("is damaged")
             return None
-        warn_of_others("the evaluation", found.facts)
+        warn_if_versions_differ("the evaluation", found.facts)
         return found.tensors
 
     def set_aside(self, why: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vdiff._validate import require
 from vdiff.errors import InvalidValue
-from vdiff.likelihood.measurement import TOLERANCES
+from vdiff.likelihood.stages import TOLERANCES
 
 PLACES = ("run", "against", "data", "out", "figure", "pages", "model", "grid")
 # more is a slip of the keyboard

@@ -1,6 +1,7 @@
 """Likelihood evaluation: bounds and exact values with error bars, and the suite that verifies
 them."""
 
+from vdiff.likelihood.chunks import Share
 from vdiff.likelihood.conditions import Shared
 from vdiff.likelihood.control import GaussianError, NoiseNorm
 from vdiff.likelihood.density import Independent, Sobol, Stratified
@@ -15,15 +16,13 @@ from vdiff.likelihood.evaluation import compare, evaluate
 from vdiff.likelihood.immse import immse
 from vdiff.likelihood.importance import ImportanceBound, path_importance
 from vdiff.likelihood.ode import OdeLikelihood, log_prob, ode_likelihood
-from vdiff.likelihood.pieces import Share
-from vdiff.likelihood.plan import Plan
 from vdiff.likelihood.replicated import Replicated
-from vdiff.likelihood.report import Beside, Comparison, Report
+from vdiff.likelihood.report import Comparison, Reference, Report
 from vdiff.likelihood.trace import Exact, Hutchinson
+from vdiff.likelihood.variance_reduction import VarianceReduction
 from vdiff.likelihood.verify import verify_estimators
 
 __all__ = [
-    "Beside",
     "Comparison",
     "DequantizedLikelihood",
     "Estimate",
@@ -34,7 +33,7 @@ __all__ = [
     "Independent",
     "NoiseNorm",
     "OdeLikelihood",
-    "Plan",
+    "Reference",
     "Replicated",
     "Report",
     "Share",
@@ -43,6 +42,7 @@ __all__ = [
     "Stratified",
     "TruncatedNormal",
     "Uniform",
+    "VarianceReduction",
     "compare",
     "dequantized_ode",
     "evaluate",

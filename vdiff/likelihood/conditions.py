@@ -1,5 +1,6 @@
-"""Conditions, by which a model is given more than z and λ: one for each image, or one for all."""
+"""Conditions, which a model gets beside z and λ: one for each image, or one for all images."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,108 +10,115 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from vdiff.errors import InvalidType, InvalidValue
+from vdiff.likelihood.digest import data_hash, digest
+
+FEW = 8  # the longest list that a protocol shows as it is
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A condition that all images share, whatever its size: the model is given `value` as it is.
+    """A condition that all images share: the model gets `value` as it is.
 
     A tensor, an array or a list whose first size is the number of images counts as one row for
     each image. Wrap it where that is not meant: `condition={"context": Shared(context)}`.
 
-    >>> of_rows({"context": Shared(["a", "b"]), "label": [5, 6]}, torch.tensor([1]), 2)
+    >>> select_rows({"context": Shared(["a", "b"]), "label": [5, 6]}, torch.tensor([1]), 2)
     {'context': ['a', 'b'], 'label': [6]}
     """
 
     value: Any
 
 
-def of_rows(condition: Mapping[str, Any], rows: Tensor, images: int) -> dict[str, Any]:
-    """The conditions of the images `rows`. What has no row for each image is passed on as it is.
+def select_rows(condition: Mapping[str, Any], rows: Tensor, images: int) -> dict[str, Any]:
+    """The conditions of the images `rows`. Values without a row for each image stay as they are.
 
     Tensors, arrays and sequences have a row for each image where their first size is the number of
     images. An object with `__array__` counts as an array. Mappings, and sequences of another size,
     are searched for such parts.
 
-    >>> of_rows({"label": torch.tensor([5, 6, 7]), "scale": 2.0}, torch.tensor([2, 0]), 3)
+    >>> select_rows({"label": torch.tensor([5, 6, 7]), "scale": 2.0}, torch.tensor([2, 0]), 3)
     {'label': tensor([7, 5]), 'scale': 2.0}
-    >>> of_rows({"added": {"text": ["a", "b", "c"]}}, torch.tensor([2, 2]), 3)
+    >>> select_rows({"added": {"text": ["a", "b", "c"]}}, torch.tensor([2, 2]), 3)
     {'added': {'text': ['c', 'c']}}
     """
 
-    def taken(part: Any) -> Any:
+    def select(part: Any) -> Any:
         if isinstance(part, Shared):
             return part.value
-        return _taken(part, rows) if _has_rows(part, images) else part
+        return _index(part, rows) if _has_rows(part, images) else part
 
-    found: dict[str, Any] = _each(taken, dict(condition), images)
-    return found
+    selected: dict[str, Any] = _map_parts(select, dict(condition), images)
+    return selected
 
 
-def of_kept(condition: Mapping[str, Any], kept: Tensor, images: int) -> dict[str, Any]:
-    """The conditions where only the images `kept` remain. What all of them shared stays shared.
+def condition_digest(condition: Mapping[str, object]) -> dict[str, object]:
+    """Conditions as plain data. Tensors, arrays and long lists become a hash.
 
-    >>> of_kept({"label": [5, 6, 7], "context": ["a", "b"]}, torch.tensor([2, 0]), 3)
-    {'label': [7, 5], 'context': Shared(value=['a', 'b'])}
+    >>> condition_digest({"scale": 2.0, "text": "a word"})
+    {'scale': 2.0, 'text': 'a word'}
     """
+    return {str(word): _value_digest(value) for word, value in condition.items()}
 
-    def taken(part: Any) -> Any:
-        if isinstance(part, Shared):
-            return part
-        if _has_rows(part, images):
-            return _taken(part, kept)
-        if isinstance(part, Sequence) and _holds_rows(part, images):
-            return _each(taken, part, images)
-        return Shared(part) if _has_rows(part, len(kept)) else part
 
-    found: dict[str, Any] = _each(taken, dict(condition), images, len(kept))
-    return found
+def _value_digest(value: object) -> object:
+    if isinstance(value, Tensor):
+        return data_hash(value)
+    if isinstance(value, Mapping):
+        return condition_digest(value)
+    if isinstance(value, Shared):
+        return {"shared": _value_digest(value.value)}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        entries = [_value_digest(entry) for entry in value]
+        return entries if len(entries) <= FEW else digest(f"{entries}".encode())
+    if hasattr(value, "__array__") and np.ndim(value):
+        array = np.asarray(value)
+        return digest(f"{array.dtype} {array.tolist()}".encode())
+    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
 
 
 def conditions_by_row(x: Tensor, condition: Mapping[str, Any] | None) -> None:
-    """A rule: it is clear which image each part of a condition belongs to.
+    """Rule: it is clear which image each part of a condition belongs to.
 
     >>> conditions_by_row(torch.zeros(2, 1), {"label": {5, 6}})
     Traceback (most recent call last):
         ...
     vdiff.errors.InvalidType: argument 'label' must be a tensor, an array or a list of 2 rows, ...
     """
-    images = len(x)
     for word, given in (condition or {}).items():
-        parts: list[Any] = []
-        _each(parts.append, given, images)
-        shared = f"Shared({word}) where all images share it"
-        for part in parts:
-            known, kind = _has_rows(part, images), type(part).__name__
-            if isinstance(part, Iterator) or (not known and _length(part) == images):
-                what = f"be a tensor, an array or a list of {images} rows, one for each image"
-                raise InvalidType(word, what, kind, shared)
-            if images > 1 and not known and (field := _field_of_rows(part, images)):
-                what = "be tensors, arrays, lists or mappings of them, which are cut into rows"
-                came = f"a {kind} whose {field!r} has {images} rows"
-                raise InvalidType(word, what, came, f"vars({word}); {shared}")
-            if images > 1 and known and isinstance(part, Sequence) and _holds_rows(part, images):
-                what = "have either one entry or one row for each image"
-                came = f"a {kind} of {images} entries that have {images} rows themselves"
-                hint = f"torch.stack({word}) where each entry belongs to an image; {shared}"
-                raise InvalidValue(word, what, came, hint)
+        _map_parts(functools.partial(_check_part, word, len(x)), given, len(x))
+
+
+def _check_part(word: str, images: int, part: Any) -> None:
+    by_row, kind = _has_rows(part, images), type(part).__name__
+    shared = f"Shared({word}) where all images share it"
+    field = _field_of_rows(part, images) if images > 1 and not by_row else None
+    if isinstance(part, Iterator) or field or (not by_row and _length(part) == images):
+        what = f"be a tensor, an array or a list of {images} rows, one for each image"
+        came = f"a {kind} whose {field!r} has {images} rows" if field else kind
+        raise InvalidType(word, what, came, f"vars({word}); {shared}" if field else shared)
+    if images > 1 and by_row and isinstance(part, Sequence) and _holds_rows(part, images):
+        came = f"a {kind} of {images} entries that have {images} rows themselves"
+        hint = f"torch.stack({word}) where each entry belongs to an image; {shared}"
+        raise InvalidValue(word, "have one entry or one row for each image", came, hint)
 
 
 def conditions_by_image(data: Tensor, condition: Mapping[str, Any] | None) -> None:
-    """A rule: `conditions_by_row` of `data`."""
+    """Rule: `conditions_by_row` of `data`."""
     conditions_by_row(data, condition)
 
 
-def _each(function: Callable[[Any], Any], value: Any, *sizes: int) -> Any:
-    """Apply `function` to each part that has as many rows as one of `sizes`, and to each leaf."""
+def _map_parts(function: Callable[[Any], Any], value: Any, images: int) -> Any:
+    """Apply `function` to each part that has a row for each image, and to each leaf."""
 
-    def whole(part: Any) -> bool:
-        return isinstance(part, Shared) or any(_has_rows(part, size) for size in sizes)
+    def is_part(part: Any) -> bool:
+        return isinstance(part, Shared) or _has_rows(part, images)
 
-    def inner(part: Any) -> Any:  # a mapping that torch does not know
-        return _each(function, dict(part), *sizes) if isinstance(part, Mapping) else function(part)
+    def apply(part: Any) -> Any:  # torch's tree_map takes an unknown kind of mapping for a leaf
+        if isinstance(part, Mapping):
+            return _map_parts(function, dict(part), images)
+        return function(part)
 
-    return tree_map(inner, value, is_leaf=whole)
+    return tree_map(apply, value, is_leaf=is_part)
 
 
 def _has_rows(part: Any, images: int) -> bool:
@@ -127,7 +135,7 @@ def _holds_rows(part: Any, images: int) -> bool:
     return any(_has_rows(leaf, images) for leaf in leaves)
 
 
-def _taken(part: Any, rows: Tensor) -> Any:
+def _index(part: Any, rows: Tensor) -> Any:
     if isinstance(part, Tensor):
         return part[rows.to(part.device)]
     if hasattr(part, "__array__"):
@@ -141,7 +149,7 @@ def _field_of_rows(part: Any, images: int) -> str | None:
     if callable(part) or isinstance(part, Tensor | Shared):
         return None
     fields = getattr(part, "__dict__", {})
-    return next((word for word, one in fields.items() if _has_rows(one, images)), None)
+    return next((name for name, value in fields.items() if _has_rows(value, images)), None)
 
 
 def _length(part: Any) -> int | None:
@@ -154,4 +162,4 @@ def _length(part: Any) -> int | None:
         return None
 
 
-__all__ = ["Shared", "of_kept", "of_rows"]
+__all__ = ["Shared", "condition_digest", "select_rows"]

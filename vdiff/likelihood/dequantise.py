@@ -22,12 +22,12 @@ from vdiff._validate import Batch, Count, Instance, Number, Positive, require, v
 from vdiff.decoder import Levels, log_normal_interval
 from vdiff.flow import Method, Unit
 from vdiff.gaussian import sum_dims, to_float64
+from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image
 from vdiff.likelihood.flow_solver import FlowSolver
 from vdiff.likelihood.importance import ImportanceBound
 from vdiff.likelihood.integrand import known_levels
 from vdiff.likelihood.ode import OF_THE_FLOW, costs, unclipped, warn_of_tolerance
-from vdiff.likelihood.pieces import Progress, Run, Share, State
 from vdiff.likelihood.replicated import (
     OfExamples,
     Replicates,

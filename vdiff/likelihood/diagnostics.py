@@ -10,8 +10,9 @@ from torch import Tensor
 from vdiff.decoder import Levels, signed
 from vdiff.gaussian import to_float64
 from vdiff.likelihood.integrand import Integrand
-from vdiff.likelihood.measurement import BINS, Evaluation, Measurement
-from vdiff.likelihood.pilot import bins_of
+from vdiff.likelihood.pilot import bin_index
+from vdiff.likelihood.stages import Evaluation
+from vdiff.likelihood.tally import BINS, Tally
 from vdiff.parameterization import DIGITS
 
 FEW_EFFECTIVE, LARGE_WEIGHT = 20.0, 0.1
@@ -58,7 +59,7 @@ class Diagnostics:
     curve: Curve
 
 
-def examine(run: Evaluation, found: Measurement) -> Diagnostics:
+def examine(run: Evaluation, found: Tally) -> Diagnostics:
     """The diagnostics of a finished run."""
     total, square = (found.weights[:, i].sum() for i in range(2))
     largest = found.weights[:, 2].max() / total.clamp(min=torch.finfo(torch.float64).tiny)
@@ -79,7 +80,7 @@ def examine(run: Evaluation, found: Measurement) -> Diagnostics:
     return Diagnostics(effective, largest.item(), int(draws), curve)
 
 
-def warnings_of(run: Evaluation, found: Measurement, trust: Diagnostics) -> list[str]:
+def warnings_of(run: Evaluation, found: Tally, trust: Diagnostics) -> list[str]:
     """Reasons not to trust the number, each a sentence."""
     reasons = [*_of_data(run.integrand), *_of_rounding(run.integrand), *_of_size(run, found)]
     if trust.effective < min(FEW_EFFECTIVE, 0.1 * trust.draws):
@@ -105,11 +106,11 @@ def warnings_of(run: Evaluation, found: Measurement, trust: Diagnostics) -> list
 def _of_reach(run: Evaluation, draws: int) -> list[str]:
     """Parts of the range that matter by the pilot and that the density hardly visits. The bound
     would come out too good."""
-    if run.design.left.sum() == 0 or not run.design.evaluations:
+    if run.fitted.left.sum() == 0 or not run.fitted.evaluations:
         return []
-    shares = run.design.best(run.draws) / len(run.design.left)
+    shares = run.fitted.best(run.draws) / len(run.fitted.left)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    bins = bins_of(run.design.density.place(u)[0], len(shares))
+    bins = bin_index(run.fitted.density.place(u)[0], len(shares))
     reached = to_float64(torch.bincount(bins, minlength=len(shares))) / len(u)
     thin = (reached < THIN_VISITS * shares) & (reached * draws < FEW_VISITS)
     missed = thin & (shares > VISIBLE_SHARE)
@@ -145,7 +146,7 @@ def _of_data(integrand: Integrand) -> list[str]:
     return []
 
 
-def _of_size(run: Evaluation, found: Measurement) -> list[str]:
+def _of_size(run: Evaluation, found: Tally) -> list[str]:
     """A bound above that of uniform noise."""
     decoder, total = run.integrand.decoder, found.terms.mean[3].mean().item() * run.scale
     one = len(run.integrand.models) == 1

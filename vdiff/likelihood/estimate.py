@@ -1,4 +1,4 @@
-"""A mean over images with its two errors, and the intervals they make."""
+"""A mean over images with its two standard errors and confidence intervals."""
 
 import math
 from dataclasses import dataclass
@@ -16,12 +16,15 @@ MANY = 200.0  # degrees of freedom from which Student's t is a normal with a sma
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images in bits/dim, with its two errors.
+    """A mean over images in bits/dim, with two standard errors. Never add them: the spread over
+    images contains the Monte Carlo part.
 
-    `monte_carlo` is the standard error on the given images (what more draws would lessen);
-    `images` that over images (what another test set would give), None for a single one. The spread
-    over images already contains the Monte Carlo part: never add them. `freedom` is the number of
-    degrees of freedom behind `monte_carlo`, None where it is exact; `count` the number of images.
+    Attributes:
+        value: the mean.
+        monte_carlo: the standard error on the given images. More draws lower it.
+        images: the standard error over images, which other test sets would show; None for one.
+        freedom: degrees of freedom of `monte_carlo`; None where it is exact.
+        count: the number of images.
 
     >>> print(Estimate(1.7966, 0.0012, 0.0131))
     1.7966 ± 0.0012 (Monte Carlo) ± 0.0131 (images)
@@ -37,8 +40,7 @@ class Estimate:
     def interval(
         self, confidence: Confidence = 0.95, *, over_images: bool = False
     ) -> tuple[float, float]:
-        """A confidence interval by Student's t: for the mean of the given images, or of the
-        population they come from.
+        """A confidence interval by Student's t, for the mean of the given images or of all images.
 
         >>> low, high = Estimate(1.0, 0.1, 0.2, freedom=3, count=50).interval()
         >>> round(low, 4), round(high, 4)
@@ -46,8 +48,8 @@ class Estimate:
         """
         error, freedom = self.monte_carlo, self.freedom
         if over_images:
-            one, hint = "be False for a single image", "it says nothing of others"
-            require(self.images is not None, "over_images", one, True, hint)
+            what, hint = "be False for a single image", "it says nothing of others"
+            require(self.images is not None, "over_images", what, True, hint)
             assert self.images is not None
             error, freedom = self.images, None if self.count is None else self.count - 1
         half = error * student_t(confidence, math.inf if freedom is None else freedom)
@@ -58,23 +60,22 @@ class Estimate:
         return f"{self.value:.4f} ± {self.monte_carlo:.4f} (Monte Carlo){images}"
 
 
-def difference(one: Estimate, other: Estimate, value: float, images: float | None) -> Estimate:
-    """The difference of two estimates whose draws are independent and whose images are the same;
-    its error over images is given.
+def difference(first: Estimate, second: Estimate, value: float, images: float | None) -> Estimate:
+    """The difference of two estimates with independent draws on the same images. Its value and its
+    error over images are given.
 
     >>> print(difference(Estimate(1.0, 0.03, 0.2), Estimate(0.5, 0.04, 0.2), 0.5, 0.01))
     0.5000 ± 0.0500 (Monte Carlo) ± 0.0100 (images)
     """
-    variances = [one.monte_carlo**2, other.monte_carlo**2]
-    known = [(v, e.freedom) for v, e in zip(variances, (one, other), strict=True) if e.freedom]
-    behind = sum(v**2 / freedom for v, freedom in known)
-    freedom = sum(variances) ** 2 / behind if behind > 0 else None  # Satterthwaite's
-    return Estimate(value, math.sqrt(sum(variances)), images, freedom, one.count)
+    variance = first.monte_carlo**2 + second.monte_carlo**2
+    estimated = [e for e in (first, second) if e.freedom]
+    fourth = sum((e.monte_carlo**2) ** 2 / e.freedom for e in estimated if e.freedom)
+    freedom = variance**2 / fourth if fourth > 0 else None  # Satterthwaite 1946
+    return Estimate(value, math.sqrt(variance), images, freedom, first.count)
 
 
 def student_t(confidence: float, freedom: float) -> float:
-    """The number of standard errors that hold a share `confidence` of Student's t, both sides
-    together.
+    """The two-sided quantile of Student's t: |T| is smaller with probability `confidence`.
 
     With T = √ν tan θ the density of θ is ∝ cos^{ν−1} θ, which is summed on a grid.
 
@@ -86,25 +87,23 @@ def student_t(confidence: float, freedom: float) -> float:
         return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     theta = torch.linspace(0, math.pi / 2, 200_001, dtype=torch.float64)
     mass = torch.cumulative_trapezoid(theta.cos().clamp(min=0) ** (freedom - 1), theta)
-    # theta[place + 1] is the first beyond it
-    place = int(torch.searchsorted(mass, confidence * mass[-1]))
-    low, high = (mass[place - 1], mass[place]) if place else (0 * mass[0], mass[0])
-    at = torch.lerp(theta[place], theta[place + 1], (confidence * mass[-1] - low) / (high - low))
+    i = int(torch.searchsorted(mass, confidence * mass[-1]))  # θ lies between grid points i, i + 1
+    low, high = (mass[i - 1], mass[i]) if i else (0 * mass[0], mass[0])
+    at = torch.lerp(theta[i], theta[i + 1], (confidence * mass[-1] - low) / (high - low))
     return math.sqrt(freedom) * math.tan(at.item())
 
 
-class Tally:
-    """The running mean and spread of each image's replicates: (parts, images) in float64, by
-    Welford's update.
+class RunningMoments:
+    """The running mean and sum of squared deviations of each image's replicates: (parts, images)
+    in float64, by Welford's update.
 
-    A row of parts is a part of the bound, the last their total. Images are independent of each
-    other given the pilot, whatever joins the draws of one, so that everything here is clustered by
-    image.
+    A row is a part of the bound; the last row is their total. The draws of one image may depend on
+    each other, but images are independent given the pilot: every error is clustered by image.
 
-    >>> tally = Tally.empty(1, 2)
+    >>> moments = RunningMoments.empty(1, 2)
     >>> for replicate in (1.0, 3.0):
-    ...     tally.add(torch.tensor([0, 1]), torch.tensor([[replicate, replicate]]))
-    >>> tally.estimates(scale=1.0)
+    ...     moments.add(torch.tensor([0, 1]), torch.tensor([[replicate, replicate]]))
+    >>> moments.estimates(scale=1.0)
     [Estimate(value=2.0, monte_carlo=0.7071067811865476, images=0.0, freedom=2.0, count=2)]
     """
 
@@ -112,16 +111,12 @@ class Tally:
         self.count, self.mean, self.spread = count, mean, spread
 
     @classmethod
-    def empty(cls, parts: int, images: int) -> "Tally":
-        """Nothing seen yet."""
+    def empty(cls, parts: int, images: int) -> "RunningMoments":
+        """Of no replicate."""
         return cls(*(torch.zeros(rows, images, dtype=torch.float64) for rows in (1, parts, parts)))
 
     def state(self) -> dict[str, Tensor]:
-        """As tensors by name.
-
-        >>> list(Tally.empty(1, 2).state())
-        ['count', 'mean', 'spread']
-        """
+        """As tensors by name."""
         return {"count": self.count, "mean": self.mean, "spread": self.spread}
 
     def add(self, rows: Tensor, values: Float[Tensor, "parts rows"]) -> None:
@@ -133,23 +128,23 @@ class Tally:
 
     @property
     def replicates(self) -> int:
-        """How many every image has."""
+        """The number that every image has."""
         return int(self.count.min())
 
     def variances(self) -> Float[Tensor, "parts images"]:
-        """Of one replicate of each image, estimated without bias."""
+        """The unbiased variance of one replicate of each image."""
         return self.spread / (self.count - 1)
 
-    def estimates(self, scale: float, first: "Tally | None" = None) -> list[Estimate]:
+    def estimates(self, scale: float, first: "RunningMoments | None" = None) -> list[Estimate]:
         """Each part's mean over images, multiplied by `scale`, with its errors.
 
-        `first` is the tally of the first stage where it decided how many replicates there are: the
-        Monte Carlo error is then its, as in Stein's two-stage procedure, whose interval is exact
-        for normal replicates (Stein 1945).
+        `first` are the moments of the first stage, where it decided on the number of replicates.
+        The Monte Carlo error then comes from it alone, as in Stein's two-stage procedure (1945),
+        whose interval is exact for normal replicates.
         """
         images = self.mean.shape[1]
-        known = first or self
-        error, freedom = mean_error(known.variances(), self.replicates, known.replicates)
+        stage = first or self
+        error, freedom = mean_error(stage.variances(), self.replicates, stage.replicates)
         spread = self.mean.std(1) / math.sqrt(images) if images > 1 else None
         return [
             Estimate(
@@ -166,10 +161,10 @@ class Tally:
 def mean_error(
     variances: Float[Tensor, "*parts images"], replicates: int | Tensor, behind: int
 ) -> tuple[Tensor, Tensor]:
-    """The standard error of a mean over images of `replicates` each, and its degrees of freedom
+    """The standard error of a mean over images with `replicates` each, and its degrees of freedom
     (Satterthwaite 1946).
 
-    `variances` are those of one replicate of each image, from `behind` replicates.
+    `variances` are those of one replicate of each image, estimated from `behind` replicates.
 
     >>> mean_error(torch.tensor([2.0, 2.0]), replicates=4, behind=3)
     (tensor(0.5000), tensor(4.))
@@ -182,8 +177,8 @@ def mean_error(
 
 
 def replicates_for(tolerance: float, variances: Float[Tensor, "*parts images"]) -> Tensor:
-    """How many replicates of each image bring the standard error of the mean down to `tolerance`,
-    in the same unit.
+    """How many replicates of each image lower the standard error of the mean to `tolerance`, in
+    the same unit.
 
     >>> replicates_for(0.25, torch.tensor([2.0, 2.0]))
     tensor(16.)
@@ -192,4 +187,4 @@ def replicates_for(tolerance: float, variances: Float[Tensor, "*parts images"]) 
     return (variances.sum(-1) / (images * tolerance) ** 2).ceil()
 
 
-__all__ = ["Estimate", "Tally", "difference", "mean_error", "replicates_for", "student_t"]
+__all__ = ["Estimate", "RunningMoments", "difference", "mean_error", "replicates_for", "student_t"]

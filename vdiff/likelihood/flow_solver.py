@@ -13,9 +13,10 @@ from vdiff._arguments import Model
 from vdiff._validate import require, unchecked
 from vdiff.flow import solve
 from vdiff.gaussian import alpha, as_float64, at_least_float32, sigma, sum_dims, to_float64
-from vdiff.likelihood.conditions import of_rows
+from vdiff.likelihood.chunks import State
+from vdiff.likelihood.conditions import select_rows
+from vdiff.likelihood.digest import distribution_digest
 from vdiff.likelihood.gradient import EXAMPLES, check_gradient
-from vdiff.likelihood.pieces import State, law_of
 from vdiff.likelihood.replicated import example_generators
 from vdiff.likelihood.trace import Trace
 from vdiff.loss import clone_if_inference
@@ -51,7 +52,9 @@ class FlowSolver:
         """The settings on which the density and its error depend."""
         return {
             "logsnr": [self.schedule.logsnr_min, self.schedule.logsnr_max],
-            "prior": "N(0, I)" if self.prior is None else f"{law_of(self.prior)} at λ_min",
+            "prior": "N(0, I)"
+            if self.prior is None
+            else f"{distribution_digest(self.prior)} at λ_min",
             "trace": repr(self.trace),
             "tolerance": self.tolerance,
             "method": self.method,
@@ -80,7 +83,7 @@ class FlowSolver:
     def _check_gradient(self, x: Tensor, rows: Tensor) -> int:
         """Raise if part of the model is hidden from autograd. Returns the evaluations it took."""
         copies = math.ceil(EXAMPLES / len(x))
-        condition = of_rows(self.condition, rows.repeat(copies), self.rows)
+        condition = select_rows(self.condition, rows.repeat(copies), self.rows)
         x = x.repeat(copies, *(1 for _ in x.shape[1:])).detach().to(at_least_float32(x.dtype))
         # at every λ, because parts of a network may act between some λ alone
         high, low = (as_float64(end, x.device).detach() for end in self.schedule.ends())
@@ -94,7 +97,7 @@ class _Path:
 
     def __init__(self, flow: FlowSolver, x: Tensor, rows: Tensor, directions: Tensor) -> None:
         self.flow, self.trace, self.rows, self.directions = flow, flow.trace, rows, directions
-        self.condition = of_rows(flow.condition, rows, flow.rows)
+        self.condition = select_rows(flow.condition, rows, flow.rows)
         self.dtype, self.x = at_least_float32(x.dtype), to_float64(x)
         self.clean, self.noisy = (
             as_float64(end, x.device).detach() for end in flow.schedule.ends()

@@ -27,10 +27,11 @@ from torch import Tensor
 from vdiff._arguments import Condition, Model, finite_end
 from vdiff._validate import Count, FiniteData, unchecked, validated
 from vdiff.gaussian import to_float64
-from vdiff.likelihood.conditions import conditions_by_row, of_rows
+from vdiff.likelihood.chunks import Progress, Run, Share, State
+from vdiff.likelihood.conditions import conditions_by_row, select_rows
 from vdiff.likelihood.density import Stratified
+from vdiff.likelihood.digest import distribution_digest
 from vdiff.likelihood.integrand import Finite, known_levels
-from vdiff.likelihood.pieces import Progress, Run, Share, State, law_of
 from vdiff.likelihood.replicated import (
     GaussianOfExamples,
     Replicated,
@@ -133,7 +134,7 @@ def immse(
     difference = _Difference(model, x, schedule, gaussian, discrete, draws, condition or {}, seed)
     settings = {
         "logsnr": [schedule.logsnr_min, schedule.logsnr_max], "schedule": repr(schedule),
-        "gaussian": law_of(gaussian), "discrete": discrete, "draws": draws,
+        "gaussian": distribution_digest(gaussian), "discrete": discrete, "draws": draws,
         "replicates": replicates,
     }  # fmt: skip
     times = draws + 2
@@ -191,7 +192,7 @@ class _Difference:
         """½ (‖ε − ε̂‖² − ‖ε − ε̂_G‖²) · rate at (example, time) pairs: (examples, times)."""
         loss = unchecked(weighted_elbo)
         options: dict[str, Any] = {"schedule": self.schedule, "t": t}
-        condition = of_rows(self.condition, rows, len(self.x))
+        condition = select_rows(self.condition, rows, len(self.x))
         ours = loss(
             Finite(self.model, rows), self.x[rows], eps=noise, condition=condition, **options
         )

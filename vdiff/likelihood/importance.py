@@ -19,9 +19,9 @@ from vdiff._validate import Batch, Count, Steps, require, unchecked, validated
 from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import Step, alpha
-from vdiff.likelihood.conditions import conditions_by_image, of_rows
+from vdiff.likelihood.chunks import Progress, Run, Share, State
+from vdiff.likelihood.conditions import conditions_by_image, select_rows
 from vdiff.likelihood.integrand import Finite, known_range
-from vdiff.likelihood.pieces import Progress, Run, Share, State
 from vdiff.likelihood.replicated import (
     Replicated,
     Replicates,
@@ -161,7 +161,7 @@ def path_importance(
                 generator=example_generators(
                     seed, replicate, rows, data.device, f"paths {first} … of "
                 ),
-                condition=of_rows(condition or {}, numbers, len(data)),
+                condition=select_rows(condition or {}, numbers, len(data)),
             )
             log_weights.append(-path.log_ratio.view(len(rows), paths))
         return {"log_weight": torch.cat(log_weights, 1)}

@@ -24,11 +24,11 @@ from vdiff._arguments import Condition, Model, finite_end
 from vdiff._validate import Count, FiniteData, Positive, require, validated
 from vdiff.flow import Method, Unit
 from vdiff.gaussian import bits_per_dim
+from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_row
 from vdiff.likelihood.flow_solver import RESULTS, FlowSolver
 from vdiff.likelihood.integrand import evaluating, known_levels
-from vdiff.likelihood.pieces import Progress, Run, Share, State
-from vdiff.likelihood.protocol import of_model
+from vdiff.likelihood.protocol import model_protocol
 from vdiff.likelihood.replicated import OfExamples, Replicated, run_replicates
 from vdiff.likelihood.trace import Trace, default_trace
 from vdiff.schedule import Schedule
@@ -66,7 +66,7 @@ class OdeLikelihood(Replicated):
 def unclipped(model: Any) -> None:
     """Rule: the model's x̂ is not clipped."""
     hint = "clipping changes the flow whose density this is"
-    for word, value in of_model(model).items():
+    for word, value in model_protocol(model).items():
         clipped = word.startswith("x̂ clipped")
         require(not clipped, "model", "leave x̂ as it is", f"{word} {value}", hint)
 

@@ -1,12 +1,12 @@
-"""A short run on draws of its own, from which the density over λ and the coefficients of the
-controls are fitted.
+"""A short run on draws of its own, which fits the density over λ and the controls' coefficients.
 
-At each of its (image, t) it draws two ε. Half the squared difference of the two is the variance
-over ε there, without that between images or times, which is what stratified times leave over; and
-regressing differences on differences gives the coefficients that lessen just this variance.
+At each of its (image, t) the pilot draws two ε. Half the squared difference of the two losses is
+the variance over ε there, without the variance between images or times. Stratified times leave
+just this variance, and regressing differences on differences gives the coefficients that reduce
+it.
 """
 
-import math
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -16,39 +16,43 @@ from torch import Tensor
 from vdiff.likelihood.control import FittedControl
 from vdiff.likelihood.density import Along, Binned, Density, Stratified, UniformDensity
 from vdiff.likelihood.integrand import Integrand
-from vdiff.likelihood.plan import Plan
+from vdiff.likelihood.variance_reduction import VarianceReduction
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
 
 BINS, PER_BIN = 32, 16  # at most so many bins of time, with at least so many pairs each
 UNIFORM = UniformDensity()
-# pairs have heavier tails, which a pilot sees less of: they must save as much as this to be chosen
+# antithetic noise must save this factor: a pilot sees less of its heavier tails
 CLEARLY = 0.7
 LENGTH = 0.15  # in time, over which an image's mean stays about the same
-FLOOR = 0.1  # the share of a fitted density that is uniform: no weight is above ten
+FLOOR = 0.1  # the uniform part of a fitted density, so that no weight is above ten
+
+
+def _zeros(*size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
-class Design:
-    """A plan with its density and coefficients, and what the pilot saw.
+class PilotFit:
+    """What the pilot fitted: the density, the controls' coefficients, and what it saw.
 
-    By bin of time, `coefficients` are those of the controls and `level` is the mean term; `left`
-    is the variance over ε that the controls leave and `between` that of the images' means.
-    `variance` holds, by name, the variance of one network evaluation in nats² as the pieces are
-    added one by one: nothing, times stratified finely, and so on.
+    By bin of time: `coefficients` of the controls, the mean term `level` (0 without a baseline),
+    the variance over ε that the controls leave, `left`, and the variance of the images' means,
+    `between`. `variance` is that of one network evaluation, nats², as the techniques are added
+    one by one. `evaluations` are the pilot's.
 
-    >>> Design(Plan.plain()).density.place(torch.tensor([0.5]))
+    >>> PilotFit(VarianceReduction.plain()).density.place(torch.tensor([0.5]))
     (tensor([0.5000]), tensor([1.]))
     """
 
-    plan: Plan
+    plan: VarianceReduction
     density: Density = UNIFORM
     controls: tuple[FittedControl, ...] = ()
     antithetic: bool = False
-    coefficients: Tensor = field(default_factory=lambda: torch.zeros(1, 0, dtype=torch.float64))
-    level: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
-    left: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.float64))
-    between: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    coefficients: Tensor = field(default_factory=lambda: _zeros(1, 0))
+    level: Tensor = field(default_factory=lambda: _zeros(1))
+    left: Tensor = field(default_factory=lambda: 1 + _zeros(1))
+    between: Tensor = field(default_factory=lambda: _zeros(1))
     variance: dict[str, float] = field(default_factory=dict)
     evaluations: int = 0
 
@@ -57,23 +61,21 @@ class Design:
     ) -> Tensor:
         """Draws of the diffusion term's integral, from those of the term at times of density q.
 
-        The controls have mean zero given (image, t); and the level is replaced by its own
-        integral, so that it matters little how many draws an image has in each part of the range.
+        The controls have mean zero given (image, t). The level is replaced by its own integral.
         """
-        place = bins_of(t, len(self.level))
-        level = self.level.to(t.device)
+        index, level = bin_index(t, len(self.level)), self.level.to(t.device)
         if self.controls:
             values = control_values(integrand, self.controls, rows, t, eps)
-            term = term - (self.coefficients.to(t.device)[place] * values).sum(1)
-        return (term - level[place]) / q + level.mean()
+            term = term - (self.coefficients.to(t.device)[index] * values).sum(1)
+        return (term - level[index]) / q + level.mean()
 
     def best(self, times: int) -> Tensor:
         """The density by bin for so many times K per grid, with mean one: it minimises ∫ v/q +
         B/q³ dt.
 
-        v is the variance over ε. Between two times, 1/(K q) apart, an image's mean moves by that
-        over its correlation length ℓ, of its variance b between images, so that B = b/(12 ℓ² K²).
-        Where q is stationary, v/q² + 3 B/q⁴ is a constant μ.
+        v is the variance over ε. Two times of a grid are 1/(K q) apart. Over its correlation
+        length ℓ an image's mean moves by its standard deviation √b between images, so that
+        B = b/(12 ℓ² K²). Where q is stationary, v/q² + 3 B/q⁴ is a constant μ.
         """
         v = _smooth(self.left)
         b = _smooth(self.between) / (12 * LENGTH**2 * times**2)
@@ -85,7 +87,7 @@ class Design:
             low, high = (mu, high) if q.mean() > 1 else (low, mu)
         return q
 
-    def prepared(self, integrand: Integrand, draws: int) -> "Design":
+    def prepared(self, integrand: Integrand, draws: int) -> "PilotFit":
         """With the density that the plan asks for, at so many draws per grid."""
         times = draws // 2 if self.antithetic else draws
         if isinstance(self.plan.importance, Schedule):
@@ -95,84 +97,48 @@ class Design:
         return self
 
 
-def pilot_evaluations(integrand: Integrand, plan: Plan) -> int:
-    """How many network evaluations the pilot of a plan takes.
+def pilot_evaluations(integrand: Integrand, plan: VarianceReduction) -> int:
+    """How many network evaluations the pilot takes; 0 where it has nothing to fit."""
+    signs, pairs = _size(integrand, plan)
+    return 2 * len(signs) * pairs * integrand.evaluations
 
-    >>> from vdiff.decoder import Categorical
-    >>> from vdiff.oracle import Lattice
-    >>> from vdiff.schedule import Linear
-    >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
-    >>> integrand = Integrand(model, data, Linear(), decoder)
-    >>> pilot_evaluations(integrand, Plan()), pilot_evaluations(integrand, Plan.plain())
-    (8192, 0)
-    """
+
+def _size(integrand: Integrand, plan: VarianceReduction) -> tuple[tuple[int, ...], int]:
+    """The signs of ε at each (image, t), and the number of (image, t), each with two ε."""
+    signs = (1,) if plan.antithetic is False else (1, -1)
     fitted = plan.importance is not False or plan.controls or plan.baseline
     if not fitted and plan.antithetic is not None:
-        return 0
-    signs = _signs(plan)
-    return 2 * len(signs) * _pairs(integrand, plan, signs) * integrand.evaluations
-
-
-def _signs(plan: Plan) -> tuple[int, ...]:
-    return (1,) if plan.antithetic is False else (1, -1)
-
-
-def _pairs(integrand: Integrand, plan: Plan, signs: tuple[int, ...]) -> int:
-    return max(PER_BIN, plan.pilot // (2 * len(signs) * integrand.evaluations))
+        return signs, 0
+    return signs, max(PER_BIN, plan.pilot // (2 * len(signs) * integrand.evaluations))
 
 
 def run_pilot(
     integrand: Integrand,
-    plan: Plan,
+    plan: VarianceReduction,
     seed: int,
     batch: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> Design:
-    """Fit a plan to an integrand; `progress` gets how many network evaluations are done.
-
-    >>> from vdiff.decoder import Categorical
-    >>> from vdiff.oracle import Lattice
-    >>> from vdiff.schedule import Linear
-    >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
-    >>> integrand = Integrand(model, data, Linear(), decoder)
-    >>> design = run_pilot(integrand, Plan(), seed=0, batch=1024)
-    >>> design.variance["control variates"] < design.variance["importance density"] < design.variance["stratified times"]
-    True
-    """
-    if not pilot_evaluations(integrand, plan):
-        return Design(plan, antithetic=bool(plan.antithetic))
+) -> PilotFit:
+    """Fit a plan to an integrand. `progress` gets the number of network evaluations so far."""
+    signs, pairs = _size(integrand, plan)
+    if not pairs:
+        return PilotFit(plan, antithetic=bool(plan.antithetic))
     progress(0)
     controls = tuple(control.fit(integrand.x) for control in plan.controls)
-    signs = _signs(plan)
-    pairs = _pairs(integrand, plan, signs)
     bins = max(1, min(BINS, pairs // PER_BIN, integrand.steps or BINS))
     loss, values, t = _draw(integrand, controls, pairs, signs, seed, batch, progress)
-    place = bins_of(t, bins)
-    level = torch.zeros(bins, dtype=torch.float64).index_add_(
-        0, place, loss.mean((0, 1))
-    ) / torch.bincount(place, minlength=bins)
-    fits = {False: _Fit(loss[:, 0], values[:, 0], level, place)}
+    index = bin_index(t, bins)
+    level = _zeros(bins).index_add_(0, index, loss.mean((0, 1)))
+    level = level / torch.bincount(index, minlength=bins)
+    fits = {False: _Regression(loss[:, 0], values[:, 0], level, index)}
     if len(signs) == 2:
-        fits[True] = _Fit(loss.mean(1), values.mean(1), level, place)
-    cost = {
-        pair: (2 if pair else 1) * fit.left.sqrt().mean().item() ** 2 for pair, fit in fits.items()
-    }
-    antithetic = (
-        cost.get(True, math.inf) < CLEARLY * cost[False]
-        if plan.antithetic is None
-        else plan.antithetic
-    )
-    raw, best = fits[False].raw, fits[antithetic]
-    variance = {
-        "nothing": raw.mean().item() + level.var(correction=0).item(),
-        "stratified times": raw.mean().item(),
-        "importance density": raw.sqrt().mean().item() ** 2,
-    }
-    variance |= {"control variates": cost[False]} if controls else {}
-    variance |= {"antithetic noise": cost[True]} if antithetic else {}
-    return Design(
+        fits[True] = _Regression(loss.mean(1), values.mean(1), level, index)
+    cost = {pair: (1 + pair) * fit.left.sqrt().mean().item() ** 2 for pair, fit in fits.items()}
+    antithetic = plan.antithetic
+    if antithetic is None:
+        antithetic = cost[True] < CLEARLY * cost[False]
+    best = fits[antithetic]
+    return PilotFit(
         plan,
         controls=controls,
         antithetic=antithetic,
@@ -180,31 +146,40 @@ def run_pilot(
         level=level if plan.baseline else torch.zeros_like(level),
         left=best.left,
         between=best.between,
-        variance=variance,
+        variance=_by_technique(fits[False].raw, level, cost, bool(controls), antithetic),
         evaluations=loss.numel() * integrand.evaluations,
     )
 
 
-class _Fit:
-    """Coefficients by bin, the variances over ε without and with them, and that between images,
-    from two draws at each place."""
+def _by_technique(
+    raw: Tensor, level: Tensor, cost: dict[bool, float], controls: bool, antithetic: bool
+) -> dict[str, float]:
+    """The variance of one network evaluation as the techniques are added one by one."""
+    variance = {
+        "plain Monte Carlo": raw.mean().item() + level.var(correction=0).item(),
+        "stratified times": raw.mean().item(),
+        "importance density": raw.sqrt().mean().item() ** 2,
+    }
+    variance |= {"control variates": cost[False]} if controls else {}
+    return variance | ({"antithetic noise": cost[True]} if antithetic else {})
 
-    def __init__(self, loss: Tensor, values: Tensor, level: Tensor, place: Tensor) -> None:
+
+class _Regression:
+    """By bin of time: the controls' coefficients, the variances over ε without and with them, and
+    the variance between images; from two draws at each (image, t)."""
+
+    def __init__(self, loss: Tensor, values: Tensor, level: Tensor, index: Tensor) -> None:
         bins, controls = len(level), values.shape[-1]
-        self.coefficients = torch.zeros(bins, controls, dtype=torch.float64)
-        self.raw, self.left, self.between = torch.zeros(3, bins, dtype=torch.float64)
+        self.coefficients = _zeros(bins, controls)
+        self.raw, self.left, self.between = _zeros(3, bins)
         for i in range(bins):
-            y, v = loss[:, place == i], values[:, place == i]  # (2, pairs), (2, pairs, controls)
+            y, v = loss[:, index == i], values[:, index == i]  # (2, pairs), (2, pairs, controls)
             off, moved = y[0] - y[1], v[0] - v[1]
             self.raw[i] = self.left[i] = 0.5 * off.square().mean()
             if controls and len(off) > 2 * controls:
                 scale = moved.square().mean(0).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
-                b = (
-                    torch.linalg.lstsq(
-                        moved / scale, off[:, None], rcond=1e-6, driver="gelsd"
-                    ).solution[:, 0]
-                    / scale
-                )
+                solve = functools.partial(torch.linalg.lstsq, rcond=1e-6, driver="gelsd")
+                b = solve(moved / scale, off[:, None]).solution[:, 0] / scale
                 left = 0.5 * (off - moved @ b).square().sum() / (len(off) - controls)
                 if left < self.raw[i]:
                     self.coefficients[i], self.left[i] = b, left
@@ -215,32 +190,31 @@ class _Fit:
 def control_values(
     integrand: Integrand, controls: tuple[FittedControl, ...], rows: Tensor, t: Tensor, eps: Tensor
 ) -> Tensor:
-    """(n, controls) in the unit of the diffusion term, ½ m times each: their mean given (image, t)
-    is zero."""
+    """(n, controls): ½ m times each control, the unit of the diffusion term. The mean given
+    (image, t) is zero."""
     logsnr, measure = integrand.levels(t)
     if not controls:
         return measure.new_zeros(len(t), 0)
-    return torch.stack(
-        [0.5 * measure * control.centered(rows, eps, logsnr).double() for control in controls], 1
-    )
+    values = [control.centered(rows, eps, logsnr).double() for control in controls]
+    return torch.stack([0.5 * measure * value for value in values], 1)
 
 
-def bins_of(t: Tensor, bins: int) -> Tensor:
+def bin_index(t: Tensor, bins: int) -> Tensor:
     """The bin of equal width that each time falls in."""
     return (t * bins).long().clamp(0, bins - 1)
 
 
 def integral_by_bin(level: Tensor, bins: int) -> Tensor:
-    """The integral over each of so many bins of [0, 1], of a function that is constant within bins
+    """The integral over each of so many bins of [0, 1] of a function that is constant within bins
     of its own.
 
     >>> integral_by_bin(torch.tensor([1.0, 3.0]), 4)
     tensor([0.2500, 0.2500, 0.7500, 0.7500])
     """
     before = torch.nn.functional.pad(level.cumsum(0), (1, 0)) / len(level)
-    place = torch.linspace(0, len(level), bins + 1, dtype=level.dtype)
-    left = place.long().clamp(max=len(level) - 1)
-    return torch.lerp(before[left], before[left + 1], place - left).diff()
+    edges = torch.linspace(0, len(level), bins + 1, dtype=level.dtype)
+    left = edges.long().clamp(max=len(level) - 1)
+    return torch.lerp(before[left], before[left + 1], edges - left).diff()
 
 
 def _draw(
@@ -252,29 +226,28 @@ def _draw(
     batch: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Diffusion terms (2, signs, pairs), controls (2, signs, pairs, controls) and times
-    (pairs,)."""
+    """Diffusion terms (2, signs, pairs), controls (2, signs, pairs, controls), times (pairs,).
+
+    All images come about equally often. The draws do not depend on the batch.
+    """
     x, device = integrand.x, integrand.x.device
     generator = generator_of(seed, 0, "pilot", device)
     t = Stratified().draw(pairs, generator, device)
-    rows = torch.randperm(max(pairs, len(x)), generator=generator, device=device)[:pairs] % len(
-        x
-    )  # all images about as often
+    rows = torch.randperm(max(pairs, len(x)), generator=generator, device=device)[:pairs] % len(x)
+    size = (2, pairs, *x.shape[1:])
+    noise = torch.randn(size, dtype=x.dtype, device=device, generator=generator)
     loss = torch.empty(2, len(signs), pairs, dtype=torch.float64)
     values = torch.empty(*loss.shape, len(controls), dtype=torch.float64)
-    noise = torch.randn(
-        2, pairs, *x.shape[1:], dtype=x.dtype, device=device, generator=generator
-    )  # whatever the batch
     done = 0
     for part in torch.split(torch.arange(pairs, device=device), batch):
-        at, when, place = rows[part], t[part], part.cpu()
+        at, when, index = rows[part], t[part], part.cpu()
         for first in range(2):
             for i, sign in enumerate(signs):
                 eps = sign * noise[first, part]
                 parts = integrand(at, when, eps)
                 integrand.refuse_nonfinite(parts.sum(0), at, when)
-                loss[first, i, place] = parts[1].cpu()
-                values[first, i, place] = control_values(integrand, controls, at, when, eps).cpu()
+                loss[first, i, index] = parts[1].cpu()
+                values[first, i, index] = control_values(integrand, controls, at, when, eps).cpu()
                 done += len(part) * integrand.evaluations
                 progress(done)
     return loss, values, t.cpu()
@@ -283,7 +256,7 @@ def _draw(
 def _smooth(v: Tensor) -> Tensor:
     """The largest of a bin and its neighbors, with a quarter from each neighbor.
 
-    A bin's variance comes from few pairs, and where errors are rare and large it is too small more
+    A bin's variance comes from few pairs. Where errors are rare and large, it is too small more
     often than too large.
     """
     padded = torch.nn.functional.max_pool1d(v[None], 3, stride=1, padding=1)[0]
@@ -291,4 +264,4 @@ def _smooth(v: Tensor) -> Tensor:
     return 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
 
 
-__all__ = ["Design", "pilot_evaluations", "run_pilot"]
+__all__ = ["PilotFit", "pilot_evaluations", "run_pilot"]

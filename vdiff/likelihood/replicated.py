@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vdiff._validate import Given, Instance, Whole, require
 from vdiff.gaussian import bits_per_dim
+from vdiff.likelihood.chunks import Run, State, run_in_chunks
 from vdiff.likelihood.estimate import Estimate, mean_error
 from vdiff.likelihood.integrand import evaluating
-from vdiff.likelihood.pieces import Run, State, in_pieces
-from vdiff.likelihood.protocol import of_computation, of_data, of_model
+from vdiff.likelihood.protocol import computation_protocol, data_protocol, model_protocol
 from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.times import generator_of
 
@@ -146,13 +146,13 @@ def run_replicates(
 
     `shapes` are those of one example's results. `key` holds what else a saved state depends on.
     """
-    settings = {**settings, "seed": run.seed, **of_model(model), **(record or {})}
+    settings = {**settings, "seed": run.seed, **model_protocol(model), **(record or {})}
     known = run.key(data, condition, settings, model, *key)
     size: Any = {"repetitions": repetitions, "rows": len(data), "shapes": shapes}
     with evaluating(model, differentiable=run.differentiable):
-        results = in_pieces(work, key=known, run=run, **size)
-    computation = of_computation(dtype, data.device, [model], run.share)
-    return results, {**of_data(data), **settings, **computation}
+        results = run_in_chunks(work, key=known, run=run, **size)
+    computation = computation_protocol(dtype, data.device, [model], run.share)
+    return results, {**data_protocol(data), **settings, **computation}
 
 
 def listed(protocol: Mapping[str, object]) -> list[str]:

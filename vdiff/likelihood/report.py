@@ -1,31 +1,31 @@
-"""What an evaluation says: the bound and its parts with their errors, how it was measured, and
-what to beware of."""
+"""Results of an evaluation: the bound and its parts with their errors, how they were measured, and
+warnings."""
 
 import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import NamedTuple
 
 from torch import Tensor
 
 from vdiff._validate import require, validated
 from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
 from vdiff.likelihood.estimate import Estimate, difference
-from vdiff.likelihood.measurement import Evaluation, Measurement
-from vdiff.likelihood.protocol import protocol_of
+from vdiff.likelihood.protocol import evaluation_protocol
 from vdiff.likelihood.replicated import Replicated, listed
+from vdiff.likelihood.stages import Evaluation
+from vdiff.likelihood.tally import Tally
 
 PARTS = ("prior", "diffusion", "reconstruction", "total")
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Another number of the same model on the same images beside the bound, bits/dim; `gap` is the
-    bound minus it, paired by image.
+class Reference:
+    """Another estimate of −log p for the same model and images, bits/dim. `gap` is the bound minus
+    this estimate, paired by image.
 
-    >>> print(Beside(Estimate(1.4, 0.001, 0.02), Estimate(0.1, 0.002, 0.001), {}).gap)
+    >>> print(Reference(Estimate(1.4, 0.001, 0.02), Estimate(0.1, 0.002, 0.001), {}).gap)
     0.1000 ± 0.0020 (Monte Carlo) ± 0.0010 (images)
     """
 
@@ -34,14 +34,23 @@ class Beside:
     protocol: dict[str, object]
     label: str = ""
 
+    def asdict(self) -> dict[str, object]:
+        """As plain data, for JSON."""
+        return vars(self) | {"estimate": plain(self.estimate), "gap": plain(self.gap)}
+
 
 @dataclass(frozen=True)
 class Report:
     """The bound and its parts as `Estimate`s in bits/dim, and what was done to get them.
 
-    `savings` holds, by name, how many network evaluations the same error would take relative to
-    all pieces together; `warnings` what keeps the number from being trusted; `by_image` the bound
-    of each image, bits/dim; `others` what `beside` added.
+    Attributes:
+        protocol: everything from which the numbers can be computed again.
+        diagnostics: how far the numbers can be trusted.
+        relative_costs: network evaluations for the same error with the first techniques alone,
+            by name, relative to all techniques.
+        warnings: what keeps the number from being trusted.
+        by_image: the bound of each image, bits/dim.
+        references: other estimates, from `with_reference`.
 
     >>> part = Estimate(0.5, 0.001, 0.01)
     >>> print(Report(part, part, part, Estimate(1.5, 0.002, 0.02), {"draws": 8}))
@@ -60,87 +69,74 @@ class Report:
     total: Estimate
     protocol: dict[str, object]
     diagnostics: Diagnostics | None = None
-    savings: dict[str, float] = field(default_factory=dict)
+    relative_costs: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     by_image: Tensor | None = field(default=None, compare=False)
-    others: dict[str, Beside] = field(default_factory=dict)
+    references: dict[str, Reference] = field(default_factory=dict)
 
     @validated
-    def beside(self, name: str, found: Replicated) -> "Report":
+    def with_reference(self, name: str, estimate: Replicated) -> "Report":
         """This report with another estimate of −log p of the same images in the same order, and
         with the bound's gap to it.
 
-        The gap's error over images is paired: what an image does to both cancels. Of the ODE's
-        likelihood, which is another model's than the bound's, it may have either sign.
+        The gap's error over images is paired: what an image does to both cancels. The gap to the
+        ODE's likelihood may have either sign, since the ODE is another model than the bound's.
 
         Args:
-            name: what stands in the table, for instance "ODE, uniform dequantisation".
-            found: by `dequantized_ode`, `ode_likelihood`, `path_importance` or `immse`.
+            name: its name in the table, for instance "ODE, uniform dequantisation".
+            estimate: of `dequantized_ode`, `ode_likelihood`, `path_importance` or `immse`.
 
         Raises:
-            ValueError: for another number of images or dimensions, and other data where both have
-                its hash.
+            ValueError: for another number of images or dimensions, and for other data where both
+                have its hash.
 
         >>> bits = torch.tensor([1.0, 2.0])
         >>> total = Estimate(1.5, 0.0, 0.5, count=2)
         >>> report = Report(total, total, total, total, {"shape": [1]}, by_image=bits)
-        >>> report.beside("the same", Replicated(bits[None] * math.log(2), 1, bits, exact=True)).others["the same"].gap.value
+        >>> same = Replicated(bits[None] * math.log(2), 1, bits, exact=True)
+        >>> report.with_reference("the same", same).references["the same"].gap.value
         0.0
         """
-        known = "no images" if self.by_image is None else str(len(self.by_image))
-        images = str(len(found.nats))
-        require(images == known, "found", f"be of the report's images, {known}", images)
+        self._check_reference(estimate)
         assert self.by_image is not None
-        for word, came in (("shape", found.dims), ("data", found.protocol.get("data"))):
+        off = self.by_image - estimate.bits_per_dim.to(self.by_image)
+        spread = off.std().item() / math.sqrt(len(off)) if len(off) > 1 else None
+        gap = difference(self.total, estimate.estimate, off.mean().item(), spread)
+        reference = Reference(estimate.estimate, gap, estimate.protocol, estimate.label)
+        return replace(self, references=self.references | {name: reference})
+
+    def _check_reference(self, estimate: Replicated) -> None:
+        images = "no images" if self.by_image is None else str(len(self.by_image))
+        count = str(len(estimate.nats))
+        require(images == count, "estimate", f"be of the report's images, {images}", count)
+        for word, came in (("shape", estimate.dims), ("data", estimate.protocol.get("data"))):
             own = self.protocol.get(word)
             own = math.prod(own) if isinstance(own, list) else own
             hint = "continuous x of the same images has another hash: dequantized_ode takes levels"
-            same = None in (own, came) or own == came
             hint = hint if word == "data" else ""
-            require(same, "found", f"be of the same {word}, {own}", came, hint)
-        estimate = found.estimate
-        off = self.by_image - found.bits_per_dim.to(self.by_image)
-        spread = off.std().item() / math.sqrt(len(off)) if len(off) > 1 else None
-        gap = difference(self.total, estimate, off.mean().item(), spread)
-        other = Beside(estimate, gap, found.protocol, found.label)
-        return replace(self, others=self.others | {name: other})
+            same = None in (own, came) or own == came
+            require(same, "estimate", f"be of the same {word}, {own}", came, hint)
 
     def __str__(self) -> str:
-        rows = [
-            table({name: getattr(self, name) for name in PARTS}),
-            f"total, 95 %: {spans(self.total)}",
-        ]
-        rows += [*trust(self.diagnostics, self.savings), *listed(self.protocol)]
-        for name, other in self.others.items():
+        parts = {name: getattr(self, name) for name in PARTS}
+        rows = [table(parts), f"total, 95 %: {spans(self.total)}"]
+        rows += [*trust(self.diagnostics, self.relative_costs), *listed(self.protocol)]
+        for name, other in self.references.items():
             rows += ["", table({name: other.estimate, "bound minus this": other.gap}, head=False)]
             rows += [f"95 %: {spans(other.estimate)}{other.label}", *listed(other.protocol)]
         return "\n".join([*rows, *(f"WARNING: {w}" for w in self.warnings)])
 
     def asdict(self) -> dict[str, object]:
         """As plain data, for JSON."""
-        others = {
-            name: {
-                "estimate": plain(one.estimate),
-                "gap": plain(one.gap),
-                "label": one.label,
-                "protocol": one.protocol,
-            }
-            for name, one in self.others.items()
-        }
-        return {
-            "unit": "bits/dim",
-            **{name: plain(getattr(self, name)) for name in PARTS},
-            **_rest(self),
-            "others": others,
-        }
+        parts = {name: plain(getattr(self, name)) for name in PARTS}
+        references = {name: reference.asdict() for name, reference in self.references.items()}
+        return {"unit": "bits/dim", **parts, **_common(self), "references": references}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """By how much the bound of the first model lies above that of the second, bits/dim, on the
-    same images, times and noise.
-
-    `curve` is the difference by log-SNR.
+    """The bound of the first model minus that of the second, bits/dim, on the same images, times
+    and noise.
 
     >>> print(Comparison(Estimate(-0.02, 0.001, 0.004), {"draws": 8}))
     difference, first − second: -0.0200 ± 0.0010 (Monte Carlo) ± 0.0040 (images) bits/dim
@@ -151,7 +147,7 @@ class Comparison:
     difference: Estimate
     protocol: dict[str, object]
     diagnostics: Diagnostics | None = None
-    savings: dict[str, float] = field(default_factory=dict)
+    relative_costs: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -160,73 +156,52 @@ class Comparison:
         return None if self.diagnostics is None else self.diagnostics.curve
 
     def __str__(self) -> str:
-        rows = [
-            f"difference, first − second: {self.difference} bits/dim",
-            f"95 %: {spans(self.difference)}",
-        ]
+        rows = [f"difference, first − second: {self.difference} bits/dim"]
+        rows.append(f"95 %: {spans(self.difference)}")
         if self.curve is not None:
             rows.append("by log-SNR: " + by_logsnr(self.curve))
-        return "\n".join(
-            [*rows, *listed(self.protocol), *(f"WARNING: {w}" for w in self.warnings)]
-        )
+        rows += [*listed(self.protocol), *(f"WARNING: {w}" for w in self.warnings)]
+        return "\n".join(rows)
 
     def asdict(self) -> dict[str, object]:
         """As plain data, for JSON."""
-        return {"unit": "bits/dim", "difference": plain(self.difference), **_rest(self)}
+        return {"unit": "bits/dim", "difference": plain(self.difference), **_common(self)}
 
 
-class Outcome(NamedTuple):
-    """What reports are made of; the estimates are those of prior, diffusion, reconstruction and
-    total."""
-
-    estimates: list[Estimate]
-    protocol: dict[str, object]
-    diagnostics: Diagnostics
-    savings: dict[str, float]
-    warnings: list[str]
-    by_image: Tensor
-
-
-def outcome(run: Evaluation, found: Measurement, extra: Mapping[str, object]) -> Outcome:
-    """The outcome of a finished evaluation. Warns of what it lists."""
-    seen = examine(run, found)
-    said = warnings_of(run, found, seen)
-    for text in said:
-        warnings.warn(f"{run.integrand.name}: {text}", stacklevel=4)
-    parts, by_image = (
-        found.terms.estimates(run.scale, found.first),
-        found.terms.mean[3] * run.scale,
-    )
-    protocol, savings = protocol_of(run, found, extra), savings_of(run, found)
-    return Outcome(parts, protocol, seen, savings, said, by_image)
+def report_of(evaluation: Evaluation, tally: Tally) -> Report:
+    """The report of a finished evaluation. Warns of what it lists."""
+    diagnostics = examine(evaluation, tally)
+    doubts = warnings_of(evaluation, tally, diagnostics)
+    for text in doubts:
+        warnings.warn(f"{evaluation.integrand.name}: {text}", stacklevel=4)
+    prior, diffusion, reconstruction, total = tally.terms.estimates(evaluation.scale, tally.first)
+    protocol, costs = evaluation_protocol(evaluation, tally), relative_costs(evaluation, tally)
+    by_image = tally.terms.mean[3] * evaluation.scale
+    parts = prior, diffusion, reconstruction, total
+    return Report(*parts, protocol, diagnostics, costs, doubts, by_image)
 
 
-def savings_of(run: Evaluation, found: Measurement) -> dict[str, float]:
-    """Network evaluations for the same error with the first pieces alone, over those with all.
+def relative_costs(evaluation: Evaluation, tally: Tally) -> dict[str, float]:
+    """Network evaluations for the same error with the first techniques alone, relative to all.
 
-    What the pilot cannot foresee, the noise of few times in a grid, is what was measured beyond
-    its last variance; it is the same for each.
+    The pilot does not see the noise of few times in a grid. It is what was measured beyond the
+    pilot's last variance, and it is the same for each technique.
     """
-    expected = run.design.variance
+    expected = evaluation.fitted.variance
     if not expected:
         return {}
     last = list(expected.values())[-1]
-    rest = max(0.0, found.terms.variances()[1].mean().item() * run.draws - last)
-    return (
-        {name: (v + rest) / (last + rest) for name, v in expected.items()}
-        if last + rest > 0
-        else {}
-    )
+    rest = max(0.0, tally.terms.variances()[1].mean().item() * evaluation.draws - last)
+    if last + rest == 0:
+        return {}
+    return {name: (v + rest) / (last + rest) for name, v in expected.items()}
 
 
 def table(parts: Mapping[str, Estimate], *, head: bool = True) -> str:
     """Estimates by name, a line each."""
     width = max(16, 1 + max(map(len, parts)))
-    rows = (
-        [f"{'bits/dim':<{width}}{'value':>9}{'Monte Carlo SE':>17}{'SE over images':>17}"]
-        if head
-        else []
-    )
+    columns = f"{'bits/dim':<{width}}{'value':>9}{'Monte Carlo SE':>17}{'SE over images':>17}"
+    rows = [columns] if head else []
     for name, e in parts.items():
         images = "one image" if e.images is None else f"{e.images:.4f}"
         rows.append(f"{name:<{width}}{e.value:>9.4f}{e.monte_carlo:>17.4f}{images:>17}")
@@ -243,65 +218,46 @@ def spans(e: Estimate) -> str:
     return f"{on_these}, {low:.4f} to {high:.4f} over images"
 
 
-def trust(seen: Diagnostics | None, savings: Mapping[str, float]) -> list[str]:
-    """The diagnostics and the savings, a line each."""
+def trust(diagnostics: Diagnostics | None, costs: Mapping[str, float]) -> list[str]:
+    """The relative costs and the diagnostics, a line each."""
     rows = []
-    if savings:
-        rows.append(
-            "evaluations for the same error, with no more than: "
-            + ", ".join(f"{name} {v:.2f}" for name, v in savings.items())
-        )
-    if seen is not None:
-        rows.append(
-            f"{seen.draws} draws, worth {seen.effective:.0f}; the largest is {seen.largest:.2g} of their sum"
-        )
-        rows.append("diffusion by log-SNR: " + by_logsnr(seen.curve))
+    if costs:
+        listing = ", ".join(f"{name} {cost:.2f}×" for name, cost in costs.items())
+        rows.append(f"cost for the same error, relative to all techniques: {listing}")
+    if diagnostics is not None:
+        size = f"effective sample size {diagnostics.effective:.0f} of {diagnostics.draws} draws"
+        rows.append(f"{size}; largest draw {100 * diagnostics.largest:.2g} % of the sum")
+        rows.append("diffusion by log-SNR: " + by_logsnr(diagnostics.curve))
     return rows
 
 
 def by_logsnr(curve: Curve, pieces: int = 8) -> str:
     """A curve in a few pieces, as text."""
-    ends = [round(i * len(curve.value) / pieces) for i in range(pieces + 1)]
-    shown = []
-    for low, high in pairwise(ends):
-        shown.append(
-            f"[{curve.logsnr_min[low]:.1f}, {curve.logsnr_max[high - 1]:.1f}] {curve.value[low:high].sum():.4f}"
-        )
-    return ", ".join(shown)
+    edges = [round(i * len(curve.value) / pieces) for i in range(pieces + 1)]
+    texts = []
+    for low, high in pairwise(edges):
+        ends = f"[{curve.logsnr_min[low]:.1f}, {curve.logsnr_max[high - 1]:.1f}]"
+        texts.append(f"{ends} {curve.value[low:high].sum():.4f}")
+    return ", ".join(texts)
 
 
-def _rest(report: Report | Comparison) -> dict[str, object]:
-    seen = report.diagnostics
-    curve = None if seen is None else {k: _plain(v.tolist()) for k, v in vars(seen.curve).items()}
-    known = (
-        None
-        if seen is None
-        else {
-            "effective": seen.effective,
-            "largest": seen.largest,
-            "draws": seen.draws,
-            "curve": curve,
-        }
-    )
-    return {
-        "diagnostics": known,
-        "savings": report.savings,
-        "warnings": report.warnings,
-        "protocol": report.protocol,
-    }
+def _common(report: Report | Comparison) -> dict[str, object]:
+    diagnostics: dict[str, object] | None = None
+    if report.diagnostics is not None:
+        curve = {k: _finite(v.tolist()) for k, v in vars(report.diagnostics.curve).items()}
+        diagnostics = vars(report.diagnostics) | {"curve": curve}
+    common = {name: getattr(report, name) for name in ("relative_costs", "warnings", "protocol")}
+    return {"diagnostics": diagnostics, **common}
 
 
 def plain(e: Estimate) -> dict[str, object]:
-    """As JSON has it: no NaN."""
-    return {
-        word: None if isinstance(v, float) and math.isnan(v) else v
-        for word, v in asdict(e).items()
-    }
+    """As plain data, with None for NaN, which JSON does not have."""
+    values = asdict(e)
+    return dict(zip(values, _finite(list(values.values())), strict=True))
 
 
-def _plain(values: list[float]) -> list[float | None]:
-    """JSON knows no NaN."""
-    return [None if math.isnan(v) else v for v in values]
+def _finite(values: list[float | None]) -> list[float | None]:
+    return [None if v is not None and math.isnan(v) else v for v in values]
 
 
-__all__ = ["Beside", "Comparison", "Report"]
+__all__ = ["Comparison", "Reference", "Report", "report_of"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff._validate import require
-from vdiff.likelihood.pieces import data_hash
+from vdiff.likelihood.digest import data_hash
 from vdiff.objective import Objective
 from vdiff.schedule import Schedule
 from vdiff.training.config import Config

@@ -16,7 +16,7 @@ from torch import Tensor
 from vdiff._validate import Count, require, validated
 from vdiff.disk import absolute, append_line, open_regular, remove, sweep, write_text
 from vdiff.errors import InvalidValue, did_you_mean, printable
-from vdiff.likelihood.protocol import versions, warn_of_others
+from vdiff.likelihood.protocol import versions, warn_if_versions_differ
 from vdiff.objective import Objective
 from vdiff.training import checkpoint, described
 from vdiff.training.config import Config
@@ -218,7 +218,7 @@ class Run:
         difference = differences(Config.from_dict(config).asdict(), self.config.asdict())
         if difference:
             raise refused(path, "be of this run's config", difference, "it is of another run")
-        warn_of_others("the run", facts.get("versions"))
+        warn_if_versions_differ("the run", facts.get("versions"))
         return checkpoint.read(path, live)
 
     def store(self, state: State) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vdiff._known_range import widen_trained
 from vdiff._validate import require
 from vdiff.errors import InvalidValue
-from vdiff.likelihood.pieces import data_hash
+from vdiff.likelihood.digest import data_hash
 from vdiff.objective import Objective
 from vdiff.training import described
 from vdiff.training.checkpoint import checkpoints, number, read_file

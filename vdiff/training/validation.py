@@ -8,12 +8,12 @@ from torch import Tensor
 from vdiff._arguments import Condition
 from vdiff._validate import Count, validated
 from vdiff.errors import InvalidValue
-from vdiff.likelihood import Plan, evaluate
+from vdiff.likelihood import VarianceReduction, evaluate
 from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
 from vdiff.training.share import share_of_rank
 
-FIXED = Plan(importance=False, controls=(), antithetic=False, baseline=False)
+FIXED = VarianceReduction(importance=False, controls=(), antithetic=False, baseline=False)
 
 
 class Validation:

@@ -1,7 +1,6 @@
 """Long estimates in pieces: cut off and taken up again, shared over processes, told of; the same
 answer each time."""
 
-import hashlib
 import json
 import os
 import socket
@@ -24,15 +23,9 @@ from vdiff.likelihood import (
     immse,
     ode_likelihood,
 )
+from vdiff.likelihood.chunks import OtherProcessFailed, Run, run_in_chunks
+from vdiff.likelihood.digest import state_key
 from vdiff.likelihood.importance import path_importance
-from vdiff.likelihood.pieces import (
-    FailedElsewhere,
-    Run,
-    condition_digest,
-    data_hash,
-    in_pieces,
-    key_of,
-)
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.profile import Profile
 from vdiff.schedule import Linear
@@ -284,7 +277,7 @@ def test_pieces_are_batches_of_what_is_left_of_a_share():
         "shapes": {"v": (2,), "n": ()},
         "repetitions": 2,
         "rows": 5,
-        "key": key_of("test"),
+        "key": state_key("test"),
     }
     asked, seen, kept = [], [], []
 
@@ -305,7 +298,7 @@ def test_pieces_are_batches_of_what_is_left_of_a_share():
             **options,
         )
 
-    found = in_pieces(work, run=course(Share(1, 2)), **setting)
+    found = run_in_chunks(work, run=course(Share(1, 2)), **setting)
     assert asked == [(0, [1, 3]), (1, [1, 3])]
     assert seen == [(2, 4), (4, 4)]
     assert found["v"][1].tolist() == [[0, 0], [1, 11], [0, 0], [3, 13], [0, 0]]
@@ -318,48 +311,33 @@ def test_pieces_are_batches_of_what_is_left_of_a_share():
     asked.clear()
     seen.clear()
     kept.clear()
-    in_pieces(work, run=course(Share(0, 2)), **setting)
+    run_in_chunks(work, run=course(Share(0, 2)), **setting)
     assert asked == [(0, [0, 2]), (0, [4]), (1, [0, 2]), (1, [4])]
     assert seen == [(2, 6), (3, 6), (5, 6), (6, 6)]
     half = kept[0]
     asked.clear()
     seen.clear()
-    in_pieces(work, run=course(Share(0, 2), resume=half), **setting)
+    run_in_chunks(work, run=course(Share(0, 2), resume=half), **setting)
     assert asked == [(0, [4]), (1, [0, 2]), (1, [4])]
     assert seen == [(3, 6), (5, 6), (6, 6)]
     assert half["done"].sum() == 2  # the given state is as it was
 
 
-def test_data_are_known_by_the_start_of_a_hash_and_a_state_by_a_whole_number():
-    data = torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8)
-    assert (
-        data_hash(data) == hashlib.sha256(b"torch.uint8 (2, 2) \x00\x01\x02\x03").hexdigest()[:16]
-    )
-    assert data_hash(data.view(4)) != data_hash(data)
-    keys = [int(key_of("test", i)) for i in range(200)]
-    assert len(set(keys)) == 200
-    assert 0 <= min(keys) < 2**60 < 2**62 < max(keys) < 2**63  # all bits but the sign
-    assert condition_digest({"scale": 2.0, "label": data}) == {
-        "scale": 2.0,
-        "label": data_hash(data),
-    }
-
-
 def test_where_one_process_fails_all_do():
     """A process told that another failed raises too, instead of waiting for it."""
-    setting = {"shapes": {"v": ()}, "repetitions": 1, "rows": 4, "key": key_of("test")}
+    setting = {"shapes": {"v": ()}, "repetitions": 1, "rows": 4, "key": state_key("test")}
     elsewhere = Run(2, 0, Share(0, 2, lambda v: v + 1))
-    with pytest.raises(FailedElsewhere, match=r"^another process failed"):
-        in_pieces(lambda i, rows: {"v": rows}, run=elsewhere, **setting)
+    with pytest.raises(OtherProcessFailed, match=r"^another process failed"):
+        run_in_chunks(lambda i, rows: {"v": rows}, run=elsewhere, **setting)
 
     def fails(i, rows):
         raise ZeroDivisionError("here")
 
     with pytest.raises(ZeroDivisionError, match="here"):
-        in_pieces(fails, run=Run(2, 0, Share(0, 2)), **setting)
+        run_in_chunks(fails, run=Run(2, 0, Share(0, 2)), **setting)
     said = []
     with pytest.raises(ZeroDivisionError, match="here"):
-        in_pieces(
+        run_in_chunks(
             fails,
             run=Run(2, 0, Share(0, 2, lambda v: said.append(v.tolist()) or v)),
             **setting,
@@ -370,9 +348,9 @@ def test_where_one_process_fails_all_do():
 PROGRAM = """
 import json, sys, torch, torch.distributed as dist
 sys.path.insert(0, "tests")
-from test_pieces import of_levels, of_paths
+from test_chunks import of_levels, of_paths
 from vdiff.flow import SolverError
-from vdiff.likelihood.pieces import FailedElsewhere
+from vdiff.likelihood.chunks import OtherProcessFailed
 from vdiff.training.share import share_of_rank
 dist.init_process_group("gloo")
 share = share_of_rank()
@@ -380,7 +358,7 @@ found = [of_levels(share=share), of_paths(share=share)]
 try:
     of_levels(share=share, max_evaluations=1 if share.index else 10_000)
     failed = "no"
-except (SolverError, FailedElsewhere) as error:
+except (SolverError, OtherProcessFailed) as error:
     failed = type(error).__name__
 print(json.dumps([share.index, [one.replicates.tolist() for one in found], failed]), flush=True)
 dist.destroy_process_group()
@@ -419,7 +397,7 @@ def test_two_processes_give_the_same_answer_and_fail_together():
             torch.testing.assert_close(
                 torch.tensor(one, dtype=torch.float64), other, rtol=1e-3, atol=1e-3
             )
-        assert failed == ("FailedElsewhere", "SolverError")[rank]
+        assert failed == ("OtherProcessFailed", "SolverError")[rank]
 
 
 def test_the_uniform_bin_and_its_protocol():

@@ -1,0 +1,72 @@
+"""Digests, by which protocols and saved states identify data, weights and settings."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from vdiff._arguments import original
+from vdiff.oracle import GaussianMixture
+
+
+def digest(content: bytes) -> str:
+    """The first 16 hexadecimal digits of SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def data_hash(data: Tensor) -> str:
+    """The digest of dtype, shape and values.
+
+    Whole numbers have the same hash in every dtype: that of uint8 if all fit into a byte, else
+    that of int64.
+
+    >>> data_hash(torch.tensor([[0, 1]])) == data_hash(torch.tensor([[0, 1]], dtype=torch.uint8))
+    True
+    """
+    values = data.detach().cpu()
+    if not (values.is_floating_point() or values.is_complex() or values.dtype == torch.uint8):
+        values = values.to(torch.int64)
+        fits = values.numel() == 0 or (values.min() >= 0 and values.max() <= 255)
+        values = values.to(torch.uint8) if fits else values
+    head = f"{values.dtype} {tuple(values.shape)} ".encode()
+    return digest(head + values.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def state_key(*settings: object) -> Tensor:
+    """A 63-bit hash of what a computation depends on. A saved state holds it.
+
+    >>> bool(state_key("data", 0) == state_key("data", 1))
+    False
+    """
+    content = hashlib.blake2b(f"{settings}".encode(), digest_size=8).digest()
+    return torch.tensor(int.from_bytes(content, "little") >> 1)
+
+
+def distribution_digest(mixture: GaussianMixture) -> str:
+    """The class of a distribution and a hash of its parameters.
+
+    >>> from vdiff.oracle import Gaussian
+    >>> distribution_digest(Gaussian([0.0], [1.0])) == distribution_digest(Gaussian([0.0], [2.0]))
+    False
+    """
+    parameters = torch.cat([v.flatten().cpu() for v in mixture.buffers()])
+    return f"{type(mixture).__name__} {data_hash(parameters)}"
+
+
+def weights_digest(*models: object) -> list[str]:
+    """A hash of all parameters and buffers of each model that is a module.
+
+    >>> from vdiff.oracle import Gaussian
+    >>> len(weights_digest(Gaussian([0.0], [1.0]), abs))
+    1
+    """
+    hashes = []
+    for model in map(original, models):
+        if isinstance(model, nn.Module):
+            tensors = [*model.named_parameters(), *model.named_buffers()]
+            text = "".join(f"{name} {data_hash(value)} " for name, value in tensors)
+            hashes.append(digest(text.encode()))
+    return hashes
+
+
+__all__ = ["data_hash", "digest", "distribution_digest", "state_key", "weights_digest"]
