@@ -184,10 +184,10 @@ def elbo(
     x = to_float32(decoder.encode(data))
     times = draw_times(x, draws, steps, generator) if t is None else (clone_if_inference(t),)
     predict = partial(model, **(condition or {}))
-    logsnr_max, logsnr_min = schedule.ends(pin=False)
+    logsnr_max, logsnr_min = schedule.ends(detach=False)
     diffusion = []
     for one in times:
-        at = schedule.at(one, steps, pin=False)
+        at = schedule.at(one, steps, detach_ends=False)
         noise = standard_normal(x, generator) if eps is None else to_float32(eps, x.dtype)
         prediction = predict(diffuse(x, noise, at.logsnr), at.logsnr)
         if steps is None:

@@ -46,6 +46,8 @@ class Adaptive(Histogram):
     tensor([0.2502, 0.7497], dtype=torch.float64)
     """
 
+    learns_shape = True
+
     @validated
     def __init__(
         self,
@@ -64,12 +66,8 @@ class Adaptive(Histogram):
         self.profile = _Merged(self.logsnr_min, self.logsnr_max, bins)  # of w‖e‖², over all ranks
         self.noted = Profile(self.logsnr_min, self.logsnr_max, bins)  # here, since the last update
 
-    @property
-    def learns_shape(self) -> bool:
-        return True
-
-    def at(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> NoiseLevels:
-        levels = super().at(t, steps, pin=pin)
+    def at(self, t: Tensor, steps: int | None = None, *, detach_ends: bool = True) -> NoiseLevels:
+        levels = super().at(t, steps, detach_ends=detach_ends)
         if steps is not None or not (self.training and torch.is_grad_enabled()):
             return levels
         return levels._replace(learn=partial(self._note, levels))

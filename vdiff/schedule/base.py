@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -63,7 +64,7 @@ class NoiseLevels(NamedTuple):
         return Step(self.logsnr, self.delta)
 
 
-class Schedule(PreciseModule):
+class Schedule(PreciseModule, ABC):
     """t ∈ [0, 1] ↦ λ, from λ_max at t = 0 (data) down to λ_min at t = 1 (noise).
 
     Two methods make a schedule, written in float64 for any shape:
@@ -87,6 +88,8 @@ class Schedule(PreciseModule):
     tensor([10.0000,  6.2500,  0.0000])
     """
 
+    learns_ends: bool = False  # whether λ_max and λ_min are parameters
+    learns_shape: bool = False  # whether training moves λ(t) between the ends
     __example__ = "for instance Cosine(); schedule.Custom takes a function of t"
 
     @validated(rules=[ordered_ends])
@@ -127,13 +130,13 @@ class Schedule(PreciseModule):
         """
         return not self.learns_ends and self.logsnr_min == -math.inf
 
+    @abstractmethod
     def logsnr_at(self, t: Tensor) -> Tensor:
         """λ(t) in the dtype of t."""
-        raise NotImplementedError(f"{type(self).__name__} must define logsnr_at(t)")
 
+    @abstractmethod
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
         """−dλ/dt at t, where λ(t) = logsnr."""
-        raise NotImplementedError(f"{type(self).__name__} must define rate_at(t, logsnr)")
 
     def time_at(self, logsnr: Tensor) -> Tensor:
         """t with λ(t) = logsnr, by bisection to float64 accuracy."""
@@ -148,25 +151,17 @@ class Schedule(PreciseModule):
         """p(λ) = −dt/dλ inside the ends."""
         return self.rate_at(self.time_at(logsnr), logsnr).reciprocal()
 
-    def ends(self, pin: bool = True) -> tuple[Tensor | float, Tensor | float]:
-        """(λ_max, λ_min): numbers where they are fixed, tensors where they are learned, without
-        gradient if pinned."""
+    def ends(self, detach: bool = True) -> tuple[Tensor | float, Tensor | float]:
+        """(λ_max, λ_min): numbers where they are fixed, tensors where they are learned, detached
+        from the graph with `detach`."""
         return self._ends
 
-    @property
-    def learns_ends(self) -> bool:
-        """Whether λ_max and λ_min are parameters."""
-        return False
-
-    @property
-    def learns_shape(self) -> bool:
-        """Whether training moves λ(t) between the ends."""
-        return False
-
     @validated
-    def at(self, t: Tensor, steps: Steps | None = None, *, pin: bool = True) -> NoiseLevels:
+    def at(
+        self, t: Tensor, steps: Steps | None = None, *, detach_ends: bool = True
+    ) -> NoiseLevels:
         """The noise levels at times (batch,), in continuous time or on a chain of `steps` steps.
-        With `pin`, learned end points get no gradient.
+        With `detach_ends`, learned end points get no gradient.
         """
         t = to_float64(t)
         logsnr = self.logsnr_at(t)

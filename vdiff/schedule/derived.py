@@ -31,7 +31,7 @@ class Shifted(Schedule):
         super().__init__(schedule.logsnr_max + shift, max(schedule.logsnr_min, PURE) + shift)
         self.schedule, self.shift = schedule, shift
 
-    def ends(self, pin: bool = True) -> tuple[Tensor | float, Tensor | float]:
+    def ends(self, detach: bool = True) -> tuple[Tensor | float, Tensor | float]:
         high, low = self.schedule.ends()
         return high + self.shift, low + self.shift
 

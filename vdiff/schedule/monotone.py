@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vdiff._validate import Count, Positive, Whole, validated
-from vdiff.gaussian import to_float64
-from vdiff.schedule.learned import FLOOR, Learned
+from vdiff.schedule.learned import FLOOR, Learned, normalized
 
 ROWS = 32  # times in a block, on a CPU
 
@@ -73,12 +72,16 @@ class Monotone(Learned):
         self.bias.zero_()
         self.log_outer.fill_(math.log(10.0 / hidden))
 
-    def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def unnormalized_cdf(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(v, v', v(1)) with u = v/v(1)."""
         inner, outer = self.log_inner.exp(), self.log_outer.exp()
         bias = self.bias - inner * self.middle
-        v, slope = _Sigmoids.apply(t, bias, inner, outer)  # type: ignore[no-untyped-call]
+        value, slope = _Sigmoids.apply(t, bias, inner, outer)  # type: ignore[no-untyped-call]
         first, last = bias.sigmoid() @ outer, (bias + inner).sigmoid() @ outer
-        return t + (v - first), 1 + slope, 1 + (last - first)
+        return t + (value - first), 1 + slope, 1 + (last - first)
+
+    def cdf_and_pdf(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return normalized(t, *self.unnormalized_cdf(t))
 
 
 class _Sigmoids(torch.autograd.Function):
@@ -173,16 +176,15 @@ class Spline(Learned):
         super().reset_parameters()
         self.log_density.zero_()
 
-    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        t64 = to_float64(t)
+    def cdf_and_pdf(self, t: Tensor) -> tuple[Tensor, Tensor]:
         times, *cells = self._cells()
-        cell = _place(times, t64)
+        cell = _cell_of(times, t)
         start, low, gain = (part[cell] for part in (times, *cells))
-        behind = t64 - start
+        behind = t - start
         density = (low * low + 2 * behind * gain).sqrt()
         # the root of ½ gain x² + low x = behind, without cancelling
         u = (cell + 2 * behind / (low + density)) / len(cells[0])
-        return torch.where((t64 > 0) & (t64 < 1), u, t64), (density * len(cells[0])).reciprocal()
+        return torch.where((t > 0) & (t < 1), u, t), (density * len(cells[0])).reciprocal()
 
     def time_at(self, logsnr: Tensor) -> Tensor:
         high, low_end = self.ends()
@@ -202,7 +204,7 @@ class Spline(Learned):
         return nn.functional.pad((low + 0.5 * gain).cumsum(0), (1, 0)), low, gain
 
 
-def _place(times: Tensor, t: Tensor) -> Tensor:
+def _cell_of(times: Tensor, t: Tensor) -> Tensor:
     """The cell in which each t falls."""
     right = torch.searchsorted(times.detach(), t.detach().contiguous(), right=True)
     return (right - 1).clamp(0, len(times) - 2)
