@@ -19,6 +19,7 @@ from vdiff._network import (
     network,
     warn_of_a_hidden_module,
 )
+from vdiff._precision import HALF, as_float64, at_least_float32, to_float64
 from vdiff._validate import (
     CleanEnd,
     Floating,
@@ -30,8 +31,8 @@ from vdiff._validate import (
     validated,
 )
 from vdiff.errors import validation_enabled
-from vdiff.gaussian import HALF, at_least_float32, per_example, to_float64
-from vdiff.parameterization import Parameterization
+from vdiff.gaussian import per_example
+from vdiff.parameterization import Parameterization, is_number
 from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule, Tabulated
 from vdiff.variance import FixedSmall, ReverseVariance
@@ -214,7 +215,7 @@ class Denoiser(nn.Module):
             check_labels(condition, z)
         level = to_float64(logsnr)
         scale = self.parameterization.input_scale(level)
-        seen = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
+        seen = z if is_number(scale, 1.0) else per_example(as_float64(scale, z.device), z) * z
         dtype = weights_dtype(self.network) or z.dtype
         time = self.time(level)
         time = time.to(at_least_float32(dtype)) if time.is_floating_point() else time

@@ -27,11 +27,12 @@ from vdiff._arguments import (
     weight_of_noise,
 )
 from vdiff._known_range import note_training
+from vdiff._precision import at_least_float32
 from vdiff._validate import Count, Data, Noise, Random, Steps, Times, validated
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder
 from vdiff.errors import validation_enabled
-from vdiff.gaussian import at_least_float32, diffuse, prior_kl
+from vdiff.gaussian import diffuse, prior_kl
 from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule

@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._modules import RestorableModule
 from vdiff._validate import Data, require, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.errors import InvalidType
-from vdiff.gaussian import RestorableModule, kl_to_normal
+from vdiff.gaussian import kl_to_normal
 from vdiff.parameterization import Eps
 from vdiff.prediction import Prediction
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._modules import PreciseModule
 from vdiff._validate import Count, Given, Number, Steps, on_chain, require, tensor, validated
-from vdiff.gaussian import PreciseModule
 from vdiff.times import stratified
 
 Share = Annotated[

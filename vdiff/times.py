@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import at_least_float32, float64_for
 from vdiff._validate import Count, require, unchecked, validated
-from vdiff.gaussian import at_least_float32, float64_for
 
 GOLDEN = 0.6180339887498949
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import as_float64, at_least_float32, keep_dtype, to_float64
 from vdiff._validate import (
     Given,
     Number,
@@ -21,15 +22,7 @@ from vdiff._validate import (
 )
 from vdiff.decoder.base import Decoder, Mean, normal_nodes
 from vdiff.errors import InvalidType, has_values, validation_enabled
-from vdiff.gaussian import (
-    alpha,
-    as_float64,
-    at_least_float32,
-    keep_dtype,
-    per_example,
-    sum_dims,
-    to_float64,
-)
+from vdiff.gaussian import alpha, per_example, sum_dims
 from vdiff.prediction import Prediction
 
 PIECE = 2**22  # elements at a time, where data is counted and a table is made: 32 MiB in 8 bytes

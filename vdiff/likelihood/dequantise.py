@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, finite_end
+from vdiff._precision import to_float64
 from vdiff._validate import Batch, Count, Number, Positive, require, validated
 from vdiff.decoder import Levels, log_normal_interval
 from vdiff.errors import InvalidType
-from vdiff.gaussian import sum_dims, to_float64
+from vdiff.gaussian import sum_dims
 from vdiff.likelihood.conditions import conditions_by_image
 from vdiff.likelihood.flow_solver import FlowSolver
 from vdiff.likelihood.importance import ImportanceBound

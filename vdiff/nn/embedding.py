@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._modules import RestorableModule
+from vdiff._precision import to_float64
 from vdiff._validate import require, validated
 from vdiff.denoiser import logsnr_time
-from vdiff.gaussian import RestorableModule, to_float64
 from vdiff.loss import full_precision
 
 

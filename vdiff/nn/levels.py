@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._modules import RestorableModule
 from vdiff._validate import require, validated
 from vdiff.decoder import Levels
 from vdiff.errors import validation_enabled
-from vdiff.gaussian import RestorableModule
 from vdiff.loss import full_precision
 
 

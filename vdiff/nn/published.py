@@ -10,10 +10,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._precision import HALF
 from vdiff._validate import Count, Fraction, validated
 from vdiff.denoiser import ScaledGamma, TableStep
 from vdiff.errors import InvalidType
-from vdiff.gaussian import HALF
 from vdiff.nn.block import Block, group_norm, start, zero
 from vdiff.nn.embedding import FourierFeatures
 from vdiff.nn.unet import UNet

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vdiff._arguments import Condition, finite_end, known_range_of, original
 from vdiff._arguments import Model as AnyModel
+from vdiff._precision import at_least_float32, to_float64
 from vdiff._validate import FiniteData, require, validated
 from vdiff.denoiser import evaluation_mode
 from vdiff.flow import SolverError, State, solve
-from vdiff.gaussian import at_least_float32, to_float64
 from vdiff.sampling.step import NOTHING, Counted, Memory, Model, Step
 from vdiff.schedule import Schedule
 

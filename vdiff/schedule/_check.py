@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vdiff._precision import device_of
 from vdiff.errors import InvalidValue
-from vdiff.gaussian import device_of
 
 RESTS = 1e-9  # of the range: a rate at an end that is 0, to rounding
 LEAST = 1e-6  # of the range: stands for a rate of 0, so that p(λ) · rate is 1, not 0 · ∞

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import to_float64
 from vdiff._validate import Count, Fraction, Number, validated
 from vdiff.errors import under_functorch
-from vdiff.gaussian import to_float64
 from vdiff.profile import Profile
 from vdiff.schedule.base import AllReduce, NoiseLevels
 from vdiff.schedule.histogram import Histogram, filled

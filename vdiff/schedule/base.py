@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._modules import PreciseModule
+from vdiff._precision import at_least_float32, to_float64
 from vdiff._validate import (
     CleanEnd,
     Count,
@@ -22,7 +24,7 @@ from vdiff._validate import (
     validated,
 )
 from vdiff.errors import InvalidType, has_values, validation_enabled
-from vdiff.gaussian import PreciseModule, Step, at_least_float32, to_float64
+from vdiff.gaussian import Step
 from vdiff.schedule._check import check
 from vdiff.schedule._check import returned as check_returned
 
@@ -296,7 +298,7 @@ class Schedule(PreciseModule, ABC):
         high, low = self.ends()
         return (logsnr <= high + EDGE) & (logsnr >= low - EDGE)
 
-    def own_ends(self) -> tuple[float, float] | None:
+    def ends_to_save(self) -> tuple[float, float] | None:
         return None if self.learns_ends else self._ends
 
     def reset_parameters(self) -> None:

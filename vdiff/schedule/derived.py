@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vdiff._precision import PURE_NOISE
 from vdiff._validate import Finite, require, validated
 from vdiff.errors import shown
-from vdiff.gaussian import PURE
 from vdiff.schedule.base import Schedule
 
 
@@ -28,19 +28,19 @@ class Shifted(Schedule):
         fixed = not (schedule.learns_ends or schedule.learns_shape)
         hint = "what is learned needs no shift"
         require(fixed, "schedule", "have fixed ends and shape", repr(schedule), hint)
-        super().__init__(schedule.logsnr_max + shift, max(schedule.logsnr_min, PURE) + shift)
+        super().__init__(schedule.logsnr_max + shift, max(schedule.logsnr_min, PURE_NOISE) + shift)
         self.schedule, self.shift = schedule, shift
 
     def ends(self, detach: bool = True) -> tuple[Tensor | float, Tensor | float]:
         high, low = self.schedule.ends()
         return high + self.shift, low + self.shift
 
-    def own_ends(self) -> tuple[float, float]:
+    def ends_to_save(self) -> tuple[float, float]:
         return self.logsnr_max, self.logsnr_min
 
-    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+    def expected_ends(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
         inner = self.schedule
-        loaded = inner.ends_with(state, prefix + "schedule.")
+        loaded = inner.expected_ends(state, prefix + "schedule.")
         high, low = loaded or (inner.logsnr_max, inner.logsnr_min)
         return high + self.shift, low + self.shift
 

@@ -25,8 +25,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vdiff._precision import to_float64
 from vdiff.errors import under_functorch
-from vdiff.gaussian import to_float64
 from vdiff.schedule.base import AllReduce, Learn, unchanged
 from vdiff.schedule.learned_ends import LearnedEnds
 

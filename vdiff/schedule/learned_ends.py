@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vdiff._precision import to_float64
 from vdiff._validate import Steps, validated
-from vdiff.gaussian import to_float64
 from vdiff.schedule.base import Learn, NoiseLevels, Schedule, unchanged
 
 
@@ -54,13 +54,13 @@ class LearnedEnds(Schedule):
         if self.learns_ends:
             self._reset_ends()
 
-    def ends_in(self, state: dict[str, Any], prefix: str) -> Tensor | None:
+    def saved_ends(self, state: dict[str, Any], prefix: str) -> Tensor | None:
         if prefix + "low" not in state or prefix + "high" not in state:
-            return super().ends_in(state, prefix)
+            return super().saved_ends(state, prefix)
         low, high = state[prefix + "low"], state[prefix + "high"]
         return torch.stack([low + F.softplus(high - low), low])
 
-    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+    def expected_ends(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
         if self.learns_ends and prefix + "low" in state:
             return None
         return self.logsnr_max, self.logsnr_min

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdiff._precision import PURE_NOISE
 from vdiff._validate import Count, require, validated
 from vdiff.errors import InvalidValue, has_values
-from vdiff.gaussian import PURE
 from vdiff.schedule.base import Schedule
 
 Row = Sequence[float] | np.ndarray | Tensor
@@ -47,7 +47,7 @@ class Tabulated(Schedule):
         falls = "be strictly decreasing (λ falls from data to noise)"
         hint = "γ = −λ rises: pass −γ" if table[-1] > table[0] else ""
         _refuse(table.diff() >= 0, table, "logsnr", falls, hint)
-        super().__init__(table[0].item(), max(table[-1].item(), PURE))
+        super().__init__(table[0].item(), max(table[-1].item(), PURE_NOISE))
         self.register_constructed("table", table)
         self._take_ends()
         self.steps = len(table) - 1
@@ -56,10 +56,10 @@ class Tabulated(Schedule):
         super().reset_parameters()
         self._take_ends()
 
-    def own_ends(self) -> None:
+    def ends_to_save(self) -> None:
         return None
 
-    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+    def expected_ends(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
         table = state.get(prefix + "table")  # it brings the ends
         if not isinstance(table, Tensor) or not has_values(table):
             return None
@@ -186,7 +186,7 @@ class Tabulated(Schedule):
         return (table[left] - table[left + 1]) * self.steps
 
     def time_at(self, logsnr: Tensor) -> Tensor:
-        rising, level = -self._numbers(logsnr), logsnr.clamp(min=PURE)
+        rising, level = -self._numbers(logsnr), logsnr.clamp(min=PURE_NOISE)
         right = torch.searchsorted(rising, -level.contiguous()).clamp(1, self.steps)
         share = (-level - rising[right - 1]) / (rising[right] - rising[right - 1])
         return (right - 1 + share) / self.steps
@@ -194,7 +194,7 @@ class Tabulated(Schedule):
     def _numbers(self, like: Tensor) -> Tensor:
         """The table with a number for −∞."""
         table = self.table.to(like)
-        return table.clamp(min=PURE) if self._ends[1] == -math.inf else table
+        return table.clamp(min=PURE_NOISE) if self._ends[1] == -math.inf else table
 
     def _cell(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The level to the left of t, and how far t is towards the next."""

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._modules import RestorableModule
+from vdiff._precision import PURE_NOISE, at_least_float32, device_of, to_float64
 from vdiff._validate import (
     Finite,
     Given,
@@ -22,7 +24,6 @@ from vdiff._validate import (
     validated,
 )
 from vdiff.errors import InvalidType, InvalidValue
-from vdiff.gaussian import PURE, RestorableModule, at_least_float32, device_of, to_float64
 from vdiff.parameterization import Parameterization
 from vdiff.schedule import Schedule, Tabulated
 
@@ -255,7 +256,7 @@ class LossFactor:
 
     @validated
     def __call__(self, logsnr: Annotated[Float[Tensor, "*shape"], not_times]) -> Tensor:
-        v = to_float64(logsnr).masked_fill(logsnr == -math.inf, PURE)
+        v = to_float64(logsnr).masked_fill(logsnr == -math.inf, PURE_NOISE)
         kappa2 = self.parameterization.kappa2(v)
         if self.steps is None:
             value = self.weighting(v) / (2.0 * self.schedule.density(v) * kappa2)
