@@ -1,4 +1,4 @@
-"""What makes a schedule one: λ falls from λ_max to λ_min, and its four methods agree."""
+"""The contract of a schedule: λ falls from λ_max to λ_min, and its four methods agree."""
 
 from typing import Any
 
@@ -6,17 +6,26 @@ import torch
 from torch import Tensor
 
 from vdiff._precision import device_of
+from vdiff._validate import require
 from vdiff.errors import InvalidValue
 
-RESTS = 1e-9  # of the range: a rate at an end that is 0, to rounding
-LEAST = 1e-6  # of the range: stands for a rate of 0, so that p(λ) · rate is 1, not 0 · ∞
+RESTS = 1e-9  # of the range: a rate at an end below this is 0
+LEAST = 1e-6  # of the range: replaces a rate of 0, so that p(λ) · rate is 1, not 0 · ∞
 
 
 @torch.no_grad()
 def check(schedule: Any, points: int, base: Any) -> float:
-    """Verify a schedule on a grid of times. Returns the least rate that a loss takes: 0, or
-    more where the rate is 0 at an end. Raises ValueError at the first t that fails."""
-    _check_parameters(schedule)
+    """Verify a schedule on a grid of times. Returns the least rate for a loss: 0, or more where the
+    rate is 0 at an end. Raises ValueError at the first t that fails."""
+    moves = next(schedule.parameters(), None) is not None
+    name = type(schedule).__name__
+    require(
+        schedule.learns_ends or schedule.learns_shape or not moves,
+        "schedule",
+        "say what its parameters are",
+        f"{name} with parameters and learns_ends = False",
+        "λ_max and λ_min would move: see Learned, which keeps ends and shape apart",
+    )
     if device_of(schedule).type == "meta":
         return 0.0  # parameters without values, to be filled later
     t = schedule.times_to_check(points).to(device_of(schedule))
@@ -29,15 +38,6 @@ def check(schedule: Any, points: int, base: Any) -> float:
     _check_derivative(t, logsnr, rate)
     _check_inverse(schedule, base, t, span)
     return least
-
-
-def _check_parameters(schedule: Any) -> None:
-    if not (schedule.learns_ends or schedule.learns_shape) and any(
-        True for _ in schedule.parameters()
-    ):
-        hint = "λ_max and λ_min would move: see Learned, which keeps ends and shape apart"
-        came = f"{type(schedule).__name__} with parameters and learns_ends = False"
-        raise InvalidValue("schedule", "say what its parameters are", came, hint)
 
 
 def _check_fall(t: Tensor, logsnr: Tensor) -> None:
@@ -60,22 +60,20 @@ def _check_rate(t: Tensor, rate: Tensor, span: float) -> float:
 def _check_ends(schedule: Any, logsnr: Tensor) -> None:
     low = logsnr[-1].item() if schedule.reaches_noise else schedule.logsnr_min
     ends = torch.tensor([schedule.logsnr_max, low], dtype=torch.float64, device=logsnr.device)
-    if not torch.allclose(logsnr[[0, -1]], ends, rtol=1e-6, atol=1e-6):
-        runs = f"have logsnr_at(t) run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}"
-        raise InvalidValue("schedule", runs, f"λ(0) = {logsnr[0]:g}, λ(1) = {logsnr[-1]:g}")
+    same = torch.allclose(logsnr[[0, -1]], ends, rtol=1e-6, atol=1e-6)
+    runs = f"have logsnr_at(t) run from logsnr_max = {ends[0]:g} to logsnr_min = {ends[1]:g}"
+    require(same, "schedule", runs, f"λ(0) = {logsnr[0]:g}, λ(1) = {logsnr[-1]:g}")
 
 
 def _check_derivative(t: Tensor, logsnr: Tensor, rate: Tensor) -> None:
     drop = logsnr[:-1] - logsnr[1:]
     area = 0.5 * (rate[:-1] + rate[1:]) * t.diff()
-    # how far a cell or its neighbors leave the trapezoid undecided, at a corner too
+    # the trapezoid rule is exact up to the change of the rate in a cell and its neighbors
     change = (rate[:-1] - rate[1:]).abs()
     width = t.diff() * torch.nn.functional.max_pool1d(change[None], 3, stride=1, padding=1)[0]
     off = (area - drop).abs() > width + 1e-6 * drop.abs() + 1e-9
-    same, hint = (
-        "have rate_at equal to the derivative of −logsnr_at",
-        "λ falls there by another amount than the rates between say",
-    )
+    same = "have rate_at equal to the derivative of −logsnr_at"
+    hint = "λ falls there by another amount than the integral of the rate"
     _refuse(off, same, t, rate, "a rate of ", hint)
 
 
@@ -103,9 +101,8 @@ def returned(schedule: object, method: str, value: object, t: Tensor) -> Tensor:
         came = f"{tuple(value.shape)}, {value.dtype}, {value.device}"
         hint = "it would broadcast in silence" if value.shape != t.shape else ""
     alike = f"{tuple(t.shape)}, {t.dtype}, {t.device}"
-    what = (
-        f"have {type(schedule).__name__}.{method} return the shape, dtype and device of t: {alike}"
-    )
+    name = f"{type(schedule).__name__}.{method}"
+    what = f"have {name} return the shape, dtype and device of t: {alike}"
     raise InvalidValue("schedule", what, came, hint)
 
 

@@ -21,8 +21,7 @@ class HyperbolicSecant(Law):
     def __init__(self, shift: Finite = 0.0) -> None:
         self.shift = shift
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         return self.shift + 2.0 * torch.log(
             torch.sin(0.5 * math.pi * rest) / torch.sin(0.5 * math.pi * t)
         )
@@ -51,8 +50,7 @@ class OffsetCosine(Law):
         self._angle = 0.5 * math.pi / (1.0 + offset)  # φ − φ₀ at t = 1
         self._start = self._angle * offset  # φ₀
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         signal = torch.sin(self._angle * rest).square()  # cos²φ
         turned = self._angle * t
         noise = torch.sin(turned) * torch.sin(turned + 2 * self._start)  # cos²φ₀ − cos²φ
@@ -124,13 +122,16 @@ class LinearBetaLaw(Law):
     def __init__(self, beta_min: Positive = 0.1, beta_max: Finite = 20.0) -> None:
         self.beta_min, self.beta_max = beta_min, beta_max
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         integral = t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
         return -torch.log(torch.expm1(integral))
 
     def sf(self, logsnr: Tensor) -> Tensor:
         integral = F.softplus(-logsnr)
         return 2.0 * integral / (self.beta_min + self._beta(integral))
+
+    def cdf(self, logsnr: Tensor) -> Tensor:
+        return 1.0 - self.sf(logsnr)
 
     def density(self, logsnr: Tensor) -> Tensor:
         return torch.sigmoid(-logsnr) / self._beta(F.softplus(-logsnr))

@@ -28,8 +28,7 @@ class Logistic(Law):
     def __init__(self, mean: Finite = 0.0, scale: Positive = 2.0) -> None:
         self.mean, self.scale = mean, scale
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         return self.mean + self.scale * torch.log(rest / t)
 
     def sf(self, logsnr: Tensor) -> Tensor:
@@ -104,8 +103,7 @@ class Gaussian(Law):
     def __init__(self, mean: Finite = 2.4, std: Positive = 2.4) -> None:
         self.mean, self.std = mean, std
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         score = torch.where(t < 0.5, -torch.special.ndtri(t), torch.special.ndtri(rest))
         return self.mean + self.std * score
 
@@ -160,8 +158,7 @@ class DoubleExponential(Law):
     def __init__(self, mean: Finite = 0.0, scale: Positive = 0.5) -> None:
         self.mean, self.scale = mean, scale
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         return self.mean + self.scale * torch.where(
             t < 0.5, -torch.log(2.0 * t), torch.log(2.0 * rest)
         )
