@@ -29,8 +29,8 @@ def check(schedule: Any, points: int, base: Any) -> float:
     if device_of(schedule).type == "meta":
         return 0.0  # parameters without values, to be filled later
     t = schedule.times_to_check(points).to(device_of(schedule))
-    logsnr = returned(schedule, "logsnr_at", schedule.logsnr_at(t), t)
-    rate = returned(schedule, "rate_at", schedule.rate_at(t, logsnr), t)
+    logsnr = returned("schedule", f"have {name}.logsnr_at ", schedule.logsnr_at(t), t)
+    rate = returned("schedule", f"have {name}.rate_at ", schedule.rate_at(t, logsnr), t)
     _check_fall(t, logsnr)
     span = (logsnr[0] - logsnr[-1]).item()
     least = _check_rate(t, rate, span)
@@ -91,8 +91,8 @@ def _check_inverse(schedule: Any, base: Any, t: Tensor, span: float) -> None:
         _refuse(~((product - 1).abs() <= 1e-5), what, between, product, "p(λ) · rate = ", hint)
 
 
-def returned(schedule: object, method: str, value: object, t: Tensor) -> Tensor:
-    """What a method returned, a tensor like t; raises ValueError for anything else."""
+def returned(argument: str, method: str, value: object, t: Tensor) -> Tensor:
+    """The value that a function of t returned, a tensor like t; raises ValueError otherwise."""
     if not isinstance(value, Tensor):
         came, hint = type(value).__name__, "torch.full_like(t, value) for a constant"
     elif (value.shape, value.dtype, value.device) == (t.shape, t.dtype, t.device):
@@ -100,10 +100,8 @@ def returned(schedule: object, method: str, value: object, t: Tensor) -> Tensor:
     else:
         came = f"{tuple(value.shape)}, {value.dtype}, {value.device}"
         hint = "it would broadcast in silence" if value.shape != t.shape else ""
-    alike = f"{tuple(t.shape)}, {t.dtype}, {t.device}"
-    name = f"{type(schedule).__name__}.{method}"
-    what = f"have {name} return the shape, dtype and device of t: {alike}"
-    raise InvalidValue("schedule", what, came, hint)
+    alike = f"return the shape, dtype and device of t: {tuple(t.shape)}, {t.dtype}, {t.device}"
+    raise InvalidValue(argument, method + alike, came, hint)
 
 
 def _refuse(

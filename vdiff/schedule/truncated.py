@@ -46,6 +46,13 @@ class Law(ABC):
         return f"{type(self).__name__}({', '.join(values)})"
 
 
+def ends_or(
+    high: float, low: float, logsnr_max: float | None, logsnr_min: float | None
+) -> tuple[float, float]:
+    """The ends that were given; `high` and `low` where they were not."""
+    return high if logsnr_max is None else logsnr_max, low if logsnr_min is None else logsnr_min
+
+
 class Truncated(Schedule):
     """A law over λ restricted to [λ_min, λ_max]: uniform in the law's own time between the ends.
 
@@ -53,8 +60,8 @@ class Truncated(Schedule):
     t₀). `law` is the law itself, on the whole line.
 
     >>> from vdiff.schedule.law import Logistic
-    >>> Truncated(Logistic(), 10.0, -10.0).law.icdf(torch.tensor(0.25))
-    tensor(2.1972)
+    >>> Truncated(Logistic(mean=1.0), 10.0, -10.0)(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([ 10.0000,   0.9930, -10.0000])
     """
 
     @validated
