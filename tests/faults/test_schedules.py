@@ -139,7 +139,7 @@ def test_fault_16_gamma_handed_over_for_logsnr() -> None:
         "Tabulated",
         "logsnr",
         "be strictly decreasing",
-        "1 at level 1 and 2 at level 2 (γ = −λ rises: pass −γ)",
+        "1 at level 1 of 3 and 2 at level 2 of 3 (γ = −λ rises: pass −γ)",
     ):
         Tabulated([1.0, 2.0, 3.0])
     with assert_refused(
@@ -319,7 +319,7 @@ def test_fault_17_ends(
             lambda: Tabulated([3.0, 2.0, 2.0]),
             "Tabulated",
             "logsnr",
-            ("be strictly decreasing", "2 at level 2 and 2 at level 3"),
+            ("be strictly decreasing", "2 at level 2 of 3 and 2 at level 3 of 3"),
         ),
         (
             lambda: Tabulated.from_betas([0.1, 1.0, 0.2]),

@@ -1,7 +1,9 @@
 """The contract of a schedule: λ falls from λ_max to λ_min, and its four methods agree."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +13,13 @@ from vdiff.errors import InvalidValue
 
 RESTS = 1e-9  # of the range: a rate at an end below this is 0
 LEAST = 1e-6  # of the range: replaces a rate of 0, so that p(λ) · rate is 1, not 0 · ∞
+
+Row = Sequence[float] | np.ndarray | Tensor
+BETA_HINTS = {
+    0: "β = 0 adds no noise: drop the level",
+    1: "β = 1 leaves pure noise: it is the last",
+    2: "rescaled to few steps, a β table leaves (0, 1)",
+}
 
 
 @torch.no_grad()
@@ -104,12 +113,49 @@ def returned(argument: str, method: str, value: object, t: Tensor) -> Tensor:
     raise InvalidValue(argument, method + alike, came, hint)
 
 
-def _refuse(
-    bad: Tensor, requirement: str, t: Tensor, value: Tensor, what: str, hint: str = ""
+def refuse(
+    bad: Tensor,
+    argument: str,
+    requirement: str,
+    values: Tensor,
+    place: Callable[[int], str],
+    hint: str = "",
+    what: str = "",
 ) -> None:
-    if bad.any():
-        i = int(bad.nonzero()[0])
-        came = f"{what}{value[i]:g} at t = {t[i]:g}"
-        if len(bad) < len(t):  # a fault between two times
-            came += f" and {value[i + 1]:g} at t = {t[i + 1]:g}"
-        raise InvalidValue("schedule", requirement, came, hint)
+    """Raise for the first bad value, or for the first bad pair of neighbors, and say its place."""
+    for i in bad.nonzero().flatten()[:1].tolist():
+        came = f"{what}{values[i]:g} at {place(i)}"
+        if len(bad) < len(values):
+            came += f" and {values[i + 1]:g} at {place(i + 1)}"
+        raise InvalidValue(argument, requirement, came, hint)
+
+
+def _refuse(
+    bad: Tensor, requirement: str, t: Tensor, values: Tensor, what: str, hint: str = ""
+) -> None:
+    refuse(bad, "schedule", requirement, values, lambda i: f"t = {t[i]:g}", hint, what)
+
+
+def row_of(values: Row, argument: str, what: str) -> Tensor:
+    """A table as a float64 tensor (n,); raises ValueError unless n ≥ 2."""
+    row = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    hint = "one noise level is a decoder without a step" if row.numel() == 1 else ""
+    requirement, came = f"be one row of at least two {what}", f"shape {tuple(row.shape)}"
+    require(row.ndim == 1 and len(row) > 1, argument, requirement, came, hint)
+    return row
+
+
+def check_inside(row: Tensor, argument: str, noise: float, hints: dict[int, str]) -> None:
+    """Raise unless a table lies in (0, 1); its last value may be `noise`. `hints` are for 0, for 1
+    and, as 2, for more than 1."""
+    bad = ~((row > 0) & (row < 1))
+    bad[-1] &= row[-1] != noise
+    first = torch.where(row > 1, 2.0, row)[bad][:1].tolist()
+    hint = "".join(hints.get(value, "") for value in first)
+    place = level_of(row, "step" if argument == "betas" else "level")
+    refuse(bad, argument, "lie strictly between 0 and 1", row, place, hint)
+
+
+def level_of(row: Tensor, unit: str = "level") -> Callable[[int], str]:
+    """The place of an index in a table, in words."""
+    return lambda i: f"{unit} {i + 1} of {len(row)}"

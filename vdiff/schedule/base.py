@@ -190,12 +190,7 @@ class Schedule(PreciseModule, ABC):
 
     @validated
     def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """λ(t), in the dtype of t (float32 where t is narrower).
-
-        >>> from vdiff.schedule import Cosine
-        >>> Cosine()(torch.tensor(0.5))
-        tensor(0.)
-        """
+        """λ(t), in the dtype of t (float32 where t is narrower)."""
         t64 = to_float64(t)
         logsnr = self.logsnr_at(t64)
         if self.reaches_noise:
@@ -204,12 +199,7 @@ class Schedule(PreciseModule, ABC):
 
     @validated
     def rate(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """−dλ/dt at t: positive.
-
-        >>> from vdiff.schedule import Linear
-        >>> Linear(13.3, -5.0).rate(torch.tensor(0.5))
-        tensor(18.3000)
-        """
+        """−dλ/dt at t: positive."""
         t64 = to_float64(t)
         return self.rate_at(t64, self.logsnr_at(t64)).to(at_least_float32(t.dtype))
 
@@ -251,12 +241,7 @@ class Schedule(PreciseModule, ABC):
 
     @validated
     def delta(self, t: Float[Tensor, "*shape"], steps: Steps) -> Float[Tensor, "*shape"]:
-        """λ_s − λ_t over the step that ends at t, s = t − 1/T, in float64.
-
-        >>> from vdiff.schedule import Linear
-        >>> Linear(13.3, -5.0).delta(torch.tensor(1.0), steps=10)
-        tensor(1.8300, dtype=torch.float64)
-        """
+        """λ_s − λ_t over the step that ends at t, s = t − 1/T, in float64."""
         t64 = to_float64(t)
         return self.delta_at(t64, self.logsnr_at(t64), steps)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vdiff._validate import Count, require, total, validated
-from vdiff.errors import InvalidValue
 from vdiff.profile import Profile
+from vdiff.schedule._check import refuse
 from vdiff.schedule.base import Schedule
 
 
@@ -31,9 +31,9 @@ class Histogram(Schedule):
         mass = torch.as_tensor(mass, dtype=torch.float64, device=device)
         vector, came = mass.ndim == 1 and len(mass) > 0, f"shape {tuple(mass.shape)}"
         require(vector, "mass", "be a vector, a number for each bin", came)
-        for i in (~(mass.isfinite() & (mass > 0))).nonzero().flatten()[:1].tolist():
-            hint = "a loss never sees such a bin: mix in a little of the uniform density"
-            raise InvalidValue("mass", "be finite and positive", f"{mass[i]:g} in bin {i}", hint)
+        bad = ~(mass.isfinite() & (mass > 0))
+        hint = "a loss never sees such a bin: mix in a little of the uniform density"
+        refuse(bad, "mass", "be finite and positive", mass, lambda i: f"bin {i}", hint)
         self.register_constructed("mass", mass / mass.sum())
 
     @classmethod

@@ -61,7 +61,7 @@ class Truncated(Schedule):
 
     >>> from vdiff.schedule.law import Logistic
     >>> Truncated(Logistic(mean=1.0), 10.0, -10.0)(torch.tensor([0.0, 0.5, 1.0]))
-    tensor([ 10.0000,   0.9930, -10.0000])
+    tensor([ 10.0000,   0.9723, -10.0000])
     """
 
     @validated
