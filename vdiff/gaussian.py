@@ -79,7 +79,7 @@ class Step(ValuesCopied):
     T = 1000.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
-    >>> step.snr_gain                                       # expm1(Δ): the weight of ½‖ε − ε̂‖² in the step's KL
+    >>> step.snr_gain  # expm1(Δ): the weight of ½‖ε − ε̂‖² in the step's KL
     tensor([1.7183])
     """
 
@@ -236,7 +236,7 @@ def kl_to_normal(
 
         ½ [ d (r − 1 − log r) + ‖μ‖²/s ],  r = v/s
 
-    >>> kl_to_normal(0.64, 6400.0, 6400.25)                # variance exploding, σ_max = 80, prior N(0, σ_max² + ¼)
+    >>> kl_to_normal(0.64, 6400.0, 6400.25)  # variance exploding, prior N(0, 80² + ¼)
     tensor(4.9998e-05, dtype=torch.float64)
     """
     square, v, s = (

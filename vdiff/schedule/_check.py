@@ -24,8 +24,8 @@ BETA_HINTS = {
 
 @torch.no_grad()
 def check(schedule: Any, points: int, base: Any) -> float:
-    """Verify a schedule on a grid of times. Returns the least rate for a loss: 0, or more where the
-    rate is 0 at an end. Raises ValueError at the first t that fails."""
+    """Verify a schedule on a grid of times. Returns the least rate for a loss: 0, or more where
+    the rate is 0 at an end. Raises ValueError at the first t that fails."""
     moves = next(schedule.parameters(), None) is not None
     name = type(schedule).__name__
     require(

@@ -81,8 +81,8 @@ class Adaptive(Histogram):
 
     @torch.no_grad()
     def update(self, all_reduce: AllReduce | None = None) -> None:
-        """Turn the records since the last call, summed over ranks by `all_reduce`, into the next p.
-        Records with NaN or infinity are dropped."""
+        """Turn the records since the last call, summed over ranks by `all_reduce`, into the next
+        p. Records with NaN or infinity are dropped."""
         self._unread = 0
         sums = self.noted.sums if all_reduce is None else all_reduce(self.noted.sums)
         self.profile.fade(self.decay)

@@ -12,7 +12,7 @@ from vdiff.schedule.truncated import Law, Truncated, ends_or
 
 
 class Logistic(Law):
-    """A logistic law; rectified flow with uniform t has mean 0 and scale 2: λ = 2 log((1 − t)/t)."""
+    """A logistic law. Rectified flow with uniform t has mean 0, scale 2: λ = 2 log((1 − t)/t)."""
 
     @validated
     def __init__(self, mean: Finite = 0.0, scale: Positive = 2.0) -> None:
