@@ -174,7 +174,7 @@ def test_a_histogram_is_made_of_what_is_known():
         halved.mass * 5.5, torch.tensor([1.0, 2.0, 1.0, 1.5], dtype=torch.float64)
     )
     with pytest.raises(
-        ValueError, match="Histogram: argument 'mass' must be finite and positive; got 0 in bin 1"
+        ValueError, match="Histogram: argument 'mass' must be finite and positive; got 0 at bin 1"
     ):
         Histogram([1.0, 0.0])
     with pytest.raises(ValueError, match="Histogram: argument 'mass' must be a vector"):

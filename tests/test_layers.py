@@ -11,7 +11,7 @@ from check_share import shares
 import vdiff
 
 LAYERS = (
-    "errors", "_validate", "extras", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "prediction", "reverse", "weighting", "bound", "decoder", "_network", "denoiser", "_known_range", "_arguments", "oracle",
+    "errors", "_validate", "extras", "_precision", "_modules", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "prediction", "reverse", "weighting", "bound", "decoder", "_network", "denoiser", "_known_range", "_arguments", "_mixture", "oracle",
     "loss", "chain", "flow", "losses", "_fits", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics", "recipes", "augmentation", "describe", "theorems", "plots", "nn", "disk", "terminal", "data", "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import Prediction
+from vdiff import Denoiser, Prediction
 from vdiff.gaussian import Step, diffuse
-from vdiff.parameterization import Eps, Flow, PosteriorMean, Score, V, X
+from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Score, V, X
 from vdiff.reverse import reverse_mean
 from vdiff.schedule import Cosine, Linear
 
@@ -143,3 +143,24 @@ def test_the_posterior_mean_is_the_mean_of_the_reverse_step(schedule):
         torch.testing.assert_close(
             reverse_mean(prediction, step), target + 0.1, rtol=1e-10, atol=1e-12
         )
+
+
+class Numbers(Parameterization):
+    """A row and an input scale that are numbers other than 0 and 1."""
+
+    def row(self, logsnr):
+        return 0.3, 2
+
+    def input_scale(self, logsnr):
+        return 0.1
+
+
+def test_a_row_may_be_numbers():
+    x, eps, _, logsnr, z = draw()
+    perfect = 0.3 * x + 2 * eps
+    torch.testing.assert_close(Numbers().target(x, eps, logsnr), perfect)
+    model = Denoiser(lambda scaled, time: perfect + scaled - 0.1 * z, Numbers())
+    prediction = model(z, logsnr)
+    torch.testing.assert_close(prediction.eps, eps)
+    torch.testing.assert_close(prediction.x, x)
+    assert prediction.squared_error(x, eps).max() < 1e-20

@@ -166,7 +166,7 @@ LAWS = [
 
 
 @pytest.mark.parametrize(
-    ("law", "reference"), LAWS, ids=lambda v: repr(v) if hasattr(v, "quantile") else ""
+    ("law", "reference"), LAWS, ids=lambda v: repr(v) if hasattr(v, "icdf") else ""
 )
 def test_laws_are_scipys(law, reference):
     lam = np.linspace(-9, 9, 37)
@@ -200,7 +200,7 @@ def test_laws_are_scipys(law, reference):
         (LinearBetaLaw(0.3, 12.0), lambda t: math.exp(-quad(lambda s: 0.3 + 11.7 * s, 0, t)[0])),
         (Logistic(), lambda t: (1 - t) ** 2 / ((1 - t) ** 2 + t**2)),
     ],
-    ids=lambda v: repr(v) if hasattr(v, "quantile") else "",
+    ids=lambda v: repr(v) if hasattr(v, "icdf") else "",
 )
 def test_laws_are_the_published_signals(law, signal):
     """α² at time t of each paper, rescaled to preserve the variance."""

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from vdiff._known_range import warn_beyond
 from vdiff._network import check_no_data_parallel
+from vdiff._precision import PURE_NOISE
 from vdiff._validate import Given, require
 from vdiff._validate import data as floating_data
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.denoiser import Denoiser
 from vdiff.errors import InvalidType, InvalidValue, has_values, out_of_memory, shown
-from vdiff.gaussian import PURE
 from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
@@ -164,10 +164,8 @@ def weight_of_noise(
         at = schedule.at(torch.ones(1, dtype=torch.float64, device="cpu"), steps)
         kappa2 = denoiser.parameterization.kappa2(at.logsnr)
         factor = 0.5 * weighting(at.logsnr) * at.rate / kappa2
-        if at.logsnr < 0.5 * PURE and has_values(factor) and not factor < LARGEST:
-            hint = (
-                "pure noise does not determine x: predict v or x, with MSE(schedule, V(), steps=T)"
-            )
+        if at.logsnr < 0.5 * PURE_NOISE and has_values(factor) and not factor < LARGEST:
+            hint = "pure noise says nothing of x: predict v or x, with MSE(schedule, V(), steps=T)"
             finite = "be finite for what the network predicts at λ = −∞"
             got = f"an infinite weight for {denoiser.parameterization!r}"
             raise InvalidValue("weighting", finite, got, hint)

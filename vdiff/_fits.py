@@ -18,9 +18,9 @@ from vdiff._arguments import (
     weight_of_noise,
 )
 from vdiff._network import check_no_data_parallel
+from vdiff._precision import device_of
 from vdiff._validate import Ends, data, require
 from vdiff.errors import InvalidType
-from vdiff.gaussian import device_of
 from vdiff.losses import Hybrid, Loss, Weighted
 from vdiff.schedule import Schedule
 from vdiff.weighting import Weighting

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import unserializable_hook
 
+from vdiff._precision import as_float64, device_of, to_float64
 from vdiff.denoiser import Denoiser, Range
 from vdiff.errors import under_functorch, validation_enabled
-from vdiff.gaussian import as_float64, device_of, to_float64
 from vdiff.schedule import Schedule
 
 MARGIN = 0.1  # in λ, how far outside its range a network may be called without a warning

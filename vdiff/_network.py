@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vdiff._precision import HALF
 from vdiff._validate import Given, require
 from vdiff.errors import InvalidType, shown
-from vdiff.gaussian import HALF
 
 TIME = (
     "what the network is given: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a "

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, finite_end, known_range_of, variance_trained
+from vdiff._precision import device_of, float64_for, to_float64
 from vdiff._validate import (
     CleanEnd,
     Data,
@@ -17,7 +18,6 @@ from vdiff._validate import (
     validated,
 )
 from vdiff.errors import InvalidValue
-from vdiff.gaussian import device_of, float64_for, to_float64
 from vdiff.loss import weighted_elbo
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import BISECTIONS, EDGE

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._modules import ValuesCopied, copy_values
 from vdiff._validate import on_chain, require, validated
-from vdiff.gaussian import ValuesCopied, bits_per_dim, copy_values
+from vdiff.gaussian import bits_per_dim
 
 _PARTS = "prior", "diffusion", "reconstruction"
 

@@ -24,10 +24,11 @@ from vdiff._arguments import (
     synchronised,
 )
 from vdiff._known_range import note_training
+from vdiff._precision import as_float64
 from vdiff._validate import Ends, Noise, Number, Random, Rule, Steps, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
-from vdiff.gaussian import Step, alpha, as_float64, diffuse, prior_kl, sigma, sum_dims
+from vdiff.gaussian import Step, alpha, diffuse, prior_kl, sigma, sum_dims
 from vdiff.loss import Generators, complete, standard_normal, to_float32
 from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio

@@ -18,6 +18,7 @@ from vdiff._network import (
     warn_of_a_hidden_module,
     weights_dtype,
 )
+from vdiff._precision import as_float64, at_least_float32, to_float64
 from vdiff._validate import (
     CleanEnd,
     Floating,
@@ -29,8 +30,8 @@ from vdiff._validate import (
     validated,
 )
 from vdiff.errors import validation_enabled
-from vdiff.gaussian import at_least_float32, per_example, to_float64
-from vdiff.parameterization import Parameterization
+from vdiff.gaussian import per_example
+from vdiff.parameterization import Parameterization, is_number
 from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule, Tabulated
 from vdiff.variance import FixedSmall, ReverseVariance
@@ -213,7 +214,7 @@ class Denoiser(nn.Module):
             check_labels(condition, z)
         v = to_float64(logsnr)
         scale = self.parameterization.input_scale(v)
-        scaled = z if isinstance(scale, float) and scale == 1.0 else per_example(scale, z) * z
+        scaled = z if is_number(scale, 1.0) else per_example(as_float64(scale, z.device), z) * z
         dtype = weights_dtype(self.network) or z.dtype
         time = self.time(v)
         time = time.to(at_least_float32(dtype)) if time.is_floating_point() else time

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import as_float64, to_float64
 from vdiff._validate import Count, Number, OneOf, Positive, validated
 from vdiff.extras import extra
-from vdiff.gaussian import as_float64, to_float64
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")

@@ -6,228 +6,27 @@ changes. Every quantity comes from λ through `sigmoid`, `expm1` and `softplus`,
 another.
 """
 
-import copy
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from vdiff._modules import ValuesCopied
+from vdiff._precision import at_least_float32, float64_for
 from vdiff._validate import validated
-from vdiff.errors import InvalidValue, has_values
-
-HALF = {torch.float16, torch.bfloat16}
-ENDS = "fixed_ends"  # in a state dict: (λ_max, λ_min)
-PURE = -600.0  # stands for λ = −∞ where it is computed with: α is 1e-130, and float64 holds e^600
 
 
-def copy_values(value: Any, memo: dict[Any, Any]) -> Any:
-    """`copy.deepcopy` for tensors of a live graph too: their values, detached, for torch copies no
-    graph.
-
-    >>> weight = torch.ones(1, requires_grad=True)
-    >>> copy_values((2 * weight,), {})
-    (tensor([2.]),)
-    """
-    if isinstance(value, Tensor) and not value.is_leaf:
-        return memo.setdefault(id(value), value.detach().clone())
-    if type(value) is tuple:
-        return tuple(copy_values(one, memo) for one in value)
-    return copy.deepcopy(value, memo)
-
-
-class ValuesCopied:
-    """An object of tensors whose deep copy has their values, without the graph they are part
-    of."""
-
-    def __deepcopy__(self, memo: dict[Any, Any]) -> "ValuesCopied":
-        made = object.__new__(type(self))
-        vars(made).update({name: copy_values(value, memo) for name, value in vars(self).items()})
-        return made
-
-
-def float64_for(device: torch.device) -> torch.dtype:
-    """float64, or float32 where the device has no float64 (MPS): the precision of all λ
-    arithmetic."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def to_float64(v: Tensor) -> Tensor:
-    """A vector in the precision of all λ arithmetic, float64."""
-    return v.to(float64_for(v.device))
-
-
-def as_float64(v: Tensor | float, device: torch.device) -> Tensor:
-    """A number as a tensor in that precision, without a detour through float32."""
-    return torch.as_tensor(v, dtype=float64_for(device), device=device)
-
-
-def device_of(module: object) -> torch.device:
-    """Where a module keeps its parameters and buffers; the CPU if it has none."""
-    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
-    return tensors[0].device if tensors else torch.device("cpu")
-
-
-def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`fn` of `nn.Module._apply` as a move between devices alone: λ and log-probabilities do not
-    survive half precision.
-
-    What a device cannot hold (float64 on MPS) stays where it is, with a warning.
-    """
-
-    def move(v: Tensor) -> Tensor:
-        try:
-            moved = fn(v)
-            return moved if moved.dtype == v.dtype else v.to(moved.device)
-        except TypeError as error:
-            if v.dtype != torch.float64 or "float64" not in str(error):
-                raise
-            warnings.warn(
-                f"the device has no float64: a tensor of shape {tuple(v.shape)} stays on {v.device}",
-                stacklevel=2,
-            )
-            return v
-
-    return move
-
-
-class RestorableModule(nn.Module):
-    """A module whose `reset_parameters` restores the values of construction, for instance after
-    `to_empty`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._constructed: dict[str, Tensor] = {}
-
-    def register_constructed(
-        self, name: str, tensor: Tensor | None, persistent: bool = True
-    ) -> None:
-        """Register a buffer whose first values are to be restored."""
-        if tensor is not None and tensor.device.type != "meta":
-            self._constructed[name] = tensor.detach().clone().cpu()
-        self.register_buffer(name, tensor, persistent)
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Restore the values of construction of all parameters and buffers, in place."""
-        for name, value in self._constructed.items():
-            getattr(self, name).copy_(value)
-        for child in self.children():
-            if isinstance(child, RestorableModule):
-                child.reset_parameters()
-
-
-class PreciseModule(RestorableModule):
-    """A module that keeps its dtypes, has tensors of its own process, and knows the log-SNRs that
-    its state belongs to.
-
-    `register_local` keeps a tensor that moves and is saved as a buffer, but is no buffer: DDP
-    copies the buffers of rank 0 to all ranks in every forward, and would overwrite what the others
-    have observed since their last update. The state dict also holds `fixed_ends`, (λ_max, λ_min).
-    A state of other ends is refused; one without ends is taken.
-    """
-
-    fixed_ends = torch.empty(0, device="cpu")  # torch looks for every name of a state dict
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._local: tuple[str, ...] = ()
-
-    def register_local(self, name: str, tensor: Tensor) -> None:
-        """Keep a tensor of this process alone."""
-        self._local = (*self._local, name)
-        setattr(self, name, tensor)
-
-    def ends_in(self, state: dict[str, Any], prefix: str) -> Tensor | None:
-        """(λ_max, λ_min) of a state; None where it does not say."""
-        return state.get(prefix + ENDS)
-
-    def own_ends(self) -> tuple[float, float] | None:
-        """(λ_max, λ_min) to save; None where the state has them already, or there are none."""
-        return None
-
-    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
-        """(λ_max, λ_min) of this module once it holds a state; None where it takes what comes."""
-        return self.own_ends()
-
-    @contextmanager
-    def _local_as_buffers(self) -> Iterator[None]:
-        for name in self._local:
-            self._buffers[name] = vars(self).pop(name)
-        try:
-            yield
-        finally:
-            for name in self._local:
-                vars(self)[name] = self._buffers.pop(name)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PreciseModule":
-        with self._local_as_buffers():
-            super()._apply(keep_dtype(fn), recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        with self._local_as_buffers():
-            super()._save_to_state_dict(destination, prefix, keep_vars)
-            place = next((v.device for v in (*self.parameters(), *self.buffers())), None)
-        ends = self.own_ends()
-        if place is not None and ends is not None:
-            destination[prefix + ENDS] = torch.tensor(ends, dtype=float64_for(place), device=place)
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        *_, unexpected, errors = args
-        with self._local_as_buffers():
-            super()._load_from_state_dict(state, prefix, *args)
-            stateful = next((True for _ in (*self.parameters(), *self.buffers())), False)
-        if not stateful:
-            return
-        if prefix + ENDS in unexpected:
-            unexpected.remove(prefix + ENDS)
-        saved, own = self.ends_in(state, prefix), self.ends_with(state, prefix)
-        if saved is None or own is None or not has_values(saved):
-            return
-        rounded = torch.tensor(own, dtype=torch.float64, device="cpu").to(saved.dtype)
-        if not torch.allclose(saved.detach().cpu(), rounded, rtol=1e-6, atol=1e-6):
-            hint = "make this module with the ends of the state"
-            what = f"have the ends of this module, λ_max = {own[0]:g} and λ_min = {own[1]:g}"
-            came = f"λ_max = {saved[0]:g} and λ_min = {saved[1]:g}"
-            wrong = InvalidValue("state_dict", what, came, hint)
-            wrong.function = f"{type(self).__name__}.load_state_dict"
-            errors.append(str(wrong))
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """`dtype`, or float32 where it is narrower: λ is never in half precision."""
-    return dtype if dtype == torch.float64 else torch.float32
-
-
-def per_example(v: Tensor | float, x: Tensor) -> Tensor | float:
-    """A (batch,) vector in the dtype of `x` and ready to broadcast over it; a number passes
-    through."""
-    if not isinstance(v, Tensor) or v.ndim == 0:
-        return v if not isinstance(v, Tensor) else v.to(x.dtype)
+def per_example(v: Tensor, x: Tensor) -> Tensor:
+    """A (batch,) vector in the dtype of `x` and ready to broadcast over it."""
     return v.to(x.dtype).view(-1, *(1 for _ in range(x.ndim - 1)))
 
 
-def combine(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tensor:
-    """a·x + b·y with coefficients per example; a coefficient that is the number 0 or 1 costs
-    nothing."""
-    if isinstance(a, float) and a == 0.0:
-        return y if isinstance(b, float) and b == 1.0 else per_example(b, y) * y
-    if isinstance(b, float) and b == 0.0:
-        return x if isinstance(a, float) and a == 1.0 else per_example(a, x) * x
-    left = x if isinstance(a, float) and a == 1.0 else per_example(a, x) * x
-    if isinstance(b, float):
-        return torch.add(left, y, alpha=b)
-    return torch.addcmul(left, torch.as_tensor(per_example(b, y)), y)
+def combine(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """a·x + b·y with coefficients (batch,)."""
+    return torch.addcmul(per_example(a, x) * x, per_example(b, y), y)
 
 
 def sum_dims(x: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
@@ -280,7 +79,7 @@ class Step(ValuesCopied):
     T = 1000.
 
     >>> step = Step(torch.tensor([0.0]), torch.tensor([1.0]))
-    >>> step.snr_gain                                       # expm1(Δ): the weight of ½‖ε − ε̂‖² in the step's KL
+    >>> step.snr_gain  # expm1(Δ): the weight of ½‖ε − ε̂‖² in the step's KL
     tensor([1.7183])
     """
 
@@ -371,22 +170,21 @@ class StepToData(Step):
 
 
 def step_kl(
-    snr_gain: Tensor, squared_error: Tensor, u: Tensor | float = 0.0, dims: int = 1
+    snr_gain: Tensor, squared_error: Tensor, u: Tensor | None = None, dims: int = 1
 ) -> Tensor:
     """KL(q(z_s | z_t, x) ‖ p(z_s | z_t)) in nats, for a reverse variance e^u times the
     posterior's.
 
         K = ½ [ d·(u + expm1(−u)) + e^{−u} k ‖ε − ε̂‖² ]
 
-    At u = 0 it is the ELBO's ½ k ‖ε − ε̂‖² and no term is a difference. `squared_error` is summed
-    over the `dims` dimensions that share `u`.
+    Without u, as at u = 0, it is the ELBO's ½ k ‖ε − ε̂‖²; no term is a difference. `squared_error`
+    is summed over the `dims` dimensions that share `u`.
 
     >>> step_kl(torch.tensor(0.1), torch.tensor(2.0))
     tensor(0.1000)
     """
-    if isinstance(u, float) and u == 0.0:
+    if u is None:
         return 0.5 * snr_gain * squared_error
-    u = torch.as_tensor(u)
     return dims * spread_kl(u) + 0.5 * torch.exp(-u) * snr_gain * squared_error
 
 
@@ -414,10 +212,11 @@ def prior_kl(
     tensor([0.0067])
     """
     snr: Tensor | float
+    softplus: Tensor | float
     if isinstance(logsnr_min, Tensor):
         snr = torch.exp(logsnr_min.to(float64_for(x.device)))
-        softplus: Tensor | float = torch.log1p(snr)
-    else:  # a number needs no tensor arithmetic
+        softplus = torch.log1p(snr)
+    else:  # a number costs no tensor operation
         snr = math.exp(logsnr_min)
         softplus = math.log1p(snr)
     signal = snr / (1 + snr)
@@ -437,7 +236,7 @@ def kl_to_normal(
 
         ½ [ d (r − 1 − log r) + ‖μ‖²/s ],  r = v/s
 
-    >>> kl_to_normal(0.64, 6400.0, 6400.25)                # variance exploding, σ_max = 80, prior N(0, σ_max² + ¼)
+    >>> kl_to_normal(0.64, 6400.0, 6400.25)  # variance exploding, prior N(0, 80² + ¼)
     tensor(4.9998e-05, dtype=torch.float64)
     """
     square, v, s = (

@@ -26,11 +26,12 @@ from vdiff._arguments import (
     weight_of_noise,
 )
 from vdiff._known_range import note_training
+from vdiff._precision import at_least_float32
 from vdiff._validate import Count, Data, Noise, Random, Steps, Times, validated
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder
 from vdiff.errors import validation_enabled
-from vdiff.gaussian import at_least_float32, diffuse, prior_kl
+from vdiff.gaussian import diffuse, prior_kl
 from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
@@ -179,10 +180,10 @@ def elbo(
     x = to_float32(decoder.encode(data))
     times = draw_times(x, draws, steps, generator) if t is None else (clone_if_inference(t),)
     predict = partial(model, **(condition or {}))
-    logsnr_max, logsnr_min = schedule.ends(pin=False)
+    logsnr_max, logsnr_min = schedule.ends(detach=False)
     diffusion = []
     for t in times:
-        at = schedule.at(t, steps, pin=False)
+        at = schedule.at(t, steps, detach_ends=False)
         noise = standard_normal(x, generator) if eps is None else to_float32(eps, x.dtype)
         prediction = predict(diffuse(x, noise, at.logsnr), at.logsnr)
         if steps is None:

@@ -1,47 +1,29 @@
 """Data whose denoiser, error, density and bound are known exactly, for tests.
 
-An oracle is a model: `oracle(z, logsnr)` is the `Prediction` of the perfect denoiser. Everything
-is computed in float64, whatever dtype comes in.
+An oracle is a model: `oracle(z, logsnr)` is the `Prediction` of the perfect denoiser. All
+arithmetic is in float64.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff._validate import Data, require, validated
+from vdiff._mixture import Array, Mixture, scales
+from vdiff._validate import Data, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.errors import InvalidType
-from vdiff.gaussian import RestorableModule, kl_to_normal
-from vdiff.parameterization import Eps
-from vdiff.prediction import Prediction
+from vdiff.gaussian import kl_to_normal
 
-Array = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]] | Tensor
-REACH, FINENESS = 11.0, 0.05  # a grid in z: its reach and its spacing, in standard deviations
-PIECE = 512  # points at a time: of the 31,000 of 256 levels, so many stay in the cache
+REACH, FINENESS = 11.0, 0.05  # of a grid in z: half its width and its spacing, in deviations
+PIECE = 512  # points of that grid at a time, which fit the cache
 
 
-def _law(weights: Array, means: Array, covariances: Array) -> None:
-    w, m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances))
-    law = w.ndim == 1 and bool((w > 0).all()) and math.isclose(w.sum().item(), 1.0, rel_tol=1e-6)
-    require(law, "weights", "be positive, of shape (K,), and sum to one", str(w.tolist()))
-    k, fits = len(w), m.ndim == 2 and len(m) == len(w)
-    require(fits, "means", f"have shape (K, d) with K = {k}", tuple(m.shape))
-    shapes = tuple(m.shape), (*m.shape, m.shape[1])
-    fits = tuple(c.shape) in shapes
-    require(fits, "covariances", f"have shape {shapes[0]} or {shapes[1]}", tuple(c.shape))
-    if c.ndim == 3:
-        symmetric, hint = torch.allclose(c, c.mT), "of a factor L it is L @ L.T"
-        require(symmetric, "covariances", "be symmetric", str(c.tolist()), hint)
-    least = (c if c.ndim == 2 else torch.linalg.eigh(c)[0]).min().item()
-    require(least >= 0, "covariances", "have no negative eigenvalue", least)
-
-
-class GaussianMixture(RestorableModule):
+class GaussianMixture(Mixture):
     """x ~ Σ_k w_k N(m_k, Σ_k): weights (K,), means (K, d), covariances (K, d, d), or (K, d) where
     diagonal.
 
@@ -50,66 +32,8 @@ class GaussianMixture(RestorableModule):
     tensor([0.3430], dtype=torch.float64)
     """
 
-    weights: Tensor
-    means: Tensor
-    axes: Tensor | None  # (K, d, d), a component's in columns; None where all are diagonal
-    variances: Tensor
-
-    @validated(rules=[_law])
-    def __init__(self, weights: Array, means: Array, covariances: Array) -> None:
-        super().__init__()
-        w, m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances))
-        w, c = w.to(m.device), c.to(m.device)
-        variances, axes = (c, None) if c.ndim == 2 else torch.linalg.eigh(c)
-        self.register_constructed("weights", w / w.sum())
-        self.register_constructed("means", m)
-        self.register_constructed("variances", variances.clone())
-        self.register_constructed("axes", axes)
-
-    @property
-    def dims(self) -> int:
-        """d, the number of dimensions."""
-        return self.means.shape[1]
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dims"]:
-        """n independent draws of x, in float64."""
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        noise = torch.randn(n, self.dims, dtype=torch.float64, generator=generator)
-        off = self.variances[k].sqrt() * noise
-        if self.axes is not None:
-            off = torch.einsum("nij,nj->ni", self.axes[k], off)
-        return self.means[k] + off
-
-    @validated
-    def forward(
-        self, z: Float[Tensor, "batch dims"], logsnr: Float[Tensor, " batch"]
-    ) -> Prediction:
-        """The perfect denoiser, ε̂ = E[ε | z]."""
-        alpha, sigma = _scales(logsnr.to(torch.float64))
-        log_joint, residual, variance = self._log_joint(z.to(torch.float64), alpha, sigma)
-        share = log_joint.softmax(1)
-        mean_eps = sigma[:, None, None] * (residual / variance)
-        if self.axes is not None:
-            mean_eps = torch.einsum("kij,nkj->nki", self.axes, mean_eps)
-        eps = torch.einsum("nk,nki->ni", share, mean_eps)
-        return Prediction(z, logsnr, eps.to(z.dtype), Eps())
-
-    @validated
-    def log_prob(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, " n"]:
-        """log p(x), the density of the data, nats."""
-        one = torch.ones(len(x), dtype=torch.float64)
-        return self._log_joint(x.to(torch.float64), one, 0.0 * one)[0].logsumexp(1)
-
-    @validated
-    def noisy_log_prob(
-        self, z: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]
-    ) -> Float[Tensor, " n"]:
-        """log q(z), the density of the noisy data at λ, nats."""
-        log_joint, *_ = self._log_joint(z.to(torch.float64), *_scales(logsnr.to(torch.float64)))
-        return log_joint.logsumexp(1)
-
     def matched(self) -> "Gaussian":
-        """The Gaussian with this law's mean and covariance.
+        """The Gaussian with the same mean and covariance.
 
         >>> GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[0.25], [0.25]]).matched().variances
         tensor([[1.2500]], dtype=torch.float64)
@@ -139,16 +63,15 @@ class GaussianMixture(RestorableModule):
         if len(self.weights) == 1:
             return 0.5 * nn.functional.softplus(levels[:, None] + self.variances[0].log()).sum(1)
         noise = 0.5 * (math.log(2 * math.pi * math.e) + nn.functional.logsigmoid(-levels))
-        return torch.stack([self._noisy_entropy(level) for level in levels]) - noise
+        negative = [self._line_mean(*scales(level), lambda z, log_q: log_q) for level in levels]
+        return -torch.stack(negative) - noise
 
     def entropy(self) -> Tensor:
-        """E[−log p(x)] of the data, nats: differential for a density."""
+        """E[−log p(x)] of the data, nats (the differential entropy)."""
         if len(self.weights) == 1:
             return 0.5 * (math.log(2 * math.pi * math.e) + self.variances[0].log()).sum()
         one = torch.ones((), dtype=torch.float64)
-        z, step = self._line(one, 0.0 * one)
-        log_q = self.log_prob(z[:, None])
-        return -(step * log_q.exp() * log_q).sum()
+        return -self._line_mean(one, 0.0 * one, lambda x, log_p: log_p)
 
     def prior_gap(self, logsnr_min: float) -> Tensor:
         """KL(q(z₁) ‖ N(0, I)), nats: the slack of the perfect model's bound at the noisy end."""
@@ -157,15 +80,15 @@ class GaussianMixture(RestorableModule):
             square = torch.sigmoid(level) * self.means[0].square()
             variance = torch.sigmoid(level) * self.variances[0] + torch.sigmoid(-level)
             return kl_to_normal(square, variance).sum()
-        z, step = self._line(*_scales(level))
-        log_q = self.noisy_log_prob(z[:, None], level.expand(len(z)))
-        log_ratio = log_q + 0.5 * z.square() + 0.5 * math.log(2 * math.pi)
-        return (step * log_q.exp() * log_ratio).sum()
+        constant = 0.5 * math.log(2 * math.pi)
+        return self._line_mean(
+            *scales(level), lambda z, log_q: log_q + 0.5 * z.square() + constant
+        )
 
     @validated
     def bound(self, logsnr_max: float, logsnr_min: float, decoder: Decoder | None = None) -> Bound:
-        """The bound of the perfect denoiser in continuous time, averaged over the data; parts are
-        one-element tensors.
+        """The bound of the perfect denoiser in continuous time, averaged over the data: tensors of
+        one element.
 
         >>> oracle = GaussianMixture([1.0], [[0.0]], [[1.0]])
         >>> round((oracle.bound(13.3, -5.0).total - oracle.entropy()).item(), 9)  # e^{-13.3}/2
@@ -184,8 +107,7 @@ class GaussianMixture(RestorableModule):
         self, logsnr: float
     ) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n 1"], Float[Tensor, " n"]]:
         """Quadrature nodes (x, ε, weight) for d = 1 at one λ: Σ weight·f(x, ε) is E f, to 1e-13
-        for polynomials in ε of degree 9 with coefficients smooth in z. Pass them as `x`, `t`,
-        `eps` and expectations need no seeds.
+        for polynomials in ε of degree 9 with coefficients smooth in z.
 
         >>> oracle = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
         >>> x, eps, weight = oracle.nodes(0.0)
@@ -194,7 +116,7 @@ class GaussianMixture(RestorableModule):
         """
         self._require_line("nodes")
         level = torch.tensor(logsnr, dtype=torch.float64)
-        alpha, sigma = _scales(level)
+        alpha, sigma = scales(level)
         variance = alpha**2 * self.variances + sigma**2  # (K, 1)
         u = torch.arange(-200, 201, dtype=torch.float64) * 0.05
         density = torch.exp(-0.5 * u.square())
@@ -204,7 +126,7 @@ class GaussianMixture(RestorableModule):
         mean = sigma * off / variance[..., None]
         spread = (alpha**2 * self.variances / variance).sqrt()[..., None]
         eps = mean + spread * hermite
-        # x is (z − σ ε)/α, with its digits where α is small
+        # x is (z − σ ε)/α, without cancelling where α is small
         x = self.means[..., None] + alpha * (self.variances / variance)[..., None] * off
         x = x - sigma * (self.variances / variance).sqrt()[..., None] * hermite
         weight = self.weights[:, None, None] * (density / density.sum())[:, None] * mass
@@ -215,16 +137,6 @@ class GaussianMixture(RestorableModule):
             raise InvalidType("decoder", "be a Gaussian for continuous data", repr(decoder))
         return decoder.expected_nll(torch.zeros(1, self.dims, dtype=torch.float64), logsnr_max)[0]
 
-    def _log_joint(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log w_k q(z | k), with z − α m_k in the axes of component k and its variances there: (n,
-        K), (n, K, d), (n, K, d)."""
-        residual = z[:, None, :] - alpha[:, None, None] * self.means
-        if self.axes is not None:
-            residual = torch.einsum("kji,nkj->nki", self.axes, residual)
-        variance = alpha[:, None, None] ** 2 * self.variances + sigma[:, None, None] ** 2
-        quadratic = (residual.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
-        return self.weights.log() - 0.5 * quadratic, residual, variance
-
     def _require_line(self, what: str) -> None:
         if self.dims != 1:
             raise NotImplementedError(
@@ -232,9 +144,18 @@ class GaussianMixture(RestorableModule):
                 f"mixture in {self.dims} dimensions average over `sample`"
             )
 
+    def _line_mean(
+        self, alpha: Tensor, sigma: Tensor, f: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """E f(z, log q(z)) for d = 1."""
+        z, step = self._line(alpha, sigma)
+        at = alpha.expand(len(z)), sigma.expand(len(z))
+        log_q = self._log_joint(z[:, None], *at)[0].logsumexp(1)
+        return (step * log_q.exp() * f(z, log_q)).sum()
+
     def _line(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """An equidistant grid over z (d = 1) and its step: the trapezoid rule is spectral on a
-        mixture."""
+        """An even grid over z (d = 1) and its step: on a mixture, the trapezoid rule has spectral
+        accuracy."""
         self._require_line("quadrature")
         center = alpha * self.means[:, 0]
         width = (alpha**2 * self.variances[:, 0] + sigma**2).sqrt()
@@ -244,9 +165,9 @@ class GaussianMixture(RestorableModule):
         return z, z[1] - z[0]
 
     def _line_mmse(self, level: Tensor) -> Tensor:
-        """E Var(ε | z) at one λ, d = 1: the spread within components and between them, so that
-        nothing cancels."""
-        alpha, sigma = _scales(level)
+        """E Var(ε | z) at one λ, d = 1: the variance within components and between them, without
+        cancelling."""
+        alpha, sigma = scales(level)
         grid, step = self._line(alpha, sigma)
         total = torch.zeros((), dtype=torch.float64)
         for z in torch.split(grid, PIECE):
@@ -258,11 +179,6 @@ class GaussianMixture(RestorableModule):
             between = (eps - (share * eps).sum(1, keepdim=True)).square()
             total += log_joint.logsumexp(1).exp() @ (share * (within + between)).sum(1)
         return step * total
-
-    def _noisy_entropy(self, level: Tensor) -> Tensor:
-        z, step = self._line(*_scales(level))
-        log_q = self.noisy_log_prob(z[:, None], level.expand(len(z)))
-        return -(step * log_q.exp() * log_q).sum()
 
 
 class Gaussian(GaussianMixture):
@@ -279,8 +195,8 @@ class Gaussian(GaussianMixture):
     @classmethod
     @validated
     def fit(cls, x: Data, *, shrinkage: float = 1e-3, diagonal: bool = False) -> "Gaussian":
-        """With the mean and the covariance of data (n, *dims), flattened. `shrinkage` moves the
-        covariance towards its mean variance; `diagonal` leaves out correlations.
+        """The Gaussian with the mean and the covariance of data (n, *dims), flattened. `shrinkage`
+        moves the covariance towards its mean variance; `diagonal` omits correlations.
 
         >>> Gaussian.fit(torch.tensor([[0.0], [2.0]]), shrinkage=0.0).variances
         tensor([[1.]], dtype=torch.float64)
@@ -298,11 +214,10 @@ class Gaussian(GaussianMixture):
     def information(
         self, x: Float[Tensor, "n dims"], logsnr: Float[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """KL(q(z | x) ‖ q(z)) at each λ, nats: ½ ∫ E[‖ε − ε̂‖² | x] from −∞ to there, of this
-        Gaussian's own denoiser.
+        """KL(q(z | x) ‖ q(z)) at each λ, nats: ½ ∫ E[‖ε − ε̂‖² | x] dλ from −∞ to there, with this
+        Gaussian's denoiser. In the axes of the covariance, with λ' = λ + log v,
 
-            ½ Σ [ softplus(λ') + sigmoid(λ') ((x − m)²/v − 1) ],   λ' = λ + log v, in the axes of
-            the covariance
+            ½ Σ [ softplus(λ') + sigmoid(λ') ((x − m)²/v − 1) ]
 
         >>> Gaussian([0.0], [1.0]).information(torch.zeros(1, 1), torch.zeros(1))
         tensor([0.0966], dtype=torch.float64)
@@ -312,7 +227,7 @@ class Gaussian(GaussianMixture):
         return 0.5 * (nn.functional.softplus(level) + excess).sum(1)
 
     def standardized(self, x: Float[Tensor, "n dims"]) -> Float[Tensor, "n dims"]:
-        """ξ = (x − m)/√v in the axes of the covariance: N(0, I) if x is of this law.
+        """ξ = (x − m)/√v in the axes of the covariance: N(0, I) if x has this law.
 
         >>> Gaussian([1.0], [4.0]).standardized(torch.tensor([[5.0]]))
         tensor([[2.]], dtype=torch.float64)
@@ -348,10 +263,6 @@ class Lattice(GaussianMixture):
         levels = torch.arange(len(self.weights))[:, None]
         level = torch.tensor(logsnr_max, dtype=torch.float64)
         return self.weights @ decoder.expected_nll(levels, level)
-
-
-def _scales(logsnr: Tensor) -> tuple[Tensor, Tensor]:
-    return logsnr.sigmoid().sqrt(), logsnr.neg().sigmoid().sqrt()
 
 
 def _gauss_hermite(n: int) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import to_float64
 from vdiff._validate import Given, Number, Steps, require, validated
-from vdiff.gaussian import Step, alpha, combine, sigma, to_float64
+from vdiff.gaussian import Step, alpha, combine, per_example, sigma
 from vdiff.schedule import Schedule
 
 Coefficient = Tensor | float
@@ -98,7 +99,12 @@ class Parameterization(abc.ABC):
         >>> V().target(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1))
         tensor([[-0.7071]])
         """
-        a, b = self.row(logsnr)
+        return self.combination(x, eps, logsnr)
+
+    def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        """o = a·x + b·ε, unchecked: from the row, or without the operations that it does not
+        need."""
+        a, b = (torch.as_tensor(c, dtype=logsnr.dtype, device=x.device) for c in self.row(logsnr))
         return combine(a, x, b, eps)
 
     def __repr__(self) -> str:
@@ -115,6 +121,9 @@ class Eps(Parameterization):
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         return 0.0, 1.0
 
+    def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        return eps
+
 
 class X(Parameterization):
     """Data prediction, o = x. Ill-conditioned for ε̂ as λ → +∞: in float32, keep λ_max at 20 or
@@ -126,6 +135,9 @@ class X(Parameterization):
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         return 1.0, 0.0
+
+    def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        return x
 
 
 class V(Parameterization):
@@ -174,6 +186,9 @@ class Flow(Parameterization):
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         return -1.0, 1.0
 
+    def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        return eps - x
+
     def input_scale(self, logsnr: Tensor) -> Coefficient:
         return (alpha(logsnr) + sigma(logsnr)).reciprocal()
 
@@ -187,6 +202,9 @@ class Score(Parameterization):
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         return 0.0, -sigma(logsnr).reciprocal()
+
+    def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        return per_example(-sigma(logsnr).reciprocal(), eps) * eps
 
 
 class PosteriorMean(Parameterization):
@@ -236,6 +254,9 @@ class VarianceExploding(Parameterization):
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         return self.parameterization.row(logsnr)
+
+    def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        return self.parameterization.combination(x, eps, logsnr)
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
         return alpha(logsnr).reciprocal()

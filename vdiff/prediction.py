@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._modules import ValuesCopied
 from vdiff._validate import validated
-from vdiff.gaussian import ValuesCopied, alpha, combine, per_example, sigma, sum_dims
+from vdiff.gaussian import alpha, combine, per_example, sigma, sum_dims
 from vdiff.parameterization import Coefficient, Parameterization, Score, V, is_number
 from vdiff.variance import FixedSmall, ReverseVariance
 
@@ -92,8 +93,8 @@ class Prediction(ValuesCopied):
 
         A `weight` that broadcasts over x multiplies the square of each dimension before the sum.
         """
-        a, b = self.parameterization.row(self.logsnr)
-        squares = F.mse_loss(self.output, combine(a, x, b, eps), reduction="none")
+        target = self.parameterization.combination(x, eps, self.logsnr)
+        squares = F.mse_loss(self.output, target, reduction="none")
         error = sum_dims(squares if weight is None else squares * weight)
         kappa2 = self.parameterization.kappa2(self.logsnr)
         ratio = factor if is_number(kappa2, 1.0) else factor / kappa2
@@ -125,7 +126,8 @@ class Prediction(ValuesCopied):
         """
         a, b = self.parameterization.row(self.logsnr)
         kappa = b - a * torch.exp(-0.5 * self.logsnr)
-        return (self.output - combine(a, x, b, eps)) * per_example(kappa.reciprocal(), x)
+        target = self.parameterization.combination(x, eps, self.logsnr)
+        return (self.output - target) * per_example(kappa.reciprocal(), x)
 
     def _inverse_determinant(self, a: Coefficient, b: Coefficient) -> Tensor:
         return (alpha(self.logsnr) * b - sigma(self.logsnr) * a).reciprocal()

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vdiff._modules import PreciseModule
 from vdiff._validate import Count, Finite, ordered_ends, require, validated
-from vdiff.gaussian import PreciseModule
 
 
 class Profile(PreciseModule):
@@ -37,7 +37,7 @@ class Profile(PreciseModule):
         """Remove all observations."""
         self.sums.zero_()
 
-    def own_ends(self) -> tuple[float, float]:
+    def ends_to_save(self) -> tuple[float, float]:
         return self.logsnr_max, self.logsnr_min
 
     @validated
@@ -74,7 +74,7 @@ class Profile(PreciseModule):
     @validated
     def merge(self, other: "Profile") -> None:
         """Add the observations of another profile over the same bins."""
-        same = (self.bins, self.own_ends()) == (other.bins, other.own_ends())
+        same = (self.bins, self.ends_to_save()) == (other.bins, other.ends_to_save())
         got = f"{other.bins} bins on [{other.logsnr_min}, {other.logsnr_max}]"
         require(same, "other", "have the same bins", got)
         self.sums += other.sums.to(self.sums.device)

@@ -1,7 +1,7 @@
 """Published objectives as data: method = schedule × parameterization × weighting.
 
 A recipe is the mathematics alone, without training settings. Each name maps to a function without
-arguments, so that nothing is built before it is used.
+arguments, so that nothing is built before its first use.
 """
 
 from collections.abc import Callable
@@ -22,26 +22,18 @@ from vdiff.schedule import (
     Schedule,
     Tabulated,
 )
-from vdiff.weighting import (
-    EDM,
-    ELBO,
-    MSE,
-    P2,
-    InDI,
-    MinSNR,
-    Sigmoid,
-    Weighting,
-)
+from vdiff.weighting import EDM, ELBO, MSE, P2, InDI, MinSNR, Sigmoid, Weighting
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named objective. `schedule` is where it trains, `weighting` the total w(λ) that it
-    minimises, constant included.
+    """A named objective: the `schedule` of its training, and the total w(λ) that it minimises,
+    including the constant.
 
-    `weighting` is written with the untruncated law, as published; a truncated schedule moves only
-    the constant. A factor alone is refused. With a `bound_weight` the loss is `hybrid_loss`, on
-    all levels of a chain; a `weighting` has no value for the first of them, where no step ends.
+    `weighting` is written with the untruncated law, as published; a truncated schedule changes
+    only the constant. A factor alone raises ValueError. With a `bound_weight` the loss is
+    `hybrid_loss` on all levels of a chain; `weighting` has no value at the first level, where no
+    step ends.
 
     >>> recipe("sd3").schedule.law, recipe("sd3").source
     (Gaussian(mean=0.0, std=2.0), 'arXiv:2403.03206')
@@ -60,10 +52,8 @@ class Recipe:
         total(self.weighting, "weighting", {})
 
     def objective(self, model: Model, decoder: Decoder | None = None) -> Objective:
-        """The loss of this recipe as a module, nats per example.
-
-        With a decoder it takes data as it is; a recipe whose weighting is `ELBO()` then trains the
-        whole bound.
+        """The loss of this recipe as a module, nats per example. A decoder makes it encode the
+        data; a recipe whose weighting is `ELBO()` then trains the whole bound.
 
         >>> from vdiff import Denoiser
         >>> from vdiff.parameterization import Eps
@@ -126,7 +116,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 @validated
 def recipe(name: str) -> Recipe:
-    """A published objective by name; raises ValueError with the nearest name where there is none.
+    """A published objective by name; raises ValueError for an unknown name, with the nearest one.
 
     >>> recipe("edm").weighting.monotone
     False

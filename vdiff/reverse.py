@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import at_least_float32
 from vdiff._validate import require
-from vdiff.gaussian import Step, at_least_float32, per_example, spread_kl, sum_dims
+from vdiff.gaussian import Step, per_example, spread_kl, sum_dims
 from vdiff.prediction import Prediction
 from vdiff.variance import AnalyticVariance
 

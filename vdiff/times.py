@@ -1,5 +1,4 @@
-"""Where on [0, 1] a batch looks: stratified times, one global grid over batch, ranks and
-accumulation."""
+"""The times t of a batch: stratified, on one grid over batch, ranks and accumulation steps."""
 
 import hashlib
 
@@ -7,18 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import at_least_float32, float64_for
 from vdiff._validate import Count, require, unchecked, validated
-from vdiff.gaussian import at_least_float32, float64_for
 
 GOLDEN = 0.6180339887498949
 
 
 def share_of_grid(index: int, count: int, offset: float | Tensor | None) -> None:
-    """A rule: the share is one of the grid's, and several shares have one offset."""
+    """Rule: the share exists, and several shares have one offset."""
     require(0 <= index < count, "index", f"lie in [0, count) = [0, {count})", index)
     hint = "shares with offsets of their own make no grid: use offset_of(seed, step)"
-    one = count == 1 or offset is not None
-    require(one, "offset", "be given where a grid has several shares", None, hint)
+    same = count == 1 or offset is not None
+    require(same, "offset", "be given where a grid has several shares", None, hint)
 
 
 @validated(rules=[share_of_grid])
@@ -33,12 +32,12 @@ def stratified(
 ) -> Float[Tensor, " batch"]:
     """Times (u + i/n) mod 1, one in each of n equal strata, with one shared offset u ~ U(0, 1).
 
-    Each time is uniform on [0, 1) whatever its place i, so the loss of every example is unbiased,
-    in a batch of fixed order too, and the variance between times is gone (VDM, arXiv:2107.00630,
-    appendix on the low-discrepancy sampler). With `count` shares (ranks times accumulation steps)
-    the grid has n = batch·count strata and share `index` takes every `count`-th: all shares must
-    be given the same `offset`, for instance `offset_of(seed, step)`, or the union is no grid. K
-    times for each example are the K rows of `stratified(K * batch, …).view(K, batch)`.
+    Each time is uniform on [0, 1), so the loss of every example is unbiased, also in a batch of
+    fixed order, and the variance between strata is gone (VDM, arXiv:2107.00630, appendix on the
+    low-discrepancy sampler). With `count` shares (ranks times accumulation steps) the grid has n =
+    batch·count strata, and share `index` takes every `count`-th. All shares need the same
+    `offset`, for instance `offset_of(seed, step)`. `stratified(K * batch, …).view(K, batch)` gives
+    each example K times.
 
     >>> stratified(4, offset=0.5)
     tensor([0.5000, 0.7500, 0.0000, 0.2500], dtype=torch.float64)
@@ -47,8 +46,8 @@ def stratified(
     """
     if offset is None:
         offset = torch.rand((), generator=generator, device=device, dtype=torch.float32)
-    wide = float64_for(torch.device(device or "cpu"))
-    strata = torch.arange(index, batch * count, count, dtype=wide, device=device)
+    dtype = float64_for(torch.device(device or "cpu"))
+    strata = torch.arange(index, batch * count, count, dtype=dtype, device=device)
     return (strata / (batch * count) + offset) % 1.0
 
 
@@ -56,16 +55,12 @@ def offset_of(seed: int, step: int) -> float:
     """The offset of the grid of one training step, a function of (seed, step), of low discrepancy
     over steps.
 
-    For data that is shuffled in every pass: in a fixed order with a Fibonacci number of batches,
-    such as 144, the time of an example moves by 0.003 only from one pass to the next. A random
-    offset has no such period.
-
-    >>> offset_of(0, 0) == offset_of(0, 0)
-    True
+    Shuffle the data in every pass: in a fixed order with a Fibonacci number of batches, such as
+    144, the time of an example changes by only 0.003 from one pass to the next. A random offset
+    has no such period.
     """
-    start = torch.rand(
-        (), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).item()
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.rand((), generator=generator, dtype=torch.float64).item()
     return (start + step * GOLDEN) % 1.0
 
 
@@ -73,19 +68,14 @@ def generator_of(
     seed: int, step: int, slot: int | str = 0, device: torch.device | str = "cpu"
 ) -> torch.Generator:
     """A generator that is a pure function of (seed, step, slot), so that a run resumes anywhere
-    with the same noise.
-
-    A slot is a number or a name: what else is drawn at that step by the same seed.
-
-    >>> torch.rand(1, generator=generator_of(0, 5)) == torch.rand(1, generator=generator_of(0, 5))
-    tensor([True])
+    with the same noise. The slot, a number or a name, separates the draws of one step.
     """
     digest = hashlib.blake2b(f"{seed} {step} {slot}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def on_chain(u: Float[Tensor, "*shape"], steps: int) -> Float[Tensor, "*shape"]:
-    """Uniform times moved to the ends t = i/T of the steps they fall in, i = ⌊u T⌋ + 1 = 1 … T.
+    """Uniform times moved to the ends t = i/T of their steps, i = ⌊u T⌋ + 1 = 1 … T.
 
     >>> on_chain(torch.tensor([0.0, 0.49, 0.5, 0.999]), 2)
     tensor([0.5000, 0.5000, 1.0000, 1.0000])
@@ -94,7 +84,7 @@ def on_chain(u: Float[Tensor, "*shape"], steps: int) -> Float[Tensor, "*shape"]:
 
 
 def stratum_of(u: Float[Tensor, "*shape"], count: int) -> Float[Tensor, "*shape"]:
-    """Which of `count` equal strata of [0, 1] numbers fall in, 0 … count − 1: ⌊u · count⌋.
+    """The stratum of each number among `count` equal strata of [0, 1]: ⌊u · count⌋.
 
     >>> stratum_of(torch.tensor([0.0, 0.49, 0.5, 1.0]), 2)
     tensor([0., 0., 1., 1.])
@@ -113,10 +103,10 @@ def grid(
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "draws batch"]:
     """`draws` times for each example, t_ki = (u + k/draws + i/(n·draws)) mod 1: one in each of
-    `draws` equal strata, and all of the batch on one grid. Each is uniform on [0, 1).
+    `draws` equal strata, and the whole batch on one grid. Each is uniform on [0, 1).
 
-    With `steps` they are moved to the ends of a chain's steps; as many draws as steps is every
-    step once, in order.
+    With `steps` they are moved to the ends of a chain's steps; `draws` equal to `steps` gives
+    every step once, in order.
 
     >>> grid(2, 3, steps=3)
     tensor([[0.3333, 0.3333],
@@ -124,8 +114,8 @@ def grid(
             [1.0000, 1.0000]], dtype=torch.float64)
     """
     if draws == steps:
-        wide = float64_for(torch.device(device or "cpu"))
-        ends = torch.arange(1, steps + 1, dtype=wide, device=device) / steps
+        dtype = float64_for(torch.device(device or "cpu"))
+        ends = torch.arange(1, steps + 1, dtype=dtype, device=device) / steps
         return ends[:, None].expand(draws, batch)
     t = unchecked(stratified)(draws * batch, generator=generator, device=device).view(draws, batch)
     return t if steps is None else on_chain(t, steps)

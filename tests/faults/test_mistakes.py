@@ -156,7 +156,7 @@ def test_a_wrong_inverse_or_density_is_found():
         Wrong(density=1.1).check()
 
 
-class Unborn(Schedule):
+class Unborn(Linear):
     def __init__(self):
         nn.Module.__init__(self)
 

@@ -139,7 +139,7 @@ def test_fault_16_gamma_handed_over_for_logsnr() -> None:
         "Tabulated",
         "logsnr",
         "be strictly decreasing",
-        "1 at level 1 and 2 at level 2 (γ = −λ rises: pass −γ)",
+        "1 at level 1 of 3 and 2 at level 2 of 3 (γ = −λ rises: pass −γ)",
     ):
         Tabulated([1.0, 2.0, 3.0])
     with assert_refused(
@@ -319,7 +319,7 @@ def test_fault_17_ends(
             lambda: Tabulated([3.0, 2.0, 2.0]),
             "Tabulated",
             "logsnr",
-            ("be strictly decreasing", "2 at level 2 and 2 at level 3"),
+            ("be strictly decreasing", "2 at level 2 of 3 and 2 at level 3 of 3"),
         ),
         (
             lambda: Tabulated.from_betas([0.1, 1.0, 0.2]),
@@ -910,10 +910,14 @@ def test_fault_24_what_a_schedule_returns(
 
 
 def test_fault_24_a_schedule_without_its_methods() -> None:
-    with pytest.raises(NotImplementedError, match=r"Schedule must define logsnr_at\(t\)"):
-        Schedule(1.0, 0.0)(torch.zeros(1))
-    with pytest.raises(NotImplementedError, match=r"Schedule must define rate_at\(t, logsnr\)"):
-        Schedule(1.0, 0.0).rate_at(torch.zeros(1), torch.zeros(1))
+    class Half(Schedule):
+        def logsnr_at(self, t: Tensor) -> Tensor:
+            return falls(t)
+
+    with pytest.raises(TypeError, match=r"abstract methods? '?logsnr_at'?, '?rate_at"):
+        Schedule(1.0, 0.0)  # type: ignore[abstract]
+    with pytest.raises(TypeError, match=r"class Half .* abstract method '?rate_at"):
+        Half(10.0, -10.0)  # type: ignore[abstract]
 
 
 @pytest.mark.parametrize(

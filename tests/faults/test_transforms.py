@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from vdiff import Denoiser, Objective, Prediction, elbo, weighted_elbo
+from vdiff._precision import float64_for, keep_dtype, to_float64
 from vdiff.decoder import Categorical, Decoder, Gaussian
-from vdiff.gaussian import float64_for, keep_dtype, to_float64
 from vdiff.groups import parameter_groups
 from vdiff.objective import VLB, Weighted
 from vdiff.parameterization import Eps, V, X

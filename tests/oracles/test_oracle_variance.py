@@ -28,7 +28,7 @@ from oracle_records import (
 
 from vdiff import weighted_elbo
 from vdiff.schedule import Cosine, Histogram, Linear
-from vdiff.schedule.learned import FLOOR, Learned
+from vdiff.schedule.learned import Learned
 from vdiff.times import stratified
 
 
@@ -162,9 +162,8 @@ class Bent(Learned):
         self.eta = torch.nn.Parameter(vector(eta))
         self.mean_loss += 1
 
-    def rise(self, t):
-        bend = self.eta / (1 - FLOOR)  # the base adds its floor times t
-        return t + bend * t * (1 - t), 1 + bend * (1 - 2 * t), torch.ones_like(self.eta)
+    def cdf_and_pdf(self, t):
+        return t + self.eta * t * (1 - t), 1 + self.eta * (1 - 2 * t)
 
 
 @of("vdm_variance")

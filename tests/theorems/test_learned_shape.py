@@ -128,7 +128,7 @@ def test_the_shape_and_its_slope_are_differentiated_rightly(make):
     assert torch.autograd.gradcheck(
         shape, (t, *(v.detach().clone().requires_grad_() for v in values))
     )
-    u, slope = schedule.shape(t)
+    u, slope = schedule.cdf_and_pdf(t)
     (of_u,) = torch.autograd.grad(u.sum(), t)
     torch.testing.assert_close(of_u, slope)
 
@@ -139,7 +139,7 @@ class ShapeOf(nn.Module):
         self.schedule = schedule
 
     def forward(self, t: Tensor) -> Tensor:
-        return torch.stack(self.schedule.shape(t))
+        return torch.stack(self.schedule.cdf_and_pdf(t))
 
 
 @pytest.mark.usefixtures("float64")
@@ -498,7 +498,7 @@ def assert_ordered(schedule: Learned) -> None:
     with torch.no_grad():
         u = torch.cat(
             [
-                schedule.shape(t)[0]
+                schedule.cdf_and_pdf(t)[0]
                 for t in torch.linspace(0, 1, 1_000_001, dtype=torch.float64).split(100_000)
             ]
         )
@@ -559,7 +559,7 @@ def test_the_networks_own_backward_is_autograds_over_many_blocks():
     ).requires_grad_()
     weights = torch.randn(2, 100, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     inputs = [t, schedule.bias, schedule.log_inner, schedule.log_outer]
-    value, slope, _ = schedule.rise(t)
+    value, slope, _ = schedule.unnormalized_cdf(t)
     inner, outer = schedule.log_inner.exp(), schedule.log_outer.exp()
     bias = schedule.bias - inner * torch.linspace(
         -0.08, 1.08, 16, dtype=torch.float64

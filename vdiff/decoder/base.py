@@ -8,16 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._modules import RestorableModule
+from vdiff._precision import as_float64, at_least_float32, to_float64
 from vdiff._validate import Given, require, tensor, validated
-from vdiff.gaussian import (
-    RestorableModule,
-    alpha,
-    as_float64,
-    at_least_float32,
-    diffuse,
-    per_example,
-    to_float64,
-)
+from vdiff.gaussian import alpha, diffuse, per_example
 from vdiff.parameterization import PosteriorMean
 from vdiff.prediction import Prediction
 

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import as_float64, at_least_float32, to_float64
 from vdiff._validate import Given, Number, finite_values, require, tensor, validated
 from vdiff.decoder.base import Mean, normal_nodes
 from vdiff.decoder.levels import Level, LevelData, Levels
 from vdiff.errors import has_values, validation_enabled
-from vdiff.gaussian import as_float64, at_least_float32, per_example, sum_dims, to_float64
+from vdiff.gaussian import per_example, sum_dims
 from vdiff.prediction import Prediction
 
 PIECE = 2**22  # elements of one chunk, for counts and tables: 32 MiB in 8 bytes

@@ -7,18 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import as_float64, at_least_float32, to_float64
 from vdiff._validate import Data, Given, Number, data, finite_values, require, validated
 from vdiff.decoder.base import Decoder, Mean, Predict, logsnr_of, normal_nodes
 from vdiff.decoder.levels import Level, LevelData, Levels
 from vdiff.errors import has_values
-from vdiff.gaussian import (
-    StepToData,
-    as_float64,
-    at_least_float32,
-    per_example,
-    sum_dims,
-    to_float64,
-)
+from vdiff.gaussian import StepToData, per_example, sum_dims
 from vdiff.prediction import Prediction
 from vdiff.reverse import log_variance_ratio
 from vdiff.variance import AnalyticVariance

@@ -9,18 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import as_float64, at_least_float32, keep_dtype, to_float64
 from vdiff._validate import Given, Whole, batch, require, tensor, validated
 from vdiff.decoder.base import Decoder
 from vdiff.errors import InvalidType, has_values, validation_enabled
-from vdiff.gaussian import (
-    alpha,
-    as_float64,
-    at_least_float32,
-    keep_dtype,
-    per_example,
-    sum_dims,
-    to_float64,
-)
+from vdiff.gaussian import alpha, per_example, sum_dims
 from vdiff.prediction import Prediction
 
 SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import to_float64
 from vdiff._validate import Count, validated
-from vdiff.gaussian import sum_dims, to_float64
+from vdiff.gaussian import sum_dims
 from vdiff.likelihood.digest import data_hash
 from vdiff.oracle import Gaussian
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import float64_for
 from vdiff._validate import require
-from vdiff.gaussian import float64_for
 from vdiff.schedule import Schedule
 from vdiff.times import stratified
 

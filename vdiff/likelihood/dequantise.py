@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, finite_end
+from vdiff._precision import to_float64
 from vdiff._validate import Batch, Count, Instance, Number, Positive, require, validated
 from vdiff.decoder import Levels, log_normal_interval
 from vdiff.flow import Method, Unit
-from vdiff.gaussian import sum_dims, to_float64
+from vdiff.gaussian import sum_dims
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image
 from vdiff.likelihood.flow_solver import FlowSolver

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vdiff._precision import to_float64
 from vdiff.decoder import Levels, signed
-from vdiff.gaussian import to_float64
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.pilot import bin_index
 from vdiff.likelihood.stages import Evaluation

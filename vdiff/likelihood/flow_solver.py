@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from vdiff._arguments import Model
+from vdiff._precision import as_float64, at_least_float32, to_float64
 from vdiff._validate import require, unchecked
 from vdiff.flow import solve
-from vdiff.gaussian import alpha, as_float64, at_least_float32, sigma, sum_dims, to_float64
+from vdiff.gaussian import alpha, sigma, sum_dims
 from vdiff.likelihood.chunks import State
 from vdiff.likelihood.conditions import select_rows
 from vdiff.likelihood.digest import distribution_digest

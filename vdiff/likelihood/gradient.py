@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vdiff._precision import to_float64
 from vdiff.errors import InvalidValue
-from vdiff.gaussian import diffuse, per_example, to_float64
+from vdiff.gaussian import diffuse, per_example
 from vdiff.times import generator_of
 
 STEPS, AGREE = (1e-3, 1e-4), 0.01  # of the size of z; the share of a change that may be missed

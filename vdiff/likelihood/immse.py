@@ -25,8 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, finite_end
+from vdiff._precision import to_float64
 from vdiff._validate import Count, FiniteData, unchecked, validated
-from vdiff.gaussian import to_float64
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_row, select_rows
 from vdiff.likelihood.density import Stratified

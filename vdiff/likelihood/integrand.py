@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from vdiff._arguments import Model, decoder_fits, finite_end, original
 from vdiff._known_range import warn_beyond
 from vdiff._network import evaluation_mode
+from vdiff._precision import at_least_float32
 from vdiff._validate import require, unchecked
 from vdiff.decoder import Decoder
 from vdiff.errors import InvalidValue
-from vdiff.gaussian import at_least_float32
 from vdiff.likelihood.conditions import select_rows
 from vdiff.loss import elbo, full_precision
 from vdiff.prediction import Prediction

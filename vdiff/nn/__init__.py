@@ -1,5 +1,5 @@
-"""Networks that take (z, logsnr): small ones for points and images, and those of published
-CIFAR-10 results."""
+"""Networks of (z, logsnr): small ones for points and images, and those of published CIFAR-10
+results."""
 
 from vdiff.nn.embedding import FourierFeatures
 from vdiff.nn.levels import LevelHead

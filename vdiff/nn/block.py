@@ -1,5 +1,4 @@
-"""What U-Nets are made of: residual blocks that take the noise level, attention, norms, initial
-weights."""
+"""The parts of U-Nets: residual blocks with the noise level, attention, norms, initial weights."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -18,13 +17,13 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 class Block(nn.Module):
-    """Norm, swish and 3×3 convolution, twice, around them a residual; the embedding of the noise
-    level enters in between.
+    """A residual of norm, swish and 3×3 convolution, twice, with the embedding of the noise level
+    in between.
 
-    With `scale_shift` the embedding scales and shifts the second norm (iDDPM), without it is added
-    before that norm (DDPM, VDM). With `heads`, attention over all pixels follows. With
-    `checkpoint` only the input is kept for the backward pass, and the rest computed again, with
-    the same dropout.
+    With `scale_shift` the embedding scales and shifts the second norm (iDDPM); without, it is
+    added before that norm (DDPM, VDM). With `heads`, attention over all pixels follows. With
+    `checkpoint`, the backward pass keeps only the input and computes the rest again, with the same
+    dropout.
 
     >>> Block(16, 32, embedding=8)(torch.zeros(2, 16, 4, 4), torch.zeros(2, 8)).shape
     torch.Size([2, 32, 4, 4])
@@ -106,9 +105,8 @@ class Attention(nn.Module):
 
 
 def group_norm(channels: int, groups: int = 8, eps: float = 1e-5) -> nn.GroupNorm:
-    """A group norm of at most so many groups, of equal size, of two channels at least.
-
-    A group of one channel would take away again what an embedding added to it.
+    """A group norm of at most `groups` groups of equal size, with at least two channels each: a
+    norm of one channel would remove the embedding that was added to it.
 
     >>> group_norm(30).num_groups, group_norm(32, groups=32).num_groups
     (6, 16)
@@ -118,25 +116,15 @@ def group_norm(channels: int, groups: int = 8, eps: float = 1e-5) -> nn.GroupNor
 
 
 def zero(layer: Layer) -> Layer:
-    """A layer that starts at zero, as the last of a residual branch does.
-
-    >>> zero(torch.nn.Linear(2, 1)).weight.tolist()
-    [[0.0, 0.0]]
-    """
+    """The layer with all parameters set to zero, for the end of a residual branch."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
-def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
-    """Draw the weights of all convolutions and linear layers anew, biases at zero; what starts at
-    zero stays there.
-
-    >>> layer = torch.nn.Linear(2, 2)
-    >>> start(layer, torch.nn.init.eye_)
-    >>> layer.weight.tolist(), layer.bias.tolist()
-    ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
-    """
+def init_weights(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
+    """Draw new weights for all convolutions and linear layers and set their biases to zero. Layers
+    whose weights are all zero stay as they are."""
     for layer in network.modules():
         if not isinstance(layer, nn.Conv2d | nn.Linear) or not has_values(layer.weight):
             continue
@@ -146,4 +134,4 @@ def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-__all__ = ["Attention", "Block", "group_norm", "start", "zero"]
+__all__ = ["Attention", "Block", "group_norm", "init_weights", "zero"]

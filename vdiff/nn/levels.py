@@ -1,5 +1,4 @@
-"""A head for data on a grid of levels: the network says how likely each level is, Bayes' rule does
-the rest."""
+"""A head for data on a grid of levels: logits of the levels, and Bayes' rule."""
 
 from collections.abc import Callable
 
@@ -7,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._modules import RestorableModule
 from vdiff._validate import require, validated
 from vdiff.decoder import Levels
 from vdiff.errors import validation_enabled
-from vdiff.gaussian import RestorableModule
 from vdiff.loss import full_precision
 
 
@@ -18,11 +17,11 @@ class LevelHead(RestorableModule):
     """x̂ = Σ_k x_k softmax_k( logits_k(z, λ) − ½ e^λ (z/α − x_k)² ): a network that predicts x
     (use it with `X()`).
 
-    `network` returns `levels` logits for each channel, (batch, channels·levels, …): what the other
-    pixels say about this one. The pixel's own noisy value is added in closed form, so that at high
-    log-SNR, where x̂ only has to be rounded to the grid, the denoiser is exact from the start and
-    the network learns the rest. It knows the levels of the data, as VDM's Fourier features and
-    categorical decoder do; the bound it gives is a bound like any other.
+    `network` returns `levels` logits for each channel, (batch, channels·levels, …), for what the
+    other pixels imply about this one. The pixel's own noisy value enters in closed form, so that
+    at high log-SNR, where x̂ is the nearest level, the denoiser is exact without training. Like
+    VDM's Fourier features and categorical decoder, it knows the levels of the data; its bound is
+    a valid bound.
 
     >>> from vdiff.decoder import Categorical
     >>> head = LevelHead(lambda z, logsnr: torch.zeros(1, 4, 1, 1), Categorical(levels=4))

@@ -9,13 +9,10 @@ from vdiff.nn.embedding import FourierFeatures
 
 
 class MLP(nn.Module):
-    """Points (batch, dims) and their noise level (batch,) to (batch, `dims_out`), through `depth`
+    """Points (batch, dims) and their noise level (batch,) to (batch, `dims_out`), with `depth`
     hidden layers.
 
-    >>> network = MLP(2)
-    >>> sum(p.numel() for p in network.parameters())
-    37762
-    >>> network(torch.zeros(4, 2), torch.zeros(4)).shape
+    >>> MLP(2)(torch.zeros(4, 2), torch.zeros(4)).shape
     torch.Size([4, 2])
     """
 

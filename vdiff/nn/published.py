@@ -1,5 +1,4 @@
-"""The networks of published CIFAR-10 results, as published: their sizes, initial weights and noise
-levels."""
+"""The networks of published CIFAR-10 results, with their sizes, initial weights and times."""
 
 import math
 from collections.abc import Sequence
@@ -10,18 +9,18 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._precision import HALF
 from vdiff._validate import Count, Fraction, validated
 from vdiff.denoiser import ScaledGamma, TableStep
 from vdiff.errors import InvalidType
-from vdiff.gaussian import HALF
-from vdiff.nn.block import Block, group_norm, start, zero
+from vdiff.nn.block import Block, group_norm, init_weights, zero
 from vdiff.nn.embedding import FourierFeatures
 from vdiff.nn.unet import UNet
 from vdiff.schedule import Tabulated
 
 
 def _single_precision(z: Tensor) -> None:
-    """A rule: z has the digits that the features of its last bits need."""
+    """Rule: z has the digits for the features of its last bits."""
     if z.dtype in HALF:
         features = "its features turn 128 times over a unit of z"
         hint = f"{features}: keep the weights in float32 and run it under torch.autocast"
@@ -29,16 +28,15 @@ def _single_precision(z: Tensor) -> None:
 
 
 class VDMUNet(nn.Module):
-    """VDM's network: `depth` and `depth` + 1 residual blocks at full resolution, with
-    skip connections, no downsampling; 30.58 M parameters.
+    """VDM's network: `depth` and `depth` + 1 residual blocks at full resolution, with skip
+    connections, without downsampling; 30.58 M parameters.
 
-    Its input is z with sin and cos of 2ⁿ·2πz, n = 6 and 7, from which it reads the last bits of a
-    grey level at high log-SNR, and γ = −λ scaled to [0, 1] between `logsnr_max` and
-    `logsnr_min`. z is added to its output, an ε̂: use it with `Eps()`. `augmented` (batch,) tells
-    which images were flipped or turned; 0 where it is not given. With augmentation, VDM takes
-    width 256 and dropout 0.05. Those features need z in float32: for half precision,
-    `torch.autocast`. With 0 `heads` there is no attention in the middle, which on a CPU takes most
-    of a small network's time.
+    Its inputs are z, sin and cos of 2ⁿ·2πz for n = 6 and 7, which resolve the last bits of a grey
+    level at high log-SNR, and γ = −λ scaled to [0, 1] between `logsnr_max` and `logsnr_min`. Its
+    output is ε̂, with z added: use it with `Eps()`. `augmented` (batch,) is 1 for images that were
+    flipped or turned, 0 by default. With augmentation, VDM uses width 256 and dropout 0.05. Those
+    features need z in float32: for half precision, use `torch.autocast`. Without `heads` there is
+    no attention in the middle, which takes most of a small network's time on a CPU.
 
     Variational Diffusion Models, arXiv:2107.00630, appendix B, and the authors' code.
 
@@ -86,12 +84,11 @@ class VDMUNet(nn.Module):
         self.down = nn.ModuleList(block(width) for _ in range(depth))
         self.middle1, self.middle2 = block(width, heads=heads), block(width)
         self.up = nn.ModuleList(block(2 * width) for _ in range(depth + 1))
-        self.last = nn.Sequential(
-            group_norm(width, 32, 1e-6), nn.SiLU(), zero(nn.Conv2d(width, channels, 3, padding=1))
-        )
-        for each in (*self.down, self.middle1, self.middle2, *self.up):
-            each.modulate = zero(nn.Linear(wide, width, bias=False))
-        start(self, _lecun_normal)
+        last = zero(nn.Conv2d(width, channels, 3, padding=1))
+        self.last = nn.Sequential(group_norm(width, 32, 1e-6), nn.SiLU(), last)
+        for residual in (*self.down, self.middle1, self.middle2, *self.up):
+            residual.modulate = zero(nn.Linear(wide, width, bias=False))
+        init_weights(self, _lecun_normal)
 
     @validated(rules=[_single_precision])
     def forward(
@@ -116,10 +113,10 @@ class VDMUNet(nn.Module):
 
 
 class DDPMUNet(UNet):
-    """DDPM's network, 35.75 M parameters: four resolutions, two blocks each, one-head attention at
-    16×16. Use it with `Eps()`.
+    """DDPM's network, 35.75 M parameters: four resolutions, two blocks each, attention with one
+    head at 16×16. Use it with `Eps()`.
 
-    It takes the step of DDPM's β table at this λ, fractional between two; for another table or
+    Its time is the step of DDPM's β table at λ, fractional between two steps; for another table or
     schedule, pass `time=FourierFeatures(128, …)`.
 
     Denoising Diffusion Probabilistic Models, arXiv:2006.11239, appendix B, and the authors' code.
@@ -162,21 +159,21 @@ class DDPMUNet(UNet):
             eps=1e-6,
             checkpoint=checkpoint,
         )
-        # TensorFlow's "same" padding of a strided convolution: nothing before, one behind
+        # TensorFlow's "same" padding of a strided convolution: 0 before, 1 after
         wide = [width * multiplier for multiplier in multipliers[:-1]]
         self.shrink = nn.ModuleList(
             nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(c, c, 3, stride=2)) for c in wide
         )
-        start(self, nn.init.xavier_uniform_)
+        init_weights(self, nn.init.xavier_uniform_)
 
 
 class IDDPMUNet(UNet):
-    """iDDPM's network with a learned variance, so with twice the channels: three blocks each at
-    four resolutions, attention with four heads at 16×16 and 8×8, the embedding as scale and shift;
-    52.55 M parameters.
+    """iDDPM's network with a learned variance, hence twice the output channels: three blocks each
+    at four resolutions, attention with four heads at 16×16 and 8×8, the embedding as scale and
+    shift; 52.55 M parameters.
 
-    Use it as `Denoiser(IDDPMUNet(), Eps(), variance=LearnedRange())`. It takes the step of
-    iDDPM's cosine table of 4,000 levels at this λ, divided by 4.
+    Use it as `Denoiser(IDDPMUNet(), Eps(), variance=LearnedRange())`. Its time is the step of
+    iDDPM's cosine table of 4,000 levels at λ, divided by 4.
 
     Improved Denoising Diffusion Probabilistic Models, arXiv:2102.09672, and the authors' code.
 
@@ -220,7 +217,7 @@ class IDDPMUNet(UNet):
 
 
 def _last_bits(z: Tensor) -> Tensor:
-    """sin and cos of 2⁶·2πz and 2⁷·2πz, behind the channels."""
+    """sin and cos of 2⁶·2πz and 2⁷·2πz, as channels."""
     turns = 2 * math.pi * torch.tensor([64.0, 128.0], dtype=z.dtype, device=z.device)
     angle = rearrange(z[:, :, None] * turns[:, None, None], "b c n y x -> b (c n) y x")
     return torch.cat([angle.sin(), angle.cos()], 1)

@@ -1,7 +1,6 @@
-"""The U-Net: residual blocks at several resolutions, halving and doubling in between, with skips
-across."""
+"""The U-Net: residual blocks at several resolutions, with skip connections."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -23,10 +22,11 @@ def _counts(multipliers: Sequence[int], argument: str, given: Given) -> Sequence
 
 
 def _fits(self: "UNet", z: Tensor, label: Tensor | None) -> None:
-    """A rule: every resolution is whole; labels come where the network was made for them."""
-    parts, shape = 2 ** (self.levels - 1), tuple(z.shape)
-    whole = z.shape[-1] % parts == 0 and z.shape[-2] % parts == 0
-    require(whole, "z", f"have height and width divisible by {parts}", shape)
+    """Rule: the image can be halved at each resolution; labels come exactly where the network was
+    made for them."""
+    parts, shape = 2 ** (self.resolutions - 1), tuple(z.shape)
+    divisible = z.shape[-1] % parts == 0 and z.shape[-2] % parts == 0
+    require(divisible, "z", f"have height and width divisible by {parts}", shape)
     if self.label is None:
         made = "be left out: the network was made without labels"
         require(label is None, "label", made, "one", "UNet(…, labels=n)")
@@ -37,20 +37,20 @@ def _fits(self: "UNet", z: Tensor, label: Tensor | None) -> None:
         raise InvalidValue("label", made, None)
     if has_values(label) and label.device.type == "cpu":
         came = f"values from {label.min()} to {label.max()}"
-        known = bool(((label >= 0) & (label < count)).all())
-        require(known, "label", f"lie in 0 … {count - 1}", came)
+        inside = bool(((label >= 0) & (label < count)).all())
+        require(inside, "label", f"lie in 0 … {count - 1}", came)
 
 
 class UNet(nn.Module):
     """Images (batch, channels, height, width) and their noise level to (batch, `channels_out`,
     height, width).
 
-    `blocks` residual blocks per resolution, `width` × each of `multipliers` channels, halving in
-    between; attention in the middle and behind each block of the resolutions `attention` (0 is the
-    finest). With `labels`, it takes `label` (batch,) in [0, labels) as a condition. The defaults
-    make a small network; `time` is its embedding of the noise level, `embedding` the width of the
-    layers behind that, and `scale_shift`, `groups`, `eps` and `checkpoint` are those of
-    `vdiff.nn.block.Block`.
+    Each resolution is half the one before and has `blocks` residual blocks of `width` × one of
+    `multipliers` channels. Attention is in the middle and after each block of the resolutions
+    `attention` (0 is the finest). With `labels`, it takes `label` (batch,) in [0, labels) as a
+    condition. The defaults make a small network; `time` is its embedding of the noise level,
+    `embedding` the width of the next layers, and `scale_shift`, `groups`, `eps` and `checkpoint`
+    are those of `vdiff.nn.block.Block`.
 
     >>> network = UNet(1, width=16, multipliers=(1, 2))
     >>> network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).shape
@@ -78,7 +78,7 @@ class UNet(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.levels, self.blocks = len(multipliers), blocks
+        self.resolutions, self.blocks = len(multipliers), blocks
         wide = embedding or 2 * width
         self.time = time or FourierFeatures(2 * width)
         self.embed = nn.Sequential(
@@ -95,31 +95,43 @@ class UNet(nn.Module):
             eps=eps,
             checkpoint=checkpoint,
         )
-        attends = [heads if i in attention else 0 for i in range(self.levels)]
+        widths = [width * multiplier for multiplier in multipliers]
+        attends = [heads if i in attention else 0 for i in range(self.resolutions)]
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
-        now, skips = width, [width]
-        for i, multiplier in enumerate(multipliers):
-            for _ in range(blocks):
-                self.down.append(block(now, width * multiplier, heads=attends[i]))
-                now = width * multiplier
-                skips.append(now)
-            if i < self.levels - 1:
-                self.shrink.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
-                skips.append(now)
-        self.middle1, self.middle2 = block(now, now, heads=heads), block(now, now)
-        for i, multiplier in reversed(list(enumerate(multipliers))):
-            for _ in range(blocks + 1):
-                self.up.append(block(now + skips.pop(), width * multiplier, heads=attends[i]))
-                now = width * multiplier
+        skips = self._make_down(block, width, widths, attends)
+        coarse, fine = skips[-1], widths[0]
+        self.middle1, self.middle2 = block(coarse, coarse, heads=heads), block(coarse, coarse)
+        self._make_up(block, skips, widths, attends)
+        last = zero(nn.Conv2d(fine, channels_out or channels, 3, padding=1))
+        self.last = nn.Sequential(group_norm(fine, groups, eps), nn.SiLU(), last)
+
+    def _make_down(
+        self, block: Callable[..., Block], width: int, widths: list[int], attends: list[int]
+    ) -> list[int]:
+        """Add the layers from fine to coarse. Returns the channels of the skip connections."""
+        skips = [width]
+        for i, wide in enumerate(widths):
+            for _ in range(self.blocks):
+                self.down.append(block(skips[-1], wide, heads=attends[i]))
+                skips.append(wide)
+            if i < self.resolutions - 1:
+                self.shrink.append(nn.Conv2d(skips[-1], skips[-1], 3, stride=2, padding=1))
+                skips.append(skips[-1])
+        return skips
+
+    def _make_up(
+        self, block: Callable[..., Block], skips: list[int], widths: list[int], attends: list[int]
+    ) -> None:
+        """Add the layers from coarse to fine."""
+        channels = skips[-1]
+        for i, wide in reversed(list(enumerate(widths))):
+            for _ in range(self.blocks + 1):
+                self.up.append(block(channels + skips.pop(), wide, heads=attends[i]))
+                channels = wide
             if i > 0:
-                self.grow.append(nn.Conv2d(now, now, 3, padding=1))
-        self.last = nn.Sequential(
-            group_norm(now, groups, eps),
-            nn.SiLU(),
-            zero(nn.Conv2d(now, channels_out or channels, 3, padding=1)),
-        )
+                self.grow.append(nn.Conv2d(channels, channels, 3, padding=1))
 
     @validated(rules=[_fits])
     def forward(
@@ -133,18 +145,18 @@ class UNet(nn.Module):
             embedding = embedding + self.label(label)
         h = self.first(z)
         skips = [h]
-        for i in range(self.levels):
+        for i in range(self.resolutions):
             for block in self.down[i * self.blocks : (i + 1) * self.blocks]:
                 h = block(h, embedding)
                 skips.append(h)
-            if i < self.levels - 1:
+            if i < self.resolutions - 1:
                 h = self.shrink[i](h)
                 skips.append(h)
         h = self.middle2(self.middle1(h, embedding), embedding)
-        for i in range(self.levels):
+        for i in range(self.resolutions):
             for block in self.up[i * (self.blocks + 1) : (i + 1) * (self.blocks + 1)]:
                 h = block(torch.cat([h, skips.pop()], 1), embedding)
-            if i < self.levels - 1:
+            if i < self.resolutions - 1:
                 h = self.grow[i](F.interpolate(h, scale_factor=2))
         out: Tensor = self.last(h)
         return out

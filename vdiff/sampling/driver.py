@@ -14,9 +14,9 @@ from torch import Tensor
 from vdiff._arguments import Condition, Model, original
 from vdiff._known_range import warn_beyond_grid
 from vdiff._network import evaluation_mode
+from vdiff._precision import at_least_float32
 from vdiff._validate import Count, FiniteData, Given, require, unchecked, validated
 from vdiff.errors import InvalidArgument, InvalidType, InvalidValue, did_you_mean
-from vdiff.gaussian import at_least_float32
 from vdiff.parameterization import DIGITS
 from vdiff.prediction import Prediction
 from vdiff.sampling.grid import Grid, uniform

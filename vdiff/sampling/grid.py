@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import device_of, to_float64
 from vdiff._validate import Count, Given, require, validated
 from vdiff.errors import InvalidType, shown
-from vdiff.gaussian import device_of, to_float64
 from vdiff.schedule import Schedule, Shifted, Tabulated, Truncated
 from vdiff.schedule.law import Logistic
 

@@ -26,9 +26,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import to_float64
 from vdiff._validate import Count, require, validated
 from vdiff.denoiser import flow_time
-from vdiff.gaussian import per_example, sigma, to_float64
+from vdiff.gaussian import per_example, sigma
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.prediction import Prediction
 from vdiff.sampling.step import NO_HISTORY, History, Model, is_at, move, scale

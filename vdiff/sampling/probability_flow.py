@@ -12,9 +12,9 @@ from torch import Tensor
 from vdiff._arguments import Condition, finite_end, known_range_of, original
 from vdiff._arguments import Model as AnyModel
 from vdiff._network import evaluation_mode
+from vdiff._precision import at_least_float32, to_float64
 from vdiff._validate import Count, FiniteData, Positive, require, unchecked, validated
 from vdiff.flow import Method, SolverError, State, solve
-from vdiff.gaussian import at_least_float32, to_float64
 from vdiff.sampling.step import NO_HISTORY, Counted, History, Model, Step
 from vdiff.schedule import Schedule
 

@@ -22,10 +22,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff._arguments import Condition
+from vdiff._precision import PURE_NOISE, to_float64
 from vdiff._validate import Number, require, validated
 from vdiff.errors import InvalidType, has_values, validation_enabled
-from vdiff.gaussian import PURE, alpha, combine, per_example, sigma, to_float64
 from vdiff.gaussian import Step as ChainStep
+from vdiff.gaussian import alpha, combine, per_example, sigma
 from vdiff.parameterization import Parameterization
 from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_sample
@@ -132,7 +133,7 @@ def ancestral(
     known = not (isinstance(now.variance, AnalyticVariance) and is_at(-torch.inf, logsnr_t))
     hint = "FixedSmall() or FixedLarge() for the step from pure noise"
     require(known, "variance", "be known at λ = −∞", repr(now.variance), hint)
-    t = to_float64(logsnr_t).clamp(min=PURE)
+    t = to_float64(logsnr_t).clamp(min=PURE_NOISE)
     return reverse_sample(
         now, ChainStep(t, to_float64(logsnr_s) - t), noise_like(z, history.generator)
     )

@@ -7,7 +7,7 @@ from vdiff.schedule.ddpm import Cosine, LinearBeta
 from vdiff.schedule.derived import Custom, Shifted
 from vdiff.schedule.histogram import Histogram
 from vdiff.schedule.law import Laplace, Normal, OptimalTransport, Spectral
-from vdiff.schedule.learned import LearnedLinear
+from vdiff.schedule.learned_ends import LearnedLinear
 from vdiff.schedule.linear import Linear
 from vdiff.schedule.monotone import Monotone, Spline
 from vdiff.schedule.tabulated import Tabulated

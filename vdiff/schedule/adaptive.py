@@ -1,4 +1,4 @@
-"""VDM++'s adaptive schedule: look where the loss is."""
+"""VDM++'s adaptive schedule: more time where the loss is large."""
 
 from functools import partial
 from typing import Annotated
@@ -7,37 +7,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import to_float64
 from vdiff._validate import Count, Fraction, Number, validated
 from vdiff.errors import under_functorch
-from vdiff.gaussian import to_float64
 from vdiff.profile import Profile
 from vdiff.schedule.base import AllReduce, NoiseLevels
 from vdiff.schedule.histogram import Histogram, filled
 
 
 class Adaptive(Histogram):
-    """p(λ) in proportion to the size of the loss by log-SNR, from an exponential moving average
-    over training.
+    """p(λ) in proportion to the size of the loss at λ, from a moving average over training (Kingma
+    & Gao, arXiv:2303.00848, appendix on the adaptive noise schedule).
 
-        p* ∝ w √E‖e‖⁴   (the density of least variance, the default)      p ∝ w E‖e‖²   (VDM++,
-        `first_moment`)
+        p* ∝ w √E‖e‖⁴     the density of least variance, the default
+        p  ∝ w E‖e‖²      VDM++, with `first_moment`
 
-    Any p gives the same expected loss: it is divided out where it is sampled, and no gradient
-    passes through it. Losses taken with this schedule note what they see; `update()` after each
-    optimizer step, as `vdiff.training.train` calls it, turns the notes into the next p. In between
-    p stands still, on all ranks and in all micro-batches of a step. A loop with a loss of its own
-    notes by `observe`. The weighting is the loss's own: a change of it is learned anew.
+    Any p gives the same expected loss: the loss divides by it, and no gradient passes through it.
+    Losses in continuous time record their size; `update()` after each optimizer step turns the
+    records into the next p, which is then the same on all ranks and in all micro-batches of a step
+    (`vdiff.training.train` calls it). A loop with its own loss records with `observe`. On a chain
+    (`steps=T`) nothing is recorded: its bound depends on p.
 
     Args:
         logsnr_max, logsnr_min: the ends, which are fixed.
-        bins: of equal width.
-        decay: by which an update forgets what was noted before.
-        floor: the share of the time that is spread evenly, so that every bin stays within reach.
-        warmup: observations per bin, on average, before p leaves the uniform density.
-
-    On a chain (`steps=T`) p stands still: the bound would move with it.
-
-    Kingma & Gao, arXiv:2303.00848, appendix on the adaptive noise schedule.
+        bins: their number; they have equal width.
+        decay: the factor of older records at each update.
+        floor: the share of the time that is spread evenly over the bins.
+        warmup: records per bin, on average, before p leaves the uniform density.
 
     >>> schedule = Adaptive(logsnr_max=15.0, logsnr_min=-15.0, bins=2, warmup=1)
     >>> schedule.observe(torch.tensor([-5.0, 5.0]), torch.tensor([1.0, 3.0]))
@@ -45,6 +41,8 @@ class Adaptive(Histogram):
     >>> schedule.mass
     tensor([0.2502, 0.7497], dtype=torch.float64)
     """
+
+    learns_shape = True
 
     @validated
     def __init__(
@@ -65,12 +63,8 @@ class Adaptive(Histogram):
         self.profile = _Merged(**ends, bins=bins)  # of w‖e‖², over all ranks
         self.noted = Profile(**ends, bins=bins)  # here, since the last update
 
-    @property
-    def learns_shape(self) -> bool:
-        return True
-
-    def at(self, t: Tensor, steps: int | None = None, *, pin: bool = True) -> NoiseLevels:
-        levels = super().at(t, steps, pin=pin)
+    def at(self, t: Tensor, steps: int | None = None, *, detach_ends: bool = True) -> NoiseLevels:
+        levels = super().at(t, steps, detach_ends=detach_ends)
         if steps is not None or not (self.training and torch.is_grad_enabled()):
             return levels
         return levels._replace(learn=partial(self._note, levels))
@@ -83,13 +77,13 @@ class Adaptive(Histogram):
         return loss
 
     def observe(self, logsnr: Float[Tensor, " batch"], value: Float[Tensor, " batch"]) -> None:
-        """Note w‖ε − ε̂‖² at these λ for the next update."""
+        """Record w‖ε − ε̂‖² at these λ for the next update."""
         self.noted.update(logsnr.detach(), value)
 
     @torch.no_grad()
     def update(self, all_reduce: AllReduce | None = None) -> None:
-        """Turn what was noted since the last call, summed over ranks by `all_reduce`, into the next p.
-        Notes that hold NaN or infinity are dropped."""
+        """Turn the records since the last call, summed over ranks by `all_reduce`, into the next
+        p. Records with NaN or infinity are dropped."""
         self._unread = 0
         sums = self.noted.sums if all_reduce is None else all_reduce(self.noted.sums)
         self.profile.decay(self.decay)
@@ -106,7 +100,7 @@ class Adaptive(Histogram):
 
 
 class _Merged(Profile):
-    """What all ranks have seen: the same on each, so that its sums are a buffer as any other."""
+    """The profile over all ranks. It is the same on each, so its sums are an ordinary buffer."""
 
     def register_local(self, name: str, tensor: Tensor) -> None:
         self.register_buffer(name, tensor)

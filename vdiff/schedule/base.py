@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._modules import PreciseModule
+from vdiff._precision import at_least_float32, to_float64
 from vdiff._validate import (
     CleanEnd,
     Count,
@@ -21,13 +24,12 @@ from vdiff._validate import (
     validated,
 )
 from vdiff.errors import InvalidType, has_values, validation_enabled
-from vdiff.gaussian import PreciseModule, Step, at_least_float32, to_float64
+from vdiff.gaussian import Step
 from vdiff.schedule._check import check
-from vdiff.schedule._check import returned as check_returned
 
 BISECTIONS = 64
-EDGE = 1e-5  # how far beyond an end a rounded float32 λ may lie and still count as inside
-UNREAD = 500  # losses without an update, after which a schedule that learns from them says so
+EDGE = 1e-5  # a float32 λ this far beyond an end counts as inside: it was rounded
+UNREAD = 500  # losses without an update, after which a schedule that learns from them warns
 
 AnySchedule = TypeVar("AnySchedule", bound="Schedule")
 AllReduce = Callable[[Tensor], Tensor]
@@ -40,11 +42,11 @@ def unchanged(loss: Tensor, dims: int) -> Tensor:
 
 
 class NoiseLevels(NamedTuple):
-    """A schedule at some times, in float64: λ, the rate −dλ/dt or T·expm1(Δ) by which a uniform
-    draw of t is weighted, and on a chain the step Δ = λ_s − λ_t, s = t − 1/T.
+    """A schedule at times t, in float64: λ, the rate −dλ/dt or T·expm1(Δ) that multiplies the loss
+    of a uniform t, and on a chain the step Δ = λ_s − λ_t, s = t − 1/T.
 
-    `learn(loss, dims)` returns a loss that was taken there, (batch,) nats over `dims` dimensions,
-    unchanged in value. A schedule that learns from losses does it there.
+    `learn(loss, dims)` takes the loss at these times, (batch,) nats over `dims` dimensions, and
+    returns it with the same value. A schedule that learns from losses does it there.
 
     >>> from vdiff.schedule import Linear
     >>> Linear(13.3, -5.0).at(torch.ones(1), steps=10).delta
@@ -58,23 +60,23 @@ class NoiseLevels(NamedTuple):
 
     @property
     def step(self) -> Step:
-        """The chain's step that ends here."""
+        """The chain's step that ends at t."""
         assert self.delta is not None, "a step is a chain's: schedule.at(t, steps)"
         return Step(self.logsnr, self.delta)
 
 
-class Schedule(PreciseModule):
+class Schedule(PreciseModule, ABC):
     """t ∈ [0, 1] ↦ λ, from λ_max at t = 0 (data) down to λ_min at t = 1 (noise).
 
-    Two methods make a schedule, written in float64 for any shape:
+    A subclass writes two methods, in float64 for any shape:
 
         logsnr_at(t)           λ(t), strictly decreasing
         rate_at(t, logsnr)     −dλ/dt > 0, at the same t and λ; at t = 0 and at t = 1 it may be 0
 
     and, where they have closed forms, `time_at(logsnr)` (else by bisection) and
-    `density_at(logsnr)` (else one over the rate). The public methods compute in float64 on the
-    (batch,) vector and round once to the dtype they were given. End points are finite, but for the
-    last level of a table: λ = ±∞ has no bound and no rate.
+    `density_at(logsnr)` (else one over the rate). The public methods compute in float64 and round
+    once to the dtype of their argument. End points are finite, except the last level of a table:
+    λ = ±∞ has no bound and no rate.
 
     A schedule moves only the variance of a loss: E[L] depends on the end points alone (VDM,
     arXiv:2107.00630, sec. 5.1).
@@ -87,6 +89,8 @@ class Schedule(PreciseModule):
     tensor([10.0000,  6.2500,  0.0000])
     """
 
+    learns_ends: bool = False  # whether λ_max and λ_min are parameters
+    learns_shape: bool = False  # whether training moves λ(t) between the ends
     __example__ = "for instance Cosine(); schedule.Custom takes a function of t"
 
     @validated(rules=[ordered_ends])
@@ -118,22 +122,16 @@ class Schedule(PreciseModule):
 
     @property
     def reaches_noise(self) -> bool:
-        """Whether λ_min is −∞, as the last level of a table may be: `logsnr_at` then has −600 for
-        it.
-
-        >>> from vdiff.schedule import Tabulated
-        >>> Tabulated([3.0, 0.0, -math.inf]).reaches_noise
-        True
-        """
+        """Whether λ_min is −∞, as in a table; `logsnr_at` then returns −600 there."""
         return not self.learns_ends and self.logsnr_min == -math.inf
 
+    @abstractmethod
     def logsnr_at(self, t: Tensor) -> Tensor:
         """λ(t) in the dtype of t."""
-        raise NotImplementedError(f"{type(self).__name__} must define logsnr_at(t)")
 
+    @abstractmethod
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
         """−dλ/dt at t, where λ(t) = logsnr."""
-        raise NotImplementedError(f"{type(self).__name__} must define rate_at(t, logsnr)")
 
     def time_at(self, logsnr: Tensor) -> Tensor:
         """t with λ(t) = logsnr, by bisection to float64 accuracy."""
@@ -148,25 +146,17 @@ class Schedule(PreciseModule):
         """p(λ) = −dt/dλ inside the ends."""
         return self.rate_at(self.time_at(logsnr), logsnr).reciprocal()
 
-    def ends(self, pin: bool = True) -> tuple[Tensor | float, Tensor | float]:
-        """(λ_max, λ_min): numbers where they are fixed, tensors where they are learned, without
-        gradient if pinned."""
+    def ends(self, detach: bool = True) -> tuple[Tensor | float, Tensor | float]:
+        """(λ_max, λ_min): numbers where they are fixed, tensors where they are learned, detached
+        from the graph with `detach`."""
         return self._ends
 
-    @property
-    def learns_ends(self) -> bool:
-        """Whether λ_max and λ_min are parameters."""
-        return False
-
-    @property
-    def learns_shape(self) -> bool:
-        """Whether training moves λ(t) between the ends."""
-        return False
-
     @validated
-    def at(self, t: Tensor, steps: Steps | None = None, *, pin: bool = True) -> NoiseLevels:
+    def at(
+        self, t: Tensor, steps: Steps | None = None, *, detach_ends: bool = True
+    ) -> NoiseLevels:
         """The noise levels at times (batch,), in continuous time or on a chain of `steps` steps.
-        With `pin`, learned end points get no gradient.
+        With `detach_ends`, learned end points get no gradient.
         """
         t = to_float64(t)
         logsnr = self.logsnr_at(t)
@@ -179,34 +169,28 @@ class Schedule(PreciseModule):
         return NoiseLevels(logsnr, steps * torch.expm1(delta), delta)
 
     def delta_at(self, t: Tensor, logsnr: Tensor, steps: int) -> Tensor:
-        """λ_s − λ_t over the step that ends at t, where λ(t) = logsnr."""
+        """λ_s − λ_t over the step that ends at t, s = t − 1/T, where λ(t) = logsnr."""
         return self.logsnr_at((t - 1 / steps).clamp(min=0.0)) - logsnr
 
     def update(self, all_reduce: AllReduce | None = None) -> None:
-        """Learn from the losses since the last call: call it once after each optimizer step.
+        """Learn from the losses since the last call. Call it once after each optimizer step.
 
-        `merge` sums a tensor of statistics over ranks (`vdiff.training.all_reduce`). Most
-        schedules learn nothing here.
+        `all_reduce` sums a tensor of statistics over ranks (`vdiff.training.all_reduce`).
         """
 
     def _count_loss(self) -> None:
-        """Warn, once, where many losses are taken and `update` is never called."""
+        """Warn once after many losses without an `update`."""
         self._unread += validation_enabled()
         if self._unread == UNREAD and validation_enabled():
             warnings.warn(
-                f"{type(self).__name__}: {UNREAD} losses, and none was taken in: call update() "
+                f"{type(self).__name__} has learned from none of {UNREAD} losses: call update() "
                 "of the schedule, or of the Objective, after each optimizer step",
                 stacklevel=2,
             )
 
     @validated
     def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """λ(t), in the dtype of t (float32 where t is narrower).
-
-        >>> from vdiff.schedule import Cosine
-        >>> Cosine()(torch.tensor(0.5))
-        tensor(0.)
-        """
+        """λ(t), in the dtype of t (float32 where t is narrower)."""
         t64 = to_float64(t)
         logsnr = self.logsnr_at(t64)
         if self.reaches_noise:
@@ -215,12 +199,7 @@ class Schedule(PreciseModule):
 
     @validated
     def rate(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """−dλ/dt at t: positive.
-
-        >>> from vdiff.schedule import Linear
-        >>> Linear(13.3, -5.0).rate(torch.tensor(0.5))
-        tensor(18.3000)
-        """
+        """−dλ/dt at t: positive."""
         t64 = to_float64(t)
         return self.rate_at(t64, self.logsnr_at(t64)).to(at_least_float32(t.dtype))
 
@@ -228,9 +207,8 @@ class Schedule(PreciseModule):
     def inverse(
         self, logsnr: Float[Tensor, "*shape"], *, clamp: bool = False
     ) -> Float[Tensor, "*shape"]:
-        """The time at which the schedule passes λ.
-
-        Raises ValueError where λ lies beyond the ends, unless `clamp`, which returns 0 or 1 there.
+        """The t with λ(t) = logsnr. Beyond the ends it raises ValueError, or returns 0 or 1 with
+        `clamp`.
 
         >>> from vdiff.schedule import Linear
         >>> Linear(13.3, -5.0).inverse(torch.tensor(4.15))
@@ -247,7 +225,7 @@ class Schedule(PreciseModule):
     @validated
     def density(self, logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """p(λ) = −dt/dλ, normalised over [λ_min, λ_max] and zero outside. At an end where the rate
-        is 0 it is infinite; 10⁶/(λ_max − λ_min) stands for that.
+        is 0 it is infinite; this returns 10⁶/(λ_max − λ_min) there.
 
         >>> from vdiff.schedule import Linear
         >>> Linear(13.3, -5.0).density(torch.tensor([0.0, 20.0]))
@@ -263,32 +241,22 @@ class Schedule(PreciseModule):
 
     @validated
     def delta(self, t: Float[Tensor, "*shape"], steps: Steps) -> Float[Tensor, "*shape"]:
-        """λ_s − λ_t over the step that ends at t, s = t − 1/T, in float64.
-
-        >>> from vdiff.schedule import Linear
-        >>> Linear(13.3, -5.0).delta(torch.tensor(1.0), steps=10)
-        tensor(1.8300, dtype=torch.float64)
-        """
+        """λ_s − λ_t over the step that ends at t, s = t − 1/T, in float64."""
         t64 = to_float64(t)
         return self.delta_at(t64, self.logsnr_at(t64), steps)
 
     @validated
     def check(self: AnySchedule, points: Count = 10_001) -> AnySchedule:
-        """Verify on a dense float64 grid that λ is finite, strictly decreasing, ends where it
-        says, that `rate_at` is its derivative, positive but for the two ends, and `time_at` and
-        `density_at`, where a class has its own, its inverse and one over the rate. Returns self;
-        raises ValueError at the first t that fails.
-
-        >>> from vdiff.schedule import Cosine
-        >>> Cosine().check()
-        Cosine(logsnr_max=15.0, logsnr_min=-15.0)
-        """
+        """Verify on a dense float64 grid that λ is finite and strictly decreasing between its two
+        ends, that `rate_at` is its derivative, positive inside, and that `time_at` and
+        `density_at`, where a class defines them, are the inverse and one over the rate. Returns
+        self; raises ValueError at the first t that fails."""
         self._least_rate = check(self, points, base=Schedule)
         return self
 
     def times_to_check(self, points: int) -> Tensor:
-        """The times at which `check` looks, from 0 to 1: evenly, and wherever else the rate
-        changes over a short time."""
+        """The times at which `check` evaluates, from 0 to 1: even, and more where the rate changes
+        over a short time."""
         return torch.linspace(0, 1, points, dtype=torch.float64, device="cpu")
 
     def check_once(self) -> None:
@@ -301,7 +269,7 @@ class Schedule(PreciseModule):
         high, low = self.ends()
         return (logsnr <= high + EDGE) & (logsnr >= low - EDGE)
 
-    def own_ends(self) -> tuple[float, float] | None:
+    def ends_to_save(self) -> tuple[float, float] | None:
         return None if self.learns_ends else self._ends
 
     def reset_parameters(self) -> None:
@@ -319,4 +287,4 @@ class Schedule(PreciseModule):
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
-__all__ = ["NoiseLevels", "Schedule", "check_returned"]
+__all__ = ["NoiseLevels", "Schedule"]

@@ -1,4 +1,4 @@
-"""Schedules whose λ(t) is a formula of their own: i-DODE's and EDM's."""
+"""The schedules of i-DODE and EDM, each from its own formula of λ(t)."""
 
 import math
 from typing import Annotated
@@ -12,8 +12,7 @@ from vdiff.schedule.base import Schedule
 
 
 class SignalPower(Schedule):
-    """p(λ) ∝ α², the signal's power: softplus(λ) is linear in t (i-DODE, Zheng et al.,
-    arXiv:2305.03935).
+    """p(λ) ∝ α²: softplus(λ) is linear in t (i-DODE, Zheng et al., arXiv:2305.03935).
 
     >>> SignalPower(10.0, -10.0)(torch.tensor([0.0, 0.5, 1.0]))
     tensor([ 10.0000,   4.9933, -10.0000])
@@ -46,9 +45,7 @@ def _noise_rises(sigma_min: float, sigma_max: float) -> None:
 
 class Karras(Schedule):
     """EDM's sampling grid in continuous time: σ^{1/ρ} is linear in t (Karras et al.,
-    arXiv:2206.00364, eq. 5).
-
-    `Karras(0.002, 80.0).sigmas(18)` is the published grid without its final zero.
+    arXiv:2206.00364, eq. 5). `Karras().sigmas(18)` is the published grid without its final zero.
 
     >>> Karras(0.002, 80.0).sigmas(3)
     tensor([8.0000e+01, 2.5152e+00, 2.0000e-03], dtype=torch.float64)
@@ -73,8 +70,9 @@ class Karras(Schedule):
         return (torch.exp(-logsnr / (2 * self.rho)) - self._low) * (1 / (self._high - self._low))
 
     def sigmas(self, steps: int) -> Tensor:
-        """σ̃ = e^{−λ/2} at `steps` equidistant times, from σ_max down to σ_min, in float64."""
-        return torch.exp(-0.5 * self.logsnr_at(torch.linspace(1, 0, steps, dtype=torch.float64)))
+        """σ̃ = e^{−λ/2} at `steps` evenly spaced times, from σ_max down to σ_min, in float64."""
+        t = torch.linspace(1, 0, steps, dtype=torch.float64)
+        return torch.exp(-0.5 * self.logsnr_at(t))
 
 
 __all__ = ["Karras", "SignalPower"]

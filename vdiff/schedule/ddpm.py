@@ -1,4 +1,4 @@
-"""The schedules of DDPM and its successors in continuous time, each behind its law."""
+"""The schedules of DDPM and its successors in continuous time, each after its law."""
 
 import math
 
@@ -7,25 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdiff._validate import Finite, NonNegative, Positive, require, validated
-from vdiff.schedule.truncated import Law, Truncated
+from vdiff.schedule.truncated import Law, Truncated, ends_or
 
 
 class HyperbolicSecant(Law):
-    """The cosine schedule's: λ = −2 log tan(πt/2) + shift, p = sech((λ − shift)/2)/2π.
-
-    >>> HyperbolicSecant().density(torch.tensor(0.0))
-    tensor(0.1592)
-    """
+    """The cosine schedule's law: λ = −2 log tan(πt/2) + shift, p = sech((λ − shift)/2)/2π."""
 
     @validated
     def __init__(self, shift: Finite = 0.0) -> None:
         self.shift = shift
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
-        return self.shift + 2.0 * torch.log(
-            torch.sin(0.5 * math.pi * rest) / torch.sin(0.5 * math.pi * t)
-        )
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
+        cot = torch.sin(0.5 * math.pi * rest) / torch.sin(0.5 * math.pi * t)
+        return self.shift + 2.0 * torch.log(cot)
 
     def sf(self, logsnr: Tensor) -> Tensor:
         return torch.atan(torch.exp(-0.5 * (logsnr - self.shift))) * (2.0 / math.pi)
@@ -39,11 +33,7 @@ class HyperbolicSecant(Law):
 
 class OffsetCosine(Law):
     """iDDPM's cosine with offset s: ᾱ = cos²φ/cos²φ₀, φ = (t + s)/(1 + s)·π/2 (arXiv:2102.09672,
-    eq. 17), not clipped.
-
-    >>> OffsetCosine().icdf(torch.tensor(0.5))
-    tensor(-0.0246)
-    """
+    eq. 17), not clipped."""
 
     @validated
     def __init__(self, offset: NonNegative = 0.008) -> None:
@@ -51,8 +41,7 @@ class OffsetCosine(Law):
         self._angle = 0.5 * math.pi / (1.0 + offset)  # φ − φ₀ at t = 1
         self._start = self._angle * offset  # φ₀
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         signal = torch.sin(self._angle * rest).square()  # cos²φ
         turned = self._angle * t
         noise = torch.sin(turned) * torch.sin(turned + 2 * self._start)  # cos²φ₀ − cos²φ
@@ -84,9 +73,8 @@ class OffsetCosine(Law):
 
 class Cosine(Truncated):
     """The cosine schedule, λ = −2 log tan(πt/2) + shift (Nichol & Dhariwal 2021 with s = 0; shift:
-    Hoogeboom 2023).
-
-    With `offset`, iDDPM's own s (0.008), in continuous time and without its clip of β.
+    Hoogeboom et al. 2023). `offset` is iDDPM's s (0.008), in continuous time and without its clip
+    of β.
 
     >>> Cosine(13.3, -5.0)(torch.tensor([0.0, 0.5, 1.0]))
     tensor([13.3000,  0.1614, -5.0000])
@@ -114,23 +102,22 @@ def _betas_rise(beta_min: float, beta_max: float) -> None:
 
 class LinearBetaLaw(Law):
     """DDPM's linear β in continuous time: λ = −log expm1(B), B = β₀t + ½(β₁ − β₀)t² (Score SDE,
-    arXiv:2011.13456).
-
-    >>> LinearBetaLaw().icdf(torch.tensor(0.5))
-    tensor(-2.4551)
-    """
+    arXiv:2011.13456)."""
 
     @validated(rules=[_betas_rise])
     def __init__(self, beta_min: Positive = 0.1, beta_max: Finite = 20.0) -> None:
         self.beta_min, self.beta_max = beta_min, beta_max
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         integral = t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
         return -torch.log(torch.expm1(integral))
 
     def sf(self, logsnr: Tensor) -> Tensor:
         integral = F.softplus(-logsnr)
         return 2.0 * integral / (self.beta_min + self._beta(integral))
+
+    def cdf(self, logsnr: Tensor) -> Tensor:
+        return 1.0 - self.sf(logsnr)
 
     def density(self, logsnr: Tensor) -> Tensor:
         return torch.sigmoid(-logsnr) / self._beta(F.softplus(-logsnr))
@@ -141,8 +128,7 @@ class LinearBetaLaw(Law):
 
 
 class LinearBeta(Truncated):
-    """DDPM's linear β in continuous time (β from 0.1 to 20), between λ(t = 1e-3) and λ(1) by
-    default.
+    """DDPM's linear β in continuous time (β from 0.1 to 20), by default from λ(1e-3) to λ(1).
 
     >>> LinearBeta()(torch.tensor([0.0, 1.0]))
     tensor([  9.1154, -10.0500])
@@ -160,11 +146,7 @@ class LinearBeta(Truncated):
         law = LinearBetaLaw(beta_min, beta_max)
         times = torch.tensor([1e-3, 1.0], dtype=torch.float64, device="cpu")
         high, low = law.icdf(times).tolist()
-        super().__init__(
-            law,
-            high if logsnr_max is None else logsnr_max,
-            low if logsnr_min is None else logsnr_min,
-        )
+        super().__init__(law, *ends_or(high, low, logsnr_max, logsnr_min))
 
 
 __all__ = ["Cosine", "HyperbolicSecant", "LinearBeta", "LinearBetaLaw", "OffsetCosine"]

@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vdiff._precision import PURE_NOISE
 from vdiff._validate import Finite, require, validated
-from vdiff.errors import shown
-from vdiff.gaussian import PURE
+from vdiff.schedule._check import returned
 from vdiff.schedule.base import Schedule
 
 
 class Shifted(Schedule):
-    """Another schedule with every λ moved by `shift`: data multiplied by b shifts λ by 2 log b.
-
-    A resolution shift (simple diffusion, SD3) is this with a negative shift.
+    """Another schedule with `shift` added to every λ. Multiplying the data by b shifts λ by
+    2 log b; a resolution shift (simple diffusion, SD3) is negative.
 
     >>> from vdiff.schedule import Cosine
     >>> Shifted(Cosine(), -2.0)(torch.tensor(0.5))
@@ -28,19 +27,19 @@ class Shifted(Schedule):
         fixed = not (schedule.learns_ends or schedule.learns_shape)
         hint = "what is learned needs no shift"
         require(fixed, "schedule", "have fixed ends and shape", repr(schedule), hint)
-        super().__init__(schedule.logsnr_max + shift, max(schedule.logsnr_min, PURE) + shift)
+        super().__init__(schedule.logsnr_max + shift, max(schedule.logsnr_min, PURE_NOISE) + shift)
         self.schedule, self.shift = schedule, shift
 
-    def ends(self, pin: bool = True) -> tuple[Tensor | float, Tensor | float]:
+    def ends(self, detach: bool = True) -> tuple[Tensor | float, Tensor | float]:
         high, low = self.schedule.ends()
         return high + self.shift, low + self.shift
 
-    def own_ends(self) -> tuple[float, float]:
+    def ends_to_save(self) -> tuple[float, float]:
         return self.logsnr_max, self.logsnr_min
 
-    def ends_with(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
+    def expected_ends(self, state: dict[str, Any], prefix: str) -> tuple[float, float] | None:
         inner = self.schedule
-        loaded = inner.ends_with(state, prefix + "schedule.")
+        loaded = inner.expected_ends(state, prefix + "schedule.")
         high, low = loaded or (inner.logsnr_max, inner.logsnr_min)
         return high + self.shift, low + self.shift
 
@@ -63,8 +62,8 @@ class Shifted(Schedule):
 class Custom(Schedule):
     """A schedule from a function t ↦ λ, checked at construction.
 
-    Without `rate`, the derivative is taken by automatic differentiation at each call; a formula is
-    several times cheaper. A schedule used often is a subclass of `Schedule` with two methods.
+    Without a formula for the `rate`, each call differentiates the function, which costs several
+    times more. For a schedule that is used often, subclass `Schedule`.
 
     >>> Custom(lambda t: 10 - 5 * t - 10 * t**2).rate(torch.tensor(1.0))
     tensor(25.)
@@ -75,18 +74,13 @@ class Custom(Schedule):
         self, logsnr: Callable[[Tensor], Tensor], rate: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         t = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
-        ends = logsnr(t)
-        kind, wanted = ("shape", "dtype", "device"), "return the shape, dtype and device of t"
-        same = all(getattr(ends, name, None) == getattr(t, name) for name in kind)
-        hint = "torch.full_like(t, value) for a constant; another shape would broadcast in silence"
-        require(same, "logsnr", f"{wanted}: (2,), torch.float64, cpu", shown(ends), hint)
-        first, last = ends.tolist()
+        first, last = returned("logsnr", "", logsnr(t), t).tolist()
         came = f"λ = {first:g} at t = 0 and λ = {last:g} at t = 1"
         hint = "stop short of λ = ±∞, for instance with logsnr(1e-3 + 0.998 * t)"
-        finite = math.isfinite(first) and math.isfinite(last)
-        require(finite, "logsnr", "be finite at both ends", came, hint)
-        hint = "γ = −λ rises: pass −γ" if last > first else ""
-        require(first > last, "logsnr", "fall from data (t = 0) to noise (t = 1)", came, hint)
+        if math.isfinite(first) and math.isfinite(last):
+            hint = "γ = −λ rises: pass −γ" if last > first else ""
+        falls = "be finite, and fall from data (t = 0) to noise (t = 1)"
+        require(math.inf > first > last > -math.inf, "logsnr", falls, came, hint)
         super().__init__(first, last)
         self._logsnr, self._rate = logsnr, rate
         self.check_once()

@@ -1,4 +1,4 @@
-"""Densities over λ given bin by bin: fixed, or the optimal one of a known error."""
+"""A density over λ that is constant within bins: given, or the optimum of a measured error."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,17 +6,14 @@ import torch
 from torch import Tensor
 
 from vdiff._validate import Count, require, total, validated
-from vdiff.errors import InvalidValue
 from vdiff.profile import Profile
+from vdiff.schedule._check import refuse
 from vdiff.schedule.base import Schedule
 
 
 class Histogram(Schedule):
-    """p(λ) constant within equal bins: `mass[i]` of the time is spent in bin i, counted from λ_min
-    upwards.
-
-    λ(t) is the exact inverse of its cumulative distribution, piecewise linear. Masses are positive
-    and are normalised.
+    """p(λ) constant within bins of equal width: `mass[i]` of the time is spent in bin i, counted
+    from λ_min upwards, so that λ(t) is piecewise linear. Masses are positive; they are normalised.
 
     >>> schedule = Histogram([1.0, 3.0], logsnr_max=1.0, logsnr_min=-1.0)
     >>> schedule(torch.tensor([0.0, 0.75, 1.0]))
@@ -33,10 +30,10 @@ class Histogram(Schedule):
         device = mass.device if isinstance(mass, Tensor) else "cpu"
         mass = torch.as_tensor(mass, dtype=torch.float64, device=device)
         vector, came = mass.ndim == 1 and len(mass) > 0, f"shape {tuple(mass.shape)}"
-        require(vector, "mass", "be a vector, a number to a bin", came)
-        for i in (~(mass.isfinite() & (mass > 0))).nonzero().flatten()[:1].tolist():
-            hint = "a loss never sees such a bin: mix in a little of the uniform density"
-            raise InvalidValue("mass", "be finite and positive", f"{mass[i]:g} in bin {i}", hint)
+        require(vector, "mass", "be a vector, a number for each bin", came)
+        bad = ~(mass.isfinite() & (mass > 0))
+        hint = "a loss never sees such a bin: mix in a little of the uniform density"
+        refuse(bad, "mass", "be finite and positive", mass, lambda i: f"bin {i}", hint)
         self.register_constructed("mass", mass / mass.sum())
 
     @classmethod
@@ -49,25 +46,24 @@ class Histogram(Schedule):
         *,
         bins: Count = 1000,
     ) -> "Histogram":
-        """p ∝ a function of λ, taken at the middle of each bin: for an oracle, √E‖e‖⁴ is the
-        optimum of its bound.
+        """p ∝ a function of λ, evaluated at the middle of each bin. √E‖e‖⁴ gives a bound the least
+        variance.
 
         >>> law = Histogram.proportional(lambda logsnr: torch.exp(-logsnr), 1.0, -1.0)
         >>> law.density(torch.tensor(0.0))
         tensor(0.4259)
         """
         middle = torch.linspace(0.5 / bins, 1 - 0.5 / bins, bins, dtype=torch.float64)
-        return Histogram(
-            density(logsnr_min + (logsnr_max - logsnr_min) * middle), logsnr_max, logsnr_min
-        )
+        logsnr = logsnr_min + (logsnr_max - logsnr_min) * middle
+        return Histogram(density(logsnr), logsnr_max, logsnr_min)
 
     @classmethod
     @validated
     def optimal(
         cls, profile: Profile, weighting: Callable[[Tensor], Tensor] | None = None
     ) -> "Histogram":
-        """The density of least variance for a loss with this profile of errors, p* ∝ w √E‖e‖⁴ (w =
-        1 unless given).
+        """The density of least variance for a loss with this profile of errors, p* ∝ w √E‖e‖⁴,
+        with w = 1 by default.
 
         >>> profile = Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=2)
         >>> profile.update(torch.tensor([-0.5, 0.5]), torch.tensor([1.0, 3.0]))
@@ -84,16 +80,16 @@ class Histogram(Schedule):
         before = self._before()
         bin = torch.searchsorted(before, t.contiguous(), right=True) - 1
         bin = bin.clamp(0, len(self.mass) - 1)
-        place = ((t - before[bin]) / self.mass.flip(0)[bin]).clamp(max=1.0)
-        return self._ends[0] - self._width * (bin + place)
+        fraction = ((t - before[bin]) / self.mass.flip(0)[bin]).clamp(max=1.0)
+        return self._ends[0] - self._width * (bin + fraction)
 
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
         return self._width / self.mass.flip(0)[self._bin(logsnr)]
 
     def time_at(self, logsnr: Tensor) -> Tensor:
         bin = self._bin(logsnr)
-        place = (self._ends[0] - logsnr) / self._width - bin
-        return self._before()[bin] + self.mass.flip(0)[bin] * place
+        fraction = (self._ends[0] - logsnr) / self._width - bin
+        return self._before()[bin] + self.mass.flip(0)[bin] * fraction
 
     def density_at(self, logsnr: Tensor) -> Tensor:
         return self.mass.flip(0)[self._bin(logsnr)] / self._width
@@ -102,7 +98,7 @@ class Histogram(Schedule):
         before, mass = self._before().cpu(), self.mass.flip(0).cpu()
         times = torch.cat([super().times_to_check(points), before, before + 0.5 * mass])
         times = times.clamp(0.0, 1.0).sort().values
-        # none so close that λ is the same by rounding
+        # drop times so close that λ is equal by rounding
         return times[times.diff(prepend=times.new_tensor([-1.0])) > 1e-12]
 
     @property
@@ -110,7 +106,7 @@ class Histogram(Schedule):
         return (self._ends[0] - self._ends[1]) / len(self.mass)
 
     def _bin(self, logsnr: Tensor) -> Tensor:
-        """The number of the bin, counted from λ_max downwards as time does."""
+        """The index of the bin, counted from λ_max downwards as time is."""
         return ((self._ends[0] - logsnr) / self._width).long().clamp(0, len(self.mass) - 1)
 
     def _before(self) -> Tensor:
@@ -120,7 +116,7 @@ class Histogram(Schedule):
 
 
 def filled(values: Tensor) -> Tensor:
-    """A curve by bins with those that were never seen, NaN, at the mean of those that were."""
+    """A curve over bins whose empty bins, NaN, have the mean of the others."""
     return torch.where(values.isnan(), values.nanmean(), values)
 
 

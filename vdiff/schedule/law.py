@@ -1,9 +1,4 @@
-"""Laws over log-SNR with a mean and a scale, each before the schedule that it becomes between two
-ends.
-
-A law is the quantile function of the time t of its paper (λ falls as t rises), its inverse and its
-density, on the whole line.
-"""
+"""Laws over log-SNR with a mean and a scale, each before its schedule between two ends."""
 
 import math
 from collections.abc import Sequence
@@ -13,23 +8,17 @@ from torch import Tensor
 
 from vdiff._validate import Finite, Positive, require, validated
 from vdiff.schedule.ddpm import HyperbolicSecant, LinearBetaLaw, OffsetCosine
-from vdiff.schedule.truncated import Law, Truncated
+from vdiff.schedule.truncated import Law, Truncated, ends_or
 
 
 class Logistic(Law):
-    """A logistic law; rectified flow with uniform t is the one of mean 0 and scale 2: λ = 2 log((1
-    − t)/t).
-
-    >>> Logistic().icdf(torch.tensor(0.1))
-    tensor(4.3944)
-    """
+    """A logistic law. Rectified flow with uniform t has mean 0, scale 2: λ = 2 log((1 − t)/t)."""
 
     @validated
     def __init__(self, mean: Finite = 0.0, scale: Positive = 2.0) -> None:
         self.mean, self.scale = mean, scale
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         return self.mean + self.scale * torch.log(rest / t)
 
     def sf(self, logsnr: Tensor) -> Tensor:
@@ -43,8 +32,7 @@ class Logistic(Law):
 
 
 class OptimalTransport(Truncated):
-    """Rectified flow and OT flow matching with uniform t: λ = 2 log((1 − t)/t), a Logistic(0, 2)
-    law.
+    """Rectified flow and OT flow matching with uniform t: λ = 2 log((1 − t)/t), Logistic(0, 2).
 
     >>> OptimalTransport()(torch.tensor(0.5))
     tensor(0.)
@@ -55,15 +43,13 @@ class OptimalTransport(Truncated):
 
 
 class Spectral(Truncated):
-    """A logistic law fitted to the data's covariance, with `variances` v_i for its eigenvalues
-    (ITDiffusion).
+    """A logistic law fitted to the data's covariance with eigenvalues `variances` (ITDiffusion,
+    Kong, Brekelmans & Ver Steeg, arXiv:2302.03792).
 
-    A Gaussian of that covariance has E‖e‖² = Σ_i sigmoid(λ + log v_i): it rises by a mixture of
-    logistic densities of scale 1 at −log v_i, whose mean and variance this law has: mean = −E log
-    v, scale² = 1 + (3/π²) Var log v. (The paper's code has 3/π.) Ends at mean ± 4 scale, as there.
-    Leave out zero eigenvalues (pixels that never change).
-
-    Kong, Brekelmans & Ver Steeg, arXiv:2302.03792.
+    For a Gaussian with eigenvalues v_i, E‖e‖² = Σ_i sigmoid(λ + log v_i). Its derivative is a
+    mixture of logistic densities of scale 1 at −log v_i, and this law has the same mean, −E log v,
+    and variance: scale² = 1 + (3/π²) Var log v. (The paper's code has 3/π.) The default ends are
+    mean ± 4 scale, as there. Leave out zero eigenvalues (pixels that never change).
 
     >>> Spectral([1.0, 0.25])(torch.tensor([0.5]))
     tensor([0.6931])
@@ -78,34 +64,24 @@ class Spectral(Truncated):
     ) -> None:
         log_v = torch.as_tensor(variances, dtype=torch.float64, device="cpu").log()
         came = f"shape {tuple(log_v.shape)}, of them {int((~log_v.isfinite()).sum())} not"
-        require(
-            log_v.ndim == 1 and len(log_v) > 0 and bool(log_v.isfinite().all()),
-            "variances",
-            "be a vector of positive eigenvalues",
-            came,
-            "torch.linalg.eigvalsh(x.T.cov())",
-        )
+        positive = log_v.ndim == 1 and len(log_v) > 0 and bool(log_v.isfinite().all())
+        what, hint = "be a vector of positive eigenvalues", "torch.linalg.eigvalsh(x.T.cov())"
+        require(positive, "variances", what, came, hint)
         mean, spread = -log_v.mean().item(), log_v.var(correction=0).item()
         law = Logistic(mean, math.sqrt(1 + 3 / math.pi**2 * spread))
-        high = law.mean + 4 * law.scale if logsnr_max is None else logsnr_max
-        low = law.mean - 4 * law.scale if logsnr_min is None else logsnr_min
-        super().__init__(law, high, low)
+        high, low = law.mean + 4 * law.scale, law.mean - 4 * law.scale
+        super().__init__(law, *ends_or(high, low, logsnr_max, logsnr_min))
 
 
 class Gaussian(Law):
     """A normal law N(mean, std²): EDM's log-normal σ is N(−2 P_mean, (2 P_std)²), SD3's
-    logit-normal t N(−2m, (2s)²).
-
-    >>> Gaussian(2.4, 2.4).icdf(torch.tensor(0.5))
-    tensor(2.4000)
-    """
+    logit-normal t N(−2m, (2s)²)."""
 
     @validated
     def __init__(self, mean: Finite = 2.4, std: Positive = 2.4) -> None:
         self.mean, self.std = mean, std
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         score = torch.where(t < 0.5, -torch.special.ndtri(t), torch.special.ndtri(rest))
         return self.mean + self.std * score
 
@@ -116,21 +92,18 @@ class Gaussian(Law):
         return _normal_cdf((logsnr - self.mean) / self.std)
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return torch.exp((logsnr - self.mean).square() * (-0.5 / self.std**2)) * (
-            1.0 / (self.std * math.sqrt(2.0 * math.pi))
-        )
+        exponent = (logsnr - self.mean).square() * (-0.5 / self.std**2)
+        return torch.exp(exponent) * (1.0 / (self.std * math.sqrt(2.0 * math.pi)))
 
 
 def _normal_cdf(score: Tensor) -> Tensor:
-    """Φ, to full relative accuracy in the lower tail, where torch's ndtr cancels."""
+    """Φ, with all digits in the lower tail, where torch's ndtr cancels."""
     return 0.5 * torch.erfc(score * -math.sqrt(0.5))
 
 
 class Normal(Truncated):
-    """λ ~ N(mean, std²): EDM's training noise by default (P_mean = −1.2, P_std = 1.2), ends at
-    mean ± 5 std.
-
-    SD3's logit-normal(m, s) is `Normal(-2 * m, 2 * s)`.
+    """λ ~ N(mean, std²), by default EDM's training noise (P_mean = −1.2, P_std = 1.2) between
+    mean ± 5 std. SD3's logit-normal(m, s) is `Normal(-2 * m, 2 * s)`.
 
     >>> Normal()(torch.tensor(0.5))
     tensor(2.4000)
@@ -144,27 +117,20 @@ class Normal(Truncated):
         logsnr_max: float | None = None,
         logsnr_min: float | None = None,
     ) -> None:
-        high = mean + 5 * std if logsnr_max is None else logsnr_max
-        low = mean - 5 * std if logsnr_min is None else logsnr_min
-        super().__init__(Gaussian(mean, std), high, low)
+        ends = ends_or(mean + 5 * std, mean - 5 * std, logsnr_max, logsnr_min)
+        super().__init__(Gaussian(mean, std), *ends)
 
 
 class DoubleExponential(Law):
-    """A Laplace law (Hang et al., arXiv:2407.03297): p = e^{−|λ − μ|/b}/2b.
-
-    >>> DoubleExponential(0.0, 0.5).density(torch.tensor(0.0))
-    tensor(1.)
-    """
+    """A Laplace law: p = e^{−|λ − μ|/b}/2b."""
 
     @validated
     def __init__(self, mean: Finite = 0.0, scale: Positive = 0.5) -> None:
         self.mean, self.scale = mean, scale
 
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        rest = 1.0 - t if rest is None else rest
-        return self.mean + self.scale * torch.where(
-            t < 0.5, -torch.log(2.0 * t), torch.log(2.0 * rest)
-        )
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
+        score = torch.where(t < 0.5, -torch.log(2.0 * t), torch.log(2.0 * rest))
+        return self.mean + self.scale * score
 
     def sf(self, logsnr: Tensor) -> Tensor:
         return self._tail(logsnr - self.mean)
@@ -182,7 +148,7 @@ class DoubleExponential(Law):
 
 
 class Laplace(Truncated):
-    """λ ~ Laplace(mean, scale) (Hang et al., arXiv:2407.03297), on [−15, 15] by default.
+    """λ ~ Laplace(mean, scale) (Hang et al., arXiv:2407.03297).
 
     >>> Laplace().law.icdf(torch.tensor(0.1))
     tensor(0.8047)

@@ -1,5 +1,5 @@
-"""Learned shapes γ_η: VDM's monotone network, and a monotone spline, which learns faster at a
-fraction of the cost."""
+"""Learned shapes: VDM's monotone network, and a spline that learns faster at a fraction of its
+cost."""
 
 import math
 from typing import Annotated
@@ -9,32 +9,31 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vdiff._validate import Count, Positive, Whole, validated
-from vdiff.gaussian import to_float64
-from vdiff.schedule.learned import FLOOR, Learned
+from vdiff.schedule.learned import FLOOR, Learned, normalized
 
-ROWS = 32  # times in a block, on a CPU
+ROWS = 32  # times in a block on a CPU
 
 
 class Monotone(Learned):
-    """VDM's learned schedule, a monotone network between two ends. The gradient of its shape is
-    not that of the loss.
+    """VDM's learned schedule, a monotone network between two ends.
 
-    Backwards, the shape gets the gradient of the loss's variance and the ends that of the bound,
-    in one pass (module `vdiff.schedule.learned`; the switch is `follow_variance`). Call `update()`
-    after each optimizer step, as `vdiff.training.train` does, and give the shape a learning rate
-    of its own (`vdiff.groups.parameter_groups`).
+    The gradient of its shape is not that of the loss: one backward pass gives the shape the
+    gradient of the loss's variance and the ends that of the bound (module
+    `vdiff.schedule.learned`; `follow_variance=False` turns it off). Call `update()` after each
+    optimizer step, as `vdiff.training.train` does, and give the shape a learning rate of its own
+    (`vdiff.groups.parameter_groups`).
 
         u(t) ∝ l₁(t) + l₃(sigmoid(l₂(l₁(t)))) − the same at 0
 
-    with positive weights, here as exponentials, without what normalising removes (l₁ is t itself,
-    l₃ has no bias), and with the biases of l₂ relative to where each sigmoid starts (Kingma et
-    al., arXiv:2107.00630, appendix on the monotone network). It starts as good as linear, the
-    sigmoids side by side over [0, 1], each `1/sharpness` wide: VDM's own start hardly moves.
+    with positive weights, the exponentials of the parameters (Kingma et al., arXiv:2107.00630,
+    appendix on the monotone network). Normalising makes l₁ the identity and l₃ free of a bias; the
+    biases of l₂ are relative to the start of each sigmoid. The initial sigmoids lie side by side
+    over [0, 1], so that u is almost linear; VDM's own initial values hardly learn.
 
     Args:
         logsnr_max, logsnr_min, learn_ends, follow_variance: as in `Learned`.
         hidden: the number of sigmoids.
-        sharpness: the slope of each at the start.
+        sharpness: their initial slope; each is 1/sharpness wide.
 
     >>> gamma = Monotone(logsnr_max=13.3, logsnr_min=-5.0)
     >>> gamma(torch.tensor([0.0, 1.0])).detach()
@@ -67,27 +66,30 @@ class Monotone(Learned):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         hidden = len(self.bias)
-        margin = 4.0 / self._sharpness  # sigmoids from beyond the ends keep the slope up there
+        margin = 4.0 / self._sharpness  # sigmoids beyond the ends, for the slope there
         self.middle.copy_(torch.linspace(-margin, 1 + margin, hidden, dtype=torch.float64))
         self.log_inner.fill_(math.log(self._sharpness))
         self.bias.zero_()
         self.log_outer.fill_(math.log(10.0 / hidden))
 
-    def rise(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def unnormalized_cdf(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(v, v', v(1)) with u = v/v(1)."""
         inner, outer = self.log_inner.exp(), self.log_outer.exp()
         bias = self.bias - inner * self.middle
-        v, slope = _Sigmoids.apply(t, bias, inner, outer)  # type: ignore[no-untyped-call]
+        value, slope = _Sigmoids.apply(t, bias, inner, outer)  # type: ignore[no-untyped-call]
         first, last = bias.sigmoid() @ outer, (bias + inner).sigmoid() @ outer
-        return t + (v - first), 1 + slope, 1 + (last - first)
+        return t + (value - first), 1 + slope, 1 + (last - first)
+
+    def cdf_and_pdf(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return normalized(t, *self.unnormalized_cdf(t))
 
 
 class _Sigmoids(torch.autograd.Function):
-    """Σ_k outer_k s(bias_k + inner_k t) and its derivative in t, for each t of a vector of any
-    shape.
+    """Σ_k outer_k s(bias_k + inner_k t) and its derivative in t, for t of any shape.
 
-    Both ways it goes by blocks of t that fit the cache, and keeps none: on a CPU, fresh memory for
+    Both passes go through blocks of t that fit the cache and keep none: on a CPU, new memory for
     all of (batch, hidden) costs five times the arithmetic. All gradients are matrix products with
-    s, s' and s'', a third of what autograd would compute here.
+    s, s' and s'', a third of autograd's work.
     """
 
     generate_vmap_rule = True
@@ -141,12 +143,11 @@ def _sigmoids(t: Tensor, bias: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Spline(Learned):
-    """A learned schedule whose density p(λ) is linear between knots. The gradient of its shape is
-    not that of the loss.
+    """A learned schedule whose density p(λ) is linear between knots.
 
-    The same rule as `Monotone`, and its choices, with one parameter to a knot, the logarithm of
-    the density there: λ(t) and its inverse are in closed form. Knots lie evenly in λ, not in t:
-    where the loss is nothing, p falls at once, whatever it is elsewhere.
+    It learns as `Monotone` does, and the gradient of its shape is not that of the loss either. Its
+    parameters are the logarithms of the density at the knots; λ(t) and its inverse are in closed
+    form. The knots are even in λ, not in t: where the loss is zero, p falls at once.
 
     >>> gamma = Spline(logsnr_max=13.3, logsnr_min=-5.0)
     >>> gamma(torch.tensor([0.0, 0.5, 1.0])).detach()
@@ -173,16 +174,15 @@ class Spline(Learned):
         super().reset_parameters()
         self.log_density.zero_()
 
-    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        t64 = to_float64(t)
+    def cdf_and_pdf(self, t: Tensor) -> tuple[Tensor, Tensor]:
         times, *cells = self._cells()
-        cell = _place(times, t64)
+        cell = _cell_of(times, t)
         start, low, gain = (part[cell] for part in (times, *cells))
-        behind = t64 - start
+        behind = t - start
         density = (low * low + 2 * behind * gain).sqrt()
         # the root of ½ gain x² + low x = behind, without cancelling
         u = (cell + 2 * behind / (low + density)) / len(cells[0])
-        return torch.where((t64 > 0) & (t64 < 1), u, t64), (density * len(cells[0])).reciprocal()
+        return torch.where((t > 0) & (t < 1), u, t), (density * len(cells[0])).reciprocal()
 
     def time_at(self, logsnr: Tensor) -> Tensor:
         high, low_end = self.ends()
@@ -193,8 +193,8 @@ class Spline(Learned):
         return times[cell] + x * (low[cell] + 0.5 * x * gain[cell])
 
     def _cells(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The time at each knot; in each cell between two, the density at its start and what it
-        gains, in units of a cell."""
+        """The time at each knot; in each cell between two knots, the density at its start and its
+        increase, per cell."""
         density = self.log_density.exp()
         mass = density.sum() - 0.5 * (density[0] + density[-1])
         density = (1 - FLOOR) * density / mass + FLOOR / (len(density) - 1)
@@ -202,7 +202,7 @@ class Spline(Learned):
         return nn.functional.pad((low + 0.5 * gain).cumsum(0), (1, 0)), low, gain
 
 
-def _place(times: Tensor, t: Tensor) -> Tensor:
+def _cell_of(times: Tensor, t: Tensor) -> Tensor:
     """The cell in which each t falls."""
     right = torch.searchsorted(times.detach(), t.detach().contiguous(), right=True)
     return (right - 1).clamp(0, len(times) - 2)

@@ -10,27 +10,32 @@ from vdiff.schedule.base import Schedule
 
 
 class Law(ABC):
-    """A distribution over λ: `quantile(t)` is λ at original time t ∈ (0, 1); P(Λ > λ(t)) = t.
+    """A distribution over λ: `icdf(t)` is λ at the time t ∈ (0, 1) of its paper, P(Λ > λ(t)) = t.
 
-    `rest` is 1 − t where it is known more accurately than by subtraction.
+    A subclass writes four formulas: `icdf_at(t, rest)`, where `rest` is 1 − t with all its digits,
+    `sf`, `cdf` and `density`.
 
     >>> from vdiff.schedule import OptimalTransport
-    >>> law = OptimalTransport().law                         # of the schedule before it is cut off
+    >>> law = OptimalTransport().law
     >>> law, law.cdf(law.icdf(torch.tensor(0.25)))
     (Logistic(mean=0.0, scale=2.0), tensor(0.7500))
     """
 
+    def icdf(self, t: Tensor) -> Tensor:
+        """λ at time t."""
+        return self.icdf_at(t, 1.0 - t)
+
     @abstractmethod
-    def icdf(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
-        """λ at original time t."""
+    def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
+        """λ at time t, with rest = 1 − t."""
 
     @abstractmethod
     def sf(self, logsnr: Tensor) -> Tensor:
-        """P(Λ > λ): the original time."""
+        """P(Λ > λ) = t."""
 
+    @abstractmethod
     def cdf(self, logsnr: Tensor) -> Tensor:
-        """P(Λ ≤ λ), one minus the original time."""
-        return 1.0 - self.sf(logsnr)
+        """P(Λ ≤ λ) = 1 − t."""
 
     @abstractmethod
     def density(self, logsnr: Tensor) -> Tensor:
@@ -41,15 +46,22 @@ class Law(ABC):
         return f"{type(self).__name__}({', '.join(values)})"
 
 
+def ends_or(
+    high: float, low: float, logsnr_max: float | None, logsnr_min: float | None
+) -> tuple[float, float]:
+    """The ends that were given; `high` and `low` where they were not."""
+    return high if logsnr_max is None else logsnr_max, low if logsnr_min is None else logsnr_min
+
+
 class Truncated(Schedule):
     """A law over λ restricted to [λ_min, λ_max]: uniform in the law's own time between the ends.
 
     λ(t) = Q(t₀ + (t₁ − t₀) t) with t₀ = P(Λ > λ_max), t₁ = P(Λ > λ_min); p(λ) = p_law(λ)/(t₁ −
-    t₀). `law` is the law itself, with its `quantile` and `density` on the whole line.
+    t₀). `law` is the law itself, on the whole line.
 
     >>> from vdiff.schedule.law import Logistic
-    >>> Truncated(Logistic(), 10.0, -10.0).law.icdf(torch.tensor(0.25))
-    tensor(2.1972)
+    >>> Truncated(Logistic(mean=1.0), 10.0, -10.0)(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([ 10.0000,   0.9723, -10.0000])
     """
 
     @validated
@@ -60,21 +72,17 @@ class Truncated(Schedule):
         self._before = law.sf(ends)[0].item()  # mass above λ_max
         self._after = law.cdf(ends)[1].item()  # mass below λ_min
         self._mass = 1.0 - self._before - self._after
-        reached = ends * torch.nan
-        if self._mass > 0:
-            reached = self.logsnr_at(torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu"))
+        reached = self.logsnr_at(torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu"))
         close = torch.isclose(reached, ends, rtol=1e-9, atol=1e-6)
+        inside = bool(close.all()) and self._after >= -1e-9
+        argument = "logsnr_min" if close[0] else "logsnr_max"
         came = f"[{ends[1]:g}, {ends[0]:g}], of which it reaches [{reached[1]:g}, {reached[0]:g}]"
-        require(
-            bool(close.all()) and self._after >= -1e-9,
-            "logsnr_min" if close[0] else "logsnr_max",
-            f"lie where {law!r} has mass in float64",
-            came,
-            "the end is too far out: no time is ever spent there",
-        )
+        hint = "the end is too far out: no time is ever spent there"
+        require(inside, argument, f"lie where {law!r} has mass in float64", came, hint)
 
     def logsnr_at(self, t: Tensor) -> Tensor:
-        return self.law.icdf(self._before + self._mass * t, self._after + self._mass * (1.0 - t))
+        rest = self._after + self._mass * (1.0 - t)
+        return self.law.icdf_at(self._before + self._mass * t, rest)
 
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
         return self._mass / self.law.density(logsnr)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdiff._precision import at_least_float32
 from vdiff._validate import require
 from vdiff.data.augment import NUMBERS, augment
-from vdiff.gaussian import at_least_float32
 from vdiff.times import generator_of, offset_of, stratified
 from vdiff.training.config import Config
 from vdiff.training.ranks import Place

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vdiff._known_range import widen_trained
+from vdiff._precision import device_of, to_float64
 from vdiff._validate import Count, validated
 from vdiff.errors import InvalidType, InvalidValue
-from vdiff.gaussian import device_of, to_float64
 from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
 from vdiff.terminal import say

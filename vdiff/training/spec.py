@@ -61,7 +61,7 @@ class Kind:
 _KINDS = (
     Kind(networks, nn.Module, "forward"),
     Kind(schedule, Schedule, "logsnr_at"),
-    Kind(law, Law, "icdf"),
+    Kind(law, Law, "icdf_at"),
     Kind(parameterization, Parameterization, "row"),
     Kind(weighting, Weighting, "weight_at"),
     Kind(decoder, Decoder, "log_prob"),

@@ -12,9 +12,9 @@ from safetensors.torch import load as parse
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vdiff._modules import ENDS
 from vdiff.disk import atomic_write, no_room
 from vdiff.errors import LONGEST, printable
-from vdiff.gaussian import ENDS
 from vdiff.training import plain
 
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}

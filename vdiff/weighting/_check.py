@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vdiff._precision import device_of
 from vdiff._validate import Given, require
 from vdiff.errors import InvalidType, InvalidValue
-from vdiff.gaussian import device_of
 from vdiff.schedule import Schedule, Tabulated
 
 SPAN = 40.0  # |λ| up to which a weighting is checked

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._modules import RestorableModule
+from vdiff._precision import PURE_NOISE, at_least_float32, device_of, to_float64
 from vdiff._validate import Finite, Steps, WeightFunction, ordered_ends, validated
-from vdiff.gaussian import PURE, RestorableModule, at_least_float32, device_of, to_float64
 from vdiff.parameterization import Parameterization
 from vdiff.schedule import Schedule
 from vdiff.weighting._check import SPAN, check_values, divides_table, log_snr, same_chain
@@ -159,7 +160,7 @@ class LossFactor:
 
     @validated
     def __call__(self, logsnr: Annotated[Float[Tensor, "*shape"], log_snr]) -> Tensor:
-        v = to_float64(logsnr).masked_fill(logsnr == -math.inf, PURE)
+        v = to_float64(logsnr).masked_fill(logsnr == -math.inf, PURE_NOISE)
         kappa2 = self.parameterization.kappa2(v)
         if self.steps is None:
             value = self.weighting(v) / (2.0 * self.schedule.density(v) * kappa2)

@@ -6,9 +6,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from vdiff._precision import PURE_NOISE, device_of
 from vdiff._validate import Finite, Given, Positive, Steps, constraints, require, validated
 from vdiff.errors import InvalidType
-from vdiff.gaussian import PURE, device_of
 from vdiff.parameterization import Parameterization, V, X
 from vdiff.schedule import OptimalTransport, Schedule
 from vdiff.schedule.base import EDGE
@@ -103,7 +103,7 @@ class MSE(Weighting):
     def weight_at(self, logsnr: Tensor) -> Tensor:
         if self.steps is None or isinstance(self.schedule, Law):
             return self.schedule.density(logsnr) * (2.0 * self.parameterization.kappa2(logsnr))
-        logsnr = logsnr.masked_fill(logsnr == -math.inf, PURE)
+        logsnr = logsnr.masked_fill(logsnr == -math.inf, PURE_NOISE)
         kappa2 = self.parameterization.kappa2(logsnr)
         delta = self.schedule.delta(self.schedule.inverse(logsnr, clamp=True), self.steps)
         inside = (logsnr >= self.schedule.logsnr_min - EDGE) & (logsnr <= self._first + EDGE)
