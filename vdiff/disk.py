@@ -164,11 +164,7 @@ def remove_stale(folder: Path) -> None:
 
 
 def write_error(error: Exception, path: Path, needed: int) -> OSError:
-    """The error of a file that could not be written, with the bytes needed and free.
-
-    >>> str(write_error(OSError(errno.EFBIG, "File too large"), Path("weights"), 1234))
-    "[Errno 27] File too large; 1,234 bytes needed, ... free: 'weights'"
-    """
+    """The error of a file that could not be written, with the bytes needed and free."""
     free = shutil.disk_usage(path.parent).free
     number = getattr(error, "errno", None) or (errno.ENOSPC if free < needed else errno.EIO)
     why = getattr(error, "strerror", None) or str(error)

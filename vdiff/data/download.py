@@ -29,13 +29,6 @@ def download(url: str, file: File, folder: Path) -> None:
     A partial download stays in `<name>.part`, and the next call resumes it. HTTP(S)_PROXY is used.
     Raises `Unreachable`, and ValueError if the folder cannot be written to, or the content is not
     the published one.
-
-    >>> import tempfile
-    >>> hello = File("hello.txt", 5, "md5:5d41402abc4b2a76b9719d911017c592")
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     download("data:,hello", hello, Path(folder))
-    ...     hello.read(Path(folder))
-    b'hello'
     """
     with writing(folder, file.name):
         path, part = folder / file.name, folder / f"{file.name}.part"

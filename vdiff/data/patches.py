@@ -30,12 +30,6 @@ def patches(folder: str | Path) -> tuple[Images, Images]:
     pixel. Patches of one band overlap: they hold far less data than CIFAR-10, and bits/dim on them
     compare with nothing else. The first call writes them to `folder`/patches (184 MB) in the
     binary form of CIFAR-10, with checksums.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     train, test = patches(folder)
-    >>> train.pixels.shape, test.pixels.shape, train.labels.unique()
-    (torch.Size([50000, 3, 32, 32]), torch.Size([10000, 3, 32, 32]), tensor([0, 1]))
     """
     home = absolute("folder", folder) / "patches"
     if not home.exists():

@@ -43,13 +43,6 @@ def write(folder: Path, step: int, tensors: Tensors, facts: Facts) -> Path:
     """Write tensors and `facts`, plain data, as `folder`/step-….
 
     Raises ValueError if a tensor holds NaN, and OSError with the bytes needed and free.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = write(Path(folder), 10, {"model": {"weight": torch.ones(2)}}, {"best": 1.5})
-    ...     live = {"model": {"weight": torch.zeros(2)}}
-    ...     path.name, read(path, live), live["model"]["weight"]
-    ('step-00000010', {'best': 1.5}, tensor([1., 1.]))
     """
     flat = {f"{file} {name}": v for file, named in tensors.items() for name, v in named.items()}
     refuse_nan(folder, flat, "training could not resume from it")
@@ -111,9 +104,10 @@ def _read(path: Path, name: str, meta: Facts) -> Weights:
     raw = file.read_bytes() if size == recorded else b""  # another size may take all memory
     digest = hashlib.sha256(raw).hexdigest()
     if digest != files[name]["sha256"]:
-        what, came = f"hold {name} as it was written, {recorded:,} bytes", f"{size:,} bytes"
-        hint = "it is cut off" if size < recorded else "its checksum is another: it is damaged"
-        raise invalid_file(path, what, came, hint)
+        came, hint = f"{size:,} of {recorded:,} bytes", "it is cut off"
+        if size == recorded:
+            came, hint = "another checksum", DAMAGED
+        raise invalid_file(path, f"hold {name} as it was written", came, hint)
     return parse_weights(file, raw, digest)
 
 

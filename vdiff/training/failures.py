@@ -66,14 +66,7 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def memory_hint(config: Config, rank: Rank) -> Iterator[None]:
-    """Add to an out-of-memory error what the user can change.
-
-    >>> config = Config(network={"name": "MLP", "dims": 2})
-    >>> try:
-    ...     with memory_hint(config, Rank()): raise torch.OutOfMemoryError("CUDA out of memory")
-    ... except torch.OutOfMemoryError as error: print(error.__notes__[0])
-    train: a batch of 128 in 1 micro-batches on 1 processes is 128 images at a time: raise ...
-    """
+    """Add to an out-of-memory error what the user can change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

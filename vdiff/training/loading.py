@@ -79,11 +79,7 @@ def weights_file(folder: Path, config: Config, name: str) -> Path:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Which fields of two configs make another run, in words; an empty string if none does.
-
-    >>> differences({"lr": 0.1, "accumulate": 1}, {"lr": 0.2, "accumulate": 4})
-    'lr: 0.2, where it was 0.1'
-    """
+    """Which fields of two configs make another run, in words; an empty string if none does."""
     fixed = [name for name in {**old, **new} if name not in MAY_CHANGE]
     unlike = [name for name in fixed if old.get(name) != new.get(name)]
     pairs = [(name, new.get(name, "nothing"), old.get(name, "nothing")) for name in unlike]
@@ -96,13 +92,7 @@ def fingerprint(data: Tensor, labels: Tensor | None = None) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """The first 16 hexadecimal digits of SHA-256 over the settings that make a run.
-
-    >>> config = Config(network={"name": "MLP", "dims": 2}, shape=[2])
-    >>> others = [config_hash(config.override([word])) for word in ("accumulate=2", "lr=1")]
-    >>> [config_hash(config) == other for other in others]
-    [True, False]
-    """
+    """The first 16 hexadecimal digits of SHA-256 over the settings that make a run."""
     settings = {name: value for name, value in config.asdict().items() if name not in MAY_CHANGE}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 

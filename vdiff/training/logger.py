@@ -32,12 +32,7 @@ class StepMetrics(NamedTuple):
 
 class AsyncMetrics:
     """The metrics of each step, read `delay` steps later. With a delay of one, a GPU computes the
-    next step meanwhile.
-
-    >>> metrics = AsyncMetrics(delay=0)
-    >>> [step.loss for step in metrics.push(0, torch.tensor([1.5, 0.1, 0.0, 0.0]))]
-    [1.5]
-    """
+    next step meanwhile."""
 
     def __init__(self, delay: int) -> None:
         self.delay = delay
@@ -68,13 +63,6 @@ class Logger:
 
     Without a terminal, entries are printed. If a listener raises, there is a warning, and training
     continues.
-
-    >>> entries = []
-    >>> with Logger(10, "bits_per_dim", quiet=True, listeners=[entries.append]) as logger:
-    ...     logger.advance(1.5)
-    ...     logger.write({"step": 1, "train_bits_per_dim": 1.5})
-    >>> entries[0]["step"]
-    1
     """
 
     def __init__(

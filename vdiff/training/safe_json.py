@@ -64,11 +64,7 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def flaw(value: object) -> str:
-    """Why a value is not plain data, or is out of bounds; an empty string if it is fine.
-
-    >>> flaw([2**64]), flaw({"prior": {1, 2}})
-    ('a whole number of more than 63 bits', 'a set')
-    """
+    """Why a value is not plain data, or is out of bounds; an empty string if it is fine."""
     level, count = [value], 0
     for _ in range(MAX_DEPTH + 1):
         count += len(level)

@@ -16,13 +16,7 @@ SIGNALS = tuple(
 @contextmanager
 def catch_signals() -> Iterator[Callable[[], int]]:
     """Yield a function that returns the number of the caught signal, or 0. A second signal ends
-    the process. Restores the previous handlers.
-
-    >>> with catch_signals() as caught:
-    ...     signal.raise_signal(signal.SIGTERM)
-    ...     caught() == signal.SIGTERM
-    True
-    """
+    the process. Restores the previous handlers."""
     numbers: list[int] = []
     with _first_signal(numbers.append):
         yield lambda: numbers[0] if numbers else 0
@@ -38,15 +32,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """In this block the first signal raises Interrupted. A second one ends the process.
-
-    >>> try:
-    ...     with interruptible():
-    ...         signal.raise_signal(signal.SIGTERM)
-    ... except Interrupted as error:
-    ...     error.number == signal.SIGTERM
-    True
-    """
+    """In this block the first signal raises Interrupted. A second one ends the process."""
 
     def interrupt(number: int) -> None:
         raise Interrupted(number)

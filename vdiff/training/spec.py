@@ -71,11 +71,7 @@ KINDS = {kind.room: kind for kind in _KINDS}
 
 def registry(*rooms: ModuleType) -> dict[str, Maker]:
     """What a spec may name in these rooms: public final classes, and class methods that return
-    one. Classes that need an argument that is not plain data, such as a function, are left out.
-
-    >>> list(registry(variance))
-    ['FixedLarge', 'FixedSmall', 'LearnedLogVariance', 'LearnedRange', 'LearnedVariance']
-    """
+    one. Classes that need an argument that is not plain data, such as a function, are left out."""
     makers: dict[str, Maker] = {}
     for room in rooms:
         for name in room.__all__:

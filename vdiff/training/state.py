@@ -133,12 +133,7 @@ class State:
 
 
 def is_state(facts: object) -> TypeGuard[dict[str, Any]]:
-    """Whether these are the facts of a state.
-
-    >>> good = {"step": 3, "skipped": 0, "in_a_row": 0, "window": [1.5, 1], "best": None}
-    >>> is_state(good), is_state({"step": -1})
-    (True, False)
-    """
+    """Whether these are the facts of a state."""
     if not isinstance(facts, dict) or facts.keys() != set(FACTS):
         return False
     window, best = facts["window"], {"step": 0, "bits_per_dim": 0}

@@ -28,14 +28,6 @@ def parts_of(objective: Objective) -> Parts:
 
     The values of weights (and of learned ends) do not count. The values of buffers count if the
     schedule is fixed, or if no weights file holds them.
-
-    >>> from vdiff import Denoiser
-    >>> from vdiff.parameterization import V
-    >>> from vdiff.schedule import Cosine
-    >>> model = Denoiser(torch.nn.Linear(2, 2), V())
-    >>> parts = parts_of(Objective(model, schedule=Cosine(5.0, -5.0)))
-    >>> [parts[name] for name in ("schedule.logsnr_max", "model.network.weight")]
-    ['5.0', 'weights of shape (2, 2)']
     """
     parts: Parts = {}
     _describe(parts, "", objective, ())
@@ -73,11 +65,7 @@ def has_custom_parts(objective: Objective) -> bool:
 
 
 def shortened(wrong: list[str]) -> str:
-    """The first differences as one line.
-
-    >>> shortened(["a", "b", "c", "d", "e", "f", "g"])
-    'a; b; c; d; e; and 2 more'
-    """
+    """The first differences as one line."""
     rest = len(wrong) - SHOWN
     return "; ".join(wrong[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
 

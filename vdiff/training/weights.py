@@ -35,11 +35,7 @@ class Weights(NamedTuple):
 
 
 def invalid_file(path: Path, requirement: str, got: object, hint: str = "") -> ValueError:
-    """The error of a file of tensors.
-
-    >>> str(invalid_file(Path("a"), "be complete", "half of it"))
-    "checkpoint 'a' must be complete; got half of it"
-    """
+    """The error of a file of tensors."""
     came = str(got)
     came = came if len(came) <= LONGEST else f"{came[:LONGEST]} …"
     text = f"checkpoint '{path}' must {requirement}; got {came}"
