@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vdiff.objective import Objective
 from vdiff.training import Config
-from vdiff.training.guard import autocast
-from vdiff.training.loop import Trainer
-from vdiff.training.record import Record
+from vdiff.training.failures import autocast
+from vdiff.training.logger import Logger
+from vdiff.training.trainer import Trainer
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import recipes
@@ -74,8 +74,8 @@ class Steps:
     def loop(self, steps: int) -> None:
         """So many steps of training, the last of them logged."""
         self.trainer.config = replace(self.config, steps=self.trainer.state.step + steps)
-        with Record(steps, "bits/dim", quiet=True, listeners=[self._listen]) as record:
-            self.trainer.fit(record, None, sys.maxsize, sys.maxsize, int)
+        with Logger(steps, "bits/dim", quiet=True, listeners=[self._listen]) as logger:
+            self.trainer.fit(logger, None, sys.maxsize, sys.maxsize, int)
 
     def bare(self, steps: int) -> None:
         """So many bare steps."""
@@ -108,7 +108,7 @@ class Steps:
                 and None
             ),
             "loss, forward and back": loss,
-            "averages": lambda: trainer.state.averages.update(trainer.state.step),
+            "averages": lambda: trainer.state.ema.update(trainer.state.step),
         }
 
     def _listen(self, entry: dict[str, object]) -> None:

@@ -59,7 +59,15 @@ MOVED |= {
     "vdiff.sampling.adams": "vdiff.sampling.adams_bashforth",
     "vdiff.sampling.encode": "vdiff.sampling.invert",
     "vdiff.sampling.few_steps": "vdiff.sampling.logistic",
+    "vdiff.cli.keeper.Keeper": "vdiff.cli.resume.Resumable",
+    "vdiff.training.here": "vdiff.training.rank",
+    "vdiff.training.loop.pace": "vdiff.training.trainer.lr_lambda",
     "vdiff.training.over_ranks": "vdiff.training.all_reduce",
+    "vdiff.training.processes": "vdiff.training.distributed",
+    "vdiff.training.ranks.Place": "vdiff.training.ranks.Rank",
+    "vdiff.training.record.Record": "vdiff.training.logger.Logger",
+    "vdiff.training.share.share_of_rank": "vdiff.training.ranks.share_of_rank",
+    "vdiff.training.state.Averages": "vdiff.training.state.EMA",
     "vdiff.variance.Forward": "vdiff.variance.FixedLarge",
     "vdiff.variance.LogVariance": "vdiff.variance.LearnedLogVariance",
     "vdiff.variance.Optimal": "vdiff.variance.AnalyticVariance",
@@ -129,6 +137,7 @@ class Migration(ast.NodeVisitor):
         self.names: dict[
             str, str
         ] = {}  # a name of this file -> the new dotted name of vdiff behind it
+        self.renamed: set[str] = set()  # names of this file that are old
         lines = source.splitlines(keepends=True)
         self.starts = [0]
         for line in lines:
@@ -163,7 +172,8 @@ class Migration(ast.NodeVisitor):
             asname = alias.asname or (alias.name if name == alias.name else None)
             self.names[asname or name] = new
             if alias.asname is None and name != alias.name:
-                self.names[alias.name] = new  # uses of the old name are renamed where they stand
+                self.names[alias.name] = new
+                self.renamed.add(alias.name)  # its uses are renamed too
             homes.setdefault(home, []).append(
                 f"{name} as {alias.asname}" if alias.asname else name
             )
@@ -179,7 +189,7 @@ class Migration(ast.NodeVisitor):
         new = self.names.get(node.id)
         if new and new.startswith("vdiff.") and isinstance(node.ctx, ast.Load):
             last = new.rpartition(".")[2]
-            if node.id != last and MOVED.get(f"vdiff.{node.id}") == new:
+            if node.id in self.renamed:
                 self._replace(node, last)
             self._note(node, new)
 

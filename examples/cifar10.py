@@ -29,7 +29,7 @@ from torch import Tensor
 
 import vdiff
 from vdiff import plots
-from vdiff.cli.keeper import Keeper
+from vdiff.cli.resume import Resumable
 from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS
 from vdiff.disk import absolute, atomic_write, write_text
@@ -38,8 +38,8 @@ from vdiff.likelihood import Report, evaluate
 from vdiff.objective import Objective
 from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of
-from vdiff.training import Config, Run, Validation, here, processes, train
-from vdiff.training.share import share_of_rank
+from vdiff.training import Config, Run, Validation, distributed, rank, train
+from vdiff.training.ranks import share_of_rank
 
 FEW = 64  # images of a point of the validation curve on a CPU; of the table, four times as many
 
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(described(options.recipe, config))
             return 0
         images = data_of(config)
-        with processes() as device, Run.open(options.out, config, resume=options.resume) as run:
-            if here().first:
+        with distributed() as device, Run.open(options.out, config, resume=options.resume) as run:
+            if rank().is_zero:
                 say(described(options.recipe, config, len(images.train)))
             averaged = learn(run, images, device, options.every)
             few = len(images.test) if gpu else 4 * FEW
@@ -225,14 +225,14 @@ def report(
     profile = vdiff.profile.Profile(
         logsnr_max=objective.schedule.logsnr_max, logsnr_min=objective.schedule.logsnr_min, bins=40
     )
-    kept = Keeper(
+    states = Resumable(
         run.folder / "results.json"
     )  # a report that is interrupted continues where it was
-    found = kept.through(
+    found = states.call(
         "bound", evaluate, objective.model, test.pixels.to(device), schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
         replicates=2, profile=profile, share=share_of_rank(), record={"run": str(run.folder), "ema": config.ema[0]}, **condition(config, test, device),
     )  # fmt: skip
-    if not here().first:
+    if not rank().is_zero:
         return
     fits = OF_PHOTOGRAPHS if test.levels == 256 else BASELINES
     baselines = {
@@ -265,7 +265,7 @@ def report(
         min(baselines.items(), key=lambda item: item[1]),
         device,
     )
-    kept.clear()
+    states.clear()
     say(f"weights, log, table and figures in {run.folder}")
 
 

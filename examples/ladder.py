@@ -50,7 +50,7 @@ from vdiff.sampling import History, ancestral, uniform
 from vdiff.schedule import Tabulated
 from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of, offset_of, on_chain, stratified
-from vdiff.training.loop import pace
+from vdiff.training.trainer import lr_lambda
 from vdiff.training.weights import save_tensors
 from vdiff.variance import (
     FixedLarge,
@@ -191,7 +191,7 @@ class Ladder:
         )
         losses, norms, curve, diverged = [], [], [], None
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = setting.lr * pace(step, steps // 20 + 1, steps)
+            optimizer.param_groups[0]["lr"] = setting.lr * lr_lambda(step, steps // 20 + 1, steps)
             generator = generator_of(seed, step)
             rows = torch.randint(len(self.images.train), (setting.batch,), generator=generator)
             t = on_chain(stratified(setting.batch, offset=offset_of(seed, step)), self.chain)

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vdiff.objective import Objective
-from vdiff.training import Config, Run, here, processes, train
-from vdiff.training.checkpoint import checkpoints, number, read_meta
+from vdiff.training import Config, Run, distributed, rank, train
+from vdiff.training.checkpoint import checkpoints, read_meta, step_of
 
 POINTS: dict[str, Any] = {
     "network": {"name": "MLP", "dims": 64, "width": 16, "depth": 1, "features": 8},
@@ -114,7 +114,7 @@ def run_until(
     objective.register_forward_pre_hook(send)
     options = {"every": 1, "store_every": 100, "quiet": True, **options}
     with Run.open(folder, config) as kept:
-        first = max(map(number, checkpoints(kept.checkpoints)), default=0)
+        first = max(map(step_of, checkpoints(kept.checkpoints)), default=0)
         code: object = 0
         try:
             train(objective, data_of(config), config, run=kept, **options)
@@ -156,7 +156,7 @@ def run(folder: Path, options: dict[str, Any], device: torch.device) -> None:
         nonlocal done
         done += 1
         time.sleep(pause)
-        if done == at and here().index == here().count - 1:
+        if done == at and rank().index == rank().world_size - 1:
             print("now", flush=True)
             match do:
                 case "raise":
@@ -169,7 +169,7 @@ def run(folder: Path, options: dict[str, Any], device: torch.device) -> None:
                     os.kill(os.getpid(), signal.SIGTERM)
         return float(done)
 
-    torch.manual_seed(weights + here().index)  # ranks that would differ if nobody told them
+    torch.manual_seed(weights + rank().index)  # ranks that would differ if nobody told them
     with Run.open(folder, config) as kept:
         train(
             config.objective().to(device), data_of(config), config,
@@ -179,7 +179,7 @@ def run(folder: Path, options: dict[str, Any], device: torch.device) -> None:
 
 def main(folder: str, runs: list[str]) -> None:
     code: object = 0
-    with processes(timeout=20) as device:
+    with distributed(timeout=20) as device:
         for i, options in enumerate(runs):
             try:
                 run(Path(folder) / str(i), json.loads(options), device)

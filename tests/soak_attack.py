@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vdiff.cli import evaluate, keeper, main
+from vdiff.cli import evaluate, main, resume
 from vdiff.data import Splits, splits
 from vdiff.training import Config, Run, train
 
@@ -108,17 +108,17 @@ def make(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 def stop_after_a_chunk(run: Path) -> None:
     """Interrupt an evaluation once its first image is done."""
-    write = keeper.Kept.__call__
+    write = resume.StateFile.__call__
 
-    def stop(kept: keeper.Kept, state: dict[str, torch.Tensor]) -> None:
+    def stop(kept: resume.StateFile, state: dict[str, torch.Tensor]) -> None:
         write(kept, state)
         raise KeyboardInterrupt
 
     try:
-        keeper.Kept.__call__ = stop  # type: ignore[method-assign]
+        resume.StateFile.__call__ = stop  # type: ignore[method-assign]
         assert call("evaluate", run)[0] == 130
     finally:
-        keeper.Kept.__call__ = write  # type: ignore[method-assign]
+        resume.StateFile.__call__ = write  # type: ignore[method-assign]
     assert (run / STATE).exists()
 
 
@@ -218,7 +218,7 @@ def stops(count: int, folder: Path) -> dict[str, int]:
     run, right = make(folder)
     (run / STATE).unlink()
     dice, seen = random.Random(2), Counter[str]()
-    keeper.PAUSE = -1.0  # a state after each chunk, so that kills meet its writing
+    resume.PAUSE = -1.0  # a state after each chunk, so that kills meet its writing
     started = time.monotonic()
     assert started_in_a_child(run)() == 0
     long = time.monotonic() - started
@@ -275,7 +275,7 @@ def pairs(count: int, folder: Path) -> dict[str, int]:
     assert call("evaluate", run, "--seed", "1")[0] == 0
     answers = [right["evaluate"], answer("evaluate", run)]
     dice, seen = random.Random(3), Counter[str]()
-    keeper.PAUSE = -1.0
+    resume.PAUSE = -1.0
     for _ in range(count):
         (run / "evaluation.json").unlink()
         first = started_in_a_child(run)

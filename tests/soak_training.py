@@ -28,7 +28,7 @@ from points import assert_same_to_rounding, finish, on_ranks, outcome, points, r
 from watch import nothing_happens
 
 from vdiff.training import Config, Run
-from vdiff.training.checkpoint import checkpoints, number, seal
+from vdiff.training.checkpoint import checkpoints, checksum, step_of
 from vdiff.training.state import State
 
 INTERVAL = 3  # steps between checkpoints
@@ -90,7 +90,7 @@ def look_at(home: Path, config: Config, seen: Counter[str]) -> int:
     steps = [0]
     for path in checkpoints(run.checkpoints):
         run.read(path, state.tensors())
-        steps.append(number(path))
+        steps.append(step_of(path))
     seen["while one was being written"] += any(run.checkpoints.glob(".*.partial"))
     lost = max((entry["step"] for entry in run.history()), default=0) - steps[-1]
     assert lost <= INTERVAL, f"{lost} steps lost"
@@ -167,7 +167,7 @@ def damaged(count: int, folder: Path) -> dict[str, int]:
         try:
             with nothing_happens(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that versions differ
-                state.take(run.read(path, live)["state"])
+                state.load_facts(run.read(path, live)["state"])
         except ValueError as error:
             if "' must " not in str(error) or "; got " not in str(error):
                 raise AssertionError(f"{i}: refused in other words: {error}") from error
@@ -210,7 +210,7 @@ def reseal(path: Path, name: str, raw: bytes) -> None:
         if name != "meta.json":
             meta["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
         meta.pop("sha256", None)
-        (path / "meta.json").write_text(json.dumps(meta | {"sha256": seal(meta)}))
+        (path / "meta.json").write_text(json.dumps(meta | {"sha256": checksum(meta)}))
     except (ValueError, TypeError, AttributeError, RecursionError):
         pass
 

@@ -5,7 +5,7 @@ import os
 import pytest
 from soak_attack import flips, pairs, stops
 
-from vdiff.cli import evaluate, keeper
+from vdiff.cli import evaluate, resume
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="signals of POSIX"),
@@ -16,7 +16,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """The soak changes both."""
-    monkeypatch.setattr(keeper, "PAUSE", keeper.PAUSE)
+    monkeypatch.setattr(resume, "PAUSE", resume.PAUSE)
     monkeypatch.setitem(evaluate.DATA, "digits", evaluate.DATA["digits"])
 
 

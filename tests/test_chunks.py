@@ -351,7 +351,7 @@ sys.path.insert(0, "tests")
 from test_chunks import of_levels, of_paths
 from vdiff.flow import SolverError
 from vdiff.likelihood.chunks import OtherProcessFailed
-from vdiff.training.share import share_of_rank
+from vdiff.training.ranks import share_of_rank
 dist.init_process_group("gloo")
 share = share_of_rank()
 found = [of_levels(share=share), of_paths(share=share)]

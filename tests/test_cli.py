@@ -1,341 +1,354 @@
-"""`vdiff sample RUN`: what it writes, and what it refuses."""
+"""Every option of every command with values that cannot be meant: exit code 2, one line that says
+why, nothing written."""
 
-import json
-import math
-import subprocess
-import sys
-from functools import partial
+import argparse
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from vdiff import sample
-from vdiff.cli import main
-from vdiff.cli.sample import _cells, _picture
+from vdiff import Denoiser, elbo
+from vdiff.cli import COMMANDS, main
+from vdiff.cli import _parser as parser_of_vdiff
+from vdiff.decoder import Gaussian
+from vdiff.errors import out_of_memory
+from vdiff.likelihood import evaluate
 from vdiff.parameterization import V
-from vdiff.sampling import (
-    adams_bashforth,
-    ancestral,
-    ddim,
-    leading,
-    logistic,
-    ode,
-    per_sample_generators,
-    start,
-    trailing,
-    uniform,
-)
-from vdiff.schedule import Cosine, Karras, Linear
+from vdiff.sampling import Guided
+from vdiff.schedule import Linear
 from vdiff.training import Config, Run
-from vdiff.variance import FixedLarge
 
-
-@pytest.fixture
-def run(tmp_path):
-    """A run with random weights of a small network, none of them zero; with classes where asked
-    for."""
-
-    def make(labels=None, **options):
-        torch.manual_seed(0)
-        config = Config(
-            network={
-                "name": "UNet",
-                "channels": 1,
-                "channels_out": 17,
-                "width": 8,
-                "labels": labels,
-            },
-            **options,
-        )
-        made, objective = Run.create(tmp_path / "run", config), config.objective()
-        for parameter in objective.model.parameters():
-            parameter.data += 0.05 * torch.randn(parameter.shape)
-        made.save(objective)
-        return made.folder
-
-    return make
-
-
-def test_samples_are_written(run, capsys):
-    folder = run()
-    assert (
-        main(
-            [
-                "sample",
-                str(folder),
-                "--count",
-                "10",
-                "--steps",
-                "3",
-                "--batch",
-                "4",
-                "--gif",
-                "--quiet",
-            ]
-        )
-        == 0
-    )
-    assert "10 samples, 4 evaluations each" in capsys.readouterr().out
-    written = np.load(folder / "samples" / "samples.npz", allow_pickle=False)
-    assert written["data"].shape == written["x"].shape == (10, 1, 8, 8)
-    assert written["data"].min() >= 0
-    assert written["data"].max() <= 16
-    np.testing.assert_array_equal(
-        written["data"], np.round((written["x"] + 1) * 8.5 - 0.5).clip(0, 16)
-    )
-    settings = json.loads(str(written["settings"]))
-    assert (settings["seed"], settings["steps"], settings["levels"]) == (0, 3, 4)
-    with Image.open(folder / "samples" / "samples.png") as picture:
-        picture.load()
-    assert (picture.width % 37, picture.height % 28) == (
-        0,
-        0,
-    )  # four columns and three rows of 8 pixels with thin gaps
-    factor = picture.width // 37
-    first = np.asarray(picture)[::factor, ::factor][1:9, 1:9]
-    np.testing.assert_array_equal(first, (written["data"][0, 0] * (255 / 16)).round())
-    with Image.open(folder / "samples" / "trajectory.gif") as film:
-        assert film.n_frames == 4
-        film.seek(3)
-        shown = np.asarray(film.convert("L"))[::factor, ::factor][1:9, 1:9].astype(int)
-    assert abs(shown - first).max() <= 8  # a palette's rounding
-
-
-def test_the_samples_do_not_depend_on_the_batch_and_do_on_the_seed(run, tmp_path):
-    folder, made = run(), {}
-    for name, options in {
-        "whole": ["--batch", "6"],
-        "parts": ["--batch", "4"],
-        "other": ["--seed", "1"],
-    }.items():
-        arguments = [
-            "sample",
-            str(folder),
-            "--count",
-            "6",
-            "--steps",
-            "2",
-            "--out",
-            str(tmp_path / name),
-            "--quiet",
-            *options,
-        ]
-        assert main(arguments) == 0
-        made[name] = np.load(tmp_path / name / "samples.npz")["x"]
-    np.testing.assert_allclose(made["whole"], made["parts"], atol=1e-4)
-    assert abs(made["whole"] - made["other"]).max() > 0.1
-
-
-def test_samples_by_class_and_guidance(run):
-    folder = run(labels=4)
-    options = [
-        "--count",
-        "7",
-        "--steps",
-        "2",
-        "--step",
-        "adams_bashforth",
-        "--grid",
-        "logistic",
-        "--quiet",
-        "--clip",
-        "--draw",
-    ]
-    assert main(["sample", str(folder), *options, "--guidance", "2.0", "--null-label", "3"]) == 0
-    written = np.load(folder / "samples" / "samples.npz")
-    assert written["label"].tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert json.loads(str(written["settings"]))["evaluations"] == 6
-    assert main(["sample", str(folder), *options, "--label", "1"]) == 0
-    assert np.load(folder / "samples" / "samples.npz")["label"].tolist() == [1] * 7
-
-
-@pytest.mark.parametrize(("count", "batch"), [(4, 4), (8, 2), (7, 3)])
-@pytest.mark.parametrize(
-    ("options", "each"),
-    [((), 4), (("--step", "heun"), 7), (("--guidance", "2", "--null-label", "3"), 8)],
+SECONDS = 20
+NO_NUMBER = ("", "x", "λ", "0x10", "\x1b[31m1")
+NO_WHOLE = (*NO_NUMBER, "nan", "inf", "-inf", "1e-300", "1.5", "9" * 5000)
+NO_COUNT = (*NO_WHOLE, "0", "-1", "-" + 30 * "9", 30 * "9")
+NO_SMALL_COUNT = (*NO_COUNT, "999999999999")
+NO_FINITE = (*NO_NUMBER, "nan", "inf", "-inf", "1e400")
+NO_TOLERANCE = (*NO_FINITE, "0", "-1", "1e-300", "1e300")
+NO_NAME = ("", "xx", "λ", "FOLDER", "a\nb", "\x1b]0;title\x07", 5000 * "x")
+NO_RUN = (
+    "",
+    "~nosuchuser/x",
+    "nowhere",
+    "nowhere/x",
+    "FOLDER",
+    "FILE",
+    "FILE/x",
+    "LOOP",
+    "LOOP/x",
+    "/dev/null",
+    "a\nb",
+    "\x1b[31mx",
+    "\udcff",
+    5000 * "x",
 )
-def test_the_file_says_how_many_evaluations_a_sample_took_as_the_screen_does(
-    run, capsys, count, batch, options, each
+NO_PROGRAM = (
+    ":x",
+    ":",
+    "nowhere.py:x",
+    "FOLDER:x",
+    "FILE:x",
+    "LOOP:x",
+    "~nosuchuser/x.py:x",
+    "/dev/zero:x",
+    "PROGRAM:",
+    "PROGRAM:none",
+    "FAILS:x",
+    "EXITS:x",
+)
+NO_DEVICE = ("", "x", "meta", "cuda:99", "cuda:-1", "hpu", "privateuseone", "vulkan", "λ", "cpu:")
+
+EVALUATE = ("evaluate", "RUN", "--draws", "2", "--replicates", "2", "--quiet")
+SAMPLE = ("sample", "RUN", "--count", "2", "--steps", "2", "--quiet")
+CLASSES = ("sample", "CLASSES", "--count", "2", "--steps", "2", "--quiet")
+ESTIMATORS = ("verify", "--estimators", "gaussian", "--points", "4")
+
+# for each option of each command: a command that is right without it, and what it refuses
+HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "evaluate": {
+        "run": (("evaluate", "--quiet", "--"), NO_RUN),
+        "--data": (EVALUATE, ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP", "a\nb", "\x1b[31mx")),
+        "--split": (EVALUATE, NO_NAME),
+        "--tolerance": (EVALUATE, NO_TOLERANCE),
+        "--budget": ((*EVALUATE, "--tolerance", "0.1"), NO_COUNT),
+        "--draws": (EVALUATE, NO_SMALL_COUNT),
+        "--replicates": (EVALUATE, (*NO_SMALL_COUNT, "1")),
+        "--steps": (EVALUATE, NO_COUNT),
+        "--ode": (EVALUATE, ("=x",)),
+        "--ode-tolerance": ((*EVALUATE, "--ode"), NO_TOLERANCE),
+        "--against": (EVALUATE, NO_RUN),
+        "--seed": (EVALUATE, NO_WHOLE),
+        "--batch": (EVALUATE, NO_COUNT),
+        "--device": (EVALUATE, NO_DEVICE),
+        "--out": (EVALUATE, ("", "~nosuchuser/x", "nowhere/x", "FILE/x", "LOOP/x")),
+        "--quiet": (EVALUATE, ("=x",)),
+    },
+    "sample": {
+        "run": (("sample", "--quiet", "--"), NO_RUN),
+        "--count": (SAMPLE, NO_SMALL_COUNT),
+        "--label": (CLASSES, (*NO_WHOLE, "-1", "4", 30 * "9")),
+        "--seed": (SAMPLE, NO_WHOLE),
+        "--step": (SAMPLE, NO_NAME),
+        "--steps": (SAMPLE, (*NO_COUNT, "999999999999")),
+        "--grid": (SAMPLE, (*NO_NAME, *NO_PROGRAM)),
+        "--spacing": (SAMPLE, NO_NAME),
+        "--variance": (SAMPLE, NO_NAME),
+        "--eta": ((*SAMPLE, "--step", "ddim"), (*NO_FINITE, "-1", "1.5", "1e300")),
+        "--order": ((*SAMPLE, "--step", "adams_bashforth"), (*NO_COUNT, "4")),
+        "--target": ((*SAMPLE, "--step", "adams_bashforth"), NO_NAME),
+        "--method": ((*SAMPLE, "--step", "ode"), NO_NAME),
+        "--rtol": ((*SAMPLE, "--step", "ode"), (*NO_FINITE, "0", "-1")),
+        "--atol": ((*SAMPLE, "--step", "ode"), (*NO_FINITE, "0", "-1")),
+        "--guidance": ((*CLASSES, "--null-label", "3"), (*NO_FINITE, "1e300", "-1e300")),
+        "--null-label": ((*CLASSES, "--guidance", "2"), (*NO_WHOLE, "-1", "4", 30 * "9")),
+        "--interval": ((*CLASSES, "--guidance", "2", "--null-label", "3"), ("", "x", "1")),
+        "--clip": (SAMPLE, ("=x",)),
+        "--out": (SAMPLE, ("", "~nosuchuser/x", "FILE", "FILE/x", "LOOP")),
+        "--draw": (SAMPLE, ("=x",)),
+        "--gif": (SAMPLE, ("=x",)),
+        "--quiet": (SAMPLE, ("=x",)),
+        "--batch": (SAMPLE, NO_COUNT),
+        "--device": (SAMPLE, NO_DEVICE),
+    },
+    "describe": {
+        "objective": (("describe", "--"), (*NO_NAME, *NO_PROGRAM, "PROGRAM:x")),
+        "--compare": (("describe", "edm"), (*NO_NAME, *NO_PROGRAM, "PROGRAM:x")),
+        "--all": (("describe",), ("=x",)),
+        "--figure": (("describe", "edm"), ("", "~nosuchuser/x", "nowhere/x.png", "FILE/x.png", "LOOP/x.png", "DRAWN.png", "x.weird")),
+    },
+    "verify": {
+        "names": (("verify", "--"), NO_NAME),
+        "--model": (("verify", "tweedie"), (*NO_NAME, *NO_PROGRAM)),
+        "--estimators": (("verify",), ("=x",)),
+        "--points": (ESTIMATORS, NO_SMALL_COUNT),
+        "--seed": (ESTIMATORS, NO_WHOLE),
+        "--draws": (("verify", "tweedie"), NO_SMALL_COUNT),
+        "--pages": (("verify",), ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP", "\x1b[31mx")),
+    },
+}  # fmt: skip
+CASES = [
+    (command, option, value)
+    for command, options in HOSTILE.items()
+    for option, (_, values) in options.items()
+    for value in values
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs, and with what else a name can stand for."""
+    root = tmp_path_factory.mktemp("hostile")
+    for name, labels in (("RUN", None), ("CLASSES", 4)):
+        network = {
+            "name": "UNet",
+            "channels": 1,
+            "channels_out": 17,
+            "width": 8,
+            "multipliers": [1],
+            "heads": 1,
+            "labels": labels,
+        }
+        with Run.create(root / name, config := Config(network=network)) as run:
+            run.save(config.objective())
+    (root / "FOLDER").mkdir()
+    (root / "DRAWN.png").mkdir()
+    (root / "FILE").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    (root / "LOOP").symlink_to(root / "POOL")
+    (root / "POOL").symlink_to(root / "LOOP")
+    (root / "PROGRAM").write_text("x = 1\n")
+    (root / "FAILS").write_text("x = 1\nx = 1 / 0\n")
+    (root / "EXITS").write_text("import sys\nsys.exit(3)\n")
+    return root
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    def late(*_: object) -> None:
+        raise BaseException(
+            f"it took more than {seconds} s"
+        )  # no error that a command could take for its own
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def code_of(words: list[str]) -> int | str | None:
+    try:
+        return main(words)
+    except SystemExit as ended:
+        return ended.code
+
+
+def everything(root: Path) -> dict[Path, int]:
+    return {path: path.lstat().st_size for path in root.rglob("*")}
+
+
+def options_of(command: str) -> set[str]:
+    commands = next(
+        action
+        for action in parser_of_vdiff()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    known = commands.choices[command]._actions
+    return {
+        next((word for word in one.option_strings if word.startswith("--")), one.dest)
+        for one in known
+    } - {"--help"}
+
+
+def test_every_option_of_every_command_has_hostile_values():
+    assert set(HOSTILE) == set(COMMANDS)
+    for command in COMMANDS:
+        assert set(HOSTILE[command]) == options_of(command), command
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and alarms of POSIX")
+@pytest.mark.parametrize(("command", "option", "value"), CASES)
+def test_what_cannot_be_meant_is_refused_in_a_line(
+    command, option, value, place, monkeypatch, capsys
 ):
-    folder = run(labels=4)
-    assert (
-        main(
-            [
-                "sample",
-                str(folder),
-                "--count",
-                str(count),
-                "--batch",
-                str(batch),
-                "--steps",
-                "3",
-                "--quiet",
-                *options,
-            ]
-        )
-        == 0
+    monkeypatch.chdir(place)
+    right, _ = HOSTILE[command][option]
+    given = (
+        [value]
+        if not option.startswith("--")
+        else [option + value]
+        if value == "=x"
+        else [f"{option}={value}"]
     )
-    assert f"{count} samples, {each} evaluations each" in capsys.readouterr().out
-    assert (
-        json.loads(str(np.load(folder / "samples" / "samples.npz")["settings"]))["evaluations"]
-        == each
-    )
+    given = [option, value, "-20"] if option == "--interval" else given
+    before = everything(place)
+    with within(SECONDS):
+        code = code_of([*right, *given])
+    out, err = capsys.readouterr()
+    assert code == 2, (code, out, err)
+    assert err.startswith(f"vdiff {command}: "), err
+    assert err.endswith("\n")
+    assert err[:-1].isprintable(), repr(err)  # one line, without a control character
+    assert out == ""
+    assert everything(place) == before
 
 
-def settings_of(folder, *options):
-    """What `vdiff sample` writes down, and the levels it visited."""
-    assert main(["sample", str(folder), "--count", "2", "--quiet", *options]) == 0
-    written = np.load(folder / "samples" / "samples.npz")
-    return json.loads(str(written["settings"])), written["logsnr"], written["x"]
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["descirbe"],
+        ["describe", "--figur"],
+        ["evaluate"],
+        ["evaluate", "RUN", "more"],
+        ["--version"],
+    ],
+)
+def test_a_command_that_is_wrong_is_said_in_a_line_too(words, capsys):
+    assert code_of(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("vdiff")
+    assert err.count("\n") == 1
+    assert "--help" in err
 
 
-def test_the_levels_are_those_asked_for(run, tmp_path):
-    folder, mine = run(), tmp_path / "mine.py"
-    mine.write_text(
-        "import vdiff\nschedule = vdiff.schedule.Cosine(5.0, -5.0)\nrow = [-6.0, -1.0, 2.5]\n"
-    )
-    trained, own = Linear(9.0, -7.0), Cosine(5.0, -5.0)
-    asked = {
-        (): uniform(Cosine(9.0, -7.0), 100),
-        ("--grid", "run", "--steps", "4"): uniform(trained, 4),
-        ("--grid", "run", "--steps", "5", "--spacing", "trailing"): trailing(trained, 5),
-        ("--grid", "logistic", "--steps", "4", "--spacing", "leading"): leading(
-            logistic(9.0, -7.0), 4
-        ),
-        ("--grid", "karras", "--steps", "3"): uniform(Karras(math.exp(-4.5), math.exp(3.5)), 3),
-        ("--grid", f"{mine}:schedule", "--steps", "3"): uniform(own, 3),
-        ("--grid", f"{mine}:row"): torch.tensor([-6.0, -1.0, 2.5]),
-        ("--step", "ode", "--rtol", "0.1", "--atol", "0.1"): torch.tensor([-7.0, 9.0]),
-    }
-    for options, wanted in asked.items():
-        settings, levels, _ = settings_of(folder, *options)
-        np.testing.assert_allclose(levels, wanted.numpy(), rtol=1e-6, atol=1e-9)
-        assert settings["levels"] == len(wanted)
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7999999999992 bytes."
+    ),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:86] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."
+    ),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("std::bad_alloc"),
+    MemoryError("Unable to allocate 7.28 TiB for an array"),
+]
 
 
-def test_the_options_of_a_step_reach_it(run):
-    """Each against the same step made by hand, and written down by name."""
-    folder = run()
-    model = Run(folder).load().model
-    asked = {
-        ("--variance", "forward"): partial(ancestral, variance=FixedLarge()),
-        ("--step", "ddim", "--eta", "0.5"): partial(ddim, eta=0.5),
-        ("--step", "adams_bashforth", "--order", "2", "--target", "v"): partial(
-            adams_bashforth, order=2, target=V()
-        ),
-        ("--step", "ode", "--method", "rk4", "--steps", "5"): partial(ode, method="rk4"),
-        ("--step", "ode", "--rtol", "0.01", "--atol", "0.02"): partial(ode, rtol=0.01, atol=0.02),
-    }
-    for options, step in asked.items():
-        settings, levels, x = settings_of(folder, "--steps", "2", *options)
-        generators = per_sample_generators(0, range(2))
-        z = start((1, 8, 8), generators)
-        wanted = sample(model, z, levels=levels, step=step, generator=generators)
-        np.testing.assert_allclose(x, wanted.numpy(), rtol=0.0, atol=1e-5)
-        assert all(
-            str(settings[name.removeprefix("--")]) == value
-            for name, value in zip(options[::2], options[1::2], strict=True)
-        )
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_fault_71_out_of_memory_is_a_line_that_names_the_batch(
+    command, error, place, monkeypatch, capsys
+):
+    def full(*_: object, **__: object) -> None:
+        error.add_note("a note")
+        raise error
+
+    monkeypatch.setattr("vdiff.cli.evaluate.evaluate_bound", full)
+    monkeypatch.setattr("vdiff.cli.sample.trajectory", full)
+    assert main([command, str(place / "RUN"), "--batch", "7", "--quiet"]) == 2
+    assert capsys.readouterr().err == f"vdiff {command}: out of memory: lower --batch (now 7)\n"
 
 
-def test_guidance_within_an_interval(run):
-    """Three levels of λ = −7, 1, 9, of which one is guided: four evaluations."""
-    options = ["--steps", "2", "--grid", "linear", "--guidance", "2", "--null-label", "3"]
-    folder = run(labels=4)
-    assert settings_of(folder, *options)[0]["evaluations"] == 6
-    settings, _, x = settings_of(folder, *options, "--interval", "-3", "4")
-    assert settings["evaluations"] == 4
-    assert settings["interval"] == [-3.0, 4.0]
-    assert abs(x - settings_of(folder, *options)[2]).max() > 0
+def test_memory_that_something_else_takes_is_named_too(place, capsys):
+    assert main(["sample", str(place / "RUN"), "--steps", "999999999999", "--quiet"]) == 2
+    assert "lower --batch (now 64) or --steps (now 999999999999)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    (["--step", "huen"], ("'huen' is no step", "did you mean 'heun'?")), (["--grid", "karas"], ("'karas' is no grid", "did you mean 'karras'?")),
-    (["--step", "rk45"], ("there are ancestral, ddim",)), (["--steps", "0"], ("must be at least 1; got 0",)), (["--steps", "2.5"], ("must be a whole number; got 2.5",)),
-    (["--grid", "rnu"], ("did you mean 'run'?",)), (["--spacing", "trail"], ("did you mean 'trailing'?",)), (["--target", "epz"], ("did you mean 'eps'?",)),
-    (["--variance", "large"], ("there are posterior, forward",)), (["--order", "4"], ("invalid choice",)),
-])  # fmt: skip
-def test_unknown_names_get_the_nearest(options, words, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["sample", "run", *options])
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert all(word in error for word in words), error
+def test_a_runtime_error_that_is_none_of_these_keeps_its_traceback(place, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug of vdiff")
+
+    monkeypatch.setattr("vdiff.cli.evaluate.evaluate_bound", broken)
+    with pytest.raises(RuntimeError, match="a bug of vdiff"):
+        main(["evaluate", str(place / "RUN"), "--quiet"])
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    (["--label", "3"], "takes no label"), (["--guidance", "2", "--null-label", "3"], "takes no label"), (["--eta", "0.5"], "come with --step ddim"),
-    (["--step", "ddim", "--eta", "2"], "lie in [0, 1]"), (["--order", "2"], "come with --step adams_bashforth"), (["--step", "heun", "--rtol", "1"], "come with --step ode"),
-    (["--interval", "-1", "1"], "come with guidance"), (["--step", "ode", "--method", "rk5"], "did you mean 'rk4'?"), (["--grid", "no.py:row"], "name a file"),
-])  # fmt: skip
-def test_what_a_run_cannot_do(run, options, words, capsys):
-    assert main(["sample", str(run()), "--steps", "2", "--quiet", *options]) == 2
-    assert words in capsys.readouterr().err
+def test_a_network_without_memory_is_not_taken_for_one_that_is_not_wrapped():
+    class Wide(torch.nn.Module):
+        def forward(self, z, logsnr):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        elbo(Wide(), torch.zeros(1, 2), schedule=Linear(), decoder=Gaussian())
+    assert not getattr(caught.value, "__notes__", [])
+    assert out_of_memory(caught.value)
+    assert not out_of_memory(RuntimeError("mat1 and mat2 must have the same dtype"))
 
 
-def test_guidance_and_the_null_label_come_together(run, capsys):
-    assert main(["sample", str(run(labels=3)), "--guidance", "2", "--quiet"]) == 2
-    assert "come with guidance" in capsys.readouterr().err
+MODEL = Denoiser(lambda z, logsnr: 0.1 * z, V())
 
 
-def test_a_solver_that_gives_up_and_a_row_of_levels_with_steps(run, tmp_path, capsys, monkeypatch):
-    folder, mine = str(run()), tmp_path / "mine.py"
-    mine.write_text("row = [-6.0, -1.0]\nfalls = [3.0, 1.0]\n")
-    for options, words in {
-        ("--grid", f"{mine}:row", "--steps", "2"): "come without --steps",
-        ("--grid", f"{mine}:falls"): "rise strictly",
-        ("--step", "ode", "--rtol", "1e-30", "--atol", "1e-30"): "dopri5 gave up",
-    }.items():
-        assert main(["sample", folder, "--quiet", *options]) == 2
-        assert words in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
-    assert main(["sample", folder, "--quiet", "--step", "ode"]) == 2
-    assert "pip install" in capsys.readouterr().err
-
-
-def test_no_run_and_no_weights(run, tmp_path, capsys):
-    assert main(["sample", str(tmp_path)]) == 2
-    assert "hold a config.json" in capsys.readouterr().err
-    folder = run()
-    (folder / "ema.safetensors").unlink()
-    assert main(["sample", str(folder), "--quiet"]) == 2
-    assert "ema.safetensors" in capsys.readouterr().err
-
-
-def test_the_program_explains_itself():
-    done = subprocess.run(
-        [sys.executable, "-c", "from vdiff.cli import main; main(['sample', '--help'])"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for word in (
-        "RUN",
-        "--step",
-        "--gif",
-        "trajectory.gif",
-        "adams_bashforth",
-        "logistic",
-        "FILE.py:NAME",
-        "trailing",
-        "--interval",
-        "--device",
+@pytest.mark.parametrize("tolerance", [1e-300, 1e-13, 1e13, 1e300])
+def test_a_tolerance_that_nothing_can_be_computed_with(tolerance):
+    with pytest.raises(
+        ValueError, match=r"evaluate: argument 'tolerance' must lie in \[1e-12, 1e\+12\]; got"
     ):
-        assert word in done.stdout
+        evaluate(
+            MODEL, torch.zeros(4, 2), schedule=Linear(), decoder=Gaussian(), tolerance=tolerance
+        )
 
 
-def test_each_class_has_a_row_of_its_own_in_the_picture():
-    """Also where the classes have not equally many samples."""
-    labels = torch.arange(64) % 10
-    cells, columns = _cells(64, labels)
-    assert columns == 7
-    assert torch.equal(cells // columns, labels)
-    assert len(cells.unique()) == 64
-    picture = np.asarray(
-        _picture(torch.arange(64).view(64, 1, 1, 1) % 10, 10, cells, columns, smallest=1)
-    )
-    values = picture[1::2, 1::2]
-    assert (values[3] == 85).all()  # 3 of 0 … 9 as a byte
-    assert values[9, 6] == 128  # the last classes have six: grey
+def test_a_tolerance_that_nobody_can_wait_for():
+    words = r"'tolerance' must be within reach of 1e\+15 network evaluations; got 1e-12 bits/dim \(it takes "
+    with within(SECONDS), pytest.raises(ValueError, match=words):
+        evaluate(MODEL, torch.zeros(4, 2), schedule=Linear(), decoder=Gaussian(), tolerance=1e-12)
+
+
+def test_a_guidance_that_no_float32_holds():
+    with pytest.raises(
+        ValueError, match=r"Guided: argument 'scale' must be a number of float32; got 1e\+300"
+    ):
+        Guided(MODEL, 1e300, {"label": 0})
+
+
+@pytest.mark.parametrize("folder", ["~nosuchuser/x", "LOOP"])
+def test_a_path_that_leads_nowhere_is_said_from_python_too(folder, place, monkeypatch):
+    from vdiff.data import dataset
+
+    monkeypatch.chdir(place)
+    with pytest.raises(
+        ValueError, match="argument 'folder' must be a path that leads somewhere; got"
+    ):
+        Run(folder)
+    for name in ("cifar10", "patches"):
+        with pytest.raises(
+            ValueError, match="dataset: argument 'folder' must be a path that leads somewhere; got"
+        ):
+            dataset(name, folder)

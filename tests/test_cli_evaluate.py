@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from vdiff.cli import evaluate as command
-from vdiff.cli import keeper, main
+from vdiff.cli import main, resume
 from vdiff.data import Splits, splits
 from vdiff.data.digits import LEVELS
 from vdiff.decoder import Categorical
@@ -81,7 +81,7 @@ def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
     objective = Run(run).load()
     again = evaluate(
         objective.model,
-        command.images_of("digits", "test", "data").pixels,
+        command.DATA["digits"]("data").test.pixels,
         schedule=objective.schedule,
         decoder=objective.decoder,
         draws=4,
@@ -124,7 +124,7 @@ def test_a_chains_own_bound_of_a_conditional_run(tmp_path):
     assert call(run.folder, "--draws", 4, "--replicates", 2) == 0
     known = json.loads((run.folder / "evaluation.json").read_text())
     assert known["protocol"]["T"] == 20
-    images, loaded = command.images_of("digits", "test", "data"), run.load()
+    images, loaded = command.DATA["digits"]("data").test, run.load()
 
     def bound(label, steps=20):
         setting = {
@@ -188,7 +188,7 @@ def test_each_run_of_a_comparison_has_its_own_bound(tmp_path, kind):
     assert abs(there["value"] + back["value"]) < 4 * error
     if kind == "ends":  # what both networks between the ends of one would give
         loaded = [Run(folder).load() for folder in (one, other)]
-        models, images = [v.model for v in loaded], command.images_of("digits", "test", "data")
+        models, images = [v.model for v in loaded], command.DATA["digits"]("data").test
         setting = {"schedule": loaded[0].schedule, "decoder": loaded[0].decoder}
         with pytest.warns(UserWarning, match="was trained on"):
             wrong = compare(*models, images.pixels, **setting).difference.value
@@ -361,9 +361,9 @@ class Stopped(Exception):
 @pytest.mark.parametrize("after", [1, 9, 13])
 def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after):
     """In the first stage and in the second; through the file that the command keeps."""
-    monkeypatch.setattr(keeper, "PAUSE", -1.0)
+    monkeypatch.setattr(resume, "PAUSE", -1.0)
     whole = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING)
-    kept, calls = keeper.Kept(tmp_path / "state.safetensors"), []
+    kept, calls = resume.StateFile(tmp_path / "state.safetensors"), []
 
     def checkpoint(state: dict[str, torch.Tensor]) -> None:
         kept(state)
@@ -378,7 +378,7 @@ def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after
         ORACLE,
         LEVELS_OF_FOUR,
         **SETTING,
-        resume=keeper.Kept(kept.path).state(),
+        resume=resume.StateFile(kept.path).read(),
         checkpoint=rest.append,
     )
     assert again.total == whole.total
@@ -389,7 +389,7 @@ def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after
     with pytest.raises(
         ValueError, match="'resume' must be the state of this evaluation; got that of another"
     ):
-        evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, seed=1, resume=kept.state())
+        evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, seed=1, resume=kept.read())
 
 
 PROGRAM = """
@@ -398,7 +398,7 @@ sys.path.insert(0, "tests")
 from test_cli_evaluate import LEVELS_OF_FOUR, ORACLE, SETTING
 from vdiff.flow import SolverError
 from vdiff.likelihood import evaluate
-from vdiff.training.share import share_of_rank
+from vdiff.training.ranks import share_of_rank
 dist.init_process_group("gloo")
 report = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
 try:

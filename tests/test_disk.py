@@ -20,7 +20,7 @@ from vdiff.cli import evaluate as evaluation
 from vdiff.cli import main
 from vdiff.data import download as downloads
 from vdiff.data import patches
-from vdiff.disk import atomic_write, check_output, open_regular, sweep, write_text
+from vdiff.disk import atomic_write, check_output, open_regular, remove_stale, write_text
 from vdiff.training import Config, Run, train
 from vdiff.training.weights import save_tensors
 
@@ -151,7 +151,7 @@ def test_what_killed_processes_left_is_swept_away_a_day_later(tmp_path):
     ):
         (tmp_path / name).write_text("")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    sweep(tmp_path)
+    remove_stale(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".4567.partial", "evaluation.json"]
 
 

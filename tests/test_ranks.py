@@ -18,7 +18,7 @@ from points import (
 
 from vdiff.training import Run
 from vdiff.training.batches import Batches, seed_everything
-from vdiff.training.ranks import Place
+from vdiff.training.ranks import Rank
 
 CHAIN: dict[str, Any] = {
     "network": {
@@ -98,7 +98,7 @@ def test_fault_68_ranks_start_from_one_model_and_draw_apart() -> None:
     those of a single process."""
     config = points(accumulate=2)
     shares = [
-        Batches(data_of(config), config, place=Place(i, 3))(5, part)
+        Batches(data_of(config), config, rank=Rank(i, 3))(5, part)
         for part in range(2)
         for i in range(3)
     ]
@@ -107,6 +107,6 @@ def test_fault_68_ranks_start_from_one_model_and_draw_apart() -> None:
         assert len(values.unique(dim=0)) == config.batch
     draws = []
     for index, part in ((0, 0), (1, 0), (0, 1)):
-        seed_everything(0, 5, Place(index, 2), part)
+        seed_everything(0, 5, Rank(index, 2), part)
         draws.append(torch.rand(1).item())
     assert len(set(draws)) == 3

@@ -11,7 +11,7 @@ from vdiff import decoder, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
 from vdiff.schedule import Cosine, Linear, Schedule, Shifted, law
 from vdiff.training import Config
-from vdiff.training.spec import KINDS, build, faults, registry
+from vdiff.training.spec import KINDS, build, registry, spec_errors
 
 UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
 ROOMS = {
@@ -66,7 +66,7 @@ def test_nothing_is_run_where_a_config_is_read():
 @pytest.mark.parametrize("room", KINDS, ids=lambda room: room.__name__)
 def test_what_needs_no_argument_can_be_made_by_its_name(room: ModuleType):
     for name in registry(room):
-        if not faults("x", room, {"name": name}):
+        if not spec_errors("x", room, {"name": name}):
             assert isinstance(build(room, {"name": name}), KINDS[room].base)
 
 
@@ -118,7 +118,9 @@ def test_nothing_else_can_be_named(name: str):
         with pytest.raises(ValueError, match=message.replace(".", r"\.")):
             Config(**{"network": UNET, field: {"name": name}})  # type: ignore[arg-type]
     for base, key in (("MSE", "schedule"), ("MSE", "parameterization"), ("Product", "factor")):
-        said = "\n".join(map(str, faults("w", weighting, {"name": base, key: {"name": name}})))
+        said = "\n".join(
+            map(str, spec_errors("w", weighting, {"name": base, key: {"name": name}}))
+        )
         assert f"'w.{key}.name' must be a class of" in said
 
 
@@ -162,14 +164,14 @@ def test_a_wrong_type_is_named(name: str, key: str, value: object, requirement: 
     room = next(room for room in KINDS if name in registry(room))
     key_shown = repr(key)[1:-1]
     message = f"argument 'x.{key_shown}' must be {requirement}; got {got}"
-    said = faults("x", room, {"name": name, key: value})
+    said = spec_errors("x", room, {"name": name, key: value})
     assert any(message in str(line) for line in said), said
     with pytest.raises(ValueError, match=re.escape(f"build: {message.replace('x.', '', 1)}")):
         build(room, {"name": name, key: value})
 
 
 def test_a_law_is_no_schedule():
-    said = faults("x", schedule, {"name": "Shifted", "schedule": {"name": "Logistic"}})
+    said = spec_errors("x", schedule, {"name": "Shifted", "schedule": {"name": "Logistic"}})
     assert "'x.schedule.name' must be a class of vdiff.schedule; got 'Logistic'" in str(said[0])
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_hostile_options import code_of
+from test_cli import code_of
 
 import vdiff.terminal
 from vdiff.cli import main
 from vdiff.errors import InvalidValue, printable
 from vdiff.terminal import Bar, say, track
 from vdiff.training import Config, Run
-from vdiff.training.record import Record
+from vdiff.training.logger import Logger
 
 ROOT = Path(__file__).parent.parent
 CONFIG = Config(
@@ -452,10 +452,10 @@ def test_a_training_goes_on_where_its_output_cannot_be_printed(monkeypatch):
 
     entries: list[dict[str, object]] = []
     monkeypatch.setattr(sys, "stdout", Full())
-    with Record(2, "loss", listeners=[entries.append]) as record:
-        record.advance(1.0)
+    with Logger(2, "loss", listeners=[entries.append]) as logger:
+        logger.advance(1.0)
         with pytest.warns(UserWarning, match="a log failed, training continues: OSError"):
-            record.write({"step": 1, "train_loss": 1.0})
+            logger.write({"step": 1, "train_loss": 1.0})
     assert entries[0]["step"] == 1
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from points import data_of, points
 
-from vdiff.cli.keeper import Kept
+from vdiff.cli.resume import StateFile
 from vdiff.decoder import Gaussian as Decoder
 from vdiff.likelihood import evaluate, ode_likelihood
 from vdiff.likelihood.protocol import versions, warn_if_versions_differ
 from vdiff.oracle import Gaussian
 from vdiff.schedule import Linear
 from vdiff.training import Config, Run, train
-from vdiff.training.checkpoint import checkpoints, read_meta, seal
+from vdiff.training.checkpoint import checkpoints, checksum, read_meta
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_checkpoint_that_says_nothing_of_threads_is_taken_as_it_is(tmp_path):
     path = checkpoints(tmp_path / "checkpoints")[-1] / "meta.json"
     meta = json.loads(path.read_text())
     del meta["facts"]["versions"]["threads"], meta["sha256"]
-    path.write_text(json.dumps(meta | {"sha256": seal(meta)}))
+    path.write_text(json.dumps(meta | {"sha256": checksum(meta)}))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         train_in(tmp_path, config)
@@ -74,13 +74,13 @@ def test_weights_say_how_they_were_trained_and_a_protocol_says_it_too(tmp_path):
 
 
 def test_an_evaluation_that_goes_on_with_another_number_of_threads_says_so(tmp_path, threads):
-    kept = Kept(tmp_path / "state.safetensors")
+    kept = StateFile(tmp_path / "state.safetensors")
     kept({"key": torch.tensor(3)})
     kept.write()
-    assert kept.state() is not None
+    assert kept.read() is not None
     torch.set_num_threads(threads + 1)
     with pytest.warns(UserWarning, match=rf"the evaluation continues .*'threads': {threads}"):
-        assert kept.state() is not None
+        assert kept.read() is not None
 
 
 @pytest.mark.parametrize("before", [None, "damaged", {}, {"torch": torch.__version__}])

@@ -21,7 +21,7 @@ from vdiff.schedule import Cosine, Linear
 from vdiff.times import generator_of, grid, offset_of, on_chain, stratified
 from vdiff.training import Config
 from vdiff.training.batches import Batches
-from vdiff.training.ranks import Place
+from vdiff.training.ranks import Rank
 from vdiff.training.validation import FIXED
 
 
@@ -217,7 +217,7 @@ def test_as_many_draws_as_steps_are_every_step_once_for_each_example():
 @pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 3)])
 def test_every_slot_and_every_image_of_a_training_has_every_time(index, count):
     config = Config(network={"name": "MLP", "dims": 2}, level_head=False, batch=6, shape=[2])
-    batches = Batches(torch.zeros(8, 2), config, place=Place(index, count))
+    batches = Batches(torch.zeros(8, 2), config, rank=Rank(index, count))
     slots, images = [], [[] for _ in range(8)]
     for step in range(1200):
         batch = batches(step, 0)

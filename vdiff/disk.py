@@ -1,8 +1,8 @@
-"""Files that are whole or not there at all, and that stay where they were asked for.
+"""Files that are written whole or not at all, and only where they were asked for.
 
-New content goes into a new file beside its place, is flushed to the disk, and takes its name only
-then: a crash leaves the old file or the new one. A name that exists is never opened for writing,
-so that a link which somebody put there leads nowhere, and no pipe hangs.
+New content goes into a temporary file beside the target, is flushed to the disk, and is then
+renamed: a crash leaves the old file or the new one. An existing name is never opened for writing,
+so that no link is followed and no pipe blocks.
 """
 
 import errno
@@ -14,27 +14,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vdiff.errors import InvalidValue
+from vdiff.extras import extra
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 DAY = 86_400.0  # seconds
-# a link is not followed, and a pipe without a reader does not block
-_AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+# follow no link, and do not block on a pipe without a reader
+_SAFE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe"}
 _KINDS |= {stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A new file to write to, with the suffix of `path`; it replaces `path` when the block ends,
+    """Yield a temporary file with the suffix of `path`. It replaces `path` when the block ends,
     and is removed if the block raises.
 
-    The mode is that of the file that is replaced, else the default. A link at `path` is replaced,
-    not followed.
-
-    Raises:
-        OSError: if a folder, a device or a pipe has the name, or the file cannot be written; the
-            old file stays.
+    A replaced file keeps its mode. A link at `path` is replaced, not followed. Raises OSError if a
+    folder, a device or a pipe has the name, or the file cannot be written; the old file stays.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -48,34 +49,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise _no_file(path, before)
     kept = stat.S_IMODE(before) if before is not None and stat.S_ISREG(before) else None
     aside = path.with_name(f".{secrets.token_hex(8)}.partial{path.suffix}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _AS_IT_IS
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE_FLAGS
     try:
         os.close(os.open(aside, flags, 0o666 if kept is None else 0o600))
     except OSError as error:
-        error.filename = str(path)  # nobody knows the other name
+        error.filename = str(path)  # the temporary name would tell the user nothing
         raise
     try:
         mode = stat.S_IMODE(aside.lstat().st_mode) if kept is None else kept
         yield aside
         aside.chmod(mode)  # safetensors writes files that their owner alone can read
-        commit(aside, path)
+        atomic_rename(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; raises as `atomic_write`."""
+    """Write a text file with `atomic_write`."""
     with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """A handle of a regular file, which is made if it is missing and `flags` have O_CREAT.
-
-    Raises OSError if the name is that of a link or anything else but a file.
-    """
+    """Open a regular file; returns its descriptor. Raises OSError if a link, or anything else but
+    a file, has the name."""
     try:
-        handle = os.open(path, flags | _AS_IT_IS, 0o666)
+        handle = os.open(path, flags | _SAFE_FLAGS, 0o666)
     except OSError as error:
         mode = _mode(path)
         if mode is not None and not stat.S_ISREG(mode):
@@ -88,9 +87,21 @@ def open_regular(path: Path, flags: int) -> int:
     return handle
 
 
+def acquire_lock(path: Path, timeout: float = 0.0) -> "BaseFileLock":
+    """Lock a file of this name, and wait for it up to `timeout` seconds. The lock ends when it is
+    released, or when the process ends. Raises OSError; `filelock.Timeout` is one."""
+    with extra("train"):
+        from filelock import FileLock
+
+    os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # FileLock itself would follow a link
+    lock = FileLock(path)
+    lock.acquire(timeout=timeout, blocking=timeout > 0)
+    return lock
+
+
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a text file, which is made if it is missing, behind one that a full disk
-    cut off; raises as `open_regular`.
+    """Append a line to a text file, on a new line if the last one was cut off. Creates a missing
+    file; raises as `open_regular`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -108,14 +119,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """An empty folder at `path`; whatever has the name is removed."""
+    """Create an empty folder; whatever has the name is removed."""
     remove(path)
     path.mkdir(parents=True)
     return path
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a whole folder if it is there; what a link points to stays."""
+    """Delete a file, a link (not its target) or a folder with its content, if it exists."""
     mode = _mode(path)
     if mode is not None and stat.S_ISDIR(mode):
         shutil.rmtree(path, ignore_errors=True)
@@ -123,8 +134,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def commit(aside: Path, path: Path) -> None:
-    """Give a new file or folder its name: it is flushed to the disk first, then renamed."""
+def atomic_rename(aside: Path, path: Path) -> None:
+    """Flush a new file or folder to the disk, then rename it."""
     if aside.is_dir():
         mode = stat.S_IMODE(aside.lstat().st_mode) & 0o666
         for part in aside.iterdir():
@@ -136,8 +147,8 @@ def commit(aside: Path, path: Path) -> None:
 
 
 def absolute(argument: str, place: str | Path) -> Path:
-    """A path without ~ and links, which does not depend on the working directory. Raises
-    ValueError for the home of an unknown user, and for circular links."""
+    """An absolute path without ~ and links. Raises ValueError for the home of an unknown user, and
+    for circular links."""
     try:
         return Path(place).expanduser().resolve()
     except RuntimeError as error:
@@ -145,31 +156,24 @@ def absolute(argument: str, place: str | Path) -> Path:
         raise InvalidValue(argument, what, came, str(error)) from None
 
 
-def sweep(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Delete the partial files of processes that were killed a day ago or earlier."""
     for left in folder.glob(".*.partial*"):
         if left.lstat().st_mtime < time.time() - DAY:
             remove(left)
 
 
-def no_room(error: Exception, path: Path, needed: int) -> OSError:
-    """The error of a file that could not be written, with the bytes that it needs and those that
-    are free.
-
-    >>> str(no_room(OSError(errno.EFBIG, "File too large"), Path("weights"), 1234))
-    "[Errno 27] File too large; 1,234 bytes needed, ... free: 'weights'"
-    """
+def write_error(error: Exception, path: Path, needed: int) -> OSError:
+    """The error of a file that could not be written, with the bytes needed and free."""
     free = shutil.disk_usage(path.parent).free
     number = getattr(error, "errno", None) or (errno.ENOSPC if free < needed else errno.EIO)
-    said = getattr(error, "strerror", None) or str(error)
-    return OSError(number, f"{said}; {needed:,} bytes needed, {free:,} free", str(path))
+    why = getattr(error, "strerror", None) or str(error)
+    return OSError(number, f"{why}; {needed:,} bytes needed, {free:,} free", str(path))
 
 
 def check_output(argument: str, path: Path) -> None:
-    """Raise ValueError unless a file that somebody named can be written: before anything is
-    computed.
-
-    What has the name already must be a regular file, for it is replaced."""
+    """Raise ValueError unless a file of this name can be written or replaced. Call it before
+    anything is computed."""
     mode = _mode(path)
     if mode is not None and not stat.S_ISREG(mode):
         came = f"{path}, {_kind(mode)}"
@@ -180,7 +184,7 @@ def check_output(argument: str, path: Path) -> None:
 
 
 def _mode(path: Path) -> int | None:
-    """What a name stands for, a link for itself; None if it is free."""
+    """The mode of a path (of a link itself); None if nothing has the name."""
     try:
         return path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -206,14 +210,15 @@ def _flush(path: Path) -> None:
 
 __all__ = [
     "absolute",
+    "acquire_lock",
     "append_line",
+    "atomic_rename",
     "atomic_write",
     "check_output",
-    "commit",
     "new_folder",
-    "no_room",
     "open_regular",
     "remove",
-    "sweep",
+    "remove_stale",
+    "write_error",
     "write_text",
 ]

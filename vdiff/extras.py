@@ -1,4 +1,4 @@
-"""Libraries that only an extra of the package installs."""
+"""Optional libraries, which an extra of the package installs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """A block that imports libraries of an extra. One that is missing raises an ImportError that
-    says what to install.
+    """Import libraries of an extra in this block. A missing one raises an ImportError that says
+    what to install.
 
     >>> with extra("train"):
     ...     import no_such_library

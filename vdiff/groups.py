@@ -14,12 +14,12 @@ def parameter_groups(
     weight_decay: float = 0.0,
     schedule_lr: float = 0.01,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for any torch optimizer: schedules have no weight decay and a learning rate
-    of their own.
+    """Parameter groups for any torch optimizer: schedules have no weight decay, and their own
+    learning rate.
 
     Weight decay would pull learned log-SNR ends towards zero, and at a network's rate a learned
-    shape hardly moves. Without `lr` the network's group has the optimizer's. Each group has a
-    `name`, "model" or "schedule", so that a loop can clip the first alone.
+    schedule hardly moves. Without `lr` the network uses the optimizer's. Each group has a `name`,
+    "model" or "schedule", so that a loop can clip the first one alone.
 
     >>> from vdiff import Denoiser, Objective
     >>> from vdiff.decoder import Categorical

@@ -1,4 +1,4 @@
-"""What is printed: text that cannot fail or take over a terminal, and progress."""
+"""Printing that cannot fail or change a terminal, and progress bars."""
 
 import io
 import os
@@ -11,20 +11,20 @@ from typing import Any, TypeVar
 from vdiff.errors import printable
 from vdiff.extras import extra
 
-# a log gets a line after PAUSE seconds, or after this PART of all if that took a second
+# a log gets a line after PAUSE seconds, or after this PART of the total and SOON seconds
 PAUSE, PART, SOON = 30.0, 0.1, 1.0
 Item = TypeVar("Item")
 
 
 def replace_unencodable() -> None:
-    """Print ? for a character that the encoding of stdout lacks, such as λ in an ASCII or Windows
-    locale; Python would raise. A program calls it first, before it prints its help."""
+    """Print ? for a character that the encoding of stdout lacks, such as λ in an ASCII locale.
+    Python would raise. A program calls this first."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 def say(*lines: object, file: Any = None) -> None:
-    """Print lines to stdout (or a file) at once, with control characters escaped.
+    """Print lines to stdout (or a file) and flush, with control characters escaped.
 
     A closed pipe (`| head`) is no error. Raises OSError for a file that cannot be written to.
 
@@ -33,7 +33,7 @@ def say(*lines: object, file: Any = None) -> None:
     lines
     a red \\x1b[31mname
     """
-    text = "\n".join(printable(line) for whole in lines for line in str(whole).split("\n"))
+    text = "\n".join(printable(line) for item in lines for line in str(item).split("\n"))
     try:
         print(text, file=file, flush=True)
     except OSError as error:
@@ -49,8 +49,8 @@ def on_terminal() -> bool:
 
 
 class Bar:
-    """Progress on stderr: a bar in a terminal; elsewhere a line after each tenth or half a minute,
-    and at the end. A closed terminal is no error.
+    """Progress on stderr: a bar in a terminal; elsewhere a line after each tenth of the total or
+    half a minute, and at the end. A closed terminal is no error.
 
     >>> with Bar(4, "image", "testing", quiet=True) as bar:
     ...     bar.update(3)
@@ -78,11 +78,11 @@ class Bar:
             self._bar = tqdm(total=total, initial=done, desc=label, dynamic_ncols=True, **options)
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """So many more are done; a note stands behind a bar."""
+        """Add `count` to what is done. The note stands behind the bar."""
         self.to(self.done + count, note=note)
 
     def to(self, done: int, total: int | None = None, note: str = "") -> None:
-        """So many are done, of a total that may have changed: for `progress=` of an evaluation."""
+        """Set what is done, and a new total: for `progress=` of an evaluation."""
         more, self.done = done - self.done, done
         self.total = self.total if total is None else total
         if self.quiet:
@@ -119,7 +119,7 @@ class Bar:
         self.close()
 
     def close(self) -> None:
-        """Leave the last state behind."""
+        """Show the last state."""
         with suppress(OSError):
             if self._bar is not None:
                 self._bar.close()
@@ -128,7 +128,7 @@ class Bar:
 
 
 def track(items: Sequence[Item], unit: str, label: str = "") -> Iterator[Item]:
-    """Items one by one, with a `Bar`."""
+    """Iterate over items with a `Bar`."""
     with Bar(len(items), unit, label) as bar:
         for item in items:
             yield item

@@ -36,9 +36,9 @@ from vdiff.parameterization import V
 from vdiff.schedule import Spline
 from vdiff.training import Config, Run, train
 from vdiff.training.batches import Batches
-from vdiff.training.checkpoint import checkpoints, prune, read, read_meta, seal, write
-from vdiff.training.ranks import Place
-from vdiff.training.state import Averages, State
+from vdiff.training.checkpoint import checkpoints, checksum, prune, read, read_meta, write
+from vdiff.training.ranks import Rank
+from vdiff.training.state import EMA, State
 
 from .common import Net, assert_refused
 
@@ -94,7 +94,7 @@ def test_fault_52_a_step_that_is_not_finite_is_left_out_and_counted(
 ) -> None:
     """Weights and moments are those of before, and everything after continues from finite
     numbers."""
-    monkeypatch.setattr("vdiff.training.loop.LATE", {"cpu": late})
+    monkeypatch.setattr("vdiff.training.trainer.DELAY", {"cpu": late})
     config, seen = points(steps=8), {}
     sick = objective_of(Sick(lambda call: call in (3, 4, 6), value, backwards))
 
@@ -432,7 +432,7 @@ def test_fault_56_a_run_of_another_config_shows_the_difference(tmp_path: Path) -
     ):
         Run.open(tmp_path, config, resume="never")
     with assert_refused(
-        ValueError, "Run.open", "resume", "be one of auto, never", "did you mean 'auto'?"
+        ValueError, "Run.open", "resume", "be one of 'auto', 'never'", "did you mean 'auto'?"
     ):
         Run.open(tmp_path, config, resume="atuo")
 
@@ -495,7 +495,7 @@ def test_fault_56_another_architecture_and_another_version(tmp_path: Path) -> No
 def reseal(path: Path, meta: dict[str, Any]) -> None:
     """Write meta.json with its right checksum, as somebody would who means it."""
     meta.pop("sha256", None)
-    (path / "meta.json").write_text(json.dumps(meta | {"sha256": seal(meta)}))
+    (path / "meta.json").write_text(json.dumps(meta | {"sha256": checksum(meta)}))
 
 
 def test_fault_56_other_versions_of_the_libraries_are_warned_of(tmp_path: Path) -> None:
@@ -548,13 +548,7 @@ def test_fault_57_a_pickle_is_never_opened(
         ValueError, "checkpoint", str(evil), "be a folder of safetensors and JSON", *words
     ):
         read(evil, {})
-    with assert_refused(
-        ValueError,
-        "Run.open",
-        "resume",
-        "be one of auto, never",
-        "unpickling runs whatever code is in it",
-    ):
+    with assert_refused(ValueError, "Run.open", "resume", "be one of 'auto', 'never'"):
         Run.open(tmp_path / "run", config, resume=str(evil))
     assert not trace.exists()
 
@@ -564,7 +558,9 @@ def test_fault_57_a_pickle_in_the_place_of_a_checkpoints_file_is_not_run(tmp_pat
     path = write(tmp_path, 1, small(1), {})
     raw = pickle.dumps(Evil(trace))
     (path / "a.safetensors").write_bytes(raw)
-    with assert_refused(ValueError, "checkpoint", str(path), "hold a.safetensors whole"):
+    with assert_refused(
+        ValueError, "checkpoint", str(path), "hold a.safetensors as it was written"
+    ):
         read(path, small(0))
     meta = json.loads((path / "meta.json").read_text())
     import hashlib
@@ -826,7 +822,7 @@ def test_fault_67_no_two_slots_share_their_noise() -> None:
     config = points(augment="none", batch=12)
     noise = torch.cat(
         [
-            Batches(data_of(config), config, place=Place(i, 2))(step, 0).eps
+            Batches(data_of(config), config, rank=Rank(i, 2))(step, 0).eps
             for step in range(20)
             for i in range(2)
         ]
@@ -841,14 +837,14 @@ def test_fault_70_a_batch_that_cannot_be_shared_evenly() -> None:
     config = points(batch=12)
     for place, accumulate, words in (
         (
-            Place(0, 5),
+            Rank(0, 5),
             1,
             ("be a multiple of 5", "12 for 5 processes of 1 micro-batches", "batch=10"),
         ),
-        (Place(0, 2), 4, ("be a multiple of 8", "batch=16")),
+        (Rank(0, 2), 4, ("be a multiple of 8", "batch=16")),
     ):
         with assert_refused(ValueError, "", "batch", *words):
-            Batches(data_of(config), replace(config, accumulate=accumulate), place=place)
+            Batches(data_of(config), replace(config, accumulate=accumulate), rank=place)
 
 
 def test_fault_70_every_image_counts_once_in_each_pass() -> None:
@@ -1017,7 +1013,7 @@ def test_fault_62_a_run_that_is_only_read_is_not_trained(tmp_path: Path) -> None
 
 def test_averages_in_float32_of_a_network_in_half_precision() -> None:
     objective = objective_of(Net(64).bfloat16())
-    averages = Averages(objective, [0.9999])
+    averages = EMA(objective, [0.9999])
     averaged = averages.copies[0.9999]
     assert {p.dtype for p in averaged.model.parameters()} == {torch.float32}
     before = {k: v.clone() for k, v in averaged.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The command line: `vdiff <command> …`, each command a module with `add(parser)` and
+"""The command line: `vdiff <command> …`. Each command is a module with `add(parser)` and
 `run(options)`."""
 
 import argparse
@@ -7,33 +7,34 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
+from vdiff._validate import require
 from vdiff.cli import describe, evaluate, sample, verify
-from vdiff.cli.options import check
-from vdiff.errors import out_of_memory, printable
+from vdiff.errors import InvalidValue, out_of_memory, printable
+from vdiff.likelihood.stages import TOLERANCES
 from vdiff.sampling import SolverError
 from vdiff.terminal import replace_unencodable, say
 
 COMMANDS = {"describe": describe, "evaluate": evaluate, "sample": sample, "verify": verify}
 # options that take memory, and the value from which an out-of-memory error names them
 LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**6)
+PATHS = ("run", "against", "data", "out", "figure", "pages", "model", "grid")
+MOST = dict.fromkeys(("draws", "replicates", "count", "points"), 10**9)  # more is a typing error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 2 if an argument or a run folder is wrong, a solver
-    gives up, memory runs out or a library is missing, 130 after Ctrl-C, and 143 where SIGTERM
+    """Run one command; returns its exit code. It is 2 if an argument or a run folder is wrong, a
+    solver gives up, memory runs out or a library is missing, 130 after Ctrl-C, and 143 if SIGTERM
     ended an evaluation. An error is one line on stderr.
-
-    >>> main(["sample", "no-such-folder"])
-    2
     """
     replace_unencodable()
     name, options = "vdiff", argparse.Namespace()
     try:
         options = _parser().parse_args(arguments)
         name = f"vdiff {options.command}"
-        check(options)
+        check_options(options)
         with _warnings_in_a_line(name):
             code: int = COMMANDS[options.command].run(options)
         return code
@@ -51,8 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError for an empty path, the home of an unknown user, and numbers that are too
+    large. Replaces ~ by the home folder: a shell does not expand it behind `--out=`."""
+    low, high = TOLERANCES
+    for name, value in vars(options).items():
+        if name in PATHS and value is not None:
+            require(bool(value), name, "name a file or a folder", repr(value))
+            try:
+                setattr(options, name, str(Path(value).expanduser()))
+            except RuntimeError as error:
+                what = "be a path that leads somewhere"
+                raise InvalidValue(name, what, repr(value), str(error)) from None
+        elif isinstance(value, int) and name != "seed":
+            most = MOST.get(name, 2**63 - 1)  # torch counts in 64 bits
+            require(value <= most, name, f"be at most {most:,}", f"{value:,}")
+        elif name == "ode_tolerance":
+            what = f"lie between {low:g} and {high:g}"
+            require(low <= value <= high, "ode-tolerance", what, f"{value:g}")
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and whose help prints in any encoding."""
+    """A parser with errors of one line, and help that prints in any encoding."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")

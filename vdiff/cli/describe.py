@@ -7,7 +7,7 @@ FILE.py is run as a Python program: name only a file that you trust.
 
 import argparse
 
-from vdiff.cli.load import from_file, output_file
+from vdiff.cli.load import load_object, output_file
 from vdiff.describe import Description, describe
 from vdiff.disk import atomic_write
 from vdiff.errors import printable
@@ -35,12 +35,12 @@ def run(options: argparse.Namespace) -> int:
     names = list(RECIPES) if options.all else [options.objective, *options.compare]
     if names[0] is None:
         raise ValueError("name an objective, or --all")
-    described = [describe(from_file(name) if ":" in name else name) for name in names]
+    described = [describe(load_object(name) if ":" in name else name) for name in names]
     if figure is not None:
         from vdiff import plots
 
         with atomic_write(figure) as aside:
-            plots.objectives(aside, {printable(one.recipe.name): one for one in described})
+            plots.objectives(aside, {printable(each.recipe.name): each for each in described})
     if len(described) == 1 or not options.all:
         say(described[0])
     if len(described) > 1:
@@ -54,28 +54,28 @@ def _table(described: list[Description]) -> str:
     """One line each: monotone or not, the peak, where half of the signal lies, and the signal
     shared with the first."""
     title = f"signal shared with {described[0].recipe.name}"
-    wide = max(20, 1 + max(len(one.recipe.name) for one in described))
+    wide = max(20, 1 + max(len(each.recipe.name) for each in described))
     share = max(33, 2 + len(title))
     middle = "half of the signal, λ"
     lines = [f"{'objective':<{wide}}{'monotone':>9}{'peak λ':>15}{middle:>24}{title:>{share}}"]
-    for one in described:
-        low, high = (one.quantile(one.signal, mass) for mass in (0.25, 0.75))
+    for each in described:
+        low, high = (each.quantile(each.signal, mass) for mass in (0.25, 0.75))
         middle = f"{low:.1f} to {high:.1f}"
         lines.append(
-            f"{one.recipe.name:<{wide}}{'yes' if one.monotone else 'no':>9}{_peak(one):>15}"
-            f"{middle:>24}{one.overlap(described[0]):>{share}.0%}"
+            f"{each.recipe.name:<{wide}}{'yes' if each.monotone else 'no':>9}{_peak(each):>15}"
+            f"{middle:>24}{each.overlap(described[0]):>{share}.0%}"
         )
     return "\n".join(lines)
 
 
-def _peak(one: Description) -> str:
+def _peak(each: Description) -> str:
     """Where w is largest: a λ, or from where to where where that is a plateau."""
-    if one.flat:
+    if each.flat:
         return "flat"
-    if one.plateau:
-        low, high = one.plateau
+    if each.plateau:
+        low, high = each.plateau
         return f"{low:.1f} to {high:.1f}"
-    return f"{round(one.peak, 2) + 0.0:.2f}"
+    return f"{round(each.peak, 2) + 0.0:.2f}"
 
 
 __all__ = ["add", "run"]

@@ -6,9 +6,9 @@ and the settings; and with --gif trajectory.gif, x̂ on the way from noise to da
 function of the seed and its number, whatever the batch, but for rounding, and with --step ode for
 the solver's error.
 
-    vdiff sample RUN                                        100 steps, with fresh noise at each
-    vdiff sample RUN --step adams_bashforth --grid logistic --steps 12     few evaluations, noise at the start
-    vdiff sample RUN --grid run --steps 999                 the chain of 1,000 levels, on the training's schedule
+    vdiff sample RUN                            100 steps, with fresh noise at each
+    vdiff sample RUN --step adams_bashforth --grid logistic --steps 12    few evaluations
+    vdiff sample RUN --grid run --steps 999     the chain of 1,000 levels that was trained
     vdiff sample RUN --label 3 --guidance 2 --null-label 10
 
 docs/samplers.md says which step at which budget.
@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from vdiff._validate import require
-from vdiff.cli.load import from_file, parse_device
+from vdiff.cli.load import load_object, parse_device
+from vdiff.cli.pictures import cells_of, picture
 from vdiff.decoder import Levels
 from vdiff.disk import atomic_write, check_output
 from vdiff.errors import InvalidValue, did_you_mean, printable
@@ -131,10 +132,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 @torch.no_grad()
 def run(options: argparse.Namespace) -> int:
-    """Make the samples and write them; 0.
-
-    Raises ValueError for what the run cannot do, and OSError where a file is missing.
-    """
+    """Draw the samples and write them; returns 0. Raises ValueError for what the run cannot do."""
     from vdiff.training import Run
 
     with extra("train"):  # before anything is sampled
@@ -152,55 +150,53 @@ def run(options: argparse.Namespace) -> int:
     model, step = _model(options, counted), _step(options)
     levels = _levels(options, objective.schedule)
     folder = _folder(Path(options.out) if options.out else source.folder / "samples")
-    walk = partial(trajectory, model, levels=levels, step=step)
-    data, x, frames = _draw(options, walk, decoder, levels, shape, labels, device)
+    path = partial(trajectory, model, levels=levels, step=step)
+    data, x, frames = _draw(options, path, decoder, len(levels), shape, labels, device)
     per_sample = counted.evaluations / -(-options.count // options.batch)
     about = {"levels": len(levels), "device": str(device), "evaluations": per_sample}
     arrays = {"data": data, "x": x, "logsnr": levels, "label": labels}
     _write_numbers(folder / "samples.npz", options, about, arrays)
-    cells, columns = _cells(options.count, labels)
+    cells, columns = cells_of(options.count, labels)
     with atomic_write(folder / "samples.png") as aside:
-        _picture(data, decoder.levels, cells, columns).save(aside)
+        picture(data, decoder.levels, cells, columns).save(aside)
     if options.gif:
-        pictures = (torch.cat(parts) for parts in zip(*frames, strict=True))
-        shown = [_picture(one, decoder.levels, cells, columns) for one in pictures]
-        pause = [50] * (len(shown) - 1) + [2000]
+        whole = (torch.cat(parts) for parts in zip(*frames, strict=True))
+        first, *rest = [picture(images, decoder.levels, cells, columns) for images in whole]
+        pause = [50] * len(rest) + [2000]
         with atomic_write(folder / "trajectory.gif") as aside:
-            shown[0].save(aside, save_all=True, append_images=shown[1:], duration=pause, loop=0)
+            first.save(aside, save_all=True, append_images=rest, duration=pause, loop=0)
     say(f"{options.count} samples, {per_sample:g} evaluations each, in {printable(str(folder))}")
     return 0
 
 
 def _draw(
     options: argparse.Namespace,
-    walk: Callable[..., Any],
+    path: Callable[..., Any],
     decoder: Levels,
-    levels: Tensor,
+    visited: int,
     shape: list[int],
     labels: Tensor | None,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
     """The data and x̂ of all samples, and for each batch the frames of its trajectory."""
-    kept: list[tuple[Tensor, Tensor]] = []
+    batches: list[tuple[Tensor, Tensor]] = []
     frames: list[list[Tensor]] = []
-    with Bar(options.count * len(levels), "level", quiet=options.quiet) as bar:
+    with Bar(options.count * visited, "level", quiet=options.quiet) as bar:
         for first in range(0, options.count, options.batch):
             numbers = range(first, min(first + options.batch, options.count))
             generators = per_sample_generators(options.seed, numbers)
             label = None if labels is None else labels[list(numbers)].to(device)
             condition: dict[str, Any] = {} if label is None else {"label": label}
             z = start(shape, generators).to(device)
-            on_the_way = []
-            for i, (_, prediction) in enumerate(
-                walk(z, generator=generators, condition=condition)
-            ):
+            frames.append([])
+            visits = path(z, generator=generators, condition=condition)
+            for i, (_, prediction) in enumerate(visits):
                 bar.update(len(z))
-                if options.gif and _shown(i, len(levels)):
-                    on_the_way.append(decoder.decode(prediction.x).cpu())
-            made = to_levels(decoder, prediction, draw=options.draw, generator=generators)
-            kept.append((made.cpu(), prediction.x.cpu()))
-            frames.append(on_the_way)
-    data, x = (torch.cat(parts) for parts in zip(*kept, strict=True))
+                if options.gif and _is_frame(i, visited):
+                    frames[-1].append(decoder.decode(prediction.x).cpu())
+            drawn = to_levels(decoder, prediction, draw=options.draw, generator=generators)
+            batches.append((drawn.cpu(), prediction.x.cpu()))
+    data, x = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return data, x, frames
 
 
@@ -215,8 +211,8 @@ def _write_numbers(
 
 
 def _folder(folder: Path) -> Path:
-    """The folder of samples; raises before anything is sampled if they cannot be written. A
-    missing one is made with the samples, so that a refused option leaves none."""
+    """The folder of samples. Raises before sampling if they cannot be written. A missing folder is
+    created with the samples, so that an invalid option leaves none."""
     is_other = os.path.lexists(folder) and not folder.is_dir()
     require(not is_other, "out", "be a folder", str(folder), "--out FOLDER")
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
@@ -230,7 +226,7 @@ def _folder(folder: Path) -> Path:
 
 
 def _step(options: argparse.Namespace) -> Any:
-    """The step with its options; raises for those of another step."""
+    """The step with its options. Raises for those of another step."""
     values = {name: getattr(options, name, None) for name in OPTIONS}
     given = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():
@@ -247,7 +243,7 @@ def _levels(options: argparse.Namespace, trained: Schedule) -> Tensor:
     if options.grid in GRIDS:
         schedule = GRIDS[options.grid](trained.logsnr_max, trained.logsnr_min)
     elif options.grid != "run":
-        schedule = from_file(options.grid)
+        schedule = load_object(options.grid)
         if not isinstance(schedule, Schedule | type):
             what = "come without --steps and --spacing where it is a row of levels"
             alone = options.steps is None and options.spacing == "uniform"
@@ -269,7 +265,7 @@ def _model(options: argparse.Namespace, model: Any) -> Any:
 
 
 def _labels(options: argparse.Namespace, classes: int | None) -> Tensor | None:
-    """The class of each sample, in turn: all classes but the null one, or those of --label."""
+    """The class of each sample: all classes but the null one, or those of --label, in turn."""
     if classes is None:
         for name, value in (("label", options.label), ("guidance", options.guidance)):
             hint = "this run's network takes no label"
@@ -284,41 +280,9 @@ def _labels(options: argparse.Namespace, classes: int | None) -> Tensor | None:
     return torch.tensor([chosen[i % len(chosen)] for i in range(options.count)])
 
 
-def _shown(i: int, levels: int) -> bool:
-    """Whether the level of number i is a frame: at most FRAMES of them, and the last."""
-    every = -(-levels // FRAMES)
-    return (levels - 1 - i) % every == 0
-
-
-def _cells(count: int, labels: Tensor | None) -> tuple[Tensor, int]:
-    """Where each image stands in the grid, and its columns: near a square, or one row for each
-    class."""
-    if labels is None or len(set(labels.tolist())) == 1:
-        return torch.arange(count), math.ceil(math.sqrt(count))
-    columns, cells = int(labels.bincount().max()), torch.zeros_like(labels)
-    for row, label in enumerate(sorted(set(labels.tolist()))):
-        members = (labels == label).nonzero().flatten()
-        cells[members] = row * columns + torch.arange(len(members))
-    return cells, columns
-
-
-def _picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: int = 320) -> Any:
-    """Integer images (n, channels, h, w) as one picture with thin gaps, enlarged to a width that
-    can be seen."""
-    with extra("train"):
-        from PIL import Image
-
-    _, channels, h, w = data.shape
-    rows = int(cells.max()) // columns + 1
-    canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 128, dtype=np.uint8)
-    pixels = (data.float() * (255 / (levels - 1))).round().to(torch.uint8)
-    images = pixels.permute(0, 2, 3, 1).numpy()
-    for cell, image in zip(cells.tolist(), images, strict=True):
-        top, left = (cell // columns) * (h + 1) + 1, (cell % columns) * (w + 1) + 1
-        canvas[top : top + h, left : left + w] = image
-    factor = max(1, -(-smallest // canvas.shape[1]))
-    canvas = canvas.repeat(factor, 0).repeat(factor, 1)
-    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+def _is_frame(i: int, visited: int) -> bool:
+    """Whether level i is a frame: at most FRAMES of them, among them the last."""
+    return (visited - 1 - i) % -(-visited // FRAMES) == 0
 
 
 def _positive(text: str) -> int:
@@ -331,16 +295,16 @@ def _positive(text: str) -> int:
     return number
 
 
-def _named(what: str, known: dict[str, Any]) -> Callable[[str], str]:
-    """A reader of names, which answers an unknown one with the nearest."""
+def _named(what: str, names: dict[str, Any]) -> Callable[[str], str]:
+    """A parser of names. An unknown name raises with the nearest as a hint."""
 
-    def read(text: str) -> str:
-        if text not in known:
-            hint = did_you_mean(text, known) or f"there are {', '.join(known)}"
+    def parse(text: str) -> str:
+        if text not in names:
+            hint = did_you_mean(text, names) or f"there are {', '.join(names)}"
             raise argparse.ArgumentTypeError(f"'{text}' is no {what}; {hint}")
         return text
 
-    return read
+    return parse
 
 
 def _grid(text: str) -> str:

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from vdiff._validate import require
-from vdiff.cli.load import from_file
+from vdiff.cli.load import load_object
 from vdiff.disk import write_text
 from vdiff.errors import InvalidValue
 from vdiff.likelihood import verify_estimators
@@ -21,7 +21,7 @@ from vdiff.theorems import verify
 from vdiff.theorems.pages import theorem_page
 from vdiff.theorems.subject import DRAWS
 
-READ = {  # by each table, of the options
+READ = {  # the options that each table reads
     "pages": ("pages",),
     "estimators": ("estimators", "names", "model", "points", "seed"),
     "theorems": ("names", "model", "draws"),
@@ -61,14 +61,14 @@ def run(options: argparse.Namespace) -> int:
     if options.estimators:
         counts = {word: getattr(options, word) for word in ("points", "seed")}
         given = {word: count for word, count in counts.items() if count is not None}
-        given |= {"model": from_file(options.model)} if options.model else {}
-        found = verify_estimators(**given, names=options.names or None)
-        say(found)
-        return 1 if found.failed else 0
+        given |= {"model": load_object(options.model)} if options.model else {}
+        estimators = verify_estimators(**given, names=options.names or None)
+        say(estimators)
+        return 1 if estimators.failed else 0
     model = data = None
     if options.model:
         file = options.model.rpartition(":")[0]
-        model, data = from_file(options.model), from_file(f"{file}:data")
+        model, data = load_object(options.model), load_object(f"{file}:data")
     draws = DRAWS if options.draws is None else options.draws
     report = verify(model, data, names=options.names or None, draws=draws)
     say(report)
@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse an option that would be ignored."""
-    table = next((one for one in READ if getattr(options, one, False)), "theorems")
+    """Raise for an option that would be ignored."""
+    table = next((name for name in READ if getattr(options, name, False)), "theorems")
     for word in sorted({word for words in READ.values() for word in words}):
         value = getattr(options, word)
         if word in READ[table] or value is None or value is False or value == []:

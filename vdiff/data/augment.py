@@ -11,20 +11,20 @@ from vdiff._validate import OneOf, require, validated
 from vdiff.decoder import signed
 
 KINDS = ("none", "flip", "flip-turn")
-NUMBERS = 3  # uniform numbers that an example takes
+NUMBERS = 3  # uniform numbers for each image
 
 
 @validated
 def augment(
     images: Tensor, kind: Annotated[str, OneOf(KINDS)], u: Float[Tensor, "batch 3"]
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-    """Images (batch, channels, height, width) augmented, and 1 for each that was changed, as a
-    condition of the network.
+    """Augment images (batch, channels, height, width). Also returns 1 for each image that changed,
+    a condition of the network.
 
-    "flip" mirrors half of them, left to right. "flip-turn" is VDM's: that, and half of them
-    turned, by one, two or three right angles. Three uniform numbers of each image decide: u₀ < ½
-    mirrors, u₁ < ½ turns, ⌊3u₂⌋ + 1 times. Draw them for the whole batch of a step, so that the
-    augmentation does not depend on the number of processes.
+    "flip" mirrors half of the images, left to right. "flip-turn" is VDM's: it also turns half of
+    them, by one, two or three right angles. Each image has three uniform numbers: u₀ < ½ mirrors,
+    u₁ < ½ turns, ⌊3u₂⌋ + 1 times. Draw them for the whole batch of a step, so that they do not
+    depend on the number of processes.
 
     Kingma et al., Variational Diffusion Models, arXiv:2107.00630, and the authors' code (which
     turns after it mirrors).
@@ -35,10 +35,10 @@ def augment(
               [2, 4]]]]), tensor([1.]))
     """
     fits = images.ndim == 4 and (kind != "flip-turn" or images.shape[2] == images.shape[3])
-    what = "have shape (batch, channels, side, side)"
-    require(fits, "images", what, tuple(images.shape))
-    shape = (len(images), NUMBERS)
-    require(u.shape == shape, "u", f"have shape (batch, {NUMBERS}) = {shape}", tuple(u.shape))
+    require(fits, "images", "have shape (batch, channels, side, side)", tuple(images.shape))
+    require(
+        u.shape == (len(images), NUMBERS), "u", f"have shape ({len(images)}, 3)", tuple(u.shape)
+    )
     if kind == "none":
         return images, torch.zeros(len(images), dtype=torch.float32, device=images.device)
     u, images = u.to(images.device), signed(images)

@@ -24,8 +24,8 @@ HOME = "https://www.cs.toronto.edu/~kriz/"
 
 @validated
 def decode_binary(raw: bytes) -> Images:
-    """A batch of the binary archive: for each image a byte for its class, then 1,024 for red,
-    green and blue each, row by row.
+    """Decode a batch of the binary archive: for each image a byte for its class, then 1,024 bytes
+    each for red, green and blue, row by row.
 
     >>> decode_binary(bytes([7] + 3072 * [255])).labels
     tensor([7])
@@ -42,14 +42,14 @@ def decode_binary(raw: bytes) -> Images:
 
 
 def encode_binary(images: Images) -> bytes:
-    """The bytes that `decode_binary` turns into these images."""
+    """The inverse of `decode_binary`."""
     labels = images.labels[:, None].to(torch.uint8)
     return torch.cat([labels, images.pixels.flatten(1)], 1).numpy().tobytes()
 
 
 @dataclass(frozen=True)
 class Published:
-    """CIFAR-10 as it is published: five training batches and a test batch in a folder, packed."""
+    """CIFAR-10 as published: an archive with five training batches and a test batch in a folder."""
 
     archive: File
     folder: str
@@ -84,21 +84,22 @@ for path in pathlib.Path("cifar-10-batches-py").glob("*_batch*"):
 def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Images]:
     """The 50,000 training and 10,000 test images, in their published order.
 
-    Read from `folder`, unpacked or in its archive; sizes and checksums are verified each time, and
-    nothing is unpacked onto the disk. Missing files are downloaded in their archive (170 MB), but
-    only into a folder that is new, empty or holds data sets of vdiff alone. Raises ValueError
-    with what was found and what to put where. The Python archive holds pickles and is not read;
-    the error then has the lines that convert it.
+    They are read from `folder`, which holds the archive or its unpacked files. Sizes and checksums
+    are verified each time, and nothing is unpacked onto the disk. A missing archive (170 MB) is
+    downloaded, but only into a folder that is new, empty or holds only data sets of vdiff. Raises
+    ValueError with what was found and what to put where. The Python archive holds pickles and is
+    not read; the error then has the lines that convert it.
 
     Learning Multiple Layers of Features from Tiny Images, A. Krizhevsky, 2009;
     https://www.cs.toronto.edu/~kriz/cifar.html
     """
     folder = absolute("folder", folder)
-    found = _find(folder)
-    reason, others = "", [] if found is not None else _others(folder)
-    if found is None:
-        _refuse_pickles(folder)
-    if found is None and download and not others:
+    batches = _find(folder)
+    if batches is not None:
+        return read_batches(batches)
+    reason, others = "", _others(folder)
+    _refuse_pickles(folder)
+    if download and not others:
         from vdiff.data.download import Unreachable
         from vdiff.data.download import download as fetch
 
@@ -106,8 +107,8 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
             fetch(HOME + PUBLISHED.archive.name, PUBLISHED.archive, folder)
         except Unreachable as error:
             reason = f"; its download failed: {error}"
-        found = _find(folder)
-    if found is None:
+        batches = _find(folder)
+    if batches is None:
         hint = f"put {PUBLISHED.archive} from {HOME.rstrip('/')} there as it is"
         hint += "; dataset('patches') needs no download"
         if others:
@@ -115,17 +116,17 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
             hint += "images of your own are a tensor, for vdiff.training.train"
         came = _what_there_is(folder, others) + reason
         raise InvalidValue("folder", "hold CIFAR-10", came, hint)
-    return read_batches(found)
+    return read_batches(batches)
 
 
 def read_batches(batches: Iterable[bytes]) -> tuple[Images, Images]:
-    """All training batches as one, and the test batch, which is the last."""
+    """The images of all training batches, and of the test batch, which is the last."""
     *train, test = [decode_binary(raw) for raw in batches]
     return joined(train), test
 
 
 def _find(folder: Path) -> Iterator[bytes] | None:
-    """The batches, where they are there whole."""
+    """The batches, if all of them are there."""
     home, archive = folder / PUBLISHED.folder, PUBLISHED.archive
     if all((home / file.name).exists() for file in PUBLISHED.batches):
         return (file.read(home) for file in PUBLISHED.batches)
@@ -134,9 +135,9 @@ def _find(folder: Path) -> Iterator[bytes] | None:
     return None
 
 
-def is_there(folder: str | Path) -> bool:
-    """Whether a folder holds CIFAR-10, by the names of its files, or the Python archive, which
-    `cifar10` refuses; nothing is read or made."""
+def is_available(folder: str | Path) -> bool:
+    """Whether a folder holds files with the names of CIFAR-10, or the Python archive, which
+    `cifar10` does not read."""
     folder = absolute("folder", folder)
     return _find(folder) is not None or bool(_pickled(folder))
 
@@ -146,7 +147,7 @@ def _pickled(folder: Path) -> list[str]:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """Raise where the folder holds the Python archive alone, with the lines that convert it."""
+    """Raise if the folder holds only the Python archive, with the lines that convert it."""
     there = _pickled(folder)
     if there:
         came = f"{there[0]} in {folder}, whose pickles are not read: they can run code"
@@ -159,8 +160,7 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _others(folder: Path) -> list[str]:
-    """What a folder holds that no data set of vdiff has put there; the path itself if it is no
-    folder."""
+    """What a folder holds besides data sets of vdiff; the path itself if it is no folder."""
     if not folder.is_dir():
         return [folder.name] if os.path.lexists(folder) else []
     archive = PUBLISHED.archive.name
@@ -183,10 +183,10 @@ def _what_there_is(folder: Path, others: list[str]) -> str:
 
 
 def unpack(archive: bytes, form: Published) -> Iterator[bytes]:
-    """The batches in an archive, read by name and verified; nothing is written, links are refused,
-    and no more is unpacked than the batches may take."""
+    """The verified batches in an archive. Nothing is written, links raise, and no more is unpacked
+    than the size of the batches."""
     wanted = {f"{form.folder}/{file.name}": file for file in form.batches}
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     whole = f"hold {form.archive.name} whole"
     try:
         stream = _Bounded(archive, sum(file.size for file in form.batches) + (1 << 20))
@@ -198,18 +198,18 @@ def unpack(archive: bytes, form: Published) -> Iterator[bytes]:
                         came = f"{member.size:,} bytes" if member.isreg() else "a link or a device"
                         meant = f"a file of {file.size:,} bytes"
                         raise ValueError(f"{member.name} is {came} instead of {meant}")
-                    found[file.name] = members.extractfile(member).read()
-                    file.check(found[file.name], f" in {form.archive.name}")
+                    contents[file.name] = members.extractfile(member).read()
+                    file.check(contents[file.name], f" in {form.archive.name}")
     except Exception as error:  # gzip, zlib and tarfile each have their own
         raise InvalidValue("folder", whole, f"an archive that breaks: {error}") from error
-    missing = [file.name for file in form.batches if file.name not in found]
+    missing = [file.name for file in form.batches if file.name not in contents]
     require(not missing, "folder", whole, f"one without {', '.join(missing)}")
-    return (found.pop(file.name) for file in form.batches)
+    return (contents.pop(file.name) for file in form.batches)
 
 
 class _Bounded:
-    """A gzipped stream that ends in an error behind so many bytes: a small archive can hold any
-    number of zeros."""
+    """A gzipped stream that raises after `limit` bytes: a small archive can hold any number of
+    zeros."""
 
     def __init__(self, packed: bytes, limit: int) -> None:
         self.stream, self.left = gzip.GzipFile(fileobj=BytesIO(packed)), limit
@@ -228,7 +228,7 @@ __all__ = [
     "cifar10",
     "decode_binary",
     "encode_binary",
-    "is_there",
+    "is_available",
     "read_batches",
     "unpack",
 ]

@@ -25,8 +25,8 @@ class Split:
 
 
 def digits() -> Split:
-    """1,300 images to train on, 200 to select with, 297 to test, in the order of
-    `RandomState(0).permutation`. Nothing is downloaded: the scans come with scikit-learn.
+    """1,300 images to train on, 200 to select with and 297 to test, in the order of
+    `RandomState(0).permutation`. They come with scikit-learn.
 
     >>> digits().train.shape, digits().test.shape
     (torch.Size([1300, 1, 8, 8]), torch.Size([297, 1, 8, 8]))

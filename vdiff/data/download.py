@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped, are verified, and are there whole or not at all."""
+"""Downloads that resume, and are verified before they get their name."""
 
 import errno
 import http.client
@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from vdiff.data.file import File, writing
-from vdiff.disk import commit, open_regular
+from vdiff.disk import atomic_rename, open_regular
 from vdiff.errors import InvalidValue
 from vdiff.terminal import Bar, on_terminal
 
@@ -19,30 +19,23 @@ ATTEMPTS, PAUSE, TIMEOUT, CHUNK = 5, 2.0, 30.0, 1 << 18
 
 
 class Unreachable(Exception):
-    """A download that the network did not allow; its text says how it ended."""
+    """A download that failed, with the reason."""
 
 
 def download(url: str, file: File, folder: Path) -> None:
-    """Fetch `file` into `folder`, with a progress bar; one of several processes does it, and the
+    """Fetch `file` into `folder`, with a progress bar. Of several processes one downloads, and the
     others wait.
 
-    A partial download stays in `<name>.part`, and the next call fetches the rest. HTTP(S)_PROXY
-    is respected. Raises `Unreachable`, and ValueError if the folder cannot be written to or the
-    content is not the published one.
-
-    >>> import tempfile
-    >>> hello = File("hello.txt", 5, "md5:5d41402abc4b2a76b9719d911017c592")
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     download("data:,hello", hello, Path(folder))
-    ...     hello.read(Path(folder))
-    b'hello'
+    A partial download stays in `<name>.part`, and the next call resumes it. HTTP(S)_PROXY is used.
+    Raises `Unreachable`, and ValueError if the folder cannot be written to, or the content is not
+    the published one.
     """
     with writing(folder, file.name):
         path, part = folder / file.name, folder / f"{file.name}.part"
         if path.exists():
             return
         if part.is_symlink() or (part.exists() and part.stat().st_nlink > 1):
-            part.unlink()  # it leads to a file that is another's
+            part.unlink()  # it is another file too
         with Bar(file.size, "B", file.name, quiet=not on_terminal()) as bar:
             for attempt in range(ATTEMPTS):
                 had = _size(part)
@@ -56,7 +49,7 @@ def download(url: str, file: File, folder: Path) -> None:
                         hint = "what has arrived is kept"
                         raise InvalidValue("folder", needs, came, hint) from error
                     code = getattr(error, "code", 0)
-                    if code == 416:  # there is no such rest: what is here is of another file
+                    if code == 416:  # there is no such rest: the part is of another file
                         part.unlink(missing_ok=True)
                     final = code < 500 and code != 416 and _size(part) <= had
                     if final or attempt + 1 == ATTEMPTS:
@@ -67,11 +60,11 @@ def download(url: str, file: File, folder: Path) -> None:
         except ValueError:
             part.unlink()  # a wrong beginning would never be replaced
             raise
-        commit(part, path)
+        atomic_rename(part, path)
 
 
 def _fetch(url: str, file: File, part: Path, bar: Bar) -> None:
-    """Append to `part` what is missing of it; raises OSError where that ends early."""
+    """Append the missing bytes to `part`. Raises OSError if they end early."""
     if _size(part) > file.size:
         part.unlink()
     have = _size(part)
@@ -107,7 +100,7 @@ def _size(path: Path) -> int:
 
 
 def _reason(url: str, error: Exception) -> str:
-    """What went wrong, with the proxy that was asked but not its password."""
+    """The reason, with the proxy but not its password."""
     scheme = urllib.parse.urlsplit(url).scheme
     proxy = urllib.parse.urlsplit(urllib.request.getproxies().get(scheme, ""))
     through = f" through the proxy {proxy.hostname}:{proxy.port}" if proxy.hostname else ""

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from vdiff.data.cifar10 import BATCH, RECORD, encode_binary, read_batches
 from vdiff.data.file import File, writing
 from vdiff.data.images import HELD_OUT, Images, joined
-from vdiff.disk import absolute, commit, new_folder
+from vdiff.disk import absolute, atomic_rename, new_folder
 from vdiff.errors import InvalidValue
 from vdiff.extras import extra
 
@@ -25,17 +25,11 @@ def patches(folder: str | Path) -> tuple[Images, Images]:
     """50,000 training and 10,000 test patches of 32×32 pixels from scikit-learn's china.jpg and
     flower.jpg; the class is the photograph.
 
-    The photographs are cut into upright bands, 80 columns for training, 32 for the selection (the
-    last 1,000 training images, which `splits` holds out) and 48 for the test, so that no parts
-    share a pixel; patches of one band overlap, so that they hold far less data than CIFAR-10. The
-    first call writes them to `folder`/patches (184 MB) in the binary form of CIFAR-10, with their
-    checksums. Bits/dim on them compare with nothing else.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     train, test = patches(folder)
-    >>> train.pixels.shape, test.pixels.shape, train.labels.unique()
-    (torch.Size([50000, 3, 32, 32]), torch.Size([10000, 3, 32, 32]), tensor([0, 1]))
+    The photographs are cut into vertical bands: 80 columns for training, 32 for the selection (the
+    last 1,000 training images, which `splits` holds out) and 48 for the test. No two parts share a
+    pixel. Patches of one band overlap: they hold far less data than CIFAR-10, and bits/dim on them
+    compare with nothing else. The first call writes them to `folder`/patches (184 MB) in the
+    binary form of CIFAR-10, with checksums.
     """
     home = absolute("folder", folder) / "patches"
     if not home.exists():
@@ -46,7 +40,7 @@ def patches(folder: str | Path) -> tuple[Images, Images]:
 
 
 def _make(home: Path) -> None:
-    """All files in a folder aside, which then gets its name."""
+    """Write all files into a new folder, then rename it."""
     aside = new_folder(home.with_name(f"{home.name}.part"))
     parts = (_cut(*TRAIN, 5 * BATCH - HELD_OUT), _cut(*SELECTION, HELD_OUT), _cut(*TEST, BATCH))
     every = joined(parts)
@@ -56,11 +50,11 @@ def _make(home: Path) -> None:
         (aside / name).write_bytes(raw)
         sums += f"{hashlib.sha256(raw).hexdigest()}  {name}\n"
     (aside / SUMS).write_text(sums, encoding="utf-8")
-    commit(aside, home)
+    atomic_rename(aside, home)
 
 
 def _files(home: Path) -> list[File]:
-    """What `sha256sum` would print, as files."""
+    """The files that SHA256SUMS lists."""
     path, lines = home / SUMS, list[str]()
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -76,8 +70,7 @@ def _files(home: Path) -> list[File]:
 
 
 def _cut(first: int, last: int, count: int) -> Images:
-    """`count` different patches that lie in columns `first` to `last` − 1 of every period, in
-    random order."""
+    """`count` different patches from columns `first` to `last` − 1 of every period, shuffled."""
     with extra("train"):
         from sklearn.datasets import load_sample_images
 
@@ -86,8 +79,8 @@ def _cut(first: int, last: int, count: int) -> Images:
     windows = sliding_window_view(photographs, (SIDE, SIDE), axis=(1, 2))
     _, rows, columns = windows.shape[:3]
     left = np.array([x for x in range(columns) if first <= x % PERIOD <= last - SIDE])
-    place = np.random.RandomState(first).permutation(len(photographs) * rows * len(left))[:count]
-    photograph, y, x = np.unravel_index(place, (len(photographs), rows, len(left)))
+    chosen = np.random.RandomState(first).permutation(len(photographs) * rows * len(left))[:count]
+    photograph, y, x = np.unravel_index(chosen, (len(photographs), rows, len(left)))
     pixels, labels = windows[photograph, y, left[x]], photograph.astype(np.int64)
     return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
 

@@ -1,4 +1,4 @@
-"""Every data set by its name."""
+"""All data sets by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 from vdiff._validate import require, validated
 from vdiff.data.cifar10 import cifar10
-from vdiff.data.cifar10 import is_there as cifar10_is_there
+from vdiff.data.cifar10 import is_available as cifar10_is_there
 from vdiff.data.digits import LEVELS, digits
 from vdiff.data.images import HELD_OUT, Images, Splits
 from vdiff.data.patches import patches
@@ -39,23 +39,23 @@ DATASETS: dict[str, Callable[[str | Path], tuple[Images, Images]]] = {
 
 @validated
 def dataset(name: str, folder: str | Path = "data") -> tuple[Images, Images]:
-    """The training and the test images of "cifar10", "digits" or "patches", read from `folder`
-    and, where they are missing, downloaded or made there.
+    """The training and the test images of "cifar10", "digits" or "patches", read from `folder`.
+    Missing files are downloaded or created there.
 
-    Images are levels in uint8, ready for a decoder with `levels`. Raises ValueError for another
-    name, and for files that are missing or are not what they should be.
+    Images are grey levels in uint8, ready for a decoder with `levels`. Raises ValueError for an
+    unknown name, and for files that are missing or damaged.
 
     >>> train, test = dataset("digits")
     >>> train.pixels.shape, test.pixels.dtype, test.levels
     (torch.Size([1300, 1, 8, 8]), torch.uint8, 17)
     """
-    known, near = f"be one of {', '.join(DATASETS)}", did_you_mean(str(name), DATASETS)
-    require(name in DATASETS, "name", known, repr(name), near)
+    what, hint = f"be one of {', '.join(DATASETS)}", did_you_mean(str(name), DATASETS)
+    require(name in DATASETS, "name", what, repr(name), hint)
     return DATASETS[name](folder)
 
 
-def is_there(name: str, folder: str | Path = "data") -> bool:
-    """Whether `dataset(name, folder)` would only read: nothing is downloaded and nothing made."""
+def is_available(name: str, folder: str | Path = "data") -> bool:
+    """Whether `dataset(name, folder)` would download and create nothing."""
     if name == "patches":
         return (absolute("folder", folder) / "patches").exists()
     return name == "digits" or cifar10_is_there(folder)
@@ -65,9 +65,8 @@ def is_there(name: str, folder: str | Path = "data") -> bool:
 def splits(name: str, folder: str | Path = "data") -> Splits:
     """A data set in three parts, to train on, to select with and to test once, at the end.
 
-    The selection is held out of the training images: of CIFAR-10 and the patches the last 1,000
-    (those of the patches lie in bands of their own), of the digits 200. Arguments and errors are
-    those of `dataset`.
+    The selection is held out of the training images: the last 1,000 of CIFAR-10 and the patches,
+    200 of the digits. Arguments and errors are those of `dataset`.
 
     >>> [len(part) for part in splits("digits")]
     [1300, 200, 297]
@@ -78,4 +77,4 @@ def splits(name: str, folder: str | Path = "data") -> Splits:
     return Splits(train[:-HELD_OUT], train[-HELD_OUT:], test)
 
 
-__all__ = ["DATASETS", "dataset", "is_there", "splits"]
+__all__ = ["DATASETS", "dataset", "is_available", "splits"]

@@ -1,5 +1,4 @@
-"""Training: configuration, loop and run folder. Without the extra `train` it cannot be
-imported."""
+"""Training: configuration, loop and run folder. Importing it needs the extra `train`."""
 
 from vdiff.extras import extra
 
@@ -10,7 +9,7 @@ with extra("train"):  # before anything is trained, not at the first checkpoint
 from vdiff.groups import parameter_groups
 from vdiff.training.config import Config
 from vdiff.training.loop import train
-from vdiff.training.ranks import all_reduce, here, processes, shard
+from vdiff.training.ranks import all_reduce, distributed, rank, shard
 from vdiff.training.run import Run
 from vdiff.training.validation import Validation
 
@@ -19,9 +18,9 @@ __all__ = [
     "Run",
     "Validation",
     "all_reduce",
-    "here",
+    "distributed",
     "parameter_groups",
-    "processes",
+    "rank",
     "shard",
     "train",
 ]

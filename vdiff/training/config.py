@@ -1,13 +1,11 @@
-"""What a run is, as data: enough to build its objective again, and to train it the same way."""
+"""A run as plain data: enough to build its objective again and train it the same way."""
 
 import ast
 import inspect
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -15,27 +13,23 @@ from torch import nn
 from vdiff import decoder, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
 from vdiff._validate import validated
-from vdiff.data.augment import KINDS
-from vdiff.data.registry import DATASETS
 from vdiff.decoder import Decoder, Levels
 from vdiff.denoiser import Denoiser
-from vdiff.errors import MOST_STEPS, InvalidValue, did_you_mean
+from vdiff.errors import InvalidValue, did_you_mean
 from vdiff.objective import VLB, Hybrid, Loss, Objective, Weighted
 from vdiff.resampling import LossSecondMoment
-from vdiff.training.plain import flaw, parse, shown, word
-from vdiff.training.spec import LARGEST, Spec, build, faults, outline_of
+from vdiff.training.fields import CHECKS, is_number
+from vdiff.training.safe_json import flaw, json_repr, parse, printable_name
+from vdiff.training.spec import LARGEST, Spec, build, outline_of
 from vdiff.weighting import ELBO
-
-DECAYS = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
 class Config:
-    """An objective and its training as plain data, JSON in and out.
+    """An objective and its training as plain data, read from JSON and written to it.
 
     A spec is a class by name with its arguments, {"name": "Sigmoid", "bias": 2.0}, or a class
-    method, {"name": "Tabulated.linear_betas"}; its arguments can be specs. All fields are checked
-    together.
+    method, {"name": "Tabulated.linear_betas"}; its arguments can be specs.
 
     The loss is one of three:
 
@@ -44,24 +38,24 @@ class Config:
         iDDPM's simple + bound_weight · bound          bound_weight given; 0 is DDPM's simple loss
 
     Args:
-        network, parameterization, schedule: of the model, and the log-SNR that it is trained at.
-        data, folder, shape: a data set by name, where its files are, and the shape of one example.
-        decoder: p(data | z₀), which encodes the data; the run is evaluated with it.
-        chain, variance: T steps, None for continuous time; and of its reverse steps, None for the
-            posterior's.
-        resampling: draw the bound's terms on a chain by their size (`LossSecondMoment`).
+        network, parameterization, schedule: specs of the model and its noise schedule.
+        data, folder, shape: a data set by name, the folder of its files, the shape of an example.
+        decoder: p(data | z₀). It encodes the data, and the run is evaluated with it.
+        chain: T, the number of diffusion steps; None for continuous time.
+        variance: of the reverse steps; None for the posterior's.
+        resampling: draw the terms of a chain's bound by their size (`LossSecondMoment`).
         level_head: the network returns logits of levels (`LevelHead`).
-        conditional: the network is given the class, as `label`.
+        conditional: the network takes the class as `label`.
         augment: "none", "flip" or "flip-turn"; the last is for networks that take `augmented`.
         steps, batch: optimizer steps, and images in each, over all processes and `accumulate`
             micro-batches.
         lr, schedule_lr: learning rates of the network and of a schedule, after `warmup` steps;
-            `decay` is "cosine", down to zero at the last step, or "constant".
-        clip: the norm to which the gradient of the loss in bits/dim is clipped, or None.
-        ema: decays of the averages; the first is the one that is evaluated.
+            `decay` is "cosine" (to zero at the last step) or "constant".
+        clip: the maximal gradient norm of the loss in bits/dim, or None.
+        ema: decays of the averages; the first one is evaluated.
         autocast, compile, channels_last: bf16, `torch.compile`, and the network's memory format.
 
-    Raises ValueError with every field that is wrong.
+    Raises ValueError with all fields that are wrong.
 
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
     >>> type(config.objective()).__name__, config.ema
@@ -109,33 +103,32 @@ class Config:
 
     @validated
     def objective(self, *, outline: bool = False) -> Objective:
-        """The objective of this config, with fresh weights; with `outline` on the meta device,
-        where weights take no memory.
+        """Build the objective with new weights; with `outline`, without memory (meta device).
 
-        Raises ValueError for parts that cannot be made, and for networks that are too large.
+        Raises ValueError for parts that cannot be built, and for networks that are too large.
         """
         make = partial(build, networks, self.network)
-        network: nn.Module = outline_of(make)  # before it takes memory
+        network: nn.Module = outline_of(make)  # checks its size before it takes memory
         network = network if outline else make()
-        read = None if self.decoder is None else build(decoder, self.decoder)
-        if self.level_head and isinstance(read, Levels):
-            network = networks.LevelHead(network, read)
+        likelihood = None if self.decoder is None else build(decoder, self.decoder)
+        if self.level_head and isinstance(likelihood, Levels):
+            network = networks.LevelHead(network, likelihood)
         reverse = None if self.variance is None else build(variance, self.variance)
         return Objective(
             Denoiser(network, build(parameterization, self.parameterization), variance=reverse),
             schedule=build(schedule, self.schedule),
-            loss=self._loss(read),
+            loss=self._loss(likelihood),
         )
 
-    def _loss(self, read: Decoder | None) -> Loss:
+    def _loss(self, likelihood: Decoder | None) -> Loss:
         if self.bound_weight is not None and self.chain is not None:
-            return Hybrid(self.chain, bound_weight=self.bound_weight, decoder=read)
+            return Hybrid(self.chain, bound_weight=self.bound_weight, decoder=likelihood)
         weights = ELBO() if self.weighting is None else build(weighting, self.weighting)
-        if read is None or not isinstance(weights, ELBO):
-            return Weighted(weights, steps=self.chain, decoder=read)
-        terms = (self.chain or 0) + read.uses_network
+        if likelihood is None or not isinstance(weights, ELBO):
+            return Weighted(weights, steps=self.chain, decoder=likelihood)
+        terms = (self.chain or 0) + likelihood.uses_network
         resampling = LossSecondMoment(terms) if self.resampling else None
-        return VLB(read, steps=self.chain, resampling=resampling)
+        return VLB(likelihood, steps=self.chain, resampling=resampling)
 
     def asdict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -143,28 +136,27 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
-        """The config of a file, also of an older one that lacks fields.
+        """The config from a file. Fields that an older file lacks have their defaults.
 
         >>> Config.from_dict({"network": {"name": "MLP", "dims": 2}, "step": 10})
         Traceback (most recent call last):
             ...
         ValueError: Config: argument 'step' must be a field; got 10 (did you mean 'steps'?)
         """
-        known = [one.name for one in fields(cls)]
-        unknown = {word(name): shown(values[name]) for name in values if name not in known}
+        names = [field.name for field in fields(cls)]
+        unknown = {printable_name(n): json_repr(values[n]) for n in values if n not in names}
         _refuse(_flaws(values))
-        _refuse(
-            [InvalidValue(n, "be a field", unknown[n], did_you_mean(n, known)) for n in unknown]
-        )
+        hints = {n: did_you_mean(n, names) for n in unknown}
+        _refuse([InvalidValue(n, "be a field", unknown[n], hints[n]) for n in unknown])
         _refuse([] if "network" in values else [InvalidValue("network", "be given", None)])
-        one = values.get("ema")  # older files have a single decay
-        return cls(**{**values, **({"ema": [one]} if _number(one) else {})})
+        ema = values.get("ema")  # older files have a single decay
+        return cls(**{**values, **({"ema": [ema]} if is_number(ema) else {})})
 
     def override(self, settings: Iterable[str]) -> "Config":
         """This config with settings such as "lr=1e-4", "schedule.name=Cosine" or "betas=[0.9,
-        0.999]", all of them checked.
+        0.999]".
 
-        A value is JSON (or Python's None, True and False), else text; a point leads into a spec.
+        A value is JSON (or Python's None, True and False), else text. A dot leads into a spec.
 
         >>> Config(network={"name": "MLP", "dims": 2}).override(["network.width=64"]).network
         {'name': 'MLP', 'dims': 2, 'width': 64}
@@ -175,7 +167,7 @@ class Config:
             *outer, last = path.strip().split(".")
             if not equals or not last:
                 hint = "for instance lr=1e-4, or schedule.name=Cosine"
-                _refuse([InvalidValue("override", "be name=value", shown(setting), hint)])
+                _refuse([InvalidValue("override", "be name=value", json_repr(setting), hint)])
             inner = values
             for name in outer:
                 if not isinstance(inner.get(name), dict):
@@ -185,7 +177,7 @@ class Config:
         return Config.from_dict(values)
 
     def _misfits(self) -> list[InvalidValue]:
-        """Fields that are right one by one and do not go together."""
+        """Fields that do not go together."""
         network = getattr(networks, self.network["name"].partition(".")[0])
         takes = inspect.signature(network.forward).parameters
         chained, hybrid = self.chain is not None, self.bound_weight is not None
@@ -216,138 +208,38 @@ class Config:
         return [] if holds else [InvalidValue(field, what, getattr(self, field), hint)]
 
 
-def _total(name: str, spec: Any) -> list[InvalidValue]:
-    """A check that a spec names a weighting, and not a factor alone or a product of factors."""
-    wrong = faults(name, weighting, spec)
-    if not wrong and _is_factor(spec):
-        base, factor = '"base": {"name": "MSE", …}', f'"factor": {json.dumps(spec)}'
-        hint = f'a factor multiplies a base: {{"name": "Product", {base}, {factor}}}'
-        return [InvalidValue(name, "be a total", f"the factor {spec}", hint)]
-    return wrong
-
-
-def _is_factor(spec: Any) -> bool:
-    if spec["name"] == "Product":
-        return _is_factor(spec["base"]) and _is_factor(spec["factor"])
-    made = getattr(weighting, spec["name"], None)
-    return isinstance(made, type) and issubclass(made, weighting.Factor)
-
-
 def _value(path: str, text: str) -> Any:
-    """The value of a setting: JSON, or a literal of Python, or else the text itself."""
+    """The value of a setting: JSON, a literal of Python, or the text itself."""
     try:
         return parse(text)
     except json.JSONDecodeError:
         pass
     except ValueError as error:
-        _refuse([InvalidValue(word(path), "be plain data", error)])
+        _refuse([InvalidValue(printable_name(path), "be plain data", error)])
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
         return text
     except (RecursionError, MemoryError):
-        _refuse([InvalidValue(word(path), "be plain data", "a value that is nested too deep")])
+        _refuse(
+            [
+                InvalidValue(
+                    printable_name(path), "be plain data", "a value that is nested too deep"
+                )
+            ]
+        )
 
 
 def _refuse(wrong: list[InvalidValue]) -> None:
-    """Raise a ValueError with all that is wrong, a line each."""
+    """Raise one ValueError with all errors, one a line."""
     if wrong:
         raise ValueError("\n".join(f"Config: {error}" for error in wrong))
 
 
 def _flaws(values: Mapping[str, Any]) -> list[InvalidValue]:
     """Values that are not plain data within bounds."""
-    found = {word(str(name)): flaw({name: value}) for name, value in values.items()}
-    return [InvalidValue(n, "be plain data", came) for n, came in found.items() if came]
+    why = {printable_name(str(name)): flaw({name: value}) for name, value in values.items()}
+    return [InvalidValue(n, "be plain data", came) for n, came in why.items() if came]
 
 
-Check = Callable[[str, Any], list[InvalidValue]]
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _that(holds: Callable[[Any], bool], requirement: str, known: tuple[str, ...] = ()) -> Check:
-    """A check that a value is as it should be, with the nearest of the `known` ones."""
-
-    def _check(name: str, value: Any) -> list[InvalidValue]:
-        hint = did_you_mean(str(value), known)
-        return [] if holds(value) else [InvalidValue(name, requirement, shown(value), hint)]
-
-    return _check
-
-
-def _one_of(known: tuple[str, ...]) -> Check:
-    return _that(lambda v: v in known, f"be one of {', '.join(known)}", known)
-
-
-def _spec(room: ModuleType) -> Check:
-    """A check that a spec names a class of a room, and arguments that it takes."""
-    return lambda name, value: faults(name, room, value)
-
-
-def _optional(check: Check) -> Check:
-    return lambda name, value: [] if value is None else check(name, value)
-
-
-def _list(holds: Callable[[Any], bool], requirement: str, length: int | None = None) -> Check:
-    """A check of a list and of each value in it."""
-    right = range(1, 1 << 20) if length is None else (length,)
-    return _that(
-        lambda v: isinstance(v, list) and len(v) in right and all(map(holds, v)), requirement
-    )
-
-
-def _decay(value: object) -> bool:
-    return _number(value) and 0 <= value < 1  # type: ignore[operator]
-
-
-_flag = _that(lambda v: isinstance(v, bool), "be true or false")
-_count = _that(lambda v: _whole(v) and v >= 1, "be a whole number of at least 1")
-_steps = _that(
-    lambda v: _whole(v) and 1 <= v <= MOST_STEPS, f"be a whole number from 1 to {MOST_STEPS:,}"
-)
-_from_zero = _that(lambda v: _whole(v) and v >= 0, "be a whole number of at least 0")
-_positive = _that(lambda v: _number(v) and 0 < v < math.inf, "be a finite number greater than 0")
-_from_0 = _that(lambda v: _number(v) and 0 <= v < math.inf, "be a finite number of at least 0")
-_text = _that(lambda v: isinstance(v, str) and v != "", "be text")
-
-CHECKS: dict[str, Check] = {
-    "network": _spec(networks),
-    "data": _one_of(tuple(DATASETS)),
-    "folder": _text,
-    "shape": _list(lambda n: _whole(n) and n >= 1, "be a list of sizes, such as [3, 32, 32]"),
-    "parameterization": _spec(parameterization),
-    "schedule": _spec(schedule),
-    "weighting": _optional(_total),
-    "decoder": _optional(_spec(decoder)),
-    "variance": _optional(_spec(variance)),
-    "chain": _optional(_steps),
-    "bound_weight": _optional(_from_0),
-    "resampling": _flag,
-    "level_head": _flag,
-    "conditional": _flag,
-    "augment": _one_of(KINDS),
-    "steps": _count,
-    "batch": _count,
-    "accumulate": _count,
-    "lr": _positive,
-    "schedule_lr": _positive,
-    "warmup": _from_zero,
-    "decay": _one_of(DECAYS),
-    "weight_decay": _from_0,
-    "betas": _list(_decay, "be two numbers in [0, 1)", 2),
-    "clip": _optional(_positive),
-    "ema": _list(_decay, "be decays in [0, 1), the evaluated one first"),
-    "seed": _from_zero,
-    "autocast": _flag,
-    "compile": _flag,
-    "channels_last": _flag,
-}
-
-__all__ = ["Config", "build"]
+__all__ = ["CHECKS", "Config", "build"]

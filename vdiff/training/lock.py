@@ -1,45 +1,35 @@
-"""One evaluation at a time of a file."""
+"""One training at a time in a run folder."""
 
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import socket
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 
-from vdiff.disk import open_regular
+from vdiff.disk import acquire_lock, open_regular
+from vdiff.errors import InvalidValue
+from vdiff.training.safe_json import read_json
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Whether this process alone has the lock of that name within the block. The lock's file is
-    there meanwhile.
-
-    Raises OSError if the file cannot be made.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with locked(Path(folder) / "a") as alone, locked(Path(folder) / "a") as too:
-    ...         alone, too
-    (True, False)
-    """
-    lock = _open(path)
+def lock_folder(folder: Path) -> BaseFileLock:
+    """Lock a run folder, and write this process into the lock file. Raises InvalidValue with the
+    process that holds the lock."""
+    path = folder / ".lock"
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        with suppress(OSError):  # some systems keep a file that is open
-            path.unlink()
-        lock.release()
+        lock = acquire_lock(path)
+    except Timeout as error:
+        holder, hint = "another process", "wait for it or stop it, or take another folder"
+        try:
+            content = read_json(path)
+            holder = f"process {content['pid']} on {content['host']}"
+        except (OSError, ValueError, KeyError):  # it has not written its name yet
+            pass
+        what = "be used by one training at a time"
+        raise InvalidValue("folder", what, f"{holder} in {folder}", hint) from error
+    with open(open_regular(path, os.O_WRONLY | os.O_TRUNC), "w", encoding="utf-8") as file:
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+    return lock
 
 
-def _open(path: Path) -> FileLock:
-    os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # the lock itself would follow a link
-    return FileLock(path)
-
-
-__all__ = ["locked"]
+__all__ = ["lock_folder"]

@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun starts them. A no-op in a single process."""
+"""The processes of a run, as torchrun starts them. Nothing is sent in a single process."""
 
 import gc
 import json
@@ -17,35 +17,36 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from vdiff._validate import validated
 from vdiff.errors import InvalidValue
+from vdiff.likelihood import Share
 from vdiff.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which process this is, and of how many."""
+class Rank:
+    """The number of this process, and how many there are."""
 
     index: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that writes."""
+    def is_zero(self) -> bool:
+        """Whether this process writes the files."""
         return self.index == 0
 
 
-def here() -> Place:
-    """The place of this process.
+def rank() -> Rank:
+    """The rank of this process.
 
-    >>> here()
-    Place(index=0, count=1)
+    >>> rank()
+    Rank(index=0, world_size=1)
     """
     if dist.is_available() and dist.is_initialized():
-        return Place(dist.get_rank(), dist.get_world_size())
-    return Place()
+        return Rank(dist.get_rank(), dist.get_world_size())
+    return Rank()
 
 
 def own_device() -> torch.device:
-    """The GPU of this process, under torchrun one for each; the CPU where there is none."""
+    """The GPU of this process (under torchrun, each has its own), or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -58,15 +59,14 @@ def own_device() -> torch.device:
 
 
 @contextmanager
-def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
-    """The device of this process, in a group with the others if torchrun started several (nccl on
-    GPUs, gloo on CPUs).
+def distributed(timeout: float = 1800.0) -> Iterator[torch.device]:
+    """Join the process group if torchrun started several processes (nccl on GPUs, gloo on CPUs);
+    yields the device of this process.
 
-    If one process fails, or is silent for `timeout` seconds while the others wait, all of them
-    end.
+    All processes end if one of them fails, or is silent for `timeout` seconds.
 
-    >>> with processes() as device:
-    ...     here().count
+    >>> with distributed() as device:
+    ...     rank().world_size
     1
     """
     device = own_device()
@@ -80,24 +80,22 @@ def processes(timeout: float = 1800.0) -> Iterator[torch.device]:
     try:
         yield device
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # they hold what is wrapped
+        traceback.clear_frames(error.__traceback__)  # its frames hold the DDP module
         raise
     finally:
-        # what is wrapped in DDP must be gone before its group: over gloo, torch can deadlock
-        # otherwise
-        gc.collect()
+        gc.collect()  # over gloo, torch can deadlock if a DDP module outlives its group
         dist.destroy_process_group()
 
 
 @validated
 def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) -> nn.Module:
-    """Apply `fully_shard` to everything but the schedules of a module, whose parameters stay whole
-    on each rank and whose gradients become means over ranks. FSDP itself refuses scalars, and
-    float64 parameters beside float32 ones.
+    """Apply `fully_shard` to everything but the schedules of a module. Each rank keeps all
+    parameters of the schedules, and their gradients are averaged over ranks: FSDP refuses scalars,
+    and float64 parameters beside float32 ones.
 
-    `parameter_groups` keeps the schedules in a group of their own, as an optimizer of sharded
-    weights needs. Move the module to its device first; on the meta device, give the schedules
-    values first (`to_empty`, `reset_parameters`).
+    Move the module to its device first; on the meta device, give the schedules values first
+    (`to_empty`, `reset_parameters`). `parameter_groups` puts the schedules into their own group,
+    which an optimizer of sharded weights needs.
 
     Args:
         module: an `Objective`, or a module that holds one.
@@ -120,8 +118,8 @@ def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) 
     from torch.distributed.fsdp import fully_shard  # which takes a second to import
 
     schedules = [part for part in module.modules() if isinstance(part, Schedule)]
-    whole = {p for schedule in schedules for p in schedule.parameters()}
-    if any(p.is_meta for p in whole):
+    unsharded = {p for schedule in schedules for p in schedule.parameters()}
+    if any(p.is_meta for p in unsharded):
         hint = "schedule.to_empty(device=…), which replaces parameters, then reset_parameters()"
         came = "parameters on the meta device"
         raise InvalidValue("module", "have schedules with values", came, hint)
@@ -135,37 +133,32 @@ def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, **options: Any) 
             dist.all_reduce(grad, group=group)
             grad.div_(dist.get_world_size(group))
 
-    for p in whole:
+    for p in unsharded:
         p.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
-    ignored = whole | options.pop("ignored_params", set())
+    ignored = unsharded | options.pop("ignored_params", set())
     fully_shard(module, mesh=mesh, ignored_params=ignored, **options)
     return module
 
 
 def all_reduce(statistics: Tensor) -> Tensor:
-    """A tensor summed over all ranks, in place: `schedule.update(all_reduce)`.
+    """Sum a tensor over all ranks, in place: `schedule.update(all_reduce)`.
 
     >>> all_reduce(torch.ones(1))
     tensor([1.])
     """
-    if here().count > 1:
+    if rank().world_size > 1:
         dist.all_reduce(statistics)
     return statistics
 
 
-def on_first(make: Callable[[], Any]) -> Any:
-    """Call `make` on the first rank; every rank returns its value, plain data, or raises its
-    error.
-
-    >>> on_first(lambda: {"step": 3})
-    {'step': 3}
-    """
-    place = here()
-    if place.count == 1:
+def on_rank_zero(make: Callable[[], Any]) -> Any:
+    """Call `make` on rank 0. Every rank returns its value, which must be plain data, or raises its
+    error."""
+    if rank().world_size == 1:
         return make()
     sent: list[str] = [""]
     failure: Exception | None = None
-    if place.first:
+    if rank().is_zero:
         try:
             sent = [json.dumps({"value": make()})]
         except Exception as error:
@@ -177,22 +170,29 @@ def on_first(make: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
-def from_first(state: dict[str, dict[str, Tensor]]) -> None:
-    """Fill the tensors of a state with those of the first rank."""
-    if here().count > 1:
+def broadcast(state: dict[str, dict[str, Tensor]]) -> None:
+    """Copy the tensors of rank 0 into those of every rank."""
+    if rank().world_size > 1:
         for tensor in (tensor for named in state.values() for tensor in named.values()):
-            whole = tensor.detach().contiguous()
-            dist.broadcast(whole, 0)
-            tensor.detach().copy_(whole)
+            contiguous = tensor.detach().contiguous()
+            dist.broadcast(contiguous, 0)
+            tensor.detach().copy_(contiguous)
+
+
+def share_of_rank() -> Share:
+    """The share of the images that this rank evaluates: all of them in a single process."""
+    index, count = rank().index, rank().world_size
+    return Share(index, count, all_reduce) if count > 1 else Share()
 
 
 __all__ = [
-    "Place",
+    "Rank",
     "all_reduce",
-    "from_first",
-    "here",
-    "on_first",
+    "broadcast",
+    "distributed",
+    "on_rank_zero",
     "own_device",
-    "processes",
+    "rank",
     "shard",
+    "share_of_rank",
 ]

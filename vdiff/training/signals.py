@@ -1,4 +1,5 @@
-"""Asked to stop: what a scheduler, a shell or Ctrl-C sends."""
+"""Signals to stop, from a scheduler, a shell or Ctrl-C. Outside the main thread, where Python
+allows no handlers, nothing is changed."""
 
 import signal
 import threading
@@ -13,29 +14,16 @@ SIGNALS = tuple(
 
 
 @contextmanager
-def stopping() -> Iterator[Callable[[], int]]:
-    """A function that says which signal has asked this process to stop, 0 while none has. Another
-    one ends it at once.
-
-    Handlers are those of before again afterwards. Outside the main thread, where Python allows
-    none, nothing is changed.
-
-    >>> with stopping() as asked:
-    ...     signal.raise_signal(signal.SIGTERM)
-    ...     asked() == signal.SIGTERM
-    True
-    """
-    caught: list[int] = []
-    with _first_signal(caught.append):
-        yield lambda: caught[0] if caught else 0
+def catch_signals() -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the number of the caught signal, or 0. A second signal ends
+    the process. Restores the previous handlers."""
+    numbers: list[int] = []
+    with _first_signal(numbers.append):
+        yield lambda: numbers[0] if numbers else 0
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ends the command; `number` is the signal's.
-
-    >>> Interrupted(signal.SIGTERM).number == signal.SIGTERM
-    True
-    """
+    """A signal with this number interrupts a command."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -44,37 +32,28 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block a signal raises Interrupted where the program is. Another one ends the
-    process at once.
+    """In this block the first signal raises Interrupted. A second one ends the process."""
 
-    >>> try:
-    ...     with interruptible():
-    ...         signal.raise_signal(signal.SIGTERM)
-    ... except Interrupted as error:
-    ...     error.number == signal.SIGTERM
-    True
-    """
-
-    def leave(number: int) -> None:
+    def interrupt(number: int) -> None:
         raise Interrupted(number)
 
-    with _first_signal(leave):
+    with _first_signal(interrupt):
         yield
 
 
 @contextmanager
 def _first_signal(act: Callable[[int], None]) -> Iterator[None]:
-    """Call `act` with the first signal; those that the parent process switched off stay off."""
+    """Call `act` with the first signal. Signals that the parent process ignores stay ignored."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         for each in before:
-            signal.signal(each, signal.SIG_DFL)  # of the system, which does not wait for Python
+            signal.signal(each, signal.SIG_DFL)  # the system does not wait for Python
         act(number)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        known = {each: signal.getsignal(each) for each in SIGNALS}
-        before = {each: now for each, now in known.items() if now is not signal.SIG_IGN}
+        handlers = {each: signal.getsignal(each) for each in SIGNALS}
+        before = {each: h for each, h in handlers.items() if h is not signal.SIG_IGN}
         for each in before:
             signal.signal(each, handle)
     try:
@@ -84,4 +63,4 @@ def _first_signal(act: Callable[[int], None]) -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL if handler is None else handler)
 
 
-__all__ = ["Interrupted", "interruptible", "stopping"]
+__all__ = ["Interrupted", "catch_signals", "interruptible"]

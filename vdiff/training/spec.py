@@ -1,7 +1,7 @@
-"""Objects as plain data: a class by name with its arguments, which can be specs again.
+"""Specs: objects as plain data, a class by name with its arguments, which can be specs.
 
-A name is that of a final class in a room's `__all__`, or of a class method that makes one of them.
-The annotations of the constructors say which arguments they take. Nothing else can be reached.
+A name is a final class in a room's `__all__`, or a class method that returns one. The annotations
+of the constructor say which arguments it takes. Nothing else can be called.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from vdiff.errors import InvalidValue, did_you_mean
 from vdiff.parameterization import Parameterization
 from vdiff.schedule import Schedule, law
 from vdiff.schedule.law import Law
-from vdiff.training.plain import flaw, shown, word
+from vdiff.training.safe_json import flaw, json_repr, printable_name
 from vdiff.variance import ReverseVariance
 from vdiff.weighting import Weighting
 
@@ -42,14 +42,14 @@ WORDS |= {str: "text", NoneType: "null"}
 
 @dataclass(frozen=True)
 class Kind:
-    """What a spec can make: the public classes of a room that are a `base` and define `method`."""
+    """What a spec can build: the public subclasses of `base` in a room that define `method`."""
 
     room: ModuleType
     base: type
     method: str
 
     def makes(self, made: object) -> bool:
-        """Whether this is such a class. A network is a module that is called with (z, logsnr)."""
+        """Whether this is such a class. A network is a module whose forward takes (z, logsnr)."""
         if not (isinstance(made, type) and issubclass(made, self.base)):
             return False
         method = getattr(made, self.method)
@@ -71,113 +71,109 @@ KINDS = {kind.room: kind for kind in _KINDS}
 
 
 def registry(*rooms: ModuleType) -> dict[str, Maker]:
-    """What a spec may name in these rooms: public final classes, and class methods that make one.
-    Classes that need an argument that plain data cannot be, such as a function, are left out.
-
-    >>> list(registry(variance))
-    ['FixedLarge', 'FixedSmall', 'LearnedLogVariance', 'LearnedRange', 'LearnedVariance']
-    """
-    found: dict[str, Maker] = {}
+    """What a spec may name in these rooms: public final classes, and class methods that return
+    one. Classes that need an argument that is not plain data, such as a function, are left out."""
+    makers: dict[str, Maker] = {}
     for room in rooms:
         for name in room.__all__:
             made = getattr(room, name)
             if KINDS[room].makes(made):
                 others = [word for word in vars(made) if _makes_one(made, word)]
-                found |= {name: made} | {f"{name}.{word}": getattr(made, word) for word in others}
-    return {name: made for name, made in found.items() if not _needs_more(made)}
+                makers |= {name: made} | {f"{name}.{word}": getattr(made, word) for word in others}
+    return {name: made for name, made in makers.items() if not _needs_more(made)}
 
 
 @validated
 def build(room: ModuleType, spec: Spec) -> Any:
-    """The class (or class method) `spec["name"]` of a room, called with the rest.
+    """Call the class (or class method) `spec["name"]` of a room with the other items.
 
-    Raises ValueError for a name that the room does not have, with the nearest, and for arguments
-    that it does not take.
+    Raises ValueError for an unknown name, with the nearest, and for arguments that do not fit.
 
     >>> build(schedule, {"name": "Cosine"})
     Cosine(logsnr_max=15.0, logsnr_min=-15.0)
     """
-    if wrong := faults("", room, spec):
-        raise ValueError("\n".join(f"build: {one}" for one in wrong))
-    return _made((room,), spec)
+    if errors := spec_errors("", room, spec):
+        raise ValueError("\n".join(f"build: {error}" for error in errors))
+    return _construct((room,), spec)
 
 
-def faults(argument: str, room: ModuleType, spec: object) -> list[InvalidValue]:
-    """What is wrong with a spec, the value of `argument`: an unknown name, arguments that are not
-    taken, not given, or of another type.
+def spec_errors(argument: str, room: ModuleType, spec: object) -> list[InvalidValue]:
+    """The errors of a spec, the value of `argument`: an unknown name, and arguments that are
+    unknown, missing, or of another type.
 
-    >>> print(*faults("schedule", schedule, {"name": "Cosine", "shfit": 1.0}))
+    >>> print(*spec_errors("schedule", schedule, {"name": "Cosine", "shfit": 1.0}))
     argument 'schedule.shfit' must be an argument of Cosine; got 1.0 (did you mean 'shift'?)
     """
     if came := flaw(spec):
         return [InvalidValue(argument or "spec", "be plain data", came)]
-    return list(_faults(argument, (room,), spec))
+    return list(_spec_errors(argument, (room,), spec))
 
 
-def _faults(argument: str, rooms: Rooms, spec: object) -> Iterator[InvalidValue]:
-    place = f"{argument}." if argument else ""
+def _spec_errors(argument: str, rooms: Rooms, spec: object) -> Iterator[InvalidValue]:
+    prefix = f"{argument}." if argument else ""
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
-        form = 'be a class with its arguments, {"name": …}'
-        yield InvalidValue(argument or "spec", form, shown(spec))
+        what = 'be a class with its arguments, {"name": …}'
+        yield InvalidValue(argument or "spec", what, json_repr(spec))
         return
-    name, known = spec["name"], registry(*rooms)
-    if name not in known:
-        hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
-        yield InvalidValue(f"{place}name", f"be a class of {rooms[0].__name__}", shown(name), hint)
+    name, makers = spec["name"], registry(*rooms)
+    if name not in makers:
+        hint = did_you_mean(name, makers) or f"there are {', '.join(makers)}"
+        what = f"be a class of {rooms[0].__name__}"
+        yield InvalidValue(f"{prefix}name", what, json_repr(name), hint)
         return
-    taken = _arguments(known[name])
+    taken = _arguments(makers[name])
     for key, value in spec.items():
         if key in taken:
-            yield from _misfits(f"{place}{key}", taken[key][0], value)
+            yield from _argument_errors(f"{prefix}{key}", taken[key][0], value)
         elif key != "name":
             hint = f'all of it is replaced by {argument}={{"name": "{name}", …}}'
             hint = did_you_mean(key, taken) or hint
             if RENAMED.get(key) in taken:
                 hint = f"it is called {RENAMED[key]!r} now"
-            requirement = f"be an argument of {name}"
-            yield InvalidValue(f"{place}{word(key)}", requirement, shown(value), hint)
+            path, what = f"{prefix}{printable_name(key)}", f"be an argument of {name}"
+            yield InvalidValue(path, what, json_repr(value), hint)
     for key, (_, required) in taken.items():
         if required and key not in spec:
-            yield InvalidValue(f"{place}{key}", f"be given for {name}", None)
+            yield InvalidValue(f"{prefix}{key}", f"be given for {name}", None)
 
 
-def _misfits(place: str, forms: tuple[Form, ...], value: object) -> Iterator[InvalidValue]:
-    """What is wrong with the value of one argument."""
+def _argument_errors(path: str, forms: tuple[Form, ...], value: object) -> Iterator[InvalidValue]:
+    """The errors of the value of one argument."""
     rooms = _rooms(forms)
     leaves = {form[0] if isinstance(form, tuple) else form for form in forms}
     numbers = value if isinstance(value, list | tuple) else [value]
     if isinstance(value, dict) and rooms:
-        yield from _faults(place, rooms, value)
+        yield from _spec_errors(path, rooms, value)
     elif isinstance(value, dict):
-        yield InvalidValue(place, "be a plain value", shown(value))
+        yield InvalidValue(path, "be a plain value", json_repr(value))
     elif not any(_fits(form, value) for form in forms):
         words = " or ".join(_words(form) for form in forms) or "left out of plain data"
-        yield InvalidValue(place, f"be {words}", shown(value))
+        yield InvalidValue(path, f"be {words}", json_repr(value))
     elif float not in leaves and any(isinstance(n, int) and abs(n) > LARGEST for n in numbers):
-        yield InvalidValue(place, f"be at most {LARGEST:,}", shown(value))
+        yield InvalidValue(path, f"be at most {LARGEST:,}", json_repr(value))
 
 
-def _made(rooms: Rooms, spec: Spec) -> Any:
-    """The object that a spec without faults describes."""
+def _construct(rooms: Rooms, spec: Spec) -> Any:
+    """The object that a spec without errors describes."""
     made = registry(*rooms)[spec["name"]]
     taken = _arguments(made)
     given = {key: value for key, value in spec.items() if key != "name"}
     for key, value in given.items():
         if isinstance(value, dict):
-            given[key] = _made(_rooms(taken[key][0]), value)
+            given[key] = _construct(_rooms(taken[key][0]), value)
     try:
         return made(**given)
-    except (TypeError, ValueError):  # the library's own words
+    except (TypeError, ValueError):  # the library's own errors
         raise
-    except Exception as error:  # torch's: sizes that are negative, or too large for it
+    except Exception as error:  # torch's: sizes that are negative or too large
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        requirement = "have arguments that it can be made of"
-        raise InvalidValue(spec["name"], requirement, shown(given), reason) from error
+        what = "have arguments that it can be made of"
+        raise InvalidValue(spec["name"], what, json_repr(given), reason) from error
 
 
 def _arguments(made: Maker) -> dict[str, tuple[tuple[Form, ...], bool]]:
-    """The arguments of a class or class method by name: the forms in which each can be plain data,
-    from its annotation, and whether it must be given."""
+    """The arguments of a class or class method by name: the forms of plain data that its
+    annotation allows, and whether it is required."""
     function = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
     if function is object.__init__:
         return {}
@@ -189,12 +185,12 @@ def _arguments(made: Maker) -> dict[str, tuple[tuple[Form, ...], bool]]:
 
 
 def _needs_more(made: Maker) -> bool:
-    """Whether an argument without a default has no form as plain data."""
+    """Whether a required argument has no form as plain data."""
     return any(required and not forms for forms, required in _arguments(made).values())
 
 
 def _makes_one(made: type, word: str) -> bool:
-    """Whether a name of a class is that of a public class method that returns one of it."""
+    """Whether `word` is a public class method that returns an instance."""
     if word.startswith("_") or not isinstance(vars(made)[word], classmethod):
         return False
     returned = inspect.signature(getattr(made, word)).return_annotation
@@ -202,7 +198,7 @@ def _makes_one(made: type, word: str) -> bool:
 
 
 def _forms(hint: Any) -> tuple[Form, ...]:
-    """The forms that an annotation has as plain data; the call itself checks constraints."""
+    """The forms of plain data that an annotation allows. The call itself checks constraints."""
     if typing.get_origin(hint) is typing.Annotated:
         return _forms(hint.__origin__)
     if typing.get_origin(hint) in (UnionType, typing.Union):
@@ -221,7 +217,7 @@ def _rooms(forms: tuple[Form, ...]) -> Rooms:
 
 
 def _fits(form: Form, value: object) -> bool:
-    """Whether a value that is no spec has this form."""
+    """Whether a value, which is no spec, has this form."""
     if isinstance(form, tuple):
         return isinstance(value, list | tuple) and all(_fits(form[0], one) for one in value)
     if not isinstance(form, type):  # a Kind, or a text of a Literal
@@ -240,7 +236,7 @@ def _words(form: Form) -> str:
 
 
 def outline_of(make: Callable[[], nn.Module]) -> nn.Module:
-    """The module that `make` returns, with weights on the meta device, where they take no memory.
+    """Call `make` with new weights on the meta device, where they take no memory.
 
     Raises ValueError beyond 2^14 tensors, or 2^36 numbers in them.
 
@@ -252,9 +248,9 @@ def outline_of(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 class _Outline(TorchFunctionMode):
-    """New weights of this thread have no memory, and are counted.
+    """Create new weights of this thread on the meta device, and count them.
 
-    Under `torch.device("meta")` tables of numbers would have none either, and torch would load
+    `torch.device("meta")` would also take the memory of constant tables, and torch would import
     sympy for them, which takes seconds.
     """
 
@@ -276,4 +272,4 @@ class _Outline(TorchFunctionMode):
         return made
 
 
-__all__ = ["Kind", "Spec", "build", "faults", "outline_of", "registry"]
+__all__ = ["Kind", "Spec", "build", "outline_of", "registry", "spec_errors"]

@@ -1,4 +1,4 @@
-"""A validation curve: the bound of held-out images on the same times and noise each time."""
+"""A validation curve: the bound of held-out images, always on the same times and noise."""
 
 import warnings
 from typing import Any
@@ -11,7 +11,7 @@ from vdiff.errors import InvalidValue
 from vdiff.likelihood import VarianceReduction, evaluate
 from vdiff.likelihood.estimate import Estimate
 from vdiff.objective import Objective
-from vdiff.training.share import share_of_rank
+from vdiff.training.ranks import share_of_rank
 
 FIXED = VarianceReduction(importance=False, controls=(), antithetic=False, baseline=False)
 
@@ -19,9 +19,9 @@ FIXED = VarianceReduction(importance=False, controls=(), antithetic=False, basel
 class Validation:
     """The bound of held-out images with its errors, for `train(…, validate=Validation(images))`.
 
-    Every call uses the same times, stratified for each image, and the same noise, so that two
-    points of a curve differ only by what was learned between them. Processes share the images.
-    `condition` is as in `evaluate`.
+    Every call uses the same noise and the same times, stratified for each image: two points of a
+    curve differ only by what was learned between them. Processes share the images. `condition` is
+    as in `evaluate`.
 
     >>> from vdiff.training import Config
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
@@ -49,15 +49,11 @@ class Validation:
         """The total in bits/dim. Raises ValueError if there is no decoder."""
         if averaged.decoder is None:
             raise InvalidValue("averaged", "have a decoder", None, "without one there is no bound")
-        options: dict[str, Any] = {
-            "steps": averaged.steps,
-            "plan": FIXED,
-            "share": share_of_rank(),
-        }
-        options |= {"condition": self.condition, **self.effort}
+        options: dict[str, Any] = {"plan": FIXED, "share": share_of_rank(), **self.effort}
+        options |= {"schedule": averaged.schedule, "decoder": averaged.decoder}
+        options |= {"steps": averaged.steps, "condition": self.condition}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*more than uniform noise")  # a curve begins there
-            options |= {"schedule": averaged.schedule, "decoder": averaged.decoder}
             return evaluate(averaged.model, self.data, **options).total
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from vdiff.training.plain import (
-    DEEPEST,
-    LARGEST,
-    LONGEST,
-    MOST,
+from vdiff.training.safe_json import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_LINE,
+    MAX_VALUES,
     flaw,
+    json_repr,
     lines,
     parse,
     read_json,
-    shown,
 )
 
 
@@ -26,12 +26,12 @@ def nested(depth: int) -> object:
 
 
 def test_depth_is_bounded_before_anything_recurses():
-    assert flaw(nested(DEEPEST)) == ""
-    for depth in (DEEPEST + 1, 900, 100_000):
+    assert flaw(nested(MAX_DEPTH)) == ""
+    for depth in (MAX_DEPTH + 1, 900, 100_000):
         assert flaw(nested(depth)) == "a value that is nested more than 32 deep"
-    assert parse(json.dumps(nested(DEEPEST))) == nested(DEEPEST)
+    assert parse(json.dumps(nested(MAX_DEPTH))) == nested(MAX_DEPTH)
     for opened, closed in (("[", "]"), ('{"a":', "}")):
-        for depth in (DEEPEST + 1, 2000, 10**6):
+        for depth in (MAX_DEPTH + 1, 2000, 10**6):
             for text in (opened * depth + "1" + closed * depth, opened * depth):
                 with pytest.raises(ValueError, match=r"nested more than 32 deep|delimiter|value"):
                     parse(text)
@@ -40,8 +40,8 @@ def test_depth_is_bounded_before_anything_recurses():
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        ([0] * (MOST - 1), ""),
-        ([0] * MOST, "more than 100,000 values"),
+        ([0] * (MAX_VALUES - 1), ""),
+        ([0] * MAX_VALUES, "more than 100,000 values"),
         ([[0] * 400] * 400, "more than 100,000 values"),
         (2**63 - 1, ""),
         ({"a": [-(2**63)]}, "a whole number of more than 63 bits"),
@@ -63,7 +63,8 @@ def test_a_file_is_bounded_and_named(tmp_path: Path):
         (b"[" * 2000, "must be JSON; got a value that is nested more than 32 deep"),
         (b"{", "must be JSON; got Expecting property name"),
         (b"\xff", "must be JSON; got 'utf-8' codec"),
-        (b" " * (LARGEST + 1), "must have at most 16,777,216 bytes; got more"),
+        (b" " * (MAX_BYTES + 1), "must have at most 16,777,216 bytes; got more"),
+        (b"[1]", "must be JSON; got a list instead of values by name"),
         (b"9" * 5000, "must be JSON; got Exceeds the limit"),
     ):
         path.write_bytes(raw)
@@ -71,14 +72,14 @@ def test_a_file_is_bounded_and_named(tmp_path: Path):
             read_json(path)
         assert f"argument '{path}' {message}" in str(refused.value)
         assert "\n" not in str(refused.value)
-    path.write_bytes(b" " * (LARGEST - 1) + b"1")
-    assert read_json(path) == 1
+    path.write_bytes(b" " * (MAX_BYTES - 2) + b"{}")
+    assert read_json(path) == {}
 
 
 def test_lines_are_read_one_at_a_time_and_long_ones_are_left_out(tmp_path: Path):
     path = tmp_path / "log"
-    whole = "x" * (LONGEST - 1)
-    for long in (LONGEST, LONGEST + 1, 3 * LONGEST - 1, 3 * LONGEST):
+    whole = "x" * (MAX_LINE - 1)
+    for long in (MAX_LINE, MAX_LINE + 1, 3 * MAX_LINE - 1, 3 * MAX_LINE):
         path.write_text(f"a\n{whole}\n{'y' * long}\n\n  \nλ\n{'z' * long}", encoding="utf-8")
         assert list(lines(path)) == ["a", whole, "λ"]
     path.write_bytes(b"\xffa\r\nb")
@@ -86,6 +87,6 @@ def test_lines_are_read_one_at_a_time_and_long_ones_are_left_out(tmp_path: Path)
 
 
 def test_a_long_value_is_not_shown_whole():
-    assert shown(True) == "true"
-    assert len(shown("x" * 10**6)) == 101
-    assert shown("\x1b[2J") == "'\\x1b[2J'"
+    assert json_repr(True) == "true"
+    assert len(json_repr("x" * 10**6)) == 101
+    assert json_repr("\x1b[2J") == "'\\x1b[2J'"

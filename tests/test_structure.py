@@ -27,7 +27,7 @@ from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Adaptive, Cosine, Linear, Shifted, Spline, Tabulated, law
 from vdiff.training import Config, Run, train
 from vdiff.training.checkpoint import checkpoints
-from vdiff.training.described import differences, has_own_parts, parts_of, shown
+from vdiff.training.structure import differences, has_custom_parts, parts_of, shortened
 from vdiff.variance import FixedLarge, LearnedRange
 from vdiff.weighting import MSE, Sigmoid
 
@@ -199,7 +199,7 @@ def test_parts_of_one_s_own_are_trained_and_resumed_and_are_loaded_into_them(par
     for _ in range(2):  # the second goes on, with nothing left to do
         with Run.open(tmp_path, CONFIG) as run:
             averaged = train(OWN[part](), data_of(CONFIG), CONFIG, run=run, quiet=True)
-    assert has_own_parts(averaged)
+    assert has_custom_parts(averaged)
     with pytest.raises(ValueError, match=r"your own|of another architecture|loss: Weighted"):
         Run(tmp_path).load()
     loaded = Run(tmp_path).load(objective=OWN[part]())
@@ -353,8 +353,8 @@ def test_messages_are_short():
     wide = objective(model=model(network=MLP(64, width=256, depth=9, features=8)))
     wrong = differences(wide, CONFIG)
     assert len(wrong) > 20
-    assert len(shown(wrong)) < 500
-    assert f"and {len(wrong) - 5} more" in shown(wrong)
+    assert len(shortened(wrong)) < 500
+    assert f"and {len(wrong) - 5} more" in shortened(wrong)
 
 
 def test_a_config_of_another_run_is_not_taken_for_a_run_s_own(tmp_path, capsys):

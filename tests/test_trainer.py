@@ -20,8 +20,8 @@ from vdiff.schedule import LearnedLinear
 from vdiff.training import Config, Run, Validation, parameter_groups, train
 from vdiff.training.batches import Batches
 from vdiff.training.config import build
-from vdiff.training.loop import pace
-from vdiff.training.state import Averages
+from vdiff.training.state import EMA
+from vdiff.training.trainer import lr_lambda
 
 TINY = Config(
     network={
@@ -175,7 +175,7 @@ def test_numbers_that_are_read_late_change_nothing(tmp_path, monkeypatch):
     later, and all else is the same."""
     options = {"every": 5, "store_every": 3}
     whole = run_until(tmp_path / "whole", points(), **options)
-    monkeypatch.setattr("vdiff.training.loop.LATE", {"cpu": 1})
+    monkeypatch.setattr("vdiff.training.trainer.DELAY", {"cpu": 1})
     assert run_until(tmp_path / "stopped", points(), 4, **options)["state"]["step"] == 5
     assert run_until(tmp_path / "stopped", points(), **options) == whole
 
@@ -264,7 +264,7 @@ def test_averages_leave_the_start_behind_soon():
     with torch.no_grad():
         for p in objective.parameters():
             p.fill_(1.0)
-    averages = Averages(objective, [0.9999, 0.5])
+    averages = EMA(objective, [0.9999, 0.5])
     with torch.no_grad():
         for p in objective.parameters():
             p.zero_()
@@ -345,7 +345,7 @@ def test_schedules_never_decay_and_learn_at_their_own_pace():
 
 
 def test_the_pace_of_the_learning_rate():
-    assert [pace(step, 10, 110) for step in (0, 9, 10, 60, 110)] == pytest.approx(
+    assert [lr_lambda(step, 10, 110) for step in (0, 9, 10, 60, 110)] == pytest.approx(
         [0.1, 1.0, 1.0, 0.5, 0.0]
     )
 

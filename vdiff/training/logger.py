@@ -1,6 +1,7 @@
-"""The numbers of each step, and where they are shown: a bar, a log, TensorBoard if it is
-installed. None of it can stop the training."""
+"""The metrics of each step, and where they go: a progress bar, a log, TensorBoard if it is
+installed. Errors here never stop the training."""
 
+import json
 import time
 import warnings
 from collections import deque
@@ -11,14 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vdiff.disk import write_text
 from vdiff.terminal import Bar, on_terminal, say
+from vdiff.training.safe_json import lines, parse_object
 
 Entry = dict[str, Any]
 
 
-class Reading(NamedTuple):
+class StepMetrics(NamedTuple):
     """The loss of a step, the norm of its gradient, whether one of them is not finite, and whether
-    a process was asked to stop."""
+    a process received a signal to stop."""
 
     step: int
     loss: float
@@ -27,53 +30,39 @@ class Reading(NamedTuple):
     stop: bool
 
 
-class Readings:
-    """Readings in the order of their steps, delayed by `late` steps: by one on a GPU, where the
-    next is under way already, so that neither waits for the other; not at all on a CPU.
+class AsyncMetrics:
+    """The metrics of each step, read `delay` steps later. With a delay of one, a GPU computes the
+    next step meanwhile."""
 
-    >>> readings = Readings(late=0)
-    >>> [reading.loss for reading in readings.push(0, torch.tensor([1.5, 0.1, 0.0, 0.0]))]
-    [1.5]
-    """
-
-    def __init__(self, late: int) -> None:
-        self.late = late
+    def __init__(self, delay: int) -> None:
+        self.delay = delay
         self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
-    def push(self, step: int, numbers: Tensor) -> Iterator[Reading]:
-        """Readings that are due once this step has started; `numbers` are the loss, the norm, and
-        two flags."""
+    def push(self, step: int, numbers: Tensor) -> Iterator[StepMetrics]:
+        """Add a step with its loss, norm and two flags; yields the metrics that are due."""
         event = None
         if numbers.is_cuda:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             numbers = numbers.to("cpu", non_blocking=True)
             event.record()
         self._pending.append((step, numbers, event))
-        yield from self.rest(self.late)
+        yield from self.rest(self.delay)
 
-    def rest(self, late: int = 0) -> Iterator[Reading]:
-        """All pending readings but the last `late`."""
-        while len(self._pending) > late:
+    def rest(self, keep: int = 0) -> Iterator[StepMetrics]:
+        """All pending metrics but the last `keep`."""
+        while len(self._pending) > keep:
             step, numbers, event = self._pending.popleft()
             if event is not None:
                 event.synchronize()
             loss, norm, bad, stop = numbers.tolist()
-            yield Reading(step, loss, norm, bad > 0, stop > 0)
+            yield StepMetrics(step, loss, norm, bad > 0, stop > 0)
 
 
-class Record:
-    """A progress bar with rate, time left and loss, and listeners that receive every entry of the
-    log.
+class Logger:
+    """A progress bar with rate, time left and loss, and listeners that receive every log entry.
 
-    Without a terminal each entry is a printed line. If a listener raises, there is a warning, and
-    training continues.
-
-    >>> entries = []
-    >>> with Record(10, "bits_per_dim", quiet=True, listeners=[entries.append]) as record:
-    ...     record.advance(1.5)
-    ...     record.write({"step": 1, "train_bits_per_dim": 1.5})
-    >>> entries[0]["step"]
-    1
+    Without a terminal, entries are printed. If a listener raises, there is a warning, and training
+    continues.
     """
 
     def __init__(
@@ -91,7 +80,7 @@ class Record:
         self.bar = Bar(steps, "step", done=first, quiet=not shown)
 
     def advance(self, loss: float) -> None:
-        """One step done."""
+        """Advance the bar by one step."""
         self.bar.update(note=f"{loss:.3f} {self.unit}")
 
     def write(self, entry: Entry) -> None:
@@ -103,7 +92,7 @@ class Record:
             except Exception as error:
                 _warn("a log", error)
 
-    def __enter__(self) -> "Record":
+    def __enter__(self) -> "Logger":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,7 +110,7 @@ def _warn(what: str, error: Exception) -> None:
 
 
 def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
-    """A listener that writes to TensorBoard, which forgets the steps after `first`; none if it is
+    """A listener that writes to TensorBoard and replaces entries after step `first`; none if it is
     not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -142,4 +131,22 @@ def tensorboard(folder: Path, first: int) -> list[Callable[[Entry], None]]:
     return [write]
 
 
-__all__ = ["Reading", "Readings", "Record", "tensorboard"]
+def read_log(path: Path) -> list[Entry]:
+    """All entries of a log.jsonl. Incomplete and damaged lines are skipped."""
+    entries = []
+    for line in lines(path) if path.is_file() else ():
+        try:
+            entry = parse_object(line)
+        except ValueError:
+            continue
+        if type(entry.get("step", 0)) is int:
+            entries.append(entry)
+    return entries
+
+
+def write_log(path: Path, entries: list[Entry]) -> None:
+    """Write entries as a log.jsonl."""
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+__all__ = ["AsyncMetrics", "Logger", "StepMetrics", "read_log", "tensorboard", "write_log"]

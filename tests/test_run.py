@@ -29,7 +29,7 @@ from vdiff.parameterization import V
 from vdiff.schedule import Linear
 from vdiff.training import Config, Run, train
 from vdiff.training.checkpoint import checkpoints, read_meta
-from vdiff.training.state import Averages, State
+from vdiff.training.state import EMA, State
 
 CONFIG = points(
     steps=4, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, ema=[0.9]
@@ -549,7 +549,7 @@ def test_another_kind_of_number_is_another_architecture(tmp_path):
 def test_averages_of_every_kind():
     for kind in KINDS:
         objective = made(kind)
-        averages = Averages(objective, [0.5])
+        averages = EMA(objective, [0.5])
         before = _extra(averages.copies[0.5]).clone()
         with torch.no_grad():
             for p in objective.parameters():

@@ -20,7 +20,7 @@ from vdiff.data.cifar10 import cifar10
 from vdiff.data.digits import digits
 from vdiff.likelihood.digest import data_hash
 from vdiff.training import Config, Run, train
-from vdiff.training.trained import Loaded
+from vdiff.training.loading import Loaded
 
 NETWORK = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
 CONFIG = Config(network=NETWORK, steps=2, batch=4)

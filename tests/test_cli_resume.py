@@ -19,13 +19,12 @@ from safetensors.torch import load, save
 from test_cli_evaluate import LEVELS_OF_FOUR, ORACLE, SETTING, call, made
 
 from vdiff.cli import evaluate as command
-from vdiff.cli import keeper
-from vdiff.cli.keeper import Kept
+from vdiff.cli import resume
+from vdiff.cli.resume import StateFile
 from vdiff.data import Splits, splits
-from vdiff.disk import remove
+from vdiff.disk import acquire_lock, remove
 from vdiff.likelihood import Share, evaluate
 from vdiff.likelihood.protocol import versions
-from vdiff.training.lock import locked
 
 COST = ("--draws", 2, "--replicates", 2, "--batch", 8)  # four images at a time
 STATE, RESULT = "evaluation.bound.0.safetensors", "evaluation.json"
@@ -131,8 +130,8 @@ def test_a_signal_before_anything_was_evaluated_says_so(run, monkeypatch, capsys
 
 def test_any_flipped_bit_of_a_state_is_noticed(run):
     raw, dice = left_behind(run), random.Random(0)
-    kept = Kept(run / STATE)
-    right = kept.state()
+    kept = StateFile(run / STATE)
+    right = kept.read()
     header = 8 + int.from_bytes(raw[:8], "little")
     places = [*range(0, header, 3), *(dice.randrange(header, len(raw)) for _ in range(60))]
     for place in places:
@@ -141,7 +140,7 @@ def test_any_flipped_bit_of_a_state_is_noticed(run):
         (run / STATE).write_bytes(broken)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            state = kept.state()
+            state = kept.read()
         if state is None:
             assert len(said) == 1
             assert "is damaged" in str(said[0].message)
@@ -177,9 +176,7 @@ def test_a_state_that_is_no_help_is_set_aside_and_the_evaluation_starts_again(ru
 def test_a_state_goes_on_with_other_versions_with_a_warning(run, monkeypatch):
     left_behind(run)
     now = versions()
-    monkeypatch.setattr(
-        keeper, "warn_if_versions_differ", lambda what, before: said.append(before)
-    )
+    monkeypatch.setattr(resume, "warn_of_others", lambda what, before: said.append(before))
     said: list[object] = []
     assert call(run, *COST) == 0
     assert said == [now]
@@ -189,7 +186,7 @@ def test_of_two_commands_at_once_the_second_leaves_the_file_of_the_first_alone(
     run, monkeypatch, capsys
 ):
     raw = left_behind(run)
-    with locked(run / ".evaluation.0.lock"):
+    with acquire_lock(run / ".evaluation.0.lock"):
         with pytest.warns(UserWarning, match="another command evaluates to"):
             assert call(run, *COST, "--seed", 1) == 0
         interrupt(monkeypatch, signal.SIGTERM, known(run)[0] - 1)
@@ -202,7 +199,6 @@ def test_of_two_commands_at_once_the_second_leaves_the_file_of_the_first_alone(
             RESULT,
             ".evaluation.0.lock",
         }
-    assert not (run / ".evaluation.0.lock").exists()
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
@@ -273,16 +269,14 @@ def test_two_processes_that_stopped_in_different_stages_agree():
 def test_a_kill_leaves_a_lock_that_is_free(tmp_path):
     path = tmp_path / ".lock"
     program = (
-        "import sys, time; from pathlib import Path; from vdiff.training.lock import locked\n"
-        "with locked(Path(sys.argv[1])) as alone: print(alone, flush=True); time.sleep(100)"
+        "import sys, time; from pathlib import Path; from vdiff.disk import acquire_lock\n"
+        "with acquire_lock(Path(sys.argv[1])): print(True, flush=True); time.sleep(100)"
     )
     child = subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"True\n"
-    with locked(path) as alone:
-        assert not alone
+    with pytest.raises(TimeoutError):
+        acquire_lock(path)
     child.kill()
     child.wait()
     child.stdout.close()
-    with locked(path) as alone:
-        assert alone
-    assert not path.exists()
+    acquire_lock(path).release()

@@ -1,0 +1,254 @@
+"""What one training step does, and what happens between steps."""
+
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vdiff._precision import device_of, to_float64
+from vdiff.errors import InvalidType, InvalidValue
+from vdiff.likelihood.estimate import Estimate
+from vdiff.objective import Objective
+from vdiff.terminal import say
+from vdiff.training.batches import Batches, seed_everything
+from vdiff.training.config import Config
+from vdiff.training.failures import autocast, memory_hint, not_finite
+from vdiff.training.loading import fingerprint
+from vdiff.training.logger import AsyncMetrics, Logger, StepMetrics
+from vdiff.training.ranks import all_reduce, broadcast, on_rank_zero, rank
+from vdiff.training.run import Run
+from vdiff.training.state import State
+from vdiff.training.structure import check_structure
+
+Validate = Callable[[Objective], float | Estimate]
+Policy = Literal["skip", "raise"]
+PATIENCE = 10  # non-finite steps in a row
+DELAY = {"cuda": 1}  # steps until metrics are read
+
+
+class Trainer:
+    """One training: its parts, a step, and what happens between steps."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: Tensor,
+        config: Config,
+        *,
+        labels: Tensor | None = None,
+        run: Run | None = None,
+        on_nonfinite: Policy = "skip",
+    ) -> None:
+        self.config, self.run, self.on_nonfinite, self.rank = config, run, on_nonfinite, rank()
+        self.device = device_of(objective)
+        if any(p.is_meta for p in objective.parameters()):
+            hint = "objective.to_empty(device=…), then load or initialise its weights"
+            raise InvalidValue("objective", "have weights", "the meta device", hint)
+        self.batches = Batches(data, config, labels=labels, rank=self.rank, device=self.device)
+        self.objective = objective.train()
+        network = getattr(objective.model, "network", objective.model)
+        if not isinstance(network, nn.Module):
+            what, hint = "hold a network that is an nn.Module", "nothing else has weights"
+            raise InvalidType("objective", what, repr(network), hint)
+        if config.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.state = State(objective, config)
+        given = labels if config.conditional else None
+        self.state.provenance = {"data": [on_rank_zero(lambda: fingerprint(data, given))]}
+        if run is not None:
+            self.state.provenance["unlike"] = check_structure(objective, config)
+            run.restore(self.state)
+        else:
+            broadcast(self.state.tensors())
+        if config.compile:
+            network.compile()
+        self.wrapped: nn.Module = objective
+        if self.rank.world_size > 1:
+            self.wrapped = DistributedDataParallel(objective, static_graph=True)
+            # they are equal already; some versions of torch deprecate the argument
+            self.wrapped.broadcast_buffers = False
+            self.warm_up_ddp()
+        groups = {group["name"]: group["params"] for group in self.state.optimizer.param_groups}
+        self.network_parameters = groups.get("model", [])
+        self.schedule_parameters = groups.get("schedule", [])
+        self.dims = math.prod(config.shape) * math.log(2)
+        self.unit = "bits_per_dim" if objective.loss.is_bound else "loss"
+        self.last: StepMetrics | None = None
+
+    def warm_up_ddp(self) -> None:
+        """Run one backward pass that changes nothing. With a static graph, DDP finds parameters
+        without a gradient in the first one, and `no_sync` works only after it."""
+        learned = {name for name, _ in self.objective.named_parameters()}
+        state = self.objective.state_dict()
+        buffers = [value for name, value in state.items() if name not in learned]
+        before = [buffer.clone() for buffer in buffers]
+        self.losses(self.state.step, 0).sum().backward()  # type: ignore[no-untyped-call]
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        self.state.optimizer.zero_grad()
+
+    def losses(self, step: int, part: int) -> Tensor:
+        """The loss of each example of this process in a micro-batch, nats."""
+        seed_everything(self.config.seed, step, self.rank, part)
+        batch = self.batches(step, part)
+        with autocast(self.config, self.device):
+            losses: Tensor = self.wrapped(
+                batch.data, u=batch.u, eps=batch.eps, condition=batch.condition
+            )
+        return losses
+
+    def release(self) -> None:
+        """Drop the DDP wrapper: over gloo it must not outlive its group."""
+        self.wrapped = self.objective
+
+    def fit(
+        self,
+        logger: Logger,
+        validate: Validate | None,
+        every: int,
+        store_every: int,
+        caught: Callable[[], int],
+    ) -> None:
+        """Train for the remaining steps."""
+        state, stored, stop = self.state, self.state.step, False
+        metrics = AsyncMetrics(delay=DELAY.get(self.device.type, 0))
+        for step in range(state.step, self.config.steps):
+            for due in metrics.push(step, self.step(step, caught)):
+                stop = self.count(due, logger) or stop
+            state.step = step + 1
+            last = state.step == self.config.steps
+            write, store = last or state.step % every == 0, last or state.step % store_every == 0
+            if write or store or stop:
+                for due in metrics.rest():
+                    stop = self.count(due, logger) or stop
+            if write:
+                try:
+                    logger.write(self.log_entry(validate))
+                except Exception:  # of the validation: keep what was trained
+                    if self.run is not None and store:
+                        self.run.store(state)
+                    raise
+            if self.run is not None and (store or stop):
+                stored = state.step if self.run.store(state) else stored
+            if stop:
+                self.exit(caught(), stored)
+
+    def step(self, step: int, caught: Callable[[], int]) -> Tensor:
+        """One step. Returns the loss in bits/dim, the norm of its gradient, whether they are not
+        finite, and whether to stop, over all ranks."""
+        config, optimizer = self.config, self.state.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = group["full_lr"] * lr_lambda(
+                step, config.warmup, config.steps, config.decay
+            )
+        optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for part in range(config.accumulate):
+            last = part == config.accumulate - 1
+            with memory_hint(config, self.rank), self._synchronized(last):
+                loss = self.losses(step, part).mean() / (self.dims * config.accumulate)
+                loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        for p in self.network_parameters:
+            if p.grad is not None and p.grad.layout is not torch.strided:
+                p.grad = p.grad.to_dense()  # AdamW takes no sparse gradients
+        gradients = [p.grad for p in self.network_parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if config.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.network_parameters, config.clip, norm)
+        total = to_float64(torch.stack(losses).sum())
+        finite = total.isfinite() & norm.isfinite()
+        for p in self.schedule_parameters:
+            finite &= p.grad is None or p.grad.isfinite().all()
+        flags = [(~finite).to(total), torch.full_like(total, caught() > 0)]
+        numbers = torch.stack([total, norm.to(total.dtype), *flags])
+        numbers = all_reduce(numbers) / self.rank.world_size
+        self.state.advance(numbers[2] > 0)
+        self.objective.update(all_reduce)
+        self.state.ema.update(step)
+        return numbers
+
+    def count(self, metrics: StepMetrics, logger: Logger) -> bool:
+        """Add the metrics of a step to the state; returns whether to stop. Raises for a non-finite
+        step if the policy says so."""
+        state, self.last = self.state, metrics
+        if not metrics.bad:
+            state.in_a_row = 0
+            state.window = [state.window[0] + metrics.loss, state.window[1] + 1]
+        else:
+            state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
+            if self.on_nonfinite == "raise" or state.in_a_row >= PATIENCE:
+                folder = self.run.folder if self.run is not None and self.rank.is_zero else None
+                raise not_finite(
+                    self.objective, self.batches, metrics.step, state.in_a_row, folder
+                )
+        logger.advance(metrics.loss)
+        return metrics.stop
+
+    def log_entry(self, validate: Validate | None) -> dict[str, Any]:
+        """The log entry for the steps since the last one."""
+        state, last = self.state, self.last
+        total, count = state.window
+        entry: dict[str, Any] = {"step": state.step}
+        if count:
+            entry[f"train_{self.unit}"] = total / count
+        if last is not None:
+            entry["gradient_norm"] = last.norm if math.isfinite(last.norm) else None
+        entry |= {"lr": self.state.optimizer.param_groups[0]["lr"], "skipped": state.skipped}
+        if validate is not None:
+            entry |= self.validation_entry(validate(state.averaged))
+        state.window = [0.0, 0]
+        return entry
+
+    def validation_entry(self, bound: float | Tensor | Estimate) -> dict[str, float | None]:
+        """A validation for the log. Updates the best one. A non-finite number is logged as None,
+        with a warning."""
+        state, numbers = self.state, dict[str, float | None]()
+        if isinstance(bound, Estimate):
+            numbers["selection_error"] = bound.monte_carlo
+            numbers["selection_error_over_images"] = bound.images
+        value = bound.value if isinstance(bound, Estimate) else float(bound)
+        numbers["selection_bits_per_dim"] = value
+        if not math.isfinite(value):
+            if self.rank.is_zero:
+                what = f"the validation at step {state.step} is {value}"
+                warnings.warn(
+                    f"{what}: it is logged as none, and training continues", stacklevel=2
+                )
+        elif state.best is None or value < state.best["bits_per_dim"]:
+            state.best = {"step": state.step, "bits_per_dim": value}
+        return {k: v if v is not None and math.isfinite(v) else None for k, v in numbers.items()}
+
+    def exit(self, number: int, stored: int) -> None:
+        """End the process with the signal's exit code; `number` is 0 for another rank's signal."""
+        if self.rank.is_zero:
+            done = f"\nasked to stop after step {self.state.step}"
+            say(f"{done}; the checkpoint of step {stored} continues from there", file=sys.stderr)
+        raise SystemExit(128 + (number or 15))
+
+    def _synchronized(self, last: bool) -> AbstractContextManager[Any]:
+        if last or not isinstance(self.wrapped, DistributedDataParallel):
+            return nullcontext()
+        return self.wrapped.no_sync()
+
+
+def lr_lambda(step: int, warmup: int, steps: int, decay: str = "cosine") -> float:
+    """The factor of the learning rate: linear warm-up, then a cosine down to 0, or "constant".
+
+    >>> lr_lambda(0, 100, 1000), lr_lambda(550, 100, 1000), lr_lambda(550, 100, 1000, "constant")
+    (0.01, 0.5, 1.0)
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if decay == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+__all__ = ["Policy", "Trainer", "Validate", "lr_lambda"]
