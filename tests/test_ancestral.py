@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff import Prediction, sample
 from vdiff.gaussian import Step
-from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.oracle import Gaussian
 from vdiff.parameterization import Eps, X
 from vdiff.reverse import reverse_mean, reverse_sample
 from vdiff.sampling import trajectory
@@ -90,7 +91,7 @@ def test_samples_have_the_moments_of_the_chain(schedule, mean, variance, steps):
 
 def test_a_sample_is_the_estimate_at_the_end_of_the_trajectory():
     oracle, z = (
-        GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]]),
+        ORACLES["mixture"](),
         torch.randn(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
     )
     options = {"schedule": Linear(13.3, -5.0), "steps": 20}

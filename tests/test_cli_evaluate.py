@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff.cli import evaluate as command
 from vdiff.cli import keeper, main
@@ -22,7 +23,6 @@ from vdiff.data.digits import LEVELS
 from vdiff.decoder import Categorical
 from vdiff.flow import SolverError
 from vdiff.likelihood import compare, evaluate
-from vdiff.oracle import Lattice
 from vdiff.schedule import Linear
 from vdiff.training import Config, Run
 
@@ -343,7 +343,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, words, text):
 
 
 DECODER = Categorical(levels=4)
-ORACLE = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
+ORACLE = ORACLES["lattice"]()
 LEVELS_OF_FOUR = torch.arange(4).repeat(25)[:, None]
 SETTING = {
     "schedule": Linear(7.0, -6.0),

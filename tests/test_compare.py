@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.likelihood import Plan, Stratified, compare, evaluate
@@ -19,7 +20,7 @@ from vdiff.schedule import Cosine, Linear, Normal, Tabulated
 
 DECODER = Categorical(levels=4)
 PMF = [0.5, 0.3, 0.15, 0.05]
-RIGHT, WRONG = Lattice(DECODER.grid, PMF), Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
+RIGHT, WRONG = Lattice(DECODER.grid, PMF), ORACLES["lattice"]()
 DATA = torch.repeat_interleave(torch.arange(4), torch.tensor([100, 60, 30, 10]))[:, None]
 SETTING = {"schedule": Linear(7.0, -6.0), "decoder": DECODER, "draws": 32}
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from faults.common import DECODERS, SCHEDULES, WEIGHTINGS, Net, data_of
+from faults.common import Net, data_of
 from points import data_of as data_of_points
 from points import points
+from registry import DECODERS, SCHEDULES, WEIGHTINGS, made_of
 from torch import Tensor, nn
 
 import vdiff
@@ -97,8 +98,8 @@ def noise() -> Tensor:
     return EPS.to(torch.promote_types(torch.get_default_dtype(), torch.float32))
 
 
-def decoded(i: int) -> list[Tensor]:
-    decoder = DECODERS[i]()
+def decoded(make: Callable[[], Any]) -> list[Tensor]:
+    decoder = make()
     data = (
         data_of(decoder).to(torch.float32) if isinstance(decoder, Gaussian) else data_of(decoder)
     )
@@ -114,8 +115,8 @@ def decoded(i: int) -> list[Tensor]:
     return found if decoder.uses_network else [*found, decoder.expected_nll(data, 5.0)]
 
 
-def scheduled(i: int) -> list[Tensor]:
-    schedule = SCHEDULES[i]()
+def scheduled(make: Callable[[], Any]) -> list[Tensor]:
+    schedule = make()
     found = [
         schedule(T),
         schedule.rate(T),
@@ -206,10 +207,10 @@ def trained() -> list[Tensor]:
 
 # nothing is drawn, or from a generator in a dtype of its own
 GIVEN: dict[str, Callable[[], Any]] = {
-    **{f"decoder {i}": partial(decoded, i) for i in range(len(DECODERS))},
-    **{f"schedule {i}": partial(scheduled, i) for i in range(len(SCHEDULES))},
-    **{f"weighting {i}": lambda i=i: [WEIGHTINGS[i]()(LAM), loss_factor(WEIGHTINGS[i](), Linear(), V())(LAM)]
-       for i in range(len(WEIGHTINGS)) if WEIGHTINGS[i]().chain is None},
+    **{f"decoder {name}": partial(decoded, make) for name, make in DECODERS.items()},
+    **{f"schedule {name}": partial(scheduled, make) for name, make in made_of(SCHEDULES).items()},
+    **{f"weighting {name}": lambda make=make: [make()(LAM), loss_factor(make(), Linear(), V())(LAM)]
+       for name, make in WEIGHTINGS.items() if make().chain is None},
     "stratified": lambda: [vdiff.times.stratified(8, generator=seeded()), vdiff.times.stratified(4, offset=0.3)],
     "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17), t=T, eps=noise()).total],
     "draws": lambda: list(vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), draws=3, generator=seeded()).diffusion),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from registry import ORACLES
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -21,7 +22,7 @@ from vdiff.denoiser import Denoiser
 from vdiff.describe import describe
 from vdiff.gaussian import Step, alpha, prior_kl, sigma, step_kl
 from vdiff.loss import elbo, predict_at
-from vdiff.oracle import Gaussian, GaussianMixture, Lattice
+from vdiff.oracle import Gaussian, Lattice
 from vdiff.parameterization import Eps, Flow, V, X
 from vdiff.prediction import Prediction
 from vdiff.recipes import recipe
@@ -121,7 +122,7 @@ def same(left, right, rel: float = 1e-6):
 NODE, MASS = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(60))
 MASS = MASS / MASS.sum()
 UNIT, LINE = Gaussian([0.0], [1.0]), Gaussian([0.3], [0.25])
-MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+MIXTURE = ORACLES["mixture"]()
 DDPM, BETA = Tabulated.linear_betas(), torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 KEPT = torch.cumprod(1 - BETA, 0)  # ᾱ_t
 X0 = 0.4  # data of the short chain

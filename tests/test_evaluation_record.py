@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff import Denoiser
 from vdiff.decoder import Categorical
@@ -20,7 +21,7 @@ from vdiff.likelihood import (
     immse,
     ode_likelihood,
 )
-from vdiff.oracle import Gaussian, GaussianMixture
+from vdiff.oracle import Gaussian
 from vdiff.parameterization import Eps
 from vdiff.schedule import Linear
 
@@ -61,7 +62,7 @@ def test_each_part_of_the_range_has_its_own_difference():
 
 @pytest.mark.parametrize("tolerance", [None, 0.02])
 def test_a_number_is_computed_again_from_its_protocol(tolerance):
-    mixture = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+    mixture = ORACLES["mixture"]()
     first = evaluate(mixture, X, tolerance=tolerance, seed=3, **SETTING)
     said = first.protocol
     asked = said["asked for"]

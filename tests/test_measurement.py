@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff import Prediction
 from vdiff.decoder import Categorical, Gaussian
@@ -20,7 +21,7 @@ from vdiff.parameterization import X
 from vdiff.schedule import Linear
 
 DECODER = Categorical(levels=4)
-ORACLE = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
+ORACLE = ORACLES["lattice"]()
 ENDS = Linear(7.0, -6.0)
 PLAIN = Plan.plain()
 

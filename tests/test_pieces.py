@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff.decoder import Categorical, Gaussian
 from vdiff.likelihood import (
@@ -40,7 +41,7 @@ from vdiff.schedule import Linear
 DATA = GaussianMixture([0.3, 0.7], [[-1.0, 0.4], [0.6, -0.2]], [[0.04, 0.3], [0.09, 0.2]])
 X = DATA.sample(7, torch.Generator().manual_seed(0))
 LEVELS = Categorical(4)
-LATTICE = Lattice(LEVELS.grid, [0.4, 0.3, 0.2, 0.1])
+LATTICE = ORACLES["lattice"]()
 INTEGERS = torch.arange(4).repeat(2)[:7, None]
 NARROW = Linear(6.0, -8.0)
 

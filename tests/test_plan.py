@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff import Prediction
 from vdiff.data.digits import LEVELS, digits
@@ -24,7 +25,7 @@ from vdiff.likelihood.density import Along, Binned, Density
 from vdiff.likelihood.integrand import Difference, Finite, Integrand, finite_images
 from vdiff.likelihood.pilot import run_pilot
 from vdiff.oracle import Gaussian as OneGaussian
-from vdiff.oracle import GaussianMixture, Lattice
+from vdiff.oracle import GaussianMixture
 from vdiff.parameterization import Eps
 from vdiff.schedule import Cosine, Linear
 
@@ -386,7 +387,7 @@ def test_a_control_of_other_data_is_fitted_to_them():
 
 def test_the_levels_of_an_integrand_are_linear_and_a_chain_keeps_its_steps():
     data = torch.arange(4)[:, None]
-    oracle, decoder = Lattice(Categorical(4).grid, [0.4, 0.3, 0.2, 0.1]), Categorical(4)
+    oracle, decoder = ORACLES["lattice"](), Categorical(4)
     limit, t = (
         Integrand(oracle, data, Cosine(9.0, -7.0), decoder),
         torch.tensor([0.1, 0.25, 0.9], dtype=torch.float64),
@@ -496,7 +497,7 @@ def test_the_chains_own_steps_are_kept_and_the_density_moves_over_them():
     """Every step of a short chain by hand against the evaluation's importance sampling of
     steps."""
     decoder = Categorical(4)
-    oracle = Lattice(decoder.grid, [0.4, 0.3, 0.2, 0.1])
+    oracle = ORACLES["lattice"]()
     data = torch.arange(4).repeat(5)[:, None]
     schedule = Cosine(7.0, -6.0)
     every = evaluate(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff.decoder import Categorical
 from vdiff.likelihood import (
@@ -29,7 +30,7 @@ from vdiff.schedule import Linear
 
 DECODER = Categorical(levels=4)
 ORACLE = Lattice(DECODER.grid, [0.5, 0.3, 0.15, 0.05])
-MODEL = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
+MODEL = ORACLES["lattice"]()
 DATA = torch.multinomial(
     ORACLE.weights, 60, replacement=True, generator=torch.Generator().manual_seed(0)
 )[:, None]

@@ -7,11 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from registry import ORACLES, TARGETS
 
 from vdiff import Denoiser, Prediction, sample, trajectory
 from vdiff.gaussian import Step, alpha, sigma
 from vdiff.oracle import Gaussian, GaussianMixture
-from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Score, V, X
+from vdiff.parameterization import Eps, Flow, V, X
 from vdiff.reverse import reverse_mean
 from vdiff.sampling import (
     STEPS,
@@ -36,20 +37,20 @@ from vdiff.schedule import Cosine, Karras, LearnedLinear, Linear, OptimalTranspo
 from vdiff.variance import FixedLarge, FixedSmall
 
 GAUSSIAN = Gaussian([0.3], [0.25])
-MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+MIXTURE = ORACLES["mixture"]()
 PLANE = GaussianMixture(
     [0.2, 0.5, 0.3],
     [[-1.0, 0.4], [0.5, 0.9], [0.3, -1.1]],
     [[0.04, 0.1], [0.09, 0.02], [0.1, 0.3]],
 )
-TARGETS: tuple[Parameterization, ...] = (X(), Eps(), V(), V(0.5), Flow())
+VELOCITIES = [TARGETS[name] for name in ("x", "eps", "v", "v of scale ½", "flow")]
 ORDER = {"ddim": (ddim, 1), "heun": (heun, 2), "dpmpp_2m": (dpmpp_2m, 2)} | {
     f"adams_bashforth {order} {target!r}": (
         partial(adams_bashforth, order=order, target=target),
         order,
     )
     for order in (1, 2, 3)
-    for target in TARGETS
+    for target in VELOCITIES
 }
 
 
@@ -251,7 +252,7 @@ def test_the_same_samples_whatever_the_model_predicts(step):
         )
 
     reference = made(PLANE)
-    for target in (*TARGETS, Score(), PosteriorMean(Linear(13.0, -13.0), 100)):
+    for target in TARGETS.values():
 
         def as_target(z, logsnr, target=target):
             return Prediction(z, logsnr, PLANE(z, logsnr).read(target), target)
@@ -314,7 +315,7 @@ def test_the_step_to_data_is_the_exact_limit():
     """x̂ at the last level is where a deterministic step to λ → ∞ leads."""
     z, n = noise(dims=2), 64
     *_, (_, last) = trajectory(PLANE, z, schedule=Linear(2.0, -8.0), steps=5, step=ddim)
-    for target in TARGETS:
+    for target in VELOCITIES:
         seen = Prediction(last.z, last.logsnr, last.read(target), target)
         there = ddim(
             lambda z, logsnr, seen=seen: seen,

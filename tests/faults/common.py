@@ -10,52 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vdiff import Denoiser
-from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian, Gaussian
-from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Score, V, X
-from vdiff.schedule import (
-    Adaptive,
-    Cosine,
-    Custom,
-    Histogram,
-    Karras,
-    Laplace,
-    LearnedLinear,
-    Linear,
-    LinearBeta,
-    Monotone,
-    Normal,
-    OptimalTransport,
-    Schedule,
-    Shifted,
-    SignalPower,
-    Spectral,
-    Spline,
-    Tabulated,
-)
-from vdiff.weighting import (
-    EDM,
-    ELBO,
-    MSE,
-    P2,
-    Debiased,
-    InDI,
-    MinSNR,
-    Sigmoid,
-    SoftMinSNR,
-    TruncatedSNR,
-    Weighting,
-)
-from vdiff.weighting import Custom as CustomWeighting
-
-ROWS: tuple[Parameterization, ...] = (
-    Eps(),
-    X(),
-    V(),
-    V(0.5),
-    Flow(),
-    Score(),
-    PosteriorMean(Linear(), steps=10),
-)
+from vdiff.decoder import Decoder, Gaussian
+from vdiff.parameterization import Parameterization, V
+from vdiff.schedule import Cosine
 
 
 class Net(nn.Module):
@@ -134,29 +91,6 @@ def gradients(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor
 
 
 SCHEDULE = Cosine(10.0, -10.0)
-
-
-def quadratic(t: Tensor) -> Tensor:
-    return 10 - 5 * t - 10 * t**2
-
-
-def fades(logsnr: Tensor) -> Tensor:
-    return torch.exp(-0.1 * logsnr)
-
-
-SCHEDULES: tuple[Callable[[], Schedule], ...] = (
-    Linear, lambda: SCHEDULE, lambda: Cosine(offset=0.008), LinearBeta, OptimalTransport, Normal, Laplace, Karras, lambda: Shifted(Cosine(), 1.0), Tabulated.linear_betas,
-    LearnedLinear, lambda: Custom(quadratic), lambda: Monotone(hidden=16, learn_ends=False), lambda: Histogram([1.0, 2.0, 4.0]),
-    lambda: Spline(learn_ends=False), SignalPower, Adaptive, lambda: Spectral([0.5, 2.0]),
-)  # fmt: skip
-WEIGHTINGS: tuple[Callable[[], Weighting], ...] = (
-    ELBO, Sigmoid, EDM, lambda: EDM(monotone=True), InDI, lambda: MSE(SCHEDULE, V()), lambda: MSE(Tabulated.linear_betas(), Eps(), steps=999), lambda: MSE(SCHEDULE, Eps()) * MinSNR(),
-    lambda: ELBO() * SoftMinSNR(), lambda: ELBO() * P2() * TruncatedSNR(), lambda: ELBO() * Debiased(), lambda: CustomWeighting(fades),
-)  # fmt: skip
-DECODERS: tuple[Callable[[], Decoder], ...] = (
-    lambda: Categorical(17), lambda: Categorical(17, prior=torch.arange(17.0)), lambda: Categorical(17, prior=torch.arange(34.0).view(2, 17)), lambda: DiscretizedGaussian(17),
-    lambda: DiscretizedGaussian(17, uses_network=True), Gaussian, lambda: Gaussian(uses_network=True, variance=0.5),
-)  # fmt: skip
 
 
 def data_of(decoder: Decoder, n: int = 4) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from registry import objective_of
+from registry import DECODERS, WEIGHTINGS, objective_of
 from torch import Tensor, nn
 
 import vdiff
@@ -50,7 +50,7 @@ from vdiff.schedule import Custom, Linear, Tabulated
 from vdiff.training import Validation, train
 from vdiff.weighting import loss_factor
 
-from .common import DECODERS, WEIGHTINGS, Net, data_of
+from .common import Net, data_of
 
 MODEL = Denoiser(Net(), V())
 LABELLED = Guided(Denoiser(lambda z, t, label: z, V()), 2.0, {"label": 0})
@@ -222,8 +222,12 @@ PLACES: dict[
     "LossSecondMoment.note": (torch.ones(4), lambda v: LossSecondMoment(4).note(v, T)),
     "diffuse": (X, lambda v: diffuse(X, v, LAM)),
     "prior_kl": (X, lambda v: prior_kl(v, -5.0)),
-    **{f"weighting {i}": (LAM, make()) for i, make in enumerate(WEIGHTINGS)},
-    **{name: place for i in (0, 3, 5) for name, place in decoding(DECODERS[i]()).items()},
+    **{f"weighting {name}": (LAM, make()) for name, make in WEIGHTINGS.items()},
+    **{
+        place: case
+        for name in ("categorical", "discretized gaussian", "gaussian")
+        for place, case in decoding(DECODERS[name]()).items()
+    },
 }
 
 

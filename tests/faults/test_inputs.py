@@ -7,15 +7,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from registry import TARGETS
 from torch import Tensor
 
 from vdiff import Objective, elbo, weighted_elbo
 from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
+from vdiff.parameterization import V
 from vdiff.schedule import LearnedLinear
 from vdiff.times import stratified
 from vdiff.weighting import Sigmoid
 
-from .common import ROWS, SCHEDULE, Net, assert_refused, assert_same, batch, model
+from .common import SCHEDULE, Net, assert_refused, assert_same, batch, model
 
 
 def loss_of(x: object, **options: object) -> Tensor:
@@ -95,7 +97,7 @@ def test_fault_03_levels_out_of_range(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("row", ROWS, ids=repr)
+@pytest.mark.parametrize("row", TARGETS.values(), ids=TARGETS)
 def test_fault_04_half_precision_data_is_computed_in_float32(
     dtype: torch.dtype, row: object
 ) -> None:
@@ -224,7 +226,7 @@ def test_fault_08_any_shape_behind_the_batch(shape: tuple[int, ...]) -> None:
     t = torch.tensor([0.1, 0.5, 0.9])
     levels = torch.randint(0, 17, (3, 24), generator=generator)
     net = lambda z, time: z.tanh() * (1 + 0.1 * time.view(-1, *(1 for _ in z.shape[1:])))  # noqa: E731
-    for row in ROWS:
+    for row in TARGETS.values():
         denoiser = type(model())(net, row)
         flat = weighted_elbo(denoiser, x, schedule=SCHEDULE, weighting=Sigmoid(), t=t, eps=eps)
         assert_same(
@@ -274,7 +276,7 @@ def test_fault_09_any_memory_layout(layout: str) -> None:
         torch.tensor([0.1, 0.4, 0.6, 0.9]),
     )
     net = lambda z, time: z.tanh() * time[:, None, None, None].tanh()  # noqa: E731
-    for row in ROWS:
+    for row in TARGETS.values():
         denoiser = type(model())(net, row)
         loss = weighted_elbo(denoiser, x, schedule=SCHEDULE, t=t, eps=eps)
         assert_same(
@@ -346,7 +348,7 @@ def test_fault_10_everything_is_made_on_the_device_of_x() -> None:
     """On the meta device an operation that mixes devices raises, so this is a GPU's test of
     placement on a CPU."""
     x = torch.zeros(4, 2, device="meta")
-    for row in ROWS:
+    for row in TARGETS.values():
         assert (
             weighted_elbo(
                 model(row).to("meta"), x, schedule=SCHEDULE, weighting=Sigmoid()
@@ -602,7 +604,7 @@ def test_fault_15_class_labels_reach_the_network_and_its_own_refusal_the_user() 
         def forward(self, z: Tensor, time: Tensor, label: Tensor) -> Tensor:  # type: ignore[override]
             return super().forward(z + self.embedding(label), time)
 
-    denoiser = type(model())(Labeled(), ROWS[2])
+    denoiser = type(model())(Labeled(), V())
     x, t, eps = batch()
     loss = [
         weighted_elbo(

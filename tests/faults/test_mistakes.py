@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from registry import ORACLES
 from torch import nn
 
 from vdiff import Denoiser, elbo, sample, weighted_elbo
@@ -19,7 +20,7 @@ from vdiff.weighting import MSE, MinSNR, Sigmoid, Weighting, loss_factor
 
 from .common import assert_refused
 
-ORACLE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.5, 0.0]], [[0.04, 0.04], [0.09, 0.09]])
+ORACLE = ORACLES["plane"]()
 X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
 network = MLP(2)
 

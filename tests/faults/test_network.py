@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from registry import TARGETS
 from torch import Tensor, nn
 
 from vdiff import Denoiser, Objective, elbo, recipe, weighted_elbo
@@ -18,7 +19,7 @@ from vdiff.schedule import Cosine, Linear, Tabulated
 from vdiff.variance import LearnedRange
 from vdiff.weighting import Sigmoid
 
-from .common import ROWS, SCHEDULE, Net, assert_refused, assert_same, batch, model
+from .common import SCHEDULE, Net, assert_refused, assert_same, batch, model
 
 
 def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tensor:
@@ -216,7 +217,7 @@ def test_fault_30_eval_and_no_grad_are_every_validation_curve() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_fault_31_output_of_another_dtype(dtype: torch.dtype) -> None:
     x, t, eps = batch()
-    for row in ROWS:
+    for row in TARGETS.values():
         loss = weighted_elbo(
             Denoiser(lambda z, time: z.tanh().to(dtype), row), x, schedule=SCHEDULE, t=t, eps=eps
         )

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from registry import CLOSED_TARGETS
 from torch import Tensor
 
 from vdiff import Objective, elbo, weighted_elbo
@@ -52,7 +53,7 @@ from vdiff.weighting import (
 )
 from vdiff.weighting import Custom as CustomWeighting
 
-from .common import ROWS, SCHEDULE, assert_refused, assert_same, batch, model
+from .common import SCHEDULE, assert_refused, assert_same, batch, model
 
 INF, NAN = math.inf, math.nan
 
@@ -392,7 +393,7 @@ def test_fault_18_the_scales_at_the_far_ends(logsnr: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("t", [0.0, 1.0])
-@pytest.mark.parametrize("row", ROWS[:-1], ids=repr)
+@pytest.mark.parametrize("row", CLOSED_TARGETS.values(), ids=CLOSED_TARGETS)
 @pytest.mark.parametrize(
     "weighting", [ELBO(), Sigmoid(2.0), ELBO() * MinSNR(), ELBO() * Debiased()], ids=repr
 )
