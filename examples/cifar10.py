@@ -102,7 +102,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--every",
         type=at_least_one,
-        help="steps between points of the curve and checkpoints (default: a hundredth of all, at most 5,000; on a CPU a fifth)",
+        help=(
+            "steps between points of the curve and checkpoints (default: a hundredth of all, at "
+            "most 5,000; on a CPU a fifth)"
+        ),
     )
     parser.add_argument(
         "--images",
@@ -181,7 +184,10 @@ def described(recipe: str, config: Config, images: int | None = None) -> str:
         )
         return f"{recipes.about(recipe)}\n\n{settings}\n\n{parameters:,} parameters"
     passes = config.steps * config.batch / images
-    return f"{recipe}: {parameters:,} parameters, {config.steps:,} steps of {config.batch}, {passes:,.1f} times {images:,} images of {config.data}"
+    return (
+        f"{recipe}: {parameters:,} parameters, {config.steps:,} steps of {config.batch}, "
+        f"{passes:,.1f} times {images:,} images of {config.data}"
+    )
 
 
 def learn(run: Run, images: Splits, device: torch.device, every: int | None) -> Objective:
@@ -229,8 +235,10 @@ def report(
         run.folder / "results.json"
     )  # a report that is interrupted continues where it was
     found = kept.through(
-        "bound", evaluate, objective.model, test.pixels.to(device), schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
-        replicates=2, profile=profile, share=share_of_rank(), record={"run": str(run.folder), "ema": config.ema[0]}, **condition(config, test, device),
+        "bound", evaluate, objective.model, test.pixels.to(device), schedule=objective.schedule,
+        decoder=objective.decoder, steps=config.chain, batch=BATCH,
+        replicates=2, profile=profile, share=share_of_rank(), record={"run": str(run.folder),
+        "ema": config.ema[0]}, **condition(config, test, device),
     )  # fmt: skip
     if not here().first:
         return

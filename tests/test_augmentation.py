@@ -172,11 +172,16 @@ def test_a_recipes_law_is_that_of_its_weighting_or_none(name):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((EDM(), 15.0, -15.0), ValueError, r"'weighting' must never rise with λ; got EDM\(.*, which rises from λ = -15 to -3.31"),
-        ((MinSNR(), 15.0, -15.0), ValueError, r"'weighting' must be a total; got the factor MinSNR"),
-        ((Sigmoid, 15.0, -15.0), TypeError, r"'weighting' must be a Weighting or a function .*an instance: Sigmoid\(\)"),
-        ((lambda v: -v, 15.0, -15.0), ValueError, r"'weighting' must be finite and at least 0; got -.* at λ = "),
-        ((Sigmoid(), -15.0, 15.0), ValueError, r"'logsnr_max' must be greater than logsnr_min = 15; got -15"),
+        ((EDM(), 15.0, -15.0), ValueError,
+        r"'weighting' must never rise with λ; got EDM\(.*, which rises from λ = -15 to -3.31"),
+        ((MinSNR(), 15.0, -15.0), ValueError,
+        r"'weighting' must be a total; got the factor MinSNR"),
+        ((Sigmoid, 15.0, -15.0), TypeError,
+        r"'weighting' must be a Weighting or a function .*an instance: Sigmoid\(\)"),
+        ((lambda v: -v, 15.0, -15.0), ValueError,
+        r"'weighting' must be finite and at least 0; got -.* at λ = "),
+        ((Sigmoid(), -15.0, 15.0), ValueError,
+        r"'logsnr_max' must be greater than logsnr_min = 15; got -15"),
     ],
     ids=["it rises", "a factor", "a class", "negative", "ends"],
 )  # fmt: skip
@@ -192,8 +197,10 @@ def test_above_its_peak_a_weighting_that_rises_has_a_law():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"schedule": Linear()}, ValueError, r"'schedule' must have the ends of the augmentation, 6 and -5; got 13.3 and -5"),
-        ({"schedule": Spline(*ENDS, learn_ends=False)}, ValueError, r"'schedule' must have a fixed shape; got Spline"),
+        ({"schedule": Linear()}, ValueError,
+        r"'schedule' must have the ends of the augmentation, 6 and -5; got 13.3 and -5"),
+        ({"schedule": Spline(*ENDS, learn_ends=False)}, ValueError,
+        r"'schedule' must have a fixed shape; got Spline"),
         ({"x": torch.ones(4, 2).long()}, TypeError, r"'x' must be real and floating"),
         ({"steps": 3}, TypeError, r"'steps' is unknown"),
     ],

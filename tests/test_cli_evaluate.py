@@ -280,8 +280,8 @@ def test_an_evaluation_says_first_how_much_there_is_to_do(capsys):
 def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(
     tmp_path, capsys, monkeypatch
 ):
-    """Cut off in the second likelihood, the command continues there; a solver that gives up is given
-    of, and all else is written."""
+    """Cut off in the second likelihood, the command continues there. Where a solver gives up, the
+    report says so, and everything else is written."""
     run = made(tmp_path / "run")
     words = [run, "--draws", 4, "--replicates", 2, "--ode", "--ode-tolerance", 1e-2]
     solved, names = command.dequantized_ode, []
@@ -402,10 +402,12 @@ from vdiff.training.share import share_of_rank
 dist.init_process_group("gloo")
 report = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
 try:
-    evaluate(lambda z, logsnr: type("P", (), {})(), LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
+    wrong = lambda z, logsnr: type("P", (), {})()
+    evaluate(wrong, LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
 except TypeError:
     pass
-print(json.dumps([dist.get_rank(), report.total.value, report.total.monte_carlo, report.protocol["processes"]]), flush=True)
+total, count = report.total, report.protocol["processes"]
+print(json.dumps([dist.get_rank(), total.value, total.monte_carlo, count]), flush=True)
 dist.destroy_process_group()
 """
 

@@ -73,7 +73,8 @@ def test_a_report_is_plain_data_from_which_the_number_comes_again():
     )
     assert protocol["evaluations"] == 200 * 4 * 32 + protocol["pilot"]
     again = evaluate(
-        RIGHT, DATA, schedule=Linear(*reversed(protocol["logsnr"])), decoder=DECODER, draws=protocol["draws"],
+        RIGHT, DATA, schedule=Linear(*reversed(protocol["logsnr"])), decoder=DECODER,
+        draws=protocol["draws"],
         replicates=protocol["replicates"], seed=protocol["seed"], batch=protocol["batch"],
     )  # fmt: skip
     assert again.total == report.total

@@ -43,7 +43,8 @@ def exact() -> Tensor:
     x, n = POINTS.repeat_interleave(len(t) * len(noise), 0), len(POINTS)
     with torch.no_grad():
         bound = elbo(
-            MODEL, x, schedule=SCHEDULE, decoder=DECODER, t=t.repeat_interleave(len(noise)).repeat(n), eps=noise.repeat(n * len(t))[:, None]
+            MODEL, x, schedule=SCHEDULE, decoder=DECODER,
+            t=t.repeat_interleave(len(noise)).repeat(n), eps=noise.repeat(n * len(t))[:, None]
         )  # fmt: skip
     return (bound.total.view(n, len(t), len(noise)).mean(1) @ weight) / weight.sum()
 

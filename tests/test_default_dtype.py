@@ -209,45 +209,63 @@ def trained() -> list[Tensor]:
 GIVEN: dict[str, Callable[[], Any]] = {
     **{f"decoder {name}": partial(decoded, make) for name, make in DECODERS.items()},
     **{f"schedule {name}": partial(scheduled, make) for name, make in made_of(SCHEDULES).items()},
-    **{f"weighting {name}": lambda make=make: [make()(LAM), loss_factor(make(), Linear(), V())(LAM)]
+    **{f"weighting {name}": lambda make=make: [make()(LAM), loss_factor(make(), Linear(),
+    V())(LAM)]
        for name, make in WEIGHTINGS.items() if make().chain is None},
-    "stratified": lambda: [vdiff.times.stratified(8, generator=seeded()), vdiff.times.stratified(4, offset=0.3)],
-    "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17), t=T, eps=noise()).total],
-    "draws": lambda: list(vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), draws=3, generator=seeded()).diffusion),
+    "stratified": lambda: [vdiff.times.stratified(8, generator=seeded()), vdiff.times.stratified(4,
+    offset=0.3)],
+    "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17), t=T,
+    eps=noise()).total],
+    "draws": lambda: list(vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), draws=3,
+    generator=seeded()).diffusion),
     "estimators": lambda: [
-        vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), steps=6, estimator=one(), generator=seeded()).total
+        vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), steps=6, estimator=one(),
+        generator=seeded()).total
         for one in (MonteCarlo, Raw)
     ],
-    "hybrid_loss": lambda: [vdiff.hybrid_loss(TWICE, X, schedule=Linear(), steps=6, t=CHAIN, eps=EPS)],
-    "paths": lambda: list(vdiff.chain.path_bound(MODEL, X, schedule=FINITE, decoder=Gaussian(), steps=4, generator=seeded())),
+    "hybrid_loss": lambda: [vdiff.hybrid_loss(TWICE, X, schedule=Linear(), steps=6, t=CHAIN,
+    eps=EPS)],
+    "paths": lambda: list(vdiff.chain.path_bound(MODEL, X, schedule=FINITE, decoder=Gaussian(),
+    steps=4, generator=seeded())),
     "evaluate points": lambda: evaluated(Gaussian(), X),
-    "evaluate with other draws": lambda: evaluated(Gaussian(), X, plan=Plan(times=Sobol()), steps=6),
+    "evaluate with other draws": lambda: evaluated(Gaussian(), X, plan=Plan(times=Sobol()),
+    steps=6),
     "evaluate to a tolerance": lambda: evaluated(Gaussian(), X, tolerance=0.05, draws=None),
     "compare": lambda: [
-        torch.tensor(compare(MODEL, OTHER, X, schedule=Cosine(8.0, -6.0), decoder=Gaussian(), draws=4).difference.value, **F64)
+        torch.tensor(compare(MODEL, OTHER, X, schedule=Cosine(8.0, -6.0), decoder=Gaussian(),
+        draws=4).difference.value, **F64)
     ],
-    "importance": lambda: [path_importance(MODEL, X, schedule=FINITE, decoder=Gaussian(), steps=3, samples=4).nats],
+    "importance": lambda: [path_importance(MODEL, X, schedule=FINITE, decoder=Gaussian(), steps=3,
+    samples=4).nats],
     "progress": counted_progress,
-    "exact chain": lambda: [chain_log_prob(LINE(), X[:, :1].double(), schedule=FINITE, steps=4, decoder=Gaussian(), points=201)],
+    "exact chain": lambda: [chain_log_prob(LINE(), X[:, :1].double(), schedule=FINITE, steps=4,
+    decoder=Gaussian(), points=201)],
     "ode": lambda: [ode_likelihood(MODEL, X, tolerance=1e-4, **ENDS).nats],
-    "immse": lambda: [immse(MODEL, X, schedule=Linear(12.0, -12.0), gaussian=GaussianData([0.0, 0.0], [0.5, 1.0]), draws=4).nats],
+    "immse": lambda: [immse(MODEL, X, schedule=Linear(12.0, -12.0), gaussian=GaussianData([0.0,
+    0.0], [0.5, 1.0]), draws=4).nats],
     "sampling": lambda: [
-        sample(MODEL, X, schedule=FINITE, steps=4, step=step, generator=seeded()) for name, step in STEPS.items() if name != "ode"
+        sample(MODEL, X, schedule=FINITE, steps=4, step=step, generator=seeded()) for name,
+        step in STEPS.items() if name != "ode"
     ],
-    "sampling by the flow": lambda: [sample(MODEL, X, schedule=FINITE, steps=3, step=STEPS["ode"]), encode(MODEL, X, **ENDS)],
+    "sampling by the flow": lambda: [sample(MODEL, X, schedule=FINITE, steps=3, step=STEPS["ode"]),
+    encode(MODEL, X, **ENDS)],
     "sampling on levels": lambda: [
         sample(MODEL, X, levels=[-5.0, 0.3, 5.1], generator=per_sample_generators(0, range(6))),
-        *(one.x for _, one in trajectory(MODEL, X, schedule=vdiff.sampling.few_steps(), steps=3, generator=seeded())),
+        *(one.x for _, one in trajectory(MODEL, X, schedule=vdiff.sampling.few_steps(), steps=3,
+        generator=seeded())),
     ],
     "guidance": lambda: [
         Guided(LABELLED, 3.3, {"label": 0.1}, interval=(-3.1, 3.3))(X, LAM, label=T.float()).out,
         Guided(LABELLED, 7.3, {"label": 0.1})(X, LAM, label=T.float()).out,
     ],
-    "output": lambda: [to_uint8(X.clamp(-1, 1)), to_levels(Categorical(17), MODEL(X, LAM), draw=True, generator=seeded())],
+    "output": lambda: [to_uint8(X.clamp(-1, 1)), to_levels(Categorical(17), MODEL(X, LAM),
+    draw=True, generator=seeded())],
     "noise": lambda: [noise_like(X, seeded()), start((3,), per_sample_generators(0, range(4)))],
     "oracles": lambda: [
-        LINE()(X[:, :1], LAM).out, LINE().log_prob(X[:, :1]), LINE().sample(5, seeded()), LINE().mmse(LAM), LINE().entropy(),
-        Lattice([-0.5, 0.5], [0.3, 0.7]).bound(13.3, -5.0, Categorical(2)).total, GaussianData.fit(X).log_prob(X),
+        LINE()(X[:, :1], LAM).out, LINE().log_prob(X[:, :1]), LINE().sample(5, seeded()),
+        LINE().mmse(LAM), LINE().entropy(),
+        Lattice([-0.5, 0.5], [0.3, 0.7]).bound(13.3, -5.0, Categorical(2)).total,
+        GaussianData.fit(X).log_prob(X),
     ],
     "metrics": lambda: [mmd(X, EPS)],
     "profile": profiled,

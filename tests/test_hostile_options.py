@@ -71,7 +71,8 @@ ESTIMATORS = ("verify", "--estimators", "gaussian", "--points", "4")
 HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "evaluate": {
         "run": (("evaluate", "--quiet", "--"), NO_RUN),
-        "--data": (EVALUATE, ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP", "a\nb", "\x1b[31mx")),
+        "--data": (EVALUATE, ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP", "a\nb",
+        "\x1b[31mx")),
         "--split": (EVALUATE, NO_NAME),
         "--tolerance": (EVALUATE, NO_TOLERANCE),
         "--budget": ((*EVALUATE, "--tolerance", "0.1"), NO_COUNT),
@@ -118,7 +119,8 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "objective": (("describe", "--"), (*NO_NAME, *NO_PROGRAM, "PROGRAM:x")),
         "--compare": (("describe", "edm"), (*NO_NAME, *NO_PROGRAM, "PROGRAM:x")),
         "--all": (("describe",), ("=x",)),
-        "--figure": (("describe", "edm"), ("", "~nosuchuser/x", "nowhere/x.png", "FILE/x.png", "LOOP/x.png", "DRAWN.png", "x.weird")),
+        "--figure": (("describe", "edm"), ("", "~nosuchuser/x", "nowhere/x.png", "FILE/x.png",
+        "LOOP/x.png", "DRAWN.png", "x.weird")),
     },
     "verify": {
         "names": (("verify", "--"), NO_NAME),
@@ -127,7 +129,8 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--points": (ESTIMATORS, NO_SMALL_COUNT),
         "--seed": (ESTIMATORS, NO_WHOLE),
         "--draws": (("verify", "tweedie"), NO_SMALL_COUNT),
-        "--pages": (("verify",), ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP", "\x1b[31mx")),
+        "--pages": (("verify",), ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP",
+        "\x1b[31mx")),
     },
 }  # fmt: skip
 CASES = [
@@ -260,10 +263,12 @@ def test_a_command_that_is_wrong_is_said_in_a_line_too(words, capsys):
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7999999999992 bytes."
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you "
+        "tried to allocate 7999999999992 bytes."
     ),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:86] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."
+        "[enforce fail at alloc_cpu.cpp:86] DefaultCPUAllocator: not enough memory: you tried "
+        "to allocate 8 bytes."
     ),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("std::bad_alloc"),
@@ -326,7 +331,10 @@ def test_a_tolerance_that_nothing_can_be_computed_with(tolerance):
 
 
 def test_a_tolerance_that_nobody_can_wait_for():
-    words = r"'tolerance' must be within reach of 1e\+15 network evaluations; got 1e-12 bits/dim \(it takes "
+    words = (
+        r"'tolerance' must be within reach of 1e\+15 network evaluations; got 1e-12 bits/dim \(it "
+        r"takes "
+    )
     with within(SECONDS), pytest.raises(ValueError, match=words):
         evaluate(MODEL, torch.zeros(4, 2), schedule=Linear(), decoder=Gaussian(), tolerance=1e-12)
 

@@ -144,7 +144,8 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
 
 TESTS = Path(__file__).parent
 TEST_FILES = {path.name: path for path in TESTS.rglob("test_*.py")}
-TESTED_IN = {  # rooms and modules whose tests are not in test_<module>.py or test_<room>_<module>.py
+# rooms and modules whose tests are not in test_<module>.py or test_<room>_<module>.py
+TESTED_IN = {
     "cli.load": "test_run_data.py",
     "cli.options": "test_hostile_options.py",
     "data": "test_data.py",

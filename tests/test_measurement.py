@@ -179,7 +179,10 @@ def test_a_second_stage_is_as_large_as_steins_rule_says():
     reached = bits * math.sqrt(15) / 5 * math.sqrt(5 * 8 / 11)
     with pytest.raises(
         ValueError,
-        match=r"'tolerance' must be within reach of budget = 11 network evaluations; got 0\.2 bits/dim",
+        match=(
+            r"'tolerance' must be within reach of budget = 11 network evaluations; got 0\.2 "
+            r"bits/dim"
+        ),
     ) as seen:
         run._needed(first_stage())
     assert f"(a budget of {enough:,} would do; 11 reaches about {reached:.2g})" in str(seen.value)

@@ -226,7 +226,10 @@ def test_a_density_is_divided_out(density):
 def test_a_density_that_leaves_out_a_part_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"evaluate: argument 'plan' must have .* the ends of the evaluation, \[-7.0, 9.0\]; got \[-7.0, 5.0\]",
+        match=(
+            r"evaluate: argument 'plan' must have .* the ends of the evaluation, \[-7.0, 9.0\]; "
+            r"got \[-7.0, 5.0\]"
+        ),
     ):
         evaluate(
             WRONG,

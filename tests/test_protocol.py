@@ -179,7 +179,8 @@ ROUNDING = """
 import torch
 b = torch.backends
 {setting}
-parts = [b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn, b.mkldnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn]
+parts = [b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn]
+parts += [b.mkldnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn]
 before = [p.fp32_precision for p in parts]
 from vdiff.schedule import Linear
 from vdiff.decoder import Gaussian as Decoder

@@ -1,4 +1,4 @@
-"""Every public class of a room is in the registry, so that the tests of all of its kind run on it."""
+"""Every public class of a room is in the registry: the tests of all of its kind run on it."""
 
 import inspect
 

@@ -126,7 +126,10 @@ def test_what_is_not_of_these_images_is_refused(bound, flow):
     )
     with pytest.raises(
         ValueError,
-        match=r"be of the same data, .*; got .* \(continuous x of the same images has another hash",
+        match=(
+            r"be of the same data, .*; got .* \(continuous x of the "
+            r"same images has another hash"
+        ),
     ):
         bound.beside("ODE", other)
 

@@ -159,7 +159,10 @@ def test_a_profile_belongs_to_its_edges():
     profile, other = Profile(-5.0, 13.3, bins=4), Profile(-8.0, 8.0, bins=4)
     with pytest.raises(
         RuntimeError,
-        match=r"Profile.load_state_dict: .* λ_max = 8 and λ_min = -8; got λ_max = 13.3 and λ_min = -5",
+        match=(
+            r"Profile.load_state_dict: .* λ_max = 8 and λ_min = -8; got λ_max = 13.3 and λ_min = "
+            r"-5"
+        ),
     ):
         other.load_state_dict(profile.state_dict())
     other.load_state_dict({"sums": profile.sums})

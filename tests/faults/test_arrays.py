@@ -239,7 +239,10 @@ def test_an_array_and_a_list_are_named(place: str, kind: str) -> None:
     with pytest.raises(TypeError) as caught:
         call(right.numpy() if kind == "array" else right.tolist())
     came = "ndarray" if kind == "array" else "list"
-    pattern = rf"\w+(\.\w+)?: argument '(\w+)' must be a (torch\.Tensor|floating tensor); got {came} \(.*(torch\.\w+\(|schedule\(t\)|t = step)"
+    pattern = (
+        rf"\w+(\.\w+)?: argument '(\w+)' must be a (torch\.Tensor|floating tensor); got {came} "
+        rf"\(.*(torch\.\w+\(|schedule\(t\)|t = step)"
+    )
     assert re.match(pattern, str(caught.value)), caught.value
 
 
@@ -253,7 +256,10 @@ def test_a_number_is_named_too() -> None:
     ):
         with pytest.raises(
             TypeError,
-            match=r"argument '\w+' must be a torch.Tensor; got (float|list) \(torch.as_tensor\(\w+\)\)",
+            match=(
+                r"argument '\w+' must be a torch.Tensor; got (float|list) "
+                r"\(torch.as_tensor\(\w+\)\)"
+            ),
         ):
             call(0.5)
     assert bits_per_dim(torch.tensor(2.0), 1) > 0
@@ -266,7 +272,10 @@ def test_training_names_an_array() -> None:
     config = points(steps=1)
     with pytest.raises(
         TypeError,
-        match=r"train: argument 'data' must be a torch.Tensor; got ndarray \(torch.as_tensor\(data\)\)",
+        match=(
+            r"train: argument 'data' must be a torch.Tensor; got ndarray "
+            r"\(torch.as_tensor\(data\)\)"
+        ),
     ):
         train(config.objective(), data_of_points(config).numpy(), config, quiet=True)
 
@@ -298,7 +307,8 @@ LENGTHS: dict[str, Callable[[Any], Any]] = {
     "estimator": lambda v: vdiff.elbo(MODEL, LEVELS, estimator=v, **BOUND),
     "steps": lambda v: vdiff.weighted_elbo(MODEL, X, schedule=SCHEDULE, steps=v),
     "generator": lambda v: vdiff.weighted_elbo(MODEL, X, schedule=SCHEDULE, generator=v),
-    "bound_weight": lambda v: vdiff.hybrid_loss(MODEL, X, schedule=SCHEDULE, steps=4, bound_weight=v),
+    "bound_weight": lambda v: vdiff.hybrid_loss(MODEL, X, schedule=SCHEDULE, steps=4,
+    bound_weight=v),
     "parameterization": lambda v: Denoiser(Net(), v),
     "network": lambda v: Denoiser([v], V()),  # type: ignore[arg-type]
     "variance": lambda v: Denoiser(Net(), V(), variance=v),
@@ -312,7 +322,8 @@ LENGTHS: dict[str, Callable[[Any], Any]] = {
     "unconditional": lambda v: Guided(MODEL, 2.0, v)(X, LAM, label=LEVELS),
     "unconditional label": lambda v: Guided(MODEL, 2.0, {"label": v})(X, LAM, label=LEVELS),
     "interval": lambda v: Guided(MODEL, 2.0, {"label": 0}, interval=v),
-    "dequantization": lambda v: dequantized_ode(MODEL, LEVELS, schedule=SCHEDULE, dequantization=v),
+    "dequantization": lambda v: dequantized_ode(MODEL, LEVELS, schedule=SCHEDULE,
+    dequantization=v),
     "gaussian": lambda v: immse(MODEL, X, schedule=SCHEDULE, gaussian=v),
     "recipe": lambda v: vdiff.recipe(v),
     "to_levels": lambda v: to_levels(v, PREDICTION),

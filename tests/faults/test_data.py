@@ -317,7 +317,10 @@ def test_fault_66_offline(
         "hold CIFAR-10",
         f"nothing of it in {tmp_path}; its download failed: ",
         "Connection refused",
-        f"put cifar-10-binary.tar.gz ({form.archive.size:,} bytes, sha256 {form.archive.checksum[7:]}) from ",
+        (
+            f"put cifar-10-binary.tar.gz ({form.archive.size:,} bytes, sha256 "
+            f"{form.archive.checksum[7:]}) from "
+        ),
         "there as it is; dataset('patches') needs no download",
     )
     with assert_refused(ValueError, "dataset", "folder", *says):

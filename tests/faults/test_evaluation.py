@@ -61,7 +61,10 @@ def test_fault_01_continuous_data_that_is_not_finite_and_the_way_to_leave_it_out
 def test_fault_03_images_outside_the_range_are_warned_of_once() -> None:
     data = torch.linspace(0, 255, 128).view(8, 1, 4, 4)
     network = Denoiser(lambda z, logsnr: 0 * z, X())
-    text = r"evaluate: the images run from .* to 25\d.*, outside \[−1, 1\]: 2 x/\(levels − 1\) − 1 brings levels there"
+    text = (
+        r"evaluate: the images run from .* to 25\d.*, outside \[−1, 1\]: 2 x/\(levels − 1\) − 1 "
+        r"brings levels there"
+    )
     with pytest.warns(UserWarning, match=text) as seen:
         outcome = evaluate(network, data, schedule=SCHEDULE, decoder=Gaussian(), draws=8)
     assert len(seen) == 1
@@ -128,14 +131,20 @@ def test_fault_28_nan_from_the_network_names_the_image_and_the_level(pilot: int)
     broken = Denoiser(Broken(0.7), X())
     with pytest.raises(
         ValueError,
-        match=r"evaluate: argument 'model' must give a finite bound; got NaN or infinity on image 17 at λ = [56]\.\d+ \(",
+        match=(
+            r"evaluate: argument 'model' must give a finite bound; got NaN or infinity on image "
+            r"17 at λ = [56]\.\d+ \("
+        ),
     ):
         evaluate(
             broken, data, schedule=SCHEDULE, decoder=DECODER, draws=32, plan=Plan(pilot=pilot)
         )
     with pytest.raises(
         ValueError,
-        match=r"compare: argument 'model' must give a finite bound; got NaN or infinity on image 17",
+        match=(
+            r"compare: argument 'model' must give a finite bound; got "
+            r"NaN or infinity on image 17"
+        ),
     ):
         compare(
             broken,
@@ -200,7 +209,10 @@ def test_fault_45_a_tolerance_beyond_the_budget_names_the_budget_that_would_do()
     }
     with pytest.raises(
         ValueError,
-        match=r"'tolerance' must be within reach of budget = 1,000 network evaluations; got 1 bits/dim",
+        match=(
+            r"'tolerance' must be within reach of budget = 1,000 network evaluations; got 1 "
+            r"bits/dim"
+        ),
     ) as seen:
         report(budget=1000, **setting)
     named = int(str(seen.value).split("a budget of ")[1].split(" would")[0].replace(",", ""))

@@ -448,7 +448,8 @@ def test_fault_11_times(t: object, error: type[Exception], words: tuple[str, ...
 def test_fault_11_times_of_a_schedule() -> None:
     words = (
         "be a floating tensor",
-        "got torch.int64 (times are fractions of the way to noise, not integer steps: t = step / steps)",
+        "got torch.int64 (times are fractions of the way to noise, not "
+        "integer steps: t = step / steps)",
     )
     for method in ("rate", "delta"):
         with assert_refused(TypeError, f"Cosine.{method}", "t", *words):
@@ -550,7 +551,8 @@ def test_fault_14_dequantised_data_with_a_discrete_decoder(
     name = type(decoder).__name__
     words = (
         "be integer levels, 0 to 16",
-        "torch.float32 (a discrete decoder takes levels 0, 1, 2, …; dequantised or scaled data needs a Gaussian decoder",
+        "torch.float32 (a discrete decoder takes levels 0, 1, 2, …; dequantised or "
+        "scaled data needs a Gaussian decoder",
     )
     with assert_refused(TypeError, f"{name}.encode", "data", *words):
         elbo(model(), data, schedule=SCHEDULE, decoder=decoder)
@@ -583,7 +585,8 @@ def test_fault_77_python_without_asserts_checks_as_well() -> None:
     code = (
         "import torch, vdiff\n"
         "try:\n"
-        "    vdiff.weighted_elbo(vdiff.Denoiser(lambda z, time: z[:, :1], vdiff.parameterization.V()), torch.zeros(4, 2), schedule=vdiff.schedule.Cosine())\n"
+        "    vdiff.weighted_elbo(vdiff.Denoiser(lambda z, time: z[:, :1], "
+        "vdiff.parameterization.V()), torch.zeros(4, 2), schedule=vdiff.schedule.Cosine())\n"
         "except ValueError as error:\n"
         "    print(__debug__, error)\n"
     )
@@ -591,7 +594,8 @@ def test_fault_77_python_without_asserts_checks_as_well() -> None:
         [sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True
     ).stdout
     assert out.startswith(
-        "False Denoiser: argument 'network' must return the shape of z, (4, 2); got (4, 1) (it would broadcast in silence)"
+        "False Denoiser: argument 'network' must return the shape of z, (4, 2); got (4, "
+        "1) (it would broadcast in silence)"
     )
 
 

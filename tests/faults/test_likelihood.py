@@ -218,7 +218,10 @@ def test_fault_32_a_bound_whose_clean_end_leaves_no_digits() -> None:
     setting: dict[str, Any] = {"decoder": GaussianDecoder(), "draws": 8}
     with pytest.warns(
         UserWarning,
-        match=r"X\(\) at λ = 25 leaves ε̂ with an error of 0.03 by rounding in float32: the bound comes out too",
+        match=(
+            r"X\(\) at λ = 25 leaves ε̂ with an error of 0.03 by rounding in float32: the bound "
+            r"comes out too"
+        ),
     ):
         found = evaluate(predicts(X()), points(8).float(), schedule=Linear(25.0, -9.0), **setting)
     assert "WARNING: X() at λ = 25" in str(found)
@@ -254,7 +257,10 @@ def test_fault_46_a_solver_that_gives_up_says_where_why_and_what_to_try() -> Non
     def explodes(z: Tensor, logsnr: Tensor) -> Prediction:  # infinite before the other end
         return Prediction(z, logsnr, 3.0 * z.pow(3), V())
 
-    text = r"the probability-flow ODE: dopri5 gave up at t = .* of the way \(λ = .*\) after \d+ evaluations: underflow in dt"
+    text = (
+        r"the probability-flow ODE: dopri5 gave up at t = .* of the way \(λ = .*\) after \d+ "
+        r"evaluations: underflow in dt"
+    )
     with pytest.raises(SolverError, match=text) as caught:
         flow(explodes, torch.ones(2, 1).double(), schedule=Linear(), max_evaluations=5000)
     for word in ("rtol = ", "atol = ", "|v̂| was", "float64"):
@@ -341,7 +347,8 @@ def test_fault_51_the_seed_tells_everything() -> None:
         ({"batch": 0}, ValueError, "batch", "be at least 1"),
         ({"model": lambda z, logsnr: z}, TypeError, "model", "return a Prediction"),
         (
-            {"model": lambda z, logsnr: Prediction(z, logsnr, RING(z, logsnr).eps.detach(), Eps())},
+            {"model": lambda z, logsnr: Prediction(z, logsnr, RING(z, logsnr).eps.detach(),
+            Eps())},
             ValueError, "model", "be differentiable in z",
         ),
     ],

@@ -34,7 +34,10 @@ def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tens
         (
             lambda z, t: torch.cat([z, z], 1),
             "(4, 6, 2)",
-            "(twice the channels, as with a learned variance: Denoiser(…, variance=LearnedRange()), or keep the first half, out.chunk(2, 1)[0])",
+            (
+                "(twice the channels, as with a learned variance: Denoiser(…, "
+                "variance=LearnedRange()), or keep the first half, out.chunk(2, 1)[0])"
+            ),
         ),
         (lambda z, t: z[:, :1], "(4, 1, 2)", "(it would broadcast in silence)"),
         (lambda z, t: z[:1], "(1, 3, 2)", "(it would broadcast in silence)"),
@@ -293,7 +296,10 @@ def test_fault_32_a_misspelt_keyword_is_no_condition(word: str, meant: str) -> N
     ):
         with pytest.raises(
             TypeError,
-            match=rf"^(weighted_elbo|elbo): argument '{word}' is unknown; did you mean '{meant}'\?|the bound's weighting is ELBO",
+            match=(
+                rf"^(weighted_elbo|elbo): argument '{word}' is unknown; did you mean "
+                rf"'{meant}'\?|the bound's weighting is ELBO"
+            ),
         ):
             call(**{word: 1})
 
@@ -306,7 +312,10 @@ def test_fault_32_a_keyword_of_the_other_verb() -> None:
         weighted_elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian())
     with pytest.raises(
         TypeError,
-        match=r"^elbo: argument 'weighting' is unknown; the bound's weighting is ELBO\(\); weighted_elbo takes another",
+        match=(
+            r"^elbo: argument 'weighting' is unknown; the bound's weighting is ELBO\(\); "
+            r"weighted_elbo takes another"
+        ),
     ):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), weighting=Sigmoid())
     for decoder in (Categorical, "categorical"):

@@ -342,10 +342,15 @@ def test_fault_45_what_is_no_state_no_model_and_no_step() -> None:
 
 
 @pytest.mark.parametrize(("step", "argument", "words"), [
-    (partial(ddim, eta=-0.1), "eta", ("lie in [0, 1]",)), (partial(ddim, eta=1.5), "eta", ("lie in [0, 1]",)),
-    (partial(adams_bashforth, order=4), "order", ("be 1, 2 or 3",)), (partial(adams_bashforth, order=0), "order", ("be at least 1",)), (partial(adams_bashforth, target=Score()), "target", ("be a velocity", "Score()")),
-    (partial(ode, method="dopri55"), "method", ("be one of 'dopri8', 'dopri5'", "did you mean 'dopri5'?")),
-    (partial(ode, rtol=0.0), "rtol", ("be finite and greater than 0",)), (partial(ode, max_evaluations=0), "max_evaluations", ("be at least 1",)),
+    (partial(ddim, eta=-0.1), "eta", ("lie in [0, 1]",)), (partial(ddim, eta=1.5), "eta",
+    ("lie in [0, 1]",)),
+    (partial(adams_bashforth, order=4), "order", ("be 1, 2 or 3",)), (partial(adams_bashforth,
+    order=0), "order", ("be at least 1",)), (partial(adams_bashforth, target=Score()), "target",
+    ("be a velocity", "Score()")),
+    (partial(ode, method="dopri55"), "method", ("be one of 'dopri8', 'dopri5'",
+    "did you mean 'dopri5'?")),
+    (partial(ode, rtol=0.0), "rtol", ("be finite and greater than 0",)), (partial(ode,
+    max_evaluations=0), "max_evaluations", ("be at least 1",)),
 ])  # fmt: skip
 def test_fault_45_options_of_steps(step: Any, argument: str, words: tuple[str, ...]) -> None:
     """Before any evaluation."""
@@ -356,9 +361,13 @@ def test_fault_45_options_of_steps(step: Any, argument: str, words: tuple[str, .
 
 
 @pytest.mark.parametrize(("step", "argument", "words"), [
-    (partial(ddim, eta="all"), "eta", ("be a number", "'all'")), (partial(adams_bashforth, order=2.0), "order", ("be a Python int", "2.0")),
-    (partial(adams_bashforth, order=True), "order", ("be a Python int", "True")), (partial(adams_bashforth, target=V), "target", ("be a Parameterization", "the class V", "an instance")),
-    (partial(ancestral, variance=FixedLarge), "variance", ("be a ReverseVariance", "the class FixedLarge", "an instance")),
+    (partial(ddim, eta="all"), "eta", ("be a number", "'all'")), (partial(adams_bashforth,
+    order=2.0), "order", ("be a Python int", "2.0")),
+    (partial(adams_bashforth, order=True), "order", ("be a Python int", "True")),
+    (partial(adams_bashforth, target=V), "target", ("be a Parameterization", "the class V",
+    "an instance")),
+    (partial(ancestral, variance=FixedLarge), "variance", ("be a ReverseVariance",
+    "the class FixedLarge", "an instance")),
     (partial(ancestral, variance="large"), "variance", ("be a ReverseVariance", "'large'")),
 ])  # fmt: skip
 def test_fault_45_options_of_steps_of_another_type(
@@ -387,7 +396,10 @@ def test_fault_46_a_solver_that_gives_up() -> None:
 
     with pytest.raises(
         SolverError,
-        match=r"ode: dopri5 gave up at t = .* (underflow in dt|the field is NaN or infinite for example)",
+        match=(
+            r"ode: dopri5 gave up at t = .* (underflow in dt|the field is NaN or infinite for "
+            r"example)"
+        ),
     ):
         sample(explodes, 3 * Z, schedule=Linear(), steps=2, step=ode)
 

@@ -189,8 +189,10 @@ def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
 
 @pytest.mark.parametrize(
     ("name", "build"),
-    [*((build.__name__, build) for build in (Linear, Cosine, LinearBeta, OptimalTransport, LearnedLinear)), ("Normal", lambda a, b: Normal(0.0, 3.0, a, b)),
-     ("Laplace", lambda a, b: Laplace(0.0, 1.0, a, b)), ("Own", lambda a, b: Own(falls, twenty, a, b))],
+    [*((build.__name__, build) for build in (Linear, Cosine, LinearBeta, OptimalTransport,
+    LearnedLinear)), ("Normal", lambda a, b: Normal(0.0, 3.0, a, b)),
+     ("Laplace", lambda a, b: Laplace(0.0, 1.0, a, b)), ("Own", lambda a, b: Own(falls, twenty, a,
+     b))],
 )  # fmt: skip
 @pytest.mark.parametrize(
     ("high", "low", "argument", "words"),
@@ -201,7 +203,10 @@ def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
             "logsnr_max",
             (
                 "be greater than logsnr_min = 5",
-                "got -5 (t = 0 is data and has the larger λ; if these are γ = −λ, write logsnr_max=5, logsnr_min=-5)",
+                (
+                    "got -5 (t = 0 is data and has the larger λ; if these are γ = −λ, write "
+                    "logsnr_max=5, logsnr_min=-5)"
+                ),
             ),
         ),
         (
@@ -457,8 +462,11 @@ def test_fault_19_many_steps_are_continuous_time(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "error", "words"),
-    [(0, ValueError, ("be at least 1", "got 0")), (-3, ValueError, ("be at least 1", "got -3")), (10.0, TypeError, ("be a Python int", "got 10.0 (write int(…))")),
-     (True, TypeError, ("be a Python int", "got True")), (np.int64(10), TypeError, ("be a Python int", "got np.int64(10) (write int(…))")), ("10", TypeError, ("be a Python int", "got '10'"))],
+    [(0, ValueError, ("be at least 1", "got 0")), (-3, ValueError, ("be at least 1", "got -3")),
+    (10.0, TypeError, ("be a Python int", "got 10.0 (write int(…))")),
+     (True, TypeError, ("be a Python int", "got True")), (np.int64(10), TypeError,
+     ("be a Python int", "got np.int64(10) (write int(…))")), ("10", TypeError, ("be a Python int",
+     "got '10'"))],
 )  # fmt: skip
 def test_fault_19_what_is_no_number_of_steps(
     steps: object, error: type[Exception], words: tuple[str, ...]
@@ -629,7 +637,10 @@ def test_fault_22_a_weighting_for_part_of_the_line() -> None:
         "Custom",
         "weighting",
         "be finite and at least 0",
-        "got -1 at λ = -40 (give the range it is meant for: Custom(…, logsnr_min=…, logsnr_max=…))",
+        (
+            "got -1 at λ = -40 (give the range it is meant for: Custom(…, logsnr_min=…, "
+            "logsnr_max=…))"
+        ),
     ):
         CustomWeighting(tent)
     w = CustomWeighting(tent, logsnr_min=-20.0, logsnr_max=20.0)
@@ -1011,7 +1022,10 @@ def test_fault_17_a_table_of_signal_taken_for_one_of_logsnr() -> None:
         ValueError,
         "Tabulated",
         "logsnr",
-        "be log α²/σ²; got values from 0.1 to 0.9 alone (these look like ᾱ: Tabulated.from_alphas_cumprod",
+        (
+            "be log α²/σ²; got values from 0.1 to 0.9 alone (these look like ᾱ: "
+            "Tabulated.from_alphas_cumprod"
+        ),
     ):
         Tabulated([0.9, 0.5, 0.1])
     with assert_refused(

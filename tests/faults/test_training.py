@@ -381,7 +381,10 @@ def test_fault_55_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(
     monkeypatch.setattr(Run, "store", store_without_room)
     with pytest.warns(
         UserWarning,
-        match=r"no checkpoint at step 8: .*File too large.*; [\d,]+ bytes needed, [\d,]+ free.*; the older ones are kept",
+        match=(
+            r"no checkpoint at step 8: .*File too large.*; [\d,]+ bytes needed, "
+            r"[\d,]+ free.*; the older ones are kept"
+        ),
     ):
         run_of(tmp_path / "run", config)
     assert found[1] == (8, False, ["step-00000004"])
@@ -447,7 +450,10 @@ def test_fault_56_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None
     whole = outcome(tmp_path / "run")["files"]
     with pytest.warns(
         UserWarning,
-        match=r"must be of this run's config; got steps: 12, where it was 16; lr: 0\.002, where it was 0\.1",
+        match=(
+            r"must be of this run's config; got steps: 12, where it was 16; "
+            r"lr: 0\.002, where it was 0\.1"
+        ),
     ):
         run_of(tmp_path / "run", config)
     assert outcome(tmp_path / "run")["files"] != whole
@@ -880,7 +886,8 @@ def test_fault_71_out_of_memory_says_what_helps() -> None:
             train(objective_of(Huge(error)), data_of(config), config, quiet=True)
         assert caught.value is error
         assert caught.value.__notes__ == [
-            "train: a batch of 12 in 3 micro-batches on 1 processes is 4 images at a time: raise accumulate, which leaves the result as it is; "
+            "train: a batch of 12 in 3 micro-batches on 1 processes is 4 images at a time: "
+            "raise accumulate, which leaves the result as it is; "
             "or lower the batch, take more processes, autocast, or a network with checkpoint=True"
         ]
     with pytest.raises(RuntimeError, match="something else") as caught:

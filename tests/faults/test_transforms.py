@@ -488,9 +488,8 @@ def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
     }
     torch.save({"grads": grads, "states": states}, Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()
-    os._exit(
-        0
-    )  # torch 2.13 can deadlock where DDP's reducer is taken down with the GIL held, on a gloo thread that waits for it
+    # torch 2.13 can deadlock where DDP's reducer is taken down on a gloo thread that waits for it
+    os._exit(0)
 
 
 def test_fault_40_distributed_data_parallel_over_the_objective(tmp_path: Path) -> None:
@@ -605,7 +604,8 @@ def test_fault_43_a_device_without_float64() -> None:
     def to_mps(v: Tensor) -> Tensor:
         if v.dtype == torch.float64:
             raise TypeError(
-                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. Please use float32 instead."
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't "
+                "support float64. Please use float32 instead."
             )
         return v + 1
 

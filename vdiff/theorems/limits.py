@@ -40,7 +40,8 @@ def _losses(
     f"{VDM}, section 5.1 and appendix F",
     without={
         "each step is divided": {
-            "model": COIN, "data": COIN, "schedules": (Linear(12.0, -6.0),), "counts": (1, 2, 3, 4, 5),
+            "model": COIN, "data": COIN, "schedules": (Linear(12.0, -6.0),), "counts": (1, 2, 3, 4,
+            5),
         },
         EXACT: {"model": TRIPLED, "schedules": (Linear(13.3, -5.0),)},
     },

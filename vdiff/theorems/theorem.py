@@ -34,8 +34,10 @@ class Sides:
 
     Sides are numbers or tensors of many cases; every case must hold. `allowed` is absolute.
 
-    >>> Sides(1.0, 1.1, 0.05, "an example").holds, Sides(1.2, 1.1, 0.05, "an example", AT_LEAST).holds
-    (False, True)
+    >>> Sides(1.0, 1.1, 0.05, "an example").holds
+    False
+    >>> Sides(1.2, 1.1, 0.05, "an example", AT_LEAST).holds
+    True
     """
 
     left: Value
