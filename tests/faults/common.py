@@ -3,7 +3,7 @@ files need."""
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
@@ -59,8 +59,9 @@ def assert_refused(
     error: type[Exception], function: str | tuple[str, ...], argument: str, *words: str
 ) -> Iterator[None]:
     """The block must raise `error` with the message `<function>: argument '<argument>' must …
-    <words in order> …`; of several functions, one. A checkpoint is no argument; an empty name is
-    that of no function."""
+    <words in order> …`. Of several functions, one. A checkpoint is no argument; an empty name is
+    that of no function. Two dots, " .. ", in a word stand for any text between."""
+    words = tuple(part for word in words for part in word.split(" .. "))
     with pytest.raises(error) as caught:
         yield
     names = "|".join(map(re.escape, (function,) if isinstance(function, str) else function))
@@ -75,6 +76,12 @@ def assert_refused(
         f"\n{caught.value}\ndoes not match\n{pattern}"
     )
     assert "; got " in str(caught.value)
+
+
+def assert_refused_with(error: type[Exception], message: str) -> AbstractContextManager[None]:
+    """The same from one text, "<function>: <argument> must <words> .. <words>"."""
+    function, argument, words = re.match(r"(.*?): (\S+) must (.*)", message).groups()  # type: ignore[union-attr]
+    return assert_refused(error, function, argument, words)
 
 
 def assert_same(value: Tensor, reference: Tensor, rtol: float = 1e-6, atol: float = 0.0) -> None:

@@ -119,20 +119,20 @@ def test_fault_04_half_precision_data_is_computed_in_float32(
     [
         (
             torch.ones(4, 2, dtype=torch.complex64),
-            ("be real and floating", "torch.complex64", "torch.view_as_real(x)"),
+            "be real and floating .. torch.complex64 .. torch.view_as_real(x)",
         ),
         (
             torch.ones(4, 2, dtype=torch.bool),
-            ("be real and floating", "torch.bool", "Categorical(levels=2) takes x.long()"),
+            "be real and floating .. torch.bool .. Categorical(levels=2) takes x.long()",
         ),
-        (torch.ones(4, 2).to_sparse(), ("be dense", "torch.sparse_coo", ".to_dense()")),
-        (np.ones((4, 2)), ("be a torch.Tensor", "ndarray")),
-        ([[1.0, 2.0]], ("be a torch.Tensor", "list")),
+        (torch.ones(4, 2).to_sparse(), "be dense .. torch.sparse_coo .. .to_dense()"),
+        (np.ones((4, 2)), "be a torch.Tensor .. ndarray"),
+        ([[1.0, 2.0]], "be a torch.Tensor .. list"),
     ],
     ids=["complex", "bool", "sparse", "numpy", "list"],
 )
-def test_fault_05_what_is_no_dense_real_tensor(x: object, words: tuple[str, ...]) -> None:
-    with assert_refused(TypeError, "weighted_elbo", "x", *words):
+def test_fault_05_what_is_no_dense_real_tensor(x: object, words: str) -> None:
+    with assert_refused(TypeError, "weighted_elbo", "x", words):
         loss_of(x)
 
 
@@ -141,19 +141,16 @@ def test_fault_05_what_is_no_dense_real_tensor(x: object, words: tuple[str, ...]
     [
         (
             torch.ones(4, 2, dtype=torch.bool),
-            ("be integer levels, 0 to 16", "torch.bool", "data.long()"),
+            "be integer levels, 0 to 16 .. torch.bool .. data.long()",
         ),
-        (
-            torch.ones(4, 2, dtype=torch.complex64),
-            ("be integer levels, 0 to 16", "torch.complex64"),
-        ),
-        (torch.ones(4, 2, dtype=torch.long).to_sparse(), ("be dense", "torch.sparse_coo")),
-        (np.ones((4, 2), dtype=np.int64), ("be a torch.Tensor", "ndarray")),
+        (torch.ones(4, 2, dtype=torch.complex64), "be integer levels, 0 to 16 .. torch.complex64"),
+        (torch.ones(4, 2, dtype=torch.long).to_sparse(), "be dense .. torch.sparse_coo"),
+        (np.ones((4, 2), dtype=np.int64), "be a torch.Tensor .. ndarray"),
     ],
     ids=["bool", "complex", "sparse", "numpy"],
 )
-def test_fault_05_what_are_no_levels(data: object, words: tuple[str, ...]) -> None:
-    with assert_refused(TypeError, ("elbo", "Categorical.encode"), "data", *words):
+def test_fault_05_what_are_no_levels(data: object, words: str) -> None:
+    with assert_refused(TypeError, ("elbo", "Categorical.encode"), "data", words):
         elbo(model(), data, schedule=SCHEDULE, decoder=Categorical(17))  # type: ignore[arg-type]
 
 
@@ -393,55 +390,55 @@ def test_fault_10_everything_is_made_on_the_device_of_x() -> None:
         (
             torch.tensor([0.0, 0.5, 1.0, 1.5]),
             ValueError,
-            ("lie within [0, 1]", "values from 0 to 1.5", "t = step / steps"),
+            "lie within [0, 1] .. values from 0 to 1.5 .. t = step / steps",
         ),
         (
             torch.tensor([-0.5, 0.5, 1.0, 1.0]),
             ValueError,
-            ("lie within [0, 1]", "values from -0.5 to 1"),
+            "lie within [0, 1] .. values from -0.5 to 1",
         ),
         (
             torch.tensor([0.0, torch.nan, 1.0, torch.nan]),
             ValueError,
-            ("lie within [0, 1]", "got 2 NaN"),
+            "lie within [0, 1] .. got 2 NaN",
         ),
         (
             torch.tensor([0.0, torch.inf, 1.0, 1.0]),
             ValueError,
-            ("lie within [0, 1]", "values from 0 to inf"),
+            "lie within [0, 1] .. values from 0 to inf",
         ),
         (
             torch.tensor([[0.0], [0.1], [0.2], [0.3]]),
             ValueError,
-            ("have shape (batch,) = (4,)", "(4, 1) (t.flatten())"),
+            "have shape (batch,) = (4,) .. (4, 1) (t.flatten())",
         ),
         (
             torch.tensor(0.5),
             ValueError,
-            ("have shape (batch,) = (4,)", "() (one time for each example)"),
+            "have shape (batch,) = (4,) .. () (one time for each example)",
         ),
         (
             torch.tensor([0.5]),
             ValueError,
-            ("have shape (batch,) = (4,)", "(1,) (one time for each example)"),
+            "have shape (batch,) = (4,) .. (1,) (one time for each example)",
         ),
         (
             torch.tensor([1, 500, 999, 3]),
             ValueError,
-            ("be floating", "torch.int64", "not integer steps: t = step / steps"),
+            "be floating .. torch.int64 .. not integer steps: t = step / steps",
         ),
-        (0.5, TypeError, ("be a torch.Tensor", "float", "torch.full((len(x),), 0.5)")),
+        (0.5, TypeError, "be a torch.Tensor .. float .. torch.full((len(x),), 0.5)"),
     ],
     ids=["above", "below", "nan", "inf", "column", "scalar", "one", "integer", "number"],
 )
-def test_fault_11_times(t: object, error: type[Exception], words: tuple[str, ...]) -> None:
+def test_fault_11_times(t: object, error: type[Exception], words: str) -> None:
     x = batch()[0]
-    with assert_refused(error, "weighted_elbo", "t", *words):
+    with assert_refused(error, "weighted_elbo", "t", words):
         loss_of(x, t=t)
-    of_data = [word.replace("len(x)", "len(data)") for word in words]
-    with assert_refused(error, "elbo", "t", *of_data):
+    of_data = words.replace("len(x)", "len(data)")
+    with assert_refused(error, "elbo", "t", of_data):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), t=t)  # type: ignore[arg-type]
-    with assert_refused(error, "Objective", "t", *words):
+    with assert_refused(error, "Objective", "t", words):
         Objective(model(), schedule=SCHEDULE)(x, t=t)
 
 
@@ -470,40 +467,40 @@ def test_fault_11_times_of_a_schedule() -> None:
         (
             torch.zeros(1, 2),
             ValueError,
-            ("have the shape of x, (4, 2)", "(1, 2) (it would broadcast in silence)"),
+            "have the shape of x, (4, 2) .. (1, 2) (it would broadcast in silence)",
         ),
         (
             torch.zeros(4, 1),
             ValueError,
-            ("have the shape of x, (4, 2)", "(4, 1) (it would broadcast in silence)"),
+            "have the shape of x, (4, 2) .. (4, 1) (it would broadcast in silence)",
         ),
-        (torch.zeros(2), ValueError, ("have the shape of x, (4, 2)", "(2,)")),
-        (torch.zeros(3, 4, 2), ValueError, ("have the shape of x, (4, 2)", "(3, 4, 2)")),
+        (torch.zeros(2), ValueError, "have the shape of x, (4, 2) .. (2,)"),
+        (torch.zeros(3, 4, 2), ValueError, "have the shape of x, (4, 2) .. (3, 4, 2)"),
         (
             torch.zeros(4, 2, dtype=torch.float64),
             ValueError,
-            ("have the dtype of x, torch.float32", "torch.float64 (eps = eps.to(x.dtype)"),
+            "have the dtype of x, torch.float32 .. torch.float64 (eps = eps.to(x.dtype)",
         ),
         (
             torch.zeros(4, 2, dtype=torch.float16),
             ValueError,
-            ("have the dtype of x, torch.float32", "torch.float16"),
+            "have the dtype of x, torch.float32 .. torch.float16",
         ),
         (
             torch.zeros(4, 2, dtype=torch.long),
             ValueError,
-            ("have the dtype of x, torch.float32", "torch.int64"),
+            "have the dtype of x, torch.float32 .. torch.int64",
         ),
-        (np.zeros((4, 2)), TypeError, ("be a torch.Tensor", "ndarray")),
+        (np.zeros((4, 2)), TypeError, "be a torch.Tensor .. ndarray"),
     ],
     ids=["one", "column", "row", "more", "wider", "narrower", "integer", "numpy"],
 )
-def test_fault_12_noise(eps: object, error: type[Exception], words: tuple[str, ...]) -> None:
+def test_fault_12_noise(eps: object, error: type[Exception], words: str) -> None:
     x = batch()[0]
-    with assert_refused(error, "weighted_elbo", "eps", *words):
+    with assert_refused(error, "weighted_elbo", "eps", words):
         loss_of(x, eps=eps)
-    of_data = [word.replace("of x", "of data").replace("x.dtype", "data.dtype") for word in words]
-    with assert_refused(error, "elbo", "eps", *of_data):
+    of_data = words.replace("of x", "of data").replace("x.dtype", "data.dtype")
+    with assert_refused(error, "elbo", "eps", of_data):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), eps=eps)  # type: ignore[arg-type]
 
 
