@@ -132,7 +132,7 @@ def _covariance(level: Tensor) -> Tensor:
 
 
 @theorem(
-    "of dmmse/dSNR = −E‖Cov(x | z)‖², arXiv:0903.1484, in terms of ε",
+    "from dmmse/dSNR = −E‖Cov(x | z)‖², arXiv:0903.1484, in terms of ε",
     without={EXACT: {"model": BIASED}},
 )
 def derivative_of_the_exact_error(model: Model = ORACLE) -> Sides:
@@ -178,7 +178,7 @@ BEST = Custom(
 
 
 @theorem(
-    "of the rate c₁, by Cauchy and Schwarz",
+    "from the rate c₁, by Cauchy and Schwarz",
     without={"steps are placed with −dλ/dt ∝ (m − m')^(−½)": {"schedule": LINEAR}},
 )
 def best_placement_of_steps(schedule: Schedule = BEST) -> Sides:

@@ -162,11 +162,7 @@ THEOREMS: dict[str, Theorem] = {}
 def theorem(
     source: str, *, without: dict[str, dict[str, Any]] | None = None
 ) -> Callable[[Callable[..., Sides]], Theorem]:
-    """Register a function as a theorem, with the keywords that drop each of its hypotheses.
-
-    >>> theorem("an example").__name__
-    'register'
-    """
+    """Register a function as a theorem, with the keywords that drop each of its hypotheses."""
 
     def register(function: Callable[..., Sides]) -> Theorem:
         any_network = "subject" in inspect.signature(function).parameters
