@@ -15,7 +15,7 @@ from vdiff.likelihood import GaussianError, Independent, Plan, Report, compare, 
 from vdiff.parameterization import X
 from vdiff.schedule import Linear
 
-from .common import Net, assert_refused
+from .common import Net, assert_refused, assert_refused_with
 
 SCHEDULE = Linear(7.0, -6.0)
 DECODER = Categorical(levels=17)
@@ -43,12 +43,10 @@ def test_fault_01_continuous_data_that_is_not_finite_and_the_way_to_leave_it_out
     data = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
     whole = data.clone()
     data[3, 1] = torch.nan
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Gaussian.encode",
-        "data",
-        "be finite",
-        "got 1 NaN or infinite values, the first at index (3, 1)",
+        "Gaussian.encode: data must be finite .. got 1 NaN or infinite "
+        "values, the first at index (3, 1)",
     ):
         report(data, Gaussian())
     kept = report(data, Gaussian(), skip_nonfinite=True)
@@ -98,12 +96,10 @@ def test_fault_13_levels_that_the_data_never_reaches() -> None:
 
 
 def test_fault_14_dequantised_data_for_levels_and_levels_for_a_density() -> None:
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "Categorical.encode",
-        "data",
-        "be integer levels",
-        "dequantised or scaled data needs a Gaussian decoder",
+        "Categorical.encode: data must be integer levels .. dequantised or "
+        "scaled data needs a Gaussian decoder",
     ):
         report(images() + 0.5)
     with assert_refused(
@@ -174,12 +170,9 @@ def test_fault_45_what_an_evaluation_cannot_be() -> None:
         ValueError, "evaluate", "replicates", "be at least 2", "one has no standard error"
     ):
         report(replicates=1)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "evaluate",
-        "tolerance",
-        "lie in [1e-12, 1e+12]",
-        "a standard error in bits/dim",
+        "evaluate: tolerance must lie in [1e-12, 1e+12] .. a standard error in bits/dim",
     ):
         report(tolerance=0.0)
     with assert_refused(ValueError, "evaluate", "budget", "come with tolerance"):

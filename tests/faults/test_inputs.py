@@ -17,7 +17,7 @@ from vdiff.schedule import LearnedLinear
 from vdiff.times import stratified
 from vdiff.weighting import Sigmoid
 
-from .common import SCHEDULE, Net, assert_refused, assert_same, batch, model
+from .common import SCHEDULE, Net, assert_refused, assert_refused_with, assert_same, batch, model
 
 
 def loss_of(x: object, **options: object) -> Tensor:
@@ -155,12 +155,10 @@ def test_fault_05_what_are_no_levels(data: object, words: str) -> None:
 
 
 def test_fault_06_empty_batch() -> None:
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "x",
-        "hold at least one example",
-        "shape (0, 2) (an empty batch has no mean)",
+        "weighted_elbo: x must hold at least one example .. shape (0, 2) "
+        "(an empty batch has no mean)",
     ):
         loss_of(torch.zeros(0, 2))
     with assert_refused(
@@ -307,20 +305,14 @@ def test_fault_09_a_gradient_reaches_x() -> None:
 
 def test_fault_10_different_devices() -> None:
     x, t, eps = batch()
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "eps",
-        "be on the device of x, cpu",
-        "got meta (eps = eps.to(x.device))",
+        "weighted_elbo: eps must be on the device of x, cpu .. got meta (eps = eps.to(x.device))",
     ):
         loss_of(x, eps=eps.to("meta"))
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "t",
-        "be on the device of x, cpu",
-        "got meta (t = t.to(x.device))",
+        "weighted_elbo: t must be on the device of x, cpu .. got meta (t = t.to(x.device))",
     ):
         loss_of(x, t=t.to("meta"))
     with assert_refused(
@@ -329,12 +321,10 @@ def test_fault_10_different_devices() -> None:
         loss_of(x.to("meta"), t=t)
     with assert_refused(ValueError, "elbo", "eps", "be on the device of data, cpu", "got meta"):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), eps=eps.to("meta"))
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "generator",
-        "be on the device of x, meta",
-        "got cpu (torch.Generator(x.device))",
+        "weighted_elbo: generator must be on the device of x, meta .. got "
+        "cpu (torch.Generator(x.device))",
     ):
         loss_of(x.to("meta"), generator=torch.Generator())
     with assert_refused(TypeError, "weighted_elbo", "generator", "be a torch.Generator", "got 3"):
@@ -506,12 +496,10 @@ def test_fault_12_noise(eps: object, error: type[Exception], words: str) -> None
 
 def test_fault_13_digits_taken_for_bytes_and_bytes_for_digits() -> None:
     images = torch.tensor([[0, 255]], dtype=torch.uint8)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Categorical.encode",
-        "data",
-        "lie in 0 … 16",
-        "values from 0 to 255 (values are not on the 17-level grid; bytes have levels=256)",
+        "Categorical.encode: data must lie in 0 … 16 .. values from 0 to 255 (values are not on "
+        "the 17-level grid; bytes have levels=256)",
     ):
         elbo(model(), images, schedule=SCHEDULE, decoder=Categorical(17))
     for levels in (1, 0):
@@ -525,12 +513,10 @@ def test_fault_13_digits_taken_for_bytes_and_bytes_for_digits() -> None:
         ValueError, "Categorical", "prior", "have shape (…, levels) = (…, 17)", "(256,)"
     ):
         Categorical(17, prior=torch.zeros(256))
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Categorical.expected_nll",
-        "prior",
-        "have shape (levels,) or (2, 17), as the data has",
-        "(3, 17)",
+        "Categorical.expected_nll: prior must have shape (levels,) or (2, "
+        "17), as the data has .. (3, 17)",
     ):
         elbo(
             model(),

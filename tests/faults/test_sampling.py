@@ -39,7 +39,7 @@ from vdiff.sampling import (
 from vdiff.schedule import Karras, Linear
 from vdiff.variance import AnalyticVariance, FixedLarge
 
-from .common import assert_refused, model
+from .common import assert_refused, assert_refused_with, model
 
 ORACLE = GaussianMixture([0.3, 0.7], [[-1.0, 0.2], [0.5, 0.1]], [[0.04, 0.1], [0.09, 0.1]])
 Z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -97,22 +97,15 @@ def test_fault_45_a_grid_whose_noise_does_not_fall(levels: list[Any], words: str
 
 def test_fault_45_a_grid_that_is_no_row_of_numbers_or_not_alone() -> None:
     for levels in (7.0, "-1 1", ["a", "b"], [None, 1.0], [[1.0], [2.0, 3.0]], {"a": 1.0}):
-        with assert_refused(
+        with assert_refused_with(
             TypeError,
-            "sample",
-            "levels",
-            "be one row of log-SNR",
-            "for instance [-10.0, 0.0, 10.0]",
+            "sample: levels must be one row of log-SNR .. for instance [-10.0, 0.0, 10.0]",
         ):
             sample(ORACLE, Z, levels=levels)  # type: ignore[arg-type]
     for steps in ([0, 250, 500], torch.arange(3), np.array([0, 1])):
-        with assert_refused(
+        with assert_refused_with(
             ValueError,
-            "sample",
-            "levels",
-            "be one row of log-SNR, floating",
-            "int64",
-            "table.table[steps]",
+            "sample: levels must be one row of log-SNR, floating .. int64 .. table.table[steps]",
         ):
             sample(ORACLE, Z, levels=steps)
     with assert_refused(ValueError, "sample", "levels", "come without schedule and steps"):
@@ -235,12 +228,9 @@ def test_fault_32_steps_that_cannot_start_from_pure_noise() -> None:
     profile.update(torch.zeros(2), torch.tensor([1.0, 3.0]))
     with assert_refused(ValueError, "heun", "logsnr_t", "be above −∞", "ddim or adams_bashforth"):
         sample(counted, Z, levels=[-math.inf, 0.0], step=heun)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "adams_bashforth",
-        "target",
-        "be another than Eps() at λ = −∞",
-        "Flow(), V() or X()",
+        "adams_bashforth: target must be another than Eps() at λ = −∞ .. Flow(), V() or X()",
     ):
         sample(counted, Z, levels=[-math.inf, 0.0], step=partial(adams_bashforth, target=Eps()))
     assert counted.evaluations == 0
@@ -273,12 +263,9 @@ def test_encoding_takes_a_step_that_can_run_backwards() -> None:
 
 
 def test_a_prediction_of_another_shape_is_refused() -> None:
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "sample",
-        "model",
-        "return a prediction of the shape of z",
-        "it would broadcast",
+        "sample: model must return a prediction of the shape of z .. it would broadcast",
     ):
         sample(lambda z, logsnr: Prediction(z, logsnr, z[:1], V()), Z, schedule=Linear(), steps=3)
 
@@ -322,12 +309,9 @@ def test_fault_45_what_is_no_state_no_model_and_no_step() -> None:
     with assert_refused(TypeError, "sample", "model", "return a Prediction", "Tensor"):
         sample(lambda z, logsnr: z, Z, schedule=Linear(), steps=3)  # type: ignore[arg-type, return-value]
     for bad in (math.nan, math.inf):
-        with assert_refused(
+        with assert_refused_with(
             ValueError,
-            "sample",
-            "z",
-            "be finite",
-            "1 NaN or infinite values, the first at index (2, 0)",
+            "sample: z must be finite .. 1 NaN or infinite values, the first at index (2, 0)",
         ):
             sample(
                 ORACLE,
@@ -442,13 +426,10 @@ def test_fault_51_the_seed_of_a_sample() -> None:
         made(step=ancestral, generator=[torch.Generator(), 1, 2, 3])
     with assert_refused(TypeError, "start", "generator", "be one for each sample", "torch.randn"):
         start(shape, torch.Generator())  # type: ignore[arg-type]
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "per_sample_generators",
-        "samples",
-        "be the samples' numbers",
-        "got 6",
-        "range(first, last)",
+        "per_sample_generators: samples must be the samples' numbers "
+        ".. got 6 .. range(first, last)",
     ):
         per_sample_generators(3, 6)  # type: ignore[arg-type]
 
@@ -469,12 +450,9 @@ def test_fault_45_guidance_without_its_other_half() -> None:
     with assert_refused(ValueError, "Guided", "label", "be given as a condition", "got None"):
         sample(guided, Z, schedule=Linear(), steps=3, condition={"label": None})
     for interval in ((2.0, -1.0), (1.0, 1.0), (math.nan, 1.0)):
-        with assert_refused(
+        with assert_refused_with(
             ValueError,
-            "Guided",
-            "interval",
-            "be (lowest, highest) log-SNR",
-            "noise has the lower λ",
+            "Guided: interval must be (lowest, highest) log-SNR .. noise has the lower λ",
         ):
             Guided(conditional, 1.5, {"label": 0}, interval=interval)
     for wrong in (3, (1.0,), (1.0, 2.0, 3.0), ("low", "high"), (None, 2.0), "12"):
@@ -512,12 +490,9 @@ def test_fault_45_a_label_that_would_be_cut_off_or_broadcast() -> None:
 
     label = torch.tensor([0, 1, 2, 0])
     for value in (0.5, 2.0, torch.tensor(1.0)):
-        with assert_refused(
+        with assert_refused_with(
             TypeError,
-            "Guided",
-            "unconditional",
-            "be integer for 'label', as the condition is",
-            "cut off",
+            "Guided: unconditional must be integer for 'label', as the condition is .. cut off",
         ):
             Guided(conditional, 1.5, {"label": value})(Z, torch.zeros(4), label=label)
     with assert_refused(

@@ -119,65 +119,49 @@ def test_fault_16_a_schedule_that_rises_somewhere_names_the_place() -> None:
 
 
 def test_fault_16_gamma_handed_over_for_logsnr() -> None:
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Custom",
-        "logsnr",
-        "fall from data (t = 0) to noise (t = 1)",
-        "λ = -10 at t = 0 and λ = 10 at t = 1 (γ = −λ rises: pass −γ)",
+        "Custom: logsnr must fall from data (t = 0) to noise (t = 1) .. λ = -10 at t = 0 and λ "
+        "= 10 at t = 1 (γ = −λ rises: pass −γ)",
     ):
         Custom(lambda t: 20 * t - 10)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Own.check",
-        "schedule",
-        "be strictly decreasing in t",
-        "λ = -10 at t = 0 and -9.998 at t = 0.0001 (γ = −λ rises: pass −γ)",
+        "Own.check: schedule must be strictly decreasing in t .. λ = -10 at t = 0 and -9.998 "
+        "at t = 0.0001 (γ = −λ rises: pass −γ)",
     ):
         Own(lambda t: 20 * t - 10, twenty).check()
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Tabulated",
-        "logsnr",
-        "be strictly decreasing",
-        "1 at level 1 and 2 at level 2 (γ = −λ rises: pass −γ)",
+        "Tabulated: logsnr must be strictly decreasing .. 1 at level 1 and 2 at "
+        "level 2 (γ = −λ rises: pass −γ)",
     ):
         Tabulated([1.0, 2.0, 3.0])
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Linear",
-        "logsnr_max",
-        "be greater than logsnr_min = 5",
-        "got -13.3",
-        "if these are γ = −λ, write logsnr_max=13.3, logsnr_min=-5",
+        "Linear: logsnr_max must be greater than logsnr_min = 5 .. got -13.3 .. if these are γ = "
+        "−λ, write logsnr_max=13.3, logsnr_min=-5",
     ):
         Linear(-13.3, 5.0)
 
 
 def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Own.check",
-        "schedule",
-        "have rate_at(t, logsnr) = −dλ/dt > 0",
-        "got a rate of -20 at t = 0",
-        "return −dλ/dt",
+        "Own.check: schedule must have rate_at(t, logsnr) = −dλ/dt > 0 .. got a "
+        "rate of -20 at t = 0 .. return −dλ/dt",
     ):
         Own(falls, lambda t: -twenty(t)).check()
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Custom",
-        "schedule",
-        "have rate_at equal to the derivative of −logsnr_at",
-        "got a rate of 10 at t = 0 and 10 at t = 0.0001",
+        "Custom: schedule must have rate_at equal to the derivative of −logsnr_at .. got a "
+        "rate of 10 at t = 0 and 10 at t = 0.0001",
     ):
         Custom(falls, rate=lambda t: 0.5 * twenty(t))
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Own.check",
-        "schedule",
-        "have logsnr_at(t) run from logsnr_max = 12 to logsnr_min = -10",
-        "got λ(0) = 10, λ(1) = -10",
+        "Own.check: schedule must have logsnr_at(t) run from logsnr_max = 12 to "
+        "logsnr_min = -10 .. got λ(0) = 10, λ(1) = -10",
     ):
         Own(falls, twenty, 12.0).check()
     with assert_refused(
@@ -472,12 +456,10 @@ def test_fault_20_the_diffusion_term_alone_does_not_move_learned_ends() -> None:
     schedule, (x, _, _) = LearnedLinear(), batch()
     weighted_elbo(model(), x, schedule=schedule).mean().backward()
     assert [p.grad for p in schedule.parameters()] == [None, None]
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "elbo",
-        "schedule",
-        "have fixed ends with a Gaussian decoder",
-        "on continuous data the bound improves without limit as λ_max grows",
+        "elbo: schedule must have fixed ends with a Gaussian decoder .. on continuous data the "
+        "bound improves without limit as λ_max grows",
     ):
         elbo(model(), x, schedule=schedule, decoder=Gaussian())
     with assert_refused(
@@ -579,15 +561,10 @@ def test_fault_22_a_weighting_for_part_of_the_line() -> None:
     def tent(logsnr: Tensor) -> Tensor:
         return 1 - logsnr.abs() / 20
 
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Custom",
-        "weighting",
-        "be finite and at least 0",
-        (
-            "got -1 at λ = -40 (give the range it is meant for: Custom(…, logsnr_min=…, "
-            "logsnr_max=…))"
-        ),
+        "Custom: weighting must be finite and at least 0 .. got -1 at λ = -40 (give the range it "
+        "is meant for: Custom(…, logsnr_min=…, logsnr_max=…))",
     ):
         CustomWeighting(tent)
     w = CustomWeighting(tent, logsnr_min=-20.0, logsnr_max=20.0)
@@ -752,20 +729,16 @@ def test_fault_22_every_weighting_passes_its_own_check() -> None:
 
 def test_fault_23_a_density_that_is_zero_inside_the_ends() -> None:
     """The schedule is the density of the times: where it never looks, no weight can be trained."""
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Normal",
-        "logsnr_max",
-        "lie where Gaussian(mean=0.0, std=1.0) has mass in float64",
-        "got [-5, 60], of which it reaches [-5, inf] (the end is too far out",
+        "Normal: logsnr_max must lie where Gaussian(mean=0.0, std=1.0) has mass in float64 .. got "
+        "[-5, 60], of which it reaches [-5, inf] (the end is too far out",
     ):
         Normal(0.0, 1.0, logsnr_max=60.0)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Normal",
-        "logsnr_min",
-        "lie where Gaussian(mean=0.0, std=1.0) has mass in float64",
-        "got [-60, 5]",
+        "Normal: logsnr_min must lie where Gaussian(mean=0.0, std=1.0) has "
+        "mass in float64 .. got [-60, 5]",
     ):
         Normal(0.0, 1.0, logsnr_min=-60.0)
     factor = loss_factor(ELBO(), SCHEDULE, V())
@@ -831,11 +804,9 @@ def test_fault_24_what_a_schedule_returns(logsnr: Callable[[Tensor], object], wo
     for wrong, method in ((Own(logsnr, twenty), "logsnr_at"), (Own(falls, logsnr), "rate_at")):
         with assert_refused(ValueError, "Objective", "schedule", f"have Own.{method} {alike}"):
             Objective(model(), schedule=wrong)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Custom",
-        "logsnr",
-        "return the shape, dtype and device of t: (2,), torch.float64, cpu",
+        "Custom: logsnr must return the shape, dtype and device of t: (2,), torch.float64, cpu",
     ):
         Custom(logsnr)  # type: ignore[arg-type]
     with assert_refused(ValueError, "Custom", "schedule", f"have Custom.rate_at {alike}"):
@@ -902,12 +873,10 @@ class Drifting(Linear):
 
 def test_fault_16_a_schedule_is_checked_at_its_first_use() -> None:
     x = batch()[0]
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "schedule",
-        "say what its parameters are",
-        "got Drifting with parameters and learns_ends = False (λ_max and λ_min would move",
+        "weighted_elbo: schedule must say what its parameters are .. got Drifting with parameters "
+        "and learns_ends = False (λ_max and λ_min would move",
     ):
         weighted_elbo(model(), x, schedule=Drifting())
     rising = Own(lambda t: -falls(t), twenty)
@@ -917,57 +886,45 @@ def test_fault_16_a_schedule_is_checked_at_its_first_use() -> None:
 
 def test_fault_19_chains_of_another_length() -> None:
     x, table = batch()[0], Tabulated.linear_betas()
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "steps",
-        "divide the 999 steps of the table; got 1000 (a table of 1000 levels has 999 steps",
+        "weighted_elbo: steps must divide the 999 steps of the table; got 1000 (a "
+        "table of 1000 levels has 999 steps",
     ):
         weighted_elbo(model(), x, schedule=table, steps=1000)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "steps",
-        "be 999, as in MSE",
-        "got None (the plain loss of a chain is one on that chain)",
+        "weighted_elbo: steps must be 999, as in MSE .. got None (the plain loss "
+        "of a chain is one on that chain)",
     ):
         weighted_elbo(model(), x, schedule=table, weighting=MSE(table, Eps(), steps=999))
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "t",
-        "be at least 1/steps = 0.25 on a chain; got 0 (that step would begin before the data",
+        "weighted_elbo: t must be at least 1/steps = 0.25 on a chain; got 0 (that "
+        "step would begin before the data",
     ):
         weighted_elbo(model(), x, schedule=Linear(), steps=4, t=torch.zeros(len(x)))
 
 
 def test_fault_17_a_table_of_signal_taken_for_one_of_logsnr() -> None:
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Tabulated",
-        "logsnr",
-        (
-            "be log α²/σ²; got values from 0.1 to 0.9 alone (these look like ᾱ: "
-            "Tabulated.from_alphas_cumprod"
-        ),
+        "Tabulated: logsnr must be log α²/σ²; got values from 0.1 to 0.9 alone (these look "
+        "like ᾱ: Tabulated.from_alphas_cumprod",
     ):
         Tabulated([0.9, 0.5, 0.1])
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Tabulated.from_alphas_cumprod",
-        "alphas_cumprod",
-        "lie strictly between 0 and 1; got 0 at level 2 of 3 (ᾱ = 0 is pure noise: it is the last",
+        "Tabulated.from_alphas_cumprod: alphas_cumprod must lie strictly between 0 and 1; got 0 "
+        "at level 2 of 3 (ᾱ = 0 is pure noise: it is the last",
     ):
         Tabulated.from_alphas_cumprod([0.9, 0.0, 0.0])
 
 
 def test_what_is_no_recipe() -> None:
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "describe",
-        "objective",
-        "be a Recipe or the name of one",
-        "got 3",
-        "Recipe(name, schedule",
+        "describe: objective must be a Recipe or the name of one .. "
+        "got 3 .. Recipe(name, schedule",
     ):
         describe(3)  # type: ignore[arg-type]

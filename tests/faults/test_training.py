@@ -40,7 +40,7 @@ from vdiff.training.checkpoint import checkpoints, prune, read, read_meta, seal,
 from vdiff.training.ranks import Place
 from vdiff.training.state import Averages, State
 
-from .common import Net, assert_refused
+from .common import Net, assert_refused, assert_refused_with
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
@@ -416,14 +416,10 @@ def test_fault_56_a_run_of_another_config_shows_the_difference(tmp_path: Path) -
     config = points()
     run_of(tmp_path, config)
     changed = replace(config, lr=0.5, network=config.network | {"width": 17})
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Run.open",
-        "config",
-        "be that of the run in",
-        "network: {",
-        "lr: 0.5, where it was 0.002",
-        "take another folder",
+        "Run.open: config must be that of the run in .. network: { .. lr: 0.5, where "
+        "it was 0.002 .. take another folder",
     ):
         Run.open(tmp_path, changed)
     with Run.open(
@@ -554,12 +550,9 @@ def test_fault_57_a_pickle_is_never_opened(
         ValueError, "checkpoint", str(evil), "be a folder of safetensors and JSON", *words
     ):
         read(evil, {})
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Run.open",
-        "resume",
-        "be one of auto, never",
-        "unpickling runs whatever code is in it",
+        "Run.open: resume must be one of auto, never .. unpickling runs whatever code is in it",
     ):
         Run.open(tmp_path / "run", config, resume=str(evil))
     assert not trace.exists()

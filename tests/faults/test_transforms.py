@@ -37,6 +37,7 @@ from .common import (
     SCHEDULE,
     Net,
     assert_refused,
+    assert_refused_with,
     assert_same,
     batch,
     data_of,
@@ -527,12 +528,10 @@ def test_fault_40_a_wrapped_model_beside_a_learned_schedule() -> None:
     Wrapped.__name__ = "DistributedDataParallel"
     denoiser = model()
     denoiser.network.wrapped = Wrapped()
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Objective",
-        "model",
-        "not be wrapped in DDP where the schedule is learned",
-        "wrap the Objective: the schedule's gradients are not synchronised otherwise",
+        "Objective: model must not be wrapped in DDP where the schedule is learned .. wrap the "
+        "Objective: the schedule's gradients are not synchronised otherwise",
     ):
         Objective(denoiser, schedule=LearnedLinear(), loss=VLB(Categorical(17)))
     assert Objective(denoiser, schedule=SCHEDULE).schedule is SCHEDULE
@@ -584,12 +583,9 @@ def test_fault_42_data_parallel() -> None:
     replica = Objective(
         model(), schedule=SCHEDULE
     )._replicate_for_data_parallel()  # what DataParallel calls on each GPU
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "Objective",
-        "self",
-        "not be wrapped in nn.DataParallel",
-        "use DistributedDataParallel",
+        "Objective: self must not be wrapped in nn.DataParallel .. use DistributedDataParallel",
     ):
         replica(x)
 
