@@ -216,11 +216,7 @@ def condition(config: Config, images: Images, device: torch.device) -> dict[str,
 
 
 def report(
-    run: Run,
-    objective: Objective,
-    images: Splits,
-    device: torch.device,
-    count: int,
+    run: Run, objective: Objective, images: Splits, device: torch.device, count: int
 ) -> None:
     """The bound of test images with its errors beside simple densities, as a table, as JSON and in
     figures."""

@@ -280,7 +280,7 @@ def main() -> None:
             say(
                 f"{name:<20}{seed:>5}{bits['value']:>10.4f}{bits['monte_carlo']:>8.4f}{result['variance']:>15.3f}{error:>8.3f}"
                 f"{result['variance_stratified']:>12.3f}{error_stratified:>8.3f}"
-                f"{layers[len(layers) // 2]:>24.3f}",
+                f"{layers[len(layers) // 2]:>24.3f}"
             )
             if name == "γ_η":
                 compare(trained, seed, frames, options)

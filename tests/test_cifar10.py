@@ -265,8 +265,7 @@ def test_every_recipe_is_one_of_the_digits_too(name):
     torch.manual_seed(0)
     objective, levels = config.objective(), torch.randint(0, 17, (2, *config.shape))
     loss = objective(
-        levels,
-        condition={"augmented": torch.ones(2)} if config.augment == "flip-turn" else None,
+        levels, condition={"augmented": torch.ones(2)} if config.augment == "flip-turn" else None
     )
     assert torch.isfinite(loss).all()
     assert torch.isfinite(bits_per_dim(objective.bound(levels).total, 64)).all()

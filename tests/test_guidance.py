@@ -11,13 +11,7 @@ from vdiff.decoder import Categorical
 from vdiff.likelihood import evaluate
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.parameterization import Eps, X
-from vdiff.sampling import (
-    Clipped,
-    Counted,
-    Guided,
-    ddim,
-    ode,
-)
+from vdiff.sampling import Clipped, Counted, Guided, ddim, ode
 from vdiff.schedule import Karras, Linear
 from vdiff.variance import FixedLarge
 

@@ -189,12 +189,7 @@ def test_the_loss_of_a_recipe_is_on_every_level_that_a_sampler_of_its_chain_visi
     if row.steps is None:
         t = torch.tensor([0.3], dtype=torch.float64)
         known = weighted_elbo(
-            model,
-            x,
-            schedule=row.schedule,
-            weighting=row.weighting,
-            t=t,
-            eps=eps,
+            model, x, schedule=row.schedule, weighting=row.weighting, t=t, eps=eps
         )
         assert torch.equal(loss, known)
     else:

@@ -275,12 +275,7 @@ def test_a_profile_has_seen_everything_after_a_pause(tolerance):
 def test_pieces_are_batches_of_what_is_left_of_a_share():
     """Five rows, of which the second of two processes has 1 and 3; then the first, of which one
     repetition of a row was done."""
-    setting = {
-        "shapes": {"v": (2,), "n": ()},
-        "repetitions": 2,
-        "rows": 5,
-        "key": key_of("test"),
-    }
+    setting = {"shapes": {"v": (2,), "n": ()}, "repetitions": 2, "rows": 5, "key": key_of("test")}
     asked, seen, kept = [], [], []
 
     def work(repetition, rows):
@@ -355,9 +350,7 @@ def test_where_one_process_fails_all_do():
     said = []
     with pytest.raises(ZeroDivisionError, match="here"):
         in_pieces(
-            fails,
-            run=Run(2, 0, Share(0, 2, lambda v: said.append(v.tolist()) or v)),
-            **setting,
+            fails, run=Run(2, 0, Share(0, 2, lambda v: said.append(v.tolist()) or v)), **setting
         )
     assert said == [[1.0]]  # the others, who wait there
 

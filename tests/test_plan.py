@@ -470,10 +470,7 @@ def test_conditions_go_along_with_the_images_that_are_finite():
 def test_a_prediction_that_is_not_finite_is_named_by_its_first_example():
     z = torch.zeros(3, 2)
     z[1, 1] = z[2, 0] = torch.nan
-    model = Finite(
-        lambda z, logsnr: Prediction(z, logsnr, z, Eps()),
-        torch.tensor([4, 9, 6]),
-    )
+    model = Finite(lambda z, logsnr: Prediction(z, logsnr, z, Eps()), torch.tensor([4, 9, 6]))
     assert torch.equal(model(z[:1], torch.zeros(1)).out, z[:1])
     with pytest.raises(
         ValueError,

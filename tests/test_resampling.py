@@ -144,8 +144,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"LossSecondMoment: argument 'steps' must be .*; got 0"):
         LossSecondMoment(0)
     with pytest.raises(
-        ValueError,
-        match=r"argument 'uniform' must lie in \(0, 1\]; got 0 \(without it a step",
+        ValueError, match=r"argument 'uniform' must lie in \(0, 1\]; got 0 \(without it a step"
     ):
         LossSecondMoment(3, uniform=0.0)
     with pytest.raises(ValueError, match=r"argument 'uniform' must lie in \(0, 1\]; got 2"):

@@ -22,14 +22,7 @@ from vdiff.parameterization import Eps
 from vdiff.schedule import LearnedLinear, Linear
 from vdiff.training import train
 
-from .common import (
-    Net,
-    assert_same,
-    batch,
-    data_of,
-    gradients,
-    model,
-)
+from .common import Net, assert_same, batch, data_of, gradients, model
 
 
 def assert_compiles(

@@ -38,11 +38,7 @@ def points(n: int, dims: int = 2) -> torch.Tensor:
     ],
 )
 def test_values_that_have_no_discrepancy(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    bandwidths: list[float] | None,
-    argument: str,
-    words: str,
+    x: torch.Tensor, y: torch.Tensor, bandwidths: list[float] | None, argument: str, words: str
 ) -> None:
     with assert_refused(ValueError, "mmd", argument, words):
         mmd(x, y, bandwidths)

@@ -213,12 +213,7 @@ def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
     ids=["reversed", "equal", "zero terminal SNR", "no noise", "nan", "text", "vector"],
 )
 def test_fault_17_ends(
-    name: str,
-    build: Callable[..., Schedule],
-    high: object,
-    low: object,
-    argument: str,
-    words: str,
+    name: str, build: Callable[..., Schedule], high: object, low: object, argument: str, words: str
 ) -> None:
     with assert_refused(
         TypeError if words.startswith("be a number") else ValueError, name, argument, words
@@ -688,9 +683,7 @@ def test_fault_22_a_factor_alone_is_no_weighting(factor: Weighting) -> None:
     ],
 )
 def test_fault_22_what_a_weighting_is_made_of(
-    build: Callable[[], object],
-    error: type[Exception],
-    message: str,
+    build: Callable[[], object], error: type[Exception], message: str
 ) -> None:
     with assert_refused_with(error, message):
         build()

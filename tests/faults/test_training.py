@@ -328,8 +328,7 @@ def test_fault_54_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(
     ]
     damage(tmp_path / "checkpoints/step-00000012", how)
     with pytest.warns(
-        UserWarning,
-        match=r"checkpoint '.*step-00000012' must .*; the one before it is used",
+        UserWarning, match=r"checkpoint '.*step-00000012' must .*; the one before it is used"
     ):
         run_of(tmp_path, config)
     assert outcome(tmp_path) == whole
@@ -344,10 +343,7 @@ def test_fault_54_where_none_can_be_used_nothing_starts_again_in_silence(tmp_pat
     for _ in range(2):  # nor at the second attempt
         kept = "step-00000012, step-00000008, step-00000004"
         said = rf"none of the 3 checkpoints in .*to start anew, take another folder.*{kept}"
-        with (
-            pytest.warns(UserWarning, match="is cut off"),
-            pytest.raises(ValueError, match=said),
-        ):
+        with pytest.warns(UserWarning, match="is cut off"), pytest.raises(ValueError, match=said):
             run_of(tmp_path, config)
 
 

@@ -145,10 +145,7 @@ def test_fault_34_compile(case: str, compiled: dict[str, str]) -> None:
 
 def objectives() -> dict[str, tuple[Objective, Tensor]]:
     weighted = {
-        name: (
-            Objective(model(row), schedule=SCHEDULE, loss=Weighted(Sigmoid())),
-            batch()[0],
-        )
+        name: (Objective(model(row), schedule=SCHEDULE, loss=Weighted(Sigmoid())), batch()[0])
         for name, row in TARGETS.items()
     }
     bounds = {

@@ -50,7 +50,7 @@ RECORDS: list[Record] = DATA["records"]
 LATER = {}
 # entries of tested records that no public name of vdiff answers yet
 LATER_ENTRIES = {
-    "vp": ("log_alpha2", "log_sigma2", "subvp_alpha"),  # logsigmoid(±λ); the sub-VP process
+    "vp": ("log_alpha2", "log_sigma2", "subvp_alpha")  # logsigmoid(±λ); the sub-VP process
 }
 
 

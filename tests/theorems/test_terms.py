@@ -400,10 +400,7 @@ def test_words_of_other_functions_are_no_conditions():
         (path_bound, "draws"),
         (hybrid_loss, "weighting"),
     ):
-        with pytest.raises(
-            TypeError,
-            match=rf"{call.__name__}: argument '{word}' is unknown; ",
-        ):
+        with pytest.raises(TypeError, match=rf"{call.__name__}: argument '{word}' is unknown; "):
             call(model, levels, **options, **{word: 3})
     with pytest.raises(
         TypeError,
@@ -443,8 +440,7 @@ def test_a_fitted_variance_is_checked():
     profile.update(torch.zeros(2), torch.ones(2))
     model = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=64))
     with pytest.raises(
-        ValueError,
-        match=r"argument 'dims' must be the dimensions of an example, 3; got 64",
+        ValueError, match=r"argument 'dims' must be the dimensions of an example, 3; got 64"
     ):
         elbo(model, torch.zeros(2, 3), schedule=TABLE, steps=STEPS, decoder=Gaussian())
 

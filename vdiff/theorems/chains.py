@@ -11,15 +11,7 @@ from vdiff.chain import path_bound
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.gaussian import Step, alpha, per_example, sigma, step_kl
 from vdiff.loss import Model, WeightFunction, predict_at, weighted_elbo
-from vdiff.parameterization import (
-    Eps,
-    Flow,
-    Parameterization,
-    PosteriorMean,
-    Score,
-    V,
-    X,
-)
+from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Score, V, X
 from vdiff.prediction import Prediction
 from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw, reverse_kl, reverse_log_ratio
 from vdiff.schedule import Linear, Schedule, Tabulated
