@@ -113,7 +113,8 @@ def main() -> None:
         return f"{report.protocol['evaluations']:,}"
 
     tell(
-        f"python {' '.join(sys.argv)}\ntorch {torch.__version__}; trained for {source.config.steps} steps; {n} test images"
+        f"python {' '.join(sys.argv)}\ntorch {torch.__version__}; trained for "
+        f"{source.config.steps} steps; {n} test images"
     )
     tell(f"\n{'bits/dim':<46}{'value':>9}{'± MC':>9}{'± images':>9}{'z':>8}{'evaluations':>14}")
     started = time.time()
@@ -178,7 +179,8 @@ def main() -> None:
                 paths.largest_weight.mean().item(),
             )
             tell(
-                f"    effective sample size {size:.2f} of {samples}, largest weight {top:.2f} of the sum"
+                f"    effective sample size {size:.2f} of {samples}, largest weight {top:.2f} "
+                f"of the sum"
             )
     prior = Gaussian.fit(decoder.encode(split.train))
     for name, noise in {
@@ -204,7 +206,8 @@ def main() -> None:
         tell(line("  continuous bound minus this", gap, ""))
         moved = found.protocol["half the tolerance changes the mean"]
         tell(
-            f"    NFE {found.protocol['NFE']}, half the tolerance of 1e-4 changes the mean by {moved:.1e}"
+            f"    NFE {found.protocol['NFE']}, half the tolerance of 1e-4 changes the mean by "
+            f"{moved:.1e}"
         )
     tell(f"\n{time.time() - started:.0f} s on one thread of a shared machine")
     if options.images is None:

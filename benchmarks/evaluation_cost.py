@@ -173,7 +173,10 @@ def table(
 
 def row(name: str, variance: float, unit: float, pilot: int, grid: float) -> str:
     """Evaluations, the pilot's among them, and how many times as many VDM's grid takes."""
-    return f"{name:<24}{variance / unit**2 + pilot:>12.3g}{grid / (variance + pilot * unit**2):>18.2f}"
+    return (
+        f"{name:<24}{variance / unit**2 + pilot:>12.3g}"
+        f"{grid / (variance + pilot * unit**2):>18.2f}"
+    )
 
 
 def main() -> None:
@@ -193,7 +196,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=64, help="per grid (default: %(default)s)")
     parser.add_argument(
         "--out",
-        help="default: benchmarks/results/evaluation_cost.txt, or evaluation_cost_digits.txt with --run",
+        help=(
+            "default: benchmarks/results/evaluation_cost.txt, or evaluation_cost_digits.txt with "
+            "--run"
+        ),
     )
     options = parser.parse_args()
     lines = list[str]()
@@ -215,7 +221,8 @@ def main() -> None:
         unit = 0.002 * test[0].numel() * math.log(2)
         ends = (objective.schedule.logsnr_max, objective.schedule.logsnr_min)
         tell(
-            f"\ndigits, {len(test)} test images, λ from {ends[1]:g} to {ends[0]:g}, for 0.002 bits/dim"
+            f"\ndigits, {len(test)} test images, λ from {ends[1]:g} to {ends[0]:g}, for 0.002 "
+            f"bits/dim"
         )
         for line in table(
             objective.model,
@@ -237,7 +244,8 @@ def main() -> None:
             x = oracle.sample(POINTS, torch.Generator().manual_seed(0))
             for ends in ((10.0, -10.0), (13.3, -5.0)):
                 tell(
-                    f"\n{name}, {POINTS} points, λ from {ends[1]:g} to {ends[0]:g}, for {TARGET} nats"
+                    f"\n{name}, {POINTS} points, λ from {ends[1]:g} to {ends[0]:g}, for "
+                    f"{TARGET} nats"
                 )
                 for line in table(
                     oracle,

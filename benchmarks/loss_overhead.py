@@ -245,7 +245,8 @@ def compare(network: nn.Module, bare: Step, steps: dict[str, Step], pairs: int) 
         more, views = operations(network, step)
         memory = peak_memory(network, step) / base_memory
         say(
-            f"{name:<28}{middle:>7.2f}{low:>8.2f}–{high:<6.2f}{more - base_operations:>12}{views - base_views:>7}{memory:>8.2f}"
+            f"{name:<28}{middle:>7.2f}{low:>8.2f}–{high:<6.2f}{more - base_operations:>12}"
+            f"{views - base_views:>7}{memory:>8.2f}"
         )
 
 

@@ -52,7 +52,8 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=256, help="(default: %(default)s)")
     options = parser.parse_args()
     say(
-        f"torch {torch.__version__}, {options.method}, angle in units of {options.unit:g}; evaluations: root-mean-square error in nats"
+        f"torch {torch.__version__}, {options.method}, angle in units of {options.unit:g}; "
+        f"evaluations: root-mean-square error in nats"
     )
     say(f"{'tolerance':<22}" + "".join(f"{tolerance:>14.1e}" for tolerance in TOLERANCES))
     for name, data in {

@@ -100,14 +100,20 @@ def main() -> None:
     warnings.filterwarnings("ignore", "sample: .* by rounding")
     lines = [
         f"python {' '.join(sys.argv)}",
-        f"torch {torch.__version__}; largest over {SAMPLES} samples: median and most of {SEEDS} seeds",
+        (
+            f"torch {torch.__version__}; largest over {SAMPLES} samples: median and most of "
+            f"{SEEDS} seeds"
+        ),
     ]
     for low, levels, (grid, schedule) in product(
         (-20.0, -10.0), (6, 12), {"uniform in λ": Linear, "logistic": logistic}.items()
     ):
         lines += [
             "",
-            f"float32 against float64, {levels} levels {grid}, λ from {low:g} to {HIGH:g}, by what the model predicts",
+            (
+                f"float32 against float64, {levels} levels {grid}, λ from {low:g} to {HIGH:g}, by "
+                f"what the model predicts"
+            ),
         ]
         lines.append(f"{'step':<12}" + "".join(f"{name:>22}" for name in ("ε", "x", "v", "u")))
         for name, step in STEPS.items():

@@ -125,7 +125,8 @@ def main() -> None:
     def show(name: str, schedule: Schedule) -> vdiff.diagnosis.Diagnosis:
         one = vdiff.diagnosis.diagnose(profile, schedule)
         say(
-            f"{name:<28}{one.variance / one.least:>12.3f}{1 / one.effective:>14.3f}{of_a_batch(schedule):>18.1f}"
+            f"{name:<28}{one.variance / one.least:>12.3f}"
+            f"{1 / one.effective:>14.3f}{of_a_batch(schedule):>18.1f}"
         )
         return one
 

@@ -184,7 +184,10 @@ def orders() -> list[str]:
                 problem.error(step, vdiff.schedule.Linear(6.0, -6.0), steps)[0]
                 for steps in (64, 128, 256)
             ]
-            row += f"{math.log2(errors[0] / errors[1]):>10.2f}{math.log2(errors[1] / errors[2]):>8.2f}"
+            row += (
+                f"{math.log2(errors[0] / errors[1]):>10.2f}"
+                f"{math.log2(errors[1] / errors[2]):>8.2f}"
+            )
         rows.append(row)
     return rows
 
@@ -197,7 +200,10 @@ def budgets() -> tuple[list[str], dict[str, str], list[Problem]]:
     problems = chosen_by()
     rows = [
         "",
-        "evaluations to 1 %, mean over the problems to choose by (one that is not reached counts as 90)",
+        (
+            "evaluations to 1 %, mean over the problems to choose by (one that is not reached "
+            "counts as 90)"
+        ),
     ]
     rows.append(f"{'step':<14}" + "".join(f"{name:>13}" for name in GRIDS))
     best: dict[str, str] = {}

@@ -9,7 +9,7 @@ of the rest cost alone, and, in multiply-adds of the network (three times its fo
 share of the device's own measured rate for matrices is used. On a CPU, seconds are those of the
 processor, which others on the machine disturb less.
 
-    python benchmarks/train_step.py                       # on a GPU: VDM, batch 128, bf16, compiled
+    python benchmarks/train_step.py                       # on a GPU: VDM, bf16, compiled
     python benchmarks/train_step.py --batch 2 --rounds 9  # on a CPU, float32
     python benchmarks/train_step.py --recipe small
 """
@@ -201,9 +201,13 @@ def main() -> None:
     micro = len(both.x)
     forward = multiply_adds(both.network, both.x, both.time)
     name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    how = f"autocast {config.autocast}, compile {config.compile}, channels_last {config.channels_last}"
+    how = (
+        f"autocast {config.autocast}, compile {config.compile}, channels_last "
+        f"{config.channels_last}"
+    )
     say(
-        f"torch {torch.__version__}, {name}; {options.recipe}, batch {config.batch} in micro-batches of {micro}; {how}"
+        f"torch {torch.__version__}, {name}; {options.recipe}, batch {config.batch} in "
+        f"micro-batches of {micro}; {how}"
     )
     for run in (both.bare, both.loop):  # compile, choose kernels, fill caches
         run(2)
@@ -214,10 +218,12 @@ def main() -> None:
     low, middle, high = statistics.quantiles([b / a for a, b in zip(bare, loop, strict=True)], n=4)
     step = statistics.median(loop)
     say(
-        f"training over bare step: {middle:.3f} (quartiles {low:.3f} to {high:.3f}, {options.rounds} rounds of {steps} steps)"
+        f"training over bare step: {middle:.3f} (quartiles {low:.3f} to {high:.3f}, "
+        f"{options.rounds} rounds of {steps} steps)"
     )
     say(
-        f"a training step: {step:.4g} s, {config.batch / step:.4g} images/s; bare {statistics.median(bare):.4g} s"
+        f"a training step: {step:.4g} s, {config.batch / step:.4g} images/s; bare "
+        f"{statistics.median(bare):.4g} s"
     )
     for part, alone in both.parts().items():
         alone()

@@ -32,7 +32,8 @@ ROOMS = {
     "vdiff.reverse": "MonteCarlo RaoBlackwell",
     "vdiff.sampling": "Clipped Guided ancestral ddim dpmpp_2m heun ode",
     "vdiff.schedule": "Adaptive Cosine Histogram Karras Laplace LearnedLinear Linear "
-    "LinearBeta Monotone Normal OptimalTransport Schedule Shifted SignalPower Spectral Spline Tabulated",
+    "LinearBeta Monotone Normal OptimalTransport Schedule Shifted "
+    "SignalPower Spectral Spline Tabulated",
     "vdiff.times": "stratified",
     "vdiff.weighting": "Debiased EDM ELBO InDI MSE MinSNR P2 Sigmoid "
     "SoftMinSNR TruncatedSNR Weighting loss_factor",

@@ -102,7 +102,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--every",
         type=at_least_one,
-        help="steps between points of the curve and checkpoints (default: a hundredth of all, at most 5,000; on a CPU a fifth)",
+        help=(
+            "steps between points of the curve and checkpoints (default: a hundredth of all, at "
+            "most 5,000; on a CPU a fifth)"
+        ),
     )
     parser.add_argument(
         "--images",
@@ -181,7 +184,10 @@ def described(recipe: str, config: Config, images: int | None = None) -> str:
         )
         return f"{recipes.about(recipe)}\n\n{settings}\n\n{parameters:,} parameters"
     passes = config.steps * config.batch / images
-    return f"{recipe}: {parameters:,} parameters, {config.steps:,} steps of {config.batch}, {passes:,.1f} times {images:,} images of {config.data}"
+    return (
+        f"{recipe}: {parameters:,} parameters, {config.steps:,} steps of {config.batch}, "
+        f"{passes:,.1f} times {images:,} images of {config.data}"
+    )
 
 
 def learn(run: Run, images: Splits, device: torch.device, every: int | None) -> Objective:
@@ -210,11 +216,7 @@ def condition(config: Config, images: Images, device: torch.device) -> dict[str,
 
 
 def report(
-    run: Run,
-    objective: Objective,
-    images: Splits,
-    device: torch.device,
-    count: int,
+    run: Run, objective: Objective, images: Splits, device: torch.device, count: int
 ) -> None:
     """The bound of test images with its errors beside simple densities, as a table, as JSON and in
     figures."""

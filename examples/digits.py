@@ -147,7 +147,8 @@ def measure(
     assert objective.decoder is not None
     with Bar(len(data) * draws * replicates, "eval", label, quiet=not label) as bar:
         return evaluate(
-            objective.model, data, schedule=objective.schedule, decoder=objective.decoder, draws=draws, replicates=replicates, profile=profile,
+            objective.model, data, schedule=objective.schedule, decoder=objective.decoder,
+            draws=draws, replicates=replicates, profile=profile,
             progress=bar.to,
         )  # fmt: skip
 
@@ -157,8 +158,14 @@ def render(report: Report, baselines: dict[str, float]) -> str:
     rows += [f"{name:<25}{bits:>8.4f}" for name, bits in baselines.items()]
     rows += [
         "",
-        "The bound is a negative log-likelihood bound of discrete data under VDM's uniform categorical decoder; it compares",
-        "with the baselines above and with other bounds on this split, not with densities of dequantised digits, nor with",
+        (
+            "The bound is a negative log-likelihood bound of discrete data under VDM's uniform "
+            "categorical decoder; it compares"
+        ),
+        (
+            "with the baselines above and with other bounds on this split, not with densities of "
+            "dequantised digits, nor with"
+        ),
         "numbers for 8-bit images.",
     ]
     return "\n".join(rows)

@@ -177,7 +177,8 @@ def main() -> None:
                 + "".join(f"{f'{b:.3f} ± {e:.3f} ({n:.0f})':>26}" for b, e, n in cells)
             )
     say(
-        f"the figure is in {options.out}; a bias is known to ±{1 / math.sqrt(REPLICATES):.2f} of the standard error beside it"
+        f"the figure is in {options.out}; a bias is known to ±{1 / math.sqrt(REPLICATES):.2f} "
+        f"of the standard error beside it"
     )
 
 

@@ -168,8 +168,8 @@ class Ladder:
         )
 
     def loss(self, row: Row, model: Denoiser, images: Tensor, **draw: Any) -> Tensor:
-        """Nats per dimension of the bound, or the mean square of the target's error, or `hybrid_loss`,
-        averaged over a batch."""
+        """Nats per dimension of the bound, or the mean square of the target's error, or
+        `hybrid_loss`, averaged over a batch."""
         chain = {"schedule": self.table, "steps": self.chain, **draw}
         if row.loss == "VLB":
             return elbo(model, images, decoder=self.decoder, **chain).total.mean() / self.dims
@@ -317,10 +317,14 @@ class Ladder:
             / math.log(2)
         )
         return (
-            f"{setting.data}: {len(test)} held-out images, {self.chain} steps of the chain, {setting.steps} of training, {seeds} seeds, ± standard errors over "
-            "seeds. Mean MSE: of the posterior mean, per dimension and step, data in [−1, 1]. Bits/dim: the chain's bound with the row's own Σ, "
-            f"{decoded:.3f} of it the decoder's, {self.decoder!r} on z₀/α₀ for every row. MMD²: {setting.samples} ancestral samples with the row's own Σ "
-            f"against held-out images (training images: {1e3 * floor:.2g} ×10⁻³). Gradient norm: of the row's loss per dimension, largest over seeds, unclipped."
+            f"{setting.data}: {len(test)} held-out images, {self.chain} steps of the chain, "
+            f"{setting.steps} of training, {seeds} seeds, ± standard errors over "
+            "seeds. Mean MSE: of the posterior mean, per dimension and step, data in [−1, 1]. "
+            "Bits/dim: the chain's bound with the row's own Σ, "
+            f"{decoded:.3f} of it the decoder's, {self.decoder!r} on z₀/α₀ for every row. "
+            f"MMD²: {setting.samples} ancestral samples with the row's own Σ "
+            f"against held-out images (training images: {1e3 * floor:.2g} ×10⁻³). Gradient "
+            f"norm: of the row's loss per dimension, largest over seeds, unclipped."
         )
 
     def run(self, rows: list[Row], seeds: int, folder: Path) -> Results:
@@ -373,7 +377,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--long",
         action="store_true",
-        help="repeat the best rows at 3 and 14 times the steps, and ε/small by both losses at 3 times",
+        help=(
+            "repeat the best rows at 3 and 14 times the steps, and "
+            "ε/small by both losses at 3 times"
+        ),
     )
     parser.add_argument(
         "--quick",

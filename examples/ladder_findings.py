@@ -63,7 +63,10 @@ def shown(found: Found, scale: float = 1.0) -> str:
 
 
 def render(results: Results) -> str:
-    head = "mean/variance/loss | 10³·mean MSE | bits/dim | 10³·MMD² | gradient norm: median | 99 % | max | diverged"
+    head = (
+        "mean/variance/loss | 10³·mean MSE | bits/dim | 10³·MMD² | gradient "
+        "norm: median | 99 % | max | diverged"
+    )
     lines = [f"| {head} |", "|" + "---|" * 8]
     for row, runs in results.items():
         bits, error, distance = (
@@ -106,7 +109,10 @@ def findings(results: Results) -> list[str]:
 
     def sentence(what: str, a: Row, b: Row) -> str:
         gap = differ(a, b)
-        return f"{what}, {a} − {b}: bits/dim {shown(gap['bits'])}, 10³·MMD² {shown(gap['mmd'], 1e3)}, 10³·mean MSE {shown(gap['mean_mse'], 1e3)}."
+        return (
+            f"{what}, {a} − {b}: bits/dim {shown(gap['bits'])}, 10³·MMD² {shown(gap['mmd'], 1e3)}"
+            f", 10³·mean MSE {shown(gap['mean_mse'], 1e3)}."
+        )
 
     said, short = [], {row: runs for row, runs in results.items() if row.times == 1}
     best = winners(short)
@@ -115,9 +121,13 @@ def findings(results: Results) -> list[str]:
         pairs = [found for a, b in combinations(short, 2) if clear(found := differ(a, b))]
         opposed = sum(found["bits"][0] * found["mmd"][0] < 0 for found in pairs)
         said.append(
-            f"Likelihood and samples {'part ways' if clear(gap) else 'do not clearly part ways'}: {best['bits']} has the best bound and {best['mmd']} "
-            f"the best samples; second − first: bits/dim {shown(gap['bits'])}, 10³·MMD² {shown(gap['mmd'], 1e3)}. "
-            f"Of {len(pairs)} pairs of rows that differ by over {CLEAR} SE in both, the two measures order {opposed} oppositely."
+            f"Likelihood and samples "
+            f"{'part ways' if clear(gap) else 'do not clearly part ways'}: {best['bits']} has "
+            f"the best bound and {best['mmd']} "
+            f"the best samples; second − first: bits/dim {shown(gap['bits'])}, "
+            f"10³·MMD² {shown(gap['mmd'], 1e3)}. "
+            f"Of {len(pairs)} pairs of rows that differ by over {CLEAR} SE in both, the two "
+            f"measures order {opposed} oppositely."
         )
     for mean in ("mean", "x", "ε"):
         said.append(
@@ -137,11 +147,14 @@ def findings(results: Results) -> list[str]:
     for name in ("output", "direct", "log"):
         runs = [record["norm"] for record, _ in results[Row("mean", name, "VLB")]]
         spread.append(
-            f"{name} {min(n['max'] / n['median'] for n in runs):.2g} … {max(n['max'] / n['median'] for n in runs):.2g}"
+            f"{name} {min(n['max'] / n['median'] for n in runs):.2g} … "
+            f"{max(n['max'] / n['median'] for n in runs):.2g}"
         )
     said.append(
-        f"The largest gradient over the median one, mean/·/VLB, least and most over seeds: {', '.join(spread)}. dK/dΣ goes with 1/Σ², met in full where the "
-        "output is Σ; the softplus of direct has the slope 1 − e^(−Σ), which takes one power away: for small Σ it behaves as log does."
+        f"The largest gradient over the median one, mean/·/VLB, least and most over seeds: "
+        f"{', '.join(spread)}. dK/dΣ goes with 1/Σ², met in full where the "
+        "output is Σ; the softplus of direct has the slope 1 − e^(−Σ), which takes one power "
+        "away: for small Σ it behaves as log does."
     )
     said += [
         sentence(f"{row.times} times the steps", row, replace(row, times=1))

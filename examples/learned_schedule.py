@@ -262,7 +262,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
     say(
-        f"{'schedule':<20}{'seed':>5}{'bits/dim':>10}{'± MC':>8}{'Var, one draw':>15}{'±':>8}{'stratified':>12}{'±':>8}{'gradient, median layer':>24}"
+        f"{'schedule':<20}{'seed':>5}{'bits/dim':>10}{'± MC':>8}{'Var, one draw':>15}{'±':>8}"
+        f"{'stratified':>12}{'±':>8}{'gradient, median layer':>24}"
     )
     for name in options.only:
         for seed in range(options.seeds):
@@ -278,7 +279,8 @@ def main() -> None:
             )
             say(
                 f"{name:<20}{seed:>5}{bits['value']:>10.4f}{bits['monte_carlo']:>8.4f}{result['variance']:>15.3f}{error:>8.3f}"
-                f"{result['variance_stratified']:>12.3f}{error_stratified:>8.3f}{layers[len(layers) // 2]:>24.3f}",
+                f"{result['variance_stratified']:>12.3f}{error_stratified:>8.3f}"
+                f"{layers[len(layers) // 2]:>24.3f}"
             )
             if name == "γ_η":
                 compare(trained, seed, frames, options)
@@ -307,13 +309,15 @@ def compare(
     seen = Pool.drawn(trained, images.train, options.rounds)
     trained.model.eval()
     say(
-        f"\non the network of γ_η, seed {seed}: test images, then training images under dropout\n{'':<20}{'Var, one draw / γ_η':>40}{'stratified / γ_η':>40}"
+        f"\non the network of γ_η, seed {seed}: test images, then training images under "
+        f"dropout\n{'':<20}{'Var, one draw / γ_η':>40}{'stratified / γ_η':>40}"
     )
     reference = tested.variances(trained.schedule), seen.variances(trained.schedule)
     for name, schedule in others.items():
         (at_test, errors), (at_training, _) = tested.measured(schedule), seen.measured(schedule)
         columns = [
-            f"{at_test[i]:>14.3f} ±{errors[i]:>6.3f}{at_test[i] / reference[0][i]:>8.2f}{at_training[i] / reference[1][i]:>9.2f}"
+            f"{at_test[i]:>14.3f} ±{errors[i]:>6.3f}{at_test[i] / reference[0][i]:>8.2f}"
+            f"{at_training[i] / reference[1][i]:>9.2f}"
             for i in range(2)
         ]
         say(f"{name:<20}{columns[0]:>40}{columns[1]:>40}")

@@ -2,10 +2,10 @@
 guidance, the way back.
 
 Data: a ring of eight Gaussians in the plane, whose left and right are two classes. Ten seconds on
-one idle core. Expect `adams_bashforth` 0.008 from the exact end points (root mean square), `ddim` 0.04,
-`dpmpp_2m` 0.06 and `heun` 0.16; guidance that moves the samples of a class away from the other;
-and an encoding that returns to the noise it came from within 1e-9. The figure has what is exact in
-gray behind what was made.
+one idle core. Expect `adams_bashforth` 0.008 from the exact end points (root mean square), `ddim`
+0.04, `dpmpp_2m` 0.06 and `heun` 0.16; guidance that moves the samples of a class away from the
+other; and an encoding that returns to the noise it came from within 1e-9. The figure has what is
+exact in gray behind what was made.
 
     python examples/samplers.py --out samplers.png
 """

@@ -113,22 +113,36 @@ def sentences(settings: "Settings", seeds: int, found: Found) -> str:
             both = ", ".join(
                 f"{name} {written(found[f'{key} {name}, step {step}'])}" for name in ("RB", "MC")
             )
-            parts.append(
-                f"after {step:,} steps {both}; they {verdict(found[f'{key} MC − RB, step {step}'], unit)}"
-            )
+            found_it = verdict(found[f"{key} MC − RB, step {step}"], unit)
+            parts.append(f"after {step:,} steps {both}; they {found_it}")
         return ".\n  ".join(parts)
 
-    return f"""Findings: {seeds} seeds, ± standard error over seeds; variances with networks trained by RB for {settings.steps:,} steps, T = {settings.chain}.
-- Variance of one draw, MC over RB, at {len(settings.chain_steps)} t: {spanned("value ratio")}; with x fixed: {spanned("value ratio, x fixed")}.
-  It is no constant but 1 + 2 E[K]/Var[K] (MC's variance is {written(found["value MC over theory"])} times Var_RB + 2 E[K]). K goes like 1/T,
+    def total(key: str) -> str:
+        return written(found[f"{key}, summed over t"])
+
+    over_theory = written(found["value MC over theory"])
+    before, after = (
+        written(found[f"value of RB, most over least, step {step}"])
+        for step in (0, settings.at[-1])
+    )
+    return f"""Findings: {seeds} seeds, ± standard error over seeds; \
+variances with networks trained by RB for {settings.steps:,} steps, T = {settings.chain}.
+- Variance of one draw, MC over RB, at {len(settings.chain_steps)} t: {spanned("value ratio")}; \
+with x fixed: {spanned("value ratio, x fixed")}.
+  It is no constant but 1 + 2 E[K]/Var[K] \
+(MC's variance is {over_theory} times Var_RB + 2 E[K]). K goes like 1/T,
   so the ratio goes like T: for one random step, x fixed, {by_length("one step")}. It diverges as
   K → 0, which the best network's K does at the noisy end. RB's variance varies by a factor of
-  {written(found["value of RB, most over least, step 0"])} over t before the training and {written(found[f"value of RB, most over least, step {settings.at[-1]}"])} after it.
-- The same for the network's gradient: {spanned("gradient ratio")}; with x fixed: {spanned("gradient ratio, x fixed")}.
-  Summed over t, which is what a batch with stratified t has: {written(found["gradient ratio, summed over t"])}, for the value {written(found["value ratio, summed over t"])}.
+  {before} over t before the training and {after} after it.
+- The same for the network's gradient: {spanned("gradient ratio")}; \
+with x fixed: {spanned("gradient ratio, x fixed")}.
+  Summed over t, which is what a batch with stratified t has: \
+{total("gradient ratio")}, for the value {total("value ratio")}.
   The raw term differs from MC in its value alone: what sets them apart knows no weights.
-- Along one whole path, variance of the sum of KLs over that of the sum of log-ratios: {by_length("path")}:
-  where it is above 1 the order is turned, for all the KLs share one path, of which each has forgotten what the others know.
+- Along one whole path, variance of the sum of KLs over that of the sum of log-ratios: \
+{by_length("path")}:
+  where it is above 1 the order is turned, for all the KLs share one path, \
+of which each has forgotten what the others know.
 - Trained by RB or by MC, the held-out bound:
   {when("bound", " nats")}.
 - MMD² of their samples:

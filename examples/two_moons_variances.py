@@ -71,9 +71,8 @@ def at_step(
         draws = {
             f"value {name}": values[name].detach().double()[:, None].view(*by_point.shape, -1)
         }
-        if (
-            name != "raw"
-        ):  # whose gradient is that of MC: they differ by log q(z_t|x)/q(z_s|x), which knows no weights
+        # the raw term has MC's gradient: they differ by log q(z_t|x)/q(z_s|x), without weights
+        if name != "raw":
             (push,) = torch.autograd.grad(values[name].sum(), out, retain_graph=True)
             draws[f"gradient {name}"] = torch.einsum(
                 "nop,no->np", slopes, push[few.flatten()]

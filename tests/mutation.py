@@ -92,8 +92,10 @@ COMPARISONS = {
     ast.IsNot: ast.Is,
 }
 NEIGHBORS = {
-    "log1p": "log", "expm1": "exp", "exp": "expm1", "sqrt": "square", "square": "sqrt", "sigmoid": "tanh", "logsigmoid": "softplus",
-    "softplus": "logsigmoid", "sin": "cos", "cos": "sin", "cumsum": "cumprod", "amax": "amin", "sum": "mean", "mean": "sum", "maximum": "minimum",
+    "log1p": "log", "expm1": "exp", "exp": "expm1", "sqrt": "square", "square": "sqrt",
+    "sigmoid": "tanh", "logsigmoid": "softplus",
+    "softplus": "logsigmoid", "sin": "cos", "cos": "sin", "cumsum": "cumprod", "amax": "amin",
+    "sum": "mean", "mean": "sum", "maximum": "minimum",
 }  # fmt: skip
 SILENT = {
     "must",
@@ -191,7 +193,10 @@ class Mutant:
         self.lines = range(node.lineno, node.end_lineno + 1)  # type: ignore[attr-defined]
         self.around = range(statement.lineno, statement.end_lineno + 1)  # type: ignore[attr-defined]
         change(node, self.kind)
-        self.words = f"{path}:{node.lineno} ({self.kind})\n  - {self._short(before)}\n  + {self._short(ast.unparse(statement))}"  # type: ignore[attr-defined]
+        self.words = (
+            f"{path}:{node.lineno} ({self.kind})\n  - {self._short(before)}\n  + "
+            f"{self._short(ast.unparse(statement))}"
+        )  # type: ignore[attr-defined]
         self.code = compile(tree, str(ROOT / path), "exec")
 
     @staticmethod
@@ -357,7 +362,10 @@ class Experiment:
         reach = Reach(items, self.options.map, self.options.jobs)
         left_out = [item.nodeid for item in items if item.nodeid not in reach.seconds]
         print(
-            f"{len(reach.seconds)} tests, {len(left_out)} left out that fail unbroken here: {left_out}, {time.monotonic() - started:.0f} s",
+            (
+                f"{len(reach.seconds)} tests, {len(left_out)} left out that fail unbroken here: "
+                f"{left_out}, {time.monotonic() - started:.0f} s"
+            ),
             flush=True,
         )
         started, running = time.monotonic(), dict[int, Mutant]()
@@ -374,14 +382,20 @@ class Experiment:
             running[in_child(lambda m=mutant, t=tests, s=limit: self.meet(m, t, s))] = mutant
             if done % 50 == 0:
                 print(
-                    f"{done} of {len(self.chosen)}, {len(self.survivors)} survive, {time.monotonic() - started:.0f} s",
+                    (
+                        f"{done} of {len(self.chosen)}, {len(self.survivors)} survive, "
+                        f"{time.monotonic() - started:.0f} s"
+                    ),
                     flush=True,
                 )
         while running:
             self.wait(running)
         left, total = len(self.survivors) + len(self.unreached), len(self.chosen)
         self.share = 1 - left / max(1, total)
-        words = f"{self.share:.1%}; {len(self.unreached)} not reached, {time.monotonic() - started:.0f} s"
+        words = (
+            f"{self.share:.1%}; {len(self.unreached)} not reached, "
+            f"{time.monotonic() - started:.0f} s"
+        )
         print(f"{total} mutants, {total - left} killed: {words}")
 
     @staticmethod

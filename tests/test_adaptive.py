@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff import Denoiser, weighted_elbo
 from vdiff.oracle import GaussianMixture
@@ -15,7 +16,7 @@ from vdiff.times import generator_of
 
 
 def gmm1d() -> GaussianMixture:
-    return GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+    return ORACLES["mixture"]()
 
 
 def told(schedule: Adaptive, seed: int = 0, n: int = 4000) -> Adaptive:

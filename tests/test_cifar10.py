@@ -127,7 +127,8 @@ sys.path[:0] = ["tests", "examples"]
 import cifar10, vdiff.data.cifar10, vdiff.data.registry
 from cifar_files import small
 from vdiff.likelihood import evaluation
-vdiff.data.cifar10.PUBLISHED, vdiff.data.registry.HELD_OUT, evaluation._PLAN.controls[1].full = small()[0], 4, 0
+vdiff.data.cifar10.PUBLISHED, vdiff.data.registry.HELD_OUT = small()[0], 4
+evaluation._PLAN.controls[1].full = 0
 torch.cuda.is_available = lambda: False
 raise SystemExit(cifar10.main(sys.argv[1:]))
 """
@@ -199,8 +200,10 @@ def test_a_dry_run_prints_all_settings_and_makes_nothing(tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize(("words", "says"), [
-    (["--recipe", "vdmm"], "there is no recipe 'vdmm', but ddpm, edm, "), (["--recipe", "vdm-gama"], "did you mean 'vdm-gamma'?"),
-    (["--recipe", "vdm", "--data", "patchs"], "did you mean 'patches'?"), (["--recipe", "vdm", "--data", "nowhere/at/all"], "there is no such folder"),
+    (["--recipe", "vdmm"], "there is no recipe 'vdmm', but ddpm, edm, "), (["--recipe",
+    "vdm-gama"], "did you mean 'vdm-gamma'?"),
+    (["--recipe", "vdm", "--data", "patchs"], "did you mean 'patches'?"), (["--recipe", "vdm",
+    "--data", "nowhere/at/all"], "there is no such folder"),
     (["--recipe", "vdm", "--set", "schedule.name=Cosin"], "did you mean 'Cosine'?"),
     (["--recipe", "vdm", "--set", "augment=flip-turns"], "did you mean 'flip-turn'?"),
 ])  # fmt: skip
@@ -212,8 +215,10 @@ def test_what_is_wrong_is_said_before_anything_is_made(words, says, tmp_path, ca
 
 
 @pytest.mark.parametrize(("words", "says"), [
-    (["--lr", "3"], "unknown argument --lr; a setting is --set lr=…"), (["--schedule.name=Cosine"], "a setting is --set schedule.name=…"),
-    (["--recpie", "vdm"], "did you mean 'recipe'?"), (["--recipe", "vdm", "--every", "0"], "must be at least 1; got 0"), ([], "required: --recipe"),
+    (["--lr", "3"], "unknown argument --lr; a setting is --set lr=…"), (["--schedule.name=Cosine"],
+    "a setting is --set schedule.name=…"),
+    (["--recpie", "vdm"], "did you mean 'recipe'?"), (["--recipe", "vdm", "--every", "0"],
+    "must be at least 1; got 0"), ([], "required: --recipe"),
 ])  # fmt: skip
 def test_unknown_arguments_are_answered_with_the_nearest(words, says, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -260,8 +265,7 @@ def test_every_recipe_is_one_of_the_digits_too(name):
     torch.manual_seed(0)
     objective, levels = config.objective(), torch.randint(0, 17, (2, *config.shape))
     loss = objective(
-        levels,
-        condition={"augmented": torch.ones(2)} if config.augment == "flip-turn" else None,
+        levels, condition={"augmented": torch.ones(2)} if config.augment == "flip-turn" else None
     )
     assert torch.isfinite(loss).all()
     assert torch.isfinite(bits_per_dim(objective.bound(levels).total, 64)).all()
@@ -306,7 +310,8 @@ def test_the_histogram_counts_each_pixel():
 def test_fault_71_out_of_memory_is_a_line(where, says, folder, tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise RuntimeError(
-            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 7999999999992 bytes."
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 7999999999992 "
+            "bytes."
         )
 
     monkeypatch.setattr(

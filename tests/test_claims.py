@@ -35,14 +35,19 @@ CLAIMS = [  # page, the text whose groups hold the numbers, the result file, wha
         ("full bound, 256 levels", "full bound"),
         ("hybrid with a learned range", "hybrid, learned range"),
     )),
-    ("README.md", r"log-ratio has (\S+ ± \S+) \(clean end\) to (\S+ ± \S+) \(noisy end\)", MOONS, "MC over RB, at 12 t"),
-    ("README.md", r"reaches (\S+ ± \S+) nats where the\s+closed form reaches (\S+ ± [\d.]+\d)", MOONS, "after 3,000 steps RB"),
+    ("README.md", r"log-ratio has (\S+ ± \S+) \(clean end\) to (\S+ ± \S+) \(noisy end\)", MOONS,
+    "MC over RB, at 12 t"),
+    ("README.md", r"reaches (\S+ ± \S+) nats where the\s+closed form reaches (\S+ ± [\d.]+\d)",
+    MOONS, "after 3,000 steps RB"),
     ("README.md", r"the order turns: (\S+ against \S+)", MOONS, "  1000   "),
-    ("README.md", r"(\S+ ± \S+) bits/dim over\s+the small variance", LADDER, "ε/range/hybrid − ε/small/MSE"),
-    ("README.md", r"the small variance and (\S+ ± \S+) over the large", LADDER, "ε/range/hybrid − ε/large/MSE"),
+    ("README.md", r"(\S+ ± \S+) bits/dim over\s+the small variance", LADDER,
+    "ε/range/hybrid − ε/small/MSE"),
+    ("README.md", r"the small variance and (\S+ ± \S+) over the large", LADDER,
+    "ε/range/hybrid − ε/large/MSE"),
     ("README.md", r"the best bound is (\S+ ± \S+) in place of", LADDER, "| ε/range/hybrid ×14 |"),
     ("README.md", r"in place of (\S+ ± \S+)\.\n", LADDER, "| ε/range/hybrid |"),
-    ("README.md", r"plain squared error, (\S+ ± \S+) bits/dim worse", LADDER, "Likelihood and samples part ways"),
+    ("README.md", r"plain squared error, (\S+ ± \S+) bits/dim worse", LADDER,
+    "Likelihood and samples part ways"),
     *((SAMPLERS, rf"\| {row}[^|]*\|[^|]*\|(.*)", ORDERS, line) for row, line in (
         (r"`adams_bashforth`, u \(the default\) \| `logistic", "adams_bashforth 3, u"),
         (r"`adams_bashforth`, v", "adams_bashforth 3, v"),
@@ -76,14 +81,17 @@ CLAIMS = [  # page, the text whose groups hold the numbers, the result file, wha
         ("flow, truncated normal", "ODE, truncated normal"),
         ("flow, uniform", "ODE, uniform"),
     )),
-    (EVALUATING, r"The first bound lies (\S+ ± \S+) \(Monte Carlo\) ± (\S+) \(images\)", BITS, "continuous bound minus this"),
+    (EVALUATING, r"The first bound lies (\S+ ± \S+) \(Monte Carlo\) ± (\S+) \(images\)", BITS,
+    "continuous bound minus this"),
     (EVALUATING, r"useless: (\S+) bits on digits", BITS, "ODE, uniform"),
     (EVALUATING, r"bits on digits where the other is (\d\S+)\. ", BITS, "ODE, truncated"),
     (EVALUATING, r"covers the truth in\s+(\S+) to (\S+) %", COVERAGE, "plan "),
     (EVALUATING, r"by plan, in (\S+) % where a tolerance", COVERAGE, "a tolerance"),
     (EVALUATING, r"the one over images in (\S+) %", COVERAGE, "over images"),
-    (LEARNED, r"the bound has (\S+, \S+ and \S+) times\s+less variance than under `Linear`", SCHEDULES, "linear  "),
-    (LEARNED, r"under `Linear`, (\d+ to \d+) times less than under `Cosine`", SCHEDULES, "cosine  "),
+    (LEARNED, r"the bound has (\S+, \S+ and \S+) times\s+less variance than under `Linear`",
+    SCHEDULES, "linear  "),
+    (LEARNED, r"under `Linear`, (\d+ to \d+) times less than under `Cosine`", SCHEDULES,
+    "cosine  "),
     (LEARNED, r"and (\d+ to \d+) times less than under `LinearBeta`", SCHEDULES, "linear-β  "),
     (LEARNED, r"`Linear` the networks ended at (\S+ to \S+) bits", SCHEDULES, "linear  "),
     (LEARNED, r"`Cosine` at (\S+ to \S+),", SCHEDULES, "cosine  "),
@@ -168,7 +176,10 @@ def test_quartiles_of_the_table_of_losses():
         for first in (True, False)
     )
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    said = r"Quartiles are up to ([\d.]+) away for the MLP \(([\d.]+) for VDM's network\) and up to ([\d.]+)"
+    said = (
+        r"Quartiles are up to ([\d.]+) away for the MLP \(([\d.]+) for VDM's network\) and up to "
+        r"([\d.]+)"
+    )
     few, network, unet = re.search(said, page).groups()
     *_, second, widest = sorted(small)
     assert [f"{second:.2f}", f"{widest:.1f}", f"{max(large):.2f}"] == [few, network, unet]

@@ -286,8 +286,10 @@ def test_a_file_is_told_that_it_is_one(tmp_path, no_network, capsys):
 
 
 PHOTOGRAPHS = Config(
-    network={"name": "UNet", "channels": 3, "width": 8}, shape=[3, 32, 32], data="patches", folder="/none", level_head=False,
-    decoder={"name": "Categorical", "levels": 256}, parameterization={"name": "V"}, steps=2, batch=4,
+    network={"name": "UNet", "channels": 3, "width": 8}, shape=[3, 32, 32], data="patches",
+    folder="/none", level_head=False,
+    decoder={"name": "Categorical", "levels": 256}, parameterization={"name": "V"}, steps=2,
+    batch=4,
 )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ def test_verify_prints_a_table_and_fails_where_something_does(capsys, tmp_path):
     assert "did you mean 'tweedie'?" in capsys.readouterr().err
     mine = tmp_path / "mine.py"
     mine.write_text(
-        "import torch\nfrom vdiff import Denoiser\nfrom vdiff.parameterization import V\nmodel = Denoiser(lambda z, logsnr: 0.1 * z, V())\ndata = torch.randn(64, 2)\n"
+        "import torch\nfrom vdiff import Denoiser\nfrom vdiff.parameterization import V\n"
+        "model = Denoiser(lambda z, logsnr: 0.1 * z, V())\ndata = torch.randn(64, 2)\n"
     )
     assert main(["verify", "--model", f"{mine}:model", "schedule-invariance-of-any-network"]) == 0
     assert "1 of 1 as they must be" in capsys.readouterr().out
@@ -67,7 +68,8 @@ def test_an_option_that_would_be_ignored_is_refused(words, text, capsys):
 def test_more_draws_of_a_theorem_see_smaller_errors(capsys, tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text(
-        "import torch\nfrom vdiff import Denoiser\nfrom vdiff.parameterization import V\ndata = torch.randn(64, 2)\n"
+        "import torch\nfrom vdiff import Denoiser\nfrom vdiff.parameterization "
+        "import V\ndata = torch.randn(64, 2)\n"
         "model = Denoiser(lambda z, logsnr: torch.sin(3 * z), V())\n"
     )
     shares = []
@@ -83,7 +85,8 @@ def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
     assert "no likelihood, not even of noisier data" in capsys.readouterr().out
     mine = tmp_path / "mine.py"
     mine.write_text(
-        "from vdiff.weighting import MSE, MinSNR\nfrom vdiff.schedule import Cosine\nfrom vdiff.parameterization import Eps\nfrom vdiff.recipes import Recipe\n"
+        "from vdiff.weighting import MSE, MinSNR\nfrom vdiff.schedule import Cosine\nfrom "
+        "vdiff.parameterization import Eps\nfrom vdiff.recipes import Recipe\n"
         "recipe = Recipe('mine', Cosine(), Eps(), MSE(Cosine(), Eps()) * MinSNR(3.0))\n"
     )
     assert (

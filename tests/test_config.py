@@ -16,9 +16,12 @@ from vdiff.weighting import EDM, MSE, MinSNR, Sigmoid
 UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
 TWO = {"name": "UNet", "channels": 1, "channels_out": 2, "width": 8}
 # as a run of an earlier version has it
-OLD = """{"network": {"name": "UNet", "channels": 1, "channels_out": 17, "width": 30, "multipliers": [1, 1], "dropout": 0.35}, "data": "digits",
-"shape": [1, 8, 8], "parameterization": {"name": "X"}, "schedule": {"name": "Normal", "mean": 2.5, "std": 3.0, "logsnr_max": 9.0,
-"logsnr_min": -7.0}, "decoder": {"name": "Categorical", "levels": 17}, "level_head": true, "steps": 4000, "batch": 128, "lr": 0.002,
+OLD = """{"network": {"name": "UNet", "channels": 1, "channels_out": 17, "width": 30,
+"multipliers": [1, 1], "dropout": 0.35}, "data": "digits",
+"shape": [1, 8, 8], "parameterization": {"name": "X"},
+"schedule": {"name": "Normal", "mean": 2.5, "std": 3.0, "logsnr_max": 9.0, "logsnr_min": -7.0},
+"decoder": {"name": "Categorical", "levels": 17}, "level_head": true,
+"steps": 4000, "batch": 128, "lr": 0.002,
 "schedule_lr": 0.01, "warmup": 100, "weight_decay": 0.05, "clip": 1.0, "ema": 0.999, "seed": 0}"""
 
 

@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 import torch
-from faults.common import ROWS, SCHEDULES, WEIGHTINGS, Net
+from faults.common import Net
+from registry import SCHEDULES, TARGETS, WEIGHTINGS, made_of
 
 from vdiff import Denoiser, elbo
 from vdiff.decoder import Categorical
@@ -26,11 +27,11 @@ def pickled(value):
 @pytest.mark.parametrize(
     "again", [pickled, copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"]
 )
-@pytest.mark.parametrize("row", ROWS, ids=repr)
+@pytest.mark.parametrize("row", TARGETS.values(), ids=TARGETS)
 def test_a_loss_factor_can_be_copied_and_pickled(row, again):
-    for make in WEIGHTINGS[:2]:
-        for schedule in (make_schedule() for make_schedule in SCHEDULES[:4]):
-            factor = loss_factor(make(), schedule, row)
+    for weighting in (WEIGHTINGS["elbo"](), WEIGHTINGS["sigmoid"]()):
+        for make in made_of(SCHEDULES).values():
+            factor = loss_factor(weighting, make(), row)
             assert torch.equal(again(factor)(LAMBDAS), factor(LAMBDAS))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from registry import ORACLES
 from torch import Tensor
 
 from vdiff import elbo
@@ -21,9 +22,7 @@ from vdiff.schedule import Linear
 POINTS = GaussianMixture([0.4, 0.6], [[-1.2], [0.4]], [[0.06], [0.09]]).sample(
     20, torch.Generator().manual_seed(0)
 )
-MODEL = GaussianMixture(
-    [0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]]
-)  # not the data's own; images are drawn from POINTS
+MODEL = ORACLES["mixture"]()  # not the data's own; images are drawn from POINTS
 DECODER = Gaussian()
 SCHEDULE = Linear(7.0, -6.0)
 PLANS = {
@@ -47,7 +46,8 @@ def exact() -> Tensor:
     x, n = POINTS.repeat_interleave(len(t) * len(noise), 0), len(POINTS)
     with torch.no_grad():
         bound = elbo(
-            MODEL, x, schedule=SCHEDULE, decoder=DECODER, t=t.repeat_interleave(len(noise)).repeat(n), eps=noise.repeat(n * len(t))[:, None]
+            MODEL, x, schedule=SCHEDULE, decoder=DECODER,
+            t=t.repeat_interleave(len(noise)).repeat(n), eps=noise.repeat(n * len(t))[:, None]
         )  # fmt: skip
     return (bound.total.view(n, len(t), len(noise)).mean(1) @ weight) / weight.sum()
 

@@ -260,7 +260,10 @@ def test_digits_are_the_demos(tmp_path):
 def test_another_name_is_answered_with_the_nearest():
     with pytest.raises(
         ValueError,
-        match=r"dataset: argument 'name' must be one of cifar10, digits, patches; got 'cifar-10' \(did you mean 'cifar10'\?\)",
+        match=(
+            r"dataset: argument 'name' must be one of cifar10, digits, patches; got 'cifar-10' "
+            r"\(did you mean 'cifar10'\?\)"
+        ),
     ):
         dataset("cifar-10")
 
@@ -274,7 +277,10 @@ def test_a_flipped_label_is_noticed(tmp_path, monkeypatch):
     lay_out(tmp_path / form.folder, batches | {"data_batch_3.bin": bytes(raw)})
     with pytest.raises(
         ValueError,
-        match=r"must hold data_batch_3\.bin as published, 12,292 bytes with sha256 \w+; got sha256 \w+ at .*data_batch_3\.bin",
+        match=(
+            r"must hold data_batch_3\.bin as published, 12,292 bytes with sha256 \w+; got sha256 "
+            r"\w+ at .*data_batch_3\.bin"
+        ),
     ):
         cifar10(tmp_path)
 

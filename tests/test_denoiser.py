@@ -125,7 +125,10 @@ class Column(Parameterization):
 def test_a_row_of_the_wrong_shape_is_named():
     with pytest.raises(
         ValueError,
-        match=r"must have a row and an input scale of numbers or \(batch,\) tensors; got \(21, 1\) from Column",
+        match=(
+            r"must have a row and an input scale of numbers or \(batch,\) tensors; got \(21, 1\) "
+            r"from Column"
+        ),
     ):
         Denoiser(lambda z, t: z, Column())
 

@@ -157,8 +157,10 @@ def test_what_killed_processes_left_is_swept_away_a_day_later(tmp_path):
 
 # what a run, its evaluation and its samples write, and what stood in their way or beside it
 LINKS = [
-    "config.json", "config.json.partial", "log.jsonl", "log.jsonl.partial", "ema.safetensors.partial", ".lock",
-    "evaluation.json", "evaluation.json.partial", "evaluation.bound.0.partial", "evaluation.bound.0.safetensors.partial",
+    "config.json", "config.json.partial", "log.jsonl", "log.jsonl.partial",
+    "ema.safetensors.partial", ".lock",
+    "evaluation.json", "evaluation.json.partial", "evaluation.bound.0.partial",
+    "evaluation.bound.0.safetensors.partial",
     "samples/samples.npz", "samples/samples.png", "samples/trajectory.gif",
     "checkpoints/.step-00000001.partial", "checkpoints/.step-00000002.partial",
 ]  # fmt: skip
@@ -384,7 +386,10 @@ def test_an_evaluation_goes_on_where_its_state_cannot_be_kept(
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.warns(
         UserWarning,
-        match=r"the state of the evaluation is not kept, which continues: .*No space left.*bytes needed, .*free",
+        match=(
+            r"the state of the evaluation is not kept, which continues: .*No space left.*bytes "
+            r"needed, .*free"
+        ),
     ):
         assert main(["evaluate", str(run), *EVALUATE]) == 0
     assert json.loads((run / "evaluation.json").read_text())["total"]["value"] > 0

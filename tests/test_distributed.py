@@ -170,9 +170,8 @@ def train_on_one_of_two(rank: int, port: int, folder: str) -> None:
     }
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()
-    os._exit(
-        0
-    )  # torch 2.13 can deadlock where DDP's reducer is taken down on a gloo thread that waits for it
+    # torch 2.13 can deadlock where DDP's reducer is taken down on a gloo thread that waits for it
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +227,9 @@ def test_schedules_on_meta_are_to_be_filled_before_they_are_sharded():
         objective = spline()
     with pytest.raises(
         ValueError,
-        match="shard: argument 'module' must have schedules with values; got parameters on the meta device",
+        match=(
+            "shard: argument 'module' must have schedules with values; got parameters on the meta "
+            "device"
+        ),
     ):
         shard(objective)

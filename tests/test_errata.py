@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from registry import ORACLES
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -21,7 +22,7 @@ from vdiff.denoiser import Denoiser
 from vdiff.describe import describe
 from vdiff.gaussian import Step, alpha, prior_kl, sigma, step_kl
 from vdiff.loss import elbo, predict_at
-from vdiff.oracle import Gaussian, GaussianMixture, Lattice
+from vdiff.oracle import Gaussian, Lattice
 from vdiff.parameterization import Eps, Flow, V, X
 from vdiff.prediction import Prediction
 from vdiff.recipes import recipe
@@ -41,8 +42,8 @@ SUBSECTIONS |= {"3.2": 4, "1.5": 0, "2.4": 0, "6.1": 0, "6.2": 0}
 SUBSECTIONS |= {f"{chapter}.{part}": 0 for chapter in (4, 5) for part in range(1, 7)}
 EQUATIONS = {1: 30, 2: 41, 3: 11, 4: 7, 5: 8, 6: 4}
 HEADINGS = {
-    "The Hidden Variance Reduction": "The Evidence Lower Bound|But Why?|The Hidden Variance Reduction"
-    "|Variance Evolution",
+    "The Hidden Variance Reduction": "The Evidence Lower Bound|But Why?"
+    "|The Hidden Variance Reduction|Variance Evolution",
     "The DDPM Simple Loss": "the claim|The Simple Loss Drops the Weight|Why the Reweighting Helps",
 }
 
@@ -121,7 +122,7 @@ def same(left, right, rel: float = 1e-6):
 NODE, MASS = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(60))
 MASS = MASS / MASS.sum()
 UNIT, LINE = Gaussian([0.0], [1.0]), Gaussian([0.3], [0.25])
-MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+MIXTURE = ORACLES["mixture"]()
 DDPM, BETA = Tabulated.linear_betas(), torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 KEPT = torch.cumprod(1 - BETA, 0)  # ᾱ_t
 X0 = 0.4  # data of the short chain
@@ -240,7 +241,7 @@ def first_variances():
 
 
 def edm_is_no_mixture_of_bounds():
-    """½∫w m dλ over w(λ_min), and the mixture of bounds from each level, without negative weights."""
+    """½∫w m dλ over w(λ_min), and the mixture of bounds of each level, no weight negative."""
     w, low, high = EDM(), -5.0, 8.0
     lam = torch.linspace(low, high, 200_001, dtype=torch.float64)
     bound = 0.5 * torch.cumulative_trapezoid(UNIT.mmse(lam), lam)  # from λ_min to each λ
@@ -493,7 +494,7 @@ def large_variance():
 
 
 def unit_kls():
-    """The steps' mean KLs of N(0, 1), whose E‖e‖² is ᾱ_t: DDPM's weight from β, and the library's."""
+    """The steps' mean KLs of N(0, 1), E‖e‖² = ᾱ_t: DDPM's weight from β, and the library's."""
     t = torch.tensor([2, 100, 1000])
     every = step_kl(ddpm().snr_gain, UNIT.mmse(ddpm().logsnr_t))
     beta, before, now = BETA[t - 1], KEPT[t - 2], KEPT[t - 1]
@@ -593,7 +594,8 @@ NUMBERS = {
     "the table of weightings, row IDDPM": cosine_with_an_offset,
     "eq. 5, 7 and 10": lambda: whole_bound()[:2],
     "the table of weightings, “Implied weighting w(λ)”": lambda: same(
-        MSE(HyperbolicSecant(), V())(LAM) / MSE(OptimalTransport().law, Flow())(LAM), SHAPE / math.pi
+        MSE(HyperbolicSecant(), V())(LAM) / MSE(OptimalTransport().law, Flow())(LAM),
+        SHAPE / math.pi
     )[:1],
     "the table of weightings, its other rows": constants_of_the_weightings,
     "proof part 2": lambda: (
@@ -612,7 +614,8 @@ NUMBERS = {
     "eq. 2.35": completed_square,
     "section 3.1": reverse_of_two_points,
     "Algorithm 1": one_random_step,
-    "section 3.2.2": lambda: (3 * sum(chain_terms()), 3 * sum(chain_terms()) - 2 * chain_terms()[1]),
+    "section 3.2.2": lambda: (3 * sum(chain_terms()),
+    3 * sum(chain_terms()) - 2 * chain_terms()[1]),
     "eq. 3.7": kl_of_log_variances,
     "eq. 3.9": tanh_distribution,
     "Algorithm 2, lines 2, 5 and 7": levels_of_the_decoder,

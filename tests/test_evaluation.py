@@ -148,7 +148,10 @@ def test_a_chain_is_looser_than_the_limit_and_a_bad_model_is_named():
     broken = Denoiser(lambda z, logsnr: torch.where(z > 0.0, torch.nan, z), X())
     with pytest.raises(
         ValueError,
-        match=r"evaluate: argument 'model' must give a finite bound; got NaN or infinity on image \d+",
+        match=(
+            r"evaluate: argument 'model' must give a finite bound; got NaN or infinity on image "
+            r"\d+"
+        ),
     ):
         evaluate(broken, data, schedule=SCHEDULE, decoder=DECODER, draws=2, replicates=2)
     with pytest.raises(ValueError, match="replicates' must be at least 2"):

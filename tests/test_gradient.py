@@ -138,8 +138,7 @@ def test_an_error_of_autograd_is_named():
 
     for network in (through_numpy, saved):
         with pytest.raises(
-            ValueError,
-            match=r"'model' must be differentiable in z; got .* \(no_grad, inference",
+            ValueError, match=r"'model' must be differentiable in z; got .* \(no_grad, inference"
         ):
             ode_likelihood(Denoiser(network, X()), points(3), schedule=SCHEDULE)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):  # not of autograd

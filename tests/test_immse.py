@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff import Prediction
 from vdiff.decoder import Categorical
@@ -14,7 +15,7 @@ from vdiff.oracle import Gaussian, GaussianMixture, Lattice
 from vdiff.parameterization import Eps, X
 from vdiff.schedule import Cosine, Linear
 
-MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+MIXTURE = ORACLES["mixture"]()
 
 
 def points(data, n, seed=0):
@@ -117,7 +118,10 @@ def test_it_is_no_bound_for_a_denoiser_that_is_not_perfect():
     x = points(data, 400)
     with pytest.warns(
         UserWarning,
-        match=r"immse: .* of the .* nats lie beyond the clean end of the schedule, extrapolated: move its ends",
+        match=(
+            r"immse: .* of the .* nats lie beyond the clean end of the schedule, extrapolated: "
+            r"move its ends"
+        ),
     ):
         off = immse(
             lambda z, logsnr: Prediction(z, logsnr, 0.9 * data(z, logsnr).x, X()),

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff.chain import path_bound
 from vdiff.decoder import Gaussian as GaussianDecoder
@@ -16,10 +17,9 @@ from vdiff.likelihood.importance import (
     path_importance,
 )
 from vdiff.likelihood.replicated import Replicated
-from vdiff.oracle import GaussianMixture
 from vdiff.schedule import Linear
 
-MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+MIXTURE = ORACLES["mixture"]()
 CHAIN = {"schedule": Linear(6.0, -5.0), "decoder": GaussianDecoder()}
 
 

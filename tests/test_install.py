@@ -57,7 +57,10 @@ def test_the_rooms_are_all_packages_and_modules_that_the_door_does_not_import():
         for path in (ROOT / "vdiff").iterdir()
         if path.suffix == ".py" or (path / "__init__.py").is_file()
     }
-    code = "import vdiff, sys; print(*(name.split('.')[1] for name in sys.modules if name.startswith('vdiff.')))"
+    code = (
+        "import vdiff, sys; print(*(name.split('.')[1] for name in sys.modules if "
+        "name.startswith('vdiff.')))"
+    )
     imported = set(python("-c", code).stdout.split())
     assert inner - imported - {"__init__", "__main__", "disk", "groups", "terminal"} == set(
         vdiff.ROOMS
@@ -96,7 +99,10 @@ def test_an_editable_install_is_found_from_the_folder_above_a_clone(tmp_path):
         names = [name for name in wheel.namelist() if ".dist-info/" not in name]
         wheel.extractall(site)
     assert [name for name in names if name.endswith(".py")] == []  # no hook
-    look = f"import site; site.addsitedir({str(site)!r}); import vdiff, vdiff.inner; print(vdiff.elbo, vdiff.__file__)"
+    look = (
+        f"import site; site.addsitedir({str(site)!r}); import vdiff, vdiff.inner; "
+        f"print(vdiff.elbo, vdiff.__file__)"
+    )
     done = python("-S", "-c", look, cwd=tmp_path, path=None)  # without this interpreter's installs
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", str(clone / "vdiff" / "__init__.py")]

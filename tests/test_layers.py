@@ -1,4 +1,5 @@
-"""The layers: one total order of modules, each importing only from those before it."""
+"""The layers: one total order of modules, each importing only from those before it; and where each
+module is tested."""
 
 import ast
 import graphlib
@@ -11,8 +12,12 @@ from check_share import shares
 import vdiff
 
 LAYERS = (
-    "errors", "_validate", "extras", "_precision", "_modules", "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization", "prediction", "reverse", "weighting", "bound", "decoder", "_network", "denoiser", "_known_range", "_arguments", "_mixture", "oracle",
-    "loss", "chain", "flow", "losses", "_fits", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics", "recipes", "augmentation", "describe", "theorems", "plots", "nn", "disk", "terminal", "data", "training", "cli",
+    "errors", "_validate", "extras", "_precision", "_modules", "gaussian", "times", "resampling", "profile", "variance",
+    "schedule", "parameterization", "prediction", "reverse", "weighting", "bound", "decoder",
+    "_network", "denoiser", "_known_range", "_arguments", "oracle", "loss", "chain", "flow",
+    "losses", "_fits", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics",
+    "recipes", "augmentation", "describe", "theorems", "plots", "nn", "disk", "terminal", "data",
+    "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -121,7 +126,9 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
     package.mkdir()
     source = package / "new.py"
     source.write_text(
-        "import vdiff.nn\nfrom vdiff import loss\nfrom vdiff.data import digits\nfrom .base import Schedule\nfrom .. import cli\nfrom vdiff import V\ndef f():\n    import json\n"
+        "import vdiff.nn\nfrom vdiff import loss\nfrom vdiff.data import digits\n"
+        "from .base import Schedule\nfrom .. import cli\nfrom vdiff import V\n"
+        "def f():\n    import json\n"
     )
     monkeypatch.setattr("test_layers.ROOT", tmp_path)
     assert list(imports(source)) == [
@@ -133,6 +140,70 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
         "vdiff",
         "json",
     ]
+
+
+TESTS = Path(__file__).parent
+TEST_FILES = {path.name: path for path in TESTS.rglob("test_*.py")}
+# rooms and modules whose tests are not in test_<module>.py or test_<room>_<module>.py
+TESTED_IN = {
+    "cli.load": "test_run_data.py",
+    "cli.options": "test_hostile_options.py",
+    "data": "test_data.py",
+    "decoder": "test_decoder.py",
+    "errors": "faults/test_machine.py",
+    "gaussian": "oracles/test_oracle_scalars.py",
+    "groups": "test_learned_training.py",
+    "likelihood.control": "test_pilot.py",
+    "likelihood.density": "test_plan.py",
+    "likelihood.flow_solver": "test_flow.py",
+    "likelihood.integrand": "test_plan.py",
+    "likelihood.measured": "test_measurement.py",
+    "likelihood.replicated": "faults/test_likelihood.py",
+    "likelihood.trace": "test_ode.py",
+    "loss": "oracles/test_oracle_loss.py",
+    "losses": "test_objective.py",
+    "nn": "test_nn.py",
+    "plots": "test_plots.py",
+    "prediction": "test_parameterization.py",
+    "sampling": "test_sampling.py",
+    "schedule": "test_schedule.py",
+    "theorems": "theorems/test_evidence.py",
+    "training.batches": "test_training.py",
+    "training.checkpoint": "faults/test_training.py",
+    "training.guard": "faults/test_training.py",
+    "training.lock": "test_keeper.py",
+    "training.loop": "test_training.py",
+    "training.record": "test_terminal.py",
+    "training.run": "faults/test_runs.py",
+    "training.share": "test_pieces.py",
+    "training.signals": "faults/test_training.py",
+    "training.trained": "test_run_data.py",
+    "training.validation": "test_training.py",
+    "training.weights": "faults/test_runs.py",
+    "variance": "theorems/test_terms.py",
+    "weighting": "theorems/test_weighting.py",
+}
+
+
+def file_of_tests(module: str) -> Path | None:
+    """The file with the tests of a module: named after it, or in the table."""
+    *room, name = module.split(".")[1:]
+    own = [f"test_{name}.py", f"test_{'_'.join([*room, name])}.py"]
+    found = [TEST_FILES[file] for file in own if file in TEST_FILES]
+    listed = TESTED_IN.get(".".join([*room, name])) or TESTED_IN.get(".".join(room))
+    return found[0] if found else TESTS / listed if listed else None
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if "._" not in m and "." in m])
+def test_every_public_module_has_its_test_file(module):
+    assert MODULES[module].name == "__init__.py" or file_of_tests(module), (
+        f"no tests/**/test_{module.split('.')[-1]}.py"
+    )
+
+
+def test_the_table_of_test_files_names_what_exists():
+    assert {f"vdiff.{name}" for name in TESTED_IN} <= set(MODULES)
+    assert [file for file in TESTED_IN.values() if not (TESTS / file).exists()] == []
 
 
 FORMULAS = (

@@ -162,7 +162,10 @@ def test_a_profile_belongs_to_its_edges():
     )
     with pytest.raises(
         RuntimeError,
-        match=r"Profile.load_state_dict: .* λ_max = 8 and λ_min = -8; got λ_max = 13.3 and λ_min = -5",
+        match=(
+            r"Profile.load_state_dict: .* λ_max = 8 and λ_min = -8; got λ_max = 13.3 and λ_min = "
+            r"-5"
+        ),
     ):
         other.load_state_dict(profile.state_dict())
     other.load_state_dict({"sums": profile.sums})

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from registry import ORACLES
 from torch import nn
 
 from vdiff import Denoiser
@@ -120,7 +121,7 @@ def test_a_gaussian_in_closed_form():
 
 
 def test_a_prior_with_the_datas_moments_is_nearer_than_a_standard_normal():
-    data = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+    data = ORACLES["mixture"]()
     x = data.sample(64, torch.Generator().manual_seed(0))
     fitted = Gaussian.fit(data.sample(20_000, torch.Generator().manual_seed(1)), shrinkage=0.0)
     off = [
@@ -180,7 +181,10 @@ def test_the_audit_says_what_half_the_tolerance_changes():
     )
     with pytest.warns(
         UserWarning,
-        match=r"half the tolerance moves the mean by .* bits/dim, more than its Monte Carlo error of 0: lower",
+        match=(
+            r"half the tolerance moves the mean by .* bits/dim, more than its Monte Carlo error "
+            r"of 0: lower"
+        ),
     ):
         ode_likelihood(RING, x, schedule=WIDE, tolerance=0.05, audit=True)
 

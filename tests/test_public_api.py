@@ -21,7 +21,8 @@ MODULES = [
         for info in pkgutil.walk_packages(vdiff.__path__, "vdiff.")
     ),
 ]
-FACES = (vdiff.decoder, vdiff.oracle, vdiff.variance, vdiff.sampling, vdiff.weighting, vdiff.schedule, vdiff.parameterization, vdiff.denoiser, vdiff)  # fmt: skip
+FACES = (vdiff.decoder, vdiff.oracle, vdiff.variance, vdiff.sampling, vdiff.weighting,
+vdiff.schedule, vdiff.parameterization, vdiff.denoiser, vdiff)  # fmt: skip
 NAMESPACE = {
     "torch": torch,
     **{name: getattr(face, name) for face in FACES for name in face.__all__},

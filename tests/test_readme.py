@@ -58,10 +58,7 @@ def test_every_network_of_the_readme_becomes_a_model():
 
     import vdiff
 
-    names = dict(NAMESPACE) | {
-        "torch": torch,
-        "table": Tabulated.linear_betas(),
-    }
+    names = dict(NAMESPACE) | {"torch": torch, "table": Tabulated.linear_betas()}
     names |= {name: nn.Linear(2, 2) for name in ("network", "unet", "F", "D")}
     codes = [
         line.split("|")[2]

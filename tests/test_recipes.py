@@ -151,10 +151,7 @@ def test_published_settings():
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest():
-    with pytest.raises(
-        ValueError,
-        match=r"there is no recipe .vdmp., but .*did you mean .vdm.",
-    ):
+    with pytest.raises(ValueError, match=r"there is no recipe .vdmp., but .*did you mean .vdm."):
         recipes.load("vdmp")
 
 

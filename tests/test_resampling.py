@@ -5,10 +5,10 @@ import io
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff import elbo
 from vdiff.decoder import Gaussian
-from vdiff.oracle import GaussianMixture
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Linear
 from vdiff.times import grid
@@ -66,7 +66,7 @@ def test_weighted_means_are_what_they_are_under_uniform_steps():
 def test_it_cuts_the_variance_of_a_chains_bound():
     """To (Σ √E[K²])² − L², the least that any density over steps can reach, at its own estimate of
     E[K²]."""
-    oracle, steps, n = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]]), 20, 20_000
+    oracle, steps, n = ORACLES["mixture"](), 20, 20_000
     options = {"schedule": Linear(8.0, -5.0), "decoder": Gaussian(), "steps": steps}
     generator = torch.Generator().manual_seed(0)
     sampler, terms = LossSecondMoment(steps, memory=2000), []
@@ -144,8 +144,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"LossSecondMoment: argument 'steps' must be .*; got 0"):
         LossSecondMoment(0)
     with pytest.raises(
-        ValueError,
-        match=r"argument 'uniform' must lie in \(0, 1\]; got 0 \(without it a step",
+        ValueError, match=r"argument 'uniform' must lie in \(0, 1\]; got 0 \(without it a step"
     ):
         LossSecondMoment(3, uniform=0.0)
     with pytest.raises(ValueError, match=r"argument 'uniform' must lie in \(0, 1\]; got 2"):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff import Denoiser, Objective, elbo, sample, weighted_elbo
 from vdiff.decoder import Categorical
@@ -12,7 +13,7 @@ from vdiff.describe import describe
 from vdiff.diagnosis import diagnose
 from vdiff.likelihood import VarianceReduction, evaluate, immse
 from vdiff.objective import Weighted
-from vdiff.oracle import Gaussian, GaussianMixture, Lattice
+from vdiff.oracle import Gaussian, Lattice
 from vdiff.parameterization import Eps, V
 from vdiff.profile import Profile
 from vdiff.recipes import Recipe
@@ -59,7 +60,7 @@ MADE = {
     "shifted": lambda: Shifted(Custom(vp), -2.0),
     "smooth step": lambda: Custom(lambda t: 8 - 14 * (3 * t**2 - 2 * t**3)),  # −0 at t = 1
 }
-ORACLE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.5, 0.0]], [[0.04, 0.04], [0.09, 0.09]])
+ORACLE = ORACLES["plane"]()
 TIMES = torch.tensor(
     [0.0, 1e-12, 1e-9, 1e-7, 1e-4, 0.3, 0.9, 1 - 1e-7, 1 - 1e-12, 1.0], dtype=torch.float64
 )

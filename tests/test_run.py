@@ -67,7 +67,10 @@ def test_a_finished_run_without_checkpoints_is_not_trained_anew(finished, tmp_pa
     for _ in range(2):
         with pytest.raises(
             ValueError,
-            match=r"Run.open: argument 'folder' must hold a checkpoint to resume from; got trained weights alone, in .* \(they are kept; .*Run.create",
+            match=(
+                r"Run.open: argument 'folder' must hold a checkpoint to resume from; got trained "
+                r"weights alone, in .* \(they are kept; .*Run.create"
+            ),
         ):
             Run.open(tmp_path, CONFIG, resume="auto")
     assert {
@@ -85,7 +88,10 @@ def test_a_log_without_checkpoints_is_kept_when_training_starts_again(tmp_path):
         log = (tmp_path / "log.jsonl").read_text()
         with pytest.warns(
             UserWarning,
-            match=rf"has a log and no checkpoint: the training starts again at step 0; the old log is {name}$",
+            match=(
+                rf"has a log and no checkpoint: the training starts again at step 0; the old log "
+                rf"is {name}$"
+            ),
         ):
             trained(tmp_path, every=1)
         assert (tmp_path / name).read_text() == log
@@ -129,7 +135,10 @@ def test_a_validation_that_is_not_finite_is_logged_and_never_the_best(bad, when,
     left = iter(values)
     with pytest.warns(
         UserWarning,
-        match=r"the validation at step \d is -?(nan|inf): it is logged as none, and training continues",
+        match=(
+            r"the validation at step \d is -?(nan|inf): it is logged as none, and training "
+            r"continues"
+        ),
     ):
         trained(tmp_path, every=1, validate=lambda averaged: next(left))
     history, found = Run(tmp_path).history(), outcome(tmp_path)
@@ -189,7 +198,10 @@ def test_a_save_that_fails_keeps_the_weights_that_are_there(tmp_path, monkeypatc
         monkeypatch.setattr("vdiff.training.weights.save_file", full)
         with pytest.raises(
             OSError,
-            match=r"No space left on device.*; [\d,]+ bytes needed, [\d,]+ free: '.*ema.safetensors'",
+            match=(
+                r"No space left on device.*; [\d,]+ bytes needed, [\d,]+ "
+                r"free: '.*ema.safetensors'"
+            ),
         ):
             run.save(CONFIG.objective())
     assert (tmp_path / "ema.safetensors").read_bytes() == before
@@ -213,7 +225,10 @@ def test_what_has_the_name_of_the_weights_and_is_no_file_is_refused(kind, name, 
     }[kind]()
     with pytest.raises(
         ValueError,
-        match=rf"Run.load: argument 'folder' must hold {name}.safetensors as a file; got .*delete it: the newest checkpoint",
+        match=(
+            rf"Run.load: argument 'folder' must hold {name}.safetensors as a file; got .*delete "
+            rf"it: the newest checkpoint"
+        ),
     ):
         Run(tmp_path).load(name)
     if name == "ema":
@@ -242,7 +257,10 @@ def test_a_newest_checkpoint_without_its_weights_does_not_give_way_to_an_older_o
         place.symlink_to("moved") if kind == "broken link" else os.mkfifo(place)
     with pytest.raises(
         ValueError,
-        match=r"step-00000004' must hold ema-0.9.safetensors as a regular file; got none, or a link",
+        match=(
+            r"step-00000004' must hold ema-0.9.safetensors as a regular "
+            r"file; got none, or a link"
+        ),
     ):
         Run(tmp_path).load()
 
@@ -460,7 +478,10 @@ def test_weights_without_values_are_named():
         objective = CONFIG.objective()
     with pytest.raises(
         ValueError,
-        match=r"train: argument 'objective' must have weights; got the meta device \(objective.to_empty",
+        match=(
+            r"train: argument 'objective' must have weights; got the meta device "
+            r"\(objective.to_empty"
+        ),
     ):
         train(objective, data_of(CONFIG), CONFIG, quiet=True)
 

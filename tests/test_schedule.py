@@ -1,31 +1,28 @@
 """A schedule is the quantile function of a distribution over log-SNR: the four methods agree, and
 with the literature."""
 
+import inspect
 import math
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from registry import SCHEDULES as REGISTERED
+from registry import corners, moved
 from scipy.integrate import quad
 
+from vdiff import schedule as schedule_room
 from vdiff.schedule import (
     Cosine,
     Custom,
-    Histogram,
     Karras,
-    Laplace,
     LearnedLinear,
-    Linear,
     LinearBeta,
-    Monotone,
     Normal,
-    OptimalTransport,
     Schedule,
-    Shifted,
     SignalPower,
     Spectral,
-    Spline,
     Tabulated,
 )
 from vdiff.schedule.law import (
@@ -48,21 +45,30 @@ class Bisected(Schedule):
         return 8 + 18 * t**2
 
 
-def uneven(spline):
-    with torch.no_grad():
-        spline.log_density.copy_(torch.tensor([1.0, -1.5, 0.5, 0.0, -1.0]))
-    return spline.requires_grad_(False)
-
-
-SCHEDULES = [
-    Linear(), LearnedLinear(7.0, -3.0), Cosine(), Cosine(13.3, -5.0, shift=-1.5), Cosine(12.0, -12.0, offset=0.008), LinearBeta(),
-    LinearBeta(8.0, -7.0, beta_min=0.2, beta_max=15.0), OptimalTransport(), Normal(), Normal(-1.0, 2.0, 6.0, -7.0), Laplace(), Laplace(1.0, 3.0),
-    Karras(), Shifted(Cosine(), -2.0), Tabulated.linear_betas(levels=50), Tabulated.cosine_betas(levels=50),
-    Spectral([0.1, 1.0, 3.0]), SignalPower(), SignalPower(15.0, -15.0), Monotone(hidden=32).requires_grad_(False), uneven(Spline(8.0, -6.0, knots=5)),
-    Histogram(1 + torch.arange(119.0) % 5, 13.3, -5.0),
-    Custom(lambda t: 4 - 5 * torch.sin(0.5 * math.pi * t) ** 2 - 5 * t), Bisected(10.0, -4.0),
-]  # fmt: skip
-schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: repr(s)[:60])
+NAMED = {
+    f"{name}, {ends}": moved(make(*ends))
+    for name, make in REGISTERED.items()
+    for ends in ((13.3, -5.0), (6.0, -9.0))
+}
+DEFAULT = {  # every class of the room that needs no argument
+    name: cls()
+    for name in schedule_room.__all__
+    if inspect.isclass(cls := getattr(schedule_room, name))
+    and issubclass(cls, Schedule)
+    and cls is not Schedule
+    and all(p.default is not p.empty for p in inspect.signature(cls).parameters.values())
+}
+MORE = {
+    "linear beta, other rates": LinearBeta(8.0, -7.0, beta_min=0.2, beta_max=15.0),
+    "normal, wide": Normal(-1.0, 2.0, 6.0, -7.0),
+    "spectral, its own ends": Spectral([0.1, 1.0, 3.0]),
+    "table, linear": Tabulated.linear_betas(levels=50),
+    "table, cosine": Tabulated.cosine_betas(levels=50),
+    "falling": Custom(lambda t: 4 - 5 * torch.sin(0.5 * math.pi * t) ** 2 - 5 * t),
+    "bisected": Bisected(10.0, -4.0),
+}
+SCHEDULES = NAMED | DEFAULT | MORE
+schedules = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 
 @schedules
@@ -94,15 +100,8 @@ def test_the_rate_is_the_derivative_and_the_density_its_inverse(schedule):
 
 @schedules
 def test_the_density_integrates_to_the_time(schedule):
-    if isinstance(schedule, Spline):
-        corners = np.linspace(schedule.logsnr_min, schedule.logsnr_max, 5)
-    else:
-        corners = (
-            schedule.table.tolist()
-            if isinstance(schedule, Tabulated)
-            else [getattr(getattr(schedule, "law", None), "mean", 0.0)]
-        )
-    breaks = np.union1d(np.linspace(schedule.logsnr_min, schedule.logsnr_max, 120), corners)
+    even = np.linspace(schedule.logsnr_min, schedule.logsnr_max, 120)
+    breaks = np.union1d(even, corners(schedule))
     breaks = breaks[(breaks >= schedule.logsnr_min) & (breaks <= schedule.logsnr_max)]
     u, w = np.polynomial.legendre.leggauss(8)
     half, middle = 0.5 * np.diff(breaks)[:, None], 0.5 * (breaks[1:] + breaks[:-1])[:, None]

@@ -104,7 +104,10 @@ def test_an_objective_that_its_config_does_not_describe_is_not_trained_in_a_run(
         Run.open(tmp_path, CONFIG) as run,
         pytest.raises(
             ValueError,
-            match=rf"train: argument 'objective' must be the one that the config of its run describes; got .*{re.escape(place)}.*, by the config",
+            match=(
+                rf"train: argument 'objective' must be the one that the config of its run "
+                rf"describes; got .*{re.escape(place)}.*, by the config"
+            ),
         ),
     ):
         train(other, data_of(CONFIG), CONFIG, run=run, quiet=True)
@@ -131,7 +134,10 @@ def test_weights_of_another_objective_are_not_loaded_into_the_config_s(part, tmp
     )
     with pytest.raises(
         ValueError,
-        match=r"Run.load: argument 'objective' must be the one that was trained|of another architecture",
+        match=(
+            r"Run.load: argument 'objective' must be the one that was trained|of another "
+            r"architecture"
+        ),
     ):
         Run(tmp_path).load(objective=objective())
 
@@ -276,10 +282,14 @@ def test_the_values_of_a_fixed_table_count():
 
 # arguments with which every public class of a config can be made
 NEEDED: dict[str, dict[str, Any]] = {
-    "schedule": {"schedule": Cosine()}, "shift": {"shift": 0.5}, "logsnr": {"logsnr": [3.0, 1.0, -2.0]}, "mass": {"mass": [1.0, 2.0]},
-    "variances": {"variances": [1.0, 0.5]}, "parameterization": {"parameterization": V()}, "levels": {"levels": 17}, "base": {"base": Sigmoid()},
-    "factor": {"factor": weighting.MinSNR()}, "law": {"law": law.Logistic()}, "steps": {"steps": 10}, "logsnr_max": {"logsnr_max": 9.0},
-    "logsnr_min": {"logsnr_min": -7.0}, "weight": {"weight": torch.sigmoid}, "profile": {}, "power": {"power": 1.0},
+    "schedule": {"schedule": Cosine()}, "shift": {"shift": 0.5}, "logsnr": {"logsnr": [3.0, 1.0,
+    -2.0]}, "mass": {"mass": [1.0, 2.0]},
+    "variances": {"variances": [1.0, 0.5]}, "parameterization": {"parameterization": V()},
+    "levels": {"levels": 17}, "base": {"base": Sigmoid()},
+    "factor": {"factor": weighting.MinSNR()}, "law": {"law": law.Logistic()},
+    "steps": {"steps": 10}, "logsnr_max": {"logsnr_max": 9.0},
+    "logsnr_min": {"logsnr_min": -7.0}, "weight": {"weight": torch.sigmoid}, "profile": {},
+    "power": {"power": 1.0},
 }  # fmt: skip
 WITHIN = {  # where an instance stands in an objective
     schedule: lambda made: objective(schedule=made),
@@ -288,7 +298,8 @@ WITHIN = {  # where an instance stands in an objective
     decoder: lambda made: objective(decoder=made),
 }
 HIDDEN = {  # settings that weights or tables hold, which a weights file brings
-    ("LearnedLinear", "logsnr_max"), ("LearnedLinear", "logsnr_min"), ("Spline", "logsnr_max"), ("Spline", "logsnr_min"),
+    ("LearnedLinear", "logsnr_max"), ("LearnedLinear", "logsnr_min"), ("Spline", "logsnr_max"),
+    ("Spline", "logsnr_min"),
     ("Monotone", "logsnr_max"), ("Monotone", "logsnr_min"), ("Monotone", "sharpness"),
     # with a function of one's own, which no config names
     ("Custom", "logsnr_min"), ("Custom", "logsnr_max"),
@@ -369,7 +380,10 @@ def test_a_config_of_another_run_is_not_taken_for_a_run_s_own(tmp_path, capsys):
             (one / "ema.safetensors").unlink()
         with pytest.raises(
             ValueError,
-            match=r"Run.load: argument 'config' must be the one that .* was trained with; got schedule: .*Cosine.*lr: 0.1",
+            match=(
+                r"Run.load: argument 'config' must be the one that .* was trained with; got "
+                r"schedule: .*Cosine.*lr: 0.1"
+            ),
         ):
             Run(one).load()
         for words in (
@@ -463,7 +477,8 @@ def test_the_checkpoint_says_what_it_is_of(tmp_path):
     )
     assert data == same != []
     assert {name: again[name] for name in ("config", "parameterization", "trained schedule")} == {
-        "config": record["config"], "parameterization": "V(sigma_data=1.0)", "trained schedule": "Linear(logsnr_max=10.0, logsnr_min=-7.0)",
+        "config": record["config"], "parameterization": "V(sigma_data=1.0)",
+        "trained schedule": "Linear(logsnr_max=10.0, logsnr_min=-7.0)",
     }  # fmt: skip
 
 

@@ -260,7 +260,7 @@ def test_a_reader_that_has_gone_away_stops_no_command(words, tmp_path):
 
 
 # --- control characters
-# ---------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 ESCAPES = [
     "\x1b[31mred",
@@ -328,7 +328,11 @@ def test_names_from_files_do_not_reach_the_terminal_as_they_are(command, name, t
 
 def test_the_name_of_a_users_recipe_and_of_a_file_are_shown_escaped(tmp_path, capsys):
     mine = tmp_path / "mine.py"
-    text = "from vdiff.weighting import ELBO\nfrom vdiff.schedule import Cosine\nfrom vdiff.parameterization import V\nfrom vdiff.recipes import Recipe\nrecipe = Recipe('\\x1b[31mmine', Cosine(), V(), ELBO())\n"
+    text = (
+        "from vdiff.weighting import ELBO\nfrom vdiff.schedule import Cosine\nfrom "
+        "vdiff.parameterization import V\nfrom vdiff.recipes import Recipe\nrecipe = "
+        "Recipe('\\x1b[31mmine', Cosine(), V(), ELBO())\n"
+    )
     mine.write_text(text, encoding="utf-8")
     figure = tmp_path / "\x1b[31mfigure\n.png"
     assert main(["describe", f"{mine}:recipe", "--compare", "edm", "--figure", str(figure)]) == 0
@@ -354,7 +358,7 @@ def test_a_warning_of_a_command_is_one_line_too(monkeypatch, capsys):
 
 
 # --- progress
-# -------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -474,7 +478,7 @@ def test_the_commands_show_no_carriage_return_without_a_terminal(tmp_path, capsy
 
 
 # --- the log of a run
-# -----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 
 def test_fault_55_a_line_cut_off_by_a_full_disk_costs_no_other(tmp_path):

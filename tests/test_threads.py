@@ -1,5 +1,5 @@
-"""Another number of threads splits sums elsewhere: it is in every protocol, and what continues with
-another one says so."""
+"""Another number of threads splits sums elsewhere. Every protocol has it, and what resumes with
+another number says so."""
 
 import json
 import warnings

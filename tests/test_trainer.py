@@ -75,7 +75,10 @@ def test_a_loss_that_stays_nan_stops_the_run_and_never_reaches_the_weights():
     before = {k: v.clone() for k, v in objective.state_dict().items()}
     with pytest.raises(
         ValueError,
-        match=r"train: the loss or its gradient was NaN or infinity in 10 steps in a row, up to step 9 of seed 0",
+        match=(
+            r"train: the loss or its gradient was NaN or infinity in 10 steps in a row, up to "
+            r"step 9 of seed 0"
+        ),
     ):
         train(objective, digits().train, TINY, quiet=True)
     assert all(
@@ -252,7 +255,10 @@ def test_labels_and_flags_go_with_their_images():
         Batches(data, config)
     with pytest.raises(
         ValueError,
-        match=r"argument 'data' must be \(n, \*shape\) with the config's shape \[3, 4, 4\]; got \(20, 4, 4, 3\)",
+        match=(
+            r"argument 'data' must be \(n, \*shape\) with the config's shape \[3, 4, 4\]; got "
+            r"\(20, 4, 4, 3\)"
+        ),
     ):
         Batches(data.permute(0, 2, 3, 1), config, labels=number)
 

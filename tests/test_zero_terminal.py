@@ -247,7 +247,10 @@ def test_an_infinite_weight_is_refused(target, weighting):
     options = {} if weighting is None else {"weighting": weighting}
     with pytest.raises(
         ValueError,
-        match=r"weighted_elbo: argument 'weighting' must be finite .* at λ = −∞; got an infinite weight for",
+        match=(
+            r"weighted_elbo: argument 'weighting' must be finite .* at λ = −∞; got an infinite "
+            r"weight for"
+        ),
     ):
         weighted_elbo(
             model(target), x, schedule=TABLE, steps=999, t=torch.ones(2), eps=eps, **options

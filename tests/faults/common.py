@@ -3,59 +3,16 @@ files need."""
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vdiff import Denoiser
-from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian, Gaussian
-from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Score, V, X
-from vdiff.schedule import (
-    Adaptive,
-    Cosine,
-    Custom,
-    Histogram,
-    Karras,
-    Laplace,
-    LearnedLinear,
-    Linear,
-    LinearBeta,
-    Monotone,
-    Normal,
-    OptimalTransport,
-    Schedule,
-    Shifted,
-    SignalPower,
-    Spectral,
-    Spline,
-    Tabulated,
-)
-from vdiff.weighting import (
-    EDM,
-    ELBO,
-    MSE,
-    P2,
-    Debiased,
-    InDI,
-    MinSNR,
-    Sigmoid,
-    SoftMinSNR,
-    TruncatedSNR,
-    Weighting,
-)
-from vdiff.weighting import Custom as CustomWeighting
-
-ROWS: tuple[Parameterization, ...] = (
-    Eps(),
-    X(),
-    V(),
-    V(0.5),
-    Flow(),
-    Score(),
-    PosteriorMean(Linear(), steps=10),
-)
+from vdiff.decoder import Decoder, Gaussian
+from vdiff.parameterization import Parameterization, V
+from vdiff.schedule import Cosine
 
 
 class Net(nn.Module):
@@ -102,8 +59,9 @@ def assert_refused(
     error: type[Exception], function: str | tuple[str, ...], argument: str, *words: str
 ) -> Iterator[None]:
     """The block must raise `error` with the message `<function>: argument '<argument>' must …
-    <words in order> …`; of several functions, one. A checkpoint is no argument; an empty name is
-    that of no function."""
+    <words in order> …`. Of several functions, one. A checkpoint is no argument; an empty name is
+    that of no function. Two dots, " .. ", in a word stand for any text between."""
+    words = tuple(part for word in words for part in word.split(" .. "))
     with pytest.raises(error) as caught:
         yield
     names = "|".join(map(re.escape, (function,) if isinstance(function, str) else function))
@@ -120,6 +78,12 @@ def assert_refused(
     assert "; got " in str(caught.value)
 
 
+def assert_refused_with(error: type[Exception], message: str) -> AbstractContextManager[None]:
+    """The same from one text, "<function>: <argument> must <words> .. <words>"."""
+    function, argument, words = re.match(r"(.*?): (\S+) must (.*)", message).groups()  # type: ignore[union-attr]
+    return assert_refused(error, function, argument, words)
+
+
 def assert_same(value: Tensor, reference: Tensor, rtol: float = 1e-6, atol: float = 0.0) -> None:
     torch.testing.assert_close(
         value.to(torch.float64), reference.to(torch.float64), rtol=rtol, atol=atol
@@ -134,29 +98,6 @@ def gradients(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor
 
 
 SCHEDULE = Cosine(10.0, -10.0)
-
-
-def quadratic(t: Tensor) -> Tensor:
-    return 10 - 5 * t - 10 * t**2
-
-
-def fades(logsnr: Tensor) -> Tensor:
-    return torch.exp(-0.1 * logsnr)
-
-
-SCHEDULES: tuple[Callable[[], Schedule], ...] = (
-    Linear, lambda: SCHEDULE, lambda: Cosine(offset=0.008), LinearBeta, OptimalTransport, Normal, Laplace, Karras, lambda: Shifted(Cosine(), 1.0), Tabulated.linear_betas,
-    LearnedLinear, lambda: Custom(quadratic), lambda: Monotone(hidden=16, learn_ends=False), lambda: Histogram([1.0, 2.0, 4.0]),
-    lambda: Spline(learn_ends=False), SignalPower, Adaptive, lambda: Spectral([0.5, 2.0]),
-)  # fmt: skip
-WEIGHTINGS: tuple[Callable[[], Weighting], ...] = (
-    ELBO, Sigmoid, EDM, lambda: EDM(monotone=True), InDI, lambda: MSE(SCHEDULE, V()), lambda: MSE(Tabulated.linear_betas(), Eps(), steps=999), lambda: MSE(SCHEDULE, Eps()) * MinSNR(),
-    lambda: ELBO() * SoftMinSNR(), lambda: ELBO() * P2() * TruncatedSNR(), lambda: ELBO() * Debiased(), lambda: CustomWeighting(fades),
-)  # fmt: skip
-DECODERS: tuple[Callable[[], Decoder], ...] = (
-    lambda: Categorical(17), lambda: Categorical(17, prior=torch.arange(17.0)), lambda: Categorical(17, prior=torch.arange(34.0).view(2, 17)), lambda: DiscretizedGaussian(17),
-    lambda: DiscretizedGaussian(17, uses_network=True), Gaussian, lambda: Gaussian(uses_network=True, variance=0.5),
-)  # fmt: skip
 
 
 def data_of(decoder: Decoder, n: int = 4) -> Tensor:

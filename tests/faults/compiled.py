@@ -1,14 +1,17 @@
 """`python -m faults.compiled`: every case compiled with fullgraph=True against eager mode, as JSON
 of what went wrong."""
 
+import itertools
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from points import data_of as data_of_points
 from points import points
+from registry import DECODERS, SCHEDULES, TARGETS, WEIGHTINGS, made_of
 from torch import Tensor, nn
 
 from vdiff import Denoiser, Objective
@@ -19,18 +22,7 @@ from vdiff.parameterization import Eps
 from vdiff.schedule import LearnedLinear, Linear
 from vdiff.training import train
 
-from .common import (
-    DECODERS,
-    ROWS,
-    SCHEDULES,
-    WEIGHTINGS,
-    Net,
-    assert_same,
-    batch,
-    data_of,
-    gradients,
-    model,
-)
+from .common import Net, assert_same, batch, data_of, gradients, model
 
 
 def assert_compiles(
@@ -63,10 +55,15 @@ def assert_compiles(
         )
 
 
-def weighted(i: int) -> None:
-    """Each schedule, weighting and parameterization; every other one on a chain; drawn for every
-    third."""
-    schedule, weighting, row = SCHEDULES[i], WEIGHTINGS[i % len(WEIGHTINGS)], ROWS[i % len(ROWS)]
+def turns(length: int, *tables: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], ...]]:
+    """Entries of every table side by side, each table from its start again at its end."""
+    return itertools.islice(
+        zip(*(itertools.cycle(t.items()) for t in tables), strict=False), length
+    )
+
+
+def weighted(i: int, schedule: Any, weighting: Any, row: Any) -> None:
+    """Every other one on a chain; drawn for every third."""
     steps = weighting().steps or (999 if i % 2 else None)
     assert_compiles(
         lambda: Objective(
@@ -78,8 +75,7 @@ def weighted(i: int) -> None:
     )
 
 
-def bound(i: int) -> None:
-    decoder = DECODERS[i]
+def bound(i: int, decoder: Any) -> None:
     schedule = Linear if isinstance(decoder(), Gaussian) or i % 2 else LearnedLinear
     assert_compiles(
         lambda: Objective(model(), schedule=schedule(), loss=VLB(decoder())),
@@ -167,12 +163,14 @@ def training() -> None:
 
 CASES: dict[str, Callable[[], None]] = {
     **{
-        f"weighted {SCHEDULES[i]()!r} {WEIGHTINGS[i % len(WEIGHTINGS)]()!r} {ROWS[i % len(ROWS)]!r}": lambda i=i: (
-            weighted(i)
+        f"weighted {' | '.join(name for name, _ in parts)}": partial(
+            weighted, i, *(part for _, part in parts)
         )
-        for i in range(len(SCHEDULES))
-    },  # type: ignore[misc]
-    **{f"bound {DECODERS[i]()!r}": lambda i=i: bound(i) for i in range(len(DECODERS))},  # type: ignore[misc]
+        for i, parts in enumerate(turns(len(SCHEDULES), made_of(SCHEDULES), WEIGHTINGS, TARGETS))
+    },
+    **{
+        f"bound {name}": partial(bound, i, make) for i, (name, make) in enumerate(DECODERS.items())
+    },
     **{f"network {name}": lambda name=name: network(name) for name in NETWORKS},  # type: ignore[misc]
     "conditions": conditions,
     "default backend": default_backend,

@@ -23,5 +23,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     missing = [number for number in ALL if number not in tests]
     said = f"; without one: {', '.join(map(str, missing))}" if missing else ""
     terminalreporter.write_line(
-        f"faults with a numbered test: {len(ALL) - len(missing)} of {len(ALL)}, {sum(tests.values())} tests{said}"
+        f"faults with a numbered test: {len(ALL) - len(missing)} of {len(ALL)}, "
+        f"{sum(tests.values())} tests{said}"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from registry import objective_of
+from registry import DECODERS, WEIGHTINGS, objective_of
 from torch import Tensor, nn
 
 import vdiff
@@ -50,7 +50,7 @@ from vdiff.schedule import Custom, Linear, Tabulated
 from vdiff.training import Validation, train
 from vdiff.weighting import loss_factor
 
-from .common import DECODERS, WEIGHTINGS, Net, data_of
+from .common import Net, data_of
 
 MODEL = Denoiser(Net(), V())
 LABELLED = Guided(Denoiser(lambda z, t, label: z, V()), 2.0, {"label": 0})
@@ -228,8 +228,12 @@ PLACES: dict[
     "LossSecondMoment.note": (torch.ones(4), lambda v: LossSecondMoment(4).note(v, T)),
     "diffuse": (X, lambda v: diffuse(X, v, LAM)),
     "prior_kl": (X, lambda v: prior_kl(v, -5.0)),
-    **{f"weighting {i}": (LAM, make()) for i, make in enumerate(WEIGHTINGS)},
-    **{name: place for i in (0, 3, 5) for name, place in decoding(DECODERS[i]()).items()},
+    **{f"weighting {name}": (LAM, make()) for name, make in WEIGHTINGS.items()},
+    **{
+        place: case
+        for name in ("categorical", "discretized gaussian", "gaussian")
+        for place, case in decoding(DECODERS[name]()).items()
+    },
 }
 
 
@@ -241,7 +245,10 @@ def test_an_array_and_a_list_are_named(place: str, kind: str) -> None:
     with pytest.raises(TypeError) as caught:
         call(right.numpy() if kind == "array" else right.tolist())
     came = "ndarray" if kind == "array" else "list"
-    pattern = rf"\w+(\.\w+)?: argument '(\w+)' must be a (torch\.Tensor|floating tensor); got {came} \(.*(torch\.\w+\(|schedule\(t\)|t = step)"
+    pattern = (
+        rf"\w+(\.\w+)?: argument '(\w+)' must be a (torch\.Tensor|floating tensor); got {came} "
+        rf"\(.*(torch\.\w+\(|schedule\(t\)|t = step)"
+    )
     assert re.match(pattern, str(caught.value)), caught.value
 
 
@@ -255,7 +262,10 @@ def test_a_number_is_named_too() -> None:
     ):
         with pytest.raises(
             TypeError,
-            match=r"argument '\w+' must be a torch.Tensor; got (float|list) \(torch.as_tensor\(\w+\)\)",
+            match=(
+                r"argument '\w+' must be a torch.Tensor; got (float|list) "
+                r"\(torch.as_tensor\(\w+\)\)"
+            ),
         ):
             call(0.5)
     assert bits_per_dim(torch.tensor(2.0), 1) > 0
@@ -268,7 +278,10 @@ def test_training_names_an_array() -> None:
     config = points(steps=1)
     with pytest.raises(
         TypeError,
-        match=r"train: argument 'data' must be a torch.Tensor; got ndarray \(torch.as_tensor\(data\)\)",
+        match=(
+            r"train: argument 'data' must be a torch.Tensor; got ndarray "
+            r"\(torch.as_tensor\(data\)\)"
+        ),
     ):
         train(config.objective(), data_of_points(config).numpy(), config, quiet=True)
 
@@ -300,7 +313,8 @@ LENGTHS: dict[str, Callable[[Any], Any]] = {
     "estimator": lambda v: vdiff.elbo(MODEL, LEVELS, estimator=v, **BOUND),
     "steps": lambda v: vdiff.weighted_elbo(MODEL, X, schedule=SCHEDULE, steps=v),
     "generator": lambda v: vdiff.weighted_elbo(MODEL, X, schedule=SCHEDULE, generator=v),
-    "bound_weight": lambda v: vdiff.hybrid_loss(MODEL, X, schedule=SCHEDULE, steps=4, bound_weight=v),
+    "bound_weight": lambda v: vdiff.hybrid_loss(MODEL, X, schedule=SCHEDULE, steps=4,
+    bound_weight=v),
     "parameterization": lambda v: Denoiser(Net(), v),
     "network": lambda v: Denoiser([v], V()),  # type: ignore[arg-type]
     "variance": lambda v: Denoiser(Net(), V(), variance=v),
@@ -314,7 +328,8 @@ LENGTHS: dict[str, Callable[[Any], Any]] = {
     "unconditional": lambda v: Guided(MODEL, 2.0, v)(X, LAM, label=LEVELS),
     "unconditional label": lambda v: Guided(MODEL, 2.0, {"label": v})(X, LAM, label=LEVELS),
     "interval": lambda v: Guided(MODEL, 2.0, {"label": 0}, interval=v),
-    "dequantization": lambda v: dequantized_ode(MODEL, LEVELS, schedule=SCHEDULE, dequantization=v),
+    "dequantization": lambda v: dequantized_ode(MODEL, LEVELS, schedule=SCHEDULE,
+    dequantization=v),
     "gaussian": lambda v: immse(MODEL, X, schedule=SCHEDULE, gaussian=v),
     "recipe": lambda v: vdiff.recipe(v),
     "to_levels": lambda v: to_levels(v, PREDICTION),

@@ -33,7 +33,7 @@ from vdiff.likelihood.evaluation import evaluate
 from vdiff.parameterization import X
 from vdiff.schedule import Linear
 
-from .common import assert_refused
+from .common import assert_refused, assert_refused_with
 
 
 @pytest.fixture
@@ -317,7 +317,10 @@ def test_fault_66_offline(
         "hold CIFAR-10",
         f"nothing of it in {tmp_path}; its download failed: ",
         "Connection refused",
-        f"put cifar-10-binary.tar.gz ({form.archive.size:,} bytes, sha256 {form.archive.checksum[7:]}) from ",
+        (
+            f"put cifar-10-binary.tar.gz ({form.archive.size:,} bytes, sha256 "
+            f"{form.archive.checksum[7:]}) from "
+        ),
         "there as it is; dataset('patches') needs no download",
     )
     with assert_refused(ValueError, "dataset", "folder", *says):
@@ -482,13 +485,9 @@ def test_fault_66_a_wrong_archive_is_refused_before_it_is_opened(
 def test_fault_66_damaged_patches_are_not_used(tmp_path: Path) -> None:
     home = tmp_path / "patches"
     lay_out(home, {"data_batch_1.bin": b""})
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "dataset",
-        "folder",
-        "hold patches/SHA256SUMS with all six batches",
-        "0 of them",
-        "delete",
+        "dataset: folder must hold patches/SHA256SUMS with all six batches .. 0 of them .. delete",
     ):
         dataset("patches", tmp_path)
 

@@ -48,7 +48,10 @@ def test_fault_74_figures_without_a_display(tmp_path: Path) -> None:
 def test_fault_75_an_old_torch() -> None:
     with pytest.raises(
         ImportError,
-        match=r"vdiff needs torch 2\.10 or newer; found 2\.9\.1\+cu121 \(pip install --upgrade torch\)",
+        match=(
+            r"vdiff needs torch 2\.10 or newer; found 2\.9\.1\+cu121 \(pip install --upgrade "
+            r"torch\)"
+        ),
     ):
         check_torch("2.9.1+cu121")
     for version in ("2.10.0", "2.13.0a0+git1234", "3.0"):

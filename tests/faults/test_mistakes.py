@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from registry import ORACLES
 from torch import nn
 
 from vdiff import Denoiser, elbo, sample, weighted_elbo
@@ -17,9 +18,9 @@ from vdiff.sampling import heun
 from vdiff.schedule import Adaptive, Cosine, Karras, Linear, Schedule, Spline, Tabulated
 from vdiff.weighting import MSE, MinSNR, Sigmoid, Weighting, loss_factor
 
-from .common import assert_refused
+from .common import assert_refused, assert_refused_with
 
-ORACLE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.5, 0.0]], [[0.04, 0.04], [0.09, 0.09]])
+ORACLE = ORACLES["plane"]()
 X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
 network = MLP(2)
 
@@ -170,12 +171,9 @@ class UnbornWeighting(Weighting):
 
 
 def test_a_class_that_forgets_its_parent_is_told():
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "weighted_elbo",
-        "schedule",
-        "be initialised",
-        "super().__init__(logsnr_max, logsnr_min)",
+        "weighted_elbo: schedule must be initialised .. super().__init__(logsnr_max, logsnr_min)",
     ):
         weighted_elbo(ORACLE, X, schedule=Unborn())
     with assert_refused(
@@ -212,12 +210,10 @@ class Row(Parameterization):
     ids=["z itself", "nothing", "infinite"],
 )
 def test_a_row_that_says_nothing_is_refused(row):
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Denoiser",
-        "parameterization",
-        "have a row that determines ε̂ from z and the output",
-        "κ² from",
+        "Denoiser: parameterization must have a row that determines ε̂ "
+        "from z and the output .. κ² from",
     ):
         Denoiser(network, row)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from registry import TARGETS
 from torch import Tensor, nn
 
 from vdiff import Denoiser, Objective, elbo, recipe, weighted_elbo
@@ -18,7 +19,7 @@ from vdiff.schedule import Cosine, Linear, Tabulated
 from vdiff.variance import LearnedRange
 from vdiff.weighting import Sigmoid
 
-from .common import ROWS, SCHEDULE, Net, assert_refused, assert_same, batch, model
+from .common import SCHEDULE, Net, assert_refused, assert_refused_with, assert_same, batch, model
 
 
 def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tensor:
@@ -33,7 +34,10 @@ def loss_of(network: object, x: Tensor | None = None, **options: object) -> Tens
         (
             lambda z, t: torch.cat([z, z], 1),
             "(4, 6, 2)",
-            "(twice the channels, as with a learned variance: Denoiser(…, variance=LearnedRange()), or keep the first half, out.chunk(2, 1)[0])",
+            (
+                "(twice the channels, as with a learned variance: Denoiser(…, "
+                "variance=LearnedRange()), or keep the first half, out.chunk(2, 1)[0])"
+            ),
         ),
         (lambda z, t: z[:, :1], "(4, 1, 2)", "(it would broadcast in silence)"),
         (lambda z, t: z[:1], "(1, 3, 2)", "(it would broadcast in silence)"),
@@ -90,36 +94,26 @@ def test_fault_27_output_in_a_wrapper(wrap: object, came: str, take: str) -> Non
 
 def test_fault_27_a_network_without_what_it_predicts() -> None:
     x = batch()[0]
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "weighted_elbo",
-        "model",
-        "return a Prediction",
-        "got Tensor (wrap the network, which says what it predicts: Denoiser(network, V()))",
+        "weighted_elbo: model must return a Prediction .. got Tensor (wrap the network, which "
+        "says what it predicts: Denoiser(network, V()))",
     ):
         weighted_elbo(Net(), x, schedule=SCHEDULE)
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "Denoiser",
-        "parameterization",
-        "be a Parameterization",
-        "got the class V (an instance",
+        "Denoiser: parameterization must be a Parameterization .. got the class V (an instance",
     ):
         Denoiser(Net(), V)  # type: ignore[arg-type]
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "Denoiser",
-        "parameterization",
-        "be a Parameterization",
-        "got 'v' (an instance, for instance V())",
+        "Denoiser: parameterization must be a Parameterization .. got 'v' "
+        "(an instance, for instance V())",
     ):
         Denoiser(Net(), "v")  # type: ignore[arg-type]
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "Denoiser",
-        "network",
-        "be called as network(z, time)",
-        "got the class Net (an instance)",
+        "Denoiser: network must be called as network(z, time) .. got the class Net (an instance)",
     ):
         Denoiser(Net, V())
     with assert_refused(
@@ -127,12 +121,10 @@ def test_fault_27_a_network_without_what_it_predicts() -> None:
     ):
         Denoiser(3, V())  # type: ignore[arg-type]
     for wrong in (None, Denoiser):
-        with assert_refused(
+        with assert_refused_with(
             TypeError,
-            "weighted_elbo",
-            "model",
-            "be called as model(z, logsnr) and return a Prediction",
-            "for instance Denoiser(network, V())",
+            "weighted_elbo: model must be called as model(z, logsnr) and return a Prediction "
+            ".. for instance Denoiser(network, V())",
         ):
             weighted_elbo(wrong, x, schedule=SCHEDULE)  # type: ignore[arg-type]
 
@@ -157,11 +149,9 @@ def test_fault_28_output_that_is_not_real(dtype: torch.dtype) -> None:
 
 
 def test_fault_28_output_on_another_device() -> None:
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Denoiser",
-        "network",
-        "return its output on the device of z, cpu",
+        "Denoiser: network must return its output on the device of z, cpu .. "
         "got meta (network.to(z.device))",
     ):
         loss_of(lambda z, t: z.to("meta"))
@@ -216,7 +206,7 @@ def test_fault_30_eval_and_no_grad_are_every_validation_curve() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_fault_31_output_of_another_dtype(dtype: torch.dtype) -> None:
     x, t, eps = batch()
-    for row in ROWS:
+    for row in TARGETS.values():
         loss = weighted_elbo(
             Denoiser(lambda z, time: z.tanh().to(dtype), row), x, schedule=SCHEDULE, t=t, eps=eps
         )
@@ -292,7 +282,10 @@ def test_fault_32_a_misspelt_keyword_is_no_condition(word: str, meant: str) -> N
     ):
         with pytest.raises(
             TypeError,
-            match=rf"^(weighted_elbo|elbo): argument '{word}' is unknown; did you mean '{meant}'\?|the bound's weighting is ELBO",
+            match=(
+                rf"^(weighted_elbo|elbo): argument '{word}' is unknown; did you mean "
+                rf"'{meant}'\?|the bound's weighting is ELBO"
+            ),
         ):
             call(**{word: 1})
 
@@ -305,7 +298,10 @@ def test_fault_32_a_keyword_of_the_other_verb() -> None:
         weighted_elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian())
     with pytest.raises(
         TypeError,
-        match=r"^elbo: argument 'weighting' is unknown; the bound's weighting is ELBO\(\); weighted_elbo takes another",
+        match=(
+            r"^elbo: argument 'weighting' is unknown; the bound's weighting is ELBO\(\); "
+            r"weighted_elbo takes another"
+        ),
     ):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), weighting=Sigmoid())
     for decoder in (Categorical, "categorical"):
@@ -321,12 +317,10 @@ def test_fault_32_a_keyword_of_the_other_verb() -> None:
                 "for instance Categorical(levels=256), or Gaussian() for continuous data",
             ):
                 call(decoder)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Objective.bound",
-        "decoder",
-        "be given to the loss",
-        "got None (a weighted loss has no reconstruction term)",
+        "Objective.bound: decoder must be given to the loss .. got None (a "
+        "weighted loss has no reconstruction term)",
     ):
         Objective(model(), schedule=SCHEDULE).bound(x)
 
@@ -344,23 +338,18 @@ def test_fault_32_conditions_reach_the_network() -> None:
 
 
 def test_fault_29_steps_of_what_is_no_table() -> None:
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "TableStep",
-        "schedule",
-        "be a Tabulated; got Linear(",
-        "ScheduleTime takes any schedule",
+        "TableStep: schedule must be a Tabulated; got Linear( .. ScheduleTime takes any schedule",
     ):
         TableStep(Linear())  # type: ignore[arg-type]
     with assert_refused(
         TypeError, "TableStep", "schedule", "be a Tabulated; got the class Tabulated"
     ):
         TableStep(Tabulated)  # type: ignore[arg-type]
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "Denoiser",
-        "variance",
-        "be a ReverseVariance; got the class LearnedRange",
-        "an instance: LearnedRange()",
+        "Denoiser: variance must be a ReverseVariance; got the class "
+        "LearnedRange .. an instance: LearnedRange()",
     ):
         Denoiser(nn.Identity(), Eps(), variance=LearnedRange)  # type: ignore[arg-type]

@@ -124,7 +124,10 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(
         ValueError,
-        match=r"'LOCAL_RANK' must be below the number of GPUs, 2; got 2 \(torchrun --nproc-per-node 2",
+        match=(
+            r"'LOCAL_RANK' must be below the number of GPUs, 2; got 2 \(torchrun --nproc-per-node "
+            r"2"
+        ),
     ):
         ranks_module.own_device()
 
@@ -149,9 +152,9 @@ def test_two_runs_are_compared_where_their_bounds_are_of_one_kind(tmp_path, caps
         == 2
     )
     assert (
-        "'against' must be a run with the same chain, None; got 4 (evaluate each of the two by itself)"
-        in capsys.readouterr().err
-    )
+        "'against' must be a run with the same chain, None; got 4 (evaluate each of the two "
+        "by itself)"
+    ) in capsys.readouterr().err
     assert (
         main(
             [

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from registry import CLOSED_TARGETS
 from torch import Tensor
 
 from vdiff import Objective, elbo, weighted_elbo
@@ -52,7 +53,7 @@ from vdiff.weighting import (
 )
 from vdiff.weighting import Custom as CustomWeighting
 
-from .common import ROWS, SCHEDULE, assert_refused, assert_same, batch, model
+from .common import SCHEDULE, assert_refused, assert_refused_with, assert_same, batch, model
 
 INF, NAN = math.inf, math.nan
 
@@ -118,65 +119,49 @@ def test_fault_16_a_schedule_that_rises_somewhere_names_the_place() -> None:
 
 
 def test_fault_16_gamma_handed_over_for_logsnr() -> None:
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Custom",
-        "logsnr",
-        "fall from data (t = 0) to noise (t = 1)",
-        "λ = -10 at t = 0 and λ = 10 at t = 1 (γ = −λ rises: pass −γ)",
+        "Custom: logsnr must fall from data (t = 0) to noise (t = 1) .. λ = -10 at t = 0 and λ "
+        "= 10 at t = 1 (γ = −λ rises: pass −γ)",
     ):
         Custom(lambda t: 20 * t - 10)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Own.check",
-        "schedule",
-        "be strictly decreasing in t",
-        "λ = -10 at t = 0 and -9.998 at t = 0.0001 (γ = −λ rises: pass −γ)",
+        "Own.check: schedule must be strictly decreasing in t .. λ = -10 at t = 0 and -9.998 "
+        "at t = 0.0001 (γ = −λ rises: pass −γ)",
     ):
         Own(lambda t: 20 * t - 10, twenty).check()
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Tabulated",
-        "logsnr",
-        "be strictly decreasing",
-        "1 at level 1 of 3 and 2 at level 2 of 3 (γ = −λ rises: pass −γ)",
+        "Tabulated: logsnr must be strictly decreasing .. 1 at level 1 of 3 and 2 at "
+        "level 2 of 3 (γ = −λ rises: pass −γ)",
     ):
         Tabulated([1.0, 2.0, 3.0])
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Linear",
-        "logsnr_max",
-        "be greater than logsnr_min = 5",
-        "got -13.3",
-        "if these are γ = −λ, write logsnr_max=13.3, logsnr_min=-5",
+        "Linear: logsnr_max must be greater than logsnr_min = 5 .. got -13.3 .. if these are γ = "
+        "−λ, write logsnr_max=13.3, logsnr_min=-5",
     ):
         Linear(-13.3, 5.0)
 
 
 def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Own.check",
-        "schedule",
-        "have rate_at(t, logsnr) = −dλ/dt > 0",
-        "got a rate of -20 at t = 0",
-        "return −dλ/dt",
+        "Own.check: schedule must have rate_at(t, logsnr) = −dλ/dt > 0 .. got a "
+        "rate of -20 at t = 0 .. return −dλ/dt",
     ):
         Own(falls, lambda t: -twenty(t)).check()
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Custom",
-        "schedule",
-        "have rate_at equal to the derivative of −logsnr_at",
-        "got a rate of 10 at t = 0 and 10 at t = 0.0001",
+        "Custom: schedule must have rate_at equal to the derivative of −logsnr_at .. got a "
+        "rate of 10 at t = 0 and 10 at t = 0.0001",
     ):
         Custom(falls, rate=lambda t: 0.5 * twenty(t))
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Own.check",
-        "schedule",
-        "have logsnr_at(t) run from logsnr_max = 12 to logsnr_min = -10",
-        "got λ(0) = 10, λ(1) = -10",
+        "Own.check: schedule must have logsnr_at(t) run from logsnr_max = 12 to "
+        "logsnr_min = -10 .. got λ(0) = 10, λ(1) = -10",
     ):
         Own(falls, twenty, 12.0).check()
     with assert_refused(
@@ -188,8 +173,10 @@ def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
 
 @pytest.mark.parametrize(
     ("name", "build"),
-    [*((build.__name__, build) for build in (Linear, Cosine, LinearBeta, OptimalTransport, LearnedLinear)), ("Normal", lambda a, b: Normal(0.0, 3.0, a, b)),
-     ("Laplace", lambda a, b: Laplace(0.0, 1.0, a, b)), ("Own", lambda a, b: Own(falls, twenty, a, b))],
+    [*((build.__name__, build) for build in (Linear, Cosine, LinearBeta, OptimalTransport,
+    LearnedLinear)), ("Normal", lambda a, b: Normal(0.0, 3.0, a, b)),
+     ("Laplace", lambda a, b: Laplace(0.0, 1.0, a, b)), ("Own", lambda a, b: Own(falls, twenty, a,
+     b))],
 )  # fmt: skip
 @pytest.mark.parametrize(
     ("high", "low", "argument", "words"),
@@ -198,168 +185,123 @@ def test_fault_16_a_rate_that_is_not_the_derivative() -> None:
             -5.0,
             5.0,
             "logsnr_max",
-            (
-                "be greater than logsnr_min = 5",
-                "got -5 (t = 0 is data and has the larger λ; if these are γ = −λ, write logsnr_max=5, logsnr_min=-5)",
-            ),
+            "be greater than logsnr_min = 5 .. got -5 (t = 0 is data and has the larger λ; if "
+            "these are γ = −λ, write logsnr_max=5, logsnr_min=-5)",
         ),
         (
             5.0,
             5.0,
             "logsnr_max",
-            ("be greater than logsnr_min = 5", "got 5 (equal ends leave nothing between)"),
+            "be greater than logsnr_min = 5 .. got 5 (equal ends leave nothing between)",
         ),
         (
             5.0,
             -INF,
             "logsnr_min",
-            ("be finite", "got -inf (λ = −∞ is zero terminal SNR", "stop at about −15"),
+            "be finite .. got -inf (λ = −∞ is zero terminal SNR .. stop at about −15",
         ),
         (
             INF,
             -5.0,
             "logsnr_max",
-            ("be finite", "got inf (λ = +∞ is data without noise", "stop at about 15"),
+            "be finite .. got inf (λ = +∞ is data without noise .. stop at about 15",
         ),
-        (5.0, NAN, "logsnr_min", ("be finite", "got nan")),
-        ("13.3", -5.0, "logsnr_max", ("be a number", "got '13.3'")),
-        (5.0, torch.zeros(2), "logsnr_min", ("be a number", "got tensor([0., 0.])")),
+        (5.0, NAN, "logsnr_min", "be finite .. got nan"),
+        ("13.3", -5.0, "logsnr_max", "be a number .. got '13.3'"),
+        (5.0, torch.zeros(2), "logsnr_min", "be a number .. got tensor([0., 0.])"),
     ],
     ids=["reversed", "equal", "zero terminal SNR", "no noise", "nan", "text", "vector"],
 )
 def test_fault_17_ends(
-    name: str,
-    build: Callable[..., Schedule],
-    high: object,
-    low: object,
-    argument: str,
-    words: tuple[str, ...],
+    name: str, build: Callable[..., Schedule], high: object, low: object, argument: str, words: str
 ) -> None:
     with assert_refused(
-        TypeError if words[0] == "be a number" else ValueError, name, argument, *words
+        TypeError if words.startswith("be a number") else ValueError, name, argument, words
     ):
         build(high, low)
 
 
 @pytest.mark.parametrize(
-    ("build", "function", "argument", "words"),
+    ("build", "message"),
     [
-        (lambda: Normal(0.0, 0.0), "Normal", "std", ("be finite and greater than 0", "got 0")),
-        (lambda: Normal(NAN, 1.0), "Normal", "mean", ("be finite", "got nan")),
-        (
-            lambda: Laplace(0.0, -1.0),
-            "Laplace",
-            "scale",
-            ("be finite and greater than 0", "got -1"),
-        ),
+        (lambda: Normal(0.0, 0.0), "Normal: std must be finite and greater than 0 .. got 0"),
+        (lambda: Normal(NAN, 1.0), "Normal: mean must be finite .. got nan"),
+        (lambda: Laplace(0.0, -1.0), "Laplace: scale must be finite and greater than 0 .. got -1"),
         (
             lambda: LinearBeta(beta_min=-0.1),
-            "LinearBeta",
-            "beta_min",
-            ("be finite and greater than 0", "got -0.1"),
+            "LinearBeta: beta_min must be finite and greater than 0 .. got -0.1",
         ),
         (
             lambda: LinearBeta(beta_min=20.0, beta_max=0.1),
-            "LinearBeta",
-            "beta_max",
-            ("be at least beta_min = 20", "got 0.1 (swapped?)"),
+            "LinearBeta: beta_max must be at least beta_min = 20 .. got 0.1 (swapped?)",
         ),
-        (lambda: Cosine(shift=INF), "Cosine", "shift", ("be finite", "got inf")),
+        (lambda: Cosine(shift=INF), "Cosine: shift must be finite .. got inf"),
         (
             lambda: Cosine(offset=-0.008),
-            "Cosine",
-            "offset",
-            ("be finite and at least 0", "got -0.008"),
+            "Cosine: offset must be finite and at least 0 .. got -0.008",
         ),
         (
             lambda: Cosine(shift=1.0, offset=0.008),
-            "Cosine",
-            "offset",
-            ("be zero where shift is given", "Shifted("),
+            "Cosine: offset must be zero where shift is given .. Shifted(",
         ),
         (
             lambda: Karras(80.0, 0.002),
-            "Karras",
-            "sigma_min",
-            ("be below sigma_max = 0.002", "got 80 (swapped?)"),
+            "Karras: sigma_min must be below sigma_max = 0.002 .. got 80 (swapped?)",
         ),
         (
             lambda: Karras(0.0, 80.0),
-            "Karras",
-            "sigma_min",
-            ("be finite and greater than 0", "got 0 (σ = 0 is λ = +∞"),
+            "Karras: sigma_min must be finite and greater than 0 .. got 0 (σ = 0 is λ = +∞",
         ),
-        (lambda: Karras(rho=0.0), "Karras", "rho", ("be finite and greater than 0", "got 0")),
-        (lambda: Shifted(SCHEDULE, NAN), "Shifted", "shift", ("be finite", "got nan")),
+        (lambda: Karras(rho=0.0), "Karras: rho must be finite and greater than 0 .. got 0"),
+        (lambda: Shifted(SCHEDULE, NAN), "Shifted: shift must be finite .. got nan"),
         (
             lambda: Shifted(LearnedLinear(), 1.0),
-            "Shifted",
-            "schedule",
-            ("have fixed ends", "LearnedLinear("),
+            "Shifted: schedule must have fixed ends .. LearnedLinear(",
         ),
         (
             lambda: Tabulated([1.0]),
-            "Tabulated",
-            "logsnr",
-            ("be one row of at least two levels", "shape (1,)"),
+            "Tabulated: logsnr must be one row of at least two levels .. shape (1,)",
         ),
         (
             lambda: Tabulated(np.zeros((2, 3))),
-            "Tabulated",
-            "logsnr",
-            ("be one row of at least two levels", "shape (2, 3)"),
+            "Tabulated: logsnr must be one row of at least two levels .. shape (2, 3)",
         ),
         (
             lambda: Tabulated([3.0, -INF, -INF]),
-            "Tabulated",
-            "logsnr",
-            ("be finite, or −∞ at the last level", "-inf at level 2 of 3"),
+            "Tabulated: logsnr must be finite, or −∞ at the last level .. -inf at level 2 of 3",
         ),
         (
             lambda: Tabulated([3.0, 2.0, 2.0]),
-            "Tabulated",
-            "logsnr",
-            ("be strictly decreasing", "2 at level 2 of 3 and 2 at level 3 of 3"),
+            "Tabulated: logsnr must be strictly decreasing .. 2 at level 2 of 3 and 2 at level 3 of 3",
         ),
         (
             lambda: Tabulated.from_betas([0.1, 1.0, 0.2]),
-            "Tabulated.from_betas",
-            "betas",
-            (
-                "lie strictly between 0 and 1",
-                "1 at step 2 of 3 (β = 1 leaves pure noise: it is the last",
-            ),
+            "Tabulated.from_betas: betas must lie strictly between 0 and 1 .. 1 at step 2 of "
+            "3 (β = 1 leaves pure noise: it is the last",
         ),
         (
             lambda: Tabulated.from_betas([0.0, 0.1]),
-            "Tabulated.from_betas",
-            "betas",
-            ("lie strictly between 0 and 1", "0 at step 1 of 2 (β = 0 adds no noise"),
+            "Tabulated.from_betas: betas must lie strictly between 0 and 1 .. 0 at "
+            "step 1 of 2 (β = 0 adds no noise",
         ),
         (
             lambda: Tabulated.linear_betas(1e-2, 2.0, 10),
-            "Tabulated.from_betas",
-            "betas",
-            ("lie strictly between 0 and 1", "1.1", "rescaled to few steps"),
+            "Tabulated.from_betas: betas must lie strictly between 0 and 1 .. "
+            "1.1 .. rescaled to few steps",
         ),
         (
             lambda: Tabulated.from_betas(torch.full((2, 5), 0.1)),
-            "Tabulated.from_betas",
-            "betas",
-            ("be one row", "shape (2, 5)"),
+            "Tabulated.from_betas: betas must be one row .. shape (2, 5)",
         ),
         (
             lambda: V(0.0),
-            "V",
-            "sigma_data",
-            ("be finite and greater than 0", "got 0 (the standard deviation of the data"),
+            "V: sigma_data must be finite and greater than 0 .. got 0 (the "
+            "standard deviation of the data",
         ),
     ],
 )
-def test_fault_17_what_a_schedule_is_made_of(
-    build: Callable[[], object], function: str, argument: str, words: tuple[str, ...]
-) -> None:
-    with assert_refused(ValueError, function, argument, *words):
+def test_fault_17_what_a_schedule_is_made_of(build: Callable[[], object], message: str) -> None:
+    with assert_refused_with(ValueError, message):
         build()
 
 
@@ -392,7 +334,7 @@ def test_fault_18_the_scales_at_the_far_ends(logsnr: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("t", [0.0, 1.0])
-@pytest.mark.parametrize("row", ROWS[:-1], ids=repr)
+@pytest.mark.parametrize("row", CLOSED_TARGETS.values(), ids=CLOSED_TARGETS)
 @pytest.mark.parametrize(
     "weighting", [ELBO(), Sigmoid(2.0), ELBO() * MinSNR(), ELBO() * Debiased()], ids=repr
 )
@@ -456,22 +398,25 @@ def test_fault_19_many_steps_are_continuous_time(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "error", "words"),
-    [(0, ValueError, ("be at least 1", "got 0")), (-3, ValueError, ("be at least 1", "got -3")), (10.0, TypeError, ("be a Python int", "got 10.0 (write int(…))")),
-     (True, TypeError, ("be a Python int", "got True")), (np.int64(10), TypeError, ("be a Python int", "got np.int64(10) (write int(…))")), ("10", TypeError, ("be a Python int", "got '10'"))],
+    [(0, ValueError, "be at least 1 .. got 0"), (-3, ValueError, "be at least 1 .. got -3"),
+    (10.0, TypeError, "be a Python int .. got 10.0 (write int(…))"),
+     (True, TypeError, "be a Python int .. got True"), (np.int64(10), TypeError,
+     "be a Python int .. got np.int64(10) (write int(…))"), ("10", TypeError,
+     "be a Python int .. got '10'")],
 )  # fmt: skip
 def test_fault_19_what_is_no_number_of_steps(
-    steps: object, error: type[Exception], words: tuple[str, ...]
+    steps: object, error: type[Exception], words: str
 ) -> None:
     x = batch()[0]
-    with assert_refused(error, "weighted_elbo", "steps", *words):
+    with assert_refused(error, "weighted_elbo", "steps", words):
         weighted_elbo(model(), x, schedule=SCHEDULE, steps=steps)  # type: ignore[arg-type]
-    with assert_refused(error, "elbo", "steps", *words):
+    with assert_refused(error, "elbo", "steps", words):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), steps=steps)  # type: ignore[arg-type]
-    with assert_refused(error, "Weighted", "steps", *words):
+    with assert_refused(error, "Weighted", "steps", words):
         Objective(model(), schedule=SCHEDULE, loss=Weighted(steps=steps))  # type: ignore[arg-type]
-    with assert_refused(error, "MSE", "steps", *words):
+    with assert_refused(error, "MSE", "steps", words):
         MSE(SCHEDULE, V(), steps=steps)  # type: ignore[arg-type]
-    with assert_refused(error, "Cosine.delta", "steps", *words):
+    with assert_refused(error, "Cosine.delta", "steps", words):
         SCHEDULE.delta(torch.ones(1), steps)  # type: ignore[arg-type]
 
 
@@ -506,12 +451,10 @@ def test_fault_20_the_diffusion_term_alone_does_not_move_learned_ends() -> None:
     schedule, (x, _, _) = LearnedLinear(), batch()
     weighted_elbo(model(), x, schedule=schedule).mean().backward()
     assert [p.grad for p in schedule.parameters()] == [None, None]
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "elbo",
-        "schedule",
-        "have fixed ends with a Gaussian decoder",
-        "on continuous data the bound improves without limit as λ_max grows",
+        "elbo: schedule must have fixed ends with a Gaussian decoder .. on continuous data the "
+        "bound improves without limit as λ_max grows",
     ):
         elbo(model(), x, schedule=schedule, decoder=Gaussian())
     with assert_refused(
@@ -561,38 +504,29 @@ def test_fault_21_no_autocast_for_logsnr() -> None:
 @pytest.mark.parametrize(
     ("weighting", "words"),
     [
-        (
-            lambda logsnr: -torch.ones_like(logsnr),
-            ("be finite and at least 0", "got -1 at λ = -10"),
-        ),
-        (lambda logsnr: logsnr, ("be finite and at least 0", "got -10 at λ = -10")),
-        (lambda logsnr: logsnr.log(), ("be finite and at least 0", "got nan at λ = -10")),
-        (lambda logsnr: 1 / (logsnr - 10), ("be finite and at least 0", "got -0.05 at λ = -10")),
-        (lambda logsnr: 1 / (10 - logsnr), ("be finite and at least 0", "got inf at λ = 10")),
+        (lambda logsnr: -torch.ones_like(logsnr), "be finite and at least 0 .. got -1 at λ = -10"),
+        (lambda logsnr: logsnr, "be finite and at least 0 .. got -10 at λ = -10"),
+        (lambda logsnr: logsnr.log(), "be finite and at least 0 .. got nan at λ = -10"),
+        (lambda logsnr: 1 / (logsnr - 10), "be finite and at least 0 .. got -0.05 at λ = -10"),
+        (lambda logsnr: 1 / (10 - logsnr), "be finite and at least 0 .. got inf at λ = 10"),
         (
             lambda logsnr: logsnr[:, None].exp(),
-            (
-                "return a tensor of the shape and device of logsnr",
-                "(1001, 1) on cpu (it would broadcast in silence)",
-            ),
+            "return a tensor of the shape and device of logsnr .. (1001, 1) on cpu "
+            "(it would broadcast in silence)",
         ),
         (
             lambda logsnr: logsnr.exp().mean(),
-            (
-                "return a tensor of the shape and device of logsnr",
-                "() on cpu (it would broadcast in silence)",
-            ),
+            "return a tensor of the shape and device of logsnr .. () on cpu "
+            "(it would broadcast in silence)",
         ),
         (
             lambda logsnr: 1.0,
-            (
-                "return a tensor of the shape and device of logsnr",
-                "got float (torch.full_like(logsnr, value) for a constant)",
-            ),
+            "return a tensor of the shape and device of logsnr .. got float "
+            "(torch.full_like(logsnr, value) for a constant)",
         ),
         (
             lambda logsnr: logsnr.exp().to("meta"),
-            ("return a tensor of the shape and device of logsnr", "on meta"),
+            "return a tensor of the shape and device of logsnr .. on meta",
         ),
     ],
     ids=[
@@ -607,15 +541,14 @@ def test_fault_21_no_autocast_for_logsnr() -> None:
         "device",
     ],
 )
-def test_fault_22_weightings(
-    weighting: Callable[[Tensor], Tensor], words: tuple[str, ...]
-) -> None:
-    with assert_refused(ValueError, "Objective", "weighting", *words):
+def test_fault_22_weightings(weighting: Callable[[Tensor], Tensor], words: str) -> None:
+    with assert_refused(ValueError, "Objective", "weighting", words):
         Objective(model(), schedule=SCHEDULE, loss=Weighted(weighting))
-    with assert_refused(ValueError, "Custom", "weighting", *words):
+    with assert_refused(ValueError, "Custom", "weighting", words):
         CustomWeighting(weighting, logsnr_max=10.0, logsnr_min=-10.0)
-    if words[0].startswith("return"):
-        with assert_refused(ValueError, "weighted_elbo", "weighting", words[0]):
+    if words.startswith("return"):
+        first = words.split(" .. ")[0]
+        with assert_refused(ValueError, "weighted_elbo", "weighting", first):
             weighted_elbo(model(), batch()[0], schedule=SCHEDULE, weighting=weighting)
 
 
@@ -623,12 +556,10 @@ def test_fault_22_a_weighting_for_part_of_the_line() -> None:
     def tent(logsnr: Tensor) -> Tensor:
         return 1 - logsnr.abs() / 20
 
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Custom",
-        "weighting",
-        "be finite and at least 0",
-        "got -1 at λ = -40 (give the range it is meant for: Custom(…, logsnr_max=…, logsnr_min=…))",
+        "Custom: weighting must be finite and at least 0 .. got -1 at λ = -40 (give the range it "
+        "is meant for: Custom(…, logsnr_max=…, logsnr_min=…))",
     ):
         CustomWeighting(tent)
     w = CustomWeighting(tent, logsnr_min=-20.0, logsnr_max=20.0)
@@ -709,78 +640,55 @@ def test_fault_22_a_factor_alone_is_no_weighting(factor: Weighting) -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "error", "function", "argument", "words"),
+    ("build", "error", "message"),
     [
         (
             lambda: ELBO() * 2,
             TypeError,
-            "Product",
-            "factor",
-            ("be a Weighting", "got 2 (a constant changes only the learning rate"),
+            "Product: factor must be a Weighting .. got 2 (a constant "
+            "changes only the learning rate",
         ),
         (
             lambda: ELBO() * MinSNR,
             TypeError,
-            "Product",
-            "factor",
-            ("be a Weighting", "(an instance: MinSNR())"),
+            "Product: factor must be a Weighting .. (an instance: MinSNR())",
         ),
         (
             lambda: MSE(SCHEDULE, V),
             TypeError,
-            "MSE",
-            "parameterization",
-            ("be a Parameterization", "got the class V (an instance"),
+            "MSE: parameterization must be a Parameterization .. got the class V (an instance",
         ),
         (
             lambda: MSE(OptimalTransport().law, Flow(), steps=10),
             TypeError,
-            "MSE",
-            "schedule",
-            ("be a Schedule where steps are given", "Logistic("),
+            "MSE: schedule must be a Schedule where steps are given .. Logistic(",
         ),
         (
             lambda: MinSNR(0.0),
             ValueError,
-            "MinSNR",
-            "gamma",
-            ("be finite and greater than 0", "got 0"),
+            "MinSNR: gamma must be finite and greater than 0 .. got 0",
         ),
         (
             lambda: SoftMinSNR(-1.0),
             ValueError,
-            "SoftMinSNR",
-            "gamma",
-            ("be finite and greater than 0", "got -1"),
+            "SoftMinSNR: gamma must be finite and greater than 0 .. got -1",
         ),
-        (lambda: P2(gamma=NAN), ValueError, "P2", "gamma", ("be finite", "got nan")),
-        (lambda: P2(k=0.0), ValueError, "P2", "k", ("be finite and greater than 0", "got 0")),
-        (lambda: Sigmoid(INF), ValueError, "Sigmoid", "bias", ("be finite", "got inf")),
-        (lambda: Sigmoid("2+"), TypeError, "Sigmoid", "bias", ("be a number", "got '2+'")),
-        (
-            lambda: EDM(std=0.0),
-            ValueError,
-            "EDM",
-            "std",
-            ("be finite and greater than 0", "got 0"),
-        ),
+        (lambda: P2(gamma=NAN), ValueError, "P2: gamma must be finite .. got nan"),
+        (lambda: P2(k=0.0), ValueError, "P2: k must be finite and greater than 0 .. got 0"),
+        (lambda: Sigmoid(INF), ValueError, "Sigmoid: bias must be finite .. got inf"),
+        (lambda: Sigmoid("2+"), TypeError, "Sigmoid: bias must be a number .. got '2+'"),
+        (lambda: EDM(std=0.0), ValueError, "EDM: std must be finite and greater than 0 .. got 0"),
         (
             lambda: EDM(sigma_data=0.0),
             ValueError,
-            "EDM",
-            "sigma_data",
-            ("be finite and greater than 0", "got 0"),
+            "EDM: sigma_data must be finite and greater than 0 .. got 0",
         ),
     ],
 )
 def test_fault_22_what_a_weighting_is_made_of(
-    build: Callable[[], object],
-    error: type[Exception],
-    function: str,
-    argument: str,
-    words: tuple[str, ...],
+    build: Callable[[], object], error: type[Exception], message: str
 ) -> None:
-    with assert_refused(error, function, argument, *words):
+    with assert_refused_with(error, message):
         build()
 
 
@@ -817,20 +725,16 @@ def test_fault_22_every_weighting_passes_its_own_check() -> None:
 
 def test_fault_23_a_density_that_is_zero_inside_the_ends() -> None:
     """The schedule is the density of the times: where it never looks, no weight can be trained."""
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Normal",
-        "logsnr_max",
-        "lie where Gaussian(mean=0.0, std=1.0) has mass in float64",
-        "got [-5, 60], of which it reaches [-5, inf] (the end is too far out",
+        "Normal: logsnr_max must lie where Gaussian(mean=0.0, std=1.0) has mass in float64 .. got "
+        "[-5, 60], of which it reaches [-5, inf] (the end is too far out",
     ):
         Normal(0.0, 1.0, logsnr_max=60.0)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Normal",
-        "logsnr_min",
-        "lie where Gaussian(mean=0.0, std=1.0) has mass in float64",
-        "got [-60, 5]",
+        "Normal: logsnr_min must lie where Gaussian(mean=0.0, std=1.0) has "
+        "mass in float64 .. got [-60, 5]",
     ):
         Normal(0.0, 1.0, logsnr_min=-60.0)
     factor = loss_factor(ELBO(), SCHEDULE, V())
@@ -874,35 +778,31 @@ def test_fault_23_densities_are_normalized_between_the_ends(schedule: Schedule) 
     [
         (
             lambda t: falls(t)[:, None],
-            ("(10001, 1), torch.float64, cpu (it would broadcast in silence)",),
+            "(10001, 1), torch.float64, cpu (it would broadcast in silence)",
         ),
-        (lambda t: falls(t).mean(), ("(), torch.float64, cpu (it would broadcast in silence)",)),
-        (lambda t: falls(t).float(), ("(10001,), torch.float32, cpu",)),
-        (lambda t: falls(t).to("meta"), ("(10001,), torch.float64, meta",)),
-        (lambda t: falls(t).tolist(), ("list",)),
-        (lambda t: 3.0, ("float (torch.full_like(t, value) for a constant)",)),
+        (lambda t: falls(t).mean(), "(), torch.float64, cpu (it would broadcast in silence)"),
+        (lambda t: falls(t).float(), "(10001,), torch.float32, cpu"),
+        (lambda t: falls(t).to("meta"), "(10001,), torch.float64, meta"),
+        (lambda t: falls(t).tolist(), "list"),
+        (lambda t: 3.0, "float (torch.full_like(t, value) for a constant)"),
     ],
     ids=["column", "scalar", "dtype", "device", "list", "number"],
 )
-def test_fault_24_what_a_schedule_returns(
-    logsnr: Callable[[Tensor], object], words: tuple[str, ...]
-) -> None:
+def test_fault_24_what_a_schedule_returns(logsnr: Callable[[Tensor], object], words: str) -> None:
     x = batch()[0]
     alike = "return the shape, dtype and device of t: (10001,), torch.float64, cpu"
-    must = (f"have Own.logsnr_at {alike}", *words)
+    must = (f"have Own.logsnr_at {alike}", words)
     with assert_refused(ValueError, "weighted_elbo", "schedule", *must):
         weighted_elbo(model(), x, schedule=Own(logsnr, twenty))
-    must = (f"have Own.rate_at {alike}", *words)
+    must = (f"have Own.rate_at {alike}", words)
     with assert_refused(ValueError, "weighted_elbo", "schedule", *must):
         weighted_elbo(model(), x, schedule=Own(falls, logsnr))
     for wrong, method in ((Own(logsnr, twenty), "logsnr_at"), (Own(falls, logsnr), "rate_at")):
         with assert_refused(ValueError, "Objective", "schedule", f"have Own.{method} {alike}"):
             Objective(model(), schedule=wrong)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Custom",
-        "logsnr",
-        "return the shape, dtype and device of t: (2,), torch.float64, cpu",
+        "Custom: logsnr must return the shape, dtype and device of t: (2,), torch.float64, cpu",
     ):
         Custom(logsnr)  # type: ignore[arg-type]
     with assert_refused(ValueError, "Custom", "schedule", f"have Custom.rate_at {alike}"):
@@ -973,12 +873,10 @@ class Drifting(Linear):
 
 def test_fault_16_a_schedule_is_checked_at_its_first_use() -> None:
     x = batch()[0]
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "schedule",
-        "say what its parameters are",
-        "got Drifting with parameters and learns_ends = False (λ_max and λ_min would move",
+        "weighted_elbo: schedule must say what its parameters are .. got Drifting with parameters "
+        "and learns_ends = False (λ_max and λ_min would move",
     ):
         weighted_elbo(model(), x, schedule=Drifting())
     rising = Own(lambda t: -falls(t), twenty)
@@ -988,54 +886,45 @@ def test_fault_16_a_schedule_is_checked_at_its_first_use() -> None:
 
 def test_fault_19_chains_of_another_length() -> None:
     x, table = batch()[0], Tabulated.linear_betas()
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "steps",
-        "divide the 999 steps of the table; got 1000 (a table of 1000 log-SNRs has 999 steps",
+        "weighted_elbo: steps must divide the 999 steps of the table; got 1000 (a "
+        "table of 1000 log-SNRs has 999 steps",
     ):
         weighted_elbo(model(), x, schedule=table, steps=1000)
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "steps",
-        "be 999, as in MSE",
-        "got None (it is the plain loss of that chain)",
+        "weighted_elbo: steps must be 999, as in MSE .. got None (it is the "
+        "plain loss of that chain)",
     ):
         weighted_elbo(model(), x, schedule=table, weighting=MSE(table, Eps(), steps=999))
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "weighted_elbo",
-        "t",
-        "be at least 1/steps = 0.25 on a chain; got 0 (that step would begin before the data",
+        "weighted_elbo: t must be at least 1/steps = 0.25 on a chain; got 0 (that "
+        "step would begin before the data",
     ):
         weighted_elbo(model(), x, schedule=Linear(), steps=4, t=torch.zeros(len(x)))
 
 
 def test_fault_17_a_table_of_signal_taken_for_one_of_logsnr() -> None:
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Tabulated",
-        "logsnr",
-        "be log α²/σ²; got values from 0.1 to 0.9 alone (these look like ᾱ: Tabulated.from_alphas_cumprod",
+        "Tabulated: logsnr must be log α²/σ²; got values from 0.1 to 0.9 alone (these look "
+        "like ᾱ: Tabulated.from_alphas_cumprod",
     ):
         Tabulated([0.9, 0.5, 0.1])
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Tabulated.from_alphas_cumprod",
-        "alphas_cumprod",
-        "lie strictly between 0 and 1; got 0 at level 2 of 3 (ᾱ = 0 is pure noise: it is the last",
+        "Tabulated.from_alphas_cumprod: alphas_cumprod must lie strictly between 0 and 1; got 0 "
+        "at level 2 of 3 (ᾱ = 0 is pure noise: it is the last",
     ):
         Tabulated.from_alphas_cumprod([0.9, 0.0, 0.0])
 
 
 def test_what_is_no_recipe() -> None:
-    with assert_refused(
+    with assert_refused_with(
         TypeError,
-        "describe",
-        "objective",
-        "be a Recipe or the name of one",
-        "got 3",
-        "Recipe(name, schedule",
+        "describe: objective must be a Recipe or the name of one .. "
+        "got 3 .. Recipe(name, schedule",
     ):
         describe(3)  # type: ignore[arg-type]

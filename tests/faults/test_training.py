@@ -40,7 +40,7 @@ from vdiff.training.checkpoint import checkpoints, checksum, prune, read, read_m
 from vdiff.training.ranks import Rank
 from vdiff.training.state import EMA, State
 
-from .common import Net, assert_refused
+from .common import Net, assert_refused, assert_refused_with
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
@@ -328,8 +328,7 @@ def test_fault_54_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(
     ]
     damage(tmp_path / "checkpoints/step-00000012", how)
     with pytest.warns(
-        UserWarning,
-        match=r"checkpoint '.*step-00000012' must .*; the one before it is used",
+        UserWarning, match=r"checkpoint '.*step-00000012' must .*; the one before it is used"
     ):
         run_of(tmp_path, config)
     assert outcome(tmp_path) == whole
@@ -344,10 +343,7 @@ def test_fault_54_where_none_can_be_used_nothing_starts_again_in_silence(tmp_pat
     for _ in range(2):  # nor at the second attempt
         kept = "step-00000012, step-00000008, step-00000004"
         said = rf"none of the 3 checkpoints in .*to start anew, take another folder.*{kept}"
-        with (
-            pytest.warns(UserWarning, match="is cut off"),
-            pytest.raises(ValueError, match=said),
-        ):
+        with pytest.warns(UserWarning, match="is cut off"), pytest.raises(ValueError, match=said):
             run_of(tmp_path, config)
 
 
@@ -381,7 +377,10 @@ def test_fault_55_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(
     monkeypatch.setattr(Run, "store", store_without_room)
     with pytest.warns(
         UserWarning,
-        match=r"no checkpoint at step 8: .*File too large.*; [\d,]+ bytes needed, [\d,]+ free.*; the older ones are kept",
+        match=(
+            r"no checkpoint at step 8: .*File too large.*; [\d,]+ bytes needed, "
+            r"[\d,]+ free.*; the older ones are kept"
+        ),
     ):
         run_of(tmp_path / "run", config)
     assert found[1] == (8, False, ["step-00000004"])
@@ -413,14 +412,10 @@ def test_fault_56_a_run_of_another_config_shows_the_difference(tmp_path: Path) -
     config = points()
     run_of(tmp_path, config)
     changed = replace(config, lr=0.5, network=config.network | {"width": 17})
-    with assert_refused(
+    with assert_refused_with(
         ValueError,
-        "Run.open",
-        "config",
-        "be that of the run in",
-        "network: {",
-        "lr: 0.5, where it was 0.002",
-        "take another folder",
+        "Run.open: config must be that of the run in .. network: { .. lr: 0.5, where "
+        "it was 0.002 .. take another folder",
     ):
         Run.open(tmp_path, changed)
     with Run.open(
@@ -447,7 +442,10 @@ def test_fault_56_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None
     whole = outcome(tmp_path / "run")["files"]
     with pytest.warns(
         UserWarning,
-        match=r"must be of this run's config; got steps: 12, where it was 16; lr: 0\.002, where it was 0\.1",
+        match=(
+            r"must be of this run's config; got steps: 12, where it was 16; "
+            r"lr: 0\.002, where it was 0\.1"
+        ),
     ):
         run_of(tmp_path / "run", config)
     assert outcome(tmp_path / "run")["files"] != whole
@@ -548,7 +546,10 @@ def test_fault_57_a_pickle_is_never_opened(
         ValueError, "checkpoint", str(evil), "be a folder of safetensors and JSON", *words
     ):
         read(evil, {})
-    with assert_refused(ValueError, "Run.open", "resume", "be one of 'auto', 'never'"):
+    with assert_refused_with(
+        ValueError,
+        "Run.open: resume must be one of 'auto', 'never' .. unpickling runs whatever code is in it",
+    ):
         Run.open(tmp_path / "run", config, resume=str(evil))
     assert not trace.exists()
 
@@ -876,7 +877,8 @@ def test_fault_71_out_of_memory_says_what_helps() -> None:
             train(objective_of(Huge(error)), data_of(config), config, quiet=True)
         assert caught.value is error
         assert caught.value.__notes__ == [
-            "train: a batch of 12 in 3 micro-batches on 1 processes is 4 images at a time: raise accumulate, which leaves the result as it is; "
+            "train: a batch of 12 in 3 micro-batches on 1 processes is 4 images at a time: "
+            "raise accumulate, which leaves the result as it is; "
             "or lower the batch, take more processes, autocast, or a network with checkpoint=True"
         ]
     with pytest.raises(RuntimeError, match="something else") as caught:

@@ -50,7 +50,7 @@ RECORDS: list[Record] = DATA["records"]
 LATER = {}
 # entries of tested records that no public name of vdiff answers yet
 LATER_ENTRIES = {
-    "vp": ("log_alpha2", "log_sigma2", "subvp_alpha"),  # logsigmoid(±λ); the sub-VP process
+    "vp": ("log_alpha2", "log_sigma2", "subvp_alpha")  # logsigmoid(±λ); the sub-VP process
 }
 
 
@@ -139,12 +139,13 @@ def _assert_close(
         bound = tol * abs(value) if relative else tol
         error = abs(float(got) - value)
         assert error <= bound, (
-            f"{place}: {float(got)!r}, record {value!r}, off by {error:.3g} where {bound:.3g} is allowed"
+            f"{place}: {float(got)!r}, record {value!r}, off by {error:.3g} where {bound:.3g} "
+            f"is allowed"
         )
 
 
 # ── data
-# ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ──────────────────────────────────────────────────────────────────────
 
 
 @functools.cache
@@ -168,7 +169,7 @@ def vector(values: Any) -> Tensor:
 
 
 # ── models
-# ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ──────────────────────────────────────────────────────────────────────
 
 
 def denoiser(case: str, name: str) -> Model:
@@ -244,7 +245,7 @@ def mmse(case: str, logsnr: Tensor) -> Tensor:
 
 
 # ── schedules and weightings by the records' names
-# ────────────────────────────────────────────────────────────────────
+# ──────────────────────────────────────────────────────────────────────
 
 SCHEDULES: dict[str | None, Callable[[], Schedule]] = {
     None: lambda: Linear(13.3, -5.0),
@@ -307,7 +308,7 @@ def kinks(name: str) -> list[float]:
 
 
 # ── quadrature
-# ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ──────────────────────────────────────────────────────────────────────
 
 STRIDE = 2  # of the 401 trapezoid nodes of `oracle.nodes` every second still gives 1e-12
 

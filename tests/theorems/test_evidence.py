@@ -1,5 +1,5 @@
-"""Each theorem is evidence for the library: with a public function 1.05 times too large, its row is
-red."""
+"""Each theorem is evidence for the library: with a public function 1.05 times too large, its row
+is red."""
 
 import inspect
 import sys

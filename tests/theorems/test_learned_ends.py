@@ -14,7 +14,7 @@ from vdiff.schedule import LearnedLinear, Linear
 from vdiff.weighting import EDM, ELBO, MSE, Sigmoid
 
 from .reference import gmm1d
-from .test_bounds import GRID, HIGH, LOW, PMF, lattice_bound, lattice_mmse, lattice_reconstruction
+from .test_bound import GRID, HIGH, LOW, PMF, lattice_bound, lattice_mmse, lattice_reconstruction
 
 
 def gradients(schedule) -> tuple[float, float]:

@@ -340,13 +340,16 @@ def test_a_wrapped_network_beside_a_schedule_that_learns_is_refused():
     for schedule in (Monotone(hidden=4), Adaptive()):
         with pytest.raises(
             ValueError,
-            match="weighted_elbo: argument 'model' must not be wrapped in DDP where the schedule is learned",
+            match=(
+                "weighted_elbo: argument 'model' must not be wrapped in DDP where the schedule is "
+                "learned"
+            ),
         ):
             weighted_elbo(model, x, schedule=schedule)
 
 
 # ── what it learns
-# ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ──────────────────────────────────────────────────────────────────────
 
 
 def above_the_best(schedule: Schedule) -> float:
@@ -466,7 +469,7 @@ def root(slope, below: float, above: float) -> float:
 
 
 # ── what it keeps
-# ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ──────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(

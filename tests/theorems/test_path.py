@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff import Denoiser, elbo
 from vdiff.chain import first_variance, path_bound
@@ -19,7 +20,7 @@ SCHEDULE = Linear(6.0, -5.0)
 
 
 def gmm1d():
-    return GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+    return ORACLES["mixture"]()
 
 
 def within(value, expected, standard_errors=4.0):

@@ -106,17 +106,26 @@ def test_bad_requests_are_named():
     model, data = MODELS["float32"]()
     with pytest.raises(
         ValueError,
-        match=r"verify: argument 'names' must be names of theorems or topics; got 'tweedy' \(did you mean 'tweedie'\?\)",
+        match=(
+            r"verify: argument 'names' must be names of theorems or topics; got 'tweedy' \(did "
+            r"you mean 'tweedie'\?\)"
+        ),
     ):
         verify(names=["tweedy"])
     with pytest.raises(
         ValueError,
-        match=r"argument 'names' must hold of any network where a model is given; got 'tweedie' \(it is about the exact",
+        match=(
+            r"argument 'names' must hold of any network where a model is given; got 'tweedie' "
+            r"\(it is about the exact"
+        ),
     ):
         verify(model, data, names=["tweedie"])
     with pytest.raises(
         TypeError,
-        match=r"verify: argument 'data' must come with model; got None \(a theorem about a network needs both\)",
+        match=(
+            r"verify: argument 'data' must come with model; got None \(a theorem about a network "
+            r"needs both\)"
+        ),
     ):
         verify(model)
     with pytest.raises(TypeError, match=r"verify: argument 'model' must come with data; got None"):
@@ -128,7 +137,10 @@ def test_bad_requests_are_named():
         verify(model, data.byte())
     with pytest.raises(
         TypeError,
-        match=r"verify: argument 'model' must be called as model\(z, logsnr\) and return a Prediction; got .*Denoiser",
+        match=(
+            r"verify: argument 'model' must be called as model\(z, logsnr\) and return a "
+            r"Prediction; got .*Denoiser"
+        ),
     ):
         verify(Denoiser, data)
     with pytest.raises(

@@ -11,15 +11,7 @@ from vdiff.chain import path_bound
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.gaussian import Step, alpha, per_example, sigma, step_kl
 from vdiff.loss import Model, WeightFunction, predict_at, weighted_elbo
-from vdiff.parameterization import (
-    Eps,
-    Flow,
-    Parameterization,
-    PosteriorMean,
-    Score,
-    V,
-    X,
-)
+from vdiff.parameterization import Eps, Flow, Parameterization, PosteriorMean, Score, V, X
 from vdiff.prediction import Prediction
 from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw, reverse_kl, reverse_log_ratio
 from vdiff.schedule import Linear, Schedule, Tabulated
@@ -224,7 +216,7 @@ def raw_terms_differ_by_an_entropy(subject: Subject, counted: float = 1.0) -> Si
     return paired(raw, closed - counted * 0.5 * (noisy - clean) * x[0].numel())
 
 
-@theorem("VDM, arXiv:2107.00630, eq. 11", without={"both look at the same step": {"ahead": 1.0}})
+@theorem("VDM, arXiv:2107.00630, eq. 11", without={"both are of the same step": {"ahead": 1.0}})
 def estimators_share_their_mean(subject: Subject, ahead: float = 0.0) -> Sides:
     """The KL in closed form and the sampled log-ratio are estimators of the same term of the
     bound."""

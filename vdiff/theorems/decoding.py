@@ -90,7 +90,7 @@ def reconstruction_is_a_table(exact: bool = True) -> Sides:
 
 
 @theorem(
-    "of the Gaussian's entropy",
+    "from the Gaussian's entropy",
     without={"the decoder's variance is the noise's, e^(−λ_max)": {"variance": 0.1}},
 )
 def gaussian_reconstruction(variance: float | None = None) -> Sides:

@@ -1,4 +1,4 @@
-"""Where best to look: what the density of the draws does to the variance of the loss, and how a
+"""The best density of the draws: what it does to the variance of the loss, and how a
 schedule learns it."""
 
 from collections.abc import Callable, Sequence

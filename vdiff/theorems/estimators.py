@@ -88,7 +88,7 @@ def rao_blackwell_law_of_any_network(
     subject: Subject, variance: ReverseVariance | None = None
 ) -> Sides:
     """Given z_t, the sampled log-ratio spreads about the KL with variance 2 KL, whatever the
-    network says."""
+    network predicts."""
     prediction, x, eps, step = predicted(subject, 64, "law", variance)
     with torch.enable_grad():  # the ratio is linear in the noise: Var = ‖slope‖²
         noise = torch.zeros_like(x, requires_grad=True)
@@ -178,7 +178,7 @@ def variances_along_a_path(draw: Callable[[GaussianPath, int], Tensor] = sampled
 
 
 @theorem(
-    "of Gaussian quadratic forms", without={"the estimator is the log-ratio": {"estimator": 1}}
+    "from Gaussian quadratic forms", without={"the estimator is the log-ratio": {"estimator": 1}}
 )
 def path_variance_vanishes(estimator: int = 0) -> Sides:
     """At the exact denoiser the log-ratio of a path has variance O(1/T): T·Var tends to a
@@ -202,7 +202,7 @@ def path_variance_vanishes(estimator: int = 0) -> Sides:
 )
 def path_estimators_share_their_mean(subject: Subject, inside: bool = True) -> Sides:
     """The log-ratio of a path and the sum of the KLs along it have one mean, the bound, whatever
-    the network says."""
+    the network predicts."""
     x, decoder = subject.rows(max(16, subject.draws)), GaussianDecoder()
     generator = subject.generator("both")
     path = path_bound(

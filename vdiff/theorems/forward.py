@@ -22,7 +22,7 @@ VAR_S, VAR_T = torch.sigmoid(-STEPS.logsnr_s), torch.sigmoid(-STEPS.logsnr_t)
 
 @theorem(
     f"{DDPM}, eq. 4; {BOOK}, eq. 1.21",
-    without={"each step keeps √(1 − β) of what it finds": {"keep": torch.ones_like(BETAS)}},
+    without={"each step keeps √(1 − β) of its input": {"keep": torch.ones_like(BETAS)}},
 )
 def forward_marginal(keep: Tensor = 1 - BETAS) -> Sides:
     """Composing x_t = √(1 − β_t) x_{t−1} + √β_t ε gives q(z_t | x) = N(α_t x, σ_t²), with α² + σ²
@@ -53,7 +53,7 @@ def markov_consistency(variance: str = "forward_variance") -> Sides:
 )
 def posterior(prior: float = 1.0) -> Sides:
     """q(z_s | z_t, x), by adding the precisions of q(z_t | z_s) and q(z_s | x), is what `Step`
-    says in λ alone."""
+    computes from λ alone."""
     shrink = A_T / A_S
     spread = VAR_T - shrink.square() * VAR_S
     variance = 1 / (shrink.square() / spread + prior / VAR_S)
@@ -93,10 +93,10 @@ def naive_walk_is_variance_exploding(grows: float = 1.0) -> Sides:
 
 @theorem(
     f"{BOOK}, eq. 1.23",
-    without={"each step keeps √(1 − β) of what it finds": {"keep": torch.ones_like(BETAS)}},
+    without={"each step keeps √(1 − β) of its input": {"keep": torch.ones_like(BETAS)}},
 )
 def scheduled_walk(keep: Tensor = 1 - BETAS) -> Sides:
-    """The scheduled walk settles: what the variance of the data differs from 1 is multiplied by
+    """The scheduled walk settles: the difference of the data's variance from 1 is multiplied by
     ᾱ_t = Π (1 − β)."""
     variances = [f64(4.0)]
     for beta, kept in zip(BETAS, keep, strict=True):
@@ -106,7 +106,7 @@ def scheduled_walk(keep: Tensor = 1 - BETAS) -> Sides:
 
 
 @theorem(
-    "of the Gaussian's divergence, to first order in ᾱ",
+    "from the Gaussian's divergence, to first order in ᾱ",
     without={"the mean of the data is not zero": {"mean": 0.0}},
 )
 def scheduled_walk_rate(mean: float = 1.0) -> Sides:

@@ -80,7 +80,7 @@ def reverse_diffusion_has_the_marginals(noise: float = 1.0) -> Sides:
 @theorem(f"{DDIM}, eq. 14", without={"the coordinates are z/α over σ/α": {"exploding": False}})
 def ddim_is_eulers_step(subject: Subject, exploding: bool = True) -> Sides:
     """A DDIM step is Euler's step of the flow, exactly, in the coordinates z/α over σ/α, whatever
-    the network says."""
+    the network predicts."""
     z, t, s = _between(subject, "ddim")
     if exploding:  # d(z/α)/d(σ/α) = ε̂
         length = per_example(torch.exp(-0.5 * s) - torch.exp(-0.5 * t), z)
@@ -117,7 +117,7 @@ def ddim_with_noise_is_ancestral(subject: Subject, eta: float = 1.0) -> Sides:
 
 
 @theorem(
-    "of affine Gaussian kernels", without={"the number of steps is the chain's": {"claimed": 64}}
+    "from affine Gaussian kernels", without={"the number of steps is the chain's": {"claimed": 64}}
 )
 def ancestral_samples_have_the_chains_law(claimed: int = 4) -> Sides:
     """Ancestral samples have the mean and the variance of the chain's own law; its variance at few

@@ -40,7 +40,8 @@ def _losses(
     f"{VDM}, section 5.1 and appendix F",
     without={
         "each step is divided": {
-            "model": COIN, "data": COIN, "schedules": (Linear(12.0, -6.0),), "counts": (1, 2, 3, 4, 5),
+            "model": COIN, "data": COIN, "schedules": (Linear(12.0, -6.0),), "counts": (1, 2, 3, 4,
+            5),
         },
         EXACT: {"model": TRIPLED, "schedules": (Linear(13.3, -5.0),)},
     },
@@ -131,7 +132,7 @@ def _covariance(level: Tensor) -> Tensor:
 
 
 @theorem(
-    "of dmmse/dSNR = −E‖Cov(x | z)‖², arXiv:0903.1484, in terms of ε",
+    "from dmmse/dSNR = −E‖Cov(x | z)‖², arXiv:0903.1484, in terms of ε",
     without={EXACT: {"model": BIASED}},
 )
 def derivative_of_the_exact_error(model: Model = ORACLE) -> Sides:
@@ -177,7 +178,7 @@ BEST = Custom(
 
 
 @theorem(
-    "of the rate c₁, by Cauchy and Schwarz",
+    "from the rate c₁, by Cauchy and Schwarz",
     without={"steps are placed with −dλ/dt ∝ (m − m')^(−½)": {"schedule": LINEAR}},
 )
 def best_placement_of_steps(schedule: Schedule = BEST) -> Sides:

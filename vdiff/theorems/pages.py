@@ -12,8 +12,9 @@ def theorem_page() -> str:
     lines = [
         "# Theorems",
         "",
-        "Each is a function that computes both of its sides by different routes, one of them through the library's public functions.",
-        "`vdiff.theorems.verify(names=[...])` runs them; those that say *any network* run on yours with `verify(model, data)`. Each hypothesis",
+        "Each is a function that computes both of its sides by different routes, one of them",
+        "through the library's public functions. `vdiff.theorems.verify(names=[...])` runs them;",
+        "those that say *any network* run on yours with `verify(model, data)`. Each hypothesis",
         "that is listed is also dropped: the sides must then differ.",
     ]
     for topic, theorems in by_topic().items():

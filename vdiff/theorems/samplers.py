@@ -71,7 +71,10 @@ def _error(step: Callable[..., Tensor], steps: int, remembers: bool) -> Tensor:
 
 
 @theorem(
-    "EDM, arXiv:2206.00364, appendix D; DPM-Solver++, arXiv:2211.01095, theorem 1; Adams and Bashforth",
+    (
+        "EDM, arXiv:2206.00364, appendix D; DPM-Solver++, arXiv:2211.01095, theorem 1; Adams and "
+        "Bashforth"
+    ),
     without={
         "multistep methods have their past": {
             "names": ("dpmpp_2m", "adams_bashforth of order 2"),

@@ -117,7 +117,7 @@ def best_variance_lies_between_the_two(data: GaussianMixture = ORACLE) -> Sides:
 
 
 @theorem(
-    "of log1p(expm1(Δ) m) and the chain rule of information",
+    "from log1p(expm1(Δ) m) and the chain rule of information",
     without={
         "the data is one Gaussian": {"data": ORACLE},
         "its dimensions are independent and alike, or Σ is one for each of its axes": {

@@ -42,7 +42,8 @@ class Verdict:
     """The result of one theorem, or of one of its counterexamples (`dropped` is the hypothesis).
 
     >>> from vdiff.theorems.theorem import equal
-    >>> verdict = Verdict("an-example", "1 = 2", equal(1.0, 2.0, rel=1e-9), must_hold=False, dropped="sense")
+    >>> sides = equal(1.0, 2.0, rel=1e-9)
+    >>> verdict = Verdict("an-example", "1 = 2", sides, must_hold=False, dropped="sense")
     >>> verdict.ok, verdict.word
     (True, 'fails, as it must')
     """
@@ -191,7 +192,10 @@ def _chosen(
         found = [one for one in known[name] if one in allowed]
         if not found:
             what = "hold of any network where a model is given"
-            hint = f"it is about the exact denoiser: leave out the model, or choose among {', '.join(allowed)}"
+            hint = (
+                f"it is about the exact denoiser: leave out the model, or choose among "
+                f"{', '.join(allowed)}"
+            )
             raise InvalidValue("names", what, repr(name), hint)
         chosen += found
     return list(dict.fromkeys(chosen))

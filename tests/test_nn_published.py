@@ -389,6 +389,9 @@ def test_the_last_bits_need_float32():
     network = VDMUNet(width=32, depth=1)
     with pytest.raises(
         TypeError,
-        match=r"VDMUNet: argument 'z' must be in float32 or float64; got torch.bfloat16 \(its features turn 128 times",
+        match=(
+            r"VDMUNet: argument 'z' must be in float32 or float64; got torch.bfloat16 \(its "
+            r"features turn 128 times"
+        ),
     ):
         weighted_elbo(Denoiser(network.to(torch.bfloat16), Eps()), batch()[0], schedule=Cosine())

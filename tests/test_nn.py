@@ -35,7 +35,10 @@ def test_the_level_head_lays_logits_out_channel_by_channel():
     assert torch.allclose(x.flatten(), decoder.level_values.float()[[0, 2]])
     with pytest.raises(
         ValueError,
-        match=r"LevelHead: argument 'network' must return channels × levels logits, shape \(1, 6, 1, 1\)",
+        match=(
+            r"LevelHead: argument 'network' must return channels × levels logits, shape \(1, 6, "
+            r"1, 1\)"
+        ),
     ):
         LevelHead(lambda z, logsnr: z, decoder)(torch.zeros(1, 2, 1, 1), torch.zeros(1))
 

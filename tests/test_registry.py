@@ -1,0 +1,54 @@
+"""Every public class of a room is in the registry: the tests of all of its kind run on it."""
+
+import inspect
+
+import pytest
+from registry import (
+    DECODERS,
+    ORACLES,
+    SCHEDULES,
+    STEPS,
+    TARGETS,
+    WEIGHTINGS,
+    corners,
+    made_of,
+    moved,
+)
+
+from vdiff import decoder, oracle, parameterization, sampling, schedule, weighting
+from vdiff.decoder import Decoder
+from vdiff.oracle import GaussianMixture
+from vdiff.parameterization import Parameterization
+from vdiff.schedule import Schedule
+from vdiff.weighting import Weighting
+
+
+@pytest.mark.parametrize(
+    ("room", "base", "made"),
+    [
+        (schedule, Schedule, [make() for make in made_of(SCHEDULES).values()]),
+        (parameterization, Parameterization, TARGETS.values()),
+        (weighting, Weighting, [make() for make in WEIGHTINGS.values()]),
+        (decoder, Decoder, [make() for make in DECODERS.values()]),
+        (oracle, GaussianMixture, [make() for make in ORACLES.values()]),
+    ],
+    ids=["schedule", "parameterization", "weighting", "decoder", "oracle"],
+)
+def test_every_public_class_is_here(room, base, made):
+    """A factor of a weighting counts where a product holds it; a base class has no entry."""
+    public = {getattr(room, name) for name in room.__all__ if name not in ("Factor", "Levels")}
+    classes = {c for c in public if inspect.isclass(c) and issubclass(c, base)}
+    final = {c for c in classes if c is GaussianMixture or c is not base}
+    parts = [part for one in made for part in getattr(one, "modules", lambda one=one: [one])()]
+    assert final - {type(part) for part in parts} == set()
+
+
+def test_every_step_of_the_library_is_here():
+    assert set(sampling.STEPS) <= set(STEPS)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_made_between_the_ends_that_are_asked_for(name):
+    made = SCHEDULES[name](9.0, -6.0)
+    assert (made.logsnr_max, made.logsnr_min) == pytest.approx((9.0, -6.0))
+    assert all(-6.0 <= corner <= 9.0 for corner in corners(moved(made)))
