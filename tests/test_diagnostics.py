@@ -106,7 +106,8 @@ def test_one_image_has_a_curve_without_errors():
 def test_few_effective_draws_are_fewer_than_twenty_or_a_tenth(run, draws, limit):
     assert not said(run, replace(FINE, draws=draws, effective=limit + 0.1))
     assert said(run, replace(FINE, draws=draws, effective=limit - 0.1)) == [
-        f"{draws} draws are worth {limit:.0f}: a few of them carry the integral, so that its error is not known"
+        f"{draws} draws are worth {limit:.0f}: a few of them carry the integral, "
+        "so that its error is not known"
     ]
 
 
@@ -134,7 +135,10 @@ def test_a_part_that_the_density_hardly_visits_is_told_of(run):
     have, and below 30 draws."""
     low = 6 * 0.005 / (1 - 2 * 0.005)  # the height that gets 0.005 of the draws
     thin = reaching(run, [1.0, 1, 1, 1, 1, low, low, 1])
-    text = "the density sends {} of {} draws to λ between -6.0 and -2.0, where the pilot found 25% of the variance: the bound may come out too good, and its error too small"
+    text = (
+        "the density sends {} of {} draws to λ between -6.0 and -2.0, where the pilot found 25% "
+        "of the variance: the bound may come out too good, and its error too small"
+    )
     for draws in (1000, 5000):
         assert said(thin, replace(FINE, draws=draws)) == [text.format(round(0.01 * draws), draws)]
     assert not said(thin, replace(FINE, draws=10_000))  # 50 draws a bin
@@ -182,7 +186,8 @@ def test_levels_are_missed_below_the_middle_by_a_thousand_values():
         )
 
     assert told(127) == [
-        "the data has no level above 127 of 255: digits have 17 levels, bytes 256; is levels=256 right?"
+        "the data has no level above 127 of 255: digits have 17 levels, "
+        "bytes 256; is levels=256 right?"
     ]
     assert not told(128)
     assert not told(127, 996)
@@ -196,10 +201,12 @@ def test_images_run_from_minus_one_to_one():
 
     assert not told(-1.0009, 1.0009)
     assert told(-1.002, 1.0) == [
-        "the images run from -1.002 to 1, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels there"
+        "the images run from -1.002 to 1, outside [−1, 1]: "
+        "2 x/(levels − 1) − 1 brings levels there"
     ]
     assert told(-1.0, 1.002) == [
-        "the images run from -1 to 1.002, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels there"
+        "the images run from -1 to 1.002, outside [−1, 1]: "
+        "2 x/(levels − 1) − 1 brings levels there"
     ]
     assert not told(-5.0, 5.0, (2, 2))  # points have no range
 
@@ -250,7 +257,10 @@ def test_rounding_at_the_clean_end_is_told_of_each_model():
         return said(run)
 
     assert not told(18.0)
-    text = "X() at λ = 18.2 leaves ε̂ with an error of 0.001 by rounding in float32: the bound comes out too large; predict v, or evaluate in float64"
+    text = (
+        "X() at λ = 18.2 leaves ε̂ with an error of 0.001 by rounding in float32: the bound comes "
+        "out too large; predict v, or evaluate in float64"
+    )
     assert told(18.2) == [text, text]
 
 
@@ -270,7 +280,10 @@ def test_a_variance_that_doubles_after_the_first_stage_is_told_of(run, grew):
         )
 
     found.first, found.terms = tally(3, [0.5, 1.5]), tally(4, [1.5 * grew, 0.5 * grew])
-    text = f"the variance grew {grew:.1f} times after the first stage, on which the error rests: raise replicates"
+    text = (
+        f"the variance grew {grew:.1f} times after the first stage, on which the error rests: "
+        "raise replicates"
+    )
     assert said(run, found=found) == ([text] if grew > 2 else [])
     found.terms = tally(3, [1.5 * grew, 0.5 * grew])  # no second stage
     assert not said(run, found=found)
