@@ -220,8 +220,8 @@ def test_under_a_flat_density_every_draw_has_the_probability_of_its_bin(trace, s
     = α₁² s² + σ₁², without chance."""
     still = Denoiser(lambda z, logsnr: torch.zeros_like(z), V())
     found = dequantized_ode(
-        still, torch.tensor([[1, 4]]), dequantization=Uniform(Categorical(5)), schedule=Linear(2.0,
-        0.0), trace=trace,
+        still, torch.tensor([[1, 4]]), dequantization=Uniform(Categorical(5)),
+        schedule=Linear(2.0, 0.0), trace=trace,
         prior=Gaussian([0.0, 0.0], [1e8, 1e8]), samples=samples,
     )  # fmt: skip
     log_p = (

@@ -156,17 +156,17 @@ def test_overlap_is_a_share():
 def test_the_report_in_words():
     text = str(describe("edm"))
     assert (
-        "no likelihood, not even of noisier data: w rises for λ from -9.6 to -3.3, by 97 % of "
-        "its largest value"
-    ) in text
+        "no likelihood, not even of noisier data: w rises for λ from -9.6 to -3.3, "
+        "by 97 % of its largest value" in text
+    )
     assert "the evidence lower bound itself" in str(describe("vdm"))
     profile = Profile(logsnr_max=15.0, logsnr_min=-15.0, bins=3)
     profile.update(torch.tensor([-10.0, 0.0, 10.0]), torch.ones(3))
     text = str(describe("vdmpp-sigmoid", error=profile.at))
     assert (
-        "an ELBO of noisier data: half of it of data noised to λ ≤ 2.0 (σ/α ≥ 0.37), a share "
-        "of 2.3e-06 of data as it is"
-    ) in text
+        "an ELBO of noisier data: half of it of data noised to λ ≤ 2.0 (σ/α ≥ 0.37), "
+        "a share of 2.3e-06 of data as it is" in text
+    )
     assert "with the error of the given model" in text
     assert "-0.0" not in str(describe("min-snr"))
 

@@ -107,10 +107,8 @@ def test_one_image_has_a_curve_without_errors():
 def test_few_effective_draws_are_fewer_than_twenty_or_a_tenth(run, draws, limit):
     assert not said(run, replace(FINE, draws=draws, effective=limit + 0.1))
     assert said(run, replace(FINE, draws=draws, effective=limit - 0.1)) == [
-        (
-            f"{draws} draws are worth {limit:.0f}: a few of them carry the integral, so that its "
-            f"error is not known"
-        )
+        f"{draws} draws are worth {limit:.0f}: a few of them carry the integral, "
+        "so that its error is not known"
     ]
 
 
@@ -189,10 +187,8 @@ def test_levels_are_missed_below_the_middle_by_a_thousand_values():
         )
 
     assert told(127) == [
-        (
-            "the data has no level above 127 of 255: digits have 17 levels, bytes 256; is "
-            "levels=256 right?"
-        )
+        "the data has no level above 127 of 255: digits have 17 levels, "
+        "bytes 256; is levels=256 right?"
     ]
     assert not told(128)
     assert not told(127, 996)
@@ -206,16 +202,12 @@ def test_images_run_from_minus_one_to_one():
 
     assert not told(-1.0009, 1.0009)
     assert told(-1.002, 1.0) == [
-        (
-            "the images run from -1.002 to 1, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels "
-            "there"
-        )
+        "the images run from -1.002 to 1, outside [−1, 1]: "
+        "2 x/(levels − 1) − 1 brings levels there"
     ]
     assert told(-1.0, 1.002) == [
-        (
-            "the images run from -1 to 1.002, outside [−1, 1]: 2 x/(levels − 1) − 1 brings levels "
-            "there"
-        )
+        "the images run from -1 to 1.002, outside [−1, 1]: "
+        "2 x/(levels − 1) − 1 brings levels there"
     ]
     assert not told(-5.0, 5.0, (2, 2))  # points have no range
 
@@ -291,7 +283,7 @@ def test_a_variance_that_doubles_after_the_first_stage_is_told_of(run, grew):
     found.first, found.terms = tally(3, [0.5, 1.5]), tally(4, [1.5 * grew, 0.5 * grew])
     text = (
         f"the variance grew {grew:.1f} times after the first stage, on which the error rests: "
-        f"raise replicates"
+        "raise replicates"
     )
     assert said(run, found=found) == ([text] if grew > 2 else [])
     found.terms = tally(3, [1.5 * grew, 0.5 * grew])  # no second stage

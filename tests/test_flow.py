@@ -69,8 +69,8 @@ def test_where_it_gave_up_is_the_place_of_its_last_evaluation(unit, begin, end):
         share = 0.25 * (limit - 1)
         level = -2 * math.log(unit * math.tan(first + share * (last - first)))
         where = re.escape(
-            f"{share:.4g} of the way (λ = {level:.4g}) after {limit} evaluations: reached "
-            f"max_evaluations = {limit}; "
+            f"{share:.4g} of the way (λ = {level:.4g}) after {limit} evaluations: "
+            f"reached max_evaluations = {limit}; "
         )
         with pytest.raises(
             SolverError,

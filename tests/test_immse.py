@@ -118,10 +118,8 @@ def test_it_is_no_bound_for_a_denoiser_that_is_not_perfect():
     x = points(data, 400)
     with pytest.warns(
         UserWarning,
-        match=(
-            r"immse: .* of the .* nats lie beyond the clean end of the schedule, extrapolated: "
-            r"move its ends"
-        ),
+        match=r"immse: .* of the .* nats lie beyond the clean end of the schedule, "
+        r"extrapolated: move its ends",
     ):
         off = immse(
             lambda z, logsnr: Prediction(z, logsnr, 0.9 * data(z, logsnr).x, X()),

@@ -181,10 +181,8 @@ def test_the_audit_says_what_half_the_tolerance_changes():
     )
     with pytest.warns(
         UserWarning,
-        match=(
-            r"half the tolerance moves the mean by .* bits/dim, more than its Monte Carlo error "
-            r"of 0: lower"
-        ),
+        match=r"half the tolerance moves the mean by .* bits/dim, "
+        r"more than its Monte Carlo error of 0: lower",
     ):
         ode_likelihood(RING, x, schedule=WIDE, tolerance=0.05, audit=True)
 

@@ -59,12 +59,12 @@ class Diagnostics:
     curve: Curve
 
 
-def examine(run: Evaluation, found: Tally) -> Diagnostics:
+def examine(run: Evaluation, tally: Tally) -> Diagnostics:
     """The diagnostics of a finished run."""
-    total, square = (found.weights[:, i].sum() for i in range(2))
-    largest = found.weights[:, 2].max() / total.clamp(min=torch.finfo(torch.float64).tiny)
-    draws = found.terms.count.sum().item() * run.draws
-    by_image = found.curve / (found.terms.count[0, :, None] * run.draws) * run.scale
+    total, square = (tally.weights[:, i].sum() for i in range(2))
+    largest = tally.weights[:, 2].max() / total.clamp(min=torch.finfo(torch.float64).tiny)
+    draws = tally.terms.count.sum().item() * run.draws
+    by_image = tally.curve / (tally.terms.count[0, :, None] * run.draws) * run.scale
     error = torch.full((BINS,), math.nan, dtype=torch.float64)
     if run.images > 1:
         error = by_image.std(0) / math.sqrt(run.images)
@@ -80,9 +80,9 @@ def examine(run: Evaluation, found: Tally) -> Diagnostics:
     return Diagnostics(effective, largest.item(), int(draws), curve)
 
 
-def warnings_of(run: Evaluation, found: Tally, trust: Diagnostics) -> list[str]:
+def warnings_of(run: Evaluation, tally: Tally, trust: Diagnostics) -> list[str]:
     """Reasons not to trust the number, each a sentence."""
-    reasons = [*_of_data(run.integrand), *_of_rounding(run.integrand), *_of_size(run, found)]
+    reasons = [*_of_data(run.integrand), *_of_rounding(run.integrand), *_of_size(run, tally)]
     if trust.effective < min(FEW_EFFECTIVE, 0.1 * trust.draws):
         reasons.append(
             f"{trust.draws} draws are worth {trust.effective:.0f}: a few of them carry the "
@@ -93,8 +93,8 @@ def warnings_of(run: Evaluation, found: Tally, trust: Diagnostics) -> list[str]:
             f"one draw of {trust.draws} makes {trust.largest:.0%} of the diffusion term"
         )
     reasons.extend(_of_reach(run, trust.draws))
-    if found.first is not None and found.terms.replicates > found.first.replicates:
-        later = found.terms.variances()[3].sum() / found.first.variances()[3].sum()
+    if tally.first is not None and tally.terms.replicates > tally.first.replicates:
+        later = tally.terms.variances()[3].sum() / tally.first.variances()[3].sum()
         if later > HEAVIER:
             reasons.append(
                 f"the variance grew {later:.1f} times after the first stage, on which the error "
@@ -146,11 +146,11 @@ def _of_data(integrand: Integrand) -> list[str]:
     return []
 
 
-def _of_size(run: Evaluation, found: Tally) -> list[str]:
+def _of_size(run: Evaluation, tally: Tally) -> list[str]:
     """A bound above that of uniform noise."""
-    decoder, total = run.integrand.decoder, found.terms.mean[3].mean().item() * run.scale
-    one = len(run.integrand.models) == 1
-    if not (one and isinstance(decoder, Levels) and total > math.log2(decoder.levels)):
+    decoder, total = run.integrand.decoder, tally.terms.mean[3].mean().item() * run.scale
+    alone = len(run.integrand.models) == 1
+    if not (alone and isinstance(decoder, Levels) and total > math.log2(decoder.levels)):
         return []
     return [
         f"{total:.4g} bits/dim is more than uniform noise over {decoder.levels} levels has, "

@@ -78,8 +78,8 @@ def in_one_process(
     stored = share.count > 1 or resume is not None or checkpoint is not None
     fits = not (stored and differentiable and torch.is_grad_enabled())
     what = "be False where an estimate is shared, kept or resumed"
-    came, hint = "share, resume or checkpoint", "a state on disk has no graph"
-    require(fits, "differentiable", what, came, hint)
+    got, hint = "share, resume or checkpoint", "a state on disk has no graph"
+    require(fits, "differentiable", what, got, hint)
 
 
 _RULES = (finite_end, conditions_by_row, unclipped, known_levels)

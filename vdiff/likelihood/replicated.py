@@ -147,10 +147,10 @@ def run_replicates(
     `shapes` are those of one example's results. `key` holds what else a saved state depends on.
     """
     settings = {**settings, "seed": run.seed, **model_protocol(model), **(record or {})}
-    known = run.key(data, condition, settings, model, *key)
+    state_key = run.key(data, condition, settings, model, *key)
     size: Any = {"repetitions": repetitions, "rows": len(data), "shapes": shapes}
     with evaluating(model, differentiable=run.differentiable):
-        results = run_in_chunks(work, key=known, run=run, **size)
+        results = run_in_chunks(work, key=state_key, run=run, **size)
     computation = computation_protocol(dtype, data.device, [model], run.share)
     return results, {**data_protocol(data), **settings, **computation}
 
@@ -161,8 +161,8 @@ def listed(protocol: Mapping[str, object]) -> list[str]:
     >>> listed({"draws": 8, "budget": None})
     ['draws 8']
     """
-    known = ((word, v) for word, v in protocol.items() if v is not None)
-    text = [f"{word} {f'{v:.4g}' if isinstance(v, float) else v}" for word, v in known]
+    entries = ((word, v) for word, v in protocol.items() if v is not None)
+    text = [f"{word} {f'{v:.4g}' if isinstance(v, float) else v}" for word, v in entries]
     return [", ".join(text)] if text else []
 
 

@@ -147,8 +147,8 @@ def verify_estimators(
     """
     oracles, rows = cases(), []
     for case in oracles if names is None else names:
-        known = f"be of {', '.join(oracles)}"
-        require(case in oracles, "names", known, repr(case), did_you_mean(case, oracles))
+        requirement = f"be of {', '.join(oracles)}"
+        require(case in oracles, "names", requirement, repr(case), did_you_mean(case, oracles))
         oracle = oracles[case]
         x = oracle.sample(points, generator_of(seed, 0, case))
         for name, truth, run in _estimators(oracle, x, seed):
@@ -172,20 +172,24 @@ def _estimators(
     """The name, the true mean of −log p over these points, and the estimator of a model."""
     truth = -oracle.log_prob(x).mean().item()
     gaussian = oracle.matched()
-    known: dict[str, Any] = {"seed": seed}
+    options: dict[str, Any] = {"seed": seed}
     if isinstance(oracle, Lattice):
         decoder = Categorical(len(oracle.weights))
         data, wide, noise = decoder.decode(x), Linear(13.3, -12.0), TruncatedNormal(decoder, 10.0)
-        bound = known | {"schedule": wide, "decoder": decoder}
-        ode = known | {"schedule": Linear(10.0, -12.0), "prior": gaussian, "dequantization": noise}
-        error = known | {"schedule": wide, "gaussian": gaussian, "discrete": True}
+        bound = options | {"schedule": wide, "decoder": decoder}
+        ode = options | {
+            "schedule": Linear(10.0, -12.0),
+            "prior": gaussian,
+            "dequantization": noise,
+        }
+        error = options | {"schedule": wide, "gaussian": gaussian, "discrete": True}
         yield "bound", truth, lambda m: _bound(evaluate(m, data, **bound).total, 1)
         yield "dequantised ODE", truth, lambda m: _numbers(dequantized_ode(m, data, **ode))
         yield "I-MMSE", truth, lambda m: _numbers(immse(m, x, **error))
         return
-    known["schedule"] = WIDE
-    bound, ode = known | {"decoder": GaussianDecoder()}, known | {"prior": gaussian}
-    error, exact = known | {"gaussian": gaussian}, {**ode, "seed": 0, "trace": Exact()}
+    options["schedule"] = WIDE
+    bound, ode = options | {"decoder": GaussianDecoder()}, options | {"prior": gaussian}
+    error, exact = options | {"gaussian": gaussian}, {**ode, "seed": 0, "trace": Exact()}
     yield "bound", truth, lambda m: _bound(evaluate(m, x, **bound).total, oracle.dims)
     yield "ODE, exact trace", truth, lambda m: _numbers(ode_likelihood(m, x, **exact))
     if oracle.dims > 1:

@@ -19,20 +19,20 @@ def figure(
 ) -> "tuple[Figure, list[Axes]]":
     """A figure that needs no display, with its axes in a list.
 
-    >>> made, (left, right) = figure(1, 2)
-    >>> made.get_size_inches().tolist()
+    >>> picture, (left, right) = figure(1, 2)
+    >>> picture.get_size_inches().tolist()
     [9.2, 3.4]
     """
     with extra("train"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(made)
-    grid = made.subplots(rows, columns, squeeze=False)
+    picture = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(picture)
+    grid = picture.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
-    return made, list(grid.flat)
+    return picture, list(grid.flat)
 
 
 def image_grid(
@@ -89,9 +89,10 @@ def animation(
     """A GIF of a figure: `draw(i)` draws the i-th of the `frames`. The axes stay as in the first.
 
     >>> import tempfile
-    >>> made, (axes,) = figure()
+    >>> picture, (axes,) = figure()
+    >>> title = lambda frame: axes.set_title(f"frame {frame}")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     animation(Path(folder) / "figure.gif", made, lambda i: axes.set_title(f"frame {i}"), 2)
+    ...     animation(Path(folder) / "figure.gif", picture, title, 2)
     ...     (Path(folder) / "figure.gif").read_bytes()[:6]
     b'GIF89a'
     """

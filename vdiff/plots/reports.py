@@ -22,7 +22,7 @@ SCHEDULE = {"xlabel": "t   (data → noise)", "ylabel": "log-SNR λ(t)", "title"
 WEIGHT: dict[str, Any] = {"xlabel": LOGSNR, "ylabel": "w(λ) / max", "title": "what counts"}
 
 
-def samples(path: Path, made: Tensor, real: Tensor, *, levels: int = 17) -> None:
+def samples(path: Path, generated: Tensor, real: Tensor, *, levels: int = 17) -> None:
     """Samples of a model beside real data.
 
     >>> import tempfile
@@ -31,7 +31,7 @@ def samples(path: Path, made: Tensor, real: Tensor, *, levels: int = 17) -> None
     ...     samples(Path(folder) / "figure.png", images, images)
     """
     picture, (left, right) = figure(1, 2, height=2.9)
-    image_grid(left, made, "samples", levels=levels)
+    image_grid(left, generated, "samples", levels=levels)
     image_grid(right, real, "held-out data", levels=levels)
     picture.savefig(path, dpi=130)
 
