@@ -179,13 +179,16 @@ class _Level(NamedTuple):
     logsnr_max: float
     decoder: Decoder | None
     terms: int
+    at_first: int  # so many examples, at most, are at the first level
 
     def term(self, prediction: Prediction, data: Tensor) -> Tensor:
         """n times the bound's term at this level, nats per example."""
         term = reverse_kl(prediction, self.x, self.eps, self.at.step)
         if self.decoder is not None:
-            nll = self.decoder.nll(data, prediction.z, self.logsnr_max, lambda *_: prediction)
-            term = torch.where(self.t == 0, nll, term)
+            rows = self.t.topk(self.at_first, largest=False).indices
+            first = prediction.rows(rows)
+            nll = self.decoder.nll(data[rows], first.z, self.logsnr_max, lambda *_: first)
+            term = term.scatter(0, rows, torch.where(self.t[rows] == 0, nll, term[rows]))
         return self.terms * term
 
 
@@ -204,18 +207,17 @@ def _one_level(
     """One evaluation of the model per example, at a level t = i/T of the chain with i = first … T;
     the decoder's is i = 0."""
     x = data if decoder is None else decoder.encode(data)
+    at_first = len(x) if t is not None else min(len(x), -(-len(x) // (steps + 1)) + 1)
     if t is None and first == 0:
         t = with_decoder(stratified(len(x), generator=generator, device=x.device), steps)
     x, t, eps = complete(x, t, eps, steps, generator)
+    at = schedule.at(t if first else t.clamp(min=1 / steps), steps)
     if first == 0:  # no step ends at t = 0: the first's stands in, unused
-        at = schedule.at(t)
-        delta = schedule.at(t.clamp(min=1 / steps), steps).delta
-        at = at._replace(delta=delta)
-    else:
-        at = schedule.at(t, steps)
+        at = at._replace(logsnr=torch.where(t == 0, schedule.ends()[0], at.logsnr))
     prediction = model(diffuse(x, eps, at.logsnr), at.logsnr, **(condition or {}))
     terms = steps + (decoder is not None)
-    return _Level(prediction, x, eps, t, at, schedule.logsnr_max, decoder, terms)
+    logsnr_max = schedule.logsnr_max
+    return _Level(prediction, x, eps, t, at, logsnr_max, decoder, terms, at_first)
 
 
 def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:

@@ -123,6 +123,17 @@ class Prediction(ValuesCopied):
         """
         return replace(self, **changes)
 
+    def rows(self, index: Tensor) -> "Prediction":
+        """The prediction for some examples of the batch.
+
+        >>> z = torch.ones(3, 1)
+        >>> Prediction(z, torch.zeros(3), z, Eps()).rows(torch.tensor([0, 2])).z.shape
+        torch.Size([2, 1])
+        """
+        head = None if self.head is None else self.head[index]
+        z, logsnr, out = self.z[index], self.logsnr[index], self.out[index]
+        return self.replace(z=z, logsnr=logsnr, out=out, head=head)
+
     @validated
     def error(
         self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]

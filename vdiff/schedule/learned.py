@@ -168,7 +168,9 @@ class Learned(Schedule):
             u, slope = self.shape(t)
             if self.learns_shape and self.follow_variance and graph:
                 u, slope, carrier = _Route.apply(u, slope)  # type: ignore[no-untyped-call]
-                learn = partial(self._weigh, carrier)
+                learn = partial(
+                    self._weigh, carrier, distance.detach() if self.learn_ends else distance
+                )
             levels = NoiseLevels(high - distance * u, distance * slope)
         if pin and self.learn_ends and graph:
             learn = partial(self._touch_ends, learn)
@@ -198,17 +200,14 @@ class Learned(Schedule):
         zero: Tensor = _Nothing.apply(self.low, self.high)  # type: ignore[no-untyped-call]
         return loss + zero
 
-    def _weigh(self, carrier: Tensor, loss: Tensor, dims: int) -> Tensor:
+    def _weigh(self, carrier: Tensor, distance: Tensor | float, loss: Tensor, dims: int) -> Tensor:
         value = to_float64(loss.detach())
         if self.training and not under_functorch(value):
             self._count_loss()
-            self.seen[0] += value.sum()
-            self.seen[1] += len(value)
-        high, low = self.ends()
-        blind = (
-            0.5 * dims * (high - low)
-        )  # the bound of a model that predicts nothing: the scale of ℓ until m is known
-        mean = torch.where(self.mean_loss > 0, self.mean_loss, blind)
+            self.seen[0].add_(value.sum())
+            self.seen[1].add_(len(value))
+        # the bound of a model that predicts nothing is the scale of ℓ until m is known
+        mean = torch.where(self.mean_loss > 0, self.mean_loss, 0.5 * dims * distance)
         weighed: Tensor = _Weigh.apply(loss, carrier, 2 * (value - self.mean_loss) / mean)  # type: ignore[no-untyped-call]
         return weighed
 

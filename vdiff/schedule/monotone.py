@@ -178,10 +178,10 @@ class Spline(Learned):
         times, *cells = self._cells()
         cell = _place(times, t64)
         start, low, gain = (part[cell] for part in (times, *cells))
-        behind = t64 - start
-        density = (low * low + 2 * behind * gain).sqrt()
-        # the root of ½ gain x² + low x = behind, without cancelling
-        u = (cell + 2 * behind / (low + density)) / len(cells[0])
+        twice = 2 * (t64 - start)
+        density = torch.addcmul(low.square(), twice, gain).sqrt()
+        # the root of gain x² + 2 low x = twice, without cancelling
+        u = (cell + twice / (low + density)) / len(cells[0])
         return torch.where((t64 > 0) & (t64 < 1), u, t64), (density * len(cells[0])).reciprocal()
 
     def time_at(self, logsnr: Tensor) -> Tensor:
