@@ -421,6 +421,7 @@ class _Signature:
         self.defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
         self.constraints = {name: constraints(hints.get(name)) for name in parameters}
         self.rules = [(rule, tuple(inspect.signature(rule).parameters)) for rule in rules]
+        self.ruled = {word for _, words in self.rules for word in words}
         every = [constraint for some in self.constraints.values() for constraint in some]
         self.by_type = not rules and all(map(_by_type, every))
 
@@ -432,8 +433,8 @@ class _Signature:
             if word not in self.constraints and not self.open:
                 raise TypeError(self._unknown(word, args))
         if self.by_type:
-            for value, (word, checks) in zip(args, self.constraints.items(), strict=False):
-                for constraint in checks:
+            for value, word in zip(args, self.words, strict=False):
+                for constraint in self.constraints[word]:
                     constraint(value, word, kwargs)
             for word, value in kwargs.items():
                 for constraint in self.constraints.get(word, ()):
@@ -445,9 +446,9 @@ class _Signature:
             if word in given:
                 for constraint in checks:
                     everything[word] = constraint(everything[word], word, everything)
-        for rule, words in self.rules:
-            if all(map(everything.__contains__, words)):
-                rule(*map(everything.__getitem__, words))
+        if everything.keys() >= self.ruled:  # or the call itself fails
+            for rule, words in self.rules:
+                rule(*[everything[word] for word in words])
         named = tuple(everything[word] for word in self.words[: len(args)])
         return named + args[len(named) :], {word: everything[word] for word in kwargs}
 
