@@ -168,9 +168,7 @@ class Learned(Schedule):
             u, slope = self.shape(t)
             if self.learns_shape and self.follow_variance and graph:
                 u, slope, carrier = _Route.apply(u, slope)  # type: ignore[no-untyped-call]
-                learn = partial(
-                    self._weigh, carrier, distance.detach() if self.learn_ends else distance
-                )
+                learn = partial(self._weigh, carrier, distance)
             levels = NoiseLevels(high - distance * u, distance * slope)
         if pin and self.learn_ends and graph:
             learn = partial(self._touch_ends, learn)
@@ -206,8 +204,9 @@ class Learned(Schedule):
             self._count_loss()
             self.seen[0].add_(value.sum())
             self.seen[1].add_(len(value))
+        width = distance.detach() if isinstance(distance, Tensor) else distance
         # the bound of a model that predicts nothing is the scale of ℓ until m is known
-        mean = torch.where(self.mean_loss > 0, self.mean_loss, 0.5 * dims * distance)
+        mean = torch.where(self.mean_loss > 0, self.mean_loss, 0.5 * dims * width)
         weighed: Tensor = _Weigh.apply(loss, carrier, 2 * (value - self.mean_loss) / mean)  # type: ignore[no-untyped-call]
         return weighed
 
