@@ -112,14 +112,11 @@ class Instance:
         names = " or ".join(cls.__name__ for cls in self.classes)
         hint = self.hint or str(getattr(self.classes[0], "__example__", ""))
         if self.classes[0] is torch.Generator:
-            names, hint = "torch.Generator", _SEEDED
+            names, hint = "torch.Generator", "torch.Generator(x.device).manual_seed(seed)"
         elif isinstance(value, type) and issubclass(value, self.classes) and _needs_nothing(value):
             hint = f"an instance: {value.__name__}()"
         article = "an" if names[0] in "AEIOU" else "a"
         raise InvalidType(argument, f"be {article} {names}", shown(value), hint)
-
-
-_SEEDED = "torch.Generator(x.device).manual_seed(seed)"
 
 
 def _needs_nothing(cls: type) -> bool:
@@ -245,8 +242,7 @@ def noise(value: Any, argument: str, given: Given) -> Any:
 
 def random(value: Any, argument: str, given: Given) -> Any:
     """A `torch.Generator` on the device of `x` (or `data`); any for the meta device."""
-    if not isinstance(value, torch.Generator):
-        raise InvalidType(argument, "be a torch.Generator", repr(value), _SEEDED)
+    Instance((torch.Generator,))(value, argument, given)
     other, x = _examples(given)
     if isinstance(x, Tensor) and value.device.type != x.device.type:
         _on_device(value, argument, x, other)

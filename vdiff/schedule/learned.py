@@ -179,10 +179,9 @@ class Learned(Schedule):
         """Take the losses since the last call into the running mean m of the shape's gradient."""
         self._unread = 0
         if self.learns_shape:
-            total, count = (self.seen if all_reduce is None else all_reduce(self.seen)).clone()
-            mean = torch.where(
-                total.isfinite() & (count > 0), total / count.clamp(min=1), self.mean_loss
-            )
+            total, count = self.seen if all_reduce is None else all_reduce(self.seen)
+            mean = total / count  # of no losses, NaN
+            mean = torch.where(mean.isfinite(), mean, self.mean_loss)
             self.mean_loss.copy_(
                 torch.where(self.mean_loss > 0, torch.lerp(mean, self.mean_loss, MEMORY), mean)
             )
