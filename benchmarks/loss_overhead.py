@@ -92,11 +92,16 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
         vdiff.Denoiser(network, vdiff.parameterization.Eps()),
     )
 
-    def learned(schedule: vdiff.schedule.Schedule) -> Step:
-        """The diffusion term under a schedule that learns from it, its statistics taken in."""
+    def learned(schedule: vdiff.schedule.Schedule, whole: bool = False) -> Step:
+        """The diffusion term, or the whole bound with its ends, under a schedule that learns from
+        it, its statistics taken in."""
 
         def step() -> Tensor:
-            loss = vdiff.weighted_elbo(model, x, schedule=schedule).mean()
+            if whole:
+                bound = vdiff.elbo(model, data, schedule=schedule, decoder=decoder)
+                loss = bound.total.mean()
+            else:
+                loss = vdiff.weighted_elbo(model, x, schedule=schedule).mean()
             schedule.update()
             return loss
 
@@ -135,10 +140,12 @@ def losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
         "full bound, 256 levels": lambda: vdiff.elbo(
             model, data, schedule=schedule, decoder=decoder
         ).total.mean(),
+        "full bound, learned ends": learned(vdiff.schedule.LearnedLinear(), whole=True),
+        "full bound, spline": learned(vdiff.schedule.Spline(), whole=True),
     }
 
 
-def chain_losses(network: nn.Module, x: Tensor) -> dict[str, Step]:
+def chain_losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]:
     """The same for a network with a variance head."""
     model, table = (
         vdiff.Denoiser(
@@ -146,10 +153,14 @@ def chain_losses(network: nn.Module, x: Tensor) -> dict[str, Step]:
         ),
         vdiff.schedule.Tabulated.linear_betas(),
     )
+    decoder = vdiff.decoder.DiscretizedGaussian(256, uses_network=True)
     return {
         "hybrid, learned range": lambda: vdiff.hybrid_loss(
             model, x, schedule=table, steps=999
-        ).mean()
+        ).mean(),
+        "hybrid, its decoder": lambda: vdiff.hybrid_loss(
+            model, data, schedule=table, steps=999, decoder=decoder
+        ).mean(),
     }
 
 
@@ -226,7 +237,7 @@ def main() -> None:
         say(f"{'loss':<28}{'time':>7}{'quartiles':>15}{'operations':>12}{'views':>7}{'memory':>8}")
         for one, steps in (
             (network, losses(network, x, data)),
-            (two_heads, chain_losses(two_heads, x)),
+            (two_heads, chain_losses(two_heads, x, data)),
         ):
             compare(one, bare_step(one, x), steps, pairs)
 

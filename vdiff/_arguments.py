@@ -130,6 +130,8 @@ def synchronised(model: Any, schedule: Schedule) -> None:
 def denoisers(model: Any) -> list[Denoiser]:
     """The Denoisers in a model."""
     model = original(model)
+    if isinstance(model, Denoiser):  # a network within one is no model
+        return [model]
     modules = model.modules() if isinstance(model, nn.Module) else ()
     return [module for module in modules if isinstance(module, Denoiser)]
 

@@ -2,6 +2,7 @@
 beyond. A range is (λ_max, λ_min)."""
 
 import functools
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,9 +25,16 @@ def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
     """Have the backward pass of a loss note on its model between which λ it was trained."""
     model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
     trains = validation_enabled() and loss.requires_grad and not under_functorch(loss)
-    if trains and isinstance(model, Denoiser) and model.training:
+    if trains and isinstance(model, Denoiser) and model.training and not _noted(model, schedule):
         note = functools.partial(_note, model, schedule)  # a pickle of the loss leaves it out
         loss.register_hook(unserializable_hook(note))  # type: ignore[no-untyped-call]
+
+
+def _noted(model: Denoiser, schedule: Schedule) -> bool:
+    """Whether ends that are numbers are noted already."""
+    (high, low), (most, least) = schedule.ends(), model.trained or (-math.inf, math.inf)
+    numbers = all(isinstance(end, float) for end in (high, low, least, most))
+    return numbers and bool(least <= low and high <= most)
 
 
 def _note(model: Denoiser, schedule: Schedule, gradient: Tensor) -> None:

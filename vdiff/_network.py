@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vdiff._precision import HALF
 from vdiff._validate import Given, require
-from vdiff.errors import InvalidType, shown
+from vdiff.errors import InvalidType, InvalidValue, shown
 
 TIME = (
     "what the network is given: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a "
@@ -98,13 +98,15 @@ def check_output(out: object, z: Tensor, parts: int) -> None:
         hint = f"take the tensor out: Denoiser(network, …, output=lambda out: out{_part(out)})"
         raise InvalidType("network", "return a tensor", type(out).__name__, hint)
     expected = (z.shape[0], parts * z.shape[1], *z.shape[2:])
-    what = "the shape of z" if parts == 1 else "twice the channels of z, mean and variance"
-    hint = _shape_hint(out, z, parts)
-    require(out.shape == expected, "network", f"return {what}, {expected}", tuple(out.shape), hint)
+    if out.shape != expected:
+        what = "the shape of z" if parts == 1 else "twice the channels of z, mean and variance"
+        hint = _shape_hint(out, z, parts)
+        raise InvalidValue("network", f"return {what}, {expected}", tuple(out.shape), hint)
     if not out.is_floating_point():
         raise InvalidType("network", "return real floating values", out.dtype)
-    same = f"return its output on the device of z, {z.device}"
-    require(out.device == z.device, "network", same, out.device, "network.to(z.device)")
+    if out.device != z.device:
+        same = f"return its output on the device of z, {z.device}"
+        raise InvalidValue("network", same, out.device, "network.to(z.device)")
 
 
 def _part(out: object) -> str:

@@ -59,22 +59,22 @@ class Number:
     at_most: float = math.inf
     hint: str = ""
 
-    def __call__(self, value: object, argument: str, given: Given) -> float:
+    def __call__(self, value: Any, argument: str, given: Given) -> float:
         try:
-            number = float("text" if isinstance(value, str) else value)  # type: ignore[arg-type]
+            number = float("text" if isinstance(value, str) else value)
         except (TypeError, ValueError, RuntimeError):
             raise InvalidType(argument, "be a number", repr(value)) from None
         inside = self.above < number < self.below and self.at_least <= number <= self.at_most
-        finite = math.isfinite(number) and inside
+        finite = inside and math.isfinite(number)
         require(finite, argument, self.requirement, f"{number:g}", self.hint)
         return number
 
-    @property
+    @functools.cached_property
     def requirement(self) -> str:
         low, high = max(self.above, self.at_least), min(self.below, self.at_most)
         if high < math.inf:
-            left = "(" if self.above > -math.inf else "["
-            return f"lie in {left}{low:g}, {high:g}{')' if self.below < math.inf else ']'}"
+            left, right = "(["[self.above == -math.inf], ")]"[self.below == math.inf]
+            return f"lie in {left}{low:g}, {high:g}{right}"
         if self.above > -math.inf:
             return f"be finite and greater than {low:g}"
         return "be finite" + (f" and at least {low:g}" if low > -math.inf else "")
@@ -88,15 +88,13 @@ class Whole:
     hint: str = ""
     at_most: int | None = None
 
-    def __call__(self, value: object, argument: str, given: Given) -> object:
+    def __call__(self, value: Any, argument: str, given: Given) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidType(argument, "be a Python int", repr(value), "write int(…)")
-        if self.at_most is None or value < self.at_least:
-            least = f"be at least {self.at_least}"
-            require(
-                value >= self.at_least, argument, least, value, "" if self.at_most else self.hint
-            )
-        elif value > self.at_most:
+        if value < self.at_least:
+            hint = "" if self.at_most else self.hint
+            raise InvalidValue(argument, f"be at least {self.at_least}", value, hint)
+        if self.at_most is not None and value > self.at_most:
             raise InvalidValue(argument, f"be at most {self.at_most:,}", f"{value:,}", self.hint)
         return value
 
@@ -108,14 +106,13 @@ class Instance:
     classes: tuple[type, ...]
     hint: str = ""
 
-    def __call__(self, value: object, argument: str, given: Given) -> object:
+    def __call__(self, value: Any, argument: str, given: Given) -> Any:
         if isinstance(value, self.classes):
             return value
         names = " or ".join(cls.__name__ for cls in self.classes)
         hint = self.hint or str(getattr(self.classes[0], "__example__", ""))
         if self.classes[0] is torch.Generator:
-            hint = "torch.Generator(x.device).manual_seed(seed)"
-            names = "torch.Generator"
+            names, hint = "torch.Generator", "torch.Generator(x.device).manual_seed(seed)"
         elif isinstance(value, type) and issubclass(value, self.classes) and _needs_nothing(value):
             hint = f"an instance: {value.__name__}()"
         article = "an" if names[0] in "AEIOU" else "a"
@@ -124,9 +121,8 @@ class Instance:
 
 def _needs_nothing(cls: type) -> bool:
     parameters = inspect.signature(cls).parameters.values()
-    return all(
-        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
-    )
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return all(p.default is not p.empty or p.kind in variable for p in parameters)
 
 
 @dataclass(frozen=True)
@@ -135,10 +131,11 @@ class OneOf:
 
     values: tuple[Any, ...]
 
-    def __call__(self, value: object, argument: str, given: Given) -> object:
-        hint = did_you_mean(value, map(str, self.values)) if isinstance(value, str) else ""
-        names = ", ".join(map(repr, self.values))
-        require(value in self.values, argument, f"be one of {names}", repr(value), hint)
+    def __call__(self, value: Any, argument: str, given: Given) -> Any:
+        if value not in self.values:
+            hint = did_you_mean(value, map(str, self.values)) if isinstance(value, str) else ""
+            names = ", ".join(map(repr, self.values))
+            raise InvalidValue(argument, f"be one of {names}", repr(value), hint)
         return value
 
 
@@ -148,34 +145,27 @@ class Function:
 
     hint: str = ""
 
-    def __call__(self, value: object, argument: str, given: Given) -> object:
+    def __call__(self, value: Any, argument: str, given: Given) -> Any:
         if value is not None and (not callable(value) or isinstance(value, type)):
             came = value if isinstance(value, type) else type(value).__name__
             raise InvalidType(argument, "be a function", came, self.hint)
         return value
 
 
-def tensor(value: object, argument: str, given: Given) -> object:
+def tensor(value: Any, argument: str, given: Given) -> Any:
     """A tensor."""
     if not isinstance(value, Tensor):
-        listed = not isinstance(value, str | type | None) and type(value).__module__ in _ARRAYS
-        raise InvalidType(
-            argument,
-            "be a torch.Tensor",
-            type(value).__name__,
-            f"torch.as_tensor({argument})" if listed else "",
-        )
+        arrays = type(value).__module__ in ("builtins", "numpy")
+        listed = arrays and not isinstance(value, str | type | None)
+        hint = f"torch.as_tensor({argument})" if listed else ""
+        raise InvalidType(argument, "be a torch.Tensor", type(value).__name__, hint)
     return value
 
 
-_ARRAYS = ("builtins", "numpy")
-
-
-def floating(value: object, argument: str, given: Given) -> object:
+def floating(value: Any, argument: str, given: Given) -> Any:
     """A floating tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        tensor(value, argument, given)
-        dtype = value.dtype  # type: ignore[attr-defined]
+        dtype = tensor(value, argument, given).dtype
         hint = _TIMES if argument == "t" else _float_hint(dtype) if argument == "x" else ""
         raise InvalidType(argument, "be a floating tensor", dtype, hint)
     return value
@@ -192,29 +182,30 @@ def _float_hint(dtype: torch.dtype) -> str:
     return "encode first: a discrete decoder does it, as Categorical(levels=256).encode(data)"
 
 
-def batch(value: object, argument: str, given: Given) -> object:
+def batch(value: Any, argument: str, given: Given) -> Any:
     """A tensor (batch, …) of at least one example with at least one dimension."""
     if hasattr(value, "__iter__") and not hasattr(value, "__array__"):  # a DataLoader too
         hint = "one tensor of all examples: torch.stack(list), torch.cat([x for x, _ in loader])"
         raise InvalidType(argument, "be a torch.Tensor", type(value).__name__, hint)
-    tensor(value, argument, given)
-    shape = tuple(value.shape)  # type: ignore[attr-defined]
-    requirement = "have shape (batch, …) with one dimension or more behind the batch"
-    hint = "one example needs x[None], scalar examples need x[:, None]"
-    require(len(shape) > 1, argument, requirement, shape, hint)
-    empty = "an empty batch has no mean"
-    require(0 not in shape, argument, "hold at least one example", f"shape {shape}", empty)
+    shape = tensor(value, argument, given).shape
+    if len(shape) < 2:
+        requirement = "have shape (batch, …) with one dimension or more behind the batch"
+        hint = "one example needs x[None], scalar examples need x[:, None]"
+        raise InvalidValue(argument, requirement, tuple(shape), hint)
+    if 0 in shape:
+        hint = "an empty batch has no mean"
+        raise InvalidValue(argument, "hold at least one example", f"shape {tuple(shape)}", hint)
     return value
 
 
-def data(value: object, argument: str, given: Given) -> object:
+def data(value: Any, argument: str, given: Given) -> Any:
     """A dense, real, floating tensor (batch, …) with at least one example. Reads no value."""
     tensor(value, argument, given)
-    if value.layout is not torch.strided:  # type: ignore[attr-defined]
-        raise InvalidType(argument, "be dense", value.layout, "call .to_dense() first")  # type: ignore[attr-defined]
-    if not value.is_floating_point():  # type: ignore[attr-defined]
-        dtype = value.dtype  # type: ignore[attr-defined]
-        raise InvalidType(argument, "be real and floating", dtype, _float_hint(dtype))
+    if value.layout is not torch.strided:
+        raise InvalidType(argument, "be dense", value.layout, "call .to_dense() first")
+    if not value.is_floating_point():
+        hint = _float_hint(value.dtype)
+        raise InvalidType(argument, "be real and floating", value.dtype, hint)
     return batch(value, argument, given)
 
 
@@ -228,35 +219,30 @@ def finite_values(value: Tensor, argument: str, given: Given) -> Tensor:
     return value
 
 
-def noise(value: object, argument: str, given: Given) -> object:
+def noise(value: Any, argument: str, given: Given) -> Any:
     """A tensor of the shape, device and dtype of `x` (or `data`), or float32 where that is
     narrower. A default dtype in half precision is taken too: `torch.randn(x.shape)` has it."""
-    tensor(value, argument, given)
-    (other, x), v = _examples(given), typing.cast(Tensor, value)
-    hint = "it would broadcast in silence" if v.numel() < x.numel() else ""
-    same = f"have the shape of {other}, {tuple(x.shape)}"
-    require(v.shape == x.shape, argument, same, tuple(v.shape), hint)
-    _on_device(v, argument, x, other)
+    other, x = _examples(given)
+    if tensor(value, argument, given).shape != x.shape:
+        hint = "it would broadcast in silence" if value.numel() < x.numel() else ""
+        same = f"have the shape of {other}, {tuple(x.shape)}"
+        raise InvalidValue(argument, same, tuple(value.shape), hint)
+    _on_device(value, argument, x, other)
+    dtype, wider = torch.float32, torch.float64  # a decoder may encode integers so
+    same, hint = f"have dtype {dtype}", f"{argument} = {argument}.to({dtype})"
+    if x.is_floating_point():
+        dtype, wider = x.dtype, torch.promote_types(x.dtype, torch.float32)
+        same = f"have the dtype of {other}, {dtype}"
+        hint = f"{argument} = {argument}.to({other}.dtype), or torch.randn_like({other})"
     default = torch.get_default_dtype()
-    dtype = x.dtype if x.is_floating_point() else torch.float32
-    made = default if default.itemsize < 4 else dtype
-    wider = torch.promote_types(dtype, torch.float32)
-    if not x.is_floating_point():
-        wider = torch.float64  # a decoder may encode integers so
-    fits = v.dtype in (dtype, wider, made)
-    same = f"have the dtype of {other}, {dtype}"
-    hint = f"{argument} = {argument}.to({other}.dtype), or torch.randn_like({other})"
-    if not x.is_floating_point():
-        same, hint = f"have dtype {dtype}", f"{argument} = {argument}.to({dtype})"
-    require(fits, argument, same, v.dtype, hint)
+    fits = value.dtype in (dtype, wider) or (value.dtype == default and default.itemsize < 4)
+    require(fits, argument, same, value.dtype, hint)
     return value
 
 
-def random(value: object, argument: str, given: Given) -> object:
+def random(value: Any, argument: str, given: Given) -> Any:
     """A `torch.Generator` on the device of `x` (or `data`); any for the meta device."""
-    if not isinstance(value, torch.Generator):
-        hint = "torch.Generator(x.device).manual_seed(seed)"
-        raise InvalidType(argument, "be a torch.Generator", repr(value), hint)
+    Instance((torch.Generator,))(value, argument, given)
     other, x = _examples(given)
     if isinstance(x, Tensor) and value.device.type != x.device.type:
         _on_device(value, argument, x, other)
@@ -269,11 +255,11 @@ def _examples(given: Given) -> tuple[str, Any]:
 
 
 def _on_device(v: Tensor | torch.Generator, argument: str, x: Tensor, other: str) -> None:
-    hint = f"{argument} = {argument}.to({other}.device)"
-    if isinstance(v, torch.Generator):
-        hint = f"torch.Generator({other}.device)"
-    same = f"be on the device of {other}, {x.device}"
-    require(v.device == x.device, argument, same, v.device, hint)
+    if v.device != x.device:
+        hint = f"{argument} = {argument}.to({other}.device)"
+        if isinstance(v, torch.Generator):
+            hint = f"torch.Generator({other}.device)"
+        raise InvalidValue(argument, f"be on the device of {other}, {x.device}", v.device, hint)
 
 
 @dataclass(frozen=True)
@@ -286,13 +272,12 @@ class Ends:
 
     zero: bool = False
 
-    def __call__(self, value: object, argument: str, given: Given) -> object:
+    def __call__(self, value: Any, argument: str, given: Given) -> Any:
         other, x = _examples(given)
         if isinstance(value, float):
             hint = f"one time for all is torch.full((len({other}),), {value})"
             raise InvalidType(argument, "be a torch.Tensor", "float", hint)
-        tensor(value, argument, given)
-        t = typing.cast(Tensor, value)
+        t: Tensor = tensor(value, argument, given)
         require(t.is_floating_point(), argument, "be floating", t.dtype, _TIMES)
         hint = "t.flatten()" if t.numel() == x.shape[0] else "one time for each example"
         shape = f"have shape (batch,) = ({x.shape[0]},)"
@@ -338,37 +323,36 @@ def on_chain(t: Tensor, steps: int) -> None:
         raise InvalidValue("t", f"be i/{steps} with i = 1 … {steps}", got, hint)
 
 
-_CLEAN = "λ = +∞ is data without noise, where nothing is left to predict: stop at about 15"
-_NOISE = "λ = −∞ is zero terminal SNR: a bound needs some signal left, so stop at about −15"
-CleanEnd = Annotated[float, Number(hint=_CLEAN)]
-NoisyEnd = Annotated[float, Number(hint=_NOISE)]
-
-
-def total(value: object, argument: str, given: Given) -> object:
+def total(value: Any, argument: str, given: Given) -> Any:
     """A weighting by itself: a function of λ that is neither a class nor a factor."""
     if isinstance(value, type) or not callable(value):
-        hint = "for instance Sigmoid(2.0)"
-        if isinstance(value, type):
-            hint = f"an instance: {value.__name__}()"
+        named = isinstance(value, type)
+        hint = f"an instance: {value.__name__}()" if named else "for instance Sigmoid(2.0)"
         raise InvalidType(argument, "be a Weighting or a function of logsnr", shown(value), hint)
-    if isinstance(value, nn.Module) and "_modules" not in vars(value):
+    parts: tuple[Any, ...] = (value,)
+    if not isinstance(value, nn.Module):  # of methods and partials, what is within
+        parts += getattr(value, "__self__", None), getattr(value, "func", None)
+    elif "_modules" not in vars(value):
         hint = "its __init__ must call super().__init__()"
         raise InvalidType(argument, "be initialised", type(value).__name__, hint)
-    within = (getattr(value, name, None) for name in ("__self__", "func"))  # of methods, partials
-    for one in (value,) if isinstance(value, nn.Module) else (value, *within):
-        if getattr(one, "is_factor", False):
-            hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {one!r}"
-            raise InvalidValue(argument, "be a total", f"the factor {one!r}", hint)
+    for part in parts:
+        if getattr(part, "is_factor", False):
+            hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {part!r}"
+            raise InvalidValue(argument, "be a total", f"the factor {part!r}", hint)
     return value
 
 
+_CLEAN = "λ = +∞ is data without noise, where nothing is left to predict: stop at about 15"
+_NOISE = "λ = −∞ is zero terminal SNR: a bound needs some signal left, so stop at about −15"
+_UNRESOLVED = "beyond that rounding loses the difference of t and t − 1/T"
+CleanEnd = Annotated[float, Number(hint=_CLEAN)]
+NoisyEnd = Annotated[float, Number(hint=_NOISE)]
 WeightFunction = Annotated[Callable[[Tensor], Tensor], total]
 Finite = Annotated[float, Number()]
 Positive = Annotated[float, Number(above=0.0)]
 NonNegative = Annotated[float, Number(at_least=0.0)]
 Fraction = Annotated[float, Number(at_least=0.0, at_most=1.0)]
 Count = Annotated[int, Whole()]
-_UNRESOLVED = "beyond that rounding loses the difference of t and t − 1/T"
 Steps = Annotated[int, Whole(at_most=MOST_STEPS, hint=_UNRESOLVED)]
 Data = Annotated[Tensor, data]
 FiniteData = Annotated[Tensor, data, finite_values]
@@ -383,40 +367,31 @@ Random = Annotated[torch.Generator, random]
 def validated(function: Callable[P, R], /) -> Callable[P, R]: ...
 @overload
 def validated(
-    *, rules: Iterable[Rule] = ..., elsewhere: Mapping[str, str] = ...
+    *, rules: Iterable[Rule] = ..., elsewhere: Given = ...
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
 def validated(
-    function: Any = None, /, *, rules: Iterable[Rule] = (), elsewhere: Any = None
+    function: Any = None, /, *, rules: Iterable[Rule] = (), elsewhere: Given | None = None
 ) -> Any:
     """Check the arguments of a public function by its signature, then by `rules`, functions of
     some of them. `elsewhere` says of a word that is no argument where it belongs.
 
-    Code of ours calls `unchecked(function)`. Nothing is checked while
-    `torch.compile` traces.
+    Code of ours calls `unchecked(function)`. Nothing is checked while `torch.compile` traces.
     """
     if function is None:
-        return functools.partial(_validated, rules=tuple(rules), elsewhere=elsewhere or {})
-    return _validated(function, (), {})
+        return functools.partial(validated, rules=rules, elsewhere=elsewhere)
 
-
-def unchecked(function: Callable[P, R]) -> Callable[P, R]:
-    """A `@validated` function without its checks, for code that has made them."""
-    return getattr(function, "__wrapped__", function)
-
-
-def _validated(
-    function: Callable[P, R], rules: tuple[Rule, ...], elsewhere: Mapping[str, str]
-) -> Callable[P, R]:
     @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+    def checked(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        signature = _signature(function, rules, elsewhere)
+        signature = _SIGNATURES.get(function)
+        if signature is None:  # read at the first call, when its names are defined
+            signature = _SIGNATURES[function] = _Signature(function, rules, elsewhere or {})
         try:
-            positional, keywords = signature.check(args, kwargs)
-            return function(*positional, **keywords)
+            args, kwargs = signature.check(args, kwargs)
+            return function(*args, **kwargs)
         except InvalidArgument as error:
             error.function = error.function or signature.name(args)
             raise
@@ -424,68 +399,54 @@ def _validated(
     return checked
 
 
-_SIGNATURES: "dict[Callable[..., Any], _Signature]" = {}  # in a closure, torch.compile would fail
-
-
-def _signature(
-    function: Callable[..., Any], rules: tuple[Rule, ...], elsewhere: Mapping[str, str]
-) -> "_Signature":
-    if function not in _SIGNATURES:  # read at the first call, when its names are defined
-        _SIGNATURES[function] = _Signature(function, rules, elsewhere)
-    return _SIGNATURES[function]
+def unchecked(function: Callable[P, R]) -> Callable[P, R]:
+    """A `@validated` function without its checks, for code that has made them."""
+    return getattr(function, "__wrapped__", function)
 
 
 class _Signature:
     """The constraints of a function's arguments."""
 
     def __init__(
-        self, function: Callable[..., Any], rules: tuple[Rule, ...], elsewhere: Mapping[str, str]
+        self, function: Callable[..., Any], rules: Iterable[Rule], elsewhere: Given
     ) -> None:
         parameters = inspect.signature(function).parameters
         hints = typing.get_type_hints(function, include_extras=True)
-        self.function, self.elsewhere = function, elsewhere
-        self.words = list(parameters)
+        self.function, self.elsewhere, self.words = function, elsewhere, list(parameters)
         self.open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-        self.constraints = {n: found for n in parameters if (found := constraints(hints.get(n)))}
+        self.constraints = {name: constraints(hints.get(name)) for name in parameters}
         self.rules = [(rule, tuple(inspect.signature(rule).parameters)) for rule in rules]
-        every = [one for found in self.constraints.values() for one in found]
+        self.ruled = {word for _, words in self.rules for word in words}
+        every = [constraint for some in self.constraints.values() for constraint in some]
         self.by_type = not rules and all(map(_by_type, every))
-        self.places = [(i, n, self.constraints.get(n, ())) for i, n in enumerate(self.words)]
 
     def check(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Sequence[Any], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as they are to be used; raises for the first that does not fit."""
         for word in kwargs:
-            if word not in self.words and not self.open:
+            if word not in self.constraints and not self.open:
                 raise TypeError(self._unknown(word, args))
         if self.by_type:
-            return self._check_types(args, kwargs)
+            for value, word in zip(args, self.words, strict=False):
+                for constraint in self.constraints[word]:
+                    constraint(value, word, kwargs)
+            for word, value in kwargs.items():
+                for constraint in self.constraints.get(word, ()):
+                    constraint(value, word, kwargs)
+            return args, kwargs
         given = dict(zip(self.words, args, strict=False)) | kwargs
         everything = self.defaults | given
-        for word, found in self.constraints.items():
+        for word, checks in self.constraints.items():
             if word in given:
-                for constraint in found:
+                for constraint in checks:
                     everything[word] = constraint(everything[word], word, everything)
-        for rule, words in self.rules:
-            if all(word in everything for word in words):
-                rule(*(everything[word] for word in words))
-        positional = [everything[word] for word, _ in zip(self.words, args, strict=False)]
-        return positional + list(args[len(self.words) :]), {w: everything[w] for w in kwargs}
-
-    def _check_types(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Sequence[Any], dict[str, Any]]:
-        """`check` without a dictionary, for constraints that change nothing and ask for no other
-        argument: inner calls of every loss are such."""
-        for place, word, found in self.places:
-            for constraint in found:
-                if place < len(args):
-                    constraint(args[place], word, kwargs)
-                elif word in kwargs:
-                    constraint(kwargs[word], word, kwargs)
-        return args, kwargs
+        if everything.keys() >= self.ruled:  # or the call itself fails
+            for rule, words in self.rules:
+                rule(*[everything[word] for word in words])
+        named = tuple(everything[word] for word in self.words[: len(args)])
+        return named + args[len(named) :], {word: everything[word] for word in kwargs}
 
     def name(self, args: tuple[Any, ...]) -> str:
         """What the user called: a function, a class, or a class and its method."""
@@ -493,11 +454,8 @@ class _Signature:
         if self.words[:1] not in (["self"], ["cls"]) or not args:
             return name
         owner = args[0].__name__ if isinstance(args[0], type) else type(args[0]).__name__
-        return (
-            owner
-            if name in ("__init__", "__post_init__", "__call__", "forward")
-            else f"{owner}.{name}"
-        )
+        called = name in ("__init__", "__post_init__", "__call__", "forward")
+        return owner if called else f"{owner}.{name}"
 
     def _unknown(self, word: str, args: tuple[Any, ...]) -> str:
         near = [text for other, text in self.elsewhere.items() if did_you_mean(word, [other])]
@@ -507,13 +465,19 @@ class _Signature:
         return f"{self.name(args)}: argument '{word}' is unknown" + (f"; {hint}" if hint else "")
 
 
+_SIGNATURES: dict[Callable[..., Any], _Signature] = {}  # in a closure, torch.compile would fail
+
+
 def constraints(hint: Any) -> tuple[Constraint, ...]:
     """What a type asks of a value."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return tuple(c for c in hint.__metadata__ if callable(c))
     if origin in (typing.Union, types.UnionType):
-        return _of_union([option for option in arguments if option is not type(None)], arguments)
+        checks = _of_union([option for option in arguments if option is not type(None)])
+        if type(None) in arguments:
+            return tuple(functools.partial(_unless_none, constraint) for constraint in checks)
+        return checks
     if origin is Literal:
         return (OneOf(arguments),)
     if origin is collections.abc.Callable:
@@ -528,26 +492,22 @@ def constraints(hint: Any) -> tuple[Constraint, ...]:
     return ()
 
 
-def _of_union(options: list[Any], arguments: tuple[Any, ...]) -> tuple[Constraint, ...]:
+def _of_union(options: Sequence[Any]) -> tuple[Constraint, ...]:
     if len(options) == 1:
-        found = constraints(options[0])
-    else:
-        each = [constraints(option) for option in options]
-        number = any(option in (float, int) for option in options)
-        classes = [o for one in each for c in one if isinstance(c, Instance) for o in c.classes]
-        if number and any(c in (tensor, floating) for one in each for c in one):
-            found = (_tensor_or_number,)
-        elif len(classes) == len(options):
-            found = (Instance(tuple(classes)),)
-        else:
-            return ()
-    if len(options) < len(arguments):
-        return tuple(functools.partial(_unless_none, constraint) for constraint in found)
-    return found
+        return constraints(options[0])
+    checks = [constraint for option in options for constraint in constraints(option)]
+    if (float in options or int in options) and (tensor in checks or floating in checks):
+        return (_tensor_or_number,)
+    classes = [cls for c in checks if isinstance(c, Instance) for cls in c.classes]
+    return (Instance(tuple(classes)),) if len(classes) == len(options) else ()
 
 
-def _tensor_or_number(value: object, argument: str, given: Given) -> object:
+def _tensor_or_number(value: Any, argument: str, given: Given) -> Any:
     return value if isinstance(value, float | int) else tensor(value, argument, given)
+
+
+def _unless_none(constraint: Constraint, value: Any, argument: str, given: Given) -> Any:
+    return None if value is None else constraint(value, argument, given)
 
 
 def _by_type(constraint: Constraint) -> bool:
@@ -556,10 +516,6 @@ def _by_type(constraint: Constraint) -> bool:
         constraint = constraint.args[0]
     alone = isinstance(constraint, Whole | Instance | OneOf | Function)
     return alone or constraint in (tensor, floating, _tensor_or_number)
-
-
-def _unless_none(constraint: Constraint, value: Any, argument: str, given: Given) -> Any:
-    return None if value is None else constraint(value, argument, given)
 
 
 __all__ = ["require", "shown", "unchecked", "validated"]

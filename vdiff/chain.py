@@ -33,6 +33,7 @@ from vdiff.loss import Generators, complete, standard_normal, to_float32
 from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
+from vdiff.schedule.base import NoiseLevels
 from vdiff.times import stratified, stratum_of
 from vdiff.weighting._check import divides_table
 
@@ -92,10 +93,10 @@ def hybrid_loss(
     torch.Size([8])
     """
     first = int(bound_weight > 0 and decoder is None)
-    level = _Level(model, data, schedule, steps, decoder, t, eps, generator, condition, first)
+    level = _one_level(model, data, schedule, steps, decoder, t, eps, generator, condition, first)
     loss = level.prediction.squared_error(level.x, level.eps)
     if bound_weight > 0:
-        loss = loss + bound_weight * level.term(level.prediction.detach_mean())
+        loss = loss + bound_weight * level.term(level.prediction.detach_mean(), data)
     note_training(original(model), schedule, loss)
     dims = level.x[0].numel()
     return level.at.learn(loss / dims, dims)
@@ -139,8 +140,8 @@ def vlb(
     >>> vlb(model, torch.randint(0, 256, (8, 2)), decoder=decoder, **chain).total.shape
     torch.Size([8])
     """
-    level = _Level(model, data, schedule, steps, decoder, t, eps, generator, condition)
-    term, first = level.term(level.prediction), level.t == 0
+    level = _one_level(model, data, schedule, steps, decoder, t, eps, generator, condition)
+    term, first = level.term(level.prediction, data), level.t == 0
     note_training(original(model), schedule, term)
     zero = torch.zeros_like(term)
     return Bound(
@@ -151,45 +152,57 @@ def vlb(
     )
 
 
-class _Level:
+class _Level(NamedTuple):
     """One evaluation of the model per example, at a level t = i/T of the chain, i = first … T.
     t = 0 is the decoder's level."""
 
-    def __init__(
-        self,
-        model: Model,
-        data: Tensor,
-        schedule: Schedule,
-        steps: int,
-        decoder: Decoder | None,
-        t: Tensor | None,
-        eps: Tensor | None,
-        generator: torch.Generator | None,
-        condition: Any,
-        first: int = 0,
-    ) -> None:
-        x = data if decoder is None else decoder.encode(data)
-        if t is None and first == 0:
-            t = with_decoder(stratified(len(x), generator=generator, device=x.device), steps)
-        self.x, self.t, self.eps = complete(x, t, eps, steps, generator)
-        if first > 0:
-            self.at = schedule.at(self.t, steps)
-        else:  # no step ends at t = 0: there the Δ of the first step stands in, unused
-            delta = schedule.at(self.t.clamp(min=1 / steps), steps).delta
-            self.at = schedule.at(self.t)._replace(delta=delta)
-        z = diffuse(self.x, self.eps, self.at.logsnr)
-        self.prediction: Prediction = model(z, self.at.logsnr, **(condition or {}))
-        self.data, self.decoder, self.logsnr_max = data, decoder, schedule.logsnr_max
-        self.terms = steps + (decoder is not None)
+    prediction: Prediction
+    x: Tensor
+    eps: Tensor
+    t: Tensor
+    at: NoiseLevels
+    logsnr_max: float
+    decoder: Decoder | None
+    terms: int
+    at_first: int  # so many examples, at most, are at the first level
 
-    def term(self, prediction: Prediction) -> Tensor:
+    def term(self, prediction: Prediction, data: Tensor) -> Tensor:
         """n times the bound's term at this level, nats per example."""
         term = reverse_kl(prediction, self.x, self.eps, self.at.step)
         if self.decoder is not None:
-            z, logsnr_max = prediction.z, self.logsnr_max
-            nll = self.decoder.nll(self.data, z, logsnr_max, lambda *_: prediction)
-            term = torch.where(self.t == 0, nll, term)
+            rows = self.t.topk(self.at_first, largest=False).indices
+            first = prediction.rows(rows)
+            nll = self.decoder.nll(data[rows], first.z, self.logsnr_max, lambda *_: first)
+            term = term.scatter(0, rows, torch.where(self.t[rows] == 0, nll, term[rows]))
         return self.terms * term
+
+
+def _one_level(
+    model: Model,
+    data: Tensor,
+    schedule: Schedule,
+    steps: int,
+    decoder: Decoder | None,
+    t: Tensor | None,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    condition: Any,
+    first: int = 0,
+) -> _Level:
+    """One evaluation of the model per example, at a level t = i/T of the chain with i = first … T;
+    the decoder's is i = 0."""
+    x = data if decoder is None else decoder.encode(data)
+    at_first = len(x) if t is not None else min(len(x), -(-len(x) // (steps + 1)) + 1)
+    if t is None and first == 0:
+        t = with_decoder(stratified(len(x), generator=generator, device=x.device), steps)
+    x, t, eps = complete(x, t, eps, steps, generator)
+    at = schedule.at(t if first else t.clamp(min=1 / steps), steps)
+    if first == 0:  # no step ends at t = 0: the first's stands in, unused
+        at = at._replace(logsnr=torch.where(t == 0, schedule.ends()[0], at.logsnr))
+    prediction = model(diffuse(x, eps, at.logsnr), at.logsnr, **(condition or {}))
+    terms = steps + (decoder is not None)
+    logsnr_max = schedule.logsnr_max
+    return _Level(prediction, x, eps, t, at, logsnr_max, decoder, terms, at_first)
 
 
 def with_decoder(u: Float[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:

@@ -220,7 +220,7 @@ def draw_times(
     x: Tensor, draws: int, steps: int | None, generator: torch.Generator | None
 ) -> tuple[Tensor, ...]:
     """Stratified times for each example, `draws` of them."""
-    return tuple(grid(len(x), draws, steps=steps, generator=generator, device=x.device))
+    return grid(len(x), draws, steps=steps, generator=generator, device=x.device).unbind()
 
 
 def to_float32(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -139,6 +139,9 @@ class X(Parameterization):
     def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         return x
 
+    def kappa2(self, logsnr: Tensor) -> Coefficient:
+        return torch.exp(-logsnr)
+
 
 class V(Parameterization):
     """v-prediction, o = α ε − σ x at σ_data = 1 (Salimans & Ho 2022); for another σ_data, minus
@@ -158,13 +161,15 @@ class V(Parameterization):
         self.sigma_data = sigma_data
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
-        if self.sigma_data == 1.0:
-            return -sigma(logsnr), alpha(logsnr)
-        normalized = logsnr + 2.0 * math.log(self.sigma_data)  # of x/σ_d: there this is plain v
+        normalized = self._normalized(logsnr)
         return sigma(normalized) * (-1.0 / self.sigma_data), alpha(normalized)
 
     def kappa2(self, logsnr: Tensor) -> Coefficient:
-        return torch.exp(-logsnr - 2.0 * math.log(self.sigma_data)) + 1.0  # α' + σ' e^{−λ'/2}
+        return torch.sigmoid(self._normalized(logsnr)).reciprocal()  # κ = α' + σ' e^{−λ'/2} = 1/α'
+
+    def _normalized(self, logsnr: Tensor) -> Tensor:
+        """λ' of x/σ_d, for which this is plain v."""
+        return logsnr if self.sigma_data == 1.0 else logsnr + 2.0 * math.log(self.sigma_data)
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
         if self.sigma_data == 1.0:
@@ -188,6 +193,9 @@ class Flow(Parameterization):
 
     def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         return eps - x
+
+    def kappa2(self, logsnr: Tensor) -> Coefficient:
+        return torch.sigmoid(0.5 * logsnr).square().reciprocal()  # κ = 1 + e^{−λ/2}
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
         return (alpha(logsnr) + sigma(logsnr)).reciprocal()

@@ -113,6 +113,16 @@ class Prediction(ValuesCopied):
         """
         return replace(self, **changes)
 
+    def rows(self, index: Tensor) -> "Prediction":
+        """The prediction for some examples of the batch.
+
+        >>> z = torch.ones(3, 1)
+        >>> Prediction(z, torch.zeros(3), z, Eps()).rows(torch.tensor([0, 2])).z.shape
+        torch.Size([2, 1])
+        """
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        return self.replace(**{name: v[index] for name, v in tensors.items() if v is not None})
+
     @validated
     def error(
         self, x: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"]

@@ -15,12 +15,13 @@ from registry import DECODERS, SCHEDULES, TARGETS, WEIGHTINGS, made_of
 from torch import Tensor, nn
 
 from vdiff import Denoiser, Objective
-from vdiff.decoder import Categorical, Gaussian
-from vdiff.nn import DDPMUNet, IDDPMUNet, VDMUNet
-from vdiff.objective import VLB, Weighted
+from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian, Gaussian
+from vdiff.nn import MLP, DDPMUNet, IDDPMUNet, VDMUNet
+from vdiff.objective import VLB, Hybrid, Weighted
 from vdiff.parameterization import Eps
-from vdiff.schedule import LearnedLinear, Linear
+from vdiff.schedule import LearnedLinear, Linear, Tabulated
 from vdiff.training import train
+from vdiff.variance import LearnedRange
 
 from .common import Net, assert_same, batch, data_of, gradients, model
 
@@ -83,6 +84,20 @@ def bound(i: int, decoder: Any) -> None:
         given=bool(i % 3),
         backend="aot_eager",
     )
+
+
+def hybrid(decoder: Decoder | None) -> None:
+    """A chain's learned variance; where times are drawn, the decoder reads the rows that need
+    it."""
+
+    def make() -> Objective:
+        torch.manual_seed(0)
+        network = Denoiser(MLP(2, dims_out=4), Eps(), variance=LearnedRange())
+        loss = Hybrid(27, bound_weight=0.5, decoder=decoder)
+        return Objective(network, schedule=Tabulated.linear_betas(levels=28), loss=loss)
+
+    data = torch.randn(8, 2) if decoder is None else torch.randint(0, 17, (8, 2))
+    assert_compiles(make, data, given=False, backend="aot_eager")
 
 
 def default_backend() -> None:
@@ -171,6 +186,8 @@ CASES: dict[str, Callable[[], None]] = {
     **{
         f"bound {name}": partial(bound, i, make) for i, (name, make) in enumerate(DECODERS.items())
     },
+    "hybrid": lambda: hybrid(None),
+    "hybrid, decoder": lambda: hybrid(DiscretizedGaussian(17, uses_network=True)),
     **{f"network {name}": lambda name=name: network(name) for name in NETWORKS},  # type: ignore[misc]
     "conditions": conditions,
     "default backend": default_backend,

@@ -159,18 +159,19 @@ class Schedule(PreciseModule, ABC):
         With `detach_ends`, learned end points get no gradient.
         """
         t = to_float64(t)
-        logsnr = self.logsnr_at(t)
         if steps is None:
+            logsnr = self.logsnr_at(t)
             rate = self.rate_at(t, logsnr)
             return NoiseLevels(
                 logsnr, rate.clamp(min=self._least_rate) if self._least_rate else rate
             )
-        delta = self.delta_at(t, logsnr, steps)
+        logsnr, delta = self._step_at(t, steps)
         return NoiseLevels(logsnr, steps * torch.expm1(delta), delta)
 
-    def delta_at(self, t: Tensor, logsnr: Tensor, steps: int) -> Tensor:
-        """λ_s − λ_t over the step that ends at t, s = t − 1/T, where λ(t) = logsnr."""
-        return self.logsnr_at((t - 1 / steps).clamp(min=0.0)) - logsnr
+    def _step_at(self, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """λ_t, and λ_s − λ_t over the step that ends at t."""
+        logsnr, less_noisy = self.logsnr_at(torch.stack([t, (t - 1 / steps).clamp(min=0.0)]))
+        return logsnr, less_noisy - logsnr
 
     def update(self, all_reduce: AllReduce | None = None) -> None:
         """Learn from the losses since the last call. Call it once after each optimizer step.
@@ -242,8 +243,7 @@ class Schedule(PreciseModule, ABC):
     @validated
     def delta(self, t: Float[Tensor, "*shape"], steps: Steps) -> Float[Tensor, "*shape"]:
         """λ_s − λ_t over the step that ends at t, s = t − 1/T, in float64."""
-        t64 = to_float64(t)
-        return self.delta_at(t64, self.logsnr_at(t64), steps)
+        return self._step_at(to_float64(t), steps)[1]
 
     @validated
     def check(self: AnySchedule, points: Count = 10_001) -> AnySchedule:

@@ -90,22 +90,23 @@ class Learned(LearnedEnds):
         self.mean_loss.zero_()
         self.seen.zero_()
 
-    def observed(self, u: Tensor, pdf: Tensor) -> tuple[Tensor, Tensor, Learn]:
+    def observed(
+        self, u: Tensor, pdf: Tensor, distance: Tensor | float
+    ) -> tuple[Tensor, Tensor, Learn]:
         if not (self.follow_variance and torch.is_grad_enabled()):
             return u, pdf, unchanged
         u, pdf, carrier = _Route.apply(u, pdf)  # type: ignore[no-untyped-call]
-        return u, pdf, partial(self._weigh, carrier)
+        return u, pdf, partial(self._weigh, carrier, distance)
 
-    def _weigh(self, carrier: Tensor, loss: Tensor, dims: int) -> Tensor:
+    def _weigh(self, carrier: Tensor, distance: Tensor | float, loss: Tensor, dims: int) -> Tensor:
         value = to_float64(loss.detach())
         if self.training and not under_functorch(value):
             self._count_loss()
-            self.seen[0] += value.sum()
-            self.seen[1] += len(value)
-        high, low = self.ends()
-        # until m is known, the scale of ℓ is the bound of a model that predicts nothing
-        blind = 0.5 * dims * (high - low)
-        mean = torch.where(self.mean_loss > 0, self.mean_loss, blind)
+            self.seen[0].add_(value.sum())
+            self.seen[1].add_(len(value))
+        width = distance.detach() if isinstance(distance, Tensor) else distance
+        # the bound of a model that predicts nothing is the scale of ℓ until m is known
+        mean = torch.where(self.mean_loss > 0, self.mean_loss, 0.5 * dims * width)
         weighed: Tensor = _Weigh.apply(loss, carrier, 2 * (value - self.mean_loss) / mean)  # type: ignore[no-untyped-call]
         return weighed
 

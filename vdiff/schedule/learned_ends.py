@@ -40,7 +40,9 @@ class LearnedEnds(Schedule):
         """(u, u') at t, in float64: u is exactly 0 and 1 at the ends, and u' > 0."""
 
     @abstractmethod
-    def observed(self, u: Tensor, pdf: Tensor) -> tuple[Tensor, Tensor, Learn]:
+    def observed(
+        self, u: Tensor, pdf: Tensor, distance: Tensor | float
+    ) -> tuple[Tensor, Tensor, Learn]:
         """(u, u') as a loss in continuous time uses them, and what learns from that loss."""
 
     @torch.no_grad()
@@ -92,7 +94,7 @@ class LearnedEnds(Schedule):
             delta = distance * (u - before)
             levels = NoiseLevels(high - distance * u, steps * torch.expm1(delta), delta)
         else:
-            u, pdf, learn = self.observed(*self.cdf_and_pdf(t))
+            u, pdf, learn = self.observed(*self.cdf_and_pdf(t), distance)
             levels = NoiseLevels(high - distance * u, distance * pdf)
         if detach_ends and self.learns_ends and torch.is_grad_enabled():
             learn = partial(self._touch_ends, learn)
@@ -121,7 +123,9 @@ class LearnedLinear(LearnedEnds):
     def cdf_and_pdf(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t, torch.ones_like(t)
 
-    def observed(self, u: Tensor, pdf: Tensor) -> tuple[Tensor, Tensor, Learn]:
+    def observed(
+        self, u: Tensor, pdf: Tensor, distance: Tensor | float
+    ) -> tuple[Tensor, Tensor, Learn]:
         return u, pdf, unchanged
 
     def time_at(self, logsnr: Tensor) -> Tensor:

@@ -178,10 +178,10 @@ class Spline(Learned):
         times, *cells = self._cells()
         cell = _cell_of(times, t)
         start, low, gain = (part[cell] for part in (times, *cells))
-        behind = t - start
-        density = (low * low + 2 * behind * gain).sqrt()
-        # the root of ½ gain x² + low x = behind, without cancelling
-        u = (cell + 2 * behind / (low + density)) / len(cells[0])
+        twice = 2 * (t - start)
+        density = torch.addcmul(low.square(), twice, gain).sqrt()
+        # the root of gain x² + 2 low x = twice, without cancelling
+        u = (cell + twice / (low + density)) / len(cells[0])
         return torch.where((t > 0) & (t < 1), u, t), (density * len(cells[0])).reciprocal()
 
     def time_at(self, logsnr: Tensor) -> Tensor:
