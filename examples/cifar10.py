@@ -227,12 +227,13 @@ def report(
     profile = vdiff.profile.Profile(
         logsnr_max=objective.schedule.logsnr_max, logsnr_min=objective.schedule.logsnr_min, bins=40
     )
-    states = Resumable(
-        run.folder / "results.json"
-    )  # a report that is interrupted continues where it was
+    # a report that is interrupted continues where it was
+    states = Resumable(run.folder / "results.json")
     found = states.call(
-        "bound", evaluate, objective.model, test.pixels.to(device), schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
-        replicates=2, profile=profile, share=share_of_rank(), record={"run": str(run.folder), "ema": config.ema[0]}, **condition(config, test, device),
+        "bound", evaluate, objective.model, test.pixels.to(device),
+        schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
+        replicates=2, profile=profile, share=share_of_rank(),
+        record={"run": str(run.folder), "ema": config.ema[0]}, **condition(config, test, device),
     )  # fmt: skip
     if not rank().is_zero:
         return

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff import Denoiser, weighted_elbo
 from vdiff.augmentation import Augmentation, augmented_elbo
 from vdiff.describe import describe
-from vdiff.oracle import GaussianMixture
 from vdiff.parameterization import Eps, V
 from vdiff.prediction import Prediction
 from vdiff.recipes import RECIPES
@@ -17,7 +17,7 @@ from vdiff.schedule import Cosine, Linear, Spline
 from vdiff.weighting import EDM, ELBO, MSE, Custom, MinSNR, Sigmoid
 
 ENDS = (6.0, -5.0)
-DATA = GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]])
+DATA = ORACLES["mixture"]()
 WEIGHTINGS = {
     "sigmoid": Sigmoid(2.0),
     "much noise": Sigmoid(-3.0),

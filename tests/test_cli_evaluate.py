@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff.cli import evaluate as command
 from vdiff.cli import main, resume
@@ -22,7 +23,6 @@ from vdiff.data.digits import LEVELS
 from vdiff.decoder import Categorical
 from vdiff.flow import SolverError
 from vdiff.likelihood import compare, evaluate
-from vdiff.oracle import Lattice
 from vdiff.schedule import Linear
 from vdiff.training import Config, Run
 
@@ -280,8 +280,8 @@ def test_an_evaluation_says_first_how_much_there_is_to_do(capsys):
 def test_the_flow_stands_beside_the_bound_and_a_failure_leaves_the_bound(
     tmp_path, capsys, monkeypatch
 ):
-    """Cut off in the second likelihood, the command continues there; a solver that gives up is given
-    of, and all else is written."""
+    """Cut off in the second likelihood, the command continues there. Where a solver gives up, the
+    report says so, and everything else is written."""
     run = made(tmp_path / "run")
     words = [run, "--draws", 4, "--replicates", 2, "--ode", "--ode-tolerance", 1e-2]
     solved, names = command.dequantized_ode, []
@@ -343,7 +343,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, words, text):
 
 
 DECODER = Categorical(levels=4)
-ORACLE = Lattice(DECODER.level_values, [0.4, 0.3, 0.2, 0.1])
+ORACLE = ORACLES["lattice"]()
 LEVELS_OF_FOUR = torch.arange(4).repeat(25)[:, None]
 SETTING = {
     "schedule": Linear(7.0, -6.0),
@@ -402,10 +402,12 @@ from vdiff.training.ranks import share_of_rank
 dist.init_process_group("gloo")
 report = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
 try:
-    evaluate(lambda z, logsnr: type("P", (), {})(), LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
+    wrong = lambda z, logsnr: type("P", (), {})()
+    evaluate(wrong, LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
 except TypeError:
     pass
-print(json.dumps([dist.get_rank(), report.total.value, report.total.monte_carlo, report.protocol["processes"]]), flush=True)
+total, count = report.total, report.protocol["processes"]
+print(json.dumps([dist.get_rank(), total.value, total.monte_carlo, count]), flush=True)
 dist.destroy_process_group()
 """
 

@@ -252,10 +252,16 @@ def test_guidance_within_an_interval(run):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    (["--step", "huen"], ("'huen' is no step", "did you mean 'heun'?")), (["--grid", "karas"], ("'karas' is no grid", "did you mean 'karras'?")),
-    (["--step", "rk45"], ("there are ancestral, ddim",)), (["--steps", "0"], ("must be at least 1; got 0",)), (["--steps", "2.5"], ("must be a whole number; got 2.5",)),
-    (["--grid", "rnu"], ("did you mean 'run'?",)), (["--spacing", "trail"], ("did you mean 'trailing'?",)), (["--target", "epz"], ("did you mean 'eps'?",)),
-    (["--variance", "large"], ("there are posterior, forward",)), (["--order", "4"], ("invalid choice",)),
+    (["--step", "huen"], ("'huen' is no step", "did you mean 'heun'?")),
+    (["--grid", "karas"], ("'karas' is no grid", "did you mean 'karras'?")),
+    (["--step", "rk45"], ("there are ancestral, ddim",)),
+    (["--steps", "0"], ("must be at least 1; got 0",)),
+    (["--steps", "2.5"], ("must be a whole number; got 2.5",)),
+    (["--grid", "rnu"], ("did you mean 'run'?",)),
+    (["--spacing", "trail"], ("did you mean 'trailing'?",)),
+    (["--target", "epz"], ("did you mean 'eps'?",)),
+    (["--variance", "large"], ("there are posterior, forward",)),
+    (["--order", "4"], ("invalid choice",)),
 ])  # fmt: skip
 def test_unknown_names_get_the_nearest(options, words, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -266,9 +272,15 @@ def test_unknown_names_get_the_nearest(options, words, capsys):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    (["--label", "3"], "takes no label"), (["--guidance", "2", "--null-label", "3"], "takes no label"), (["--eta", "0.5"], "come with --step ddim"),
-    (["--step", "ddim", "--eta", "2"], "lie in [0, 1]"), (["--order", "2"], "come with --step adams_bashforth"), (["--step", "heun", "--rtol", "1"], "come with --step ode"),
-    (["--interval", "-1", "1"], "come with guidance"), (["--step", "ode", "--method", "rk5"], "did you mean 'rk4'?"), (["--grid", "no.py:row"], "name a file"),
+    (["--label", "3"], "takes no label"),
+    (["--guidance", "2", "--null-label", "3"], "takes no label"),
+    (["--eta", "0.5"], "come with --step ddim"),
+    (["--step", "ddim", "--eta", "2"], "lie in [0, 1]"),
+    (["--order", "2"], "come with --step adams_bashforth"),
+    (["--step", "heun", "--rtol", "1"], "come with --step ode"),
+    (["--interval", "-1", "1"], "come with guidance"),
+    (["--step", "ode", "--method", "rk5"], "did you mean 'rk4'?"),
+    (["--grid", "no.py:row"], "name a file"),
 ])  # fmt: skip
 def test_what_a_run_cannot_do(run, options, words, capsys):
     assert main(["sample", str(run()), "--steps", "2", "--quiet", *options]) == 2

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.likelihood import Stratified, VarianceReduction, compare, evaluate
@@ -19,10 +20,7 @@ from vdiff.schedule import Cosine, Linear, Normal, Tabulated
 
 DECODER = Categorical(levels=4)
 PMF = [0.5, 0.3, 0.15, 0.05]
-RIGHT, WRONG = (
-    Lattice(DECODER.level_values, PMF),
-    Lattice(DECODER.level_values, [0.4, 0.3, 0.2, 0.1]),
-)
+RIGHT, WRONG = Lattice(DECODER.grid, PMF), ORACLES["lattice"]()
 DATA = torch.repeat_interleave(torch.arange(4), torch.tensor([100, 60, 30, 10]))[:, None]
 SETTING = {"schedule": Linear(7.0, -6.0), "decoder": DECODER, "draws": 32}
 
@@ -75,7 +73,8 @@ def test_a_report_is_plain_data_from_which_the_number_comes_again():
     )
     assert protocol["evaluations"] == 200 * 4 * 32 + protocol["pilot"]
     again = evaluate(
-        RIGHT, DATA, schedule=Linear(*reversed(protocol["logsnr"])), decoder=DECODER, draws=protocol["draws"],
+        RIGHT, DATA, schedule=Linear(*reversed(protocol["logsnr"])), decoder=DECODER,
+        draws=protocol["draws"],
         replicates=protocol["replicates"], seed=protocol["seed"], batch=protocol["batch"],
     )  # fmt: skip
     assert again.total == report.total

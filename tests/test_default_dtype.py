@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from faults.common import DECODERS, SCHEDULES, WEIGHTINGS, Net, data_of
+from faults.common import Net, data_of
 from points import data_of as data_of_points
 from points import points
+from registry import DECODERS, SCHEDULES, WEIGHTINGS, made_of
 from torch import Tensor, nn
 
 import vdiff
@@ -20,7 +21,6 @@ from vdiff.likelihood import (
     Sobol,
     TruncatedNormal,
     Uniform,
-    VarianceReduction,
     compare,
     dequantized_ode,
     evaluate,
@@ -42,7 +42,6 @@ from vdiff.reverse import MonteCarlo, Raw
 from vdiff.sampling import (
     STEPS,
     Guided,
-    invert,
     per_sample_generators,
     sample,
     to_levels,
@@ -97,8 +96,8 @@ def noise() -> Tensor:
     return EPS.to(torch.promote_types(torch.get_default_dtype(), torch.float32))
 
 
-def decoded(i: int) -> list[Tensor]:
-    decoder = DECODERS[i]()
+def decoded(make: Callable[[], Any]) -> list[Tensor]:
+    decoder = make()
     data = (
         data_of(decoder).to(torch.float32) if isinstance(decoder, Gaussian) else data_of(decoder)
     )
@@ -114,8 +113,8 @@ def decoded(i: int) -> list[Tensor]:
     return found if decoder.uses_network else [*found, decoder.expected_nll(data, 5.0)]
 
 
-def scheduled(i: int) -> list[Tensor]:
-    schedule = SCHEDULES[i]()
+def scheduled(make: Callable[[], Any]) -> list[Tensor]:
+    schedule = make()
     found = [
         schedule(T),
         schedule.rate(T),
@@ -206,47 +205,67 @@ def trained() -> list[Tensor]:
 
 # nothing is drawn, or from a generator in a dtype of its own
 GIVEN: dict[str, Callable[[], Any]] = {
-    **{f"decoder {i}": partial(decoded, i) for i in range(len(DECODERS))},
-    **{f"schedule {i}": partial(scheduled, i) for i in range(len(SCHEDULES))},
-    **{f"weighting {i}": lambda i=i: [WEIGHTINGS[i]()(LAM), loss_factor(WEIGHTINGS[i](), Linear(), V())(LAM)]
-       for i in range(len(WEIGHTINGS)) if WEIGHTINGS[i]().steps is None},
-    "stratified": lambda: [vdiff.times.stratified(8, generator=seeded()), vdiff.times.stratified(4, offset=0.3)],
-    "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17), t=T, eps=noise()).total],
-    "draws": lambda: list(vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), draws=3, generator=seeded()).diffusion),
+    **{f"decoder {name}": partial(decoded, make) for name, make in DECODERS.items()},
+    **{f"schedule {name}": partial(scheduled, make) for name, make in made_of(SCHEDULES).items()},
+    **{f"weighting {name}": lambda make=make: [make()(LAM), loss_factor(make(), Linear(),
+    V())(LAM)]
+       for name, make in WEIGHTINGS.items() if make().chain is None},
+    "stratified": lambda: [vdiff.times.stratified(8, generator=seeded()), vdiff.times.stratified(4,
+    offset=0.3)],
+    "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17), t=T,
+    eps=noise()).total],
+    "draws": lambda: list(vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), draws=3,
+    generator=seeded()).diffusion),
     "estimators": lambda: [
-        vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), steps=6, estimator=one(), generator=seeded()).total
+        vdiff.elbo(MODEL, X, schedule=Linear(), decoder=Gaussian(), steps=6, estimator=one(),
+        generator=seeded()).total
         for one in (MonteCarlo, Raw)
     ],
-    "hybrid_loss": lambda: [vdiff.hybrid_loss(TWICE, X, schedule=Linear(), steps=6, t=CHAIN, eps=EPS)],
-    "paths": lambda: list(vdiff.chain.path_bound(MODEL, X, schedule=FINITE, decoder=Gaussian(), steps=4, generator=seeded())),
+    "hybrid_loss": lambda: [vdiff.hybrid_loss(TWICE, X, schedule=Linear(), steps=6, t=CHAIN,
+    eps=EPS)],
+    "paths": lambda: list(vdiff.chain.path_bound(MODEL, X, schedule=FINITE, decoder=Gaussian(),
+    steps=4, generator=seeded())),
     "evaluate points": lambda: evaluated(Gaussian(), X),
-    "evaluate with other draws": lambda: evaluated(Gaussian(), X, plan=VarianceReduction(times=Sobol()), steps=6),
+    "evaluate with other draws": lambda: evaluated(Gaussian(), X, plan=Plan(times=Sobol()),
+    steps=6),
     "evaluate to a tolerance": lambda: evaluated(Gaussian(), X, tolerance=0.05, draws=None),
     "compare": lambda: [
-        torch.tensor(compare(MODEL, OTHER, X, schedule=Cosine(8.0, -6.0), decoder=Gaussian(), draws=4).difference.value, **F64)
+        torch.tensor(compare(MODEL, OTHER, X, schedule=Cosine(8.0, -6.0), decoder=Gaussian(),
+        draws=4).difference.value, **F64)
     ],
-    "importance": lambda: [path_importance(MODEL, X, schedule=FINITE, decoder=Gaussian(), steps=3, samples=4).nats],
+    "importance": lambda: [path_importance(MODEL, X, schedule=FINITE, decoder=Gaussian(), steps=3,
+    samples=4).nats],
     "progress": counted_progress,
-    "exact chain": lambda: [chain_log_prob(LINE(), X[:, :1].double(), schedule=FINITE, steps=4, decoder=Gaussian(), points=201)],
+    "exact chain": lambda: [chain_log_prob(LINE(), X[:, :1].double(), schedule=FINITE, steps=4,
+    decoder=Gaussian(), points=201)],
     "ode": lambda: [ode_likelihood(MODEL, X, tolerance=1e-4, **ENDS).nats],
-    "immse": lambda: [immse(MODEL, X, schedule=Linear(12.0, -12.0), gaussian=GaussianData([0.0, 0.0], [0.5, 1.0]), draws=4).nats],
+    "immse": lambda: [immse(MODEL, X, schedule=Linear(12.0, -12.0), gaussian=GaussianData([0.0,
+    0.0], [0.5, 1.0]), draws=4).nats],
     "sampling": lambda: [
-        sample(MODEL, X, schedule=FINITE, steps=3, step=step, generator=seeded()) for name, step in STEPS.items() if name != "ode"
+        sample(MODEL, X, schedule=FINITE, steps=4, step=step, generator=seeded()) for name,
+        step in STEPS.items() if name != "ode"
     ],
-    "sampling by the flow": lambda: [sample(MODEL, X, schedule=FINITE, steps=2, step=STEPS["ode"]), invert(MODEL, X, **ENDS)],
+    "sampling by the flow": lambda: [sample(MODEL, X, schedule=FINITE, steps=3, step=STEPS["ode"]),
+    encode(MODEL, X, **ENDS)],
     "sampling on levels": lambda: [
         sample(MODEL, X, levels=[-5.0, 0.3, 5.1], generator=per_sample_generators(0, range(6))),
-        *(one.x for _, one in trajectory(MODEL, X, schedule=vdiff.sampling.logistic(), steps=2, generator=seeded())),
+        *(one.x for _, one in trajectory(MODEL, X, schedule=vdiff.sampling.logistic(), steps=3,
+        generator=seeded())),
     ],
     "guidance": lambda: [
-        Guided(LABELLED, 3.3, {"label": 0.1}, interval=(-3.1, 3.3))(X, LAM, label=T.float()).output,
+        Guided(LABELLED, 3.3, {"label": 0.1}, interval=(-3.1, 3.3))(
+            X, LAM, label=T.float()
+        ).output,
         Guided(LABELLED, 7.3, {"label": 0.1})(X, LAM, label=T.float()).output,
     ],
-    "output": lambda: [to_uint8(X.clamp(-1, 1)), to_levels(Categorical(17), MODEL(X, LAM), draw=True, generator=seeded())],
+    "output": lambda: [to_uint8(X.clamp(-1, 1)), to_levels(Categorical(17), MODEL(X, LAM),
+    draw=True, generator=seeded())],
     "noise": lambda: [noise_like(X, seeded()), start((3,), per_sample_generators(0, range(4)))],
     "oracles": lambda: [
-        LINE()(X[:, :1], LAM).output, LINE().log_prob(X[:, :1]), LINE().sample(5, seeded()), LINE().mmse(LAM), LINE().entropy(),
-        Lattice([-0.5, 0.5], [0.3, 0.7]).bound(13.3, -5.0, Categorical(2)).total, GaussianData.fit(X).log_prob(X),
+        LINE()(X[:, :1], LAM).out, LINE().log_prob(X[:, :1]), LINE().sample(5, seeded()),
+        LINE().mmse(LAM), LINE().entropy(),
+        Lattice([-0.5, 0.5], [0.3, 0.7]).bound(13.3, -5.0, Categorical(2)).total,
+        GaussianData.fit(X).log_prob(X),
     ],
     "metrics": lambda: [mmd(X, EPS)],
     "profile": profiled,

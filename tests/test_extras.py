@@ -221,7 +221,10 @@ def test_every_command_runs_or_says_what_to_install(run, tmp_path):
         rc, out, err = answer
         assert rc == wanted, f"{text}: {answer}"
         if extra:
-            said = rf"vdiff {text.split()[0]}: \w+ is not installed: pip install 'vdiff-torch\[{extra}\]'\n"
+            said = (
+                rf"vdiff {text.split()[0]}: \w+ is not installed: pip install "
+                rf"'vdiff-torch\[{extra}\]'\n"
+            )
             assert re.fullmatch(said, err), f"{text}: {err}"
         if text.startswith("verify --estimators"):
             assert (
@@ -243,8 +246,11 @@ CALLS: dict[str, str] = {
     "from vdiff.cli.load import parse_device; parse_device(None)": "train",
     "import vdiff.terminal as t; t.on_terminal = lambda: True; t.Bar(1)": "train",
     "ode_likelihood(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
-    "vdiff.sample(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear(), steps=1, step=vdiff.sampling.ode)": "ode",
-    "vdiff.sampling.invert(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
+    (
+        "vdiff.sample(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear(), steps=2, "
+        "step=vdiff.sampling.ode)"
+    ): "ode",
+    "vdiff.sampling.encode(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
 }
 
 

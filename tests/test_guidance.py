@@ -4,23 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from registry import CLOSED_TARGETS, ORACLES, STEPS
 
 from vdiff import Denoiser, Prediction, sample
 from vdiff.decoder import Categorical
 from vdiff.likelihood import evaluate
 from vdiff.oracle import GaussianMixture, Lattice
-from vdiff.parameterization import Eps, Flow, V, X
-from vdiff.sampling import (
-    Clipped,
-    Counted,
-    Guided,
-    adams_bashforth,
-    ancestral,
-    ddim,
-    dpmpp_2m,
-    heun,
-    ode,
-)
+from vdiff.parameterization import Eps, X
+from vdiff.sampling import Clipped, Counted, Guided, ddim, ode
 from vdiff.schedule import Karras, Linear
 from vdiff.variance import FixedLarge
 
@@ -74,9 +65,7 @@ def test_what_replaces_the_condition(unconditional):
     )
 
 
-@pytest.mark.parametrize(
-    "step", [ancestral, ddim, heun, dpmpp_2m, adams_bashforth, partial(ode, method="rk4")]
-)
+@pytest.mark.parametrize("step", (STEPS | {"ode": partial(ode, method="rk4")}).values(), ids=STEPS)
 def test_guidance_gives_the_same_samples_in_every_parameterization(step):
     made = [
         sample(
@@ -88,7 +77,7 @@ def test_guidance_gives_the_same_samples_in_every_parameterization(step):
             generator=torch.Generator().manual_seed(1),
             condition={"label": LABEL},
         )
-        for target in (Eps(), X(), V(), V(0.5), Flow())
+        for target in CLOSED_TARGETS.values()
     ]
     for other in made[1:]:
         torch.testing.assert_close(other, made[0], rtol=1e-8, atol=1e-8)
@@ -162,7 +151,7 @@ def test_evaluation_takes_them_and_writes_them_down():
     far, a worse one."""
     decoder = Categorical(4)
     oracle, data = (
-        Lattice(decoder.level_values, [0.4, 0.3, 0.2, 0.1]),
+        ORACLES["lattice"](),
         torch.multinomial(torch.tensor([0.4, 0.3, 0.2, 0.1]), 20, replacement=True)[:, None],
     )
     options = {"schedule": Linear(7.0, -6.0), "decoder": decoder, "draws": 8, "replicates": 2}

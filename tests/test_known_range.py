@@ -250,7 +250,8 @@ def test_an_evaluation_beyond_the_training_is_named():
     assert warned(lambda: evaluate(model, DATA, schedule=Linear(8.0, -6.0), **options)) == []
     (said,) = warned(lambda: evaluate(model, DATA, schedule=Cosine(13.3, -7.0), **options))
     assert said.startswith(
-        "the network was trained on λ from -7 to 9, and is called with λ from -7 to 13.3: 21.2 % of the draws lie outside"
+        "the network was trained on λ from -7 to 9, and is called with λ from -7 to 13.3: 21.2 % "
+        "of the draws lie outside"
     )
     assert said.endswith("outside (evaluate it between the ends of its training)")
     assert (

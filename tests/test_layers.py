@@ -12,9 +12,10 @@ from check_share import shares
 import vdiff
 
 LAYERS = (
-    "errors", "_validate", "extras", "_precision", "_modules", "gaussian", "times", "resampling", "profile", "variance",
-    "schedule", "parameterization", "prediction", "reverse", "weighting", "bound", "decoder",
-    "_network", "denoiser", "_known_range", "_arguments", "oracle", "loss", "chain", "flow",
+    "errors", "_validate", "extras", "_precision", "_modules", "gaussian", "times", "resampling",
+    "profile", "variance", "schedule", "parameterization", "prediction", "reverse", "weighting",
+    "bound", "decoder", "_network", "denoiser", "_known_range", "_arguments", "oracle", "loss",
+    "chain", "flow",
     "losses", "_fits", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics",
     "recipes", "augmentation", "describe", "theorems", "plots", "nn", "disk", "terminal", "data",
     "training", "cli",

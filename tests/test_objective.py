@@ -191,12 +191,7 @@ def test_the_loss_of_a_recipe_is_on_every_level_that_a_sampler_of_its_chain_visi
     if row.steps is None:
         t = torch.tensor([0.3], dtype=torch.float64)
         known = weighted_elbo(
-            model,
-            x,
-            schedule=row.schedule,
-            weighting=row.weighting,
-            t=t,
-            eps=eps,
+            model, x, schedule=row.schedule, weighting=row.weighting, t=t, eps=eps
         )
         assert torch.equal(loss, known)
     else:
@@ -356,7 +351,11 @@ def test_every_loss_of_a_chain_trains_all_of_the_network(options):
 
 @pytest.mark.parametrize(("build", "message"), [
     (lambda: chain(bound_weight=-1.0), "'bound_weight' must be finite and at least 0"),
-    (lambda: chain(resampling=LossSecondMoment(STEPS)), f"'resampling' must have as many steps as the bound has terms, with the decoder's, {STEPS + 1}; got {STEPS}"),
+    (lambda: chain(resampling=LossSecondMoment(STEPS)),
+    (
+        f"'resampling' must have as many steps as the bound has terms, the decoder's among them, "
+        f"{STEPS + 1}; got {STEPS}"
+    )),
 ])  # fmt: skip
 def test_losses_that_do_not_go_together(build, message):
     with pytest.raises(ValueError, match=r"(Hybrid|VLB): argument " + message):
@@ -371,12 +370,18 @@ def test_one_term_is_refused_where_another_loss_is_meant():
         vlb(model, LEVELS, schedule=TABLE, steps=STEPS, decoder=Categorical(17))
     with pytest.raises(
         ValueError,
-        match=r"vlb: argument 'schedule' must have fixed ends; got .*elbo\(…, steps=T\) trains them",
+        match=(
+            r"vlb: argument 'schedule' must have fixed ends; got "
+            r".*elbo\(…, steps=T\) trains them"
+        ),
     ):
         vlb(model, LEVELS, schedule=LearnedLinear(), steps=STEPS, decoder=DECODER)
     with pytest.raises(
         ValueError,
-        match=r"hybrid_loss: argument 'model' must learn its reverse variance; .* bound_weight=0 is the simple loss",
+        match=(
+            r"hybrid_loss: argument 'model' must learn its reverse variance; .* bound_weight=0 is "
+            r"the simple loss"
+        ),
     ):
         hybrid_loss(
             Denoiser(Heads(1), Eps()), LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER

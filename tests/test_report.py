@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from registry import ORACLES
 
 from vdiff.decoder import Categorical
 from vdiff.likelihood import (
@@ -29,8 +30,8 @@ from vdiff.oracle import Lattice
 from vdiff.schedule import Linear
 
 DECODER = Categorical(levels=4)
-ORACLE = Lattice(DECODER.level_values, [0.5, 0.3, 0.15, 0.05])
-MODEL = Lattice(DECODER.level_values, [0.4, 0.3, 0.2, 0.1])
+ORACLE = Lattice(DECODER.grid, [0.5, 0.3, 0.15, 0.05])
+MODEL = ORACLES["lattice"]()
 DATA = torch.multinomial(
     ORACLE.weights, 60, replacement=True, generator=torch.Generator().manual_seed(0)
 )[:, None]
@@ -116,7 +117,7 @@ def test_it_is_printed_and_written_with_its_protocol(bound, flow):
 def test_what_is_not_of_these_images_is_refused(bound, flow):
     with pytest.raises(
         ValueError,
-        match=r"Report.with_reference: argument 'estimate' must be of the report's images, 60; got 59",
+        match=r"with_reference: argument 'estimate' must be of the report's images, 60; got 59",
     ):
         bound.with_reference("ODE", Replicated(torch.ones(2, 59), 1, torch.ones(59)))
     with pytest.raises(ValueError, match=r"be of the report's images, no images; got 60"):
@@ -128,7 +129,10 @@ def test_what_is_not_of_these_images_is_refused(bound, flow):
     )
     with pytest.raises(
         ValueError,
-        match=r"be of the same data, .*; got .* \(continuous x of the same images has another hash",
+        match=(
+            r"be of the same data, .*; got .* \(continuous x of the "
+            r"same images has another hash"
+        ),
     ):
         bound.with_reference("ODE", other)
 

@@ -272,7 +272,8 @@ def test_fault_17_ends(
         ),
         (
             lambda: Tabulated([3.0, 2.0, 2.0]),
-            "Tabulated: logsnr must be strictly decreasing .. 2 at level 2 of 3 and 2 at level 3 of 3",
+            "Tabulated: logsnr must be strictly decreasing .. 2 at level 2 of 3 and "
+            "2 at level 3 of 3",
         ),
         (
             lambda: Tabulated.from_betas([0.1, 1.0, 0.2]),

@@ -548,7 +548,8 @@ def test_fault_57_a_pickle_is_never_opened(
         read(evil, {})
     with assert_refused_with(
         ValueError,
-        "Run.open: resume must be one of 'auto', 'never' .. unpickling runs whatever code is in it",
+        "Run.open: resume must be one of 'auto', 'never' .. unpickling runs whatever code is "
+        "in it",
     ):
         Run.open(tmp_path / "run", config, resume=str(evil))
     assert not trace.exists()

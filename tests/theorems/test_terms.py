@@ -240,11 +240,10 @@ def test_the_mean_gets_nothing_from_the_decoders_term():
 def test_bad_first_steps_are_named():
     with pytest.raises(
         ValueError,
-        match=r"argument 'posterior_variance' must come with uses_network=True and without variance; got variance=None, uses_network=False",
-    ):
-        DiscretizedGaussian(17, posterior_variance=0.1)
-    with pytest.raises(
-        ValueError, match=r"argument 'posterior_variance' must be finite and greater than 0"
+        match=(
+            r"argument 'clip' must come with uses_network=True and without variance; got "
+            r"variance=None, uses_network=False"
+        ),
     ):
         DiscretizedGaussian(17, uses_network=True, posterior_variance=0.0)
     model, decoder = model_and_decoder()
@@ -264,7 +263,10 @@ def test_bad_first_steps_are_named():
     fitted = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=3))
     with pytest.raises(
         ValueError,
-        match=r"argument 'posterior_variance' must be left out with a variance fitted to the chain; got AnalyticVariance",
+        match=(
+            r"argument 'clip' must be left out with a variance fitted to the chain; got "
+            r"AnalyticVariance"
+        ),
     ):
         elbo(
             fitted,
@@ -297,12 +299,18 @@ def test_betas_that_rescaling_drives_to_one_are_refused():
         Tabulated.linear_betas(1e-4, 0.01 + 1e-4, levels=10, rescale_from=1000)
     with pytest.raises(
         ValueError,
-        match=r"'betas' must be one row of at least two values; got shape \(1,\) \(one noise level is a decoder",
+        match=(
+            r"'betas' must be one row of at least two values; got shape \(1,\) \(one noise level "
+            r"is a decoder"
+        ),
     ):
         Tabulated.from_betas([0.1])
     with pytest.raises(
         ValueError,
-        match=r"'alphas_cumprod' must be strictly decreasing; got 0.1 at level 1 and 0.2 at level 2 \(the table",
+        match=(
+            r"'alphas_cumprod' must be strictly decreasing; got 0.1 at level 1 and 0.2 at level 2 "
+            r"\(the table"
+        ),
     ):
         Tabulated.from_alphas_cumprod([0.1, 0.2])
 
@@ -347,7 +355,10 @@ def test_times_that_are_not_of_the_chain_have_no_name():
     options = {"schedule": Linear(6.0, -5.0), "steps": 3, "decoder": Gaussian()}
     with pytest.raises(
         ValueError,
-        match=r"Bound.terms: argument 't' must be i/3 with i = 1 … 3; got 0.5 \(the times of another chain\?\)",
+        match=(
+            r"Bound.terms: argument 't' must be i/3 with i = 1 … 3; got 0.5 \(the times of "
+            r"another chain\?\)"
+        ),
     ):
         elbo(oracle, x, t=t, **options).terms()
     rounded = (torch.tensor([7.0, 700.0]) / 999).float()
@@ -362,7 +373,10 @@ def test_times_that_are_not_of_the_chain_have_no_name():
     model, decoder = model_and_decoder()
     with pytest.raises(
         ValueError,
-        match=r"hybrid_loss: argument 't' must be at least 1/steps = 0.025641 on a chain; got 0.01",
+        match=(
+            r"hybrid_loss: argument 't' must be at least 1/steps = "
+            r"0.025641 on a chain; got 0.01"
+        ),
     ):
         hybrid_loss(
             model,
@@ -385,10 +399,7 @@ def test_words_of_other_functions_are_no_conditions():
         (path_bound, "draws"),
         (hybrid_loss, "weighting"),
     ):
-        with pytest.raises(
-            TypeError,
-            match=rf"{call.__name__}: argument '{word}' is unknown; ",
-        ):
+        with pytest.raises(TypeError, match=rf"{call.__name__}: argument '{word}' is unknown; "):
             call(model, levels, **options, **{word: 3})
     with pytest.raises(
         TypeError,
@@ -413,11 +424,34 @@ def test_words_of_other_functions_are_no_conditions():
         hybrid_loss(model, levels, bound_weight=-1.0, **options)
 
 
+def test_a_fitted_variance_is_checked():
+    profile = Profile(-12.0, 12.0, bins=1)
+    profile.update(torch.zeros(2), torch.tensor([1.0, torch.nan]))
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"AnalyticVariance: argument 'profile' must hold finite "
+            r"squared errors; got from nan"
+        ),
+    ):
+        AnalyticVariance(profile, dims=1)
+    profile = Profile(-12.0, 12.0, bins=1)
+    profile.update(torch.zeros(2), torch.ones(2))
+    model = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=64))
+    with pytest.raises(
+        ValueError, match=r"argument 'dims' must be the dimensions of an example, 3; got 64"
+    ):
+        elbo(model, torch.zeros(2, 3), schedule=TABLE, steps=STEPS, decoder=Gaussian())
+
+
 def test_a_posterior_mean_has_no_denoised_first_level():
     model = Denoiser(lambda z, logsnr: z, PosteriorMean(TABLE, STEPS))
     with pytest.raises(
         ValueError,
-        match=r"argument 'uses_network' must be False where the network predicts a chain's posterior mean; got True",
+        match=(
+            r"argument 'uses_network' must be False where the network predicts a chain's "
+            r"posterior mean; got True"
+        ),
     ):
         elbo(
             model,
@@ -431,7 +465,10 @@ def test_a_posterior_mean_has_no_denoised_first_level():
 def test_tables_that_are_no_tables_of_beta():
     with pytest.raises(
         ValueError,
-        match=r"'betas' must start with little noise; got 0.99, falling to 0.1 \(these look like ᾱ",
+        match=(
+            r"'betas' must start with little noise; got 0.99, falling "
+            r"to 0.1 \(these look like ᾱ"
+        ),
     ):
         Tabulated.from_betas([0.99, 0.5, 0.1])
     with pytest.raises(

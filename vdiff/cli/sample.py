@@ -85,8 +85,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = f"how from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)"
     levels("--step", type=_named("step", STEPS), default="ancestral", help=text)
     text = (
-        "steps, each one evaluation of the network, or two by heun; --spacing uniform has one more "
-        "level, and so one more evaluation (default: 100; 1 for ode, which makes its own steps)"
+        "steps, each one evaluation of the network, or two by heun; --spacing uniform has one "
+        "more level, and so one more evaluation (default: 100; 1 for ode, which makes its own "
+        "steps)"
     )
     levels("--steps", help=text, **number)
     text = (

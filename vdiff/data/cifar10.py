@@ -49,7 +49,8 @@ def encode_binary(images: Images) -> bytes:
 
 @dataclass(frozen=True)
 class Published:
-    """CIFAR-10 as published: an archive with five training batches and a test batch in a folder."""
+    """CIFAR-10 as published: an archive of a folder with five training batches and a test
+    batch."""
 
     archive: File
     folder: str

@@ -48,8 +48,8 @@ def mean_kl(
     variance_output: Tensor | None = None,
     knows_x: bool = False,
 ) -> Tensor:
-    """E of each step's KL with the exact denoiser and this variance; `variance_output` is the network's
-    output for it at each step."""
+    """E of each step's KL with the exact denoiser and this variance, from the network's
+    `variance_output` at each step."""
     rows = len(oracle.nodes(0.0)[2])
 
     def of(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
