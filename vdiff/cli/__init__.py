@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. It is 2 if an argument or a run folder is wrong, a
     solver gives up, memory runs out or a library is missing, 130 after Ctrl-C, and 143 if SIGTERM
     ended an evaluation. An error is one line on stderr.
+
+    >>> main(["sample", "no-such-folder"])
+    2
     """
     replace_unencodable()
     name, options = "vdiff", argparse.Namespace()
