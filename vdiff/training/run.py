@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from filelock import BaseFileLock
 from torch import Tensor
 
-from vdiff._validate import Count, require, validated
+from vdiff._validate import Count, Given, OneOf, require, validated
 from vdiff.disk import (
     absolute,
     append_line,
@@ -30,11 +30,20 @@ from vdiff.training.logger import read_log, write_log
 from vdiff.training.ranks import broadcast, on_rank_zero, rank
 from vdiff.training.safe_json import read_json
 from vdiff.training.state import State, is_state
-from vdiff.training.weights import Facts, invalid_file, save_tensors
+from vdiff.training.weights import PICKLES, UNPICKLE, Facts, invalid_file, save_tensors
 
 # what a training writes
 FILES = ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl")
-Resume = Literal["auto", "never"]
+
+
+def _auto_or_never(value: str, argument: str, given: Given) -> str:
+    if Path(str(value)).suffix in PICKLES:
+        raise InvalidValue(argument, "be one of 'auto', 'never'", repr(value), UNPICKLE)
+    chosen: str = OneOf(("auto", "never"))(value, argument, given)
+    return chosen
+
+
+Resume = Annotated[str, _auto_or_never]
 
 
 class Run:
