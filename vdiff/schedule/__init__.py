@@ -10,6 +10,7 @@ from vdiff.schedule.law import Laplace, Normal, OptimalTransport, Spectral
 from vdiff.schedule.learned_ends import LearnedLinear
 from vdiff.schedule.linear import Linear
 from vdiff.schedule.monotone import Monotone, Spline
+from vdiff.schedule.sigmoid import RescaledSigmoid
 from vdiff.schedule.tabulated import Tabulated
 from vdiff.schedule.truncated import Law, Truncated
 
@@ -27,6 +28,7 @@ __all__ = [
     "Monotone",
     "Normal",
     "OptimalTransport",
+    "RescaledSigmoid",
     "Schedule",
     "Shifted",
     "SignalPower",
