@@ -1,0 +1,362 @@
+"""Every option of every command with values that cannot be meant: exit code 2, one line that says
+why, nothing written."""
+
+import argparse
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdiff import Denoiser, elbo
+from vdiff.cli import COMMANDS, main
+from vdiff.cli import _parser as parser_of_vdiff
+from vdiff.decoder import Gaussian
+from vdiff.errors import out_of_memory
+from vdiff.likelihood import evaluate
+from vdiff.parameterization import V
+from vdiff.sampling import Guided
+from vdiff.schedule import Linear
+from vdiff.training import Config, Run
+
+SECONDS = 20
+NO_NUMBER = ("", "x", "λ", "0x10", "\x1b[31m1")
+NO_WHOLE = (*NO_NUMBER, "nan", "inf", "-inf", "1e-300", "1.5", "9" * 5000)
+NO_COUNT = (*NO_WHOLE, "0", "-1", "-" + 30 * "9", 30 * "9")
+NO_SMALL_COUNT = (*NO_COUNT, "999999999999")
+NO_FINITE = (*NO_NUMBER, "nan", "inf", "-inf", "1e400")
+NO_TOLERANCE = (*NO_FINITE, "0", "-1", "1e-300", "1e300")
+NO_NAME = ("", "xx", "λ", "FOLDER", "a\nb", "\x1b]0;title\x07", 5000 * "x")
+NO_RUN = (
+    "",
+    "~nosuchuser/x",
+    "nowhere",
+    "nowhere/x",
+    "FOLDER",
+    "FILE",
+    "FILE/x",
+    "LOOP",
+    "LOOP/x",
+    "/dev/null",
+    "a\nb",
+    "\x1b[31mx",
+    "\udcff",
+    5000 * "x",
+)
+NO_PROGRAM = (
+    ":x",
+    ":",
+    "nowhere.py:x",
+    "FOLDER:x",
+    "FILE:x",
+    "LOOP:x",
+    "~nosuchuser/x.py:x",
+    "/dev/zero:x",
+    "PROGRAM:",
+    "PROGRAM:none",
+    "FAILS:x",
+    "EXITS:x",
+)
+NO_DEVICE = ("", "x", "meta", "cuda:99", "cuda:-1", "hpu", "privateuseone", "vulkan", "λ", "cpu:")
+
+EVALUATE = ("evaluate", "RUN", "--draws", "2", "--replicates", "2", "--quiet")
+SAMPLE = ("sample", "RUN", "--count", "2", "--steps", "2", "--quiet")
+CLASSES = ("sample", "CLASSES", "--count", "2", "--steps", "2", "--quiet")
+ESTIMATORS = ("verify", "--estimators", "gaussian", "--points", "4")
+
+# for each option of each command: a command that is right without it, and what it refuses
+HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "evaluate": {
+        "run": (("evaluate", "--quiet", "--"), NO_RUN),
+        "--data": (EVALUATE, ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP", "a\nb",
+        "\x1b[31mx")),
+        "--split": (EVALUATE, NO_NAME),
+        "--tolerance": (EVALUATE, NO_TOLERANCE),
+        "--budget": ((*EVALUATE, "--tolerance", "0.1"), NO_COUNT),
+        "--draws": (EVALUATE, NO_SMALL_COUNT),
+        "--replicates": (EVALUATE, (*NO_SMALL_COUNT, "1")),
+        "--steps": (EVALUATE, NO_COUNT),
+        "--ode": (EVALUATE, ("=x",)),
+        "--ode-tolerance": ((*EVALUATE, "--ode"), NO_TOLERANCE),
+        "--against": (EVALUATE, NO_RUN),
+        "--seed": (EVALUATE, NO_WHOLE),
+        "--batch": (EVALUATE, NO_COUNT),
+        "--device": (EVALUATE, NO_DEVICE),
+        "--out": (EVALUATE, ("", "~nosuchuser/x", "nowhere/x", "FILE/x", "LOOP/x")),
+        "--quiet": (EVALUATE, ("=x",)),
+    },
+    "sample": {
+        "run": (("sample", "--quiet", "--"), NO_RUN),
+        "--count": (SAMPLE, NO_SMALL_COUNT),
+        "--label": (CLASSES, (*NO_WHOLE, "-1", "4", 30 * "9")),
+        "--seed": (SAMPLE, NO_WHOLE),
+        "--step": (SAMPLE, NO_NAME),
+        "--steps": (SAMPLE, (*NO_COUNT, "999999999999")),
+        "--grid": (SAMPLE, (*NO_NAME, *NO_PROGRAM)),
+        "--spacing": (SAMPLE, NO_NAME),
+        "--variance": (SAMPLE, NO_NAME),
+        "--eta": ((*SAMPLE, "--step", "ddim"), (*NO_FINITE, "-1", "1.5", "1e300")),
+        "--order": ((*SAMPLE, "--step", "adams_bashforth"), (*NO_COUNT, "4")),
+        "--target": ((*SAMPLE, "--step", "adams_bashforth"), NO_NAME),
+        "--method": ((*SAMPLE, "--step", "ode"), NO_NAME),
+        "--rtol": ((*SAMPLE, "--step", "ode"), (*NO_FINITE, "0", "-1")),
+        "--atol": ((*SAMPLE, "--step", "ode"), (*NO_FINITE, "0", "-1")),
+        "--guidance": ((*CLASSES, "--null-label", "3"), (*NO_FINITE, "1e300", "-1e300")),
+        "--null-label": ((*CLASSES, "--guidance", "2"), (*NO_WHOLE, "-1", "4", 30 * "9")),
+        "--interval": ((*CLASSES, "--guidance", "2", "--null-label", "3"), ("", "x", "1")),
+        "--clip": (SAMPLE, ("=x",)),
+        "--out": (SAMPLE, ("", "~nosuchuser/x", "FILE", "FILE/x", "LOOP")),
+        "--draw": (SAMPLE, ("=x",)),
+        "--gif": (SAMPLE, ("=x",)),
+        "--quiet": (SAMPLE, ("=x",)),
+        "--batch": (SAMPLE, NO_COUNT),
+        "--device": (SAMPLE, NO_DEVICE),
+    },
+    "describe": {
+        "objective": (("describe", "--"), (*NO_NAME, *NO_PROGRAM, "PROGRAM:x")),
+        "--compare": (("describe", "edm"), (*NO_NAME, *NO_PROGRAM, "PROGRAM:x")),
+        "--all": (("describe",), ("=x",)),
+        "--figure": (("describe", "edm"), ("", "~nosuchuser/x", "nowhere/x.png", "FILE/x.png",
+        "LOOP/x.png", "DRAWN.png", "x.weird")),
+    },
+    "verify": {
+        "names": (("verify", "--"), NO_NAME),
+        "--model": (("verify", "tweedie"), (*NO_NAME, *NO_PROGRAM)),
+        "--estimators": (("verify",), ("=x",)),
+        "--points": (ESTIMATORS, NO_SMALL_COUNT),
+        "--seed": (ESTIMATORS, NO_WHOLE),
+        "--draws": (("verify", "tweedie"), NO_SMALL_COUNT),
+        "--pages": (("verify",), ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP",
+        "\x1b[31mx")),
+    },
+}  # fmt: skip
+CASES = [
+    (command, option, value)
+    for command, options in HOSTILE.items()
+    for option, (_, values) in options.items()
+    for value in values
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs, and with what else a name can stand for."""
+    root = tmp_path_factory.mktemp("hostile")
+    for name, labels in (("RUN", None), ("CLASSES", 4)):
+        network = {
+            "name": "UNet",
+            "channels": 1,
+            "channels_out": 17,
+            "width": 8,
+            "multipliers": [1],
+            "heads": 1,
+            "labels": labels,
+        }
+        with Run.create(root / name, config := Config(network=network)) as run:
+            run.save(config.objective())
+    (root / "FOLDER").mkdir()
+    (root / "DRAWN.png").mkdir()
+    (root / "FILE").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    (root / "LOOP").symlink_to(root / "POOL")
+    (root / "POOL").symlink_to(root / "LOOP")
+    (root / "PROGRAM").write_text("x = 1\n")
+    (root / "FAILS").write_text("x = 1\nx = 1 / 0\n")
+    (root / "EXITS").write_text("import sys\nsys.exit(3)\n")
+    return root
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    def late(*_: object) -> None:
+        raise BaseException(
+            f"it took more than {seconds} s"
+        )  # no error that a command could take for its own
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def code_of(words: list[str]) -> int | str | None:
+    try:
+        return main(words)
+    except SystemExit as ended:
+        return ended.code
+
+
+def everything(root: Path) -> dict[Path, int]:
+    return {path: path.lstat().st_size for path in root.rglob("*")}
+
+
+def options_of(command: str) -> set[str]:
+    commands = next(
+        action
+        for action in parser_of_vdiff()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    known = commands.choices[command]._actions
+    return {
+        next((word for word in one.option_strings if word.startswith("--")), one.dest)
+        for one in known
+    } - {"--help"}
+
+
+def test_every_option_of_every_command_has_hostile_values():
+    assert set(HOSTILE) == set(COMMANDS)
+    for command in COMMANDS:
+        assert set(HOSTILE[command]) == options_of(command), command
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and alarms of POSIX")
+@pytest.mark.parametrize(("command", "option", "value"), CASES)
+def test_what_cannot_be_meant_is_refused_in_a_line(
+    command, option, value, place, monkeypatch, capsys
+):
+    monkeypatch.chdir(place)
+    right, _ = HOSTILE[command][option]
+    given = (
+        [value]
+        if not option.startswith("--")
+        else [option + value]
+        if value == "=x"
+        else [f"{option}={value}"]
+    )
+    given = [option, value, "-20"] if option == "--interval" else given
+    before = everything(place)
+    with within(SECONDS):
+        code = code_of([*right, *given])
+    out, err = capsys.readouterr()
+    assert code == 2, (code, out, err)
+    assert err.startswith(f"vdiff {command}: "), err
+    assert err.endswith("\n")
+    assert err[:-1].isprintable(), repr(err)  # one line, without a control character
+    assert out == ""
+    assert everything(place) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["descirbe"],
+        ["describe", "--figur"],
+        ["evaluate"],
+        ["evaluate", "RUN", "more"],
+        ["--version"],
+    ],
+)
+def test_a_command_that_is_wrong_is_said_in_a_line_too(words, capsys):
+    assert code_of(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("vdiff")
+    assert err.count("\n") == 1
+    assert "--help" in err
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you "
+        "tried to allocate 7999999999992 bytes."
+    ),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:86] DefaultCPUAllocator: not enough memory: you tried "
+        "to allocate 8 bytes."
+    ),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("std::bad_alloc"),
+    MemoryError("Unable to allocate 7.28 TiB for an array"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_fault_71_out_of_memory_is_a_line_that_names_the_batch(
+    command, error, place, monkeypatch, capsys
+):
+    def full(*_: object, **__: object) -> None:
+        error.add_note("a note")
+        raise error
+
+    monkeypatch.setattr("vdiff.cli.evaluate.evaluate_bound", full)
+    monkeypatch.setattr("vdiff.cli.sample.trajectory", full)
+    assert main([command, str(place / "RUN"), "--batch", "7", "--quiet"]) == 2
+    assert capsys.readouterr().err == f"vdiff {command}: out of memory: lower --batch (now 7)\n"
+
+
+def test_memory_that_something_else_takes_is_named_too(place, capsys):
+    assert main(["sample", str(place / "RUN"), "--steps", "999999999999", "--quiet"]) == 2
+    assert "lower --batch (now 64) or --steps (now 999999999999)" in capsys.readouterr().err
+
+
+def test_a_runtime_error_that_is_none_of_these_keeps_its_traceback(place, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug of vdiff")
+
+    monkeypatch.setattr("vdiff.cli.evaluate.evaluate_bound", broken)
+    with pytest.raises(RuntimeError, match="a bug of vdiff"):
+        main(["evaluate", str(place / "RUN"), "--quiet"])
+
+
+def test_a_network_without_memory_is_not_taken_for_one_that_is_not_wrapped():
+    class Wide(torch.nn.Module):
+        def forward(self, z, logsnr):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        elbo(Wide(), torch.zeros(1, 2), schedule=Linear(), decoder=Gaussian())
+    assert not getattr(caught.value, "__notes__", [])
+    assert out_of_memory(caught.value)
+    assert not out_of_memory(RuntimeError("mat1 and mat2 must have the same dtype"))
+
+
+MODEL = Denoiser(lambda z, logsnr: 0.1 * z, V())
+
+
+@pytest.mark.parametrize("tolerance", [1e-300, 1e-13, 1e13, 1e300])
+def test_a_tolerance_that_nothing_can_be_computed_with(tolerance):
+    with pytest.raises(
+        ValueError, match=r"evaluate: argument 'tolerance' must lie in \[1e-12, 1e\+12\]; got"
+    ):
+        evaluate(
+            MODEL, torch.zeros(4, 2), schedule=Linear(), decoder=Gaussian(), tolerance=tolerance
+        )
+
+
+def test_a_tolerance_that_nobody_can_wait_for():
+    words = (
+        r"'tolerance' must be within reach of 1e\+15 network evaluations; got 1e-12 bits/dim \(it "
+        r"takes "
+    )
+    with within(SECONDS), pytest.raises(ValueError, match=words):
+        evaluate(MODEL, torch.zeros(4, 2), schedule=Linear(), decoder=Gaussian(), tolerance=1e-12)
+
+
+def test_a_guidance_that_no_float32_holds():
+    with pytest.raises(
+        ValueError, match=r"Guided: argument 'scale' must lie in \[.*\]; got 1e\+300"
+    ):
+        Guided(MODEL, 1e300, {"label": 0})
+
+
+@pytest.mark.parametrize("folder", ["~nosuchuser/x", "LOOP"])
+def test_a_path_that_leads_nowhere_is_said_from_python_too(folder, place, monkeypatch):
+    from vdiff.data import dataset
+
+    monkeypatch.chdir(place)
+    with pytest.raises(
+        ValueError, match="argument 'folder' must be a path that leads somewhere; got"
+    ):
+        Run(folder)
+    for name in ("cifar10", "patches"):
+        with pytest.raises(
+            ValueError, match="dataset: argument 'folder' must be a path that leads somewhere; got"
+        ):
+            dataset(name, folder)
