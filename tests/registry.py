@@ -153,7 +153,7 @@ ORACLES: dict[str, Callable[[], GaussianMixture]] = {
         [0.5, 0.5], [[0.0, 1.0], [1.0, 0.0]], [[[1.0, 0.5], [0.5, 1.0]]] * 2
     ),
     "gaussian": lambda: GaussianData([0.3, -0.2], [0.5, 1.5]),
-    "lattice": lambda: Lattice(Categorical(4).grid, [0.4, 0.3, 0.2, 0.1]),
+    "lattice": lambda: Lattice(Categorical(4).level_values, [0.4, 0.3, 0.2, 0.1]),
 }
 
 

@@ -20,7 +20,7 @@ from vdiff.schedule import Cosine, Linear, Normal, Tabulated
 
 DECODER = Categorical(levels=4)
 PMF = [0.5, 0.3, 0.15, 0.05]
-RIGHT, WRONG = Lattice(DECODER.grid, PMF), ORACLES["lattice"]()
+RIGHT, WRONG = Lattice(DECODER.level_values, PMF), ORACLES["lattice"]()
 DATA = torch.repeat_interleave(torch.arange(4), torch.tensor([100, 60, 30, 10]))[:, None]
 SETTING = {"schedule": Linear(7.0, -6.0), "decoder": DECODER, "draws": 32}
 

@@ -125,7 +125,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         [p.x for _, p in trajectory(m, X, schedule=FINITE, steps=2, generator=seeded(), **c)]
     ),
     "invert": lambda m, **c: invert(m, X, schedule=FINITE, **c),
-    "Counted.__init__": lambda m, **c: Counted(m, **c)(X, torch.zeros(6)).out,
+    "Counted.__init__": lambda m, **c: Counted(m, **c)(X, torch.zeros(6)).output,
     "evaluate": lambda m, **c: (
         evaluate(m, LEVELS, schedule=Linear(), decoder=LOOKING, draws=4, **c).by_image
     ),

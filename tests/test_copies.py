@@ -124,7 +124,7 @@ def test_what_a_bound_is_made_of_can_be_copied_too():
     assert torch.equal(again.variance_output, prediction.variance_output)
     assert not again.output.requires_grad
     assert repr(again.parameterization) == repr(prediction.parameterization)
-    assert copy.copy(prediction).out is prediction.output
+    assert copy.copy(prediction).output is prediction.output
 
 
 def test_a_leaf_stays_a_leaf_in_a_deep_copy():

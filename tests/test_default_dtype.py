@@ -209,7 +209,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     **{f"schedule {name}": partial(scheduled, make) for name, make in made_of(SCHEDULES).items()},
     **{f"weighting {name}": lambda make=make: [make()(LAM), loss_factor(make(), Linear(),
     V())(LAM)]
-       for name, make in WEIGHTINGS.items() if make().chain is None},
+       for name, make in WEIGHTINGS.items() if make().steps is None},
     "stratified": lambda: [vdiff.times.stratified(8, generator=seeded()), vdiff.times.stratified(4,
     offset=0.3)],
     "elbo": lambda: [vdiff.elbo(MODEL, LEVELS, schedule=Linear(), decoder=Categorical(17), t=T,

@@ -11,7 +11,7 @@ from vdiff import Denoiser, sample, trajectory
 from vdiff.likelihood import Exact, Hutchinson, Share, log_prob, ode_likelihood
 from vdiff.oracle import Gaussian
 from vdiff.parameterization import V, X
-from vdiff.sampling import Guided, ddim, encode
+from vdiff.sampling import Guided, ddim, invert
 from vdiff.schedule import Linear
 
 SCHEDULE = Linear(6.0, -6.0)
@@ -113,7 +113,7 @@ def test_gradients_of_an_encoding(case):
             "step": STEPS["ode"],
             "condition": {"shift": leaves["shift"]},
         }
-        return encode(model, leaves["z"], **given, **options)
+        return invert(model, leaves["z"], **given, **options)
 
     assert_gradients(lambda: (WEIGHT * noise(differentiable=True)).sum(), leaves)
     assert not noise().requires_grad

@@ -250,7 +250,7 @@ CALLS: dict[str, str] = {
         "vdiff.sample(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear(), steps=2, "
         "step=vdiff.sampling.ode)"
     ): "ode",
-    "vdiff.sampling.encode(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
+    "vdiff.sampling.invert(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
 }
 
 

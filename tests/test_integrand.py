@@ -20,7 +20,7 @@ SCHEDULE = Linear(9.0, -7.0)
 
 def test_the_levels_of_an_integrand_are_linear_and_a_chain_keeps_its_steps():
     data = torch.arange(4)[:, None]
-    oracle, decoder = Lattice(Categorical(4).grid, [0.4, 0.3, 0.2, 0.1]), Categorical(4)
+    oracle, decoder = Lattice(Categorical(4).level_values, [0.4, 0.3, 0.2, 0.1]), Categorical(4)
     limit, t = (
         Integrand(oracle, data, Cosine(9.0, -7.0), decoder),
         torch.tensor([0.1, 0.25, 0.9], dtype=torch.float64),
@@ -113,7 +113,7 @@ def test_a_prediction_that_is_not_finite_is_named_by_its_first_example():
         lambda z, logsnr: Prediction(z, logsnr, z, Eps()),
         torch.tensor([4, 9, 6]),
     )
-    assert torch.equal(model(z[:1], torch.zeros(1)).out, z[:1])
+    assert torch.equal(model(z[:1], torch.zeros(1)).output, z[:1])
     with pytest.raises(
         ValueError,
         match=r"argument 'model' must be finite; got NaN or infinity for example 9 at λ = 1.5$",

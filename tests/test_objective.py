@@ -353,7 +353,7 @@ def test_every_loss_of_a_chain_trains_all_of_the_network(options):
     (lambda: chain(bound_weight=-1.0), "'bound_weight' must be finite and at least 0"),
     (lambda: chain(resampling=LossSecondMoment(STEPS)),
     (
-        f"'resampling' must have as many steps as the bound has terms, the decoder's among them, "
+        f"'resampling' must have as many steps as the bound has terms, with the decoder's, "
         f"{STEPS + 1}; got {STEPS}"
     )),
 ])  # fmt: skip

@@ -48,4 +48,4 @@ def test_a_field_is_replaced_and_an_unknown_one_is_refused():
     assert torch.equal(changed.output, 2 * Z)
     assert changed.z is Z
     with pytest.raises(TypeError, match="out"):
-        of(Z).replace(output=Z)
+        of(Z).replace(out=Z)

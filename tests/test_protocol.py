@@ -20,13 +20,13 @@ from vdiff.sampling import Clipped
 from vdiff.schedule import Linear
 
 DECODER = Categorical(levels=4)
-ORACLE = Lattice(DECODER.grid, [0.4, 0.3, 0.2, 0.1])
+ORACLE = Lattice(DECODER.level_values, [0.4, 0.3, 0.2, 0.1])
 ENDS = Linear(7.0, -6.0)
 
 
 def integrand(images=5, model=ORACLE, kind=Integrand):
     return kind(
-        *([model] if kind is Integrand else [model, Lattice(DECODER.grid, [0.25] * 4)]),
+        *([model] if kind is Integrand else [model, Lattice(DECODER.level_values, [0.25] * 4)]),
         levels(images),
         ENDS,
         DECODER,

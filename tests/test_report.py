@@ -30,7 +30,7 @@ from vdiff.oracle import Lattice
 from vdiff.schedule import Linear
 
 DECODER = Categorical(levels=4)
-ORACLE = Lattice(DECODER.grid, [0.5, 0.3, 0.15, 0.05])
+ORACLE = Lattice(DECODER.level_values, [0.5, 0.3, 0.15, 0.05])
 MODEL = ORACLES["lattice"]()
 DATA = torch.multinomial(
     ORACLE.weights, 60, replacement=True, generator=torch.Generator().manual_seed(0)

@@ -200,12 +200,14 @@ def test_a_network_that_cannot_be_made_is_refused_in_one_line(spec, message):
 
 def test_an_old_name_is_refused_with_the_new_one():
     spec = {"name": "DiscretizedGaussian", "levels": 17, "uses_network": True, "clip": 0.01}
-    (fault,) = faults("decoder", decoder, spec)
+    (fault,) = spec_errors("decoder", decoder, spec)
     assert str(fault) == (
         "argument 'decoder.clip' must be an argument of DiscretizedGaussian; got 0.01 "
         "(it is called 'posterior_variance' now)"
     )
-    (fault,) = faults("decoder", decoder, {"name": "Categorical", "levels": 17, "closed": True})
+    (fault,) = spec_errors(
+        "decoder", decoder, {"name": "Categorical", "levels": 17, "closed": True}
+    )
     assert fault.hint == "it is called 'levels_at_ends' now"
 
 

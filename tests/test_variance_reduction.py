@@ -238,7 +238,7 @@ def test_the_chains_own_steps_are_kept_and_the_density_moves_over_them():
     """Every step of a short chain by hand against the evaluation's importance sampling of
     steps."""
     decoder = Categorical(4)
-    oracle = Lattice(decoder.grid, [0.4, 0.3, 0.2, 0.1])
+    oracle = Lattice(decoder.level_values, [0.4, 0.3, 0.2, 0.1])
     data = torch.arange(4).repeat(5)[:, None]
     schedule = Cosine(7.0, -6.0)
     every = evaluate(

@@ -232,8 +232,8 @@ def test_a_learned_variance_is_trained_by_the_bound_of_its_chain_alone(variance)
     with pytest.raises(
         ValueError,
         match=(
-            r"weighted_elbo: argument 'model' must have no learned reverse variance: it would get "
-            r"no gradient; got .* hybrid"
+            r"weighted_elbo: argument 'model' must have no learned reverse variance: it would "
+            r"get no gradient; got .* hybrid"
         ),
     ):
         weighted_elbo(model, torch.randn(16, 1), schedule=SCHEDULE)
@@ -273,8 +273,8 @@ def test_bad_variances_are_named():
     with pytest.raises(
         ValueError,
         match=(
-            r"AnalyticVariance: argument 'profile' must have seen something in every bin; got 3 "
-            r"empty bins"
+            r"AnalyticVariance: argument 'profile' must have a finite squared error in every "
+            r"bin; got 3 bins without"
         ),
     ):
         AnalyticVariance(Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=3), dims=2)

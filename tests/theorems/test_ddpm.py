@@ -126,7 +126,7 @@ def test_the_divergences_are_those_between_gaussians():
     np.testing.assert_allclose(step.forward_variance.numpy(), BETA[1:], rtol=1e-9)
     error = 0.7
     shift = BETA[1:] / np.sqrt((1 - BETA[1:]) * NOISE[1:]) * error  # μ̃ − μ of an error in ε
-    for variance, u in ((posterior, 0.0), (BETA[1:], step.log_variance_ratio)):
+    for variance, u in ((posterior, None), (BETA[1:], step.log_variance_ratio)):
         kl = 0.5 * (np.log(variance / posterior) - 1 + posterior / variance + shift**2 / variance)
         got = step_kl(step.snr_gain, torch.full((999,), error**2, dtype=torch.float64), u)
         np.testing.assert_allclose(got.numpy(), kl, rtol=1e-7)

@@ -241,9 +241,13 @@ def test_bad_first_steps_are_named():
     with pytest.raises(
         ValueError,
         match=(
-            r"argument 'clip' must come with uses_network=True and without variance; got "
-            r"variance=None, uses_network=False"
+            r"argument 'posterior_variance' must come with uses_network=True and without "
+            r"variance; got variance=None, uses_network=False"
         ),
+    ):
+        DiscretizedGaussian(17, posterior_variance=0.1)
+    with pytest.raises(
+        ValueError, match=r"argument 'posterior_variance' must be finite and greater than 0"
     ):
         DiscretizedGaussian(17, uses_network=True, posterior_variance=0.0)
     model, decoder = model_and_decoder()
@@ -264,8 +268,8 @@ def test_bad_first_steps_are_named():
     with pytest.raises(
         ValueError,
         match=(
-            r"argument 'clip' must be left out with a variance fitted to the chain; got "
-            r"AnalyticVariance"
+            r"argument 'posterior_variance' must be left out with a variance fitted to the "
+            r"chain; got AnalyticVariance"
         ),
     ):
         elbo(
@@ -308,8 +312,8 @@ def test_betas_that_rescaling_drives_to_one_are_refused():
     with pytest.raises(
         ValueError,
         match=(
-            r"'alphas_cumprod' must be strictly decreasing; got 0.1 at level 1 and 0.2 at level 2 "
-            r"\(the table"
+            r"'alphas_cumprod' must be strictly decreasing; got 0.1 at level 1 and 0.2 at level "
+            r"2 \(the table"
         ),
     ):
         Tabulated.from_alphas_cumprod([0.1, 0.2])
@@ -374,8 +378,7 @@ def test_times_that_are_not_of_the_chain_have_no_name():
     with pytest.raises(
         ValueError,
         match=(
-            r"hybrid_loss: argument 't' must be at least 1/steps = "
-            r"0.025641 on a chain; got 0.01"
+            r"hybrid_loss: argument 't' must be at least 1/steps = 0.025641 on a chain; got 0.01"
         ),
     ):
         hybrid_loss(
@@ -399,7 +402,10 @@ def test_words_of_other_functions_are_no_conditions():
         (path_bound, "draws"),
         (hybrid_loss, "weighting"),
     ):
-        with pytest.raises(TypeError, match=rf"{call.__name__}: argument '{word}' is unknown; "):
+        with pytest.raises(
+            TypeError,
+            match=rf"{call.__name__}: argument '{word}' is unknown; ",
+        ):
             call(model, levels, **options, **{word: 3})
     with pytest.raises(
         TypeError,
@@ -424,26 +430,6 @@ def test_words_of_other_functions_are_no_conditions():
         hybrid_loss(model, levels, bound_weight=-1.0, **options)
 
 
-def test_a_fitted_variance_is_checked():
-    profile = Profile(-12.0, 12.0, bins=1)
-    profile.update(torch.zeros(2), torch.tensor([1.0, torch.nan]))
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"AnalyticVariance: argument 'profile' must hold finite "
-            r"squared errors; got from nan"
-        ),
-    ):
-        AnalyticVariance(profile, dims=1)
-    profile = Profile(-12.0, 12.0, bins=1)
-    profile.update(torch.zeros(2), torch.ones(2))
-    model = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=64))
-    with pytest.raises(
-        ValueError, match=r"argument 'dims' must be the dimensions of an example, 3; got 64"
-    ):
-        elbo(model, torch.zeros(2, 3), schedule=TABLE, steps=STEPS, decoder=Gaussian())
-
-
 def test_a_posterior_mean_has_no_denoised_first_level():
     model = Denoiser(lambda z, logsnr: z, PosteriorMean(TABLE, STEPS))
     with pytest.raises(
@@ -466,8 +452,7 @@ def test_tables_that_are_no_tables_of_beta():
     with pytest.raises(
         ValueError,
         match=(
-            r"'betas' must start with little noise; got 0.99, falling "
-            r"to 0.1 \(these look like ᾱ"
+            r"'betas' must start with little noise; got 0.99, falling to 0.1 \(these look like ᾱ"
         ),
     ):
         Tabulated.from_betas([0.99, 0.5, 0.1])

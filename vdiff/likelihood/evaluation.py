@@ -190,7 +190,8 @@ def compare(
     >>> from vdiff.oracle import Lattice
     >>> from vdiff.schedule import Linear
     >>> decoder = Categorical(levels=2)
-    >>> right, wrong = Lattice(decoder.grid, [0.5, 0.5]), Lattice(decoder.grid, [0.3, 0.7])
+    >>> right = Lattice(decoder.level_values, [0.5, 0.5])
+    >>> wrong = Lattice(decoder.level_values, [0.3, 0.7])
     >>> images = torch.tensor([[0], [1]] * 8)
     >>> comparison = compare(wrong, right, images, schedule=Linear(), decoder=decoder)
     >>> comparison.difference.interval()[0] > 0

@@ -63,7 +63,7 @@ class Integrand:
     >>> from vdiff.decoder import Categorical
     >>> from vdiff.oracle import Lattice
     >>> decoder = Categorical(levels=2)
-    >>> model, data = Lattice(decoder.grid, [0.5, 0.5]), torch.tensor([[0], [1]])
+    >>> model, data = Lattice(decoder.level_values, [0.5, 0.5]), torch.tensor([[0], [1]])
     >>> integrand = Integrand(model, data, Linear(), decoder)
     >>> rows, t = torch.tensor([0, 1]), torch.tensor([0.5, 0.5])
     >>> integrand(rows, t, torch.zeros(2, 1)).shape            # prior, diffusion, reconstruction

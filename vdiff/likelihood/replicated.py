@@ -166,4 +166,4 @@ def listed(protocol: Mapping[str, object]) -> list[str]:
     return [", ".join(text)] if text else []
 
 
-__all__ = ["Replicated", "example_generators", "run_replicates"]
+__all__ = ["Replicated"]
