@@ -226,7 +226,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "paths": lambda: list(vdiff.chain.path_bound(MODEL, X, schedule=FINITE, decoder=Gaussian(),
     steps=4, generator=seeded())),
     "evaluate points": lambda: evaluated(Gaussian(), X),
-    "evaluate with other draws": lambda: evaluated(Gaussian(), X, plan=Plan(times=Sobol()),
+    "evaluate with other draws": lambda: evaluated(Gaussian(), X, plan=VarianceReduction(times=Sobol()),
     steps=6),
     "evaluate to a tolerance": lambda: evaluated(Gaussian(), X, tolerance=0.05, draws=None),
     "compare": lambda: [
@@ -246,7 +246,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
         step in STEPS.items() if name != "ode"
     ],
     "sampling by the flow": lambda: [sample(MODEL, X, schedule=FINITE, steps=3, step=STEPS["ode"]),
-    encode(MODEL, X, **ENDS)],
+    invert(MODEL, X, **ENDS)],
     "sampling on levels": lambda: [
         sample(MODEL, X, levels=[-5.0, 0.3, 5.1], generator=per_sample_generators(0, range(6))),
         *(one.x for _, one in trajectory(MODEL, X, schedule=vdiff.sampling.logistic(), steps=3,
@@ -262,7 +262,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     draw=True, generator=seeded())],
     "noise": lambda: [noise_like(X, seeded()), start((3,), per_sample_generators(0, range(4)))],
     "oracles": lambda: [
-        LINE()(X[:, :1], LAM).out, LINE().log_prob(X[:, :1]), LINE().sample(5, seeded()),
+        LINE()(X[:, :1], LAM).output, LINE().log_prob(X[:, :1]), LINE().sample(5, seeded()),
         LINE().mmse(LAM), LINE().entropy(),
         Lattice([-0.5, 0.5], [0.3, 0.7]).bound(13.3, -5.0, Categorical(2)).total,
         GaussianData.fit(X).log_prob(X),

@@ -65,7 +65,7 @@ def turns(length: int, *tables: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
 
 def weighted(i: int, schedule: Any, weighting: Any, row: Any) -> None:
     """Every other one on a chain; drawn for every third."""
-    steps = weighting().steps or (999 if i % 2 else None)
+    steps = weighting().steps or (getattr(schedule(), "steps", 999) if i % 2 else None)
     assert_compiles(
         lambda: Objective(
             model(row), schedule=schedule(), loss=Weighted(weighting(), steps=steps)

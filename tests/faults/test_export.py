@@ -57,7 +57,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "v": model,
     "σ_data": lambda: model(V(0.5)),
     "EDM": lambda: Denoiser(Net(), VarianceExploding(X()), time=edm_time, output=torch.neg),
-    "flow, γ": lambda: Denoiser(Net(), Flow(), time=ScaledGamma(10.0, -10.0)),
+    "flow, γ": lambda: Denoiser(
+        Net(), Flow(), time=ScaledGamma(logsnr_max=10.0, logsnr_min=-10.0)
+    ),
     "ε, a schedule's time": lambda: Denoiser(Net(), Eps(), time=ScheduleTime(Cosine())),
     "ε, a table's step": lambda: Denoiser(Steps(), Eps(), time=TableStep(TABLE, integer=True)),
     "ε, learned variance": lambda: Denoiser(TwoHeads(), Eps(), variance=LearnedRange()),
@@ -155,7 +157,7 @@ def test_a_prediction_is_a_pytree_of_its_tensors(name: str) -> None:
     assert [str(key[0]) for key, _ in tree_flatten_with_path(said)[0]] == [
         ".z",
         ".logsnr",
-        ".out",
+        ".output",
         ".variance_output",
     ][: len(leaves)]
     same = tree_unflatten(leaves, spec)
@@ -174,7 +176,7 @@ def test_a_model_is_mapped_over() -> None:
     one, (z, t, _) = model(), batch()
     together = one(z, t)
     apart = torch.vmap(one)(z[:, None], t[:, None])
-    torch.testing.assert_close(apart.out[:, 0], together.out)
+    torch.testing.assert_close(apart.output[:, 0], together.output)
     assert apart.parameterization is one.parameterization
 
 

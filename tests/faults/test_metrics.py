@@ -33,8 +33,8 @@ def points(n: int, dims: int = 2) -> torch.Tensor:
             "y",
             "have a median distance above 0 .. give bandwidths",
         ),
-        (points(4), points(5), [], "bandwidths", "hold at least one width .. got []"),
-        (points(4), points(5), [1.0, 0.0], "bandwidths", "be finite and greater than 0 .. got 0"),
+        (points(4), points(5), [], "bandwidths", "be positive .. got []"),
+        (points(4), points(5), [1.0, 0.0], "bandwidths", "be positive .. got [1.0, 0.0]"),
     ],
 )
 def test_values_that_have_no_discrepancy(

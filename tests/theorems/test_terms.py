@@ -312,8 +312,8 @@ def test_betas_that_rescaling_drives_to_one_are_refused():
     with pytest.raises(
         ValueError,
         match=(
-            r"'alphas_cumprod' must be strictly decreasing; got 0.1 at level 1 and 0.2 at level "
-            r"2 \(the table"
+            r"'alphas_cumprod' must be strictly decreasing \(a step removes signal\); got 0.1 at "
+            r"level 1 of 2 and 0.2 at level 2 of 2 \(the table"
         ),
     ):
         Tabulated.from_alphas_cumprod([0.1, 0.2])

@@ -79,5 +79,6 @@ def log_snr(value: object, argument: str, given: Given) -> object:
     """A floating tensor of λ."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         hint = "of times or steps t, λ is schedule(t): factor(schedule(t))"
-        raise InvalidType(argument, "be a floating tensor", value, hint)
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise InvalidType(argument, "be a floating tensor", got, hint)
     return value
