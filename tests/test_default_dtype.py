@@ -21,6 +21,7 @@ from vdiff.likelihood import (
     Sobol,
     TruncatedNormal,
     Uniform,
+    VarianceReduction,
     compare,
     dequantized_ode,
     evaluate,
@@ -42,6 +43,7 @@ from vdiff.reverse import MonteCarlo, Raw
 from vdiff.sampling import (
     STEPS,
     Guided,
+    invert,
     per_sample_generators,
     sample,
     to_levels,
@@ -226,8 +228,9 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "paths": lambda: list(vdiff.chain.path_bound(MODEL, X, schedule=FINITE, decoder=Gaussian(),
     steps=4, generator=seeded())),
     "evaluate points": lambda: evaluated(Gaussian(), X),
-    "evaluate with other draws": lambda: evaluated(Gaussian(), X, plan=VarianceReduction(times=Sobol()),
-    steps=6),
+    "evaluate with other draws": lambda: evaluated(
+        Gaussian(), X, plan=VarianceReduction(times=Sobol()), steps=6
+    ),
     "evaluate to a tolerance": lambda: evaluated(Gaussian(), X, tolerance=0.05, draws=None),
     "compare": lambda: [
         torch.tensor(compare(MODEL, OTHER, X, schedule=Cosine(8.0, -6.0), decoder=Gaussian(),
