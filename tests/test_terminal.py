@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli_sample import code_of
+from test_cli import code_of
 
 import vdiff.terminal
 from vdiff.cli import main
