@@ -127,7 +127,7 @@ def test_a_factor_is_a_function_of_log_snr():
         TypeError, "LossFactor", "logsnr", "be a floating tensor", "factor(schedule(t))"
     ):
         factor(torch.tensor([100, 500]))
-    with assert_refused(TypeError, "LossFactor", "logsnr", "be a floating tensor", "0.5"):
+    with assert_refused(TypeError, "LossFactor", "logsnr", "be a floating tensor", "float"):
         factor(0.5)
 
 
