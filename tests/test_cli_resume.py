@@ -176,8 +176,8 @@ def test_a_state_that_is_no_help_is_set_aside_and_the_evaluation_starts_again(ru
 def test_a_state_goes_on_with_other_versions_with_a_warning(run, monkeypatch):
     left_behind(run)
     now = versions()
-    monkeypatch.setattr(resume, "warn_if_versions_differ", lambda what, before: said.append(before))
     said: list[object] = []
+    monkeypatch.setattr(resume, "warn_if_versions_differ", lambda _, before: said.append(before))
     assert call(run, *COST) == 0
     assert said == [now]
 
