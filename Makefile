@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # as many processes as cores (at most 8), each with one thread
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test lint types bench soak clean
+.PHONY: demo test test-interop lint types bench gpu soak clean
 
 # a bare `torch` would bring gigabytes of CUDA packages: the pin of constraints.txt is installed by itself first
 $(READY): pyproject.toml constraints.txt
@@ -20,8 +20,19 @@ demo: $(READY)
 
 # shapes in the signatures are checked by the first run; the second tests the library's own messages for wrong ones
 test: $(READY)
-	$(PYTEST) --jaxtyping-packages=vdiff,shape_checks.checker --ignore=tests/faults
+	$(PYTEST) --jaxtyping-packages=vdiff,shape_checks.checker --ignore=tests/faults --ignore=tests/interop
 	$(PYTEST) tests/faults
+
+# diffusers, accelerate and Lightning bring 40 packages: an environment of their own
+INTEROP := .venv-interop
+$(INTEROP)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[interop]"
+	touch $@
+
+test-interop: $(INTEROP)/.ready
+	OMP_NUM_THREADS=1 $(INTEROP)/bin/python -m pytest --numprocesses auto --maxprocesses 8 tests/interop
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -41,6 +52,14 @@ bench: $(READY)
 	$(BIN)/python benchmarks/train_step.py --recipe small
 	$(BIN)/python benchmarks/train_step.py --batch 1 --rounds 21
 
+# one card, at most eight minutes: right on it, and how fast; QUICK=1 DEVICE=cpu is all of it in small.
+# Its Python needs a torch with CUDA: GPU_PYTHON=python3 is the machine's own
+DEVICE ?= cuda
+QUICK ?=
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
+	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py --device $(DEVICE) $(if $(QUICK),--quick)
+
 # what takes an hour or two: coverage of the intervals over 2,000 evaluations, 10,000 damaged data files, runs that are killed,
 # runs with flipped bits, evaluations that are killed,
 # and the core broken in 500 places, drawn anew each time
@@ -52,4 +71,4 @@ soak: $(READY)
 	$(BIN)/python tests/mutation.py --sample 500 --seed $$(date +%s)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(INTEROP) build *.egg-info

@@ -9,17 +9,21 @@ reach the dispatcher beyond the bare step's own; memory is the profiler's peak o
 as a ratio. Two minutes on two idle cores:
 
     python benchmarks/loss_overhead.py
+
+With --peers, the published losses of other libraries too, on the MLP (see peers.py).
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import peers
 import torch
 import torch.nn.functional as F
+from measure import peak
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vdiff
@@ -27,6 +31,7 @@ from vdiff.nn import MLP, UNet
 from vdiff.terminal import replace_unencodable, say
 
 Step = Callable[[], Tensor]
+HEAD = f"{'loss':<40}{'time':>7}{'quartiles':>15}{'operations':>12}{'views':>7}{'memory':>8}"
 VIEWS = (
     "view",
     "expand",
@@ -170,14 +175,16 @@ def run(network: nn.Module, step: Step) -> None:
 
 
 def ratio(network: nn.Module, bare: Step, step: Step, pairs: int) -> tuple[float, float, float]:
-    """Median of step/bare over adjacent pairs, with its quartiles."""
+    """Median of step/bare over adjacent pairs, with its quartiles. One thread's time is that of
+    the processor, which others on the machine disturb less."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     quotients = []
     for i in range(pairs):
         seconds = {}
         for name, one in (("bare", bare), ("step", step))[:: 1 if i % 2 else -1]:
-            start = time.perf_counter()
+            start = clock()
             run(network, one)
-            seconds[name] = time.perf_counter() - start
+            seconds[name] = clock() - start
         quotients.append(seconds["step"] / seconds["bare"])
     low, middle, high = statistics.quantiles(quotients, n=4)
     return middle, low, high
@@ -194,14 +201,7 @@ def peak_memory(network: nn.Module, step: Step) -> int:
     """Peak bytes of live allocations during a step, from the profiler's allocation events."""
     run(network, step)
     network.zero_grad(set_to_none=True)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        step().backward()
-    live = peak = 0
-    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+    return peak(lambda: step().backward(), torch.device("cpu"))
 
 
 def main() -> None:
@@ -217,6 +217,9 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=None, help="torch threads (default: torch's own choice)"
     )
+    parser.add_argument(
+        "--peers", type=Path, help="folder that holds other libraries: compare with them alone"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -231,15 +234,31 @@ def main() -> None:
         ("U-Net, 3x32x32, batch 16", unet(3), unet(6), image_levels, max(10, options.pairs // 10)),
     ]
     say(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if options.peers:
+        beside_peers(cases[0][1], encode(point_levels), options.peers, options.pairs)
+        return
     for title, network, two_heads, data, pairs in cases:
         x = encode(data)
         say(f"\n{title}: {sum(p.numel() for p in network.parameters()):,} parameters")
-        say(f"{'loss':<28}{'time':>7}{'quartiles':>15}{'operations':>12}{'views':>7}{'memory':>8}")
+        say(HEAD)
         for one, steps in (
             (network, losses(network, x, data)),
             (two_heads, chain_losses(two_heads, x, data)),
         ):
             compare(one, bare_step(one, x), steps, pairs)
+
+
+def beside_peers(network: nn.Module, x: Tensor, folder: Path, pairs: int) -> None:
+    """The same objectives by other libraries and by this one."""
+    others, missing = peers.steps(network, x, folder)
+    model = vdiff.Denoiser(network, vdiff.parameterization.Eps())
+    ddpm, own = vdiff.recipe("ddpm").objective(model), losses(network, x, x)
+    ours = {f"vdiff, {name}": own[name] for name in ("flow matching", "EDM")}
+    ours["vdiff, DDPM"] = lambda: ddpm(x).mean()
+    say(f"MLP, 2-D points, batch {len(x)}\n{HEAD}")
+    compare(network, bare_step(network, x), others | ours, pairs)
+    for why in missing:
+        say(f"missing: {why}")
 
 
 def unet(channels_out: int) -> nn.Module:
@@ -256,7 +275,7 @@ def compare(network: nn.Module, bare: Step, steps: dict[str, Step], pairs: int) 
         more, views = operations(network, step)
         memory = peak_memory(network, step) / base_memory
         say(
-            f"{name:<28}{middle:>7.2f}{low:>8.2f}–{high:<6.2f}{more - base_operations:>12}"
+            f"{name:<40}{middle:>7.2f}{low:>8.2f}–{high:<6.2f}{more - base_operations:>12}"
             f"{views - base_views:>7}{memory:>8.2f}"
         )
 

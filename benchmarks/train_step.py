@@ -19,13 +19,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measure import matrix_rate, peak, seconds, title
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from vdiff.objective import Objective
@@ -40,6 +42,11 @@ import recipes
 from vdiff.terminal import replace_unencodable, say
 
 Run = Callable[[], None]
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Without compiling again, for what is called once."""
+    return torch.compiler.set_stance("force_eager")
 
 
 class _Known(nn.Module):
@@ -68,7 +75,7 @@ class Steps:
             torch.randn_like(batch.eps),
             torch.linspace(-4, 12, len(batch.eps), device=device),
         )
-        with torch.no_grad():
+        with torch.no_grad(), eager():
             self.target = torch.randn_like(self.network(self.x, self.time))
 
     def loop(self, steps: int) -> None:
@@ -115,53 +122,72 @@ class Steps:
         self.entries += 1
 
 
-def seconds(run: Run, device: torch.device) -> float:
-    if device.type != "cuda":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak(run: Run, device: torch.device) -> int:
-    """Peak bytes of live allocations, beyond those that were there."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        run()
-    live = most = 0
-    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        most = max(most, live)
-    return most
-
-
 def multiply_adds(network: nn.Module, x: Tensor, level: Tensor) -> float:
     """Of one image's forward pass."""
-    with torch.no_grad(), FlopCounterMode(display=False) as count:
+    with torch.no_grad(), eager(), FlopCounterMode(display=False) as count:
         network(x[:1], level[:1])
     return count.get_total_flops() / 2
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
-    """Multiply-adds a second of large square matrices, the best of several rounds."""
-    side = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    repeats = 20 if device.type == "cuda" else 2
-    return max(
-        repeats * side**3 / seconds(lambda: [a @ b for _ in range(repeats)] and None, device)
-        for _ in range(rounds)
+def report(
+    name: str,
+    config: Config,
+    device: torch.device,
+    *,
+    rounds: int,
+    steps: int,
+    stop: float = float("inf"),
+) -> None:
+    """Measure and print. Rounds end early after `stop` (of `time.monotonic`), but for two."""
+    both = Steps(config, device)
+    micro = len(both.x)
+    how = (
+        f"autocast {config.autocast}, compile {config.compile}, channels_last "
+        f"{config.channels_last}"
     )
+    say(
+        f"torch {torch.__version__}, {title(device)}; {name}, batch {config.batch} in "
+        f"micro-batches of {micro}; {how}"
+    )
+    for run in (both.bare, both.loop):  # compile, choose kernels, fill caches
+        run(2)
+    bare, loop = [], []
+    for i in range(rounds):
+        if i >= 2 and time.monotonic() > stop:
+            break
+        for run, times in ((both.bare, bare), (both.loop, loop))[:: 1 if i % 2 else -1]:
+            times.append(seconds(lambda run=run: run(steps), device) / steps)
+    low, middle, high = statistics.quantiles([b / a for a, b in zip(bare, loop, strict=True)], n=4)
+    step = statistics.median(loop)
+    say(
+        f"training over bare step: {middle:.3f} (quartiles {low:.3f} to {high:.3f}, "
+        f"{len(loop)} rounds of {steps} steps)"
+    )
+    say(
+        f"a training step: {step:.4g} s, {config.batch / step:.4g} images/s; bare "
+        f"{statistics.median(bare):.4g} s"
+    )
+    for part, alone in both.parts().items():
+        alone()
+        share = statistics.median(
+            seconds(alone, device) for _ in range(rounds)
+        ) / statistics.median(bare)
+        say(f"  {part:<26}{100 * share:6.2f} % of a bare step, by itself")
+    most = {}
+    for run in (both.bare, both.loop):
+        both.trainer.state.optimizer.zero_grad(
+            set_to_none=True
+        )  # gradients are part of a step's memory
+        most[run.__name__] = peak(lambda run=run: run(1), device) / 2**20
+    say(f"peak memory of a step: bare {most['bare']:,.0f} MiB, training {most['loop']:,.0f} MiB")
+    rate = matrix_rate(device, torch.bfloat16 if config.autocast else torch.float32)
+    forward = multiply_adds(both.network, both.x, both.time)
+    used = 3 * forward * config.batch / step
+    kind = "bf16" if config.autocast else "float32"
+    share = (
+        f"{100 * used / rate:.1f} % of this device's {kind} matrices at {rate / 1e12:.3g} TMAC/s"
+    )
+    say(f"{forward / 1e9:.4g} GMAC forward for an image; {used / 1e12:.3g} TMAC/s, {share}")
 
 
 def main() -> None:
@@ -197,54 +223,7 @@ def main() -> None:
     if not gpu:
         config = replace(config, autocast=False, compile=False, channels_last=False)
     config = replace(config, batch=options.batch or config.batch).override(options.set)
-    both = Steps(config, device)
-    micro = len(both.x)
-    forward = multiply_adds(both.network, both.x, both.time)
-    name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    how = (
-        f"autocast {config.autocast}, compile {config.compile}, channels_last "
-        f"{config.channels_last}"
-    )
-    say(
-        f"torch {torch.__version__}, {name}; {options.recipe}, batch {config.batch} in "
-        f"micro-batches of {micro}; {how}"
-    )
-    for run in (both.bare, both.loop):  # compile, choose kernels, fill caches
-        run(2)
-    bare, loop = [], []
-    for i in range(options.rounds):
-        for run, times in ((both.bare, bare), (both.loop, loop))[:: 1 if i % 2 else -1]:
-            times.append(seconds(lambda run=run: run(steps), device) / steps)
-    low, middle, high = statistics.quantiles([b / a for a, b in zip(bare, loop, strict=True)], n=4)
-    step = statistics.median(loop)
-    say(
-        f"training over bare step: {middle:.3f} (quartiles {low:.3f} to {high:.3f}, "
-        f"{options.rounds} rounds of {steps} steps)"
-    )
-    say(
-        f"a training step: {step:.4g} s, {config.batch / step:.4g} images/s; bare "
-        f"{statistics.median(bare):.4g} s"
-    )
-    for part, alone in both.parts().items():
-        alone()
-        share = statistics.median(
-            seconds(alone, device) for _ in range(options.rounds)
-        ) / statistics.median(bare)
-        say(f"  {part:<26}{100 * share:6.2f} % of a bare step, by itself")
-    most = {}
-    for run in (both.bare, both.loop):
-        both.trainer.state.optimizer.zero_grad(
-            set_to_none=True
-        )  # gradients are part of a step's memory
-        most[run.__name__] = peak(lambda run=run: run(1), device) / 2**20
-    say(f"peak memory of a step: bare {most['bare']:,.0f} MiB, training {most['loop']:,.0f} MiB")
-    rate = matrix_rate(device, torch.bfloat16 if config.autocast else torch.float32)
-    used = 3 * forward * config.batch / step
-    kind = "bf16" if config.autocast else "float32"
-    share = (
-        f"{100 * used / rate:.1f} % of this device's {kind} matrices at {rate / 1e12:.3g} TMAC/s"
-    )
-    say(f"{forward / 1e9:.4g} GMAC forward for an image; {used / 1e12:.3g} TMAC/s, {share}")
+    report(options.recipe, config, device, rounds=options.rounds, steps=steps)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from vdiff.oracle import GaussianMixture
 from vdiff.plots import figure
 from vdiff.reverse import reverse_sample
 from vdiff.schedule import Linear
-from vdiff.terminal import replace_unencodable, say
+from vdiff.terminal import replace_unencodable, say, track
 from vdiff.variance import FixedLarge
 
 STEPS = (1, 4, 16)
@@ -155,8 +155,10 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args()
+    settings = [(dims, steps) for dims in DIMS for steps in STEPS]
     results = {
-        (dims, steps): compare(steps, dims, options.seed) for dims in DIMS for steps in STEPS
+        (dims, steps): compare(steps, dims, options.seed)
+        for dims, steps in track(settings, "setting")
     }
     draw(results, options.out)
     say(

@@ -90,11 +90,13 @@ class Pool:
         batch: int = 256,
         name: str = "pool",
     ) -> "Pool":
-        even, parts = Linear(HIGH, LOW), []
+        parts, device = [], images.device
+        even = Linear(HIGH, LOW).to(device)
         for i in range(rounds):
-            generator = generator_of(i, 0, name)
-            rows = images[torch.randint(len(images), (batch,), generator=generator)]
-            t = stratified(batch, generator=generator)[torch.randperm(batch, generator=generator)]
+            generator = generator_of(i, 0, name, device)
+            draws = {"generator": generator, "device": device}
+            rows = images[torch.randint(len(images), (batch,), **draws)]
+            t = stratified(batch, **draws)[torch.randperm(batch, **draws)]
             bound = vdiff.elbo(
                 objective.model,
                 rows,
@@ -112,7 +114,7 @@ class Pool:
                     ]
                 ).double()
             )
-        return cls(*torch.stack(parts, 1))
+        return cls(*torch.stack(parts, 1).cpu())
 
     def profile(self, dims: int) -> vdiff.profile.Profile:
         """E‖e‖² and E‖e‖⁴ by λ, in nats."""

@@ -4,23 +4,26 @@
 Each further argument is a run of its own, in FOLDER/0, FOLDER/1, …: JSON with fields of the
 config, and `do`, what a validation does on the last rank at the step `at`: "raise", "hang", "kill"
 (the process itself, with SIGKILL), or "stop" (SIGTERM); `weights` seeds the initial weights,
-`pause` is slept in each step.
+`pause` is slept in each step; `source` and `workers` say how the points are given.
 """
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from vdiff.objective import Objective
 from vdiff.training import Config, Run, distributed, rank, train
@@ -48,6 +51,46 @@ def data_of(config: Config) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     kind = torch.randint(2, (500, *(1 for _ in config.shape)), generator=generator)
     return (torch.randint(9, (500, *config.shape), generator=generator) + 8 * kind).clamp(max=16)
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """The points with random changes, as an augmentation makes them, and their number as label."""
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        shift = int(torch.randint(0, 2, ())) + random.randint(0, 1) + np.random.randint(0, 2)  # noqa: NPY002
+        return (self.data[i] + shift).clamp(max=16), i % 10
+
+
+class Stream:
+    """The points of `Noisy` in order, again and again."""
+
+    def __init__(self, data: Tensor) -> None:
+        self.items, self.next = Noisy(data), 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        while self.next < len(self.items):
+            self.next += 1
+            yield self.items[self.next - 1]
+        self.next = 0
+
+
+class Resumable(Stream):
+    """A stream with a state."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["next"]
+
+
+SOURCES = {"tensor": Tensor.clone, "dataset": Noisy, "stream": Stream, "resumable": Resumable}
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -113,11 +156,12 @@ def run_until(
     objective = config.objective()
     objective.register_forward_pre_hook(send)
     options = {"every": 1, "store_every": 100, "quiet": True, **options}
+    data = SOURCES[options.pop("source", "tensor")](data_of(config))
     with Run.open(folder, config) as kept:
         first = max(map(step_of, checkpoints(kept.checkpoints)), default=0)
         code: object = 0
         try:
-            train(objective, data_of(config), config, run=kept, **options)
+            train(objective, data, config, run=kept, **options)
         except SystemExit as left:
             code = left.code
     if code != (0 if stop is None else 128 + signal.SIGTERM):
@@ -149,8 +193,9 @@ def run(folder: Path, options: dict[str, Any], device: torch.device) -> None:
         for key, value in {"do": "", "at": 0, "weights": 0, "pause": 0}.items()
     )
     every, store_every = options.pop("every", 1), options.pop("store_every", 4)
+    source, workers = options.pop("source", "tensor"), options.pop("workers", 0)
     config = points(**options)
-    done = 0
+    data, done = SOURCES[source](data_of(config)), 0
 
     def validate(averaged: Objective) -> float:
         nonlocal done
@@ -172,7 +217,7 @@ def run(folder: Path, options: dict[str, Any], device: torch.device) -> None:
     torch.manual_seed(weights + rank().index)  # ranks that would differ if nobody told them
     with Run.open(folder, config) as kept:
         train(
-            config.objective().to(device), data_of(config), config,
+            config.objective().to(device), data, config, workers=workers,
             run=kept, validate=validate, every=every, store_every=store_every, quiet=True,
         )  # fmt: skip
 

@@ -2,18 +2,24 @@
 why, nothing written."""
 
 import argparse
+import json
 import os
+import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import vdiff
 from vdiff import Denoiser, elbo
 from vdiff.cli import COMMANDS, main
-from vdiff.cli import _parser as parser_of_vdiff
+from vdiff.cli.parser import parser_of
 from vdiff.decoder import Gaussian
 from vdiff.errors import out_of_memory
 from vdiff.likelihood import evaluate
@@ -60,20 +66,56 @@ NO_PROGRAM = (
     "FAILS:x",
     "EXITS:x",
 )
+NO_BUILDER = ("PROGRAM:x", "BUILDS:raises", "BUILDS:number", "BUILDS:needs", "BUILDS:torch")
+NO_SETTING = (
+    "",
+    "x",
+    "=1",
+    "steps=0",
+    "stpes=1",
+    "network.width=8",
+    "network.labels=0",
+    "data=xx",
+)
+NO_SETTING = (*NO_SETTING, "conditional=1", "a\nb=1", "network_source=3", "data_options.size=8")
+NO_PAGES = ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP", "\x1b[31mx")
+NO_DATA = (*NO_PAGES, "a\nb")
+NO_FIGURE = ("", "~nosuchuser/x", "nowhere/x.png", "FILE/x.png", "LOOP/x.png", "DRAWN.png")
+NO_FIGURE = (*NO_FIGURE, "x.weird")
 NO_DEVICE = ("", "x", "meta", "cuda:99", "cuda:-1", "hpu", "privateuseone", "vulkan", "λ", "cpu:")
 
 EVALUATE = ("evaluate", "RUN", "--draws", "2", "--replicates", "2", "--quiet")
 SAMPLE = ("sample", "RUN", "--count", "2", "--steps", "2", "--quiet")
 CLASSES = ("sample", "CLASSES", "--count", "2", "--steps", "2", "--quiet")
+TRAIN = ("train", "BUILDS:build", "--data", "digits", "--out", "NEW", "--quiet")
+CONFIG = ("train", "CONFIG.json", "--data", "digits", "--out", "NEW", "--quiet")
 ESTIMATORS = ("verify", "--estimators", "gaussian", "--points", "4")
 
 # for each option of each command: a command that is right without it, and what it refuses
 HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "train": {
+        "what": (
+            ("train", "--data", "digits", "--out", "NEW", "--quiet", "--"),
+            (*NO_PROGRAM, *NO_BUILDER, *NO_RUN, "nowhere.json", "BROKEN.json", "OWN.json"),
+        ),
+        "--data": (TRAIN, NO_DATA),
+        "--size": (TRAIN, (*NO_COUNT, "8")),
+        "--out": (TRAIN[:4], ("", "~nosuchuser/x", "FILE", "FILE/x", "LOOP", "/dev/null")),
+        "--set": (TRAIN, NO_SETTING),
+        "--model": (CONFIG, (*NO_NAME, *NO_PROGRAM, *NO_BUILDER)),
+        "--resume": (TRAIN, NO_NAME),
+        "--every": (TRAIN, NO_COUNT),
+        "--device": (TRAIN, NO_DEVICE),
+        "--dry-run": (TRAIN, ("=x",)),
+        "--quiet": (TRAIN, ("=x",)),
+    },
     "evaluate": {
         "run": (("evaluate", "--quiet", "--"), NO_RUN),
-        "--data": (EVALUATE, ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP", "a\nb",
-        "\x1b[31mx")),
+        "--data": (EVALUATE, NO_DATA),
+        "--model": (EVALUATE, (*NO_NAME, *NO_PROGRAM, *NO_BUILDER, "BUILDS:build")),
         "--split": (EVALUATE, NO_NAME),
+        "--images": (EVALUATE, NO_SMALL_COUNT),
+        "--json": (EVALUATE, ("=x",)),
         "--tolerance": (EVALUATE, NO_TOLERANCE),
         "--budget": ((*EVALUATE, "--tolerance", "0.1"), NO_COUNT),
         "--draws": (EVALUATE, NO_SMALL_COUNT),
@@ -90,6 +132,7 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     },
     "sample": {
         "run": (("sample", "--quiet", "--"), NO_RUN),
+        "--model": (SAMPLE, (*NO_NAME, *NO_PROGRAM, *NO_BUILDER, "BUILDS:build")),
         "--count": (SAMPLE, NO_SMALL_COUNT),
         "--label": (CLASSES, (*NO_WHOLE, "-1", "4", 30 * "9")),
         "--seed": (SAMPLE, NO_WHOLE),
@@ -109,6 +152,7 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--interval": ((*CLASSES, "--guidance", "2", "--null-label", "3"), ("", "x", "1")),
         "--clip": (SAMPLE, ("=x",)),
         "--out": (SAMPLE, ("", "~nosuchuser/x", "FILE", "FILE/x", "LOOP")),
+        "--png": (SAMPLE, ("", "~nosuchuser/x", "FILE", "FILE/x", "LOOP", "RUN", "/dev/null")),
         "--draw": (SAMPLE, ("=x",)),
         "--gif": (SAMPLE, ("=x",)),
         "--quiet": (SAMPLE, ("=x",)),
@@ -119,18 +163,18 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "objective": (("describe", "--"), (*NO_NAME, *NO_PROGRAM, "PROGRAM:x")),
         "--compare": (("describe", "edm"), (*NO_NAME, *NO_PROGRAM, "PROGRAM:x")),
         "--all": (("describe",), ("=x",)),
-        "--figure": (("describe", "edm"), ("", "~nosuchuser/x", "nowhere/x.png", "FILE/x.png",
-        "LOOP/x.png", "DRAWN.png", "x.weird")),
+        "--json": (("describe", "edm"), ("=x",)),
+        "--figure": (("describe", "edm"), NO_FIGURE),
     },
     "verify": {
         "names": (("verify", "--"), NO_NAME),
         "--model": (("verify", "tweedie"), (*NO_NAME, *NO_PROGRAM)),
         "--estimators": (("verify",), ("=x",)),
+        "--json": (("verify", "tweedie"), ("=x",)),
         "--points": (ESTIMATORS, NO_SMALL_COUNT),
         "--seed": (ESTIMATORS, NO_WHOLE),
         "--draws": (("verify", "tweedie"), NO_SMALL_COUNT),
-        "--pages": (("verify",), ("", "~nosuchuser/x", "nowhere", "FILE", "FILE/x", "LOOP",
-        "\x1b[31mx")),
+        "--pages": (("verify",), NO_PAGES),
     },
 }  # fmt: skip
 CASES = [
@@ -139,6 +183,14 @@ CASES = [
     for option, (_, values) in options.items()
     for value in values
 ]
+
+BUILDS = """
+import torch
+def build(): return torch.nn.Conv2d(1, 1, 1)
+def raises(): raise RuntimeError("a line\\nand another")
+def number(): return 3
+def needs(argument): return build()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +215,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "LOOP").symlink_to(root / "POOL")
     (root / "POOL").symlink_to(root / "LOOP")
     (root / "PROGRAM").write_text("x = 1\n")
+    (root / "BUILDS").write_text(BUILDS)
+    (root / "BROKEN.json").write_text("{")
+    (root / "CONFIG.json").write_text(json.dumps(config.asdict()))
+    own = replace(config, network={"name": "BUILDS:build"}, level_head=False)
+    (root / "OWN.json").write_text(json.dumps(own.asdict()))
     (root / "FAILS").write_text("x = 1\nx = 1 / 0\n")
     (root / "EXITS").write_text("import sys\nsys.exit(3)\n")
     return root
@@ -198,7 +255,7 @@ def everything(root: Path) -> dict[Path, int]:
 def options_of(command: str) -> set[str]:
     commands = next(
         action
-        for action in parser_of_vdiff()._actions
+        for action in parser_of(COMMANDS)._actions
         if isinstance(action, argparse._SubParsersAction)
     )
     known = commands.choices[command]._actions
@@ -249,7 +306,7 @@ def test_what_cannot_be_meant_is_refused_in_a_line(
         ["describe", "--figur"],
         ["evaluate"],
         ["evaluate", "RUN", "more"],
-        ["--version"],
+        ["--verison"],
     ],
 )
 def test_a_command_that_is_wrong_is_said_in_a_line_too(words, capsys):
@@ -260,6 +317,75 @@ def test_a_command_that_is_wrong_is_said_in_a_line_too(words, capsys):
     assert "--help" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["evalate", "RUN"], "did you mean 'evaluate'?"),
+        (["evaluate", "--tolerence", "0.1"], "option --tolerence; did you mean '--tolerance'?"),
+        (["evaluate", "RUN", "--split=tst"], "did you mean 'test'?"),
+        (["sample", "RUN", "--stpes=4"], "option --stpes; did you mean '--steps'?"),
+        (["verify", "--point", "4"], "did you mean '--points'?"),  # no abbreviations
+        (["--verison"], "did you mean '--version'?"),
+    ],
+)
+def test_what_is_unknown_is_answered_with_the_nearest(words, near, capsys):
+    assert code_of(words) == 2
+    assert near in capsys.readouterr().err
+
+
+def test_the_version(capsys):
+    assert code_of(["--version"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"vdiff {vdiff.__version__}, torch {torch.__version__}, Python 3.")
+
+
+def test_a_completion_needs_its_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert code_of(["--completion", "bash"]) == 2
+    assert "pip install 'vdiff-torch[completion]'" in capsys.readouterr().err
+    of_shtab = SimpleNamespace(complete=lambda parser, shell: f"{shell} of {parser.prog}")
+    monkeypatch.setitem(sys.modules, "shtab", of_shtab)
+    assert code_of(["--completion", "zsh"]) == 0
+    assert capsys.readouterr().out == "zsh of vdiff\n"
+
+
+TABLES = (
+    ("describe", "--all"),
+    ("describe", "edm", "--compare", "vdm"),
+    ("verify", "tweedie", "schedule-invariance"),
+    ("verify", "--estimators", "gaussian", "lattice", "--points", "4"),
+    EVALUATE,
+)
+
+
+@pytest.mark.parametrize("words", TABLES)
+def test_a_table_has_at_most_80_columns_and_is_json_where_asked(words, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert main([*words]) == 0
+    out = capsys.readouterr().out
+    longest = max(out.splitlines(), key=len)
+    assert len(longest) <= 80 or " " not in longest.strip(), longest
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    (place / "RUN" / "evaluation.json").unlink(missing_ok=True)
+
+
+def test_the_help_has_at_most_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    for command in COMMANDS:
+        assert code_of([command, "--help"]) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80, command
+
+
+@pytest.mark.parametrize(
+    "words", [("tweedie", "forward"), ("--estimators", "gaussian", "mixture")]
+)
+def test_a_verification_shows_how_far_it_is(words, capsys, monkeypatch):
+    monkeypatch.setattr("vdiff.terminal.SOON", 0.0)
+    assert main(["verify", *words]) == 0
+    assert re.search(r"verify: \d+ %, \d+ of \d+ ", capsys.readouterr().err)
+
+
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     RuntimeError(
@@ -267,8 +393,8 @@ NO_MEMORY = [
         "tried to allocate 7999999999992 bytes."
     ),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:86] DefaultCPUAllocator: not enough memory: you tried "
-        "to allocate 8 bytes."
+        "[enforce fail at alloc_cpu.cpp:86] DefaultCPUAllocator: not enough memory: you tried to "
+        "allocate 8 bytes."
     ),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("std::bad_alloc"),
@@ -331,18 +457,13 @@ def test_a_tolerance_that_nothing_can_be_computed_with(tolerance):
 
 
 def test_a_tolerance_that_nobody_can_wait_for():
-    words = (
-        r"'tolerance' must be within reach of 1e\+15 network evaluations; got 1e-12 bits/dim \(it "
-        r"takes "
-    )
+    words = r"must be within reach of 1e\+15 network evaluations; got 1e-12 bits/dim \(it takes "
     with within(SECONDS), pytest.raises(ValueError, match=words):
         evaluate(MODEL, torch.zeros(4, 2), schedule=Linear(), decoder=Gaussian(), tolerance=1e-12)
 
 
 def test_a_guidance_that_no_float32_holds():
-    with pytest.raises(
-        ValueError, match=r"Guided: argument 'scale' must lie in \[.*\]; got 1e\+300"
-    ):
+    with pytest.raises(ValueError, match=r"Guided: argument 'scale' must lie in .*; got 1e\+300"):
         Guided(MODEL, 1e300, {"label": 0})
 
 

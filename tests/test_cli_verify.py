@@ -104,10 +104,10 @@ def test_describe_says_it_in_words_and_compares(capsys, tmp_path):
         == 0
     )
     printed = capsys.readouterr().out
-    assert "signal shared with mine" in printed
+    assert "the part of the signal shared with mine" in printed
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert main(["describe", "--all"]) == 0
-    assert capsys.readouterr().out.count("\n") == 14
+    assert capsys.readouterr().out.count("\n") == 15
 
 
 def test_the_page_of_the_theorems_is_the_one_that_they_make():

@@ -244,7 +244,6 @@ CALLS: dict[str, str] = {
     "from vdiff.plots import figure; figure()": "train",
     "from vdiff.plots import animation; animation('x.gif', None, None, 1)": "train",
     "from vdiff.cli.load import parse_device; parse_device(None)": "train",
-    "import vdiff.terminal as t; t.on_terminal = lambda: True; t.Bar(1)": "train",
     "ode_likelihood(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear())": "ode",
     (
         "vdiff.sample(oracle, torch.zeros(1, 1), schedule=vdiff.schedule.Linear(), steps=2, "

@@ -18,7 +18,8 @@ LAYERS = (
     "loss",
     "chain", "flow",
     "losses", "_fits", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics",
-    "recipes", "augmentation", "describe", "theorems", "plots", "nn", "disk", "terminal", "data",
+    "recipes", "augmentation", "describe", "interop", "theorems", "plots", "nn", "disk",
+    "terminal", "data",
     "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent
@@ -149,7 +150,9 @@ TEST_FILES = {path.name: path for path in TESTS.rglob("test_*.py")}
 # rooms and modules whose tests are not in test_<module>.py or test_<room>_<module>.py
 TESTED_IN = {
     "cli.describe": "test_describe.py",
+    "cli.parser": "test_cli.py",
     "cli.pictures": "test_cli_sample.py",
+    "cli.sampler": "test_cli_sample.py",
     "data": "test_data.py",
     "decoder": "test_decoder.py",
     "errors": "faults/test_machine.py",

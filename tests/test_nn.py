@@ -5,7 +5,7 @@ import torch
 
 from vdiff import Denoiser, weighted_elbo
 from vdiff.decoder import Categorical
-from vdiff.nn import MLP, FourierFeatures, LevelHead, UNet
+from vdiff.nn import MLP, FourierFeatures, LevelHead, UNet, UNet1d
 from vdiff.oracle import Lattice
 from vdiff.parameterization import X
 from vdiff.schedule import Linear
@@ -84,6 +84,36 @@ def test_networks_start_at_zero_where_they_promise_and_learn_a_condition():
         condition={"label": torch.arange(4) + 5},
     )
     assert not torch.allclose(before, after)
+
+
+def test_the_one_dimensional_network_is_the_two_dimensional_one_on_a_single_row():
+    """Of 3×3 kernels, an image of height 1 sees the middle row alone."""
+    torch.manual_seed(0)
+    size = {"width": 16, "multipliers": (1,), "attention": (0,), "labels": 3}
+    series, image = UNet1d(2, **size), UNet(2, **size)
+    for parameter in series.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    for own, theirs in zip(image.parameters(), series.parameters(), strict=True):
+        own.data.normal_()  # the rows that are not seen
+        if own.ndim == 4:
+            own.data[:, :, own.shape[2] // 2] = theirs.data
+        else:
+            own.data.copy_(theirs.data)
+    z, logsnr, label = torch.randn(4, 2, 32), torch.linspace(-4, 4, 4), torch.tensor([0, 1, 2, 0])
+    expected = image(z[:, :, None], logsnr, label=label)[:, :, 0]
+    assert torch.allclose(series(z, logsnr, label=label), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_one_dimensional_network_halves_and_takes_sequences_alone():
+    network = UNet1d(1, width=16, multipliers=(1, 2, 2), channels_out=2)
+    assert network(torch.randn(3, 1, 16), torch.zeros(3)).shape == (3, 2, 16)
+    assert {layer.kernel_size for layer in network.shrink} == {(3,)}
+    with pytest.raises(ValueError, match=r"UNet1d: argument 'z' must have length divisible by 4"):
+        network(torch.randn(3, 1, 18), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"must have shape \(batch, channels, length\); got \(3"):
+        network(torch.randn(3, 1, 8, 8), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"must have shape \(batch, channels, height, width\)"):
+        UNet(1)(torch.randn(3, 1, 8), torch.zeros(3))
 
 
 def test_features_of_the_noise_level_stay_in_float32_under_autocast_and_half():

@@ -29,7 +29,8 @@ from vdiff.parameterization import V
 from vdiff.schedule import Linear
 from vdiff.training import Config, Run, train
 from vdiff.training.checkpoint import checkpoints, read_meta
-from vdiff.training.state import EMA, State
+from vdiff.training.ema import EMA
+from vdiff.training.state import State
 
 CONFIG = points(
     steps=4, schedule={"name": "Linear", "logsnr_max": 10.0, "logsnr_min": -7.0}, ema=[0.9]

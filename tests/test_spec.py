@@ -25,7 +25,9 @@ ROOMS = {
 
 
 def test_a_config_names_what_the_rooms_make_public():
-    assert set(registry(networks)) == {"MLP", "DDPMUNet", "IDDPMUNet", "UNet", "VDMUNet"}
+    assert set(registry(networks)) == {
+        "MLP", "DDPMUNet", "IDDPMUNet", "UNet", "UNet1d", "VDMUNet",
+    }  # fmt: skip
     assert set(registry(variance)) == {
         "FixedLarge",
         "LearnedLogVariance",

@@ -118,9 +118,11 @@ def test_fault_76_the_help_of_every_script_prints_in_ascii():
         "    except SystemExit as ended: assert ended.code == 0, path\n"
         "    sys.stdout.reconfigure(errors='strict')\n"
     )
-    done = in_locale("ascii", [sys.executable, "-c", code, *map(str, SCRIPTS)], cwd=ROOT)
+    theirs = {"accelerate_loop", "lightning_module"}  # need more libraries: tests/interop
+    scripts = [str(script) for script in SCRIPTS if script.stem not in theirs]
+    done = in_locale("ascii", [sys.executable, "-c", code, *scripts], cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: ") == len(SCRIPTS)
+    assert done.stdout.count("usage: ") == len(scripts)
 
 
 def test_fault_76_an_example_keeps_its_table_in_every_locale(tmp_path):
@@ -385,7 +387,7 @@ def test_fault_76_progress_without_a_terminal_is_a_line_now_and_then(clock, monk
             bar.to(done, 54_000)
     lines = log.getvalue().splitlines()
     assert 29 <= len(lines) <= 31
-    assert lines[0] == "testing: 0 %, 180 of 54,000 eval, 30 s, about 8970 s left"
+    assert lines[0] == "testing: 0 %, 6 of 54,000 eval, 1 s, about 8999 s left"
     assert lines[-1].startswith("testing: 10 %, 5,400 of 54,000 eval, 900 s")
     assert "\r" not in log.getvalue()
 
@@ -396,12 +398,12 @@ def test_a_short_progress_is_a_few_lines(clock, monkeypatch):
     for _ in track(range(100), "chain"):
         clock[0] += 0.2
     assert log.getvalue().splitlines()[-1] == "100 %, 100 of 100 chain, 20 s"
-    assert log.getvalue().count("\n") == 10
+    assert log.getvalue().count("\n") == 11
     with Bar(10):
         pass  # nothing was done
     with Bar(10, quiet=True) as quiet:
         quiet.update(10)
-    assert log.getvalue().count("\n") == 10
+    assert log.getvalue().count("\n") == 11
 
 
 def test_a_total_that_is_not_known_and_one_that_grows(clock, monkeypatch):

@@ -20,7 +20,7 @@ from vdiff.schedule import LearnedLinear
 from vdiff.training import Config, Run, Validation, parameter_groups, train
 from vdiff.training.batches import Batches
 from vdiff.training.config import build
-from vdiff.training.state import EMA
+from vdiff.training.ema import EMA
 from vdiff.training.trainer import lr_lambda
 
 TINY = Config(

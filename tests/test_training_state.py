@@ -4,7 +4,8 @@ import pytest
 import torch
 from points import points
 
-from vdiff.training.state import EMA, State, is_state
+from vdiff.training.ema import EMA
+from vdiff.training.state import State, is_state
 
 GOOD = {"step": 3, "skipped": 0, "in_a_row": 0, "window": [1.5, 1], "best": None}
 

@@ -22,8 +22,8 @@ __version__ = "0.1.0"
 
 LAZY = {"compare": "vdiff.likelihood", "evaluate": "vdiff.likelihood"}
 ROOMS = (
-    "augmentation", "cli", "data", "describe", "diagnosis", "likelihood", "metrics", "nn",
-    "oracle", "plots", "theorems", "training",
+    "augmentation", "cli", "data", "describe", "diagnosis", "interop", "likelihood", "metrics",
+    "nn", "oracle", "plots", "theorems", "training",
 )  # fmt: skip
 
 if TYPE_CHECKING:

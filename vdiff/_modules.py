@@ -37,7 +37,24 @@ class ValuesCopied:
         return copied
 
 
-class RestorableModule(nn.Module):
+class WithArguments:
+    """An object that remembers the arguments of its construction, so that they can be written down
+    as plain data."""
+
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__new__(cls)
+        named = {name: _detached(value) for name, value in kwargs.items()}
+        vars(made)["_arguments"] = tuple(map(_detached, args)), named
+        return made
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+class RestorableModule(WithArguments, nn.Module):
     """A module whose `reset_parameters` restores the values of construction, for instance after
     `to_empty`."""
 

@@ -1,5 +1,6 @@
 """Model, schedule and loss as one module: what is wrapped, compiled and saved."""
 
+import importlib
 from typing import Annotated, Any
 
 from jaxtyping import Float
@@ -116,6 +117,53 @@ class Objective(nn.Module):
         after each optimizer step. `all_reduce` sums a tensor over ranks."""
         self.schedule.update(all_reduce)
         self.loss.update(all_reduce)
+
+    @validated
+    def save_pretrained(self, folder: Any, *, report: Any = None) -> None:
+        """Write config.json, model.safetensors and README.md, a model card, into a folder, which
+        is created. Replaces files of these names.
+
+        The config describes the parts as plain data. A part that plain data cannot say, such as
+        your own network or a function as `time`, is named there, and given again at loading.
+        `report` is that of `evaluate` for these weights, for the card's bits/dim. Needs the extra
+        `train`.
+
+        Raises ValueError for a report of other weights, and for a part that was changed after it
+        was made; OSError if a file cannot be written.
+
+        >>> import tempfile
+        >>> from vdiff import nn as networks
+        >>> from vdiff import Denoiser
+        >>> from vdiff.parameterization import V
+        >>> from vdiff.schedule import Cosine
+        >>> objective = Objective(Denoiser(networks.MLP(2), V()), schedule=Cosine())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     objective.save_pretrained(folder)
+        ...     Objective.from_pretrained(folder).schedule
+        Cosine(logsnr_max=15.0, logsnr_min=-15.0)
+        """
+        importlib.import_module("vdiff.training.pretrained").save(self, folder, report)
+
+    @classmethod
+    @validated
+    def from_pretrained(
+        cls, folder: Any, *, network: nn.Module | None = None, **parts: Any
+    ) -> "Objective":
+        """The objective that `save_pretrained` wrote, in evaluation mode.
+
+        Networks of `vdiff.nn` are built; give any other as `network`. Give the other parts that
+        the config only names, too: `time`, `call`, `output`, `parameterization`, `variance`,
+        `schedule`, `weighting`, `decoder`, or whole a `model` or `loss`. A part that is given
+        replaces the one in the config. No code is run but the library's, and nothing unpickled.
+
+        Raises ValueError for a part that has to be given, for a config that is damaged or not of
+        these weights, and for weights whose names or shapes are not those of the network.
+        """
+        given = parts if network is None else {"network": network, **parts}
+        loaded: Objective = importlib.import_module("vdiff.training.pretrained").load(
+            folder, given
+        )
+        return loaded
 
     @validated
     def times(self, u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

@@ -1,17 +1,23 @@
 """Printing that cannot fail or change a terminal, and progress bars."""
 
 import io
+import json
+import math
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from vdiff.errors import printable
 from vdiff.extras import extra
 
-# a log gets a line after PAUSE seconds, or after this PART of the total and SOON seconds
+COLUMNS = 80  # of printed tables and paragraphs
+# a log gets a line after PAUSE seconds, or after this PART of the total and SOON seconds; the
+# first one, a forecast, after SOON seconds
 PAUSE, PART, SOON = 30.0, 0.1, 1.0
 Item = TypeVar("Item")
 
@@ -43,14 +49,51 @@ def say(*lines: object, file: Any = None) -> None:
             raise
 
 
+def say_json(value: object) -> None:
+    """Print plain data as JSON; NaN and ±∞, which JSON does not have, as null.
+
+    >>> say_json({"bits": [1.5, float("nan")]})
+    {
+      "bits": [
+        1.5,
+        null
+      ]
+    }
+    """
+    say(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def wrapped(text: object, indent: int = 2) -> str:
+    """A text whose lines have at most 80 columns; what continues a line is indented.
+
+    >>> print(wrapped("word " * 20))
+    word word word word word word word word word word word word word word word word
+      word word word word
+    """
+    fill = textwrap.TextWrapper(
+        COLUMNS, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+    lines = str(text).split("\n")
+    return "\n".join(line if len(line) <= COLUMNS else fill.fill(line) for line in lines)
+
+
 def on_terminal() -> bool:
     """Whether stderr, where progress is shown, is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Bar:
-    """Progress on stderr: a bar in a terminal; elsewhere a line after each tenth of the total or
-    half a minute, and at the end. A closed terminal is no error.
+    """Progress on stderr: a bar in a terminal with tqdm; elsewhere a line with the time left after
+    a second, after each tenth of the total or half a minute, and at the end. A closed terminal is
+    no error.
 
     >>> with Bar(4, "image", "testing", quiet=True) as bar:
     ...     bar.update(3)
@@ -71,7 +114,7 @@ class Bar:
         self.total, self.unit, self.label, self.done, self.quiet = total, unit, label, done, quiet
         self._began, self._first, self._bar = time.monotonic(), done, None
         self._shown = (self._began, done)
-        if not quiet and on_terminal():
+        if not quiet and on_terminal() and find_spec("tqdm"):
             with extra("train"):
                 from tqdm import tqdm
             options: dict[str, Any] = {"unit": unit, "unit_scale": unit == "B", "smoothing": 0.05}
@@ -100,7 +143,8 @@ class Bar:
 
     def _is_time(self) -> bool:
         since, before = time.monotonic() - self._shown[0], self._shown[1]
-        return since >= PAUSE or (since >= SOON and self.done - before >= PART * self.total)
+        much = before == self._first or self.done - before >= PART * self.total
+        return since >= PAUSE or (since >= SOON and much)
 
     def _line(self) -> None:
         now = time.monotonic()
@@ -135,4 +179,4 @@ def track(items: Sequence[Item], unit: str, label: str = "") -> Iterator[Item]:
             bar.update()
 
 
-__all__ = ["Bar", "on_terminal", "replace_unencodable", "say", "track"]
+__all__ = ["Bar", "on_terminal", "replace_unencodable", "say", "say_json", "track", "wrapped"]

@@ -74,6 +74,39 @@ def generator_of(
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+@validated
+def draws_of_step(
+    x: Tensor, *, seed: int, step: int, index: int = 0, count: Count = 1
+) -> tuple[Float[Tensor, " batch"], Tensor]:
+    """The times and the noise of one share of a training step, for a loop of your own.
+
+    They are a pure function of (seed, step, slot), so a run resumes with the same draws, and so
+    does one on another number of ranks. Share `index` of `count` (ranks times micro-batches) has
+    the slots index, index + count, …: give it the examples of these slots.
+
+    Args:
+        x: (batch, …) the examples of this share. Only shape, dtype and device are read; the noise
+            of whole numbers is in the default dtype.
+
+    Returns:
+        u, (batch,) uniform numbers on one stratified grid of all shares, for `Objective(…)(x, u=u,
+        eps=eps)` or as `t` of `weighted_elbo`; and eps, N(0, I) of the shape of x.
+
+    >>> u, eps = draws_of_step(torch.zeros(2, 3), seed=0, step=7, index=1, count=2)
+    >>> whole_u, whole_eps = draws_of_step(torch.zeros(4, 3), seed=0, step=7)
+    >>> torch.equal(u, whole_u[1::2]), torch.equal(eps, whole_eps[1::2])
+    (True, True)
+    """
+    u = unchecked(stratified)(
+        len(x), offset=offset_of(seed, step), index=index, count=count, device=x.device
+    )
+    dtype = x.dtype if x.is_floating_point() else at_least_float32(torch.get_default_dtype())
+    eps = torch.empty(x.shape, dtype=dtype, device=x.device)
+    for row, slot in zip(eps, range(index, len(x) * count, count), strict=True):
+        row.normal_(generator=generator_of(seed, step, slot, x.device))
+    return u, eps
+
+
 def on_chain(u: Float[Tensor, "*shape"], steps: int) -> Float[Tensor, "*shape"]:
     """Uniform times moved to the ends t = i/T of their steps, i = ⌊u T⌋ + 1 = 1 … T.
 

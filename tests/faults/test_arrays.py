@@ -279,8 +279,8 @@ def test_training_names_an_array() -> None:
     with pytest.raises(
         TypeError,
         match=(
-            r"train: argument 'data' must be a torch.Tensor; got ndarray "
-            r"\(torch.as_tensor\(data\)\)"
+            r"train: argument 'data' must be a tensor, Images, .*; got ndarray "
+            r"\(vdiff.data.load\(path\).train, or torch.from_numpy\(array\)\)"
         ),
     ):
         train(config.objective(), data_of_points(config).numpy(), config, quiet=True)

@@ -92,7 +92,7 @@ UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
     (["shape=(1, {2})", "betas=b'x'"],
       ["'shape' must be plain data; got a set", "'betas' must be plain data; got a bytes"]),
     (["data=" + "x" * 10**6, "a\x1b[2Jb=1"], ["'a\\x1b[2Jb' must be a field; got 1"]),
-    (["data=" + "x" * 10**6], ["'data' must be one of cifar10, digits, patches; got 'xxx"]),
+    (["data=" + "x" * 10**6], ["must be one of cifar10, digits, patches, or a path; got 'xxx"]),
     (["decoder=null"], ["'decoder' must be given where the bound is trained; got None"]),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_of_all_fields_at_once(

@@ -37,8 +37,9 @@ from vdiff.schedule import Spline
 from vdiff.training import Config, Run, train
 from vdiff.training.batches import Batches
 from vdiff.training.checkpoint import checkpoints, checksum, prune, read, read_meta, write
+from vdiff.training.ema import EMA
 from vdiff.training.ranks import Rank
-from vdiff.training.state import EMA, State
+from vdiff.training.state import State
 
 from .common import Net, assert_refused, assert_refused_with
 

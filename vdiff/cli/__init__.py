@@ -8,20 +8,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
 
 from vdiff._validate import require
-from vdiff.cli import describe, evaluate, sample, verify
-from vdiff.errors import InvalidValue, out_of_memory, printable
+from vdiff.cli import describe, evaluate, sample, train, verify
+from vdiff.cli.parser import one_line, parser_of
+from vdiff.errors import InvalidValue, out_of_memory
 from vdiff.likelihood.stages import TOLERANCES
 from vdiff.sampling import SolverError
 from vdiff.terminal import replace_unencodable, say
 
-COMMANDS = {"describe": describe, "evaluate": evaluate, "sample": sample, "verify": verify}
+COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample}
+COMMANDS |= {"describe": describe, "verify": verify}
 # options that take memory, and the value from which an out-of-memory error names them
 LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**6)
-PATHS = ("run", "against", "data", "out", "figure", "pages", "model", "grid")
-MOST = dict.fromkeys(("draws", "replicates", "count", "points"), 10**9)  # more is a typing error
+PATHS = ("run", "what", "against", "data", "out", "png", "figure", "pages", "model", "grid")
+MOST = dict.fromkeys(
+    ("draws", "replicates", "count", "points", "images"), 10**9
+)  # more is a typing error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     replace_unencodable()
     name, options = "vdiff", argparse.Namespace()
     try:
-        options = _parser().parse_args(arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        options = parser_of(COMMANDS).parse_args(given)
         name = f"vdiff {options.command}"
         check_options(options)
         with _warnings_in_a_line(name):
@@ -46,12 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        why = _no_memory(options)
+        why = _no_memory(options, error)
     except KeyboardInterrupt as error:
         notes = getattr(error, "__notes__", [])
         say(f"{name}: {'; '.join(('interrupted', *notes))}", file=sys.stderr)
         return 128 + getattr(error, "number", signal.SIGINT)
-    say(f"{name}: {_one_line(why)}", file=sys.stderr)
+    say(f"{name}: {one_line(why)}", file=sys.stderr)
     return 2
 
 
@@ -75,33 +79,10 @@ def check_options(options: argparse.Namespace) -> None:
             require(low <= value <= high, "ode-tolerance", what, f"{value:g}")
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser with errors of one line, and help that prints in any encoding."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
-
-    def print_help(self, file: object = None) -> None:
-        say(self.format_help().rstrip())
-
-
-def _parser() -> _Parser:
-    about = "Diffusion models as weighted evidence lower bounds."
-    parser = _Parser(prog="vdiff", description=about)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, module in COMMANDS.items():
-        summary = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
-        texts: dict[str, Any] = {"help": summary, "description": module.__doc__}
-        formatter = argparse.RawDescriptionHelpFormatter
-        module.add(commands.add_parser(name, formatter_class=formatter, **texts))
-    return parser
-
-
-def _one_line(text: str) -> str:
-    return printable("; ".join(line.strip() for line in text.split("\n") if line.strip()))
-
-
-def _no_memory(options: argparse.Namespace) -> str:
+def _no_memory(options: argparse.Namespace, error: BaseException) -> str:
+    if options.command == "train":  # its batch is a setting
+        notes = getattr(error, "__notes__", None) or ["lower the batch: --set batch=…"]
+        return f"out of memory: {'; '.join(notes)}"
     given = {name: getattr(options, name, None) or 0 for name in LARGE}
     lower = [f"--{name} (now {value})" for name, value in given.items() if value >= LARGE[name]]
     return f"out of memory{': lower ' if lower else ''}{' or '.join(lower)}"
@@ -110,7 +91,7 @@ def _no_memory(options: argparse.Namespace) -> str:
 @contextmanager
 def _warnings_in_a_line(name: str) -> Iterator[None]:
     def formatted(message: Warning | str, *_: object, **__: object) -> str:
-        return f"{name}: warning: {_one_line(str(message))}\n"
+        return f"{name}: warning: {one_line(str(message))}\n"
 
     before = warnings.formatwarning
     warnings.formatwarning = formatted

@@ -6,13 +6,14 @@ FILE.py is run as a Python program: name only a file that you trust.
 """
 
 import argparse
+from typing import Any
 
 from vdiff.cli.load import load_object, output_file
 from vdiff.describe import Description, describe
 from vdiff.disk import atomic_write
 from vdiff.errors import printable
 from vdiff.recipes import RECIPES
-from vdiff.terminal import say
+from vdiff.terminal import say, say_json, wrapped
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--all", action="store_true", help="every published recipe, as one table")
     parser.add_argument("--figure", metavar="PNG", help="draw weightings, densities and signals")
+    parser.add_argument("--json", action="store_true", help="print JSON, a list of objectives")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,8 +43,11 @@ def run(options: argparse.Namespace) -> int:
 
         with atomic_write(figure) as aside:
             plots.objectives(aside, {printable(each.recipe.name): each for each in described})
+    if options.json:
+        say_json([_numbers(each, described[0]) for each in described])
+        return 0
     if len(described) == 1 or not options.all:
-        say(described[0])
+        say(wrapped(described[0], 12))
     if len(described) > 1:
         say(_table(described))
     if figure is not None:
@@ -50,22 +55,42 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _numbers(each: Description, first: Description) -> dict[str, Any]:
+    """A description as plain data; quantiles are λ by the share of the density below them."""
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    quantiles = {
+        name: {share: each.quantile(density, share) for share in shares}
+        for name, density in (("draws", each.draws), ("signal", each.signal))
+    }
+    return {
+        "objective": each.recipe.name,
+        "source": each.recipe.source,
+        "weighting": repr(each.recipe.weighting),
+        "monotone": each.monotone,
+        "negative mass": each.negative_mass(),
+        "peak": None if each.flat else each.peak,
+        "plateau": each.plateau,
+        **quantiles,
+        f"signal shared with {first.recipe.name}": each.overlap(first),
+    }
+
+
 def _table(described: list[Description]) -> str:
     """One line each: monotone or not, the peak, where half of the signal lies, and the signal
     shared with the first."""
-    title = f"signal shared with {described[0].recipe.name}"
     wide = max(20, 1 + max(len(each.recipe.name) for each in described))
-    share = max(33, 2 + len(title))
     middle = "half of the signal, λ"
-    lines = [f"{'objective':<{wide}}{'monotone':>9}{'peak λ':>15}{middle:>24}{title:>{share}}"]
+    lines = [f"{'objective':<{wide}}{'monotone':>9}{'peak λ':>15}{middle:>24}{'shared':>8}"]
     for each in described:
         low, high = (each.quantile(each.signal, mass) for mass in (0.25, 0.75))
         middle = f"{low:.1f} to {high:.1f}"
         lines.append(
             f"{each.recipe.name:<{wide}}{'yes' if each.monotone else 'no':>9}{_peak(each):>15}"
-            f"{middle:>24}{each.overlap(described[0]):>{share}.0%}"
+            f"{middle:>24}{each.overlap(described[0]):>8.0%}"
         )
-    return "\n".join(lines)
+    return "\n".join(
+        [*lines, f"shared: the part of the signal shared with {described[0].recipe.name}"]
+    )
 
 
 def _peak(each: Description) -> str:

@@ -3,12 +3,12 @@ run's.
 
 With --against, the bound of each run is the whole one, between its own ends.
 
-Takes the averaged weights and whole splits. With --ode the likelihood of the probability-flow ODE
-stands beside the bound, under each dequantisation: another model's, so that the gap between the
-two may have either sign. Writes RUN/evaluation.json (or --out), from whose protocol the numbers
-can be computed again. When Ctrl-C or SIGTERM ends it, what was evaluated is kept beside that file,
-and the same command continues from there. Several processes share the images: `torchrun
---nproc-per-node 2 --no-python vdiff evaluate RUN`.
+Takes the averaged weights and a whole split, or its first images. With --ode the likelihood of
+the probability-flow ODE stands beside the bound, under each dequantisation: another model's, so
+that the gap between the two may have either sign. Writes RUN/evaluation.json (or --out), from
+whose protocol the numbers can be computed again. When Ctrl-C or SIGTERM ends it, what was
+evaluated is kept beside that file, and the same command continues from there. Several processes
+share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
 """
 
 import argparse
@@ -26,6 +26,8 @@ from torch import Tensor
 
 from vdiff._validate import require
 from vdiff.cli.load import DATA, check_training_data, data_for, output_file, parse_device
+from vdiff.cli.own import add_model, load_run
+from vdiff.cli.parser import positive
 from vdiff.cli.resume import Resumable
 from vdiff.decoder import Levels
 from vdiff.disk import write_text
@@ -41,7 +43,7 @@ from vdiff.likelihood import (
 )
 from vdiff.likelihood import evaluate as evaluate_bound
 from vdiff.oracle import Gaussian
-from vdiff.terminal import Bar, say
+from vdiff.terminal import Bar, say, say_json, wrapped
 
 if TYPE_CHECKING:
     from vdiff.training import Run
@@ -55,9 +57,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The options of `vdiff evaluate`."""
     option, default = parser.add_argument, "(default: %(default)s)"
     option("run", metavar="RUN", help="run folder, as a training writes it")
+    add_model(parser)
     text = f"{', '.join(DATA)}, or a folder with CIFAR-10 (default: the run's own)"
     option("--data", help=text)
     option("--split", choices=SPLITS, default="test", help=default)
+    text = "the first N of the split alone, as the protocol says (default: all)"
+    option("--images", type=positive, metavar="N", help=text)
     option("--tolerance", type=float, help="Monte Carlo standard error to reach, bits/dim")
     option("--budget", type=int, help="most network evaluations that may take")
     text = "times per image and replicate (default: 32, or what the tolerance needs)"
@@ -76,6 +81,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--batch", type=int, default=1024, help=f"network evaluations at a time {default}")
     option("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     option("--out", help="file to write to (default: RUN/evaluation.json)")
+    option("--json", action="store_true", help="print JSON instead of the table")
     option("--quiet", action="store_true", help="no progress bar")
 
 
@@ -108,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
         if rank().is_zero:
             evaluation.write(report, failed)
             seconds, out = time.monotonic() - started, printable(str(evaluation.out))
-            say(f"{seconds:.0f} s; in {out}")
+            say(f"{seconds:.0f} s; in {out}", file=sys.stderr if options.json else None)
         evaluation.states.clear()
     return 1 if failed else 0
 
@@ -121,21 +127,27 @@ class Evaluation:
 
         self.options, self.source = options, Run(options.run)
         config, self.device = self.source.config, parse_device(options.device)
-        self.loaded = self.source.loaded()
+        self.loaded, builder = load_run(self.source, options.model)
         self.objective = self.loaded.objective.to(self.device)
         self.decoder = self.objective.decoder
         self._check_options()
         self.parts = data_for(self.source, self.loaded, options.data)
-        split = getattr(self.parts, options.split)
+        whole, of_whole = getattr(self.parts, options.split), self.parts.train is self.parts.test
+        hint = "other data than the run's has no split: all of it is measured"
+        fits = not of_whole or options.split == "test"
+        require(fits, "split", "be left out", options.split, hint)
+        split = whole[: options.images]
         self.images = split.pixels.to(self.device)
         _check_shape(self.source, self.images)
         words = ("tolerance", "budget", "draws", "replicates", "seed", "batch")
         self.settings: dict[str, Any] = {word: getattr(options, word) for word in words}
-        self.settings["steps"] = config.chain if options.steps is None else options.steps
+        self.settings["steps"] = self.objective.steps if options.steps is None else options.steps
         self.settings["decoder"] = self.decoder
         self.condition = {"label": split.labels.to(self.device)} if config.conditional else None
-        self.record = {"run": str(self.source.folder), "split": options.split}
+        part = f"the first {len(split)} of {len(whole)}" if len(split) < len(whole) else "all"
+        self.record = {"run": str(self.source.folder), "split": options.split, "part": part}
         self.record |= {"ema": config.ema[0]} | self.loaded.record
+        self.record |= {} if builder is None else {"network": str(builder)}
         self.record["data set"] = options.data or config.data
         self.record["trained on"] = self.loaded.data or "images that are not recorded"
         name = "evaluation.json" if options.against is None else "comparison.json"
@@ -178,13 +190,16 @@ class Evaluation:
 
         options, other = self.options, Run(self.options.against)
         _check_shape(other, self.images)
-        loaded = other.loaded()
+        model = options.model if other.config.own_network else None
+        loaded, _ = load_run(other, model)
         if options.data is None:
             check_training_data(other, loaded, self.parts)
         theirs, runs = loaded.objective.to(self.device), (self.source, other)
         pairs: dict[str, tuple[object, ...]] = {
             "decoder": (repr(self.decoder), repr(theirs.decoder)),
-            "chain": tuple(run.config.chain if options.steps is None else None for run in runs),
+            "chain": (self.objective.steps, theirs.steps)
+            if options.steps is None
+            else (None, None),
             "conditions": tuple("label" * run.config.conditional or None for run in runs),
         }
         for what, (own, got) in pairs.items():
@@ -240,7 +255,10 @@ class Evaluation:
             lines.append(f"{named}; {unknown}")
         numbers = report.asdict() | ({"failed": failed} if failed else {})
         try:
-            say(*lines)
+            if self.options.json:
+                say_json(numbers)
+            else:
+                say(*map(wrapped, lines))
         finally:  # one of the two disks may be full
             write_text(self.out, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
 

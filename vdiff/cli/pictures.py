@@ -31,8 +31,7 @@ def picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: in
     _, channels, h, w = data.shape
     rows = int(cells.max()) // columns + 1
     canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, channels), 128, dtype=np.uint8)
-    pixels = (data.float() * (255 / (levels - 1))).round().to(torch.uint8)
-    images = pixels.permute(0, 2, 3, 1).numpy()
+    images = to_bytes(data, levels).permute(0, 2, 3, 1).numpy()
     for cell, image in zip(cells.tolist(), images, strict=True):
         top, left = (cell // columns) * (h + 1) + 1, (cell % columns) * (w + 1) + 1
         canvas[top : top + h, left : left + w] = image
@@ -41,4 +40,9 @@ def picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: in
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
-__all__ = ["cells_of", "picture"]
+def to_bytes(data: Tensor, levels: int) -> Tensor:
+    """Levels 0 … `levels` − 1 as bytes 0 … 255, rounded."""
+    return (data.float() * (255 / (levels - 1))).round().to(torch.uint8)
+
+
+__all__ = ["cells_of", "picture", "to_bytes"]

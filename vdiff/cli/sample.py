@@ -6,10 +6,11 @@ and the settings; and with --gif trajectory.gif, x̂ on the way from noise to da
 function of the seed and its number, whatever the batch, but for rounding, and with --step ode for
 the solver's error.
 
-    vdiff sample RUN                            100 steps, with fresh noise at each
-    vdiff sample RUN --step adams_bashforth --grid logistic --steps 12    few evaluations
-    vdiff sample RUN --grid run --steps 999     the chain of 1,000 levels that was trained
+    vdiff sample RUN                         100 steps, with fresh noise at each
+    vdiff sample RUN --step adams_bashforth --grid logistic --steps 12
+    vdiff sample RUN --grid run --steps 999  the chain of 1,000 levels of a run
     vdiff sample RUN --label 3 --guidance 2 --null-label 10
+    vdiff sample RUN --n 50000 --png FOLDER  for torch-fidelity or clean-fid
 
 docs/samplers.md says which step at which budget.
 """
@@ -29,11 +30,15 @@ from torch import Tensor
 
 from vdiff._validate import require
 from vdiff.cli.load import load_object, parse_device
+from vdiff.cli.own import add_model, load_run
+from vdiff.cli.parser import positive
 from vdiff.cli.pictures import cells_of, picture
+from vdiff.cli.sampler import Sampler
 from vdiff.decoder import Levels
 from vdiff.disk import atomic_write, check_output
 from vdiff.errors import InvalidValue, did_you_mean, printable
 from vdiff.extras import extra
+from vdiff.likelihood.digest import data_hash
 from vdiff.parameterization import Eps, Flow, V, X
 from vdiff.sampling import (
     STEPS,
@@ -42,9 +47,6 @@ from vdiff.sampling import (
     Guided,
     leading,
     logistic,
-    per_sample_generators,
-    start,
-    to_levels,
     trailing,
     trajectory,
     uniform,
@@ -52,10 +54,10 @@ from vdiff.sampling import (
 from vdiff.sampling.driver import OPTIONS
 from vdiff.sampling.grid import rising
 from vdiff.schedule import Cosine, Karras, Linear, OptimalTransport, Schedule
-from vdiff.terminal import Bar, say
+from vdiff.terminal import say
 from vdiff.variance import FixedLarge, FixedSmall
 
-FRAMES = 60  # of a GIF, at most
+SETTINGS = ("seed", "step", "guidance", "null_label", "interval", "clip", "draw")  # of a PNG
 GRIDS: dict[str, Callable[[float, float], Schedule]] = {
     "cosine": Cosine,
     "logistic": logistic,
@@ -71,11 +73,12 @@ NAMED: dict[str, dict[str, Any]] = {"target": TARGETS, "variance": VARIANCES}
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The options of `vdiff sample`."""
-    number: dict[str, Any] = {"type": _positive, "metavar": "N"}
+    number: dict[str, Any] = {"type": positive, "metavar": "N"}
     parser.add_argument("run", metavar="RUN", help="run folder, as a training writes it")
+    add_model(parser)
 
     what = parser.add_argument_group("which samples").add_argument
-    what("--count", default=64, help="how many (default: %(default)s)", **number)
+    what("--count", "--n", default=64, help="how many (default: %(default)s)", **number)
     text = "classes to sample, in turn (default: all that the run has)"
     what("--label", type=int, nargs="+", metavar="K", help=text)
     text = "sample number i of a seed is always the same (default: %(default)s)"
@@ -121,6 +124,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
     output = parser.add_argument_group("output").add_argument
     output("--out", metavar="FOLDER", help="where to write (default: RUN/samples)")
+    text = "write each sample to a numbered PNG there and nothing else; continues what is there"
+    output("--png", metavar="FOLDER", help=text)
     text = "draw levels from the decoder instead of taking those nearest to x̂"
     output("--draw", action="store_true", help=text)
     output("--gif", action="store_true", help="write the trajectory too")
@@ -138,23 +143,34 @@ def run(options: argparse.Namespace) -> int:
 
     with extra("train"):  # before anything is sampled
         import PIL.Image  # noqa: F401
+    _check(options)
     source, device = Run(options.run), parse_device(options.device)
-    objective = source.loaded().objective.to(device)
+    loaded, builder = load_run(source, options.model)
+    objective = loaded.objective.to(device)
     decoder, shape = objective.decoder, source.config.shape
     if not isinstance(decoder, Levels):
         hint = "pictures are made of levels"
         raise InvalidValue("run", "have a decoder with levels", repr(decoder), hint)
     channels = shape[0] if len(shape) == 3 else 0
     require(channels in (1, 3), "run", "have images of 1 or 3 channels, to be pictures", shape)
-    labels = _labels(options, source.config.network.get("labels"))
+    dropped = source.config.label_dropout > 0  # the last label is no class then
+    classes = _classes(options, source.config.network.get("labels"), dropped)
     counted = Counted(objective.model)
     model, step = _model(options, counted), _step(options)
     levels = _levels(options, objective.schedule)
-    folder = _folder(Path(options.out) if options.out else source.folder / "samples")
     path = partial(trajectory, model, levels=levels, step=step)
-    data, x, frames = _draw(options, path, decoder, len(levels), shape, labels, device)
+    sampler = Sampler(options, path, decoder, shape, classes, device, len(levels))
+    if options.png is not None:
+        given = {name: vars(options).get(name) for name in (*SETTINGS, *OPTIONS)}
+        given |= {"levels": data_hash(levels), "weights file": loaded.record["weights file"]}
+        given |= {"labels": None if classes is None else classes.tolist()}
+        given |= {} if builder is None else {"network": str(builder)}
+        return sampler.write_pngs(Path(options.png), given)
+    folder = _folder(Path(options.out) if options.out else source.folder / "samples")
+    data, x, frames = sampler.all()
     per_sample = counted.evaluations / -(-options.count // options.batch)
     about = {"levels": len(levels), "device": str(device), "evaluations": per_sample}
+    labels = sampler.labels(range(options.count))
     arrays = {"data": data, "x": x, "logsnr": levels, "label": labels}
     _write_numbers(folder / "samples.npz", options, about, arrays)
     cells, columns = cells_of(options.count, labels)
@@ -170,35 +186,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(
-    options: argparse.Namespace,
-    path: Callable[..., Any],
-    decoder: Levels,
-    visited: int,
-    shape: list[int],
-    labels: Tensor | None,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
-    """The data and x̂ of all samples, and for each batch the frames of its trajectory."""
-    batches: list[tuple[Tensor, Tensor]] = []
-    frames: list[list[Tensor]] = []
-    with Bar(options.count * visited, "level", quiet=options.quiet) as bar:
-        for first in range(0, options.count, options.batch):
-            numbers = range(first, min(first + options.batch, options.count))
-            generators = per_sample_generators(options.seed, numbers)
-            label = None if labels is None else labels[list(numbers)].to(device)
-            condition: dict[str, Any] = {} if label is None else {"label": label}
-            z = start(shape, generators).to(device)
-            frames.append([])
-            visits = path(z, generator=generators, condition=condition)
-            for i, (_, prediction) in enumerate(visits):
-                bar.update(len(z))
-                if options.gif and _is_frame(i, visited):
-                    frames[-1].append(decoder.decode(prediction.x).cpu())
-            drawn = to_levels(decoder, prediction, draw=options.draw, generator=generators)
-            batches.append((drawn.cpu(), prediction.x.cpu()))
-    data, x = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return data, x, frames
+def _check(options: argparse.Namespace) -> None:
+    """Raise for an option that --png would ignore."""
+    for name in ("out", "gif") if options.png is not None else ():
+        value = getattr(options, name)
+        what = "come without --png"
+        require(not value, name, what, value, "that folder holds numbered PNGs and nothing else")
 
 
 def _write_numbers(
@@ -265,35 +258,23 @@ def _model(options: argparse.Namespace, model: Any) -> Any:
     return Clipped(model) if options.clip else model
 
 
-def _labels(options: argparse.Namespace, classes: int | None) -> Tensor | None:
-    """The class of each sample: all classes but the null one, or those of --label, in turn."""
+def _classes(
+    options: argparse.Namespace, classes: int | None, dropped: bool = False
+) -> Tensor | None:
+    """The classes to sample in turn: all but the null one, or those of --label. With label dropout
+    the null class is the last."""
     if classes is None:
         for name, value in (("label", options.label), ("guidance", options.guidance)):
             hint = "this run's network takes no label"
             require(value is None, name, "be left out", value, hint)
         return None
-    null = [] if options.null_label is None else [options.null_label]
+    null = [classes - 1] if dropped else []
+    null = null if options.null_label is None else [options.null_label]
     what = f"lie in 0 … {classes - 1}, the labels of this run's network"
     for name, given in (("label", options.label or []), ("null-label", null)):
         for label in given:
             require(0 <= label < classes, name, what, label)
-    chosen = options.label or [k for k in range(classes) if k not in null]
-    return torch.tensor([chosen[i % len(chosen)] for i in range(options.count)])
-
-
-def _is_frame(i: int, visited: int) -> bool:
-    """Whether level i is a frame: at most FRAMES of them, among them the last."""
-    return (visited - 1 - i) % -(-visited // FRAMES) == 0
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number; got {text}") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
-    return number
+    return torch.tensor(options.label or [k for k in range(classes) if k not in null])
 
 
 def _named(what: str, names: dict[str, Any]) -> Callable[[str], str]:

@@ -15,16 +15,16 @@ from vdiff.cli.load import load_object
 from vdiff.disk import write_text
 from vdiff.errors import InvalidValue
 from vdiff.likelihood import verify_estimators
-from vdiff.likelihood.verify import cases
-from vdiff.terminal import say
-from vdiff.theorems import verify
+from vdiff.likelihood.verify import Verification, cases
+from vdiff.terminal import Bar, say, say_json
+from vdiff.theorems import Report, verify
 from vdiff.theorems.pages import theorem_page
 from vdiff.theorems.subject import DRAWS
 
 READ = {  # the options that each table reads
     "pages": ("pages",),
-    "estimators": ("estimators", "names", "model", "points", "seed"),
-    "theorems": ("names", "model", "draws"),
+    "estimators": ("estimators", "names", "model", "points", "seed", "json"),
+    "theorems": ("names", "model", "draws", "json"),
 }
 
 
@@ -49,6 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--draws", type=int, help=f"{text} (default: {DRAWS})")
     text = "write theorems.md there instead, as in docs/"
     option("--pages", metavar="FOLDER", help=text)
+    option("--json", action="store_true", help="print JSON instead of the table")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,17 +63,28 @@ def run(options: argparse.Namespace) -> int:
         counts = {word: getattr(options, word) for word in ("points", "seed")}
         given = {word: count for word, count in counts.items() if count is not None}
         given |= {"model": load_object(options.model)} if options.model else {}
-        estimators = verify_estimators(**given, names=options.names or None)
-        say(estimators)
+        with Bar(unit="case", label="verify") as bar:
+            names = options.names or None
+            estimators = verify_estimators(**given, names=names, progress=bar.to)
+        _print(estimators, options)
         return 1 if estimators.failed else 0
     model = data = None
     if options.model:
         file = options.model.rpartition(":")[0]
         model, data = load_object(options.model), load_object(f"{file}:data")
     draws = DRAWS if options.draws is None else options.draws
-    report = verify(model, data, names=options.names or None, draws=draws)
-    say(report)
+    with Bar(unit="theorem", label="verify") as bar:
+        names = options.names or None
+        report = verify(model, data, names=names, draws=draws, progress=bar.to)
+    _print(report, options)
     return 0 if report.ok else 1
+
+
+def _print(table: Report | Verification, options: argparse.Namespace) -> None:
+    if options.json:
+        say_json(table.asdict())
+    else:
+        say(table)
 
 
 def _check(options: argparse.Namespace) -> None:

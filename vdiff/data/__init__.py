@@ -2,6 +2,8 @@
 
 from vdiff.data.augment import augment
 from vdiff.data.images import Images, Splits
+from vdiff.data.load import load, load_images
 from vdiff.data.registry import dataset, splits
+from vdiff.data.split import split
 
-__all__ = ["Images", "Splits", "augment", "dataset", "splits"]
+__all__ = ["Images", "Splits", "augment", "dataset", "load", "load_images", "split", "splits"]

@@ -114,7 +114,7 @@ def cifar10(folder: str | Path, *, download: bool = True) -> tuple[Images, Image
         hint += "; dataset('patches') needs no download"
         if others:
             hint = f"a folder with other things gets no download: name a new one, or {hint}; "
-            hint += "images of your own are a tensor, for vdiff.training.train"
+            hint += "vdiff.data.load reads images of your own"
         came = _what_there_is(folder, others) + reason
         raise InvalidValue("folder", "hold CIFAR-10", came, hint)
     return read_batches(batches)

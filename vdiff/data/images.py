@@ -1,13 +1,18 @@
 """The images of a data set."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vdiff.data.mapped import Mapped
+from vdiff.terminal import Bar, on_terminal
+
 HELD_OUT = 1000  # training images of CIFAR-10 and of the patches, the last, that select
+CHUNK = 1 << 22  # values that are read at a time
 
 
 @dataclass(frozen=True)
@@ -15,26 +20,60 @@ class Images:
     """Images as levels 0 … `levels` − 1, (n, channels, height, width) in uint8, and their classes
     (n,) in int64.
 
+    Attributes:
+        store: the images, or where they lie in a file.
+        levels: None for floating data, such as latents.
+        names: of the classes, in order; empty if there are none, and all labels are 0.
+        record: where the images come from, how they were read and split, in one line.
+
     >>> pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     >>> len(Images(pixels, torch.zeros(2, dtype=torch.int64)))
     2
     """
 
-    pixels: Tensor
+    store: Tensor | Mapped
     labels: Tensor
-    levels: int = 256
+    levels: int | None = 256
+    names: tuple[str, ...] = ()
+    record: str = ""
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.store)
 
-    def __getitem__(self, rows: slice) -> "Images":
-        return Images(self.pixels[rows], self.labels[rows], self.levels)
+    def __getitem__(self, rows: slice | Tensor) -> "Images":
+        return replace(self, store=self.store[rows], labels=self.labels[rows])
+
+    @property
+    def pixels(self) -> Tensor:
+        """All images as a tensor. Those of a file are read into memory."""
+        return self.store if isinstance(self.store, Tensor) else self.store.read()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image."""
+        return tuple(self.store.shape[1:])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Some images, (rows, channels, height, width)."""
+        return self.store[rows] if isinstance(self.store, Tensor) else self.store[rows].read()
+
+    def chunks(self, label: str) -> Iterator[Tensor]:
+        """All images in order, some at a time, with a progress bar."""
+        step = max(1, CHUNK // max(1, math.prod(self.shape)))
+        with Bar(len(self), "image", label, quiet=not on_terminal()) as bar:
+            for first in range(0, len(self), step):
+                part = self[first : first + step].pixels
+                yield part
+                bar.update(len(part))
 
 
 def joined(parts: Sequence[Images]) -> Images:
     """Parts of a data set as one."""
-    pixels, labels = ([getattr(part, name) for part in parts] for name in ("pixels", "labels"))
-    return Images(torch.cat(pixels), torch.cat(labels))
+    first, labels = parts[0], torch.cat([part.labels for part in parts])
+    if isinstance(first.store, Mapped):  # all of one file
+        rows = [part.store.rows for part in parts if isinstance(part.store, Mapped)]
+        return replace(first, store=replace(first.store, rows=torch.cat(rows)), labels=labels)
+    return replace(first, store=torch.cat([part.pixels for part in parts]), labels=labels)
 
 
 class Splits(NamedTuple):

@@ -1,6 +1,7 @@
 """Digests, by which protocols and saved states identify data, weights and settings."""
 
 import hashlib
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,31 @@ def data_hash(data: Tensor) -> str:
     >>> data_hash(torch.tensor([[0, 1]])) == data_hash(torch.tensor([[0, 1]], dtype=torch.uint8))
     True
     """
-    values = data.detach().cpu()
-    if not (values.is_floating_point() or values.is_complex() or values.dtype == torch.uint8):
-        values = values.to(torch.int64)
-        fits = values.numel() == 0 or (values.min() >= 0 and values.max() <= 255)
-        values = values.to(torch.uint8) if fits else values
-    head = f"{values.dtype} {tuple(values.shape)} ".encode()
-    return digest(head + values.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hash_of_parts(lambda: [data], tuple(data.shape))
+
+
+def hash_of_parts(parts: Callable[[], Iterable[Tensor]], shape: tuple[int, ...]) -> str:
+    """`data_hash` of the parts of a tensor of this shape, put together along the first dimension.
+    `parts` is called once, or twice for whole numbers that are no bytes.
+
+    >>> data = torch.arange(6).view(3, 2)
+    >>> hash_of_parts(lambda: data.split(2), (3, 2)) == data_hash(data)
+    True
+    """
+    dtype = next(iter(parts())).dtype
+    if not (dtype.is_floating_point or dtype.is_complex or dtype == torch.uint8):
+        fits = all(part.numel() == 0 or _is_bytes(part) for part in parts())
+        dtype = torch.uint8 if fits else torch.int64
+    content = hashlib.sha256(f"{dtype} {shape} ".encode())
+    for part in parts():
+        values = part.detach().cpu().to(dtype).contiguous().flatten().view(torch.uint8)
+        content.update(values.numpy().data)
+    return content.hexdigest()[:16]
+
+
+def _is_bytes(values: Tensor) -> bool:
+    values = values.detach().cpu().to(torch.int64)
+    return bool(values.min() >= 0 and values.max() <= 255)
 
 
 def state_key(*settings: object) -> Tensor:
@@ -69,4 +88,11 @@ def weights_digest(*models: object) -> list[str]:
     return hashes
 
 
-__all__ = ["data_hash", "digest", "distribution_digest", "state_key", "weights_digest"]
+__all__ = [
+    "data_hash",
+    "digest",
+    "distribution_digest",
+    "hash_of_parts",
+    "state_key",
+    "weights_digest",
+]

@@ -18,6 +18,7 @@ from vdiff._validate import Count, Function, require, validated
 from vdiff.decoder import Categorical
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.errors import did_you_mean
+from vdiff.likelihood.chunks import Progress
 from vdiff.likelihood.dequantise import TruncatedNormal, dequantized_ode
 from vdiff.likelihood.evaluation import evaluate
 from vdiff.likelihood.immse import immse
@@ -71,12 +72,21 @@ class Row:
 class Verification:
     """The rows of the table.
 
-    >>> table = Verification((Row("gaussian", "bound", 1.52, 0.01, 1.5, 100.0),))
-    >>> str(table).splitlines()[-1]
-    '1 of 1 passed'
+    `calls` are network evaluations for each point.
+
+    >>> print(Verification((Row("gaussian", "bound", 1.52, 0.01, 1.5, 100.0),)))
+    nats                       estimate          ±     truth        z  calls
+    gaussian
+      bound                     1.52000    0.01000   1.50000     1.99    100
+    1 of 1 passed
     """
 
     rows: tuple[Row, ...]
+
+    def asdict(self) -> dict[str, object]:
+        """As plain data, in nats and network evaluations for each point."""
+        rows = [vars(row) | {"z": row.z, "passed": row.passed} for row in self.rows]
+        return {"unit": "nats", "rows": rows}
 
     @property
     def failed(self) -> tuple[Row, ...]:
@@ -84,14 +94,16 @@ class Verification:
         return tuple(row for row in self.rows if not row.passed)
 
     def __str__(self) -> str:
-        head = f"{'case':<20}{'estimator':<25}{'estimate':>12}{'±':>11}{'truth':>11}{'z':>11}"
-        lines = [f"{head}{'evaluations':>13}"]
+        head = f"{'estimate':>11}{'±':>11}{'truth':>10}{'z':>9}{'calls':>7}"
+        lines, case = [f"{'nats':<24}{head}"], ""
         for row in self.rows:
-            numbers = f"{_short(row.estimate, 5):>12}{_short(row.standard_error, 5):>11}"
-            numbers += f"{row.truth:>11.5f}{_short(row.z, 2):>11}{row.evaluations:>13.0f}"
+            numbers = f"{_short(row.estimate, 5):>11}{_short(row.standard_error, 5):>11}"
+            numbers += f"{row.truth:>10.5f}{_short(row.z, 2):>9}{row.evaluations:>7.0f}"
             numbers += "" if row.passed else "  FAILED"
             numbers = f"FAILED: {row.error}" if row.error else numbers
-            lines.append(f"{row.case:<20}{row.estimator:<25}{numbers}")
+            lines += [] if row.case == case else [row.case]
+            lines.append(f"  {row.estimator:<22}{numbers}")
+            case = row.case
         passed = f"{len(self.rows) - len(self.failed)} of {len(self.rows)} passed"
         return "\n".join([*lines, passed])
 
@@ -125,6 +137,7 @@ def verify_estimators(
     names: Iterable[str] | None = None,
     points: Count = 256,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Verification:
     """Every estimator on every case it applies to: bound, whole paths, ODE, dequantised ODE,
     I-MMSE.
@@ -140,13 +153,17 @@ def verify_estimators(
         names: of cases; by default all.
         points: data points of each case.
         seed: of the data and of every estimator.
+        progress: called as progress(done, total) with numbers of cases.
 
     >>> table = verify_estimators(points=16)
     >>> table.failed
     ()
     """
     oracles, rows = cases(), []
-    for case in oracles if names is None else names:
+    chosen = list(oracles if names is None else names)
+    for done, case in enumerate(chosen):
+        if progress is not None:
+            progress(done, len(chosen))
         requirement = f"be of {', '.join(oracles)}"
         require(case in oracles, "names", requirement, repr(case), did_you_mean(case, oracles))
         oracle = oracles[case]

@@ -1,10 +1,12 @@
-"""Networks of (z, logsnr): small ones for points and images, and those of published CIFAR-10
-results."""
+"""Networks of (z, logsnr): small ones for points, images and sequences, and those of published
+CIFAR-10 results."""
 
 from vdiff.nn.embedding import FourierFeatures
 from vdiff.nn.levels import LevelHead
 from vdiff.nn.mlp import MLP
 from vdiff.nn.published import DDPMUNet, IDDPMUNet, VDMUNet
-from vdiff.nn.unet import UNet
+from vdiff.nn.unet import UNet, UNet1d
 
-__all__ = ["MLP", "DDPMUNet", "FourierFeatures", "IDDPMUNet", "LevelHead", "UNet", "VDMUNet"]
+__all__ = [
+    "MLP", "DDPMUNet", "FourierFeatures", "IDDPMUNet", "LevelHead", "UNet", "UNet1d", "VDMUNet",
+]  # fmt: skip

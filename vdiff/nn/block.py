@@ -13,17 +13,18 @@ from torch.utils.checkpoint import checkpoint as compute_again
 from vdiff._validate import Count, require, validated
 from vdiff.errors import has_values
 
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+Conv = type[nn.Conv1d] | type[nn.Conv2d]
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Block(nn.Module):
-    """A residual of norm, swish and 3×3 convolution, twice, with the embedding of the noise level
-    in between.
+    """A residual of norm, swish and convolution of size 3, twice, with the embedding of the noise
+    level in between.
 
     With `scale_shift` the embedding scales and shifts the second norm (iDDPM); without, it is
     added before that norm (DDPM, VDM). With `heads`, attention over all pixels follows. With
     `checkpoint`, the backward pass keeps only the input and computes the rest again, with the same
-    dropout.
+    dropout. `conv=nn.Conv1d` is for sequences (batch, channels, length).
 
     >>> Block(16, 32, embedding=8)(torch.zeros(2, 16, 4, 4), torch.zeros(2, 8)).shape
     torch.Size([2, 32, 4, 4])
@@ -41,30 +42,33 @@ class Block(nn.Module):
         groups: int = 8,
         eps: float = 1e-5,
         checkpoint: bool = False,
+        conv: Conv = nn.Conv2d,
     ) -> None:
         super().__init__()
         self.scale_shift, self.checkpoint = scale_shift, checkpoint
         self.norm1 = group_norm(channels_in, groups, eps)
         self.norm2 = group_norm(channels, groups, eps)
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.conv1 = conv(channels_in, channels, 3, padding=1)
         self.modulate = nn.Linear(embedding, (2 if scale_shift else 1) * channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv2 = zero(conv(channels, channels, 3, padding=1))
         same = channels_in == channels
-        self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels, 1)
-        attention = Attention(channels, heads, groups=groups, eps=eps) if heads else None
-        self.attention = attention or nn.Identity()
+        self.skip = nn.Identity() if same else conv(channels_in, channels, 1)
+        self.attention: nn.Module = nn.Identity()
+        if heads:
+            self.attention = Attention(channels, heads, groups=groups, eps=eps, conv=conv)
 
     def forward(
-        self, h: Float[Tensor, "batch c_in h w"], embedding: Float[Tensor, "batch e"]
-    ) -> Float[Tensor, "batch c_out h w"]:
+        self, h: Float[Tensor, "batch c_in *size"], embedding: Float[Tensor, "batch e"]
+    ) -> Float[Tensor, "batch c_out *size"]:
         if self.checkpoint and torch.is_grad_enabled():
             out: Tensor = compute_again(self._forward, h, embedding, use_reentrant=False)
             return out
         return self._forward(h, embedding)
 
     def _forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        level = rearrange(self.modulate(embedding).to(h.dtype), "b c -> b c 1 1")
+        level = self.modulate(embedding).to(h.dtype)
+        level = level.view(*level.shape, *(1 for _ in h.shape[2:]))
         u = self.conv1(F.silu(self.norm1(h)))
         if self.scale_shift:
             scale, shift = level.chunk(2, 1)
@@ -83,23 +87,31 @@ class Attention(nn.Module):
     """
 
     @validated
-    def __init__(self, channels: int, heads: Count, *, groups: int = 8, eps: float = 1e-5) -> None:
+    def __init__(
+        self,
+        channels: int,
+        heads: Count,
+        *,
+        groups: int = 8,
+        eps: float = 1e-5,
+        conv: Conv = nn.Conv2d,
+    ) -> None:
         super().__init__()
         require(channels % heads == 0, "heads", f"divide its {channels} channels", heads)
         self.heads = heads
         self.norm = group_norm(channels, groups, eps)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zero(nn.Conv2d(channels, channels, 1))
+        self.qkv = conv(channels, 3 * channels, 1)
+        self.out = zero(conv(channels, channels, 1))
 
-    def forward(self, h: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+    def forward(self, h: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch c *size"]:
         q, k, v = rearrange(
-            self.qkv(self.norm(h)),
-            "b (qkv heads c) y x -> qkv b heads (y x) c",
+            self.qkv(self.norm(h)).flatten(2),
+            "b (qkv heads c) pixels -> qkv b heads pixels c",
             qkv=3,
             heads=self.heads,
         )
         mixed = F.scaled_dot_product_attention(q, k, v)
-        mixed = rearrange(mixed, "b heads (y x) c -> b (heads c) y x", y=h.shape[-2])
+        mixed = rearrange(mixed, "b heads pixels c -> b (heads c) pixels").view_as(h)
         out: Tensor = h + self.out(mixed)
         return out
 

@@ -4,11 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._modules import WithArguments
 from vdiff._validate import Count, validated
 from vdiff.nn.embedding import FourierFeatures
 
 
-class MLP(nn.Module):
+class MLP(WithArguments, nn.Module):
     """Points (batch, dims) and their noise level (batch,) to (batch, `dims_out`), with `depth`
     hidden layers.
 

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._modules import WithArguments
 from vdiff._precision import HALF
 from vdiff._validate import Count, Fraction, validated
 from vdiff.denoiser import ScaledGamma, TableStep
@@ -27,7 +28,7 @@ def _single_precision(z: Tensor) -> None:
         raise InvalidType("z", "be in float32 or float64", z.dtype, hint)
 
 
-class VDMUNet(nn.Module):
+class VDMUNet(WithArguments, nn.Module):
     """VDM's network: `depth` and `depth` + 1 residual blocks at full resolution, with skip
     connections, without downsampling; 30.58 M parameters.
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._modules import WithArguments
 from vdiff._validate import Count, Fraction, Given, Whole, require, validated
 from vdiff.errors import InvalidValue, has_values
-from vdiff.nn.block import Block, group_norm, zero
+from vdiff.nn.block import Block, Conv, group_norm, zero
 from vdiff.nn.embedding import FourierFeatures
 
 
@@ -22,11 +23,14 @@ def _counts(multipliers: Sequence[int], argument: str, given: Given) -> Sequence
 
 
 def _fits(self: "UNet", z: Tensor, label: Tensor | None) -> None:
-    """Rule: the image can be halved at each resolution; labels come exactly where the network was
-    made for them."""
+    """Rule: the image or sequence can be halved at each resolution; labels come exactly where the
+    network was made for them."""
     parts, shape = 2 ** (self.resolutions - 1), tuple(z.shape)
-    divisible = z.shape[-1] % parts == 0 and z.shape[-2] % parts == 0
-    require(divisible, "z", f"have height and width divisible by {parts}", shape)
+    size = " and ".join(self.size)
+    what = f"have shape (batch, channels, {', '.join(self.size)})"
+    require(z.ndim == 2 + len(self.size), "z", what, shape)
+    divisible = all(n % parts == 0 for n in shape[2:])
+    require(divisible, "z", f"have {size} divisible by {parts}", shape)
     if self.label is None:
         made = "be left out: the network was made without labels"
         require(label is None, "label", made, "one", "UNet(…, labels=n)")
@@ -41,7 +45,7 @@ def _fits(self: "UNet", z: Tensor, label: Tensor | None) -> None:
         require(inside, "label", f"lie in 0 … {count - 1}", came)
 
 
-class UNet(nn.Module):
+class UNet(WithArguments, nn.Module):
     """Images (batch, channels, height, width) and their noise level to (batch, `channels_out`,
     height, width).
 
@@ -56,6 +60,9 @@ class UNet(nn.Module):
     >>> network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).shape
     torch.Size([2, 1, 8, 8])
     """
+
+    conv: ClassVar[Conv] = nn.Conv2d
+    size: ClassVar[tuple[str, ...]] = ("height", "width")
 
     @validated
     def __init__(
@@ -94,17 +101,18 @@ class UNet(nn.Module):
             groups=groups,
             eps=eps,
             checkpoint=checkpoint,
+            conv=self.conv,
         )
         widths = [width * multiplier for multiplier in multipliers]
         attends = [heads if i in attention else 0 for i in range(self.resolutions)]
-        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.first = self.conv(channels, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
         skips = self._make_down(block, width, widths, attends)
         coarse, fine = skips[-1], widths[0]
         self.middle1, self.middle2 = block(coarse, coarse, heads=heads), block(coarse, coarse)
         self._make_up(block, skips, widths, attends)
-        last = zero(nn.Conv2d(fine, channels_out or channels, 3, padding=1))
+        last = zero(self.conv(fine, channels_out or channels, 3, padding=1))
         self.last = nn.Sequential(group_norm(fine, groups, eps), nn.SiLU(), last)
 
     def _make_down(
@@ -117,7 +125,7 @@ class UNet(nn.Module):
                 self.down.append(block(skips[-1], wide, heads=attends[i]))
                 skips.append(wide)
             if i < self.resolutions - 1:
-                self.shrink.append(nn.Conv2d(skips[-1], skips[-1], 3, stride=2, padding=1))
+                self.shrink.append(self.conv(skips[-1], skips[-1], 3, stride=2, padding=1))
                 skips.append(skips[-1])
         return skips
 
@@ -131,15 +139,15 @@ class UNet(nn.Module):
                 self.up.append(block(channels + skips.pop(), wide, heads=attends[i]))
                 channels = wide
             if i > 0:
-                self.grow.append(nn.Conv2d(channels, channels, 3, padding=1))
+                self.grow.append(self.conv(channels, channels, 3, padding=1))
 
     @validated(rules=[_fits])
     def forward(
         self,
-        z: Float[Tensor, "batch c h w"],
+        z: Float[Tensor, "batch c *size"],
         logsnr: Float[Tensor, " batch"],
         label: Tensor | None = None,
-    ) -> Float[Tensor, "batch c_out h w"]:
+    ) -> Float[Tensor, "batch c_out *size"]:
         embedding = self.embed(self.time(logsnr).to(self.embed[0].weight.dtype))
         if self.label is not None:
             embedding = embedding + self.label(label)
@@ -162,4 +170,16 @@ class UNet(nn.Module):
         return out
 
 
-__all__ = ["UNet"]
+class UNet1d(UNet):
+    """`UNet` for sequences: (batch, channels, length) and their noise level to (batch,
+    `channels_out`, length).
+
+    >>> UNet1d(1, width=16)(torch.zeros(2, 1, 64), torch.zeros(2)).shape
+    torch.Size([2, 1, 64])
+    """
+
+    conv = nn.Conv1d
+    size = ("length",)
+
+
+__all__ = ["UNet", "UNet1d"]

@@ -12,6 +12,7 @@ import torch
 from vdiff._arguments import Model
 from vdiff._validate import Count, Data, validated
 from vdiff.errors import InvalidType, InvalidValue, did_you_mean
+from vdiff.likelihood.chunks import Progress
 from vdiff.likelihood.integrand import evaluating
 from vdiff.theorems.subject import DRAWS, Subject
 from vdiff.theorems.theorem import THEOREMS, Function, Sides, Theorem
@@ -69,6 +70,21 @@ class Verdict:
             return "holds" if self.ok else "FAILS"
         return "fails, as it must" if self.ok else "HOLDS, and should not"
 
+    def asdict(self) -> dict[str, object]:
+        """As plain data; `allowed` is the largest difference that counts as equal."""
+        left, right, allowed = self.sides.worst
+        return {
+            "name": self.name,
+            "statement": self.statement,
+            "without": self.dropped or None,
+            "left": left,
+            "relation": self.sides.relation,
+            "right": right,
+            "allowed": allowed,
+            "ok": self.ok,
+            "verdict": self.word,
+        }
+
     def __str__(self) -> str:
         """The statement, and the numbers of the worst case with what is allowed, also in percent
         of the right side: smaller errors are not detected."""
@@ -103,6 +119,10 @@ class Report(list[Verdict]):
         good = f"{sum(verdict.ok for verdict in self)} of {len(self)} as they must be"
         return "\n".join([*map(str, self), good, *([self.remark] if self.remark else [])])
 
+    def asdict(self) -> dict[str, object]:
+        """As plain data: each theorem and counterexample with its worst case."""
+        return {"ok": self.ok, "remark": self.remark, "verdicts": [v.asdict() for v in self]}
+
 
 @validated
 @torch.no_grad()
@@ -112,6 +132,7 @@ def verify(
     *,
     names: Iterable[str] | None = None,
     draws: Count = DRAWS,
+    progress: Progress | None = None,
 ) -> Report:
     """Verify the theory numerically: both sides of every theorem, by different routes, in float64.
 
@@ -129,6 +150,7 @@ def verify(
         draws: evaluations of the model for each side of a sampled theorem, within a factor of 8.
             Sides that differ by less than five standard errors count as equal: the report says how
             many percent this is.
+        progress: called as progress(done, total) with numbers of theorems.
 
     Returns:
         A `Report`, a list of `Verdict`s. A theorem that raises an error FAILS with that error.
@@ -156,7 +178,9 @@ def verify(
     with evaluating(model):
         if model is not None:  # an error of the model itself is raised here
             subject.model(subject.x, torch.zeros(len(subject.x), dtype=torch.float64))
-        for theorem in map(THEOREMS.__getitem__, chosen):
+        for done, theorem in enumerate(map(THEOREMS.__getitem__, chosen)):
+            if progress is not None:
+                progress(done, len(chosen))
             verdict = Verdict(theorem.name, theorem.statement, FAILED, must_hold=True)
             report.append(_tried(verdict, theorem.sides, subject))
             for dropped, sides in theorem.counterexamples.items() if model is None else ():

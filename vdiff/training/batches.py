@@ -1,18 +1,17 @@
 """The image, the time and the noise of every slot of every step, on any number of processes."""
 
-import random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff._precision import at_least_float32
 from vdiff._validate import require
 from vdiff.data.augment import NUMBERS, augment
-from vdiff.times import generator_of, offset_of, stratified
+from vdiff.errors import InvalidValue
+from vdiff.times import draws_of_step, generator_of
 from vdiff.training.config import Config
 from vdiff.training.ranks import Rank
+from vdiff.training.sources import Examples, Share, Source, Stream, seed_all, source_of
 
 
 class Batch(NamedTuple):
@@ -47,12 +46,13 @@ class Batches:
 
     def __init__(
         self,
-        data: Tensor,
+        data: Examples | Source,
         config: Config,
         *,
         labels: Tensor | None = None,
         rank: Rank = Rank(),  # noqa: B008 (a constant)
         device: torch.device | str = "cpu",
+        workers: int = 0,
     ) -> None:
         parts, shares = config.accumulate, rank.world_size * config.accumulate
         came = f"{config.batch} for {rank.world_size} processes of {parts} micro-batches"
@@ -61,26 +61,27 @@ class Batches:
             f"shares of another size would count differently: batch={near}, or change accumulate"
         )
         require(config.batch % shares == 0, "batch", f"be a multiple of {shares}", came, hint)
-        got = None if labels is None else tuple(labels.shape)
-        what = f"be given, ({len(data)},), for a conditional network"
-        require(not config.conditional or got == (len(data),), "labels", what, got)
-        what = f"be (n, *shape) with the config's shape {config.shape}"
-        require(list(data.shape[1:]) == config.shape, "data", what, tuple(data.shape))
-        self.data, self.labels = data.to(device), None if labels is None else labels.to(device)
         self.config, self.rank, self.shares = config, rank, shares
         self.device = torch.device(device)
-        default = at_least_float32(torch.get_default_dtype())
-        self.dtype = data.dtype if data.is_floating_point() else default
+        if not isinstance(data, Source):
+            data = source_of(data, config, labels, self.device, workers)
+        self.source = data
+        self.stream = data if isinstance(data, Stream) else None
+        self.null = int(config.network.get("labels") or 0) - 1  # the null class of label dropout
+        if self.source.labels is not None:
+            self._check_labels(self.source.labels)
         self._orders: dict[int, Tensor] = {}
 
     def __call__(self, step: int, part: int) -> Batch:
-        """The share of this process in micro-batch `part` of a step."""
-        config = self.config
-        slots = range(part * self.rank.world_size + self.rank.index, config.batch, self.shares)
-        mine = slice(slots.start, None, self.shares)
-        # a blocking copy would wait for the device
-        chosen = self.images(step)[mine].to(self.device, non_blocking=True)
-        data, condition = self.data[chosen], {}
+        """The share of this process in micro-batch `part` of a step. Those of a data set of torch
+        change the global generators."""
+        config, share = self.config, self.share(step, part)
+        slots, mine = share.slots, slice(share.slots.start, None, self.shares)
+        data, labels = self.source.take(share, self.share)
+        if config.conditional and self.source.labels is None:
+            self._check_labels(labels)
+        data = data.to(self.device, non_blocking=True)
+        condition = {}
         if config.augment != "none":
             generator = generator_of(config.seed, step, "augment")
             shape = (config.batch, NUMBERS)
@@ -89,36 +90,68 @@ class Batches:
             data, changed = augment(data, config.augment, numbers)
             if config.augment == "flip-turn":
                 condition["augmented"] = changed
-        if config.conditional and self.labels is not None:
-            condition["label"] = self.labels[chosen]
-        grid: Any = {"offset": offset_of(config.seed, step), "index": slots.start}
-        u = stratified(len(slots), count=self.shares, device=self.device, **grid)
-        eps = torch.empty(data.shape, dtype=self.dtype, device=self.device)
-        for row, slot in zip(eps, slots, strict=True):
-            row.normal_(generator=generator_of(config.seed, step, slot, self.device))
-        return Batch(data, u, eps, condition, chosen, slots)
+        if config.conditional and labels is not None:
+            labels = labels.to(self.device, non_blocking=True)
+            condition["label"] = self._dropped(labels, step, mine)
+        u, eps = draws_of_step(
+            data, seed=config.seed, step=step, index=slots.start, count=self.shares
+        )
+        return Batch(data, u, eps, condition, share.numbers, slots)
+
+    def share(self, step: int, part: int) -> Share:
+        """The slots of a micro-batch of this process, and the numbers of their images."""
+        first = part * self.rank.world_size + self.rank.index
+        slots = range(first, self.config.batch, self.shares)
+        return Share(step, part, slots, self.images(step)[slots.start :: self.shares])
 
     def images(self, step: int) -> Tensor:
-        """The numbers of the images of a whole step, by slot."""
-        count, first = len(self.data), step * self.config.batch
+        """The numbers of the images of a whole step, by slot. Those of a stream are counted."""
+        count, first = self.source.count, step * self.config.batch
         numbers = torch.arange(first, first + self.config.batch)
+        if count is None:
+            return numbers
         passes = range(first // count, (first + self.config.batch - 1) // count + 1)
         self._orders = {
-            i: self._orders[i] if i in self._orders else self._order(i) for i in passes
+            i: self._orders[i] if i in self._orders else self._order(i, count) for i in passes
         }
         return torch.cat([self._orders[i][numbers[numbers // count == i] % count] for i in passes])
 
-    def _order(self, i: int) -> Tensor:
-        return torch.randperm(len(self.data), generator=generator_of(self.config.seed, i, "order"))
+    def _order(self, i: int, count: int) -> Tensor:
+        return torch.randperm(count, generator=generator_of(self.config.seed, i, "order"))
+
+    def _dropped(self, labels: Tensor, step: int, mine: slice) -> Tensor:
+        """Labels, with some replaced by the null class."""
+        if not self.config.label_dropout:
+            return labels
+        generator = generator_of(self.config.seed, step, "label dropout")
+        u = torch.rand(self.config.batch, generator=generator, dtype=torch.float64)[mine]
+        dropped = (u < self.config.label_dropout).to(self.device, non_blocking=True)
+        return labels.masked_fill(dropped, self.null)
+
+    def _check_labels(self, labels: Tensor | None) -> None:
+        """Raise unless there are labels where they are needed, none of them the null class."""
+        if not self.config.conditional:
+            return
+        if labels is None:
+            what, hint = (
+                "have items (data, label) for a conditional network",
+                "or conditional=false",
+            )
+            raise InvalidValue("data", what, "items without a label", hint)
+        if self.config.label_dropout:
+            what, hint = (
+                f"be below the null class, {self.null}",
+                "labels: one more than the classes",
+            )
+            largest = int(labels.max())
+            require(largest < self.null, "labels", what, f"a label {largest}", hint)
 
 
 def seed_everything(seed: int, step: int, rank: Rank, part: int) -> None:
     """Seed the global generators of Python, numpy and torch (on all devices), for dropout and the
     like. The seed differs in every process and micro-batch, and is reproduced on resuming."""
     number = generator_of(seed, step, f"network {rank.index} {part}").initial_seed()
-    torch.manual_seed(number)
-    random.seed(number)
-    np.random.seed(number % 2**32)  # noqa: NPY002 (the generator that networks share)
+    seed_all(number)
 
 
 __all__ = ["Batch", "Batches", "seed_everything"]

@@ -12,13 +12,13 @@ from torch import nn
 
 from vdiff import decoder, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
-from vdiff._validate import validated
+from vdiff._validate import require, validated
 from vdiff.decoder import Decoder, Levels
 from vdiff.denoiser import Denoiser
 from vdiff.errors import InvalidValue, did_you_mean
 from vdiff.objective import VLB, Hybrid, Loss, Objective, Weighted
 from vdiff.resampling import LossSecondMoment
-from vdiff.training.fields import CHECKS, is_number
+from vdiff.training.fields import CHECKS, is_number, is_own
 from vdiff.training.safe_json import flaw, json_repr, parse, printable_name
 from vdiff.training.spec import LARGEST, Spec, build, outline_of
 from vdiff.weighting import ELBO
@@ -38,14 +38,21 @@ class Config:
         iDDPM's simple + bound_weight · bound          bound_weight given; 0 is DDPM's simple loss
 
     Args:
-        network, parameterization, schedule: specs of the model and its noise schedule.
-        data, folder, shape: a data set by name, the folder of its files, the shape of an example.
+        network, parameterization, schedule: specs of the model and its noise schedule. A network
+            of your own has the name of its builder, {"name": "FILE.py:NAME"}, and "labels" if it
+            takes them; `objective` is then given the network.
+        network_source: the hash of the file of that builder.
+        data, folder, shape: a data set by name, with the folder of its files, or the path of a
+            folder of pictures or a file of arrays; the shape of an example.
+        data_options: how a path is read, such as {"size": 64}: see `vdiff.data.load`.
         decoder: p(data | z₀). It encodes the data, and the run is evaluated with it.
         chain: T, the number of diffusion steps; None for continuous time.
         variance: of the reverse steps; None for the posterior's.
         resampling: draw the terms of a chain's bound by their size (`LossSecondMoment`).
         level_head: the network returns logits of levels (`LevelHead`).
         conditional: the network takes the class as `label`.
+        label_dropout: the probability that the label of a slot is replaced by the null class, for
+            guidance. That is the last one of a network with one class more than the data.
         augment: "none", "flip" or "flip-turn"; the last is for networks that take `augmented`.
         steps, batch: optimizer steps, and images in each, over all processes and `accumulate`
             micro-batches.
@@ -63,8 +70,10 @@ class Config:
     """
 
     network: Spec
+    network_source: str | None = None
     data: str = "digits"
     folder: str = "data"
+    data_options: dict[str, Any] = field(default_factory=dict)
     shape: list[int] = field(default_factory=lambda: [1, 8, 8])
     parameterization: Spec = field(default_factory=lambda: {"name": "X"})
     schedule: Spec = field(
@@ -78,6 +87,7 @@ class Config:
     resampling: bool = False
     level_head: bool = True
     conditional: bool = False
+    label_dropout: float = 0.0
     augment: str = "none"
     steps: int = 4000
     batch: int = 128
@@ -101,24 +111,45 @@ class Config:
         wrong = wrong or [error for name in CHECKS for error in CHECKS[name](name, values[name])]
         _refuse(wrong or self._misfits())
 
+    @property
+    def own_network(self) -> bool:
+        """Whether the network is your own: no config can build it."""
+        return is_own(self.network)
+
     @validated
-    def objective(self, *, outline: bool = False) -> Objective:
+    def objective(self, network: nn.Module | None = None, *, outline: bool = False) -> Objective:
         """Build the objective with new weights; with `outline`, without memory (meta device).
+
+        `network` is one of your own, or a `Denoiser`, whose parameterization then counts.
 
         Raises ValueError for parts that cannot be built, and for networks that are too large.
         """
-        make = partial(build, networks, self.network)
-        network: nn.Module = outline_of(make)  # checks its size before it takes memory
-        network = network if outline else make()
         likelihood = None if self.decoder is None else build(decoder, self.decoder)
-        if self.level_head and isinstance(likelihood, Levels):
-            network = networks.LevelHead(network, likelihood)
-        reverse = None if self.variance is None else build(variance, self.variance)
         return Objective(
-            Denoiser(network, build(parameterization, self.parameterization), variance=reverse),
+            network
+            if isinstance(network, Denoiser)
+            else self._model(network, likelihood, outline),
             schedule=build(schedule, self.schedule),
             loss=self._loss(likelihood),
         )
+
+    def _model(
+        self, network: nn.Module | None, likelihood: Decoder | None, outline: bool
+    ) -> Denoiser:
+        if network is None:
+            what = f"be given where the config names one of your own, {self.network['name']}"
+            hint = (
+                "config.objective(network), Run.load(objective=…), or on the command line --model"
+            )
+            require(not self.own_network, "network", what, None, hint)
+            make = partial(build, networks, self.network)
+            network = outline_of(make)  # checks its size before it takes memory
+            network = network if outline else make()
+        if self.level_head and isinstance(likelihood, Levels):
+            network = networks.LevelHead(network, likelihood)
+        reverse = None if self.variance is None else build(variance, self.variance)
+        target = build(parameterization, self.parameterization)
+        return Denoiser(network, target, variance=reverse)
 
     def _loss(self, likelihood: Decoder | None) -> Loss:
         if self.bound_weight is not None and self.chain is not None:
@@ -178,8 +209,10 @@ class Config:
 
     def _misfits(self) -> list[InvalidValue]:
         """Fields that do not go together."""
-        network = getattr(networks, self.network["name"].partition(".")[0])
-        takes = inspect.signature(network.forward).parameters
+        takes: Iterable[str] = ("label", "augmented")
+        if not self.own_network:
+            network = getattr(networks, self.network["name"].partition(".")[0])
+            takes = inspect.signature(network.forward).parameters
         chained, hybrid = self.chain is not None, self.bound_weight is not None
         bound = self.weighting is None and not hybrid
         labelled = "label" in takes and self.network.get("labels")
@@ -188,6 +221,11 @@ class Config:
         wrong += check(fits, "accumulate", f"divide the batch of {self.batch}")
         fits, hint = labelled or not self.conditional, 'network: {"labels": 10, …}'
         wrong += check(fits, "conditional", "come with a network that has labels", hint)
+        fits = not self.label_dropout or (
+            self.conditional and (self.network.get("labels") or 0) > 1
+        )
+        hint = "conditional=true, and the network has one class more than the data"
+        wrong += check(fits, "label_dropout", "come with a conditional network", hint)
         fits = "augmented" in takes or self.augment != "flip-turn"
         hint = "another network would learn turned images: VDMUNet, or augment='flip'"
         wrong += check(fits, "augment", "come with a network that takes `augmented`", hint)

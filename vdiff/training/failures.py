@@ -27,7 +27,7 @@ def not_finite(
         f"train: the loss or its gradient was NaN or infinity in {in_a_row} steps in a row, "
         f"up to step {step} of seed {batches.config.seed} (lower the learning rate"
     )
-    if folder is not None:
+    if folder is not None and (batches.stream is None or batches.stream.can_repeat(step)):
         path = folder / f"nonfinite-{step:08d}.json"
         write_text(path, json.dumps(step_report(objective, batches, step), indent=1) + "\n")
         text += f"; the images, times and losses of that step are in {path}"
@@ -41,11 +41,11 @@ def step_report(objective: Objective, batches: Batches, step: int) -> dict[str, 
     config, count = batches.config, batches.rank.world_size
     names = ("slot", "image", "t", "logsnr", "loss")
     single = replace(config, accumulate=batches.shares)
-    of_all = Batches(batches.data, single, labels=batches.labels, device=batches.device)
+    of_all = Batches(batches.source, single, device=batches.device)
     rows: list[dict[str, Any]] = []
     for part in range(batches.shares):  # micro-batch i of process j is share i·count + j
-        seed_everything(config.seed, step, Rank(part % count, count), part // count)
         batch = of_all(step, part)
+        seed_everything(config.seed, step, Rank(part % count, count), part // count)
         with autocast(config, batches.device):
             loss = objective(batch.data, u=batch.u, eps=batch.eps, condition=batch.condition)
         t = objective.times(batch.u)

@@ -9,6 +9,7 @@ from typing import Any
 from vdiff import decoder, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
 from vdiff.data.augment import KINDS
+from vdiff.data.load import OPTIONS, is_path
 from vdiff.data.registry import DATASETS
 from vdiff.errors import MOST_STEPS, InvalidValue, did_you_mean
 from vdiff.training.safe_json import json_repr
@@ -73,6 +74,24 @@ _from_0 = _that(lambda v: is_number(v) and 0 <= v < math.inf, "be a finite numbe
 _text = _that(lambda v: isinstance(v, str) and v != "", "be text")
 
 
+def _data(name: str, value: Any) -> list[InvalidValue]:
+    """Check that a value names a data set or is a path."""
+    if isinstance(value, str) and (value in DATASETS or is_path(value)):
+        return []
+    hint = did_you_mean(str(value), DATASETS) or "a path has a separator, as in photos/"
+    what = f"be one of {', '.join(DATASETS)}, or a path"
+    return [InvalidValue(name, what, json_repr(value), hint)]
+
+
+def _options(name: str, value: Any) -> list[InvalidValue]:
+    """Check that a value holds options of `vdiff.data.load`, which checks them itself."""
+    if not isinstance(value, dict):
+        return [InvalidValue(name, 'be options, such as {"size": 64}', json_repr(value))]
+    unknown = [str(key) for key in value if key not in OPTIONS]
+    what = f"be options of vdiff.data.load: {', '.join(OPTIONS)}"
+    return [InvalidValue(name, what, repr(k), did_you_mean(k, OPTIONS)) for k in unknown]
+
+
 def _total(name: str, spec: Any) -> list[InvalidValue]:
     """Check that a spec names a weighting, not a factor or a product of factors."""
     wrong = spec_errors(name, weighting, spec)
@@ -90,10 +109,29 @@ def _is_factor(spec: Any) -> bool:
     return isinstance(made, type) and issubclass(made, weighting.Factor)
 
 
+def is_own(spec: object) -> bool:
+    """Whether a spec of a network names a builder, FILE.py:NAME."""
+    return isinstance(spec, dict) and ":" in str(spec.get("name"))
+
+
+def _network(name: str, spec: Any) -> list[InvalidValue]:
+    """Check a spec of a network, which may be one of the user's own."""
+    if not is_own(spec):
+        return spec_errors(name, networks, spec)
+    wrong = _text(f"{name}.name", spec["name"])
+    wrong += _optional(_count)(f"{name}.labels", spec.get("labels"))
+    hint = "the builder says everything else"
+    unknown = (key for key in spec if key not in ("name", "labels"))
+    what = "be left out for a network of your own"
+    return wrong + [InvalidValue(f"{name}.{k}", what, json_repr(spec[k]), hint) for k in unknown]
+
+
 CHECKS: dict[str, Check] = {
-    "network": _spec(networks),
-    "data": _one_of(tuple(DATASETS)),
+    "network": _network,
+    "network_source": _optional(_text),
+    "data": _data,
     "folder": _text,
+    "data_options": _options,
     "shape": _list(lambda n: _whole(n) and n >= 1, "be a list of sizes, such as [3, 32, 32]"),
     "parameterization": _spec(parameterization),
     "schedule": _spec(schedule),
@@ -105,6 +143,7 @@ CHECKS: dict[str, Check] = {
     "resampling": _flag,
     "level_head": _flag,
     "conditional": _flag,
+    "label_dropout": _that(_decay, "be a probability in [0, 1)"),
     "augment": _one_of(KINDS),
     "steps": _count,
     "batch": _count,
@@ -123,4 +162,4 @@ CHECKS: dict[str, Check] = {
     "channels_last": _flag,
 }
 
-__all__ = ["CHECKS", "is_number"]
+__all__ = ["CHECKS", "is_number", "is_own"]

@@ -3,24 +3,27 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vdiff._known_range import widen_trained
 from vdiff._validate import require
+from vdiff.data.images import Images
 from vdiff.errors import InvalidValue
-from vdiff.likelihood.digest import data_hash
+from vdiff.likelihood.digest import data_hash, hash_of_parts
 from vdiff.objective import Objective
 from vdiff.training import structure
 from vdiff.training.checkpoint import checkpoints, read_file, step_of
 from vdiff.training.config import Config
 from vdiff.training.weights import PICKLES, Facts, Weights, check_tensors, read_weights
 
-# how a step is computed, not what it computes: a resumed run may change these
-MAY_CHANGE = ("accumulate", "compile", "channels_last", "folder")
+# how a step is computed, not what it computes: a resumed run may change these. Of another file of
+# an own network `vdiff` warns
+MAY_CHANGE = ("accumulate", "compile", "channels_last", "folder", "network_source")
 
 
 class Loaded(NamedTuple):
@@ -42,11 +45,7 @@ def load_trained(folder: Path, config: Config, name: str, objective: Objective |
     tensors = check_tensors(path, weights.tensors, outline.state_dict())
     # built after the checks: a network of another size may take too much memory
     live = config.objective() if objective is None else objective
-    for key, value in (*live.named_parameters(), *live.named_buffers()):
-        if key in tensors and tensors[key].dtype != value.dtype:
-            value.data = value.data.to(tensors[key].dtype)  # the precision that was trained
-    live.load_state_dict(tensors)
-    widen_trained(live.model, *live.schedule.ends())
+    fill(live, tensors)
     record = {
         "weights file": weights.sha256[:16],
         "read from": str(path.relative_to(folder)),
@@ -54,9 +53,19 @@ def load_trained(folder: Path, config: Config, name: str, objective: Objective |
         "config": config_hash(config),
         "parameterization": repr(getattr(live.model, "parameterization", None)),
         "trained schedule": repr(live.schedule),
+        "training data": facts.get("split") or None,
         "trained with": facts.get("versions"),
     }
     return Loaded(live.eval(), record, list(facts.get("data", [])))
+
+
+def fill(objective: Objective, tensors: Mapping[str, Tensor]) -> None:
+    """Load trained tensors, in their precision."""
+    for key, value in (*objective.named_parameters(), *objective.named_buffers()):
+        if key in tensors and tensors[key].dtype != value.dtype:
+            value.data = value.data.to(tensors[key].dtype)
+    objective.load_state_dict(tensors)
+    widen_trained(objective.model, *objective.schedule.ends())
 
 
 def weights_file(folder: Path, config: Config, name: str) -> Path:
@@ -89,6 +98,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def fingerprint(data: Tensor, labels: Tensor | None = None) -> str:
     """The hash of data, and of its labels if the network is given them."""
     return data_hash(data) + ("" if labels is None else f", labels {data_hash(labels)}")
+
+
+def fingerprint_of(parts: Sequence[Images], conditional: bool) -> str:
+    """`fingerprint` of parts of a data set, put together; those in files are read in pieces."""
+    shape = (sum(map(len, parts)), *parts[0].shape)
+
+    def read() -> Iterator[Tensor]:
+        for part in parts:
+            yield from part.chunks("hashing the data")
+
+    hashed = hash_of_parts(read, shape)
+    labels = torch.cat([part.labels for part in parts]) if conditional else None
+    return hashed + ("" if labels is None else f", labels {data_hash(labels)}")
 
 
 def config_hash(config: Config) -> str:
@@ -136,4 +158,13 @@ def _check(path: Path, config: Config, facts: Facts, objective: Objective | None
     require(now == parts, "objective", what, structure.shortened(apart), hint)
 
 
-__all__ = ["Loaded", "config_hash", "differences", "fingerprint", "load_trained", "weights_file"]
+__all__ = [
+    "Loaded",
+    "config_hash",
+    "differences",
+    "fill",
+    "fingerprint",
+    "fingerprint_of",
+    "load_trained",
+    "weights_file",
+]

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from vdiff._known_range import widen_trained
-from vdiff._validate import Count, validated
+from vdiff._validate import Count, Whole, validated
 from vdiff.objective import Objective
 from vdiff.training.config import Config
 from vdiff.training.logger import Logger, tensorboard
 from vdiff.training.ranks import on_rank_zero, rank
 from vdiff.training.run import Run
 from vdiff.training.signals import catch_signals
+from vdiff.training.sources import Examples
 from vdiff.training.trainer import Policy, Trainer, Validate
 
 Log = Callable[[dict[str, Any]], None]
@@ -22,7 +23,7 @@ Log = Callable[[dict[str, Any]], None]
 @validated
 def train(
     objective: Objective,
-    data: Tensor,
+    data: Examples,
     config: Config,
     *,
     labels: Tensor | None = None,
@@ -31,6 +32,7 @@ def train(
     validate: Validate | None = None,
     every: Count = 500,
     store_every: Count | None = None,
+    workers: Annotated[int, Whole(0)] = 0,
     on_nonfinite: Policy = "skip",
     quiet: bool = False,
 ) -> Objective:
@@ -47,13 +49,26 @@ def train(
     is wrapped in DDP, and all ranks start from the weights of rank 0.
 
     Args:
-        labels: (n,) classes, for a config that is `conditional`.
+        data: a tensor (n, …); `Images` of `vdiff.data.load`, which have labels and, if they lie in
+            a file, are read step by step; a map-style `torch.utils.data.Dataset`; or an iterable
+            of examples. Items are tensors, or (tensor, label) for a `conditional` config.
+        labels: (n,) classes, for a tensor and a config that is `conditional`.
         log: receives a dictionary every `every` steps.
-        validate: returns a bound of the averaged weights in bits/dim for the log, such as
-            `Validation(images)`; every process calls it.
+        validate: returns a number of the averaged weights for the log, such as
+            `Validation(images)`: a bound in bits/dim, or without a decoder the loss; every process
+            calls it.
         store_every: `every` by default.
+        workers: processes that load the items of a map-style data set, on each rank. An item is
+            drawn with generators that are functions of (seed, step, slot).
         on_nonfinite: "skip" skips and counts steps with a non-finite loss or gradient, and raises
             after ten in a row; "raise" raises at the first. Neither weights nor averages change.
+
+    An iterable is drawn by every process, which uses its own slots; it must not be divided over
+    processes itself. It starts again at its end. If it has `state_dict` (plain data) and
+    `load_state_dict`, checkpoints hold its state, and training resumes bit for bit.
+
+    Warns:
+        UserWarning: if a run's data is an iterable without `state_dict`: it resumes inexactly.
 
     Raises:
         ValueError: for non-finite losses, with the images of that step in nonfinite-….json of the
@@ -69,7 +84,9 @@ def train(
     """
     if run is not None:
         run.check(config)
-    trainer = Trainer(objective, data, config, labels=labels, run=run, on_nonfinite=on_nonfinite)
+    options: dict[str, Any] = {"labels": labels, "run": run, "workers": workers}
+    options["on_nonfinite"] = on_nonfinite
+    trainer = Trainer(objective, data, config, **options)
     state = trainer.state
     listeners = [] if log is None else [log]
     if run is not None and rank().is_zero:
@@ -77,8 +94,8 @@ def train(
     with ExitStack() as stack:
         stack.callback(trainer.release)
         caught: Callable[[], int] = stack.enter_context(catch_signals()) if run else int
-        options: dict[str, Any] = {"first": state.step, "quiet": quiet or not rank().is_zero}
-        logger = Logger(config.steps, trainer.unit, listeners=listeners, **options)
+        shown: dict[str, Any] = {"first": state.step, "quiet": quiet or not rank().is_zero}
+        logger = Logger(config.steps, trainer.unit, listeners=listeners, **shown)
         stack.enter_context(logger)
         trainer.fit(logger, validate, every, store_every or every, caught)
     averaged = state.averaged

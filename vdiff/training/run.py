@@ -193,6 +193,7 @@ class Run:
         broadcast(live)
         if facts is not None:
             state.load_facts(facts["state"])
+            state.stream = facts.get("stream")
             self._merge_provenance(state, facts)
         if rank().is_zero:
             if facts is None and self.history():
@@ -233,7 +234,7 @@ class Run:
         If the disk is full, the older ones stay, and a warning gives the bytes needed."""
         if not rank().is_zero:
             return True
-        facts = self._facts(state.provenance) | {"state": state.facts()}
+        facts = self._facts(state.provenance) | {"state": state.facts(), "stream": state.stream}
         try:
             checkpoint.write(self.checkpoints, state.step, state.tensors(), facts)
         except OSError as error:

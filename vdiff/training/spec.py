@@ -97,6 +97,37 @@ def build(room: ModuleType, spec: Spec) -> Any:
     return _construct((room,), spec)
 
 
+def spec_of(room: ModuleType, made: object) -> Spec | None:
+    """The spec with which `build` makes an object like this one, with all its arguments.
+
+    None if there is none: its class is not in the room, or an argument is not plain data.
+
+    >>> spec_of(schedule, schedule.Cosine(shift=1.0))
+    {'name': 'Cosine', 'logsnr_max': 15.0, 'logsnr_min': -15.0, 'shift': 1.0, 'offset': 0.0}
+    """
+    maker = registry(room).get(type(made).__name__)
+    if maker is not type(made):
+        return None
+    forms = {name: forms for name, (forms, _) in _arguments(maker).items()}
+    recorded = getattr(made, "_arguments", None)
+    args, kwargs = recorded or ((), {name: getattr(made, name) for name in forms})
+    bound = inspect.signature(maker).bind(*args, **kwargs)
+    bound.apply_defaults()
+    values = {name: _plain(forms[name], value) for name, value in bound.arguments.items()}
+    spec = {"name": type(made).__name__, **values}
+    return None if spec_errors("", room, spec) else spec
+
+
+def _plain(forms: tuple[Form, ...], value: Any) -> Any:
+    """The value of an argument as plain data; an object that has no spec stays."""
+    if hasattr(value, "tolist"):  # a tensor or an array
+        return value.tolist()
+    if isinstance(value, tuple):
+        return list(value)
+    specs = (spec_of(room, value) for room in _rooms(forms))
+    return next((spec for spec in specs if spec is not None), value)
+
+
 def spec_errors(argument: str, room: ModuleType, spec: object) -> list[InvalidValue]:
     """The errors of a spec, the value of `argument`: an unknown name, and arguments that are
     unknown, missing, or of another type.
@@ -272,4 +303,4 @@ class _Outline(TorchFunctionMode):
         return made
 
 
-__all__ = ["Kind", "Spec", "build", "outline_of", "registry", "spec_errors"]
+__all__ = ["Kind", "Spec", "build", "outline_of", "registry", "spec_errors", "spec_of"]

@@ -1,7 +1,5 @@
 """Everything that training changes: weights, optimizer, averages. A checkpoint holds it."""
 
-import copy
-from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -10,61 +8,10 @@ from torch import Tensor
 from vdiff.groups import parameter_groups
 from vdiff.objective import Objective
 from vdiff.training.config import Config
+from vdiff.training.ema import EMA
 
 COUNTS = ("step", "skipped", "in_a_row")
 FACTS = (*COUNTS, "window", "best")
-Lists = tuple[list[Tensor], list[Tensor]]
-
-
-class EMA:
-    """Exponential moving averages of an objective (its schedule too), one copy for each decay.
-
-        θ̄ ← d θ̄ + (1 − d) θ,   d = min(decay, (1 + n)/(10 + n)) at update n
-
-    Without the warm-up of d, 1/e of the initial weights would be left after 1/(1 − decay) updates.
-    Averages are at least in float32: in bfloat16 a decay of 0.9999 never moves. Buffers and
-    integer weights are copied. Unlike `torch.optim.swa_utils`, an update reads nothing from the
-    device.
-    """
-
-    def __init__(self, objective: Objective, decays: Sequence[float]) -> None:
-        self.copies = {decay: copy.deepcopy(objective).eval() for decay in decays}
-        self._means: dict[float, list[Lists]] = {}
-        self._copied: dict[float, Lists] = {}
-        for decay, averaged in self.copies.items():
-            for p in averaged.parameters():
-                if _has_mean(p) and torch.finfo(p.dtype).bits < 32:
-                    p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
-            groups: dict[str, Lists] = {}  # tensors of one dtype take one operation
-            copied: Lists = ([], [])
-            for mean, now in zip(averaged.parameters(), objective.parameters(), strict=True):
-                key = f"{mean.dtype} {now.dtype}"
-                lists = groups.setdefault(key, ([], [])) if _has_mean(mean) else copied
-                lists[0].append(mean.detach())
-                lists[1].append(now.detach())
-            self._means[decay] = [groups[key] for key in sorted(groups)]
-            self._copied[decay] = (
-                [*copied[0], *averaged.buffers()],
-                [*copied[1], *objective.buffers()],
-            )
-
-    @torch.no_grad()
-    def update(self, n: int) -> None:
-        """Update the averages after step n = 0, 1, …"""
-        for decay in self.copies:
-            kept = min(decay, (1 + n) / (10 + n))
-            for means, now in self._means[decay]:
-                dtype = means[0].dtype
-                values = now if now[0].dtype == dtype else [v.to(dtype) for v in now]
-                torch._foreach_lerp_(means, values, 1 - kept)
-            buffers, current = self._copied[decay]
-            if buffers:
-                torch._foreach_copy_(buffers, current)
-
-
-def _has_mean(p: Tensor) -> bool:
-    """Whether weights can be averaged. The integers of a quantized layer cannot."""
-    return p.is_floating_point() or p.is_complex()
 
 
 class State:
@@ -74,7 +21,8 @@ class State:
     is stored. `step` counts the steps done, `skipped` those with a non-finite loss or gradient,
     and `in_a_row` the most recent of these. `window` is the sum and the number of losses since the
     last log entry, `best` the lowest validation with its step. `provenance` records the training
-    data, and how the objective differs from its config.
+    data, and how the objective differs from its config. `stream` is the state of data without
+    numbers.
     """
 
     def __init__(self, objective: Objective, config: Config) -> None:
@@ -98,6 +46,7 @@ class State:
         self.window: list[float] = [0.0, 0]
         self.best: dict[str, float] | None = None
         self.provenance: dict[str, Any] = {}
+        self.stream: Any = None
 
     def advance(self, skip: Tensor) -> None:
         """One step of the optimizer, without effect if the flag `skip` is set."""
@@ -146,4 +95,4 @@ def is_state(facts: object) -> TypeGuard[dict[str, Any]]:
     return whole and all(type(value) in (int, float) for value in numbers)
 
 
-__all__ = ["EMA", "State", "is_state"]
+__all__ = ["State", "is_state"]

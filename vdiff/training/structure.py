@@ -3,12 +3,14 @@
 import enum
 import functools
 import types
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vdiff._validate import require
 from vdiff.likelihood.digest import data_hash
+from vdiff.nn import LevelHead
 from vdiff.objective import Objective
 from vdiff.schedule import Schedule
 from vdiff.training.config import Config
@@ -23,7 +25,7 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.d
 NAMED = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 
 
-def parts_of(objective: Objective) -> Parts:
+def parts_of(objective: object) -> Parts:
     """The class and the settings of every part by its path, and the shapes of all weights.
 
     The values of weights (and of learned ends) do not count. The values of buffers count if the
@@ -36,7 +38,8 @@ def parts_of(objective: Objective) -> Parts:
 
 def differences(objective: Objective, config: Config) -> list[str]:
     """The parts in which an objective differs from its config's, in words."""
-    own, meant = parts_of(objective), parts_of(config.objective(outline=True))
+    given = network_of(objective) if config.own_network else None
+    own, meant = parts_of(objective), parts_of(config.objective(given, outline=True))
     unlike = [path for path in {**meant, **own} if own.get(path) != meant.get(path)]
     both = own.keys() & meant.keys()  # an outline has no values
     unlike = [path for path in unlike if path in both or VALUES not in path]
@@ -44,6 +47,14 @@ def differences(objective: Objective, config: Config) -> list[str]:
     outer = [path for path in unlike if not any(path.startswith(f"{part}.") for part in unlike)]
     pairs = ((path, own.get(path, "nothing"), meant.get(path, "nothing")) for path in outer)
     return [f"{path}: {here}, by the config {there}" for path, here, there in pairs]
+
+
+def network_of(objective: Objective) -> nn.Module:
+    """The network itself, without its parameterization and without a head for levels."""
+    network: Any = getattr(objective.model, "network", objective.model)
+    inner: Any = network.network if isinstance(network, LevelHead) else network
+    module: nn.Module = inner
+    return module
 
 
 def check_structure(objective: Objective, config: Config) -> list[str]:
@@ -55,7 +66,8 @@ def check_structure(objective: Objective, config: Config) -> list[str]:
     unlike = differences(objective, config)
     what = "be the one that the config of its run describes"
     hint = "load and `vdiff evaluate` build what the config says: config.objective() makes it"
-    require(not unlike or has_custom_parts(objective), "objective", what, shortened(unlike), hint)
+    custom = config.own_network or has_custom_parts(objective)
+    require(not unlike or custom, "objective", what, shortened(unlike), hint)
     return unlike
 
 

@@ -19,12 +19,13 @@ from vdiff.terminal import say
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.failures import autocast, memory_hint, not_finite
-from vdiff.training.loading import fingerprint
 from vdiff.training.logger import AsyncMetrics, Logger, StepMetrics
 from vdiff.training.ranks import all_reduce, broadcast, on_rank_zero, rank
 from vdiff.training.run import Run
+from vdiff.training.sources import Examples
 from vdiff.training.state import State
 from vdiff.training.structure import check_structure
+from vdiff.training.validation import LossEstimate
 
 Validate = Callable[[Objective], float | Estimate]
 Policy = Literal["skip", "raise"]
@@ -38,11 +39,12 @@ class Trainer:
     def __init__(
         self,
         objective: Objective,
-        data: Tensor,
+        data: Examples,
         config: Config,
         *,
         labels: Tensor | None = None,
         run: Run | None = None,
+        workers: int = 0,
         on_nonfinite: Policy = "skip",
     ) -> None:
         self.config, self.run, self.on_nonfinite, self.rank = config, run, on_nonfinite, rank()
@@ -50,7 +52,8 @@ class Trainer:
         if any(p.is_meta for p in objective.parameters()):
             hint = "objective.to_empty(device=…), then load or initialise its weights"
             raise InvalidValue("objective", "have weights", "the meta device", hint)
-        self.batches = Batches(data, config, labels=labels, rank=self.rank, device=self.device)
+        options: dict[str, Any] = {"labels": labels, "rank": self.rank, "device": self.device}
+        self.batches = Batches(data, config, workers=workers, **options)
         self.objective = objective.train()
         network = getattr(objective.model, "network", objective.model)
         if not isinstance(network, nn.Module):
@@ -59,11 +62,15 @@ class Trainer:
         if config.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = State(objective, config)
-        given = labels if config.conditional else None
-        self.state.provenance = {"data": [on_rank_zero(lambda: fingerprint(data, given))]}
+        source = self.batches.source
+        hashed = on_rank_zero(lambda: source.fingerprint(config.conditional))
+        self.state.provenance = {"data": [hashed], "split": source.record}
         if run is not None:
             self.state.provenance["unlike"] = check_structure(objective, config)
+            self.state.stream = self._stream_state()
             run.restore(self.state)
+            if self.batches.stream is not None:
+                self.batches.stream.load(self.state.stream)
         else:
             broadcast(self.state.tensors())
         if config.compile:
@@ -95,13 +102,28 @@ class Trainer:
 
     def losses(self, step: int, part: int) -> Tensor:
         """The loss of each example of this process in a micro-batch, nats."""
+        batch = self.batches(step, part)  # before the seed: a data set may draw from it
         seed_everything(self.config.seed, step, self.rank, part)
-        batch = self.batches(step, part)
         with autocast(self.config, self.device):
             losses: Tensor = self.wrapped(
                 batch.data, u=batch.u, eps=batch.eps, condition=batch.condition
             )
         return losses
+
+    def _stream_state(self) -> Any:
+        """The state of a stream of data. Warns if it has none."""
+        stream = self.batches.stream
+        if stream is not None and not stream.resumes and self.rank.is_zero:
+            what = "the data have no state_dict and load_state_dict: a run that is resumed"
+            warnings.warn(f"{what} reads them from their start, not bit for bit", stacklevel=2)
+        return None if stream is None else stream.state()
+
+    def _store(self) -> bool:
+        """Write a checkpoint of the run; returns whether it was written."""
+        assert self.run is not None
+        if self.batches.stream is not None:
+            self.state.stream = self.batches.stream.state()
+        return self.run.store(self.state)
 
     def release(self) -> None:
         """Drop the DDP wrapper: over gloo it must not outlive its group."""
@@ -132,10 +154,10 @@ class Trainer:
                     logger.write(self.log_entry(validate))
                 except Exception:  # of the validation: keep what was trained
                     if self.run is not None and store:
-                        self.run.store(state)
+                        self._store()
                     raise
             if self.run is not None and (store or stop):
-                stored = state.step if self.run.store(state) else stored
+                stored = state.step if self._store() else stored
             if stop:
                 self.exit(caught(), stored)
 
@@ -206,15 +228,16 @@ class Trainer:
         state.window = [0.0, 0]
         return entry
 
-    def validation_entry(self, bound: float | Tensor | Estimate) -> dict[str, float | None]:
+    def validation_entry(self, bound: float | Tensor | Estimate) -> dict[str, Any]:
         """A validation for the log. Updates the best one. A non-finite number is logged as None,
         with a warning."""
         state, numbers = self.state, dict[str, float | None]()
+        unit = "loss" if isinstance(bound, LossEstimate) else "bits_per_dim"
         if isinstance(bound, Estimate):
             numbers["selection_error"] = bound.monte_carlo
             numbers["selection_error_over_images"] = bound.images
         value = bound.value if isinstance(bound, Estimate) else float(bound)
-        numbers["selection_bits_per_dim"] = value
+        numbers[f"selection_{unit}"] = value
         if not math.isfinite(value):
             if self.rank.is_zero:
                 what = f"the validation at step {state.step} is {value}"
@@ -223,7 +246,13 @@ class Trainer:
                 )
         elif state.best is None or value < state.best["bits_per_dim"]:
             state.best = {"step": state.step, "bits_per_dim": value}
-        return {k: v if v is not None and math.isfinite(v) else None for k, v in numbers.items()}
+        entry: dict[str, Any] = {name: _finite(number) for name, number in numbers.items()}
+        if isinstance(bound, LossEstimate):
+            rows = [
+                (b.logsnr_max, b.logsnr_min, b.loss.value, b.loss.monte_carlo) for b in bound.bands
+            ]
+            entry["selection_loss_by_logsnr"] = [[_finite(v) for v in row] for row in rows]
+        return entry
 
     def exit(self, number: int, stored: int) -> None:
         """End the process with the signal's exit code; `number` is 0 for another rank's signal."""
@@ -236,6 +265,10 @@ class Trainer:
         if last or not isinstance(self.wrapped, DistributedDataParallel):
             return nullcontext()
         return self.wrapped.no_sync()
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 def lr_lambda(step: int, warmup: int, steps: int, decay: str = "cosine") -> float:

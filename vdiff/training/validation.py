@@ -1,36 +1,88 @@
-"""A validation curve: the bound of held-out images, always on the same times and noise."""
+"""A validation curve: the bound, or the loss, of held-out data, always on the same times and
+noise."""
 
 import warnings
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vdiff._arguments import Condition
+from vdiff._precision import at_least_float32, device_of, float64_for, to_float64
 from vdiff._validate import Count, validated
-from vdiff.errors import InvalidValue
 from vdiff.likelihood import VarianceReduction, evaluate
+from vdiff.likelihood.chunks import Run, State, run_in_chunks
+from vdiff.likelihood.conditions import conditions_by_image, select_rows
+from vdiff.likelihood.digest import state_key
 from vdiff.likelihood.estimate import Estimate
+from vdiff.likelihood.integrand import evaluating
+from vdiff.likelihood.pilot import bin_index
+from vdiff.likelihood.replicated import Replicated, example_generators
+from vdiff.loss import standard_normal
 from vdiff.objective import Objective
 from vdiff.training.ranks import share_of_rank
 
 FIXED = VarianceReduction(importance=False, controls=(), antithetic=False, baseline=False)
+BINS = 8  # ranges of log-SNR
+GRID = 1000  # times that find the range of a schedule
+
+
+class Band(NamedTuple):
+    """The part of a loss between two log-SNR, in the unit of the loss."""
+
+    logsnr_max: float
+    logsnr_min: float
+    loss: Estimate
+
+
+@dataclass(frozen=True)
+class LossEstimate(Estimate):
+    """The mean of a loss over held-out data, in nats over d ln 2 as a run's `train_loss`, with the
+    errors of an `Estimate`, and its parts by log-SNR, which sum to it.
+
+    >>> part = Estimate(1.0, 0.1, 0.2)
+    >>> print(LossEstimate(1.0, 0.1, 0.2, bands=(Band(5.0, -5.0, part),)))
+    1.0000 ± 0.1000 (Monte Carlo) ± 0.2000 (images)
+    log-SNR [-5.0, 5.0]: 1.0000 ± 0.1000 (Monte Carlo) ± 0.2000 (images)
+    """
+
+    bands: tuple[Band, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"log-SNR [{band.logsnr_min:.1f}, {band.logsnr_max:.1f}]: {band.loss}"
+            for band in self.bands
+        ]
+        return "\n".join([super().__str__(), *lines])
 
 
 class Validation:
-    """The bound of held-out images with its errors, for `train(…, validate=Validation(images))`.
+    """A number for held-out data with its errors, for `train(…, validate=Validation(data))`.
 
-    Every call uses the same noise and the same times, stratified for each image: two points of a
-    curve differ only by what was learned between them. Processes share the images. `condition` is
-    as in `evaluate`.
+    With a decoder it is the bound in bits/dim. Without one, as for latents, audio or vectors, it
+    is the loss that is trained, as a `LossEstimate` with its parts by log-SNR.
+
+    Every call uses the same noise and the same times, stratified for each example: two points of a
+    curve differ only by what was learned between them. Processes share the examples. `condition`
+    is as in `evaluate`.
 
     >>> from vdiff.training import Config
     >>> config = Config(network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8})
     >>> validate = Validation(torch.randint(0, 17, (8, 1, 8, 8)))
     >>> validate(config.objective()).value > 3.0
     True
+
+    Args:
+        data: (n, …), as the objective takes it.
+        draws: times for each example, in each replicate.
+        replicates: independent repetitions, from whose spread the Monte Carlo error comes.
+        batch: how many (example, time) pairs the network sees at once.
+        seed: of times and noise.
     """
 
-    @validated
+    @validated(rules=[conditions_by_image])
     def __init__(
         self,
         data: Tensor,
@@ -46,9 +98,9 @@ class Validation:
 
     @validated
     def __call__(self, averaged: Objective) -> Estimate:
-        """The total in bits/dim. Raises ValueError if there is no decoder."""
+        """The total of the bound in bits/dim, or the loss without a decoder."""
         if averaged.decoder is None:
-            raise InvalidValue("averaged", "have a decoder", None, "without one there is no bound")
+            return self._loss(averaged)
         options: dict[str, Any] = {"plan": FIXED, "share": share_of_rank(), **self.effort}
         options |= {"schedule": averaged.schedule, "decoder": averaged.decoder}
         options |= {"steps": averaged.steps, "condition": self.condition}
@@ -56,5 +108,61 @@ class Validation:
             warnings.filterwarnings("ignore", ".*more than uniform noise")  # a curve begins there
             return evaluate(averaged.model, self.data, **options).total
 
+    def _loss(self, objective: Objective) -> LossEstimate:
+        draws, seed = self.effort["draws"], self.effort["seed"]
+        edges = _edges(objective)
 
-__all__ = ["Validation"]
+        def work(replicate: int, rows: Tensor) -> State:
+            generators = example_generators(seed, replicate, rows)
+            shift = torch.cat(
+                [torch.rand(1, generator=g, dtype=torch.float64) for g in generators]
+            )
+            strata = torch.arange(draws, dtype=torch.float64)
+            u = ((strata + shift[:, None]) / draws).flatten()
+            every = rows.repeat_interleave(draws)
+            return {"loss": self._by_band(objective, u, every, generators, edges)}
+
+        run = Run(max(1, self.effort["batch"] // draws), seed, share_of_rank())
+        size: Any = {"repetitions": self.effort["replicates"], "rows": len(self.data)}
+        with evaluating(objective):
+            shapes: dict[str, tuple[int, ...]] = {"loss": (BINS,)}
+            parts = run_in_chunks(work, shapes=shapes, key=state_key(), run=run, **size)["loss"]
+        dims = self.data[0].numel()
+        calls = torch.full((len(self.data),), draws * self.effort["replicates"])
+        total = Replicated(parts.sum(2), dims, calls).estimate
+        bands = tuple(
+            Band(high, low, Replicated(parts[..., i], dims, calls).estimate)
+            for i, (low, high) in enumerate(pairwise(edges.tolist()))
+        )
+        return LossEstimate(**vars(total), bands=bands)
+
+    def _by_band(
+        self,
+        objective: Objective,
+        u: Tensor,
+        rows: Tensor,
+        generators: list[torch.Generator],
+        edges: Tensor,
+    ) -> Tensor:
+        """The loss of the examples at the times of `u`, by range of log-SNR: (examples, BINS)."""
+        x, n = self.data[rows.to(self.data.device)], len(generators)
+        u = u.to(float64_for(x.device)).to(x.device)
+        eps = standard_normal(x.to(at_least_float32(x.dtype)), generators)
+        given = select_rows(self.condition, rows, len(self.data))
+        loss = to_float64(objective(x, u=u, eps=eps, condition=given)).cpu().view(n, -1)
+        logsnr = to_float64(objective.schedule(objective.times(u))).cpu().view(n, -1)
+        share = (logsnr.clamp(edges[0], edges[-1]) - edges[0]) / (edges[-1] - edges[0])
+        parts = torch.zeros(n, BINS, dtype=torch.float64)
+        return parts.scatter_add_(1, bin_index(share, BINS), loss / loss.shape[1])
+
+
+def _edges(objective: Objective) -> Tensor:
+    """The ends of BINS equal ranges of the finite log-SNR that the loss draws, rising."""
+    u = torch.arange(GRID + 1, dtype=torch.float32, device=device_of(objective)) / GRID
+    with torch.no_grad():
+        logsnr = to_float64(objective.schedule(objective.times(u))).cpu()
+    low, high = (end.item() for end in logsnr[logsnr.isfinite()].aminmax())
+    return torch.linspace(low, high, BINS + 1, dtype=torch.float64)
+
+
+__all__ = ["Band", "LossEstimate", "Validation"]

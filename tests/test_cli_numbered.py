@@ -1,0 +1,122 @@
+"""`vdiff sample --png`: numbered PNGs, bounded memory, resumed where it stopped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vdiff.cli import main
+from vdiff.cli.numbered import name_of
+from vdiff.cli.sampler import Sampler
+from vdiff.training import Config, Run
+
+NETWORK = {"name": "UNet", "channels": 3, "channels_out": 12, "width": 8, "labels": 3}
+NETWORK |= {"multipliers": [1], "heads": 1}
+DECODER = {"name": "Categorical", "levels": 4}
+CONFIG = Config(network=NETWORK, shape=[3, 4, 4], decoder=DECODER, conditional=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    made, objective = Run.create(tmp_path / "run", CONFIG), CONFIG.objective()
+    for parameter in objective.model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    made.save(objective)
+    return made.folder
+
+
+def sample(run: Path, *words: object) -> int:
+    return main(["sample", str(run), "--steps", "2", "--quiet", *map(str, words)])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_pngs_are_the_samples_by_their_numbers(run, tmp_path, capsys):
+    pngs = tmp_path / "samples"
+    assert sample(run, "--n", 7, "--png", pngs, "--batch", 3) == 0
+    captured = capsys.readouterr()
+    assert "7 of 7 PNGs to draw, at most 0.0 MB" in captured.err
+    assert sorted(contents(pngs)) == [*map(name_of, range(7)), "samples.json"]
+    assert sample(run, "--count", 7) == 0
+    data = np.load(run / "samples" / "samples.npz")["data"]
+    for i in range(7):
+        with Image.open(pngs / name_of(i)) as image:
+            assert image.mode == "RGB"
+            np.testing.assert_array_equal(np.asarray(image), 85 * data[i].transpose(1, 2, 0))
+
+
+def test_it_continues_where_it_stopped_and_beyond(run, tmp_path, capsys):
+    pngs = tmp_path / "samples"
+    assert sample(run, "--n", 6, "--png", pngs) == 0
+    known = contents(pngs)
+    (pngs / name_of(2)).unlink()
+    (pngs / name_of(4)).write_bytes(b"")  # the machine went down
+    (pngs / ".000005.partial").write_bytes(b"cut o")
+    capsys.readouterr()
+    assert sample(run, "--n", 8, "--png", pngs, "--batch", 2) == 0
+    assert "4 of 8 PNGs to draw" in capsys.readouterr().err
+    again = contents(pngs)
+    assert {name: again[name] for name in known} == known
+    assert {name_of(6), name_of(7)} < set(again)
+
+
+def test_an_interruption_says_what_is_kept(run, tmp_path, monkeypatch, capsys):
+    draw, calls = Sampler.draw, []
+
+    def cut(self, numbers, bar):
+        calls.append(len(numbers))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return draw(self, numbers, bar)
+
+    monkeypatch.setattr(Sampler, "draw", cut)
+    pngs = tmp_path / "samples"
+    assert sample(run, "--n", 1000, "--png", pngs, "--batch", 4) == 130
+    assert f"samples so far are in {pngs}: the same command continues" in capsys.readouterr().err
+    assert calls == [4, 4, 4]  # a batch at a time is in memory
+    assert len(list(pngs.glob("*.png"))) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--seed", 1], "seed: 1, where it was 0"),
+        (["--steps", 3], "levels: "),
+        (["--step", "heun"], "step: heun, where it was ancestral"),
+        (["--label", 1], "labels: [1], where it was [0, 1, 2]"),
+        (["--clip"], "clip: True, where it was False"),
+    ],
+)
+def test_samples_of_other_settings_are_not_mixed(run, tmp_path, words, text, capsys):
+    pngs = tmp_path / "samples"
+    assert sample(run, "--n", 2, "--png", pngs) == 0
+    before = contents(pngs)
+    assert sample(run, "--n", 4, "--png", pngs, *words) == 2
+    assert text in capsys.readouterr().err
+    assert contents(pngs) == before
+
+
+def test_a_folder_with_other_things_is_left_alone(run, tmp_path, capsys):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "a.png").write_bytes(b"mine")
+    assert sample(run, "--png", tmp_path / "samples") == 2
+    assert "that this command has begun" in capsys.readouterr().err
+    for words in (["--gif"], ["--out", tmp_path / "out"]):
+        assert sample(run, "--png", tmp_path / "new", *words) == 2
+        assert "come without --png" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_weights_are_other_samples(run, tmp_path, capsys):
+    pngs = tmp_path / "samples"
+    assert sample(run, "--n", 2, "--png", pngs) == 0
+    Run(run).save(CONFIG.objective())
+    assert sample(run, "--n", 2, "--png", pngs) == 2
+    assert "weights file: " in capsys.readouterr().err
+    assert json.loads((pngs / "samples.json").read_text())["seed"] == 0

@@ -1,0 +1,210 @@
+"""An objective as a folder to share: config.json, model.safetensors and README.md, a model card.
+
+Loading runs nothing but the library's own classes, and unpickles nothing.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vdiff._validate import require
+from vdiff.denoiser import Denoiser
+from vdiff.disk import absolute, write_text
+from vdiff.errors import InvalidType, InvalidValue, did_you_mean
+from vdiff.likelihood.digest import weights_digest
+from vdiff.likelihood.protocol import versions
+from vdiff.likelihood.report import Report
+from vdiff.objective import Objective
+from vdiff.training.entries import Entry, entry_errors, entry_of, is_own, make, make_network
+from vdiff.training.loading import fill
+from vdiff.training.safe_json import json_repr, printable_name, read_json
+from vdiff.training.structure import VALUES, parts_of, shortened
+from vdiff.training.weights import check_tensors, invalid_file, read_weights, save_tensors
+
+Config = dict[str, Entry]
+FORMAT = 1
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+OF_MODEL = ("network", "parameterization", "time", "call", "output", "variance")
+LONG = 8  # numbers of a list in the card
+
+
+def save(objective: Objective, folder: Any, report: Any = None) -> None:
+    """`Objective.save_pretrained`."""
+    folder = _path(folder)
+    parts = _parts(objective)
+    config = {name: entry_of(name, value) for name, value in parts.items()}
+    _check_rebuilt(objective, config, parts)
+    if not isinstance(report, Report | None):
+        raise InvalidType("report", "be a Report", repr(report), "evaluate(…) returns one")
+    if report is not None and "model" in report.protocol:
+        same = report.protocol["model"] == weights_digest(objective.model)
+        require(same, "report", "be of these weights", "that of others", "evaluate them")
+    config = {"format": FORMAT, **config}
+    facts = {"config": config, "data": list(objective.trained_on), "versions": versions()}
+    _check_free(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / WEIGHTS, objective.state_dict(), facts)
+    write_text(folder / CARD, _card(objective, config, report))
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def _check_free(folder: Path) -> None:
+    """Raise for a folder with other things in it: a run has a config.json too."""
+    if folder.is_dir() and any(folder.iterdir()):
+        saved = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+        ours = isinstance(saved, dict) and "format" in saved
+        hint = "another folder: a run's config.json would be overwritten"
+        require(ours, "folder", "be empty, or hold a saved objective", folder, hint)
+
+
+def load(folder: Any, given: Mapping[str, Any]) -> Objective:
+    """`Objective.from_pretrained`."""
+    folder = _path(folder)
+    came, hint = f"{folder}, without a {CONFIG}", "objective.save_pretrained(folder) writes one"
+    require((folder / CONFIG).is_file(), "folder", "hold a saved objective", came, hint)
+    config, path = read_json(folder / CONFIG), folder / WEIGHTS
+    _check_config(config, given)
+    weights = read_weights(path, seal=True)
+    if weights.facts.get("config") != config:
+        raise invalid_file(path, f"be saved with this {CONFIG}", "another one in it")
+    outline = _build(config, given, outline=True)
+    tensors = check_tensors(path, weights.tensors, outline.state_dict())
+    objective = _build(config, given)
+    fill(objective, tensors)
+    objective.trained_on = tuple(weights.facts.get("data", []))
+    return objective.eval()
+
+
+def _path(folder: Any) -> Path:
+    if not isinstance(folder, str | Path):
+        raise InvalidType("folder", "be the path of a folder", repr(folder))
+    return absolute("folder", folder)
+
+
+def _parts(objective: Objective) -> dict[str, Any]:
+    """The parts of an objective by name: those of its model, its schedule, those of its loss."""
+    model, loss = objective.model, objective.loss
+    parts: dict[str, Any] = {"model": model}
+    if type(model) is Denoiser:
+        parts = {name: getattr(model, name) for name in OF_MODEL}
+    parts |= {"schedule": objective.schedule, "loss": loss}
+    return parts | {name: getattr(loss, name) for name in _of_loss(entry_of("loss", loss))}
+
+
+def _of_loss(entry: Entry) -> tuple[str, ...]:
+    """The parts of a loss that have entries of their own."""
+    name = entry.get("name") if isinstance(entry, dict) else None
+    of_library: tuple[str, ...] = ("weighting", "decoder") if name == "Weighted" else ("decoder",)
+    return () if is_own(entry) else of_library
+
+
+def _check_config(config: Config, given: Mapping[str, Any]) -> None:
+    """Raise for what is wrong in a config.json, and for parts that have to be given."""
+    version = config.get("format")
+    hint = "a newer version of vdiff wrote it"
+    require(version == FORMAT, CONFIG, f"have format {FORMAT}", json_repr(version), hint)
+    of_model = ("model",) if "model" in config else OF_MODEL
+    of_loss = _of_loss(config.get("loss"))
+    unlike = {"format", *of_model, "schedule", "loss", *of_loss} ^ config.keys()
+    came = f"a difference in {', '.join(map(printable_name, sorted(unlike)))}"
+    require(not unlike, CONFIG, "hold the parts of an objective", came)
+    usable = {"model", "schedule", "loss"}
+    usable |= set() if "model" in given else set(of_model)
+    usable |= set() if "loss" in given else set(of_loss)
+    for name in given:
+        hint = did_you_mean(name, usable) or f"there are {', '.join(sorted(usable))}"
+        require(name in usable, name, "be a part of this objective", repr(given[name]), hint)
+    for name in (name for name in config if name in usable and name not in given):
+        if is_own(config[name]):
+            own = printable_name(config[name]["own"])
+            hint = f"plain data cannot say {own}: from_pretrained(folder, {name}=…)"
+            raise InvalidValue(name, "be given again", None, hint)
+        for error in entry_errors(name, config[name]):
+            raise error
+
+
+def _build(config: Config, given: Mapping[str, Any], *, outline: bool = False) -> Objective:
+    """The objective of a config, with the parts that are given instead."""
+    loss, model = given.get("loss"), given.get("model")
+    if loss is None:
+        loss = make("loss", config["loss"], **_made(config, given, _of_loss(config["loss"])))
+    if model is None:
+        network = given.get("network")
+        if network is None:
+            network = make_network(config["network"], loss.decoder, outline=outline)
+        model = Denoiser(network, **_made(config, given, OF_MODEL[1:]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return Objective(model, **_made(config, given, ("schedule",)), loss=loss)
+
+
+def _made(config: Config, given: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: given[name] if name in given else make(name, config[name]) for name in names}
+
+
+def _check_rebuilt(objective: Objective, config: Config, parts: Mapping[str, Any]) -> None:
+    """Raise unless the config builds the same objective again."""
+    own = {name: value for name, value in parts.items() if is_own(config[name])}
+    rebuilt = _build(config, own, outline=True)
+    rebuilt.schedule.load_state_dict(objective.schedule.state_dict())
+    meant, live = parts_of(rebuilt), parts_of(objective)
+    pairs = {path: (live.get(path), meant.get(path)) for path in {**live, **meant}}
+    unlike = [
+        f"{path}: {now}, by its arguments {was}"
+        for path, (now, was) in pairs.items()
+        if now != was and not (was is None and path.endswith(VALUES))  # an outline has no values
+    ]
+    hint = "a part was changed after it was made: make a new one"
+    what = "have the parts that their arguments make"
+    require(not unlike, "objective", what, shortened(unlike), hint)
+
+
+def _card(objective: Objective, config: Config, report: Report | None) -> str:
+    """The model card."""
+    network = getattr(objective.model, "network", objective.model)
+    size = sum(p.numel() for p in objective.model.parameters())
+    high, low = objective.schedule.logsnr_max, objective.schedule.logsnr_min
+    data = ", ".join(objective.trained_on) or "unknown"
+    rows = {"network": f"{_words(config.get('network', config.get('model')))}, {size:,} weights"}
+    titles = {"parameterization": "predicts", "time": "is told the noise level as"}
+    titles |= {"call": "call", "output": "output", "variance": "variance of a reverse step"}
+    titles |= {"schedule": "schedule", "loss": "loss", "weighting": "weighting w(λ)"}
+    titles |= {"decoder": "decoder p(data | z₀)"}
+    rows |= {title: _words(config.get(name)) for name, title in titles.items()}
+    rows["ends of the schedule"] = f"λ = {high:.6g} (data) to {low:.6g} (noise)"
+    rows["trained on data with the hash"] = data
+    rows["bits/dim"] = "not evaluated" if report is None else str(report.total)
+    rows["saved with"] = ", ".join(f"{name} {value}" for name, value in versions().items())
+    table = [f"| {title} | {text} |" for title, text in rows.items() if text]
+    own = [name for name, entry in config.items() if is_own(entry)]
+    given = "".join(f", {name}=…" for name in own)
+    lines = ["---", "library_name: vdiff", "tags: [diffusion]", "---", ""]
+    lines += [f"# {type(network).__name__}, a diffusion model", "", "| | |", "|---|---|", *table]
+    lines += ["", "```python", "from vdiff import Objective", ""]
+    lines += [f'objective = Objective.from_pretrained("."{given})', "```", ""]
+    if own:
+        lines += [f"Your own parts are not in the files: {', '.join(own)}.", ""]
+    if report is not None:
+        lines += ["```", str(report), "```", ""]
+    return "\n".join(lines)
+
+
+def _words(entry: Entry) -> str:
+    """An entry for a reader."""
+    if is_own(entry):
+        return f"`{printable_name(entry['own'])}` (given when it is loaded)"
+    return "" if entry is None else f"`{_call(entry)}`"
+
+
+def _call(value: Entry) -> str:
+    if isinstance(value, list) and len(value) > LONG:
+        return f"[{value[0]}, …, {value[-1]}]"
+    if not isinstance(value, dict):
+        return repr(value)
+    arguments = (f"{name}={_call(v)}" for name, v in value.items() if name != "name")
+    return f"{value['name']}({', '.join(arguments)})"
+
+
+__all__ = ["load", "save"]
