@@ -9,8 +9,9 @@ from points import data_of, points
 from torch import nn
 
 from vdiff import Denoiser, Objective
+from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.likelihood import Share
-from vdiff.losses import Weighted
+from vdiff.losses import VLB, Weighted
 from vdiff.oracle import Gaussian
 from vdiff.parameterization import V, X
 from vdiff.schedule import Linear, Tabulated
@@ -26,6 +27,28 @@ def test_two_calls_give_the_same_bound_and_another_seed_another():
     assert validate(objective).value == first.value
     assert first.monte_carlo > 0
     assert Validation(data, draws=4, seed=1)(objective).value != first.value
+
+
+class NaNInEvaluation(nn.Module):
+    def forward(self, z, logsnr):
+        return z if self.training else z * math.nan
+
+
+def test_a_bound_that_is_not_finite_is_a_number_for_the_log():
+    """The network trains, and its average cannot be evaluated: training goes on."""
+    data = torch.randn(8, 2)
+    objective = Objective(
+        Denoiser(NaNInEvaluation(), V()), schedule=Linear(), loss=VLB(GaussianDecoder())
+    )
+    found = Validation(data, draws=4)(objective)
+    assert math.isnan(found.value)
+
+    def broken(z, logsnr):
+        raise RuntimeError("a bug of the network")
+
+    objective = Objective(Denoiser(broken, V()), schedule=Linear(), loss=VLB(GaussianDecoder()))
+    with pytest.raises(RuntimeError, match="a bug of the network"):
+        Validation(data, draws=4)(objective)
 
 
 LATENTS = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))

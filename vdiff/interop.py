@@ -27,13 +27,7 @@ from vdiff.extras import extra
 from vdiff.gaussian import alpha, sigma
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.schedule import Karras, Linear, OptimalTransport, Schedule, Shifted, Tabulated
-from vdiff.variance import (
-    FixedLarge,
-    FixedSmall,
-    LearnedRange,
-    LearnedVariance,
-    ReverseVariance,
-)
+from vdiff.variance import FixedLarge, FixedSmall, LearnedRange, ReverseVariance
 
 PREDICTIONS = {"epsilon": Eps(), "sample": X(), "v_prediction": V(), "flow_prediction": Flow()}
 VARIANCES: dict[str, ReverseVariance] = {
@@ -41,9 +35,8 @@ VARIANCES: dict[str, ReverseVariance] = {
     "fixed_small_log": FixedSmall(),
     "fixed_large": FixedLarge(),
     "fixed_large_log": FixedLarge(),
-    "learned": LearnedVariance(),
     "learned_range": LearnedRange(),
-}
+}  # "learned" is left out: diffusers takes the output as Σ itself, without a softplus
 CLOSE = 1e-5  # error of α and σ that a table of float32 may have
 
 
@@ -178,8 +171,9 @@ def from_diffusers(scheduler: Any, *, tokens: Count | None = None) -> Kit:
     (V(sigma_data=1.0), tensor([-2.1972,  2.1972], dtype=torch.float64))
     """
     config = getattr(scheduler, "config", None)
-    if config is None or not hasattr(scheduler, "set_timesteps"):
-        hint = "pipeline.scheduler, or DDPMScheduler.from_pretrained(…)"
+    made = not isinstance(scheduler, type) and hasattr(scheduler, "set_timesteps")
+    if config is None or not made:
+        hint = "pipeline.scheduler, or DDPMScheduler()"
         raise InvalidType("scheduler", "be a scheduler of diffusers", type(scheduler), hint)
     name = type(scheduler).__name__
     if "FlowMatch" in name or config.get("use_flow_sigmas"):
@@ -315,6 +309,8 @@ def to_diffusers(model: Denoiser, schedule: Schedule) -> Any:
     if isinstance(inner, OptimalTransport) and isinstance(target, Flow):
         if not isinstance(time, FlowStep):
             raise InvalidValue("model.time", "be FlowStep()", time, "a pipeline passes 1000 σ")
+        hint = "a pipeline takes ε − x"
+        require(not _is_negative(model), "model.output", "keep its sign", model.output, hint)
         settings = {"num_train_timesteps": time.steps, "shift": math.exp(-shift / 2)}
         return _diffusers().FlowMatchEulerDiscreteScheduler(**settings)
     if isinstance(schedule, Karras) and isinstance(target, V):

@@ -29,7 +29,7 @@ import vdiff  # noqa: E402
 from vdiff.denoiser import TableStep, flow_time  # noqa: E402
 from vdiff.errors import InvalidType, InvalidValue  # noqa: E402
 from vdiff.gaussian import alpha, diffuse, per_example, sigma  # noqa: E402
-from vdiff.interop import from_diffusers, to_diffusers  # noqa: E402
+from vdiff.interop import FlowStep, from_diffusers, to_diffusers  # noqa: E402
 from vdiff.parameterization import Eps, Flow, V, X  # noqa: E402
 from vdiff.sampling import Clipped, ancestral, ddim, dpmpp_2m  # noqa: E402
 from vdiff.schedule import Cosine, OptimalTransport, Tabulated  # noqa: E402
@@ -340,6 +340,11 @@ REFUSED = {
     "model.time' must be TableStep": (Eps(), {}, Tabulated.linear_betas()),
     "model.parameterization' must predict ε, x or v": (Flow(), {}, Tabulated.linear_betas()),
     "model.time' must be FlowStep": (Flow(), {}, OptimalTransport()),
+    "model.output' must keep its sign": (
+        Flow(),
+        {"time": FlowStep(), "output": torch.neg},
+        OptimalTransport(),
+    ),
     "model.time' must be edm_time": (V(0.5), {}, vdiff.schedule.Karras()),
 }
 
@@ -363,6 +368,10 @@ def test_what_is_no_scheduler(network):
         InvalidType, match="from_diffusers: argument 'scheduler' must be a scheduler"
     ):
         from_diffusers(network)
+    with pytest.raises(InvalidType, match="must be a scheduler"):
+        from_diffusers(DDPMScheduler)
+    with pytest.raises(InvalidValue, match="variance_type' must be one of fixed_small"):
+        from_diffusers(DDPMScheduler(variance_type="learned"))
     with pytest.raises(InvalidValue, match="must have a table of β"):
         from_diffusers(diffusers.ScoreSdeVeScheduler())
     with pytest.raises(InvalidValue, match="invert_sigmas"):

@@ -58,7 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option, default = parser.add_argument, "(default: %(default)s)"
     option("run", metavar="RUN", help="run folder, as a training writes it")
     add_model(parser)
-    text = f"{', '.join(DATA)}, or a folder with CIFAR-10 (default: the run's own)"
+    text = f"{', '.join(DATA)}, a folder of pictures, a .npy or .npz file (default: the run's own)"
     option("--data", help=text)
     option("--split", choices=SPLITS, default="test", help=default)
     text = "the first N of the split alone, as the protocol says (default: all)"

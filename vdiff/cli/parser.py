@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
     prints in any encoding."""
 
     def __init__(self, **options: Any) -> None:
-        self.settings: Callable[[str], str] = lambda option: ""  # a hint for what is no option
+        self.settings: Callable[[str], str] = lambda option: ""  # the hint for an unknown option
         super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vdiff.training import Config
 
 SELECTION = 256  # held-out images of a point of the validation curve
-# of a network of one's own: the bound, between the ends of VDM
+# for the user's own network: the bound, between the ends of VDM
 DEFAULTS: dict[str, Any] = {
     "parameterization": {"name": "V"},
     "schedule": {"name": "Linear", "logsnr_max": 13.3, "logsnr_min": -5.0},
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def config_of(options: argparse.Namespace) -> tuple["Config", Builder | None]:
-    """The config that WHAT names, and the builder of a network of one's own."""
+    """The config that WHAT names, and the builder of the user's own network."""
     from vdiff.training import Config
     from vdiff.training.safe_json import read_json
 

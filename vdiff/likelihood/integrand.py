@@ -53,6 +53,10 @@ class Side(NamedTuple):
         return {f"{word}, {which}" if which else word: value for word, value in facts.items()}
 
 
+class NonFiniteBound(InvalidValue):
+    """The bound of an image is NaN or infinite."""
+
+
 class Integrand:
     """The three parts of one model's bound at given (image, t, ε), nats.
 
@@ -121,7 +125,7 @@ class Integrand:
             level = self.levels(t[first : first + 1])[0].item()
             image, draws = int(self.numbers[int(rows[first])]), f"{int(bad.sum())} of {len(bad)}"
             where = f"image {image} at λ = {level:.4g} ({draws} draws of its batch)"
-            raise InvalidValue("model", "give a finite bound", f"NaN or infinity on {where}")
+            raise NonFiniteBound("model", "give a finite bound", f"NaN or infinity on {where}")
 
     def _parts(self, index: int, rows: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         side, predictions = self.sides[index], []

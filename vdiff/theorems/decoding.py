@@ -94,8 +94,8 @@ def reconstruction_is_a_table(exact: bool = True) -> Sides:
     without={"the decoder's variance is the noise's, e^(−λ_max)": {"variance": 0.1}},
 )
 def gaussian_reconstruction(variance: float | None = None) -> Sides:
-    """For continuous data the Gaussian decoder's term is ½ d (log 2πe − λ_max): it falls for ever
-    as λ_max grows."""
+    """For continuous data the Gaussian decoder's term is ½ d (log 2πe − λ_max): it falls without
+    bound as λ_max grows."""
     x, eps, weight = ORACLE.nodes(LOGSNR)
     z = diffuse(x, eps, torch.full((len(x),), LOGSNR, dtype=torch.float64))
     log_p = Gaussian(variance=variance).log_prob(x, z / alpha(f64(LOGSNR)), LOGSNR)

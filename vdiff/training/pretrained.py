@@ -104,6 +104,8 @@ def _check_config(config: Config, given: Mapping[str, Any]) -> None:
     """Raise for what is wrong in a config.json, and for parts that have to be given."""
     version = config.get("format")
     hint = "a newer version of vdiff wrote it"
+    if version is None:
+        hint = "if this is the folder of a run: Run(folder).load()"
     require(version == FORMAT, CONFIG, f"have format {FORMAT}", json_repr(version), hint)
     of_model = ("model",) if "model" in config else OF_MODEL
     of_loss = _of_loss(config.get("loss"))
@@ -168,7 +170,7 @@ def _card(objective: Objective, config: Config, report: Report | None) -> str:
     high, low = objective.schedule.logsnr_max, objective.schedule.logsnr_min
     data = ", ".join(objective.trained_on) or "unknown"
     rows = {"network": f"{_words(config.get('network', config.get('model')))}, {size:,} weights"}
-    titles = {"parameterization": "predicts", "time": "is told the noise level as"}
+    titles = {"parameterization": "predicts", "time": "gets the noise level as"}
     titles |= {"call": "call", "output": "output", "variance": "variance of a reverse step"}
     titles |= {"schedule": "schedule", "loss": "loss", "weighting": "weighting w(λ)"}
     titles |= {"decoder": "decoder p(data | z₀)"}

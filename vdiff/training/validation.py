@@ -1,6 +1,7 @@
 """A validation curve: the bound, or the loss, of held-out data, always on the same times and
 noise."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,11 +14,11 @@ from vdiff._arguments import Condition
 from vdiff._precision import at_least_float32, device_of, float64_for, to_float64
 from vdiff._validate import Count, validated
 from vdiff.likelihood import VarianceReduction, evaluate
-from vdiff.likelihood.chunks import Run, State, run_in_chunks
+from vdiff.likelihood.chunks import OtherProcessFailed, Run, State, run_in_chunks
 from vdiff.likelihood.conditions import conditions_by_image, select_rows
 from vdiff.likelihood.digest import state_key
 from vdiff.likelihood.estimate import Estimate
-from vdiff.likelihood.integrand import evaluating
+from vdiff.likelihood.integrand import NonFiniteBound, evaluating
 from vdiff.likelihood.pilot import bin_index
 from vdiff.likelihood.replicated import Replicated, example_generators
 from vdiff.loss import standard_normal
@@ -98,15 +99,23 @@ class Validation:
 
     @validated
     def __call__(self, averaged: Objective) -> Estimate:
-        """The total of the bound in bits/dim, or the loss without a decoder."""
+        """The total of the bound in bits/dim, or the loss without a decoder. NaN where one image's
+        bound is not finite: training goes on, and logs it."""
         if averaged.decoder is None:
             return self._loss(averaged)
-        options: dict[str, Any] = {"plan": FIXED, "share": share_of_rank(), **self.effort}
+        share = share_of_rank()
+        options: dict[str, Any] = {"plan": FIXED, "share": share, **self.effort}
         options |= {"schedule": averaged.schedule, "decoder": averaged.decoder}
         options |= {"steps": averaged.steps, "condition": self.condition}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*more than uniform noise")  # a curve begins there
-            return evaluate(averaged.model, self.data, **options).total
+            try:
+                return evaluate(averaged.model, self.data, **options).total
+            except Exception as error:  # on every process, for they fail together
+                known = isinstance(error, NonFiniteBound | OtherProcessFailed)
+                if share.sum(torch.tensor([float(not known)])).item() > 0:
+                    raise
+                return Estimate(math.nan, math.nan, math.nan)
 
     def _loss(self, objective: Objective) -> LossEstimate:
         draws, seed = self.effort["draws"], self.effort["seed"]
