@@ -112,6 +112,20 @@ def environment(**more: str) -> dict[str, str]:
 
 def on_ranks(count: int, folder: Path, *runs: dict[str, Any]) -> list[subprocess.Popen[str]]:
     """Processes with the environment that torchrun gives, and nobody who watches over them."""
+    return launch(count, command(folder, *runs))
+
+
+def answers(program: str) -> list[Any]:
+    """The last line, JSON, that each of two processes of a program prints."""
+    root = Path(__file__).parent.parent
+    started = launch(2, [sys.executable, "-c", program], cwd=root, PYTHONPATH=str(root))
+    return [json.loads(one.communicate(timeout=300)[0].splitlines()[-1]) for one in started]
+
+
+def launch(
+    count: int, words: list[str], cwd: Path | None = None, **more: str
+) -> list[subprocess.Popen[str]]:
+    """A command once for each rank."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
@@ -121,8 +135,8 @@ def on_ranks(count: int, folder: Path, *runs: dict[str, Any]) -> list[subprocess
         "MASTER_PORT": port,
     }
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    places = [environment(**shared, RANK=str(i), LOCAL_RANK=str(i)) for i in range(count)]
-    return [subprocess.Popen(command(folder, *runs), env=place, **pipes) for place in places]
+    places = [environment(**shared, **more, RANK=str(i), LOCAL_RANK=str(i)) for i in range(count)]
+    return [subprocess.Popen(words, env=place, cwd=cwd, **pipes) for place in places]
 
 
 def finish(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:

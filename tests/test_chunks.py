@@ -2,14 +2,10 @@
 answer each time."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from points import answers
 
 from vdiff.decoder import Categorical, Gaussian
 from vdiff.likelihood import (
@@ -366,30 +362,7 @@ dist.destroy_process_group()
 
 
 def test_two_processes_give_the_same_answer_and_fail_together():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = Path(__file__).parent.parent
-    known = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
-    known |= {"PYTHONPATH": str(root)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            cwd=root,
-            env=known | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [
-        json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started
-    ]
+    said = answers(PROGRAM)
     alone = [of_levels().replicates, of_paths().replicates]
     for rank, (index, found, failed) in enumerate(said):
         assert index == rank

@@ -3,17 +3,14 @@ same over two processes."""
 
 import json
 import math
-import os
 import re
-import socket
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from points import answers
 from registry import ORACLES
 
 from vdiff.cli import evaluate as command
@@ -413,30 +410,7 @@ dist.destroy_process_group()
 
 
 def test_two_processes_give_the_same_answer():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = Path(__file__).parent.parent
-    known = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(root),
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            cwd=root,
-            env=known | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [
-        json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started
-    ]
+    said = answers(PROGRAM)
     alone = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING).total
     for rank, (index, value, error, processes) in enumerate(said):
         assert (index, processes) == (rank, 2)

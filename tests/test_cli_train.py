@@ -224,6 +224,7 @@ def test_the_classes_of_another_folder_are_the_run_s_own(here, capsys):
     assert train(*OWN, "--set", "conditional=true", "label_dropout=0.2", "--quiet") == 0
     first, second = sorted(path.name for path in Path("photos").iterdir())
     config, numbers = Run("runs/mine").config, {}
+    Path("photos", "a-folder-without-pictures").mkdir()  # no class
     for name in (first, second):
         (here / "only" / name).mkdir(parents=True)
         for file in sorted(Path("photos", name).iterdir())[:4]:

@@ -15,6 +15,7 @@ import torch
 from vdiff._validate import require
 from vdiff.data import Splits, load, splits
 from vdiff.data.arrays import SUFFIXES
+from vdiff.data.folder import class_names
 from vdiff.data.load import has_own_split, is_path
 from vdiff.data.mapped import Mapped
 from vdiff.data.registry import DATASETS, is_available
@@ -120,14 +121,13 @@ def of_classes(parts: Splits, config: "Config") -> Splits:
     if isinstance(parts.train.store, Mapped):  # an array's labels are numbers
         return parts
     home, names = Path(config.data), parts.train.names
-    folders = home.iterdir() if is_path(config.data) and home.is_dir() else ()
-    known = sorted(path.name for path in folders if path.is_dir())
+    known = class_names(home) if is_path(config.data) and home.is_dir() else ()
     what = f"have the classes of the run's data, {', '.join(known) or 'which are gone'}"
     came = ", ".join(names) or "pictures without classes"
     hint = "the subfolders of a folder are its classes"
     require(bool(names) and set(names) <= set(known), "data", what, came, hint)
     number = torch.tensor([known.index(name) for name in names])
-    return Splits(*(replace(p, labels=number[p.labels], names=tuple(known)) for p in parts))
+    return Splits(*(replace(p, labels=number[p.labels], names=known) for p in parts))
 
 
 def check_training_data(run: "Run", loaded: "Loaded", parts: Splits) -> None:

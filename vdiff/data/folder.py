@@ -75,6 +75,11 @@ def read_folder(folder: Path, reading: Reading) -> Images:
     return Images(torch.from_numpy(pixels), torch.tensor(labels), levels, names, record)
 
 
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The classes of a folder, in the order of their labels; no picture is read."""
+    return _classes(folder, _files(folder)[0])[0]
+
+
 def _files(folder: Path) -> tuple[list[Path], int]:
     """The pictures, sorted by path, and the number of other files. Links are followed once."""
     paths, others, seen = list[Path](), 0, set[str]()
