@@ -43,7 +43,7 @@ types: $(READY)
 
 # each prints what stands in benchmarks/results
 bench: $(READY)
-	$(BIN)/python benchmarks/loss_overhead.py --pairs 150
+	$(BIN)/python benchmarks/loss_overhead.py --pairs 150 --threads 1
 	$(BIN)/python benchmarks/schedule_variance.py
 	$(BIN)/python benchmarks/evaluation_cost.py
 	$(BIN)/python benchmarks/ode_cost.py
