@@ -41,37 +41,12 @@ import torch
 from _pytest.runner import runtestprotocol
 
 ROOT = Path(__file__).parent.parent
-CORE = [  # L0 to L3: everything before training
-    *(
-        f"vdiff/{name}.py"
-        for name in (
-            "gaussian",
-            "times",
-            "resampling",
-            "profile",
-            "variance",
-            "parameterization",
-            "reverse",
-            "weighting",
-        )
-    ),
-    *(
-        f"vdiff/{name}.py"
-        for name in (
-            "bound",
-            "decoder",
-            "denoiser",
-            "oracle",
-            "loss",
-            "chain",
-            "flow",
-            "objective",
-            "groups",
-            "diagnosis",
-        )
-    ),
-    *(f"vdiff/{name}/" for name in ("schedule", "sampling", "likelihood")),
-]
+CORE = (  # everything before training: modules, and rooms with all of their files
+    *("gaussian", "times", "resampling", "profile", "variance", "parameterization", "prediction"),
+    *("reverse", "weighting", "bound", "decoder", "denoiser", "oracle", "_mixture", "loss"),
+    *("losses", "chain", "flow", "objective", "groups", "diagnosis", "schedule", "sampling"),
+    "likelihood",
+)
 BROKEN = 9  # the exit code of a child that could not do its work
 GOAL = 0.9  # the share of mutants that tests must kill
 OPERATORS = {
@@ -97,13 +72,12 @@ NEIGHBORS = {
     "softplus": "logsigmoid", "sin": "cos", "cos": "sin", "cumsum": "cumprod", "amax": "amin",
     "sum": "mean", "mean": "sum", "maximum": "minimum",
 }  # fmt: skip
-SILENT = {
-    "must",
-    "warn",
-    "extra_repr",
-    "finite",
-    "did_you_mean",
-}  # calls whose arguments are texts and limits
+# calls whose arguments are texts and limits
+SILENT = {"require", "warn", "extra_repr", "did_you_mean"}
+
+
+def files_of(module: Path) -> list[Path]:
+    return sorted(module.glob("*.py")) if module.is_dir() else [module.with_suffix(".py")]
 
 
 def sites(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
@@ -134,7 +108,7 @@ def sites(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
         if isinstance(node, ast.Constant) and type(node.value) in (int, float):
             yield node, "number"
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            if node.name in ("__repr__", "extra_repr") or node.name.startswith(
+            if node.name in ("__repr__", "extra_repr", "__validate__") or node.name.startswith(
                 ("check", "_check", "_refuse", "_warn")
             ):
                 return
@@ -451,11 +425,7 @@ def main() -> None:
         "--count", action="store_true", help="say how many mutants there are, and stop"
     )
     options = parser.parse_args()
-    paths = sorted(
-        str(p.relative_to(ROOT))
-        for start in CORE
-        for p in (ROOT.glob(f"{start}*.py") if start.endswith("/") else [ROOT / start])
-    )
+    paths = [str(p.relative_to(ROOT)) for name in CORE for p in files_of(ROOT / "vdiff" / name)]
     if options.only:
         paths = [p for p in paths if p.startswith(tuple(options.only))]
     every = [

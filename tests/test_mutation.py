@@ -30,3 +30,10 @@ def test_mutants_of_a_module_are_killed_by_its_tests(tmp_path):
     assert 4 <= int(found[1]) <= 7  # some lines of it are reached by other tests alone
     assert run.returncode == 1  # fewer than nine in ten
     assert "0 left out" in run.stdout
+
+
+def test_every_file_of_the_core_is_found():
+    count = subprocess.run(
+        [sys.executable, "tests/mutation.py", "--count"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert int(count.stdout) > 3000, count.stderr
