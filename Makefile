@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # as many processes as cores (at most 8), each with one thread
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-interop lint types bench gpu soak clean
+.PHONY: demo test test-interop notebooks lint types docs bench gpu soak clean
 
 # a bare `torch` would bring gigabytes of CUDA packages: the pin of constraints.txt is installed by itself first
 $(READY): pyproject.toml constraints.txt
@@ -23,16 +23,30 @@ test: $(READY)
 	$(PYTEST) --jaxtyping-packages=vdiff,shape_checks.checker --ignore=tests/faults --ignore=tests/interop
 	$(PYTEST) tests/faults
 
-# diffusers, accelerate and Lightning bring 40 packages: an environment of their own
+# diffusers, accelerate and Lightning bring 40 packages: an environment of their own. The last three need torchvision
+# and logging for what the tests do not call, and come without: benchmarks/peers.py has stand-ins
 INTEROP := .venv-interop
 $(INTEROP)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[interop]"
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps azula k-diffusion torchcfm
 	touch $@
 
 test-interop: $(INTEROP)/.ready
 	OMP_NUM_THREADS=1 $(INTEROP)/bin/python -m pytest --numprocesses auto --maxprocesses 8 tests/interop
+
+# a kernel of Jupyter brings 30 packages: an environment of its own. In full the outputs are stored; QUICK=1 only shows
+# that all of them run
+NOTEBOOKS := .venv-notebooks
+$(NOTEBOOKS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(NOTEBOOKS)
+	$(NOTEBOOKS)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(NOTEBOOKS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[notebooks]"
+	touch $@
+
+notebooks: $(NOTEBOOKS)/.ready
+	$(NOTEBOOKS)/bin/python docs/notebooks/run.py $(if $(QUICK),--quick)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -40,6 +54,16 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# docs/_build/html/index.html; Sphinx comes into the environment only here, and a broken link is an error
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs]"
+	touch $@
+
+docs: $(VENV)/.docs
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
+	$(BIN)/python docs/_ext/check_site.py docs/_build/html
 
 # each prints what stands in benchmarks/results
 bench: $(READY)
@@ -71,4 +95,4 @@ soak: $(READY)
 	$(BIN)/python tests/mutation.py --sample 500 --seed $$(date +%s)
 
 clean:
-	rm -rf $(VENV) $(INTEROP) build *.egg-info
+	rm -rf $(VENV) $(INTEROP) $(NOTEBOOKS) build docs/_build *.egg-info

@@ -20,7 +20,6 @@ million network evaluations and as many of the ODE's with a gradient: half an ho
 core.
 """
 
-import argparse
 import math
 import sys
 import time
@@ -30,6 +29,7 @@ from pathlib import Path
 import torch
 
 from vdiff import elbo
+from vdiff.cli.parser import Parser
 from vdiff.data.digits import digits
 from vdiff.likelihood import (
     Estimate,
@@ -90,9 +90,7 @@ def line(name: str, e: Estimate, evaluations: object, first: Estimate | None = N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--run", default="runs/digits", help="run folder (default: %(default)s)")
     parser.add_argument("--images", type=int, help="only so many of the test set")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/digits_bits.txt"))

@@ -15,7 +15,6 @@ density could reach with independent ε. For a trained network the second table 
 everything one piece at a time.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from vdiff import weighted_elbo
+from vdiff.cli.parser import Parser
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.likelihood import GaussianError, Independent, NoiseNorm, Sobol, VarianceReduction
 from vdiff.likelihood.chunks import Run
@@ -180,19 +180,11 @@ def row(name: str, variance: float, unit: float, pilot: int, grid: float) -> str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--run",
-        help="a run folder: its network on its test set, for a standard error of 0.002 bits/dim",
-    )
-    parser.add_argument(
-        "--repeats",
-        type=int,
-        default=1000,
-        help="passes of VDM's estimator (default: %(default)s)",
-    )
+    parser = Parser(description=__doc__)
+    text = "a run folder: its network on its test set, for a standard error of 0.002 bits/dim"
+    parser.add_argument("--run", help=text)
+    text = "passes of VDM's estimator (default: %(default)s)"
+    parser.add_argument("--repeats", type=int, default=1000, help=text)
     parser.add_argument("--draws", type=int, default=64, help="per grid (default: %(default)s)")
     parser.add_argument(
         "--out",

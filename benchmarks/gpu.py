@@ -1,14 +1,15 @@
 """One card in at most eight minutes: is everything right on it, and how fast is it?
 
     tests     tests/test_device.py on the card
-    vdm       VDM's training step at batch 128 over a bare step of its network
-    recipes   a step of every recipe, with fewer blocks, in float32 and in compiled bf16: how far
-              loss and gradient are apart, and how much faster it is
+    vdm       VDM's training step at batch 128 over a bare step of its network, eager and compiled
+    recipes   a step of every recipe, with fewer blocks, in float32 (convolutions in TF32, as
+              torch has them) and in compiled bf16: how far loss and gradient are apart, and how
+              much faster it is
     curves    a small VDM on patches under three schedules: bits/dim by step, variance of the loss
 
-Each part is a process of its own: if one fails or hangs, the others still run, and the exit code
-is 1. A part that is short of time does less, and says so. The text is written to gpu_<card>.txt,
-the figure to gpu_<card>.png.
+Each part is a process of its own: if one fails, hangs or lacks a package, the others still run,
+and the exit code is 1. A part that is short of time does less, and says so. The text is written
+line by line to gpu_<card>.txt, the figure at the end to gpu_<card>.png.
 
     make gpu
     make gpu DEVICE=cpu QUICK=1     # all of it in small, where there is no card
@@ -32,18 +33,11 @@ from typing import Any
 import torch
 from measure import has, title
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import learned_schedule
-import recipe_steps
-import recipes
-import train_step
-
-from vdiff import plots
-from vdiff.data import splits
-from vdiff.plots.reports import DENSITY
+from vdiff.disk import write_text
 from vdiff.terminal import replace_unencodable, say
-from vdiff.training import Validation, train
 
+# a part imports what it needs: a package that is missing ends that part alone
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
 ROOT = Path(__file__).parents[1]
 END = 15.0  # seconds kept for the figure, and for ending a part
 FEW = ("small", "edm", "vdm-gamma")  # recipes in small
@@ -65,7 +59,7 @@ class Part:
 
     def keep(self, name: str, value: Any) -> None:
         self.kept[name] = value
-        self.file.write_text(json.dumps(self.kept), encoding="utf-8")
+        write_text(self.file, json.dumps(self.kept))
 
     def in_time(self, names: Sequence[str]) -> Iterator[str]:
         """Those for which there is time, by the longest of those before."""
@@ -87,14 +81,21 @@ class Part:
 def tests(part: Part) -> None:
     """The tests that run on the device."""
     where = ["-c", str(ROOT / "pyproject.toml"), str(ROOT / "tests" / "test_device.py")]
-    how = ["-p", "no:cacheprovider", "--color=no", "--tb=line", "-k", part.device.type]
-    part.well = subprocess.call([sys.executable, "-m", "pytest", *where, *how]) == 0
+    how = ["-p", "no:cacheprovider", "--color=no", "--tb=short", "-k", part.device.type]
+    # of the machine's own packages: no plugins, and their warnings are no errors; where it hangs
+    how += ["-W", "default", "--disable-warnings", "-o", "faulthandler_timeout=60"]
+    alone, command = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, [sys.executable, "-m", "pytest"]
+    more: dict[str, Any] = {"env": os.environ | alone, "stderr": subprocess.STDOUT}
+    part.well = subprocess.call([*command, *where, *how], **more) == 0
 
 
 def steps_of_recipes(part: Part) -> None:
     """A step of every recipe with fewer blocks: how far compiled bf16 is from float32, graphs,
     milliseconds of float32 and of bf16, MiB of both, seconds until it was compiled and measured.
     """
+    import recipe_steps
+    import recipes
+
     say(
         f"{'recipe':<20}{'loss':>10}{'gradient':>10}{'graphs':>8}{'ms':>10}{'ms':>10}"
         f"{'MiB':>10}{'MiB':>10}{'s':>8}"
@@ -119,19 +120,36 @@ def steps_of_recipes(part: Part) -> None:
 
 
 def vdm(part: Part) -> None:
-    """VDM's whole training step over a bare step of its network."""
+    """VDM's whole training step over a bare step of its network, eager and compiled."""
+    import recipe_steps
+    import recipes
+    import train_step
+
     config, rounds, steps = recipes.load("vdm"), 15, 5
     if part.quick:
         network, rounds, steps = config.network | {"width": 8, "depth": 1}, 2, 1
-        config = replace(config, network=network, batch=2, compile=False)
+        config = replace(config, network=network, batch=2)
+    else:  # first what needs no minutes to compile
+        eager = replace(config, compile=False)
+        train_step.report("vdm", eager, part.device, rounds=4, steps=2)
     stop = part.stop - 0.3 * part.left()  # the rest is for memory and matrices
-    train_step.report("vdm", config, part.device, rounds=rounds, steps=steps, stop=stop)
+    with recipe_steps.compiling(part.quick) as counts:
+        train_step.report("vdm", config, part.device, rounds=rounds, steps=steps, stop=stop)
+    graphs = counts["unique_graphs"]  # each takes a minute or two
+    part.well &= graphs == 1
+    say(f"{graphs} graph{'s' * (graphs != 1)} in the bare step and in training")
 
 
 def trained(
     name: str, part: Part, steps: int, images: Any, validate: bool = True
 ) -> tuple[Any, list[dict[str, Any]]]:
     """A small VDM trained under a schedule, averaged, and its log."""
+    import learned_schedule
+    import recipe_steps
+    import recipes
+
+    from vdiff.training import Validation, train
+
     config, quick = recipes.load("small"), part.quick
     size = {"width": 8, "depth": 1} if quick else {"width": 64, "depth": 4}
     ends = {"logsnr_max": learned_schedule.HIGH, "logsnr_min": learned_schedule.LOW}
@@ -151,6 +169,10 @@ def trained(
 def curves(part: Part) -> None:
     """The same training under three schedules: bits/dim of held-out patches, the variance of one
     draw of the bound, seconds."""
+    import learned_schedule
+
+    from vdiff.data import splits
+
     images = splits("patches", str(part.folder))
     steps = 4
     if not part.quick:  # as many as there is time for, half of it for the rest
@@ -177,7 +199,7 @@ def curves(part: Part) -> None:
 
 
 PARTS: dict[str, tuple[Callable[[Part], None], float]] = {  # with the share of the time left
-    "tests": (tests, 2.0), "vdm": (vdm, 4.0),
+    "tests": (tests, 4.0), "vdm": (vdm, 4.0),
     "recipes": (steps_of_recipes, 4.0), "curves": (curves, 3.0),
 }  # fmt: skip
 
@@ -206,38 +228,6 @@ def run(name: str, limit: float, file: Path) -> Iterator[str]:
         finally:
             clock.cancel()
             end()
-
-
-def draw(path: Path, kept: dict[str, Any], head: str) -> None:
-    """Bits/dim by step, the density of the draws that came out, and the recipes' steps."""
-    picture, (learning, density, times) = plots.figure(1, 3)
-    for name in (name for name in CURVES if name in kept):
-        points = [
-            (e["step"], e["selection_bits_per_dim"], 2 * e["selection_error"])
-            for e in kept[name]["log"]
-        ]
-        step, bits, two = zip(*points, strict=True)
-        learning.errorbar(step, bits, two, marker="o", markersize=3, label=name)
-        density.plot(kept[name]["logsnr"], kept[name]["density"], label=name)
-    learning.set(xlabel="step", ylabel="bits/dim (± 2 SE)", title="a small VDM on patches")
-    density.set(**DENSITY | {"title": "density of the draws, after training"})
-    density.set_ylim(0, 1.05 * max((line.get_ydata().max() for line in density.lines), default=1))
-    names, pairs = list(kept.get("steps", {})), list(kept.get("steps", {}).values())
-    for i, kind in enumerate(("float32", "bf16, compiled")):
-        at = [row + 0.4 * i for row in range(len(names))]
-        times.barh(at, [pair[i] for pair in pairs], height=0.4, label=kind)
-    times.set_yticks([row + 0.2 for row in range(len(names))], names, fontsize=7)
-    times.invert_yaxis()
-    times.set(xlabel="ms", title="a step of each recipe, fewer blocks")
-    for axes in (learning, density):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
-    if names:
-        times.legend(
-            frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.3), ncols=2
-        )
-    picture.suptitle(head, fontsize=9)
-    picture.savefig(path, dpi=130)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -279,6 +269,7 @@ def main() -> int:
     head = f"torch {torch.__version__}, CUDA {torch.version.cuda}, {title(device)}{note}"
     options.out.mkdir(parents=True, exist_ok=True)
     kept, failed, file = dict[str, Any](), list[str](), options.out / f"{stem}.json"
+    file.unlink(missing_ok=True)  # of a run that was ended
     with (options.out / f"{stem}.txt").open("w", encoding="utf-8") as text:
 
         def tell(line: str) -> None:
@@ -297,8 +288,15 @@ def main() -> int:
             if file.exists():
                 kept |= json.loads(file.read_text(encoding="utf-8"))
                 file.unlink()
+        try:
+            import gpu_figure
+
+            gpu_figure.draw(options.out / f"{stem}.png", kept, head)
+        except Exception as error:
+            traceback.print_exc()
+            tell(f"FAILED: figure, {type(error).__name__}: {error}")
+            failed.append("figure")
         tell(f"\n{time.monotonic() - began:.0f} s; failed: {', '.join(failed) or 'nothing'}")
-    draw(options.out / f"{stem}.png", kept, head)
     return 1 if failed else 0
 
 

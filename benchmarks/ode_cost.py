@@ -10,11 +10,11 @@ core:
     python benchmarks/ode_cost.py
 """
 
-import argparse
 import math
 
 import torch
 
+from vdiff.cli.parser import Parser
 from vdiff.likelihood.ode import ode_likelihood
 from vdiff.oracle import GaussianMixture
 from vdiff.schedule import Linear
@@ -42,13 +42,10 @@ def mixture(seed: int, dims: int = 16, components: int = 10) -> GaussianMixture:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--method", default="dopri5", help="of torchdiffeq (default: %(default)s)")
-    parser.add_argument(
-        "--unit", type=float, default=0.5, help="of the solver's angle (default: %(default)s)"
-    )
+    text = "of the solver's angle (default: %(default)s)"
+    parser.add_argument("--unit", type=float, default=0.5, help=text)
     parser.add_argument("--points", type=int, default=256, help="(default: %(default)s)")
     options = parser.parse_args()
     say(

@@ -12,7 +12,6 @@
 About five minutes on one core.
 """
 
-import argparse
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vdiff import sample
+from vdiff.cli.parser import Parser
 from vdiff.oracle import GaussianMixture
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
 from vdiff.prediction import Prediction
@@ -90,9 +90,7 @@ def alone(tolerance: float, method: str, seed: int) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/results/sampler_rounding.txt")
     )

@@ -9,7 +9,6 @@ schedules start linear, follow the perfect denoiser's loss for 3,000 steps of 51
     python benchmarks/schedule_variance.py --out benchmarks/results
 """
 
-import argparse
 import copy
 import math
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 import vdiff
 from vdiff import plots
+from vdiff.cli.parser import Parser
 from vdiff.schedule import Schedule
 from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of, stratified
@@ -81,21 +81,15 @@ def learn(schedule: Schedule, steps: int, batch: int, lr: float) -> list[tuple[i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=None, help="folder for the figure and the GIF (default: none)"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=3000, help="of the learned schedules (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch", type=int, default=512, help="draws in a step (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--lr", type=float, default=0.02, help="of the shape (default: %(default)s)"
-    )
+    parser = Parser(description=__doc__)
+    text = "folder for the figure and the GIF (default: none)"
+    parser.add_argument("--out", type=Path, default=None, help=text)
+    text = "of the learned schedules (default: %(default)s)"
+    parser.add_argument("--steps", type=int, default=3000, help=text)
+    text = "draws in a step (default: %(default)s)"
+    parser.add_argument("--batch", type=int, default=512, help=text)
+    text = "of the shape (default: %(default)s)"
+    parser.add_argument("--lr", type=float, default=0.02, help=text)
     options = parser.parse_args()
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -138,9 +132,8 @@ def main() -> None:
             plots.moving_schedule(options.out / "schedule.gif", frames, best)
     if options.out is not None:
         shown = ("linear", "spline, 64 knots", "monotone network, 1024", "adaptive", "cosine")
-        plots.variance(
-            options.out / "schedule_variance.png", {name: diagnoses[name] for name in shown}
-        )
+        figure = plots.variance({name: diagnoses[name] for name in shown})
+        plots.save(options.out / "schedule_variance.png", figure)
 
 
 if __name__ == "__main__":

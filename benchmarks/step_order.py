@@ -18,7 +18,6 @@ Twenty minutes on one core:
     python benchmarks/step_order.py --out benchmarks/results
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from torch import Tensor
 
 import vdiff
 from vdiff import plots
+from vdiff.cli.parser import Parser
 from vdiff.oracle import Gaussian
 from vdiff.sampling import Counted, uniform
 from vdiff.terminal import replace_unencodable, say, track
@@ -252,24 +252,20 @@ def draw(path: Path, best: dict[str, str], problems: list[Problem]) -> None:
                 else {"marker": "."}
             )
             panel.loglog([n for _, n in points], [e for e, _ in points], label=label, **look)
-        panel.axhline(0.01, color="gray", linestyle="--", linewidth=0.8)
+        panel.axhline(0.01, **plots.REFERENCE)
         panel.set(title=problem.name, xlabel="evaluations", ylim=(1e-4, 4))
         panel.set_xticks([6, 10, 20, 40, 60], ["6", "10", "20", "40", "60"])
         panel.minorticks_off()
     axes[0].set(ylabel="error of the ODE's end point, relative")
-    axes[0].legend(frameon=False, fontsize=7)
-    picture.savefig(path, dpi=130)
+    lines = axes[0].get_legend_handles_labels()
+    picture.legend(*lines, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    picture.savefig(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="folder for step_order.txt and step_order.png (default: print alone)",
-    )
+    parser = Parser(description=__doc__)
+    text = "folder for step_order.txt and step_order.png (default: print alone)"
+    parser.add_argument("--out", type=Path, help=text)
     options = parser.parse_args()
     rows, best, others = budgets()
     text = "\n".join(orders() + rows).strip()

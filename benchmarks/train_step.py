@@ -2,19 +2,18 @@
 network, interleaved.
 
 A bare step is forward, a plain MSE at fixed input, time and target, backward and the optimizer, in
-the same precision and compiled alike. The loop has all the rest: images by number, times, noise,
-encoding, the loss, checks, the averages, the log. Rounds of a few steps of each take turns;
-printed are the median ratio with its quartiles, images per second, the peak of memory, what parts
-of the rest cost alone, and, in multiply-adds of the network (three times its forward pass), which
-share of the device's own measured rate for matrices is used. On a CPU, seconds are those of the
-processor, which others on the machine disturb less.
+the same precision and with the same compiled graph. The loop has all the rest: images by number,
+times, noise, encoding, the loss, checks, the averages, the log. Rounds of a few steps of each take
+turns; printed are the median ratio with its quartiles, images per second, the peak of memory, what
+parts of the rest cost alone, and, in multiply-adds of the network (three times its forward pass),
+which share of the device's own measured rate for matrices is used. On a CPU, seconds are those of
+the processor, which others on the machine disturb less.
 
     python benchmarks/train_step.py                       # on a GPU: VDM, bf16, compiled
     python benchmarks/train_step.py --batch 2 --rounds 9  # on a CPU, float32
     python benchmarks/train_step.py --recipe small
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -39,6 +38,7 @@ from vdiff.training.trainer import Trainer
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import recipes
 
+from vdiff.cli.parser import Parser
 from vdiff.terminal import replace_unencodable, say
 
 Run = Callable[[], None]
@@ -70,13 +70,22 @@ class Steps:
         self.trainer = Trainer(self.objective, data, config)
         self.config, self.device, self.entries = config, device, 0
         self.network: nn.Module = self.objective.model.network  # type: ignore[union-attr, assignment]
-        batch = self.trainer.batches(0, 0)
-        self.x, self.time = (
-            torch.randn_like(batch.eps),
-            torch.linspace(-4, 12, len(batch.eps), device=device),
-        )
+        self.given, self.condition = self._inputs()
         with torch.no_grad(), eager():
-            self.target = torch.randn_like(self.network(self.x, self.time))
+            self.target = torch.randn_like(self.network(*self.given, **self.condition))
+
+    def _inputs(self) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """What the loop gives its network. Of inputs that need gradients elsewhere, as with
+        learned ends they do, it would be compiled a second time."""
+        calls: list[Any] = []
+        hook = self.network.register_forward_pre_hook(
+            lambda _, *call: calls.append(call), with_kwargs=True
+        )
+        with eager():
+            self.trainer.losses(0, 0)
+        hook.remove()
+        [(given, condition)] = calls
+        return [v.detach().requires_grad_(v.requires_grad) for v in given], condition
 
     def loop(self, steps: int) -> None:
         """So many steps of training, the last of them logged."""
@@ -90,8 +99,9 @@ class Steps:
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
             for _ in range(self.config.accumulate):
+                given = [v.detach().requires_grad_(v.requires_grad) for v in self.given]
                 with autocast(self.config, self.device):
-                    out = self.network(self.x, self.time)
+                    out = self.network(*given, **self.condition)
                 F.mse_loss(out.float(), self.target).backward()
             optimizer.step()
 
@@ -104,7 +114,7 @@ class Steps:
             self.objective.model.network = free  # type: ignore[union-attr]
             try:
                 self.objective(
-                    batch.data, u=batch.u, eps=batch.eps, **batch.condition
+                    batch.data, u=batch.u, eps=batch.eps, condition=batch.condition
                 ).mean().backward()
             finally:
                 self.objective.model.network = network  # type: ignore[union-attr]
@@ -122,10 +132,11 @@ class Steps:
         self.entries += 1
 
 
-def multiply_adds(network: nn.Module, x: Tensor, level: Tensor) -> float:
+def multiply_adds(network: nn.Module, *given: Tensor, **condition: Tensor) -> float:
     """Of one image's forward pass."""
+    one = {name: value[:1] for name, value in condition.items()}
     with torch.no_grad(), eager(), FlopCounterMode(display=False) as count:
-        network(x[:1], level[:1])
+        network(*(v.detach()[:1] for v in given), **one)
     return count.get_total_flops() / 2
 
 
@@ -140,7 +151,7 @@ def report(
 ) -> None:
     """Measure and print. Rounds end early after `stop` (of `time.monotonic`), but for two."""
     both = Steps(config, device)
-    micro = len(both.x)
+    micro = len(both.given[0])
     how = (
         f"autocast {config.autocast}, compile {config.compile}, channels_last "
         f"{config.channels_last}"
@@ -149,8 +160,10 @@ def report(
         f"torch {torch.__version__}, {title(device)}; {name}, batch {config.batch} in "
         f"micro-batches of {micro}; {how}"
     )
+    start = time.monotonic()
     for run in (both.bare, both.loop):  # compile, choose kernels, fill caches
         run(2)
+    say(f"the first four steps: {time.monotonic() - start:.1f} s")
     bare, loop = [], []
     for i in range(rounds):
         if i >= 2 and time.monotonic() > stop:
@@ -181,7 +194,7 @@ def report(
         most[run.__name__] = peak(lambda run=run: run(1), device) / 2**20
     say(f"peak memory of a step: bare {most['bare']:,.0f} MiB, training {most['loop']:,.0f} MiB")
     rate = matrix_rate(device, torch.bfloat16 if config.autocast else torch.float32)
-    forward = multiply_adds(both.network, both.x, both.time)
+    forward = multiply_adds(both.network, *both.given, **both.condition)
     used = 3 * forward * config.batch / step
     kind = "bf16" if config.autocast else "float32"
     share = (
@@ -191,9 +204,7 @@ def report(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--recipe",
         default="vdm",
@@ -202,12 +213,10 @@ def main() -> None:
         help="(default: %(default)s)",
     )
     parser.add_argument("--batch", type=int, help="images in a step (default: the recipe's)")
-    parser.add_argument(
-        "--rounds", type=int, default=15, help="of each of the two (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=None, help="in a round (default: 10 on a GPU, 1 on a CPU)"
-    )
+    text = "of each of the two (default: %(default)s)"
+    parser.add_argument("--rounds", type=int, default=15, help=text)
+    text = "in a round (default: 10 on a GPU, 1 on a CPU)"
+    parser.add_argument("--steps", type=int, default=None, help=text)
     parser.add_argument(
         "--set",
         nargs="+",

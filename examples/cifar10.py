@@ -29,6 +29,7 @@ from torch import Tensor
 
 import vdiff
 from vdiff import plots
+from vdiff.cli.parser import Parser, positive
 from vdiff.cli.resume import Resumable
 from vdiff.data import Images, Splits, splits
 from vdiff.data.registry import DATASETS
@@ -75,67 +76,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(description=__doc__)
+    parser.settings = setting_of
     parser.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(recipes.NAMES))
-    parser.add_argument(
-        "--data", help=f"{', '.join(DATASETS)}, or a folder with CIFAR-10 (default: the recipe's)"
-    )
+    text = f"{', '.join(DATASETS)}, or a folder with CIFAR-10 (default: the recipe's)"
+    parser.add_argument("--data", help=text)
     parser.add_argument("--out", help="run folder (default: runs/NAME)")
-    parser.add_argument(
-        "--resume",
-        default="never",
-        choices=("auto", "never"),
-        help="go on with a run that is there (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        action="extend",
-        metavar="NAME=VALUE",
-        help="settings, see --dry-run",
-    )
-    parser.add_argument(
-        "--every",
-        type=at_least_one,
-        help=(
-            "steps between points of the curve and checkpoints (default: a hundredth of all, at "
-            "most 5,000; on a CPU a fifth)"
-        ),
-    )
-    parser.add_argument(
-        "--images",
-        type=at_least_one,
-        help=f"test images in the table (default: all; on a CPU {4 * FEW})",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print all settings and the network's size, and stop",
-    )
-    options, rest = parser.parse_known_args(arguments)
-    if rest:
-        word, settings = rest[0].split("=")[0].lstrip("-"), {one.name for one in fields(Config)}
-        known = [action.option_strings[-1].lstrip("-") for action in parser._actions]
-        hint = (
-            f"a setting is --set {word}=…"
-            if word.split(".")[0] in settings
-            else did_you_mean(word, [*known, *settings])
-        )
-        parser.error(f"unknown argument {rest[0]}" + (f"; {hint}" if hint else ""))
+    text = "go on with a run that is there (default: %(default)s)"
+    parser.add_argument("--resume", default="never", choices=("auto", "never"), help=text)
+    several = {"nargs": "+", "default": [], "action": "extend", "metavar": "NAME=VALUE"}
+    parser.add_argument("--set", **several, help="settings, see --dry-run")
+    text = "between points of the curve and checkpoints (default: a hundredth of all, at most"
+    parser.add_argument("--every", type=positive, help=f"steps {text} 5,000; on a CPU a fifth)")
+    text = f"test images in the table (default: all; on a CPU {4 * FEW})"
+    parser.add_argument("--images", type=positive, help=text)
+    text = "print all settings and the network's size, and stop"
+    parser.add_argument("--dry-run", action="store_true", help=text)
+    options = parser.parse_args(arguments)
     options.out = options.out or f"runs/{options.recipe}"
     return options
 
 
-def at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
-    return number
+def setting_of(option: str) -> str:
+    """The hint for an unknown option that is the name of a setting."""
+    word = option.lstrip("-")
+    settings = {one.name for one in fields(Config)}
+    return f"; a setting is --set {word}=…" if word.split(".")[0] in settings else ""
 
 
 def config_of(options: argparse.Namespace, gpu: bool) -> Config:
@@ -158,9 +124,8 @@ def config_of(options: argparse.Namespace, gpu: bool) -> Config:
     if not gpu:
         config = replace(config, autocast=False, compile=False, channels_last=False)
     config = config.override(options.set)
-    return replace(
-        config, folder=str(absolute("data", config.folder))
-    )  # for commands that start elsewhere
+    folder = absolute("data", config.folder)  # for commands that start elsewhere
+    return replace(config, folder=str(folder))
 
 
 def data_of(config: Config) -> Splits:
@@ -313,14 +278,16 @@ def draw(
     )
     with atomic_write(run.figures / "samples.png") as path:
         decoded = objective.decoder.decode(made).cpu()
-        plots.samples(path, decoded, real.pixels[:40], levels=real.levels)
+        plots.save(path, plots.samples(decoded, real.pixels[:40], levels=real.levels))
     with atomic_write(run.figures / "error_by_logsnr.png") as path:
-        plots.error_by_logsnr(path, {"test images": profile}, real.pixels[0].numel())
+        dims = real.pixels[0].numel()
+        plots.save(path, plots.error_by_logsnr({"test images": profile}, dims))
     start = config.objective().schedule
     with atomic_write(run.figures / "schedule.png") as path:
-        plots.schedule(path, {"at the start": start, "after training": schedule.cpu()})
+        both = {"at the start": start, "after training": schedule.cpu()}
+        plots.save(path, plots.schedule(both))
     with atomic_write(run.figures / "training.png") as path:
-        plots.curves(path, run.history(), baseline)
+        plots.save(path, plots.curves(run.history(), baseline))
 
 
 if __name__ == "__main__":

@@ -8,79 +8,54 @@ about 1.69 bits/dim on the test set, Monte Carlo standard error 0.002.
 
     python examples/digits.py --out runs/digits
 
-The run folder holds the config, the averaged weights, the log, the table and the figures.
+The run folder holds the config, the averaged weights, the log, the table and the figures, and
+in `pretrained` the model as `Objective.from_pretrained` loads it: that of seed 0, trained with one
+thread, is in examples/weights/digits. `python examples/face.py --run runs/digits` draws all of it.
 """
 
-import argparse
 import json
 import time
 
 import torch
 from baselines import BASELINES
-from torch import nn
 
 import vdiff
 from vdiff import plots
+from vdiff.cli.parser import Parser, positive
 from vdiff.data.digits import LEVELS, digits
 from vdiff.disk import atomic_write, write_text
 from vdiff.likelihood import Report, evaluate
 from vdiff.objective import Objective
 from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of
-from vdiff.training import Config, Run, train
+from vdiff.training import Config, Run, Validation, train
 
 
 def config_of(steps: int, seed: int) -> Config:
     return Config(
         network={
-            "name": "UNet",
-            "channels": 1,
-            "channels_out": LEVELS,
-            "width": 30,
-            "multipliers": [1, 1],
-            "dropout": 0.35,
+            "name": "UNet", "channels": 1, "channels_out": LEVELS, "width": 30,
+            "multipliers": [1, 1], "dropout": 0.35,
         },
         schedule={
-            "name": "Normal",
-            "mean": 2.5,
-            "std": 3.0,
-            "logsnr_max": 9.0,
-            "logsnr_min": -7.0,
+            "name": "Normal", "mean": 2.5, "std": 3.0, "logsnr_max": 9.0, "logsnr_min": -7.0
         },
         decoder={"name": "Categorical", "levels": LEVELS},
         weight_decay=0.05,
         steps=steps,
         seed=seed,
-    )
-
-
-def at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
-    return number
+    )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", default="runs/digits", help="run folder (default: %(default)s)")
-    parser.add_argument(
-        "--steps", type=at_least_one, default=4000, help="training steps (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the weights, the batches and the noise (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--draws",
-        type=at_least_one,
-        default=64,
-        help="times per test image and replicate (default: %(default)s)",
-    )
+    text = "training steps (default: %(default)s)"
+    parser.add_argument("--steps", type=positive, default=4000, help=text)
+    text = "of the weights, the batches and the noise (default: %(default)s)"
+    parser.add_argument("--seed", type=int, default=0, help=text)
+    text = "times per test image and replicate (default: %(default)s)"
+    parser.add_argument("--draws", type=positive, default=64, help=text)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     started, images, config = time.time(), digits(), config_of(options.steps, options.seed)
@@ -88,16 +63,12 @@ def main() -> None:
     parameters = sum(p.numel() for p in objective.parameters())
     say(f"{len(images.train)} images to train on, {parameters:,} parameters, {config.steps} steps")
 
-    def selection_bound(averaged: nn.Module) -> float:
-        assert isinstance(averaged, Objective)
-        return measure(averaged, images.selection, draws=8, replicates=2).total.value
-
     objective = train(
         objective,
         images.train,
         config,
         log=run.log,
-        validate=selection_bound,
+        validate=Validation(images.selection),
         every=max(1, config.steps // 8),
     )
     run.save(objective)
@@ -116,6 +87,7 @@ def main() -> None:
         profile=profiles["test set"],
         label="testing",
     )
+    objective.save_pretrained(run.folder / "pretrained", report=report)
     baselines = {name: fit(images.train, images.test, LEVELS) for name, fit in BASELINES.items()}
     table = render(report, baselines)
     write_text(run.folder / "table.txt", table + "\n")
@@ -129,9 +101,8 @@ def main() -> None:
     }
     write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     say(f"\n{table}\n")
-    draw_figures(
-        run, objective, images.test, profiles, min(baselines.items(), key=lambda item: item[1])
-    )
+    best = min(baselines.items(), key=lambda item: item[1])
+    draw_figures(run, objective, images.test, profiles, best)
     say(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
 
 
@@ -148,8 +119,7 @@ def measure(
     with Bar(len(data) * draws * replicates, "eval", label, quiet=not label) as bar:
         return evaluate(
             objective.model, data, schedule=objective.schedule, decoder=objective.decoder,
-            draws=draws, replicates=replicates, profile=profile,
-            progress=bar.to,
+            draws=draws, replicates=replicates, profile=profile, progress=bar.to,
         )  # fmt: skip
 
 
@@ -158,14 +128,9 @@ def render(report: Report, baselines: dict[str, float]) -> str:
     rows += [f"{name:<25}{bits:>8.4f}" for name, bits in baselines.items()]
     rows += [
         "",
-        (
-            "The bound is a negative log-likelihood bound of discrete data under VDM's uniform "
-            "categorical decoder; it compares"
-        ),
-        (
-            "with the baselines above and with other bounds on this split, not with densities of "
-            "dequantised digits, nor with"
-        ),
+        "The bound is a negative log-likelihood bound of discrete data under VDM's",
+        "uniform categorical decoder. It compares with the baselines above and with",
+        "other bounds on this split, not with densities of dequantised digits, nor with",
         "numbers for 8-bit images.",
     ]
     return "\n".join(rows)
@@ -181,18 +146,15 @@ def draw_figures(
     assert objective.decoder is not None
     sampling = vdiff.schedule.Cosine(objective.schedule.logsnr_max, objective.schedule.logsnr_min)
     noise = torch.randn(50, *test.shape[1:], generator=generator_of(0, 0, "samples"))
-    made = vdiff.sample(
-        objective.model,
-        noise,
-        schedule=sampling,
-        steps=99,  # 100 levels
-        generator=generator_of(0, 1, "samples"),
-    )
+    levels = {"schedule": sampling, "steps": 99}  # 100 of them
+    generator = generator_of(0, 1, "samples")
+    made = vdiff.sample(objective.model, noise, **levels, generator=generator)
     with atomic_write(run.figures / "samples.png") as path:
-        plots.samples(path, objective.decoder.decode(made), test[:50], levels=LEVELS)
+        decoded = objective.decoder.decode(made)
+        plots.save(path, plots.samples(decoded, test[:50], levels=LEVELS))
     with atomic_write(run.figures / "schedule.png") as path:
         both = {"training (normal)": objective.schedule, "sampling (cosine)": sampling}
-        plots.schedule(path, both)
+        plots.save(path, plots.schedule(both))
     weightings = {
         "ELBO (this run)": vdiff.weighting.ELBO(),
         "sigmoid(2 − λ)": vdiff.weighting.Sigmoid(2.0),
@@ -200,11 +162,11 @@ def draw_figures(
         "flow matching": vdiff.recipe("flow-matching").weighting,
     }
     with atomic_write(run.figures / "weighting.png") as path:
-        plots.weighting(path, weightings)
+        plots.save(path, plots.weighting(weightings))
     with atomic_write(run.figures / "error_by_logsnr.png") as path:
-        plots.error_by_logsnr(path, profiles, test[0].numel())
+        plots.save(path, plots.error_by_logsnr(profiles, test[0].numel()))
     with atomic_write(run.figures / "training.png") as path:
-        plots.curves(path, run.history(), baseline)
+        plots.save(path, plots.curves(run.history(), baseline))
 
 
 if __name__ == "__main__":

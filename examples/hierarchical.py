@@ -19,7 +19,6 @@ sample size out of 256. Two minutes on one core:
     python examples/hierarchical.py --out hierarchical.png
 """
 
-import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,12 @@ from torch import Tensor
 
 from vdiff import Prediction
 from vdiff.chain import path_bound
+from vdiff.cli.parser import Parser
 from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood.importance import ImportanceBound, chain_log_prob, path_importance
 from vdiff.oracle import GaussianMixture
-from vdiff.plots import figure
+from vdiff.plots import figure, line_style
 from vdiff.reverse import reverse_sample
 from vdiff.schedule import Linear
 from vdiff.terminal import replace_unencodable, say, track
@@ -111,7 +111,7 @@ def compare(steps: int, dims: int, seed: int = 0) -> dict[str, Way]:
 def draw(results: dict[tuple[int, int], dict[str, Way]], path: Path) -> None:
     """Bias, standard error and effective sample size by T, a row for each number of dimensions:
     lines are medians over the points x."""
-    picture, panels = figure(len(DIMS), 3, width=4.4, height=3.3)
+    picture, panels = figure(len(DIMS), 3, height=2.9)
     titles = {
         "bias": "bias of log p(x)",
         "standard_error": "standard error of a run",
@@ -122,8 +122,10 @@ def draw(results: dict[tuple[int, int], dict[str, Way]], path: Path) -> None:
         for offset, name in enumerate(("prior sampling", "importance weights", "bound")):
             values = torch.stack([getattr(results[dims, steps][name], part) for steps in STEPS])
             place = torch.arange(len(STEPS)) + 0.16 * (offset - 1)
-            (line,) = axes.plot(place, values.median(1).values, label=name)
-            axes.plot(place, values, "o", markersize=4, alpha=0.6, color=line.get_color())
+            style = line_style(offset)
+            axes.plot(place, values.median(1).values, label=name, **style)
+            points = style | {"marker": "os^"[offset], "linestyle": "none"}
+            axes.plot(place, values, alpha=0.6, **points)
         axes.set(
             title=f"{title}, d = {dims}",
             xlabel="steps T",
@@ -140,19 +142,13 @@ def draw(results: dict[tuple[int, int], dict[str, Way]], path: Path) -> None:
     picture.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
     )
-    picture.savefig(path, dpi=110)
+    picture.savefig(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("hierarchical.png"),
-        help="the figure (default: %(default)s)",
-    )
+    parser = Parser(description=__doc__)
+    text = "the figure (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("hierarchical.png"), help=text)
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args()
     settings = [(dims, steps) for dims in DIMS for steps in STEPS]
@@ -161,23 +157,15 @@ def main() -> None:
         for dims, steps in track(settings, "setting")
     }
     draw(results, options.out)
-    say(
-        f"{'d':>3}{'T':>4}  {'way':<20}"
-        + "".join(f"{f'x = {x:g}':>26}" for x in POINTS.flatten().tolist())
-    )
+    heads = "".join(f"{f'x = {x:g}':>26}" for x in POINTS.flatten().tolist())
+    say(f"{'d':>3}{'T':>4}  {'way':<20}{heads}")
     say(f"{'':<29}" + "".join(f"{'bias ± SE (ESS)':>26}" for _ in POINTS))
     for (dims, steps), ways in results.items():
         for name, way in ways.items():
-            cells = zip(
-                way.bias.tolist(),
-                way.standard_error.tolist(),
-                way.effective_sample_size.tolist(),
-                strict=True,
-            )
-            say(
-                f"{dims:>3}{steps:>4}  {name:<20}"
-                + "".join(f"{f'{b:.3f} ± {e:.3f} ({n:.0f})':>26}" for b, e, n in cells)
-            )
+            columns = way.bias, way.standard_error, way.effective_sample_size
+            cells = zip(*(column.tolist() for column in columns), strict=True)
+            row = "".join(f"{f'{b:.3f} ± {e:.3f} ({n:.0f})':>26}" for b, e, n in cells)
+            say(f"{dims:>3}{steps:>4}  {name:<20}{row}")
     say(
         f"the figure is in {options.out}; a bias is known to ±{1 / math.sqrt(REPLICATES):.2f} "
         f"of the standard error beside it"

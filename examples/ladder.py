@@ -19,7 +19,6 @@ times the training steps, and ε/small by either loss at 3 times (five times as 
 `--quick` only shows that all of it runs.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -32,12 +31,12 @@ from typing import Any
 
 import ladder_figures
 import torch
-from digits import at_least_one
 from ladder_findings import QUANTILES, Results, Row, findings, render, winners
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vdiff import Denoiser, elbo, hybrid_loss, weighted_elbo
+from vdiff import Denoiser, bits_per_dim, elbo, hybrid_loss, weighted_elbo
+from vdiff.cli.parser import Parser, positive
 from vdiff.data.digits import LEVELS, Split, digits
 from vdiff.decoder import DiscretizedGaussian
 from vdiff.disk import write_text
@@ -71,9 +70,8 @@ class Output(ReverseVariance):
 
     def log_variance_ratio(self, step: Step, variance_output: Tensor | None = None) -> Tensor:
         assert variance_output is not None
-        return torch.log(variance_output.abs() + 1e-8) - per_example(
-            step.variance.log(), variance_output
-        )
+        posterior = per_example(step.variance.log(), variance_output)
+        return torch.log(variance_output.abs() + 1e-8) - posterior
 
 
 VARIANCES = {
@@ -96,10 +94,8 @@ ROWS = [
 
 
 STORED = "curve: step, bits/dim, mean MSE"  # what a run keeps: one that kept less is made again
-PAIR = (
-    Row("ε", "small", "VLB"),
-    Row("ε", "small", "MSE"),
-)  # those that the ladder's source trains for longer, 3 times as long
+# those that the ladder's source trains for longer, 3 times as long
+PAIR = Row("ε", "small", "VLB"), Row("ε", "small", "MSE")
 
 
 @dataclass(frozen=True)
@@ -149,9 +145,8 @@ class Ladder:
     def __init__(self, setting: Setting) -> None:
         self.setting, self.problem = setting, DATA[setting.data]()
         self.images = self.problem.images
-        rescale = (
-            1000 / setting.levels
-        )  # keeps the noise end of DDPM's own 1000 levels; the data end starts noisier
+        # keeps the noise end of DDPM's own 1000 levels; the data end starts noisier
+        rescale = 1000 / setting.levels
         self.table = Tabulated.linear_betas(1e-4 * rescale, 0.02 * rescale, setting.levels)
         self.chain = self.table.steps
         self.decoder = DiscretizedGaussian(self.problem.grey_levels)
@@ -161,11 +156,8 @@ class Ladder:
 
     def model(self, row: Row) -> Denoiser:
         variance = VARIANCES[row.variance]()
-        return Denoiser(
-            self.problem.network(2 if variance.learned else 1),
-            self.means[row.mean],
-            variance=variance,
-        )
+        network = self.problem.network(2 if variance.learned else 1)
+        return Denoiser(network, self.means[row.mean], variance=variance)
 
     def loss(self, row: Row, model: Denoiser, images: Tensor, **draw: Any) -> Tensor:
         """Nats per dimension of the bound, or the mean square of the target's error, or
@@ -198,9 +190,8 @@ class Ladder:
             loss = self.loss(row, model, self.images.train[rows], t=t, generator=generator)
             optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.get_total_norm(
-                [p.grad for p in model.parameters() if p.grad is not None]
-            )
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
             if not math.isfinite(loss.item() + norm.item()):
                 diverged = step + 1
                 break
@@ -220,18 +211,10 @@ class Ladder:
             "curve": torch.tensor(curve).view(-1, 3),
         }
         tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
-        record: dict[str, Any] = {
-            "diverged": diverged,
-            "bits": None,
-            "mean_mse": None,
-            "mmd": None,
-            "runaway": None,
-        }
-        bound = (
-            self.bound(model, self.images.test, seed, draws=setting.draws)
-            if diverged is None
-            else None
-        )
+        record: dict[str, Any] = dict.fromkeys(("bits", "mean_mse", "mmd", "runaway"))
+        record["diverged"], bound = diverged, None
+        if diverged is None:
+            bound = self.bound(model, self.images.test, seed, draws=setting.draws)
         if bound is None:
             record["diverged"] = diverged or steps
         else:
@@ -239,11 +222,8 @@ class Ladder:
             record["mean_mse"] = self.mean_mse(model, seed)
             images, record["runaway"] = self.sample(model, seed)
             record["mmd"], tensors["samples"] = self.distance(images), images.to(torch.int32)
-        quantiles = (
-            torch.tensor(norms or [math.inf])
-            .double()
-            .quantile(torch.tensor(list(QUANTILES.values())).double())
-        )
+        at = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
+        quantiles = torch.tensor(norms or [math.inf], dtype=torch.float64).quantile(at)
         record["norm"] = dict(zip(QUANTILES, quantiles.tolist(), strict=True))
         return record, tensors
 
@@ -267,43 +247,29 @@ class Ladder:
     ) -> float:
         """E(μ̃ − μ̂)² of the posterior mean per dimension on held-out images, averaged over the
         chain's steps: one unit for all rows."""
-        x = self.decoder.encode(self.images.test if images is None else images).repeat(
-            draws or self.setting.draws, 1, 1, 1
-        )
+        x = self.decoder.encode(self.images.test if images is None else images)
+        x = x.repeat(draws or self.setting.draws, 1, 1, 1)
         t = on_chain(stratified(len(x), offset=0.5), self.chain)
-        weighting = MSE(
-            self.table, self.mean, steps=self.chain
-        )  # divides by all levels, the decoder's among them
+        # divides by all levels, the decoder's among them
+        weighting = MSE(self.table, self.mean, steps=self.chain)
+        chain = {"schedule": self.table, "steps": self.chain, "weighting": weighting}
         noise = generator_of(seed, 0, "mean MSE")
-        error = weighted_elbo(
-            model,
-            x,
-            schedule=self.table,
-            steps=self.chain,
-            weighting=weighting,
-            t=t,
-            generator=noise,
-        )
+        error = weighted_elbo(model, x, **chain, t=t, generator=noise)
         return error.mean().item() / self.dims * self.setting.levels / self.chain
 
     @torch.no_grad()
     def sample(self, model: Denoiser, seed: int) -> tuple[Tensor, float]:
         """Ancestral samples with the row's own Σ, as the decoder's most likely images, and how
         many of them ran away to infinity."""
-        z = torch.randn(
-            self.setting.samples,
-            *self.images.test.shape[1:],
-            generator=generator_of(seed, 0, "samples"),
-        )
+        size = self.setting.samples, *self.images.test.shape[1:]
+        z = torch.randn(size, generator=generator_of(seed, 0, "samples"))
         history = History(generator=generator_of(seed, 1, "samples"))
-        for noisier, cleaner in pairwise(
-            uniform(self.table, self.chain)
-        ):  # not `sample`, which stops where a state is infinite
+        # not `sample`, which stops where a state is infinite
+        for noisier, cleaner in pairwise(uniform(self.table, self.chain)):
             z = ancestral(model.eval(), z, noisier.expand(len(z)), cleaner.expand(len(z)), history)
         x = z / alpha(torch.tensor(self.table.logsnr_max))
-        return self.decoder.decode(x.nan_to_num()), 1 - torch.isfinite(x.flatten(1)).all(
-            1
-        ).double().mean().item()
+        finite = torch.isfinite(x.flatten(1)).all(1).double().mean().item()
+        return self.decoder.decode(x.nan_to_num()), 1 - finite
 
     def distance(self, images: Tensor) -> float:
         """MMD² to the held-out images, both as x in [−1, 1]."""
@@ -311,11 +277,8 @@ class Ladder:
 
     def caption(self, seeds: int) -> str:
         setting, test, floor = self.setting, self.images.test, self.distance(self.images.train)
-        decoded = (
-            self.decoder.expected_nll(test, self.table.logsnr_max).mean().item()
-            / self.dims
-            / math.log(2)
-        )
+        nats = self.decoder.expected_nll(test, self.table.logsnr_max).mean()
+        decoded = bits_per_dim(nats, self.dims).item()
         return (
             f"{setting.data}: {len(test)} held-out images, {self.chain} steps of the chain, "
             f"{setting.steps} of training, {seeds} seeds, ± standard errors over "
@@ -335,19 +298,15 @@ class Ladder:
         for row, seed in product(rows, range(seeds)):
             key = json.dumps([asdict(self.setting), asdict(row), seed, STORED])
             digest = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
-            paths[row, seed] = (
-                folder
-                / f"{str(row).replace('/', '-').replace(' ×', '-x')}-seed{seed}-{digest}.json"
-            )
+            name = str(row).replace("/", "-").replace(" ×", "-x")
+            paths[row, seed] = folder / f"{name}-seed{seed}-{digest}.json"
         todo = [key for key, path in paths.items() if not path.exists()]
         with Bar(sum(self.setting.steps * row.times for row, _ in todo)) as bar:
             for row, seed in todo:
                 bar.label = f"{row}, seed {seed}"
                 record, tensors = self.train(row, seed, bar)
                 save_tensors(paths[row, seed].with_suffix(".safetensors"), tensors)
-                write_text(
-                    paths[row, seed], json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-                )  # last: it says that both are there
+                write_json(paths[row, seed], record)  # last: it says that both are there
         known = {
             key: (json.loads(path.read_text("utf-8")), load_file(path.with_suffix(".safetensors")))
             for key, path in paths.items()
@@ -355,64 +314,41 @@ class Ladder:
         return {row: [known[row, seed] for seed in range(seeds)] for row in rows}
 
 
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, help="run folder (default: runs/ladder, or runs/ladder-quick)"
-    )
-    parser.add_argument(
-        "--data", default="digits", choices=sorted(DATA), help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--seeds", type=at_least_one, default=3, help="runs of each row (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--steps",
-        type=at_least_one,
-        default=Setting.steps,
-        help="training steps (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--long",
-        action="store_true",
-        help=(
-            "repeat the best rows at 3 and 14 times the steps, and "
-            "ε/small by both losses at 3 times"
-        ),
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="a few steps of a short chain from two seeds: shows that it runs",
-    )
-    options = parser.parse_args(arguments)
-    setting, seeds, started = (
-        Setting(options.data, steps=options.steps),
-        options.seeds,
-        time.time(),
-    )
+    parser = Parser(description=__doc__)
+    text = "run folder (default: runs/ladder, or runs/ladder-quick)"
+    parser.add_argument("--out", type=Path, help=text)
+    text = "default: %(default)s"
+    parser.add_argument("--data", default="digits", choices=sorted(DATA), help=text)
+    text = "runs of each row (default: %(default)s)"
+    parser.add_argument("--seeds", type=positive, default=3, help=text)
+    text = "training steps (default: %(default)s)"
+    parser.add_argument("--steps", type=positive, default=Setting.steps, help=text)
+    text = "repeat the best rows at 3 and 14 times the steps, ε/small by both losses at 3 times"
+    parser.add_argument("--long", action="store_true", help=text)
+    text = "a few steps of a short chain from two seeds: shows that it runs"
+    parser.add_argument("--quick", action="store_true", help=text)
+    options, started = parser.parse_args(arguments), time.time()
+    setting, seeds = Setting(options.data, steps=options.steps), options.seeds
     if options.quick:
         setting, seeds = replace(setting, levels=25, steps=10, batch=32, draws=4, samples=40), 2
     out = options.out or Path("runs/ladder-quick" if options.quick else "runs/ladder")
     ladder, runs = Ladder(setting), out / "runs"
     results = ladder.run(ROWS, seeds, runs)
     if options.long:
-        longer = [(row, times) for row in winners(results).values() for times in (3, 14)] + [
-            (row, 3) for row in PAIR
-        ]
-        results |= ladder.run(
-            [replace(row, times=times) for row, times in dict.fromkeys(longer)], seeds, runs
-        )
-    rows = [
-        {**asdict(row), "seeds": [record for record, _ in of_seeds]}
-        for row, of_seeds in results.items()
-    ]
+        longer = [(row, times) for row in winners(results).values() for times in (3, 14)]
+        longer = dict.fromkeys([*longer, *((row, 3) for row in PAIR)])
+        again = [replace(row, times=times) for row, times in longer]
+        results |= ladder.run(again, seeds, runs)
+    rows = [{**asdict(row), "seeds": [r for r, _ in runs]} for row, runs in results.items()]
     said, caption = findings(results), ladder.caption(seeds)
     report = {"setting": asdict(setting), "caption": caption, "rows": rows, "findings": said}
     table = "\n\n".join([render(results), caption, "\n".join(f"- {line}" for line in said)]) + "\n"
-    write_text(out / "table.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_json(out / "table.json", report)
     write_text(out / "table.md", table)
     say(f"\n{table}")
     ladder_figures.draw(out / "figures", ladder, results)

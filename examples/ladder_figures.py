@@ -12,7 +12,7 @@ from vdiff import Denoiser, Prediction
 from vdiff.decoder import DiscretizedGaussian
 from vdiff.gaussian import Step, alpha, diffuse, sigma
 from vdiff.parameterization import Eps, PosteriorMean, X
-from vdiff.plots import band, figure, image_grid
+from vdiff.plots import COLORS, REFERENCE, band, figure, finish, image_grid
 from vdiff.reverse import reverse_kl
 from vdiff.sampling import trajectory
 from vdiff.schedule import Schedule, Tabulated
@@ -22,9 +22,9 @@ from vdiff.variance import LearnedLogVariance, LearnedVariance, ReverseVariance
 if TYPE_CHECKING:
     from ladder import Ladder
     from ladder_findings import Results, Row
+    from matplotlib.axes import Axes
 
 DDPM = Tabulated.linear_betas()
-LEGEND = {"frameon": False, "fontsize": 8}
 
 
 def chain_steps(schedule: Tabulated) -> Step:
@@ -40,7 +40,7 @@ def step_weights(schedule: Tabulated) -> dict[str, Tensor]:
     step = chain_steps(schedule)
     targets = {"posterior mean": PosteriorMean(schedule, schedule.steps), "x": X(), "ε": Eps()}
     return {
-        name: 0.5 * step.snr_gain / target.kappa2(step.logsnr_t)
+        name: 0.5 * step.snr_gain * target.inverse_kappa2(step.logsnr_t)
         for name, target in targets.items()
     }
 
@@ -55,26 +55,21 @@ def variance_gradients(
     δ²)/Σ²), and Σ times that with respect to log Σ.
     """
     n = len(variances)
-    logsnr_t = torch.zeros(
-        n, dtype=torch.float64
-    )  # here a step of this Δ has the posterior variance asked for
+    logsnr_t = torch.zeros(n, dtype=torch.float64)
     step = Step(logsnr_t, torch.full_like(logsnr_t, _delta_of(posterior)))
     eps_error = error**0.5 / step.coefficient_eps[:, None]
     nothing = torch.zeros(n, 1, dtype=torch.float64)
 
     def by_autograd(variance: ReverseVariance, leaf: Tensor, head: Tensor) -> Tensor:
-        kl = reverse_kl(
-            Prediction(nothing, logsnr_t, eps_error, Eps(), variance, head), nothing, nothing, step
-        )
+        prediction = Prediction(nothing, logsnr_t, eps_error, Eps(), variance, head)
+        kl = reverse_kl(prediction, nothing, nothing, step)
         return torch.autograd.grad(kl.sum(), leaf)[0]
 
     direct, log = variances.clone().requires_grad_(), variances.log().requires_grad_()
     slope = 0.5 * (1 / variances - (posterior + error) / variances.square())
+    head = torch.log(torch.expm1(direct))[:, None]  # the softplus undone
     return {
-        "Σ": (
-            by_autograd(LearnedVariance(), direct, torch.log(torch.expm1(direct))[:, None]),
-            slope,
-        ),  # the softplus undone
+        "Σ": (by_autograd(LearnedVariance(), direct, head), slope),
         "log Σ": (by_autograd(LearnedLogVariance(), log, log[:, None]), variances * slope),
     }
 
@@ -82,12 +77,10 @@ def variance_gradients(
 def _delta_of(variance: float) -> float:
     """Δ of the step that ends at λ_t = 0 with posterior variance (1 − e^{−Δ}) sigmoid(−Δ), by
     bisection."""
-    low, high = 0.0, 0.5
+    low, high, zero = 0.0, 0.5, torch.zeros((), dtype=torch.float64)
     for _ in range(60):
         middle = 0.5 * (low + high)
-        found = Step(
-            torch.zeros((), dtype=torch.float64), torch.tensor(middle, dtype=torch.float64)
-        ).variance.item()
+        found = Step(zero, zero + middle).variance.item()
         low, high = (middle, high) if found < variance else (low, middle)
     return low
 
@@ -110,34 +103,44 @@ def draw_curves(path: Path, ladder: Ladder, results: Results) -> None:
     Losses are per dimension, each in the unit of its row, and those of two losses do not compare.
     """
     families = list(dict.fromkeys(row.mean for row in results))
-    picture, axes = figure(4, len(families), width=4.8, height=3.0)
+    picture, axes = figure(4, len(families), height=2.3)
     epochs = ladder.setting.batch / len(ladder.images.train)  # in a step
+    best: dict[str, tuple[float, Row]] = {}
     for row, runs in results.items():
         loss, norm, error, bound = axes[families.index(row.mean) :: len(families)]
-        traces = {
-            name: [tensors[name].double() for _, tensors in runs]
-            for name in ("loss", "norm", "curve")
-        }
-        at, losses = _blocks(traces["loss"])
-        band(loss, at * epochs, losses.mean(2), log=True, label=str(row))
-        at, norms = _blocks(traces["norm"])
+        names = ("loss", "norm", "curve")
+        traces = [[tensors[name].double() for _, tensors in runs] for name in names]
+        at, losses = _blocks(traces[0])
+        band(loss, at * epochs, losses.mean(2), log=True)
+        at, norms = _blocks(traces[1])
         norm.plot(at * epochs, norms.amax((0, 2)))
-        n = min(map(len, traces["curve"]))
-        step, bits, mean_mse = torch.stack([curve[:n] for curve in traces["curve"]]).unbind(2)
+        n = min(map(len, traces[2]))
+        step, bits, mean_mse = torch.stack([curve[:n] for curve in traces[2]]).unbind(2)
         band(error, step[0] * epochs, mean_mse, log=True)
-        band(bound, step[0] * epochs, bits, log=True)
-        name = "the posterior mean" if row.mean == "mean" else row.mean
-        loss.set(title=f"the network says {name}", ylabel="training loss, mean of a block")
-        norm.set(ylabel="largest gradient norm of a block")
-        error.set(ylabel="mean MSE (± 2 SE over seeds)")
-        bound.set(ylabel="bits/dim (± 2 SE over seeds)", xlabel="epoch")
-        bound.set_ylim(bottom=0.9 * min(line.get_ydata().min() for line in bound.lines))
-        loss.legend(**LEGEND)
+        band(bound, step[0] * epochs, bits, log=True, label=str(row))
+        end = bits.mean(0)[-1].item()
+        best[row.mean] = min(best.get(row.mean, (end, row)), (end, row), key=lambda pair: pair[0])
     longer = max(row.times for row in results) > 1
-    for place in axes:
-        place.set(yscale="log", xscale="log" if longer else "linear")
-        place.tick_params(axis="x", which="minor", labelbottom=False)
-    picture.savefig(path, dpi=130)
+    for i, family in enumerate(families):
+        loss, _, _, bound = column = axes[i :: len(families)]
+        for place in column:
+            _axes_of(place, longer)
+        (bits, row), name = best[family], "the posterior mean" if family == "mean" else family
+        finish(loss, f"{name}: {bits:.4g} bits/dim by {row}", legend=False)
+        bound.set_ylim(bottom=0.9 * min(line.get_ydata().min() for line in bound.lines))
+        finish(bound, "", xlabel="epoch")
+    labels = "training loss", "largest gradient norm", "mean MSE (± 2 SE)", "bits/dim (± 2 SE)"
+    for place, label in zip(axes[:: len(families)], labels, strict=True):
+        place.set_ylabel(label)
+    picture.savefig(path)
+
+
+def _axes_of(place: Axes, longer: bool) -> None:
+    """Logarithmic where the curves span a decade: within one it would have no round numbers."""
+    values = torch.cat([torch.as_tensor(line.get_ydata()).double() for line in place.lines])
+    place.set_yscale("log" if values.max() > 10 * values.min() else "linear")
+    place.set_xscale("log" if longer else "linear")
+    place.tick_params(axis="x", which="minor", labelbottom=False)
 
 
 def _blocks(traces: list[Tensor], count: int = 40) -> tuple[Tensor, Tensor]:
@@ -150,33 +153,22 @@ def _blocks(traces: list[Tensor], count: int = 40) -> tuple[Tensor, Tensor]:
 
 
 def draw_samples(path: Path, ladder: Ladder, results: Results, count: int = 24) -> None:
-    """Ancestral samples of each row's first seed, in the order of the ladder, and held-out
-    images."""
-    picture, axes = figure(-(-(len(results) + 1) // 3), 3, width=4.6, height=1.25)
-    levels = ladder.problem.grey_levels
+    """Ancestral samples of each row's first seed with its bits/dim, in the order of the ladder,
+    and held-out images."""
+    picture, axes = figure(-(-(len(results) + 1) // 3), 3, height=1.0)
+    style = {"columns": 12, "levels": ladder.problem.grey_levels}
     for place, (row, runs) in zip(axes, results.items(), strict=False):
         record, tensors = runs[0]
         if "samples" in tensors:
-            image_grid(
-                place,
-                tensors["samples"][:count],
-                f"{row}: {record['bits']:.4g} bits/dim",
-                columns=12,
-                levels=levels,
-            )
+            title = f"{row}: {record['bits']:.4g}"
+            image_grid(place, tensors["samples"][:count], title, **style)
         else:
             place.set_title(f"{row}: diverged")
             place.set_axis_off()
-    image_grid(
-        axes[len(results)],
-        ladder.images.test[:count],
-        "held-out images",
-        columns=12,
-        levels=levels,
-    )
+    image_grid(axes[len(results)], ladder.images.test[:count], "held-out images", **style)
     for place in axes[len(results) + 1 :]:
         place.set_axis_off()
-    picture.savefig(path, dpi=130)
+    picture.savefig(path)
 
 
 @torch.no_grad()
@@ -185,11 +177,8 @@ def draw_strips(
 ) -> None:
     """Images on their way to noise, and noise on its way to images by the row with the best
     samples, with x̂ along it."""
-    known = {
-        row: runs[0]
-        for row, runs in results.items()
-        if row.mean != "mean" and runs[0][0]["mmd"] is not None
-    }
+    first = {row: runs[0] for row, runs in results.items() if row.mean != "mean"}
+    known = {row: run for row, run in first.items() if run[0]["mmd"] is not None}
     if not known:
         return
     best = min(known, key=lambda row: known[row][0]["mmd"])
@@ -197,57 +186,28 @@ def draw_strips(
     x = ladder.decoder.encode(ladder.images.test[:rows])
     stops = [round(i * ladder.chain / (columns - 1)) for i in range(columns)]
     eps = torch.randn(x.shape, generator=generator_of(0, 0, "strips"))
-    forward = torch.stack(
-        [
-            diffuse(x, eps, ladder.table(torch.full((rows,), i / ladder.chain).double()))
-            for i in stops
+    times = [torch.full((rows,), i / ladder.chain).double() for i in stops]
+    chain = {"schedule": ladder.table, "steps": ladder.chain}
+    back = list(trajectory(model, eps, **chain, generator=generator_of(0, 1, "strips")))
+    levels, last = ladder.problem.grey_levels, ladder.chain - 1  # no step trains the level after
+    strips = {
+        "forward: z from data (left) to noise": [diffuse(x, eps, ladder.table(t)) for t in times],
+        f"reverse: z from noise (left) to data, {best}": [back[i][0] for i in stops],
+        "reverse: x̂ at the same steps, and before the last one": [
+            back[min(i, last)][1].x for i in stops
         ],
-        1,
-    )
-    path_back = list(
-        trajectory(
-            model,
-            eps,
-            schedule=ladder.table,
-            steps=ladder.chain,
-            generator=generator_of(0, 1, "strips"),
-        )
-    )
-    backward = torch.stack([path_back[i][0] for i in stops], 1)
-    clean = torch.stack(
-        [path_back[min(i, ladder.chain - 1)][1].x for i in stops], 1
-    )  # the last level is the decoder's: no step trains it
-    levels = ladder.problem.grey_levels
+    }
     picture, axes = figure(3, 1, width=7.2, height=2.15)
-    for place, strip, title in zip(
-        axes,
-        (forward, backward, clean),
-        (
-            "forward: z from data (left) to noise",
-            f"reverse: z from noise (left) to data, {best}",
-            "reverse: x̂ at the same steps, and before the last one",
-        ),
-        strict=True,
-    ):
-        image_grid(
-            place,
-            ((strip.flatten(0, 1) + 1) / 2 * (levels - 1)),
-            title,
-            columns=columns,
-            levels=levels,
-        )
-    picture.savefig(path, dpi=130)
+    for place, (title, strip) in zip(axes, strips.items(), strict=True):
+        images = (torch.stack(strip, 1).flatten(0, 1) + 1) / 2 * (levels - 1)
+        image_grid(place, images, title, columns=columns, levels=levels)
+    picture.savefig(path)
 
 
 def _model(ladder: Ladder, row: Row, tensors: dict[str, Tensor]) -> Denoiser:
     model = ladder.model(row)
-    model.load_state_dict(
-        {
-            name.removeprefix("model."): v
-            for name, v in tensors.items()
-            if name.startswith("model.")
-        }
-    )
+    weights = {name: v for name, v in tensors.items() if name.startswith("model.")}
+    model.load_state_dict({name.removeprefix("model."): v for name, v in weights.items()})
     return model.eval()
 
 
@@ -256,43 +216,37 @@ def draw_gradients(path: Path) -> None:
     softplus does to it."""
     variances = torch.logspace(-4.5, 0.5, 26, dtype=torch.float64)
     line = torch.logspace(-4.5, 0.5, 800, dtype=torch.float64)
-    picture, axes = figure(1, 2, width=5.2, height=3.7)
+    picture, axes = figure(1, 2, height=4.4)
     points, closed = variance_gradients(variances), variance_gradients(line)
     for place, (name, (found, _)) in zip(axes, points.items(), strict=True):
         place.loglog(line, closed[name][1].abs(), label="closed form")
         place.loglog(variances, found.abs(), "o", markersize=4, label="autograd")
         for value in (1e-3, 1e-4):
             exact = variance_gradients(torch.tensor([value], dtype=torch.float64))[name][1].item()
-            place.annotate(
-                f"Σ = {value:g}: {exact:.4g}",
-                (value, abs(exact)),
-                xytext=(14, 4),
-                textcoords="offset points",
-                fontsize=8,
-            )
+            text, beside = f"Σ = {value:g}: {exact:.4g}", {"textcoords": "offset points"}
+            place.annotate(text, (value, abs(exact)), xytext=(14, 4), fontsize=8, **beside)
             place.plot(value, abs(exact), "ks", markersize=7, fillstyle="none")
-        place.axvline(0.06, color="gray", linestyle=":", label="the best Σ, 0.06")
+        place.axvline(0.06, label="the best Σ, 0.06", **REFERENCE)
         place.set(
-            xlabel="Σ   (posterior variance 0.01, squared error of the mean 0.05)",
+            xlabel="Σ (posterior variance 0.01, squared error 0.05)",
             ylabel=f"|dK/d {name}|, nats",
-            title=f"by {name}",
+            title=f"the gradient by {name} is {'∝ 1/Σ²' if name == 'Σ' else '∝ 1/Σ'} for small Σ",
         )
     axes[1].loglog(
         line,
         (-torch.expm1(-line) * closed["Σ"][1]).abs(),
-        "--",
-        color="C2",
         label="by the output of a softplus that says Σ",
     )
     for place in axes:
-        place.legend(**LEGEND)
-    picture.savefig(path, dpi=130)
+        finish(place, place.get_title())
+        place.set_title("")
+    picture.savefig(path)
 
 
 def draw_chain(path: Path, table: Tabulated) -> None:
     """√ᾱ by level, the weight of each step's error in three units, and β̃/β, for DDPM's 1000
     levels."""
-    picture, (signal, weights, ratio) = figure(1, 3, width=4.5, height=3.6)
+    picture, (signal, weights, ratio) = figure(1, 3, height=4.2)
     schedules: dict[str, Schedule] = {
         "DDPM's linear β": DDPM,
         "cosine": Tabulated.cosine_betas(),
@@ -307,57 +261,47 @@ def draw_chain(path: Path, table: Tabulated) -> None:
         xlabel="level over the number of levels",
         ylabel="scale",
         title="signal and noise",
-        ylim=(0, 1.5),
+        ylim=(0, 1.02),
     )
     level = torch.arange(2, len(DDPM.table) + 1)
     for name, weight in step_weights(DDPM).items():
         weights.loglog(level, weight, label=f"{name}: {weight.min():.3g} … {weight.max():.4g}")
-    weights.set(
-        xlabel="level t, DDPM's linear β",
-        ylabel="weight of the squared error",
-        title="the bound's weight of each step",
-        ylim=(1e-7, 1e7),
-    )
+    weights.set(xlabel="level t, DDPM's linear β", ylabel="weight of the squared error")
+    weights.set(title="the bound's weight of each step", ylim=(1e-7, 1e7))
     for name, one in {"DDPM's linear β": DDPM, "cosine": Tabulated.cosine_betas()}.items():
         step = chain_steps(one)
         ratio.semilogx(level, torch.exp(-step.log_variance_ratio), label=name)
-    ratio.set(
-        xlabel="level t", ylabel="β̃ / β", title="posterior over forward variance", ylim=(0.4, 1.02)
-    )
+    ratio.set(xlabel="level t", ylabel="β̃ / β", ylim=(0.4, 1.02))
+    ratio.set_title("posterior over forward variance")
     for place in (signal, weights, ratio):
-        place.legend(**LEGEND)
-    picture.savefig(path, dpi=130)
+        finish(place, place.get_title())
+        place.set_title("")
+    picture.savefig(path)
 
 
 def draw_decoder(path: Path, std: float = 0.3, grey_levels: int = 17) -> None:
     """The bins of the discretized Gaussian, the last open to +∞, and their total mass with the
     edges told by x or by x − μ."""
-    picture, (left, right) = figure(1, 2, width=5.4, height=3.6)
+    picture, (left, right) = figure(1, 2, height=4.0)
     decoder, mean = DiscretizedGaussian(grey_levels, variance=std**2), 0.8
     half = decoder.spacing / 2
     axis = torch.linspace(-0.4, 2.0, 600, dtype=torch.float64)
     density = torch.exp(-0.5 * ((axis - mean) / std) ** 2) / std / (2 * torch.pi) ** 0.5
     left.plot(axis, density, color="black", linewidth=1)
-    for level, color in ((grey_levels - 5, "C0"), (grey_levels - 1, "C1")):
+    for level, color in ((grey_levels - 5, COLORS[0]), (grey_levels - 1, COLORS[1])):
         center = decoder.level_values[level].item()
         last = level == grey_levels - 1
         inside = (axis >= center - half) & ((axis <= center + half) | last)
         mass = decoder.log_prob(torch.tensor([[level]]), torch.tensor([[mean]]), 0.0).exp().item()
-        left.fill_between(
-            axis,
-            0,
-            density,
-            where=inside.tolist(),
-            alpha=0.5,
-            color=color,
-            label=f"level {level}: {mass:.3f}" + (", open to +∞" if last else ""),
-        )
+        style = {"alpha": 0.5, "color": color, "where": inside.tolist()}
+        label = f"level {level}: {mass:.3f}" + (", open to +∞" if last else "")
+        left.fill_between(axis, 0, density, label=label, **style)
     left.vlines(decoder.level_values[4:] - half, 0, 0.06, color="gray", linewidth=0.7)
     left.set(
         xlabel="x",
         ylabel=f"N(x; {mean}, {std}²)",
         title="a level's probability is its bin's",
-        ylim=(0, 2.0),
+        ylim=(0, 1.5),
     )
     means = torch.linspace(-1, 1, 201)
     right.plot(means, total_mass(decoder, means), label="edges told by x (right: 1)")
@@ -365,12 +309,13 @@ def draw_decoder(path: Path, std: float = 0.3, grey_levels: int = 17) -> None:
     right.set(
         xlabel="mean μ",
         ylabel=f"sum over the {grey_levels} levels",
-        title=f"total probability, σ = {std}",
-        ylim=(0.5, 1.5),
+        title=f"edges told by x − μ lose probability, σ = {std}",
+        ylim=(0.5, 1.05),
     )
     for place in (left, right):
-        place.legend(**LEGEND, loc="upper left")
-    picture.savefig(path, dpi=130)
+        finish(place, place.get_title())
+        place.set_title("")
+    picture.savefig(path)
 
 
 def total_mass(decoder: DiscretizedGaussian, means: Tensor) -> Tensor:
@@ -385,10 +330,7 @@ def mass_of_shifted_edges(decoder: DiscretizedGaussian, means: Tensor) -> Tensor
     algorithm does."""
     assert decoder.variance is not None
     center = decoder.level_values - means.double()[:, None]
-    below, above = (
-        torch.special.ndtr((center + half) / decoder.variance**0.5)
-        for half in (-decoder.spacing / 2, decoder.spacing / 2)
-    )
-    return torch.where(
-        center < -0.999, above, torch.where(center > 0.999, 1 - below, above - below)
-    ).sum(1)
+    edges = (center - decoder.spacing / 2, center + decoder.spacing / 2)
+    below, above = (torch.special.ndtr(edge / decoder.variance**0.5) for edge in edges)
+    inner = torch.where(center > 0.999, 1 - below, above - below)
+    return torch.where(center < -0.999, above, inner).sum(1)

@@ -1,11 +1,11 @@
 """What ladder.py says of its runs: the table, and findings with standard errors over seeds."""
 
 import math
+import statistics
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-import torch
 from torch import Tensor
 
 QUANTILES = {"median": 0.5, "99 %": 0.99, "max": 1.0}
@@ -22,14 +22,12 @@ class Row:
     times: int = 1
 
     def __str__(self) -> str:
-        return f"{self.mean}/{self.variance}/{self.loss}" + (
-            f" ×{self.times}" if self.times > 1 else ""
-        )
+        longer = f" ×{self.times}" if self.times > 1 else ""
+        return f"{self.mean}/{self.variance}/{self.loss}{longer}"
 
 
-Results = dict[
-    Row, list[tuple[dict[str, Any], dict[str, Tensor]]]
-]  # a record and its tensors for each seed
+# a record and its tensors for each seed
+Results = dict[Row, list[tuple[dict[str, Any], dict[str, Tensor]]]]
 Found = tuple[float, float] | None
 CLEAR = 4  # standard errors; of three seeds, chance exceeds that once in 17 times
 
@@ -39,18 +37,10 @@ def over_seeds(results: Results, key: str, row: Row, other: Row | None = None) -
     seed's batches and draws."""
     runs = [record[key] for record, _ in results[row]]
     base = [0.0] * len(runs) if other is None else [record[key] for record, _ in results[other]]
-    known = torch.tensor(
-        [a - b for a, b in zip(runs, base, strict=True) if a is not None and b is not None],
-        dtype=torch.float64,
-    )
-    return (
-        (
-            known.mean().item(),
-            (known.std() / len(known) ** 0.5).item() if len(known) > 1 else math.nan,
-        )
-        if len(known)
-        else None
-    )
+    pairs = zip(runs, base, strict=True)
+    known = [a - b for a, b in pairs if a is not None and b is not None]
+    error = statistics.stdev(known) / len(known) ** 0.5 if len(known) > 1 else math.nan
+    return (statistics.fmean(known), error) if known else None
 
 
 def shown(found: Found, scale: float = 1.0) -> str:

@@ -26,7 +26,9 @@ from torch import Tensor
 
 import vdiff
 from vdiff import plots
+from vdiff.cli.parser import Parser, positive
 from vdiff.data.digits import LEVELS, digits
+from vdiff.disk import write_text
 from vdiff.likelihood import evaluate
 from vdiff.objective import Objective
 from vdiff.schedule import Linear, Schedule
@@ -50,12 +52,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 def config_of(schedule: dict[str, Any], options: argparse.Namespace, seed: int) -> Config:
     return Config(
         network={
-            "name": "UNet",
-            "channels": 1,
-            "channels_out": LEVELS,
-            "width": options.width,
-            "multipliers": [1, 1],
-            "dropout": 0.35,
+            "name": "UNet", "channels": 1, "channels_out": LEVELS, "width": options.width,
+            "multipliers": [1, 1], "dropout": 0.35,
         },
         schedule=schedule | {"logsnr_max": HIGH, "logsnr_min": LOW},
         decoder={"name": "Categorical", "levels": LEVELS},
@@ -63,7 +61,7 @@ def config_of(schedule: dict[str, Any], options: argparse.Namespace, seed: int) 
         schedule_lr=0.05,
         steps=options.steps,
         seed=seed,
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,23 +95,10 @@ class Pool:
             draws = {"generator": generator, "device": device}
             rows = images[torch.randint(len(images), (batch,), **draws)]
             t = stratified(batch, **draws)[torch.randperm(batch, **draws)]
-            bound = vdiff.elbo(
-                objective.model,
-                rows,
-                schedule=even,
-                decoder=objective.decoder,
-                t=t,
-                generator=generator,
-            ).parts()
-            parts.append(
-                torch.stack(
-                    [
-                        even(t),
-                        bound["prior"] + bound["reconstruction"],
-                        bound["diffusion"] / (HIGH - LOW),
-                    ]
-                ).double()
-            )
+            given = {"schedule": even, "decoder": objective.decoder, "t": t}
+            bound = vdiff.elbo(objective.model, rows, **given, generator=generator).parts()
+            outer, inner = bound["prior"] + bound["reconstruction"], bound["diffusion"]
+            parts.append(torch.stack([even(t), outer, inner / (HIGH - LOW)]).double())
         return cls(*torch.stack(parts, 1).cpu())
 
     def profile(self, dims: int) -> vdiff.profile.Profile:
@@ -134,24 +119,19 @@ class Pool:
             for v in (torch.ones_like(p), self.e, self.e.square(), 1 / p)
         )
         mean = total / number
-        mean_squared = mean.square() - (squares / number - mean.square()) / (
-            number - 1
-        )  # of E[e | λ], without its own noise
-        between = (
-            width / CELLS * (mean_squared * rate / number).sum() - (width * self.e.mean()).square()
-        )
-        return torch.stack([single, single - between])
+        # of E[e | λ], without its own noise
+        mean_squared = mean.square() - (squares / number - mean.square()) / (number - 1)
+        between = width / CELLS * (mean_squared * rate / number).sum()
+        return torch.stack([single, single - between + (width * self.e.mean()).square()])
 
     def measured(self, schedule: Schedule, groups: int = 10) -> tuple[Tensor, Tensor]:
         """Both variances, and their standard errors, by leaving out a part of the rounds at a
         time."""
         rounds = torch.arange(len(self.logsnr))
-        rest = [
-            Pool(
-                *(part[rounds % groups != g] for part in (self.logsnr, self.c, self.e))
-            ).variances(schedule)
-            for g in range(groups)
-        ]
+        rest = []
+        for g in range(groups):
+            kept = (part[rounds % groups != g] for part in (self.logsnr, self.c, self.e))
+            rest.append(Pool(*kept).variances(schedule))
         return self.variances(schedule), (groups - 1) / groups**0.5 * torch.stack(rest).std(0)
 
 
@@ -191,74 +171,37 @@ def run(
     torch.manual_seed(seed)
     images, config = digits(), config_of(SCHEDULES[name], options, seed)
     objective, frames = config.objective(), []
-    trained = train(
-        objective,
-        images.train,
-        config,
-        log=follow(objective, frames),
-        every=max(1, options.steps // 40),
-        quiet=options.quiet,
-    )
+    often = {"log": follow(objective, frames), "every": max(1, options.steps // 40)}
+    trained = train(objective, images.train, config, **often, quiet=options.quiet)
     assert trained.decoder is not None
-    report = evaluate(
-        trained.model,
-        images.test,
-        schedule=trained.schedule,
-        decoder=trained.decoder,
-        draws=options.draws,
-    )
-    (single, batch), errors = Pool.drawn(trained, images.test, options.rounds).measured(
-        trained.schedule
-    )
+    method = {"schedule": trained.schedule, "decoder": trained.decoder}
+    report = evaluate(trained.model, images.test, **method, draws=options.draws)
+    pool = Pool.drawn(trained, images.test, options.rounds)
+    (single, batch), errors = pool.measured(trained.schedule)
     result = {
-        "schedule": name,
-        "seed": seed,
-        "bits_per_dim": vars(report.total),
-        "variance": single.item(),
-        "variance_stratified": batch.item(),
-    }
-    result["variance_errors"] = errors.tolist()
-    return trained, result | {"gradient": gradient_variance(trained, images.train)}, frames
+        "schedule": name, "seed": seed, "bits_per_dim": vars(report.total),
+        "variance": single.item(), "variance_stratified": batch.item(),
+        "variance_errors": errors.tolist(), "gradient": gradient_variance(trained, images.train),
+    }  # fmt: skip
+    return trained, result, frames
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/schedules"),
-        help="folder for results and figures (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--steps", type=int, default=2000, help="training steps (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--width", type=int, default=16, help="channels of the U-Net (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="runs of each schedule (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--draws",
-        type=int,
-        default=32,
-        help="times per test image and replicate (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=400,
-        help="batches of 256 draws that a variance is measured with (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=SCHEDULES,
-        default=list(SCHEDULES),
-        help="schedules to train (default: all)",
-    )
+    parser = Parser(description=__doc__)
+    text = "folder for results and figures (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("runs/schedules"), help=text)
+    numbers = {
+        "steps": (2000, "training steps"),
+        "width": (16, "channels of the U-Net"),
+        "seeds": (3, "runs of each schedule"),
+        "draws": (32, "times per test image and replicate"),
+        "rounds": (400, "batches of 256 draws that a variance is measured with"),
+    }
+    for name, (number, what) in numbers.items():
+        text = f"{what} (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=positive, default=number, help=text)
+    every, text = list(SCHEDULES), "schedules to train (default: all)"
+    parser.add_argument("--only", nargs="+", choices=SCHEDULES, default=every, help=text)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -270,19 +213,14 @@ def main() -> None:
     for name in options.only:
         for seed in range(options.seeds):
             trained, result, frames = run(name, seed, options)
-            bits, layers, (error, error_stratified) = (
-                result["bits_per_dim"],
-                sorted(result["gradient"].values()),
-                result["variance_errors"],
-            )
             results.append(result)
-            (options.out / "results.json").write_text(
-                json.dumps(results, indent=2), encoding="utf-8"
-            )
+            write_text(options.out / "results.json", json.dumps(results, indent=2))
+            bits, layers = result["bits_per_dim"], sorted(result["gradient"].values())
+            error, error_stratified = result["variance_errors"]
             say(
-                f"{name:<20}{seed:>5}{bits['value']:>10.4f}{bits['monte_carlo']:>8.4f}{result['variance']:>15.3f}{error:>8.3f}"
-                f"{result['variance_stratified']:>12.3f}{error_stratified:>8.3f}"
-                f"{layers[len(layers) // 2]:>24.3f}"
+                f"{name:<20}{seed:>5}{bits['value']:>10.4f}{bits['monte_carlo']:>8.4f}"
+                f"{result['variance']:>15.3f}{error:>8.3f}{result['variance_stratified']:>12.3f}"
+                f"{error_stratified:>8.3f}{layers[len(layers) // 2]:>24.3f}"
             )
             if name == "γ_η":
                 compare(trained, seed, frames, options)
@@ -294,9 +232,8 @@ def compare(
     """On one trained network, the variance of every schedule: on test images as evaluated, on its
     training images as trained."""
     images = digits()
-    profile = Pool.drawn(trained, images.test, options.rounds, name="profile").profile(
-        images.test[0].numel()
-    )
+    pool = Pool.drawn(trained, images.test, options.rounds, name="profile")
+    profile = pool.profile(images.test[0].numel())
     best = vdiff.schedule.Histogram.optimal(profile)
     others: dict[str, Schedule] = {
         "γ_η": trained.schedule,
@@ -324,15 +261,11 @@ def compare(
         ]
         say(f"{name:<20}{columns[0]:>40}{columns[1]:>40}")
     if seed == 0:
-        diagnoses = {
-            name: vdiff.diagnosis.diagnose(profile, others[name])
-            for name in ("γ_η", "linear", "cosine")
-        }
-        (options.out / "diagnosis.txt").write_text(
-            "\n\n".join(f"{name}\n{one}" for name, one in diagnoses.items()) + "\n",
-            encoding="utf-8",
-        )
-        plots.variance(options.out / "variance.png", diagnoses)
+        shown = {name: others[name] for name in ("γ_η", "linear", "cosine")}
+        diagnoses = {name: vdiff.diagnosis.diagnose(profile, s) for name, s in shown.items()}
+        text = "\n\n".join(f"{name}\n{one}" for name, one in diagnoses.items())
+        write_text(options.out / "diagnosis.txt", text + "\n")
+        plots.save(options.out / "variance.png", plots.variance(diagnoses))
         plots.moving_schedule(options.out / "schedule.gif", frames, best)
     say("")
 

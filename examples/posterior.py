@@ -24,7 +24,6 @@ C2ST is the accuracy of a classifier of exact and drawn samples, 0.5 at best; it
 is 0.005 with 5,000 of each. Needs the extras `train` (scikit-learn) and `ode`.
 """
 
-import argparse
 import math
 
 import torch
@@ -33,6 +32,7 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
 import vdiff
+from vdiff.cli.parser import Parser
 from vdiff.likelihood import ode_likelihood
 from vdiff.nn import MLP
 from vdiff.parameterization import V
@@ -131,9 +131,7 @@ def c2st(exact: Tensor, drawn: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few steps and samples")
     quick = parser.parse_args().quick
     torch.manual_seed(0)

@@ -10,7 +10,6 @@ exact in gray behind what was made.
     python examples/samplers.py --out samplers.png
 """
 
-import argparse
 import math
 from functools import partial
 
@@ -20,10 +19,12 @@ from torch import Tensor
 
 import vdiff
 from vdiff import plots
-from vdiff.sampling import Counted
+from vdiff.cli.parser import Parser
+from vdiff.sampling import STEPS, Counted
 from vdiff.terminal import replace_unencodable, say
 
 BUDGET = 12
+NAMES = ("ancestral", "ddim", "heun", "dpmpp_2m", "adams_bashforth")
 ANGLE = 2 * torch.pi * torch.arange(8, dtype=torch.float64) / 8 + 0.2
 MEANS = torch.stack([ANGLE.cos(), ANGLE.sin()], 1)
 LEFT = MEANS[:, 0] < 0.2
@@ -50,9 +51,7 @@ def of_class(z: Tensor, logsnr: Tensor, label: Tensor) -> vdiff.Prediction:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", default="samplers.png", help="the figure (default: %(default)s)")
     options = parser.parse_args()
     noise = torch.randn(1500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -60,62 +59,43 @@ def main() -> None:
     levels = [torch.full((len(noise),), level, dtype=torch.float64) for level in (low, high)]
     exact = SOLVED(RING, noise, *levels)
 
-    samplers = {  # as many levels as twelve evaluations allow
-        "ancestral": (vdiff.sampling.ancestral, vdiff.sampling.logistic(high, low), BUDGET),
-        "ddim": (vdiff.sampling.ddim, vdiff.sampling.logistic(high, low), BUDGET),
-        "heun": (vdiff.sampling.heun, vdiff.sampling.logistic(high, low), BUDGET // 2),
-        "dpmpp_2m": (vdiff.sampling.dpmpp_2m, vdiff.sampling.logistic(high, low), BUDGET),
-        "adams_bashforth": (
-            vdiff.sampling.adams_bashforth,
-            vdiff.sampling.logistic(high, low),
-            BUDGET,
-        ),
-    }
-    picture, axes = plots.figure(2, 4, width=3.0, height=3.0)
+    schedule = vdiff.sampling.logistic(high, low)
+    picture, axes = plots.figure(2, 4, height=2.7)
+    title = f"at most {BUDGET} evaluations (guidance: 19 steps); RMS distance from the exact end"
+    picture.suptitle(title, fontsize=11)
     scatter(axes[0], exact, "exact flow", made=exact)
     say(f"{'step':<12}{'evaluations':>12}{'distance from the exact end':>30}")
-    for panel, (name, (step, schedule, visited)) in zip(axes[1:], samplers.items(), strict=False):
-        counted = Counted(RING)
-        made = vdiff.sample(
-            counted,
-            noise,
-            schedule=schedule,
-            steps=visited - 1,
-            step=step,
-            generator=torch.Generator().manual_seed(1),
-        )
+    for panel, name in zip(axes[1:], NAMES, strict=False):
+        counted, generator = Counted(RING), torch.Generator().manual_seed(1)
+        visited = BUDGET // 2 if name == "heun" else BUDGET  # as many levels as it allows
+        levels_of = {"schedule": schedule, "steps": visited - 1}
+        made = vdiff.sample(counted, noise, **levels_of, step=STEPS[name], generator=generator)
         distance = (made - exact).square().sum(1).mean().sqrt().item()
-        shown = "a random end" if step is vdiff.sampling.ancestral else f"{distance:.4f}"
+        shown = "a random end" if name == "ancestral" else f"{distance:.4f}"
         say(f"{name:<12}{counted.evaluations:>12}{shown:>30}")
-        scatter(panel, exact, f"{name}, {counted.evaluations} evaluations: {shown}", made)
+        scatter(panel, exact, f"{name}: {shown}", made)
 
     right = torch.full((len(noise),), SIDE["right"])
     of_right = SOLVED(Counted(of_class, condition={"label": right}), noise, *levels)
     for panel, scale in zip(axes[6:], (1.0, 3.0), strict=True):
         guided = vdiff.sampling.Guided(of_class, scale, unconditional={"label": NULL})
-        made = vdiff.sample(
-            guided,
-            noise,
-            schedule=vdiff.sampling.logistic(high, low),
-            steps=19,
-            step=vdiff.sampling.adams_bashforth,
-            condition={"label": right},
-        )
+        given = {"schedule": schedule, "steps": 19, "condition": {"label": right}}
+        made = vdiff.sample(guided, noise, **given, step=STEPS["adams_bashforth"])
         scatter(panel, of_right, f"right half, guidance {scale:g}", made)
 
     encoded = vdiff.sampling.invert(
         RING, exact, schedule=vdiff.schedule.Linear(high, low), step=SOLVED
     )
     say(f"encoding returns to the noise within {(encoded - noise).abs().max():.1e}")
-    picture.savefig(options.out, dpi=110)
+    picture.savefig(options.out)
     say(f"figure in {options.out}")
 
 
 def scatter(axes: Axes, exact: Tensor, title: str, made: Tensor) -> None:
     axes.scatter(*exact.T, s=8, color="0.85", linewidths=0)
-    axes.scatter(*made.T, s=1.5, linewidths=0)
+    axes.scatter(*made.T, s=1.5, linewidths=0, color=plots.COLORS[0])
     axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
-    axes.set_title(title, fontsize=9)
+    plots.finish(axes, title)
 
 
 if __name__ == "__main__":

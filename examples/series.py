@@ -16,13 +16,13 @@ Expect 0.002 bits above −log p for the perfect denoiser, the price of the nois
 0.01 for the network, each ± 0.002.
 """
 
-import argparse
 import math
 
 import torch
 from torch import Tensor
 
 import vdiff
+from vdiff.cli.parser import Parser
 from vdiff.decoder import Gaussian
 from vdiff.likelihood import Estimate
 from vdiff.nn import UNet1d
@@ -80,9 +80,7 @@ def bits(model: torch.nn.Module, x: Tensor, tolerance: float) -> Estimate:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few steps, short windows")
     quick = parser.parse_args().quick
     torch.manual_seed(0)

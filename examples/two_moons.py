@@ -16,7 +16,6 @@ last), findings.txt and findings.json, and in a subfolder named by the digest of
 runs: a second call only draws them again.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -37,6 +36,7 @@ from two_moons_findings import findings, sentences, table
 from two_moons_variances import ESTIMATORS, along_path, at_step
 
 import vdiff
+from vdiff.cli.parser import Parser, positive
 from vdiff.decoder import Gaussian
 from vdiff.disk import write_text
 from vdiff.metrics import mmd
@@ -69,14 +69,9 @@ class Settings:
     @property
     def at(self) -> list[int]:
         """The steps of the snapshots."""
-        later = (
-            torch.logspace(
-                math.log10(self.steps / 150), math.log10(self.steps), self.snapshots - 1
-            )
-            .round()
-            .int()
-        )
-        return sorted({0, *later.clamp(min=1).tolist()})
+        last = math.log10(self.steps)
+        later = torch.logspace(last - math.log10(150), last, self.snapshots - 1)
+        return sorted({0, *later.round().int().clamp(min=1).tolist()})
 
     @property
     def measured(self) -> list[int]:
@@ -105,19 +100,9 @@ class Settings:
 
 
 QUICK = Settings(
-    steps=60,
-    chain=50,
-    batch=64,
-    snapshots=5,
-    bound_draws=1,
-    samples=100,
-    sampling=10,
-    times=4,
-    points=32,
-    repeats=4,
-    fewer=2,
-    path_repeats=8,
-)
+    steps=60, chain=50, batch=64, snapshots=5, bound_draws=1, samples=100, sampling=10,
+    times=4, points=32, repeats=4, fewer=2, path_repeats=8,
+)  # fmt: skip
 
 
 def moons() -> tuple[Tensor, Tensor]:
@@ -143,16 +128,13 @@ def train(settings: Settings, seed: int, name: str) -> Tensors:
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
 
     def snapshot() -> Tensors:
-        return {
-            "weights": parameters_to_vector(model.parameters()).detach(),
-            **worth(model, held_out, settings),
-        }
+        weights = parameters_to_vector(model.parameters()).detach()
+        return {"weights": weights, **worth(model, held_out, settings)}
 
     snapshots = [snapshot()]
     for step in track(range(settings.steps), "step", f"seed {seed}, {TRAINED_BY[name]}"):
-        generator = generator_of(
-            seed, step
-        )  # the same rows, t and ε for both estimators; z_s is drawn last
+        # the same rows, t and ε for both estimators; z_s is drawn last
+        generator = generator_of(seed, step)
         rows = torch.randint(len(data), (settings.batch,), generator=generator)
         loss = bound(model, data[rows], settings.chain, generator, name)
         optimizer.zero_grad()
@@ -168,15 +150,9 @@ def bound(
     model: nn.Module, x: Tensor, chain: int, generator: torch.Generator, name: str = "RB"
 ) -> Tensor:
     """The mean negative evidence lower bound, nats per point."""
-    return vdiff.elbo(
-        model,
-        x,
-        schedule=SCHEDULE,
-        decoder=DECODER,
-        steps=chain,
-        estimator=ESTIMATORS[name],
-        generator=generator,
-    ).total.mean()
+    of_chain = {"schedule": SCHEDULE, "decoder": DECODER, "steps": chain}
+    draws = {"estimator": ESTIMATORS[name], "generator": generator}
+    return vdiff.elbo(model, x, **of_chain, **draws).total.mean()
 
 
 @torch.no_grad()
@@ -184,24 +160,16 @@ def worth(model: nn.Module, held_out: Tensor, settings: Settings) -> Tensors:
     """The bound by the better estimator whatever the training's, samples, and their MMD²: the same
     draws for every model."""
     noise = torch.randn(settings.samples, 2, generator=generator_of(0, 0, "samples"))
-    made = vdiff.sample(
-        model,
-        noise,
-        schedule=SCHEDULE,
-        steps=settings.sampling - 1,
-        generator=generator_of(0, 1, "samples"),
-    )
-    nats = bound(
-        model,
-        held_out.repeat(settings.bound_draws, 1),
-        settings.chain,
-        generator_of(0, 0, "bound"),
-    )
+    steps, generator = settings.sampling - 1, generator_of(0, 1, "samples")
+    made = vdiff.sample(model, noise, schedule=SCHEDULE, steps=steps, generator=generator)
+    repeated = held_out.repeat(settings.bound_draws, 1)
+    nats = bound(model, repeated, settings.chain, generator_of(0, 0, "bound"))
     return {"samples": made, "bound": nats, "mmd": mmd(made, held_out[:1000])}
 
 
-def kept(path: Path, make: Callable[[], Tensors]) -> Tensors:
-    """What `make` gives, from the file if it is there."""
+def kept(folder: Path, name: str, make: Callable[[], Tensors]) -> Tensors:
+    """What `make` gives, from its file if it is there."""
+    path = folder / f"{name}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(path, make())
@@ -213,12 +181,7 @@ def stacked(rows: list[Tensors]) -> Tensors:
 
 
 def numbers(rows: list[dict[str, float]]) -> Tensors:
-    return stacked(
-        [
-            {key: torch.tensor(value, dtype=torch.float64) for key, value in row.items()}
-            for row in rows
-        ]
-    )
+    return {k: torch.tensor([row[k] for row in rows], dtype=torch.float64) for k in rows[0]}
 
 
 def spreads_of(settings: Settings, seed: int, weights: Tensor) -> Tensors:
@@ -228,120 +191,57 @@ def spreads_of(settings: Settings, seed: int, weights: Tensor) -> Tensors:
     for i in track(settings.measured, "snapshot", f"seed {seed}, variances"):
         network, generator = network_of(weights[i]).network, generator_of(seed, i, "variances")
         draws = {"repeats": settings.repeats, "fewer": settings.fewer}
-        rows.append(
-            numbers(
-                [
-                    at_step(network, x, j, settings.chain, SCHEDULE, generator, **draws)
-                    for j in settings.chain_steps
-                ]
-            )
-        )
+        chain = (settings.chain, SCHEDULE, generator)
+        found = [at_step(network, x, j, *chain, **draws) for j in settings.chain_steps]
+        rows.append(numbers(found))
     return stacked(rows)
 
 
 def paths_of(settings: Settings, seed: int, weights: Tensor) -> Tensors:
     """`along_path` of the last network, by length of the chain."""
-    model, x, lengths = (
-        network_of(weights[-1]),
-        moons()[1][:16],
-        track(settings.chains, "chain", f"seed {seed}, paths"),
-    )
-    return numbers(
-        [
-            along_path(
-                model,
-                x,
-                n,
-                SCHEDULE,
-                generator_of(seed, n, "paths"),
-                repeats=settings.path_repeats,
-            )
-            for n in lengths
-        ]
-    )
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an argument that must be a whole number of `least` or more."""
-
-    def integer(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}; got {text}")
-        return int(text)
-
-    return integer
+    model, x, found = network_of(weights[-1]), moons()[1][:16], []
+    for n in track(settings.chains, "chain", f"seed {seed}, paths"):
+        draws = generator_of(seed, n, "paths")
+        found.append(along_path(model, x, n, SCHEDULE, draws, repeats=settings.path_repeats))
+    return numbers(found)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder (default: runs/two_moons, or runs/two_moons-quick)"
-    )
-    parser.add_argument("--seeds", type=at_least(2), help="number of seeds (default: 5)")
-    parser.add_argument(
-        "--steps", type=at_least(1), help=f"training steps (default: {Settings.steps})"
-    )
-    parser.add_argument(
-        "--chain", type=at_least(1), help=f"T of the bound (default: {Settings.chain})"
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="other defaults: 2 tiny trainings that only show that all runs",
-    )
+    parser = Parser(description=__doc__)
+    text = "folder (default: runs/two_moons, or runs/two_moons-quick)"
+    parser.add_argument("--out", type=Path, help=text)
+    parser.add_argument("--seeds", type=positive, help="number of seeds, 2 or more (default: 5)")
+    text = f"training steps (default: {Settings.steps})"
+    parser.add_argument("--steps", type=positive, help=text)
+    text = f"T of the bound (default: {Settings.chain})"
+    parser.add_argument("--chain", type=positive, help=text)
+    text = "other defaults: 2 tiny trainings that only show that all runs"
+    parser.add_argument("--quick", action="store_true", help=text)
     options = parser.parse_args()
-    given = {
-        key: value
-        for key, value in vars(options).items()
-        if key in ("steps", "chain") and value is not None
-    }
-    settings, seeds = (
-        replace(QUICK if options.quick else Settings(), **given),
-        options.seeds or (2 if options.quick else 5),
-    )
+    if options.seeds == 1:
+        parser.error("one seed has no standard error: --seeds 2")
+    given = {key: v for key in ("steps", "chain") if (v := getattr(options, key)) is not None}
+    settings = replace(QUICK if options.quick else Settings(), **given)
+    seeds = options.seeds or (2 if options.quick else 5)
     out = options.out or Path("runs/two_moons-quick" if options.quick else "runs/two_moons")
     started, folder = time.time(), out / settings.digest
     runs: dict[str, list[Tensors]] = {name: [] for name in TRAINED_BY}
     spreads, paths = [], []
     for seed in range(seeds):
         for name, done in runs.items():
-            done.append(
-                kept(
-                    folder / f"seed{seed}_{name}.safetensors", partial(train, settings, seed, name)
-                )
-            )
-        weights = runs["RB"][seed]["weights"]
-        spreads.append(
-            kept(
-                folder / f"seed{seed}_variances.safetensors",
-                partial(spreads_of, settings, seed, weights),
-            )
-        )
-        paths.append(
-            kept(
-                folder / f"seed{seed}_paths.safetensors",
-                partial(paths_of, settings, seed, weights),
-            )
-        )
+            done.append(kept(folder, f"seed{seed}_{name}", partial(train, settings, seed, name)))
+        given = settings, seed, runs["RB"][seed]["weights"]
+        spreads.append(kept(folder, f"seed{seed}_variances", partial(spreads_of, *given)))
+        paths.append(kept(folder, f"seed{seed}_paths", partial(paths_of, *given)))
     over = {name: stacked(done) for name, done in runs.items()}
     found = findings(settings, over, stacked(spreads), stacked(paths))
     report = f"{table(settings, stacked(paths))}\n\n{sentences(settings, seeds, found)}"
     write_text(out / "findings.txt", report + "\n")
-    write_text(
-        out / "findings.json",
-        json.dumps(
-            {"settings": asdict(settings), "seeds": seeds, "mean, standard error": found}, indent=2
-        ),
-    )
+    record = {"settings": asdict(settings), "seeds": seeds, "mean, standard error": found}
+    write_text(out / "findings.json", json.dumps(record, indent=2))
     say(f"\n{report}\n")
-    figures.samples(
-        out,
-        settings.at,
-        {name: done[0] for name, done in runs.items()},
-        moons()[1][: settings.samples],
-    )
+    first = {name: done[0] for name, done in runs.items()}
+    figures.samples(out, settings.at, first, moons()[1][: settings.samples])
     figures.training(out, settings.at, over)
     times = torch.tensor(settings.chain_steps) / settings.chain
     figures.variances(out, [settings.at[i] for i in settings.measured], times, stacked(spreads))

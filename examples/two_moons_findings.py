@@ -25,33 +25,25 @@ def findings(
     for quantity in ("value", "gradient"):
         for suffix in ("", ", x fixed"):
             ratio = (spreads[f"{quantity} MC{suffix}"] / spreads[f"{quantity} RB{suffix}"])[:, -1]
-            for word, one in (
-                ("least", ratio.amin(1)),
-                ("median", ratio.quantile(0.5, 1)),
-                ("most", ratio.amax(1)),
-            ):
-                found[f"{quantity} ratio{suffix}, {word}"] = over_seeds(one)
+            for word, q in (("least", 0), ("median", 0.5), ("most", 1)):
+                found[f"{quantity} ratio{suffix}, {word}"] = over_seeds(ratio.quantile(q, 1))
         both = [spreads[f"{quantity} {name}"][:, -1].sum(1) for name in ("MC", "RB")]
         found[f"{quantity} ratio, summed over t"] = over_seeds(both[0] / both[1])
         for i in (0, -1):
-            by_t = spreads[f"{quantity} RB"][:, i]
-            found[f"{quantity} of RB, most over least, step {settings.at[i]}"] = over_seeds(
-                by_t.amax(1) / by_t.amin(1)
-            )
+            by_t, key = spreads[f"{quantity} RB"][:, i], f"{quantity} of RB, most over least"
+            found[f"{key}, step {settings.at[i]}"] = over_seeds(by_t.amax(1) / by_t.amin(1))
         theory = spreads[f"{quantity} MC"][:, -1] / spreads[f"{quantity} MC, theory"][:, -1]
         found[f"{quantity} MC over theory"] = over_seeds(theory.mean(1))
     for j, chain in enumerate(settings.chains):
-        found[f"one step over T = {chain}"] = over_seeds(
-            (sums["one step, MC"] / sums["one step, RB"])[:, j]
-        )
+        one = sums["one step, MC"] / sums["one step, RB"]
+        found[f"one step over T = {chain}"] = over_seeds(one[:, j])
         found[f"path over T = {chain}"] = over_seeds((sums["path, RB"] / sums["path, MC"])[:, j])
     for i in settings.compared:
         for key in ("bound", "mmd"):
             for name, run in runs.items():
                 found[f"{key} {name}, step {settings.at[i]}"] = over_seeds(run[key][:, i])
-            found[f"{key} MC − RB, step {settings.at[i]}"] = over_seeds(
-                runs["MC"][key][:, i] - runs["RB"][key][:, i]
-            )
+            difference = runs["MC"][key][:, i] - runs["RB"][key][:, i]
+            found[f"{key} MC − RB, step {settings.at[i]}"] = over_seeds(difference)
     return found
 
 
@@ -62,13 +54,9 @@ def table(settings: "Settings", paths: Tensors) -> str:
         f"{'T':>6}{'one step, RB':>16}{'one step, MC':>16}{'path, RB':>12}{'path, MC':>12}",
     ]
     for j, chain in enumerate(settings.chains):
-        cells = [
-            paths[key][:, j].mean().item()
-            for key in ("one step, RB", "one step, MC", "path, RB", "path, MC")
-        ]
-        rows.append(
-            f"{chain:>6}{cells[0]:>16.4g}{cells[1]:>16.4g}{cells[2]:>12.4g}{cells[3]:>12.4g}"
-        )
+        cells = {"one step, RB": 16, "one step, MC": 16, "path, RB": 12, "path, MC": 12}
+        row = "".join(f"{paths[key][:, j].mean():>{width}.4g}" for key, width in cells.items())
+        rows.append(f"{chain:>6}{row}")
     return "\n".join(rows)
 
 
@@ -85,11 +73,8 @@ def verdict(found: tuple[float, float], unit: str) -> str:
     """Whether two trainings differ, by the standard error of their paired difference, Monte Carlo
     minus Rao-Blackwell."""
     mean, error = found
-    words = (
-        "are not told apart"
-        if abs(mean) <= 2 * error
-        else f"differ: {'Rao-Blackwell' if mean > 0 else 'Monte Carlo'} is better"
-    )
+    better = "Rao-Blackwell" if mean > 0 else "Monte Carlo"
+    words = "are not told apart" if abs(mean) <= 2 * error else f"differ: {better} is better"
     count = f", {mean / error:+.1f} standard errors" if error > 0 else ""
     return f"{words} (MC − RB = {written(found)}{unit}{count})"
 
@@ -98,21 +83,18 @@ def sentences(settings: "Settings", seeds: int, found: Found) -> str:
     """The findings in words."""
 
     def spanned(key: str) -> str:
-        return ", ".join(
-            f"{word} {written(found[f'{key}, {word}'])}" for word in ("least", "median", "most")
-        )
+        words = ("least", "median", "most")
+        return ", ".join(f"{word} {written(found[f'{key}, {word}'])}" for word in words)
 
     def by_length(key: str) -> str:
-        return ", ".join(
-            f"{written(found[f'{key} over T = {n}'])} (T = {n})" for n in settings.chains
-        )
+        over = {n: written(found[f"{key} over T = {n}"]) for n in settings.chains}
+        return ", ".join(f"{ratio} (T = {n})" for n, ratio in over.items())
 
     def when(key: str, unit: str) -> str:
         parts = []
         for step in (settings.at[i] for i in settings.compared):
-            both = ", ".join(
-                f"{name} {written(found[f'{key} {name}, step {step}'])}" for name in ("RB", "MC")
-            )
+            each = {name: found[f"{key} {name}, step {step}"] for name in ("RB", "MC")}
+            both = ", ".join(f"{name} {written(value)}" for name, value in each.items())
             found_it = verdict(found[f"{key} MC − RB, step {step}"], unit)
             parts.append(f"after {step:,} steps {both}; they {found_it}")
         return ".\n  ".join(parts)

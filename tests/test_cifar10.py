@@ -215,9 +215,9 @@ def test_what_is_wrong_is_said_before_anything_is_made(words, says, tmp_path, ca
 
 
 @pytest.mark.parametrize(("words", "says"), [
-    (["--lr", "3"], "unknown argument --lr; a setting is --set lr=…"), (["--schedule.name=Cosine"],
+    (["--lr", "3"], "unknown option --lr; a setting is --set lr=…"), (["--schedule.name=Cosine"],
     "a setting is --set schedule.name=…"),
-    (["--recpie", "vdm"], "did you mean 'recipe'?"), (["--recipe", "vdm", "--every", "0"],
+    (["--recpie", "vdm"], "did you mean '--recipe'?"), (["--recipe", "vdm", "--every", "0"],
     "must be at least 1; got 0"), ([], "required: --recipe"),
 ])  # fmt: skip
 def test_unknown_arguments_are_answered_with_the_nearest(words, says, capsys):

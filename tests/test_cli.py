@@ -110,9 +110,12 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--quiet": (TRAIN, ("=x",)),
     },
     "evaluate": {
-        "run": (("evaluate", "--quiet", "--"), NO_RUN),
+        "run": (("evaluate", "--quiet", "--"), (*NO_RUN, *NO_PROGRAM, *NO_BUILDER)),
+        "--classes": (EVALUATE, (*NO_COUNT, "3")),
         "--data": (EVALUATE, NO_DATA),
         "--model": (EVALUATE, (*NO_NAME, *NO_PROGRAM, *NO_BUILDER, "BUILDS:build")),
+        "--size": ((*EVALUATE, "--data", "FOLDER"), NO_COUNT),
+        "--set": ((*EVALUATE, "--data", "FOLDER"), (*NO_SETTING, "lr=1", "data_options.sze=8")),
         "--split": (EVALUATE, NO_NAME),
         "--images": (EVALUATE, NO_SMALL_COUNT),
         "--json": (EVALUATE, ("=x",)),
@@ -124,6 +127,10 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--ode": (EVALUATE, ("=x",)),
         "--ode-tolerance": ((*EVALUATE, "--ode"), NO_TOLERANCE),
         "--against": (EVALUATE, NO_RUN),
+        "--against-model": (
+            (*EVALUATE, "--against", "CLASSES"),
+            (*NO_NAME, *NO_PROGRAM, *NO_BUILDER, "BUILDS:build"),
+        ),
         "--seed": (EVALUATE, NO_WHOLE),
         "--batch": (EVALUATE, NO_COUNT),
         "--device": (EVALUATE, NO_DEVICE),
@@ -131,7 +138,9 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--quiet": (EVALUATE, ("=x",)),
     },
     "sample": {
-        "run": (("sample", "--quiet", "--"), NO_RUN),
+        "run": (("sample", "--quiet", "--"), (*NO_RUN, *NO_PROGRAM, *NO_BUILDER)),
+        "--classes": (SAMPLE, (*NO_COUNT, "3")),
+        "--shape": (SAMPLE, (*NO_COUNT, "3")),
         "--model": (SAMPLE, (*NO_NAME, *NO_PROGRAM, *NO_BUILDER, "BUILDS:build")),
         "--count": (SAMPLE, NO_SMALL_COUNT),
         "--label": (CLASSES, (*NO_WHOLE, "-1", "4", 30 * "9")),
@@ -293,7 +302,9 @@ def test_what_cannot_be_meant_is_refused_in_a_line(
     assert code == 2, (code, out, err)
     assert err.startswith(f"vdiff {command}: "), err
     assert err.endswith("\n")
-    assert err[:-1].isprintable(), repr(err)  # one line, without a control character
+    lines = err[:-1].split("\n")  # one line, and below it those of a program that fails
+    assert all(line.isprintable() for line in lines), repr(err)
+    assert len(lines) == 1 or value.partition(":")[0] in ("BUILDS", "FAILS", "EXITS"), err
     assert out == ""
     assert everything(place) == before
 

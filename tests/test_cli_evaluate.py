@@ -150,7 +150,7 @@ def test_a_device_that_is_not_there_is_said(tmp_path, capsys, name):
 def test_it_compares_two_runs(tmp_path, capsys):
     one, other = made(tmp_path / "one"), made(tmp_path / "other", seed=1)
     assert call(one, "--against", other, "--draws", 4, "--replicates", 2) == 0
-    assert "difference, first − second" in capsys.readouterr().out
+    assert "first − second: " in capsys.readouterr().out
     assert json.loads((one / "comparison.json").read_text())["protocol"]["against"] == str(other)
 
 

@@ -76,6 +76,7 @@ def test_a_run_on_the_data_of_its_config_is_measured_on_it(data, tmp_path, parts
     assert protocol["data"] == data_hash(parts[2]) == data_hash(digits().test)
 
 
+@pytest.mark.filterwarnings("ignore:.* are in the training data of this run")
 @pytest.mark.parametrize("data", OTHER)
 @pytest.mark.parametrize("weights", ["averaged", "of a checkpoint"])
 def test_a_run_on_other_data_is_measured_on_none_unasked(

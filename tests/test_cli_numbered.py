@@ -1,18 +1,21 @@
 """`vdiff sample --png`: numbered PNGs, bounded memory, resumed where it stopped."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from points import launch
 
 from vdiff.cli import main
 from vdiff.cli.numbered import name_of
 from vdiff.cli.sampler import Sampler
 from vdiff.training import Config, Run
 
+ROOT = Path(__file__).parent.parent
 NETWORK = {"name": "UNet", "channels": 3, "channels_out": 12, "width": 8, "labels": 3}
 NETWORK |= {"multipliers": [1], "heads": 1}
 DECODER = {"name": "Categorical", "levels": 4}
@@ -49,6 +52,27 @@ def test_the_pngs_are_the_samples_by_their_numbers(run, tmp_path, capsys):
         with Image.open(pngs / name_of(i)) as image:
             assert image.mode == "RGB"
             np.testing.assert_array_equal(np.asarray(image), 85 * data[i].transpose(1, 2, 0))
+
+
+def test_two_processes_write_the_files_of_one(run, tmp_path):
+    """Each its own batches: also where one of them has nothing to do."""
+    words = ["sample", run, "--steps", 2, "--batch", 3, "--device", "cpu"]
+    for count, levels in ((8, 15), (2, 6)):  # of the first process: 5 of 8 samples
+        one, two = tmp_path / f"one{count}", tmp_path / f"two{count}"
+        assert sample(run, "--n", count, "--batch", 3, "--png", one, "--device", "cpu") == 0
+        command = [sys.executable, "-m", "vdiff", *map(str, words), "--count", str(count)]
+        started = launch(2, [*command, "--png", str(two)], PYTHONPATH=str(ROOT))
+        said = [process.communicate(timeout=120) for process in started]
+        assert [process.returncode for process in started] == [0, 0], said
+        assert contents(two) == contents(one)
+        assert sum(f"{count} samples in" in out for out, _ in said) == 1
+        assert sum(f"{levels} of {levels} level" in err for _, err in said) == 1
+
+
+def test_several_processes_share_nothing_but_pngs(run, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sample(run) == 2
+    assert "'png' must be given to several processes" in capsys.readouterr().err
 
 
 def test_it_continues_where_it_stopped_and_beyond(run, tmp_path, capsys):

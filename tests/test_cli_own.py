@@ -187,3 +187,10 @@ def test_conditions_need_labels():
     with pytest.raises(ValueError, match="come with a network that has labels"):
         Config({"name": "mine.py:Net"}, conditional=True)
     assert Config({"name": "mine.py:Net", "labels": 3}, conditional=True).conditional
+
+
+def test_a_builder_whose_file_is_not_there_is_named_with_the_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no file at") as error:
+        builder_of("absent.py:build")
+    assert str(tmp_path / "absent.py") in str(error.value)

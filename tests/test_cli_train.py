@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from vdiff.cli import main
 from vdiff.cli.load import of_classes
-from vdiff.cli.train import _duration
-from vdiff.data import load
+from vdiff.data import load_images
+from vdiff.terminal import duration
 from vdiff.training import Config, Run
+from vdiff.training.checkpoint import checkpoints, step_of
 
 MINE = """
 import torch
@@ -148,12 +149,50 @@ def test_the_same_command_resumes_bit_for_bit(here, capsys):
     assert "lr: 1, where it was 0.0002" in capsys.readouterr().err
 
 
+def on_two_processes(*words: str, **variables: str) -> int:
+    """The exit code of `vdiff train` under torchrun."""
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "vdiff"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | variables
+    command = [sys.executable, *start, "train", *words, "--quiet"]
+    return subprocess.run(command, check=False, env=environment, timeout=120).returncode
+
+
+DYING = """
+import os
+import signal
+from mine import Net
+
+calls = 0
+
+
+class Dying(Net):
+    def forward(self, *given, **named):
+        global calls
+        calls += 1
+        if os.environ["RANK"] == "1" and calls == int(os.environ.get("DIES_AT", 0)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(*given, **named)
+"""
+
+
+def test_two_processes_of_which_one_is_killed_resume_to_the_last_bit(here):
+    """The user's own network and images, with one checkpoint each second step."""
+    (here / "dying.py").write_text(DYING)
+    words = ["dying.py:Dying", *OWN[1:], "--set", "steps=12", "--every", "2", "--out"]
+    assert on_two_processes(*words, "runs/whole") == 0
+    assert on_two_processes(*words, "runs/killed", DIES_AT="20") != 0
+    steps = [step_of(path) for path in checkpoints(here / "runs" / "killed" / "checkpoints")]
+    assert 0 < max(steps) < 12
+    assert not (here / "runs" / "killed" / "ema.safetensors").exists()
+    assert on_two_processes(*words, "runs/killed") == 0
+    whole, resumed = (load_file(f"runs/{name}/ema.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
 def test_two_processes_train_as_one_does(here):
     assert train(*OWN, "--quiet") == 0
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "vdiff"]
-    words += ["train", *OWN, "--quiet", "--out", "runs/two"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    subprocess.run([sys.executable, *words], check=True, env=environment, timeout=120)
+    assert on_two_processes(*OWN, "--out", "runs/two") == 0
     one, two = (load_file(f"runs/{name}/ema.safetensors") for name in ("mine", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
@@ -229,8 +268,8 @@ def test_the_classes_of_another_folder_are_the_run_s_own(here, capsys):
         (here / "only" / name).mkdir(parents=True)
         for file in sorted(Path("photos", name).iterdir())[:4]:
             (here / "only" / name / file.name).write_bytes(file.read_bytes())
-        parts = of_classes(load("only", size=8), config)
-        numbers[name] = sorted({int(k) for part in parts for k in part.labels})
+        images = of_classes(load_images("only", size=8), config)
+        numbers[name] = sorted({int(k) for k in images.labels})
         shutil.rmtree(here / "only")
     assert numbers == {first: [0], second: [1]}
     evaluated = ["evaluate", "runs/mine", "--model", "mine.py:build", "--data", "other", *EVALUATE]
@@ -267,11 +306,33 @@ def test_floating_data_of_any_shape(here):
     assert main(["evaluate", "runs/points", "--model", "mine.py:Vector", *EVALUATE]) == 0
 
 
+def test_pixels_in_a_file_of_floats_are_said_to_be_a_density(here, recwarn):
+    """In [0, 1], and where they are levels in [−1, 1]; not where a density is asked for."""
+    levels = np.random.default_rng(0).integers(0, 256, (200, 2))
+    arrays = {"unit": levels / 255, "signed": levels / 127.5 - 1, "other": 3 * levels / 255}
+    warned = []
+    for name, array in arrays.items():
+        np.save(here / f"{name}.npy", array.astype("float32"))
+        for more in ((), ("--set", "decoder.name=Gaussian")):
+            words = ("--data", f"{name}.npy", "--out", f"runs/{name}", *FEW, "--quiet", *more)
+            assert train("mine.py:Vector", *words, "--dry-run") == 0
+            warned.append([str(w.message) for w in recwarn if "as a density" in str(w.message)])
+            recwarn.clear()
+    assert list(map(len, warned)) == [1, 0, 1, 0, 0, 0]
+    assert "unit.npy holds floating numbers in [0, 1]: they are trained as a den" in warned[0][0]
+    assert "signed.npy holds floating numbers in [-1, 1]" in warned[2][0]
+    for text, x in ((warned[0][0], levels / 255), (warned[2][0], levels / 127.5 - 1)):
+        formula = text.partition("256 levels are ")[2].partition(" with a decoder")[0]
+        made = eval(formula, {"x": torch.from_numpy(x), "torch": torch})
+        assert torch.equal(made, torch.from_numpy(levels).to(torch.uint8))
+    assert warned[0][0].endswith("says so: --set decoder.name=Gaussian")
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         (("mine.py:build",), "'data' must be given for a network of your own"),
-        (("mine.py:build", "--data", "photos"), "(size=64 resizes them)"),
+        (("mine.py:build", "--data", "photos"), "(--size 64 resizes them)"),
         (("mine.py:build", "--data", "digits", "--size", "8"), "be left out for digits"),
         (("mine.py:MINE", "--data", "digits"), "be something that mine.py defines"),
         (("mine.py:nn", "--data", "digits"), "returns a network, a Denoiser or an Objective"),
@@ -292,10 +353,12 @@ def test_what_is_wrong_is_said_in_one_line(here, words, text, capsys):
     assert not (here / "runs").exists()
 
 
-def test_a_network_that_does_not_fit_the_images_has_a_traceback_with_their_shape(here):
-    with pytest.raises(RuntimeError, match="channels") as raised:
-        train("mine.py:grey", *OWN[1:])
-    assert raised.value.__notes__ == ["vdiff train: in the first step, on images (4, 3, 8, 8)"]
+def test_a_network_that_does_not_fit_the_images_is_shown_with_their_shape(here, capsys):
+    assert train("mine.py:grey", *OWN[1:]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("vdiff train: mine.py:grey: RuntimeError: Given groups=1")
+    assert "in the first step, on images (4, 3, 8, 8)" in lines
+    assert "    hidden = self.inner(torch.cat([z, level], 1))" in lines
 
 
 def test_out_of_memory_says_what_to_lower(here, monkeypatch, capsys):
@@ -307,6 +370,6 @@ def test_out_of_memory_says_what_to_lower(here, monkeypatch, capsys):
     assert "vdiff train: out of memory: " in capsys.readouterr().err
 
 
-def test_a_duration_is_in_a_unit_that_one_reads():
-    texts = [_duration(s) for s in (0.0021, 2.5, 150.0, 9000.0, 400_000.0)]
+def test_aduration_is_in_a_unit_that_one_reads():
+    texts = [duration(s) for s in (0.0021, 2.5, 150.0, 9000.0, 400_000.0)]
     assert texts == ["2 ms", "2.5 s", "2.5 min", "2.5 h", "4.6 days"]

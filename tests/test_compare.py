@@ -56,7 +56,7 @@ def test_the_difference_by_log_snr_adds_up_and_turns_its_sign_with_the_models():
         one.curve.value.abs() > 0.05 * one.curve.value.abs().max()
     )  # where the levels overlap: neither in pure noise nor where all is given
     assert -6 < one.curve.logsnr_min[inner].min() < one.curve.logsnr_max[inner].max() < 7
-    assert "by log-SNR: [-6.0, " in str(one)
+    assert "difference by log-SNR\n  -6.0 to " in str(one)
 
 
 def test_a_report_is_plain_data_from_which_the_number_comes_again():
@@ -86,7 +86,7 @@ def test_a_report_is_plain_data_from_which_the_number_comes_again():
         "decoder Categorical(levels=4, levels_at_ends=False)",
         "diffusion by log-SNR",
     ):
-        assert word in str(report)
+        assert word in re.sub(" +", " ", str(report))
 
 
 def test_the_evaluation_takes_only_the_ends_of_the_schedule():
@@ -176,7 +176,7 @@ def test_the_decoder_is_part_of_the_number():
             report = evaluate(oracle, data, schedule=Linear(13.3, -5.0), decoder=decoder, draws=2)
             assert report.reconstruction.value == pytest.approx(known, abs=5e-5)
             assert report.reconstruction.monte_carlo == 0
-            assert repr(decoder) in str(report)
+            assert repr(decoder) in " ".join(str(report).split())
 
 
 def test_a_table_has_the_mean_of_the_samples_it_replaces():

@@ -254,8 +254,8 @@ def test_a_network_whose_first_layer_is_narrower_says_so():
             torch.ones(3, 2), torch.zeros(3)
         )
     assert (
-        "z came in torch.float32, and the network has weights in torch.bfloat16 too"
-        in caught.value.__notes__[0]
+        "z (3, 2) in torch.float32, time (3,) in torch.float32. It has weights in torch.bfloat16 "
+        "too" in caught.value.__notes__[0]
     )
     model = Denoiser(mixed, V(), call=lambda network, z, t: network(z.to(torch.bfloat16)))
     assert model(torch.ones(3, 2), torch.zeros(3)).output.dtype == torch.float32

@@ -1,6 +1,7 @@
 """`make gpu` in small on a CPU: every part runs, a part that fails or hangs stops no other."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -35,12 +36,27 @@ def test_all_of_it_in_small(tmp_path):
     for words in (*gpu.FEW, *gpu.CURVES, "training over bare step", "peak memory of a step"):
         assert re.search(rf"^{words}.* \d", text, re.M), words
     assert re.search(r"^\d.*% of this device's bf16 matrices at", text, re.M)
+    assert re.search(r"^1 graph in the bare step and in training$", text, re.M)
     assert re.search(r"^\d+ passed", text, re.M)
     assert "no number means anything" in text
     assert text.endswith("failed: nothing\n")
     files = sorted(path.name for path in (tmp_path / "results").iterdir())
     assert files == ["gpu_cpu.png", "gpu_cpu.txt"]
     assert (tmp_path / "results" / "gpu_cpu.png").read_bytes().startswith(PNG)
+
+
+def test_a_part_that_lacks_a_package_names_it_and_so_does_the_figure(tmp_path):
+    for name in ("sklearn", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no', name='{name}')")
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--quick"]
+    command += ["--only", "curves", "--out", str(tmp_path), "--data", str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, timeout=300, env=os.environ | paths)
+    assert done.returncode == 1
+    text = (tmp_path / "gpu_cpu.txt").read_text(encoding="utf-8")
+    assert "FAILED: ImportError: sklearn is not installed: pip install" in text
+    assert "FAILED: figure, ImportError: matplotlib is not installed: pip install" in text
+    assert text.endswith("failed: curves, figure\n")
 
 
 @pytest.fixture

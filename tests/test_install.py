@@ -82,6 +82,7 @@ def test_an_editable_install_is_found_from_the_folder_above_a_clone(tmp_path):
     clone = tmp_path / "vdiff"
     (clone / "vdiff" / "inner").mkdir(parents=True)
     (clone / "vdiff" / "__init__.py").write_text("elbo = 1\n")
+    (clone / "vdiff" / "_version.py").write_text('__version__ = "1.0"\n')
     (clone / "vdiff" / "inner" / "__init__.py").write_text("")
     (clone / "tests").mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):

@@ -12,15 +12,13 @@ from check_share import shares
 import vdiff
 
 LAYERS = (
-    "errors", "_validate", "extras", "_precision", "_modules", "gaussian", "times", "resampling",
-    "profile", "variance", "schedule", "parameterization", "prediction", "reverse", "weighting",
-    "bound", "decoder", "_network", "denoiser", "_known_range", "_arguments", "_mixture", "oracle",
-    "loss",
-    "chain", "flow",
-    "losses", "_fits", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics",
+    "_version", "errors", "_html", "_validate", "_inputs", "extras", "_precision", "_modules",
+    "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization",
+    "prediction", "reverse", "weighting", "bound", "decoder", "_network", "denoiser",
+    "_known_range", "_arguments", "_mixture", "oracle", "loss", "chain", "flow", "losses",
+    "_fits", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics",
     "recipes", "augmentation", "describe", "interop", "theorems", "plots", "nn", "disk",
-    "terminal", "data",
-    "training", "cli",
+    "terminal", "data", "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -152,11 +150,13 @@ TESTED_IN = {
     "cli.describe": "test_describe.py",
     "cli.parser": "test_cli.py",
     "cli.pictures": "test_cli_sample.py",
+    "cli.progress": "test_cli_evaluate.py",
     "cli.sampler": "test_cli_sample.py",
     "data": "test_data.py",
     "decoder": "test_decoder.py",
     "errors": "faults/test_machine.py",
     "groups": "test_groups.py",
+    "interop": "interop/test_interop.py",
     "loss": "oracles/test_oracle_loss.py",
     "losses": "test_objective.py",
     "nn": "test_nn.py",

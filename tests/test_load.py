@@ -25,9 +25,10 @@ def test_a_folder_is_split_and_its_parts_say_how(tmp_path):
     assert tuple(map(len, parts)) == (34, 2, 4)
     assert {part.names for part in parts} == {("class 0", "class 1")}
     record = (
-        f"{tmp_path.name}: 40 pictures, 3×8×8, box to 8, centre, 256 levels; split by the hash "
+        f"{tmp_path.name}: 40 pictures, 3×8×8, box to 8, centre, 256 levels, labels 0, 1, … are "
+        "class 0, class 1; split by the hash of their content: 34 train, 2 selection, 4 test"
     )
-    assert parts.test.record == f"{record}of their content: 34 train, 2 selection, 4 test"
+    assert parts.test.record == record
     everything = load_images(tmp_path, size=8, resampling="box")
     assert len(everything) == 40
     rows = {tuple(row.tolist()) for part in parts for row in part.pixels.flatten(1)}

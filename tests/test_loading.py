@@ -22,6 +22,16 @@ def test_differences_name_both_values():
     assert differences(old, old) == ""
 
 
+def test_a_run_goes_on_with_moved_data_and_with_more_steps_at_a_constant_rate():
+    old = points(data="/old/photos", decay="constant", steps=4).asdict()
+    for change in ({"data": "/new/photos"}, {"data": "photos.npy", "steps": 9}):
+        assert differences(old, old | change) == ""
+    for change in ({"steps": 3}, {"data": "digits"}, {"decay": "cosine", "steps": 9}):
+        assert differences(old, old | change) != ""
+    falling = old | {"decay": "cosine"}
+    assert differences(falling, falling | {"steps": 9}) == "steps: 9, where it was 4"
+
+
 def test_a_fingerprint_depends_on_data_and_labels():
     data, labels = data_of(points()), torch.arange(500)
     marks = {fingerprint(data), fingerprint(data.flip(0)), fingerprint(data, labels)}

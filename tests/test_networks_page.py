@@ -1,14 +1,21 @@
-"""The table of docs/networks.md: what a perfect network loses on each path, exactly."""
+"""The table of docs/networks.md: what a perfect network loses on each path, exactly; and its
+commands."""
 
 import functools
+import json
 import math
 import re
+import runpy
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vdiff.chain import first_variance
+from vdiff.cli import main
 from vdiff.decoder import Categorical, DiscretizedGaussian
 from vdiff.gaussian import diffuse
 from vdiff.oracle import Gaussian, Lattice
@@ -23,6 +30,8 @@ CATEGORICAL = Categorical(256, levels_at_ends=True)
 NETWORK = DiscretizedGaussian(256, uses_network=True)
 DDPM = DiscretizedGaussian(256, uses_network=True, posterior_variance=first_variance(TABLE, 999))
 PAGE = (Path(__file__).parents[1] / "docs/networks.md").read_text(encoding="utf-8")
+# the builders of the page, and what each one's estimate is compared with
+CODE = re.findall(r"^agrees\((\w+)\(\), ([\d.]+)", PAGE, re.MULTILINE)
 ROWS = re.findall(r"^\| ([^|]+) \| .+ \| ([\d.]+) \|$", PAGE, re.MULTILINE)
 
 
@@ -85,7 +94,37 @@ def test_a_number_of_the_table_is_exact(row, path):
 
 
 def test_the_code_checks_the_numbers_of_the_table():
-    in_code = re.findall(r"agrees\(\s*model, ([\d.]+),", PAGE)
-    table = [number for name, number in ROWS if "latent" not in name]
-    del table[3], table[1]  # have no code
-    assert in_code == table
+    assert [exact for _, exact in CODE] == [
+        ROWS[i][1] for i in range(len(ROWS)) if i not in (1, 3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """The code of the page as a program, without its own estimates, and its data."""
+    folder = tmp_path_factory.mktemp("page")
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    program = "\n".join(blocks)
+    (folder / "mine.py").write_text(re.sub(r"^agrees\(.*?\)$", "", program, flags=re.MULTILINE))
+    names = runpy.run_path(str(folder / "mine.py"))
+    images = names["images"].to(torch.uint8)
+    for i, image in enumerate(images):
+        where = folder / "test_photos" / str(i % 2)
+        where.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(where / f"{i}.png")
+    np.save(folder / "latents.npy", names["latents"].numpy())
+    return folder, {"": names["truth"], "latent": names["density"]}
+
+
+@pytest.mark.parametrize(("function", "exact"), CODE)
+def test_the_command_of_a_section_gives_its_number(function, exact, mine, monkeypatch, capsys):
+    """As it stands there, but for the tolerance: one command for each kind of network."""
+    folder, truth = mine
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    command = re.findall(rf"`vdiff (evaluate mine.py:{function} [^`]+)`", PAGE)[0]
+    words = command.split()[:-2]  # without the tolerance
+    assert main([*words, "--draws", "32", "--quiet"]) == 0, capsys.readouterr().err
+    total = json.loads((folder / f"mine-{function}" / "evaluation.json").read_text())["total"]
+    above = total["value"] - truth.get(function, truth[""])
+    assert abs(above - float(exact)) < 4 * total["monte_carlo"]

@@ -205,8 +205,15 @@ def test_parts_and_networks_that_do_not_fit_are_refused(tmp_path):
         Objective.from_pretrained(tmp_path, network=MyNet(), weighting=Sigmoid(), **parts)
     with pytest.raises(TypeError, match="'network' must be"):
         Objective.from_pretrained(tmp_path, network="MyNet")
+    with pytest.raises(TypeError, match="'network' must be the network alone; got Denoiser"):
+        Objective.from_pretrained(tmp_path, network=Denoiser(MyNet(), V()), **parts)
+    with pytest.raises(ValueError, match="'network' must have memory for its weights; got the m"):
+        Objective.from_pretrained(tmp_path, network=MyNet().to("meta"), **parts)
     with pytest.raises(ValueError, match="'folder' must hold a saved objective"):
         Objective.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"'folder' must hold model.safetensors; got .*copy all"):
+        Objective.from_pretrained(tmp_path, network=MyNet(), **parts)
 
 
 def changed(folder: Path, **changes: object) -> None:
@@ -275,7 +282,7 @@ def test_weights_that_were_changed_are_refused(tmp_path):
         Objective.from_pretrained(tmp_path)
     path.unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InvalidValue, match=r"must hold model.safetensors"):
         Objective.from_pretrained(tmp_path)
 
 
@@ -308,6 +315,10 @@ def test_the_card_says_what_is_in_the_folder(tmp_path):
         assert text in card
     assert f"bits/dim | {report.total}" in card
     assert "λ = 13.3 (data) to -5 (noise)" in card
+    assert "| data | whole numbers 0 … 16, which the decoder encodes |" in card
+    assert "    vdiff evaluate . --data test_photos/" in card
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {3}  # a bar in a cell would end it
     with torch.no_grad():
         next(objective.model.parameters()).add_(1.0)
     with pytest.raises(ValueError, match=r"'report' must be of these weights"):

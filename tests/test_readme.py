@@ -12,7 +12,7 @@ from test_public_api import NAMESPACE
 
 from vdiff.parameterization import Parameterization
 from vdiff.schedule import Schedule, Tabulated
-from vdiff.weighting import Weighting
+from vdiff.weighting import ELBO, Weighting
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,22 +37,27 @@ def test_the_code_of_a_page_prints_what_it_says(page):
 
 def test_every_row_of_the_method_table_is_code():
 
+    choosing = (ROOT / "docs/choosing.md").read_text(encoding="utf-8")
     rows = [
-        line.split("|")[2:5]
-        for line in README.splitlines()
-        if line.count("|") == 5 and "`" in line
+        line.split("|")[2:6]
+        for line in (README + choosing).splitlines()
+        if line.count("|") in (5, 6) and "`" in line
     ]
-    assert len(rows) >= 11
-    for row in rows:
+    assert len(rows) >= 17
+    for *row, bound in rows:
         names = dict(NAMESPACE)
         schedule, parameterization, weighting = (re.findall(r"`([^`]+)`", cell) for cell in row)
         names["schedule"] = eval(schedule[0], names)
         assert isinstance(names["schedule"], Schedule)
         assert all(isinstance(eval(code, names), Parameterization) for code in parameterization)
-        assert all(isinstance(eval(code, names), Weighting) for code in weighting)
+        weights = [eval(code, names) for code in weighting]
+        assert all(isinstance(w, Weighting) for w in weights)
+        if bound.strip():
+            assert (bound.strip() != "no") == weights[0].monotone
+            assert (bound.strip() == "yes") == isinstance(weights[0], ELBO)
 
 
-def test_every_network_of_the_readme_becomes_a_model():
+def test_every_network_of_the_table_becomes_a_model():
     import torch
     from torch import nn
 
@@ -62,9 +67,14 @@ def test_every_network_of_the_readme_becomes_a_model():
     names |= {name: nn.Linear(2, 2) for name in ("network", "unet", "F", "D")}
     codes = [
         line.split("|")[2]
-        for line in README.splitlines()
+        for line in (ROOT / "docs/porting.md").read_text(encoding="utf-8").splitlines()
         if line.count("|") == 3 and "`Denoiser(" in line
     ]
-    assert len(codes) == 8
+    assert len(codes) == 9
     for code in codes:
         assert isinstance(eval(re.findall(r"`(Denoiser[^`]+)`", code)[0], names), vdiff.Denoiser)
+
+
+def test_the_readme_is_short():
+    words = [word for word in README.split() if re.search(r"\w", word)]
+    assert len(words) <= 700, len(words)

@@ -4,6 +4,7 @@ and as plain data."""
 import json
 import math
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_it_is_printed_and_written_with_its_protocol(bound, flow):
         "bound minus this",
         "NFE ",
         "half the tolerance changes the mean",
-        "trace Exact()",
+        "  trace ",
         "another model than the bound's",
     ):
         assert word in text
@@ -166,6 +167,45 @@ def test_a_table_has_a_column_for_the_longest_name():
     )
 
 
+def test_a_report_is_lines_of_eighty_columns(bound, flow):
+    report = bound.with_reference("ODE, truncated normal dequantisation", flow)
+    report = replace(report, warnings=["beware of " + "many " * 30])
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "protocol" in lines
+    facts = {line[2:].split("  ")[0] for line in lines if line.startswith("  ")}
+    assert {"images", "draws", "seed", "decoder", "torch"} <= facts
+
+
+def test_a_report_shows_itself_in_a_notebook(bound, flow):
+    report = replace(bound.with_reference("ODE <of it>", flow), warnings=["a < b"])
+    root = ElementTree.fromstring(f"<div>{report._repr_html_()}</div>")
+    text = " ".join(root.itertext())
+    for part in (report.total, report.references["ODE <of it>"].gap):
+        assert f"{part.value:.4f}" in text
+        assert f"{part.monte_carlo:.4f}" in text
+    assert "ODE <of it>" in text
+    assert "WARNING: a < b" in text
+    (line,) = root.findall(".//polyline")
+    points = [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
+    curve = report.diagnostics.curve.value
+    assert len(points) == len(curve)
+    assert min(range(len(points)), key=lambda i: points[i][1]) == curve.argmax()
+    assert {row[0].text for row in root.find("details/table")} >= {"seed", "draws", "images"}
+    one_image = replace(report, total=Estimate(1.0, 0.1, None, count=1))
+    assert "one image" in one_image._repr_html_()
+
+
+def test_a_comparison_shows_itself_in_a_notebook():
+    seen, part = Diagnostics(123.4, 0.0456, 256, curve(8)), Estimate(-0.25, 0.01, 0.02)
+    root = ElementTree.fromstring(
+        f"<div>{Comparison(part, {'draws': 8}, seen)._repr_html_()}</div>"
+    )
+    text = " ".join(root.itertext())
+    assert "first − second -0.2500 0.0100 0.0200" in text
+    assert "-0.2696 to -0.2304 on these images" in text
+
+
 def test_intervals_as_text():
     assert (
         spans(Estimate(1.0, 0.1, 0.2))
@@ -182,26 +222,28 @@ def curve(bins):
 
 def test_a_curve_is_told_in_eight_pieces():
     """Of sixteen bins two in each; of twenty, by the nearest place, two or three."""
-    assert by_logsnr(curve(16)).split(", [") == [
-        f"{'[' if i == 0 else ''}{2 * i - 4}.0, {2 * i - 2}.0] {4 * i + 3}.0000" for i in range(8)
+    assert by_logsnr("by log-SNR", curve(16)) == [
+        "by log-SNR",
+        *(f"  {f'{2 * i - 4}.0 to {2 * i - 2}.0':<16}{4 * i + 3:>9.4f}" for i in range(8)),
     ]
-    assert (
-        by_logsnr(curve(20), 4)
-        == "[-4.0, 1.0] 15.0000, [1.0, 6.0] 40.0000, [6.0, 11.0] 65.0000, [11.0, 16.0] 90.0000"
-    )
-    assert by_logsnr(curve(3), 2) == "[-4.0, -2.0] 3.0000, [-2.0, -1.0] 3.0000"
+    assert [line.split()[-1] for line in by_logsnr("a", curve(20), 4)[1:]] == [
+        "15.0000", "40.0000", "65.0000", "90.0000",
+    ]  # fmt: skip
+    assert by_logsnr("a", curve(3), 2)[1:] == [
+        "  -4.0 to -2.0       3.0000",
+        "  -2.0 to -1.0       3.0000",
+    ]
 
 
 def test_diagnostics_and_savings_as_text_and_as_data():
     seen, part = Diagnostics(123.4, 0.0456, 256, curve(8)), Estimate(0.5, math.nan, None)
-    assert trust(seen, {"plain Monte Carlo": 4.0, "all": 1.0}) == [
-        "cost for the same error, relative to all techniques: plain Monte Carlo 4.00×, all 1.00×",
+    assert trust(seen, {"plain Monte Carlo": 14.4321, "stratified times": 3.0, "all": 1.0}) == [
+        "cost for the same error with plain Monte Carlo: 14.4×, with stratified times: 3×",
         "effective sample size 123 of 256 draws; largest draw 4.6 % of the sum",
-        "diffusion by log-SNR: " + by_logsnr(seen.curve),
     ]
     assert trust(None, {}) == []
     comparison = Comparison(part, {"draws": 8}, seen, warnings=["beware"])
-    assert f"by log-SNR: {by_logsnr(seen.curve)}" in str(comparison)
+    assert "\n".join(by_logsnr("difference by log-SNR", seen.curve)) in str(comparison)
     assert str(comparison).splitlines()[-1] == "WARNING: beware"
     known = comparison.asdict()
     assert known["difference"] == {

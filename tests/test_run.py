@@ -112,6 +112,7 @@ def test_a_start_that_left_nothing_is_no_run(tmp_path):
         "config.json",
         "ema.safetensors",
         "log.jsonl",
+        "trained_on",
     ]
 
 

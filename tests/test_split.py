@@ -41,7 +41,9 @@ def test_another_order_gives_the_same_parts():
 
 def test_equal_images_are_in_one_part():
     every = images(100)
-    for part in split(every[torch.arange(100).repeat(3)]):
+    with pytest.warns(UserWarning, match="200 of 300 images are copies of others"):
+        parts = split(every[torch.arange(100).repeat(3)])
+    for part in parts:
         counts = torch.unique(part.labels, return_counts=True)[1]
         assert (counts == 3).all()
 
@@ -54,6 +56,31 @@ def test_a_large_set_holds_out_no_more_than_is_needed():
     assert (len(train), len(selection), len(test)) == (289_000, 1000, 10_000)
 
 
+def test_many_copies_of_few_images_are_said_with_the_sizes_of_the_parts():
+    """Also where a part was empty, because the copies of one image were more than two parts."""
+    three = images(3)
+    said = "2,997 of 3,000 images are copies .*: 1,000 train, 1,000 selection, 1,000 test .a set"
+    with pytest.warns(UserWarning, match=said):
+        parts = split(three[torch.arange(3).repeat(1000)])
+    assert tuple(map(len, parts)) == (1000, 1000, 1000)
+
+
+@pytest.mark.parametrize(("copies", "warns"), [(5, False), (6, True)])
+def test_a_few_copies_are_no_reason_for_a_warning(copies, warns, recwarn):
+    rows = torch.cat([torch.arange(100 - copies), torch.zeros(copies, dtype=torch.int64)])
+    split(images(100)[rows])
+    assert len(recwarn) == warns
+
+
+def test_copies_that_leave_no_part_to_train_on_are_the_reason():
+    """The image with the smallest hash is nearly all of the set."""
+    two = images(2)
+    order = content_hashes(two).argsort()
+    rows = torch.from_numpy(order.copy())[torch.tensor([0] * 98 + [1] * 2)]
+    with pytest.raises(ValueError, match=r"2 different ones of 100, which give 0 train, 2 sel"):
+        split(two[rows])
+
+
 @pytest.mark.parametrize("rows", [[0, 1], [0, 0, 0, 0], [0, 1, 1, 1]])
 def test_too_few_different_images_raise(rows):
     with pytest.raises(ValueError, match="'images' must be at least 3 that differ"):
@@ -62,6 +89,15 @@ def test_too_few_different_images_raise(rows):
 
 def test_a_test_set_is_all_of_it():
     every = images(40)
-    for part in whole(split(every)):
+    for part in whole(every):
         assert as_rows(part) == as_rows(every)
         assert part.record == "a set; all of them"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_is_named_before_a_training_skips_its_steps(value):
+    values = torch.randn(40, 3)
+    values[7, 1] = value
+    data = Images(values, torch.zeros(40, dtype=torch.int64), None, record="latents.npy")
+    with pytest.raises(ValueError, match=r"NaN or infinite values in row 7 \(latents\.npy"):
+        split(data)

@@ -387,9 +387,32 @@ def test_fault_76_progress_without_a_terminal_is_a_line_now_and_then(clock, monk
             bar.to(done, 54_000)
     lines = log.getvalue().splitlines()
     assert 29 <= len(lines) <= 31
-    assert lines[0] == "testing: 0 %, 6 of 54,000 eval, 1 s, about 8999 s left"
+    assert lines[0] == "testing: 0 %, 6 of 54,000 eval, 1 s, about 2.5 h left"
     assert lines[-1].startswith("testing: 10 %, 5,400 of 54,000 eval, 900 s")
     assert "\r" not in log.getvalue()
+
+
+def test_a_goal_is_forecast_once_from_what_was_done(clock, monkeypatch):
+    """From the first update after a second; and by what this command did, not what was there."""
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with Bar(1_000, "eval", "bound", goal="10,000 images") as bar:
+        for done in (0, 5, 10, 500):
+            bar.to(done)
+            clock[0] += 0.9
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "bound: about 3.0 min for 10,000 images"
+    assert sum("10,000 images" in line for line in lines) == 1
+    log.truncate(0)
+    with Bar(1_000, "eval", "bound", done=900, goal="the rest") as bar:
+        clock[0] += 2.0
+        bar.to(910)
+    assert "bound: about 20.0 s for the rest" in log.getvalue()
+    log.truncate(0)
+    with Bar(10, "eval", "bound", quiet=True, goal="10 images") as bar:
+        clock[0] += 2.0
+        bar.to(5)
+    assert log.getvalue() == ""
 
 
 def test_a_short_progress_is_a_few_lines(clock, monkeypatch):

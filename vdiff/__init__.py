@@ -1,7 +1,7 @@
 """Diffusion models as weighted evidence lower bounds: one integral over log-SNR, and bounds in
-bits/dim to trust.
+bits/dim with their errors.
 
-The names here are those that everybody needs. Everything else is in its room:
+The names here are the most used. Everything else is in its module:
 `vdiff.schedule.Cosine`, `vdiff.weighting.Sigmoid`, `vdiff.parameterization.V`.
 """
 
@@ -9,6 +9,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
+from vdiff._version import __version__ as __version__
 from vdiff.chain import hybrid_loss
 from vdiff.denoiser import Denoiser
 from vdiff.gaussian import bits_per_dim
@@ -17,8 +18,6 @@ from vdiff.objective import Objective
 from vdiff.prediction import Prediction
 from vdiff.recipes import recipe
 from vdiff.sampling import sample, trajectory
-
-__version__ = "0.1.0"
 
 LAZY = {"compare": "vdiff.likelihood", "evaluate": "vdiff.likelihood"}
 ROOMS = (
@@ -38,9 +37,7 @@ else:
             return importlib.import_module(f"vdiff.{name}")
         hint = f"; did you mean vdiff.{near}?" if (near := _room_of(name)) else ""
         raise AttributeError(
-            f"module 'vdiff' has no attribute {name!r}{hint}",
-            name=name,
-            obj=sys.modules[__name__],
+            f"module 'vdiff' has no attribute {name!r}{hint}", name=name, obj=sys.modules[__name__]
         )
 
 
@@ -57,16 +54,6 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "Denoiser",
-    "Objective",
-    "Prediction",
-    "bits_per_dim",
-    "compare",
-    "elbo",
-    "evaluate",
-    "hybrid_loss",
-    "recipe",
-    "sample",
-    "trajectory",
-    "weighted_elbo",
-]
+    "Denoiser", "Objective", "Prediction", "bits_per_dim", "compare", "elbo", "evaluate",
+    "hybrid_loss", "recipe", "sample", "trajectory", "weighted_elbo",
+]  # fmt: skip

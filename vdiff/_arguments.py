@@ -6,15 +6,15 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from vdiff._inputs import data as floating_data
 from vdiff._known_range import warn_beyond
 from vdiff._network import check_no_data_parallel
 from vdiff._precision import PURE_NOISE
 from vdiff._validate import Given, require
-from vdiff._validate import data as floating_data
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.denoiser import Denoiser
 from vdiff.errors import InvalidType, InvalidValue, has_values, out_of_memory, shown
-from vdiff.prediction import Prediction
+from vdiff.prediction import Prediction, as_prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.weighting._check import sound
@@ -31,7 +31,7 @@ class CheckedModel:
 
     def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
         try:
-            prediction = self.model(z, logsnr, **condition)
+            returned = self.model(z, logsnr, **condition)
         except Exception as error:
             if not hasattr(self.model, "parameterization") and not out_of_memory(error):
                 error.add_note(
@@ -40,10 +40,7 @@ class CheckedModel:
                     "and which time it expects"
                 )
             raise
-        if not isinstance(prediction, Prediction):
-            hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
-            raise InvalidType("model", "return a Prediction", type(prediction).__name__, hint)
-        return prediction
+        return as_prediction(returned)
 
 
 def checked_model(model: Any) -> Any:
@@ -164,8 +161,8 @@ def weight_of_noise(
         return
     for denoiser in denoisers(model):
         at = schedule.at(torch.ones(1, dtype=torch.float64, device="cpu"), steps)
-        kappa2 = denoiser.parameterization.kappa2(at.logsnr)
-        factor = 0.5 * weighting(at.logsnr) * at.rate / kappa2
+        per_kappa2 = denoiser.parameterization.inverse_kappa2(at.logsnr)
+        factor = 0.5 * weighting(at.logsnr) * at.rate * per_kappa2
         if at.logsnr < 0.5 * PURE_NOISE and has_values(factor) and not factor < LARGEST:
             hint = "pure noise says nothing of x: predict v or x, with MSE(schedule, V(), steps=T)"
             finite = "be finite for what the network predicts at λ = −∞"

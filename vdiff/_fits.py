@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vdiff._arguments import (
@@ -17,9 +18,10 @@ from vdiff._arguments import (
     variance_trained,
     weight_of_noise,
 )
+from vdiff._inputs import Ends, data
 from vdiff._network import check_no_data_parallel
 from vdiff._precision import device_of
-from vdiff._validate import Ends, data, require
+from vdiff._validate import require
 from vdiff.errors import InvalidType
 from vdiff.losses import Hybrid, Loss, Weighted
 from vdiff.schedule import Schedule
@@ -89,6 +91,15 @@ def drawn_once(u: Tensor | None, t: Tensor | None) -> None:
 def floating_without_decoder(self: Any, x: Tensor) -> None:
     """Rule: without a decoder, data is floating."""
     if self.decoder is None:
+        integers = isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
+        if integers and x.dtype != torch.bool:
+            hint = (
+                "a decoder encodes levels: Objective(…, loss=VLB(Categorical(256))) trains the "
+                "bound, loss=Weighted(…, decoder=Categorical(256)) a weighted loss"
+            )
+            raise InvalidType(
+                "x", "be real and floating where the loss has no decoder", x.dtype, hint
+            )
         data(x, "x", {})
 
 

@@ -2,7 +2,6 @@
 beyond. A range is (λ_max, λ_min)."""
 
 import functools
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -32,8 +31,10 @@ def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
 
 def _noted(model: Denoiser, schedule: Schedule) -> bool:
     """Whether ends that are numbers are noted already."""
-    (high, low), (most, least) = schedule.ends(), model.trained or (-math.inf, math.inf)
-    numbers = all(isinstance(end, float) for end in (high, low, least, most))
+    if schedule.learns_ends or model.trained is None:
+        return False
+    (high, low), (most, least) = schedule.ends(), model.trained
+    numbers = all(isinstance(end, float) for end in (least, most))
     return numbers and bool(least <= low and high <= most)
 
 
@@ -46,11 +47,11 @@ def widen_trained(model: object, logsnr_max: Tensor | float, logsnr_min: Tensor 
     read."""
     if not isinstance(model, Denoiser):
         return
-    ends = (logsnr_max, logsnr_min, *(model.trained or ()))
+    most, least = model.trained or (logsnr_max, logsnr_min)
+    ends = logsnr_max, most, logsnr_min, least
     if any(isinstance(end, Tensor) for end in ends):
-        tensors = [torch.as_tensor(end) for end in ends]
-        highest = functools.reduce(torch.maximum, tensors)
-        model.trained = highest, functools.reduce(torch.minimum, tensors)
+        high, most, low, least = map(torch.as_tensor, ends)
+        model.trained = torch.maximum(high, most), torch.minimum(low, least)
     else:
         model.trained = max(ends), min(ends)
 
@@ -67,8 +68,10 @@ def warn_beyond(
     ends = id(schedule) if schedule.learns_ends else schedule.ends()
     key = ends, steps, getattr(model, "trained", None) if evaluation else ()
     warned = _WARNED.setdefault(model, set())
+    if key in warned:
+        return
     device = device_of(schedule)
-    if key in warned or "meta" in (device.type, device_of(model).type):
+    if "meta" in (device.type, device_of(model).type):
         return
     warned.add(key)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vdiff._precision import HALF
 from vdiff._validate import Given, require
-from vdiff.errors import InvalidType, InvalidValue, shown
+from vdiff.errors import InvalidArgument, InvalidType, InvalidValue, out_of_memory, shown
 
 TIME = (
     "what the network is given: edm_time, flow_time, ScaledGamma(…), TableStep(table) or a "
@@ -54,11 +54,8 @@ def _held(network: object) -> Iterator[object]:
         yield from _held(network.func)
     elif isinstance(network, types.FunctionType):
         yield from (cell.cell_contents for cell in network.__closure__ or () if _filled(cell))
-        yield from (
-            network.__globals__[name]
-            for name in network.__code__.co_names
-            if name in network.__globals__
-        )
+        names = (name for name in network.__code__.co_names if name in network.__globals__)
+        yield from (network.__globals__[name] for name in names)
     elif isinstance(network, types.MethodType):
         yield network.__self__
     else:
@@ -107,6 +104,54 @@ def check_output(out: object, z: Tensor, parts: int) -> None:
     if out.device != z.device:
         same = f"return its output on the device of z, {z.device}"
         raise InvalidValue("network", same, out.device, "network.to(z.device)")
+
+
+def note_call(
+    error: Exception, network: object, z: Tensor, time: Tensor, condition: dict[str, Any]
+) -> None:
+    """Add to an error of a network what it was given, and the likely mistake."""
+    if out_of_memory(error) or isinstance(error, InvalidArgument):
+        return
+    given = {"z": z, "time": time, **condition}
+    words = (f"{name} {_form(value)}" for name, value in given.items())
+    hints = filter(None, (_dtype_hint(error, network, z), _channels_hint(error, network, z)))
+    error.add_note(". ".join([f"Denoiser: the network was given {', '.join(words)}", *hints]))
+
+
+def _form(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} in {value.dtype}"
+    return type(value).__name__
+
+
+def _dtype_hint(error: Exception, network: object, z: Tensor) -> str:
+    parameters = network.parameters() if isinstance(network, nn.Module) else ()
+    others = sorted({str(p.dtype) for p in parameters} - {str(z.dtype)})
+    if "type" not in str(error) or not (others or z.dtype in HALF):
+        return ""
+    if not others:
+        return (
+            f"Its weights are in {z.dtype}, and times come in float32 at least: keep weights in "
+            "float32 and use torch.autocast, or cast the time in call="
+        )
+    return (
+        f"It has weights in {', '.join(others)} too. If its first layer is one of them: "
+        "Denoiser(…, call=lambda network, z, t, **condition: "
+        f"network(z.to({others[0]}), t, **condition))"
+    )
+
+
+def _channels_hint(error: Exception, network: object, z: Tensor) -> str:
+    modules = network.modules() if isinstance(network, nn.Module) else ()
+    takes = next((m.in_channels for m in modules if isinstance(m, nn.Conv2d)), None)
+    if z.ndim != 4 or takes not in (1, 3, 4) or takes == z.shape[1] or "channel" not in str(error):
+        return ""
+    if takes == z.shape[3]:
+        return "Images are (n, channels, height, width): x.movedim(-1, 1)"
+    return (
+        f"Its first convolution takes {takes} channels, and the data have {z.shape[1]}: "
+        f"vdiff.data.load(…, channels={takes}), or a network for {z.shape[1]}"
+    )
 
 
 def _part(out: object) -> str:

@@ -1,7 +1,7 @@
 """What a public function accepts is declared in its signature and checked once, at the boundary.
 
     @validated
-    def f(x: Data, *, scale: Positive = 1.0, eps: Like["x"] | None = None): ...
+    def f(x: Data, *, scale: Positive = 1.0, eps: Noise | None = None): ...
 
 A constraint is the metadata of an `Annotated` type. A class of ours is checked by `isinstance`,
 and by its `__validate__` where it has one. A rule over several arguments is a function that names
@@ -19,17 +19,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vdiff.errors import (
-    MOST_STEPS,
-    InvalidArgument,
-    InvalidType,
-    InvalidValue,
-    did_you_mean,
-    has_values,
-    shown,
-)
+from vdiff.errors import InvalidArgument, InvalidType, InvalidValue, did_you_mean, shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -166,15 +158,17 @@ def floating(value: Any, argument: str, given: Given) -> Any:
     """A floating tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         dtype = tensor(value, argument, given).dtype
-        hint = _TIMES if argument == "t" else _float_hint(dtype) if argument == "x" else ""
+        hint = encode_first(dtype) if argument == "x" else _FLOATING.get(argument, "")
         raise InvalidType(argument, "be a floating tensor", dtype, hint)
     return value
 
 
-_TIMES = "times are fractions of the way to noise, not integer steps: t = step / steps"
+TIMES = "times are fractions of the way to noise, not integer steps: t = step / steps"
+_FLOATING = {"t": TIMES, "logsnr": "of times or steps t, λ is schedule(t)"}
 
 
-def _float_hint(dtype: torch.dtype) -> str:
+def encode_first(dtype: torch.dtype) -> str:
+    """The hint for data that is not floating."""
     if dtype.is_complex:
         return "real and imaginary parts are two dimensions: torch.view_as_real(x)"
     if dtype == torch.bool:
@@ -182,185 +176,12 @@ def _float_hint(dtype: torch.dtype) -> str:
     return "encode first: a discrete decoder does it, as Categorical(levels=256).encode(data)"
 
 
-def batch(value: Any, argument: str, given: Given) -> Any:
-    """A tensor (batch, …) of at least one example with at least one dimension."""
-    if hasattr(value, "__iter__") and not hasattr(value, "__array__"):  # a DataLoader too
-        hint = "one tensor of all examples: torch.stack(list), torch.cat([x for x, _ in loader])"
-        raise InvalidType(argument, "be a torch.Tensor", type(value).__name__, hint)
-    shape = tensor(value, argument, given).shape
-    if len(shape) < 2:
-        requirement = "have shape (batch, …) with one dimension or more behind the batch"
-        hint = "one example needs x[None], scalar examples need x[:, None]"
-        raise InvalidValue(argument, requirement, tuple(shape), hint)
-    if 0 in shape:
-        hint = "an empty batch has no mean"
-        raise InvalidValue(argument, "hold at least one example", f"shape {tuple(shape)}", hint)
-    return value
-
-
-def data(value: Any, argument: str, given: Given) -> Any:
-    """A dense, real, floating tensor (batch, …) with at least one example. Reads no value."""
-    tensor(value, argument, given)
-    if value.layout is not torch.strided:
-        raise InvalidType(argument, "be dense", value.layout, "call .to_dense() first")
-    if not value.is_floating_point():
-        hint = _float_hint(value.dtype)
-        raise InvalidType(argument, "be real and floating", value.dtype, hint)
-    return batch(value, argument, given)
-
-
-def finite_values(value: Tensor, argument: str, given: Given) -> Tensor:
-    """A tensor without NaN or infinity. Reads values."""
-    bad = ~torch.isfinite(value)
-    if bad.any():
-        first = tuple(bad.nonzero()[0].tolist())
-        got = f"{int(bad.sum())} NaN or infinite values, the first at index {first}"
-        raise InvalidValue(argument, "be finite", got)
-    return value
-
-
-def noise(value: Any, argument: str, given: Given) -> Any:
-    """A tensor of the shape, device and dtype of `x` (or `data`), or float32 where that is
-    narrower. A default dtype in half precision is taken too: `torch.randn(x.shape)` has it."""
-    other, x = _examples(given)
-    if tensor(value, argument, given).shape != x.shape:
-        hint = "it would broadcast in silence" if value.numel() < x.numel() else ""
-        same = f"have the shape of {other}, {tuple(x.shape)}"
-        raise InvalidValue(argument, same, tuple(value.shape), hint)
-    _on_device(value, argument, x, other)
-    dtype, wider = torch.float32, torch.float64  # a decoder may encode integers so
-    same, hint = f"have dtype {dtype}", f"{argument} = {argument}.to({dtype})"
-    if x.is_floating_point():
-        dtype, wider = x.dtype, torch.promote_types(x.dtype, torch.float32)
-        same = f"have the dtype of {other}, {dtype}"
-        hint = f"{argument} = {argument}.to({other}.dtype), or torch.randn_like({other})"
-    default = torch.get_default_dtype()
-    fits = value.dtype in (dtype, wider) or (value.dtype == default and default.itemsize < 4)
-    require(fits, argument, same, value.dtype, hint)
-    return value
-
-
-def random(value: Any, argument: str, given: Given) -> Any:
-    """A `torch.Generator` on the device of `x` (or `data`); any for the meta device."""
-    Instance((torch.Generator,))(value, argument, given)
-    other, x = _examples(given)
-    if isinstance(x, Tensor) and value.device.type != x.device.type:
-        _on_device(value, argument, x, other)
-    return value
-
-
-def _examples(given: Given) -> tuple[str, Any]:
-    other = "x" if "x" in given else "data"
-    return other, given[other]
-
-
-def _on_device(v: Tensor | torch.Generator, argument: str, x: Tensor, other: str) -> None:
-    if v.device != x.device:
-        hint = f"{argument} = {argument}.to({other}.device)"
-        if isinstance(v, torch.Generator):
-            hint = f"torch.Generator({other}.device)"
-        raise InvalidValue(argument, f"be on the device of {other}, {x.device}", v.device, hint)
-
-
-@dataclass(frozen=True)
-class Ends:
-    """A time in [0, 1] for each example of `x` (or `data`); with `steps` among the arguments,
-    none before the chain's first end 1/steps, but for 0 itself where `zero` is allowed.
-
-    Values are read on a CPU, and elsewhere where no gradient is recorded.
-    """
-
-    zero: bool = False
-
-    def __call__(self, value: Any, argument: str, given: Given) -> Any:
-        other, x = _examples(given)
-        if isinstance(value, float):
-            hint = f"one time for all is torch.full((len({other}),), {value})"
-            raise InvalidType(argument, "be a torch.Tensor", "float", hint)
-        t: Tensor = tensor(value, argument, given)
-        require(t.is_floating_point(), argument, "be floating", t.dtype, _TIMES)
-        hint = "t.flatten()" if t.numel() == x.shape[0] else "one time for each example"
-        shape = f"have shape (batch,) = ({x.shape[0]},)"
-        require(t.shape == x.shape[:1], argument, shape, tuple(t.shape), hint)
-        _on_device(t, argument, x, other)
-        if has_values(t) and (t.device.type == "cpu" or not torch.is_grad_enabled()):
-            self._check_values(t, argument, given.get("steps"))
-        return value
-
-    def _check_values(self, t: Tensor, argument: str, steps: int | None) -> None:
-        low, high = t.min().item(), t.max().item()
-        nan = f"{int(t.isnan().sum())} NaN" if low != low else f"values from {low:g} to {high:g}"
-        hint = "integer steps are divided by their number first: t = step / steps"
-        inside = 0 <= low <= high <= 1
-        require(inside, argument, "lie within [0, 1]", nan, hint if high > 1 else "")
-        if steps is None:
-            return
-        early = t[(t * steps < 1 - 1e-3) & ((t > 0) | (not self.zero))]
-        if len(early):
-            hint = f"that step would begin before the data; the first of {steps} ends at 1/{steps}"
-            least = f"be at least 1/steps = {1 / steps:g} on a chain"
-            raise InvalidValue(argument, least, f"{early[0].item():g}", hint)
-
-
-def ordered_ends(logsnr_max: float, logsnr_min: float) -> None:
-    """Rule: λ_max is greater than λ_min."""
-    hint = "equal ends leave nothing between"
-    if logsnr_max < logsnr_min:
-        swapped = f"logsnr_max={-logsnr_max:g}, logsnr_min={-logsnr_min:g}"
-        hint = f"t = 0 is data and has the larger λ; if these are γ = −λ, write {swapped}"
-    greater = f"be greater than logsnr_min = {logsnr_min:g}"
-    require(logsnr_min < logsnr_max, "logsnr_max", greater, f"{logsnr_max:g}", hint)
-
-
-def on_chain(t: Tensor, steps: int) -> None:
-    """Rule: times are the ends i/steps of a chain's steps, i ≥ 1, to the rounding of their dtype.
-    Reads values."""
-    place = t.double() * steps
-    near = (place - place.round()).abs() <= max(1e-3, 1e-6 * steps)
-    off = t[~(near & (place >= 1 - 1e-3) & (place <= steps + 1e-3))]
-    if len(off):
-        got, hint = f"{off[0].item():g}", "the times of another chain?"
-        raise InvalidValue("t", f"be i/{steps} with i = 1 … {steps}", got, hint)
-
-
-def total(value: Any, argument: str, given: Given) -> Any:
-    """A weighting by itself: a function of λ that is neither a class nor a factor."""
-    if isinstance(value, type) or not callable(value):
-        named = isinstance(value, type)
-        hint = f"an instance: {value.__name__}()" if named else "for instance Sigmoid(2.0)"
-        raise InvalidType(argument, "be a Weighting or a function of logsnr", shown(value), hint)
-    parts: tuple[Any, ...] = (value,)
-    if not isinstance(value, nn.Module):  # of methods and partials, what is within
-        parts += getattr(value, "__self__", None), getattr(value, "func", None)
-    elif "_modules" not in vars(value):
-        hint = "its __init__ must call super().__init__()"
-        raise InvalidType(argument, "be initialised", type(value).__name__, hint)
-    for part in parts:
-        if getattr(part, "is_factor", False):
-            hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {part!r}"
-            raise InvalidValue(argument, "be a total", f"the factor {part!r}", hint)
-    return value
-
-
-_CLEAN = "λ = +∞ is data without noise, where nothing is left to predict: stop at about 15"
-_NOISE = "λ = −∞ is zero terminal SNR: a bound needs some signal left, so stop at about −15"
-_UNRESOLVED = "beyond that rounding loses the difference of t and t − 1/T"
-CleanEnd = Annotated[float, Number(hint=_CLEAN)]
-NoisyEnd = Annotated[float, Number(hint=_NOISE)]
-WeightFunction = Annotated[Callable[[Tensor], Tensor], total]
 Finite = Annotated[float, Number()]
 Positive = Annotated[float, Number(above=0.0)]
 NonNegative = Annotated[float, Number(at_least=0.0)]
 Fraction = Annotated[float, Number(at_least=0.0, at_most=1.0)]
 Count = Annotated[int, Whole()]
-Steps = Annotated[int, Whole(at_most=MOST_STEPS, hint=_UNRESOLVED)]
-Data = Annotated[Tensor, data]
-FiniteData = Annotated[Tensor, data, finite_values]
-Batch = Annotated[Tensor, batch]
 Floating = Annotated[Tensor, floating]
-Noise = Annotated[Tensor, noise]
-Times = Annotated[Tensor, Ends()]
-Random = Annotated[torch.Generator, random]
 
 
 @overload
@@ -415,38 +236,30 @@ class _Signature:
         self.function, self.elsewhere, self.words = function, elsewhere, list(parameters)
         self.open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-        self.constraints = {name: constraints(hints.get(name)) for name in parameters}
+        checks = [(name, constraints(hints.get(name))) for name in parameters]
+        self.checks = [(name, each) for name, each in checks if each]
         self.rules = [(rule, tuple(inspect.signature(rule).parameters)) for rule in rules]
         self.ruled = {word for _, words in self.rules for word in words}
-        every = [constraint for some in self.constraints.values() for constraint in some]
-        self.by_type = not rules and all(map(_by_type, every))
 
     def check(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as they are to be used; raises for the first that does not fit."""
         for word in kwargs:
-            if word not in self.constraints and not self.open:
+            if word not in self.words and not self.open:
                 raise TypeError(self._unknown(word, args))
-        if self.by_type:
-            for value, word in zip(args, self.words, strict=False):
-                for constraint in self.constraints[word]:
-                    constraint(value, word, kwargs)
-            for word, value in kwargs.items():
-                for constraint in self.constraints.get(word, ()):
-                    constraint(value, word, kwargs)
-            return args, kwargs
-        given = dict(zip(self.words, args, strict=False)) | kwargs
+        given = dict(zip(self.words, args, strict=False))
+        given |= kwargs
         everything = self.defaults | given
-        for word, checks in self.constraints.items():
+        for word, checks in self.checks:
             if word in given:
                 for constraint in checks:
                     everything[word] = constraint(everything[word], word, everything)
-        if everything.keys() >= self.ruled:  # or the call itself fails
+        if self.rules and everything.keys() >= self.ruled:  # or the call itself fails
             for rule, words in self.rules:
                 rule(*[everything[word] for word in words])
-        named = tuple(everything[word] for word in self.words[: len(args)])
-        return named + args[len(named) :], {word: everything[word] for word in kwargs}
+        named = [everything[word] for word in self.words[: len(args)]]
+        return (*named, *args[len(named) :]), {word: everything[word] for word in kwargs}
 
     def name(self, args: tuple[Any, ...]) -> str:
         """What the user called: a function, a class, or a class and its method."""
@@ -508,14 +321,3 @@ def _tensor_or_number(value: Any, argument: str, given: Given) -> Any:
 
 def _unless_none(constraint: Constraint, value: Any, argument: str, given: Given) -> Any:
     return None if value is None else constraint(value, argument, given)
-
-
-def _by_type(constraint: Constraint) -> bool:
-    """Whether a constraint changes nothing and asks for no other argument."""
-    if isinstance(constraint, functools.partial):
-        constraint = constraint.args[0]
-    alone = isinstance(constraint, Whole | Instance | OneOf | Function)
-    return alone or constraint in (tensor, floating, _tensor_or_number)
-
-
-__all__ = ["require", "shown", "unchecked", "validated"]

@@ -5,18 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, finite_end, known_range_of, variance_trained
+from vdiff._inputs import CleanEnd, Data, Noise, NoisyEnd, Random, ordered_ends
 from vdiff._precision import device_of, float64_for, to_float64
-from vdiff._validate import (
-    CleanEnd,
-    Data,
-    Noise,
-    NoisyEnd,
-    Random,
-    ordered_ends,
-    require,
-    unchecked,
-    validated,
-)
+from vdiff._validate import require, unchecked, validated
 from vdiff.errors import InvalidValue
 from vdiff.loss import weighted_elbo
 from vdiff.schedule import Schedule
@@ -89,10 +80,7 @@ class Augmentation:
         return high
 
     def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        device: torch.device | str = "cpu",
+        self, n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
     ) -> Float[Tensor, " n"]:
         """n independent levels, λ in float64: `diffuse(x, eps, levels)` is data noised to them."""
         dtype = float64_for(torch.device(device))

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._inputs import on_chain
 from vdiff._modules import ValuesCopied, copy_values
-from vdiff._validate import on_chain, require, validated
+from vdiff._validate import require, validated
 from vdiff.gaussian import bits_per_dim
 
 _PARTS = "prior", "diffusion", "reconstruction"
@@ -89,10 +90,10 @@ class Bound(ValuesCopied):
             on_chain(t, steps)
         index = (torch.stack(times).double() * steps).round().long()
         value = torch.stack(terms) / steps
+        none, once = value.new_zeros(steps + 1, value.shape[1]), torch.ones_like(value)
+        means = none.scatter_add(0, index, value) / none.scatter_add(0, index, once)
         named = {"L_0": self.reconstruction}
-        for i in sorted(set(index.flatten().tolist())):
-            is_step = index == i
-            named[f"L_{i}"] = torch.where(is_step, value, 0.0).sum(0) / is_step.sum(0)
+        named |= {f"L_{i}": means[i] for i in sorted(set(index.flatten().tolist()))}
         named[f"L_{steps + 1}"] = self.prior
         if nats:
             return named
@@ -115,11 +116,8 @@ def _unflatten(leaves: Iterable[Any], numbers: list[int | None]) -> Bound:
     return bound
 
 
-torch.utils._pytree.register_pytree_node(  # for torch.export and torch.vmap
-    Bound,
-    _flatten,
-    _unflatten,
-    serialized_type_name="vdiff.bound.Bound",
-    to_dumpable_context=list,
-    from_dumpable_context=list,
-)
+# for torch.export and torch.vmap
+torch.utils._pytree.register_pytree_node(
+    Bound, _flatten, _unflatten, serialized_type_name="vdiff.bound.Bound",
+    to_dumpable_context=list, from_dumpable_context=list,
+)  # fmt: skip

@@ -23,9 +23,10 @@ from vdiff._arguments import (
     original,
     synchronised,
 )
+from vdiff._inputs import Ends, Noise, Random, Steps
 from vdiff._known_range import note_training
 from vdiff._precision import as_float64
-from vdiff._validate import Ends, Noise, Number, Random, Rule, Steps, validated
+from vdiff._validate import Number, Rule, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import Step, alpha, diffuse, prior_kl, sigma, sum_dims

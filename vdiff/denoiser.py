@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._inputs import CleanEnd, NoisyEnd, ordered_ends
 from vdiff._network import (
     CALL,
     OUTPUT,
@@ -15,23 +16,15 @@ from vdiff._network import (
     check_labels,
     check_output,
     network,
+    note_call,
     warn_of_a_hidden_module,
     weights_dtype,
 )
 from vdiff._precision import as_float64, at_least_float32, to_float64
-from vdiff._validate import (
-    CleanEnd,
-    Floating,
-    Function,
-    Instance,
-    NoisyEnd,
-    ordered_ends,
-    require,
-    validated,
-)
-from vdiff.errors import validation_enabled
+from vdiff._validate import Floating, Function, Instance, require, validated
+from vdiff.errors import InvalidType, validation_enabled
 from vdiff.gaussian import per_example
-from vdiff.parameterization import Parameterization, is_number
+from vdiff.parameterization import Parameterization
 from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule, Tabulated
 from vdiff.variance import FixedSmall, ReverseVariance
@@ -197,6 +190,9 @@ class Denoiser(nn.Module):
         variance: ReverseVariance | None = None,
     ) -> None:
         super().__init__()
+        if time is None:
+            hint = "without it the network is given λ"
+            raise InvalidType("time", "be a function", time, hint)
         warn_of_a_hidden_module("the network", network, network)
         warn_of_a_hidden_module("call", call, network)
         self.network, self.parameterization = network, parameterization
@@ -214,7 +210,8 @@ class Denoiser(nn.Module):
             check_labels(condition, z)
         v = to_float64(logsnr)
         scale = self.parameterization.input_scale(v)
-        scaled = z if is_number(scale, 1.0) else per_example(as_float64(scale, z.device), z) * z
+        plain = isinstance(scale, float) and scale == 1.0
+        scaled = z if plain else per_example(as_float64(scale, z.device), z) * z
         dtype = weights_dtype(self.network) or z.dtype
         time = self.time(v)
         time = time.to(at_least_float32(dtype)) if time.is_floating_point() else time
@@ -229,22 +226,14 @@ class Denoiser(nn.Module):
         return Prediction(z, logsnr, out, self.parameterization, self.variance, variance)
 
     def _call_network(self, z: Tensor, time: Tensor, condition: dict[str, Any]) -> Any:
-        """The network's output. An error in a network of several dtypes gets a note."""
+        """The network's output. An error in it gets a note of what it was given."""
         network = self.network if self.call is None else functools.partial(self.call, self.network)
         if not validation_enabled():
             return network(z, time, **condition)
         try:
             return network(z, time, **condition)
-        except RuntimeError as error:
-            parameters = self.network.parameters() if isinstance(self.network, nn.Module) else ()
-            others = sorted({str(p.dtype) for p in parameters} - {str(z.dtype)})
-            if others and "type" in str(error):
-                error.add_note(
-                    f"Denoiser: z came in {z.dtype}, and the network has weights in "
-                    f"{', '.join(others)} too. If its first layer is one of them: Denoiser(…, "
-                    "call=lambda network, z, t, **condition: "
-                    f"network(z.to({others[0]}), t, **condition))"
-                )
+        except Exception as error:
+            note_call(error, self.network, z, time, condition)
             raise
 
     def extra_repr(self) -> str:

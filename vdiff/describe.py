@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff import _html
 from vdiff._validate import Given, require, validated
 from vdiff.augmentation import POINTS, ROUNDING, Augmentation, rises
 from vdiff.errors import InvalidType
@@ -186,6 +187,22 @@ class Description:
             values = self.factor(target)(torch.tensor(levels, dtype=torch.float64)).tolist()
             lines.append(f"    {name:<8}" + "".join(f"{value:>12.4g}" for value in values))
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        curves = {"w(λ)": self.weight, "draws": self.draws, "signal": self.signal}
+        drawn = (
+            (name, _html.curve(self.logsnr, y, f"{name} by log-SNR, noise to data"))
+            for name, y in curves.items()
+        )
+        words = {
+            "objective": f"{self.recipe.name} {self.recipe.source}",
+            "weighting": repr(self.recipe.weighting),
+            "peak": self._peak(),
+            "means": self._meaning(),
+            "where it draws": self._middle(self.draws),
+            "where its signal is": self._middle(self.signal),
+        }
+        return _html.table([*words.items(), *drawn])
 
     def _middle(self, density: Tensor) -> str:
         a, b, c, d = (

@@ -117,15 +117,10 @@ def diagnose(
     loss, reach = 0.5 * width * first.sum(), width * root.sum()
     total, least = square.sum(), 0.25 * reach.square()
     return Diagnosis(
-        logsnr=middle,
-        density=rate.reciprocal(),
-        best=root / reach,
-        square=square,
-        loss=loss.item(),
-        variance=(total - loss.square()).item(),
-        least=(least - loss.square()).item(),
-        effective=(least / total).item(),
-    )
+        logsnr=middle, density=rate.reciprocal(), best=root / reach, square=square,
+        loss=loss.item(), variance=(total - loss.square()).item(),
+        least=(least - loss.square()).item(), effective=(least / total).item(),
+    )  # fmt: skip
 
 
 __all__ = ["Diagnosis", "diagnose"]

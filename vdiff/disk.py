@@ -209,16 +209,6 @@ def _flush(path: Path) -> None:
 
 
 __all__ = [
-    "absolute",
-    "acquire_lock",
-    "append_line",
-    "atomic_rename",
-    "atomic_write",
-    "check_output",
-    "new_folder",
-    "open_regular",
-    "remove",
-    "remove_stale",
-    "write_error",
-    "write_text",
-]
+    "absolute", "acquire_lock", "append_line", "atomic_rename", "atomic_write", "check_output",
+    "new_folder", "open_regular", "remove", "remove_stale", "write_error", "write_text",
+]  # fmt: skip

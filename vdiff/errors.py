@@ -14,13 +14,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 OLDEST_TORCH = (2, 10)
 _NO_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "Storage size calculation overflowed",
-    "ALLOC_FAILED",
-)
+    "can't allocate memory", "not enough memory", "out of memory", "bad_alloc",
+    "Storage size calculation overflowed", "ALLOC_FAILED",
+)  # fmt: skip
 LONGEST = 200  # characters of what came, in an error
 # steps of a chain: λ at t and at t − 1/T, each rounded to float64, tell by how much it falls to
 # about 2e-16 T of that, which is float32's own rounding here (measured 1e-8 of the bound at 10⁹,
@@ -59,9 +55,7 @@ def has_values(*values: Tensor) -> bool:
 
 
 def _is_batched(v: Tensor) -> bool:
-    functorch = (
-        torch._C._functorch
-    )  # no public way to ask; under vmap, branching on a value raises
+    functorch = torch._C._functorch  # no public way to ask; under vmap, branching raises
     while functorch.is_functorch_wrapped_tensor(v):
         if functorch.is_batchedtensor(v):
             return True
@@ -141,7 +135,7 @@ def shown(value: object, text: Callable[[object], str] = repr) -> str:
     return text(value)
 
 
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The nearest known word as a question, or those of which it is the first part; an empty
     string where none is near.
 
@@ -153,7 +147,7 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     folded = {name.casefold(): name for name in known}
     word = word.casefold().replace("+", "p")
     nearest = [name for name in folded if name.startswith(f"{word}-")]
-    nearest = nearest or difflib.get_close_matches(word, list(folded), n=1, cutoff=cutoff)
+    nearest = nearest or difflib.get_close_matches(word, list(folded), n=1)
     names = " or ".join(repr(folded[name]) for name in nearest)
     return f"did you mean {names}?" if nearest else ""
 

@@ -15,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._modules import ValuesCopied
-from vdiff._precision import at_least_float32, float64_for
+from vdiff._precision import as_float64, at_least_float32
 from vdiff._validate import validated
 
 
 def per_example(v: Tensor, x: Tensor) -> Tensor:
     """A (batch,) vector in the dtype of `x` and ready to broadcast over it."""
-    return v.to(x.dtype).view(-1, *(1 for _ in range(x.ndim - 1)))
+    return v.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 def combine(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
@@ -52,6 +52,15 @@ def sigma(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return logsnr.neg().sigmoid().sqrt()
 
 
+def scales(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "2 *shape"]:
+    """α and σ together, √sigmoid(±λ): half the operations.
+
+    >>> scales(torch.tensor(0.0))
+    tensor([0.7071, 0.7071])
+    """
+    return torch.stack([logsnr, -logsnr]).sigmoid().sqrt()
+
+
 @validated
 def diffuse(
     x: Float[Tensor, "batch *dims"],
@@ -63,7 +72,8 @@ def diffuse(
     >>> diffuse(torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1))
     tensor([[0.7071, 0.7071]])
     """
-    return combine(alpha(logsnr), x, sigma(logsnr), eps)
+    signal, noise = scales(logsnr).to(x.dtype)
+    return combine(signal, x, noise, eps)
 
 
 @dataclass(frozen=True)
@@ -211,16 +221,9 @@ def prior_kl(
     >>> prior_kl(torch.ones(1, 2), -5.0)
     tensor([0.0067])
     """
-    snr: Tensor | float
-    softplus: Tensor | float
-    if isinstance(logsnr_min, Tensor):
-        snr = torch.exp(logsnr_min.to(float64_for(x.device)))
-        softplus = torch.log1p(snr)
-    else:  # a number costs no tensor operation
-        snr = math.exp(logsnr_min)
-        softplus = math.log1p(snr)
-    signal = snr / (1 + snr)
-    slack = softplus - signal  # KL of the variances alone: ½d of it
+    level = as_float64(logsnr_min, x.device)
+    signal = level.sigmoid()
+    slack = F.softplus(level) - signal  # KL of the variances alone: ½d of it
     square = sum_dims(x.to(at_least_float32(x.dtype)).square())
     return (0.5 * signal * square + (0.5 * x[0].numel()) * slack).to(square.dtype)
 

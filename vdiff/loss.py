@@ -25,9 +25,10 @@ from vdiff._arguments import (
     variance_trained,
     weight_of_noise,
 )
+from vdiff._inputs import Data, Noise, Random, Steps, Times
 from vdiff._known_range import note_training
 from vdiff._precision import at_least_float32
-from vdiff._validate import Count, Data, Noise, Random, Steps, Times, validated
+from vdiff._validate import Count, validated
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder
 from vdiff.errors import validation_enabled

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vdiff._validate import Steps, require, unchecked, validated
+from vdiff._inputs import Steps
+from vdiff._validate import require, unchecked, validated
 from vdiff.chain import BoundWeight, hybrid_loss, vlb, with_decoder
 from vdiff.decoder import Decoder
 from vdiff.errors import under_functorch

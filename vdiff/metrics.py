@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._validate import FiniteData, require, validated
+from vdiff._inputs import FiniteData
+from vdiff._validate import require, validated
 
 OCTAVES = (0.25, 0.5, 1.0, 2.0, 4.0)
 

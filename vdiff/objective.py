@@ -17,8 +17,9 @@ from vdiff._fits import (
     trains_what_is_learned,
     warn_of_first_level,
 )
+from vdiff._inputs import Ends, Noise, Random
 from vdiff._known_range import warn_beyond
-from vdiff._validate import Ends, Noise, Random, validated
+from vdiff._validate import validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.errors import InvalidValue, validation_enabled

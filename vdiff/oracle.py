@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._inputs import Data
 from vdiff._mixture import Array, Mixture, scales
-from vdiff._validate import Data, validated
+from vdiff._validate import validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder

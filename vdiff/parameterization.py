@@ -13,19 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._inputs import Steps
 from vdiff._precision import to_float64
-from vdiff._validate import Given, Number, Steps, require, validated
-from vdiff.gaussian import Step, alpha, combine, per_example, sigma
+from vdiff._validate import Given, Number, require, validated
+from vdiff.gaussian import Step, alpha, combine, per_example, scales, sigma
 from vdiff.schedule import Schedule
 
 Coefficient = Tensor | float
 Scale = Annotated[float, Number(above=0.0, hint="the standard deviation of the data")]
 DIGITS = 1e-3  # relative rounding error of x̂ or ε̂ above which users are warned
-
-
-def is_number(coefficient: Coefficient, number: float) -> bool:
-    """Whether a coefficient is this Python number, which needs no arithmetic."""
-    return isinstance(coefficient, float) and coefficient == number
 
 
 class Parameterization(abc.ABC):
@@ -48,7 +44,7 @@ class Parameterization(abc.ABC):
             require(
                 fits, argument, numbers, f"{what} from {value!r} for {len(logsnr)} values of λ"
             )
-        low, high = (value.kappa2(logsnr) + torch.zeros_like(logsnr)).aminmax()
+        low, high = value.inverse_kappa2(logsnr).reciprocal().aminmax()
         fits = bool(torch.isfinite(high - low) and high > 1e-20)
         solves, hint = "have a row that determines ε̂ from z and the output", "(a, b) ∝ (α, σ) is z"
         require(fits, argument, solves, f"κ² from {low:g} to {high:g} with {value!r}", hint)
@@ -63,22 +59,19 @@ class Parameterization(abc.ABC):
         return 1.0
 
     @validated
-    def kappa(self, logsnr: Tensor) -> Coefficient:
+    def kappa(self, logsnr: Tensor) -> Tensor:
         """κ = |b − a e^{−λ/2}|: the target's error is κ times the error of ε.
 
         >>> X().kappa(torch.tensor([0.0, 2.0]))
         tensor([1.0000, 0.3679])
         """
-        kappa: Coefficient = self.kappa2(logsnr) ** 0.5
-        return kappa
+        return self.inverse_kappa2(logsnr).rsqrt()
 
-    def kappa2(self, logsnr: Tensor) -> Coefficient:
-        """κ²: the target's squared error is κ² times the squared error of ε."""
+    def inverse_kappa2(self, logsnr: Tensor) -> Tensor:
+        """1/κ²: the squared error of ε is the target's squared error times this."""
         a, b = self.row(logsnr)
-        if is_number(a, 0.0):
-            return b**2
         kappa: Tensor = b - a * torch.exp(-0.5 * logsnr)
-        return kappa.square()
+        return kappa.pow(-2)
 
     def rounding(self, logsnr: Float[Tensor, " 1"], dtype: torch.dtype) -> tuple[float, float]:
         """The errors of x̂ and ε̂ from rounding an output of order one: u σ/|αb − σa| and
@@ -107,6 +100,18 @@ class Parameterization(abc.ABC):
         a, b = (torch.as_tensor(c, dtype=logsnr.dtype, device=x.device) for c in self.row(logsnr))
         return combine(a, x, b, eps)
 
+    def solve_x(self, z: Tensor, output: Tensor, logsnr: Tensor) -> Tensor:
+        """x̂ = (b z − σ ô)/(α b − σ a)."""
+        (a, b), (signal, noise) = self.row(logsnr), scales(logsnr)
+        scale = (signal * b - noise * a).reciprocal()
+        return combine(b * scale, z, -noise * scale, output)
+
+    def solve_eps(self, z: Tensor, output: Tensor, logsnr: Tensor) -> Tensor:
+        """ε̂ = (α ô − a z)/(α b − σ a)."""
+        (a, b), (signal, noise) = self.row(logsnr), scales(logsnr)
+        scale = (signal * b - noise * a).reciprocal()
+        return combine(-a * scale, z, signal * scale, output)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in vars(self).items())})"
 
@@ -121,8 +126,14 @@ class Eps(Parameterization):
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         return 0.0, 1.0
 
+    def inverse_kappa2(self, logsnr: Tensor) -> Tensor:
+        return torch.ones_like(logsnr)
+
     def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         return eps
+
+    def solve_eps(self, z: Tensor, output: Tensor, logsnr: Tensor) -> Tensor:
+        return output
 
 
 class X(Parameterization):
@@ -139,8 +150,11 @@ class X(Parameterization):
     def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         return x
 
-    def kappa2(self, logsnr: Tensor) -> Coefficient:
-        return torch.exp(-logsnr)
+    def solve_x(self, z: Tensor, output: Tensor, logsnr: Tensor) -> Tensor:
+        return output
+
+    def inverse_kappa2(self, logsnr: Tensor) -> Tensor:
+        return torch.exp(logsnr)
 
 
 class V(Parameterization):
@@ -161,11 +175,16 @@ class V(Parameterization):
         self.sigma_data = sigma_data
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
-        normalized = self._normalized(logsnr)
-        return sigma(normalized) * (-1.0 / self.sigma_data), alpha(normalized)
+        signal, noise = scales(self._normalized(logsnr))
+        return noise * (-1.0 / self.sigma_data), signal
 
-    def kappa2(self, logsnr: Tensor) -> Coefficient:
-        return torch.sigmoid(self._normalized(logsnr)).reciprocal()  # κ = α' + σ' e^{−λ'/2} = 1/α'
+    def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        signal, noise = scales(self._normalized(logsnr)).to(x.dtype)
+        signal, noise = per_example(signal, x), per_example(noise, x)
+        return torch.addcmul(signal * eps, noise, x, value=-1.0 / self.sigma_data)
+
+    def inverse_kappa2(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(self._normalized(logsnr))  # κ = α' + σ' e^{−λ'/2} = 1/α'
 
     def _normalized(self, logsnr: Tensor) -> Tensor:
         """λ' of x/σ_d, for which this is plain v."""
@@ -194,11 +213,12 @@ class Flow(Parameterization):
     def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         return eps - x
 
-    def kappa2(self, logsnr: Tensor) -> Coefficient:
-        return torch.sigmoid(0.5 * logsnr).square().reciprocal()  # κ = 1 + e^{−λ/2}
+    def inverse_kappa2(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(0.5 * logsnr).square()  # κ = 1 + e^{−λ/2}
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
-        return (alpha(logsnr) + sigma(logsnr)).reciprocal()
+        t = torch.sigmoid(-0.5 * logsnr)  # c_in z is (1 − t) x + t ε, and α² + σ² = 1
+        return torch.hypot(1.0 - t, t)
 
 
 class Score(Parameterization):
@@ -265,6 +285,15 @@ class VarianceExploding(Parameterization):
 
     def combination(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         return self.parameterization.combination(x, eps, logsnr)
+
+    def inverse_kappa2(self, logsnr: Tensor) -> Tensor:
+        return self.parameterization.inverse_kappa2(logsnr)
+
+    def solve_x(self, z: Tensor, output: Tensor, logsnr: Tensor) -> Tensor:
+        return self.parameterization.solve_x(z, output, logsnr)
+
+    def solve_eps(self, z: Tensor, output: Tensor, logsnr: Tensor) -> Tensor:
+        return self.parameterization.solve_eps(z, output, logsnr)
 
     def input_scale(self, logsnr: Tensor) -> Coefficient:
         return alpha(logsnr).reciprocal()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vdiff._modules import ValuesCopied
 from vdiff._validate import validated
-from vdiff.gaussian import alpha, combine, per_example, sigma, sum_dims
-from vdiff.parameterization import Coefficient, Parameterization, Score, V, is_number
+from vdiff.errors import InvalidType
+from vdiff.gaussian import per_example, sum_dims
+from vdiff.parameterization import Parameterization, Score, V
 from vdiff.variance import FixedSmall, ReverseVariance
 
 _POSTERIOR = FixedSmall()
@@ -51,20 +52,12 @@ class Prediction(ValuesCopied):
     @property
     def x(self) -> Tensor:
         """x̂ = (b z − σ ô)/(α b − σ a)."""
-        a, b = self.parameterization.row(self.logsnr)
-        if is_number(a, 1.0) and is_number(b, 0.0):
-            return self.output
-        scale = self._inverse_determinant(a, b)
-        return combine(b * scale, self.z, -sigma(self.logsnr) * scale, self.output)
+        return self.parameterization.solve_x(self.z, self.output, self.logsnr)
 
     @property
     def eps(self) -> Tensor:
         """ε̂ = (α ô − a z)/(α b − σ a)."""
-        a, b = self.parameterization.row(self.logsnr)
-        if is_number(a, 0.0) and is_number(b, 1.0):
-            return self.output
-        scale = self._inverse_determinant(a, b)
-        return combine(-a * scale, self.z, alpha(self.logsnr) * scale, self.output)
+        return self.parameterization.solve_eps(self.z, self.output, self.logsnr)
 
     @property
     def v(self) -> Tensor:
@@ -96,9 +89,8 @@ class Prediction(ValuesCopied):
         target = self.parameterization.combination(x, eps, self.logsnr)
         squares = F.mse_loss(self.output, target, reduction="none")
         error = sum_dims(squares if weight is None else squares * weight)
-        kappa2 = self.parameterization.kappa2(self.logsnr)
-        ratio = factor if is_number(kappa2, 1.0) else factor / kappa2
-        return error * (ratio.to(error.dtype) if isinstance(ratio, Tensor) else ratio)
+        ratio = factor * self.parameterization.inverse_kappa2(self.logsnr)
+        return error * ratio.to(error.dtype)
 
     def detach_mean(self) -> "Prediction":
         """The same prediction without gradient for the mean. `variance_output` keeps its own."""
@@ -139,12 +131,17 @@ class Prediction(ValuesCopied):
         target = self.parameterization.combination(x, eps, self.logsnr)
         return (self.output - target) * per_example(kappa.reciprocal(), x)
 
-    def _inverse_determinant(self, a: Coefficient, b: Coefficient) -> Tensor:
-        return (alpha(self.logsnr) * b - sigma(self.logsnr) * a).reciprocal()
-
 
 _TENSORS = "z", "logsnr", "output", "variance_output"
 _SETTINGS = "parameterization", "variance", "source"
+
+
+def as_prediction(returned: object) -> Prediction:
+    """What a model returned. Raises TypeError unless it is a Prediction."""
+    if not isinstance(returned, Prediction):
+        hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
+        raise InvalidType("model", "return a Prediction", type(returned).__name__, hint)
+    return returned
 
 
 def _flatten(prediction: Prediction) -> tuple[list[Any], tuple[Any, ...]]:
@@ -202,14 +199,11 @@ def _subclasses(*classes: type) -> Iterator[type]:
         yield from _subclasses(*cls.__subclasses__())
 
 
-torch.utils._pytree.register_pytree_node(  # for torch.export, torch.vmap and fully_shard
-    Prediction,
-    _flatten,
-    _unflatten,
-    serialized_type_name="vdiff.Prediction",
-    to_dumpable_context=_to_json,
-    from_dumpable_context=_from_json,
+# for torch.export, torch.vmap and fully_shard
+torch.utils._pytree.register_pytree_node(
+    Prediction, _flatten, _unflatten, serialized_type_name="vdiff.Prediction",
+    to_dumpable_context=_to_json, from_dumpable_context=_from_json,
     flatten_with_keys_fn=_flatten_with_keys,
-)
+)  # fmt: skip
 
 __all__ = ["Prediction"]

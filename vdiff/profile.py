@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vdiff._inputs import ordered_ends
 from vdiff._modules import PreciseModule
-from vdiff._validate import Count, Finite, ordered_ends, require, validated
+from vdiff._validate import Count, Finite, require, validated
 
 
 class Profile(PreciseModule):

@@ -7,7 +7,8 @@ arguments, so that nothing is built before its first use.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vdiff._validate import require, total, validated
+from vdiff._inputs import total
+from vdiff._validate import require, validated
 from vdiff.decoder import Decoder
 from vdiff.errors import did_you_mean
 from vdiff.loss import Model

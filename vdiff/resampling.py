@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._inputs import Steps, on_chain
 from vdiff._modules import PreciseModule
-from vdiff._validate import Count, Number, Steps, on_chain, require, validated
+from vdiff._validate import Count, Number, require, validated
 from vdiff.times import stratified
 
 _NEVER_AGAIN = "without it a step whose losses were 0 is never drawn again"

@@ -186,12 +186,6 @@ def log_variance_ratio(prediction: Prediction, step: Step, x: Tensor) -> Tensor 
 
 
 __all__ = [
-    "Estimator",
-    "MonteCarlo",
-    "RaoBlackwell",
-    "Raw",
-    "reverse_kl",
-    "reverse_log_ratio",
-    "reverse_mean",
-    "reverse_sample",
-]
+    "Estimator", "MonteCarlo", "RaoBlackwell", "Raw", "reverse_kl", "reverse_log_ratio",
+    "reverse_mean", "reverse_sample",
+]  # fmt: skip

@@ -90,10 +90,23 @@ def on_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
+def duration(seconds: float) -> str:
+    """Seconds in a unit that one reads at a glance.
+
+    >>> duration(0.25), duration(90), duration(720)
+    ('250 ms', '90.0 s', '12.0 min')
+    """
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{1000 * seconds:,.0f} ms"
+
+
 class Bar:
     """Progress on stderr: a bar in a terminal with tqdm; elsewhere a line with the time left after
-    a second, after each tenth of the total or half a minute, and at the end. A closed terminal is
-    no error.
+    a second, after each tenth of the total or half a minute, and at the end. With a `goal`, as
+    "10,000 images", a line after a second says how long all of it takes. A closed terminal is no
+    error.
 
     >>> with Bar(4, "image", "testing", quiet=True) as bar:
     ...     bar.update(3)
@@ -110,7 +123,9 @@ class Bar:
         *,
         done: int = 0,
         quiet: bool = False,
+        goal: str = "",
     ) -> None:
+        self.goal = goal
         self.total, self.unit, self.label, self.done, self.quiet = total, unit, label, done, quiet
         self._began, self._first, self._bar = time.monotonic(), done, None
         self._shown = (self._began, done)
@@ -131,6 +146,8 @@ class Bar:
         if self.quiet:
             return
         try:
+            if self.goal and self._seconds() >= SOON and self._first < done < self.total:
+                self._forecast()
             if self._bar is not None:
                 self._bar.total = self.total
                 self._bar.set_description(self.label, refresh=False)
@@ -140,6 +157,19 @@ class Bar:
                 self._line()
         except OSError:  # the terminal or the log is gone
             self.quiet = True
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def _forecast(self) -> None:
+        """How long all of it takes, by what is done. Once."""
+        share = (self.total - self._first) / (self.done - self._first)
+        about, goal, self.goal = duration(self._seconds() * share), self.goal, ""
+        line = f"{self.label}: about {about} for {goal}"
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def _is_time(self) -> bool:
         since, before = time.monotonic() - self._shown[0], self._shown[1]
@@ -153,7 +183,7 @@ class Bar:
         text += f"{100 * self.done / self.total:.0f} %, " if self.total else ""
         text += f"{self.done:,} of {self.total:,} {self.unit}, {spent:.0f} s"
         if made > 0 and self.done < self.total:
-            text += f", about {spent / made * (self.total - self.done):.0f} s left"
+            text += f", about {duration(spent / made * (self.total - self.done))} left"
         print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Bar":
@@ -179,4 +209,13 @@ def track(items: Sequence[Item], unit: str, label: str = "") -> Iterator[Item]:
             bar.update()
 
 
-__all__ = ["Bar", "on_terminal", "replace_unencodable", "say", "say_json", "track", "wrapped"]
+__all__ = [
+    "Bar",
+    "duration",
+    "on_terminal",
+    "replace_unencodable",
+    "say",
+    "say_json",
+    "track",
+    "wrapped",
+]

@@ -158,11 +158,6 @@ def _given(variance: ReverseVariance, variance_output: Tensor | None) -> Tensor:
 
 
 __all__ = [
-    "AnalyticVariance",
-    "FixedLarge",
-    "FixedSmall",
-    "LearnedLogVariance",
-    "LearnedRange",
-    "LearnedVariance",
-    "ReverseVariance",
-]
+    "AnalyticVariance", "FixedLarge", "FixedSmall", "LearnedLogVariance", "LearnedRange",
+    "LearnedVariance", "ReverseVariance",
+]  # fmt: skip

@@ -534,7 +534,7 @@ def test_fault_14_dequantised_data_with_a_discrete_decoder(
     name = type(decoder).__name__
     words = (
         "be integer levels, 0 to 16",
-        "torch.float32 (a discrete decoder takes levels 0, 1, 2, …; dequantised or "
+        "torch.float32 (pixels in [0, 1] are (x * 16).round().long(); dequantised or "
         "scaled data needs a Gaussian decoder",
     )
     with assert_refused(TypeError, f"{name}.encode", "data", *words):

@@ -88,6 +88,7 @@ def test_a_function_may_refer_to_what_is_not_set_yet():
     [
         ({"time": "edm"}, "time", "str"),
         ({"time": torch.zeros(3)}, "time", "Tensor"),
+        ({"time": None}, "time", "None"),
         ({"output": "sample"}, "output", "str"),
         ({"call": "timestep"}, "call", "str"),
         ({"call": nn.Linear}, "call", "the class Linear"),
@@ -124,10 +125,10 @@ def test_a_network_without_labels_refuses_them():
 def test_a_factor_is_a_function_of_log_snr():
     factor = loss_factor(Sigmoid(2.0), Cosine(), V())
     with assert_refused(
-        TypeError, "LossFactor", "logsnr", "be a floating tensor", "factor(schedule(t))"
+        TypeError, "LossFactor", "logsnr", "be a floating tensor", "λ is schedule(t)"
     ):
         factor(torch.tensor([100, 500]))
-    with assert_refused(TypeError, "LossFactor", "logsnr", "be a floating tensor", "float"):
+    with assert_refused(TypeError, "LossFactor", "logsnr", "be a torch.Tensor", "float"):
         factor(0.5)
 
 
@@ -243,7 +244,7 @@ def test_a_bare_network_is_recognised_by_its_error():
 
     with pytest.raises(KeyError) as caught:
         weighted_elbo(Denoiser(broken, Eps()), X, schedule=Cosine())
-    assert not hasattr(caught.value, "__notes__")
+    assert "bare network" not in "".join(caught.value.__notes__)
 
 
 @pytest.mark.parametrize(

@@ -512,22 +512,21 @@ def test_fault_21_no_autocast_for_logsnr() -> None:
         (lambda logsnr: 1 / (10 - logsnr), "be finite and at least 0 .. got inf at λ = 10"),
         (
             lambda logsnr: logsnr[:, None].exp(),
-            "return a tensor of the shape and device of logsnr .. (1001, 1) on cpu "
+            "return the shape and device of logsnr .. (1001, 1), cpu "
             "(it would broadcast in silence)",
         ),
         (
             lambda logsnr: logsnr.exp().mean(),
-            "return a tensor of the shape and device of logsnr .. () on cpu "
-            "(it would broadcast in silence)",
+            "return the shape and device of logsnr .. (), cpu (it would broadcast in silence)",
         ),
         (
             lambda logsnr: 1.0,
-            "return a tensor of the shape and device of logsnr .. got float "
+            "return the shape and device of logsnr .. got float "
             "(torch.full_like(logsnr, value) for a constant)",
         ),
         (
             lambda logsnr: logsnr.exp().to("meta"),
-            "return a tensor of the shape and device of logsnr .. on meta",
+            "return the shape and device of logsnr .. meta",
         ),
     ],
     ids=[

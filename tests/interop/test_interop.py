@@ -36,7 +36,9 @@ from vdiff.schedule import Cosine, OptimalTransport, Tabulated  # noqa: E402
 from vdiff.variance import FixedLarge, LearnedRange  # noqa: E402
 from vdiff.weighting import MSE  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:levels. .* (ends at|has clip_sample)"
+)
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 TARGETS = {"epsilon": Eps(), "sample": X(), "v_prediction": V()}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vdiff._validate import require
 from vdiff.cli import describe, evaluate, sample, train, verify
+from vdiff.cli.own_code import explain
 from vdiff.cli.parser import one_line, parser_of
 from vdiff.errors import InvalidValue, out_of_memory
 from vdiff.likelihood.stages import TOLERANCES
@@ -21,6 +22,7 @@ COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample}
 COMMANDS |= {"describe": describe, "verify": verify}
 # options that take memory, and the value from which an out-of-memory error names them
 LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**6)
+EXPECTED = (TypeError, ValueError, OSError, ImportError, SolverError)
 PATHS = ("run", "what", "against", "data", "out", "png", "figure", "pages", "model", "grid")
 MOST = dict.fromkeys(
     ("draws", "replicates", "count", "points", "images"), 10**9
@@ -30,7 +32,8 @@ MOST = dict.fromkeys(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. It is 2 if an argument or a run folder is wrong, a
     solver gives up, memory runs out or a library is missing, 130 after Ctrl-C, and 143 if SIGTERM
-    ended an evaluation. An error is one line on stderr.
+    ended an evaluation. An error is one line on stderr; one of the user's own code has the lines
+    of that code below it.
 
     >>> main(["sample", "no-such-folder"])
     2
@@ -45,18 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _warnings_in_a_line(name):
             code: int = COMMANDS[options.command].run(options)
         return code
-    except (TypeError, ValueError, OSError, ImportError, SolverError) as error:
-        why = str(error)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        why = _no_memory(options, error)
     except KeyboardInterrupt as error:
         notes = getattr(error, "__notes__", [])
         say(f"{name}: {'; '.join(('interrupted', *notes))}", file=sys.stderr)
         return 128 + getattr(error, "number", signal.SIGINT)
-    say(f"{name}: {one_line(why)}", file=sys.stderr)
+    except Exception as error:
+        why = _why(options, error)
+        if why is None:
+            raise
+    say(f"{name}: {why}", file=sys.stderr)
     return 2
+
+
+def _why(options: argparse.Namespace, error: Exception) -> str | None:
+    """What to say of an error; None for one that no command expects."""
+    if out_of_memory(error):
+        return one_line(_no_memory(options, error))
+    if text := explain(error, options):
+        return text
+    return one_line(str(error)) if isinstance(error, EXPECTED) else None
 
 
 def check_options(options: argparse.Namespace) -> None:

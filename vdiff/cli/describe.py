@@ -1,5 +1,5 @@
-"""Describe what an objective really optimises: its weighting over log-SNR, whether that is a
-likelihood, where its signal lies.
+"""Describe what an objective really optimises: its weighting over log-SNR, whether it is a
+likelihood bound, and at which log-SNRs its signal lies.
 
 An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` of yours.
 FILE.py is run as a Python program: name only a file that you trust.
@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "objective", nargs="?", help=f"FILE.py:NAME, or one of {', '.join(RECIPES)}"
     )
     parser.add_argument(
-        "--compare", nargs="+", default=[], metavar="OTHER", help="others to set beside it"
+        "--compare", nargs="+", default=[], metavar="OTHER", help="objectives to compare it with"
     )
     parser.add_argument("--all", action="store_true", help="every published recipe, as one table")
     parser.add_argument("--figure", metavar="PNG", help="draw weightings, densities and signals")
@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
         from vdiff import plots
 
         with atomic_write(figure) as aside:
-            plots.objectives(aside, {printable(each.recipe.name): each for each in described})
+            named = {printable(each.recipe.name): each for each in described}
+            plots.save(aside, plots.objectives(named))
     if options.json:
         say_json([_numbers(each, described[0]) for each in described])
         return 0
@@ -101,6 +102,3 @@ def _peak(each: Description) -> str:
         low, high = each.plateau
         return f"{low:.1f} to {high:.1f}"
     return f"{round(each.peak, 2) + 0.0:.2f}"
-
-
-__all__ = ["add", "run"]

@@ -1,23 +1,24 @@
-"""Evaluate a run: its bound in bits per dimension with errors, or the difference from another
-run's.
+"""Evaluate a run, or any network: its bound in bits per dimension with errors, or the difference
+from another run's.
 
-With --against, the bound of each run is the whole one, between its own ends.
+    vdiff evaluate runs/vdm --tolerance 0.002
+    vdiff evaluate mine.py:build --data test/  an Objective, without a run
+    vdiff evaluate FOLDER --data test/         a folder of save_pretrained
+    torchrun --nproc-per-node 2 --no-python vdiff evaluate runs/vdm
 
-Takes the averaged weights and a whole split, or its first images. With --ode the likelihood of
-the probability-flow ODE stands beside the bound, under each dequantisation: another model's, so
-that the gap between the two may have either sign. Writes RUN/evaluation.json (or --out), from
-whose protocol the numbers can be computed again. When Ctrl-C or SIGTERM ends it, what was
-evaluated is kept beside that file, and the same command continues from there. Several processes
-share the images: `torchrun --nproc-per-node 2 --no-python vdiff evaluate RUN`.
+With --against, each run's bound is complete, between its own ends.
+
+Uses the averaged weights and a whole split, or its first images. --ode adds the likelihood of the
+probability-flow ODE under each dequantisation. The ODE is another model, so the gap to the bound
+may have either sign. Writes RUN/evaluation.json (or --out) with a protocol that reproduces the
+numbers. Ctrl-C or SIGTERM saves the state beside that file, and the same command resumes from it.
+Several processes share the images.
 """
 
 import argparse
 import json
 import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,20 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vdiff._validate import require
-from vdiff.cli.load import DATA, check_training_data, data_for, output_file, parse_device
-from vdiff.cli.own import add_model, load_run
+from vdiff.cli.load import (
+    DATA,
+    check_training_data,
+    data_for,
+    data_options,
+    output_file,
+    parse_device,
+    training_images,
+)
+from vdiff.cli.own import load_run
 from vdiff.cli.parser import positive
+from vdiff.cli.progress import noted_warnings, progress_bar
 from vdiff.cli.resume import Resumable
+from vdiff.cli.source import add_source, open_source
 from vdiff.decoder import Levels
 from vdiff.disk import write_text
 from vdiff.errors import printable
@@ -43,10 +54,11 @@ from vdiff.likelihood import (
 )
 from vdiff.likelihood import evaluate as evaluate_bound
 from vdiff.oracle import Gaussian
-from vdiff.terminal import Bar, say, say_json, wrapped
+from vdiff.terminal import say, say_json, wrapped
 
 if TYPE_CHECKING:
     from vdiff.training import Run
+    from vdiff.training.loading import Loaded
 
 SPLITS = ("test", "selection", "train")
 REPLICATES = 2  # of a likelihood by the ODE
@@ -56,27 +68,32 @@ MAX_FULL = 4096  # dimensions up to which the prior has a full covariance
 def add(parser: argparse.ArgumentParser) -> None:
     """The options of `vdiff evaluate`."""
     option, default = parser.add_argument, "(default: %(default)s)"
-    option("run", metavar="RUN", help="run folder, as a training writes it")
-    add_model(parser)
+    add_source(parser)
     text = f"{', '.join(DATA)}, a folder of pictures, a .npy or .npz file (default: the run's own)"
     option("--data", help=text)
+    text = "with --data: pixels of the shorter side (default: as the run reads its own data)"
+    option("--size", type=positive, metavar="N", help=text)
+    text = "with --data: how to read it, such as data_options.channels=3"
+    option("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=text)
     option("--split", choices=SPLITS, default="test", help=default)
-    text = "the first N of the split alone, as the protocol says (default: all)"
+    text = "evaluate only the first N of the split; the protocol records it (default: all)"
     option("--images", type=positive, metavar="N", help=text)
     option("--tolerance", type=float, help="Monte Carlo standard error to reach, bits/dim")
-    option("--budget", type=int, help="most network evaluations that may take")
+    option("--budget", type=int, help="maximum number of network evaluations")
     text = "times per image and replicate (default: 32, or what the tolerance needs)"
     option("--draws", type=int, help=text)
-    text = f"grids per image, or of the first stage {default}"
+    text = f"grids of times per image, in the first stage if a tolerance is given {default}"
     option("--replicates", type=int, default=4, help=text)
-    text = "the bound of a chain of so many steps (default: that of the run, or continuous time)"
+    text = "bound of a chain of this many steps (default: as the run, or continuous time)"
     option("--steps", type=int, help=text)
-    text = "the probability-flow ODE's likelihood beside the bound"
+    text = "also the likelihood of the probability-flow ODE"
     option("--ode", action="store_true", help=text)
-    text = f"of its solver, audited by half of it {default}"
+    text = f"of the ODE solver; half of it is solved as a check {default}"
     option("--ode-tolerance", type=float, default=1e-4, help=text)
-    text = "report by how much the bound lies above that of another run"
+    text = "report how far the bound lies above that of another run"
     option("--against", metavar="RUN", help=text)
+    text = "the builder of that run's network (default: that of --model)"
+    option("--against-model", metavar="FILE.py:NAME", help=text)
     option("--seed", type=int, default=0, help=default)
     option("--batch", type=int, default=1024, help=f"network evaluations at a time {default}")
     option("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
@@ -123,22 +140,23 @@ class Evaluation:
     """A run, its images, and what all estimates of one command have in common."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from vdiff.training import Run
-
-        self.options, self.source = options, Run(options.run)
-        config, self.device = self.source.config, parse_device(options.device)
-        self.loaded, builder = load_run(self.source, options.model)
+        self.options, self.device = options, parse_device(options.device)
+        opened = open_source(options.run, options.model, options.classes, data=options.data)
+        self.source, self.loaded, builder, is_run = opened
+        config = self.source.config
         self.objective = self.loaded.objective.to(self.device)
         self.decoder = self.objective.decoder
         self._check_options()
-        self.parts = data_for(self.source, self.loaded, options.data)
+        given = data_options(config, options)
+        self.parts = data_for(self.source, self.loaded, options.data, given)
         whole, of_whole = getattr(self.parts, options.split), self.parts.train is self.parts.test
         hint = "other data than the run's has no split: all of it is measured"
         fits = not of_whole or options.split == "test"
         require(fits, "split", "be left out", options.split, hint)
         split = whole[: options.images]
         self.images = split.pixels.to(self.device)
-        _check_shape(self.source, self.images)
+        if is_run:
+            _check_shape(self.source, self.images)
         words = ("tolerance", "budget", "draws", "replicates", "seed", "batch")
         self.settings: dict[str, Any] = {word: getattr(options, word) for word in words}
         self.settings["steps"] = self.objective.steps if options.steps is None else options.steps
@@ -149,9 +167,12 @@ class Evaluation:
         self.record |= {"ema": config.ema[0]} | self.loaded.record
         self.record |= {} if builder is None else {"network": str(builder)}
         self.record["data set"] = options.data or config.data
+        self.record |= {"read as": whole.record} if whole.record else {}
         self.record["trained on"] = self.loaded.data or "images that are not recorded"
         name = "evaluation.json" if options.against is None else "comparison.json"
         self.out = Path(options.out) if options.out else self.source.folder / name
+        if not options.out:
+            self.source.folder.mkdir(exist_ok=True)  # weights that no run holds have none yet
         if options.out or not self.out.is_symlink():
             output_file("out", self.out)
         self.states = Resumable(self.out)
@@ -164,6 +185,8 @@ class Evaluation:
         require(not ode or self.options.against is None, "ode", what, self.options.against, hint)
         what, hint = "come with a decoder of levels", "a density needs no dequantisation"
         require(not ode or isinstance(decoder, Levels), "ode", what, repr(decoder), hint)
+        alone = self.options.against_model is None or self.options.against is not None
+        require(alone, "against-model", "come with --against", self.options.against_model)
 
     def start(self) -> None:
         """What depends on the process group."""
@@ -172,12 +195,21 @@ class Evaluation:
         self.share = share_of_rank()
         self.quiet = self.options.quiet or self.share.index > 0
         self.settings |= {"share": self.share, "record": self.record, "condition": self.condition}
+        if self.options.data is not None:
+            self._record_overlap(self.source, self.loaded)
+        self.goal = f"{len(self.images):,} images"
         self.unit = "network evaluations" + (" at least" if self.options.tolerance else "")
+
+    def _record_overlap(self, run: "Run", loaded: "Loaded", name: str = "") -> None:
+        """How many of other data's images a run was trained on."""
+        warn = self.share.index == 0 and self.options.split != "train"
+        found = training_images(run, loaded, self.images, warn=warn)
+        self.record[f"in the training data{name}"] = found
 
     def bound(self) -> Report:
         """The bound of the run."""
         given = self.settings | {"schedule": self.objective.schedule}
-        with progress_bar(self.quiet, "bound", self.unit) as progress:
+        with progress_bar(self.quiet, "bound", self.unit, goal=self.goal) as progress:
             model = self.objective.model
             return self.states.call(
                 "bound", evaluate_bound, model, self.images, progress=progress, **given
@@ -190,10 +222,14 @@ class Evaluation:
 
         options, other = self.options, Run(self.options.against)
         _check_shape(other, self.images)
-        model = options.model if other.config.own_network else None
+        model = options.against_model
+        if model is None and other.config.own_network:
+            model = options.model
         loaded, _ = load_run(other, model)
         if options.data is None:
             check_training_data(other, loaded, self.parts)
+        else:
+            self._record_overlap(other, loaded, " against")
         theirs, runs = loaded.objective.to(self.device), (self.source, other)
         pairs: dict[str, tuple[object, ...]] = {
             "decoder": (repr(self.decoder), repr(theirs.decoder)),
@@ -208,7 +244,7 @@ class Evaluation:
         self.record["against"] = str(other.folder)
         self.record |= {f"{name} against": value for name, value in loaded.record.items()}
         given = self.settings | {"schedule": (self.objective.schedule, theirs.schedule)}
-        with progress_bar(self.quiet, "comparison", self.unit) as progress:
+        with progress_bar(self.quiet, "comparison", self.unit, goal=self.goal) as progress:
             models = self.objective.model, theirs.model
             return self.states.call(
                 "comparison", compare, *models, self.images, progress=progress, **given
@@ -228,7 +264,10 @@ class Evaluation:
         given = {name: self.settings[name] for name in names}
         given |= {"schedule": schedule, "prior": prior, "audit": True, "replicates": REPLICATES}
         given["tolerance"] = self.options.ode_tolerance
-        given["record"] = self.record | {"prior fitted to": f"{len(train)} training images"}
+        which = (
+            "training images" if self.parts.train is not self.parts.test else "images, measured"
+        )
+        given["record"] = self.record | {"prior fitted to": f"{len(train)} {which}"}
         share, unit = self.share, "draws, each a path of the ODE"
         draws = REPLICATES * len(range(share.index, len(self.images), share.count))
         for name, noise in {
@@ -236,7 +275,7 @@ class Evaluation:
             "uniform": Uniform(decoder),
         }.items():
             label, part = f"ODE, {name} dequantisation", name.split()[0]
-            with progress_bar(self.quiet, label, unit, draws) as progress:
+            with progress_bar(self.quiet, label, unit, draws, self.goal) as progress:
                 solve = partial(dequantized_ode, progress=progress, dequantization=noise)
                 try:
                     model, images = self.objective.model, self.images
@@ -267,41 +306,7 @@ def _check_shape(run: "Run", images: Tensor) -> None:
     """Raise unless images have the shape that a run was trained on."""
     got, shape = list(images.shape[1:]), list(run.config.shape)
     what = f"be images of shape {shape}, as {run.folder.name} was trained on"
-    require(got == shape, "data", what, got)
-
-
-@contextmanager
-def noted_warnings() -> Iterator[list[str]]:
-    """Yield a list of the texts of all warnings of the block. They are shown as usual."""
-    with warnings.catch_warnings():
-        heard: list[str] = []
-        show = warnings.showwarning
-
-        def note(message: Warning | str, *rest: Any, **more: Any) -> None:
-            heard.append(str(message))
-            show(message, *rest, **more)
-
-        warnings.showwarning = note
-        yield heard
-
-
-@contextmanager
-def progress_bar(quiet: bool, label: str, unit: str, total: int | None = None) -> Iterator[Any]:
-    """Yield a function for `progress=`. It prints the total before the first evaluation, then
-    shows a bar. The total may grow."""
-    announced = quiet
-    with Bar(unit="eval", label=label, quiet=quiet) as bar:
-
-        def show(done: int, total: int) -> None:
-            nonlocal announced
-            if not announced:
-                say(f"{label}: {total:,} {unit}", file=sys.stderr)
-                announced = True
-            bar.to(done, total)
-
-        if total is not None:
-            show(0, total)
-        yield show
-
-
-__all__ = ["DATA", "add", "run"]
+    hint = f"--size {shape[-1]} resizes pictures" if len(shape) == 3 else ""
+    if got[:1] != shape[:1] and shape[0] in (1, 3):
+        hint = f"--set data_options.channels={shape[0]} converts pictures"
+    require(got == shape, "data", what, got, hint)

@@ -1,33 +1,39 @@
 """What a command reads from outside: data, objects of a Python file, the device; and where it may
 write."""
 
+import argparse
+import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from vdiff._validate import require
-from vdiff.data import Splits, load, splits
+from vdiff.data import Images, Splits, load, load_images, splits
 from vdiff.data.arrays import SUFFIXES
-from vdiff.data.folder import class_names
-from vdiff.data.load import has_own_split, is_path
-from vdiff.data.mapped import Mapped
+from vdiff.data.folder import as_pictures, class_names
+from vdiff.data.load import OPTIONS, has_own_split, is_path
 from vdiff.data.registry import DATASETS, is_available
-from vdiff.data.split import whole
+from vdiff.data.split import split, whole
 from vdiff.disk import absolute, check_output
-from vdiff.errors import InvalidValue, did_you_mean
+from vdiff.errors import InvalidArgument, InvalidValue, did_you_mean, printable
 
 if TYPE_CHECKING:
     from vdiff.training import Config, Run
     from vdiff.training.loading import Loaded
 
 DATA: dict[str, Callable[[str], Splits]] = {name: partial(splits, name) for name in DATASETS}
+OF_PICTURES = ("size", "resampling", "channels")  # what a file of arrays has no option for
+SETTING = re.compile(rf"\b({'|'.join(OPTIONS)})='?(\w+)'?")
 
 
 def load_object(source: str) -> Any:
@@ -37,7 +43,9 @@ def load_object(source: str) -> Any:
     Raises ValueError if the file or the name is missing, or the file fails."""
     path, _, name = source.rpartition(":")
     what, hint = "name a file and something in it", "for instance mine.py:model"
-    require(bool(path) and Path(path).is_file(), "FILE.py:NAME", what, repr(source), hint)
+    require(bool(path), "FILE.py:NAME", what, repr(source), hint)
+    came, hint = f"no file at {Path(path).absolute()}", f"of {source}"
+    require(Path(path).is_file(), "FILE.py:NAME", what, came, hint)
     home = Path(path).resolve().parent
     home = next(
         folder for folder in (home, *home.parents) if not (folder / "__init__.py").exists()
@@ -79,28 +87,92 @@ def load_splits(name: str, folder: str, options: Mapping[str, Any] | None = None
     with the options of `vdiff.data.load`. Raises ValueError for an unknown name."""
     if name in DATA:
         return DATA[name](folder)
+    with in_words_of_the_command():
+        return load(_path_of(name), **(options or {}))
+
+
+def data_options(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `vdiff.data.load` that --size and --set give."""
+    settings = [*options.set, *([f"data_options.size={options.size}"] if options.size else [])]
+    for text in settings:
+        what, hint = "be data_options.NAME=VALUE", "an evaluation changes no other setting"
+        require(text.startswith("data_options."), "set", what, repr(text), hint)
+        word = "size" if text.startswith("data_options.size=") else "set"
+        require(options.data is not None, word, "come with --data", text)
+    return replace(config, data_options={}).override(settings).data_options
+
+
+def load_other(name: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> Images:
+    """All images at a path, read with the options of a run, or those that are given. Arrays of
+    bytes are converted and resized as pictures are, unless they have the run's form."""
+    path, every = _path_of(name), {**options, **given}
+    with in_words_of_the_command():
+        if path.is_dir():
+            return load_images(path, **every)
+        images = load_images(path, **{k: v for k, v in every.items() if k not in OF_PICTURES})
+        return as_pictures(images, **{k: v for k, v in every.items() if k in OF_PICTURES})
+
+
+def _path_of(name: str) -> Path:
     path = Path(name).expanduser()
     exists = path.is_dir() or (path.suffix in SUFFIXES and path.is_file())
     came = f"the file {name}" if path.is_file() else repr(name)
     hint = did_you_mean(name, DATA) or "a file of arrays ends with .npy or .npz"
     require(exists, "data", f"be one of {', '.join(DATA)}, or a folder", came, hint)
-    return load(path, **(options or {}))
+    return path
 
 
-def data_for(run: "Run", loaded: "Loaded", named: str | None) -> Splits:
+@contextmanager
+def in_words_of_the_command() -> Iterator[None]:
+    """Raise errors of `vdiff.data` with the options of the command line in their hints."""
+    try:
+        yield
+    except InvalidArgument as error:
+        error.function = None
+        error.argument = "data" if error.argument == "path" else error.argument
+        error.hint = SETTING.sub(r"--set data_options.\1=\2", error.hint)
+        error.hint = error.hint.replace("--set data_options.size=", "--size ")
+        raise
+
+
+def data_for(
+    run: "Run", loaded: "Loaded", named: str | None, given: Mapping[str, Any] | None = None
+) -> Splits:
     """The data set to measure a run on: that of its config, or the one that is `named`, by name or
-    path. A path is read as the config reads its data. Unless the run was trained on a part of it,
-    each split is all of it.
+    path. A path is read as the config reads its data, but for the options that are given. Unless
+    the run was trained on a part of it, each split is all of it.
 
     Without a name nothing is downloaded or created. Raises ValueError if the run was trained on
     other images than its config names, or if their files are missing."""
     config = run.config
-    if named is not None:  # missing files go into the default folder, not into a config's
+    if named is None:
+        return _own_data(run, loaded)
+    if named in DATA or has_own_split(named):
+        what, hint = "be left out", f"{named} has a form of its own"
+        require(not given, "set", what, given, hint)
+        # missing files go into the default folder, not into a config's
         folder = config.folder if is_available(named, config.folder) else "data"
-        parts = load_splits(named, folder, config.data_options)
-        if named in DATA or has_own_split(named) or _trained_on(loaded, parts, config):
-            return parts
-        return whole(of_classes(parts, config) if config.conditional else parts)
+        return load_splits(named, folder)
+    images = load_other(named, config.data_options, given or {})
+    if parts := _own_parts(images, loaded, config):
+        return parts
+    is_folder = Path(named).expanduser().is_dir()  # an array's labels are numbers
+    return whole(of_classes(images, config) if config.conditional and is_folder else images)
+
+
+def _own_parts(images: Images, loaded: "Loaded", config: "Config") -> Splits | None:
+    """The parts of images if the run was trained on one of them."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of copies: this split is a trial
+            parts = split(images)
+    except ValueError:  # there are too few
+        return None
+    return parts if _hashes(parts, config) & set(loaded.data) else None
+
+
+def _own_data(run: "Run", loaded: "Loaded") -> Splits:
+    """The data set of a run's config."""
+    config = run.config
     available = is_available(config.data, config.folder)
     if is_path(config.data):
         available = Path(config.data).exists()
@@ -112,22 +184,20 @@ def data_for(run: "Run", loaded: "Loaded", named: str | None) -> Splits:
     return parts
 
 
-def of_classes(parts: Splits, config: "Config") -> Splits:
-    """The parts of a folder with the labels of the run's own classes, by name: the subfolders of
+def of_classes(images: Images, config: "Config") -> Images:
+    """The images of a folder with the labels of the run's own classes, by name: the subfolders of
     another folder are counted from 0 again.
 
     Raises ValueError for a class that the run does not have, for pictures without one, and where
     the run's classes are not known any more."""
-    if isinstance(parts.train.store, Mapped):  # an array's labels are numbers
-        return parts
-    home, names = Path(config.data), parts.train.names
+    home, names = Path(config.data), images.names
     known = class_names(home) if is_path(config.data) and home.is_dir() else ()
     what = f"have the classes of the run's data, {', '.join(known) or 'which are gone'}"
     came = ", ".join(names) or "pictures without classes"
     hint = "the subfolders of a folder are its classes"
     require(bool(names) and set(names) <= set(known), "data", what, came, hint)
     number = torch.tensor([known.index(name) for name in names])
-    return Splits(*(replace(p, labels=number[p.labels], names=known) for p in parts))
+    return replace(images, labels=number[images.labels], names=known)
 
 
 def check_training_data(run: "Run", loaded: "Loaded", parts: Splits) -> None:
@@ -140,9 +210,16 @@ def check_training_data(run: "Run", loaded: "Loaded", parts: Splits) -> None:
     require(hashes.issuperset(loaded.data), "data", what, came, hint)
 
 
-def _trained_on(loaded: "Loaded", parts: Splits, config: "Config") -> bool:
-    """Whether a run was trained on the training part of a data set."""
-    return bool(_hashes(parts, config) & set(loaded.data))
+def training_images(run: "Run", loaded: "Loaded", images: Tensor, *, warn: bool) -> str:
+    """How many of some images a run was trained on, in words, and with `warn` a warning if there
+    are any."""
+    from vdiff.training.trained_on import overlap
+
+    found = overlap(run.folder, loaded.data, images)
+    if found is not None and found.found > 0 and warn:
+        what = f"{found} are in the training data of this run, {printable(run.folder.name)}"
+        warnings.warn(f"{what}: of new images the bound may be larger", stacklevel=2)
+    return "not recorded" if found is None else str(found)
 
 
 def _hashes(parts: Splits, config: "Config") -> set[str]:
@@ -166,14 +243,3 @@ def output_file(argument: str, name: str | Path) -> Path:
     inside = any((run / "config.json").is_file() for run in runs)
     require(not inside, argument, "be no file of a run itself", path, "it would be lost")
     return path
-
-
-__all__ = [
-    "DATA",
-    "check_training_data",
-    "data_for",
-    "load_object",
-    "load_splits",
-    "output_file",
-    "parse_device",
-]

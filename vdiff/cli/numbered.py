@@ -57,6 +57,3 @@ def write_image(folder: Path, number: int, pixels: Tensor) -> None:
     aside = folder / f".{number:06d}.partial"
     Image.fromarray(image.contiguous().numpy()).save(aside, "PNG")
     aside.replace(folder / name_of(number))
-
-
-__all__ = ["name_of", "open_numbered", "write_image"]

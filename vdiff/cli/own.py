@@ -34,8 +34,8 @@ RUNS = "FILE.py is run as a Python program: name only a file that you trust"
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The option --model."""
-    text = "builds the network of a run with one of your own: returns it, a Denoiser or an "
-    parser.add_argument("--model", metavar="FILE.py:NAME", help=f"{text}Objective. {RUNS}")
+    text = "for a run with your own network: function that returns it, a Denoiser or an Objective"
+    parser.add_argument("--model", metavar="FILE.py:NAME", help=f"{text}. {RUNS}")
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,22 @@ class Builder:
         return f"{self.name}, file {self.source}"
 
     def objective(self, config: "Config") -> Objective:
-        """Build the objective; what the builder leaves out is the config's. Raises ValueError if
-        the builder fails, and unless it returns an nn.Module."""
-        try:
-            made = self.thing if isinstance(self.thing, nn.Module) else self.thing()
-        except Exception as error:
-            what = f"name a function that runs without arguments, as {self.name} does not"
-            came = f"{type(error).__name__}: {error}"
-            raise InvalidValue("FILE.py:NAME", what, came) from error
+        """Build the objective; what the builder leaves out is the config's. Raises what the
+        builder raises, and ValueError unless it returns an nn.Module."""
+        made = self.thing if isinstance(self.thing, nn.Module) else self.make()
         require(isinstance(made, nn.Module), "FILE.py:NAME", RETURNS, type(made).__name__)
         return made if isinstance(made, Objective) else config.objective(made)
+
+    def make(self) -> Any:
+        """Call the builder. Raises ValueError if it needs arguments."""
+        try:
+            return self.thing()
+        except TypeError as error:
+            trace = error.__traceback__
+            if trace is not None and trace.tb_next is not None:  # raised inside
+                raise
+            what = f"name a function that runs without arguments, as {self.name} does not"
+            raise InvalidValue("FILE.py:NAME", what, f"TypeError: {error}") from None
 
 
 def builder_of(source: str, thing: Any = None) -> Builder:
@@ -112,6 +118,3 @@ def check_resumes(run: "Run", builder: Builder, objective: Objective) -> None:
     except ValueError:  # nothing has been trained yet
         return
     run.load(objective=copy.deepcopy(objective))
-
-
-__all__ = ["RUNS", "Builder", "add_model", "builder_of", "check_resumes", "load_run"]

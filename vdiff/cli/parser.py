@@ -3,6 +3,7 @@
 import argparse
 import platform
 import re
+import sys
 import textwrap
 from collections.abc import Callable
 from types import ModuleType
@@ -10,9 +11,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from vdiff._version import __version__
 from vdiff.errors import did_you_mean, printable
 from vdiff.extras import extra
-from vdiff.likelihood.protocol import version
 from vdiff.terminal import COLUMNS, say
 
 CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
@@ -28,6 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse an unknown option before anything else: what is missing may be its value."""
+        args = sys.argv[1:] if args is None else args
         for word in args if self._subparsers is None else args[:1]:
             if word == "--":
                 break
@@ -84,9 +86,9 @@ def parser_of(commands: dict[str, ModuleType]) -> Parser:
     parser = Parser(
         prog="vdiff", description="Diffusion models as weighted evidence lower bounds."
     )
-    text = f"vdiff {version()}, torch {torch.__version__}, Python {platform.python_version()}"
+    text = f"vdiff {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     parser.add_argument("--version", action="version", version=text)
-    text = 'print the completion of a shell: eval "$(vdiff --completion bash)"'
+    text = 'print the completion script of a shell: eval "$(vdiff --completion bash)"'
     shells = ("bash", "zsh", "tcsh")
     parser.add_argument("--completion", choices=shells, action=_Completion, help=text)
     parsers = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -110,6 +112,3 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
     return number
-
-
-__all__ = ["Parser", "one_line", "parser_of", "positive"]

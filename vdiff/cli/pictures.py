@@ -43,6 +43,3 @@ def picture(data: Tensor, levels: int, cells: Tensor, columns: int, smallest: in
 def to_bytes(data: Tensor, levels: int) -> Tensor:
     """Levels 0 … `levels` − 1 as bytes 0 … 255, rounded."""
     return (data.float() * (255 / (levels - 1))).round().to(torch.uint8)
-
-
-__all__ = ["cells_of", "picture", "to_bytes"]

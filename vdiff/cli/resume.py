@@ -148,6 +148,3 @@ class StateFile:
             cannot = f"{self.path} {why} and cannot be renamed ({error})"
             what = f"{cannot}; the evaluation starts again"
         warnings.warn(what, stacklevel=2)
-
-
-__all__ = ["Resumable", "StateFile"]

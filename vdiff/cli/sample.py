@@ -1,18 +1,20 @@
-"""Sample from a run: a picture, the numbers, and with --gif the way there.
+"""Sample from a run, or any network: a picture, the arrays, and with --gif the trajectory.
 
 Writes into RUN/samples (or --out) samples.png, a grid with one row for each class if the run has
 classes; samples.npz with `data` (integers), `x` (x̂), `label`, `logsnr` (the noise levels visited)
-and the settings; and with --gif trajectory.gif, x̂ on the way from noise to data. A sample is a
-function of the seed and its number, whatever the batch, but for rounding, and with --step ode for
-the solver's error.
+and the settings; and with --gif trajectory.gif, x̂ from noise to data. A sample depends on the
+seed and its number, and not on the batch, up to rounding (with --step ode, up to the solver's
+error).
 
     vdiff sample RUN                         100 steps, with fresh noise at each
     vdiff sample RUN --step adams_bashforth --grid logistic --steps 12
     vdiff sample RUN --grid run --steps 999  the chain of 1,000 levels of a run
     vdiff sample RUN --label 3 --guidance 2 --null-label 10
     vdiff sample RUN --n 50000 --png FOLDER  for torch-fidelity or clean-fid
+    torchrun --nproc-per-node 8 --no-python vdiff sample RUN --png FOLDER
+    vdiff sample mine.py:build --shape 3 32 32
 
-docs/samplers.md says which step at which budget.
+docs/samplers.md says which step to use for which budget.
 """
 
 import argparse
@@ -30,15 +32,15 @@ from torch import Tensor
 
 from vdiff._validate import require
 from vdiff.cli.load import load_object, parse_device
-from vdiff.cli.own import add_model, load_run
 from vdiff.cli.parser import positive
 from vdiff.cli.pictures import cells_of, picture
 from vdiff.cli.sampler import Sampler
+from vdiff.cli.source import add_source, open_source
 from vdiff.decoder import Levels
 from vdiff.disk import atomic_write, check_output
 from vdiff.errors import InvalidValue, did_you_mean, printable
 from vdiff.extras import extra
-from vdiff.likelihood.digest import data_hash
+from vdiff.likelihood.digest import data_hash, weights_digest
 from vdiff.parameterization import Eps, Flow, V, X
 from vdiff.sampling import (
     STEPS,
@@ -74,28 +76,29 @@ NAMED: dict[str, dict[str, Any]] = {"target": TARGETS, "variance": VARIANCES}
 def add(parser: argparse.ArgumentParser) -> None:
     """The options of `vdiff sample`."""
     number: dict[str, Any] = {"type": positive, "metavar": "N"}
-    parser.add_argument("run", metavar="RUN", help="run folder, as a training writes it")
-    add_model(parser)
+    add_source(parser)
+    text = "without a run: shape of a sample, such as 3 32 32"
+    parser.add_argument("--shape", type=positive, nargs="+", metavar="N", help=text)
 
     what = parser.add_argument_group("which samples").add_argument
     what("--count", "--n", default=64, help="how many (default: %(default)s)", **number)
-    text = "classes to sample, in turn (default: all that the run has)"
+    text = "classes to sample, in turn (default: all classes of the run)"
     what("--label", type=int, nargs="+", metavar="K", help=text)
     text = "sample number i of a seed is always the same (default: %(default)s)"
     what("--seed", type=int, default=0, help=text)
 
     levels = parser.add_argument_group("from noise to data").add_argument
-    text = f"how from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)"
+    text = f"method from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)"
     levels("--step", type=_named("step", STEPS), default="ancestral", help=text)
     text = (
-        "steps, each one evaluation of the network, or two by heun; --spacing uniform has one "
-        "more level, and so one more evaluation (default: 100; 1 for ode, which makes its own "
-        "steps)"
+        "number of steps; a step is one evaluation of the network, or two with heun; --spacing "
+        "uniform has one more level, and so one more evaluation (default: 100; 1 for ode, which "
+        "chooses its own steps)"
     )
     levels("--steps", help=text, **number)
     text = (
-        f"where the levels lie: {', '.join(GRIDS)}, between the ends of the run's schedule; run, "
-        "that schedule itself; or FILE.py:NAME, a schedule or a row of log-SNR of yours; FILE.py "
+        f"noise levels: {', '.join(GRIDS)}, between the ends of the run's schedule; run, that "
+        "schedule itself; or FILE.py:NAME, your own schedule or list of log-SNRs; FILE.py "
         "is run as a Python program: name only a file that you trust (default: %(default)s)"
     )
     levels("--grid", type=_grid, default="cosine", help=text)
@@ -115,18 +118,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     one("--atol", type=float, help="of ode: absolute tolerance (default: 1e-5)")
 
     change = parser.add_argument_group("changes to the model").add_argument
-    text = "classifier-free guidance: 1 is none, 2 goes twice as far from the null class"
+    text = "classifier-free guidance: 1 is no guidance, 2 goes twice as far from the null class"
     change("--guidance", type=float, metavar="SCALE", help=f"{text}; needs --null-label")
     change("--null-label", type=int, metavar="K", help="the label that stands for no class")
-    text = "guide between these log-SNRs only"
+    text = "use guidance only between these log-SNRs"
     change("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
     change("--clip", action="store_true", help="clip x̂ to [-1, 1] at every level")
 
     output = parser.add_argument_group("output").add_argument
     output("--out", metavar="FOLDER", help="where to write (default: RUN/samples)")
-    text = "write each sample to a numbered PNG there and nothing else; continues what is there"
+    text = "write only numbered PNGs there, one per sample; skips those that exist"
     output("--png", metavar="FOLDER", help=text)
-    text = "draw levels from the decoder instead of taking those nearest to x̂"
+    text = "draw integer levels from the decoder instead of those nearest to x̂"
     output("--draw", action="store_true", help=text)
     output("--gif", action="store_true", help="write the trajectory too")
     output("--quiet", action="store_true", help="no progress bar")
@@ -139,13 +142,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 @torch.no_grad()
 def run(options: argparse.Namespace) -> int:
     """Draw the samples and write them; returns 0. Raises ValueError for what the run cannot do."""
-    from vdiff.training import Run
+    from vdiff.training import distributed
 
     with extra("train"):  # before anything is sampled
         import PIL.Image  # noqa: F401
     _check(options)
-    source, device = Run(options.run), parse_device(options.device)
-    loaded, builder = load_run(source, options.model)
+    device = parse_device(options.device)
+    opened = open_source(options.run, options.model, options.classes, shape=options.shape)
+    source, loaded, builder, _ = opened
     objective = loaded.objective.to(device)
     decoder, shape = objective.decoder, source.config.shape
     if not isinstance(decoder, Levels):
@@ -162,10 +166,12 @@ def run(options: argparse.Namespace) -> int:
     sampler = Sampler(options, path, decoder, shape, classes, device, len(levels))
     if options.png is not None:
         given = {name: vars(options).get(name) for name in (*SETTINGS, *OPTIONS)}
-        given |= {"levels": data_hash(levels), "weights file": loaded.record["weights file"]}
+        weights = loaded.record.get("weights file") or weights_digest(objective)
+        given |= {"levels": data_hash(levels), "weights file": weights}
         given |= {"labels": None if classes is None else classes.tolist()}
         given |= {} if builder is None else {"network": str(builder)}
-        return sampler.write_pngs(Path(options.png), given)
+        with distributed():
+            return sampler.write_pngs(Path(options.png), given)
     folder = _folder(Path(options.out) if options.out else source.folder / "samples")
     data, x, frames = sampler.all()
     per_sample = counted.evaluations / -(-options.count // options.batch)
@@ -187,7 +193,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise for an option that --png would ignore."""
+    """Raise for an option that --png would ignore, and for processes that only --png shares."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    what, hint = "be given to several processes", "they share numbered PNGs"
+    require(processes == 1 or options.png is not None, "png", what, None, hint)
     for name in ("out", "gif") if options.png is not None else ():
         value = getattr(options, name)
         what = "come without --png"
@@ -291,6 +300,3 @@ def _named(what: str, names: dict[str, Any]) -> Callable[[str], str]:
 
 def _grid(text: str) -> str:
     return text if ":" in text else _named("grid", {**GRIDS, "run": None})(text)
-
-
-__all__ = ["add", "run"]

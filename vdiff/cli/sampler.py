@@ -43,7 +43,9 @@ class Sampler:
     def all(self) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
         """The data and x̂ of all samples, and for each batch the frames of its trajectory."""
         options = self.options
-        with Bar(options.count * self.visited, "level", quiet=options.quiet) as bar:
+        goal = f"{options.count:,} samples"
+        total, quiet = options.count * self.visited, options.quiet
+        with Bar(total, "level", "sample", quiet=quiet, goal=goal) as bar:
             starts = range(0, options.count, options.batch)
             ends = (min(first + options.batch, options.count) for first in starts)
             drawn = [self.draw(range(*pair), bar) for pair in zip(starts, ends, strict=True)]
@@ -66,28 +68,33 @@ class Sampler:
         return drawn.cpu(), prediction.x.cpu(), frames
 
     def write_pngs(self, folder: Path, settings: dict[str, Any]) -> int:
-        """Write the samples that a folder of numbered PNGs lacks."""
-        count, batch = self.options.count, self.options.batch
-        missing = open_numbered(folder, settings, count)
+        """Write the samples that a folder of numbered PNGs lacks. Processes share the batches,
+        which are those of one process."""
+        from vdiff.training.ranks import all_reduce, on_rank_zero, rank
+
+        count, batch, process = self.options.count, self.options.batch, rank()
+        missing = on_rank_zero(lambda: open_numbered(folder, settings, count))
+        batches = [missing[first : first + batch] for first in range(0, len(missing), batch)]
+        mine, quiet = batches[process.index :: process.world_size], not process.is_zero
         size = f"at most {math.prod(self.shape) * len(missing) / 1e6:,.1f} MB"
-        say(f"{len(missing):,} of {count:,} PNGs to draw, {size}", file=sys.stderr)
-        with Bar(len(missing) * self.visited, "level", quiet=self.options.quiet) as bar:
+        if not quiet:
+            say(f"{len(missing):,} of {count:,} PNGs to draw, {size}", file=sys.stderr)
+        total, goal = sum(map(len, mine)) * self.visited, f"{len(missing):,} samples"
+        with Bar(total, "level", "sample", quiet=quiet or self.options.quiet, goal=goal) as bar:
             try:
-                for first in range(0, len(missing), batch):
-                    numbers = missing[first : first + batch]
+                for numbers in mine:
                     images = to_bytes(self.draw(numbers, bar)[0], self.decoder.levels)
                     for number, image in zip(numbers, images, strict=True):
                         write_image(folder, number, image)
             except KeyboardInterrupt as error:
                 error.add_note(f"samples so far are in {folder}: the same command continues")
                 raise
-        say(f"{count:,} samples in {printable(str(folder))}")
+        all_reduce(torch.zeros(1))  # the others have written theirs
+        if not quiet:
+            say(f"{count:,} samples in {printable(str(folder))}")
         return 0
 
 
 def _is_frame(i: int, visited: int) -> bool:
     """Whether level i is a frame: at most FRAMES of them, among them the last."""
     return (visited - 1 - i) % -(-visited // FRAMES) == 0
-
-
-__all__ = ["Sampler"]

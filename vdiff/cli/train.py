@@ -24,6 +24,7 @@ import copy
 import json
 import sys
 import time
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,14 +37,16 @@ from vdiff.cli.load import DATA, load_object, load_splits, parse_device
 from vdiff.cli.own import RUNS, Builder, builder_of, check_resumes
 from vdiff.cli.parser import Parser, positive
 from vdiff.data import Images, Splits
+from vdiff.data.images import like_pixels
 from vdiff.disk import absolute
 from vdiff.errors import printable
 from vdiff.objective import Objective
-from vdiff.terminal import say, wrapped
+from vdiff.terminal import duration, say, wrapped
 
 if TYPE_CHECKING:
-    from vdiff.training import Config
+    from vdiff.training import Config, Run
 
+SAMPLED = 32  # floating examples whose range is looked at
 SELECTION = 256  # held-out images of a point of the validation curve
 # for the user's own network: the bound, between the ends of VDM
 DEFAULTS: dict[str, Any] = {
@@ -62,20 +65,20 @@ def add(parser: Parser) -> None:
     option("what", metavar="WHAT", help=f"FILE.py:NAME or FILE.json. {RUNS}")
     text = f"{', '.join(DATA)}, a folder of images, a .npy or a .npz file (default: the config's)"
     option("--data", help=text)
-    text = "pixels of the shorter side, to which images are resized; the centre is taken"
+    text = "pixels of the shorter side after resizing; the centre is cropped"
     option("--size", type=positive, metavar="N", help=text)
     option("--out", required=True, metavar="RUN", help="run folder to write")
     text = "settings of the config, such as lr=1e-4 schedule.name=Cosine data_options.alpha=drop"
     option("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=text)
     text = "with a config: train the network of this builder in its place"
     option("--model", metavar="FILE.py:NAME", help=f"{text}. {RUNS}")
-    text = f"continue the run in the folder, or refuse a folder that has one {default}"
+    text = f"auto: resume the run in the folder; never: refuse a folder with a run {default}"
     option("--resume", choices=("auto", "never"), default="auto", help=text)
-    text = "steps between checkpoints and points of the curve (default: a hundredth, 100 to 5000)"
+    text = "steps between checkpoints and validations (default: a hundredth, 100 to 5000)"
     option("--every", type=positive, metavar="N", help=text)
     option("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     option("--dry-run", action="store_true", help="print the config as JSON, and stop")
-    option("--quiet", action="store_true", help="no progress")
+    option("--quiet", action="store_true", help="no progress bar")
     parser.settings = setting_hint
 
 
@@ -103,9 +106,9 @@ def run(options: argparse.Namespace) -> int:
     if builder is not None and (Path(options.out) / "config.json").is_file():
         check_resumes(Run(options.out), builder, objective)
     with distributed(), Run.open(options.out, config, resume=options.resume) as folder:
-        quiet = options.quiet or not rank().is_zero
-        if not quiet:
-            for line in forecast(objective, config, parts.train):
+        quiet, done = options.quiet or not rank().is_zero, steps_done(folder)
+        if not quiet and done < config.steps:
+            for line in forecast(objective, config, parts.train, done):
                 say(wrapped(line), file=sys.stderr)
         validate = None
         if objective.decoder is not None and len(parts.selection) > 0:
@@ -118,8 +121,29 @@ def run(options: argparse.Namespace) -> int:
         train(objective, parts.train, config, every=every, **kept)
     model = "" if builder is None else f" --model {options.model or options.what}"
     if not quiet:
-        say(f"trained: {printable(str(folder.folder))}; next, vdiff evaluate {options.out}{model}")
+        what = "trained" if done < config.steps else f"finished at step {done:,} already"
+        say(f"{what}: {printable(str(folder.folder))}; next, vdiff evaluate {options.out}{model}")
+        if done >= config.steps:
+            say(wrapped(how_to_go_on(config)))
     return 0
+
+
+def steps_done(run: "Run") -> int:
+    """The step of the newest checkpoint, or 0."""
+    from vdiff.training.checkpoint import checkpoints, step_of
+
+    return max(map(step_of, checkpoints(run.checkpoints)), default=0)
+
+
+def how_to_go_on(config: "Config") -> str:
+    """How a finished run is trained further."""
+    if config.decay == "constant":
+        return "to go on: the same command with more steps, --set steps=…"
+    end = f"its learning rate falls to 0 at step {config.steps:,}"
+    return (
+        f"to train longer: {end}, so that more steps are another run: --set steps=… --out …; "
+        + ("a run with decay=constant can go on")
+    )
 
 
 def config_of(options: argparse.Namespace) -> tuple["Config", Builder | None]:
@@ -184,6 +208,8 @@ def in_form(config: "Config", images: Images, settings: list[str]) -> "Config":
         network["channels"] = shape[0]
     if images.levels is None:
         decoder = {"name": "Gaussian"} if config.own_network else decoder
+        if not any(text.startswith("decoder") for text in settings):
+            warn_of_density(images, config)
     elif decoder is not None and "levels" in decoder:
         decoder = decoder | {"levels": images.levels}
     given = dict(text.replace(" ", "").split("=", 1) for text in settings if "=" in text)
@@ -193,8 +219,18 @@ def in_form(config: "Config", images: Images, settings: list[str]) -> "Config":
     return replace(config, shape=shape, network=network, decoder=decoder)
 
 
-def forecast(objective: Objective, config: "Config", images: Images) -> list[str]:
-    """How large the training is, and how long it takes by its first step."""
+def warn_of_density(images: Images, config: "Config") -> None:
+    """Warn where floating data, for which a Gaussian decoder was taken, look like pixels."""
+    from vdiff.training.mistakes import of_density
+
+    scaled = like_pixels(images[:SAMPLED].pixels) if config.own_network else ""
+    if scaled:
+        text = f"{config.data} holds {of_density(scaled)}"
+        warnings.warn(f"{text}: --set decoder.name=Gaussian", stacklevel=2)
+
+
+def forecast(objective: Objective, config: "Config", images: Images, done: int = 0) -> list[str]:
+    """How large the training is, and how long the steps that are not done take by the first."""
     parameters = list(objective.parameters())
     count, size = (sum(f(p) for p in parameters) for f in (Tensor.numel, lambda p: p.nbytes))
     passes = config.steps * config.batch / max(1, len(images))
@@ -205,16 +241,8 @@ def forecast(objective: Objective, config: "Config", images: Images) -> list[str
         f"a checkpoint takes {checkpoint:,.1f} MB, and 3 are kept",
     ]
     seconds = _seconds(objective, config, images)
-    total = f"{_duration(seconds * config.steps)} in all"
-    return [*lines, f"about {_duration(seconds)} a step and {total}, if nothing is compiled"]
-
-
-def _duration(seconds: float) -> str:
-    """Seconds in a unit that one reads at a glance."""
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{1000 * seconds:,.0f} ms"
+    total = f"{duration(seconds * (config.steps - done))} {'to go' if done else 'in all'}"
+    return [*lines, f"about {duration(seconds)} a step and {total}, if nothing is compiled"]
 
 
 def _seconds(objective: Objective, config: "Config", images: Images) -> float:
@@ -232,7 +260,7 @@ def _seconds(objective: Objective, config: "Config", images: Images) -> float:
             with memory_hint(config, rank()), autocast(config, device):
                 trial(data, condition=given).mean().backward()
         except RuntimeError as error:
-            error.add_note(f"vdiff train: in the first step, on images {tuple(data.shape)}")
+            error.add_note(f"in the first step, on images {tuple(data.shape)}")
             raise
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -243,6 +271,3 @@ def _seconds(objective: Objective, config: "Config", images: Images) -> float:
 def condition(config: "Config", images: Images, device: torch.device) -> dict[str, Tensor]:
     """The classes of images, for a network that takes them."""
     return {"label": images.labels.to(device)} if config.conditional else {}
-
-
-__all__ = ["add", "run"]

@@ -1,10 +1,10 @@
 """Verify the theory numerically: theorems with both of their sides, and their counterexamples.
 
-Each entry has a theorem's name and statement, its two sides, and how far they may be apart, also
-in percent: smaller errors are not detected, and --draws lowers this. Below it are the
-counterexamples: without a hypothesis the sides must differ. With --estimators instead: every
-estimator of bits on data whose bits are known, with estimate ± standard error, truth, z-score and
-network evaluations. Exits with 1 if anything is not as it must be.
+Each entry has a theorem's name and statement, its two sides, and their allowed difference, also
+in percent: smaller errors are not detected, and more --draws reduce it. Below are the
+counterexamples: without a hypothesis the sides must differ. With --estimators: every estimator of
+bits/dim on data with known entropy, with estimate ± standard error, truth, z-score and network
+evaluations. Exits with 1 if any check fails.
 """
 
 import argparse
@@ -34,20 +34,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = f"theorems or topics; with --estimators of {', '.join(cases())} (default: all)"
     option("names", nargs="*", help=text)
     text = (
-        "a model of yours, with data as FILE.py:data beside it: what holds of any network; with "
-        "--estimators a function from an oracle to a model of your class, for instance lambda "
+        "your own model, with data as FILE.py:data: check theorems that hold for any network; "
+        "with --estimators a function from an oracle to a model of your class, such as lambda "
         "oracle: Denoiser(MyNetworkAround(oracle), V()). FILE.py is run as a Python program: name "
         "only a file that you trust"
     )
     option("--model", metavar="FILE.py:NAME", help=text)
-    text = "the estimators of bits instead of the theorems"
+    text = "check the estimators of bits/dim instead of the theorems"
     option("--estimators", action="store_true", help=text)
     text = "data points of each case of --estimators (default: 256)"
     option("--points", type=int, help=text)
     option("--seed", type=int, help="of --estimators (default: 0)")
-    text = "evaluations for each side of a sampled theorem: four times as many see half the error"
+    text = "evaluations for each side of a sampled theorem: four times as many halve the error"
     option("--draws", type=int, help=f"{text} (default: {DRAWS})")
-    text = "write theorems.md there instead, as in docs/"
+    text = "only write theorems.md there, as in docs/"
     option("--pages", metavar="FOLDER", help=text)
     option("--json", action="store_true", help="print JSON instead of the table")
 
@@ -98,6 +98,3 @@ def _check(options: argparse.Namespace) -> None:
         what = "come with --estimators" if alone else f"come without --{table}"
         hint = "--draws says how much the theorems draw" if alone else "it would be ignored"
         raise InvalidValue(word, what, value, hint)
-
-
-__all__ = ["add", "run"]

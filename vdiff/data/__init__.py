@@ -1,4 +1,4 @@
-"""Data sets, read safely and split by rule; augmentation."""
+"""Data sets that are read safely and split by a fixed rule; augmentation."""
 
 from vdiff.data.augment import augment
 from vdiff.data.images import Images, Splits

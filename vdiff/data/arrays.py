@@ -117,10 +117,10 @@ def _levels(path: Path, kind: np.dtype, levels: int | None) -> int | None:
         return None
     require(kind.kind in "bui", "path", "hold whole or floating numbers", f"{kind} in {path}")
     if levels is None:
-        came, hint = f"{kind} in {path}", "levels=65536 for all 16 bits"
+        came, hint = (
+            f"{kind} in {path}",
+            "levels=256 for bytes in a wider type, levels=65536 for all 16 bits",
+        )
         require(str(kind) in LEVELS, "levels", "be given unless data are bytes", came, hint)
         return LEVELS[str(kind)]
     return levels
-
-
-__all__ = ["SUFFIXES", "read_arrays"]

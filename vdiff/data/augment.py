@@ -50,6 +50,3 @@ def augment(
     ways = torch.stack([images.rot90(k, (2, 3)) for k in range(4)])
     rows = torch.arange(len(images), device=images.device)
     return ways[turns, rows], (mirrored | (turns > 0)).float()
-
-
-__all__ = ["KINDS", "NUMBERS", "augment"]

@@ -221,15 +221,3 @@ class _Bounded:
         if self.left < 0:
             raise ValueError("it unpacks to more than the batches it should hold")
         return chunk
-
-
-__all__ = [
-    "PUBLISHED",
-    "Published",
-    "cifar10",
-    "decode_binary",
-    "encode_binary",
-    "is_available",
-    "read_batches",
-    "unpack",
-]

@@ -105,6 +105,3 @@ def _reason(url: str, error: Exception) -> str:
     proxy = urllib.parse.urlsplit(urllib.request.getproxies().get(scheme, ""))
     through = f" through the proxy {proxy.hostname}:{proxy.port}" if proxy.hostname else ""
     return f"{getattr(error, 'reason', None) or error or type(error).__name__}{through}"
-
-
-__all__ = ["Unreachable", "download"]

@@ -66,6 +66,3 @@ def writing(folder: Path, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-__all__ = ["File", "writing"]

@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".pgm", "
 Resampling = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 Alpha = Literal["refuse", "drop"]
 COLORS = ("RGB", "RGBA")
+
+NAMED = 10  # most classes that a record names
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,34 @@ def read_folder(folder: Path, reading: Reading) -> Images:
     levels = reading.levels or 256
     shape = "×".join(map(str, first.shape))
     record = f"{folder.name}: {len(paths):,} pictures, {shape}, {reading}, {levels} levels"
+    classes = ", ".join([*names[:NAMED], *(["…"] if len(names) > NAMED else [])])
+    record += f", labels 0, 1, … are {classes}" if names else ""
     record += f", {others:,} other files left out" if others else ""
     return Images(torch.from_numpy(pixels), torch.tensor(labels), levels, names, record)
+
+
+def as_pictures(
+    images: Images,
+    size: int | None = None,
+    resampling: Resampling = "bicubic",
+    channels: int | None = None,
+) -> Images:
+    """Images of an array, converted and resized as pictures are. What has this form is left as it
+    is, and so is what is no grey or RGB image of bytes."""
+    wanted = (channels or images.shape[0], *((size, size) if size else images.shape[1:]))
+    of_bytes = images.levels == 256 and len(images.shape) == 3 and images.shape[0] in (1, 3)
+    if images.shape == wanted or not of_bytes:
+        return images
+    with extra("train"):
+        from PIL import Image
+
+    reading, rows = Reading(size, resampling, channels, "refuse", None), []
+    for part in images.chunks("resizing the images"):
+        for row in part.permute(0, 2, 3, 1).numpy():
+            picture = Image.fromarray(row[..., 0] if row.shape[2] == 1 else row)
+            rows.append(_values(picture, Path(images.record), reading))
+    store = torch.from_numpy(np.stack(rows))
+    return replace(images, store=store, record=f"{images.record}, {reading}")
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -134,6 +162,11 @@ def _read(path: Path, reading: Reading) -> np.ndarray:
         came, hint = f"{reading.levels} for {path}", "Pillow reads the upper 8 bits of 16 in color"
         require(grey or few, "levels", "be at most 256 for color", came, hint)
     picture = _without_alpha(picture, path, reading.alpha)
+    return _values(picture, path, reading)
+
+
+def _values(picture: "Image", path: Path, reading: Reading) -> np.ndarray:
+    """The levels of an opened picture, in the form that is asked for."""
     picture = _in_mode(picture, path, reading.channels)
     if reading.size is not None:
         picture = _resized(picture, reading.size, reading.resampling)
@@ -211,6 +244,3 @@ def _check_same(path: Path, picture: np.ndarray, other: Path, first: np.ndarray)
     require(channels == own, "path", what, came, hint)
     came = f"{size[1]}×{size[0]} in {path} where {other} has {side[1]}×{side[0]}"
     require(size == side, "path", "hold pictures of one size", came, "size=64 resizes them")
-
-
-__all__ = ["Alpha", "Reading", "Resampling", "read_folder"]

@@ -13,6 +13,7 @@ from vdiff.terminal import Bar, on_terminal
 
 HELD_OUT = 1000  # training images of CIFAR-10 and of the patches, the last, that select
 CHUNK = 1 << 22  # values that are read at a time
+FEW = 64  # values, of which all may lie in [0, 1] by chance
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,25 @@ class Images:
                 bar.update(len(part))
 
 
+def like_pixels(values: Tensor) -> str:
+    """The range in which floating values look like pixels: "[0, 1]", or "[-1, 1]" and "[0, 255]"
+    for levels of bytes there; an empty string for other data, and for few values.
+
+    >>> like_pixels(torch.rand(2, 100)), like_pixels(torch.randn(2, 100))
+    ('[0, 1]', '')
+    """
+    if not values.is_floating_point() or values.numel() < FEW:
+        return ""
+    low, high = values.aminmax()
+    if low >= 0 and high <= 1 and low < high:
+        return "[0, 1]"
+    for name, levels in {"[-1, 1]": 127.5 * (values.double() + 1), "[0, 255]": values}.items():
+        of_bytes = levels.min() >= 0 and 128 <= levels.max() <= 255  # smaller numbers are counts
+        if of_bytes and bool((levels - levels.round()).abs().max() < 1e-3):
+            return name
+    return ""
+
+
 def joined(parts: Sequence[Images]) -> Images:
     """Parts of a data set as one."""
     first, labels = parts[0], torch.cat([part.labels for part in parts])
@@ -87,6 +107,3 @@ class Splits(NamedTuple):
     train: Images
     selection: Images
     test: Images
-
-
-__all__ = ["HELD_OUT", "Images", "Splits", "joined"]

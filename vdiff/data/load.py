@@ -152,6 +152,3 @@ def _read(path: str | Path, found: Path, reading: Reading) -> Images:
         what, hint = "be left out for arrays", "they are read as they are"
         require(value is None, word, what, value, hint)
     return read_arrays(found, levels=reading.levels, alpha=reading.alpha)
-
-
-__all__ = ["OPTIONS", "has_own_split", "is_path", "load", "load_images"]

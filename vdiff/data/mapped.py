@@ -65,6 +65,3 @@ class Mapped:
             values = values[:, :-1]
         kind = np.dtype(np.uint8) if self.kind.kind == "b" else self.kind.newbyteorder("=")
         return torch.from_numpy(np.ascontiguousarray(values, kind))
-
-
-__all__ = ["Layout", "Mapped"]

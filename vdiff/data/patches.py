@@ -83,6 +83,3 @@ def _cut(first: int, last: int, count: int) -> Images:
     photograph, y, x = np.unravel_index(chosen, (len(photographs), rows, len(left)))
     pixels, labels = windows[photograph, y, left[x]], photograph.astype(np.int64)
     return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
-
-
-__all__ = ["patches"]

@@ -75,6 +75,3 @@ def splits(name: str, folder: str | Path = "data") -> Splits:
         return _digit_splits()
     train, test = dataset(name, folder)
     return Splits(train[:-HELD_OUT], train[-HELD_OUT:], test)
-
-
-__all__ = ["DATASETS", "dataset", "is_available", "splits"]

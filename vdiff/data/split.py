@@ -1,15 +1,17 @@
 """The split of a data set that has none: by a hash of each image's content."""
 
 import hashlib
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from vdiff._validate import require, validated
-from vdiff.data.images import HELD_OUT, Images, Splits, joined
+from vdiff.data.images import HELD_OUT, Images, Splits
 
 TESTED = 10_000  # most images of a test part
+COPIES = 0.05  # the share of copies from which a split warns
 
 
 @validated
@@ -19,7 +21,8 @@ def split(images: Images) -> Splits:
     The tenth of the images with the smallest hashes (at most 10,000) is the test, the next
     twentieth (at most 1,000) the selection, and the others are to train on, each in their order.
     So the parts depend neither on the order nor on the names of the files, and images that are
-    equal are in one part. Raises ValueError if a part would be empty.
+    equal are in one part. Warns if more than a twentieth are copies: the parts then have other
+    sizes. Raises ValueError if a part would be empty, and for NaN and infinite values.
 
     >>> pixels = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1)
     >>> parts = split(Images(pixels, torch.zeros(40, dtype=torch.int64)))
@@ -30,31 +33,49 @@ def split(images: Images) -> Splits:
     ordered, count = np.sort(hashes), len(images)
     tested = min(TESTED, max(1, count // 10))
     selected = tested + min(HELD_OUT, max(1, count // 20))
-    last, middle = ordered[tested - 1], ordered[min(selected, count) - 1]
+    last = ordered[tested - 1]
+    # also of images that equal the last, so that copies leave a selection
+    through = int(np.searchsorted(ordered, last, side="right"))
+    middle = ordered[min(max(selected, through + 1), count) - 1]
     masks = (hashes > middle, (hashes > last) & (hashes <= middle), hashes <= last)
     rows = [torch.from_numpy(np.flatnonzero(mask)) for mask in masks]
-    came = f"{len(np.unique(hashes))} different ones of {count}"
-    require(all(map(len, rows)), "images", "be at least 3 that differ", came, images.record)
-    train, selection, test = (len(part) for part in rows)
+    train, selection, test = sizes = tuple(map(len, rows))
+    _check_copies(images, len(np.unique(hashes)), sizes)
     rule = f"split by the hash of their content: {train:,} train, {selection:,} selection, "
     record = f"{images.record}; {rule}{test:,} test".removeprefix("; ")
     return Splits(*(replace(images[part], record=record) for part in rows))
 
 
-def whole(parts: Splits) -> Splits:
-    """All images of a data set as each of its parts: a test set that needs no split."""
-    origin = parts.train.record.split("; split by")[0]
-    everything = replace(joined(parts), record=f"{origin}; all of them")
-    return Splits(everything, everything, everything)
+def _check_copies(images: Images, different: int, sizes: tuple[int, ...]) -> None:
+    """Warn if many images are copies of others. Raise if they leave a part empty."""
+    count, record = len(images), images.record or "images without a record"
+    parts = "{:,} train, {:,} selection, {:,} test".format(*sizes)
+    came = f"{different:,} different ones of {count:,}, which give {parts}"
+    hint = f"images that are equal are in one part; {record}"
+    require(min(sizes) > 0, "images", "be at least 3 that differ, with few copies", came, hint)
+    if count - different > COPIES * count:
+        text = f"{count - different:,} of {count:,} images are copies of others"
+        text += f", and all copies of an image are in one part: {parts} ({record})"
+        warnings.warn(text, stacklevel=4)
 
 
-def content_hashes(images: Images) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
-    """64 bits of BLAKE2b over the values of each image."""
+def whole(images: Images) -> Splits:
+    """Images as each part of a data set: a test set that needs no split."""
+    every = replace(images, record=f"{images.record}; all of them".removeprefix("; "))
+    return Splits(every, every, every)
+
+
+def content_hashes(
+    images: Images, label: str = "splitting the images"
+) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
+    """64 bits of BLAKE2b over the values of each image. Raises ValueError for NaN and infinite
+    values."""
     hashes: list[bytes] = []
-    for part in images.chunks("splitting the images"):
+    for part in images.chunks(label):
+        bad = (~part.flatten(1).isfinite().all(1)).nonzero()
+        what, hint = "hold finite numbers", images.record
+        row = len(hashes) + int(bad[0]) if len(bad) else None
+        require(row is None, "images", what, f"NaN or infinite values in row {row}", hint)
         values = part.flatten(1).contiguous().view(torch.uint8).numpy()
         hashes += [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in values]
     return np.frombuffer(b"".join(hashes), np.uint64)
-
-
-__all__ = ["split", "whole"]

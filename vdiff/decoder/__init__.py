@@ -1,7 +1,7 @@
 """p(data | z₀): how z₀ is decoded, and how data is encoded for the network.
 
-A decoder that does not use the network depends on the data and λ_max alone. Its term of the bound
-is then a small table, exact and without variance.
+A decoder that does not use the network depends only on the data and λ_max. Its term of the bound
+is then computed from a small table, exactly and without variance.
 """
 
 from vdiff.decoder.base import Decoder
@@ -17,11 +17,6 @@ from vdiff.decoder.levels import Levels
 from vdiff.decoder.levels import signed as signed
 
 __all__ = [
-    "Categorical",
-    "Decoder",
-    "DiscretizedGaussian",
-    "Gaussian",
-    "Levels",
-    "log_normal_cdf",
+    "Categorical", "Decoder", "DiscretizedGaussian", "Gaussian", "Levels", "log_normal_cdf",
     "log_normal_interval",
-]
+]  # fmt: skip

@@ -114,6 +114,3 @@ class Decoder(RestorableModule, abc.ABC):
 def logsnr_of(logsnr: Tensor | float, z: Tensor) -> Tensor:
     """λ of each example."""
     return as_float64(logsnr, z.device).expand(z.shape[0])
-
-
-__all__ = ["Decoder"]

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._inputs import finite_values
 from vdiff._precision import as_float64, at_least_float32, to_float64
-from vdiff._validate import Given, Number, finite_values, require, tensor, validated
+from vdiff._validate import Given, Number, require, tensor, validated
 from vdiff.decoder.base import Mean, normal_nodes
 from vdiff.decoder.levels import Level, LevelData, Levels
 from vdiff.errors import has_values, validation_enabled
@@ -140,6 +141,3 @@ def _counts(data: Tensor, levels: int) -> Tensor:
     for rows in torch.split(data, max(1, max(PIECE, len(counts)) // dims)):
         counts += torch.bincount((rows.long() + start).flatten(), minlength=len(counts))
     return counts.view(dims, levels)
-
-
-__all__ = ["Categorical"]

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._inputs import Data, data, finite_values
 from vdiff._precision import as_float64, at_least_float32, to_float64
-from vdiff._validate import Data, Given, Number, data, finite_values, require, validated
+from vdiff._validate import Given, Number, require, validated
 from vdiff.decoder.base import Decoder, Mean, Predict, logsnr_of, normal_nodes
 from vdiff.decoder.levels import Level, LevelData, Levels
 from vdiff.errors import has_values
@@ -218,6 +219,3 @@ def _std(variance: float | None, logsnr: Tensor | float, device: torch.device) -
     if variance is not None:
         return as_float64(math.sqrt(variance), device)
     return torch.exp(-0.5 * as_float64(logsnr, device))
-
-
-__all__ = ["DiscretizedGaussian", "Gaussian", "log_normal_cdf", "log_normal_interval"]

@@ -9,14 +9,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._inputs import batch, cheap_to_read, dense
 from vdiff._precision import as_float64, at_least_float32, keep_dtype, to_float64
-from vdiff._validate import Given, Whole, batch, require, tensor, validated
+from vdiff._validate import Given, Whole, require, validated
 from vdiff.decoder.base import Decoder
-from vdiff.errors import InvalidType, has_values, validation_enabled
+from vdiff.errors import InvalidType, validation_enabled
 from vdiff.gaussian import alpha, per_example, sum_dims
 from vdiff.prediction import Prediction
 
 SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+
 
 Level = Annotated[int, Whole(2, "256 for bytes, 17 for scikit-learn's digits")]
 
@@ -32,16 +34,14 @@ def signed(levels: Tensor) -> Tensor:
 
 def integers(value: Tensor, argument: str, given: Given) -> Tensor:
     """A dense (batch, …) tensor of integers. Reads no value."""
-    tensor(value, argument, given)
-    if value.layout is not torch.strided:
-        raise InvalidType(argument, "be dense", value.layout, "call .to_dense() first")
+    dense(value, argument, given)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        hint = (
-            "binary data has two levels: data.long()"
-            if value.dtype == torch.bool
-            else "a discrete decoder takes levels 0, 1, 2, …; dequantised or scaled data needs a "
-            "Gaussian decoder, and its bits/dim are those of a density"
-        )
+        hint = "binary data has two levels: data.long()"
+        if value.dtype != torch.bool:
+            hint = (
+                f"pixels in [0, 1] are (x * {_levels(given) - 1}).round().long(); dequantised or "
+            )
+            hint += "scaled data needs a Gaussian decoder, and its bits/dim are those of a density"
         levels = f"be integer levels, 0 to {_levels(given) - 1}"
         raise InvalidType(argument, levels, value.dtype, hint)
     batch(value, argument, given)
@@ -49,9 +49,8 @@ def integers(value: Tensor, argument: str, given: Given) -> Tensor:
 
 
 def in_range(value: Tensor, argument: str, given: Given) -> Tensor:
-    """Levels in 0 … levels − 1. Values are read on a CPU, and on other devices where no gradient
-    is recorded."""
-    if has_values(value) and (value.device.type == "cpu" or not torch.is_grad_enabled()):
+    """Levels in 0 … levels − 1, where they are cheap to read."""
+    if cheap_to_read(value):
         (low, high), levels = (int(v) for v in signed(value).aminmax()), _levels(given)
         hint = f"values are not on the {levels}-level grid"
         if levels <= high < 256:
@@ -188,6 +187,3 @@ class Levels(Decoder):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
-
-
-__all__ = ["Levels"]

@@ -1,5 +1,5 @@
-"""Likelihood evaluation: bounds and exact values with error bars, and the suite that verifies
-them."""
+"""Likelihood evaluation: bounds and exact values with standard errors, and the checks of the
+estimators."""
 
 from vdiff.likelihood.chunks import Share
 from vdiff.likelihood.conditions import Shared
@@ -23,32 +23,9 @@ from vdiff.likelihood.variance_reduction import VarianceReduction
 from vdiff.likelihood.verify import verify_estimators
 
 __all__ = [
-    "Comparison",
-    "DequantizedLikelihood",
-    "Estimate",
-    "Exact",
-    "GaussianError",
-    "Hutchinson",
-    "ImportanceBound",
-    "Independent",
-    "NoiseNorm",
-    "OdeLikelihood",
-    "Reference",
-    "Replicated",
-    "Report",
-    "Share",
-    "Shared",
-    "Sobol",
-    "Stratified",
-    "TruncatedNormal",
-    "Uniform",
-    "VarianceReduction",
-    "compare",
-    "dequantized_ode",
-    "evaluate",
-    "immse",
-    "log_prob",
-    "ode_likelihood",
-    "path_importance",
-    "verify_estimators",
-]
+    "Comparison", "DequantizedLikelihood", "Estimate", "Exact", "GaussianError", "Hutchinson",
+    "ImportanceBound", "Independent", "NoiseNorm", "OdeLikelihood", "Reference", "Replicated",
+    "Report", "Share", "Shared", "Sobol", "Stratified", "TruncatedNormal", "Uniform",
+    "VarianceReduction", "compare", "dequantized_ode", "evaluate", "immse", "log_prob",
+    "ode_likelihood", "path_importance", "verify_estimators",
+]  # fmt: skip

@@ -155,13 +155,3 @@ def run_in_chunks(
                 run.report(int(state["done"].sum()), repetitions * len(own))
                 run.save(state)
     return {word: run.share.sum(state[word]) for word in shapes}
-
-
-__all__ = [
-    "OtherProcessFailed",
-    "Run",
-    "Share",
-    "StateMismatch",
-    "fail_together",
-    "run_in_chunks",
-]

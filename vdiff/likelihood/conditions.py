@@ -160,6 +160,3 @@ def _length(part: Any) -> int | None:
         return len(part)
     except TypeError:
         return None
-
-
-__all__ = ["Shared", "condition_digest", "select_rows"]

@@ -88,9 +88,7 @@ class GaussianError(Control):
         images = x.flatten(1).cpu()  # in float64, which not every device has
         data = images if self.data is None else self.data.flatten(1).cpu()
         gaussian = Gaussian.fit(data, diagonal=data.shape[1] > self.full)
-        gaussian.variances.clamp_(
-            min=torch.finfo(torch.float32).tiny
-        )  # equal images have variance 0
+        gaussian.variances.clamp_(min=torch.finfo(torch.float32).tiny)  # of equal images it is 0
         axes = None if gaussian.axes is None else gaussian.axes[0].to(x)
         log_variances = gaussian.variances[0].log().to(x.device)
         return _FittedGaussian(log_variances, gaussian.standardized(images).to(x), axes)
@@ -107,6 +105,3 @@ class _FittedGaussian(FittedControl):
         noise = eps.flatten(1) if self.axes is None else eps.flatten(1) @ self.axes
         cross = 2 * spread * noise * self.score[rows]
         return (share * (share * (noise.square() - 1) - cross)).sum(1)
-
-
-__all__ = ["Control", "FittedControl", "GaussianError", "NoiseNorm"]

@@ -144,15 +144,3 @@ class Along(Density):
         logsnr, rate = self.schedule.at(u)[:2]
         t = self.base.inverse(logsnr, clamp=True)
         return t.to(u), (self.base.rate(t) / rate).to(u)
-
-
-__all__ = [
-    "Along",
-    "Binned",
-    "Density",
-    "Independent",
-    "Sobol",
-    "Stratified",
-    "Times",
-    "UniformDensity",
-]

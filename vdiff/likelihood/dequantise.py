@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, finite_end
+from vdiff._inputs import Batch
 from vdiff._precision import to_float64
-from vdiff._validate import Batch, Count, Instance, Number, Positive, require, validated
+from vdiff._validate import Count, Instance, Number, Positive, require, validated
 from vdiff.decoder import Levels, log_normal_interval
 from vdiff.flow import Method, Unit
 from vdiff.gaussian import sum_dims
@@ -29,12 +30,7 @@ from vdiff.likelihood.flow_solver import FlowSolver
 from vdiff.likelihood.importance import ImportanceBound
 from vdiff.likelihood.integrand import known_levels
 from vdiff.likelihood.ode import OF_THE_FLOW, costs, unclipped, warn_of_tolerance
-from vdiff.likelihood.replicated import (
-    OfExamples,
-    Replicates,
-    example_generators,
-    run_replicates,
-)
+from vdiff.likelihood.replicated import OfExamples, Replicates, example_generators, run_replicates
 from vdiff.likelihood.trace import Exact, Trace, default_trace
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
@@ -116,9 +112,7 @@ class TruncatedNormal(Dequantization):
 
     @validated
     def __init__(
-        self,
-        decoder: DiscreteDecoder,
-        logsnr_max: Annotated[float, Number(hint=_CLEAN)],
+        self, decoder: DiscreteDecoder, logsnr_max: Annotated[float, Number(hint=_CLEAN)]
     ) -> None:
         super().__init__(decoder)
         self.logsnr_max = logsnr_max
@@ -264,12 +258,3 @@ def dequantized_ode(
 def _probe_seed(seed: int, draw: int) -> int:
     """A seed for each draw, a pure function of both."""
     return int(torch.randint(2**31, (), generator=generator_of(seed, draw, "probes")))
-
-
-__all__ = [
-    "Dequantization",
-    "DequantizedLikelihood",
-    "TruncatedNormal",
-    "Uniform",
-    "dequantized_ode",
-]

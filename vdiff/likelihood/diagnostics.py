@@ -173,6 +173,3 @@ def _of_rounding(integrand: Integrand) -> list[str]:
                 "or evaluate in float64"
             )
     return reasons
-
-
-__all__ = ["Curve", "Diagnostics", "examine", "warnings_of"]

@@ -86,13 +86,3 @@ def weights_digest(*models: object) -> list[str]:
             text = "".join(f"{name} {data_hash(value)} " for name, value in tensors)
             hashes.append(digest(text.encode()))
     return hashes
-
-
-__all__ = [
-    "data_hash",
-    "digest",
-    "distribution_digest",
-    "hash_of_parts",
-    "state_key",
-    "weights_digest",
-]

@@ -185,6 +185,3 @@ def replicates_for(tolerance: float, variances: Float[Tensor, "*parts images"]) 
     """
     images = variances.shape[-1]
     return (variances.sum(-1) / (images * tolerance) ** 2).ceil()
-
-
-__all__ = ["Estimate", "RunningMoments", "difference", "mean_error", "replicates_for", "student_t"]

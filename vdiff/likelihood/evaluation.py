@@ -6,7 +6,8 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, original, synchronised
-from vdiff._validate import Batch, Constraint, Count, Steps, constraints, require, validated
+from vdiff._inputs import Batch, Steps
+from vdiff._validate import Constraint, Count, constraints, require, validated
 from vdiff.decoder import Decoder
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image
@@ -208,6 +209,3 @@ def compare(
     report = report_of(evaluation, tally)
     costs, doubts = report.relative_costs, report.warnings
     return Comparison(report.total, report.protocol, report.diagnostics, costs, doubts)
-
-
-__all__ = ["compare", "evaluate"]

@@ -51,11 +51,11 @@ class FlowSolver:
 
     def protocol(self) -> dict[str, object]:
         """The settings on which the density and its error depend."""
+        given = self.prior
+        prior = "N(0, I)" if given is None else f"{distribution_digest(given)} at λ_min"
         return {
             "logsnr": [self.schedule.logsnr_min, self.schedule.logsnr_max],
-            "prior": "N(0, I)"
-            if self.prior is None
-            else f"{distribution_digest(self.prior)} at λ_min",
+            "prior": prior,
             "trace": repr(self.trace),
             "tolerance": self.tolerance,
             "method": self.method,
@@ -128,18 +128,11 @@ class _Path:
         """−log p (replicates, batch), z₁, and the number of evaluations."""
         columns = 1 if self.trace.exact else len(self.directions)
         solution = unchecked(solve)(
-            self.field,
-            (self.z, self.z.new_zeros(len(self.z), columns)),
-            self.clean,
-            self.noisy,
-            unit=self.flow.unit,
-            method=self.flow.method,
-            rtol=tolerance,
-            atol=tolerance,
-            max_evaluations=self.flow.max_evaluations,
-            max_seconds=self.flow.max_seconds,
+            self.field, (self.z, self.z.new_zeros(len(self.z), columns)), self.clean, self.noisy,
+            unit=self.flow.unit, method=self.flow.method, rtol=tolerance, atol=tolerance,
+            max_evaluations=self.flow.max_evaluations, max_seconds=self.flow.max_seconds,
             examples=self.rows,
-        )
+        )  # fmt: skip
         z, gain = solution.state
         at_clean = 0.5 * self.x[0].numel() * torch.nn.functional.logsigmoid(self.clean)  # d log α₀
         return -(self._prior(z) + gain.T + at_clean), z, solution.evaluations
@@ -166,16 +159,11 @@ class _Path:
 def _check_rounding(prediction: Prediction, end: Tensor) -> None:
     """Raise if rounding leaves no digit of v̂ at an end of the flow. Warn if it leaves few."""
     row = prediction.parameterization
-    error, what = (
-        max(row.rounding(end[None], prediction.output.dtype)),
-        f"{row!r} at λ = {end.item():g}",
-    )
+    error = max(row.rounding(end[None], prediction.output.dtype))
+    what = f"{row!r} at λ = {end.item():g}"
     hint = "predict v, bring the schedule's ends closer, or compute in float64"
     digits = "end where the model's output determines x̂ and ε̂"
     require(error < 1.0, "schedule", digits, what, hint)
     if error > DIGITS:
         text = f"{what} leaves x̂ or ε̂ with an error of {error:.1g} by rounding: {hint}"
         warnings.warn(text, stacklevel=2)
-
-
-__all__ = ["RESULTS", "FlowSolver"]

@@ -129,6 +129,3 @@ class _Point:
 
 def _refused(got: str) -> InvalidValue:
     return InvalidValue("model", "be differentiable in z", got, HINT)
-
-
-__all__ = ["check_gradient"]

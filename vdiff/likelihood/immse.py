@@ -25,8 +25,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, finite_end
+from vdiff._inputs import FiniteData
 from vdiff._precision import to_float64
-from vdiff._validate import Count, FiniteData, unchecked, validated
+from vdiff._validate import Count, unchecked, validated
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_row, select_rows
 from vdiff.likelihood.density import Stratified
@@ -146,13 +147,11 @@ def immse(
     low, high = results["low"], results["high"]
     tails = {"noisy": low.mean().item(), "clean": high.mean().item()}
     estimate = IMMSE(
-        of_gaussian.cpu() + results["inner"] + low + high,
-        x[0].numel(),
-        torch.full((len(x),), 2 * replicates * times),
-        low_tail=low.mean(0),
+        of_gaussian.cpu() + results["inner"] + low + high, x[0].numel(),
+        torch.full((len(x),), 2 * replicates * times), low_tail=low.mean(0),
         high_tail=high.mean(0),
         protocol=protocol | {f"beyond the {end} end, nats": v for end, v in tails.items()},
-    )
+    )  # fmt: skip
     for end, nats in tails.items():
         if abs(nats) > LONG_TAIL * max(estimate.mean_error, TAIL_SEEN):
             where = f"beyond the {end} end of the schedule, extrapolated"
@@ -202,6 +201,3 @@ class _Difference:
 
     def _on_vectors(self, z: Tensor, logsnr: Tensor) -> Any:
         return self.gaussian(z.flatten(1), logsnr)
-
-
-__all__ = ["IMMSE", "immse"]

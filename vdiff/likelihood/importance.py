@@ -15,19 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, decoder_fits, finite_end
-from vdiff._validate import Batch, Count, Steps, require, unchecked, validated
+from vdiff._inputs import Batch, Steps
+from vdiff._validate import Count, require, unchecked, validated
 from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image, select_rows
 from vdiff.likelihood.integrand import Finite, known_range
-from vdiff.likelihood.replicated import (
-    Replicated,
-    Replicates,
-    example_generators,
-    run_replicates,
-)
+from vdiff.likelihood.replicated import Replicated, Replicates, example_generators, run_replicates
 from vdiff.reverse import reverse_mean, reverse_sample
 from vdiff.schedule import Schedule
 from vdiff.weighting._check import divides_table
@@ -72,15 +68,11 @@ class ImportanceBound(Replicated):
         """From log w, nats, and the other fields of the class."""
         share = log_weights.softmax(1)
         return cls(
-            -importance_weighted(log_weights),
-            dims,
-            evaluations,
-            samples=log_weights.shape[1],
+            -importance_weighted(log_weights), dims, evaluations, samples=log_weights.shape[1],
             elbo=-log_weights.mean((0, 1)),
             effective_sample_size=share.square().sum(1).reciprocal().mean(0),
-            largest_weight=share.amax(1).mean(0),
-            **fields,
-        )
+            largest_weight=share.amax(1).mean(0), **fields,
+        )  # fmt: skip
 
 
 @validated
@@ -151,18 +143,13 @@ def path_importance(
         log_weights = []
         for first in range(0, samples, together):
             paths = min(together, samples - first)
-            numbers = rows.repeat_interleave(paths)
+            numbers, name = rows.repeat_interleave(paths), f"paths {first} … of "
             path = unchecked(path_bound)(
-                Finite(model, numbers),
-                data[numbers],
-                schedule=schedule,
-                decoder=decoder,
+                Finite(model, numbers), data[numbers], schedule=schedule, decoder=decoder,
                 steps=steps,
-                generator=example_generators(
-                    seed, replicate, rows, data.device, f"paths {first} … of "
-                ),
+                generator=example_generators(seed, replicate, rows, data.device, name),
                 condition=select_rows(condition or {}, numbers, len(data)),
-            )
+            )  # fmt: skip
             log_weights.append(-path.log_ratio.view(len(rows), paths))
         return {"log_weight": torch.cat(log_weights, 1)}
 
@@ -229,6 +216,3 @@ def chain_log_prob(
         likelihood = kernel @ likelihood * width
     prior = torch.exp(-0.5 * grid.square()) / math.sqrt(2 * math.pi)
     return (prior.T @ likelihood * width).log().squeeze(0)
-
-
-__all__ = ["ImportanceBound", "chain_log_prob", "importance_weighted", "path_importance"]

@@ -135,15 +135,11 @@ class Integrand:
             return predictions[-1]
 
         bound = unchecked(elbo)(
-            model,
-            self.data[rows],
-            schedule=side.base,
-            decoder=side.decoder,
-            steps=side.steps,
+            model, self.data[rows], schedule=side.base, decoder=side.decoder, steps=side.steps,
             t=t if side.steps is None else on_chain(t, side.steps),
             eps=eps.to(self.data.dtype) if self.data.is_floating_point() else eps,
             condition=select_rows(self.condition, self.numbers[rows.cpu()], self.total),
-        )
+        )  # fmt: skip
         self.predictions[index] = predictions[0]  # a second one is for the decoder
         return torch.stack([bound.prior, bound.diffusion, bound.reconstruction]).double()
 
@@ -295,6 +291,3 @@ class Finite:
             example = f"example {int(self.rows[first])} at λ = {logsnr[first].item():.4g}"
             raise InvalidValue("model", "be finite", f"NaN or infinity for {example}")
         return prediction
-
-
-__all__ = ["Difference", "Finite", "Integrand", "evaluating"]

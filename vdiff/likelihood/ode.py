@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, finite_end
-from vdiff._validate import Count, FiniteData, Positive, require, validated
+from vdiff._inputs import FiniteData
+from vdiff._validate import Count, Positive, require, validated
 from vdiff.flow import Method, Unit
 from vdiff.gaussian import bits_per_dim
 from vdiff.likelihood.chunks import Progress, Run, Share, State
@@ -170,15 +171,10 @@ def ode_likelihood(
     )  # fmt: skip
     nats, noise, evaluations, truncation, change = (results[name][0] for name in RESULTS)
     likelihood = OdeLikelihood(
-        nats.T,
-        dims,
-        evaluations.long(),
-        trace.exact,
-        noise=noise,
-        truncation=truncation,
+        nats.T, dims, evaluations.long(), trace.exact, noise=noise, truncation=truncation,
         change=change if audit else None,
         protocol={**protocol, **costs(evaluations, change if audit else None, dims)},
-    )
+    )  # fmt: skip
     warn_of_tolerance(likelihood, likelihood.change)
     return likelihood
 
@@ -261,6 +257,3 @@ def warn_of_tolerance(likelihood: Replicated, change: Tensor | None) -> None:
         what = f"half the tolerance moves the mean by {moved:.2g} bits/dim"
         text = f"{what}, more than its Monte Carlo error of {error:.2g}: lower the tolerance"
         warnings.warn(text, stacklevel=4)
-
-
-__all__ = ["OF_THE_FLOW", "OdeLikelihood", "costs", "log_prob", "ode_likelihood"]

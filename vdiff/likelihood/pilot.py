@@ -139,16 +139,12 @@ def run_pilot(
         antithetic = cost[True] < CLEARLY * cost[False]
     best = fits[antithetic]
     return PilotFit(
-        plan,
-        controls=controls,
-        antithetic=antithetic,
-        coefficients=best.coefficients,
-        level=level if plan.baseline else torch.zeros_like(level),
-        left=best.left,
+        plan, controls=controls, antithetic=antithetic, coefficients=best.coefficients,
+        level=level if plan.baseline else torch.zeros_like(level), left=best.left,
         between=best.between,
         variance=_by_technique(fits[False].raw, level, cost, bool(controls), antithetic),
         evaluations=loss.numel() * integrand.evaluations,
-    )
+    )  # fmt: skip
 
 
 def _by_technique(
@@ -262,6 +258,3 @@ def _smooth(v: Tensor) -> Tensor:
     padded = torch.nn.functional.max_pool1d(v[None], 3, stride=1, padding=1)[0]
     padded = torch.cat([padded[:1], padded, padded[-1:]])
     return 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
-
-
-__all__ = ["PilotFit", "pilot_evaluations", "run_pilot"]

@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Sequence
-from importlib import metadata
 
 import torch
 from torch import Tensor, nn
 
 from vdiff._arguments import original
+from vdiff._version import __version__
 from vdiff.likelihood.chunks import Share
 from vdiff.likelihood.conditions import condition_digest
 from vdiff.likelihood.digest import data_hash, weights_digest
@@ -69,19 +69,15 @@ def computation_protocol(
     modules = [model for model in map(original, models) if isinstance(model, nn.Module)]
     parameters = [p for module in modules for p in module.parameters()]
     return {
-        "dtype": str(dtype).removeprefix("torch."),
-        "model": weights_digest(*models),
+        "dtype": str(dtype).removeprefix("torch."), "model": weights_digest(*models),
         "weights": sorted({str(p.dtype).removeprefix("torch.") for p in parameters}),
-        "TF32": False,
-        "device": str(device),
-        "processes": share.count,
-        **versions(),
-    }
+        "TF32": False, "device": str(device), "processes": share.count, **versions(),
+    }  # fmt: skip
 
 
 def versions() -> dict[str, object]:
     """Beside the device, what decides the last bits of a number: threads split sums."""
-    return {"threads": torch.get_num_threads(), "vdiff": version(), "torch": torch.__version__}
+    return {"threads": torch.get_num_threads(), "vdiff": __version__, "torch": torch.__version__}
 
 
 def warn_if_versions_differ(what: str, before: object) -> None:
@@ -92,22 +88,3 @@ def warn_if_versions_differ(what: str, before: object) -> None:
         warnings.warn(
             f"{what} continues with {now} after {earlier}: not bit for bit", stacklevel=3
         )
-
-
-def version() -> str:
-    """The installed version of vdiff."""
-    try:
-        return metadata.version("vdiff-torch")
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-__all__ = [
-    "computation_protocol",
-    "data_protocol",
-    "evaluation_protocol",
-    "model_protocol",
-    "version",
-    "versions",
-    "warn_if_versions_differ",
-]

@@ -2,6 +2,7 @@
 computes them."""
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
@@ -26,11 +27,8 @@ Replicates = Annotated[int, _SEVERAL]
 def _example_dims(distribution: Any, argument: str, given: Given) -> Any:
     """A distribution has the dimensions of an example of `x` or `data`: others would broadcast."""
     dims = given["x" if "x" in given else "data"][0].numel()
-    what, hint = (
-        f"have the {dims} dimensions of an example",
-        "Gaussian.fit(data) of data like this",
-    )
-    require(distribution.dims == dims, argument, what, distribution.dims, hint)
+    own, hint = distribution.dims, "Gaussian.fit(data) of data like this"
+    require(own == dims, argument, f"have the {dims} dimensions of an example", own, hint)
     return distribution
 
 
@@ -156,14 +154,33 @@ def run_replicates(
 
 
 def listed(protocol: Mapping[str, object]) -> list[str]:
-    """A protocol as one line, or none.
+    """A protocol as lines of at most 80 columns, a fact each; none for an empty one.
 
-    >>> listed({"draws": 8, "budget": None})
-    ['draws 8']
+    >>> print("\\n".join(listed({"draws": 8, "logsnr": [-7.0, 9.0], "budget": None})))
+    protocol
+      draws   8
+      logsnr  [-7.0, 9.0]
     """
-    entries = ((word, v) for word, v in protocol.items() if v is not None)
-    text = [f"{word} {f'{v:.4g}' if isinstance(v, float) else v}" for word, v in entries]
-    return [", ".join(text)] if text else []
+    facts = {word: as_text(value) for word, value in protocol.items() if value is not None}
+    width = min(20, max(map(len, facts), default=0)) + 4
+    lines = [f"  {word}".ljust(width) + text for word, text in facts.items()]
+    return [*(["protocol"] if lines else []), *(within(line, width) for line in lines)]
 
 
-__all__ = ["Replicated"]
+def as_text(value: object) -> str:
+    """A fact of a protocol, in few digits; a mapping without what is None."""
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return ", ".join(value) or "none"
+    if isinstance(value, Mapping):
+        known = [f"{word} {as_text(v)}" for word, v in value.items() if v is not None]
+        return ", ".join(known) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def within(line: str, indent: int) -> str:
+    """A line in as many as fit into 80 columns."""
+    more = " " * indent
+    fill = textwrap.TextWrapper(
+        80, subsequent_indent=more, break_on_hyphens=False, drop_whitespace=True
+    )
+    return line if len(line) <= 80 else fill.fill(line)

@@ -5,15 +5,17 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from itertools import pairwise
 
 from torch import Tensor
 
+from vdiff import _html
 from vdiff._validate import require, validated
 from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
 from vdiff.likelihood.estimate import Estimate, difference
 from vdiff.likelihood.protocol import evaluation_protocol
-from vdiff.likelihood.replicated import Replicated, listed
+from vdiff.likelihood.replicated import Replicated, as_text, listed, within
 from vdiff.likelihood.stages import Evaluation
 from vdiff.likelihood.tally import Tally
 
@@ -60,7 +62,8 @@ class Report:
     reconstruction     0.5000           0.0010           0.0100
     total              1.5000           0.0020           0.0200
     total, 95 %: 1.4961 to 1.5039 on these images, 1.4608 to 1.5392 over images
-    draws 8
+    protocol
+      draws  8
     """
 
     prior: Estimate
@@ -119,12 +122,22 @@ class Report:
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in PARTS}
-        rows = [table(parts), f"total, 95 %: {spans(self.total)}"]
-        rows += [*trust(self.diagnostics, self.relative_costs), *listed(self.protocol)]
+        rows = [table(parts), within(f"total, 95 %: {spans(self.total)}", 2)]
+        rows += trust(self.diagnostics, self.relative_costs)
+        if self.diagnostics is not None:
+            rows += by_logsnr("diffusion by log-SNR", self.diagnostics.curve)
+        rows += listed(self.protocol)
         for name, other in self.references.items():
             rows += ["", table({name: other.estimate, "bound minus this": other.gap}, head=False)]
-            rows += [f"95 %: {spans(other.estimate)}{other.label}", *listed(other.protocol)]
-        return "\n".join([*rows, *(f"WARNING: {w}" for w in self.warnings)])
+            rows.append(within(f"95 %: {spans(other.estimate)}{other.label}", 2))
+            rows += listed(other.protocol)
+        return "\n".join([*rows, *(within(f"WARNING: {w}", 2) for w in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        parts = {name: getattr(self, name) for name in PARTS}
+        for name, other in self.references.items():
+            parts |= {name: other.estimate, "bound minus this": other.gap}
+        return in_html(parts, self.total, self)
 
     def asdict(self) -> dict[str, object]:
         """As plain data, for JSON."""
@@ -139,9 +152,11 @@ class Comparison:
     and noise.
 
     >>> print(Comparison(Estimate(-0.02, 0.001, 0.004), {"draws": 8}))
-    difference, first − second: -0.0200 ± 0.0010 (Monte Carlo) ± 0.0040 (images) bits/dim
+    difference, first − second: -0.0200 ± 0.0010 (Monte Carlo) ± 0.0040 (images)
+      bits/dim
     95 %: -0.0220 to -0.0180 on these images, -0.0278 to -0.0122 over images
-    draws 8
+    protocol
+      draws  8
     """
 
     difference: Estimate
@@ -156,12 +171,15 @@ class Comparison:
         return None if self.diagnostics is None else self.diagnostics.curve
 
     def __str__(self) -> str:
-        rows = [f"difference, first − second: {self.difference} bits/dim"]
-        rows.append(f"95 %: {spans(self.difference)}")
+        rows = [within(f"difference, first − second: {self.difference} bits/dim", 2)]
+        rows.append(within(f"95 %: {spans(self.difference)}", 2))
         if self.curve is not None:
-            rows.append("by log-SNR: " + by_logsnr(self.curve))
-        rows += [*listed(self.protocol), *(f"WARNING: {w}" for w in self.warnings)]
+            rows += by_logsnr("difference by log-SNR", self.curve)
+        rows += [*listed(self.protocol), *(within(f"WARNING: {w}", 2) for w in self.warnings)]
         return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        return in_html({"first − second": self.difference}, self.difference, self)
 
     def asdict(self) -> dict[str, object]:
         """As plain data, for JSON."""
@@ -203,9 +221,13 @@ def table(parts: Mapping[str, Estimate], *, head: bool = True) -> str:
     columns = f"{'bits/dim':<{width}}{'value':>9}{'Monte Carlo SE':>17}{'SE over images':>17}"
     rows = [columns] if head else []
     for name, e in parts.items():
-        images = "one image" if e.images is None else f"{e.images:.4f}"
-        rows.append(f"{name:<{width}}{e.value:>9.4f}{e.monte_carlo:>17.4f}{images:>17}")
+        rows.append(f"{name:<{width}}{e.value:>9.4f}{e.monte_carlo:>17.4f}{images_error(e):>17}")
     return "\n".join(rows)
+
+
+def images_error(e: Estimate) -> str:
+    """The standard error over images as text."""
+    return "one image" if e.images is None else f"{e.images:.4f}"
 
 
 def spans(e: Estimate) -> str:
@@ -221,24 +243,42 @@ def spans(e: Estimate) -> str:
 def trust(diagnostics: Diagnostics | None, costs: Mapping[str, float]) -> list[str]:
     """The relative costs and the diagnostics, a line each."""
     rows = []
-    if costs:
-        listing = ", ".join(f"{name} {cost:.2f}×" for name, cost in costs.items())
-        rows.append(f"cost for the same error, relative to all techniques: {listing}")
+    listing = ", with ".join(f"{name}: {cost:.3g}×" for name, cost in [*costs.items()][:-1])
+    if listing:  # the last is all techniques, 1×
+        rows.append(within(f"cost for the same error with {listing}", 2))
     if diagnostics is not None:
         size = f"effective sample size {diagnostics.effective:.0f} of {diagnostics.draws} draws"
         rows.append(f"{size}; largest draw {100 * diagnostics.largest:.2g} % of the sum")
-        rows.append("diffusion by log-SNR: " + by_logsnr(diagnostics.curve))
     return rows
 
 
-def by_logsnr(curve: Curve, pieces: int = 8) -> str:
-    """A curve in a few pieces, as text."""
+def by_logsnr(title: str, curve: Curve, pieces: int = 8) -> list[str]:
+    """A curve in a few pieces, a line each."""
     edges = [round(i * len(curve.value) / pieces) for i in range(pieces + 1)]
-    texts = []
+    lines = [title]
     for low, high in pairwise(edges):
-        ends = f"[{curve.logsnr_min[low]:.1f}, {curve.logsnr_max[high - 1]:.1f}]"
-        texts.append(f"{ends} {curve.value[low:high].sum():.4f}")
-    return ", ".join(texts)
+        ends = f"{curve.logsnr_min[low]:.1f} to {curve.logsnr_max[high - 1]:.1f}"
+        lines.append(f"  {ends:<16}{curve.value[low:high].sum():>9.4f}")
+    return lines
+
+
+def in_html(parts: Mapping[str, Estimate], total: Estimate, of: Report | Comparison) -> str:
+    """Estimates, their curve by log-SNR, how far to trust them, and the protocol."""
+    rows = [
+        (name, f"{e.value:.4f}", f"{e.monte_carlo:.4f}", images_error(e))
+        for name, e in parts.items()
+    ]
+    head = ("bits/dim", "value", "± Monte Carlo", "± images")
+    lines = [f"95 %: {spans(total)}", *trust(of.diagnostics, of.relative_costs)]
+    html = [_html.table(rows, head)]
+    if of.diagnostics is not None:
+        curve = of.diagnostics.curve
+        middle = 0.5 * (curve.logsnr_min + curve.logsnr_max)
+        html.append(_html.curve(middle, curve.value, "bits/dim by log-SNR, noise to data"))
+    html += [f"<div>{escape(line)}</div>" for line in lines]
+    html += [f"<div><b>WARNING: {escape(text)}</b></div>" for text in of.warnings]
+    facts = {word: None if v is None else as_text(v) for word, v in of.protocol.items()}
+    return "".join([*html, _html.details("protocol", facts)])
 
 
 def _common(report: Report | Comparison) -> dict[str, object]:
@@ -258,6 +298,3 @@ def plain(e: Estimate) -> dict[str, object]:
 
 def _finite(values: list[float | None]) -> list[float | None]:
     return [None if v is not None and math.isnan(v) else v for v in values]
-
-
-__all__ = ["Comparison", "Reference", "Report", "report_of"]

@@ -245,6 +245,3 @@ class Evaluation:
         rows = nonfinite.nonzero()[:, 0]
         t = (nonfinite[rows] - 1).to(self.integrand.x.device)
         self.integrand.refuse_nonfinite(nonfinite[rows] * math.nan, rows, t)
-
-
-__all__ = ["Budget", "Evaluation"]

@@ -86,6 +86,3 @@ class Tally:
         self.weights[rows, 2] = torch.maximum(self.weights[rows, 2], weight.amax(1))
         latest = (bad * (1 + t)).view(n, -1).amax(1)
         self.nonfinite[rows] = torch.maximum(self.nonfinite[rows], latest)
-
-
-__all__ = ["BINS", "Tally"]

@@ -100,6 +100,3 @@ def default_trace(dims: int) -> Trace:
     (Exact(), Hutchinson(probes=2))
     """
     return Exact() if dims <= EXACT else Hutchinson()
-
-
-__all__ = ["Exact", "Hutchinson", "Trace", "default_trace"]

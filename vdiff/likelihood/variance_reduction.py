@@ -71,6 +71,3 @@ class VarianceReduction:
         n = shape[0] // 2 if pairs else shape[0]
         eps = torch.randn(n, *shape[1:], dtype=like.dtype, device=like.device, generator=generator)
         return torch.cat([eps, -eps]) if pairs else eps
-
-
-__all__ = ["VarianceReduction"]

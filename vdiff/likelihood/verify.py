@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from vdiff import _html
 from vdiff._arguments import Model
 from vdiff._network import weights_dtype
 from vdiff._validate import Count, Function, require, validated
@@ -92,6 +93,20 @@ class Verification:
     def failed(self) -> tuple[Row, ...]:
         """The rows with |z| > 4 or an error."""
         return tuple(row for row in self.rows if not row.passed)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                f"{row.case}: {row.estimator}",
+                *map(_short, (row.estimate, row.standard_error, row.truth), (5, 5, 5)),
+                _short(row.z, 2),
+                f"{row.evaluations:.0f}",
+                row.error or ("passed" if row.passed else "FAILED"),
+            )
+            for row in self.rows
+        ]
+        passed = f"{len(self.rows) - len(self.failed)} of {len(self.rows)} passed"
+        return _html.table(rows, ("nats", "estimate", "±", "truth", "z", "calls", passed))
 
     def __str__(self) -> str:
         head = f"{'estimate':>11}{'±':>11}{'truth':>10}{'z':>9}{'calls':>7}"
@@ -242,6 +257,3 @@ class _Counted(nn.Module):
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
         self.rows += len(z)
         return self.model(z.to(self.dtype or z.dtype), logsnr, **condition)
-
-
-__all__ = ["Row", "Verification", "cases", "verify_estimators"]

@@ -144,6 +144,3 @@ def init_weights(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
             draw(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-__all__ = ["Attention", "Block", "group_norm", "init_weights", "zero"]

@@ -72,15 +72,9 @@ class VDMUNet(WithArguments, nn.Module):
             nn.Linear(width + 1, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU()
         )
         block = partial(
-            Block,
-            channels=width,
-            embedding=wide,
-            dropout=dropout,
-            scale_shift=False,
-            groups=32,
-            eps=1e-6,
-            checkpoint=checkpoint,
-        )
+            Block, channels=width, embedding=wide, dropout=dropout, scale_shift=False, groups=32,
+            eps=1e-6, checkpoint=checkpoint,
+        )  # fmt: skip
         self.first = nn.Conv2d(5 * channels, width, 3, padding=1)
         self.down = nn.ModuleList(block(width) for _ in range(depth))
         self.middle1, self.middle2 = block(width, heads=heads), block(width)
@@ -140,26 +134,13 @@ class DDPMUNet(UNet):
         time: FourierFeatures | None = None,
         checkpoint: bool = False,
     ) -> None:
+        step = TableStep(Tabulated.linear_betas())
         super().__init__(
-            channels,
-            channels_out=channels_out,
-            width=width,
-            multipliers=multipliers,
-            blocks=2,
-            attention=attention,
-            heads=1,
-            dropout=dropout,
-            labels=labels,
-            time=time
-            or FourierFeatures(
-                width, 2 * math.pi * 1e4, 2 * math.pi, of=TableStep(Tabulated.linear_betas())
-            ),
-            embedding=4 * width,
-            scale_shift=False,
-            groups=32,
-            eps=1e-6,
-            checkpoint=checkpoint,
-        )
+            channels, channels_out=channels_out, width=width, multipliers=multipliers, blocks=2,
+            attention=attention, heads=1, dropout=dropout, labels=labels,
+            time=time or FourierFeatures(width, 2 * math.pi * 1e4, 2 * math.pi, of=step),
+            embedding=4 * width, scale_shift=False, groups=32, eps=1e-6, checkpoint=checkpoint,
+        )  # fmt: skip
         # TensorFlow's "same" padding of a strided convolution: 0 before, 1 after
         wide = [width * multiplier for multiplier in multipliers[:-1]]
         self.shrink = nn.ModuleList(
@@ -197,24 +178,14 @@ class IDDPMUNet(UNet):
         checkpoint: bool = False,
     ) -> None:
         longest = 2 * math.pi * 4 * 1e4 ** (1 - 2 / width)  # its frequencies end one short of 1e-4
+        step = TableStep(Tabulated.cosine_betas(4000))
         super().__init__(
-            channels,
-            channels_out=channels_out or 2 * channels,
-            width=width,
-            multipliers=multipliers,
-            blocks=3,
-            attention=attention,
-            heads=4,
-            dropout=dropout,
+            channels, channels_out=channels_out or 2 * channels, width=width,
+            multipliers=multipliers, blocks=3, attention=attention, heads=4, dropout=dropout,
             labels=labels,
-            time=time
-            or FourierFeatures(
-                width, longest, 2 * math.pi * 4, of=TableStep(Tabulated.cosine_betas(4000))
-            ),
-            embedding=4 * width,
-            groups=32,
-            checkpoint=checkpoint,
-        )
+            time=time or FourierFeatures(width, longest, 2 * math.pi * 4, of=step),
+            embedding=4 * width, groups=32, checkpoint=checkpoint,
+        )  # fmt: skip
 
 
 def _last_bits(z: Tensor) -> Tensor:
@@ -228,6 +199,3 @@ def _lecun_normal(weight: Tensor) -> Tensor:
     """A normal of variance 1/fan-in, cut at two standard deviations: flax's default."""
     std = weight[0].numel() ** -0.5 / 0.87962566103423978  # the deviation left after the cut
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-
-__all__ = ["DDPMUNet", "IDDPMUNet", "VDMUNet"]

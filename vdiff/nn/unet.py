@@ -94,15 +94,9 @@ class UNet(WithArguments, nn.Module):
         self.label = None if labels is None else nn.Embedding(labels, wide)
 
         block = partial(
-            Block,
-            embedding=wide,
-            dropout=dropout,
-            scale_shift=scale_shift,
-            groups=groups,
-            eps=eps,
-            checkpoint=checkpoint,
-            conv=self.conv,
-        )
+            Block, embedding=wide, dropout=dropout, scale_shift=scale_shift, groups=groups,
+            eps=eps, checkpoint=checkpoint, conv=self.conv,
+        )  # fmt: skip
         widths = [width * multiplier for multiplier in multipliers]
         attends = [heads if i in attention else 0 for i in range(self.resolutions)]
         self.first = self.conv(channels, width, 3, padding=1)
@@ -180,6 +174,3 @@ class UNet1d(UNet):
 
     conv = nn.Conv1d
     size = ("length",)
-
-
-__all__ = ["UNet", "UNet1d"]

@@ -1,37 +1,18 @@
 """From noise to data and back: any model, along any grid of noise levels, by any step."""
 
+from vdiff.flow import SolverError
 from vdiff.sampling.driver import STEPS, sample, trajectory
 from vdiff.sampling.grid import leading, logistic, trailing, uniform
 from vdiff.sampling.guidance import Clipped, Guided
 from vdiff.sampling.multistep import adams_bashforth, dpmpp_2m
 from vdiff.sampling.noise import noise_like, per_sample_generators, start
 from vdiff.sampling.output import to_levels, to_uint8
-from vdiff.sampling.probability_flow import SolverError, invert, ode
+from vdiff.sampling.probability_flow import invert, ode
 from vdiff.sampling.step import Counted, History, ancestral, ddim, heun
 
 __all__ = [
-    "STEPS",
-    "Clipped",
-    "Counted",
-    "Guided",
-    "History",
-    "SolverError",
-    "adams_bashforth",
-    "ancestral",
-    "ddim",
-    "dpmpp_2m",
-    "heun",
-    "invert",
-    "leading",
-    "logistic",
-    "noise_like",
-    "ode",
-    "per_sample_generators",
-    "sample",
-    "start",
-    "to_levels",
-    "to_uint8",
-    "trailing",
-    "trajectory",
+    "STEPS", "Clipped", "Counted", "Guided", "History", "SolverError", "adams_bashforth",
+    "ancestral", "ddim", "dpmpp_2m", "heun", "invert", "leading", "logistic", "noise_like", "ode",
+    "per_sample_generators", "sample", "start", "to_levels", "to_uint8", "trailing", "trajectory",
     "uniform",
-]
+]  # fmt: skip

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, original
+from vdiff._inputs import FiniteData
 from vdiff._known_range import warn_beyond_grid
 from vdiff._network import evaluation_mode
 from vdiff._precision import at_least_float32
-from vdiff._validate import Count, FiniteData, Given, require, unchecked, validated
+from vdiff._validate import Count, Given, require, unchecked, validated
 from vdiff.errors import InvalidArgument, InvalidType, InvalidValue, did_you_mean
 from vdiff.parameterization import DIGITS
 from vdiff.prediction import Prediction
@@ -243,6 +244,3 @@ def _warn_of_scaled_noise(z: Tensor) -> None:
     if size > LARGE:
         hint = "noise is N(0, I) here at any σ; EDM's z is σ times that"
         warnings.warn(f"sample: z has a root mean square of {size:.3g}: {hint}", stacklevel=3)
-
-
-__all__ = ["STEPS", "sample", "trajectory"]

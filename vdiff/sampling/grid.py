@@ -134,6 +134,3 @@ def _at(schedule: Schedule, before: Tensor) -> Tensor:
     """λ at the times 1 − `before`."""
     levels: Tensor = schedule(to_float64((1 - before).to(device_of(schedule))))
     return levels
-
-
-__all__ = ["leading", "logistic", "trailing", "uniform"]

@@ -171,6 +171,3 @@ def _like(name: str, value: Any, condition: Any, batch: int) -> Any:
     except RuntimeError:
         what = f"have the shape of the condition, {shape}"
         raise InvalidValue("unconditional", what, tuple(value.shape)) from None
-
-
-__all__ = ["Clipped", "Guided"]

@@ -145,6 +145,3 @@ def _integrals(
             polynomial = polynomial * (time - other) / (at_j - other)
         integrals.append((rate * polynomial).sum(0))
     return integrals
-
-
-__all__ = ["adams_bashforth", "dpmpp_2m"]

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from vdiff._validate import Given, random, require, validated
+from vdiff._inputs import random
+from vdiff._validate import Given, require, validated
 from vdiff.loss import standard_normal
 from vdiff.times import generator_of
 
@@ -70,6 +71,3 @@ def start(
     True
     """
     return noise_like(torch.empty((len(generator), *shape), dtype=dtype), generator)
-
-
-__all__ = ["Generators", "noise_like", "per_sample_generators", "start"]

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vdiff._validate import FiniteData, validated
+from vdiff._inputs import FiniteData
+from vdiff._validate import validated
 from vdiff.decoder import DiscretizedGaussian, Levels
 from vdiff.prediction import Prediction
 from vdiff.sampling.noise import noise_like
@@ -55,6 +56,3 @@ def to_uint8(x: FiniteData) -> Tensor:
     tensor([[  0, 140, 255, 255]], dtype=torch.uint8)
     """
     return _BYTES.decode(x).to(torch.uint8)
-
-
-__all__ = ["to_levels", "to_uint8"]

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from vdiff._arguments import Condition, finite_end, known_range_of, original
 from vdiff._arguments import Model as AnyModel
+from vdiff._inputs import FiniteData
 from vdiff._network import evaluation_mode
 from vdiff._precision import at_least_float32, to_float64
-from vdiff._validate import Count, FiniteData, Positive, require, unchecked, validated
-from vdiff.flow import Method, SolverError, State, solve
+from vdiff._validate import Count, Positive, require, unchecked, validated
+from vdiff.flow import Method, State, solve
 from vdiff.sampling.step import NO_HISTORY, Counted, History, Model, Step
 from vdiff.schedule import Schedule
 
@@ -112,6 +113,3 @@ def invert(
     )
     with nullcontext() if differentiable else torch.no_grad(), evaluation_mode(counted):
         return step(counted, z, clean, noisy, NO_HISTORY)
-
-
-__all__ = ["SolverError", "invert", "ode"]

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from vdiff._arguments import Condition
 from vdiff._precision import PURE_NOISE, to_float64
 from vdiff._validate import Number, require, validated
-from vdiff.errors import InvalidType, has_values, validation_enabled
+from vdiff.errors import has_values, validation_enabled
 from vdiff.gaussian import Step as ChainStep
 from vdiff.gaussian import alpha, combine, per_example, sigma
 from vdiff.parameterization import Parameterization
-from vdiff.prediction import Prediction
+from vdiff.prediction import Prediction, as_prediction
 from vdiff.reverse import reverse_sample
 from vdiff.sampling.noise import Generators, noise_like
 from vdiff.variance import AnalyticVariance, ReverseVariance
@@ -94,10 +94,7 @@ class Counted(nn.Module):
 
 def predicted(model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
     """The prediction of a model; raises unless it is a Prediction of the shape of z."""
-    prediction = model(z, logsnr, **condition)
-    if not isinstance(prediction, Prediction):
-        hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
-        raise InvalidType("model", "return a Prediction", type(prediction).__name__, hint)
+    prediction = as_prediction(model(z, logsnr, **condition))
     came = f"{tuple(prediction.output.shape)} for {tuple(z.shape)}"
     same, hint = prediction.output.shape == z.shape, "it would broadcast in silence"
     require(same, "model", "return a prediction of the shape of z", came, hint)
@@ -228,6 +225,3 @@ def move(prediction: Prediction, logsnr_s: Tensor) -> Tensor:
     of_out = alpha(s) * sigma(t) * torch.expm1(-0.5 * (s - t))
     n = scale(prediction.parameterization, t)
     return combine((alpha(s) * b - sigma(s) * a) / n, prediction.z, of_out / n, prediction.output)
-
-
-__all__ = ["Counted", "History", "ancestral", "ddim", "heun"]

@@ -1,4 +1,4 @@
-"""Noise schedules: where on the log-SNR axis training and sampling look."""
+"""Noise schedules: which log-SNRs training and sampling use."""
 
 from vdiff.schedule.adaptive import Adaptive
 from vdiff.schedule.base import Schedule
@@ -15,25 +15,7 @@ from vdiff.schedule.tabulated import Tabulated
 from vdiff.schedule.truncated import Law, Truncated
 
 __all__ = [
-    "Adaptive",
-    "Cosine",
-    "Custom",
-    "Histogram",
-    "Karras",
-    "Laplace",
-    "Law",
-    "LearnedLinear",
-    "Linear",
-    "LinearBeta",
-    "Monotone",
-    "Normal",
-    "OptimalTransport",
-    "RescaledSigmoid",
-    "Schedule",
-    "Shifted",
-    "SignalPower",
-    "Spectral",
-    "Spline",
-    "Tabulated",
-    "Truncated",
-]
+    "Adaptive", "Cosine", "Custom", "Histogram", "Karras", "Laplace", "Law", "LearnedLinear",
+    "Linear", "LinearBeta", "Monotone", "Normal", "OptimalTransport", "RescaledSigmoid",
+    "Schedule", "Shifted", "SignalPower", "Spectral", "Spline", "Tabulated", "Truncated",
+]  # fmt: skip

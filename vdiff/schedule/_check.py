@@ -38,8 +38,8 @@ def check(schedule: Any, points: int, base: Any) -> float:
     if device_of(schedule).type == "meta":
         return 0.0  # parameters without values, to be filled later
     t = schedule.times_to_check(points).to(device_of(schedule))
-    logsnr = returned("schedule", f"have {name}.logsnr_at ", schedule.logsnr_at(t), t)
-    rate = returned("schedule", f"have {name}.rate_at ", schedule.rate_at(t, logsnr), t)
+    logsnr = returned(schedule.logsnr_at(t), t, "schedule", f"have {name}.logsnr_at ")
+    rate = returned(schedule.rate_at(t, logsnr), t, "schedule", f"have {name}.rate_at ")
     _check_fall(t, logsnr)
     span = (logsnr[0] - logsnr[-1]).item()
     least = _check_rate(t, rate, span)
@@ -100,17 +100,26 @@ def _check_inverse(schedule: Any, base: Any, t: Tensor, span: float) -> None:
         _refuse(~((product - 1).abs() <= 1e-5), what, between, product, "p(λ) · rate = ", hint)
 
 
-def returned(argument: str, method: str, value: object, t: Tensor) -> Tensor:
-    """The value that a function of t returned, a tensor like t; raises ValueError otherwise."""
+def returned(
+    value: object, given: Tensor, argument: str, method: str = "", word: str = "t"
+) -> Tensor:
+    """The value that a function returned for `given`, a tensor like it (a weight may have another
+    dtype); raises ValueError otherwise."""
+    names = ("shape", "dtype", "device") if word == "t" else ("shape", "device")
+    form = [getattr(given, name) for name in names]
     if not isinstance(value, Tensor):
-        came, hint = type(value).__name__, "torch.full_like(t, value) for a constant"
-    elif (value.shape, value.dtype, value.device) == (t.shape, t.dtype, t.device):
+        came, hint = type(value).__name__, f"torch.full_like({word}, value) for a constant"
+    elif (own := [getattr(value, name) for name in names]) == form:
         return value
     else:
-        came = f"{tuple(value.shape)}, {value.dtype}, {value.device}"
-        hint = "it would broadcast in silence" if value.shape != t.shape else ""
-    alike = f"return the shape, dtype and device of t: {tuple(t.shape)}, {t.dtype}, {t.device}"
+        came = _listed(own)
+        hint = "it would broadcast in silence" if value.shape != given.shape else ""
+    alike = f"return the {', '.join(names[:-1])} and device of {word}: {_listed(form)}"
     raise InvalidValue(argument, method + alike, came, hint)
+
+
+def _listed(form: Sequence[Any]) -> str:
+    return ", ".join(map(str, (tuple(form[0]), *form[1:])))
 
 
 def refuse(

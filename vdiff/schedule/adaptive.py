@@ -104,6 +104,3 @@ class _Merged(Profile):
 
     def register_local(self, name: str, tensor: Tensor) -> None:
         self.register_buffer(name, tensor)
-
-
-__all__ = ["Adaptive"]

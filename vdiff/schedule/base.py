@@ -10,19 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff import _html
+from vdiff._inputs import CleanEnd, NoisyEnd, Steps, ordered_ends
 from vdiff._modules import PreciseModule
 from vdiff._precision import at_least_float32, to_float64
-from vdiff._validate import (
-    CleanEnd,
-    Count,
-    Given,
-    NoisyEnd,
-    Steps,
-    ordered_ends,
-    require,
-    unchecked,
-    validated,
-)
+from vdiff._validate import Count, Given, require, unchecked, validated
 from vdiff.errors import InvalidType, has_values, validation_enabled
 from vdiff.gaussian import Step
 from vdiff.schedule._check import check
@@ -283,8 +275,13 @@ class Schedule(PreciseModule, ABC):
     def extra_repr(self) -> str:
         return f"logsnr_max={self.logsnr_max}, logsnr_min={self.logsnr_min}"
 
+    @torch.no_grad()
+    def _repr_html_(self) -> str:
+        t = (torch.arange(_html.POINTS, dtype=torch.float64) + 0.5) / _html.POINTS
+        logsnr = self(t)
+        levels = _html.curve(t, logsnr, "λ(t), data to noise")
+        density = _html.curve(logsnr.flip(0), self.density_at(logsnr).flip(0), "p(λ)")
+        return _html.table([(repr(self), levels, density)])
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
-
-
-__all__ = ["NoiseLevels", "Schedule"]

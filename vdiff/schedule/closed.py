@@ -73,6 +73,3 @@ class Karras(Schedule):
         """σ̃ = e^{−λ/2} at `steps` evenly spaced times, from σ_max down to σ_min, in float64."""
         t = torch.linspace(1, 0, steps, dtype=torch.float64)
         return torch.exp(-0.5 * self.logsnr_at(t))
-
-
-__all__ = ["Karras", "SignalPower"]

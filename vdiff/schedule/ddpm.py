@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdiff._validate import Finite, NonNegative, Positive, require, validated
-from vdiff.schedule.truncated import Law, Truncated, ends_or
+from vdiff.schedule.truncated import Law, Truncated, affine, ends_or
 
 
 class HyperbolicSecant(Law):
@@ -19,7 +19,7 @@ class HyperbolicSecant(Law):
 
     def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
         cot = torch.sin(0.5 * math.pi * rest) / torch.sin(0.5 * math.pi * t)
-        return self.shift + 2.0 * torch.log(cot)
+        return affine(self.shift, 2.0, torch.log(cot))
 
     def sf(self, logsnr: Tensor) -> Tensor:
         return torch.atan(torch.exp(-0.5 * (logsnr - self.shift))) * (2.0 / math.pi)
@@ -61,8 +61,8 @@ class OffsetCosine(Law):
 
     def density(self, logsnr: Tensor) -> Tensor:
         # −dt/dλ = (1 + s)/π · sigmoid(−λ) · cot φ
-        signal, noise = self._squares(logsnr)
-        return torch.sigmoid(-logsnr) * torch.sqrt(signal / noise) * (0.5 / self._angle)
+        cot = math.cos(self._start) * (torch.exp(-logsnr) + math.sin(self._start) ** 2).rsqrt()
+        return torch.sigmoid(-logsnr) * cot * (0.5 / self._angle)
 
     def _squares(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         """cos²φ and sin²φ."""
@@ -147,6 +147,3 @@ class LinearBeta(Truncated):
         times = torch.tensor([1e-3, 1.0], dtype=torch.float64, device="cpu")
         high, low = law.icdf(times).tolist()
         super().__init__(law, *ends_or(high, low, logsnr_max, logsnr_min))
-
-
-__all__ = ["Cosine", "HyperbolicSecant", "LinearBeta", "LinearBetaLaw", "OffsetCosine"]

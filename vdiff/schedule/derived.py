@@ -74,7 +74,7 @@ class Custom(Schedule):
         self, logsnr: Callable[[Tensor], Tensor], rate: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         t = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
-        first, last = returned("logsnr", "", logsnr(t), t).tolist()
+        first, last = returned(logsnr(t), t, "logsnr").tolist()
         came = f"λ = {first:g} at t = 0 and λ = {last:g} at t = 1"
         hint = "stop short of λ = ±∞, for instance with logsnr(1e-3 + 0.998 * t)"
         if math.isfinite(first) and math.isfinite(last):
@@ -95,6 +95,3 @@ class Custom(Schedule):
         logsnr, pull_back, *_ = torch.func.vjp(self._logsnr, t)
         derivative: Tensor = pull_back(torch.ones_like(logsnr))[0]
         return -derivative
-
-
-__all__ = ["Custom", "Shifted"]

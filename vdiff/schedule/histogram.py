@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vdiff._validate import Count, require, total, validated
+from vdiff._inputs import total
+from vdiff._validate import Count, require, validated
 from vdiff.profile import Profile
 from vdiff.schedule._check import refuse
 from vdiff.schedule.base import Schedule
@@ -118,6 +119,3 @@ class Histogram(Schedule):
 def filled(values: Tensor) -> Tensor:
     """A curve over bins whose empty bins, NaN, have the mean of the others."""
     return torch.where(values.isnan(), values.nanmean(), values)
-
-
-__all__ = ["Histogram"]

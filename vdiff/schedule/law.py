@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vdiff._validate import Finite, Positive, require, validated
 from vdiff.schedule.ddpm import HyperbolicSecant, LinearBetaLaw, OffsetCosine
-from vdiff.schedule.truncated import Law, Truncated, ends_or
+from vdiff.schedule.truncated import Law, Truncated, affine, ends_or
 
 
 class Logistic(Law):
@@ -19,7 +19,7 @@ class Logistic(Law):
         self.mean, self.scale = mean, scale
 
     def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
-        return self.mean + self.scale * torch.log(rest / t)
+        return affine(self.mean, self.scale, torch.log(rest / t))
 
     def sf(self, logsnr: Tensor) -> Tensor:
         return torch.sigmoid((self.mean - logsnr) / self.scale)
@@ -28,7 +28,8 @@ class Logistic(Law):
         return torch.sigmoid((logsnr - self.mean) / self.scale)
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return self.sf(logsnr) * self.cdf(logsnr) / self.scale
+        half = (logsnr - self.mean) * (0.5 / self.scale)
+        return torch.cosh(half).pow(-2) * (0.25 / self.scale)
 
 
 class OptimalTransport(Truncated):
@@ -82,8 +83,8 @@ class Gaussian(Law):
         self.mean, self.std = mean, std
 
     def icdf_at(self, t: Tensor, rest: Tensor) -> Tensor:
-        score = torch.where(t < 0.5, -torch.special.ndtri(t), torch.special.ndtri(rest))
-        return self.mean + self.std * score
+        score = torch.special.ndtri(torch.minimum(t, rest))
+        return affine(self.mean, self.std, torch.copysign(score, rest - t))
 
     def sf(self, logsnr: Tensor) -> Tensor:
         return _normal_cdf((self.mean - logsnr) / self.std)
@@ -92,8 +93,8 @@ class Gaussian(Law):
         return _normal_cdf((logsnr - self.mean) / self.std)
 
     def density(self, logsnr: Tensor) -> Tensor:
-        exponent = (logsnr - self.mean).square() * (-0.5 / self.std**2)
-        return torch.exp(exponent) * (1.0 / (self.std * math.sqrt(2.0 * math.pi)))
+        log_peak = -math.log(self.std * math.sqrt(2.0 * math.pi))
+        return torch.exp(affine(log_peak, -0.5 / self.std**2, (logsnr - self.mean).square()))
 
 
 def _normal_cdf(score: Tensor) -> Tensor:
@@ -166,15 +167,6 @@ class Laplace(Truncated):
 
 
 __all__ = [
-    "DoubleExponential",
-    "Gaussian",
-    "HyperbolicSecant",
-    "Laplace",
-    "Law",
-    "LinearBetaLaw",
-    "Logistic",
-    "Normal",
-    "OffsetCosine",
-    "OptimalTransport",
-    "Spectral",
-]
+    "DoubleExponential", "Gaussian", "HyperbolicSecant", "Laplace", "Law", "LinearBetaLaw",
+    "Logistic", "Normal", "OffsetCosine", "OptimalTransport", "Spectral",
+]  # fmt: skip

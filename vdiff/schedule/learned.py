@@ -114,9 +114,9 @@ class Learned(LearnedEnds):
     def update(self, all_reduce: AllReduce | None = None) -> None:
         """Update the running mean m of the shape's gradient by the losses since the last call."""
         self._unread = 0
-        total, count = (self.seen if all_reduce is None else all_reduce(self.seen)).clone()
-        known = total.isfinite() & (count > 0)
-        mean = torch.where(known, total / count.clamp(min=1), self.mean_loss)
+        total, count = self.seen if all_reduce is None else all_reduce(self.seen)
+        mean = total / count  # NaN without a loss
+        mean = torch.where(mean.isfinite(), mean, self.mean_loss)
         blended = torch.lerp(mean, self.mean_loss, MEMORY)
         self.mean_loss.copy_(torch.where(self.mean_loss > 0, blended, mean))
         self.seen.zero_()
@@ -160,6 +160,3 @@ class _Weigh(torch.autograd.Function):
     @staticmethod
     def backward(ctx, to_loss):  # type: ignore[no-untyped-def]
         return to_loss, ctx.saved_tensors[0], None
-
-
-__all__ = ["Learned", "normalized"]

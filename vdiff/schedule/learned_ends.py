@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vdiff._inputs import Steps
 from vdiff._precision import to_float64
-from vdiff._validate import Steps, validated
+from vdiff._validate import validated
 from vdiff.schedule.base import Learn, NoiseLevels, Schedule, unchanged
 
 
@@ -150,6 +151,3 @@ class _NoGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, to_zero):  # type: ignore[no-untyped-def]
         return None, None
-
-
-__all__ = ["LearnedEnds", "LearnedLinear"]

@@ -175,14 +175,15 @@ class Spline(Learned):
         self.log_density.zero_()
 
     def cdf_and_pdf(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        times, *cells = self._cells()
-        cell = _cell_of(times, t)
-        start, low, gain = (part[cell] for part in (times, *cells))
-        twice = 2 * (t - start)
+        times, low, gain = self._cells()
+        cells = len(low)
+        cell = torch.searchsorted(times[1:-1].detach(), t.detach().contiguous(), right=True)
+        start, low, gain = times[cell], low[cell], gain[cell]
+        twice = 2 * cells * (t - start)
         density = torch.addcmul(low.square(), twice, gain).sqrt()
         # the root of gain x² + 2 low x = twice, without cancelling
-        u = (cell + twice / (low + density)) / len(cells[0])
-        return torch.where((t > 0) & (t < 1), u, t), (density * len(cells[0])).reciprocal()
+        u = (cell + twice / (low + density)) / cells
+        return torch.where(t < 1, u, t), density.reciprocal()
 
     def time_at(self, logsnr: Tensor) -> Tensor:
         high, low_end = self.ends()
@@ -190,22 +191,12 @@ class Spline(Learned):
         u = (high - logsnr) / (high - low_end) * len(low)
         cell = u.detach().long().clamp(0, len(low) - 1)
         x = u - cell
-        return times[cell] + x * (low[cell] + 0.5 * x * gain[cell])
+        return times[cell] + x * (low[cell] + 0.5 * x * gain[cell]) / len(low)
 
     def _cells(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The time at each knot; in each cell between two knots, the density at its start and its
-        increase, per cell."""
-        density = self.log_density.exp()
-        mass = density.sum() - 0.5 * (density[0] + density[-1])
-        density = (1 - FLOOR) * density / mass + FLOOR / (len(density) - 1)
-        low, gain = density[:-1], density.diff()
-        return nn.functional.pad((low + 0.5 * gain).cumsum(0), (1, 0)), low, gain
-
-
-def _cell_of(times: Tensor, t: Tensor) -> Tensor:
-    """The cell in which each t falls."""
-    right = torch.searchsorted(times.detach(), t.detach().contiguous(), right=True)
-    return (right - 1).clamp(0, len(times) - 2)
-
-
-__all__ = ["Monotone", "Spline"]
+        """The time at each knot; in each cell between two knots, the density dt/du at its start
+        and its increase."""
+        density, du = self.log_density.exp(), 1 / (len(self.log_density) - 1)
+        density = (1 - FLOOR) * density / torch.trapezoid(density, dx=du) + FLOOR
+        times = nn.functional.pad(torch.cumulative_trapezoid(density, dx=du), (1, 0))
+        return times, density[:-1], density.diff()

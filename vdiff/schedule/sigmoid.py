@@ -71,6 +71,3 @@ class RescaledSigmoid(Truncated):
         temperature: Positive = 1.0,
     ) -> None:
         super().__init__(RescaledSigmoidLaw(start, end, temperature), logsnr_max, logsnr_min)
-
-
-__all__ = ["RescaledSigmoid", "RescaledSigmoidLaw"]

@@ -196,6 +196,3 @@ class Tabulated(Schedule):
 
     def extra_repr(self) -> str:
         return f"{self.steps + 1} levels, {super().extra_repr()}"
-
-
-__all__ = ["Tabulated"]

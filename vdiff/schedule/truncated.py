@@ -81,8 +81,8 @@ class Truncated(Schedule):
         require(inside, argument, f"lie where {law!r} has mass in float64", came, hint)
 
     def logsnr_at(self, t: Tensor) -> Tensor:
-        rest = self._after + self._mass * (1.0 - t)
-        return self.law.icdf_at(self._before + self._mass * t, rest)
+        within = affine(self._before, self._mass, t)
+        return self.law.icdf_at(within, affine(self._after, self._mass, 1.0 - t))
 
     def rate_at(self, t: Tensor, logsnr: Tensor) -> Tensor:
         return self._mass / self.law.density(logsnr)
@@ -94,4 +94,6 @@ class Truncated(Schedule):
         return self.law.density(logsnr) / self._mass
 
 
-__all__ = ["Law", "Truncated"]
+def affine(a: float, b: float, t: Tensor) -> Tensor:
+    """a + b t, in one operation."""
+    return torch.rsub(t, a, alpha=-b)

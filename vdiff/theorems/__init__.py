@@ -1,4 +1,4 @@
-"""Theorems as data, each with both of its sides computed by different routes, and counterexamples
+"""Theorems as data, each with both sides computed by different routes, and counterexamples
 that must fail."""
 
 from vdiff.theorems.subject import Subject

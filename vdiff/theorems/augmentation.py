@@ -201,6 +201,3 @@ def training_on_noisier_data(subject: Subject, noise: Weighting | None = None) -
     drawn = augmented_elbo(subject.model, x, augmentation=law, **options)
     weighted = weighted_elbo(subject.model, x, weighting=w, **options) / w(f64(LOW))
     return paired(drawn.view(TIMES, groups).mean(0), weighted.view(TIMES, groups).mean(0))
-
-
-__all__: list[str] = []

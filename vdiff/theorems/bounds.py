@@ -1,4 +1,4 @@
-"""The bound and the likelihood: which is larger, by how much, and when they meet."""
+"""The bound and the likelihood: which is larger, by how much, and when they are equal."""
 
 import math
 from typing import Any
@@ -231,6 +231,3 @@ def end_derivatives(model: Model = ORACLE) -> Sides:
     at_low = signal * (1 - signal) * (square - 1) + signal - m[1]
     right = 0.5 * torch.stack([m[0] - 1, at_low])
     return equal(torch.stack([high, low]), right, rel=1e-5, why="a difference quotient in λ")
-
-
-__all__: list[str] = []

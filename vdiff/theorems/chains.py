@@ -177,10 +177,8 @@ def telescoped_bound(subject: Subject, first: bool = True) -> Sides:
     """On every path, Σ log q(z_t | z_s)/p(z_s | z_t) with its ends is the sum over posteriors
     q(z_s | z_t, x) with theirs."""
     recorder, x = Recorder(subject.model), subject.x
-    decoder, generator = (
-        GaussianDecoder(variance=0.1, uses_network=True),
-        subject.generator("path"),
-    )
+    decoder = GaussianDecoder(variance=0.1, uses_network=True)
+    generator = subject.generator("path")
     path = path_bound(
         recorder, x, schedule=CHAIN, decoder=decoder, steps=STEPS, generator=generator
     )
@@ -279,6 +277,3 @@ def factor_of_a_loop_over_steps(subject: Subject, steps: int | None = TABLE.step
         subject, w, [lambda lam: library(lam) / TABLE.steps, written_out]
     )
     return equal(torch.stack([losses, loop]), right, rel=1e-8)
-
-
-__all__: list[str] = []

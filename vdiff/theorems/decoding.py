@@ -55,8 +55,8 @@ def decoders_sum_to_one(to_infinity: bool = True) -> Sides:
     without={"the normal distribution is taken exactly, without a floor": {"tanh": True}},
 )
 def bins_in_the_tails(tanh: bool = False) -> Sides:
-    """The discretised Gaussian's log-probability is that of its bin, ten standard deviations away
-    too."""
+    """The discretised Gaussian's log-probability is that of its bin, even ten standard deviations
+    away."""
     std, level = 0.05, torch.arange(8, 24)
     decoder, center = DiscretizedGaussian(LEVELS, variance=std**2), GRID[level]
     ours = decoder.log_prob(level[:, None], torch.zeros(16, 1, dtype=torch.float64), LOGSNR)
@@ -136,6 +136,3 @@ def bound_of_discrete_data(high: float = 8.0) -> Sides:
     bound = over_time(total, oracle, Linear(high, -14.0))
     entropy = -sum(p * math.log(p) for p in pmf)
     return equal(bound, entropy, rel=1e-5, why="½ SNR_min and the decoder's errors")
-
-
-__all__: list[str] = []

@@ -1,5 +1,5 @@
-"""The best density of the draws: what it does to the variance of the loss, and how a
-schedule learns it."""
+"""The best density of the draws: its effect on the variance of the loss, and how a schedule
+learns it."""
 
 from collections.abc import Callable, Sequence
 
@@ -113,7 +113,7 @@ def observe(
     without={"p is the schedule's own density": {"own": False}},
 )
 def variance_of_the_loss(own: bool = True) -> Sides:
-    """The schedule moves the variance of a draw alone: it is ¼ ∫ w² E‖e‖⁴/p dλ − L²."""
+    """The schedule changes only the variance of a draw, which is ¼ ∫ w² E‖e‖⁴/p dλ − L²."""
     left, right = [], []
     for weighting in WEIGHTINGS:
         for schedule in SCHEDULES:
@@ -188,8 +188,8 @@ def adaptive_density_makes_the_loss_even(
 
 @theorem("VDM, arXiv:2107.00630, appendix I.2", without={"the ends are fixed": {"end": True}})
 def gradient_of_the_variance(end: bool = False) -> Sides:
-    """With its ends fixed, a schedule's parameter moves the variance by E[2 L̂ dL̂/dη]: the
-    gradient of the mean is zero."""
+    """With its ends fixed, the derivative of the variance by a schedule's parameter is
+    E[2 L̂ dL̂/dη]: the gradient of the mean is zero."""
     oracle = LINE
     t, dt = levels(0.0, 1.0, *torch.linspace(0, 1, 21)[1:-1].tolist())
 
@@ -226,8 +226,8 @@ def gradient_of_the_variance(end: bool = False) -> Sides:
     without={"the shape follows the variance": {"follow_variance": False}},
 )
 def one_backward_gives_the_gradient_of_the_variance(follow_variance: bool = True) -> Sides:
-    """What a learned shape gets from `loss.backward()` is ∇Var/m, m the mean loss: the loss is
-    passed on as it is."""
+    """The gradient of a learned shape in `loss.backward()` is ∇Var/m, m the mean loss; the loss
+    itself is not changed."""
     schedule = Spline(HIGH, LOW, knots=14, learn_ends=False, follow_variance=follow_variance)
     knots = torch.arange(14, dtype=torch.float64)  # one at each whole λ
     start, direction = 0.5 * torch.sin(2 * knots), torch.cos(knots)
@@ -255,12 +255,9 @@ def one_backward_gives_the_gradient_of_the_variance(follow_variance: bool = True
     without={"it follows the second moment": {"first_moment": True}},
 )
 def adaptive_schedule_finds_the_least_variance(first_moment: bool = False) -> Sides:
-    """An adaptive schedule that has seen enough has the least variance of all: p ∝ w √E‖e‖⁴."""
+    """An adaptive schedule converges to the density with the least variance: p ∝ w √E‖e‖⁴."""
     schedule = Adaptive(HIGH, LOW, bins=520, floor=1e-9, first_moment=first_moment)
     observe(schedule.observe, 520, ORACLE, schedule.warmup)
     schedule.update()
     left = variance_under(schedule.density)
     return equal(left, least_variance(), rel=1e-4, why="bins of 1/40")
-
-
-__all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Variances: what conditioning buys at a step, and what it costs along a path."""
+"""Variances: what conditioning saves at a step, and what it costs along a path."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.gaussian import Step
 from vdiff.loss import elbo, predict_at
 from vdiff.oracle import Gaussian, GaussianMixture
-from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.theorems.chains import BLOG, CHAIN, STEPS, predicted
 from vdiff.theorems.integral import average
@@ -36,7 +35,7 @@ def step_moments(
 
     def powers(x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
         said = predict_at(oracle, x, eps, level, {})
-        prediction = Prediction(said.z, level, said.output, said.parameterization, variance)
+        prediction = said.replace(variance=variance)
         step = Step(level, torch.full_like(level, delta))
         kl = reverse_kl(prediction, x, eps, step)
         draws = torch.stack(  # exact: the ratio is quadratic in the noise
@@ -87,8 +86,8 @@ def _log_ratio(logsnr: Tensor, delta: float) -> Tensor:
 def rao_blackwell_law_of_any_network(
     subject: Subject, variance: ReverseVariance | None = None
 ) -> Sides:
-    """Given z_t, the sampled log-ratio spreads about the KL with variance 2 KL, whatever the
-    network predicts."""
+    """Given z_t, the sampled log-ratio has mean KL and variance 2 KL, whatever the network
+    predicts."""
     prediction, x, eps, step = predicted(subject, 64, "law", variance)
     with torch.enable_grad():  # the ratio is linear in the noise: Var = ‖slope‖²
         noise = torch.zeros_like(x, requires_grad=True)
@@ -135,27 +134,20 @@ def path_variances(path: GaussianPath, x: float) -> tuple[Tensor, Tensor]:
 def sampled_paths(path: GaussianPath, n: int) -> Tensor:
     """Log-ratios and sums of KLs of sampled paths of x = ½."""
     found = path_bound(
-        path.oracle,
-        torch.full((n, 1), 0.5, dtype=torch.float64),
-        schedule=path.schedule,
-        decoder=GaussianDecoder(),
-        steps=path.steps,
-        generator=Subject().generator("paths"),
-    )
+        path.oracle, torch.full((n, 1), 0.5, dtype=torch.float64), schedule=path.schedule,
+        decoder=GaussianDecoder(), steps=path.steps, generator=Subject().generator("paths"),
+    )  # fmt: skip
     return torch.stack([found.log_ratio, found.rao_blackwell], 1)
 
 
 def sampled_steps(path: GaussianPath, n: int) -> Tensor:
     """Sums of KLs, each with noise of its own, in the place of both."""
     bound = elbo(
-        path.oracle,
-        torch.full((n * path.steps, 1), 0.5, dtype=torch.float64),
-        schedule=path.schedule,
-        decoder=GaussianDecoder(),
-        steps=path.steps,
+        path.oracle, torch.full((n * path.steps, 1), 0.5, dtype=torch.float64),
+        schedule=path.schedule, decoder=GaussianDecoder(), steps=path.steps,
         t=torch.arange(1, path.steps + 1, dtype=torch.float64).repeat(n) / path.steps,
         generator=Subject().generator("steps"),
-    )
+    )  # fmt: skip
     return (bound.diffusion.view(n, -1).mean(1))[:, None].expand(n, 2)
 
 
@@ -188,10 +180,8 @@ def path_variance_vanishes(estimator: int = 0) -> Sides:
     draws = sampled_paths(paths[0], 2**15)[:, estimator]
     found = sampled(32 * (draws - draws.mean()).square(), exact[0])
     limit = 2 * exact[2] - exact[1]
-    left, right = (
-        torch.stack([torch.as_tensor(found.left), exact[2]]),
-        torch.stack([exact[0], limit]),
-    )
+    left = torch.stack([torch.as_tensor(found.left), exact[2]])
+    right = torch.stack([exact[0], limit])
     allowed = torch.stack([torch.as_tensor(found.allowed), 0.05 * limit.abs()])
     return Sides(left, right, allowed, f"{ERRORS:g} standard errors; the next order in 1/T")
 
@@ -201,8 +191,8 @@ def path_variance_vanishes(estimator: int = 0) -> Sides:
     without={"the logarithm stands inside the mean": {"inside": False}},
 )
 def path_estimators_share_their_mean(subject: Subject, inside: bool = True) -> Sides:
-    """The log-ratio of a path and the sum of the KLs along it have one mean, the bound, whatever
-    the network predicts."""
+    """The log-ratio of a path and the sum of the KLs along it have the same mean, the bound,
+    whatever the network predicts."""
     x, decoder = subject.rows(max(16, subject.draws)), GaussianDecoder()
     generator = subject.generator("both")
     path = path_bound(
@@ -211,6 +201,3 @@ def path_estimators_share_their_mean(subject: Subject, inside: bool = True) -> S
     log_ratio, closed = path.log_ratio.view(-1, 8), path.rao_blackwell.view(-1, 8).mean(1)
     outside = math.log(8) - torch.logsumexp(-log_ratio, 1)
     return paired(log_ratio.mean(1) if inside else outside, closed)
-
-
-__all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The forward process: marginals, consistency, posteriors, and what becomes of the data."""
+"""The forward process: marginals, consistency, posteriors, and how the data converges to noise."""
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def naive_walk_is_variance_exploding(grows: float = 1.0) -> Sides:
     without={"each step keeps √(1 − β) of its input": {"keep": torch.ones_like(BETAS)}},
 )
 def scheduled_walk(keep: Tensor = 1 - BETAS) -> Sides:
-    """The scheduled walk settles: the difference of the data's variance from 1 is multiplied by
+    """The scheduled walk converges: the difference of the data's variance from 1 is multiplied by
     ᾱ_t = Π (1 − β)."""
     variances = [f64(4.0)]
     for beta, kept in zip(BETAS, keep, strict=True):
@@ -115,6 +115,3 @@ def scheduled_walk_rate(mean: float = 1.0) -> Sides:
     gaps = [Gaussian([mean], [0.25]).prior_gap(level) for level in levels.tolist()]
     why = "the next order, e^λ, is 5e-5 of the first"
     return equal(torch.stack(gaps), 0.5 * levels.exp(), rel=1e-4, why=why)
-
-
-__all__: list[str] = []

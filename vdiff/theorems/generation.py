@@ -217,6 +217,3 @@ def likelihood_along_the_flow(trace: Trace = EXACT) -> Sides:
         }
         left.append(-ode_likelihood(ORACLE, x, trace=trace, **options).nats)
     return equal(torch.stack(left), truth, rel=1e-6, atol=1e-6, why="the solver's tolerance")
-
-
-__all__: list[str] = []

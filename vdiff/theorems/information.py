@@ -64,6 +64,3 @@ def gaussian_data_is_the_hardest(model: Model = ORACLE) -> Sides:
     hardest = torch.stack([data.matched().mmse(LAMBDA) for data in (ORACLE, line())])
     errors = [average(data, LAMBDA, squared(m)) for data, m in ((ORACLE, model), (line(), line()))]
     return at_least(hardest, torch.stack(errors), rel=1e-9, why=QUADRATURE)
-
-
-__all__: list[str] = []

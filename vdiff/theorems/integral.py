@@ -133,6 +133,3 @@ def slope(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-3) 
     """df/dλ by central differences of fourth order, elementwise."""
     near, far = (function(at + k * step) - function(at - k * step) for k in (1, 2))
     return (8 * near - far) / (12 * step)
-
-
-__all__: list[str] = []

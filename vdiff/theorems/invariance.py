@@ -1,5 +1,5 @@
-"""What may be changed without changing the loss: the schedule's shape, the density of the draws,
-the target, the process."""
+"""Changes that leave the loss the same: the schedule's shape, the density of the draws, the
+target, the process."""
 
 import math
 
@@ -34,7 +34,7 @@ WITHOUT_TABLE = tuple(schedule for name, schedule in FIXED.items() if name != "t
 def schedule_invariance(
     schedules: tuple[Schedule, ...] = tuple(FIXED.values()), steps: int | None = None
 ) -> Sides:
-    """The expected loss depends on the schedule through its ends alone: it is ½ ∫ w(λ) E‖ε − ε̂‖²
+    """The expected loss depends on the schedule only through its ends: it is ½ ∫ w(λ) E‖ε − ε̂‖²
     dλ."""
     w = Sigmoid(2.0)
     losses = [
@@ -48,8 +48,8 @@ def schedule_invariance(
 def learned_schedule_invariance(
     learned: dict[str, Schedule] = LEARNED, moves: bool = False
 ) -> Sides:
-    """A schedule that learns or adapts, whatever its shape has become, has the same expected loss
-    under a fixed w(λ)."""
+    """A learned or adaptive schedule of any shape has the same expected loss under a fixed
+    w(λ)."""
     schedules = [*BENT.values(), *learned.values()]
     weightings = [MSE(one, Eps()) if moves else Sigmoid(2.0) for one in schedules]
     losses = [
@@ -207,6 +207,3 @@ def factor_of_a_loop(subject: Subject, read_as: Parameterization = OF_V) -> Side
     left = loss_factor(w, NORMAL, read_as)(logsnr) * error
     right = weighted_elbo(subject.model, x, schedule=NORMAL, weighting=w, t=t, eps=eps)
     return equal(left, right, rel=1e-7, why="float64 rounding of conversions")
-
-
-__all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Steps and their limit: what T steps cost, with which rate, and what does not follow."""
+"""The limit of many steps: the cost of T steps, its rate, and what does not hold."""
 
 import torch
 from torch import Tensor
@@ -187,6 +187,3 @@ def best_placement_of_steps(schedule: Schedule = BEST) -> Sides:
     unit = Gaussian([0.0], [1.0])
     value, error = _rate(unit, unit, schedule, 0.5 * (TOP - BOTTOM))
     return Sides(value, 0.25 * (TOP - BOTTOM).square(), 2 * error, EXTRAPOLATED)
-
-
-__all__: list[str] = []

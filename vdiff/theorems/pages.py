@@ -12,10 +12,10 @@ def theorem_page() -> str:
     lines = [
         "# Theorems",
         "",
-        "Each is a function that computes both of its sides by different routes, one of them",
+        "Each theorem is a function that computes both sides by different routes, one of them",
         "through the library's public functions. `vdiff.theorems.verify(names=[...])` runs them;",
         "those that say *any network* run on yours with `verify(model, data)`. Each hypothesis",
-        "that is listed is also dropped: the sides must then differ.",
+        "listed is also dropped once: the sides must then differ.",
     ]
     for topic, theorems in by_topic().items():
         lines += ["", f"## {' '.join((TOPICS[topic].__doc__ or '').split())}", ""]
@@ -29,6 +29,3 @@ def theorem_page() -> str:
                 "| " + " | ".join(c.replace("|", "\\|") for c in (*cells, hypotheses)) + " |"
             )
     return "\n".join(lines) + "\n"
-
-
-__all__ = ["theorem_page"]

@@ -75,6 +75,3 @@ class GaussianPath:
         """The marginal of z_first … z_last, or of z_first alone."""
         kept = slice(first, (first if last is None else last) + 1)
         return MultivariateNormal(law.mean[kept], law.covariance_matrix[kept, kept])
-
-
-__all__: list[str] = []

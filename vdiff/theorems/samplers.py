@@ -1,5 +1,5 @@
-"""Samplers: where each of the library's steps takes noise, how fast that becomes exact, and what a
-sampler needs for it."""
+"""Samplers: the limit of each of the library's steps, the order of its error, and the conditions
+for both."""
 
 import itertools
 from collections.abc import Callable
@@ -42,8 +42,8 @@ def quantiles(logsnr: Tensor) -> Tensor:
     },
 )
 def samplers_follow_the_flow(model: Model = LINE, counts: tuple[int, int] = (200, 400)) -> Sides:
-    """As steps grow many, ddim, heun, dpmpp_2m and adams_bashforth take the quantiles of noise to
-    those of the data, as the exact flow does."""
+    """With many steps ddim, heun, dpmpp_2m and adams_bashforth map the quantiles of noise to those
+    of the data, as the exact flow does."""
     left = []
     for step, order in STEPPERS.values():
         ends = []
@@ -95,6 +95,3 @@ def order_of_the_samplers(
     order = f64([STEPPERS[name][1] for name in names])[:, None]
     why = "what is left of the next orders at 480 steps"
     return equal(torch.stack(found), order, rel=0.0, atol=0.05, why=why)
-
-
-__all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The other name of the same loss: scores, Tweedie's formula, denoising score matching."""
+"""The same loss in other terms: scores, Tweedie's formula, denoising score matching."""
 
 import torch
 from torch import Tensor
@@ -131,6 +131,3 @@ def conditioning_reduces_variance(model: Model = ORACLE) -> Sides:
 
     left, right = average(ORACLE, LAMBDA, moments)
     return equal(left, right, rel=1e-8, why=QUADRATURE)
-
-
-__all__: list[str] = []

@@ -66,5 +66,3 @@ def learned() -> dict[str, Schedule]:
 
 LEARNED: dict[str, Schedule] = {"learned ends": of.LearnedLinear(HIGH, LOW), **learned()}
 BENT: dict[str, Schedule] = {f"shape {i}": bent(i) for i in range(3)}
-
-__all__ = ["BENT", "CORNERS", "FIXED", "LEARNED"]

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from vdiff.denoiser import Denoiser
-from vdiff.errors import InvalidType
 from vdiff.gaussian import sigma
 from vdiff.loss import Model
 from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.parameterization import Eps, Parameterization, V
-from vdiff.prediction import Prediction
+from vdiff.prediction import Prediction, as_prediction
 from vdiff.times import generator_of
 
 ROWS, CHUNK = 64, 256  # rows of a user's data, and how many the network gets at once
@@ -104,13 +103,9 @@ class Wide:
 
     def __call__(self, z: Tensor, logsnr: Tensor) -> Prediction:
         parts = [
-            self.model(a.to(self.like), b.to(self.like))
+            as_prediction(self.model(a.to(self.like), b.to(self.like)))
             for a, b in zip(torch.split(z, CHUNK), torch.split(logsnr, CHUNK), strict=True)
         ]
-        if not all(isinstance(part, Prediction) for part in parts):
-            got = type(parts[0]).__name__
-            hint = "wrap the network, which says what it predicts: Denoiser(network, V())"
-            raise InvalidType("model", "return a Prediction", got, hint)
         output = torch.cat([part.output for part in parts]).to(z)
         return Prediction(z, logsnr, output, parts[0].parameterization)
 
@@ -157,6 +152,3 @@ class Subject:
     def generator(self, name: str) -> torch.Generator:
         """The random generator of one theorem, the same in each run."""
         return generator_of(0, 0, name)
-
-
-__all__ = ["Subject"]

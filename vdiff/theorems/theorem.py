@@ -181,6 +181,3 @@ def theorem(
         return THEOREMS[name]
 
     return register
-
-
-__all__ = ["THEOREMS", "Sides", "Theorem", "equal", "paired", "sampled", "theorem"]

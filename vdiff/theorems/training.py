@@ -1,5 +1,5 @@
-"""What a training loop sees of the bound: one of a chain's terms at a time, its hybrid loss, and
-the gradient of learned ends."""
+"""The bound in a training loop: one term of a chain at a time, the hybrid loss, and the gradient
+of learned ends."""
 
 import itertools
 from typing import Any
@@ -143,6 +143,3 @@ def gradient_of_learned_ends(errors_of: Model = MODEL) -> Sides:
     by_ends = 0.5 * error[0] + slope(reconstruction, ends[:1])[0], prior - 0.5 * error[1]
     why = "quadrature over t and ε, and a difference quotient of the decoder's"
     return equal(left, torch.stack(by_ends), rel=1e-6, why=why)
-
-
-__all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The variance of the reverse steps: the best one, by how much it exceeds β̃, and what it buys."""
+"""The variance of the reverse steps: the best one, its distance from β̃, and what it saves."""
 
 from typing import Any
 
@@ -180,10 +180,8 @@ def learned_range_reaches_the_best(most: float = 10.0) -> Sides:
     """A range log Σ = v log β + (1 − v) log β̃ reaches the best variance for any data; of variance
     above 1 with v > 1."""
     data, step = Gaussian([0.0], [4.0]), chain_of(5)
-    best, ratio = (
-        best_log_variance_ratio(data, step),
-        (step.forward_variance / step.variance).log(),
-    )
+    best = best_log_variance_ratio(data, step)
+    ratio = (step.forward_variance / step.variance).log()
     v = (best / ratio).clamp(0, most)
     return equal(mean_kl(data, step, RANGE, 2 * v - 1), 0.5 * best, rel=1e-8, why=QUADRATURE)
 
@@ -193,7 +191,7 @@ def learned_range_reaches_the_best(most: float = 10.0) -> Sides:
     without={"Σ is the one that the model chose": {"variance": SMALL}},
 )
 def samples_have_the_chosen_variance(variance: ReverseVariance = LARGE) -> Sides:
-    """A sampled reverse step spreads with the Σ that its model chose: c σ_t² for DDPM's large
+    """A sampled reverse step has the variance Σ that its model chose: c σ_t² for DDPM's large
     variance."""
     step, zero = chain_of(5), torch.zeros(5, 1, dtype=torch.float64)
     prediction = Prediction(zero, step.logsnr_t, zero, Eps(), variance)
@@ -213,10 +211,7 @@ def best_variance_of_any_network(subject: Subject, shared: bool = True) -> Sides
     profile = Profile(logsnr_max=1.0, logsnr_min=-1.0, bins=1)
     profile.update(step.logsnr_t, error if shared else d * error)
     best = AnalyticVariance(profile, d)
-    prediction = Prediction(said.z, said.logsnr, said.output, said.parameterization, best)
+    prediction = said.replace(variance=best)
     square = (eps - said.eps).flatten(1).square().sum(1).mean()
     right = 0.5 * d * torch.log1p(torch.expm1(f64(1.5)) * square / d)
     return equal(reverse_kl(prediction, x, eps, step).mean(), right, rel=1e-9)
-
-
-__all__: list[str] = []

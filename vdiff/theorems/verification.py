@@ -9,8 +9,10 @@ from importlib import import_module
 
 import torch
 
+from vdiff import _html
 from vdiff._arguments import Model
-from vdiff._validate import Count, Data, validated
+from vdiff._inputs import Data
+from vdiff._validate import Count, validated
 from vdiff.errors import InvalidType, InvalidValue, did_you_mean
 from vdiff.likelihood.chunks import Progress
 from vdiff.likelihood.integrand import evaluating
@@ -74,16 +76,10 @@ class Verdict:
         """As plain data; `allowed` is the largest difference that counts as equal."""
         left, right, allowed = self.sides.worst
         return {
-            "name": self.name,
-            "statement": self.statement,
-            "without": self.dropped or None,
-            "left": left,
-            "relation": self.sides.relation,
-            "right": right,
-            "allowed": allowed,
-            "ok": self.ok,
-            "verdict": self.word,
-        }
+            "name": self.name, "statement": self.statement, "without": self.dropped or None,
+            "left": left, "relation": self.sides.relation, "right": right, "allowed": allowed,
+            "ok": self.ok, "verdict": self.word,
+        }  # fmt: skip
 
     def __str__(self) -> str:
         """The statement, and the numbers of the worst case with what is allowed, also in percent
@@ -118,6 +114,17 @@ class Report(list[Verdict]):
     def __str__(self) -> str:
         good = f"{sum(verdict.ok for verdict in self)} of {len(self)} as they must be"
         return "\n".join([*map(str, self), good, *([self.remark] if self.remark else [])])
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for verdict in self:
+            left, right, allowed = verdict.sides.worst
+            numbers = f"{left:.6g} {verdict.sides.relation} {right:.6g}", f"{allowed:.1e}"
+            name = f"without: {verdict.dropped}" if verdict.dropped else verdict.name
+            rows.append((name, verdict.statement, *numbers, verdict.word))
+        good = f"{sum(verdict.ok for verdict in self)} of {len(self)} as they must be"
+        head = ("theorem", "statement", "both sides", "±", good)
+        return _html.table(rows, head)
 
     def asdict(self) -> dict[str, object]:
         """As plain data: each theorem and counterexample with its worst case."""
@@ -223,6 +230,3 @@ def _chosen(
             raise InvalidValue("names", what, repr(name), hint)
         chosen += found
     return list(dict.fromkeys(chosen))
-
-
-__all__ = ["Report", "Verdict", "verify"]

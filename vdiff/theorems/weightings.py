@@ -11,7 +11,6 @@ from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.gaussian import Step, sum_dims
 from vdiff.loss import predict_at, weighted_elbo
 from vdiff.parameterization import Eps, Flow, Parameterization, Score, V, X
-from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl
 from vdiff.schedule import Cosine, Laplace, LinearBeta, Normal, OptimalTransport, Tabulated
 from vdiff.schedule.law import HyperbolicSecant, Law
@@ -100,7 +99,7 @@ def simple_loss_with_the_large_variance(
     for i in range(1, LEVELS):
         step = Step(table[i].expand(n), (table[i - 1] - table[i]).expand(n))
         said = predict_at(subject.model, x, eps, step.logsnr_t, {})
-        said = Prediction(said.z, said.logsnr, said.output, said.parameterization, variance)
+        said = said.replace(variance=variance)
         ratio = torch.log((1 - KEPT[i]) / (1 - KEPT[i - 1]))
         constant = constants * 0.5 * x[0].numel() * (ratio + torch.expm1(-ratio))
         weight = BETAS[i] / (2 * (1 - BETAS[i]) * (1 - KEPT[i]))
@@ -266,6 +265,3 @@ def min_snr_in_each_target(subject: Subject, added: float = 1.0) -> Sides:
     w = MSE(schedule, Eps()) * MinSNR(5.0)
     right = weighted_elbo(subject.model, x, schedule=schedule, weighting=w, t=t, eps=eps)
     return equal(torch.stack(losses), right, rel=1e-7)
-
-
-__all__: list[str] = []

@@ -16,16 +16,6 @@ from vdiff.training.run import Run
 from vdiff.training.validation import Validation
 
 __all__ = [
-    "EMA",
-    "Config",
-    "PowerEMA",
-    "Run",
-    "Validation",
-    "all_reduce",
-    "distributed",
-    "parameter_groups",
-    "rank",
-    "reconstruct",
-    "shard",
-    "train",
-]
+    "EMA", "Config", "PowerEMA", "Run", "Validation", "all_reduce", "distributed",
+    "parameter_groups", "rank", "reconstruct", "shard", "train",
+]  # fmt: skip

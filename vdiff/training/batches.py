@@ -57,9 +57,7 @@ class Batches:
         parts, shares = config.accumulate, rank.world_size * config.accumulate
         came = f"{config.batch} for {rank.world_size} processes of {parts} micro-batches"
         near = shares * max(1, round(config.batch / shares))
-        hint = (
-            f"shares of another size would count differently: batch={near}, or change accumulate"
-        )
+        hint = f"shares of another size count differently: batch={near}, or change accumulate"
         require(config.batch % shares == 0, "batch", f"be a multiple of {shares}", came, hint)
         self.config, self.rank, self.shares = config, rank, shares
         self.device = torch.device(device)
@@ -133,17 +131,11 @@ class Batches:
         if not self.config.conditional:
             return
         if labels is None:
-            what, hint = (
-                "have items (data, label) for a conditional network",
-                "or conditional=false",
-            )
-            raise InvalidValue("data", what, "items without a label", hint)
+            what = "have items (data, label) for a conditional network"
+            raise InvalidValue("data", what, "items without a label", "or conditional=false")
         if self.config.label_dropout:
-            what, hint = (
-                f"be below the null class, {self.null}",
-                "labels: one more than the classes",
-            )
-            largest = int(labels.max())
+            largest, hint = int(labels.max()), "labels: one more than the classes"
+            what = f"be below the null class, {self.null}"
             require(largest < self.null, "labels", what, f"a label {largest}", hint)
 
 
@@ -152,6 +144,3 @@ def seed_everything(seed: int, step: int, rank: Rank, part: int) -> None:
     like. The seed differs in every process and micro-batch, and is reproduced on resuming."""
     number = generator_of(seed, step, f"network {rank.index} {part}").initial_seed()
     seed_all(number)
-
-
-__all__ = ["Batch", "Batches", "seed_everything"]

@@ -199,15 +199,3 @@ def _is_complete(meta: dict[str, Any]) -> bool:
 def checksum(meta: dict[str, Any]) -> str:
     """SHA-256 of meta.json without its own checksum."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-__all__ = [
-    "checkpoints",
-    "prune",
-    "read",
-    "read_file",
-    "read_meta",
-    "step_of",
-    "use_newest",
-    "write",
-]

@@ -125,13 +125,10 @@ class Config:
         Raises ValueError for parts that cannot be built, and for networks that are too large.
         """
         likelihood = None if self.decoder is None else build(decoder, self.decoder)
-        return Objective(
-            network
-            if isinstance(network, Denoiser)
-            else self._model(network, likelihood, outline),
-            schedule=build(schedule, self.schedule),
-            loss=self._loss(likelihood),
-        )
+        if not isinstance(network, Denoiser):
+            network = self._model(network, likelihood, outline)
+        noise, loss = build(schedule, self.schedule), self._loss(likelihood)
+        return Objective(network, schedule=noise, loss=loss)
 
     def _model(
         self, network: nn.Module | None, likelihood: Decoder | None, outline: bool
@@ -259,13 +256,8 @@ def _value(path: str, text: str) -> Any:
     except (ValueError, SyntaxError, TypeError):
         return text
     except (RecursionError, MemoryError):
-        _refuse(
-            [
-                InvalidValue(
-                    printable_name(path), "be plain data", "a value that is nested too deep"
-                )
-            ]
-        )
+        came = "a value that is nested too deep"
+        _refuse([InvalidValue(printable_name(path), "be plain data", came)])
 
 
 def _refuse(wrong: list[InvalidValue]) -> None:
@@ -278,6 +270,3 @@ def _flaws(values: Mapping[str, Any]) -> list[InvalidValue]:
     """Values that are not plain data within bounds."""
     why = {printable_name(str(name)): flaw({name: value}) for name, value in values.items()}
     return [InvalidValue(n, "be plain data", came) for n, came in why.items() if came]
-
-
-__all__ = ["CHECKS", "Config", "build"]

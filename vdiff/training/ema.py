@@ -135,6 +135,3 @@ def has_mean(p: Tensor) -> bool:
     (True, False)
     """
     return p.is_floating_point() or p.is_complex()
-
-
-__all__ = ["EMA", "Averages", "has_mean"]

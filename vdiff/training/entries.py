@@ -139,6 +139,3 @@ def make_network(entry: Spec, levels: Any, *, outline: bool = False) -> nn.Modul
     maker = partial(build, networks, entry)
     network: nn.Module = outline_of(maker)  # checks its size before it takes memory
     return network if outline else maker()
-
-
-__all__ = ["entry_errors", "entry_of", "is_own", "make", "make_network"]

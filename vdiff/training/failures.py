@@ -79,6 +79,3 @@ def memory_hint(config: Config, rank: Rank) -> Iterator[None]:
                 "with checkpoint=True"
             )
         raise
-
-
-__all__ = ["autocast", "memory_hint", "not_finite", "step_report"]

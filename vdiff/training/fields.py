@@ -161,5 +161,3 @@ CHECKS: dict[str, Check] = {
     "compile": _flag,
     "channels_last": _flag,
 }
-
-__all__ = ["CHECKS", "is_number", "is_own"]

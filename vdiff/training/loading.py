@@ -13,6 +13,7 @@ from torch import Tensor
 from vdiff._known_range import widen_trained
 from vdiff._validate import require
 from vdiff.data.images import Images
+from vdiff.data.load import is_path
 from vdiff.errors import InvalidValue
 from vdiff.likelihood.digest import data_hash, hash_of_parts
 from vdiff.objective import Objective
@@ -91,8 +92,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Which fields of two configs make another run, in words; an empty string if none does."""
     fixed = [name for name in {**old, **new} if name not in MAY_CHANGE]
     unlike = [name for name in fixed if old.get(name) != new.get(name)]
+    unlike = [name for name in unlike if not _continues(name, old, new)]
     pairs = [(name, new.get(name, "nothing"), old.get(name, "nothing")) for name in unlike]
     return "; ".join(f"{name}: {now}, where it was {was}" for name, now, was in pairs)
+
+
+def _continues(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a run can go on with this field changed: data that were moved, whose hash is
+    compared when it resumes, and more steps at a learning rate that does not depend on them."""
+    if name == "data":
+        return is_path(str(old.get(name))) and is_path(str(new.get(name)))
+    constant = old.get("decay") == new.get("decay") == "constant"
+    return name == "steps" and constant and new["steps"] > old["steps"]
 
 
 def fingerprint(data: Tensor, labels: Tensor | None = None) -> str:
@@ -156,15 +167,3 @@ def _check(path: Path, config: Config, facts: Facts, objective: Objective | None
     what = f"be the one that was trained, which {path.name} says differs from its config"
     hint = "build it as for the training: Run(folder).load(objective=objective)"
     require(now == parts, "objective", what, structure.shortened(apart), hint)
-
-
-__all__ = [
-    "Loaded",
-    "config_hash",
-    "differences",
-    "fill",
-    "fingerprint",
-    "fingerprint_of",
-    "load_trained",
-    "weights_file",
-]

@@ -30,6 +30,3 @@ def lock_folder(folder: Path) -> BaseFileLock:
     with open(open_regular(path, os.O_WRONLY | os.O_TRUNC), "w", encoding="utf-8") as file:
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
     return lock
-
-
-__all__ = ["lock_folder"]

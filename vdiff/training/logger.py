@@ -147,6 +147,3 @@ def read_log(path: Path) -> list[Entry]:
 def write_log(path: Path, entries: list[Entry]) -> None:
     """Write entries as a log.jsonl."""
     write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
-
-
-__all__ = ["AsyncMetrics", "Logger", "StepMetrics", "read_log", "tensorboard", "write_log"]

@@ -1,5 +1,6 @@
 """The training loop: AdamW, warm-up and decay, clipping, averages, on one process or many."""
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from torch import Tensor
 from vdiff._known_range import widen_trained
 from vdiff._validate import Count, Whole, validated
 from vdiff.objective import Objective
+from vdiff.terminal import say
 from vdiff.training.config import Config
 from vdiff.training.logger import Logger, tensorboard
 from vdiff.training.ranks import on_rank_zero, rank
@@ -95,6 +97,8 @@ def train(
         stack.callback(trainer.release)
         caught: Callable[[], int] = stack.enter_context(catch_signals()) if run else int
         shown: dict[str, Any] = {"first": state.step, "quiet": quiet or not rank().is_zero}
+        if 0 < state.step < config.steps and not shown["quiet"]:
+            say(f"resumes from step {state.step:,} of {config.steps:,}", file=sys.stderr)
         logger = Logger(config.steps, trainer.unit, listeners=listeners, **shown)
         stack.enter_context(logger)
         trainer.fit(logger, validate, every, store_every or every, caught)
@@ -107,6 +111,3 @@ def train(
     if run is not None:
         on_rank_zero(lambda: run.finish(state))  # no rank returns before the file exists
     return averaged
-
-
-__all__ = ["train"]

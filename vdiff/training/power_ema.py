@@ -221,6 +221,3 @@ def reconstruct(
         total = sum((w * s.means[name].to(wide) for w, s in pairs), torch.zeros((), dtype=wide))
         made[name] = total.to(value.dtype)
     return made | dict(latest.copied)
-
-
-__all__ = ["PowerEMA", "Snapshot", "exponent_of", "power_weights", "reconstruct"]

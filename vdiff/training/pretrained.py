@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vdiff._validate import require
+from vdiff.decoder import Levels
 from vdiff.denoiser import Denoiser
 from vdiff.disk import absolute, write_text
 from vdiff.errors import InvalidType, InvalidValue, did_you_mean
@@ -53,10 +56,8 @@ def save(objective: Objective, folder: Any, report: Any = None) -> None:
 def _check_free(folder: Path) -> None:
     """Raise for a folder with other things in it: a run has a config.json too."""
     if folder.is_dir() and any(folder.iterdir()):
-        saved = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
-        ours = isinstance(saved, dict) and "format" in saved
         hint = "another folder: a run's config.json would be overwritten"
-        require(ours, "folder", "be empty, or hold a saved objective", folder, hint)
+        require(is_saved(folder), "folder", "be empty, or hold a saved objective", folder, hint)
 
 
 def load(folder: Any, given: Mapping[str, Any]) -> Objective:
@@ -66,6 +67,9 @@ def load(folder: Any, given: Mapping[str, Any]) -> Objective:
     require((folder / CONFIG).is_file(), "folder", "hold a saved objective", came, hint)
     config, path = read_json(folder / CONFIG), folder / WEIGHTS
     _check_config(config, given)
+    _check_network(given.get("network"))
+    came, hint = f"{folder} without it", "copy all files of the folder"
+    require(path.is_file(), "folder", f"hold {WEIGHTS}", came, hint)
     weights = read_weights(path, seal=True)
     if weights.facts.get("config") != config:
         raise invalid_file(path, f"be saved with this {CONFIG}", "another one in it")
@@ -75,6 +79,24 @@ def load(folder: Any, given: Mapping[str, Any]) -> Objective:
     fill(objective, tensors)
     objective.trained_on = tuple(weights.facts.get("data", []))
     return objective.eval()
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether this is a folder that `save` wrote: a run has a config.json too."""
+    path = folder / CONFIG
+    return path.is_file() and "format" in read_json(path)
+
+
+def load_with(folder: Path, other: Objective | None) -> Objective:
+    """`load`, with the parts that the config only names taken from another objective."""
+    config, parts = read_json(folder / CONFIG), {} if other is None else _parts(other)
+    own = [name for name, entry in config.items() if is_own(entry)]
+    given = {name: parts[name] for name in own if is_own(entry_of(name, parts.get(name)))}
+    missing = ", ".join(printable_name(config[name]["own"]) for name in own if name not in given)
+    what = f"name a builder of what plain data cannot say: {missing}"
+    hint = "FILE.py:NAME, a function that returns the Denoiser or the Objective"
+    require(not missing, "model", what, None if other is None else "others", hint)
+    return load(folder, given)
 
 
 def _path(folder: Any) -> Path:
@@ -127,6 +149,16 @@ def _check_config(config: Config, given: Mapping[str, Any]) -> None:
             raise error
 
 
+def _check_network(network: Any) -> None:
+    """Raise for a network that is a model already, or cannot take the weights."""
+    if isinstance(network, Denoiser | Objective):
+        hint = "model= takes a Denoiser; its parts are in the folder too"
+        raise InvalidType("network", "be the network alone", type(network).__name__, hint)
+    empty = isinstance(network, nn.Module) and any(p.is_meta for p in network.parameters())
+    hint = 'network.to_empty(device="cpu")'
+    require(not empty, "network", "have memory for its weights", "the meta device", hint)
+
+
 def _build(config: Config, given: Mapping[str, Any], *, outline: bool = False) -> Objective:
     """The objective of a config, with the parts that are given instead."""
     loss, model = given.get("loss"), given.get("model")
@@ -173,8 +205,12 @@ def _card(objective: Objective, config: Config, report: Report | None) -> str:
     titles = {"parameterization": "predicts", "time": "gets the noise level as"}
     titles |= {"call": "call", "output": "output", "variance": "variance of a reverse step"}
     titles |= {"schedule": "schedule", "loss": "loss", "weighting": "weighting w(λ)"}
-    titles |= {"decoder": "decoder p(data | z₀)"}
+    titles |= {"decoder": "decoder of the data"}
     rows |= {title: _words(config.get(name)) for name, title in titles.items()}
+    if isinstance(decoder := objective.decoder, Levels):
+        rows["data"] = f"whole numbers 0 … {decoder.levels - 1}, which the decoder encodes"
+    else:
+        rows["data"] = "floating numbers, as the network sees them"
     rows["ends of the schedule"] = f"λ = {high:.6g} (data) to {low:.6g} (noise)"
     rows["trained on data with the hash"] = data
     rows["bits/dim"] = "not evaluated" if report is None else str(report.total)
@@ -187,7 +223,12 @@ def _card(objective: Objective, config: Config, report: Report | None) -> str:
     lines += ["", "```python", "from vdiff import Objective", ""]
     lines += [f'objective = Objective.from_pretrained("."{given})', "```", ""]
     if own:
-        lines += [f"Your own parts are not in the files: {', '.join(own)}.", ""]
+        lines += [f"Parts that are not in the files: {', '.join(own)}. They are given.", ""]
+    if objective.decoder is not None:
+        model = " --model FILE.py:NAME" if own else ""
+        about = ", a function that returns the Denoiser with them" if own else ""
+        lines += [f"On the command line{about}:", ""]
+        lines += [f"    vdiff evaluate .{model} --data test_photos/", ""]
     if report is not None:
         lines += ["```", str(report), "```", ""]
     return "\n".join(lines)
@@ -207,6 +248,3 @@ def _call(value: Entry) -> str:
         return repr(value)
     arguments = (f"{name}={_call(v)}" for name, v in value.items() if name != "name")
     return f"{value['name']}({', '.join(arguments)})"
-
-
-__all__ = ["load", "save"]

@@ -183,16 +183,3 @@ def share_of_rank() -> Share:
     """The share of the images that this rank evaluates: all of them in a single process."""
     index, count = rank().index, rank().world_size
     return Share(index, count, all_reduce) if count > 1 else Share()
-
-
-__all__ = [
-    "Rank",
-    "all_reduce",
-    "broadcast",
-    "distributed",
-    "on_rank_zero",
-    "own_device",
-    "rank",
-    "shard",
-    "share_of_rank",
-]

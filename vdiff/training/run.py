@@ -8,27 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from filelock import BaseFileLock
 from torch import Tensor
 
 from vdiff._validate import Count, Given, OneOf, require, validated
-from vdiff.disk import (
-    absolute,
-    append_line,
-    remove,
-    remove_stale,
-    write_text,
-)
+from vdiff.disk import absolute, append_line, remove, remove_stale, write_text
 from vdiff.errors import InvalidValue, printable
 from vdiff.likelihood.protocol import versions, warn_if_versions_differ
 from vdiff.objective import Objective
-from vdiff.training import checkpoint, structure
+from vdiff.training import checkpoint, structure, trained_on
 from vdiff.training.config import Config
 from vdiff.training.loading import Loaded, differences, fingerprint, load_trained, weights_file
 from vdiff.training.lock import lock_folder
 from vdiff.training.logger import read_log, write_log
 from vdiff.training.ranks import broadcast, on_rank_zero, rank
 from vdiff.training.safe_json import read_json
+from vdiff.training.sources import Examples, source_of
 from vdiff.training.state import State, is_state
 from vdiff.training.weights import PICKLES, UNPICKLE, Facts, invalid_file, save_tensors
 
@@ -93,7 +89,7 @@ class Run:
         run.keep = keep
 
         def check() -> None:
-            hint = "resume='auto' resumes it"
+            hint = "resume='auto' (--resume auto) resumes it"
             require(resume == "auto", "folder", "hold no run yet", run.folder, hint)
             difference = differences(cls(run.folder).config.asdict(), config.asdict())
             what = f"be that of the run in {run.folder}"
@@ -117,7 +113,7 @@ class Run:
 
         def clear() -> None:
             warnings.warn(f"replacing the run in {printable(str(run.folder))}", stacklevel=7)
-            for old in (*FILES, "checkpoints", "tensorboard"):
+            for old in (*FILES, "checkpoints", "tensorboard", trained_on.FOLDER):
                 remove(run.folder / old)
 
         on_rank_zero(lambda: run._lock_and_prepare(clear))
@@ -133,8 +129,7 @@ class Run:
                 on_older()
             self.checkpoints.mkdir(exist_ok=True)
             remove_stale(self.folder)
-            text = json.dumps(self.config.asdict(), indent=2) + "\n"
-            write_text(self.folder / "config.json", text)
+            self._write(self.config)
         except ValueError:
             self.close()
             raise
@@ -142,6 +137,10 @@ class Run:
             self.close()
             what, came = "be one that can be written to", f"{self.folder}: {error}"
             raise InvalidValue("folder", what, came) from error
+
+    def _write(self, config: Config) -> None:
+        text = json.dumps(config.asdict(), indent=2) + "\n"
+        write_text(self.folder / "config.json", text)
 
     def _has_training(self) -> bool:
         """Whether anything was trained here. A failed start leaves nothing to keep."""
@@ -195,6 +194,8 @@ class Run:
             state.load_facts(facts["state"])
             state.stream = facts.get("stream")
             self._merge_provenance(state, facts)
+            if rank().is_zero and facts["config"]["steps"] < self.config.steps:
+                remove(self.folder / "ema.safetensors")  # it goes on: the newest checkpoint counts
         if rank().is_zero:
             if facts is None and self.history():
                 old = checkpoint.unused_path(self.folder / "old-log.jsonl")
@@ -206,10 +207,15 @@ class Run:
 
     def _merge_provenance(self, state: State, facts: Facts) -> None:
         """Add the data of a checkpoint to the state's. Warn if the training continues with other
-        data or another objective."""
-        now = state.provenance
+        data or another objective. Raises ValueError for other data at another path."""
+        now, old = state.provenance, Config.from_dict(facts["config"])
         before = {name: facts.get(name, value) for name, value in now.items()}
         same_data = set(now["data"]) <= set(before["data"])
+        if not same_data and old.data != self.config.data:
+            on_rank_zero(lambda: self._write(old))
+            what = f"be that of the run in {self.folder}, at another path"
+            hint = "other data is another run: take another folder"
+            raise InvalidValue("data", what, f"other images at {self.config.data}", hint)
         if rank().is_zero and not (same_data and now["unlike"] == before["unlike"]):
             what = "the run continues with other data or another objective"
             warnings.warn(f"{what}: {now}, where it was {before}", stacklevel=2)
@@ -259,18 +265,27 @@ class Run:
         objective: Objective,
         name: str = "ema",
         *,
-        data: Tensor | None = None,
+        data: Examples | None = None,
         labels: Tensor | None = None,
     ) -> None:
         """Write weights to `<name>.safetensors`, with what they were trained on.
 
         `vdiff evaluate` must know the training images. Weights that `train` returned record them;
-        for those of your own loop pass `data`, and the `labels` of a conditional network.
+        for those of your own loop pass `data`, whatever `train` takes, and the `labels` of a
+        conditional network.
         """
         if rank().is_zero:
-            unlike = structure.differences(objective, self.config)
-            used = list(objective.trained_on) if data is None else [fingerprint(data, labels)]
-            self._save(objective, name, {"unlike": unlike, "data": used, "step": None})
+            facts: Facts = {"unlike": structure.differences(objective, self.config), "step": None}
+            facts["data"] = list(objective.trained_on)
+            if isinstance(data, Tensor):
+                facts["data"] = [fingerprint(data, labels)]
+            elif data is not None:
+                source = source_of(data, self.config, labels, torch.device("cpu"))
+                facts["data"] = [source.fingerprint(self.config.conditional)]
+                facts["split"] = source.record
+            if data is not None:
+                trained_on.remember(self.folder, data, facts["data"][0])
+            self._save(objective, name, facts)
 
     def finish(self, state: State) -> bool:
         """Write the averaged weights of a training; returns whether they were written. If the disk
@@ -318,6 +333,3 @@ class Run:
     def weights(self, name: str = "ema") -> Path:
         """The file that `load` reads."""
         return weights_file(self.folder, self.config, name)
-
-
-__all__ = ["FILES", "Run"]

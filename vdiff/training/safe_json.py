@@ -100,6 +100,3 @@ def printable_name(name: str) -> str:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
-
-
-__all__ = ["flaw", "json_repr", "lines", "parse", "parse_object", "printable_name", "read_json"]

@@ -61,6 +61,3 @@ def _first_signal(act: Callable[[int], None]) -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, signal.SIG_DFL if handler is None else handler)
-
-
-__all__ = ["Interrupted", "catch_signals", "interruptible"]

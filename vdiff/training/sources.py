@@ -19,6 +19,7 @@ from vdiff.errors import InvalidType, InvalidValue, shown
 from vdiff.times import generator_of
 from vdiff.training.config import Config
 from vdiff.training.loading import fingerprint, fingerprint_of
+from vdiff.training.mistakes import channels_hint
 
 Examples = Tensor | Images | Dataset[Any] | Iterable[Any]
 Taken = tuple[Tensor, Tensor | None]  # data (batch, …) and labels (batch,)
@@ -208,7 +209,7 @@ class Stream(Source):
 
 
 def source_of(
-    data: Examples, config: Config, labels: Tensor | None, device: torch.device, workers: int
+    data: Examples, config: Config, labels: Tensor | None, device: torch.device, workers: int = 0
 ) -> Source:
     """The source of the data that a user gives. Raises for data of another shape than the
     config's, and for other data."""
@@ -239,7 +240,8 @@ def _of_images(
     require(fits, "labels", what, got)
     images = data if isinstance(data, Images) else Images(data, torch.empty(0))
     what = f"be (n, *shape) with the config's shape {config.shape}"
-    require(list(images.shape) == config.shape, "data", what, (len(images), *images.shape))
+    hint = channels_hint(images.shape, config.shape)
+    require(list(images.shape) == config.shape, "data", what, (len(images), *images.shape), hint)
     labels = None if not config.conditional else images.labels if own else labels
     if isinstance(images.store, Tensor):
         return Resident(images.store, labels, images.record, device)
@@ -259,11 +261,9 @@ def example(item: Any, shape: list[int], name: str) -> Taken:
         raise InvalidType(
             "data", "have items that are a tensor or (tensor, label)", shown(item), hint
         )
-    hint = (
-        "items, not batches: DataLoader(…, batch_size=None)"
-        if item.shape[1:] == tuple(shape)
-        else ""
-    )
+    hint = channels_hint(item.shape, shape)
+    if item.shape[1:] == tuple(shape):
+        hint = "items, not batches: DataLoader(…, batch_size=None)"
     what, came = f"have items of the config's shape {shape}", f"{list(item.shape)} at {name}"
     require(list(item.shape) == shape, "data", what, came, hint)
     return item, None if label is None else torch.as_tensor(label, dtype=torch.int64)
@@ -286,16 +286,3 @@ def seed_all(number: int) -> None:
     torch.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)  # noqa: NPY002 (the generator that networks share)
-
-
-__all__ = [
-    "Items",
-    "MapStyle",
-    "OnDisk",
-    "Resident",
-    "Share",
-    "Source",
-    "Stream",
-    "seed_all",
-    "source_of",
-]

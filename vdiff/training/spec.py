@@ -301,6 +301,3 @@ class _Outline(TorchFunctionMode):
         limit = f"have at most {TENSORS:,} tensors and {NUMBERS:,} numbers"
         require(within, "network", limit, "more")
         return made
-
-
-__all__ = ["Kind", "Spec", "build", "outline_of", "registry", "spec_errors", "spec_of"]

@@ -93,6 +93,3 @@ def is_state(facts: object) -> TypeGuard[dict[str, Any]]:
     counts = (facts[name] for name in COUNTS)
     whole = all(type(count) is int and count >= 0 for count in counts)
     return whole and all(type(value) in (int, float) for value in numbers)
-
-
-__all__ = ["State", "is_state"]

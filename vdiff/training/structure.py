@@ -135,6 +135,3 @@ def _name(thing: object) -> str:
     name = getattr(thing, "__qualname__", type(thing).__name__)
     ours = module is None or module.split(".")[0] in ("vdiff", "torch")
     return name if ours else f"{module}.{name}{OWN}"
-
-
-__all__ = ["check_structure", "differences", "has_custom_parts", "parts_of", "shortened"]

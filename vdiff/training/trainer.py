@@ -20,11 +20,13 @@ from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.failures import autocast, memory_hint, not_finite
 from vdiff.training.logger import AsyncMetrics, Logger, StepMetrics
+from vdiff.training.mistakes import check_trainable, warn_of_pixels
 from vdiff.training.ranks import all_reduce, broadcast, on_rank_zero, rank
 from vdiff.training.run import Run
 from vdiff.training.sources import Examples
 from vdiff.training.state import State
 from vdiff.training.structure import check_structure
+from vdiff.training.trained_on import remember
 from vdiff.training.validation import LossEstimate
 
 Validate = Callable[[Objective], float | Estimate]
@@ -54,7 +56,8 @@ class Trainer:
             raise InvalidValue("objective", "have weights", "the meta device", hint)
         options: dict[str, Any] = {"labels": labels, "rank": self.rank, "device": self.device}
         self.batches = Batches(data, config, workers=workers, **options)
-        self.objective = objective.train()
+        self.objective, self.looked = objective.train(), not self.rank.is_zero
+        check_trainable(objective)
         network = getattr(objective.model, "network", objective.model)
         if not isinstance(network, nn.Module):
             what, hint = "hold a network that is an nn.Module", "nothing else has weights"
@@ -69,6 +72,7 @@ class Trainer:
             self.state.provenance["unlike"] = check_structure(objective, config)
             self.state.stream = self._stream_state()
             run.restore(self.state)
+            on_rank_zero(lambda: remember(run.folder, data, hashed))
             if self.batches.stream is not None:
                 self.batches.stream.load(self.state.stream)
         else:
@@ -103,6 +107,9 @@ class Trainer:
     def losses(self, step: int, part: int) -> Tensor:
         """The loss of each example of this process in a micro-batch, nats."""
         batch = self.batches(step, part)  # before the seed: a data set may draw from it
+        if not self.looked:
+            warn_of_pixels(batch.data, self.objective)
+            self.looked = True
         seed_everything(self.config.seed, step, self.rank, part)
         with autocast(self.config, self.device):
             losses: Tensor = self.wrapped(
@@ -282,6 +289,3 @@ def lr_lambda(step: int, warmup: int, steps: int, decay: str = "cosine") -> floa
     if decay == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-
-__all__ = ["Policy", "Trainer", "Validate", "lr_lambda"]

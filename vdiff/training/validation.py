@@ -172,6 +172,3 @@ def _edges(objective: Objective) -> Tensor:
         logsnr = to_float64(objective.schedule(objective.times(u))).cpu()
     low, high = (end.item() for end in logsnr[logsnr.isfinite()].aminmax())
     return torch.linspace(low, high, BINS + 1, dtype=torch.float64)
-
-
-__all__ = ["Band", "LossEstimate", "Validation"]

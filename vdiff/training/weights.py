@@ -168,6 +168,3 @@ def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode())
         digest.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-__all__ = ["Weights", "check_tensors", "read_weights", "save_tensors"]

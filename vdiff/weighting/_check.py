@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from vdiff._precision import device_of
-from vdiff._validate import Given, require
-from vdiff.errors import InvalidType, InvalidValue
+from vdiff._validate import require
+from vdiff.errors import InvalidValue
 from vdiff.schedule import Schedule, Tabulated
+from vdiff.schedule._check import refuse, returned
 
 SPAN = 40.0  # |λ| up to which a weighting is checked
 _CHECKED: "weakref.WeakSet[Callable[[Tensor], Tensor]]" = weakref.WeakSet()
@@ -27,23 +28,10 @@ def check_values(
     with torch.no_grad():
         logsnr = torch.linspace(logsnr_min, logsnr_max, 1001, dtype=torch.float64, device=device)
         w = weighting(logsnr)
-    check_returned(w, logsnr)
-    bad = (~(torch.isfinite(w) & (w >= 0))).nonzero().flatten().tolist()
-    if bad:
-        got = f"{w[bad[0]]:g} at λ = {logsnr[bad[0]]:g}"
-        raise InvalidValue("weighting", "be finite and at least 0", got, hint)
-
-
-def check_returned(weight: object, logsnr: Tensor) -> None:
-    """Raise unless a weighting returned the shape and device of logsnr. Reads no value."""
-    got, hint = type(weight).__name__, "torch.full_like(logsnr, value) for a constant"
-    if isinstance(weight, Tensor):
-        if (weight.shape, weight.device) == (logsnr.shape, logsnr.device):
-            return
-        got = f"{tuple(weight.shape)} on {weight.device}"
-        hint = "it would broadcast in silence" if weight.shape != logsnr.shape else ""
-    same = f"the shape and device of logsnr, {tuple(logsnr.shape)} on {logsnr.device}"
-    raise InvalidValue("weighting", f"return a tensor of {same}", got, hint)
+    returned(w, logsnr, "weighting", word="logsnr")
+    bad = ~(torch.isfinite(w) & (w >= 0))
+    what = "be finite and at least 0"
+    refuse(bad, "weighting", what, w, lambda i: f"λ = {logsnr[i]:g}", hint)
 
 
 def sound(weighting: Callable[[Tensor], Tensor], schedule: Schedule) -> None:
@@ -73,12 +61,3 @@ def divides_table(schedule: Schedule, steps: int | None) -> None:
 def lowest(schedule: Schedule) -> float:
     """The least λ of a schedule at which a weighting is checked."""
     return -SPAN if schedule.reaches_noise else schedule.logsnr_min
-
-
-def log_snr(value: object, argument: str, given: Given) -> object:
-    """A floating tensor of λ."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        hint = "of times or steps t, λ is schedule(t): factor(schedule(t))"
-        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise InvalidType(argument, "be a floating tensor", got, hint)
-    return value

@@ -4,18 +4,18 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._inputs import Steps, WeightFunction, ordered_ends
 from vdiff._modules import RestorableModule
 from vdiff._precision import PURE_NOISE, at_least_float32, device_of, to_float64
-from vdiff._validate import Finite, Steps, WeightFunction, ordered_ends, validated
+from vdiff._validate import Finite, validated
 from vdiff.parameterization import Parameterization
 from vdiff.schedule import Schedule
-from vdiff.weighting._check import SPAN, check_values, divides_table, log_snr, same_chain
+from vdiff.weighting._check import SPAN, check_values, divides_table, same_chain
 
 
 class Weighting(RestorableModule, abc.ABC):
@@ -159,14 +159,14 @@ class LossFactor:
     steps: int | None
 
     @validated
-    def __call__(self, logsnr: Annotated[Float[Tensor, "*shape"], log_snr]) -> Tensor:
+    def __call__(self, logsnr: Float[Tensor, "*shape"]) -> Tensor:
         v = to_float64(logsnr).masked_fill(logsnr == -math.inf, PURE_NOISE)
-        kappa2 = self.parameterization.kappa2(v)
+        weight = 0.5 * self.weighting(v) * self.parameterization.inverse_kappa2(v)
         if self.steps is None:
-            value = self.weighting(v) / (2.0 * self.schedule.density(v) * kappa2)
+            value = weight / self.schedule.density(v)
         else:
-            rate = self.schedule.at(self.schedule.inverse(v, clamp=True), self.steps).rate
-            value = 0.5 * self.weighting(v) * rate / kappa2
+            t = self.schedule.inverse(v, clamp=True)
+            value = weight * self.schedule.at(t, self.steps).rate
         return value.to(at_least_float32(logsnr.dtype))
 
 
@@ -191,6 +191,3 @@ def loss_factor(
     tensor([1., 1.])
     """
     return LossFactor(weighting, schedule, parameterization, steps)
-
-
-__all__ = ["Custom", "Product", "Weighting", "loss_factor"]

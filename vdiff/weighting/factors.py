@@ -93,6 +93,3 @@ class Debiased(Factor):
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         return torch.exp(-0.5 * logsnr)
-
-
-__all__ = ["P2", "Debiased", "Factor", "MinSNR", "SoftMinSNR", "TruncatedSNR"]

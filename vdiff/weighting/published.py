@@ -6,8 +6,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from vdiff._inputs import Steps
 from vdiff._precision import PURE_NOISE, device_of
-from vdiff._validate import Finite, Given, Positive, Steps, constraints, require, validated
+from vdiff._validate import Finite, Given, Positive, constraints, require, validated
 from vdiff.errors import InvalidType
 from vdiff.parameterization import Parameterization, V, X
 from vdiff.schedule import OptimalTransport, Schedule
@@ -102,9 +103,10 @@ class MSE(Weighting):
 
     def weight_at(self, logsnr: Tensor) -> Tensor:
         if self.steps is None or isinstance(self.schedule, Law):
-            return self.schedule.density(logsnr) * (2.0 * self.parameterization.kappa2(logsnr))
+            per_kappa2 = self.parameterization.inverse_kappa2(logsnr)
+            return 2.0 * self.schedule.density(logsnr) / per_kappa2
         logsnr = logsnr.masked_fill(logsnr == -math.inf, PURE_NOISE)
-        kappa2 = self.parameterization.kappa2(logsnr)
+        kappa2 = self.parameterization.inverse_kappa2(logsnr).reciprocal()
         delta = self.schedule.delta(self.schedule.inverse(logsnr, clamp=True), self.steps)
         inside = (logsnr >= self.schedule.logsnr_min - EDGE) & (logsnr <= self._first + EDGE)
         return torch.where(inside, 2.0 * kappa2 / ((self.steps + 1) * torch.expm1(delta)), 0.0)
@@ -156,6 +158,3 @@ class InDI(MSE):
 
     def __init__(self) -> None:
         super().__init__(OptimalTransport().law, X())
-
-
-__all__ = ["EDM", "ELBO", "MSE", "InDI", "Sigmoid"]

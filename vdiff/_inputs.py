@@ -1,0 +1,196 @@
+"""What arguments of a diffusion are: data, noise, times and generators that fit each other, ends
+of a schedule, weightings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from vdiff._validate import TIMES, Given, Instance, Number, Whole, encode_first, require, tensor
+from vdiff.errors import MOST_STEPS, InvalidType, InvalidValue, has_values, shown
+
+
+def batch(value: Any, argument: str, given: Given) -> Any:
+    """A tensor (batch, …) of at least one example with at least one dimension."""
+    if hasattr(value, "__iter__") and not hasattr(value, "__array__"):  # a DataLoader too
+        hint = "one tensor of all examples: torch.stack(list), torch.cat([x for x, _ in loader])"
+        raise InvalidType(argument, "be a torch.Tensor", type(value).__name__, hint)
+    shape = tensor(value, argument, given).shape
+    if len(shape) < 2:
+        requirement = "have shape (batch, …) with one dimension or more behind the batch"
+        hint = "one example needs x[None], scalar examples need x[:, None]"
+        raise InvalidValue(argument, requirement, tuple(shape), hint)
+    if 0 in shape:
+        hint = "an empty batch has no mean"
+        raise InvalidValue(argument, "hold at least one example", f"shape {tuple(shape)}", hint)
+    return value
+
+
+def dense(value: Any, argument: str, given: Given) -> Any:
+    """A tensor that is not sparse."""
+    if tensor(value, argument, given).layout is not torch.strided:
+        raise InvalidType(argument, "be dense", value.layout, "call .to_dense() first")
+    return value
+
+
+def data(value: Any, argument: str, given: Given) -> Any:
+    """A dense, real, floating tensor (batch, …) with at least one example. Reads no value."""
+    if not dense(value, argument, given).is_floating_point():
+        hint = encode_first(value.dtype)
+        raise InvalidType(argument, "be real and floating", value.dtype, hint)
+    return batch(value, argument, given)
+
+
+def cheap_to_read(v: Tensor) -> bool:
+    """Whether values may be read: on a CPU, and elsewhere where no gradient is recorded."""
+    return has_values(v) and (v.device.type == "cpu" or not torch.is_grad_enabled())
+
+
+def finite_values(value: Tensor, argument: str, given: Given) -> Tensor:
+    """A tensor without NaN or infinity. Reads values."""
+    bad = ~torch.isfinite(value)
+    if bad.any():
+        first = tuple(bad.nonzero()[0].tolist())
+        got = f"{int(bad.sum())} NaN or infinite values, the first at index {first}"
+        raise InvalidValue(argument, "be finite", got)
+    return value
+
+
+def noise(value: Any, argument: str, given: Given) -> Any:
+    """A tensor of the shape, device and dtype of `x` (or `data`), or float32 where that is
+    narrower. A default dtype in half precision is taken too: `torch.randn(x.shape)` has it."""
+    other, x = _examples(given)
+    if tensor(value, argument, given).shape != x.shape:
+        hint = "it would broadcast in silence" if value.numel() < x.numel() else ""
+        same = f"have the shape of {other}, {tuple(x.shape)}"
+        raise InvalidValue(argument, same, tuple(value.shape), hint)
+    _on_device(value, argument, x, other)
+    dtype, wider = torch.float32, torch.float64  # a decoder may encode integers so
+    same, hint = f"have dtype {dtype}", f"{argument} = {argument}.to({dtype})"
+    if x.is_floating_point():
+        dtype, wider = x.dtype, torch.promote_types(x.dtype, torch.float32)
+        same = f"have the dtype of {other}, {dtype}"
+        hint = f"{argument} = {argument}.to({other}.dtype), or torch.randn_like({other})"
+    default = torch.get_default_dtype()
+    fits = value.dtype in (dtype, wider) or (value.dtype == default and default.itemsize < 4)
+    require(fits, argument, same, value.dtype, hint)
+    return value
+
+
+def random(value: Any, argument: str, given: Given) -> Any:
+    """A `torch.Generator` on the device of `x` (or `data`); any for the meta device."""
+    Instance((torch.Generator,))(value, argument, given)
+    other, x = _examples(given)
+    if isinstance(x, Tensor) and value.device.type != x.device.type:
+        _on_device(value, argument, x, other)
+    return value
+
+
+def _examples(given: Given) -> tuple[str, Any]:
+    other = "x" if "x" in given else "data"
+    return other, given[other]
+
+
+def _on_device(v: Tensor | torch.Generator, argument: str, x: Tensor, other: str) -> None:
+    if v.device != x.device:
+        hint = f"{argument} = {argument}.to({other}.device)"
+        if isinstance(v, torch.Generator):
+            hint = f"torch.Generator({other}.device)"
+        raise InvalidValue(argument, f"be on the device of {other}, {x.device}", v.device, hint)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A time in [0, 1] for each example of `x` (or `data`); with `steps` among the arguments,
+    none before the chain's first end 1/steps, but for 0 itself where `zero` is allowed.
+
+    Values are read on a CPU, and elsewhere where no gradient is recorded.
+    """
+
+    zero: bool = False
+
+    def __call__(self, value: Any, argument: str, given: Given) -> Any:
+        other, x = _examples(given)
+        if isinstance(value, float):
+            hint = f"one time for all is torch.full((len({other}),), {value})"
+            raise InvalidType(argument, "be a torch.Tensor", "float", hint)
+        t: Tensor = tensor(value, argument, given)
+        require(t.is_floating_point(), argument, "be floating", t.dtype, TIMES)
+        hint = "t.flatten()" if t.numel() == x.shape[0] else "one time for each example"
+        shape = f"have shape (batch,) = ({x.shape[0]},)"
+        require(t.shape == x.shape[:1], argument, shape, tuple(t.shape), hint)
+        _on_device(t, argument, x, other)
+        if cheap_to_read(t):
+            self._check_values(t, argument, given.get("steps"))
+        return value
+
+    def _check_values(self, t: Tensor, argument: str, steps: int | None) -> None:
+        low, high = t.min().item(), t.max().item()
+        nan = f"{int(t.isnan().sum())} NaN" if low != low else f"values from {low:g} to {high:g}"
+        hint = "integer steps are divided by their number first: t = step / steps"
+        inside = 0 <= low <= high <= 1
+        require(inside, argument, "lie within [0, 1]", nan, hint if high > 1 else "")
+        if steps is None:
+            return
+        early = t[(t * steps < 1 - 1e-3) & ((t > 0) | (not self.zero))]
+        if len(early):
+            hint = f"that step would begin before the data; the first of {steps} ends at 1/{steps}"
+            least = f"be at least 1/steps = {1 / steps:g} on a chain"
+            raise InvalidValue(argument, least, f"{early[0].item():g}", hint)
+
+
+def ordered_ends(logsnr_max: float, logsnr_min: float) -> None:
+    """Rule: λ_max is greater than λ_min."""
+    hint = "equal ends leave nothing between"
+    if logsnr_max < logsnr_min:
+        swapped = f"logsnr_max={-logsnr_max:g}, logsnr_min={-logsnr_min:g}"
+        hint = f"t = 0 is data and has the larger λ; if these are γ = −λ, write {swapped}"
+    greater = f"be greater than logsnr_min = {logsnr_min:g}"
+    require(logsnr_min < logsnr_max, "logsnr_max", greater, f"{logsnr_max:g}", hint)
+
+
+def on_chain(t: Tensor, steps: int) -> None:
+    """Rule: times are the ends i/steps of a chain's steps, i ≥ 1, to the rounding of their dtype.
+    Reads values."""
+    place = t.double() * steps
+    near = (place - place.round()).abs() <= max(1e-3, 1e-6 * steps)
+    off = t[~(near & (place >= 1 - 1e-3) & (place <= steps + 1e-3))]
+    if len(off):
+        got, hint = f"{off[0].item():g}", "the times of another chain?"
+        raise InvalidValue("t", f"be i/{steps} with i = 1 … {steps}", got, hint)
+
+
+def total(value: Any, argument: str, given: Given) -> Any:
+    """A weighting by itself: a function of λ that is neither a class nor a factor."""
+    if isinstance(value, type) or not callable(value):
+        named = isinstance(value, type)
+        hint = f"an instance: {value.__name__}()" if named else "for instance Sigmoid(2.0)"
+        raise InvalidType(argument, "be a Weighting or a function of logsnr", shown(value), hint)
+    parts: tuple[Any, ...] = (value,)
+    if not isinstance(value, nn.Module):  # of methods and partials, what is within
+        parts += getattr(value, "__self__", None), getattr(value, "func", None)
+    elif "_modules" not in vars(value):
+        hint = "its __init__ must call super().__init__()"
+        raise InvalidType(argument, "be initialised", type(value).__name__, hint)
+    for part in parts:
+        if getattr(part, "is_factor", False):
+            hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {part!r}"
+            raise InvalidValue(argument, "be a total", f"the factor {part!r}", hint)
+    return value
+
+
+_CLEAN = "λ = +∞ is data without noise, where nothing is left to predict: stop at about 15"
+_NOISE = "λ = −∞ is zero terminal SNR: a bound needs some signal left, so stop at about −15"
+_UNRESOLVED = "beyond that rounding loses the difference of t and t − 1/T"
+CleanEnd = Annotated[float, Number(hint=_CLEAN)]
+NoisyEnd = Annotated[float, Number(hint=_NOISE)]
+WeightFunction = Annotated[Callable[[Tensor], Tensor], total]
+Steps = Annotated[int, Whole(at_most=MOST_STEPS, hint=_UNRESOLVED)]
+Data = Annotated[Tensor, data]
+FiniteData = Annotated[Tensor, data, finite_values]
+Batch = Annotated[Tensor, batch]
+Noise = Annotated[Tensor, noise]
+Times = Annotated[Tensor, Ends()]
+Random = Annotated[torch.Generator, random]
