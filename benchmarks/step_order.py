@@ -175,10 +175,10 @@ def orders() -> list[str]:
     rows = [
         "",
         "order of convergence, from doubling twice",
-        f"{'step':<14}" + "".join(f"{p.name:>18}" for p in problems),
+        f"{'step':<24}" + "".join(f"{p.name:>18}" for p in problems),
     ]
     for name, step in STEPS.items():
-        row = f"{name:<14}"
+        row = f"{name:<24}"
         for problem in problems:
             errors = [
                 problem.error(step, vdiff.schedule.Linear(6.0, -6.0), steps)[0]
@@ -205,7 +205,7 @@ def budgets() -> tuple[list[str], dict[str, str], list[Problem]]:
             "counts as 90)"
         ),
     ]
-    rows.append(f"{'step':<14}" + "".join(f"{name:>13}" for name in GRIDS))
+    rows.append(f"{'step':<24}" + "".join(f"{name:>13}" for name in GRIDS))
     best: dict[str, str] = {}
     for name, step in track(list(STEPS.items()), "step", "choosing"):
         mean = {
@@ -213,19 +213,19 @@ def budgets() -> tuple[list[str], dict[str, str], list[Problem]]:
             for grid, schedule in GRIDS.items()
         }
         best[name] = min(mean, key=mean.__getitem__)
-        rows.append(f"{name:<14}" + "".join(f"{value:>13.1f}" for value in mean.values()))
+        rows.append(f"{name:<24}" + "".join(f"{value:>13.1f}" for value in mean.values()))
     others = reported_on()
     rows += [
         "",
         "evaluations to 1 % on other mixtures, each with its grid",
-        f"{'step':<16}{'grid':<13}" + "".join(f"{p.name:>15}" for p in others),
+        f"{'step':<24}{'grid':<13}" + "".join(f"{p.name:>15}" for p in others),
     ]
     frozen = {"AB3, rectified": ("adams_bashforth 3, u", "rectified t")} | {
         name: (name, grid) for name, grid in best.items()
     }
     for name, (step_name, grid) in track(list(frozen.items()), "step", "reporting"):
         counts = [needed(p, STEPS[step_name], GRIDS[grid]) for p in others]
-        rows.append(f"{name:<16}{grid:<13}" + "".join(f"{shown(count):>15}" for count in counts))
+        rows.append(f"{name:<24}{grid:<13}" + "".join(f"{shown(count):>15}" for count in counts))
     return rows, {name: best[name] for name in SHOWN}, others
 
 
