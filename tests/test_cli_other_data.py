@@ -7,28 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_network import convolution
 from PIL import Image
 
 from vdiff.cli import main
 from vdiff.data import load_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:evaluate. ")
-MINE = """
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, z, logsnr):
-        return self.layer(z)
-
+MINE = (
+    convolution(3)
+    + """
 
 class Another(Net):
     pass
 """
+)
 RNG = np.random.default_rng(0)
 
 

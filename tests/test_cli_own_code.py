@@ -5,23 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_network import convolution
 
 from vdiff.cli import main
 
-MINE = """
-import torch
-from torch import nn
-from vdiff.schedule import Cosine
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Conv2d(1, 1, 3, padding=1)
-
-    def forward(self, z, logsnr):
-        return self.layer(z)
-
+MINE = (
+    "import torch\nfrom vdiff.schedule import Cosine\n"
+    + convolution(1)
+    + """
 
 class Value(Net):
     def forward(self, z, logsnr):
@@ -67,6 +58,7 @@ class Needs(Net):
     def __init__(self, width):
         super().__init__()
 """
+)
 
 
 @pytest.fixture

@@ -7,23 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_network import convolution
 from safetensors.torch import load_file
 
 from vdiff.cli import main
 from vdiff.training import Run
 
-MINE = """
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Conv2d(1, 1, 3, padding=1)
-
-    def forward(self, z, logsnr):
-        return self.layer(z)
-"""
+MINE = convolution(1)
 
 
 @pytest.fixture

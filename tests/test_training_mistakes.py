@@ -1,5 +1,6 @@
 """What a first training gets wrong: each is one message at its start, with the likely mistake."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from vdiff import Denoiser, Objective, weighted_elbo
 from vdiff.data import Images, load_images
+from vdiff.data.images import like_pixels
 from vdiff.decoder import Categorical, Gaussian
 from vdiff.losses import VLB, Weighted
 from vdiff.parameterization import V
@@ -51,6 +53,22 @@ def test_pixels_in_0_to_1_without_a_decoder_are_said_to_be_a_density(kind, tmp_p
     assert len(heard) == 1
 
 
+@pytest.mark.parametrize(
+    ("values", "range_"),
+    [
+        ([0.0, 0.3, 1.0], "[0, 1]"),
+        ([-1.0, 1 / 127.5 - 1, 1.0], "[-1, 1]"),
+        ([0.0, 3.0, 255.0], "[0, 255]"),
+        ([0.0, 3.0, 256.0], ""),
+        ([0.0, 3.5, 255.0], ""),
+        ([0.0, 1.0, 5.0], ""),  # counts
+        ([-1.0, 0.3, 1.0], ""),
+    ],
+)
+def test_ranges_of_pixels(values, range_):
+    assert like_pixels(torch.tensor(values).repeat(100)) == range_
+
+
 def test_bytes_that_are_floats_are_said_to_be_a_density():
     with pytest.warns(UserWarning, match=r"\[0, 255\].* levels are x\.round\(\)\.to\(torch.uint8"):
         train(objective(), LEVELS.float(), CONFIG, quiet=True)
@@ -67,8 +85,9 @@ def test_bytes_that_are_floats_are_said_to_be_a_density():
     ],
     ids=["a density", "a weighted density", "scaled", "latents", "levels"],
 )
-def test_what_is_meant_is_not_warned_of(data, loss):
-    train(objective(loss), data, CONFIG, quiet=True)
+def test_data_that_fit_their_loss_give_no_warning(data, loss):
+    with warnings.catch_warnings(action="error"):
+        train(objective(loss), data, CONFIG, quiet=True)
 
 
 def test_levels_without_a_decoder_are_told_which_loss():

@@ -85,8 +85,8 @@ def as_pictures(
     resampling: Resampling = "bicubic",
     channels: int | None = None,
 ) -> Images:
-    """Images of an array, converted and resized as pictures are. What has this form is left as it
-    is, and so is what is no grey or RGB image of bytes."""
+    """Images of an array, converted and resized as pictures are. Images that have this form stay
+    as they are, and so do images that are not grey or RGB bytes."""
     wanted = (channels or images.shape[0], *((size, size) if size else images.shape[1:]))
     of_bytes = images.levels == 256 and len(images.shape) == 3 and images.shape[0] in (1, 3)
     if images.shape == wanted or not of_bytes:

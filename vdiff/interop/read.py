@@ -25,8 +25,8 @@ def from_diffusers(scheduler: Any, *, tokens: Count | None = None) -> Kit:
 
     It takes schedulers with a table of β (DDPM, DDIM, PNDM, Euler, Heun, LMS, DPM-Solver, UniPC,
     DEIS, …), EDM's, and flow matching. A table is the scheduler's own `alphas_cumprod`, in
-    float32: the levels that the network has seen. Where the network is told log σ, the schedule
-    has the scheduler's ends.
+    float32: the levels of the training. If the network is given log σ, the schedule has the
+    scheduler's ends.
     Each option of the scheduler is read, or refused, or belongs to a sampler's step, which is
     `step=` here. Clipping belongs to a sampler too, `vdiff.sampling.Clipped(model)`:
     `kit.levels` warns of it. An option that is unknown and changed gives a warning.

@@ -29,7 +29,7 @@ LEAST_SECONDS, HOLD, FASTEST = 5.0, 2.0, 8.0  # an animation, its last frame; fr
 
 def line_style(i: int) -> dict[str, Any]:
     """The style of the i-th line of a figure. Any two of 25 differ in their dashes or markers, so
-    that no line is told by its color alone.
+    that color is never the only difference.
 
     >>> line_style(0)
     {'color': '#0072B2', 'linestyle': '-', 'marker': 'None', 'markevery': None, 'markersize': 3}

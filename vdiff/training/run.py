@@ -195,7 +195,9 @@ class Run:
             state.stream = facts.get("stream")
             self._merge_provenance(state, facts)
             if rank().is_zero and facts["config"]["steps"] < self.config.steps:
-                remove(self.folder / "ema.safetensors")  # it goes on: the newest checkpoint counts
+                remove(
+                    self.folder / "ema.safetensors"
+                )  # more steps follow: the newest checkpoint counts
         if rank().is_zero:
             if facts is None and self.history():
                 old = checkpoint.unused_path(self.folder / "old-log.jsonl")

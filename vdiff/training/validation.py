@@ -99,8 +99,8 @@ class Validation:
 
     @validated
     def __call__(self, averaged: Objective) -> Estimate:
-        """The total of the bound in bits/dim, or the loss without a decoder. NaN where one image's
-        bound is not finite: training goes on, and logs it."""
+        """The total of the bound in bits/dim, or the loss without a decoder. NaN if the
+        bound of an image is not finite: training logs it and continues."""
         if averaged.decoder is None:
             return self._loss(averaged)
         share = share_of_rank()
