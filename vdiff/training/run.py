@@ -195,9 +195,8 @@ class Run:
             state.stream = facts.get("stream")
             self._merge_provenance(state, facts)
             if rank().is_zero and facts["config"]["steps"] < self.config.steps:
-                remove(
-                    self.folder / "ema.safetensors"
-                )  # more steps follow: the newest checkpoint counts
+                # more steps follow: the newest checkpoint counts
+                remove(self.folder / "ema.safetensors")
         if rank().is_zero:
             if facts is None and self.history():
                 old = checkpoint.unused_path(self.folder / "old-log.jsonl")
