@@ -41,7 +41,7 @@ from vdiff.likelihood import (
     evaluate,
     path_importance,
 )
-from vdiff.likelihood.integrand import evaluating
+from vdiff.likelihood._models import evaluating
 from vdiff.likelihood.replicated import Replicated
 from vdiff.oracle import Gaussian
 from vdiff.reverse import MonteCarlo

@@ -28,8 +28,9 @@ from vdiff import weighted_elbo
 from vdiff.cli.parser import Parser
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.likelihood import GaussianError, Independent, NoiseNorm, Sobol, VarianceReduction
+from vdiff.likelihood._models import evaluating
 from vdiff.likelihood.chunks import Run
-from vdiff.likelihood.integrand import Integrand, evaluating
+from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.pilot import run_pilot
 from vdiff.likelihood.stages import Budget, Evaluation
 from vdiff.loss import Model

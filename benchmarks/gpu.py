@@ -81,7 +81,8 @@ class Part:
 def tests(part: Part) -> None:
     """The tests that run on the device."""
     where = ["-c", str(ROOT / "pyproject.toml"), str(ROOT / "tests" / "test_device.py")]
-    how = ["-p", "no:cacheprovider", "--color=no", "--tb=short", "-k", part.device.type]
+    which = f"{part.device.type} and decoder" if part.quick else part.device.type
+    how = ["-p", "no:cacheprovider", "--color=no", "--tb=short", "-k", which]
     # of the machine's own packages: no plugins, and their warnings are no errors; where it hangs
     how += ["-W", "default", "--disable-warnings", "-o", "faulthandler_timeout=60"]
     alone, command = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, [sys.executable, "-m", "pytest"]

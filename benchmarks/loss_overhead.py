@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vdiff
-from vdiff.nn import MLP, UNet
+from vdiff.nn import MLP, UNet, with_field
 from vdiff.terminal import replace_unencodable, say
 
 Step = Callable[[], Tensor]
@@ -169,6 +169,13 @@ def chain_losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]
     }
 
 
+def field_step(network: nn.Module, x: Tensor) -> Step:
+    """The bare step of a network that is told a noise level for each pixel or dimension."""
+    shape = (len(x), 1, *x.shape[2:]) if x.ndim > 2 else x.shape
+    logsnr, target = torch.empty(shape).uniform_(-5, 10), torch.randn_like(x)
+    return lambda: F.mse_loss(network(x, logsnr), target)
+
+
 def run(network: nn.Module, step: Step) -> None:
     network.zero_grad(set_to_none=True)
     step().backward()
@@ -246,6 +253,9 @@ def main() -> None:
             (two_heads, chain_losses(two_heads, x, data)),
         ):
             compare(one, bare_step(one, x), steps, pairs)
+        told = with_field(network)
+        row = {"plain MSE, network told a field": field_step(told, x)}
+        compare(nn.ModuleList([network, told]), bare_step(network, x), row, pairs)
 
 
 def beside_peers(network: nn.Module, x: Tensor, folder: Path, pairs: int) -> None:

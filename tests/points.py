@@ -4,7 +4,8 @@
 Each further argument is a run of its own, in FOLDER/0, FOLDER/1, …: JSON with fields of the
 config, and `do`, what a validation does on the last rank at the step `at`: "raise", "hang", "kill"
 (the process itself, with SIGKILL), or "stop" (SIGTERM); `weights` seeds the initial weights,
-`pause` is slept in each step; `source` and `workers` say how the points are given.
+`pause` is slept in each step; `source` and `workers` say how the points are given; `masked` trains
+with masks.
 """
 
 import json
@@ -25,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vdiff.masks import Absent, Bernoulli, Mixture, NothingGiven, RandomHalf
 from vdiff.objective import Objective
 from vdiff.training import Config, Run, distributed, rank, train
 from vdiff.training.checkpoint import checkpoints, read_meta, step_of
@@ -40,6 +42,10 @@ POINTS: dict[str, Any] = {
     "warmup": 3,
     "ema": [0.9, 0.99],
 }
+
+
+HALF = RandomHalf(dims=(-1,))
+MASKS = Mixture([NothingGiven(), HALF, Absent(HALF), Bernoulli(0.5)])
 
 
 def points(**changes: Any) -> Config:
@@ -208,6 +214,7 @@ def run(folder: Path, options: dict[str, Any], device: torch.device) -> None:
     )
     every, store_every = options.pop("every", 1), options.pop("store_every", 4)
     source, workers = options.pop("source", "tensor"), options.pop("workers", 0)
+    mask = MASKS if options.pop("masked", False) else None
     config = points(**options)
     data, done = SOURCES[source](data_of(config)), 0
 
@@ -233,6 +240,7 @@ def run(folder: Path, options: dict[str, Any], device: torch.device) -> None:
         train(
             config.objective().to(device), data, config, workers=workers,
             run=kept, validate=validate, every=every, store_every=store_every, quiet=True,
+            mask=mask,
         )  # fmt: skip
 
 

@@ -14,6 +14,15 @@ from torch import Tensor
 
 from vdiff import Objective, sampling
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian, Gaussian
+from vdiff.masks import (
+    Absent,
+    Bernoulli,
+    MaskSampler,
+    Mixture,
+    NothingGiven,
+    RandomBox,
+    RandomHalf,
+)
 from vdiff.objective import VLB, Hybrid, Loss, Weighted
 from vdiff.oracle import Gaussian as GaussianData
 from vdiff.oracle import GaussianMixture, Lattice
@@ -32,14 +41,19 @@ from vdiff.schedule import (
     Cosine,
     Custom,
     Histogram,
+    InTurn,
     Karras,
     Laplace,
     LearnedLinear,
     Linear,
     LinearBeta,
     Monotone,
+    MuLAN,
+    MultivariateSpline,
     Normal,
     OptimalTransport,
+    Path,
+    PerDimension,
     RescaledSigmoid,
     Schedule,
     Shifted,
@@ -100,6 +114,52 @@ SCHEDULES: dict[str, Callable[[float, float], Schedule]] = {
     "spline": lambda high, low: Spline(high, low, knots=31, learn_ends=False),
     "monotone": lambda high, low: Monotone(high, low, hidden=64, learn_ends=False),
 }
+
+
+class Encoder(torch.nn.Module):
+    """The logits of the coins of an input-dependent schedule."""
+
+    def __init__(self, latents: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(math.prod(EXAMPLE), latents))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        if self.weight.device.type != "meta":
+            generator = torch.Generator(self.weight.device).manual_seed(2)
+            self.weight.normal_(generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight
+
+
+def tilted(high: float, low: float, t: Tensor) -> Tensor:
+    """λ of a user's own path: the first row falls late, the second one early."""
+    power = torch.tensor([2.0, 0.7], dtype=t.dtype, device=t.device).view(2, 1)
+    return high - (high - low) * (
+        0.01 * t + 0.99 * ((t + 0.01) ** power - 0.01**power) / (1.01**power - 0.01**power)
+    )
+
+
+EXAMPLE = (2, 3)  # the shape of one example of these
+SCHEDULES_OVER_DIMS: dict[str, Callable[[float, float], Schedule]] = {
+    "per row": lambda high, low: PerDimension([Cosine(high, low), Linear(high - 1, low + 2)]),
+    "per column": lambda high, low: PerDimension(
+        [Tabulated([high - (high - low) * s / 30 for s in TABLE_AT]), *[Linear(high, low)] * 2], -1
+    ),
+    "in turn": lambda high, low: InTurn(Cosine(high, low), 2),
+    "in turn, each": lambda high, low: InTurn(
+        Linear(high, low), torch.tensor([[2, 0, 5], [1, 4, 3]], device="cpu")
+    ),
+    "path": lambda high, low: Path(partial(tilted, high, low), [2, 1]),
+    "multivariate spline": lambda high, low: MultivariateSpline(
+        EXAMPLE, high, low, knots=5, learn_ends=False
+    ),
+    "mulan": lambda high, low: MuLAN(
+        Encoder(3), (2, 1), high, low, latents=3, knots=4, learn_ends=False
+    ),
+}
 TABLE_AT = (0, 1, 6, 12, 14, 20, 22, 30)
 TARGETS: dict[str, Parameterization] = {
     "eps": Eps(),
@@ -134,6 +194,18 @@ DECODERS: dict[str, Callable[[], Decoder]] = {
     "discretized gaussian, x̂": lambda: DiscretizedGaussian(17, uses_network=True),
     "gaussian": Gaussian,
     "gaussian, x̂": lambda: Gaussian(uses_network=True, variance=0.5),
+}
+MASKS: dict[str, MaskSampler] = {
+    "nothing given": NothingGiven(),
+    "half": RandomHalf(),
+    "half, one dim": RandomHalf(dims=(-1,)),
+    "box": RandomBox(),
+    "outside a box": RandomBox(outside=True),
+    "bernoulli": Bernoulli(0.3),
+    "bernoulli, shared": Bernoulli(0.3, shared=(0,)),
+    "absent": Absent(RandomHalf()),
+    "mixture": Mixture([NothingGiven(), RandomHalf(), RandomBox()], weights=[1, 2, 3]),
+    "mixture, absent": Mixture([NothingGiven(), Absent(RandomHalf())]),
 }
 STEPS: dict[str, Callable[..., Any]] = {
     "ancestral": sampling.ancestral,
@@ -178,6 +250,14 @@ def moved(schedule: Schedule) -> Schedule:
         schedule.update()
         assert schedule.mass.max() > 20 * schedule.mass.min()
     return schedule.requires_grad_(False)
+
+
+def of_batch(schedule: Schedule, batch: int) -> Schedule:
+    """The schedule for a batch: one that depends on the data has another for each."""
+    if not schedule.depends_on_data:
+        return schedule
+    assert isinstance(schedule, MuLAN)
+    return schedule.for_samples(batch, torch.Generator().manual_seed(3))
 
 
 def corners(schedule: Schedule) -> list[float]:

@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from vdiff.data import Splits, splits
 from vdiff.data.digits import LEVELS
 from vdiff.decoder import Categorical
 from vdiff.flow import SolverError
-from vdiff.likelihood import compare, evaluate
+from vdiff.likelihood import Report, compare, evaluate
 from vdiff.schedule import Linear
 from vdiff.training import Config, Run
 
@@ -355,11 +356,19 @@ class Stopped(Exception):
     """What cuts an evaluation off."""
 
 
+@cache
+def undisturbed() -> tuple[Report, int]:
+    """The report, and how many states another evaluation keeps."""
+    kept: list[object] = []
+    evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, checkpoint=kept.append)
+    return evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING), len(kept)
+
+
 @pytest.mark.parametrize("after", [1, 9, 13])
 def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after):
     """In the first stage and in the second; through the file that the command keeps."""
     monkeypatch.setattr(resume, "PAUSE", -1.0)
-    whole = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING)
+    whole, every = undisturbed()
     kept, calls = resume.StateFile(tmp_path / "state.safetensors"), []
 
     def checkpoint(state: dict[str, torch.Tensor]) -> None:
@@ -380,9 +389,7 @@ def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after
     )
     assert again.total == whole.total
     assert again.asdict()["diagnostics"] == whole.asdict()["diagnostics"]
-    every: list[object] = []
-    evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, checkpoint=every.append)
-    assert len(rest) == len(every) - after
+    assert len(rest) == every - after
     with pytest.raises(
         ValueError, match="'resume' must be the state of this evaluation; got that of another"
     ):

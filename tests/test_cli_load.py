@@ -77,8 +77,10 @@ def test_a_run_on_the_data_of_its_config_is_measured_on_it(data, tmp_path, parts
 
 
 @pytest.mark.filterwarnings("ignore:.* are in the training data of this run")
-@pytest.mark.parametrize("data", OTHER)
-@pytest.mark.parametrize("weights", ["averaged", "of a checkpoint"])
+@pytest.mark.parametrize(
+    ("data", "weights"),
+    [*((data, "averaged") for data in OTHER), ("of one's own", "of a checkpoint")],
+)
 def test_a_run_on_other_data_is_measured_on_none_unasked(
     data, weights, tmp_path, parts, capsys, monkeypatch
 ):

@@ -24,13 +24,15 @@ from vdiff.likelihood import (
     immse,
     log_prob,
     ode_likelihood,
+    path_gap,
     path_importance,
 )
 from vdiff.objective import VLB
 from vdiff.oracle import Gaussian as GaussianData
 from vdiff.parameterization import V
+from vdiff.prediction import Prediction
 from vdiff.sampling import Counted, Guided, invert, sample, trajectory
-from vdiff.schedule import Linear
+from vdiff.schedule import InTurn, Linear
 from vdiff.training import Validation
 from vdiff.weighting import Sigmoid
 
@@ -58,6 +60,7 @@ X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
 LEVELS = torch.randint(0, 17, (6, 2), generator=torch.Generator().manual_seed(0))
 T, EPS = torch.linspace(0.1, 0.9, 6), torch.ones(6, 2)
 FINITE, LOOKING = Linear(4.0, -5.0), DiscretizedGaussian(17, uses_network=True)
+PATHS = [FINITE, InTurn(FINITE, 2)]
 CHAIN = torch.arange(1, 7) / 6
 NOISE = Augmentation(Sigmoid(), Linear().logsnr_max, Linear().logsnr_min)
 
@@ -69,6 +72,19 @@ def seeded() -> torch.Generator:
 def objective(m: Denoiser, data: Tensor, given: dict[str, Any], options: dict[str, Any]) -> Tensor:
     made: Tensor = objective_of(m, schedule=Linear(), **options)(data, generator=seeded(), **given)
     return made
+
+
+class FieldOf(torch.nn.Module):
+    """A model that is told the mean of a field."""
+
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+        number = logsnr if logsnr.ndim == 1 else logsnr.expand_as(z).mean(1)
+        said: Prediction = self.model(z, number, **condition)
+        return said.replace(logsnr=logsnr)
 
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -139,6 +155,11 @@ VERBS: dict[str, Callable[..., Any]] = {
             draws=4,
             **c,
         ).difference.value
+    ),
+    "path_gap": lambda m, **c: torch.tensor(
+        path_gap(FieldOf(m), X, paths=PATHS, decoder=Gaussian(), draws=4, **c)
+        .gaps[0]
+        .difference.value
     ),
     "path_importance": lambda m, **c: (
         path_importance(m, LEVELS, schedule=FINITE, decoder=LOOKING, steps=2, samples=2, **c).nats

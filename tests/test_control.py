@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from vdiff._partial import Partial
 from vdiff.data.digits import LEVELS, digits
 from vdiff.decoder import Categorical
 from vdiff.likelihood import (
@@ -183,3 +184,71 @@ def test_a_control_of_other_data_is_fitted_to_them():
         .centered(torch.arange(len(X)), eps, torch.zeros(len(X), dtype=X.dtype))
     )
     torch.testing.assert_close(found, error.square().sum(1) - given, rtol=1e-5, atol=1e-6)
+
+
+MASKS = {
+    "shared": torch.tensor([True, False, True]),
+    "by image": torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) < 0.6,
+}
+TABLE = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+TABLE = TABLE @ torch.tensor([[1.0, 0.5, 0.2], [0, 1.0, 0.6], [0, 0, 0.5]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "control", [NoiseNorm(), GaussianError(), GaussianError(full=1)], ids=repr
+)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("by_dim", [False, True], ids=["one level", "a field"])
+def test_a_masked_control_has_mean_zero_given_the_image(control, mask, by_dim):
+    """It sees no noise of what is given."""
+    n = 40_000
+    fitted = control.fit(TABLE, Partial.of(TABLE, MASKS[mask]), by_dim)
+    eps = torch.randn(n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    field = torch.tensor([[2.0, -3.0, 0.5]], dtype=torch.float64).expand(n, 3)
+    rate = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64).expand(n, 3)
+    levels = (field, rate) if by_dim else (field[:, 2],)
+    for row in (2, 7):
+        rows = torch.full((n,), row)
+        values = fitted.centered(rows, eps, *levels)
+        assert abs(values.mean()) < 4 * values.std() / math.sqrt(n)
+        modelled = MASKS[mask].expand(20, 3)[row]
+        other = fitted.centered(rows, torch.where(modelled, eps, 9.0), *levels)
+        assert torch.equal(other, values)
+
+
+def test_a_shared_mask_gives_the_error_of_the_conditional_gaussian():
+    """ε − ε̂ of the denoiser of x₀ and x₂ given x₁, minus its mean given the image."""
+    mask, mean = MASKS["shared"], TABLE.mean(0)
+    covariance = TABLE.T.cov(correction=0)
+    covariance = torch.lerp(
+        covariance, covariance.diagonal().mean() * torch.eye(3, dtype=torch.float64), 1e-3
+    )
+    slope = covariance[mask][:, ~mask] / covariance[1, 1]
+    left = covariance[mask][:, mask] - slope @ covariance[~mask][:, mask]
+    off = TABLE[:, mask] - mean[mask] - (TABLE[:, ~mask] - mean[~mask]) @ slope.T
+    inverse = torch.linalg.inv(0.5 * left + 0.5 * torch.eye(2))  # λ = 0
+    eps = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    error = eps[:, mask] - 0.5 * (off + eps[:, mask]) @ inverse
+    given = (torch.eye(2) - 0.5 * inverse).square().sum()
+    given = given + 0.25 * (off @ inverse).square().sum(1)
+    fitted = GaussianError().fit(TABLE, Partial.of(TABLE, mask))
+    found = fitted.centered(torch.arange(20), eps, torch.zeros(20, dtype=torch.float64))
+    torch.testing.assert_close(found, error.square().sum(1) - given, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("full", [1, 4096])
+def test_a_field_that_is_constant_is_one_level(full):
+    """The diagonal Gaussian along a path of one λ is that of the λ, times its rate."""
+    rows, eps = torch.arange(20), TABLE.flip(0)
+    level, rate = torch.linspace(-5, 8, 20).double(), torch.linspace(1, 2, 20).double()
+    for control, line in (
+        (NoiseNorm(), NoiseNorm()), (GaussianError(full=full), GaussianError(full=1)),
+    ):  # fmt: skip
+        path = control.fit(TABLE, Partial(), True).centered(
+            rows, eps, level[:, None].expand(20, 3), rate[:, None].expand(20, 3)
+        )
+        line = (
+            (control if full == 1 else GaussianError(full=1)) if "G" in repr(control) else control
+        )
+        one = line.fit(TABLE).centered(rows, eps, level)
+        torch.testing.assert_close(path, rate * one, rtol=1e-9, atol=1e-9)

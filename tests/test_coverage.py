@@ -12,9 +12,10 @@ from torch import Tensor
 from vdiff import elbo
 from vdiff.decoder import Gaussian
 from vdiff.likelihood import Independent, Sobol, VarianceReduction
+from vdiff.likelihood._models import evaluating
 from vdiff.likelihood.chunks import Run
 from vdiff.likelihood.estimate import Estimate, RunningMoments, replicates_for
-from vdiff.likelihood.integrand import Integrand, evaluating
+from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.stages import Budget, Evaluation
 from vdiff.oracle import GaussianMixture
 from vdiff.schedule import Linear

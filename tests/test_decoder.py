@@ -1,6 +1,7 @@
 """Decoders are distributions, their tables are expectations, and their tails are right."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -503,20 +504,24 @@ VERBS = {
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("dtype", LEVELS, ids=str)
-def test_levels_of_any_integer_dtype_are_the_same_data(dtype, verb):
+@cache
+def answers_of(verb, dtype):
+    """Of the same levels under three decoders."""
     data = torch.randint(0, 17, (6, 3), generator=torch.Generator().manual_seed(0))
     given = {"t": torch.linspace(0.1, 0.9, 6), "eps": torch.ones(6, 3)}
-    for decoder in (
+    decoders = (
         Categorical.fit(data, 17),
         DiscretizedGaussian(17),
         DiscretizedGaussian(17, uses_network=True),
-    ):
-        got, expected = (
-            VERBS[verb](levels, decoder, **given) for levels in (data.to(dtype), data)
-        )
-        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    )
+    return [VERBS[verb](data.to(dtype), decoder, **given) for decoder in decoders]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("dtype", [v for v in LEVELS if v != torch.int64], ids=str)
+def test_levels_of_any_integer_dtype_are_the_same_data(dtype, verb):
+    got, expected = answers_of(verb, dtype), answers_of(verb, torch.int64)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.int8], ids=str)

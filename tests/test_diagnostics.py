@@ -12,8 +12,9 @@ from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.likelihood import VarianceReduction
 from vdiff.likelihood.density import Binned
 from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
+from vdiff.likelihood.difference import Difference
 from vdiff.likelihood.estimate import RunningMoments
-from vdiff.likelihood.integrand import Difference, Integrand
+from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.pilot import PilotFit
 from vdiff.likelihood.stages import Budget, Evaluation
 from vdiff.likelihood.tally import BINS, Tally

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vdiff.decoder import Gaussian
-from vdiff.likelihood.integrand import Integrand, evaluating
+from vdiff.likelihood._models import evaluating
+from vdiff.likelihood.integrand import Integrand
 from vdiff.schedule import Linear
 
 ENDS = (10.0, -10.0)

@@ -19,10 +19,10 @@ def flow(trace, prior=None, tolerance=1e-7):
 
 
 def test_the_protocol_names_what_the_density_depends_on():
-    protocol = flow(Exact()).protocol()
+    protocol = flow(Exact()).protocol(2)
     assert protocol["logsnr"] == [-9.0, 15.0]
     assert (protocol["prior"], protocol["trace"]) == ("N(0, I)", "Exact()")
-    priors = [flow(Exact(), Gaussian([0.0, m], [1.0, 1.0])).protocol()["prior"] for m in (0, 1)]
+    priors = [flow(Exact(), Gaussian([0.0, m], [1.0, 1.0])).protocol(2)["prior"] for m in (0, 1)]
     assert priors[0] != priors[1]
 
 

@@ -5,7 +5,9 @@ import torch
 
 from vdiff import Prediction
 from vdiff.decoder import Categorical, Gaussian
-from vdiff.likelihood.integrand import Difference, Finite, Integrand, finite_images
+from vdiff.likelihood._models import Finite
+from vdiff.likelihood.difference import Difference
+from vdiff.likelihood.integrand import Integrand, finite_images
 from vdiff.oracle import GaussianMixture, Lattice
 from vdiff.parameterization import Eps
 from vdiff.schedule import Cosine, Linear
@@ -63,7 +65,7 @@ def test_the_error_of_the_last_call_and_its_diffusion_term_agree(kind):
     ]
     found = integrand(rows, t, eps)
     torch.testing.assert_close(found[1], terms[0] if kind is Integrand else terms[0] - terms[1])
-    level, error = integrand.squared_error(rows, eps)
+    level, error = integrand.squared_error(rows, eps, t)
     torch.testing.assert_close(level, 9 - 16 * t)
     torch.testing.assert_close(8 * error, terms[-1])  # of the model that was called last
 

@@ -13,12 +13,12 @@ import vdiff
 
 LAYERS = (
     "_version", "errors", "_html", "_validate", "_inputs", "extras", "_precision", "_modules",
-    "gaussian", "times", "resampling", "profile", "variance", "schedule", "parameterization",
-    "prediction", "reverse", "weighting", "bound", "decoder", "_network", "denoiser",
-    "_known_range", "_arguments", "_mixture", "oracle", "loss", "chain", "flow", "losses",
-    "_fits", "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics",
-    "recipes", "augmentation", "describe", "interop", "theorems", "plots", "nn", "disk",
-    "terminal", "data", "training", "cli",
+    "gaussian", "times", "masks", "resampling", "profile", "variance", "schedule",
+    "parameterization", "prediction", "_partial", "reverse", "weighting", "bound", "decoder",
+    "_network", "denoiser", "_known_range", "_arguments", "_mixture", "oracle", "loss",
+    "chain", "flow", "losses", "_fits", "objective", "groups", "diagnosis", "sampling",
+    "likelihood", "metrics", "recipes", "augmentation", "describe", "interop", "theorems",
+    "plots", "nn", "disk", "terminal", "data", "training", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

@@ -17,8 +17,8 @@ from vdiff.parameterization import Eps, V
 from vdiff.recipes import RECIPES
 from vdiff.resampling import LossSecondMoment
 from vdiff.sampling import uniform
-from vdiff.schedule import Cosine, LearnedLinear, Linear, Monotone, Tabulated
-from vdiff.times import stratified
+from vdiff.schedule import Adaptive, Cosine, LearnedLinear, Linear, Monotone, Tabulated
+from vdiff.times import independent, stratified
 from vdiff.variance import LearnedRange
 from vdiff.weighting import MSE, MinSNR, Sigmoid
 
@@ -432,3 +432,53 @@ def test_what_a_function_refuses_its_objective_refuses(name):
         objective = Objective(model, schedule=schedule, loss=loss)
         with pytest.raises(ValueError, match=f"Objective: argument {message}"):
             objective(data, **{word: torch.full((len(data),), v) for word, v in given.items()})
+
+
+# ---- independent times
+
+
+class Told(nn.Module):
+    """A model whose error at a token depends on the λ of all tokens."""
+
+    def forward(self, z, logsnr):
+        field = logsnr.expand_as(z)
+        return torch.tanh(0.1 * field + 0.05 * field.mean(1, keepdim=True)) * z
+
+
+def test_independent_times_are_drawn_and_labelled_as_no_bound():
+    loss = Weighted(Sigmoid(2.0), independent=[1])
+    assert repr(loss) == "Weighted(Sigmoid(bias=2.0), independent=(1,): no bound)"
+    assert loss.independent == (1,)
+    assert not loss.is_bound
+    x = torch.randn(6, 4, 2)
+    objective = Objective(Denoiser(Told(), V(), field=True), schedule=Cosine(), loss=loss)
+    generator = torch.Generator().manual_seed(0)
+    found = objective(x, generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    t = independent(x, (1,), generator=generator)
+    expected = weighted_elbo(
+        objective.model, x, schedule=Cosine(), weighting=Sigmoid(2.0), t=t, generator=generator
+    )
+    assert torch.equal(found, expected)
+    one = Objective(objective.model, schedule=Cosine(), loss=Weighted(Sigmoid(2.0)))
+    assert (found - one(x, generator=torch.Generator().manual_seed(0))).abs().max() > 0.1
+
+
+def test_independent_times_on_a_chain_are_ends_of_its_steps():
+    loss = Weighted(independent=(1,), steps=5)
+    u = independent(torch.zeros(7, 3), (1,))
+    t, _ = loss.times(u)
+    assert torch.equal((5 * t).round() / 5, t)
+
+
+@pytest.mark.parametrize("dims", [(0,), 1, ("tokens",)])
+def test_independent_takes_dimensions_behind_the_batch(dims):
+    with pytest.raises((ValueError, TypeError), match="Weighted: argument 'independent' must be"):
+        Weighted(independent=dims)
+
+
+def test_a_schedule_that_learns_from_losses_refuses_independent_times():
+    model = Denoiser(Told(), V(), field=True)
+    objective = Objective(model, schedule=Adaptive(9, -9), loss=Weighted(independent=(1,)))
+    with pytest.raises(ValueError, match="be one time per example for a schedule that learns"):
+        objective(torch.randn(4, 3))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vdiff._partial import Partial
 from vdiff.likelihood import NoiseNorm, VarianceReduction
 from vdiff.likelihood.control import Control, FittedControl
 from vdiff.likelihood.density import Along, Binned, UniformDensity
@@ -38,16 +39,16 @@ class Term(Integrand):
     def __init__(self, term, images=5, steps=None, evaluations=1):
         self.term, self.steps, self.each = term, steps, evaluations
         self.x, self.base = torch.zeros(images, 1, dtype=torch.float64), Linear(4.0, -4.0)
-        self.seen = []
+        self.seen, self.sides, self.part, self.dims = [], [], Partial(), 1
 
     @property
     def evaluations(self):
         return self.each
 
-    def levels(self, t):
+    def levels(self, t, drawn=None):
         return 4 - 8 * t, torch.full_like(t, 8.0)
 
-    def __call__(self, rows, t, eps):
+    def __call__(self, rows, t, eps, drawn=None):
         self.seen.append((rows, t, eps))
         term = self.term(rows, t, eps[:, 0])
         return torch.stack([torch.zeros_like(term), term, torch.zeros_like(term)])
@@ -243,7 +244,7 @@ def test_a_term_that_is_not_finite_is_told_with_its_image_and_time():
     """The first of those in a batch, whichever of prior, diffusion and reconstruction it is."""
 
     class Refusing(Term):
-        def __call__(self, rows, t, eps):
+        def __call__(self, rows, t, eps, drawn=None):
             parts = super().__call__(rows, t, eps)
             parts[2, 5] = torch.inf
             return parts

@@ -70,6 +70,9 @@ MADE = {
     "weighted": lambda: Objective(
         Denoiser(mlp(), V()), schedule=Adaptive(bins=7), loss=Weighted(Sigmoid(1.0))
     ),
+    "independent": lambda: Objective(
+        Denoiser(mlp(), V()), schedule=Linear(), loss=Weighted(independent=(1,))
+    ),
     "levels": lambda: Objective(
         Denoiser(levels(), X()), schedule=Linear(9.0, -7.0), loss=VLB(Categorical(17))
     ),
@@ -160,6 +163,32 @@ def test_own_parts_are_given_again(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "test_pretrained.MyNet" in card
     assert "network=…, time=…, output=…" in card
+
+
+def test_a_denoiser_that_was_told_of_a_field_is_told_again(tmp_path):
+    class Told(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((4,), 0.3))
+
+        def forward(self, z, logsnr):
+            return self.scale * z * logsnr.sigmoid().to(z)
+
+    objective = Objective(Denoiser(Told(), V(), field=True), schedule=Linear())
+    objective.save_pretrained(tmp_path)
+    loaded = Objective.from_pretrained(tmp_path, network=Told())
+    assert loaded.model.field
+    x, mask = torch.ones(2, 4), torch.tensor([True, True, False, False])
+    options = {"u": torch.tensor([0.2, 0.7]), "eps": torch.ones(2, 4), "mask": mask}
+    assert torch.equal(loaded(x, **options), objective.eval()(x, **options))
+    assert "takes a λ for each dimension" in (tmp_path / "README.md").read_text()
+    changed(tmp_path, field=1)
+    with pytest.raises(ValueError, match="'field' must be true; got 1"):
+        Objective.from_pretrained(tmp_path, network=Told())
+    own_attribute = Told()
+    own_attribute.field = True
+    Objective(Denoiser(own_attribute, V()), schedule=Linear()).save_pretrained(tmp_path / "own")
+    assert "field" not in json.loads((tmp_path / "own" / "config.json").read_text())
 
 
 def test_a_part_that_is_given_replaces_the_one_in_the_config(tmp_path):

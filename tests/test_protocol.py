@@ -6,8 +6,9 @@ import torch
 
 from vdiff.decoder import Categorical
 from vdiff.likelihood import Share, VarianceReduction
+from vdiff.likelihood.difference import Difference
 from vdiff.likelihood.digest import weights_digest
-from vdiff.likelihood.integrand import Difference, Integrand
+from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.protocol import (
     computation_protocol,
     data_protocol,

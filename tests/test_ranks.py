@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from points import (
+    MASKS,
+    POINTS,
     assert_same_to_rounding,
     data_of,
     finish,
@@ -48,7 +50,15 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     },  # ends without a gradient
     CHAIN | {"bound_weight": 0.001},
     CHAIN | {"resampling": True},  # after ten steps by what all processes saw
+    {"network": {**POINTS["network"], "field": True}, "masked": True},
 )
+
+
+def alone(folder: Path, changes: dict[str, Any], stop: int | None = None) -> None:
+    """Train in this process, to the end or to a step."""
+    mask = MASKS if changes.get("masked") else None
+    config = points(**{name: v for name, v in changes.items() if name != "masked"})
+    run_until(folder, config, stop, mask=mask)
 
 
 def test_one_process_then_two_then_one_are_one(tmp_path: Path) -> None:
@@ -56,7 +66,7 @@ def test_one_process_then_two_then_one_are_one(tmp_path: Path) -> None:
     in step 7: both leave behind the same step; and one to the end: what it would have reached by
     itself, optimizer and schedule too."""
     for i, changes in enumerate(SETTINGS):
-        run_until(tmp_path / str(i), points(**changes), 3)
+        alone(tmp_path / str(i), changes, 3)
     said = finish(
         on_ranks(
             2,
@@ -69,7 +79,7 @@ def test_one_process_then_two_then_one_are_one(tmp_path: Path) -> None:
         whole, both = tmp_path / "alone" / str(i), tmp_path / str(i)
         assert outcome(both)["state"]["step"] == 7
         for folder in (both, whole):
-            run_until(folder, points(**changes))
+            alone(folder, changes)
         assert_same_to_rounding(tensors(both), tensors(whole))
         assert [entry["step"] for entry in Run(both).history()] == list(range(1, 13))
 

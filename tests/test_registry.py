@@ -7,6 +7,7 @@ from registry import (
     DECODERS,
     ORACLES,
     SCHEDULES,
+    SCHEDULES_OVER_DIMS,
     STEPS,
     TARGETS,
     WEIGHTINGS,
@@ -22,11 +23,13 @@ from vdiff.parameterization import Parameterization
 from vdiff.schedule import Schedule
 from vdiff.weighting import Weighting
 
+EVERY_SCHEDULE = made_of(SCHEDULES | SCHEDULES_OVER_DIMS)
+
 
 @pytest.mark.parametrize(
     ("room", "base", "made"),
     [
-        (schedule, Schedule, [make() for make in made_of(SCHEDULES).values()]),
+        (schedule, Schedule, [make() for make in EVERY_SCHEDULE.values()]),
         (parameterization, Parameterization, TARGETS.values()),
         (weighting, Weighting, [make() for make in WEIGHTINGS.values()]),
         (decoder, Decoder, [make() for make in DECODERS.values()]),
@@ -45,6 +48,14 @@ def test_every_public_class_is_here(room, base, made):
 
 def test_every_step_of_the_library_is_here():
     assert set(sampling.STEPS) <= set(STEPS)
+
+
+@pytest.mark.parametrize("name", SCHEDULES_OVER_DIMS)
+def test_so_is_one_over_dimensions(name):
+    made = SCHEDULES_OVER_DIMS[name](9.0, -6.0)
+    assert made.over_dims
+    assert name not in SCHEDULES
+    assert (made.logsnr_max, made.logsnr_min) == pytest.approx((9.0, -6.0))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

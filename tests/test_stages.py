@@ -12,8 +12,9 @@ from vdiff.decoder import Categorical, Gaussian
 from vdiff.likelihood import Independent, Share, VarianceReduction, compare, evaluate
 from vdiff.likelihood.chunks import Run
 from vdiff.likelihood.density import Binned
+from vdiff.likelihood.difference import Difference
 from vdiff.likelihood.estimate import RunningMoments
-from vdiff.likelihood.integrand import Difference, Integrand
+from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.stages import Budget, Evaluation
 from vdiff.oracle import Lattice
 from vdiff.parameterization import X
@@ -201,9 +202,9 @@ def test_one_process_stops_at_once_and_several_stop_together(count):
 class Seen(Integrand):
     """Keeps what it was asked."""
 
-    def __call__(self, rows, t, eps):
+    def __call__(self, rows, t, eps, drawn=None):
         self.asked = [*getattr(self, "asked", []), (rows, t, eps)]
-        return super().__call__(rows, t, eps)
+        return super().__call__(rows, t, eps, drawn)
 
 
 @pytest.mark.parametrize("pairs", [False, True])

@@ -228,7 +228,8 @@ def test_a_run_that_goes_on_with_another_objective_or_other_data_says_so(tmp_pat
     with (
         Run.open(tmp_path, config) as run,
         pytest.warns(
-            UserWarning, match=r"continues with other data or another objective: .*Cosine"
+            UserWarning,
+            match=r"continues with other data, another objective or another mask: .*Cosine",
         ),
     ):
         train(own[1], data_of(config), config, run=run, every=2, quiet=True)

@@ -18,7 +18,15 @@ from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.parameterization import Eps
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule import Cosine, Linear
-from vdiff.times import generator_of, grid, offset_of, on_chain, stratified
+from vdiff.times import (
+    draws_of_step,
+    generator_of,
+    grid,
+    independent,
+    offset_of,
+    on_chain,
+    stratified,
+)
 from vdiff.training import Config
 from vdiff.training.batches import Batches
 from vdiff.training.ranks import Rank
@@ -369,3 +377,43 @@ def test_offsets_of_successive_steps_are_a_golden_ratio_apart():
     offsets = [offset_of(3, step) for step in range(50)]
     for before, after in itertools.pairwise(offsets):
         assert (after - before) % 1 == pytest.approx((5**0.5 - 1) / 2, abs=1e-12)
+
+
+# ---- independent times
+
+
+def test_independent_times_are_stratified_over_the_batch_at_each_index():
+    x = torch.empty(16, 5, 3, device="meta")
+    t = independent(x, (1,), generator=torch.Generator().manual_seed(0), device="cpu")
+    assert t.shape == (16, 5, 1)
+    strata = (16 * t[..., 0]).floor().sort(0).values
+    assert torch.equal(strata, torch.arange(16.0, dtype=t.dtype)[:, None].expand(16, 5))
+    assert independent(x, (1, -1), device="cpu").shape == (16, 5, 3)
+
+
+def test_each_independent_time_is_uniform_and_knows_nothing_of_the_others():
+    generator, x = torch.Generator().manual_seed(0), torch.zeros(4, 3)
+    t = torch.stack([independent(x, (1,), generator=generator) for _ in range(4000)])
+    assert_uniform(t.flatten(1))
+    pairs = torch.einsum("kij,kil->kijl", t - 0.5, t - 0.5).mean(0)  # of indices j, l of example i
+    off = pairs[:, ~torch.eye(3, dtype=torch.bool)]
+    assert off.abs().max() < 5 / 12 / math.sqrt(4000)  # the variance of a product is 1/144
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_independent_times_of_a_step_are_those_of_all_shares(count):
+    x = torch.zeros(6, 5, 2)
+    u, eps = draws_of_step(x, seed=1, step=2, independent=(1,))
+    assert u.shape == (6, 5, 1)
+    assert torch.equal(eps, draws_of_step(x, seed=1, step=2)[1])
+    for index in range(count):
+        options = {"index": index, "count": count, "independent": (1,)}
+        share, _ = draws_of_step(x[index::count], seed=1, step=2, **options)
+        assert torch.equal(share, u[index::count])
+    assert not torch.equal(u, draws_of_step(x, seed=1, step=3, independent=(1,))[0])
+
+
+@pytest.mark.parametrize("dims", [(), (0,), (3,), (-3,)])
+def test_independent_times_need_dimensions_of_an_example(dims):
+    with pytest.raises(ValueError, match=r"'dims' must be some of 1 … 2, the dimensions of x"):
+        independent(torch.zeros(6, 5, 2), dims)

@@ -52,3 +52,13 @@ def test_the_default_is_exact_up_to_sixteen_dimensions():
     assert isinstance(default_trace(17), Hutchinson)
     with pytest.raises(TypeError, match="abstract"):
         Trace()
+
+
+@pytest.mark.parametrize("trace", [Exact(), Hutchinson(probes=3000)], ids=repr)
+def test_a_weight_multiplies_each_term_of_the_trace(trace):
+    torch.manual_seed(0)
+    z, matrix, weight = torch.randn(2, 4).requires_grad_(), torch.randn(4, 4), torch.rand(1, 4)
+    directions = trace.directions(z, generators(2))
+    found = trace.divergence(z @ matrix, z, directions, weight=weight)
+    error = 1e-5 if trace.exact else 4 * found.std(1).max() / 3000**0.5
+    assert ((found.mean(1) - weight[0] @ matrix.diagonal()).abs() < error).all()

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import jaxtyping
+
 WATCHED = {
     "exec",
     "compile",
@@ -34,10 +36,13 @@ sys.addaudithook(_watch)
 def nothing_happens() -> Iterator[None]:
     """Raises AssertionError where the block does any of it, whether it ends well or not."""
     global _events
+    off = jaxtyping.config.jaxtyping_disable  # a first check of shapes compiles code
+    jaxtyping.config.update("jaxtyping_disable", True)
     _events = []
     try:
         yield
     finally:
         happened, _events = _events, None
+        jaxtyping.config.update("jaxtyping_disable", off)
         if happened:
             raise AssertionError(f"{happened}")

@@ -98,6 +98,52 @@ def sound_on_cpu(x: Tensor, weighting: Any, schedule: Schedule) -> None:
         sound(weighting, schedule)
 
 
+def of_no_batch(schedule: Schedule) -> None:
+    """Rule: the latents of a schedule are not drawn yet."""
+    hint = "without their KL the loss is no bound: give the schedule that for_data was called on"
+    require(
+        not schedule.latents_drawn, "schedule", "be without latents", "that of one batch", hint
+    )
+
+
+def same_noise_for_all(schedule: Schedule) -> None:
+    """Rule: the noise does not depend on the data."""
+    of_no_batch(schedule)
+    hint = "the KL of its latent is a part of the bound: train elbo, or Objective(loss=VLB(…))"
+    what = "not depend on the data"
+    require(not schedule.depends_on_data, "schedule", what, type(schedule).__name__, hint)
+
+
+def dims_fit_x(schedule: Schedule, x: Tensor) -> None:
+    """Rule: a schedule over dimensions is one over those of x."""
+    schedule.check_shape(x)
+
+
+def dims_fit_z(schedule: Schedule | None, z: Tensor) -> None:
+    """Rule: a schedule over dimensions is one over those of z."""
+    if schedule is not None:
+        schedule.check_shape(z)
+
+
+def dims_fit_data(schedule: Schedule, data: Tensor) -> None:
+    """Rule: a schedule over dimensions is one over those of the data, for all of it."""
+    of_no_batch(schedule)
+    schedule.check_shape(data)
+
+
+def decoder_factorises(
+    decoder: Decoder | None, mask: Tensor | None, absent: Tensor | None
+) -> None:
+    """Rule: a mask needs a decoder that is a product over dimensions."""
+    unmasked = mask is None and absent is None
+    hint = (
+        "the term of some dimensions is not known without the others; set factorises = True where "
+        "log_prob and expected_nll take mask="
+    )
+    fits = unmasked or decoder is None or decoder.factorises
+    require(fits, "decoder", "factorise over dimensions where there is a mask", decoder, hint)
+
+
 def noise_on_chain(schedule: Schedule, steps: int | None) -> None:
     """Rule: λ = −∞ needs a chain."""
     if steps is None and schedule.reaches_noise:

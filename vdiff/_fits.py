@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff._arguments import (
+    decoder_factorises,
     decoder_fits,
     decoder_with_network,
     finite_end,
@@ -14,7 +15,9 @@ from vdiff._arguments import (
     fixed_shape,
     learned_variance,
     noise_on_chain,
+    of_no_batch,
     original,
+    same_noise_for_all,
     variance_trained,
     weight_of_noise,
 )
@@ -23,7 +26,7 @@ from vdiff._network import check_no_data_parallel
 from vdiff._precision import device_of
 from vdiff._validate import require
 from vdiff.errors import InvalidType
-from vdiff.losses import Hybrid, Loss, Weighted
+from vdiff.losses import VLB, Hybrid, Loss, Weighted
 from vdiff.schedule import Schedule
 from vdiff.weighting import Weighting
 from vdiff.weighting._check import check_values, divides_table, lowest, same_chain
@@ -41,6 +44,9 @@ def loss_fits(schedule: Schedule, loss: Loss | None) -> None:
         noise_on_chain(schedule, loss.steps)
     else:
         finite_end(schedule)
+    of_no_batch(schedule)
+    if not isinstance(loss, VLB) or loss.includes_zero:
+        same_noise_for_all(schedule)
     divides_table(schedule, loss.steps)
     if loss.decoder is not None:
         decoder_fits(loss.decoder, schedule)
@@ -51,6 +57,16 @@ def loss_fits(schedule: Schedule, loss: Loss | None) -> None:
             ends = schedule.logsnr_max, lowest(schedule)
             high, low = weighting.support() if isinstance(weighting, Weighting) else ends
             check_values(weighting, min(high, ends[0]), max(low, ends[1]))
+
+
+def dims_of_the_schedule(self: Any, x: Tensor) -> None:
+    """Rule: a schedule over dimensions is one over those of x."""
+    self.schedule.check_shape(x)
+
+
+def decoder_takes_mask(self: Any, mask: Tensor | None, absent: Tensor | None) -> None:
+    """Rule: `decoder_factorises`, of the loss."""
+    decoder_factorises(self.decoder, mask, absent)
 
 
 def no_replica(self: nn.Module) -> None:
@@ -74,11 +90,13 @@ def trains_what_is_learned(self: Any) -> None:
         variance_trained(self.model)
 
 
-def times_of_the_loss(self: Any, x: Tensor, t: Tensor | None) -> None:
+def times_of_the_loss(self: Any, x: Tensor, t: Tensor | None, u: Tensor | None) -> None:
     """Rule: the given times are times of this loss, and its weight there is finite."""
-    loss = self.loss
-    if t is not None and loss.steps is not None:
-        Ends(zero=loss.includes_zero)(t, "t", {"x": x, "steps": loss.steps})
+    loss, field = self.loss, isinstance(self.loss, Weighted)
+    if t is not None:
+        Ends(zero=loss.includes_zero, field=field)(t, "t", {"x": x, "steps": loss.steps})
+    if u is not None and not field:
+        Ends(zero=True)(u, "u", {"x": x})
     if isinstance(loss, Weighted):
         weight_of_noise(self.model, loss.weighting, self.schedule, loss.steps, t)
 

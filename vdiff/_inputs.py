@@ -54,7 +54,9 @@ def finite_values(value: Tensor, argument: str, given: Given) -> Tensor:
     if bad.any():
         first = tuple(bad.nonzero()[0].tolist())
         got = f"{int(bad.sum())} NaN or infinite values, the first at index {first}"
-        raise InvalidValue(argument, "be finite", got)
+        missing = argument in ("x", "data") and bool(value.isnan().any())
+        hint = f"of missing values: absent={argument}.isnan()" if missing else ""
+        raise InvalidValue(argument, "be finite", got, hint)
     return value
 
 
@@ -89,7 +91,7 @@ def random(value: Any, argument: str, given: Given) -> Any:
 
 
 def _examples(given: Given) -> tuple[str, Any]:
-    other = "x" if "x" in given else "data"
+    other = next(name for name in ("x", "data", "z") if name in given)
     return other, given[other]
 
 
@@ -103,13 +105,15 @@ def _on_device(v: Tensor | torch.Generator, argument: str, x: Tensor, other: str
 
 @dataclass(frozen=True)
 class Ends:
-    """A time in [0, 1] for each example of `x` (or `data`); with `steps` among the arguments,
-    none before the chain's first end 1/steps, but for 0 itself where `zero` is allowed.
+    """A time in [0, 1] for each example of `x` (or `data`), or a field of them, that broadcasts
+    over x with as many dimensions, if `field`; with `steps` among the arguments, none before the
+    chain's first end 1/steps, but for 0 itself where `zero` is allowed.
 
     Values are read on a CPU, and elsewhere where no gradient is recorded.
     """
 
     zero: bool = False
+    field: bool = False
 
     def __call__(self, value: Any, argument: str, given: Given) -> Any:
         other, x = _examples(given)
@@ -120,7 +124,11 @@ class Ends:
         require(t.is_floating_point(), argument, "be floating", t.dtype, TIMES)
         hint = "t.flatten()" if t.numel() == x.shape[0] else "one time for each example"
         shape = f"have shape (batch,) = ({x.shape[0]},)"
-        require(t.shape == x.shape[:1], argument, shape, tuple(t.shape), hint)
+        field = t.shape[:1] == x.shape[:1] and broadcasts(t, x)
+        if field and t.numel() > len(t):
+            hint = "independent times lie on no path, and bound nothing: weighted_elbo takes them"
+        fits = t.shape == x.shape[:1] or (self.field and field)
+        require(fits, argument, shape, tuple(t.shape), hint)
         _on_device(t, argument, x, other)
         if cheap_to_read(t):
             self._check_values(t, argument, given.get("steps"))
@@ -139,6 +147,37 @@ class Ends:
             hint = f"that step would begin before the data; the first of {steps} ends at 1/{steps}"
             least = f"be at least 1/steps = {1 / steps:g} on a chain"
             raise InvalidValue(argument, least, f"{early[0].item():g}", hint)
+
+
+def broadcasts(v: Tensor, x: Tensor) -> bool:
+    """Whether v has as many dimensions as x, each of size 1 or of x's size."""
+    pairs = zip(v.shape, x.shape, strict=False)
+    return v.ndim == x.ndim and all(size in (1, own) for size, own in pairs)
+
+
+def mask_shape(value: Any, argument: str, given: Given) -> Any:
+    """A bool tensor that broadcasts over `x` (or `data`, or `z`), or over one of its examples.
+    Reads no value."""
+    other, x = _examples(given)
+    if tensor(value, argument, given).dtype != torch.bool:
+        hint = f"True where {other} is {'absent' if argument == 'absent' else 'modelled'}"
+        raise InvalidType(argument, "be a bool tensor", value.dtype, hint)
+    fits = broadcasts(value if value.ndim == x.ndim else value[None], x)
+    shape = f"broadcast over {other}, {tuple(x.shape)}, with as many dimensions, or one example"
+    require(fits, argument, shape, tuple(value.shape))
+    _on_device(value, argument, x, other)
+    return value
+
+
+def mask(value: Any, argument: str, given: Given) -> Any:
+    """`mask_shape`, where `x` (or `data`) is finite outside of what is absent. Reads values."""
+    mask_shape(value, argument, given)
+    other, x = _examples(given)
+    if x.is_floating_point() and cheap_to_read(x):
+        absent = value if argument == "absent" else given.get("absent")
+        read = x if absent is None else torch.where(absent, torch.zeros_like(x), x)
+        finite_values(read, other, given)
+    return value
 
 
 def ordered_ends(logsnr_max: float, logsnr_min: float) -> None:
@@ -192,5 +231,8 @@ Data = Annotated[Tensor, data]
 FiniteData = Annotated[Tensor, data, finite_values]
 Batch = Annotated[Tensor, batch]
 Noise = Annotated[Tensor, noise]
-Times = Annotated[Tensor, Ends()]
+Times = Annotated[Tensor, Ends(field=True)]
+OneTime = Annotated[Tensor, Ends()]
+Mask = Annotated[Tensor, mask]
+MaskShape = Annotated[Tensor, mask_shape]
 Random = Annotated[torch.Generator, random]

@@ -14,6 +14,7 @@ from vdiff._precision import as_float64, device_of, to_float64
 from vdiff.denoiser import Denoiser, Range
 from vdiff.errors import under_functorch, validation_enabled
 from vdiff.schedule import Schedule
+from vdiff.schedule.over_dims import OverDims
 
 MARGIN = 0.1  # in λ, how far outside its range a network may be called without a warning
 MANY = 100_000  # steps of a chain whose times are counted one by one
@@ -76,14 +77,15 @@ def warn_beyond(
     warned.add(key)
     with torch.no_grad():
         first = as_float64(0.0 if steps is None else 1 / steps, device)
-        visited = schedule(first).item(), schedule.logsnr_min
+        start = schedule(first).item() if schedule.shared else schedule.logsnr_max
+        visited = start, schedule.logsnr_min
         _warn(model, visited, lambda limits: _share(schedule, steps, limits), evaluation)
 
 
 def warn_beyond_grid(model: object, logsnr: Tensor) -> None:
-    """Warn where a sampler's grid, in rising λ, leaves the range of the model's time."""
+    """Warn where a sampler's levels leave the range of the model's time."""
     if isinstance(model, nn.Module):
-        visited = logsnr[-1].item(), logsnr[0].item()
+        visited = logsnr.max().item(), logsnr.min().item()
         _warn(model, visited, lambda limits: _share_outside(logsnr, limits), False)
 
 
@@ -122,6 +124,12 @@ def _share_outside(logsnr: Tensor, limits: Range) -> float:
 def _share(schedule: Schedule, steps: int | None, limits: Range) -> float:
     """The share of a schedule's draws outside a range."""
     device = device_of(schedule)
+    if isinstance(schedule, OverDims):
+        t = torch.linspace(0, 1, 101, dtype=torch.float64)
+        lines = [logsnr for logsnr, _ in schedule.curves(t).values()]
+        return _share_outside(torch.stack(lines), limits)
+    if not schedule.shared:
+        schedule = schedule.get_submodule("schedule")  # type: ignore[assignment]
     if steps is not None and steps <= MANY:
         t = to_float64(torch.arange(1, steps + 1, device=device)) / steps
         return _share_outside(schedule(t), limits)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vdiff._inputs import broadcasts, cheap_to_read
 from vdiff._precision import HALF
 from vdiff._validate import Given, require
 from vdiff.errors import InvalidArgument, InvalidType, InvalidValue, out_of_memory, shown
@@ -88,6 +89,36 @@ def check_labels(condition: dict[str, Any], z: Tensor) -> None:
             hint = one if len(value) == 1 else "a label for each example"
             shape = f"have shape (batch,) = ({len(z)},)"
             require(len(value) == len(z), name, shape, tuple(value.shape), hint)
+
+
+def field_of(logsnr: Tensor, z: Tensor) -> Tensor:
+    """λ with as many dimensions as z, which it broadcasts over."""
+    if logsnr.ndim == 1:
+        return logsnr.view(-1, *[1] * (z.ndim - 1))
+    _check_field(logsnr, z)
+    return logsnr
+
+
+def number_of(logsnr: Tensor, z: Tensor) -> Tensor:
+    """A field that is one number per example, as (batch,). Raises for any other."""
+    _check_field(logsnr, z)
+    number = logsnr.flatten(1)[:, 0].expand(len(z))
+    constant = logsnr[0].numel() == 1
+    if not constant and cheap_to_read(logsnr):
+        constant = bool((logsnr.flatten(1) == number[:, None]).all())
+    if not constant:
+        what = "be one number per example: the network is told no more"
+        hint = (
+            "a mask or a schedule over dimensions needs a network that takes a field: a network "
+            "of vdiff.nn with field=True, or Denoiser(network, …, field=True) if yours does"
+        )
+        raise InvalidValue("logsnr", what, f"a field {tuple(logsnr.shape)}", hint)
+    return number
+
+
+def _check_field(logsnr: Tensor, z: Tensor) -> None:
+    shape = f"have shape (batch,) = ({len(z)},) or broadcast over z, {tuple(z.shape)}"
+    require(broadcasts(logsnr, z), "logsnr", shape, tuple(logsnr.shape))
 
 
 def check_output(out: object, z: Tensor, parts: int) -> None:

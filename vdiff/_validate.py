@@ -267,7 +267,7 @@ class _Signature:
         if self.words[:1] not in (["self"], ["cls"]) or not args:
             return name
         owner = args[0].__name__ if isinstance(args[0], type) else type(args[0]).__name__
-        called = name in ("__init__", "__post_init__", "__call__", "forward")
+        called = name in ("__call__", "forward") or name.startswith("_")
         return owner if called else f"{owner}.{name}"
 
     def _unknown(self, word: str, args: tuple[Any, ...]) -> str:

@@ -31,7 +31,8 @@ class Drawn(NamedTuple):
 class Bound(ValuesCopied):
     """−log p(x) ≤ prior + diffusion + reconstruction, in nats per example, each a (batch,) tensor.
 
-    For continuous data these are densities and may be negative. A bound is a pytree of its
+    For continuous data these are densities and may be negative. `dims` is the number of
+    dimensions, or with a mask (batch,) numbers of modelled ones. A bound is a pytree of its
     tensors. `copy.copy` shares the tensors and the graph of the loss. `copy.deepcopy` copies the
     values, detached: torch copies no graph.
 
@@ -44,7 +45,7 @@ class Bound(ValuesCopied):
     prior: Float[Tensor, " batch"]
     diffusion: Float[Tensor, " batch"]
     reconstruction: Float[Tensor, " batch"]
-    dims: int
+    dims: int | Tensor
     drawn: Drawn | None = None
 
     @property
@@ -54,8 +55,14 @@ class Bound(ValuesCopied):
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """The whole bound per example, in bits per dimension."""
+        """The whole bound per example, in bits per dimension; 0 where none is modelled."""
         return bits_per_dim(self.total, self.dims)
+
+    @property
+    def mean_bits_per_dim(self) -> Tensor:
+        """The bound of the batch: the sum of nats over the number of dimensions, in bits."""
+        dims = torch.as_tensor(self.dims).expand_as(self.total).sum()
+        return bits_per_dim(self.total.sum(), dims)
 
     def parts(self) -> dict[str, Tensor]:
         """Prior, diffusion, reconstruction and total by name, bits per dimension per example."""
@@ -101,18 +108,20 @@ class Bound(ValuesCopied):
 
 
 def _flatten(bound: Bound) -> tuple[list[Any], list[int | None]]:
-    drawn = bound.drawn
-    parts = [getattr(bound, part) for part in _PARTS]
-    if drawn is None:
-        return parts, [bound.dims, None]
-    return [*parts, drawn.times, drawn.terms], [bound.dims, drawn.steps]
+    drawn, dims = bound.drawn, bound.dims
+    leaves = [getattr(bound, part) for part in _PARTS]
+    leaves += [] if drawn is None else [drawn.times, drawn.terms]
+    counted = isinstance(dims, Tensor)
+    leaves += [dims] if counted else []
+    return leaves, [None if counted else int(dims), None if drawn is None else drawn.steps]
 
 
 def _unflatten(leaves: Iterable[Any], numbers: list[int | None]) -> Bound:
-    prior, diffusion, reconstruction, *drawn = leaves
+    prior, diffusion, reconstruction, *rest = leaves
     (dims, steps), bound = numbers, object.__new__(Bound)  # a leaf need not be a tensor
+    dims = rest.pop() if dims is None else dims
     vars(bound).update(zip(_PARTS, (prior, diffusion, reconstruction), strict=True), dims=dims)
-    vars(bound)["drawn"] = None if steps is None else Drawn(steps, *drawn)
+    vars(bound)["drawn"] = None if steps is None else Drawn(steps, *rest)
     return bound
 
 

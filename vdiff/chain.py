@@ -12,8 +12,10 @@ from vdiff._arguments import (
     Condition,
     Model,
     data_without_decoder,
+    decoder_factorises,
     decoder_fits,
     decoder_with_network,
+    dims_fit_data,
     finite_end,
     fixed_ends,
     fixed_shape,
@@ -21,15 +23,17 @@ from vdiff._arguments import (
     known_range,
     learned_variance,
     original,
+    same_noise_for_all,
     synchronised,
 )
-from vdiff._inputs import Ends, Noise, Random, Steps
+from vdiff._inputs import Ends, Mask, Noise, Random, Steps
 from vdiff._known_range import note_training
+from vdiff._partial import Partial
 from vdiff._precision import as_float64
 from vdiff._validate import Number, Rule, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
-from vdiff.gaussian import Step, alpha, diffuse, prior_kl, sigma, sum_dims
+from vdiff.gaussian import Step, diffuse, per_example, prior_kl, scales, sum_dims
 from vdiff.loss import Generators, complete, standard_normal, to_float32
 from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
@@ -40,7 +44,10 @@ from vdiff.weighting._check import divides_table
 
 LevelTimes = Annotated[Tensor, Ends(zero=True)]
 BoundWeight = Annotated[float, Number(at_least=0.0, hint="less than 0 would maximise the bound")]
-ONE_LEVEL: list[Rule] = [synchronised, finite_end, fixed_shape, decoder_with_network, known_range]
+ONE_LEVEL: list[Rule] = [
+    synchronised, finite_end, fixed_shape, decoder_with_network, known_range, same_noise_for_all,
+    decoder_factorises, dims_fit_data,
+]  # fmt: skip
 
 
 @validated(rules=[data_without_decoder, *ONE_LEVEL, learned_variance])
@@ -52,6 +59,8 @@ def hybrid_loss(
     steps: Steps,
     decoder: Decoder | None = None,
     bound_weight: BoundWeight = 0.001,
+    mask: Mask | None = None,
+    absent: Mask | None = None,
     t: LevelTimes | None = None,
     eps: Noise | None = None,
     generator: Random | None = None,
@@ -77,7 +86,8 @@ def hybrid_loss(
             `Gaussian(uses_network=True)`.
         bound_weight: 0.001 in the paper; its code has K in bits, which is 0.001/ln 2 here.
         t: (batch,) times i/T instead of drawn ones; 0 is the first level, the decoder's.
-        model, schedule, steps, eps, generator, condition: as in `weighted_elbo`.
+        model, schedule, steps, mask, absent, eps, generator, condition: as in `weighted_elbo`; d
+            is the number of modelled dimensions.
 
     Raises:
         ValueError: for a positive `bound_weight` and a model without a learned variance; for a
@@ -94,13 +104,16 @@ def hybrid_loss(
     torch.Size([8])
     """
     first = int(bound_weight > 0 and decoder is None)
-    level = _one_level(model, data, schedule, steps, decoder, t, eps, generator, condition, first)
+    part = Partial.of(data, mask, absent)
+    draws = t, eps, generator
+    level = _one_level(model, data, part, schedule, steps, decoder, draws, condition, first)
     loss = level.prediction.squared_error(level.x, level.eps)
     if bound_weight > 0:
         loss = loss + bound_weight * level.term(level.prediction.detach_mean(), data)
     note_training(original(model), schedule, loss)
-    dims = level.x[0].numel()
-    return level.at.learn(loss / dims, dims)
+    dims = part.dims(level.x)
+    loss = loss / (dims.clamp(min=1) if isinstance(dims, Tensor) else dims)
+    return level.at.learn(loss, level.x[0].numel())
 
 
 @validated(rules=[fixed_ends, *ONE_LEVEL])
@@ -111,6 +124,8 @@ def vlb(
     schedule: Schedule,
     steps: Steps,
     decoder: Decoder,
+    mask: Mask | None = None,
+    absent: Mask | None = None,
     t: LevelTimes | None = None,
     eps: Noise | None = None,
     generator: Random | None = None,
@@ -124,7 +139,8 @@ def vlb(
     its reconstruction and its diffusion is 0. The total is unbiased.
 
     Args:
-        model, data, schedule, steps, decoder, t, eps, generator, condition: as in `hybrid_loss`.
+        model, data, schedule, steps, decoder, mask, absent, t, eps, generator, condition: as in
+            `hybrid_loss`.
 
     Raises:
         ValueError: as `hybrid_loss`; for a schedule with learned ends, which only `elbo` trains.
@@ -141,15 +157,16 @@ def vlb(
     >>> vlb(model, torch.randint(0, 256, (8, 2)), decoder=decoder, **chain).total.shape
     torch.Size([8])
     """
-    level = _one_level(model, data, schedule, steps, decoder, t, eps, generator, condition)
+    part, draws = Partial.of(data, mask, absent), (t, eps, generator)
+    level = _one_level(model, data, part, schedule, steps, decoder, draws, condition)
     term, first = level.term(level.prediction, data), level.t == 0
     note_training(original(model), schedule, term)
     zero = torch.zeros_like(term)
     return Bound(
-        prior=prior_kl(level.x, schedule.logsnr_min),
+        prior=prior_kl(level.x, schedule.ends_of(level.x.ndim)[1], part.modelled),
         diffusion=torch.where(first, zero, term),
         reconstruction=torch.where(first, term, zero),
-        dims=level.x[0].numel(),
+        dims=part.dims(level.x),
     )
 
 
@@ -162,7 +179,7 @@ class _Level(NamedTuple):
     eps: Tensor
     t: Tensor
     at: NoiseLevels
-    logsnr_max: float
+    logsnr_max: Tensor | float
     decoder: Decoder | None
     terms: int
     at_first: int  # so many examples, at most, are at the first level
@@ -173,7 +190,11 @@ class _Level(NamedTuple):
         if self.decoder is not None:
             rows = self.t.topk(self.at_first, largest=False).indices
             first = prediction.rows(rows)
-            nll = self.decoder.nll(data[rows], first.z, self.logsnr_max, lambda *_: first)
+            masked = {} if first.modelled is None else {"mask": first.modelled}
+            high = self.logsnr_max
+            if isinstance(high, Tensor) and high.ndim and len(high) > 1:  # one for each example
+                high = high[rows]
+            nll = self.decoder.nll(data[rows], first.z, high, lambda *_: first, **masked)
             term = term.scatter(0, rows, torch.where(self.t[rows] == 0, nll, term[rows]))
         return self.terms * term
 
@@ -181,28 +202,31 @@ class _Level(NamedTuple):
 def _one_level(
     model: Model,
     data: Tensor,
+    part: Partial,
     schedule: Schedule,
     steps: int,
     decoder: Decoder | None,
-    t: Tensor | None,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
+    draws: tuple[Tensor | None, Tensor | None, torch.Generator | None],
     condition: Any,
     first: int = 0,
 ) -> _Level:
     """One evaluation of the model per example, at a level t = i/T of the chain with i = first … T;
     the decoder's is i = 0."""
+    data, (t, eps, generator) = part.clean(data), draws
     x = data if decoder is None else decoder.encode(data)
     at_first = len(x) if t is not None else min(len(x), -(-len(x) // (steps + 1)) + 1)
     if t is None and first == 0:
         t = with_decoder(stratified(len(x), generator=generator, device=x.device), steps)
     x, t, eps = complete(x, t, eps, steps, generator)
-    at = schedule.at(t if first else t.clamp(min=1 / steps), steps)
+    at = schedule.at(t if first else t.clamp(min=1 / steps), steps, ndim=x.ndim)
+    high, low = schedule.ends_of(x.ndim)
     if first == 0:  # no step ends at t = 0: the first's stands in, unused
-        at = at._replace(logsnr=torch.where(t == 0, schedule.ends()[0], at.logsnr))
-    prediction = model(diffuse(x, eps, at.logsnr), at.logsnr, **(condition or {}))
+        start = schedule.spread(t, x.ndim) == 0
+        at = at._replace(logsnr=torch.where(start, high, at.logsnr))
+    predict = part.model(partial(model, **(condition or {})), x, eps, high, low)
+    prediction = predict(diffuse(x, eps, at.logsnr), at.logsnr)
     terms = steps + (decoder is not None)
-    logsnr_max = schedule.logsnr_max
+    logsnr_max = schedule.logsnr_max if schedule.shared else high
     return _Level(prediction, x, eps, t, at, logsnr_max, decoder, terms, at_first)
 
 
@@ -223,9 +247,12 @@ class PathBound(NamedTuple):
 
 
 @validated(
-    rules=[synchronised, finite_end, divides_table, decoder_fits, generators_divide, known_range],
+    rules=[
+        synchronised, finite_end, divides_table, decoder_fits, generators_divide, known_range,
+        same_noise_for_all, decoder_factorises, dims_fit_data,
+    ],
     elsewhere={"t": "a path visits every step", "eps": "a path draws the noise of every step"},
-)
+)  # fmt: skip
 @torch.no_grad()
 def path_bound(
     model: Model,
@@ -234,6 +261,8 @@ def path_bound(
     schedule: Schedule,
     decoder: Decoder,
     steps: Steps,
+    mask: Mask | None = None,
+    absent: Mask | None = None,
     generator: Generators = None,
     condition: Condition = None,
 ) -> PathBound:
@@ -250,7 +279,7 @@ def path_bound(
     its variance given x is O(1/T), and that of the KLs' sum does not fall.
 
     Args:
-        model, schedule, decoder, steps, condition: as in `elbo`.
+        model, schedule, decoder, steps, mask, absent, condition: as in `elbo`.
         data: (batch, …) before it is encoded.
         generator: of the noise; or several, each for an equal share of the examples, in order.
 
@@ -266,15 +295,18 @@ def path_bound(
     >>> (bound.log_ratio.var() < bound.rao_blackwell.var()).item()
     True
     """
-    x = to_float32(decoder.encode(data))
-    predict = partial(model, **(condition or {}))
+    part = Partial.of(data, mask, absent)
+    x = to_float32(decoder.encode(data := part.clean(data)))
 
     def at(i: int) -> Tensor:
-        return torch.full(x.shape[:1], i / steps, dtype=torch.float64, device=x.device)
+        t = torch.full(x.shape[:1], i / steps, dtype=torch.float64, device=x.device)
+        return schedule.spread(t, x.ndim)
 
     eps = standard_normal(x, generator)
-    logsnr_max, logsnr_min = schedule.ends()
-    log_ratio, kl = _end_log_ratio(x, eps, logsnr_min), prior_kl(x, logsnr_min)
+    logsnr_max, logsnr_min = ends = schedule.ends_of(x.ndim)
+    predict = part.model(partial(model, **(condition or {})), x, eps, *ends)
+    log_ratio = _end_log_ratio(x, eps, logsnr_min, part.modelled)
+    kl = prior_kl(x, logsnr_min, part.modelled)
     for i in range(steps, 0, -1):
         step = Step(schedule(at(i)), schedule.delta(at(i), steps))
         prediction = predict(diffuse(x, eps, step.logsnr_t), step.logsnr_t)
@@ -282,8 +314,9 @@ def path_bound(
         log_ratio = log_ratio + reverse_log_ratio(prediction, x, eps, step, noise)
         kl = kl + reverse_kl(prediction, x, eps, step)
         eps = step.noise_s(eps, noise)
-    sampled = decoder.nll(data, diffuse(x, eps, schedule(at(0))), logsnr_max, predict)
-    exact = sampled if decoder.uses_network else decoder.expected_nll(data, logsnr_max)
+    z, masked = diffuse(x, eps, schedule(at(0))), part.masked
+    sampled = decoder.nll(data, z, logsnr_max, predict, **masked)
+    exact = sampled if decoder.uses_network else decoder.expected_nll(data, logsnr_max, **masked)
     return PathBound(log_ratio + sampled, kl + exact)
 
 
@@ -299,13 +332,16 @@ def first_variance(schedule: Schedule, steps: Steps) -> float:
     return Step(schedule(t), schedule.delta(t, steps)).variance.item()
 
 
-def _end_log_ratio(x: Tensor, eps: Tensor, logsnr_min: Tensor | float) -> Tensor:
+def _end_log_ratio(
+    x: Tensor, eps: Tensor, logsnr_min: Tensor | float, mask: Tensor | None = None
+) -> Tensor:
     """log q(z₁ | x) − log N(z₁; 0, I) at one z₁ = α x + σ ε:
     ½ Σ [ α² (x² − ε²) + 2 α σ x ε + softplus(λ_min) ]."""
     level = as_float64(logsnr_min, x.device)
-    a, s = alpha(level).to(x.dtype), sigma(level).to(x.dtype)
-    slack = torch.nn.functional.softplus(level).to(x.dtype)
-    return 0.5 * sum_dims(a * (a * (x.square() - eps.square()) + 2 * s * x * eps) + slack)
+    slack = torch.nn.functional.softplus(level)
+    a, s, slack = (torch.as_tensor(per_example(v, x)) for v in (*scales(level), slack))
+    terms = a * (a * (x.square() - eps.square()) + 2 * s * x * eps) + slack
+    return 0.5 * sum_dims(terms, mask)
 
 
 __all__ = ["PathBound", "first_variance", "hybrid_loss", "path_bound", "vlb", "with_decoder"]

@@ -15,15 +15,17 @@ from vdiff._network import (
     TIME,
     check_labels,
     check_output,
+    field_of,
     network,
     note_call,
+    number_of,
     warn_of_a_hidden_module,
     weights_dtype,
 )
 from vdiff._precision import as_float64, at_least_float32, to_float64
 from vdiff._validate import Floating, Function, Instance, require, validated
 from vdiff.errors import InvalidType, validation_enabled
-from vdiff.gaussian import per_example
+from vdiff.gaussian import Level, per_example
 from vdiff.parameterization import Parameterization
 from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule, Tabulated
@@ -169,6 +171,11 @@ class Denoiser(nn.Module):
     warns once. An evaluation also warns outside `trained`, the (λ_max, λ_min) that the backward
     passes of losses note here (None before the first). You may set `trained`.
 
+    With `field=True`, or a network that has `field = True` itself, the network takes one λ for
+    each dimension: its time has as many dimensions as z and broadcasts over it, (batch, 1, …)
+    where an example has one λ. Any other network is given (batch,) times, and refuses a field that
+    is not one number per example.
+
     `variance` is the choice of Σ in the reverse steps of a chain (`vdiff.variance`; by default the
     posterior's). If it is learned, as `LearnedRange()`, the network returns twice the channels:
     first the target, then the variance.
@@ -188,6 +195,7 @@ class Denoiser(nn.Module):
         call: Annotated[Callable[..., Any] | None, Function(CALL)] = None,
         output: Annotated[Callable[[Any], Tensor] | None, Function(OUTPUT)] = None,
         variance: ReverseVariance | None = None,
+        field: bool = False,
     ) -> None:
         super().__init__()
         if time is None:
@@ -198,17 +206,20 @@ class Denoiser(nn.Module):
         self.network, self.parameterization = network, parameterization
         self.time, self.call, self.output = time, call, output
         self.variance = FixedSmall() if variance is None else variance
+        self.field = field or bool(getattr(network, "field", False))
         self.trained: tuple[float | Tensor, float | Tensor] | None = None
 
     @validated
     def forward(
-        self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any
+        self, z: Float[Tensor, "batch *dims"], logsnr: Level, **condition: Any
     ) -> Prediction:
-        """The prediction from z at log-SNR λ. Raises if the network's output is not a tensor of
-        the shape of z."""
+        """The prediction from z at log-SNR λ, (batch,) or a field. Raises if the network's output
+        is not a tensor of the shape of z, and for a field that the network cannot take."""
         if validation_enabled():
             check_labels(condition, z)
         v = to_float64(logsnr)
+        if self.field or logsnr.ndim > 1:
+            v = field_of(v, z) if self.field else number_of(v, z)
         scale = self.parameterization.input_scale(v)
         plain = isinstance(scale, float) and scale == 1.0
         scaled = z if plain else per_example(as_float64(scale, z.device), z) * z

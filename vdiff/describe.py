@@ -269,6 +269,8 @@ def describe(
     Sigmoid(bias=2.0)
     """
     described = recipe(objective) if isinstance(objective, str) else objective
+    one, drawn = "have one λ for all dimensions and examples", described.schedule
+    require(drawn.shared, "objective.schedule", one, drawn, "w is a function of one λ")
     if error is None:
         return Description(described)
     return Description(described, error, "the given model")

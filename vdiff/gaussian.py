@@ -4,6 +4,9 @@ z = α x + σ ε with λ = log α²/σ², variance preserving: α² = sigmoid(λ
 process (variance exploding, rectified flow) is this one rescaled, and given λ nothing else
 changes. Every quantity comes from λ through `sigmoid`, `expm1` and `softplus`, never as one minus
 another.
+
+λ is one number per example, (batch,), or a *field*, a tensor with as many dimensions as x that
+broadcasts against it: (batch, 1, height, width), (batch, tokens, 1).
 """
 
 import math
@@ -18,20 +21,34 @@ from vdiff._modules import ValuesCopied
 from vdiff._precision import as_float64, at_least_float32
 from vdiff._validate import validated
 
+Level = Float[Tensor, "batch *#dims"]
+
 
 def per_example(v: Tensor, x: Tensor) -> Tensor:
-    """A (batch,) vector in the dtype of `x` and ready to broadcast over it."""
-    return v.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    """A (batch,) vector or a field, in the dtype of `x` and ready to broadcast over it."""
+    return v.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) if v.ndim == 1 else v.to(x.dtype)
 
 
 def combine(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """a·x + b·y with coefficients (batch,)."""
+    """a·x + b·y with coefficients (batch,) or fields."""
     return torch.addcmul(per_example(a, x) * x, per_example(b, y), y)
 
 
-def sum_dims(x: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
-    """Sum over everything but the batch."""
-    return x.flatten(1).sum(1)
+def sum_dims(
+    x: Float[Tensor, "batch *dims"], mask: Tensor | None = None
+) -> Float[Tensor, " batch"]:
+    """Sum over everything but the batch, or over the dimensions where `mask` is True."""
+    return (x if mask is None else torch.where(mask, x, 0.0)).flatten(1).sum(1)
+
+
+def weighted_sum(
+    x: Float[Tensor, "batch *dims"], factor: Tensor, mask: Tensor | None = None
+) -> Float[Tensor, " batch"]:
+    """`sum_dims` of factor·x. What is one number per example multiplies the sum."""
+    factor = factor.to(x.dtype)
+    if factor.ndim > 1 and factor[0].numel() > 1:
+        return sum_dims(factor * x, mask)
+    return sum_dims(x, mask) * (factor.flatten() if factor.ndim > 1 else factor)
 
 
 def alpha(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -65,9 +82,9 @@ def scales(logsnr: Float[Tensor, "*shape"]) -> Float[Tensor, "2 *shape"]:
 def diffuse(
     x: Float[Tensor, "batch *dims"],
     eps: Float[Tensor, "batch *dims"],
-    logsnr: Float[Tensor, " batch"],
+    logsnr: Level,
 ) -> Float[Tensor, "batch *dims"]:
-    """The noisy z = α x + σ ε at each example's λ.
+    """The noisy z = α x + σ ε at each example's λ, or at each dimension's.
 
     >>> diffuse(torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1))
     tensor([[0.7071, 0.7071]])
@@ -209,23 +226,29 @@ def spread_kl(u: Tensor) -> Tensor:
 
 @validated
 def prior_kl(
-    x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float
+    x: Float[Tensor, "batch *dims"], logsnr_min: Tensor | float, mask: Tensor | None = None
 ) -> Float[Tensor, " batch"]:
     """KL(q(z₁ | x) ‖ N(0, I)) of the variance preserving process, nats per example.
 
         ½ [ sigmoid(λ_min)(‖x‖² − d) + d·softplus(λ_min) ]
 
     in float64 but for ‖x‖², so that d (softplus − sigmoid), which is tiny at low λ_min, keeps its
-    digits down to −20 and is below the signal's term where it does not.
+    digits down to −20 and is below the signal's term where it does not. λ_min is one number, or
+    broadcasts over x. With a `mask`, the sum is over the dimensions where it is True.
 
     >>> prior_kl(torch.ones(1, 2), -5.0)
     tensor([0.0067])
     """
     level = as_float64(logsnr_min, x.device)
+    level = level if level.numel() > 1 else level.reshape(())
     signal = level.sigmoid()
     slack = F.softplus(level) - signal  # KL of the variances alone: ½d of it
-    square = sum_dims(x.to(at_least_float32(x.dtype)).square())
-    return (0.5 * signal * square + (0.5 * x[0].numel()) * slack).to(square.dtype)
+    squares = x.to(at_least_float32(x.dtype)).square()
+    if level.ndim == 0 and mask is None:
+        square = sum_dims(squares)
+        return (0.5 * signal * square + (0.5 * x[0].numel()) * slack).to(square.dtype)
+    signal, slack = per_example(signal, squares), per_example(slack, squares)
+    return 0.5 * sum_dims(signal * squares + slack, mask)
 
 
 def kl_to_normal(
@@ -251,8 +274,9 @@ def kl_to_normal(
 
 
 @validated
-def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Tensor:
-    """Nats per example as bits per dimension, nats/(d ln 2).
+def bits_per_dim(nats: Tensor, dims: int | Tensor, bin_width: float | None = None) -> Tensor:
+    """Nats per example as bits per dimension, nats/(d ln 2). Where d, a number for all or
+    (batch,), is 0, the result is 0.
 
     For a density on continuous data, `bin_width` (2/255 or 2/256 for bytes on [−1, 1]) turns it
     into the bits of data quantised to bins of that width: −log₂(bin_width) more.
@@ -260,6 +284,8 @@ def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Ten
     >>> bits_per_dim(torch.tensor(100.0), 3072)
     tensor(0.0470)
     """
+    if isinstance(dims, Tensor):
+        nats, dims = torch.where(dims == 0, 0.0, nats), dims.clamp(min=1).to(nats.dtype)
     bits = nats / (dims * math.log(2))
     return bits if bin_width is None else bits - math.log2(bin_width)
 

@@ -33,8 +33,11 @@ def parameter_groups(
     >>> [(g["name"], g["lr"], g["weight_decay"]) for g in groups]
     [('model', 0.001, 0.01), ('schedule', 0.01, 0.0)]
     """
-    of_schedules = {
-        id(p) for m in module.modules() if isinstance(m, Schedule) for p in m.parameters()
+    of_schedules = {  # a network within one, such as MuLAN's encoder, is trained as the model is
+        id(p)
+        for m in module.modules()
+        if isinstance(m, Schedule)
+        for p in m.parameters(recurse=False)
     }
     parameters = [p for p in module.parameters() if p.requires_grad]
     model: dict[str, Any] = {

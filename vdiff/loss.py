@@ -12,21 +12,26 @@ from torch import Tensor
 from vdiff._arguments import (
     Condition,
     Model,
+    decoder_factorises,
     decoder_fits,
+    dims_fit_data,
+    dims_fit_x,
     estimator_on_chain,
     finite_end,
     known_range,
     noise_on_chain,
     one_draw_of_given_times,
     original,
+    same_noise_for_all,
     sound_on_cpu,
     synchronised,
     variance_on_chain,
     variance_trained,
     weight_of_noise,
 )
-from vdiff._inputs import Data, Noise, Random, Steps, Times
+from vdiff._inputs import Data, Mask, Noise, OneTime, Random, Steps, Times
 from vdiff._known_range import note_training
+from vdiff._partial import Partial
 from vdiff._precision import at_least_float32
 from vdiff._validate import Count, validated
 from vdiff.bound import Bound, Drawn
@@ -51,7 +56,8 @@ WEIGHTED = "the bound's weighting is ELBO(); weighted_elbo takes another"
 @validated(
     rules=[
         synchronised, variance_trained, noise_on_chain, divides_table, same_chain, sound_on_cpu,
-        weight_of_noise, known_range,
+        weight_of_noise, known_range, same_noise_for_all,
+        dims_fit_x,
     ],
     elsewhere={"decoder": ENCODED},
 )  # fmt: skip
@@ -62,6 +68,8 @@ def weighted_elbo(
     schedule: Schedule,
     weighting: WeightFunction = _ELBO,
     steps: Steps | None = None,
+    mask: Mask | None = None,
+    absent: Mask | None = None,
     t: Times | None = None,
     eps: Noise | None = None,
     generator: Random | None = None,
@@ -85,16 +93,26 @@ def weighted_elbo(
             `Denoiser` or an oracle.
         x: (batch, …) floating data as the network sees it. Half precision is computed in float32.
         schedule: λ(t). In continuous time it changes the variance of the loss, and never its
-            expectation between given ends. On a chain it also sets the bound, and the last λ of a
-            table may be −∞. Learned ends get no gradient here, because the diffusion term alone
-            would shrink the range without limit. A learned shape gets the gradient of the loss's
-            variance (`vdiff.schedule.learned`).
+            expectation between given ends; one over dimensions also changes the expectation,
+            unless the denoiser is exact and the weighting ELBO(). On a chain it also sets the
+            bound, and the last λ of a table may be −∞. Learned ends get no gradient here, because
+            the diffusion term alone would shrink the range without limit. A learned shape gets the
+            gradient of the loss's variance (`vdiff.schedule.learned`).
         weighting: w(λ), a `Weighting` or any function of (batch,) log-SNR.
         steps: T for the discrete chain; None for continuous time. On a chain this loss never
             draws t = 0, where the last step of `sample` calls the network. `hybrid_loss` does, and
             `elbo` with a decoder that uses the network.
+        mask: bool, True where x is modelled; it broadcasts over x, or over one example. The other
+            dimensions are given: the model sees them clean, at λ_max, and the loss is of
+            −log p(x_modelled | x_given), summed over the modelled dimensions. The model must take
+            a field of λ (`Denoiser`).
+        absent: bool, True where a value is missing or padded. The model sees noise there, at
+            λ_min, and the loss leaves it out. x is not read there, and may be NaN.
         t: (batch,) times in [0, 1] instead of drawn ones; on a chain, i/T. Their values are
-            checked on a CPU, and on other devices where no gradient is recorded.
+            checked on a CPU, and on other devices where no gradient is recorded. Or a field of
+            times that broadcasts over x, such as (batch, tokens, 1): each dimension has its own
+            λ(t), and the sum of their losses bounds nothing (Diffusion Forcing,
+            arXiv:2407.01392).
         eps: noise of the shape of x instead of drawn noise; several draws share it.
         generator: for drawing t and eps.
         condition: what the network gets besides z and its time, by the names of its arguments:
@@ -102,8 +120,9 @@ def weighted_elbo(
 
     Raises:
         TypeError: if x is not a floating tensor, or a keyword is unknown.
-        ValueError: if shapes, devices or times do not fit, if the batch is empty, or if a weight
-            is infinite at λ = −∞.
+        ValueError: if shapes, devices or times do not fit, if the batch is empty, if a weight is
+            infinite at λ = −∞, or if x is not finite outside of what is absent (checked with a
+            mask or absent values).
 
     Kingma et al., Variational Diffusion Models, arXiv:2107.00630; Kingma & Gao, arXiv:2303.00848.
 
@@ -115,8 +134,10 @@ def weighted_elbo(
     >>> loss.shape
     torch.Size([64])
     """
-    x, t, eps = complete(x, t, eps, steps, generator)
-    at = schedule.at(t, steps)
+    part = Partial.of(x, mask, absent)
+    x, t, eps = complete(part.clean(x), t, eps, steps, generator)
+    at = schedule.at(t, steps, ndim=x.ndim)
+    model = part.model_of(model, x, eps, schedule)
     prediction = model(diffuse(x, eps, at.logsnr), at.logsnr, **(condition or {}))
     loss = prediction.squared_error(x, eps, factor=0.5 * weighting(at.logsnr) * at.rate)
     note_training(original(model), schedule, loss)
@@ -126,7 +147,8 @@ def weighted_elbo(
 @validated(
     rules=[
         synchronised, finite_end, divides_table, decoder_fits, one_draw_of_given_times,
-        estimator_on_chain, variance_on_chain, known_range,
+        estimator_on_chain, variance_on_chain, known_range, decoder_factorises,
+        dims_fit_data,
     ],
     elsewhere={"weighting": WEIGHTED},
 )  # fmt: skip
@@ -139,7 +161,9 @@ def elbo(
     steps: Steps | None = None,
     draws: Count = 1,
     estimator: Estimator = _RAO_BLACKWELL,
-    t: Times | None = None,
+    mask: Mask | None = None,
+    absent: Mask | None = None,
+    t: OneTime | None = None,
     eps: Noise | None = None,
     generator: Random | None = None,
     condition: Condition = None,
@@ -153,7 +177,10 @@ def elbo(
     including learned ends of the schedule.
 
     Args:
-        model, schedule, steps, t, eps, generator, condition: as in `weighted_elbo`.
+        model, schedule, steps, mask, absent, t, eps, generator, condition: as in `weighted_elbo`.
+            With a mask the three parts and `dims` are those of the modelled dimensions. A
+            schedule over dimensions is a path from noise to data, and each has a bound of its own.
+            `t` is (batch,): independent times lie on no path.
         data: (batch, …) integer levels for a discrete decoder, floating data for a Gaussian one.
         decoder: p(data | z₀) with its encoding, for instance `Categorical(levels=256)`.
         draws: how many (t, ε) per example, one t in each of as many equal strata. Each costs one
@@ -178,14 +205,18 @@ def elbo(
     >>> elbo(model, data, schedule=Linear(), decoder=decoder).bits_per_dim.shape
     torch.Size([8])
     """
-    x = to_float32(decoder.encode(data))
+    part = Partial.of(data, mask, absent)
+    x = to_float32(decoder.encode(data := part.clean(data)))
     times = draw_times(x, draws, steps, generator) if t is None else (clone_if_inference(t),)
-    predict = partial(model, **(condition or {}))
-    logsnr_max, logsnr_min = schedule.ends(detach=False)
+    latent: Tensor | float = 0.0
+    if schedule.depends_on_data:
+        schedule, latent = schedule.for_data(x, generator)
+    logsnr_max, logsnr_min = ends = schedule.ends_of(x.ndim, detach=False)
     diffusion = []
     for t in times:
-        at = schedule.at(t, steps, detach_ends=False)
+        at = schedule.at(t, steps, detach_ends=False, ndim=x.ndim)
         noise = standard_normal(x, generator) if eps is None else to_float32(eps, x.dtype)
+        predict = part.model(partial(model, **(condition or {})), x, noise, *ends)
         prediction = predict(diffuse(x, noise, at.logsnr), at.logsnr)
         if steps is None:
             loss = prediction.squared_error(x, noise, factor=0.5 * at.rate)
@@ -194,12 +225,14 @@ def elbo(
         note_training(original(model), schedule, loss)
         diffusion.append(at.learn(loss, x[0].numel()))
     return Bound(
-        prior=prior_kl(x, logsnr_min) + estimator.ends(x[0].numel(), logsnr_max, logsnr_min),
+        prior=prior_kl(x, logsnr_min, part.modelled)
+        + part.total(estimator.ends(logsnr_max, logsnr_min), x)
+        + part.where_any(latent),
         diffusion=torch.stack(diffusion).mean(0),
         reconstruction=decoder.reconstruction(
-            clone_if_inference(data), x, logsnr_max, predict, eps, generator
+            clone_if_inference(data), x, logsnr_max, predict, eps, generator, **part.masked
         ),
-        dims=x[0].numel(),
+        dims=part.dims(x),
         drawn=None if steps is None else Drawn(steps, times, tuple(diffusion)),
     )
 

@@ -1,15 +1,17 @@
 """What an objective trains: a weighted loss, the whole bound, or iDDPM's hybrid."""
 
 import abc
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from vdiff._inputs import Steps
-from vdiff._validate import require, unchecked, validated
+from vdiff._partial import Partial
+from vdiff._validate import Given, Whole, require, unchecked, validated
 from vdiff.chain import BoundWeight, hybrid_loss, vlb, with_decoder
 from vdiff.decoder import Decoder
-from vdiff.errors import under_functorch
+from vdiff.errors import InvalidType, shown, under_functorch
 from vdiff.loss import elbo, weighted_elbo
 from vdiff.resampling import LossSecondMoment
 from vdiff.schedule.base import AllReduce
@@ -24,6 +26,7 @@ class Loss(nn.Module, abc.ABC):
 
     is_bound = False  # whether the loss is the whole bound
     includes_zero = False  # whether it is one term of a chain at a given time, which may be t = 0
+    independent: tuple[int, ...] = ()  # dimensions of x whose indices have times of their own
 
     def __init__(self, steps: int | None, decoder: Decoder | None) -> None:
         super().__init__()
@@ -53,12 +56,37 @@ class Loss(nn.Module, abc.ABC):
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
+def _dims(value: Any, argument: str, given: Given) -> tuple[int, ...]:
+    """Dimensions of x behind the batch, as a tuple."""
+    if not isinstance(value, list | tuple):
+        hint = "(1,) gives each token of (batch, tokens, width) a time of its own"
+        raise InvalidType(argument, "be a tuple of dimensions of x", shown(value), hint)
+    dims = tuple(Whole(at_least=-99)(dim, argument, given) for dim in value)
+    require(0 not in dims, argument, "be dimensions behind the batch", value, "0 is the batch")
+    return dims
+
+
+def _encoded(decoder: Decoder | None, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """x as the network sees it. What is absent is not read."""
+    if decoder is None:
+        return x
+    return decoder.encode(Partial.of(x, None, options.get("absent")).clean(x))
+
+
 class Weighted(Loss):
     """`weighted_elbo`. A decoder encodes the data, and is used by `Objective.bound`.
+
+    With `independent=(1,)`, each index along dimension 1 of x, such as a token, gets a time of its
+    own, independent of the others (Diffusion Forcing, arXiv:2407.01392). That is a loss to train
+    with and no bound, with any weighting: independent times lie on no one path from noise to data.
+    A model that is trained so knows every path, and `elbo`, `evaluate` and `Objective.bound`
+    measure it along one.
 
     >>> from vdiff.weighting import Sigmoid
     >>> Weighted(Sigmoid(2.0))
     Weighted(Sigmoid(bias=2.0))
+    >>> Weighted(independent=(1,))
+    Weighted(ELBO(), independent=(1,): no bound)
     """
 
     @validated
@@ -68,18 +96,20 @@ class Weighted(Loss):
         *,
         steps: Steps | None = None,
         decoder: Decoder | None = None,
+        independent: Annotated[Sequence[int], _dims] = (),
     ) -> None:
         super().__init__(steps, decoder)
-        self.weighting = weighting
+        self.weighting, self.independent = weighting, tuple(independent)
 
     def forward(self, objective: Any, x: Tensor, **options: Any) -> Tensor:
         model, schedule = objective.parts()
-        x = x if self.decoder is None else self.decoder.encode(x)
+        x = _encoded(self.decoder, x, options)
         options |= {"weighting": self.weighting, "steps": self.steps}
         return unchecked(weighted_elbo)(model, x, schedule=schedule, **options)
 
     def extra_repr(self) -> str:
-        return ", ".join(filter(None, (repr(self.weighting), super().extra_repr())))
+        times = f"independent={self.independent}: no bound" if self.independent else ""
+        return ", ".join(filter(None, (repr(self.weighting), super().extra_repr(), times)))
 
 
 class VLB(Loss):
@@ -169,9 +199,10 @@ class Hybrid(Loss):
         options |= {"steps": self.steps, "bound_weight": self.bound_weight}
         if self.bound_weight:
             options["decoder"] = self.decoder  # it has a term of its own
-        elif self.decoder is not None:
-            x = self.decoder.encode(x)
-        return unchecked(hybrid_loss)(model, x, schedule=schedule, **options) * x[0].numel()
+        else:
+            x = _encoded(self.decoder, x, options)
+        dims = Partial.of(x, options.get("mask"), options.get("absent")).dims(x)
+        return unchecked(hybrid_loss)(model, x, schedule=schedule, **options) * dims
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bound_weight={self.bound_weight}"

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from vdiff._arguments import Condition, Model, checked_model, original, synchronised
 from vdiff._fits import (
+    decoder_takes_mask,
+    dims_of_the_schedule,
     drawn_once,
     floating_without_decoder,
     holds_no_replicas,
@@ -17,7 +19,7 @@ from vdiff._fits import (
     trains_what_is_learned,
     warn_of_first_level,
 )
-from vdiff._inputs import Ends, Noise, Random
+from vdiff._inputs import Ends, Mask, Noise, Random
 from vdiff._known_range import warn_beyond
 from vdiff._validate import validated
 from vdiff.bound import Bound
@@ -27,7 +29,7 @@ from vdiff.loss import elbo
 from vdiff.losses import VLB, Hybrid, Loss, Weighted
 from vdiff.schedule import Schedule
 from vdiff.schedule.base import AllReduce
-from vdiff.times import stratified
+from vdiff.times import independent, stratified
 
 
 class Objective(nn.Module):
@@ -77,26 +79,32 @@ class Objective(nn.Module):
     @validated(
         rules=[
             no_replica, trains_what_is_learned, drawn_once, floating_without_decoder,
-            times_of_the_loss,
+            times_of_the_loss, decoder_takes_mask, dims_of_the_schedule,
         ]
     )  # fmt: skip
     def forward(
         self,
         x: Tensor,
         *,
-        u: Annotated[Tensor, Ends(zero=True)] | None = None,
-        t: Annotated[Tensor, Ends(zero=True)] | None = None,
+        u: Annotated[Tensor, Ends(zero=True, field=True)] | None = None,
+        t: Annotated[Tensor, Ends(zero=True, field=True)] | None = None,
+        mask: Mask | None = None,
+        absent: Mask | None = None,
         eps: Noise | None = None,
         generator: Random | None = None,
         condition: Condition = None,
     ) -> Float[Tensor, " batch"]:
         """The loss of each example, nats. `t` are the times. Or give `u`, uniform numbers such as
-        a share of `stratified` times, and the loss makes its times of them. `condition` is as in
-        `weighted_elbo`."""
+        a share of `stratified` times, and the loss makes its times of them. `mask`, `absent` and
+        `condition` are as in `weighted_elbo`."""
         options: dict[str, Any] = {"eps": eps, "generator": generator, "condition": condition}
+        options |= {"mask": mask} if mask is not None else {}
+        options |= {"absent": absent} if absent is not None else {}
         weight: Tensor | None = None
         if u is None and t is None and getattr(self.loss, "resampling", None) is not None:
             u = stratified(len(x), generator=generator, device=x.device)
+        elif u is None and t is None and self.loss.independent:
+            u = independent(x, self.loss.independent, generator=generator)
         if u is not None:
             t, weight = self.loss.times(u)
         if weight is not None:

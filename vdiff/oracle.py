@@ -11,17 +11,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff._inputs import Data
-from vdiff._mixture import Array, Mixture, scales
-from vdiff._validate import validated
+from vdiff._inputs import Data, Mask
+from vdiff._mixture import Array, Mixture, as_levels, one_point, parts_of, scales
+from vdiff._validate import require, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.errors import InvalidType
-from vdiff.gaussian import kl_to_normal
+from vdiff.gaussian import Level, kl_to_normal
 
 REACH, FINENESS = 11.0, 0.05  # of a grid in z: half its width and its spacing, in deviations
 PIECE = 512  # points of that grid at a time, which fit the cache
+
+
+def _one_per_row(logsnr: Tensor) -> None:
+    """Rule: λ is no field."""
+    hint = "of a field there is mutual_information"
+    require(logsnr.ndim == 1, "logsnr", "have shape (n,)", tuple(logsnr.shape), hint)
 
 
 class GaussianMixture(Mixture):
@@ -48,7 +54,35 @@ class GaussianMixture(Mixture):
             within = torch.einsum("k,kia,ka,kja->ij", *parts)
         return Gaussian(mean, within + torch.einsum("k,ki,kj->ij", self.weights, off, off))
 
+    @validated(rules=[one_point])
+    def conditional(
+        self, x: Float[Tensor, " dims"], mask: Mask | None = None, absent: Mask | None = None
+    ) -> "GaussianMixture":
+        """The law of the modelled dimensions given the others of one example x (d,), in the order
+        of x. `mask` is True where x is modelled, `absent` where it is missing: absent dimensions
+        are integrated out. Of one Gaussian, `matched()` of the result is the `Gaussian`.
+
+        >>> oracle = GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.6], [0.6, 1.0]]])
+        >>> given_first = oracle.conditional(torch.tensor([1.0, 0.0]), torch.tensor([False, True]))
+        >>> given_first.means, given_first.variances
+        (tensor([[0.6000]], dtype=torch.float64), tensor([[0.6400]], dtype=torch.float64))
+        """
+        return GaussianMixture(*self._conditioned(x, *parts_of(x, mask, absent)))
+
     @validated
+    def cdf(self, x: Float[Tensor, "n 1"]) -> Float[Tensor, " n"]:
+        """P(X ≤ x) for d = 1.
+
+        >>> GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[0.1], [0.1]]).cdf(torch.zeros(1, 1))
+        tensor([0.5000], dtype=torch.float64)
+        """
+        self._require_line("cdf")
+        self._require_density("cdf")
+        normal = (x.to(torch.float64) - self.means[:, 0]) / self.variances[:, 0].sqrt()
+        below: Tensor = torch.special.ndtr(normal)
+        return below @ self.weights
+
+    @validated(rules=[_one_per_row])
     def mmse(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """E‖ε − ε̂‖² of the perfect denoiser, summed over dimensions: closed form for one
         Gaussian, quadrature for d = 1."""
@@ -58,9 +92,13 @@ class GaussianMixture(Mixture):
         return torch.stack([self._line_mmse(level) for level in logsnr.to(torch.float64)])
 
     @validated
-    def mutual_information(self, logsnr: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """I(x; z) at each λ, nats; its derivative is half the `mmse` (I-MMSE)."""
-        levels = logsnr.to(torch.float64)
+    def mutual_information(self, logsnr: Level) -> Float[Tensor, " batch"]:
+        """I(x; z) at each λ, nats; its derivative is half the `mmse` (I-MMSE). For one Gaussian λ
+        may be a field (n, d): whatever path leads from one field to another, the diffusion term of
+        the perfect denoiser is the difference of their informations."""
+        levels = as_levels(logsnr)
+        if levels.ndim == 2:
+            return self._field_information(levels)
         if len(self.weights) == 1:
             return 0.5 * nn.functional.softplus(levels[:, None] + self.variances[0].log()).sum(1)
         noise = 0.5 * (math.log(2 * math.pi * math.e) + nn.functional.logsigmoid(-levels))
@@ -132,6 +170,14 @@ class GaussianMixture(Mixture):
         x = x - sigma * (self.variances / variance).sqrt()[..., None] * hermite
         weight = self.weights[:, None, None] * (density / density.sum())[:, None] * mass
         return x.reshape(-1, 1), eps.reshape(-1, 1), weight.expand_as(eps).reshape(-1)
+
+    def _field_information(self, levels: Tensor) -> Tensor:
+        """½ log det(A Σ A + S²) − Σ log σ of one Gaussian: (n, d) → (n,)."""
+        if len(self.weights) != 1:
+            raise NotImplementedError("mutual_information of a field is exact for one Gaussian")
+        upper = self._triangle(*scales(levels))[:, 0]
+        log_det = upper.diagonal(dim1=-2, dim2=-1).abs().log().sum(1)
+        return log_det + 0.5 * nn.functional.softplus(levels).sum(1)
 
     def _reconstruction(self, logsnr_max: float, decoder: Decoder) -> Tensor:
         if not isinstance(decoder, GaussianDecoder):

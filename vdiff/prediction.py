@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vdiff._modules import ValuesCopied
 from vdiff._validate import validated
 from vdiff.errors import InvalidType
-from vdiff.gaussian import per_example, sum_dims
+from vdiff.gaussian import Level, per_example, sum_dims, weighted_sum
 from vdiff.parameterization import Parameterization, Score, V
 from vdiff.variance import FixedSmall, ReverseVariance
 
@@ -28,6 +28,9 @@ class Prediction(ValuesCopied):
     `source` is the network's own target if a wrapper (`Clipped`) has changed
     `parameterization`: the network's rounding error stays in x̂ and ε̂.
 
+    `logsnr` is (batch,), or a field that broadcasts over z. Sums over dimensions are over those
+    where `modelled` is True; None is all of them.
+
     A prediction is a pytree of its tensors, so `torch.export`, `torch.vmap` and `tree_map` accept
     it. `copy.deepcopy` copies the values, detached from the graph.
 
@@ -39,12 +42,13 @@ class Prediction(ValuesCopied):
     __example__ = "the last of trajectory(…); of a sample itself, decoder.decode(x)"
 
     z: Float[Tensor, "batch *dims"]
-    logsnr: Float[Tensor, " batch"]
+    logsnr: Level
     output: Float[Tensor, "batch *dims"]
     parameterization: Parameterization
     variance: ReverseVariance = _POSTERIOR
     variance_output: Float[Tensor, "batch *dims"] | None = None
     source: Parameterization = None  # type: ignore[assignment]  # `parameterization` if left out
+    modelled: Bool[Tensor, "batch *#dims"] | None = None
 
     def __post_init__(self) -> None:
         self.source = self.source or self.parameterization
@@ -78,19 +82,23 @@ class Prediction(ValuesCopied):
         self,
         x: Float[Tensor, "batch *dims"],
         eps: Float[Tensor, "batch *dims"],
-        factor: Float[Tensor, " batch"] | float = 1.0,
+        factor: Level | float = 1.0,
         weight: Tensor | None = None,
     ) -> Float[Tensor, " batch"]:
         """factor · ‖ε − ε̂‖² of each example, computed as ‖o − ô‖² · factor/κ². The ratio is
-        rounded once.
+        rounded once. A factor (batch,) multiplies the sum over dimensions, a field its terms.
 
         A `weight` that broadcasts over x multiplies the square of each dimension before the sum.
         """
         target = self.parameterization.combination(x, eps, self.logsnr)
         squares = F.mse_loss(self.output, target, reduction="none")
-        error = sum_dims(squares if weight is None else squares * weight)
+        squares = squares if weight is None else squares * weight
         ratio = factor * self.parameterization.inverse_kappa2(self.logsnr)
-        return error * ratio.to(error.dtype)
+        return weighted_sum(squares, ratio, self.modelled)
+
+    def sum(self, terms: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
+        """The sum over the modelled dimensions."""
+        return sum_dims(terms, self.modelled)
 
     def detach_mean(self) -> "Prediction":
         """The same prediction without gradient for the mean. `variance_output` keeps its own."""
@@ -132,7 +140,7 @@ class Prediction(ValuesCopied):
         return (self.output - target) * per_example(kappa.reciprocal(), x)
 
 
-_TENSORS = "z", "logsnr", "output", "variance_output"
+_TENSORS = "z", "logsnr", "output", "variance_output", "modelled"
 _SETTINGS = "parameterization", "variance", "source"
 
 
@@ -145,21 +153,23 @@ def as_prediction(returned: object) -> Prediction:
 
 
 def _flatten(prediction: Prediction) -> tuple[list[Any], tuple[Any, ...]]:
-    tensors = [getattr(prediction, name) for name in _TENSORS]
+    names = tuple(name for name in _TENSORS if getattr(prediction, name) is not None)
     settings = tuple(getattr(prediction, name) for name in _SETTINGS)
-    return tensors[:-1] if prediction.variance_output is None else tensors, settings
+    return [getattr(prediction, name) for name in names], (*settings, names)
 
 
 def _flatten_with_keys(prediction: Prediction) -> tuple[list[Any], tuple[Any, ...]]:
     tensors, settings = _flatten(prediction)
-    keys = map(torch.utils._pytree.GetAttrKey, _TENSORS)
-    return list(zip(keys, tensors, strict=False)), settings
+    keys = map(torch.utils._pytree.GetAttrKey, settings[-1])
+    return list(zip(keys, tensors, strict=True)), settings
 
 
 def _unflatten(leaves: Iterable[Any], settings: tuple[Any, ...]) -> Prediction:
     prediction = object.__new__(Prediction)  # a leaf need not be a tensor
-    vars(prediction).update(variance_output=None, **dict(zip(_SETTINGS, settings, strict=True)))
-    vars(prediction).update(zip(_TENSORS, leaves, strict=False))
+    vars(prediction).update(
+        dict.fromkeys(_TENSORS), **dict(zip(_SETTINGS, settings, strict=False))
+    )
+    vars(prediction).update(zip(settings[-1], leaves, strict=True))
     return prediction
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vdiff._inputs import total
 from vdiff._validate import require, validated
 from vdiff.decoder import Decoder
-from vdiff.errors import did_you_mean
+from vdiff.errors import InvalidType, did_you_mean
 from vdiff.loss import Model
 from vdiff.objective import VLB, Hybrid, Loss, Objective, Weighted
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
@@ -50,6 +50,9 @@ class Recipe:
 
     @validated
     def __post_init__(self) -> None:
+        if isinstance(self.weighting, Loss):
+            hint = "a loss goes into Objective(model, schedule=…, loss=Weighted(…))"
+            raise InvalidType("weighting", "be a Weighting", repr(self.weighting), hint)
         total(self.weighting, "weighting", {})
 
     def objective(self, model: Model, decoder: Decoder | None = None) -> Objective:

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._precision import at_least_float32
 from vdiff._validate import require
-from vdiff.gaussian import Step, per_example, spread_kl, sum_dims
+from vdiff.gaussian import Step, per_example, spread_kl
 from vdiff.prediction import Prediction
 from vdiff.variance import AnalyticVariance
 
@@ -72,7 +71,7 @@ def reverse_kl(
     u = log_variance_ratio(prediction, step, x)
     if u is None:
         return prediction.squared_error(x, eps, factor=half_gain)
-    spread = sum_dims(spread_kl(u).expand_as(x))
+    spread = prediction.sum(spread_kl(u).expand_as(x))
     return prediction.squared_error(x, eps, factor=half_gain, weight=torch.exp(-u)) + spread
 
 
@@ -94,8 +93,8 @@ def reverse_log_ratio(
     shift = per_example(step.snr_gain.sqrt(), x) * prediction.error(x, eps)
     u = log_variance_ratio(prediction, step, x)
     if u is None:
-        return sum_dims(shift * (0.5 * shift + noise))
-    return 0.5 * sum_dims(
+        return prediction.sum(shift * (0.5 * shift + noise))
+    return 0.5 * prediction.sum(
         u + torch.expm1(-u) * noise.square() + torch.exp(-u) * shift * (shift + 2 * noise)
     )
 
@@ -111,10 +110,8 @@ class Estimator(abc.ABC):
     ) -> Tensor:
         """One draw of this step's term for each example."""
 
-    def ends(
-        self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float
-    ) -> Tensor | float:
-        """What the estimator adds to the prior's KL, nats: 0, except for `Raw`."""
+    def ends(self, logsnr_max: Tensor | float, logsnr_min: Tensor | float) -> Tensor | float:
+        """What the estimator adds to the prior's KL, nats per dimension: 0, except for `Raw`."""
         return 0.0
 
     def __repr__(self) -> str:
@@ -158,15 +155,12 @@ class Raw(Estimator):
     ) -> Tensor:
         noise = _noise(x, generator)
         moved = step.noise_s(eps, noise).square() - eps.square()
-        gain = 0.5 * sum_dims(moved - per_example(step.log_variance_ratio, x))
+        gain = 0.5 * prediction.sum(moved - per_example(step.log_variance_ratio, x))
         return reverse_log_ratio(prediction, x, eps, step, noise) + gain
 
-    def ends(
-        self, dims: int, logsnr_max: Tensor | float, logsnr_min: Tensor | float
-    ) -> Tensor | float:
+    def ends(self, logsnr_max: Tensor | float, logsnr_min: Tensor | float) -> Tensor | float:
         high, low = (torch.as_tensor(v, dtype=torch.float64) for v in (logsnr_max, logsnr_min))
-        gain = 0.5 * dims * (F.softplus(high) - F.softplus(low))
-        return gain.to(at_least_float32(torch.get_default_dtype()))
+        return 0.5 * (F.softplus(high) - F.softplus(low))
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -179,9 +173,13 @@ def log_variance_ratio(prediction: Prediction, step: Step, x: Tensor) -> Tensor 
     if isinstance(variance, AnalyticVariance):
         same, hint = f"be the dimensions of an example, {x[0].numel()}", "of AnalyticVariance"
         require(variance.dims == x[0].numel(), "dims", same, variance.dims, hint)
+        whole, hint = "be left out with a mask", "the errors of its profile are of whole examples"
+        require(prediction.modelled is None, "variance", whole, variance, hint)
     u = variance.log_variance_ratio(step, prediction.variance_output)
     if not isinstance(u, Tensor):
         return None if u == 0.0 else torch.full_like(x, u)
+    if step.delta.ndim > 1:  # where a dimension rests, its step changes nothing
+        u = torch.where(step.delta == 0, 0.0, u)
     return u.to(x.dtype) if u.ndim == x.ndim else torch.as_tensor(per_example(u, x))
 
 

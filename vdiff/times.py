@@ -1,6 +1,7 @@
 """The times t of a batch: stratified, on one grid over batch, ranks and accumulation steps."""
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from vdiff._precision import at_least_float32, float64_for
 from vdiff._validate import Count, require, unchecked, validated
+from vdiff.errors import InvalidType, shown
 
 GOLDEN = 0.6180339887498949
 
@@ -76,8 +78,14 @@ def generator_of(
 
 @validated
 def draws_of_step(
-    x: Tensor, *, seed: int, step: int, index: int = 0, count: Count = 1
-) -> tuple[Float[Tensor, " batch"], Tensor]:
+    x: Tensor,
+    *,
+    seed: int,
+    step: int,
+    index: int = 0,
+    count: Count = 1,
+    independent: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:
     """The times and the noise of one share of a training step, for a loop of your own.
 
     They are a pure function of (seed, step, slot), so a run resumes with the same draws, and so
@@ -87,24 +95,87 @@ def draws_of_step(
     Args:
         x: (batch, …) the examples of this share. Only shape, dtype and device are read; the noise
             of whole numbers is in the default dtype.
+        independent: dimensions of x whose indices have times of their own, as in `independent`.
 
     Returns:
         u, (batch,) uniform numbers on one stratified grid of all shares, for `Objective(…)(x, u=u,
-        eps=eps)` or as `t` of `weighted_elbo`; and eps, N(0, I) of the shape of x.
+        eps=eps)` or as `t` of `weighted_elbo`; with `independent` a field of them. And eps,
+        N(0, I) of the shape of x.
 
     >>> u, eps = draws_of_step(torch.zeros(2, 3), seed=0, step=7, index=1, count=2)
     >>> whole_u, whole_eps = draws_of_step(torch.zeros(4, 3), seed=0, step=7)
     >>> torch.equal(u, whole_u[1::2]), torch.equal(eps, whole_eps[1::2])
     (True, True)
     """
-    u = unchecked(stratified)(
-        len(x), offset=offset_of(seed, step), index=index, count=count, device=x.device
-    )
+    if independent:
+        shape, generator = (len(x) * count, *x.shape[1:]), generator_of(seed, step, "times")
+        u = _latin(shape, independent, generator, torch.device("cpu"))[index::count]
+        u = u.to(float64_for(x.device)).to(x.device, non_blocking=True)
+    else:
+        u = unchecked(stratified)(
+            len(x), offset=offset_of(seed, step), index=index, count=count, device=x.device
+        )
     dtype = x.dtype if x.is_floating_point() else at_least_float32(torch.get_default_dtype())
     eps = torch.empty(x.shape, dtype=dtype, device=x.device)
     for row, slot in zip(eps, range(index, len(x) * count, count), strict=True):
         row.normal_(generator=generator_of(seed, step, slot, x.device))
     return u, eps
+
+
+def dims_of_x(x: Tensor, dims: Sequence[int]) -> None:
+    """Rule: the dimensions are some of x, and none is the batch."""
+    hint = "(1,) are the tokens of (batch, tokens, width)"
+    listed = isinstance(dims, list | tuple) and all(type(dim) is int for dim in dims)
+    if not listed:
+        raise InvalidType("dims", "be a tuple of dimensions of x", shown(dims), hint)
+    inside = len(dims) > 0 and all(-x.ndim < dim < x.ndim and dim != 0 for dim in dims)
+    require(inside, "dims", f"be some of 1 … {x.ndim - 1}, the dimensions of x", dims, hint)
+
+
+@validated(rules=[dims_of_x])
+def independent(
+    x: Tensor,
+    dims: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """A time for each index of some dimensions of x, independent of the others: a field, of x's
+    size in the batch and in `dims`, and 1 elsewhere.
+
+    At each index the times of the batch are stratified, as those of `stratified`, in a random
+    order of their own. Each time is uniform on [0, 1), and independent of the times at other
+    indices: the training density of Diffusion Forcing, arXiv:2407.01392.
+
+    As `t` of `weighted_elbo` it makes a training loss. That loss is no bound: the times of an
+    example lie on no one path from noise to data.
+
+    Args:
+        x: (batch, …). Only its shape and device are read.
+        dims: of x, with the batch as dimension 0: (1,) for the tokens of (batch, tokens, width).
+
+    Raises ValueError for dimensions that x lacks, and for the batch.
+
+    >>> t = independent(torch.zeros(4, 3, 8), (1,), generator=torch.Generator().manual_seed(0))
+    >>> t.shape, (4 * t).floor().sort(0).values.flatten(1).T.tolist()[0]
+    (torch.Size([4, 3, 1]), [0.0, 1.0, 2.0, 3.0])
+    """
+    return _latin(x.shape, dims, generator, torch.device(device or x.device))
+
+
+def _latin(
+    shape: Sequence[int],
+    dims: Sequence[int],
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> Tensor:
+    """One time in each of `batch` strata at every index of `dims`, each in an order of its own."""
+    own = {0, *(dim % len(shape) for dim in dims)}
+    sizes = [size if dim in own else 1 for dim, size in enumerate(shape)]
+    dtype = float64_for(device)
+    order = torch.rand(sizes, generator=generator, device=device, dtype=dtype).argsort(0)
+    offset = torch.rand([1, *sizes[1:]], generator=generator, device=device, dtype=dtype)
+    return (order + offset) / shape[0]
 
 
 def on_chain(u: Float[Tensor, "*shape"], steps: int) -> Float[Tensor, "*shape"]:

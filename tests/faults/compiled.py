@@ -14,11 +14,11 @@ from points import points
 from registry import DECODERS, SCHEDULES, TARGETS, WEIGHTINGS, made_of
 from torch import Tensor, nn
 
-from vdiff import Denoiser, Objective
+from vdiff import Denoiser, Objective, weighted_elbo
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian, Gaussian
-from vdiff.nn import MLP, DDPMUNet, IDDPMUNet, VDMUNet
+from vdiff.nn import MLP, DDPMUNet, IDDPMUNet, UNet, VDMUNet
 from vdiff.objective import VLB, Hybrid, Weighted
-from vdiff.parameterization import Eps
+from vdiff.parameterization import Eps, V
 from vdiff.schedule import LearnedLinear, Linear, Tabulated
 from vdiff.training import train
 from vdiff.variance import LearnedRange
@@ -131,6 +131,36 @@ def network(name: str) -> None:
     assert_compiles(make, images, given=False, backend="aot_eager")
 
 
+def fields() -> None:
+    """Networks that are told a noise level for each dimension."""
+    for made, shape in ((MLP(3, field=True), (3,)), (UNet(2, field=True), (2, 4, 4))):
+        for parameter in made.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        z, logsnr = torch.randn(4, *shape), torch.randn(4, *shape)
+        compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+        for told in (logsnr, logsnr[:, :1], logsnr.flatten(1)[:, 0].view(4, *(1 for _ in shape))):
+            assert_same(compiled(z, told), made(z, told), rtol=1e-5, atol=1e-6)
+        parameters = list(made.parameters())
+        ours, reference = (
+            torch.autograd.grad(network(z, logsnr).square().sum(), parameters)
+            for network in (compiled, made)
+        )
+        for got, expected in zip(ours, reference, strict=True):
+            assert_same(got, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+def masks() -> None:
+    """A loss with a mask and absent values."""
+    model, (x, t, eps) = Denoiser(MLP(2, field=True), V()), batch()
+    mask, absent = torch.rand(2, *x.shape, generator=torch.Generator().manual_seed(3)) < 0.5
+
+    def loss(x: Tensor, mask: Tensor, absent: Tensor) -> Tensor:
+        return weighted_elbo(model, x, schedule=Linear(), t=t, eps=eps, mask=mask, absent=absent)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(x, mask, absent), loss(x, mask, absent), rtol=1e-5, atol=1e-6)
+
+
 class Told(nn.Module):
     """A network with a table in bfloat16 before its weights, which is called forward(t, x,
     steps)."""
@@ -189,6 +219,8 @@ CASES: dict[str, Callable[[], None]] = {
     "hybrid": lambda: hybrid(None),
     "hybrid, decoder": lambda: hybrid(DiscretizedGaussian(17, uses_network=True)),
     **{f"network {name}": lambda name=name: network(name) for name in NETWORKS},  # type: ignore[misc]
+    "fields": fields,
+    "masks": masks,
     "conditions": conditions,
     "default backend": default_backend,
     "training": training,

@@ -26,6 +26,11 @@ UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
       "'schedule.name' must be a class of vdiff.schedule; got "
       "'cosin' (did you mean 'Cosine'?)"
     ]),
+    (["schedule.name=PerDimension"], [
+      "'schedule.name' must be a class of vdiff.schedule whose arguments are plain data; got "
+      "'PerDimension' (make it in your own code: train(Objective(model, schedule=…), data, "
+      "config))"
+    ]),
     (["schedule.name=Tabulated.linear_beta"], [
       "must be a class of vdiff.schedule; got 'Tabulated.linear_beta' (did you mean "
       "'Tabulated.linear_betas'?)"

@@ -398,11 +398,6 @@ def test_fault_10_everything_is_made_on_the_device_of_x() -> None:
             "lie within [0, 1] .. values from 0 to inf",
         ),
         (
-            torch.tensor([[0.0], [0.1], [0.2], [0.3]]),
-            ValueError,
-            "have shape (batch,) = (4,) .. (4, 1) (t.flatten())",
-        ),
-        (
             torch.tensor(0.5),
             ValueError,
             "have shape (batch,) = (4,) .. () (one time for each example)",
@@ -419,7 +414,7 @@ def test_fault_10_everything_is_made_on_the_device_of_x() -> None:
         ),
         (0.5, TypeError, "be a torch.Tensor .. float .. torch.full((len(x),), 0.5)"),
     ],
-    ids=["above", "below", "nan", "inf", "column", "scalar", "one", "integer", "number"],
+    ids=["above", "below", "nan", "inf", "scalar", "one", "integer", "number"],
 )
 def test_fault_11_times(t: object, error: type[Exception], words: str) -> None:
     x = batch()[0]
@@ -430,6 +425,17 @@ def test_fault_11_times(t: object, error: type[Exception], words: str) -> None:
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), t=t)  # type: ignore[arg-type]
     with assert_refused(error, "Objective", "t", words):
         Objective(model(), schedule=SCHEDULE)(x, t=t)
+
+
+def test_fault_11_a_column_of_times() -> None:
+    """It is a field of one number per example in a loss, and never a table of pairs."""
+    x, t, eps = batch()
+    assert torch.equal(loss_of(x, t=t[:, None], eps=eps), loss_of(x, t=t, eps=eps))
+    words = "have shape (batch,) = (4,) .. (4, 1) (t.flatten())"
+    with assert_refused(ValueError, "elbo", "t", words):
+        elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), t=t[:, None])
+    with assert_refused(ValueError, "weighted_elbo", "t", words):
+        loss_of(x[:, :, None], t=t[:, None])
 
 
 def test_fault_11_times_of_a_schedule() -> None:

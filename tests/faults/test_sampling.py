@@ -306,6 +306,74 @@ def test_fault_32_data_prediction_from_data() -> None:
         )
 
 
+MASK = torch.tensor([True, False])
+
+
+@pytest.mark.parametrize(
+    ("error", "argument", "words", "options"),
+    [
+        (TypeError, "given", ("come with a mask", "the samples are x"), {"mask": MASK}),
+        (TypeError, "mask", ("come with what is given", "None"), {"given": Z}),
+        (TypeError, "mask", ("be a bool tensor", "float32"), {"mask": MASK.float(), "given": Z}),
+        (ValueError, "mask", ("broadcast over z, (4, 2)", "(3,)"), {"mask": MASK[[0, 1, 1]]}),
+        (ValueError, "absent", ("broadcast over z", "(3, 2)"), {"absent": MASK.expand(3, 2)}),
+        (ValueError, "given", ("have the shape of z, (4, 2)", "(1, 2)", "in silence"),
+         {"mask": MASK, "given": Z[:1]}),
+        (TypeError, "given", ("be a floating tensor", "int64"), {"mask": MASK, "given": Z.long()}),
+        (TypeError, "given", ("be a torch.Tensor", "list"), {"mask": MASK, "given": Z.tolist()}),
+        (ValueError, "given", ("be finite", "4 NaN", "(0, 1)"),
+         {"mask": MASK, "given": Z * torch.tensor([1.0, math.nan])}),
+        (ValueError, "given", ("be finite", "4 NaN", "(0, 1)"),
+         {"mask": MASK, "given": Z * torch.tensor([1.0, math.nan]), "absent": MASK}),
+    ],
+)  # fmt: skip
+def test_fault_45_what_is_given_and_what_is_not(
+    error: type[Exception], argument: str, words: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    """Before any evaluation; NaN is allowed in what is absent."""
+    counted = Counted(ORACLE)
+    for verb in (sample, trajectory):
+        with assert_refused(error, verb.__name__, argument, *words):
+            verb(counted, Z, schedule=Linear(), steps=2, step=ddim, **options)
+    assert counted.evaluations == 0
+
+
+def test_fault_45_a_mask_for_a_network_that_is_told_one_number() -> None:
+    words = "be one number per example", "field=True"
+    with assert_refused(ValueError, "Denoiser", "logsnr", *words):
+        sample(model(), Z.float(), schedule=Linear(), steps=2, mask=MASK, given=Z.float())
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        ([[[-3.0, -2.0]], [[1.0, -2.5]]], ("fall in no dimension", "-0.5 to 4 in step 1")),
+        ([[[-3.0, -2.0]], [[-3.0, -2.0]]], ("rise in one at least", "from 0 to 0 in step 1")),
+        ([[[-3.0, -2.0, 0.0]]], ("be fields that broadcast over z, (4, 2)", "(1, 1, 3)")),
+        ([[[-math.inf, -2.0]], [[1.0, 2.0]]], ("be finite", "1 NaN or infinite")),
+    ],
+)
+def test_fault_45_fields_of_levels(levels: list[Any], words: tuple[str, ...]) -> None:
+    with assert_refused(ValueError, "sample", "levels", *words):
+        sample(ORACLE, Z, levels=torch.tensor(levels))
+
+
+def test_fault_45_a_field_is_named_by_its_range() -> None:
+    def breaks(z: Tensor, logsnr: Tensor) -> Prediction:
+        return Prediction(z, logsnr, torch.where(logsnr.amax() > 0, torch.nan, z), V())
+
+    levels = torch.tensor([[[-8.0, -9.0]], [[1.0, -3.0]], [[2.0, 5.0]]])
+    words = "NaN or infinity in 4 of 4 samples after step 2, from λ = -3 to 1 to the field 2 to 5"
+    with assert_refused(ValueError, "sample", "model", "lead to finite states", words):
+        sample(breaks, Z, levels=levels, step=ddim)
+    with assert_refused(ValueError, "sample", "levels", "start where", "Eps() at λ = -40 to 2"):
+        sample(
+            lambda z, logsnr: Prediction(z, logsnr, 0 * z, Eps()),
+            Z.float(),
+            levels=torch.tensor([[[-40.0, 2.0]]]),
+        )
+
+
 def test_fault_45_states_that_are_not_finite() -> None:
     def breaks(z: Tensor, logsnr: Tensor) -> Prediction:
         out = torch.where(

@@ -18,6 +18,7 @@ from vdiff.theorems import THEOREMS, Subject
 EVIDENCE = {  # the theorems that must see it where this function of the library is wrong
     "augmentation.Augmentation.__call__": "weighted-loss-is-a-bound-of-noisier-data",
     "augmentation.augmented_elbo": "training-on-noisier-data",
+    "bound.Bound.mean_bits_per_dim": "bits-of-a-set",
     "chain.hybrid_loss": "hybrid-loss-trains-the-variance-by-the-bound",
     "chain.path_bound": """
         importance-weight telescoped-bound variances-along-a-path path-variance-vanishes
@@ -49,6 +50,7 @@ EVIDENCE = {  # the theorems that must see it where this function of the library
         slack-is-the-posteriors-divergence end-derivatives bound-from-t-on
         bound-from-t-on-is-an-elbo-of-noisy-data bound-without-slack
         gradient-of-learned-ends one-term-estimates-the-whole-bound
+        masked-bound-is-conditional noise-that-depends-on-the-data
     """,
     "loss.weighted_elbo": """
         variance-of-the-loss least-variance-is-attained gradient-of-the-variance
@@ -64,13 +66,18 @@ EVIDENCE = {  # the theorems that must see it where this function of the library
         learned-schedule-invariance schedule-invariance-of-any-network
         importance-sampling-invariance parameterization-invariance process-invariance
         published-networks-are-one-model scale-of-the-data-is-a-shift factor-of-a-loop
-        simple-loss-is-multi-scale-score-matching
+        simple-loss-is-multi-scale-score-matching paths-of-the-exact-denoiser
+        paths-of-a-gaussian-denoiser chain-rule-along-a-path path-is-a-sum-of-masked-losses
     """,
+    "oracle.Gaussian.information": "noise-that-depends-on-the-data",
+    "oracle.GaussianMixture.conditional_nll": "masked-bound-is-conditional",
     "oracle.GaussianMixture.mmse": """
         best-variance-exceeds-the-posteriors derivative-of-the-exact-error
         scale-of-the-data-is-a-shift
     """,
-    "oracle.GaussianMixture.mutual_information": "i-mmse",
+    "oracle.GaussianMixture.mutual_information": """
+        i-mmse paths-of-the-exact-denoiser chain-rule-along-a-path
+    """,
     "parameterization.Parameterization.target": """
         targets-are-derivatives plain-loss-is-a-weighting
     """,
@@ -105,11 +112,14 @@ EVIDENCE = {  # the theorems that must see it where this function of the library
     "sampling.Guided.forward": "guidance-sharpens-the-posterior",
     "sampling.step.ddim": "ddim-is-eulers-step ddim-with-noise-is-ancestral",
     "sampling.step.move": "samplers-follow-the-flow order-of-the-samplers",
+    "schedule.InTurn.rate_at": "paths-of-a-gaussian-denoiser chain-rule-along-a-path",
     "schedule.Normal.density": "importance-sampling-invariance",
     "schedule.Normal.rate_at": "schedule-invariance-of-any-network",
+    "schedule.PerDimension.rate_at": "paths-of-the-exact-denoiser",
     "schedule.base.Schedule.density": """
         variance-of-the-loss adaptive-schedule-finds-the-least-variance
     """,
+    "schedule.mulan.coin_kl": "noise-that-depends-on-the-data",
     "schedule.tabulated.Tabulated.from_betas": "scheduled-walk",
     "weighting.MSE.weight_at": "implied-weightings flow-matching-is-v-prediction",
     "weighting.MinSNR.weight_at": "min-snr-in-each-target",

@@ -51,6 +51,7 @@ class Decoder(RestorableModule, abc.ABC):
 
     __example__ = "for instance Categorical(levels=256), or Gaussian() for continuous data"
     uses_network: bool = False
+    factorises: bool = False  # over dimensions: then log_prob and expected_nll take `mask`
 
     @abc.abstractmethod
     def encode(self, data: Tensor) -> Tensor:
@@ -62,14 +63,18 @@ class Decoder(RestorableModule, abc.ABC):
 
     @abc.abstractmethod
     def log_prob(
-        self, data: Tensor, mean: Tensor, logsnr: Tensor | float
+        self, data: Tensor, mean: Tensor, logsnr: Tensor | float, mask: Tensor | None = None
     ) -> Float[Tensor, " batch"]:
-        """log p(data | mean) in nats per example, at noise level λ = `logsnr`."""
+        """log p(data | mean) in nats per example, at noise level λ = `logsnr`: a number, or a
+        tensor (batch,) or that broadcasts over data. With a `mask`, of the dimensions where it is
+        True."""
 
     @abc.abstractmethod
-    def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+    def expected_nll(
+        self, data: Tensor, logsnr: Tensor | float, mask: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
         """E[−log p(data | z₀)] over z₀ ~ q(z₀ | x), exact, for a decoder that does not use the
-        network."""
+        network; λ and `mask` as in `log_prob`."""
 
     @validated
     def reconstruction(
@@ -80,24 +85,33 @@ class Decoder(RestorableModule, abc.ABC):
         predict: Predict,
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
     ) -> Float[Tensor, " batch"]:
         """E[−log p(data | z₀)], nats per example: from one sample of z₀ (with `eps`, if given) if
-        the decoder uses the network, else exact."""
+        the decoder uses the network, else exact. With a `mask`, of the dimensions where it is
+        True."""
+        masked = {} if mask is None else {"mask": mask}  # a decoder of one's own need not take it
         if not self.uses_network:
-            return self.expected_nll(data, logsnr).to(at_least_float32(x.dtype))
+            return self.expected_nll(data, logsnr, **masked).to(at_least_float32(x.dtype))
         if eps is None:
             eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        return self.nll(data, diffuse(x, eps, logsnr_of(logsnr, x)), logsnr, predict)
+        z = diffuse(x, eps, logsnr_of(logsnr, x))
+        return self.nll(data, z, logsnr, predict, **masked)
 
     @validated
     def nll(
-        self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Predict
+        self,
+        data: Tensor,
+        z: Tensor,
+        logsnr: Tensor | float,
+        predict: Predict,
+        mask: Tensor | None = None,
     ) -> Float[Tensor, " batch"]:
         """−log p(data | z₀) at one given z₀, nats per example."""
         at = logsnr_of(logsnr, z)
         rescaled = not self.uses_network
         mean = z / per_example(alpha(at), z) if rescaled else self.denoised(predict(z, at))
-        return -self.log_prob(data, mean, logsnr)
+        return -self.log_prob(data, mean, logsnr, **({} if mask is None else {"mask": mask}))
 
     def denoised(self, prediction: Prediction) -> Tensor:
         """x̂(z₀)."""
@@ -112,5 +126,14 @@ class Decoder(RestorableModule, abc.ABC):
 
 
 def logsnr_of(logsnr: Tensor | float, z: Tensor) -> Tensor:
-    """λ of each example."""
-    return as_float64(logsnr, z.device).expand(z.shape[0])
+    """λ of each example, (batch,), or a field."""
+    level = as_float64(logsnr, z.device)
+    return level.expand(len(z), *level.shape[1:] if level.ndim else ())
+
+
+def by_dim(logsnr: Tensor | float, data: Tensor) -> Tensor:
+    """λ in float64: a number without dimensions, or a tensor with as many as data."""
+    level = as_float64(logsnr, data.device)
+    if level.numel() == 1:
+        return level.reshape(())
+    return level if level.ndim > 1 else level.view(-1, *[1] * (data.ndim - 1))

@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._inputs import finite_values
-from vdiff._precision import as_float64, at_least_float32, to_float64
+from vdiff._precision import at_least_float32, to_float64
 from vdiff._validate import Given, Number, require, tensor, validated
-from vdiff.decoder.base import Mean, normal_nodes
+from vdiff.decoder.base import Mean, by_dim, normal_nodes
 from vdiff.decoder.levels import Level, LevelData, Levels
 from vdiff.errors import has_values, validation_enabled
-from vdiff.gaussian import per_example, sum_dims
+from vdiff.gaussian import sum_dims
 from vdiff.prediction import Prediction
 
 PIECE = 2**22  # elements of one chunk, for counts and tables: 32 MiB in 8 bytes
@@ -81,15 +81,16 @@ class Categorical(Levels):
 
     @validated
     def log_prob(
-        self, data: LevelData, mean: Mean, logsnr: Tensor | float
+        self, data: LevelData, mean: Mean, logsnr: Tensor | float, mask: Tensor | None = None
     ) -> Float[Tensor, " batch"]:
-        snr = as_float64(logsnr, mean.device).exp()
-        log_p = self._log_softmax(to_float64(mean)[..., None], snr)
-        return sum_dims(log_p.gather(-1, data.long()[..., None])).to(at_least_float32(mean.dtype))
+        snr = by_dim(logsnr, mean).exp()
+        log_p = self._log_softmax(to_float64(mean)[..., None], snr[..., None])
+        of_data = log_p.gather(-1, data.long()[..., None])[..., 0]
+        return sum_dims(of_data, mask).to(at_least_float32(mean.dtype))
 
     def _log_probs(self, mean: Tensor, prediction: Prediction) -> Tensor:
-        snr = per_example(to_float64(prediction.logsnr).exp(), mean)
-        return self._log_softmax(mean, torch.as_tensor(snr))
+        snr = by_dim(prediction.logsnr, prediction.z).exp()
+        return self._log_softmax(mean, snr[..., None])
 
     def _log_softmax(self, mean: Tensor, snr: Tensor) -> Tensor:
         logits = -0.5 * snr * (mean - self.level_values.to(mean.device)).square()

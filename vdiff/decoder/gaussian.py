@@ -10,10 +10,10 @@ from torch import Tensor
 from vdiff._inputs import Data, data, finite_values
 from vdiff._precision import as_float64, at_least_float32, to_float64
 from vdiff._validate import Given, Number, require, validated
-from vdiff.decoder.base import Decoder, Mean, Predict, logsnr_of, normal_nodes
+from vdiff.decoder.base import Decoder, Mean, Predict, by_dim, logsnr_of, normal_nodes
 from vdiff.decoder.levels import Level, LevelData, Levels
 from vdiff.errors import has_values
-from vdiff.gaussian import StepToData, per_example, sum_dims
+from vdiff.gaussian import StepToData, sum_dims
 from vdiff.prediction import Prediction
 from vdiff.reverse import log_variance_ratio
 from vdiff.variance import AnalyticVariance
@@ -68,24 +68,31 @@ class DiscretizedGaussian(Levels):
 
     @validated
     def log_prob(
-        self, data: LevelData, mean: Mean, logsnr: Tensor | float
+        self, data: LevelData, mean: Mean, logsnr: Tensor | float, mask: Tensor | None = None
     ) -> Float[Tensor, " batch"]:
-        return self._log_prob(data, mean, _std(self.variance, logsnr, mean.device))
+        return self._log_prob(data, mean, _std(self.variance, logsnr, mean), mask)
 
-    def _log_prob(self, data: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    def _log_prob(
+        self, data: Tensor, mean: Tensor, std: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         center = self._value(to_float64(data)) - to_float64(mean)
         log_p = self._log_bin(center, std, data == 0, data == self.levels - 1)
-        return sum_dims(log_p).to(at_least_float32(mean.dtype))
+        return sum_dims(log_p, mask).to(at_least_float32(mean.dtype))
 
     @validated
     def nll(
-        self, data: Tensor, z: Tensor, logsnr: Tensor | float, predict: Predict
+        self,
+        data: Tensor,
+        z: Tensor,
+        logsnr: Tensor | float,
+        predict: Predict,
+        mask: Tensor | None = None,
     ) -> Float[Tensor, " batch"]:
         if self.posterior_variance is None:
-            return super().nll(data, z, logsnr, predict)
+            return super().nll(data, z, logsnr, predict, mask)
         prediction = predict(z, logsnr_of(logsnr, z))
         std = self._model_std(prediction, self.posterior_variance)
-        return -self._log_prob(data, self.denoised(prediction), std)
+        return -self._log_prob(data, self.denoised(prediction), std, mask)
 
     def _model_std(self, prediction: Prediction, posterior: float) -> Tensor:
         """The standard deviation of the model's reverse step to data, in each dimension."""
@@ -100,8 +107,8 @@ class DiscretizedGaussian(Levels):
 
     def _log_probs(self, mean: Tensor, prediction: Prediction) -> Tensor:
         if self.posterior_variance is None:
-            of_noise = _std(self.variance, prediction.logsnr, mean.device)
-            std = torch.as_tensor(per_example(of_noise, mean))
+            of_noise = _std(self.variance, prediction.logsnr, prediction.z)
+            std = torch.as_tensor(of_noise[..., None] if of_noise.ndim else of_noise)
         else:
             std = self._model_std(prediction, self.posterior_variance)[..., None]
         k = torch.arange(self.levels, device=mean.device)
@@ -111,7 +118,7 @@ class DiscretizedGaussian(Levels):
 
     def _table(self, logsnr: Tensor) -> Float[Tensor, "*dims levels"]:
         nodes, weights = normal_nodes(logsnr.device)
-        std = _std(self.variance, logsnr, logsnr.device)
+        std = _std(self.variance, logsnr, logsnr)
         center = -nodes * torch.exp(-0.5 * logsnr)
         no, yes = (torch.full_like(nodes, value, dtype=torch.bool) for value in (False, True))
         edge, inner = (-(weights @ self._log_bin(center, std, first, no)) for first in (yes, no))
@@ -148,6 +155,8 @@ class Gaussian(Decoder):
     tensor([2.8379])
     """
 
+    factorises = True
+
     @validated
     def __init__(self, *, variance: Variance | None = None, uses_network: bool = False) -> None:
         super().__init__()
@@ -164,20 +173,27 @@ class Gaussian(Decoder):
         return x
 
     @validated
-    def log_prob(self, data: Data, mean: Mean, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
-        std = _std(self.variance, logsnr, mean.device)
+    def log_prob(
+        self, data: Data, mean: Mean, logsnr: Tensor | float, mask: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        std = _std(self.variance, logsnr, mean)
         score = (to_float64(data) - to_float64(mean)) / std
         log_p = -0.5 * score.square() - std.log() - 0.5 * math.log(2 * math.pi)
-        return sum_dims(log_p).to(at_least_float32(mean.dtype))
+        return sum_dims(log_p, mask).to(at_least_float32(mean.dtype))
 
     @validated
-    def expected_nll(self, data: Tensor, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
-        logsnr = as_float64(logsnr, data.device)
+    def expected_nll(
+        self, data: Tensor, logsnr: Tensor | float, mask: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        logsnr = by_dim(logsnr, data)
         log_variance = -logsnr
         if self.variance is not None:
             log_variance = torch.full_like(logsnr, math.log(self.variance))
         per_dim = 0.5 * (math.log(2 * math.pi) + log_variance + torch.exp(-logsnr - log_variance))
-        return (data[0].numel() * per_dim).to(at_least_float32(data.dtype)).expand(data.shape[0])
+        dtype = at_least_float32(data.dtype)
+        if per_dim.ndim == 0 and mask is None:
+            return (data[0].numel() * per_dim).to(dtype).expand(data.shape[0])
+        return sum_dims(per_dim.expand(data.shape), mask).to(dtype)
 
     def __repr__(self) -> str:
         return f"Gaussian(variance={self.variance}, uses_network={self.uses_network})"
@@ -215,7 +231,7 @@ def log_normal_cdf(score: Tensor) -> Tensor:
     return torch.where(score < 0, tail, torch.log1p(-0.5 * torch.erfc(above * math.sqrt(0.5))))
 
 
-def _std(variance: float | None, logsnr: Tensor | float, device: torch.device) -> Tensor:
+def _std(variance: float | None, logsnr: Tensor | float, data: Tensor) -> Tensor:
     if variance is not None:
-        return as_float64(math.sqrt(variance), device)
-    return torch.exp(-0.5 * as_float64(logsnr, device))
+        return as_float64(math.sqrt(variance), data.device)
+    return torch.exp(-0.5 * by_dim(logsnr, data))

@@ -12,7 +12,7 @@ from torch import Tensor
 from vdiff._inputs import batch, cheap_to_read, dense
 from vdiff._precision import as_float64, at_least_float32, keep_dtype, to_float64
 from vdiff._validate import Given, Whole, require, validated
-from vdiff.decoder.base import Decoder
+from vdiff.decoder.base import Decoder, by_dim
 from vdiff.errors import InvalidType, validation_enabled
 from vdiff.gaussian import alpha, per_example, sum_dims
 from vdiff.prediction import Prediction
@@ -78,6 +78,8 @@ class Levels(Decoder):
     (tensor([-0.5000,  0.5000], dtype=torch.float64), tensor([-1.,  1.], dtype=torch.float64))
     """
 
+    factorises = True
+
     @validated
     def __init__(self, levels: Level, *, levels_at_ends: bool) -> None:
         super().__init__()
@@ -135,7 +137,21 @@ class Levels(Decoder):
         return self._table(as_float64(logsnr, device))
 
     @validated
-    def expected_nll(self, data: Integers, logsnr: Tensor | float) -> Float[Tensor, " batch"]:
+    def expected_nll(
+        self, data: Integers, logsnr: Tensor | float, mask: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        level = by_dim(logsnr, data) if isinstance(logsnr, Tensor) else logsnr
+        if not isinstance(level, Tensor) or level.ndim == 0:
+            return self._expected_nll(data, level, mask)
+        what, hint = "be one number where it is learned", "share the learned ends"
+        require(not level.requires_grad, "logsnr", what, f"a field {tuple(level.shape)}", hint)
+        total = torch.zeros(len(data), dtype=level.dtype, device=data.device)
+        for value in torch.unique(level).tolist():
+            here = level == value if mask is None else (level == value) & mask
+            total = total + self._expected_nll(data, value, here.expand(data.shape))
+        return total
+
+    def _expected_nll(self, data: Tensor, logsnr: Tensor | float, mask: Tensor | None) -> Tensor:
         if isinstance(logsnr, Tensor):
             table = self._table(to_float64(logsnr.to(data.device)))
         else:
@@ -145,13 +161,14 @@ class Levels(Decoder):
                     self._tables[key] = self._table(as_float64(logsnr, data.device)).to(key[2])
             table = self._tables[key]
         if table.ndim == 1:
-            return sum_dims(F.embedding(data.long(), table[:, None]))
+            nll = F.embedding(data.long(), table[:, None])
+            return sum_dims(nll, mask if mask is None else mask[..., None])
         if validation_enabled():
             dims, hint = data.shape[1:], "Categorical.fit(…, per_dim=False) is for all dimensions"
             shapes = f"have shape (levels,) or {(*dims, self.levels)}, as the data has"
             require(table.shape[:-1] == dims, "prior", shapes, tuple(table.shape), hint)
         chosen = table.expand(data.shape[0], *table.shape).gather(-1, data.long()[..., None])
-        return sum_dims(chosen)
+        return sum_dims(chosen, mask if mask is None else mask[..., None])
 
     @validated
     def log_probs(self, prediction: Prediction) -> Float[Tensor, "batch *dims levels"]:

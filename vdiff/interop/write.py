@@ -43,7 +43,9 @@ def to_diffusers(model: Denoiser, schedule: Schedule) -> Any:
     target, time = model.parameterization, model.time
     inner, shift = schedule, 0.0
     if isinstance(schedule, Shifted):
-        inner, shift = schedule.schedule, schedule.shift
+        one = "have one shift for all examples"
+        require(schedule.shared, "schedule", one, schedule, "a pipeline has one scheduler for all")
+        inner, shift = schedule.schedule, float(schedule.shift)
     if isinstance(schedule, Tabulated):
         settings = _table_settings(model, schedule)
         scheduler = _diffusers().DDPMScheduler(**settings, clip_sample=False)

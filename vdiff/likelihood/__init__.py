@@ -16,6 +16,7 @@ from vdiff.likelihood.evaluation import compare, evaluate
 from vdiff.likelihood.immse import immse
 from vdiff.likelihood.importance import ImportanceBound, path_importance
 from vdiff.likelihood.ode import OdeLikelihood, log_prob, ode_likelihood
+from vdiff.likelihood.paths import PathGap, path_gap
 from vdiff.likelihood.replicated import Replicated
 from vdiff.likelihood.report import Comparison, Reference, Report
 from vdiff.likelihood.trace import Exact, Hutchinson
@@ -24,8 +25,8 @@ from vdiff.likelihood.verify import verify_estimators
 
 __all__ = [
     "Comparison", "DequantizedLikelihood", "Estimate", "Exact", "GaussianError", "Hutchinson",
-    "ImportanceBound", "Independent", "NoiseNorm", "OdeLikelihood", "Reference", "Replicated",
-    "Report", "Share", "Shared", "Sobol", "Stratified", "TruncatedNormal", "Uniform",
+    "ImportanceBound", "Independent", "NoiseNorm", "OdeLikelihood", "PathGap", "Reference",
+    "Replicated", "Report", "Share", "Shared", "Sobol", "Stratified", "TruncatedNormal", "Uniform",
     "VarianceReduction", "compare", "dequantized_ode", "evaluate", "immse", "log_prob",
-    "ode_likelihood", "path_importance", "verify_estimators",
+    "ode_likelihood", "path_gap", "path_importance", "verify_estimators",
 ]  # fmt: skip

@@ -134,6 +134,8 @@ class Along(Density):
     """
 
     def __init__(self, schedule: Schedule, base: Schedule) -> None:
+        scalar, path = "be left out for a path over dimensions", "the density is one over time"
+        require(not base.over_dims, "importance", scalar, schedule, path)
         ends, got = ([s.logsnr_min, s.logsnr_max] for s in (base, schedule))
         hint = "where the density is zero, the bound leaves out a part and comes out too good"
         same = f"have an importance density with the ends of the evaluation, {ends}"

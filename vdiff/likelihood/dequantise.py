@@ -24,12 +24,14 @@ from vdiff._validate import Count, Instance, Number, Positive, require, validate
 from vdiff.decoder import Levels, log_normal_interval
 from vdiff.flow import Method, Unit
 from vdiff.gaussian import sum_dims
+from vdiff.likelihood._flow_rules import unclipped
+from vdiff.likelihood._rules import MASKS
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image
 from vdiff.likelihood.flow_solver import FlowSolver
 from vdiff.likelihood.importance import ImportanceBound
 from vdiff.likelihood.integrand import known_levels
-from vdiff.likelihood.ode import OF_THE_FLOW, costs, unclipped, warn_of_tolerance
+from vdiff.likelihood.ode import OF_THE_FLOW, costs, warn_of_tolerance
 from vdiff.likelihood.replicated import OfExamples, Replicates, example_generators, run_replicates
 from vdiff.likelihood.trace import Exact, Trace, default_trace
 from vdiff.schedule import Schedule
@@ -159,7 +161,10 @@ def exact_trace(samples: int, trace: Trace | None, data: Tensor) -> None:
     require(samples == 1 or exact, "samples", "be 1 with a random trace", samples, hint)
 
 
-@validated(rules=[finite_end, conditions_by_image, unclipped, exact_trace, known_levels])
+@validated(
+    rules=[finite_end, conditions_by_image, unclipped, exact_trace, known_levels],
+    elsewhere=MASKS,
+)
 def dequantized_ode(
     model: Model,
     data: Batch,
@@ -240,7 +245,7 @@ def dequantized_ode(
     results, protocol = run_replicates(
         work, data, shapes=dict.fromkeys(("log_weight", "evaluations", "change"), ()),
         repetitions=replicates * samples, model=model, dtype=encoded.dtype,
-        condition=flow.condition, settings={**flow.protocol(), **settings}, record=record,
+        condition=flow.condition, settings={**flow.protocol(data.ndim), **settings}, record=record,
         run=Run(batch, seed, share, progress, checkpoint, resume), key=(audit, batch),
     )  # fmt: skip
     change = results["change"][0] if audit else None

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vdiff._precision import to_float64
 from vdiff.decoder import Levels, signed
+from vdiff.likelihood._rules import is_path
+from vdiff.likelihood.estimate import spread_error
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.pilot import bin_index
 from vdiff.likelihood.stages import Evaluation
@@ -26,7 +28,8 @@ ENOUGH_VALUES = 1000  # of data, to conclude that it lacks a level
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """The diffusion term by log-SNR: `value` of each bin, in bits/dim, and its standard `error`
-    over images. The values add up to the term.
+    over images. The values add up to the term. Along a path over dimensions, λ is the mean over
+    them (`of_mean`).
 
     >>> low, value = torch.tensor([0.0, 2.0]), torch.tensor([0.5, 1.5])
     >>> Curve(logsnr_max=low + 2.0, logsnr_min=low, value=value, error=0.1 * value).shares
@@ -37,6 +40,7 @@ class Curve:
     logsnr_min: Tensor
     value: Tensor
     error: Tensor
+    of_mean: bool = False
 
     @property
     def shares(self) -> Tensor:
@@ -63,17 +67,20 @@ def examine(run: Evaluation, tally: Tally) -> Diagnostics:
     """The diagnostics of a finished run."""
     total, square = (tally.weights[:, i].sum() for i in range(2))
     largest = tally.weights[:, 2].max() / total.clamp(min=torch.finfo(torch.float64).tiny)
-    draws = tally.terms.count.sum().item() * run.draws
+    draws = tally.terms.count.sum().item() * run.draws * run.counted / run.images
     by_image = tally.curve / (tally.terms.count[0, :, None] * run.draws) * run.scale
     error = torch.full((BINS,), math.nan, dtype=torch.float64)
     if run.images > 1:
         error = by_image.std(0) / math.sqrt(run.images)
-    edges = run.integrand.base.at(torch.linspace(0, 1, BINS + 1, dtype=torch.float64))[0].cpu()
+    if run.dims is not None:
+        error = spread_error(by_image.T, run.dims)
+    edges = run.integrand.mean_levels(torch.linspace(0, 1, BINS + 1, dtype=torch.float64))
     curve = Curve(
         logsnr_max=edges[:-1].flip(0),
         logsnr_min=edges[1:].flip(0),
         value=by_image.mean(0).flip(0),
         error=error.flip(0),
+        of_mean=is_path(run.integrand.base),
     )
     # equal models have draws of zero, whose weights are equal
     effective = (total.square() / square).item() if square > 0 else draws
@@ -116,7 +123,7 @@ def _of_reach(run: Evaluation, draws: int) -> list[str]:
     missed = thin & (shares > VISIBLE_SHARE)
     if not missed.any():
         return []
-    edges = run.integrand.base.at(torch.linspace(0, 1, len(shares) + 1, dtype=torch.float64))[0]
+    edges = run.integrand.mean_levels(torch.linspace(0, 1, len(shares) + 1, dtype=torch.float64))
     first, last = missed.nonzero()[:, 0].aminmax()
     low, high = edges[last + 1].item(), edges[first].item()
     count, share = (reached[missed].sum() * draws).item(), shares[missed].sum().item()
@@ -129,7 +136,7 @@ def _of_reach(run: Evaluation, draws: int) -> list[str]:
 
 def _of_data(integrand: Integrand) -> list[str]:
     """Likely mistakes about the range of the data, which no single batch can show."""
-    data, decoder = integrand.data, integrand.decoder
+    data, decoder = integrand.part.clean(integrand.data), integrand.decoder
     low, high = (v.item() for v in signed(data).aminmax())
     if isinstance(decoder, Levels):
         if high >= decoder.levels // 2 or data.numel() < ENOUGH_VALUES:
@@ -165,7 +172,8 @@ def _of_rounding(integrand: Integrand) -> list[str]:
     for index, prediction in integrand.predictions.items():
         level = integrand.sides[index].base.logsnr_max
         row, dtype = prediction.parameterization, prediction.output.dtype
-        error = row.rounding(torch.full_like(prediction.logsnr[:1], level), dtype)[1]
+        at = torch.full_like(prediction.logsnr.flatten()[:1], level)
+        error = row.rounding(at, dtype)[1]
         if error > DIGITS:
             reasons.append(
                 f"{row!r} at λ = {level:g} leaves ε̂ with an error of {error:.1g} by rounding in "

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from vdiff._arguments import original
+from vdiff._precision import device_of, float64_for
 from vdiff.oracle import GaussianMixture
+from vdiff.schedule import Schedule
+
+TIMES, DIGITS = 257, 1e6  # of the grid of a schedule's λ, and per unit of λ: below is rounding
 
 
 def digest(content: bytes) -> str:
@@ -86,3 +90,21 @@ def weights_digest(*models: object) -> list[str]:
             text = "".join(f"{name} {data_hash(value)} " for name, value in tensors)
             hashes.append(digest(text.encode()))
     return hashes
+
+
+@torch.no_grad()
+def schedule_digest(schedule: Schedule, ndim: int) -> str:
+    """A hash of λ(t) on a grid of times for an x of `ndim` dimensions, and of what the schedule
+    holds: of the latter alone where λ depends on the data.
+
+    >>> from vdiff.schedule import Cosine, Linear
+    >>> schedule_digest(Linear(9.0, -7.0), 2) == schedule_digest(Cosine(9.0, -7.0), 2)
+    False
+    """
+    content = hashlib.sha256(f"{weights_digest(schedule)}".encode())
+    device = device_of(schedule)
+    times = torch.linspace(0, 1, TIMES, dtype=float64_for(device), device=device)
+    for t in () if schedule.depends_on_data else torch.split(times, 32):
+        levels = schedule.at(t, ndim=ndim).logsnr
+        content.update(f"{data_hash((DIGITS * levels).round().to(torch.int64))}".encode())
+    return content.hexdigest()[:16]

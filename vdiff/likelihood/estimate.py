@@ -135,8 +135,13 @@ class RunningMoments:
         """The unbiased variance of one replicate of each image."""
         return self.spread / (self.count - 1)
 
-    def estimates(self, scale: float, first: "RunningMoments | None" = None) -> list[Estimate]:
+    def estimates(
+        self, scale: float, first: "RunningMoments | None" = None, dims: Tensor | None = None
+    ) -> list[Estimate]:
         """Each part's mean over images, multiplied by `scale`, with its errors.
+
+        With `dims`, the numbers of modelled dimensions of the images, `scale` is one over their
+        mean (in bits), the mean is a ratio of sums, and its error over images that of a ratio.
 
         `first` are the moments of the first stage, where it decided on the number of replicates.
         The Monte Carlo error then comes from it alone, as in Stein's two-stage procedure (1945),
@@ -145,17 +150,38 @@ class RunningMoments:
         images = self.mean.shape[1]
         stage = first or self
         error, freedom = mean_error(stage.variances(), self.replicates, stage.replicates)
-        spread = self.mean.std(1) / math.sqrt(images) if images > 1 else None
+        counted = images if dims is None else int((dims > 0).sum())
+        spread = spread_error(self.mean, dims) if counted > 1 else None
         return [
             Estimate(
                 self.mean[i].mean().item() * scale,
                 error[i].item() * scale,
                 None if spread is None else spread[i].item() * scale,
                 freedom[i].item() if error[i] > 0 else None,
-                images,
+                counted,
             )
             for i in range(len(self.mean))
         ]
+
+
+def spread_error(values: Float[Tensor, "*parts images"], dims: Tensor | None = None) -> Tensor:
+    """The standard error of a mean over images, from their spread.
+
+    With `dims`, it is that of Σ values / Σ dims, times the mean of `dims`: the residuals are
+    values − R·dims with R the ratio of sums (Cochran, Sampling Techniques, 1977, eq. 6.13). An
+    image without dimensions counts nothing.
+
+    >>> nats = torch.tensor([2.0, 6.0])
+    >>> spread_error(nats), spread_error(nats, dims=torch.tensor([1, 3]))
+    (tensor(2.), tensor(0.))
+    """
+    images = values.shape[-1]
+    if dims is None:
+        return values.std(-1) / math.sqrt(images)
+    d = dims.to(values)
+    off = values - values.sum(-1, keepdim=True) / d.sum() * d
+    counted = (d > 0).sum()
+    return (off.square().sum(-1) * counted / (counted - 1)).sqrt() / images
 
 
 def mean_error(

@@ -1,17 +1,28 @@
 """Bits per dimension of a model on a whole data set, and the difference between two models."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-from torch import Tensor
-
-from vdiff._arguments import Condition, Model, original, synchronised
-from vdiff._inputs import Batch, Steps
-from vdiff._validate import Constraint, Count, constraints, require, validated
+from vdiff._arguments import Condition, Model, synchronised
+from vdiff._inputs import Batch, MaskShape, Steps
+from vdiff._validate import Count, validated
 from vdiff.decoder import Decoder
+from vdiff.likelihood._models import evaluating
+from vdiff.likelihood._rules import (
+    another,
+    both,
+    factorise,
+    finite_but_absent,
+    finite_pairs,
+    no_clipping,
+    pair,
+    profile_of_one_level,
+    schedules_fit,
+)
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image
-from vdiff.likelihood.integrand import Difference, Integrand, evaluating, finite_images, pair
+from vdiff.likelihood.difference import Difference
+from vdiff.likelihood.integrand import Integrand, finite_images
 from vdiff.likelihood.protocol import model_protocol
 from vdiff.likelihood.replicated import Replicates
 from vdiff.likelihood.report import Comparison, Report, report_of
@@ -21,37 +32,14 @@ from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 
 _PLAN, _ALONE = VarianceReduction(), Share()
-_CLIPPING = ("clip", "clip_denoised", "clamp", "threshold", "thresholding", "dynamic_threshold")
 
 
-def no_clipping(condition: Mapping[str, Any] | None) -> None:
-    """Rule: no condition clips x̂."""
-    for word, value in (condition or {}).items():
-        hint = "a clipped x̂ is another model with another bound: Clipped(model) names it"
-        clips = word in _CLIPPING and not isinstance(value, Tensor)
-        require(not clips, word, "be left out", value, hint)
-
-
-def another(model: Any, other: Any, schedule: Any, decoder: Any, steps: Any) -> None:
-    """Rule: the two bounds differ."""
-    hint = "a copy whose weights changed in place is the same"
-    pairs = (original(model), original(other)), *map(pair, (schedule, decoder, steps))
-    require(any(a != b for a, b in pairs), "other", "be another model", "the same object", hint)
-
-
-def _both(hint: Any) -> Constraint:
-    """The constraints of a type, on a value or on each of a pair."""
-
-    def check(value: Any, argument: str, given: Mapping[str, Any]) -> Any:
-        for each in pair(value):
-            for constraint in constraints(hint):
-                constraint(each, argument, given)
-        return value
-
-    return check
-
-
-@validated(rules=[synchronised, conditions_by_image, no_clipping])
+@validated(
+    rules=[
+        synchronised, conditions_by_image, no_clipping, schedules_fit, factorise,
+        finite_but_absent, profile_of_one_level,
+    ]
+)  # fmt: skip
 def evaluate(
     model: Model,
     data: Batch,
@@ -73,6 +61,8 @@ def evaluate(
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
     skip_nonfinite: bool = False,
+    mask: MaskShape | None = None,
+    absent: MaskShape | None = None,
     condition: Condition = None,
 ) -> Report:
     """The bound of a model on a whole data set, with standard errors.
@@ -94,7 +84,8 @@ def evaluate(
 
     Args:
         model, data, schedule, decoder, steps: as in `elbo`; in continuous time the schedule's ends
-            alone count. A model's attribute `protocol` goes into the report's.
+            alone count, or the path of one over dimensions. A model's attribute `protocol` goes
+            into the report's.
         tolerance: the Monte Carlo standard error of the total to reach, in bits/dim.
         budget: with a tolerance, at most so many network evaluations after the pilot.
         draws: times in a grid: 32, or with a tolerance what the pilot suggests.
@@ -113,6 +104,10 @@ def evaluate(
         skip_nonfinite: leave out images that hold NaN or infinity, which are refused otherwise;
             their number is in the protocol.
         record: what else belongs to the protocol, such as the decay of averaged weights.
+        mask, absent: as in `elbo`, with a row for each image, or of one image and shared. The
+            numbers are then bits per modelled dimension of all images, a ratio of sums with the
+            error of a ratio: of −log p(x_modelled | x_given). What is absent may be NaN, and an
+            image without a modelled dimension counts nothing.
         condition: as in `elbo`. A tensor, an array or a list whose first size is the number of
             images has one row for each image, also inside mappings and lists. `Shared(value)` is a
             condition that all images share.
@@ -135,26 +130,28 @@ def evaluate(
     """
     record, kept = model_protocol(model) | dict(record or {}), None
     if skip_nonfinite:
-        kept = finite_images(data)
+        kept = finite_images(data, absent)
         record["skipped"] = len(data) - len(kept)
     limits = Budget(draws, replicates, tolerance, budget)
     run = Run(batch, seed, share, progress, checkpoint, resume)
-    with evaluating(model):
-        integrand = Integrand(model, data, schedule, decoder, steps, condition, kept)
+    with evaluating(model, schedule):
+        integrand = Integrand(model, data, schedule, decoder, steps, condition, kept, mask, absent)
         evaluation = Evaluation(integrand, plan, limits, run, profile, record)
         tally = evaluation()
     return report_of(evaluation, tally)
 
 
-@validated(rules=[another, conditions_by_image, no_clipping])
+@validated(
+    rules=[another, conditions_by_image, no_clipping, schedules_fit, factorise, finite_pairs]
+)
 def compare(
     model: Model,
     other: Model,
     data: Batch,
     *,
-    schedule: Annotated[Schedule | tuple[Schedule, Schedule], _both(Schedule)],
-    decoder: Annotated[Decoder | tuple[Decoder, Decoder], _both(Decoder)],
-    steps: Annotated[int | tuple[int | None, int | None] | None, _both(Steps | None)] = None,
+    schedule: Annotated[Schedule | tuple[Schedule, Schedule], both(Schedule)],
+    decoder: Annotated[Decoder | tuple[Decoder, Decoder], both(Decoder)],
+    steps: Annotated[int | tuple[int | None, int | None] | None, both(Steps | None)] = None,
     tolerance: Tolerance | None = None,
     budget: Count | None = None,
     draws: Count | None = None,
@@ -167,6 +164,8 @@ def compare(
     resume: State | None = None,
     checkpoint: Callable[[State], None] | None = None,
     record: Mapping[str, object] | None = None,
+    mask: MaskShape | None = None,
+    absent: MaskShape | None = None,
     condition: Condition = None,
 ) -> Comparison:
     """The bound of `model` minus that of `other`, bits/dim, on the same images, times and noise.
@@ -179,10 +178,10 @@ def compare(
         schedule, decoder, steps: as in `evaluate`, for both models or as a pair (the model's, the
             other's). Each bound is the whole one between its own ends, of its own chain or with
             its own decoder. In continuous time both are drawn at the same λ. Where one is a
-            chain, both are drawn at the same t, which cancels less, and the curve by λ is on the
-            first schedule.
+            chain or a path over dimensions, both are drawn at the same t, which cancels less, and
+            the curve by λ is on the first schedule.
         data, tolerance, budget, draws, replicates, plan, batch, seed, progress, share, resume,
-            checkpoint, record, condition: as in `evaluate`.
+            checkpoint, record, mask, absent, condition: as in `evaluate`.
 
     Raises:
         ValueError: as `evaluate`, and for decoders of other levels, whose data is another.
@@ -202,8 +201,10 @@ def compare(
     facts = {f"{word}, {which}": v for which, facts in both.items() for word, v in facts.items()}
     limits = Budget(draws, replicates, tolerance, budget)
     run = Run(batch, seed, share, progress, checkpoint, resume)
-    with evaluating(model, other):
-        integrand = Difference(model, other, data, schedule, decoder, steps, condition)
+    with evaluating(model, other, *pair(schedule)):
+        integrand = Difference(
+            model, other, data, schedule, decoder, steps, condition, mask, absent
+        )
         evaluation = Evaluation(integrand, plan, limits, run, record={**facts, **(record or {})})
         tally = evaluation()
     report = report_of(evaluation, tally)

@@ -28,11 +28,13 @@ from vdiff._arguments import Condition, Model, finite_end
 from vdiff._inputs import FiniteData
 from vdiff._precision import to_float64
 from vdiff._validate import Count, unchecked, validated
+from vdiff.likelihood._models import Finite
+from vdiff.likelihood._rules import MASKS, one_level
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_row, select_rows
 from vdiff.likelihood.density import Stratified
-from vdiff.likelihood.digest import distribution_digest
-from vdiff.likelihood.integrand import Finite, known_levels
+from vdiff.likelihood.digest import distribution_digest, schedule_digest
+from vdiff.likelihood.integrand import known_levels
 from vdiff.likelihood.replicated import (
     GaussianOfExamples,
     Replicated,
@@ -68,7 +70,7 @@ class IMMSE(Replicated):
     label = "; an estimate, not a bound"
 
 
-@validated(rules=[finite_end, conditions_by_row, known_levels])
+@validated(rules=[finite_end, one_level, conditions_by_row, known_levels], elsewhere=MASKS)
 def immse(
     model: Model,
     x: FiniteData,
@@ -135,6 +137,7 @@ def immse(
     difference = _Difference(model, x, schedule, gaussian, discrete, draws, condition or {}, seed)
     settings = {
         "logsnr": [schedule.logsnr_min, schedule.logsnr_max], "schedule": repr(schedule),
+        "path": schedule_digest(schedule, x.ndim),
         "gaussian": distribution_digest(gaussian), "discrete": discrete, "draws": draws,
         "replicates": replicates,
     }  # fmt: skip

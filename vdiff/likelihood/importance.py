@@ -14,15 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Condition, Model, decoder_fits, finite_end
+from vdiff._arguments import Condition, Model, decoder_fits, finite_end, same_noise_for_all
 from vdiff._inputs import Batch, Steps
 from vdiff._validate import Count, require, unchecked, validated
 from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import Step, alpha
+from vdiff.likelihood._models import Finite
+from vdiff.likelihood._rules import MASKS, schedules_fit
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image, select_rows
-from vdiff.likelihood.integrand import Finite, known_range
+from vdiff.likelihood.digest import schedule_digest
+from vdiff.likelihood.integrand import known_range
 from vdiff.likelihood.replicated import Replicated, Replicates, example_generators, run_replicates
 from vdiff.reverse import reverse_mean, reverse_sample
 from vdiff.schedule import Schedule
@@ -87,7 +90,13 @@ def importance_weighted(
     return torch.logsumexp(log_weights, -2) - math.log(log_weights.shape[-2])
 
 
-@validated(rules=[finite_end, divides_table, decoder_fits, conditions_by_image, known_range])
+@validated(
+    rules=[
+        finite_end, divides_table, decoder_fits, conditions_by_image, known_range,
+        same_noise_for_all, schedules_fit,
+    ],
+    elsewhere=MASKS,
+)  # fmt: skip
 def path_importance(
     model: Model,
     data: Batch,
@@ -154,7 +163,8 @@ def path_importance(
         return {"log_weight": torch.cat(log_weights, 1)}
 
     settings = {
-        "decoder": repr(decoder), "schedule": repr(schedule), "T": steps, "K": samples,
+        "decoder": repr(decoder), "schedule": repr(schedule),
+        "path": schedule_digest(schedule, data.ndim), "T": steps, "K": samples,
         "replicates": replicates,
     }  # fmt: skip
     results, protocol = run_replicates(

@@ -8,28 +8,40 @@ With dz/dφ = v̂ (see `vdiff.flow`) the density obeys d log p/dφ = −div v̂,
 This is the density of z₀/α₀ when z₁ is drawn from the prior. It is normalised for any network.
 The ELBO bounds another density, that of the reverse SDE. For an inexact denoiser either of the two
 may be the larger.
+
+With a mask the flow is of the modelled dimensions alone, beside the given ones, and the density is
+p(x_modelled | x_given). Along a schedule over dimensions, Σ_i (dφ_i/dt) ∂v̂_i/∂z_i dt stands for
+div v̂ dφ. An inexact denoiser has another density for each path, and for each mask one that need
+not fit those of other masks.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Condition, Model, finite_end
-from vdiff._inputs import FiniteData
-from vdiff._validate import Count, Positive, require, validated
+from vdiff._arguments import Condition, Model, dims_fit_x, finite_end, same_noise_for_all
+from vdiff._inputs import Data, Mask
+from vdiff._partial import Partial
+from vdiff._validate import Count, Positive, validated
 from vdiff.flow import Method, Unit
 from vdiff.gaussian import bits_per_dim
+from vdiff.likelihood._flow_rules import (
+    finite_but_for_absent,
+    in_one_process,
+    one_flow,
+    unclipped,
+)
+from vdiff.likelihood._models import evaluating
+from vdiff.likelihood._rules import something_modelled
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_row
 from vdiff.likelihood.flow_solver import RESULTS, FlowSolver
-from vdiff.likelihood.integrand import evaluating, known_levels
-from vdiff.likelihood.protocol import model_protocol
+from vdiff.likelihood.integrand import known_levels
 from vdiff.likelihood.replicated import OfExamples, Replicated, run_replicates
 from vdiff.likelihood.trace import Trace, default_trace
 from vdiff.schedule import Schedule
@@ -45,10 +57,11 @@ class OdeLikelihood(Replicated):
     of Hutchinson's probes.
 
     Attributes:
-        noise: z₁, (n, …).
+        noise: z₁, (n, …); 0 where nothing is modelled.
         truncation: log p(x) − log p_∞(x) to first order in e^{−λ_max}, the effect of the noise at
             λ_max on a density that is smooth on its scale. It is information alone: −log p is that
-            of z₀/α₀ with nothing cut off.
+            of z₀/α₀ with nothing cut off. What a mask gives is told λ_max too; that effect, of the
+            same order, is not in it.
         change: how much half the tolerance moved `nats`; None without an audit.
         evaluations: calls of the model for the batch of each example.
 
@@ -64,34 +77,20 @@ class OdeLikelihood(Replicated):
     label = OF_THE_FLOW
 
 
-def unclipped(model: Any) -> None:
-    """Rule: the model's x̂ is not clipped."""
-    hint = "clipping changes the flow whose density this is"
-    for word, value in model_protocol(model).items():
-        clipped = word.startswith("x̂ clipped")
-        require(not clipped, "model", "leave x̂ as it is", f"{word} {value}", hint)
+_RULES = (
+    finite_end, conditions_by_row, unclipped, known_levels, same_noise_for_all,
+    finite_but_for_absent, one_flow, dims_fit_x,
+)  # fmt: skip
 
 
-def in_one_process(
-    differentiable: bool, share: Share, resume: State | None, checkpoint: object
-) -> None:
-    """Rule: an estimate with a graph is not shared, saved or resumed."""
-    stored = share.count > 1 or resume is not None or checkpoint is not None
-    fits = not (stored and differentiable and torch.is_grad_enabled())
-    what = "be False where an estimate is shared, kept or resumed"
-    got, hint = "share, resume or checkpoint", "a state on disk has no graph"
-    require(fits, "differentiable", what, got, hint)
-
-
-_RULES = (finite_end, conditions_by_row, unclipped, known_levels)
-
-
-@validated(rules=[*_RULES, in_one_process])
+@validated(rules=[*_RULES, in_one_process, something_modelled])
 def ode_likelihood(
     model: Model,
-    x: FiniteData,
+    x: Data,
     *,
     schedule: Schedule,
+    mask: Mask | None = None,
+    absent: Mask | None = None,
     prior: OfExamples | None = None,
     trace: Trace | None = None,
     tolerance: Positive = 1e-5,
@@ -121,7 +120,14 @@ def ode_likelihood(
             3 evaluations for each batch finds parts hidden from autograd; kinks or half precision
             raise them to at most 28 (`vdiff.likelihood.gradient`). `evaluations` counts them.
         x: continuous data as the network gets it. For discrete data take `dequantized_ode`.
-        schedule: the ODE runs between its ends; nothing else of it matters.
+        schedule: the ODE runs between its ends; nothing else of it matters, unless it is one over
+            dimensions, along whose path the ODE runs.
+        mask: bool, True where x is modelled; it broadcasts over x, or over one example. The other
+            dimensions are given: `nats` are −log p(x_modelled | x_given), and `dims` counts the
+            modelled dimensions of each example. The model must take a field of λ.
+        absent: bool, True where a value is missing or padded. The model sees noise there, and x
+            is not read. `nats` are given this one noise, which the seed draws: another seed gives
+            another number, and no standard error knows of it.
         prior: a law of clean data, whose noisy density at λ_min stands for p(z₁), for instance
             `Gaussian.fit(training_data)`. The default is p(z₁) = N(0, I).
         trace: `Exact()` or `Hutchinson()`. The default is exact up to 16 dimensions.
@@ -141,7 +147,8 @@ def ode_likelihood(
     Raises:
         SolverError: if the solver gives up or the model is not finite, with the example and λ.
         ValueError: for data that is not finite, for a model that clips x̂, whose gradient misses
-            part of it, or whose output has no digits left at an end of the schedule.
+            part of it, or whose output has no digits left at an end of the schedule; and where
+            nothing is modelled.
 
     Warns:
         UserWarning: if the output has few digits left there, or the audit finds the tolerance too
@@ -157,17 +164,19 @@ def ode_likelihood(
     (0.2258, 0.2258)
     """
     differentiable = differentiable and torch.is_grad_enabled()
-    dims = x[0].numel()
-    trace = trace or default_trace(dims)
+    part = Partial.of(x, mask, absent)
+    x, dims = part.clean(x), part.dims(x)
+    trace = trace or default_trace(int(torch.as_tensor(dims).max()))
     flow = FlowSolver(
         model, schedule, prior, trace, tolerance, method, unit, max_evaluations, max_seconds,
-        condition or {}, len(x), differentiable,
+        condition or {}, len(x), differentiable, part,
     )  # fmt: skip
     results, protocol = run_replicates(
         lambda _, rows: flow.solve(x[rows], rows, seed, audit), x,
         shapes=flow.shapes(x), repetitions=1, model=model, dtype=x.dtype,
-        condition=flow.condition, settings=flow.protocol(), record=record, key=(audit, batch),
+        condition=flow.condition, settings=flow.protocol(x.ndim), record=record,
         run=Run(batch, seed, share, progress, checkpoint, resume, differentiable),
+        key=(audit, batch),
     )  # fmt: skip
     nats, noise, evaluations, truncation, change = (results[name][0] for name in RESULTS)
     likelihood = OdeLikelihood(
@@ -182,9 +191,11 @@ def ode_likelihood(
 @validated(rules=_RULES)
 def log_prob(
     model: Model,
-    x: FiniteData,
+    x: Data,
     *,
     schedule: Schedule,
+    mask: Mask | None = None,
+    absent: Mask | None = None,
     prior: OfExamples | None = None,
     trace: Trace | None = None,
     tolerance: Positive = 1e-5,
@@ -204,8 +215,9 @@ def log_prob(
 
     Args:
         x: continuous data as the network gets it.
-        model, schedule, prior, trace, tolerance, method, unit, max_evaluations, max_seconds, seed,
-            condition: as in `ode_likelihood`. Each call uses the same probes, those of the seed.
+        model, schedule, mask, absent, prior, trace, tolerance, method, unit, max_evaluations,
+            max_seconds, seed, condition: as in `ode_likelihood`. Each call uses the same probes,
+            those of the seed.
 
     Raises:
         SolverError, TypeError, ValueError: as `ode_likelihood`.
@@ -220,16 +232,17 @@ def log_prob(
     >>> round(log_p.item(), 3), round(torch.autograd.grad(log_p.sum(), x)[0].item(), 3)    # −x/¼
     (-0.726, -2.0)
     """
-    differentiable, trace = torch.is_grad_enabled(), trace or default_trace(x[0].numel())
+    differentiable, part = torch.is_grad_enabled(), Partial.of(x, mask, absent)
+    x, trace = part.clean(x), trace or default_trace(int(torch.as_tensor(part.dims(x)).max()))
     flow = FlowSolver(
         model, schedule, prior, trace, tolerance, method, unit, max_evaluations, max_seconds,
-        condition or {}, len(x), differentiable,
+        condition or {}, len(x), differentiable, part,
     )  # fmt: skip
     with evaluating(model, differentiable=differentiable):
         return -flow.solve(x, torch.arange(len(x)), seed, audit=False)["nats"].mean(1)
 
 
-def costs(evaluations: Tensor, change: Tensor | None, dims: int) -> dict[str, object]:
+def costs(evaluations: Tensor, change: Tensor | None, dims: int | Tensor) -> dict[str, object]:
     """The network evaluations of a solver, and the change of an audit in bits/dim.
 
     >>> costs(torch.tensor([100.0, 120.0]), None, dims=2)
@@ -251,7 +264,8 @@ def warn_of_tolerance(likelihood: Replicated, change: Tensor | None) -> None:
     than 0.005 bits/dim."""
     if change is None:
         return
-    moved = abs(bits_per_dim(change.mean(), likelihood.dims).item())
+    dims = torch.as_tensor(likelihood.dims, dtype=torch.float64).mean()
+    moved = abs(bits_per_dim(change.mean(), dims).item())
     error = likelihood.estimate.monte_carlo
     if moved > max(VISIBLE, 0.0 if math.isnan(error) else error):
         what = f"half the tolerance moves the mean by {moved:.2g} bits/dim"

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vdiff.likelihood.control import FittedControl
+from vdiff.likelihood._rules import is_path
+from vdiff.likelihood.control import Control, FittedControl
 from vdiff.likelihood.density import Along, Binned, Density, Stratified, UniformDensity
-from vdiff.likelihood.integrand import Integrand
+from vdiff.likelihood.integrand import Drawn, Integrand
 from vdiff.likelihood.variance_reduction import VarianceReduction
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
@@ -25,6 +26,7 @@ UNIFORM = UniformDensity()
 # antithetic noise must save this factor: a pilot sees less of its heavier tails
 CLEARLY = 0.7
 LENGTH = 0.15  # in time, over which an image's mean stays about the same
+LATENTS = 64  # images at a time whose schedules are drawn, whatever the batch
 FLOOR = 0.1  # the uniform part of a fitted density, so that no weight is above ten
 
 
@@ -57,17 +59,28 @@ class PilotFit:
     evaluations: int = 0
 
     def diffusion(
-        self, integrand: Integrand, rows: Tensor, t: Tensor, q: Tensor, eps: Tensor, term: Tensor
+        self,
+        integrand: Integrand,
+        rows: Tensor,
+        t: Tensor,
+        q: Tensor,
+        eps: Tensor,
+        term: Tensor,
+        drawn: Drawn | None = None,
     ) -> Tensor:
         """Draws of the diffusion term's integral, from those of the term at times of density q.
 
-        The controls have mean zero given (image, t). The level is replaced by its own integral.
+        The controls have mean zero given (image, t). The level, in proportion to the image's
+        modelled dimensions, is replaced by its own integral.
         """
         index, level = bin_index(t, len(self.level)), self.level.to(t.device)
         if self.controls:
-            values = control_values(integrand, self.controls, rows, t, eps)
+            values = control_values(integrand, self.controls, rows, t, eps, drawn)
             term = term - (self.coefficients.to(t.device)[index] * values).sum(1)
-        return (term - level[index]) / q + level.mean()
+        at, integral, weight = level[index], level.mean(), integrand.weight(rows)
+        if weight is not None:
+            at, integral = weight * at, weight * integral
+        return (term - at) / q + integral
 
     def best(self, times: int) -> Tensor:
         """The density by bin for so many times K per grid, with mean one: it minimises ∫ v/q +
@@ -124,15 +137,19 @@ def run_pilot(
     if not pairs:
         return PilotFit(plan, antithetic=bool(plan.antithetic))
     progress(0)
-    controls = tuple(control.fit(integrand.x) for control in plan.controls)
+    controls = tuple(_fit(control, integrand) for control in plan.controls)
     bins = max(1, min(BINS, pairs // PER_BIN, integrand.steps or BINS))
-    loss, values, t = _draw(integrand, controls, pairs, signs, seed, batch, progress)
+    loss, values, t, weight = _draw(integrand, controls, pairs, signs, seed, batch, progress)
     index = bin_index(t, bins)
     level = _zeros(bins).index_add_(0, index, loss.mean((0, 1)))
-    level = level / torch.bincount(index, minlength=bins)
-    fits = {False: _Regression(loss[:, 0], values[:, 0], level, index)}
+    if weight is None:
+        level = level / torch.bincount(index, minlength=bins)
+    else:
+        least = torch.finfo(level.dtype).tiny
+        level = level / _zeros(bins).index_add_(0, index, weight).clamp(min=least)
+    fits = {False: _Regression(loss[:, 0], values[:, 0], level, index, weight)}
     if len(signs) == 2:
-        fits[True] = _Regression(loss.mean(1), values.mean(1), level, index)
+        fits[True] = _Regression(loss.mean(1), values.mean(1), level, index, weight)
     cost = {pair: (1 + pair) * fit.left.sqrt().mean().item() ** 2 for pair, fit in fits.items()}
     antithetic = plan.antithetic
     if antithetic is None:
@@ -162,9 +179,16 @@ def _by_technique(
 
 class _Regression:
     """By bin of time: the controls' coefficients, the variances over ε without and with them, and
-    the variance between images; from two draws at each (image, t)."""
+    the variance between images; from two draws at each (image, t), whose level has a `weight`."""
 
-    def __init__(self, loss: Tensor, values: Tensor, level: Tensor, index: Tensor) -> None:
+    def __init__(
+        self,
+        loss: Tensor,
+        values: Tensor,
+        level: Tensor,
+        index: Tensor,
+        weight: Tensor | None = None,
+    ) -> None:
         bins, controls = len(level), values.shape[-1]
         self.coefficients = _zeros(bins, controls)
         self.raw, self.left, self.between = _zeros(3, bins)
@@ -179,20 +203,38 @@ class _Regression:
                 left = 0.5 * (off - moved @ b).square().sum() / (len(off) - controls)
                 if left < self.raw[i]:
                     self.coefficients[i], self.left[i] = b, left
-            rest = y - v @ self.coefficients[i] - level[i]
+            own = level[i] if weight is None else weight[index == i] * level[i]
+            rest = y - v @ self.coefficients[i] - own
             self.between[i] = (rest[0] * rest[1]).mean().clamp(min=0)
 
 
 def control_values(
-    integrand: Integrand, controls: tuple[FittedControl, ...], rows: Tensor, t: Tensor, eps: Tensor
+    integrand: Integrand,
+    controls: tuple[FittedControl, ...],
+    rows: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    drawn: Drawn | None = None,
 ) -> Tensor:
-    """(n, controls): ½ m times each control, the unit of the diffusion term. The mean given
-    (image, t) is zero."""
-    logsnr, measure = integrand.levels(t)
+    """(n, controls): ½ m times each control, the unit of the diffusion term, at each of the
+    integrand's levels. The mean given (image, t) is zero."""
     if not controls:
-        return measure.new_zeros(len(t), 0)
-    values = [control.centered(rows, eps, logsnr).double() for control in controls]
-    return torch.stack([0.5 * measure * value for value in values], 1)
+        return t.new_zeros(len(t), 0, dtype=torch.float64)
+    values = []
+    for logsnr, measure in integrand.all_levels(t, drawn):
+        for control in controls:
+            if logsnr.ndim == 1:
+                values.append(0.5 * measure * control.centered(rows, eps, logsnr).double())
+            else:
+                values.append(0.5 * control.centered(rows, eps, logsnr, measure).double())
+    return torch.stack(values, 1)
+
+
+def _fit(control: Control, integrand: Integrand) -> FittedControl:
+    """A control of an integrand's images. One without masks or paths need not know of them."""
+    path, part = any(is_path(side.base) for side in integrand.sides), integrand.part
+    whole = part.modelled is None and not path
+    return control.fit(integrand.x) if whole else control.fit(integrand.x, part, path)
 
 
 def bin_index(t: Tensor, bins: int) -> Tensor:
@@ -221,32 +263,41 @@ def _draw(
     seed: int,
     batch: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Diffusion terms (2, signs, pairs), controls (2, signs, pairs, controls), times (pairs,).
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Diffusion terms (2, signs, pairs), controls (2, signs, pairs, controls), times (pairs,), and
+    with a mask the weights of the images (pairs,).
 
-    All images come about equally often. The draws do not depend on the batch.
+    All images with a modelled dimension come about equally often. The draws do not depend on the
+    batch.
     """
     x, device = integrand.x, integrand.x.device
     generator = generator_of(seed, 0, "pilot", device)
     t = Stratified().draw(pairs, generator, device)
-    rows = torch.randperm(max(pairs, len(x)), generator=generator, device=device)[:pairs] % len(x)
+    counted = integrand.counted
+    n = len(x) if counted is None else len(counted)
+    rows = torch.randperm(max(pairs, n), generator=generator, device=device)[:pairs] % n
+    rows = rows if counted is None else counted.to(device)[rows]
     size = (2, pairs, *x.shape[1:])
     noise = torch.randn(size, dtype=x.dtype, device=device, generator=generator)
     loss = torch.empty(2, len(signs), pairs, dtype=torch.float64)
-    values = torch.empty(*loss.shape, len(controls), dtype=torch.float64)
-    done = 0
+    width = len(controls) * integrand.paths_of_controls
+    values = torch.empty(*loss.shape, width, dtype=torch.float64)
+    done, batch = 0, LATENTS if integrand.depends_on_data else batch
     for part in torch.split(torch.arange(pairs, device=device), batch):
         at, when, index = rows[part], t[part], part.cpu()
         for first in range(2):
             for i, sign in enumerate(signs):
                 eps = sign * noise[first, part]
-                parts = integrand(at, when, eps)
+                drawn = integrand.draw(at, generator)
+                parts = integrand(at, when, eps, drawn)
                 integrand.refuse_nonfinite(parts.sum(0), at, when)
                 loss[first, i, index] = parts[1].cpu()
-                values[first, i, index] = control_values(integrand, controls, at, when, eps).cpu()
+                value = control_values(integrand, controls, at, when, eps, drawn)
+                values[first, i, index] = value.cpu()
                 done += len(part) * integrand.evaluations
                 progress(done)
-    return loss, values, t.cpu()
+    weight = integrand.weight(rows)
+    return loss, values, t.cpu(), None if weight is None else weight.cpu()
 
 
 def _smooth(v: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from vdiff._version import __version__
 from vdiff.likelihood.chunks import Share
 from vdiff.likelihood.conditions import condition_digest
 from vdiff.likelihood.digest import data_hash, weights_digest
+from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.stages import Evaluation
 from vdiff.likelihood.tally import Tally
 
@@ -19,14 +20,14 @@ def evaluation_protocol(evaluation: Evaluation, tally: Tally) -> dict[str, objec
     """Everything that an evaluation's number depends on, as plain data."""
     integrand, plan, budget = evaluation.integrand, evaluation.plan, evaluation.budget
     run, fitted, replicates = evaluation.run, evaluation.fitted, tally.terms.replicates
-    first, *second = (side.name("") for side in integrand.sides)
+    first, *second = integrand.names
     differ = len(second) > 0 and second[0] != first
-    density, draws = plan.importance, replicates * evaluation.images * evaluation.draws
+    density, draws = plan.importance, replicates * evaluation.counted * evaluation.draws
     return {
         **data_protocol(integrand.data),
         **first,
         "levels": getattr(integrand.decoder, "levels", None),
-        **(integrand.sides[1].name("second") if differ else {}),
+        **({f"{word}, second": fact for word, fact in second[0].items()} if differ else {}),
         "draws": evaluation.draws,
         "replicates": replicates,
         "evaluations": draws * integrand.evaluations + fitted.evaluations,
@@ -44,6 +45,7 @@ def evaluation_protocol(evaluation: Evaluation, tally: Tally) -> dict[str, objec
             "pilot": evaluation.given.pilot,
         },
         "condition": condition_digest(integrand.condition),
+        **mask_protocol(integrand),
         "tolerance": budget.tolerance,
         "batch": run.batch,
         "seed": run.seed,
@@ -55,6 +57,17 @@ def evaluation_protocol(evaluation: Evaluation, tally: Tally) -> dict[str, objec
 def data_protocol(data: Tensor) -> dict[str, object]:
     """The number of images, their shape and hash."""
     return {"images": len(data), "shape": list(data.shape[1:]), "data": data_hash(data)}
+
+
+def mask_protocol(integrand: Integrand) -> dict[str, object]:
+    """Hashes of a mask and of what is absent, and how many dimensions are modelled; empty without
+    both."""
+    hashes: dict[str, object] = {word: data_hash(m) for word, m in integrand.given.items()}
+    if not hashes:
+        return hashes
+    dims = torch.as_tensor(integrand.dims).expand(len(integrand.x))
+    counts = {"dims": int(dims.sum()), "of": integrand.x.numel(), "images": int((dims > 0).sum())}
+    return {**hashes, "modelled": counts}
 
 
 def model_protocol(model: object) -> dict[str, object]:

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._precision import to_float64
 from vdiff._validate import Given, Instance, Whole, require
 from vdiff.gaussian import bits_per_dim
+from vdiff.likelihood._models import evaluating
 from vdiff.likelihood.chunks import Run, State, run_in_chunks
-from vdiff.likelihood.estimate import Estimate, mean_error
-from vdiff.likelihood.integrand import evaluating
+from vdiff.likelihood.estimate import Estimate, mean_error, spread_error
 from vdiff.likelihood.protocol import computation_protocol, data_protocol, model_protocol
 from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.times import generator_of
@@ -42,7 +43,9 @@ class Replicated:
 
     The standard errors are Monte Carlo errors on the given examples. That of one replicate is NaN,
     or zero for an `exact` estimate. `evaluations` counts calls of the model for each example, over
-    all replicates. `protocol` records what the number can be computed from again.
+    all replicates. `dims` is the number of dimensions, or (batch,) numbers, where an example with
+    0 counts nothing; the `estimate` is then a ratio of sums. `protocol` records what the number
+    can be computed from again.
 
     >>> nats = torch.tensor([[1.0, 4.0], [3.0, 4.0]])
     >>> estimate = Replicated(nats, dims=2, evaluations=torch.tensor([8, 8]))
@@ -53,7 +56,7 @@ class Replicated:
     """
 
     replicates: Float[Tensor, "replicates batch"]
-    dims: int
+    dims: int | Tensor
     evaluations: Tensor
     exact: bool = False
     protocol: dict[str, object] = field(default_factory=dict, kw_only=True)
@@ -100,13 +103,17 @@ class Replicated:
     @property
     def estimate(self) -> Estimate:
         """The mean in bits per dimension, with both errors and their intervals."""
-        scale, n = 1 / (self.dims * math.log(2)), len(self.nats)
+        dims = self.dims if isinstance(self.dims, Tensor) else None
+        mean = self.dims if isinstance(self.dims, int) else to_float64(self.dims).mean().item()
+        scale, n = 1 / (mean * math.log(2)), len(self.nats)
         error, freedom = self.mean_error, None
         if error > 0:
             count = len(self.replicates)
             freedom = mean_error(self.replicates.var(0), count, count)[1].item()
-        spread = self.spread_error * scale if n > 1 else None
-        return Estimate(self.mean * scale, error * scale, spread, freedom, n)
+        n = n if dims is None else int((dims > 0).sum())
+        spread = self.spread_error if dims is None else spread_error(self.nats, dims).item()
+        over_images = spread * scale if n > 1 else None
+        return Estimate(self.mean * scale, error * scale, over_images, freedom, n)
 
     def __str__(self) -> str:
         return "\n".join([f"{self.estimate} bits/dim{self.label}", *listed(self.protocol)])

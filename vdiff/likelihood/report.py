@@ -6,14 +6,17 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
-from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from vdiff import _html
+from vdiff._precision import to_float64
 from vdiff._validate import require, validated
+from vdiff.gaussian import bits_per_dim
+from vdiff.likelihood._tables import OF_MEAN, by_logsnr, images_error, spans, table, trust
 from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
-from vdiff.likelihood.estimate import Estimate, difference
+from vdiff.likelihood.estimate import Estimate, difference, spread_error
 from vdiff.likelihood.protocol import evaluation_protocol
 from vdiff.likelihood.replicated import Replicated, as_text, listed, within
 from vdiff.likelihood.stages import Evaluation
@@ -51,7 +54,10 @@ class Report:
         relative_costs: network evaluations for the same error with the first techniques alone,
             by name, relative to all techniques.
         warnings: what keeps the number from being trusted.
-        by_image: the bound of each image, bits/dim.
+        by_image: the bound of each image, bits per dimension that it models; 0 where it models
+            none.
+        dims: the number of modelled dimensions, or that of each image where they differ. The
+            estimates are then ratios of sums: the bits of all images over the dimensions of all.
         references: other estimates, from `with_reference`.
 
     >>> part = Estimate(0.5, 0.001, 0.01)
@@ -76,6 +82,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     by_image: Tensor | None = field(default=None, compare=False)
     references: dict[str, Reference] = field(default_factory=dict)
+    dims: int | Tensor | None = field(default=None, compare=False)
 
     @validated
     def with_reference(self, name: str, estimate: Replicated) -> "Report":
@@ -103,7 +110,11 @@ class Report:
         self._check_reference(estimate)
         assert self.by_image is not None
         off = self.by_image - estimate.bits_per_dim.to(self.by_image)
-        spread = off.std().item() / math.sqrt(len(off)) if len(off) > 1 else None
+        dims = self.dims if isinstance(self.dims, Tensor) else None
+        if dims is not None:
+            off = off * dims / to_float64(dims).mean()
+        counted = len(off) if dims is None else int((dims > 0).sum())
+        spread = spread_error(off, dims).item() if counted > 1 else None
         gap = difference(self.total, estimate.estimate, off.mean().item(), spread)
         reference = Reference(estimate.estimate, gap, estimate.protocol, estimate.label)
         return replace(self, references=self.references | {name: reference})
@@ -112,13 +123,20 @@ class Report:
         images = "no images" if self.by_image is None else str(len(self.by_image))
         count = str(len(estimate.nats))
         require(images == count, "estimate", f"be of the report's images, {images}", count)
-        for word, came in (("shape", estimate.dims), ("data", estimate.protocol.get("data"))):
-            own = self.protocol.get(word)
-            own = math.prod(own) if isinstance(own, list) else own
-            hint = "continuous x of the same images has another hash: dequantized_ode takes levels"
-            hint = hint if word == "data" else ""
-            same = None in (own, came) or own == came
-            require(same, "estimate", f"be of the same {word}, {own}", came, hint)
+        shape = self.protocol.get("shape")
+        own = math.prod(shape) if isinstance(shape, list) and self.dims is None else self.dims
+        if isinstance(own, Tensor) or isinstance(estimate.dims, Tensor):
+            same = own is not None and bool((torch.as_tensor(estimate.dims) == own).all())
+            modelled = "be of the dimensions that each image models"
+            require(same, "estimate", modelled, "others", "Replicated(…, dims=report.dims)")
+        elif own is not None:
+            require(
+                own == estimate.dims, "estimate", f"be of the same shape, {own}", estimate.dims
+            )
+        data, came = self.protocol.get("data"), estimate.protocol.get("data")
+        hint = "continuous x of the same images has another hash: dequantized_ode takes levels"
+        same = None in (data, came) or data == came
+        require(same, "estimate", f"be of the same data, {data}", came, hint)
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in PARTS}
@@ -192,11 +210,15 @@ def report_of(evaluation: Evaluation, tally: Tally) -> Report:
     doubts = warnings_of(evaluation, tally, diagnostics)
     for text in doubts:
         warnings.warn(f"{evaluation.integrand.name}: {text}", stacklevel=4)
-    prior, diffusion, reconstruction, total = tally.terms.estimates(evaluation.scale, tally.first)
+    dims, nats = evaluation.dims, tally.terms.mean[3]
+    own = evaluation.integrand.dims if dims is None else dims
+    prior, diffusion, reconstruction, total = tally.terms.estimates(
+        evaluation.scale, tally.first, dims
+    )
     protocol, costs = evaluation_protocol(evaluation, tally), relative_costs(evaluation, tally)
-    by_image = tally.terms.mean[3] * evaluation.scale
+    by_image = nats * evaluation.scale if dims is None else bits_per_dim(nats, dims)
     parts = prior, diffusion, reconstruction, total
-    return Report(*parts, protocol, diagnostics, costs, doubts, by_image)
+    return Report(*parts, protocol, diagnostics, costs, doubts, by_image, dims=own)
 
 
 def relative_costs(evaluation: Evaluation, tally: Tally) -> dict[str, float]:
@@ -215,53 +237,6 @@ def relative_costs(evaluation: Evaluation, tally: Tally) -> dict[str, float]:
     return {name: (v + rest) / (last + rest) for name, v in expected.items()}
 
 
-def table(parts: Mapping[str, Estimate], *, head: bool = True) -> str:
-    """Estimates by name, a line each."""
-    width = max(16, 1 + max(map(len, parts)))
-    columns = f"{'bits/dim':<{width}}{'value':>9}{'Monte Carlo SE':>17}{'SE over images':>17}"
-    rows = [columns] if head else []
-    for name, e in parts.items():
-        rows.append(f"{name:<{width}}{e.value:>9.4f}{e.monte_carlo:>17.4f}{images_error(e):>17}")
-    return "\n".join(rows)
-
-
-def images_error(e: Estimate) -> str:
-    """The standard error over images as text."""
-    return "one image" if e.images is None else f"{e.images:.4f}"
-
-
-def spans(e: Estimate) -> str:
-    """Both 95 % intervals."""
-    low, high = e.interval()
-    on_these = f"{low:.4f} to {high:.4f} on these images"
-    if e.images is None:
-        return on_these
-    low, high = e.interval(over_images=True)
-    return f"{on_these}, {low:.4f} to {high:.4f} over images"
-
-
-def trust(diagnostics: Diagnostics | None, costs: Mapping[str, float]) -> list[str]:
-    """The relative costs and the diagnostics, a line each."""
-    rows = []
-    listing = ", with ".join(f"{name}: {cost:.3g}×" for name, cost in [*costs.items()][:-1])
-    if listing:  # the last is all techniques, 1×
-        rows.append(within(f"cost for the same error with {listing}", 2))
-    if diagnostics is not None:
-        size = f"effective sample size {diagnostics.effective:.0f} of {diagnostics.draws} draws"
-        rows.append(f"{size}; largest draw {100 * diagnostics.largest:.2g} % of the sum")
-    return rows
-
-
-def by_logsnr(title: str, curve: Curve, pieces: int = 8) -> list[str]:
-    """A curve in a few pieces, a line each."""
-    edges = [round(i * len(curve.value) / pieces) for i in range(pieces + 1)]
-    lines = [title]
-    for low, high in pairwise(edges):
-        ends = f"{curve.logsnr_min[low]:.1f} to {curve.logsnr_max[high - 1]:.1f}"
-        lines.append(f"  {ends:<16}{curve.value[low:high].sum():>9.4f}")
-    return lines
-
-
 def in_html(parts: Mapping[str, Estimate], total: Estimate, of: Report | Comparison) -> str:
     """Estimates, their curve by log-SNR, how far to trust them, and the protocol."""
     rows = [
@@ -273,8 +248,9 @@ def in_html(parts: Mapping[str, Estimate], total: Estimate, of: Report | Compari
     html = [_html.table(rows, head)]
     if of.diagnostics is not None:
         curve = of.diagnostics.curve
+        mean = OF_MEAN if curve.of_mean else ""
         middle = 0.5 * (curve.logsnr_min + curve.logsnr_max)
-        html.append(_html.curve(middle, curve.value, "bits/dim by log-SNR, noise to data"))
+        html.append(_html.curve(middle, curve.value, f"bits/dim by log-SNR{mean}, noise to data"))
     html += [f"<div>{escape(line)}</div>" for line in lines]
     html += [f"<div><b>WARNING: {escape(text)}</b></div>" for text in of.warnings]
     facts = {word: None if v is None else as_text(v) for word, v in of.protocol.items()}
@@ -284,7 +260,8 @@ def in_html(parts: Mapping[str, Estimate], total: Estimate, of: Report | Compari
 def _common(report: Report | Comparison) -> dict[str, object]:
     diagnostics: dict[str, object] | None = None
     if report.diagnostics is not None:
-        curve = {k: _finite(v.tolist()) for k, v in vars(report.diagnostics.curve).items()}
+        own = vars(report.diagnostics.curve).items()
+        curve = {k: _finite(v.tolist()) for k, v in own if isinstance(v, Tensor)}
         diagnostics = vars(report.diagnostics) | {"curve": curve}
     common = {name: getattr(report, name) for name in ("relative_costs", "warnings", "protocol")}
     return {"diagnostics": diagnostics, **common}

@@ -9,9 +9,11 @@ from typing import Annotated, NoReturn
 import torch
 from torch import Tensor
 
+from vdiff._precision import to_float64
 from vdiff._validate import Number, require
 from vdiff.errors import InvalidValue
 from vdiff.likelihood.chunks import Run, State, check_resume, fail_together
+from vdiff.likelihood.digest import data_hash
 from vdiff.likelihood.estimate import RunningMoments, mean_error, replicates_for
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.pilot import PilotFit, integral_by_bin, pilot_evaluations, run_pilot
@@ -75,16 +77,22 @@ class Evaluation:
             require(not self.plan.antithetic, "draws", even, draws)
             self.plan = replace(self.plan, antithetic=False)
         self.given = self.plan
+        counted = self.integrand.counted
+        self.counted = self.images if counted is None else len(counted)
         if self.budget.tolerance is None:  # the pilot costs at most as much as the draws
             cost = self._cost(self.budget.replicates, draws or DRAWS)
             self.plan = replace(self.plan, pilot=min(self.plan.pilot, max(FEWEST, cost)))
-        self.scale = 1 / (self.integrand.x[0].numel() * math.log(2))  # nats to bits/dim
+        dims = self.integrand.dims
+        self.dims = dims.cpu() if isinstance(dims, Tensor) else None  # by image, if they differ
+        mean = dims if isinstance(dims, int) else to_float64(dims).mean().item()
+        self.scale = 1 / (mean * math.log(2))  # from nats to bits/dim, a ratio of sums
         self.own = torch.arange(self.run.share.index, self.images, self.run.share.count)
+        self.paid = self.own if self.dims is None else self.own[self.dims[self.own] > 0]
 
     @cached_property
     def _pilot(self) -> PilotFit:
         """What the pilot fitted. The pilot runs at the first access."""
-        first = self._first_replicates() * len(self.own) * (self.budget.draws or FEW_DRAWS)
+        first = self._first_replicates() * len(self.paid) * (self.budget.draws or FEW_DRAWS)
         total = pilot_evaluations(self.integrand, self.plan) + first * self.integrand.evaluations
 
         def count(done: int) -> None:
@@ -145,8 +153,8 @@ class Evaluation:
         profile = None if p is None else (p.logsnr_min, p.logsnr_max, p.bins)
         return self.run.key(
             integrand.data, integrand.condition, self.record, integrand.models,
-            [side.name("") for side in integrand.sides], self.plan, self.run.seed, self.draws,
-            profile,
+            integrand.names, self.plan, self.run.seed, self.draws,
+            profile, *sorted((word, data_hash(m)) for word, m in integrand.given.items()),
         )  # fmt: skip
 
     def _gained(self) -> State:
@@ -163,6 +171,7 @@ class Evaluation:
         if self.budget.tolerance is None or not variances:
             return DRAWS
         total = variances[-1] * (self.scale / self.budget.tolerance) ** 2
+        total *= self.counted / self.images  # of images with nothing modelled it is 0
         pairs = math.ceil(total / (2 * self.images * self._first_replicates()))
         return min(128, max(FEW_DRAWS, 2 * pairs))
 
@@ -196,11 +205,12 @@ class Evaluation:
         raise InvalidValue("tolerance", what, f"{self.budget.tolerance:g} bits/dim", hint)
 
     def _cost(self, replicates: int, draws: int | None = None) -> int:
-        return replicates * self.images * (draws or self.draws) * self.integrand.evaluations
+        return replicates * self.counted * (draws or self.draws) * self.integrand.evaluations
 
     def _stage(self, tally: Tally, replicates: int) -> Tally:
         """Draw until each image has so many replicates; the tally of all processes."""
         own, size = self.own, max(1, self.run.batch // self.draws)
+        size = 1 if self.integrand.depends_on_data else size  # an image's own latents
         pilot, cost = self.fitted.evaluations, self.draws * self.integrand.evaluations
         with fail_together(self.run.share):
             for chunk in torch.split(own, size) if len(own) else ():
@@ -209,8 +219,8 @@ class Evaluation:
                 for replicate in range(begun, replicates):
                     rows = chunk[tally.terms.count[0, chunk] == replicate]
                     errors += self._replicate(tally, rows, replicate)
-                    done = pilot + int(tally.terms.count.sum()) * cost
-                    self.run.report(done, pilot + replicates * len(own) * cost)
+                    done = pilot + int(tally.terms.count[:, self.paid].sum()) * cost
+                    self.run.report(done, pilot + replicates * len(self.paid) * cost)
                 if self.profile is not None and errors:
                     self.profile.update(*map(torch.cat, zip(*errors, strict=True)))
                 if begun < replicates:
@@ -221,6 +231,12 @@ class Evaluation:
 
     def _replicate(self, tally: Tally, rows: Tensor, replicate: int) -> list[tuple[Tensor, ...]]:
         """Draw one grid of each image; for the profile λ, ‖ε − ε̂‖² and the image of each draw."""
+        if self.dims is not None:  # an image with nothing modelled costs nothing
+            rest = rows[self.dims[rows] == 0]
+            tally.terms.add(rest, torch.zeros(4, len(rest), dtype=torch.float64))
+            rows = rows[self.dims[rows] > 0]
+            if not len(rows):
+                return []
         draws, x, fitted = self.draws, self.integrand.x, self.fitted
         seed, pairs, device = self.run.seed, fitted.antithetic, x.device
         generators = [generator_of(seed, replicate, f"image {i}", device) for i in rows.tolist()]
@@ -230,16 +246,18 @@ class Evaluation:
         eps = torch.cat([self.plan.noise((draws, *x.shape[1:]), pairs, g, x) for g in generators])
         t, q = fitted.density.place(u)
         each = rows.to(device).repeat_interleave(draws)
-        parts = self.integrand(each, t, eps)
-        diffusion = fitted.diffusion(self.integrand, each, t, q, eps, parts[1])
-        bad = ~torch.isfinite(parts.sum(0))
-        tally.add(rows, parts.cpu(), diffusion.cpu(), t.cpu(), bad.cpu(), self.level)
+        drawn = self.integrand.draw(each, generators[0])
+        parts = self.integrand(each, t, eps, drawn)
+        diffusion = fitted.diffusion(self.integrand, each, t, q, eps, parts[1], drawn)
+        bad, weight = ~torch.isfinite(parts.sum(0)), self.integrand.weight(rows.to(device))
+        level = self.level if weight is None else weight.cpu()[:, None] * self.level
+        tally.add(rows, parts.cpu(), diffusion.cpu(), t.cpu(), bad.cpu(), level)
         if self.run.share.count == 1:  # several processes raise together, at the end of the stage
             self._refuse(tally.nonfinite)
         if self.profile is None:
             return []
         images = torch.arange(len(rows), device=device).repeat_interleave(draws)
-        return [(*self.integrand.squared_error(each, eps), images)]
+        return [(*self.integrand.squared_error(each, eps, t), images)]
 
     def _refuse(self, nonfinite: Tensor) -> None:
         rows = nonfinite.nonzero()[:, 0]

@@ -70,15 +70,16 @@ class Tally:
         """One replicate of the images `rows`. The last dimension of the other arguments is
         rows · draws, an image's draws together.
 
-        `level` is each draw's share of the integral of a baseline, by bin. It belongs to the bins
-        of the baseline, not to the bin of the draw.
+        `level` is each draw's share of the integral of a baseline, by bin, or a row of it for each
+        image. It belongs to the bins of the baseline, not to the bin of the draw.
         """
         n, draws = len(rows), len(t) // len(rows)
         means = torch.stack([parts[0], diffusion, parts[2]]).view(3, n, -1).mean(2)
         self.terms.add(rows, torch.cat([means, means.sum(0, keepdim=True)]))
         index = torch.arange(n).repeat_interleave(draws) * BINS + bin_index(t, BINS)
         drawn = torch.zeros(n * BINS, dtype=torch.float64)
-        drawn = drawn.index_add_(0, index, diffusion - level.sum()).view(n, BINS)
+        whole = level.sum() if level.ndim == 1 else level.sum(1).repeat_interleave(draws)
+        drawn = drawn.index_add_(0, index, diffusion - whole).view(n, BINS)
         self.curve[rows] += drawn + draws * level
         weight = diffusion.abs().view(n, -1)
         self.weights[rows, 0] += weight.sum(1)

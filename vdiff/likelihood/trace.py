@@ -35,10 +35,11 @@ class Trace(ABC):
         """The vectors p. Each example has its own generator."""
 
     def divergence(
-        self, v: Tensor, z: Tensor, directions: Tensor, *, differentiable: bool = False
-    ) -> Float[Tensor, "batch columns"]:
+        self, v: Tensor, z: Tensor, directions: Tensor, *, weight: Tensor | None = None,
+        differentiable: bool = False,
+    ) -> Float[Tensor, "batch columns"]:  # fmt: skip
         """Estimates of div v from v and its graph to z: one for each direction, or their sum in
-        one column if `exact`.
+        one column if `exact`. A `weight` that broadcasts over z multiplies each ∂v_i/∂z_i.
 
         It takes a backward pass for each direction. With `differentiable` the estimates have a
         graph.
@@ -46,7 +47,11 @@ class Trace(ABC):
         if not v.requires_grad:  # a constant field
             return z.new_zeros(len(z), 1 if self.exact else len(directions))
         options = {"retain_graph": True, "create_graph": differentiable, "materialize_grads": True}
-        products = [torch.autograd.grad(v, z, p, **options)[0] * p for p in directions]
+        left = directions if weight is None else directions * weight
+        products = [
+            torch.autograd.grad(v, z, p, **options)[0] * q
+            for p, q in zip(directions, left, strict=True)
+        ]
         estimates = torch.stack([sum_dims(product) for product in products], 1)
         return estimates.sum(1, keepdim=True) if self.exact else estimates
 

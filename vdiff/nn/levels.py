@@ -1,6 +1,7 @@
 """A head for data on a grid of levels: logits of the levels, and Bayes' rule."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from vdiff._validate import require, validated
 from vdiff.decoder import Levels
 from vdiff.errors import validation_enabled
 from vdiff.loss import full_precision
+from vdiff.nn.field import broadcasts, takes_field, with_field
 
 
 class LevelHead(RestorableModule):
@@ -37,11 +39,21 @@ class LevelHead(RestorableModule):
         self.network = network
         self.register_constructed("grid", decoder.level_values, persistent=False)
 
-    @validated
+    @property
+    def field(self) -> bool:
+        """Whether the noise level may be a field: whether `network` has a true `field`."""
+        return bool(getattr(self.network, "field", False))
+
+    def take_field(self) -> None:
+        """Take a field from now on, if `network` is one of `vdiff.nn`."""
+        network: Any = self.network
+        self.network = with_field(network)
+
+    @validated(rules=[takes_field, broadcasts])
     def forward(
         self,
         z: Float[Tensor, "batch channels *size"],
-        logsnr: Float[Tensor, " batch"],
+        logsnr: Float[Tensor, "batch *field"],
         **condition: Tensor,
     ) -> Float[Tensor, "batch channels *size"]:
         logits = self.network(z, logsnr, **condition)
@@ -50,7 +62,8 @@ class LevelHead(RestorableModule):
             what = f"return channels × levels logits, shape {shape}"
             require(logits.shape == shape, "network", what, tuple(logits.shape))
         with full_precision(z.device):
-            column = logsnr.view(-1, *(1 for _ in range(z.ndim)))
+            field = logsnr if logsnr.ndim > 1 else logsnr.view(-1, *(1 for _ in z.shape[1:]))
+            column = field[:, :, None]
             grid = self.grid.to(z.dtype).view(levels, *(1 for _ in range(z.ndim - 2)))
             clean = z[:, :, None] * torch.rsqrt(torch.sigmoid(column))
             fit = -0.5 * torch.exp(column) * (clean - grid).square()

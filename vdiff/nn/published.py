@@ -9,13 +9,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff._modules import WithArguments
 from vdiff._precision import HALF
 from vdiff._validate import Count, Fraction, validated
 from vdiff.denoiser import ScaledGamma, TableStep
 from vdiff.errors import InvalidType
 from vdiff.nn.block import Block, group_norm, init_weights, zero
 from vdiff.nn.embedding import FourierFeatures
+from vdiff.nn.field import FieldNetwork, broadcasts, mean_level, takes_field
 from vdiff.nn.unet import UNet
 from vdiff.schedule import Tabulated
 
@@ -28,7 +28,7 @@ def _single_precision(z: Tensor) -> None:
         raise InvalidType("z", "be in float32 or float64", z.dtype, hint)
 
 
-class VDMUNet(WithArguments, nn.Module):
+class VDMUNet(FieldNetwork):
     """VDM's network: `depth` and `depth` + 1 residual blocks at full resolution, with skip
     connections, without downsampling; 30.58 M parameters.
 
@@ -46,6 +46,8 @@ class VDMUNet(WithArguments, nn.Module):
     torch.Size([2, 3, 8, 8])
     """
 
+    first_layer = "first"
+
     @validated
     def __init__(
         self,
@@ -58,8 +60,10 @@ class VDMUNet(WithArguments, nn.Module):
         logsnr_max: float = 13.3,
         logsnr_min: float = -5.0,
         checkpoint: bool = False,
+        field: bool = False,
     ) -> None:
         super().__init__()
+        self.channels = channels
         wide = 4 * width
         # the authors scale to [0, 1000] and take frequencies from 1 to 1e-4
         self.time = FourierFeatures(
@@ -84,18 +88,23 @@ class VDMUNet(WithArguments, nn.Module):
         for residual in (*self.down, self.middle1, self.middle2, *self.up):
             residual.modulate = zero(nn.Linear(wide, width, bias=False))
         init_weights(self, _lecun_normal)
+        if field:
+            self.take_field()
 
-    @validated(rules=[_single_precision])
+    @validated(rules=[_single_precision, takes_field, broadcasts])
     def forward(
         self,
         z: Float[Tensor, "batch c h w"],
-        logsnr: Float[Tensor, " batch"],
+        logsnr: Float[Tensor, "batch *field"],
         augmented: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
-        time = self.time(logsnr)
+        level = mean_level(logsnr)
+        time = self.time(level)
         flag = time.new_zeros(len(z)) if augmented is None else augmented
         embedding = self.embed(torch.cat([time, flag[:, None]], 1).to(self.first.weight.dtype))
-        h = self.first(torch.cat([z, _last_bits(z)], 1))
+        h = torch.cat([z, _last_bits(z)], 1)
+        told = logsnr.ndim > 1
+        h = self.from_field(self.first, h, logsnr, level, z) if told else self.first(h)
         skips = [h]
         for block in self.down:
             h = block(h, embedding)
@@ -133,6 +142,7 @@ class DDPMUNet(UNet):
         labels: int | None = None,
         time: FourierFeatures | None = None,
         checkpoint: bool = False,
+        field: bool = False,
     ) -> None:
         step = TableStep(Tabulated.linear_betas())
         super().__init__(
@@ -140,6 +150,7 @@ class DDPMUNet(UNet):
             attention=attention, heads=1, dropout=dropout, labels=labels,
             time=time or FourierFeatures(width, 2 * math.pi * 1e4, 2 * math.pi, of=step),
             embedding=4 * width, scale_shift=False, groups=32, eps=1e-6, checkpoint=checkpoint,
+            field=field,
         )  # fmt: skip
         # TensorFlow's "same" padding of a strided convolution: 0 before, 1 after
         wide = [width * multiplier for multiplier in multipliers[:-1]]
@@ -176,6 +187,7 @@ class IDDPMUNet(UNet):
         labels: int | None = None,
         time: FourierFeatures | None = None,
         checkpoint: bool = False,
+        field: bool = False,
     ) -> None:
         longest = 2 * math.pi * 4 * 1e4 ** (1 - 2 / width)  # its frequencies end one short of 1e-4
         step = TableStep(Tabulated.cosine_betas(4000))
@@ -184,7 +196,7 @@ class IDDPMUNet(UNet):
             multipliers=multipliers, blocks=3, attention=attention, heads=4, dropout=dropout,
             labels=labels,
             time=time or FourierFeatures(width, longest, 2 * math.pi * 4, of=step),
-            embedding=4 * width, groups=32, checkpoint=checkpoint,
+            embedding=4 * width, groups=32, checkpoint=checkpoint, field=field,
         )  # fmt: skip
 
 

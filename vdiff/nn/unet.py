@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vdiff._modules import WithArguments
 from vdiff._validate import Count, Fraction, Given, Whole, require, validated
 from vdiff.errors import InvalidValue, has_values
 from vdiff.nn.block import Block, Conv, group_norm, zero
 from vdiff.nn.embedding import FourierFeatures
+from vdiff.nn.field import FieldNetwork, broadcasts, mean_level, takes_field
 
 
 def _counts(multipliers: Sequence[int], argument: str, given: Given) -> Sequence[int]:
@@ -45,22 +45,24 @@ def _fits(self: "UNet", z: Tensor, label: Tensor | None) -> None:
         require(inside, "label", f"lie in 0 … {count - 1}", came)
 
 
-class UNet(WithArguments, nn.Module):
+class UNet(FieldNetwork):
     """Images (batch, channels, height, width) and their noise level to (batch, `channels_out`,
     height, width).
 
     Each resolution is half the one before and has `blocks` residual blocks of `width` × one of
     `multipliers` channels. Attention is in the middle and after each block of the resolutions
     `attention` (0 is the finest). With `labels`, it takes `label` (batch,) in [0, labels) as a
-    condition. The defaults make a small network; `time` is its embedding of the noise level,
-    `embedding` the width of the next layers, and `scale_shift`, `groups`, `eps` and `checkpoint`
-    are those of `vdiff.nn.block.Block`.
+    condition. With `field`, the noise level may be a field that broadcasts against the images. The
+    defaults make a small network; `time` is its embedding of the noise level, `embedding` the
+    width of the next layers, and `scale_shift`, `groups`, `eps` and `checkpoint` are those of
+    `vdiff.nn.block.Block`.
 
     >>> network = UNet(1, width=16, multipliers=(1, 2))
     >>> network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).shape
     torch.Size([2, 1, 8, 8])
     """
 
+    first_layer = "first"
     conv: ClassVar[Conv] = nn.Conv2d
     size: ClassVar[tuple[str, ...]] = ("height", "width")
 
@@ -83,8 +85,10 @@ class UNet(WithArguments, nn.Module):
         groups: int = 8,
         eps: float = 1e-5,
         checkpoint: bool = False,
+        field: bool = False,
     ) -> None:
         super().__init__()
+        self.channels = channels
         self.resolutions, self.blocks = len(multipliers), blocks
         wide = embedding or 2 * width
         self.time = time or FourierFeatures(2 * width)
@@ -108,6 +112,8 @@ class UNet(WithArguments, nn.Module):
         self._make_up(block, skips, widths, attends)
         last = zero(self.conv(fine, channels_out or channels, 3, padding=1))
         self.last = nn.Sequential(group_norm(fine, groups, eps), nn.SiLU(), last)
+        if field:
+            self.take_field()
 
     def _make_down(
         self, block: Callable[..., Block], width: int, widths: list[int], attends: list[int]
@@ -135,17 +141,19 @@ class UNet(WithArguments, nn.Module):
             if i > 0:
                 self.grow.append(self.conv(channels, channels, 3, padding=1))
 
-    @validated(rules=[_fits])
+    @validated(rules=[_fits, takes_field, broadcasts])
     def forward(
         self,
         z: Float[Tensor, "batch c *size"],
-        logsnr: Float[Tensor, " batch"],
+        logsnr: Float[Tensor, "batch *field"],
         label: Tensor | None = None,
     ) -> Float[Tensor, "batch c_out *size"]:
-        embedding = self.embed(self.time(logsnr).to(self.embed[0].weight.dtype))
+        level = mean_level(logsnr)
+        embedding = self.embed(self.time(level).to(self.embed[0].weight.dtype))
         if self.label is not None:
             embedding = embedding + self.label(label)
-        h = self.first(z)
+        told = logsnr.ndim > 1
+        h = self.from_field(self.first, z, logsnr, level, z) if told else self.first(z)
         skips = [h]
         for i in range(self.resolutions):
             for block in self.down[i * self.blocks : (i + 1) * self.blocks]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vdiff.diagnosis import Diagnosis
 from vdiff.plots.figure import REFERENCE, animation, finish, line_style, panels
-from vdiff.schedule import Schedule
+from vdiff.schedule import Schedule, Shifted
+from vdiff.schedule.over_dims import OverDims
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,9 @@ POINTS = 801
 def schedule(
     schedules: Mapping[str, Schedule], *, ax: "Sequence[Axes] | None" = None
 ) -> "list[Axes]":
-    """λ(t) and the density p(λ) of one or more schedules, on two axes. Equal ones are one line.
+    """λ(t) and the density p(λ) of one or more schedules, on two axes. Equal ones are one line. Of
+    a schedule over dimensions, a few dimensions are drawn, by their index; of one with a shift for
+    each example, the least and the largest.
 
     >>> from vdiff.schedule import Cosine
     >>> schedule({"cosine": Cosine()})[0].get_title(loc="left")
@@ -33,7 +36,7 @@ def schedule(
     """
     left, right = panels(ax, 2)
     with torch.no_grad():
-        curves = _unequal({name: Curves.of(each) for name, each in schedules.items()})
+        curves = _unequal({k: v for pair in schedules.items() for k, v in _lines(*pair).items()})
     for i, (name, curve) in enumerate(curves.items()):
         left.plot(curve.t, curve.levels, label=name, **line_style(i))
         right.plot(curve.logsnr, curve.density, label=name, **line_style(i))
@@ -68,6 +71,21 @@ class Curves:
     def quartiles(self) -> list[float]:
         """λ at t = ¾, ½ and ¼."""
         return [self.levels[i * (POINTS - 1) // 4].item() for i in (3, 2, 1)]
+
+
+def _lines(name: str, schedule: Schedule) -> dict[str, Curves]:
+    """The curves of a schedule, or of a few dimensions of one over dimensions."""
+    if isinstance(schedule, Shifted) and isinstance(schedule.shift, Tensor):
+        shifts = sorted({shift.item() for shift in schedule.shift.aminmax()})
+        each = {f"{name} [{shift:+.3g}]": Shifted(schedule.schedule, shift) for shift in shifts}
+        return {named: Curves.of(one) for named, one in each.items()}
+    if not isinstance(schedule, OverDims):
+        return {name: Curves.of(schedule)}
+    t = torch.linspace(0, 1, POINTS, dtype=torch.float64)
+    return {
+        f"{name} [{index}]": Curves(t, logsnr, logsnr, torch.where(rate > 0, 1 / rate, torch.nan))
+        for index, (logsnr, rate) in schedule.curves(t).items()
+    }
 
 
 def _unequal(curves: dict[str, Curves]) -> dict[str, Curves]:

@@ -1,9 +1,8 @@
 """The loop over a grid: the states and predictions on the way from noise to data."""
 
 import inspect
-import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Annotated, Any
 
@@ -11,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Condition, Model, original
-from vdiff._inputs import FiniteData
+from vdiff._arguments import Condition, Model, dims_fit_z, original
+from vdiff._inputs import FiniteData, Mask
 from vdiff._known_range import warn_beyond_grid
 from vdiff._network import evaluation_mode
 from vdiff._precision import at_least_float32
@@ -20,7 +19,8 @@ from vdiff._validate import Count, Given, require, unchecked, validated
 from vdiff.errors import InvalidArgument, InvalidType, InvalidValue, did_you_mean
 from vdiff.parameterization import DIGITS
 from vdiff.prediction import Prediction
-from vdiff.sampling.grid import Grid, uniform
+from vdiff.sampling._inpainting import GivenData, Kept, given_with_mask
+from vdiff.sampling.grid import Grid, Levels, in_words
 from vdiff.sampling.multistep import adams_bashforth, dpmpp_2m
 from vdiff.sampling.noise import Generators
 from vdiff.sampling.probability_flow import ode
@@ -66,17 +66,25 @@ def _levels_or_schedule(
         raise InvalidType(missing, "be given, schedule and steps; or levels instead", None, hint)
 
 
+def _fixed_noise(schedule: Schedule | None, generator: Generators) -> None:
+    """A rule: a schedule that depends on the data draws its latents from one generator."""
+    several = isinstance(generator, Sequence) and schedule and schedule.depends_on_data
+    hint = "schedule=schedule.for_samples(len(z)) draws the latents before"
+    require(not several, "generator", "be one generator for such a schedule", "several", hint)
+
+
 class _Watched(Counted):
     """A model whose very first prediction is checked before a step computes with it. `first` holds
-    the first prediction of a step; the loop clears it."""
+    the first prediction of a step; the loop clears it. It is told what is `kept`."""
 
-    def __init__(self, model: Model, condition: Condition) -> None:
+    def __init__(self, model: Model, condition: Condition, kept: Kept, ends: Any) -> None:
         super().__init__(model, condition=condition)
         self.first: list[Prediction] = []
+        self.predict = kept.model(super().forward, *ends)
 
     def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
         try:
-            prediction = super().forward(z, logsnr, **condition)
+            prediction = self.predict(z, logsnr, **condition)
             if self.evaluations == 1:
                 _check_conditioning(prediction)
         except InvalidArgument as error:
@@ -90,9 +98,11 @@ class _Watched(Counted):
 def _check_conditioning(prediction: Prediction) -> None:
     """Raise if the network's output does not determine x̂ or ε̂ at this level; warn if they have
     lost their digits."""
-    level, target = prediction.logsnr[0].item(), prediction.source
-    error = max(target.rounding(prediction.logsnr[:1], prediction.output.dtype))
-    came, hint = f"{target!r} at λ = {level:g}", "predict v, or start at a level with some signal"
+    ends, target = prediction.logsnr.aminmax(), prediction.source
+    dtype = prediction.output.dtype
+    error = max(max(target.rounding(end.view(1), dtype)) for end in ends)
+    came = f"{target!r} at λ = {in_words(prediction.logsnr)}"
+    hint = "predict v, or start at a level with some signal"
     determined = "start where the model's output determines x̂ and ε̂"
     require(error < 1.0, "levels", determined, came, hint)
     if error > DIGITS:
@@ -102,7 +112,7 @@ def _check_conditioning(prediction: Prediction) -> None:
 
 AnyStep = Annotated[Step, _a_step]
 _checked = validated(
-    rules=[_levels_or_schedule],
+    rules=[_levels_or_schedule, given_with_mask, _fixed_noise, dims_fit_z],
     elsewhere={o: f"it is an option: step=partial({name}, {o}=…)" for o, name in OPTIONS.items()},
 )
 
@@ -118,6 +128,9 @@ def trajectory(
     step: AnyStep = ancestral,
     generator: Generators = None,
     differentiable: bool = False,
+    mask: Mask | None = None,
+    given: GivenData | None = None,
+    absent: Mask | None = None,
     condition: Condition = None,
 ) -> Iterator[tuple[Tensor, Prediction]]:
     """From z ~ N(0, I) at λ_min to λ_max: yields the state and the prediction at each level.
@@ -134,40 +147,49 @@ def trajectory(
     """
     model = original(model)
     _warn_of_scaled_noise(z)
-    if schedule is not None and steps is not None:
-        levels = uniform(schedule, steps)
-    grid = torch.as_tensor(levels)
-    warn_beyond_grid(model, grid)
     z = (z if differentiable else z.detach()).to(at_least_float32(z.dtype), copy=True)
-    watched, history = _Watched(model, condition), History((), generator)
-    return _walk(watched, z, grid.to(z.device), step, history, differentiable)
+    if schedule is not None and steps is not None:
+        path = Levels.of_chain(schedule, steps, z, generator)
+    else:
+        path = Levels.of_row(torch.as_tensor(levels), z)
+    warn_beyond_grid(model, path.some)
+    with nullcontext() if differentiable else torch.no_grad():
+        kept = Kept.of(z, mask, given, absent)
+        z = kept.in_state(z)
+    watched = _Watched(model, condition, kept, path.ends)
+    return _walk(watched, z, path, kept, step, History((), generator), differentiable)
 
 
 def _walk(
-    model: _Watched, z: Tensor, grid: Tensor, step: Step, history: History, differentiable: bool
-) -> Iterator[tuple[Tensor, Prediction]]:
+    model: _Watched, z: Tensor, path: Levels, kept: Kept, step: Step, history: History,
+    differentiable: bool,
+) -> Iterator[tuple[Tensor, Prediction]]:  # fmt: skip
     graph = nullcontext if differentiable else torch.no_grad
-    for i, (logsnr_t, logsnr_s) in enumerate(itertools.pairwise(grid.tolist())):
-        t, s = (grid.new_full((len(z),), level) for level in (logsnr_t, logsnr_s))
+    for i in range(path.count - 1):
+        t, s = path.at(i), path.at(i + 1)
         model.first.clear()
         with graph(), evaluation_mode(model):
             z_s = step(model, z, t, s, history)
+            if t.ndim > 1:
+                z_s = torch.where(s > t, z_s, z)
+            z_s = kept.in_state(z_s)
         evaluates, hint = "evaluate the model it is given", "first at (z, logsnr_t)"
         require(bool(model.first), "step", evaluates, repr(step), hint)
         [prediction] = model.first
-        yield _copies(z, prediction)
+        yield _copies(z, kept.completed(prediction))
         if not torch.isfinite(z_s).all():
             bad = int((~torch.isfinite(z_s)).flatten(1).any(1).sum())
-            after = f"after step {i + 1}, from λ = {logsnr_t:g} to {logsnr_s:g}"
+            to = " to " if t.ndim == 1 else " to the field "
+            after = f"after step {i + 1}, from λ = {in_words(t)}{to}{in_words(s)}"
             came = f"NaN or infinity in {bad} of {len(z)} samples {after}"
             raise InvalidValue("model", "lead to finite states", came, _UNRELIABLE)
         z, history = z_s, history.after(prediction)
     with graph(), evaluation_mode(model):
-        prediction = model(z, grid[-1:].expand(len(z)))
-    came = f"NaN or infinity at the last level, λ = {grid[-1]:g}"
+        prediction = model(z, path.at(path.count - 1))
+    came = f"NaN or infinity at the last level, λ = {in_words(prediction.logsnr)}"
     finite = bool(torch.isfinite(prediction.output).all())
     require(finite, "model", "predict finite data", came, _UNRELIABLE)
-    yield _copies(z, prediction)
+    yield _copies(z, kept.completed(prediction))
 
 
 def _copies(z: Tensor, prediction: Prediction) -> tuple[Tensor, Prediction]:
@@ -188,6 +210,9 @@ def sample(
     step: AnyStep = ancestral,
     generator: Generators = None,
     differentiable: bool = False,
+    mask: Mask | None = None,
+    given: GivenData | None = None,
+    absent: Mask | None = None,
     condition: Condition = None,
 ) -> Float[Tensor, "batch *dims"]:
     """Data from noise: x̂ at the last noise level, which is the exact step from there to λ = +∞.
@@ -202,13 +227,22 @@ def sample(
             steps=17, since it counts the step to data too.
         levels: instead of these, the log-SNRs themselves, rising: `trailing(schedule, steps)`,
             `leading(…)`, or an array. The first may be −∞, pure noise, for a model that predicts
-            x, v or the rectified flow, and any step but `heun`.
+            x, v or the rectified flow, and any step but `heun`. Or fields, (levels, 1 or batch,
+            …), which broadcast over z behind the first dimension.
         step: from a level to the next, for instance `ancestral`, `heun`, `partial(ddim, eta=0.5)`.
         generator: of the steps' noise: one for the batch, or one for each sample
             (`per_sample_generators`).
         differentiable: whether gradients reach z, the model's parameters and the conditions. The
             graph of every evaluation is then kept; `torch.utils.checkpoint` in the network saves
             that memory.
+        mask, given: to sample a part given the rest. `mask` is bool, True where a dimension is
+            sampled; it broadcasts over z, or over one sample. Elsewhere the samples are `given`,
+            of the shape of z, exactly, and so is every state. The model sees it clean, at the
+            schedule's λ_max or the last level. It must take a field of λ (`Denoiser`).
+        absent: bool, True where a value is missing or padded, which the model sees as noise at the
+            schedule's λ_min or the first level: z there, unchanged. The result is 0 there. `given`
+            is read neither there nor where it is sampled, and may be NaN: missing values are
+            imputed by mask=x.isnan(), given=x.
         condition: as in `weighted_elbo`.
 
     Returns:
@@ -232,11 +266,13 @@ def sample(
     """
     path = unchecked(trajectory)(
         model, z, schedule=schedule, steps=steps, levels=levels, step=step,
-        generator=generator, differentiable=differentiable, condition=condition,
+        generator=generator, differentiable=differentiable, mask=mask, given=given, absent=absent,
+        condition=condition,
     )  # fmt: skip
     for _, prediction in path:
         last = prediction
-    return last.x
+    with nullcontext() if differentiable else torch.no_grad():
+        return Kept.of(last.z, mask, given, absent).in_data(last.x)
 
 
 def _warn_of_scaled_noise(z: Tensor) -> None:

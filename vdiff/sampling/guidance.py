@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vdiff._arguments import Condition, Model, original
 from vdiff._validate import Finite, Given, Number, require, validated
 from vdiff.errors import InvalidType, InvalidValue, validation_enabled
-from vdiff.gaussian import per_example
+from vdiff.gaussian import Level, per_example
 from vdiff.parameterization import X
 from vdiff.prediction import Prediction
 from vdiff.sampling.step import predicted
@@ -57,7 +57,7 @@ class Wrapped(nn.Module):
 
 class Guided(Wrapped):
     """Classifier-free guidance: ô = ô_u + scale·(ô_c − ô_u), with the condition (c) and with
-    `unconditional` in its place (u).
+    `unconditional` in its place (u). Where λ is a field, each dimension has its own scale.
 
     The targets are affine in each other, so that the samples do not depend on the target. A scale
     of 1 is the conditional model exactly; so is every λ outside `interval` = (lowest, highest)
@@ -103,7 +103,7 @@ class Guided(Wrapped):
 
     @validated
     def forward(
-        self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any
+        self, z: Float[Tensor, "batch *dims"], logsnr: Level, **condition: Any
     ) -> Prediction:
         """The guided prediction, in the model's own units and with the variance of the conditional
         one."""
@@ -144,7 +144,7 @@ class Clipped(Wrapped):
 
     @validated
     def forward(
-        self, z: Float[Tensor, "batch *dims"], logsnr: Float[Tensor, " batch"], **condition: Any
+        self, z: Float[Tensor, "batch *dims"], logsnr: Level, **condition: Any
     ) -> Prediction:
         """The prediction with its x̂ clipped."""
         free = predicted(self.model, z, logsnr, condition)

@@ -9,30 +9,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Condition, finite_end, known_range_of, original
+from vdiff._arguments import Condition, dims_fit_z, finite_end, known_range_of, original
 from vdiff._arguments import Model as AnyModel
 from vdiff._inputs import FiniteData
 from vdiff._network import evaluation_mode
-from vdiff._precision import at_least_float32, to_float64
+from vdiff._precision import as_float64, at_least_float32, to_float64
 from vdiff._validate import Count, Positive, require, unchecked, validated
-from vdiff.flow import Method, State, solve
+from vdiff.flow import Method, State, between, solve, solve_path
+from vdiff.gaussian import Level, per_example
 from vdiff.sampling.step import NO_HISTORY, Counted, History, Model, Step
 from vdiff.schedule import Schedule
 
 
 def one_pair_of_levels(logsnr_t: Tensor, logsnr_s: Tensor) -> None:
-    """A rule: all samples move between the same two levels."""
-    same = bool((logsnr_t == logsnr_t[0]).all() and (logsnr_s == logsnr_s[0]).all())
+    """A rule: all samples move between the same two levels, if these are numbers."""
+    same = logsnr_t.ndim > 1 or _one_pair(logsnr_t, logsnr_s)
     what = "be the same for all samples, as logsnr_s"
     require(same, "logsnr_t", what, f"{logsnr_t.tolist()}", "the solver has one time")
+
+
+def _one_pair(logsnr_t: Tensor, logsnr_s: Tensor) -> bool:
+    """Whether there is one λ for all samples and dimensions at both ends."""
+    return all(bool((v == v.flatten()[0]).all()) for v in (logsnr_t, logsnr_s))
 
 
 @validated(rules=[one_pair_of_levels])
 def ode(
     model: Model,
     z: Float[Tensor, "batch *dims"],
-    logsnr_t: Float[Tensor, " batch"],
-    logsnr_s: Float[Tensor, " batch"],
+    logsnr_t: Level,
+    logsnr_s: Level,
     history: History = NO_HISTORY,
     *,
     method: Method = "dopri5",
@@ -43,7 +49,8 @@ def ode(
     options: dict[str, Any] | None = None,
 ) -> Float[Tensor, "batch *dims"]:
     """z at λ_s, by one of torchdiffeq's solvers of the probability-flow ODE, in either direction.
-    All samples of a batch move between the same two levels.
+    All samples of a batch move between the same two levels. Between two fields of λ, the angle of
+    each dimension moves evenly (`vdiff.flow.between`).
 
     The batch shares the steps of an adaptive method, whose tolerance its worst sample must meet.
     So a sample depends on its batch within the solver's error: on a mixture by 1e-5 usually, and
@@ -67,13 +74,28 @@ def ode(
     0.5
     """
 
-    def field(level: Tensor, state: State) -> State:
-        return (model(state[0], level.expand(len(state[0]))).v,)
-
-    ends = to_float64(logsnr_t)[0], to_float64(logsnr_s)[0]
     given: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "options": options}
     given |= {"max_evaluations": max_evaluations, "max_seconds": max_seconds}
-    return unchecked(solve)(field, (z,), *ends, **given).state[0]
+
+    def velocity(z: Tensor, level: Tensor) -> Tensor:
+        prediction = model(z, level)
+        if prediction.modelled is None:
+            return prediction.v
+        return torch.where(prediction.modelled, prediction.v, 0.0)
+
+    if _one_pair(logsnr_t, logsnr_s):
+
+        def field(level: Tensor, state: State) -> State:
+            return (velocity(state[0], level.expand(len(state[0]))),)
+
+        ends = to_float64(logsnr_t).flatten()[0], to_float64(logsnr_s).flatten()[0]
+        return unchecked(solve)(field, (z,), *ends, **given).state[0]
+
+    def along(level: Tensor, rate: Tensor, state: State) -> State:
+        return (per_example(rate, z) * velocity(state[0], level),)
+
+    made = solve_path(along, (z,), between(logsnr_t, logsnr_s), **given).state[0]
+    return torch.where(logsnr_s == logsnr_t, z, made)  # the solver interpolates, which rounds
 
 
 def _backwards(step: Any) -> None:
@@ -82,7 +104,7 @@ def _backwards(step: Any) -> None:
     require(is_ode, "step", "be ode, which runs backwards", repr(step), "or partial(ode, …)")
 
 
-@validated(rules=[_backwards, finite_end, known_range_of])
+@validated(rules=[_backwards, finite_end, known_range_of, dims_fit_z])
 def invert(
     model: AnyModel,
     z: FiniteData,
@@ -93,7 +115,8 @@ def invert(
     condition: Condition = None,
 ) -> Float[Tensor, "batch *dims"]:
     """The probability-flow ODE backwards: the noise at λ_min that leads to z at λ_max. Data x is
-    z = α x there.
+    z = α x there. Along a schedule over dimensions, the angle of each moves evenly between its own
+    two ends.
 
     `ode` from λ_min to λ_max returns to z within the tolerances, for instance
     `step=partial(ode, rtol=1e-8)`. With `differentiable`, gradients reach z, the model's
@@ -107,9 +130,7 @@ def invert(
     1.0
     """
     counted, z = Counted(original(model), condition=condition), z.to(at_least_float32(z.dtype))
-    clean, noisy = (
-        to_float64(torch.full((len(z),), end, dtype=torch.float64)).to(z.device)
-        for end in (schedule.logsnr_max, schedule.logsnr_min)
-    )
+    clean, noisy = (as_float64(end, z.device) for end in schedule.ends_of(z.ndim))
+    clean, noisy = (v.expand(len(z), *v.shape[1:]).contiguous() for v in (clean, noisy))
     with nullcontext() if differentiable else torch.no_grad(), evaluation_mode(counted):
         return step(counted, z, clean, noisy, NO_HISTORY)

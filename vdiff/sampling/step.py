@@ -1,8 +1,10 @@
 """Steps from one noise level to the next: plain functions (model, z_t, λ_t, λ_s) → z_s, with
 λ_s > λ_t.
 
-A step may read its fifth argument, a `History`: the predictions at earlier levels and the source
-of noise. It has no state of its own. Options are keywords: `step=partial(ddim, eta=0.5)`.
+λ is (batch,), or a field that broadcasts over z: each dimension moves between its own two levels,
+and one whose level does not change stays as it is. A step may read its fifth argument, a
+`History`: the predictions at earlier levels and the source of noise. It has no state of its own.
+Options are keywords: `step=partial(ddim, eta=0.5)`.
 
 Most steps move z along a straight line: with x̂ and ε̂ fixed, z_s = α_s x̂ + σ_s ε̂. In the
 network's own units, with its row (a, b), h = ½ (λ_s − λ_t) and n = α_t b − σ_t a,
@@ -25,8 +27,8 @@ from vdiff._arguments import Condition
 from vdiff._precision import PURE_NOISE, to_float64
 from vdiff._validate import Number, require, validated
 from vdiff.errors import has_values, validation_enabled
+from vdiff.gaussian import Level, alpha, combine, per_example, sigma
 from vdiff.gaussian import Step as ChainStep
-from vdiff.gaussian import alpha, combine, per_example, sigma
 from vdiff.parameterization import Parameterization
 from vdiff.prediction import Prediction, as_prediction
 from vdiff.reverse import reverse_sample
@@ -36,6 +38,7 @@ from vdiff.variance import AnalyticVariance, ReverseVariance
 Model = Callable[..., Prediction]
 _ANCESTRAL = "1 is ancestral sampling; more leaves no ε̂ to keep"
 Eta = Annotated[float, Number(at_least=0.0, at_most=1.0, hint=_ANCESTRAL)]
+RESTING = 1e-9  # in place of a step Δ = 0, whose result is not used
 KEPT = 4  # predictions that a history holds: no step here reads more
 
 
@@ -105,8 +108,8 @@ def predicted(model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]
 def ancestral(
     model: Model,
     z: Float[Tensor, "batch *dims"],
-    logsnr_t: Float[Tensor, " batch"],
-    logsnr_s: Float[Tensor, " batch"],
+    logsnr_t: Level,
+    logsnr_s: Level,
     history: History = NO_HISTORY,
     *,
     variance: ReverseVariance | None = None,
@@ -131,17 +134,21 @@ def ancestral(
     hint = "FixedSmall() or FixedLarge() for the step from pure noise"
     require(known, "variance", "be known at λ = −∞", repr(now.variance), hint)
     t = to_float64(logsnr_t).clamp(min=PURE_NOISE)
-    return reverse_sample(
-        now, ChainStep(t, to_float64(logsnr_s) - t), noise_like(z, history.generator)
-    )
+    delta = to_float64(logsnr_s) - t
+    noise = noise_like(z, history.generator)
+    if delta.ndim == 1:
+        return reverse_sample(now, ChainStep(t, delta), noise)
+    # log Σ − log(c σ_s²) of a learned Σ is infinite where c is 0
+    moved = reverse_sample(now, ChainStep(t, delta.where(delta > 0, RESTING)), noise)
+    return torch.where(delta > 0, moved, z)
 
 
 @validated
 def ddim(
     model: Model,
     z: Float[Tensor, "batch *dims"],
-    logsnr_t: Float[Tensor, " batch"],
-    logsnr_s: Float[Tensor, " batch"],
+    logsnr_t: Level,
+    logsnr_s: Level,
     history: History = NO_HISTORY,
     *,
     eta: Eta = 0.0,
@@ -175,8 +182,8 @@ def ddim(
 def heun(
     model: Model,
     z: Float[Tensor, "batch *dims"],
-    logsnr_t: Float[Tensor, " batch"],
-    logsnr_s: Float[Tensor, " batch"],
+    logsnr_t: Level,
+    logsnr_s: Level,
     history: History = NO_HISTORY,
 ) -> Float[Tensor, "batch *dims"]:
     """EDM's step, Heun's rule in (z/α, σ/α): to λ_s with ε̂, and again with the mean of ε̂ at both
@@ -207,7 +214,8 @@ def heun(
 
 
 def is_at(level: float, logsnr: Tensor) -> bool:
-    """Whether any λ is this one: +∞, clean data, or −∞, pure noise."""
+    """Whether any λ, of an example or a dimension, is this one: +∞, clean data, or −∞, pure
+    noise."""
     return validation_enabled() and has_values(logsnr) and bool((logsnr == level).any())
 
 

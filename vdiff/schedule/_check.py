@@ -1,5 +1,6 @@
 """The contract of a schedule: λ falls from λ_max to λ_min, and its four methods agree."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,11 @@ from vdiff.errors import InvalidValue
 
 RESTS = 1e-9  # of the range: a rate at an end below this is 0
 LEAST = 1e-6  # of the range: replaces a rate of 0, so that p(λ) · rate is 1, not 0 · ∞
+
+LEAST_PAIRS, MOST_VALUES = 32, 1 << 18  # of a field: of times, and times · dimensions
+NEAR = 1e-6  # between the times of a pair
+SAME_DERIVATIVE = "have rate_at equal to the derivative of −logsnr_at"
+OTHER_AMOUNT = "λ falls there by another amount than the integral of the rate"
 
 Row = Sequence[float] | np.ndarray | Tensor
 BETA_HINTS = {
@@ -81,9 +87,7 @@ def _check_derivative(t: Tensor, logsnr: Tensor, rate: Tensor) -> None:
     change = (rate[:-1] - rate[1:]).abs()
     width = t.diff() * torch.nn.functional.max_pool1d(change[None], 3, stride=1, padding=1)[0]
     off = (area - drop).abs() > width + 1e-6 * drop.abs() + 1e-9
-    same = "have rate_at equal to the derivative of −logsnr_at"
-    hint = "λ falls there by another amount than the integral of the rate"
-    _refuse(off, same, t, rate, "a rate of ", hint)
+    _refuse(off, SAME_DERIVATIVE, t, rate, "a rate of ", OTHER_AMOUNT)
 
 
 def _check_inverse(schedule: Any, base: Any, t: Tensor, span: float) -> None:
@@ -98,6 +102,64 @@ def _check_inverse(schedule: Any, base: Any, t: Tensor, span: float) -> None:
         what = "have density_at(logsnr) one over rate_at"
         hint = "the product is not 1; p(λ) = −dt/dλ is normalised between the ends"
         _refuse(~((product - 1).abs() <= 1e-5), what, between, product, "p(λ) · rate = ", hint)
+
+
+@torch.no_grad()
+def check_field(schedule: Any, points: int) -> None:
+    """Verify a schedule over dimensions at pairs of times, as `check` does, in each dimension."""
+    name, shape = type(schedule).__name__, schedule.field_shape(schedule.least_ndim)
+    device = device_of(schedule)
+    if device.type == "meta":
+        return  # parameters without values, to be filled later
+    pairs = max(LEAST_PAIRS, min(points, MOST_VALUES // math.prod(shape)) // 2)
+    t = torch.linspace(0, 1 - NEAR, pairs, dtype=torch.float64, device=device)
+    t = torch.stack([t, t + NEAR], 1).flatten()
+    field = t.view(-1, *[1] * len(shape))
+    form = torch.empty(2 * pairs, *shape, dtype=torch.float64, device=device)
+    logsnr, each = schedule.logsnr_at(field), "λ over dimensions"
+    logsnr = returned(logsnr, form, "schedule", f"have {name}.logsnr_at ", each)
+    rate = returned(
+        schedule.rate_at(field, logsnr), form, "schedule", f"have {name}.rate_at ", each
+    )
+    logsnr, rate = logsnr.flatten(1), rate.flatten(1)
+    _check_field_falls(t, logsnr, rate)
+    _refuse_in(~(rate >= 0), "have rate_at(t, logsnr) = −dλ/dt ≥ 0", t, rate, "a rate of ")
+    _check_field_ends(schedule, logsnr[[0, -1]], shape)
+    drop, area = logsnr[::2] - logsnr[1::2], 0.5 * NEAR * (rate[::2] + rate[1::2])
+    change = NEAR * (rate[::2] - rate[1::2]).abs()  # a rate may jump, or bend at a knot: 1 %
+    off = (area - drop).abs() > change + 0.01 * drop + 1e-10
+    _refuse_in(off, SAME_DERIVATIVE, t[::2], rate[::2], "a rate of ", OTHER_AMOUNT)
+
+
+def _check_field_falls(t: Tensor, logsnr: Tensor, rate: Tensor) -> None:
+    _refuse_in(~torch.isfinite(logsnr), "have finite logsnr_at(t)", t, logsnr, "λ = ")
+    span = logsnr[0] - logsnr[-1]
+    hint = "γ = −λ rises: pass −γ" if (span < 0).all() else ""
+    rises = logsnr[1:] - logsnr[:-1] > RESTS * span.abs()
+    _refuse_in(rises, "never rise in t", t, logsnr, "λ = ", hint)
+    # a fall may be below rounding, as that of t⁶ near 0; its rate is not
+    rests = (rate[1:-2:2] == 0) & (rate[2::2] == 0)
+    still = (rests & (logsnr[:-2:2] - logsnr[2::2] <= RESTS * span)).all(1)
+    hint = "time in which no λ falls is lost"
+    _refuse(still, "always fall in at least one dimension", t[::2], logsnr[::2, 0], "λ = ", hint)
+
+
+def _check_field_ends(schedule: Any, logsnr: Tensor, shape: tuple[int, ...]) -> None:
+    for i, end in enumerate(schedule.ends_of(schedule.least_ndim)):
+        want = torch.as_tensor(end, dtype=torch.float64, device=logsnr.device)
+        want = want.expand(1, *shape).flatten()
+        off = (logsnr[i] - want).abs() > 1e-6 * (1 + want.abs())
+        what = f"have λ({i}) equal to ends_of(ndim)[{i}] in each dimension"
+        _refuse_in(off[None], what, torch.tensor([float(i)]), logsnr[i : i + 1], "λ = ")
+
+
+def _refuse_in(
+    bad: Tensor, requirement: str, t: Tensor, values: Tensor, what: str, hint: str = ""
+) -> None:
+    """`_refuse` in the first dimension with a bad value."""
+    for dim in bad.any(0).nonzero().flatten()[:1].tolist():
+        where = f"dimension {dim} of an example: {hint}" if hint else f"dimension {dim}"
+        _refuse(bad[:, dim], requirement, t, values[:, dim], what, where)
 
 
 def returned(

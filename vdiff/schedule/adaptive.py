@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._precision import to_float64
-from vdiff._validate import Count, Fraction, Number, validated
+from vdiff._validate import Count, Fraction, Number, require, validated
 from vdiff.errors import under_functorch
 from vdiff.profile import Profile
 from vdiff.schedule.base import AllReduce, NoiseLevels
@@ -63,10 +63,20 @@ class Adaptive(Histogram):
         self.profile = _Merged(**ends, bins=bins)  # of w‖e‖², over all ranks
         self.noted = Profile(**ends, bins=bins)  # here, since the last update
 
-    def at(self, t: Tensor, steps: int | None = None, *, detach_ends: bool = True) -> NoiseLevels:
-        levels = super().at(t, steps, detach_ends=detach_ends)
+    def at(
+        self,
+        t: Tensor,
+        steps: int | None = None,
+        *,
+        detach_ends: bool = True,
+        ndim: int | None = None,
+    ) -> NoiseLevels:
+        levels = super().at(t, steps, detach_ends=detach_ends, ndim=ndim)
         if steps is not None or not (self.training and torch.is_grad_enabled()):
             return levels
+        hint = "its losses tell nothing of a single λ: train with a fixed schedule"
+        one = "be one time per example for a schedule that learns from losses"
+        require(t.ndim == 1, "t", one, f"a field {tuple(t.shape)}", hint)
         return levels._replace(learn=partial(self._note, levels))
 
     def _note(self, levels: NoiseLevels, loss: Tensor, dims: int) -> Tensor:

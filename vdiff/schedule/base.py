@@ -70,8 +70,8 @@ class Schedule(PreciseModule, ABC):
     once to the dtype of their argument. End points are finite, except the last level of a table:
     λ = ±∞ has no bound and no rate.
 
-    A schedule moves only the variance of a loss: E[L] depends on the end points alone (VDM,
-    arXiv:2107.00630, sec. 5.1).
+    With one λ for all dimensions, a schedule moves only the variance of a loss: E[L] depends on
+    the end points alone (VDM, arXiv:2107.00630, sec. 5.1).
 
     >>> class Quadratic(Schedule):
     ...     def logsnr_at(self, t): return 10 - 5 * (t + t**2)
@@ -83,6 +83,9 @@ class Schedule(PreciseModule, ABC):
 
     learns_ends: bool = False  # whether λ_max and λ_min are parameters
     learns_shape: bool = False  # whether training moves λ(t) between the ends
+    over_dims: bool = False  # whether each dimension of x has its own λ(t)
+    depends_on_data: bool = False  # whether `for_data` makes a schedule for each example
+    latents_drawn: bool = False  # whether it is one that `for_data` has made, for its examples
     __example__ = "for instance Cosine(); schedule.Custom takes a function of t"
 
     @validated(rules=[ordered_ends])
@@ -117,6 +120,11 @@ class Schedule(PreciseModule, ABC):
         """Whether λ_min is −∞, as in a table; `logsnr_at` then returns −600 there."""
         return not self.learns_ends and self.logsnr_min == -math.inf
 
+    @property
+    def shared(self) -> bool:
+        """Whether all examples and dimensions have the same λ at the same t."""
+        return not self.over_dims
+
     @abstractmethod
     def logsnr_at(self, t: Tensor) -> Tensor:
         """λ(t) in the dtype of t."""
@@ -140,17 +148,38 @@ class Schedule(PreciseModule, ABC):
 
     def ends(self, detach: bool = True) -> tuple[Tensor | float, Tensor | float]:
         """(λ_max, λ_min): numbers where they are fixed, tensors where they are learned, detached
-        from the graph with `detach`."""
+        from the graph with `detach`. Over dimensions, the largest and the smallest of all."""
         return self._ends
+
+    def ends_of(self, ndim: int, detach: bool = True) -> tuple[Tensor | float, Tensor | float]:
+        """(λ_max, λ_min) of each dimension of an x with `ndim` dimensions: those of `ends`, or
+        fields that broadcast over x."""
+        return self.ends(detach)
+
+    def check_shape(self, x: Tensor) -> None:
+        """Raise ValueError unless λ broadcasts over x without another shape than x's."""
+
+    def for_data(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple["Schedule", Tensor | float]:
+        """The schedule for these examples, and what it adds to their bound, nats (batch,). Only a
+        schedule that `depends_on_data` is another for other examples."""
+        return self, 0.0
 
     @validated
     def at(
-        self, t: Tensor, steps: Steps | None = None, *, detach_ends: bool = True
+        self,
+        t: Tensor,
+        steps: Steps | None = None,
+        *,
+        detach_ends: bool = True,
+        ndim: int | None = None,
     ) -> NoiseLevels:
         """The noise levels at times (batch,), in continuous time or on a chain of `steps` steps.
-        With `detach_ends`, learned end points get no gradient.
+        With `detach_ends`, learned end points get no gradient. A schedule over dimensions needs
+        `ndim`, the number of dimensions of x; times that are a field have as many.
         """
-        t = to_float64(t)
+        t = self.spread(to_float64(t), ndim)
         if steps is None:
             logsnr = self.logsnr_at(t)
             rate = self.rate_at(t, logsnr)
@@ -159,6 +188,14 @@ class Schedule(PreciseModule, ABC):
             )
         logsnr, delta = self._step_at(t, steps)
         return NoiseLevels(logsnr, steps * torch.expm1(delta), delta)
+
+    def spread(self, t: Tensor, ndim: int | None) -> Tensor:
+        """Times (batch,) as (batch, 1, …) where each dimension has its own λ(t)."""
+        if not self.over_dims or t.ndim != 1:
+            return t
+        hint = "schedule.at(t, ndim=x.ndim)"
+        require(ndim is not None, "ndim", "be given for a schedule over dimensions", None, hint)
+        return t.view(-1, *[1] * ((ndim or 1) - 1))
 
     def _step_at(self, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """λ_t, and λ_s − λ_t over the step that ends at t."""
@@ -190,6 +227,11 @@ class Schedule(PreciseModule, ABC):
             logsnr = logsnr.masked_fill(t64 >= 1, -math.inf)
         return logsnr.to(at_least_float32(t.dtype))
 
+    def mean_logsnr(self, t: Tensor) -> Tensor:
+        """λ(t), or its mean over dimensions where each has its own: for reports by log-SNR."""
+        logsnr: Tensor = self(t)
+        return logsnr
+
     @validated
     def rate(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """−dλ/dt at t: positive."""
@@ -209,7 +251,7 @@ class Schedule(PreciseModule, ABC):
         """
         level = to_float64(logsnr)
         if not clamp and validation_enabled() and has_values(logsnr):
-            between = f"lie within the ends [{self.logsnr_min:g}, {self.logsnr_max:g}]"
+            between = f"lie within the ends {self._between()}"
             came = f"values from {level.min():g} to {level.max():g}" if level.numel() else ""
             hint = "clamp=True returns the nearest end"
             require(bool(self._inside(level).all()), "logsnr", between, came, hint)
@@ -256,6 +298,9 @@ class Schedule(PreciseModule, ABC):
         if not self._checked:
             unchecked(type(self).check)(self)
             self._checked = True
+
+    def _between(self) -> str:
+        return f"[{self.logsnr_min:g}, {self.logsnr_max:g}]"
 
     def _inside(self, logsnr: Tensor) -> Tensor:
         high, low = self.ends()

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vdiff._precision import to_float64
 from vdiff.errors import under_functorch
+from vdiff.gaussian import per_example
 from vdiff.schedule.base import AllReduce, Learn, unchanged
 from vdiff.schedule.learned_ends import LearnedEnds
 
@@ -107,8 +108,15 @@ class Learned(LearnedEnds):
         width = distance.detach() if isinstance(distance, Tensor) else distance
         # the bound of a model that predicts nothing is the scale of ℓ until m is known
         mean = torch.where(self.mean_loss > 0, self.mean_loss, 0.5 * dims * width)
-        weighed: Tensor = _Weigh.apply(loss, carrier, 2 * (value - self.mean_loss) / mean)  # type: ignore[no-untyped-call]
+        weight = self.gradient_weight((value - self.mean_loss) / mean)
+        if carrier.ndim > 1:
+            weight = per_example(weight, carrier).expand_as(carrier)
+        weighed: Tensor = _Weigh.apply(loss, carrier, weight)  # type: ignore[no-untyped-call]
         return weighed
+
+    def gradient_weight(self, deviation: Tensor) -> Tensor:
+        """What multiplies the gradient of the loss ℓ for the shape, from (ℓ − m)/m."""
+        return 2 * deviation
 
     @torch.no_grad()
     def update(self, all_reduce: AllReduce | None = None) -> None:

@@ -84,14 +84,19 @@ class LearnedEnds(Schedule):
 
     @validated
     def at(
-        self, t: Tensor, steps: Steps | None = None, *, detach_ends: bool = True
+        self,
+        t: Tensor,
+        steps: Steps | None = None,
+        *,
+        detach_ends: bool = True,
+        ndim: int | None = None,
     ) -> NoiseLevels:
-        t = to_float64(t)
+        t = self.spread(to_float64(t), ndim)
         high, low = self.ends(detach_ends)
         distance = high - low
         learn: Learn = unchanged
         if steps is not None:
-            u, before = self.cdf_and_pdf(torch.stack([t, (t - 1 / steps).clamp(min=0.0)]))[0]
+            u, before = self._cdf_of_step(t, (t - 1 / steps).clamp(min=0.0))
             delta = distance * (u - before)
             levels = NoiseLevels(high - distance * u, steps * torch.expm1(delta), delta)
         else:
@@ -100,6 +105,12 @@ class LearnedEnds(Schedule):
         if detach_ends and self.learns_ends and torch.is_grad_enabled():
             learn = partial(self._touch_ends, learn)
         return levels._replace(learn=learn)
+
+    def _cdf_of_step(self, t: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        if self.over_dims:  # the dimensions of t are those of x
+            return self.cdf_and_pdf(t)[0], self.cdf_and_pdf(before)[0]
+        u, before = self.cdf_and_pdf(torch.stack([t, before]))[0]
+        return u, before
 
     def _touch_ends(self, learn: Learn, loss: Tensor, dims: int) -> Tensor:
         """The loss with detached ends in its graph: DDP waits for every parameter."""

@@ -175,28 +175,40 @@ class Spline(Learned):
         self.log_density.zero_()
 
     def cdf_and_pdf(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        times, low, gain = self._cells()
-        cells = len(low)
-        cell = torch.searchsorted(times[1:-1].detach(), t.detach().contiguous(), right=True)
-        start, low, gain = times[cell], low[cell], gain[cell]
-        twice = 2 * cells * (t - start)
-        density = torch.addcmul(low.square(), twice, gain).sqrt()
-        # the root of gain x² + 2 low x = twice, without cancelling
-        u = (cell + twice / (low + density)) / cells
-        return torch.where(t < 1, u, t), density.reciprocal()
+        return spline_cdf_and_pdf(t, *spline_cells(self.log_density))
 
     def time_at(self, logsnr: Tensor) -> Tensor:
         high, low_end = self.ends()
-        times, low, gain = self._cells()
+        times, low, gain = spline_cells(self.log_density)
         u = (high - logsnr) / (high - low_end) * len(low)
         cell = u.detach().long().clamp(0, len(low) - 1)
         x = u - cell
         return times[cell] + x * (low[cell] + 0.5 * x * gain[cell]) / len(low)
 
-    def _cells(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The time at each knot; in each cell between two knots, the density dt/du at its start
-        and its increase."""
-        density, du = self.log_density.exp(), 1 / (len(self.log_density) - 1)
-        density = (1 - FLOOR) * density / torch.trapezoid(density, dx=du) + FLOOR
-        times = nn.functional.pad(torch.cumulative_trapezoid(density, dx=du), (1, 0))
-        return times, density[:-1], density.diff()
+
+def spline_cells(log_density: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The time at each knot; in each cell between two knots, the density dt/du at its start and
+    its increase. One spline (knots,) or several (…, knots)."""
+    density, du = log_density.exp(), 1 / (log_density.shape[-1] - 1)
+    rest, total = (1 - FLOOR) * density, torch.trapezoid(density, dx=du)
+    density = rest / (total if total.ndim == 0 else total[..., None]) + FLOOR
+    times = nn.functional.pad(torch.cumulative_trapezoid(density, dx=du), (1, 0))
+    return times, density.narrow(-1, 0, density.shape[-1] - 1), density.diff()
+
+
+def spline_cdf_and_pdf(
+    t: Tensor, times: Tensor, low: Tensor, gain: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(u, u') of one spline at t of any shape, or of several (…, knots) at times (…, n) each."""
+    cells = low.shape[-1]
+    knots = times.detach().narrow(-1, 1, cells - 1).contiguous()
+    cell = torch.searchsorted(knots, t.detach().contiguous(), right=True)
+    if times.ndim == 1:
+        start, low, gain = times[cell], low[cell], gain[cell]
+    else:
+        start, low, gain = (v.gather(-1, cell) for v in (times, low, gain))
+    twice = 2 * cells * (t - start)
+    density = torch.addcmul(low.square(), twice, gain).sqrt()
+    # the root of gain x² + 2 low x = twice, without cancelling
+    u = (cell + twice / (low + density)) / cells
+    return torch.where(t < 1, u, t), density.reciprocal()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vdiff.denoiser import Denoiser
-from vdiff.gaussian import sigma
+from vdiff.gaussian import per_example, sigma
 from vdiff.loss import Model
 from vdiff.oracle import Gaussian, GaussianMixture
 from vdiff.parameterization import Eps, Parameterization, V
@@ -86,7 +86,11 @@ def biased(model: Model) -> Altered:
 
 def scaled_x(model: Model, scale: float) -> Altered:
     """The model with scale · x̂, from z = α x̂ + σ ε̂."""
-    return Altered(model, lambda p: scale * p.eps + (1 - scale) * p.z / sigma(p.logsnr)[:, None])
+
+    def eps(p: Prediction) -> Tensor:
+        return scale * p.eps + (1 - scale) * p.z / per_example(sigma(p.logsnr), p.z)
+
+    return Altered(model, eps)
 
 
 class Wide:

@@ -14,15 +14,16 @@ from vdiff._arguments import Model
 from vdiff._inputs import Data
 from vdiff._validate import Count, validated
 from vdiff.errors import InvalidType, InvalidValue, did_you_mean
+from vdiff.likelihood._models import evaluating
 from vdiff.likelihood.chunks import Progress
-from vdiff.likelihood.integrand import evaluating
 from vdiff.theorems.subject import DRAWS, Subject
 from vdiff.theorems.theorem import THEOREMS, Function, Sides, Theorem
 
 TOPICS = {  # in reading order; the import registers the theorems
     name: import_module(f"vdiff.theorems.{name}")
     for name in (
-        *("forward", "chains", "bounds", "limits", "invariance", "weightings", "augmentation"),
+        *("forward", "chains", "bounds", "limits", "invariance", "fields", "masks"),
+        *("weightings", "augmentation"),
         *("scores", "information", "estimators", "densities", "variances", "decoding", "training"),
         *("generation", "samplers"),
     )

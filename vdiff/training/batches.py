@@ -1,4 +1,5 @@
-"""The image, the time and the noise of every slot of every step, on any number of processes."""
+"""The image, the time, the noise and the mask of every slot of every step, on any number of
+processes."""
 
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from vdiff._validate import require
 from vdiff.data.augment import NUMBERS, augment
 from vdiff.errors import InvalidValue
+from vdiff.masks import MaskSampler, masks_of_step
 from vdiff.times import draws_of_step, generator_of
 from vdiff.training.config import Config
 from vdiff.training.ranks import Rank
@@ -15,8 +17,8 @@ from vdiff.training.sources import Examples, Share, Source, Stream, seed_all, so
 
 
 class Batch(NamedTuple):
-    """A share of a step's batch: data, uniform numbers for the times, noise, conditions, and the
-    numbers of the images and slots."""
+    """A share of a step's batch: data, uniform numbers for the times, noise, conditions, the
+    numbers of the images and slots, what is modelled, None for all, and what is absent."""
 
     data: Tensor
     u: Tensor
@@ -24,6 +26,15 @@ class Batch(NamedTuple):
     condition: dict[str, Tensor]
     images: Tensor
     slots: range
+    mask: Tensor | None = None
+    absent: Tensor | None = None
+
+    @property
+    def draws(self) -> dict[str, Tensor]:
+        """What an objective takes besides data and conditions."""
+        masked = {"mask": self.mask, "absent": self.absent}
+        draws = {"u": self.u, "eps": self.eps}
+        return draws | {name: v for name, v in masked.items() if v is not None}
 
 
 class Batches:
@@ -32,7 +43,8 @@ class Batches:
 
     Each pass over the data uses every image once, in its own order; a batch may end one pass and
     begin the next. Slot i of n has the time (u + i/n) mod 1, with one offset u for all processes,
-    and its own generator for the noise. Share k of m has the slots k, k + m, k + 2m, …
+    and its own generators for the noise and the mask. Share k of m has the slots k, k + m, k + 2m,
+    … With `independent`, the indices of these dimensions of x have times of their own.
 
     Raises ValueError if the batch cannot be divided evenly, and for missing labels.
 
@@ -53,6 +65,8 @@ class Batches:
         rank: Rank = Rank(),  # noqa: B008 (a constant)
         device: torch.device | str = "cpu",
         workers: int = 0,
+        mask: MaskSampler | None = None,
+        independent: tuple[int, ...] = (),
     ) -> None:
         parts, shares = config.accumulate, rank.world_size * config.accumulate
         came = f"{config.batch} for {rank.world_size} processes of {parts} micro-batches"
@@ -60,7 +74,7 @@ class Batches:
         hint = f"shares of another size count differently: batch={near}, or change accumulate"
         require(config.batch % shares == 0, "batch", f"be a multiple of {shares}", came, hint)
         self.config, self.rank, self.shares = config, rank, shares
-        self.device = torch.device(device)
+        self.device, self.mask, self.independent = torch.device(device), mask, independent
         if not isinstance(data, Source):
             data = source_of(data, config, labels, self.device, workers)
         self.source = data
@@ -91,10 +105,10 @@ class Batches:
         if config.conditional and labels is not None:
             labels = labels.to(self.device, non_blocking=True)
             condition["label"] = self._dropped(labels, step, mine)
-        u, eps = draws_of_step(
-            data, seed=config.seed, step=step, index=slots.start, count=self.shares
-        )
-        return Batch(data, u, eps, condition, share.numbers, slots)
+        place = {"seed": config.seed, "step": step, "index": slots.start, "count": self.shares}
+        u, eps = draws_of_step(data, **place, independent=self.independent)
+        masks = () if self.mask is None else masks_of_step(self.mask, data, **place)
+        return Batch(data, u, eps, condition, share.numbers, slots, *masks)
 
     def share(self, step: int, part: int) -> Share:
         """The slots of a micro-batch of this process, and the numbers of their images."""

@@ -28,13 +28,14 @@ CLASSES: dict[str, dict[str, tuple[Callable[..., Any], tuple[str, ...]]]] = {
         "TableStep": (TableStep, ("schedule", "integer")),
     },
     "loss": {
-        "Weighted": (Weighted, ("steps",)),
+        "Weighted": (Weighted, ("steps", "independent")),
         "VLB": (VLB, ("steps", "resampling")),
         "Hybrid": (Hybrid, ("steps", "bound_weight")),
     },
     "resampling": {"LossSecondMoment": (LossSecondMoment, ("steps", "memory", "uniform"))},
 }
 OPTIONAL = ("call", "output", "weighting", "decoder", "resampling")
+UNLESS_EMPTY = ("independent",)  # lists that an entry holds only where they are not empty
 
 
 def entry_of(part: str, value: object) -> Entry:
@@ -65,7 +66,8 @@ def _spec(part: str, value: Any) -> Spec | None:
     made, names = CLASSES.get(part, {}).get(name, (None, ()))
     if type(value) is not made:
         return None
-    inner = {name: getattr(value, name) for name in names}
+    inner = {n: getattr(value, n) for n in names if n not in UNLESS_EMPTY or getattr(value, n)}
+    inner |= {n: list(inner[n]) for n in UNLESS_EMPTY if n in inner}
     entries = {n: _spec(n, v) if _nested(n) and v is not None else v for n, v in inner.items()}
     lost = any(entries[n] is None and v is not None for n, v in inner.items())
     return None if lost else {"name": name, **entries}
@@ -95,13 +97,16 @@ def entry_errors(part: str, entry: Entry, path: str = "") -> Iterator[InvalidVal
         yield InvalidValue(path, what, json_repr(entry), hint if names else "")
         return
     _, taken = CLASSES[part].get(name, (None, ()))
-    if entry.keys() != {"name", *taken}:
+    if not {"name", *taken} - {*UNLESS_EMPTY} <= entry.keys() <= {"name", *taken}:
         what = f"have the arguments of {name}: {', '.join(taken) or 'none'}"
         yield InvalidValue(path, what, json_repr(entry))
         return
-    for inner in taken:
+    for inner in (n for n in taken if n in entry):
         value = entry[inner]
-        if _nested(inner):
+        if inner in UNLESS_EMPTY:
+            if not (isinstance(value, list) and value and all(type(n) is int for n in value)):
+                yield InvalidValue(f"{path}.{inner}", "be a list of integers", json_repr(value))
+        elif _nested(inner):
             yield from entry_errors(inner, value, f"{path}.{inner}")
         elif isinstance(value, dict | list) or (part == "resampling" and not _small(value)):
             yield InvalidValue(f"{path}.{inner}", "be a number within bounds", json_repr(value))
@@ -126,7 +131,8 @@ def make(part: str, entry: Entry, **more: Any) -> Any:
     if name in FUNCTIONS:
         return getattr(denoiser, name)
     made, taken = CLASSES[part][name]
-    arguments = {n: make(n, entry[n]) if _nested(n) else entry[n] for n in taken}
+    given = [n for n in taken if n in entry]
+    arguments = {n: make(n, entry[n]) if _nested(n) else entry[n] for n in given}
     return made(**arguments, **more)
 
 

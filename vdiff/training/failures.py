@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from vdiff._partial import Partial
 from vdiff.disk import write_text
 from vdiff.errors import out_of_memory
 from vdiff.objective import Objective
 from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
+from vdiff.training.mistakes import MISSING
 from vdiff.training.ranks import Rank
 
 
@@ -23,15 +26,29 @@ def not_finite(
 ) -> ValueError:
     """The error for a non-finite loss or gradient. The images, times and losses of the step are
     written to nonfinite-….json in `folder`."""
+    repeats = batches.stream is None or batches.stream.can_repeat(step)
+    cause = "lower the learning rate"
+    if repeats and _holds_nan(batches, step):
+        cause = f"the data hold NaN or infinity: {MISSING}"
     text = (
         f"train: the loss or its gradient was NaN or infinity in {in_a_row} steps in a row, "
-        f"up to step {step} of seed {batches.config.seed} (lower the learning rate"
+        f"up to step {step} of seed {batches.config.seed} ({cause}"
     )
-    if folder is not None and (batches.stream is None or batches.stream.can_repeat(step)):
+    if folder is not None and repeats:
         path = folder / f"nonfinite-{step:08d}.json"
         write_text(path, json.dumps(step_report(objective, batches, step), indent=1) + "\n")
         text += f"; the images, times and losses of that step are in {path}"
     return ValueError(f"{text})")
+
+
+def _holds_nan(batches: Batches, step: int) -> bool:
+    """Whether the data of a step are not finite outside of what is absent."""
+    for part in range(batches.config.accumulate):
+        batch = batches(step, part)
+        bad = ~batch.data.isfinite()
+        if (bad if batch.absent is None else bad & ~batch.absent).any():
+            return True
+    return False
 
 
 @torch.no_grad()
@@ -39,24 +56,34 @@ def step_report(objective: Objective, batches: Batches, step: int) -> dict[str, 
     """The image, time, log-SNR and loss in nats of every slot of a step, of all processes,
     computed again."""
     config, count = batches.config, batches.rank.world_size
-    names = ("slot", "image", "t", "logsnr", "loss")
+    names = ("slot", "image", "t", "logsnr", "loss", "modelled")
     single = replace(config, accumulate=batches.shares)
-    of_all = Batches(batches.source, single, device=batches.device)
+    draws: dict[str, Any] = {"mask": batches.mask, "independent": batches.independent}
+    of_all = Batches(batches.source, single, device=batches.device, **draws)
     rows: list[dict[str, Any]] = []
     for part in range(batches.shares):  # micro-batch i of process j is share i·count + j
         batch = of_all(step, part)
         seed_everything(config.seed, step, Rank(part % count, count), part // count)
         with autocast(config, batches.device):
-            loss = objective(batch.data, u=batch.u, eps=batch.eps, condition=batch.condition)
-        t = objective.times(batch.u)
-        numbers = (batch.images, t, objective.schedule(t), loss)
-        columns = (batch.slots, *(column.tolist() for column in numbers))
+            loss = objective(batch.data, condition=batch.condition, **batch.draws)
+        t = objective.loss.times(batch.u)[0]
+        numbers = [batch.images, t, objective.schedule.mean_logsnr(t), loss]
+        if batch.mask is not None:
+            numbers.append(Partial.of(batch.data, batch.mask, batch.absent).dims(batch.data))
+        columns = (batch.slots, *(map(_plain, column) for column in numbers))
         for row in zip(*columns, strict=True):
-            values = (v if math.isfinite(v) else str(v) for v in row)
-            rows.append(dict(zip(names, values, strict=True)))
+            rows.append(dict(zip(names, row, strict=False)))
     about = {"step": step, "seed": config.seed, "processes": count}
     about |= {"accumulate": config.accumulate}
     return about | {"slots": sorted(rows, key=lambda row: row["slot"])}
+
+
+def _plain(value: Tensor) -> Any:
+    """An example's number, or a list of those of its dimensions, for JSON."""
+    if value.ndim:
+        return [_plain(v) for v in value.flatten()]
+    number = value.item()
+    return number if math.isfinite(number) else str(number)
 
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:

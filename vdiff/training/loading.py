@@ -57,6 +57,7 @@ def load_trained(folder: Path, config: Config, name: str, objective: Objective |
         "training data": facts.get("split") or None,
         "trained with": facts.get("versions"),
     }
+    record |= {"trained with masks": facts["mask"]} if facts.get("mask") else {}
     return Loaded(live.eval(), record, list(facts.get("data", [])))
 
 

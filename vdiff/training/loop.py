@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vdiff._known_range import widen_trained
 from vdiff._validate import Count, Whole, validated
+from vdiff.masks import MaskSampler
 from vdiff.objective import Objective
 from vdiff.terminal import say
 from vdiff.training.config import Config
@@ -36,16 +37,18 @@ def train(
     store_every: Count | None = None,
     workers: Annotated[int, Whole(0)] = 0,
     on_nonfinite: Policy = "skip",
+    mask: MaskSampler | None = None,
     quiet: bool = False,
 ) -> Objective:
     """Train an objective on data, which its decoder encodes; returns the exponential moving
     average of its weights.
 
-    Images, times, noise and the seeds of dropout are functions of (seed, step, slot). The number
-    of processes and of micro-batches changes only rounding and dropout. With a `run`, training
-    resumes bit for bit from the newest checkpoint, and writes one every `store_every` steps and at
-    the end. After a signal (SIGTERM, Ctrl-C, SIGUSR1) it finishes its step, writes a checkpoint
-    and exits with the signal's code; a second signal ends it at once.
+    Images, times, noise, masks and the seeds of dropout are functions of (seed, step, slot). The
+    number of processes and of micro-batches changes only rounding, dropout, and what a loss draws
+    beside them, such as the latent of `MuLAN`. With a `run`, training resumes bit for bit from the
+    newest checkpoint, and writes one every `store_every` steps and at the end. After a signal
+    (SIGTERM, Ctrl-C, SIGUSR1) it finishes its step, writes a checkpoint and exits with the
+    signal's code; a second signal ends it at once.
 
     In a process group, such as that of `vdiff.training.distributed` under torchrun, the objective
     is wrapped in DDP, and all ranks start from the weights of rank 0.
@@ -64,6 +67,11 @@ def train(
             drawn with generators that are functions of (seed, step, slot).
         on_nonfinite: "skip" skips and counts steps with a non-finite loss or gradient, and raises
             after ten in a row; "raise" raises at the first. Neither weights nor averages change.
+        mask: which dimensions of an example are modelled, and which given: a function of (x,
+            generator) for one example, such as those of `vdiff.masks`. The loss is the sum over
+            the modelled dimensions, of −log p(x_modelled | x_given), over the number of all
+            dimensions; the log calls it `train_loss`. Whole examples are trained where a mask
+            models all (`NothingGiven`).
 
     An iterable is drawn by every process, which uses its own slots; it must not be divided over
     processes itself. It starts again at its end. If it has `state_dict` (plain data) and
@@ -87,7 +95,7 @@ def train(
     if run is not None:
         run.check(config)
     options: dict[str, Any] = {"labels": labels, "run": run, "workers": workers}
-    options["on_nonfinite"] = on_nonfinite
+    options |= {"on_nonfinite": on_nonfinite, "mask": mask}
     trainer = Trainer(objective, data, config, **options)
     state = trainer.state
     listeners = [] if log is None else [log]

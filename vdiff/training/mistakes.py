@@ -9,6 +9,7 @@ from vdiff._validate import require
 from vdiff.data.images import like_pixels
 from vdiff.objective import Objective
 
+MISSING = "train(…, mask=lambda x, g: (~x.isnan(), x.isnan())) trains what is not missing"
 TO_LEVELS = {"[0, 1]": "(x * 255)", "[-1, 1]": "((x + 1) * 127.5)", "[0, 255]": "x"}
 
 

@@ -30,6 +30,7 @@ Config = dict[str, Entry]
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 OF_MODEL = ("network", "parameterization", "time", "call", "output", "variance")
+FIELD = "field"  # true where a Denoiser was told so; missing elsewhere
 LONG = 8  # numbers of a list in the card
 
 
@@ -37,7 +38,7 @@ def save(objective: Objective, folder: Any, report: Any = None) -> None:
     """`Objective.save_pretrained`."""
     folder = _path(folder)
     parts = _parts(objective)
-    config = {name: entry_of(name, value) for name, value in parts.items()}
+    config = {n: v if n == FIELD else entry_of(n, v) for n, v in parts.items()}
     _check_rebuilt(objective, config, parts)
     if not isinstance(report, Report | None):
         raise InvalidType("report", "be a Report", repr(report), "evaluate(…) returns one")
@@ -111,6 +112,8 @@ def _parts(objective: Objective) -> dict[str, Any]:
     parts: dict[str, Any] = {"model": model}
     if type(model) is Denoiser:
         parts = {name: getattr(model, name) for name in OF_MODEL}
+        if model.field and not getattr(model.network, "field", False):
+            parts[FIELD] = True  # what the network does not say itself
     parts |= {"schedule": objective.schedule, "loss": loss}
     return parts | {name: getattr(loss, name) for name in _of_loss(entry_of("loss", loss))}
 
@@ -131,9 +134,11 @@ def _check_config(config: Config, given: Mapping[str, Any]) -> None:
     require(version == FORMAT, CONFIG, f"have format {FORMAT}", json_repr(version), hint)
     of_model = ("model",) if "model" in config else OF_MODEL
     of_loss = _of_loss(config.get("loss"))
-    unlike = {"format", *of_model, "schedule", "loss", *of_loss} ^ config.keys()
+    field = {FIELD} & config.keys() if "model" not in config else set[str]()
+    unlike = {"format", *of_model, *field, "schedule", "loss", *of_loss} ^ config.keys()
     came = f"a difference in {', '.join(map(printable_name, sorted(unlike)))}"
     require(not unlike, CONFIG, "hold the parts of an objective", came)
+    require(config.get(FIELD, True) is True, FIELD, "be true", json_repr(config.get(FIELD)))
     usable = {"model", "schedule", "loss"}
     usable |= set() if "model" in given else set(of_model)
     usable |= set() if "loss" in given else set(of_loss)
@@ -168,7 +173,8 @@ def _build(config: Config, given: Mapping[str, Any], *, outline: bool = False) -
         network = given.get("network")
         if network is None:
             network = make_network(config["network"], loss.decoder, outline=outline)
-        model = Denoiser(network, **_made(config, given, OF_MODEL[1:]))
+        options = _made(config, given, OF_MODEL[1:])
+        model = Denoiser(network, **options, field=FIELD in config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return Objective(model, **_made(config, given, ("schedule",)), loss=loss)
@@ -204,6 +210,7 @@ def _card(objective: Objective, config: Config, report: Report | None) -> str:
     rows = {"network": f"{_words(config.get('network', config.get('model')))}, {size:,} weights"}
     titles = {"parameterization": "predicts", "time": "gets the noise level as"}
     titles |= {"call": "call", "output": "output", "variance": "variance of a reverse step"}
+    titles |= {FIELD: "takes a λ for each dimension"}
     titles |= {"schedule": "schedule", "loss": "loss", "weighting": "weighting w(λ)"}
     titles |= {"decoder": "decoder of the data"}
     rows |= {title: _words(config.get(name)) for name, title in titles.items()}

@@ -208,17 +208,20 @@ class Run:
 
     def _merge_provenance(self, state: State, facts: Facts) -> None:
         """Add the data of a checkpoint to the state's. Warn if the training continues with other
-        data or another objective. Raises ValueError for other data at another path."""
+        data, another objective or another mask. Raises ValueError for other data at another
+        path."""
         now, old = state.provenance, Config.from_dict(facts["config"])
         before = {name: facts.get(name, value) for name, value in now.items()}
+        before["mask"] = facts.get("mask")
         same_data = set(now["data"]) <= set(before["data"])
         if not same_data and old.data != self.config.data:
             on_rank_zero(lambda: self._write(old))
             what = f"be that of the run in {self.folder}, at another path"
             hint = "other data is another run: take another folder"
             raise InvalidValue("data", what, f"other images at {self.config.data}", hint)
-        if rank().is_zero and not (same_data and now["unlike"] == before["unlike"]):
-            what = "the run continues with other data or another objective"
+        same = all(now[name] == before[name] for name in ("unlike", "mask"))
+        if rank().is_zero and not (same_data and same):
+            what = "the run continues with other data, another objective or another mask"
             warnings.warn(f"{what}: {now}, where it was {before}", stacklevel=2)
         now["data"] = sorted({*before["data"], *now["data"]})
 

@@ -150,6 +150,9 @@ def _spec_errors(argument: str, rooms: Rooms, spec: object) -> Iterator[InvalidV
     if name not in makers:
         hint = did_you_mean(name, makers) or f"there are {', '.join(makers)}"
         what = f"be a class of {rooms[0].__name__}"
+        if any(name in room.__all__ and KINDS[room].makes(getattr(room, name)) for room in rooms):
+            what = f"{what} whose arguments are plain data"
+            hint = "make it in your own code: train(Objective(model, schedule=…), data, config)"
         yield InvalidValue(f"{prefix}name", what, json_repr(name), hint)
         return
     taken = _arguments(makers[name])

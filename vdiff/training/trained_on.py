@@ -15,6 +15,7 @@ from torch import Tensor
 from vdiff.data.images import Images
 from vdiff.data.split import content_hashes
 from vdiff.disk import atomic_write
+from vdiff.training.mistakes import MISSING
 
 FOLDER = "trained_on"  # of a run: a file for each data set
 MOST = 1 << 16  # hashes of a data set that are kept, the smallest: of more examples a sample
@@ -35,13 +36,14 @@ class Overlap(NamedTuple):
         return f"{self.found:,} of a sample of {self.compared:,} of the {self.images:,} images"
 
 
-def remember(run: Path, data: object, fingerprint: str) -> None:
+def remember(run: Path, data: object, fingerprint: str, *, finite: bool = True) -> None:
     """Write the hashes of the examples of a data set, unless they are there. A data set of torch
-    and a stream have none. If the disk is full, there is a warning."""
+    and a stream have none. If the disk is full, there is a warning. With `finite`, raises
+    ValueError for NaN and infinite values: only a mask can say that these are absent."""
     path = _file(run, fingerprint)
     if not isinstance(data, Tensor | Images) or path.is_file():
         return
-    kept = np.unique(_hashes(data))[:MOST]
+    kept = np.unique(_hashes(data, finite))[:MOST]
     try:
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as aside:
@@ -86,12 +88,12 @@ def _read(path: Path) -> Hashes | None:
     return hashes if fits else None
 
 
-def _hashes(data: Tensor | Images) -> Hashes:
+def _hashes(data: Tensor | Images, finite: bool = False) -> Hashes:
     """64 bits for each example. Whole numbers in memory have the same in every dtype."""
     images = data if isinstance(data, Images) else Images(data, torch.empty(0))
     if isinstance(images.store, Tensor) and not images.store.is_floating_point():
         images = replace(images, store=_narrow(images.store.detach().cpu()))
-    return content_hashes(images, "hashing the images")
+    return content_hashes(images, "hashing the images", finite=finite, hint=MISSING)
 
 
 def _narrow(values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vdiff._precision import device_of, to_float64
 from vdiff.errors import InvalidType, InvalidValue
 from vdiff.likelihood.estimate import Estimate
+from vdiff.masks import MaskSampler, name_of
 from vdiff.objective import Objective
 from vdiff.terminal import say
 from vdiff.training.batches import Batches, seed_everything
@@ -48,6 +49,7 @@ class Trainer:
         run: Run | None = None,
         workers: int = 0,
         on_nonfinite: Policy = "skip",
+        mask: MaskSampler | None = None,
     ) -> None:
         self.config, self.run, self.on_nonfinite, self.rank = config, run, on_nonfinite, rank()
         self.device = device_of(objective)
@@ -55,6 +57,7 @@ class Trainer:
             hint = "objective.to_empty(device=…), then load or initialise its weights"
             raise InvalidValue("objective", "have weights", "the meta device", hint)
         options: dict[str, Any] = {"labels": labels, "rank": self.rank, "device": self.device}
+        options |= {"mask": mask, "independent": objective.loss.independent}
         self.batches = Batches(data, config, workers=workers, **options)
         self.objective, self.looked = objective.train(), not self.rank.is_zero
         check_trainable(objective)
@@ -68,11 +71,12 @@ class Trainer:
         source = self.batches.source
         hashed = on_rank_zero(lambda: source.fingerprint(config.conditional))
         self.state.provenance = {"data": [hashed], "split": source.record}
+        self.state.provenance["mask"] = None if mask is None else name_of(mask)
         if run is not None:
             self.state.provenance["unlike"] = check_structure(objective, config)
             self.state.stream = self._stream_state()
             run.restore(self.state)
-            on_rank_zero(lambda: remember(run.folder, data, hashed))
+            on_rank_zero(lambda: remember(run.folder, data, hashed, finite=mask is None))
             if self.batches.stream is not None:
                 self.batches.stream.load(self.state.stream)
         else:
@@ -89,7 +93,8 @@ class Trainer:
         self.network_parameters = groups.get("model", [])
         self.schedule_parameters = groups.get("schedule", [])
         self.dims = math.prod(config.shape) * math.log(2)
-        self.unit = "bits_per_dim" if objective.loss.is_bound else "loss"
+        whole = objective.loss.is_bound and mask is None
+        self.unit = "bits_per_dim" if whole else "loss"
         self.last: StepMetrics | None = None
 
     def warm_up_ddp(self) -> None:
@@ -112,9 +117,7 @@ class Trainer:
             self.looked = True
         seed_everything(self.config.seed, step, self.rank, part)
         with autocast(self.config, self.device):
-            losses: Tensor = self.wrapped(
-                batch.data, u=batch.u, eps=batch.eps, condition=batch.condition
-            )
+            losses: Tensor = self.wrapped(batch.data, condition=batch.condition, **batch.draws)
         return losses
 
     def _stream_state(self) -> Any:

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from vdiff._arguments import Condition
+from vdiff._partial import Partial
 from vdiff._precision import at_least_float32, device_of, float64_for, to_float64
-from vdiff._validate import Count, validated
+from vdiff._validate import Count, require, validated
 from vdiff.likelihood import VarianceReduction, evaluate
+from vdiff.likelihood._models import evaluating
 from vdiff.likelihood.chunks import OtherProcessFailed, Run, State, run_in_chunks
 from vdiff.likelihood.conditions import conditions_by_image, select_rows
 from vdiff.likelihood.digest import state_key
 from vdiff.likelihood.estimate import Estimate
-from vdiff.likelihood.integrand import NonFiniteBound, evaluating
+from vdiff.likelihood.integrand import NonFiniteBound
 from vdiff.likelihood.pilot import bin_index
 from vdiff.likelihood.replicated import Replicated, example_generators
 from vdiff.loss import standard_normal
+from vdiff.masks import MaskSampler, masks_of_step
 from vdiff.objective import Objective
 from vdiff.training.ranks import share_of_rank
 
@@ -80,7 +83,12 @@ class Validation:
         draws: times for each example, in each replicate.
         replicates: independent repetitions, from whose spread the Monte Carlo error comes.
         batch: how many (example, time) pairs the network sees at once.
-        seed: of times and noise.
+        seed: of times, noise and masks.
+        mask: a function of (x, generator) as in `train`. Each example gets one mask for the whole
+            curve, a function of the seed and its place in the data, and the number is of what is
+            modelled given the rest. By default nothing is given, also if the training has masks.
+
+    Losses with independent times are measured at one time for each example.
     """
 
     @validated(rules=[conditions_by_image])
@@ -92,9 +100,17 @@ class Validation:
         replicates: Count = 2,
         batch: Count = 1024,
         seed: int = 0,
+        mask: MaskSampler | None = None,
         condition: Condition = None,
     ) -> None:
         self.data, self.condition = data, dict(condition or {})
+        masks = () if mask is None else masks_of_step(mask, data, seed=seed, step=0)
+        names = dict(zip(("mask", "absent"), masks, strict=False))
+        self.masks = {name: m for name, m in names.items() if m is not None}
+        bad, absent = ~data.isfinite(), self.masks.get("absent")
+        bad = bad if absent is None else bad & ~absent
+        hint = "Validation(data, mask=lambda x, g: (~x.isnan(), x.isnan())) for missing values"
+        require(not bad.any(), "data", "be finite where it is not absent", "NaN or infinity", hint)
         self.effort = {"draws": draws, "replicates": replicates, "batch": batch, "seed": seed}
 
     @validated
@@ -107,6 +123,7 @@ class Validation:
         options: dict[str, Any] = {"plan": FIXED, "share": share, **self.effort}
         options |= {"schedule": averaged.schedule, "decoder": averaged.decoder}
         options |= {"steps": averaged.steps, "condition": self.condition}
+        options |= self.masks
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*more than uniform noise")  # a curve begins there
             try:
@@ -136,7 +153,9 @@ class Validation:
         with evaluating(objective):
             shapes: dict[str, tuple[int, ...]] = {"loss": (BINS,)}
             parts = run_in_chunks(work, shapes=shapes, key=state_key(), run=run, **size)["loss"]
-        dims = self.data[0].numel()
+        dims: Any = self.data[0].numel()
+        if self.masks:
+            dims = Partial.of(self.data, **{"mask": None, **self.masks}).dims(self.data)
         calls = torch.full((len(self.data),), draws * self.effort["replicates"])
         total = Replicated(parts.sum(2), dims, calls).estimate
         bands = tuple(
@@ -158,8 +177,9 @@ class Validation:
         u = u.to(float64_for(x.device)).to(x.device)
         eps = standard_normal(x.to(at_least_float32(x.dtype)), generators)
         given = select_rows(self.condition, rows, len(self.data))
-        loss = to_float64(objective(x, u=u, eps=eps, condition=given)).cpu().view(n, -1)
-        logsnr = to_float64(objective.schedule(objective.times(u))).cpu().view(n, -1)
+        masked = {name: m[rows.to(m.device)] for name, m in self.masks.items()}
+        loss = to_float64(objective(x, u=u, eps=eps, condition=given, **masked)).cpu().view(n, -1)
+        logsnr = to_float64(objective.schedule.mean_logsnr(objective.times(u))).cpu().view(n, -1)
         share = (logsnr.clamp(edges[0], edges[-1]) - edges[0]) / (edges[-1] - edges[0])
         parts = torch.zeros(n, BINS, dtype=torch.float64)
         return parts.scatter_add_(1, bin_index(share, BINS), loss / loss.shape[1])
@@ -169,6 +189,6 @@ def _edges(objective: Objective) -> Tensor:
     """The ends of BINS equal ranges of the finite log-SNR that the loss draws, rising."""
     u = torch.arange(GRID + 1, dtype=torch.float32, device=device_of(objective)) / GRID
     with torch.no_grad():
-        logsnr = to_float64(objective.schedule(objective.times(u))).cpu()
+        logsnr = to_float64(objective.schedule.mean_logsnr(objective.times(u))).cpu()
     low, high = (end.item() for end in logsnr[logsnr.isfinite()].aminmax())
     return torch.linspace(low, high, BINS + 1, dtype=torch.float64)

@@ -53,6 +53,8 @@ def fixed(schedule: Schedule | Law, argument: str, given: Given) -> Schedule | L
         return schedule
     for constraint in constraints(Schedule):
         constraint(schedule, argument, given)
+    one = "have one λ for all dimensions and examples"
+    require(schedule.shared, argument, one, repr(schedule), "w is a function of one λ")
     learns = schedule.learns_ends or schedule.learns_shape
     hint = "the objective of a plain loss moves with it: use a fixed w(λ)"
     require(not learns, argument, "be fixed", repr(schedule), hint)
