@@ -226,8 +226,7 @@ def elbo(
         diffusion.append(at.learn(loss, x[0].numel()))
     return Bound(
         prior=prior_kl(x, logsnr_min, part.modelled)
-        + part.total(estimator.ends(logsnr_max, logsnr_min), x)
-        + part.where_any(latent),
+        + (part.total(estimator.ends(logsnr_max, logsnr_min), x) + part.where_any(latent)),
         diffusion=torch.stack(diffusion).mean(0),
         reconstruction=decoder.reconstruction(
             clone_if_inference(data), x, logsnr_max, predict, eps, generator, **part.masked
