@@ -170,7 +170,7 @@ def chain_losses(network: nn.Module, x: Tensor, data: Tensor) -> dict[str, Step]
 
 
 def field_step(network: nn.Module, x: Tensor) -> Step:
-    """The bare step of a network that is told a noise level for each pixel or dimension."""
+    """The bare step of a network that gets a noise level for each pixel or dimension."""
     shape = (len(x), 1, *x.shape[2:]) if x.ndim > 2 else x.shape
     logsnr, target = torch.empty(shape).uniform_(-5, 10), torch.randn_like(x)
     return lambda: F.mse_loss(network(x, logsnr), target)
@@ -254,7 +254,7 @@ def main() -> None:
         ):
             compare(one, bare_step(one, x), steps, pairs)
         told = with_field(network)
-        row = {"plain MSE, network told a field": field_step(told, x)}
+        row = {"plain MSE, network of a field": field_step(told, x)}
         compare(nn.ModuleList([network, told]), bare_step(network, x), row, pairs)
 
 

@@ -1,8 +1,8 @@
 """Inpainting with bounds: one model of digits that knows every part given every other part.
 
 A U-Net of 8×8 digits is trained with random masks: a half or a box is given, or absent, or the
-whole image is modelled. What is given is clean, what is absent is noise, and the network is told
-so, pixel by pixel. The model then bounds
+whole image is modelled. What is given is clean, what is absent is noise, and the network gets
+λ of each pixel. The model then bounds
 
     −log p(both),   −log p(left),   −log p(right | left)
 

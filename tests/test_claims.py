@@ -37,7 +37,7 @@ CLAIMS = [  # page, the text whose groups hold the numbers, the result file, wha
         ("full bound, learned ends", "full bound, learned ends"),
         ("hybrid with a learned range", "hybrid, learned range"),
         ("hybrid with its decoder", "hybrid, its decoder"),
-        ("plain MSE, network told a field", "told a field"),
+        ("plain MSE, network of a field", "network of a field"),
     )),
     (RESULTS, r"log-ratio has (\S+ ± \S+) \(clean end\) to (\S+ ± \S+) \(noisy end\)", MOONS,
     "MC over RB, at 12 t"),

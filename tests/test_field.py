@@ -314,7 +314,7 @@ def test_what_a_mask_must_be() -> None:
         loss(mask=torch.ones(N, D))
     with pytest.raises(InvalidValue, match="'x' must be finite"):
         weighted_elbo(model, x.log(), schedule=LINEAR, absent=torch.zeros(D, dtype=torch.bool))
-    with pytest.raises(InvalidValue, match="network is told no more"):
+    with pytest.raises(InvalidValue, match="network takes no more"):
         weighted_elbo(Denoiser(Network(), V()), x, schedule=LINEAR, mask=MASK)
 
 

@@ -154,7 +154,7 @@ def test_a_field_counts_from_the_first_step_of_training(name):
 def test_the_gradient_of_a_field_is_the_derivative():
     network = drawn(MLP(2, width=8, features=8, field=True)).double()
     z, _, field = batch((2,))
-    torch.autograd.gradcheck(partial(network, z), field.requires_grad_())
+    assert torch.autograd.gradcheck(partial(network, z), field.requires_grad_())
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -107,7 +107,7 @@ def number_of(logsnr: Tensor, z: Tensor) -> Tensor:
     if not constant and cheap_to_read(logsnr):
         constant = bool((logsnr.flatten(1) == number[:, None]).all())
     if not constant:
-        what = "be one number per example: the network is told no more"
+        what = "be one number per example: the network takes no more"
         hint = (
             "a mask or a schedule over dimensions needs a network that takes a field: a network "
             "of vdiff.nn with field=True, or Denoiser(network, …, field=True) if yours does"

@@ -20,8 +20,8 @@ class Partial:
     """Which dimensions of each example are modelled. `modelled` and `absent` broadcast over x,
     with as many dimensions; None is all and none.
 
-    Given dimensions have z = x and are told λ_max, absent ones z = ε and λ_min. Neither counts in
-    a loss, so that it is of −log p(x_modelled | x_given).
+    At given dimensions the model gets z = x and λ_max, at absent ones z = ε and λ_min. Neither
+    counts in a loss, so that it is of −log p(x_modelled | x_given).
 
     >>> part = Partial.of(torch.zeros(2, 3), torch.tensor([True, False, True]))
     >>> part.dims(torch.zeros(2, 3))
@@ -53,11 +53,6 @@ class Partial:
         if self.modelled is None:
             return x[0].numel()
         return self.modelled.expand_as(x).flatten(1).sum(1)
-
-    @property
-    def masked(self) -> dict[str, Tensor]:
-        """The mask as a keyword, where there is one."""
-        return {} if self.modelled is None else {"mask": self.modelled}
 
     def where_any(self, nats: End) -> End:
         """Nats of each example, (batch,), and 0 where none of its dimensions is modelled."""

@@ -33,7 +33,7 @@ from vdiff._precision import as_float64
 from vdiff._validate import Number, Rule, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
-from vdiff.gaussian import Step, diffuse, per_example, prior_kl, scales, sum_dims
+from vdiff.gaussian import Step, diffuse, masked, per_example, prior_kl, scales, sum_dims
 from vdiff.loss import Generators, complete, standard_normal, to_float32
 from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
@@ -190,11 +190,12 @@ class _Level(NamedTuple):
         if self.decoder is not None:
             rows = self.t.topk(self.at_first, largest=False).indices
             first = prediction.rows(rows)
-            masked = {} if first.modelled is None else {"mask": first.modelled}
             high = self.logsnr_max
             if isinstance(high, Tensor) and high.ndim and len(high) > 1:  # one for each example
                 high = high[rows]
-            nll = self.decoder.nll(data[rows], first.z, high, lambda *_: first, **masked)
+            nll = self.decoder.nll(
+                data[rows], first.z, high, lambda *_: first, **masked(first.modelled)
+            )
             term = term.scatter(0, rows, torch.where(self.t[rows] == 0, nll, term[rows]))
         return self.terms * term
 
@@ -314,9 +315,9 @@ def path_bound(
         log_ratio = log_ratio + reverse_log_ratio(prediction, x, eps, step, noise)
         kl = kl + reverse_kl(prediction, x, eps, step)
         eps = step.noise_s(eps, noise)
-    z, masked = diffuse(x, eps, schedule(at(0))), part.masked
-    sampled = decoder.nll(data, z, logsnr_max, predict, **masked)
-    exact = sampled if decoder.uses_network else decoder.expected_nll(data, logsnr_max, **masked)
+    z, only = diffuse(x, eps, schedule(at(0))), masked(part.modelled)
+    sampled = decoder.nll(data, z, logsnr_max, predict, **only)
+    exact = sampled if decoder.uses_network else decoder.expected_nll(data, logsnr_max, **only)
     return PathBound(log_ratio + sampled, kl + exact)
 
 

@@ -41,6 +41,11 @@ def sum_dims(
     return (x if mask is None else torch.where(mask, x, 0.0)).flatten(1).sum(1)
 
 
+def masked(mask: Tensor | None) -> dict[str, Tensor]:
+    """A mask as a keyword, where there is one: functions of one's own need not take it."""
+    return {} if mask is None else {"mask": mask}
+
+
 def weighted_sum(
     x: Float[Tensor, "batch *dims"], factor: Tensor, mask: Tensor | None = None
 ) -> Float[Tensor, " batch"]:

@@ -37,7 +37,7 @@ from vdiff._validate import Count, validated
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder
 from vdiff.errors import validation_enabled
-from vdiff.gaussian import diffuse, prior_kl
+from vdiff.gaussian import diffuse, masked, prior_kl
 from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
@@ -229,7 +229,13 @@ def elbo(
         + (part.total(estimator.ends(logsnr_max, logsnr_min), x) + part.where_any(latent)),
         diffusion=torch.stack(diffusion).mean(0),
         reconstruction=decoder.reconstruction(
-            clone_if_inference(data), x, logsnr_max, predict, eps, generator, **part.masked
+            clone_if_inference(data),
+            x,
+            logsnr_max,
+            predict,
+            eps,
+            generator,
+            **masked(part.modelled),
         ),
         dims=part.dims(x),
         drawn=None if steps is None else Drawn(steps, times, tuple(diffusion)),

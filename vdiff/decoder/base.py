@@ -11,7 +11,7 @@ from torch import Tensor
 from vdiff._modules import RestorableModule
 from vdiff._precision import as_float64, at_least_float32, to_float64
 from vdiff._validate import Given, require, tensor, validated
-from vdiff.gaussian import alpha, diffuse, per_example
+from vdiff.gaussian import alpha, diffuse, masked, per_example
 from vdiff.parameterization import PosteriorMean
 from vdiff.prediction import Prediction
 
@@ -90,13 +90,12 @@ class Decoder(RestorableModule, abc.ABC):
         """E[−log p(data | z₀)], nats per example: from one sample of z₀ (with `eps`, if given) if
         the decoder uses the network, else exact. With a `mask`, of the dimensions where it is
         True."""
-        masked = {} if mask is None else {"mask": mask}  # a decoder of one's own need not take it
         if not self.uses_network:
-            return self.expected_nll(data, logsnr, **masked).to(at_least_float32(x.dtype))
+            return self.expected_nll(data, logsnr, **masked(mask)).to(at_least_float32(x.dtype))
         if eps is None:
             eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
         z = diffuse(x, eps, logsnr_of(logsnr, x))
-        return self.nll(data, z, logsnr, predict, **masked)
+        return self.nll(data, z, logsnr, predict, **masked(mask))
 
     @validated
     def nll(
@@ -111,7 +110,7 @@ class Decoder(RestorableModule, abc.ABC):
         at = logsnr_of(logsnr, z)
         rescaled = not self.uses_network
         mean = z / per_example(alpha(at), z) if rescaled else self.denoised(predict(z, at))
-        return -self.log_prob(data, mean, logsnr, **({} if mask is None else {"mask": mask}))
+        return -self.log_prob(data, mean, logsnr, **masked(mask))
 
     def denoised(self, prediction: Prediction) -> Tensor:
         """x̂(z₀)."""

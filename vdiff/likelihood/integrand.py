@@ -222,7 +222,7 @@ class Integrand:
     def squared_error(self, rows: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """λ and ‖ε − ε̂‖² of the last prediction, which was of these images, noise and times."""
         prediction, x = self.predictions[len(self.sides) - 1], self.x[rows]
-        if self.part.modelled is not None:  # the model was told other λ where x is given
+        if self.part.modelled is not None:  # the model got other λ where x is given
             modelled, logsnr = self.part.modelled[rows], self.levels(t)[0]
             prediction = prediction.replace(logsnr=logsnr, modelled=modelled)
         return prediction.logsnr, prediction.squared_error(x, eps.to(x.dtype))

@@ -60,7 +60,7 @@ class OdeLikelihood(Replicated):
         noise: z₁, (n, …); 0 where nothing is modelled.
         truncation: log p(x) − log p_∞(x) to first order in e^{−λ_max}, the effect of the noise at
             λ_max on a density that is smooth on its scale. It is information alone: −log p is that
-            of z₀/α₀ with nothing cut off. What a mask gives is told λ_max too; that effect, of the
+            of z₀/α₀ with nothing cut off. Given dimensions get λ_max too; that effect, of the
             same order, is not in it.
         change: how much half the tolerance moved `nats`; None without an audit.
         evaluations: calls of the model for the batch of each example.

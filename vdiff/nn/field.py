@@ -1,4 +1,4 @@
-"""Networks that are told a field of log-SNR, a noise level for each dimension: its mean is
+"""Networks that take a field of log-SNR, a noise level for each dimension: its mean is
 embedded, and the deviation from the mean enters beside the first layer."""
 
 import copy

@@ -107,6 +107,6 @@ class Kept:
     def model(
         self, model: Callable[..., Prediction], high: End, low: End
     ) -> Callable[..., Prediction]:
-        """The model of the modelled dimensions. It is told `high` where they are given and `low`
-        where they are absent."""
+        """The model of the modelled dimensions. It gets λ `high` where they are given and
+        `low` where they are absent."""
         return self.part.model(model, self.x, self.noise, high, low)

@@ -75,7 +75,8 @@ def _fixed_noise(schedule: Schedule | None, generator: Generators) -> None:
 
 class _Watched(Counted):
     """A model whose very first prediction is checked before a step computes with it. `first` holds
-    the first prediction of a step; the loop clears it. It is told what is `kept`."""
+    the first prediction of a step; the loop clears it. Where a dimension is `kept`, the model sees
+    data or noise."""
 
     def __init__(self, model: Model, condition: Condition, kept: Kept, ends: Any) -> None:
         super().__init__(model, condition=condition)

@@ -25,7 +25,7 @@ class MuLAN(MultivariateSpline):
 
         −log p(x) ≤ E_{c ~ q(c|x)}[ the bound under λ(t, c) ] + KL(q(c|x) ‖ p(c))
 
-    Given c everything is an ordinary diffusion, whose network is told the field λ(t, c). c is m
+    Given c everything is an ordinary diffusion, whose network gets the field λ(t, c). c is m
     fair coins under p, and m independent ones under q:
 
         q(c_j = 1 | x) = sigmoid(l_j),   KL = Σ_j [log 2 + π_j log π_j + (1 − π_j) log(1 − π_j)]

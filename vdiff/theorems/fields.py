@@ -25,11 +25,11 @@ WRONG = Gaussian([0.4, 0.0, -0.2], [[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5,
 DIAGONAL = Gaussian([0.0, 0.0, 0.0], COVARIANCE.diagonal())
 TURNS = [0, 1, 2], [2, 0, 1], [1, 0, 1]  # the last has a group of two dimensions
 QUADRATURE = "quadrature over t; x and ε are exact"
-EXACT, FIELD = "the denoiser is the exact one", "the network is told the field"
+EXACT, FIELD = "the denoiser is the exact one", "the network gets the field"
 
 
 class Told:
-    """A model that is told another λ than that of its input."""
+    """A model that gets another λ than that of its input."""
 
     def __init__(self, model: Model, level: Callable[[Tensor], Tensor]) -> None:
         self.model, self.level = model, level

@@ -89,7 +89,7 @@ def conditional_nll(modelled: Tensor, given: Tensor) -> Tensor:
     "of the bound; a mask as a condition, absent values as noise",
     without={
         EXACT: {"model": WRONG},
-        "the network is told which dimensions are given": {
+        "the network knows which dimensions are given": {
             "model": Told(DATA, one_level(lambda v: v.amin(1)))
         },
     },

@@ -30,7 +30,7 @@ Config = dict[str, Entry]
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 OF_MODEL = ("network", "parameterization", "time", "call", "output", "variance")
-FIELD = "field"  # true where a Denoiser was told so; missing elsewhere
+FIELD = "field"  # true where a Denoiser has field=True; missing elsewhere
 LONG = 8  # numbers of a list in the card
 
 
