@@ -32,4 +32,4 @@ def draw(path: Path, kept: dict[str, Any], head: str) -> None:
         plots.finish(axes, axes.get_title())
         axes.set_title("")
     picture.suptitle(head, fontsize=9)
-    picture.savefig(path)
+    plots.save(path, learning)

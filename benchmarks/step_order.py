@@ -259,7 +259,7 @@ def draw(path: Path, best: dict[str, str], problems: list[Problem]) -> None:
     axes[0].set(ylabel="error of the ODE's end point, relative")
     lines = axes[0].get_legend_handles_labels()
     picture.legend(*lines, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    picture.savefig(path)
+    plots.save(path, axes)
 
 
 def main() -> None:

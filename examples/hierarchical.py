@@ -33,7 +33,7 @@ from vdiff.decoder import Gaussian
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood.importance import ImportanceBound, chain_log_prob, path_importance
 from vdiff.oracle import GaussianMixture
-from vdiff.plots import figure, line_style
+from vdiff.plots import figure, line_style, save
 from vdiff.reverse import reverse_sample
 from vdiff.schedule import Linear
 from vdiff.terminal import replace_unencodable, say, track
@@ -142,7 +142,7 @@ def draw(results: dict[tuple[int, int], dict[str, Way]], path: Path) -> None:
     picture.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
     )
-    picture.savefig(path)
+    save(path, panels)
 
 
 def main() -> None:

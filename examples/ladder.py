@@ -32,7 +32,6 @@ from typing import Any
 import ladder_figures
 import torch
 from ladder_findings import QUANTILES, Results, Row, findings, render, winners
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vdiff import Denoiser, bits_per_dim, elbo, hybrid_loss, weighted_elbo
@@ -50,7 +49,7 @@ from vdiff.schedule import Tabulated
 from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of, offset_of, on_chain, stratified
 from vdiff.training.trainer import lr_lambda
-from vdiff.training.weights import save_tensors
+from vdiff.training.weights import read_weights, save_tensors
 from vdiff.variance import (
     FixedLarge,
     FixedSmall,
@@ -308,7 +307,10 @@ class Ladder:
                 save_tensors(paths[row, seed].with_suffix(".safetensors"), tensors)
                 write_json(paths[row, seed], record)  # last: it says that both are there
         known = {
-            key: (json.loads(path.read_text("utf-8")), load_file(path.with_suffix(".safetensors")))
+            key: (
+                json.loads(path.read_text("utf-8")),
+                read_weights(path.with_suffix(".safetensors")).tensors,
+            )
             for key, path in paths.items()
         }
         return {row: [known[row, seed] for seed in range(seeds)] for row in rows}

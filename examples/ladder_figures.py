@@ -12,7 +12,7 @@ from vdiff import Denoiser, Prediction
 from vdiff.decoder import DiscretizedGaussian
 from vdiff.gaussian import Step, alpha, diffuse, sigma
 from vdiff.parameterization import Eps, PosteriorMean, X
-from vdiff.plots import COLORS, REFERENCE, band, figure, finish, image_grid
+from vdiff.plots import COLORS, REFERENCE, band, figure, finish, image_grid, save
 from vdiff.reverse import reverse_kl
 from vdiff.sampling import trajectory
 from vdiff.schedule import Schedule, Tabulated
@@ -103,7 +103,7 @@ def draw_curves(path: Path, ladder: Ladder, results: Results) -> None:
     Losses are per dimension, each in the unit of its row, and those of two losses do not compare.
     """
     families = list(dict.fromkeys(row.mean for row in results))
-    picture, axes = figure(4, len(families), height=2.3)
+    _, axes = figure(4, len(families), height=2.3)
     epochs = ladder.setting.batch / len(ladder.images.train)  # in a step
     best: dict[str, tuple[float, Row]] = {}
     for row, runs in results.items():
@@ -132,7 +132,7 @@ def draw_curves(path: Path, ladder: Ladder, results: Results) -> None:
     labels = "training loss", "largest gradient norm", "mean MSE (± 2 SE)", "bits/dim (± 2 SE)"
     for place, label in zip(axes[:: len(families)], labels, strict=True):
         place.set_ylabel(label)
-    picture.savefig(path)
+    save(path, axes)
 
 
 def _axes_of(place: Axes, longer: bool) -> None:
@@ -155,7 +155,7 @@ def _blocks(traces: list[Tensor], count: int = 40) -> tuple[Tensor, Tensor]:
 def draw_samples(path: Path, ladder: Ladder, results: Results, count: int = 24) -> None:
     """Ancestral samples of each row's first seed with its bits/dim, in the order of the ladder,
     and held-out images."""
-    picture, axes = figure(-(-(len(results) + 1) // 3), 3, height=1.0)
+    _, axes = figure(-(-(len(results) + 1) // 3), 3, height=1.0)
     style = {"columns": 12, "levels": ladder.problem.grey_levels}
     for place, (row, runs) in zip(axes, results.items(), strict=False):
         record, tensors = runs[0]
@@ -168,7 +168,7 @@ def draw_samples(path: Path, ladder: Ladder, results: Results, count: int = 24) 
     image_grid(axes[len(results)], ladder.images.test[:count], "held-out images", **style)
     for place in axes[len(results) + 1 :]:
         place.set_axis_off()
-    picture.savefig(path)
+    save(path, axes)
 
 
 @torch.no_grad()
@@ -197,11 +197,11 @@ def draw_strips(
             back[min(i, last)][1].x for i in stops
         ],
     }
-    picture, axes = figure(3, 1, width=7.2, height=2.15)
+    _, axes = figure(3, 1, width=7.2, height=2.15)
     for place, (title, strip) in zip(axes, strips.items(), strict=True):
         images = (torch.stack(strip, 1).flatten(0, 1) + 1) / 2 * (levels - 1)
         image_grid(place, images, title, columns=columns, levels=levels)
-    picture.savefig(path)
+    save(path, axes)
 
 
 def _model(ladder: Ladder, row: Row, tensors: dict[str, Tensor]) -> Denoiser:
@@ -216,7 +216,7 @@ def draw_gradients(path: Path) -> None:
     softplus does to it."""
     variances = torch.logspace(-4.5, 0.5, 26, dtype=torch.float64)
     line = torch.logspace(-4.5, 0.5, 800, dtype=torch.float64)
-    picture, axes = figure(1, 2, height=4.4)
+    _, axes = figure(1, 2, height=4.4)
     points, closed = variance_gradients(variances), variance_gradients(line)
     for place, (name, (found, _)) in zip(axes, points.items(), strict=True):
         place.loglog(line, closed[name][1].abs(), label="closed form")
@@ -240,13 +240,13 @@ def draw_gradients(path: Path) -> None:
     for place in axes:
         finish(place, place.get_title())
         place.set_title("")
-    picture.savefig(path)
+    save(path, axes)
 
 
 def draw_chain(path: Path, table: Tabulated) -> None:
     """√ᾱ by level, the weight of each step's error in three units, and β̃/β, for DDPM's 1000
     levels."""
-    picture, (signal, weights, ratio) = figure(1, 3, height=4.2)
+    _, (signal, weights, ratio) = figure(1, 3, height=4.2)
     schedules: dict[str, Schedule] = {
         "DDPM's linear β": DDPM,
         "cosine": Tabulated.cosine_betas(),
@@ -276,13 +276,13 @@ def draw_chain(path: Path, table: Tabulated) -> None:
     for place in (signal, weights, ratio):
         finish(place, place.get_title())
         place.set_title("")
-    picture.savefig(path)
+    save(path, signal)
 
 
 def draw_decoder(path: Path, std: float = 0.3, grey_levels: int = 17) -> None:
     """The bins of the discretized Gaussian, the last open to +∞, and their total mass with the
     edges told by x or by x − μ."""
-    picture, (left, right) = figure(1, 2, height=4.0)
+    _, (left, right) = figure(1, 2, height=4.0)
     decoder, mean = DiscretizedGaussian(grey_levels, variance=std**2), 0.8
     half = decoder.spacing / 2
     axis = torch.linspace(-0.4, 2.0, 600, dtype=torch.float64)
@@ -315,7 +315,7 @@ def draw_decoder(path: Path, std: float = 0.3, grey_levels: int = 17) -> None:
     for place in (left, right):
         finish(place, place.get_title())
         place.set_title("")
-    picture.savefig(path)
+    save(path, left)
 
 
 def total_mass(decoder: DiscretizedGaussian, means: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ exact in gray behind what was made.
 
 import math
 from functools import partial
+from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
@@ -52,7 +53,8 @@ def of_class(z: Tensor, logsnr: Tensor, label: Tensor) -> vdiff.Prediction:
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", default="samplers.png", help="the figure (default: %(default)s)")
+    text = "the figure (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("samplers.png"), help=text)
     options = parser.parse_args()
     noise = torch.randn(1500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     high, low = -2 * math.log(0.002), -2 * math.log(80.0)
@@ -87,7 +89,7 @@ def main() -> None:
         RING, exact, schedule=vdiff.schedule.Linear(high, low), step=SOLVED
     )
     say(f"encoding returns to the noise within {(encoded - noise).abs().max():.1e}")
-    picture.savefig(options.out)
+    plots.save(options.out, axes)
     say(f"figure in {options.out}")
 
 

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import torch
 import two_moons_figures as figures
-from safetensors.torch import load_file
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -43,7 +42,7 @@ from vdiff.metrics import mmd
 from vdiff.nn import MLP
 from vdiff.terminal import replace_unencodable, say, track
 from vdiff.times import generator_of
-from vdiff.training.weights import save_tensors
+from vdiff.training.weights import read_weights, save_tensors
 
 SCHEDULE, DECODER = vdiff.schedule.Linear(8.0, -8.0), Gaussian()
 
@@ -173,7 +172,7 @@ def kept(folder: Path, name: str, make: Callable[[], Tensors]) -> Tensors:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(path, make())
-    return load_file(path)
+    return read_weights(path).tensors
 
 
 def stacked(rows: list[Tensors]) -> Tensors:

@@ -30,7 +30,7 @@ def samples(out: Path, at: list[int], runs: dict[str, Tensors], held_out: Tensor
             _scatter(ax, runs[name]["samples"][i], STYLES[name]["color"], f"step {at[i]:,}")
         _scatter(line[-1], held_out, "black", "held-out data")
         line[0].set_ylabel(f"trained by\n{TRAINED_BY[name]}", color=STYLES[name]["color"])
-    picture.savefig(out / "samples.png")
+    plots.save(out / "samples.png", every)
 
     picture, line = plots.figure(1, 3, width=2.8, height=3.4)
 
@@ -85,7 +85,7 @@ def training(out: Path, at: list[int], runs: dict[str, Tensors]) -> None:
     right.set_yscale("symlog", linthresh=1e-3)
     right.axhline(0, color="gray", linewidth=0.8)
     picture.suptitle(f"mean of {len(runs['RB']['bound'])} seeds ± 2 standard errors", fontsize=10)
-    picture.savefig(out / "training.png")
+    plots.save(out / "training.png", left)
 
 
 def variances(out: Path, at: list[int], t: Tensor, spreads: Tensors) -> None:
@@ -104,7 +104,7 @@ def variances(out: Path, at: list[int], t: Tensor, spreads: Tensors) -> None:
         "variance of one draw of the bound: geometric mean of the seeds ± 2 standard errors",
         fontsize=10,
     )
-    picture.savefig(out / "variances.png")
+    plots.save(out / "variances.png", every)
 
     picture, line = plots.figure(1, 2, width=4.4, height=3.9)
 

@@ -14,6 +14,16 @@ from torch import Tensor
 
 from vdiff import Objective, sampling
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian, Gaussian
+from vdiff.discrete import (
+    AnyOrder,
+    LeaveOneOut,
+    Masked,
+    Posterior,
+    Process,
+    TokenParameterization,
+    Uniform,
+)
+from vdiff.discrete import Hybrid as HybridTokens
 from vdiff.masks import (
     Absent,
     Bernoulli,
@@ -47,6 +57,7 @@ from vdiff.schedule import (
     LearnedLinear,
     Linear,
     LinearBeta,
+    LogLinear,
     Monotone,
     MuLAN,
     MultivariateSpline,
@@ -99,6 +110,7 @@ SCHEDULES: dict[str, Callable[[float, float], Schedule]] = {
     "cosine, offset": lambda high, low: Cosine(high, low, offset=0.008),
     "linear beta": LinearBeta,
     "optimal transport": OptimalTransport,
+    "log-linear": LogLinear,
     "truncated": lambda high, low: Truncated(Logistic(1.0, 3.0), high, low),
     "normal": lambda high, low: Normal(2.4, 2.4, high, low),
     "laplace": lambda high, low: Laplace(1.0, 3.0, high, low),
@@ -140,6 +152,12 @@ def tilted(high: float, low: float, t: Tensor) -> Tensor:
     return high - (high - low) * (
         0.01 * t + 0.99 * ((t + 0.01) ** power - 0.01**power) / (1.01**power - 0.01**power)
     )
+
+
+def crossing(logsnr: Tensor) -> Tensor:
+    """π of a hybrid: the mask with probability sigmoid(−λ), else uniform on three values."""
+    tokens = (logsnr.sigmoid() / 3)[..., None].expand(*logsnr.shape, 3)
+    return torch.cat([tokens, (-logsnr).sigmoid()[..., None]], -1)
 
 
 EXAMPLE = (2, 3)  # the shape of one example of these
@@ -207,6 +225,18 @@ MASKS: dict[str, MaskSampler] = {
     "mixture": Mixture([NothingGiven(), RandomHalf(), RandomBox()], weights=[1, 2, 3]),
     "mixture, absent": Mixture([NothingGiven(), Absent(RandomHalf())]),
 }
+PROCESSES: dict[str, Callable[[], Process]] = {
+    "mask": lambda: Masked(3),
+    "mask of the vocabulary": lambda: Masked(4, mask=3),
+    "uniform": lambda: Uniform(3),
+    "hybrid": lambda: HybridTokens(3, crossing),
+    "gidd": lambda: HybridTokens.gidd(3, uniform=0.3),
+}
+COUNTED: dict[str, Callable[[], Process]] = {"any order": lambda: AnyOrder(3)}
+TOKEN_TARGETS: dict[str, TokenParameterization] = {
+    "posterior": Posterior(),
+    "leave-one-out": LeaveOneOut(),
+}
 STEPS: dict[str, Callable[..., Any]] = {
     "ancestral": sampling.ancestral,
     "ddim": sampling.ddim,
@@ -215,6 +245,12 @@ STEPS: dict[str, Callable[..., Any]] = {
     "dpmpp_2m": sampling.dpmpp_2m,
     "adams_bashforth": sampling.adams_bashforth,
     "ode": partial(sampling.ode, rtol=1e-9, atol=1e-9),
+}
+TOKEN_STEPS: dict[str, Callable[..., Any]] = {
+    "ancestral": sampling.ancestral,
+    "confidence": sampling.confidence,
+    "confidence, random": partial(sampling.confidence, randomness=2.0),
+    "tau_leaping": sampling.tau_leaping,
 }
 ORACLES: dict[str, Callable[[], GaussianMixture]] = {
     "mixture": lambda: GaussianMixture([0.3, 0.7], [[-1.0], [0.5]], [[0.04], [0.09]]),

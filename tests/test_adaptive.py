@@ -193,6 +193,17 @@ def test_the_best_density_is_of_the_fourth_moment():
     assert high / low == pytest.approx(ratio)
 
 
+@pytest.mark.parametrize("first_moment", [False, True])
+def test_an_adaptive_density_is_of_its_moment(first_moment):
+    """Bins with the same mean error and another spread differ only in the fourth moment."""
+    schedule = Adaptive(1.0, -1.0, bins=2, warmup=1, floor=1e-9, first_moment=first_moment)
+    schedule.observe(torch.tensor([-0.5, -0.5, 0.5, 0.5]), torch.tensor([2.0, 2.0, 0.5, 3.5]))
+    schedule.update()
+    ratio = 1.0 if first_moment else math.sqrt((0.5**2 + 3.5**2) / 2) / 2
+    low, high = schedule.mass.tolist()
+    assert high / low == pytest.approx(ratio, rel=1e-6)
+
+
 def test_bins_that_are_hardly_looked_at_pass_the_check():
     """Between two times of the even grid, several bins with rates of their own."""
     mass = torch.ones(100, dtype=torch.float64)

@@ -114,7 +114,7 @@ REFUSED = {
     "objects.npy": (objects, "which are not read: they can run code"),
     "none.npy": (lambda path: np.save(path, PIXELS[:0]), "hold rows; got shape (0, 3, 5, 4)"),
     "number.npy": (lambda path: np.save(path, np.uint8(3)), "hold rows; got shape ()"),
-    "flat.npy": (lambda path: np.save(path, PIXELS[:, 0, 0]), "got shape (30, 4)"),
+    "flat.npy": (lambda path: np.save(path, PIXELS[:, 0, 0, 0]), "got shape (30,)"),
     "words.npy": (lambda path: np.save(path, np.array(["a", "b"])), "whole or floating numbers"),
     "packed.npz": (lambda path: np.savez_compressed(path, images=PIXELS), "not compressed"),
     "two.npz": (lambda path: archive(path, a=PIXELS, b=PIXELS), "got a, b in"),

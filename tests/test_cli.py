@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +90,8 @@ SAMPLE = ("sample", "RUN", "--count", "2", "--steps", "2", "--quiet")
 CLASSES = ("sample", "CLASSES", "--count", "2", "--steps", "2", "--quiet")
 TRAIN = ("train", "BUILDS:build", "--data", "digits", "--out", "NEW", "--quiet")
 CONFIG = ("train", "CONFIG.json", "--data", "digits", "--out", "NEW", "--quiet")
+COMPRESS = ("compress", "RUN", "IMAGES.npy", "NEW.vdiff", "--steps", "2", "--quiet")
+DECOMPRESS = ("decompress", "RUN", "IMAGES.vdiff", "NEW.npy", "--quiet")
 ESTIMATORS = ("verify", "--estimators", "gaussian", "--points", "4")
 
 # for each option of each command: a command that is right without it, and what it refuses
@@ -146,7 +149,7 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--label": (CLASSES, (*NO_WHOLE, "-1", "4", 30 * "9")),
         "--seed": (SAMPLE, NO_WHOLE),
         "--step": (SAMPLE, NO_NAME),
-        "--steps": (SAMPLE, (*NO_COUNT, "999999999999")),
+        "--steps": (SAMPLE, (*NO_SMALL_COUNT, str(2**63 - 1))),
         "--grid": (SAMPLE, (*NO_NAME, *NO_PROGRAM)),
         "--spacing": (SAMPLE, NO_NAME),
         "--variance": (SAMPLE, NO_NAME),
@@ -167,6 +170,29 @@ HOSTILE: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--quiet": (SAMPLE, ("=x",)),
         "--batch": (SAMPLE, NO_COUNT),
         "--device": (SAMPLE, NO_DEVICE),
+    },
+    "compress": {
+        "run": (("compress", "--quiet", "--"), NO_NAME),
+        "data": (("compress", "--quiet", "--", "RUN"), NO_NAME),
+        "out": (COMPRESS[:3], ("", "~nosuchuser/x", "nowhere/x", "FILE/x", "LOOP/x", "FOLDER")),
+        "--classes": (COMPRESS, (*NO_COUNT, "3")),
+        "--model": (COMPRESS, (*NO_NAME, *NO_PROGRAM, *NO_BUILDER, "BUILDS:build")),
+        "--steps": (COMPRESS, NO_SMALL_COUNT),
+        "--tolerance": (COMPRESS, (*NO_FINITE, "0", "-1")),
+        "--batch": (COMPRESS, NO_COUNT),
+        "--no-bound": (COMPRESS, ("=x",)),
+        "--device": (COMPRESS, NO_DEVICE),
+        "--json": (COMPRESS, ("=x",)),
+        "--quiet": (COMPRESS, ("=x",)),
+    },
+    "decompress": {
+        "run": (("decompress", "--quiet", "--"), NO_NAME),
+        "data": (("decompress", "--quiet", "--", "RUN"), NO_NAME),
+        "out": (DECOMPRESS[:3], ("", "~nosuchuser/x.npy", "nowhere/x.npy", "LOOP/x.npy", "FILE")),
+        "--classes": (DECOMPRESS, (*NO_COUNT, "3")),
+        "--model": (DECOMPRESS, (*NO_NAME, *NO_PROGRAM, *NO_BUILDER, "BUILDS:build")),
+        "--device": (DECOMPRESS, NO_DEVICE),
+        "--quiet": (DECOMPRESS, ("=x",)),
     },
     "describe": {
         "objective": (("describe", "--"), (*NO_NAME, *NO_PROGRAM, "PROGRAM:x")),
@@ -218,6 +244,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         with Run.create(root / name, config := Config(network=network)) as run:
             run.save(config.objective())
+    np.save(root / "IMAGES.npy", np.zeros((2, 8, 8), np.uint8))
+    command = ["compress", root / "RUN", root / "IMAGES.npy", root / "IMAGES.vdiff"]
+    assert main([*map(str, command), "--steps", "1", "--quiet", "--no-bound"]) == 0
     (root / "FOLDER").mkdir()
     (root / "DRAWN.png").mkdir()
     (root / "FILE").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
@@ -428,9 +457,13 @@ def test_fault_71_out_of_memory_is_a_line_that_names_the_batch(
     assert capsys.readouterr().err == f"vdiff {command}: out of memory: lower --batch (now 7)\n"
 
 
-def test_memory_that_something_else_takes_is_named_too(place, capsys):
-    assert main(["sample", str(place / "RUN"), "--steps", "999999999999", "--quiet"]) == 2
-    assert "lower --batch (now 64) or --steps (now 999999999999)" in capsys.readouterr().err
+def test_memory_that_something_else_takes_is_named_too(place, monkeypatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("vdiff.cli.sample.trajectory", full)
+    assert main(["sample", str(place / "RUN"), "--steps", "1000000", "--quiet"]) == 2
+    assert "lower --batch (now 64) or --steps (now 1000000)" in capsys.readouterr().err
 
 
 def test_a_runtime_error_that_is_none_of_these_keeps_its_traceback(place, monkeypatch):

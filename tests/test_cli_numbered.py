@@ -1,6 +1,8 @@
 """`vdiff sample --png`: numbered PNGs, bounded memory, resumed where it stopped."""
 
 import json
+import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from points import launch
+from test_disk import at_most
 
 from vdiff.cli import main
 from vdiff.cli.numbered import name_of
@@ -144,3 +147,42 @@ def test_other_weights_are_other_samples(run, tmp_path, capsys):
     assert sample(run, "--n", 2, "--png", pngs) == 2
     assert "weights file: " in capsys.readouterr().err
     assert json.loads((pngs / "samples.json").read_text())["seed"] == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
+@pytest.mark.parametrize("kind", ["link", "broken link", "pipe"])
+@pytest.mark.parametrize(
+    "name", [".000001.partial", f".{'0' * 16}.partial", "000001.png", "samples.json"]
+)
+def test_nothing_that_lies_in_a_folder_of_pngs_leads_outside_or_hangs(
+    name, kind, run, tmp_path, monkeypatch
+):
+    """Whatever has the name of a sample, or of one that is being written."""
+    victim, folder = tmp_path / "victim", tmp_path / "pngs"
+    assert sample(run, "--n", 1, "--png", folder) == 0
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)  # the worst case
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    place = folder / name
+    place.unlink(missing_ok=True)
+    aims = {"link": victim, "broken link": tmp_path / "nowhere"}
+    place.symlink_to(aims[kind]) if kind in aims else os.mkfifo(place)
+    with at_most(60):
+        code = sample(run, "--n", 2, "--png", folder, "--batch", 2)
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("precious", 0o600)
+    assert not (tmp_path / "nowhere").exists()
+    assert code == (2 if name == "samples.json" or "0000000000" in name else 0)
+    assert (folder / name_of(1)).is_file() == (code == 0)
+    assert not (folder / name_of(1)).is_symlink()
+
+
+def test_a_disk_that_is_full_leaves_no_torn_png(run, tmp_path, monkeypatch):
+    def full(image, file, *_):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        assert sample(run, "--n", 2, "--png", tmp_path / "pngs") == 2
+    assert [*contents(tmp_path / "pngs")] == ["samples.json"]
+    assert sample(run, "--n", 2, "--png", tmp_path / "pngs") == 0

@@ -2,6 +2,7 @@
 goes on or starts again, and never a wrong number."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -119,6 +120,33 @@ def test_a_signal_in_the_first_minute_keeps_what_was_evaluated(run, number, monk
     assert calls_of(run) < every
     assert total(run) == whole
     assert not (run / STATE).exists()
+
+
+def test_out_of_memory_keeps_what_was_evaluated_and_a_smaller_batch_continues(
+    run, monkeypatch, capsys
+):
+    every, whole, _ = known(run)
+    remove(run / STATE)
+    estimate, count = command.evaluate_bound, [0]
+
+    def fails(*_):
+        count[0] += 1
+        if count[0] == every - 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def full(model, images, **settings):
+        with model.register_forward_pre_hook(fails):
+            return estimate(model, images, **settings)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "evaluate_bound", full)
+        assert call(run, *COST) == 2
+    said = "vdiff evaluate: out of memory: lower --batch (now 8); what was evaluated is kept in "
+    said += f"{run / STATE}: the same command continues from there\n"
+    assert capsys.readouterr().err == said
+    assert call(run, *COST[:-1], 4) == 0  # no warning: the state is taken
+    assert math.isclose(total(run)["value"], whole["value"], rel_tol=1e-6)
 
 
 def test_a_signal_before_anything_was_evaluated_says_so(run, monkeypatch, capsys):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vdiff.cli import main
@@ -359,6 +360,24 @@ def test_a_network_that_does_not_fit_the_images_is_shown_with_their_shape(here, 
     assert lines[0].startswith("vdiff train: mine.py:grey: RuntimeError: Given groups=1")
     assert "in the first step, on images (4, 3, 8, 8)" in lines
     assert "    hidden = self.inner(torch.cat([z, level], 1))" in lines
+
+
+@pytest.mark.filterwarnings("ignore:no checkpoint at step", "ignore:.* has a log and no")
+def test_a_training_whose_weights_could_not_be_written_is_no_success(here, monkeypatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("vdiff.training.checkpoint.save_file", full)
+    with monkeypatch.context() as patch:
+        patch.setattr("vdiff.training.weights.save_file", full)
+        with pytest.warns(match="no averaged weights"):
+            assert train(*OWN, "--quiet") == 2
+    out, err = capsys.readouterr()
+    assert "vdiff train: the weights of step 4 could not be written" in err
+    assert "continues from step 0" in err
+    assert "trained" not in out
+    assert train(*OWN, "--quiet") == 0  # the weights alone have room
+    assert Run("runs/mine").weights().name == "ema.safetensors"
 
 
 def test_out_of_memory_says_what_to_lower(here, monkeypatch, capsys):

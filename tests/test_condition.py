@@ -1,8 +1,10 @@
 """Conditions: one mapping, in which no name collides with a verb's own arguments."""
 
 import inspect
+import tempfile
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from test_public_api import FACES, PUBLIC
 from torch import Tensor, nn
 
 import vdiff
-from vdiff import Denoiser, Objective
+from vdiff import Denoiser, Objective, codec
 from vdiff.augmentation import Augmentation
 from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
 from vdiff.likelihood import (
@@ -85,6 +87,19 @@ class FieldOf(torch.nn.Module):
         number = logsnr if logsnr.ndim == 1 else logsnr.expand_as(z).mean(1)
         said: Prediction = self.model(z, number, **condition)
         return said.replace(logsnr=logsnr)
+
+
+def coded(model: Denoiser, batches: bool = False, **options: Any) -> Tensor:
+    """The levels after they were in a file, and what their paths cost."""
+    chain: dict[str, Any] = {"schedule": FINITE, "decoder": Categorical(17), **options}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "x.vdiff"
+        written = codec.compress(model, LEVELS, file, steps=5, **chain)
+        if batches:
+            levels = torch.cat(list(codec.decompress_batches(model, file, **chain)))
+        else:
+            levels = codec.decompress(model, file, **chain)
+        return torch.cat([levels.double().flatten(), written.log_ratio.double()])
 
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -188,6 +203,9 @@ VERBS: dict[str, Callable[..., Any]] = {
             **c,
         ).nats
     ),
+    "compress": lambda m, **c: coded(m, **c),
+    "decompress": lambda m, **c: coded(m, **c),
+    "decompress_batches": lambda m, **c: coded(m, batches=True, **c),
     "Validation.__init__": lambda m, **c: torch.tensor(
         Validation(LEVELS, draws=4, **c)(
             Objective(m, schedule=Linear(), loss=VLB(Categorical(17)))

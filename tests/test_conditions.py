@@ -3,12 +3,14 @@
 import json
 import math
 from collections import UserDict, deque
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import TensorDataset
 
 from vdiff import Denoiser
@@ -47,6 +49,22 @@ class Offers:
         return np.asarray(self.values, dtype=dtype)
 
 
+class Attributes(dict):
+    """A mapping whose keys are attributes too, as many libraries have one."""
+
+    __getattr__ = dict.__getitem__
+
+
+@dataclass(slots=True)
+class Slots:
+    v: object
+
+
+@dataclass
+class Holds:
+    part: object
+
+
 FORMS = {
     "tensor": lambda v: v,
     "array": lambda v: v.numpy(),
@@ -57,6 +75,7 @@ FORMS = {
     "array of another library": lambda v: Offers(v.tolist()),
     "mapping": lambda v: {"inner": v},
     "mapping of another kind": lambda v: UserDict(inner=v.tolist()),
+    "mapping with attributes": lambda v: Attributes(inner=v),
     "mapping of lists of arrays": lambda v: {"inner": {"pair": [v.numpy(), "a word"]}},
 }
 
@@ -267,6 +286,20 @@ def test_parts_of_other_sizes_and_kinds_stay_as_they_are():
             "got a SimpleNamespace whose 'v' has 3 rows",
         ),
         ({"inner": SimpleNamespace(w=1, v=[0, 0, 0])}, TypeError, "whose 'v' has 3 rows"),
+        (Slots(torch.zeros(3)), TypeError, "got a Slots whose 'v' has 3 rows"),
+        (Holds({"inner": [torch.zeros(3), 1]}), TypeError, "got a Holds whose 'part' has 3 rows"),
+        (Holds(Slots([0, 0, 0])), TypeError, "got a Holds whose 'part' has 3 rows"),
+        (pack_sequence([torch.zeros(1)] * 3), TypeError, "padded to a tensor; got PackedSequence"),
+        (
+            torch.eye(3).to_sparse(),
+            TypeError,
+            "be indexed; got torch.sparse_coo (label.to_dense()",
+        ),
+        (
+            torch.nested.nested_tensor([torch.zeros(1)] * 3, layout=torch.jagged),
+            TypeError,
+            "be a tensor whose rows can be indexed; got torch.jagged",
+        ),
         ([torch.zeros(3)] * 3, ValueError, "got a list of 3 entries that have 3 rows themselves"),
     ],
 )

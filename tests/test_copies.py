@@ -127,6 +127,18 @@ def test_what_a_bound_is_made_of_can_be_copied_too():
     assert copy.copy(prediction).output is prediction.output
 
 
+@pytest.mark.parametrize("again", [pickled, copy.deepcopy], ids=["pickle", "deepcopy"])
+@pytest.mark.parametrize("name", ["spline", "monotone"])
+@pytest.mark.parametrize("steps", [None, 5])
+def test_the_noise_levels_of_a_learned_schedule_can_be_copied(name, steps, again):
+    levels = SCHEDULES[name](6.0, -4.0).at(torch.tensor([0.2, 1.0], dtype=torch.float64), steps)
+    assert any(part.requires_grad for part in levels[:3] if part is not None)
+    copied = again(levels)
+    assert type(copied) is type(levels)
+    for one, other in zip(copied[:3], levels[:3], strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
 def test_a_leaf_stays_a_leaf_in_a_deep_copy():
     from vdiff.bound import Bound
 

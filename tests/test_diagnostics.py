@@ -232,6 +232,7 @@ def test_a_total_above_uniform_noise_is_told_of():
 
     for decoder in (Categorical(4), DiscretizedGaussian(4)):
         assert not told(1.99, Integrand(model, data, ENDS, decoder))
+        assert not told(2.0001, Integrand(model, data, ENDS, decoder))  # uniform, and its ends
         (text,) = told(2.01, Integrand(model, data, ENDS, decoder))
         assert text.startswith(
             "2.01 bits/dim is more than uniform noise over 4 levels has, 2: is the model trained, "

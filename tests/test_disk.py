@@ -311,6 +311,21 @@ def test_the_program_s_own_devices_stay(tmp_path):
             check_output("out", Path(path))
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device"),
+        (OSError("cannot write mode F as PNG"), "cannot write mode F as PNG"),
+    ],
+)
+def test_an_error_of_a_disk_names_the_file_that_was_asked_for(error, says, tmp_path):
+    with pytest.raises(OSError, match=r"Errno 28|cannot write") as raised:  # noqa: SIM117
+        with atomic_write(tmp_path / "numbers.json"):
+            raise error
+    named = f": '{tmp_path / 'numbers.json'}'" if error.errno else ""
+    assert str(raised.value) == says + named
+
+
 @pytest.mark.parametrize("name", ["samples.npz", "samples.png"])
 def test_older_samples_stay_where_new_ones_cannot_be_written(name, tmp_path, capsys, monkeypatch):
     run = trained(tmp_path / "run").folder

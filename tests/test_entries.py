@@ -31,6 +31,9 @@ MADE = {
     ("network", "images"): networks.UNet(1, width=8, multipliers=(1, 2), labels=3),
     ("network", "ddpm"): networks.DDPMUNet(width=32, multipliers=(1,)),
     ("network", "iddpm"): networks.IDDPMUNet(width=32, multipliers=[1]),
+    ("network", "tokens"): networks.Transformer(
+        5, length=8, width=16, depth=1, heads=2, time=True
+    ),
     ("network", "vdm"): networks.VDMUNet(width=32, depth=1),
 }
 

@@ -20,7 +20,7 @@ from vdiff.training import Config, Run
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OURS = ("train", "ode")  # those that a user installs
+OURS = ("train", "ode", "codec")  # those that a user installs
 
 
 def with_all_they_need(requirements: list[str]) -> set[str]:
@@ -192,6 +192,9 @@ COMMANDS: dict[
     "evaluate RUN": (2, "train"),
     "evaluate RUN --ode": (2, "train"),
     "evaluate RUN --against RUN": (2, "train"),
+    "compress --help": (0, ""),
+    "compress RUN images.npz FOLDER/out.vdiff": (2, "codec"),
+    "decompress RUN out.vdiff FOLDER/images.npz": (2, "codec"),
     "sample RUN": (2, "train"),
     "sample RUN --step ode": (2, "train"),
 }

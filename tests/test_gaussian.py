@@ -84,3 +84,11 @@ def test_bits_per_dimension():
     nats = torch.tensor(3 * math.log(2))
     assert bits_per_dim(nats, 3).item() == pytest.approx(1.0)
     assert bits_per_dim(nats, 3, bin_width=0.25).item() == pytest.approx(3.0)
+
+
+def test_the_noise_of_a_less_noisy_level_is_normal():
+    """Of independent normal ε and n, the squared coefficients sum to one."""
+    step = Step(torch.tensor([-2.0, 0.0, 3.0]), torch.tensor([0.1, 1.0, 4.0]))
+    one, none = torch.ones(3, 1), torch.zeros(3, 1)
+    squares = step.noise_s(one, none).square() + step.noise_s(none, one).square()
+    torch.testing.assert_close(squares, one)

@@ -65,6 +65,7 @@ CUTS = {
     "half of the rows": in_half_of_the_rows,
     "a residual": lambda v: 0.5 * v + 0.5 * v.detach(),
     "a tenth": lambda v: 0.9 * v + 0.1 * v.detach(),
+    "a fiftieth": lambda v: 0.98 * v + 0.02 * v.detach(),
 }
 
 
@@ -94,6 +95,32 @@ def test_a_cut_inside_the_network_is_refused(cut, n, trace):
     model = Denoiser(Exactly(CUTS[cut]), X())
     with pytest.raises(ValueError, match=r"^ode_likelihood: .* must be differentiable"):
         ode_likelihood(model, points(n), schedule=SCHEDULE, trace=trace)
+
+
+@pytest.mark.parametrize("cut", [cut for cut in CUTS if cut != "one dimension"])
+def test_a_cut_of_a_float32_network_shows_at_the_levels_where_rounding_is_small(cut):
+    """x̂ hardly changes with z at λ_min: rounding hides a cut there, and nowhere else."""
+    model = Denoiser(Exactly(CUTS[cut]).float(), X())
+    with pytest.raises(ValueError, match=r"^ode_likelihood: .* must be differentiable"):
+        ode_likelihood(model, points(24).float(), schedule=SCHEDULE)
+
+
+def test_a_cut_of_one_example_among_many_is_refused():
+    """As of one class, or of large z: the mean over the batch hides it."""
+
+    class OneClass(Exactly):
+        def forward(self, z, logsnr, label):
+            whole, cut = super().forward(z, logsnr), super().forward(z.detach(), logsnr)
+            return torch.where((label == 0)[:, None], cut, whole)
+
+    for row in (0, 100, 200):
+        label = torch.ones(256, dtype=torch.long)
+        label[row] = 0
+        with pytest.raises(ValueError, match=r"misses about \d+% .* in 1 of 256 examples"):
+            ode_likelihood(
+                Denoiser(OneClass(), X()), points(256), schedule=SCHEDULE,
+                condition={"label": label},
+            )  # fmt: skip
 
 
 def test_without_a_cut_the_number_is_right_and_every_evaluation_is_counted():

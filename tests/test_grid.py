@@ -17,7 +17,15 @@ from vdiff.sampling import (
     trailing,
     uniform,
 )
-from vdiff.schedule import Cosine, Karras, Linear, OptimalTransport, Shifted, Tabulated
+from vdiff.schedule import (
+    Cosine,
+    Karras,
+    Linear,
+    OptimalTransport,
+    PerDimension,
+    Shifted,
+    Tabulated,
+)
 
 COUNTS = 1, 2, 3, 7, 16, 20, 30, 48, 64, 333, 500, 501, 999, 1000
 
@@ -56,6 +64,17 @@ def test_the_levels_are_those_of_the_published_steps(spacing, name):
     for shift in (0.7, -2.0):
         moved = SPACINGS[spacing](Shifted(Shifted(table, 1.0), shift), 5)
         assert torch.equal(moved, SPACINGS[spacing](table, 5) + (shift + 1.0))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_table_for_each_dimension_has_its_own_levels(spacing):
+    tables = TABLES["DDPM"], Shifted(TABLES["iDDPM"], -1.5), TABLES["iDDPM"]
+    levels = SPACINGS[spacing](PerDimension(tables), 20, ndim=3)
+    assert levels.shape == (20, 1, 3, 1)
+    for i, table in enumerate(tables):
+        assert torch.equal(levels[:, 0, i, 0], SPACINGS[spacing](table, 20))
+    mixed = PerDimension([TABLES["DDPM"], TABLES["23"]])  # no common steps
+    assert SPACINGS[spacing](mixed, 20, ndim=2).shape == (20, 1, 2)
 
 
 def test_the_steps_of_the_papers():

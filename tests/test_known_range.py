@@ -207,14 +207,27 @@ def test_samplers_are_watched_by_their_levels():
     assert "50 % of the draws lie outside" in said
     (said,) = warned(lambda: sample(model, z, schedule=logistic(), steps=4, step=ddim))
     assert "is called with λ from -8.8 to 12.4: 20 % of the draws lie outside" in said
+    assert warned(lambda: sample(model, z, schedule=logistic(), steps=4, step=ddim)) == []  # once
     assert warned(lambda: sample(model, z, schedule=Karras(0.02, 80.0), steps=4, step=ddim)) == []
+
+
+def test_sampling_beyond_the_training_is_named():
+    model, z = trained_between(Linear(9.0, -7.0)), torch.randn(4, 2)
+    assert warned(lambda: sample(model, z, schedule=Cosine(9.0, -7.0), steps=4)) == []
+    for _ in range(2):
+        said = warned(lambda: sample(model, z, schedule=Linear(13.0, -7.0), steps=4))
+    assert said == []  # once
+    (said,) = warned(lambda: sample(model, z, levels=[-9.0, 0.0, 9.0]))
+    assert said.startswith("the network was trained on λ from -7 to 9, and is called with λ from")
+    assert "33.3 % of the draws lie outside (use it between the ends of its" in said
 
 
 def test_what_a_network_has_inside_is_found():
     network = MLP(2)
     network.time = FourierFeatures(32, of=TableStep(TABLE))
     inside = Denoiser(network, V())
-    for model in (inside, Clipped(inside), nn.ModuleDict({"one": inside})["one"]):
+    held = nn.ModuleDict({"one": Denoiser(network, V())})["one"]
+    for model in (inside, Clipped(inside), held):
         assert (
             len(
                 warned(
@@ -253,7 +266,7 @@ def test_an_evaluation_beyond_the_training_is_named():
         "the network was trained on λ from -7 to 9, and is called with λ from -7 to 13.3: 21.2 % "
         "of the draws lie outside"
     )
-    assert said.endswith("outside (evaluate it between the ends of its training)")
+    assert said.endswith("outside (use it between the ends of its training)")
     assert (
         warned(lambda: evaluate(model, DATA, schedule=Cosine(13.3, -7.0), **options)) == []
     )  # once

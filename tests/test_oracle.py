@@ -3,6 +3,7 @@ moments of its data."""
 
 import torch
 
+from vdiff.gaussian import prior_kl
 from vdiff.oracle import Gaussian, GaussianMixture
 
 MEANS, VARIANCES = [[-1.0, 0.5], [0.5, 0.0]], [[0.1, 0.4], [0.3, 0.05]]
@@ -51,3 +52,11 @@ def test_a_fitted_gaussian_has_the_moments_of_its_data_drawn_towards_their_mean(
         assert torch.allclose(diagonal.variances[0], target.diagonal())
     white = Gaussian.fit(x, shrinkage=0.0).standardized(x[:, 0])
     assert torch.allclose(white.T.cov(correction=0), torch.eye(3, dtype=torch.float64), atol=1e-9)
+
+
+def test_the_prior_of_an_exact_bound_is_the_mean_of_that_of_its_data():
+    oracle = Gaussian([0.5], [2.0])
+    x = oracle.sample(200_000, torch.Generator().manual_seed(0))
+    prior = prior_kl(x, -1.0)
+    bound = oracle.bound(5.0, -1.0)
+    assert (bound.prior - prior.mean()).abs() < 4 * prior.std() / len(x) ** 0.5

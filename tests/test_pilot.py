@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vdiff._diffusion import GAUSSIAN
 from vdiff._partial import Partial
 from vdiff.likelihood import NoiseNorm, VarianceReduction
 from vdiff.likelihood.control import Control, FittedControl
@@ -34,7 +35,7 @@ class Term(Integrand):
     """An integrand in one dimension whose diffusion term is a function of (image, t, ε), with
     levels λ = 4 − 8t and measure 8."""
 
-    name, models = "evaluate", [None]
+    name, models, process = "evaluate", [None], GAUSSIAN
 
     def __init__(self, term, images=5, steps=None, evaluations=1):
         self.term, self.steps, self.each = term, steps, evaluations

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -233,3 +234,43 @@ def test_a_moving_schedule_has_a_frame_for_each_step_and_time_to_be_seen(tmp_pat
             seconds.append(gif.info["duration"] / 1000)
     assert math.isclose(seconds[0], 2.5, abs_tol=0.1)
     assert seconds[1] >= 4.5
+
+
+@pytest.mark.parametrize("kind", ["figure.png", "figure.gif"])
+def test_a_figure_that_cannot_be_written_leaves_the_older_one(kind, tmp_path, monkeypatch):
+    def full(picture, file, *_, **__):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    _, (ax,) = plots.figure()
+    path, victim = tmp_path / kind, tmp_path / "victim"
+    path.write_text("older")
+    writer = "PIL.Image.Image.save" if kind.endswith("gif") else "matplotlib.figure.Figure.savefig"
+    monkeypatch.setattr(writer, full)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        write_figure(path, ax)
+    monkeypatch.undo()
+    assert path.read_text() == "older"
+    assert [*tmp_path.iterdir()] == [path]
+    path.unlink()
+    victim.write_text("precious")
+    path.symlink_to(victim)
+    write_figure(path, ax)
+    assert not path.is_symlink()
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("folder", ["examples", "benchmarks"])
+def test_every_script_writes_its_figures_whole(folder):
+    """By `plots.save`: matplotlib's own `savefig` leaves half a figure on a full disk."""
+    scripts = [*(Path(__file__).parent.parent / folder).rglob("*.py")]
+    assert len(scripts) > 5
+    direct = [p.name for p in scripts if ".savefig(" in p.read_text(encoding="utf-8")]
+    assert not direct
+
+
+def write_figure(path, ax):
+    if path.suffix == ".gif":
+        plots.animation(path, ax, lambda frame: ax.set_title(f"frame {frame}"), 2)
+    else:
+        plots.save(path, ax)

@@ -4,20 +4,25 @@ import inspect
 
 import pytest
 from registry import (
+    COUNTED,
     DECODERS,
     ORACLES,
+    PROCESSES,
     SCHEDULES,
     SCHEDULES_OVER_DIMS,
     STEPS,
     TARGETS,
+    TOKEN_STEPS,
+    TOKEN_TARGETS,
     WEIGHTINGS,
     corners,
     made_of,
     moved,
 )
 
-from vdiff import decoder, oracle, parameterization, sampling, schedule, weighting
+from vdiff import decoder, discrete, oracle, parameterization, sampling, schedule, weighting
 from vdiff.decoder import Decoder
+from vdiff.discrete import Process, TokenParameterization
 from vdiff.oracle import GaussianMixture
 from vdiff.parameterization import Parameterization
 from vdiff.schedule import Schedule
@@ -34,8 +39,10 @@ EVERY_SCHEDULE = made_of(SCHEDULES | SCHEDULES_OVER_DIMS)
         (weighting, Weighting, [make() for make in WEIGHTINGS.values()]),
         (decoder, Decoder, [make() for make in DECODERS.values()]),
         (oracle, GaussianMixture, [make() for make in ORACLES.values()]),
+        (discrete, Process, [make() for make in (PROCESSES | COUNTED).values()]),
+        (discrete, TokenParameterization, TOKEN_TARGETS.values()),
     ],
-    ids=["schedule", "parameterization", "weighting", "decoder", "oracle"],
+    ids=["schedule", "parameterization", "weighting", "decoder", "oracle", "process", "token"],
 )
 def test_every_public_class_is_here(room, base, made):
     """A factor of a weighting counts where a product holds it; a base class has no entry."""
@@ -48,6 +55,7 @@ def test_every_public_class_is_here(room, base, made):
 
 def test_every_step_of_the_library_is_here():
     assert set(sampling.STEPS) <= set(STEPS)
+    assert set(sampling.TOKEN_STEPS) <= set(TOKEN_STEPS)
 
 
 @pytest.mark.parametrize("name", SCHEDULES_OVER_DIMS)

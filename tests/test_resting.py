@@ -36,6 +36,30 @@ def cosine(t):
     return 2 * torch.log(alpha / torch.sqrt(1 - alpha**2 + SIGMA_MIN**2))
 
 
+def smoother(t):
+    return 8 - 14 * t**3 * (10 - 15 * t + 6 * t**2)
+
+
+class Power(Schedule):
+    """Flat beyond rounding near t = 0, with closed forms."""
+
+    def __init__(self, power):
+        super().__init__(8.0, -6.0)
+        self.power = power
+
+    def logsnr_at(self, t):
+        return 8 - 14 * t**self.power
+
+    def rate_at(self, t, logsnr):
+        return 14 * self.power * t ** (self.power - 1)
+
+    def time_at(self, logsnr):
+        return ((8 - logsnr) / 14).clamp(0, 1) ** (1 / self.power)
+
+    def density_at(self, logsnr):
+        return 1 / self.rate_at(self.time_at(logsnr), logsnr)
+
+
 class Swing(Schedule):
     """At rest at both ends, to rounding at t = 1, with an inverse of its own."""
 
@@ -59,6 +83,8 @@ MADE = {
     "swing, by a function": lambda: Custom(lambda t: 2 + 8 * torch.cos(math.pi * t)),
     "shifted": lambda: Shifted(Custom(vp), -2.0),
     "smooth step": lambda: Custom(lambda t: 8 - 14 * (3 * t**2 - 2 * t**3)),  # −0 at t = 1
+    "smoother step": lambda: Custom(smoother),
+    "shifted smoother step": lambda: Shifted(Custom(smoother), 1.0),
 }
 ORACLE = ORACLES["plane"]()
 TIMES = torch.tensor(
@@ -211,3 +237,39 @@ def test_eps_too():
         loss[inside], torch.full_like(loss[inside], 3.0), rtol=1e-4, atol=0.0
     )
     assert torch.isfinite(loss).all()
+
+
+@pytest.mark.parametrize("power", [3, 4, 6])
+@pytest.mark.parametrize("shift", [None, 1.0])
+def test_a_fall_below_rounding_is_a_fall(power, shift):
+    """λ alone does not tell the rate there; the four methods still agree."""
+    schedule = Power(power) if shift is None else Shifted(Power(power), shift)
+    schedule.check()
+    t = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    got = weighted_elbo(ORACLE, ORACLE.sample(4000), schedule=schedule, t=t).mean()
+    linear = Linear(schedule.logsnr_max, schedule.logsnr_min)
+    want = weighted_elbo(ORACLE, ORACLE.sample(4000), schedule=linear, t=t)
+    assert (got - want.mean()).abs() < 0.1 * want.mean()
+
+
+class Wrong(Power):
+    def density_at(self, logsnr):
+        return 1.001 * super().density_at(logsnr)
+
+
+class Halts(Power):
+    """It does not move before t = 0.1."""
+
+    def logsnr_at(self, t):
+        return 8 - 14 * ((t - 0.1).clamp(min=0) / 0.9) ** self.power
+
+    def rate_at(self, t, logsnr):
+        return super().rate_at((t - 0.1).clamp(min=0) / 0.9, logsnr) / 0.9
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"), [(Wrong(4), "one over rate_at"), (Halts(2), "strictly decreasing")]
+)
+def test_what_is_wrong_is_still_seen(schedule, said):
+    with pytest.raises(ValueError, match=said):
+        schedule.check()

@@ -11,9 +11,10 @@ from vdiff import Prediction
 from vdiff.gaussian import Step
 from vdiff.oracle import Gaussian
 from vdiff.parameterization import Eps, X
-from vdiff.reverse import reverse_mean, reverse_sample
+from vdiff.reverse import reverse_log_ratio, reverse_mean, reverse_sample
 from vdiff.sampling import trajectory
 from vdiff.schedule import Cosine, Linear
+from vdiff.variance import FixedLarge, FixedSmall
 
 # of z at λ = 13.3, from N(0, 1) at −5 in uniform steps of λ: (data variance, steps) → posterior
 # variance kernel
@@ -120,3 +121,24 @@ def test_the_kernel_is_the_posterior_with_the_estimate(lam_s, lam_t):
         1 / (1 + math.exp(lam_t)) - (alpha[1] / alpha[0]) ** 2 / (1 + math.exp(lam_s)),
         rtol=1e-9,
     )
+
+
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
+def test_a_log_ratio_is_that_of_two_normal_distributions(variance):
+    generator = torch.Generator().manual_seed(0)
+    x, eps, noise, out = torch.randn(4, 3, 5, generator=generator, dtype=torch.float64)
+    lam_t, lam_s = -0.5, 0.8
+    logsnr = torch.full((3,), lam_t, dtype=torch.float64)
+    step = Step(logsnr, torch.full_like(logsnr, lam_s - lam_t))
+    alpha, sigma = torch.sigmoid(logsnr).sqrt()[0], torch.sigmoid(-logsnr).sqrt()[0]
+    z = alpha * x + sigma * eps
+    prediction = Prediction(z, logsnr, out, Eps(), variance)
+    of_z, of_x, kernel = posterior(lam_s, lam_t)
+    forward = kernel * (1 + math.exp(lam_s)) / (1 + math.exp(lam_t))
+    model = {FixedSmall: kernel, FixedLarge: forward}[type(variance)]
+    q = torch.distributions.Normal(of_z * z + of_x * x, math.sqrt(kernel))
+    p = torch.distributions.Normal(of_z * z + of_x * prediction.x, math.sqrt(model))
+    z_s = q.mean + q.stddev * noise
+    want = (q.log_prob(z_s) - p.log_prob(z_s)).sum(1)
+    got = reverse_log_ratio(prediction, x, eps, step, noise)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)

@@ -26,7 +26,7 @@ ROOMS = {
 
 def test_a_config_names_what_the_rooms_make_public():
     assert set(registry(networks)) == {
-        "MLP", "DDPMUNet", "IDDPMUNet", "UNet", "UNet1d", "VDMUNet",
+        "MLP", "DDPMUNet", "IDDPMUNet", "Transformer", "UNet", "UNet1d", "VDMUNet",
     }  # fmt: skip
     assert set(registry(variance)) == {
         "FixedLarge",
@@ -201,6 +201,17 @@ def test_a_network_that_cannot_be_made_is_refused_in_one_line(spec, message):
         build(networks, spec)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_an_error_of_the_machine_is_no_error_of_the_arguments(monkeypatch):
+    """torch asks for a temporary folder where it builds a network, and a full disk has none."""
+
+    def full(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("torch.nn.Conv2d.__init__", full)
+    with pytest.raises(FileNotFoundError, match="No usable temporary directory found"):
+        build(networks, UNET)
 
 
 def test_an_old_name_is_refused_with_the_new_one():

@@ -2,6 +2,7 @@
 the end and again."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -166,6 +167,13 @@ def test_nothing_but_the_estimator_sets_the_trainings_apart(monkeypatch):
     monkeypatch.setitem(two_moons.ESTIMATORS, "MC", RaoBlackwell())
     again = two_moons.train(quick, 0, "MC")
     assert all(torch.equal(again[key], by_rb[key]) for key in by_rb)
+
+
+def test_results_are_kept_in_a_folder_of_any_name(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))  # Latin-1, not UTF-8
+    for made in (torch.ones(2), torch.zeros(2)):  # the second is not made
+        kept = two_moons.kept(folder, "seed0", lambda made=made: {"a": made})
+        assert torch.equal(kept["a"], torch.ones(2))
 
 
 def test_other_settings_have_another_folder():

@@ -207,19 +207,6 @@ def test_sobols_shift_moves_all_thirty_digits():
     assert ((ones - 0.5).abs() < 5 * 0.5 / 20).all()
 
 
-def test_pairs_of_noise_are_halves_of_what_is_asked():
-    alone = VarianceReduction().noise(
-        (6, 3), False, torch.Generator().manual_seed(0), torch.zeros(1, dtype=torch.float64)
-    )
-    pairs = VarianceReduction().noise(
-        (6, 3), True, torch.Generator().manual_seed(0), torch.zeros(1, dtype=torch.float64)
-    )
-    assert (alone.shape, pairs.shape, alone.dtype) == ((6, 3), (6, 3), torch.float64)
-    assert torch.equal(pairs[3:], -pairs[:3])
-    assert len(set(alone.flatten().tolist())) == 18
-    assert len(set(pairs[:3].flatten().tolist())) == 9
-
-
 @pytest.mark.parametrize("times", [Independent(), Stratified(), Sobol()], ids=repr)
 @pytest.mark.parametrize("n", [1, 7, 8])
 def test_times_are_uniform_each_and_stratified_where_they_say_so(times, n):

@@ -21,8 +21,8 @@ from vdiff.sampling import sample, trajectory
 
 LAZY = {"compare": "vdiff.likelihood", "evaluate": "vdiff.likelihood"}
 ROOMS = (
-    "augmentation", "cli", "data", "describe", "diagnosis", "interop", "likelihood", "masks",
-    "metrics", "nn", "oracle", "plots", "theorems", "training",
+    "augmentation", "cli", "codec", "data", "describe", "diagnosis", "interop", "likelihood",
+    "masks", "metrics", "nn", "oracle", "plots", "theorems", "training",
 )  # fmt: skip
 
 if TYPE_CHECKING:

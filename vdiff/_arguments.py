@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from vdiff._diffusion import diffusion_of
 from vdiff._inputs import data as floating_data
 from vdiff._known_range import warn_beyond
 from vdiff._network import check_no_data_parallel
@@ -14,7 +15,7 @@ from vdiff._validate import Given, require
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.denoiser import Denoiser
 from vdiff.errors import InvalidType, InvalidValue, has_values, out_of_memory, shown
-from vdiff.prediction import Prediction, as_prediction
+from vdiff.prediction import Prediction, as_output
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.weighting._check import sound
@@ -29,7 +30,7 @@ class CheckedModel:
     def __init__(self, model: Callable[..., Any]) -> None:
         self.model = model
 
-    def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+    def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Any:
         try:
             returned = self.model(z, logsnr, **condition)
         except Exception as error:
@@ -40,7 +41,7 @@ class CheckedModel:
                     "and which time it expects"
                 )
             raise
-        return as_prediction(returned)
+        return as_output(returned)
 
 
 def checked_model(model: Any) -> Any:
@@ -73,7 +74,23 @@ def _condition(condition: object, argument: str, given: Given) -> object:
     return condition
 
 
+def _of_real_numbers(model: Any, argument: str, given: Given) -> Any:
+    """A model of real numbers, not of tokens."""
+    process, hint = diffusion_of(model), "evaluate(…) and elbo(…) give the bound over tokens"
+    require(process.continuous, argument, "be a model of real numbers", repr(process), hint)
+    return model
+
+
 Model = Annotated[Callable[..., Prediction], _model]
+GaussianModel = Annotated[Callable[..., Prediction], _model, _of_real_numbers]
+
+
+def _data(x: Any, argument: str, given: Given) -> Any:
+    """Data of the process of the model."""
+    return diffusion_of(given["model"]).check(x, argument, given)
+
+
+Data = Annotated[Tensor, _data]
 Condition = Annotated[Mapping[str, Any] | None, _condition]
 
 
@@ -222,7 +239,7 @@ def one_draw_of_given_times(draws: int, t: Tensor | None) -> None:
     require(draws == 1 or t is None, "draws", "be 1 where t is given", draws, hint)
 
 
-def decoder_fits(decoder: Decoder, schedule: Schedule) -> None:
+def decoder_fits(decoder: Decoder | None, schedule: Schedule) -> None:
     """Rule: learned ends need a discrete decoder."""
     hint = "on continuous data the bound improves without limit as λ_max grows"
     fits = not (schedule.learns_ends and isinstance(decoder, Gaussian))
@@ -235,6 +252,22 @@ def estimator_on_chain(estimator: Estimator, steps: int | None) -> None:
     fits = steps is not None or isinstance(estimator, RaoBlackwell)
     hint = "continuous time has one estimator: give steps=T"
     require(fits, "estimator", "be left out without steps", estimator, hint)
+
+
+def decoder_of_process(model: Any, decoder: Decoder | None, estimator: Estimator) -> None:
+    """Rule: the decoder and the estimator are those of the model's process."""
+    diffusion_of(model).check_decoder(decoder, estimator)
+
+
+def fixed_for_draws(model: Any, schedule: Schedule, steps: int | None) -> None:
+    """Rule: where z does not move with λ at given noise, only a shape that learns as a density is
+    learned, in continuous time."""
+    learned = torch.is_grad_enabled() and any(p.requires_grad for p in schedule.parameters())
+    fits = not learned or (steps is None and schedule.learns_by_density)
+    what = "have no trained parameters but a shape, in continuous time, over tokens"
+    hint = "they do not move with λ: Spline(learn_ends=False), or Adaptive"
+    fits = fits or diffusion_of(model).continuous
+    require(fits, "schedule", what, type(schedule).__name__, hint)
 
 
 def decoder_with_network(schedule: Schedule, decoder: Decoder | None) -> None:
@@ -257,6 +290,18 @@ def learned_variance(model: Any, bound_weight: float) -> None:
         )
         variance = denoiser.variance
         require(variance.learned, "model", "learn its reverse variance", variance, hint)
+
+
+def over_reals(model: Any) -> None:
+    """Rule: the process of the model is Gaussian."""
+    what, hint = "be Gaussian", "Tempered is for tokens"
+    require(diffusion_of(model).continuous, "model", what, "a model over tokens", hint)
+
+
+def over_tokens(model: Any) -> None:
+    """Rule: the process of the model is one of tokens."""
+    what, hint = "be over tokens, as a TokenDenoiser", "Clipped is for Gaussian models"
+    require(not diffusion_of(model).continuous, "model", what, "a Gaussian model", hint)
 
 
 def data_without_decoder(data: Tensor, decoder: Decoder | None) -> None:

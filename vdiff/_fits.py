@@ -12,6 +12,7 @@ from vdiff._arguments import (
     decoder_with_network,
     finite_end,
     fixed_ends,
+    fixed_for_draws,
     fixed_shape,
     learned_variance,
     noise_on_chain,
@@ -21,12 +22,14 @@ from vdiff._arguments import (
     variance_trained,
     weight_of_noise,
 )
+from vdiff._diffusion import diffusion_of
 from vdiff._inputs import Ends, data
 from vdiff._network import check_no_data_parallel
 from vdiff._precision import device_of
 from vdiff._validate import require
 from vdiff.errors import InvalidType
 from vdiff.losses import VLB, Hybrid, Loss, Weighted
+from vdiff.reverse import RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.weighting import Weighting
 from vdiff.weighting._check import check_values, divides_table, lowest, same_chain
@@ -106,9 +109,15 @@ def drawn_once(u: Tensor | None, t: Tensor | None) -> None:
     require(u is None or t is None, "u", "be left out where t is given", "both")
 
 
-def floating_without_decoder(self: Any, x: Tensor) -> None:
-    """Rule: without a decoder, data is floating."""
-    if self.decoder is None:
+def floating_without_decoder(self: Any, x: Tensor, absent: Tensor | None) -> None:
+    """Rule: without a decoder, data is floating, or tokens where the model's process is over
+    tokens."""
+    process = diffusion_of(self.model)
+    if not process.continuous:
+        process.check(x, "x", {"absent": absent})
+        process.check_decoder(self.decoder, RaoBlackwell())
+        fixed_for_draws(self.model, self.schedule, self.steps)
+    elif self.decoder is None:
         integers = isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
         if integers and x.dtype != torch.bool:
             hint = (

@@ -207,16 +207,17 @@ def total(value: Any, argument: str, given: Given) -> Any:
         named = isinstance(value, type)
         hint = f"an instance: {value.__name__}()" if named else "for instance Sigmoid(2.0)"
         raise InvalidType(argument, "be a Weighting or a function of logsnr", shown(value), hint)
-    parts: tuple[Any, ...] = (value,)
-    if not isinstance(value, nn.Module):  # of methods and partials, what is within
-        parts += getattr(value, "__self__", None), getattr(value, "func", None)
-    elif "_modules" not in vars(value):
+    if isinstance(value, nn.Module) and "_modules" not in vars(value):
         hint = "its __init__ must call super().__init__()"
         raise InvalidType(argument, "be initialised", type(value).__name__, hint)
-    for part in parts:
+    part = value
+    while part is not None:
         if getattr(part, "is_factor", False):
             hint = f"a factor multiplies a base: MSE(schedule, Eps()) * {part!r}"
             raise InvalidValue(argument, "be a total", f"the factor {part!r}", hint)
+        # of methods and partials, what is within
+        within = getattr(part, "__self__", None) or getattr(part, "func", None)
+        part = None if isinstance(part, nn.Module) else within
     return value
 
 

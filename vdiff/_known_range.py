@@ -12,11 +12,13 @@ from torch.utils.hooks import unserializable_hook
 
 from vdiff._precision import as_float64, device_of, to_float64
 from vdiff.denoiser import Denoiser, Range
+from vdiff.discrete import TokenDenoiser
 from vdiff.errors import under_functorch, validation_enabled
 from vdiff.schedule import Schedule
 from vdiff.schedule.over_dims import OverDims
 
 MARGIN = 0.1  # in λ, how far outside its range a network may be called without a warning
+TRAINED = Denoiser | TokenDenoiser  # models that know the range of their training
 MANY = 100_000  # steps of a chain whose times are counted one by one
 _WARNED: "weakref.WeakKeyDictionary[nn.Module, set[object]]" = weakref.WeakKeyDictionary()
 
@@ -25,12 +27,12 @@ def note_training(model: object, schedule: Schedule, loss: Tensor) -> None:
     """Have the backward pass of a loss note on its model between which λ it was trained."""
     model = getattr(model, "module", getattr(model, "_orig_mod", model))  # within DDP, compiled
     trains = validation_enabled() and loss.requires_grad and not under_functorch(loss)
-    if trains and isinstance(model, Denoiser) and model.training and not _noted(model, schedule):
+    if trains and isinstance(model, TRAINED) and model.training and not _noted(model, schedule):
         note = functools.partial(_note, model, schedule)  # a pickle of the loss leaves it out
         loss.register_hook(unserializable_hook(note))  # type: ignore[no-untyped-call]
 
 
-def _noted(model: Denoiser, schedule: Schedule) -> bool:
+def _noted(model: TRAINED, schedule: Schedule) -> bool:
     """Whether ends that are numbers are noted already."""
     if schedule.learns_ends or model.trained is None:
         return False
@@ -39,14 +41,14 @@ def _noted(model: Denoiser, schedule: Schedule) -> bool:
     return numbers and bool(least <= low and high <= most)
 
 
-def _note(model: Denoiser, schedule: Schedule, gradient: Tensor) -> None:
+def _note(model: TRAINED, schedule: Schedule, gradient: Tensor) -> None:
     widen_trained(model, *schedule.ends())
 
 
 def widen_trained(model: object, logsnr_max: Tensor | float, logsnr_min: Tensor | float) -> None:
     """Note that a model was trained in this range too. Learned ends stay tensors: no value is
     read."""
-    if not isinstance(model, Denoiser):
+    if not isinstance(model, TRAINED):
         return
     most, least = model.trained or (logsnr_max, logsnr_min)
     ends = logsnr_max, most, logsnr_min, least
@@ -83,10 +85,16 @@ def warn_beyond(
 
 
 def warn_beyond_grid(model: object, logsnr: Tensor) -> None:
-    """Warn where a sampler's levels leave the range of the model's time."""
-    if isinstance(model, nn.Module):
-        visited = logsnr.max().item(), logsnr.min().item()
-        _warn(model, visited, lambda limits: _share_outside(logsnr, limits), False)
+    """Warn, once for each model and ends, where a sampler's levels leave the range of the model's
+    time or of its training."""
+    if not isinstance(model, nn.Module):
+        return
+    visited = logsnr.max().item(), logsnr.min().item()
+    key = "levels", *visited, getattr(model, "trained", None)
+    warned = _WARNED.setdefault(model, set())
+    if key not in warned:
+        warned.add(key)
+        _warn(model, visited, lambda limits: _share_outside(logsnr, limits), True)
 
 
 def _warn(
@@ -110,9 +118,9 @@ def _ranges(model: nn.Module, evaluation: bool) -> Iterator[tuple[Range, str, st
             if isinstance(limits, tuple):
                 what = f"has time={type(time).__name__}, which knows"
                 yield (max(limits), min(limits)), what, "give both the same ends"
-        if evaluation and isinstance(module, Denoiser) and module.trained is not None:
+        if evaluation and isinstance(module, TRAINED) and module.trained is not None:
             limits = [float(end) for end in module.trained]
-            hint = "evaluate it between the ends of its training"
+            hint = "use it between the ends of its training"
             yield (max(limits), min(limits)), "was trained on", hint
 
 

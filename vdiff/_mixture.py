@@ -18,7 +18,7 @@ Array = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence
 
 
 def _is_mixture(weights: Array, means: Array, covariances: Array) -> None:
-    """Rule: positive weights (K,) of sum one, means (K, d), semidefinite covariances."""
+    """Rule: positive weights (K,) of sum one, means (K, d), symmetric covariances."""
     w, m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances))
     law = w.ndim == 1 and bool((w > 0).all()) and math.isclose(w.sum().item(), 1.0, rel_tol=1e-6)
     require(law, "weights", "be positive, of shape (K,), and sum to one", str(w.tolist()))
@@ -28,8 +28,6 @@ def _is_mixture(weights: Array, means: Array, covariances: Array) -> None:
     require(came in shapes, "covariances", f"have shape {shapes[0]} or {shapes[1]}", came)
     symmetric, hint = c.ndim == 2 or torch.allclose(c, c.mT), "of a factor L it is L @ L.T"
     require(symmetric, "covariances", "be symmetric", str(c.tolist()), hint)
-    least = (c if c.ndim == 2 else torch.linalg.eigh(c)[0]).min().item()
-    require(least >= 0, "covariances", "have no negative eigenvalue", least)
 
 
 def _fits_points(z: Tensor, logsnr: Tensor) -> None:
@@ -65,6 +63,8 @@ class Mixture(RestorableModule):
         w, m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances))
         w, c = w.to(m.device), c.to(m.device)
         variances, axes = (c, None) if c.ndim == 2 else torch.linalg.eigh(c)
+        least = variances.min().item()
+        require(least >= 0, "covariances", "have no negative eigenvalue", least)
         self.register_constructed("weights", w / w.sum())
         self.register_constructed("means", m)
         self.register_constructed("variances", variances.clone())

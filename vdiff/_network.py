@@ -110,7 +110,8 @@ def number_of(logsnr: Tensor, z: Tensor) -> Tensor:
         what = "be one number per example: the network takes no more"
         hint = (
             "a mask or a schedule over dimensions needs a network that takes a field: a network "
-            "of vdiff.nn with field=True, or Denoiser(network, …, field=True) if yours does"
+            "of vdiff.nn with field=True; if yours does, Denoiser(…, field=True) or "
+            "TokenDenoiser(…, field=True)"
         )
         raise InvalidValue("logsnr", what, f"a field {tuple(logsnr.shape)}", hint)
     return number

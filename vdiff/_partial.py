@@ -13,6 +13,7 @@ from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule
 
 End = Tensor | float
+Noise = Tensor | Callable[[End], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Partial:
         masks = (self.modelled, self.absent)
         return Partial(*(None if m is None else m[index.to(m.device)] for m in masks))
 
-    def clean(self, x: Tensor) -> Tensor:
-        """x with 0 for what is absent."""
-        return x if self.absent is None else torch.where(self.absent, torch.zeros_like(x), x)
+    def clean(self, x: Tensor, blank: int = 0) -> Tensor:
+        """x with `blank` for what is absent."""
+        return x if self.absent is None else torch.where(self.absent, blank, x)
 
     def dims(self, x: Tensor) -> int | Tensor:
         """How many dimensions are modelled: a number, or (batch,) where there is a mask."""
@@ -70,20 +71,21 @@ class Partial:
         return sum_dims(per_example(per_dim, to_float64(x)).expand_as(x), self.modelled).to(dtype)
 
     def model(
-        self, model: Callable[..., Prediction], x: Tensor, noise: Tensor, high: End, low: End
+        self, model: Callable[..., Prediction], x: Tensor, noise: Noise, high: End, low: End
     ) -> Callable[..., Prediction]:
-        """The model of the modelled dimensions, with the others as they are in x and in noise. λ
-        is `high` where they are given and `low` where they are absent."""
+        """The model of the modelled dimensions, with the others as they are in x and in noise,
+        a tensor or a function of λ. λ is `high` where they are given and `low` where they are
+        absent."""
         if self.modelled is None:
             return model
         if self.absent is None:
             return _Rest(model, self.modelled, x, _field(high, x))
-        fill = torch.where(self.absent, noise, x)
+        fill = torch.where(self.absent, noise if isinstance(noise, Tensor) else noise(low), x)
         told = torch.where(self.absent, _field(low, x), _field(high, x))
         return _Rest(model, self.modelled, fill, told)
 
     def model_of(
-        self, model: Callable[..., Prediction], x: Tensor, noise: Tensor, schedule: Schedule
+        self, model: Callable[..., Prediction], x: Tensor, noise: Noise, schedule: Schedule
     ) -> Callable[..., Prediction]:
         """`model` between the ends of a schedule."""
         if self.modelled is None:
@@ -101,7 +103,7 @@ class _Rest:
     fill: Tensor
     told: Tensor
 
-    def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+    def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Any:
         field = torch.where(self.modelled, per_example(logsnr, self.told), self.told)
         seen = torch.where(self.modelled, z, self.fill.to(z.dtype))
         prediction = self.inner(seen, field.to(logsnr.dtype), **condition)

@@ -54,8 +54,8 @@ class Number:
     def __call__(self, value: Any, argument: str, given: Given) -> float:
         try:
             number = float("text" if isinstance(value, str) else value)
-        except (TypeError, ValueError, RuntimeError):
-            raise InvalidType(argument, "be a number", repr(value)) from None
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise InvalidType(argument, "be a number", shown(value)) from None
         inside = self.above < number < self.below and self.at_least <= number <= self.at_most
         finite = inside and math.isfinite(number)
         require(finite, argument, self.requirement, f"{number:g}", self.hint)
@@ -82,12 +82,14 @@ class Whole:
 
     def __call__(self, value: Any, argument: str, given: Given) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise InvalidType(argument, "be a Python int", repr(value), "write int(…)")
+            raise InvalidType(argument, "be a Python int", shown(value), "write int(…)")
         if value < self.at_least:
             hint = "" if self.at_most else self.hint
             raise InvalidValue(argument, f"be at least {self.at_least}", value, hint)
         if self.at_most is not None and value > self.at_most:
-            raise InvalidValue(argument, f"be at most {self.at_most:,}", f"{value:,}", self.hint)
+            raise InvalidValue(
+                argument, f"be at most {self.at_most:,}", shown(value, "{:,}".format), self.hint
+            )
         return value
 
 
@@ -127,7 +129,7 @@ class OneOf:
         if value not in self.values:
             hint = did_you_mean(value, map(str, self.values)) if isinstance(value, str) else ""
             names = ", ".join(map(repr, self.values))
-            raise InvalidValue(argument, f"be one of {names}", repr(value), hint)
+            raise InvalidValue(argument, f"be one of {names}", shown(value), hint)
         return value
 
 

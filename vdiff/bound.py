@@ -59,6 +59,11 @@ class Bound(ValuesCopied):
         return bits_per_dim(self.total, self.dims)
 
     @property
+    def bits_per_token(self) -> Tensor:
+        """The whole bound per example, in bits per token: each token is a dimension."""
+        return self.bits_per_dim
+
+    @property
     def mean_bits_per_dim(self) -> Tensor:
         """The bound of the batch: the sum of nats over the number of dimensions, in bits."""
         dims = torch.as_tensor(self.dims).expand_as(self.total).sum()

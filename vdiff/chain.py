@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vdiff._arguments import (
     Condition,
+    GaussianModel,
     Model,
     data_without_decoder,
     decoder_factorises,
@@ -26,6 +27,7 @@ from vdiff._arguments import (
     same_noise_for_all,
     synchronised,
 )
+from vdiff._diffusion import Generators, standard_normal, to_float32
 from vdiff._inputs import Ends, Mask, Noise, Random, Steps
 from vdiff._known_range import note_training
 from vdiff._partial import Partial
@@ -34,7 +36,7 @@ from vdiff._validate import Number, Rule, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import Step, diffuse, masked, per_example, prior_kl, scales, sum_dims
-from vdiff.loss import Generators, complete, standard_normal, to_float32
+from vdiff.loss import complete
 from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl, reverse_log_ratio
 from vdiff.schedule import Schedule
@@ -52,7 +54,7 @@ ONE_LEVEL: list[Rule] = [
 
 @validated(rules=[data_without_decoder, *ONE_LEVEL, learned_variance])
 def hybrid_loss(
-    model: Model,
+    model: GaussianModel,
     data: Tensor,
     *,
     schedule: Schedule,
@@ -118,7 +120,7 @@ def hybrid_loss(
 
 @validated(rules=[fixed_ends, *ONE_LEVEL])
 def vlb(
-    model: Model,
+    model: GaussianModel,
     data: Tensor,
     *,
     schedule: Schedule,
@@ -256,7 +258,7 @@ class PathBound(NamedTuple):
 )  # fmt: skip
 @torch.no_grad()
 def path_bound(
-    model: Model,
+    model: GaussianModel,
     data: Tensor,
     *,
     schedule: Schedule,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._diffusion import GAUSSIAN
 from vdiff._inputs import CleanEnd, NoisyEnd, ordered_ends
 from vdiff._network import (
     CALL,
@@ -184,6 +185,8 @@ class Denoiser(nn.Module):
     >>> model(torch.ones(2, 3), torch.zeros(2)).eps.shape
     torch.Size([2, 3])
     """
+
+    process = GAUSSIAN
 
     @validated
     def __init__(

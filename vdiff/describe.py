@@ -5,19 +5,24 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any, Literal, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vdiff import _html
+from vdiff._describe_tokens import TokenDescription
+from vdiff._diffusion import diffusion_of
 from vdiff._validate import Given, require, validated
 from vdiff.augmentation import POINTS, ROUNDING, Augmentation, rises
+from vdiff.discrete import Posterior
 from vdiff.errors import InvalidType
+from vdiff.losses import Weighted
+from vdiff.objective import Objective
 from vdiff.parameterization import Eps, Flow, Parameterization, V, X
-from vdiff.recipes import Recipe, recipe
-from vdiff.weighting import loss_factor
+from vdiff.recipes import Recipe, TokenRecipe, recipe
+from vdiff.weighting import Weighting, loss_factor
 
 TARGETS: Mapping[str, Parameterization] = {"x": X(), "ε": Eps(), "v": V(), "u": Flow()}
 NEAR, LONG = 0.01, 1.0  # a plateau: w within 1 % of its largest value over at least 1 in λ
@@ -241,34 +246,62 @@ def _rounded(value: float, digits: int = 1) -> str:
 
 
 def _recipe(value: object, argument: str, given: Given) -> object:
-    if not isinstance(value, Recipe | str):
+    tokens = isinstance(value, Objective) and not diffusion_of(value.model).continuous
+    if not (isinstance(value, Recipe | str) or tokens):
         hint = "Recipe(name, schedule, parameterization, weighting)"
         raise InvalidType(argument, "be a Recipe or the name of one", repr(value), hint)
     return value
 
 
+TokenNames = Literal["mdlm", "md4", "llada", "gidd"]
+
+
+def _of_tokens(objective: Objective) -> TokenDescription:
+    """The description of an objective over tokens."""
+    model, loss = objective.model, objective.loss
+    weighting: Any = getattr(loss, "weighting", None)
+    what, hint = "be Weighted with a Weighting", "weighting.Custom has a function"
+    fits = isinstance(loss, Weighted) and isinstance(weighting, Weighting)
+    require(fits, "objective.loss", what, repr(loss), hint)
+    own: dict[str, Any] = {"process": diffusion_of(model), "steps": loss.steps}
+    predicts = getattr(model, "parameterization", Posterior())
+    made = TokenRecipe("objective", objective.schedule, predicts, weighting, **own)
+    return TokenDescription(made, loss.independent)
+
+
+@overload
+def describe(  # type: ignore[overload-overlap]  # a text of other names is a Gaussian recipe
+    objective: Objective | TokenRecipe | TokenNames, *, error: None = None
+) -> TokenDescription: ...
+@overload
+def describe(objective: Recipe | str, *, error: Errors | None = None) -> Description: ...
 @validated
 def describe(
-    objective: Annotated[Recipe | str, _recipe], *, error: Errors | None = None
-) -> Description:
+    objective: Annotated[Recipe | Objective | str, _recipe], *, error: Errors | None = None
+) -> Description | TokenDescription:
     """What a recipe optimises. `print` shows it in words.
 
     Args:
         objective: a `Recipe` or the name of a published one. Plain squared error is
-            `Recipe("mine", schedule, parameterization, MSE(schedule, parameterization))`.
+            `Recipe("mine", schedule, parameterization, MSE(schedule, parameterization))`. Or an
+            `Objective` over tokens.
         error: E‖ε − ε̂‖² at any λ, for instance `profile.at` of a profile from `evaluate`; by
             default that of N(0, I).
 
     Raises:
         ValueError: for an unknown name, with the nearest one.
-        TypeError: if the objective is no recipe.
+        TypeError: if the objective is no recipe, and no objective over tokens.
 
     Kingma & Gao, arXiv:2303.00848.
 
     >>> print(describe("vdmpp-sigmoid").recipe.weighting)
     Sigmoid(bias=2.0)
     """
+    if isinstance(objective, Objective):
+        return _of_tokens(objective)
     described = recipe(objective) if isinstance(objective, str) else objective
+    if isinstance(described, TokenRecipe):
+        return TokenDescription(described)
     one, drawn = "have one λ for all dimensions and examples", described.schedule
     require(drawn.shared, "objective.schedule", one, drawn, "w is a function of one λ")
     if error is None:
@@ -276,4 +309,4 @@ def describe(
     return Description(described, error, "the given model")
 
 
-__all__ = ["Description", "describe"]
+__all__ = ["Description", "TokenDescription", "describe"]

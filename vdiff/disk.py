@@ -49,25 +49,39 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise _no_file(path, before)
     kept = stat.S_IMODE(before) if before is not None and stat.S_ISREG(before) else None
     aside = path.with_name(f".{secrets.token_hex(8)}.partial{path.suffix}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE_FLAGS
     try:
-        os.close(os.open(aside, flags, 0o666 if kept is None else 0o600))
+        os.close(open_new(aside, 0o666 if kept is None else 0o600))
     except OSError as error:
-        error.filename = str(path)  # the temporary name would tell the user nothing
+        _name(error, path, aside)
         raise
     try:
         mode = stat.S_IMODE(aside.lstat().st_mode) if kept is None else kept
         yield aside
         aside.chmod(mode)  # safetensors writes files that their owner alone can read
         atomic_rename(aside, path)
+    except OSError as error:
+        _name(error, path, aside)
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _name(error: OSError, path: Path, aside: Path) -> None:
+    """Name the file that was asked for: the temporary name would tell the user nothing."""
+    if error.errno is not None and error.filename in (None, str(aside)):
+        error.filename = str(path)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file with `atomic_write`."""
     with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def open_new(path: Path, mode: int = 0o666) -> int:
+    """Create a file and open it for writing; returns its descriptor. Raises OSError if anything
+    has the name."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE_FLAGS, mode)
 
 
 def open_regular(path: Path, flags: int) -> int:
@@ -210,5 +224,6 @@ def _flush(path: Path) -> None:
 
 __all__ = [
     "absolute", "acquire_lock", "append_line", "atomic_rename", "atomic_write", "check_output",
-    "new_folder", "open_regular", "remove", "remove_stale", "write_error", "write_text",
+    "new_folder", "open_new", "open_regular", "remove", "remove_stale", "write_error",
+    "write_text",
 ]  # fmt: skip

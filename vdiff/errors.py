@@ -132,7 +132,10 @@ def shown(value: object, text: Callable[[object], str] = repr) -> str:
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, {value.device}"
     if isinstance(value, np.ndarray) and value.ndim > 0:
         return f"an array of shape {value.shape}, {value.dtype}"
-    return text(value)
+    try:
+        return text(value)
+    except Exception:  # an int of 4,301 digits has no text, nor has a half-built object
+        return f"a value of type {type(value).__name__}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

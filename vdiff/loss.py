@@ -1,6 +1,5 @@
 """Every objective is one equation, L_w(x) = ½ E_{t, ε}[ w(λ_t) (−dλ/dt) ‖ε − ε̂(z_t, λ_t)‖² ]."""
 
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -11,13 +10,16 @@ from torch import Tensor
 
 from vdiff._arguments import (
     Condition,
+    Data,
     Model,
     decoder_factorises,
     decoder_fits,
+    decoder_of_process,
     dims_fit_data,
     dims_fit_x,
     estimator_on_chain,
     finite_end,
+    fixed_for_draws,
     known_range,
     noise_on_chain,
     one_draw_of_given_times,
@@ -29,23 +31,20 @@ from vdiff._arguments import (
     variance_trained,
     weight_of_noise,
 )
-from vdiff._inputs import Data, Mask, Noise, OneTime, Random, Steps, Times
+from vdiff._diffusion import GAUSSIAN, Diffusion, clone_if_inference, diffusion_of
+from vdiff._inputs import Mask, Noise, OneTime, Random, Steps, Times
 from vdiff._known_range import note_training
 from vdiff._partial import Partial
-from vdiff._precision import at_least_float32
 from vdiff._validate import Count, validated
 from vdiff.bound import Bound, Drawn
 from vdiff.decoder import Decoder
-from vdiff.errors import validation_enabled
-from vdiff.gaussian import diffuse, masked, prior_kl
+from vdiff.gaussian import diffuse, masked
 from vdiff.prediction import Prediction
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.times import grid
 from vdiff.weighting import ELBO, WeightFunction
 from vdiff.weighting._check import divides_table, same_chain
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 _ELBO = ELBO()
 _RAO_BLACKWELL = RaoBlackwell()
@@ -57,7 +56,7 @@ WEIGHTED = "the bound's weighting is ELBO(); weighted_elbo takes another"
     rules=[
         synchronised, variance_trained, noise_on_chain, divides_table, same_chain, sound_on_cpu,
         weight_of_noise, known_range, same_noise_for_all,
-        dims_fit_x,
+        dims_fit_x, fixed_for_draws,
     ],
     elsewhere={"decoder": ENCODED},
 )  # fmt: skip
@@ -90,8 +89,10 @@ def weighted_elbo(
 
     Args:
         model: anything that returns a `Prediction` from (z, logsnr, **condition), such as a
-            `Denoiser` or an oracle.
+            `Denoiser` or an oracle. With a `vdiff.discrete.TokenDenoiser`, x are tokens, and its
+            process says how they are corrupted and what ½ ‖ε − ε̂‖² is there.
         x: (batch, …) floating data as the network sees it. Half precision is computed in float32.
+            Or integer tokens.
         schedule: λ(t). In continuous time it changes the variance of the loss, and never its
             expectation between given ends; one over dimensions also changes the expectation,
             unless the denoiser is exact and the weighting ELBO(). On a chain it also sets the
@@ -134,12 +135,13 @@ def weighted_elbo(
     >>> loss.shape
     torch.Size([64])
     """
-    part = Partial.of(x, mask, absent)
-    x, t, eps = complete(part.clean(x), t, eps, steps, generator)
-    at = schedule.at(t, steps, ndim=x.ndim)
-    model = part.model_of(model, x, eps, schedule)
-    prediction = model(diffuse(x, eps, at.logsnr), at.logsnr, **(condition or {}))
-    loss = prediction.squared_error(x, eps, factor=0.5 * weighting(at.logsnr) * at.rate)
+    part, process = Partial.of(x, mask, absent), diffusion_of(model)
+    x = part.clean(x, process.blank)
+    x, t, eps = complete(x, t, eps, steps, generator, process, part.modelled)
+    at = process.levels(schedule, t, steps, ndim=x.ndim)
+    model = part.model_of(model, x, partial(process.pure, x, eps), schedule)
+    prediction = model(process.corrupt(x, eps, at.logsnr), at.logsnr, **(condition or {}))
+    loss = prediction.loss(x, eps, at, weighting(at.logsnr))
     note_training(original(model), schedule, loss)
     return at.learn(loss, x[0].numel())
 
@@ -148,7 +150,7 @@ def weighted_elbo(
     rules=[
         synchronised, finite_end, divides_table, decoder_fits, one_draw_of_given_times,
         estimator_on_chain, variance_on_chain, known_range, decoder_factorises,
-        dims_fit_data,
+        dims_fit_data, decoder_of_process, fixed_for_draws,
     ],
     elsewhere={"weighting": WEIGHTED},
 )  # fmt: skip
@@ -157,7 +159,7 @@ def elbo(
     data: Tensor,
     *,
     schedule: Schedule,
-    decoder: Decoder,
+    decoder: Decoder | None = None,
     steps: Steps | None = None,
     draws: Count = 1,
     estimator: Estimator = _RAO_BLACKWELL,
@@ -181,8 +183,10 @@ def elbo(
             With a mask the three parts and `dims` are those of the modelled dimensions. A
             schedule over dimensions is a path from noise to data, and each has a bound of its own.
             `t` is (batch,): independent times lie on no path.
-        data: (batch, …) integer levels for a discrete decoder, floating data for a Gaussian one.
-        decoder: p(data | z₀) with its encoding, for instance `Categorical(levels=256)`.
+        data: (batch, …) integer levels for a discrete decoder, floating data for a Gaussian one;
+            tokens for a `TokenDenoiser`.
+        decoder: p(data | z₀) with its encoding, for instance `Categorical(levels=256)`. A
+            `TokenDenoiser` has none: its process decodes.
         draws: how many (t, ε) per example, one t in each of as many equal strata. Each costs one
             evaluation of the network. `draws=steps` sums a chain over all its steps.
         estimator: of a chain's step: `RaoBlackwell()`, its KL in closed form, or `MonteCarlo()`,
@@ -205,8 +209,8 @@ def elbo(
     >>> elbo(model, data, schedule=Linear(), decoder=decoder).bits_per_dim.shape
     torch.Size([8])
     """
-    part = Partial.of(data, mask, absent)
-    x = to_float32(decoder.encode(data := part.clean(data)))
+    part, process = Partial.of(data, mask, absent), diffusion_of(model)
+    x = process.encode(data := part.clean(data, process.blank), decoder)
     times = draw_times(x, draws, steps, generator) if t is None else (clone_if_inference(t),)
     latent: Tensor | float = 0.0
     if schedule.depends_on_data:
@@ -214,28 +218,20 @@ def elbo(
     logsnr_max, logsnr_min = ends = schedule.ends_of(x.ndim, detach=False)
     diffusion = []
     for t in times:
-        at = schedule.at(t, steps, detach_ends=False, ndim=x.ndim)
-        noise = standard_normal(x, generator) if eps is None else to_float32(eps, x.dtype)
-        predict = part.model(partial(model, **(condition or {})), x, noise, *ends)
-        prediction = predict(diffuse(x, noise, at.logsnr), at.logsnr)
-        if steps is None:
-            loss = prediction.squared_error(x, noise, factor=0.5 * at.rate)
-        else:
-            loss = steps * estimator(prediction, x, noise, at.step, generator)
+        at = process.levels(schedule, t, steps, detach_ends=False, ndim=x.ndim)
+        noise = process.noise(x, eps, generator, part.modelled)
+        pure = partial(process.pure, x, noise)
+        predict = part.model(partial(model, **(condition or {})), x, pure, *ends)
+        prediction = predict(process.corrupt(x, noise, at.logsnr), at.logsnr)
+        loss = process.term(prediction, x, noise, at, steps, estimator, generator)
         note_training(original(model), schedule, loss)
         diffusion.append(at.learn(loss, x[0].numel()))
     return Bound(
-        prior=prior_kl(x, logsnr_min, part.modelled)
+        prior=process.prior(x, logsnr_min, part.modelled)
         + (part.total(estimator.ends(logsnr_max, logsnr_min), x) + part.where_any(latent)),
         diffusion=torch.stack(diffusion).mean(0),
-        reconstruction=decoder.reconstruction(
-            clone_if_inference(data),
-            x,
-            logsnr_max,
-            predict,
-            eps,
-            generator,
-            **masked(part.modelled),
+        reconstruction=process.decoded(
+            decoder, data, x, logsnr_max, predict, eps, generator, **masked(part.modelled)
         ),
         dims=part.dims(x),
         drawn=None if steps is None else Drawn(steps, times, tuple(diffusion)),
@@ -248,11 +244,14 @@ def complete(
     eps: Tensor | None,
     steps: int | None,
     generator: torch.Generator | None,
+    process: Diffusion = GAUSSIAN,
+    modelled: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x in float32 or wider, with a time and noise for each example, drawn if not given."""
-    x = to_float32(x)
+    """x as it is computed with (float32 or wider), with a time and noise for each example, drawn
+    if not given."""
+    x = process.ready(x)
     t = draw_times(x, 1, steps, generator)[0] if t is None else clone_if_inference(t)
-    return x, t, standard_normal(x, generator) if eps is None else to_float32(eps, x.dtype)
+    return x, t, process.noise(x, eps, generator, modelled)
 
 
 def draw_times(
@@ -262,34 +261,11 @@ def draw_times(
     return grid(len(x), draws, steps=steps, generator=generator, device=x.device).unbind()
 
 
-def to_float32(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor in float32 or wider, or in `dtype`, that autograd can save."""
-    return clone_if_inference(x.to(dtype or at_least_float32(x.dtype)))
-
-
 def predict_at(
     model: Model, x: Tensor, eps: Tensor, logsnr: Tensor, condition: dict[str, Any]
 ) -> Prediction:
     """The model's prediction at z = α x + σ ε."""
     return model(diffuse(x, eps, logsnr), logsnr, **condition)
-
-
-def standard_normal(
-    x: Tensor, generator: Generators, draw: Callable[..., Tensor] = torch.randn
-) -> Tensor:
-    """Noise of the shape of x. Several generators draw equal shares of its rows, in order."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return draw(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    rows = (len(x) // len(generator), *x.shape[1:])
-    drawn = [draw(rows, dtype=x.dtype, device=g.device, generator=g) for g in generator]
-    return torch.cat(drawn).to(x.device)
-
-
-def clone_if_inference(v: Tensor) -> Tensor:
-    """The tensor, or a copy if it was made under `inference_mode`: autograd cannot save it outside
-    of that mode."""
-    outside = validation_enabled() and not torch.is_inference_mode_enabled()
-    return v.clone() if outside and v.is_inference() else v
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vdiff._arguments import Condition, Model, checked_model, original, synchronised
+from vdiff._diffusion import diffusion_of
 from vdiff._fits import (
     decoder_takes_mask,
     dims_of_the_schedule,
@@ -116,7 +117,7 @@ class Objective(nn.Module):
     def bound(self, data: Tensor, **options: Any) -> Bound:
         """The bound in its parts, whatever loss is trained. Raises if there is no decoder."""
         hint = "a weighted loss has no reconstruction term"
-        if self.decoder is None:
+        if self.decoder is None and diffusion_of(self.model).continuous:
             raise InvalidValue("decoder", "be given to the loss", None, hint)
         options |= {"schedule": self.schedule, "steps": self.steps, "decoder": self.decoder}
         return elbo(self.model, data, **options)

@@ -1,15 +1,20 @@
-"""Published objectives as data: method = schedule × parameterization × weighting.
+"""Published objectives as data: method = schedule × parameterization × weighting, and over tokens
+× process.
 
 A recipe is the mathematics alone, without training settings. Each name maps to a function without
 arguments, so that nothing is built before its first use.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from vdiff._diffusion import diffusion_of
 from vdiff._inputs import total
 from vdiff._validate import require, validated
 from vdiff.decoder import Decoder
+from vdiff.discrete import Hybrid as HybridProcess
+from vdiff.discrete import LeaveOneOut, Masked, Posterior, Process, TokenParameterization
 from vdiff.errors import InvalidType, did_you_mean
 from vdiff.loss import Model
 from vdiff.objective import VLB, Hybrid, Loss, Objective, Weighted
@@ -18,6 +23,7 @@ from vdiff.schedule import (
     Cosine,
     LearnedLinear,
     LinearBeta,
+    LogLinear,
     Normal,
     OptimalTransport,
     Schedule,
@@ -96,6 +102,58 @@ def _ddpm() -> Recipe:
     return Recipe("ddpm", schedule, Eps(), simple, schedule.steps, source, bound_weight=0.0)
 
 
+@dataclass(frozen=True)
+class TokenRecipe(Recipe):
+    """A named objective over tokens. Its process has the published vocabulary.
+
+    >>> recipe("llada").process, recipe("llada").source
+    (Masked(126464, mask=126336), 'arXiv:2502.09992')
+    """
+
+    parameterization: TokenParameterization  # type: ignore[assignment]
+    process: Process = field(kw_only=True)
+
+    def objective(self, model: Model, decoder: Decoder | None = None) -> Objective:
+        """The loss of this recipe as a module, nats per example. The vocabulary is the model's.
+        Raises ValueError for a model of another kind of process, and for a decoder."""
+        own = diffusion_of(model)
+        what = f"have a process of the kind {type(self.process).__name__}"
+        require(isinstance(own, type(self.process)), "model", what, repr(own))
+        require(decoder is None, "decoder", "be left out for tokens", decoder)
+        return super().objective(model)
+
+
+def _cut(t: float, end: float) -> LogLinear:
+    """α = 1 − t from 1 − t to `end`."""
+    return LogLinear(math.log((1 - t) / t), math.log(end / (1 - end)))
+
+
+def _masked(name: str, process: Process, schedule: Schedule, source: str) -> TokenRecipe:
+    return TokenRecipe(name, schedule, Posterior(), ELBO(), source=source, process=process)
+
+
+def _gidd() -> TokenRecipe:
+    process, source = HybridProcess.gidd(GPT2, uniform=0.1), "arXiv:2503.04482"
+    return TokenRecipe("gidd", LogLinear(), LeaveOneOut(), ELBO(), source=source, process=process)
+
+
+GPT2 = 50257  # the tokens of GPT-2
+# Where their codes cut the time: MDLM draws t from 10⁻³ to 1, at α = 1 − (1 − 10⁻³) t; MD4 has
+# α = 10⁻⁴ + (1 − 2·10⁻⁴)(1 − t); LLaDA masks with a probability from 10⁻³ to 1, of which the last
+# is λ = −∞ and here that of `LogLinear`. GIDD's schedule is a choice of draws alone: its bound is
+# that of every schedule, and here it has `LogLinear`. Its weights that depend on the token are in
+# no recipe.
+TOKEN_RECIPES: dict[str, Callable[[], TokenRecipe]] = {
+    "mdlm": lambda: _masked("mdlm", Masked(GPT2), _cut(0.999e-3, 1e-3), "arXiv:2406.07524"),
+    "md4": lambda: _masked("md4", Masked(GPT2), _cut(1e-4, 1e-4), "arXiv:2406.04329"),
+    "llada": lambda: _masked(
+        "llada",
+        Masked(126464, mask=126336),
+        LogLinear(logsnr_max=math.log(999)),
+        "arXiv:2502.09992",
+    ),
+    "gidd": _gidd,
+}
 _VDMPP = "arXiv:2303.00848"
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "ddpm": _ddpm,
@@ -125,9 +183,10 @@ def recipe(name: str) -> Recipe:
     >>> recipe("edm").weighting.monotone
     False
     """
-    name, hint = name.lower(), did_you_mean(name, RECIPES)
-    require(name in RECIPES, "name", f"be one of {', '.join(RECIPES)}", repr(name), hint)
-    return RECIPES[name]()
+    known: dict[str, Callable[[], Recipe]] = {**RECIPES, **TOKEN_RECIPES}
+    name, hint = name.lower(), did_you_mean(name, known)
+    require(name in known, "name", f"be one of {', '.join(known)}", repr(name), hint)
+    return known[name]()
 
 
-__all__ = ["RECIPES", "Recipe", "recipe"]
+__all__ = ["RECIPES", "TOKEN_RECIPES", "Recipe", "TokenRecipe", "recipe"]

@@ -1,7 +1,7 @@
 """The times t of a batch: stratified, on one grid over batch, ranks and accumulation steps."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from vdiff._precision import at_least_float32, float64_for
 from vdiff._validate import Count, require, unchecked, validated
 from vdiff.errors import InvalidType, shown
 
+Draw = Callable[[Tensor, list[torch.Generator]], Tensor]
 GOLDEN = 0.6180339887498949
 
 
@@ -85,6 +86,7 @@ def draws_of_step(
     index: int = 0,
     count: Count = 1,
     independent: Sequence[int] = (),
+    noise: Draw | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The times and the noise of one share of a training step, for a loop of your own.
 
@@ -96,11 +98,13 @@ def draws_of_step(
         x: (batch, …) the examples of this share. Only shape, dtype and device are read; the noise
             of whole numbers is in the default dtype.
         independent: dimensions of x whose indices have times of their own, as in `independent`.
+        noise: draws the noise of x from a generator for each example, such as that of tokens,
+            `lambda x, generators: process.noise(x, None, generators)`.
 
     Returns:
         u, (batch,) uniform numbers on one stratified grid of all shares, for `Objective(…)(x, u=u,
         eps=eps)` or as `t` of `weighted_elbo`; with `independent` a field of them. And eps,
-        N(0, I) of the shape of x.
+        N(0, I) of the shape of x, or what `noise` draws.
 
     >>> u, eps = draws_of_step(torch.zeros(2, 3), seed=0, step=7, index=1, count=2)
     >>> whole_u, whole_eps = draws_of_step(torch.zeros(4, 3), seed=0, step=7)
@@ -115,9 +119,12 @@ def draws_of_step(
         u = unchecked(stratified)(
             len(x), offset=offset_of(seed, step), index=index, count=count, device=x.device
         )
+    slots = range(index, len(x) * count, count)
+    if noise is not None:
+        return u, noise(x, [generator_of(seed, step, slot, x.device) for slot in slots])
     dtype = x.dtype if x.is_floating_point() else at_least_float32(torch.get_default_dtype())
     eps = torch.empty(x.shape, dtype=dtype, device=x.device)
-    for row, slot in zip(eps, range(index, len(x) * count, count), strict=True):
+    for row, slot in zip(eps, slots, strict=True):
         row.normal_(generator=generator_of(seed, step, slot, x.device))
     return u, eps
 

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from points import data_of as data_of_points
 from points import points
-from registry import DECODERS, SCHEDULES, TARGETS, WEIGHTINGS, made_of
+from registry import COUNTED, DECODERS, PROCESSES, SCHEDULES, TARGETS, WEIGHTINGS, made_of
 from torch import Tensor, nn
 
 from vdiff import Denoiser, Objective, weighted_elbo
 from vdiff.decoder import Categorical, Decoder, DiscretizedGaussian, Gaussian
+from vdiff.discrete import TokenDenoiser
 from vdiff.nn import MLP, DDPMUNet, IDDPMUNet, UNet, VDMUNet
 from vdiff.objective import VLB, Hybrid, Weighted
 from vdiff.parameterization import Eps, V
-from vdiff.schedule import LearnedLinear, Linear, Tabulated
+from vdiff.schedule import LearnedLinear, Linear, Spline, Tabulated
 from vdiff.training import train
 from vdiff.variance import LearnedRange
 
@@ -161,6 +162,27 @@ def masks() -> None:
     assert_same(compiled(x, mask, absent), loss(x, mask, absent), rtol=1e-5, atol=1e-6)
 
 
+def tokens(kind: str, learned: bool) -> None:
+    """A loss over tokens."""
+    process = (PROCESSES | COUNTED)[kind]()
+    torch.manual_seed(0)
+    model = TokenDenoiser(nn.Embedding(process.states, process.vocabulary), process)
+    schedule = Spline(12.0, -12.0, learn_ends=False) if learned else Linear()
+    x, t, eps = torch.randint(0, 3, (9, 2)), torch.rand(9), torch.rand(9, 2, dtype=torch.float64)
+
+    def loss(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        return weighted_elbo(model, x, schedule=schedule, t=t, eps=eps).mean()
+
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    values, grads = [], []
+    for one in compiled, loss:
+        values.append(one(x, t, eps))
+        grads += torch.autograd.grad(values[-1], list(model.parameters()))
+    assert_same(*values, rtol=1e-5)
+    assert_same(*grads, rtol=1e-5, atol=1e-6)
+
+
 class Told(nn.Module):
     """A network with a table in bfloat16 before its weights, which is called forward(t, x,
     steps)."""
@@ -221,6 +243,11 @@ CASES: dict[str, Callable[[], None]] = {
     **{f"network {name}": lambda name=name: network(name) for name in NETWORKS},  # type: ignore[misc]
     "fields": fields,
     "masks": masks,
+    **{
+        f"tokens {kind}{learned * ' learned'}": partial(tokens, kind, learned)
+        for kind in PROCESSES | COUNTED
+        for learned in (False, True)
+    },
     "conditions": conditions,
     "default backend": default_backend,
     "training": training,

@@ -296,6 +296,15 @@ def test_an_error_of_the_network_stays_its_own() -> None:
 
 LONG = [0.5] * 100_000
 DEEP = nn.Sequential(*[nn.Linear(2, 2) for _ in range(2000)])
+
+
+class NoText(nn.Module):
+    """A module whose repr fails, as that of one that is half built."""
+
+    def __repr__(self) -> str:
+        raise AttributeError("not built yet")
+
+
 WRONG: dict[str, Any] = {
     "list": LONG,
     "tuple": tuple(LONG),
@@ -304,6 +313,9 @@ WRONG: dict[str, Any] = {
     "text": "x" * 100_000,
     "dict": dict.fromkeys(range(50_000)),
     "module": DEEP,
+    "integer": 10**5000,
+    "nested": {"list": [LONG] * 4, "tensors": [torch.zeros(9)] * 1000},
+    "no text": NoText(),
 }
 LENGTHS: dict[str, Callable[[Any], Any]] = {
     "schedule": lambda v: vdiff.weighted_elbo(MODEL, X, schedule=v),
@@ -350,6 +362,16 @@ def test_an_error_is_a_few_hundred_characters(place: str, kind: str) -> None:
     except Exception as error:
         said = str(error)
     assert len(said) < 700, f"{len(said):,} characters: {said[:400]}"
+
+
+@pytest.mark.parametrize("place", ["schedule", "model", "steps", "bound_weight", "sample step"])
+@pytest.mark.parametrize("kind", ["integer", "no text"])
+def test_a_value_without_a_text_is_named_by_its_type(place: str, kind: str) -> None:
+    """Python writes no int of more than 4,300 digits, and a repr may fail."""
+    with pytest.raises(
+        (TypeError, ValueError), match=r"argument '\w+' must .*; got a value of type"
+    ):
+        LENGTHS[place](WRONG[kind])
 
 
 def test_a_tensor_is_told_by_its_shape() -> None:

@@ -91,6 +91,13 @@ def test_every_module_of_ours_that_holds_tensors_can_be_restored() -> None:
                 assert hasattr(module, "reset_parameters"), type(module)
 
 
+@pytest.mark.parametrize("name", [*SCHEDULES, *SCHEDULES_OVER_DIMS])
+def test_an_objective_of_any_schedule_is_built_on_meta(name: str) -> None:
+    made = made_of({**SCHEDULES, **SCHEDULES_OVER_DIMS})
+    with torch.device("meta"):
+        Objective(model(), schedule=made[name](), loss=VLB(Categorical(17)))
+
+
 @pytest.mark.parametrize(
     "schedule",
     [LearnedLinear, Spline, lambda: Monotone(hidden=8), Adaptive],

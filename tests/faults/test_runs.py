@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vdiff import Objective
 from vdiff.cli import COMMANDS, main
+from vdiff.cli.resume import StateFile
 from vdiff.training import Config, Run, train
 from vdiff.training import ranks as ranks_module
 from vdiff.training.weights import save_tensors
@@ -292,6 +294,59 @@ def test_weights_that_name_no_config_are_compared_before_anything_is_built(
     monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", of_no_memory)
     monkeypatch.setattr(torch.nn.init, "normal_", of_no_memory)
     assert "must have the tensors of this architecture" in refused(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("place", ["run", "checkpoint"])
+def test_a_file_that_is_larger_than_its_weights_can_be_is_not_read(place, tmp_path, capsys):
+    trained(tmp_path)
+    path = tmp_path / "ema.safetensors"
+    if place == "checkpoint":
+        path.unlink()
+        path = max((tmp_path / "checkpoints").iterdir()) / "ema-0.999.safetensors"
+    os.truncate(path, 1 << 40)  # without blocks on the disk
+    assert f"'{path}' must have at most " in refused(tmp_path, capsys)
+
+
+def test_nor_is_that_of_a_saved_objective(tmp_path):
+    CONFIG.objective().save_pretrained(tmp_path)
+    os.truncate(tmp_path / "model.safetensors", 1 << 40)
+    with pytest.raises(ValueError, match=r"must have at most .* bytes; got 1,099,511,6"):
+        Objective.from_pretrained(tmp_path)
+
+
+def test_a_state_that_is_larger_than_any_is_set_aside(tmp_path):
+    path = tmp_path / "evaluation.bound.0.safetensors"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with pytest.warns(UserWarning, match="is damaged; it is kept as old-evaluation"):
+        assert StateFile(path).read() is None
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"data": 5}, {"data": None}, {"data": [[1]]}, {"unlike": 5}, {"unlike": [1]}],
+    ids=str,
+)
+def test_facts_of_another_type_are_damage(facts, tmp_path, capsys):
+    trained(tmp_path)
+    path = tmp_path / "ema.safetensors"
+    (name,) = facts
+    save_tensors(path, load_file(path), {"config": CONFIG.asdict(), **facts})
+    says = f"must hold a list of texts as its {name}; got "
+    assert says in refused(tmp_path, capsys)
+
+
+def test_weights_that_name_no_config_are_said_to_be_taken_for_those_of_the_run(tmp_path):
+    run = trained(tmp_path)
+    path = tmp_path / "ema.safetensors"
+    save_tensors(path, load_file(path), {})
+    says = "ema.safetensors does not say with which config it was trained"
+    with pytest.warns(UserWarning, match=says):
+        run.load()
+    path.unlink()
+    path.symlink_to(max((tmp_path / "checkpoints").iterdir()) / "ema-0.999.safetensors")
+    with pytest.warns(UserWarning, match=says):  # the facts of a checkpoint are in another file
+        run.load()
 
 
 def of_no_memory(value: torch.Tensor, *_: object, **__: object) -> torch.Tensor:

@@ -27,6 +27,13 @@ EVIDENCE = {  # the theorems that must see it where this function of the library
     "decoder.Categorical.log_prob": "decoders-sum-to-one reconstruction-is-a-table",
     "decoder.DiscretizedGaussian.log_prob": "decoders-sum-to-one bins-in-the-tails",
     "decoder.Gaussian.log_prob": "gaussian-reconstruction",
+    "discrete.AnyOrder.integrand": "masks-of-any-order",
+    "discrete.Masked.step_kl": "chain-loses-what-falls-together",
+    "discrete.Posterior.leave_one_out": "posterior-and-leave-one-out-are-one-model",
+    "discrete.Process.integrand": "bound-of-exact-conditionals",
+    "discrete.Process.prior": "ends-of-tokens-are-divergences",
+    "discrete.Process.reconstruction": "ends-of-tokens-are-divergences",
+    "discrete.TokenPrediction.loss": "bound-of-exact-conditionals",
     "flow.angle": "flow-has-the-marginals",
     "gaussian.Step.coefficient_x": "posterior posterior-marginal",
     "gaussian.Step.forward_variance": "markov-consistency",
@@ -51,6 +58,7 @@ EVIDENCE = {  # the theorems that must see it where this function of the library
         bound-from-t-on-is-an-elbo-of-noisy-data bound-without-slack
         gradient-of-learned-ends one-term-estimates-the-whole-bound
         masked-bound-is-conditional noise-that-depends-on-the-data
+        bound-of-exact-conditionals chain-loses-what-falls-together
     """,
     "loss.weighted_elbo": """
         variance-of-the-loss least-variance-is-attained gradient-of-the-variance
@@ -112,6 +120,7 @@ EVIDENCE = {  # the theorems that must see it where this function of the library
     "sampling.Guided.forward": "guidance-sharpens-the-posterior",
     "sampling.step.ddim": "ddim-is-eulers-step ddim-with-noise-is-ancestral",
     "sampling.step.move": "samplers-follow-the-flow order-of-the-samplers",
+    "schedule.Cosine.rate_at": "schedule-invariance-of-tokens",
     "schedule.InTurn.rate_at": "paths-of-a-gaussian-denoiser chain-rule-along-a-path",
     "schedule.Normal.density": "importance-sampling-invariance",
     "schedule.Normal.rate_at": "schedule-invariance-of-any-network",

@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vdiff._validate import require
-from vdiff.cli import describe, evaluate, sample, train, verify
+from vdiff.cli import compress, decompress, describe, evaluate, sample, train, verify
 from vdiff.cli.own_code import explain
 from vdiff.cli.parser import one_line, parser_of
+from vdiff.cli.resume import EVALUATED
 from vdiff.errors import InvalidValue, out_of_memory
 from vdiff.likelihood.stages import TOLERANCES
 from vdiff.sampling import SolverError
 from vdiff.terminal import replace_unencodable, say
 
 COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample}
+COMMANDS |= {"compress": compress, "decompress": decompress}
 COMMANDS |= {"describe": describe, "verify": verify}
 # options that take memory, and the value from which an out-of-memory error names them
 LARGE = {"batch": 1} | dict.fromkeys(("draws", "count", "steps", "points"), 10**6)
@@ -95,7 +97,9 @@ def _no_memory(options: argparse.Namespace, error: BaseException) -> str:
         return f"out of memory: {'; '.join(notes)}"
     given = {name: getattr(options, name, None) or 0 for name in LARGE}
     lower = [f"--{name} (now {value})" for name, value in given.items() if value >= LARGE[name]]
-    return f"out of memory{': lower ' if lower else ''}{' or '.join(lower)}"
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith(EVALUATED)]
+    what = [*([f"lower {' or '.join(lower)}"] if lower else []), *notes]
+    return f"out of memory{': ' if what else ''}{'; '.join(what)}"
 
 
 @contextmanager

@@ -9,22 +9,25 @@ import argparse
 from typing import Any
 
 from vdiff.cli.load import load_object, output_file
-from vdiff.describe import Description, describe
-from vdiff.disk import atomic_write
+from vdiff.describe import Description, TokenDescription, describe
 from vdiff.errors import printable
-from vdiff.recipes import RECIPES
+from vdiff.recipes import RECIPES, TOKEN_RECIPES
 from vdiff.terminal import say, say_json, wrapped
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The options of `vdiff describe`."""
     parser.add_argument(
-        "objective", nargs="?", help=f"FILE.py:NAME, or one of {', '.join(RECIPES)}"
+        "objective",
+        nargs="?",
+        help=f"FILE.py:NAME, or one of {', '.join((*RECIPES, *TOKEN_RECIPES))}",
     )
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="OTHER", help="objectives to compare it with"
     )
-    parser.add_argument("--all", action="store_true", help="every published recipe, as one table")
+    parser.add_argument(
+        "--all", action="store_true", help="every published Gaussian recipe, as one table"
+    )
     parser.add_argument("--figure", metavar="PNG", help="draw weightings, densities and signals")
     parser.add_argument("--json", action="store_true", help="print JSON, a list of objectives")
 
@@ -38,12 +41,20 @@ def run(options: argparse.Namespace) -> int:
     if names[0] is None:
         raise ValueError("name an objective, or --all")
     described = [describe(load_object(name) if ":" in name else name) for name in names]
+    tokens = [each for each in described if isinstance(each, TokenDescription)]
+    if tokens:
+        if figure is not None or len(tokens) < len(described):
+            raise ValueError("an objective over tokens has no figure, and none to compare it with")
+        if options.json:
+            say_json([each.asdict() for each in tokens])
+        for each in [] if options.json else tokens:
+            say(wrapped(each, 12))
+        return 0
     if figure is not None:
         from vdiff import plots
 
-        with atomic_write(figure) as aside:
-            named = {printable(each.recipe.name): each for each in described}
-            plots.save(aside, plots.objectives(named))
+        named = {printable(each.recipe.name): each for each in described}
+        plots.save(figure, plots.objectives(named))
     if options.json:
         say_json([_numbers(each, described[0]) for each in described])
         return 0

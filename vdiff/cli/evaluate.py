@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from vdiff._diffusion import diffusion_of
 from vdiff._validate import require
 from vdiff.cli.load import (
     DATA,
@@ -180,7 +181,8 @@ class Evaluation:
     def _check_options(self) -> None:
         ode, decoder = self.options.ode, self.decoder
         hint = "without one there is no bound"
-        require(decoder is not None, "run", "have a decoder", None, hint)
+        tokens = not diffusion_of(self.objective.model).continuous
+        require(tokens or decoder is not None, "run", "have a decoder", None, hint)
         what, hint = "come without against", "evaluate each of the two with --ode"
         require(not ode or self.options.against is None, "ode", what, self.options.against, hint)
         what, hint = "come with a decoder of levels", "a density needs no dequantisation"

@@ -25,7 +25,7 @@ from vdiff.data.load import OPTIONS, has_own_split, is_path
 from vdiff.data.registry import DATASETS, is_available
 from vdiff.data.split import split, whole
 from vdiff.disk import absolute, check_output
-from vdiff.errors import InvalidArgument, InvalidValue, did_you_mean, printable
+from vdiff.errors import LONGEST, InvalidArgument, InvalidValue, did_you_mean, printable
 
 if TYPE_CHECKING:
     from vdiff.training import Config, Run
@@ -76,7 +76,7 @@ def parse_device(name: str | None) -> torch.device:
     try:
         device, why = torch.empty(0, device=name).device, "it holds no values"
     except (RuntimeError, AssertionError, ImportError) as error:
-        device, why = torch.device("meta"), str(error).splitlines()[0]
+        device, why = torch.device("meta"), str(error).splitlines()[0][:LONGEST]
     what = "be one of this machine: cpu, cuda or cuda:1"
     require(device.type != "meta", "device", what, repr(name), why)
     return device

@@ -2,13 +2,14 @@
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vdiff._validate import require
-from vdiff.disk import check_output, write_text
+from vdiff.disk import check_output, open_new, remove_stale, write_text
 from vdiff.extras import extra
 
 SETTINGS = "samples.json"  # what the samples of a folder have in common
@@ -38,9 +39,15 @@ def open_numbered(folder: Path, settings: dict[str, Any], count: int) -> list[in
         check_output("png", folder / SETTINGS if folder.is_dir() else folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
-    # a file that a crash of the machine left empty is written again
-    done = {entry.name for entry in os.scandir(folder) if entry.stat().st_size > 0}
+    remove_stale(folder)
+    done = {entry.name for entry in os.scandir(folder) if _is_done(entry)}
     return [number for number in range(count) if name_of(number) not in done]
+
+
+def _is_done(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a sample. A link is none, nor a file that a crash of the machine left
+    empty: they are written again."""
+    return entry.is_file(follow_symlinks=False) and entry.stat().st_size > 0
 
 
 def name_of(number: int) -> str:
@@ -54,6 +61,10 @@ def write_image(folder: Path, number: int, pixels: Tensor) -> None:
         from PIL import Image
 
     image = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
-    aside = folder / f".{number:06d}.partial"
-    Image.fromarray(image.contiguous().numpy()).save(aside, "PNG")
-    aside.replace(folder / name_of(number))
+    aside = folder / f".{secrets.token_hex(8)}.partial"
+    try:
+        with open(open_new(aside), "wb") as file:
+            Image.fromarray(image.contiguous().numpy()).save(file, "PNG")
+        aside.replace(folder / name_of(number))  # not flushed: see `_is_done`
+    finally:
+        aside.unlink(missing_ok=True)

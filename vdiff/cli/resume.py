@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from vdiff.disk import acquire_lock, atomic_write, write_error
+from vdiff.errors import out_of_memory
 from vdiff.extras import extra
 from vdiff.likelihood.chunks import StateMismatch
 from vdiff.likelihood.protocol import versions, warn_if_versions_differ
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 PAUSE = 60.0  # seconds between two writes of a state
+MAX_STATE = 1 << 32  # bytes of a state
+EVALUATED = "what was evaluated is"
 Result = TypeVar("Result")
 
 
@@ -50,10 +53,10 @@ class Resumable:
             with suppress(OSError):  # some systems do not delete an open file
                 Path(self._lock.lock_file).unlink()
             self._lock.release()
-        if isinstance(error, KeyboardInterrupt):
+        if error is not None and (isinstance(error, KeyboardInterrupt) or out_of_memory(error)):
             files = [str(path) for path in self.files.values() if self.enabled and path.is_file()]
             kept = f"kept in {', '.join(files)}: the same command continues from there"
-            error.add_note(f"what was evaluated is {kept}" if files else "nothing is kept yet")
+            error.add_note(f"{EVALUATED} {kept}" if files else "nothing is kept yet")
 
     def call(
         self, part: str, estimate: Callable[..., Result], *args: Any, **settings: Any
@@ -129,7 +132,7 @@ class StateFile:
         if not self.enabled or not self.path.is_file():
             return None
         try:
-            weights = read_weights(self.path, seal=True)
+            weights = read_weights(self.path, seal=True, limit=MAX_STATE)
         except ValueError:
             self.set_aside("is damaged")
             return None

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdiff._diffusion import diffusion_of
 from vdiff._validate import require
 from vdiff.cli.load import load_object, parse_device
 from vdiff.cli.parser import positive
@@ -53,7 +54,7 @@ from vdiff.sampling import (
     trajectory,
     uniform,
 )
-from vdiff.sampling.driver import OPTIONS
+from vdiff.sampling._rules import OPTIONS
 from vdiff.sampling.grid import rising
 from vdiff.schedule import Cosine, Karras, Linear, OptimalTransport, Schedule
 from vdiff.terminal import say
@@ -153,7 +154,8 @@ def run(options: argparse.Namespace) -> int:
     objective = loaded.objective.to(device)
     decoder, shape = objective.decoder, source.config.shape
     if not isinstance(decoder, Levels):
-        hint = "pictures are made of levels"
+        tokens = not diffusion_of(objective.model).continuous
+        hint = "over tokens: vdiff.sample in Python" if tokens else "pictures are made of levels"
         raise InvalidValue("run", "have a decoder with levels", repr(decoder), hint)
     channels = shape[0] if len(shape) == 3 else 0
     require(channels in (1, 3), "run", "have images of 1 or 3 channels, to be pictures", shape)

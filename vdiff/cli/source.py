@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vdiff._diffusion import diffusion_of
 from vdiff._validate import require
 from vdiff.cli.load import DATA
 from vdiff.cli.own import RUNS, Builder, add_model, builder_of, load_run
@@ -89,7 +90,8 @@ def _without_run(
     objective = None if builder is None else builder.objective(config)
     if name == builder_name and objective is not None:
         came = "an objective without one, or a model alone"
-        require(objective.decoder is not None, "FILE.py:NAME", RETURNS, came, EXAMPLE)
+        decodes = objective.decoder is not None or not diffusion_of(objective.model).continuous
+        require(decodes, "FILE.py:NAME", RETURNS, came, EXAMPLE)
         path, _, function = name.rpartition(":")
         folder = Path(f"{Path(path).stem}-{function}")  # beside neither the program nor a run
     else:

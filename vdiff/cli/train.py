@@ -111,7 +111,8 @@ def run(options: argparse.Namespace) -> int:
             for line in forecast(objective, config, parts.train, done):
                 say(wrapped(line), file=sys.stderr)
         validate = None
-        if objective.decoder is not None and len(parts.selection) > 0:
+        bounded = objective.decoder is not None or config.process is not None
+        if bounded and len(parts.selection) > 0:
             held = parts.selection[:SELECTION]
             validate = Validation(
                 held.pixels.to(device), condition=condition(config, held, device)
@@ -119,6 +120,8 @@ def run(options: argparse.Namespace) -> int:
         every = options.every or min(5000, max(100, config.steps // 100))
         kept: dict[str, Any] = {"run": folder, "validate": validate, "quiet": quiet}
         train(objective, parts.train, config, every=every, **kept)
+        if rank().is_zero:
+            require_weights(folder)
     model = "" if builder is None else f" --model {options.model or options.what}"
     if not quiet:
         what = "trained" if done < config.steps else f"finished at step {done:,} already"
@@ -133,6 +136,15 @@ def steps_done(run: "Run") -> int:
     from vdiff.training.checkpoint import checkpoints, step_of
 
     return max(map(step_of, checkpoints(run.checkpoints)), default=0)
+
+
+def require_weights(run: "Run") -> None:
+    """Raise OSError if the weights at the end of a training could not be written."""
+    stored, last = steps_done(run), run.config.steps
+    if stored < last and not (run.folder / "ema.safetensors").is_file():
+        what = f"the weights of step {last:,} could not be written, as the warnings above say"
+        hint = f"with room on the disk the same command continues from step {stored:,}"
+        raise OSError(f"{what}; {hint}")
 
 
 def how_to_go_on(config: "Config") -> str:
@@ -204,6 +216,8 @@ def in_form(config: "Config", images: Images, settings: list[str]) -> "Config":
     """The config with the shape, the levels and the classes of images."""
     network, decoder = dict(config.network), config.decoder
     shape = list(images.shape)
+    if config.process is not None:
+        return replace(config, shape=shape)
     if network.get("channels", config.shape[0]) != shape[0] and not config.own_network:
         network["channels"] = shape[0]
     if images.levels is None:

@@ -20,7 +20,7 @@ LEVELS = {"uint8": 256, "bool": 2}
 
 def read_arrays(path: Path, *, levels: int | None, alpha: Literal["refuse", "drop"]) -> Images:
     """The images of a .npy or .npz file, (n, height, width), (n, height, width, 1 or 3) or (n,
-    channels, height, width); floating data of any shape, (n, …).
+    channels, height, width); tokens (n, length); floating data of any shape, (n, …).
 
     An .npz has one array, or `images` with or without `labels`. A compressed one cannot be mapped
     and is refused. Raises ValueError, which names the file.
@@ -97,6 +97,8 @@ def _of_archive(path: Path) -> tuple[Mapped, np.ndarray | None]:
 def _layout(path: Path, store: Mapped, alpha: str) -> Layout:
     """How an image lies in the file, from the shape."""
     row = store.full[1:]
+    if len(row) == 1:  # tokens
+        return "as it is"
     if len(row) == 2:
         return "no channels"
     what = "hold images (n, height, width), (n, height, width, channels) or (n, channels, …)"

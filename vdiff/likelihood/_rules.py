@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vdiff._arguments import decoder_factorises, dims_fit_data, original
+from vdiff._diffusion import diffusion_of
 from vdiff._inputs import finite_values
 from vdiff._partial import Partial
 from vdiff._validate import Constraint, Given, Instance, constraints, require
@@ -41,6 +42,25 @@ def another(model: Any, other: Any, schedule: Any, decoder: Any, steps: Any) -> 
     hint = "a copy whose weights changed in place is the same"
     pairs = (original(model), original(other)), *map(pair, (schedule, decoder, steps))
     require(any(a != b for a, b in pairs), "other", "be another model", "the same object", hint)
+
+
+def same_values(model: Any, other: Any, decoders: tuple[Any, Any]) -> None:
+    """Rule: two models are of the same values."""
+    first, second = map(diffusion_of, (model, other))
+    values = [p.outcomes(d) for p, d in zip((first, second), decoders, strict=True)]
+    same, hint = values[0] == values[1], "their data is not the same"
+    came = "{!r} and {!r}".format(*decoders)
+    if not (first.continuous and second.continuous):
+        names = ["real numbers" if p.continuous else repr(p) for p in (first, second)]
+        same = same and not (first.continuous or second.continuous)
+        require(same, "other", "be over the same tokens", " and ".join(names), hint)
+    require(same, "decoder", "be a pair for the same levels", came, hint)
+
+
+def without_profile(model: Any, profile: Profile | None) -> None:
+    """Rule: a profile collects errors of real numbers."""
+    what, hint = "be left out for tokens", "the report's diagnostics have the bound by log-SNR"
+    require(profile is None or diffusion_of(model).continuous, "profile", what, "a Profile", hint)
 
 
 def both(hint: Any) -> Constraint:

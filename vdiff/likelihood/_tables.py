@@ -13,7 +13,9 @@ OF_MEAN = ", the mean over dimensions"
 def table(parts: Mapping[str, Estimate], *, head: bool = True) -> str:
     """Estimates by name, a line each."""
     width = max(16, 1 + max(map(len, parts)))
-    columns = f"{'bits/dim':<{width}}{'value':>9}{'Monte Carlo SE':>17}{'SE over images':>17}"
+    unit = next(iter(parts.values())).unit
+    over = f"SE over {unit.example}s"
+    columns = f"{unit.name:<{width}}{'value':>9}{'Monte Carlo SE':>17}{over:>17}"
     rows = [columns] if head else []
     for name, e in parts.items():
         rows.append(f"{name:<{width}}{e.value:>9.4f}{e.monte_carlo:>17.4f}{images_error(e):>17}")
@@ -22,17 +24,17 @@ def table(parts: Mapping[str, Estimate], *, head: bool = True) -> str:
 
 def images_error(e: Estimate) -> str:
     """The standard error over images as text."""
-    return "one image" if e.images is None else f"{e.images:.4f}"
+    return f"one {e.unit.example}" if e.images is None else f"{e.images:.4f}"
 
 
 def spans(e: Estimate) -> str:
     """Both 95 % intervals."""
     low, high = e.interval()
-    on_these = f"{low:.4f} to {high:.4f} on these images"
+    on_these = f"{low:.4f} to {high:.4f} on these {e.unit.example}s"
     if e.images is None:
         return on_these
     low, high = e.interval(over_images=True)
-    return f"{on_these}, {low:.4f} to {high:.4f} over images"
+    return f"{on_these}, {low:.4f} to {high:.4f} over {e.unit.example}s"
 
 
 def trust(diagnostics: Diagnostics | None, costs: Mapping[str, float]) -> list[str]:

@@ -2,17 +2,20 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from vdiff.errors import InvalidType, InvalidValue
 from vdiff.likelihood.digest import data_hash, digest
 
 FEW = 8  # the longest list that a protocol shows as it is
+DEEP = 3  # how many dataclasses within each other are searched
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,18 @@ def conditions_by_row(x: Tensor, condition: Mapping[str, Any] | None) -> None:
 
 
 def _check_part(word: str, images: int, part: Any) -> None:
+    if isinstance(part, PackedSequence):
+        hint = f"pad_packed_sequence({word}, batch_first=True) gives a tensor and the lengths"
+        raise InvalidType(word, "be padded to a tensor", "PackedSequence", hint)
+    if isinstance(part, Tensor) and (part.is_nested or part.layout != torch.strided):
+        hint = f"{word}.to_dense(); of a nested tensor, {word}.to_padded_tensor(0.0)"
+        raise InvalidType(word, "be a tensor whose rows can be indexed", part.layout, hint)
     by_row, kind = _has_rows(part, images), type(part).__name__
     shared = f"Shared({word}) where all images share it"
-    field = _field_of_rows(part, images) if images > 1 and not by_row else None
-    if isinstance(part, Iterator) or field or (not by_row and _length(part) == images):
+    whole = isinstance(part, Iterator) or (not by_row and _length(part) == images)
+    searched = images > 1 and not by_row and not whole
+    field = _field_of_rows(part, images) if searched else None
+    if whole or field:
         what = f"be a tensor, an array or a list of {images} rows, one for each image"
         came = f"a {kind} whose {field!r} has {images} rows" if field else kind
         raise InvalidType(word, what, came, f"vars({word}); {shared}" if field else shared)
@@ -111,7 +122,7 @@ def _map_parts(function: Callable[[Any], Any], value: Any, images: int) -> Any:
     """Apply `function` to each part that has a row for each image, and to each leaf."""
 
     def is_part(part: Any) -> bool:
-        return isinstance(part, Shared) or _has_rows(part, images)
+        return isinstance(part, Shared | PackedSequence) or _has_rows(part, images)
 
     def apply(part: Any) -> Any:  # torch's tree_map takes an unknown kind of mapping for a leaf
         if isinstance(part, Mapping):
@@ -123,6 +134,8 @@ def _map_parts(function: Callable[[Any], Any], value: Any, images: int) -> Any:
 
 def _has_rows(part: Any, images: int) -> bool:
     """Whether this has a row for each image."""
+    if isinstance(part, Mapping):
+        return False
     if isinstance(part, Tensor) or hasattr(part, "__array__"):
         return tuple(part.shape if isinstance(part, Tensor) else np.shape(part))[:1] == (images,)
     if not isinstance(part, Sequence) or isinstance(part, str | bytes) or hasattr(part, "_fields"):
@@ -144,12 +157,25 @@ def _index(part: Any, rows: Tensor) -> Any:
     return tuple(chosen) if isinstance(part, tuple) else chosen
 
 
-def _field_of_rows(part: Any, images: int) -> str | None:
-    """The first attribute of an object, such as a dataclass, that has a row for each image."""
+def _field_of_rows(part: Any, images: int, depth: int = DEEP) -> str | None:
+    """The first attribute of an object, such as a dataclass, with a part that has a row for each
+    image."""
     if callable(part) or isinstance(part, Tensor | Shared):
         return None
-    fields = getattr(part, "__dict__", {})
-    return next((name for name, value in fields.items() if _has_rows(value, images)), None)
+    slots = (vars(kind).get("__slots__", ()) for kind in type(part).__mro__)
+    names: list[str] = [n for one in slots for n in ([one] if isinstance(one, str) else one)]
+
+    def by_row(value: Any) -> bool:
+        inner = depth > 0 and is_dataclass(value)
+        field = _field_of_rows(value, images, depth - 1) if inner else None
+        return field is not None or _has_rows(value, images)
+
+    for name in [*vars(part), *names] if hasattr(part, "__dict__") else names:
+        leaves: list[Any] = []
+        _map_parts(leaves.append, getattr(part, name, None), images)
+        if any(map(by_row, leaves)):
+            return name
+    return None
 
 
 def _length(part: Any) -> int | None:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Condition, Model, finite_end
+from vdiff._arguments import Condition, GaussianModel, finite_end
 from vdiff._inputs import Batch
 from vdiff._precision import to_float64
 from vdiff._validate import Count, Instance, Number, Positive, require, validated
@@ -166,7 +166,7 @@ def exact_trace(samples: int, trace: Trace | None, data: Tensor) -> None:
     elsewhere=MASKS,
 )
 def dequantized_ode(
-    model: Model,
+    model: GaussianModel,
     data: Batch,
     *,
     dequantization: Dequantization,

@@ -22,6 +22,7 @@ VISIBLE_SHARE, THIN_VISITS, FEW_VISITS = 0.01, 0.05, 30
 # a first stage missed the tail if the variance of the later ones is so many times its own
 HEAVIER = 2.0
 EDGE = 1e-3
+OF_UNIFORM = 1e-3  # of its bits, that ends and rounding add to uniform noise
 ENOUGH_VALUES = 1000  # of data, to conclude that it lacks a level
 
 
@@ -89,7 +90,9 @@ def examine(run: Evaluation, tally: Tally) -> Diagnostics:
 
 def warnings_of(run: Evaluation, tally: Tally, trust: Diagnostics) -> list[str]:
     """Reasons not to trust the number, each a sentence."""
-    reasons = [*_of_data(run.integrand), *_of_rounding(run.integrand), *_of_size(run, tally)]
+    reasons = _of_size(run, tally)
+    if run.integrand.process.continuous:
+        reasons = [*_of_data(run.integrand), *_of_rounding(run.integrand), *reasons]
     if trust.effective < min(FEW_EFFECTIVE, 0.1 * trust.draws):
         reasons.append(
             f"{trust.draws} draws are worth {trust.effective:.0f}: a few of them carry the "
@@ -155,14 +158,21 @@ def _of_data(integrand: Integrand) -> list[str]:
 
 def _of_size(run: Evaluation, tally: Tally) -> list[str]:
     """A bound above that of uniform noise."""
-    decoder, total = run.integrand.decoder, tally.terms.mean[3].mean().item() * run.scale
-    alone = len(run.integrand.models) == 1
-    if not (alone and isinstance(decoder, Levels) and total > math.log2(decoder.levels)):
+    integrand, total = run.integrand, tally.terms.mean[3].mean().item() * run.scale
+    values = integrand.process.outcomes(integrand.decoder)
+    alone = len(integrand.models) == 1
+    if not (alone and values is not None and total > (1 + OF_UNIFORM) * math.log2(values)):
         return []
+    what, end = "values", "and does it predict what its parameterization says?"
+    if integrand.process.continuous:
+        what = "levels"
+        end = (
+            "does it predict what its parameterization says, and was it trained on data encoded "
+            "as this decoder does?"
+        )
     return [
-        f"{total:.4g} bits/dim is more than uniform noise over {decoder.levels} levels has, "
-        f"{math.log2(decoder.levels):.4g}: is the model trained, does it predict what its "
-        "parameterization says, and was it trained on data encoded as this decoder does?"
+        f"{total:.4g} {integrand.process.unit.name} is more than uniform noise over {values} "
+        f"{what} has, {math.log2(values):.4g}: is the model trained, {end}"
     ]
 
 

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from vdiff._arguments import Model
-from vdiff._validate import require
 from vdiff.decoder import Decoder
 from vdiff.likelihood._rules import is_path, pair
-from vdiff.likelihood.integrand import Drawn, Integrand, side_of
-from vdiff.schedule import Linear, Schedule
+from vdiff.likelihood.integrand import Drawn, Integrand
+from vdiff.schedule import Schedule
 from vdiff.times import on_chain
 
 _OUTER = ((max, "logsnr_max"), (min, "logsnr_min"))
@@ -33,27 +32,28 @@ class Difference(Integrand):
         other: Model,
         data: Tensor,
         schedule: Schedule | tuple[Schedule, Schedule],
-        decoder: Decoder | tuple[Decoder, Decoder],
+        decoder: Decoder | tuple[Decoder | None, Decoder | None] | None,
         steps: int | tuple[int | None, int | None] | None = None,
         condition: Mapping[str, Any] | None = None,
         mask: Tensor | None = None,
         absent: Tensor | None = None,
+        any_order: bool = True,
     ) -> None:
         schedules, decoders, chains = pair(schedule), pair(decoder), pair(steps)
-        levels = [getattr(each, "levels", None) for each in decoders]
-        came, hint = "{!r} and {!r}".format(*decoders), "their data is not the same"
-        require(levels[0] == levels[1], "decoder", "be a pair for the same levels", came, hint)
-        masks = {"mask": mask, "absent": absent}
+        masks: Any = {"mask": mask, "absent": absent, "any_order": any_order}
         super().__init__(model, data, schedules[0], decoders[0], chains[0], condition, **masks)
-        self.sides.append(side_of(other, schedules[1], decoders[1], chains[1]))
-        if decoders[1] is not decoders[0]:
-            decoders[1].encode(self.part.clean(data))  # raises for data that it does not take
+        bounds = zip((model, other), schedules, decoders, chains, strict=True)
+        self._set_sides([*bounds], any_order)
+        second = self.sides[1].process
+        if second is not self.process or decoders[1] is not decoders[0]:
+            known = self.part.clean(data, second.blank)
+            second.encode(known, decoders[1])  # raises for data it does not take
         self.paths = [is_path(side.base) for side in self.sides]
         self.continuous = chains == (None, None) and not any(self.paths)
         if self.continuous:
             bases = [side.base for side in self.sides]
             high, low = (f(getattr(base, end) for base in bases) for f, end in _OUTER)
-            self.base = Linear(high, low)
+            self.base = self.process.even(high, low)
 
     def __call__(self, rows: Tensor, t: Tensor, eps: Tensor, drawn: Drawn | None = None) -> Tensor:
         first, second = (self._within(index, rows, t, eps, drawn) for index in range(2))
@@ -84,8 +84,9 @@ class Difference(Integrand):
         if not self.continuous or ends == (base.logsnr_max, base.logsnr_min):
             return self._parts(index, rows, t, eps, drawn)
         level = base.at(t)[0]
-        parts = self._parts(index, rows, own.inverse(level, clamp=True).to(t), eps)
-        share = (ends[0] - ends[1]) / (base.logsnr_max - base.logsnr_min)
+        when = own.inverse(level, clamp=True).to(t)
+        parts = self._parts(index, rows, when, eps)
+        share = own.rate(when) / base.rate(t)
         inside = (level <= ends[0]) & (level >= ends[1])
         parts[1] = torch.where(inside, parts[1] / share, 0.0)
         return parts

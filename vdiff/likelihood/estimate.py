@@ -1,30 +1,34 @@
 """A mean over images with its two standard errors and confidence intervals."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._diffusion import Unit
 from vdiff._validate import Number, require, validated
 
 Confidence = Annotated[float, Number(above=0.0, below=1.0, hint="0.95 for 95 %")]
+_BITS = Unit()
 MANY = 200.0  # degrees of freedom from which Student's t is a normal with a small correction
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images in bits/dim, with two standard errors. Never add them: the spread over
-    images contains the Monte Carlo part.
+    """A mean over images in bits/dim, or over texts in bits/token, with two standard errors. Never
+    add them: the spread over images contains the Monte Carlo part.
 
     Attributes:
         value: the mean.
         monte_carlo: the standard error on the given images. More draws lower it.
-        images: the standard error over images, which other test sets would show; None for one.
+        images: the standard error over images (or texts), which other test sets would show; None
+            for one.
         freedom: degrees of freedom of `monte_carlo`; None where it is exact.
         count: the number of images.
+        unit: of the numbers, and what a report calls an image.
 
     >>> print(Estimate(1.7966, 0.0012, 0.0131))
     1.7966 ± 0.0012 (Monte Carlo) ± 0.0131 (images)
@@ -35,6 +39,7 @@ class Estimate:
     images: float | None
     freedom: float | None = None
     count: int | None = None
+    unit: Unit = field(default=_BITS, repr=False)
 
     @validated
     def interval(
@@ -48,7 +53,7 @@ class Estimate:
         """
         error, freedom = self.monte_carlo, self.freedom
         if over_images:
-            what, hint = "be False for a single image", "it says nothing of others"
+            what, hint = f"be False for a single {self.unit.example}", "it says nothing of others"
             require(self.images is not None, "over_images", what, True, hint)
             assert self.images is not None
             error, freedom = self.images, None if self.count is None else self.count - 1
@@ -56,7 +61,10 @@ class Estimate:
         return self.value - half, self.value + half
 
     def __str__(self) -> str:
-        images = ", one image" if self.images is None else f" ± {self.images:.4f} (images)"
+        example = self.unit.example
+        images = f", one {example}"
+        if self.images is not None:
+            images = f" ± {self.images:.4f} ({example}s)"
         return f"{self.value:.4f} ± {self.monte_carlo:.4f} (Monte Carlo){images}"
 
 
@@ -71,7 +79,7 @@ def difference(first: Estimate, second: Estimate, value: float, images: float | 
     estimated = [e for e in (first, second) if e.freedom]
     fourth = sum((e.monte_carlo**2) ** 2 / e.freedom for e in estimated if e.freedom)
     freedom = variance**2 / fourth if fourth > 0 else None  # Satterthwaite 1946
-    return Estimate(value, math.sqrt(variance), images, freedom, first.count)
+    return Estimate(value, math.sqrt(variance), images, freedom, first.count, first.unit)
 
 
 def student_t(confidence: float, freedom: float) -> float:
@@ -136,7 +144,11 @@ class RunningMoments:
         return self.spread / (self.count - 1)
 
     def estimates(
-        self, scale: float, first: "RunningMoments | None" = None, dims: Tensor | None = None
+        self,
+        scale: float,
+        first: "RunningMoments | None" = None,
+        dims: Tensor | None = None,
+        unit: Unit = _BITS,
     ) -> list[Estimate]:
         """Each part's mean over images, multiplied by `scale`, with its errors.
 
@@ -159,6 +171,7 @@ class RunningMoments:
                 None if spread is None else spread[i].item() * scale,
                 freedom[i].item() if error[i] > 0 else None,
                 counted,
+                unit,
             )
             for i in range(len(self.mean))
         ]

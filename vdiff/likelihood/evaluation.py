@@ -1,23 +1,26 @@
-"""Bits per dimension of a model on a whole data set, and the difference between two models."""
+"""Bits per dimension or token of a model on a whole data set, and the difference between two
+models."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated
 
-from vdiff._arguments import Condition, Model, synchronised
+from vdiff._arguments import Condition, Model
 from vdiff._inputs import Batch, MaskShape, Steps
 from vdiff._validate import Count, validated
 from vdiff.decoder import Decoder
+from vdiff.likelihood._bound import bound_of
+from vdiff.likelihood._bytes import Bytes, bytes_of_texts
 from vdiff.likelihood._models import evaluating
 from vdiff.likelihood._rules import (
     another,
     both,
-    factorise,
     finite_but_absent,
     finite_pairs,
     no_clipping,
     pair,
     profile_of_one_level,
-    schedules_fit,
+    same_values,
+    without_profile,
 )
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image
@@ -35,18 +38,16 @@ _PLAN, _ALONE = VarianceReduction(), Share()
 
 
 @validated(
-    rules=[
-        synchronised, conditions_by_image, no_clipping, schedules_fit, factorise,
-        finite_but_absent, profile_of_one_level,
-    ]
-)  # fmt: skip
+    rules=[conditions_by_image, no_clipping, finite_but_absent, without_profile, bytes_of_texts]
+)
 def evaluate(
     model: Model,
     data: Batch,
     *,
-    schedule: Schedule,
-    decoder: Decoder,
+    schedule: Schedule | None = None,
+    decoder: Decoder | None = None,
     steps: Steps | None = None,
+    bytes: Bytes | None = None,
     tolerance: Tolerance | None = None,
     budget: Count | None = None,
     draws: Count | None = None,
@@ -67,6 +68,9 @@ def evaluate(
 ) -> Report:
     """The bound of a model on a whole data set, with standard errors.
 
+        evaluate(model, images, schedule=Cosine(), decoder=Categorical(256), tolerance=0.005)
+        evaluate(model, texts, tolerance=0.01, bytes=[len(text.encode()) for text in documents])
+
     The prior is exact, and so is the reconstruction unless the decoder uses the network. The
     diffusion term is sampled with the techniques of `plan`, by default at stratified log-SNRs of
     each image, with a fitted density and control variates. A pilot with draws of its own fits
@@ -84,9 +88,13 @@ def evaluate(
 
     Args:
         model, data, schedule, decoder, steps: as in `elbo`; in continuous time the schedule's ends
-            alone count, or the path of one over dimensions. A model's attribute `protocol` goes
-            into the report's.
-        tolerance: the Monte Carlo standard error of the total to reach, in bits/dim.
+            alone count, or the path of one over dimensions. An `Objective` is a model too: it has
+            the schedule, decoder and steps that are not given. Tokens need no schedule: λ then
+            runs from 15 to −15. A model's attribute `protocol` goes into the report's.
+        bytes: of texts, the bytes counted in them: a whole number for each text, or one for all.
+            The report then has `bits_per_byte`. Count those of the modelled tokens.
+        tolerance: the Monte Carlo standard error of the total to reach, in bits/dim or, over
+            tokens, bits/token.
         budget: with a tolerance, at most so many network evaluations after the pilot.
         draws: times in a grid: 32, or with a tolerance what the pilot suggests.
         replicates: independent grids per image, at least 2; with a tolerance those of the first
@@ -95,7 +103,7 @@ def evaluate(
         batch: how many (image, time) pairs the model sees at once, but at least one image's grid.
         seed: of times and noise.
         profile: collects ‖ε − ε̂‖² by λ, of all processes, clustered by image (with a tolerance, by
-            image and stage).
+            image and stage). Not of tokens.
         progress: called as progress(done, total) with numbers of network evaluations of this
             process, first at the start of the pilot. A tolerance may raise the total later.
         share: this process's part of the images. Each process gets the whole report.
@@ -128,6 +136,9 @@ def evaluate(
     >>> report.total.value > 4.09
     True
     """
+    masks = {"mask": mask, "absent": absent}
+    model, schedule, decoder, steps = bound_of(model, schedule, decoder, steps, data, **masks)
+    profile_of_one_level(schedule, profile)
     record, kept = model_protocol(model) | dict(record or {}), None
     if skip_nonfinite:
         kept = finite_images(data, absent)
@@ -135,22 +146,27 @@ def evaluate(
     limits = Budget(draws, replicates, tolerance, budget)
     run = Run(batch, seed, share, progress, checkpoint, resume)
     with evaluating(model, schedule):
-        integrand = Integrand(model, data, schedule, decoder, steps, condition, kept, mask, absent)
+        integrand = Integrand(
+            model, data, schedule, decoder, steps, condition, kept, **masks,
+            any_order=plan.any_order,
+        )  # fmt: skip
         evaluation = Evaluation(integrand, plan, limits, run, profile, record)
         tally = evaluation()
-    return report_of(evaluation, tally)
+    return report_of(evaluation, tally, bytes)
 
 
-@validated(
-    rules=[another, conditions_by_image, no_clipping, schedules_fit, factorise, finite_pairs]
-)
+@validated(rules=[another, conditions_by_image, no_clipping, finite_pairs])
 def compare(
     model: Model,
     other: Model,
     data: Batch,
     *,
-    schedule: Annotated[Schedule | tuple[Schedule, Schedule], both(Schedule)],
-    decoder: Annotated[Decoder | tuple[Decoder, Decoder], both(Decoder)],
+    schedule: Annotated[
+        Schedule | tuple[Schedule | None, Schedule | None] | None, both(Schedule | None)
+    ] = None,
+    decoder: Annotated[
+        Decoder | tuple[Decoder | None, Decoder | None] | None, both(Decoder | None)
+    ] = None,
     steps: Annotated[int | tuple[int | None, int | None] | None, both(Steps | None)] = None,
     tolerance: Tolerance | None = None,
     budget: Count | None = None,
@@ -168,7 +184,8 @@ def compare(
     absent: MaskShape | None = None,
     condition: Condition = None,
 ) -> Comparison:
-    """The bound of `model` minus that of `other`, bits/dim, on the same images, times and noise.
+    """The bound of `model` minus that of `other`, bits/dim or over tokens bits/token, on the same
+    images, times and noise.
 
     What an image or a draw does to both cancels, in both errors. Density and controls are fitted
     to the difference.
@@ -197,14 +214,21 @@ def compare(
     >>> comparison.difference.interval()[0] > 0
     True
     """
+    masks = {"mask": mask, "absent": absent}
+    schedules, decoders, chains = map(pair, (schedule, decoder, steps))
+    first = bound_of(model, schedules[0], decoders[0], chains[0], data, **masks)
+    second = bound_of(other, schedules[1], decoders[1], chains[1], data, **masks)
+    same_values(first.model, second.model, (first.decoder, second.decoder))
+    model, other = first.model, second.model
     both = {"first": model_protocol(model), "second": model_protocol(other)}
     facts = {f"{word}, {which}": v for which, facts in both.items() for word, v in facts.items()}
     limits = Budget(draws, replicates, tolerance, budget)
     run = Run(batch, seed, share, progress, checkpoint, resume)
-    with evaluating(model, other, *pair(schedule)):
+    with evaluating(model, other, first.schedule, second.schedule):
         integrand = Difference(
-            model, other, data, schedule, decoder, steps, condition, mask, absent
-        )
+            model, other, data, (first.schedule, second.schedule), (first.decoder, second.decoder),
+            (first.steps, second.steps), condition, **masks, any_order=plan.any_order,
+        )  # fmt: skip
         evaluation = Evaluation(integrand, plan, limits, run, record={**facts, **(record or {})})
         tally = evaluation()
     report = report_of(evaluation, tally)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vdiff._arguments import Model
+from vdiff._diffusion import clone_if_inference, standard_normal
 from vdiff._partial import Partial
 from vdiff._precision import as_float64, at_least_float32, to_float64
 from vdiff._validate import require, unchecked
@@ -22,7 +23,6 @@ from vdiff.likelihood.digest import data_hash, distribution_digest, schedule_dig
 from vdiff.likelihood.gradient import EXAMPLES, check_gradient
 from vdiff.likelihood.replicated import example_generators
 from vdiff.likelihood.trace import Trace
-from vdiff.loss import clone_if_inference, standard_normal
 from vdiff.oracle import GaussianMixture
 from vdiff.parameterization import DIGITS
 from vdiff.prediction import Prediction

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Condition, Model, finite_end
+from vdiff._arguments import Condition, GaussianModel, Model, finite_end
 from vdiff._inputs import FiniteData
 from vdiff._precision import to_float64
 from vdiff._validate import Count, unchecked, validated
@@ -72,7 +72,7 @@ class IMMSE(Replicated):
 
 @validated(rules=[finite_end, one_level, conditions_by_row, known_levels], elsewhere=MASKS)
 def immse(
-    model: Model,
+    model: GaussianModel,
     x: FiniteData,
     *,
     schedule: Schedule,

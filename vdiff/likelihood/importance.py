@@ -14,7 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Condition, Model, decoder_fits, finite_end, same_noise_for_all
+from vdiff._arguments import (
+    Condition,
+    GaussianModel,
+    Model,
+    decoder_fits,
+    finite_end,
+    same_noise_for_all,
+)
 from vdiff._inputs import Batch, Steps
 from vdiff._validate import Count, require, unchecked, validated
 from vdiff.chain import path_bound
@@ -98,7 +105,7 @@ def importance_weighted(
     elsewhere=MASKS,
 )  # fmt: skip
 def path_importance(
-    model: Model,
+    model: GaussianModel,
     data: Batch,
     *,
     schedule: Schedule,

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._arguments import Model, decoder_fits, finite_end, original
+from vdiff._diffusion import Diffusion, Generators, diffusion_of, takes_time
 from vdiff._known_range import warn_beyond
 from vdiff._partial import Partial
-from vdiff._precision import at_least_float32, to_float64
+from vdiff._precision import to_float64
 from vdiff._validate import require, unchecked
 from vdiff.decoder import Decoder
 from vdiff.errors import InvalidValue
@@ -19,7 +20,7 @@ from vdiff.likelihood.conditions import select_rows
 from vdiff.likelihood.digest import schedule_digest
 from vdiff.loss import elbo
 from vdiff.prediction import Prediction
-from vdiff.schedule import Linear, Schedule
+from vdiff.schedule import Schedule
 from vdiff.times import generator_of, on_chain
 from vdiff.weighting._check import divides_table
 
@@ -29,18 +30,26 @@ Drawn = Sequence[tuple[Schedule, Tensor | float]]  # of each side, for the examp
 
 class Side(NamedTuple):
     """A model and its bound: between the ends of `base`, along its path where it is one over
-    dimensions, or of a chain of `steps`."""
+    dimensions, or of a chain of `steps`. `process` corrupts and scores the data."""
 
     model: Model
     base: Schedule
-    decoder: Decoder
+    decoder: Decoder | None
     steps: int | None
+    process: Diffusion
+
+    @property
+    def evaluations(self) -> int:
+        """Calls of the network for each draw."""
+        return 2 if self.decoder is not None and self.decoder.uses_network else 1
 
     def name(self, ndim: int) -> dict[str, object]:
         """What the bound of an x of `ndim` dimensions depends on, for a protocol."""
         chain, path = self.steps is not None, is_path(self.base)
+        decodes = self.process.continuous
+        part = {"decoder": self.decoder} if decodes else {"process": self.process}
         return {
-            "decoder": repr(self.decoder),
+            **{word: repr(v) for word, v in part.items()},
             "logsnr": [self.base.logsnr_min, self.base.logsnr_max],
             "T": self.steps if chain else "∞",
             "schedule": repr(self.base) if chain or path else None,
@@ -55,9 +64,11 @@ class NonFiniteBound(InvalidValue):
 class Integrand:
     """The three parts of one model's bound at given (image, t, ε), nats.
 
-    It uses the ends of the schedule alone: time is linear in λ between them. A chain keeps its
-    steps, and a schedule over dimensions is a path, which it keeps. `kept` are the numbers of the
-    images to use, by default all. `predictions` holds the last prediction of each side.
+    It uses the ends of the schedule alone: time is linear in λ between them (of tokens in α). A
+    chain keeps its steps, and a schedule over dimensions is a path, which it keeps. `kept` are the
+    numbers of the images to use, by default all. `predictions` holds the last prediction of each
+    side. With `any_order`, masks hide a number of tokens that λ alone decides, where that has the
+    same bound.
 
     With a `mask` or `absent`, shared or with a row for each image, the parts are those of the
     modelled dimensions. `dims` is their number: an int, or (images,) where they differ.
@@ -79,18 +90,18 @@ class Integrand:
         model: Model,
         data: Tensor,
         schedule: Schedule,
-        decoder: Decoder,
+        decoder: Decoder | None,
         steps: int | None = None,
         condition: Mapping[str, Any] | None = None,
         kept: Tensor | None = None,
         mask: Tensor | None = None,
         absent: Tensor | None = None,
+        any_order: bool = True,
     ) -> None:
         self.numbers = torch.arange(len(data)) if kept is None else kept.cpu()
         self.data, self.total = data if kept is None else data[kept], len(data)
         self.condition = condition or {}
-        self.sides = [side_of(model, schedule, decoder, steps)]
-        _, self.base, self.decoder, self.steps = self.sides[0]
+        self._set_sides([(model, schedule, decoder, steps)], any_order)
         self.given = {word: m for word, m in (("mask", mask), ("absent", absent)) if m is not None}
         masks = (_rows_of(m, kept, data) for m in (mask, absent))
         self.part = Partial.of(self.data, *masks)
@@ -98,12 +109,11 @@ class Integrand:
             self.part = Partial()  # the numbers without a mask, bit for bit
         self.dims = self.part.dims(self.data)
         if isinstance(self.dims, Tensor):
-            what = "leave a modelled dimension in one image or more"
+            what = f"leave a modelled dimension in one {self.process.unit.example} or more"
             require(bool(self.dims.any()), next(iter(self.given)), what, "none")
             same = bool((self.dims == self.dims[0]).all())
             self.dims = int(self.dims[0]) if same else self.dims
-        x = decoder.encode(self.part.clean(self.data))
-        self.x = x.to(at_least_float32(x.dtype))
+        self.x = self.process.encode(self.part.clean(self.data, self.process.blank), decoder)
         self.predictions: dict[int, Prediction] = {}
 
     def __call__(
@@ -112,6 +122,23 @@ class Integrand:
         """Prior, diffusion and reconstruction of images `rows` at (t, ε), in float64. `drawn` are
         the schedules of these rows, where they depend on data."""
         return self._parts(0, rows, t, eps, drawn)
+
+    def noise(self, rows: Tensor, generator: Generators) -> Tensor:
+        """Noise for images `rows`. Of several generators each draws an equal share of it."""
+        return self.process.draw(self.x[rows], generator)
+
+    def _set_sides(
+        self,
+        bounds: Sequence[tuple[Model, Schedule, Decoder | None, int | None]],
+        any_order: bool,
+    ) -> None:
+        processes = [diffusion_of(bound[0]) for bound in bounds]
+        counted = [same_in_any_order(*bound) for bound in bounds] if any_order else []
+        known = [process for process in counted if process is not None]
+        if len(known) == len(bounds):  # z of two models is the same at one noise
+            processes = known
+        self.sides = [side_of(*each, own) for each, own in zip(bounds, processes, strict=True)]
+        _, self.base, self.decoder, self.steps, self.process = self.sides[0]
 
     @property
     def depends_on_data(self) -> bool:
@@ -182,7 +209,7 @@ class Integrand:
     @property
     def evaluations(self) -> int:
         """Network evaluations for each draw."""
-        return sum(2 if side.decoder.uses_network else 1 for side in self.sides)
+        return sum(side.evaluations for side in self.sides)
 
     def refuse_nonfinite(self, bound: Tensor, rows: Tensor, t: Tensor) -> None:
         """Raise where a bound is NaN or infinite, naming the first image and its λ."""
@@ -190,20 +217,17 @@ class Integrand:
         if bad.any():
             first = int(bad.nonzero()[0])
             level = self.mean_levels(self.times(t[first : first + 1])).item()
+            example = self.process.unit.example
             image, draws = int(self.numbers[int(rows[first])]), f"{int(bad.sum())} of {len(bad)}"
-            where = f"image {image} at λ = {level:.4g} ({draws} draws of its batch)"
+            where = f"{example} {image} at λ = {level:.4g} ({draws} draws of its batch)"
             raise NonFiniteBound("model", "give a finite bound", f"NaN or infinity on {where}")
 
     def _parts(
         self, index: int, rows: Tensor, t: Tensor, eps: Tensor, drawn: Drawn | None = None
     ) -> Tensor:
-        side, predictions = self.sides[index], []
+        side = self.sides[index]
+        model = _Recorded(side.model, side.process)
         base, latent = (side.base, 0.0) if drawn is None else drawn[index]
-
-        def model(z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
-            predictions.append(side.model(z, logsnr, **condition))
-            return predictions[-1]
-
         bound = unchecked(elbo)(
             model, self.data[rows], schedule=base, decoder=side.decoder, steps=side.steps,
             t=t if side.steps is None else on_chain(t, side.steps),
@@ -211,7 +235,7 @@ class Integrand:
             condition=select_rows(self.condition, self.numbers[rows.cpu()], self.total),
             mask=self._of(self.part.modelled, rows), absent=self._of(self.part.absent, rows),
         )  # fmt: skip
-        self.predictions[index] = predictions[0]  # a second one is for the decoder
+        self.predictions[index] = model.predictions[0]  # a second one is for the decoder
         own = Partial(self._of(self.part.modelled, rows))
         prior = bound.prior + own.where_any(latent)
         return torch.stack([prior, bound.diffusion, bound.reconstruction]).double()
@@ -226,6 +250,22 @@ class Integrand:
             modelled, logsnr = self.part.modelled[rows], self.levels(t)[0]
             prediction = prediction.replace(logsnr=logsnr, modelled=modelled)
         return prediction.logsnr, prediction.squared_error(x, eps.to(x.dtype))
+
+
+class _Recorded:
+    """A model as a `process` corrupts and scores for it, which keeps its predictions."""
+
+    def __init__(self, model: Model, process: Diffusion) -> None:
+        self.inner, self.process = model, process
+        self.replaces = process is not diffusion_of(model)
+        self.predictions: list[Any] = []
+
+    def __call__(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Any:
+        prediction: Any = self.inner(z, logsnr, **condition)
+        if self.replaces:
+            prediction = prediction.replace(process=self.process)
+        self.predictions.append(prediction)
+        return prediction
 
 
 def _rows_of(mask: Tensor | None, kept: Tensor | None, data: Tensor) -> Tensor | None:
@@ -244,16 +284,31 @@ def known_levels(model: Any, schedule: Schedule) -> None:
     known_range(model, schedule, None)
 
 
-def side_of(model: Model, schedule: Schedule, decoder: Decoder, steps: int | None) -> Side:
+def side_of(
+    model: Model,
+    schedule: Schedule,
+    decoder: Decoder | None,
+    steps: int | None,
+    process: Diffusion,
+) -> Side:
     """A model and its bound. Validates that they fit, and warns beyond what the model knows."""
     finite_end(schedule)
     divides_table(schedule, steps)
     decoder_fits(decoder, schedule)
     base = schedule
     if steps is None and not is_path(schedule):
-        base = Linear(schedule.logsnr_max, schedule.logsnr_min)
+        base = process.even(schedule.logsnr_max, schedule.logsnr_min)
     known_range(model, base, steps)
-    return Side(model, base, decoder, steps)
+    return Side(model, base, decoder, steps, process)
+
+
+def same_in_any_order(
+    model: Model, schedule: Schedule, decoder: Decoder | None, steps: int | None
+) -> Diffusion | None:
+    """The process with the same bound, if there is one, in which λ alone decides how many
+    dimensions are corrupted. A network that gets a time has another bound with it."""
+    same = steps is None and not is_path(schedule) and not takes_time(original(model))
+    return diffusion_of(model).any_order() if same else None
 
 
 def finite_images(data: Tensor, absent: Tensor | None = None) -> Tensor:

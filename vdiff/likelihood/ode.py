@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Condition, Model, dims_fit_x, finite_end, same_noise_for_all
+from vdiff._arguments import Condition, GaussianModel, dims_fit_x, finite_end, same_noise_for_all
 from vdiff._inputs import Data, Mask
 from vdiff._partial import Partial
 from vdiff._validate import Count, Positive, validated
@@ -85,7 +85,7 @@ _RULES = (
 
 @validated(rules=[*_RULES, in_one_process, something_modelled])
 def ode_likelihood(
-    model: Model,
+    model: GaussianModel,
     x: Data,
     *,
     schedule: Schedule,
@@ -190,7 +190,7 @@ def ode_likelihood(
 
 @validated(rules=_RULES)
 def log_prob(
-    model: Model,
+    model: GaussianModel,
     x: Data,
     *,
     schedule: Schedule,

@@ -27,8 +27,8 @@ _PLAN = VarianceReduction()
 
 @dataclass(frozen=True)
 class PathGap:
-    """The bound along each path minus that along the first, bits/dim, on the same images, times
-    and noise: `gaps` holds a `Comparison` for each path but the first.
+    """The bound along each path minus that along the first, bits/dim or bits/token, on the same
+    images, times and noise: `gaps` holds a `Comparison` for each path but the first.
 
     >>> from vdiff.likelihood.estimate import Estimate
     >>> gap = Comparison(Estimate(0.02, 0.001, 0.004), {"draws": 8})
@@ -57,7 +57,8 @@ class PathGap:
             (path, f"{e.value:.4f}", f"{e.monte_carlo:.4f}", spans(e))
             for path, e in zip(self.paths[1:], (g.difference for g in self.gaps), strict=True)
         ]
-        return _html.table(rows, (f"bits/dim above {self.paths[0]}", "", "± Monte Carlo", "95 %"))
+        unit = self.gaps[0].difference.unit.name
+        return _html.table(rows, (f"{unit} above {self.paths[0]}", "", "± Monte Carlo", "95 %"))
 
     def asdict(self) -> dict[str, object]:
         """As plain data, for JSON."""
@@ -70,7 +71,7 @@ def path_gap(
     data: Batch,
     *,
     paths: Paths,
-    decoder: Decoder,
+    decoder: Decoder | None = None,
     tolerance: Tolerance | None = None,
     budget: Count | None = None,
     draws: Count | None = None,

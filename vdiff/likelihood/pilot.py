@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from vdiff._validate import require
 from vdiff.likelihood._rules import is_path
 from vdiff.likelihood.control import Control, FittedControl
 from vdiff.likelihood.density import Along, Binned, Density, Stratified, UniformDensity
 from vdiff.likelihood.integrand import Drawn, Integrand
-from vdiff.likelihood.variance_reduction import VarianceReduction
+from vdiff.likelihood.variance_reduction import GAUSSIAN_CONTROLS, VarianceReduction
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
 
@@ -119,7 +120,8 @@ def pilot_evaluations(integrand: Integrand, plan: VarianceReduction) -> int:
 def _size(integrand: Integrand, plan: VarianceReduction) -> tuple[tuple[int, ...], int]:
     """The signs of ε at each (image, t), and the number of (image, t), each with two ε."""
     signs = (1,) if plan.antithetic is False else (1, -1)
-    fitted = plan.importance is not False or plan.controls or plan.baseline
+    controls = controls_of(plan, integrand)
+    fitted = plan.importance is not False or controls or plan.baseline
     if not fitted and plan.antithetic is not None:
         return signs, 0
     return signs, max(PER_BIN, plan.pilot // (2 * len(signs) * integrand.evaluations))
@@ -137,7 +139,7 @@ def run_pilot(
     if not pairs:
         return PilotFit(plan, antithetic=bool(plan.antithetic))
     progress(0)
-    controls = tuple(_fit(control, integrand) for control in plan.controls)
+    controls = tuple(_fit(control, integrand) for control in controls_of(plan, integrand))
     bins = max(1, min(BINS, pairs // PER_BIN, integrand.steps or BINS))
     loss, values, t, weight = _draw(integrand, controls, pairs, signs, seed, batch, progress)
     index = bin_index(t, bins)
@@ -230,6 +232,16 @@ def control_values(
     return torch.stack(values, 1)
 
 
+def controls_of(plan: VarianceReduction, integrand: Integrand) -> tuple[Control, ...]:
+    """The control variates of a plan. By default tokens have none; others are refused there."""
+    if integrand.process.continuous:
+        return plan.controls
+    default = plan.controls is GAUSSIAN_CONTROLS or not plan.controls
+    hint = "their means are over Gaussian noise: controls=()"
+    require(default, "controls", "be left out for tokens", list(plan.controls), hint)
+    return ()
+
+
 def _fit(control: Control, integrand: Integrand) -> FittedControl:
     """A control of an integrand's images. One without masks or paths need not know of them."""
     path, part = any(is_path(side.base) for side in integrand.sides), integrand.part
@@ -277,8 +289,7 @@ def _draw(
     n = len(x) if counted is None else len(counted)
     rows = torch.randperm(max(pairs, n), generator=generator, device=device)[:pairs] % n
     rows = rows if counted is None else counted.to(device)[rows]
-    size = (2, pairs, *x.shape[1:])
-    noise = torch.randn(size, dtype=x.dtype, device=device, generator=generator)
+    noise = integrand.noise(rows.repeat(2), generator).view(2, pairs, *x.shape[1:])
     loss = torch.empty(2, len(signs), pairs, dtype=torch.float64)
     width = len(controls) * integrand.paths_of_controls
     values = torch.empty(*loss.shape, width, dtype=torch.float64)
@@ -287,7 +298,8 @@ def _draw(
         at, when, index = rows[part], t[part], part.cpu()
         for first in range(2):
             for i, sign in enumerate(signs):
-                eps = sign * noise[first, part]
+                eps = noise[first, part]
+                eps = eps if sign == 1 else integrand.process.opposite(eps)
                 drawn = integrand.draw(at, generator)
                 parts = integrand(at, when, eps, drawn)
                 integrand.refuse_nonfinite(parts.sum(0), at, when)

@@ -12,6 +12,7 @@ from vdiff.likelihood.chunks import Share
 from vdiff.likelihood.conditions import condition_digest
 from vdiff.likelihood.digest import data_hash, weights_digest
 from vdiff.likelihood.integrand import Integrand
+from vdiff.likelihood.pilot import controls_of
 from vdiff.likelihood.stages import Evaluation
 from vdiff.likelihood.tally import Tally
 
@@ -20,11 +21,11 @@ def evaluation_protocol(evaluation: Evaluation, tally: Tally) -> dict[str, objec
     """Everything that an evaluation's number depends on, as plain data."""
     integrand, plan, budget = evaluation.integrand, evaluation.plan, evaluation.budget
     run, fitted, replicates = evaluation.run, evaluation.fitted, tally.terms.replicates
-    first, *second = integrand.names
+    first, *second, unit = *integrand.names, integrand.process.unit
     differ = len(second) > 0 and second[0] != first
     density, draws = plan.importance, replicates * evaluation.counted * evaluation.draws
     return {
-        **data_protocol(integrand.data),
+        **data_protocol(integrand.data, unit.example),
         **first,
         "levels": getattr(integrand.decoder, "levels", None),
         **({f"{word}, second": fact for word, fact in second[0].items()} if differ else {}),
@@ -34,7 +35,7 @@ def evaluation_protocol(evaluation: Evaluation, tally: Tally) -> dict[str, objec
         "pilot": fitted.evaluations,
         "times": repr(plan.times),
         "importance": density if isinstance(density, bool) else repr(density),
-        "controls": [repr(control) for control in plan.controls],
+        "controls": [repr(control) for control in controls_of(plan, integrand)],
         "antithetic": fitted.antithetic,
         "baseline": plan.baseline,
         "asked for": {
@@ -43,6 +44,7 @@ def evaluation_protocol(evaluation: Evaluation, tally: Tally) -> dict[str, objec
             "budget": budget.evaluations,
             "antithetic": evaluation.given.antithetic,
             "pilot": evaluation.given.pilot,
+            **({} if integrand.process.continuous else {"any order": plan.any_order}),
         },
         "condition": condition_digest(integrand.condition),
         **mask_protocol(integrand),
@@ -54,9 +56,9 @@ def evaluation_protocol(evaluation: Evaluation, tally: Tally) -> dict[str, objec
     }
 
 
-def data_protocol(data: Tensor) -> dict[str, object]:
+def data_protocol(data: Tensor, example: str = "image") -> dict[str, object]:
     """The number of images, their shape and hash."""
-    return {"images": len(data), "shape": list(data.shape[1:]), "data": data_hash(data)}
+    return {f"{example}s": len(data), "shape": list(data.shape[1:]), "data": data_hash(data)}
 
 
 def mask_protocol(integrand: Integrand) -> dict[str, object]:
@@ -66,7 +68,9 @@ def mask_protocol(integrand: Integrand) -> dict[str, object]:
     if not hashes:
         return hashes
     dims = torch.as_tensor(integrand.dims).expand(len(integrand.x))
-    counts = {"dims": int(dims.sum()), "of": integrand.x.numel(), "images": int((dims > 0).sum())}
+    some, (unit, example) = int((dims > 0).sum()), integrand.process.unit
+    word = unit.removeprefix("bits/") + "s"
+    counts = {word: int(dims.sum()), "of": integrand.x.numel(), f"{example}s": some}
     return {**hashes, "modelled": counts}
 
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from vdiff import _html
+from vdiff._diffusion import Unit
 from vdiff._precision import to_float64
 from vdiff._validate import require, validated
 from vdiff.gaussian import bits_per_dim
+from vdiff.likelihood._bytes import count_of, in_texts, protocol_of_bytes
 from vdiff.likelihood._tables import OF_MEAN, by_logsnr, images_error, spans, table, trust
 from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
 from vdiff.likelihood.estimate import Estimate, difference, spread_error
@@ -46,7 +48,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class Report:
-    """The bound and its parts as `Estimate`s in bits/dim, and what was done to get them.
+    """The bound and its parts as `Estimate`s in bits/dim, over tokens in bits/token, and what was
+    done to get them.
 
     Attributes:
         protocol: everything from which the numbers can be computed again.
@@ -59,6 +62,7 @@ class Report:
         dims: the number of modelled dimensions, or that of each image where they differ. The
             estimates are then ratios of sums: the bits of all images over the dimensions of all.
         references: other estimates, from `with_reference`.
+        bytes: those counted in the texts: in all, or of each text.
 
     >>> part = Estimate(0.5, 0.001, 0.01)
     >>> print(Report(part, part, part, Estimate(1.5, 0.002, 0.02), {"draws": 8}))
@@ -83,6 +87,56 @@ class Report:
     by_image: Tensor | None = field(default=None, compare=False)
     references: dict[str, Reference] = field(default_factory=dict)
     dims: int | Tensor | None = field(default=None, compare=False)
+    bytes: int | Tensor | None = field(default=None, compare=False)
+
+    @property
+    def bits_per_token(self) -> Estimate:
+        """The bound in bits per token: each token is a dimension."""
+        return self.total
+
+    @property
+    def nats(self) -> Estimate:
+        """The mean bound of an image or text, nats."""
+        _, dims = self._sums
+        unit = Unit(f"nats/{self.total.unit.example}", self.total.unit.example)
+        return self._per(to_float64(dims > 0), 1.0, unit)
+
+    @property
+    def bits_per_byte(self) -> Estimate:
+        """The bits of all texts over the bytes counted in them. The error over texts is that of
+        this ratio. Of bytes counted in all, it takes those of a text in proportion to its tokens,
+        and comes out a little too large where longer words have more bits.
+
+        Raises ValueError if the bytes were not given."""
+        hint = "evaluate(model, texts, bytes=[len(text.encode()) for text in documents])"
+        require(self.bytes is not None, "bytes", "be given to evaluate", None, hint)
+        _, dims = self._sums
+        counted = self.bytes
+        if not isinstance(counted, Tensor):
+            assert counted is not None
+            counted = dims * (counted / dims.sum())
+        return self._per(to_float64(counted), math.log(2), Unit("bits/byte", "text"))
+
+    @property
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        """Nats and dimensions of each image, in float64."""
+        require(self.by_image is not None, "by_image", "be known", None)
+        assert self.by_image is not None
+        dims = torch.as_tensor(self.dims).to(self.by_image).expand_as(self.by_image)
+        return self.by_image * dims * math.log(2), dims
+
+    def _per(self, counts: Tensor, nats: float, unit: Unit) -> Estimate:
+        """The sum of the bound over that of `counts`, one for each image, in a unit of so many
+        nats, with the errors of a ratio."""
+        total, dims = self._sums
+        scale, per = 1 / (counts.mean().item() * nats), math.log(2) * dims.mean().item()
+        spread = None
+        if self.total.images is not None:
+            spread = spread_error(total, counts).item() * scale
+        return replace(
+            self.total, value=total.mean().item() * scale, images=spread, unit=unit,
+            monte_carlo=self.total.monte_carlo * per * scale,
+        )  # fmt: skip
 
     @validated
     def with_reference(self, name: str, estimate: Replicated) -> "Report":
@@ -140,7 +194,7 @@ class Report:
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in PARTS}
-        rows = [table(parts), within(f"total, 95 %: {spans(self.total)}", 2)]
+        rows = [table(parts), within(f"total, 95 %: {spans(self.total)}", 2), *self._by_bytes]
         rows += trust(self.diagnostics, self.relative_costs)
         if self.diagnostics is not None:
             rows += by_logsnr("diffusion by log-SNR", self.diagnostics.curve)
@@ -151,8 +205,18 @@ class Report:
             rows += listed(other.protocol)
         return "\n".join([*rows, *(within(f"WARNING: {w}", 2) for w in self.warnings)])
 
+    @property
+    def _by_bytes(self) -> list[str]:
+        """Bits per byte as lines of text."""
+        if self.bytes is None:
+            return []
+        e = self.bits_per_byte
+        per = f"bits/byte: {e}; {count_of(self.bytes):,} bytes counted"
+        return [within(per, 2), within(f"bits/byte, 95 %: {spans(e)}", 2)]
+
     def _repr_html_(self) -> str:
         parts = {name: getattr(self, name) for name in PARTS}
+        parts |= {} if self.bytes is None else {"total, bits/byte": self.bits_per_byte}
         for name, other in self.references.items():
             parts |= {name: other.estimate, "bound minus this": other.gap}
         return in_html(parts, self.total, self)
@@ -161,13 +225,17 @@ class Report:
         """As plain data, for JSON."""
         parts = {name: plain(getattr(self, name)) for name in PARTS}
         references = {name: reference.asdict() for name, reference in self.references.items()}
-        return {"unit": "bits/dim", **parts, **_common(self), "references": references}
+        if self.bytes is not None:
+            per_byte = {"bits/byte": plain(self.bits_per_byte), "bytes": count_of(self.bytes)}
+            parts |= per_byte  # type: ignore[arg-type]
+        unit = self.total.unit.name
+        return {"unit": unit, **parts, **_common(self), "references": references}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The bound of the first model minus that of the second, bits/dim, on the same images, times
-    and noise.
+    """The bound of the first model minus that of the second, bits/dim (over tokens bits/token), on
+    the same images, times and noise.
 
     >>> print(Comparison(Estimate(-0.02, 0.001, 0.004), {"draws": 8}))
     difference, first − second: -0.0200 ± 0.0010 (Monte Carlo) ± 0.0040 (images)
@@ -189,7 +257,8 @@ class Comparison:
         return None if self.diagnostics is None else self.diagnostics.curve
 
     def __str__(self) -> str:
-        rows = [within(f"difference, first − second: {self.difference} bits/dim", 2)]
+        unit = self.difference.unit.name
+        rows = [within(f"difference, first − second: {self.difference} {unit}", 2)]
         rows.append(within(f"95 %: {spans(self.difference)}", 2))
         if self.curve is not None:
             rows += by_logsnr("difference by log-SNR", self.curve)
@@ -201,10 +270,11 @@ class Comparison:
 
     def asdict(self) -> dict[str, object]:
         """As plain data, for JSON."""
-        return {"unit": "bits/dim", "difference": plain(self.difference), **_common(self)}
+        unit, difference = self.difference.unit.name, plain(self.difference)
+        return {"unit": unit, "difference": difference, **_common(self)}
 
 
-def report_of(evaluation: Evaluation, tally: Tally) -> Report:
+def report_of(evaluation: Evaluation, tally: Tally, bytes: int | Tensor | None = None) -> Report:
     """The report of a finished evaluation. Warns of what it lists."""
     diagnostics = examine(evaluation, tally)
     doubts = warnings_of(evaluation, tally, diagnostics)
@@ -212,13 +282,16 @@ def report_of(evaluation: Evaluation, tally: Tally) -> Report:
         warnings.warn(f"{evaluation.integrand.name}: {text}", stacklevel=4)
     dims, nats = evaluation.dims, tally.terms.mean[3]
     own = evaluation.integrand.dims if dims is None else dims
+    unit = evaluation.integrand.process.unit
     prior, diffusion, reconstruction, total = tally.terms.estimates(
-        evaluation.scale, tally.first, dims
+        evaluation.scale, tally.first, dims, unit
     )
     protocol, costs = evaluation_protocol(evaluation, tally), relative_costs(evaluation, tally)
+    bytes = in_texts(bytes, evaluation.integrand.counted)
+    protocol |= protocol_of_bytes(bytes)
     by_image = nats * evaluation.scale if dims is None else bits_per_dim(nats, dims)
     parts = prior, diffusion, reconstruction, total
-    return Report(*parts, protocol, diagnostics, costs, doubts, by_image, dims=own)
+    return Report(*parts, protocol, diagnostics, costs, doubts, by_image, dims=own, bytes=bytes)
 
 
 def relative_costs(evaluation: Evaluation, tally: Tally) -> dict[str, float]:
@@ -243,14 +316,15 @@ def in_html(parts: Mapping[str, Estimate], total: Estimate, of: Report | Compari
         (name, f"{e.value:.4f}", f"{e.monte_carlo:.4f}", images_error(e))
         for name, e in parts.items()
     ]
-    head = ("bits/dim", "value", "± Monte Carlo", "± images")
+    unit, example = total.unit
+    head = (unit, "value", "± Monte Carlo", f"± {example}s")
     lines = [f"95 %: {spans(total)}", *trust(of.diagnostics, of.relative_costs)]
     html = [_html.table(rows, head)]
     if of.diagnostics is not None:
         curve = of.diagnostics.curve
         mean = OF_MEAN if curve.of_mean else ""
         middle = 0.5 * (curve.logsnr_min + curve.logsnr_max)
-        html.append(_html.curve(middle, curve.value, f"bits/dim by log-SNR{mean}, noise to data"))
+        html.append(_html.curve(middle, curve.value, f"{unit} by log-SNR{mean}, noise to data"))
     html += [f"<div>{escape(line)}</div>" for line in lines]
     html += [f"<div><b>WARNING: {escape(text)}</b></div>" for text in of.warnings]
     facts = {word: None if v is None else as_text(v) for word, v in of.protocol.items()}
@@ -270,7 +344,9 @@ def _common(report: Report | Comparison) -> dict[str, object]:
 def plain(e: Estimate) -> dict[str, object]:
     """As plain data, with None for NaN, which JSON does not have."""
     values = asdict(e)
-    return dict(zip(values, _finite(list(values.values())), strict=True))
+    del values["unit"]
+    words = (f"{e.unit.example}s" if word == "images" else word for word in values)
+    return dict(zip(words, _finite(list(values.values())), strict=True))
 
 
 def _finite(values: list[float | None]) -> list[float | None]:

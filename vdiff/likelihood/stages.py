@@ -202,7 +202,8 @@ class Evaluation:
 
     def _beyond_reach(self, limit: str, hint: str) -> NoReturn:
         what = f"be within reach of {limit} network evaluations"
-        raise InvalidValue("tolerance", what, f"{self.budget.tolerance:g} bits/dim", hint)
+        unit = self.integrand.process.unit.name
+        raise InvalidValue("tolerance", what, f"{self.budget.tolerance:g} {unit}", hint)
 
     def _cost(self, replicates: int, draws: int | None = None) -> int:
         return replicates * self.counted * (draws or self.draws) * self.integrand.evaluations
@@ -237,13 +238,13 @@ class Evaluation:
             rows = rows[self.dims[rows] > 0]
             if not len(rows):
                 return []
-        draws, x, fitted = self.draws, self.integrand.x, self.fitted
-        seed, pairs, device = self.run.seed, fitted.antithetic, x.device
+        draws, fitted, device = self.draws, self.fitted, self.integrand.x.device
+        seed, pairs = self.run.seed, fitted.antithetic
         generators = [generator_of(seed, replicate, f"image {i}", device) for i in rows.tolist()]
         times = draws // 2 if pairs else draws
         u = torch.stack([self.plan.times.draw(times, g, device) for g in generators])
         u = torch.cat([u, u], 1).flatten() if pairs else u.flatten()
-        eps = torch.cat([self.plan.noise((draws, *x.shape[1:]), pairs, g, x) for g in generators])
+        eps = self._noise(rows.to(device), times, generators, pairs)
         t, q = fitted.density.place(u)
         each = rows.to(device).repeat_interleave(draws)
         drawn = self.integrand.draw(each, generators[0])
@@ -258,6 +259,16 @@ class Evaluation:
             return []
         images = torch.arange(len(rows), device=device).repeat_interleave(draws)
         return [(*self.integrand.squared_error(each, eps, t), images)]
+
+    def _noise(
+        self, rows: Tensor, times: int, generators: list[torch.Generator], pairs: bool
+    ) -> Tensor:
+        """Noise for so many times of each image. In pairs, the second half is opposite."""
+        eps = self.integrand.noise(rows.repeat_interleave(times), generators)
+        if not pairs:
+            return eps
+        eps = eps.view(len(rows), times, *eps.shape[1:])
+        return torch.cat([eps, self.integrand.process.opposite(eps)], 1).flatten(0, 1)
 
     def _refuse(self, nonfinite: Tensor) -> None:
         rows = nonfinite.nonzero()[:, 0]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vdiff._validate import require
+from vdiff.disk import atomic_write
 from vdiff.extras import extra
 
 if TYPE_CHECKING:
@@ -83,13 +84,16 @@ def panels(ax: Any, count: int = 1, height: float = 3.4) -> "list[Axes]":
 
 
 def save(path: Path, ax: "Axes | Sequence[Axes]") -> None:
-    """Write the figure of axes to a file.
+    """Write the figure of axes to a file (a PNG if its name does not say what), whole or not at
+    all. Raises OSError; an older file then stays.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(Path(folder) / "figure.png", figure()[1])
     """
-    _figure(ax[0] if isinstance(ax, Sequence) else ax).savefig(path)
+    path = Path(path)
+    with atomic_write(path if path.suffix else path.with_suffix(".png")) as aside:
+        _figure(ax[0] if isinstance(ax, Sequence) else ax).savefig(aside)
 
 
 def _figure(ax: "Axes") -> "Figure":
@@ -197,7 +201,7 @@ def animation(
     picture = _figure(ax[0] if isinstance(ax, Sequence) else ax)
     per_second = min(FASTEST, frames / LEAST_SECONDS)
     writer = PillowWriter(fps=per_second)  # type: ignore[arg-type]
-    with writer.saving(picture, str(path), dpi=100):
+    with atomic_write(Path(path)) as aside, writer.saving(picture, str(aside), dpi=100):
         for frame in range(frames):
             draw(frame)
             if frame == 0:

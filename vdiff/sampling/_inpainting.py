@@ -7,19 +7,17 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from vdiff._inputs import finite_values
+from vdiff._diffusion import diffusion_of
 from vdiff._partial import End, Partial
-from vdiff._precision import to_float64
-from vdiff._validate import Given, floating, require
+from vdiff._validate import Given, require, tensor
 from vdiff.errors import InvalidType
-from vdiff.gaussian import per_example, scales
 from vdiff.prediction import Prediction
 
 
 def _like_z(value: Any, argument: str, given: Given) -> Any:
-    """A floating tensor of the shape and the device of `z`."""
+    """A tensor of the shape and the device of `z`."""
     z = given["z"]
-    floating(value, argument, given)
+    tensor(value, argument, given)
     hint = "it would broadcast in silence" if value.numel() < z.numel() else ""
     require(
         value.shape == z.shape, argument, f"have the shape of z, {tuple(z.shape)}",
@@ -33,8 +31,10 @@ def _like_z(value: Any, argument: str, given: Given) -> Any:
 GivenData = Annotated[Tensor, _like_z]
 
 
-def given_with_mask(mask: Tensor | None, given: Tensor | None, absent: Tensor | None) -> None:
-    """Rule: data are given where a mask says so, and finite there."""
+def given_with_mask(
+    model: Any, mask: Tensor | None, given: Tensor | None, absent: Tensor | None
+) -> None:
+    """Rule: data are given where a mask says so, and sound there."""
     if mask is not None and given is None:
         hint = "mask=mask, given=x: where the mask is False, the samples are x"
         raise InvalidType("given", "come with a mask", None, hint)
@@ -43,14 +43,13 @@ def given_with_mask(mask: Tensor | None, given: Tensor | None, absent: Tensor | 
     hint = "mask=mask, True where a dimension is sampled"
     if mask is None:
         raise InvalidType("mask", "come with what is given", None, hint)
-    finite_values(_read(given, Partial.of(given, mask, absent)), "given", {})
+    diffusion_of(model).check_given(given, _read(Partial.of(given, mask, absent)))
 
 
-def _read(given: Tensor, part: Partial) -> Tensor:
-    """What is given, and 0 where it is not: where it is sampled or absent."""
+def _read(part: Partial) -> Tensor:
+    """Where what is given is read: where it is neither sampled nor absent."""
     assert part.modelled is not None
-    unread = part.modelled if part.absent is None else part.modelled | part.absent
-    return torch.where(unread, torch.zeros_like(given), given)
+    return ~(part.modelled if part.absent is None else part.modelled | part.absent)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,9 @@ class Kept:
     ) -> "Kept":
         """`z` is the noise from which a sampler starts."""
         part = Partial.of(z, mask, absent)
-        x = torch.zeros_like(z) if given is None else _read(given.to(z.dtype), part)
+        x = torch.zeros_like(z)
+        if given is not None:
+            x = torch.where(_read(part), given.to(z.dtype), x)
         return cls(part, x, z)
 
     def in_state(self, z: Tensor) -> Tensor:
@@ -93,16 +94,12 @@ class Kept:
             return modelled
         return torch.where(self.part.modelled, modelled, fill)
 
-    def completed(self, prediction: Prediction) -> Prediction:
-        """The prediction with the output that stands for what is kept: x̂ is data where they are
-        given, and 0 where they are absent."""
+    def completed(self, prediction: Any) -> Any:
+        """The prediction beside what is kept: x̂ is data where they are given, and 0 where they
+        are absent."""
         if self.part.modelled is None:
             return prediction
-        a, s = scales(to_float64(prediction.logsnr)).to(self.x.dtype)
-        z = prediction.z
-        eps = (z - per_example(a, z) * self.x) / per_example(s, z)
-        output = prediction.parameterization.combination(self.x, eps, prediction.logsnr)
-        return prediction.replace(output=self._beside(prediction.output, output))
+        return prediction.beside(self.x, self.part.modelled)
 
     def model(
         self, model: Callable[..., Prediction], high: End, low: End

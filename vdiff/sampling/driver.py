@@ -1,119 +1,52 @@
 """The loop over a grid: the states and predictions on the way from noise to data."""
 
-import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model, dims_fit_z, original
-from vdiff._inputs import FiniteData, Mask
+from vdiff._diffusion import diffusion_of
+from vdiff._inputs import Mask, Steps
 from vdiff._known_range import warn_beyond_grid
 from vdiff._network import evaluation_mode
-from vdiff._precision import at_least_float32
-from vdiff._validate import Count, Given, require, unchecked, validated
-from vdiff.errors import InvalidArgument, InvalidType, InvalidValue, did_you_mean
-from vdiff.parameterization import DIGITS
-from vdiff.prediction import Prediction
+from vdiff._validate import require, unchecked, validated
+from vdiff.errors import InvalidValue
+from vdiff.objective import Objective
 from vdiff.sampling._inpainting import GivenData, Kept, given_with_mask
+from vdiff.sampling._rules import (
+    OPTIONS,
+    AnyStep,
+    State,
+    default_schedule,
+    fixed_noise,
+    gradients_reach,
+    levels_or_schedule,
+    step_of_process,
+)
+from vdiff.sampling._watched import Watched
 from vdiff.sampling.grid import Grid, Levels, in_words
-from vdiff.sampling.multistep import adams_bashforth, dpmpp_2m
 from vdiff.sampling.noise import Generators
-from vdiff.sampling.probability_flow import ode
-from vdiff.sampling.step import Counted, History, Step, ancestral, ddim, heun
+from vdiff.sampling.step import History, Step, ancestral
 from vdiff.schedule import Schedule
 
-STEPS: dict[str, Step] = {
-    "ancestral": ancestral,
-    "ddim": ddim,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-    "adams_bashforth": adams_bashforth,
-    "ode": ode,
-}
-OPTIONS = {  # of the steps: the name of each option's step
-    option: name
-    for name, step in STEPS.items()
-    for option, parameter in inspect.signature(step).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-}
 LARGE = 4.0  # root mean square of z; it is about 1 for noise
 _UNRELIABLE = "a network is unreliable beyond the levels it was trained on"
 
 
-def _a_step(step: object, argument: str, given: Given) -> object:
-    if callable(step) and not isinstance(step, type):
-        return step
-    near = did_you_mean(step, STEPS) if isinstance(step, str) else ""
-    hint = f"the function, without quotes: step={step}" if str(step) in STEPS else near
-    what = "be a function (model, z, logsnr_t, logsnr_s, history)"
-    raise InvalidType(argument, what, repr(step), hint or f"vdiff.sampling has {', '.join(STEPS)}")
-
-
-def _levels_or_schedule(
-    schedule: Schedule | None, steps: int | None, levels: Tensor | None
-) -> None:
-    """A rule: the levels are given, or a schedule and steps."""
-    if levels is not None:
-        alone, hint = schedule is None and steps is None, "levels=trailing(schedule, steps)"
-        require(alone, "levels", "come without schedule and steps", "both", hint)
-    elif schedule is None or steps is None:
-        missing, hint = "steps" if schedule else "schedule", "schedule=Cosine(), steps=100"
-        raise InvalidType(missing, "be given, schedule and steps; or levels instead", None, hint)
-
-
-def _fixed_noise(schedule: Schedule | None, generator: Generators) -> None:
-    """A rule: a schedule that depends on the data draws its latents from one generator."""
-    several = isinstance(generator, Sequence) and schedule and schedule.depends_on_data
-    hint = "schedule=schedule.for_samples(len(z)) draws the latents before"
-    require(not several, "generator", "be one generator for such a schedule", "several", hint)
-
-
-class _Watched(Counted):
-    """A model whose very first prediction is checked before a step computes with it. `first` holds
-    the first prediction of a step; the loop clears it. Where a dimension is `kept`, the model sees
-    data or noise."""
-
-    def __init__(self, model: Model, condition: Condition, kept: Kept, ends: Any) -> None:
-        super().__init__(model, condition=condition)
-        self.first: list[Prediction] = []
-        self.predict = kept.model(super().forward, *ends)
-
-    def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
-        try:
-            prediction = self.predict(z, logsnr, **condition)
-            if self.evaluations == 1:
-                _check_conditioning(prediction)
-        except InvalidArgument as error:
-            error.function = error.function or "sample"  # not the step that evaluates it
-            raise
-        if not self.first:
-            self.first.append(prediction)
-        return prediction
-
-
-def _check_conditioning(prediction: Prediction) -> None:
-    """Raise if the network's output does not determine x̂ or ε̂ at this level; warn if they have
-    lost their digits."""
-    ends, target = prediction.logsnr.aminmax(), prediction.source
-    dtype = prediction.output.dtype
-    error = max(max(target.rounding(end.view(1), dtype)) for end in ends)
-    came = f"{target!r} at λ = {in_words(prediction.logsnr)}"
-    hint = "predict v, or start at a level with some signal"
-    determined = "start where the model's output determines x̂ and ε̂"
-    require(error < 1.0, "levels", determined, came, hint)
-    if error > DIGITS:
-        lost = f"leaves x̂ or ε̂ with an error of {error:.1g} by rounding"
-        warnings.warn(f"sample: {came} {lost}: {hint}", stacklevel=2)
-
-
-AnyStep = Annotated[Step, _a_step]
 _checked = validated(
-    rules=[_levels_or_schedule, given_with_mask, _fixed_noise, dims_fit_z],
+    rules=[
+        levels_or_schedule,
+        step_of_process,
+        gradients_reach,
+        given_with_mask,
+        fixed_noise,
+        dims_fit_z,
+    ],
     elsewhere={o: f"it is an option: step=partial({name}, {o}=…)" for o, name in OPTIONS.items()},
 )
 
@@ -121,10 +54,10 @@ _checked = validated(
 @_checked
 def trajectory(
     model: Model,
-    z: FiniteData,
+    z: State,
     *,
     schedule: Schedule | None = None,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     levels: Grid | None = None,
     step: AnyStep = ancestral,
     generator: Generators = None,
@@ -133,8 +66,8 @@ def trajectory(
     given: GivenData | None = None,
     absent: Mask | None = None,
     condition: Condition = None,
-) -> Iterator[tuple[Tensor, Prediction]]:
-    """From z ~ N(0, I) at λ_min to λ_max: yields the state and the prediction at each level.
+) -> Iterator[tuple[Tensor, Any]]:
+    """From noise z at λ_min to λ_max: yields the state and the prediction at each level.
 
     Arguments, errors and warnings are those of `sample`. The model is in evaluation mode while a
     step is computed, and back in its own mode between the steps.
@@ -146,25 +79,30 @@ def trajectory(
     >>> [round(prediction.logsnr[0].item(), 1) for z, prediction in path]
     [-5.0, 4.2, 13.3]
     """
-    model = original(model)
-    _warn_of_scaled_noise(z)
-    z = (z if differentiable else z.detach()).to(at_least_float32(z.dtype), copy=True)
+    assert isinstance(z, Tensor)  # of a shape it is made by `State`
+    if levels is None:
+        schedule = schedule or default_schedule(model)
+    model, process = original(model), diffusion_of(model)
+    model = model.model if isinstance(model, Objective) else model
+    if process.continuous:
+        _warn_of_scaled_noise(z)
     if schedule is not None and steps is not None:
         path = Levels.of_chain(schedule, steps, z, generator)
     else:
         path = Levels.of_row(torch.as_tensor(levels), z)
     warn_beyond_grid(model, path.some)
     with nullcontext() if differentiable else torch.no_grad():
+        z = process.start(z if differentiable else z.detach(), path.at(0), generator)
         kept = Kept.of(z, mask, given, absent)
         z = kept.in_state(z)
-    watched = _Watched(model, condition, kept, path.ends)
+    watched = Watched(model, condition, kept, path.ends)
     return _walk(watched, z, path, kept, step, History((), generator), differentiable)
 
 
 def _walk(
-    model: _Watched, z: Tensor, path: Levels, kept: Kept, step: Step, history: History,
+    model: Watched, z: Tensor, path: Levels, kept: Kept, step: Step, history: History,
     differentiable: bool,
-) -> Iterator[tuple[Tensor, Prediction]]:  # fmt: skip
+) -> Iterator[tuple[Tensor, Any]]:  # fmt: skip
     graph = nullcontext if differentiable else torch.no_grad
     for i in range(path.count - 1):
         t, s = path.at(i), path.at(i + 1)
@@ -177,6 +115,9 @@ def _walk(
         evaluates, hint = "evaluate the model it is given", "first at (z, logsnr_t)"
         require(bool(model.first), "step", evaluates, repr(step), hint)
         [prediction] = model.first
+        if not z.is_floating_point():
+            came = f"NaN or infinity in step {i + 1}, at λ = {in_words(t)}"
+            require(prediction.finite, "model", "predict a distribution", came, _UNRELIABLE)
         yield _copies(z, kept.completed(prediction))
         if not torch.isfinite(z_s).all():
             bad = int((~torch.isfinite(z_s)).flatten(1).any(1).sum())
@@ -188,12 +129,11 @@ def _walk(
     with graph(), evaluation_mode(model):
         prediction = model(z, path.at(path.count - 1))
     came = f"NaN or infinity at the last level, λ = {in_words(prediction.logsnr)}"
-    finite = bool(torch.isfinite(prediction.output).all())
-    require(finite, "model", "predict finite data", came, _UNRELIABLE)
+    require(prediction.finite, "model", "predict finite data", came, _UNRELIABLE)
     yield _copies(z, kept.completed(prediction))
 
 
-def _copies(z: Tensor, prediction: Prediction) -> tuple[Tensor, Prediction]:
+def _copies(z: Tensor, prediction: Any) -> tuple[Tensor, Any]:
     """Copies that the caller may change: the next steps read these tensors, and a model may return
     its own."""
     tensors = {name: v.clone() for name, v in vars(prediction).items() if isinstance(v, Tensor)}
@@ -203,10 +143,10 @@ def _copies(z: Tensor, prediction: Prediction) -> tuple[Tensor, Prediction]:
 @_checked
 def sample(
     model: Model,
-    z: FiniteData,
+    z: State,
     *,
     schedule: Schedule | None = None,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     levels: Grid | None = None,
     step: AnyStep = ancestral,
     generator: Generators = None,
@@ -215,22 +155,27 @@ def sample(
     given: GivenData | None = None,
     absent: Mask | None = None,
     condition: Condition = None,
-) -> Float[Tensor, "batch *dims"]:
+) -> Shaped[Tensor, "batch *dims"]:
     """Data from noise: x̂ at the last noise level, which is the exact step from there to λ = +∞.
+    Over tokens, x drawn from the network's p(x_i | z₀) there: no mask is left.
 
     Args:
         model: anything that returns a `Prediction` from (z, logsnr, **condition), trained with any
             schedule. Its modules are in evaluation mode meanwhile, for every thread that uses
             them: sample from a copy of a model that trains.
-        z: (batch, …) noise, N(0, I) at the first level, in float32 at least (cast otherwise).
+        z: (batch, …) noise, N(0, I) at the first level, in float32 at least (cast otherwise). For
+            a model over tokens (`vdiff.discrete.TokenDenoiser`) a shape, (8, 256): the first state
+            is drawn from the process, masks for `Masked`. Or tokens, integers.
         schedule, steps: the levels are `uniform(schedule, steps)`, those of the chain whose bound
             is `elbo(..., steps=T)`: T + 1, from t = 1 to t = 0. EDM's 18 steps are `Karras()` with
-            steps=17, since it counts the step to data too.
+            steps=17, since it counts the step to data too. Left out, the schedule is that of an
+            `Objective`, which may be the model; over tokens α = 1 − t, `LogLinear()`.
         levels: instead of these, the log-SNRs themselves, rising: `trailing(schedule, steps)`,
             `leading(…)`, or an array. The first may be −∞, pure noise, for a model that predicts
             x, v or the rectified flow, and any step but `heun`. Or fields, (levels, 1 or batch,
             …), which broadcast over z behind the first dimension.
-        step: from a level to the next, for instance `ancestral`, `heun`, `partial(ddim, eta=0.5)`.
+        step: from a level to the next, for instance `ancestral`, `heun`, `partial(ddim, eta=0.5)`;
+            over tokens `ancestral`, `confidence` or `tau_leaping`.
         generator: of the steps' noise: one for the batch, or one for each sample
             (`per_sample_generators`).
         differentiable: whether gradients reach z, the model's parameters and the conditions. The
@@ -247,8 +192,9 @@ def sample(
         condition: as in `weighted_elbo`.
 
     Returns:
-        x̂, (batch, …). A decoder's `decode`, `to_levels` or `to_uint8` make data of it. The model
-        is evaluated `steps` + 1 times, by `heun` 2·`steps` + 1 times; `Counted(model)` counts.
+        x̂, (batch, …), or tokens. A decoder's `decode`, `to_levels` or `to_uint8` make data of x̂.
+        The model is evaluated `steps` + 1 times, by `heun` 2·`steps` + 1 times; `Counted(model)`
+        counts.
 
     Raises:
         TypeError, ValueError: for levels that do not rise, an unknown keyword, a state that is not
@@ -256,8 +202,8 @@ def sample(
             which does not determine x there.
 
     Warns:
-        UserWarning: if x̂ or ε̂ has lost its digits at the first level, and if z is far larger than
-            noise.
+        UserWarning: if x̂ or ε̂ has lost its digits at the first level, if z is far larger than
+            noise, and if the levels leave the λ of the training or of `time=`.
 
     >>> from vdiff.oracle import GaussianMixture
     >>> from vdiff.schedule import Linear
@@ -273,7 +219,8 @@ def sample(
     for _, prediction in path:
         last = prediction
     with nullcontext() if differentiable else torch.no_grad():
-        return Kept.of(last.z, mask, given, absent).in_data(last.x)
+        x = diffusion_of(last).data(last, generator)
+        return Kept.of(last.z, mask, given, absent).in_data(x)
 
 
 def _warn_of_scaled_noise(z: Tensor) -> None:

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._inputs import broadcasts, finite_values
+from vdiff._inputs import Steps, broadcasts, finite_values
 from vdiff._precision import device_of, to_float64
-from vdiff._validate import Count, Given, require, validated
+from vdiff._validate import Given, require, validated
 from vdiff.errors import InvalidType, shown
-from vdiff.schedule import Schedule, Shifted, Tabulated, Truncated
+from vdiff.schedule import PerDimension, Schedule, Shifted, Tabulated, Truncated
 from vdiff.schedule.law import Logistic
 
 _FALLS = "noise falls at each step; levels.flip(0) reverses σ and γ = −λ; x̂ is the step to λ = +∞"
@@ -64,7 +64,7 @@ Grid = Annotated[Tensor | np.ndarray | Sequence[float], rising]
 
 @validated
 def uniform(
-    schedule: Schedule, steps: Count, *, ndim: int | None = None
+    schedule: Schedule, steps: Steps, *, ndim: int | None = None
 ) -> Float[Tensor, "levels *field"]:
     """t = 1, 1 − 1/T, …, 1/T, 0: the T + 1 levels of a chain of T = `steps` steps. A schedule over
     dimensions needs `ndim`, the number of dimensions of z; its levels are fields.
@@ -78,7 +78,7 @@ def uniform(
 
 @validated
 def trailing(
-    schedule: Schedule, steps: Count, *, ndim: int | None = None
+    schedule: Schedule, steps: Steps, *, ndim: int | None = None
 ) -> Float[Tensor, "steps *field"]:
     """t = 1, 1 − 1/N, …, 1/N: N = `steps` levels from λ_min; the last step leads from t = 1/N to
     data. For few steps on the schedule of a long chain (Lin et al., arXiv:2305.08891, section
@@ -94,7 +94,7 @@ def trailing(
     >>> torch.equal(trailing(table, 4), table.table[[999, 749, 499, 249]])
     True
     """
-    table = _table(schedule, steps)
+    table = _table(schedule, steps, ndim)
     if table is None:
         return _at(schedule, torch.arange(steps, dtype=torch.float64, device="cpu") / steps, ndim)
     # in NumPy, as diffusers does it: halves are rounded as there
@@ -104,7 +104,7 @@ def trailing(
 
 @validated
 def leading(
-    schedule: Schedule, steps: Count, *, ndim: int | None = None
+    schedule: Schedule, steps: Steps, *, ndim: int | None = None
 ) -> Float[Tensor, "steps *field"]:
     """t = 1 − 1/N, …, 1/N, 0: the N = `steps` levels of DDPM's and DDIM's own spacing. It starts
     above λ_min, where z is not yet N(0, I). Published numbers use it; `trailing` is better
@@ -120,7 +120,7 @@ def leading(
     >>> torch.equal(leading(table, 4), table.table[[750, 500, 250, 0]])
     True
     """
-    table = _table(schedule, steps)
+    table = _table(schedule, steps, ndim)
     if table is None:
         ends = torch.arange(1, steps + 1, dtype=torch.float64, device="cpu")
         return _at(schedule, ends / steps, ndim)
@@ -142,13 +142,19 @@ def logistic(logsnr_max: float = 12.4, logsnr_min: float = -8.8) -> Schedule:
     return Truncated(Logistic(0.5, 2.4), logsnr_max, logsnr_min)
 
 
-def _table(schedule: Schedule, steps: int) -> Tensor | None:
-    """The levels of a table, shifted or not; None for other schedules and for more steps than
-    levels."""
+def _table(schedule: Schedule, steps: int, ndim: int | None) -> Tensor | None:
+    """The levels of a table, shifted or not, or of one for each index of a dimension; None for
+    other schedules and for more steps than levels."""
     shift = 0.0
     while isinstance(schedule, Shifted) and not isinstance(schedule.shift, Tensor):
         shift += schedule.shift
         schedule = schedule.schedule
+    if isinstance(schedule, PerDimension) and (ndim or 0) >= schedule.least_ndim:
+        each = [_table(one, steps, None) for one in schedule._parts()]
+        tables = [table for table in each if table is not None]
+        if len(tables) < len(each) or len({len(table) for table in tables}) > 1:
+            return None
+        return torch.stack(tables, 1).view(-1, 1, *schedule.field_shape(ndim or 0)) + shift
     if not isinstance(schedule, Tabulated) or steps > schedule.steps + 1:
         return None
     return schedule.table + shift

@@ -1,18 +1,20 @@
-"""Models around a model: guided by a condition, or with x̂ clipped. Each has a bound of its own."""
+"""Models around a model: guided by a condition, with x̂ clipped, or with a temperature. Each has a
+bound of its own."""
 
 from numbers import Real
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from vdiff._arguments import Condition, Model, original
-from vdiff._validate import Finite, Given, Number, require, validated
-from vdiff.errors import InvalidType, InvalidValue, validation_enabled
-from vdiff.gaussian import Level, per_example
+from vdiff._arguments import Condition, Model, original, over_reals, over_tokens
+from vdiff._validate import Finite, Given, NonNegative, Number, require, validated
+from vdiff.discrete import Posterior
+from vdiff.errors import InvalidType, InvalidValue, shown, validation_enabled
+from vdiff.gaussian import Level
 from vdiff.parameterization import X
-from vdiff.prediction import Prediction
+from vdiff.prediction import ModelOutput, Prediction
 from vdiff.sampling.step import predicted
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -23,13 +25,14 @@ def _interval(interval: Any, argument: str, given: Given) -> tuple[float, float]
     """Two numbers that rise."""
     ends = interval if isinstance(interval, tuple | list) else ()
     if len(ends) != 2 or not all(isinstance(end, Real) for end in ends):
-        raise InvalidType(argument, _ENDS, repr(interval), "an end may be ±math.inf")
+        raise InvalidType(argument, _ENDS, shown(interval), "an end may be ±math.inf")
     low, high = (float(end) for end in ends)
     require(low < high, argument, _ENDS, repr(interval), "noise has the lower λ")
     return low, high
 
 
 Interval = Annotated[tuple[float, float], _interval]
+Share = Annotated[float, Number(above=0.0, at_most=1.0)]
 Scale = Annotated[float, Number(at_least=-_LARGEST, at_most=_LARGEST, hint="2 is a common one")]
 
 
@@ -58,6 +61,9 @@ class Wrapped(nn.Module):
 class Guided(Wrapped):
     """Classifier-free guidance: ô = ô_u + scale·(ô_c − ô_u), with the condition (c) and with
     `unconditional` in its place (u). Where λ is a field, each dimension has its own scale.
+
+    Over tokens log-probabilities take the place of ô (Schiff et al., arXiv:2412.10193), normalised
+    for each token; they too are the same for both posteriors.
 
     The targets are affine in each other, so that the samples do not depend on the target. A scale
     of 1 is the conditional model exactly; so is every λ outside `interval` = (lowest, highest)
@@ -103,15 +109,15 @@ class Guided(Wrapped):
 
     @validated
     def forward(
-        self, z: Float[Tensor, "batch *dims"], logsnr: Level, **condition: Any
-    ) -> Prediction:
+        self, z: Shaped[Tensor, "batch *dims"], logsnr: Level, **condition: Any
+    ) -> ModelOutput:
         """The guided prediction, in the model's own units and with the variance of the conditional
         one."""
         replaced = {
             name: _like(name, value, condition.get(name), len(z))
             for name, value in self.unconditional.items()
         }
-        conditional = predicted(self.model, z, logsnr, condition)
+        conditional: ModelOutput = predicted(self.model, z, logsnr, condition)
         inside = torch.ones_like(logsnr, dtype=torch.bool)
         if self.interval is not None:
             inside = (logsnr >= self.interval[0]) & (logsnr <= self.interval[1])
@@ -119,8 +125,7 @@ class Guided(Wrapped):
             return conditional
         without = predicted(self.model, z, logsnr, condition | replaced)
         scale = torch.where(inside, self.scale, torch.ones_like(logsnr))
-        scale = torch.as_tensor(per_example(scale, z))
-        return conditional.replace(output=torch.lerp(without.output, conditional.output, scale))
+        return conditional.guided(without, scale)
 
 
 class Clipped(Wrapped):
@@ -132,7 +137,7 @@ class Clipped(Wrapped):
     tensor([[1., 1.]])
     """
 
-    @validated
+    @validated(rules=[over_reals])
     def __init__(self, model: Model, low: Finite = -1.0, high: Finite = 1.0) -> None:
         super().__init__(model)
         require(low < high, "low", f"be below high = {high:g}", f"{low:g}")
@@ -147,8 +152,54 @@ class Clipped(Wrapped):
         self, z: Float[Tensor, "batch *dims"], logsnr: Level, **condition: Any
     ) -> Prediction:
         """The prediction with its x̂ clipped."""
-        free = predicted(self.model, z, logsnr, condition)
+        free: Prediction = predicted(self.model, z, logsnr, condition)
         return free.replace(output=free.x.clamp(self.low, self.high), parameterization=X())
+
+
+class Tempered(Wrapped):
+    """p(x_i | z)^{1/temperature}, normalised, of the values that reach a probability `top_p`
+    together, the likeliest first: for tokens. A temperature of 0 takes the likeliest value.
+
+    `top_p` is nucleus sampling (Holtzman et al., arXiv:1904.09751), after the temperature.
+
+    >>> from vdiff.discrete import Masked, TokenDenoiser
+    >>> model = TokenDenoiser(lambda z: torch.tensor([[[0.6, 0.3, 0.1]]]).log(), Masked(3))
+    >>> Tempered(model, top_p=0.7)(torch.tensor([[3]]), torch.zeros(1)).posterior.exp()
+    tensor([[[0.6667, 0.3333, 0.0000]]])
+    """
+
+    @validated(rules=[over_tokens])
+    def __init__(
+        self, model: Model, temperature: NonNegative = 1.0, *, top_p: Share = 1.0
+    ) -> None:
+        super().__init__(model)
+        self.temperature, self.top_p = temperature, top_p
+
+    @property
+    def protocol(self) -> dict[str, object]:
+        nucleus = "" if self.top_p == 1 else f", top-p {self.top_p:g}"
+        return self._after("temperature", f"{self.temperature:g}{nucleus}")
+
+    @validated
+    def forward(
+        self, z: Int[Tensor, "batch *dims"], logsnr: Level, **condition: Any
+    ) -> ModelOutput:
+        """The prediction with its posterior sharpened."""
+        free = predicted(self.model, z, logsnr, condition)
+        log_probs = free.posterior
+        if self.temperature == 0:
+            best = log_probs.argmax(-1, keepdim=True)
+            log_probs = torch.full_like(log_probs, -torch.inf).scatter(-1, best, 0.0)
+        else:
+            log_probs = (log_probs / self.temperature).log_softmax(-1)
+        if self.top_p < 1:
+            ordered, order = log_probs.sort(-1, descending=True)
+            before = ordered.exp().cumsum(-1) - ordered.exp()
+            beyond = torch.zeros_like(before, dtype=torch.bool)
+            beyond = beyond.scatter(-1, order, before >= self.top_p)
+            log_probs = log_probs.masked_fill(beyond, -torch.inf)
+        tempered: ModelOutput = free.replace(logits=log_probs, parameterization=Posterior())
+        return tempered
 
 
 def _like(name: str, value: Any, condition: Any, batch: int) -> Any:

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from vdiff._diffusion import standard_normal
 from vdiff._inputs import random
 from vdiff._validate import Given, require, validated
-from vdiff.loss import standard_normal
 from vdiff.times import generator_of
 
 _NUMBERED = "per_sample_generators(seed, range(first, last)) has one for each sample"

@@ -20,25 +20,24 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vdiff._arguments import Condition
+from vdiff._diffusion import diffusion_of
 from vdiff._precision import PURE_NOISE, to_float64
 from vdiff._validate import Number, require, validated
 from vdiff.errors import has_values, validation_enabled
 from vdiff.gaussian import Level, alpha, combine, per_example, sigma
 from vdiff.gaussian import Step as ChainStep
 from vdiff.parameterization import Parameterization
-from vdiff.prediction import Prediction, as_prediction
-from vdiff.reverse import reverse_sample
+from vdiff.prediction import ModelOutput, Prediction, as_output
 from vdiff.sampling.noise import Generators, noise_like
 from vdiff.variance import AnalyticVariance, ReverseVariance
 
 Model = Callable[..., Prediction]
 _ANCESTRAL = "1 is ancestral sampling; more leaves no ε̂ to keep"
 Eta = Annotated[float, Number(at_least=0.0, at_most=1.0, hint=_ANCESTRAL)]
-RESTING = 1e-9  # in place of a step Δ = 0, whose result is not used
 KEPT = 4  # predictions that a history holds: no step here reads more
 
 
@@ -55,15 +54,15 @@ class History:
     1
     """
 
-    predictions: tuple[Prediction, ...] = ()
+    predictions: tuple[Any, ...] = ()
     generator: Generators = None
 
-    def after(self, prediction: Prediction) -> "History":
+    def after(self, prediction: ModelOutput) -> "History":
         """The history of the next step."""
         return History((*self.predictions, prediction)[-KEPT:], self.generator)
 
 
-Step = Callable[[Model, Tensor, Tensor, Tensor, History], Tensor]
+Step = Callable[..., Tensor]  # (model, z, λ_t, λ_s, history) → z_s
 NO_HISTORY = History()
 
 
@@ -84,7 +83,7 @@ class Counted(nn.Module):
         super().__init__()
         self.model, self.condition, self.evaluations = model, dict(condition or {}), 0
 
-    def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Prediction:
+    def forward(self, z: Tensor, logsnr: Tensor, **condition: Any) -> Any:
         """The model's prediction; raises unless it is a Prediction of the shape of z."""
         self.evaluations += 1
         return predicted(self.model, z, logsnr, self.condition | condition)
@@ -95,11 +94,11 @@ class Counted(nn.Module):
         return dict(getattr(self.model, "protocol", {}))
 
 
-def predicted(model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Prediction:
+def predicted(model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]) -> Any:
     """The prediction of a model; raises unless it is a Prediction of the shape of z."""
-    prediction = as_prediction(model(z, logsnr, **condition))
-    came = f"{tuple(prediction.output.shape)} for {tuple(z.shape)}"
-    same, hint = prediction.output.shape == z.shape, "it would broadcast in silence"
+    prediction: Any = as_output(model(z, logsnr, **condition))
+    came = f"{tuple(prediction.shape)} for {tuple(z.shape)}"
+    same, hint = prediction.shape == z.shape, "it would broadcast in silence"
     require(same, "model", "return a prediction of the shape of z", came, hint)
     return prediction
 
@@ -107,15 +106,15 @@ def predicted(model: Model, z: Tensor, logsnr: Tensor, condition: dict[str, Any]
 @validated
 def ancestral(
     model: Model,
-    z: Float[Tensor, "batch *dims"],
+    z: Shaped[Tensor, "batch *dims"],
     logsnr_t: Level,
     logsnr_s: Level,
     history: History = NO_HISTORY,
     *,
     variance: ReverseVariance | None = None,
-) -> Float[Tensor, "batch *dims"]:
+) -> Shaped[Tensor, "batch *dims"]:
     """z_s ~ p(z_s | z_t) = N(μ_Q(z_t, x̂), Σ), the chain that `elbo(..., steps=T)` bounds. One
-    evaluation.
+    evaluation. Over tokens p(z_s | z_t) is that of the process, each token on its own.
 
     Σ is the model's own choice, or `variance` (of `vdiff.variance`). From λ_t = −∞ the step is
     α_s x̂ + σ_s n; with `FixedLarge()` it is n. Ho et al., arXiv:2006.11239, algorithm 2.
@@ -129,18 +128,15 @@ def ancestral(
     """
     now = model(z, logsnr_t)
     if variance is not None:
+        hint = "the step of tokens has none"
+        require(diffusion_of(now).continuous, "variance", "be left out", repr(variance), hint)
         now = now.replace(variance=variance)
-    known = not (isinstance(now.variance, AnalyticVariance) and is_at(-torch.inf, logsnr_t))
+    own = getattr(now, "variance", None)
+    known = not (isinstance(own, AnalyticVariance) and is_at(-torch.inf, logsnr_t))
     hint = "FixedSmall() or FixedLarge() for the step from pure noise"
-    require(known, "variance", "be known at λ = −∞", repr(now.variance), hint)
-    t = to_float64(logsnr_t).clamp(min=PURE_NOISE)
-    delta = to_float64(logsnr_s) - t
-    noise = noise_like(z, history.generator)
-    if delta.ndim == 1:
-        return reverse_sample(now, ChainStep(t, delta), noise)
-    # log Σ − log(c σ_s²) of a learned Σ is infinite where c is 0
-    moved = reverse_sample(now, ChainStep(t, delta.where(delta > 0, RESTING)), noise)
-    return torch.where(delta > 0, moved, z)
+    require(known, "variance", "be known at λ = −∞", repr(own), hint)
+    step = chain_step(logsnr_t, logsnr_s)
+    return diffusion_of(now).reverse(now, z, step, history.generator)
 
 
 @validated
@@ -217,6 +213,12 @@ def is_at(level: float, logsnr: Tensor) -> bool:
     """Whether any λ, of an example or a dimension, is this one: +∞, clean data, or −∞, pure
     noise."""
     return validation_enabled() and has_values(logsnr) and bool((logsnr == level).any())
+
+
+def chain_step(logsnr_t: Tensor, logsnr_s: Tensor) -> ChainStep:
+    """The step between two levels, of which the first may be −∞."""
+    t = to_float64(logsnr_t).clamp(min=PURE_NOISE)
+    return ChainStep(t, to_float64(logsnr_s) - t)
 
 
 def scale(parameterization: Parameterization, logsnr: Tensor) -> Tensor:

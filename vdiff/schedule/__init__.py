@@ -6,7 +6,7 @@ from vdiff.schedule.closed import Karras, SignalPower
 from vdiff.schedule.ddpm import Cosine, LinearBeta
 from vdiff.schedule.derived import Custom, Shifted, resolution_shift, sequence_shift
 from vdiff.schedule.histogram import Histogram
-from vdiff.schedule.law import Laplace, Normal, OptimalTransport, Spectral
+from vdiff.schedule.law import Laplace, LogLinear, Normal, OptimalTransport, Spectral
 from vdiff.schedule.learned_ends import LearnedLinear
 from vdiff.schedule.linear import Linear
 from vdiff.schedule.monotone import Monotone, Spline
@@ -20,7 +20,8 @@ from vdiff.schedule.truncated import Law, Truncated
 
 __all__ = [
     "Adaptive", "Cosine", "Custom", "Histogram", "InTurn", "Karras", "Laplace", "Law",
-    "LearnedLinear", "Linear", "LinearBeta", "Monotone", "MuLAN", "MultivariateSpline", "Normal",
+    "LearnedLinear", "Linear", "LinearBeta", "LogLinear", "Monotone", "MuLAN",
+    "MultivariateSpline", "Normal",
     "OptimalTransport", "Path", "PerDimension", "RescaledSigmoid", "Schedule", "Shifted",
     "SignalPower", "Spectral", "Spline", "Tabulated", "Truncated", "resolution_shift",
     "sequence_shift",

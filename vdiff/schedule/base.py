@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vdiff import _html
 from vdiff._inputs import CleanEnd, NoisyEnd, Steps, ordered_ends
-from vdiff._modules import PreciseModule
+from vdiff._modules import PreciseModule, copy_values
 from vdiff._precision import at_least_float32, to_float64
 from vdiff._validate import Count, Given, require, unchecked, validated
 from vdiff.errors import InvalidType, has_values, validation_enabled
@@ -56,6 +56,9 @@ class NoiseLevels(NamedTuple):
         assert self.delta is not None, "a step is a chain's: schedule.at(t, steps)"
         return Step(self.logsnr, self.delta)
 
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "NoiseLevels":
+        return NoiseLevels(*copy_values(self[:3], memo))  # no graph: nothing is learned from it
+
 
 class Schedule(PreciseModule, ABC):
     """t ∈ [0, 1] ↦ λ, from λ_max at t = 0 (data) down to λ_min at t = 1 (noise).
@@ -84,6 +87,7 @@ class Schedule(PreciseModule, ABC):
     learns_ends: bool = False  # whether λ_max and λ_min are parameters
     learns_shape: bool = False  # whether training moves λ(t) between the ends
     over_dims: bool = False  # whether each dimension of x has its own λ(t)
+    learns_by_density: bool = False  # whether the shape learns where z does not move with λ
     depends_on_data: bool = False  # whether `for_data` makes a schedule for each example
     latents_drawn: bool = False  # whether it is one that `for_data` has made, for its examples
     __example__ = "for instance Cosine(); schedule.Custom takes a function of t"
@@ -188,6 +192,18 @@ class Schedule(PreciseModule, ABC):
             )
         logsnr, delta = self._step_at(t, steps)
         return NoiseLevels(logsnr, steps * torch.expm1(delta), delta)
+
+    def at_fixed(
+        self,
+        t: Tensor,
+        steps: int | None = None,
+        *,
+        detach_ends: bool = True,
+        ndim: int | None = None,
+    ) -> NoiseLevels:
+        """`at`, for a z that does not move with λ, such as tokens. A learned shape then gets a
+        gradient as an importance density, and λ and the rate have none."""
+        return self.at(t, steps, detach_ends=detach_ends, ndim=ndim)
 
     def spread(self, t: Tensor, ndim: int | None) -> Tensor:
         """Times (batch,) as (batch, 1, …) where each dimension has its own λ(t)."""

@@ -43,6 +43,19 @@ class OptimalTransport(Truncated):
         super().__init__(Logistic(0.0, 2.0), logsnr_max, logsnr_min)
 
 
+class LogLinear(Truncated):
+    """sigmoid(λ) = 1 − t, λ = log((1 − t)/t), Logistic(0, 1). Over tokens α = 1 − t: the
+    log-linear schedule of SEDD and MDLM (arXiv:2310.16834, 2406.07524), the linear one of MD4 and
+    LLaDA (arXiv:2406.04329, 2502.09992). Over reals α² = 1 − t.
+
+    >>> LogLinear()(torch.tensor([0.0, 0.25, 1.0])).sigmoid()
+    tensor([1.0000e+00, 7.5000e-01, 3.0590e-07])
+    """
+
+    def __init__(self, logsnr_max: float = 15.0, logsnr_min: float = -15.0) -> None:
+        super().__init__(Logistic(0.0, 1.0), logsnr_max, logsnr_min)
+
+
 class Spectral(Truncated):
     """A logistic law fitted to the data's covariance with eigenvalues `variances` (ITDiffusion,
     Kong, Brekelmans & Ver Steeg, arXiv:2302.03792).
@@ -168,5 +181,5 @@ class Laplace(Truncated):
 
 __all__ = [
     "DoubleExponential", "Gaussian", "HyperbolicSecant", "Laplace", "Law", "LinearBetaLaw",
-    "Logistic", "Normal", "OffsetCosine", "OptimalTransport", "Spectral",
+    "LogLinear", "Logistic", "Normal", "OffsetCosine", "OptimalTransport", "Spectral",
 ]  # fmt: skip

@@ -18,6 +18,14 @@ alike:
 which multiplies by it whatever arrives for u and u'. Autograd runs `_Route` last, when all three
 are there. Nothing is stored between calls, and a loss that never passes `_Weigh` gives the shape
 no gradient rather than a wrong one.
+
+Tokens do not move with λ: z has no derivative in it, and ∇ℓ along a path would be wrong. Then the
+shape is learned as what it is, an importance density p(λ) = 1/(−dλ/dt). With ℓ = f(λ)/p(λ) the
+variance is ∫ E f²/p dλ less a constant, so that
+
+    ∇Var[ℓ] = −E[ℓ² ∇ log p(λ)] = E[(ℓ² − m²) ∇ log u'(t)]   at fixed λ,
+
+where t moves with the shape so that λ stays, by −∂u/u'. Its minimum is p ∝ √E f².
 """
 
 from functools import partial
@@ -26,9 +34,10 @@ import torch
 from torch import Tensor
 
 from vdiff._precision import to_float64
+from vdiff._validate import require
 from vdiff.errors import under_functorch
 from vdiff.gaussian import per_example
-from vdiff.schedule.base import AllReduce, Learn, unchanged
+from vdiff.schedule.base import AllReduce, Learn, NoiseLevels, unchanged
 from vdiff.schedule.learned_ends import LearnedEnds
 
 FLOOR = 1e-3  # the least u': λ is visited at most 1/FLOOR times as often as by a linear schedule
@@ -80,6 +89,7 @@ class Learned(LearnedEnds):
     ) -> None:
         super().__init__(logsnr_max, logsnr_min, learn_ends=learn_ends)
         self.follow_variance = follow_variance
+        self.learns_by_density = follow_variance and not (learn_ends or self.over_dims)
         # m; 0 until it is known
         self.register_buffer("mean_loss", torch.zeros((), dtype=torch.float64))
         # Σ ℓ and their number since the last update
@@ -99,12 +109,17 @@ class Learned(LearnedEnds):
         u, pdf, carrier = _Route.apply(u, pdf)  # type: ignore[no-untyped-call]
         return u, pdf, partial(self._weigh, carrier, distance)
 
-    def _weigh(self, carrier: Tensor, distance: Tensor | float, loss: Tensor, dims: int) -> Tensor:
+    def _record(self, loss: Tensor) -> Tensor:
+        """The values of a loss, which are counted for the running mean."""
         value = to_float64(loss.detach())
         if self.training and not under_functorch(value):
             self._count_loss()
             self.seen[0].add_(value.sum())
             self.seen[1].add_(len(value))
+        return value
+
+    def _weigh(self, carrier: Tensor, distance: Tensor | float, loss: Tensor, dims: int) -> Tensor:
+        value = self._record(loss)
         width = distance.detach() if isinstance(distance, Tensor) else distance
         # the bound of a model that predicts nothing is the scale of ℓ until m is known
         mean = torch.where(self.mean_loss > 0, self.mean_loss, 0.5 * dims * width)
@@ -113,6 +128,34 @@ class Learned(LearnedEnds):
             weight = per_example(weight, carrier).expand_as(carrier)
         weighed: Tensor = _Weigh.apply(loss, carrier, weight)  # type: ignore[no-untyped-call]
         return weighed
+
+    def at_fixed(
+        self,
+        t: Tensor,
+        steps: int | None = None,
+        *,
+        detach_ends: bool = True,
+        ndim: int | None = None,
+    ) -> NoiseLevels:
+        if not (self.learns_by_density and steps is None and torch.is_grad_enabled()):
+            return self.at(t, steps, detach_ends=detach_ends, ndim=ndim)
+        hint = "its losses tell nothing of a single λ: train with a fixed schedule"
+        one = "be one time per example for a schedule that learns from losses"
+        require(t.ndim == 1, "t", one, f"a field {tuple(t.shape)}", hint)
+        t, (high, low) = to_float64(t), self.ends()
+        u, pdf = self.cdf_and_pdf(t)
+        learn = partial(self._learn_density, t, u, pdf.detach())
+        return NoiseLevels(
+            high - (high - low) * u.detach(), (high - low) * pdf.detach(), None, learn
+        )
+
+    def _learn_density(self, t: Tensor, u: Tensor, pdf: Tensor, loss: Tensor, dims: int) -> Tensor:
+        value = self._record(loss)
+        mean = torch.where(self.mean_loss > 0, self.mean_loss, value.mean())
+        weight = ((value.square() - mean.square()) / mean).nan_to_num(0.0, 0.0, 0.0)
+        t = t - (u - u.detach()) / pdf  # moves so that λ stays
+        log_rate = self.cdf_and_pdf(t)[1].log()
+        return loss + (weight * (log_rate - log_rate.detach())).to(loss.dtype)
 
     def gradient_weight(self, deviation: Tensor) -> Tensor:
         """What multiplies the gradient of the loss ℓ for the shape, from (ℓ − m)/m."""

@@ -23,7 +23,7 @@ TOPICS = {  # in reading order; the import registers the theorems
     name: import_module(f"vdiff.theorems.{name}")
     for name in (
         *("forward", "chains", "bounds", "limits", "invariance", "fields", "masks"),
-        *("weightings", "augmentation"),
+        *("tokens", "weightings", "augmentation"),
         *("scores", "information", "estimators", "densities", "variances", "decoding", "training"),
         *("generation", "samplers"),
     )

@@ -6,12 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vdiff._diffusion import GAUSSIAN, Diffusion
 from vdiff._validate import require
 from vdiff.data.augment import NUMBERS, augment
 from vdiff.errors import InvalidValue
 from vdiff.masks import MaskSampler, masks_of_step
 from vdiff.times import draws_of_step, generator_of
 from vdiff.training.config import Config
+from vdiff.training.mistakes import check_tokens
 from vdiff.training.ranks import Rank
 from vdiff.training.sources import Examples, Share, Source, Stream, seed_all, source_of
 
@@ -44,9 +46,11 @@ class Batches:
     Each pass over the data uses every image once, in its own order; a batch may end one pass and
     begin the next. Slot i of n has the time (u + i/n) mod 1, with one offset u for all processes,
     and its own generators for the noise and the mask. Share k of m has the slots k, k + m, k + 2m,
-    … With `independent`, the indices of these dimensions of x have times of their own.
+    … With `independent`, the indices of these dimensions of x have times of their own. `process`
+    draws the noise, and says what data are.
 
-    Raises ValueError if the batch cannot be divided evenly, and for missing labels.
+    Raises ValueError if the batch cannot be divided evenly, for missing labels, and for data that
+    are no tokens of the process.
 
     >>> config = Config(network={"name": "MLP", "dims": 2}, level_head=False, batch=4, shape=[2])
     >>> data = torch.arange(16).view(8, 2)
@@ -67,6 +71,7 @@ class Batches:
         workers: int = 0,
         mask: MaskSampler | None = None,
         independent: tuple[int, ...] = (),
+        process: Diffusion = GAUSSIAN,
     ) -> None:
         parts, shares = config.accumulate, rank.world_size * config.accumulate
         came = f"{config.batch} for {rank.world_size} processes of {parts} micro-batches"
@@ -75,10 +80,16 @@ class Batches:
         require(config.batch % shares == 0, "batch", f"be a multiple of {shares}", came, hint)
         self.config, self.rank, self.shares = config, rank, shares
         self.device, self.mask, self.independent = torch.device(device), mask, independent
+        self.process = process
         if not isinstance(data, Source):
             data = source_of(data, config, labels, self.device, workers)
         self.source = data
         self.stream = data if isinstance(data, Stream) else None
+        if not process.continuous:
+            what, hint = "be 'none' for tokens", "they are no pictures"
+            require(config.augment == "none", "augment", what, config.augment, hint)
+            for chunk in self.source.chunks("checking the tokens"):
+                check_tokens(process, chunk, mask)
         self.null = int(config.network.get("labels") or 0) - 1  # the null class of label dropout
         if self.source.labels is not None:
             self._check_labels(self.source.labels)
@@ -92,6 +103,8 @@ class Batches:
         data, labels = self.source.take(share, self.share)
         if config.conditional and self.source.labels is None:
             self._check_labels(labels)
+        if not (self.process.continuous or self.source.checked):
+            check_tokens(self.process, data, self.mask)
         data = data.to(self.device, non_blocking=True)
         condition = {}
         if config.augment != "none":
@@ -106,9 +119,13 @@ class Batches:
             labels = labels.to(self.device, non_blocking=True)
             condition["label"] = self._dropped(labels, step, mine)
         place = {"seed": config.seed, "step": step, "index": slots.start, "count": self.shares}
-        u, eps = draws_of_step(data, **place, independent=self.independent)
         masks = () if self.mask is None else masks_of_step(self.mask, data, **place)
+        noise = None if self.process.continuous else self._noise
+        u, eps = draws_of_step(data, **place, independent=self.independent, noise=noise)
         return Batch(data, u, eps, condition, share.numbers, slots, *masks)
+
+    def _noise(self, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+        return self.process.noise(x, None, generators)
 
     def share(self, step: int, part: int) -> Share:
         """The slots of a micro-batch of this process, and the numbers of their images."""

@@ -26,11 +26,13 @@ from vdiff.training.weights import (
     DAMAGED,
     Facts,
     Weights,
+    check_size,
     check_tensors,
     invalid_file,
     parse_weights,
     refuse_nan,
     refuse_pickle,
+    size_limit,
     to_stored,
 )
 
@@ -77,7 +79,7 @@ def read(path: Path, into: Tensors) -> Facts:
     meta, loaded = read_meta(path), {}
     for file, named in into.items():
         name = f"{file}.safetensors"
-        tensors = _read(path, name, meta).tensors
+        tensors = _read(path, name, meta, size_limit(named)).tensors
         loaded[file] = check_tensors(path / name, tensors, named, exact=True)
     for file, named in into.items():
         for name, value in named.items():
@@ -86,13 +88,14 @@ def read(path: Path, into: Tensors) -> Facts:
     return facts
 
 
-def read_file(path: Path, name: str) -> Weights:
-    """One file of a checkpoint, with the facts of the checkpoint. Raises as `read`."""
+def read_file(path: Path, name: str, limit: int | None = None) -> Weights:
+    """One file of a checkpoint, of at most `limit` bytes, with the facts of the checkpoint. Raises
+    as `read`."""
     meta = read_meta(path)
-    return _read(path, name, meta)._replace(facts=meta["facts"])
+    return _read(path, name, meta, limit)._replace(facts=meta["facts"])
 
 
-def _read(path: Path, name: str, meta: Facts) -> Weights:
+def _read(path: Path, name: str, meta: Facts, limit: int | None) -> Weights:
     """The content of a file, which must have the size and the checksum of meta.json."""
     files, file = meta["files"], path / name
     if name not in files:
@@ -100,6 +103,7 @@ def _read(path: Path, name: str, meta: Facts) -> Weights:
         raise invalid_file(path, f"hold {name}", listed)
     if file.is_symlink() or not file.is_file():
         raise invalid_file(path, f"hold {name} as a regular file", "none, or a link")
+    check_size(file, limit)
     size, recorded = file.stat().st_size, files[name]["bytes"]
     raw = file.read_bytes() if size == recorded else b""  # another size may take all memory
     digest = hashlib.sha256(raw).hexdigest()

@@ -4,24 +4,30 @@ import ast
 import inspect
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from vdiff import decoder, parameterization, schedule, variance, weighting
+from vdiff import decoder, discrete, schedule, variance, weighting
 from vdiff import nn as networks
 from vdiff._validate import require, validated
 from vdiff.decoder import Decoder, Levels
-from vdiff.denoiser import Denoiser
+from vdiff.denoiser import Denoiser, logsnr_time
+from vdiff.discrete import TokenDenoiser
+from vdiff.discrete import parameterization as of_tokens
 from vdiff.errors import InvalidValue, did_you_mean
 from vdiff.objective import VLB, Hybrid, Loss, Objective, Weighted
 from vdiff.resampling import LossSecondMoment
-from vdiff.training.fields import CHECKS, is_number, is_own
+from vdiff.training.fields import CHECKS, is_number, is_own, target_room
 from vdiff.training.safe_json import flaw, json_repr, parse, printable_name
 from vdiff.training.spec import LARGEST, Spec, build, outline_of
 from vdiff.weighting import ELBO
+
+# with a process over tokens, in place of the defaults for images
+TOKENS: dict[str, Any] = {"parameterization": {"name": "Posterior"}, "decoder": None}
+TOKENS |= {"level_head": False}
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,11 @@ class Config:
             of your own has the name of its builder, {"name": "FILE.py:NAME"}, and "labels" if it
             takes them; `objective` is then given the network.
         network_source: the hash of the file of that builder.
+        process: of a model over tokens, {"name": "Masked", "vocabulary": 256}; None for Gaussian
+            noise. With a process, the parameterization is Posterior by default, and there is no
+            decoder: `Weighted` is the loss, of the ELBO's weighting where none is given. The
+            network gets λ where its forward takes `logsnr`, unless the process is masked and needs
+            none.
         data, folder, shape: a data set by name, with the folder of its files, or the path of a
             folder of pictures or a file of arrays; the shape of an example.
         data_options: how a path is read, such as {"size": 64}: see `vdiff.data.load`.
@@ -71,6 +82,7 @@ class Config:
 
     network: Spec
     network_source: str | None = None
+    process: Spec | None = None
     data: str = "digits"
     folder: str = "data"
     data_options: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +118,9 @@ class Config:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in TOKENS.items() if self.process is not None else ():
+            if getattr(self, name) == _default(name):
+                object.__setattr__(self, name, value)
         values = {name: getattr(self, name) for name in CHECKS}
         wrong = _flaws(values)
         wrong = wrong or [error for name in CHECKS for error in CHECKS[name](name, values[name])]
@@ -120,19 +135,21 @@ class Config:
     def objective(self, network: nn.Module | None = None, *, outline: bool = False) -> Objective:
         """Build the objective with new weights; with `outline`, without memory (meta device).
 
-        `network` is one of your own, or a `Denoiser`, whose parameterization then counts.
+        `network` is one of your own, or a `Denoiser` or `TokenDenoiser`, whose parameterization
+        then counts.
 
         Raises ValueError for parts that cannot be built, and for networks that are too large.
         """
-        likelihood = None if self.decoder is None else build(decoder, self.decoder)
-        if not isinstance(network, Denoiser):
+        tokens = isinstance(network, TokenDenoiser)  # its process decodes
+        likelihood = None if tokens or self.decoder is None else build(decoder, self.decoder)
+        if not isinstance(network, Denoiser | TokenDenoiser):
             network = self._model(network, likelihood, outline)
         noise, loss = build(schedule, self.schedule), self._loss(likelihood)
         return Objective(network, schedule=noise, loss=loss)
 
     def _model(
         self, network: nn.Module | None, likelihood: Decoder | None, outline: bool
-    ) -> Denoiser:
+    ) -> Denoiser | TokenDenoiser:
         if network is None:
             what = f"be given where the config names one of your own, {self.network['name']}"
             hint = (
@@ -142,10 +159,16 @@ class Config:
             make = partial(build, networks, self.network)
             network = outline_of(make)  # checks its size before it takes memory
             network = network if outline else make()
+        target = build(target_room(self.parameterization), self.parameterization)
+        if self.process is not None:
+            process = build(discrete, self.process)
+            level = inspect.signature(network.forward).parameters.get("logsnr")
+            timed = getattr(network, "time", None) is not None or not process.one_posterior
+            needed = level and (level.default is level.empty or timed)
+            return TokenDenoiser(network, process, target, time=logsnr_time if needed else None)
         if self.level_head and isinstance(likelihood, Levels):
             network = networks.LevelHead(network, likelihood)
         reverse = None if self.variance is None else build(variance, self.variance)
-        target = build(parameterization, self.parameterization)
         return Denoiser(network, target, variance=reverse)
 
     def _loss(self, likelihood: Decoder | None) -> Loss:
@@ -226,7 +249,8 @@ class Config:
         fits = "augmented" in takes or self.augment != "flip-turn"
         hint = "another network would learn turned images: VDMUNet, or augment='flip'"
         wrong += check(fits, "augment", "come with a network that takes `augmented`", hint)
-        fits = not bound or self.decoder is not None
+        wrong += self._misfits_of_tokens(takes)
+        fits = not bound or self.decoder is not None or self.process is not None
         wrong += check(fits, "decoder", "be given where the bound is trained")
         fits = not hybrid or self.weighting is None
         hint = "the hybrid loss has the plain squared error of ε"
@@ -239,8 +263,30 @@ class Config:
         fits, hint = not self.resampling or (self.chain or 0) <= LARGEST, "it remembers every step"
         return wrong + check(fits, "chain", f"be at most {LARGEST:,} with resampling", hint)
 
+    def _misfits_of_tokens(self, takes: Iterable[str]) -> list[InvalidValue]:
+        """Fields that do not go together with a process over tokens, or without one."""
+        tokens, check = self.process is not None, self._unless
+        target, hint = self.parameterization["name"], ", ".join(of_tokens.__all__[:2])
+        fits = (target_room(self.parameterization) is of_tokens) is tokens
+        what = f"be one of {hint} with a process" if tokens else "come with a process over tokens"
+        wrong = [] if fits else [InvalidValue("parameterization", what, target)]
+        if not tokens:
+            fits = self.own_network or "logsnr" in takes
+            return wrong + check(fits, "process", "be given for a network over tokens")
+        names = ("decoder", "variance", "bound_weight")
+        for name in names:
+            wrong += check(getattr(self, name) is None, name, "be left out for tokens")
+        wrong += check(self.augment == "none", "augment", "be 'none' for tokens")
+        return wrong + check(not self.resampling, "resampling", "be false for tokens")
+
     def _unless(self, holds: object, field: str, what: str, hint: str = "") -> list[InvalidValue]:
         return [] if holds else [InvalidValue(field, what, getattr(self, field), hint)]
+
+
+def _default(name: str) -> Any:
+    """The default of a field."""
+    known = Config.__dataclass_fields__[name]
+    return known.default if known.default_factory is MISSING else known.default_factory()
 
 
 def _value(path: str, text: str) -> Any:

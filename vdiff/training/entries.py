@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from vdiff import decoder, denoiser, parameterization, schedule, variance, weighting
+from vdiff import decoder, denoiser, discrete, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
 from vdiff.denoiser import ScaledGamma, ScheduleTime, TableStep
 from vdiff.errors import InvalidValue, did_you_mean
 from vdiff.losses import VLB, Hybrid, Weighted
 from vdiff.nn import LevelHead
 from vdiff.resampling import LossSecondMoment
+from vdiff.training.fields import target_room
 from vdiff.training.safe_json import json_repr
 from vdiff.training.spec import LARGEST, Spec, build, outline_of, spec_errors, spec_of
 
 Entry = Any
 ROOMS = {"network": networks, "parameterization": parameterization, "variance": variance}
-ROOMS |= {"schedule": schedule, "weighting": weighting, "decoder": decoder}
+ROOMS |= {"schedule": schedule, "weighting": weighting, "decoder": decoder, "process": discrete}
 FUNCTIONS = ("edm_time", "flow_time", "logsnr_time", "sigma_time")
 # by part, what is made of attributes of these names
 CLASSES: dict[str, dict[str, tuple[Callable[..., Any], tuple[str, ...]]]] = {
@@ -62,7 +64,7 @@ def _spec(part: str, value: Any) -> Spec | None:
         if type(value) is LevelHead:
             inner = _spec(part, value.network)
             return None if inner is None else {"name": "LevelHead", "network": inner}
-        return spec_of(ROOMS[part], value)
+        return spec_of(_room(part, {"name": type(value).__name__}), value)
     made, names = CLASSES.get(part, {}).get(name, (None, ()))
     if type(value) is not made:
         return None
@@ -71,6 +73,10 @@ def _spec(part: str, value: Any) -> Spec | None:
     entries = {n: _spec(n, v) if _nested(n) and v is not None else v for n, v in inner.items()}
     lost = any(entries[n] is None and v is not None for n, v in inner.items())
     return None if lost else {"name": name, **entries}
+
+
+def _room(part: str, entry: Entry) -> ModuleType:
+    return target_room(entry) if part == "parameterization" else ROOMS[part]
 
 
 def is_own(entry: Entry) -> bool:
@@ -86,7 +92,7 @@ def entry_errors(part: str, entry: Entry, path: str = "") -> Iterator[InvalidVal
     if part in ROOMS:
         if part == "network" and isinstance(entry, dict) and entry.get("name") == "LevelHead":
             entry, path = entry.get("network"), f"{path}.network"
-        yield from spec_errors(path, ROOMS[part], entry)
+        yield from spec_errors(path, _room(part, entry), entry)
         return
     name = entry.get("name") if isinstance(entry, dict) else None
     names = (*CLASSES.get(part, ()), *(FUNCTIONS if part == "time" else ()))
@@ -127,7 +133,7 @@ def make(part: str, entry: Entry, **more: Any) -> Any:
         return None
     name = entry["name"]
     if part in ROOMS:
-        return build(ROOMS[part], entry)
+        return build(_room(part, entry), entry)
     if name in FUNCTIONS:
         return getattr(denoiser, name)
     made, taken = CLASSES[part][name]

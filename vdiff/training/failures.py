@@ -59,6 +59,7 @@ def step_report(objective: Objective, batches: Batches, step: int) -> dict[str, 
     names = ("slot", "image", "t", "logsnr", "loss", "modelled")
     single = replace(config, accumulate=batches.shares)
     draws: dict[str, Any] = {"mask": batches.mask, "independent": batches.independent}
+    draws["process"] = batches.process
     of_all = Batches(batches.source, single, device=batches.device, **draws)
     rows: list[dict[str, Any]] = []
     for part in range(batches.shares):  # micro-batch i of process j is share i·count + j

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from vdiff import decoder, parameterization, schedule, variance, weighting
+from vdiff import decoder, discrete, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
 from vdiff.data.augment import KINDS
 from vdiff.data.load import OPTIONS, is_path
 from vdiff.data.registry import DATASETS
+from vdiff.discrete import parameterization as of_tokens
 from vdiff.errors import MOST_STEPS, InvalidValue, did_you_mean
 from vdiff.training.safe_json import json_repr
 from vdiff.training.spec import spec_errors
@@ -109,6 +110,12 @@ def _is_factor(spec: Any) -> bool:
     return isinstance(made, type) and issubclass(made, weighting.Factor)
 
 
+def target_room(spec: Any) -> ModuleType:
+    """The room of a parameterization: that of tokens, or the Gaussian one."""
+    tokens = isinstance(spec, dict) and spec.get("name") in of_tokens.__all__
+    return of_tokens if tokens else parameterization
+
+
 def is_own(spec: object) -> bool:
     """Whether a spec of a network names a builder, FILE.py:NAME."""
     return isinstance(spec, dict) and ":" in str(spec.get("name"))
@@ -129,11 +136,12 @@ def _network(name: str, spec: Any) -> list[InvalidValue]:
 CHECKS: dict[str, Check] = {
     "network": _network,
     "network_source": _optional(_text),
+    "process": _optional(_spec(discrete)),
     "data": _data,
     "folder": _text,
     "data_options": _options,
     "shape": _list(lambda n: _whole(n) and n >= 1, "be a list of sizes, such as [3, 32, 32]"),
-    "parameterization": _spec(parameterization),
+    "parameterization": lambda name, spec: spec_errors(name, target_room(spec), spec),
     "schedule": _spec(schedule),
     "weighting": _optional(_total),
     "decoder": _optional(_spec(decoder)),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +15,21 @@ from vdiff._known_range import widen_trained
 from vdiff._validate import require
 from vdiff.data.images import Images
 from vdiff.data.load import is_path
-from vdiff.errors import InvalidValue
+from vdiff.errors import InvalidValue, printable
 from vdiff.likelihood.digest import data_hash, hash_of_parts
 from vdiff.objective import Objective
 from vdiff.training import structure
 from vdiff.training.checkpoint import checkpoints, read_file, step_of
 from vdiff.training.config import Config
-from vdiff.training.weights import PICKLES, Facts, Weights, check_tensors, read_weights
+from vdiff.training.weights import (
+    PICKLES,
+    Facts,
+    Weights,
+    check_tensors,
+    read_weights,
+    size_limit,
+    texts,
+)
 
 # how a step is computed, not what it computes: a resumed run may change these. Of another file of
 # an own network `vdiff` warns
@@ -39,11 +48,14 @@ class Loaded(NamedTuple):
 def load_trained(folder: Path, config: Config, name: str, objective: Objective | None) -> Loaded:
     """The averaged weights of the run in a folder, in the config's objective or in a given one.
     Raises ValueError as `Run.load`."""
-    outline = config.objective(outline=True) if objective is None else objective
-    path, weights = _read(folder, config, name)
+    outline = (config.objective(outline=True) if objective is None else objective).state_dict()
+    path, weights = _read(folder, config, name, size_limit(outline))
     facts = weights.facts
     _check(path, config, facts, objective)
-    tensors = check_tensors(path, weights.tensors, outline.state_dict())
+    tensors = check_tensors(path, weights.tensors, outline)
+    if "config" not in facts:
+        what = f"{path.name} does not say with which config it was trained"
+        warnings.warn(printable(f"{what}: config.json is taken for it"), stacklevel=2)
     # built after the checks: a network of another size may take too much memory
     live = config.objective() if objective is None else objective
     fill(live, tensors)
@@ -58,7 +70,7 @@ def load_trained(folder: Path, config: Config, name: str, objective: Objective |
         "trained with": facts.get("versions"),
     }
     record |= {"trained with masks": facts["mask"]} if facts.get("mask") else {}
-    return Loaded(live.eval(), record, list(facts.get("data", [])))
+    return Loaded(live.eval(), record, texts(path, facts, "data"))
 
 
 def fill(objective: Objective, tensors: Mapping[str, Tensor]) -> None:
@@ -131,15 +143,15 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read(folder: Path, config: Config, name: str) -> tuple[Path, Weights]:
+def _read(folder: Path, config: Config, name: str, limit: int) -> tuple[Path, Weights]:
     """The file and its content; tries again if a training has replaced the file meanwhile."""
     while True:
         before = checkpoints(folder / "checkpoints")
         try:
             path = weights_file(folder, config, name)
             if _in_checkpoint(folder, path):
-                return path, read_file(path.parent, path.name)
-            return path, read_weights(path)
+                return path, read_file(path.parent, path.name, limit)
+            return path, read_weights(path, limit=limit)
         except (OSError, ValueError):
             if checkpoints(folder / "checkpoints") == before:
                 raise
@@ -160,9 +172,9 @@ def _check(path: Path, config: Config, facts: Facts, objective: Objective | None
         hint = "config.json of another run: put its own back"
         what = f"be the one that {path.name} was trained with"
         require(not difference, "config", what, difference, hint)
-    parts = facts.get("unlike")
-    if parts is None:  # an older file
+    if "unlike" not in facts:  # an older file
         return
+    parts = texts(path, facts, "unlike")
     now = [] if objective is None else structure.differences(objective, config)
     apart = [part for part in (*parts, *now) if part not in parts or part not in now]
     what = f"be the one that was trained, which {path.name} says differs from its config"

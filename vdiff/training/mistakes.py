@@ -3,10 +3,13 @@
 import warnings
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from vdiff._diffusion import Diffusion, diffusion_of
 from vdiff._validate import require
 from vdiff.data.images import like_pixels
+from vdiff.masks import MaskSampler, masks_of_step
 from vdiff.objective import Objective
 
 MISSING = "train(…, mask=lambda x, g: (~x.isnan(), x.isnan())) trains what is not missing"
@@ -26,7 +29,8 @@ def of_density(scaled: str) -> str:
 def warn_of_pixels(data: Tensor, objective: Objective) -> None:
     """Warn where floating data look like pixels in [0, 1] or [0, 255], and no decoder says what is
     meant. A weighted loss takes pixels in [−1, 1] as they are."""
-    scaled = "" if objective.decoder is not None else like_pixels(data)
+    meant = objective.decoder is not None or not diffusion_of(objective.model).continuous
+    scaled = "" if meant else like_pixels(data)
     if scaled in ("[0, 1]", "[0, 255]"):
         text = f"train: the loss has no decoder, and the data are {of_density(scaled)}"
         warnings.warn(text, stacklevel=2)
@@ -39,6 +43,13 @@ def check_trainable(objective: Objective) -> None:
     came = f"{len(parameters):,}, all frozen" if parameters else "none"
     hint = "network.requires_grad_(True), or for a part of it network.head.requires_grad_(True)"
     require(free, "objective", "have parameters that require a gradient", came, hint)
+
+
+def check_tokens(process: Diffusion, data: Tensor, mask: MaskSampler | None = None) -> None:
+    """Raise unless data are tokens of a process, but for those that the mask calls absent."""
+    absent = None if mask is None else masks_of_step(mask, data, seed=0, step=0)[1]
+    with torch.no_grad():
+        process.check(data, "data", {"absent": absent})
 
 
 def channels_hint(got: Sequence[int], shape: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from vdiff._validate import require
 from vdiff.decoder import Levels
 from vdiff.denoiser import Denoiser
+from vdiff.discrete import TokenDenoiser
 from vdiff.disk import absolute, write_text
 from vdiff.errors import InvalidType, InvalidValue, did_you_mean
 from vdiff.likelihood.digest import weights_digest
@@ -24,13 +25,21 @@ from vdiff.training.entries import Entry, entry_errors, entry_of, is_own, make, 
 from vdiff.training.loading import fill
 from vdiff.training.safe_json import json_repr, printable_name, read_json
 from vdiff.training.structure import VALUES, parts_of, shortened
-from vdiff.training.weights import check_tensors, invalid_file, read_weights, save_tensors
+from vdiff.training.weights import (
+    check_tensors,
+    invalid_file,
+    read_weights,
+    save_tensors,
+    size_limit,
+    texts,
+)
 
 Config = dict[str, Entry]
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 OF_MODEL = ("network", "parameterization", "time", "call", "output", "variance")
-FIELD = "field"  # true where a Denoiser has field=True; missing elsewhere
+OF_TOKENS = ("network", "process", "parameterization", "time")
+FIELD = "field"  # true where a denoiser has field=True; missing elsewhere
 LONG = 8  # numbers of a list in the card
 
 
@@ -71,14 +80,14 @@ def load(folder: Any, given: Mapping[str, Any]) -> Objective:
     _check_network(given.get("network"))
     came, hint = f"{folder} without it", "copy all files of the folder"
     require(path.is_file(), "folder", f"hold {WEIGHTS}", came, hint)
-    weights = read_weights(path, seal=True)
+    outline = _build(config, given, outline=True)
+    weights = read_weights(path, seal=True, limit=size_limit(outline.state_dict()))
     if weights.facts.get("config") != config:
         raise invalid_file(path, f"be saved with this {CONFIG}", "another one in it")
-    outline = _build(config, given, outline=True)
     tensors = check_tensors(path, weights.tensors, outline.state_dict())
     objective = _build(config, given)
     fill(objective, tensors)
-    objective.trained_on = tuple(weights.facts.get("data", []))
+    objective.trained_on = tuple(texts(path, weights.facts, "data"))
     return objective.eval()
 
 
@@ -110,8 +119,9 @@ def _parts(objective: Objective) -> dict[str, Any]:
     """The parts of an objective by name: those of its model, its schedule, those of its loss."""
     model, loss = objective.model, objective.loss
     parts: dict[str, Any] = {"model": model}
-    if type(model) is Denoiser:
-        parts = {name: getattr(model, name) for name in OF_MODEL}
+    if isinstance(model, Denoiser | TokenDenoiser) and type(model) in (Denoiser, TokenDenoiser):
+        names = OF_MODEL if isinstance(model, Denoiser) else OF_TOKENS
+        parts = {name: getattr(model, name) for name in names}
         if model.field and not getattr(model.network, "field", False):
             parts[FIELD] = True  # what the network does not say itself
     parts |= {"schedule": objective.schedule, "loss": loss}
@@ -132,7 +142,7 @@ def _check_config(config: Config, given: Mapping[str, Any]) -> None:
     if version is None:
         hint = "if this is the folder of a run: Run(folder).load()"
     require(version == FORMAT, CONFIG, f"have format {FORMAT}", json_repr(version), hint)
-    of_model = ("model",) if "model" in config else OF_MODEL
+    of_model = _of_model(config)
     of_loss = _of_loss(config.get("loss"))
     field = {FIELD} & config.keys() if "model" not in config else set[str]()
     unlike = {"format", *of_model, *field, "schedule", "loss", *of_loss} ^ config.keys()
@@ -145,6 +155,8 @@ def _check_config(config: Config, given: Mapping[str, Any]) -> None:
     for name in given:
         hint = did_you_mean(name, usable) or f"there are {', '.join(sorted(usable))}"
         require(name in usable, name, "be a part of this objective", repr(given[name]), hint)
+    timeless = "process" in config and config.get("time") is None
+    given = {**given, "time": None} if timeless else given
     for name in (name for name in config if name in usable and name not in given):
         if is_own(config[name]):
             own = printable_name(config[name]["own"])
@@ -154,9 +166,16 @@ def _check_config(config: Config, given: Mapping[str, Any]) -> None:
             raise error
 
 
+def _of_model(config: Config) -> tuple[str, ...]:
+    """The parts of a model in a config."""
+    if "model" in config:
+        return ("model",)
+    return OF_TOKENS if "process" in config else OF_MODEL
+
+
 def _check_network(network: Any) -> None:
     """Raise for a network that is a model already, or cannot take the weights."""
-    if isinstance(network, Denoiser | Objective):
+    if isinstance(network, Denoiser | TokenDenoiser | Objective):
         hint = "model= takes a Denoiser; its parts are in the folder too"
         raise InvalidType("network", "be the network alone", type(network).__name__, hint)
     empty = isinstance(network, nn.Module) and any(p.is_meta for p in network.parameters())
@@ -173,8 +192,9 @@ def _build(config: Config, given: Mapping[str, Any], *, outline: bool = False) -
         network = given.get("network")
         if network is None:
             network = make_network(config["network"], loss.decoder, outline=outline)
-        options = _made(config, given, OF_MODEL[1:])
-        model = Denoiser(network, **options, field=FIELD in config)
+        options = _made(config, given, _of_model(config)[1:])
+        denoiser: Any = TokenDenoiser if "process" in config else Denoiser
+        model = denoiser(network, **options, field=FIELD in config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return Objective(model, **_made(config, given, ("schedule",)), loss=loss)
@@ -208,7 +228,8 @@ def _card(objective: Objective, config: Config, report: Report | None) -> str:
     high, low = objective.schedule.logsnr_max, objective.schedule.logsnr_min
     data = ", ".join(objective.trained_on) or "unknown"
     rows = {"network": f"{_words(config.get('network', config.get('model')))}, {size:,} weights"}
-    titles = {"parameterization": "predicts", "time": "gets the noise level as"}
+    titles = {"process": "process", "parameterization": "predicts"}
+    titles |= {"time": "gets the noise level as"}
     titles |= {"call": "call", "output": "output", "variance": "variance of a reverse step"}
     titles |= {FIELD: "takes a λ for each dimension"}
     titles |= {"schedule": "schedule", "loss": "loss", "weighting": "weighting w(λ)"}
@@ -216,11 +237,15 @@ def _card(objective: Objective, config: Config, report: Report | None) -> str:
     rows |= {title: _words(config.get(name)) for name, title in titles.items()}
     if isinstance(decoder := objective.decoder, Levels):
         rows["data"] = f"whole numbers 0 … {decoder.levels - 1}, which the decoder encodes"
+    elif "process" in config:
+        rows["data"] = f"tokens 0 … {objective.model.process.vocabulary - 1}"
     else:
         rows["data"] = "floating numbers, as the network sees them"
     rows["ends of the schedule"] = f"λ = {high:.6g} (data) to {low:.6g} (noise)"
     rows["trained on data with the hash"] = data
-    rows["bits/dim"] = "not evaluated" if report is None else str(report.total)
+    rows["bits/token" if "process" in config else "bits/dim"] = (
+        "not evaluated" if report is None else str(report.total)
+    )
     rows["saved with"] = ", ".join(f"{name} {value}" for name, value in versions().items())
     table = [f"| {title} | {text} |" for title, text in rows.items() if text]
     own = [name for name, entry in config.items() if is_own(entry)]

@@ -42,7 +42,8 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises InvalidValue if the file is too large or damaged."""
+    """The object in a JSON file. Raises InvalidValue if it is no file, too large or damaged."""
+    require(path.is_file(), str(path), "be a file", "a folder, a pipe, or nothing")
     with path.open("rb") as file:
         raw = file.read(MAX_BYTES + 1)
     require(len(raw) <= MAX_BYTES, str(path), f"have at most {MAX_BYTES:,} bytes", "more")

@@ -42,11 +42,17 @@ class Source(abc.ABC):
         count: the number of examples; None for a stream.
         labels: of all examples, if they are known before the training.
         record: where the examples come from and how they were split; may be empty.
+        checked: whether `chunks` gives all examples.
     """
 
     count: int | None = None
     labels: Tensor | None = None
     record: str = ""
+    checked = False
+
+    def chunks(self, label: str) -> Iterator[Tensor]:
+        """All examples, some at a time, where they are known before the training."""
+        yield from ()
 
     @abc.abstractmethod
     def take(self, share: Share, share_of: Callable[[int, int], Share]) -> Taken:
@@ -61,11 +67,16 @@ class Source(abc.ABC):
 class Resident(Source):
     """A tensor, which is moved to the device once."""
 
+    checked = True
+
     def __init__(
         self, data: Tensor, labels: Tensor | None, record: str, device: torch.device
     ) -> None:
         self.data, self.count, self.record = data.to(device), len(data), record
         self.labels = None if labels is None else labels.to(device)
+
+    def chunks(self, label: str) -> Iterator[Tensor]:
+        yield self.data.cpu()
 
     def take(self, share: Share, share_of: Callable[[int, int], Share]) -> Taken:
         # a blocking copy would wait for the device
@@ -79,9 +90,14 @@ class Resident(Source):
 class OnDisk(Source):
     """Images in a file, of which each step reads its own."""
 
+    checked = True
+
     def __init__(self, images: Images, labels: Tensor | None) -> None:
         self.count, self.labels, self.record = len(images), labels, images.record
         self.images = images if labels is None else replace(images, labels=labels)
+
+    def chunks(self, label: str) -> Iterator[Tensor]:
+        return self.images.chunks(label)
 
     def take(self, share: Share, share_of: Callable[[int, int], Share]) -> Taken:
         labels = None if self.labels is None else self.labels[share.numbers]

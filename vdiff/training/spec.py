@@ -16,10 +16,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from vdiff import decoder, parameterization, schedule, variance, weighting
+from vdiff import decoder, discrete, parameterization, schedule, variance, weighting
 from vdiff import nn as networks
 from vdiff._validate import require, validated
 from vdiff.decoder import Decoder
+from vdiff.discrete import Process, TokenParameterization
+from vdiff.discrete import parameterization as of_tokens
 from vdiff.errors import InvalidValue, did_you_mean
 from vdiff.parameterization import Parameterization
 from vdiff.schedule import Schedule, law
@@ -49,12 +51,13 @@ class Kind:
     method: str
 
     def makes(self, made: object) -> bool:
-        """Whether this is such a class. A network is a module whose forward takes (z, logsnr)."""
+        """Whether this is such a class. A network is a module whose forward takes (z, logsnr), or
+        tokens z alone."""
         if not (isinstance(made, type) and issubclass(made, self.base)):
             return False
         method = getattr(made, self.method)
         if self.base is nn.Module:
-            return list(inspect.signature(method).parameters)[1:3] == ["z", "logsnr"]
+            return list(inspect.signature(method).parameters)[1:3] in (["z", "logsnr"], ["z"])
         return method is not getattr(self.base, self.method)
 
 
@@ -66,6 +69,8 @@ _KINDS = (
     Kind(weighting, Weighting, "weight_at"),
     Kind(decoder, Decoder, "log_prob"),
     Kind(variance, ReverseVariance, "log_variance_ratio"),
+    Kind(discrete, Process, "pi"),
+    Kind(of_tokens, TokenParameterization, "posterior"),
 )
 KINDS = {kind.room: kind for kind in _KINDS}
 
@@ -105,16 +110,18 @@ def spec_of(room: ModuleType, made: object) -> Spec | None:
     >>> spec_of(schedule, schedule.Cosine(shift=1.0))
     {'name': 'Cosine', 'logsnr_max': 15.0, 'logsnr_min': -15.0, 'shift': 1.0, 'offset': 0.0}
     """
-    maker = registry(room).get(type(made).__name__)
-    if maker is not type(made):
+    method, built = getattr(made, "_built", ("", None))  # by a class method, of these arguments
+    name = f"{type(made).__name__}.{method}".rstrip(".")
+    maker = registry(room).get(name)
+    if maker is None or not (method or maker is type(made)):
         return None
     forms = {name: forms for name, (forms, _) in _arguments(maker).items()}
-    recorded = getattr(made, "_arguments", None)
+    recorded = ((), built) if built else getattr(made, "_arguments", None)
     args, kwargs = recorded or ((), {name: getattr(made, name) for name in forms})
     bound = inspect.signature(maker).bind(*args, **kwargs)
     bound.apply_defaults()
     values = {name: _plain(forms[name], value) for name, value in bound.arguments.items()}
-    spec = {"name": type(made).__name__, **values}
+    spec = {"name": name, **values}
     return None if spec_errors("", room, spec) else spec
 
 
@@ -197,7 +204,7 @@ def _construct(rooms: Rooms, spec: Spec) -> Any:
             given[key] = _construct(_rooms(taken[key][0]), value)
     try:
         return made(**given)
-    except (TypeError, ValueError):  # the library's own errors
+    except (TypeError, ValueError, OSError):  # the library's own errors, and the machine's
         raise
     except Exception as error:  # torch's: sizes that are negative or too large
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vdiff._diffusion import diffusion_of
 from vdiff._precision import device_of, to_float64
 from vdiff.errors import InvalidType, InvalidValue
 from vdiff.likelihood.estimate import Estimate
@@ -58,6 +59,7 @@ class Trainer:
             raise InvalidValue("objective", "have weights", "the meta device", hint)
         options: dict[str, Any] = {"labels": labels, "rank": self.rank, "device": self.device}
         options |= {"mask": mask, "independent": objective.loss.independent}
+        process = options["process"] = diffusion_of(objective.model)
         self.batches = Batches(data, config, workers=workers, **options)
         self.objective, self.looked = objective.train(), not self.rank.is_zero
         check_trainable(objective)
@@ -95,6 +97,7 @@ class Trainer:
         self.dims = math.prod(config.shape) * math.log(2)
         whole = objective.loss.is_bound and mask is None
         self.unit = "bits_per_dim" if whole else "loss"
+        self.bits = "bits_per_dim" if process.continuous else "bits_per_token"
         self.last: StepMetrics | None = None
 
     def warm_up_ddp(self) -> None:
@@ -242,7 +245,7 @@ class Trainer:
         """A validation for the log. Updates the best one. A non-finite number is logged as None,
         with a warning."""
         state, numbers = self.state, dict[str, float | None]()
-        unit = "loss" if isinstance(bound, LossEstimate) else "bits_per_dim"
+        unit = "loss" if isinstance(bound, LossEstimate) else self.bits
         if isinstance(bound, Estimate):
             numbers["selection_error"] = bound.monte_carlo
             numbers["selection_error_over_images"] = bound.images

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vdiff._arguments import Condition
+from vdiff._diffusion import diffusion_of
 from vdiff._partial import Partial
-from vdiff._precision import at_least_float32, device_of, float64_for, to_float64
+from vdiff._precision import device_of, float64_for, to_float64
 from vdiff._validate import Count, require, validated
 from vdiff.likelihood import VarianceReduction, evaluate
 from vdiff.likelihood._models import evaluating
@@ -23,7 +24,6 @@ from vdiff.likelihood.estimate import Estimate
 from vdiff.likelihood.integrand import NonFiniteBound
 from vdiff.likelihood.pilot import bin_index
 from vdiff.likelihood.replicated import Replicated, example_generators
-from vdiff.loss import standard_normal
 from vdiff.masks import MaskSampler, masks_of_step
 from vdiff.objective import Objective
 from vdiff.training.ranks import share_of_rank
@@ -65,8 +65,9 @@ class LossEstimate(Estimate):
 class Validation:
     """A number for held-out data with its errors, for `train(…, validate=Validation(data))`.
 
-    With a decoder it is the bound in bits/dim. Without one, as for latents, audio or vectors, it
-    is the loss that is trained, as a `LossEstimate` with its parts by log-SNR.
+    With a decoder it is the bound in bits/dim, of tokens that in bits/token, whatever loss is
+    trained. Without one, as for latents, audio or vectors, it is the loss that is trained, as a
+    `LossEstimate` with its parts by log-SNR.
 
     Every call uses the same noise and the same times, stratified for each example: two points of a
     curve differ only by what was learned between them. Processes share the examples. `condition`
@@ -115,8 +116,8 @@ class Validation:
 
     @validated
     def __call__(self, averaged: Objective) -> Estimate:
-        """The total of the bound in bits/dim, or the loss without a decoder. NaN if the
-        bound of an image is not finite: training logs it and continues."""
+        """The total of the bound in bits/dim or bits/token, or the loss without a decoder. NaN if
+        the bound of an image is not finite: training logs it and continues."""
         if averaged.decoder is None:
             return self._loss(averaged)
         share = share_of_rank()
@@ -134,7 +135,7 @@ class Validation:
                     raise
                 return Estimate(math.nan, math.nan, math.nan)
 
-    def _loss(self, objective: Objective) -> LossEstimate:
+    def _loss(self, objective: Objective) -> Estimate:
         draws, seed = self.effort["draws"], self.effort["seed"]
         edges = _edges(objective)
 
@@ -158,6 +159,8 @@ class Validation:
             dims = Partial.of(self.data, **{"mask": None, **self.masks}).dims(self.data)
         calls = torch.full((len(self.data),), draws * self.effort["replicates"])
         total = Replicated(parts.sum(2), dims, calls).estimate
+        if not diffusion_of(objective.model).continuous:  # only a part of a bound is one of λ
+            return total
         bands = tuple(
             Band(high, low, Replicated(parts[..., i], dims, calls).estimate)
             for i, (low, high) in enumerate(pairwise(edges.tolist()))
@@ -175,11 +178,17 @@ class Validation:
         """The loss of the examples at the times of `u`, by range of log-SNR: (examples, BINS)."""
         x, n = self.data[rows.to(self.data.device)], len(generators)
         u = u.to(float64_for(x.device)).to(x.device)
-        eps = standard_normal(x.to(at_least_float32(x.dtype)), generators)
+        process = diffusion_of(objective.model)
+        eps = process.noise(process.ready(x), None, generators)
         given = select_rows(self.condition, rows, len(self.data))
         masked = {name: m[rows.to(m.device)] for name, m in self.masks.items()}
-        loss = to_float64(objective(x, u=u, eps=eps, condition=given, **masked)).cpu().view(n, -1)
-        logsnr = to_float64(objective.schedule.mean_logsnr(objective.times(u))).cpu().view(n, -1)
+        t, draws = objective.times(u), {"eps": eps, "condition": given, **masked}
+        if process.continuous:
+            loss = objective(x, u=u, **draws)
+        else:
+            loss = objective.bound(x, t=t, **draws).total
+        loss = to_float64(loss).cpu().view(n, -1)
+        logsnr = to_float64(objective.schedule.mean_logsnr(t)).cpu().view(n, -1)
         share = (logsnr.clamp(edges[0], edges[-1]) - edges[0]) / (edges[-1] - edges[0])
         parts = torch.zeros(n, BINS, dtype=torch.float64)
         return parts.scatter_add_(1, bin_index(share, BINS), loss / loss.shape[1])

@@ -22,6 +22,7 @@ UNPICKLE = "unpickling runs whatever code is in it: where you trust it, torch.lo
 UNPICKLE += "weights_only=True), then safetensors.torch.save_file"
 DAMAGED, OTHER = "it is damaged", "it is of another architecture"
 SEAL, FACTS = "sha256", "facts"  # keys of a file's header
+HEADER, WIDEST = 1 << 24, 16  # the most bytes of a header, and of a number
 Facts = dict[str, Any]
 
 
@@ -92,15 +93,38 @@ def to_stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
-def read_weights(path: Path, *, seal: bool = False) -> Weights:
-    """Read a safetensors file and verify its checksum.
+def read_weights(path: Path, *, seal: bool = False, limit: int | None = None) -> Weights:
+    """Read a safetensors file of at most `limit` bytes, and verify its checksum.
 
     Raises OSError if it cannot be read, and ValueError for another kind of file or another
     content; with `seal` also if it has no checksum, as older files.
     """
     refuse_pickle(path, "be safetensors")
+    check_size(path, limit)
     raw = path.read_bytes()
     return parse_weights(path, raw, hashlib.sha256(raw).hexdigest(), seal=seal)
+
+
+def size_limit(tensors: Mapping[str, Tensor]) -> int:
+    """The bytes that a file with these tensors takes at most, in any precision."""
+    return HEADER + WIDEST * sum(value.numel() for value in tensors.values())
+
+
+def check_size(path: Path, limit: int | None) -> None:
+    """Raise if a file is larger than `limit` bytes: it would be read whole."""
+    size = path.stat().st_size
+    if limit is not None and size > limit:
+        came = f"{size:,} bytes"
+        raise invalid_file(path, f"have at most {limit:,} bytes", came, f"{OTHER}, or damaged")
+
+
+def texts(path: Path, facts: Facts, name: str) -> list[str]:
+    """A fact that is a list of texts; empty where the file does not have it."""
+    value = facts.get(name, [])
+    if not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+        what = f"hold a list of texts as its {name}"
+        raise invalid_file(path, what, safe_json.json_repr(value), DAMAGED)
+    return value
 
 
 def parse_weights(path: Path, raw: bytes, sha256: str, *, seal: bool = False) -> Weights:

@@ -1,0 +1,6 @@
+"""A lossless codec of images, whose files are as long as the bound of a chain says."""
+
+from vdiff.codec.compression import Compressed, compress
+from vdiff.codec.decompression import decompress, decompress_batches
+
+__all__ = ["Compressed", "compress", "decompress", "decompress_batches"]

@@ -1,0 +1,140 @@
+"""What an encoder and a decoder must have in common, as plain data, and images as both read
+them."""
+
+import hashlib
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdiff._arguments import Model, denoisers, original
+from vdiff._precision import device_of
+from vdiff._validate import Given, Instance, require
+from vdiff._version import __version__
+from vdiff.codec.container import DTYPES, Identity
+from vdiff.codec.latents import Latents
+from vdiff.decoder import Decoder, Levels
+from vdiff.errors import InvalidType
+from vdiff.likelihood.conditions import condition_digest
+from vdiff.likelihood.digest import digest, weights_digest
+from vdiff.schedule import Schedule
+
+CHUNK = 1 << 22  # values that are read at a time
+PADDING = 0x76646966  # the key of the first words of every stack
+_LEVELS = "a file holds whole numbers: for instance Categorical(levels=256)"
+
+
+def with_levels(value: Any, argument: str, given: Given) -> Levels:
+    """A decoder of levels."""
+    Instance((Decoder,))(value, argument, given)
+    decoder: Levels = Instance((Levels,), _LEVELS)(value, argument, given)
+    return decoder
+
+
+def images(value: Any, argument: str, given: Given) -> Any:
+    """A tensor or an array (n, …) of whole numbers, at least one."""
+    if not isinstance(value, Tensor | np.ndarray):
+        what, hint = "be a tensor or a NumPy array", "np.load(file, mmap_mode='r') reads few rows"
+        raise InvalidType(argument, what, type(value).__name__, hint)
+    shape = tuple(value.shape)
+    full = len(shape) > 1 and 0 not in shape
+    require(full, argument, "have shape (n, …) with at least one example", shape)
+    kind, hint = dtype_of(value), "those of a density are not finitely many"
+    if kind not in DTYPES:
+        raise InvalidType(argument, "be whole numbers", kind, hint)
+    return value
+
+
+LevelDecoder = Annotated[Levels, with_levels]
+Images = Annotated[Tensor | np.ndarray, images]
+
+
+def one_level(schedule: Schedule) -> None:
+    """Rule: all dimensions have the same λ, whatever the data."""
+    what, hint = "have one λ for all dimensions", "a step in which one rests has no noise to code"
+    shared = schedule.shared and not schedule.depends_on_data
+    require(shared, "schedule", what, type(schedule).__name__, hint)
+
+
+def dtype_of(data: Tensor | np.ndarray) -> str:
+    """The name of a dtype, the same for a tensor and an array."""
+    if isinstance(data, Tensor):
+        return str(data.dtype).removeprefix("torch.")
+    return data.dtype.newbyteorder("=").name
+
+
+def rows_of(data: Tensor | np.ndarray, first: int, last: int) -> Tensor:
+    """Some images as a tensor. Only these are read."""
+    part = data[first:last]
+    if isinstance(part, Tensor):
+        return part.cpu()
+    kind = part.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(part, dtype=kind, order="C"))
+
+
+class DataHash:
+    """The hash of images that come in parts, in order."""
+
+    def __init__(self, shape: list[int], dtype: str) -> None:
+        self._hash = hashlib.sha256(f"{dtype} {shape}".encode())
+
+    def update(self, part: Tensor) -> None:
+        """Add the next images."""
+        values = part.contiguous().flatten().view(torch.uint8).numpy()
+        self._hash.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+
+    def __str__(self) -> str:
+        return self._hash.hexdigest()[:16]
+
+
+def in_chunks(data: Tensor | np.ndarray) -> Iterator[Tensor]:
+    """All images in order, some at a time."""
+    step = max(1, CHUNK // int(np.prod(data.shape[1:])))
+    for first in range(0, len(data), step):
+        yield rows_of(data, first, first + step)
+
+
+def identity(
+    model: Model, decoder: Levels, latents: Latents, condition: Mapping[str, Any] | None
+) -> Identity:
+    """Hashes of all that the code depends on, and the software."""
+    chain = (latents.logsnr, latents.delta, torch.from_numpy(latents.grid))
+    levels = b"".join(v.numpy().tobytes() for v in chain)
+    parts = [(repr(d.parameterization), repr(d.variance)) for d in denoisers(model)]
+    text = f"{type(original(model)).__name__} {parts}"
+    facts: Identity = {
+        "weights": " ".join(weights_digest(model)) or "none",
+        "model": digest(text.encode()),
+        "chain": digest(levels),
+        "decoder": digest(f"{decoder} {weights_digest(decoder)}".encode()),
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "device": _name_of(latents.device),
+        "threads": torch.get_num_threads(),
+        "vdiff": __version__,
+        **{name: version(name) for name in ("torch", "numpy", "constriction")},
+        "platform": f"{platform.system()} {platform.machine()} "
+        f"{torch.backends.cpu.get_cpu_capability()}",
+    }
+    return facts | ({"condition": condition_digest(condition)} if condition else {})
+
+
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def device_for(model: Model) -> torch.device:
+    """Where the model computes."""
+    return device_of(original(model))
+
+
+def padding(first: int, count: int) -> np.ndarray:
+    """Words number first, first + 1, … of those that a stack has before any image, from the
+    bottom to the top: the later words lie below."""
+    raw = np.random.Philox(key=PADDING).random_raw((first + count) // 2 + 1).view(np.uint32)
+    words = raw[: first + count].copy()
+    words[:1] |= 1  # the top of a stack is not 0
+    return words[first:][::-1]

@@ -1,0 +1,281 @@
+"""Compress images with a chain."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdiff._arguments import Condition, Model, decoder_fits, finite_end
+from vdiff._validate import Count, Number, Whole, validated
+from vdiff.codec import batches
+from vdiff.codec._identity import (
+    DataHash,
+    Images,
+    LevelDecoder,
+    device_for,
+    dtype_of,
+    identity,
+    in_chunks,
+    one_level,
+    padding,
+    rows_of,
+)
+from vdiff.codec.container import MOST_STEPS, Facts, Identity, Writer
+from vdiff.codec.latents import SPARE_BITS, TOLERANCE, Latents, Rows
+from vdiff.codec.stack import WORD, Stack, Underflow
+from vdiff.disk import atomic_write
+from vdiff.likelihood._models import evaluating
+from vdiff.likelihood.conditions import select_rows
+from vdiff.schedule import Schedule
+from vdiff.weighting._check import divides_table
+
+Progress = Callable[[int, int], None]
+Tolerance = Annotated[float, Number(above=0.0, hint="bits per dimension")]
+_FINE = "of a longer chain the grids would be too fine for the coder"
+Steps = Annotated[int, Whole(at_most=MOST_STEPS, hint=_FINE)]
+SPARE = 4  # a stack keeps so many times the words that the largest batch begins with
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """What `compress` has written, in bits and bytes.
+
+    Attributes:
+        bytes: of the whole file.
+        images, dims: how many images, and the dimensions of one.
+        bits: what the images added to the stack.
+        start: the bits that the stack had before them, in the file as well, once.
+        log_ratio: of the path of each image, log q(z₀ … z₁ | x) − log p(x, z₀ … z₁), nats. Its
+            expectation is the bound.
+        cost: an upper estimate of what the latents' grids cost, bits per dimension.
+
+    >>> nats = torch.full((2,), 700.0)
+    >>> written = Compressed(1000, 2, 784, bits=6272, start=320, log_ratio=nats, cost=0.001)
+    >>> written.bits_per_dim, written.container
+    (4.0, 176)
+    """
+
+    bytes: int
+    images: int
+    dims: int
+    bits: int
+    start: int
+    log_ratio: Tensor
+    cost: float
+
+    @property
+    def bits_per_dim(self) -> float:
+        """Of what the images added."""
+        return self.bits / (self.images * self.dims)
+
+    @property
+    def path_bits_per_dim(self) -> float:
+        """The mean log-ratio of the paths."""
+        return float(self.log_ratio.mean()) / (self.dims * math.log(2))
+
+    @property
+    def container(self) -> int:
+        """The bytes that are neither the images' nor the start's."""
+        return self.bytes - math.ceil((self.bits + self.start) / 8)
+
+    def __str__(self) -> str:
+        each = self.images * self.dims
+        rows = (
+            ("images", self.bits / 8, self.bits_per_dim),
+            ("start", self.start / 8, self.start / each),
+            ("container", self.container, 8 * self.container / each),
+            ("file", self.bytes, 8 * self.bytes / each),
+        )
+        head = f"{'':<12}{'bytes':>14}{'bits/dim':>12}"
+        return "\n".join([head, *(f"{n:<12}{b:>14,.0f}{v:>12.4f}" for n, b, v in rows)])
+
+
+@validated(rules=[finite_end, divides_table, decoder_fits, one_level])
+def compress(
+    model: Model,
+    data: Images,
+    path: str | os.PathLike[str],
+    *,
+    schedule: Schedule,
+    decoder: LevelDecoder,
+    steps: Steps,
+    tolerance: Tolerance = TOLERANCE,
+    batch: Count = 64,
+    progress: Progress | None = None,
+    record: Mapping[str, Any] | None = None,
+    condition: Condition = None,
+) -> Compressed:
+    """Write images into a file from which `decompress` restores them byte for byte. Its expected
+    length is the bound of the chain.
+
+    Bits-back coding: each image takes bits off a stack to choose its latents, pushes itself and
+    them, and the bits come back when it is decoded. Batches begin with one image and grow with the
+    stack, so that only the first image needs bits that are not there.
+
+    Each image costs T evaluations of the model, and as many to decode. It runs in evaluation mode,
+    in full precision. The decoder must compute the same last bits: the same weights, software,
+    dtype, device and number of threads. The file names them, and `decompress` refuses others.
+
+    Args:
+        model, schedule, decoder, steps, condition: as in `elbo`; the schedule is the same for all
+            dimensions, and the decoder one of levels.
+        data: (n, …) whole numbers, a tensor or an array. Of a mapped array (`np.load(file,
+            mmap_mode="r")`) only one batch is in memory.
+        path: the file, which is written whole or not at all.
+        tolerance: by how much the grids of the latents may lengthen the code, bits per dimension.
+            Finer grids need more bits to begin with.
+        batch: at most so many images at a time.
+        progress: called as progress(done, total) with numbers of network evaluations.
+        record: plain data that the file holds too (`Container.open(path).facts.record`).
+
+    Raises:
+        TypeError, ValueError: for data that are no levels of the decoder, a decoder of densities,
+            a schedule over dimensions; where a prediction is not finite.
+        OSError: if the file cannot be written. Nothing is left of it then.
+        ImportError: without the extra `codec`.
+
+    Townsend et al., Practical lossless compression with latent variables using bits back coding,
+    arXiv:1901.04866; Kingma et al., Bit-Swap, arXiv:1905.06845; Kingma et al., Variational
+    Diffusion Models, arXiv:2107.00630, section 6.
+
+    >>> import tempfile
+    >>> from vdiff.decoder import Categorical
+    >>> from vdiff.oracle import GaussianMixture
+    >>> from vdiff.schedule import Linear
+    >>> model, images = GaussianMixture([1.0], [[0.0]], [[0.2]]), torch.tensor([[1], [3], [2]])
+    >>> chain = {"schedule": Linear(9.0, -7.0), "decoder": Categorical(levels=4)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     compress(model, images, f"{folder}/images.vdiff", steps=50, **chain).images
+    3
+    """
+    shape, kind = list(data.shape), dtype_of(data)
+    digest = DataHash(shape, kind)
+    for part in in_chunks(data):
+        decoder.encode(part)  # raises for what are no levels of it
+        digest.update(part)
+    with evaluating(model, schedule), atomic_write(Path(path)) as aside:
+        latents = Latents(model, schedule, decoder, steps, device_for(model), tolerance=tolerance)
+        with aside.open("wb") as stream:
+            encoder = _Encoder(latents, data, batch, Writer(stream), progress, condition)
+            encoder.run()
+            of = identity(model, decoder, latents, condition)
+            encoder.close(shape, kind, str(digest), of, dict(record or {}))
+    return encoder.result()
+
+
+class _Encoder:
+    """Pushes images onto a stack, the last first, and writes what lies deep."""
+
+    def __init__(
+        self,
+        latents: Latents,
+        data: Tensor | np.ndarray,
+        batch: int,
+        writer: Writer,
+        progress: Progress | None,
+        condition: Any,
+    ) -> None:
+        self.latents, self.data, self.batch, self.writer = latents, data, batch, writer
+        self.condition = condition or {}
+        self.dims = int(np.prod(data.shape[1:]))
+        self.stack, self.start, self.written, self.depth = Stack(padding(0, 0)), 0, 0, 1
+        self.sizes: list[int] = []
+        self.ratios: list[np.ndarray] = []
+        self.done, self.progress = 0, progress
+        self.keep = SPARE * math.ceil(self._needed(batch) / WORD)
+
+    def run(self) -> None:
+        """Push all images."""
+        last = len(self.data)
+        self._tick(0)
+        while last:
+            size = self._size(last)
+            self._push_batch(last - size, last)
+            last -= size
+            if len(self.stack) > 2 * self.keep:
+                below = self.stack.take_below(self.keep)
+                self.writer.words(below)
+                self.written += len(below)
+
+    def close(
+        self, shape: list[int], dtype: str, digest: str, of: Identity, record: dict[str, Any]
+    ) -> None:
+        """Write the rest of the stack, and the facts."""
+        self.bits = WORD * (self.written - self.start) + self.stack.bits
+        self.writer.words(self.stack.words())
+        runs: list[list[int]] = []
+        for size in reversed(self.sizes):
+            if runs and runs[-1][0] == size:
+                runs[-1][1] += 1
+            else:
+                runs.append([size, 1])
+        depth = min(self.depth, self.written + len(self.stack))
+        chain = self.latents.spacing, self.latents.steps
+        facts = Facts(shape, dtype, digest, runs, self.start, depth, *chain, of, record)
+        self.writer.close(facts)
+
+    def result(self) -> Compressed:
+        """What has been written."""
+        return Compressed(
+            bytes=self.writer.size,
+            images=len(self.data),
+            dims=self.dims,
+            bits=self.bits,
+            start=WORD * self.start,
+            log_ratio=torch.from_numpy(np.concatenate(self.ratios[::-1])),
+            cost=self.latents.cost / math.log(2),
+        )
+
+    def _needed(self, images: int) -> float:
+        """The bits that a batch begins with: their mean and six standard deviations."""
+        count = images * self.dims
+        return count * self.latents.start_bits + 6 * math.sqrt(2 * count) + 2 * SPARE_BITS
+
+    def _size(self, left: int) -> int:
+        """The largest batch of the images that are left for which there are bits; at least one
+        image."""
+        size = min(self.batch, left)
+        while size > 1 and self._needed(size) > self.stack.bits:
+            size -= 1
+        return size
+
+    def _push_batch(self, first: int, last: int) -> None:
+        """Push images first … last − 1, with more words below the stack if it needs them."""
+        if self._needed(last - first) > self.stack.bits and not self.written:
+            self._begin(math.ceil((self._needed(last - first) - self.stack.bits) / WORD))
+        images = torch.arange(first, last)
+        rows = Rows(
+            (last - first, *self.data.shape[1:]),
+            select_rows(self.condition, images, len(self.data)),
+        )
+        data, before, done = rows_of(self.data, first, last), self.stack.copy(), self.done
+        while True:
+            self.stack.lowest = len(self.stack)
+            try:
+                tick = lambda: self._tick(last - first)  # noqa: E731
+                ratio = batches.push(self.stack, self.latents, data, rows, tick)
+                break
+            except Underflow:
+                if self.written:  # the words below are in the file
+                    raise
+                self.stack, self.done = before.copy(), done
+                self._begin(math.ceil(self.dims * self.latents.start_bits / WORD))
+                before = self.stack.copy()
+        self.depth = max(self.depth, len(self.stack) - self.stack.lowest + 2)
+        self.sizes.append(last - first)
+        self.ratios.append(ratio)
+
+    def _begin(self, words: int) -> None:
+        self.stack.put_below(padding(self.start, words))
+        self.start += words
+
+    def _tick(self, images: int) -> None:
+        self.done += images
+        if self.progress is not None:
+            self.progress(self.done, len(self.data) * self.latents.steps)
