@@ -42,7 +42,7 @@ def sum_dims(
 
 
 def masked(mask: Tensor | None) -> dict[str, Tensor]:
-    """A mask as a keyword, where there is one: functions of one's own need not take it."""
+    """A mask as a keyword, where there is one: a function of the user need not take it."""
     return {} if mask is None else {"mask": mask}
 
 

@@ -95,7 +95,8 @@ def test_every_module_of_ours_that_holds_tensors_can_be_restored() -> None:
 def test_an_objective_of_any_schedule_is_built_on_meta(name: str) -> None:
     made = made_of({**SCHEDULES, **SCHEDULES_OVER_DIMS})
     with torch.device("meta"):
-        Objective(model(), schedule=made[name](), loss=VLB(Categorical(17)))
+        objective = Objective(model(), schedule=made[name](), loss=VLB(Categorical(17)))
+    assert all(parameter.is_meta for parameter in objective.parameters())
 
 
 @pytest.mark.parametrize(
