@@ -9,14 +9,12 @@ from torch import Tensor
 from vdiff._diffusion import Generators
 from vdiff._precision import as_float64, to_float64
 from vdiff._validate import Whole, require, validated
+from vdiff.discrete._tokens import LogProbs, Tokens, per_token
 from vdiff.discrete.process import (
-    LogProbs,
     Nats,
     Process,
-    Tokens,
     Vocabulary,
     of_state,
-    per_token,
     step_of,
     tokens_in_range,
 )

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vdiff._validate import validated
+from vdiff.discrete._tokens import per_token
 from vdiff.discrete.parameterization import TokenParameterization
-from vdiff.discrete.process import Process, of_state, per_token, step_of
+from vdiff.discrete.process import Process, of_state, step_of
 from vdiff.gaussian import Level, Step, sum_dims, weighted_sum
 from vdiff.prediction import ModelOutput, register
 from vdiff.schedule.base import NoiseLevels

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vdiff._validate import NonNegative, require, validated
 from vdiff.discrete._draw import draw, uniform_noise
+from vdiff.discrete._tokens import per_token
 from vdiff.discrete.prediction import TokenPrediction
-from vdiff.discrete.process import per_token
 from vdiff.gaussian import Level
 from vdiff.sampling.step import NO_HISTORY, History, chain_step
 
