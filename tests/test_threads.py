@@ -2,6 +2,7 @@
 another number says so."""
 
 import json
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from points import data_of, points
 from vdiff.cli.resume import StateFile
 from vdiff.decoder import Gaussian as Decoder
 from vdiff.likelihood import evaluate, ode_likelihood
+from vdiff.likelihood._models import evaluating
 from vdiff.likelihood.protocol import versions, warn_if_versions_differ
 from vdiff.oracle import Gaussian
 from vdiff.schedule import Linear
@@ -89,3 +91,23 @@ def test_what_an_older_file_does_not_say_is_passed_over(before):
         warnings.simplefilter("always")
         warn_if_versions_differ("the run", before)
     assert said == []
+
+
+def test_evaluations_in_two_threads_leave_tf32_as_it_was():
+    """The second enters before the first leaves, and leaves after it."""
+    convolution, entered, left = torch.backends.cudnn.conv, threading.Event(), threading.Event()
+    before = convolution.fp32_precision
+
+    def second() -> None:
+        with evaluating():
+            entered.set()
+            left.wait(60)
+
+    thread = threading.Thread(target=second)
+    with evaluating():
+        thread.start()
+        assert entered.wait(60)
+    assert convolution.fp32_precision == "ieee"
+    left.set()
+    thread.join()
+    assert convolution.fp32_precision == before != "ieee"

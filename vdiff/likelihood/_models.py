@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from threading import Lock
 from typing import Any
 
 import torch
@@ -22,6 +23,33 @@ _ROUNDING: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+class _Ieee:
+    """Float32 without TF32 in the process, from the first that enters until the last leaves: two
+    threads may evaluate at once."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = Lock(), 0
+        self.before: list[str] = []
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.before = [backend.fp32_precision for backend in _ROUNDING]
+            self.inside += 1
+            for backend in _ROUNDING:
+                backend.fp32_precision = "ieee"
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                for backend, own in zip(_ROUNDING, self.before, strict=True):
+                    backend.fp32_precision = own
+
+
+_IEEE = _Ieee()
+
+
 @contextmanager
 def evaluating(*models: object, differentiable: bool = False) -> Iterator[None]:
     """Models in evaluation mode, without gradients, TF32 or autocast. Restores everything.
@@ -37,22 +65,15 @@ def evaluating(*models: object, differentiable: bool = False) -> Iterator[None]:
     True
     """
     modules = [model for model in map(original, models) if isinstance(model, nn.Module)]
-    precision = [backend.fp32_precision for backend in _ROUNDING]
     devices = {p.device.type for model in modules for p in model.parameters()} | {"cpu"}
-    try:
-        for backend in _ROUNDING:
-            backend.fp32_precision = "ieee"
-        with ExitStack() as stack:
-            stack.enter_context(evaluation_mode(*modules))
-            if torch.is_inference_mode_enabled():  # a divergence needs gradients
-                stack.enter_context(torch.inference_mode(False))
-            for device in sorted(devices):
-                stack.enter_context(full_precision(torch.device(device)))
-            stack.enter_context(nullcontext() if differentiable else torch.no_grad())
-            yield
-    finally:
-        for backend, own in zip(_ROUNDING, precision, strict=True):
-            backend.fp32_precision = own
+    with _IEEE, ExitStack() as stack:
+        stack.enter_context(evaluation_mode(*modules))
+        if torch.is_inference_mode_enabled():  # a divergence needs gradients
+            stack.enter_context(torch.inference_mode(False))
+        for device in sorted(devices):
+            stack.enter_context(full_precision(torch.device(device)))
+        stack.enter_context(nullcontext() if differentiable else torch.no_grad())
+        yield
 
 
 class Finite:
