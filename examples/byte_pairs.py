@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 Tokens = np.ndarray[tuple[int], np.dtype[np.int64]]
-END, SHIFT = -1, 32  # between documents; bits of a token in a pair
+END = -1  # between documents
 
 
 class BytePairs:
@@ -33,11 +33,10 @@ class BytePairs:
         parts = [np.append(_bytes(document), END) for document in documents]
         tokens, found = np.concatenate(parts), list[tuple[int, int]]()
         for new in range(256, 256 + merges):
-            inside = (tokens[:-1] != END) & (tokens[1:] != END)
-            pairs = (tokens[:-1] << SHIFT | tokens[1:])[inside]
-            kinds, counts = np.unique(pairs, return_counts=True)
-            pair = int(kinds[counts.argmax()])
-            found.append((pair >> SHIFT, pair & ((1 << SHIFT) - 1)))
+            first, second = tokens[:-1], tokens[1:]
+            inside = (first != END) & (second != END)
+            counts = np.bincount((first * new + second)[inside], minlength=new * new)
+            found.append(divmod(int(counts.argmax()), new))
             tokens = _merged(tokens, *found[-1], new)
         return cls(found)
 

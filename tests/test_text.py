@@ -1,13 +1,15 @@
 """Text as bytes: every byte once, parts without copies, a user's files."""
 
+import inspect
 import re
+import textwrap
 from pydoc_data.topics import topics
 
 import pytest
 import torch
 
 from vdiff.data import Text, text, text_from
-from vdiff.data.text import without_copies
+from vdiff.data.text import docstrings_of, without_copies
 
 
 def read(part):
@@ -34,20 +36,39 @@ def test_each_byte_is_in_one_window(length):
             assert bytes(part.tokens[first].tolist())[: len(document)] == document[:length]
 
 
-def test_the_parts_are_all_topics_without_copies():
+def test_the_parts_are_topics_and_docstrings_without_copies():
     parts = text()
     names = [set(part.documents) for part in parts]
     assert not names[0] & names[1]
     assert not names[2] & (names[0] | names[1])
     every = {name: d for part in parts for name, d in part.documents.items()}
-    assert every == without_copies(topics)
     kept = [paragraphs(document) for document in every.values()]
     assert sum(map(len, kept)) == len(set.union(*kept))
-    assert set.union(*kept) == set.union(*(paragraphs(t.encode()) for t in topics.values()))
+    whole = {*topics.values(), inspect.getdoc(textwrap), inspect.getdoc(textwrap.wrap)}
+    assert set.union(*(paragraphs(t.encode()) for t in whole)) <= set.union(*kept)
+    assert not any(re.search(r"(^|/)tests?/|site-packages|pydoc_data", name) for name in every)
     total = sum(part.bytes for part in parts)
     assert 0.07 < parts.test.bytes / total <= 0.1
     assert 0.03 < parts.selection.bytes / total <= 0.05
     assert f"{parts.test.bytes:,} bytes" in parts.test.record
+
+
+def test_docstrings_of_a_module_its_classes_and_functions():
+    source = b"""'M.'
+class A:
+    '''C.
+
+    More.'''
+    async def f(self): 'F.'
+    def g(self): return 'no docstring'
+"""
+    assert docstrings_of(source) == "M.\n\nC.\n\nMore.\n\nF."
+    assert docstrings_of(b"print 'Python 2'") == docstrings_of(b"\0") == ""
+
+
+def test_half_a_surrogate_pair_in_a_docstring_becomes_a_question_mark():
+    text = docstrings_of(rb"'half \ud800 of a pair'")
+    assert without_copies({"a": text})["a"] == b"half ? of a pair"
 
 
 def test_the_split_does_not_depend_on_the_order_of_documents():

@@ -1,10 +1,16 @@
-"""Text as bytes: the documentation that ships with Python, and a user's own files."""
+"""Text as bytes: the documentation that ships with Python, and your own files."""
 
+import ast
 import hashlib
 import re
+import sysconfig
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from platform import python_version
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -15,6 +21,8 @@ from vdiff.disk import absolute
 from vdiff.errors import InvalidValue
 
 PARAGRAPH = re.compile(r"(?<=\n)\n+")
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+NO_DOCUMENTATION = {"site-packages", "test", "tests", "idle_test", "pydoc_data"}  # folders
 TESTED, SELECTED = 10, 20  # a part has at most one byte in so many
 
 
@@ -110,24 +118,56 @@ class TextSplits(NamedTuple):
 
 @validated
 def text(length: Count = 128) -> TextSplits:
-    """English text that is installed with Python: the topics of its help, in windows of `length`
-    bytes.
+    """English text that is installed with Python: the topics of its help and the docstrings of its
+    standard library, in windows of `length` bytes.
 
-    The topics share many paragraphs ("compound" has those of "for", "while", …). Each paragraph
-    is kept in the shortest topic that has it, and left out of the others, so that no paragraph of
-    the test is in the training part. Python 3.11 has 79 topics of 466,117 bytes, of which 373,889
-    are left; other versions have others, as `record` says.
+    A document is a topic, or all docstrings of a module. They share many paragraphs ("compound"
+    has those of "for", "while", …). Each paragraph is kept in the shortest document that has it,
+    and left out of the others, so that no paragraph of the test is in the training part. Python
+    3.11 has about 2.1 MB of such text; other versions and installations have others, as `record`
+    says.
 
     >>> parts = text(64)
     >>> parts.test.tokens.shape[1], parts.test.bytes == int((~parts.test.absent).sum())
     (64, True)
     """
-    from platform import python_version
+    documents = _installed()
+    modules = sum(name.endswith(".py") for name in documents)
+    record = (
+        f"{len(documents) - modules} topics and the docstrings of {modules} modules of Python "
+        f"{python_version()}, each paragraph once"
+    )
+    return Text(documents, length, record).split()
+
+
+@cache
+def _installed() -> Mapping[str, bytes]:
+    """Topics by name and docstrings by path in the standard library, without copies."""
     from pydoc_data.topics import topics
 
-    documents = without_copies(topics)
-    record = f"{len(documents)} topics of pydoc of Python {python_version()}, each paragraph once"
-    return Text(documents, length, record).split()
+    root = Path(sysconfig.get_path("stdlib"))
+    docstrings = {
+        path.relative_to(root).as_posix(): docstrings_of(path.read_bytes())
+        for path in sorted(root.rglob("*.py"))
+        if not NO_DOCUMENTATION & set(path.relative_to(root).parts)
+    }
+    return MappingProxyType(without_copies({**topics, **docstrings}))
+
+
+def docstrings_of(source: bytes) -> str:
+    """The docstrings of a module, its classes and functions, with an empty line between them;
+    none where the source cannot be parsed.
+
+    >>> docstrings_of(b"'About it.'\ndef f():\n    'Returns it.'\n")
+    'About it.\n\nReturns it.'
+    """
+    with warnings.catch_warnings(action="ignore"):  # of the source
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            return ""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, DOCUMENTED))
+    return "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
 
 
 @validated
@@ -159,14 +199,16 @@ def text_from(path: str | Path, length: Count = 128, *, pattern: str = "*.txt") 
 
 def without_copies(texts: Mapping[str, str]) -> dict[str, bytes]:
     """Each text in UTF-8, without the paragraphs that a shorter text has; white space does not
-    make a paragraph another. Texts of which nothing is left are left out.
+    make a paragraph another. Texts of which nothing is left are left out. Half of a surrogate pair
+    becomes "?".
 
     >>> without_copies({"all": "One.\\n\\nTwo.\\n", "one": "One.\\n"})
     {'all': b'Two.\\n', 'one': b'One.\\n'}
     """
     seen: set[str] = set()
     kept: dict[str, bytes] = {}
-    for name in sorted(texts, key=lambda name: (len(texts[name].encode()), name)):
+    sizes = {name: len(text.encode(errors="replace")) for name, text in texts.items()}
+    for name in sorted(texts, key=lambda name: (sizes[name], name)):
         paragraphs = []
         for paragraph in PARAGRAPH.split(texts[name]):
             words = " ".join(paragraph.split())
@@ -174,7 +216,7 @@ def without_copies(texts: Mapping[str, str]) -> dict[str, bytes]:
                 paragraphs.append(paragraph)
                 seen.add(words)
         if paragraphs:
-            kept[name] = "\n".join(paragraphs).encode()
+            kept[name] = "\n".join(paragraphs).encode(errors="replace")
     return {name: kept[name] for name in texts if name in kept}
 
 
