@@ -133,7 +133,7 @@ def floating_without_decoder(self: Any, x: Tensor, absent: Tensor | None) -> Non
 def warn_of_first_level(loss: Loss, schedule: Schedule) -> None:
     """Warn if no draw trains t = 0 of a chain, where `sample` and some decoders call the
     network."""
-    weighted = isinstance(loss, Weighted)
+    weighted = isinstance(loss, Weighted) and loss.decoder is not None
     alone = isinstance(loss, Hybrid) and loss.bound_weight > 0 and loss.decoder is None
     if loss.steps is None or not (weighted or alone):
         return

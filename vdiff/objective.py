@@ -61,8 +61,7 @@ class Objective(nn.Module):
         self.model, self.schedule = original(model), schedule
         self.loss = Weighted() if loss is None else loss
         warn_beyond(self.model, schedule, self.steps)
-        if diffusion_of(self.model).continuous:
-            warn_of_first_level(self.loss, schedule)
+        warn_of_first_level(self.loss, schedule)
 
     @property
     def decoder(self) -> Decoder | None:
