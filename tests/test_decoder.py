@@ -3,6 +3,7 @@
 import math
 from functools import cache
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -252,6 +253,33 @@ def test_an_interval_of_the_normal_in_log_space(lower, upper):
     assert [a.grad.item(), b.grad.item()] == pytest.approx(
         want, rel=1e-9, abs=1e-12 * max(map(abs, want))
     )
+
+
+@pytest.mark.parametrize("at", [0.0, 1e-3, 0.3, -7.0, 40.0])
+@pytest.mark.parametrize("width", [2**-2, 2**-8, 2**-11, 2**-12, 2**-20, 2**-36, 2**-42])
+def test_a_narrow_interval_keeps_its_digits(at, width):
+    """Φ(b) − Φ(a) to 80 digits is the oracle."""
+    a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (at, at + width))
+    value = log_normal_interval(a, b)
+    with mpmath.workdps(80 + int(at**2)):
+        low, high = (-b.item(), -a.item()) if at > 0 else (a.item(), b.item())
+        mass = mpmath.ncdf(high) - mpmath.ncdf(low)
+        want, density = mpmath.log(mass), mpmath.npdf(b.item()) / mass
+    assert value.item() == pytest.approx(float(want), rel=1e-11)
+    value.backward()
+    assert b.grad.item() == pytest.approx(float(density), rel=1e-7)
+
+
+def test_the_bins_of_a_decoder_under_almost_pure_noise():
+    """log p = log φ(0) + log of the width, whose digits a difference of Φ loses."""
+    for variance, logsnr in ((None, -39.0), (None, -75.0), (1e30, 5.0)):
+        decoder = DiscretizedGaussian(256, variance=variance)
+        std = math.exp(-0.5 * logsnr) if variance is None else math.sqrt(variance)
+        mean = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+        log_p = decoder.log_prob(torch.tensor([[100]]), mean, logsnr)
+        want = math.log(decoder.spacing / std) - 0.5 * math.log(2 * math.pi)
+        assert log_p.item() == pytest.approx(want, rel=1e-12)
+        assert torch.autograd.grad(log_p.sum(), mean)[0].isfinite().all()
 
 
 def density_over_mass(lower, upper):

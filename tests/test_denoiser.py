@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from vdiff import Denoiser, weighted_elbo
-from vdiff.denoiser import TableStep, edm_time, flow_time, sigma_time
+from vdiff._network import weights_dtype
+from vdiff.denoiser import ScaledGamma, ScheduleTime, TableStep, edm_time, flow_time, sigma_time
 from vdiff.likelihood import Share
 from vdiff.likelihood.protocol import computation_protocol
 from vdiff.likelihood.verify import _Counted
@@ -319,3 +320,19 @@ def test_a_module_that_a_call_hides_is_warned_of():
     Denoiser(
         network, V(), call=lambda _, z, t, y: network(t, z, y)
     )  # the network itself is no stranger
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_a_half_table_or_a_double_scalar_does_not_decide_between_half_and_double(half):
+    for wide, other in ((torch.float64, half), (half, torch.float64)):
+        network = nn.Module()
+        network.other = nn.Parameter(torch.zeros(3, 4, dtype=other))
+        network.layer = nn.Linear(2, 2, dtype=wide)
+        assert weights_dtype(network) == wide
+
+
+def test_a_time_says_what_it_is():
+    table = Tabulated([5.0, 1.0, -4.0])
+    for time in (ScaledGamma(), ScheduleTime(Linear()), TableStep(table, integer=True)):
+        assert repr(time).startswith(type(time).__name__ + "(")
+    assert repr(ScaledGamma()) == "ScaledGamma(logsnr_max=13.3, logsnr_min=-5.0)"

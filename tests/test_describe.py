@@ -227,3 +227,9 @@ def test_what_is_no_recipe_is_named():
         ValueError, match=r"recipe: argument 'name' must be one of .* \(did you mean 'edm'\?\)"
     ):
         describe("edmm")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_repr_holds_no_address(name):
+    assert " at 0x" not in repr(describe(name))
+    assert "name='edm'" in repr(describe("edm"))

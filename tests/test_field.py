@@ -327,6 +327,18 @@ def test_a_decoder_of_the_whole_example_takes_no_mask() -> None:
         elbo(told, x, **call)
 
 
+@pytest.mark.parametrize("method", ["log_prob", "expected_nll"])
+def test_a_decoder_that_factorises_takes_a_mask(method: str) -> None:
+    def old(self: Gaussian, data: Tensor, at: Tensor, logsnr: Tensor | None = None) -> Tensor:
+        return data.flatten(1).sum(1)
+
+    decoder = type("Own", (Gaussian,), {method: old})()
+    x, call = data()[0], {"schedule": LINEAR, "decoder": decoder}
+    elbo(told, x, **call)
+    with pytest.raises(InvalidValue, match=rf"'decoder' must take mask= in {method}, for fact"):
+        elbo(told, x, mask=MASK, **call)
+
+
 def test_a_learned_shape_and_independent_times() -> None:
     schedule, (x, eps, _) = Spline(8.0, -6.0, knots=5, learn_ends=False), data(torch.float64)
     t = torch.rand(N, D, dtype=torch.float64, generator=draw())

@@ -1,5 +1,6 @@
 """What the verbs accept: models, conditions, and rules over several arguments."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -157,8 +158,14 @@ def decoder_factorises(
         "the term of some dimensions is not known without the others; set factorises = True where "
         "log_prob and expected_nll take mask="
     )
-    fits = unmasked or decoder is None or decoder.factorises
-    require(fits, "decoder", "factorise over dimensions where there is a mask", decoder, hint)
+    if unmasked or decoder is None:
+        return
+    what = "factorise over dimensions where there is a mask"
+    require(decoder.factorises, "decoder", what, decoder, hint)
+    for method in ("log_prob", "expected_nll"):
+        takes = "mask" in inspect.signature(getattr(decoder, method)).parameters
+        what, form = f"take mask= in {method}, for factorises is True", "(self, …, mask=None)"
+        require(takes, "decoder", what, decoder, f"def {method}{form}")
 
 
 def noise_on_chain(schedule: Schedule, steps: int | None) -> None:

@@ -205,13 +205,14 @@ def _shape_hint(out: Tensor, z: Tensor, parts: int) -> str:
 
 
 def weights_dtype(network: object) -> torch.dtype | None:
-    """The widest of half and single precision among a network's parameters, or float64 if all are
-    float64. None if it has no such parameters.
+    """The widest of half and single precision among a network's parameters. Without single
+    precision, float64 if more of its tensors are float64 than half: one scalar in float64 and one
+    table in half precision decide nothing. None if it has no such parameters.
 
     >>> weights_dtype(nn.Linear(2, 2).bfloat16())
     torch.bfloat16
     """
-    dtypes: set[torch.dtype] = set()
+    dtypes: list[torch.dtype] = []
     modules = [network] if isinstance(network, nn.Module) else []
     while modules:  # `network.parameters()` costs a tenth of a small network's time
         module = modules.pop()
@@ -219,12 +220,12 @@ def weights_dtype(network: object) -> torch.dtype | None:
             if parameter is not None:
                 if parameter.dtype == torch.float32:
                     return torch.float32
-                dtypes.add(parameter.dtype)
+                dtypes.append(parameter.dtype)
         modules.extend(child for child in module._modules.values() if child is not None)
-    half = dtypes & HALF
-    if len(half) > 1:
-        return torch.float32
-    return half.pop() if half else torch.float64 if torch.float64 in dtypes else None
+    half, double = [dtype for dtype in dtypes if dtype in HALF], dtypes.count(torch.float64)
+    if double > len(half):
+        return torch.float64
+    return torch.float32 if len(set(half)) > 1 else half[0] if half else None
 
 
 @contextmanager

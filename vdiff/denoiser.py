@@ -89,6 +89,9 @@ class ScaledGamma:
     def __call__(self, logsnr: Floating) -> Tensor:
         return (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
 
+    def __repr__(self) -> str:
+        return f"ScaledGamma(logsnr_max={self.logsnr_max}, logsnr_min={self.logsnr_min})"
+
 
 def fixed(schedule: Schedule) -> None:
     """Rule: the schedule learns nothing."""
@@ -118,6 +121,9 @@ class ScheduleTime:
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self.schedule.inverse(logsnr, clamp=True)
+
+    def __repr__(self) -> str:
+        return f"ScheduleTime({self.schedule!r})"
 
 
 _TABLE = "for instance Tabulated.linear_betas(); ScheduleTime takes any schedule"
@@ -150,6 +156,9 @@ class TableStep:
             return nearest.long()
         return torch.where((index - nearest).abs() < 1e-3, nearest, index)  # exact in float32 too
 
+    def __repr__(self) -> str:
+        return f"TableStep({self.schedule!r}, integer={self.integer})"
+
 
 class Denoiser(nn.Module):
     """A network as a model: `Denoiser(network, V())(z, logsnr)` is a `Prediction`.
@@ -163,9 +172,9 @@ class Denoiser(nn.Module):
     around it hides its parameters.
 
     z is cast to the dtype of the network's weights: the widest of half and single precision among
-    its parameters, or float64 if all of them are float64. Buffers, integer and complex weights do
-    not count. If there are both float16 and bfloat16, z is cast to float32. Times are in float32
-    or wider. The output is cast to the dtype of z.
+    its parameters. Without single precision, it is float64 if more of them are float64 than half.
+    Buffers, integer and complex weights do not count. If there are both float16 and bfloat16, z is
+    cast to float32. Times are in float32 or wider. The output is cast to the dtype of z.
 
     A time that is constant beyond two ends has them as `logsnr_range`, (λ_max, λ_min), as
     `ScheduleTime` and `TableStep` do. A loss, an evaluation or a sampler that leaves this range

@@ -3,7 +3,7 @@ signal."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal, overload
 
@@ -42,7 +42,7 @@ class Description:
     """
 
     recipe: Recipe
-    error: Errors = torch.sigmoid
+    error: Errors = field(default=torch.sigmoid, repr=False)  # its repr is an address
     error_of: str = "N(0, I)"
 
     @cached_property

@@ -55,10 +55,13 @@ class File:
 @contextmanager
 def writing(folder: Path, name: str) -> Iterator[None]:
     """Create `folder` if it is missing, and lock it while one process writes `name` into it;
-    others wait."""
+    others wait. Remove the created folders again if nothing was written."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    path = folder / f".{name}.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = acquire_lock(folder / f".{name}.lock", WAIT)
+        lock = acquire_lock(path, WAIT)
+        folder.mkdir(parents=True, exist_ok=True)  # who held the lock may have removed it
     except OSError as error:  # a timeout is one too
         what = f"be one that {name} can be written to, for it is not there"
         raise InvalidValue("folder", what, f"{folder}: {error}") from error
@@ -66,3 +69,7 @@ def writing(folder: Path, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if new and {each.name for each in folder.iterdir()} <= {path.name}:
+            path.unlink(missing_ok=True)
+            for each in new:
+                each.rmdir()

@@ -208,9 +208,16 @@ def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
     """
     flip = lower + upper > 0  # work in the lower tail, where Φ keeps its digits
     low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    width, middle = high - low, 0.5 * (low + high)
+    narrow = width * (1 - middle) < 4 * torch.finfo(width.dtype).eps ** 0.25
     log_high = log_normal_cdf(high)
-    log_p: Tensor = log_high + torch.log(-torch.expm1(log_normal_cdf(low) - log_high))
-    return log_p
+    log_low = log_normal_cdf(torch.where(narrow, high - 1, low))
+    wide = log_high + torch.log(-torch.expm1(log_low - log_high))
+    # φ(m) w (1 + (m² − 1) w²/24 + …): the difference of two equal numbers has no digits
+    width, middle = torch.where(narrow, width, 1e-3), torch.where(narrow, middle, 0.0)
+    bend = torch.log1p((middle.square() - 1) * width.square() / 24)
+    density = -0.5 * middle.square() - 0.5 * math.log(2 * math.pi)
+    return torch.where(narrow, density + width.log() + bend, wide)
 
 
 def log_normal_cdf(score: Tensor) -> Tensor:
