@@ -155,3 +155,46 @@ def test_labels_are_refused_or_left_out_aloud(run, tmp_path, capsys):
         made.save(config.objective())
     text = refused(capsys, "compress", str(made.folder), str(source), str(out), *SHORT)
     assert "'run' must take no labels" in text
+
+
+TOKENS = """
+import torch
+from torch import nn
+from vdiff import Objective
+from vdiff.discrete import Masked, TokenDenoiser
+from vdiff.schedule import LogLinear
+
+
+def objective():
+    torch.manual_seed(0)
+    return Objective(TokenDenoiser(nn.Embedding(301, 300), Masked(300)), schedule=LogLinear())
+
+
+def model():
+    return objective().model
+"""
+
+
+@pytest.mark.parametrize("steps", [(), ("--steps", "3")])
+def test_tokens_of_a_run_come_back_byte_for_byte(tmp_path, capsys, steps):
+    (tmp_path / "mine.py").write_text(TOKENS)
+    source, file, back = (str(tmp_path / n) for n in ("x.npy", "x.vdiff", "back.npy"))
+    np.save(source, np.random.default_rng(0).integers(0, 300, (20, 8)).astype(np.uint16))
+    builder, run = f"{tmp_path}/mine.py:model", str(tmp_path / "run")
+    words = ["--data", source, "--set", "data_options.levels=300", "--set", "steps=3"]
+    assert main(["train", builder, "--out", run, "--quiet", *words]) == 0
+    capsys.readouterr()
+    device = ("--model", builder, "--device", "cpu", "--quiet")
+    assert main(["compress", run, source, file, *steps, *device, "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    error = 3 * numbers["bound"]["Monte Carlo"]
+    assert numbers["bits/token"] == pytest.approx(numbers["bound"]["value"], abs=0.3 + error)
+    assert numbers["steps"] == (3 if steps else None)
+    assert main(["compress", run, source, file, *steps, *device]) == 0
+    text = capsys.readouterr().out
+    assert f"20 texts of 8 tokens, {'3 steps' if steps else 'one token in each step'}" in text
+    assert main(["decompress", run, file, back, *device]) == 0
+    assert "20 texts" in capsys.readouterr().out
+    assert Path(back).read_bytes() == Path(source).read_bytes()
+    np.save(source, np.zeros((3, 9), np.uint16))
+    assert "must be texts of shape [8]" in refused(capsys, "compress", run, source, file, *device)

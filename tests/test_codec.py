@@ -14,8 +14,9 @@ from vdiff.chain import first_variance
 from vdiff.codec import batches, compress, compression, decompress, decompress_batches
 from vdiff.codec import decompression as module
 from vdiff.codec.baselines import baselines
+from vdiff.codec.code import Rows
 from vdiff.codec.container import Container
-from vdiff.codec.latents import TOLERANCE, Latents, Rows, cost, excess, spacing_for
+from vdiff.codec.latents import TOLERANCE, Latents, cost, excess, spacing_for
 from vdiff.codec.stack import Stack
 from vdiff.data.digits import digits
 from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian

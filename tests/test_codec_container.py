@@ -163,3 +163,11 @@ def test_a_difference_is_named():
         check_same({"weights": "w", "threads": 4}, {"weights": "w", "threads": 1})
     with pytest.raises(InvalidValue, match="the condition that it was written with, None"):
         check_same({"weights": "w"}, {"weights": "w", "condition": {}})
+
+
+def test_files_without_a_kind_hold_images(file):
+    file.write_bytes(with_facts(kind=..., seed=...))
+    assert Container.open(file).facts == FACTS
+    file.write_bytes(with_facts(kind="sounds"))
+    with pytest.raises(InvalidValue, match="the value of kind"):
+        Container.open(file)

@@ -1,4 +1,4 @@
-"""Restore the images of a file of `vdiff compress`, byte for byte.
+"""Restore the images or tokens of a file of `vdiff compress`, byte for byte.
 
     vdiff decompress RUN out.vdiff images.npz
 
@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
         parts = decompress_batches(chain.pop("model"), path, progress=progress, **chain)
         write_images(out, facts, parts)
     size = out.stat().st_size
-    say(f"{facts.shape[0]:,} images, {size:,} bytes, in {printable(str(out))}")
+    examples = "images" if facts.kind == "latents" else "texts"
+    say(f"{facts.shape[0]:,} {examples}, {size:,} bytes, in {printable(str(out))}")
     return 0
 
 

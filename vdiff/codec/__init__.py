@@ -1,4 +1,4 @@
-"""A lossless codec of images, whose files are as long as the bound of a chain says."""
+"""A lossless codec of images and tokens, whose files are as long as the bound of a chain says."""
 
 from vdiff.codec.compression import Compressed, compress
 from vdiff.codec.decompression import decompress, decompress_batches

@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 
 from vdiff._arguments import Model, denoisers, original
-from vdiff._precision import device_of
 from vdiff._validate import Given, Instance, require
 from vdiff._version import __version__
+from vdiff.codec.code import Code
 from vdiff.codec.container import DTYPES, Identity
-from vdiff.codec.latents import Latents
 from vdiff.decoder import Decoder, Levels
 from vdiff.errors import InvalidType
 from vdiff.likelihood.conditions import condition_digest
 from vdiff.likelihood.digest import digest, weights_digest
-from vdiff.schedule import Schedule
 
 CHUNK = 1 << 22  # values that are read at a time
 PADDING = 0x76646966  # the key of the first words of every stack
@@ -51,13 +49,6 @@ def images(value: Any, argument: str, given: Given) -> Any:
 
 LevelDecoder = Annotated[Levels, with_levels]
 Images = Annotated[Tensor | np.ndarray, images]
-
-
-def one_level(schedule: Schedule) -> None:
-    """Rule: all dimensions have the same λ, whatever the data."""
-    what, hint = "have one λ for all dimensions", "a step in which one rests has no noise to code"
-    shared = schedule.shared and not schedule.depends_on_data
-    require(shared, "schedule", what, type(schedule).__name__, hint)
 
 
 def dtype_of(data: Tensor | np.ndarray) -> str:
@@ -98,21 +89,16 @@ def in_chunks(data: Tensor | np.ndarray) -> Iterator[Tensor]:
         yield rows_of(data, first, first + step)
 
 
-def identity(
-    model: Model, decoder: Levels, latents: Latents, condition: Mapping[str, Any] | None
-) -> Identity:
+def identity(model: Model, code: Code, condition: Mapping[str, Any] | None) -> Identity:
     """Hashes of all that the code depends on, and the software."""
-    chain = (latents.logsnr, latents.delta, torch.from_numpy(latents.grid))
-    levels = b"".join(v.numpy().tobytes() for v in chain)
     parts = [(repr(d.parameterization), repr(d.variance)) for d in denoisers(model)]
     text = f"{type(original(model)).__name__} {parts}"
     facts: Identity = {
         "weights": " ".join(weights_digest(model)) or "none",
         "model": digest(text.encode()),
-        "chain": digest(levels),
-        "decoder": digest(f"{decoder} {weights_digest(decoder)}".encode()),
+        **code.identity(),
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-        "device": _name_of(latents.device),
+        "device": _name_of(code.device),
         "threads": torch.get_num_threads(),
         "vdiff": __version__,
         **{name: version(name) for name in ("torch", "numpy", "constriction")},
@@ -124,11 +110,6 @@ def identity(
 
 def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def device_for(model: Model) -> torch.device:
-    """Where the model computes."""
-    return device_of(original(model))
 
 
 def padding(first: int, count: int) -> np.ndarray:

@@ -9,16 +9,48 @@ the bound of the chain. Step by step, a batch needs the bits of two latents to b
 those of all (Bit-Swap, Kingma et al., arXiv:1905.06845).
 """
 
-from collections.abc import Callable
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff.codec.latents import Latents, Normal, Rows
+from vdiff._diffusion import GAUSSIAN
+from vdiff.codec.code import Code, Rows, Tick
+from vdiff.codec.latents import SPARE_BITS, Latents, Normal
 from vdiff.codec.stack import Floats, Integers, Stack
+from vdiff.likelihood.digest import digest, weights_digest
 
-Tick = Callable[[], None]
+
+class BitsBack(Code):
+    """The code of images under a chain."""
+
+    kind, unit = "latents", GAUSSIAN.unit
+
+    def __init__(self, latents: Latents) -> None:
+        self.latents, self.device = latents, latents.device
+        self.steps, self.spacing, self.cost = latents.steps, latents.spacing, latents.cost
+
+    def identity(self) -> dict[str, str]:
+        latents, decoder = self.latents, self.latents.decoder
+        chain = (latents.logsnr, latents.delta, torch.from_numpy(latents.grid))
+        levels = b"".join(v.numpy().tobytes() for v in chain)
+        of_decoder = f"{decoder} {weights_digest(decoder)}"
+        return {"chain": digest(levels), "decoder": digest(of_decoder.encode())}
+
+    def needed(self, images: int, dims: int) -> float:
+        """Their mean and six standard deviations."""
+        count = images * dims
+        return count * self.latents.start_bits + 6 * math.sqrt(2 * count) + 2 * SPARE_BITS
+
+    def more(self, dims: int) -> float:
+        return dims * self.latents.start_bits
+
+    def push(self, stack: Stack, data: Tensor, rows: Rows, tick: Tick) -> Floats:
+        return push(stack, self.latents, data, rows, tick)
+
+    def pop(self, stack: Stack, rows: Rows, tick: Tick) -> Tensor:
+        return pop(stack, self.latents, rows, tick)
 
 
 def push(stack: Stack, latents: Latents, data: Tensor, rows: Rows, tick: Tick) -> Floats:

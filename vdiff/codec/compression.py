@@ -1,4 +1,4 @@
-"""Compress images with a chain."""
+"""Compress images with a chain, and tokens with their masks."""
 
 import math
 import os
@@ -11,34 +11,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff._arguments import Condition, Model, decoder_fits, finite_end
+from vdiff._arguments import Condition, Model
+from vdiff._diffusion import GAUSSIAN, Unit, diffusion_of
 from vdiff._validate import Count, Number, Whole, validated
-from vdiff.codec import batches
+from vdiff.codec._choice import code_of, has_code, has_steps
 from vdiff.codec._identity import (
     DataHash,
     Images,
     LevelDecoder,
-    device_for,
     dtype_of,
     identity,
     in_chunks,
-    one_level,
     padding,
     rows_of,
 )
+from vdiff.codec.code import Code, Rows
 from vdiff.codec.container import MOST_STEPS, Facts, Identity, Writer
-from vdiff.codec.latents import SPARE_BITS, TOLERANCE, Latents, Rows
+from vdiff.codec.latents import TOLERANCE
 from vdiff.codec.stack import WORD, Stack, Underflow
 from vdiff.disk import atomic_write
 from vdiff.likelihood._models import evaluating
 from vdiff.likelihood.conditions import select_rows
 from vdiff.schedule import Schedule
-from vdiff.weighting._check import divides_table
 
 Progress = Callable[[int, int], None]
 Tolerance = Annotated[float, Number(above=0.0, hint="bits per dimension")]
 _FINE = "of a longer chain the grids would be too fine for the coder"
 Steps = Annotated[int, Whole(at_most=MOST_STEPS, hint=_FINE)]
+Seed = Annotated[int, Whole(at_least=0, at_most=2**53)]
+GIVEN = "every token is coded: a text that is padded has as many tokens as its row"
 SPARE = 4  # a stack keeps so many times the words that the largest batch begins with
 
 
@@ -48,12 +49,14 @@ class Compressed:
 
     Attributes:
         bytes: of the whole file.
-        images, dims: how many images, and the dimensions of one.
+        images, dims: how many images or texts, and the dimensions or tokens of one.
         bits: what the images added to the stack.
         start: the bits that the stack had before them, in the file as well, once.
         log_ratio: of the path of each image, log q(z₀ … z₁ | x) − log p(x, z₀ … z₁), nats. Its
-            expectation is the bound.
-        cost: an upper estimate of what the latents' grids cost, bits per dimension.
+            expectation is the bound. Of tokens, −Σ log p of what was coded.
+        cost: an upper estimate of what the latents' grids, or the whole numbers of the coder's
+            probabilities, cost, bits per dimension.
+        unit: bits/dim of images, or bits/token of texts.
 
     >>> nats = torch.full((2,), 700.0)
     >>> written = Compressed(1000, 2, 784, bits=6272, start=320, log_ratio=nats, cost=0.001)
@@ -68,11 +71,17 @@ class Compressed:
     start: int
     log_ratio: Tensor
     cost: float
+    unit: Unit = GAUSSIAN.unit
 
     @property
     def bits_per_dim(self) -> float:
         """Of what the images added."""
         return self.bits / (self.images * self.dims)
+
+    @property
+    def bits_per_token(self) -> float:
+        """The same, of tokens."""
+        return self.bits_per_dim
 
     @property
     def path_bits_per_dim(self) -> float:
@@ -87,36 +96,41 @@ class Compressed:
     def __str__(self) -> str:
         each = self.images * self.dims
         rows = (
-            ("images", self.bits / 8, self.bits_per_dim),
+            (f"{self.unit.example}s", self.bits / 8, self.bits_per_dim),
             ("start", self.start / 8, self.start / each),
             ("container", self.container, 8 * self.container / each),
             ("file", self.bytes, 8 * self.bytes / each),
         )
-        head = f"{'':<12}{'bytes':>14}{'bits/dim':>12}"
+        head = f"{'':<12}{'bytes':>14}{self.unit.name:>12}"
         return "\n".join([head, *(f"{n:<12}{b:>14,.0f}{v:>12.4f}" for n, b, v in rows)])
 
 
-@validated(rules=[finite_end, divides_table, decoder_fits, one_level])
+@validated(rules=[has_code, has_steps], elsewhere={"mask": GIVEN, "absent": GIVEN})
 def compress(
     model: Model,
     data: Images,
     path: str | os.PathLike[str],
     *,
-    schedule: Schedule,
-    decoder: LevelDecoder,
-    steps: Steps,
+    schedule: Schedule | None = None,
+    decoder: LevelDecoder | None = None,
+    steps: Steps | None = None,
     tolerance: Tolerance = TOLERANCE,
     batch: Count = 64,
+    seed: Seed = 0,
     progress: Progress | None = None,
     record: Mapping[str, Any] | None = None,
     condition: Condition = None,
 ) -> Compressed:
-    """Write images into a file from which `decompress` restores them byte for byte. Its expected
-    length is the bound of the chain.
+    """Write images or tokens into a file from which `decompress` restores them byte for byte. Its
+    expected length is the bound of the chain.
 
     Bits-back coding: each image takes bits off a stack to choose its latents, pushes itself and
     them, and the bits come back when it is decoded. Batches begin with one image and grow with the
     stack, so that only the first image needs bits that are not there.
+
+    Tokens of a process with masks need no bits-back, and no decoder: noise that both sides know
+    masks them, and each step codes those that lose their masks (`vdiff.codec.tokens`). Without
+    `steps`, each codes one token, and the bound is that in continuous time.
 
     Each image costs T evaluations of the model, and as many to decode. It runs in evaluation mode,
     in full precision. The decoder must compute the same last bits: the same weights, software,
@@ -124,19 +138,23 @@ def compress(
 
     Args:
         model, schedule, decoder, steps, condition: as in `elbo`; the schedule is the same for all
-            dimensions, and the decoder one of levels.
+            dimensions, and the decoder one of levels. Tokens need none of them; with a network
+            that gets a time they need `steps`, and the chain's schedule is `LogLinear()` if it is
+            not given.
         data: (n, …) whole numbers, a tensor or an array. Of a mapped array (`np.load(file,
             mmap_mode="r")`) only one batch is in memory.
         path: the file, which is written whole or not at all.
         tolerance: by how much the grids of the latents may lengthen the code, bits per dimension.
             Finer grids need more bits to begin with.
         batch: at most so many images at a time.
+        seed: of the noise that masks tokens. The file has it.
         progress: called as progress(done, total) with numbers of network evaluations.
         record: plain data that the file holds too (`Container.open(path).facts.record`).
 
     Raises:
         TypeError, ValueError: for data that are no levels of the decoder, a decoder of densities,
-            a schedule over dimensions; where a prediction is not finite.
+            a schedule over dimensions, tokens that are not masked but replaced; where a prediction
+            is not finite.
         OSError: if the file cannot be written. Nothing is left of it then.
         ImportError: without the extra `codec`.
 
@@ -155,16 +173,17 @@ def compress(
     3
     """
     shape, kind = list(data.shape), dtype_of(data)
-    digest = DataHash(shape, kind)
+    digest, process = DataHash(shape, kind), diffusion_of(model)
     for part in in_chunks(data):
-        decoder.encode(part)  # raises for what are no levels of it
+        process.encode(part, decoder)  # raises for what is no data of it
         digest.update(part)
     with evaluating(model, schedule), atomic_write(Path(path)) as aside:
-        latents = Latents(model, schedule, decoder, steps, device_for(model), tolerance=tolerance)
+        chain, dims = (model, schedule, decoder, steps), math.prod(shape[1:])
+        code = code_of(*chain, dims, seed=seed, tolerance=tolerance)
         with aside.open("wb") as stream:
-            encoder = _Encoder(latents, data, batch, Writer(stream), progress, condition)
+            encoder = _Encoder(code, data, batch, Writer(stream), progress, condition)
             encoder.run()
-            of = identity(model, decoder, latents, condition)
+            of = identity(model, code, condition)
             encoder.close(shape, kind, str(digest), of, dict(record or {}))
     return encoder.result()
 
@@ -174,14 +193,14 @@ class _Encoder:
 
     def __init__(
         self,
-        latents: Latents,
+        code: Code,
         data: Tensor | np.ndarray,
         batch: int,
         writer: Writer,
         progress: Progress | None,
         condition: Any,
     ) -> None:
-        self.latents, self.data, self.batch, self.writer = latents, data, batch, writer
+        self.code, self.data, self.batch, self.writer = code, data, batch, writer
         self.condition = condition or {}
         self.dims = int(np.prod(data.shape[1:]))
         self.stack, self.start, self.written, self.depth = Stack(padding(0, 0)), 0, 0, 1
@@ -216,8 +235,9 @@ class _Encoder:
             else:
                 runs.append([size, 1])
         depth = min(self.depth, self.written + len(self.stack))
-        chain = self.latents.spacing, self.latents.steps
-        facts = Facts(shape, dtype, digest, runs, self.start, depth, *chain, of, record)
+        code = self.code
+        chain, of_code = (code.spacing, code.steps), (code.kind, code.seed)
+        facts = Facts(shape, dtype, digest, runs, self.start, depth, *chain, of, record, *of_code)
         self.writer.close(facts)
 
     def result(self) -> Compressed:
@@ -229,19 +249,19 @@ class _Encoder:
             bits=self.bits,
             start=WORD * self.start,
             log_ratio=torch.from_numpy(np.concatenate(self.ratios[::-1])),
-            cost=self.latents.cost / math.log(2),
+            cost=self.code.cost / math.log(2),
+            unit=self.code.unit,
         )
 
     def _needed(self, images: int) -> float:
-        """The bits that a batch begins with: their mean and six standard deviations."""
-        count = images * self.dims
-        return count * self.latents.start_bits + 6 * math.sqrt(2 * count) + 2 * SPARE_BITS
+        """The bits that a batch begins with."""
+        return self.code.needed(images, self.dims)
 
     def _size(self, left: int) -> int:
         """The largest batch of the images that are left for which there are bits; at least one
         image."""
-        size = min(self.batch, left)
-        while size > 1 and self._needed(size) > self.stack.bits:
+        size, bits = min(self.batch, left), max(self.stack.bits, self._needed(1))
+        while size > 1 and self._needed(size) > bits:
             size -= 1
         return size
 
@@ -253,19 +273,20 @@ class _Encoder:
         rows = Rows(
             (last - first, *self.data.shape[1:]),
             select_rows(self.condition, images, len(self.data)),
+            first,
         )
         data, before, done = rows_of(self.data, first, last), self.stack.copy(), self.done
         while True:
             self.stack.lowest = len(self.stack)
             try:
                 tick = lambda: self._tick(last - first)  # noqa: E731
-                ratio = batches.push(self.stack, self.latents, data, rows, tick)
+                ratio = self.code.push(self.stack, data, rows, tick)
                 break
             except Underflow:
                 if self.written:  # the words below are in the file
                     raise
                 self.stack, self.done = before.copy(), done
-                self._begin(math.ceil(self.dims * self.latents.start_bits / WORD))
+                self._begin(math.ceil(self.code.more(self.dims) / WORD))
                 before = self.stack.copy()
         self.depth = max(self.depth, len(self.stack) - self.stack.lowest + 2)
         self.sizes.append(last - first)
@@ -278,4 +299,4 @@ class _Encoder:
     def _tick(self, images: int) -> None:
         self.done += images
         if self.progress is not None:
-            self.progress(self.done, len(self.data) * self.latents.steps)
+            self.progress(self.done, len(self.data) * self.code.steps)

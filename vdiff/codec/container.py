@@ -41,6 +41,7 @@ CHUNK = 1 << 20  # bytes that are read at a time
 MOST_VALUES = 1 << 40  # of all images
 MOST_STEPS = 10**5  # T
 MOST_AT_ONCE = 1 << 28  # values of a batch
+KINDS = ("latents", "masks", "any order")
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
 HASH = re.compile(r"[0-9a-f]{16}")
 Identity = dict[str, Any]
@@ -84,6 +85,9 @@ class Facts:
         spacing, steps: h of the grids, and T.
         of: what the decoder must have too: weights, chain, software, …
         record: the user's own words.
+        kind: of the code: latents of images, masks of tokens, or tokens in any order. Files
+            without it hold images.
+        seed: of the noise that masks tokens.
     """
 
     shape: list[int]
@@ -96,6 +100,8 @@ class Facts:
     steps: int
     of: Identity
     record: dict[str, Any]
+    kind: str = KINDS[0]
+    seed: int = 0
 
     @classmethod
     def parse(cls, raw: bytes) -> "Facts":
@@ -111,6 +117,8 @@ class Facts:
             raise ValueError("more than they may have")
         found = parse_object(text)
         names = {field.name for field in fields(cls)}
+        found.setdefault("kind", KINDS[0])
+        found.setdefault("seed", 0)
         if found.keys() != names:
             raise ValueError(f"the names {', '.join(sorted(found.keys() ^ names))}")
         for name, fits in CHECKS.items():
@@ -128,6 +136,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "shape": _shape, "dtype": lambda v: v in DTYPES, "data": _hash, "batches": _batches,
     "start": _whole(1), "depth": _whole(1), "spacing": _spacing,
     "steps": _whole(1, MOST_STEPS), "of": _plain, "record": _plain,
+    "kind": lambda v: v in KINDS, "seed": _whole(0),
 }  # fmt: skip
 
 

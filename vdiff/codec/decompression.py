@@ -1,5 +1,6 @@
-"""Restore images from a file."""
+"""Restore images or tokens from a file."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,41 +10,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff._arguments import Condition, Model, decoder_fits, finite_end
+from vdiff._arguments import Condition, Model
 from vdiff._validate import validated
-from vdiff.codec import batches
+from vdiff.codec._choice import code_in, has_code
 from vdiff.codec._identity import (
     DataHash,
     LevelDecoder,
-    device_for,
     identity,
-    one_level,
     padding,
 )
+from vdiff.codec.code import Code, Rows
 from vdiff.codec.compression import Progress
 from vdiff.codec.container import Container, Facts, check_same
-from vdiff.codec.latents import Latents, Rows
 from vdiff.codec.stack import Stack, Underflow
 from vdiff.errors import InvalidValue
 from vdiff.likelihood._models import evaluating
 from vdiff.likelihood.conditions import select_rows
 from vdiff.schedule import Schedule
-from vdiff.weighting._check import divides_table
 
 AT_ONCE = 1 << 16  # words that are read at a time
 
 
-@validated(rules=[finite_end, decoder_fits, one_level])
+@validated(rules=[has_code])
 def decompress(
     model: Model,
     path: str | os.PathLike[str],
     *,
-    schedule: Schedule,
-    decoder: LevelDecoder,
+    schedule: Schedule | None = None,
+    decoder: LevelDecoder | None = None,
     progress: Progress | None = None,
     condition: Condition = None,
 ) -> Tensor:
-    """The images of a file of `compress`, byte for byte, in their dtype.
+    """The images or tokens of a file of `compress`, byte for byte, in their dtype.
 
     The whole file is checked before anything is decoded: its checksum, its sizes, and that
     weights, chain, software and number of threads are those that it was written with. The images
@@ -81,13 +79,13 @@ def decompress(
     return torch.cat(list(parts))
 
 
-@validated(rules=[finite_end, decoder_fits, one_level])
+@validated(rules=[has_code])
 def decompress_batches(
     model: Model,
     path: str | os.PathLike[str],
     *,
-    schedule: Schedule,
-    decoder: LevelDecoder,
+    schedule: Schedule | None = None,
+    decoder: LevelDecoder | None = None,
     progress: Progress | None = None,
     condition: Condition = None,
 ) -> Iterator[Tensor]:
@@ -110,12 +108,11 @@ def decompress_batches(
     3
     """
     container = Container.open(Path(path))
-    divides_table(schedule, container.facts.steps)
+    facts = container.facts
     with evaluating(model, schedule):
-        facts, device = container.facts, device_for(model)
-        latents = Latents(model, schedule, decoder, facts.steps, device, spacing=facts.spacing)
-        check_same(facts.of, identity(model, decoder, latents, condition))
-    return _Decoder(container, latents, progress, condition).run(model, schedule)
+        code = code_in(facts, model, schedule, decoder, math.prod(facts.shape[1:]))
+        check_same(facts.of, identity(model, code, condition))
+    return _Decoder(container, code, progress, condition).run(model, schedule)
 
 
 class _Decoder:
@@ -124,16 +121,16 @@ class _Decoder:
     def __init__(
         self,
         container: Container,
-        latents: Latents,
+        code: Code,
         progress: Progress | None,
         condition: Any,
     ) -> None:
-        self.container, self.latents, self.progress = container, latents, progress
+        self.container, self.code, self.progress = container, code, progress
         self.condition, self.done = condition or {}, 0
         self.left = container.words  # of the payload, not on the stack yet
         self.stack = Stack(self._next(container.facts.depth + AT_ONCE))
 
-    def run(self, model: Model, schedule: Schedule) -> Iterator[Tensor]:
+    def run(self, model: Model, schedule: Schedule | None) -> Iterator[Tensor]:
         """All images in order."""
         facts = self.container.facts
         digest, dtype = DataHash(facts.shape, facts.dtype), getattr(torch, facts.dtype)
@@ -152,7 +149,8 @@ class _Decoder:
         if len(self.stack) < facts.depth and self.left:
             self.stack.put_below(self._next(facts.depth + AT_ONCE - len(self.stack)))
         images = torch.arange(first, first + size)
-        rows = Rows((size, *facts.shape[1:]), select_rows(self.condition, images, facts.shape[0]))
+        condition = select_rows(self.condition, images, facts.shape[0])
+        rows = Rows((size, *facts.shape[1:]), condition, first)
 
         def tick() -> None:
             self.done += size
@@ -160,7 +158,7 @@ class _Decoder:
                 self.progress(self.done, facts.shape[0] * facts.steps)
 
         try:
-            return batches.pop(self.stack, self.latents, rows, tick)
+            return self.code.pop(self.stack, rows, tick)
         except Underflow:
             raise _differs("the payload ends before the images do") from None
 

@@ -11,16 +11,17 @@ network, the share `MODEL_TERMS`. `spacing_for` takes the largest h for a tolera
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vdiff._validate import require
+from vdiff.codec.code import Rows
 from vdiff.codec.stack import REACH, Floats, Integers
 from vdiff.decoder import Levels
 from vdiff.gaussian import Step, per_example, scales
@@ -70,13 +71,6 @@ class Normal:
         log_std: Floats = np.log(self.std) + (self.log_spacing + 0.5 * math.log(2 * math.pi))
         density: Floats = -0.5 * off * off - log_std
         return density
-
-
-class Rows(NamedTuple):
-    """A batch: its shape and conditions."""
-
-    shape: tuple[int, ...]
-    condition: Mapping[str, Any]
 
 
 class Latents:

@@ -144,6 +144,9 @@ class AnyOrder(Masked):
     def even(self, logsnr_max: float, logsnr_min: float) -> Schedule:
         return LogLinear(logsnr_max, logsnr_min)  # k is uniform
 
+    def any_order(self) -> "AnyOrder":
+        return self
+
     def corrupt(self, x: Tokens, noise: Tensor, logsnr: Level) -> Tokens:
         """z ~ q(z | x), from `self.noise`. Raises for a λ of each token."""
         one = logsnr[0].numel() == 1
