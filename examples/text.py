@@ -128,7 +128,7 @@ def parsed() -> argparse.Namespace:
     numbers = {
         "steps": (3000, "training steps of each network"),
         "batch": (32, "windows in a step"),
-        "pairs": (512, "tokens of several bytes"),
+        "pairs": (1536, "tokens of several bytes"),
         "length": (64, "tokens in a window"),
         "width": (128, "of the networks"),
         "depth": (2, "of the networks"),
@@ -140,7 +140,7 @@ def parsed() -> argparse.Namespace:
         what = f"{what} (default: %(default)s)"
         parser.add_argument(f"--{name}", type=positive, default=number, help=what)
     parser.add_argument("--minutes", type=float, help="of training of each, instead of steps")
-    parser.add_argument("--lr", type=float, default=3e-3, help="(default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1.4e-2, help="(default: %(default)s)")
     parser.add_argument("--dropout", type=float, default=0.05, help="(default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="for CPUs that compute in bfloat16")
     parser.add_argument("--threads", type=positive, help="of torch")

@@ -119,22 +119,23 @@ def fit(
 ) -> None:  # fmt: skip
     """Train on random windows of tokens (n,), and keep the weights that have the fewest bits on
     the selection."""
-    optimizer = torch.optim.AdamW(_groups(network), options.lr, betas=(0.9, 0.98))
+    optimizers = _optimizers(network, options.lr)
     generator = generator_of(options.seed, 0, "windows")
     rows, best, checked = train.unfold(0, network.length, 1), (math.inf, {}), 0
     start, step, done = time.perf_counter(), 0, 0.0
     while done < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = options.lr * min(
-                (done + 1e-3) / WARMUP, (1 + math.cos(math.pi * done)) / 2
-            )
+        lr = options.lr * min((done + 1e-3) / WARMUP, (1 + math.cos(math.pi * done)) / 2)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         x = rows[torch.randint(len(rows), (options.batch,), generator=generator)]
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             value = loss(x, None, generator, done).mean() / network.length
-        optimizer.zero_grad()
+        network.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         seconds = time.perf_counter() - start
         done = seconds / (60 * options.minutes) if options.minutes else step / options.steps
@@ -150,11 +151,20 @@ def fit(
     network.eval()
 
 
-def _groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Weight decay for matrices alone."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+def _optimizers(network: Transformer, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, and AdamW for all else, with steps of the same size
+    (Jordan et al., 2024; Liu et al., arXiv:2502.16982). Weight decay is for matrices alone."""
+    hidden = [p for p in network.blocks.parameters() if p.ndim == 2]
+    within = set(hidden)
+    others = [p for p in network.parameters() if p not in within]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [
+        torch.optim.Muon(hidden, lr, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, lr, betas=(0.9, 0.98)),
+    ]
 
 
 @torch.no_grad()

@@ -272,7 +272,8 @@ class PosteriorMean(Parameterization):
     def largest(self) -> float:
         one = torch.tensor([1 / self.steps], dtype=torch.float64, device=device_of(self.schedule))
         with torch.no_grad():
-            return min(10.0, self.schedule(one).item())
+            largest: float = self.schedule(one).item()
+        return min(10.0, largest)
 
     def row(self, logsnr: Tensor) -> tuple[Coefficient, Coefficient]:
         step = self.step(logsnr)
