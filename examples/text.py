@@ -1,7 +1,7 @@
 """A masked diffusion language model of the English text that ships with Python, in bits per byte.
 
 Two Transformers of the same size are trained by the same loop on windows of the same tokens, for
-as many steps: one on the bound of masked diffusion, which predicts any token from those that are
+the same time: one on the bound of masked diffusion, which predicts any token from those that are
 not masked (few are at first), and an autoregressive one, which predicts each token from those
 before it. Tokens are bytes and frequent pairs (`--pairs`), learned on the training text. Of each
 network the weights are kept that have the fewest bits on the selection.
@@ -13,8 +13,9 @@ is interpolated Kneser-Ney over bytes, its order chosen on the selection; it is 
 documents too. gzip and xz compress the whole test as one file: alone, and what it adds to the file
 of the training text (of which gzip sees the last 32 KB).
 
-    python examples/text.py --out runs/text            # ten minutes on two idle cores
+    python examples/text.py --out runs/text --bf16     # ten minutes on two idle cores
     python examples/text.py --minutes 30               # of training for each network
+    python examples/text.py --steps 5000               # the same weights each time
     python examples/text.py --quick                    # seconds: too few steps
 
 samples.txt has text that both networks wrote. What was measured, and what it says:
@@ -126,7 +127,6 @@ def parsed() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/text"), help="folder")
     numbers = {
-        "steps": (3000, "training steps of each network"),
         "batch": (32, "windows in a step"),
         "pairs": (1536, "tokens of several bytes"),
         "length": (64, "tokens in a window"),
@@ -139,9 +139,10 @@ def parsed() -> argparse.Namespace:
     for name, (number, what) in numbers.items():
         what = f"{what} (default: %(default)s)"
         parser.add_argument(f"--{name}", type=positive, default=number, help=what)
-    parser.add_argument("--minutes", type=float, help="of training of each, instead of steps")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training of each network")
+    parser.add_argument("--steps", type=positive, help="of training of each, instead of minutes")
     parser.add_argument("--lr", type=float, default=1.4e-2, help="(default: %(default)s)")
-    parser.add_argument("--dropout", type=float, default=0.05, help="(default: %(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.1, help="(default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="for CPUs that compute in bfloat16")
     parser.add_argument("--threads", type=positive, help="of torch")
     parser.add_argument("--seed", type=int, default=0, help="of weights, windows and masks")

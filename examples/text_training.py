@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from byte_pairs import BytePairs
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vdiff
 from vdiff.data import Text
@@ -122,6 +123,7 @@ def fit(
     optimizers = _optimizers(network, options.lr)
     generator = generator_of(options.seed, 0, "windows")
     rows, best, checked = train.unfold(0, network.length, 1), (math.inf, {}), 0
+    low_precision = torch.autocast("cpu", torch.bfloat16, enabled=options.bf16)
     start, step, done = time.perf_counter(), 0, 0.0
     while done < 1:
         lr = options.lr * min((done + 1e-3) / WARMUP, (1 + math.cos(math.pi * done)) / 2)
@@ -129,7 +131,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = lr
         x = rows[torch.randint(len(rows), (options.batch,), generator=generator)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+        with low_precision, sdpa_kernel(SDPBackend.MATH):  # fused, it is slower in short windows
             value = loss(x, None, generator, done).mean() / network.length
         network.zero_grad()
         value.backward()
@@ -138,7 +140,7 @@ def fit(
             optimizer.step()
         step += 1
         seconds = time.perf_counter() - start
-        done = seconds / (60 * options.minutes) if options.minutes else step / options.steps
+        done = step / options.steps if options.steps else seconds / (60 * options.minutes)
         if int(done * CHECKS) > checked:
             checked = int(done * CHECKS)
             network.eval()
