@@ -158,8 +158,8 @@ def docstrings_of(source: bytes) -> str:
     """The docstrings of a module, its classes and functions, with an empty line between them;
     none where the source cannot be parsed.
 
-    >>> docstrings_of(b"'About it.'\ndef f():\n    'Returns it.'\n")
-    'About it.\n\nReturns it.'
+    >>> docstrings_of(b"'About it.'\\ndef f():\\n    'Returns it.'\\n")
+    'About it.\\n\\nReturns it.'
     """
     with warnings.catch_warnings(action="ignore"):  # of the source
         try:
