@@ -17,8 +17,8 @@ LAYERS = (
     "parameterization", "prediction", "_partial", "reverse", "weighting", "bound", "decoder",
     "_diffusion", "_network", "denoiser", "discrete", "_known_range", "_arguments", "_mixture",
     "oracle", "loss",
-    "_path_bound", "chain", "flow", "losses", "_fits", "objective", "groups", "diagnosis", "sampling",
-    "likelihood", "metrics", "recipes", "augmentation", "_describe_tokens",
+    "_path_bound", "chain", "flow", "losses", "_fits", "objective", "groups", "diagnosis",
+    "sampling", "likelihood", "metrics", "recipes", "augmentation", "_describe_tokens",
     "describe", "interop", "theorems",
     "nn", "disk", "terminal", "plots", "data", "training", "codec", "cli",
 )  # fmt: skip
