@@ -219,6 +219,16 @@ def test_conditions_belong_to_their_texts(tmp_path):
         decompress(model, tmp_path / "f", condition={"shift": shift + 1})
 
 
+def test_bits_per_byte_are_of_the_bytes_counted(tmp_path):
+    x, model = rand((3, 5), 300), model_of(300)
+    for counted in (30, [7, 3, 20], np.array([7, 3, 20])):
+        written = compress(model, x, tmp_path / "f", bytes=counted)
+        assert written.bits_per_byte == written.bits / 30
+        assert str(written).endswith("; 30 bytes counted")
+    with pytest.raises(InvalidValue, match="'bytes' must be given to compress"):
+        _ = compress(model, x, tmp_path / "f").bits_per_byte
+
+
 def test_progress_counts_evaluations(tmp_path):
     seen, model = [], model_of(9)
     compress(model, rand((5, 4), 9), tmp_path / "f", progress=lambda *p: seen.append(p))
@@ -350,6 +360,8 @@ def test_other_last_bits_are_no_tokens(tmp_path):
         (model_of(9), rand((2, 3), 9).float(), {}, "whole numbers"),
         (model_of(9), rand((2, 3), 9), {"absent": torch.ones(2, 3) > 0}, "every token is coded"),
         (model_of(9), torch.zeros(1, 100_001).int(), {}, "at most 100,000 tokens a text"),
+        (model_of(9), rand((2, 3), 9), {"bytes": [1, 0]}, "at least 1 for each text"),
+        (model_of(9), rand((2, 3), 9), {"bytes": [1]}, "a number for each of 2 texts"),
         (model_of(9), rand((2, 3), 9), {"seed": -1}, "'seed' must be at least 0"),
         (model_of(9, scale=math.nan), rand((2, 3), 9), {}, "'model' must be finite"),
         (Denoiser(Net(9), V()), rand((2, 3), 9), {"decoder": Categorical(9), "steps": 3},

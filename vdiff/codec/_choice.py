@@ -1,5 +1,7 @@
 """Which code a model has: its process says it."""
 
+from typing import Any
+
 import torch
 
 from vdiff._arguments import Model, decoder_fits, finite_end, original
@@ -13,6 +15,7 @@ from vdiff.codec.latents import TOLERANCE, Latents
 from vdiff.codec.tokens import MaskCode
 from vdiff.decoder import Decoder, Levels
 from vdiff.errors import InvalidType, InvalidValue
+from vdiff.likelihood._bytes import bytes_of_texts
 from vdiff.reverse import RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.weighting._check import divides_table
@@ -37,6 +40,11 @@ def has_code(model: Model, schedule: Schedule | None, decoder: Decoder | None) -
     what, hint = "have one λ for all dimensions", "a step in which one rests has no noise to code"
     shared = schedule.shared and not schedule.depends_on_data
     require(shared, "schedule", what, type(schedule).__name__, hint)
+
+
+def counted_of_texts(model: Model, bytes: Any) -> None:
+    """Rule: bytes are those of texts, and positive."""
+    bytes_of_texts(model, torch.empty(0), bytes, None, None)  # data matter to masks alone
 
 
 def has_steps(model: Model, schedule: Schedule | None, steps: int | None) -> None:
