@@ -3,6 +3,8 @@ chain, or in any order as that in continuous time."""
 
 import math
 import random
+import tracemalloc
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,13 +17,14 @@ from vdiff.codec import compress, compression, decompress, decompress_batches
 from vdiff.codec import decompression as module
 from vdiff.codec import tokens as code
 from vdiff.codec.code import Rows
-from vdiff.codec.container import Container
+from vdiff.codec.container import Container, Facts, Writer
 from vdiff.codec.stack import Stack
 from vdiff.decoder import Categorical
 from vdiff.denoiser import logsnr_time
 from vdiff.discrete import AnyOrder, Hybrid, Masked, TokenDenoiser, Uniform
 from vdiff.errors import InvalidArgument, InvalidValue
 from vdiff.parameterization import V
+from vdiff.sampling import Tempered
 from vdiff.schedule import Cosine, LogLinear
 
 pytest.importorskip("constriction")
@@ -216,12 +219,40 @@ def test_conditions_belong_to_their_texts(tmp_path):
         decompress(model, tmp_path / "f", condition={"shift": shift + 1})
 
 
+def test_bits_per_byte_are_of_the_bytes_counted(tmp_path):
+    x, model = rand((3, 5), 300), model_of(300)
+    for counted in (30, [7, 3, 20], np.array([7, 3, 20])):
+        written = compress(model, x, tmp_path / "f", bytes=counted)
+        assert written.bits_per_byte == written.bits / 30
+        assert str(written).endswith("; 30 bytes counted")
+    with pytest.raises(InvalidValue, match="'bytes' must be given to compress"):
+        _ = compress(model, x, tmp_path / "f").bits_per_byte
+
+
 def test_progress_counts_evaluations(tmp_path):
     seen, model = [], model_of(9)
     compress(model, rand((5, 4), 9), tmp_path / "f", progress=lambda *p: seen.append(p))
     assert (seen[0], seen[-1]) == ((0, 20), (20, 20))
     decompress(model, tmp_path / "f", progress=lambda *p: seen.append(p))
     assert seen[-1] == (20, 20)
+
+
+@pytest.mark.parametrize("steps", [None, 5])
+def test_a_network_may_keep_or_change_its_input(tmp_path, steps):
+    class Own(Net):
+        last = None
+
+        def forward(self, z):
+            if self.last is None or not torch.equal(self.last[0], z):
+                self.last = z, super().forward(z)
+            return self.last[1]
+
+    class Writes(Net):
+        def forward(self, z):
+            return super().forward(z.sub_(1).clamp_(min=0))
+
+    for network in (Own(20), Writes(20)):
+        round_trip(tmp_path, TokenDenoiser(network, Masked(20)), rand((5, 6), 20), steps=steps)
 
 
 @pytest.fixture(scope="module")
@@ -237,11 +268,51 @@ def written(tmp_path_factory):
         (model_of(20, seed=1), {}, "weights"),
         (model_of(20, mask=4), {}, "process"),
         (model_of(20), {"schedule": Cosine()}, "chain"),
+        (Tempered(model_of(20), 0.7), {}, "weights"),
     ],
 )
 def test_another_model_is_refused_by_name(written, model, changes, what):
     with pytest.raises(InvalidValue, match=f"decoded with the {what} that it was written"):
         decompress(model, written, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 0.7000001}, {"top_p": 0.9}])
+def test_another_temperature_is_refused_by_name(tmp_path, changes):
+    x, given = rand((5, 4), 20), {"temperature": 0.7, "top_p": 1.0}
+    compress(Tempered(model_of(20), **given), x, tmp_path / "f", steps=3)
+    assert torch.equal(decompress(Tempered(model_of(20), **given), tmp_path / "f"), x)
+    with pytest.raises(InvalidValue, match="with the settings that it was written with"):
+        decompress(Tempered(model_of(20), **given | changes), tmp_path / "f")
+
+
+def test_a_code_that_the_model_lacks_is_refused(written, tmp_path):
+    with pytest.raises(
+        InvalidValue, match="'path' must hold a code that the model has; got masks"
+    ):
+        decompress(model_of(20, process=AnyOrder), written)
+    compress(model_of(20), rand((5, 4), 20), tmp_path / "f")
+    with pytest.raises(InvalidValue, match="'path' must hold a code that the model has; got any"):
+        decompress(model_of(20, timed=True), tmp_path / "f")
+
+
+def test_sizes_that_a_file_only_claims_take_no_memory(tmp_path):
+    """Sound by its checksum, and false: refused before anything of that size is made."""
+    compress(model_of(20), rand((5, 4), 20), tmp_path / "f")
+    facts, out = asdict(Container.open(tmp_path / "f").facts), tmp_path / "g"
+    for changes, what in [
+        ({"shape": [1, 2**27], "batches": [[1, 1]]}, "have a step for each token"),
+        ({"shape": [2**37, 4], "batches": [[1, 2**37]]}, "decoded to the images"),
+    ]:
+        with out.open("wb") as stream:
+            writer = Writer(stream)
+            writer.words(np.arange(1, 9, dtype=np.uint32))
+            writer.close(Facts(**facts | changes | {"start": 1, "depth": 1}))
+        tracemalloc.start()
+        with pytest.raises(InvalidValue, match=what):
+            for _ in decompress_batches(model_of(20), out):
+                pass
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+        tracemalloc.stop()
 
 
 def test_another_kind_is_refused(written, tmp_path):
@@ -288,6 +359,9 @@ def test_other_last_bits_are_no_tokens(tmp_path):
         (model_of(9, mask=4), torch.full((2, 3), 4), {}, "hold no mask"),
         (model_of(9), rand((2, 3), 9).float(), {}, "whole numbers"),
         (model_of(9), rand((2, 3), 9), {"absent": torch.ones(2, 3) > 0}, "every token is coded"),
+        (model_of(9), torch.zeros(1, 100_001).int(), {}, "at most 100,000 tokens a text"),
+        (model_of(9), rand((2, 3), 9), {"bytes": [1, 0]}, "at least 1 for each text"),
+        (model_of(9), rand((2, 3), 9), {"bytes": [1]}, "a number for each of 2 texts"),
         (model_of(9), rand((2, 3), 9), {"seed": -1}, "'seed' must be at least 0"),
         (model_of(9, scale=math.nan), rand((2, 3), 9), {}, "'model' must be finite"),
         (Denoiser(Net(9), V()), rand((2, 3), 9), {"decoder": Categorical(9), "steps": 3},

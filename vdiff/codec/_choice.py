@@ -1,5 +1,7 @@
 """Which code a model has: its process says it."""
 
+from typing import Any
+
 import torch
 
 from vdiff._arguments import Model, decoder_fits, finite_end, original
@@ -8,11 +10,12 @@ from vdiff._precision import device_of
 from vdiff._validate import require
 from vdiff.codec.batches import BitsBack
 from vdiff.codec.code import Code
-from vdiff.codec.container import Facts
+from vdiff.codec.container import MOST_STEPS, Facts
 from vdiff.codec.latents import TOLERANCE, Latents
 from vdiff.codec.tokens import MaskCode
 from vdiff.decoder import Decoder, Levels
-from vdiff.errors import InvalidType
+from vdiff.errors import InvalidType, InvalidValue
+from vdiff.likelihood._bytes import bytes_of_texts
 from vdiff.reverse import RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.weighting._check import divides_table
@@ -37,6 +40,11 @@ def has_code(model: Model, schedule: Schedule | None, decoder: Decoder | None) -
     what, hint = "have one λ for all dimensions", "a step in which one rests has no noise to code"
     shared = schedule.shared and not schedule.depends_on_data
     require(shared, "schedule", what, type(schedule).__name__, hint)
+
+
+def counted_of_texts(model: Model, bytes: Any) -> None:
+    """Rule: bytes are those of texts, and positive."""
+    bytes_of_texts(model, torch.empty(0), bytes, None, None)  # data matter to masks alone
 
 
 def has_steps(model: Model, schedule: Schedule | None, steps: int | None) -> None:
@@ -75,6 +83,8 @@ def code_of(
         assert steps is not None
         return BitsBack(Latents(model, schedule, decoder, steps, device, spacing, tolerance))
     if steps is None:
+        what = f"have at most {MOST_STEPS:,} tokens a text"
+        require(dims <= MOST_STEPS, "data", what, f"{dims:,}", "or give steps")
         return MaskCode(model, process, None, dims, seed, device)
     return MaskCode.of_chain(model, process, schedule, steps, seed, device)
 
@@ -88,7 +98,13 @@ def code_in(
     fits = masks == (facts.kind != "latents")
     held, own = ("images", "tokens") if masks else ("tokens", "images")
     require(fits, "path", f"hold {own}, as the model does", held)
-    has_steps(model, schedule, steps)
+    dims_fit = facts.kind != "any order" or facts.steps == dims
+    require(dims_fit, "path", "have a step for each token", f"{facts.steps:,} for {dims:,}")
+    try:
+        has_steps(model, schedule, steps)
+    except InvalidValue as error:
+        got = f"{facts.kind}, T = {facts.steps}: {error}"
+        raise InvalidValue("path", "hold a code that the model has", got) from None
     chain = model, schedule, decoder, steps
     return code_of(*chain, dims, seed=facts.seed, spacing=facts.spacing)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdiff._arguments import Model, denoisers, original
 from vdiff._validate import Given, Instance, require
@@ -20,6 +20,7 @@ from vdiff.decoder import Decoder, Levels
 from vdiff.errors import InvalidType
 from vdiff.likelihood.conditions import condition_digest
 from vdiff.likelihood.digest import digest, weights_digest
+from vdiff.sampling.guidance import Wrapped
 
 CHUNK = 1 << 22  # values that are read at a time
 PADDING = 0x76646966  # the key of the first words of every stack
@@ -93,9 +94,11 @@ def identity(model: Model, code: Code, condition: Mapping[str, Any] | None) -> I
     """Hashes of all that the code depends on, and the software."""
     parts = [(repr(d.parameterization), repr(d.variance)) for d in denoisers(model)]
     text = f"{type(original(model)).__name__} {parts}"
+    settings = _settings_of(model)
     facts: Identity = {
         "weights": " ".join(weights_digest(model)) or "none",
         "model": digest(text.encode()),
+        **({"settings": settings} if settings else {}),
         **code.identity(),
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "device": _name_of(code.device),
@@ -106,6 +109,22 @@ def identity(model: Model, code: Code, condition: Mapping[str, Any] | None) -> I
         f"{torch.backends.cpu.get_cpu_capability()}",
     }
     return facts | ({"condition": condition_digest(condition)} if condition else {})
+
+
+def _settings_of(model: Model) -> list[Any]:
+    """Classes and settings of the wrappers in a model: a temperature, a scale of guidance."""
+    inner = original(model)
+    modules = inner.modules() if isinstance(inner, nn.Module) else ()
+    return [
+        {"class": type(module).__name__, **condition_digest(_settings(module))}
+        for module in modules
+        if isinstance(module, Wrapped)
+    ]
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    own = vars(module).items()
+    return {word: v for word, v in own if word != "training" and not word.startswith("_")}
 
 
 def _name_of(device: torch.device) -> str:

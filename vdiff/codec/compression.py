@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vdiff._arguments import Condition, Model
-from vdiff._diffusion import GAUSSIAN, Unit, diffusion_of
+from vdiff._diffusion import diffusion_of
 from vdiff._validate import Count, Number, Whole, validated
-from vdiff.codec._choice import code_of, has_code, has_steps
+from vdiff.codec._choice import code_of, counted_of_texts, has_code, has_steps
+from vdiff.codec._compressed import Compressed
 from vdiff.codec._identity import (
     DataHash,
     Images,
@@ -30,6 +30,7 @@ from vdiff.codec.container import MOST_STEPS, Facts, Identity, Writer
 from vdiff.codec.latents import TOLERANCE
 from vdiff.codec.stack import WORD, Stack, Underflow
 from vdiff.disk import atomic_write
+from vdiff.likelihood._bytes import Bytes, count_of
 from vdiff.likelihood._models import evaluating
 from vdiff.likelihood.conditions import select_rows
 from vdiff.schedule import Schedule
@@ -43,69 +44,9 @@ GIVEN = "every token is coded: a text that is padded has as many tokens as its r
 SPARE = 4  # a stack keeps so many times the words that the largest batch begins with
 
 
-@dataclass(frozen=True, eq=False)
-class Compressed:
-    """What `compress` has written, in bits and bytes.
-
-    Attributes:
-        bytes: of the whole file.
-        images, dims: how many images or texts, and the dimensions or tokens of one.
-        bits: what the images added to the stack.
-        start: the bits that the stack had before them, in the file as well, once.
-        log_ratio: of the path of each image, log q(z₀ … z₁ | x) − log p(x, z₀ … z₁), nats. Its
-            expectation is the bound. Of tokens, −Σ log p of what was coded.
-        cost: an upper estimate of what the latents' grids, or the whole numbers of the coder's
-            probabilities, cost, bits per dimension.
-        unit: bits/dim of images, or bits/token of texts.
-
-    >>> nats = torch.full((2,), 700.0)
-    >>> written = Compressed(1000, 2, 784, bits=6272, start=320, log_ratio=nats, cost=0.001)
-    >>> written.bits_per_dim, written.container
-    (4.0, 176)
-    """
-
-    bytes: int
-    images: int
-    dims: int
-    bits: int
-    start: int
-    log_ratio: Tensor
-    cost: float
-    unit: Unit = GAUSSIAN.unit
-
-    @property
-    def bits_per_dim(self) -> float:
-        """Of what the images added."""
-        return self.bits / (self.images * self.dims)
-
-    @property
-    def bits_per_token(self) -> float:
-        """The same, of tokens."""
-        return self.bits_per_dim
-
-    @property
-    def path_bits_per_dim(self) -> float:
-        """The mean log-ratio of the paths."""
-        return float(self.log_ratio.mean()) / (self.dims * math.log(2))
-
-    @property
-    def container(self) -> int:
-        """The bytes that are neither the images' nor the start's."""
-        return self.bytes - math.ceil((self.bits + self.start) / 8)
-
-    def __str__(self) -> str:
-        each = self.images * self.dims
-        rows = (
-            (f"{self.unit.example}s", self.bits / 8, self.bits_per_dim),
-            ("start", self.start / 8, self.start / each),
-            ("container", self.container, 8 * self.container / each),
-            ("file", self.bytes, 8 * self.bytes / each),
-        )
-        head = f"{'':<12}{'bytes':>14}{self.unit.name:>12}"
-        return "\n".join([head, *(f"{n:<12}{b:>14,.0f}{v:>12.4f}" for n, b, v in rows)])
-
-
-@validated(rules=[has_code, has_steps], elsewhere={"mask": GIVEN, "absent": GIVEN})
+@validated(
+    rules=[has_code, has_steps, counted_of_texts], elsewhere={"mask": GIVEN, "absent": GIVEN}
+)
 def compress(
     model: Model,
     data: Images,
@@ -117,6 +58,7 @@ def compress(
     tolerance: Tolerance = TOLERANCE,
     batch: Count = 64,
     seed: Seed = 0,
+    bytes: Bytes | None = None,
     progress: Progress | None = None,
     record: Mapping[str, Any] | None = None,
     condition: Condition = None,
@@ -148,6 +90,7 @@ def compress(
             Finer grids need more bits to begin with.
         batch: at most so many images at a time.
         seed: of the noise that masks tokens. The file has it.
+        bytes: as in `evaluate`, those counted in texts, for `bits_per_byte`. The file lacks them.
         progress: called as progress(done, total) with numbers of network evaluations.
         record: plain data that the file holds too (`Container.open(path).facts.record`).
 
@@ -185,7 +128,7 @@ def compress(
             encoder.run()
             of = identity(model, code, condition)
             encoder.close(shape, kind, str(digest), of, dict(record or {}))
-    return encoder.result()
+    return encoder.result(None if bytes is None else count_of(bytes))
 
 
 class _Encoder:
@@ -240,7 +183,7 @@ class _Encoder:
         facts = Facts(shape, dtype, digest, runs, self.start, depth, *chain, of, record, *of_code)
         self.writer.close(facts)
 
-    def result(self) -> Compressed:
+    def result(self, counted: int | None) -> Compressed:
         """What has been written."""
         return Compressed(
             bytes=self.writer.size,
@@ -251,6 +194,7 @@ class _Encoder:
             log_ratio=torch.from_numpy(np.concatenate(self.ratios[::-1])),
             cost=self.code.cost / math.log(2),
             unit=self.code.unit,
+            counted=counted,
         )
 
     def _needed(self, images: int) -> float:

@@ -134,7 +134,7 @@ class _Decoder:
         """All images in order."""
         facts = self.container.facts
         digest, dtype = DataHash(facts.shape, facts.dtype), getattr(torch, facts.dtype)
-        sizes = [size for size, count in facts.batches for _ in range(count)]
+        sizes = (size for size, count in facts.batches for _ in range(count))
         first = 0
         for size in sizes:
             with evaluating(model, schedule):

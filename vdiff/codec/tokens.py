@@ -103,7 +103,7 @@ class MaskCode(Code):
         flat = z.view(-1)
         for j in reversed(range(self.steps + 2)):
             index = np.flatnonzero(step == j)
-            log_probs = self._log_probs(j, z, index, rows)
+            log_probs = self._log_probs(j, z.clone(), index, rows)  # a network may keep its z
             for part in _chunks(index, self.process.values):
                 values = _pop(stack, np.exp(log_probs(part)))
                 flat[torch.from_numpy(part)] = torch.from_numpy(self._tokens(values))
