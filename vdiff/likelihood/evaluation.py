@@ -2,6 +2,7 @@
 models."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Annotated
 
 from vdiff._arguments import Condition, Model
@@ -35,10 +36,15 @@ from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 
 _PLAN, _ALONE = VarianceReduction(), Share()
+PLANNED = {
+    field.name: f"an option of the plan: plan=VarianceReduction({field.name}=…)"
+    for field in fields(VarianceReduction)
+}
 
 
 @validated(
-    rules=[conditions_by_image, no_clipping, finite_but_absent, without_profile, bytes_of_texts]
+    rules=[conditions_by_image, no_clipping, finite_but_absent, without_profile, bytes_of_texts],
+    elsewhere=PLANNED,
 )
 def evaluate(
     model: Model,
@@ -155,7 +161,7 @@ def evaluate(
     return report_of(evaluation, tally, bytes)
 
 
-@validated(rules=[another, conditions_by_image, no_clipping, finite_pairs])
+@validated(rules=[another, conditions_by_image, no_clipping, finite_pairs], elsewhere=PLANNED)
 def compare(
     model: Model,
     other: Model,
