@@ -34,10 +34,10 @@ class TokenDenoiser(nn.Module):
     `TokenPrediction`.
 
     The network is called `network(z, **condition)` with tokens (batch, …), and returns logits
-    (batch, …, vocabulary), the values last. Where the process has a mask it may return vocabulary + 1: the last,
-    the mask's, is ignored. With `time`, a function of λ such as `logsnr_time`, it is called
-    `network(z, time(logsnr), **condition)`. For masks no time is needed: how many tokens are
-    masked says it. Logits are cast to float32 at least.
+    (batch, …, vocabulary), the values last. Where the process has a mask it may return
+    vocabulary + 1: the last, the mask's, is ignored. With `time`, a function of λ such as
+    `logsnr_time`, it is called `network(z, time(logsnr), **condition)`. For masks no time is
+    needed: how many tokens are masked says it. Logits are cast to float32 at least.
 
     `parameterization` says of what the logits are: `Posterior()`, the default, or
     `LeaveOneOut()`. With `field=True`, or a network that has `field = True` itself, the time has

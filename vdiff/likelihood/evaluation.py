@@ -161,7 +161,10 @@ def evaluate(
     return report_of(evaluation, tally, bytes)
 
 
-@validated(rules=[another, conditions_by_image, no_clipping, finite_pairs], elsewhere=PLANNED)
+@validated(
+    rules=[another, conditions_by_image, no_clipping, finite_pairs, bytes_of_texts],
+    elsewhere=PLANNED,
+)
 def compare(
     model: Model,
     other: Model,
@@ -174,6 +177,7 @@ def compare(
         Decoder | tuple[Decoder | None, Decoder | None] | None, both(Decoder | None)
     ] = None,
     steps: Annotated[int | tuple[int | None, int | None] | None, both(Steps | None)] = None,
+    bytes: Bytes | None = None,
     tolerance: Tolerance | None = None,
     budget: Count | None = None,
     draws: Count | None = None,
@@ -203,6 +207,7 @@ def compare(
             its own decoder. In continuous time both are drawn at the same λ. Where one is a
             chain or a path over dimensions, both are drawn at the same t, which cancels less, and
             the curve by λ is on the first schedule.
+        bytes: as in `evaluate`; the comparison then has `bits_per_byte`.
         data, tolerance, budget, draws, replicates, plan, batch, seed, progress, share, resume,
             checkpoint, record, mask, absent, condition: as in `evaluate`.
 
@@ -237,6 +242,8 @@ def compare(
         )  # fmt: skip
         evaluation = Evaluation(integrand, plan, limits, run, record={**facts, **(record or {})})
         tally = evaluation()
-    report = report_of(evaluation, tally)
+    report = report_of(evaluation, tally, bytes)
     costs, doubts = report.relative_costs, report.warnings
-    return Comparison(report.total, report.protocol, report.diagnostics, costs, doubts)
+    per_byte = None if bytes is None else report.bits_per_byte
+    total, protocol = report.total, report.protocol
+    return Comparison(total, protocol, report.diagnostics, costs, doubts, per_byte)
