@@ -364,3 +364,17 @@ def test_one_token_after_another_has_the_bound_of_all_at_once():
 def test_a_bound_worse_than_uniform_tokens_is_warned_of():
     with pytest.warns(UserWarning, match="bits/token is more than uniform noise over 2 values"):
         evaluate(MASKED, 1 - HARD.cumsum(1) % 2, draws=8)
+
+
+@pytest.mark.parametrize("process", [Masked(2), AnyOrder(2), Uniform(2)])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused(process, wrong):
+    right = model_of(process)
+    time = logsnr_time if right.takes_time else None
+    bad = TokenDenoiser(lambda z, *_: torch.full((*z.shape, 2), wrong), process, time=time)
+    with pytest.raises(ValueError, match=r"evaluate.*finite bound; got NaN or infinity on text"):
+        evaluate(bad, HARD, schedule=LogLinear(), tolerance=0.5)
+    with pytest.raises(ValueError, match=r"compare.*finite bound; got NaN or infinity on text"):
+        compare(right, bad, HARD, schedule=LogLinear(), tolerance=0.5)
+    many = HARD.expand(64, -1)  # a draw without a lost token does not read the logits
+    assert not elbo(bad, many, schedule=LogLinear()).total.isfinite().all()
