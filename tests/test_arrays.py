@@ -13,6 +13,7 @@ import torch
 
 from vdiff.data import load, load_images
 from vdiff.data.mapped import Mapped
+from vdiff.errors import InvalidValue
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 3, 5, 4), np.uint8)
 
@@ -149,3 +150,27 @@ def test_headers_of_every_version_are_read(tmp_path):
         np.lib.format.write_array(buffer, PIXELS, version=version)
         (tmp_path / "own.npy").write_bytes(buffer.getvalue())
         assert np.array_equal(load_images(tmp_path / "own.npy").pixels.numpy(), PIXELS)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int32", "int64"])
+def test_token_ids_have_no_levels(tmp_path, kind):
+    ids = np.arange(600).reshape(200, 3).astype(kind)
+    path = saved(tmp_path / "ids.npy", ids)
+    texts = load_images(path, tokens=True)
+    assert texts.levels is None
+    assert np.array_equal(texts.pixels.numpy(), ids)
+    saved(path, np.zeros_like(ids) + ids[:40].repeat(5, 0))
+    with pytest.warns(UserWarning, match="160 of 200 texts are copies of others, and all copies"):
+        assert sum(map(len, load(path, tokens=True))) == 200
+
+
+def test_token_ids_that_are_no_windows_are_refused(tmp_path):
+    path = saved(tmp_path / "ids.npy", np.arange(600))
+    with pytest.raises(InvalidValue, match=r"\(n, length\).*reshape\(-1, 128\)"):
+        load_images(path, tokens=True)
+    with pytest.raises(InvalidValue, match="whole numbers; got float64"):
+        load_images(saved(path, np.ones((4, 3))), tokens=True)
+    with pytest.raises(InvalidValue, match="left out for tokens"):
+        load_images(saved(path, np.ones((4, 3), int)), tokens=True, levels=4)
+    with pytest.raises(InvalidValue, match="text_from"):
+        load_images(tmp_path, tokens=True)

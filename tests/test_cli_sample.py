@@ -281,6 +281,7 @@ def test_unknown_names_get_the_nearest(options, words, capsys):
     (["--interval", "-1", "1"], "come with guidance"),
     (["--step", "ode", "--method", "rk5"], "did you mean 'rk4'?"),
     (["--grid", "no.py:row"], "name a file"),
+    (["--step", "confidence"], "confidence"),
 ])  # fmt: skip
 def test_what_a_run_cannot_do(run, options, words, capsys):
     assert main(["sample", str(run()), "--steps", "2", "--quiet", *options]) == 2

@@ -10,6 +10,7 @@ from tokens import Conditionals, every_z, expected_loss, gauss, pairs, probabili
 from torch import nn
 
 from vdiff import Objective, cli, recipe, weighted_elbo
+from vdiff.cli import main
 from vdiff.denoiser import logsnr_time
 from vdiff.describe import describe
 from vdiff.discrete import AnyOrder, Hybrid, Masked, TokenDenoiser, Uniform
@@ -134,3 +135,23 @@ def test_the_command(capsys):
     assert cli.main(["describe", "gidd", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["is_bound"] is True
     assert cli.main(["describe", "mdlm", "--compare", "edm"]) != 0
+
+
+def test_the_command_describes_an_objective_over_tokens_of_a_file(tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from torch import nn\n"
+        "from vdiff import Objective\n"
+        "from vdiff.denoiser import Denoiser\n"
+        "from vdiff.discrete import Masked, TokenDenoiser\n"
+        "from vdiff.parameterization import Eps\n"
+        "from vdiff.schedule import Cosine, LogLinear\n"
+        "tokens = TokenDenoiser(nn.Embedding(4, 3), Masked(3))\n"
+        "text = Objective(tokens, schedule=LogLinear())\n"
+        "pictures = Objective(Denoiser(nn.Identity(), Eps()), schedule=Cosine())\n"
+    )
+    assert main(["describe", f"{mine}:text"]) == 0
+    assert "Masked(3), continuous time" in capsys.readouterr().out
+    assert main(["describe", f"{mine}:pictures"]) == 2
+    error = capsys.readouterr().err
+    assert "got an Objective with Gaussian noise (Recipe(name, schedule" in error

@@ -22,6 +22,7 @@ from tokens import (
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from vdiff import weighted_elbo
 from vdiff.denoiser import logsnr_time
 from vdiff.discrete import (
     Hybrid,
@@ -34,7 +35,7 @@ from vdiff.discrete import (
 )
 from vdiff.errors import InvalidType, InvalidValue
 from vdiff.gaussian import Step
-from vdiff.schedule import Linear
+from vdiff.schedule import Linear, LogLinear
 from vdiff.weighting import Sigmoid
 
 LEVELS = [-12.0, -3.0, 0.0, 2.0, 9.0]
@@ -384,6 +385,50 @@ def test_bad_tokens_and_logits_are_refused():
         TokenDenoiser(lambda z: (z,), process)(z, torch.zeros(1))
     with pytest.raises(InvalidType, match="Process"):
         TokenDenoiser(nn.Embedding(4, 3), "masked")
+
+
+class Output(dict):
+    """As a network of Hugging Face returns it."""
+
+    logits = torch.zeros(1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("returned", "hint"),
+    [((0,), r"out\[0\]"), (Output(logits=0), r"out\.logits"), ({"l": 0}, r"out\['l'\]")],
+)
+def test_the_hint_says_where_the_logits_lie(returned, hint):
+    with pytest.raises(InvalidType, match=rf"network that returns {hint}"):
+        TokenDenoiser(lambda z: returned, Masked(3))(torch.tensor([[0, 1]]), torch.zeros(1))
+
+
+def test_the_order_of_logits_is_named():
+    z, model = torch.tensor([[0, 1]]), TokenDenoiser(lambda z: torch.zeros(1, 3, 2), Masked(3))
+    with pytest.raises(InvalidValue, match=r"vocabulary\), as .* logits.movedim\(1, -1\)"):
+        model(z, torch.zeros(1))
+    with pytest.raises(InvalidValue, match=r"order \(batch, length, vocabulary\); the mask's is"):
+        TokenDenoiser(nn.Embedding(4, 9), Masked(3))(z, torch.zeros(1))
+
+
+def test_an_embedding_without_a_row_for_the_mask_is_named():
+    model, z = TokenDenoiser(nn.Embedding(3, 3), Masked(3)), torch.tensor([[0, 3]])
+    with pytest.raises(IndexError) as caught:
+        model(z, torch.zeros(1))
+    assert "has 3 rows: it needs 4, one for the mask" in caught.value.__notes__[-1]
+
+
+def test_a_prompt_for_a_network_with_a_time_needs_a_field():
+    seen = []
+    network = lambda z, t: (seen.append(t), torch.zeros(*z.shape, 3))[1]  # noqa: E731
+    prompt, x = torch.tensor([True, False]), torch.tensor([[0, 1]])
+    given = {"schedule": LogLinear(9.0, -9.0), "mask": ~prompt}
+    with pytest.raises(InvalidValue, match=r"which says what is given: TokenDenoiser\(…, field"):
+        weighted_elbo(TokenDenoiser(network, Uniform(3), time=logsnr_time), x, **given)
+    model = TokenDenoiser(network, Uniform(3), time=logsnr_time, field=True)
+    weighted_elbo(model, x, **given)
+    assert seen[-1].shape == (1, 2)
+    assert abs(seen[-1][0, 0] - 9) < 1e-4  # it is given
+    assert seen[-1][0, 1] < 8.9
 
 
 def test_an_ordinary_posterior_that_is_said_to_leave_out_is_found_on_request():

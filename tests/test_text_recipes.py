@@ -1,5 +1,6 @@
 """The training recipes over tokens, and the command on a file of tokens."""
 
+import argparse
 import json
 import sys
 from dataclasses import replace
@@ -11,6 +12,8 @@ import torch
 
 from vdiff import recipe
 from vdiff.cli import main
+from vdiff.cli.load import reading_options
+from vdiff.cli.train import with_data
 from vdiff.describe import describe
 from vdiff.training import Run, train
 from vdiff.training.logger import read_log
@@ -90,6 +93,19 @@ def test_a_text_recipe_trains(name):
     log = []
     train(small.objective(), data, small, log=log.append, quiet=True)
     assert log[-1]["skipped"] == 0
+
+
+def test_token_ids_of_a_config_with_a_process_need_no_levels(tokens):
+    config = text_recipes.load("mdlm")
+    ids = tokens / "ids.npy"
+    np.save(ids, np.arange(200 * 8).reshape(200, 8).astype(np.uint16) % 251)
+    options = argparse.Namespace(set=[], size=None, data=str(ids))
+    made, parts = with_data(config, options, torch.device("cpu"))
+    assert made.shape == [8]
+    assert parts.train.example == "text"
+    assert parts.train.pixels.dtype == torch.uint16
+    older = replace(made, data_options={"levels": 256})
+    assert reading_options(older) == {"tokens": True}
 
 
 def test_a_model_over_tokens_is_trained_and_evaluated_by_the_commands(tokens, capsys):

@@ -271,6 +271,24 @@ def test_bits_per_byte_are_a_ratio_of_sums_with_its_errors():
     assert per_byte.images == pytest.approx(close, rel=0.25)
 
 
+def test_a_difference_in_bits_per_byte_is_that_of_two_evaluations():
+    counts, same = [11, 30, 12, 9, 17, 25], {"draws": 8, "seed": 3}
+    flat = TokenDenoiser(lambda z: torch.zeros(*z.shape, MASKED.process.vocabulary), Masked(2))
+    paired = compare(flat, MASKED, X, bytes=counts, **same)
+    per_byte, scale = paired.bits_per_byte, X.numel() / sum(counts)
+    assert per_byte.value == pytest.approx(paired.difference.value * scale, rel=1e-12)
+    assert per_byte.monte_carlo == pytest.approx(paired.difference.monte_carlo * scale, rel=1e-12)
+    alone = [evaluate(m, X, bytes=counts, draws=4096).bits_per_byte for m in (flat, MASKED)]
+    error = math.hypot(per_byte.monte_carlo, *(e.monte_carlo for e in alone))
+    assert abs(per_byte.value - (alone[0].value - alone[1].value)) < 5 * error
+    for shown in str(paired), paired._repr_html_(), json.dumps(paired.asdict()):
+        assert "bits/byte" in shown
+    assert paired.protocol["bytes"] == 104
+    assert compare(flat, MASKED, X, **same).bits_per_byte is None
+    with pytest.raises(ValueError, match="a number for each of 6 texts"):
+        compare(flat, MASKED, X, bytes=counts[1:], **same)
+
+
 def test_bytes_counted_in_all_have_the_error_of_the_tokens():
     report = evaluate(MASKED, X, draws=8, bytes=300)
     per_byte = report.bits_per_byte
@@ -346,3 +364,17 @@ def test_one_token_after_another_has_the_bound_of_all_at_once():
 def test_a_bound_worse_than_uniform_tokens_is_warned_of():
     with pytest.warns(UserWarning, match="bits/token is more than uniform noise over 2 values"):
         evaluate(MASKED, 1 - HARD.cumsum(1) % 2, draws=8)
+
+
+@pytest.mark.parametrize("process", [Masked(2), AnyOrder(2), Uniform(2)])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused(process, wrong):
+    right = model_of(process)
+    time = logsnr_time if right.takes_time else None
+    bad = TokenDenoiser(lambda z, *_: torch.full((*z.shape, 2), wrong), process, time=time)
+    with pytest.raises(ValueError, match=r"evaluate.*finite bound; got NaN or infinity on text"):
+        evaluate(bad, HARD, schedule=LogLinear(), tolerance=0.5)
+    with pytest.raises(ValueError, match=r"compare.*finite bound; got NaN or infinity on text"):
+        compare(right, bad, HARD, schedule=LogLinear(), tolerance=0.5)
+    many = HARD.expand(64, -1)  # a draw without a lost token does not read the logits
+    assert not elbo(bad, many, schedule=LogLinear()).total.isfinite().all()

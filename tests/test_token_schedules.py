@@ -147,6 +147,13 @@ def test_the_network_gets_the_gradient_of_a_fixed_schedule(kind):
     assert schedule.log_density.grad.abs().sum() > 0
 
 
+def test_the_hint_for_learned_ends_names_the_schedule():
+    model = TokenDenoiser(torch.nn.Embedding(4, 3), Masked(3))
+    hint = r"Monotone\(learn_ends=False\)"
+    with pytest.raises(ValueError, match=hint):
+        weighted_elbo(model, torch.tensor([[0, 1]]), schedule=Monotone(HIGH, LOW))
+
+
 def test_adaptive_learns_the_second_moment():
     model, x, p_x = three()
     adaptive = Adaptive(HIGH, LOW, bins=8, warmup=1, decay=1.0)

@@ -260,3 +260,30 @@ def test_a_run_with_a_learned_schedule_resumes(learned, tmp_path):
             train(made(), samples(), settings, run=run, every=4, validate=stop, quiet=True)
         resumed = train(made(), samples(), settings, run=run, quiet=True)
     torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
+
+
+def test_held_out_data_that_are_no_tokens_are_refused_before_the_first_step():
+    log: list[dict] = []
+    for wrong, words in ((samples() + 3, "lie in 0 … 2"), (samples() + 0.5, "integer tokens")):
+        with pytest.raises((ValueError, TypeError), match=words):
+            train(objective(), samples(), config(), validate=Validation(wrong), log=log.append)
+        with pytest.raises((ValueError, TypeError), match=words):
+            Validation(wrong)(objective())
+    assert not log
+    padded = samples().index_fill(1, torch.tensor([1]), -100)
+    mask = {"mask": lambda x, g: (x >= 0, x < 0)}
+    assert math.isfinite(Validation(padded, **mask)(objective()).value)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ([[0, 1], [2, 1]], r"torch\.tensor\(ids\)"),
+        ([0, 1, 2], r"torch\.tensor\(ids\)"),
+        ({"input_ids": torch.zeros(4, 2).long()}, r"data\['input_ids'\]"),
+    ],
+)
+def test_ids_that_are_no_tensor_get_a_hint_about_tokens(data, hint):
+    with pytest.raises(TypeError, match=hint) as caught:
+        train(objective(), data, config(), quiet=True)
+    assert "PILToTensor" not in str(caught.value)

@@ -272,7 +272,8 @@ def fixed_for_draws(model: Any, schedule: Schedule, steps: int | None) -> None:
     learned = torch.is_grad_enabled() and any(p.requires_grad for p in schedule.parameters())
     fits = not learned or (steps is None and schedule.learns_by_density)
     what = "have no trained parameters but a shape, in continuous time, over tokens"
-    hint = "they do not move with λ: Spline(learn_ends=False), or Adaptive"
+    name = type(schedule).__name__ if schedule.learns_shape else "Spline"
+    hint = f"they do not move with λ: {name}(learn_ends=False), or Adaptive"
     fits = fits or diffusion_of(model).continuous
     require(fits, "schedule", what, type(schedule).__name__, hint)
 

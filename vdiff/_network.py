@@ -113,6 +113,11 @@ def number_of(logsnr: Tensor, z: Tensor) -> Tensor:
             "of vdiff.nn with field=True; if yours does, Denoiser(…, field=True) or "
             "TokenDenoiser(…, field=True)"
         )
+        if not z.is_floating_point():
+            hint = (
+                "each token has a λ of its own, which says what is given: "
+                "TokenDenoiser(…, field=True), with a network that takes times (batch, length)"
+            )
         raise InvalidValue("logsnr", what, f"a field {tuple(logsnr.shape)}", hint)
     return number
 

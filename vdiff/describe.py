@@ -249,7 +249,8 @@ def _recipe(value: object, argument: str, given: Given) -> object:
     tokens = isinstance(value, Objective) and not diffusion_of(value.model).continuous
     if not (isinstance(value, Recipe | str) or tokens):
         hint = "Recipe(name, schedule, parameterization, weighting)"
-        raise InvalidType(argument, "be a Recipe or the name of one", repr(value), hint)
+        got = "an Objective with Gaussian noise" if isinstance(value, Objective) else repr(value)
+        raise InvalidType(argument, "be a Recipe or the name of one", got, hint)
     return value
 
 

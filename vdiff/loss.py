@@ -58,7 +58,7 @@ WEIGHTED = "the bound's weighting is ELBO(); weighted_elbo takes another"
         weight_of_noise, known_range, same_noise_for_all,
         dims_fit_x, fixed_for_draws,
     ],
-    elsewhere={"decoder": ENCODED},
+    elsewhere={"decoder": ENCODED, "draws": "elbo(…, draws=) averages several draws"},
 )  # fmt: skip
 def weighted_elbo(
     model: Model,

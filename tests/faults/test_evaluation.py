@@ -258,6 +258,8 @@ def test_a_misspelt_word_is_named_and_a_condition_goes_along_with_its_image() ->
         TypeError, match=r"evaluate: argument 'scheduel' is unknown; did you mean 'schedule'\?"
     ):
         evaluate(model(), images(), schedule=SCHEDULE, decoder=DECODER, scheduel=1)
+    with pytest.raises(TypeError, match=r"plan: plan=VarianceReduction\(any_order=…\)"):
+        evaluate(model(), images(), schedule=SCHEDULE, decoder=DECODER, any_order=False)
     seen = []
 
     def network(z: Tensor, logsnr: Tensor, *, label: Tensor, scale: float) -> Tensor:

@@ -304,6 +304,8 @@ def test_fault_32_a_keyword_of_the_other_verb() -> None:
         ),
     ):
         elbo(model(), x, schedule=SCHEDULE, decoder=Gaussian(), weighting=Sigmoid())
+    with pytest.raises(TypeError, match=r"'draws' is unknown; elbo\(…, draws=\) averages"):
+        weighted_elbo(model(), x, schedule=SCHEDULE, draws=3)
     for decoder in (Categorical, "categorical"):
         for name, call in (
             ("elbo", lambda d: elbo(model(), x, schedule=SCHEDULE, decoder=d)),

@@ -1,8 +1,9 @@
 """Describe what an objective really optimises: its weighting over log-SNR, whether it is a
 likelihood bound, and at which log-SNRs its signal lies.
 
-An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` of yours.
-FILE.py is run as a Python program: name only a file that you trust.
+An objective is the name of a published recipe, or FILE.py:NAME with a `Recipe` of yours, or
+with an `Objective` over tokens. FILE.py is run as a Python program: name only a file that you
+trust.
 """
 
 import argparse

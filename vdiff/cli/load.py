@@ -91,6 +91,15 @@ def load_splits(name: str, folder: str, options: Mapping[str, Any] | None = None
         return load(_path_of(name), **(options or {}))
 
 
+def reading_options(config: "Config") -> dict[str, Any]:
+    """The options of `vdiff.data.load` for the data of a config: token ids where its process is
+    over tokens."""
+    options = config.data_options
+    if config.process is None:
+        return dict(options)
+    return {word: value for word, value in options.items() if word != "levels"} | {"tokens": True}
+
+
 def data_options(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
     """The options of `vdiff.data.load` that --size and --set give."""
     settings = [*options.set, *([f"data_options.size={options.size}"] if options.size else [])]
@@ -153,7 +162,7 @@ def data_for(
         # missing files go into the default folder, not into a config's
         folder = config.folder if is_available(named, config.folder) else "data"
         return load_splits(named, folder)
-    images = load_other(named, config.data_options, given or {})
+    images = load_other(named, reading_options(config), given or {})
     if parts := _own_parts(images, loaded, config):
         return parts
     is_folder = Path(named).expanduser().is_dir()  # an array's labels are numbers
@@ -179,7 +188,7 @@ def _own_data(run: "Run", loaded: "Loaded") -> Splits:
     came = f"none of {config.data} in {config.folder}"
     hint = f"--data {config.data}, or --data FOLDER"
     require(available, "data", "be given where the run's folder has none", came, hint)
-    parts = load_splits(config.data, config.folder, config.data_options)
+    parts = load_splits(config.data, config.folder, reading_options(config))
     check_training_data(run, loaded, parts)
     return parts
 

@@ -4,7 +4,7 @@ Writes into RUN/samples (or --out) samples.png, a grid with one row for each cla
 classes; samples.npz with `data` (integers), `x` (x̂), `label`, `logsnr` (the noise levels visited)
 and the settings; and with --gif trajectory.gif, x̂ from noise to data. A sample depends on the
 seed and its number, and not on the batch, up to rounding (with --step ode, up to the solver's
-error).
+error). A run over tokens writes samples.npy instead, and samples.txt where they are bytes.
 
     vdiff sample RUN                         100 steps, with fresh noise at each
     vdiff sample RUN --step adams_bashforth --grid logistic --steps 12
@@ -13,6 +13,7 @@ error).
     vdiff sample RUN --n 50000 --png FOLDER  for torch-fidelity or clean-fid
     torchrun --nproc-per-node 8 --no-python vdiff sample RUN --png FOLDER
     vdiff sample mine.py:build --shape 3 32 32
+    vdiff sample RUN --step confidence --steps 32       over tokens
 
 docs/samplers.md says which step to use for which budget.
 """
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from vdiff._diffusion import diffusion_of
 from vdiff._validate import require
+from vdiff.cli import sample_tokens
 from vdiff.cli.load import load_object, parse_device
 from vdiff.cli.parser import positive
 from vdiff.cli.pictures import cells_of, picture
@@ -45,6 +47,7 @@ from vdiff.likelihood.digest import data_hash, weights_digest
 from vdiff.parameterization import Eps, Flow, V, X
 from vdiff.sampling import (
     STEPS,
+    TOKEN_STEPS,
     Clipped,
     Counted,
     Guided,
@@ -89,8 +92,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     what("--seed", type=int, default=0, help=text)
 
     levels = parser.add_argument_group("from noise to data").add_argument
-    text = f"method from one noise level to the next: {', '.join(STEPS)} (default: %(default)s)"
-    levels("--step", type=_named("step", STEPS), default="ancestral", help=text)
+    text = f"method from one noise level to the next: {', '.join(STEPS)}; over tokens "
+    text += f"{', '.join(TOKEN_STEPS)} (default: %(default)s)"
+    levels("--step", type=_named("step", STEPS | TOKEN_STEPS), default="ancestral", help=text)
     text = (
         "number of steps; a step is one evaluation of the network, or two with heun; --spacing "
         "uniform has one more level, and so one more evaluation (default: 100; 1 for ode, which "
@@ -153,14 +157,18 @@ def run(options: argparse.Namespace) -> int:
     source, loaded, builder, _ = opened
     objective = loaded.objective.to(device)
     decoder, shape = objective.decoder, source.config.shape
+    if not diffusion_of(objective.model).continuous:
+        sample_tokens.check(options)
+        classes = _classes(options, source.config.network.get("labels"), _dropped(source.config))
+        drawing = _model(options, objective.model), _step(options)
+        folder = _folder(Path(options.out) if options.out else source.folder / "samples")
+        return sample_tokens.write(options, objective, drawing, shape, classes, folder)
     if not isinstance(decoder, Levels):
-        tokens = not diffusion_of(objective.model).continuous
-        hint = "over tokens: vdiff.sample in Python" if tokens else "pictures are made of levels"
+        hint = "pictures are made of levels"
         raise InvalidValue("run", "have a decoder with levels", repr(decoder), hint)
     channels = shape[0] if len(shape) == 3 else 0
     require(channels in (1, 3), "run", "have images of 1 or 3 channels, to be pictures", shape)
-    dropped = source.config.label_dropout > 0  # the last label is no class then
-    classes = _classes(options, source.config.network.get("labels"), dropped)
+    classes = _classes(options, source.config.network.get("labels"), _dropped(source.config))
     counted = Counted(objective.model)
     model, step = _model(options, counted), _step(options)
     levels = _levels(options, objective.schedule)
@@ -192,6 +200,12 @@ def run(options: argparse.Namespace) -> int:
             first.save(aside, save_all=True, append_images=rest, duration=pause, loop=0)
     say(f"{options.count} samples, {per_sample:g} evaluations each, in {printable(str(folder))}")
     return 0
+
+
+def _dropped(config: Any) -> bool:
+    """Whether the last label is no class."""
+    dropout: float = config.label_dropout
+    return dropout > 0
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -238,7 +252,8 @@ def _step(options: argparse.Namespace) -> Any:
         what, came = f"come with --step {OPTIONS[name]}", f"--step {options.step}"
         require(OPTIONS[name] == options.step, name, what, came, "no other step has it")
         given[name] = NAMED.get(name, {}).get(value, value)
-    return partial(STEPS[options.step], **given) if given else STEPS[options.step]
+    step = (STEPS | TOKEN_STEPS)[options.step]
+    return partial(step, **given) if given else step
 
 
 def _levels(options: argparse.Namespace, trained: Schedule) -> Tensor:

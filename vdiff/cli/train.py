@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from vdiff._validate import require
-from vdiff.cli.load import DATA, load_object, load_splits, parse_device
+from vdiff.cli.load import DATA, load_object, load_splits, parse_device, reading_options
 from vdiff.cli.own import RUNS, Builder, builder_of, check_resumes
 from vdiff.cli.parser import Parser, positive
 from vdiff.data import Images, Splits
@@ -201,7 +201,7 @@ def with_data(
     named, given = reading.data in DATA, reading.data_options
     what = f"be left out for {reading.data}, which has a form of its own"
     require(not (named and given), "size", what, given)
-    parts = load_splits(reading.data, reading.folder, reading.data_options)
+    parts = load_splits(reading.data, reading.folder, reading_options(reading))
     config = in_form(reading, parts.train, settings)
     if device.type == "cpu":
         config = replace(config, autocast=False, compile=False, channels_last=False)

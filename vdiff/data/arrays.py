@@ -18,9 +18,12 @@ IMAGES, LABELS = "images.npy", "labels.npy"
 LEVELS = {"uint8": 256, "bool": 2}
 
 
-def read_arrays(path: Path, *, levels: int | None, alpha: Literal["refuse", "drop"]) -> Images:
+def read_arrays(
+    path: Path, *, levels: int | None, alpha: Literal["refuse", "drop"], tokens: bool = False
+) -> Images:
     """The images of a .npy or .npz file, (n, height, width), (n, height, width, 1 or 3) or (n,
-    channels, height, width); tokens (n, length); floating data of any shape, (n, …).
+    channels, height, width); tokens (n, length); floating data of any shape, (n, …). With `tokens`
+    whole numbers have no levels, and each row is a text.
 
     An .npz has one array, or `images` with or without `labels`. A compressed one cannot be mapped
     and is refused. Raises ValueError, which names the file.
@@ -38,16 +41,20 @@ def read_arrays(path: Path, *, levels: int | None, alpha: Literal["refuse", "dro
         what = "be a .npy or .npz file that numpy wrote, without Python objects"
         raise InvalidValue("path", what, f"{path}: {error}") from error
     integers = store.kind.kind in "bui"
-    layout: Layout = _layout(path, store, alpha) if integers else "as it is"
+    if tokens:
+        _check_tokens(path, store, levels)
+    layout: Layout = _layout(path, store, alpha) if integers and not tokens else "as it is"
     store = replace(store, layout=layout)
-    levels = _levels(path, store.kind, levels)
+    levels = None if tokens else _levels(path, store.kind, levels)
     if labels is None:
         labels = np.zeros(len(store), np.int64)
     fits = labels.shape == (len(store),) and labels.dtype.kind in "ui"
     what = f"hold labels (n,) = ({len(store)},), whole numbers"
     require(fits, "path", what, f"{labels.dtype} of shape {labels.shape} in {path}")
     record = f"{path.name}: {len(store):,} rows of {store.kind}"
-    return Images(store, torch.from_numpy(labels.astype(np.int64)), levels, record=record)
+    example = "text" if tokens else "image"
+    classes = torch.from_numpy(labels.astype(np.int64))
+    return Images(store, classes, levels, record=record, example=example)
 
 
 def _mapped(path: Path, file: IO[bytes], start: int, size: int | None = None) -> Mapped:
@@ -92,6 +99,16 @@ def _of_archive(path: Path) -> tuple[Mapped, np.ndarray | None]:
             return images, None
         with archive.open(LABELS) as part:
             return images, np.lib.format.read_array(part, allow_pickle=False)
+
+
+def _check_tokens(path: Path, store: Mapped, levels: int | None) -> None:
+    """Raise unless an array holds whole numbers, with texts of one length in its rows."""
+    require(levels is None, "levels", "be left out for tokens", levels, "the process has them")
+    what = "hold token ids, whole numbers"
+    require(store.kind.kind in "ui", "path", what, f"{store.kind} in {path}")
+    hint = "cut a stream into windows of 128: ids[: len(ids) // 128 * 128].reshape(-1, 128)"
+    what, came = "hold texts of one length, (n, length)", f"shape {store.full} in {path}"
+    require(len(store.full) > 1, "path", what, came, hint)
 
 
 def _layout(path: Path, store: Mapped, alpha: str) -> Layout:

@@ -26,6 +26,7 @@ class Images:
         levels: None for floating data, such as latents.
         names: of the classes, in order; empty if there are none, and all labels are 0.
         record: where the images come from, how they were read and split, in one line.
+        example: what one of them is called in a message, such as "text" for tokens.
 
     >>> pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     >>> len(Images(pixels, torch.zeros(2, dtype=torch.int64)))
@@ -37,6 +38,7 @@ class Images:
     levels: int | None = 256
     names: tuple[str, ...] = ()
     record: str = ""
+    example: str = "image"
 
     def __len__(self) -> int:
         return len(self.store)
@@ -61,7 +63,7 @@ class Images:
     def chunks(self, label: str) -> Iterator[Tensor]:
         """All images in order, some at a time, with a progress bar."""
         step = max(1, CHUNK // max(1, math.prod(self.shape)))
-        with Bar(len(self), "image", label, quiet=not on_terminal()) as bar:
+        with Bar(len(self), self.example, label, quiet=not on_terminal()) as bar:
             for first in range(0, len(self), step):
                 part = self[first : first + step].pixels
                 yield part

@@ -37,6 +37,7 @@ def load(
     channels: Channels | None = None,
     alpha: Alpha = "refuse",
     levels: Levels | None = None,
+    tokens: bool = False,
 ) -> Splits:
     """A data set in three parts, to train on, to select with and to test once, at the end.
 
@@ -61,7 +62,7 @@ def load(
         require(not given, given[0] if given else "size", what, came)
         return _published(str(path), folder, found)
     reading = Reading(size, resampling, channels, alpha, levels)
-    return split(_read(path, found, reading))
+    return split(_read(path, found, reading, tokens))
 
 
 @validated
@@ -73,6 +74,7 @@ def load_images(
     channels: Channels | None = None,
     alpha: Alpha = "refuse",
     levels: Levels | None = None,
+    tokens: bool = False,
 ) -> Images:
     """All images of a folder or a file, without a split: for a test set.
 
@@ -89,6 +91,7 @@ def load_images(
         channels: 1 converts pictures to grey (ITU-R 601), 3 grey ones to RGB. Without it all have
             the same channels.
         alpha: "drop" ignores an alpha channel; "refuse" raises.
+        tokens: True for token ids (n, length) of any integer type, which have no levels.
         levels: of pictures, a power of two: their upper bits are kept. Without it they are the
             256 of bytes, and pictures of 16 bits raise. Of arrays, the number that they have.
 
@@ -105,7 +108,7 @@ def load_images(
     found = absolute("path", path)
     if str(path) in DATASETS or has_own_split(path):
         return joined(_published(str(path), "data", found))
-    return _read(path, found, Reading(size, resampling, channels, alpha, levels))
+    return _read(path, found, Reading(size, resampling, channels, alpha, levels), tokens)
 
 
 def is_path(name: str) -> bool:
@@ -136,12 +139,14 @@ def _published(name: str, folder: str | Path, path: Path) -> Splits:
     return Splits(*(replace(part, record=record) for part in parts))
 
 
-def _read(path: str | Path, found: Path, reading: Reading) -> Images:
+def _read(path: str | Path, found: Path, reading: Reading, tokens: bool) -> Images:
     """The images of a folder of pictures, or of a file of arrays."""
     what = f"be one of {', '.join(DATASETS)}, a folder of pictures, or a .npy or .npz file"
     came, hint = f"{path}, which does not exist", did_you_mean(str(path), DATASETS)
     require(found.exists(), "path", what, came, hint)
     if found.is_dir():
+        hint = "vdiff.data.text_from(folder, 128) reads files of text"
+        require(not tokens, "path", "be a .npy or .npz file of token ids", found, hint)
         levels = reading.levels or 256
         hint = "the upper bits of each channel are kept"
         require(levels & (levels - 1) == 0, "levels", "be a power of two", levels, hint)
@@ -151,4 +156,4 @@ def _read(path: str | Path, found: Path, reading: Reading) -> Images:
     for word, value in given.items():
         what, hint = "be left out for arrays", "they are read as they are"
         require(value is None, word, what, value, hint)
-    return read_arrays(found, levels=reading.levels, alpha=reading.alpha)
+    return read_arrays(found, levels=reading.levels, alpha=reading.alpha, tokens=tokens)

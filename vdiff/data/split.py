@@ -51,11 +51,12 @@ def _check_copies(images: Images, different: int, sizes: tuple[int, ...]) -> Non
     count, record = len(images), images.record or "images without a record"
     parts = "{:,} train, {:,} selection, {:,} test".format(*sizes)
     came = f"{different:,} different ones of {count:,}, which give {parts}"
-    hint = f"images that are equal are in one part; {record}"
-    require(min(sizes) > 0, "images", "be at least 3 that differ, with few copies", came, hint)
+    hint = f"{images.example}s that are equal are in one part; {record}"
+    fits, what = min(sizes) > 0, "be at least 3 that differ, with few copies"
+    require(fits, f"{images.example}s", what, came, hint)
     if count - different > COPIES * count:
-        text = f"{count - different:,} of {count:,} images are copies of others"
-        text += f", and all copies of an image are in one part: {parts} ({record})"
+        text = f"{count - different:,} of {count:,} {images.example}s are copies of others"
+        text += f", and all copies of one are in one part: {parts} ({record})"
         warnings.warn(text, stacklevel=4)
 
 

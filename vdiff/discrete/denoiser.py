@@ -22,7 +22,7 @@ from vdiff._validate import Function, require, validated
 from vdiff.discrete.parameterization import Posterior, TokenParameterization
 from vdiff.discrete.prediction import TokenPrediction
 from vdiff.discrete.process import Process
-from vdiff.errors import InvalidType, validation_enabled
+from vdiff.errors import InvalidType, has_values, validation_enabled
 from vdiff.gaussian import Level
 
 SAME = 1e-3  # nats, by which rounding may change a log-probability
@@ -34,10 +34,10 @@ class TokenDenoiser(nn.Module):
     `TokenPrediction`.
 
     The network is called `network(z, **condition)` with tokens (batch, …), and returns logits
-    (batch, …, vocabulary). Where the process has a mask it may return vocabulary + 1: the last,
-    the mask's, is ignored. With `time`, a function of λ such as `logsnr_time`, it is called
-    `network(z, time(logsnr), **condition)`. For masks no time is needed: how many tokens are
-    masked says it. Logits are cast to float32 at least.
+    (batch, …, vocabulary), the values last. Where the process has a mask it may return
+    vocabulary + 1: the last, the mask's, is ignored. With `time`, a function of λ such as
+    `logsnr_time`, it is called `network(z, time(logsnr), **condition)`. For masks no time is
+    needed: how many tokens are masked says it. Logits are cast to float32 at least.
 
     `parameterization` says of what the logits are: `Posterior()`, the default, or
     `LeaveOneOut()`. With `field=True`, or a network that has `field = True` itself, the time has
@@ -79,6 +79,7 @@ class TokenDenoiser(nn.Module):
             logits = self.network(z, *times, **condition)
         except Exception as error:
             note_call(error, self.network, z, times[0] if times else logsnr, condition)
+            note_rows(error, self.network, z, self.process)
             raise
         if validation_enabled():
             check_logits(logits, z, self.process)
@@ -134,16 +135,39 @@ class TokenDenoiser(nn.Module):
 def check_logits(logits: object, z: Tensor, process: Process) -> None:
     """Raise unless the network returned logits over the vocabulary, with or without the mask."""
     if not isinstance(logits, Tensor):
-        hint = "take the tensor out: a module around the network that returns out.logits"
+        part = _part_of(logits)
+        hint = f"take the tensor out: a module around the network that returns out{part}"
         raise InvalidType("network", "return a tensor", type(logits).__name__, hint)
     widths = range(process.vocabulary, process.states + 1)
     words = " or ".join(str((*z.shape, width)) for width in widths)
     fits = logits.shape[:-1] == z.shape and logits.shape[-1] in widths
     mask = "the mask's is last" if process.mask == process.vocabulary else ""
-    hint = mask or "one logit for each value of a token"
+    hint = f"in the order (batch, length, vocabulary){'; ' if mask else ''}{mask}"
+    if logits.ndim == z.ndim + 1 and logits.movedim(1, -1).shape[:-1] == z.shape:
+        hint = "(batch, length, vocabulary), as Transformers give them: logits.movedim(1, -1)"
     require(fits, "network", f"return logits {words}", tuple(logits.shape), hint)
     if not logits.is_floating_point():
         raise InvalidType("network", "return floating logits", logits.dtype)
+
+
+def _part_of(out: object) -> str:
+    """Where the logits lie in what a network returned."""
+    if hasattr(out, "logits"):
+        return ".logits"
+    if isinstance(out, dict):
+        return f"[{next(iter(out), 'logits')!r}]"
+    return "[0]" if isinstance(out, tuple | list) else ".logits"
+
+
+def note_rows(error: Exception, network: object, z: Tensor, process: Process) -> None:
+    """Add to an error of a network that an embedding has no row for the mask."""
+    modules = network.modules() if isinstance(network, nn.Module) else ()
+    rows = [m.num_embeddings for m in modules if isinstance(m, nn.Embedding)]
+    if isinstance(error, IndexError) and rows and process.mask in rows and has_values(z):
+        error.add_note(
+            f"TokenDenoiser: the mask is the token {process.mask}, and an embedding of the "
+            f"network has {process.mask} rows: it needs {process.states}, one for the mask"
+        )
 
 
 __all__ = ["TokenDenoiser"]

@@ -2,6 +2,7 @@
 models."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Annotated
 
 from vdiff._arguments import Condition, Model
@@ -35,10 +36,15 @@ from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 
 _PLAN, _ALONE = VarianceReduction(), Share()
+PLANNED = {
+    field.name: f"an option of the plan: plan=VarianceReduction({field.name}=…)"
+    for field in fields(VarianceReduction)
+}
 
 
 @validated(
-    rules=[conditions_by_image, no_clipping, finite_but_absent, without_profile, bytes_of_texts]
+    rules=[conditions_by_image, no_clipping, finite_but_absent, without_profile, bytes_of_texts],
+    elsewhere=PLANNED,
 )
 def evaluate(
     model: Model,
@@ -155,7 +161,10 @@ def evaluate(
     return report_of(evaluation, tally, bytes)
 
 
-@validated(rules=[another, conditions_by_image, no_clipping, finite_pairs])
+@validated(
+    rules=[another, conditions_by_image, no_clipping, finite_pairs, bytes_of_texts],
+    elsewhere=PLANNED,
+)
 def compare(
     model: Model,
     other: Model,
@@ -168,6 +177,7 @@ def compare(
         Decoder | tuple[Decoder | None, Decoder | None] | None, both(Decoder | None)
     ] = None,
     steps: Annotated[int | tuple[int | None, int | None] | None, both(Steps | None)] = None,
+    bytes: Bytes | None = None,
     tolerance: Tolerance | None = None,
     budget: Count | None = None,
     draws: Count | None = None,
@@ -197,6 +207,7 @@ def compare(
             its own decoder. In continuous time both are drawn at the same λ. Where one is a
             chain or a path over dimensions, both are drawn at the same t, which cancels less, and
             the curve by λ is on the first schedule.
+        bytes: as in `evaluate`; the comparison then has `bits_per_byte`.
         data, tolerance, budget, draws, replicates, plan, batch, seed, progress, share, resume,
             checkpoint, record, mask, absent, condition: as in `evaluate`.
 
@@ -231,6 +242,8 @@ def compare(
         )  # fmt: skip
         evaluation = Evaluation(integrand, plan, limits, run, record={**facts, **(record or {})})
         tally = evaluation()
-    report = report_of(evaluation, tally)
+    report = report_of(evaluation, tally, bytes)
     costs, doubts = report.relative_costs, report.warnings
-    return Comparison(report.total, report.protocol, report.diagnostics, costs, doubts)
+    per_byte = None if bytes is None else report.bits_per_byte
+    total, protocol = report.total, report.protocol
+    return Comparison(total, protocol, report.diagnostics, costs, doubts, per_byte)

@@ -250,6 +250,7 @@ class Comparison:
     diagnostics: Diagnostics | None = None
     relative_costs: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    bits_per_byte: Estimate | None = None  # where the bytes of the texts were given
 
     @property
     def curve(self) -> Curve | None:
@@ -260,18 +261,25 @@ class Comparison:
         unit = self.difference.unit.name
         rows = [within(f"difference, first − second: {self.difference} {unit}", 2)]
         rows.append(within(f"95 %: {spans(self.difference)}", 2))
+        if self.bits_per_byte is not None:
+            rows.append(within(f"bits/byte: {self.bits_per_byte}", 2))
+            rows.append(within(f"bits/byte, 95 %: {spans(self.bits_per_byte)}", 2))
         if self.curve is not None:
             rows += by_logsnr("difference by log-SNR", self.curve)
         rows += [*listed(self.protocol), *(within(f"WARNING: {w}", 2) for w in self.warnings)]
         return "\n".join(rows)
 
     def _repr_html_(self) -> str:
-        return in_html({"first − second": self.difference}, self.difference, self)
+        parts, per_byte = {"first − second": self.difference}, self.bits_per_byte
+        parts |= {} if per_byte is None else {"first − second, bits/byte": per_byte}
+        return in_html(parts, self.difference, self)
 
     def asdict(self) -> dict[str, object]:
         """As plain data, for JSON."""
         unit, difference = self.difference.unit.name, plain(self.difference)
-        return {"unit": unit, "difference": difference, **_common(self)}
+        per_byte = self.bits_per_byte
+        parts = {} if per_byte is None else {"bits/byte": plain(per_byte)}
+        return {"unit": unit, "difference": difference, **parts, **_common(self)}
 
 
 def report_of(evaluation: Evaluation, tally: Tally, bytes: int | Tensor | None = None) -> Report:

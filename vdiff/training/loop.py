@@ -19,6 +19,7 @@ from vdiff.training.run import Run
 from vdiff.training.signals import catch_signals
 from vdiff.training.sources import Examples
 from vdiff.training.trainer import Policy, Trainer, Validate
+from vdiff.training.validation import Validation
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -97,6 +98,8 @@ def train(
     options: dict[str, Any] = {"labels": labels, "run": run, "workers": workers}
     options |= {"on_nonfinite": on_nonfinite, "mask": mask}
     trainer = Trainer(objective, data, config, **options)
+    if isinstance(validate, Validation):
+        validate.check(objective)
     state = trainer.state
     listeners = [] if log is None else [log]
     if run is not None and rank().is_zero:

@@ -4,7 +4,7 @@ stream."""
 import abc
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ from vdiff.training.mistakes import channels_hint
 Examples = Tensor | Images | Dataset[Any] | Iterable[Any]
 Taken = tuple[Tensor, Tensor | None]  # data (batch, …) and labels (batch,)
 SAMPLED = 32  # items of a data set that are hashed
+PICTURES = "a picture needs a transform, such as torchvision's PILToTensor"
+TOKENS = "token ids are a tensor (n, length) of integers: torch.tensor(ids)"
 
 
 class Share(NamedTuple):
@@ -232,6 +234,9 @@ def source_of(
     if isinstance(data, Tensor | Images):
         require(workers == 0, "workers", "be 0 unless data is a map-style Dataset", workers)
         return _of_images(data, config, labels, device)
+    if isinstance(data, Mapping):  # a tokenizer's output
+        what, key = "be a tensor (n, length) of token ids, no dict", next(iter(data), "input_ids")
+        raise InvalidType("data", what, type(data).__name__, f"data[{key!r}]")
     other = isinstance(data, str | bytes | np.ndarray | Splits)
     if other or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         what = "be a tensor, Images, a torch.utils.data.Dataset or an iterable of examples"
@@ -273,7 +278,8 @@ def example(item: Any, shape: list[int], name: str) -> Taken:
     if isinstance(item, np.ndarray | np.generic):
         item = torch.from_numpy(np.asarray(item))
     if not isinstance(item, Tensor):
-        hint = "a picture needs a transform, such as torchvision's PILToTensor"
+        first = (*item, None)[0] if isinstance(item, list) else item
+        hint = TOKENS if isinstance(first, int) else PICTURES
         raise InvalidType(
             "data", "have items that are a tensor or (tensor, label)", shown(item), hint
         )

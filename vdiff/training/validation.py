@@ -118,6 +118,7 @@ class Validation:
     def __call__(self, averaged: Objective) -> Estimate:
         """The total of the bound in bits/dim or bits/token, or the loss without a decoder. NaN if
         the bound of an image is not finite: training logs it and continues."""
+        self.check(averaged)
         if averaged.decoder is None:
             return self._loss(averaged)
         share = share_of_rank()
@@ -134,6 +135,12 @@ class Validation:
                 if share.sum(torch.tensor([float(not known)])).item() > 0:
                     raise
                 return Estimate(math.nan, math.nan, math.nan)
+
+    def check(self, objective: Objective) -> None:
+        """Raise where the objective is over tokens and the data hold anything else."""
+        process = diffusion_of(objective.model)
+        if not process.continuous:
+            process.check(self.data, "data", {"absent": self.masks.get("absent")})
 
     def _loss(self, objective: Objective) -> Estimate:
         draws, seed = self.effort["draws"], self.effort["seed"]
