@@ -101,5 +101,5 @@ def test_parts_that_tokens_cannot_have() -> None:
     for schedule in LearnedLinear(9.0, -9.0), Spline(9.0, -9.0):
         with pytest.raises(InvalidValue, match=r"'schedule' must have no trained parameters but"):
             train(objective(Masked(5), schedule=schedule), TOKENS, config(), quiet=True)
-    with pytest.raises(InvalidValue, match=r"elbo: argument 'data' must lie in 0 … 4"):
+    with pytest.raises(InvalidValue, match=r"Validation: argument 'data' must lie in 0 … 4"):
         Validation(BAD)(objective(Masked(5)))
