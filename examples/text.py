@@ -139,7 +139,7 @@ def parsed() -> argparse.Namespace:
     for name, (number, what) in numbers.items():
         what = f"{what} (default: %(default)s)"
         parser.add_argument(f"--{name}", type=positive, default=number, help=what)
-    parser.add_argument("--minutes", type=float, default=4.0, help="of training of each network")
+    parser.add_argument("--minutes", type=float, default=3.75, help="of training of each network")
     parser.add_argument("--steps", type=positive, help="of training of each, instead of minutes")
     parser.add_argument("--lr", type=float, default=1.4e-2, help="(default: %(default)s)")
     parser.add_argument("--dropout", type=float, default=0.1, help="(default: %(default)s)")
