@@ -85,9 +85,9 @@ class Facts:
         spacing, steps: h of the grids, and T.
         of: what the decoder must have too: weights, chain, software, …
         record: the user's own words.
-        kind: of the code: latents of images, masks of tokens, or tokens in any order. Files
-            without it hold images.
-        seed: of the noise that masks tokens.
+        kind: of the code: latents of images, masks of tokens, or tokens in any order. A file
+            without it holds images.
+        seed: of the noise that masks tokens; 0 is not written.
     """
 
     shape: list[int]
@@ -115,10 +115,8 @@ class Facts:
             raise ValueError(str(error)) from None
         if not inflate.eof or inflate.unused_data:
             raise ValueError("more than they may have")
-        found = parse_object(text)
+        found = DEFAULTS | parse_object(text)
         names = {field.name for field in fields(cls)}
-        found.setdefault("kind", KINDS[0])
-        found.setdefault("seed", 0)
         if found.keys() != names:
             raise ValueError(f"the names {', '.join(sorted(found.keys() ^ names))}")
         for name, fits in CHECKS.items():
@@ -140,6 +138,9 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 }  # fmt: skip
 
 
+DEFAULTS: dict[str, Any] = {"kind": KINDS[0], "seed": 0}  # not written
+
+
 class Writer:
     """Writes a file to an open stream."""
 
@@ -153,7 +154,8 @@ class Writer:
 
     def close(self, facts: Facts) -> None:
         """Write the facts and the checksum. Raises ValueError for facts that could not be read."""
-        raw = json.dumps(asdict(facts), separators=(",", ":"), ensure_ascii=False).encode()
+        told = {k: v for k, v in asdict(facts).items() if k not in DEFAULTS or v != DEFAULTS[k]}
+        raw = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
         raw = zlib.compress(raw, 9)
         Facts.parse(raw)
         self._write(raw + LENGTH.pack(len(raw)))
