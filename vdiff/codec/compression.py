@@ -118,7 +118,7 @@ def compress(
     shape, kind = list(data.shape), dtype_of(data)
     digest, process = DataHash(shape, kind), diffusion_of(model)
     for part in in_chunks(data):
-        process.encode(part, decoder)  # raises for what is no data of it
+        process.encode(part, decoder)  # raises for data that the process refuses
         digest.update(part)
     with evaluating(model, schedule), atomic_write(Path(path)) as aside:
         chain, dims = (model, schedule, decoder, steps), math.prod(shape[1:])
