@@ -1,4 +1,4 @@
-"""Fault 32: predictions that say nothing of the data at pure noise, or of the noise at the data."""
+"""Fault 32: predictions without the data at pure noise, or without the noise at the data."""
 
 import math
 from functools import partial
