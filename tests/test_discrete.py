@@ -1,73 +1,19 @@
-"""Diffusion over tokens: forward draws, posteriors, the bound's integrand, chains and ends, for
-masks, uniform tokens and hybrids."""
+"""Processes over tokens: forward draws, posteriors and precision, for masks, uniform tokens and
+hybrids."""
 
-import copy
-import io
 import itertools
 import math
-from functools import partial
 
 import pytest
 import torch
-from registry import PROCESSES, SCHEDULES, corners
-from tokens import (
-    Conditionals,
-    double_exponential,
-    every_z,
-    expected_loss,
-    gauss,
-    pairs,
-    probability,
-)
-from torch import nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from processes import LEVELS, close, each_process, level, marginal, wrong, wrong_logits
+from registry import PROCESSES
+from tokens import Conditionals, every_z, pairs, probability
 
-from vdiff import weighted_elbo
-from vdiff.denoiser import logsnr_time
-from vdiff.discrete import (
-    Hybrid,
-    LeaveOneOut,
-    Masked,
-    Posterior,
-    TokenDenoiser,
-    TokenPrediction,
-    Uniform,
-)
-from vdiff.errors import InvalidType, InvalidValue
+from vdiff.discrete import Hybrid, LeaveOneOut, Masked, Posterior, TokenPrediction, Uniform
+from vdiff.errors import InvalidValue
 from vdiff.gaussian import Step
-from vdiff.schedule import Linear, LogLinear
-from vdiff.weighting import Sigmoid
-
-LEVELS = [-12.0, -3.0, 0.0, 2.0, 9.0]
-each_process = pytest.mark.parametrize(
-    "process", [make() for make in PROCESSES.values()], ids=list(PROCESSES)
-)
-
-
-def level(v):
-    return torch.tensor([v], dtype=torch.float64)
-
-
-def close(a, b, **tolerance):
-    torch.testing.assert_close(a, b, **(tolerance or {"rtol": 1e-10, "atol": 1e-13}))
-
-
-def wrong_logits(z, logsnr, vocabulary=3):
-    """An arbitrary network: it looks at all tokens and at λ."""
-    values = torch.arange(vocabulary, dtype=torch.float64)
-    rest = (z * torch.tensor([1.3, -0.7])).sum(1)[:, None, None]
-    lean = 0.1 * logsnr.double()[:, None, None]
-    return torch.sin(rest + values * (1 + z[..., None]) + lean)
-
-
-def wrong(process, parameterization=None):
-    logits = partial(wrong_logits, vocabulary=process.vocabulary)
-    return TokenDenoiser(logits, process, parameterization, time=logsnr_time)
-
-
-def exact(process, parameterization=None):
-    log_p, x = pairs()
-    return TokenDenoiser(Conditionals(log_p, x, process), process, time=logsnr_time), x
+from vdiff.schedule import Linear
 
 
 @each_process
@@ -120,12 +66,6 @@ def transition(process, low, high):
     return kept * torch.eye(process.states) + drawn
 
 
-def marginal(process, logsnr):
-    """q(z | x), (3, states)."""
-    kept = torch.eye(process.states)[:3]
-    return logsnr.sigmoid() * kept + logsnr.neg().sigmoid() * process.pi(logsnr)
-
-
 @each_process
 @pytest.mark.parametrize(("v", "delta"), [(-3.0, 1.0), (0.0, 0.3), (2.0, 5.0)])
 def test_posterior_is_bayes_rule_of_the_transition(process, v, delta):
@@ -142,117 +82,6 @@ def test_posterior_is_bayes_rule_of_the_transition(process, v, delta):
                 one_hot = process.one_hot(torch.tensor([[x]]))
                 found = process.posterior(torch.tensor([[t]]), one_hot, step).exp()[0, 0]
                 close(found, joint[:, t] / joint[:, t].sum())
-
-
-@each_process
-@pytest.mark.parametrize(("v", "delta"), [(-3.0, 1.0), (0.0, 0.3), (2.0, 5.0)])
-def test_step_kl_is_that_of_the_posteriors(process, v, delta):
-    rows, z = every_z(process, pairs()[1])
-    x = pairs()[1][rows]
-    possible = probability(process, z, x, level(v)) > 0
-    z, x = z[possible], x[possible]
-    step = Step(level(v).expand(len(z)), level(delta).expand(len(z)))
-    prediction = wrong(process, LeaveOneOut())(z, step.logsnr_t)
-    q = process.posterior(z, process.one_hot(x), step)
-    p = prediction.reverse(step)
-    kl = torch.where(q > -math.inf, q.exp() * (q - p), 0.0).sum(-1)
-    close(process.step_kl(prediction.leave_one_out, z, x, step), kl, rtol=1e-9, atol=1e-12)
-
-
-@each_process
-def test_step_over_its_length_tends_to_the_integrand(process):
-    z, x = torch.tensor([[0, 1], [2, 2]]), torch.tensor([[0, 1], [1, 2]])
-    if isinstance(process, Masked):
-        z = torch.tensor([[3, 1], [3, 2]])
-    logsnr = torch.tensor([0.3, -1.2], dtype=torch.float64)
-    prediction = wrong(process, LeaveOneOut())(z, logsnr)
-    limit = process.integrand(prediction.leave_one_out, z, x, logsnr)
-    step = Step(logsnr, torch.full_like(logsnr, 1e-6))
-    close(
-        process.step_kl(prediction.leave_one_out, z, x, step) / 1e-6, limit, rtol=1e-5, atol=1e-8
-    )
-
-
-@each_process
-def test_chain_is_above_its_limit_and_tends_to_it(process):
-    model, x = exact(process)
-    ends = Linear(12.0, -12.0)
-    limit = expected_loss(model, x, ends, *gauss(100))
-    p = pairs()[0].exp()
-    gaps = []
-    for steps in 4, 32, 256:
-        t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        chain = expected_loss(model, x, ends, t, torch.full((steps,), 1 / steps), steps=steps)
-        gaps.append((p * (chain - limit)).sum().item())
-    assert gaps[0] > gaps[1] > gaps[2] > 0
-    assert gaps[2] < 0.02
-
-
-INVARIANT = ["linear", "cosine", "ot", "sigmoid", "laplace", "table", "spline", "histogram"]
-
-
-@each_process
-@pytest.mark.parametrize("name", [n for n in INVARIANT if n in SCHEDULES])
-def test_the_schedule_changes_nothing_but_its_ends(process, name):
-    schedule = SCHEDULES[name](9.0, -9.0)
-    at = [schedule.logsnr_min, *corners(schedule), schedule.logsnr_max]
-    levels = torch.tensor(sorted({round(v, 9) for v in at}), dtype=torch.float64)
-    times = schedule.inverse(levels, clamp=True).flip(0).detach().tolist()
-    n = 120 if len(times) < 4 else 14
-    panels = [double_exponential(a, b, n) for a, b in itertools.pairwise(times) if b > a]
-    t, weights = (torch.cat(v) for v in zip(*panels, strict=True))
-    model = wrong(process)
-    x = pairs()[1][[0, 4, 5]]
-    ends = Linear(schedule.logsnr_max, schedule.logsnr_min)
-    for weighting in None, Sigmoid(2.0):
-        expected = expected_loss(model, x, ends, *gauss(90), weighting=weighting)
-        found = expected_loss(model, x, schedule, t, weights, weighting=weighting).detach()
-        close(found, expected, rtol=2e-6, atol=0)
-
-
-@each_process
-@pytest.mark.parametrize("v", LEVELS)
-def test_ends_in_closed_form(process, v):
-    x, logsnr = torch.arange(3)[:, None], level(v)
-    law = marginal(process, logsnr)
-    start = logsnr.sigmoid() * torch.eye(process.states).double()[:3].mean(0)
-    start = start + logsnr.neg().sigmoid() * process.pi(logsnr)[0]
-    held = law > 0
-    kl = torch.where(held, law * (law / start).log(), 0.0).nan_to_num().sum(1)
-    close(process.prior(x, v), kl, rtol=1e-8, atol=1e-13)
-    decoder = law / law.sum(0)
-    nll = torch.where(held, -law * decoder.log(), 0.0).nan_to_num().sum(1)
-    close(process.reconstruction(x, v), nll)
-
-
-def test_ends_are_sums_over_modelled_tokens():
-    x, mask = torch.tensor([[0, 1, 2], [1, 1, 1]]), torch.tensor([[True, False, True]] * 2)
-    for process in (make() for make in PROCESSES.values()):
-        close(process.prior(x, -2.0, mask), process.prior(x[:, ::2], -2.0))
-        close(process.reconstruction(x, 2.0, mask), process.reconstruction(x[:, ::2], 2.0))
-
-
-@each_process
-@pytest.mark.parametrize(("high", "low"), [(2.0, -2.0), (6.0, -1.0), (0.5, -8.0)])
-@pytest.mark.parametrize(
-    "make", [wrong, lambda process: exact(process)[0]], ids=["wrong", "exact"]
-)
-def test_a_range_that_is_cut_still_bounds_the_entropy_with_both_ends(process, high, low, make):
-    log_p, x = pairs()
-    p, entropy = log_p.exp(), -(log_p.exp() * log_p).sum()
-    model = make(process)
-    between = expected_loss(model, x, Linear(high, low), *gauss(40))
-    ends = process.prior(x, low) + process.reconstruction(x, high)
-    assert (p * (between + ends)).sum() > entropy
-    if make is not wrong:
-        assert (p * between).sum() < entropy - 0.01
-        rows, z = every_z(process, x)
-        prediction = model(z, torch.full((len(z),), high, dtype=torch.float64))
-        q = probability(process, z, x[rows], level(high))
-        decoded = torch.where(q > 0, -q * prediction.log_prob(x[rows]), 0.0)
-        network = torch.zeros(len(x)).double().index_add(0, rows, decoded)
-        total = (p * (between + process.prior(x, low) + network)).sum()
-        assert entropy < total < (p * (between + ends)).sum() + 1e-12
 
 
 @each_process
@@ -367,107 +196,6 @@ def test_what_is_no_process_is_refused(pi, words):
         Hybrid(2, pi)
 
 
-def test_bad_tokens_and_logits_are_refused():
-    process, noise = Masked(3), torch.rand(1, 2)
-    with pytest.raises(InvalidValue, match="the mask is no value of the data"):
-        process.corrupt(torch.tensor([[0, 3]]), noise, torch.zeros(1))
-    with pytest.raises(InvalidValue, match="lie in 0 … 2"):
-        process.prior(torch.tensor([[0, -1]]), 0.0)
-    with pytest.raises(InvalidType, match="integer tokens"):
-        process.corrupt(torch.tensor([[0.0, 1.0]]), noise, torch.zeros(1))
-    with pytest.raises(InvalidValue, match="shape of x"):
-        process.corrupt(torch.tensor([[0, 1]]), noise[0], torch.zeros(1))
-    z = torch.tensor([[0, 1]])
-    for width, process in (5, Masked(3)), (2, Masked(3)), (4, Uniform(3)):
-        with pytest.raises(InvalidValue, match="return logits"):
-            TokenDenoiser(nn.Embedding(4, width), process)(z, torch.zeros(1))
-    with pytest.raises(InvalidType, match="return a tensor"):
-        TokenDenoiser(lambda z: (z,), process)(z, torch.zeros(1))
-    with pytest.raises(InvalidType, match="Process"):
-        TokenDenoiser(nn.Embedding(4, 3), "masked")
-
-
-class Output(dict):
-    """As a network of Hugging Face returns it."""
-
-    logits = torch.zeros(1, 2, 3)
-
-
-@pytest.mark.parametrize(
-    ("returned", "hint"),
-    [((0,), r"out\[0\]"), (Output(logits=0), r"out\.logits"), ({"l": 0}, r"out\['l'\]")],
-)
-def test_the_hint_says_where_the_logits_lie(returned, hint):
-    with pytest.raises(InvalidType, match=rf"network that returns {hint}"):
-        TokenDenoiser(lambda z: returned, Masked(3))(torch.tensor([[0, 1]]), torch.zeros(1))
-
-
-def test_the_order_of_logits_is_named():
-    z, model = torch.tensor([[0, 1]]), TokenDenoiser(lambda z: torch.zeros(1, 3, 2), Masked(3))
-    with pytest.raises(InvalidValue, match=r"vocabulary\), as .* logits.movedim\(1, -1\)"):
-        model(z, torch.zeros(1))
-    with pytest.raises(InvalidValue, match=r"order \(batch, length, vocabulary\); the mask's is"):
-        TokenDenoiser(nn.Embedding(4, 9), Masked(3))(z, torch.zeros(1))
-
-
-def test_an_embedding_without_a_row_for_the_mask_is_named():
-    model, z = TokenDenoiser(nn.Embedding(3, 3), Masked(3)), torch.tensor([[0, 3]])
-    with pytest.raises(IndexError) as caught:
-        model(z, torch.zeros(1))
-    assert "has 3 rows: it needs 4, one for the mask" in caught.value.__notes__[-1]
-
-
-def test_a_prompt_for_a_network_with_a_time_needs_a_field():
-    seen = []
-    network = lambda z, t: (seen.append(t), torch.zeros(*z.shape, 3))[1]  # noqa: E731
-    prompt, x = torch.tensor([True, False]), torch.tensor([[0, 1]])
-    given = {"schedule": LogLinear(9.0, -9.0), "mask": ~prompt}
-    with pytest.raises(InvalidValue, match=r"which says what is given: TokenDenoiser\(…, field"):
-        weighted_elbo(TokenDenoiser(network, Uniform(3), time=logsnr_time), x, **given)
-    model = TokenDenoiser(network, Uniform(3), time=logsnr_time, field=True)
-    weighted_elbo(model, x, **given)
-    assert seen[-1].shape == (1, 2)
-    assert abs(seen[-1][0, 0] - 9) < 1e-4  # it is given
-    assert seen[-1][0, 1] < 8.9
-
-
-def test_an_ordinary_posterior_that_is_said_to_leave_out_is_found_on_request():
-    log_p, x = pairs()
-    process, logsnr = Uniform(3), torch.zeros(9)
-    for leaves_out in True, False:
-        network = Conditionals(log_p, x, process, leave_one_out=leaves_out)
-        model = TokenDenoiser(network, process, LeaveOneOut(), time=logsnr_time)
-        if leaves_out:
-            assert model.check_leave_one_out(x, logsnr) is model
-        else:
-            with pytest.raises(InvalidValue, match="token 0"):
-                model.check_leave_one_out(x, logsnr)
-
-
-def test_the_mask_s_logit_is_ignored():
-    z, wide = torch.tensor([[3, 1]]), torch.randn(1, 2, 4)
-    with_mask = TokenDenoiser(lambda z: wide, Masked(3))(z, torch.zeros(1))
-    without = TokenDenoiser(lambda z: wide[..., :3], Masked(3))(z, torch.zeros(1))
-    assert torch.equal(with_mask.posterior, without.posterior)
-
-
-def test_a_network_is_told_time_or_none_or_a_field():
-    told = []
-
-    def network(z, time=None):
-        told.append(time)
-        return torch.zeros(*z.shape, 3)
-
-    z, logsnr = torch.tensor([[3, 1]] * 2), torch.tensor([1.0, 2.0], dtype=torch.float64)
-    TokenDenoiser(network, Masked(3))(z, logsnr)
-    TokenDenoiser(network, Masked(3), time=logsnr_time)(z, logsnr[:, None])
-    TokenDenoiser(network, Masked(3), time=logsnr_time, field=True)(z, logsnr)
-    assert told[0] is None
-    assert [v.shape for v in told[1:]] == [(2,), (2, 1)]
-    with pytest.raises(InvalidValue, match="one number per example"):
-        TokenDenoiser(network, Masked(3), time=logsnr_time)(z, torch.tensor([[1.0, 2.0]] * 2))
-
-
 def test_a_field_of_one_number_per_example_is_that_number():
     for make in PROCESSES.values():
         process = make()
@@ -482,49 +210,6 @@ def test_a_field_of_one_number_per_example_is_that_number():
                 wrong(process)(z, number.logsnr).replace(logsnr=field.logsnr).loss(x, None, field)
             )
             assert torch.equal(of_number, of_field)
-
-
-def test_predictions_are_cut_and_copied():
-    at = Linear().at(torch.full((2,), 0.5))
-    prediction = wrong(Uniform(3))(torch.tensor([[0, 1], [2, 1]]), at.logsnr)
-    part = prediction.rows(torch.tensor([1]))
-    close(part.posterior, prediction.posterior[1:])
-    close(copy.deepcopy(prediction).posterior, prediction.posterior)
-    modelled = torch.tensor([[True, False], [True, True]])
-    masked = prediction.replace(modelled=modelled)
-    x = torch.tensor([[0, 1], [1, 1]])
-    terms = prediction.process.integrand(prediction.leave_one_out, prediction.z, x, at.logsnr)
-    close(
-        masked.loss(x, None, at),
-        (terms * modelled * at.rate[:, None]).sum(1),
-        rtol=1e-6,
-        atol=1e-9,
-    )
-    close(masked.log_prob(x)[0], prediction.posterior[0, 0, 0])
-
-
-@each_process
-def test_a_prediction_is_a_pytree_of_its_tensors(process):
-    torch.manual_seed(0)
-    model = TokenDenoiser(nn.Embedding(process.states, process.vocabulary), process)
-    z, t = torch.tensor([[0, 1], [2, 2]]), torch.zeros(2, dtype=torch.float64)
-    prediction = model(z, t)
-    leaves, spec = tree_flatten(prediction)
-    assert [leaf.shape for leaf in leaves] == [(2, 2), (2,), (2, 2, process.vocabulary)]
-    assert vars(tree_unflatten(leaves, spec)) == vars(prediction)
-    apart = torch.vmap(model)(z[:, None], t[:, None])
-    torch.testing.assert_close(apart.logits[:, 0], prediction.logits)
-    assert apart.process is process
-
-
-def test_a_model_over_tokens_is_exported():
-    model = TokenDenoiser(nn.Embedding(4, 3), Masked(3), LeaveOneOut())
-    given, file = (torch.tensor([[0, 3], [3, 2]]), torch.zeros(2)), io.BytesIO()
-    torch.export.save(torch.export.export(model, given), file)
-    file.seek(0)
-    loaded = torch.export.load(file).module()(*given)
-    assert (loaded.process.vocabulary, repr(loaded.parameterization)) == (3, "LeaveOneOut()")
-    torch.testing.assert_close(loaded.posterior, model(*given).posterior)
 
 
 @pytest.mark.parametrize("process", [Masked(3), Uniform(3), Hybrid.gidd(3)])

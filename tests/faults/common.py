@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff import Denoiser
+from vdiff import Denoiser, weighted_elbo
 from vdiff.decoder import Decoder, Gaussian
 from vdiff.parameterization import Parameterization, V
 from vdiff.schedule import Cosine
@@ -98,6 +98,10 @@ def gradients(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor
 
 
 SCHEDULE = Cosine(10.0, -10.0)
+
+
+def loss_of(x: object, **options: object) -> Tensor:
+    return weighted_elbo(model(), x, schedule=SCHEDULE, **options)  # type: ignore[arg-type]
 
 
 def data_of(decoder: Decoder, n: int = 4) -> Tensor:
