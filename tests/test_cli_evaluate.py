@@ -1,52 +1,21 @@
-"""`vdiff evaluate`: a number with its errors and its protocol, resumed where it was cut off, the
-same over two processes."""
+"""`vdiff evaluate`: a number with its errors and its protocol, beside those of others."""
 
 import json
 import math
 import re
 import warnings
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import pytest
-import torch
-from points import answers
-from registry import ORACLES
+from evaluations import CONFIG, call, made
 
 from vdiff.cli import evaluate as command
-from vdiff.cli import main, resume
+from vdiff.cli import main
 from vdiff.data import Splits, splits
 from vdiff.data.digits import LEVELS
-from vdiff.decoder import Categorical
 from vdiff.flow import SolverError
-from vdiff.likelihood import Report, compare, evaluate
-from vdiff.schedule import Linear
+from vdiff.likelihood import compare, evaluate
 from vdiff.training import Config, Run
-
-CONFIG = Config(
-    network={
-        "name": "UNet",
-        "channels": 1,
-        "channels_out": LEVELS,
-        "width": 8,
-        "multipliers": [1],
-        "heads": 1,
-    },
-    schedule={"name": "Linear", "logsnr_max": 7.0, "logsnr_min": -6.0},
-    ema=[0.5],
-)
-
-
-def made(folder: Path, seed: int = 0, config: Config = CONFIG, scale: float = 0.05) -> Path:
-    torch.manual_seed(seed)
-    run = Run.create(folder, config)
-    objective = config.objective()
-    with torch.no_grad():
-        for parameter in objective.model.parameters():
-            parameter.add_(scale * torch.randn_like(parameter))  # a new last layer is zero
-    run.save(objective)
-    return run.folder
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +25,6 @@ def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
         "digits",
         lambda folder: Splits(*(part[:12] for part in splits("digits", folder))),
     )
-
-
-def call(*words: object) -> int:
-    return main(["evaluate", *map(str, words), "--quiet"])
 
 
 def test_it_prints_and_writes_what_evaluate_says(tmp_path, capsys):
@@ -338,89 +303,3 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, words, text):
     error = capsys.readouterr().err
     assert text in error
     assert len(error.strip().splitlines()) == 1
-
-
-DECODER = Categorical(levels=4)
-ORACLE = ORACLES["lattice"]()
-LEVELS_OF_FOUR = torch.arange(4).repeat(25)[:, None]
-SETTING = {
-    "schedule": Linear(7.0, -6.0),
-    "decoder": DECODER,
-    "draws": 8,
-    "batch": 64,
-    "tolerance": 0.06,
-}
-
-
-class Stopped(Exception):
-    """What cuts an evaluation off."""
-
-
-@cache
-def undisturbed() -> tuple[Report, int]:
-    """The report, and how many states another evaluation keeps."""
-    kept: list[object] = []
-    evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, checkpoint=kept.append)
-    return evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING), len(kept)
-
-
-@pytest.mark.parametrize("after", [1, 9, 13])
-def test_an_evaluation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, after):
-    """In the first stage and in the second; through the file that the command keeps."""
-    monkeypatch.setattr(resume, "PAUSE", -1.0)
-    whole, every = undisturbed()
-    kept, calls = resume.StateFile(tmp_path / "state.safetensors"), []
-
-    def checkpoint(state: dict[str, torch.Tensor]) -> None:
-        kept(state)
-        calls.append(state)
-        if len(calls) == after:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, checkpoint=checkpoint)
-    rest: list[object] = []
-    again = evaluate(
-        ORACLE,
-        LEVELS_OF_FOUR,
-        **SETTING,
-        resume=resume.StateFile(kept.path).read(),
-        checkpoint=rest.append,
-    )
-    assert again.total == whole.total
-    assert again.asdict()["diagnostics"] == whole.asdict()["diagnostics"]
-    assert len(rest) == every - after
-    with pytest.raises(
-        ValueError, match="'resume' must be the state of this evaluation; got that of another"
-    ):
-        evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, seed=1, resume=kept.read())
-
-
-PROGRAM = """
-import json, sys, torch, torch.distributed as dist
-sys.path.insert(0, "tests")
-from test_cli_evaluate import LEVELS_OF_FOUR, ORACLE, SETTING
-from vdiff.flow import SolverError
-from vdiff.likelihood import evaluate
-from vdiff.training.ranks import share_of_rank
-dist.init_process_group("gloo")
-report = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
-try:
-    wrong = lambda z, logsnr: type("P", (), {})()
-    evaluate(wrong, LEVELS_OF_FOUR, **SETTING, share=share_of_rank())
-except TypeError:
-    pass
-total, count = report.total, report.protocol["processes"]
-print(json.dumps([dist.get_rank(), total.value, total.monte_carlo, count]), flush=True)
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes_give_the_same_answer():
-    said = answers(PROGRAM)
-    alone = evaluate(ORACLE, LEVELS_OF_FOUR, **SETTING).total
-    for rank, (index, value, error, processes) in enumerate(said):
-        assert (index, processes) == (rank, 2)
-        assert value == pytest.approx(alone.value, rel=1e-6)
-        assert error == pytest.approx(alone.monte_carlo, rel=1e-4)
-    assert math.isfinite(alone.value)

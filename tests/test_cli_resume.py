@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluations import LEVELS_OF_FOUR, ORACLE, SETTING, call, made
 from safetensors.torch import load, save
-from test_cli_evaluate import LEVELS_OF_FOUR, ORACLE, SETTING, call, made
 
 from vdiff.cli import evaluate as command
 from vdiff.cli import resume

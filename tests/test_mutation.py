@@ -16,7 +16,7 @@ def test_mutants_of_a_module_are_killed_by_its_tests(tmp_path):
         "--only",
         "vdiff/resampling.py",
         "--tests",
-        "tests/test_objective.py",
+        "tests/test_objective_terms.py",
         "--sample",
         "8",
         "--jobs",

@@ -5,57 +5,21 @@ import warnings
 
 import pytest
 import torch
+from chains import DECODER, EVERY, LEVELS, NOISE, STEPS, TABLE, Heads, Told, chain
 from registry import objective_of
-from torch import nn
 
 from vdiff import Denoiser, Objective, elbo, hybrid_loss, recipe, sample, weighted_elbo
-from vdiff.chain import first_variance, vlb
 from vdiff.decoder import Categorical, DiscretizedGaussian, Levels
 from vdiff.decoder import Gaussian as GaussianDecoder
-from vdiff.objective import VLB, Hybrid, Weighted
+from vdiff.objective import Hybrid, Weighted
 from vdiff.parameterization import Eps, V
 from vdiff.recipes import RECIPES
 from vdiff.resampling import LossSecondMoment
 from vdiff.sampling import uniform
-from vdiff.schedule import Adaptive, Cosine, LearnedLinear, Linear, Monotone, Tabulated
+from vdiff.schedule import Cosine, Linear
 from vdiff.times import independent, stratified
 from vdiff.variance import LearnedRange
 from vdiff.weighting import MSE, MinSNR, Sigmoid
-
-STEPS = 9
-TABLE = Tabulated.cosine_betas(STEPS + 1)
-DECODER = DiscretizedGaussian(
-    17, uses_network=True, posterior_variance=first_variance(TABLE, STEPS)
-)
-LEVELS = torch.randint(0, 17, (STEPS + 1, 2), generator=torch.Generator().manual_seed(1))
-NOISE = torch.randn(STEPS + 1, 2, generator=torch.Generator().manual_seed(2))
-EVERY = (
-    torch.arange(STEPS + 1, dtype=torch.float64) / STEPS
-)  # every level of the chain, the decoder's first
-
-
-class Heads(nn.Module):
-    """A smooth network of points with a mean and, with `heads` = 2, a variance."""
-
-    def __init__(self, heads=2):
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.inner, self.outer = nn.Linear(3, 8), nn.Linear(8, 2 * heads)
-        for parameter in self.parameters():
-            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
-
-    def forward(self, z, logsnr):
-        return self.outer(torch.tanh(self.inner(torch.cat([z, 0.1 * logsnr[:, None]], 1))))
-
-
-def chain(**options):
-    return objective_of(
-        Denoiser(Heads(), Eps(), variance=LearnedRange()),
-        schedule=TABLE,
-        decoder=DECODER,
-        steps=STEPS,
-        **options,
-    )
 
 
 def test_with_a_weighting_a_decoder_encodes_and_measures():
@@ -242,93 +206,6 @@ def test_a_loss_that_leaves_out_the_first_level_says_so(options, asks, hint):
         )
 
 
-def test_one_term_of_the_bound_times_their_number_is_the_bound_on_average():
-    """Term by term: each is n times what `elbo`, which evaluates the network twice, has for it."""
-    objective, n = chain(), STEPS + 1
-    one = vlb(
-        objective.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, t=EVERY, eps=NOISE
-    )
-    whole = elbo(
-        objective.model,
-        LEVELS,
-        schedule=TABLE,
-        steps=STEPS,
-        decoder=DECODER,
-        t=EVERY.clamp(min=1 / STEPS),
-        eps=NOISE,
-    )
-    assert torch.allclose(one.prior, whole.prior)
-    assert torch.allclose(one.diffusion[1:] / n, whole.diffusion[1:] / STEPS, rtol=1e-5)
-    assert torch.allclose(one.reconstruction[:1] / n, whole.reconstruction[:1], rtol=1e-5)
-    assert (one.diffusion[0], *one.reconstruction[1:].tolist()) == (0.0, *[0.0] * STEPS)
-    drawn = vlb(
-        objective.model,
-        LEVELS,
-        schedule=TABLE,
-        steps=STEPS,
-        decoder=DECODER,
-        generator=torch.Generator().manual_seed(0),
-    )
-    assert int((drawn.reconstruction > 0).sum()) == 1  # ten examples, ten terms, stratified
-
-
-@pytest.mark.parametrize("looks", [True, False])
-def test_terms_drawn_by_their_size_have_the_mean_of_the_bound(looks):
-    torch.manual_seed(0)
-    decoder, terms = (DECODER, STEPS + 1) if looks else (Categorical(17), STEPS)
-    sampler = LossSecondMoment(terms, memory=1)
-    sampler.update(torch.arange(1, terms + 1) / terms, torch.logspace(0, 2, terms))
-    objective = Objective(
-        Denoiser(Heads(), Eps(), variance=LearnedRange()),
-        schedule=TABLE,
-        loss=VLB(decoder, steps=STEPS, resampling=sampler),
-    ).eval()
-    data, eps = LEVELS[:1].expand(200_000, 2), NOISE[:1].expand(200_000, 2)
-    found = objective(data, u=stratified(200_000, offset=0.5), eps=eps).double().mean()
-    whole = [objective.bound(LEVELS[:1], t=t[None], eps=NOISE[:1]) for t in EVERY[1:]]
-    known = whole[0].prior + whole[0].reconstruction + sum(one.diffusion for one in whole) / STEPS
-    assert found.item() == pytest.approx(known.item(), rel=1e-3)
-    assert (sampler.noted == 0).all()  # an evaluation is not noted
-
-
-def test_at_given_times_a_drawn_term_has_the_rest_of_its_bound():
-    """The reconstruction too, which is small beside the term."""
-    chosen = VLB(Categorical(17), steps=STEPS, resampling=LossSecondMoment(STEPS))
-    objective = Objective(chain().model, schedule=TABLE, loss=chosen)
-    given = {"t": EVERY.clamp(min=1 / STEPS), "eps": NOISE}
-    bound = objective.bound(LEVELS, **given)
-    rest = bound.prior + bound.reconstruction
-    found = objective(LEVELS, **given) - bound.diffusion
-    torch.testing.assert_close(found, rest, rtol=1e-3, atol=1e-6)
-    assert (rest > 1e-3).any()
-
-
-def test_what_is_drawn_follows_the_losses_of_all_micro_batches_and_ranks():
-    """Two halves of a batch with their notes summed leave the memory that one process has."""
-    one, halves = (
-        chain(resampling=LossSecondMoment(STEPS + 1)),
-        [chain(resampling=LossSecondMoment(STEPS + 1)) for _ in range(2)],
-    )
-    t = EVERY.roll(1)
-    one(LEVELS, t=t, eps=NOISE)
-    for i, half in enumerate(halves):
-        half(LEVELS[i::2], t=t[i::2], eps=NOISE[i::2])
-    notes = sum(half.loss.resampling.noted for half in halves)
-    one.update()
-    for half in halves:
-        half.update(lambda _: notes.clone())
-        assert torch.allclose(half.loss.resampling.history, one.loss.resampling.history)
-        assert torch.equal(half.loss.resampling.count, torch.ones(STEPS + 1, dtype=torch.long))
-        assert (half.loss.resampling.noted == 0).all()
-    known = vlb(one.model, LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER, t=t, eps=NOISE)
-    known = (known.diffusion + known.reconstruction)[EVERY.roll(1).argsort()]
-    assert torch.allclose(one.loss.resampling.history[:, 0], known.double(), rtol=1e-6)
-    one.loss.resampling.note(torch.tensor([0.1, 0.1, 0.2]), torch.tensor([3.0, 4.0, torch.nan]))
-    one.update()
-    assert one.loss.resampling.history[0, 1].item() == pytest.approx(12.5**0.5)
-    assert one.loss.resampling.count[:3].tolist() == [2, 1, 1]
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -347,102 +224,6 @@ def test_every_loss_of_a_chain_trains_all_of_the_network(options):
     mean, spread = gradients[0].chunk(2)
     assert mean.abs().sum() > 0
     assert (spread.abs().sum() > 0) == (options.get("bound_weight") != 0.0)
-
-
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: chain(bound_weight=-1.0), "'bound_weight' must be finite and at least 0"),
-    (lambda: chain(resampling=LossSecondMoment(STEPS)),
-    (
-        f"'resampling' must have as many steps as the bound has terms, with the decoder's, "
-        f"{STEPS + 1}; got {STEPS}"
-    )),
-])  # fmt: skip
-def test_losses_that_do_not_go_together(build, message):
-    with pytest.raises(ValueError, match=r"(Hybrid|VLB): argument " + message):
-        build()
-
-
-def test_one_term_is_refused_where_another_loss_is_meant():
-    model = Denoiser(Heads(), Eps(), variance=LearnedRange())
-    with pytest.raises(
-        ValueError, match=r"vlb: argument 'decoder' must use the network; got .*elbo takes it"
-    ):
-        vlb(model, LEVELS, schedule=TABLE, steps=STEPS, decoder=Categorical(17))
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"vlb: argument 'schedule' must have fixed ends; got "
-            r".*elbo\(…, steps=T\) trains them"
-        ),
-    ):
-        vlb(model, LEVELS, schedule=LearnedLinear(), steps=STEPS, decoder=DECODER)
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"hybrid_loss: argument 'model' must learn its reverse variance; .* bound_weight=0 is "
-            r"the simple loss"
-        ),
-    ):
-        hybrid_loss(
-            Denoiser(Heads(1), Eps()), LEVELS, schedule=TABLE, steps=STEPS, decoder=DECODER
-        )
-
-
-NO_SIGNAL = Tabulated([3.0, 1.0, 0.0, -2.0, -float("inf")])
-DRAWN = {"decoder": DECODER, "steps": STEPS, "resampling": LossSecondMoment(STEPS + 1)}
-REFUSED = {  # learned heads, schedule, loss, arguments, message
-    "a squared error and a variance": (
-        2,
-        Cosine(),
-        Weighted(),
-        {},
-        "'model' must have no learned",
-    ),
-    "its chain": (2, Cosine(), Weighted(steps=5), {}, "'model' must have no learned"),
-    "a variance in time": (
-        2,
-        Cosine(),
-        VLB(GaussianDecoder()),
-        {},
-        "'model' must have no learned",
-    ),
-    "a bound without a variance": (1, TABLE, Hybrid(STEPS), {}, "'model' must learn its reverse"),
-    "a shape": (2, Monotone(learn_ends=False), Hybrid(5), {}, "'schedule' must have a fixed"),
-    "ends": (1, LearnedLinear(), VLB(**DRAWN), {}, "'schedule' must have a? ?fixed"),
-    "a weight at pure noise": (1, NO_SIGNAL, Weighted(steps=4), {}, "'weighting' must be finite"),
-    "times before the data": (
-        1,
-        TABLE,
-        Weighted(steps=STEPS),
-        {"t": 0.01},
-        "'t' must be at least",
-    ),
-    "t = 0": (1, Cosine(), VLB(GaussianDecoder(), steps=4), {"t": 0.0}, "'t' must be at least"),
-    "numbers above 1": (1, Cosine(), Weighted(), {"u": 1.3}, r"'u' must lie within \[0, 1\]"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_a_function_refuses_its_objective_refuses(name):
-    heads, schedule, loss, given, message = REFUSED[name]
-    model = Denoiser(Heads(heads), Eps(), **({"variance": LearnedRange()} if heads == 2 else {}))
-    data = LEVELS if isinstance(loss.decoder, Levels) else NOISE
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        objective = Objective(model, schedule=schedule, loss=loss)
-        with pytest.raises(ValueError, match=f"Objective: argument {message}"):
-            objective(data, **{word: torch.full((len(data),), v) for word, v in given.items()})
-
-
-# ---- independent times
-
-
-class Told(nn.Module):
-    """A model whose error at a token depends on the λ of all tokens."""
-
-    def forward(self, z, logsnr):
-        field = logsnr.expand_as(z)
-        return torch.tanh(0.1 * field + 0.05 * field.mean(1, keepdim=True)) * z
 
 
 def test_independent_times_are_drawn_and_labelled_as_no_bound():
@@ -475,10 +256,3 @@ def test_independent_times_on_a_chain_are_ends_of_its_steps():
 def test_independent_takes_dimensions_behind_the_batch(dims):
     with pytest.raises((ValueError, TypeError), match="Weighted: argument 'independent' must be"):
         Weighted(independent=dims)
-
-
-def test_a_schedule_that_learns_from_losses_refuses_independent_times():
-    model = Denoiser(Told(), V(), field=True)
-    objective = Objective(model, schedule=Adaptive(9, -9), loss=Weighted(independent=(1,)))
-    with pytest.raises(ValueError, match="be one time per example for a schedule that learns"):
-        objective(torch.randn(4, 3))

@@ -1,4 +1,4 @@
-"""Errors, names and warnings are printed in a line; a closed pipe or a full disk is said in one."""
+"""Errors, names and warnings are printed in a line; so is a full disk or a closed pipe."""
 
 import errno
 import io

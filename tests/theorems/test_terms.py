@@ -8,17 +8,15 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from vdiff import Denoiser, elbo, hybrid_loss
-from vdiff.chain import first_variance, path_bound
-from vdiff.decoder import Categorical, DiscretizedGaussian, Gaussian
+from vdiff.decoder import DiscretizedGaussian, Gaussian
 from vdiff.likelihood import evaluate
-from vdiff.parameterization import Eps, PosteriorMean
+from vdiff.parameterization import Eps
 from vdiff.prediction import Prediction
 from vdiff.profile import Profile
-from vdiff.reverse import MonteCarlo, RaoBlackwell, Raw
-from vdiff.schedule import Linear, Tabulated
+from vdiff.reverse import RaoBlackwell, Raw
+from vdiff.schedule import Linear
 from vdiff.times import grid
 from vdiff.variance import (
-    AnalyticVariance,
     FixedLarge,
     FixedSmall,
     LearnedLogVariance,
@@ -26,24 +24,14 @@ from vdiff.variance import (
     LearnedVariance,
 )
 
+from .chains_of_ddpm import LEVELS, STEPS, TABLE, model_and_decoder, network
 from .reference import gmm1d
 
-LEVELS, STEPS = 40, 39
-TABLE = Tabulated.linear_betas(levels=LEVELS, rescale_from=100)
 BETAS = torch.linspace(1e-4, 0.02, LEVELS, dtype=torch.float64) * 100 / LEVELS
 ABAR = (1 - BETAS).cumprod(0)
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def network(z, logsnr):
-    """Twice the channels: some ε̂, and some log-interpolation."""
-    return torch.cat([0.7 * z + 0.1 * torch.tanh(logsnr)[:, None], torch.sin(3 * z)], 1)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def ddpm_terms(levels, eps):
@@ -78,13 +66,6 @@ def ddpm_terms(levels, eps):
                 Normal(posterior, small[t].sqrt()), Normal(mean, std)
             ).sum(1)
     return terms
-
-
-def model_and_decoder():
-    decoder = DiscretizedGaussian(
-        17, uses_network=True, posterior_variance=first_variance(TABLE, STEPS)
-    )
-    return Denoiser(network, Eps(), variance=LearnedRange()), decoder
 
 
 def test_the_terms_are_ddpms_own():
@@ -237,88 +218,6 @@ def test_the_mean_gets_nothing_from_the_decoders_term():
     assert torch.equal(*slopes)
 
 
-def test_bad_first_steps_are_named():
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"argument 'posterior_variance' must come with uses_network=True and without "
-            r"variance; got variance=None, uses_network=False"
-        ),
-    ):
-        DiscretizedGaussian(17, posterior_variance=0.1)
-    with pytest.raises(
-        ValueError, match=r"argument 'posterior_variance' must be finite and greater than 0"
-    ):
-        DiscretizedGaussian(17, uses_network=True, posterior_variance=0.0)
-    model, decoder = model_and_decoder()
-    with pytest.raises(
-        ValueError,
-        match=r"hybrid_loss: argument 'decoder' must use the network; got Categorical",
-    ):
-        hybrid_loss(
-            model,
-            torch.zeros(2, 3, dtype=torch.long),
-            schedule=TABLE,
-            steps=STEPS,
-            decoder=Categorical(17),
-        )
-    profile = Profile(logsnr_max=12.0, logsnr_min=-12.0, bins=1)
-    profile.update(torch.zeros(2), torch.ones(2))
-    fitted = Denoiser(lambda z, logsnr: z, Eps(), variance=AnalyticVariance(profile, dims=3))
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"argument 'posterior_variance' must be left out with a variance fitted to the "
-            r"chain; got AnalyticVariance"
-        ),
-    ):
-        elbo(
-            fitted,
-            torch.zeros(2, 3, dtype=torch.long),
-            schedule=TABLE,
-            steps=STEPS,
-            decoder=decoder,
-        )
-
-
-@pytest.mark.parametrize("levels", [100, 1000, 4000])
-def test_rescaled_betas_keep_the_last_level_and_move_the_first(levels):
-    table = Tabulated.linear_betas(levels=levels, rescale_from=1000)
-    reference = Tabulated.linear_betas()
-    assert table.logsnr_max - reference.logsnr_max == pytest.approx(
-        math.log(levels / 1000), abs=2e-3
-    )
-    assert abs(table.logsnr_min - reference.logsnr_min) < 0.7
-    assert torch.allclose(
-        table.table, Tabulated.from_betas(torch.linspace(1e-4, 0.02, levels) * 1000 / levels).table
-    )
-
-
-def test_betas_that_rescaling_drives_to_one_are_refused():
-    with pytest.raises(
-        ValueError, match=r"'betas' must lie strictly between 0 and 1; got 1 at step 20 of 20"
-    ):
-        Tabulated.linear_betas(levels=20, rescale_from=1000)
-    with pytest.raises(ValueError, match=r"got 1\.01.* at step 10 of 10 \(rescaled to few steps"):
-        Tabulated.linear_betas(1e-4, 0.01 + 1e-4, levels=10, rescale_from=1000)
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"'betas' must be one row of at least two values; got shape \(1,\) \(one noise level "
-            r"is a decoder"
-        ),
-    ):
-        Tabulated.from_betas([0.1])
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"'alphas_cumprod' must be strictly decreasing \(a step removes signal\); got 0.1 at "
-            r"level 1 of 2 and 0.2 at level 2 of 2 \(the table"
-        ),
-    ):
-        Tabulated.from_alphas_cumprod([0.1, 0.2])
-
-
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()], ids=repr)
 def test_a_chains_profile_is_of_the_models_error_whatever_its_variance(variance):
     oracle = gmm1d()
@@ -351,114 +250,3 @@ def test_the_raw_estimators_total_is_a_bound_too():
         for i, e in enumerate((RaoBlackwell(), Raw()))
     )
     assert abs((raw - closed).mean()) < 4 * (raw - closed).std() / n**0.5
-
-
-def test_times_that_are_not_of_the_chain_have_no_name():
-    oracle = gmm1d()
-    x, t = oracle.sample(2), torch.tensor([0.5, 1.0])
-    options = {"schedule": Linear(6.0, -5.0), "steps": 3, "decoder": Gaussian()}
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"Bound.terms: argument 't' must be i/3 with i = 1 … 3; got 0.5 \(the times of "
-            r"another chain\?\)"
-        ),
-    ):
-        elbo(oracle, x, t=t, **options).terms()
-    rounded = (torch.tensor([7.0, 700.0]) / 999).float()
-    assert list(elbo(oracle, x, t=rounded, **options | {"steps": 999}).terms()) == [
-        "L_0",
-        "L_7",
-        "L_700",
-        "L_1000",
-    ]
-    with pytest.raises(ValueError, match=r"Bound.terms: argument 't' must be i/999"):
-        elbo(oracle, x, t=rounded.bfloat16(), **options | {"steps": 999}).terms()
-    model, decoder = model_and_decoder()
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"hybrid_loss: argument 't' must be at least 1/steps = 0.025641 on a chain; got 0.01"
-        ),
-    ):
-        hybrid_loss(
-            model,
-            torch.zeros(1, 3, dtype=torch.long),
-            t=torch.tensor([0.01]),
-            schedule=TABLE,
-            steps=STEPS,
-            decoder=decoder,
-        )
-
-
-def test_words_of_other_functions_are_no_conditions():
-    model, decoder = model_and_decoder()
-    levels = torch.zeros(2, 3, dtype=torch.long)
-    options = {"schedule": TABLE, "steps": STEPS, "decoder": decoder}
-    for call, word in (
-        (hybrid_loss, "draws"),
-        (hybrid_loss, "estimator"),
-        (elbo, "bound_weight"),
-        (path_bound, "draws"),
-        (hybrid_loss, "weighting"),
-    ):
-        with pytest.raises(
-            TypeError,
-            match=rf"{call.__name__}: argument '{word}' is unknown; ",
-        ):
-            call(model, levels, **options, **{word: 3})
-    with pytest.raises(
-        TypeError,
-        match=r"path_bound: argument 'eps' is unknown; a path draws the noise of every step",
-    ):
-        path_bound(model, levels, **options, eps=1)
-    with pytest.raises(
-        ValueError,
-        match=r"elbo: argument 'estimator' must be left out without steps; got MonteCarlo\(\)",
-    ):
-        elbo(
-            gmm1d(),
-            torch.zeros(2, 1),
-            schedule=Linear(),
-            decoder=Gaussian(),
-            estimator=MonteCarlo(),
-        )
-    with pytest.raises(
-        ValueError,
-        match=r"hybrid_loss: argument 'bound_weight' must be finite and at least 0; got -1",
-    ):
-        hybrid_loss(model, levels, bound_weight=-1.0, **options)
-
-
-def test_a_posterior_mean_has_no_denoised_first_level():
-    model = Denoiser(lambda z, logsnr: z, PosteriorMean(TABLE, STEPS))
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"argument 'uses_network' must be False where the network predicts a chain's "
-            r"posterior mean; got True"
-        ),
-    ):
-        elbo(
-            model,
-            torch.zeros(2, 3),
-            schedule=TABLE,
-            steps=STEPS,
-            decoder=Gaussian(uses_network=True, variance=0.1),
-        )
-
-
-def test_tables_that_are_no_tables_of_beta():
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"'betas' must start with little noise; got 0.99, falling to 0.1 \(these look like ᾱ"
-        ),
-    ):
-        Tabulated.from_betas([0.99, 0.5, 0.1])
-    with pytest.raises(
-        ValueError, match=r"'alphas_cumprod' must be one row of .*; got shape \(1, 2\)"
-    ):
-        Tabulated.from_alphas_cumprod(torch.tensor([[0.9, 0.8]]))
-    with pytest.raises(ValueError, match=r"first_variance: argument 'steps' must be .*; got 0"):
-        first_variance(TABLE, 0)
